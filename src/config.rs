@@ -1,0 +1,139 @@
+//! Settings that have been checked, and limits with their reasons.
+
+use std::time::Duration;
+
+use crate::gateway::access::AccessList;
+use crate::gateway::listen::ListenAddress;
+
+/// What the gateway needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where to listen; nothing means the NBD port of every address that may be used.
+    pub listen: Vec<ListenAddress>,
+    /// Who may come in.
+    pub access: AccessList,
+    /// Whether clients elsewhere may be served without TLS.
+    pub insecure_no_tls: bool,
+    /// How much of everything.
+    pub limits: Limits,
+    /// How long everything may take.
+    pub timeouts: Timeouts,
+}
+
+/// How much of everything there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Clients that have chosen an export.
+    pub connections: usize,
+    /// Clients that have not yet. They have a pool of their own, so that silent peers
+    /// can't take the places of those that are served.
+    pub handshakes: usize,
+    /// Of those, how many one address may have.
+    pub handshakes_per_address: usize,
+    /// Memory for replies on their way, over all connections, in bytes. Besides it each
+    /// connection has a reserve of [`RESERVE`](crate::nbd::budget::RESERVE) bytes.
+    pub in_flight: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            handshakes: 128,
+            handshakes_per_address: 32,
+            in_flight: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// How long everything may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From accepting a connection until it has chosen an export, TLS included.
+    pub handshake: Duration,
+    /// The TLS handshake alone.
+    pub tls_handshake: Duration,
+    /// For a client to read something while its unread replies keep memory from others,
+    /// and for one that has left to read its last replies.
+    pub stall: Duration,
+    /// From the signal to end until the end, whatever clients do.
+    pub shutdown: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            handshake: Duration::from_secs(30),
+            tls_handshake: Duration::from_secs(10),
+            stall: Duration::from_secs(10),
+            shutdown: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Settings that contradict each other.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Others were to be let in, but without TLS.
+    #[error(
+        "--allow lets in clients from other machines ({0}), but there is no TLS: give --tls-cert \
+         and --tls-key, or --insecure-no-tls if every machine on the way can be trusted"
+    )]
+    AllowWithoutTls(String),
+    /// Others could reach the socket, but without TLS.
+    #[error(
+        "--listen {0} can be reached from other machines, but there is no TLS: give --tls-cert \
+         and --tls-key, listen on 127.0.0.1, [::1] or unix:PATH, or give --insecure-no-tls if \
+         every machine on the way can be trusted"
+    )]
+    ListenWithoutTls(ListenAddress),
+}
+
+impl Config {
+    /// Checks that nothing is served in clear to other machines unless that is wanted.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn check(&self, has_tls: bool) -> Result<(), ConfigError> {
+        if has_tls || self.insecure_no_tls {
+            return Ok(());
+        }
+        if let Some(exposed) = self.listen.iter().find(|address| !address.is_local()) {
+            return Err(ConfigError::ListenWithoutTls(exposed.clone()));
+        }
+        if !self.access.is_loopback_only() {
+            return Err(ConfigError::AllowWithoutTls(self.access.to_string()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(listen: &[&str], allow: &[&str], insecure_no_tls: bool) -> Config {
+        Config {
+            listen: listen.iter().map(|text| text.parse().unwrap()).collect(),
+            access: AccessList {
+                allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
+                deny: vec![],
+            },
+            insecure_no_tls,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
+
+    #[test]
+    fn in_clear_only_this_machine_is_served() {
+        assert!(config(&[], &[], false).check(false).is_ok());
+        assert!(config(&["unix:/x"], &[], false).check(false).is_ok());
+        assert!(config(&["0.0.0.0:1"], &[], false).check(false).is_err());
+        assert!(config(&["[::ffff:127.0.0.1]:1"], &[], false).check(false).is_ok());
+        assert!(config(&[], &["10.0.0.0/8"], false).check(false).is_err());
+        assert!(config(&["127.0.0.1:1"], &["10.0.0.0/8"], false).check(false).is_err());
+        assert!(config(&["0.0.0.0:1"], &["10.0.0.0/8"], true).check(false).is_ok());
+        assert!(config(&["0.0.0.0:1"], &["10.0.0.0/8"], false).check(true).is_ok());
+    }
+}

@@ -1,0 +1,115 @@
+//! `hexz-nbd demo`: the whole way once, on a machine where nothing is set up.
+
+mod pki;
+mod reader;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use hexz_nbd::config::{Config, Limits, Timeouts};
+use hexz_nbd::exports::{BlockReader, SnapshotExports};
+use hexz_nbd::gateway::Gateway;
+use hexz_nbd::gateway::access::AccessList;
+use hexz_nbd::gateway::listen::{ListenAddress, NBD_PORT};
+use hexz_nbd::gateway::tls::{self, TlsFiles, TlsVersion};
+use hexz_nbd::snapshot::{OpenOptions, Snapshot};
+use hexz_nbd::storage::Storage;
+use rustls::ServerConfig;
+
+use crate::cli::Demo;
+use crate::start::{self, Failure};
+
+/// An ext4 file system of 8 MiB, as the Hexz tools packed it.
+static SNAPSHOT: &[u8] = include_bytes!("../../tests/archives/base-zstd.hxz");
+/// The SHA-256 of the image that was packed.
+const IMAGE_SHA256: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c";
+const NAME: &str = "demo.hexz";
+
+/// Makes a PKI, serves the snapshot, reads it back, and goes on serving unless told not to.
+pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
+    // Goes with everything in it when this function returns.
+    let folder = tempfile::Builder::new().prefix("hexz-nbd-demo-").tempdir()?;
+    let authority = pki::create(folder.path()).map_err(failed)?;
+    println!("1. Made a throw-away CA, and a server certificate for localhost:");
+    println!("     {}", folder.path().display());
+
+    let files = TlsFiles {
+        certificate: folder.path().join(pki::SERVER_CERTIFICATE),
+        key: folder.path().join(pki::SERVER_KEY),
+    };
+    let (tls, _) = tls::load(&files, TlsVersion::default())?;
+    let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
+    let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &OpenOptions::default())?;
+    let reader = BlockReader::new(64 * 1024 * 1024);
+    let exports = SnapshotExports::new(NAME, Arc::new(snapshot), &reader);
+
+    start::until_signal(async |shutdown| {
+        let (gateway, port) = bind(tls, exports)?;
+        println!("2. Serving a snapshot that is built in, over TLS, to this machine:");
+        println!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
+
+        let stop = shutdown.child_token();
+        let serving = tokio::spawn(gateway.run(stop.clone()));
+        let seen = reader::read_all(port, NAME, authority).await.map_err(failed)?;
+        if seen.sha256 != IMAGE_SHA256 {
+            let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", seen.sha256);
+            return Err(Failure::Demo(message));
+        }
+        println!("3. Read it back whole through a TLS client, and verified:");
+        println!("     the server's certificate against the CA, for the name localhost");
+        println!("     {}", seen.tls);
+        println!("     the export: {}", seen.description);
+        println!("     {} bytes, SHA-256 {} as packed", seen.size, seen.sha256);
+        println!("     a read past the end is refused, and the session goes on");
+
+        if options.once {
+            stop.cancel();
+        } else {
+            print_commands(port, folder.path());
+        }
+        serving.await.map_err(failed)
+    })
+}
+
+fn failed(error: impl ToString) -> Failure {
+    Failure::Demo(error.to_string())
+}
+
+/// Listens on the NBD port of loopback, or on a free one if somebody else is there.
+fn bind(
+    tls: Arc<ServerConfig>,
+    exports: SnapshotExports,
+) -> Result<(Gateway<SnapshotExports>, u16), Failure> {
+    let loopback = |port| ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, NBD_PORT)).is_err();
+    let config = Config {
+        listen: vec![loopback(if taken { 0 } else { NBD_PORT })],
+        access: AccessList::default(),
+        insecure_no_tls: false,
+        limits: Limits::default(),
+        timeouts: Timeouts::default(),
+    };
+    let gateway = Gateway::bind(config, Some(tls), exports)?;
+    match gateway.addresses()?.first() {
+        Some(ListenAddress::Tcp(address)) => Ok((gateway, address.port())),
+        _ => Err(failed("it listens nowhere")),
+    }
+}
+
+fn print_commands(port: u16, folder: &Path) {
+    let uri = format!("nbds://localhost:{port}/{NAME}?tls-certificates={}", folder.display());
+    let qemu = format!(
+        "--object tls-creds-x509,id=tls,endpoint=client,dir={} \\\n         --image-opts \
+         driver=nbd,host=localhost,port={port},export={NAME},tls-creds=tls",
+        folder.display()
+    );
+    println!("4. Serving on, until Ctrl-C. From another terminal, try:");
+    println!("     nbdinfo '{uri}'");
+    println!("     nbdcopy '{uri}' demo.img");
+    println!("     qemu-img info {qemu}");
+    println!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
+    println!("         -A {} -H localhost", folder.join(pki::CA_CERTIFICATE).display());
+    println!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
+    println!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
+}

@@ -1,0 +1,82 @@
+//! The demonstration's own client.
+
+use std::sync::Arc;
+
+use aws_lc_rs::digest;
+use hexz_nbd::nbd::client::{self, ClientError};
+use rustls::crypto::aws_lc_rs as provider;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// What was seen on the way.
+pub(crate) struct Seen {
+    pub(crate) tls: String,
+    pub(crate) size: u64,
+    pub(crate) description: String,
+    pub(crate) sha256: String,
+}
+
+/// How much is read with one request, in bytes.
+const CHUNK: u32 = 1024 * 1024;
+
+/// Reads the whole export through TLS, trusting that CA alone.
+pub(crate) async fn read_all(
+    port: u16,
+    name: &str,
+    authority: CertificateDer<'static>,
+) -> Result<Seen, Box<dyn std::error::Error>> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    client::greet(&mut stream).await?;
+    client::start_tls(&mut stream).await?;
+    let server = ServerName::try_from("localhost")?;
+    let mut stream = trusting(authority)?.connect(server, stream).await?;
+    let (_, session) = stream.get_ref();
+    let tls = format!(
+        "{}, {}",
+        session.protocol_version().and_then(|version| version.as_str()).unwrap_or("TLS"),
+        session
+            .negotiated_cipher_suite()
+            .and_then(|suite| suite.suite().as_str())
+            .unwrap_or("an unnamed cipher"),
+    );
+
+    let names = client::list(&mut stream).await?;
+    if !names.iter().any(|(listed, _)| listed == name) {
+        return Err(format!("{name} is not among the exports: {names:?}").into());
+    }
+    let mut transmission = client::go(stream, name).await?;
+    let size = transmission.export().size;
+    let description = transmission.export().description.clone().unwrap_or_default();
+    let mut hash = digest::Context::new(&digest::SHA256);
+    let mut at = 0;
+    while at < size {
+        let length = u32::try_from(size - at).unwrap_or(CHUNK).min(CHUNK);
+        hash.update(&transmission.read(at, length).await?);
+        at += u64::from(length);
+    }
+    expect_refusal(transmission.read(size, 1).await)?;
+    transmission.disconnect().await?;
+
+    let sha256 = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Seen { tls, size, description, sha256 })
+}
+
+fn expect_refusal(result: Result<Vec<u8>, ClientError>) -> Result<(), String> {
+    match result {
+        Err(ClientError::Failed(_)) => Ok(()),
+        Err(other) => Err(format!("a read past the end broke the session: {other}")),
+        Ok(_) => Err("a read past the end was answered with data".to_owned()),
+    }
+}
+
+fn trusting(authority: CertificateDer<'static>) -> Result<TlsConnector, rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority)?;
+    let config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}

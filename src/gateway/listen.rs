@@ -1,0 +1,324 @@
+//! Sockets that clients come in by.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::access::Peer;
+
+/// The port that IANA has given to NBD.
+pub const NBD_PORT: u16 = 10809;
+
+/// Connections that the kernel keeps for us until we accept them.
+const BACKLOG: i32 = 1024;
+
+/// A silent connection is asked whether it still lives after this time, and then at
+/// this interval, so many times.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// Data that the other end doesn't acknowledge for so long breaks the connection.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A TCP address and port; port 0 is any free one.
+    Tcp(SocketAddr),
+    /// A Unix socket's path.
+    Unix(PathBuf),
+}
+
+impl ListenAddress {
+    /// Whether only this machine can reach it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err("a path has to follow unix:".to_owned()),
+                path => Ok(Self::Unix(path.into())),
+            };
+        }
+        let expected = || {
+            format!(
+                "\"{text}\" is no address: expected ADDRESS:PORT such as 192.0.2.7:{NBD_PORT} or \
+                 [::]:{NBD_PORT}, or unix:PATH"
+            )
+        };
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Tcp(address));
+        }
+        // An address without a port, or a name of this machine.
+        if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+            return Ok(Self::Tcp(SocketAddr::new(address, NBD_PORT)));
+        }
+        let resolved = text.to_socket_addrs().map_err(|_| expected())?.next();
+        resolved.map(Self::Tcp).ok_or_else(expected)
+    }
+}
+
+/// A bound socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(TcpListener),
+    /// Unix; the path is removed when this is dropped.
+    Unix(UnixListener, RemovedOnDrop),
+}
+
+/// A connection, as it came in.
+#[derive(Debug)]
+pub enum Incoming {
+    /// By TCP.
+    Tcp(TcpStream, SocketAddr),
+    /// By a Unix socket.
+    Unix(UnixStream),
+}
+
+impl Incoming {
+    /// Who is at the other end.
+    pub fn peer(&self) -> Peer {
+        match self {
+            Self::Tcp(_, address) => Peer::ip(address.ip()),
+            Self::Unix(_) => Peer::Unix,
+        }
+    }
+}
+
+/// A socket that could not be bound.
+#[derive(Debug, thiserror::Error)]
+#[error("can't listen on {address}: {error}")]
+pub struct BindError {
+    /// Where.
+    pub address: ListenAddress,
+    /// Why.
+    #[source]
+    pub error: io::Error,
+}
+
+/// Binds all of `addresses`, or, if there are none, the NBD port of every address of
+/// this machine, or of loopback alone. Call it within a tokio runtime.
+///
+/// # Errors
+/// The system refuses one of them, as when somebody else listens there.
+pub fn bind_all(
+    addresses: &[ListenAddress],
+    loopback_only: bool,
+) -> Result<Vec<Listener>, BindError> {
+    let bind = |address: &ListenAddress| {
+        Listener::bind(address).map_err(|error| BindError { address: address.clone(), error })
+    };
+    let at = |address: IpAddr| ListenAddress::Tcp(SocketAddr::new(address, NBD_PORT));
+    if !addresses.is_empty() {
+        addresses.iter().map(bind).collect()
+    } else if loopback_only {
+        let v4 = bind(&at(Ipv4Addr::LOCALHOST.into()))?;
+        let v6 = unless_without_ipv6(bind(&at(Ipv6Addr::LOCALHOST.into())))?;
+        Ok(std::iter::once(v4).chain(v6).collect())
+    } else {
+        // [::] takes IPv4 clients as well, where there is IPv6 at all.
+        match unless_without_ipv6(bind(&at(Ipv6Addr::UNSPECIFIED.into())))? {
+            Some(both) => Ok(vec![both]),
+            None => Ok(vec![bind(&at(Ipv4Addr::UNSPECIFIED.into()))?]),
+        }
+    }
+}
+
+fn unless_without_ipv6(bound: Result<Listener, BindError>) -> Result<Option<Listener>, BindError> {
+    const EAFNOSUPPORT: i32 = 97;
+    match bound {
+        Ok(listener) => Ok(Some(listener)),
+        Err(BindError { error, .. })
+            if error.kind() == io::ErrorKind::AddrNotAvailable
+                || error.raw_os_error() == Some(EAFNOSUPPORT) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Listener {
+    /// Binds `address`. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// The system refuses, as when somebody else listens there.
+    pub fn bind(address: &ListenAddress) -> io::Result<Self> {
+        match address {
+            ListenAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
+            ListenAddress::Unix(path) => bind_unix(path),
+        }
+    }
+
+    /// Where it really listens, with the port that port 0 became.
+    pub fn local_address(&self) -> io::Result<ListenAddress> {
+        Ok(match self {
+            Self::Tcp(listener) => ListenAddress::Tcp(listener.local_addr()?),
+            Self::Unix(_, path) => ListenAddress::Unix(path.0.clone()),
+        })
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// See [`AcceptFault`] for what to do about them.
+    pub async fn accept(&self) -> io::Result<Incoming> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok(Incoming::Tcp(stream, address))
+            }
+            Self::Unix(listener, _) => Ok(Incoming::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // [::] takes IPv4 clients as well, as mapped addresses, whatever the system's default.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn bind_unix(path: &Path) -> io::Result<Listener> {
+    remove_if_stale(path)?;
+    let listener = UnixListener::bind(path)?;
+    Ok(Listener::Unix(listener, RemovedOnDrop(path.to_owned())))
+}
+
+/// Removes a socket that nobody listens on any more, and nothing else.
+fn remove_if_stale(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    if !is_socket {
+        return Ok(());
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A path that is removed when its socket goes.
+#[derive(Debug)]
+pub struct RemovedOnDrop(PathBuf);
+
+impl Drop for RemovedOnDrop {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap_or_default();
+    }
+}
+
+/// Sets what every TCP connection gets: no delay for small replies, and an end for
+/// connections whose other end is gone.
+pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+}
+
+/// What a failed `accept` calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptFault {
+    /// That one connection was lost before it was accepted: go on.
+    Connection,
+    /// This machine is short of descriptors or memory: wait, clients will leave.
+    Shortage,
+    /// Something else; waiting can't make it worse.
+    Listener,
+}
+
+impl AcceptFault {
+    /// Judges an error of `accept`.
+    pub fn of(error: &io::Error) -> Self {
+        const ENOMEM: i32 = 12;
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        const ENOBUFS: i32 = 105;
+        match (error.kind(), error.raw_os_error()) {
+            (
+                io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::TimedOut
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkDown,
+                _,
+            ) => Self::Connection,
+            (_, Some(EMFILE | ENFILE | ENOBUFS | ENOMEM)) => Self::Shortage,
+            _ => Self::Listener,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_to_listen_on() {
+        let tcp = |text: &str| ListenAddress::Tcp(text.parse().unwrap());
+        for (text, address) in [
+            ("127.0.0.1:1234", tcp("127.0.0.1:1234")),
+            ("[::]:10809", tcp("[::]:10809")),
+            ("192.0.2.7", tcp("192.0.2.7:10809")),
+            ("::1", tcp("[::1]:10809")),
+            ("[::1]", tcp("[::1]:10809")),
+            ("unix:/run/x", ListenAddress::Unix("/run/x".into())),
+        ] {
+            assert_eq!(text.parse(), Ok(address), "{text}");
+        }
+        for junk in ["", "unix:", ":10809", "127.0.0.1:", "127.0.0.1:65536", "a b:1"] {
+            assert!(junk.parse::<ListenAddress>().is_err(), "{junk}");
+        }
+    }
+
+    #[test]
+    fn accept_errors_are_judged() {
+        let aborted = io::Error::from(io::ErrorKind::ConnectionAborted);
+        assert_eq!(AcceptFault::of(&aborted), AcceptFault::Connection);
+        assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(24)), AcceptFault::Shortage);
+        assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(9)), AcceptFault::Listener);
+    }
+}

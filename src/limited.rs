@@ -1,0 +1,75 @@
+//! Log lines that a peer can cause at will, kept from filling the disk.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// A token bucket that also counts what it held back.
+#[derive(Debug)]
+pub(crate) struct RateLimit {
+    burst: u32,
+    every: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    tokens: u32,
+    refilled: Instant,
+    held_back: u64,
+}
+
+/// How many lines were left out before this one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HeldBack(u64);
+
+impl HeldBack {
+    /// As a field of a log line, which isn't there where nothing was left out.
+    pub(crate) fn field(self) -> Option<u64> {
+        (self.0 > 0).then_some(self.0)
+    }
+}
+
+impl RateLimit {
+    /// Lets `burst` through at once, and then one for each `every`.
+    pub(crate) fn new(burst: u32, every: Duration) -> Self {
+        let state = State { tokens: burst, refilled: Instant::now(), held_back: 0 };
+        Self { burst, every, state: Mutex::new(state) }
+    }
+
+    /// Whether to speak now; then also how often it was held back since the last time.
+    pub(crate) fn allow(&self) -> Option<HeldBack> {
+        self.allow_at(Instant::now()).map(HeldBack)
+    }
+
+    fn allow_at(&self, now: Instant) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let passed = now.saturating_duration_since(state.refilled);
+        let earned = passed.as_nanos() / self.every.as_nanos().max(1);
+        if earned > 0 {
+            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
+            state.tokens = state.tokens.saturating_add(earned).min(self.burst);
+            state.refilled = now;
+        }
+        if state.tokens == 0 {
+            state.held_back += 1;
+            return None;
+        }
+        state.tokens -= 1;
+        Some(std::mem::take(&mut state.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_then_a_trickle() {
+        let limit = RateLimit::new(3, Duration::from_secs(1));
+        let start = Instant::now();
+        let at = |seconds| limit.allow_at(start + Duration::from_secs(seconds));
+        assert_eq!([at(0), at(0), at(0), at(0), at(0)], [Some(0), Some(0), Some(0), None, None]);
+        assert_eq!([at(2), at(2), at(2)], [Some(2), Some(0), None]);
+        assert_eq!([at(100), at(100), at(100), at(100)], [Some(1), Some(0), Some(0), None]);
+    }
+}

@@ -1,0 +1,29 @@
+//! `hexz-nbd`: parse, log, open, serve.
+
+mod cli;
+mod demo;
+mod log;
+mod password;
+mod start;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log::start(&cli.log);
+    let ended = match &cli.command {
+        Some(Command::Demo(options)) => demo::run(options),
+        None => start::serve(&cli.serve),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

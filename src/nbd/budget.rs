@@ -1,0 +1,169 @@
+//! Memory for replies: a small reserve for each connection, and a pool for all.
+//!
+//! A reply's bytes are taken from here before its request is worked on, and given back
+//! once the socket has taken them. Small requests always find room in the connection's
+//! own reserve, so whatever other clients do, they go on; large ones, and many at once,
+//! share the pool. A client that reads no replies soon has nothing left to take from,
+//! and is not read from any more.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::wire::MAX_PAYLOAD;
+
+/// Bytes that each connection has for itself: two requests of the size that the Linux
+/// client uses by default.
+pub const RESERVE: u32 = 256 * 1024;
+
+/// The pool that connections share.
+#[derive(Debug)]
+pub struct Budget {
+    pool: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+impl Budget {
+    /// A pool of `bytes`, or of one largest request if that is more: otherwise such a
+    /// request would wait for ever.
+    pub fn new(bytes: u32) -> Arc<Self> {
+        Arc::new(Self {
+            pool: Arc::new(Semaphore::new(bytes.max(MAX_PAYLOAD) as usize)),
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Whether a request waits for room in the pool.
+    pub fn is_contended(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+}
+
+/// One connection's share.
+#[derive(Debug)]
+pub struct Share {
+    reserve: Arc<Semaphore>,
+    budget: Arc<Budget>,
+    /// How many holds of this connection are in the pool.
+    pooled: Arc<AtomicUsize>,
+}
+
+impl Share {
+    /// A connection's share of `budget`.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        Self { reserve: Arc::new(Semaphore::new(RESERVE as usize)), budget, pooled: Arc::default() }
+    }
+
+    /// Takes `bytes`, waiting until they are free. At most [`MAX_PAYLOAD`].
+    pub async fn take(&self, bytes: u32) -> Hold {
+        if let Ok(permit) = Arc::clone(&self.reserve).try_acquire_many_owned(bytes) {
+            return Hold::reserved(permit);
+        }
+        if let Ok(permit) = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes) {
+            return self.pooled(permit);
+        }
+        let _waiting = Counted::new(&self.budget.waiting);
+        if bytes > RESERVE {
+            return self.wait_for_pool(bytes).await;
+        }
+        tokio::select! {
+            permit = Arc::clone(&self.reserve).acquire_many_owned(bytes) => {
+                permit.map_or_else(|_| Hold::nothing(), Hold::reserved)
+            }
+            hold = self.wait_for_pool(bytes) => hold,
+        }
+    }
+
+    /// Whether this connection keeps others from the pool.
+    pub fn is_in_the_way(&self) -> bool {
+        self.pooled.load(Ordering::Relaxed) > 0 && self.budget.is_contended()
+    }
+
+    async fn wait_for_pool(&self, bytes: u32) -> Hold {
+        match Arc::clone(&self.budget.pool).acquire_many_owned(bytes).await {
+            Ok(permit) => self.pooled(permit),
+            // Nobody closes the semaphore.
+            Err(_) => Hold::nothing(),
+        }
+    }
+
+    fn pooled(&self, permit: OwnedSemaphorePermit) -> Hold {
+        self.pooled.fetch_add(1, Ordering::Relaxed);
+        Hold { _permit: Some(permit), pooled: Some(Arc::clone(&self.pooled)) }
+    }
+}
+
+/// Bytes that are taken until this is dropped.
+#[derive(Debug)]
+pub struct Hold {
+    _permit: Option<OwnedSemaphorePermit>,
+    pooled: Option<Arc<AtomicUsize>>,
+}
+
+impl Hold {
+    fn reserved(permit: OwnedSemaphorePermit) -> Self {
+        Self { _permit: Some(permit), pooled: None }
+    }
+
+    fn nothing() -> Self {
+        Self { _permit: None, pooled: None }
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let Some(pooled) = &self.pooled {
+            pooled.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Counts itself for as long as it lives, cancellation included.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_pool_leaves_the_reserves_alone() {
+        let budget = Budget::new(0);
+        let greedy = Share::new(Arc::clone(&budget));
+        let all = greedy.take(MAX_PAYLOAD).await;
+        assert!(!greedy.is_in_the_way());
+
+        let modest = Share::new(Arc::clone(&budget));
+        let first = modest.take(RESERVE).await;
+        let mut second = Box::pin(modest.take(4096));
+        assert!(futures_pending(&mut second).await);
+        assert!(greedy.is_in_the_way() && !modest.is_in_the_way());
+
+        drop(first);
+        second.await;
+        assert!(!budget.is_contended());
+        drop(all);
+        assert!(!greedy.is_in_the_way());
+    }
+
+    async fn futures_pending<F: Future + Unpin>(future: &mut F) -> bool {
+        tokio::select! {
+            biased;
+            _ = future => false,
+            () = tokio::task::yield_now() => true,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! What can go wrong in a session, and what the client is told.
+
+use std::io;
+
+use super::wire::Malformed;
+use super::wire::option::Opt;
+use super::wire::reply::ErrorCode;
+
+/// Why a session ended other than by the client's leave. It concerns this session alone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The stream failed, or ended in the middle of a message.
+    #[error("the connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// The client's bytes aren't NBD, or are out of step.
+    #[error("the client broke the protocol: {0}")]
+    Malformed(#[from] Malformed),
+    /// "The server MUST drop the TCP connection if the client sets an unknown flag."
+    #[error("the client set flags that were not offered: {0:#x}")]
+    UnknownClientFlags(u32),
+    /// An option announced more data than anyone needs.
+    #[error("the client announced {length} bytes of data for {option}")]
+    OptionTooLarge {
+        /// The option.
+        option: Opt,
+        /// The announced length, in bytes.
+        length: u32,
+    },
+    /// `NBD_OPT_EXPORT_NAME` can't be answered with an error, only by closing.
+    #[error("the client chose an export that isn't served: {0}")]
+    UnknownExport(String),
+    /// TLS is required, and the client tried to do without or can't ask for it.
+    #[error("the client did not start TLS, which this server requires")]
+    TlsRequired,
+    /// A WRITE announced a payload that is too long to be drained.
+    #[error("the client announced a write of {0} bytes")]
+    PayloadTooLarge(u32),
+    /// The client holds memory that others wait for, and reads nothing.
+    #[error("the client stopped reading its replies while others waited for memory")]
+    Stalled,
+    /// The client left, and then did not take its last replies in time.
+    #[error("the client did not read its last replies in time")]
+    DrainTimeout,
+}
+
+/// Why an export couldn't read. Details are for the server's log, not for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The bytes can't be had, or can't be trusted.
+    #[error("the data is unreadable")]
+    Unreadable,
+    /// The range isn't within the export.
+    #[error("the range is beyond the end")]
+    OutOfRange,
+    /// The export is going away.
+    #[error("the export is shutting down")]
+    ShuttingDown,
+}
+
+impl ReadError {
+    /// The one mapping from an export's errors to the protocol's numbers.
+    pub(super) fn code(self) -> ErrorCode {
+        match self {
+            Self::Unreadable => ErrorCode::IO,
+            Self::OutOfRange => ErrorCode::INVAL,
+            Self::ShuttingDown => ErrorCode::SHUTDOWN,
+        }
+    }
+}

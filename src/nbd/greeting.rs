@@ -1,0 +1,30 @@
+//! The first exchange: who speaks what ("Newstyle negotiation").
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::SessionError;
+use super::wire::handshake::{ClientFlags, Greeting, HandshakeFlags};
+
+/// Greets the client and reads its flags, and not a byte more.
+///
+/// The greeting isn't repeated inside TLS.
+///
+/// # Errors
+/// The stream failed, or the client set a flag that was not offered.
+pub async fn greet<S>(stream: &mut S) -> Result<ClientFlags, SessionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let offered = HandshakeFlags::FIXED_NEWSTYLE.with(HandshakeFlags::NO_ZEROES);
+    stream.write_all(&Greeting { flags: offered }.encode()).await?;
+    stream.flush().await?;
+
+    let flags = ClientFlags(stream.read_u32().await?);
+    // "the server MUST drop the TCP connection if the client sets an unknown flag, or a
+    // flag that does not match something advertised by the server" ("Client flags")
+    let known = ClientFlags::FIXED_NEWSTYLE.with(ClientFlags::NO_ZEROES);
+    if !flags.without(known).is_empty() {
+        return Err(SessionError::UnknownClientFlags(flags.0));
+    }
+    Ok(flags)
+}

@@ -1,0 +1,20 @@
+//! A read-only NBD server over any stream, in the order of a session:
+//! [`greet`] → ([`plaintext_leg`] →) [`negotiate`] → [`transmit`].
+//!
+//! The engine knows neither sockets nor TLS nor snapshots. It serves whatever
+//! implements [`Export`], over whatever implements `AsyncRead + AsyncWrite`.
+
+pub mod budget;
+pub mod client;
+mod error;
+mod export;
+mod greeting;
+mod negotiate;
+mod transmit;
+pub mod wire;
+
+pub use error::{ReadError, SessionError};
+pub use export::{Export, Exports, Segment, Span};
+pub use greeting::greet;
+pub use negotiate::{PlaintextOutcome, Security, negotiate, plaintext_leg};
+pub use transmit::{Farewell, Summary, TransmitLimits, transmit};

@@ -1,0 +1,124 @@
+//! Requests as they come out of the stream.
+
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::nbd::SessionError;
+use crate::nbd::wire::request::Request;
+
+/// How much is read at once, in bytes: some 140 requests.
+const CAPACITY: usize = 4096;
+
+/// Reads requests through a buffer, so that those that came together cost one read.
+#[derive(Debug)]
+pub(super) struct Inbox<R> {
+    reader: R,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Inbox<R> {
+    pub(super) fn new(reader: R) -> Self {
+        Self { reader, buffer: BytesMut::with_capacity(CAPACITY) }
+    }
+
+    /// The next request, or `None` where the client closed between two requests.
+    ///
+    /// Cancel safe: what has arrived stays in the buffer.
+    pub(super) async fn request(&mut self) -> Result<Option<Request>, SessionError> {
+        loop {
+            if let Some(bytes) = self.buffer.first_chunk::<{ Request::SIZE }>() {
+                let request = Request::decode(bytes)?;
+                self.buffer.advance(Request::SIZE);
+                return Ok(Some(request));
+            }
+            if !self.fill().await? {
+                if self.buffer.is_empty() {
+                    return Ok(None);
+                }
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+
+    /// Reads over `length` bytes of payload, in a constant amount of memory.
+    pub(super) async fn skip(&mut self, length: u32) -> Result<(), SessionError> {
+        let mut left = length as usize;
+        loop {
+            let here = left.min(self.buffer.len());
+            self.buffer.advance(here);
+            left -= here;
+            if left == 0 {
+                return Ok(());
+            }
+            if !self.fill().await? {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<bool> {
+        // Makes room for a whole read without growing: consumed bytes are reclaimed.
+        self.buffer.reserve(CAPACITY - self.buffer.len().min(CAPACITY - 1));
+        match self.reader.read_buf(&mut self.buffer).await {
+            Ok(count) => Ok(count > 0),
+            // Many clients close TCP without closing TLS first. Requests carry their own
+            // lengths, so an end that was forged can't make one request into another.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::wire::request::{Command, CommandFlags, Cookie};
+
+    fn request(cookie: u64) -> Request {
+        Request {
+            flags: CommandFlags::default(),
+            command: Command::READ,
+            cookie: Cookie(cookie),
+            offset: cookie,
+            length: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn requests_and_payloads_in_pieces() {
+        let mut bytes = Vec::new();
+        for cookie in 0..500 {
+            bytes.extend(request(cookie).encode());
+            bytes.extend([0xff; 100]);
+        }
+        for piece in [1, 27, 28, 29, 1000, 100_000] {
+            let (mut client, server) = tokio::io::duplex(piece);
+            let sent = bytes.clone();
+            let sender = tokio::spawn(async move {
+                tokio::io::AsyncWriteExt::write_all(&mut client, &sent).await.unwrap();
+            });
+            let mut inbox = Inbox::new(server);
+            for cookie in 0..500 {
+                assert_eq!(inbox.request().await.unwrap(), Some(request(cookie)));
+                inbox.skip(100).await.unwrap();
+            }
+            assert_eq!(inbox.request().await.unwrap(), None);
+            assert!(inbox.buffer.capacity() <= 2 * CAPACITY);
+            sender.await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_in_the_middle_is_an_error() {
+        let whole = request(1).encode();
+        for cut in 1..whole.len() {
+            let mut inbox = Inbox::new(&whole[..cut]);
+            assert!(inbox.request().await.is_err());
+        }
+        let mut inbox = Inbox::new(&whole[..]);
+        inbox.request().await.unwrap();
+        assert!(inbox.skip(1).await.is_err());
+    }
+}

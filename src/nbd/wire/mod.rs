@@ -1,0 +1,259 @@
+//! The messages of the NBD protocol as bytes, and back.
+//!
+//! A message family per file, in the order in which they cross the wire:
+//! [`handshake`], [`option`], [`info`], [`request`], [`reply`]. Nothing here does
+//! I/O, waits, or logs. All integers are big-endian ("Conventions").
+//!
+//! Numbers that a peer chooses are open types: a value that this program doesn't
+//! know is kept, printed and answered, never a parse error.
+
+pub mod handshake;
+pub mod info;
+pub mod option;
+pub mod reply;
+pub mod request;
+
+use std::fmt;
+
+/// The longest string of the protocol, in bytes ("Conventions").
+pub const MAX_STRING: usize = MAX_NAME as usize;
+
+/// The same as a length field, for names.
+pub const MAX_NAME: u32 = 4096;
+
+/// The largest READ that is answered, and the largest WRITE payload that is drained
+/// for an orderly refusal, in bytes ("Size constraints").
+pub const MAX_PAYLOAD: u32 = 32 * 1024 * 1024;
+
+/// A message that breaks its own framing: too short, too long, or out of bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// A field runs past the end of the message.
+    #[error("the message ends in the middle of {0}")]
+    Truncated(&'static str),
+    /// Bytes are left over behind the last field.
+    #[error("{0} bytes are left over behind the last field")]
+    TrailingBytes(usize),
+    /// A magic number is wrong, so the stream is out of step.
+    #[error("{what} has the magic number {got:#x}")]
+    BadMagic {
+        /// Which message was expected.
+        what: &'static str,
+        /// What came instead.
+        got: u64,
+    },
+    /// A string is longer than [`MAX_STRING`].
+    #[error("a string of {0} bytes is longer than the protocol's limit of 4096")]
+    StringTooLong(usize),
+}
+
+/// Reads fields from a message whose end is known.
+///
+/// Every read is checked against that end, and [`Reader::finish`] rejects what is left.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    /// Starts at the first byte of `message`.
+    pub fn new(message: &'a [u8]) -> Self {
+        Self { rest: message }
+    }
+
+    /// The next `length` bytes; `field` names them in the error.
+    pub fn bytes(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], Malformed> {
+        let (taken, rest) =
+            self.rest.split_at_checked(length).ok_or(Malformed::Truncated(field))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    /// The next `N` bytes as an array.
+    pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Malformed> {
+        let (taken, rest) =
+            self.rest.split_first_chunk::<N>().ok_or(Malformed::Truncated(field))?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    /// A 16-bit integer.
+    pub fn u16(&mut self, field: &'static str) -> Result<u16, Malformed> {
+        self.array(field).map(u16::from_be_bytes)
+    }
+
+    /// A 32-bit integer.
+    pub fn u32(&mut self, field: &'static str) -> Result<u32, Malformed> {
+        self.array(field).map(u32::from_be_bytes)
+    }
+
+    /// A 64-bit integer.
+    pub fn u64(&mut self, field: &'static str) -> Result<u64, Malformed> {
+        self.array(field).map(u64::from_be_bytes)
+    }
+
+    /// A string behind its 32-bit length, at most [`MAX_STRING`] bytes long.
+    ///
+    /// The bytes are not checked to be UTF-8: names are compared whole, as bytes.
+    pub fn string(&mut self, field: &'static str) -> Result<&'a [u8], Malformed> {
+        let length = self.u32(field)? as usize;
+        let string = self.bytes(length, field)?;
+        if length > MAX_STRING {
+            return Err(Malformed::StringTooLong(length));
+        }
+        Ok(string)
+    }
+
+    /// What has not been read yet.
+    pub fn rest(self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Ends the message: bytes left over are an error.
+    pub fn finish(self) -> Result<(), Malformed> {
+        match self.rest.len() {
+            0 => Ok(()),
+            left => Err(Malformed::TrailingBytes(left)),
+        }
+    }
+}
+
+/// Cuts `text` to the protocol's [`MAX_STRING`] bytes, at a character's border.
+pub fn clip(text: &str) -> &str {
+    let end = text.floor_char_boundary(MAX_STRING);
+    text.get(..end).unwrap_or_default()
+}
+
+/// Declares a number of the protocol as an open type with named values.
+macro_rules! wire_number {
+    (
+        $(#[$doc:meta])*
+        $name:ident($repr:ty), $prefix:literal {
+            $( $(#[$value_doc:meta])* $value_name:ident = $value:expr, )*
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+        pub struct $name(pub $repr);
+
+        impl $name {
+            $( $(#[$value_doc])* pub const $value_name: Self = Self($value); )*
+        }
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                match *self {
+                    $( Self::$value_name => f.write_str(concat!($prefix, stringify!($value_name))), )*
+                    Self(other) => write!(f, concat!($prefix, "{:#x}"), other),
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                std::fmt::Debug::fmt(self, f)
+            }
+        }
+    };
+}
+pub(crate) use wire_number;
+
+/// Declares a bit field of the protocol; unknown bits are kept.
+macro_rules! wire_flags {
+    (
+        $(#[$doc:meta])*
+        $name:ident($repr:ty) {
+            $( $(#[$flag_doc:meta])* $flag:ident = $bit:expr, )*
+        }
+    ) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub struct $name(pub $repr);
+
+        impl $name {
+            $( $(#[$flag_doc])* pub const $flag: Self = Self(1 << $bit); )*
+
+            /// Whether every bit of `flags` is set here.
+            pub const fn contains(self, flags: Self) -> bool {
+                self.0 & flags.0 == flags.0
+            }
+
+            /// These flags and those of `other`.
+            #[must_use]
+            pub const fn with(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+
+            /// The bits set here that `known` doesn't have.
+            #[must_use]
+            pub const fn without(self, known: Self) -> Self {
+                Self(self.0 & !known.0)
+            }
+
+            /// Whether no bit is set.
+            pub const fn is_empty(self) -> bool {
+                self.0 == 0
+            }
+        }
+    };
+}
+pub(crate) use wire_flags;
+
+/// Shows bytes that a peer chose so that they can't disturb a log or a terminal.
+#[derive(Clone, Copy)]
+pub struct Printable<'a>(pub &'a [u8]);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Enough to recognise a name; a longer one would flood the log.
+        const SHOWN: usize = 128;
+        let shown = self.0.get(..SHOWN).unwrap_or(self.0);
+        write!(f, "\"{}\"", shown.escape_ascii())?;
+        if self.0.len() > SHOWN {
+            write!(f, "… ({} bytes)", self.0.len())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reader_stops_at_the_end_and_rejects_what_is_left() {
+        let mut reader = Reader::new(&[0, 1, 2, 3, 4]);
+        assert_eq!(reader.u16("a"), Ok(1));
+        assert_eq!(reader.u32("b"), Err(Malformed::Truncated("b")));
+        assert_eq!(reader.finish(), Err(Malformed::TrailingBytes(3)));
+    }
+
+    #[test]
+    fn string_lengths_are_judged_before_the_string() {
+        let huge = [0xff, 0xff, 0xff, 0xff, b'x'];
+        assert_eq!(Reader::new(&huge).string("name"), Err(Malformed::Truncated("name")));
+
+        let mut longest = 4096u32.to_be_bytes().to_vec();
+        longest.extend([b'x'; 4096]);
+        assert_eq!(Reader::new(&longest).string("name").unwrap().len(), 4096);
+
+        let mut too_long = 4097u32.to_be_bytes().to_vec();
+        too_long.extend([b'x'; 4097]);
+        assert_eq!(Reader::new(&too_long).string("name"), Err(Malformed::StringTooLong(4097)));
+    }
+
+    #[test]
+    fn clip_keeps_characters_whole() {
+        let text = "é".repeat(3000);
+        let clipped = clip(&text);
+        assert!(clipped.len() <= MAX_STRING);
+        assert!(text.starts_with(clipped));
+        assert_eq!(clip("short"), "short");
+    }
+
+    #[test]
+    fn printable_escapes_and_shortens() {
+        assert_eq!(Printable(b"a\n\x1b[31m\0").to_string(), r#""a\n\x1b[31m\x00""#);
+        assert!(Printable(&[b'x'; 4096]).to_string().len() < 200);
+    }
+}

@@ -1,0 +1,140 @@
+//! Requests of the transmission phase ("Request message", "Request types").
+
+use super::{Malformed, Reader, wire_flags, wire_number};
+
+/// The magic number of a request.
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+
+wire_number! {
+    /// What a request asks for.
+    Command(u16), "NBD_CMD_" {
+        /// Read.
+        READ = 0,
+        /// Write; a payload follows.
+        WRITE = 1,
+        /// Leave, once every request is answered.
+        DISC = 2,
+        /// Make writes durable.
+        FLUSH = 3,
+        /// Discard.
+        TRIM = 4,
+        /// Prepare for reads.
+        CACHE = 5,
+        /// Write zeros.
+        WRITE_ZEROES = 6,
+        /// Query metadata.
+        BLOCK_STATUS = 7,
+        /// Change the size.
+        RESIZE = 8,
+    }
+}
+
+wire_flags! {
+    /// How a command is to be done ("Command flags").
+    CommandFlags(u16) {
+        /// Durable before the reply.
+        FUA = 0,
+        /// Zeros without a hole.
+        NO_HOLE = 1,
+        /// At most one content chunk.
+        DF = 2,
+        /// At most one extent.
+        REQ_ONE = 3,
+        /// Zeros only if it's fast.
+        FAST_ZERO = 4,
+        /// The length is that of a payload.
+        PAYLOAD_LEN = 5,
+    }
+}
+
+/// The client's mark on a request, to be returned verbatim in the reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Cookie(pub u64);
+
+/// A request as it came, judged by nobody yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// How.
+    pub flags: CommandFlags,
+    /// What.
+    pub command: Command,
+    /// The client's mark.
+    pub cookie: Cookie,
+    /// Where, in bytes from the start of the export.
+    pub offset: u64,
+    /// How much, in bytes.
+    pub length: u32,
+}
+
+impl Request {
+    /// Its size on the wire, in bytes, without a payload.
+    pub const SIZE: usize = 28;
+
+    /// The bytes that a client sends.
+    pub fn encode(&self) -> [u8; Self::SIZE] {
+        let mut out = [0; Self::SIZE];
+        let fields: [&[u8]; 6] = [
+            &REQUEST_MAGIC.to_be_bytes(),
+            &self.flags.0.to_be_bytes(),
+            &self.command.0.to_be_bytes(),
+            &self.cookie.0.to_be_bytes(),
+            &self.offset.to_be_bytes(),
+            &self.length.to_be_bytes(),
+        ];
+        for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
+            *to = *from;
+        }
+        out
+    }
+
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// Only a wrong magic number: then the stream is out of step, and nothing behind it
+    /// can be trusted.
+    pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let magic = reader.u32("a request's magic")?;
+        if magic != REQUEST_MAGIC {
+            return Err(Malformed::BadMagic { what: "a request", got: magic.into() });
+        }
+        let request = Self {
+            flags: CommandFlags(reader.u16("a request's flags")?),
+            command: Command(reader.u16("a request's command")?),
+            cookie: Cookie(reader.u64("a request's cookie")?),
+            offset: reader.u64("a request's offset")?,
+            length: reader.u32("a request's length")?,
+        };
+        reader.finish()?;
+        Ok(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_both_ways() {
+        let request = Request {
+            flags: CommandFlags::DF,
+            command: Command::READ,
+            cookie: Cookie(0x0102_0304_0506_0708),
+            offset: 0x1000,
+            length: 512,
+        };
+        let bytes = b"\x25\x60\x95\x13\0\x04\0\0\x01\x02\x03\x04\x05\x06\x07\x08\
+                      \0\0\0\0\0\0\x10\0\0\0\x02\0";
+        assert_eq!(&request.encode(), bytes);
+        assert_eq!(Request::decode(bytes), Ok(request));
+    }
+
+    #[test]
+    fn a_wrong_magic_is_fatal_and_an_unknown_command_is_not() {
+        let mut bytes = [0; Request::SIZE];
+        assert!(Request::decode(&bytes).is_err());
+        bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        bytes[7] = 99;
+        assert_eq!(Request::decode(&bytes).unwrap().command, Command(99));
+    }
+}

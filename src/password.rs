@@ -1,0 +1,60 @@
+//! Where the password of an encrypted archive comes from: never the command line, which
+//! every user of the machine can read.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use hexz_nbd::gateway::tls::{TlsProblem, check_secrecy};
+use hexz_nbd::snapshot::Password;
+
+/// The credential's name under systemd's LoadCredential=.
+const CREDENTIAL: &str = "hexz-nbd.password";
+/// The variable that the Hexz tools use as well.
+const VARIABLE: &str = "HEXZ_PASSWORD";
+/// The longest password file, in bytes.
+const MAX_LENGTH: usize = 64 * 1024;
+
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", path.display())]
+pub(crate) struct PasswordError {
+    path: PathBuf,
+    problem: TlsProblem,
+}
+
+/// The password, if one was given in any way.
+pub(crate) fn find(file: Option<&Path>) -> Result<Option<Password>, PasswordError> {
+    if let Some(path) = file {
+        return read(path).map(Some);
+    }
+    if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
+        let path = Path::new(&folder).join(CREDENTIAL);
+        if path.exists() {
+            return read(&path).map(Some);
+        }
+    }
+    Ok(std::env::var_os(VARIABLE).map(|value| Password::new(value.into_vec())))
+}
+
+fn read(path: &Path) -> Result<Password, PasswordError> {
+    let of = |problem| PasswordError { path: path.to_owned(), problem };
+    // A pipe, as of a shell's <(…), has no permissions worth judging.
+    if path.is_file() {
+        check_secrecy(path).map_err(of)?;
+    }
+    let file = File::open(path).map_err(|error| of(error.into()))?;
+    // Room for all of it at once: growing would leave copies behind.
+    let mut content = Vec::with_capacity(MAX_LENGTH + 1);
+    let length =
+        file.take(MAX_LENGTH as u64).read_to_end(&mut content).map_err(|error| of(error.into()))?;
+    let password = Password::from_file_content(content);
+    let invalid = |message| of(io::Error::new(io::ErrorKind::InvalidData, message).into());
+    if length == MAX_LENGTH {
+        return Err(invalid("it is too long for a password"));
+    }
+    if password.is_empty() {
+        return Err(invalid("there is no password in it"));
+    }
+    Ok(password)
+}

@@ -1,0 +1,196 @@
+//! One archive file: its header and master index in memory, the rest where it is.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::codec::Codec;
+use super::crypto::BlockKey;
+use super::error::{Error, Problem};
+use super::header::{Extent, HEADER_REGION, Header};
+use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
+use super::limits::MAX_MASTER_INDEX;
+use super::zeros::ZeroHashes;
+use super::{BlockHash, Password, StreamKind};
+use crate::storage::Storage;
+
+/// Index pages that are looked through for a block to try the password on.
+const PAGES_TO_TRY_PASSWORD: usize = 16;
+
+/// An open archive.
+#[derive(Debug)]
+pub(super) struct Archive {
+    pub(super) path: Arc<Path>,
+    pub(super) header: Header,
+    pub(super) index: MasterIndex,
+    storage: Arc<dyn Storage>,
+    codec: Codec,
+    key: Option<BlockKey>,
+}
+
+impl Archive {
+    /// Reads and checks header and master index; tries the password of an encrypted one.
+    pub(super) fn open(
+        path: Arc<Path>,
+        storage: Arc<dyn Storage>,
+        password: Option<&Password>,
+    ) -> Result<Self, Error> {
+        let header = read_header(&path, storage.as_ref())?;
+        let index = read_master_index(&path, storage.as_ref(), &header)?;
+        let dictionary = match header.dictionary {
+            Some(place) => read(&path, storage.as_ref(), place, "read the dictionary")?,
+            None => Vec::new(),
+        };
+        let key = match (&header.encryption, password) {
+            (None, _) => None,
+            (Some(_), None) => return Err(Problem::PasswordNeeded.of(&path)),
+            (Some(derivation), Some(password)) => {
+                Some(BlockKey::derive(password, derivation).map_err(|p| p.of(&path))?)
+            }
+        };
+        let codec = Codec::new(header.compression, dictionary);
+        let archive = Self { path, header, index, storage, codec, key };
+        archive.try_password()?;
+        Ok(archive)
+    }
+
+    pub(super) fn stream(&self, kind: StreamKind) -> &StreamIndex {
+        self.index.stream(kind)
+    }
+
+    /// Loads a page of a stream.
+    pub(super) fn load_page(
+        &self,
+        kind: StreamKind,
+        page: usize,
+        zeros: &ZeroHashes,
+    ) -> Result<Page, Error> {
+        let stream = self.stream(kind);
+        let place = stream
+            .pages
+            .get(page)
+            .ok_or_else(|| Problem::Uncovered { stream: kind, at: stream.size }.of(&self.path))?;
+        let bytes = read(&self.path, self.storage.as_ref(), place.place, "read an index page")?;
+        Page::parse(&bytes, place, stream.page_end(page), self.header.index_offset, zeros)
+            .map_err(|problem| problem.at(&self.path, place.place.offset))
+    }
+
+    /// Reads and decodes a block stored here: CRC-32, decryption, decompression, length,
+    /// and BLAKE3 where the index gives it.
+    pub(super) fn read_stored(&self, block: &Located) -> Result<Vec<u8>, Error> {
+        let Content::Stored { place, checksum } = block.entry.content else {
+            return Err(Problem::Invalid("a block's place in the file").of(&self.path));
+        };
+        let mut stored = read(&self.path, self.storage.as_ref(), place, "read a block")?;
+        self.decode(&mut stored, checksum, block)
+            .map_err(|problem| problem.at(&self.path, place.offset))
+    }
+
+    fn decode(
+        &self,
+        stored: &mut Vec<u8>,
+        checksum: u32,
+        block: &Located,
+    ) -> Result<Vec<u8>, Problem> {
+        let got = crc32fast::hash(stored);
+        if got != checksum {
+            return Err(Problem::Checksum { got, expected: checksum });
+        }
+        if let Some(key) = &self.key {
+            key.open(block.number, stored)?;
+        }
+        let decoded = self.codec.decode(stored, block.length)?;
+        let expected = block.entry.hash;
+        if expected.is_given() {
+            let got = BlockHash(*blake3::hash(&decoded).as_bytes());
+            if got != expected {
+                return Err(Problem::Hash { got, expected });
+            }
+        }
+        Ok(decoded)
+    }
+
+    /// Decrypts one block, so that a wrong password is found before anything is served.
+    fn try_password(&self) -> Result<(), Error> {
+        if self.key.is_none() {
+            return Ok(());
+        }
+        let zeros = ZeroHashes::default();
+        for kind in [StreamKind::Main, StreamKind::Auxiliary] {
+            let pages = self.stream(kind).pages.len().min(PAGES_TO_TRY_PASSWORD);
+            for page in 0..pages {
+                let page = self.load_page(kind, page, &zeros)?;
+                let stored = page
+                    .blocks()
+                    .find(|block| matches!(block.entry.content, Content::Stored { .. }));
+                if let Some(block) = stored {
+                    return match self.read_stored(&block) {
+                        Ok(_) => Ok(()),
+                        // The stored bytes are what was written (their CRC-32 fits).
+                        Err(Error { problem: Problem::Tag, .. }) => {
+                            Err(Problem::WrongPassword.of(&self.path))
+                        }
+                        Err(error) => Err(error),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error> {
+    let length = storage.length();
+    let mut region = [0; HEADER_REGION];
+    let there = region.get_mut(..usize::try_from(length).unwrap_or(usize::MAX));
+    let result = match there {
+        // Shorter than a header: it may still be told apart from some other kind of file.
+        Some(part) => {
+            storage
+                .read_exact_at(part, 0)
+                .map_err(|e| Problem::Io("read the header", e).of(path))?;
+            let foreign = !part.starts_with(b"HEXZ");
+            Err(if foreign { Problem::NotHexz } else { Problem::EndsWithin("its header") })
+        }
+        None => {
+            storage
+                .read_exact_at(&mut region, 0)
+                .map_err(|e| Problem::Io("read the header", e).of(path))?;
+            Header::parse(&region, length)
+        }
+    };
+    result.map_err(|problem| problem.of(path))
+}
+
+fn read_master_index(
+    path: &Arc<Path>,
+    storage: &dyn Storage,
+    header: &Header,
+) -> Result<MasterIndex, Error> {
+    let offset = header.index_offset;
+    let length = header.index_end - offset;
+    let too_large = Problem::TooLarge {
+        what: "the master index's length in bytes",
+        got: length,
+        limit: MAX_MASTER_INDEX,
+    };
+    let length = u32::try_from(length)
+        .ok()
+        .filter(|&length| u64::from(length) <= MAX_MASTER_INDEX)
+        .ok_or(too_large.at(path, offset))?;
+    let bytes = read(path, storage, Extent { offset, length }, "read the master index")?;
+    MasterIndex::parse(&bytes, offset).map_err(|problem| problem.at(path, offset))
+}
+
+/// Reads `place`, whose length has met its cap when its entry was parsed.
+fn read(
+    path: &Arc<Path>,
+    storage: &dyn Storage,
+    place: Extent,
+    purpose: &'static str,
+) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0; place.length as usize];
+    storage
+        .read_exact_at(&mut bytes, place.offset)
+        .map_err(|error| Problem::Io(purpose, error).at(path, place.offset))?;
+    Ok(bytes)
+}

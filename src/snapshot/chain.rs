@@ -1,0 +1,180 @@
+//! Finding an archive's parents, and theirs.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use super::OpenOptions;
+use super::archive::Archive;
+use super::error::{Error, Problem};
+use super::limits::MAX_CHAIN;
+use crate::storage::{FileStorage, Storage};
+
+/// Opens the archive at `path` and all its ancestors: the archive itself first, then its
+/// parents, nearer ones before farther ones.
+pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, Error> {
+    let path: Arc<Path> = Arc::from(path);
+    let storage =
+        FileStorage::open(&path).map_err(|error| Problem::Io("open it", error).of(&path))?;
+    let identity = storage.identity();
+    let archive = Archive::open(path, Arc::new(storage), options.password.as_ref())?;
+    ancestors(archive, Some(identity), options)
+}
+
+/// The same for an archive that is no file. Its parents are files all the same.
+pub(super) fn open_storage(
+    name: &Path,
+    storage: Arc<dyn Storage>,
+    options: &OpenOptions,
+) -> Result<Vec<Archive>, Error> {
+    let archive = Archive::open(Arc::from(name), storage, options.password.as_ref())?;
+    ancestors(archive, None, options)
+}
+
+/// A file by device and inode, whatever it is called.
+type Identity = (u64, u64);
+
+/// An archive whose parents are still to be found, with those through which it was
+/// reached: meeting one of them again is a circle.
+struct Pending {
+    archive: usize,
+    lineage: Vec<Identity>,
+}
+
+fn ancestors(
+    archive: Archive,
+    identity: Option<Identity>,
+    options: &OpenOptions,
+) -> Result<Vec<Archive>, Error> {
+    let mut chain = vec![archive];
+    let mut opened: Vec<Identity> = identity.into_iter().collect();
+    let mut queue =
+        std::collections::VecDeque::from([Pending { archive: 0, lineage: opened.clone() }]);
+
+    while let Some(Pending { archive, lineage }) = queue.pop_front() {
+        let Some(child) = chain.get(archive) else { continue };
+        let child_path = Arc::clone(&child.path);
+        for name in child.header.parent_paths.clone() {
+            let (path, storage) = find(&child_path, &name, options)?;
+            let identity = storage.identity();
+            if lineage.contains(&identity) {
+                return Err(Problem::ParentCycle(name).of(&child_path));
+            }
+            // Two archives may share a parent; it is opened once.
+            if opened.contains(&identity) {
+                continue;
+            }
+            if chain.len() >= MAX_CHAIN {
+                return Err(Problem::ChainTooDeep(MAX_CHAIN).of(&chain_start(&chain)));
+            }
+            opened.push(identity);
+            let storage: Arc<dyn Storage> = Arc::new(storage);
+            chain.push(Archive::open(Arc::from(path), storage, options.password.as_ref())?);
+            let mut lineage = lineage.clone();
+            lineage.push(identity);
+            queue.push_back(Pending { archive: chain.len() - 1, lineage });
+        }
+    }
+    Ok(chain)
+}
+
+fn chain_start(chain: &[Archive]) -> Arc<Path> {
+    chain.first().map_or_else(|| Arc::from(Path::new("")), |archive| Arc::clone(&archive.path))
+}
+
+/// Finds the parent that the archive at `child` calls `name`.
+///
+/// An archive comes from whoever packed it, so its words choose a file only among those
+/// that the operator put beside it or into a parent directory.
+fn find(
+    child: &Arc<Path>,
+    name: &str,
+    options: &OpenOptions,
+) -> Result<(PathBuf, FileStorage), Error> {
+    let tried = candidates(child, name, options);
+    for path in &tried {
+        match FileStorage::open(path) {
+            Ok(storage) => return Ok((path.clone(), storage)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            Err(error) => {
+                return Err(Problem::Io("open this parent", error).of(&Arc::from(path.as_path())));
+            }
+        }
+    }
+    let elsewhere = !options.parents_anywhere && !is_plain(Path::new(name));
+    Err(Problem::ParentMissing { name: name.to_owned(), tried, elsewhere }.of(child))
+}
+
+/// Where a parent is looked for, in this order.
+fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
+    let name = Path::new(name);
+    let beside = match child.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut paths = Vec::new();
+    for folder in std::iter::once(beside).chain(options.parent_dirs.iter().map(PathBuf::as_path)) {
+        if is_plain(name) {
+            paths.push(folder.join(name));
+        }
+        paths.extend(name.file_name().map(|file| folder.join(file)));
+    }
+    if options.parents_anywhere {
+        // Relative names were relative to wherever the packer stood.
+        paths.push(beside.join(name));
+        paths.push(name.to_owned());
+    }
+    let mut seen = std::collections::HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    paths
+}
+
+/// Whether a path stays below the folder that it is joined to.
+fn is_plain(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(name: &str, anywhere: bool) -> Vec<String> {
+        let options = OpenOptions {
+            parent_dirs: vec!["/p".into()],
+            parents_anywhere: anywhere,
+            ..OpenOptions::default()
+        };
+        candidates(Path::new("/s/child.hxz"), name, &options)
+            .into_iter()
+            .map(|path| path.display().to_string())
+            .collect()
+    }
+
+    #[test]
+    fn parents_are_looked_for_beside_and_in_the_parent_dirs_only() {
+        assert_eq!(paths("base.hxz", false), ["/s/base.hxz", "/p/base.hxz"]);
+        assert_eq!(
+            paths("images/base.hxz", false),
+            ["/s/images/base.hxz", "/s/base.hxz", "/p/images/base.hxz", "/p/base.hxz"]
+        );
+        assert_eq!(paths("../up/base.hxz", false), ["/s/base.hxz", "/p/base.hxz"]);
+        assert_eq!(paths("/etc/base.hxz", false), ["/s/base.hxz", "/p/base.hxz"]);
+        assert_eq!(paths("..", false), [""; 0]);
+    }
+
+    #[test]
+    fn anywhere_means_anywhere() {
+        assert_eq!(paths("/etc/base.hxz", true), ["/s/base.hxz", "/p/base.hxz", "/etc/base.hxz"]);
+        assert!(paths("../base.hxz", true).contains(&"/s/../base.hxz".to_owned()));
+    }
+
+    #[test]
+    fn an_archive_in_the_current_folder_has_its_parents_there() {
+        let options = OpenOptions::default();
+        assert_eq!(
+            candidates(Path::new("child.hxz"), "base.hxz", &options),
+            [PathBuf::from("./base.hxz")]
+        );
+    }
+}

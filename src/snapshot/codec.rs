@@ -1,0 +1,106 @@
+//! Decompression into exactly the length that the index states.
+
+use std::fmt;
+use std::sync::Mutex;
+
+use zstd::bulk::Decompressor;
+
+use super::error::Problem;
+use super::header::Compression;
+
+/// Decompresses the blocks of one archive.
+pub(super) struct Codec {
+    compression: Compression,
+    dictionary: Vec<u8>,
+    /// Contexts that are not in use; there are never more than threads that decode.
+    idle: Mutex<Vec<Decompressor<'static>>>,
+}
+
+impl fmt::Debug for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Codec")
+            .field("compression", &self.compression)
+            .field("dictionary", &self.dictionary.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Codec {
+    /// A decompressor; `dictionary` is empty where there is none.
+    pub(super) fn new(compression: Compression, dictionary: Vec<u8>) -> Self {
+        Self { compression, dictionary, idle: Mutex::default() }
+    }
+
+    /// Decompresses `stored` to exactly `length` bytes, allocating no more than that.
+    pub(super) fn decode(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
+        let block = match self.compression {
+            Compression::Lz4 => decode_lz4(stored, length)?,
+            Compression::Zstd => self.decode_zstd(stored, length)?,
+        };
+        if block.len() == length as usize {
+            Ok(block)
+        } else {
+            Err(Problem::Length { got: block.len(), expected: length })
+        }
+    }
+
+    fn decode_zstd(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
+        let failed = |error: std::io::Error| Problem::Decompress(error.to_string());
+        let idle = || self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+
+        let waiting = idle().pop();
+        let mut context = match waiting {
+            Some(context) => context,
+            None => Decompressor::with_dictionary(&self.dictionary).map_err(failed)?,
+        };
+        let mut block = Vec::with_capacity(length as usize);
+        let decoded = context.decompress_to_buffer(stored, &mut block);
+        idle().push(context);
+        decoded.map_err(failed)?;
+        Ok(block)
+    }
+}
+
+/// A 32-bit decoded size, then a raw LZ4 block. The size is compared, never trusted.
+fn decode_lz4(stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
+    let (size, raw) = stored.split_first_chunk().ok_or(Problem::EndsWithin("a block's size"))?;
+    let size = u32::from_le_bytes(*size);
+    if size != length {
+        return Err(Problem::Length { got: size as usize, expected: length });
+    }
+    let mut block = vec![0; length as usize];
+    let written = lz4_flex::block::decompress_into(raw, &mut block)
+        .map_err(|error| Problem::Decompress(error.to_string()))?;
+    block.truncate(written);
+    Ok(block)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_are_exact() {
+        let text = b"abcabcabcabcabcabcabcabcabc";
+        let lz4 = lz4_flex::block::compress_prepend_size(text);
+        let zstd = zstd::bulk::compress(text, 3).unwrap();
+        for (compression, stored) in [(Compression::Lz4, lz4), (Compression::Zstd, zstd)] {
+            let codec = Codec::new(compression, Vec::new());
+            assert_eq!(codec.decode(&stored, 27).unwrap(), text);
+            for wrong in [0, 1, 26, 28, 1 << 20] {
+                assert!(codec.decode(&stored, wrong).is_err(), "{compression} {wrong}");
+            }
+            for cut in 0..stored.len() {
+                assert!(codec.decode(&stored[..cut], 27).is_err(), "{compression} cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_frames_in_a_row_are_not_one_block() {
+        let frame = zstd::bulk::compress(b"abc", 3).unwrap();
+        let codec = Codec::new(Compression::Zstd, Vec::new());
+        let twice = [frame.clone(), frame].concat();
+        assert!(codec.decode(&twice, 3).is_err());
+    }
+}

@@ -1,0 +1,48 @@
+//! AES-256-GCM, with a key from a password.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::pbkdf2;
+use zeroize::Zeroizing;
+
+use super::Password;
+use super::error::Problem;
+use super::header::KeyDerivation;
+
+/// The key of one encrypted archive.
+pub(super) struct BlockKey(LessSafeKey);
+
+impl fmt::Debug for BlockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BlockKey(…)")
+    }
+}
+
+impl BlockKey {
+    /// Derives the key; slow on purpose.
+    pub(super) fn derive(password: &Password, from: &KeyDerivation) -> Result<Self, Problem> {
+        let iterations =
+            NonZeroU32::new(from.iterations).ok_or(Problem::Invalid("the iteration count"))?;
+        let mut key = Zeroizing::new([0; 32]);
+        let algorithm = pbkdf2::PBKDF2_HMAC_SHA256;
+        pbkdf2::derive(algorithm, iterations, &from.salt, password.bytes(), key.as_mut());
+        UnboundKey::new(&AES_256_GCM, key.as_ref())
+            .map(|key| Self(LessSafeKey::new(key)))
+            .map_err(|_| Problem::Invalid("the key"))
+    }
+
+    /// Decrypts block `number` in place and cuts off its tag.
+    pub(super) fn open(&self, number: u64, stored: &mut Vec<u8>) -> Result<(), Problem> {
+        let mut nonce = [0; NONCE_LEN];
+        if let Some(counter) = nonce.last_chunk_mut() {
+            *counter = number.to_be_bytes();
+        }
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let length =
+            self.0.open_in_place(nonce, Aad::empty(), stored).map_err(|_| Problem::Tag)?.len();
+        stored.truncate(length);
+        Ok(())
+    }
+}

@@ -1,0 +1,184 @@
+//! What can be wrong with an archive: where, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::BlockHash;
+
+/// A problem with an archive, with the file and, where there is one, the place in it.
+#[derive(Debug)]
+pub struct Error {
+    /// The archive's file.
+    pub path: Arc<Path>,
+    /// Where in the file, in bytes.
+    pub offset: Option<u64>,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if let Some(offset) = self.offset {
+            write!(f, ", byte {offset}")?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.problem.source()
+    }
+}
+
+/// What is wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// The system refused.
+    #[error("can't {0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+    /// Some other kind of file.
+    #[error("this is no Hexz archive: it doesn't begin with \"HEXZ\"")]
+    NotHexz,
+    /// A version to come.
+    #[error("this archive has format version {0}; only version 1 is known")]
+    UnknownVersion(u32),
+    /// The file is shorter than what it says of itself.
+    #[error("the file ends within {0}; it was truncated, or its copying did not finish")]
+    EndsWithin(&'static str),
+    /// A field can't have the value it has.
+    #[error("{0} is not valid; the file is damaged, or not what it claims to be")]
+    Invalid(&'static str),
+    /// A length is beyond what this program will allocate.
+    #[error("{what} is {got}, more than the limit of {limit}")]
+    TooLarge {
+        /// Which length.
+        what: &'static str,
+        /// What the file says.
+        got: u64,
+        /// What is allowed.
+        limit: u64,
+    },
+    /// A password is needed.
+    #[error(
+        "this archive is encrypted: give its password by --password-file, the systemd \
+         credential \"hexz-nbd.password\" or the environment variable HEXZ_PASSWORD"
+    )]
+    PasswordNeeded,
+    /// The password doesn't decrypt it.
+    #[error("the password is wrong for this archive")]
+    WrongPassword,
+    /// The archive holds a packed directory, not a disk.
+    #[error(
+        "this archive holds a packed directory, not a disk image: its stream is the files' \
+         contents one after another. Extract it with the Hexz tools, or give --raw to serve \
+         the bare stream"
+    )]
+    DirectoryArchive,
+    /// A parent is nowhere where it may be looked for.
+    #[error("its parent \"{name}\" was not found (looked for {}){}", list(.tried), hint(.name, *.elsewhere))]
+    ParentMissing {
+        /// The parent as this archive names it.
+        name: String,
+        /// The paths that were tried.
+        tried: Vec<PathBuf>,
+        /// Whether the name points to a place where nobody was allowed to look.
+        elsewhere: bool,
+    },
+    /// An archive is its own ancestor.
+    #[error("this archive is its own ancestor: parents go in a circle through \"{0}\"")]
+    ParentCycle(String),
+    /// More ancestors than anyone needs.
+    #[error("its chain of parents has more than {0} archives")]
+    ChainTooDeep(usize),
+    /// The stored bytes aren't those that were written.
+    #[error(
+        "the stored block is damaged: its CRC-32 is {got:#010x}, the index says {expected:#010x}"
+    )]
+    Checksum {
+        /// Of the bytes in the file.
+        got: u32,
+        /// According to the index.
+        expected: u32,
+    },
+    /// AES-GCM's tag doesn't fit.
+    #[error("the stored block can't be decrypted: its authentication tag is wrong")]
+    Tag,
+    /// The decompressor gave up.
+    #[error("the stored block can't be decompressed: {0}")]
+    Decompress(String),
+    /// The decompressed block has another length than the index says.
+    #[error("the block has {got} bytes, the index says {expected}")]
+    Length {
+        /// Bytes decompressed.
+        got: usize,
+        /// According to the index.
+        expected: u32,
+    },
+    /// The content isn't what the index promises.
+    #[error("the block's BLAKE3 is {got}, the index says {expected}")]
+    Hash {
+        /// Of the decompressed bytes.
+        got: BlockHash,
+        /// According to the index.
+        expected: BlockHash,
+    },
+    /// The index has a gap.
+    #[error("no block covers the {stream} stream at byte {at}")]
+    Uncovered {
+        /// Which stream.
+        stream: super::StreamKind,
+        /// Where in the stream, in bytes.
+        at: u64,
+    },
+    /// No parent has the block.
+    #[error(
+        "the block at byte {at} of the {stream} stream (BLAKE3 {hash}) is in none of its \
+         parents; is one of them not the file that it was packed against?"
+    )]
+    Unresolvable {
+        /// Which stream.
+        stream: super::StreamKind,
+        /// Where in the stream, in bytes.
+        at: u64,
+        /// What was looked for.
+        hash: BlockHash,
+    },
+}
+
+impl Problem {
+    /// In the file `path`.
+    pub(super) fn of(self, path: &Arc<Path>) -> Error {
+        Error { path: Arc::clone(path), offset: None, problem: self }
+    }
+
+    /// In the file `path`, at `offset`.
+    pub(super) fn at(self, path: &Arc<Path>, offset: u64) -> Error {
+        Error { path: Arc::clone(path), offset: Some(offset), problem: self }
+    }
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    match paths {
+        [] => "nowhere".to_owned(),
+        paths => {
+            let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+            shown.join(", ")
+        }
+    }
+}
+
+fn hint(name: &str, elsewhere: bool) -> String {
+    if elsewhere {
+        format!(
+            ". Put it beside the archive or give its folder as --parent-dir; if the archive is \
+             trusted to name any file of this machine, --allow-parent-anywhere looks at {name} too"
+        )
+    } else {
+        ". Put it beside the archive or give its folder as --parent-dir".to_owned()
+    }
+}

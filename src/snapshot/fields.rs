@@ -1,0 +1,72 @@
+//! Little-endian fields of fixed width, as bincode 1 writes them by default.
+
+use super::error::Problem;
+
+/// Reads fields one after another; every read is checked against the end.
+#[derive(Debug)]
+pub(super) struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    pub(super) fn bytes(&mut self, length: u64, what: &'static str) -> Result<&'a [u8], Problem> {
+        let (taken, rest) = usize::try_from(length)
+            .ok()
+            .and_then(|length| self.rest.split_at_checked(length))
+            .ok_or(Problem::EndsWithin(what))?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Problem> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(Problem::EndsWithin(what))?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, Problem> {
+        self.array(what).map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self, what: &'static str) -> Result<u64, Problem> {
+        self.array(what).map(u64::from_le_bytes)
+    }
+
+    /// One byte, 0 or 1; anything else is damage.
+    pub(super) fn bool(&mut self, what: &'static str) -> Result<bool, Problem> {
+        match self.array(what)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [_] => Err(Problem::Invalid(what)),
+        }
+    }
+
+    /// A flag byte, then the value if the flag is set.
+    pub(super) fn option<T>(
+        &mut self,
+        what: &'static str,
+        value: impl FnOnce(&mut Self) -> Result<T, Problem>,
+    ) -> Result<Option<T>, Problem> {
+        self.bool(what)?.then(|| value(self)).transpose()
+    }
+
+    /// UTF-8 text behind its 64-bit length.
+    pub(super) fn string(&mut self, what: &'static str) -> Result<String, Problem> {
+        let length = self.u64(what)?;
+        let bytes = self.bytes(length, what)?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| Problem::Invalid(what))
+    }
+
+    /// How many bytes are left.
+    pub(super) fn left(&self) -> usize {
+        self.rest.len()
+    }
+
+    pub(super) fn rest(self) -> &'a [u8] {
+        self.rest
+    }
+}

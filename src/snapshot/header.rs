@@ -1,0 +1,235 @@
+//! The header: what an archive says of itself in its first 4096 bytes.
+
+use super::error::Problem;
+use super::fields::Fields;
+use super::limits::{MAX_DICTIONARY, MAX_KDF_ITERATIONS};
+
+/// The region that the header has to itself, in bytes; what it doesn't use is zero.
+pub(super) const HEADER_REGION: usize = 4096;
+/// The same as an offset: where everything else begins.
+pub(super) const HEADER_SIZE: u64 = HEADER_REGION as u64;
+
+/// How blocks are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// LZ4 blocks.
+    Lz4,
+    /// Zstandard frames.
+    Zstd,
+}
+
+impl std::fmt::Display for Compression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lz4 => "LZ4",
+            Self::Zstd => "Zstandard",
+        })
+    }
+}
+
+/// How the key of an encrypted archive comes from a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct KeyDerivation {
+    pub(super) salt: [u8; 16],
+    pub(super) iterations: u32,
+}
+
+/// A range of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub(super) offset: u64,
+    pub(super) length: u32,
+}
+
+impl Extent {
+    pub(super) fn end(self) -> Option<u64> {
+        self.offset.checked_add(self.length.into())
+    }
+}
+
+/// The header, with every offset known to lie within the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) block_size: u32,
+    pub(super) index_offset: u64,
+    /// Where the master index ends at the latest.
+    pub(super) index_end: u64,
+    pub(super) parent_paths: Vec<String>,
+    pub(super) dictionary: Option<Extent>,
+    pub(super) metadata: Option<Extent>,
+    pub(super) encryption: Option<KeyDerivation>,
+    pub(super) compression: Compression,
+}
+
+impl Header {
+    /// Reads the header region of a file of `file_length` bytes.
+    pub(super) fn parse(region: &[u8; HEADER_REGION], file_length: u64) -> Result<Self, Problem> {
+        let mut fields = Fields::new(region);
+        if &fields.array::<4>("the magic number")? != b"HEXZ" {
+            return Err(Problem::NotHexz);
+        }
+        let version = fields.u32("the version")?;
+        if version != 1 {
+            return Err(Problem::UnknownVersion(version));
+        }
+        let block_size = fields.u32("the block size")?;
+        let index_offset = fields.u64("the index offset")?;
+        let parent_paths = parent_paths(&mut fields)?;
+        let dictionary = extent(&mut fields, "the dictionary's place")?;
+        let metadata = extent(&mut fields, "the metadata's place")?;
+        let signature = extent(&mut fields, "the signature's place")?;
+        let encryption = fields.option("the encryption flag", |fields| {
+            Ok(KeyDerivation {
+                salt: fields.array("the salt")?,
+                iterations: fields.u32("the iteration count")?,
+            })
+        })?;
+        let compression = match fields.u32("the compression")? {
+            0 => Compression::Lz4,
+            1 => Compression::Zstd,
+            _ => return Err(Problem::Invalid("the compression")),
+        };
+        for feature in ["the main flag", "the auxiliary flag", "the variable-blocks flag"] {
+            fields.bool(feature)?;
+        }
+        fields.option("the chunking flag", |fields| fields.array::<12>("the chunking"))?;
+        if fields.rest().iter().any(|&byte| byte != 0) {
+            return Err(Problem::Invalid("the header's padding"));
+        }
+
+        if let Some(KeyDerivation { iterations, .. }) = encryption {
+            check_iterations(iterations)?;
+        }
+        if let Some(dictionary) = dictionary {
+            check_dictionary(dictionary, index_offset)?;
+        }
+        if !(HEADER_SIZE..file_length).contains(&index_offset) {
+            return Err(Problem::EndsWithin("the part before its master index"));
+        }
+        // Metadata and signature stand behind the master index; the nearer one ends it.
+        let mut index_end = file_length;
+        for behind in [metadata, signature].into_iter().flatten() {
+            let end = behind.end().ok_or(Problem::Invalid("the metadata's place"))?;
+            if end > file_length {
+                return Err(Problem::EndsWithin("its metadata or signature"));
+            }
+            if behind.offset < index_offset {
+                return Err(Problem::Invalid("the metadata's place"));
+            }
+            index_end = index_end.min(behind.offset);
+        }
+        Ok(Self {
+            block_size,
+            index_offset,
+            index_end,
+            parent_paths,
+            dictionary,
+            metadata,
+            encryption,
+            compression,
+        })
+    }
+}
+
+fn parent_paths(fields: &mut Fields<'_>) -> Result<Vec<String>, Problem> {
+    let count = fields.u64("the number of parents")?;
+    // Each takes at least its own length field, so the region bounds them.
+    if count > (fields.left() / 8) as u64 {
+        return Err(Problem::Invalid("the number of parents"));
+    }
+    (0..count).map(|_| fields.string("a parent's path")).collect()
+}
+
+/// Two options side by side, an offset and a length: both there, or neither.
+fn extent(fields: &mut Fields<'_>, what: &'static str) -> Result<Option<Extent>, Problem> {
+    let offset = fields.option(what, |fields| fields.u64(what))?;
+    let length = fields.option(what, |fields| fields.u32(what))?;
+    match (offset, length) {
+        (Some(offset), Some(length)) => Ok(Some(Extent { offset, length })),
+        (None, None) => Ok(None),
+        _ => Err(Problem::Invalid(what)),
+    }
+}
+
+fn check_iterations(iterations: u32) -> Result<(), Problem> {
+    match iterations {
+        0 => Err(Problem::Invalid("the iteration count")),
+        1..=MAX_KDF_ITERATIONS => Ok(()),
+        more => Err(Problem::TooLarge {
+            what: "the key derivation's iteration count",
+            got: more.into(),
+            limit: MAX_KDF_ITERATIONS.into(),
+        }),
+    }
+}
+
+fn check_dictionary(dictionary: Extent, index_offset: u64) -> Result<(), Problem> {
+    if dictionary.length > MAX_DICTIONARY {
+        return Err(Problem::TooLarge {
+            what: "the dictionary's length in bytes",
+            got: dictionary.length.into(),
+            limit: MAX_DICTIONARY.into(),
+        });
+    }
+    match dictionary.end() {
+        Some(end) if dictionary.offset >= HEADER_SIZE && end <= index_offset => Ok(()),
+        _ => Err(Problem::Invalid("the dictionary's place")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(bytes: &[u8]) -> [u8; 4096] {
+        let mut region = [0; 4096];
+        region[..bytes.len()].copy_from_slice(bytes);
+        region
+    }
+
+    /// The smallest header: LZ4, a main stream, index at 4096.
+    fn golden() -> Vec<u8> {
+        let mut bytes = b"HEXZ\x01\0\0\0\0\x10\0\0\0\x10\0\0\0\0\0\0".to_vec();
+        bytes.extend([0; 8]); // no parents
+        bytes.extend([0; 7]); // no dictionary, metadata, signature, encryption
+        bytes.extend([0; 4]); // LZ4
+        bytes.extend([1, 0, 0]); // main stream only
+        bytes.push(0); // no chunking
+        bytes
+    }
+
+    #[test]
+    fn the_smallest_header() {
+        let header = Header::parse(&region(&golden()), 5000).unwrap();
+        assert_eq!(header.block_size, 4096);
+        assert_eq!((header.index_offset, header.index_end), (4096, 5000));
+        assert_eq!(header.compression, Compression::Lz4);
+        assert_eq!(header.encryption, None);
+    }
+
+    #[test]
+    fn each_bad_byte_has_its_error() {
+        let with = |position: usize, byte: u8| {
+            let mut bytes = golden();
+            bytes[position] = byte;
+            Header::parse(&region(&bytes), 5000)
+        };
+        assert!(matches!(with(0, b'h'), Err(Problem::NotHexz)));
+        assert!(matches!(with(4, 2), Err(Problem::UnknownVersion(2))));
+        assert!(matches!(with(19, 1), Err(Problem::EndsWithin(_))));
+        assert!(matches!(with(12, 0xff), Err(Problem::EndsWithin(_))) || with(12, 0xff).is_ok());
+        assert!(matches!(with(27, 1), Err(Problem::Invalid(_)))); // 2^56 parents
+        assert!(matches!(with(28, 2), Err(Problem::Invalid(_)))); // neither true nor false
+        assert!(matches!(with(35, 9), Err(Problem::Invalid(_)))); // compression 9
+        let mut padded = golden();
+        padded.push(1);
+        assert!(matches!(Header::parse(&region(&padded), 5000), Err(Problem::Invalid(_))));
+    }
+
+    #[test]
+    fn iteration_counts_are_bounded() {
+        assert!(check_iterations(0).is_err());
+        assert!(check_iterations(600_000).is_ok());
+        assert!(matches!(check_iterations(u32::MAX), Err(Problem::TooLarge { .. })));
+    }
+}

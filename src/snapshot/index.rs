@@ -1,0 +1,277 @@
+//! The index: a master index of pages, and pages of blocks.
+//!
+//! The master index is held whole (32 bytes for each 4096 blocks); pages are loaded when
+//! they are needed. Finding a block is two binary searches: for its page, and in it.
+
+use super::error::Problem;
+use super::fields::Fields;
+use super::header::{Extent, HEADER_SIZE};
+use super::limits::{MAX_BLOCK, MAX_PAGE_BLOCKS, MAX_STORED_BLOCK, MAX_STREAM};
+use super::zeros::ZeroHashes;
+use super::{BlockHash, StreamKind};
+
+/// A page's size in the file: a count, then 52 bytes for each block.
+const PAGE_HEAD: u32 = 8;
+const BLOCK_ENTRY: u32 = 52;
+/// A page's entry in the master index, in bytes.
+const PAGE_ENTRY: u64 = 28;
+
+/// Marks a block that lives in a parent.
+const IN_PARENT: u64 = u64::MAX;
+
+/// Where a page is, and what it covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PageRef {
+    pub(super) place: Extent,
+    /// The number of its first block, over the whole archive.
+    pub(super) start_block: u64,
+    /// The byte of the stream at which it begins.
+    pub(super) start_logical: u64,
+}
+
+impl PageRef {
+    pub(super) fn block_count(&self) -> u32 {
+        self.place.length.saturating_sub(PAGE_HEAD) / BLOCK_ENTRY
+    }
+}
+
+/// A stream's size and pages, in ascending order of what they cover.
+#[derive(Debug, Default)]
+pub(super) struct StreamIndex {
+    pub(super) size: u64,
+    pub(super) pages: Vec<PageRef>,
+}
+
+impl StreamIndex {
+    /// The page that covers byte `at` of the stream, if any does.
+    pub(super) fn page_at(&self, at: u64) -> Option<usize> {
+        self.pages.partition_point(|page| page.start_logical <= at).checked_sub(1)
+    }
+
+    /// Where page `page` has to end: where the next begins, or the stream ends.
+    pub(super) fn page_end(&self, page: usize) -> u64 {
+        self.pages.get(page + 1).map_or(self.size, |next| next.start_logical)
+    }
+}
+
+/// Both streams' indexes.
+#[derive(Debug, Default)]
+pub(super) struct MasterIndex {
+    pub(super) main: StreamIndex,
+    pub(super) auxiliary: StreamIndex,
+}
+
+impl MasterIndex {
+    /// Reads the master index; pages have to lie in front of `index_offset`.
+    pub(super) fn parse(bytes: &[u8], index_offset: u64) -> Result<Self, Problem> {
+        let mut fields = Fields::new(bytes);
+        let main_pages = pages(&mut fields, index_offset)?;
+        let auxiliary_pages = pages(&mut fields, index_offset)?;
+        let main = stream(main_pages, fields.u64("the main stream's size")?)?;
+        let auxiliary = stream(auxiliary_pages, fields.u64("the auxiliary stream's size")?)?;
+        if fields.left() > 0 {
+            return Err(Problem::Invalid("the end of the master index"));
+        }
+        Ok(Self { main, auxiliary })
+    }
+
+    pub(super) fn stream(&self, kind: StreamKind) -> &StreamIndex {
+        match kind {
+            StreamKind::Main => &self.main,
+            StreamKind::Auxiliary => &self.auxiliary,
+        }
+    }
+}
+
+fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Problem> {
+    let count = fields.u64("the number of index pages")?;
+    if count > fields.left() as u64 / PAGE_ENTRY {
+        return Err(Problem::EndsWithin("its master index"));
+    }
+    (0..count)
+        .map(|_| {
+            let offset = fields.u64("a page's offset")?;
+            let length = fields.u32("a page's length")?;
+            let page = PageRef {
+                place: Extent { offset, length },
+                start_block: fields.u64("a page's first block")?,
+                start_logical: fields.u64("a page's first byte")?,
+            };
+            let inside =
+                offset >= HEADER_SIZE && page.place.end().is_some_and(|end| end <= index_offset);
+            let whole = page.block_count() * BLOCK_ENTRY + PAGE_HEAD == length;
+            let count = u64::from(page.block_count());
+            if inside && whole && (1..=MAX_PAGE_BLOCKS).contains(&count) {
+                Ok(page)
+            } else {
+                Err(Problem::Invalid("an index page's place"))
+            }
+        })
+        .collect()
+}
+
+fn stream(pages: Vec<PageRef>, size: u64) -> Result<StreamIndex, Problem> {
+    if size > MAX_STREAM {
+        return Err(Problem::TooLarge {
+            what: "a stream's size in bytes",
+            got: size,
+            limit: MAX_STREAM,
+        });
+    }
+    let ascending =
+        pages.windows(2).all(|pair| matches!(pair, [a, b] if a.start_logical < b.start_logical));
+    let inside = pages.last().is_none_or(|last| last.start_logical < size);
+    if ascending && inside {
+        Ok(StreamIndex { size, pages })
+    } else {
+        Err(Problem::Invalid("the order of the index pages"))
+    }
+}
+
+/// What an index entry says of a block's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// They are zeros.
+    Zeros,
+    /// They are stored in this archive.
+    Stored { place: Extent, checksum: u32 },
+    /// They are in a parent.
+    InParent,
+}
+
+/// One block of an index page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub(super) content: Content,
+    pub(super) hash: BlockHash,
+}
+
+/// An index page, ready for searching.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Page {
+    pub(super) start_block: u64,
+    /// Where each block begins in the stream, and behind the last one where it ends.
+    starts: Vec<u64>,
+    entries: Vec<Entry>,
+}
+
+/// A block as its page knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Located {
+    pub(super) entry: Entry,
+    /// Its number over the whole archive.
+    pub(super) number: u64,
+    /// Where it begins in the stream.
+    pub(super) start: u64,
+    pub(super) length: u32,
+}
+
+impl Page {
+    /// Reads the bytes of `page`, whose blocks may reach as far as `end` of the stream
+    /// and are stored in front of `index_offset`.
+    pub(super) fn parse(
+        bytes: &[u8],
+        page: &PageRef,
+        end: u64,
+        index_offset: u64,
+        zeros: &ZeroHashes,
+    ) -> Result<Self, Problem> {
+        let mut fields = Fields::new(bytes);
+        let count = fields.u64("the number of blocks")?;
+        if count != u64::from(page.block_count()) {
+            return Err(Problem::Invalid("an index page's number of blocks"));
+        }
+        let mut starts = Vec::with_capacity(page.block_count() as usize + 1);
+        let mut entries = Vec::with_capacity(page.block_count() as usize);
+        let mut position = page.start_logical;
+        for _ in 0..count {
+            let (entry, length) = entry(&mut fields, index_offset, zeros)?;
+            starts.push(position);
+            entries.push(entry);
+            position = position
+                .checked_add(length.into())
+                .filter(|&position| position <= end)
+                .ok_or(Problem::Invalid("an index page's range"))?;
+        }
+        starts.push(position);
+        zeros.mark_parents_zeros(&mut entries, &starts);
+        Ok(Self { start_block: page.start_block, starts, entries })
+    }
+
+    /// The block that covers byte `at` of the stream, if any does.
+    pub(super) fn block_at(&self, at: u64) -> Option<Located> {
+        self.block(self.starts.partition_point(|&start| start <= at).checked_sub(1)?)
+    }
+
+    /// The block at a position of the page.
+    pub(super) fn block(&self, position: usize) -> Option<Located> {
+        let entry = *self.entries.get(position)?;
+        let start = *self.starts.get(position)?;
+        let end = *self.starts.get(position + 1)?;
+        Some(Located {
+            entry,
+            number: self.start_block.checked_add(position as u64)?,
+            start,
+            length: u32::try_from(end - start).ok()?,
+        })
+    }
+
+    /// The blocks in order.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Located> + '_ {
+        (0..self.entries.len()).filter_map(|position| self.block(position))
+    }
+
+    /// The first stored block with that hash.
+    pub(super) fn stored_with_hash(&self, hash: &BlockHash) -> Option<Located> {
+        let wanted =
+            |entry: &Entry| entry.hash == *hash && matches!(entry.content, Content::Stored { .. });
+        self.block(self.entries.iter().position(wanted)?)
+    }
+
+    /// What it takes of memory, in bytes.
+    pub(super) fn memory(&self) -> u64 {
+        let starts = self.starts.capacity() * size_of::<u64>();
+        let entries = self.entries.capacity() * size_of::<Entry>();
+        (size_of::<Self>() + starts + entries) as u64
+    }
+}
+
+fn entry(
+    fields: &mut Fields<'_>,
+    index_offset: u64,
+    zeros: &ZeroHashes,
+) -> Result<(Entry, u32), Problem> {
+    let offset = fields.u64("a block's offset")?;
+    let length = fields.u32("a block's stored length")?;
+    let logical_length = fields.u32("a block's length")?;
+    let checksum = fields.u32("a block's checksum")?;
+    let hash = BlockHash(fields.array("a block's hash")?);
+    let place = Extent { offset, length };
+
+    for (what, got, limit) in [
+        ("a block's length in bytes", logical_length, MAX_BLOCK),
+        ("a block's stored length in bytes", length, MAX_STORED_BLOCK),
+    ] {
+        if got > limit {
+            return Err(Problem::TooLarge { what, got: got.into(), limit: limit.into() });
+        }
+    }
+    if logical_length == 0 {
+        return Err(Problem::Invalid("a block's length"));
+    }
+    let content = match place {
+        Extent { offset: IN_PARENT, .. } => Content::InParent,
+        Extent { offset: 0, length: 0 } => Content::Zeros,
+        _ if zeros.are_stored(place, logical_length, &hash) => Content::Zeros,
+        _ => Content::Stored { place, checksum },
+    };
+    if let Content::Stored { place, .. } = content {
+        let inside = place.offset >= HEADER_SIZE
+            && place.length > 0
+            && place.end().is_some_and(|end| end <= index_offset);
+        if !inside {
+            return Err(Problem::Invalid("a block's place in the file"));
+        }
+    }
+    Ok((Entry { content, hash }, logical_length))
+}

@@ -1,0 +1,34 @@
+//! What an archive may ask of this machine. Each number meets a length from the file
+//! before memory is allocated for it.
+
+/// The largest block, in bytes of the stream. The real tools make chunks of at most
+/// 16 MiB.
+pub const MAX_BLOCK: u32 = 32 * 1024 * 1024;
+
+/// The largest stored block, in bytes: what LZ4, Zstandard and encryption may at worst
+/// add to an incompressible block.
+pub const MAX_STORED_BLOCK: u32 = MAX_BLOCK + MAX_BLOCK / 128 + 1024;
+
+/// Blocks on one index page, as the format has it.
+pub const MAX_PAGE_BLOCKS: u64 = 4096;
+
+/// The largest master index, in bytes: pages for some 9,000 million blocks.
+pub const MAX_MASTER_INDEX: u64 = 64 * 1024 * 1024;
+
+/// The largest Zstandard dictionary, in bytes. The real tools make 110 KiB.
+pub const MAX_DICTIONARY: u32 = 8 * 1024 * 1024;
+
+/// Archives in one chain of parents, the served one included.
+pub const MAX_CHAIN: usize = 256;
+
+/// Stored blocks of all parents together, for the index of their hashes (8 bytes each).
+pub const MAX_PARENT_BLOCKS: usize = 1 << 27;
+
+/// The largest stream, in bytes: protocols and clients count in signed 64 bits.
+pub const MAX_STREAM: u64 = i64::MAX as u64;
+
+/// PBKDF2 iterations: a few seconds of work at the most.
+pub const MAX_KDF_ITERATIONS: u32 = 10_000_000;
+
+/// Memory for index pages of one snapshot, in bytes, unless told otherwise.
+pub const DEFAULT_INDEX_BUDGET: u64 = 32 * 1024 * 1024;

@@ -1,0 +1,432 @@
+//! The Hexz archive format, version 1, for reading.
+//!
+//! ```text
+//! 0             header, in a region of 4096 bytes            header.rs
+//! 4096          dictionary, if any                           codec.rs
+//!   …           compressed blocks and index pages, mixed     index.rs
+//! index_offset  master index                                 index.rs
+//!   …           metadata and signature, if any
+//! ```
+//!
+//! A stream (main or auxiliary) is cut into blocks; a page of the index lists up to 4096
+//! of them. A block is stored here, or is zeros, or lives in a parent archive, where it
+//! is found by its BLAKE3 hash ([`chain`], [`parents`]). A stored block becomes the
+//! stream's bytes by CRC-32, decryption, decompression, length and hash ([`archive`]);
+//! whatever doesn't fit is an error, never zeros.
+//!
+//! Everything here blocks while it reads, except what says that it doesn't.
+
+mod archive;
+mod chain;
+mod codec;
+mod crypto;
+mod error;
+mod fields;
+mod header;
+mod index;
+pub mod limits;
+mod parents;
+mod password;
+mod zeros;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
+
+use archive::Archive;
+pub use error::{Error, Problem};
+pub use header::Compression;
+use index::{Content, Located, Page};
+use parents::{InParent, Parents};
+pub use password::Password;
+use zeros::ZeroHashes;
+
+use crate::storage::Storage;
+
+/// One of an archive's two sequences of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum StreamKind {
+    /// The disk.
+    Main,
+    /// What goes with it, such as a virtual machine's memory.
+    Auxiliary,
+}
+
+impl fmt::Display for StreamKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Main => "main",
+            Self::Auxiliary => "auxiliary",
+        })
+    }
+}
+
+/// A block's BLAKE3-256, or 32 zeros where the packer gave none.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BlockHash(pub [u8; 32]);
+
+impl BlockHash {
+    /// Whether the packer gave a hash at all.
+    pub fn is_given(&self) -> bool {
+        self.0 != [0; 32]
+    }
+}
+
+impl fmt::Display for BlockHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for BlockHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// How a snapshot is to be opened.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Folders in which parents are looked for, besides the archive's own.
+    pub parent_dirs: Vec<PathBuf>,
+    /// Whether the archive may name parents anywhere on this machine.
+    pub parents_anywhere: bool,
+    /// For the archives of the chain that are encrypted.
+    pub password: Option<Password>,
+    /// Whether a directory archive's bare stream is wanted.
+    pub raw: bool,
+    /// Memory for index pages, in bytes.
+    pub index_budget: u64,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            parent_dirs: Vec::new(),
+            parents_anywhere: false,
+            password: None,
+            raw: false,
+            index_budget: limits::DEFAULT_INDEX_BUDGET,
+        }
+    }
+}
+
+/// A block of a stream: where it is in the stream, and how to come by its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    stream: StreamKind,
+    located: Located,
+}
+
+impl Block {
+    /// Where it begins in the stream, in bytes.
+    pub fn start(&self) -> u64 {
+        self.located.start
+    }
+
+    /// Its length in the stream, in bytes; never zero.
+    pub fn length(&self) -> u32 {
+        self.located.length
+    }
+
+    /// Where it ends in the stream, in bytes.
+    pub fn end(&self) -> u64 {
+        self.start() + u64::from(self.length())
+    }
+
+    /// Whether it is known, without reading it, to be zeros.
+    pub fn is_zeros(&self) -> bool {
+        self.located.entry.content == Content::Zeros
+    }
+
+    /// Its hash, if the packer gave one: equal hashes mean equal bytes, in any archive.
+    pub fn hash(&self) -> Option<BlockHash> {
+        Some(self.located.entry.hash).filter(BlockHash::is_given)
+    }
+
+    /// Where it is stored in its own archive's file, in bytes, if it is stored there.
+    pub fn stored_at(&self) -> Option<u64> {
+        match self.located.entry.content {
+            Content::Stored { place, .. } => Some(place.offset),
+            _ => None,
+        }
+    }
+}
+
+/// An index page of one archive of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct PageId {
+    archive: usize,
+    stream: StreamKind,
+    page: usize,
+}
+
+#[derive(Debug, Clone)]
+struct PageMemory;
+
+impl Weighter<PageId, Arc<Page>> for PageMemory {
+    fn weight(&self, _: &PageId, page: &Arc<Page>) -> u64 {
+        page.memory()
+    }
+}
+
+/// An archive and all its ancestors, open for reading.
+#[derive(Debug)]
+pub struct Snapshot {
+    id: u64,
+    /// The archive itself, then its ancestors, nearer ones first.
+    chain: Vec<Archive>,
+    pages: Cache<PageId, Arc<Page>, PageMemory>,
+    parents: Parents,
+    zeros: ZeroHashes,
+}
+
+impl Snapshot {
+    /// Opens the archive at `path`, finds its ancestors, and checks header and master
+    /// index of each.
+    ///
+    /// # Errors
+    /// One of them is missing, unreadable, damaged, encrypted with another password, or
+    /// isn't what it should be. The error names the file and what to do.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
+        Self::from_chain(chain::open(path, options)?, options)
+    }
+
+    /// The same for bytes that are no file. `name` stands for it in messages, and its
+    /// folder is where parents are looked for.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::open`].
+    pub fn from_storage(
+        name: &Path,
+        storage: Arc<dyn Storage>,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        Self::from_chain(chain::open_storage(name, storage, options)?, options)
+    }
+
+    fn from_chain(chain: Vec<Archive>, options: &OpenOptions) -> Result<Self, Error> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        if let Some(archive) = chain.first()
+            && archive.header.metadata.is_some()
+            && !options.raw
+        {
+            return Err(Problem::DirectoryArchive.of(&archive.path));
+        }
+        Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            chain,
+            pages: page_cache(options.index_budget),
+            parents: Parents::default(),
+            zeros: ZeroHashes::default(),
+        })
+    }
+
+    /// A number that no other snapshot of this process has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The archive's path, as it was given.
+    pub fn path(&self) -> &Path {
+        self.chain.first().map_or(Path::new(""), |archive| &archive.path)
+    }
+
+    /// The paths of its ancestors, nearer ones first.
+    pub fn parents(&self) -> impl Iterator<Item = &Path> {
+        self.chain.iter().skip(1).map(|archive| archive.path.as_ref())
+    }
+
+    /// A stream's size in bytes; zero for one that isn't there.
+    pub fn size(&self, stream: StreamKind) -> u64 {
+        self.chain.first().map_or(0, |archive| archive.stream(stream).size)
+    }
+
+    /// How its own blocks are compressed.
+    pub fn compression(&self) -> Compression {
+        self.chain.first().map_or(Compression::Zstd, |archive| archive.header.compression)
+    }
+
+    /// Whether its own blocks are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.chain.first().is_some_and(|archive| archive.header.encryption.is_some())
+    }
+
+    /// The nominal block size, in bytes. Real blocks may be larger or smaller.
+    pub fn block_size(&self) -> u32 {
+        self.chain.first().map_or(0, |archive| archive.header.block_size)
+    }
+
+    /// The block that covers byte `at` of a stream.
+    ///
+    /// # Errors
+    /// The index page can't be read or is damaged, or no block covers that byte.
+    pub fn locate(&self, stream: StreamKind, at: u64) -> Result<Block, Error> {
+        let page = self.page_covering(0, stream, at);
+        let page = page.ok_or_else(|| self.uncovered(stream, at))?;
+        self.block_on(self.page(page)?.as_ref(), stream, at)
+    }
+
+    /// The same without waiting: `None` if the index page isn't in memory.
+    pub fn locate_now(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
+        let Some(page) = self.page_covering(0, stream, at) else {
+            return Some(Err(self.uncovered(stream, at)));
+        };
+        let page = self.pages.get(&page)?;
+        Some(self.block_on(&page, stream, at))
+    }
+
+    /// Reads, checks and decodes a block: exactly [`Block::length`] bytes.
+    ///
+    /// # Errors
+    /// The stored bytes can't be read, or aren't what the index says; or no parent has
+    /// the block.
+    pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
+        match block.located.entry.content {
+            Content::Zeros => Ok(vec![0; block.length() as usize]),
+            Content::Stored { .. } => self.archive(0)?.read_stored(&block.located),
+            Content::InParent => {
+                let InParent { archive, block } = self.find_in_parents(block)?;
+                self.archive(archive)?.read_stored(&block)
+            }
+        }
+    }
+
+    /// Fills `buffer` with the stream's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::locate`] and [`Snapshot::read_block`]; also beyond the end.
+    pub fn read_exact_at(
+        &self,
+        stream: StreamKind,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Result<(), Error> {
+        let mut at = offset;
+        let mut left = buffer;
+        while !left.is_empty() {
+            let block = self.locate(stream, at)?;
+            let data = self.read_block(&block)?;
+            let skipped = usize::try_from(at - block.start()).unwrap_or(usize::MAX);
+            let wanted = data.get(skipped..).unwrap_or_default();
+            let count = wanted.len().min(left.len());
+            let (now, rest) = left.split_at_mut(count);
+            now.copy_from_slice(wanted.get(..count).unwrap_or_default());
+            left = rest;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
+    fn archive(&self, index: usize) -> Result<&Archive, Error> {
+        self.chain.get(index).ok_or_else(|| Error {
+            path: Arc::from(self.path()),
+            offset: None,
+            problem: Problem::Invalid("the chain of parents"),
+        })
+    }
+
+    fn page_covering(&self, archive: usize, stream: StreamKind, at: u64) -> Option<PageId> {
+        let index = self.chain.get(archive)?.stream(stream);
+        let page = index.page_at(at).filter(|_| at < index.size)?;
+        Some(PageId { archive, stream, page })
+    }
+
+    /// A page from memory, or from its file; loaded once however many ask.
+    fn page(&self, id: PageId) -> Result<Arc<Page>, Error> {
+        self.pages.get_or_insert_with(&id, || {
+            let page = self.archive(id.archive)?.load_page(id.stream, id.page, &self.zeros)?;
+            Ok(Arc::new(page))
+        })
+    }
+
+    fn block_on(&self, page: &Page, stream: StreamKind, at: u64) -> Result<Block, Error> {
+        page.block_at(at)
+            .map(|located| Block { stream, located })
+            .ok_or_else(|| self.uncovered(stream, at))
+    }
+
+    fn uncovered(&self, stream: StreamKind, at: u64) -> Error {
+        Error {
+            path: Arc::from(self.path()),
+            offset: None,
+            problem: Problem::Uncovered { stream, at },
+        }
+    }
+
+    fn find_in_parents(&self, block: &Block) -> Result<InParent, Error> {
+        let hash = block.located.entry.hash;
+        let unresolvable = || Error {
+            path: Arc::from(self.path()),
+            offset: None,
+            problem: Problem::Unresolvable { stream: block.stream, at: block.start(), hash },
+        };
+        if !hash.is_given() {
+            return Err(unresolvable());
+        }
+        let found = match self.find_at_same_place(block)? {
+            Some(found) => Some(found),
+            None => self.find_by_index(&hash)?,
+        };
+        // The same bytes have the same length.
+        found.filter(|found| found.block.length == block.length()).ok_or_else(unresolvable)
+    }
+
+    /// Asks the page of each ancestor that covers the same place of the same stream.
+    fn find_at_same_place(&self, block: &Block) -> Result<Option<InParent>, Error> {
+        let hash = block.located.entry.hash;
+        for archive in 1..self.chain.len() {
+            if let Some(page) = self.page_covering(archive, block.stream, block.start()) {
+                let page = self.page(page)?;
+                let same_start = page.block_at(block.start()).filter(|candidate| {
+                    candidate.entry.hash == hash
+                        && matches!(candidate.entry.content, Content::Stored { .. })
+                });
+                let found = same_start.or_else(|| page.stored_with_hash(&hash));
+                if let Some(block) = found {
+                    return Ok(Some(InParent { archive, block }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_by_index(&self, hash: &BlockHash) -> Result<Option<InParent>, Error> {
+        let index = self.parents.index(&self.chain, &self.zeros)?;
+        for (page, position) in index.candidates(hash) {
+            let archive = page.archive;
+            let found = self.page(page)?.block(position).filter(|block| block.entry.hash == *hash);
+            if let Some(block) = found {
+                return Ok(Some(InParent { archive, block }));
+            }
+        }
+        tracing::debug!(path = %self.path().display(), blocks = index.len(), "hash in no parent");
+        Ok(None)
+    }
+}
+
+fn page_cache(budget: u64) -> Cache<PageId, Arc<Page>, PageMemory> {
+    /// A page of 4096 blocks in memory, in bytes, rounded up.
+    const LARGEST_PAGE: u64 = 512 * 1024;
+    // A shard must hold several of the largest pages, or they would not be kept at all.
+    let budget = budget.max(4 * LARGEST_PAGE);
+    let shards = usize::try_from(budget / (4 * LARGEST_PAGE)).unwrap_or(1).clamp(1, 8);
+    let items = usize::try_from(budget / LARGEST_PAGE).unwrap_or(usize::MAX);
+    let options = OptionsBuilder::new()
+        .shards(shards)
+        .estimated_items_capacity(items)
+        .weight_capacity(budget)
+        .hot_allocation(0.75)
+        .build();
+    match options {
+        Ok(options) => {
+            Cache::with_options(options, PageMemory, Default::default(), Default::default())
+        }
+        // Only a missing field makes it fail, and none is missing.
+        Err(_) => Cache::with_weighter(items, budget, PageMemory),
+    }
+}

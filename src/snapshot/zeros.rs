@@ -1,0 +1,111 @@
+//! Blocks of zeros that are known by their hash.
+//!
+//! The usual packer stores runs of zeros as ordinary blocks. Their hash gives them away:
+//! it is that of so many zero bytes. To hash zeros for every block's length would cost as
+//! much as reading the blocks, so only those are considered that can well be zeros.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use super::BlockHash;
+use super::header::Extent;
+use super::index::{Content, Entry};
+
+/// A block compressed to less than a part in so many may be zeros.
+const SUSPICIOUS_RATIO: u64 = 64;
+/// What compression leaves of any block at all, in bytes.
+const SMALLEST_STORED: u64 = 64;
+/// Zeros that are hashed for one snapshot, in bytes. Packers use few lengths for runs of
+/// zeros; an archive that lists thousands of long ones must not keep a core busy. Blocks
+/// of further lengths are read like any other.
+const MAX_HASHED: u64 = 1 << 30;
+
+/// The hashes of zeros, by length.
+#[derive(Debug, Default)]
+pub(super) struct ZeroHashes {
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_length: HashMap<u32, BlockHash>,
+    hashed: u64,
+}
+
+impl ZeroHashes {
+    /// Whether the block stored at `place` is zeros, judged by its hash alone.
+    pub(super) fn are_stored(&self, place: Extent, length: u32, hash: &BlockHash) -> bool {
+        let at_most = SMALLEST_STORED + u64::from(length) / SUSPICIOUS_RATIO;
+        let suspicious = u64::from(place.length) <= at_most;
+        suspicious && hash.is_given() && Some(*hash) == self.hash(length)
+    }
+
+    /// Marks those of a page's blocks that live in a parent and are zeros.
+    ///
+    /// A run of zeros is cut into blocks of one length, so only lengths that occur at
+    /// least twice are hashed. What is missed by that is read from the parent.
+    pub(super) fn mark_parents_zeros(&self, entries: &mut [Entry], starts: &[u64]) {
+        let length_of = |position: usize| {
+            let start = starts.get(position)?;
+            u32::try_from(starts.get(position + 1)?.checked_sub(*start)?).ok()
+        };
+        let mut occurrences: HashMap<u32, u32> = HashMap::new();
+        for (position, entry) in entries.iter().enumerate() {
+            if let (Content::InParent, Some(length)) = (entry.content, length_of(position)) {
+                *occurrences.entry(length).or_default() += 1;
+            }
+        }
+        for (position, entry) in entries.iter_mut().enumerate() {
+            if let (Content::InParent, Some(length)) = (entry.content, length_of(position))
+                && occurrences.get(&length).is_some_and(|&count| count > 1)
+                && Some(entry.hash) == self.hash(length)
+            {
+                entry.content = Content::Zeros;
+            }
+        }
+    }
+
+    fn hash(&self, length: u32) -> Option<BlockHash> {
+        // A poisoned lock holds whole entries all the same.
+        let mut known = self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(hash) = known.by_length.get(&length) {
+            return Some(*hash);
+        }
+        if known.hashed > MAX_HASHED {
+            return None;
+        }
+        let hash = hash_zeros(length);
+        known.hashed += u64::from(length);
+        known.by_length.insert(length, hash);
+        Some(hash)
+    }
+}
+
+fn hash_zeros(length: u32) -> BlockHash {
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    let mut hasher = blake3::Hasher::new();
+    let mut left = length as usize;
+    while left > 0 {
+        let piece = ZEROS.get(..left).unwrap_or(&ZEROS);
+        hasher.update(piece);
+        left -= piece.len();
+    }
+    BlockHash(*hasher.finalize().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_known_by_hash_and_length() {
+        let zeros = ZeroHashes::default();
+        let place = Extent { offset: 4096, length: 20 };
+        let hash = BlockHash(*blake3::hash(&vec![0; 100_000]).as_bytes());
+        assert!(zeros.are_stored(place, 100_000, &hash));
+        assert!(!zeros.are_stored(place, 100_001, &hash));
+        assert!(!zeros.are_stored(place, 100_000, &BlockHash([0; 32])));
+        let large = Extent { length: 90_000, ..place };
+        assert!(!zeros.are_stored(large, 100_000, &hash));
+    }
+}

@@ -1,0 +1,166 @@
+//! From settings to a gateway that serves, and to its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use hexz_nbd::config::{Config, ConfigError};
+use hexz_nbd::exports::{BlockReader, SnapshotExport, SnapshotExports};
+use hexz_nbd::gateway::Gateway;
+use hexz_nbd::gateway::listen::{BindError, ListenAddress};
+use hexz_nbd::gateway::tls::{self, TlsError};
+use hexz_nbd::nbd::Export;
+use hexz_nbd::snapshot::{Error as SnapshotError, Snapshot};
+
+use crate::cli::Serve;
+use crate::password::{self, PasswordError};
+
+/// Why the program ends before it is told to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Usage(#[from] ConfigError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("can't use the password: {0}")]
+    Password(#[from] PasswordError),
+    #[error("can't use TLS: {0}")]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Listen(#[from] BindError),
+    #[error("the system refused: {0}")]
+    System(#[from] io::Error),
+    #[error("the demonstration failed: {0}")]
+    Demo(String),
+}
+
+impl Failure {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::System(_) | Self::Demo(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Snapshot(_) | Self::Password(_) => 3,
+            Self::Tls(_) => 4,
+            Self::Listen(_) => 5,
+        }
+    }
+}
+
+/// Opens everything, then serves until a signal.
+pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
+    let config = options.config();
+    let tls_files = options.tls();
+    config.check(tls_files.is_some())?;
+
+    let snapshot = {
+        let password = password::find(options.password_file.as_deref())?;
+        // The password goes, and is wiped, with these options.
+        Arc::new(Snapshot::open(options.snapshot(), &options.open_options(password))?)
+    };
+    let tls = match &tls_files {
+        Some((files, oldest)) => {
+            let (tls, warnings) = tls::load(files, *oldest)?;
+            for warning in warnings {
+                tracing::warn!("{}: {warning}", files.certificate.display());
+            }
+            Some(tls)
+        }
+        None => None,
+    };
+    warn_of_surprises(&config);
+
+    let reader = BlockReader::new(options.cache_size());
+    let exports = SnapshotExports::new(&file_name(&snapshot), snapshot, &reader);
+    exports.iter().for_each(note_odd_size);
+    let what = exports
+        .iter()
+        .map(|export| format!("{} ({})", export.name(), export.description()))
+        .collect::<Vec<_>>()
+        .join(", ");
+
+    until_signal(async |shutdown| {
+        let how = if tls.is_some() { "over TLS" } else { "without TLS" };
+        let to = config.access.to_string();
+        let gateway = Gateway::bind(config, tls, exports)?;
+        let listen = join(&gateway.addresses()?);
+        tracing::info!(%listen, "ready: serving {what} {how} to {to} on {listen}");
+        gateway.run(shutdown).await;
+        Ok(())
+    })
+}
+
+/// Does `work` until it is done. SIGTERM and SIGINT cancel the token that it is given; a
+/// second signal ends it at once.
+pub(crate) fn until_signal(
+    work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = CancellationToken::new();
+        tokio::select! {
+            done = work(shutdown.clone()) => done,
+            () = two_signals(signals, &shutdown) => Ok(()),
+        }
+    });
+    // A thread that hangs in a read of a dead file system must not keep the program.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ended
+}
+
+async fn two_signals(
+    (mut terminate, mut interrupt): (Signal, Signal),
+    shutdown: &CancellationToken,
+) {
+    let mut either = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    either().await;
+    tracing::info!("told to end: answering what has been asked, accepting nothing new");
+    shutdown.cancel();
+    either().await;
+    tracing::warn!("told to end again: ending at once");
+}
+
+pub(crate) fn join(addresses: &[ListenAddress]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn file_name(snapshot: &Snapshot) -> String {
+    let path = snapshot.path();
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn note_odd_size(export: &SnapshotExport) {
+    const SECTOR: u64 = 512;
+    if !export.size().is_multiple_of(SECTOR) {
+        tracing::warn!(
+            "{} has {} bytes, which is no multiple of 512: some clients, the Linux kernel's \
+             among them, won't see its last {} bytes",
+            export.name(),
+            export.size(),
+            export.size() % SECTOR,
+        );
+    }
+}
+
+fn warn_of_surprises(config: &Config) {
+    if config.insecure_no_tls {
+        tracing::warn!("no TLS: anyone on the way to a client can read and change what it reads",);
+    }
+    let exposed = config.listen.iter().find(|address| !address.is_local());
+    if let Some(address) = exposed
+        && config.access.is_loopback_only()
+    {
+        tracing::warn!(
+            "listening on {address}, but no other machine may connect: --allow lets them in",
+        );
+    }
+}

@@ -1,0 +1,54 @@
+//! Where an archive's bytes come from: a length, and exact reads at a position.
+
+mod file;
+
+use std::io;
+use std::sync::Arc;
+
+pub use file::FileStorage;
+
+/// A read-only, positioned source of bytes.
+///
+/// Reads may block, so they are called off the runtime's threads.
+pub trait Storage: Send + Sync + std::fmt::Debug {
+    /// The length in bytes when it was opened.
+    fn length(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// Any failure to fill it whole; a source that has become shorter is
+    /// [`io::ErrorKind::UnexpectedEof`].
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// Bytes in memory.
+impl Storage for Arc<[u8]> {
+    fn length(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        usize::try_from(offset)
+            .ok()
+            .and_then(|start| self.get(start..start.checked_add(buffer.len())?))
+            .map(|bytes| buffer.copy_from_slice(bytes))
+            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_reads_are_exact() {
+        let storage: Arc<[u8]> = Arc::from(*b"0123456789");
+        let mut buffer = [0; 4];
+        storage.read_exact_at(&mut buffer, 6).unwrap();
+        assert_eq!(&buffer, b"6789");
+        for offset in [7, 10, 11, u64::MAX] {
+            assert!(storage.read_exact_at(&mut buffer, offset).is_err(), "{offset}");
+        }
+    }
+}
