@@ -135,7 +135,10 @@ async fn accept<X: Exports + 'static>(
                 AcceptFault::Connection => {}
                 AcceptFault::Shortage | AcceptFault::Listener => {
                     if let Some(held_back) = faults.allow() {
-                        tracing::error!(held_back, "can't accept connections: {error}");
+                        tracing::error!(
+                            held_back = held_back.field(),
+                            "can't accept connections: {error}"
+                        );
                     }
                     tokio::time::sleep(PAUSE).await;
                 }

@@ -74,11 +74,15 @@ impl Archive {
             .map_err(|problem| problem.at(&self.path, place.place.offset))
     }
 
-    /// Reads and decodes a block stored here: CRC-32, decryption, decompression, length,
-    /// and BLAKE3 where the index gives it.
-    pub(super) fn read_stored(&self, block: &Located) -> Result<Vec<u8>, Error> {
-        let Content::Stored { place, checksum } = block.entry.content else {
-            return Err(Problem::Invalid("a block's place in the file").of(&self.path));
+    /// The bytes of a block that needs no parent. A stored one is read and decoded:
+    /// CRC-32, decryption, decompression, length, and BLAKE3 where the index gives it.
+    pub(super) fn read_block(&self, block: &Located) -> Result<Vec<u8>, Error> {
+        let (place, checksum) = match block.entry.content {
+            Content::Zeros => return Ok(vec![0; block.length as usize]),
+            Content::Stored { place, checksum } => (place, checksum),
+            Content::InParent => {
+                return Err(Problem::Invalid("a block's place in the file").of(&self.path));
+            }
         };
         let mut stored = read(&self.path, self.storage.as_ref(), place, "read a block")?;
         self.decode(&mut stored, checksum, block)
@@ -123,7 +127,7 @@ impl Archive {
                     .blocks()
                     .find(|block| matches!(block.entry.content, Content::Stored { .. }));
                 if let Some(block) = stored {
-                    return match self.read_stored(&block) {
+                    return match self.read_block(&block) {
                         Ok(_) => Ok(()),
                         // The stored bytes are what was written (their CRC-32 fits).
                         Err(Error { problem: Problem::Tag, .. }) => {

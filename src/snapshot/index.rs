@@ -146,6 +146,13 @@ pub(super) struct Entry {
     pub(super) hash: BlockHash,
 }
 
+impl Entry {
+    /// Whether the bytes with that hash can be had here, without asking a parent.
+    pub(super) fn has_bytes_of(&self, hash: &BlockHash) -> bool {
+        self.hash == *hash && self.content != Content::InParent
+    }
+}
+
 /// An index page, ready for searching.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page {
@@ -221,11 +228,9 @@ impl Page {
         (0..self.entries.len()).filter_map(|position| self.block(position))
     }
 
-    /// The first stored block with that hash.
-    pub(super) fn stored_with_hash(&self, hash: &BlockHash) -> Option<Located> {
-        let wanted =
-            |entry: &Entry| entry.hash == *hash && matches!(entry.content, Content::Stored { .. });
-        self.block(self.entries.iter().position(wanted)?)
+    /// The first block with that hash whose bytes can be had here.
+    pub(super) fn block_with_hash(&self, hash: &BlockHash) -> Option<Located> {
+        self.block(self.entries.iter().position(|entry| entry.has_bytes_of(hash))?)
     }
 
     /// What it takes of memory, in bytes.

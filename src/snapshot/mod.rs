@@ -287,12 +287,11 @@ impl Snapshot {
     /// the block.
     pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
         match block.located.entry.content {
-            Content::Zeros => Ok(vec![0; block.length() as usize]),
-            Content::Stored { .. } => self.archive(0)?.read_stored(&block.located),
             Content::InParent => {
                 let InParent { archive, block } = self.find_in_parents(block)?;
-                self.archive(archive)?.read_stored(&block)
+                self.archive(archive)?.read_block(&block)
             }
+            Content::Zeros | Content::Stored { .. } => self.archive(0)?.read_block(&block.located),
         }
     }
 
@@ -382,12 +381,10 @@ impl Snapshot {
         for archive in 1..self.chain.len() {
             if let Some(page) = self.page_covering(archive, block.stream, block.start()) {
                 let page = self.page(page)?;
-                let same_start = page.block_at(block.start()).filter(|candidate| {
-                    candidate.entry.hash == hash
-                        && matches!(candidate.entry.content, Content::Stored { .. })
-                });
-                let found = same_start.or_else(|| page.stored_with_hash(&hash));
-                if let Some(block) = found {
+                let same_place = page
+                    .block_at(block.start())
+                    .filter(|candidate| candidate.entry.has_bytes_of(&hash));
+                if let Some(block) = same_place.or_else(|| page.block_with_hash(&hash)) {
                     return Ok(Some(InParent { archive, block }));
                 }
             }

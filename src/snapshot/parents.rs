@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::archive::Archive;
 use super::error::{Error, Problem};
-use super::index::{Content, Located};
+use super::index::Located;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, PageId, StreamKind};
@@ -91,9 +91,9 @@ impl HashIndex {
                     pages.push((ordinal, PageId { archive, stream, page }));
                     let loaded = ancestor.load_page(stream, page, zeros)?;
                     for block in loaded.blocks() {
-                        let stored = matches!(block.entry.content, Content::Stored { .. });
-                        if stored && block.entry.hash.is_given() {
-                            entries.push(Fingerprint::new(&block.entry.hash, ordinal));
+                        let hash = &block.entry.hash;
+                        if hash.is_given() && block.entry.has_bytes_of(hash) {
+                            entries.push(Fingerprint::new(hash, ordinal));
                         }
                         ordinal = ordinal.saturating_add(1);
                     }
