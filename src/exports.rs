@@ -87,6 +87,13 @@ enum Failure {
     LengthDiffers { cached: usize, listed: u32 },
 }
 
+/// A failure, and the byte of the export from which on it matters.
+#[derive(Debug)]
+struct Unread {
+    at: u64,
+    cause: Failure,
+}
+
 /// One stream of a snapshot, as an export.
 #[derive(Debug, Clone)]
 pub struct SnapshotExport {
@@ -110,12 +117,15 @@ impl SnapshotExport {
     }
 
     /// The block that covers `at`, loading its index page if need be.
-    async fn locate(&self, at: u64) -> Result<Block, Failure> {
-        if let Some(located) = self.snapshot.locate_now(self.stream, at) {
-            return located.map_err(Failure::Snapshot);
-        }
-        let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
-        self.reader.off_the_runtime(move || snapshot.locate(stream, at)).await
+    async fn locate(&self, at: u64) -> Result<Block, Unread> {
+        let located = match self.snapshot.locate_now(self.stream, at) {
+            Some(located) => located.map_err(Failure::Snapshot),
+            None => {
+                let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
+                self.reader.off_the_runtime(move || snapshot.locate(stream, at)).await
+            }
+        };
+        located.map_err(|cause| Unread { at, cause })
     }
 
     /// A block's bytes, from the cache or from its archive.
@@ -133,14 +143,17 @@ impl SnapshotExport {
     }
 
     /// The part of `block` that `span` asks for, waiting for it.
-    async fn segment(&self, block: Block, span: Span) -> Result<Segment, Failure> {
+    async fn segment(&self, block: Block, span: Span) -> Result<Segment, Unread> {
         match zeros(&block, span) {
             Some(zeros) => Ok(zeros),
-            None => Ok(part(&self.block(block).await?, &block, span)),
+            None => match self.block(block).await {
+                Ok(bytes) => Ok(part(&bytes, &block, span)),
+                Err(cause) => Err(Unread { at: block.start().max(span.offset), cause }),
+            },
         }
     }
 
-    async fn read_blocks(&self, span: Span) -> Result<Vec<Segment>, Failure> {
+    async fn read_blocks(&self, span: Span) -> Result<Vec<Segment>, Unread> {
         let first = self.locate(span.offset).await?;
         if first.end() >= span.end() {
             return Ok(vec![self.segment(first, span).await?]);
@@ -160,7 +173,8 @@ impl SnapshotExport {
         }
         let mut segments = vec![Segment::Zeros(0); count];
         while let Some(done) = tasks.join_next().await {
-            let (position, segment) = done.map_err(|_| Failure::Panicked)?;
+            let (position, segment) =
+                done.map_err(|_| Unread { at: span.offset, cause: Failure::Panicked })?;
             if let Some(place) = segments.get_mut(position) {
                 *place = segment?;
             }
@@ -168,11 +182,13 @@ impl SnapshotExport {
         Ok(segments)
     }
 
-    fn report(&self, span: Span, failure: &Failure) {
+    fn report(&self, at: u64, cause: &Failure) {
         if let Some(held_back) = self.reader.failures.allow() {
             tracing::error!(
-                export = %self.name, offset = span.offset, length = span.length, held_back = held_back.field(),
-                "a read failed, the client gets an I/O error: {failure}",
+                export = %self.name,
+                offset = at,
+                held_back = held_back.field(),
+                "a read failed, the client gets an I/O error: {cause}",
             );
         }
     }
@@ -214,9 +230,9 @@ impl Export for SnapshotExport {
     }
 
     async fn read(&self, span: Span) -> Result<Vec<Segment>, ReadError> {
-        self.read_blocks(span).await.map_err(|failure| {
-            self.report(span, &failure);
-            ReadError::Unreadable
+        self.read_blocks(span).await.map_err(|Unread { at, cause }| {
+            self.report(at, &cause);
+            ReadError::Unreadable(at)
         })
     }
 }

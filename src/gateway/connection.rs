@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::slots::{Full, Handshake};
 use super::{Shared, tls};
 use crate::nbd::{
-    Export, Exports, Farewell, PlaintextOutcome, Security, SessionError, Summary, greet, negotiate,
-    plaintext_leg, transmit,
+    Chosen, Export, Exports, Farewell, PlaintextOutcome, Security, SessionError, Summary, greet,
+    negotiate, plaintext_leg, transmit,
 };
 
 /// How a connection ended.
@@ -116,7 +116,7 @@ where
 
 async fn transmission<S, X>(
     stream: S,
-    chosen: Option<std::sync::Arc<X::Export>>,
+    chosen: Option<Chosen<X::Export>>,
     slot: Handshake,
     shared: &Shared<X>,
     shutdown: &CancellationToken,
@@ -126,20 +126,20 @@ where
     S: AsyncRead + AsyncWrite,
     X: Exports,
 {
-    let Some(export) = chosen else {
+    let Some(chosen) = chosen else {
         return Ok(Ending::LeftEarly);
     };
     let _session = shared.slots.session(slot)?;
     if let Some(held_back) = shared.chatter.allow() {
         tracing::info!(
-            export = export.name(),
+            export = chosen.export.name(),
             tls = security,
             held_back = held_back.field(),
             "reading"
         );
     }
     let limits = &shared.transmit_limits;
-    let summary = transmit(stream, export, limits, shutdown.cancelled()).await?;
+    let summary = transmit(stream, chosen, limits, shutdown.cancelled()).await?;
     Ok(Ending::Served(summary))
 }
 

@@ -48,9 +48,9 @@ pub enum SessionError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The bytes can't be had, or can't be trusted.
-    #[error("the data is unreadable")]
-    Unreadable,
+    /// The bytes at this offset of the export can't be had, or can't be trusted.
+    #[error("the data at byte {0} is unreadable")]
+    Unreadable(u64),
     /// The range isn't within the export.
     #[error("the range is beyond the end")]
     OutOfRange,
@@ -59,13 +59,37 @@ pub enum ReadError {
     ShuttingDown,
 }
 
-impl ReadError {
-    /// The one mapping from an export's errors to the protocol's numbers.
-    pub(super) fn code(self) -> ErrorCode {
-        match self {
-            Self::Unreadable => ErrorCode::IO,
-            Self::OutOfRange => ErrorCode::INVAL,
-            Self::ShuttingDown => ErrorCode::SHUTDOWN,
+/// Why a request fails, as the client is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) code: ErrorCode,
+    /// For a person; only structured replies can carry it.
+    pub(super) message: &'static str,
+    /// The byte of the export that it concerns, within the request.
+    pub(super) offset: Option<u64>,
+}
+
+impl Refusal {
+    pub(super) const fn new(code: ErrorCode, message: &'static str) -> Self {
+        Self { code, message, offset: None }
+    }
+}
+
+/// The one mapping from an export's errors to the protocol's.
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unreadable(offset) => Self {
+                code: ErrorCode::IO,
+                message: "the data can't be read or can't be trusted; the server's log says why",
+                offset: Some(offset),
+            },
+            ReadError::OutOfRange => {
+                Self::new(ErrorCode::INVAL, "the range is beyond the end of the export")
+            }
+            ReadError::ShuttingDown => {
+                Self::new(ErrorCode::SHUTDOWN, "the server is shutting down")
+            }
         }
     }
 }

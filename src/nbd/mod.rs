@@ -16,5 +16,5 @@ pub mod wire;
 pub use error::{ReadError, SessionError};
 pub use export::{Export, Exports, Segment, Span};
 pub use greeting::greet;
-pub use negotiate::{PlaintextOutcome, Security, negotiate, plaintext_leg};
+pub use negotiate::{Chosen, PlaintextOutcome, ReplyMode, Security, negotiate, plaintext_leg};
 pub use transmit::{Farewell, Summary, TransmitLimits, transmit};

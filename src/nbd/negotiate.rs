@@ -85,6 +85,25 @@ where
     Ok(PlaintextOutcome::Ended)
 }
 
+/// How requests are answered, as negotiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReplyMode {
+    /// Simple replies.
+    #[default]
+    Simple,
+    /// Structured replies (`NBD_OPT_STRUCTURED_REPLY`).
+    Structured,
+}
+
+/// What the client chose.
+#[derive(Debug)]
+pub struct Chosen<E> {
+    /// What to serve.
+    pub export: Arc<E>,
+    /// How to answer.
+    pub replies: ReplyMode,
+}
+
 /// Haggles until the client chooses an export, which is returned, or leaves (`None`).
 ///
 /// # Errors
@@ -95,11 +114,12 @@ pub async fn negotiate<S, X>(
     flags: ClientFlags,
     security: Security,
     exports: &X,
-) -> Result<Option<Arc<X::Export>>, SessionError>
+) -> Result<Option<Chosen<X::Export>>, SessionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
+    let mut replies = ReplyMode::default();
     while let Some((option, data)) = read_option(stream).await? {
         let mut out = Vec::new();
         match option {
@@ -109,21 +129,30 @@ where
                     .await
                     .ok_or_else(|| SessionError::UnknownExport(Printable(&data).to_string()))?;
                 let no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
-                let size = export.size();
-                send(stream, &encode_export_name_reply(size, offered_flags(), no_zeroes)).await?;
-                return Ok(Some(export));
+                let flags = offered_flags(replies);
+                send(stream, &encode_export_name_reply(export.size(), flags, no_zeroes)).await?;
+                return Ok(Some(Chosen { export, replies }));
             }
             Opt::ABORT => {
                 send_farewell(stream).await;
                 return Ok(None);
             }
             Opt::GO | Opt::INFO => {
-                let chosen = describe(&mut out, option, &data, exports).await;
-                send(stream, &out).await?;
-                if option == Opt::GO && chosen.is_some() {
-                    return Ok(chosen);
+                let found = describe(&mut out, option, &data, exports, replies).await;
+                if let Some(export) = found
+                    && option == Opt::GO
+                {
+                    send(stream, &out).await?;
+                    return Ok(Some(Chosen { export, replies }));
                 }
-                continue;
+            }
+            Opt::STRUCTURED_REPLY if data.is_empty() => {
+                replies = ReplyMode::Structured;
+                push_reply(&mut out, option, Rep::ACK, &[]);
+            }
+            // "the server SHOULD reject a request that includes data"
+            Opt::STRUCTURED_REPLY => {
+                push_error(&mut out, option, Rep::ERR_INVALID, NO_DATA_ALLOWED);
             }
             Opt::LIST => list(&mut out, &data, exports).await,
             Opt::STARTTLS => refuse_starttls(&mut out, security),
@@ -142,11 +171,16 @@ where
 const NO_DATA_ALLOWED: &str = "this option takes no data";
 
 /// What works, and nothing else ("Transmission flags").
-fn offered_flags() -> TransmissionFlags {
-    TransmissionFlags::HAS_FLAGS
+fn offered_flags(replies: ReplyMode) -> TransmissionFlags {
+    let always = TransmissionFlags::HAS_FLAGS
         .with(TransmissionFlags::READ_ONLY)
         .with(TransmissionFlags::SEND_FLUSH)
-        .with(TransmissionFlags::CAN_MULTI_CONN)
+        .with(TransmissionFlags::CAN_MULTI_CONN);
+    match replies {
+        ReplyMode::Simple => always,
+        // "MUST leave this flag clear if structured replies have not been negotiated"
+        ReplyMode::Structured => always.with(TransmissionFlags::SEND_DF),
+    }
 }
 
 /// Answers INFO and GO; returns the export if the answer was a success.
@@ -155,6 +189,7 @@ async fn describe<X: Exports>(
     option: Opt,
     data: &[u8],
     exports: &X,
+    replies: ReplyMode,
 ) -> Option<Arc<X::Export>> {
     let request = match InfoRequest::decode(data) {
         Ok(request) => request,
@@ -173,7 +208,7 @@ async fn describe<X: Exports>(
     };
 
     let mut push = |info: Info| push_reply(out, option, Rep::INFO, &info.encode());
-    push(Info::Export { size: export.size(), flags: offered_flags() });
+    push(Info::Export { size: export.size(), flags: offered_flags(replies) });
     if request.wanted.contains(&InfoType::NAME) {
         push(Info::Name(export.name().to_owned()));
     }

@@ -6,8 +6,10 @@
 //! to tasks of its own. The other sends replies ([`outbox`]): all that are ready, then
 //! one flush. Requests that arrived together are therefore answered together.
 
+mod chunks;
 mod inbox;
 mod outbox;
+mod ticket;
 mod verdict;
 
 use std::future::Future;
@@ -20,11 +22,13 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::budget::{Budget, Share};
+use super::error::Refusal;
 use super::wire::reply::ErrorCode;
-use super::{Export, ReadError, Segment, SessionError, Span};
+use super::{Chosen, Export, ReadError, ReplyMode, Segment, SessionError, Span};
 use inbox::Inbox;
-use outbox::{Outbox, Ticket};
-use verdict::{Verdict, judge};
+use outbox::Outbox;
+use ticket::{Reply, Ticket};
+use verdict::{Session, Verdict, judge};
 
 /// Requests of one connection that are worked on, or answered but not yet sent. The
 /// Linux client keeps 128 in flight, others fewer.
@@ -61,7 +65,7 @@ pub struct Summary {
     pub requests: u64,
 }
 
-/// Serves `export` until the client leaves or `shutdown` completes.
+/// Serves what was chosen until the client leaves or `shutdown` completes.
 ///
 /// Every request that was received is answered, and the answers are sent, before this
 /// returns; then the stream is shut down (TLS with it).
@@ -70,7 +74,7 @@ pub struct Summary {
 /// The stream failed, or the client broke the protocol or its limits.
 pub async fn transmit<S, E>(
     stream: S,
-    export: Arc<E>,
+    chosen: Chosen<E>,
     limits: &TransmitLimits,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Summary, SessionError>
@@ -83,7 +87,7 @@ where
     let (replies, ready) = mpsc::unbounded_channel();
 
     let mut send = pin!(Outbox::new(writer, ready, Arc::clone(&share), limits.stall).run());
-    let mut receive = pin!(receive(Inbox::new(reader), replies, export, share, shutdown));
+    let mut receive = pin!(receive(Inbox::new(reader), replies, chosen, share, shutdown));
 
     tokio::select! {
         received = &mut receive => {
@@ -104,8 +108,8 @@ where
 /// Takes requests in until there will be no more.
 async fn receive<R, E>(
     mut inbox: Inbox<R>,
-    replies: mpsc::UnboundedSender<outbox::Reply>,
-    export: Arc<E>,
+    replies: mpsc::UnboundedSender<Reply>,
+    chosen: Chosen<E>,
     share: Arc<Share>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Summary, SessionError>
@@ -113,6 +117,8 @@ where
     R: AsyncRead + Unpin,
     E: Export,
 {
+    let Chosen { export, replies: mode } = chosen;
+    let session = Session { size: export.size(), structured: mode == ReplyMode::Structured };
     let slots = Arc::new(Semaphore::new(MAX_REQUESTS_IN_FLIGHT));
     // Reads that have to wait. They end with the connection.
     let mut misses = JoinSet::new();
@@ -132,25 +138,24 @@ where
 
         // Nobody closes the semaphore, so a slot always comes.
         let slot = Arc::clone(&slots).acquire_owned().await.ok();
-        let ticket = Ticket::new(request.cookie, replies.clone(), slot);
+        let ticket = Ticket::new(request.cookie, mode, replies.clone(), slot);
 
-        match judge(&request, export.size()) {
-            Verdict::Read(span) => {
-                let hold = share.take(span.length).await;
-                let ticket = ticket.holding(hold);
+        match judge(&request, session) {
+            Verdict::Read { span, whole } => {
+                let ticket = ticket.holding(share.take(span.length).await);
                 match export.read_now(span) {
-                    Some(segments) => ticket.data(exactly(span, Ok(segments))),
+                    Some(segments) => answer(span, whole, Ok(segments), ticket),
                     None => {
                         while misses.try_join_next().is_some() {}
-                        misses.spawn(read_later(Arc::clone(&export), span, ticket));
+                        misses.spawn(read_later(Arc::clone(&export), span, whole, ticket));
                     }
                 }
             }
-            Verdict::Done => ticket.data(Ok(Vec::new())),
-            Verdict::Refuse { error, payload } => {
+            Verdict::Done => ticket.done(),
+            Verdict::Refuse { refusal, payload } => {
                 // The payload of a refused WRITE is on its way all the same.
                 inbox.skip(payload).await?;
-                ticket.error(error);
+                ticket.refuse(&refusal);
             }
             Verdict::Disconnect => {
                 ticket.withdraw();
@@ -166,15 +171,25 @@ where
     Ok(Summary { farewell, requests })
 }
 
-async fn read_later<E: Export>(export: Arc<E>, span: Span, ticket: Ticket) {
+async fn read_later<E: Export>(export: Arc<E>, span: Span, whole: bool, ticket: Ticket) {
     let result = export.read(span).await;
-    ticket.data(exactly(span, result));
+    answer(span, whole, result, ticket);
 }
 
-/// Guards the stream's step: an answer that isn't exactly as long as the question would
-/// shift everything behind it.
-fn exactly(span: Span, result: Result<Vec<Segment>, ReadError>) -> Result<Vec<Segment>, ErrorCode> {
-    let segments = result.map_err(ReadError::code)?;
-    let length: usize = segments.iter().map(Segment::len).sum();
-    if length == span.length as usize { Ok(segments) } else { Err(ErrorCode::IO) }
+/// Answers a read, and guards the stream's step: an answer that isn't exactly as long as
+/// the question would shift everything behind it.
+fn answer(span: Span, whole: bool, result: Result<Vec<Segment>, ReadError>, ticket: Ticket) {
+    const WRONG_LENGTH: Refusal =
+        Refusal::new(ErrorCode::IO, "the export returned another number of bytes than asked for");
+    match result {
+        Ok(segments) => {
+            let length: usize = segments.iter().map(Segment::len).sum();
+            if length == span.length as usize {
+                ticket.data(span, whole, segments);
+            } else {
+                ticket.refuse(&WRONG_LENGTH);
+            }
+        }
+        Err(error) => ticket.refuse(&error.into()),
+    }
 }

@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
-use crate::nbd::budget::{Hold, Share};
-use crate::nbd::wire::reply::{ErrorCode, SimpleReply};
-use crate::nbd::wire::request::Cookie;
+use super::ticket::Reply;
+use crate::nbd::budget::Share;
 use crate::nbd::{Segment, SessionError};
 
 /// Replies that are gathered for one write, at most.
@@ -21,79 +20,6 @@ const MAX_SLICES: usize = 64;
 
 /// What zeros are sent from.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
-
-/// A finished answer. It keeps its slot and its memory until it is sent.
-#[derive(Debug)]
-pub(super) struct Reply {
-    head: [u8; SimpleReply::SIZE],
-    segments: Vec<Segment>,
-    _slot: Option<OwnedSemaphorePermit>,
-    _hold: Option<Hold>,
-}
-
-/// The duty to answer one request. If it is dropped, the answer is an I/O error: no
-/// client waits for ever because a task panicked.
-#[derive(Debug)]
-pub(super) struct Ticket {
-    cookie: Cookie,
-    replies: Option<mpsc::UnboundedSender<Reply>>,
-    slot: Option<OwnedSemaphorePermit>,
-    hold: Option<Hold>,
-}
-
-impl Ticket {
-    pub(super) fn new(
-        cookie: Cookie,
-        replies: mpsc::UnboundedSender<Reply>,
-        slot: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        Self { cookie, replies: Some(replies), slot, hold: None }
-    }
-
-    /// With the memory that the answer will take.
-    pub(super) fn holding(mut self, hold: Hold) -> Self {
-        self.hold = Some(hold);
-        self
-    }
-
-    /// Answers with data, or with why there is none.
-    pub(super) fn data(mut self, result: Result<Vec<Segment>, ErrorCode>) {
-        match result {
-            Ok(segments) => self.answer(ErrorCode::OK, segments),
-            Err(error) => self.answer(error, Vec::new()),
-        }
-    }
-
-    /// Answers with an error.
-    pub(super) fn error(mut self, error: ErrorCode) {
-        self.answer(error, Vec::new());
-    }
-
-    /// Owes no answer: the request was one that gets none.
-    pub(super) fn withdraw(mut self) {
-        self.replies = None;
-    }
-
-    fn answer(&mut self, error: ErrorCode, segments: Vec<Segment>) {
-        if let Some(replies) = self.replies.take() {
-            let reply = Reply {
-                head: SimpleReply { error, cookie: self.cookie }.encode(),
-                segments,
-                _slot: self.slot.take(),
-                _hold: self.hold.take(),
-            };
-            // Nobody listens any more when the connection has failed; then nobody needs
-            // the answer either.
-            replies.send(reply).unwrap_or_default();
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.answer(ErrorCode::IO, Vec::new());
-    }
-}
 
 /// Sends replies as they become ready.
 pub(super) struct Outbox<W> {
@@ -130,9 +56,9 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
 
     async fn write(&mut self, batch: &[Reply]) -> Result<(), SessionError> {
         let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(2 * batch.len());
-        for reply in batch {
-            slices.push(IoSlice::new(&reply.head));
-            reply.segments.iter().for_each(|segment| push_slices(&mut slices, segment));
+        for frame in batch.iter().flat_map(Reply::frames) {
+            slices.push(IoSlice::new(frame.head()));
+            frame.segments().iter().for_each(|segment| push_slices(&mut slices, segment));
         }
         let mut left = slices.as_mut_slice();
         while !left.is_empty() {

@@ -1,7 +1,8 @@
-//! Replies of the transmission phase ("Simple reply message", "Error values").
+//! Replies of the transmission phase ("Simple reply message", "Structured reply chunk
+//! message", "Error values").
 
 use super::request::Cookie;
-use super::{Malformed, Reader, wire_number};
+use super::{MAX_STRING, Malformed, Reader, clip, wire_flags, wire_number};
 
 /// The magic number of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
@@ -73,6 +74,99 @@ impl SimpleReply {
     }
 }
 
+/// The magic number of a structured reply chunk.
+pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
+wire_flags! {
+    /// Flags of a structured reply chunk ("Structured reply flags").
+    ReplyFlags(u16) {
+        /// This chunk is the last one.
+        DONE = 0,
+    }
+}
+
+wire_number! {
+    /// What a structured reply chunk carries ("Structured reply types").
+    ReplyType(u16), "NBD_REPLY_TYPE_" {
+        /// Nothing; the request succeeded unless an error went before.
+        NONE = 0,
+        /// An offset, then data.
+        OFFSET_DATA = 1,
+        /// An offset and the length of a run of zeros.
+        OFFSET_HOLE = 2,
+        /// Extents of a metadata context.
+        BLOCK_STATUS = 5,
+        /// An error and a message.
+        ERROR = 0x8001,
+        /// An error, a message and an offset.
+        ERROR_OFFSET = 0x8002,
+    }
+}
+
+/// A structured reply chunk's head: 20 bytes, then `length` bytes of payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkHeader {
+    /// Whether it is the last.
+    pub flags: ReplyFlags,
+    /// What it carries.
+    pub kind: ReplyType,
+    /// The request's mark.
+    pub cookie: Cookie,
+    /// How many bytes of payload follow.
+    pub length: u32,
+}
+
+impl ChunkHeader {
+    /// Its size on the wire, in bytes, without payload.
+    pub const SIZE: usize = 20;
+
+    /// The bytes to send.
+    pub fn encode(self) -> [u8; Self::SIZE] {
+        let mut out = [0; Self::SIZE];
+        let fields: [&[u8]; 5] = [
+            &STRUCTURED_REPLY_MAGIC.to_be_bytes(),
+            &self.flags.0.to_be_bytes(),
+            &self.kind.0.to_be_bytes(),
+            &self.cookie.0.to_be_bytes(),
+            &self.length.to_be_bytes(),
+        ];
+        for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
+            *to = *from;
+        }
+        out
+    }
+
+    /// Reads a chunk's head.
+    pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let magic = reader.u32("a chunk's magic")?;
+        if magic != STRUCTURED_REPLY_MAGIC {
+            return Err(Malformed::BadMagic { what: "a chunk", got: magic.into() });
+        }
+        let header = Self {
+            flags: ReplyFlags(reader.u16("a chunk's flags")?),
+            kind: ReplyType(reader.u16("a chunk's type")?),
+            cookie: Cookie(reader.u64("a chunk's cookie")?),
+            length: reader.u32("a chunk's length")?,
+        };
+        reader.finish()?;
+        Ok(header)
+    }
+}
+
+/// The payload of an error chunk: `NBD_REPLY_TYPE_ERROR_OFFSET` with an offset, else
+/// `NBD_REPLY_TYPE_ERROR`.
+pub fn error_payload(error: ErrorCode, message: &str, offset: Option<u64>) -> Vec<u8> {
+    const _: () = assert!(MAX_STRING <= u16::MAX as usize);
+    let message = clip(message).as_bytes();
+    let mut out = Vec::with_capacity(14 + message.len());
+    out.extend(error.0.to_be_bytes());
+    out.extend(u16::try_from(message.len()).unwrap_or(0).to_be_bytes());
+    out.extend(message);
+    out.extend(offset.into_iter().flat_map(u64::to_be_bytes));
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +179,24 @@ mod tests {
         assert_eq!(SimpleReply::decode(bytes), Ok(reply));
         assert!(SimpleReply::decode(&[0; 16]).is_err());
         assert_eq!(ErrorCode::INVAL.to_string(), "NBD_EINVAL");
+    }
+    #[test]
+    fn chunk_both_ways() {
+        let header = ChunkHeader {
+            flags: ReplyFlags::DONE,
+            kind: ReplyType::OFFSET_HOLE,
+            cookie: Cookie(7),
+            length: 12,
+        };
+        let bytes = b"\x66\x8e\x33\xef\0\x01\0\x02\0\0\0\0\0\0\0\x07\0\0\0\x0c";
+        assert_eq!(&header.encode(), bytes);
+        assert_eq!(ChunkHeader::decode(bytes), Ok(header));
+    }
+
+    #[test]
+    fn errors_carry_a_message_and_perhaps_an_offset() {
+        assert_eq!(error_payload(ErrorCode::IO, "no", None), b"\0\0\0\x05\0\x02no");
+        assert_eq!(error_payload(ErrorCode::IO, "", Some(9)), b"\0\0\0\x05\0\0\0\0\0\0\0\0\0\x09");
+        assert_eq!(error_payload(ErrorCode::IO, &"x".repeat(9999), None).len(), 6 + 4096);
     }
 }

@@ -1,0 +1,152 @@
+//! A read's answer, cut into the content chunks of a structured reply.
+
+use crate::nbd::{Segment, Span};
+
+/// Chunks begin and end at multiples of this where possible, in bytes ("the server SHOULD
+/// use chunks with lengths and offsets as an integer multiple of 512 bytes").
+const ALIGNMENT: u64 = 512;
+
+/// A content chunk.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Chunk {
+    /// Zeros that needn't be sent.
+    Hole { offset: u64, length: u32 },
+    /// Bytes, one segment after the other.
+    Data { offset: u64, segments: Vec<Segment> },
+}
+
+/// Cuts `segments`, which fill `span`, into as few chunks as its zeros allow.
+pub(super) fn cut(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    let mut offset = span.offset;
+    for segment in segments {
+        let end = offset + segment.len() as u64;
+        match segment {
+            Segment::Zeros(_) => push_zeros(&mut chunks, span, offset, end),
+            data if data.is_empty() => {}
+            data => push_data(&mut chunks, offset, data),
+        }
+        offset = end;
+    }
+    chunks
+}
+
+/// All of it as one chunk, for a client that asked not to have it fragmented.
+pub(super) fn whole(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
+    let offset = span.offset;
+    if span.length == 0 {
+        Vec::new()
+    } else if segments.iter().all(|segment| matches!(segment, Segment::Zeros(_))) {
+        vec![Chunk::Hole { offset, length: span.length }]
+    } else {
+        // "If the area being read contains both data and a hole, the server MUST use
+        // NBD_REPLY_TYPE_OFFSET_DATA with the zeroes explicitly present."
+        vec![Chunk::Data { offset, segments }]
+    }
+}
+
+/// Adds zeros: a hole as far as they reach aligned borders or the request's own, and data
+/// for the rest.
+fn push_zeros(chunks: &mut Vec<Chunk>, span: Span, start: u64, end: u64) {
+    let hole_start = match start {
+        start if start == span.offset => start,
+        start => start.next_multiple_of(ALIGNMENT).min(end),
+    };
+    let hole_end = match end {
+        end if end == span.end() => end,
+        end => (end - end % ALIGNMENT).max(hole_start),
+    };
+    push_data(chunks, start, zeros(hole_start - start));
+    if let (Segment::Zeros(length @ 1..), offset) = (zeros(hole_end - hole_start), hole_start) {
+        match chunks.last_mut() {
+            Some(Chunk::Hole { offset: before, length: grown })
+                if *before + u64::from(*grown) == offset =>
+            {
+                *grown += length;
+            }
+            _ => chunks.push(Chunk::Hole { offset, length }),
+        }
+    }
+    push_data(chunks, hole_end, zeros(end - hole_end));
+}
+
+fn push_data(chunks: &mut Vec<Chunk>, offset: u64, data: Segment) {
+    if data.is_empty() {
+        return;
+    }
+    match chunks.last_mut() {
+        Some(Chunk::Data { segments, .. }) => segments.push(data),
+        _ => chunks.push(Chunk::Data { offset, segments: vec![data] }),
+    }
+}
+
+/// Zeros within a request, whose length has 32 bits.
+fn zeros(length: u64) -> Segment {
+    Segment::Zeros(u32::try_from(length).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn data(length: usize) -> Segment {
+        Segment::Data(Bytes::from(vec![1; length]))
+    }
+
+    fn hole(offset: u64, length: u32) -> Chunk {
+        Chunk::Hole { offset, length }
+    }
+
+    fn filled(offset: u64, segments: Vec<Segment>) -> Chunk {
+        Chunk::Data { offset, segments }
+    }
+
+    #[test]
+    fn neighbours_of_a_kind_are_one_chunk() {
+        let span = Span { offset: 1024, length: 4096 };
+        let segments = vec![data(512), data(512), zeros(1024), zeros(1024), data(1024)];
+        assert_eq!(
+            cut(span, segments),
+            [
+                filled(1024, vec![data(512), data(512)]),
+                hole(2048, 2048),
+                filled(4096, vec![data(1024)]),
+            ]
+        );
+    }
+
+    #[test]
+    fn holes_shrink_to_aligned_borders() {
+        let span = Span { offset: 0, length: 3000 };
+        assert_eq!(
+            cut(span, vec![data(100), zeros(1500), data(1400)]),
+            [
+                filled(0, vec![data(100), zeros(412)]),
+                hole(512, 1024),
+                filled(1536, vec![zeros(64), data(1400)]),
+            ]
+        );
+        // Nothing is left of a run that reaches no two borders.
+        assert_eq!(
+            cut(span, vec![data(100), zeros(500), data(2400)]),
+            [filled(0, vec![data(100), zeros(412), zeros(88), data(2400)])]
+        );
+    }
+
+    #[test]
+    fn the_requests_own_borders_need_no_alignment() {
+        let span = Span { offset: 7, length: 100 };
+        assert_eq!(cut(span, vec![zeros(100)]), [hole(7, 100)]);
+        assert_eq!(cut(Span { length: 0, ..span }, vec![]), []);
+    }
+
+    #[test]
+    fn an_unfragmented_answer_is_one_chunk() {
+        let span = Span { offset: 7, length: 100 };
+        assert_eq!(whole(span, vec![zeros(50), zeros(50)]), [hole(7, 100)]);
+        let mixed = vec![zeros(50), data(50)];
+        assert_eq!(whole(span, mixed.clone()), [filled(7, mixed)]);
+        assert_eq!(whole(Span { length: 0, ..span }, vec![]), []);
+    }
+}
