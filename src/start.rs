@@ -87,7 +87,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         let to = config.access.to_string();
         let gateway = Gateway::bind(config, tls, exports)?;
         let listen = join(&gateway.addresses()?);
-        tracing::info!(%listen, "ready: serving {what} {how} to {to} on {listen}");
+        tracing::info!(%listen, "ready: serving {what} {how} to {to}");
         gateway.run(shutdown).await;
         Ok(())
     })

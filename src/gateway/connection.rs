@@ -49,21 +49,23 @@ pub(super) async fn serve<S, X>(
 {
     let started = Instant::now();
     let ended = talk(stream, slot, shared, shutdown, started).await;
-    let seconds = started.elapsed().as_secs_f32();
+    let duration = started.elapsed();
     match ended {
-        Ok(Ending::LeftEarly) => tracing::debug!(seconds, "left without choosing an export"),
-        Ok(Ending::Served(Summary { farewell: Farewell::ShutDown, requests, .. })) => {
-            tracing::info!(requests, seconds, "closed for shutdown");
-        }
-        Ok(Ending::Served(Summary { requests, .. })) => {
+        Ok(Ending::LeftEarly) => tracing::debug!(?duration, "left without choosing an export"),
+        Ok(Ending::Served(Summary { farewell, requests, bytes })) => {
             if let Some(held_back) = shared.chatter.allow() {
-                tracing::info!(requests, seconds, held_back = held_back.field(), "left");
+                let how = match farewell {
+                    Farewell::ShutDown => "closed for shutdown",
+                    Farewell::Disconnected | Farewell::HungUp => "left",
+                };
+                let held_back = held_back.field();
+                tracing::info!(requests, bytes, ?duration, held_back, "{how}");
             }
         }
         Err(Failure::ShuttingDown) => tracing::debug!("closed for shutdown"),
         Err(failure) => {
             if let Some(held_back) = shared.chatter.allow() {
-                tracing::warn!(seconds, held_back = held_back.field(), "closed: {failure}");
+                tracing::warn!(?duration, held_back = held_back.field(), "closed: {failure}");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The front end: who comes in, by which socket, for how long, and how it all ends.
 //!
-//! A connection's way is accept → [`access`] → a slot → [`connection`], where TLS
+//! A connection's way is accept → [`access`] → a slot → `connection.rs`, where TLS
 //! ([`tls`]) and the engine ([`crate::nbd`]) take over.
 
 pub mod access;

@@ -10,8 +10,8 @@
 //!
 //! A stream (main or auxiliary) is cut into blocks; a page of the index lists up to 4096
 //! of them. A block is stored here, or is zeros, or lives in a parent archive, where it
-//! is found by its BLAKE3 hash ([`chain`], [`parents`]). A stored block becomes the
-//! stream's bytes by CRC-32, decryption, decompression, length and hash ([`archive`]);
+//! is found by its BLAKE3 hash (`chain.rs`, `parents.rs`). A stored block becomes the
+//! stream's bytes by CRC-32, decryption, decompression, length and hash (`archive.rs`);
 //! whatever doesn't fit is an error, never zeros.
 //!
 //! Everything here blocks while it reads, except what says that it doesn't.

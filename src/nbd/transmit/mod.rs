@@ -63,6 +63,8 @@ pub struct Summary {
     pub farewell: Farewell,
     /// Requests that came.
     pub requests: u64,
+    /// How much they asked to read, in bytes.
+    pub bytes: u64,
 }
 
 /// Serves what was chosen until the client leaves or `shutdown` completes.
@@ -123,7 +125,7 @@ where
     // Reads that have to wait. They end with the connection.
     let mut misses = JoinSet::new();
     let mut shutdown = pin!(shutdown);
-    let mut requests = 0;
+    let (mut requests, mut bytes) = (0, 0);
 
     let farewell = loop {
         let request = tokio::select! {
@@ -142,6 +144,7 @@ where
 
         match judge(&request, session) {
             Verdict::Read { span, whole } => {
+                bytes += u64::from(span.length);
                 let ticket = ticket.holding(share.take(span.length).await);
                 match export.read_now(span) {
                     Some(segments) => answer(span, whole, Ok(segments), ticket),
@@ -168,7 +171,7 @@ where
         }
     };
     while misses.join_next().await.is_some() {}
-    Ok(Summary { farewell, requests })
+    Ok(Summary { farewell, requests, bytes })
 }
 
 async fn read_later<E: Export>(export: Arc<E>, span: Span, whole: bool, ticket: Ticket) {
