@@ -33,11 +33,6 @@ impl Budget {
             waiting: AtomicUsize::new(0),
         })
     }
-
-    /// Whether a request waits for room in the pool.
-    pub fn is_contended(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
-    }
 }
 
 /// One connection's share.
@@ -47,12 +42,19 @@ pub struct Share {
     budget: Arc<Budget>,
     /// How many holds of this connection are in the pool.
     pooled: Arc<AtomicUsize>,
+    /// How many requests of this connection wait for room in the pool.
+    waiting: AtomicUsize,
 }
 
 impl Share {
     /// A connection's share of `budget`.
     pub fn new(budget: Arc<Budget>) -> Self {
-        Self { reserve: Arc::new(Semaphore::new(RESERVE as usize)), budget, pooled: Arc::default() }
+        Self {
+            reserve: Arc::new(Semaphore::new(RESERVE as usize)),
+            budget,
+            pooled: Arc::default(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// Takes `bytes`, waiting until they are free. At most [`MAX_PAYLOAD`].
@@ -63,7 +65,8 @@ impl Share {
         if let Ok(permit) = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes) {
             return self.pooled(permit);
         }
-        let _waiting = Counted::new(&self.budget.waiting);
+        let _in_all = Counted::new(&self.budget.waiting);
+        let _here = Counted::new(&self.waiting);
         if bytes > RESERVE {
             return self.wait_for_pool(bytes).await;
         }
@@ -77,7 +80,9 @@ impl Share {
 
     /// Whether this connection keeps others from the pool.
     pub fn is_in_the_way(&self) -> bool {
-        self.pooled.load(Ordering::Relaxed) > 0 && self.budget.is_contended()
+        let others_wait =
+            self.budget.waiting.load(Ordering::Relaxed) > self.waiting.load(Ordering::Relaxed);
+        others_wait && self.pooled.load(Ordering::Relaxed) > 0
     }
 
     async fn wait_for_pool(&self, bytes: u32) -> Hold {
@@ -154,9 +159,17 @@ mod tests {
 
         drop(first);
         second.await;
-        assert!(!budget.is_contended());
-        drop(all);
         assert!(!greedy.is_in_the_way());
+        drop(all);
+    }
+
+    #[tokio::test]
+    async fn nobody_is_in_its_own_way() {
+        let share = Share::new(Budget::new(0));
+        let _all = share.take(MAX_PAYLOAD).await;
+        let mut more = Box::pin(share.take(MAX_PAYLOAD));
+        assert!(futures_pending(&mut more).await);
+        assert!(!share.is_in_the_way());
     }
 
     async fn futures_pending<F: Future + Unpin>(future: &mut F) -> bool {
