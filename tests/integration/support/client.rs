@@ -1,0 +1,447 @@
+//! A scripted client: it sends exactly what a test says, expects exactly what the
+//! specification says, and never waits for ever.
+//!
+//! All numbers here are from the specification, not from the program under test, so that
+//! a number that is wrong there is found.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::PATIENCE;
+
+pub const GREETING: &[u8] = b"NBDMAGICIHAVEOPT\x00\x03";
+pub const OPTION_MAGIC: &[u8] = b"IHAVEOPT";
+pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+
+/// Fixed newstyle and no zeroes.
+pub const FLAGS: u32 = 3;
+
+pub const OPT_EXPORT_NAME: u32 = 1;
+pub const OPT_ABORT: u32 = 2;
+pub const OPT_LIST: u32 = 3;
+pub const OPT_PEEK_EXPORT: u32 = 4;
+pub const OPT_STARTTLS: u32 = 5;
+pub const OPT_INFO: u32 = 6;
+pub const OPT_GO: u32 = 7;
+pub const OPT_STRUCTURED_REPLY: u32 = 8;
+pub const OPT_LIST_META_CONTEXT: u32 = 9;
+pub const OPT_SET_META_CONTEXT: u32 = 10;
+pub const OPT_EXTENDED_HEADERS: u32 = 11;
+
+pub const REP_ACK: u32 = 1;
+pub const REP_SERVER: u32 = 2;
+pub const REP_INFO: u32 = 3;
+pub const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
+pub const REP_ERR_POLICY: u32 = (1 << 31) + 2;
+pub const REP_ERR_INVALID: u32 = (1 << 31) + 3;
+pub const REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
+pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
+
+pub const INFO_EXPORT: u16 = 0;
+pub const INFO_NAME: u16 = 1;
+pub const INFO_DESCRIPTION: u16 = 2;
+pub const INFO_BLOCK_SIZE: u16 = 3;
+
+pub const CMD_READ: u16 = 0;
+pub const CMD_WRITE: u16 = 1;
+pub const CMD_DISC: u16 = 2;
+pub const CMD_FLUSH: u16 = 3;
+pub const CMD_TRIM: u16 = 4;
+pub const CMD_CACHE: u16 = 5;
+pub const CMD_WRITE_ZEROES: u16 = 6;
+pub const CMD_BLOCK_STATUS: u16 = 7;
+
+pub const EPERM: u32 = 1;
+pub const EIO: u32 = 5;
+pub const EINVAL: u32 = 22;
+
+/// A socket without TLS.
+#[derive(Debug)]
+pub enum Plain {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+pub type Tls = StreamOwned<ClientConnection, Plain>;
+
+pub trait Duplex: Read + Write + Send {
+    /// The socket below.
+    fn socket(&self) -> &Plain;
+}
+
+/// Whatever the server wants to be spoken to by.
+pub type Session = Box<dyn Duplex>;
+
+/// A client somewhere in its conversation.
+#[derive(Debug)]
+pub struct Client<S> {
+    pub stream: S,
+}
+
+/// One reply to an option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionReply {
+    pub kind: u32,
+    pub data: Vec<u8>,
+}
+
+/// What GO said of the export.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Export {
+    pub size: u64,
+    pub flags: u16,
+}
+
+/// The head of a simple reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SimpleReply {
+    pub error: u32,
+    pub cookie: u64,
+}
+
+/// A request of the transmission phase; what isn't set is zero.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request {
+    pub flags: u16,
+    pub command: u16,
+    pub cookie: u64,
+    pub offset: u64,
+    pub length: u32,
+}
+
+impl Request {
+    pub fn read(cookie: u64, offset: u64, length: u32) -> Self {
+        Self { command: CMD_READ, cookie, offset, length, ..Self::default() }
+    }
+
+    pub fn disc() -> Self {
+        Self { command: CMD_DISC, ..Self::default() }
+    }
+
+    pub fn encode(self) -> Vec<u8> {
+        let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
+        bytes.extend(self.flags.to_be_bytes());
+        bytes.extend(self.command.to_be_bytes());
+        bytes.extend(self.cookie.to_be_bytes());
+        bytes.extend(self.offset.to_be_bytes());
+        bytes.extend(self.length.to_be_bytes());
+        bytes
+    }
+}
+
+/// An option as bytes.
+pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    [&option_head(number, data.len() as u32), data].concat()
+}
+
+/// An option's head alone, with whatever length.
+pub fn option_head(number: u32, length: u32) -> Vec<u8> {
+    [OPTION_MAGIC, &number.to_be_bytes(), &length.to_be_bytes()].concat()
+}
+
+/// The data of INFO and GO.
+pub fn info_data(name: &[u8], wanted: &[u16]) -> Vec<u8> {
+    let mut data = (name.len() as u32).to_be_bytes().to_vec();
+    data.extend(name);
+    data.extend((wanted.len() as u16).to_be_bytes());
+    wanted.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+    data
+}
+
+/// Connects from an address of this machine, such as 127.0.0.2.
+pub fn connect_from(source: IpAddr, to: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
+    socket.connect_timeout(&to.into(), PATIENCE).unwrap();
+    socket.into()
+}
+
+impl Plain {
+    pub fn set_read_timeout(&self, timeout: Duration) {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(Some(timeout)),
+            Self::Unix(stream) => stream.set_read_timeout(Some(timeout)),
+        }
+        .unwrap();
+    }
+
+    pub fn set_write_timeout(&self, timeout: Duration) {
+        match self {
+            Self::Tcp(stream) => stream.set_write_timeout(Some(timeout)),
+            Self::Unix(stream) => stream.set_write_timeout(Some(timeout)),
+        }
+        .unwrap();
+    }
+
+    pub fn shutdown(&self, how: std::net::Shutdown) {
+        let _ = match self {
+            Self::Tcp(stream) => stream.shutdown(how),
+            Self::Unix(stream) => stream.shutdown(how),
+        };
+    }
+
+    /// Makes closing send a reset instead of a FIN.
+    pub fn reset_on_close(&self) {
+        if let Self::Tcp(stream) = self {
+            socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+}
+
+impl Read for Plain {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read(buffer),
+            Self::Unix(stream) => stream.read(buffer),
+        }
+    }
+}
+
+impl Write for Plain {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write(bytes),
+            Self::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Duplex for Plain {
+    fn socket(&self) -> &Plain {
+        self
+    }
+}
+
+impl Duplex for Tls {
+    fn socket(&self) -> &Plain {
+        &self.sock
+    }
+}
+
+impl Duplex for Session {
+    fn socket(&self) -> &Plain {
+        (**self).socket()
+    }
+}
+
+impl Client<Plain> {
+    /// On a socket that is connected.
+    pub fn new(stream: Plain) -> Self {
+        stream.set_read_timeout(PATIENCE);
+        stream.set_write_timeout(PATIENCE);
+        if let Plain::Tcp(stream) = &stream {
+            stream.set_nodelay(true).unwrap();
+        }
+        Self { stream }
+    }
+
+    /// Asks for TLS and goes through its handshake.
+    pub fn starttls(mut self, config: Arc<ClientConfig>) -> Client<Tls> {
+        assert_eq!(self.option(OPT_STARTTLS, b""), [ack()]);
+        self.handshake(config).unwrap()
+    }
+
+    /// The TLS handshake alone.
+    pub fn handshake(mut self, config: Arc<ClientConfig>) -> io::Result<Client<Tls>> {
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut connection = ClientConnection::new(config, name).unwrap();
+        while connection.is_handshaking() {
+            connection.complete_io(&mut self.stream)?;
+        }
+        Ok(Client { stream: StreamOwned::new(connection, self.stream) })
+    }
+}
+
+impl<S: Duplex + 'static> Client<S> {
+    pub fn boxed(self) -> Client<Session> {
+        Client { stream: Box::new(self.stream) }
+    }
+
+    /// Vanishes with a reset.
+    pub fn reset(self) {
+        self.stream.socket().reset_on_close();
+    }
+}
+
+impl<S: Duplex> Client<S> {
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+        self.stream.flush().unwrap();
+    }
+
+    /// Sends what may arrive after the server has closed.
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)?;
+        self.stream.flush()
+    }
+
+    pub fn send_request(&mut self, request: Request) {
+        self.send(&request.encode());
+    }
+
+    /// Exactly so many bytes.
+    pub fn receive(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    pub fn expect(&mut self, bytes: &[u8]) {
+        let received = self.receive(bytes.len());
+        assert_eq!(received.escape_ascii().to_string(), bytes.escape_ascii().to_string());
+    }
+
+    fn receive_u32(&mut self) -> u32 {
+        u32::from_be_bytes(self.receive(4).try_into().unwrap())
+    }
+
+    fn receive_u64(&mut self) -> u64 {
+        u64::from_be_bytes(self.receive(8).try_into().unwrap())
+    }
+
+    /// What comes until the end, however that comes: bytes, and whether the end was in
+    /// order (inside TLS: with close_notify).
+    pub fn rest(&mut self) -> (Vec<u8>, bool) {
+        let mut bytes = Vec::new();
+        match self.stream.read_to_end(&mut bytes) {
+            Ok(_) => (bytes, true),
+            Err(error) => {
+                let waiting =
+                    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
+                assert!(!waiting, "it isn't closed");
+                (bytes, false)
+            }
+        }
+    }
+
+    /// Closed, be it with a reset, and not a byte before.
+    pub fn expect_closed(&mut self) {
+        assert_eq!(self.rest().0.escape_ascii().to_string(), "");
+    }
+
+    /// Closed in order, and not a byte before.
+    pub fn expect_end(&mut self) {
+        let (bytes, orderly) = self.rest();
+        assert_eq!(bytes.escape_ascii().to_string(), "");
+        assert!(orderly, "closed without a proper end");
+    }
+
+    /// Reads the greeting and answers it.
+    pub fn greet(&mut self, flags: u32) {
+        self.expect(GREETING);
+        self.send(&flags.to_be_bytes());
+    }
+
+    /// Sends an option and collects its replies up to the last.
+    pub fn option(&mut self, number: u32, data: &[u8]) -> Vec<OptionReply> {
+        self.send(&option(number, data));
+        self.option_replies(number)
+    }
+
+    /// The replies to an option up to the last: ACK or an error.
+    pub fn option_replies(&mut self, number: u32) -> Vec<OptionReply> {
+        let mut replies = Vec::new();
+        loop {
+            assert_eq!(self.receive_u64(), OPTION_REPLY_MAGIC);
+            assert_eq!(self.receive_u32(), number, "a reply to another option");
+            let kind = self.receive_u32();
+            let length = self.receive_u32();
+            assert!(length < 1024 * 1024, "{length} bytes of reply data");
+            let data = self.receive(length as usize);
+            if kind & (1 << 31) != 0 {
+                // "string: human-readable"; no string is longer than 4096 bytes
+                assert!(data.len() <= 4096);
+                assert!(std::str::from_utf8(&data).is_ok());
+            }
+            replies.push(OptionReply { kind, data });
+            if kind == REP_ACK || kind & (1 << 31) != 0 {
+                return replies;
+            }
+        }
+    }
+
+    /// An option that must be refused with that error; the text for the user.
+    pub fn refused(&mut self, number: u32, data: &[u8], kind: u32) -> String {
+        let replies = self.option(number, data);
+        assert_eq!(replies.len(), 1, "{replies:?}");
+        assert_eq!(replies[0].kind, kind, "{replies:?}");
+        String::from_utf8(replies[0].data.clone()).unwrap()
+    }
+
+    /// LIST, as names; it also shows that both ends are in step.
+    pub fn list(&mut self) -> Vec<String> {
+        let mut replies = self.option(OPT_LIST, b"");
+        assert_eq!(replies.pop(), Some(ack()));
+        let name = |reply: OptionReply| {
+            assert_eq!(reply.kind, REP_SERVER);
+            let (length, rest) = reply.data.split_first_chunk().unwrap();
+            let name = &rest[..u32::from_be_bytes(*length) as usize];
+            String::from_utf8(name.to_vec()).unwrap()
+        };
+        replies.into_iter().map(name).collect()
+    }
+
+    /// Chooses an export with GO; transmission begins.
+    pub fn go(&mut self, name: &str) -> Export {
+        let mut replies = self.option(OPT_GO, &info_data(name.as_bytes(), &[]));
+        assert_eq!(replies.pop(), Some(ack()), "{name}");
+        let export = replies.iter().find(|reply| reply.data.starts_with(&[0, 0])).unwrap();
+        assert_eq!((export.kind, export.data.len()), (REP_INFO, 12));
+        Export {
+            size: u64::from_be_bytes(export.data[2..10].try_into().unwrap()),
+            flags: u16::from_be_bytes(export.data[10..].try_into().unwrap()),
+        }
+    }
+
+    // Simple replies
+
+    /// The head of a simple reply.
+    pub fn simple_reply(&mut self) -> SimpleReply {
+        assert_eq!(self.receive_u32(), SIMPLE_REPLY_MAGIC);
+        SimpleReply { error: self.receive_u32(), cookie: self.receive_u64() }
+    }
+
+    /// One request, and its reply without data: the error number.
+    pub fn request(&mut self, request: Request) -> u32 {
+        self.send_request(request);
+        let reply = self.simple_reply();
+        assert_eq!(reply.cookie, request.cookie);
+        reply.error
+    }
+
+    /// Reads with one request: data, or the error number.
+    pub fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, u32> {
+        match self.request(Request::read(offset ^ 0x5151_5151_5151_5151, offset, length)) {
+            0 => Ok(self.receive(length as usize)),
+            error => Err(error),
+        }
+    }
+
+    pub fn read_ok(&mut self, offset: u64, length: u32) -> Vec<u8> {
+        self.read(offset, length).unwrap()
+    }
+
+    /// Leaves as one should; the server closes.
+    pub fn disconnect(mut self) {
+        self.send_request(Request::disc());
+        self.expect_end();
+    }
+}
+
+/// The last reply to an option that worked.
+pub fn ack() -> OptionReply {
+    OptionReply { kind: REP_ACK, data: Vec::new() }
+}

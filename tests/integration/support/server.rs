@@ -1,0 +1,423 @@
+//! The built binary as a child process.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::PATIENCE;
+use super::client::{Client, Plain, Session, connect_from};
+use super::pki::Pki;
+
+/// What a server is started with.
+pub struct Builder {
+    args: Vec<OsString>,
+    env: Vec<(OsString, OsString)>,
+    listen: Vec<String>,
+    pki: Option<Arc<Pki>>,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// A running server. It is killed when this is dropped.
+pub struct Server {
+    child: Child,
+    lines: Arc<Mutex<Vec<Line>>>,
+    reader: Option<JoinHandle<()>>,
+    addresses: Vec<Address>,
+    pki: Option<Arc<Pki>>,
+}
+
+/// A line of the server's log.
+#[derive(Debug, Clone)]
+pub struct Line {
+    pub text: String,
+    /// The fields; null if the line isn't JSON.
+    pub json: Value,
+}
+
+/// How a program that ended by itself did so.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+    // What the caller's environment says must not change what is tested.
+    for variable in ["RUST_LOG", "HEXZ_PASSWORD", "CREDENTIALS_DIRECTORY"] {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs the binary until it ends, as it should soon.
+pub fn run<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Ended {
+    let mut command = binary();
+    command.args(args);
+    run_command(command)
+}
+
+/// Runs the binary, which must refuse to start: exit code and standard error.
+pub fn run_to_failure<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> (i32, String) {
+    let ended = run(args);
+    let code = ended.code.expect("ended by a signal");
+    assert_ne!(code, 0, "it should have failed: {}", ended.stderr);
+    (code, ended.stderr)
+}
+
+fn run_command(mut command: Command) -> Ended {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let stdout = collect(child.stdout.take().unwrap());
+    let stderr = collect(child.stderr.take().unwrap());
+    let status = wait(&mut child, PATIENCE);
+    if status.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+    let status = status.unwrap_or_else(|| panic!("it goes on and on: {stdout}{stderr}"));
+    Ended { code: status.code(), stdout, stderr }
+}
+
+fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+impl Builder {
+    /// Another argument; the archive is one of them.
+    pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn args<A: Into<OsString>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// One of the archives in the repository.
+    pub fn archive(self, name: &str) -> Self {
+        self.arg(super::archive(name))
+    }
+
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Where to listen, instead of any port of 127.0.0.1 [repeatable].
+    pub fn listen(mut self, address: impl Into<String>) -> Self {
+        self.listen.push(address.into());
+        self
+    }
+
+    pub fn listen_unix(self, path: &Path) -> Self {
+        self.listen(format!("unix:{}", path.display()))
+    }
+
+    /// Serve over TLS with that certificate and key; clients trust that CA.
+    pub fn tls(mut self, pki: Pki) -> Self {
+        self = self.arg("--tls-cert").arg(pki.server_cert()).arg("--tls-key").arg(pki.server_key());
+        self.pki = Some(Arc::new(pki));
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = binary();
+        command.args(["--log-format", "json"]);
+        let default = ["127.0.0.1:0".to_owned()];
+        let listen = if self.listen.is_empty() { &default[..] } else { &self.listen };
+        for address in listen {
+            command.args(["--listen", address]);
+        }
+        command.args(&self.args).envs(self.env.iter().cloned());
+        command
+    }
+
+    /// Starts it, and waits until it says that it is ready.
+    pub fn start(self) -> Server {
+        let mut child =
+            self.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let reader = std::thread::spawn({
+            let lines = Arc::clone(&lines);
+            move || {
+                for text in stderr.lines().map_while(Result::ok) {
+                    let json = serde_json::from_str(&text).unwrap_or(Value::Null);
+                    lock(&lines).push(Line { text, json });
+                }
+            }
+        });
+        let reader = Some(reader);
+        let mut server = Server { child, lines, reader, addresses: Vec::new(), pki: self.pki };
+        let ready = server.wait_for_log("it is ready", |line| {
+            line.message().starts_with("ready")
+                // It won't get ready any more.
+                || line.json["level"] == "ERROR"
+        });
+        let listen = ready.json["listen"].as_str().unwrap_or_else(|| panic!("{}", ready.text));
+        server.addresses = listen.split(", ").map(Address::parse).collect();
+        server
+    }
+
+    /// Runs it; it must end by itself.
+    pub fn run(self) -> Ended {
+        run_command(self.command())
+    }
+
+    /// Runs it; it must refuse to start.
+    pub fn fail(self) -> (i32, String) {
+        let ended = self.run();
+        let code = ended.code.expect("ended by a signal");
+        assert_ne!(code, 0, "it should have failed: {}", ended.stderr);
+        (code, ended.stderr)
+    }
+}
+
+impl Address {
+    fn parse(text: &str) -> Self {
+        match text.strip_prefix("unix:") {
+            Some(path) => Self::Unix(path.into()),
+            None => Self::Tcp(text.parse().unwrap()),
+        }
+    }
+}
+
+impl Line {
+    pub fn message(&self) -> &str {
+        self.json["message"].as_str().unwrap_or_default()
+    }
+}
+
+impl Server {
+    pub fn builder() -> Builder {
+        Builder { args: Vec::new(), env: Vec::new(), listen: Vec::new(), pki: None }
+    }
+
+    /// Starts a server without TLS on any port of 127.0.0.1.
+    pub fn start<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Self {
+        Self::builder().args(args).start()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn addresses(&self) -> &[Address] {
+        &self.addresses
+    }
+
+    /// The first TCP address.
+    pub fn address(&self) -> SocketAddr {
+        let tcp = |address: &Address| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        };
+        self.addresses.iter().find_map(tcp).expect("it listens on no TCP address")
+    }
+
+    pub fn port(&self) -> u16 {
+        self.address().port()
+    }
+
+    /// The PKI that it was started with.
+    pub fn pki(&self) -> &Pki {
+        self.pki.as_ref().expect("it runs without TLS")
+    }
+
+    /// Connects in clear; nothing is sent or read yet.
+    pub fn connect(&self) -> Client<Plain> {
+        match &self.addresses[0] {
+            Address::Tcp(address) => {
+                Client::new(Plain::Tcp(TcpStream::connect_timeout(address, PATIENCE).unwrap()))
+            }
+            Address::Unix(path) => Client::new(Plain::Unix(UnixStream::connect(path).unwrap())),
+        }
+    }
+
+    /// Connects by TCP from that address of this machine.
+    pub fn connect_from(&self, source: impl Into<IpAddr>) -> Client<Plain> {
+        Client::new(Plain::Tcp(connect_from(source.into(), self.address())))
+    }
+
+    /// A client that has greeted, and runs inside TLS if the server requires that.
+    pub fn greeted(&self) -> Client<Session> {
+        let mut client = self.connect();
+        client.greet(super::client::FLAGS);
+        match &self.pki {
+            Some(pki) => client.starttls(pki.client_config()).boxed(),
+            None => client.boxed(),
+        }
+    }
+
+    /// A client that has chosen an export with GO.
+    pub fn go(&self, name: &str) -> Client<Session> {
+        let mut client = self.greeted();
+        client.go(name);
+        client
+    }
+
+    /// Whether a client can come in, choose the default export and read a byte.
+    pub fn assert_alive(&self) {
+        let mut client = self.go("");
+        client.read_ok(0, 1);
+        client.disconnect();
+    }
+
+    pub fn log(&self) -> Vec<Line> {
+        lock(&self.lines).clone()
+    }
+
+    pub fn log_text(&self) -> String {
+        self.log().iter().map(|line| line.text.as_str()).collect::<Vec<_>>().join("\n")
+    }
+
+    /// The first line, from the beginning, that `wanted` accepts.
+    pub fn wait_for_log(&self, what: &str, wanted: impl Fn(&Line) -> bool) -> Line {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = lock(&self.lines).iter().find(|line| wanted(line)) {
+                return line.clone();
+            }
+            let reading = self.reader.as_ref().is_some_and(|reader| !reader.is_finished());
+            let in_time = reading && Instant::now() < deadline;
+            assert!(in_time, "nothing in the log says that {what}:\n{}", self.log_text());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The first line whose message, or error text, contains `text`.
+    pub fn wait_for_message(&self, text: &str) -> Line {
+        self.wait_for_log(text, |line| line.message().contains(text))
+    }
+
+    /// Its resident memory, in KiB.
+    pub fn rss_kib(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    /// Its peak of resident memory, in KiB.
+    pub fn peak_rss_kib(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+
+    fn status(&self, field: &str) -> u64 {
+        number_after(&self.proc("status"), field)
+    }
+
+    /// Bytes that it has read from files; what comes from sockets isn't counted.
+    pub fn file_bytes_read(&self) -> u64 {
+        number_after(&self.proc("io"), "rchar:")
+    }
+
+    /// How many descriptors it has open.
+    pub fn fd_count(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+    }
+
+    /// Processor time that it has used so far, in ticks of the kernel's clock (10 ms).
+    pub fn cpu_time(&self) -> Duration {
+        let stat = self.proc("stat");
+        // The second field is a name in parentheses, which may hold spaces.
+        let fields: Vec<&str> =
+            stat[stat.rfind(')').unwrap() + 2..].split_ascii_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        Duration::from_millis(10 * ticks)
+    }
+
+    fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.pid())).unwrap()
+    }
+
+    /// Sends a signal, such as "TERM".
+    pub fn signal(&self, name: &str) {
+        // The shell's own kill: the program of that name isn't everywhere.
+        let kill = format!("kill -{name} {}", self.pid());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for its end, which must come soon; then the log is complete.
+    pub fn wait(&mut self) -> ExitStatus {
+        let status = wait(&mut self.child, PATIENCE);
+        let status = status.unwrap_or_else(|| panic!("it doesn't end:\n{}", self.log_text()));
+        self.join();
+        status
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait()
+    }
+
+    fn join(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        self.join();
+        if std::thread::panicking() {
+            eprintln!("the server's log:\n{}", self.log_text());
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "server {} on {:?}", self.pid(), self.addresses)
+    }
+}
+
+fn lock(lines: &Mutex<Vec<Line>>) -> MutexGuard<'_, Vec<Line>> {
+    lines.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn number_after(text: &str, field: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(field)).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+}
