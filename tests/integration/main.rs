@@ -13,4 +13,5 @@
     reason = "a test that can't go on shall panic"
 )]
 
+mod clients;
 mod support;

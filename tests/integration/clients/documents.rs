@@ -1,0 +1,80 @@
+//! What the documents tell people to run.
+
+use std::process::Command;
+
+use super::{run, run_command};
+use crate::support::server::{Server, run as run_binary};
+use crate::support::{IMAGE_SHA256, archive};
+
+#[test]
+fn the_demonstration_verifies_what_it_reads() {
+    let ended = run_binary(["demo", "--once"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains(IMAGE_SHA256), "{}", ended.stdout);
+    assert!(ended.stdout.contains("TLSv1_3"), "{}", ended.stdout);
+}
+
+#[test]
+fn certificates_made_by_the_script_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let pki = folder.path().join("pki");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/certs/make-certs.sh");
+    let make = || run("sh", &[script, pki.to_str().unwrap(), "localhost", "127.0.0.1", "::1"]);
+    make().ok();
+    // A second run overwrites nothing.
+    make().failed();
+
+    let server = Server::builder()
+        .args(["--tls-cert".into(), pki.join("server-cert.pem")])
+        .args(["--tls-key".into(), pki.join("server-key.pem")])
+        .archive("base-zstd.hxz")
+        .start();
+    for host in ["localhost", "127.0.0.1"] {
+        let pki = pki.display();
+        let uri = format!("nbds://{host}:{}/?tls-certificates={pki}", server.port());
+        assert_eq!(run("nbdinfo", &["--size", &uri]).ok(), "8388608\n");
+    }
+}
+
+#[test]
+fn the_example_that_serves_bytes_serves_them() {
+    /// Kills the example when the test ends.
+    struct Running(std::process::Child);
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    let example = example("serve_bytes");
+    let _running = Running(Command::new(example).spawn().unwrap());
+    crate::support::wait_until("the example listens", || {
+        std::net::TcpStream::connect("127.0.0.1:10810").is_ok()
+    });
+    let said = run(
+        "nbdsh",
+        &[
+            "-u",
+            "nbd://localhost:10810/numbers",
+            "-c",
+            "print(h.pread(34, 17 * 1000).decode(), end='')",
+        ],
+    );
+    assert_eq!(said.ok(), "line 00000001000\nline 00000001001\n");
+}
+
+#[test]
+fn the_example_that_reads_blocks_reads_them() {
+    let mut command = Command::new(example("read_blocks"));
+    command.arg(archive("grandchild-zstd.hxz"));
+    let said = run_command(command).ok();
+    for expected in ["child-zstd.hxz", "base-zstd.hxz", "8388608 bytes", "in a parent", "zeros"] {
+        assert!(said.contains(expected), "{expected} is missing in {said}");
+    }
+}
+
+/// Examples are built beside the tests.
+fn example(name: &str) -> std::path::PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
