@@ -38,7 +38,11 @@ impl Export for Numbers {
         LINE * 64_000_000
     }
 
-    async fn read(&self, span: Span) -> Result<Vec<Segment>, ReadError> {
+    async fn read(
+        &self,
+        span: Span,
+        mut part: impl FnMut(u64, Segment) + Send,
+    ) -> Result<(), ReadError> {
         let first = span.offset / LINE;
         let last = span.end().div_ceil(LINE);
         let mut text = Vec::new();
@@ -47,7 +51,8 @@ impl Export for Numbers {
         }
         let skipped = usize::try_from(span.offset % LINE).unwrap_or(0);
         let wanted = Bytes::from(text).slice(skipped..skipped + span.length as usize);
-        Ok(vec![Segment::Data(wanted)])
+        part(span.offset, Segment::Data(wanted));
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use hexz_nbd::config::{Config, Limits, Timeouts};
+use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, Folder, Named};
 use hexz_nbd::gateway::access::{AccessList, Network};
 use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::gateway::tls::{TlsFiles, TlsVersion};
@@ -25,6 +26,11 @@ EXAMPLES
     hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem --allow 10.0.0.0/8 snap.hexz
     nbdinfo 'nbds://server.example.org/?tls-certificates=/etc/pki/libnbd'
 
+  Serve many:
+    hexz-nbd web=web-server.hexz db.hexz --default-export web
+    hexz-nbd --export-dir /srv/snapshots
+    nbdinfo --list nbd://localhost
+
 PASSWORDS
   The password of an encrypted archive is taken from --password-file, else from the
   systemd credential hexz-nbd.password, else from the environment variable HEXZ_PASSWORD.
@@ -33,16 +39,16 @@ EXIT CODES
   0  it was told to end and did
   1  it failed for a reason not named below
   2  the command line is wrong
-  3  the snapshot, or one of its parents, or the password can't be used
+  3  no snapshot can be opened (with --strict: one of them), or the password can't be used
   4  the certificate or the key can't be used
   5  it can't listen where it should
 
 RUST_LOG takes precedence over -v; see the documentation of the crate tracing-subscriber.";
 
-/// Serves a Hexz snapshot read-only over NBD and TLS.
+/// Serves Hexz snapshots read-only over NBD and TLS.
 ///
-/// A client sees a disk. Its blocks are read from the compressed, de-duplicated archive
-/// and its parents as they are asked for; each is checked before it is sent, and a block
+/// A client sees disks. Their blocks are read from the compressed, de-duplicated archives
+/// and their parents as they are asked for; each is checked before it is sent, and a block
 /// that can't be trusted is an I/O error.
 ///
 /// Without --allow only this machine may connect. Other machines are served through TLS
@@ -98,25 +104,34 @@ pub(crate) enum LogFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// The archive to serve. Its exports are named after the file: NAME for the main
-    /// stream, NAME/aux for the auxiliary one if it has one
-    #[arg(required = true)]
-    snapshot: Option<PathBuf>,
+    /// The archives to serve. The export is called NAME, or like the file; an auxiliary
+    /// stream is the export NAME/aux
+    #[arg(required_unless_present = "export_dir", value_name = "[NAME=]PATH")]
+    snapshots: Vec<Named>,
+    /// Serve every .hxz and .hexz archive in this folder too, found when it is asked for
+    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    export_dir: Option<PathBuf>,
+    /// The export for clients that name none [default: the only snapshot, if it is one]
+    #[arg(long, value_name = "NAME", help_heading = "Snapshots")]
+    default_export: Option<String>,
+    /// Don't start if one of the archives can't be opened
+    #[arg(long, help_heading = "Snapshots")]
+    pub(crate) strict: bool,
 
     /// Look for parent archives in this folder too, besides the archive's own [repeatable]
-    #[arg(long, value_name = "DIR", help_heading = "Snapshot")]
+    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
     parent_dir: Vec<PathBuf>,
     /// Let an archive name a parent anywhere on this machine
-    #[arg(long, help_heading = "Snapshot")]
+    #[arg(long, help_heading = "Snapshots")]
     allow_parent_anywhere: bool,
     /// A file with the password of an encrypted archive; a line break at its end is ignored
-    #[arg(long, value_name = "FILE", help_heading = "Snapshot")]
+    #[arg(long, value_name = "FILE", help_heading = "Snapshots")]
     pub(crate) password_file: Option<PathBuf>,
     /// Serve the bare stream of an archive that holds a packed directory
-    #[arg(long, help_heading = "Snapshot")]
+    #[arg(long, help_heading = "Snapshots")]
     raw: bool,
     /// Memory for decoded blocks
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Snapshot")]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Snapshots")]
     cache_size: ByteSize,
 
     /// The server's certificate in PEM form, followed by those that lead to its root.
@@ -183,24 +198,25 @@ enum TlsMin {
 }
 
 impl Serve {
-    /// The archive's path; clap sees to it that there is one.
-    pub(crate) fn snapshot(&self) -> &Path {
-        self.snapshot.as_deref().unwrap_or(Path::new(""))
-    }
-
-    pub(crate) fn open_options(&self, password: Option<Password>) -> OpenOptions {
-        OpenOptions {
+    /// What is to be served. The password is kept as long as that, since an archive may
+    /// be opened, or replaced by another one, at any time.
+    pub(crate) fn catalog(&self, password: Option<Password>) -> Result<Catalog, CatalogError> {
+        let options = OpenOptions {
             parent_dirs: self.parent_dir.clone(),
             parents_anywhere: self.allow_parent_anywhere,
             password,
             raw: self.raw,
             ..OpenOptions::default()
-        }
+        };
+        let folder = self.export_dir.clone().map(Folder::new);
+        let reader = BlockReader::new(self.cache_size.as_u64());
+        let default = self.default_export.clone();
+        Catalog::new(self.snapshots.clone(), folder, default, options, reader)
     }
 
-    /// In bytes.
-    pub(crate) fn cache_size(&self) -> u64 {
-        self.cache_size.as_u64()
+    /// The folder whose archives are served.
+    pub(crate) fn export_dir(&self) -> Option<&Path> {
+        self.export_dir.as_deref()
     }
 
     pub(crate) fn tls(&self) -> Option<(TlsFiles, TlsVersion)> {

@@ -1,7 +1,7 @@
 //! From settings to a gateway that serves, and to its end.
 
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::runtime;
@@ -9,12 +9,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use hexz_nbd::config::{Config, ConfigError};
-use hexz_nbd::exports::{BlockReader, SnapshotExport, SnapshotExports};
+use hexz_nbd::exports::{Catalog, CatalogError, SnapshotExport};
 use hexz_nbd::gateway::Gateway;
 use hexz_nbd::gateway::listen::{BindError, ListenAddress};
 use hexz_nbd::gateway::tls::{self, TlsError};
 use hexz_nbd::nbd::Export;
-use hexz_nbd::snapshot::{Error as SnapshotError, Snapshot};
+use hexz_nbd::snapshot::Error as SnapshotError;
 
 use crate::cli::Serve;
 use crate::password::{self, PasswordError};
@@ -25,7 +25,11 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Usage(#[from] ConfigError),
     #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    #[error("can't read the folder {}: {error}", .folder.display())]
+    Folder { folder: PathBuf, error: io::Error },
     #[error("can't use the password: {0}")]
     Password(#[from] PasswordError),
     #[error("can't use TLS: {0}")]
@@ -42,8 +46,8 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::System(_) | Self::Demo(_) => 1,
-            Self::Usage(_) => 2,
-            Self::Snapshot(_) | Self::Password(_) => 3,
+            Self::Usage(_) | Self::Catalog(_) => 2,
+            Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) => 3,
             Self::Tls(_) => 4,
             Self::Listen(_) => 5,
         }
@@ -56,11 +60,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let tls_files = options.tls();
     config.check(tls_files.is_some())?;
 
-    let snapshot = {
-        let password = password::find(options.password_file.as_deref())?;
-        // The password goes, and is wiped, with these options.
-        Arc::new(Snapshot::open(options.snapshot(), &options.open_options(password))?)
-    };
+    let catalog = options.catalog(password::find(options.password_file.as_deref())?)?;
     let tls = match &tls_files {
         Some((files, oldest)) => {
             let (tls, warnings) = tls::load(files, *oldest)?;
@@ -73,24 +73,41 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     };
     warn_of_surprises(&config);
 
-    let reader = BlockReader::new(options.cache_size());
-    let exports = SnapshotExports::new(&file_name(&snapshot), snapshot, &reader);
-    exports.iter().for_each(note_odd_size);
-    let what = exports
-        .iter()
-        .map(|export| format!("{} ({})", export.name(), export.description()))
-        .collect::<Vec<_>>()
-        .join(", ");
-
     until_signal(async |shutdown| {
+        let what = open(&catalog, options).await?;
         let how = if tls.is_some() { "over TLS" } else { "without TLS" };
         let to = config.access.to_string();
-        let gateway = Gateway::bind(config, tls, exports)?;
+        let gateway = Gateway::bind(config, tls, catalog)?;
         let listen = join(&gateway.addresses()?);
         tracing::info!(%listen, "ready: serving {what} {how} to {to}");
         gateway.run(shutdown).await;
         Ok(())
     })
+}
+
+/// Opens the archives that were named, and says what will be served.
+async fn open(catalog: &Catalog, options: &Serve) -> Result<String, Failure> {
+    let (exports, mut failed) = catalog.open_named().await;
+    let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
+    let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
+    for error in failed {
+        tracing::error!("left out: {error}");
+    }
+    if let Some(error) = fatal {
+        return Err(error.into());
+    }
+    exports.iter().for_each(|export| note_odd_size(export));
+    let named =
+        exports.iter().map(|export| format!("{} ({})", export.name(), export.description()));
+    let folder = match options.export_dir() {
+        Some(folder) => {
+            let failed = |error| Failure::Folder { folder: folder.to_owned(), error };
+            std::fs::read_dir(folder).map_err(failed)?;
+            Some(format!("every archive in {}", folder.display()))
+        }
+        None => None,
+    };
+    Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
 }
 
 /// Does `work` until it is done. SIGTERM and SIGINT cancel the token that it is given; a
@@ -131,11 +148,6 @@ async fn two_signals(
 
 pub(crate) fn join(addresses: &[ListenAddress]) -> String {
     addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-}
-
-fn file_name(snapshot: &Snapshot) -> String {
-    let path = snapshot.path();
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 fn note_odd_size(export: &SnapshotExport) {

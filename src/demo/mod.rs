@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hexz_nbd::config::{Config, Limits, Timeouts};
-use hexz_nbd::exports::{BlockReader, SnapshotExports};
+use hexz_nbd::exports::{BlockReader, Catalog};
 use hexz_nbd::gateway::Gateway;
 use hexz_nbd::gateway::access::AccessList;
 use hexz_nbd::gateway::listen::{ListenAddress, NBD_PORT};
@@ -42,7 +42,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
     let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &OpenOptions::default())?;
     let reader = BlockReader::new(64 * 1024 * 1024);
-    let exports = SnapshotExports::new(NAME, Arc::new(snapshot), &reader);
+    let exports = Catalog::of_one(NAME, snapshot, reader);
 
     start::until_signal(async |shutdown| {
         let (gateway, port) = bind(tls, exports)?;
@@ -77,10 +77,7 @@ fn failed(error: impl ToString) -> Failure {
 }
 
 /// Listens on the NBD port of loopback, or on a free one if somebody else is there.
-fn bind(
-    tls: Arc<ServerConfig>,
-    exports: SnapshotExports,
-) -> Result<(Gateway<SnapshotExports>, u16), Failure> {
+fn bind(tls: Arc<ServerConfig>, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Failure> {
     let loopback = |port| ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, NBD_PORT)).is_err();
     let config = Config {

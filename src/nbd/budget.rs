@@ -95,24 +95,33 @@ impl Share {
 
     fn pooled(&self, permit: OwnedSemaphorePermit) -> Hold {
         self.pooled.fetch_add(1, Ordering::Relaxed);
-        Hold { _permit: Some(permit), pooled: Some(Arc::clone(&self.pooled)) }
+        Hold { permit: Some(permit), pooled: Some(Arc::clone(&self.pooled)) }
     }
 }
 
 /// Bytes that are taken until this is dropped.
 #[derive(Debug)]
 pub struct Hold {
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
     pooled: Option<Arc<AtomicUsize>>,
 }
 
 impl Hold {
+    /// Gives back what turned out not to be needed.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        if let Some(permit) = &mut self.permit
+            && let Some(rest) = permit.num_permits().checked_sub(bytes)
+        {
+            drop(permit.split(rest));
+        }
+    }
+
     fn reserved(permit: OwnedSemaphorePermit) -> Self {
-        Self { _permit: Some(permit), pooled: None }
+        Self { permit: Some(permit), pooled: None }
     }
 
     fn nothing() -> Self {
-        Self { _permit: None, pooled: None }
+        Self { permit: None, pooled: None }
     }
 }
 

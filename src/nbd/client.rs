@@ -196,7 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         length: u32,
     ) -> io::Result<()> {
         let flags = CommandFlags::default();
-        let request = Request { flags, command, cookie, offset, length };
+        let request = Request { flags, command, cookie, offset, length: length.into() };
         self.stream.write_all(&request.encode()).await?;
         self.stream.flush().await
     }

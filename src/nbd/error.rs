@@ -33,9 +33,9 @@ pub enum SessionError {
     /// TLS is required, and the client tried to do without or can't ask for it.
     #[error("the client did not start TLS, which this server requires")]
     TlsRequired,
-    /// A WRITE announced a payload that is too long to be drained.
-    #[error("the client announced a write of {0} bytes")]
-    PayloadTooLarge(u32),
+    /// A request announced a payload that is too long to be drained.
+    #[error("the client announced a payload of {0} bytes")]
+    PayloadTooLarge(u64),
     /// The client holds memory that others wait for, and reads nothing.
     #[error("the client stopped reading its replies while others waited for memory")]
     Stalled,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::ReadError;
+pub use super::wire::reply::Extent;
 
 /// A range of an export that is known to lie within it and to be of a sane length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +46,21 @@ impl Segment {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Its first `length` bytes, and the rest.
+    pub(super) fn split_at(self, length: u64) -> (Self, Self) {
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(self.len());
+        match self {
+            Self::Zeros(all) => {
+                let first = u32::try_from(length).unwrap_or(all);
+                (Self::Zeros(first), Self::Zeros(all - first))
+            }
+            Self::Data(mut bytes) => {
+                let rest = bytes.split_off(length);
+                (Self::Data(bytes), Self::Data(rest))
+            }
+        }
+    }
 }
 
 /// A read-only sequence of bytes with a name.
@@ -64,7 +80,8 @@ pub trait Export: Send + Sync + 'static {
         4096
     }
 
-    /// Reads `span` if that needs no waiting at all, as when everything is cached.
+    /// Reads `span` if that needs no waiting at all, as when everything is cached:
+    /// segments that follow one another and fill it.
     ///
     /// It is called on the connection's own task, so it may not block. `None` means
     /// that [`read`](Self::read) has to be asked.
@@ -73,8 +90,52 @@ pub trait Export: Send + Sync + 'static {
         None
     }
 
-    /// Reads `span`: segments of exactly its length, or an error and no bytes.
-    fn read(&self, span: Span) -> impl Future<Output = Result<Vec<Segment>, ReadError>> + Send;
+    /// Reads `span`. Each part of it is handed over with its offset in the export as soon
+    /// as it is there, in any order; together they fill `span`, each byte once.
+    ///
+    /// # Errors
+    /// A part can't be had. What has been handed over is right all the same.
+    fn read(
+        &self,
+        span: Span,
+        part: impl FnMut(u64, Segment) + Send,
+    ) -> impl Future<Output = Result<(), ReadError>> + Send;
+
+    /// Prepares for reads of that range, as far as that makes sense (`NBD_CMD_CACHE`).
+    ///
+    /// # Errors
+    /// Part of it can't be had.
+    fn cache(
+        &self,
+        offset: u64,
+        length: u64,
+    ) -> impl Future<Output = Result<(), ReadError>> + Send {
+        let _ = (offset, length);
+        std::future::ready(Ok(()))
+    }
+
+    /// The names of the metadata contexts that clients can select, such as
+    /// `base:allocation` ("Metadata querying"). They never change.
+    fn contexts(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
+    /// What the context at `position` of [`contexts`](Self::contexts) says of the
+    /// export from `offset` on: at least one extent, at most `most`, that follow one
+    /// another and don't reach beyond `offset + length`. They may end sooner.
+    ///
+    /// # Errors
+    /// It can't be found out.
+    fn extents(
+        &self,
+        position: usize,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> impl Future<Output = Result<Vec<Extent>, ReadError>> + Send {
+        let _ = (position, length, most);
+        std::future::ready(Err(ReadError::Unreadable(offset)))
+    }
 }
 
 /// The exports that a client may choose from.

@@ -14,6 +14,7 @@ use super::wire::handshake::ClientFlags;
 use super::wire::info::{
     BlockSizes, Info, InfoRequest, InfoType, TransmissionFlags, encode_export_name_reply,
 };
+use super::wire::meta::{self, MetaRequest, meta_context_data};
 use super::wire::option::{
     MAX_OPTION_DATA, Opt, OptionHeader, Rep, push_error, push_reply, server_data,
 };
@@ -93,6 +94,8 @@ pub enum ReplyMode {
     Simple,
     /// Structured replies (`NBD_OPT_STRUCTURED_REPLY`).
     Structured,
+    /// Extended headers, in requests too (`NBD_OPT_EXTENDED_HEADERS`).
+    Extended,
 }
 
 /// What the client chose.
@@ -102,6 +105,51 @@ pub struct Chosen<E> {
     pub export: Arc<E>,
     /// How to answer.
     pub replies: ReplyMode,
+    /// The metadata contexts that it selected.
+    pub contexts: Vec<SelectedContext>,
+}
+
+/// A metadata context that the client selected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelectedContext {
+    /// What stands for it on the wire.
+    pub id: u32,
+    /// Its position among the export's contexts.
+    pub position: usize,
+}
+
+/// What has been agreed on before an export is chosen. It lives as long as one leg of the
+/// negotiation, so none of it can survive STARTTLS.
+#[derive(Debug, Default)]
+struct Agreed {
+    replies: ReplyMode,
+    /// The name of the export for which contexts were selected, and their names.
+    contexts: Option<(Vec<u8>, Vec<String>)>,
+}
+
+impl Agreed {
+    /// Fits what was agreed on to the export that the client calls `name`. Contexts that
+    /// were selected for another name are forgotten.
+    fn choose<E: Export>(self, name: &[u8], export: Arc<E>) -> Chosen<E> {
+        let selected = match self.contexts {
+            Some((of, names)) if of == name => names,
+            _ => Vec::new(),
+        };
+        let available = export.contexts();
+        let contexts = (1..)
+            .zip(&selected)
+            .filter_map(|(id, name)| {
+                let position = available.iter().position(|other| other == name)?;
+                Some(SelectedContext { id, position })
+            })
+            .collect();
+        drop(available);
+        Chosen { export, replies: self.replies, contexts }
+    }
+
+    fn has_contexts_for(&self, name: &[u8]) -> bool {
+        self.contexts.as_ref().is_some_and(|(of, names)| of == name && !names.is_empty())
+    }
 }
 
 /// Haggles until the client chooses an export, which is returned, or leaves (`None`).
@@ -119,41 +167,58 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
-    let mut replies = ReplyMode::default();
+    let mut agreed = Agreed::default();
     while let Some((option, data)) = read_option(stream).await? {
         let mut out = Vec::new();
         match option {
+            // "a client that has used NBD_OPT_EXTENDED_HEADERS … MUST NOT use this option":
+            // then it is as if the export weren't there.
             Opt::EXPORT_NAME => {
-                let export = exports
-                    .find(&data)
-                    .await
-                    .ok_or_else(|| SessionError::UnknownExport(Printable(&data).to_string()))?;
+                let unknown = || SessionError::UnknownExport(Printable(&data).to_string());
+                if agreed.replies == ReplyMode::Extended {
+                    return Err(unknown());
+                }
+                let export = exports.find(&data).await.ok_or_else(unknown)?;
                 let no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
-                let flags = offered_flags(replies);
+                let flags = offered_flags(&agreed, &data);
                 send(stream, &encode_export_name_reply(export.size(), flags, no_zeroes)).await?;
-                return Ok(Some(Chosen { export, replies }));
+                return Ok(Some(agreed.choose(&data, export)));
             }
             Opt::ABORT => {
                 send_farewell(stream).await;
                 return Ok(None);
             }
             Opt::GO | Opt::INFO => {
-                let found = describe(&mut out, option, &data, exports, replies).await;
-                if let Some(export) = found
+                let found = describe(&mut out, option, &data, exports, &agreed).await;
+                if let Some((name, export)) = found
                     && option == Opt::GO
                 {
                     send(stream, &out).await?;
-                    return Ok(Some(Chosen { export, replies }));
+                    return Ok(Some(agreed.choose(name, export)));
                 }
             }
-            Opt::STRUCTURED_REPLY if data.is_empty() => {
-                replies = ReplyMode::Structured;
-                push_reply(&mut out, option, Rep::ACK, &[]);
-            }
             // "the server SHOULD reject a request that includes data"
-            Opt::STRUCTURED_REPLY => {
+            Opt::STRUCTURED_REPLY | Opt::EXTENDED_HEADERS if !data.is_empty() => {
                 push_error(&mut out, option, Rep::ERR_INVALID, NO_DATA_ALLOWED);
             }
+            // "the server is unable to downgrade to structured replies … if extended headers
+            // have already been enabled"
+            Opt::STRUCTURED_REPLY if agreed.replies == ReplyMode::Extended => push_error(
+                &mut out,
+                option,
+                Rep::ERR_EXT_HEADER_REQD,
+                "extended headers are in use already",
+            ),
+            Opt::STRUCTURED_REPLY => {
+                agreed.replies = ReplyMode::Structured;
+                push_reply(&mut out, option, Rep::ACK, &[]);
+            }
+            Opt::EXTENDED_HEADERS => {
+                agreed.replies = ReplyMode::Extended;
+                push_reply(&mut out, option, Rep::ACK, &[]);
+            }
+            Opt::LIST_META_CONTEXT => list_contexts(&mut out, &data, exports).await,
+            Opt::SET_META_CONTEXT => set_contexts(&mut out, &data, exports, &mut agreed).await,
             Opt::LIST => list(&mut out, &data, exports).await,
             Opt::STARTTLS => refuse_starttls(&mut out, security),
             _ => push_error(
@@ -170,27 +235,36 @@ where
 
 const NO_DATA_ALLOWED: &str = "this option takes no data";
 
-/// What works, and nothing else ("Transmission flags").
-fn offered_flags(replies: ReplyMode) -> TransmissionFlags {
+/// What works for the export that the client calls `name`, and nothing else
+/// ("Transmission flags").
+fn offered_flags(agreed: &Agreed, name: &[u8]) -> TransmissionFlags {
     let always = TransmissionFlags::HAS_FLAGS
         .with(TransmissionFlags::READ_ONLY)
         .with(TransmissionFlags::SEND_FLUSH)
-        .with(TransmissionFlags::CAN_MULTI_CONN);
-    match replies {
+        .with(TransmissionFlags::CAN_MULTI_CONN)
+        .with(TransmissionFlags::SEND_CACHE);
+    match agreed.replies {
         ReplyMode::Simple => always,
-        // "MUST leave this flag clear if structured replies have not been negotiated"
+        // "MUST leave this flag clear if neither structured replies nor extended headers
+        // have been negotiated"
         ReplyMode::Structured => always.with(TransmissionFlags::SEND_DF),
+        // "SHOULD NOT advertise this bit … if the client does not negotiate metacontexts"
+        ReplyMode::Extended if agreed.has_contexts_for(name) => {
+            always.with(TransmissionFlags::SEND_DF).with(TransmissionFlags::BLOCK_STATUS_PAYLOAD)
+        }
+        ReplyMode::Extended => always.with(TransmissionFlags::SEND_DF),
     }
 }
 
-/// Answers INFO and GO; returns the export if the answer was a success.
-async fn describe<X: Exports>(
+/// Answers INFO and GO; returns the export if the answer was a success, and its name as
+/// the client gave it.
+async fn describe<'a, X: Exports>(
     out: &mut Vec<u8>,
     option: Opt,
-    data: &[u8],
+    data: &'a [u8],
     exports: &X,
-    replies: ReplyMode,
-) -> Option<Arc<X::Export>> {
+    agreed: &Agreed,
+) -> Option<(&'a [u8], Arc<X::Export>)> {
     let request = match InfoRequest::decode(data) {
         Ok(request) => request,
         Err(malformed) => {
@@ -198,17 +272,10 @@ async fn describe<X: Exports>(
             return None;
         }
     };
-    let Some(export) = exports.find(request.name).await else {
-        let message = match request.name {
-            [] => "there is no default export here; LIST names the exports".to_owned(),
-            name => format!("there is no export {} here", Printable(name)),
-        };
-        push_error(out, option, Rep::ERR_UNKNOWN, &message);
-        return None;
-    };
+    let export = find(out, option, request.name, exports).await?;
 
     let mut push = |info: Info| push_reply(out, option, Rep::INFO, &info.encode());
-    push(Info::Export { size: export.size(), flags: offered_flags(replies) });
+    push(Info::Export { size: export.size(), flags: offered_flags(agreed, request.name) });
     if request.wanted.contains(&InfoType::NAME) {
         push(Info::Name(export.name().to_owned()));
     }
@@ -223,7 +290,82 @@ async fn describe<X: Exports>(
         }));
     }
     push_reply(out, option, Rep::ACK, &[]);
-    Some(export)
+    Some((request.name, export))
+}
+
+/// The export of that name; if there is none, the answer is that.
+async fn find<X: Exports>(
+    out: &mut Vec<u8>,
+    option: Opt,
+    name: &[u8],
+    exports: &X,
+) -> Option<Arc<X::Export>> {
+    let found = exports.find(name).await;
+    if found.is_none() {
+        let message = match name {
+            [] => "there is no default export here; LIST names the exports".to_owned(),
+            name => format!("there is no export {} here", Printable(name)),
+        };
+        push_error(out, option, Rep::ERR_UNKNOWN, &message);
+    }
+    found
+}
+
+async fn list_contexts<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {
+    let option = Opt::LIST_META_CONTEXT;
+    let request = match MetaRequest::decode(data) {
+        Ok(request) => request,
+        Err(malformed) => {
+            return push_error(out, option, Rep::ERR_INVALID, &malformed.to_string());
+        }
+    };
+    let Some(export) = find(out, option, request.name, exports).await else { return };
+    for name in export.contexts() {
+        // "If zero queries are sent, then the server MUST return all the metadata contexts"
+        let wanted = request.queries.is_empty()
+            || request.queries.iter().any(|query| meta::lists(query, name));
+        if wanted {
+            // "The metadata context ID in these replies is reserved and SHOULD be … zero"
+            push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(0, name));
+        }
+    }
+    push_reply(out, option, Rep::ACK, &[]);
+}
+
+async fn set_contexts<X: Exports>(
+    out: &mut Vec<u8>,
+    data: &[u8],
+    exports: &X,
+    agreed: &mut Agreed,
+) {
+    let option = Opt::SET_META_CONTEXT;
+    // "replaces all previously-set metadata contexts (including when this command fails)"
+    agreed.contexts = None;
+    // "MUST NOT be requested unless structured replies or extended headers have been
+    // negotiated first. If a client attempts to do so, a server SHOULD send
+    // NBD_REP_ERR_INVALID"
+    if agreed.replies == ReplyMode::Simple {
+        let message = "ask for structured replies or extended headers first";
+        return push_error(out, option, Rep::ERR_INVALID, message);
+    }
+    let request = match MetaRequest::decode(data) {
+        Ok(request) => request,
+        Err(malformed) => {
+            return push_error(out, option, Rep::ERR_INVALID, &malformed.to_string());
+        }
+    };
+    let Some(export) = find(out, option, request.name, exports).await else { return };
+    let selected: Vec<String> = export
+        .contexts()
+        .into_iter()
+        .filter(|name| request.queries.iter().any(|query| meta::selects(query, name)))
+        .map(str::to_owned)
+        .collect();
+    for (id, name) in (1..).zip(&selected) {
+        push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(id, name));
+    }
+    push_reply(out, option, Rep::ACK, &[]);
+    agreed.contexts = Some((request.name.to_vec(), selected));
 }
 
 async fn list<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {

@@ -53,6 +53,10 @@ impl Archive {
         Ok(archive)
     }
 
+    pub(super) fn is_current(&self) -> bool {
+        self.storage.is_current()
+    }
+
     pub(super) fn stream(&self, kind: StreamKind) -> &StreamIndex {
         self.index.stream(kind)
     }

@@ -18,6 +18,13 @@ pub struct Error {
     pub problem: Problem,
 }
 
+impl Error {
+    /// An archive's file can't be opened.
+    pub fn opening(path: &Path, error: io::Error) -> Self {
+        Problem::Io("open it", error).of(&Arc::from(path))
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())?;

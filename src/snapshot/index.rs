@@ -173,6 +173,13 @@ pub(super) struct Located {
     pub(super) length: u32,
 }
 
+impl Located {
+    /// Where it ends in the stream.
+    pub(super) fn end(&self) -> u64 {
+        self.start + u64::from(self.length)
+    }
+}
+
 impl Page {
     /// Reads the bytes of `page`, whose blocks may reach as far as `end` of the stream
     /// and are stored in front of `index_offset`.

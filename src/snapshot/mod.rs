@@ -21,6 +21,7 @@ mod chain;
 mod codec;
 mod crypto;
 mod error;
+mod extents;
 mod fields;
 mod header;
 mod index;
@@ -39,6 +40,7 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use archive::Archive;
 pub use error::{Error, Problem};
+pub use extents::{Reference, Run};
 pub use header::Compression;
 use index::{Content, Located, Page};
 use parents::{InParent, Parents};
@@ -239,6 +241,12 @@ impl Snapshot {
     /// The paths of its ancestors, nearer ones first.
     pub fn parents(&self) -> impl Iterator<Item = &Path> {
         self.chain.iter().skip(1).map(|archive| archive.path.as_ref())
+    }
+
+    /// Whether opening it again would find the same files: none of the chain has been
+    /// replaced or written to.
+    pub fn is_current(&self) -> bool {
+        self.chain.iter().all(Archive::is_current)
     }
 
     /// A stream's size in bytes; zero for one that isn't there.

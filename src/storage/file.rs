@@ -1,9 +1,11 @@
 //! A local file or block device.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use super::Storage;
 
@@ -11,8 +13,29 @@ use super::Storage;
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    path: PathBuf,
     length: u64,
-    identity: (u64, u64),
+    stamp: Stamp,
+}
+
+/// What changes when a file is replaced or written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            length: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+        }
+    }
 }
 
 impl FileStorage {
@@ -30,16 +53,33 @@ impl FileStorage {
             let message = "it is neither a regular file nor a block device";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let mut file = File::open(path)?;
-        let metadata = file.metadata()?;
+        Self::of(File::open(path)?, path)
+    }
+
+    /// The same for a path whose last part must not be a link.
+    ///
+    /// # Errors
+    /// As for [`FileStorage::open`]; also if it is a link.
+    pub fn open_no_link(path: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            let message = "it is not a regular file";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        Self::of(file, path)
+    }
+
+    fn of(mut file: File, path: &Path) -> io::Result<Self> {
+        let stamp = Stamp::of(&file.metadata()?);
         // A block device's metadata has no length; its end does.
         let length = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, length, identity: (metadata.dev(), metadata.ino()) })
+        Ok(Self { file, path: path.to_owned(), length, stamp })
     }
 
     /// Device and inode: the same for every name of the same file.
     pub fn identity(&self) -> (u64, u64) {
-        self.identity
+        (self.stamp.device, self.stamp.inode)
     }
 }
 
@@ -50,5 +90,9 @@ impl Storage for FileStorage {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|file| Stamp::of(&file) == self.stamp)
     }
 }

@@ -20,6 +20,12 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// Any failure to fill it whole; a source that has become shorter is
     /// [`io::ErrorKind::UnexpectedEof`].
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Whether opening the same name again would give the same bytes, as far as can be
+    /// seen without reading them.
+    fn is_current(&self) -> bool {
+        true
+    }
 }
 
 /// Bytes in memory.

@@ -4,7 +4,7 @@ use crate::nbd::{Segment, Span};
 
 /// Chunks begin and end at multiples of this where possible, in bytes ("the server SHOULD
 /// use chunks with lengths and offsets as an integer multiple of 512 bytes").
-const ALIGNMENT: u64 = 512;
+pub(super) const ALIGNMENT: u64 = 512;
 
 /// A content chunk.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,8 +5,9 @@ use std::io;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::nbd::SessionError;
+use crate::nbd::wire::Malformed;
 use crate::nbd::wire::request::Request;
+use crate::nbd::{ReplyMode, SessionError};
 
 /// How much is read at once, in bytes: some 140 requests.
 const CAPACITY: usize = 4096;
@@ -16,11 +17,14 @@ const CAPACITY: usize = 4096;
 pub(super) struct Inbox<R> {
     reader: R,
     buffer: BytesMut,
+    extended: bool,
 }
 
 impl<R: AsyncRead + Unpin> Inbox<R> {
-    pub(super) fn new(reader: R) -> Self {
-        Self { reader, buffer: BytesMut::with_capacity(CAPACITY) }
+    /// Requests have compact headers, or extended ones if those were negotiated.
+    pub(super) fn new(reader: R, mode: ReplyMode) -> Self {
+        let extended = mode == ReplyMode::Extended;
+        Self { reader, buffer: BytesMut::with_capacity(CAPACITY), extended }
     }
 
     /// The next request, or `None` where the client closed between two requests.
@@ -28,9 +32,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     /// Cancel safe: what has arrived stays in the buffer.
     pub(super) async fn request(&mut self) -> Result<Option<Request>, SessionError> {
         loop {
-            if let Some(bytes) = self.buffer.first_chunk::<{ Request::SIZE }>() {
-                let request = Request::decode(bytes)?;
-                self.buffer.advance(Request::SIZE);
+            if let Some(request) = self.decode()? {
                 return Ok(Some(request));
             }
             if !self.fill().await? {
@@ -42,6 +44,20 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         }
     }
 
+    /// A request that has arrived whole.
+    fn decode(&mut self) -> Result<Option<Request>, Malformed> {
+        let (decoded, size) = if self.extended {
+            (self.buffer.first_chunk().map(Request::decode_extended), Request::EXTENDED_SIZE)
+        } else {
+            (self.buffer.first_chunk().map(Request::decode), Request::SIZE)
+        };
+        let request = decoded.transpose()?;
+        if request.is_some() {
+            self.buffer.advance(size);
+        }
+        Ok(request)
+    }
+
     /// Reads over `length` bytes of payload, in a constant amount of memory.
     pub(super) async fn skip(&mut self, length: u32) -> Result<(), SessionError> {
         let mut left = length as usize;
@@ -51,6 +67,21 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
             left -= here;
             if left == 0 {
                 return Ok(());
+            }
+            if !self.fill().await? {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+    }
+
+    /// A payload of `length` bytes. The caller has capped the length.
+    pub(super) async fn payload(&mut self, length: u32) -> Result<Vec<u8>, SessionError> {
+        let mut payload = Vec::with_capacity(length as usize);
+        loop {
+            let here = (length as usize - payload.len()).min(self.buffer.len());
+            payload.extend(self.buffer.split_to(here));
+            if payload.len() == length as usize {
+                return Ok(payload);
             }
             if !self.fill().await? {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
@@ -99,7 +130,7 @@ mod tests {
             let sender = tokio::spawn(async move {
                 tokio::io::AsyncWriteExt::write_all(&mut client, &sent).await.unwrap();
             });
-            let mut inbox = Inbox::new(server);
+            let mut inbox = Inbox::new(server, ReplyMode::Simple);
             for cookie in 0..500 {
                 assert_eq!(inbox.request().await.unwrap(), Some(request(cookie)));
                 inbox.skip(100).await.unwrap();
@@ -114,10 +145,10 @@ mod tests {
     async fn an_end_in_the_middle_is_an_error() {
         let whole = request(1).encode();
         for cut in 1..whole.len() {
-            let mut inbox = Inbox::new(&whole[..cut]);
+            let mut inbox = Inbox::new(&whole[..cut], ReplyMode::Simple);
             assert!(inbox.request().await.is_err());
         }
-        let mut inbox = Inbox::new(&whole[..]);
+        let mut inbox = Inbox::new(&whole[..], ReplyMode::Simple);
         inbox.request().await.unwrap();
         assert!(inbox.skip(1).await.is_err());
     }

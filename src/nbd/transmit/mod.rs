@@ -6,6 +6,7 @@
 //! to tasks of its own. The other sends replies ([`outbox`]): all that are ready, then
 //! one flush. Requests that arrived together are therefore answered together.
 
+mod assembly;
 mod chunks;
 mod inbox;
 mod outbox;
@@ -23,12 +24,13 @@ use tokio::task::JoinSet;
 
 use super::budget::{Budget, Share};
 use super::error::Refusal;
-use super::wire::reply::ErrorCode;
-use super::{Chosen, Export, ReadError, ReplyMode, Segment, SessionError, Span};
+use super::wire::MAX_PAYLOAD;
+use super::wire::reply::{ErrorCode, Extent, MAX_EXTENTS};
+use super::{Chosen, Export, Segment, SelectedContext, SessionError, Span};
 use inbox::Inbox;
 use outbox::Outbox;
-use ticket::{Reply, Ticket};
-use verdict::{Session, Verdict, judge};
+use ticket::{ReadAnswer, Reply, Ticket, WRONG_PARTS};
+use verdict::{BAD_STATUS_PAYLOAD, Session, Verdict, judge, status_range};
 
 /// Requests of one connection that are worked on, or answered but not yet sent. The
 /// Linux client keeps 128 in flight, others fewer.
@@ -89,7 +91,8 @@ where
     let (replies, ready) = mpsc::unbounded_channel();
 
     let mut send = pin!(Outbox::new(writer, ready, Arc::clone(&share), limits.stall).run());
-    let mut receive = pin!(receive(Inbox::new(reader), replies, chosen, share, shutdown));
+    let mut receive =
+        pin!(receive(Inbox::new(reader, chosen.replies), replies, chosen, share, shutdown));
 
     tokio::select! {
         received = &mut receive => {
@@ -119,11 +122,11 @@ where
     R: AsyncRead + Unpin,
     E: Export,
 {
-    let Chosen { export, replies: mode } = chosen;
-    let session = Session { size: export.size(), structured: mode == ReplyMode::Structured };
+    let Chosen { export, replies: mode, contexts } = chosen;
+    let session = Session { size: export.size(), mode, contexts: !contexts.is_empty() };
     let slots = Arc::new(Semaphore::new(MAX_REQUESTS_IN_FLIGHT));
-    // Reads that have to wait. They end with the connection.
-    let mut misses = JoinSet::new();
+    // What has to wait. It ends with the connection.
+    let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     let (mut requests, mut bytes) = (0, 0);
 
@@ -140,18 +143,41 @@ where
 
         // Nobody closes the semaphore, so a slot always comes.
         let slot = Arc::clone(&slots).acquire_owned().await.ok();
-        let ticket = Ticket::new(request.cookie, mode, replies.clone(), slot);
+        let ticket = Ticket::new(&request, mode, replies.clone(), slot);
+        while tasks.try_join_next().is_some() {}
 
         match judge(&request, session) {
             Verdict::Read { span, whole } => {
                 bytes += u64::from(span.length);
                 let ticket = ticket.holding(share.take(span.length).await);
                 match export.read_now(span) {
-                    Some(segments) => answer(span, whole, Ok(segments), ticket),
+                    Some(segments) => read_at_once(ticket, span, whole, segments),
                     None => {
-                        while misses.try_join_next().is_some() {}
-                        misses.spawn(read_later(Arc::clone(&export), span, whole, ticket));
+                        tasks.spawn(read(Arc::clone(&export), ticket, span, whole));
                     }
+                }
+            }
+            Verdict::Cache { offset, length } => {
+                tasks.spawn(cache(Arc::clone(&export), ticket, offset, length));
+            }
+            Verdict::Status { offset, length, one } => {
+                let query = StatusQuery { offset, length, one, contexts: contexts.clone() };
+                let ticket = ticket.holding(share.take(query.memory()).await);
+                tasks.spawn(status(Arc::clone(&export), ticket, query));
+            }
+            Verdict::StatusOf { offset, payload, one } => {
+                match status_payload(&mut inbox, payload, &contexts).await? {
+                    Some((length, contexts)) => {
+                        let query = StatusQuery { offset, length, one, contexts };
+                        match status_range(offset, length, session.size) {
+                            Ok(()) => {
+                                let ticket = ticket.holding(share.take(query.memory()).await);
+                                tasks.spawn(status(Arc::clone(&export), ticket, query));
+                            }
+                            Err(refusal) => ticket.refuse(&refusal),
+                        }
+                    }
+                    None => ticket.refuse(&BAD_STATUS_PAYLOAD),
                 }
             }
             Verdict::Done => ticket.done(),
@@ -170,29 +196,96 @@ where
             }
         }
     };
-    while misses.join_next().await.is_some() {}
+    while tasks.join_next().await.is_some() {}
     Ok(Summary { farewell, requests, bytes })
 }
 
-async fn read_later<E: Export>(export: Arc<E>, span: Span, whole: bool, ticket: Ticket) {
-    let result = export.read(span).await;
-    answer(span, whole, result, ticket);
+/// Answers a read with what is at hand.
+fn read_at_once(ticket: Ticket, span: Span, whole: bool, segments: Vec<Segment>) {
+    let length: usize = segments.iter().map(Segment::len).sum();
+    if length == span.length as usize {
+        ticket.data(span, whole, segments);
+    } else {
+        ticket.refuse(&WRONG_PARTS);
+    }
 }
 
-/// Answers a read, and guards the stream's step: an answer that isn't exactly as long as
-/// the question would shift everything behind it.
-fn answer(span: Span, whole: bool, result: Result<Vec<Segment>, ReadError>, ticket: Ticket) {
-    const WRONG_LENGTH: Refusal =
-        Refusal::new(ErrorCode::IO, "the export returned another number of bytes than asked for");
-    match result {
-        Ok(segments) => {
-            let length: usize = segments.iter().map(Segment::len).sum();
-            if length == span.length as usize {
-                ticket.data(span, whole, segments);
-            } else {
-                ticket.refuse(&WRONG_LENGTH);
-            }
-        }
+async fn read<E: Export>(export: Arc<E>, ticket: Ticket, span: Span, whole: bool) {
+    let mut answer = ReadAnswer::new(ticket, span, whole);
+    let result = export.read(span, |offset, segment| answer.part(offset, segment)).await;
+    answer.finish(result);
+}
+
+async fn cache<E: Export>(export: Arc<E>, ticket: Ticket, offset: u64, length: u64) {
+    match export.cache(offset, length).await {
+        Ok(()) => ticket.done(),
         Err(error) => ticket.refuse(&error.into()),
     }
+}
+
+/// A block status request that makes sense.
+struct StatusQuery {
+    offset: u64,
+    length: u64,
+    /// Whether no more than one extent is wanted of each context.
+    one: bool,
+    contexts: Vec<SelectedContext>,
+}
+
+impl StatusQuery {
+    /// How many extents each context may have.
+    fn most(&self) -> usize {
+        if self.one { 1 } else { MAX_EXTENTS / self.contexts.len().max(1) }
+    }
+
+    /// What the answer may take of memory at the most, in bytes.
+    fn memory(&self) -> u32 {
+        let extents = self.most() * self.contexts.len() * size_of::<Extent>();
+        u32::try_from(extents).unwrap_or(u32::MAX).min(MAX_PAYLOAD)
+    }
+}
+
+async fn status<E: Export>(export: Arc<E>, ticket: Ticket, query: StatusQuery) {
+    /// An answer without extents would leave a client where it was.
+    const NO_EXTENTS: Refusal =
+        Refusal::new(ErrorCode::IO, "the export knows nothing of that range");
+    let mut answers = Vec::with_capacity(query.contexts.len());
+    for context in &query.contexts {
+        let StatusQuery { offset, length, .. } = query;
+        match export.extents(context.position, offset, length, query.most()).await {
+            Ok(extents) if extents.is_empty() => return ticket.refuse(&NO_EXTENTS),
+            Ok(extents) => answers.push((context.id, extents)),
+            Err(error) => return ticket.refuse(&error.into()),
+        }
+    }
+    ticket.status(&answers);
+}
+
+/// Reads the payload of a block status request: "64 bits, effect length; n * 32 bits, list
+/// of metacontext ids to use". `None` for one that makes no sense, which has been skipped.
+async fn status_payload<R: AsyncRead + Unpin>(
+    inbox: &mut Inbox<R>,
+    payload: u32,
+    selected: &[SelectedContext],
+) -> Result<Option<(u64, Vec<SelectedContext>)>, SessionError> {
+    const LENGTH: usize = 8;
+    const ID: usize = 4;
+    // "detects duplicate or unknown metacontext ids": more than all can't be right.
+    if payload as usize > LENGTH + ID * selected.len() {
+        inbox.skip(payload).await?;
+        return Ok(None);
+    }
+    let payload = inbox.payload(payload).await?;
+    let Some((length, ids)) = payload.split_first_chunk::<LENGTH>() else { return Ok(None) };
+    let (ids, []) = ids.as_chunks::<ID>() else { return Ok(None) };
+    let mut contexts: Vec<SelectedContext> = Vec::with_capacity(ids.len());
+    for id in ids {
+        let id = u32::from_be_bytes(*id);
+        match selected.iter().find(|context| context.id == id) {
+            Some(context) if !contexts.contains(context) => contexts.push(*context),
+            _ => return Ok(None),
+        }
+    }
+    let length = u64::from_be_bytes(*length);
+    Ok((!contexts.is_empty()).then_some((length, contexts)))
 }

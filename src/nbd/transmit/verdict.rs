@@ -1,18 +1,20 @@
 //! What is to be done about a request: a pure judgement.
 
-use crate::nbd::Span;
 use crate::nbd::error::Refusal;
 use crate::nbd::wire::MAX_PAYLOAD;
 use crate::nbd::wire::reply::ErrorCode;
 use crate::nbd::wire::request::{Command, CommandFlags, Request};
+use crate::nbd::{ReplyMode, Span};
 
 /// What was agreed on before the first request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Session {
     /// The export's size in bytes.
     pub(super) size: u64,
-    /// Whether replies are structured.
-    pub(super) structured: bool,
+    /// How requests and replies look.
+    pub(super) mode: ReplyMode,
+    /// Whether metadata contexts were selected.
+    pub(super) contexts: bool,
 }
 
 /// What is to be done.
@@ -20,6 +22,12 @@ pub(super) struct Session {
 pub(super) enum Verdict {
     /// Read this and send it; if `whole`, in no more than one content chunk.
     Read { span: Span, whole: bool },
+    /// Prepare for reads of this range.
+    Cache { offset: u64, length: u64 },
+    /// Say what the selected contexts know of this range; if `one`, of one extent.
+    Status { offset: u64, length: u64, one: bool },
+    /// The same, once so many bytes of payload have said which contexts and how far.
+    StatusOf { offset: u64, payload: u32, one: bool },
     /// There is nothing to do; say so.
     Done,
     /// Skip so many bytes of payload, then refuse.
@@ -27,29 +35,54 @@ pub(super) enum Verdict {
     /// Answer what is open, then close.
     Disconnect,
     /// Close: so long a payload isn't worth skipping.
-    TooLarge(u32),
+    TooLarge(u64),
 }
 
 /// Judges a request.
 pub(super) fn judge(request: &Request, session: Session) -> Verdict {
-    let refuse = |refusal| Verdict::Refuse { refusal, payload: 0 };
+    // "a server SHOULD initiate hard disconnect if a client sets the
+    // NBD_CMD_FLAG_PAYLOAD_LEN flag and uses a length larger than a server's … maximum
+    // payload length; in all other cases, … gracefully consume length bytes of payload"
+    let payload = match payload(request, session.mode) {
+        length if length > u64::from(MAX_PAYLOAD) => return Verdict::TooLarge(length),
+        length => u32::try_from(length).unwrap_or(MAX_PAYLOAD),
+    };
+    let refuse = |refusal| Verdict::Refuse { refusal, payload };
+    let unknown_flags = request.flags.without(known_flags(request.command, session));
+    let one = request.flags.contains(CommandFlags::REQ_ONE);
+    let Request { offset, length, .. } = *request;
+
     match request.command {
-        Command::WRITE if request.length > MAX_PAYLOAD => Verdict::TooLarge(request.length),
-        // "If this flag [READ_ONLY] is set, the server MUST error subsequent write
-        // operations"; "it SHOULD return NBD_EPERM".
-        Command::WRITE => Verdict::Refuse { refusal: READ_ONLY, payload: request.length },
-        Command::TRIM | Command::WRITE_ZEROES => refuse(READ_ONLY),
         // "A client MUST NOT send anything to the server after sending an NBD_CMD_DISC",
         // so there is nobody to tell about stray flags.
         Command::DISC => Verdict::Disconnect,
+        Command::WRITE if session.mode == ReplyMode::Extended && payload == 0 => {
+            refuse(WRITE_WITHOUT_PAYLOAD)
+        }
+        // "If this flag [READ_ONLY] is set, the server MUST error subsequent write
+        // operations"; "it SHOULD return NBD_EPERM".
+        Command::WRITE | Command::TRIM | Command::WRITE_ZEROES => refuse(READ_ONLY),
         // "The server SHOULD return NBD_EINVAL if it receives an unknown command flag",
         // or one that doesn't apply.
-        _ if !request.flags.without(known_flags(request.command, session)).is_empty() => {
-            refuse(UNKNOWN_FLAG)
+        _ if !unknown_flags.is_empty() => refuse(UNKNOWN_FLAG),
+        Command::READ => match span(offset, length, session) {
+            Ok(span) => Verdict::Read { span, whole: request.flags.contains(CommandFlags::DF) },
+            Err(refusal) => refuse(refusal),
+        },
+        Command::CACHE if is_within(offset, length, session.size) => {
+            Verdict::Cache { offset, length }
         }
-        Command::READ => read(request, session),
+        Command::CACHE => refuse(BEYOND_END),
+        // "Servers SHOULD reply with NBD_EINVAL to clients sending NBD_CMD_BLOCK_STATUS
+        // without selecting at least one metadata context."
+        Command::BLOCK_STATUS if !session.contexts => refuse(NO_CONTEXT),
+        Command::BLOCK_STATUS if payload > 0 => Verdict::StatusOf { offset, payload, one },
+        Command::BLOCK_STATUS => match status_range(offset, length, session.size) {
+            Ok(()) => Verdict::Status { offset, length, one },
+            Err(refusal) => refuse(refusal),
+        },
         // "length and offset are reserved, and MUST be set to all-zero"
-        Command::FLUSH if request.offset == 0 && request.length == 0 => Verdict::Done,
+        Command::FLUSH if offset == 0 && length == 0 => Verdict::Done,
         Command::FLUSH => refuse(FLUSH_WITH_RANGE),
         // "NBD_EINVAL if it receives an unknown command"
         _ => refuse(UNKNOWN_COMMAND),
@@ -57,6 +90,8 @@ pub(super) fn judge(request: &Request, session: Session) -> Verdict {
 }
 
 const READ_ONLY: Refusal = Refusal::new(ErrorCode::PERM, "this export is read-only");
+const WRITE_WITHOUT_PAYLOAD: Refusal =
+    Refusal::new(ErrorCode::INVAL, "with extended headers a write has a payload and says so");
 const UNKNOWN_FLAG: Refusal =
     Refusal::new(ErrorCode::INVAL, "this command was sent with a flag that doesn't apply to it");
 const UNKNOWN_COMMAND: Refusal =
@@ -65,31 +100,69 @@ const FLUSH_WITH_RANGE: Refusal =
     Refusal::new(ErrorCode::INVAL, "a flush has neither offset nor length");
 const BEYOND_END: Refusal =
     Refusal::new(ErrorCode::INVAL, "the range is beyond the end of the export");
-const READ_TOO_LONG: Refusal =
-    Refusal::new(ErrorCode::INVAL, "a read is at most 32 MiB long: ask for less at a time");
+const NO_CONTEXT: Refusal =
+    Refusal::new(ErrorCode::INVAL, "no metadata context was selected for this export");
+const EMPTY_STATUS: Refusal =
+    Refusal::new(ErrorCode::INVAL, "the status of an empty range is nothing");
+pub(super) const BAD_STATUS_PAYLOAD: Refusal = Refusal::new(
+    ErrorCode::INVAL,
+    "the payload has to be a length and the numbers of selected contexts, each once",
+);
+const TOO_LONG: &str = "a read is at most 32 MiB long: ask for less at a time";
 
-/// Which flags a command may have.
-fn known_flags(command: Command, session: Session) -> CommandFlags {
-    match command {
-        // "MUST NOT be set unless the transmission flags include NBD_FLAG_SEND_DF", which
-        // is there with structured replies.
-        Command::READ if session.structured => CommandFlags::DF,
-        _ => CommandFlags::default(),
+/// How many bytes of payload follow the request's header.
+fn payload(request: &Request, mode: ReplyMode) -> u64 {
+    match mode {
+        ReplyMode::Extended if request.flags.contains(CommandFlags::PAYLOAD_LEN) => request.length,
+        ReplyMode::Extended => 0,
+        // "the only command where length represents payload length instead of effect length
+        // is NBD_CMD_WRITE"
+        _ if request.command == Command::WRITE => request.length,
+        _ => 0,
     }
 }
 
-fn read(request: &Request, session: Session) -> Verdict {
-    let refuse = |refusal| Verdict::Refuse { refusal, payload: 0 };
-    match request.offset.checked_add(request.length.into()) {
-        Some(end) if end <= session.size => {}
-        _ => return refuse(BEYOND_END),
+/// Which flags a command may have.
+fn known_flags(command: Command, session: Session) -> CommandFlags {
+    let none = CommandFlags::default();
+    match (command, session.mode) {
+        (_, ReplyMode::Simple) => none,
+        // "MUST NOT be set unless the transmission flags include NBD_FLAG_SEND_DF", which
+        // is there with structured replies.
+        (Command::READ, _) => CommandFlags::DF,
+        (Command::BLOCK_STATUS, ReplyMode::Extended) if session.contexts => {
+            CommandFlags::REQ_ONE.with(CommandFlags::PAYLOAD_LEN)
+        }
+        (Command::BLOCK_STATUS, _) => CommandFlags::REQ_ONE,
+        _ => none,
     }
-    if request.length > MAX_PAYLOAD {
-        return refuse(READ_TOO_LONG);
+}
+
+fn is_within(offset: u64, length: u64, size: u64) -> bool {
+    offset.checked_add(length).is_some_and(|end| end <= size)
+}
+
+fn span(offset: u64, length: u64, session: Session) -> Result<Span, Refusal> {
+    if !is_within(offset, length, session.size) {
+        return Err(BEYOND_END);
     }
-    Verdict::Read {
-        span: Span { offset: request.offset, length: request.length },
-        whole: request.flags.contains(CommandFlags::DF),
+    match u32::try_from(length) {
+        Ok(length) if length <= MAX_PAYLOAD => Ok(Span { offset, length }),
+        // "the server is also permitted to reject large read requests up front with
+        // NBD_EOVERFLOW"; without structured replies that error isn't expected.
+        _ if session.mode == ReplyMode::Simple => Err(Refusal::new(ErrorCode::INVAL, TOO_LONG)),
+        _ => Err(Refusal::new(ErrorCode::OVERFLOW, TOO_LONG)),
+    }
+}
+
+/// Judges the range of a block status request.
+pub(super) fn status_range(offset: u64, length: u64, size: u64) -> Result<(), Refusal> {
+    if length == 0 {
+        Err(EMPTY_STATUS)
+    } else if is_within(offset, length, size) {
+        Ok(())
+    } else {
+        Err(BEYOND_END)
     }
 }
 
@@ -98,14 +171,19 @@ mod tests {
     use super::*;
     use crate::nbd::wire::request::Cookie;
 
-    const SIMPLE: Session = Session { size: 1000, structured: false };
-    const STRUCTURED: Session = Session { size: 1000, structured: true };
+    const SIMPLE: Session = Session { size: 1000, mode: ReplyMode::Simple, contexts: false };
+    const STRUCTURED: Session = Session { mode: ReplyMode::Structured, contexts: true, ..SIMPLE };
+    const EXTENDED: Session = Session { mode: ReplyMode::Extended, ..STRUCTURED };
 
-    fn request(command: Command, offset: u64, length: u32) -> Request {
+    fn request(command: Command, offset: u64, length: u64) -> Request {
         Request { flags: CommandFlags::default(), command, cookie: Cookie(1), offset, length }
     }
 
-    fn verdict(command: Command, offset: u64, length: u32) -> Verdict {
+    fn flagged(flags: CommandFlags, request: Request) -> Request {
+        Request { flags, ..request }
+    }
+
+    fn verdict(command: Command, offset: u64, length: u64) -> Verdict {
         judge(&request(command, offset, length), SIMPLE)
     }
 
@@ -117,7 +195,7 @@ mod tests {
     fn reads_end_where_the_export_ends() {
         for (offset, length) in [(0, 1000), (999, 1), (1000, 0)] {
             let read = Verdict::Read { span: Span { offset, length }, whole: false };
-            assert_eq!(verdict(Command::READ, offset, length), read);
+            assert_eq!(verdict(Command::READ, offset, length.into()), read);
         }
         for (offset, length) in [(0, 1001), (999, 2), (1001, 0), (u64::MAX, 1), (u64::MAX, 0)] {
             assert_eq!(verdict(Command::READ, offset, length), refused(BEYOND_END));
@@ -126,38 +204,69 @@ mod tests {
 
     #[test]
     fn the_largest_read_is_the_maximum_payload() {
-        let large = Session { size: u64::MAX >> 1, ..SIMPLE };
-        let read = |length| judge(&request(Command::READ, 0, length), large);
-        assert!(matches!(read(MAX_PAYLOAD), Verdict::Read { .. }));
-        assert_eq!(read(MAX_PAYLOAD + 1), refused(READ_TOO_LONG));
+        for (session, code) in [(SIMPLE, ErrorCode::INVAL), (EXTENDED, ErrorCode::OVERFLOW)] {
+            let large = Session { size: u64::MAX >> 1, ..session };
+            let read = |length| judge(&request(Command::READ, 0, length), large);
+            assert!(matches!(read(MAX_PAYLOAD.into()), Verdict::Read { .. }));
+            let too_long = refused(Refusal::new(code, TOO_LONG));
+            assert_eq!(read(u64::from(MAX_PAYLOAD) + 1), too_long);
+            assert_eq!(read(u64::MAX >> 1), too_long);
+        }
     }
 
     #[test]
     fn writes_are_not_permitted() {
-        assert_eq!(
-            verdict(Command::WRITE, 0, 10),
-            Verdict::Refuse { refusal: READ_ONLY, payload: 10 }
-        );
-        assert_eq!(verdict(Command::WRITE, 0, MAX_PAYLOAD + 1), Verdict::TooLarge(MAX_PAYLOAD + 1));
-        assert_eq!(verdict(Command::TRIM, 0, u32::MAX), refused(READ_ONLY));
-        assert_eq!(verdict(Command::WRITE_ZEROES, 0, u32::MAX), refused(READ_ONLY));
+        let written = Verdict::Refuse { refusal: READ_ONLY, payload: 10 };
+        assert_eq!(verdict(Command::WRITE, 0, 10), written);
+        let long = u64::from(MAX_PAYLOAD) + 1;
+        assert_eq!(verdict(Command::WRITE, 0, long), Verdict::TooLarge(long));
+        assert_eq!(verdict(Command::TRIM, 0, u64::MAX), refused(READ_ONLY));
+        assert_eq!(verdict(Command::WRITE_ZEROES, 0, u64::MAX), refused(READ_ONLY));
+        let write = request(Command::WRITE, 0, 10);
+        assert_eq!(judge(&write, EXTENDED), refused(WRITE_WITHOUT_PAYLOAD));
+        assert_eq!(judge(&flagged(CommandFlags::PAYLOAD_LEN, write), EXTENDED), written);
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
         assert_eq!(verdict(Command::FLUSH, 0, 0), Verdict::Done);
         assert_eq!(verdict(Command::FLUSH, 1, 0), refused(FLUSH_WITH_RANGE));
-        assert_eq!(verdict(Command::CACHE, 0, 1), refused(UNKNOWN_COMMAND));
+        assert_eq!(verdict(Command::RESIZE, 0, 1), refused(UNKNOWN_COMMAND));
         assert_eq!(verdict(Command(99), 0, 0), refused(UNKNOWN_COMMAND));
     }
 
     #[test]
     fn flags_need_what_they_belong_to() {
-        let with =
-            |flags, session| judge(&Request { flags, ..request(Command::READ, 0, 1) }, session);
+        let with = |flags, session| judge(&flagged(flags, request(Command::READ, 0, 1)), session);
         assert_eq!(with(CommandFlags::FUA, STRUCTURED), refused(UNKNOWN_FLAG));
         assert_eq!(with(CommandFlags::DF, SIMPLE), refused(UNKNOWN_FLAG));
-        assert_eq!(with(CommandFlags(0x8000), STRUCTURED), refused(UNKNOWN_FLAG));
-        assert!(matches!(with(CommandFlags::DF, STRUCTURED), Verdict::Read { whole: true, .. }));
+        assert_eq!(with(CommandFlags::PAYLOAD_LEN, STRUCTURED), refused(UNKNOWN_FLAG));
+        // A payload that nobody expected is skipped all the same.
+        let skipped = Verdict::Refuse { refusal: UNKNOWN_FLAG, payload: 1 };
+        assert_eq!(with(CommandFlags::PAYLOAD_LEN, EXTENDED), skipped);
+        assert!(matches!(with(CommandFlags::DF, EXTENDED), Verdict::Read { whole: true, .. }));
+    }
+
+    // nbdkit CVE-2025-47711, -47712; qemu-nbd 10.0: a payload and no context selected.
+    #[test]
+    fn block_status_needs_a_context_and_a_range() {
+        let status = |offset, length, session| {
+            judge(&request(Command::BLOCK_STATUS, offset, length), session)
+        };
+        assert_eq!(status(0, 10, SIMPLE), refused(NO_CONTEXT));
+        let no_context = Session { contexts: false, ..EXTENDED };
+        let payload = flagged(CommandFlags::PAYLOAD_LEN, request(Command::BLOCK_STATUS, 0, 12));
+        let skipped = Verdict::Refuse { refusal: UNKNOWN_FLAG, payload: 12 };
+        assert_eq!(judge(&payload, no_context), skipped);
+        assert_eq!(
+            judge(&payload, EXTENDED),
+            Verdict::StatusOf { offset: 0, payload: 12, one: false }
+        );
+        let range = Verdict::Status { offset: 990, length: 10, one: false };
+        assert_eq!(status(990, 10, STRUCTURED), range);
+        assert_eq!(status(0, 0, STRUCTURED), refused(EMPTY_STATUS));
+        for length in [11, 0xffff_ffff, 0xffff_f000, u64::MAX] {
+            assert_eq!(status(990, length, STRUCTURED), refused(BEYOND_END));
+        }
     }
 }

@@ -40,6 +40,8 @@ wire_flags! {
         CAN_MULTI_CONN = 8,
         /// `NBD_CMD_CACHE` works.
         SEND_CACHE = 10,
+        /// `NBD_CMD_BLOCK_STATUS` takes a payload that names contexts.
+        BLOCK_STATUS_PAYLOAD = 12,
     }
 }
 

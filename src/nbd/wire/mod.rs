@@ -1,7 +1,7 @@
 //! The messages of the NBD protocol as bytes, and back.
 //!
 //! A message family per file, in the order in which they cross the wire:
-//! [`handshake`], [`option`], [`info`], [`request`], [`reply`]. Nothing here does
+//! [`handshake`], [`option`], [`info`], [`meta`], [`request`], [`reply`]. Nothing here does
 //! I/O, waits, or logs. All integers are big-endian ("Conventions").
 //!
 //! Numbers that a peer chooses are open types: a value that this program doesn't
@@ -9,6 +9,7 @@
 
 pub mod handshake;
 pub mod info;
+pub mod meta;
 pub mod option;
 pub mod reply;
 pub mod request;
@@ -45,6 +46,9 @@ pub enum Malformed {
     /// A string is longer than [`MAX_STRING`].
     #[error("a string of {0} bytes is longer than the protocol's limit of 4096")]
     StringTooLong(usize),
+    /// A metadata context's name has no namespace.
+    #[error("a query has no colon behind its namespace")]
+    NoNamespace,
 }
 
 /// Reads fields from a message whose end is known.

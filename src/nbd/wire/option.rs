@@ -68,6 +68,8 @@ wire_number! {
         ERR_BLOCK_SIZE_REQD = 0x8000_0008,
         /// Too large to process.
         ERR_TOO_BIG = 0x8000_0009,
+        /// Not with anything less than extended headers.
+        ERR_EXT_HEADER_REQD = 0x8000_000a,
     }
 }
 

@@ -96,6 +96,8 @@ wire_number! {
         OFFSET_HOLE = 2,
         /// Extents of a metadata context.
         BLOCK_STATUS = 5,
+        /// The same with 64-bit lengths.
+        BLOCK_STATUS_EXT = 6,
         /// An error and a message.
         ERROR = 0x8001,
         /// An error, a message and an offset.
@@ -154,6 +156,81 @@ impl ChunkHeader {
     }
 }
 
+/// The magic number of an extended reply chunk.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
+/// An extended reply chunk's head: 32 bytes, then `length` bytes of payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtendedChunkHeader {
+    /// What a structured reply chunk has too.
+    pub chunk: ChunkHeader,
+    /// The request's offset, whatever offset the payload has.
+    pub offset: u64,
+}
+
+impl ExtendedChunkHeader {
+    /// Its size on the wire, in bytes, without payload.
+    pub const SIZE: usize = 32;
+
+    /// The bytes to send.
+    pub fn encode(self) -> [u8; Self::SIZE] {
+        let mut out = [0; Self::SIZE];
+        let fields: [&[u8]; 6] = [
+            &EXTENDED_REPLY_MAGIC.to_be_bytes(),
+            &self.chunk.flags.0.to_be_bytes(),
+            &self.chunk.kind.0.to_be_bytes(),
+            &self.chunk.cookie.0.to_be_bytes(),
+            &self.offset.to_be_bytes(),
+            &u64::from(self.chunk.length).to_be_bytes(),
+        ];
+        for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
+            *to = *from;
+        }
+        out
+    }
+}
+
+/// An extent of a metadata context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Its length in bytes; never zero.
+    pub length: u64,
+    /// What is so in it, as the context defines it.
+    pub flags: u32,
+}
+
+/// Set where `base:allocation` knows that nothing is stored.
+pub const STATE_HOLE: u32 = 1;
+/// Set where `base:allocation` knows that the bytes are zeros.
+pub const STATE_ZERO: u32 = 2;
+
+/// Extents that one chunk may have ("Servers SHOULD NOT send more than 2^20 extents in a
+/// single reply chunk").
+pub const MAX_EXTENTS: usize = 1 << 20;
+
+/// The payload of `NBD_REPLY_TYPE_BLOCK_STATUS`, for extents within a request whose own
+/// length has 32 bits.
+pub fn block_status_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
+    let mut out = context.to_be_bytes().to_vec();
+    for extent in extents.iter().take(MAX_EXTENTS) {
+        out.extend(u32::try_from(extent.length).unwrap_or(u32::MAX).to_be_bytes());
+        out.extend(extent.flags.to_be_bytes());
+    }
+    out
+}
+
+/// The payload of `NBD_REPLY_TYPE_BLOCK_STATUS_EXT`.
+pub fn block_status_ext_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
+    let count = extents.len().min(MAX_EXTENTS);
+    let mut out = context.to_be_bytes().to_vec();
+    out.extend(u32::try_from(count).unwrap_or(0).to_be_bytes());
+    for extent in extents.iter().take(count) {
+        out.extend(extent.length.to_be_bytes());
+        out.extend(u64::from(extent.flags).to_be_bytes());
+    }
+    out
+}
+
 /// The payload of an error chunk: `NBD_REPLY_TYPE_ERROR_OFFSET` with an offset, else
 /// `NBD_REPLY_TYPE_ERROR`.
 pub fn error_payload(error: ErrorCode, message: &str, offset: Option<u64>) -> Vec<u8> {
@@ -191,6 +268,35 @@ mod tests {
         let bytes = b"\x66\x8e\x33\xef\0\x01\0\x02\0\0\0\0\0\0\0\x07\0\0\0\x0c";
         assert_eq!(&header.encode(), bytes);
         assert_eq!(ChunkHeader::decode(bytes), Ok(header));
+    }
+
+    #[test]
+    fn extended_chunk_and_its_extents() {
+        let chunk = ChunkHeader {
+            flags: ReplyFlags::DONE,
+            kind: ReplyType::BLOCK_STATUS_EXT,
+            cookie: Cookie(7),
+            length: 24,
+        };
+        assert_eq!(
+            &ExtendedChunkHeader { chunk, offset: 9 }.encode(),
+            b"\x6e\x8a\x27\x8c\0\x01\0\x06\0\0\0\0\0\0\0\x07\
+              \0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x18"
+        );
+        let extent = Extent { length: 1 << 40, flags: 3 };
+        assert_eq!(
+            block_status_ext_payload(5, &[extent]),
+            b"\0\0\0\x05\0\0\0\x01\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\x03"
+        );
+    }
+
+    #[test]
+    fn compact_extents() {
+        let extents = [Extent { length: 512, flags: 3 }, Extent { length: 0xffff_fdff, flags: 0 }];
+        assert_eq!(
+            block_status_payload(5, &extents),
+            b"\0\0\0\x05\0\0\x02\0\0\0\0\x03\xff\xff\xfd\xff\0\0\0\0"
+        );
     }
 
     #[test]

@@ -1,9 +1,12 @@
-//! Requests of the transmission phase ("Request message", "Request types").
+//! Requests of the transmission phase ("Request message", "Request types"), with compact
+//! or extended headers.
 
 use super::{Malformed, Reader, wire_flags, wire_number};
 
-/// The magic number of a request.
+/// The magic number of a compact request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
+/// The magic number of an extended request.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 
 wire_number! {
     /// What a request asks for.
@@ -62,24 +65,28 @@ pub struct Request {
     pub cookie: Cookie,
     /// Where, in bytes from the start of the export.
     pub offset: u64,
-    /// How much, in bytes.
-    pub length: u32,
+    /// How much, in bytes: of the export, or of a payload that follows. At most 32 bits
+    /// of it in a compact request.
+    pub length: u64,
 }
 
 impl Request {
-    /// Its size on the wire, in bytes, without a payload.
+    /// A compact request's size on the wire, in bytes, without a payload.
     pub const SIZE: usize = 28;
+    /// An extended request's.
+    pub const EXTENDED_SIZE: usize = 32;
 
-    /// The bytes that a client sends.
+    /// The bytes of a compact request, as a client sends it.
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let mut out = [0; Self::SIZE];
+        let length = u32::try_from(self.length).unwrap_or(u32::MAX);
         let fields: [&[u8]; 6] = [
             &REQUEST_MAGIC.to_be_bytes(),
             &self.flags.0.to_be_bytes(),
             &self.command.0.to_be_bytes(),
             &self.cookie.0.to_be_bytes(),
             &self.offset.to_be_bytes(),
-            &self.length.to_be_bytes(),
+            &length.to_be_bytes(),
         ];
         for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
             *to = *from;
@@ -87,15 +94,31 @@ impl Request {
         out
     }
 
-    /// Reads a request.
+    /// Reads a compact request.
     ///
     /// # Errors
     /// Only a wrong magic number: then the stream is out of step, and nothing behind it
     /// can be trusted.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
+        Self::fields(bytes, REQUEST_MAGIC, |reader| reader.u32("a length").map(u64::from))
+    }
+
+    /// Reads an extended request.
+    ///
+    /// # Errors
+    /// As for [`Request::decode`].
+    pub fn decode_extended(bytes: &[u8; Self::EXTENDED_SIZE]) -> Result<Self, Malformed> {
+        Self::fields(bytes, EXTENDED_REQUEST_MAGIC, |reader| reader.u64("a length"))
+    }
+
+    fn fields(
+        bytes: &[u8],
+        expected: u32,
+        length: impl FnOnce(&mut Reader<'_>) -> Result<u64, Malformed>,
+    ) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let magic = reader.u32("a request's magic")?;
-        if magic != REQUEST_MAGIC {
+        if magic != expected {
             return Err(Malformed::BadMagic { what: "a request", got: magic.into() });
         }
         let request = Self {
@@ -103,7 +126,7 @@ impl Request {
             command: Command(reader.u16("a request's command")?),
             cookie: Cookie(reader.u64("a request's cookie")?),
             offset: reader.u64("a request's offset")?,
-            length: reader.u32("a request's length")?,
+            length: length(&mut reader)?,
         };
         reader.finish()?;
         Ok(request)
@@ -127,6 +150,21 @@ mod tests {
                       \0\0\0\0\0\0\x10\0\0\0\x02\0";
         assert_eq!(&request.encode(), bytes);
         assert_eq!(Request::decode(bytes), Ok(request));
+    }
+
+    #[test]
+    fn extended_request() {
+        let bytes = b"\x21\xe4\x1c\x71\0\x20\0\x07\0\0\0\0\0\0\0\x09\
+                      \0\0\0\0\0\0\x10\0\x01\0\0\0\0\0\0\0";
+        let request = Request {
+            flags: CommandFlags::PAYLOAD_LEN,
+            command: Command::BLOCK_STATUS,
+            cookie: Cookie(9),
+            offset: 0x1000,
+            length: 1 << 56,
+        };
+        assert_eq!(Request::decode_extended(bytes), Ok(request));
+        assert!(Request::decode_extended(&[0; 32]).is_err());
     }
 
     #[test]

@@ -1,91 +1,20 @@
-//! Names to exports: adapts snapshots to what the engine serves.
+//! Adapts a stream of a snapshot to what the engine serves.
 
-use std::future::ready;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use bytesize::ByteSize;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::cache::ByteCache;
-use crate::limited::RateLimit;
-use crate::nbd::{Export, Exports, ReadError, Segment, Span};
-use crate::snapshot::{Block, BlockHash, Error, Snapshot, StreamKind};
+use super::reader::{BlockKey, BlockReader, Failure};
+use crate::nbd::wire::MAX_PAYLOAD;
+use crate::nbd::wire::reply::{STATE_HOLE, STATE_ZERO};
+use crate::nbd::{Export, Extent, ReadError, Segment, Span};
+use crate::snapshot::{Block, Reference, Run, Snapshot, StreamKind};
 
 /// A part of a block shorter than this fraction is copied out of it, so that a reply
 /// that waits for a slow client doesn't keep a whole block in memory.
 const COPIED_FRACTION: usize = 4;
-
-/// What stands for a block's bytes in the cache.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum BlockKey {
-    /// Equal hashes are equal bytes, whatever archive they are from.
-    Content(BlockHash),
-    /// A block without a hash is only equal to itself.
-    Place { snapshot: u64, stream: StreamKind, start: u64 },
-}
-
-impl BlockKey {
-    fn of(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
-        match block.hash() {
-            Some(hash) => Self::Content(hash),
-            None => Self::Place { snapshot: snapshot.id(), stream, start: block.start() },
-        }
-    }
-}
-
-/// Decoded blocks and the threads that decode, shared by all exports.
-#[derive(Debug)]
-pub struct BlockReader {
-    cache: ByteCache<BlockKey>,
-    /// More decoders than cores would only fight for them.
-    decoders: Arc<Semaphore>,
-    failures: RateLimit,
-}
-
-impl BlockReader {
-    /// A reader with a cache of `cache_size` bytes.
-    pub fn new(cache_size: u64) -> Arc<Self> {
-        /// What packers make blocks of on average, in bytes.
-        const TYPICAL_BLOCK: u64 = 64 * 1024;
-        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        Arc::new(Self {
-            cache: ByteCache::new(cache_size, TYPICAL_BLOCK),
-            decoders: Arc::new(Semaphore::new(cores)),
-            failures: RateLimit::new(20, Duration::from_secs(1)),
-        })
-    }
-
-    /// Runs what blocks on a thread where it may, no more at once than there are cores.
-    async fn off_the_runtime<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let decoder = Arc::clone(&self.decoders).acquire_owned().await;
-        let done = tokio::task::spawn_blocking(move || {
-            let _decoder = decoder;
-            work()
-        });
-        match done.await {
-            Ok(result) => result.map_err(Failure::Snapshot),
-            Err(_) => Err(Failure::Panicked),
-        }
-    }
-}
-
-/// Why a block couldn't be had.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Snapshot(Error),
-    #[error("decoding panicked; this is a fault of this program")]
-    Panicked,
-    #[error("the index gives one hash to blocks of {cached} and of {listed} bytes")]
-    LengthDiffers { cached: usize, listed: u32 },
-}
 
 /// A failure, and the byte of the export from which on it matters.
 #[derive(Debug)]
@@ -93,6 +22,19 @@ struct Unread {
     at: u64,
     cause: Failure,
 }
+
+/// What a metadata context says of an export.
+#[derive(Debug, Clone)]
+enum Meaning {
+    /// Where it is zeros.
+    Allocation,
+    /// Where it differs from another archive.
+    Changed(Reference),
+}
+
+/// Set where `hexz:changed:NAME` and `qemu:dirty-bitmap:NAME` can't say that the bytes are
+/// the same as those of NAME.
+pub const STATE_CHANGED: u32 = 1;
 
 /// One stream of a snapshot, as an export.
 #[derive(Debug, Clone)]
@@ -102,6 +44,7 @@ pub struct SnapshotExport {
     stream: StreamKind,
     snapshot: Arc<Snapshot>,
     reader: Arc<BlockReader>,
+    contexts: Vec<(String, Meaning)>,
 }
 
 impl SnapshotExport {
@@ -113,7 +56,21 @@ impl SnapshotExport {
         reader: Arc<BlockReader>,
     ) -> Self {
         let description = describe(&snapshot, stream);
-        Self { name, description, stream, snapshot, reader }
+        let contexts = vec![("base:allocation".to_owned(), Meaning::Allocation)];
+        Self { name, description, stream, snapshot, reader, contexts }
+    }
+
+    /// Lets clients ask what differs from `reference`, which they know as `name`. Of two
+    /// references of one name the first is kept.
+    #[must_use]
+    pub fn comparable_with(mut self, name: &str, reference: &Reference) -> Self {
+        for namespace in ["hexz:changed", "qemu:dirty-bitmap"] {
+            let context = format!("{namespace}:{name}");
+            if !self.contexts.iter().any(|(known, _)| *known == context) {
+                self.contexts.push((context, Meaning::Changed(reference.clone())));
+            }
+        }
+        self
     }
 
     /// The block that covers `at`, loading its index page if need be.
@@ -153,33 +110,69 @@ impl SnapshotExport {
         }
     }
 
-    async fn read_blocks(&self, span: Span) -> Result<Vec<Segment>, Unread> {
+    /// Hands over the parts of `span` as they become ready.
+    async fn read_blocks(
+        &self,
+        span: Span,
+        mut part: impl FnMut(u64, Segment) + Send,
+    ) -> Result<(), Unread> {
+        if span.length == 0 {
+            return Ok(());
+        }
         let first = self.locate(span.offset).await?;
         if first.end() >= span.end() {
-            return Ok(vec![self.segment(first, span).await?]);
+            part(span.offset, self.segment(first, span).await?);
+            return Ok(());
         }
-        // Several blocks: decoded side by side, put together in order.
+        // Several blocks: decoded side by side.
         let mut tasks = JoinSet::new();
         let mut block = first;
-        let mut count = 0;
         loop {
             let this = self.clone();
-            tasks.spawn(async move { (count, this.segment(block, span).await) });
-            count += 1;
+            let offset = block.start().max(span.offset);
+            tasks.spawn(async move { (offset, this.segment(block, span).await) });
             if block.end() >= span.end() {
                 break;
             }
             block = self.locate(block.end()).await?;
         }
-        let mut segments = vec![Segment::Zeros(0); count];
         while let Some(done) = tasks.join_next().await {
-            let (position, segment) =
+            let (offset, segment) =
                 done.map_err(|_| Unread { at: span.offset, cause: Failure::Panicked })?;
-            if let Some(place) = segments.get_mut(position) {
-                *place = segment?;
-            }
+            part(offset, segment?);
         }
-        Ok(segments)
+        Ok(())
+    }
+
+    /// Runs of the context at `position`, off the runtime's threads: index pages may have
+    /// to be read.
+    async fn runs(
+        &self,
+        position: usize,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<(u32, Vec<Run>), Failure> {
+        let Some((_, meaning)) = self.contexts.get(position).cloned() else {
+            return Ok((0, Vec::new()));
+        };
+        let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
+        let range = offset..offset.saturating_add(length);
+        self.reader
+            .off_the_runtime(move || match meaning {
+                Meaning::Allocation => {
+                    snapshot.zeros(stream, range, most).map(|runs| (STATE_HOLE | STATE_ZERO, runs))
+                }
+                Meaning::Changed(reference) => snapshot
+                    .changed(stream, range, most, &reference)
+                    .map(|runs| (STATE_CHANGED, runs)),
+            })
+            .await
+    }
+
+    fn unreadable(&self, at: u64, cause: &Failure) -> ReadError {
+        self.report(at, cause);
+        ReadError::Unreadable(at)
     }
 
     fn report(&self, at: u64, cause: &Failure) {
@@ -229,11 +222,40 @@ impl Export for SnapshotExport {
         Some(segments)
     }
 
-    async fn read(&self, span: Span) -> Result<Vec<Segment>, ReadError> {
-        self.read_blocks(span).await.map_err(|Unread { at, cause }| {
-            self.report(at, &cause);
-            ReadError::Unreadable(at)
-        })
+    async fn read(
+        &self,
+        span: Span,
+        part: impl FnMut(u64, Segment) + Send,
+    ) -> Result<(), ReadError> {
+        let read = self.read_blocks(span, part).await;
+        read.map_err(|Unread { at, cause }| self.unreadable(at, &cause))
+    }
+
+    async fn cache(&self, offset: u64, length: u64) -> Result<(), ReadError> {
+        // As much as one read may ask for: nobody's request may push out all that others
+        // have in the cache.
+        let length = u32::try_from(length).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD);
+        self.read(Span { offset, length }, |_, _| ()).await
+    }
+
+    fn contexts(&self) -> Vec<&str> {
+        self.contexts.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    async fn extents(
+        &self,
+        position: usize,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Extent>, ReadError> {
+        match self.runs(position, offset, length, most).await {
+            Ok((flags, runs)) => Ok(runs
+                .into_iter()
+                .map(|run| Extent { length: run.length, flags: if run.is_so { flags } else { 0 } })
+                .collect()),
+            Err(cause) => Err(self.unreadable(offset, &cause)),
+        }
     }
 }
 
@@ -271,46 +293,4 @@ fn describe(snapshot: &Snapshot, stream: StreamKind) -> String {
         many => format!(", thin over {many} parents"),
     };
     format!("{stream} stream, {size}, {}{encrypted}{parents}", snapshot.compression())
-}
-
-/// The exports of one snapshot: `NAME` is its main stream and the default export,
-/// `NAME/aux` its auxiliary stream, if it has one.
-#[derive(Debug)]
-pub struct SnapshotExports {
-    exports: Vec<Arc<SnapshotExport>>,
-}
-
-impl SnapshotExports {
-    /// Offers the streams of `snapshot` under `name`.
-    pub fn new(name: &str, snapshot: Arc<Snapshot>, reader: &Arc<BlockReader>) -> Self {
-        let export = |name: String, stream| {
-            Arc::new(SnapshotExport::new(name, Arc::clone(&snapshot), stream, Arc::clone(reader)))
-        };
-        let mut exports = vec![export(name.to_owned(), StreamKind::Main)];
-        if snapshot.size(StreamKind::Auxiliary) > 0 {
-            exports.push(export(format!("{name}/aux"), StreamKind::Auxiliary));
-        }
-        Self { exports }
-    }
-
-    /// Its exports.
-    pub fn iter(&self) -> impl Iterator<Item = &SnapshotExport> {
-        self.exports.iter().map(Arc::as_ref)
-    }
-}
-
-impl Exports for SnapshotExports {
-    type Export = SnapshotExport;
-
-    fn find(&self, name: &[u8]) -> impl Future<Output = Option<Arc<SnapshotExport>>> + Send {
-        let found = match name {
-            [] => self.exports.first(),
-            name => self.exports.iter().find(|export| export.name.as_bytes() == name),
-        };
-        ready(found.cloned())
-    }
-
-    fn list(&self) -> impl Future<Output = Vec<Arc<SnapshotExport>>> + Send {
-        ready(self.exports.clone())
-    }
 }
