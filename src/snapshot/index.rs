@@ -181,8 +181,8 @@ impl Located {
 }
 
 impl Page {
-    /// Reads the bytes of `page`, whose blocks may reach as far as `end` of the stream
-    /// and are stored in front of `index_offset`.
+    /// Reads the bytes of `page`, whose blocks reach to `end` of the stream and are stored
+    /// in front of `index_offset`.
     pub(super) fn parse(
         bytes: &[u8],
         page: &PageRef,
@@ -206,6 +206,10 @@ impl Page {
                 .checked_add(length.into())
                 .filter(|&position| position <= end)
                 .ok_or(Problem::Invalid("an index page's range"))?;
+        }
+        // Nothing else tells a damaged length, which moves all blocks behind it.
+        if position != end {
+            return Err(Problem::Invalid("an index page's range"));
         }
         starts.push(position);
         zeros.mark_parents_zeros(&mut entries, &starts);
