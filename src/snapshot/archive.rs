@@ -82,7 +82,12 @@ impl Archive {
     /// CRC-32, decryption, decompression, length, and BLAKE3 where the index gives it.
     pub(super) fn read_block(&self, block: &Located) -> Result<Vec<u8>, Error> {
         let (place, checksum) = match block.entry.content {
-            Content::Zeros => return Ok(vec![0; block.length as usize]),
+            Content::Zeros => {
+                let zeros = vec![0; block.length as usize];
+                // A child may have found it by a hash that isn't that of zeros.
+                check_hash(&zeros, block.entry.hash).map_err(|problem| problem.of(&self.path))?;
+                return Ok(zeros);
+            }
             Content::Stored { place, checksum } => (place, checksum),
             Content::InParent => {
                 return Err(Problem::Invalid("a block's place in the file").of(&self.path));
@@ -107,13 +112,7 @@ impl Archive {
             key.open(block.number, stored)?;
         }
         let decoded = self.codec.decode(stored, block.length)?;
-        let expected = block.entry.hash;
-        if expected.is_given() {
-            let got = BlockHash(*blake3::hash(&decoded).as_bytes());
-            if got != expected {
-                return Err(Problem::Hash { got, expected });
-            }
-        }
+        check_hash(&decoded, block.entry.hash)?;
         Ok(decoded)
     }
 
@@ -144,6 +143,15 @@ impl Archive {
         }
         Ok(())
     }
+}
+
+/// Compares a block's bytes with its hash, where the packer gave one.
+fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), Problem> {
+    if !expected.is_given() {
+        return Ok(());
+    }
+    let got = BlockHash(*blake3::hash(block).as_bytes());
+    if got == expected { Ok(()) } else { Err(Problem::Hash { got, expected }) }
 }
 
 fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error> {
