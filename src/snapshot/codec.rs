@@ -46,6 +46,11 @@ impl Codec {
 
     fn decode_zstd(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
         let failed = |error: std::io::Error| Problem::Decompress(error.to_string());
+        // The decompressor would take what is behind the frame for further ones.
+        let frame = zstd::zstd_safe::find_frame_compressed_size(stored);
+        if frame.is_ok_and(|length| length != stored.len()) {
+            return Err(Problem::Decompress("there is something behind its frame".to_owned()));
+        }
         let idle = || self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
 
         let waiting = idle().pop();
@@ -102,5 +107,6 @@ mod tests {
         let codec = Codec::new(Compression::Zstd, Vec::new());
         let twice = [frame.clone(), frame].concat();
         assert!(codec.decode(&twice, 3).is_err());
+        assert!(codec.decode(&twice, 6).is_err());
     }
 }
