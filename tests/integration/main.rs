@@ -13,5 +13,7 @@
     reason = "a test that can't go on shall panic"
 )]
 
+mod archive_writer;
 mod clients;
+mod snapshot;
 mod support;

@@ -1,0 +1,303 @@
+//! Damaged archives: an error or the right bytes, never wrong ones.
+//!
+//! What protects what: a stored block has its CRC-32, its authentication tag or its BLAKE3,
+//! and its length; index pages and the master index have no checksum, but they have to fit
+//! together without a gap. Two things nothing protects, so they are left out below: the
+//! dictionary of an archive whose blocks have no hash, and a page's offset where it comes
+//! to name another page of the same number of blocks and the same length.
+
+use std::ops::Range;
+use std::path::Path;
+
+use hexz_nbd::snapshot::{Compression, OpenOptions, Problem, Snapshot, StreamKind};
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::{STREAMS, open, open_bytes, read, read_whole, with_password};
+use crate::archive_writer::{
+    ArchiveWriter, HEADER_REGION, PASSWORD, Piece, Written, block_entry, image, noise, text,
+};
+
+/// One byte's damage: a bit at either end, and all of them.
+const FLIPS: [u8; 3] = [0x01, 0x80, 0xff];
+
+/// An archive, what it reads as, and where it is to be opened.
+struct Specimen {
+    writer: ArchiveWriter,
+    written: Written,
+    folder: tempfile::TempDir,
+}
+
+impl Specimen {
+    fn new(writer: ArchiveWriter) -> Self {
+        let written = writer.write();
+        Self { writer, written, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// Panics if anything can be read that was not packed.
+    #[track_caller]
+    fn examine(&self, bytes: &[u8], what: &str) {
+        let path = self.folder.path().join("damaged.hxz");
+        let Ok(snapshot) = open_bytes(bytes, &path) else { return };
+        for (stream, pieces) in STREAMS.into_iter().zip([&self.writer.main, &self.writer.auxiliary])
+        {
+            // Each block by itself: an error at one must not hide wrong bytes of another.
+            let mut at = 0;
+            for piece in pieces {
+                let expected = piece.bytes();
+                if let Ok(bytes) = read(&snapshot, stream, at, expected.len()) {
+                    assert!(
+                        bytes == expected,
+                        "{what}: wrong bytes at {at} of the {stream} stream"
+                    );
+                }
+                at += expected.len() as u64;
+            }
+            let largest = 1 << 20;
+            if snapshot.size(stream) <= largest
+                && let Ok(bytes) = read_whole(&snapshot, stream)
+            {
+                assert!(bytes == image(pieces), "{what}: the {stream} stream has another size");
+            }
+        }
+    }
+
+    /// Damages every byte but those in `spared`.
+    #[track_caller]
+    fn damage_each_byte(&self, spared: &[Range<usize>]) {
+        self.examine(&self.written.bytes, "undamaged");
+        // Most of the header's region is padding, all of which is looked at alike.
+        let padding = 300..HEADER_REGION - 10;
+        for at in 0..self.written.bytes.len() {
+            let dull = padding.contains(&at) && !at.is_multiple_of(89);
+            if dull || spared.iter().any(|range| range.contains(&at)) {
+                continue;
+            }
+            for flip in FLIPS {
+                let mut bytes = self.written.bytes.clone();
+                bytes[at] ^= flip;
+                self.examine(&bytes, &format!("byte {at} ^ {flip:#04x}"));
+            }
+        }
+    }
+
+    #[track_caller]
+    fn truncate(&self) {
+        let length = self.written.bytes.len();
+        for to in (0..HEADER_REGION).step_by(61).chain(HEADER_REGION..length) {
+            let bytes = &self.written.bytes[..to];
+            let path = self.folder.path().join("damaged.hxz");
+            assert!(open_bytes(bytes, &path).is_err(), "{length} bytes cut to {to} are opened");
+        }
+    }
+}
+
+/// A bit of everything: fresh and repeated blocks, both sorts of zeros.
+fn pieces() -> Vec<Piece> {
+    vec![
+        Piece::Data(text(1, 700)),
+        Piece::Data(noise(2, 150)),
+        Piece::Zeros(500),
+        Piece::Data(text(1, 700)),
+        Piece::Data(vec![0; 900]),
+        Piece::Data(text(3, 333)),
+        Piece::Zeros(77),
+        Piece::Data(noise(4, 60)),
+    ]
+}
+
+/// Pages of three blocks, whose lengths in the stream differ.
+fn writer() -> ArchiveWriter {
+    let auxiliary = vec![Piece::Data(text(5, 400)), Piece::Zeros(31), Piece::Data(noise(6, 40))];
+    ArchiveWriter { blocks_per_page: 3, main: pieces(), auxiliary, ..ArchiveWriter::default() }
+}
+
+fn specimens() -> Vec<Specimen> {
+    let encrypted = ArchiveWriter { password: Some(PASSWORD), deduplicated: false, ..writer() };
+    let lz4 = Compression::Lz4;
+    let mut specimens: Vec<_> = [
+        ArchiveWriter { compression: lz4, ..writer() },
+        ArchiveWriter { dictionary: text(1, 300), ..writer() },
+        ArchiveWriter { hashed: false, ..writer() },
+        ArchiveWriter { compression: lz4, hashed: false, ..writer() },
+        ArchiveWriter { compression: lz4, ..encrypted.clone() },
+        encrypted,
+        ArchiveWriter {
+            metadata: Some(br#"{"files":[]}"#.to_vec()),
+            signature: Some([9; 64]),
+            ..writer()
+        },
+    ]
+    .into_iter()
+    .map(Specimen::new)
+    .collect();
+    specimens.push(child());
+    specimens
+}
+
+/// A thin archive with its parent beside it.
+fn child() -> Specimen {
+    let parent = ArchiveWriter { main: pieces(), blocks_per_page: 2, ..ArchiveWriter::default() };
+    let child = Specimen::new(ArchiveWriter {
+        parents: vec!["parent.hxz".into()],
+        main: vec![
+            Piece::InParent(text(1, 700)),
+            Piece::Data(text(8, 200)),
+            Piece::InParent(text(3, 333)),
+            Piece::InParent(vec![0; 900]),
+            Piece::InParent(noise(2, 150)),
+        ],
+        ..writer()
+    });
+    parent.write().save(&child.folder.path().join("parent.hxz"));
+    child
+}
+
+#[test]
+fn no_damaged_byte_is_ever_served() {
+    for specimen in specimens() {
+        specimen.damage_each_byte(&[]);
+    }
+}
+
+/// A block's hash tells that the dictionary was another. Where there is no hash, nothing
+/// does, but all else is protected.
+#[test]
+fn without_hashes_all_but_the_dictionary_is_protected() {
+    let dictionary = text(1, 300);
+    for writer in [
+        ArchiveWriter { hashed: false, ..writer() },
+        ArchiveWriter { password: Some(PASSWORD), deduplicated: false, ..writer() },
+    ] {
+        let specimen = Specimen::new(ArchiveWriter { dictionary: dictionary.clone(), ..writer });
+        let field = |name| specimen.written.field(name);
+        let content = HEADER_REGION..HEADER_REGION + dictionary.len();
+        specimen.damage_each_byte(&[
+            content,
+            field("dictionary offset"),
+            field("dictionary length"),
+        ]);
+    }
+}
+
+#[test]
+fn no_truncated_archive_is_opened() {
+    specimens().iter().for_each(Specimen::truncate);
+}
+
+/// The parent is damaged, the child is read.
+#[test]
+fn no_damaged_byte_of_a_parent_is_served() {
+    let child = child();
+    let path = child.folder.path().join("parent.hxz");
+    let parent = std::fs::read(&path).unwrap();
+    for at in (0..300).chain(HEADER_REGION..parent.len()) {
+        let mut damaged = parent.clone();
+        damaged[at] ^= 0xff;
+        std::fs::write(&path, damaged).unwrap();
+        child.examine(&child.written.bytes, &format!("the parent's byte {at}"));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 64,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_rubbish_is_ever_served(
+        places in vec((any::<Index>(), vec(any::<u8>(), 1..60)), 1..4),
+        header in any::<bool>(),
+    ) {
+        for specimen in specimens() {
+            let mut bytes = specimen.written.bytes.clone();
+            for (at, rubbish) in &places {
+                // The padding of the header is no target worth half of the attempts.
+                let at = if header { at.index(120) } else { at.index(bytes.len() - 4096) + 4096 };
+                let end = bytes.len().min(at + rubbish.len());
+                bytes[at..end].copy_from_slice(&rubbish[..end - at]);
+            }
+            specimen.examine(&bytes, &format!("{places:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_damaged_block_leaves_the_others_readable() {
+    let writer = ArchiveWriter { deduplicated: false, ..writer() };
+    let mut damaged = writer.write();
+    let block = damaged.main[0].blocks[1].stored.clone();
+    damaged.bytes[block.start + 5] ^= 1;
+    let snapshot = open(&damaged).unwrap();
+    let error = read_whole(&snapshot, StreamKind::Main).unwrap_err();
+    assert!(matches!(error.problem, Problem::Checksum { .. }), "{error}");
+    assert_eq!(error.offset, Some(block.start as u64));
+    let expected = image(&writer.main);
+    assert_eq!(read(&snapshot, StreamKind::Main, 0, 700).unwrap(), expected[..700]);
+    assert_eq!(read(&snapshot, StreamKind::Main, 850, 3000 - 850).unwrap(), expected[850..3000]);
+}
+
+/// The checksum is put right, so that only what lies behind it can tell.
+#[test]
+fn damage_with_a_matching_checksum_is_found_by_tag_length_or_hash() {
+    for writer in [
+        ArchiveWriter { compression: Compression::Lz4, ..writer() },
+        writer(),
+        ArchiveWriter { password: Some(PASSWORD), ..writer() },
+    ] {
+        let specimen = Specimen::new(writer);
+        let pages = specimen.written.main.iter().chain(&specimen.written.auxiliary);
+        for block in pages.flat_map(|page| &page.blocks) {
+            for at in block.stored.clone() {
+                let mut damaged = specimen.written.clone();
+                damaged.bytes[at] ^= 0x10;
+                let checksum = crc32fast::hash(&damaged.bytes[block.stored.clone()]);
+                damaged.put(block.entry + block_entry::CHECKSUM, &checksum.to_le_bytes());
+                specimen.examine(&damaged.bytes, &format!("byte {at}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_open_gives_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.hxz");
+    let writer = writer();
+    let written = writer.write();
+    written.save(&path);
+    // One snapshot has its pages in memory by then, the other has nothing.
+    let warm = Snapshot::open(&path, &OpenOptions::default()).unwrap();
+    assert_eq!(read_whole(&warm, StreamKind::Main).unwrap(), image(&writer.main));
+    let cold = Snapshot::open(&path, &OpenOptions::default()).unwrap();
+    let end_of_first = written.main[0].blocks[0].stored.end as u64;
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(end_of_first).unwrap();
+
+    assert_eq!(read(&warm, StreamKind::Main, 0, 700).unwrap(), text(1, 700));
+    for snapshot in [warm, cold] {
+        let error = read(&snapshot, StreamKind::Main, 700, 10).unwrap_err();
+        assert!(matches!(error.problem, Problem::Io(..)), "{error}");
+        assert!(error.to_string().contains("disk.hxz"), "{error}");
+    }
+}
+
+#[test]
+fn something_behind_the_last_part_is_refused() {
+    let mut written = writer().write();
+    written.bytes.push(0);
+    assert!(matches!(open(&written).unwrap_err().problem, Problem::Invalid(_)));
+}
+
+#[test]
+fn other_files_are_no_archives() {
+    let none = with_password();
+    for bytes in [vec![], b"HEX".to_vec(), vec![0; 10_000], noise(1, 5000)] {
+        let storage = std::sync::Arc::new(std::sync::Arc::<[u8]>::from(bytes));
+        let error = Snapshot::from_storage(Path::new("x"), storage, &none).unwrap_err();
+        assert!(matches!(error.problem, Problem::NotHexz), "{error}");
+    }
+}

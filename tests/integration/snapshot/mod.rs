@@ -1,0 +1,59 @@
+//! The snapshot reader.
+
+mod blocks;
+mod chain;
+mod damage;
+mod huge;
+mod limits;
+mod property;
+mod real;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hexz_nbd::snapshot::{Error, OpenOptions, Password, Problem, Snapshot, StreamKind};
+
+use crate::archive_writer::{PASSWORD, Written};
+
+const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
+
+/// With the password of encrypted archives.
+fn with_password() -> OpenOptions {
+    OpenOptions { password: Some(Password::new(PASSWORD.into())), ..OpenOptions::default() }
+}
+
+/// Opens an archive that has no parents.
+fn open(archive: &Written) -> Result<Snapshot, Error> {
+    open_bytes(&archive.bytes, Path::new("alone.hxz"))
+}
+
+/// Opens an archive as if it were the file `path`, beside which its parents are.
+fn open_bytes(bytes: &[u8], path: &Path) -> Result<Snapshot, Error> {
+    let options = OpenOptions { raw: true, ..with_password() };
+    Snapshot::from_storage(path, Arc::new(Arc::<[u8]>::from(bytes)), &options)
+}
+
+fn read(snapshot: &Snapshot, stream: StreamKind, at: u64, length: usize) -> Result<Vec<u8>, Error> {
+    let mut buffer = vec![0xa5; length];
+    snapshot.read_exact_at(stream, &mut buffer, at)?;
+    Ok(buffer)
+}
+
+fn read_whole(snapshot: &Snapshot, stream: StreamKind) -> Result<Vec<u8>, Error> {
+    read(snapshot, stream, 0, snapshot.size(stream) as usize)
+}
+
+fn invalid(problem: &Problem) -> bool {
+    matches!(problem, Problem::Invalid(_))
+}
+
+fn too_large(problem: &Problem) -> bool {
+    matches!(problem, Problem::TooLarge { .. })
+}
+
+/// What reading the first byte of the main stream comes to.
+#[track_caller]
+fn problem_of_first_byte(archive: &Written) -> Problem {
+    let snapshot = open(archive).unwrap();
+    read(&snapshot, StreamKind::Main, 0, 1).expect_err("the byte is read").problem
+}
