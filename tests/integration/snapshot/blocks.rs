@@ -42,7 +42,7 @@ fn zstd_frames_are_decoded_no_further_than_the_block() {
             assert!(matches!(problem, Problem::Decompress(_)), "{length}: {problem}");
         }
     }
-    for length in [0, 1, 999] {
+    for length in [999, 1, 0] {
         for short in [frame(length), without_size(length)] {
             let problem = stored_as(Compression::Zstd, short);
             assert!(matches!(problem, Problem::Length { .. }), "{length}: {problem}");

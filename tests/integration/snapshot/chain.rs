@@ -1,5 +1,6 @@
 //! Chains of parents: where they are found, and what is refused.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use hexz_nbd::snapshot::limits::MAX_CHAIN;
@@ -283,6 +284,47 @@ fn without_parents_or_without_a_hash_nothing_is_found() {
     for name in ["orphan.hxz", "nameless.hxz", "child.hxz"] {
         assert_unresolvable(&open(files.path().join(name)).unwrap(), 0, 5000);
     }
+}
+
+/// Blocks are looked up by 32 bits of their hash, which others may share.
+#[test]
+fn hashes_that_begin_alike_are_told_apart() {
+    let (one, other) = blocks_with_hashes_that_begin_alike();
+    let child = ArchiveWriter {
+        main: vec![Piece::Data(noise(1, 100)), Piece::InParent(one.clone())],
+        ..child_of(&["base.hxz"])
+    };
+    // Far from where the child has it, so that it is looked up.
+    let base = |blocks: Vec<&Vec<u8>>| ArchiveWriter {
+        main: blocks.into_iter().cloned().map(Piece::Data).collect(),
+        blocks_per_page: 1,
+        ..ArchiveWriter::default()
+    };
+    let filler = noise(2, 200);
+    for found in [false, true] {
+        let last = if found { &one } else { &other };
+        let base = base(vec![&filler, &other, last]);
+        let files = folder([("child.hxz", child.write()), ("base.hxz", base.write())]);
+        let snapshot = open(files.path().join("child.hxz")).unwrap();
+        if found {
+            assert_eq!(read_whole(&snapshot, StreamKind::Main).unwrap(), image(&child.main));
+        } else {
+            assert_unresolvable(&snapshot, 100, one.len());
+        }
+    }
+}
+
+/// By the birthday paradox, some 80,000 tries are enough.
+fn blocks_with_hashes_that_begin_alike() -> (Vec<u8>, Vec<u8>) {
+    let mut tried = HashMap::new();
+    for number in 0_u64.. {
+        let block = number.to_le_bytes().to_vec();
+        let beginning = *blake3::hash(&block).as_bytes().first_chunk::<4>().unwrap();
+        if let Some(earlier) = tried.insert(beginning, block.clone()) {
+            return (block, earlier);
+        }
+    }
+    unreachable!("there are only so many beginnings")
 }
 
 #[test]
