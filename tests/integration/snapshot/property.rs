@@ -214,11 +214,72 @@ async fn check_export(
         if let Some(segments) = export.read_now(span) {
             assert!(joined(&segments) == expected, "{stream}: {length} bytes at {at}, at once");
         }
-        let segments = export.read(span).await.unwrap();
+        let mut parts = Vec::new();
+        export.read(span, |offset, segment| parts.push((offset, segment))).await.unwrap();
+        // They come in any order, and each tells where it belongs.
+        parts.sort_by_key(|(offset, _)| *offset);
+        for ((offset, segment), (next, _)) in parts.iter().zip(parts.iter().skip(1)) {
+            assert_eq!(offset + segment.len() as u64, *next);
+        }
+        let segments: Vec<_> = parts.into_iter().map(|(_, segment)| segment).collect();
         assert!(joined(&segments) == expected, "{stream}: {length} bytes at {at}");
         // Now everything is in memory.
         let segments = export.read_now(span).expect("it was read a moment ago");
         assert!(joined(&segments) == expected, "{stream}: {length} bytes at {at}, again");
+    }
+}
+
+/// What metadata contexts say has to be true of the bytes.
+async fn check_contexts(
+    snapshot: &Arc<Snapshot>,
+    stream: StreamKind,
+    expected: &[u8],
+    ancestors: &[(String, Vec<u8>)],
+    ranges: &[(Index, u16)],
+    reader: &Arc<BlockReader>,
+) {
+    let reader = Arc::clone(reader);
+    let mut export = SnapshotExport::new("disk".into(), Arc::clone(snapshot), stream, reader);
+    for (path, reference) in snapshot.parents().zip(snapshot.references().iter().skip(1)) {
+        export = export.comparable_with(path.file_name().unwrap().to_str().unwrap(), reference);
+    }
+    for (position, context) in export.contexts().into_iter().enumerate() {
+        let reference = ["hexz:changed:", "qemu:dirty-bitmap:"]
+            .iter()
+            .find_map(|namespace| context.strip_prefix(namespace));
+        let older = reference
+            .map(|name| &ancestors.iter().find(|(other, _)| other == name).expect("an ancestor").1);
+        let whole = (0, expected.len());
+        let parts = ranges.iter().map(|(at, length)| range(*at, *length, expected.len()));
+        for (at, length) in parts.chain([whole]) {
+            for most in [1, 3, 1 << 20] {
+                let extents =
+                    export.extents(position, at as u64, length as u64, most).await.unwrap();
+                assert!((1..=most).contains(&extents.len()), "{context}: {extents:?}");
+                let mut from = at;
+                for extent in &extents {
+                    let to = from + extent.length as usize;
+                    let bytes = &expected[from..to];
+                    match (context, older) {
+                        ("base:allocation", _) if extent.flags == 3 => {
+                            assert!(bytes.iter().all(|&byte| byte == 0), "{from} to {to}");
+                        }
+                        ("base:allocation", _) => assert_eq!(extent.flags, 0),
+                        (_, Some(older)) if extent.flags == 0 => {
+                            assert!(
+                                older.get(from..to) == Some(bytes),
+                                "{context}: {from} to {to}"
+                            );
+                        }
+                        _ => assert_eq!(extent.flags, 1, "{context}"),
+                    }
+                    from = to;
+                }
+                assert!(from <= at + length, "beyond the request");
+                assert!(most < 1 << 20 || from == at + length, "short of the request");
+                assert!(extents.windows(2).all(|pair| pair[0].flags != pair[1].flags));
+            }
+        }
     }
 }
 
@@ -248,6 +309,22 @@ proptest! {
                 let expected = image(pieces);
                 let ranges = if expected.is_empty() { &[][..] } else { &ranges };
                 check_snapshot(&snapshot, stream, &expected, ranges);
+                let ancestors: Vec<_> = chain[..number]
+                    .iter()
+                    .enumerate()
+                    .map(|(number, archive)| {
+                        let pieces = match stream {
+                            StreamKind::Main => &archive.main,
+                            StreamKind::Auxiliary => &archive.auxiliary,
+                        };
+                        (file_name(number), image(pieces))
+                    })
+                    .collect();
+                if !expected.is_empty() {
+                    runtime.block_on(check_contexts(
+                        &snapshot, stream, &expected, &ancestors, ranges, &reader,
+                    ));
+                }
                 let snapshot = Arc::clone(&snapshot);
                 runtime.block_on(check_export(snapshot, stream, &expected, ranges, &reader));
             }
