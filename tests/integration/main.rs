@@ -15,5 +15,6 @@
 
 mod archive_writer;
 mod clients;
+mod protocol;
 mod snapshot;
 mod support;

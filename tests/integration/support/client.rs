@@ -51,6 +51,10 @@ pub const INFO_NAME: u16 = 1;
 pub const INFO_DESCRIPTION: u16 = 2;
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
+/// HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN: what the server can do for a client
+/// that negotiated nothing, and nothing else.
+pub const TRANSMISSION_FLAGS: u16 = 1 | 1 << 1 | 1 << 2 | 1 << 8;
+
 pub const CMD_READ: u16 = 0;
 pub const CMD_WRITE: u16 = 1;
 pub const CMD_DISC: u16 = 2;

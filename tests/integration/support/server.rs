@@ -255,6 +255,10 @@ impl Server {
         self.address().port()
     }
 
+    pub fn has_tls(&self) -> bool {
+        self.pki.is_some()
+    }
+
     /// The PKI that it was started with.
     pub fn pki(&self) -> &Pki {
         self.pki.as_ref().expect("it runs without TLS")
