@@ -200,6 +200,11 @@ impl Listener {
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    // A mapped address is an IPv4 address; a socket for IPv6 alone can't be bound to it.
+    let address = match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        IpAddr::V6(_) => address,
+    };
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // [::] takes IPv4 clients as well, as mapped addresses, whatever the system's default.
