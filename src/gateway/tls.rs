@@ -155,10 +155,14 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsProblem> {
     check_secrecy(path)?;
     let mut pem = Zeroizing::new(Vec::new());
     open(path)?.read_to_end(&mut pem)?;
-    match rustls_pemfile::private_key(&mut pem.as_slice())? {
-        Some(key) => Ok(key),
-        None if contains(&pem, b"BEGIN ENCRYPTED PRIVATE KEY") => Err(TlsProblem::EncryptedKey),
-        None => Err(TlsProblem::NoKey),
+    // PKCS#8 says so in its label, the older formats in a header that no PEM reader takes.
+    let encrypted =
+        contains(&pem, b"BEGIN ENCRYPTED PRIVATE KEY") || contains(&pem, b"Proc-Type: 4,ENCRYPTED");
+    match rustls_pemfile::private_key(&mut pem.as_slice()) {
+        Ok(Some(key)) => Ok(key),
+        _ if encrypted => Err(TlsProblem::EncryptedKey),
+        Ok(None) => Err(TlsProblem::NoKey),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -274,6 +278,9 @@ fn explain_alert(alert: AlertDescription) -> String {
         }
         AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => {
             "it doesn't accept this server's certificate; is the name that it connects to in it?"
+        }
+        AlertDescription::DecryptError => {
+            "a signature is wrong for it; does it trust another CA of the same name?"
         }
         AlertDescription::CertificateExpired => "for it, this server's certificate has expired",
         _ => return format!("the client gave up: {alert:?}"),
