@@ -15,6 +15,7 @@
 
 mod archive_writer;
 mod clients;
+mod gateway;
 mod protocol;
 mod snapshot;
 mod support;

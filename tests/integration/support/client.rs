@@ -263,7 +263,11 @@ impl Client<Plain> {
         let name = ServerName::try_from("localhost").unwrap();
         let mut connection = ClientConnection::new(config, name).unwrap();
         while connection.is_handshaking() {
-            connection.complete_io(&mut self.stream)?;
+            if let Err(error) = connection.complete_io(&mut self.stream) {
+                // The server is told why.
+                while connection.wants_write() && connection.write_tls(&mut self.stream).is_ok() {}
+                return Err(error);
+            }
         }
         Ok(Client { stream: StreamOwned::new(connection, self.stream) })
     }

@@ -34,11 +34,13 @@ pub struct Recipe {
     pub rsa: bool,
     /// Signed by an intermediate CA, whose certificate follows in the file.
     pub intermediate: bool,
+    /// The CA's name.
+    pub authority: &'static str,
 }
 
 impl Default for Recipe {
     fn default() -> Self {
-        Self { days: (-1, 365), rsa: false, intermediate: false }
+        Self { days: (-1, 365), rsa: false, intermediate: false, authority: "hexz-nbd test CA" }
     }
 }
 
@@ -66,7 +68,7 @@ impl Pki {
     pub fn made_by(recipe: &Recipe) -> Self {
         let folder = tempfile::Builder::new().prefix("hexz-nbd-test-").tempdir().unwrap();
         let root = CertifiedIssuer::self_signed(
-            authority("hexz-nbd test CA", 1),
+            authority(recipe.authority, 1),
             KeyPair::generate().unwrap(),
         )
         .unwrap();

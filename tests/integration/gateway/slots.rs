@@ -1,0 +1,92 @@
+//! Places for clients, and those who would take them all.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use super::plain;
+use crate::support::client::{Client, FLAGS, GREETING, Plain};
+use crate::support::server::Server;
+use crate::support::wait_until;
+
+const HANDSHAKES: usize = 128;
+const PER_ADDRESS: usize = 32;
+
+fn address(last: u8) -> IpAddr {
+    Ipv4Addr::new(127, 0, 0, last).into()
+}
+
+/// Whether the server greets: then the client has a place.
+fn is_greeted(client: &mut Client<Plain>) -> bool {
+    let mut greeting = [0; GREETING.len()];
+    let greeted = std::io::Read::read_exact(&mut client.stream, &mut greeting).is_ok();
+    assert!(!greeted || greeting == GREETING);
+    greeted
+}
+
+fn comes_in(server: &Server, from: u8) -> bool {
+    let mut client = server.connect_from(address(from));
+    if !is_greeted(&mut client) {
+        return false;
+    }
+    client.send(&FLAGS.to_be_bytes());
+    client.go("");
+    client.read_ok(0, 1);
+    true
+}
+
+/// qemu-nbd 7.2 | silent peers use up the connection slots
+#[test]
+fn one_address_can_not_take_the_places_of_others() {
+    let server = plain().start();
+    let mut silent: Vec<_> =
+        (0..PER_ADDRESS + 8).map(|_| server.connect_from(address(2))).collect();
+    let greeted = silent.iter_mut().filter_map(|client| is_greeted(client).then_some(())).count();
+    assert_eq!(greeted, PER_ADDRESS);
+    server.wait_for_message("too many connections from its address");
+    // Others come in, as many as they like, and at once.
+    for from in 3..20 {
+        assert!(comes_in(&server, from));
+    }
+    // And so does that address, once it has let go.
+    silent.clear();
+    wait_until("its places are free", || comes_in(&server, 2));
+}
+
+/// The places of silent peers aren't those of served clients, and they are free again when
+/// the deadline for handshakes is over.
+#[test]
+fn silent_peers_block_nobody_for_longer_than_the_deadline() {
+    let server = plain().args(["--handshake-timeout", "2s"]).start();
+    let mut served = server.go("");
+    let started = Instant::now();
+    let mut silent = Vec::new();
+    for from in 0..6 {
+        for _ in 0..PER_ADDRESS {
+            silent.push(server.connect_from(address(10 + from)));
+        }
+    }
+    let greeted = silent.iter_mut().filter_map(|client| is_greeted(client).then_some(())).count();
+    // On a very slow machine the first places are free again before the last are asked for.
+    if started.elapsed().as_secs() < 2 {
+        assert_eq!(greeted, HANDSHAKES);
+        server.wait_for_message("too many connections are still negotiating");
+    }
+    served.read_ok(0, 512);
+    wait_until("somebody new comes in", || comes_in(&server, 99));
+    served.read_ok(512, 512);
+    drop(silent);
+}
+
+/// Served clients have their own limit; who has left gives a place back.
+#[test]
+fn no_more_clients_than_allowed_are_served() {
+    let server = plain().args(["--max-connections", "2"]).start();
+    let first = server.go("");
+    let mut second = server.go("");
+    assert!(!comes_in(&server, 2));
+    server.wait_for_message("as many clients as allowed (--max-connections) are being served");
+    second.read_ok(0, 1);
+    first.disconnect();
+    wait_until("a place is free", || comes_in(&server, 2));
+    second.read_ok(0, 1);
+}

@@ -1,0 +1,156 @@
+//! Archives, passwords, and the words and numbers with which a start fails.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::support::server::{Builder, Server, run};
+use crate::support::{IMAGE_SHA256, PASSWORD, archive};
+
+const ENCRYPTED: &str = "encrypted-zstd.hxz";
+
+fn encrypted() -> Builder {
+    Server::builder().archive(ENCRYPTED)
+}
+
+fn secret(path: &Path, content: &str) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+#[test]
+fn the_password_by_file_credential_or_environment() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    secret(&file, &format!("{PASSWORD}\n"));
+    secret(&folder.path().join("hexz-nbd.password"), PASSWORD);
+
+    encrypted().arg("--password-file").arg(&file).start().assert_alive();
+    encrypted().env("CREDENTIALS_DIRECTORY", folder.path()).start().assert_alive();
+    encrypted().env("HEXZ_PASSWORD", PASSWORD).start().assert_alive();
+    // The first of them counts.
+    let by_file = encrypted().arg("--password-file").arg(&file).env("HEXZ_PASSWORD", "wrong");
+    by_file.start().assert_alive();
+    let by_credential = encrypted().env("CREDENTIALS_DIRECTORY", folder.path());
+    by_credential.env("HEXZ_PASSWORD", "wrong").start().assert_alive();
+    // A folder of credentials for somebody else is no obstacle.
+    let empty = tempfile::tempdir().unwrap();
+    let by_variable = encrypted().env("CREDENTIALS_DIRECTORY", empty.path());
+    by_variable.env("HEXZ_PASSWORD", PASSWORD).start().assert_alive();
+}
+
+#[test]
+fn a_password_that_can_not_be_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    let by_file = || encrypted().arg("--password-file").arg(&file);
+    let refused = |builder: Builder, words: &str| {
+        let (code, stderr) = builder.fail();
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains(words), "{stderr}");
+        assert!(!stderr.contains("horse"), "a secret is in the log: {stderr}");
+    };
+    refused(encrypted(), "--password-file");
+    refused(encrypted().env("HEXZ_PASSWORD", "wrong"), "password");
+    refused(by_file(), "password: can't read it");
+    secret(&file, "");
+    refused(by_file(), "there is no password in it");
+    secret(&file, "wrong horse");
+    refused(by_file(), "password");
+    secret(&file, PASSWORD);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    refused(by_file(), "chmod 600");
+}
+
+#[test]
+fn a_packed_directory_is_no_disk() {
+    let (code, stderr) = Server::builder().archive("tree.hxz").fail();
+    assert_eq!(code, 3);
+    assert!(stderr.contains("packed directory") && stderr.contains("--raw"), "{stderr}");
+    let server = Server::builder().archive("tree.hxz").arg("--raw").start();
+    assert_eq!(server.greeted().go("").size, 288_662);
+}
+
+#[test]
+fn a_missing_parent_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let child = folder.path().join("child-zstd.hxz");
+    fs::copy(archive("child-zstd.hxz"), &child).unwrap();
+    let (code, stderr) = Server::builder().arg(&child).fail();
+    assert_eq!(code, 3);
+    assert!(stderr.contains("child-zstd.hxz") && stderr.contains("base-zstd.hxz"), "{stderr}");
+    // It may be somewhere else, if one says where.
+    let archives = archive("");
+    let server = Server::builder().arg(&child).arg("--parent-dir").arg(archives).start();
+    server.assert_alive();
+    server.wait_for_message("thin over 1 parent");
+}
+
+#[test]
+fn what_is_no_archive() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("disk.img");
+    for content in [&b""[..], b"HEXZ", &[0; 10_000]] {
+        fs::write(&file, content).unwrap();
+        let (code, stderr) = Server::builder().arg(&file).fail();
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains("disk.img"), "{stderr}");
+    }
+    for path in [folder.path().join("nothing"), folder.path().to_owned()] {
+        let (code, stderr) = Server::builder().arg(&path).fail();
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains(path.to_str().unwrap()), "{stderr}");
+    }
+}
+
+/// Clients that count in sectors don't see what is behind the last whole one.
+#[test]
+fn an_odd_size_is_noted() {
+    let server = Server::builder().archive("text-dict-zstd.hxz").start();
+    let line = server.wait_for_message("is no multiple of 512");
+    assert_eq!(line.json["level"], "WARN");
+    assert!(line.message().contains("its last 96 bytes"), "{}", line.text);
+    let even = Server::builder().archive("base-zstd.hxz").start();
+    assert!(!even.log_text().contains("multiple of 512"));
+}
+
+#[test]
+fn version_and_help() {
+    let version = run(["--version"]);
+    assert_eq!(version.code, Some(0));
+    assert_eq!(version.stdout, format!("hexz-nbd {}\n", env!("CARGO_PKG_VERSION")));
+    let help = run(["--help"]);
+    assert_eq!(help.code, Some(0));
+    for words in ["EXIT CODES", "EXAMPLES", "HEXZ_PASSWORD", "--tls-cert", "--allow", "--listen"] {
+        assert!(help.stdout.contains(words), "{words}");
+    }
+    assert_eq!(run(["-h"]).code, Some(0));
+}
+
+#[test]
+fn a_wrong_command_line() {
+    let snapshot = archive("base-zstd.hxz");
+    let snapshot = snapshot.to_str().unwrap();
+    for args in [
+        &[][..],
+        &["--no-such-option", snapshot],
+        &[snapshot, snapshot],
+        &["--max-connections", "0", snapshot],
+        &["--handshake-timeout", "0s", snapshot],
+        &["--handshake-timeout", "soon", snapshot],
+        &["--cache-size", "much", snapshot],
+        &["--tls-min", "1.1", snapshot],
+    ] {
+        let ended = run(args);
+        assert_eq!(ended.code, Some(2), "{args:?}: {}", ended.stderr);
+        assert!(!ended.stderr.is_empty());
+    }
+}
+
+#[test]
+fn the_demonstration_goes_the_whole_way() {
+    let demo = run(["demo", "--once"]);
+    assert_eq!(demo.code, Some(0), "{}", demo.stderr);
+    assert!(demo.stdout.contains(&format!("SHA-256 {IMAGE_SHA256}")), "{}", demo.stdout);
+    assert!(demo.stdout.contains("TLS"), "{}", demo.stdout);
+}

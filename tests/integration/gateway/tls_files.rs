@@ -1,0 +1,119 @@
+//! Certificates and keys, good and bad.
+
+use std::fs;
+use std::path::Path;
+
+use super::plain;
+use crate::support::pki::Pki;
+use crate::support::server::Server;
+
+/// It must refuse, with words that name the file and what is wrong with it.
+fn refused(pki: Pki, file: &str, words: &str) {
+    let path = pki.folder().join(file).display().to_string();
+    let folder = pki.folder().to_owned();
+    let (code, stderr) = plain().tls(pki).fail();
+    assert_eq!(code, 4, "{stderr}");
+    assert!(stderr.contains(&path), "{path} isn't named: {stderr}");
+    assert!(stderr.contains(words), "{words}: {stderr}");
+    drop(folder);
+}
+
+const CERT: &str = "server-cert.pem";
+const KEY: &str = "server-key.pem";
+
+fn write(path: &Path, content: &str) {
+    fs::write(path, content).unwrap();
+}
+
+#[test]
+fn what_can_not_be_used_is_refused_with_a_reason() {
+    refused(Pki::new().with_wrong_key(), KEY, "this key doesn't belong to the certificate in");
+    refused(Pki::expired(), CERT, "the certificate expired 2days ago");
+    refused(Pki::not_yet_valid(), CERT, "is not valid yet");
+    refused(Pki::new().with_exposed_key(), KEY, "every user of this machine can read this secret");
+
+    let swapped = Pki::new();
+    fs::copy(swapped.server_key(), swapped.server_cert()).unwrap();
+    refused(swapped, CERT, "there is no certificate in it");
+
+    let empty = Pki::new();
+    write(&empty.server_cert(), "");
+    refused(empty, CERT, "there is no certificate in it");
+
+    let swapped = Pki::new();
+    let certificate = fs::read_to_string(swapped.server_cert()).unwrap();
+    write(&swapped.server_key(), &certificate);
+    refused(swapped, KEY, "there is no private key in it");
+
+    let missing = Pki::new();
+    fs::remove_file(missing.server_cert()).unwrap();
+    refused(missing, CERT, "can't read it");
+
+    let missing = Pki::new();
+    fs::remove_file(missing.server_key()).unwrap();
+    refused(missing, KEY, "can't read it");
+
+    let huge = Pki::new();
+    write(&huge.server_cert(), &"x".repeat(2 << 20));
+    refused(huge, CERT, "larger than 1 MiB");
+
+    let broken = Pki::new();
+    let text = fs::read_to_string(broken.server_cert()).unwrap();
+    write(&broken.server_cert(), &text.replace("MII", "AAA"));
+    refused(broken, CERT, "");
+}
+
+#[test]
+fn an_encrypted_key_is_refused_with_a_way_out() {
+    let encrypt = ["-aes256", "-passout", "pass:secret"];
+    let way_out = "openssl pkey";
+    refused(Pki::new().with_key_rewritten(&encrypt), KEY, way_out);
+    // The older kind, with the cipher in a header of its own.
+    let traditional = [&["-traditional"][..], &encrypt].concat();
+    refused(Pki::rsa().with_key_rewritten(&traditional), KEY, way_out);
+    refused(Pki::new().with_key_rewritten(&traditional), KEY, way_out);
+}
+
+/// PKCS#8 as rcgen and openssl write it, PKCS#1, SEC1; keys on a curve and RSA.
+#[test]
+fn keys_of_every_format() {
+    for (pki, begins) in [
+        (Pki::new(), "-----BEGIN PRIVATE KEY-----"),
+        (Pki::rsa(), "-----BEGIN PRIVATE KEY-----"),
+        (Pki::rsa().with_key_rewritten(&["-traditional"]), "-----BEGIN RSA PRIVATE KEY-----"),
+        (Pki::new().with_key_rewritten(&["-traditional"]), "-----BEGIN EC PRIVATE KEY-----"),
+    ] {
+        let key = fs::read_to_string(pki.server_key()).unwrap();
+        assert!(key.starts_with(begins), "{key}");
+        plain().tls(pki).start().assert_alive();
+    }
+}
+
+/// The client knows the root alone; the server sends what is between.
+#[test]
+fn a_chain_with_an_intermediate() {
+    plain().tls(Pki::with_intermediate()).start().assert_alive();
+    // Without the second certificate in the file the client can't follow.
+    let pki = Pki::with_intermediate();
+    let chain = fs::read_to_string(pki.server_cert()).unwrap();
+    let end = "-----END CERTIFICATE-----\n";
+    let first = chain.find(end).unwrap() + end.len();
+    assert!(first < chain.len());
+    write(&pki.server_cert(), &chain[..first]);
+    let server = plain().tls(pki).start();
+    let mut client = server.connect();
+    client.greet(crate::support::client::FLAGS);
+    client.send(&crate::support::client::option(crate::support::client::OPT_STARTTLS, b""));
+    client.option_replies(crate::support::client::OPT_STARTTLS);
+    assert!(client.handshake(server.pki().client_config()).is_err());
+}
+
+#[test]
+fn certificate_and_key_belong_together_on_the_command_line() {
+    let pki = Pki::new();
+    let builder = || Server::builder().archive(super::BASE);
+    for (option, file) in [("--tls-cert", pki.server_cert()), ("--tls-key", pki.server_key())] {
+        let (code, stderr) = builder().arg(option).arg(file).fail();
+        assert_eq!(code, 2, "{stderr}");
+    }
+}
