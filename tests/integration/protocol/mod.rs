@@ -6,6 +6,7 @@ mod options;
 mod order;
 mod reads;
 mod refusals;
+mod structured;
 
 use crate::support::pki::Pki;
 use crate::support::server::Server;

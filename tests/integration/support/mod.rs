@@ -4,6 +4,7 @@
 pub mod client;
 pub mod pki;
 pub mod server;
+pub mod structured;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
