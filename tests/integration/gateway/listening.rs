@@ -4,8 +4,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
 
 use super::{BASE, plain, tls};
-use crate::support::archive;
 use crate::support::server::{Address, run_to_failure};
+use crate::support::{archive, nbd_port};
 
 #[test]
 fn a_unix_socket() {
@@ -97,6 +97,7 @@ fn two_servers_can_not_have_one_port() {
 /// connect.
 #[test]
 fn the_default_is_the_nbd_port_of_loopback() {
+    let _port = nbd_port();
     // If somebody else has it already, that is as good.
     let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 10809));
     let (code, stderr) = run_to_failure([archive(BASE)]);

@@ -81,8 +81,11 @@ fn silent_peers_block_nobody_for_longer_than_the_deadline() {
 #[test]
 fn no_more_clients_than_allowed_are_served() {
     let server = plain().args(["--max-connections", "2"]).start();
-    let first = server.go("");
+    let mut first = server.go("");
     let mut second = server.go("");
+    // Their places are taken once they have been told that they are in.
+    first.read_ok(0, 1);
+    second.read_ok(0, 1);
     assert!(!comes_in(&server, 2));
     server.wait_for_message("as many clients as allowed (--max-connections) are being served");
     second.read_ok(0, 1);

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::support::server::{Builder, Server, run};
-use crate::support::{IMAGE_SHA256, PASSWORD, archive};
+use crate::support::{IMAGE_SHA256, PASSWORD, archive, nbd_port};
 
 const ENCRYPTED: &str = "encrypted-zstd.hxz";
 
@@ -149,6 +149,7 @@ fn a_wrong_command_line() {
 
 #[test]
 fn the_demonstration_goes_the_whole_way() {
+    let _port = nbd_port();
     let demo = run(["demo", "--once"]);
     assert_eq!(demo.code, Some(0), "{}", demo.stderr);
     assert!(demo.stdout.contains(&format!("SHA-256 {IMAGE_SHA256}")), "{}", demo.stdout);

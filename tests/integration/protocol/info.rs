@@ -2,8 +2,9 @@
 
 use super::{BASE, base, servers};
 use crate::support::client::{
-    INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_EXPORT, INFO_NAME, OPT_GO, OPT_INFO, OptionReply,
-    REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_INFO, TRANSMISSION_FLAGS, ack, info_data,
+    INFO_BLOCK_SIZE, INFO_DESCRIPTION, INFO_EXPORT, INFO_NAME, OPT_ABORT, OPT_GO, OPT_INFO,
+    OptionReply, REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_INFO, TRANSMISSION_FLAGS, ack, info_data,
+    option,
 };
 use crate::support::server::Server;
 use crate::support::{IMAGE_SIZE, image};
@@ -137,6 +138,9 @@ fn malformed_requests_are_invalid() {
     let mut malformed: Vec<Vec<u8>> = (0..good.len()).map(|end| good[..end].to_vec()).collect();
     malformed.push([&good[..], b"\0"].concat());
     malformed.push([&good[..], b"\0\x01"].concat());
+    // Bytes left over that are themselves an option.
+    malformed.push([&good[..], &option(OPT_ABORT, b"")].concat());
+    malformed.push([&good[..], &option(OPT_GO, &info_data(b"", &[]))].concat());
     for server in servers(BASE) {
         let mut client = server.greeted();
         for number in BOTH {

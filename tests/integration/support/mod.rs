@@ -7,7 +7,7 @@ pub mod server;
 pub mod structured;
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
@@ -42,6 +42,12 @@ pub fn image() -> &'static [u8] {
         assert_eq!(sha256(&image), IMAGE_SHA256);
         image
     })
+}
+
+/// Held by tests that care who has the port that NBD has by default.
+pub fn nbd_port() -> MutexGuard<'static, ()> {
+    static PORT: Mutex<()> = Mutex::new(());
+    PORT.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Waits until `done` says so.
