@@ -25,15 +25,19 @@ mkdir -p "$folder"
 cd "$folder"
 umask 077
 
+if [ -e server-key.pem ]; then
+    echo "$folder/server-key.pem is there already; remove it first for a new one" >&2
+    exit 1
+fi
+if [ -e ca-cert.pem ] && [ ! -e ca-key.pem ]; then
+    echo "$folder/ca-cert.pem is there without its key: put ca-key.pem back to sign with it" >&2
+    exit 1
+fi
 if [ ! -e ca-key.pem ]; then
     openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
         -keyout ca-key.pem -out ca-cert.pem -days 3650 -subj '/CN=hexz-nbd CA' \
         -addext 'basicConstraints=critical,CA:TRUE,pathlen:0' \
         -addext 'keyUsage=critical,keyCertSign,cRLSign' 2>/dev/null
-fi
-if [ -e server-key.pem ]; then
-    echo "$folder/server-key.pem is there already; remove it first for a new one" >&2
-    exit 1
 fi
 
 names=

@@ -166,6 +166,12 @@ pub(crate) struct Serve {
         value_parser = at_least_one, help_heading = "Limits"
     )]
     max_connections: usize,
+    /// How many of them may come from one address, or one IPv6 network of 64 bits
+    #[arg(
+        long, value_name = "N", default_value_t = Limits::default().connections_per_address,
+        value_parser = at_least_one, help_heading = "Limits"
+    )]
+    max_connections_per_address: usize,
     /// How long a client may take until it has chosen an export, TLS included
     #[arg(
         long, value_name = "TIME", default_value = "30s",
@@ -233,7 +239,11 @@ impl Serve {
             listen: self.listen.clone(),
             access: AccessList { allow: self.allow.clone(), deny: self.deny.clone() },
             insecure_no_tls: self.insecure_no_tls,
-            limits: Limits { connections: self.max_connections, ..Limits::default() },
+            limits: Limits {
+                connections: self.max_connections,
+                connections_per_address: self.max_connections_per_address,
+                ..Limits::default()
+            },
             timeouts: Timeouts {
                 handshake: self.handshake_timeout,
                 tls_handshake: self.tls_handshake_timeout,
@@ -244,9 +254,16 @@ impl Serve {
     }
 }
 
+/// More connections than a machine has ports for.
+const MOST: usize = 1_000_000;
+
+/// Longer than anybody waits; clocks have an end.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(number) if number > MOST => Err(format!("it must be at most {MOST}")),
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
     }
@@ -255,6 +272,7 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("it must be more than nothing".to_owned()),
+        Ok(duration) if duration > LONGEST => Err("it must be at most a year".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; expected something like 30s or 2min")),
     }

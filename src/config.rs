@@ -25,6 +25,8 @@ pub struct Config {
 pub struct Limits {
     /// Clients that have chosen an export.
     pub connections: usize,
+    /// Of those, how many one address may have, or one IPv6 network of 64 bits.
+    pub connections_per_address: usize,
     /// Clients that have not yet. They have a pool of their own, so that silent peers
     /// can't take the places of those that are served.
     pub handshakes: usize,
@@ -39,6 +41,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 256,
+            connections_per_address: 64,
             handshakes: 128,
             handshakes_per_address: 32,
             in_flight: 64 * 1024 * 1024,

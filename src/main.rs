@@ -8,13 +8,16 @@ mod start;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log::start(&cli.log);
+    if let Err(error) = log::start(&cli.log) {
+        Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
+    }
     let ended = match &cli.command {
         Some(Command::Demo(options)) => demo::run(options),
         None => start::serve(&cli.serve),

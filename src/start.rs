@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use hexz_nbd::config::{Config, ConfigError};
 use hexz_nbd::exports::{Catalog, CatalogError, SnapshotExport};
-use hexz_nbd::gateway::Gateway;
 use hexz_nbd::gateway::listen::{BindError, ListenAddress};
 use hexz_nbd::gateway::tls::{self, TlsError};
+use hexz_nbd::gateway::{DoorClosed, Gateway};
 use hexz_nbd::nbd::Export;
 use hexz_nbd::snapshot::Error as SnapshotError;
 
@@ -36,6 +36,8 @@ pub(crate) enum Failure {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Listen(#[from] BindError),
+    #[error(transparent)]
+    Door(#[from] DoorClosed),
     #[error("the system refused: {0}")]
     System(#[from] io::Error),
     #[error("the demonstration failed: {0}")]
@@ -45,7 +47,7 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::System(_) | Self::Demo(_) => 1,
+            Self::Door(_) | Self::System(_) | Self::Demo(_) => 1,
             Self::Usage(_) | Self::Catalog(_) => 2,
             Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) => 3,
             Self::Tls(_) => 4,
@@ -80,8 +82,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         let gateway = Gateway::bind(config, tls, catalog)?;
         let listen = join(&gateway.addresses()?);
         tracing::info!(%listen, "ready: serving {what} {how} to {to}");
-        gateway.run(shutdown).await;
-        Ok(())
+        Ok(gateway.run(shutdown).await?)
     })
 }
 

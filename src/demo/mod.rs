@@ -3,6 +3,7 @@
 mod pki;
 mod reader;
 
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -26,13 +27,18 @@ static SNAPSHOT: &[u8] = include_bytes!("../../tests/archives/base-zstd.hxz");
 const IMAGE_SHA256: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c";
 const NAME: &str = "demo.hexz";
 
+/// Says something on the standard output, which may have been closed.
+macro_rules! say {
+    ($($words:tt)*) => { writeln!(std::io::stdout(), $($words)*)? };
+}
+
 /// Makes a PKI, serves the snapshot, reads it back, and goes on serving unless told not to.
 pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     // Goes with everything in it when this function returns.
     let folder = tempfile::Builder::new().prefix("hexz-nbd-demo-").tempdir()?;
     let authority = pki::create(folder.path()).map_err(failed)?;
-    println!("1. Made a throw-away CA, and a server certificate for localhost:");
-    println!("     {}", folder.path().display());
+    say!("1. Made a throw-away CA, and a server certificate for localhost:");
+    say!("     {}", folder.path().display());
 
     let files = TlsFiles {
         certificate: folder.path().join(pki::SERVER_CERTIFICATE),
@@ -46,8 +52,8 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
 
     start::until_signal(async |shutdown| {
         let (gateway, port) = bind(tls, exports)?;
-        println!("2. Serving a snapshot that is built in, over TLS, to this machine:");
-        println!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
+        say!("2. Serving a snapshot that is built in, over TLS, to this machine:");
+        say!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
 
         let stop = shutdown.child_token();
         let serving = tokio::spawn(gateway.run(stop.clone()));
@@ -56,19 +62,19 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
             let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", seen.sha256);
             return Err(Failure::Demo(message));
         }
-        println!("3. Read it back whole through a TLS client, and verified:");
-        println!("     the server's certificate against the CA, for the name localhost");
-        println!("     {}", seen.tls);
-        println!("     the export: {}", seen.description);
-        println!("     {} bytes, SHA-256 {} as packed", seen.size, seen.sha256);
-        println!("     a read past the end is refused, and the session goes on");
+        say!("3. Read it back whole through a TLS client, and verified:");
+        say!("     the server's certificate against the CA, for the name localhost");
+        say!("     {}", seen.tls);
+        say!("     the export: {}", seen.description);
+        say!("     {} bytes, SHA-256 {} as packed", seen.size, seen.sha256);
+        say!("     a read past the end is refused, and the session goes on");
 
         if options.once {
             stop.cancel();
         } else {
-            print_commands(port, folder.path());
+            print_commands(port, folder.path())?;
         }
-        serving.await.map_err(failed)
+        Ok(serving.await.map_err(failed)??)
     })
 }
 
@@ -94,19 +100,20 @@ fn bind(tls: Arc<ServerConfig>, exports: Catalog) -> Result<(Gateway<Catalog>, u
     }
 }
 
-fn print_commands(port: u16, folder: &Path) {
+fn print_commands(port: u16, folder: &Path) -> Result<(), Failure> {
     let uri = format!("nbds://localhost:{port}/{NAME}?tls-certificates={}", folder.display());
     let qemu = format!(
         "--object tls-creds-x509,id=tls,endpoint=client,dir={} \\\n         --image-opts \
          driver=nbd,host=localhost,port={port},export={NAME},tls-creds=tls",
         folder.display()
     );
-    println!("4. Serving on, until Ctrl-C. From another terminal, try:");
-    println!("     nbdinfo '{uri}'");
-    println!("     nbdcopy '{uri}' demo.img");
-    println!("     qemu-img info {qemu}");
-    println!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
-    println!("         -A {} -H localhost", folder.join(pki::CA_CERTIFICATE).display());
-    println!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
-    println!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
+    say!("4. Serving on, until Ctrl-C. From another terminal, try:");
+    say!("     nbdinfo '{uri}'");
+    say!("     nbdcopy '{uri}' demo.img");
+    say!("     qemu-img info {qemu}");
+    say!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
+    say!("         -A {} -H localhost", folder.join(pki::CA_CERTIFICATE).display());
+    say!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
+    say!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
+    Ok(())
 }

@@ -74,6 +74,8 @@ pub(super) enum Failure {
     Snapshot(Error),
     #[error("decoding panicked; this is a fault of this program")]
     Panicked,
+    #[error("more than 65,536 blocks in one read: ask for less at a time")]
+    TooManyBlocks,
     #[error("the index gives one hash to blocks of {cached} and of {listed} bytes")]
     LengthDiffers { cached: usize, listed: u32 },
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
 use tokio::task::JoinSet;
 
@@ -14,7 +14,28 @@ use crate::snapshot::{Block, Reference, Run, Snapshot, StreamKind};
 
 /// A part of a block shorter than this fraction is copied out of it, so that a reply
 /// that waits for a slow client doesn't keep a whole block in memory.
-const COPIED_FRACTION: usize = 4;
+const COPIED_FRACTION: usize = 2;
+
+/// A block shorter than this is read together with its neighbours, in bytes.
+const SMALL_BLOCK: u32 = 4096;
+/// How many small blocks are read together, at most.
+const BLOCKS_IN_GROUP: usize = 256;
+/// How many groups of one read wait for the decoders at once.
+const GROUPS_AT_ONCE: usize = 4;
+/// How many blocks one read may touch: a read of 32 MiB over blocks of 512 bytes. Who has
+/// smaller ones has to read less at a time.
+const MAX_BLOCKS_IN_READ: usize = 65_536;
+/// How many blocks are looked up without a pause; a read over more isn't answered at once.
+const MAX_BLOCKS_AT_ONCE: usize = 64;
+
+/// Neighbouring blocks that are read together.
+struct Group {
+    is_zeros: bool,
+    /// Where it ends in the export, no farther than the read.
+    end: u64,
+    /// Its blocks, unless they are zeros.
+    blocks: Vec<Block>,
+}
 
 /// A failure, and the byte of the export from which on it matters.
 #[derive(Debug)]
@@ -99,49 +120,91 @@ impl SnapshotExport {
         Ok(bytes)
     }
 
-    /// The part of `block` that `span` asks for, waiting for it.
-    async fn segment(&self, block: Block, span: Span) -> Result<Segment, Unread> {
-        match zeros(&block, span) {
-            Some(zeros) => Ok(zeros),
-            None => match self.block(block).await {
-                Ok(bytes) => Ok(part(&bytes, &block, span)),
-                Err(cause) => Err(Unread { at: block.start().max(span.offset), cause }),
-            },
-        }
-    }
-
     /// Hands over the parts of `span` as they become ready.
     async fn read_blocks(
         &self,
         span: Span,
         mut part: impl FnMut(u64, Segment) + Send,
     ) -> Result<(), Unread> {
-        if span.length == 0 {
-            return Ok(());
-        }
-        let first = self.locate(span.offset).await?;
-        if first.end() >= span.end() {
-            part(span.offset, self.segment(first, span).await?);
-            return Ok(());
-        }
-        // Several blocks: decoded side by side.
+        let panicked = |_| Unread { at: span.offset, cause: Failure::Panicked };
         let mut tasks = JoinSet::new();
-        let mut block = first;
-        loop {
-            let this = self.clone();
-            let offset = block.start().max(span.offset);
-            tasks.spawn(async move { (offset, this.segment(block, span).await) });
-            if block.end() >= span.end() {
-                break;
+        let mut at = span.offset;
+        let mut blocks = 0;
+        while at < span.end() {
+            let group = self.group(span, at, &mut blocks).await?;
+            let start = at;
+            at = group.end;
+            if group.is_zeros {
+                part(start, zeros(at - start));
+            } else if start == span.offset && at == span.end() {
+                part(start, self.segment(group, span).await?);
+            } else {
+                // No more side by side than keep the decoders busy: other clients' blocks
+                // come between them.
+                while tasks.len() >= GROUPS_AT_ONCE {
+                    if let Some(done) = tasks.join_next().await {
+                        let (offset, segment) = done.map_err(panicked)?;
+                        part(offset, segment?);
+                    }
+                }
+                let this = self.clone();
+                tasks.spawn(async move { (start, this.segment(group, span).await) });
             }
-            block = self.locate(block.end()).await?;
         }
         while let Some(done) = tasks.join_next().await {
-            let (offset, segment) =
-                done.map_err(|_| Unread { at: span.offset, cause: Failure::Panicked })?;
+            let (offset, segment) = done.map_err(panicked)?;
             part(offset, segment?);
         }
         Ok(())
+    }
+
+    /// What is read together from `at` on: a run of zeros, a block, or some small blocks.
+    async fn group(&self, span: Span, at: u64, blocks: &mut usize) -> Result<Group, Unread> {
+        let first = self.locate(at).await?;
+        let is_zeros = first.is_zeros();
+        let mut group = Group { is_zeros, end: first.end().min(span.end()), blocks: Vec::new() };
+        let mut block = first;
+        loop {
+            *blocks += 1;
+            if *blocks > MAX_BLOCKS_IN_READ {
+                return Err(Unread { at, cause: Failure::TooManyBlocks });
+            }
+            // An archive may have millions of tiny blocks; others want to run, too.
+            tokio::task::consume_budget().await;
+            group.end = block.end().min(span.end());
+            if !is_zeros {
+                group.blocks.push(block);
+            }
+            let is_full = !is_zeros
+                && (block.length() >= SMALL_BLOCK || group.blocks.len() >= BLOCKS_IN_GROUP);
+            if is_full || group.end == span.end() {
+                return Ok(group);
+            }
+            let next = self.locate(group.end).await?;
+            let fits = next.is_zeros() == is_zeros && (is_zeros || next.length() < SMALL_BLOCK);
+            if !fits {
+                return Ok(group);
+            }
+            block = next;
+        }
+    }
+
+    /// What `span` asks for of a group's blocks, waiting for them.
+    async fn segment(&self, group: Group, span: Span) -> Result<Segment, Unread> {
+        let read = async |block: Block| {
+            let bytes = self.block(block).await;
+            bytes.map_err(|cause| Unread { at: block.start().max(span.offset), cause })
+        };
+        if let [block] = group.blocks.as_slice() {
+            return Ok(part(&read(*block).await?, block, span));
+        }
+        let mut together = BytesMut::new();
+        for block in group.blocks {
+            let bytes = read(block).await?;
+            let (start, end) = overlap(&block, span);
+            together.extend_from_slice(bytes.get(start as usize..end as usize).unwrap_or_default());
+        }
+        Ok(Segment::Data(together.freeze()))
     }
 
     /// Runs of the context at `position`, off the runtime's threads: index pages may have
@@ -211,7 +274,10 @@ impl Export for SnapshotExport {
         let mut at = span.offset;
         while at < span.end() {
             let block = self.snapshot.locate_now(self.stream, at)?.ok()?;
-            let segment = zeros(&block, span).or_else(|| {
+            if segments.len() >= MAX_BLOCKS_AT_ONCE {
+                return None;
+            }
+            let segment = zero_part(&block, span).or_else(|| {
                 let key = BlockKey::of(&block, &self.snapshot, self.stream);
                 let bytes = self.reader.cache.get(&key)?;
                 (bytes.len() == block.length() as usize).then(|| part(&bytes, &block, span))
@@ -268,9 +334,14 @@ fn overlap(block: &Block, span: Span) -> (u32, u32) {
     (within(start), within(end))
 }
 
-fn zeros(block: &Block, span: Span) -> Option<Segment> {
+fn zero_part(block: &Block, span: Span) -> Option<Segment> {
     let (start, end) = overlap(block, span);
     block.is_zeros().then(|| Segment::Zeros(end - start))
+}
+
+/// Zeros within a read, whose length has 32 bits.
+fn zeros(length: u64) -> Segment {
+    Segment::Zeros(u32::try_from(length).unwrap_or(u32::MAX))
 }
 
 /// The part of a block's `bytes` that `span` asks for.

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::slots::{Full, Handshake};
+use super::slots::{Full, Place};
 use super::{Shared, tls};
 use crate::nbd::{
     Chosen, Export, Exports, Farewell, PlaintextOutcome, Security, SessionError, Summary, greet,
@@ -40,7 +40,7 @@ enum Failure {
 /// Serves one client and says how that ended.
 pub(super) async fn serve<S, X>(
     stream: S,
-    slot: Handshake,
+    slot: Place,
     shared: &Shared<X>,
     shutdown: &CancellationToken,
 ) where
@@ -53,7 +53,7 @@ pub(super) async fn serve<S, X>(
     match ended {
         Ok(Ending::LeftEarly) => tracing::debug!(?duration, "left without choosing an export"),
         Ok(Ending::Served(Summary { farewell, requests, bytes })) => {
-            if let Some(held_back) = shared.chatter.allow() {
+            if let Some(held_back) = shared.chatter.sessions.allow() {
                 let how = match farewell {
                     Farewell::ShutDown => "closed for shutdown",
                     Farewell::Disconnected | Farewell::HungUp => "left",
@@ -64,7 +64,7 @@ pub(super) async fn serve<S, X>(
         }
         Err(Failure::ShuttingDown) => tracing::debug!("closed for shutdown"),
         Err(failure) => {
-            if let Some(held_back) = shared.chatter.allow() {
+            if let Some(held_back) = shared.chatter.failures.allow() {
                 tracing::warn!(?duration, held_back = held_back.field(), "closed: {failure}");
             }
         }
@@ -74,7 +74,7 @@ pub(super) async fn serve<S, X>(
 /// The story: greeting, TLS if it is required, negotiation, transmission.
 async fn talk<S, X>(
     mut stream: S,
-    slot: Handshake,
+    slot: Place,
     shared: &Shared<X>,
     shutdown: &CancellationToken,
     started: Instant,
@@ -119,7 +119,7 @@ where
 async fn transmission<S, X>(
     stream: S,
     chosen: Option<Chosen<X::Export>>,
-    slot: Handshake,
+    slot: Place,
     shared: &Shared<X>,
     shutdown: &CancellationToken,
     security: &'static str,
@@ -132,7 +132,7 @@ where
         return Ok(Ending::LeftEarly);
     };
     let _session = shared.slots.session(slot)?;
-    if let Some(held_back) = shared.chatter.allow() {
+    if let Some(held_back) = shared.chatter.sessions.allow() {
         tracing::info!(
             export = chosen.export.name(),
             tls = security,

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::access::Peer;
@@ -23,9 +24,6 @@ const BACKLOG: i32 = 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-
-/// Data that the other end doesn't acknowledge for so long breaks the connection.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
 
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,12 +72,11 @@ impl FromStr for ListenAddress {
         if let Ok(address) = text.parse() {
             return Ok(Self::Tcp(address));
         }
-        // An address without a port, or a name of this machine.
-        if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-            return Ok(Self::Tcp(SocketAddr::new(address, NBD_PORT)));
-        }
-        let resolved = text.to_socket_addrs().map_err(|_| expected())?.next();
-        resolved.map(Self::Tcp).ok_or_else(expected)
+        // An address without a port. Names are refused: one may have several addresses.
+        text.trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .map(|address| Self::Tcp(SocketAddr::new(address, NBD_PORT)))
+            .map_err(|_| expected())
     }
 }
 
@@ -88,8 +85,9 @@ impl FromStr for ListenAddress {
 pub enum Listener {
     /// TCP.
     Tcp(TcpListener),
-    /// Unix; the path is removed when this is dropped.
-    Unix(UnixListener, RemovedOnDrop),
+    /// Unix. The path is removed before the socket is closed, so that it never leads to
+    /// nobody.
+    Unix(RemovedOnDrop, UnixListener),
 }
 
 /// A connection, as it came in.
@@ -180,7 +178,7 @@ impl Listener {
     pub fn local_address(&self) -> io::Result<ListenAddress> {
         Ok(match self {
             Self::Tcp(listener) => ListenAddress::Tcp(listener.local_addr()?),
-            Self::Unix(_, path) => ListenAddress::Unix(path.0.clone()),
+            Self::Unix(socket, _) => ListenAddress::Unix(socket.path.clone()),
         })
     }
 
@@ -194,7 +192,7 @@ impl Listener {
                 let (stream, address) = listener.accept().await?;
                 Ok(Incoming::Tcp(stream, address))
             }
-            Self::Unix(listener, _) => Ok(Incoming::Unix(listener.accept().await?.0)),
+            Self::Unix(_, listener) => Ok(Incoming::Unix(listener.accept().await?.0)),
         }
     }
 }
@@ -220,7 +218,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
 fn bind_unix(path: &Path) -> io::Result<Listener> {
     remove_if_stale(path)?;
     let listener = UnixListener::bind(path)?;
-    Ok(Listener::Unix(listener, RemovedOnDrop(path.to_owned())))
+    Ok(Listener::Unix(RemovedOnDrop::new(path), listener))
 }
 
 /// Removes a socket that nobody listens on any more, and nothing else.
@@ -230,7 +228,10 @@ fn remove_if_stale(path: &Path) -> io::Result<()> {
     if !is_socket {
         return Ok(());
     }
-    match std::os::unix::net::UnixStream::connect(path) {
+    // Without waiting: whoever listens there may not be accepting just now.
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    match probe.connect(&SockAddr::unix(path)?) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path)
         }
@@ -238,14 +239,30 @@ fn remove_if_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A path that is removed when its socket goes.
+/// A socket's path that is removed when the socket goes, unless it is another's by then.
 #[derive(Debug)]
-pub struct RemovedOnDrop(PathBuf);
+pub struct RemovedOnDrop {
+    path: PathBuf,
+    /// Device and inode of the socket that was made.
+    identity: Option<(u64, u64)>,
+}
+
+impl RemovedOnDrop {
+    fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), identity: identity(path) }
+    }
+}
 
 impl Drop for RemovedOnDrop {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.0).unwrap_or_default();
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            std::fs::remove_file(&self.path).unwrap_or_default();
+        }
     }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Sets what every TCP connection gets: no delay for small replies, and an end for
@@ -257,8 +274,7 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// What a failed `accept` calls for.

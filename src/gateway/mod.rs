@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustls::ServerConfig;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,7 +27,7 @@ use crate::nbd::budget::Budget;
 use crate::nbd::{Exports, TransmitLimits};
 use access::{Peer, Reason};
 use listen::{AcceptFault, Incoming, ListenAddress, Listener};
-use slots::{Handshake, Slots};
+use slots::{Place, Slots};
 
 /// A gateway that listens.
 #[derive(Debug)]
@@ -44,8 +45,23 @@ struct Shared<X> {
     slots: Slots,
     transmit_limits: TransmitLimits,
     next_connection: AtomicU64,
-    /// Log lines about connections; whoever may connect can cause as many as it likes.
-    chatter: RateLimit,
+    chatter: Chatter,
+}
+
+/// Log lines about connections, of which peers can cause as many as they like. Those who
+/// are refused can't use up the lines of those who are served.
+#[derive(Debug)]
+struct Chatter {
+    refusals: RateLimit,
+    failures: RateLimit,
+    sessions: RateLimit,
+}
+
+impl Chatter {
+    fn new() -> Self {
+        let limit = || RateLimit::new(100, Duration::from_millis(100));
+        Self { refusals: limit(), failures: limit(), sessions: limit() }
+    }
 }
 
 struct Tls(TlsAcceptor);
@@ -76,7 +92,7 @@ impl<X: Exports + 'static> Gateway<X> {
                 drain: config.timeouts.stall,
             },
             next_connection: AtomicU64::new(1),
-            chatter: RateLimit::new(100, Duration::from_millis(100)),
+            chatter: Chatter::new(),
             exports,
             config,
         };
@@ -93,15 +109,23 @@ impl<X: Exports + 'static> Gateway<X> {
 
     /// Serves until `shutdown` is cancelled; then lets requests that have come in be
     /// answered, for no longer than the shutdown timeout.
-    pub async fn run(self, shutdown: CancellationToken) {
+    ///
+    /// # Errors
+    /// [`DoorClosed`] if accepting connections ended before that.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), DoorClosed> {
         let connections = TaskTracker::new();
-        let doors = TaskTracker::new();
+        let mut doors = JoinSet::new();
         for listener in self.listeners {
             let shared = Arc::clone(&self.shared);
             doors.spawn(accept(listener, shared, connections.clone(), shutdown.clone()));
         }
-        doors.close();
-        doors.wait().await;
+        let mut is_sound = true;
+        while doors.join_next().await.is_some() {
+            // A door closes by itself only if its task has panicked. Better to end, and be
+            // started again, than to be deaf.
+            is_sound &= shutdown.is_cancelled();
+            shutdown.cancel();
+        }
 
         connections.close();
         let deadline = self.shared.config.timeouts.shutdown;
@@ -111,8 +135,14 @@ impl<X: Exports + 'static> Gateway<X> {
                 "clients were still busy at the shutdown deadline and are dropped",
             );
         }
+        if is_sound { Ok(()) } else { Err(DoorClosed) }
     }
 }
+
+/// Accepting connections ended though nobody had asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("accepting connections failed; this is a fault of this program")]
+pub struct DoorClosed;
 
 /// Accepts on one socket until the end.
 async fn accept<X: Exports + 'static>(
@@ -158,7 +188,7 @@ fn admit<X: Exports + 'static>(
     let (reason, slot) = match judge(peer, shared) {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            if let Some(held_back) = shared.chatter.allow() {
+            if let Some(held_back) = shared.chatter.refusals.allow() {
                 tracing::warn!(%peer, held_back = held_back.field(), "refused: {refusal}");
             }
             return;
@@ -196,7 +226,7 @@ enum Refusal {
     Full(#[from] slots::Full),
 }
 
-fn judge<X>(peer: Peer, shared: &Shared<X>) -> Result<(Reason, Handshake), Refusal> {
+fn judge<X>(peer: Peer, shared: &Shared<X>) -> Result<(Reason, Place), Refusal> {
     let reason = shared.config.access.judge(peer).map_err(Refusal::Access)?;
     // The settings were checked for this; a client that got here by some other way, such
     // as an address that was added to the machine later, is refused all the same.

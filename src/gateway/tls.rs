@@ -111,6 +111,8 @@ pub fn load(
     };
     let chain = certificates(&files.certificate).map_err(of(&files.certificate))?;
     let key = private_key(&files.key).map_err(of(&files.key))?;
+    aws_lc_rs::sign::any_supported_type(&key)
+        .map_err(|error| of(&files.key)(TlsProblem::Unusable(error)))?;
     let warnings = chain
         .first()
         .map_or(Ok(Vec::new()), |certificate| check_validity(certificate, UnixTime::now()))

@@ -7,7 +7,7 @@
 //! and is not read from any more.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -44,6 +44,8 @@ pub struct Share {
     pooled: Arc<AtomicUsize>,
     /// How many requests of this connection wait for room in the pool.
     waiting: AtomicUsize,
+    /// Bytes that its client has been sent.
+    sent: AtomicU64,
 }
 
 impl Share {
@@ -54,6 +56,7 @@ impl Share {
             budget,
             pooled: Arc::default(),
             waiting: AtomicUsize::new(0),
+            sent: AtomicU64::new(0),
         }
     }
 
@@ -76,6 +79,16 @@ impl Share {
             }
             hold = self.wait_for_pool(bytes) => hold,
         }
+    }
+
+    /// Counts bytes that the client has been sent.
+    pub fn note_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes that the client has been sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Whether this connection keeps others from the pool.

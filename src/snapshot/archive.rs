@@ -14,7 +14,7 @@ use super::{BlockHash, Password, StreamKind};
 use crate::storage::Storage;
 
 /// Index pages that are looked through for a block to try the password on.
-const PAGES_TO_TRY_PASSWORD: usize = 16;
+const PAGES_TO_TRY_PASSWORD: usize = 256;
 
 /// An open archive.
 #[derive(Debug)]
@@ -141,6 +141,11 @@ impl Archive {
                 }
             }
         }
+        tracing::warn!(
+            "{}: the password could not be tried, since no block near the beginning of its \
+             streams is its own; if it is wrong, reads will fail",
+            self.path.display(),
+        );
         Ok(())
     }
 }

@@ -27,7 +27,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.path.display())?;
+        write!(f, "{}", printable(&self.path))?;
         if let Some(offset) = self.offset {
             write!(f, ", byte {offset}")?;
         }
@@ -87,7 +87,7 @@ pub enum Problem {
     )]
     DirectoryArchive,
     /// A parent is nowhere where it may be looked for.
-    #[error("its parent \"{name}\" was not found (looked for {}){}", list(.tried), hint(.name, *.elsewhere))]
+    #[error("its parent {name:?} was not found (looked for {}){}", list(.tried), hint(.name, *.elsewhere))]
     ParentMissing {
         /// The parent as this archive names it.
         name: String,
@@ -97,7 +97,7 @@ pub enum Problem {
         elsewhere: bool,
     },
     /// An archive is its own ancestor.
-    #[error("this archive is its own ancestor: parents go in a circle through \"{0}\"")]
+    #[error("this archive is its own ancestor: parents go in a circle through {0:?}")]
     ParentCycle(String),
     /// More ancestors than anyone needs.
     #[error("its chain of parents has more than {0} archives")]
@@ -169,11 +169,16 @@ impl Problem {
     }
 }
 
+/// A path without what could disturb a log: parents are named by whoever packed a file.
+fn printable(path: &Path) -> String {
+    path.display().to_string().escape_debug().to_string()
+}
+
 fn list(paths: &[PathBuf]) -> String {
     match paths {
         [] => "nowhere".to_owned(),
         paths => {
-            let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+            let shown: Vec<_> = paths.iter().map(|path| printable(path)).collect();
             shown.join(", ")
         }
     }
@@ -183,7 +188,7 @@ fn hint(name: &str, elsewhere: bool) -> String {
     if elsewhere {
         format!(
             ". Put it beside the archive or give its folder as --parent-dir; if the archive is \
-             trusted to name any file of this machine, --allow-parent-anywhere looks at {name} too"
+             trusted to name any file of this machine, --allow-parent-anywhere looks at {name:?} too"
         )
     } else {
         ". Put it beside the archive or give its folder as --parent-dir".to_owned()

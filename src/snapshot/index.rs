@@ -67,6 +67,7 @@ impl MasterIndex {
         let mut fields = Fields::new(bytes);
         let main_pages = pages(&mut fields, index_offset)?;
         let auxiliary_pages = pages(&mut fields, index_offset)?;
+        check_disjoint(main_pages.iter().chain(&auxiliary_pages))?;
         let main = stream(main_pages, fields.u64("the main stream's size")?)?;
         let auxiliary = stream(auxiliary_pages, fields.u64("the auxiliary stream's size")?)?;
         if fields.left() > 0 {
@@ -108,6 +109,17 @@ fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Pro
             }
         })
         .collect()
+}
+
+/// Refuses pages that share bytes: a small file could claim any number of blocks by
+/// naming one page again and again, and one page can't be right for two places.
+fn check_disjoint<'a>(pages: impl Iterator<Item = &'a PageRef>) -> Result<(), Problem> {
+    let mut places: Vec<Extent> = pages.map(|page| page.place).collect();
+    places.sort_unstable_by_key(|place| place.offset);
+    let disjoint = places
+        .windows(2)
+        .all(|pair| matches!(pair, [a, b] if a.end().is_some_and(|end| end <= b.offset)));
+    if disjoint { Ok(()) } else { Err(Problem::Invalid("an index page's place")) }
 }
 
 fn stream(pages: Vec<PageRef>, size: u64) -> Result<StreamIndex, Problem> {

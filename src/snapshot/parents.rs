@@ -8,7 +8,6 @@
 use std::sync::{Arc, Mutex};
 
 use super::archive::Archive;
-use super::error::{Error, Problem};
 use super::index::Located;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::zeros::ZeroHashes;
@@ -30,18 +29,9 @@ pub(super) struct Parents {
 
 impl Parents {
     /// The index, which the first caller makes while others wait.
-    pub(super) fn index(
-        &self,
-        chain: &[Archive],
-        zeros: &ZeroHashes,
-    ) -> Result<Arc<HashIndex>, Error> {
+    pub(super) fn index(&self, chain: &[Archive], zeros: &ZeroHashes) -> Arc<HashIndex> {
         let mut index = self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(index) = index.as_ref() {
-            return Ok(Arc::clone(index));
-        }
-        let made = Arc::new(HashIndex::build(chain, zeros)?);
-        *index = Some(Arc::clone(&made));
-        Ok(made)
+        Arc::clone(index.get_or_insert_with(|| Arc::new(HashIndex::build(chain, zeros))))
     }
 }
 
@@ -80,16 +70,24 @@ impl Fingerprint {
 }
 
 impl HashIndex {
-    fn build(chain: &[Archive], zeros: &ZeroHashes) -> Result<Self, Error> {
+    /// Makes the index of all blocks that can be known. What is left out, since a page is
+    /// damaged or there are too many, can't be found; the log says so, once.
+    fn build(chain: &[Archive], zeros: &ZeroHashes) -> Self {
         let mut entries = Vec::new();
         let mut pages = Vec::new();
         let mut ordinal: u32 = 0;
         // The first is the served archive itself, whose own blocks need no looking up.
-        for (archive, ancestor) in chain.iter().enumerate().skip(1) {
+        'archives: for (archive, ancestor) in chain.iter().enumerate().skip(1) {
             for stream in [StreamKind::Main, StreamKind::Auxiliary] {
                 for page in 0..ancestor.stream(stream).pages.len() {
                     pages.push((ordinal, PageId { archive, stream, page }));
-                    let loaded = ancestor.load_page(stream, page, zeros)?;
+                    let loaded = match ancestor.load_page(stream, page, zeros) {
+                        Ok(loaded) => loaded,
+                        Err(error) => {
+                            tracing::error!("blocks of a parent can't be found: {error}");
+                            continue;
+                        }
+                    };
                     for block in loaded.blocks() {
                         let hash = &block.entry.hash;
                         if hash.is_given() && block.entry.has_bytes_of(hash) {
@@ -98,19 +96,19 @@ impl HashIndex {
                         ordinal = ordinal.saturating_add(1);
                     }
                     if entries.len() > MAX_PARENT_BLOCKS || ordinal == u32::MAX {
-                        return Err(Problem::TooLarge {
-                            what: "the number of blocks of all parents",
-                            got: u64::from(ordinal),
-                            limit: MAX_PARENT_BLOCKS as u64,
-                        }
-                        .of(&ancestor.path));
+                        tracing::error!(
+                            "{} and the parents behind it have more blocks than can be indexed \
+                             ({MAX_PARENT_BLOCKS})",
+                            ancestor.path.display(),
+                        );
+                        break 'archives;
                     }
                 }
             }
         }
         entries.shrink_to_fit();
         entries.sort_unstable();
-        Ok(Self { entries, pages })
+        Self { entries, pages }
     }
 
     /// The places of the blocks whose fingerprint is that of `hash`, nearest ancestor

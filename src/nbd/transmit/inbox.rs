@@ -45,7 +45,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     }
 
     /// A request that has arrived whole.
-    fn decode(&mut self) -> Result<Option<Request>, Malformed> {
+    pub(super) fn decode(&mut self) -> Result<Option<Request>, Malformed> {
         let (decoded, size) = if self.extended {
             (self.buffer.first_chunk().map(Request::decode_extended), Request::EXTENDED_SIZE)
         } else {
@@ -86,6 +86,15 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
             if !self.fill().await? {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
+        }
+    }
+
+    /// Reads over whatever comes until the client closes. To close while something is
+    /// unread would reset the connection, and replies on their way would be lost.
+    pub(super) async fn discard(&mut self) {
+        self.buffer.clear();
+        while matches!(self.fill().await, Ok(true)) {
+            self.buffer.clear();
         }
     }
 

@@ -36,6 +36,13 @@ use verdict::{BAD_STATUS_PAYLOAD, Session, Verdict, judge, status_range};
 /// Linux client keeps 128 in flight, others fewer.
 const MAX_REQUESTS_IN_FLIGHT: usize = 256;
 
+/// Reads of one connection that are worked on at once. The others wait, so that a flood of
+/// them doesn't stand in front of every other client's.
+const MAX_READS_AT_ONCE: usize = 8;
+
+/// How long a client may take to close once the server is shutting down.
+const SHUTDOWN_LINGER: Duration = Duration::from_secs(1);
+
 /// What one connection may use.
 #[derive(Debug, Clone)]
 pub struct TransmitLimits {
@@ -91,21 +98,47 @@ where
     let (replies, ready) = mpsc::unbounded_channel();
 
     let mut send = pin!(Outbox::new(writer, ready, Arc::clone(&share), limits.stall).run());
-    let mut receive =
-        pin!(receive(Inbox::new(reader, chosen.replies), replies, chosen, share, shutdown));
+    let mut receive = pin!(receive(
+        Inbox::new(reader, chosen.replies),
+        replies,
+        chosen,
+        Arc::clone(&share),
+        shutdown
+    ));
 
-    tokio::select! {
-        received = &mut receive => {
-            // The last reply's sender goes with the last answer; then `send` ends.
-            let drained = tokio::time::timeout(limits.drain, send).await;
-            let summary = received?;
-            drained.map_err(|_| SessionError::DrainTimeout)??;
-            Ok(summary)
-        }
+    let received = tokio::select! {
+        received = &mut receive => received,
         // While requests are received, sending ends only by failing.
         sent = &mut send => {
             sent?;
-            Ok(receive.await?)
+            receive.await
+        }
+    };
+    // The last reply's sender goes with the last answer; then `send` ends.
+    drain(&mut send, &share, limits.drain).await?;
+    let (summary, mut inbox) = received?;
+    let linger = match summary.farewell {
+        Farewell::HungUp => Duration::ZERO,
+        Farewell::Disconnected => limits.drain,
+        Farewell::ShutDown => SHUTDOWN_LINGER.min(limits.drain),
+    };
+    // A client that doesn't close in time is closed upon, which is no failure.
+    tokio::time::timeout(linger, inbox.discard()).await.unwrap_or_default();
+    Ok(summary)
+}
+
+/// Waits until the last replies are sent, for as long as the client takes them.
+async fn drain(
+    mut send: impl Future<Output = Result<(), SessionError>> + Unpin,
+    share: &Share,
+    patience: Duration,
+) -> Result<(), SessionError> {
+    loop {
+        let before = share.sent();
+        match tokio::time::timeout(patience, &mut send).await {
+            Ok(sent) => return sent,
+            Err(_) if share.sent() > before => {}
+            Err(_) => return Err(SessionError::DrainTimeout),
         }
     }
 }
@@ -117,7 +150,7 @@ async fn receive<R, E>(
     chosen: Chosen<E>,
     share: Arc<Share>,
     shutdown: impl Future<Output = ()>,
-) -> Result<Summary, SessionError>
+) -> Result<(Summary, Inbox<R>), SessionError>
 where
     R: AsyncRead + Unpin,
     E: Export,
@@ -125,6 +158,7 @@ where
     let Chosen { export, replies: mode, contexts } = chosen;
     let session = Session { size: export.size(), mode, contexts: !contexts.is_empty() };
     let slots = Arc::new(Semaphore::new(MAX_REQUESTS_IN_FLIGHT));
+    let turns = Arc::new(Semaphore::new(MAX_READS_AT_ONCE));
     // What has to wait. It ends with the connection.
     let mut tasks = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -153,17 +187,20 @@ where
                 match export.read_now(span) {
                     Some(segments) => read_at_once(ticket, span, whole, segments),
                     None => {
-                        tasks.spawn(read(Arc::clone(&export), ticket, span, whole));
+                        let work = read(Arc::clone(&export), ticket, span, whole);
+                        tasks.spawn(in_turn(Arc::clone(&turns), work));
                     }
                 }
             }
             Verdict::Cache { offset, length } => {
-                tasks.spawn(cache(Arc::clone(&export), ticket, offset, length));
+                let work = cache(Arc::clone(&export), ticket, offset, length);
+                tasks.spawn(in_turn(Arc::clone(&turns), work));
             }
             Verdict::Status { offset, length, one } => {
                 let query = StatusQuery { offset, length, one, contexts: contexts.clone() };
                 let ticket = ticket.holding(share.take(query.memory()).await);
-                tasks.spawn(status(Arc::clone(&export), ticket, query));
+                let work = status(Arc::clone(&export), ticket, query);
+                tasks.spawn(in_turn(Arc::clone(&turns), work));
             }
             Verdict::StatusOf { offset, payload, one } => {
                 match status_payload(&mut inbox, payload, &contexts).await? {
@@ -172,7 +209,8 @@ where
                         match status_range(offset, length, session.size) {
                             Ok(()) => {
                                 let ticket = ticket.holding(share.take(query.memory()).await);
-                                tasks.spawn(status(Arc::clone(&export), ticket, query));
+                                let work = status(Arc::clone(&export), ticket, query);
+                                tasks.spawn(in_turn(Arc::clone(&turns), work));
                             }
                             Err(refusal) => ticket.refuse(&refusal),
                         }
@@ -196,8 +234,36 @@ where
             }
         }
     };
+    if farewell == Farewell::ShutDown {
+        refuse_the_rest(&mut inbox, session, &replies)?;
+    }
     while tasks.join_next().await.is_some() {}
-    Ok(Summary { farewell, requests, bytes })
+    Ok((Summary { farewell, requests, bytes }, inbox))
+}
+
+/// Answers requests that have arrived and won't be worked on: "The error value issued in
+/// respect of these requests … SHOULD be NBD_ESHUTDOWN."
+fn refuse_the_rest<R: AsyncRead + Unpin>(
+    inbox: &mut Inbox<R>,
+    session: Session,
+    replies: &mpsc::UnboundedSender<Reply>,
+) -> Result<(), SessionError> {
+    const SHUTTING_DOWN: Refusal = Refusal::new(ErrorCode::SHUTDOWN, "the server is shutting down");
+    while let Some(request) = inbox.decode()? {
+        let ticket = Ticket::new(&request, session.mode, replies.clone(), None);
+        match judge(&request, session) {
+            // Nothing can be read behind a payload that may not have come yet.
+            Verdict::Disconnect
+            | Verdict::TooLarge(_)
+            | Verdict::StatusOf { .. }
+            | Verdict::Refuse { payload: 1.., .. } => {
+                ticket.withdraw();
+                break;
+            }
+            _ => ticket.refuse(&SHUTTING_DOWN),
+        }
+    }
+    Ok(())
 }
 
 /// Answers a read with what is at hand.
@@ -208,6 +274,13 @@ fn read_at_once(ticket: Ticket, span: Span, whole: bool, segments: Vec<Segment>)
     } else {
         ticket.refuse(&WRONG_PARTS);
     }
+}
+
+/// Does `work` when it is this request's turn.
+async fn in_turn(turns: Arc<Semaphore>, work: impl Future<Output = ()>) {
+    // Nobody closes the semaphore, so the turn always comes.
+    let _turn = turns.acquire().await.ok();
+    work.await;
 }
 
 async fn read<E: Export>(export: Arc<E>, ticket: Ticket, span: Span, whole: bool) {

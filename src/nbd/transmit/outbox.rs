@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -26,7 +26,7 @@ pub(super) struct Outbox<W> {
     writer: W,
     ready: mpsc::UnboundedReceiver<Reply>,
     share: Arc<Share>,
-    stall: Duration,
+    pace: Pace,
 }
 
 impl<W: AsyncWrite + Unpin> Outbox<W> {
@@ -36,7 +36,7 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         share: Arc<Share>,
         stall: Duration,
     ) -> Self {
-        Self { writer, ready, share, stall }
+        Self { writer, ready, share, pace: Pace::new(stall) }
     }
 
     /// Sends until no request is left that could still be answered, then closes.
@@ -46,7 +46,7 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
             self.write(&batch).await?;
             batch.clear();
             if self.ready.is_empty() {
-                unless_in_the_way(&self.share, self.stall, self.writer.flush()).await?;
+                self.pace.keep(&self.share, self.writer.flush()).await?;
             }
         }
         // The client may be gone already, which is its right by now.
@@ -64,10 +64,11 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         while !left.is_empty() {
             let now = left.get(..MAX_SLICES).unwrap_or(left);
             let write = self.writer.write_vectored(now);
-            let written = unless_in_the_way(&self.share, self.stall, write).await?;
+            let written = self.pace.keep(&self.share, write).await?;
             if written == 0 {
                 return Err(io::Error::from(io::ErrorKind::WriteZero).into());
             }
+            self.share.note_sent(written);
             IoSlice::advance_slices(&mut left, written);
         }
         Ok(())
@@ -89,19 +90,45 @@ fn push_slices<'a>(slices: &mut Vec<IoSlice<'a>>, segment: &'a Segment) {
     }
 }
 
-/// Waits for progress on the stream: for ever while nobody is hurt by it, but no longer
-/// than `stall` at a time once this connection's replies keep memory from others.
-async fn unless_in_the_way<T>(
-    share: &Share,
-    stall: Duration,
-    progress: impl Future<Output = io::Result<T>>,
-) -> Result<T, SessionError> {
-    let mut progress = std::pin::pin!(progress);
-    loop {
-        match tokio::time::timeout(stall, &mut progress).await {
-            Ok(done) => return Ok(done?),
-            Err(_) if share.is_in_the_way() => return Err(SessionError::Stalled),
-            Err(_) => {}
+/// How fast a client has to read. It may stand still for ever while nobody is hurt by it;
+/// but once its replies keep memory from others, it has to take [`Pace::LEAST`] bytes in
+/// each period, so that nobody holds that memory by reading a byte now and then.
+struct Pace {
+    period: Duration,
+    began: Instant,
+    /// What had been sent when the period began.
+    sent: u64,
+}
+
+impl Pace {
+    /// Bytes that have to be read in a period.
+    const LEAST: u64 = 1024 * 1024;
+
+    fn new(period: Duration) -> Self {
+        Self { period, began: Instant::now(), sent: 0 }
+    }
+
+    /// Waits for progress on the stream.
+    async fn keep<T>(
+        &mut self,
+        share: &Share,
+        progress: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, SessionError> {
+        let mut progress = std::pin::pin!(progress);
+        loop {
+            let waited = tokio::time::timeout(self.period, &mut progress).await;
+            let is_over = self.began.elapsed() >= self.period;
+            if is_over || !share.is_in_the_way() {
+                let too_slow = share.sent() - self.sent < Self::LEAST;
+                if is_over && too_slow && share.is_in_the_way() {
+                    return Err(SessionError::Stalled);
+                }
+                self.began = Instant::now();
+                self.sent = share.sent();
+            }
+            if let Ok(done) = waited {
+                return Ok(done?);
+            }
         }
     }
 }
