@@ -95,9 +95,8 @@ fn push_slices<'a>(slices: &mut Vec<IoSlice<'a>>, segment: &'a Segment) {
 /// each period, so that nobody holds that memory by reading a byte now and then.
 struct Pace {
     period: Duration,
-    began: Instant,
-    /// What had been sent when the period began.
-    sent: u64,
+    /// Since when it has been in the way, and what had been sent by then.
+    in_the_way: Option<(Instant, u64)>,
 }
 
 impl Pace {
@@ -105,7 +104,7 @@ impl Pace {
     const LEAST: u64 = 1024 * 1024;
 
     fn new(period: Duration) -> Self {
-        Self { period, began: Instant::now(), sent: 0 }
+        Self { period, in_the_way: None }
     }
 
     /// Waits for progress on the stream.
@@ -116,19 +115,21 @@ impl Pace {
     ) -> Result<T, SessionError> {
         let mut progress = std::pin::pin!(progress);
         loop {
-            let waited = tokio::time::timeout(self.period, &mut progress).await;
-            let is_over = self.began.elapsed() >= self.period;
-            if is_over || !share.is_in_the_way() {
-                let too_slow = share.sent() - self.sent < Self::LEAST;
-                if is_over && too_slow && share.is_in_the_way() {
-                    return Err(SessionError::Stalled);
-                }
-                self.began = Instant::now();
-                self.sent = share.sent();
-            }
-            if let Ok(done) = waited {
+            self.check(share)?;
+            if let Ok(done) = tokio::time::timeout(self.period / 4, &mut progress).await {
                 return Ok(done?);
             }
         }
+    }
+
+    fn check(&mut self, share: &Share) -> Result<(), SessionError> {
+        let now = (Instant::now(), share.sent());
+        self.in_the_way = match self.in_the_way {
+            _ if !share.is_in_the_way() => None,
+            Some((since, sent)) if since.elapsed() < self.period => Some((since, sent)),
+            Some((_, sent)) if now.1 - sent < Self::LEAST => return Err(SessionError::Stalled),
+            _ => Some(now),
+        };
+        Ok(())
     }
 }

@@ -87,7 +87,7 @@ fn no_more_clients_than_allowed_are_served() {
     first.read_ok(0, 1);
     second.read_ok(0, 1);
     assert!(!comes_in(&server, 2));
-    server.wait_for_message("as many clients as allowed (--max-connections) are being served");
+    server.wait_for_message("as many connections as allowed (--max-connections) are being served");
     second.read_ok(0, 1);
     first.disconnect();
     wait_until("a place is free", || comes_in(&server, 2));
