@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let path = std::env::args_os().nth(1).ok_or("which archive?")?;
     let password = std::env::var_os("HEXZ_PASSWORD");
     let options = OpenOptions {
-        password: password.map(|value| Password::new(value.into_vec())),
+        password: password.map(|value| Password::new(value.into_vec()).into()),
         raw: true,
         ..OpenOptions::default()
     };

@@ -11,7 +11,7 @@ use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, Folder, Named};
 use hexz_nbd::gateway::access::{AccessList, Network};
 use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::gateway::tls::{TlsFiles, TlsVersion};
-use hexz_nbd::snapshot::{OpenOptions, Password};
+use hexz_nbd::snapshot::{OpenOptions, PasswordSource};
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -30,6 +30,10 @@ EXAMPLES
     hexz-nbd web=web-server.hexz db.hexz --default-export web
     hexz-nbd --export-dir /srv/snapshots
     nbdinfo --list nbd://localhost
+
+CHANGED BLOCKS
+  Clients can ask what differs from a parent or another snapshot that is served:
+    nbdinfo --map=hexz:changed:monday.hexz nbd://localhost/tuesday.hexz
 
 PASSWORDS
   The password of an encrypted archive is taken from --password-file, else from the
@@ -204,9 +208,11 @@ enum TlsMin {
 }
 
 impl Serve {
-    /// What is to be served. The password is kept as long as that, since an archive may
-    /// be opened, or replaced by another one, at any time.
-    pub(crate) fn catalog(&self, password: Option<Password>) -> Result<Catalog, CatalogError> {
+    /// What is to be served.
+    pub(crate) fn catalog(
+        &self,
+        password: Option<PasswordSource>,
+    ) -> Result<Catalog, CatalogError> {
         let options = OpenOptions {
             parent_dirs: self.parent_dir.clone(),
             parents_anywhere: self.allow_parent_anywhere,

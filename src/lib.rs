@@ -9,7 +9,7 @@
 //! 3. [`gateway`]: it gets a place among those that negotiate, and a deadline;
 //! 4. [`nbd::greet`], [`nbd::plaintext_leg`]: the greeting, and STARTTLS if TLS is
 //!    required, by [`gateway::tls`]; what was said in clear leaves no trace behind it;
-//! 5. [`nbd::negotiate`]: the client chooses an export ([`exports`]);
+//! 5. [`nbd::negotiate`]: the client chooses an export ([`exports`]), and metadata contexts;
 //! 6. [`nbd::transmit`]: requests are judged, worked on side by side, and answered;
 //! 7. [`cache`]: a decoded block is found, or decoded once however many ask for it;
 //! 8. [`snapshot`]: its index entry is found, its stored bytes are checked, decrypted,

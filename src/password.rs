@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use hexz_nbd::gateway::tls::{TlsProblem, check_secrecy};
-use hexz_nbd::snapshot::Password;
+use hexz_nbd::snapshot::{Password, PasswordSource};
 
 /// The credential's name under systemd's LoadCredential=.
 const CREDENTIAL: &str = "hexz-nbd.password";
@@ -23,18 +23,32 @@ pub(crate) struct PasswordError {
     problem: TlsProblem,
 }
 
-/// The password, if one was given in any way.
-pub(crate) fn find(file: Option<&Path>) -> Result<Option<Password>, PasswordError> {
+/// Where the password comes from, if one was given in any way. It has been read once, so
+/// that what is wrong with it is said at the start.
+pub(crate) fn find(file: Option<&Path>) -> Result<Option<PasswordSource>, PasswordError> {
     if let Some(path) = file {
-        return read(path).map(Some);
+        return source(path).map(Some);
     }
     if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
         let path = Path::new(&folder).join(CREDENTIAL);
         if path.exists() {
-            return read(&path).map(Some);
+            return source(&path).map(Some);
         }
     }
-    Ok(std::env::var_os(VARIABLE).map(|value| Password::new(value.into_vec())))
+    let variable = || std::env::var_os(VARIABLE).map(|value| Password::new(value.into_vec()));
+    Ok(variable().map(|_| {
+        PasswordSource::new(move || variable().ok_or_else(|| io::ErrorKind::NotFound.into()))
+    }))
+}
+
+/// Reads a file again each time; what can be read only once, such as a pipe, is kept.
+fn source(path: &Path) -> Result<PasswordSource, PasswordError> {
+    let password = read(path)?;
+    if !path.is_file() {
+        return Ok(password.into());
+    }
+    let path = path.to_owned();
+    Ok(PasswordSource::new(move || read(&path).map_err(io::Error::other)))
 }
 
 fn read(path: &Path) -> Result<Password, PasswordError> {

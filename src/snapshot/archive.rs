@@ -10,7 +10,7 @@ use super::header::{Extent, HEADER_REGION, Header};
 use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
 use super::limits::MAX_MASTER_INDEX;
 use super::zeros::ZeroHashes;
-use super::{BlockHash, Password, StreamKind};
+use super::{BlockHash, PasswordSource, StreamKind};
 use crate::storage::Storage;
 
 /// Index pages that are looked through for a block to try the password on.
@@ -32,7 +32,7 @@ impl Archive {
     pub(super) fn open(
         path: Arc<Path>,
         storage: Arc<dyn Storage>,
-        password: Option<&Password>,
+        password: Option<&PasswordSource>,
     ) -> Result<Self, Error> {
         let header = read_header(&path, storage.as_ref())?;
         let index = read_master_index(&path, storage.as_ref(), &header)?;
@@ -43,8 +43,11 @@ impl Archive {
         let key = match (&header.encryption, password) {
             (None, _) => None,
             (Some(_), None) => return Err(Problem::PasswordNeeded.of(&path)),
-            (Some(derivation), Some(password)) => {
-                Some(BlockKey::derive(password, derivation).map_err(|p| p.of(&path))?)
+            (Some(derivation), Some(source)) => {
+                let password = source
+                    .password()
+                    .map_err(|error| Problem::Io("get its password", error).of(&path))?;
+                Some(BlockKey::derive(&password, derivation).map_err(|p| p.of(&path))?)
             }
         };
         let codec = Codec::new(header.compression, dictionary);

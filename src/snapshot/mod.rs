@@ -44,7 +44,7 @@ pub use extents::{Reference, Run};
 pub use header::Compression;
 use index::{Content, Located, Page};
 use parents::{InParent, Parents};
-pub use password::Password;
+pub use password::{Password, PasswordSource};
 use zeros::ZeroHashes;
 
 use crate::storage::Storage;
@@ -97,8 +97,9 @@ pub struct OpenOptions {
     pub parent_dirs: Vec<PathBuf>,
     /// Whether the archive may name parents anywhere on this machine.
     pub parents_anywhere: bool,
-    /// For the archives of the chain that are encrypted.
-    pub password: Option<Password>,
+    /// For the archives of the chain that are encrypted. The password is wiped when their
+    /// keys have been derived.
+    pub password: Option<PasswordSource>,
     /// Whether a directory archive's bare stream is wanted.
     pub raw: bool,
     /// Memory for index pages, in bytes.

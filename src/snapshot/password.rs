@@ -1,6 +1,8 @@
 //! The password of encrypted archives.
 
 use std::fmt;
+use std::io;
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -39,6 +41,35 @@ impl Password {
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Password(…)")
+    }
+}
+
+/// Where a password comes from each time that an archive is opened, so that nobody has to
+/// keep it in between.
+#[derive(Clone)]
+pub struct PasswordSource(Arc<dyn Fn() -> io::Result<Password> + Send + Sync>);
+
+impl PasswordSource {
+    /// Asks `source` each time.
+    pub fn new(source: impl Fn() -> io::Result<Password> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(source))
+    }
+
+    pub(super) fn password(&self) -> io::Result<Password> {
+        (self.0)()
+    }
+}
+
+impl From<Password> for PasswordSource {
+    /// Keeps the password, and hands it out each time.
+    fn from(password: Password) -> Self {
+        Self::new(move || Ok(password.clone()))
+    }
+}
+
+impl fmt::Debug for PasswordSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordSource(…)")
     }
 }
 

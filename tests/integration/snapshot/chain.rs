@@ -187,7 +187,10 @@ fn every_encrypted_archive_of_a_chain_needs_the_password() {
         assert_eq!(*error.path, *files.path().join(encrypted));
         for wrong in ["", "correct horse battery stapl", "correct horse battery staple\n"] {
             let password = Some(Password::new(wrong.into()));
-            let error = refused(path.clone(), &OpenOptions { password, ..OpenOptions::default() });
+            let error = refused(
+                path.clone(),
+                &OpenOptions { password: password.map(Into::into), ..OpenOptions::default() },
+            );
             assert!(matches!(error.problem, Problem::WrongPassword), "{error}");
             assert_eq!(*error.path, *files.path().join(encrypted));
         }

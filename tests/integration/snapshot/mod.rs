@@ -19,7 +19,7 @@ const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
 
 /// With the password of encrypted archives.
 fn with_password() -> OpenOptions {
-    OpenOptions { password: Some(Password::new(PASSWORD.into())), ..OpenOptions::default() }
+    OpenOptions { password: Some(Password::new(PASSWORD.into()).into()), ..OpenOptions::default() }
 }
 
 /// Opens an archive that has no parents.
