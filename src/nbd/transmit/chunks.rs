@@ -19,16 +19,30 @@ pub(super) enum Chunk {
 pub(super) fn cut(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     let mut offset = span.offset;
-    for segment in segments {
+    for segment in joined(segments) {
         let end = offset + segment.len() as u64;
         match segment {
             Segment::Zeros(_) => push_zeros(&mut chunks, span, offset, end),
-            data if data.is_empty() => {}
             data => push_data(&mut chunks, offset, data),
         }
         offset = end;
     }
     chunks
+}
+
+/// The segments with neighbouring zeros made one: a hole that goes over several blocks has
+/// nothing to align where one of them ends.
+fn joined(segments: Vec<Segment>) -> Vec<Segment> {
+    let mut joined: Vec<Segment> = Vec::with_capacity(segments.len());
+    for segment in segments {
+        match (joined.last_mut(), segment) {
+            (_, segment) if segment.is_empty() => {}
+            // Together they are within a request, whose length has 32 bits.
+            (Some(Segment::Zeros(length)), Segment::Zeros(more)) => *length += more,
+            (_, segment) => joined.push(segment),
+        }
+    }
+    joined
 }
 
 /// All of it as one chunk, for a client that asked not to have it fragmented.
@@ -58,14 +72,7 @@ fn push_zeros(chunks: &mut Vec<Chunk>, span: Span, start: u64, end: u64) {
     };
     push_data(chunks, start, zeros(hole_start - start));
     if let (Segment::Zeros(length @ 1..), offset) = (zeros(hole_end - hole_start), hole_start) {
-        match chunks.last_mut() {
-            Some(Chunk::Hole { offset: before, length: grown })
-                if *before + u64::from(*grown) == offset =>
-            {
-                *grown += length;
-            }
-            _ => chunks.push(Chunk::Hole { offset, length }),
-        }
+        chunks.push(Chunk::Hole { offset, length });
     }
     push_data(chunks, hole_end, zeros(end - hole_end));
 }
@@ -131,6 +138,20 @@ mod tests {
         assert_eq!(
             cut(span, vec![data(100), zeros(500), data(2400)]),
             [filled(0, vec![data(100), zeros(412), zeros(88), data(2400)])]
+        );
+    }
+
+    #[test]
+    fn a_hole_goes_over_the_borders_of_blocks() {
+        let span = Span { offset: 0, length: 3000 };
+        assert_eq!(cut(span, vec![zeros(700), zeros(0), zeros(700), zeros(1600)]), [hole(0, 3000)]);
+        assert_eq!(
+            cut(span, vec![data(100), zeros(900), zeros(1000), data(1000)]),
+            [
+                filled(0, vec![data(100), zeros(412)]),
+                hole(512, 1024),
+                filled(1536, vec![zeros(464), data(1000)]),
+            ]
         );
     }
 
