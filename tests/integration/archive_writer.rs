@@ -48,6 +48,14 @@ pub enum Piece {
 }
 
 impl Piece {
+    /// How many bytes it has in the stream.
+    pub fn length(&self) -> u32 {
+        match self {
+            Self::Data(bytes) | Self::InParent(bytes) => bytes.len() as u32,
+            Self::Zeros(length) | Self::Raw { length, .. } => *length,
+        }
+    }
+
     /// Its bytes in the stream.
     pub fn bytes(&self) -> Vec<u8> {
         match self {
@@ -55,6 +63,11 @@ impl Piece {
             Self::Zeros(length) | Self::Raw { length, .. } => vec![0; *length as usize],
         }
     }
+}
+
+/// How long a stream pieces make.
+fn size(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|piece| u64::from(piece.length())).sum()
 }
 
 /// The stream that pieces make.
@@ -206,8 +219,8 @@ impl ArchiveWriter {
                 fields.bytes.extend(start.logical.to_le_bytes());
             }
         }
-        fields.put("main size", &(image(&self.main).len() as u64).to_le_bytes());
-        fields.put("auxiliary size", &(image(&self.auxiliary).len() as u64).to_le_bytes());
+        fields.put("main size", &size(&self.main).to_le_bytes());
+        fields.put("auxiliary size", &size(&self.auxiliary).to_le_bytes());
         let metadata = self.metadata.as_ref().map(|bytes| fields.put("metadata", bytes));
         let signature = self.signature.as_ref().map(|bytes| fields.put("signature", bytes));
 
@@ -305,7 +318,7 @@ impl Body<'_> {
                 blocks.push(WrittenBlock { entry: page.len(), stored });
                 page.extend(entry);
                 self.number += 1;
-                logical += piece.bytes().len() as u64;
+                logical += u64::from(piece.length());
             }
             let at = self.bytes.len();
             self.bytes.extend(&page);
@@ -317,7 +330,7 @@ impl Body<'_> {
 
     /// Stores a block: its entry, and where its bytes are.
     fn block(&mut self, piece: &Piece) -> (Vec<u8>, Range<usize>) {
-        let length = piece.bytes().len() as u32;
+        let length = piece.length();
         let hash = |bytes: &[u8]| *blake3::hash(bytes).as_bytes();
         match piece {
             Piece::Zeros(_) => (entry(0, 0, length, 0, [0; 32]), 0..0),

@@ -1,11 +1,15 @@
 //! What the NBD specification says of a server, section by section.
 
+mod extended;
 mod greeting;
 mod info;
+mod meta;
+mod modes;
 mod options;
 mod order;
 mod reads;
 mod refusals;
+mod status;
 mod structured;
 
 use crate::support::pki::Pki;

@@ -5,15 +5,12 @@ use std::os::unix::fs::FileExt;
 use super::{BASE, base, servers};
 use crate::support::client::{
     CMD_FLUSH, CMD_TRIM, CMD_WRITE, Client, EINVAL, EIO, EPERM, FLAGS, INFO_EXPORT, OPT_GO,
-    OPT_INFO, OPT_STRUCTURED_REPLY, REP_ERR_INVALID, Request, Session, TRANSMISSION_FLAGS, ack,
-    info_data,
+    OPT_INFO, OPT_STRUCTURED_REPLY, REP_ERR_INVALID, Request, SEND_DF, Session, TRANSMISSION_FLAGS,
+    ack, info_data,
 };
 use crate::support::server::Server;
 use crate::support::structured::CMD_FLAG_DF;
 use crate::support::{IMAGE_SIZE, Random, archive, image};
-
-/// `NBD_FLAG_SEND_DF`, bit 7.
-const SEND_DF: u16 = 1 << 7;
 
 /// A client that has negotiated structured replies and chosen an export.
 fn structured(server: &Server) -> Client<Session> {

@@ -40,20 +40,26 @@ pub const OPT_EXTENDED_HEADERS: u32 = 11;
 pub const REP_ACK: u32 = 1;
 pub const REP_SERVER: u32 = 2;
 pub const REP_INFO: u32 = 3;
+pub const REP_META_CONTEXT: u32 = 4;
 pub const REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 pub const REP_ERR_POLICY: u32 = (1 << 31) + 2;
 pub const REP_ERR_INVALID: u32 = (1 << 31) + 3;
 pub const REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
+pub const REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 
 pub const INFO_EXPORT: u16 = 0;
 pub const INFO_NAME: u16 = 1;
 pub const INFO_DESCRIPTION: u16 = 2;
 pub const INFO_BLOCK_SIZE: u16 = 3;
 
-/// HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN: what the server can do for a client
-/// that negotiated nothing, and nothing else.
-pub const TRANSMISSION_FLAGS: u16 = 1 | 1 << 1 | 1 << 2 | 1 << 8;
+/// HAS_FLAGS, READ_ONLY, SEND_FLUSH, CAN_MULTI_CONN, SEND_CACHE: what the server can do for
+/// a client that negotiated nothing, and nothing else.
+pub const TRANSMISSION_FLAGS: u16 = 1 | 1 << 1 | 1 << 2 | 1 << 8 | 1 << 10;
+/// `NBD_FLAG_SEND_DF`.
+pub const SEND_DF: u16 = 1 << 7;
+/// `NBD_FLAG_BLOCK_STATUS_PAYLOAD`.
+pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
 pub const CMD_READ: u16 = 0;
 pub const CMD_WRITE: u16 = 1;
@@ -67,6 +73,7 @@ pub const CMD_BLOCK_STATUS: u16 = 7;
 pub const EPERM: u32 = 1;
 pub const EIO: u32 = 5;
 pub const EINVAL: u32 = 22;
+pub const EOVERFLOW: u32 = 75;
 
 /// A socket without TLS.
 #[derive(Debug)]
@@ -158,6 +165,19 @@ pub fn info_data(name: &[u8], wanted: &[u16]) -> Vec<u8> {
     data.extend(name);
     data.extend((wanted.len() as u16).to_be_bytes());
     wanted.iter().for_each(|kind| data.extend(kind.to_be_bytes()));
+    data
+}
+
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT.
+pub fn meta_data(name: &[u8], queries: &[&[u8]]) -> Vec<u8> {
+    let mut data = Vec::new();
+    let mut string = |text: &[u8], count: Option<u32>| {
+        data.extend((text.len() as u32).to_be_bytes());
+        data.extend(text);
+        data.extend(count.into_iter().flat_map(u32::to_be_bytes));
+    };
+    string(name, Some(queries.len() as u32));
+    queries.iter().for_each(|query| string(query, None));
     data
 }
 
@@ -412,6 +432,34 @@ impl<S: Duplex> Client<S> {
             size: u64::from_be_bytes(export.data[2..10].try_into().unwrap()),
             flags: u16::from_be_bytes(export.data[10..].try_into().unwrap()),
         }
+    }
+
+    /// SET_META_CONTEXT that works: numbers and names of the contexts now selected.
+    pub fn set_contexts(&mut self, export: &str, queries: &[&str]) -> Vec<(u32, String)> {
+        self.contexts(OPT_SET_META_CONTEXT, export, queries)
+    }
+
+    /// LIST_META_CONTEXT that works: names of contexts.
+    pub fn list_contexts(&mut self, export: &str, queries: &[&str]) -> Vec<String> {
+        let listed = self.contexts(OPT_LIST_META_CONTEXT, export, queries);
+        let name = |(id, name)| {
+            // "The metadata context ID in these replies is reserved and SHOULD be set to zero"
+            assert_eq!(id, 0);
+            name
+        };
+        listed.into_iter().map(name).collect()
+    }
+
+    fn contexts(&mut self, number: u32, export: &str, queries: &[&str]) -> Vec<(u32, String)> {
+        let queries: Vec<&[u8]> = queries.iter().map(|query| query.as_bytes()).collect();
+        let mut replies = self.option(number, &meta_data(export.as_bytes(), &queries));
+        assert_eq!(replies.pop(), Some(ack()));
+        let context = |reply: OptionReply| {
+            assert_eq!(reply.kind, REP_META_CONTEXT);
+            let (id, name) = reply.data.split_first_chunk().unwrap();
+            (u32::from_be_bytes(*id), String::from_utf8(name.to_vec()).unwrap())
+        };
+        replies.into_iter().map(context).collect()
     }
 
     // Simple replies
