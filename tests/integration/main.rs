@@ -17,5 +17,6 @@ mod archive_writer;
 mod clients;
 mod gateway;
 mod protocol;
+mod random;
 mod snapshot;
 mod support;

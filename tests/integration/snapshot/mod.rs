@@ -5,7 +5,7 @@ mod chain;
 mod damage;
 mod huge;
 mod limits;
-mod property;
+pub(crate) mod property;
 mod real;
 
 use std::path::Path;

@@ -14,7 +14,7 @@ use crate::archive_writer::{ArchiveWriter, PASSWORD, Piece, image, noise, text};
 
 /// How a block comes to be.
 #[derive(Debug, Clone)]
-enum Recipe {
+pub(crate) enum Recipe {
     /// Fresh bytes, or those of an earlier block if the seed occurs again.
     Noise(u8, u16),
     Text(u8, u16),
@@ -42,7 +42,7 @@ fn recipe() -> impl Strategy<Value = Recipe> {
 }
 
 #[derive(Debug, Clone)]
-struct Layout {
+pub(crate) struct Layout {
     zstd: bool,
     dictionary: bool,
     encrypted: bool,
@@ -57,7 +57,7 @@ struct Layout {
     auxiliary: Vec<Recipe>,
 }
 
-fn layout() -> impl Strategy<Value = Layout> {
+pub(crate) fn layout() -> impl Strategy<Value = Layout> {
     let flags = (
         any::<bool>(),
         prop::bool::weighted(0.3),
@@ -91,7 +91,7 @@ fn layout() -> impl Strategy<Value = Layout> {
 }
 
 /// Writes the archives of a chain, oldest first, each thin over the one before it.
-fn write_chain(layouts: &[Layout], folder: &std::path::Path) -> Vec<ArchiveWriter> {
+pub(crate) fn write_chain(layouts: &[Layout], folder: &std::path::Path) -> Vec<ArchiveWriter> {
     let mut chain: Vec<ArchiveWriter> = Vec::new();
     // What a child may leave to its ancestors: blocks of theirs that have a hash.
     let mut known: Vec<Vec<u8>> = Vec::new();
@@ -121,7 +121,7 @@ fn write_chain(layouts: &[Layout], folder: &std::path::Path) -> Vec<ArchiveWrite
     chain
 }
 
-fn file_name(number: usize) -> String {
+pub(crate) fn file_name(number: usize) -> String {
     format!("{number}.hxz")
 }
 
@@ -153,7 +153,7 @@ fn pieces(recipes: &[Recipe], known: &[Vec<u8>]) -> Vec<Piece> {
 }
 
 /// A range of a stream by fractions of it, so that it fits whatever the size is.
-fn range(at: Index, length: u16, size: usize) -> (usize, usize) {
+pub(crate) fn range(at: Index, length: u16, size: usize) -> (usize, usize) {
     let at = at.index(size);
     (at, usize::from(length).clamp(1, size - at))
 }
