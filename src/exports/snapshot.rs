@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use bytesize::ByteSize;
 use tokio::task::JoinSet;
 
+use super::file_name;
 use super::reader::{BlockKey, BlockReader, Failure};
 use crate::nbd::wire::MAX_PAYLOAD;
 use crate::nbd::wire::reply::{STATE_HOLE, STATE_ZERO};
@@ -358,10 +359,11 @@ fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
 fn describe(snapshot: &Snapshot, stream: StreamKind) -> String {
     let size = ByteSize::b(snapshot.size(stream)).display().iec();
     let encrypted = if snapshot.is_encrypted() { ", encrypted" } else { "" };
-    let parents = match snapshot.parents().count() {
-        0 => String::new(),
-        1 => ", thin over 1 parent".to_owned(),
-        many => format!(", thin over {many} parents"),
+    let mut parents = snapshot.parents().map(file_name);
+    let thin = match (parents.next(), parents.count()) {
+        (None, _) => String::new(),
+        (Some(parent), 0) => format!(", thin over {parent}"),
+        (Some(parent), more) => format!(", thin over {parent} and {more} more"),
     };
-    format!("{stream} stream, {size}, {}{encrypted}{parents}", snapshot.compression())
+    format!("{stream} stream, {size}, {}{encrypted}{thin}", snapshot.compression())
 }

@@ -83,7 +83,7 @@ fn a_missing_parent_is_named() {
     let archives = archive("");
     let server = Server::builder().arg(&child).arg("--parent-dir").arg(archives).start();
     server.assert_alive();
-    server.wait_for_message("thin over 1 parent");
+    server.wait_for_message("thin over base-zstd.hxz");
 }
 
 #[test]
