@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
@@ -28,10 +27,6 @@ const AUXILIARY: &str = "/aux";
 
 /// Snapshots of a folder that are kept open, at most: each takes some descriptors.
 const MAX_OPEN_IN_FOLDER: usize = 128;
-
-/// An archive that could not be opened is tried again when its file has changed, and after
-/// this time: a parent of it may have come since.
-const RETRY: Duration = Duration::from_secs(5);
 
 /// Why a catalogue can't be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,8 +63,8 @@ enum Opened {
     #[default]
     NotYet,
     Open(Arc<Snapshot>),
-    /// It could not be opened: what its file looked like, and when that was.
-    Failed(source::Stamp, Instant),
+    /// It could not be opened, and has not changed since.
+    Failed(source::Stamp),
 }
 
 impl Slot {
@@ -104,8 +99,7 @@ impl Catalog {
         let default = match (default, slots.as_slice(), &folder) {
             (None, [(only, _)], None) => Some(only.clone()),
             (Some(name), slots, None)
-                if !readings(&name)
-                    .any(|(name, _)| slots.iter().any(|(other, _)| other == name)) =>
+                if !slots.iter().any(|(slot, _)| stream_of(&name, slot).is_some()) =>
             {
                 return Err(CatalogError::NoSuchDefault(name));
             }
@@ -148,14 +142,12 @@ impl Catalog {
     }
 
     /// The snapshot of a place, opened if it isn't, or isn't current. A failure is given
-    /// with its reason once, and without it until there is reason to try again.
+    /// with its reason once, and without until the file has changed.
     async fn open(&self, slot: &Slot) -> Result<Arc<Snapshot>, Option<crate::snapshot::Error>> {
         let mut opened = slot.opened.lock().await;
         match &*opened {
             Opened::Open(snapshot) if snapshot.is_current() => return Ok(Arc::clone(snapshot)),
-            Opened::Failed(stamp, at) if at.elapsed() < RETRY && *stamp == slot.source.stamp() => {
-                return Err(None);
-            }
+            Opened::Failed(stamp) if *stamp == slot.source.stamp() => return Err(None),
             _ => {}
         }
         let (source, options) = (Arc::clone(&slot.source), self.options.clone());
@@ -168,7 +160,7 @@ impl Catalog {
                 Ok(snapshot)
             }
             Ok(Err(error)) => {
-                *opened = Opened::Failed(stamp, Instant::now());
+                *opened = Opened::Failed(stamp);
                 Err(Some(error))
             }
             // The program is ending, or opening panicked.
@@ -237,13 +229,18 @@ impl Catalog {
     }
 
     async fn find_named(&self, name: &str) -> Option<Arc<SnapshotExport>> {
-        for (name, stream) in readings(name) {
-            let slot = match self.named.iter().find(|(other, _)| other == name) {
-                Some((_, slot)) => Some(slot.clone()),
-                None => self.slot_in_folder(name).await,
-            };
-            if let Some(slot) = slot {
-                return self.find_stream(name, &slot, stream).await;
+        for (slot_name, slot) in &self.named {
+            if let Some(stream) = stream_of(name, slot_name) {
+                return self.find_stream(slot_name, slot, stream).await;
+            }
+        }
+        for (base, stream) in
+            [(Some(name), StreamKind::Main), (name.strip_suffix(AUXILIARY), StreamKind::Auxiliary)]
+        {
+            if let Some(base) = base
+                && let Some(slot) = self.slot_in_folder(base).await
+            {
+                return self.find_stream(base, &slot, stream).await;
             }
         }
         None
@@ -261,11 +258,13 @@ impl Catalog {
     }
 }
 
-/// What an export's name may mean: a snapshot's main stream, or the auxiliary stream of
-/// the snapshot whose name stands before [`AUXILIARY`].
-fn readings(name: &str) -> impl Iterator<Item = (&str, StreamKind)> {
-    let auxiliary = name.strip_suffix(AUXILIARY).map(|name| (name, StreamKind::Auxiliary));
-    std::iter::once((name, StreamKind::Main)).chain(auxiliary)
+/// Which stream of the snapshot `snapshot` the export `name` is, if any.
+fn stream_of(name: &str, snapshot: &str) -> Option<StreamKind> {
+    match name.strip_prefix(snapshot)? {
+        "" => Some(StreamKind::Main),
+        AUXILIARY => Some(StreamKind::Auxiliary),
+        _ => None,
+    }
 }
 
 /// A path's last part, as it is shown to clients.
