@@ -11,7 +11,8 @@ mod source;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
@@ -27,6 +28,10 @@ const AUXILIARY: &str = "/aux";
 
 /// Snapshots of a folder that are kept open, at most: each takes some descriptors.
 const MAX_OPEN_IN_FOLDER: usize = 128;
+
+/// When an archive that couldn't be opened is tried again though its own file hasn't
+/// changed: its parent may have come. Clients can't make it more often than that.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Why a catalogue can't be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +61,9 @@ pub struct Catalog {
 struct Slot {
     source: Arc<Source>,
     opened: Arc<Mutex<Opened>>,
+    /// The snapshot in `opened`, for those who only compare with it: they don't wait while
+    /// it is looked at, or opened anew, for somebody else.
+    latest: Arc<RwLock<Option<Arc<Snapshot>>>>,
 }
 
 #[derive(Debug, Default)]
@@ -63,13 +71,29 @@ enum Opened {
     #[default]
     NotYet,
     Open(Arc<Snapshot>),
-    /// It could not be opened, and has not changed since.
-    Failed(source::Stamp),
+    /// It could not be opened.
+    Failed(Failed),
+}
+
+#[derive(Debug)]
+struct Failed {
+    /// What its file was like.
+    stamp: source::Stamp,
+    at: Instant,
+    reason: String,
 }
 
 impl Slot {
     fn new(source: Source) -> Self {
-        Self { source: Arc::new(source), opened: Arc::default() }
+        Self { source: Arc::new(source), opened: Arc::default(), latest: Arc::default() }
+    }
+
+    fn latest(&self) -> Option<Arc<Snapshot>> {
+        self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {
+        *self.latest.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
     }
 }
 
@@ -91,8 +115,14 @@ impl Catalog {
     ) -> Result<Self, CatalogError> {
         let mut slots: Vec<(String, Slot)> = Vec::with_capacity(named.len());
         for Named { name, path } in named {
-            if slots.iter().any(|(other, _)| *other == name) {
-                return Err(CatalogError::SameName(name));
+            for (other, _) in &slots {
+                // The one's auxiliary stream may be what the other one is called.
+                if stream_of(&name, other).is_some() {
+                    return Err(CatalogError::SameName(name));
+                }
+                if stream_of(other, &name).is_some() {
+                    return Err(CatalogError::SameName(other.clone()));
+                }
             }
             slots.push((name, Slot::new(Source::Path(path))));
         }
@@ -111,9 +141,11 @@ impl Catalog {
 
     /// A catalogue of one snapshot that is open already.
     pub fn of_one(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
+        let snapshot = Arc::new(snapshot);
         let slot = Slot {
             source: Arc::new(Source::Path(snapshot.path().to_owned())),
-            opened: Arc::new(Mutex::new(Opened::Open(Arc::new(snapshot)))),
+            opened: Arc::new(Mutex::new(Opened::Open(Arc::clone(&snapshot)))),
+            latest: Arc::new(RwLock::new(Some(snapshot))),
         };
         Self {
             named: vec![(name.to_owned(), slot)],
@@ -142,26 +174,35 @@ impl Catalog {
     }
 
     /// The snapshot of a place, opened if it isn't, or isn't current. A failure is given
-    /// with its reason once, and without until the file has changed.
+    /// with its reason once, and without until the file or the reason has changed.
     async fn open(&self, slot: &Slot) -> Result<Arc<Snapshot>, Option<crate::snapshot::Error>> {
         let mut opened = slot.opened.lock().await;
-        match &*opened {
-            Opened::Open(snapshot) if snapshot.is_current() => return Ok(Arc::clone(snapshot)),
-            Opened::Failed(stamp) if *stamp == slot.source.stamp() => return Err(None),
-            _ => {}
-        }
-        let (source, options) = (Arc::clone(&slot.source), self.options.clone());
         let stamp = slot.source.stamp();
+        let known_reason = match &*opened {
+            Opened::Open(snapshot) if snapshot.is_current() => return Ok(Arc::clone(snapshot)),
+            Opened::Failed(failed) if failed.stamp == stamp => {
+                if failed.at.elapsed() < RETRY_AFTER {
+                    return Err(None);
+                }
+                Some(failed.reason.clone())
+            }
+            _ => None,
+        };
+        let (source, options) = (Arc::clone(&slot.source), self.options.clone());
         let result = tokio::task::spawn_blocking(move || source.open(&options)).await;
         match result {
             Ok(Ok(snapshot)) => {
                 let snapshot = Arc::new(snapshot);
                 *opened = Opened::Open(Arc::clone(&snapshot));
+                slot.set_latest(Some(Arc::clone(&snapshot)));
                 Ok(snapshot)
             }
             Ok(Err(error)) => {
-                *opened = Opened::Failed(stamp);
-                Err(Some(error))
+                let reason = error.to_string();
+                let is_new = known_reason.is_none_or(|known| known != reason);
+                *opened = Opened::Failed(Failed { stamp, at: Instant::now(), reason });
+                slot.set_latest(None);
+                Err(is_new.then_some(error))
             }
             // The program is ending, or opening panicked.
             Err(_) => Err(None),
@@ -218,9 +259,8 @@ impl Catalog {
         }
         // Any other archive that was named can be compared with as well.
         for (other, slot) in self.named.iter().filter(|(other, _)| other != name) {
-            if let Ok(opened) = slot.opened.try_lock()
-                && let Opened::Open(other_snapshot) = &*opened
-                && let Some(reference) = other_snapshot.references().first()
+            if let Some(snapshot) = slot.latest()
+                && let Some(reference) = snapshot.references().first()
             {
                 export = export.comparable_with(other, reference);
             }
