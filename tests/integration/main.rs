@@ -15,6 +15,7 @@
 
 mod archive_writer;
 mod clients;
+mod exports;
 mod gateway;
 mod protocol;
 mod random;

@@ -185,11 +185,8 @@ impl Builder {
         });
         let reader = Some(reader);
         let mut server = Server { child, lines, reader, addresses: Vec::new(), pki: self.pki };
-        let ready = server.wait_for_log("it is ready", |line| {
-            line.message().starts_with("ready")
-                // It won't get ready any more.
-                || line.json["level"] == "ERROR"
-        });
+        // If it ends instead, so does the log.
+        let ready = server.wait_for_log("it is ready", |line| line.message().starts_with("ready"));
         let listen = ready.json["listen"].as_str().unwrap_or_else(|| panic!("{}", ready.text));
         server.addresses = listen.split(", ").map(Address::parse).collect();
         server
