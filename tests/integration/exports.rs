@@ -79,7 +79,7 @@ fn names_and_descriptions() {
         assert!(text.ends_with(words), "{text}");
     };
     described(0, "main stream, 8.0 MiB, Zstandard");
-    described(1, "main stream, 8.0 MiB, Zstandard, thin over 1 parent");
+    described(1, "main stream, 8.0 MiB, Zstandard, thin over base-zstd.hxz");
     described(3, "auxiliary stream, 68.4 KiB, LZ4");
 
     for (name, size) in [
