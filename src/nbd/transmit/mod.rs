@@ -111,7 +111,7 @@ where
         // While requests are received, sending ends only by failing.
         sent = &mut send => {
             sent?;
-            receive.await
+            return Ok(receive.await?.0);
         }
     };
     // The last reply's sender goes with the last answer; then `send` ends.
