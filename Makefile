@@ -27,8 +27,7 @@ check:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
 unit:
-	$(CARGO) test --locked --all-targets
-	$(CARGO) test --locked --doc
+	$(CARGO) test --locked
 
 # Installs only what is missing, so that it needs no network where nothing is.
 tools:
