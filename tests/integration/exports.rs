@@ -438,9 +438,16 @@ fn encrypted_archives_in_a_folder() {
     for name in ["open.hxz", "secret.hxz"] {
         assert!(read_whole(&mut server.go(name)) == image());
     }
-    // Those that come later are opened with it too, though the file may be gone.
+    // It is read again for those that come later, since nobody keeps it.
+    let later = |name: &str| {
+        fs::copy(archive("encrypted-lz4.hxz"), folder.path().join(name)).unwrap();
+    };
+    later("later.hxz");
+    assert_eq!(first_bytes(&server, "later.hxz"), image()[..4096]);
     fs::remove_file(&file).unwrap();
-    fs::copy(archive("encrypted-lz4.hxz"), folder.path().join("later.hxz")).unwrap();
+    later("too-late.hxz");
+    is_unknown(&server, "too-late.hxz");
+    server.wait_for_message("can't get its password");
     assert_eq!(first_bytes(&server, "later.hxz"), image()[..4096]);
 
     let server = dir(folder.path()).start();
