@@ -5,20 +5,21 @@
 //! that read the old one go on reading it.
 
 mod reader;
+mod slot;
 mod snapshot;
 mod source;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 
 use crate::nbd::Exports;
 use crate::snapshot::{OpenOptions, Snapshot, StreamKind};
 pub use reader::BlockReader;
+use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 use source::Source;
 pub use source::{Folder, Named, NamedError};
@@ -28,10 +29,6 @@ const AUXILIARY: &str = "/aux";
 
 /// Snapshots of a folder that are kept open, at most: each takes some descriptors.
 const MAX_OPEN_IN_FOLDER: usize = 128;
-
-/// When an archive that couldn't be opened is tried again though its own file hasn't
-/// changed: its parent may have come. Clients can't make it more often than that.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Why a catalogue can't be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,48 +50,6 @@ pub struct Catalog {
     default: Option<String>,
     options: OpenOptions,
     reader: Arc<BlockReader>,
-}
-
-/// A place for a snapshot. It is opened by one client at a time; the others wait for it,
-/// but not for those of other names.
-#[derive(Debug, Clone)]
-struct Slot {
-    source: Arc<Source>,
-    opened: Arc<Mutex<Opened>>,
-    /// The snapshot in `opened`, for those who only compare with it: they don't wait while
-    /// it is looked at, or opened anew, for somebody else.
-    latest: Arc<RwLock<Option<Arc<Snapshot>>>>,
-}
-
-#[derive(Debug, Default)]
-enum Opened {
-    #[default]
-    NotYet,
-    Open(Arc<Snapshot>),
-    /// It could not be opened.
-    Failed(Failed),
-}
-
-#[derive(Debug)]
-struct Failed {
-    /// What its file was like.
-    stamp: source::Stamp,
-    at: Instant,
-    reason: String,
-}
-
-impl Slot {
-    fn new(source: Source) -> Self {
-        Self { source: Arc::new(source), opened: Arc::default(), latest: Arc::default() }
-    }
-
-    fn latest(&self) -> Option<Arc<Snapshot>> {
-        self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {
-        *self.latest.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
-    }
 }
 
 impl Catalog {
@@ -141,14 +96,8 @@ impl Catalog {
 
     /// A catalogue of one snapshot that is open already.
     pub fn of_one(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
-        let snapshot = Arc::new(snapshot);
-        let slot = Slot {
-            source: Arc::new(Source::Path(snapshot.path().to_owned())),
-            opened: Arc::new(Mutex::new(Opened::Open(Arc::clone(&snapshot)))),
-            latest: Arc::new(RwLock::new(Some(snapshot))),
-        };
         Self {
-            named: vec![(name.to_owned(), slot)],
+            named: vec![(name.to_owned(), Slot::of(snapshot))],
             folder: None,
             in_folder: Mutex::default(),
             default: Some(name.to_owned()),
@@ -162,7 +111,7 @@ impl Catalog {
     pub async fn open_named(&self) -> (Vec<Arc<SnapshotExport>>, Vec<crate::snapshot::Error>) {
         let mut failed = Vec::new();
         for (_, slot) in &self.named {
-            if let Err(Some(error)) = self.open(slot).await {
+            if let Err(Unavailable(Some(error))) = slot.open(&self.options).await {
                 failed.push(error);
             }
         }
@@ -173,57 +122,23 @@ impl Catalog {
         (exports, failed)
     }
 
-    /// The snapshot of a place, opened if it isn't, or isn't current. A failure is given
-    /// with its reason once, and without until the file or the reason has changed.
-    async fn open(&self, slot: &Slot) -> Result<Arc<Snapshot>, Option<crate::snapshot::Error>> {
-        let mut opened = slot.opened.lock().await;
-        let stamp = slot.source.stamp();
-        let known_reason = match &*opened {
-            Opened::Open(snapshot) if snapshot.is_current() => return Ok(Arc::clone(snapshot)),
-            Opened::Failed(failed) if failed.stamp == stamp => {
-                if failed.at.elapsed() < RETRY_AFTER {
-                    return Err(None);
-                }
-                Some(failed.reason.clone())
-            }
-            _ => None,
-        };
-        let (source, options) = (Arc::clone(&slot.source), self.options.clone());
-        let result = tokio::task::spawn_blocking(move || source.open(&options)).await;
-        match result {
-            Ok(Ok(snapshot)) => {
-                let snapshot = Arc::new(snapshot);
-                *opened = Opened::Open(Arc::clone(&snapshot));
-                slot.set_latest(Some(Arc::clone(&snapshot)));
-                Ok(snapshot)
-            }
-            Ok(Err(error)) => {
-                let reason = error.to_string();
-                let is_new = known_reason.is_none_or(|known| known != reason);
-                *opened = Opened::Failed(Failed { stamp, at: Instant::now(), reason });
-                slot.set_latest(None);
-                Err(is_new.then_some(error))
-            }
-            // The program is ending, or opening panicked.
-            Err(_) => Err(None),
-        }
-    }
-
-    /// The same, with the reason of a failure in the log.
-    async fn open_or_log(&self, name: &str, slot: &Slot) -> Option<Arc<Snapshot>> {
-        match self.open(slot).await {
+    /// The snapshot of a place. Why there is none goes to the log.
+    async fn open(&self, name: &str, slot: &Slot) -> Option<Arc<Snapshot>> {
+        match slot.open(&self.options).await {
             Ok(snapshot) => Some(snapshot),
-            Err(Some(error)) => {
-                tracing::error!("the export {name:?} can't be served: {error}");
+            Err(Unavailable(reason)) => {
+                if let Some(error) = reason {
+                    tracing::error!("the export {name:?} can't be served: {error}");
+                }
                 None
             }
-            Err(None) => None,
         }
     }
 
     /// The place for a name in the folder, if there is such a file.
     async fn slot_in_folder(&self, name: &str) -> Option<Slot> {
-        let source = self.folder.as_ref()?.find(name)?;
+        let (folder, wanted) = (self.folder.clone()?, name.to_owned());
+        let source = spawn_blocking(move || folder.find(&wanted)).await.ok()??;
         let mut slots = self.in_folder.lock().await;
         if slots.len() >= MAX_OPEN_IN_FOLDER && !slots.contains_key(name) {
             // Whoever reads one of them goes on; it is opened anew for others.
@@ -234,15 +149,15 @@ impl Catalog {
 
     /// The exports of one place: its main stream, and the auxiliary one if it has one.
     async fn exports_of(&self, name: &str, slot: &Slot) -> Vec<Arc<SnapshotExport>> {
-        let Some(snapshot) = self.open_or_log(name, slot).await else { return Vec::new() };
-        let mut exports = vec![self.export(name, &snapshot, StreamKind::Main)];
+        let Some(snapshot) = self.open(name, slot).await else { return Vec::new() };
+        let mut exports = vec![self.export(name, &snapshot, StreamKind::Main).await];
         if snapshot.size(StreamKind::Auxiliary) > 0 {
-            exports.push(self.export(name, &snapshot, StreamKind::Auxiliary));
+            exports.push(self.export(name, &snapshot, StreamKind::Auxiliary).await);
         }
         exports
     }
 
-    fn export(
+    async fn export(
         &self,
         name: &str,
         snapshot: &Arc<Snapshot>,
@@ -259,7 +174,7 @@ impl Catalog {
         }
         // Any other archive that was named can be compared with as well.
         for (other, slot) in self.named.iter().filter(|(other, _)| other != name) {
-            if let Some(snapshot) = slot.latest()
+            if let Some(snapshot) = slot.current().await
                 && let Some(reference) = snapshot.references().first()
             {
                 export = export.comparable_with(other, reference);
@@ -292,9 +207,9 @@ impl Catalog {
         slot: &Slot,
         stream: StreamKind,
     ) -> Option<Arc<SnapshotExport>> {
-        let snapshot = self.open_or_log(name, slot).await?;
+        let snapshot = self.open(name, slot).await?;
         let is_there = stream == StreamKind::Main || snapshot.size(stream) > 0;
-        is_there.then(|| self.export(name, &snapshot, stream))
+        if is_there { Some(self.export(name, &snapshot, stream).await) } else { None }
     }
 }
 
@@ -330,7 +245,7 @@ impl Exports for Catalog {
             exports.extend(self.exports_of(name, slot).await);
         }
         let names = match self.folder.clone() {
-            Some(folder) => tokio::task::spawn_blocking(move || folder.names()).await,
+            Some(folder) => spawn_blocking(move || folder.names()).await,
             None => Ok(Vec::new()),
         };
         for name in names.unwrap_or_default() {
@@ -341,11 +256,5 @@ impl Exports for Catalog {
             }
         }
         exports
-    }
-}
-
-impl fmt::Display for Folder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "every archive in {}", self.path().display())
     }
 }

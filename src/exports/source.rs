@@ -2,8 +2,6 @@
 //! a client named.
 
 use std::ffi::OsStr;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -65,10 +63,6 @@ impl Folder {
         Self(path)
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-
     /// The archive that a client calls `name`. A name is one file's of this folder, and
     /// no link: it can't lead anywhere else.
     pub(super) fn find(&self, name: &str) -> Option<Source> {
@@ -119,10 +113,6 @@ pub(super) enum Source {
     NoLink(PathBuf),
 }
 
-/// What tells whether a file has changed; nothing where there is no file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stamp(Option<(u64, u64, u64, i64, i64)>);
-
 impl Source {
     pub(super) fn open(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
         match self {
@@ -135,11 +125,9 @@ impl Source {
         }
     }
 
-    pub(super) fn stamp(&self) -> Stamp {
+    pub(super) fn path(&self) -> &Path {
         let (Self::Path(path) | Self::NoLink(path)) = self;
-        let of =
-            |file: Metadata| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec());
-        Stamp(std::fs::metadata(path).ok().map(of))
+        path
     }
 }
 

@@ -15,20 +15,27 @@ pub struct FileStorage {
     file: File,
     path: PathBuf,
     length: u64,
-    stamp: Stamp,
+    stamp: FileStamp,
 }
 
 /// What changes when a file is replaced or written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub struct FileStamp {
     device: u64,
     inode: u64,
     length: u64,
     modified: (i64, i64),
 }
 
-impl Stamp {
-    fn of(file: &Metadata) -> Self {
+impl FileStamp {
+    /// The stamp of the file at `path`, if there is one.
+    pub fn of(path: &Path) -> Option<Self> {
+        std::fs::metadata(path).ok().as_ref().map(Self::from)
+    }
+}
+
+impl From<&Metadata> for FileStamp {
+    fn from(file: &Metadata) -> Self {
         Self {
             device: file.dev(),
             inode: file.ino(),
@@ -71,7 +78,7 @@ impl FileStorage {
     }
 
     fn of(mut file: File, path: &Path) -> io::Result<Self> {
-        let stamp = Stamp::of(&file.metadata()?);
+        let stamp = FileStamp::from(&file.metadata()?);
         // A block device's metadata has no length; its end does.
         let length = file.seek(SeekFrom::End(0))?;
         Ok(Self { file, path: path.to_owned(), length, stamp })
@@ -93,6 +100,6 @@ impl Storage for FileStorage {
     }
 
     fn is_current(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|file| Stamp::of(&file) == self.stamp)
+        FileStamp::of(&self.path) == Some(self.stamp)
     }
 }

@@ -5,7 +5,7 @@ mod file;
 use std::io;
 use std::sync::Arc;
 
-pub use file::FileStorage;
+pub use file::{FileStamp, FileStorage};
 
 /// A read-only, positioned source of bytes.
 ///

@@ -1,0 +1,126 @@
+//! A place for a snapshot: opened when it is asked for, and again when its file has been
+//! replaced.
+//!
+//! Files are looked at off the runtime's threads: a file system that hangs holds up those
+//! who ask for what is on it, and nobody else.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+
+use super::source::Source;
+use crate::snapshot::{Error, OpenOptions, Snapshot};
+use crate::storage::FileStamp;
+
+/// When an archive that couldn't be opened is tried again though its own file hasn't
+/// changed: its parent may have come. Clients can't make it more often than that.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// A place for a snapshot. It is opened by one client at a time; the others wait for it,
+/// but not for those of other names.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    source: Arc<Source>,
+    opened: Arc<Mutex<Opened>>,
+    /// The snapshot in `opened`, for those who only compare with it: they don't wait while
+    /// it is looked at, or opened anew, for somebody else.
+    latest: Arc<RwLock<Option<Arc<Snapshot>>>>,
+}
+
+#[derive(Debug, Clone, Default)]
+enum Opened {
+    #[default]
+    NotYet,
+    Open(Arc<Snapshot>),
+    /// It could not be opened.
+    Failed(Failed),
+}
+
+#[derive(Debug, Clone)]
+struct Failed {
+    /// What its file was like, if there was one.
+    stamp: Option<FileStamp>,
+    at: Instant,
+    reason: String,
+}
+
+/// Why a place has no snapshot. It comes with the reason once, and then without it until
+/// there is another reason: clients can't fill the log with it.
+pub(super) struct Unavailable(pub(super) Option<Error>);
+
+impl Slot {
+    pub(super) fn new(source: Source) -> Self {
+        Self { source: Arc::new(source), opened: Arc::default(), latest: Arc::default() }
+    }
+
+    /// A place whose snapshot is open already.
+    pub(super) fn of(snapshot: Snapshot) -> Self {
+        let slot = Self::new(Source::Path(snapshot.path().to_owned()));
+        let snapshot = Arc::new(snapshot);
+        slot.set_latest(Some(Arc::clone(&snapshot)));
+        Self { opened: Arc::new(Mutex::new(Opened::Open(snapshot))), ..slot }
+    }
+
+    /// The snapshot, opened if it isn't, or isn't current.
+    pub(super) async fn open(&self, options: &OpenOptions) -> Result<Arc<Snapshot>, Unavailable> {
+        let mut opened = self.opened.lock().await;
+        let (before, source, options) = (opened.clone(), Arc::clone(&self.source), options.clone());
+        let Ok((after, result)) = spawn_blocking(move || look(before, &source, &options)).await
+        else {
+            // The program is ending, or opening panicked.
+            return Err(Unavailable(None));
+        };
+        self.set_latest(match &after {
+            Opened::Open(snapshot) => Some(Arc::clone(snapshot)),
+            Opened::NotYet | Opened::Failed(_) => None,
+        });
+        *opened = after;
+        result
+    }
+
+    /// The snapshot that was opened last, if its file is still the same.
+    pub(super) async fn current(&self) -> Option<Arc<Snapshot>> {
+        let latest = self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let looked = spawn_blocking(move || latest.is_current().then_some(latest)).await;
+        looked.ok().flatten()
+    }
+
+    fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {
+        *self.latest.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+}
+
+/// Looks whether what is known of a place is still so, and opens it anew if not.
+fn look(
+    before: Opened,
+    source: &Source,
+    options: &OpenOptions,
+) -> (Opened, Result<Arc<Snapshot>, Unavailable>) {
+    let stamp = FileStamp::of(source.path());
+    let known_reason = match before {
+        Opened::Open(snapshot) if snapshot.is_current() => {
+            return (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot));
+        }
+        Opened::Failed(failed) if failed.stamp == stamp => {
+            if failed.at.elapsed() < RETRY_AFTER {
+                return (Opened::Failed(failed), Err(Unavailable(None)));
+            }
+            Some(failed.reason)
+        }
+        _ => None,
+    };
+    match source.open(options) {
+        Ok(snapshot) => {
+            let snapshot = Arc::new(snapshot);
+            (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
+        }
+        Err(error) => {
+            let reason = error.to_string();
+            let is_new = known_reason.is_none_or(|known| known != reason);
+            let failed = Failed { stamp, at: Instant::now(), reason };
+            (Opened::Failed(failed), Err(Unavailable(is_new.then_some(error))))
+        }
+    }
+}
