@@ -79,14 +79,18 @@ impl Snapshot {
             if same_place.is_some_and(|other| is_same(&block, &other)) {
                 return Ok(runs.push(block.end(), false));
             }
-            if block.entry.content != Content::Zeros {
+            // Zeros are the same wherever the other has zeros, whatever their borders. Where
+            // one of the two is zeros, a parent's block in the other is looked at closely.
+            let of_zeros = same_place.is_some_and(|other| other.entry.content == Content::Zeros);
+            let is_zeros = block.entry.content == Content::Zeros
+                || (of_zeros && self.zeros.are_in_parent(&block.entry, block.length));
+            if !is_zeros {
                 return Ok(runs.push(block.end(), true));
             }
-            // Zeros are the same wherever the other has zeros, whatever their borders.
             let mut at = block.start;
             while at < block.end() {
                 let (end, changed) = match reference.block_at(stream, at)? {
-                    Some(other) => (other.end(), other.entry.content != Content::Zeros),
+                    Some(other) => (other.end(), !reference.are_zeros(&other)),
                     None => (block.end(), true),
                 };
                 at = end.min(block.end());
@@ -136,6 +140,12 @@ impl Reference {
             Some(page) => Ok(self.snapshot.page(page)?.block_at(at)),
             None => Ok(None),
         }
+    }
+
+    /// Whether a block of the reference is known to be zeros.
+    fn are_zeros(&self, block: &Located) -> bool {
+        block.entry.content == Content::Zeros
+            || self.snapshot.zeros.are_in_parent(&block.entry, block.length)
     }
 }
 

@@ -65,6 +65,13 @@ impl ZeroHashes {
         }
     }
 
+    /// Whether a block that lives in a parent is zeros, judged by its hash.
+    ///
+    /// It hashes as many zeros, so it is for blocks that can well be zeros.
+    pub(super) fn are_in_parent(&self, entry: &Entry, length: u32) -> bool {
+        entry.content == Content::InParent && Some(entry.hash) == self.hash(length)
+    }
+
     fn hash(&self, length: u32) -> Option<BlockHash> {
         // A poisoned lock holds whole entries all the same.
         let mut known = self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
