@@ -14,6 +14,7 @@
 )]
 
 mod archive_writer;
+mod changed;
 mod clients;
 mod exports;
 mod gateway;
