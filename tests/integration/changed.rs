@@ -39,7 +39,7 @@ impl Image {
 
     fn open(name: &str) -> Self {
         let password = Some(Password::new(PASSWORD.as_bytes().to_vec()));
-        let options = OpenOptions { password, ..OpenOptions::default() };
+        let options = OpenOptions { password: password.map(Into::into), ..OpenOptions::default() };
         Self::of(&Snapshot::open(&archive(name), &options).unwrap())
     }
 
