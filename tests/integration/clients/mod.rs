@@ -2,6 +2,7 @@
 //! failure: `make tools` installs all of them.
 
 mod changed;
+mod contexts;
 mod copies;
 mod documents;
 mod namespaces;

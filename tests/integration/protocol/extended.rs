@@ -69,8 +69,8 @@ fn they_can_not_be_asked_for_in_clear() {
     assert_eq!(client.read_ok(0, 10), image()[..10]);
 }
 
-/// "Extended reply chunk message", byte for byte: "0x6e8a278c, magic; 16 bits, flags; 16
-/// bits, type; 64 bits, cookie; 64 bits, offset; 64 bits, length of payload".
+/// "Extended reply chunk message", byte for byte: magic, flags, type, cookie, offset, length
+/// of the payload.
 #[test]
 fn golden_bytes() {
     let server = base();

@@ -264,7 +264,7 @@ fn as_many_queries_as_an_option_holds() {
     assert!(works(client, ""));
 }
 
-/// "`NBD_REP_ERR_UNKNOWN`: Requested export is not available."
+/// `NBD_REP_ERR_UNKNOWN` for an export that isn't there.
 #[test]
 fn an_unknown_export_is_unknown() {
     for server in servers(BASE) {

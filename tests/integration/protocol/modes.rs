@@ -104,7 +104,7 @@ fn reads_are_the_same() {
     }
 }
 
-/// `NBD_CMD_READ`: "if the client requests a read of length 0 … the behavior is unspecified
+/// Of requests of length 0: "the behavior of a server on such a request is unspecified
 /// although the server SHOULD NOT disconnect."
 #[test]
 fn empty_requests_are_answered() {

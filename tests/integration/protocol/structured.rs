@@ -4,12 +4,12 @@ use std::os::unix::fs::FileExt;
 
 use super::{BASE, base, servers};
 use crate::support::client::{
-    CMD_FLUSH, CMD_TRIM, CMD_WRITE, Client, EINVAL, EIO, EPERM, FLAGS, INFO_EXPORT, OPT_GO,
-    OPT_INFO, OPT_STRUCTURED_REPLY, REP_ERR_INVALID, Request, SEND_DF, Session, TRANSMISSION_FLAGS,
-    ack, info_data,
+    CMD_CACHE, CMD_FLUSH, CMD_TRIM, CMD_WRITE, Client, EINVAL, EIO, EPERM, FLAGS, INFO_EXPORT,
+    OPT_GO, OPT_INFO, OPT_STRUCTURED_REPLY, REP_ERR_INVALID, Request, SEND_DF, Session,
+    TRANSMISSION_FLAGS, ack, info_data,
 };
 use crate::support::server::Server;
-use crate::support::structured::CMD_FLAG_DF;
+use crate::support::structured::{CMD_FLAG_DF, Mode, Question};
 use crate::support::{IMAGE_SIZE, Random, archive, image};
 
 /// A client that has negotiated structured replies and chosen an export.
@@ -169,28 +169,93 @@ fn many_requests_at_once() {
     }
 }
 
-/// An unreadable block is an error chunk; the stream stays in step.
+/// An unreadable block is an error chunk that says where; the stream stays in step.
+/// `NBD_REPLY_TYPE_ERROR_OFFSET`: "at a given offset, which MUST lie within the original
+/// offset and length of the request"; data chunks before it are right all the same.
 #[test]
 fn an_unreadable_block() {
+    const BLOCK: u64 = 65_536;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("damaged.hxz");
     std::fs::copy(archive("fixed-64k-zstd.hxz"), &path).unwrap();
     let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     file.write_all_at(&[0x55; 8], 4096 + 30).unwrap();
     let server = Server::builder().arg(path).start();
-    let mut client = structured(&server);
-    let mut bad = 0;
-    for offset in (0..IMAGE_SIZE).step_by(65_536) {
-        let outcome = client.ask(Request::read(offset, offset, 65_536));
-        match outcome.error {
-            Some((number, _)) => {
-                assert_eq!(number, EIO);
-                bad += 1;
+    for mode in Mode::CHUNKED {
+        let mut peer = server.peer(mode, "", &[]);
+        let mut bad = Vec::new();
+        for offset in (0..IMAGE_SIZE).step_by(BLOCK as usize) {
+            let outcome = peer.ask(Question::read(offset, BLOCK));
+            if outcome.error.is_some() {
+                bad.push(offset);
+                assert_eq!(outcome.error_at, Some(offset));
+                assert_eq!(outcome.failed(), EIO);
+            } else {
+                assert!(outcome.data == image()[offset as usize..][..BLOCK as usize]);
             }
-            None => assert!(outcome.data == image()[offset as usize..][..65_536]),
+        }
+        let [bad] = bad[..] else { panic!("{bad:?}") };
+
+        // Where the request begins, if it begins within the block; with DF too.
+        for flags in [0, CMD_FLAG_DF] {
+            for (offset, length, at) in [
+                (bad + 100, 1, bad + 100),
+                (bad + BLOCK - 1, 5000, bad + BLOCK - 1),
+                (bad, IMAGE_SIZE - bad, bad),
+                (0, IMAGE_SIZE, bad),
+            ] {
+                let outcome = peer.ask(Question::read(offset, length).flags(flags));
+                assert_eq!(outcome.error_at, Some(at));
+                for part in outcome.contents.iter().filter(|part| !part.is_hole) {
+                    let (from, to) = (part.offset, part.offset + part.length);
+                    let received = &outcome.data[(from - offset) as usize..(to - offset) as usize];
+                    assert!(received == &image()[from as usize..to as usize]);
+                }
+                assert!(flags == 0 || outcome.contents.is_empty());
+                assert_eq!(outcome.failed(), EIO);
+            }
+        }
+        // A cache request says the same.
+        let outcome = peer.ask(Question::new(CMD_CACHE, bad + 1, 1000));
+        assert_eq!(outcome.error_at, Some(bad + 1));
+        assert_eq!(outcome.failed(), EIO);
+        peer.disconnect();
+    }
+}
+
+/// `NBD_CMD_READ`: "the server MUST support unfragmented reads in which the client's request
+/// length does not exceed 65,536 bytes": here up to the maximum payload.
+#[test]
+fn unfragmented_reads_of_any_length() {
+    let server = Server::builder().archive("sparse-zstd.hxz").start();
+    for mode in Mode::CHUNKED {
+        let mut peer = server.peer(mode, "", &[]);
+        for length in [1, 512, 65_536, 65_537, 1 << 20, IMAGE_SIZE] {
+            let outcome = peer.ask(Question::read(IMAGE_SIZE - length, length).flags(CMD_FLAG_DF));
+            assert_eq!(outcome.contents.len(), 1);
+            assert!(outcome.ok() == image()[(IMAGE_SIZE - length) as usize..]);
         }
     }
-    assert_eq!(bad, 1);
-    assert_eq!(client.ask(Request::read(0, 0, IMAGE_SIZE as u32)).failed(), EIO);
-    client.disconnect();
+}
+
+/// Content chunks come as blocks are ready, in any order: a large cold read is in several,
+/// each of which begins and ends between sectors or where the request does.
+#[test]
+fn chunks_are_aligned_where_possible() {
+    for mode in Mode::CHUNKED {
+        for (offset, length) in [(0, IMAGE_SIZE), (1, IMAGE_SIZE - 2), (100_001, 1_000_003)] {
+            let server = base();
+            let mut peer = server.peer(mode, "", &[]);
+            for _cold_then_warm in 0..2 {
+                let outcome = peer.ask(Question::read(offset, length));
+                assert!(outcome.contents.len() > 1);
+                for part in &outcome.contents {
+                    let (start, end) = (part.offset, part.offset + part.length);
+                    assert!(start.is_multiple_of(512) || start == offset, "{part:?}");
+                    assert!(end.is_multiple_of(512) || end == offset + length, "{part:?}");
+                }
+                assert!(outcome.ok() == image()[offset as usize..][..length as usize]);
+            }
+        }
+    }
 }
