@@ -1,0 +1,189 @@
+//! A folder of archives.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use super::{
+    AUXILIARY, BASE, TEXT, TEXT_SIZE, dir, first_bytes, folder, is_unknown, read_whole, replace,
+};
+use crate::support::{PASSWORD, archive, image};
+
+#[test]
+fn a_folder_is_looked_through_when_it_is_asked_for() {
+    let folder = folder(&[(BASE, "b.hxz"), (TEXT, "a.hexz")]);
+    fs::write(folder.path().join("notes.txt"), "x").unwrap();
+    fs::copy(archive(BASE), folder.path().join("disk.img")).unwrap();
+    let server = dir(folder.path()).archive(AUXILIARY).arg("--raw").start();
+    let listed = |expected: &[&str]| assert_eq!(server.greeted().list(), expected);
+    listed(&[AUXILIARY, "aux-lz4.hxz/aux", "a.hexz", "b.hxz"]);
+    assert_eq!(first_bytes(&server, "b.hxz"), image()[..4096]);
+    for name in ["notes.txt", "disk.img", "c.hxz", "c.hxz/aux", "b.hxz/aux", "a", "A.HEXZ"] {
+        is_unknown(&server, name);
+    }
+
+    // One comes, one goes; whoever reads it goes on.
+    let mut reader = server.go("b.hxz");
+    fs::copy(archive(AUXILIARY), folder.path().join("c.hxz")).unwrap();
+    fs::remove_file(folder.path().join("b.hxz")).unwrap();
+    listed(&[AUXILIARY, "aux-lz4.hxz/aux", "a.hexz", "c.hxz", "c.hxz/aux"]);
+    assert_eq!(server.greeted().go("c.hxz/aux").size, 70_000);
+    is_unknown(&server, "b.hxz");
+    assert!(read_whole(&mut reader) == image());
+    // The name that the operator gave comes first.
+    fs::copy(archive(TEXT), folder.path().join(AUXILIARY)).unwrap();
+    assert_eq!(server.greeted().go(AUXILIARY).size, 27);
+    listed(&[AUXILIARY, "aux-lz4.hxz/aux", "a.hexz", "c.hxz", "c.hxz/aux"]);
+}
+
+/// A name is one of the folder's own files, whatever it looks like.
+#[test]
+fn a_name_can_not_leave_the_folder() {
+    let outside = folder(&[(BASE, "secret.hxz")]);
+    let secret = outside.path().join("secret.hxz");
+    let inside = outside.path().join("exports");
+    fs::create_dir_all(inside.join("sub.hxz")).unwrap();
+    fs::copy(&secret, inside.join("sub.hxz/nested.hxz")).unwrap();
+    fs::copy(&secret, inside.join("good.hxz")).unwrap();
+    symlink(&secret, inside.join("link.hxz")).unwrap();
+    symlink("good.hxz", inside.join("near.hxz")).unwrap();
+    symlink(outside.path(), inside.join("folder.hxz")).unwrap();
+    symlink("/dev/zero", inside.join("zero.hxz")).unwrap();
+    let pipe = inside.join("pipe.hxz");
+    let mut mkfifo = std::process::Command::new("mkfifo");
+    assert!(mkfifo.arg(&pipe).status().unwrap().success());
+
+    let server = dir(&inside).start();
+    assert_eq!(server.greeted().list(), ["good.hxz"]);
+    for name in [
+        "../secret.hxz",
+        "./good.hxz",
+        "good.hxz/",
+        "good.hxz/.",
+        "/good.hxz",
+        "//good.hxz",
+        "sub.hxz",
+        "sub.hxz/nested.hxz",
+        "sub.hxz/../good.hxz",
+        "sub.hxz/../../secret.hxz",
+        "folder.hxz/secret.hxz",
+        "link.hxz",
+        "near.hxz",
+        "zero.hxz",
+        // It must not wait for a writer either.
+        "pipe.hxz",
+        "..",
+        ".",
+        "/",
+        "good.hxz\0",
+        "good.hxz\0.hxz",
+        "..\\secret.hxz",
+        "%2e%2e/secret.hxz",
+        secret.to_str().unwrap(),
+        "../exports/good.hxz",
+        "../secret.hxz/aux",
+        "/aux",
+    ] {
+        is_unknown(&server, name);
+    }
+    assert_eq!(first_bytes(&server, "good.hxz"), image()[..4096]);
+    let log = server.log_text();
+    assert!(!log.contains("\"ERROR\""), "{log}");
+}
+
+/// A link that takes a file's place is no file any more.
+#[test]
+fn a_file_that_becomes_a_link_is_served_no_more() {
+    let folder = folder(&[(BASE, "a.hxz"), (TEXT, "outside.img")]);
+    let server = dir(folder.path()).start();
+    assert_eq!(first_bytes(&server, "a.hxz"), image()[..4096]);
+    symlink(folder.path().join("outside.img"), folder.path().join("link")).unwrap();
+    fs::rename(folder.path().join("link"), folder.path().join("a.hxz")).unwrap();
+    is_unknown(&server, "a.hxz");
+    assert!(server.greeted().list().is_empty());
+}
+
+/// More than are kept open at once.
+#[test]
+fn a_folder_of_many() {
+    const COUNT: usize = 140;
+    let folder = tempfile::tempdir().unwrap();
+    let name = |number: usize| format!("{number:03}.hxz");
+    for number in 0..COUNT {
+        fs::copy(archive(AUXILIARY), folder.path().join(name(number))).unwrap();
+    }
+    let server = dir(folder.path()).arg("--raw").start();
+    let mut old = server.go(&name(0));
+    assert_eq!(server.greeted().list().len(), 2 * COUNT);
+    for number in [0, COUNT / 2, COUNT - 1, 0] {
+        assert_eq!(server.go(&name(number)).read_ok(0, 5), b"hello");
+    }
+    assert_eq!(old.read_ok(0, 5), b"hello");
+}
+
+#[test]
+fn a_folder_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [folder.path().join("nothing"), archive(BASE)] {
+        let (code, stderr) = dir(&path).fail();
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains(path.to_str().unwrap()), "{stderr}");
+    }
+    // An empty one may fill.
+    let server = dir(folder.path()).start();
+    assert!(server.greeted().list().is_empty());
+    fs::copy(archive(BASE), folder.path().join("a.hxz")).unwrap();
+    assert_eq!(server.greeted().list(), ["a.hxz"]);
+}
+
+/// Whoever asks for it again and again must not fill the log.
+#[test]
+fn a_broken_archive_in_a_folder_is_logged_once() {
+    let folder = folder(&[(BASE, "good.hxz")]);
+    fs::write(folder.path().join("broken.hxz"), "no archive").unwrap();
+    let server = dir(folder.path()).start();
+    for _ in 0..50 {
+        assert_eq!(server.greeted().list(), ["good.hxz"]);
+        is_unknown(&server, "broken.hxz");
+    }
+    let line = server.wait_for_message("can't be served");
+    assert!(line.message().contains("broken.hxz"), "{}", line.text);
+    assert_eq!(server.log_text().matches("can't be served").count(), 1);
+    // It is one that can be opened now.
+    replace(folder.path(), "broken.hxz", &fs::read(archive(TEXT)).unwrap());
+    assert_eq!(server.greeted().go("broken.hxz").size, TEXT_SIZE);
+    assert_eq!(server.greeted().list(), ["broken.hxz", "good.hxz"]);
+}
+
+#[test]
+fn encrypted_archives_in_a_folder() {
+    let folder = folder(&[("encrypted-zstd.hxz", "secret.hxz"), (BASE, "open.hxz")]);
+    let file = folder.path().join("password");
+    fs::write(&file, PASSWORD).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+
+    let server = dir(folder.path()).arg("--password-file").arg(&file).start();
+    assert_eq!(server.greeted().list(), ["open.hxz", "secret.hxz"]);
+    for name in ["open.hxz", "secret.hxz"] {
+        assert!(read_whole(&mut server.go(name)) == image());
+    }
+    // It is read again for those that come later, since nobody keeps it.
+    let later = |name: &str| {
+        fs::copy(archive("encrypted-lz4.hxz"), folder.path().join(name)).unwrap();
+    };
+    later("later.hxz");
+    assert_eq!(first_bytes(&server, "later.hxz"), image()[..4096]);
+    fs::remove_file(&file).unwrap();
+    later("too-late.hxz");
+    is_unknown(&server, "too-late.hxz");
+    server.wait_for_message("can't get its password");
+    assert_eq!(first_bytes(&server, "later.hxz"), image()[..4096]);
+
+    let server = dir(folder.path()).start();
+    is_unknown(&server, "secret.hxz");
+    assert_eq!(first_bytes(&server, "open.hxz"), image()[..4096]);
+    assert!(server.wait_for_message("can't be served").message().contains("--password-file"));
+    let server = dir(folder.path()).env("HEXZ_PASSWORD", "wrong horse").start();
+    assert_eq!(server.greeted().list(), ["open.hxz"]);
+    let log = server.log_text();
+    assert!(!log.contains("horse"), "a secret is in the log: {log}");
+}
