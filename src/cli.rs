@@ -118,7 +118,7 @@ pub(crate) struct Serve {
     /// The export for clients that name none [default: the only snapshot, if it is one]
     #[arg(long, value_name = "NAME", help_heading = "Snapshots")]
     default_export: Option<String>,
-    /// Don't start if one of the archives can't be opened
+    /// Don't start if one of the archives given here can't be opened
     #[arg(long, help_heading = "Snapshots")]
     pub(crate) strict: bool,
 
