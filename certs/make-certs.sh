@@ -21,9 +21,24 @@ if [ $# -lt 2 ]; then
 fi
 folder=$1
 shift
+command -v openssl > /dev/null || {
+    echo "this script needs the program openssl" >&2
+    exit 1
+}
 mkdir -p "$folder"
 cd "$folder"
 umask 077
+
+# Says what openssl says only if it fails; it is talkative.
+quietly() {
+    "$@" 2> "$said" || {
+        cat "$said" >&2
+        exit 1
+    }
+}
+said=$(mktemp)
+request=$(mktemp)
+trap 'rm -f "$said" "$request" "$request.ext" "$request.key"' EXIT
 
 if [ -e server-key.pem ]; then
     echo "$folder/server-key.pem is there already; remove it first for a new one" >&2
@@ -34,10 +49,10 @@ if [ -e ca-cert.pem ] && [ ! -e ca-key.pem ]; then
     exit 1
 fi
 if [ ! -e ca-key.pem ]; then
-    openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+    quietly openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
         -keyout ca-key.pem -out ca-cert.pem -days 3650 -subj '/CN=hexz-nbd CA' \
         -addext 'basicConstraints=critical,CA:TRUE,pathlen:0' \
-        -addext 'keyUsage=critical,keyCertSign,cRLSign' 2>/dev/null
+        -addext 'keyUsage=critical,keyCertSign,cRLSign'
 fi
 
 names=
@@ -48,19 +63,19 @@ for name in "$@"; do
     esac
     names="$names${names:+,}$kind:$name"
 done
-request=$(mktemp)
-trap 'rm -f "$request" "$request.ext"' EXIT
 cat > "$request.ext" <<EXTENSIONS
 basicConstraints=critical,CA:FALSE
 keyUsage=critical,digitalSignature
 extendedKeyUsage=serverAuth
 subjectAltName=$names
 EXTENSIONS
-openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
-    -keyout server-key.pem -out "$request" -subj "/CN=$1" 2>/dev/null
-openssl x509 -req -in "$request" -CA ca-cert.pem -CAkey ca-key.pem \
+quietly openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+    -keyout "$request.key" -out "$request" -subj "/CN=$1"
+quietly openssl x509 -req -in "$request" -CA ca-cert.pem -CAkey ca-key.pem \
     -set_serial "0x$(openssl rand -hex 16)" -days 397 -extfile "$request.ext" \
-    -out server-cert.pem 2>/dev/null
+    -out server-cert.pem
+# The key comes last: without it another try starts anew.
+cp "$request.key" server-key.pem
 chmod 644 ca-cert.pem server-cert.pem
 
 echo "made $folder/server-cert.pem for $names; clients need $folder/ca-cert.pem"

@@ -16,7 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use hexz_nbd::nbd::budget::Budget;
 use hexz_nbd::nbd::{
-    Export, Exports, ReadError, Security, Segment, Span, TransmitLimits, greet, negotiate, transmit,
+    Export, Exports, Listing, ReadError, Security, Segment, Span, TransmitLimits, greet, negotiate,
+    transmit,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -66,8 +67,9 @@ impl Exports for OnlyNumbers {
         ready(matches!(name, b"" | b"numbers").then(|| Arc::clone(&self.0)))
     }
 
-    fn list(&self) -> impl Future<Output = Vec<Arc<Numbers>>> + Send {
-        ready(vec![Arc::clone(&self.0)])
+    fn list(&self) -> impl Future<Output = Vec<Listing>> + Send {
+        let (name, description) = (self.0.name().into(), self.0.description().into());
+        ready(vec![Listing { name, description }])
     }
 }
 

@@ -135,7 +135,10 @@ pub(crate) struct Serve {
     #[arg(long, help_heading = "Snapshots")]
     raw: bool,
     /// Memory for decoded blocks
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", help_heading = "Snapshots")]
+    #[arg(
+        long, value_name = "SIZE", default_value = "256MiB",
+        value_parser = size, help_heading = "Snapshots"
+    )]
     cache_size: ByteSize,
 
     /// The server's certificate in PEM form, followed by those that lead to its root.
@@ -226,6 +229,11 @@ impl Serve {
         Catalog::new(self.snapshots.clone(), folder, default, options, reader)
     }
 
+    /// The export for clients that name none.
+    pub(crate) fn default_export(&self) -> Option<&str> {
+        self.default_export.as_deref()
+    }
+
     /// The folder whose archives are served.
     pub(crate) fn export_dir(&self) -> Option<&Path> {
         self.export_dir.as_deref()
@@ -273,6 +281,10 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
     }
+}
+
+fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|error| format!("{error}; expected something like 256MiB or 1GiB"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -13,7 +13,7 @@ use hexz_nbd::exports::{Catalog, CatalogError, SnapshotExport};
 use hexz_nbd::gateway::listen::{BindError, ListenAddress};
 use hexz_nbd::gateway::tls::{self, TlsError};
 use hexz_nbd::gateway::{DoorClosed, Gateway};
-use hexz_nbd::nbd::Export;
+use hexz_nbd::nbd::{Export, Exports};
 use hexz_nbd::snapshot::Error as SnapshotError;
 
 use crate::cli::Serve;
@@ -97,7 +97,12 @@ async fn open(catalog: &Catalog, options: &Serve) -> Result<String, Failure> {
     if let Some(error) = fatal {
         return Err(error.into());
     }
-    exports.iter().for_each(|export| note_odd_size(export));
+    if let Some(name) = options.default_export()
+        && catalog.find(name.as_bytes()).await.is_none()
+    {
+        tracing::warn!("the default export {name:?} isn't there (yet)");
+    }
+    exports.iter().for_each(note_odd_size);
     let named =
         exports.iter().map(|export| format!("{} ({})", export.name(), export.description()));
     let folder = match options.export_dir() {

@@ -4,20 +4,20 @@
 //! An archive that has been replaced on disk is opened anew for the next client; those
 //! that read the old one go on reading it.
 
+mod in_folder;
 mod reader;
 mod slot;
 mod snapshot;
 mod source;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
-
-use crate::nbd::Exports;
-use crate::snapshot::{OpenOptions, Snapshot, StreamKind};
+use crate::limited::RateLimit;
+use crate::nbd::{Export, Exports, Listing};
+use crate::snapshot::{OpenOptions, Reference, Snapshot, StreamKind};
+use in_folder::InFolder;
 pub use reader::BlockReader;
 use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
@@ -26,9 +26,6 @@ pub use source::{Folder, Named, NamedError};
 
 /// What is added to a snapshot's name for its auxiliary stream.
 const AUXILIARY: &str = "/aux";
-
-/// Snapshots of a folder that are kept open, at most: each takes some descriptors.
-const MAX_OPEN_IN_FOLDER: usize = 128;
 
 /// Why a catalogue can't be made.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,11 +42,12 @@ pub enum CatalogError {
 #[derive(Debug)]
 pub struct Catalog {
     named: Vec<(String, Slot)>,
-    folder: Option<Folder>,
-    in_folder: Mutex<HashMap<String, Slot>>,
+    folder: Option<InFolder>,
     default: Option<String>,
     options: OpenOptions,
     reader: Arc<BlockReader>,
+    /// Log lines about archives that can't be served; clients can cause them.
+    failures: RateLimit,
 }
 
 impl Catalog {
@@ -90,8 +88,8 @@ impl Catalog {
             }
             (default, ..) => default,
         };
-        let in_folder = Mutex::default();
-        Ok(Self { named: slots, folder, in_folder, default, options, reader })
+        let folder = folder.map(InFolder::new);
+        Ok(Self { named: slots, folder, default, options, reader, failures: failures() })
     }
 
     /// A catalogue of one snapshot that is open already.
@@ -99,16 +97,16 @@ impl Catalog {
         Self {
             named: vec![(name.to_owned(), Slot::of(snapshot))],
             folder: None,
-            in_folder: Mutex::default(),
             default: Some(name.to_owned()),
             options: OpenOptions::default(),
             reader,
+            failures: failures(),
         }
     }
 
     /// Opens those that were named: the exports that there are then, and for each that
     /// can't be opened why.
-    pub async fn open_named(&self) -> (Vec<Arc<SnapshotExport>>, Vec<crate::snapshot::Error>) {
+    pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<crate::snapshot::Error>) {
         let mut failed = Vec::new();
         for (_, slot) in &self.named {
             if let Err(Unavailable(Some(error))) = slot.open(&self.options).await {
@@ -127,73 +125,83 @@ impl Catalog {
         match slot.open(&self.options).await {
             Ok(snapshot) => Some(snapshot),
             Err(Unavailable(reason)) => {
-                if let Some(error) = reason {
-                    tracing::error!("the export {name:?} can't be served: {error}");
+                if let Some(error) = reason
+                    && let Some(held_back) = self.failures.allow()
+                {
+                    let held_back = held_back.field();
+                    tracing::error!(held_back, "the export {name:?} can't be served: {error}");
                 }
                 None
             }
         }
     }
 
-    /// The place for a name in the folder, if there is such a file.
-    async fn slot_in_folder(&self, name: &str) -> Option<Slot> {
-        let (folder, wanted) = (self.folder.clone()?, name.to_owned());
-        let source = spawn_blocking(move || folder.find(&wanted)).await.ok()??;
-        let mut slots = self.in_folder.lock().await;
-        if slots.len() >= MAX_OPEN_IN_FOLDER && !slots.contains_key(name) {
-            // Whoever reads one of them goes on; it is opened anew for others.
-            slots.clear();
-        }
-        Some(slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
-    }
-
     /// The exports of one place: its main stream, and the auxiliary one if it has one.
-    async fn exports_of(&self, name: &str, slot: &Slot) -> Vec<Arc<SnapshotExport>> {
+    async fn exports_of(&self, name: &str, slot: &Slot) -> Vec<SnapshotExport> {
         let Some(snapshot) = self.open(name, slot).await else { return Vec::new() };
-        let mut exports = vec![self.export(name, &snapshot, StreamKind::Main).await];
+        let mut exports = vec![self.export(name, &snapshot, StreamKind::Main)];
         if snapshot.size(StreamKind::Auxiliary) > 0 {
-            exports.push(self.export(name, &snapshot, StreamKind::Auxiliary).await);
+            exports.push(self.export(name, &snapshot, StreamKind::Auxiliary));
         }
         exports
     }
 
-    async fn export(
-        &self,
-        name: &str,
-        snapshot: &Arc<Snapshot>,
-        stream: StreamKind,
-    ) -> Arc<SnapshotExport> {
-        let full_name = match stream {
+    fn export(&self, name: &str, snapshot: &Arc<Snapshot>, stream: StreamKind) -> SnapshotExport {
+        let name = match stream {
             StreamKind::Main => name.to_owned(),
             StreamKind::Auxiliary => format!("{name}{AUXILIARY}"),
         };
-        let reader = Arc::clone(&self.reader);
-        let mut export = SnapshotExport::new(full_name, Arc::clone(snapshot), stream, reader);
-        for (parent, reference) in snapshot.parents().zip(snapshot.references().iter().skip(1)) {
-            export = export.comparable_with(&file_name(parent), reference);
-        }
-        // Any other archive that was named can be compared with as well.
-        for (other, slot) in self.named.iter().filter(|(other, _)| other != name) {
-            if let Some(snapshot) = slot.current().await
-                && let Some(reference) = snapshot.references().first()
-            {
-                export = export.comparable_with(other, reference);
-            }
-        }
-        Arc::new(export)
+        SnapshotExport::new(name, Arc::clone(snapshot), stream, Arc::clone(&self.reader))
     }
 
-    async fn find_named(&self, name: &str) -> Option<Arc<SnapshotExport>> {
+    /// What an export can be compared with, by names that mean the same to clients when they
+    /// ask for an export.
+    async fn references(&self, export: &SnapshotExport) -> Vec<(String, Reference)> {
+        let snapshot = export.snapshot();
+        let is_itself = |name: &str| stream_of(export.name(), name).is_some();
+        let mut references = Vec::new();
+        for (other, slot) in self.named.iter().filter(|(other, _)| !is_itself(other)) {
+            if let Some(snapshot) = slot.current().await {
+                let itself = snapshot.references().into_iter().next();
+                references.extend(itself.map(|reference| (other.clone(), reference)));
+            }
+        }
+        for (path, reference) in snapshot.parents().zip(snapshot.references().into_iter().skip(1)) {
+            let parent = file_name(path);
+            // Another archive may be served under the parent's name.
+            let is_free = !self.named.iter().any(|(named, _)| *named == parent)
+                && match &self.folder {
+                    Some(folder) => folder.agrees(&parent, path.to_owned()).await,
+                    None => true,
+                };
+            if is_free {
+                references.push((parent, reference));
+            }
+        }
+        references
+    }
+
+    /// The export that a client calls `name`, or by no name.
+    fn resolve<'a>(&'a self, name: &'a [u8]) -> Option<&'a str> {
+        match name {
+            [] => self.default.as_deref(),
+            // Names that are no text are nobody's.
+            name => str::from_utf8(name).ok(),
+        }
+    }
+
+    async fn find_named(&self, name: &str) -> Option<SnapshotExport> {
         for (slot_name, slot) in &self.named {
             if let Some(stream) = stream_of(name, slot_name) {
                 return self.find_stream(slot_name, slot, stream).await;
             }
         }
+        let folder = self.folder.as_ref()?;
         for (base, stream) in
             [(Some(name), StreamKind::Main), (name.strip_suffix(AUXILIARY), StreamKind::Auxiliary)]
         {
             if let Some(base) = base
-                && let Some(slot) = self.slot_in_folder(base).await
+                && let Some(slot) = folder.slot(base).await
             {
                 return self.find_stream(base, &slot, stream).await;
             }
@@ -206,11 +214,16 @@ impl Catalog {
         name: &str,
         slot: &Slot,
         stream: StreamKind,
-    ) -> Option<Arc<SnapshotExport>> {
+    ) -> Option<SnapshotExport> {
         let snapshot = self.open(name, slot).await?;
         let is_there = stream == StreamKind::Main || snapshot.size(stream) > 0;
-        if is_there { Some(self.export(name, &snapshot, stream).await) } else { None }
+        is_there.then(|| self.export(name, &snapshot, stream))
     }
+}
+
+/// Enough to see what is wrong; clients can ask for what is broken as often as they like.
+fn failures() -> RateLimit {
+    RateLimit::new(100, Duration::from_secs(1))
 }
 
 /// Which stream of the snapshot `snapshot` the export `name` is, if any.
@@ -231,30 +244,39 @@ impl Exports for Catalog {
     type Export = SnapshotExport;
 
     async fn find(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {
-        let name = match name {
-            [] => self.default.as_deref()?,
-            // Names that are no text are nobody's.
-            name => str::from_utf8(name).ok()?,
-        };
-        self.find_named(name).await
+        self.find_named(self.resolve(name)?).await.map(Arc::new)
     }
 
-    async fn list(&self) -> Vec<Arc<SnapshotExport>> {
-        let mut exports = Vec::new();
-        for (name, slot) in &self.named {
-            exports.extend(self.exports_of(name, slot).await);
+    async fn find_with_contexts(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {
+        let mut export = self.find_named(self.resolve(name)?).await?;
+        for (other, reference) in self.references(&export).await {
+            export = export.comparable_with(&other, &reference);
         }
-        let names = match self.folder.clone() {
-            Some(folder) => spawn_blocking(move || folder.names()).await,
-            None => Ok(Vec::new()),
+        Some(Arc::new(export))
+    }
+
+    async fn list(&self) -> Vec<Listing> {
+        let listings = async |name: &str, slot: &Slot| {
+            let exports = self.exports_of(name, slot).await;
+            exports.iter().map(SnapshotExport::listing).collect::<Vec<_>>()
         };
-        for name in names.unwrap_or_default() {
-            if !self.named.iter().any(|(named, _)| *named == name)
-                && let Some(slot) = self.slot_in_folder(&name).await
-            {
-                exports.extend(self.exports_of(&name, &slot).await);
+        let mut all = Vec::new();
+        for (name, slot) in &self.named {
+            all.extend(listings(name, slot).await);
+        }
+        let Some(folder) = &self.folder else { return all };
+        let names = folder.names().await.unwrap_or_else(|error| {
+            if let Some(held_back) = self.failures.allow() {
+                let held_back = held_back.field();
+                tracing::error!(held_back, "the folder of --export-dir can't be listed: {error}");
+            }
+            Vec::new()
+        });
+        for name in names {
+            if !self.named.iter().any(|(named, _)| *named == name) {
+                all.extend(folder.listing(&name, async |slot| listings(&name, slot).await).await);
             }
         }
-        exports
+        all
     }
 }

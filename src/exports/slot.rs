@@ -80,11 +80,32 @@ impl Slot {
         result
     }
 
-    /// The snapshot that was opened last, if its file is still the same.
+    /// The snapshot that was opened last, if its file is still the same. One that isn't is
+    /// let go: a file that was deleted shall not take room for longer than it is read.
     pub(super) async fn current(&self) -> Option<Arc<Snapshot>> {
         let latest = self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()?;
         let looked = spawn_blocking(move || latest.is_current().then_some(latest)).await;
-        looked.ok().flatten()
+        let current = looked.ok().flatten();
+        if current.is_none() {
+            self.close();
+        }
+        current
+    }
+
+    /// Closes the snapshot, if nobody is opening it just now. Whoever reads it goes on.
+    pub(super) fn close(&self) {
+        if let Ok(mut opened) = self.opened.try_lock()
+            && matches!(*opened, Opened::Open(_))
+        {
+            *opened = Opened::NotYet;
+            self.set_latest(None);
+        }
+    }
+
+    /// What the file is like, if there is one.
+    pub(super) async fn stamp(&self) -> Option<FileStamp> {
+        let source = Arc::clone(&self.source);
+        spawn_blocking(move || FileStamp::of(source.path())).await.ok().flatten()
     }
 
     fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {
@@ -116,6 +137,8 @@ fn look(
             let snapshot = Arc::new(snapshot);
             (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
         }
+        // It is this program that is short of something, and that passes.
+        Err(error) if error.is_shortage() => (Opened::NotYet, Err(Unavailable(Some(error)))),
         Err(error) => {
             let reason = error.to_string();
             let is_new = known_reason.is_none_or(|known| known != reason);

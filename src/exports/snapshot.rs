@@ -10,7 +10,7 @@ use super::file_name;
 use super::reader::{BlockKey, BlockReader, Failure};
 use crate::nbd::wire::MAX_PAYLOAD;
 use crate::nbd::wire::reply::{STATE_HOLE, STATE_ZERO};
-use crate::nbd::{Export, Extent, ReadError, Segment, Span};
+use crate::nbd::{Export, Extent, Listing, ReadError, Segment, Span};
 use crate::snapshot::{Block, Reference, Run, Snapshot, StreamKind};
 
 /// A part of a block shorter than this fraction is copied out of it, so that a reply
@@ -80,6 +80,15 @@ impl SnapshotExport {
         let description = describe(&snapshot, stream);
         let contexts = vec![("base:allocation".to_owned(), Meaning::Allocation)];
         Self { name, description, stream, snapshot, reader, contexts }
+    }
+
+    pub(super) fn snapshot(&self) -> &Arc<Snapshot> {
+        &self.snapshot
+    }
+
+    /// What LIST says of it.
+    pub(super) fn listing(&self) -> Listing {
+        Listing { name: self.name.clone(), description: self.description.clone() }
     }
 
     /// Lets clients ask what differs from `reference`, which they know as `name`. Of two

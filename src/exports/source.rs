@@ -2,6 +2,7 @@
 //! a client named.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -80,22 +81,19 @@ impl Folder {
     }
 
     /// The names of its archives, in order.
-    pub(super) fn names(&self) -> Vec<String> {
-        let entries = match std::fs::read_dir(&self.0) {
-            Ok(entries) => entries,
-            Err(error) => {
-                tracing::error!("can't list {}: {error}", self.0.display());
-                return Vec::new();
-            }
-        };
-        let mut names: Vec<String> = entries
+    pub(super) fn names(&self) -> io::Result<Vec<String>> {
+        let mut names: Vec<String> = std::fs::read_dir(&self.0)?
             .filter_map(Result::ok)
             .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
             .filter_map(|entry| entry.file_name().into_string().ok())
             .filter(|name| is_archive_name(name))
             .collect();
         names.sort();
-        names
+        Ok(names)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -158,7 +156,7 @@ mod tests {
         std::os::unix::fs::symlink(&secret, inside.path().join("d.hxz")).unwrap();
 
         let folder = Folder::new(inside.path().to_owned());
-        assert_eq!(folder.names(), ["a.hxz"]);
+        assert_eq!(folder.names().unwrap(), ["a.hxz"]);
         assert!(folder.find("a.hxz").is_some());
         let absolute = secret.to_str().unwrap();
         for name in [

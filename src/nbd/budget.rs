@@ -81,6 +81,18 @@ impl Share {
         }
     }
 
+    /// Takes `bytes` if they are free, and else waits for `enough`, which the reserve has
+    /// sooner or later whatever others do. Says how many it took.
+    pub async fn take_up_to(&self, bytes: u32, enough: u32) -> (Hold, u32) {
+        if bytes > enough
+            && let Ok(permit) = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes)
+        {
+            return (self.pooled(permit), bytes);
+        }
+        let bytes = bytes.min(enough);
+        (self.take(bytes).await, bytes)
+    }
+
     /// Counts bytes that the client has been sent.
     pub fn note_sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);

@@ -147,6 +147,24 @@ pub trait Exports: Send + Sync {
     /// default export's.
     fn find(&self, name: &[u8]) -> impl Future<Output = Option<Arc<Self::Export>>> + Send;
 
+    /// The same for a client that asks for metadata contexts. An export that
+    /// [`find`](Self::find) returns need not know any.
+    fn find_with_contexts(
+        &self,
+        name: &[u8],
+    ) -> impl Future<Output = Option<Arc<Self::Export>>> + Send {
+        self.find(name)
+    }
+
     /// All of them, in the order in which LIST shall name them.
-    fn list(&self) -> impl Future<Output = Vec<Arc<Self::Export>>> + Send;
+    fn list(&self) -> impl Future<Output = Vec<Listing>> + Send;
+}
+
+/// What LIST says of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// Its canonical name.
+    pub name: String,
+    /// A line for people.
+    pub description: String,
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::SessionError;
-use super::export::{Export, Exports};
+use super::export::{Export, Exports, Listing};
 use super::wire::handshake::ClientFlags;
 use super::wire::info::{
     BlockSizes, Info, InfoRequest, InfoType, TransmissionFlags, encode_export_name_reply,
@@ -120,35 +120,35 @@ pub struct SelectedContext {
 
 /// What has been agreed on before an export is chosen. It lives as long as one leg of the
 /// negotiation, so none of it can survive STARTTLS.
-#[derive(Debug, Default)]
-struct Agreed {
+struct Agreed<E> {
     replies: ReplyMode,
-    /// The name of the export for which contexts were selected, and their names.
-    contexts: Option<(Vec<u8>, Vec<String>)>,
+    contexts: Option<Selection<E>>,
 }
 
-impl Agreed {
-    /// Fits what was agreed on to the export that the client calls `name`. Contexts that
-    /// were selected for another name are forgotten.
-    fn choose<E: Export>(self, name: &[u8], export: Arc<E>) -> Chosen<E> {
-        let selected = match self.contexts {
-            Some((of, names)) if of == name => names,
-            _ => Vec::new(),
-        };
-        let available = export.contexts();
-        let contexts = (1..)
-            .zip(&selected)
-            .filter_map(|(id, name)| {
-                let position = available.iter().position(|other| other == name)?;
-                Some(SelectedContext { id, position })
-            })
-            .collect();
-        drop(available);
-        Chosen { export, replies: self.replies, contexts }
+/// Contexts that were selected, of the export as it was then: it is kept, so that what was
+/// promised holds though the export may have been replaced by another one since.
+struct Selection<E> {
+    /// The export's name as the client gave it. Contexts are forgotten when it chooses
+    /// another name.
+    name: Vec<u8>,
+    export: Arc<E>,
+    contexts: Vec<SelectedContext>,
+}
+
+impl<E: Export> Agreed<E> {
+    fn new() -> Self {
+        Self { replies: ReplyMode::default(), contexts: None }
     }
 
-    fn has_contexts_for(&self, name: &[u8]) -> bool {
-        self.contexts.as_ref().is_some_and(|(of, names)| of == name && !names.is_empty())
+    fn selection_for(&self, name: &[u8]) -> Option<&Selection<E>> {
+        self.contexts.as_ref().filter(|selection| selection.name == name)
+    }
+
+    /// What the client chose by that name.
+    fn choose(self, name: &[u8], export: Arc<E>) -> Chosen<E> {
+        let contexts = self.contexts.filter(|selection| selection.name == name);
+        let contexts = contexts.map(|selection| selection.contexts).unwrap_or_default();
+        Chosen { export, replies: self.replies, contexts }
     }
 }
 
@@ -167,7 +167,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
-    let mut agreed = Agreed::default();
+    let mut agreed = Agreed::new();
     while let Some((option, data)) = read_option(stream).await? {
         let mut out = Vec::new();
         match option {
@@ -178,7 +178,7 @@ where
                 if agreed.replies == ReplyMode::Extended {
                     return Err(unknown());
                 }
-                let export = exports.find(&data).await.ok_or_else(unknown)?;
+                let export = resolve(&data, exports, &agreed).await.ok_or_else(unknown)?;
                 let no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
                 let flags = offered_flags(&agreed, &data);
                 send(stream, &encode_export_name_reply(export.size(), flags, no_zeroes)).await?;
@@ -237,19 +237,21 @@ const NO_DATA_ALLOWED: &str = "this option takes no data";
 
 /// What works for the export that the client calls `name`, and nothing else
 /// ("Transmission flags").
-fn offered_flags(agreed: &Agreed, name: &[u8]) -> TransmissionFlags {
+fn offered_flags<E: Export>(agreed: &Agreed<E>, name: &[u8]) -> TransmissionFlags {
     let always = TransmissionFlags::HAS_FLAGS
         .with(TransmissionFlags::READ_ONLY)
         .with(TransmissionFlags::SEND_FLUSH)
         .with(TransmissionFlags::CAN_MULTI_CONN)
         .with(TransmissionFlags::SEND_CACHE);
+    let has_contexts =
+        agreed.selection_for(name).is_some_and(|selection| !selection.contexts.is_empty());
     match agreed.replies {
         ReplyMode::Simple => always,
         // "MUST leave this flag clear if neither structured replies nor extended headers
         // have been negotiated"
         ReplyMode::Structured => always.with(TransmissionFlags::SEND_DF),
         // "SHOULD NOT advertise this bit … if the client does not negotiate metacontexts"
-        ReplyMode::Extended if agreed.has_contexts_for(name) => {
+        ReplyMode::Extended if has_contexts => {
             always.with(TransmissionFlags::SEND_DF).with(TransmissionFlags::BLOCK_STATUS_PAYLOAD)
         }
         ReplyMode::Extended => always.with(TransmissionFlags::SEND_DF),
@@ -263,7 +265,7 @@ async fn describe<'a, X: Exports>(
     option: Opt,
     data: &'a [u8],
     exports: &X,
-    agreed: &Agreed,
+    agreed: &Agreed<X::Export>,
 ) -> Option<(&'a [u8], Arc<X::Export>)> {
     let request = match InfoRequest::decode(data) {
         Ok(request) => request,
@@ -272,7 +274,7 @@ async fn describe<'a, X: Exports>(
             return None;
         }
     };
-    let export = find(out, option, request.name, exports).await?;
+    let export = found(out, option, request.name, resolve(request.name, exports, agreed).await)?;
 
     let mut push = |info: Info| push_reply(out, option, Rep::INFO, &info.encode());
     push(Info::Export { size: export.size(), flags: offered_flags(agreed, request.name) });
@@ -293,14 +295,20 @@ async fn describe<'a, X: Exports>(
     Some((request.name, export))
 }
 
-/// The export of that name; if there is none, the answer is that.
-async fn find<X: Exports>(
-    out: &mut Vec<u8>,
-    option: Opt,
+/// The export of that name: the one for which contexts were selected, if that was the name.
+async fn resolve<X: Exports>(
     name: &[u8],
     exports: &X,
+    agreed: &Agreed<X::Export>,
 ) -> Option<Arc<X::Export>> {
-    let found = exports.find(name).await;
+    match agreed.selection_for(name) {
+        Some(selection) => Some(Arc::clone(&selection.export)),
+        None => exports.find(name).await,
+    }
+}
+
+/// The export that was `found` by that name; if there is none, the answer is that.
+fn found<E>(out: &mut Vec<u8>, option: Opt, name: &[u8], found: Option<Arc<E>>) -> Option<Arc<E>> {
     if found.is_none() {
         let message = match name {
             [] => "there is no default export here; LIST names the exports".to_owned(),
@@ -319,7 +327,8 @@ async fn list_contexts<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) 
             return push_error(out, option, Rep::ERR_INVALID, &malformed.to_string());
         }
     };
-    let Some(export) = find(out, option, request.name, exports).await else { return };
+    let export = exports.find_with_contexts(request.name).await;
+    let Some(export) = found(out, option, request.name, export) else { return };
     for name in export.contexts() {
         // "If zero queries are sent, then the server MUST return all the metadata contexts"
         let wanted = request.queries.is_empty()
@@ -336,7 +345,7 @@ async fn set_contexts<X: Exports>(
     out: &mut Vec<u8>,
     data: &[u8],
     exports: &X,
-    agreed: &mut Agreed,
+    agreed: &mut Agreed<X::Export>,
 ) {
     let option = Opt::SET_META_CONTEXT;
     // "replaces all previously-set metadata contexts (including when this command fails)"
@@ -354,18 +363,19 @@ async fn set_contexts<X: Exports>(
             return push_error(out, option, Rep::ERR_INVALID, &malformed.to_string());
         }
     };
-    let Some(export) = find(out, option, request.name, exports).await else { return };
-    let selected: Vec<String> = export
-        .contexts()
-        .into_iter()
-        .filter(|name| request.queries.iter().any(|query| meta::selects(query, name)))
-        .map(str::to_owned)
-        .collect();
-    for (id, name) in (1..).zip(&selected) {
-        push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(id, name));
+    let export = exports.find_with_contexts(request.name).await;
+    let Some(export) = found(out, option, request.name, export) else { return };
+    let mut contexts = Vec::new();
+    for (position, name) in export.contexts().into_iter().enumerate() {
+        if request.queries.iter().any(|query| meta::selects(query, name)) {
+            // "each with a unique metadata context ID"
+            let id = u32::try_from(contexts.len() + 1).unwrap_or(u32::MAX);
+            push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(id, name));
+            contexts.push(SelectedContext { id, position });
+        }
     }
     push_reply(out, option, Rep::ACK, &[]);
-    agreed.contexts = Some((request.name.to_vec(), selected));
+    agreed.contexts = Some(Selection { name: request.name.to_vec(), export, contexts });
 }
 
 async fn list<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {
@@ -374,8 +384,8 @@ async fn list<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {
         push_error(out, Opt::LIST, Rep::ERR_INVALID, NO_DATA_ALLOWED);
         return;
     }
-    for export in exports.list().await {
-        let entry = server_data(export.name(), export.description());
+    for Listing { name, description } in exports.list().await {
+        let entry = server_data(&name, &description);
         push_reply(out, Opt::LIST, Rep::SERVER, &entry);
     }
     push_reply(out, Opt::LIST, Rep::ACK, &[]);

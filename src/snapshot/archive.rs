@@ -85,9 +85,8 @@ impl Archive {
     /// CRC-32, decryption, decompression, length, and BLAKE3 where the index gives it.
     pub(super) fn read_block(&self, block: &Located) -> Result<Vec<u8>, Error> {
         let (place, checksum) = match block.entry.content {
-            Content::Zeros => {
+            Content::Zeros | Content::Contradiction => {
                 let zeros = vec![0; block.length as usize];
-                // A child may have found it by a hash that isn't that of zeros.
                 check_hash(&zeros, block.entry.hash).map_err(|problem| problem.of(&self.path))?;
                 return Ok(zeros);
             }

@@ -19,6 +19,15 @@ pub struct Error {
 }
 
 impl Error {
+    /// Whether the system had no descriptor or memory left, which says nothing of the file.
+    pub fn is_shortage(&self) -> bool {
+        const ENOMEM: i32 = 12;
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        let Problem::Io(_, error) = &self.problem else { return false };
+        matches!(error.raw_os_error(), Some(ENOMEM | ENFILE | EMFILE))
+    }
+
     /// An archive's file can't be opened.
     pub fn opening(path: &Path, error: io::Error) -> Self {
         Problem::Io("open it", error).of(&Arc::from(path))

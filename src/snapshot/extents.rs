@@ -15,6 +15,9 @@ const ALIGNMENT: u64 = 512;
 /// Whoever wants more asks again from where the answer ended.
 const MAX_PAGES: usize = 64;
 
+/// Blocks of the other archive that one question may visit, for the same reason.
+const MAX_BLOCKS_COMPARED: usize = 64 * 4096;
+
 /// A part of a stream of which something is so, or isn't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
@@ -74,6 +77,7 @@ impl Snapshot {
         reference: &Reference,
     ) -> Result<Vec<Run>, Error> {
         let mut runs = Runs::new(range, most, Careful::SayYes);
+        let mut compared = 0;
         self.walk(stream, &mut runs, |block, runs| {
             let same_place = reference.block_at(stream, block.start)?;
             if same_place.is_some_and(|other| is_same(&block, &other)) {
@@ -94,7 +98,8 @@ impl Snapshot {
                     None => (block.end(), true),
                 };
                 at = end.min(block.end());
-                if !runs.push(at, changed) {
+                compared += 1;
+                if !runs.push(at, changed) || compared >= MAX_BLOCKS_COMPARED {
                     return Ok(false);
                 }
             }

@@ -145,6 +145,9 @@ fn stream(pages: Vec<PageRef>, size: u64) -> Result<StreamIndex, Problem> {
 pub(super) enum Content {
     /// They are zeros.
     Zeros,
+    /// The entry says zeros, and gives the hash of something else: it is damaged, or made
+    /// up, and nobody knows what the block is.
+    Contradiction,
     /// They are stored in this archive.
     Stored { place: Extent, checksum: u32 },
     /// They are in a parent.
@@ -161,7 +164,7 @@ pub(super) struct Entry {
 impl Entry {
     /// Whether the bytes with that hash can be had here, without asking a parent.
     pub(super) fn has_bytes_of(&self, hash: &BlockHash) -> bool {
-        self.hash == *hash && self.content != Content::InParent
+        self.hash == *hash && matches!(self.content, Content::Zeros | Content::Stored { .. })
     }
 }
 
@@ -289,6 +292,10 @@ fn entry(
     }
     let content = match place {
         Extent { offset: IN_PARENT, .. } => Content::InParent,
+        // Packers give zeros no hash; one that is there has to be theirs.
+        Extent { offset: 0, length: 0 } if !zeros.may_have(&hash, logical_length) => {
+            Content::Contradiction
+        }
         Extent { offset: 0, length: 0 } => Content::Zeros,
         _ if zeros.are_stored(place, logical_length, &hash) => Content::Zeros,
         _ => Content::Stored { place, checksum },

@@ -300,7 +300,7 @@ impl Snapshot {
                 let InParent { archive, block } = self.find_in_parents(block)?;
                 self.archive(archive)?.read_block(&block)
             }
-            Content::Zeros | Content::Stored { .. } => self.archive(0)?.read_block(&block.located),
+            _ => self.archive(0)?.read_block(&block.located),
         }
     }
 

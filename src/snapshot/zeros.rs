@@ -40,6 +40,11 @@ impl ZeroHashes {
         suspicious && hash.is_given() && Some(*hash) == self.hash(length)
     }
 
+    /// Whether a block that is said to be zeros may have this hash: none, or theirs.
+    pub(super) fn may_have(&self, hash: &BlockHash, length: u32) -> bool {
+        !hash.is_given() || Some(*hash) == self.hash(length)
+    }
+
     /// Marks those of a page's blocks that live in a parent and are zeros.
     ///
     /// A run of zeros is cut into blocks of one length, so only lengths that occur at

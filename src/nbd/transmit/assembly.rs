@@ -13,6 +13,8 @@ pub(super) struct Assembly {
     waiting: BTreeMap<u64, Segment>,
     /// What has come so far: where each part begins and ends.
     received: BTreeMap<u64, u64>,
+    /// How many bytes that is.
+    received_bytes: u64,
 }
 
 /// Parts that follow one another.
@@ -24,7 +26,7 @@ pub(super) struct Run {
 
 impl Assembly {
     pub(super) fn new(span: Span) -> Self {
-        Self { span, waiting: BTreeMap::new(), received: BTreeMap::new() }
+        Self { span, waiting: BTreeMap::new(), received: BTreeMap::new(), received_bytes: 0 }
     }
 
     /// Takes a part; `false` if it isn't within the read, or was there already.
@@ -40,14 +42,14 @@ impl Assembly {
             return false;
         }
         self.received.insert(offset, end);
+        self.received_bytes += end - offset;
         self.waiting.insert(offset, segment);
         true
     }
 
     /// Whether every byte has come.
     pub(super) fn is_complete(&self) -> bool {
-        let received: u64 = self.received.iter().map(|(start, end)| end - start).sum();
-        received == u64::from(self.span.length)
+        self.received_bytes == u64::from(self.span.length)
     }
 
     /// The longest run around `at` whose borders are aligned, or the read's own. What is

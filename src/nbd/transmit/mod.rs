@@ -22,7 +22,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::budget::{Budget, Share};
+use super::budget::{Budget, RESERVE, Share};
 use super::error::Refusal;
 use super::wire::MAX_PAYLOAD;
 use super::wire::reply::{ErrorCode, Extent, MAX_EXTENTS};
@@ -198,25 +198,24 @@ where
             }
             Verdict::Status { offset, length, one } => {
                 let query = StatusQuery { offset, length, one, contexts: contexts.clone() };
-                let ticket = ticket.holding(share.take(query.memory()).await);
-                let work = status(Arc::clone(&export), ticket, query);
+                let (hold, memory) = share.take_up_to(query.memory(), ENOUGH_FOR_STATUS).await;
+                let work = status(Arc::clone(&export), ticket.holding(hold), query, memory);
                 tasks.spawn(in_turn(Arc::clone(&turns), work));
             }
             Verdict::StatusOf { offset, payload, one } => {
-                match status_payload(&mut inbox, payload, &contexts).await? {
-                    Some((length, contexts)) => {
-                        let query = StatusQuery { offset, length, one, contexts };
-                        match status_range(offset, length, session.size) {
-                            Ok(()) => {
-                                let ticket = ticket.holding(share.take(query.memory()).await);
-                                let work = status(Arc::clone(&export), ticket, query);
-                                tasks.spawn(in_turn(Arc::clone(&turns), work));
-                            }
-                            Err(refusal) => ticket.refuse(&refusal),
-                        }
-                    }
-                    None => ticket.refuse(&BAD_STATUS_PAYLOAD),
+                let asked = status_payload(&mut inbox, payload, &contexts).await?;
+                let Some((length, contexts)) = asked else {
+                    ticket.refuse(&BAD_STATUS_PAYLOAD);
+                    continue;
+                };
+                if let Err(refusal) = status_range(offset, length, session.size) {
+                    ticket.refuse(&refusal);
+                    continue;
                 }
+                let query = StatusQuery { offset, length, one, contexts };
+                let (hold, memory) = share.take_up_to(query.memory(), ENOUGH_FOR_STATUS).await;
+                let work = status(Arc::clone(&export), ticket.holding(hold), query, memory);
+                tasks.spawn(in_turn(Arc::clone(&turns), work));
             }
             Verdict::Done => ticket.done(),
             Verdict::Refuse { refusal, payload } => {
@@ -305,27 +304,37 @@ struct StatusQuery {
     contexts: Vec<SelectedContext>,
 }
 
+/// What an extent may take of memory, in bytes.
+const EXTENT: usize = size_of::<Extent>();
+
+/// Memory with which a block status request can always be answered, if not at length.
+const ENOUGH_FOR_STATUS: u32 = RESERVE / 4;
+
 impl StatusQuery {
-    /// How many extents each context may have.
-    fn most(&self) -> usize {
-        if self.one { 1 } else { MAX_EXTENTS / self.contexts.len().max(1) }
+    /// What a full answer may take of memory, in bytes: extents are sectors at the least,
+    /// but for the first and the last.
+    fn memory(&self) -> u32 {
+        const SECTOR: u64 = 512;
+        let sectors = usize::try_from(self.length / SECTOR + 2).unwrap_or(usize::MAX);
+        let each = if self.one { 1 } else { sectors.min(MAX_EXTENTS / self.contexts.len().max(1)) };
+        let bytes = each * self.contexts.len() * EXTENT;
+        u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_PAYLOAD)
     }
 
-    /// What the answer may take of memory at the most, in bytes.
-    fn memory(&self) -> u32 {
-        let extents = self.most() * self.contexts.len() * size_of::<Extent>();
-        u32::try_from(extents).unwrap_or(u32::MAX).min(MAX_PAYLOAD)
+    /// How many extents each context may have in that much memory.
+    fn most(&self, memory: u32) -> usize {
+        if self.one { 1 } else { (memory as usize / EXTENT / self.contexts.len().max(1)).max(1) }
     }
 }
 
-async fn status<E: Export>(export: Arc<E>, ticket: Ticket, query: StatusQuery) {
+async fn status<E: Export>(export: Arc<E>, ticket: Ticket, query: StatusQuery, memory: u32) {
     /// An answer without extents would leave a client where it was.
     const NO_EXTENTS: Refusal =
         Refusal::new(ErrorCode::IO, "the export knows nothing of that range");
     let mut answers = Vec::with_capacity(query.contexts.len());
     for context in &query.contexts {
         let StatusQuery { offset, length, .. } = query;
-        match export.extents(context.position, offset, length, query.most()).await {
+        match export.extents(context.position, offset, length, query.most(memory)).await {
             Ok(extents) if extents.is_empty() => return ticket.refuse(&NO_EXTENTS),
             Ok(extents) => answers.push((context.id, extents)),
             Err(error) => return ticket.refuse(&error.into()),

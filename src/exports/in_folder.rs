@@ -1,0 +1,121 @@
+//! The snapshots of a folder: few are kept open, and what LIST says of the others is
+//! remembered.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::path::PathBuf;
+
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+
+use super::slot::Slot;
+use super::source::Folder;
+use crate::nbd::Listing;
+use crate::storage::FileStamp;
+
+/// Snapshots that are kept open, at most: each takes some descriptors.
+const MAX_OPEN: usize = 128;
+
+/// A folder's places for snapshots.
+#[derive(Debug)]
+pub(super) struct InFolder {
+    folder: Folder,
+    places: Mutex<Places>,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    slots: HashMap<String, Slot>,
+    /// Names of those that may be open, the one that was asked for last at the end.
+    open: VecDeque<String>,
+    /// What LIST said of a file as it was then.
+    listed: HashMap<String, (Option<FileStamp>, Vec<Listing>)>,
+}
+
+impl Places {
+    fn forget(&mut self, name: &str) {
+        self.slots.remove(name);
+        self.listed.remove(name);
+        self.open.retain(|other| other != name);
+    }
+
+    /// Makes `name` the one that was asked for last. The one that nobody has asked for the
+    /// longest is closed if there are too many; whoever reads it goes on.
+    fn touch(&mut self, name: &str) {
+        self.open.retain(|other| other != name);
+        self.open.push_back(name.to_owned());
+        if self.open.len() > MAX_OPEN
+            && let Some(oldest) = self.open.pop_front()
+            && let Some(slot) = self.slots.get(&oldest)
+        {
+            slot.close();
+        }
+    }
+}
+
+impl InFolder {
+    pub(super) fn new(folder: Folder) -> Self {
+        Self { folder, places: Mutex::default() }
+    }
+
+    /// The place for a name, if there is such a file.
+    pub(super) async fn slot(&self, name: &str) -> Option<Slot> {
+        let (folder, wanted) = (self.folder.clone(), name.to_owned());
+        let found = spawn_blocking(move || folder.find(&wanted)).await.ok()?;
+        let mut places = self.places.lock().await;
+        let Some(source) = found else {
+            places.forget(name);
+            return None;
+        };
+        places.touch(name);
+        Some(places.slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
+    }
+
+    /// The names of its archives, in order.
+    pub(super) async fn names(&self) -> io::Result<Vec<String>> {
+        let folder = self.folder.clone();
+        let names = spawn_blocking(move || folder.names()).await.map_err(io::Error::other)??;
+        let mut places = self.places.lock().await;
+        let there: HashSet<&String> = names.iter().collect();
+        let gone: Vec<String> =
+            places.slots.keys().filter(|name| !there.contains(name)).cloned().collect();
+        gone.iter().for_each(|name| places.forget(name));
+        Ok(names)
+    }
+
+    /// What LIST says of a file: what it said the last time, or what `make` finds out.
+    pub(super) async fn listing(
+        &self,
+        name: &str,
+        make: impl AsyncFnOnce(&Slot) -> Vec<Listing>,
+    ) -> Vec<Listing> {
+        let known = {
+            let places = self.places.lock().await;
+            places.slots.get(name).cloned().zip(places.listed.get(name).cloned())
+        };
+        if let Some((slot, (stamp, listings))) = known
+            && slot.stamp().await == stamp
+        {
+            return listings;
+        }
+        let Some(slot) = self.slot(name).await else { return Vec::new() };
+        let stamp = slot.stamp().await;
+        let listings = make(&slot).await;
+        // What can't be opened now may be later, though the file is the same.
+        if !listings.is_empty() {
+            let listed = (stamp, listings.clone());
+            self.places.lock().await.listed.insert(name.to_owned(), listed);
+        }
+        listings
+    }
+
+    /// Whether the file at `path` is what clients get here under `name`, or they get
+    /// nothing under it.
+    pub(super) async fn agrees(&self, name: &str, path: PathBuf) -> bool {
+        let here = self.folder.path().join(name);
+        let agrees = spawn_blocking(move || {
+            FileStamp::of(&here).is_none_or(|stamp| Some(stamp) == FileStamp::of(&path))
+        });
+        agrees.await.unwrap_or(false)
+    }
+}
