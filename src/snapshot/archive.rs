@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::codec::Codec;
 use super::crypto::BlockKey;
-use super::error::{Error, Problem};
+use super::error::{Error, Problem, printable};
 use super::header::{Extent, HEADER_REGION, Header};
 use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
 use super::limits::MAX_MASTER_INDEX;
@@ -146,7 +146,7 @@ impl Archive {
         tracing::warn!(
             "{}: the password could not be tried, since no block near the beginning of its \
              streams is its own; if it is wrong, reads will fail",
-            self.path.display(),
+            printable(&self.path),
         );
         Ok(())
     }

@@ -179,7 +179,7 @@ impl Problem {
 }
 
 /// A path without what could disturb a log: parents are named by whoever packed a file.
-fn printable(path: &Path) -> String {
+pub(super) fn printable(path: &Path) -> String {
     path.display().to_string().escape_debug().to_string()
 }
 

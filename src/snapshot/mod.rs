@@ -376,42 +376,52 @@ impl Snapshot {
         if !hash.is_given() {
             return Err(unresolvable());
         }
-        let found = match self.find_at_same_place(block)? {
-            Some(found) => Some(found),
-            None => self.find_by_index(&hash)?,
-        };
+        // A page that can't be read says nothing about blocks of others; but when the block
+        // isn't found, that is the better reason.
+        let mut unread = None;
+        let found = self
+            .find_at_same_place(block, &mut unread)
+            .or_else(|| self.find_by_index(&hash, &mut unread));
         // The same bytes have the same length.
-        found.filter(|found| found.block.length == block.length()).ok_or_else(unresolvable)
+        found
+            .filter(|found| found.block.length == block.length())
+            .ok_or_else(|| unread.unwrap_or_else(unresolvable))
     }
 
     /// Asks the page of each ancestor that covers the same place of the same stream.
-    fn find_at_same_place(&self, block: &Block) -> Result<Option<InParent>, Error> {
+    fn find_at_same_place(&self, block: &Block, unread: &mut Option<Error>) -> Option<InParent> {
         let hash = block.located.entry.hash;
         for archive in 1..self.chain.len() {
-            if let Some(page) = self.page_covering(archive, block.stream, block.start()) {
-                let page = self.page(page)?;
+            if let Some(page) = self.page_covering(archive, block.stream, block.start())
+                && let Some(page) = self.page_or_note(page, unread)
+            {
                 let same_place = page
                     .block_at(block.start())
                     .filter(|candidate| candidate.entry.has_bytes_of(&hash));
                 if let Some(block) = same_place.or_else(|| page.block_with_hash(&hash)) {
-                    return Ok(Some(InParent { archive, block }));
+                    return Some(InParent { archive, block });
                 }
             }
         }
-        Ok(None)
+        None
     }
 
-    fn find_by_index(&self, hash: &BlockHash) -> Result<Option<InParent>, Error> {
+    fn find_by_index(&self, hash: &BlockHash, unread: &mut Option<Error>) -> Option<InParent> {
         let index = self.parents.index(&self.chain, &self.zeros);
         for (page, position) in index.candidates(hash) {
             let archive = page.archive;
-            let found = self.page(page)?.block(position).filter(|block| block.entry.hash == *hash);
-            if let Some(block) = found {
-                return Ok(Some(InParent { archive, block }));
+            let block = self.page_or_note(page, unread).and_then(|page| page.block(position));
+            if let Some(block) = block.filter(|block| block.entry.hash == *hash) {
+                return Some(InParent { archive, block });
             }
         }
         tracing::debug!(path = %self.path().display(), blocks = index.len(), "hash in no parent");
-        Ok(None)
+        None
+    }
+
+    /// A page; if there is none to be had, the first reason for that is noted.
+    fn page_or_note(&self, id: PageId, unread: &mut Option<Error>) -> Option<Arc<Page>> {
+        self.page(id).map_err(|error| unread.get_or_insert(error)).ok()
     }
 }
 

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::archive::Archive;
+use super::error::printable;
 use super::index::Located;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::zeros::ZeroHashes;
@@ -99,7 +100,7 @@ impl HashIndex {
                         tracing::error!(
                             "{} and the parents behind it have more blocks than can be indexed \
                              ({MAX_PARENT_BLOCKS})",
-                            ancestor.path.display(),
+                            printable(&ancestor.path),
                         );
                         break 'archives;
                     }
