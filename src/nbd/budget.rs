@@ -40,7 +40,7 @@ impl Budget {
 pub struct Share {
     reserve: Arc<Semaphore>,
     budget: Arc<Budget>,
-    /// How many holds of this connection are in the pool.
+    /// How many bytes of the pool this connection holds.
     pooled: Arc<AtomicUsize>,
     /// How many requests of this connection wait for room in the pool.
     waiting: AtomicUsize,
@@ -66,7 +66,7 @@ impl Share {
             return Hold::reserved(permit);
         }
         if let Ok(permit) = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes) {
-            return self.pooled(permit);
+            return self.hold_pooled(permit);
         }
         let _in_all = Counted::new(&self.budget.waiting);
         let _here = Counted::new(&self.waiting);
@@ -107,19 +107,24 @@ impl Share {
     pub fn is_in_the_way(&self) -> bool {
         let others_wait =
             self.budget.waiting.load(Ordering::Relaxed) > self.waiting.load(Ordering::Relaxed);
-        others_wait && self.pooled.load(Ordering::Relaxed) > 0
+        others_wait && self.pooled() > 0
+    }
+
+    /// How many bytes of the pool this connection holds.
+    pub fn pooled(&self) -> u64 {
+        self.pooled.load(Ordering::Relaxed) as u64
     }
 
     async fn wait_for_pool(&self, bytes: u32) -> Hold {
         match Arc::clone(&self.budget.pool).acquire_many_owned(bytes).await {
-            Ok(permit) => self.pooled(permit),
+            Ok(permit) => self.hold_pooled(permit),
             // Nobody closes the semaphore.
             Err(_) => Hold::nothing(),
         }
     }
 
-    fn pooled(&self, permit: OwnedSemaphorePermit) -> Hold {
-        self.pooled.fetch_add(1, Ordering::Relaxed);
+    fn hold_pooled(&self, permit: OwnedSemaphorePermit) -> Hold {
+        self.pooled.fetch_add(permit.num_permits(), Ordering::Relaxed);
         Hold { permit: Some(permit), pooled: Some(Arc::clone(&self.pooled)) }
     }
 }
@@ -136,8 +141,9 @@ impl Hold {
     pub fn shrink_to(&mut self, bytes: usize) {
         if let Some(permit) = &mut self.permit
             && let Some(rest) = permit.num_permits().checked_sub(bytes)
+            && let Some(rest) = permit.split(rest)
         {
-            drop(permit.split(rest));
+            drop(Self { permit: Some(rest), pooled: self.pooled.clone() });
         }
     }
 
@@ -152,8 +158,8 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let Some(pooled) = &self.pooled {
-            pooled.fetch_sub(1, Ordering::Relaxed);
+        if let (Some(pooled), Some(permit)) = (&self.pooled, &self.permit) {
+            pooled.fetch_sub(permit.num_permits(), Ordering::Relaxed);
         }
     }
 }

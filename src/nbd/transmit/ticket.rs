@@ -43,6 +43,19 @@ impl Reply {
     pub(super) fn frames(&self) -> &[Frame] {
         &self.frames
     }
+
+    /// One that is so many bytes long.
+    #[cfg(test)]
+    pub(super) fn of(length: usize) -> Self {
+        let frames = vec![Frame { head: vec![0; length], segments: Vec::new() }];
+        Self { frames, _slot: None, _hold: None }
+    }
+
+    /// Its length in bytes.
+    pub(super) fn len(&self) -> usize {
+        let segments = |frame: &Frame| frame.segments.iter().map(Segment::len).sum::<usize>();
+        self.frames.iter().map(|frame| frame.head.len() + segments(frame)).sum()
+    }
 }
 
 /// The duty to answer one request. If it is dropped, the answer is an I/O error: no
