@@ -1,6 +1,7 @@
 //! Requests as they come out of the stream.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -44,8 +45,21 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         }
     }
 
-    /// A request that has arrived whole.
-    pub(super) fn decode(&mut self) -> Result<Option<Request>, Malformed> {
+    /// The next request, if it has arrived whole.
+    pub(super) async fn request_now(&mut self) -> Result<Option<Request>, SessionError> {
+        loop {
+            if let Some(request) = self.decode()? {
+                return Ok(Some(request));
+            }
+            let filled = tokio::time::timeout(Duration::ZERO, self.fill()).await;
+            if !filled.unwrap_or(Ok(false))? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// A request that is in the buffer.
+    fn decode(&mut self) -> Result<Option<Request>, Malformed> {
         let (decoded, size) = if self.extended {
             (self.buffer.first_chunk().map(Request::decode_extended), Request::EXTENDED_SIZE)
         } else {

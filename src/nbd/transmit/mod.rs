@@ -234,7 +234,7 @@ where
         }
     };
     if farewell == Farewell::ShutDown {
-        refuse_the_rest(&mut inbox, session, &replies)?;
+        refuse_the_rest(&mut inbox, session, &replies, &slots).await?;
     }
     while tasks.join_next().await.is_some() {}
     Ok((Summary { farewell, requests, bytes }, inbox))
@@ -242,24 +242,33 @@ where
 
 /// Answers requests that have arrived and won't be worked on: "The error value issued in
 /// respect of these requests … SHOULD be NBD_ESHUTDOWN."
-fn refuse_the_rest<R: AsyncRead + Unpin>(
+async fn refuse_the_rest<R: AsyncRead + Unpin>(
     inbox: &mut Inbox<R>,
     session: Session,
     replies: &mpsc::UnboundedSender<Reply>,
+    slots: &Arc<Semaphore>,
 ) -> Result<(), SessionError> {
     const SHUTTING_DOWN: Refusal = Refusal::new(ErrorCode::SHUTDOWN, "the server is shutting down");
-    while let Some(request) = inbox.decode()? {
-        let ticket = Ticket::new(&request, session.mode, replies.clone(), None);
-        match judge(&request, session) {
-            // Nothing can be read behind a payload that may not have come yet.
-            Verdict::Disconnect
-            | Verdict::TooLarge(_)
-            | Verdict::StatusOf { .. }
-            | Verdict::Refuse { payload: 1.., .. } => {
+    // More than clients have under way; one that goes on asking must not go on for ever.
+    const MOST: usize = 4 * MAX_REQUESTS_IN_FLIGHT;
+    for _ in 0..MOST {
+        let Some(request) = inbox.request_now().await? else { break };
+        let slot = Arc::clone(slots).acquire_owned().await.ok();
+        let ticket = Ticket::new(&request, session.mode, replies.clone(), slot);
+        let payload = match judge(&request, session) {
+            Verdict::Disconnect | Verdict::TooLarge(_) => {
                 ticket.withdraw();
                 break;
             }
-            _ => ticket.refuse(&SHUTTING_DOWN),
+            Verdict::StatusOf { payload, .. } | Verdict::Refuse { payload, .. } => payload,
+            _ => 0,
+        };
+        // A payload may never come whole, and nothing can be read behind it until it has.
+        let skipped = tokio::time::timeout(SHUTDOWN_LINGER, inbox.skip(payload)).await;
+        ticket.refuse(&SHUTTING_DOWN);
+        match skipped {
+            Ok(skipped) => skipped?,
+            Err(_) => break,
         }
     }
     Ok(())
