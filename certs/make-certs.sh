@@ -48,6 +48,10 @@ if [ -e ca-cert.pem ] && [ ! -e ca-key.pem ]; then
     echo "$folder/ca-cert.pem is there without its key: put ca-key.pem back to sign with it" >&2
     exit 1
 fi
+if [ -e ca-key.pem ] && [ ! -e ca-cert.pem ]; then
+    echo "$folder/ca-key.pem is there without its certificate: put ca-cert.pem back" >&2
+    exit 1
+fi
 if [ ! -e ca-key.pem ]; then
     quietly openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
         -keyout ca-key.pem -out ca-cert.pem -days 3650 -subj '/CN=hexz-nbd CA' \
