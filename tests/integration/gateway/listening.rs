@@ -112,3 +112,18 @@ fn junk_is_no_address_to_listen_on() {
         assert_eq!(code, 2, "{junk}: {stderr}");
     }
 }
+
+/// The end of one server removed the socket of another.
+#[test]
+fn a_socket_of_another_server_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    let mut first = plain().listen_unix(&path).start();
+    std::fs::remove_file(&path).unwrap();
+    let mut second = plain().listen_unix(&path).start();
+    assert_eq!(first.terminate().code(), Some(0));
+    assert!(path.exists());
+    second.assert_alive();
+    assert_eq!(second.terminate().code(), Some(0));
+    assert!(!path.exists());
+}

@@ -5,8 +5,11 @@
 
 mod access;
 mod deadlines;
+mod endings;
 mod hostile;
+mod hostile_archives;
 mod listening;
+mod log;
 mod plaintext;
 mod resets;
 mod shutdown;

@@ -93,3 +93,36 @@ fn no_more_clients_than_allowed_are_served() {
     wait_until("a place is free", || comes_in(&server, 2));
     second.read_ok(0, 1);
 }
+
+/// Served clients of one address took all places.
+#[test]
+fn one_address_can_not_take_all_places_to_be_served() {
+    for option in [&[][..], &["--max-connections-per-address", "3"]] {
+        let server = plain().args(option).start();
+        let most = if option.is_empty() { 64 } else { 3 };
+        let come_in = || {
+            let mut client = server.connect_from(address(2));
+            assert!(is_greeted(&mut client));
+            client.send(&FLAGS.to_be_bytes());
+            client.go("");
+            client
+        };
+        let mut served: Vec<_> = (0..most).map(|_| come_in()).collect();
+        served.iter_mut().for_each(|client| drop(client.read_ok(0, 1)));
+        // It is told that it is in before it takes its place, and then let go.
+        come_in().expect_closed();
+        server.wait_for_message("(--max-connections-per-address)");
+        for from in 3..6 {
+            assert!(comes_in(&server, from));
+        }
+        for client in &mut served {
+            client.read_ok(512, 1);
+        }
+        served.pop().unwrap().disconnect();
+        wait_until("its place is free", || {
+            let mut client = come_in();
+            client.try_send(&crate::support::client::Request::read(0, 0, 1).encode()).is_ok()
+                && std::io::Read::read_exact(&mut client.stream, &mut [0; 17]).is_ok()
+        });
+    }
+}

@@ -140,6 +140,16 @@ fn a_wrong_command_line() {
         &["--handshake-timeout", "soon", snapshot],
         &["--cache-size", "much", snapshot],
         &["--tls-min", "1.1", snapshot],
+        // Numbers that overflowed somewhere behind the command line.
+        &["--max-connections", "18446744073709551615", snapshot],
+        &["--max-connections", "18446744073709551616", snapshot],
+        &["--max-connections", "1000001", snapshot],
+        &["--max-connections-per-address", "18446744073709551615", snapshot],
+        &["--max-connections-per-address", "0", snapshot],
+        &["--handshake-timeout", "300000000000years", snapshot],
+        &["--handshake-timeout", "2years", snapshot],
+        &["--tls-handshake-timeout", "18446744073709551615s", snapshot],
+        &["--shutdown-timeout", "584942417355years", snapshot],
     ] {
         let ended = run(args);
         assert_eq!(ended.code, Some(2), "{args:?}: {}", ended.stderr);

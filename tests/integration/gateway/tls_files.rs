@@ -117,3 +117,55 @@ fn certificate_and_key_belong_together_on_the_command_line() {
         assert_eq!(code, 2, "{stderr}");
     }
 }
+
+/// The certificate was blamed for a key that can't be used.
+#[test]
+fn a_key_of_an_unsupported_kind_is_blamed_itself() {
+    refused(Pki::new().with_key_on("secp256k1"), KEY, "it can't be used");
+}
+
+fn make_certs(folder: &Path) -> std::process::Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("certs/make-certs.sh");
+    let mut command = std::process::Command::new(script);
+    command.arg(folder).args(["localhost", "127.0.0.1"]).output().unwrap()
+}
+
+fn contents(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = entries.map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    files.sort();
+    files
+}
+
+/// With the CA's key moved away, as its own advice is, it made another CA that no client
+/// knows, in place of the one that they do.
+#[test]
+fn make_certs_changes_nothing_when_half_of_the_ca_is_missing() {
+    for (missing, words) in
+        [("ca-key.pem", "put ca-key.pem back"), ("ca-cert.pem", "put ca-cert.pem back")]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        assert!(make_certs(folder).status.success());
+        let elsewhere = tempfile::tempdir().unwrap();
+        let moved = elsewhere.path().join(missing);
+        fs::copy(folder.join(missing), &moved).unwrap();
+        fs::remove_file(folder.join(missing)).unwrap();
+        // Whether there is a server's key or not.
+        for _ in 0..2 {
+            let before = contents(folder);
+            let output = make_certs(folder);
+            assert_eq!(output.status.code(), Some(1));
+            let stderr = String::from_utf8(output.stderr).unwrap();
+            assert!(stderr.contains("server-key.pem is there already") || stderr.contains(words));
+            assert!(contents(folder) == before);
+            let _ = fs::remove_file(folder.join(KEY));
+        }
+        let authority = fs::read(folder.join("ca-cert.pem")).ok();
+        fs::copy(&moved, folder.join(missing)).unwrap();
+        assert!(make_certs(folder).status.success());
+        if let Some(authority) = authority {
+            assert!(fs::read(folder.join("ca-cert.pem")).unwrap() == authority);
+        }
+    }
+}

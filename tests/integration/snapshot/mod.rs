@@ -3,6 +3,7 @@
 mod blocks;
 mod chain;
 mod damage;
+mod damaged_parents;
 mod huge;
 mod limits;
 pub(crate) mod property;

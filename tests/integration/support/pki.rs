@@ -140,6 +140,20 @@ impl Pki {
         self
     }
 
+    /// Puts a key on some other curve in place.
+    pub fn with_key_on(self, curve: &str) -> Self {
+        let path = self.folder().join("other.pem");
+        let curve = format!("ec_paramgen_curve:{curve}");
+        openssl(
+            Command::new("openssl")
+                .args(["genpkey", "-algorithm", "EC", "-pkeyopt", &curve, "-out"])
+                .arg(&path),
+        );
+        let pem = fs::read_to_string(path).unwrap();
+        write_secret(&self.server_key(), &pem);
+        self
+    }
+
     /// A client that trusts this CA alone, with TLS 1.2 and 1.3.
     pub fn client_config(&self) -> Arc<ClientConfig> {
         self.client_config_for(&[&version::TLS13, &version::TLS12])

@@ -1,0 +1,185 @@
+//! The log: where it can't be written, and what can't be said in it.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use super::{BASE, plain};
+use crate::archive_writer::{ArchiveWriter, Piece};
+use crate::support::client::{Client, FLAGS, Plain, connect_from};
+use crate::support::server::Server;
+use crate::support::{IMAGE_SHA256, archive, wait_until};
+
+/// A server whose standard error stream is not the test's. It is killed on drop.
+struct Mute {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Mute {
+    /// Serves on a port that was free a moment ago; only 127.0.0.1 is let in.
+    fn start(stderr: impl Into<Stdio>, port: u16) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        command.args(["--listen", &address.to_string(), "--allow", "127.0.0.1"]);
+        command.arg(archive(BASE)).env_remove("RUST_LOG");
+        let child =
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap();
+        Self { child, address }
+    }
+
+    fn listening(self) -> Self {
+        wait_until("it listens", || TcpStream::connect(self.address).is_ok());
+        self
+    }
+
+    fn assert_goes_on(mut self) {
+        let come_in = || {
+            let stream = TcpStream::connect(self.address).unwrap();
+            let mut client = Client::new(Plain::Tcp(stream));
+            client.greet(FLAGS);
+            client.go("");
+            client
+        };
+        let mut served = come_in();
+        served.read_ok(0, 512);
+        for _ in 0..3 {
+            let refused = connect_from(Ipv4Addr::new(127, 0, 0, 2).into(), self.address);
+            Client::new(Plain::Tcp(refused)).expect_closed();
+            served.read_ok(0, 512);
+            come_in().disconnect();
+        }
+        assert!(self.child.try_wait().unwrap().is_none());
+        served.disconnect();
+        let kill = format!("kill -TERM {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+        assert_eq!(self.child.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Mute {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A line that could not be written ended the session, or the whole server.
+#[test]
+fn a_log_that_can_not_be_written_hurts_nobody() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    Mute::start(full, free_port()).listening().assert_goes_on();
+
+    let mut closed = Mute::start(Stdio::piped(), free_port());
+    // Closed after the first line, as when a pager ends.
+    let mut stderr = BufReader::new(closed.child.stderr.take().unwrap());
+    stderr.read_line(&mut String::new()).unwrap();
+    drop(stderr);
+    closed.listening().assert_goes_on();
+}
+
+#[test]
+fn exit_codes_are_right_without_a_log() {
+    for (args, code) in [(&["--no-such-option"][..], 2), (&["/nowhere/x.hxz"], 3)] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+        let status = command.args(args).stdout(Stdio::null()).stderr(full).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{args:?}");
+    }
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+    let status = demo.args(["demo", "--once"]).stdout(full()).stderr(full()).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(IMAGE_SHA256.len(), 64);
+}
+
+/// Peers that are refused, of which there can be many, used up the lines of those that are
+/// served.
+#[test]
+fn refused_peers_use_up_no_lines_of_served_ones() {
+    const SERVED: usize = 20;
+    let server = plain().args(["--allow", "127.0.0.1"]).start();
+    let flood = |number| {
+        for _ in 0..number {
+            drop(server.connect_from(Ipv4Addr::new(127, 0, 0, 2)));
+        }
+    };
+    flood(300);
+    for _ in 0..SERVED {
+        flood(10);
+        server.assert_alive();
+    }
+    let lines = |text: &str| server.log().iter().filter(|line| line.message() == text).count();
+    wait_until("all have left", || lines("left") == SERVED);
+    assert_eq!(lines("reading"), SERVED);
+    let refused = |server: &Server| {
+        server.log().iter().filter(|line| line.message().starts_with("refused")).count()
+    };
+    assert!(refused(&server) < 250, "{}", refused(&server));
+}
+
+/// Standard error of a server that doesn't start, as people see it.
+fn stderr_for(archive: &Path) -> (i32, String) {
+    crate::support::server::run_to_failure([Path::new("--listen=127.0.0.1:0"), archive])
+}
+
+/// Parents are named by whoever packed an archive.
+#[test]
+fn a_parents_name_can_not_forge_a_log_line() {
+    const FORGED: &str = "x\n2026-01-01T00:00:00Z  INFO all is well \u{1b}[31mred\r\u{2028}";
+    let folder = tempfile::tempdir().unwrap();
+    let child = ArchiveWriter {
+        parents: vec![FORGED.into()],
+        main: vec![Piece::Zeros(512)],
+        ..ArchiveWriter::default()
+    };
+    let path = folder.path().join("child.hxz");
+    let is_clean = |stderr: &str| {
+        assert_eq!(stderr.trim_end().lines().count(), 1, "{stderr}");
+        assert!(stderr.contains("all is well"), "{stderr}");
+        for bad in ['\u{1b}', '\r', '\u{2028}'] {
+            assert!(!stderr.contains(bad), "{stderr:?}");
+        }
+    };
+    // One that isn't there.
+    child.write().save(&path);
+    let (code, stderr) = stderr_for(&path);
+    assert_eq!(code, 3);
+    is_clean(&stderr);
+    // One that would have to be elsewhere.
+    let outside = ArchiveWriter { parents: vec![format!("/{FORGED}")], ..child.clone() };
+    outside.write().save(&path);
+    is_clean(&stderr_for(&path).1);
+    // One that is there, and no archive.
+    child.write().save(&path);
+    std::fs::write(folder.path().join(FORGED), "no archive").unwrap();
+    is_clean(&stderr_for(&path).1);
+    // One that goes in a circle.
+    let circle = folder.path().join(FORGED);
+    child.write().save(&circle);
+    is_clean(&stderr_for(&path).1);
+}
+
+#[test]
+fn an_empty_filter_is_none() {
+    let server = plain().env("RUST_LOG", "").start();
+    server.assert_alive();
+    server.wait_for_message("reading");
+    assert!(!server.log_text().contains("\"DEBUG\""));
+}
+
+#[test]
+fn a_filter_that_makes_no_sense_is_refused() {
+    for nonsense in ["nonsense=[", "hexz_nbd=loud"] {
+        let (code, stderr) = plain().env("RUST_LOG", nonsense).fail();
+        assert_eq!(code, 2, "{stderr}");
+        assert!(stderr.contains("RUST_LOG"), "{stderr}");
+    }
+}
