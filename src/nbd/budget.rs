@@ -87,7 +87,7 @@ impl Share {
         if bytes > enough
             && let Ok(permit) = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes)
         {
-            return (self.pooled(permit), bytes);
+            return (self.hold_pooled(permit), bytes);
         }
         let bytes = bytes.min(enough);
         (self.take(bytes).await, bytes)
