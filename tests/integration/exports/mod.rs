@@ -1,6 +1,7 @@
 //! Several snapshots at once: their names, a folder of them, and what becomes of files that
 //! can't be opened, or are replaced.
 
+mod comparisons;
 mod folder;
 mod replaced;
 
