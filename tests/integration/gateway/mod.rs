@@ -6,6 +6,7 @@
 mod access;
 mod deadlines;
 mod endings;
+mod flood;
 mod hostile;
 mod hostile_archives;
 mod listening;
