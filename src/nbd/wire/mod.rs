@@ -122,6 +122,17 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// A message of fixed size: its fields one after another.
+///
+/// The fields' sizes have to add up to `N`, which each message's golden bytes test.
+fn message<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
+    let mut out = [0; N];
+    for (to, from) in out.iter_mut().zip(fields.iter().copied().flatten()) {
+        *to = *from;
+    }
+    out
+}
+
 /// Cuts `text` to the protocol's [`MAX_STRING`] bytes, at a character's border.
 pub fn clip(text: &str) -> &str {
     let end = text.floor_char_boundary(MAX_STRING);

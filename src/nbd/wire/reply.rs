@@ -2,7 +2,7 @@
 //! message", "Error values").
 
 use super::request::Cookie;
-use super::{MAX_STRING, Malformed, Reader, clip, wire_flags, wire_number};
+use super::{MAX_STRING, Malformed, Reader, clip, message, wire_flags, wire_number};
 
 /// The magic number of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
@@ -46,16 +46,11 @@ impl SimpleReply {
 
     /// The bytes to send.
     pub fn encode(self) -> [u8; Self::SIZE] {
-        let mut out = [0; Self::SIZE];
-        let fields: [&[u8]; 3] = [
+        message(&[
             &SIMPLE_REPLY_MAGIC.to_be_bytes(),
             &self.error.0.to_be_bytes(),
             &self.cookie.0.to_be_bytes(),
-        ];
-        for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
-        out
+        ])
     }
 
     /// Reads a reply's head.
@@ -124,18 +119,13 @@ impl ChunkHeader {
 
     /// The bytes to send.
     pub fn encode(self) -> [u8; Self::SIZE] {
-        let mut out = [0; Self::SIZE];
-        let fields: [&[u8]; 5] = [
+        message(&[
             &STRUCTURED_REPLY_MAGIC.to_be_bytes(),
             &self.flags.0.to_be_bytes(),
             &self.kind.0.to_be_bytes(),
             &self.cookie.0.to_be_bytes(),
             &self.length.to_be_bytes(),
-        ];
-        for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
-        out
+        ])
     }
 
     /// Reads a chunk's head.
@@ -174,19 +164,14 @@ impl ExtendedChunkHeader {
 
     /// The bytes to send.
     pub fn encode(self) -> [u8; Self::SIZE] {
-        let mut out = [0; Self::SIZE];
-        let fields: [&[u8]; 6] = [
+        message(&[
             &EXTENDED_REPLY_MAGIC.to_be_bytes(),
             &self.chunk.flags.0.to_be_bytes(),
             &self.chunk.kind.0.to_be_bytes(),
             &self.chunk.cookie.0.to_be_bytes(),
             &self.offset.to_be_bytes(),
             &u64::from(self.chunk.length).to_be_bytes(),
-        ];
-        for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
-        out
+        ])
     }
 }
 

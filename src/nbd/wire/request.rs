@@ -1,7 +1,7 @@
 //! Requests of the transmission phase ("Request message", "Request types"), with compact
 //! or extended headers.
 
-use super::{Malformed, Reader, wire_flags, wire_number};
+use super::{Malformed, Reader, message, wire_flags, wire_number};
 
 /// The magic number of a compact request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -78,20 +78,15 @@ impl Request {
 
     /// The bytes of a compact request, as a client sends it.
     pub fn encode(&self) -> [u8; Self::SIZE] {
-        let mut out = [0; Self::SIZE];
         let length = u32::try_from(self.length).unwrap_or(u32::MAX);
-        let fields: [&[u8]; 6] = [
+        message(&[
             &REQUEST_MAGIC.to_be_bytes(),
             &self.flags.0.to_be_bytes(),
             &self.command.0.to_be_bytes(),
             &self.cookie.0.to_be_bytes(),
             &self.offset.to_be_bytes(),
             &length.to_be_bytes(),
-        ];
-        for (to, from) in out.iter_mut().zip(fields.into_iter().flatten()) {
-            *to = *from;
-        }
-        out
+        ])
     }
 
     /// Reads a compact request.

@@ -3,6 +3,8 @@
 //! Options are read to their exact length, never through a buffer that reads ahead:
 //! behind STARTTLS no plaintext is left that could be mistaken for something encrypted.
 
+mod contexts;
+
 use std::io;
 use std::sync::Arc;
 
@@ -14,11 +16,12 @@ use super::wire::handshake::ClientFlags;
 use super::wire::info::{
     BlockSizes, Info, InfoRequest, InfoType, TransmissionFlags, encode_export_name_reply,
 };
-use super::wire::meta::{self, MetaRequest, meta_context_data};
 use super::wire::option::{
     MAX_OPTION_DATA, Opt, OptionHeader, Rep, push_error, push_reply, server_data,
 };
 use super::wire::{MAX_NAME, MAX_PAYLOAD, Printable};
+use contexts::Agreed;
+pub use contexts::SelectedContext;
 
 /// How the leg in clear ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,49 +112,6 @@ pub struct Chosen<E> {
     pub contexts: Vec<SelectedContext>,
 }
 
-/// A metadata context that the client selected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SelectedContext {
-    /// What stands for it on the wire.
-    pub id: u32,
-    /// Its position among the export's contexts.
-    pub position: usize,
-}
-
-/// What has been agreed on before an export is chosen. It lives as long as one leg of the
-/// negotiation, so none of it can survive STARTTLS.
-struct Agreed<E> {
-    replies: ReplyMode,
-    contexts: Option<Selection<E>>,
-}
-
-/// Contexts that were selected, of the export as it was then: it is kept, so that what was
-/// promised holds though the export may have been replaced by another one since.
-struct Selection<E> {
-    /// The export's name as the client gave it. Contexts are forgotten when it chooses
-    /// another name.
-    name: Vec<u8>,
-    export: Arc<E>,
-    contexts: Vec<SelectedContext>,
-}
-
-impl<E: Export> Agreed<E> {
-    fn new() -> Self {
-        Self { replies: ReplyMode::default(), contexts: None }
-    }
-
-    fn selection_for(&self, name: &[u8]) -> Option<&Selection<E>> {
-        self.contexts.as_ref().filter(|selection| selection.name == name)
-    }
-
-    /// What the client chose by that name.
-    fn choose(self, name: &[u8], export: Arc<E>) -> Chosen<E> {
-        let contexts = self.contexts.filter(|selection| selection.name == name);
-        let contexts = contexts.map(|selection| selection.contexts).unwrap_or_default();
-        Chosen { export, replies: self.replies, contexts }
-    }
-}
-
 /// Haggles until the client chooses an export, which is returned, or leaves (`None`).
 ///
 /// # Errors
@@ -217,8 +177,8 @@ where
                 agreed.replies = ReplyMode::Extended;
                 push_reply(&mut out, option, Rep::ACK, &[]);
             }
-            Opt::LIST_META_CONTEXT => list_contexts(&mut out, &data, exports).await,
-            Opt::SET_META_CONTEXT => set_contexts(&mut out, &data, exports, &mut agreed).await,
+            Opt::LIST_META_CONTEXT => contexts::list(&mut out, &data, exports).await,
+            Opt::SET_META_CONTEXT => contexts::set(&mut out, &data, exports, &mut agreed).await,
             Opt::LIST => list(&mut out, &data, exports).await,
             Opt::STARTTLS => refuse_starttls(&mut out, security),
             _ => push_error(
@@ -317,65 +277,6 @@ fn found<E>(out: &mut Vec<u8>, option: Opt, name: &[u8], found: Option<Arc<E>>) 
         push_error(out, option, Rep::ERR_UNKNOWN, &message);
     }
     found
-}
-
-async fn list_contexts<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {
-    let option = Opt::LIST_META_CONTEXT;
-    let request = match MetaRequest::decode(data) {
-        Ok(request) => request,
-        Err(malformed) => {
-            return push_error(out, option, Rep::ERR_INVALID, &malformed.to_string());
-        }
-    };
-    let export = exports.find_with_contexts(request.name).await;
-    let Some(export) = found(out, option, request.name, export) else { return };
-    for name in export.contexts() {
-        // "If zero queries are sent, then the server MUST return all the metadata contexts"
-        let wanted = request.queries.is_empty()
-            || request.queries.iter().any(|query| meta::lists(query, name));
-        if wanted {
-            // "The metadata context ID in these replies is reserved and SHOULD be … zero"
-            push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(0, name));
-        }
-    }
-    push_reply(out, option, Rep::ACK, &[]);
-}
-
-async fn set_contexts<X: Exports>(
-    out: &mut Vec<u8>,
-    data: &[u8],
-    exports: &X,
-    agreed: &mut Agreed<X::Export>,
-) {
-    let option = Opt::SET_META_CONTEXT;
-    // "replaces all previously-set metadata contexts (including when this command fails)"
-    agreed.contexts = None;
-    // "MUST NOT be requested unless structured replies or extended headers have been
-    // negotiated first. If a client attempts to do so, a server SHOULD send
-    // NBD_REP_ERR_INVALID"
-    if agreed.replies == ReplyMode::Simple {
-        let message = "ask for structured replies or extended headers first";
-        return push_error(out, option, Rep::ERR_INVALID, message);
-    }
-    let request = match MetaRequest::decode(data) {
-        Ok(request) => request,
-        Err(malformed) => {
-            return push_error(out, option, Rep::ERR_INVALID, &malformed.to_string());
-        }
-    };
-    let export = exports.find_with_contexts(request.name).await;
-    let Some(export) = found(out, option, request.name, export) else { return };
-    let mut contexts = Vec::new();
-    for (position, name) in export.contexts().into_iter().enumerate() {
-        if request.queries.iter().any(|query| meta::selects(query, name)) {
-            // "each with a unique metadata context ID"
-            let id = u32::try_from(contexts.len() + 1).unwrap_or(u32::MAX);
-            push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(id, name));
-            contexts.push(SelectedContext { id, position });
-        }
-    }
-    push_reply(out, option, Rep::ACK, &[]);
-    agreed.contexts = Some(Selection { name: request.name.to_vec(), export, contexts });
 }
 
 async fn list<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {
