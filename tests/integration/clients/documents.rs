@@ -4,10 +4,11 @@ use std::process::Command;
 
 use super::{run, run_command};
 use crate::support::server::{Server, run as run_binary};
-use crate::support::{IMAGE_SHA256, archive};
+use crate::support::{IMAGE_SHA256, archive, nbd_port};
 
 #[test]
 fn the_demonstration_verifies_what_it_reads() {
+    let _port = nbd_port();
     let ended = run_binary(["demo", "--once"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.contains(IMAGE_SHA256), "{}", ended.stdout);
