@@ -8,7 +8,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::archive::Archive;
-use super::error::printable;
+use super::error::{Error, printable};
 use super::index::Located;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::zeros::ZeroHashes;
@@ -70,6 +70,28 @@ impl Fingerprint {
     }
 }
 
+/// Index pages that can't be read. One line tells of all of them: an archive may have
+/// millions, and their number must not be that of our log's lines.
+#[derive(Default)]
+struct Damaged {
+    first: Option<Error>,
+    count: usize,
+}
+
+impl Damaged {
+    fn note(&mut self, error: Error) {
+        self.first.get_or_insert(error);
+        self.count += 1;
+    }
+
+    fn log(&self) {
+        if let Some(error) = &self.first {
+            let pages = self.count;
+            tracing::error!(pages, "blocks of a parent can't be found: {error}");
+        }
+    }
+}
+
 impl HashIndex {
     /// Makes the index of all blocks that can be known. What is left out, since a page is
     /// damaged or there are too many, can't be found; the log says so, once.
@@ -77,6 +99,7 @@ impl HashIndex {
         let mut entries = Vec::new();
         let mut pages = Vec::new();
         let mut ordinal: u32 = 0;
+        let mut damaged = Damaged::default();
         // The first is the served archive itself, whose own blocks need no looking up.
         'archives: for (archive, ancestor) in chain.iter().enumerate().skip(1) {
             for stream in [StreamKind::Main, StreamKind::Auxiliary] {
@@ -85,7 +108,7 @@ impl HashIndex {
                     let loaded = match ancestor.load_page(stream, page, zeros) {
                         Ok(loaded) => loaded,
                         Err(error) => {
-                            tracing::error!("blocks of a parent can't be found: {error}");
+                            damaged.note(error);
                             continue;
                         }
                     };
@@ -107,6 +130,7 @@ impl HashIndex {
                 }
             }
         }
+        damaged.log();
         entries.shrink_to_fit();
         entries.sort_unstable();
         Self { entries, pages }
