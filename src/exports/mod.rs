@@ -4,6 +4,7 @@
 //! An archive that has been replaced on disk is opened anew for the next client; those
 //! that read the old one go on reading it.
 
+mod blocks;
 mod in_folder;
 mod reader;
 mod slot;
