@@ -13,6 +13,34 @@ const OVERHEAD: u64 = 128;
 /// A shard must hold several of even the largest values, or it would not keep them.
 const SMALLEST_SHARD: u64 = 128 * 1024 * 1024;
 
+/// A cache of at most `budget` in the unit of `weighter`, for values that mostly weigh
+/// `typical`, in shards of at least `smallest_shard`: a value that is large for its shard
+/// would not be kept.
+pub(crate) fn bounded<K: Hash + Eq, V: Clone, W: Weighter<K, V> + Clone>(
+    budget: u64,
+    typical: u64,
+    smallest_shard: u64,
+    weighter: W,
+) -> Cache<K, V, W> {
+    /// More don't make it faster on the machines that there are.
+    const MOST_SHARDS: usize = 16;
+    let shards = usize::try_from(budget / smallest_shard).unwrap_or(1).clamp(1, MOST_SHARDS);
+    let items = usize::try_from(budget / typical.max(1)).unwrap_or(usize::MAX).max(16);
+    let options = OptionsBuilder::new()
+        .shards(shards)
+        .estimated_items_capacity(items)
+        .weight_capacity(budget)
+        .hot_allocation(0.75)
+        .build();
+    match options {
+        Ok(options) => {
+            Cache::with_options(options, weighter, Default::default(), Default::default())
+        }
+        // Only a missing field makes it fail, and none is missing.
+        Err(_) => Cache::with_weighter(items, budget, weighter),
+    }
+}
+
 /// A cache of byte strings. It doesn't know what they mean.
 #[derive(Debug)]
 pub struct ByteCache<K> {
@@ -31,21 +59,7 @@ impl<K> Weighter<K, Bytes> for ByLength {
 impl<K: Hash + Eq + Clone> ByteCache<K> {
     /// A cache of at most `budget` bytes, for values of mostly `typical` bytes.
     pub fn new(budget: u64, typical: u64) -> Self {
-        let shards = usize::try_from(budget / SMALLEST_SHARD).unwrap_or(1).clamp(1, 16);
-        let items = usize::try_from(budget / typical.max(1)).unwrap_or(usize::MAX).max(16);
-        let options = OptionsBuilder::new()
-            .shards(shards)
-            .estimated_items_capacity(items)
-            .weight_capacity(budget)
-            .hot_allocation(0.75)
-            .build();
-        let cache = match options {
-            Ok(options) => {
-                Cache::with_options(options, ByLength, Default::default(), Default::default())
-            }
-            // Only a missing field makes it fail, and none is missing.
-            Err(_) => Cache::with_weighter(items, budget, ByLength),
-        };
+        let cache = bounded(budget, typical, SMALLEST_SHARD, ByLength);
         Self { cache }
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -149,12 +150,11 @@ pub fn bind_all(
 }
 
 fn unless_without_ipv6(bound: Result<Listener, BindError>) -> Result<Option<Listener>, BindError> {
-    const EAFNOSUPPORT: i32 = 97;
     match bound {
         Ok(listener) => Ok(Some(listener)),
         Err(BindError { error, .. })
             if error.kind() == io::ErrorKind::AddrNotAvailable
-                || error.raw_os_error() == Some(EAFNOSUPPORT) =>
+                || Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) =>
         {
             Ok(None)
         }
@@ -291,11 +291,7 @@ pub enum AcceptFault {
 impl AcceptFault {
     /// Judges an error of `accept`.
     pub fn of(error: &io::Error) -> Self {
-        const ENOMEM: i32 = 12;
-        const ENFILE: i32 = 23;
-        const EMFILE: i32 = 24;
-        const ENOBUFS: i32 = 105;
-        match (error.kind(), error.raw_os_error()) {
+        match (error.kind(), Errno::from_io_error(error)) {
             (
                 io::ErrorKind::ConnectionAborted
                 | io::ErrorKind::ConnectionReset
@@ -307,7 +303,7 @@ impl AcceptFault {
                 | io::ErrorKind::NetworkDown,
                 _,
             ) => Self::Connection,
-            (_, Some(EMFILE | ENFILE | ENOBUFS | ENOMEM)) => Self::Shortage,
+            (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => Self::Shortage,
             _ => Self::Listener,
         }
     }

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 use super::BlockHash;
 
 /// A problem with an archive, with the file and, where there is one, the place in it.
@@ -21,11 +23,9 @@ pub struct Error {
 impl Error {
     /// Whether the system had no descriptor or memory left, which says nothing of the file.
     pub fn is_shortage(&self) -> bool {
-        const ENOMEM: i32 = 12;
-        const ENFILE: i32 = 23;
-        const EMFILE: i32 = 24;
         let Problem::Io(_, error) = &self.problem else { return false };
-        matches!(error.raw_os_error(), Some(ENOMEM | ENFILE | EMFILE))
+        let errno = Errno::from_io_error(error);
+        matches!(errno, Some(Errno::NOMEM | Errno::NFILE | Errno::MFILE))
     }
 
     /// An archive's file can't be opened.

@@ -35,8 +35,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use quick_cache::{OptionsBuilder, Weighter};
 
 use archive::Archive;
 pub use error::{Error, Problem};
@@ -47,6 +47,7 @@ use parents::{InParent, Parents};
 pub use password::{Password, PasswordSource};
 use zeros::ZeroHashes;
 
+use crate::cache::bounded;
 use crate::storage::Storage;
 
 /// One of an archive's two sequences of bytes.
@@ -429,20 +430,5 @@ fn page_cache(budget: u64) -> Cache<PageId, Arc<Page>, PageMemory> {
     /// A page of 4096 blocks in memory, in bytes, rounded up.
     const LARGEST_PAGE: u64 = 512 * 1024;
     // A shard must hold several of the largest pages, or they would not be kept at all.
-    let budget = budget.max(4 * LARGEST_PAGE);
-    let shards = usize::try_from(budget / (4 * LARGEST_PAGE)).unwrap_or(1).clamp(1, 8);
-    let items = usize::try_from(budget / LARGEST_PAGE).unwrap_or(usize::MAX);
-    let options = OptionsBuilder::new()
-        .shards(shards)
-        .estimated_items_capacity(items)
-        .weight_capacity(budget)
-        .hot_allocation(0.75)
-        .build();
-    match options {
-        Ok(options) => {
-            Cache::with_options(options, PageMemory, Default::default(), Default::default())
-        }
-        // Only a missing field makes it fail, and none is missing.
-        Err(_) => Cache::with_weighter(items, budget, PageMemory),
-    }
+    bounded(budget.max(4 * LARGEST_PAGE), LARGEST_PAGE, 8 * LARGEST_PAGE, PageMemory)
 }
