@@ -44,7 +44,7 @@ impl Default for Limits {
             connections_per_address: 64,
             handshakes: 128,
             handshakes_per_address: 32,
-            in_flight: 64 * 1024 * 1024,
+            in_flight: 32 * 1024 * 1024,
         }
     }
 }

@@ -50,9 +50,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// The parts of `span` in order, if all of them are in memory.
-    pub(super) fn read_now(&self, span: Span) -> Option<Vec<Segment>> {
-        let mut segments = Vec::new();
+    /// Adds the parts of `span` in order, if all of them are in memory.
+    pub(super) fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> Option<()> {
         let mut at = span.offset;
         while at < span.end() {
             let block = self.snapshot.locate_now(self.stream, at)?.ok()?;
@@ -67,7 +66,7 @@ impl Blocks {
             segments.push(segment);
             at = block.end();
         }
-        Some(segments)
+        Some(())
     }
 
     /// The block that covers `at`, loading its index page if need be.

@@ -133,8 +133,8 @@ impl Export for SnapshotExport {
         self.blocks.snapshot.block_size().clamp(SMALLEST, LARGEST).next_power_of_two()
     }
 
-    fn read_now(&self, span: Span) -> Option<Vec<Segment>> {
-        self.blocks.read_now(span)
+    fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> bool {
+        self.blocks.read_now(span, segments).is_some()
     }
 
     async fn read(

@@ -13,9 +13,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::wire::MAX_PAYLOAD;
 
-/// Bytes that each connection has for itself: two requests of the size that the Linux
-/// client uses by default.
-pub const RESERVE: u32 = 256 * 1024;
+/// Bytes that each connection has for itself: a request of the size that the Linux client
+/// uses by default, or 32 of 4 KiB.
+pub const RESERVE: u32 = 128 * 1024;
 
 /// The pool that connections share.
 #[derive(Debug)]
@@ -42,6 +42,9 @@ pub struct Share {
     budget: Arc<Budget>,
     /// How many bytes of the pool this connection holds.
     pooled: Arc<AtomicUsize>,
+    /// One request of this connection at a time stands in the pool's queue, so that one
+    /// with hundreds of them isn't in front of everybody else.
+    line: Semaphore,
     /// How many requests of this connection wait for room in the pool.
     waiting: AtomicUsize,
     /// Bytes that its client has been sent.
@@ -55,6 +58,7 @@ impl Share {
             reserve: Arc::new(Semaphore::new(RESERVE as usize)),
             budget,
             pooled: Arc::default(),
+            line: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
         }
@@ -62,11 +66,8 @@ impl Share {
 
     /// Takes `bytes`, waiting until they are free. At most [`MAX_PAYLOAD`].
     pub async fn take(&self, bytes: u32) -> Hold {
-        if let Ok(permit) = Arc::clone(&self.reserve).try_acquire_many_owned(bytes) {
-            return Hold::reserved(permit);
-        }
-        if let Ok(permit) = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes) {
-            return self.hold_pooled(permit);
+        if let Some(hold) = self.take_now(bytes) {
+            return hold;
         }
         let _in_all = Counted::new(&self.budget.waiting);
         let _here = Counted::new(&self.waiting);
@@ -79,6 +80,15 @@ impl Share {
             }
             hold = self.wait_for_pool(bytes) => hold,
         }
+    }
+
+    /// Takes `bytes` if they are free.
+    pub fn take_now(&self, bytes: u32) -> Option<Hold> {
+        if let Ok(permit) = Arc::clone(&self.reserve).try_acquire_many_owned(bytes) {
+            return Some(Hold::reserved(permit));
+        }
+        let permit = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes).ok()?;
+        Some(self.hold_pooled(permit))
     }
 
     /// Takes `bytes` if they are free, and else waits for `enough`, which the reserve has
@@ -116,6 +126,7 @@ impl Share {
     }
 
     async fn wait_for_pool(&self, bytes: u32) -> Hold {
+        let _first_in_line = self.line.acquire().await;
         match Arc::clone(&self.budget.pool).acquire_many_owned(bytes).await {
             Ok(permit) => self.hold_pooled(permit),
             // Nobody closes the semaphore.

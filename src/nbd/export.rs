@@ -80,14 +80,15 @@ pub trait Export: Send + Sync + 'static {
         4096
     }
 
-    /// Reads `span` if that needs no waiting at all, as when everything is cached:
-    /// segments that follow one another and fill it.
+    /// Reads `span`, which is at most 256 KiB long, if that needs no waiting at all, as when
+    /// everything is cached: adds segments that follow one another and fill it, and returns
+    /// `true`.
     ///
-    /// It is called on the connection's own task, so it may not block. `None` means
-    /// that [`read`](Self::read) has to be asked.
-    fn read_now(&self, span: Span) -> Option<Vec<Segment>> {
-        let _ = span;
-        None
+    /// It is called on the connection's own task, so it may not block. `false` means that
+    /// [`read`](Self::read) has to be asked; what was added by then doesn't count.
+    fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> bool {
+        let _ = (span, segments);
+        false
     }
 
     /// Reads `span`. Each part of it is handed over with its offset in the export as soon

@@ -45,20 +45,6 @@ fn joined(segments: Vec<Segment>) -> Vec<Segment> {
     joined
 }
 
-/// All of it as one chunk, for a client that asked not to have it fragmented.
-pub(super) fn whole(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
-    let offset = span.offset;
-    if span.length == 0 {
-        Vec::new()
-    } else if segments.iter().all(|segment| matches!(segment, Segment::Zeros(_))) {
-        vec![Chunk::Hole { offset, length: span.length }]
-    } else {
-        // "If the area being read contains both data and a hole, the server MUST use
-        // NBD_REPLY_TYPE_OFFSET_DATA with the zeroes explicitly present."
-        vec![Chunk::Data { offset, segments }]
-    }
-}
-
 /// Adds zeros: a hole as far as they reach aligned borders or the request's own, and data
 /// for the rest.
 fn push_zeros(chunks: &mut Vec<Chunk>, span: Span, start: u64, end: u64) {
@@ -160,14 +146,5 @@ mod tests {
         let span = Span { offset: 7, length: 100 };
         assert_eq!(cut(span, vec![zeros(100)]), [hole(7, 100)]);
         assert_eq!(cut(Span { length: 0, ..span }, vec![]), []);
-    }
-
-    #[test]
-    fn an_unfragmented_answer_is_one_chunk() {
-        let span = Span { offset: 7, length: 100 };
-        assert_eq!(whole(span, vec![zeros(50), zeros(50)]), [hole(7, 100)]);
-        let mixed = vec![zeros(50), data(50)];
-        assert_eq!(whole(span, mixed.clone()), [filled(7, mixed)]);
-        assert_eq!(whole(Span { length: 0, ..span }, vec![]), []);
     }
 }

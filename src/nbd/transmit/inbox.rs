@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::nbd::wire::Malformed;
-use crate::nbd::wire::request::Request;
+use crate::nbd::wire::request::{Command, CommandFlags, Request};
 use crate::nbd::{ReplyMode, SessionError};
 
 /// How much is read at once, in bytes: some 140 requests.
@@ -19,13 +19,18 @@ pub(super) struct Inbox<R> {
     reader: R,
     buffer: BytesMut,
     extended: bool,
+    /// Bytes of payload that nobody wants and that are still to come.
+    to_skip: u32,
+    /// The longest payload that is wanted, in bytes: that of a block status request.
+    most_kept: usize,
 }
 
 impl<R: AsyncRead + Unpin> Inbox<R> {
     /// Requests have compact headers, or extended ones if those were negotiated.
-    pub(super) fn new(reader: R, mode: ReplyMode) -> Self {
+    pub(super) fn new(reader: R, mode: ReplyMode, most_kept: usize) -> Self {
         let extended = mode == ReplyMode::Extended;
-        Self { reader, buffer: BytesMut::with_capacity(CAPACITY), extended }
+        let buffer = BytesMut::with_capacity(CAPACITY);
+        Self { reader, buffer, extended, to_skip: 0, most_kept }
     }
 
     /// The next request, or `None` where the client closed between two requests.
@@ -33,11 +38,11 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     /// Cancel safe: what has arrived stays in the buffer.
     pub(super) async fn request(&mut self) -> Result<Option<Request>, SessionError> {
         loop {
-            if let Some(request) = self.decode()? {
+            if let Some(request) = self.request_here()? {
                 return Ok(Some(request));
             }
             if !self.fill().await? {
-                if self.buffer.is_empty() {
+                if self.buffer.is_empty() && self.to_skip == 0 {
                     return Ok(None);
                 }
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
@@ -48,7 +53,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     /// The next request, if it has arrived whole.
     pub(super) async fn request_now(&mut self) -> Result<Option<Request>, SessionError> {
         loop {
-            if let Some(request) = self.decode()? {
+            if let Some(request) = self.request_here()? {
                 return Ok(Some(request));
             }
             let filled = tokio::time::timeout(Duration::ZERO, self.fill()).await;
@@ -58,49 +63,48 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         }
     }
 
-    /// A request that is in the buffer.
-    fn decode(&mut self) -> Result<Option<Request>, Malformed> {
+    /// The next request, if it is in the buffer; with its payload, if that is wanted.
+    pub(super) fn request_here(&mut self) -> Result<Option<Request>, Malformed> {
+        let now = self.buffer.len().min(self.to_skip as usize);
+        self.buffer.advance(now);
+        self.to_skip -= u32::try_from(now).unwrap_or(self.to_skip);
         let (decoded, size) = if self.extended {
             (self.buffer.first_chunk().map(Request::decode_extended), Request::EXTENDED_SIZE)
         } else {
             (self.buffer.first_chunk().map(Request::decode), Request::SIZE)
         };
-        let request = decoded.transpose()?;
-        if request.is_some() {
-            self.buffer.advance(size);
+        let Some(request) = decoded.transpose()? else { return Ok(None) };
+        if self.buffer.len() < size + self.kept_payload(&request) {
+            return Ok(None);
         }
-        Ok(request)
+        self.buffer.advance(size);
+        Ok(Some(request))
     }
 
-    /// Reads over `length` bytes of payload, in a constant amount of memory.
-    pub(super) async fn skip(&mut self, length: u32) -> Result<(), SessionError> {
-        let mut left = length as usize;
-        loop {
-            let here = left.min(self.buffer.len());
-            self.buffer.advance(here);
-            left -= here;
-            if left == 0 {
-                return Ok(());
-            }
-            if !self.fill().await? {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
+    /// How long the payload is that comes together with its request, in bytes.
+    fn kept_payload(&self, request: &Request) -> usize {
+        let has_payload = self.extended
+            && request.command == Command::BLOCK_STATUS
+            && request.flags.contains(CommandFlags::PAYLOAD_LEN);
+        match usize::try_from(request.length) {
+            Ok(length) if has_payload && length <= self.most_kept => length,
+            _ => 0,
         }
     }
 
-    /// A payload of `length` bytes. The caller has capped the length.
-    pub(super) async fn payload(&mut self, length: u32) -> Result<Vec<u8>, SessionError> {
-        let mut payload = Vec::with_capacity(length as usize);
-        loop {
-            let here = (length as usize - payload.len()).min(self.buffer.len());
-            payload.extend(self.buffer.split_to(here));
-            if payload.len() == length as usize {
-                return Ok(payload);
-            }
-            if !self.fill().await? {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
+    /// The payload of the request that came last, `length` bytes; `None` if it is too long to
+    /// be wanted, and will be skipped.
+    pub(super) fn payload(&mut self, length: u32) -> Option<BytesMut> {
+        if length as usize > self.most_kept || length as usize > self.buffer.len() {
+            self.skip(length);
+            return None;
         }
+        Some(self.buffer.split_to(length as usize))
+    }
+
+    /// Passes over `length` bytes of payload, as they come.
+    pub(super) fn skip(&mut self, length: u32) {
+        self.to_skip = length;
     }
 
     /// Reads over whatever comes until the client closes. To close while something is
@@ -114,7 +118,8 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
 
     async fn fill(&mut self) -> io::Result<bool> {
         // Makes room for a whole read without growing: consumed bytes are reclaimed.
-        self.buffer.reserve(CAPACITY - self.buffer.len().min(CAPACITY - 1));
+        let wanted = CAPACITY.max(Request::EXTENDED_SIZE + self.most_kept);
+        self.buffer.reserve(wanted - self.buffer.len().min(wanted - 1));
         match self.reader.read_buf(&mut self.buffer).await {
             Ok(count) => Ok(count > 0),
             // Many clients close TCP without closing TLS first. Requests carry their own
@@ -128,7 +133,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nbd::wire::request::{Command, CommandFlags, Cookie};
+    use crate::nbd::wire::request::Cookie;
 
     fn request(cookie: u64) -> Request {
         Request {
@@ -153,10 +158,10 @@ mod tests {
             let sender = tokio::spawn(async move {
                 tokio::io::AsyncWriteExt::write_all(&mut client, &sent).await.unwrap();
             });
-            let mut inbox = Inbox::new(server, ReplyMode::Simple);
+            let mut inbox = Inbox::new(server, ReplyMode::Simple, 0);
             for cookie in 0..500 {
                 assert_eq!(inbox.request().await.unwrap(), Some(request(cookie)));
-                inbox.skip(100).await.unwrap();
+                inbox.skip(100);
             }
             assert_eq!(inbox.request().await.unwrap(), None);
             assert!(inbox.buffer.capacity() <= 2 * CAPACITY);
@@ -168,11 +173,12 @@ mod tests {
     async fn an_end_in_the_middle_is_an_error() {
         let whole = request(1).encode();
         for cut in 1..whole.len() {
-            let mut inbox = Inbox::new(&whole[..cut], ReplyMode::Simple);
+            let mut inbox = Inbox::new(&whole[..cut], ReplyMode::Simple, 0);
             assert!(inbox.request().await.is_err());
         }
-        let mut inbox = Inbox::new(&whole[..], ReplyMode::Simple);
+        let mut inbox = Inbox::new(&whole[..], ReplyMode::Simple, 0);
         inbox.request().await.unwrap();
-        assert!(inbox.skip(1).await.is_err());
+        inbox.skip(1);
+        assert!(inbox.request().await.is_err());
     }
 }

@@ -1,44 +1,48 @@
 //! The transmission phase ("Transmission"): many requests at once, answered in whatever
 //! order they are ready.
 //!
-//! Two futures share the connection's one task. One takes requests in ([`inbox`]), has
-//! each judged ([`verdict`]), and answers at once what needs no waiting; the rest goes
-//! to tasks of its own. The other sends replies ([`outbox`]): all that are ready, then
-//! one flush. Requests that arrived together are therefore answered together.
+//! A connection is one task. It takes requests in ([`inbox`]), has each judged
+//! ([`verdict`]), and writes the answers to those that need no waiting into a queue
+//! ([`answer`], [`outgoing`]); the rest goes to tasks of its own ([`work`]), whose answers
+//! come back by a channel. When nothing more has arrived, or enough waits, it sends the
+//! queue ([`outbox`]): what arrived together is answered together.
 
+mod answer;
 mod assembly;
 mod chunks;
 mod inbox;
 mod outbox;
+mod outgoing;
+mod pace;
 mod ticket;
 mod verdict;
+mod work;
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::budget::{Budget, RESERVE, Share};
+use super::budget::{Budget, Share};
 use super::error::Refusal;
-use super::wire::MAX_PAYLOAD;
-use super::wire::reply::{ErrorCode, Extent, MAX_EXTENTS};
+use super::wire::reply::ErrorCode;
+use super::wire::request::Request;
 use super::{Chosen, Export, Segment, SelectedContext, SessionError, Span};
+use answer::Answer;
 use inbox::Inbox;
 use outbox::Outbox;
-use ticket::{ReadAnswer, Reply, Ticket, WRONG_PARTS};
+use outgoing::Outgoing;
+use ticket::Ticket;
 use verdict::{BAD_STATUS_PAYLOAD, Session, Verdict, judge, status_range};
+use work::{Job, PIECE, StatusQuery, WRONG_PARTS, Worker};
 
 /// Requests of one connection that are worked on, or answered but not yet sent. The
 /// Linux client keeps 128 in flight, others fewer.
-const MAX_REQUESTS_IN_FLIGHT: usize = 256;
-
-/// Reads of one connection that are worked on at once. The others wait, so that a flood of
-/// them doesn't stand in front of every other client's.
-const MAX_READS_AT_ONCE: usize = 8;
+const MAX_REQUESTS_IN_FLIGHT: u64 = 256;
 
 /// How long a client may take to close once the server is shutting down.
 const SHUTDOWN_LINGER: Duration = Duration::from_secs(1);
@@ -93,290 +97,248 @@ where
     S: AsyncRead + AsyncWrite,
     E: Export,
 {
-    let (reader, writer) = tokio::io::split(stream);
-    let share = Arc::new(Share::new(Arc::clone(&limits.budget)));
-    let (replies, ready) = mpsc::unbounded_channel();
-
-    let mut send = pin!(Outbox::new(writer, ready, Arc::clone(&share), limits.stall).run());
-    let mut receive = pin!(receive(
-        Inbox::new(reader, chosen.replies),
-        replies,
-        chosen,
-        Arc::clone(&share),
-        shutdown
-    ));
-
-    let received = tokio::select! {
-        received = &mut receive => received,
-        // While requests are received, sending ends only by failing.
-        sent = &mut send => {
-            sent?;
-            return Ok(receive.await?.0);
-        }
-    };
-    // The last reply's sender goes with the last answer; then `send` ends.
-    drain(&mut send, &share, limits.drain).await?;
-    let (summary, mut inbox) = received?;
-    let linger = match summary.farewell {
+    let mut connection = Connection::new(stream, chosen, limits);
+    let farewell = connection.serve(pin!(shutdown)).await?;
+    if farewell == Farewell::ShutDown {
+        connection.refuse_the_rest().await?;
+    }
+    connection.drain(limits.drain).await?;
+    let linger = match farewell {
         Farewell::HungUp => Duration::ZERO,
         Farewell::Disconnected => limits.drain,
         Farewell::ShutDown => SHUTDOWN_LINGER.min(limits.drain),
     };
     // A client that doesn't close in time is closed upon, which is no failure.
-    tokio::time::timeout(linger, inbox.discard()).await.unwrap_or_default();
-    Ok(summary)
+    tokio::time::timeout(linger, connection.inbox.discard()).await.unwrap_or_default();
+    Ok(Summary { farewell, requests: connection.requests, bytes: connection.bytes })
 }
 
-/// Waits until the last replies are sent, for as long as the client takes them.
-async fn drain(
-    mut send: impl Future<Output = Result<(), SessionError>> + Unpin,
-    share: &Share,
-    patience: Duration,
-) -> Result<(), SessionError> {
-    loop {
-        let before = share.sent();
-        match tokio::time::timeout(patience, &mut send).await {
-            Ok(sent) => return sent,
-            Err(_) if share.sent() > before => {}
-            Err(_) => return Err(SessionError::DrainTimeout),
+/// One client's connection.
+struct Connection<S, E> {
+    export: Arc<E>,
+    session: Session,
+    contexts: Vec<SelectedContext>,
+    inbox: Inbox<ReadHalf<S>>,
+    outbox: Outbox<WriteHalf<S>>,
+    share: Arc<Share>,
+    worker: Arc<Worker<E>>,
+    /// What has to wait. It ends with the connection.
+    tasks: JoinSet<()>,
+    /// By which answers of `tasks` come back.
+    replies: mpsc::UnboundedSender<Outgoing>,
+    ready: mpsc::UnboundedReceiver<Outgoing>,
+    /// Requests that came, and how much they asked to read, in bytes.
+    requests: u64,
+    bytes: u64,
+    /// What a read at once found; kept so that none of them has to allocate.
+    segments: Vec<Segment>,
+}
+
+impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
+    fn new(stream: S, chosen: Chosen<E>, limits: &TransmitLimits) -> Self {
+        let Chosen { export, replies: mode, contexts } = chosen;
+        let (reader, writer) = tokio::io::split(stream);
+        let share = Arc::new(Share::new(Arc::clone(&limits.budget)));
+        let (replies, ready) = mpsc::unbounded_channel();
+        let session = Session { size: export.size(), mode, contexts: !contexts.is_empty() };
+        Self {
+            inbox: Inbox::new(reader, mode, StatusQuery::longest_payload(&contexts)),
+            outbox: Outbox::new(writer, Arc::clone(&share), limits.stall),
+            worker: Arc::new(Worker::new(Arc::clone(&export), Arc::clone(&share))),
+            tasks: JoinSet::new(),
+            export,
+            session,
+            contexts,
+            share,
+            replies,
+            ready,
+            requests: 0,
+            bytes: 0,
+            segments: Vec::new(),
         }
     }
-}
 
-/// Takes requests in until there will be no more.
-async fn receive<R, E>(
-    mut inbox: Inbox<R>,
-    replies: mpsc::UnboundedSender<Reply>,
-    chosen: Chosen<E>,
-    share: Arc<Share>,
-    shutdown: impl Future<Output = ()>,
-) -> Result<(Summary, Inbox<R>), SessionError>
-where
-    R: AsyncRead + Unpin,
-    E: Export,
-{
-    let Chosen { export, replies: mode, contexts } = chosen;
-    let session = Session { size: export.size(), mode, contexts: !contexts.is_empty() };
-    let slots = Arc::new(Semaphore::new(MAX_REQUESTS_IN_FLIGHT));
-    let turns = Arc::new(Semaphore::new(MAX_READS_AT_ONCE));
-    // What has to wait. It ends with the connection.
-    let mut tasks = JoinSet::new();
-    let mut shutdown = pin!(shutdown);
-    let (mut requests, mut bytes) = (0, 0);
+    /// Takes requests in and answers them until there will be no more.
+    async fn serve(
+        &mut self,
+        mut shutdown: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<Farewell, SessionError> {
+        loop {
+            let may_ask = self.may_ask();
+            tokio::select! {
+                biased;
+                () = &mut shutdown => return Ok(Farewell::ShutDown),
+                request = self.inbox.request(), if may_ask => {
+                    let Some(request) = request? else { return Ok(Farewell::HungUp) };
+                    if let Some(farewell) = self.take_in(&request)? {
+                        return Ok(farewell);
+                    }
+                    // What arrived together with it, without asking the system again.
+                    while self.may_ask() && let Some(request) = self.inbox.request_here()? {
+                        if let Some(farewell) = self.take_in(&request)? {
+                            return Ok(farewell);
+                        }
+                    }
+                }
+                Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
+                sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
+            }
+        }
+    }
 
-    let farewell = loop {
-        let request = tokio::select! {
-            biased;
-            () = &mut shutdown => break Farewell::ShutDown,
-            request = inbox.request() => match request? {
-                Some(request) => request,
-                None => break Farewell::HungUp,
-            },
-        };
-        requests += 1;
+    /// Whether a further request may be taken in.
+    fn may_ask(&self) -> bool {
+        self.in_flight() < MAX_REQUESTS_IN_FLIGHT && self.outbox.has_room()
+    }
 
-        // Nobody closes the semaphore, so a slot always comes.
-        let slot = Arc::clone(&slots).acquire_owned().await.ok();
-        let ticket = Ticket::new(&request, mode, replies.clone(), slot);
-        while tasks.try_join_next().is_some() {}
+    /// Requests that are not answered to the last byte yet.
+    fn in_flight(&self) -> u64 {
+        self.requests - self.outbox.answered()
+    }
 
-        match judge(&request, session) {
+    /// Answers a request, or has it answered. Says so if it is the last one.
+    fn take_in(&mut self, request: &Request) -> Result<Option<Farewell>, SessionError> {
+        self.requests += 1;
+        let answer = Answer::to(request, self.session.mode);
+        match judge(request, self.session) {
             Verdict::Read { span, whole } => {
-                bytes += u64::from(span.length);
-                let ticket = ticket.holding(share.take(span.length).await);
-                match export.read_now(span) {
-                    Some(segments) => read_at_once(ticket, span, whole, segments),
-                    None => {
-                        let work = read(Arc::clone(&export), ticket, span, whole);
-                        tasks.spawn(in_turn(Arc::clone(&turns), work));
+                self.bytes += u64::from(span.length);
+                self.read(answer, span, whole);
+            }
+            Verdict::Cache { offset, length } => self.spawn(answer, Job::Cache { offset, length }),
+            Verdict::Status { offset, length, one } => {
+                let contexts = self.contexts.clone();
+                self.spawn(answer, Job::Status(StatusQuery { offset, length, one, contexts }));
+            }
+            Verdict::StatusOf { offset, payload, one } => {
+                let payload = self.inbox.payload(payload);
+                let asked = payload.and_then(|payload| status_payload(&payload, &self.contexts));
+                match asked {
+                    None => self.refuse(answer, &BAD_STATUS_PAYLOAD),
+                    Some((length, contexts)) => {
+                        match status_range(offset, length, self.session.size) {
+                            Err(refusal) => self.refuse(answer, &refusal),
+                            Ok(()) => {
+                                let query = StatusQuery { offset, length, one, contexts };
+                                self.spawn(answer, Job::Status(query));
+                            }
+                        }
                     }
                 }
             }
-            Verdict::Cache { offset, length } => {
-                let work = cache(Arc::clone(&export), ticket, offset, length);
-                tasks.spawn(in_turn(Arc::clone(&turns), work));
-            }
-            Verdict::Status { offset, length, one } => {
-                let query = StatusQuery { offset, length, one, contexts: contexts.clone() };
-                let (hold, memory) = share.take_up_to(query.memory(), ENOUGH_FOR_STATUS).await;
-                let work = status(Arc::clone(&export), ticket.holding(hold), query, memory);
-                tasks.spawn(in_turn(Arc::clone(&turns), work));
-            }
-            Verdict::StatusOf { offset, payload, one } => {
-                let asked = status_payload(&mut inbox, payload, &contexts).await?;
-                let Some((length, contexts)) = asked else {
-                    ticket.refuse(&BAD_STATUS_PAYLOAD);
-                    continue;
-                };
-                if let Err(refusal) = status_range(offset, length, session.size) {
-                    ticket.refuse(&refusal);
-                    continue;
-                }
-                let query = StatusQuery { offset, length, one, contexts };
-                let (hold, memory) = share.take_up_to(query.memory(), ENOUGH_FOR_STATUS).await;
-                let work = status(Arc::clone(&export), ticket.holding(hold), query, memory);
-                tasks.spawn(in_turn(Arc::clone(&turns), work));
-            }
-            Verdict::Done => ticket.done(),
+            Verdict::Done => self.answer(|out| answer.done(out)),
             Verdict::Refuse { refusal, payload } => {
                 // The payload of a refused WRITE is on its way all the same.
-                inbox.skip(payload).await?;
-                ticket.refuse(&refusal);
+                self.inbox.skip(payload);
+                self.refuse(answer, &refusal);
             }
             Verdict::Disconnect => {
-                ticket.withdraw();
-                break Farewell::Disconnected;
+                self.requests -= 1;
+                return Ok(Some(Farewell::Disconnected));
             }
-            Verdict::TooLarge(length) => {
-                ticket.withdraw();
-                return Err(SessionError::PayloadTooLarge(length));
+            Verdict::TooLarge(length) => return Err(SessionError::PayloadTooLarge(length)),
+        }
+        Ok(None)
+    }
+
+    /// Answers a read at once if its data and the memory for it are at hand.
+    fn read(&mut self, answer: Answer, span: Span, whole: bool) {
+        let job = Job::Read { span, whole };
+        if span.length > PIECE {
+            return self.spawn(answer, job);
+        }
+        let Some(hold) = self.share.take_now(span.length) else { return self.spawn(answer, job) };
+        self.segments.clear();
+        if !self.export.read_now(span, &mut self.segments) {
+            drop(hold);
+            return self.spawn(answer, job);
+        }
+        if self.segments.iter().map(Segment::len).sum::<usize>() != span.length as usize {
+            return self.refuse(answer, &WRONG_PARTS);
+        }
+        let queue = &mut self.outbox.queue;
+        answer.data(queue, span, whole, true, &mut self.segments);
+        queue.push_receipt(Some(hold), true);
+    }
+
+    /// Has a request answered by a task of its own.
+    fn spawn(&mut self, answer: Answer, job: Job) {
+        while self.tasks.try_join_next().is_some() {}
+        let ticket = Ticket::new(answer, self.replies.clone());
+        self.tasks.spawn(Arc::clone(&self.worker).work(ticket, job));
+    }
+
+    fn answer(&mut self, write: impl FnOnce(&mut Outgoing)) {
+        write(&mut self.outbox.queue);
+        self.outbox.queue.push_receipt(None, true);
+    }
+
+    fn refuse(&mut self, answer: Answer, refusal: &Refusal) {
+        self.answer(|out| answer.refuse(out, refusal));
+    }
+
+    /// Answers requests that have arrived and won't be worked on: "The error value issued
+    /// in respect of these requests … SHOULD be NBD_ESHUTDOWN."
+    async fn refuse_the_rest(&mut self) -> Result<(), SessionError> {
+        const SHUTTING_DOWN: Refusal =
+            Refusal::new(ErrorCode::SHUTDOWN, "the server is shutting down");
+        // More than clients have under way; one that goes on asking must not go on for ever.
+        const MOST: u64 = 4 * MAX_REQUESTS_IN_FLIGHT;
+        for _ in 0..MOST {
+            let Some(request) = self.inbox.request_now().await? else { break };
+            match judge(&request, self.session) {
+                Verdict::Disconnect | Verdict::TooLarge(_) => break,
+                Verdict::StatusOf { payload, .. } | Verdict::Refuse { payload, .. } => {
+                    self.inbox.skip(payload);
+                }
+                _ => {}
+            }
+            self.requests += 1;
+            self.refuse(Answer::to(&request, self.session.mode), &SHUTTING_DOWN);
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is answered and sent, as long as the client takes it; then
+    /// closes the way out.
+    async fn drain(&mut self, patience: Duration) -> Result<(), SessionError> {
+        while self.in_flight() > 0 || !self.outbox.is_empty() {
+            let before = self.share.sent();
+            let is_waiting_for_work = self.outbox.is_empty();
+            let step = async {
+                tokio::select! {
+                    Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
+                    sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
+                }
+                Ok::<(), SessionError>(())
+            };
+            match tokio::time::timeout(patience, step).await {
+                Ok(done) => done?,
+                Err(_) if is_waiting_for_work || self.share.sent() > before => {}
+                Err(_) => return Err(SessionError::DrainTimeout),
             }
         }
-    };
-    if farewell == Farewell::ShutDown {
-        refuse_the_rest(&mut inbox, session, &replies, &slots).await?;
+        tokio::time::timeout(patience, self.outbox.close()).await.unwrap_or_default();
+        Ok(())
     }
-    while tasks.join_next().await.is_some() {}
-    Ok((Summary { farewell, requests, bytes }, inbox))
-}
-
-/// Answers requests that have arrived and won't be worked on: "The error value issued in
-/// respect of these requests … SHOULD be NBD_ESHUTDOWN."
-async fn refuse_the_rest<R: AsyncRead + Unpin>(
-    inbox: &mut Inbox<R>,
-    session: Session,
-    replies: &mpsc::UnboundedSender<Reply>,
-    slots: &Arc<Semaphore>,
-) -> Result<(), SessionError> {
-    const SHUTTING_DOWN: Refusal = Refusal::new(ErrorCode::SHUTDOWN, "the server is shutting down");
-    // More than clients have under way; one that goes on asking must not go on for ever.
-    const MOST: usize = 4 * MAX_REQUESTS_IN_FLIGHT;
-    for _ in 0..MOST {
-        let Some(request) = inbox.request_now().await? else { break };
-        let slot = Arc::clone(slots).acquire_owned().await.ok();
-        let ticket = Ticket::new(&request, session.mode, replies.clone(), slot);
-        let payload = match judge(&request, session) {
-            Verdict::Disconnect | Verdict::TooLarge(_) => {
-                ticket.withdraw();
-                break;
-            }
-            Verdict::StatusOf { payload, .. } | Verdict::Refuse { payload, .. } => payload,
-            _ => 0,
-        };
-        // A payload may never come whole, and nothing can be read behind it until it has.
-        let skipped = tokio::time::timeout(SHUTDOWN_LINGER, inbox.skip(payload)).await;
-        ticket.refuse(&SHUTTING_DOWN);
-        match skipped {
-            Ok(skipped) => skipped?,
-            Err(_) => break,
-        }
-    }
-    Ok(())
-}
-
-/// Answers a read with what is at hand.
-fn read_at_once(ticket: Ticket, span: Span, whole: bool, segments: Vec<Segment>) {
-    let length: usize = segments.iter().map(Segment::len).sum();
-    if length == span.length as usize {
-        ticket.data(span, whole, segments);
-    } else {
-        ticket.refuse(&WRONG_PARTS);
-    }
-}
-
-/// Does `work` when it is this request's turn.
-async fn in_turn(turns: Arc<Semaphore>, work: impl Future<Output = ()>) {
-    // Nobody closes the semaphore, so the turn always comes.
-    let _turn = turns.acquire().await.ok();
-    work.await;
-}
-
-async fn read<E: Export>(export: Arc<E>, ticket: Ticket, span: Span, whole: bool) {
-    let mut answer = ReadAnswer::new(ticket, span, whole);
-    let result = export.read(span, |offset, segment| answer.part(offset, segment)).await;
-    answer.finish(result);
-}
-
-async fn cache<E: Export>(export: Arc<E>, ticket: Ticket, offset: u64, length: u64) {
-    match export.cache(offset, length).await {
-        Ok(()) => ticket.done(),
-        Err(error) => ticket.refuse(&error.into()),
-    }
-}
-
-/// A block status request that makes sense.
-struct StatusQuery {
-    offset: u64,
-    length: u64,
-    /// Whether no more than one extent is wanted of each context.
-    one: bool,
-    contexts: Vec<SelectedContext>,
-}
-
-/// What an extent may take of memory, in bytes.
-const EXTENT: usize = size_of::<Extent>();
-
-/// Memory with which a block status request can always be answered, if not at length.
-const ENOUGH_FOR_STATUS: u32 = RESERVE / 4;
-
-impl StatusQuery {
-    /// What a full answer may take of memory, in bytes: extents are sectors at the least,
-    /// but for the first and the last.
-    fn memory(&self) -> u32 {
-        const SECTOR: u64 = 512;
-        let sectors = usize::try_from(self.length / SECTOR + 2).unwrap_or(usize::MAX);
-        let each = if self.one { 1 } else { sectors.min(MAX_EXTENTS / self.contexts.len().max(1)) };
-        let bytes = each * self.contexts.len() * EXTENT;
-        u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_PAYLOAD)
-    }
-
-    /// How many extents each context may have in that much memory.
-    fn most(&self, memory: u32) -> usize {
-        if self.one { 1 } else { (memory as usize / EXTENT / self.contexts.len().max(1)).max(1) }
-    }
-}
-
-async fn status<E: Export>(export: Arc<E>, ticket: Ticket, query: StatusQuery, memory: u32) {
-    /// An answer without extents would leave a client where it was.
-    const NO_EXTENTS: Refusal =
-        Refusal::new(ErrorCode::IO, "the export knows nothing of that range");
-    let mut answers = Vec::with_capacity(query.contexts.len());
-    for context in &query.contexts {
-        let StatusQuery { offset, length, .. } = query;
-        match export.extents(context.position, offset, length, query.most(memory)).await {
-            Ok(extents) if extents.is_empty() => return ticket.refuse(&NO_EXTENTS),
-            Ok(extents) => answers.push((context.id, extents)),
-            Err(error) => return ticket.refuse(&error.into()),
-        }
-    }
-    ticket.status(&answers);
 }
 
 /// Reads the payload of a block status request: "64 bits, effect length; n * 32 bits, list
-/// of metacontext ids to use". `None` for one that makes no sense, which has been skipped.
-async fn status_payload<R: AsyncRead + Unpin>(
-    inbox: &mut Inbox<R>,
-    payload: u32,
+/// of metacontext ids to use". `None` for one that makes no sense.
+fn status_payload(
+    payload: &[u8],
     selected: &[SelectedContext],
-) -> Result<Option<(u64, Vec<SelectedContext>)>, SessionError> {
-    const LENGTH: usize = 8;
-    const ID: usize = 4;
-    // "detects duplicate or unknown metacontext ids": more than all can't be right.
-    if payload as usize > LENGTH + ID * selected.len() {
-        inbox.skip(payload).await?;
-        return Ok(None);
-    }
-    let payload = inbox.payload(payload).await?;
-    let Some((length, ids)) = payload.split_first_chunk::<LENGTH>() else { return Ok(None) };
-    let (ids, []) = ids.as_chunks::<ID>() else { return Ok(None) };
+) -> Option<(u64, Vec<SelectedContext>)> {
+    let (length, ids) = payload.split_first_chunk()?;
+    let (ids, []) = ids.as_chunks() else { return None };
     let mut contexts: Vec<SelectedContext> = Vec::with_capacity(ids.len());
     for id in ids {
         let id = u32::from_be_bytes(*id);
+        // "detects duplicate or unknown metacontext ids"
         match selected.iter().find(|context| context.id == id) {
             Some(context) if !contexts.contains(context) => contexts.push(*context),
-            _ => return Ok(None),
+            _ => return None,
         }
     }
-    let length = u64::from_be_bytes(*length);
-    Ok((!contexts.is_empty()).then_some((length, contexts)))
+    (!contexts.is_empty()).then_some((u64::from_be_bytes(*length), contexts))
 }

@@ -1,0 +1,240 @@
+//! Requests that have to wait, each in a task of its own.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::answer::Answer;
+use super::assembly::{Assembly, Run};
+use super::outgoing::Outgoing;
+use super::ticket::Ticket;
+use crate::nbd::budget::{Hold, RESERVE, Share};
+use crate::nbd::error::Refusal;
+use crate::nbd::wire::MAX_PAYLOAD;
+use crate::nbd::wire::reply::{ErrorCode, Extent, MAX_EXTENTS};
+use crate::nbd::{Export, Segment, SelectedContext, Span};
+
+/// A long read is worked on in pieces of at most so many bytes. Each has its turn among
+/// the connection's other requests and takes memory for itself, so who reads 32 MiB at
+/// once is served as if by many short reads.
+pub(super) const PIECE: u32 = 256 * 1024;
+
+/// A piece ends at a multiple of this, in bytes, unless the read itself ends there.
+const PIECE_ALIGNMENT: u64 = 4096;
+
+/// Requests of one connection that are worked on at once. The others wait, so that a flood
+/// of them doesn't stand in front of every other client's.
+const MAX_WORK_AT_ONCE: usize = 8;
+
+/// What becomes of an answer that doesn't fit the question: sent as it is, it would shift
+/// everything behind it.
+pub(super) const WRONG_PARTS: Refusal =
+    Refusal::new(ErrorCode::IO, "the export didn't return exactly what was asked for");
+
+/// What is done.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Read this; if `whole`, answer in one content chunk.
+    Read { span: Span, whole: bool },
+    /// Prepare for reads.
+    Cache { offset: u64, length: u64 },
+    /// Say what metadata contexts know.
+    Status(StatusQuery),
+}
+
+/// Who works for one connection.
+#[derive(Debug)]
+pub(super) struct Worker<E> {
+    export: Arc<E>,
+    share: Arc<Share>,
+    turns: Semaphore,
+}
+
+impl<E: Export> Worker<E> {
+    pub(super) fn new(export: Arc<E>, share: Arc<Share>) -> Self {
+        Self { export, share, turns: Semaphore::new(MAX_WORK_AT_ONCE) }
+    }
+
+    /// Does a job and answers.
+    pub(super) async fn work(self: Arc<Self>, ticket: Ticket, job: Job) {
+        match job {
+            Job::Read { span, whole } if whole || ticket.answer.is_simple() => {
+                self.read_whole(ticket, span).await;
+            }
+            Job::Read { span, .. } => self.read_in_pieces(ticket, span).await,
+            Job::Cache { offset, length } => {
+                let _turn = self.turn().await;
+                match self.export.cache(offset, length).await {
+                    Ok(()) => ticket.finish(None, |answer, out| answer.done(out)),
+                    Err(error) => ticket.refuse(&error.into()),
+                }
+            }
+            Job::Status(query) => self.status(ticket, query).await,
+        }
+    }
+
+    /// Waits for this connection's next turn.
+    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes the semaphore, so the turn always comes.
+        self.turns.acquire().await.ok()
+    }
+
+    async fn read_whole(&self, ticket: Ticket, span: Span) {
+        let _turn = self.turn().await;
+        let hold = self.share.take(span.length).await;
+        let mut assembly = Assembly::new(span);
+        let mut is_sound = true;
+        let part = |offset, segment| is_sound &= assembly.add(offset, segment);
+        if let Err(error) = self.export.read(span, part).await {
+            return ticket.refuse(&error.into());
+        }
+        if !is_sound || !assembly.is_complete() {
+            return ticket.refuse(&WRONG_PARTS);
+        }
+        let runs = assembly.take_all();
+        let mut segments: Vec<Segment> = runs.into_iter().flat_map(|run| run.segments).collect();
+        ticket.finish(Some(hold), |answer, out| answer.data(out, span, true, true, &mut segments));
+    }
+
+    async fn read_in_pieces(&self, ticket: Ticket, span: Span) {
+        let mut at = span.offset;
+        while at < span.end() {
+            let _turn = self.turn().await;
+            let wanted = piece(at, span.end(), PIECE).length;
+            let (hold, length) = self.share.take_up_to(wanted, RESERVE).await;
+            let mut answer = PieceAnswer::new(&ticket, piece(at, span.end(), length), hold);
+            at = answer.assembly.span().end();
+            let is_last = at == span.end();
+            let span = answer.assembly.span();
+            let result = self.export.read(span, |offset, segment| answer.part(offset, segment));
+            let (runs, hold) =
+                match result.await.map_err(Refusal::from).and_then(|()| answer.rest()) {
+                    Ok(rest) => rest,
+                    Err(refusal) => return ticket.refuse(&refusal),
+                };
+            let write = |answer: Answer, out: &mut Outgoing| {
+                let mut left = runs.len();
+                if left == 0 && is_last {
+                    answer.done(out);
+                }
+                for mut run in runs {
+                    left -= 1;
+                    let last = is_last && left == 0;
+                    answer.data(out, run.span, false, last, &mut run.segments);
+                }
+            };
+            if is_last {
+                return ticket.finish(Some(hold), write);
+            }
+            ticket.part(Some(hold), write);
+        }
+    }
+
+    async fn status(&self, ticket: Ticket, query: StatusQuery) {
+        /// An answer without extents would leave a client where it was.
+        const NO_EXTENTS: Refusal =
+            Refusal::new(ErrorCode::IO, "the export knows nothing of that range");
+        let _turn = self.turn().await;
+        let (mut hold, memory) = self.share.take_up_to(query.memory(), ENOUGH_FOR_STATUS).await;
+        let mut answers = Vec::with_capacity(query.contexts.len());
+        for context in &query.contexts {
+            let StatusQuery { offset, length, .. } = query;
+            let most = query.most(memory);
+            match self.export.extents(context.position, offset, length, most).await {
+                Ok(extents) if extents.is_empty() => return ticket.refuse(&NO_EXTENTS),
+                Ok(extents) => answers.push((context.id, extents)),
+                Err(error) => return ticket.refuse(&error.into()),
+            }
+        }
+        let extents: usize = answers.iter().map(|(_, extents)| extents.len()).sum();
+        hold.shrink_to(extents * EXTENT);
+        ticket.finish(Some(hold), |answer, out| answer.status(out, &answers));
+    }
+}
+
+/// The part of a read from `at` on that is at most `most` bytes long.
+fn piece(at: u64, end: u64, most: u32) -> Span {
+    let mut until = at + u64::from(most);
+    until -= until % PIECE_ALIGNMENT;
+    let until = if until > at { until.min(end) } else { end.min(at + u64::from(most)) };
+    // No longer than `most`, which has 32 bits.
+    Span { offset: at, length: u32::try_from(until - at).unwrap_or(most) }
+}
+
+/// Answers a piece of a read part by part, as they become ready.
+struct PieceAnswer<'a> {
+    ticket: &'a Ticket,
+    assembly: Assembly,
+    hold: Hold,
+    is_sound: bool,
+}
+
+impl<'a> PieceAnswer<'a> {
+    fn new(ticket: &'a Ticket, piece: Span, hold: Hold) -> Self {
+        Self { ticket, assembly: Assembly::new(piece), hold, is_sound: true }
+    }
+
+    /// Takes a part, and sends it if that can be done now. What completes the piece waits
+    /// for its end, so that it can say that it is the last.
+    fn part(&mut self, offset: u64, segment: Segment) {
+        self.is_sound &= self.assembly.add(offset, segment);
+        if !self.is_sound || self.assembly.is_complete() {
+            return;
+        }
+        if let Some(mut run) = self.assembly.take_around(offset) {
+            self.ticket.part(None, |answer, out| {
+                answer.data(out, run.span, false, false, &mut run.segments);
+            });
+        }
+    }
+
+    /// What was not sent yet, and the memory of all of it.
+    fn rest(mut self) -> Result<(Vec<Run>, Hold), Refusal> {
+        if self.is_sound && self.assembly.is_complete() {
+            Ok((self.assembly.take_all(), self.hold))
+        } else {
+            Err(WRONG_PARTS)
+        }
+    }
+}
+
+/// A block status request that makes sense.
+#[derive(Debug)]
+pub(super) struct StatusQuery {
+    pub(super) offset: u64,
+    pub(super) length: u64,
+    /// Whether no more than one extent is wanted of each context.
+    pub(super) one: bool,
+    pub(super) contexts: Vec<SelectedContext>,
+}
+
+/// What an extent may take of memory, in bytes.
+const EXTENT: usize = size_of::<Extent>();
+
+/// Memory with which a block status request can always be answered, if not at length.
+const ENOUGH_FOR_STATUS: u32 = RESERVE / 4;
+
+impl StatusQuery {
+    /// How long the payload of a request can be that asks for some of `contexts`, in bytes:
+    /// a length, then their numbers.
+    pub(super) fn longest_payload(contexts: &[SelectedContext]) -> usize {
+        const LENGTH: usize = 8;
+        const NUMBER: usize = 4;
+        LENGTH + NUMBER * contexts.len()
+    }
+
+    /// What a full answer may take of memory, in bytes: extents are sectors at the least,
+    /// but for the first and the last.
+    fn memory(&self) -> u32 {
+        const SECTOR: u64 = 512;
+        let sectors = usize::try_from(self.length / SECTOR + 2).unwrap_or(usize::MAX);
+        let each = if self.one { 1 } else { sectors.min(MAX_EXTENTS / self.contexts.len().max(1)) };
+        let bytes = each * self.contexts.len() * EXTENT;
+        u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_PAYLOAD)
+    }
+
+    /// How many extents each context may have in that much memory.
+    fn most(&self, memory: u32) -> usize {
+        if self.one { 1 } else { (memory as usize / EXTENT / self.contexts.len().max(1)).max(1) }
+    }
+}
