@@ -1,7 +1,8 @@
 //! Values that are costly to make, bounded in bytes, each made once however many ask.
 
 use std::future::Future;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use quick_cache::sync::Cache;
@@ -42,9 +43,14 @@ pub(crate) fn bounded<K: Hash + Eq, V: Clone, W: Weighter<K, V> + Clone>(
 }
 
 /// A cache of byte strings. It doesn't know what they mean.
+///
+/// Values that are used again and again stay while others pass through. Uses in quick
+/// succession count as one: a client that reads a value in small parts, or the neighbours
+/// of one that lies across two requests, is no reason to keep it.
 #[derive(Debug)]
 pub struct ByteCache<K> {
     cache: Cache<K, Bytes, ByLength>,
+    recent: Recent,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -59,13 +65,22 @@ impl<K> Weighter<K, Bytes> for ByLength {
 impl<K: Hash + Eq + Clone> ByteCache<K> {
     /// A cache of at most `budget` bytes, for values of mostly `typical` bytes.
     pub fn new(budget: u64, typical: u64) -> Self {
+        Self::with_clock(budget, typical, uptime)
+    }
+
+    fn with_clock(budget: u64, typical: u64, clock: fn() -> u64) -> Self {
         let cache = bounded(budget, typical, SMALLEST_SHARD, ByLength);
-        Self { cache }
+        Self { cache, recent: Recent::new(clock) }
     }
 
     /// The value, if it is here.
     pub fn get(&self, key: &K) -> Option<Bytes> {
-        self.cache.get(key)
+        if self.recent.is_use_of_its_own(key) { self.cache.get(key) } else { self.cache.peek(key) }
+    }
+
+    /// Whether the value is here. That is no use of it.
+    pub fn contains(&self, key: &K) -> bool {
+        self.cache.contains_key(key)
     }
 
     /// The value, made by `make` if it isn't here.
@@ -80,8 +95,55 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         key: &K,
         make: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<Bytes, E> {
-        self.cache.get_or_insert_async(key, make).await
+        match self.get(key) {
+            Some(value) => Ok(value),
+            None => self.cache.get_or_insert_async(key, make).await,
+        }
     }
+}
+
+/// Remembers, for a second or two, which keys were used: of as many as it has slots, and of
+/// the others at times. It takes part in every look-up, so it is no more than a table of
+/// atomic numbers: a part of the key's hash, and the second in which a use of it counted.
+#[derive(Debug)]
+struct Recent {
+    slots: Box<[AtomicU64]>,
+    hasher: RandomState,
+    clock: fn() -> u64,
+}
+
+impl Recent {
+    /// Twice as many as a cache of 2 GiB has blocks.
+    const SLOTS: u64 = 1 << 16;
+    /// The part of a slot that is the time.
+    const TIME: u64 = 0xffff;
+
+    fn new(clock: fn() -> u64) -> Self {
+        let slots = (0..Self::SLOTS).map(|_| AtomicU64::new(0)).collect();
+        Self { slots, hasher: RandomState::new(), clock }
+    }
+
+    /// Whether this use is a new one, rather than a part of one that was counted a moment
+    /// ago.
+    fn is_use_of_its_own(&self, key: &impl Hash) -> bool {
+        let hash = self.hasher.hash_one(key);
+        let place = usize::try_from(hash % Self::SLOTS).unwrap_or(0);
+        let Some(slot) = self.slots.get(place) else { return true };
+        let now = (self.clock)() & Self::TIME;
+        let counted = slot.load(Ordering::Relaxed);
+        let age = now.wrapping_sub(counted) & Self::TIME;
+        if (counted ^ hash) & !Self::TIME == 0 && age <= 1 {
+            return false;
+        }
+        slot.store(hash & !Self::TIME | now, Ordering::Relaxed);
+        true
+    }
+}
+
+/// Seconds since some time before the program was started.
+fn uptime() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    u64::try_from(now.tv_sec).unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -130,5 +192,48 @@ mod tests {
             assert!(cache.cache.weight() <= 100_000);
         }
         assert!(cache.cache.len() > 50);
+    }
+
+    thread_local! {
+        static NOW: std::cell::Cell<u64> = const { std::cell::Cell::new(100) };
+    }
+
+    /// Uses `key` as a reader does that asks for it in four parts.
+    async fn read(cache: &ByteCache<u32>, key: u32) {
+        for _ in 0..4 {
+            let make = async { Ok::<_, ()>(Bytes::from(vec![0; 1000])) };
+            cache.get_or_make(&key, make).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_reads_everything_once_pushes_out_nothing_that_is_in_use() {
+        let cache = ByteCache::with_clock(200_000, 1000, || NOW.get());
+        // What machines boot from: 50 values of the 170 that there is room for.
+        for _ in 0..3 {
+            for key in 0..50 {
+                read(&cache, key).await;
+            }
+            NOW.set(NOW.get() + 10);
+        }
+        // A backup of ten times as much as there is room for.
+        for key in 1000..3000 {
+            read(&cache, key).await;
+            NOW.set(NOW.get() + u64::from(key % 50 == 0));
+        }
+        let kept = (0..50).filter(|key| cache.contains(key)).count();
+        assert_eq!(kept, 50);
+    }
+
+    #[test]
+    fn uses_in_quick_succession_are_one() {
+        let recent = Recent::new(|| NOW.get());
+        let uses = |key: u32| (0..3).filter(|_| recent.is_use_of_its_own(&key)).count();
+        assert_eq!([uses(1), uses(1)], [1, 0]);
+        NOW.set(NOW.get() + 2);
+        assert_eq!(uses(1), 1);
+        // The table's times come round.
+        NOW.set(NOW.get() + Recent::TIME + 3);
+        assert_eq!(uses(1), 1);
     }
 }

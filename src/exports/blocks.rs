@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tokio::task::JoinSet;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 
+use super::decoders::Client;
 use super::reader::{BlockKey, BlockReader, Failure};
 use crate::nbd::{Segment, Span};
 use crate::snapshot::{Block, Snapshot, StreamKind};
@@ -41,12 +43,16 @@ pub(super) struct Unread {
     pub(super) cause: Failure,
 }
 
-/// The blocks of one stream. A copy costs two counts, so each task may have one.
+/// What reading an index page is worth among blocks, in bytes.
+pub(super) const PAGE_WORK: u64 = 64 * 1024;
+
+/// The blocks of one stream, for one client.
 #[derive(Debug, Clone)]
 pub(super) struct Blocks {
     pub(super) stream: StreamKind,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) reader: Arc<BlockReader>,
+    pub(super) client: Arc<Client>,
 }
 
 impl Blocks {
@@ -75,24 +81,11 @@ impl Blocks {
             Some(located) => located.map_err(Failure::Snapshot),
             None => {
                 let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
-                self.reader.off_the_runtime(move || snapshot.locate(stream, at)).await
+                let work = move || snapshot.locate(stream, at);
+                self.reader.off_the_runtime(&self.client, PAGE_WORK, work).await
             }
         };
         located.map_err(|cause| Unread { at, cause })
-    }
-
-    /// A block's bytes, from the cache or from its archive.
-    async fn block(&self, block: Block) -> Result<Bytes, Failure> {
-        let key = BlockKey::of(&block, &self.snapshot, self.stream);
-        let snapshot = Arc::clone(&self.snapshot);
-        let decode = self.reader.off_the_runtime(move || snapshot.read_block(&block));
-        let make = async { decode.await.map(Bytes::from) };
-        let bytes = self.reader.cache.get_or_make(&key, make).await?;
-        if bytes.len() != block.length() as usize {
-            let (cached, listed) = (bytes.len(), block.length());
-            return Err(Failure::LengthDiffers { cached, listed });
-        }
-        Ok(bytes)
     }
 
     /// Hands over the parts of `span` as they become ready.
@@ -101,8 +94,7 @@ impl Blocks {
         span: Span,
         mut part: impl FnMut(u64, Segment) + Send,
     ) -> Result<(), Unread> {
-        let panicked = |_| Unread { at: span.offset, cause: Failure::Panicked };
-        let mut tasks = JoinSet::new();
+        let mut under_way = FuturesUnordered::new();
         let mut at = span.offset;
         let mut blocks = 0;
         while at < span.end() {
@@ -111,26 +103,46 @@ impl Blocks {
             at = group.end;
             if group.is_zeros {
                 part(start, zeros(at - start));
-            } else if start == span.offset && at == span.end() {
-                part(start, self.segment(group, span).await?);
-            } else {
-                // No more side by side than keep the decoders busy: other clients' blocks
-                // come between them.
-                while tasks.len() >= GROUPS_AT_ONCE {
-                    if let Some(done) = tasks.join_next().await {
-                        let (offset, segment) = done.map_err(panicked)?;
-                        part(offset, segment?);
-                    }
-                }
-                let this = self.clone();
-                tasks.spawn(async move { (start, this.segment(group, span).await) });
+                continue;
             }
+            // No more side by side than keep the decoders busy: what waits for its
+            // neighbours takes memory.
+            while under_way.len() >= GROUPS_AT_ONCE {
+                if let Some((offset, segment)) = under_way.next().await {
+                    part(offset, segment?);
+                }
+            }
+            under_way.push(async move { (start, self.segment(group, span).await) });
         }
-        while let Some(done) = tasks.join_next().await {
-            let (offset, segment) = done.map_err(panicked)?;
+        while let Some((offset, segment)) = under_way.next().await {
             part(offset, segment?);
         }
         Ok(())
+    }
+
+    /// Brings the blocks of `span` into the cache, as long as nobody else needs the decoders:
+    /// nothing that is asked for has to wait for it.
+    pub(super) async fn read_ahead(&self, span: Span) {
+        let mut under_way = FuturesUnordered::new();
+        let mut at = span.offset;
+        while at < span.end() {
+            if !self.reader.is_idle() {
+                // A block that can't be had will be an error for who asks for it.
+                match under_way.next().await {
+                    Some(_) => continue,
+                    None => return,
+                }
+            }
+            let Ok(block) = self.locate(at).await else { return };
+            at = block.end();
+            if block.is_zeros() || self.reader.has(&self.snapshot, self.stream, &block) {
+                continue;
+            }
+            under_way.push(self.reader.block(&self.client, &self.snapshot, self.stream, block));
+            // Begins it.
+            under_way.next().now_or_never();
+        }
+        while under_way.next().await.is_some() {}
     }
 
     /// What is read together from `at` on: a run of zeros, a block, or some small blocks.
@@ -167,8 +179,8 @@ impl Blocks {
     /// What `span` asks for of a group's blocks, waiting for them.
     async fn segment(&self, group: Group, span: Span) -> Result<Segment, Unread> {
         let read = async |block: Block| {
-            let bytes = self.block(block).await;
-            bytes.map_err(|cause| Unread { at: block.start().max(span.offset), cause })
+            let bytes = self.reader.block(&self.client, &self.snapshot, self.stream, block);
+            bytes.await.map_err(|cause| Unread { at: block.start().max(span.offset), cause })
         };
         if let [block] = group.blocks.as_slice() {
             return Ok(part(&read(*block).await?, block, span));

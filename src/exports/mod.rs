@@ -5,6 +5,7 @@
 //! that read the old one go on reading it.
 
 mod blocks;
+mod decoders;
 mod in_folder;
 mod reader;
 mod slot;

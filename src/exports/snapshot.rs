@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 
-use super::blocks::{Blocks, Unread};
+use super::blocks::{Blocks, PAGE_WORK, Unread};
 use super::file_name;
 use super::reader::{BlockReader, Failure};
 use crate::nbd::wire::MAX_PAYLOAD;
@@ -25,7 +25,10 @@ enum Meaning {
 /// the same as those of NAME.
 pub const STATE_CHANGED: u32 = 1;
 
-/// One stream of a snapshot, as an export.
+/// What answering a block status request is worth among blocks, in bytes.
+const STATUS_WORK: u64 = 4 * PAGE_WORK;
+
+/// One stream of a snapshot, as an export for one client.
 #[derive(Debug, Clone)]
 pub struct SnapshotExport {
     name: String,
@@ -44,7 +47,7 @@ impl SnapshotExport {
     ) -> Self {
         let description = describe(&snapshot, stream);
         let contexts = vec![("base:allocation".to_owned(), Meaning::Allocation)];
-        let blocks = Blocks { stream, snapshot, reader };
+        let blocks = Blocks { stream, snapshot, reader, client: Arc::default() };
         Self { name, description, blocks, contexts }
     }
 
@@ -86,7 +89,7 @@ impl SnapshotExport {
         let range = offset..offset.saturating_add(length);
         self.blocks
             .reader
-            .off_the_runtime(move || match meaning {
+            .off_the_runtime(&self.blocks.client, STATUS_WORK, move || match meaning {
                 Meaning::Allocation => {
                     snapshot.zeros(stream, range, most).map(|runs| (STATE_HOLE | STATE_ZERO, runs))
                 }
@@ -144,6 +147,10 @@ impl Export for SnapshotExport {
     ) -> Result<(), ReadError> {
         let read = self.blocks.read(span, part).await;
         read.map_err(|Unread { at, cause }| self.unreadable(at, &cause))
+    }
+
+    async fn read_ahead(&self, span: Span) {
+        self.blocks.read_ahead(span).await;
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ReadError> {

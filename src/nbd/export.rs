@@ -102,6 +102,13 @@ pub trait Export: Send + Sync + 'static {
         part: impl FnMut(u64, Segment) + Send,
     ) -> impl Future<Output = Result<(), ReadError>> + Send;
 
+    /// Prepares for reads of `span`, which will probably come, as far as that is in nobody's
+    /// way. It is dropped when they turn out not to come.
+    fn read_ahead(&self, span: Span) -> impl Future<Output = ()> + Send {
+        let _ = span;
+        std::future::ready(())
+    }
+
     /// Prepares for reads of that range, as far as that makes sense (`NBD_CMD_CACHE`).
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! One archive file: its header and master index in memory, the rest where it is.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -95,14 +96,18 @@ impl Archive {
                 return Err(Problem::Invalid("a block's place in the file").of(&self.path));
             }
         };
-        let mut stored = read(&self.path, self.storage.as_ref(), place, "read a block")?;
-        self.decode(&mut stored, checksum, block)
-            .map_err(|problem| problem.at(&self.path, place.offset))
+        with_buffer(place.length as usize, |stored| {
+            self.storage
+                .read_exact_at(stored, place.offset)
+                .map_err(|error| Problem::Io("read a block", error))
+                .and_then(|()| self.decode(stored, checksum, block))
+                .map_err(|problem| problem.at(&self.path, place.offset))
+        })
     }
 
     fn decode(
         &self,
-        stored: &mut Vec<u8>,
+        stored: &mut [u8],
         checksum: u32,
         block: &Located,
     ) -> Result<Vec<u8>, Problem> {
@@ -110,10 +115,11 @@ impl Archive {
         if got != checksum {
             return Err(Problem::Checksum { got, expected: checksum });
         }
-        if let Some(key) = &self.key {
-            key.open(block.number, stored)?;
-        }
-        let decoded = self.codec.decode(stored, block.length)?;
+        let compressed = match &self.key {
+            Some(key) => key.open(block.number, stored)?,
+            None => stored,
+        };
+        let decoded = self.codec.decode(compressed, block.length)?;
         check_hash(&decoded, block.entry.hash)?;
         Ok(decoded)
     }
@@ -150,6 +156,24 @@ impl Archive {
         );
         Ok(())
     }
+}
+
+/// Lends this thread's buffer for stored blocks. What is in it is anybody's.
+fn with_buffer<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    /// Larger ones are rare, and not kept, in bytes.
+    const KEPT: usize = 1024 * 1024;
+    thread_local! {
+        static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    }
+    let mut buffer = BUFFER.take();
+    if buffer.len() < length {
+        buffer.resize(length, 0);
+    }
+    let done = work(buffer.get_mut(..length).unwrap_or_default());
+    if buffer.capacity() <= KEPT {
+        BUFFER.set(buffer);
+    }
+    done
 }
 
 /// Compares a block's bytes with its hash, where the packer gave one.

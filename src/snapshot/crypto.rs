@@ -33,16 +33,17 @@ impl BlockKey {
             .map_err(|_| Problem::Invalid("the key"))
     }
 
-    /// Decrypts block `number` in place and cuts off its tag.
-    pub(super) fn open(&self, number: u64, stored: &mut Vec<u8>) -> Result<(), Problem> {
+    /// Decrypts block `number` in place; what it returns is without the tag.
+    pub(super) fn open<'a>(
+        &self,
+        number: u64,
+        stored: &'a mut [u8],
+    ) -> Result<&'a mut [u8], Problem> {
         let mut nonce = [0; NONCE_LEN];
         if let Some(counter) = nonce.last_chunk_mut() {
             *counter = number.to_be_bytes();
         }
         let nonce = Nonce::assume_unique_for_key(nonce);
-        let length =
-            self.0.open_in_place(nonce, Aad::empty(), stored).map_err(|_| Problem::Tag)?.len();
-        stored.truncate(length);
-        Ok(())
+        self.0.open_in_place(nonce, Aad::empty(), stored).map_err(|_| Problem::Tag)
     }
 }

@@ -4,7 +4,8 @@
 //! A connection is one task. It takes requests in ([`inbox`]), has each judged
 //! ([`verdict`]), and writes the answers to those that need no waiting into a queue
 //! ([`answer`], [`outgoing`]); the rest goes to tasks of its own ([`work`]), whose answers
-//! come back by a channel. When nothing more has arrived, or enough waits, it sends the
+//! come back by a channel. What a client that reads in order will ask for next is read
+//! ahead ([`sequence`]). When nothing more has arrived, or enough waits, it sends the
 //! queue ([`outbox`]): what arrived together is answered together.
 
 mod answer;
@@ -14,6 +15,7 @@ mod inbox;
 mod outbox;
 mod outgoing;
 mod pace;
+mod sequence;
 mod ticket;
 mod verdict;
 mod work;
@@ -25,7 +27,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::budget::{Budget, Share};
 use super::error::Refusal;
@@ -36,6 +38,7 @@ use answer::Answer;
 use inbox::Inbox;
 use outbox::Outbox;
 use outgoing::Outgoing;
+use sequence::{Outlook, Sequence};
 use ticket::Ticket;
 use verdict::{BAD_STATUS_PAYLOAD, Session, Verdict, judge, status_range};
 use work::{Job, PIECE, StatusQuery, WRONG_PARTS, Worker};
@@ -124,6 +127,9 @@ struct Connection<S, E> {
     worker: Arc<Worker<E>>,
     /// What has to wait. It ends with the connection.
     tasks: JoinSet<()>,
+    sequence: Sequence,
+    /// What is being read ahead.
+    ahead: Option<AbortHandle>,
     /// By which answers of `tasks` come back.
     replies: mpsc::UnboundedSender<Outgoing>,
     ready: mpsc::UnboundedReceiver<Outgoing>,
@@ -146,6 +152,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             outbox: Outbox::new(writer, Arc::clone(&share), limits.stall),
             worker: Arc::new(Worker::new(Arc::clone(&export), Arc::clone(&share))),
             tasks: JoinSet::new(),
+            sequence: Sequence::default(),
+            ahead: None,
             export,
             session,
             contexts,
@@ -204,6 +212,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             Verdict::Read { span, whole } => {
                 self.bytes += u64::from(span.length);
                 self.read(answer, span, whole);
+                self.look_ahead(span);
             }
             Verdict::Cache { offset, length } => self.spawn(answer, Job::Cache { offset, length }),
             Verdict::Status { offset, length, one } => {
@@ -259,6 +268,25 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         let queue = &mut self.outbox.queue;
         answer.data(queue, span, whole, true, &mut self.segments);
         queue.push_receipt(Some(hold), true);
+    }
+
+    /// Reads ahead of a client that reads in order, and stops when it doesn't any more.
+    fn look_ahead(&mut self, span: Span) {
+        match self.sequence.note(span, self.session.size) {
+            Outlook::Unchanged => {}
+            Outlook::Elsewhere => {
+                if let Some(ahead) = self.ahead.take() {
+                    ahead.abort();
+                }
+            }
+            // One thing at a time: a client that is ahead of it doesn't need it.
+            Outlook::Ahead(_) if self.ahead.as_ref().is_some_and(|last| !last.is_finished()) => {}
+            Outlook::Ahead(span) => {
+                let export = Arc::clone(&self.export);
+                let ahead = self.tasks.spawn(async move { export.read_ahead(span).await });
+                self.ahead = Some(ahead);
+            }
+        }
     }
 
     /// Has a request answered by a task of its own.
