@@ -6,12 +6,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use hexz_nbd::config::{Config, Limits, Timeouts};
+use hexz_nbd::config::{Config, Limits, Memory, Timeouts};
 use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, Folder, Named};
 use hexz_nbd::gateway::access::{AccessList, Network};
 use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::gateway::tls::{TlsFiles, TlsVersion};
-use hexz_nbd::snapshot::{OpenOptions, PasswordSource};
+use hexz_nbd::snapshot::{IndexPages, OpenOptions, PasswordSource};
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -134,12 +134,16 @@ pub(crate) struct Serve {
     /// Serve the bare stream of an archive that holds a packed directory
     #[arg(long, help_heading = "Snapshots")]
     raw: bool,
-    /// Memory for decoded blocks
+    /// Memory for decoded blocks, index pages and answers on their way. The program takes up
+    /// to 64 MiB more for itself and its connections
     #[arg(
         long, value_name = "SIZE", default_value = "256MiB",
         value_parser = size, help_heading = "Snapshots"
     )]
     cache_size: ByteSize,
+    /// Don't compare decoded blocks with their BLAKE3; CRC-32 and length still have to fit
+    #[arg(long, help_heading = "Snapshots")]
+    skip_hashes: bool,
 
     /// The server's certificate in PEM form, followed by those that lead to its root.
     /// With it TLS is required
@@ -216,17 +220,23 @@ impl Serve {
         &self,
         password: Option<PasswordSource>,
     ) -> Result<Catalog, CatalogError> {
+        let memory = self.memory();
         let options = OpenOptions {
             parent_dirs: self.parent_dir.clone(),
             parents_anywhere: self.allow_parent_anywhere,
             password,
             raw: self.raw,
-            ..OpenOptions::default()
+            verify_hashes: !self.skip_hashes,
+            index_pages: IndexPages::new(memory.index),
         };
         let folder = self.export_dir.clone().map(Folder::new);
-        let reader = BlockReader::new(self.cache_size.as_u64());
+        let reader = BlockReader::new(memory.blocks);
         let default = self.default_export.clone();
         Catalog::new(self.snapshots.clone(), folder, default, options, reader)
+    }
+
+    fn memory(&self) -> Memory {
+        Memory::of(self.cache_size.as_u64())
     }
 
     /// The export for clients that name none.
@@ -256,6 +266,7 @@ impl Serve {
             limits: Limits {
                 connections: self.max_connections,
                 connections_per_address: self.max_connections_per_address,
+                in_flight: self.memory().in_flight,
                 ..Limits::default()
             },
             timeouts: Timeouts {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::gateway::access::AccessList;
 use crate::gateway::listen::ListenAddress;
+use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
 
 /// What the gateway needs to know.
 #[derive(Debug, Clone)]
@@ -46,6 +47,29 @@ impl Default for Limits {
             handshakes_per_address: 32,
             in_flight: 32 * 1024 * 1024,
         }
+    }
+}
+
+/// How memory is shared out, in bytes. Besides it there are buffers of connections, and a
+/// few bytes for each block of a thin archive's parents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// For decoded blocks.
+    pub blocks: u64,
+    /// For index pages.
+    pub index: u64,
+    /// For replies on their way; see [`Limits::in_flight`].
+    pub in_flight: u32,
+}
+
+impl Memory {
+    /// Shares out `bytes`. Blocks get half of it at the least, and all but 48 MiB if it is
+    /// much.
+    pub fn of(bytes: u64) -> Self {
+        let in_flight = Limits::default().in_flight;
+        let index = (bytes / 16).min(DEFAULT_INDEX_BUDGET);
+        let rest = bytes.saturating_sub(index + u64::from(in_flight));
+        Self { blocks: rest.max(bytes / 2), index, in_flight }
     }
 }
 
@@ -126,6 +150,15 @@ mod tests {
             limits: Limits::default(),
             timeouts: Timeouts::default(),
         }
+    }
+
+    #[test]
+    fn memory_is_shared_out() {
+        const MIB: u64 = 1 << 20;
+        let blocks = |mib: u64| Memory::of(mib * MIB).blocks / MIB;
+        assert_eq!([0, 16, 256, 4096].map(blocks), [0, 8, 208, 4048]);
+        let all = Memory::of(256 * MIB);
+        assert_eq!(all.blocks + all.index + u64::from(all.in_flight), 256 * MIB);
     }
 
     #[test]

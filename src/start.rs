@@ -2,8 +2,10 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -74,15 +76,19 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         None => None,
     };
     warn_of_surprises(&config);
+    raise_descriptor_limit();
 
     until_signal(async |shutdown| {
         let what = open(&catalog, options).await?;
         let how = if tls.is_some() { "over TLS" } else { "without TLS" };
         let to = config.access.to_string();
+        let reader = Arc::clone(catalog.reader());
         let gateway = Gateway::bind(config, tls, catalog)?;
         let listen = join(&gateway.addresses()?);
         tracing::info!(%listen, "ready: serving {what} {how} to {to}");
-        Ok(gateway.run(shutdown).await?)
+        let ended = gateway.run(shutdown).await;
+        tracing::info!(decoded = reader.decoded(), "ended; so many blocks were decoded");
+        Ok(ended?)
     })
 }
 
@@ -166,6 +172,16 @@ fn note_odd_size(export: &SnapshotExport) {
             export.size(),
             export.size() % SECTOR,
         );
+    }
+}
+
+/// Takes as many file descriptors as the system lets it: each connection needs one, and
+/// the usual limit of 1024 is for programs that can't count farther.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
     }
 }
 

@@ -106,6 +106,11 @@ impl Catalog {
         }
     }
 
+    /// What reads blocks for all exports.
+    pub fn reader(&self) -> &Arc<BlockReader> {
+        &self.reader
+    }
+
     /// Opens those that were named: the exports that there are then, and for each that
     /// can't be opened why.
     pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<crate::snapshot::Error>) {

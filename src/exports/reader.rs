@@ -17,15 +17,16 @@ use crate::snapshot::{Block, BlockHash, Error, Snapshot, StreamKind};
 pub(super) enum BlockKey {
     /// Equal hashes are equal bytes, whatever archive they are from.
     Content(BlockHash),
-    /// A block without a hash is only equal to itself.
+    /// A block without a verified hash is only equal to itself.
     Place { snapshot: u64, stream: StreamKind, start: u64 },
 }
 
 impl BlockKey {
     pub(super) fn of(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
         match block.hash() {
-            Some(hash) => Self::Content(hash),
-            None => Self::Place { snapshot: snapshot.id(), stream, start: block.start() },
+            // What wasn't verified must not be served for another archive's block.
+            Some(hash) if snapshot.verifies_hashes() => Self::Content(hash),
+            _ => Self::Place { snapshot: snapshot.id(), stream, start: block.start() },
         }
     }
 }

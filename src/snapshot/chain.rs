@@ -17,7 +17,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, E
     let storage =
         FileStorage::open(&path).map_err(|error| Problem::Io("open it", error).of(&path))?;
     let identity = storage.identity();
-    let archive = Archive::open(path, Arc::new(storage), options.password.as_ref())?;
+    let archive = Archive::open(path, Arc::new(storage), options)?;
     ancestors(archive, Some(identity), options)
 }
 
@@ -27,7 +27,7 @@ pub(super) fn open_storage(
     storage: Arc<dyn Storage>,
     options: &OpenOptions,
 ) -> Result<Vec<Archive>, Error> {
-    let archive = Archive::open(Arc::from(name), storage, options.password.as_ref())?;
+    let archive = Archive::open(Arc::from(name), storage, options)?;
     ancestors(archive, None, options)
 }
 
@@ -69,7 +69,7 @@ fn ancestors(
             }
             opened.push(identity);
             let storage: Arc<dyn Storage> = Arc::new(storage);
-            chain.push(Archive::open(Arc::from(path), storage, options.password.as_ref())?);
+            chain.push(Archive::open(Arc::from(path), storage, options)?);
             let mut lineage = lineage.clone();
             lineage.push(identity);
             queue.push_back(Pending { archive: chain.len() - 1, lineage });

@@ -30,5 +30,5 @@ pub const MAX_STREAM: u64 = i64::MAX as u64;
 /// PBKDF2 iterations: a few seconds of work at the most.
 pub const MAX_KDF_ITERATIONS: u32 = 10_000_000;
 
-/// Memory for index pages of one snapshot, in bytes, unless told otherwise.
-pub const DEFAULT_INDEX_BUDGET: u64 = 32 * 1024 * 1024;
+/// Memory for index pages, in bytes, unless told otherwise: those of some 20 GiB.
+pub const DEFAULT_INDEX_BUDGET: u64 = 16 * 1024 * 1024;

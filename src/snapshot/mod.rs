@@ -26,6 +26,7 @@ mod fields;
 mod header;
 mod index;
 pub mod limits;
+mod pages;
 mod parents;
 mod password;
 mod zeros;
@@ -35,19 +36,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use quick_cache::Weighter;
-use quick_cache::sync::Cache;
-
 use archive::Archive;
 pub use error::{Error, Problem};
 pub use extents::{Reference, Run};
 pub use header::Compression;
 use index::{Content, Located, Page};
+pub use pages::IndexPages;
+use pages::PageId;
 use parents::{InParent, Parents};
 pub use password::{Password, PasswordSource};
 use zeros::ZeroHashes;
 
-use crate::cache::bounded;
 use crate::storage::Storage;
 
 /// One of an archive's two sequences of bytes.
@@ -103,8 +102,12 @@ pub struct OpenOptions {
     pub password: Option<PasswordSource>,
     /// Whether a directory archive's bare stream is wanted.
     pub raw: bool,
-    /// Memory for index pages, in bytes.
-    pub index_budget: u64,
+    /// Whether a block that was decoded is compared with its BLAKE3. Without it a block whose
+    /// stored bytes are as they were written (CRC-32), but were wrong from the start, goes
+    /// unnoticed; that of an encrypted archive has no hash anyway.
+    pub verify_hashes: bool,
+    /// Where index pages are kept, together with those of other snapshots.
+    pub index_pages: Arc<IndexPages>,
 }
 
 impl Default for OpenOptions {
@@ -114,7 +117,8 @@ impl Default for OpenOptions {
             parents_anywhere: false,
             password: None,
             raw: false,
-            index_budget: limits::DEFAULT_INDEX_BUDGET,
+            verify_hashes: true,
+            index_pages: IndexPages::new(limits::DEFAULT_INDEX_BUDGET),
         }
     }
 }
@@ -161,30 +165,13 @@ impl Block {
     }
 }
 
-/// An index page of one archive of a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct PageId {
-    archive: usize,
-    stream: StreamKind,
-    page: usize,
-}
-
-#[derive(Debug, Clone)]
-struct PageMemory;
-
-impl Weighter<PageId, Arc<Page>> for PageMemory {
-    fn weight(&self, _: &PageId, page: &Arc<Page>) -> u64 {
-        page.memory()
-    }
-}
-
 /// An archive and all its ancestors, open for reading.
 #[derive(Debug)]
 pub struct Snapshot {
     id: u64,
     /// The archive itself, then its ancestors, nearer ones first.
     chain: Vec<Archive>,
-    pages: Cache<PageId, Arc<Page>, PageMemory>,
+    pages: Arc<IndexPages>,
     parents: Parents,
     zeros: ZeroHashes,
 }
@@ -224,7 +211,7 @@ impl Snapshot {
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             chain,
-            pages: page_cache(options.index_budget),
+            pages: Arc::clone(&options.index_pages),
             parents: Parents::default(),
             zeros: ZeroHashes::default(),
         })
@@ -261,6 +248,12 @@ impl Snapshot {
         self.chain.first().map_or(Compression::Zstd, |archive| archive.header.compression)
     }
 
+    /// Whether blocks are compared with their hashes, so that equal hashes are known to be
+    /// equal bytes.
+    pub fn verifies_hashes(&self) -> bool {
+        self.chain.first().is_some_and(|archive| archive.verify_hashes)
+    }
+
     /// Whether its own blocks are encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.chain.first().is_some_and(|archive| archive.header.encryption.is_some())
@@ -286,7 +279,7 @@ impl Snapshot {
         let Some(page) = self.page_covering(0, stream, at) else {
             return Some(Err(self.uncovered(stream, at)));
         };
-        let page = self.pages.get(&page)?;
+        let page = self.pages.get(self.id, page)?;
         Some(self.block_on(&page, stream, at))
     }
 
@@ -347,9 +340,8 @@ impl Snapshot {
 
     /// A page from memory, or from its file; loaded once however many ask.
     fn page(&self, id: PageId) -> Result<Arc<Page>, Error> {
-        self.pages.get_or_insert_with(&id, || {
-            let page = self.archive(id.archive)?.load_page(id.stream, id.page, &self.zeros)?;
-            Ok(Arc::new(page))
+        self.pages.get_or_load(self.id, id, || {
+            self.archive(id.archive)?.load_page(id.stream, id.page, &self.zeros)
         })
     }
 
@@ -424,11 +416,4 @@ impl Snapshot {
     fn page_or_note(&self, id: PageId, unread: &mut Option<Error>) -> Option<Arc<Page>> {
         self.page(id).map_err(|error| unread.get_or_insert(error)).ok()
     }
-}
-
-fn page_cache(budget: u64) -> Cache<PageId, Arc<Page>, PageMemory> {
-    /// A page of 4096 blocks in memory, in bytes, rounded up.
-    const LARGEST_PAGE: u64 = 512 * 1024;
-    // A shard must hold several of the largest pages, or they would not be kept at all.
-    bounded(budget.max(4 * LARGEST_PAGE), LARGEST_PAGE, 8 * LARGEST_PAGE, PageMemory)
 }

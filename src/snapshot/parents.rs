@@ -11,8 +11,9 @@ use super::archive::Archive;
 use super::error::{Error, printable};
 use super::index::Located;
 use super::limits::MAX_PARENT_BLOCKS;
+use super::pages::PageId;
 use super::zeros::ZeroHashes;
-use super::{BlockHash, PageId, StreamKind};
+use super::{BlockHash, StreamKind};
 
 /// A block found in an ancestor.
 #[derive(Debug)]
