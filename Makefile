@@ -8,7 +8,11 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PACKAGES := build-essential ca-certificates iproute2 libnbd-bin nbd-client openssl \
 	python3-libnbd qemu-utils
 
-.PHONY: help test check unit tools build certs clean
+# What is measured, and what it is measured with; qemu-utils is among those above.
+BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \
+	qemu-utils valgrind
+
+.PHONY: help test check unit tools build bench bench-peers bench-micro bench-tools certs clean
 
 help:
 	@echo 'make test    install what the tests need, and run all of them'
@@ -16,21 +20,31 @@ help:
 	@echo 'make unit    unit and integration tests, with the tools that are there'
 	@echo 'make tools   install the clients that the tests read with (Debian)'
 	@echo 'make build   the program, in target/release/hexz-nbd'
+	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
+	@echo '             20 minutes, and as much peace as the machine has'
+	@echo 'make bench-micro   parts of the hot paths, and the instructions that these take'
 	@echo 'make certs   a throw-away CA and certificates for localhost, in certs/pki'
 	@echo 'make clean   remove what was built'
 
 test: tools check unit
 
+# The benchmarks are a workspace of their own, built where the rest is, as much of it is
+# the same.
+PEERS := --manifest-path benches/peers/Cargo.toml
+
 check:
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt $(PEERS) --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked $(PEERS) --target-dir target -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
 unit:
 	$(CARGO) test --locked
 
 # Installs only what is missing, so that it needs no network where nothing is.
-tools:
+bench-tools: PACKAGES := $(BENCH_PACKAGES)
+tools bench-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -42,6 +56,17 @@ tools:
 
 build:
 	$(CARGO) build --locked --release
+
+bench: bench-peers bench-micro
+
+bench-peers: bench-tools build
+	$(CARGO) build --locked --release --manifest-path benches/hexz-server/Cargo.toml --target-dir target
+	$(CARGO) build --locked --release $(PEERS) --target-dir target
+	target/release/hexz-nbd-peers --folder target/bench --output docs/performance $(BENCH_OPTIONS)
+
+bench-micro: bench-tools
+	$(CARGO) bench --locked --bench micro
+	benches/count-instructions.sh
 
 certs:
 	test -e certs/pki/server-key.pem || certs/make-certs.sh certs/pki localhost 127.0.0.1 ::1

@@ -91,6 +91,19 @@ where
     }
 }
 
+/// Asks for structured replies. [`Transmission::read`] doesn't understand them: it is for
+/// callers that go on by themselves.
+pub async fn structured_replies<S>(stream: &mut S) -> Result<(), ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    send_option(stream, Opt::STRUCTURED_REPLY, &[]).await?;
+    match option_reply(stream, Opt::STRUCTURED_REPLY).await? {
+        (Rep::ACK, _) => Ok(()),
+        _ => Err(ClientError::Unexpected("STRUCTURED_REPLY")),
+    }
+}
+
 /// The names of the exports, with their descriptions.
 pub async fn list<S>(stream: &mut S) -> Result<Vec<(String, String)>, ClientError>
 where

@@ -1,0 +1,62 @@
+//! Whether fio measures what this program measures: one request at a time, so that the
+//! client isn't what limits either.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::bench::{Bench, median_of, uri};
+use crate::load::{Load, PLACE};
+use crate::row::{Row, Unit};
+use crate::servers::{Running, Server, Setup};
+
+pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (setup, how) in
+        [(Setup::plain(Server::Nbdkit), "without TLS"), (Setup::tls(Server::Nbdkit), "with TLS")]
+    {
+        if !bench.has(setup.server) {
+            continue;
+        }
+        let samples = bench.in_turn(&[setup], |round, running| {
+            bench.warm(running)?;
+            let size = bench.material.image.metadata()?.len();
+            let load = Load {
+                in_flight: 1,
+                // fio knows nothing of where there is data.
+                places: (0..u32::try_from(size / PLACE)?).collect(),
+                ..bench.random(round)
+            };
+            Ok((load.run(&running.target)?.per_second(), fio(bench, running)?))
+        })?;
+        let samples = samples.into_iter().next().flatten().unwrap_or_default();
+        let figure = |value| Unit::ReadsPerSecond.of(value);
+        rows.push(Row::new(
+            format!("this program and fio: nbdkit, 4 KiB at random, one at a time, {how}"),
+            figure(median_of(&samples, |sample| sample.0)),
+            "fio's engine nbd",
+            Some(figure(median_of(&samples, |sample| sample.1))),
+        ));
+    }
+    Ok(rows)
+}
+
+/// The reads a second that fio counts.
+fn fio(bench: &Bench, running: &Running) -> Result<f64> {
+    let time = bench.scale.time.as_secs().max(1);
+    let output = Command::new("fio")
+        .args(["--name=read", "--ioengine=nbd", "--rw=randread", "--bs=4k", "--iodepth=1"])
+        .args(["--time_based", "--output-format=json", "--norandommap"])
+        .arg(format!("--runtime={time}"))
+        .arg(format!("--uri={}", uri(running, &bench.material.pki)))
+        .stdin(Stdio::null())
+        .output()
+        .context("run fio")?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "fio fails: {}", why.trim());
+    // Its engine says on the same channel that it has connected.
+    let json = output.stdout.iter().position(|&byte| byte == b'{').unwrap_or_default();
+    let result: Value = serde_json::from_slice(&output.stdout[json..]).context("fio's result")?;
+    result["jobs"][0]["read"]["iops"].as_f64().context("fio counts no reads")
+}
