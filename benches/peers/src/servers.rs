@@ -240,7 +240,8 @@ fn nbd_server(tls: bool, port: u16, material: &Material) -> Result<Command> {
     if tls {
         let pki = material.pki.display();
         text += &format!(
-            "force_tls = true\ncertfile = {pki}/server-cert.pem\nkeyfile = {pki}/server-key.pem\n\
+            // Its own default is TLS 1.2 alone.
+            "force_tls = true\ntlsprio = NORMAL\ncertfile = {pki}/server-cert.pem\nkeyfile = {pki}/server-key.pem\n\
              cacertfile = {pki}/ca-cert.pem\n"
         );
     }
@@ -268,17 +269,23 @@ fn option(name: &str, path: &Path) -> String {
     format!("{name}{}", path.display())
 }
 
-/// The client's side of TLS: it trusts the CA that the servers' certificate is from.
+/// The client's side of TLS: it trusts the CA that the servers' certificate is from. It has
+/// a certificate as well, for nbd-server, which wants one; the server's will do.
 pub(crate) fn client_tls(pki: &Path, resumption: bool) -> Result<Arc<ClientConfig>> {
-    let file = pki.join("ca-cert.pem");
-    let pem = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    let pem = |name: &str| {
+        let file = pki.join(name);
+        fs::read(&file).with_context(|| format!("read {}", file.display()))
+    };
     let mut roots = rustls::RootCertStore::empty();
-    for certificate in rustls_pemfile::certs(&mut pem.as_slice()) {
+    for certificate in rustls_pemfile::certs(&mut pem("ca-cert.pem")?.as_slice()) {
         roots.add(certificate?)?;
     }
+    let own = rustls_pemfile::certs(&mut pem("server-cert.pem")?.as_slice())
+        .collect::<Result<Vec<_>, _>>()?;
+    let key = rustls_pemfile::private_key(&mut pem("server-key.pem")?.as_slice())?;
     let mut config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
         .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_client_auth_cert(own, key.context("there is no key in server-key.pem")?)?;
     if !resumption {
         config.resumption = rustls::client::Resumption::disabled();
     }

@@ -1,12 +1,17 @@
 //! Whether fio measures what this program measures: one request at a time, so that the
 //! client isn't what limits either.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::geteuid;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::bench::{Bench, median_of, uri};
+use crate::bench::{Bench, median_of};
 use crate::load::{Load, PLACE};
 use crate::row::{Row, Unit};
 use crate::servers::{Running, Server, Setup};
@@ -42,14 +47,37 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// The user that everything runs as that shall have no rights.
+const NOBODY: u32 = 65534;
+
+/// fio doesn't let a URI name certificates, so they have to be where libnbd looks for them:
+/// in a home.
+fn home_with_ca(bench: &Bench) -> Result<TempDir> {
+    let home = tempfile::tempdir()?;
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))?;
+    let pki = home.path().join(".pki/libnbd");
+    fs::create_dir_all(&pki)?;
+    fs::copy(bench.material.pki.join("ca-cert.pem"), pki.join("ca-cert.pem"))?;
+    Ok(home)
+}
+
 /// The reads a second that fio counts.
 fn fio(bench: &Bench, running: &Running) -> Result<f64> {
     let time = bench.scale.time.as_secs().max(1);
-    let output = Command::new("fio")
+    let home = home_with_ca(bench)?;
+    let mut command = Command::new("fio");
+    if geteuid().is_root() {
+        // For root libnbd would look in /etc.
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
+    }
+    let port = running.target.address.port();
+    let scheme = if running.target.tls.is_some() { "nbds" } else { "nbd" };
+    let output = command
+        .env("HOME", home.path())
         .args(["--name=read", "--ioengine=nbd", "--rw=randread", "--bs=4k", "--iodepth=1"])
         .args(["--time_based", "--output-format=json", "--norandommap"])
         .arg(format!("--runtime={time}"))
-        .arg(format!("--uri={}", uri(running, &bench.material.pki)))
+        .arg(format!("--uri={scheme}://localhost:{port}/"))
         .stdin(Stdio::null())
         .output()
         .context("run fio")?;
