@@ -25,7 +25,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (resumption, what) in [
         (false, "TLS handshakes, up to choosing the export"),
-        (true, "the same, by clients that would resume"),
+        (true, "TLS handshakes of clients that would resume"),
     ] {
         let setups = [Setup::tls(Server::HexzNbd), Setup::tls(Server::Nbdkit)];
         let samples = bench.in_turn(&setups, |_, running| connect(bench, running, resumption))?;

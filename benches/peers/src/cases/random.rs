@@ -10,9 +10,10 @@ use crate::servers::{Server, Setup};
 /// All of it is in memory: what counts is the way from a request to its reply.
 pub(super) fn warm(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (connections, what) in
-        [(1, "4 KiB at random, warm, 32 in flight"), (4, "the same, 4 connections")]
-    {
+    for (connections, what) in [
+        (1, "4 KiB at random, warm, 32 in flight"),
+        (4, "4 KiB at random, warm, 4 times 32 in flight"),
+    ] {
         let setups = [Setup::tls(Server::HexzNbd).with_room_for_all(), Setup::tls(Server::Nbdkit)];
         let samples = bench.in_turn(&setups, |round, running| {
             bench.warm(running)?;
@@ -40,8 +41,8 @@ pub(super) fn cold(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (what, reads, setup, aim) in [
         ("4 KiB at random, cold", many, cached as fn(Setup) -> Setup, true),
-        ("the same, the first tenth", few, cached, false),
-        ("the same, default cache", many, |setup| setup, false),
+        ("4 KiB at random, cold, the first of them", few, cached, false),
+        ("4 KiB at random, cold, default cache", many, |setup| setup, false),
     ] {
         let setups = [Setup::tls, Setup::plain]
             .map(|transport| [setup(transport(Server::HexzNbd)), transport(Server::QemuNbd)]);

@@ -118,7 +118,8 @@ impl BarChart {
             let mark = line(x, top, top + BAR + 8.0).set("stroke", "#c0392b");
             document = document.add(mark.set("stroke-width", 2));
         }
-        let behind = end.max(bar.mark.map_or(end, |mark| self.x(mark))) + 8.0;
+        let ends = [end, self.x(self.origin()), bar.mark.map_or(end, |mark| self.x(mark))];
+        let behind = ends.into_iter().fold(end, f64::max) + 8.0;
         document.add(text(&bar.text, behind, middle + 4.0, 13.0).set("font-weight", "bold"))
     }
 
