@@ -2,7 +2,9 @@
 
 use std::cell::OnceCell;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use crate::material::Material;
 use crate::measure::{cpu_seconds, median, progress};
 use crate::options::Options;
 use crate::row::{Figure, Unit};
-use crate::servers::{Running, Server, Setup};
+use crate::servers::{Running, Server, Setup, first_line};
 
 pub(crate) struct Bench {
     pub(crate) material: Material,
@@ -72,13 +74,17 @@ impl Bench {
         self.servers.iter().any(|(other, version)| *other == server && version.is_some())
     }
 
-    /// Each server with its version, or what is said of one that is missing.
+    /// Each server and client with its version, or what is said of one that is missing.
     pub(crate) fn versions(&self) -> Vec<String> {
         let version = |(server, version): &(Server, Option<String>)| {
             let missing = || format!("{}: not installed", server.name());
             version.clone().unwrap_or_else(missing)
         };
-        self.servers.iter().map(version).collect()
+        let clients = ["fio", "nbdcopy"].map(|client| {
+            let version = first_line(Command::new(client).arg("--version"));
+            version.unwrap_or_else(|_| format!("{client}: not installed"))
+        });
+        self.servers.iter().map(version).chain(clients).collect()
     }
 
     /// Reads the whole image through the gateway, and compares it byte by byte: no figure
@@ -197,6 +203,17 @@ pub(crate) fn cpu_per_read(samples: &[Sample]) -> Figure {
 /// Processor time of a server for each GiB.
 pub(crate) fn cpu_per_gib(samples: &[Sample]) -> Figure {
     Unit::SecondsPerGib.of(median_of(samples, |sample| sample.cpu / sample.outcome.gib()))
+}
+
+/// Runs another client to its end. `None` if it isn't installed.
+pub(crate) fn run_client(command: &mut Command) -> Result<Option<Output>> {
+    let output = match command.stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        output => output.with_context(|| format!("run {command:?}"))?,
+    };
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?} fails: {}", why.trim());
+    Ok(Some(output))
 }
 
 /// The URI of a server for programs that use libnbd.

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use hexz_nbd::nbd::client::{self, ClientError};
@@ -39,6 +40,9 @@ pub(crate) struct Connection {
     pub(crate) structured: bool,
 }
 
+/// No server takes longer than that for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How much is read from the socket at once, in bytes.
 const WIRE: usize = 256 * 1024;
 
@@ -47,6 +51,7 @@ impl Connection {
     pub(crate) fn open(target: &Target) -> Result<Self> {
         let mut socket = TcpStream::connect(target.address).context("connect")?;
         socket.set_nodelay(true)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         wait(client::greet(&mut Blocking(&mut socket)))?;
         let Some(config) = &target.tls else {
             let (size, structured) = choose(&mut socket, &target.export)?;
@@ -87,14 +92,14 @@ impl Connection {
         let Some(tls) = &mut self.tls else {
             let before = self.plain.len();
             self.plain.resize(before + WIRE, 0);
-            let count = self.socket.read(&mut self.plain[before..])?;
+            let count = self.socket.read(&mut self.plain[before..]).context("no answer")?;
             self.plain.truncate(before + count);
             anyhow::ensure!(count > 0, "the server closed the connection");
             return Ok(());
         };
         // A connection that only idles needs no buffer.
         self.wire.resize(WIRE, 0);
-        let count = self.socket.read(&mut self.wire)?;
+        let count = self.socket.read(&mut self.wire).context("no answer")?;
         anyhow::ensure!(count > 0, "the server closed the connection");
         let mut wire = &self.wire[..count];
         while !wire.is_empty() {

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustls::ClientConfig;
 
 use crate::client::Target;
@@ -47,6 +47,9 @@ impl Server {
 
     /// What it says its version is.
     pub(crate) fn version(self, material: &Material) -> Result<String> {
+        if self == Self::QemuNbd {
+            ensure!(material.qcow2.exists(), "there is no {}", material.qcow2.display());
+        }
         let (mut command, argument) = match self {
             Self::HexzNbd => (Command::new(&material.hexz_nbd), "--version"),
             Self::Nbdkit => (Command::new("nbdkit"), "--version"),
@@ -54,14 +57,16 @@ impl Server {
             Self::NbdServer => (Command::new("nbd-server"), "-V"),
             Self::HexzServer => (Command::new(&material.hexz_peer), "version"),
         };
-        let output = command
-            .arg(argument)
-            .output()
-            .with_context(|| format!("{} can't be run", self.name()))?;
-        let text = [output.stdout, output.stderr].concat();
-        let text = String::from_utf8_lossy(&text);
-        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+        first_line(command.arg(argument)).with_context(|| format!("run {}", self.name()))
     }
+}
+
+/// The first line that a program says.
+pub(crate) fn first_line(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
 /// How clients talk to it.
@@ -123,7 +128,7 @@ impl Running {
         let server = setup.server;
         let port = free_port()?;
         let tls = setup.transport == Transport::Tls;
-        let mut command = match server {
+        let command = match server {
             Server::HexzNbd => hexz_nbd(tls, port, setup, material),
             Server::Nbdkit => nbdkit(tls, port, material),
             Server::QemuNbd => qemu_nbd(tls, port, material),
@@ -131,6 +136,7 @@ impl Running {
             Server::HexzServer => hexz_server(port, material),
         };
         let log = fs::File::create(material.folder.join("server.log"))?;
+        let mut command = ending_with_this_program(&command);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         let child = command.spawn().with_context(|| format!("start {}", server.name()))?;
         let group = child.id();
@@ -191,6 +197,14 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// A group of its own, by which its processor time is counted, doesn't get Ctrl-C.
+fn ending_with_this_program(command: &Command) -> Command {
+    let mut wrapped = Command::new("setpriv");
+    wrapped.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program());
+    wrapped.args(command.get_args());
+    wrapped
 }
 
 fn free_port() -> Result<u16> {

@@ -4,14 +4,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustix::process::geteuid;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::bench::{Bench, median_of};
+use crate::bench::{Bench, median_of, run_client};
 use crate::load::{Load, PLACE};
 use crate::row::{Row, Unit};
 use crate::servers::{Running, Server, Setup};
@@ -36,12 +36,14 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
             Ok((load.run(&running.target)?.per_second(), fio(bench, running)?))
         })?;
         let samples = samples.into_iter().next().flatten().unwrap_or_default();
-        let figure = |value| Unit::ReadsPerSecond.of(value);
+        let ours = median_of(&samples, |sample| sample.0);
+        let fio: Option<Vec<f64>> = samples.iter().map(|sample| sample.1).collect();
+        let fio = fio.map(|rates| median_of(&rates, |rate| *rate));
         rows.push(Row::new(
             format!("this program and fio: nbdkit, 4 KiB at random, one at a time, {how}"),
-            figure(median_of(&samples, |sample| sample.0)),
+            Unit::ReadsPerSecond.of(ours),
             "fio's engine nbd",
-            Some(figure(median_of(&samples, |sample| sample.1))),
+            fio.map(|rate| Unit::ReadsPerSecond.of(rate)),
         ));
     }
     Ok(rows)
@@ -61,8 +63,8 @@ fn home_with_ca(bench: &Bench) -> Result<TempDir> {
     Ok(home)
 }
 
-/// The reads a second that fio counts.
-fn fio(bench: &Bench, running: &Running) -> Result<f64> {
+/// The reads a second that fio counts; `None` if it isn't installed.
+fn fio(bench: &Bench, running: &Running) -> Result<Option<f64>> {
     let time = bench.scale.time.as_secs().max(1);
     let home = home_with_ca(bench)?;
     let mut command = Command::new("fio");
@@ -72,19 +74,16 @@ fn fio(bench: &Bench, running: &Running) -> Result<f64> {
     }
     let port = running.target.address.port();
     let scheme = if running.target.tls.is_some() { "nbds" } else { "nbd" };
-    let output = command
+    command
         .env("HOME", home.path())
         .args(["--name=read", "--ioengine=nbd", "--rw=randread", "--bs=4k", "--iodepth=1"])
         .args(["--time_based", "--output-format=json", "--norandommap"])
         .arg(format!("--runtime={time}"))
-        .arg(format!("--uri={scheme}://localhost:{port}/"))
-        .stdin(Stdio::null())
-        .output()
-        .context("run fio")?;
-    let why = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "fio fails: {}", why.trim());
+        .arg(format!("--uri={scheme}://localhost:{port}/"));
+    let Some(output) = run_client(&mut command)? else { return Ok(None) };
     // Its engine says on the same channel that it has connected.
     let json = output.stdout.iter().position(|&byte| byte == b'{').unwrap_or_default();
     let result: Value = serde_json::from_slice(&output.stdout[json..]).context("fio's result")?;
-    result["jobs"][0]["read"]["iops"].as_f64().context("fio counts no reads")
+    let rate = result["jobs"][0]["read"]["iops"].as_f64();
+    Ok(Some(rate.context("fio counts no reads")?))
 }
