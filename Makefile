@@ -62,11 +62,11 @@ bench: bench-peers bench-micro
 bench-peers: bench-tools build
 	$(CARGO) build --locked --release --manifest-path benches/hexz-server/Cargo.toml --target-dir target
 	$(CARGO) build --locked --release $(PEERS) --target-dir target
-	target/release/hexz-nbd-peers --folder target/bench --output docs/performance $(BENCH_OPTIONS)
+	PATH="$$PATH:/usr/sbin" target/release/hexz-nbd-peers --folder target/bench --output docs/performance $(BENCH_OPTIONS)
 
 bench-micro: bench-tools
 	$(CARGO) bench --locked --bench micro
-	benches/count-instructions.sh
+	CARGO='$(CARGO)' benches/count-instructions.sh
 
 certs:
 	test -e certs/pki/server-key.pem || certs/make-certs.sh certs/pki localhost 127.0.0.1 ::1

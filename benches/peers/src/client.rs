@@ -34,8 +34,6 @@ pub(crate) struct Connection {
     /// What the server said and nobody has taken yet.
     plain: Vec<u8>,
     taken: usize,
-    /// The export's size in bytes.
-    pub(crate) size: u64,
     /// Whether replies are structured.
     pub(crate) structured: bool,
 }
@@ -54,21 +52,21 @@ impl Connection {
         socket.set_read_timeout(Some(PATIENCE))?;
         wait(client::greet(&mut Blocking(&mut socket)))?;
         let Some(config) = &target.tls else {
-            let (size, structured) = choose(&mut socket, &target.export)?;
-            return Ok(Self::new(socket, None, size, structured));
+            let structured = choose(&mut socket, &target.export)?;
+            return Ok(Self::new(socket, None, structured));
         };
         wait(client::start_tls(&mut Blocking(&mut socket)))?;
         let name = ServerName::try_from("localhost")?;
         let tls = ClientConnection::new(Arc::clone(config), name)?;
         let mut stream = StreamOwned::new(tls, socket);
-        let (size, structured) = choose(&mut stream, &target.export)?;
+        let structured = choose(&mut stream, &target.export)?;
         let StreamOwned { conn, sock } = stream;
-        Ok(Self::new(sock, Some(conn), size, structured))
+        Ok(Self::new(sock, Some(conn), structured))
     }
 
-    fn new(socket: TcpStream, tls: Option<ClientConnection>, size: u64, structured: bool) -> Self {
+    fn new(socket: TcpStream, tls: Option<ClientConnection>, structured: bool) -> Self {
         let tls = tls.map(Box::new);
-        Self { socket, tls, wire: Vec::new(), plain: Vec::new(), taken: 0, size, structured }
+        Self { socket, tls, wire: Vec::new(), plain: Vec::new(), taken: 0, structured }
     }
 
     /// Sends requests.
@@ -140,15 +138,15 @@ impl Connection {
     }
 }
 
-/// Chooses an export, with structured replies if the server has them.
-fn choose(stream: &mut (impl Read + Write), export: &str) -> Result<(u64, bool)> {
+/// Chooses an export, with structured replies if the server has them: whether it has.
+fn choose(stream: &mut (impl Read + Write), export: &str) -> Result<bool> {
     let structured = match wait(client::structured_replies(&mut Blocking(stream))) {
         Ok(()) => true,
         Err(ClientError::Refused { .. }) => false,
         Err(error) => return Err(error.into()),
     };
-    let session = wait(client::go(Blocking(stream), export))?;
-    Ok((session.export().size, structured))
+    wait(client::go(Blocking(stream), export))?;
+    Ok(structured)
 }
 
 /// Runs what never waits, since everything below it blocks.

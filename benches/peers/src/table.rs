@@ -87,7 +87,10 @@ impl Report {
                 (None, Some(_)) => "not installed".to_owned(),
                 (figure, _) => shown(figure),
             };
-            let ratio = row.ratio.map(|ratio| format!("{ratio:.2}"));
+            let ratio = row.ratio.map(|ratio| match ratio {
+                ..0.005 => "< 0.01".to_owned(),
+                ratio => format!("{ratio:.2}"),
+            });
             let met = match (row.aim, row.is_met) {
                 (Some(_), Some(true)) => "yes",
                 (Some(_), Some(false)) => "no",

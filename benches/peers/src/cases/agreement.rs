@@ -13,18 +13,33 @@ use tempfile::TempDir;
 
 use crate::bench::{Bench, median_of, run_client};
 use crate::load::{Load, PLACE};
+use crate::measure::own_cpu_seconds;
 use crate::row::{Row, Unit};
 use crate::servers::{Running, Server, Setup};
+
+/// What a client counts, and what it takes itself: one request at a time waits for both
+/// the server and the client.
+#[derive(Debug, Clone, Copy)]
+struct Client {
+    per_second: f64,
+    /// Its own processor time for each read, in seconds.
+    cpu: f64,
+}
+
+impl Client {
+    fn median(all: impl Iterator<Item = Self>) -> Self {
+        let all: Vec<Self> = all.collect();
+        let per_second = median_of(&all, |client| client.per_second);
+        Self { per_second, cpu: median_of(&all, |client| client.cpu) }
+    }
+}
 
 pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (setup, how) in
-        [(Setup::plain(Server::Nbdkit), "without TLS"), (Setup::tls(Server::Nbdkit), "with TLS")]
+        [(Setup::plain(Server::HexzNbd), "without TLS"), (Setup::tls(Server::HexzNbd), "with TLS")]
     {
-        if !bench.has(setup.server) {
-            continue;
-        }
-        let samples = bench.in_turn(&[setup], |round, running| {
+        let samples = bench.in_turn(&[setup.with_room_for_all()], |round, running| {
             bench.warm(running)?;
             let size = bench.material.image.metadata()?.len();
             let load = Load {
@@ -33,20 +48,39 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
                 places: (0..u32::try_from(size / PLACE)?).collect(),
                 ..bench.random(round)
             };
-            Ok((load.run(&running.target)?.per_second(), fio(bench, running)?))
+            Ok((this_program(&load, running)?, fio(bench, running)?))
         })?;
         let samples = samples.into_iter().next().flatten().unwrap_or_default();
-        let ours = median_of(&samples, |sample| sample.0);
-        let fio: Option<Vec<f64>> = samples.iter().map(|sample| sample.1).collect();
-        let fio = fio.map(|rates| median_of(&rates, |rate| *rate));
-        rows.push(Row::new(
-            format!("this program and fio: nbdkit, 4 KiB at random, one at a time, {how}"),
-            Unit::ReadsPerSecond.of(ours),
+        let rate = |client: &Client| Unit::ReadsPerSecond.of(client.per_second);
+        let ours = Client::median(samples.iter().map(|(ours, _)| *ours));
+        let fio: Option<Vec<Client>> = samples.iter().map(|(_, fio)| *fio).collect();
+        let fio = fio.map(|all| Client::median(all.into_iter()));
+        let row = Row::new(
+            format!(
+                "hexz-nbd as this program and as fio see it: 4 KiB at random, one at a time, {how}"
+            ),
+            rate(&ours),
             "fio's engine nbd",
-            fio.map(|rate| Unit::ReadsPerSecond.of(rate)),
-        ));
+            fio.as_ref().map(rate),
+        );
+        rows.push(match fio {
+            Some(fio) => row.note(format!(
+                "processor time of the client itself for each read, {how}: {:.1} µs here, \
+                 {:.1} µs in fio",
+                ours.cpu * 1e6,
+                fio.cpu * 1e6
+            )),
+            None => row,
+        });
     }
     Ok(rows)
+}
+
+fn this_program(load: &Load, running: &Running) -> Result<Client> {
+    let before = own_cpu_seconds();
+    let outcome = load.run(&running.target)?;
+    let cpu = (own_cpu_seconds() - before) / outcome.reads as f64;
+    Ok(Client { per_second: outcome.per_second(), cpu })
 }
 
 /// The user that everything runs as that shall have no rights.
@@ -63,8 +97,8 @@ fn home_with_ca(bench: &Bench) -> Result<TempDir> {
     Ok(home)
 }
 
-/// The reads a second that fio counts; `None` if it isn't installed.
-fn fio(bench: &Bench, running: &Running) -> Result<Option<f64>> {
+/// What fio counts; `None` if it isn't installed.
+fn fio(bench: &Bench, running: &Running) -> Result<Option<Client>> {
     let time = bench.scale.time.as_secs().max(1);
     let home = home_with_ca(bench)?;
     let mut command = Command::new("fio");
@@ -84,6 +118,9 @@ fn fio(bench: &Bench, running: &Running) -> Result<Option<f64>> {
     // Its engine says on the same channel that it has connected.
     let json = output.stdout.iter().position(|&byte| byte == b'{').unwrap_or_default();
     let result: Value = serde_json::from_slice(&output.stdout[json..]).context("fio's result")?;
-    let rate = result["jobs"][0]["read"]["iops"].as_f64();
-    Ok(Some(rate.context("fio counts no reads")?))
+    let number = |value: &Value| value.as_f64().context("a number is missing in fio's result");
+    let job = &result["jobs"][0];
+    let per_second = number(&job["read"]["iops"])?;
+    let percent = number(&job["usr_cpu"])? + number(&job["sys_cpu"])?;
+    Ok(Some(Client { per_second, cpu: percent / 100.0 / per_second }))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::bench::{Bench, median_of};
 use crate::client::{Connection, Target};
-use crate::load::{Load, Order, Until};
+use crate::load::{Load, Order, PLACE, Until};
 use crate::measure::{allow_open_files, memory};
 use crate::reader::read_request;
 use crate::row::{Aim, Row, Unit};
@@ -76,9 +76,9 @@ fn put_on(bench: &Bench, round: u64, running: &Running) -> Result<()> {
     let time = 3 * bench.scale.time;
     let until = Until::After(time);
     let mut clients = Vec::new();
-    for number in 0..SLOW {
-        let target = running.target.clone();
-        clients.push(std::thread::spawn(move || read_slowly(&target, number as u64, time)));
+    for _ in 0..SLOW {
+        let (target, places) = (running.target.clone(), full_places(&bench.material.places));
+        clients.push(std::thread::spawn(move || read_slowly(&target, &places, time)));
     }
     let random = Load { connections: RANDOM, until, ..bench.random(round) };
     // Each on its own, so that they decode what the cache doesn't have.
@@ -94,16 +94,27 @@ fn put_on(bench: &Bench, round: u64, running: &Running) -> Result<()> {
     Ok(())
 }
 
+/// What slow clients ask for at once, in bytes, and how often.
+const LENGTH: u32 = 32 << 20;
+const REQUESTS: usize = 8;
+
+/// Where most of the data is, at multiples of [`LENGTH`], in bytes.
+fn full_places(places: &[u32]) -> Vec<u64> {
+    let number = |place: &u32| u64::from(*place) * PLACE / u64::from(LENGTH);
+    let mut by_data: Vec<(usize, u64)> = places
+        .chunk_by(|one, other| number(one) == number(other))
+        .filter_map(|chunk| Some((chunk.len(), number(chunk.first()?) * u64::from(LENGTH))))
+        .collect();
+    by_data.sort_unstable_by(|one, other| other.cmp(one));
+    by_data.into_iter().map(|(_, offset)| offset).take(REQUESTS).collect()
+}
+
 /// Asks for 256 MiB and reads some 5 MiB of it in a second: enough not to be in anybody's
 /// way for so long that the gateway closes the connection.
-fn read_slowly(target: &Target, number: u64, time: Duration) -> Result<()> {
-    const LENGTH: u32 = 32 << 20;
-    const REQUESTS: u64 = 8;
+fn read_slowly(target: &Target, places: &[u64], time: Duration) -> Result<()> {
     let mut connection = Connection::open(target)?;
-    let lengths = connection.size / u64::from(LENGTH);
-    for request in 0..REQUESTS {
-        let place = (number * REQUESTS + request) % lengths;
-        connection.send(&read_request(request, place * u64::from(LENGTH), LENGTH))?;
+    for (cookie, place) in (0..).zip(places) {
+        connection.send(&read_request(cookie, *place, LENGTH))?;
     }
     let started = Instant::now();
     while started.elapsed() < time {
