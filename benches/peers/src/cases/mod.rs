@@ -1,6 +1,7 @@
 //! What is measured, and what is aimed at.
 
 mod agreement;
+mod big;
 mod crowd;
 mod handshakes;
 mod latency;

@@ -6,8 +6,8 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use hexz_nbd::snapshot::{OpenOptions, Snapshot, StreamKind};
 
+use super::big;
 use crate::bench::{Bench, median_of};
-use crate::big;
 use crate::load::{Load, Order, Until};
 use crate::measure::memory;
 use crate::row::{Aim, Row, Unit};

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 
 /// Index pages of an archive of 1 TiB.
-pub(crate) const PAGES: u64 = 4096;
+pub(super) const PAGES: u64 = 4096;
 
 /// Blocks on a page, as the format has it, and the length of each in bytes.
 const BLOCKS: u64 = 4096;
@@ -17,14 +17,14 @@ const HEADER_REGION: u64 = 4096;
 const PAGE: u64 = 8 + 52 * BLOCKS;
 
 /// The length of the stream in an archive of so many pages, in bytes.
-pub(crate) fn size(pages: u64) -> u64 {
+pub(super) fn size(pages: u64) -> u64 {
     pages * BLOCKS * u64::from(BLOCK)
 }
 
 /// Writes an archive of so many pages. All its blocks share one stored copy, and of its
 /// pages only the first is written: nobody reads the others. They have their places all the
 /// same, which are holes in a sparse file.
-pub(crate) fn write(path: &Path, pages: u64) -> Result<()> {
+pub(super) fn write(path: &Path, pages: u64) -> Result<()> {
     let unfinished = path.with_extension("unfinished");
     let file = File::create(&unfinished)?;
     let block: Vec<u8> = (0..BLOCK).map(|at| (at / 7 % 251) as u8).collect();
