@@ -53,7 +53,7 @@ impl fmt::Display for Figure {
 }
 
 /// 12,345.
-fn grouped(value: f64) -> String {
+pub(crate) fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {

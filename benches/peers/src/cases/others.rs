@@ -13,7 +13,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (transport, what) in [
         (Setup::tls as fn(Server) -> Setup, "4 KiB at random, warm, 32 in flight"),
-        (Setup::plain, "4 KiB at random, warm, 32 in flight, without TLS"),
+        (Setup::plain, "4 KiB at random, warm, 32 in flight, no TLS"),
     ] {
         let setups = [transport(Server::HexzNbd).with_room_for_all(), transport(Server::NbdServer)];
         let samples = bench.in_turn(&setups, |round, running| {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::bench::{Bench, Sample, cpu_per_read, reads_per_second};
 use crate::load::{Load, Until};
-use crate::row::{Aim, Row};
+use crate::row::{Aim, Row, grouped};
 use crate::servers::{Server, Setup};
 
 /// All of it is in memory: what counts is the way from a request to its reply.
@@ -41,8 +41,8 @@ pub(super) fn cold(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (what, reads, setup, aim) in [
         ("4 KiB at random, cold", many, cached as fn(Setup) -> Setup, true),
-        ("4 KiB at random, cold, the first of them", few, cached, false),
-        ("4 KiB at random, cold, default cache", many, |setup| setup, false),
+        ("4 KiB at random, cold", few, cached, false),
+        ("4 KiB at random, cache of 256 MiB", many, |setup| setup, false),
     ] {
         let setups = [Setup::tls, Setup::plain]
             .map(|transport| [setup(transport(Server::HexzNbd)), transport(Server::QemuNbd)]);
@@ -51,9 +51,9 @@ pub(super) fn cold(bench: &Bench) -> Result<Vec<Row>> {
             Sample::take(&Load { until: Until::Reads(reads), ..bench.random(round) }, running)
         })?;
         let [tls, plain] = [&samples[..2], &samples[2..]];
-        let what = format!("{what}: {reads} reads");
+        let what = format!("{what}, {} reads", grouped(reads as f64));
         let tls = row(&what, tls, &setups[1], reads_per_second);
-        let plain = row(&format!("{what}, without TLS"), plain, &setups[3], reads_per_second);
+        let plain = row(&format!("{what}, no TLS"), plain, &setups[3], reads_per_second);
         rows.extend(if aim {
             [tls.aim(Aim::AtLeast(5.0)), plain.aim(Aim::AtLeast(3.0))]
         } else {
@@ -74,11 +74,11 @@ pub(super) fn against_hexz_server(bench: &Bench) -> Result<Vec<Row>> {
         }
         Sample::take(&bench.random(round), running)
     })?;
-    let what = "4 KiB at random, warm, 32 in flight, without TLS";
+    let what = "4 KiB at random, warm, 32 in flight, no TLS";
     let row = row(what, &samples, &setups[1], reads_per_second).aim(Aim::AtLeast(4.0));
     Ok(vec![row.note(
         "hexz-server answers one request after the other, decodes a block for each, and never \
-         sets TCP_NODELAY, so that its answers wait for the client's acknowledgements",
+         sets TCP_NODELAY",
     )])
 }
 

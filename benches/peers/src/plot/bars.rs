@@ -31,11 +31,11 @@ pub(super) struct Part {
 }
 
 /// Lengths are in pixels.
-const WIDTH: f64 = 900.0;
+const WIDTH: f64 = 940.0;
 const MARGIN: f64 = 20.0;
 /// Where bars begin, and where the longest one ends: its figure stands behind it.
-const LEFT: f64 = 400.0;
-const RIGHT: f64 = 800.0;
+const LEFT: f64 = 440.0;
+const RIGHT: f64 = 840.0;
 const TOP: f64 = 50.0;
 const ROW: f64 = 38.0;
 const BAR: f64 = 20.0;
