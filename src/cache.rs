@@ -1,12 +1,15 @@
 //! Values that are costly to make, bounded in bytes, each made once however many ask.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
 use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
+use tokio::sync::oneshot;
 
 /// What a cached value costs besides its bytes: key, slot, reference count.
 const OVERHEAD: u64 = 128;
@@ -51,6 +54,9 @@ pub(crate) fn bounded<K: Hash + Eq, V: Clone, W: Weighter<K, V> + Clone>(
 pub struct ByteCache<K> {
     cache: Cache<K, Bytes, ByLength>,
     recent: Recent,
+    /// Values that are being made, each with those who wait for it. (The cache has something
+    /// like it, but takes whoever waits for a reason to keep the value.)
+    flights: Mutex<HashMap<K, Vec<oneshot::Sender<Bytes>>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,7 +76,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
 
     fn with_clock(budget: u64, typical: u64, clock: fn() -> u64) -> Self {
         let cache = bounded(budget, typical, SMALLEST_SHARD, ByLength);
-        Self { cache, recent: Recent::new(clock) }
+        Self { cache, recent: Recent::new(clock), flights: Mutex::default() }
     }
 
     /// The value, if it is here.
@@ -95,9 +101,80 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         key: &K,
         make: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<Bytes, E> {
-        match self.get(key) {
-            Some(value) => Ok(value),
-            None => self.cache.get_or_insert_async(key, make).await,
+        let flight = loop {
+            if let Some(value) = self.get(key) {
+                return Ok(value);
+            }
+            match self.board(key) {
+                Boarding::Here(value) => return Ok(value),
+                Boarding::First(flight) => break flight,
+                // Who was making it may have failed; then it's up to the next.
+                Boarding::Later(value) => match value.await {
+                    Ok(value) => return Ok(value),
+                    Err(_) => continue,
+                },
+            }
+        };
+        let value = make.await?;
+        self.cache.insert(key.clone(), value.clone());
+        for waiting in flight.end() {
+            // It may have gone meanwhile.
+            waiting.send(value.clone()).unwrap_or_else(drop);
+        }
+        Ok(value)
+    }
+
+    fn board<'a>(&'a self, key: &'a K) -> Boarding<'a, K> {
+        let mut flights = self.flights();
+        // It may have landed since the last look.
+        if let Some(value) = self.cache.peek(key) {
+            return Boarding::Here(value);
+        }
+        if let Some(waiting) = flights.get_mut(key) {
+            let (sender, value) = oneshot::channel();
+            waiting.push(sender);
+            return Boarding::Later(value);
+        }
+        flights.insert(key.clone(), Vec::new());
+        Boarding::First(Flight { cache: self, key, is_over: false })
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<K, Vec<oneshot::Sender<Bytes>>>> {
+        // Nothing panics while it is locked.
+        self.flights.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// How somebody comes by a value.
+enum Boarding<'a, K: Hash + Eq + Clone> {
+    /// It is here.
+    Here(Bytes),
+    /// By making it.
+    First(Flight<'a, K>),
+    /// By waiting for it.
+    Later(oneshot::Receiver<Bytes>),
+}
+
+/// A value that is being made. If it is dropped before that is done, those who wait hear
+/// of it, and one of them takes over.
+struct Flight<'a, K: Hash + Eq + Clone> {
+    cache: &'a ByteCache<K>,
+    key: &'a K,
+    is_over: bool,
+}
+
+impl<K: Hash + Eq + Clone> Flight<'_, K> {
+    /// Who waits for the value.
+    fn end(mut self) -> Vec<oneshot::Sender<Bytes>> {
+        self.is_over = true;
+        self.cache.flights().remove(self.key).unwrap_or_default()
+    }
+}
+
+impl<K: Hash + Eq + Clone> Drop for Flight<'_, K> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.cache.flights().remove(self.key);
         }
     }
 }
@@ -181,6 +258,58 @@ mod tests {
         assert_eq!(cache.get_or_make(&1, async { Err("no") }).await, Err("no"));
         let value = Bytes::from_static(b"yes");
         assert_eq!(cache.get_or_make(&1, async { Ok::<_, &str>(value) }).await, Ok("yes".into()));
+    }
+
+    #[tokio::test]
+    async fn who_waited_takes_over_from_who_failed_or_left() {
+        for fails in [true, false] {
+            let cache = ByteCache::new(1 << 20, 100);
+            let mut first = Box::pin(cache.get_or_make(&1, async {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                if fails { Err("no") } else { std::future::pending().await }
+            }));
+            tokio::select! {
+                biased;
+                _ = &mut first => panic!("it is still being made"),
+                () = tokio::task::yield_now() => {}
+            }
+            let value = Bytes::from_static(b"value");
+            let make = async { Ok::<_, &str>(value.clone()) };
+            let mut second = Box::pin(cache.get_or_make(&1, make));
+            tokio::select! {
+                biased;
+                _ = &mut second => panic!("there are two of them"),
+                () = tokio::task::yield_now() => {}
+            }
+            if fails {
+                assert_eq!(first.await, Err("no"));
+            } else {
+                drop(first);
+            }
+            assert_eq!(second.await, Ok(value));
+            assert!(cache.flights().is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_value_is_no_reason_to_keep_it() {
+        let cache = ByteCache::with_clock(200_000, 1000, || NOW.get());
+        for _ in 0..3 {
+            for key in 0..50 {
+                read(&cache, key).await;
+            }
+            NOW.set(NOW.get() + 10);
+        }
+        for key in 1000..3000 {
+            let make = async || {
+                tokio::task::yield_now().await;
+                Ok::<_, ()>(Bytes::from(vec![0; 1000]))
+            };
+            let both =
+                tokio::join!(cache.get_or_make(&key, make()), cache.get_or_make(&key, make()));
+            assert!(both.0.is_ok() && both.1.is_ok());
+        }
+        assert_eq!((0..50).filter(|key| cache.contains(key)).count(), 50);
     }
 
     #[tokio::test]

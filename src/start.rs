@@ -127,7 +127,11 @@ async fn open(catalog: &Catalog, options: &Serve) -> Result<String, Failure> {
 pub(crate) fn until_signal(
     work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime::Builder::new_multi_thread()
+        .event_interval(5)
+        .global_queue_interval(5)
+        .enable_all()
+        .build()?;
     let ended = runtime.block_on(async {
         let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let shutdown = CancellationToken::new();

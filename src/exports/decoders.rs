@@ -14,6 +14,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 
+/// The priority of decoding threads: a tenth of the others' share, if they want all of it.
+const NICE: i32 = 10;
+
 /// A pool of threads. They end when it is dropped, and what waits is dropped with it.
 pub(super) struct Decoders {
     shared: Arc<Shared>,
@@ -130,6 +133,7 @@ impl Shared {
     }
 
     fn work(&self) {
+        give_way();
         let mut queue = self.queue();
         while !queue.is_closed {
             match queue.jobs.pop() {
@@ -137,6 +141,8 @@ impl Shared {
                     queue.now = queue.now.max(job.starts);
                     drop(queue);
                     (job.run)();
+                    // Whoever answers a client needn't wait until this thread's time is up.
+                    std::thread::yield_now();
                     queue = self.queue();
                 }
                 None => {
@@ -146,6 +152,17 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+/// Lets the threads that answer clients go first, where there aren't enough cores for all:
+/// a block that has to be decoded takes its time anyway, and one that is in memory
+/// shouldn't wait for it. What other programs do isn't changed by it where each service
+/// has its own share of the processor, as under systemd.
+fn give_way() {
+    // Of the calling thread, despite the name.
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!("decoding threads keep their priority: {error}");
     }
 }
 
