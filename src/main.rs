@@ -13,6 +13,12 @@ use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command};
 
+/// Blocks of all lengths come and go by the thousand, and are freed by other threads than
+/// made them; the system's allocator keeps much of that for itself. How it is set up is in
+/// `.cargo/config.toml`.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(error) = log::start(&cli.log) {

@@ -15,8 +15,8 @@ use crate::nbd::budget::Share;
 /// faster, and a client that doesn't read has to stop asking some time.
 const ROOM: usize = 256 * 1024;
 
-/// So many bytes are sent without a pause, then the other connections of this thread have
-/// their turn.
+/// So many bytes are sent without a pause, then other threads and the other connections of
+/// this one have their turn.
 const WITHOUT_A_PAUSE: usize = 256 * 1024;
 
 /// Slices that are handed to the stream at once, at most.
@@ -82,6 +82,9 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
             self.since_pause += written;
             if self.since_pause >= WITHOUT_A_PAUSE {
                 self.since_pause = 0;
+                // Other threads first: with more of them than cores, one that only has a small
+                // answer to send would wait until this one's time is up.
+                std::thread::yield_now();
                 tokio::task::yield_now().await;
             }
         }
