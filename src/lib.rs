@@ -11,7 +11,8 @@
 //!    required, by [`gateway::tls`]; what was said in clear leaves no trace behind it;
 //! 5. [`nbd::negotiate`]: the client chooses an export ([`exports`]), and metadata contexts;
 //! 6. [`nbd::transmit`]: requests are judged, worked on side by side, and answered;
-//! 7. [`cache`]: a decoded block is found, or decoded once however many ask for it;
+//! 7. [`exports`], [`cache`]: a decoded block is found, or decoded once however many ask for
+//!    it, by a thread that decodes for whoever had least so far;
 //! 8. [`snapshot`]: its index entry is found, its stored bytes are checked, decrypted,
 //!    decompressed and verified, in this archive or in a parent;
 //! 9. [`storage`]: the stored bytes are read.

@@ -8,11 +8,12 @@ use futures_util::{FutureExt, StreamExt};
 
 use super::decoders::Client;
 use super::reader::{BlockKey, BlockReader, Failure};
-use crate::nbd::{Segment, Span};
+use crate::nbd::{COPIED, Segment, Span};
 use crate::snapshot::{Block, Snapshot, StreamKind};
 
 /// A part of a block shorter than this fraction is copied out of it, so that a reply
-/// that waits for a slow client doesn't keep a whole block in memory.
+/// that waits for a slow client doesn't keep a whole block in memory. The shortest parts are
+/// copied anyway, where they are sent from.
 const COPIED_FRACTION: usize = 2;
 
 /// A block shorter than this is read together with its neighbours, in bytes.
@@ -218,7 +219,7 @@ fn zeros(length: u64) -> Segment {
 fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     let (start, end) = overlap(block, span);
     let range = start as usize..(end as usize).min(bytes.len());
-    if range.len() < bytes.len() / COPIED_FRACTION {
+    if range.len() >= COPIED && range.len() < bytes.len() / COPIED_FRACTION {
         Segment::Data(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default()))
     } else {
         Segment::Data(bytes.slice(range))

@@ -24,6 +24,10 @@ impl Span {
     }
 }
 
+/// Data shorter than this is copied when its reply is queued, in bytes. Longer data is kept
+/// until it is sent, so a short part of something long is better handed over as a copy.
+pub const COPIED: usize = 16 * 1024;
+
 /// A part of a read's answer. The parts follow one another without a gap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {

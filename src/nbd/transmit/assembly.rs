@@ -29,11 +29,6 @@ impl Assembly {
         Self { span, waiting: BTreeMap::new(), received: BTreeMap::new(), received_bytes: 0 }
     }
 
-    /// What is read.
-    pub(super) fn span(&self) -> Span {
-        self.span
-    }
-
     /// Takes a part; `false` if it isn't within the read, or was there already.
     #[must_use]
     pub(super) fn add(&mut self, offset: u64, segment: Segment) -> bool {

@@ -5,13 +5,8 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
-use crate::nbd::Segment;
 use crate::nbd::budget::Hold;
-
-/// Data shorter than this is copied behind its head, in bytes: a slice of its own would
-/// cost more, and would keep the whole block that it is a part of in memory for as long as
-/// the client takes to read it.
-const COPIED: usize = 16 * 1024;
+use crate::nbd::export::{COPIED, Segment};
 
 /// A buffer that has grown beyond this is given back once it is empty, in bytes.
 const KEPT: usize = 256 * 1024;
@@ -74,7 +69,9 @@ impl Outgoing {
         }
     }
 
-    /// Adds a part of an export, without copying it if it is long.
+    /// Adds a part of an export, without copying it if it is long. A short one has its place
+    /// behind its head: a slice of its own would cost more, and would keep the whole block
+    /// that it is a part of in memory for as long as the client takes to read it.
     pub(super) fn push_segment(&mut self, segment: Segment) {
         match segment {
             Segment::Data(bytes) if bytes.len() < COPIED => self.push(&bytes),

@@ -8,7 +8,7 @@ use super::answer::Answer;
 use super::assembly::{Assembly, Run};
 use super::outgoing::Outgoing;
 use super::ticket::Ticket;
-use crate::nbd::budget::{Hold, RESERVE, Share};
+use crate::nbd::budget::{RESERVE, Share};
 use crate::nbd::error::Refusal;
 use crate::nbd::wire::MAX_PAYLOAD;
 use crate::nbd::wire::reply::{ErrorCode, Extent, MAX_EXTENTS};
@@ -102,32 +102,36 @@ impl<E: Export> Worker<E> {
             let _turn = self.turn().await;
             let wanted = piece(at, span.end(), PIECE).length;
             let (hold, length) = self.share.take_up_to(wanted, RESERVE).await;
-            let mut answer = PieceAnswer::new(&ticket, piece(at, span.end(), length), hold);
-            at = answer.assembly.span().end();
-            let is_last = at == span.end();
-            let span = answer.assembly.span();
-            let result = self.export.read(span, |offset, segment| answer.part(offset, segment));
-            let (runs, hold) =
-                match result.await.map_err(Refusal::from).and_then(|()| answer.rest()) {
-                    Ok(rest) => rest,
-                    Err(refusal) => return ticket.refuse(&refusal),
-                };
-            let write = |answer: Answer, out: &mut Outgoing| {
-                let mut left = runs.len();
-                if left == 0 && is_last {
-                    answer.done(out);
+            let piece = piece(at, span.end(), length);
+            at = piece.end();
+            match self.read_piece(&ticket, piece).await {
+                Ok(rest) if at < span.end() => {
+                    ticket.part(Some(hold), |answer, out| write(rest, answer, out, false));
                 }
-                for mut run in runs {
-                    left -= 1;
-                    let last = is_last && left == 0;
-                    answer.data(out, run.span, false, last, &mut run.segments);
+                Ok(rest) => {
+                    return ticket.finish(Some(hold), |answer, out| write(rest, answer, out, true));
                 }
-            };
-            if is_last {
-                return ticket.finish(Some(hold), write);
+                Err(refusal) => return ticket.refuse(&refusal),
             }
-            ticket.part(Some(hold), write);
         }
+    }
+
+    /// Reads a piece, and sends what can be sent before all of it is there. What completes it
+    /// is returned, so that it can say whether it is the last.
+    async fn read_piece(&self, ticket: &Ticket, piece: Span) -> Result<Vec<Run>, Refusal> {
+        let mut assembly = Assembly::new(piece);
+        let mut is_sound = true;
+        let part = |offset, segment| {
+            is_sound &= assembly.add(offset, segment);
+            if is_sound
+                && !assembly.is_complete()
+                && let Some(run) = assembly.take_around(offset)
+            {
+                ticket.part(None, |answer, out| write(vec![run], answer, out, false));
+            }
+        };
+        self.export.read(piece, part).await?;
+        if is_sound && assembly.is_complete() { Ok(assembly.take_all()) } else { Err(WRONG_PARTS) }
     }
 
     async fn status(&self, ticket: Ticket, query: StatusQuery) {
@@ -161,40 +165,15 @@ fn piece(at: u64, end: u64, most: u32) -> Span {
     Span { offset: at, length: u32::try_from(until - at).unwrap_or(most) }
 }
 
-/// Answers a piece of a read part by part, as they become ready.
-struct PieceAnswer<'a> {
-    ticket: &'a Ticket,
-    assembly: Assembly,
-    hold: Hold,
-    is_sound: bool,
-}
-
-impl<'a> PieceAnswer<'a> {
-    fn new(ticket: &'a Ticket, piece: Span, hold: Hold) -> Self {
-        Self { ticket, assembly: Assembly::new(piece), hold, is_sound: true }
+/// Writes what was read, and that nothing follows if it is the `last` of its read.
+fn write(runs: Vec<Run>, answer: Answer, out: &mut Outgoing, last: bool) {
+    let mut left = runs.len();
+    if left == 0 && last {
+        answer.done(out);
     }
-
-    /// Takes a part, and sends it if that can be done now. What completes the piece waits
-    /// for its end, so that it can say that it is the last.
-    fn part(&mut self, offset: u64, segment: Segment) {
-        self.is_sound &= self.assembly.add(offset, segment);
-        if !self.is_sound || self.assembly.is_complete() {
-            return;
-        }
-        if let Some(mut run) = self.assembly.take_around(offset) {
-            self.ticket.part(None, |answer, out| {
-                answer.data(out, run.span, false, false, &mut run.segments);
-            });
-        }
-    }
-
-    /// What was not sent yet, and the memory of all of it.
-    fn rest(mut self) -> Result<(Vec<Run>, Hold), Refusal> {
-        if self.is_sound && self.assembly.is_complete() {
-            Ok((self.assembly.take_all(), self.hold))
-        } else {
-            Err(WRONG_PARTS)
-        }
+    for mut run in runs {
+        left -= 1;
+        answer.data(out, run.span, false, last && left == 0, &mut run.segments);
     }
 }
 
