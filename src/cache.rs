@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{LazyLock, Mutex, MutexGuard};
+use std::time::Instant;
 
 use bytes::Bytes;
 use quick_cache::sync::Cache;
@@ -206,7 +207,8 @@ impl Recent {
         let hash = self.hasher.hash_one(key);
         let place = usize::try_from(hash % Self::SLOTS).unwrap_or(0);
         let Some(slot) = self.slots.get(place) else { return true };
-        let now = (self.clock)() & Self::TIME;
+        // A slot that was never used is from long ago.
+        let now = ((self.clock)() + 2) & Self::TIME;
         let counted = slot.load(Ordering::Relaxed);
         let age = now.wrapping_sub(counted) & Self::TIME;
         if (counted ^ hash) & !Self::TIME == 0 && age <= 1 {
@@ -217,10 +219,10 @@ impl Recent {
     }
 }
 
-/// Seconds since some time before the program was started.
+/// Seconds since this was first asked for.
 fn uptime() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    u64::try_from(now.tv_sec).unwrap_or(0)
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_secs()
 }
 
 #[cfg(test)]

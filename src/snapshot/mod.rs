@@ -102,9 +102,9 @@ pub struct OpenOptions {
     pub password: Option<PasswordSource>,
     /// Whether a directory archive's bare stream is wanted.
     pub raw: bool,
-    /// Whether a block that was decoded is compared with its BLAKE3. Without it a block whose
-    /// stored bytes are as they were written (CRC-32), but were wrong from the start, goes
-    /// unnoticed; that of an encrypted archive has no hash anyway.
+    /// Whether a block that was decoded is compared with its BLAKE3. Without it, damage to
+    /// stored bytes is still found (CRC-32), but not an index entry that leads to another
+    /// block of the same length. Blocks of encrypted archives have no hash anyway.
     pub verify_hashes: bool,
     /// Where index pages are kept, together with those of other snapshots.
     pub index_pages: Arc<IndexPages>,

@@ -101,11 +101,18 @@ where
     E: Export,
 {
     let mut connection = Connection::new(stream, chosen, limits);
-    let farewell = connection.serve(pin!(shutdown)).await?;
-    if farewell == Farewell::ShutDown {
+    let served = connection.serve(pin!(shutdown)).await;
+    if let Ok(Farewell::ShutDown) = served {
         connection.refuse_the_rest().await?;
     }
-    connection.drain(limits.drain).await?;
+    // What was asked before the client broke the protocol, or off, is answered all the same.
+    // If the stream has failed, this ends at once.
+    let drained = match served {
+        Err(SessionError::Stalled) => Ok(()),
+        _ => connection.drain(limits.drain).await,
+    };
+    let farewell = served?;
+    drained?;
     let linger = match farewell {
         Farewell::HungUp => Duration::ZERO,
         Farewell::Disconnected => limits.drain,
@@ -113,7 +120,7 @@ where
     };
     // A client that doesn't close in time is closed upon, which is no failure.
     tokio::time::timeout(linger, connection.inbox.discard()).await.unwrap_or_default();
-    Ok(Summary { farewell, requests: connection.requests, bytes: connection.bytes })
+    Ok(connection.summary(farewell))
 }
 
 /// One client's connection.
@@ -164,6 +171,10 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             bytes: 0,
             segments: Vec::new(),
         }
+    }
+
+    fn summary(&self, farewell: Farewell) -> Summary {
+        Summary { farewell, requests: self.requests, bytes: self.bytes }
     }
 
     /// Takes requests in and answers them until there will be no more.
@@ -245,7 +256,10 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                 self.requests -= 1;
                 return Ok(Some(Farewell::Disconnected));
             }
-            Verdict::TooLarge(length) => return Err(SessionError::PayloadTooLarge(length)),
+            Verdict::TooLarge(length) => {
+                self.requests -= 1;
+                return Err(SessionError::PayloadTooLarge(length));
+            }
         }
         Ok(None)
     }

@@ -127,8 +127,11 @@ impl<'a> Reader<'a> {
 /// The fields' sizes have to add up to `N`, which each message's golden bytes test.
 fn message<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
     let mut out = [0; N];
-    for (to, from) in out.iter_mut().zip(fields.iter().copied().flatten()) {
-        *to = *from;
+    let mut rest = out.as_mut_slice();
+    for field in fields {
+        let Some((to, behind)) = rest.split_at_mut_checked(field.len()) else { break };
+        to.copy_from_slice(field);
+        rest = behind;
     }
     out
 }
