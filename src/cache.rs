@@ -296,12 +296,7 @@ mod tests {
     #[tokio::test]
     async fn who_waits_for_a_value_is_no_reason_to_keep_it() {
         let cache = ByteCache::with_clock(200_000, 1000, || NOW.get());
-        for _ in 0..3 {
-            for key in 0..50 {
-                read(&cache, key).await;
-            }
-            NOW.set(NOW.get() + 10);
-        }
+        boot(&cache).await;
         for key in 1000..3000 {
             let make = async || {
                 tokio::task::yield_now().await;
@@ -329,6 +324,16 @@ mod tests {
         static NOW: std::cell::Cell<u64> = const { std::cell::Cell::new(100) };
     }
 
+    /// What machines boot from: 50 values of the 170 that there is room for.
+    async fn boot(cache: &ByteCache<u32>) {
+        for _ in 0..3 {
+            for key in 0..50 {
+                read(cache, key).await;
+            }
+            NOW.set(NOW.get() + 10);
+        }
+    }
+
     /// Uses `key` as a reader does that asks for it in four parts.
     async fn read(cache: &ByteCache<u32>, key: u32) {
         for _ in 0..4 {
@@ -340,13 +345,7 @@ mod tests {
     #[tokio::test]
     async fn who_reads_everything_once_pushes_out_nothing_that_is_in_use() {
         let cache = ByteCache::with_clock(200_000, 1000, || NOW.get());
-        // What machines boot from: 50 values of the 170 that there is room for.
-        for _ in 0..3 {
-            for key in 0..50 {
-                read(&cache, key).await;
-            }
-            NOW.set(NOW.get() + 10);
-        }
+        boot(&cache).await;
         // A backup of ten times as much as there is room for.
         for key in 1000..3000 {
             read(&cache, key).await;

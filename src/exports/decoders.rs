@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use tokio::sync::oneshot;
 
-/// The priority of decoding threads: a tenth of the others' share, if they want all of it.
+/// How much nicer decoding threads are: a tenth of the others' share, if they want all of it.
 const NICE: i32 = 10;
 
 /// A pool of threads. They end when it is dropped, and what waits is dropped with it.
@@ -64,14 +64,17 @@ impl Decoders {
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let shared = Arc::<Shared>::default();
+        let mut started = 0;
         for number in 0..cores {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new().name(format!("decoder-{number}"));
-            if let Err(error) = thread.spawn(move || shared.work()) {
-                // One is enough, if slow; without any, all reads fail and say so.
-                tracing::error!("can't start a thread for decoding: {error}");
+            match thread.spawn(move || shared.work()) {
+                Ok(_) => started += 1,
+                Err(error) => tracing::error!("can't start a thread for decoding: {error}"),
             }
         }
+        // One is enough, if slow. Without any, reads fail rather than wait for ever.
+        shared.queue().is_closed = started == 0;
         Self { shared }
     }
 
@@ -120,6 +123,9 @@ impl Shared {
 
     fn add(&self, client: &Client, bytes: u64, run: Box<dyn FnOnce() + Send>) {
         let mut queue = self.queue();
+        if queue.is_closed {
+            return;
+        }
         // Who has waited for nothing has saved up nothing.
         let mut ends = client.ends.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let starts = queue.now.max(*ends);
@@ -160,8 +166,8 @@ impl Shared {
 /// shouldn't wait for it. What other programs do isn't changed by it where each service
 /// has its own share of the processor, as under systemd.
 fn give_way() {
-    // Of the calling thread, despite the name.
-    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+    // On Linux this is about the calling thread alone.
+    if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!("decoding threads keep their priority: {error}");
     }
 }
@@ -244,6 +250,13 @@ mod tests {
             .map(|Reverse(job)| job.starts)
             .collect();
         assert_eq!(starts, [1000, 1000, 1100]);
+    }
+
+    #[tokio::test]
+    async fn without_threads_nobody_waits() {
+        let decoders = Decoders { shared: Arc::default() };
+        decoders.shared.queue().is_closed = true;
+        assert_eq!(decoders.run(&Client::default(), 1, || 7).await, Err(Abandoned));
     }
 
     #[tokio::test]
