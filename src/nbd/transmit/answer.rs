@@ -84,7 +84,10 @@ impl Answer {
                 }
                 _ => (ReplyType::BLOCK_STATUS, block_status_payload(*id, extents)),
             };
-            self.chunk(out, kind, left == 0, 0, &payload);
+            // Millions of extents are not copied behind their head.
+            let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            self.chunk(out, kind, left == 0, length, &[]);
+            out.push_segment(Segment::Data(payload.into()));
         }
     }
 

@@ -300,17 +300,22 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             Outlook::Ahead(_) if self.ahead.as_ref().is_some_and(|last| !last.is_finished()) => {}
             Outlook::Ahead(span) => {
                 let export = Arc::clone(&self.export);
-                let ahead = self.tasks.spawn(async move { export.read_ahead(span).await });
-                self.ahead = Some(ahead);
+                self.ahead = Some(self.run(async move { export.read_ahead(span).await }));
             }
         }
     }
 
     /// Has a request answered by a task of its own.
     fn spawn(&mut self, answer: Answer, job: Job) {
-        while self.tasks.try_join_next().is_some() {}
         let ticket = Ticket::new(answer, self.replies.clone());
-        self.tasks.spawn(Arc::clone(&self.worker).work(ticket, job));
+        self.run(Arc::clone(&self.worker).work(ticket, job));
+    }
+
+    /// Runs a task beside this one, and forgets those that have ended: some clients never
+    /// cause any but to read ahead, and read for days.
+    fn run(&mut self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn(work)
     }
 
     fn answer(&mut self, write: impl FnOnce(&mut Outgoing)) {
@@ -386,4 +391,54 @@ fn status_payload(
         }
     }
     (!contexts.is_empty()).then_some((u64::from_be_bytes(*length), contexts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::{ReadError, ReplyMode};
+
+    struct Zeros;
+
+    impl Export for Zeros {
+        fn name(&self) -> &'static str {
+            "zeros"
+        }
+
+        fn description(&self) -> &'static str {
+            ""
+        }
+
+        fn size(&self) -> u64 {
+            1 << 40
+        }
+
+        fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> bool {
+            segments.push(Segment::Zeros(span.length));
+            true
+        }
+
+        async fn read(&self, _: Span, _: impl FnMut(u64, Segment) + Send) -> Result<(), ReadError> {
+            Ok(())
+        }
+    }
+
+    /// Tasks that had read ahead were kept until a read had to wait, which may never be.
+    #[tokio::test]
+    async fn reading_ahead_leaves_nothing_behind() {
+        let (_client, server) = tokio::io::duplex(1);
+        let replies = ReplyMode::Structured;
+        let chosen = Chosen { export: Arc::new(Zeros), replies, contexts: Vec::new() };
+        let second = Duration::from_secs(1);
+        let limits = TransmitLimits { budget: Budget::new(0), stall: second, drain: second };
+        let mut connection = Connection::new(server, chosen, &limits);
+        let mut begun = 0;
+        for number in 0..10_000 {
+            connection.look_ahead(Span { offset: number * 65_536, length: 65_536 });
+            begun += u32::from(connection.ahead.as_ref().is_some_and(|last| !last.is_finished()));
+            tokio::task::yield_now().await;
+        }
+        assert!(begun > 100, "{begun}");
+        assert!(connection.tasks.len() <= 2, "{}", connection.tasks.len());
+    }
 }
