@@ -61,10 +61,11 @@ impl Failure {
 /// Opens everything, then serves until a signal.
 pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let config = options.config();
-    let tls_files = options.tls();
+    let tls_files = options.tls.files();
     config.check(tls_files.is_some())?;
 
-    let catalog = options.catalog(password::find(options.password_file.as_deref())?)?;
+    let catalog =
+        options.snapshots.catalog(password::find(options.snapshots.password_file.as_deref())?)?;
     let tls = match &tls_files {
         Some((files, oldest)) => {
             let (tls, warnings) = tls::load(files, *oldest)?;
@@ -95,15 +96,15 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
 /// Opens the archives that were named, and says what will be served.
 async fn open(catalog: &Catalog, options: &Serve) -> Result<String, Failure> {
     let (exports, mut failed) = catalog.open_named().await;
-    let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
-    let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
+    let nothing_is_left = exports.is_empty() && options.snapshots.export_dir().is_none();
+    let fatal = if options.snapshots.strict || nothing_is_left { failed.pop() } else { None };
     for error in failed {
         tracing::error!("left out: {error}");
     }
     if let Some(error) = fatal {
         return Err(error.into());
     }
-    if let Some(name) = options.default_export()
+    if let Some(name) = options.snapshots.default_export()
         && catalog.find(name.as_bytes()).await.is_none()
     {
         tracing::warn!("the default export {name:?} isn't there (yet)");
@@ -111,7 +112,7 @@ async fn open(catalog: &Catalog, options: &Serve) -> Result<String, Failure> {
     exports.iter().for_each(note_odd_size);
     let named =
         exports.iter().map(|export| format!("{} ({})", export.name(), export.description()));
-    let folder = match options.export_dir() {
+    let folder = match options.snapshots.export_dir() {
         Some(folder) => {
             let failed = |error| Failure::Folder { folder: folder.to_owned(), error };
             std::fs::read_dir(folder).map_err(failed)?;

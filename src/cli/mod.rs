@@ -1,0 +1,172 @@
+//! The command line. Its parts are side by side: what is served ([`snapshots`]), by which
+//! certificates ([`tls`]), to whom ([`network`]), and how much of everything ([`limits`]).
+
+mod limits;
+mod network;
+mod snapshots;
+mod tls;
+mod values;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use hexz_nbd::config::{Config, Memory};
+
+use limits::Bounds;
+use network::Network;
+use snapshots::Snapshots;
+use tls::Tls;
+
+const EXAMPLES: &str = "\
+EXAMPLES
+  Look at it first; nothing needs to be set up:
+    hexz-nbd demo
+
+  Serve a snapshot to this machine:
+    hexz-nbd snap.hexz
+    nbdinfo nbd://localhost
+
+  Serve it across a network that nobody trusts:
+    hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem --allow 10.0.0.0/8 snap.hexz
+    nbdinfo 'nbds://server.example.org/?tls-certificates=/etc/pki/libnbd'
+
+  Serve many:
+    hexz-nbd web=web-server.hexz db.hexz --default-export web
+    hexz-nbd --export-dir /srv/snapshots
+    nbdinfo --list nbd://localhost
+
+CHANGED BLOCKS
+  Clients can ask what differs from a parent or another snapshot that is served:
+    nbdinfo --map=hexz:changed:monday.hexz nbd://localhost/tuesday.hexz
+
+PASSWORDS
+  The password of an encrypted archive is taken from --password-file, else from the
+  systemd credential hexz-nbd.password, else from the environment variable HEXZ_PASSWORD.
+
+EXIT CODES
+  0  it was told to end and did
+  1  it failed for a reason not named below
+  2  the command line is wrong
+  3  no snapshot can be opened (with --strict: one of them), or the password can't be used
+  4  the certificate or the key can't be used
+  5  it can't listen where it should
+
+RUST_LOG takes precedence over -v; see the documentation of the crate tracing-subscriber.";
+
+/// Serves Hexz snapshots read-only over NBD and TLS.
+///
+/// A client sees disks. Their blocks are read from the compressed, de-duplicated archives
+/// and their parents as they are asked for; each is checked before it is sent, and a block
+/// that can't be trusted is an I/O error.
+///
+/// Without --allow only this machine may connect. Other machines are served through TLS
+/// alone, unless --insecure-no-tls is given.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_long_help = EXAMPLES,
+    after_help = "Use --help for examples, passwords and exit codes.",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+    #[command(flatten)]
+    pub(crate) log: Log,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a small snapshot that is built in, over TLS on loopback, and try it out
+    Demo(Demo),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// End after reading the snapshot back, instead of going on serving
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// How log lines look
+    #[arg(long, value_enum, default_value_t, global = true, help_heading = "Log")]
+    pub(crate) log_format: LogFormat,
+    /// Say more; twice for still more
+    #[arg(short, long, action = ArgAction::Count, global = true, help_heading = "Log")]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// For machines, an object a line
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) snapshots: Snapshots,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+    #[command(flatten)]
+    network: Network,
+    #[command(flatten)]
+    bounds: Bounds,
+}
+
+impl Serve {
+    pub(crate) fn config(&self) -> Config {
+        Config {
+            listen: self.network.listen.clone(),
+            access: self.network.access(),
+            insecure_no_tls: self.tls.insecure_no_tls,
+            limits: self.bounds.limits(self.memory()),
+            timeouts: self.bounds.timeouts(),
+        }
+    }
+
+    fn memory(&self) -> Memory {
+        self.snapshots.memory()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use hexz_nbd::config::{Limits, Timeouts};
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_settings() {
+        let cli = Cli::parse_from(["hexz-nbd", "x.hxz"]);
+        assert_eq!(cli.serve.config().timeouts, Timeouts::default());
+        assert_eq!(cli.serve.config().limits, Limits::default());
+    }
+
+    #[test]
+    fn lists_are_separated_by_commas_and_repeated() {
+        let cli = Cli::parse_from([
+            "hexz-nbd",
+            "--allow",
+            "10.0.0.0/8,::1",
+            "--allow",
+            "192.0.2.1",
+            "x.hxz",
+        ]);
+        assert_eq!(cli.serve.config().access.allow.len(), 3);
+        for junk in ["10.0.0.0/8,", "", "all", "10.0.0.1/8"] {
+            assert!(Cli::try_parse_from(["hexz-nbd", "--allow", junk, "x.hxz"]).is_err());
+        }
+    }
+}

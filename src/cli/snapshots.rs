@@ -1,0 +1,87 @@
+//! Which snapshots are served, and how they are opened.
+
+use std::path::{Path, PathBuf};
+
+use bytesize::ByteSize;
+use clap::Args;
+use hexz_nbd::config::Memory;
+use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, Folder, Named};
+use hexz_nbd::snapshot::{IndexPages, OpenOptions, PasswordSource};
+
+use super::values::size;
+
+#[derive(Debug, Args)]
+pub(crate) struct Snapshots {
+    /// The archives to serve. The export is called NAME, or like the file; an auxiliary
+    /// stream is the export NAME/aux
+    #[arg(required_unless_present = "export_dir", value_name = "[NAME=]PATH")]
+    named: Vec<Named>,
+    /// Serve every .hxz and .hexz archive in this folder too, found when it is asked for
+    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    export_dir: Option<PathBuf>,
+    /// The export for clients that name none [default: the only snapshot, if it is one]
+    #[arg(long, value_name = "NAME", help_heading = "Snapshots")]
+    default_export: Option<String>,
+    /// Don't start if one of the archives given here can't be opened
+    #[arg(long, help_heading = "Snapshots")]
+    pub(crate) strict: bool,
+
+    /// Look for parent archives in this folder too, besides the archive's own [repeatable]
+    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    parent_dir: Vec<PathBuf>,
+    /// Let an archive name a parent anywhere on this machine
+    #[arg(long, help_heading = "Snapshots")]
+    allow_parent_anywhere: bool,
+    /// A file with the password of an encrypted archive; a line break at its end is ignored
+    #[arg(long, value_name = "FILE", help_heading = "Snapshots")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Serve the bare stream of an archive that holds a packed directory
+    #[arg(long, help_heading = "Snapshots")]
+    raw: bool,
+    /// Memory for decoded blocks, index pages and answers on their way. The program takes up
+    /// to 64 MiB more for itself and its connections
+    #[arg(
+        long, value_name = "SIZE", default_value = "256MiB",
+        value_parser = size, help_heading = "Snapshots"
+    )]
+    cache_size: ByteSize,
+    /// Don't compare decoded blocks with their BLAKE3; CRC-32 and length still have to fit
+    #[arg(long, help_heading = "Snapshots")]
+    skip_hashes: bool,
+}
+
+impl Snapshots {
+    /// What is to be served.
+    pub(crate) fn catalog(
+        &self,
+        password: Option<PasswordSource>,
+    ) -> Result<Catalog, CatalogError> {
+        let memory = self.memory();
+        let options = OpenOptions {
+            parent_dirs: self.parent_dir.clone(),
+            parents_anywhere: self.allow_parent_anywhere,
+            password,
+            raw: self.raw,
+            verify_hashes: !self.skip_hashes,
+            index_pages: IndexPages::new(memory.index),
+        };
+        let folder = self.export_dir.clone().map(Folder::new);
+        let reader = BlockReader::new(memory.blocks);
+        let default = self.default_export.clone();
+        Catalog::new(self.named.clone(), folder, default, options, reader)
+    }
+
+    pub(super) fn memory(&self) -> Memory {
+        Memory::of(self.cache_size.as_u64())
+    }
+
+    /// The export for clients that name none.
+    pub(crate) fn default_export(&self) -> Option<&str> {
+        self.default_export.as_deref()
+    }
+
+    /// The folder whose archives are served.
+    pub(crate) fn export_dir(&self) -> Option<&Path> {
+        self.export_dir.as_deref()
+    }
+}

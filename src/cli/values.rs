@@ -1,0 +1,33 @@
+//! Values of options, and what is said of those that make no sense.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+/// More connections than a machine has ports for.
+const MOST: usize = 1_000_000;
+
+/// Longer than anybody waits; clocks have an end.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be at least 1".to_owned()),
+        Ok(number) if number > MOST => Err(format!("it must be at most {MOST}")),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+pub(super) fn size(text: &str) -> Result<ByteSize, String> {
+    text.parse().map_err(|error| format!("{error}; expected something like 256MiB or 1GiB"))
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be more than nothing".to_owned()),
+        Ok(duration) if duration > LONGEST => Err("it must be at most a year".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; expected something like 30s or 2min")),
+    }
+}
