@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::gateway::access::AccessList;
+use crate::gateway::access::Rules;
 use crate::gateway::listen::ListenAddress;
 use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
 
@@ -11,8 +11,6 @@ use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
 pub struct Config {
     /// Where to listen; nothing means the NBD port of every address that may be used.
     pub listen: Vec<ListenAddress>,
-    /// Who may come in.
-    pub access: AccessList,
     /// Whether clients elsewhere may be served without TLS.
     pub insecure_no_tls: bool,
     /// How much of everything.
@@ -28,11 +26,18 @@ pub struct Limits {
     pub connections: usize,
     /// Of those, how many one address may have, or one IPv6 network of 64 bits.
     pub connections_per_address: usize,
+    /// Of those, how many one identity may have, from wherever it comes.
+    pub connections_per_identity: usize,
     /// Clients that have not yet. They have a pool of their own, so that silent peers
     /// can't take the places of those that are served.
     pub handshakes: usize,
-    /// Of those, how many one address may have.
+    /// Of those, how many one address may have, or one IPv6 network of 64 bits.
     pub handshakes_per_address: usize,
+    /// Of those, how many one network may have: 24 bits of IPv4, 48 of IPv6.
+    pub handshakes_per_network: usize,
+    /// How many connections one address, or one IPv6 network of 64 bits, may begin in a
+    /// second, averaged over ten.
+    pub connection_rate: u32,
     /// Memory for replies on their way, over all connections, in bytes. Besides it each
     /// connection has a reserve of [`RESERVE`](crate::nbd::budget::RESERVE) bytes.
     pub in_flight: u32,
@@ -43,8 +48,11 @@ impl Default for Limits {
         Self {
             connections: 256,
             connections_per_address: 64,
+            connections_per_identity: 64,
             handshakes: 128,
             handshakes_per_address: 32,
+            handshakes_per_network: 64,
+            connection_rate: 100,
             in_flight: 32 * 1024 * 1024,
         }
     }
@@ -103,7 +111,7 @@ impl Default for Timeouts {
 pub enum ConfigError {
     /// Others were to be let in, but without TLS.
     #[error(
-        "--allow lets in clients from other machines ({0}), but there is no TLS: give --tls-cert \
+        "the rules let in clients from other machines ({0}), but there is no TLS: give --tls-cert \
          and --tls-key, or --insecure-no-tls if every machine on the way can be trusted"
     )]
     AllowWithoutTls(String),
@@ -121,15 +129,15 @@ impl Config {
     ///
     /// # Errors
     /// See [`ConfigError`].
-    pub fn check(&self, has_tls: bool) -> Result<(), ConfigError> {
+    pub fn check(&self, rules: &Rules, has_tls: bool) -> Result<(), ConfigError> {
         if has_tls || self.insecure_no_tls {
             return Ok(());
         }
         if let Some(exposed) = self.listen.iter().find(|address| !address.is_local()) {
             return Err(ConfigError::ListenWithoutTls(exposed.clone()));
         }
-        if !self.access.is_loopback_only() {
-            return Err(ConfigError::AllowWithoutTls(self.access.to_string()));
+        if !rules.is_local_only() {
+            return Err(ConfigError::AllowWithoutTls(rules.to_string()));
         }
         Ok(())
     }
@@ -138,18 +146,18 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::access::CommandLine;
 
-    fn config(listen: &[&str], allow: &[&str], insecure_no_tls: bool) -> Config {
-        Config {
+    fn may_serve(listen: &[&str], allow: &[&str], insecure_no_tls: bool, has_tls: bool) -> bool {
+        let config = Config {
             listen: listen.iter().map(|text| text.parse().unwrap()).collect(),
-            access: AccessList {
-                allow: allow.iter().map(|text| text.parse().unwrap()).collect(),
-                deny: vec![],
-            },
             insecure_no_tls,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
-        }
+        };
+        let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
+        let said = CommandLine { allow, ..CommandLine::default() };
+        config.check(&Rules::of_command_line(&said), has_tls).is_ok()
     }
 
     #[test]
@@ -163,13 +171,13 @@ mod tests {
 
     #[test]
     fn in_clear_only_this_machine_is_served() {
-        assert!(config(&[], &[], false).check(false).is_ok());
-        assert!(config(&["unix:/x"], &[], false).check(false).is_ok());
-        assert!(config(&["0.0.0.0:1"], &[], false).check(false).is_err());
-        assert!(config(&["[::ffff:127.0.0.1]:1"], &[], false).check(false).is_ok());
-        assert!(config(&[], &["10.0.0.0/8"], false).check(false).is_err());
-        assert!(config(&["127.0.0.1:1"], &["10.0.0.0/8"], false).check(false).is_err());
-        assert!(config(&["0.0.0.0:1"], &["10.0.0.0/8"], true).check(false).is_ok());
-        assert!(config(&["0.0.0.0:1"], &["10.0.0.0/8"], false).check(true).is_ok());
+        assert!(may_serve(&[], &[], false, false));
+        assert!(may_serve(&["unix:/x"], &[], false, false));
+        assert!(!may_serve(&["0.0.0.0:1"], &[], false, false));
+        assert!(may_serve(&["[::ffff:127.0.0.1]:1"], &[], false, false));
+        assert!(!may_serve(&[], &["10.0.0.0/8"], false, false));
+        assert!(!may_serve(&["127.0.0.1:1"], &["10.0.0.0/8"], false, false));
+        assert!(may_serve(&["0.0.0.0:1"], &["10.0.0.0/8"], true, false));
+        assert!(may_serve(&["0.0.0.0:1"], &["10.0.0.0/8"], false, true));
     }
 }

@@ -1,9 +1,11 @@
 //! `hexz-nbd`: parse, log, open, serve.
 
+mod check;
 mod cli;
 mod demo;
 mod log;
 mod password;
+mod reload;
 mod start;
 
 use std::process::ExitCode;
@@ -25,11 +27,13 @@ fn main() -> ExitCode {
         Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
     }
     let ended = match &cli.command {
-        Some(Command::Demo(options)) => demo::run(options),
-        None => start::serve(&cli.serve),
+        Some(Command::Demo(options)) => demo::run(options).map(|()| true),
+        Some(Command::Check(options)) => check::run(options),
+        None => start::serve(&cli.serve).map(|()| true),
     };
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(failure) => {
             tracing::error!("{failure}");
             ExitCode::from(failure.exit_code())

@@ -8,24 +8,31 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use hexz_nbd::config::{Config, ConfigError};
 use hexz_nbd::exports::{Catalog, CatalogError, SnapshotExport};
+use hexz_nbd::gateway::access::RulesFileError;
 use hexz_nbd::gateway::listen::{BindError, ListenAddress};
-use hexz_nbd::gateway::tls::{self, TlsError};
-use hexz_nbd::gateway::{DoorClosed, Gateway};
-use hexz_nbd::nbd::{Export, Exports};
+use hexz_nbd::gateway::tls::TlsError;
+use hexz_nbd::gateway::{DoorClosed, Gateway, Policy};
+use hexz_nbd::nbd::Export;
 use hexz_nbd::snapshot::Error as SnapshotError;
 
-use crate::cli::Serve;
+use crate::cli::{Serve, Snapshots};
 use crate::password::{self, PasswordError};
+use crate::reload::{PolicyFiles, Reloading};
 
 /// Why the program ends before it is told to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error(transparent)]
     Usage(#[from] ConfigError),
+    #[error(
+        "rules ask who a client is, but clients aren't asked for a certificate: give --tls-client-ca"
+    )]
+    IdentityWithoutCa,
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
@@ -36,6 +43,8 @@ pub(crate) enum Failure {
     Password(#[from] PasswordError),
     #[error("can't use TLS: {0}")]
     Tls(#[from] TlsError),
+    #[error("can't use the rules: {0}")]
+    Rules(#[from] RulesFileError),
     #[error(transparent)]
     Listen(#[from] BindError),
     #[error(transparent)]
@@ -50,7 +59,7 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Door(_) | Self::System(_) | Self::Demo(_) => 1,
-            Self::Usage(_) | Self::Catalog(_) => 2,
+            Self::Usage(_) | Self::IdentityWithoutCa | Self::Catalog(_) | Self::Rules(_) => 2,
             Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) => 3,
             Self::Tls(_) => 4,
             Self::Listen(_) => 5,
@@ -61,58 +70,64 @@ impl Failure {
 /// Opens everything, then serves until a signal.
 pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let config = options.config();
-    let tls_files = options.tls.files();
-    config.check(tls_files.is_some())?;
-
-    let catalog =
-        options.snapshots.catalog(password::find(options.snapshots.password_file.as_deref())?)?;
-    let tls = match &tls_files {
-        Some((files, oldest)) => {
-            let (tls, warnings) = tls::load(files, *oldest)?;
-            for warning in warnings {
-                tracing::warn!("{}: {warning}", files.certificate.display());
-            }
-            Some(tls)
-        }
-        None => None,
-    };
-    warn_of_surprises(&config);
+    let files = PolicyFiles::new(options);
+    let policy = files.read(&config)?;
+    let password = password::find(options.snapshots.password_file.as_deref())?;
+    let catalog = options.snapshots.catalog(password)?;
+    warn_of_surprises(&config, &policy);
     raise_descriptor_limit();
 
     until_signal(async |shutdown| {
-        let what = open(&catalog, options).await?;
-        let how = if tls.is_some() { "over TLS" } else { "without TLS" };
-        let to = config.access.to_string();
+        let what = open(&catalog, &options.snapshots).await?;
+        let how = match &policy.tls {
+            Some(tls) if tls.requires_certificates() => "over TLS with certificates",
+            Some(_) => "over TLS",
+            None => "without TLS",
+        };
+        let to = policy.rules.to_string();
         let reader = Arc::clone(catalog.reader());
-        let gateway = Gateway::bind(config, tls, catalog)?;
+        let gateway = Gateway::bind(config.clone(), policy, catalog)?;
         let listen = join(&gateway.addresses()?);
+        let control = gateway.control();
+        let reloading = Reloading { files, config, control: gateway.control() };
+        let mut beside = JoinSet::new();
+        beside.spawn(reloading.on_signal(signal(SignalKind::hangup())?, options.watch()));
         tracing::info!(%listen, "ready: serving {what} {how} to {to}");
         let ended = gateway.run(shutdown).await;
+        drop(beside);
+        for (what, counts) in [
+            ("connections were refused or failed", control.failures()),
+            ("TLS handshakes failed", control.handshake_failures()),
+        ] {
+            if !counts.0.is_empty() {
+                tracing::info!("{what}: {counts}");
+            }
+        }
         tracing::info!(decoded = reader.decoded(), "ended; so many blocks were decoded");
         Ok(ended?)
     })
 }
 
 /// Opens the archives that were named, and says what will be served.
-async fn open(catalog: &Catalog, options: &Serve) -> Result<String, Failure> {
+pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<String, Failure> {
     let (exports, mut failed) = catalog.open_named().await;
-    let nothing_is_left = exports.is_empty() && options.snapshots.export_dir().is_none();
-    let fatal = if options.snapshots.strict || nothing_is_left { failed.pop() } else { None };
+    let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
+    let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
     for error in failed {
         tracing::error!("left out: {error}");
     }
     if let Some(error) = fatal {
         return Err(error.into());
     }
-    if let Some(name) = options.snapshots.default_export()
-        && catalog.find(name.as_bytes()).await.is_none()
+    if let Some(name) = options.default_export()
+        && !catalog.has(name).await
     {
         tracing::warn!("the default export {name:?} isn't there (yet)");
     }
     exports.iter().for_each(note_odd_size);
     let named =
         exports.iter().map(|export| format!("{} ({})", export.name(), export.description()));
-    let folder = match options.snapshots.export_dir() {
+    let folder = match options.export_dir() {
         Some(folder) => {
             let failed = |error| Failure::Folder { folder: folder.to_owned(), error };
             std::fs::read_dir(folder).map_err(failed)?;
@@ -190,16 +205,16 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn warn_of_surprises(config: &Config) {
+fn warn_of_surprises(config: &Config, policy: &Policy) {
     if config.insecure_no_tls {
         tracing::warn!("no TLS: anyone on the way to a client can read and change what it reads",);
     }
     let exposed = config.listen.iter().find(|address| !address.is_local());
     if let Some(address) = exposed
-        && config.access.is_loopback_only()
+        && policy.rules.is_local_only()
     {
         tracing::warn!(
-            "listening on {address}, but no other machine may connect: --allow lets them in",
+            "listening on {address}, but no other machine may connect: --allow or --rules lets them in",
         );
     }
 }

@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use hexz_nbd::exports::{BlockReader, Catalog, SnapshotExport};
-use hexz_nbd::gateway::tls::{TlsVersion, configure};
+use hexz_nbd::gateway::tls::{TlsVersion, without_clients};
 use hexz_nbd::nbd::budget::Budget;
 use hexz_nbd::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
-use hexz_nbd::nbd::{Chosen, Export, Exports, Farewell, ReplyMode, Span, TransmitLimits, transmit};
+use hexz_nbd::nbd::{
+    Chosen, Export, Exports, Farewell, MayOpen, Offer, ReplyMode, Span, TransmitLimits, transmit,
+};
 use hexz_nbd::snapshot::{Block, OpenOptions, Password, Snapshot, StreamKind};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -59,6 +61,7 @@ pub fn runtime() -> Runtime {
 pub fn cached_export(runtime: &Runtime) -> Arc<SnapshotExport> {
     const CACHE: u64 = 256 * 1024 * 1024;
     let catalog = Catalog::of_one("export", snapshot(SERVED), BlockReader::new(CACHE));
+    let catalog = Arc::new(catalog).seen_by(MayOpen::everything());
     runtime.block_on(async {
         let export = catalog.find(b"export").await.unwrap();
         let all = Span { offset: 0, length: export.size().try_into().unwrap() };
@@ -152,7 +155,7 @@ impl Scripted {
         let mut roots = RootCertStore::empty();
         roots.add(chain[0].clone()).unwrap();
         let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
-        let server = configure(chain, key, TlsVersion::V1_3).unwrap();
+        let server = without_clients(chain, key, TlsVersion::V1_3).unwrap();
         let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let name = ServerName::try_from("localhost").unwrap();
         let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
@@ -160,7 +163,8 @@ impl Scripted {
         let connection = Self::new(Vec::new());
         connection.script().is_open = true;
         connection.script().sent = Some(Vec::new());
-        let mut accepted = pin!(TlsAcceptor::from(Arc::new(server)).accept(connection.clone()));
+        let mut accepted =
+            pin!(TlsAcceptor::from(Arc::clone(server.config())).accept(connection.clone()));
         let stream = loop {
             connection.script().incoming.push_back(spoken(&mut client));
             if let Poll::Ready(stream) = accepted.as_mut().poll(&mut no_waker()) {

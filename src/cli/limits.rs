@@ -21,6 +21,37 @@ pub(crate) struct Bounds {
         value_parser = at_least_one, help_heading = "Limits"
     )]
     max_connections_per_address: usize,
+    /// How many of them may have the same identity, by its certificate
+    #[arg(
+        long, value_name = "N", default_value_t = Limits::default().connections_per_identity,
+        value_parser = at_least_one, help_heading = "Limits"
+    )]
+    max_connections_per_identity: usize,
+    /// How many clients may negotiate at once, besides those that are served
+    #[arg(
+        long, value_name = "N", default_value_t = Limits::default().handshakes,
+        value_parser = at_least_one, help_heading = "Limits"
+    )]
+    max_handshakes: usize,
+    /// How many of them may come from one address, or one IPv6 network of 64 bits
+    #[arg(
+        long, value_name = "N", default_value_t = Limits::default().handshakes_per_address,
+        value_parser = at_least_one, help_heading = "Limits"
+    )]
+    max_handshakes_per_address: usize,
+    /// How many of them may come from one network: 24 bits of IPv4, 48 of IPv6
+    #[arg(
+        long, value_name = "N", default_value_t = Limits::default().handshakes_per_network,
+        value_parser = at_least_one, help_heading = "Limits"
+    )]
+    max_handshakes_per_network: usize,
+    /// How many connections an address, or an IPv6 network of 64 bits, may begin in a
+    /// second, averaged over ten
+    #[arg(
+        long, value_name = "N", default_value_t = Limits::default().connection_rate,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Limits"
+    )]
+    connection_rate: u32,
     /// How long a client may take until it has chosen an export, TLS included
     #[arg(
         long, value_name = "TIME", default_value = "30s",
@@ -46,8 +77,12 @@ impl Bounds {
         Limits {
             connections: self.max_connections,
             connections_per_address: self.max_connections_per_address,
+            connections_per_identity: self.max_connections_per_identity,
+            handshakes: self.max_handshakes,
+            handshakes_per_address: self.max_handshakes_per_address,
+            handshakes_per_network: self.max_handshakes_per_network,
+            connection_rate: self.connection_rate,
             in_flight: memory.in_flight,
-            ..Limits::default()
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command line. Its parts are side by side: what is served ([`snapshots`]), by which
 //! certificates ([`tls`]), to whom ([`network`]), and how much of everything ([`limits`]).
 
+pub(crate) mod check;
 mod limits;
 mod network;
 mod snapshots;
@@ -10,10 +11,12 @@ mod values;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_nbd::config::{Config, Memory};
 
+use check::Check;
 use limits::Bounds;
+pub(crate) use network::Access;
 use network::Network;
-use snapshots::Snapshots;
-use tls::Tls;
+pub(crate) use snapshots::Snapshots;
+pub(crate) use tls::Tls;
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -80,6 +83,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Serve a small snapshot that is built in, over TLS on loopback, and try it out
     Demo(Demo),
+    /// Say whether a client would be let in, and which rule says so
+    ///
+    /// Ends with 0 if it would, and with 1 if it wouldn't.
+    Check(Check),
 }
 
 #[derive(Debug, Args)]
@@ -115,16 +122,24 @@ pub(crate) struct Serve {
     #[command(flatten)]
     pub(crate) tls: Tls,
     #[command(flatten)]
-    network: Network,
+    pub(crate) network: Network,
     #[command(flatten)]
     bounds: Bounds,
+    /// Look every second whether certificates, keys, client CAs, revocation lists or rules
+    /// have changed, and read all of them anew when they have. SIGHUP does the same at once
+    #[arg(long, help_heading = "Access")]
+    watch: bool,
 }
 
 impl Serve {
+    /// Whether files are watched.
+    pub(crate) fn watch(&self) -> bool {
+        self.watch
+    }
+
     pub(crate) fn config(&self) -> Config {
         Config {
             listen: self.network.listen.clone(),
-            access: self.network.access(),
             insecure_no_tls: self.tls.insecure_no_tls,
             limits: self.bounds.limits(self.memory()),
             timeouts: self.bounds.timeouts(),
@@ -164,7 +179,10 @@ mod tests {
             "192.0.2.1",
             "x.hxz",
         ]);
-        assert_eq!(cli.serve.config().access.allow.len(), 3);
+        assert_eq!(
+            cli.serve.network.access.rules().unwrap().to_string(),
+            "10.0.0.0/8, ::1/128, 192.0.2.1/32"
+        );
         for junk in ["10.0.0.0/8,", "", "all", "10.0.0.1/8"] {
             assert!(Cli::try_parse_from(["hexz-nbd", "--allow", junk, "x.hxz"]).is_err());
         }

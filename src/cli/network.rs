@@ -1,26 +1,62 @@
-//! Who may connect, and where.
+//! Who may come in, and where.
+
+use std::path::PathBuf;
 
 use clap::Args;
-use hexz_nbd::gateway::access::{self, AccessList};
+use hexz_nbd::gateway::access::{
+    self, CommandLine, IdentityPattern, Rules, RulesFile, RulesFileError,
+};
 use hexz_nbd::gateway::listen::ListenAddress;
+
+/// Who may come in: for serving, and for asking what would be answered.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Access {
+    /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses
+    /// [comma-separated, repeatable; default: this machine only]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
+    allow: Vec<access::Network>,
+    /// Whose certificate may come in, from where --allow says, or else from anywhere: a
+    /// pattern with * and ? for its URI, DNS name, e-mail address, common name or SHA-256;
+    /// for one kind alone uri:…, dns:…, email:…, cn:… or sha256:… [repeatable]
+    #[arg(long, value_name = "PATTERN", help_heading = "Access")]
+    allow_identity: Vec<IdentityPattern>,
+    /// Who may not connect, whatever else is said [comma-separated, repeatable]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
+    deny: Vec<access::Network>,
+    /// Rules for addresses, identities, exports and hours, of which the first that fits
+    /// judges. See examples/rules.toml
+    #[arg(
+        long, value_name = "FILE", conflicts_with_all = ["allow", "allow_identity"],
+        help_heading = "Access"
+    )]
+    rules: Option<PathBuf>,
+}
+
+impl Access {
+    /// Reads the rules.
+    pub(crate) fn rules(&self) -> Result<Rules, RulesFileError> {
+        match &self.rules {
+            Some(path) => Ok(Rules::of_file(&self.deny, RulesFile(path.clone()).read()?)),
+            None => Ok(Rules::of_command_line(&CommandLine {
+                allow: self.allow.clone(),
+                allow_identity: self.allow_identity.clone(),
+                deny: self.deny.clone(),
+            })),
+        }
+    }
+
+    /// The rules file.
+    pub(crate) fn file(&self) -> Option<&PathBuf> {
+        self.rules.as_ref()
+    }
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct Network {
-    /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses
-    /// [comma-separated, repeatable; default: this machine only]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Network")]
-    allow: Vec<access::Network>,
-    /// Who may not connect, even if allowed [comma-separated, repeatable]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Network")]
-    deny: Vec<access::Network>,
+    #[command(flatten)]
+    pub(crate) access: Access,
     /// Where to listen: ADDRESS:PORT or unix:PATH [repeatable; default: port 10809 of
     /// every address, or of loopback if only this machine may connect]
     #[arg(long, value_name = "WHERE", help_heading = "Network")]
     pub(super) listen: Vec<ListenAddress>,
-}
-
-impl Network {
-    pub(super) fn access(&self) -> AccessList {
-        AccessList { allow: self.allow.clone(), deny: self.deny.clone() }
-    }
 }

@@ -10,7 +10,7 @@ use hexz_nbd::snapshot::{IndexPages, OpenOptions, PasswordSource};
 
 use super::values::size;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Snapshots {
     /// The archives to serve. The export is called NAME, or like the file; an auxiliary
     /// stream is the export NAME/aux

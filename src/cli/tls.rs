@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use hexz_nbd::gateway::tls::{TlsFiles, TlsVersion};
+use hexz_nbd::gateway::tls::{ClientAuth, ClientFiles, TlsFiles, TlsVersion};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Tls {
     /// The server's certificate in PEM form, followed by those that lead to its root.
     /// With it TLS is required
@@ -14,6 +14,24 @@ pub(crate) struct Tls {
     /// The certificate's private key in PEM form (PKCS#8, PKCS#1 or SEC1)
     #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
     tls_key: Option<PathBuf>,
+    /// The CAs of clients, in PEM form: clients have to show a certificate that one of them
+    /// signed
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
+    tls_client_ca: Option<PathBuf>,
+    /// Certificates that have been revoked, in PEM form [repeatable]. Each CA between a
+    /// client and its root has to have a list that hasn't run out
+    #[arg(long, value_name = "FILE", requires = "tls_client_ca", help_heading = "TLS")]
+    tls_client_crl: Vec<PathBuf>,
+    /// Whether clients have to have a certificate
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHETHER",
+        default_value_t,
+        requires = "tls_client_ca",
+        help_heading = "TLS"
+    )]
+    tls_client_auth: WantedAuth,
     /// The oldest TLS version to speak. nbd-client 3.24 speaks 1.2 only
     #[arg(long, value_enum, value_name = "VERSION", default_value_t, help_heading = "TLS")]
     tls_min: TlsMin,
@@ -33,6 +51,15 @@ enum TlsMin {
     V1_3,
 }
 
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum WantedAuth {
+    /// They have to
+    #[default]
+    Require,
+    /// They needn't, but one that they show has to be good
+    Optional,
+}
+
 impl Tls {
     pub(crate) fn files(&self) -> Option<(TlsFiles, TlsVersion)> {
         let oldest = match self.tls_min {
@@ -40,6 +67,14 @@ impl Tls {
             TlsMin::V1_3 => TlsVersion::V1_3,
         };
         let (certificate, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;
-        Some((TlsFiles { certificate, key }, oldest))
+        let clients = self.tls_client_ca.clone().map(|authorities| ClientFiles {
+            authorities,
+            revocation_lists: self.tls_client_crl.clone(),
+            auth: match self.tls_client_auth {
+                WantedAuth::Require => ClientAuth::Required,
+                WantedAuth::Optional => ClientAuth::Optional,
+            },
+        });
+        Some((TlsFiles { certificate, key, clients }, oldest))
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use hexz_nbd::gateway::access::Moment;
 
 /// More connections than a machine has ports for.
 const MOST: usize = 1_000_000;
@@ -30,4 +31,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; expected something like 30s or 2min")),
     }
+}
+
+pub(super) fn moment(text: &str) -> Result<Moment, String> {
+    humantime::parse_rfc3339_weak(text)
+        .map(Moment::from)
+        .map_err(|_| "expected a time in UTC such as 2027-01-31T18:00:00Z".to_owned())
 }

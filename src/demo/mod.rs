@@ -10,13 +10,12 @@ use std::sync::Arc;
 
 use hexz_nbd::config::{Config, Limits, Timeouts};
 use hexz_nbd::exports::{BlockReader, Catalog};
-use hexz_nbd::gateway::Gateway;
-use hexz_nbd::gateway::access::AccessList;
+use hexz_nbd::gateway::access::Rules;
 use hexz_nbd::gateway::listen::{ListenAddress, NBD_PORT};
-use hexz_nbd::gateway::tls::{self, TlsFiles, TlsVersion};
+use hexz_nbd::gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
+use hexz_nbd::gateway::{Gateway, Policy};
 use hexz_nbd::snapshot::{OpenOptions, Snapshot};
 use hexz_nbd::storage::Storage;
-use rustls::ServerConfig;
 
 use crate::cli::Demo;
 use crate::start::{self, Failure};
@@ -43,6 +42,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let files = TlsFiles {
         certificate: folder.path().join(pki::SERVER_CERTIFICATE),
         key: folder.path().join(pki::SERVER_KEY),
+        clients: None,
     };
     let (tls, _) = tls::load(&files, TlsVersion::default())?;
     let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
@@ -83,17 +83,17 @@ fn failed(error: impl ToString) -> Failure {
 }
 
 /// Listens on the NBD port of loopback, or on a free one if somebody else is there.
-fn bind(tls: Arc<ServerConfig>, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Failure> {
+fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Failure> {
     let loopback = |port| ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, NBD_PORT)).is_err();
     let config = Config {
         listen: vec![loopback(if taken { 0 } else { NBD_PORT })],
-        access: AccessList::default(),
         insecure_no_tls: false,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
     };
-    let gateway = Gateway::bind(config, Some(tls), exports)?;
+    let policy = Policy { rules: Rules::default(), tls: Some(tls) };
+    let gateway = Gateway::bind(config, policy, exports)?;
     match gateway.addresses()?.first() {
         Some(ListenAddress::Tcp(address)) => Ok((gateway, address.port())),
         _ => Err(failed("it listens nowhere")),

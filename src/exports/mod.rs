@@ -8,6 +8,7 @@ mod blocks;
 mod decoders;
 mod in_folder;
 mod reader;
+mod seen;
 mod slot;
 mod snapshot;
 mod source;
@@ -17,10 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::limited::RateLimit;
-use crate::nbd::{Export, Exports, Listing};
+use crate::nbd::{Export, Listing, MayOpen};
 use crate::snapshot::{OpenOptions, Reference, Snapshot, StreamKind};
 use in_folder::InFolder;
 pub use reader::BlockReader;
+pub use seen::Seen;
 use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 use source::Source;
@@ -127,6 +129,11 @@ impl Catalog {
         (exports, failed)
     }
 
+    /// Whether there is an export of that canonical name just now.
+    pub async fn has(&self, name: &str) -> bool {
+        self.find_named(name).await.is_some()
+    }
+
     /// The snapshot of a place. Why there is none goes to the log.
     async fn open(&self, name: &str, slot: &Slot) -> Option<Arc<Snapshot>> {
         match slot.open(&self.options).await {
@@ -143,6 +150,38 @@ impl Catalog {
         }
     }
 
+    /// What LIST says, in its order, of the exports that may be opened.
+    async fn list(&self, may_open: &MayOpen) -> Vec<Listing> {
+        let listings = async |name: &str, slot: &Slot| {
+            let exports = self.exports_of(name, slot).await;
+            exports.iter().map(SnapshotExport::listing).collect::<Vec<_>>()
+        };
+        let sees = |name: &str| may_open.allows(name) || may_open.allows(&auxiliary(name));
+        let mut all = Vec::new();
+        for (name, slot) in self.named.iter().filter(|(name, _)| sees(name)) {
+            all.extend(listings(name, slot).await);
+        }
+        if let Some(folder) = &self.folder {
+            let names = folder.names().await.unwrap_or_else(|error| {
+                if let Some(held_back) = self.failures.allow() {
+                    let held_back = held_back.field();
+                    tracing::error!(
+                        held_back,
+                        "the folder of --export-dir can't be listed: {error}"
+                    );
+                }
+                Vec::new()
+            });
+            let is_named = |name: &String| self.named.iter().any(|(named, _)| named == name);
+            for name in names.into_iter().filter(|name| !is_named(name) && sees(name)) {
+                let make = async |slot: &Slot| listings(&name, slot).await;
+                all.extend(folder.listing(&name, make).await);
+            }
+        }
+        all.retain(|listing| may_open.allows(&listing.name));
+        all
+    }
+
     /// The exports of one place: its main stream, and the auxiliary one if it has one.
     async fn exports_of(&self, name: &str, slot: &Slot) -> Vec<SnapshotExport> {
         let Some(snapshot) = self.open(name, slot).await else { return Vec::new() };
@@ -156,18 +195,23 @@ impl Catalog {
     fn export(&self, name: &str, snapshot: &Arc<Snapshot>, stream: StreamKind) -> SnapshotExport {
         let name = match stream {
             StreamKind::Main => name.to_owned(),
-            StreamKind::Auxiliary => format!("{name}{AUXILIARY}"),
+            StreamKind::Auxiliary => auxiliary(name),
         };
         SnapshotExport::new(name, Arc::clone(snapshot), stream, Arc::clone(&self.reader))
     }
 
     /// What an export can be compared with, by names that mean the same to clients when they
-    /// ask for an export.
-    async fn references(&self, export: &SnapshotExport) -> Vec<(String, Reference)> {
+    /// ask for an export. What a client may not open it can't compare with either.
+    async fn references(
+        &self,
+        export: &SnapshotExport,
+        may_open: &MayOpen,
+    ) -> Vec<(String, Reference)> {
         let snapshot = export.snapshot();
         let is_itself = |name: &str| stream_of(export.name(), name).is_some();
         let mut references = Vec::new();
-        for (other, slot) in self.named.iter().filter(|(other, _)| !is_itself(other)) {
+        let others = self.named.iter().filter(|(other, _)| !is_itself(other));
+        for (other, slot) in others.filter(|(other, _)| may_open.allows(other)) {
             if let Some(snapshot) = slot.current().await {
                 let itself = snapshot.references().into_iter().next();
                 references.extend(itself.map(|reference| (other.clone(), reference)));
@@ -175,6 +219,9 @@ impl Catalog {
         }
         for (path, reference) in snapshot.parents().zip(snapshot.references().into_iter().skip(1)) {
             let parent = file_name(path);
+            if !may_open.allows(&parent) {
+                continue;
+            }
             // Another archive may be served under the parent's name.
             let is_free = !self.named.iter().any(|(named, _)| *named == parent)
                 && match &self.folder {
@@ -242,48 +289,12 @@ fn stream_of(name: &str, snapshot: &str) -> Option<StreamKind> {
     }
 }
 
+/// What the auxiliary stream of a snapshot is called.
+fn auxiliary(snapshot: &str) -> String {
+    format!("{snapshot}{AUXILIARY}")
+}
+
 /// A path's last part, as it is shown to clients.
 pub fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
-
-impl Exports for Catalog {
-    type Export = SnapshotExport;
-
-    async fn find(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {
-        self.find_named(self.resolve(name)?).await.map(Arc::new)
-    }
-
-    async fn find_with_contexts(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {
-        let mut export = self.find_named(self.resolve(name)?).await?;
-        for (other, reference) in self.references(&export).await {
-            export = export.comparable_with(&other, &reference);
-        }
-        Some(Arc::new(export))
-    }
-
-    async fn list(&self) -> Vec<Listing> {
-        let listings = async |name: &str, slot: &Slot| {
-            let exports = self.exports_of(name, slot).await;
-            exports.iter().map(SnapshotExport::listing).collect::<Vec<_>>()
-        };
-        let mut all = Vec::new();
-        for (name, slot) in &self.named {
-            all.extend(listings(name, slot).await);
-        }
-        let Some(folder) = &self.folder else { return all };
-        let names = folder.names().await.unwrap_or_else(|error| {
-            if let Some(held_back) = self.failures.allow() {
-                let held_back = held_back.field();
-                tracing::error!(held_back, "the folder of --export-dir can't be listed: {error}");
-            }
-            Vec::new()
-        });
-        for name in names {
-            if !self.named.iter().any(|(named, _)| *named == name) {
-                all.extend(folder.listing(&name, async |slot| listings(&name, slot).await).await);
-            }
-        }
-        all
-    }
 }

@@ -1,17 +1,23 @@
 //! One client's story, from accept to goodbye.
 
 use std::future::Future;
-use std::io;
+use std::sync::Arc;
 
+use rustls::ProtocolVersion;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::access::{Facts, Moment, Reason};
+use super::live::Live;
+use super::policy::Dismissal;
 use super::slots::{Full, Place};
-use super::{Shared, tls};
+use super::tls::{self, Credentials, CredentialsError, HandshakeFailure};
+use super::{Shared, tell};
 use crate::nbd::{
-    Chosen, Export, Exports, Farewell, PlaintextOutcome, Security, SessionError, Summary, greet,
-    negotiate, plaintext_leg, transmit,
+    Chosen, Export, Farewell, MayOpen, Offer, PlaintextOutcome, Security, SessionError, Summary,
+    greet, negotiate, plaintext_leg, transmit,
 };
 
 /// How a connection ended.
@@ -27,8 +33,14 @@ enum Ending {
 enum Failure {
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("the TLS handshake failed: {}", tls::explain(.0))]
-    TlsHandshake(io::Error),
+    #[error("the TLS handshake failed: {0}")]
+    TlsHandshake(#[from] HandshakeFailure),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error("{who} may not come in: {why}")]
+    NotAllowed { who: String, why: Reason },
+    #[error("it may not stay: {0}")]
+    Dismissed(#[from] Dismissal),
     #[error("{0} took longer than allowed")]
     Deadline(&'static str),
     #[error("{0}")]
@@ -37,115 +49,221 @@ enum Failure {
     ShuttingDown,
 }
 
-/// Serves one client and says how that ended.
-pub(super) async fn serve<S, X>(
-    stream: S,
-    slot: Place,
-    shared: &Shared<X>,
-    shutdown: &CancellationToken,
-) where
-    S: AsyncRead + AsyncWrite + Unpin,
-    X: Exports,
-{
-    let started = Instant::now();
-    let ended = talk(stream, slot, shared, shutdown, started).await;
-    let duration = started.elapsed();
-    match ended {
-        Ok(Ending::LeftEarly) => tracing::debug!(?duration, "left without choosing an export"),
-        Ok(Ending::Served(Summary { farewell, requests, bytes })) => {
-            if let Some(held_back) = shared.chatter.sessions.allow() {
-                let how = match farewell {
-                    Farewell::ShutDown => "closed for shutdown",
-                    Farewell::Disconnected | Farewell::HungUp => "left",
-                };
-                let held_back = held_back.field();
-                tracing::info!(requests, bytes, ?duration, held_back, "{how}");
-            }
-        }
-        Err(Failure::ShuttingDown) => tracing::debug!("closed for shutdown"),
-        Err(failure) => {
-            if let Some(held_back) = shared.chatter.failures.allow() {
-                tracing::warn!(?duration, held_back = held_back.field(), "closed: {failure}");
-            }
-        }
-    }
+/// A connection that has been let in by its address.
+pub(super) struct Connection<'a, X> {
+    pub(super) shared: &'a Arc<Shared<X>>,
+    pub(super) live: &'a Arc<Live>,
+    pub(super) slot: Place,
+    pub(super) shutdown: &'a CancellationToken,
 }
 
-/// The story: greeting, TLS if it is required, negotiation, transmission.
-async fn talk<S, X>(
-    mut stream: S,
-    slot: Place,
-    shared: &Shared<X>,
-    shutdown: &CancellationToken,
-    started: Instant,
-) -> Result<Ending, Failure>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-    X: Exports,
-{
-    let timeouts = &shared.config.timeouts;
-    let handshake =
-        Phase { name: "the NBD handshake", ends: started + timeouts.handshake, shutdown };
-
-    let flags = handshake.run(greet(&mut stream)).await??;
-    let Some(tls) = &shared.tls else {
-        let security = Security::Plain;
-        let negotiated = negotiate(&mut stream, flags, security, &shared.exports);
-        let chosen = handshake.run(negotiated).await??;
-        return transmission(stream, chosen, slot, shared, shutdown, "none").await;
-    };
-
-    match handshake.run(plaintext_leg(&mut stream, flags)).await?? {
-        PlaintextOutcome::Ended => return Ok(Ending::LeftEarly),
-        PlaintextOutcome::StartTls => {}
-    }
-    let tls_handshake = Phase {
-        name: "the TLS handshake",
-        ends: handshake.ends.min(Instant::now() + timeouts.tls_handshake),
-        shutdown,
-    };
-    let accepted = tls_handshake.run(tls.0.accept(stream)).await?;
-    let mut stream = accepted.map_err(Failure::TlsHandshake)?;
-    let version = match stream.get_ref().1.protocol_version() {
-        Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
-        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
-        _ => "TLS",
-    };
-    let negotiated = negotiate(&mut stream, flags, Security::Tls, &shared.exports);
-    let chosen = handshake.run(negotiated).await??;
-    transmission(stream, chosen, slot, shared, shutdown, version).await
-}
-
-async fn transmission<S, X>(
-    stream: S,
-    chosen: Option<Chosen<X::Export>>,
-    slot: Place,
-    shared: &Shared<X>,
-    shutdown: &CancellationToken,
+/// Somebody of whom it is known who it is, or that it doesn't say.
+struct Client {
+    credentials: Option<Arc<Credentials>>,
+    /// What protects its stream, for people.
     security: &'static str,
-) -> Result<Ending, Failure>
-where
-    S: AsyncRead + AsyncWrite,
-    X: Exports,
-{
-    let Some(chosen) = chosen else {
-        return Ok(Ending::LeftEarly);
-    };
-    let _session = shared.slots.session(slot)?;
-    if let Some(held_back) = shared.chatter.sessions.allow() {
-        tracing::info!(
-            export = chosen.export.name(),
-            tls = security,
-            held_back = held_back.field(),
-            "reading"
-        );
+}
+
+impl<X: Offer> Connection<'_, X> {
+    /// Serves the client and says how that ended.
+    pub(super) async fn serve<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let started = Instant::now();
+        let (shared, live) = (self.shared, self.live);
+        let ended = tokio::select! {
+            biased;
+            why = live.dismissed() => Err(why.into()),
+            ended = self.talk(stream, started) => ended,
+        };
+        let duration = started.elapsed();
+        match ended {
+            Ok(Ending::LeftEarly) => tracing::debug!(?duration, "left without choosing an export"),
+            Ok(Ending::Served(Summary { farewell, requests, bytes })) => {
+                if let Some(held_back) = shared.chatter.sessions.allow() {
+                    let how = match farewell {
+                        Farewell::ShutDown => "closed for shutdown",
+                        Farewell::Disconnected | Farewell::HungUp => "left",
+                    };
+                    let held_back = held_back.field();
+                    tracing::info!(requests, bytes, ?duration, held_back, "{how}");
+                }
+            }
+            Err(Failure::ShuttingDown) => tracing::debug!("closed for shutdown"),
+            Err(failure) => {
+                shared.tally.count(failure.label());
+                if let Failure::TlsHandshake(failure) = &failure {
+                    shared.handshake_failures.count(failure.cause.label());
+                }
+                tell(&shared.chatter.failures, |held_back| {
+                    tracing::warn!(?duration, held_back, "closed: {failure}");
+                });
+            }
+        }
     }
-    let limits = &shared.transmit_limits;
-    let summary = transmit(stream, chosen, limits, shutdown.cancelled()).await?;
-    Ok(Ending::Served(summary))
+
+    /// The story: greeting, TLS if it is required, who it is, negotiation, transmission.
+    async fn talk<S>(self, mut stream: S, started: Instant) -> Result<Ending, Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let timeouts = &self.shared.config.timeouts;
+        let handshake = Phase {
+            name: "the NBD handshake",
+            ends: started + timeouts.handshake,
+            shutdown: self.shutdown,
+        };
+        let flags = handshake.run(greet(&mut stream)).await??;
+        if self.shared.policy.now().policy.tls.is_none() {
+            let client = self.meet(None, "none")?;
+            let seen = self.seen_by(&client);
+            let negotiated = negotiate(&mut stream, flags, Security::Plain, &seen);
+            let chosen = handshake.run(negotiated).await??;
+            return self.transmission(stream, chosen, client).await;
+        }
+
+        match handshake.run(plaintext_leg(&mut stream, flags)).await?? {
+            PlaintextOutcome::Ended => return Ok(Ending::LeftEarly),
+            PlaintextOutcome::StartTls => {}
+        }
+        let ends = handshake.ends.min(Instant::now() + timeouts.tls_handshake);
+        let tls_handshake = Phase { ends, ..handshake };
+        let (mut stream, client) = self.tls(stream, &tls_handshake).await?;
+        let seen = self.seen_by(&client);
+        let negotiated = negotiate(&mut stream, flags, Security::Tls, &seen);
+        let chosen = handshake.run(negotiated).await??;
+        self.transmission(stream, chosen, client).await
+    }
+
+    /// The TLS handshake, and who came out of it.
+    async fn tls<S>(&self, stream: S, phase: &Phase<'_>) -> Result<(TlsStream<S>, Client), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let in_force = self.shared.policy.now();
+        // TLS doesn't come and go with policies; without it nobody gets here.
+        let Some(tls) = &in_force.policy.tls else { return Err(Failure::ShuttingDown) };
+        let shaken = phase.run(tls::handshake(stream, tls)).await;
+        let stream = match shaken {
+            Err(Failure::Deadline(_)) => return Err(HandshakeFailure::deadline().into()),
+            shaken => shaken??,
+        };
+        let (_, session) = stream.get_ref();
+        let security = match session.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            _ => "TLS",
+        };
+        let credentials = match session.peer_certificates() {
+            Some(chain) => Some(Arc::new(Credentials::of(chain)?)),
+            None => None,
+        };
+        self.live.identify(credentials.clone(), in_force.number);
+        let client = self.meet(credentials, security)?;
+        Ok((stream, client))
+    }
+
+    /// Judges the client now that it is known who it is.
+    fn meet(
+        &self,
+        credentials: Option<Arc<Credentials>>,
+        security: &'static str,
+    ) -> Result<Client, Failure> {
+        let in_force = self.shared.policy.now();
+        if credentials.is_none() {
+            self.live.identify(None, in_force.number);
+        }
+        let client = Client { credentials, security };
+        let facts = Facts::of_peer(self.live.peer).with_identity(client.identity());
+        if let Err(why) = in_force.policy.rules.judge(&facts) {
+            return Err(Failure::NotAllowed { who: client.to_string(), why });
+        }
+        self.live.review(&in_force, Moment::now())?;
+        if client.credentials.is_some() {
+            tracing::debug!("it is {client}");
+        }
+        Ok(client)
+    }
+
+    /// What of all exports the client may see, by the rules as they are when it asks.
+    fn seen_by(&self, client: &Client) -> X::Seen {
+        let (shared, peer) = (Arc::clone(self.shared), self.live.peer);
+        let credentials = client.credentials.clone();
+        let may_open = MayOpen::new(move |export| {
+            let identity = credentials.as_deref().map(Credentials::identity);
+            let facts = Facts::of_peer(peer).with_identity(identity).with_export(export);
+            shared.policy.judge(&facts).is_ok()
+        });
+        Arc::clone(&self.shared.exports).seen_by(may_open)
+    }
+
+    async fn transmission<S>(
+        self,
+        stream: S,
+        chosen: Option<Chosen<X::Export>>,
+        client: Client,
+    ) -> Result<Ending, Failure>
+    where
+        S: AsyncRead + AsyncWrite,
+    {
+        let Some(chosen) = chosen else {
+            return Ok(Ending::LeftEarly);
+        };
+        let shared = self.shared;
+        self.live.note_export(chosen.export.name());
+        // The rules may have changed since it was found.
+        self.live.review(&shared.policy.now(), Moment::now())?;
+        let _session = shared.slots.session(self.slot, self.live.peer, client.identity())?;
+        tell(&shared.chatter.sessions, |held_back| {
+            let identity = client.credentials.is_some().then(|| client.to_string());
+            tracing::info!(
+                export = chosen.export.name(),
+                tls = client.security,
+                identity,
+                held_back,
+                "reading"
+            );
+        });
+        let summary =
+            transmit(stream, chosen, &shared.transmit_limits, self.shutdown.cancelled()).await?;
+        Ok(Ending::Served(summary))
+    }
+}
+
+impl Client {
+    fn identity(&self) -> Option<&super::access::Identity> {
+        self.credentials.as_deref().map(Credentials::identity)
+    }
+}
+
+impl std::fmt::Display for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.identity() {
+            Some(identity) => identity.fmt(f),
+            None => f.write_str("a client without a certificate"),
+        }
+    }
+}
+
+impl Failure {
+    /// A label for counters.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Session(_) => "session",
+            Self::TlsHandshake(_) => "tls_handshake",
+            Self::Credentials(_) => "credentials",
+            Self::NotAllowed { .. } => "not_allowed",
+            Self::Dismissed(_) => "dismissed",
+            Self::Deadline(_) => "deadline",
+            Self::Full(full) => full.label(),
+            Self::ShuttingDown => "shutting_down",
+        }
+    }
 }
 
 /// A part of the story that has to be over by a certain time.
+#[derive(Clone, Copy)]
 struct Phase<'a> {
     name: &'static str,
     ends: Instant,

@@ -6,7 +6,11 @@
 pub mod access;
 mod connection;
 pub mod listen;
+mod live;
+mod policy;
+mod rates;
 mod slots;
+mod tally;
 pub mod tls;
 
 use std::io;
@@ -14,9 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -24,10 +26,17 @@ use tracing::Instrument;
 use crate::config::Config;
 use crate::limited::RateLimit;
 use crate::nbd::budget::Budget;
-use crate::nbd::{Exports, TransmitLimits};
-use access::{Peer, Reason};
+use crate::nbd::{Offer, TransmitLimits};
+use access::{Facts, Moment, Peer, Reason};
+use connection::Connection;
 use listen::{AcceptFault, Incoming, ListenAddress, Listener};
+use live::Connections;
+use policy::InForce;
+pub use policy::Policy;
+use rates::Rates;
 use slots::{Place, Slots};
+pub use tally::Counts;
+use tally::Tally;
 
 /// A gateway that listens.
 #[derive(Debug)]
@@ -40,12 +49,18 @@ pub struct Gateway<X> {
 #[derive(Debug)]
 struct Shared<X> {
     config: Config,
-    exports: X,
-    tls: Option<Tls>,
+    exports: Arc<X>,
+    policy: InForce,
+    connections: Connections,
     slots: Slots,
+    rates: Rates,
     transmit_limits: TransmitLimits,
     next_connection: AtomicU64,
     chatter: Chatter,
+    /// Connections that were refused or failed, by reason.
+    tally: Tally,
+    /// TLS handshakes that failed, by reason.
+    handshake_failures: Tally,
 }
 
 /// Log lines about connections, of which peers can cause as many as they like. Those who
@@ -64,28 +79,60 @@ impl Chatter {
     }
 }
 
-struct Tls(TlsAcceptor);
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Tls(…)")
+/// Says something unless too much has been said; `line` is given how much was left out.
+fn tell(limit: &RateLimit, line: impl FnOnce(Option<u64>)) {
+    if let Some(held_back) = limit.allow() {
+        line(held_back.field());
     }
 }
 
-impl<X: Exports + 'static> Gateway<X> {
+/// By which a gateway that runs is told of changes, and asked.
+#[derive(Debug)]
+pub struct Control<X>(Arc<Shared<X>>);
+
+impl<X: Offer> Control<X> {
+    /// Puts another policy in force, at once and as a whole: for those who come from now
+    /// on, and for those who are in. Who may not stay is dropped. Says how many that were.
+    pub fn replace(&self, policy: Policy) -> usize {
+        self.0.policy.replace(policy);
+        self.0.review()
+    }
+
+    /// What is served.
+    pub fn exports(&self) -> &Arc<X> {
+        &self.0.exports
+    }
+
+    /// Connections that were refused or failed, by reason.
+    pub fn failures(&self) -> Counts {
+        self.0.tally.so_far()
+    }
+
+    /// TLS handshakes that failed, by reason ([`tls::Cause::label`]).
+    pub fn handshake_failures(&self) -> Counts {
+        self.0.handshake_failures.so_far()
+    }
+}
+
+impl<X> Shared<X> {
+    /// Judges all connections by what holds now.
+    fn review(&self) -> usize {
+        self.connections.review(&self.policy.now(), Moment::now())
+    }
+}
+
+impl<X: Offer> Gateway<X> {
     /// Binds the sockets. Clients that connect from now on wait until [`Gateway::run`].
     ///
     /// # Errors
     /// A socket can't be bound.
-    pub fn bind(
-        config: Config,
-        tls: Option<Arc<ServerConfig>>,
-        exports: X,
-    ) -> Result<Self, listen::BindError> {
-        let listeners = listen::bind_all(&config.listen, config.access.is_loopback_only())?;
+    pub fn bind(config: Config, policy: Policy, exports: X) -> Result<Self, listen::BindError> {
+        let listeners = listen::bind_all(&config.listen, policy.rules.is_local_only())?;
         let shared = Shared {
-            tls: tls.map(|config| Tls(TlsAcceptor::from(config))),
+            policy: InForce::new(policy),
+            connections: Connections::default(),
             slots: Slots::new(&config.limits),
+            rates: Rates::new(config.limits.connection_rate),
             transmit_limits: TransmitLimits {
                 budget: Budget::new(config.limits.in_flight),
                 stall: config.timeouts.stall,
@@ -93,7 +140,9 @@ impl<X: Exports + 'static> Gateway<X> {
             },
             next_connection: AtomicU64::new(1),
             chatter: Chatter::new(),
-            exports,
+            tally: Tally::default(),
+            handshake_failures: Tally::default(),
+            exports: Arc::new(exports),
             config,
         };
         Ok(Self { listeners, shared: Arc::new(shared) })
@@ -105,6 +154,11 @@ impl<X: Exports + 'static> Gateway<X> {
     /// The system can't say.
     pub fn addresses(&self) -> io::Result<Vec<ListenAddress>> {
         self.listeners.iter().map(Listener::local_address).collect()
+    }
+
+    /// By which it is told of changes while it runs.
+    pub fn control(&self) -> Control<X> {
+        Control(Arc::clone(&self.shared))
     }
 
     /// Serves until `shutdown` is cancelled; then lets requests that have come in be
@@ -119,6 +173,9 @@ impl<X: Exports + 'static> Gateway<X> {
             let shared = Arc::clone(&self.shared);
             doors.spawn(accept(listener, shared, connections.clone(), shutdown.clone()));
         }
+        // Certificates run out, and rules have their hours.
+        let mut watch = JoinSet::new();
+        watch.spawn(review_now_and_then(Arc::clone(&self.shared)));
         let mut is_sound = true;
         while doors.join_next().await.is_some() {
             // A door closes by itself only if its task has panicked. Better to end, and be
@@ -139,13 +196,28 @@ impl<X: Exports + 'static> Gateway<X> {
     }
 }
 
+/// Judges all connections again and again, by the time.
+async fn review_now_and_then<X: Offer>(shared: Arc<Shared<X>>) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(500));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let in_force = shared.policy.now();
+        let has_certificates =
+            in_force.policy.tls.as_ref().is_some_and(tls::ServerTls::asks_for_certificates);
+        if has_certificates || in_force.policy.rules.depend_on_time() {
+            shared.connections.review(&in_force, Moment::now());
+        }
+    }
+}
+
 /// Accepting connections ended though nobody had asked for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("accepting connections failed; this is a fault of this program")]
 pub struct DoorClosed;
 
 /// Accepts on one socket until the end.
-async fn accept<X: Exports + 'static>(
+async fn accept<X: Offer>(
     listener: Listener,
     shared: Arc<Shared<X>>,
     connections: TaskTracker,
@@ -178,7 +250,7 @@ async fn accept<X: Exports + 'static>(
 }
 
 /// Lets a connection in, or closes it before a byte is sent.
-fn admit<X: Exports + 'static>(
+fn admit<X: Offer>(
     incoming: Incoming,
     shared: &Arc<Shared<X>>,
     connections: &TaskTracker,
@@ -188,9 +260,10 @@ fn admit<X: Exports + 'static>(
     let (reason, slot) = match judge(peer, shared) {
         Ok(admitted) => admitted,
         Err(refusal) => {
-            if let Some(held_back) = shared.chatter.refusals.allow() {
-                tracing::warn!(%peer, held_back = held_back.field(), "refused: {refusal}");
-            }
+            shared.tally.count(refusal.label());
+            tell(&shared.chatter.refusals, |held_back| {
+                tracing::warn!(%peer, held_back, "refused: {refusal}");
+            });
             return;
         }
     };
@@ -201,15 +274,15 @@ fn admit<X: Exports + 'static>(
     let shared = Arc::clone(shared);
     let shutdown = shutdown.clone();
     let serve = async move {
+        let entry = shared.connections.enter(id, peer);
+        let connection =
+            Connection { shared: &shared, live: &entry.live, slot, shutdown: &shutdown };
         match incoming {
-            Incoming::Tcp(stream, _) => {
-                if let Err(error) = listen::tune(&stream) {
-                    tracing::debug!("the connection is gone already: {error}");
-                    return;
-                }
-                connection::serve(stream, slot, &shared, &shutdown).await;
-            }
-            Incoming::Unix(stream) => connection::serve(stream, slot, &shared, &shutdown).await,
+            Incoming::Tcp(stream, _) => match listen::tune(&stream) {
+                Ok(()) => connection.serve(stream).await,
+                Err(error) => tracing::debug!("the connection is gone already: {error}"),
+            },
+            Incoming::Unix(stream) => connection.serve(stream).await,
         }
     };
     connections.spawn(serve.instrument(span));
@@ -224,14 +297,33 @@ enum Refusal {
     NotLocal,
     #[error("{0}")]
     Full(#[from] slots::Full),
+    #[error("its address begins connections more often than allowed (--connection-rate)")]
+    TooOften,
+}
+
+impl Refusal {
+    /// A label for counters.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Access(_) => "address",
+            Self::NotLocal => "not_local",
+            Self::Full(full) => full.label(),
+            Self::TooOften => "connection_rate",
+        }
+    }
 }
 
 fn judge<X>(peer: Peer, shared: &Shared<X>) -> Result<(Reason, Place), Refusal> {
-    let reason = shared.config.access.judge(peer).map_err(Refusal::Access)?;
+    let in_force = shared.policy.now();
+    let policy = &in_force.policy;
+    let reason = policy.rules.judge(&Facts::of_peer(peer)).map_err(Refusal::Access)?;
     // The settings were checked for this; a client that got here by some other way, such
     // as an address that was added to the machine later, is refused all the same.
-    if shared.tls.is_none() && !shared.config.insecure_no_tls && !peer.is_local() {
+    if policy.tls.is_none() && !shared.config.insecure_no_tls && !peer.is_local() {
         return Err(Refusal::NotLocal);
+    }
+    if slots::counted_as(peer).is_some_and(|address| !shared.rates.allow(address)) {
+        return Err(Refusal::TooOften);
     }
     Ok((reason, shared.slots.handshake(peer)?))
 }

@@ -1,13 +1,13 @@
 //! Places for connections: a pool for those that still negotiate, another for those that
-//! are served. No address may take all of either.
+//! are served. No address, no network and no identity may take all of either.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::access::Peer;
+use super::access::{Identity, Peer};
 use crate::config::Limits;
 
 /// Both pools.
@@ -15,29 +15,56 @@ use crate::config::Limits;
 pub(super) struct Slots {
     handshakes: Pool,
     sessions: Pool,
+    limits: Limits,
 }
 
 /// Why there is no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Full {
-    #[error("too many connections from its address are still negotiating")]
+    #[error(
+        "too many connections from its address are still negotiating (--max-handshakes-per-address)"
+    )]
     PeerHandshakes,
-    #[error("too many connections are still negotiating")]
+    #[error(
+        "too many connections from its network are still negotiating (--max-handshakes-per-network)"
+    )]
+    NetworkHandshakes,
+    #[error("too many connections are still negotiating (--max-handshakes)")]
     Handshakes,
     #[error(
         "as many connections from its address as allowed (--max-connections-per-address) are \
          being served"
     )]
     PeerSessions,
+    #[error(
+        "as many connections of its identity as allowed (--max-connections-per-identity) are \
+         being served"
+    )]
+    IdentitySessions,
     #[error("as many connections as allowed (--max-connections) are being served")]
     Sessions,
+}
+
+impl Full {
+    /// A label for counters.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::PeerHandshakes => "handshakes_per_address",
+            Self::NetworkHandshakes => "handshakes_per_network",
+            Self::Handshakes => "handshakes",
+            Self::PeerSessions => "connections_per_address",
+            Self::IdentitySessions => "connections_per_identity",
+            Self::Sessions => "connections",
+        }
+    }
 }
 
 impl Slots {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
-            handshakes: Pool::new(limits.handshakes, limits.handshakes_per_address),
-            sessions: Pool::new(limits.connections, limits.connections_per_address),
+            handshakes: Pool::new(limits.handshakes),
+            sessions: Pool::new(limits.connections),
+            limits: *limits,
         }
     }
 
@@ -47,53 +74,83 @@ impl Slots {
         if self.sessions.free.available_permits() == 0 {
             return Err(Full::Sessions);
         }
-        self.handshakes.take(peer, Full::Handshakes, Full::PeerHandshakes)
+        let mut shares = Vec::new();
+        if let Some(address) = counted_as(peer) {
+            let most = self.limits.handshakes_per_address;
+            shares.push((Holder::Address(address), most, Full::PeerHandshakes));
+            let most = self.limits.handshakes_per_network;
+            shares.push((Holder::Network(network_of(address)), most, Full::NetworkHandshakes));
+        }
+        self.handshakes.take(shares, Full::Handshakes)
     }
 
     /// A place to be served, in exchange for the one to negotiate.
-    pub(super) fn session(&self, handshake: Place) -> Result<Place, Full> {
-        let peer = handshake.peer;
+    pub(super) fn session(
+        &self,
+        handshake: Place,
+        peer: Peer,
+        identity: Option<&Identity>,
+    ) -> Result<Place, Full> {
         drop(handshake);
-        self.sessions.take(peer, Full::Sessions, Full::PeerSessions)
+        let mut shares = Vec::new();
+        if let Some(address) = counted_as(peer) {
+            let most = self.limits.connections_per_address;
+            shares.push((Holder::Address(address), most, Full::PeerSessions));
+        }
+        if let Some(identity) = identity {
+            let most = self.limits.connections_per_identity;
+            let holder = Holder::Identity(identity.to_string());
+            shares.push((holder, most, Full::IdentitySessions));
+        }
+        self.sessions.take(shares, Full::Sessions)
     }
 }
 
-/// How many places each address has.
-type Taken = Arc<Mutex<HashMap<IpAddr, usize>>>;
+/// Whose places are counted together.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Holder {
+    Address(IpAddr),
+    Network(IpAddr),
+    Identity(String),
+}
+
+/// How many places each holder has.
+type Taken = HashMap<Holder, usize>;
 
 #[derive(Debug)]
 struct Pool {
     free: Arc<Semaphore>,
-    taken: Taken,
-    per_address: usize,
+    taken: Arc<Mutex<Taken>>,
 }
 
 impl Pool {
-    fn new(places: usize, per_address: usize) -> Self {
+    fn new(places: usize) -> Self {
         let free = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        Self { free, taken: Arc::default(), per_address }
+        Self { free, taken: Arc::default() }
     }
 
-    fn take(&self, peer: Peer, full: Full, peer_full: Full) -> Result<Place, Full> {
+    /// A place that counts among those of each holder, none of whom may have more than so
+    /// many.
+    fn take(&self, shares: Vec<(Holder, usize, Full)>, full: Full) -> Result<Place, Full> {
         let permit = Arc::clone(&self.free).try_acquire_owned().map_err(|_| full)?;
-        let Some(address) = counted_as(peer) else {
-            return Ok(Place { peer, counted: None, _permit: permit });
-        };
-        let mut taken = self.taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let count = taken.entry(address).or_default();
-        if *count >= self.per_address {
-            return Err(peer_full);
+        let mut taken = lock(&self.taken);
+        for (holder, most, full) in &shares {
+            if taken.get(holder).is_some_and(|count| count >= most) {
+                return Err(*full);
+            }
         }
-        *count += 1;
-        let counted = Some((address, Arc::clone(&self.taken)));
-        Ok(Place { peer, counted, _permit: permit })
+        let holders: Vec<Holder> = shares.into_iter().map(|(holder, ..)| holder).collect();
+        for holder in &holders {
+            *taken.entry(holder.clone()).or_default() += 1;
+        }
+        Ok(Place { holders, taken: Arc::clone(&self.taken), _permit: permit })
     }
 }
 
-/// Whose places a peer's count among: an IPv4 address's, or an IPv6 network's of 64 bits,
-/// of which one machine can have every address. The socket's permissions have let in who
-/// comes by a Unix socket; they aren't counted apart.
-fn counted_as(peer: Peer) -> Option<IpAddr> {
+/// As whom a peer is counted: an IPv4 address, or an IPv6 network of 64 bits, of which one
+/// machine can have every address. The socket's permissions have let in who comes by a
+/// Unix socket; they aren't counted.
+pub(super) fn counted_as(peer: Peer) -> Option<IpAddr> {
     match peer {
         Peer::Unix => None,
         Peer::Ip(IpAddr::V4(address)) => Some(address.into()),
@@ -104,37 +161,53 @@ fn counted_as(peer: Peer) -> Option<IpAddr> {
     }
 }
 
+/// The network that an address is in, as large as one customer has them: 24 bits of IPv4,
+/// 48 of IPv6.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & (!0 << 8)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (!0 << 80)).into(),
+    }
+}
+
 /// A place, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    peer: Peer,
-    counted: Option<(IpAddr, Taken)>,
+    holders: Vec<Holder>,
+    taken: Arc<Mutex<Taken>>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some((address, taken)) = &self.counted else { return };
-        let mut taken = taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(count) = taken.get_mut(address) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(address);
+        let mut taken = lock(&self.taken);
+        for holder in &self.holders {
+            if let Some(count) = taken.get_mut(holder) {
+                *count -= 1;
+                if *count == 0 {
+                    taken.remove(holder);
+                }
             }
         }
     }
 }
 
+fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
+    taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::access::{Name, NameKind};
 
-    fn slots(connections: usize, handshakes: usize, per_address: usize) -> Slots {
+    fn slots(connections: usize, handshakes: usize, each: usize) -> Slots {
         Slots::new(&Limits {
             connections,
-            connections_per_address: per_address,
+            connections_per_address: each,
+            connections_per_identity: each,
             handshakes,
-            handshakes_per_address: per_address,
+            handshakes_per_address: each,
             ..Limits::default()
         })
     }
@@ -156,9 +229,24 @@ mod tests {
     }
 
     #[test]
+    fn one_network_can_not_take_all_places_to_negotiate() {
+        let limits = Limits { handshakes_per_network: 2, ..Limits::default() };
+        let slots = Slots::new(&limits);
+        let _taken = ["10.0.0.1", "10.0.0.2", "2001:db8:1:1::", "2001:db8:1:2::"]
+            .map(|address| slots.handshake(peer(address)).unwrap());
+        for address in ["10.0.0.3", "2001:db8:1:3::"] {
+            assert_eq!(slots.handshake(peer(address)).unwrap_err(), Full::NetworkHandshakes);
+        }
+        for address in ["10.0.1.1", "2001:db8:2:1::"] {
+            assert!(slots.handshake(peer(address)).is_ok());
+        }
+    }
+
+    #[test]
     fn one_address_can_not_take_all_places_to_be_served() {
         let slots = slots(3, 9, 2);
-        let served = |address| slots.session(slots.handshake(peer(address)).unwrap());
+        let served =
+            |address| slots.session(slots.handshake(peer(address)).unwrap(), peer(address), None);
         let first = served("10.0.0.1").unwrap();
         let _second = served("10.0.0.1").unwrap();
         assert_eq!(served("10.0.0.1").unwrap_err(), Full::PeerSessions);
@@ -166,6 +254,23 @@ mod tests {
         assert_eq!(slots.handshake(peer("10.0.0.3")).unwrap_err(), Full::Sessions);
         drop(first);
         assert!(served("10.0.0.1").is_ok());
+    }
+
+    #[test]
+    fn one_identity_can_not_take_all_places_by_many_addresses() {
+        let slots = slots(9, 9, 2);
+        let identity =
+            |name: &str| Identity::new(vec![Name { kind: NameKind::Dns, text: name.into() }]);
+        let (alice, bob) = (identity("alice"), identity("bob"));
+        let served = |address, who| {
+            slots.session(slots.handshake(peer(address)).unwrap(), peer(address), Some(who))
+        };
+        let _first = served("10.0.0.1", &alice).unwrap();
+        let second = served("10.0.0.2", &alice).unwrap();
+        assert_eq!(served("10.0.0.3", &alice).unwrap_err(), Full::IdentitySessions);
+        assert!(served("10.0.0.3", &bob).is_ok());
+        drop(second);
+        assert!(served("10.0.0.3", &alice).is_ok());
     }
 
     #[test]

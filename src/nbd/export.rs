@@ -1,5 +1,6 @@
 //! What the engine serves.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -170,6 +171,45 @@ pub trait Exports: Send + Sync {
 
     /// All of them, in the order in which LIST shall name them.
     fn list(&self) -> impl Future<Output = Vec<Listing>> + Send;
+}
+
+/// Which exports a client may open, by their canonical names.
+#[derive(Clone)]
+pub struct MayOpen(Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl MayOpen {
+    /// Those that `judge` says yes to. It is asked anew each time.
+    pub fn new(judge: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(judge))
+    }
+
+    /// All of them.
+    pub fn everything() -> Self {
+        Self::new(|_| true)
+    }
+
+    /// Whether that is one of them.
+    pub fn allows(&self, name: &str) -> bool {
+        (self.0)(name)
+    }
+}
+
+impl fmt::Debug for MayOpen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MayOpen(…)")
+    }
+}
+
+/// What is served, of which each client sees its own part.
+pub trait Offer: Send + Sync + 'static {
+    /// What is served.
+    type Export: Export;
+    /// What one client sees of it.
+    type Seen: Exports<Export = Self::Export>;
+
+    /// What a client sees that may open these: the others are to it as if they weren't
+    /// there.
+    fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Self::Seen;
 }
 
 /// What LIST says of an export.

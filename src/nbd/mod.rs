@@ -14,7 +14,7 @@ mod transmit;
 pub mod wire;
 
 pub use error::{ReadError, SessionError};
-pub use export::{COPIED, Export, Exports, Extent, Listing, Segment, Span};
+pub use export::{COPIED, Export, Exports, Extent, Listing, MayOpen, Offer, Segment, Span};
 pub use greeting::greet;
 pub use negotiate::{
     Chosen, PlaintextOutcome, ReplyMode, Security, SelectedContext, negotiate, plaintext_leg,

@@ -58,7 +58,7 @@ fn deny_wins() {
     let server = allowing(plain(), &["--allow", "127.0.0.2,127.0.0.0/8", "--deny", "127.0.0.2"]);
     assert_let_in(&server, v4(1));
     assert_closed(&server, v4(2));
-    server.wait_for_message("refused: denied by 127.0.0.2/32");
+    server.wait_for_message("refused: denied by --deny 127.0.0.2/32");
     // Without --allow, deny takes away from what is allowed by default.
     let server = allowing(plain(), &["--deny", "127.0.0.0/29"]);
     assert_let_in(&server, v4(8));
@@ -96,7 +96,7 @@ fn mapped_addresses_are_judged_as_ipv4() {
     };
     connect(v4(1)).expect(crate::support::client::GREETING);
     connect(v4(2)).expect_closed();
-    server.wait_for_message("refused: denied by 127.0.0.2/32");
+    server.wait_for_message("refused: denied by --deny 127.0.0.2/32");
     connect(v4(3)).expect_closed();
     // IPv6 isn't let in because IPv4 is.
     connect(Ipv6Addr::LOCALHOST.into()).expect_closed();

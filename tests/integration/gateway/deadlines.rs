@@ -90,7 +90,7 @@ fn the_tls_handshake_has_a_deadline_of_its_own() {
     assert_eq!(client.option_replies(OPT_STARTTLS), [ack()]);
     client.rest();
     assert!(started.elapsed() >= DEADLINE);
-    server.wait_for_message("the TLS handshake took longer than allowed");
+    server.wait_for_message("the TLS handshake failed: it took longer than allowed");
 }
 
 /// The deadline is for the handshake: a client that is served may be silent for longer.

@@ -52,6 +52,21 @@ fn one_address_can_not_take_the_places_of_others() {
     wait_until("its places are free", || comes_in(&server, 2));
 }
 
+/// All addresses of a network together can't take all places to negotiate.
+#[test]
+fn one_network_can_not_take_all_places_to_negotiate() {
+    const PER_NETWORK: usize = 64;
+    let server = plain().start();
+    let mut silent: Vec<_> = (0..PER_NETWORK + 8)
+        .map(|number| server.connect_from(address(2 + (number % 3) as u8)))
+        .collect();
+    let greeted = silent.iter_mut().filter_map(|client| is_greeted(client).then_some(())).count();
+    assert_eq!(greeted, PER_NETWORK);
+    server.wait_for_message("too many connections from its network");
+    let mut other = server.connect_from(Ipv4Addr::new(127, 0, 1, 2));
+    assert!(is_greeted(&mut other));
+}
+
 /// The places of silent peers aren't those of served clients, and they are free again when
 /// the deadline for handshakes is over.
 #[test]
@@ -62,7 +77,8 @@ fn silent_peers_block_nobody_for_longer_than_the_deadline() {
     let mut silent = Vec::new();
     for from in 0..6 {
         for _ in 0..PER_ADDRESS {
-            silent.push(server.connect_from(address(10 + from)));
+            // Each in a network of its own.
+            silent.push(server.connect_from(Ipv4Addr::new(127, 0, 10 + from, 1)));
         }
     }
     let greeted = silent.iter_mut().filter_map(|client| is_greeted(client).then_some(())).count();

@@ -54,8 +54,8 @@ fn what_can_not_be_used_is_refused_with_a_reason() {
     refused(missing, KEY, "can't read it");
 
     let huge = Pki::new();
-    write(&huge.server_cert(), &"x".repeat(2 << 20));
-    refused(huge, CERT, "larger than 1 MiB");
+    write(&huge.server_cert(), &"x".repeat((16 << 20) + 1));
+    refused(huge, CERT, "larger than 16 MiB");
 
     let broken = Pki::new();
     let text = fs::read_to_string(broken.server_cert()).unwrap();

@@ -1,0 +1,18 @@
+//! `hexz-nbd check`: asks the rules as the gateway would.
+
+use std::io::Write;
+
+use crate::cli::check::Check;
+use crate::start::Failure;
+
+/// Says whether that client may open that export, and which rule says so.
+pub(crate) fn run(options: &Check) -> Result<bool, Failure> {
+    let rules = options.access.rules()?;
+    let verdict = options.ask(|facts| rules.judge(facts));
+    let mut out = std::io::stdout();
+    match &verdict {
+        Ok(reason) => writeln!(out, "allowed: {reason}")?,
+        Err(reason) => writeln!(out, "not allowed: {reason}")?,
+    }
+    Ok(verdict.is_ok())
+}

@@ -1,0 +1,63 @@
+//! `hexz-nbd check`: what the rules would say.
+
+use std::net::IpAddr;
+
+use clap::Args;
+use hexz_nbd::gateway::access::{Facts, Identity, Known, Moment, Name, NameKind, Peer};
+
+use super::network::Access;
+use super::values::moment;
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    pub(crate) access: Access,
+    /// Where the client comes from: an address, or "unix"
+    #[arg(long, value_name = "ADDRESS", value_parser = peer)]
+    from: Peer,
+    /// Who it is: a name of its certificate, such as uri:spiffe://corp/backup/1, dns:NAME,
+    /// email:ADDRESS, cn:NAME or sha256:HASH; without such a beginning, a name of any kind
+    /// [repeatable; default: a client without a certificate]
+    #[arg(long = "as", value_name = "IDENTITY")]
+    who: Vec<String>,
+    /// When, as 2027-01-31T18:00:00Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    at: Option<Moment>,
+    /// The export that it wants to open [default: any]
+    #[arg(value_name = "NAME")]
+    export: Option<String>,
+}
+
+impl Check {
+    /// What the rules are asked about.
+    pub(crate) fn ask<T>(&self, ask: impl FnOnce(&Facts<'_>) -> T) -> T {
+        let names: Vec<Name> = self.who.iter().flat_map(|text| names(text)).collect();
+        let identity = (!names.is_empty()).then(|| Identity::new(names));
+        ask(&Facts {
+            peer: self.from,
+            identity: Known::Known(identity.as_ref()),
+            export: self.export.as_deref().map_or(Known::NotYet, Known::Known),
+            now: self.at.unwrap_or_else(Moment::now),
+        })
+    }
+}
+
+/// The name of a certificate that a text means; of each kind, if it doesn't say which.
+fn names(text: &str) -> Vec<Name> {
+    let kinds = NameKind::ALL.into_iter();
+    let of_kind = kinds.clone().find_map(|kind| {
+        let name = text.strip_prefix(kind.prefix())?;
+        Some(vec![Name { kind, text: name.to_owned() }])
+    });
+    of_kind.unwrap_or_else(|| kinds.map(|kind| Name { kind, text: text.to_owned() }).collect())
+}
+
+fn peer(text: &str) -> Result<Peer, String> {
+    match text {
+        "unix" => Ok(Peer::Unix),
+        address => address
+            .parse::<IpAddr>()
+            .map(Peer::ip)
+            .map_err(|_| "expected an address such as 10.1.2.3, or unix".to_owned()),
+    }
+}

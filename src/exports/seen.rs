@@ -1,0 +1,52 @@
+//! The catalogue as one client sees it: what it may not open isn't there.
+
+use std::sync::Arc;
+
+use super::{Catalog, SnapshotExport};
+use crate::nbd::{Exports, Listing, MayOpen, Offer};
+
+/// The part of a catalogue that one client may open.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    catalog: Arc<Catalog>,
+    may_open: MayOpen,
+}
+
+impl Offer for Catalog {
+    type Export = SnapshotExport;
+    type Seen = Seen;
+
+    fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Seen {
+        Seen { catalog: self, may_open }
+    }
+}
+
+impl Seen {
+    /// The export of that name, if it may be opened. Whether it may is decided before
+    /// anything is looked for, so it can't be told from the time that this takes whether
+    /// there is one.
+    async fn export(&self, name: &[u8]) -> Option<SnapshotExport> {
+        let name = self.catalog.resolve(name).filter(|name| self.may_open.allows(name))?;
+        self.catalog.find_named(name).await
+    }
+}
+
+impl Exports for Seen {
+    type Export = SnapshotExport;
+
+    async fn find(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {
+        self.export(name).await.map(Arc::new)
+    }
+
+    async fn find_with_contexts(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {
+        let mut export = self.export(name).await?;
+        for (other, reference) in self.catalog.references(&export, &self.may_open).await {
+            export = export.comparable_with(&other, &reference);
+        }
+        Some(Arc::new(export))
+    }
+
+    async fn list(&self) -> Vec<Listing> {
+        self.catalog.list(&self.may_open).await
+    }
+}

@@ -1,0 +1,319 @@
+//! The rules file: TOML to rules.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::value::{Date, Datetime, Offset, Time};
+
+use super::identity::{IdentityPattern, IdentityPatternError};
+use super::network::{NetworkError, Place};
+use super::pattern::{Pattern, PatternError};
+use super::rules::{Action, Origin, Rule};
+use super::window::{Moment, TimeWindow, TimeWindowError};
+
+/// The largest rules file, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// More rules than anybody can oversee. Each client is judged by all of them.
+const MAX_RULES: usize = 10_000;
+
+/// A rules file's path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulesFile(pub PathBuf);
+
+/// What is wrong with a rules file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", .path.display())]
+pub struct RulesFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: RulesFileProblem,
+}
+
+/// What can be wrong.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RulesFileProblem {
+    /// The system refused.
+    #[error("can't read it: {0}")]
+    Io(#[from] io::Error),
+    /// Not what a rules file is.
+    #[error("it is larger than 1 MiB, which no rules file should be")]
+    TooLarge,
+    /// It isn't TOML, or not with these keys.
+    #[error("it can't be understood: {0}")]
+    Toml(#[from] toml::de::Error),
+    /// Nobody could come in; more likely something is missing.
+    #[error("there is no [[rule]] in it; to let nobody in, write one with action = \"deny\"")]
+    NoRule,
+    /// More than anybody can oversee.
+    #[error("it has more than 10,000 rules")]
+    TooManyRules,
+    /// One rule says something that makes no sense.
+    #[error("rule {number}, line {line}: {problem}")]
+    Rule {
+        /// Its number, from 1 on.
+        number: usize,
+        /// The line on which it begins, from 1 on.
+        line: usize,
+        /// What is wrong with it.
+        problem: RuleProblem,
+    },
+}
+
+/// What can be wrong with one rule.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuleProblem {
+    /// It isn't clear whether that means everybody or nobody.
+    #[error("{0} = [] means nothing: leave it out to mean all, or name some")]
+    Empty(&'static str),
+    /// A network.
+    #[error("network: {0}, or \"unix\"")]
+    Network(#[from] NetworkError),
+    /// An identity.
+    #[error("identity: {0}")]
+    Identity(#[from] IdentityPatternError),
+    /// An export.
+    #[error("export: {0}")]
+    Export(#[from] PatternError),
+    /// Hours.
+    #[error("hours: {0}")]
+    Hours(#[from] TimeWindowError),
+    /// A time that isn't one everywhere.
+    #[error("{0} needs a date and a time in UTC or with an offset, as 2027-01-31T18:00:00Z")]
+    Moment(&'static str),
+    /// A period that never is.
+    #[error("until is not later than from")]
+    NeverValid,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenFile {
+    #[serde(default)]
+    rule: Vec<Spanned<WrittenRule>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRule {
+    name: Option<String>,
+    action: WrittenAction,
+    network: Option<OneOrMany>,
+    identity: Option<OneOrMany>,
+    export: Option<OneOrMany>,
+    hours: Option<OneOrMany>,
+    from: Option<Datetime>,
+    until: Option<Datetime>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WrittenAction {
+    Allow,
+    Deny,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl RulesFile {
+    /// Reads the rules, in their order.
+    ///
+    /// # Errors
+    /// The file can't be read, or any part of it makes no sense: then none of it holds.
+    pub fn read(&self) -> Result<Vec<Rule>, RulesFileError> {
+        let text = read(&self.0);
+        text.and_then(|text| parse(&text, &self.0))
+            .map_err(|problem| RulesFileError { path: self.0.clone(), problem })
+    }
+}
+
+fn read(path: &Path) -> Result<String, RulesFileProblem> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE { Err(RulesFileProblem::TooLarge) } else { Ok(text) }
+}
+
+/// The rules that `text`, the content of the file at `path`, says.
+///
+/// # Errors
+/// Any part of it makes no sense.
+pub fn parse(text: &str, path: &Path) -> Result<Vec<Rule>, RulesFileProblem> {
+    let file: WrittenFile = toml::from_str(text)?;
+    if file.rule.is_empty() {
+        return Err(RulesFileProblem::NoRule);
+    }
+    if file.rule.len() > MAX_RULES {
+        return Err(RulesFileProblem::TooManyRules);
+    }
+    let path = Arc::new(path.to_owned());
+    let mut rules = Vec::with_capacity(file.rule.len());
+    let mut line = 1;
+    let mut counted = 0;
+    for (position, written) in file.rule.into_iter().enumerate() {
+        // Rules come in the order in which they stand, so each line is counted once.
+        let start = written.span().start;
+        let before = text.get(counted..start).unwrap_or_default();
+        line += before.matches('\n').count();
+        counted = start.max(counted);
+        let number = position + 1;
+        let origin = Origin::File { path: Arc::clone(&path), number, line };
+        let rule = rule(written.into_inner(), origin)
+            .map_err(|problem| RulesFileProblem::Rule { number, line, problem })?;
+        rules.push(rule);
+    }
+    Ok(rules)
+}
+
+fn rule(written: WrittenRule, origin: Origin) -> Result<Rule, RuleProblem> {
+    let action = match written.action {
+        WrittenAction::Allow => Action::Allow,
+        WrittenAction::Deny => Action::Deny,
+    };
+    let rule = Rule {
+        origin,
+        name: written.name,
+        action,
+        places: list::<Place, _>("network", written.network)?,
+        identities: list::<IdentityPattern, _>("identity", written.identity)?,
+        exports: list::<Pattern, _>("export", written.export)?,
+        windows: list::<TimeWindow, _>("hours", written.hours)?,
+        from: written.from.map(|time| moment("from", time)).transpose()?,
+        until: written.until.map(|time| moment("until", time)).transpose()?,
+    };
+    match (rule.from, rule.until) {
+        (Some(from), Some(until)) if until <= from => Err(RuleProblem::NeverValid),
+        _ => Ok(rule),
+    }
+}
+
+fn list<T, E>(key: &'static str, written: Option<OneOrMany>) -> Result<Vec<T>, RuleProblem>
+where
+    T: FromStr<Err = E>,
+    RuleProblem: From<E>,
+{
+    let texts = match written {
+        None => return Ok(Vec::new()),
+        Some(OneOrMany::One(text)) => vec![text],
+        Some(OneOrMany::Many(texts)) if texts.is_empty() => return Err(RuleProblem::Empty(key)),
+        Some(OneOrMany::Many(texts)) => texts,
+    };
+    Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, E>>()?)
+}
+
+fn moment(key: &'static str, written: Datetime) -> Result<Moment, RuleProblem> {
+    let unclear = RuleProblem::Moment(key);
+    let (Some(date), Some(time), Some(offset)) = (written.date, written.time, written.offset)
+    else {
+        return Err(unclear);
+    };
+    let minutes = match offset {
+        Offset::Z => 0,
+        Offset::Custom { minutes } => i64::from(minutes),
+    };
+    let Time { hour, minute, second, .. } = time;
+    let of_day =
+        i64::from(hour) * 3600 + i64::from(minute) * 60 + i64::from(second.unwrap_or_default());
+    let seconds = days_since_1970(date) * 86_400 + of_day - minutes * 60;
+    u64::try_from(seconds).map(Moment).map_err(|_| unclear)
+}
+
+/// Days from the beginning of 1970 to a date of the Gregorian calendar. Years are counted
+/// from March on, so that a leap day is the last one of its year.
+fn days_since_1970(date: Date) -> i64 {
+    const DAYS_OF_400_YEARS: i64 = 146_097;
+    const FROM_MARCH_0_TO_1970: i64 = 719_468;
+    let (year, month, day) = (i64::from(date.year), i64::from(date.month), i64::from(date.day));
+    let year = if month <= 2 { year - 1 } else { year };
+    let month_from_march = (month + 9) % 12;
+    let of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + of_year;
+    era * DAYS_OF_400_YEARS + of_era - FROM_MARCH_0_TO_1970
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> Result<Vec<Rule>, String> {
+        parse(text, Path::new("rules.toml")).map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn a_rule_with_everything() {
+        let text = r#"
+            # Backups at night.
+            [[rule]]
+            name = "backup"
+            action = "allow"
+            network = ["10.0.0.0/8", "unix"]
+            identity = "spiffe://corp/backup/*"
+            export = ["web-*", "db.hxz"]
+            hours = "Mon-Fri 22:00-06:00"
+            from = 2026-12-01T00:00:00Z
+            until = 2027-01-01T02:00:00+02:00
+
+            [[rule]]
+            action = "deny"
+        "#;
+        let rules = rules(text).unwrap();
+        let [first, second] = rules.as_slice() else { panic!("{rules:?}") };
+        assert_eq!(first.to_string(), "rule 1, line 3 of rules.toml (backup)");
+        assert_eq!((first.places.len(), first.exports.len()), (2, 2));
+        assert_eq!((first.identities.len(), first.windows.len()), (1, 1));
+        assert_eq!(first.from, Some(Moment(1_796_083_200)));
+        assert_eq!(first.until, Some(Moment(1_798_761_600)));
+        assert_eq!(second.to_string(), "rule 2, line 13 of rules.toml");
+        assert_eq!(second.action, Action::Deny);
+    }
+
+    #[test]
+    fn junk_is_never_a_rule() {
+        for (text, complaint) in [
+            ("", "no [[rule]]"),
+            ("rule = []", "no [[rule]]"),
+            ("nonsense", "can't be understood"),
+            ("[[rule]]", "action"),
+            ("[[rule]]\naction = \"permit\"", "permit"),
+            ("[[rule]]\naction = \"allow\"\nnetwrok = \"::1\"", "netwrok"),
+            ("[[rules]]\naction = \"allow\"", "rules"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = []", "network = []"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = \"10.0.0.1/8\"", "rule 1, line 1: network"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = 10", "a string or a list"),
+            ("[[rule]]\naction = \"allow\"\nidentity = \"\"", "identity: a pattern"),
+            ("[[rule]]\naction = \"allow\"\nexport = [\"\"]", "export: a pattern"),
+            ("[[rule]]\naction = \"allow\"\nhours = \"always\"", "hours"),
+            ("[[rule]]\naction = \"allow\"\nfrom = 2026-12-01", "from needs"),
+            ("[[rule]]\naction = \"allow\"\nuntil = 2026-12-01T00:00:00", "until needs"),
+            (
+                "[[rule]]\naction = \"allow\"\nfrom = 2026-12-01T00:00:00Z\nuntil = 2026-12-01T00:00:00Z",
+                "not later",
+            ),
+        ] {
+            let error = rules(text).unwrap_err();
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn days_are_counted_right() {
+        let days = |year, month, day| days_since_1970(Date { year, month, day });
+        assert_eq!(days(1970, 1, 1), 0);
+        assert_eq!((days(2000, 2, 29), days(2000, 3, 1)), (11_016, 11_017));
+        assert_eq!(days(2026, 11, 24), 20_781);
+        assert_eq!(days(1969, 12, 31), -1);
+    }
+}

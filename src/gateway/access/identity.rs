@@ -1,0 +1,198 @@
+//! Who a client is by its certificate, and which of them a rule means.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::pattern::{Pattern, PatternError};
+
+/// What kind of name a certificate gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum NameKind {
+    /// A URI among the subject's alternative names, such as a SPIFFE ID.
+    Uri,
+    /// A DNS name among them.
+    Dns,
+    /// An e-mail address among them.
+    Email,
+    /// The subject's common name.
+    CommonName,
+    /// The SHA-256 of the whole certificate, as 64 lower-case hexadecimal digits.
+    Sha256,
+}
+
+impl NameKind {
+    /// All of them, the one that says most first.
+    pub const ALL: [Self; 5] = [Self::Uri, Self::Dns, Self::Email, Self::CommonName, Self::Sha256];
+
+    /// How a rule asks for this kind alone.
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Uri => "uri:",
+            Self::Dns => "dns:",
+            Self::Email => "email:",
+            Self::CommonName => "cn:",
+            Self::Sha256 => "sha256:",
+        }
+    }
+}
+
+/// A name that a certificate gives its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Name {
+    /// What kind of name it is.
+    pub kind: NameKind,
+    /// The name itself.
+    pub text: String,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever signed the certificate chose it; a log line shall stay one.
+        write!(f, "{}{}", self.kind.prefix(), self.text.escape_debug())
+    }
+}
+
+/// Who a client is: all names that its certificate gives it, and the certificate's hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// In the order of [`NameKind`]; the certificate's hash is the last.
+    names: Vec<Name>,
+}
+
+impl Identity {
+    /// Somebody with these names, one of whom is the certificate's hash.
+    pub fn new(mut names: Vec<Name>) -> Self {
+        names.sort_by_key(|name| NameKind::ALL.iter().position(|kind| *kind == name.kind));
+        Self { names }
+    }
+
+    /// All names.
+    pub fn names(&self) -> &[Name] {
+        &self.names
+    }
+}
+
+/// The name that says most: a URI, else a DNS name, and so on.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.names.first() {
+            Some(name) => name.fmt(f),
+            None => f.write_str("nobody"),
+        }
+    }
+}
+
+/// Whom a rule means: a pattern for names of any kind, or of one kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityPattern {
+    kind: Option<NameKind>,
+    pattern: Pattern,
+}
+
+/// Why a text says nobody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityPatternError {
+    /// The pattern itself.
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    /// Something that is no hash.
+    #[error(
+        "\"{0}\" is no SHA-256 of a certificate: expected 64 hexadecimal digits, as \
+         openssl x509 -noout -fingerprint -sha256 prints them"
+    )]
+    NoHash(String),
+}
+
+impl IdentityPattern {
+    /// Whether that is somebody whom this means.
+    pub fn matches(&self, identity: &Identity) -> bool {
+        let wanted = |name: &&Name| self.kind.is_none_or(|kind| kind == name.kind);
+        identity.names.iter().filter(wanted).any(|name| match name.kind {
+            // Case means nothing in DNS, and in e-mail addresses nobody relies on it.
+            NameKind::Dns | NameKind::Email => self.pattern.matches_ignoring_case(&name.text),
+            NameKind::Uri | NameKind::CommonName | NameKind::Sha256 => {
+                self.pattern.matches(&name.text)
+            }
+        })
+    }
+}
+
+impl FromStr for IdentityPattern {
+    type Err = IdentityPatternError;
+
+    fn from_str(text: &str) -> Result<Self, IdentityPatternError> {
+        for kind in NameKind::ALL {
+            if let Some(rest) = text.strip_prefix(kind.prefix()) {
+                let pattern = match kind {
+                    NameKind::Sha256 => hash(rest)?,
+                    _ => rest.to_owned(),
+                };
+                return Ok(Self { kind: Some(kind), pattern: pattern.parse()? });
+            }
+        }
+        Ok(Self { kind: None, pattern: text.parse()? })
+    }
+}
+
+/// A hash as [`NameKind::Sha256`] has it, from what programs print.
+fn hash(text: &str) -> Result<String, IdentityPatternError> {
+    const DIGITS: usize = 64;
+    let digits: String = text.chars().filter(|&digit| digit != ':').collect();
+    if digits.len() == DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        Ok(digits.to_ascii_lowercase())
+    } else {
+        Err(IdentityPatternError::NoHash(text.to_owned()))
+    }
+}
+
+impl fmt::Display for IdentityPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.kind.map_or("", NameKind::prefix), self.pattern)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn somebody() -> Identity {
+        let name = |kind, text: &str| Name { kind, text: text.to_owned() };
+        Identity::new(vec![
+            name(NameKind::Sha256, &"ab".repeat(32)),
+            name(NameKind::CommonName, "Alice"),
+            name(NameKind::Dns, "laptop.example.org"),
+            name(NameKind::Uri, "spiffe://corp/backup/7"),
+        ])
+    }
+
+    fn is(pattern: &str) -> bool {
+        pattern.parse::<IdentityPattern>().unwrap().matches(&somebody())
+    }
+
+    #[test]
+    fn one_name_is_enough_and_it_matches_whole() {
+        for pattern in [
+            "Alice",
+            "cn:Alice",
+            "*.EXAMPLE.org",
+            "dns:laptop.example.org",
+            "spiffe://corp/backup/*",
+            "uri:spiffe://corp/*",
+            "*",
+            &format!("sha256:{}", "AB:".repeat(31) + "ab"),
+        ] {
+            assert!(is(pattern), "{pattern}");
+        }
+        for pattern in ["alice", "uri:Alice", "cn:spiffe*", "example.org", "email:*", "Alice?"] {
+            assert!(!is(pattern), "{pattern}");
+        }
+        assert_eq!(somebody().to_string(), "uri:spiffe://corp/backup/7");
+    }
+
+    #[test]
+    fn junk_is_nobody() {
+        for junk in ["", "cn:", "sha256:", "sha256:ab", "sha256:*", &"sha256:g".repeat(64)] {
+            assert!(junk.parse::<IdentityPattern>().is_err(), "{junk}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+use super::*;
+use crate::gateway::access::{Identity, Name, NameKind, Peer};
+
+fn networks(texts: &[&str]) -> Vec<Network> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn peer(address: &str) -> Peer {
+    Peer::ip(address.parse().unwrap())
+}
+
+fn admits(allow: &[&str], deny: &[&str], address: &str) -> bool {
+    let said =
+        CommandLine { allow: networks(allow), deny: networks(deny), ..CommandLine::default() };
+    Rules::of_command_line(&said).judge(&Facts::of_peer(peer(address))).is_ok()
+}
+
+#[test]
+fn without_a_rule_only_this_machine_comes_in() {
+    for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
+        assert!(admits(&[], &[], address), "{address}");
+    }
+    for address in ["10.0.0.1", "0.0.0.0", "::", "fe80::1", "::ffff:10.0.0.1", "::127.0.0.1"] {
+        assert!(!admits(&[], &[], address), "{address}");
+    }
+    assert!(Rules::default().judge(&Facts::of_peer(Peer::Unix)).is_ok());
+}
+
+#[test]
+fn with_a_rule_loopback_needs_one_too() {
+    assert!(!admits(&["10.0.0.0/8"], &[], "127.0.0.1"));
+}
+
+// nbd-server CVE-2013-6410 | partial address match in the access list
+#[test]
+fn addresses_match_whole() {
+    assert!(admits(&["10.1.2.3"], &[], "10.1.2.3"));
+    for address in ["10.1.2.30", "10.1.2.2", "110.1.2.3", "10.1.2.31"] {
+        assert!(!admits(&["10.1.2.3"], &[], address), "{address}");
+    }
+}
+
+#[test]
+fn prefixes_at_their_ends() {
+    assert!(admits(&["0.0.0.0/0"], &[], "255.255.255.255"));
+    assert!(!admits(&["0.0.0.0/0"], &[], "::1"));
+    assert!(admits(&["::/0"], &[], "2001:db8::1"));
+    assert!(!admits(&["::/0"], &[], "10.0.0.1"));
+    assert!(admits(&["10.0.0.2/31"], &[], "10.0.0.3"));
+    assert!(!admits(&["10.0.0.2/31"], &[], "10.0.0.4"));
+    assert!(admits(&["10.0.0.2/32"], &[], "10.0.0.2"));
+    assert!(admits(&["2001:db8::7/128"], &[], "2001:db8::7"));
+    assert!(!admits(&["2001:db8::7/128"], &[], "2001:db8::8"));
+}
+
+#[test]
+fn deny_wins() {
+    let (allow, deny) = (&["10.0.0.0/8"], &["10.66.0.0/16"]);
+    assert!(admits(allow, deny, "10.65.1.1"));
+    assert!(!admits(allow, deny, "10.66.1.1"));
+    assert!(!admits(&["10.66.1.1"], deny, "10.66.1.1"));
+    assert!(!admits(&[], &["127.0.0.0/8"], "127.0.0.1"));
+}
+
+// nbdkit's ip filter before 1.40 | another spelling of the address was let in
+#[test]
+fn mapped_addresses_meet_the_ipv4_rules() {
+    assert!(admits(&["10.0.0.0/8"], &[], "::ffff:10.1.2.3"));
+    assert!(!admits(&["::/0"], &["10.0.0.0/8"], "::ffff:10.1.2.3"));
+    assert!(!admits(&["0.0.0.0/0"], &["::ffff:10.0.0.0/104"], "10.1.2.3"));
+    assert!(admits(&["::ffff:10.1.2.3"], &[], "10.1.2.3"));
+}
+
+fn somebody(name: &str) -> Identity {
+    Identity::new(vec![Name { kind: NameKind::CommonName, text: name.to_owned() }])
+}
+
+#[test]
+fn identity_and_address_of_the_command_line_have_to_fit_both() {
+    let said = CommandLine {
+        allow: networks(&["10.0.0.0/8"]),
+        allow_identity: vec!["alice".parse().unwrap()],
+        deny: Vec::new(),
+    };
+    let rules = Rules::of_command_line(&said);
+    let (alice, bob) = (somebody("alice"), somebody("bob"));
+    let inside = Facts::of_peer(peer("10.1.1.1"));
+    let outside = Facts::of_peer(peer("127.0.0.1"));
+    assert!(rules.judge(&inside).is_ok(), "it may turn out to be alice");
+    assert!(rules.judge(&inside.with_identity(Some(&alice))).is_ok());
+    assert!(rules.judge(&inside.with_identity(Some(&bob))).is_err());
+    assert!(rules.judge(&inside.with_identity(None)).is_err());
+    assert!(rules.judge(&outside).is_err());
+    assert!(rules.judge(&Facts::of_peer(Peer::Unix)).is_err());
+    assert!(rules.ask_for_identity() && !rules.is_local_only());
+
+    let anywhere = CommandLine { allow: Vec::new(), ..said };
+    let rules = Rules::of_command_line(&anywhere);
+    assert!(rules.judge(&outside.with_identity(Some(&alice))).is_ok());
+    assert!(!rules.is_local_only());
+}
+
+/// The rules of a file: nobody of 10.6.0.0/16 may open `secret-*`; alice may open what is
+/// called `web-*`; whoever comes by the Unix socket may open everything.
+fn rules() -> Rules {
+    let rule = |action| Rule::new(action, Origin::Default);
+    let mut secret = rule(Action::Deny);
+    secret.places = vec!["10.6.0.0/16".parse().unwrap()];
+    secret.exports = vec!["secret-*".parse().unwrap()];
+    let mut alice = rule(Action::Allow);
+    alice.identities = vec!["alice".parse().unwrap()];
+    alice.exports = vec!["web-*".parse().unwrap(), "secret-*".parse().unwrap()];
+    let mut unix = rule(Action::Allow);
+    unix.places = vec![Place::Unix];
+    Rules::of_file(&networks(&["10.66.0.0/16"]), vec![secret, alice, unix])
+}
+
+#[test]
+fn the_first_rule_that_fits_judges() {
+    let (rules, alice, bob) = (rules(), somebody("alice"), somebody("bob"));
+    let asks = |peer: Peer, who: Option<&Identity>, export: &str| {
+        rules.judge(&Facts::of_peer(peer).with_identity(who).with_export(export)).is_ok()
+    };
+    assert!(asks(peer("10.1.1.1"), Some(&alice), "web-1"));
+    assert!(asks(peer("10.1.1.1"), Some(&alice), "secret-1"));
+    assert!(!asks(peer("10.6.1.1"), Some(&alice), "secret-1"), "an earlier rule denies it");
+    assert!(!asks(peer("10.66.1.1"), Some(&alice), "web-1"), "--deny is asked first");
+    assert!(!asks(peer("10.1.1.1"), Some(&alice), "db"));
+    assert!(!asks(peer("10.1.1.1"), Some(&bob), "web-1"));
+    assert!(!asks(peer("10.1.1.1"), None, "web-1"));
+    assert!(asks(Peer::Unix, None, "db"));
+}
+
+#[test]
+fn what_is_not_known_yet_is_not_held_against_anybody() {
+    let (rules, alice, bob) = (rules(), somebody("alice"), somebody("bob"));
+    let from_there = Facts::of_peer(peer("10.6.1.1"));
+    assert!(rules.judge(&from_there).is_ok());
+    assert!(rules.judge(&from_there.with_identity(Some(&alice))).is_ok());
+    assert!(rules.judge(&from_there.with_identity(Some(&bob))).is_err());
+    assert!(rules.judge(&Facts::of_peer(peer("10.66.1.1"))).is_err());
+}
+
+#[test]
+fn rules_have_their_time() {
+    let mut rule = Rule::new(Action::Allow, Origin::Default);
+    rule.windows = vec!["Mon 08:00-09:00".parse().unwrap()];
+    let monday = Moment(4 * 86_400);
+    rule.until = Some(Moment(monday.0 + 7 * 86_400));
+    let rules = Rules::of_file(&[], vec![rule]);
+    let may = |seconds: u64| {
+        rules.judge(&Facts::of_peer(Peer::Unix).at(Moment(monday.0 + seconds))).is_ok()
+    };
+    assert!(may(8 * 3600) && may(9 * 3600 - 1));
+    assert!(!may(8 * 3600 - 1) && !may(9 * 3600));
+    assert!(!may(7 * 86_400 + 8 * 3600), "the rule has run out");
+    assert!(rules.depend_on_time() && !self::rules().depend_on_time());
+}
+
+#[test]
+fn without_rules_nobody_comes_in() {
+    let nobody = Rules::of_file(&[], Vec::new());
+    assert!(nobody.judge(&Facts::of_peer(Peer::Unix)).is_err());
+    assert!(nobody.judge(&Facts::of_peer(peer("127.0.0.1"))).is_err());
+}
+
+#[test]
+fn who_may_come_in_is_said_in_words() {
+    assert_eq!(Rules::default().to_string(), "this machine only");
+    let said = |allow: &[&str], identities: &[&str], deny: &[&str]| CommandLine {
+        allow: networks(allow),
+        allow_identity: identities.iter().map(|text| text.parse().unwrap()).collect(),
+        deny: networks(deny),
+    };
+    let words = |said: CommandLine| Rules::of_command_line(&said).to_string();
+    let networks = words(said(&["10.0.0.0/8", "::1"], &[], &["10.6.0.0/16"]));
+    assert_eq!(networks, "10.0.0.0/8, ::1/128 except 10.6.0.0/16");
+    assert_eq!(words(said(&["10.0.0.0/8"], &["cn:a*"], &[])), "cn:a* from 10.0.0.0/8");
+    let local = Rules::of_command_line(&said(&["127.0.0.0/8", "::1"], &[], &[]));
+    assert!(local.is_local_only() && Rules::default().is_local_only());
+    assert!(!Rules::of_command_line(&said(&["10.0.0.0/8"], &[], &[])).is_local_only());
+}

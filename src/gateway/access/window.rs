@@ -1,0 +1,198 @@
+//! Times at which a rule holds. All of it is UTC: a gateway has no use for summer time.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const MINUTE: u64 = 60;
+const HOUR: u32 = 60;
+const MINUTES_OF_DAY: u32 = 24 * HOUR;
+const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+
+/// A point in time, in whole seconds since the beginning of 1970.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub u64);
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        SystemTime::now().into()
+    }
+
+    /// The day of the week, from Monday on, and the minute of the day.
+    fn in_week(self) -> (usize, u32) {
+        /// 1970 began on a Thursday.
+        const FIRST: u64 = 3;
+        let minutes = self.0 / MINUTE;
+        let day = (minutes / u64::from(MINUTES_OF_DAY) + FIRST) % 7;
+        let minute = minutes % u64::from(MINUTES_OF_DAY);
+        (usize::try_from(day).unwrap_or(0), u32::try_from(minute).unwrap_or(0))
+    }
+}
+
+impl From<SystemTime> for Moment {
+    fn from(time: SystemTime) -> Self {
+        // A clock before 1970 is wrong anyway.
+        Self(time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+    }
+}
+
+/// Hours of certain days: `22:00-06:00`, `Sat,Sun`, `Mon-Fri 08:00-18:00`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TimeWindow {
+    /// The days on which it begins, from Monday on.
+    days: [bool; 7],
+    /// In minutes of the day.
+    from: u32,
+    /// Not any more. Not later than `from` means on the next day.
+    until: u32,
+}
+
+/// A text that says no hours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "\"{0}\" is no time of the week: expected something like \"22:00-06:00\", \"Sat,Sun\" or \
+     \"Mon-Fri 08:00-18:00\" (in UTC)"
+)]
+pub struct TimeWindowError(String);
+
+impl TimeWindow {
+    /// Whether it is one of these hours. Those behind midnight belong to the day on which
+    /// the window began.
+    pub fn contains(&self, moment: Moment) -> bool {
+        let (day, minute) = moment.in_week();
+        let begins_on = |day: usize| self.days.get(day % 7).copied().unwrap_or(false);
+        if self.from < self.until {
+            begins_on(day) && (self.from..self.until).contains(&minute)
+        } else {
+            let yesterday = day + 6;
+            (begins_on(day) && minute >= self.from) || (begins_on(yesterday) && minute < self.until)
+        }
+    }
+}
+
+impl FromStr for TimeWindow {
+    type Err = TimeWindowError;
+
+    fn from_str(text: &str) -> Result<Self, TimeWindowError> {
+        let parse = || {
+            let (days, hours) = match text.split_once(' ') {
+                Some((days, hours)) => (days_of(days)?, hours_of(hours)?),
+                None if text.contains(':') => ([true; 7], hours_of(text)?),
+                None => (days_of(text)?, (0, MINUTES_OF_DAY)),
+            };
+            Some(Self { days, from: hours.0, until: hours.1 })
+        };
+        parse().ok_or_else(|| TimeWindowError(text.to_owned()))
+    }
+}
+
+/// `Mon-Fri`, `Sat,Sun`, `Fri-Mon`.
+fn days_of(text: &str) -> Option<[bool; 7]> {
+    let number = |name: &str| DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
+    let mut days = [false; 7];
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (mut day, last) = (number(first)?, number(last)?);
+        *days.get_mut(day)? = true;
+        while day != last {
+            day = (day + 1) % 7;
+            *days.get_mut(day)? = true;
+        }
+    }
+    Some(days)
+}
+
+/// `08:00-18:00`; `24:00` is the end of the day. Nothing at all, as `08:00-08:00`, is a
+/// mistake.
+fn hours_of(text: &str) -> Option<(u32, u32)> {
+    let minutes = |text: &str| {
+        let (hours, minutes) = text.split_once(':')?;
+        let number = |text: &str| {
+            let is_plain = text.len() == 2 && text.bytes().all(|digit| digit.is_ascii_digit());
+            is_plain.then(|| text.parse::<u32>().ok()).flatten()
+        };
+        let (hours, minutes) = (number(hours)?, number(minutes)?);
+        let all = hours * HOUR + minutes;
+        (minutes < HOUR && all <= MINUTES_OF_DAY).then_some(all)
+    };
+    let (from, until) = text.split_once('-')?;
+    let (from, until) = (minutes(from)?, minutes(until)?);
+    (from < MINUTES_OF_DAY && from != until).then_some((from, until))
+}
+
+impl fmt::Display for TimeWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let days: Vec<&str> = DAYS
+            .iter()
+            .zip(self.days)
+            .filter_map(|(name, is_meant)| is_meant.then_some(*name))
+            .collect();
+        if days.len() < DAYS.len() {
+            write!(f, "{} ", days.join(","))?;
+        }
+        let clock = |minutes: u32| (minutes / HOUR, minutes % HOUR);
+        let ((from_hour, from), (until_hour, until)) = (clock(self.from), clock(self.until));
+        write!(f, "{from_hour:02}:{from:02}-{until_hour:02}:{until:02}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Monday, 5 January 1970, in minutes since its beginning.
+    fn at(minutes: u64) -> Moment {
+        Moment(4 * 86_400 + minutes * MINUTE)
+    }
+
+    fn holds(window: &str, minutes: u64) -> bool {
+        window.parse::<TimeWindow>().unwrap().contains(at(minutes))
+    }
+
+    const DAY: u64 = 24 * 60;
+
+    #[test]
+    fn hours_of_days() {
+        assert!(holds("08:00-18:00", 8 * 60) && !holds("08:00-18:00", 18 * 60));
+        assert!(holds("Mon-Fri 08:00-18:00", 17 * 60 + 59));
+        assert!(!holds("Mon-Fri 08:00-18:00", 5 * DAY + 9 * 60));
+        assert!(holds("Sat,Sun", 5 * DAY) && holds("sat,sun", 7 * DAY - 1));
+        assert!(!holds("Sat,Sun", 7 * DAY));
+        assert!(holds("Fri-Mon", 0) && !holds("Fri-Mon", DAY));
+        assert!(holds("00:00-24:00", 0) && holds("00:00-24:00", DAY - 1));
+    }
+
+    #[test]
+    fn the_hours_behind_midnight_belong_to_the_day_before() {
+        let window = "Fri 22:00-06:00";
+        assert!(holds(window, 4 * DAY + 22 * 60) && holds(window, 5 * DAY + 5 * 60 + 59));
+        assert!(!holds(window, 4 * DAY + 5 * 60) && !holds(window, 5 * DAY + 6 * 60));
+        let window = "Sun 23:00-01:00";
+        assert!(holds(window, 6 * DAY + 23 * 60) && holds(window, 7 * DAY) && holds(window, 0));
+    }
+
+    #[test]
+    fn junk_is_no_window() {
+        for junk in [
+            "",
+            "always",
+            "8:00-9:00",
+            "08:00",
+            "08:00-08:00",
+            "24:00-25:00",
+            "08:60-09:00",
+            "Mon-",
+            "Mon 08:00",
+            "Mon-Fri  08:00-09:00",
+            "-",
+            "08:00-18:00 Mon",
+            "+8:00-09:00",
+        ] {
+            assert!(junk.parse::<TimeWindow>().is_err(), "{junk}");
+        }
+        for window in ["Mon,Tue 08:00-18:00", "22:00-06:00", "Sat 00:00-24:00"] {
+            assert_eq!(window.parse::<TimeWindow>().unwrap().to_string(), window);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Who may come in, all of it in one piece: it is swapped whole when it is read anew.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::UnixTime;
+use std::time::Duration;
+
+use super::access::{Facts, Moment, Reason, Rules};
+use super::tls::{Credentials, HandshakeFailure, ServerTls};
+
+/// Who may come in.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// By address, identity, export and time.
+    pub rules: Rules,
+    /// By certificate; `None` serves in clear.
+    pub tls: Option<ServerTls>,
+}
+
+/// The policy that is in force.
+#[derive(Debug)]
+pub(super) struct InForce(ArcSwap<Numbered>);
+
+/// A policy, and how many were in force before it.
+#[derive(Debug)]
+pub(super) struct Numbered {
+    pub(super) policy: Policy,
+    pub(super) number: u64,
+}
+
+impl InForce {
+    pub(super) fn new(policy: Policy) -> Self {
+        Self(ArcSwap::from_pointee(Numbered { policy, number: 0 }))
+    }
+
+    pub(super) fn now(&self) -> Arc<Numbered> {
+        self.0.load_full()
+    }
+
+    pub(super) fn replace(&self, policy: Policy) {
+        self.0.rcu(|before| Numbered { policy: policy.clone(), number: before.number + 1 });
+    }
+
+    /// Asks the rules that are in force.
+    pub(super) fn judge(&self, facts: &Facts<'_>) -> Result<Reason, Reason> {
+        self.0.load().policy.rules.judge(facts)
+    }
+}
+
+/// Why somebody who was in may not stay.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Dismissal {
+    #[error("{0}")]
+    Rules(Reason),
+    #[error("{0}")]
+    Certificate(#[from] HandshakeFailure),
+    #[error("its certificate has expired")]
+    Expired,
+}
+
+impl Numbered {
+    /// Judges somebody whom TLS has let in, when the policy had that number. Signatures are
+    /// verified again only if it has another one by now.
+    pub(super) fn judge_credentials(
+        &self,
+        who: Option<&Credentials>,
+        verified_by: u64,
+        now: Moment,
+    ) -> Result<(), Dismissal> {
+        if who.is_some_and(|who| who.ends() < now) {
+            return Err(Dismissal::Expired);
+        }
+        match &self.policy.tls {
+            Some(tls) if verified_by != self.number => {
+                let now = UnixTime::since_unix_epoch(Duration::from_secs(now.0));
+                Ok(tls.judge(who, now)?)
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! How often what happened, by reason.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+/// Counts by label.
+#[derive(Debug, Default)]
+pub(super) struct Tally(Mutex<BTreeMap<&'static str, u64>>);
+
+/// What was counted until then, by label.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts(pub BTreeMap<&'static str, u64>);
+
+impl Tally {
+    pub(super) fn count(&self, label: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+    }
+
+    pub(super) fn so_far(&self) -> Counts {
+        Counts(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (position, (label, count)) in self.0.iter().enumerate() {
+            let comma = if position == 0 { "" } else { ", " };
+            write!(f, "{comma}{label} {count}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,193 @@
+//! By what clients are known: the CAs that vouch for them, and the lists of those for whom
+//! they don't any more.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use x509_cert::Certificate;
+use x509_cert::crl::CertificateList;
+use x509_cert::der::Decode;
+
+use super::failure::HandshakeFailure;
+use super::problem::{TlsError, TlsProblem};
+use super::validity::{SOON, between};
+use super::{Warning, pem};
+
+/// Whether clients have to have a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ClientAuth {
+    /// They have to.
+    #[default]
+    Required,
+    /// They needn't; one that they show has to be good all the same.
+    Optional,
+}
+
+/// Where that is by which clients are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// PEM: the CAs that vouch for clients.
+    pub authorities: PathBuf,
+    /// PEM: revocation lists of these CAs, and of those between them and the clients. If
+    /// there are any, each CA on the way has to have one that hasn't run out.
+    pub revocation_lists: Vec<PathBuf>,
+    /// Whether clients have to have a certificate.
+    pub auth: ClientAuth,
+}
+
+impl ClientFiles {
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        std::iter::once(&self.authorities).chain(&self.revocation_lists)
+    }
+}
+
+/// Judges clients by their certificates.
+#[derive(Clone)]
+pub(super) struct ClientTrust {
+    verifier: Arc<dyn ClientCertVerifier>,
+    auth: ClientAuth,
+}
+
+impl fmt::Debug for ClientTrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTrust").field("auth", &self.auth).finish_non_exhaustive()
+    }
+}
+
+impl ClientTrust {
+    pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        Arc::clone(&self.verifier)
+    }
+
+    pub(super) fn requires_certificates(&self) -> bool {
+        self.auth == ClientAuth::Required
+    }
+
+    /// Verifies a chain as a handshake at that time would.
+    pub(super) fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), HandshakeFailure> {
+        let verified = match chain.split_first() {
+            None => Err(rustls::Error::NoCertificatesPresented),
+            Some((own, others)) => self.verifier.verify_client_cert(own, others, now).map(|_| ()),
+        };
+        verified.map_err(|error| HandshakeFailure::of_rustls(&error))
+    }
+}
+
+/// Reads CAs and lists.
+pub(super) fn load(
+    files: &ClientFiles,
+    now: UnixTime,
+) -> Result<(ClientTrust, Vec<Warning>), TlsError> {
+    let mut warnings = Vec::new();
+    let of = |path: &Path| {
+        let path = path.to_owned();
+        move |problem| TlsError { path, problem }
+    };
+    let authorities =
+        authorities(&files.authorities, now, &mut warnings).map_err(of(&files.authorities))?;
+    let mut lists = Vec::new();
+    for path in &files.revocation_lists {
+        lists.extend(revocation_lists(path, now, &mut warnings).map_err(of(path))?);
+    }
+    let has_lists = !lists.is_empty();
+
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut builder = WebPkiClientVerifier::builder_with_provider(authorities.into(), provider)
+        .with_crls(lists)
+        // A list that ran out says nothing of those who were revoked since.
+        .enforce_revocation_expiration()
+        // Which CAs are trusted here is nobody's business who isn't known yet.
+        .clear_root_hint_subjects();
+    if files.auth == ClientAuth::Optional {
+        builder = builder.allow_unauthenticated();
+    }
+    let verifier = builder.build().map_err(|error| {
+        // It looks at the lists only now; which of them it was it doesn't say.
+        let path = match files.revocation_lists.as_slice() {
+            [only] if has_lists => only,
+            _ => &files.authorities,
+        };
+        of(path)(TlsProblem::BrokenRevocationList(error.to_string()))
+    })?;
+    Ok((ClientTrust { verifier, auth: files.auth }, warnings))
+}
+
+/// The CAs of a file. Those that have run out are left out: certificates that they signed
+/// have run out as well, whatever they say themselves.
+fn authorities(
+    path: &Path,
+    now: UnixTime,
+    warnings: &mut Vec<Warning>,
+) -> Result<RootCertStore, TlsProblem> {
+    let mut roots = RootCertStore::empty();
+    let mut last_reason = String::new();
+    for certificate in pem::certificates(path)? {
+        let added = expiry_of_certificate(&certificate)
+            .and_then(|end| in_time(end, now, "the CA's certificate", path, warnings))
+            .and_then(|()| roots.add(certificate).map_err(|error| error.to_string()));
+        if let Err(reason) = added {
+            warnings.push(format!("{}: a CA is left out: {reason}", path.display()));
+            last_reason = reason;
+        }
+    }
+    if roots.is_empty() { Err(TlsProblem::NoUsableCa(last_reason)) } else { Ok(roots) }
+}
+
+/// The revocation lists of a file, all of which have to be good.
+fn revocation_lists(
+    path: &Path,
+    now: UnixTime,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsProblem> {
+    let lists = pem::revocation_lists(path)?;
+    for list in &lists {
+        let broken = |error: String| TlsProblem::BrokenRevocationList(error);
+        webpki::BorrowedCertRevocationList::from_der(list)
+            .map_err(|error| broken(error.to_string()))?;
+        let parsed = CertificateList::from_der(list).map_err(|error| broken(error.to_string()))?;
+        let Some(end) = parsed.tbs_cert_list.next_update else {
+            return Err(broken("it doesn't say when it runs out".to_owned()));
+        };
+        let end = unix_time(end.to_unix_duration());
+        in_time(end, now, "the revocation list", path, warnings)
+            .map_err(|_| TlsProblem::ExpiredRevocationList(between(end, now)))?;
+    }
+    Ok(lists)
+}
+
+/// Checks that something hasn't run out, and warns if it soon will.
+fn in_time(
+    end: UnixTime,
+    now: UnixTime,
+    what: &str,
+    path: &Path,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), String> {
+    if end < now {
+        return Err(format!("{what} ran out {} ago", between(end, now)));
+    }
+    if end.as_secs() < now.as_secs().saturating_add(SOON.as_secs()) {
+        warnings.push(format!("{}: {what} runs out in {}", path.display(), between(now, end)));
+    }
+    Ok(())
+}
+
+fn expiry_of_certificate(certificate: &CertificateDer<'_>) -> Result<UnixTime, String> {
+    let parsed = Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+    Ok(unix_time(parsed.tbs_certificate.validity.not_after.to_unix_duration()))
+}
+
+fn unix_time(since: Duration) -> UnixTime {
+    UnixTime::since_unix_epoch(since)
+}

@@ -1,0 +1,187 @@
+//! Who a client is by the certificates that it showed, and until when.
+
+use aws_lc_rs::digest;
+use rustls::pki_types::CertificateDer;
+use x509_cert::Certificate;
+use x509_cert::attr::AttributeValue;
+use x509_cert::der::asn1::{
+    BmpString, Ia5StringRef, PrintableStringRef, TeletexStringRef, Utf8StringRef,
+};
+use x509_cert::der::{Decode, Tag, Tagged};
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+
+use crate::gateway::access::{Identity, Moment, Name, NameKind};
+
+/// The type of the subject's common name.
+const COMMON_NAME: &str = "2.5.4.3";
+
+/// A client's certificates, which TLS has verified.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    identity: Identity,
+    chain: Vec<CertificateDer<'static>>,
+    ends: Moment,
+}
+
+/// A certificate from which no identity can be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the client's certificate can't be understood: {0}")]
+pub struct CredentialsError(String);
+
+impl Credentials {
+    /// Reads the names out of a chain, the client's own certificate first.
+    ///
+    /// # Errors
+    /// A certificate isn't encoded as it has to be.
+    pub fn of(chain: &[CertificateDer<'_>]) -> Result<Self, CredentialsError> {
+        let not_understood = |error: x509_cert::der::Error| CredentialsError(error.to_string());
+        let own = chain.first().ok_or_else(|| CredentialsError("there is none".to_owned()))?;
+        let mut ends = Moment(u64::MAX);
+        for certificate in chain {
+            let certificate = Certificate::from_der(certificate).map_err(not_understood)?;
+            let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
+            ends = ends.min(Moment(end.as_secs()));
+        }
+        let parsed = Certificate::from_der(own).map_err(not_understood)?;
+        let mut names = alternative_names(&parsed).map_err(not_understood)?;
+        names.extend(common_names(&parsed));
+        names.push(Name { kind: NameKind::Sha256, text: sha256(own) });
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Ok(Self { identity: Identity::new(names), chain, ends })
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The certificates, the client's own first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// When the first of them runs out.
+    pub fn ends(&self) -> Moment {
+        self.ends
+    }
+}
+
+fn alternative_names(certificate: &Certificate) -> Result<Vec<Name>, x509_cert::der::Error> {
+    let Some((_, SubjectAltName(names))) = certificate.tbs_certificate.get::<SubjectAltName>()?
+    else {
+        return Ok(Vec::new());
+    };
+    let of = |kind, text: &str| Some(Name { kind, text: text.to_owned() });
+    let names = names.iter().filter_map(|name| match name {
+        GeneralName::UniformResourceIdentifier(uri) => of(NameKind::Uri, uri.as_str()),
+        GeneralName::DnsName(name) => of(NameKind::Dns, name.as_str()),
+        GeneralName::Rfc822Name(address) => of(NameKind::Email, address.as_str()),
+        _ => None,
+    });
+    Ok(names.collect())
+}
+
+fn common_names(certificate: &Certificate) -> Vec<Name> {
+    let attributes = certificate.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
+    attributes
+        .filter(|attribute| attribute.oid.to_string() == COMMON_NAME)
+        .filter_map(|attribute| text(&attribute.value))
+        .map(|text| Name { kind: NameKind::CommonName, text })
+        .collect()
+}
+
+/// The text of a name, in whichever of X.520's encodings. One that can't be read is no
+/// name: no rule can mean it.
+fn text(value: &AttributeValue) -> Option<String> {
+    match value.tag() {
+        Tag::Utf8String => value.decode_as::<Utf8StringRef<'_>>().ok().map(|text| text.to_string()),
+        Tag::PrintableString => {
+            value.decode_as::<PrintableStringRef<'_>>().ok().map(|text| text.to_string())
+        }
+        Tag::Ia5String => value.decode_as::<Ia5StringRef<'_>>().ok().map(|text| text.to_string()),
+        Tag::TeletexString => {
+            value.decode_as::<TeletexStringRef<'_>>().ok().map(|text| text.to_string())
+        }
+        Tag::BmpString => value.decode_as::<BmpString>().ok().map(|text| text.to_string()),
+        _ => None,
+    }
+}
+
+fn sha256(certificate: &CertificateDer<'_>) -> String {
+    let digest = digest::digest(&digest::SHA256, certificate);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::string::Ia5String;
+    use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType};
+
+    fn credentials(change: impl FnOnce(&mut CertificateParams)) -> Credentials {
+        let mut parameters = CertificateParams::default();
+        change(&mut parameters);
+        let certificate = parameters.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        Credentials::of(&[certificate.der().clone()]).unwrap()
+    }
+
+    fn names(credentials: &Credentials) -> Vec<String> {
+        credentials.identity().names().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn names_of_all_kinds_are_found() {
+        let ia5 = |text: &str| Ia5String::try_from(text).unwrap();
+        let credentials = credentials(|parameters| {
+            parameters.subject_alt_names = vec![
+                SanType::DnsName(ia5("laptop.example.org")),
+                SanType::Rfc822Name(ia5("alice@example.org")),
+                SanType::IpAddress("10.0.0.1".parse().unwrap()),
+                SanType::URI(ia5("spiffe://corp/alice")),
+            ];
+            parameters.distinguished_name.push(DnType::CommonName, "Alice Ünlü");
+            parameters.not_after = rcgen::date_time_ymd(2030, 1, 1);
+        });
+        let hash = sha256(&credentials.chain()[0]);
+        assert_eq!(
+            names(&credentials),
+            [
+                "uri:spiffe://corp/alice",
+                "dns:laptop.example.org",
+                "email:alice@example.org",
+                "cn:Alice Ünlü",
+                &format!("sha256:{hash}"),
+            ]
+        );
+        assert_eq!(credentials.ends(), Moment(1_893_456_000));
+    }
+
+    #[test]
+    fn a_common_name_is_read_in_each_encoding() {
+        let printable = DnValue::PrintableString("bob".try_into().unwrap());
+        let bmp = DnValue::BmpString("böb".try_into().unwrap());
+        for (value, name) in [(printable, "cn:bob"), (bmp, "cn:böb")] {
+            let credentials = credentials(|parameters| {
+                parameters.distinguished_name = rcgen::DistinguishedName::new();
+                parameters.distinguished_name.push(DnType::CommonName, value);
+            });
+            assert_eq!(names(&credentials)[0], name);
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_names_is_its_hash() {
+        let credentials = credentials(|parameters| {
+            parameters.distinguished_name = rcgen::DistinguishedName::new();
+        });
+        assert_eq!(credentials.identity().names().len(), 1);
+        assert!(names(&credentials)[0].starts_with("sha256:"));
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_nobody() {
+        assert!(Credentials::of(&[]).is_err());
+        assert!(Credentials::of(&[CertificateDer::from(vec![0x30, 0])]).is_err());
+    }
+}

@@ -1,0 +1,252 @@
+//! Failed handshakes in words: why, as far as this end can know, and who should do what.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use rustls::pki_types::UnixTime;
+use rustls::{AlertDescription, CertificateError, PeerIncompatible};
+
+use super::validity::between;
+
+/// Why a handshake failed, as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The client has no certificate.
+    NoCertificate,
+    /// Another CA than those that are trusted here signed the client's.
+    UnknownCa,
+    /// The client's certificate has run out.
+    Expired,
+    /// It isn't valid yet.
+    NotYetValid,
+    /// It has been revoked.
+    Revoked,
+    /// No revocation list says anything of it.
+    UnknownRevocation,
+    /// It isn't for clients.
+    WrongPurpose,
+    /// Something else is wrong with it.
+    BadCertificate,
+    /// The client offers no TLS version that is spoken here.
+    OldVersion,
+    /// It offers nothing else that is known here.
+    NothingInCommon,
+    /// It sent something else than TLS.
+    NotTls,
+    /// It doesn't accept this server's certificate.
+    Distrust,
+    /// It closed before it sent anything of TLS.
+    LeftBefore,
+    /// It closed after it had been sent this server's certificate.
+    LeftAfter,
+    /// It took too long.
+    Deadline,
+    /// Something else.
+    Other,
+}
+
+impl Cause {
+    /// A label for counters.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::UnknownCa => "unknown_ca",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Revoked => "revoked",
+            Self::UnknownRevocation => "unknown_revocation",
+            Self::WrongPurpose => "wrong_purpose",
+            Self::BadCertificate => "bad_certificate",
+            Self::OldVersion => "old_version",
+            Self::NothingInCommon => "nothing_in_common",
+            Self::NotTls => "not_tls",
+            Self::Distrust => "distrust",
+            Self::LeftBefore => "left_before",
+            Self::LeftAfter => "left_after",
+            Self::Deadline => "deadline",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// A handshake that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{words}")]
+pub struct HandshakeFailure {
+    /// As it is counted.
+    pub cause: Cause,
+    words: String,
+}
+
+/// How far a handshake got before the stream failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The client hasn't said hello.
+    Hello,
+    /// The server's certificate is on its way, or there.
+    Certificates,
+}
+
+impl HandshakeFailure {
+    fn new(cause: Cause, words: impl Into<String>) -> Self {
+        Self { cause, words: words.into() }
+    }
+
+    /// The handshake took longer than it may.
+    pub(crate) fn deadline() -> Self {
+        Self::new(Cause::Deadline, "it took longer than allowed (--tls-handshake-timeout)")
+    }
+
+    pub(crate) fn of(error: &io::Error, stage: Stage) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
+        match (cause, error.kind(), stage) {
+            (Some(cause), ..) => Self::of_rustls(cause),
+            (None, UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe, stage) => {
+                match stage {
+                    Stage::Hello => Self::new(
+                        Cause::LeftBefore,
+                        "the client went away before it began its TLS handshake",
+                    ),
+                    Stage::Certificates => Self::new(
+                        Cause::LeftAfter,
+                        "the client went away after it had been sent this server's certificate; \
+                         it may not trust it",
+                    ),
+                }
+            }
+            (None, ..) => Self::new(Cause::Other, error.to_string()),
+        }
+    }
+
+    pub(crate) fn of_rustls(error: &rustls::Error) -> Self {
+        match error {
+            rustls::Error::NoCertificatesPresented => Self::new(
+                Cause::NoCertificate,
+                "the client has no certificate, and one is required (--tls-client-ca)",
+            ),
+            rustls::Error::InvalidCertificate(problem) => of_certificate(problem),
+            rustls::Error::AlertReceived(alert) => of_alert(*alert),
+            rustls::Error::InvalidMessage(_) => {
+                Self::new(Cause::NotTls, "the client sent something else than a TLS handshake")
+            }
+            rustls::Error::PeerIncompatible(
+                PeerIncompatible::Tls12NotOffered
+                | PeerIncompatible::Tls12NotOfferedOrEnabled
+                | PeerIncompatible::SupportedVersionsExtensionRequired,
+            ) => Self::new(
+                Cause::OldVersion,
+                "the client offers only TLS versions that are too old for this server (1.1, say, \
+                 or 1.2 where --tls-min is 1.3)",
+            ),
+            rustls::Error::PeerIncompatible(reason) => Self::new(
+                Cause::NothingInCommon,
+                format!("the client offers no cipher or curve that is spoken here ({reason:?})"),
+            ),
+            other => Self::new(Cause::Other, other.to_string()),
+        }
+    }
+}
+
+fn of_certificate(problem: &CertificateError) -> HandshakeFailure {
+    let (cause, words) = match problem {
+        CertificateError::UnknownIssuer => (
+            Cause::UnknownCa,
+            "the client's certificate is from a CA that isn't in --tls-client-ca".to_owned(),
+        ),
+        CertificateError::Expired => {
+            (Cause::Expired, "the client's certificate has expired".to_owned())
+        }
+        CertificateError::ExpiredContext { time, not_after } => (
+            Cause::Expired,
+            format!(
+                "the client's certificate expired at {}, {} ago",
+                at(*not_after),
+                between(*not_after, *time)
+            ),
+        ),
+        CertificateError::NotValidYet => {
+            (Cause::NotYetValid, "the client's certificate is not valid yet".to_owned())
+        }
+        CertificateError::NotValidYetContext { not_before, .. } => (
+            Cause::NotYetValid,
+            format!(
+                "the client's certificate is not valid before {}; are both clocks right?",
+                at(*not_before)
+            ),
+        ),
+        CertificateError::Revoked => {
+            (Cause::Revoked, "the client's certificate has been revoked".to_owned())
+        }
+        CertificateError::UnknownRevocationStatus => (
+            Cause::UnknownRevocation,
+            "no list of --tls-client-crl is from the CA of the client's certificate, or of one \
+             above it"
+                .to_owned(),
+        ),
+        CertificateError::ExpiredRevocationList => {
+            (Cause::UnknownRevocation, "the revocation list has run out".to_owned())
+        }
+        CertificateError::ExpiredRevocationListContext { next_update, .. } => (
+            Cause::UnknownRevocation,
+            format!("the revocation list ran out at {}: get a new one", at(*next_update)),
+        ),
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => (
+            Cause::WrongPurpose,
+            "the client's certificate is not for clients (extended key usage clientAuth)"
+                .to_owned(),
+        ),
+        other => (Cause::BadCertificate, format!("the client's certificate is no good: {other}")),
+    };
+    HandshakeFailure { cause, words }
+}
+
+fn of_alert(alert: AlertDescription) -> HandshakeFailure {
+    let reason = match alert {
+        AlertDescription::UnknownCA => {
+            "it doesn't trust the CA of this server's certificate: give it the CA's certificate"
+        }
+        AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => {
+            "it doesn't accept this server's certificate; is the name that it connects to in it?"
+        }
+        AlertDescription::DecryptError => {
+            "a signature is wrong for it; does it trust another CA of the same name?"
+        }
+        AlertDescription::CertificateExpired => "for it, this server's certificate has expired",
+        _ => {
+            let words = format!("the client gave up: {alert:?}");
+            return HandshakeFailure::new(Cause::Other, words);
+        }
+    };
+    HandshakeFailure::new(Cause::Distrust, format!("the client gave up: {reason} ({alert:?})"))
+}
+
+fn at(time: UnixTime) -> impl fmt::Display {
+    let since = Duration::from_secs(time.as_secs());
+    humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handshake_that_fails_is_explained() {
+        let of = |error: rustls::Error| HandshakeFailure::of_rustls(&error);
+        let alert = of(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
+        assert_eq!(alert.cause, Cause::Distrust);
+        assert!(alert.to_string().contains("give it the CA's certificate"));
+
+        let second = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expired = CertificateError::ExpiredContext { time: second(120), not_after: second(60) };
+        let expired = of(rustls::Error::InvalidCertificate(expired));
+        assert!(expired.to_string().contains("expired at 1970-01-01T00:01:00Z, 1m ago"));
+
+        let gone = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(HandshakeFailure::of(&gone, Stage::Hello).cause, Cause::LeftBefore);
+        let late = HandshakeFailure::of(&gone, Stage::Certificates);
+        assert!(late.to_string().contains("may not trust it"));
+    }
+}

@@ -1,0 +1,60 @@
+//! The TLS handshake of one connection.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::ServerTls;
+use super::failure::{HandshakeFailure, Stage};
+
+/// How long a client whose handshake failed may take to read why.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Shakes hands.
+///
+/// # Errors
+/// It failed; the client has been told why, if it listens.
+pub(crate) async fn handshake<S>(
+    stream: S,
+    tls: &ServerTls,
+) -> Result<TlsStream<S>, HandshakeFailure>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+    let hello = match (&mut hello).await {
+        Ok(hello) => hello,
+        Err(error) => {
+            let failure = HandshakeFailure::of(&error, Stage::Hello);
+            if let Some(stream) = hello.take_io() {
+                see_off(stream).await;
+            }
+            return Err(failure);
+        }
+    };
+    match hello.into_stream(tls.config().clone()).into_fallible().await {
+        Ok(stream) => Ok(stream),
+        Err((error, stream)) => {
+            let failure = HandshakeFailure::of(&error, Stage::Certificates);
+            see_off(stream).await;
+            Err(failure)
+        }
+    }
+}
+
+/// Closes so that the client can read the alert: closing while bytes of its own are unread
+/// would reset the connection, and it would learn nothing.
+async fn see_off<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let read_on = async {
+        stream.shutdown().await?;
+        let mut scratch = [0; 1024];
+        while stream.read(&mut scratch).await? > 0 {}
+        Ok::<(), std::io::Error>(())
+    };
+    // It has failed already; nothing that happens here makes it worse.
+    if let Ok(Err(error)) = tokio::time::timeout(LINGER, read_on).await {
+        tracing::trace!("while seeing the client off: {error}");
+    }
+}

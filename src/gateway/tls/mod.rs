@@ -1,0 +1,187 @@
+//! TLS: from PEM files to what a handshake needs, and who came out of it.
+
+mod clients;
+mod credentials;
+mod failure;
+mod handshake;
+mod pem;
+mod problem;
+mod validity;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::NoServerSessionStorage;
+use rustls::{ServerConfig, SupportedProtocolVersion, version};
+
+use clients::ClientTrust;
+pub use clients::{ClientAuth, ClientFiles};
+pub use credentials::{Credentials, CredentialsError};
+pub use failure::{Cause, HandshakeFailure};
+pub(super) use handshake::handshake;
+pub use pem::check_secrecy;
+pub use problem::{TlsError, TlsProblem};
+
+/// The oldest TLS version that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsVersion {
+    /// TLS 1.2, of which only forward-secret AEAD suites are on.
+    #[default]
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
+}
+
+/// Where everything that TLS needs is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM: the server's certificate first, then those that lead to the root.
+    pub certificate: PathBuf,
+    /// PEM: PKCS#8, PKCS#1 or SEC1.
+    pub key: PathBuf,
+    /// By what clients are known; without it they needn't have a certificate.
+    pub clients: Option<ClientFiles>,
+}
+
+impl TlsFiles {
+    /// All of the files.
+    pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        let of_clients = self.clients.iter().flat_map(ClientFiles::paths);
+        [&self.certificate, &self.key].into_iter().chain(of_clients)
+    }
+}
+
+/// Something that will go wrong later, or for some clients only.
+pub type Warning = String;
+
+/// What a handshake needs, checked.
+#[derive(Clone)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    clients: Option<ClientTrust>,
+}
+
+impl ServerTls {
+    /// For the handshake.
+    pub fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+
+    /// Whether clients have to have a certificate.
+    pub fn requires_certificates(&self) -> bool {
+        self.clients.as_ref().is_some_and(ClientTrust::requires_certificates)
+    }
+
+    /// Whether clients are asked for a certificate.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.clients.is_some()
+    }
+
+    /// Judges somebody who has come in, by what is trusted now.
+    ///
+    /// # Errors
+    /// With these credentials, or without any, nobody would come in at that time.
+    pub fn judge(&self, who: Option<&Credentials>, now: UnixTime) -> Result<(), HandshakeFailure> {
+        match (&self.clients, who) {
+            (Some(clients), Some(who)) => clients.verify(who.chain(), now),
+            (Some(clients), None) if clients.requires_certificates() => {
+                Err(HandshakeFailure::of_rustls(&rustls::Error::NoCertificatesPresented))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerTls")
+            .field("asks_for_certificates", &self.asks_for_certificates())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Clients that have no certificate.
+impl From<ServerConfig> for ServerTls {
+    fn from(config: ServerConfig) -> Self {
+        Self { config: Arc::new(config), clients: None }
+    }
+}
+
+/// Reads the files, and checks all that can be checked before a client comes.
+///
+/// # Errors
+/// A file can't be read or used, is exposed, is out of its time, or they don't fit each
+/// other.
+pub fn load(files: &TlsFiles, oldest: TlsVersion) -> Result<(ServerTls, Vec<Warning>), TlsError> {
+    let of = |path: &PathBuf| {
+        let path = path.clone();
+        move |problem| TlsError { path, problem }
+    };
+    let chain = pem::certificates(&files.certificate).map_err(of(&files.certificate))?;
+    let key = pem::private_key(&files.key).map_err(of(&files.key))?;
+    aws_lc_rs::sign::any_supported_type(&key)
+        .map_err(|error| of(&files.key)(TlsProblem::Unusable(error)))?;
+    let mut warnings = chain
+        .first()
+        .map_or(Ok(Vec::new()), |own| validity::check_validity(own, UnixTime::now()))
+        .map_err(of(&files.certificate))?
+        .into_iter()
+        .map(|warning| format!("{}: {warning}", files.certificate.display()))
+        .collect::<Vec<_>>();
+    let clients = match &files.clients {
+        Some(files) => {
+            let (clients, more) = clients::load(files, UnixTime::now())?;
+            warnings.extend(more);
+            Some(clients)
+        }
+        None => None,
+    };
+
+    let config = configure(chain, key, oldest, clients.as_ref()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            of(&files.key)(TlsProblem::WrongKey(files.certificate.clone()))
+        }
+        other => of(&files.certificate)(TlsProblem::Unusable(other)),
+    })?;
+    Ok((ServerTls { config: Arc::new(config), clients }, warnings))
+}
+
+/// A configuration from certificate and key in memory, for clients without certificates.
+///
+/// # Errors
+/// The two don't fit, or can't be used.
+pub fn without_clients(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    oldest: TlsVersion,
+) -> Result<ServerTls, rustls::Error> {
+    configure(chain, key, oldest, None).map(ServerTls::from)
+}
+
+fn configure(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    oldest: TlsVersion,
+    clients: Option<&ClientTrust>,
+) -> Result<ServerConfig, rustls::Error> {
+    let versions: &[&SupportedProtocolVersion] = match oldest {
+        TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
+        TlsVersion::V1_3 => &[&version::TLS13],
+    };
+    // The provider has forward-secret AEAD suites and nothing else, in TLS 1.2 too.
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)?;
+    let Some(clients) = clients else {
+        return builder.with_no_client_auth().with_single_cert(chain, key);
+    };
+    let mut config =
+        builder.with_client_cert_verifier(clients.verifier()).with_single_cert(chain, key)?;
+    // A resumed session isn't asked for its certificate again, so nobody would notice that
+    // it has been revoked.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}

@@ -1,0 +1,69 @@
+//! PEM files: certificates, keys and revocation lists. Nothing else uses rustls-pemfile.
+
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+use super::problem::TlsProblem;
+
+/// The largest PEM file that is read, in bytes. Revocation lists of large CAs are long.
+const MAX_PEM: u64 = 16 * 1024 * 1024;
+
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsProblem> {
+    let mut pem = open(path)?;
+    let chain: Vec<_> = rustls_pemfile::certs(&mut pem).collect::<Result<_, _>>()?;
+    if chain.is_empty() { Err(TlsProblem::NoCertificate) } else { Ok(chain) }
+}
+
+pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsProblem> {
+    check_secrecy(path)?;
+    let mut pem = Zeroizing::new(Vec::new());
+    open(path)?.read_to_end(&mut pem)?;
+    // PKCS#8 says so in its label, the older formats in a header that no PEM reader takes.
+    let encrypted =
+        contains(&pem, b"BEGIN ENCRYPTED PRIVATE KEY") || contains(&pem, b"Proc-Type: 4,ENCRYPTED");
+    match rustls_pemfile::private_key(&mut pem.as_slice()) {
+        Ok(Some(key)) => Ok(key),
+        _ if encrypted => Err(TlsProblem::EncryptedKey),
+        Ok(None) => Err(TlsProblem::NoKey),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(super) fn revocation_lists(
+    path: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsProblem> {
+    let mut pem = open(path)?;
+    let lists: Vec<_> = rustls_pemfile::crls(&mut pem).collect::<Result<_, _>>()?;
+    if lists.is_empty() { Err(TlsProblem::NoRevocationList) } else { Ok(lists) }
+}
+
+fn open(path: &Path) -> Result<BufReader<File>, TlsProblem> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() > MAX_PEM {
+        return Err(TlsProblem::TooLarge);
+    }
+    Ok(BufReader::new(file))
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+/// Refuses a secret that everybody on this machine can read.
+///
+/// # Errors
+/// It can be read by others, or can't be looked at.
+pub fn check_secrecy(path: &Path) -> Result<(), TlsProblem> {
+    const READ_BY_OTHERS: u32 = 0o004;
+    let mode = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+    if mode & READ_BY_OTHERS == 0 {
+        Ok(())
+    } else {
+        Err(TlsProblem::Exposed { mode, path: path.to_owned() })
+    }
+}
