@@ -16,7 +16,8 @@ pub(crate) struct Check {
     #[arg(long, value_name = "ADDRESS", value_parser = peer)]
     from: Peer,
     /// Who it is: a name of its certificate, such as uri:spiffe://corp/backup/1, dns:NAME,
-    /// email:ADDRESS, cn:NAME or sha256:HASH; without such a beginning, a name of any kind
+    /// email:ADDRESS, cn:NAME or sha256:HASH; without such a beginning, whichever the rules
+    /// ask for
     /// [repeatable; default: a client without a certificate]
     #[arg(long = "as", value_name = "IDENTITY")]
     who: Vec<String>,

@@ -16,8 +16,9 @@ pub(crate) struct Access {
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
     allow: Vec<access::Network>,
     /// Whose certificate may come in, from where --allow says, or else from anywhere: a
-    /// pattern with * and ? for its URI, DNS name, e-mail address, common name or SHA-256;
-    /// for one kind alone uri:…, dns:…, email:…, cn:… or sha256:… [repeatable]
+    /// pattern with * and ? for its URI, DNS name or e-mail address, or, where it has none,
+    /// its common name; for one kind alone uri:…, dns:…, email:…, cn:… or sha256:…
+    /// [repeatable]
     #[arg(long, value_name = "PATTERN", help_heading = "Access")]
     allow_identity: Vec<IdentityPattern>,
     /// Who may not connect, whatever else is said [comma-separated, repeatable]

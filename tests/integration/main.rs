@@ -13,6 +13,7 @@
     reason = "a test that can't go on shall panic"
 )]
 
+mod admission;
 mod archive_writer;
 mod changed;
 mod clients;

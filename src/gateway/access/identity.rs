@@ -24,6 +24,11 @@ impl NameKind {
     /// All of them, the one that says most first.
     pub const ALL: [Self; 5] = [Self::Uri, Self::Dns, Self::Email, Self::CommonName, Self::Sha256];
 
+    /// Whether it is one of the subject's alternative names.
+    fn is_alternative(self) -> bool {
+        matches!(self, Self::Uri | Self::Dns | Self::Email)
+    }
+
     /// How a rule asks for this kind alone.
     pub fn prefix(self) -> &'static str {
         match self {
@@ -104,9 +109,14 @@ pub enum IdentityPatternError {
 }
 
 impl IdentityPattern {
-    /// Whether that is somebody whom this means.
+    /// Whether that is somebody whom this means. A pattern for any kind asks for the common
+    /// name only where there are no alternative names, as RFC 6125 has it for servers.
     pub fn matches(&self, identity: &Identity) -> bool {
-        let wanted = |name: &&Name| self.kind.is_none_or(|kind| kind == name.kind);
+        let has_alternatives = identity.names.iter().any(|name| name.kind.is_alternative());
+        let wanted = |name: &&Name| match self.kind {
+            Some(kind) => kind == name.kind,
+            None => name.kind != NameKind::CommonName || !has_alternatives,
+        };
         identity.names.iter().filter(wanted).any(|name| match name.kind {
             // Case means nothing in DNS, and in e-mail addresses nobody relies on it.
             NameKind::Dns | NameKind::Email => self.pattern.matches_ignoring_case(&name.text),
@@ -172,7 +182,6 @@ mod tests {
     #[test]
     fn one_name_is_enough_and_it_matches_whole() {
         for pattern in [
-            "Alice",
             "cn:Alice",
             "*.EXAMPLE.org",
             "dns:laptop.example.org",
@@ -183,10 +192,20 @@ mod tests {
         ] {
             assert!(is(pattern), "{pattern}");
         }
-        for pattern in ["alice", "uri:Alice", "cn:spiffe*", "example.org", "email:*", "Alice?"] {
+        for pattern in
+            ["Alice", "cn:alice", "uri:Alice", "cn:spiffe*", "example.org", "email:*", "Alice?"]
+        {
             assert!(!is(pattern), "{pattern}");
         }
         assert_eq!(somebody().to_string(), "uri:spiffe://corp/backup/7");
+    }
+
+    #[test]
+    fn a_common_name_counts_where_there_is_nothing_better() {
+        let alice = Name { kind: NameKind::CommonName, text: "Alice".to_owned() };
+        let pattern: IdentityPattern = "Alice".parse().unwrap();
+        assert!(pattern.matches(&Identity::new(vec![alice])));
+        assert!(!pattern.matches(&somebody()));
     }
 
     #[test]

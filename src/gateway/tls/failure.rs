@@ -133,7 +133,9 @@ impl HandshakeFailure {
                 Self::new(Cause::NotTls, "the client sent something else than a TLS handshake")
             }
             rustls::Error::PeerIncompatible(
-                PeerIncompatible::Tls12NotOffered
+                // What only TLS 1.2 and newer have is missing.
+                PeerIncompatible::SignatureAlgorithmsExtensionRequired
+                | PeerIncompatible::Tls12NotOffered
                 | PeerIncompatible::Tls12NotOfferedOrEnabled
                 | PeerIncompatible::SupportedVersionsExtensionRequired,
             ) => Self::new(

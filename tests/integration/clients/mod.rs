@@ -18,7 +18,7 @@ use crate::support::pki::Pki;
 use crate::support::server::{Builder, Server};
 
 /// What a client said.
-struct Said {
+pub struct Said {
     success: bool,
     stdout: String,
     stderr: String,
@@ -31,6 +31,16 @@ impl Said {
         self.stdout
     }
 
+    /// Its output, if it has succeeded.
+    pub fn output(&self) -> Option<&str> {
+        self.success.then_some(&self.stdout)
+    }
+
+    /// All that it said, whether it has succeeded or not.
+    pub fn everything(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+
     /// What it complained of, after it has failed.
     fn failed(self) -> String {
         assert!(!self.success, "it succeeded: {}{}", self.stdout, self.stderr);
@@ -40,11 +50,23 @@ impl Said {
 
 /// Runs a client, which must end soon. Programs are taken from Debian's folders first:
 /// nbdsh is a script that needs Debian's Python.
-fn run(program: &str, args: &[&str]) -> Said {
+pub fn run(program: &str, args: &[&str]) -> Said {
+    run_command(command(program, args))
+}
+
+/// Runs a client that may not end by itself.
+pub fn run_for(program: &str, args: &[&str], patience: Duration) -> Said {
+    let mut limited = vec![patience.as_secs().to_string(), program.to_owned()];
+    limited.extend(args.iter().map(|&arg| arg.to_owned()));
+    let limited: Vec<&str> = limited.iter().map(String::as_str).collect();
+    run_command(command("timeout", &limited))
+}
+
+fn command(program: &str, args: &[&str]) -> Command {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new(program);
     command.args(args).env("PATH", format!("/usr/sbin:/usr/bin:/sbin:/bin:{path}"));
-    run_command(command)
+    command
 }
 
 fn run_command(mut command: Command) -> Said {

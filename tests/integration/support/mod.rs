@@ -1,6 +1,7 @@
 //! What the tests share: the built binary, a throw-away PKI, a scripted client.
 #![allow(dead_code, reason = "not every module of tests needs everything")]
 
+pub mod authority;
 pub mod client;
 pub mod pki;
 pub mod server;

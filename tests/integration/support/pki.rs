@@ -12,11 +12,12 @@ use rcgen::{
     KeyPair, KeyUsagePurpose,
 };
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion, version};
 use tempfile::TempDir;
+use time::OffsetDateTime;
 
-const DAY: u64 = 24 * 3600;
+const DAY: i64 = 24 * 3600;
 
 /// A folder with `ca-cert.pem`, `server-cert.pem` and `server-key.pem`, as libnbd and
 /// qemu expect them. It goes when this is dropped.
@@ -154,6 +155,11 @@ impl Pki {
         self
     }
 
+    /// The CA's certificate.
+    pub fn authority(&self) -> &CertificateDer<'static> {
+        &self.authority
+    }
+
     /// A client that trusts this CA alone, with TLS 1.2 and 1.3.
     pub fn client_config(&self) -> Arc<ClientConfig> {
         self.client_config_for(&[&version::TLS13, &version::TLS12])
@@ -172,17 +178,28 @@ pub fn trusting(
     authority: &CertificateDer<'static>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Arc<ClientConfig> {
+    trusting_with(authority, versions, None)
+}
+
+/// The same, with a certificate of its own.
+pub fn trusting_with(
+    authority: &CertificateDer<'static>,
+    versions: &[&'static SupportedProtocolVersion],
+    own: Option<(CertificateDer<'static>, PrivateKeyDer<'static>)>,
+) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(authority.clone()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(versions)
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
+        .with_root_certificates(roots);
+    Arc::new(match own {
+        Some((certificate, key)) => config.with_client_auth_cert(vec![certificate], key).unwrap(),
+        None => config.with_no_client_auth(),
+    })
 }
 
-fn authority(name: &str, below: u8) -> CertificateParams {
+pub fn authority(name: &str, below: u8) -> CertificateParams {
     let mut parameters = CertificateParams::default();
     parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(below));
     parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -198,14 +215,15 @@ fn server((from, to): (i64, i64)) -> CertificateParams {
     parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     parameters.use_authority_key_identifier_extension = true;
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let day = |days: i64| {
-        let seconds = now.saturating_add_signed(days * DAY as i64);
-        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds)
-    };
-    parameters.not_before = day(from);
-    parameters.not_after = day(to);
+    parameters.not_before = from_now(from * DAY);
+    parameters.not_after = from_now(to * DAY);
     parameters
+}
+
+/// The time in so many seconds, or that many ago.
+pub fn from_now(seconds: i64) -> OffsetDateTime {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(now.saturating_add_signed(seconds))
 }
 
 /// rcgen makes no RSA keys with the features that this program needs of it.
@@ -224,7 +242,7 @@ fn openssl(command: &mut Command) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn write_secret(path: &Path, content: &str) {
+pub fn write_secret(path: &Path, content: &str) {
     fs::write(path, content).unwrap();
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
 }

@@ -1,0 +1,96 @@
+//! Who may come in: by certificate and by rules, and when that changes.
+
+mod check;
+mod failures;
+mod identities;
+mod matrix;
+mod reload;
+mod rules;
+mod staying;
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+
+use crate::support::archive;
+use crate::support::authority::{Authority, Certified};
+use crate::support::client::{Client, FLAGS, Session};
+use crate::support::pki::Pki;
+use crate::support::server::{Builder, Server};
+
+const BASE: &str = "base-zstd.hxz";
+const CHILD: &str = "child-zstd.hxz";
+
+/// A server that asks clients for certificates of that CA.
+fn asking(authority: &Authority) -> Builder {
+    Server::builder()
+        .archive(BASE)
+        .tls(Pki::new())
+        .arg("--tls-client-ca")
+        .arg(authority.certificate())
+        .arg("--tls-client-crl")
+        .arg(authority.revocation_list())
+}
+
+/// Inside TLS, with that configuration.
+fn come_in(server: &Server, config: Arc<ClientConfig>) -> Client<Session> {
+    let mut client = server.connect();
+    client.greet(FLAGS);
+    client.starttls(config).boxed()
+}
+
+fn come_in_as(server: &Server, who: &Certified) -> Client<Session> {
+    come_in(server, who.config(server.pki()))
+}
+
+/// Whether such a client reads something. With TLS 1.3 it believes that the handshake is
+/// over before the server has looked at its certificate.
+fn reads(server: &Server, config: Arc<ClientConfig>) -> bool {
+    let mut client = server.connect();
+    client.greet(FLAGS);
+    assert_eq!(client.option(crate::support::client::OPT_STARTTLS, b"").len(), 1);
+    let Ok(mut client) = client.handshake(config) else { return false };
+    let list = crate::support::client::option(crate::support::client::OPT_LIST, b"");
+    if client.try_send(&list).is_err() || client.stream.read_exact(&mut [0]).is_err() {
+        return false;
+    }
+    drop(client);
+    true
+}
+
+/// Puts another content under a name, in one step.
+fn replace(path: &Path, content: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, content).unwrap();
+    fs::rename(new, path).unwrap();
+}
+
+/// A folder with a rules file.
+fn rules_file(content: &str) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rules.toml");
+    fs::write(&path, content).unwrap();
+    (folder, path)
+}
+
+/// Sends SIGHUP and waits for what comes of it, `times` times since the start.
+fn reload(server: &Server, times: usize) {
+    server.signal("HUP");
+    wait_for(server, "reloaded", times);
+}
+
+/// Waits until so many lines of the log begin with `text`.
+fn wait_for(server: &Server, text: &str, times: usize) {
+    crate::support::wait_until(text, || {
+        let log = server.log();
+        log.iter().filter(|line| line.message().starts_with(text)).count() >= times
+    });
+}
+
+/// The archives that the tests of rules serve.
+fn served() -> [std::path::PathBuf; 2] {
+    [archive(BASE), archive(CHILD)]
+}

@@ -1,0 +1,186 @@
+//! Reading certificates, CAs, lists, rules and archives anew, while clients are in.
+
+use std::fs;
+
+use super::{BASE, asking, come_in_as, reads, reload, replace, rules_file, wait_for};
+use crate::support::authority::Authority;
+use crate::support::client::{FLAGS, OPT_STARTTLS};
+use crate::support::pki::{Pki, trusting};
+use crate::support::server::Server;
+use crate::support::{image, wait_until};
+
+/// Copies the server's files of one PKI over those of another.
+fn change_certificate(from: &Pki, to: &Pki) {
+    for (from, to) in [(from.server_cert(), to.server_cert()), (from.server_key(), to.server_key())]
+    {
+        let new = to.with_extension("new");
+        fs::copy(from, &new).unwrap();
+        fs::rename(new, to).unwrap();
+    }
+}
+
+#[test]
+fn a_new_certificate_is_shown_to_those_who_come_then() {
+    let server = Server::builder().archive(BASE).tls(Pki::new()).start();
+    let mut before = server.go("");
+    let other = Pki::new();
+    change_certificate(&other, server.pki());
+    reload(&server, 1);
+    assert!(!reads(&server, server.pki().client_config()));
+    assert!(reads(&server, trusting(other.authority(), rustls::ALL_VERSIONS)));
+    // Those who are in go on.
+    before.read_ok(0, 512);
+}
+
+/// What is wrong is said, and everything stays as it was: nothing of it is taken over.
+#[test]
+fn what_is_wrong_changes_nothing() {
+    let authority = Authority::new();
+    let (_folder, rules) = rules_file("[[rule]]\naction = \"allow\"\nidentity = \"alice\"");
+    let server = asking(&authority).arg("--rules").arg(&rules).start();
+    let alice = authority.alice();
+    let mut client = come_in_as(&server, &alice);
+    client.go("");
+    let mut failed = 0;
+    let mut refuses = |complaint: &str| {
+        failed += 1;
+        server.signal("HUP");
+        wait_for(&server, "not reloaded", failed);
+        let log = server.log();
+        let line = log.iter().rfind(|line| line.message().starts_with("not reloaded")).unwrap();
+        assert!(line.message().contains(complaint), "{}", line.text);
+        assert!(reads(&server, alice.config(server.pki())), "{complaint}");
+    };
+    let good = fs::read_to_string(&rules).unwrap();
+    let key = fs::read_to_string(server.pki().server_key()).unwrap();
+
+    // The rules are good and let nobody in, but the revocation list is broken: a policy is
+    // taken over whole or not at all.
+    // RUSTSEC-2026-0104, -0049 | panics and mismatches with revocation lists
+    replace(&rules, "[[rule]]\naction = \"deny\"");
+    for broken in [
+        "-----BEGIN X509 CRL-----\nMAAA\n-----END X509 CRL-----\n",
+        "-----BEGIN X509 CRL-----\nMIIBAA==\n-----END X509 CRL-----\n",
+    ] {
+        replace(&authority.revocation_list(), broken);
+        refuses("the revocation list is broken");
+    }
+    replace(&authority.revocation_list(), "");
+    refuses("there is no revocation list in it");
+    fs::remove_file(authority.revocation_list()).unwrap();
+    refuses("can't read it");
+    authority.revoke_until(&[], -60);
+    refuses("the revocation list ran out");
+    authority.revoke(&[]);
+
+    replace(&rules, "");
+    refuses("there is no [[rule]] in it");
+    // nbd-server | missing access file means everyone
+    fs::remove_file(&rules).unwrap();
+    refuses("can't read it");
+    replace(&rules, &good);
+
+    change_certificate(&Pki::expired(), server.pki());
+    refuses("the certificate expired");
+    fs::write(server.pki().server_key(), &key).unwrap();
+    refuses("the certificate expired");
+    fs::remove_file(server.pki().server_cert()).unwrap();
+    refuses("can't read it");
+
+    // The client that was there has noticed nothing.
+    assert_eq!(client.read_ok(4096, 512), image()[4096..4608]);
+}
+
+#[test]
+fn an_archive_that_was_replaced_is_opened_and_a_broken_one_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.hxz");
+    fs::copy(crate::support::archive(BASE), &path).unwrap();
+    let server = Server::builder().arg(&path).start();
+    let mut before = server.go("");
+    let new = folder.path().join("new");
+    fs::copy(crate::support::archive("text-dict-zstd.hxz"), &new).unwrap();
+    fs::rename(new, &path).unwrap();
+    reload(&server, 1);
+    let line = server.wait_for_message("reloaded");
+    assert!(line.message().contains("683.6 KiB"), "{}", line.text);
+    before.read_ok(0, 512);
+
+    fs::write(folder.path().join("junk"), "junk").unwrap();
+    fs::rename(folder.path().join("junk"), &path).unwrap();
+    server.signal("HUP");
+    server.wait_for_message("not reloaded");
+}
+
+#[test]
+fn watched_files_are_read_anew_by_themselves() {
+    let (_folder, rules) = rules_file("[[rule]]\naction = \"allow\"");
+    let server = Server::builder()
+        .archive(BASE)
+        .args(["--watch", "--insecure-no-tls", "--rules"])
+        .arg(&rules)
+        .start();
+    let mut client = server.go("");
+    client.read_ok(0, 1);
+    replace(&rules, "[[rule]]\naction = \"deny\"");
+    server.wait_for_message("reloaded");
+    client.expect_closed();
+    wait_until("nobody comes in", || {
+        let mut client = server.connect();
+        client.rest().0.is_empty()
+    });
+    replace(&rules, "[[rule]]\naction = \"allow\"");
+    wait_for(&server, "reloaded", 2);
+    server.assert_alive();
+}
+
+/// A handshake that began before its CA was dropped doesn't get in after it.
+#[test]
+fn a_handshake_across_a_reload_is_judged_by_the_new_policy() {
+    let authority = Authority::new();
+    let server = asking(&authority).start();
+    let alice = authority.alice();
+    let mut slow = server.connect();
+    slow.greet(FLAGS);
+    assert_eq!(slow.option(OPT_STARTTLS, b"").len(), 1);
+    authority.revoke(&[&alice]);
+    reload(&server, 1);
+    if let Ok(mut client) = slow.handshake(alice.config(server.pki())) {
+        client.expect_closed();
+    }
+    server.wait_for_message("revoked");
+}
+
+/// SIGHUP and SIGTERM in the middle of work.
+// nbd-server CVE-2015-0847 | unsafe signal handling deadlocks
+#[test]
+fn a_storm_of_signals_under_load_changes_nothing() {
+    let mut server = Server::builder().archive(BASE).tls(Pki::new()).start();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reading = [(); 3].map(|()| {
+            scope.spawn(|| {
+                let mut client = server.go("");
+                let mut at = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let bytes = client.read_ok(at as u64, 65_536);
+                    assert!(bytes == image()[at..at + 65_536]);
+                    at = (at + 65_536) % image().len();
+                }
+            })
+        });
+        for _ in 0..200 {
+            server.signal("HUP");
+        }
+        wait_for(&server, "reloaded", 3);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        for reading in reading {
+            reading.join().unwrap();
+        }
+    });
+    server.assert_alive();
+    for _ in 0..20 {
+        server.signal("HUP");
+    }
+    assert_eq!(server.terminate().code(), Some(0));
+}

@@ -1,0 +1,109 @@
+//! Who was in, and may not stay: dropped within a second, in the middle of the session.
+
+use std::time::{Duration, Instant};
+
+use super::{asking, come_in_as, reads, reload, replace, rules_file};
+use crate::support::authority::{Authority, Recipe};
+use crate::support::server::Server;
+
+#[test]
+fn who_has_been_revoked_is_dropped() {
+    let authority = Authority::new();
+    let server = asking(&authority).start();
+    let (alice, bob) =
+        (authority.alice(), authority.certify(&Recipe { name: "bob", ..Recipe::default() }));
+    let mut revoked = come_in_as(&server, &alice);
+    revoked.go("");
+    revoked.read_ok(0, 512);
+    // One that hasn't chosen yet as well.
+    let mut undecided = come_in_as(&server, &alice);
+    assert_eq!(undecided.list(), [super::BASE]);
+    let mut other = come_in_as(&server, &bob);
+    other.go("");
+
+    authority.revoke(&[&alice]);
+    reload(&server, 1);
+    let dropped = &server.wait_for_message("reloaded").json["dropped"];
+    assert_eq!(dropped, 2);
+    revoked.expect_closed();
+    undecided.expect_closed();
+    server.wait_for_message("it may not stay: the client's certificate has been revoked");
+    other.read_ok(0, 512);
+    assert!(!reads(&server, alice.config(server.pki())));
+}
+
+#[test]
+fn who_is_no_longer_allowed_is_dropped() {
+    let (_folder, rules) = rules_file("[[rule]]\naction = \"allow\"\nnetwork = \"127.0.0.0/8\"");
+    let server = Server::builder().archive(super::BASE).arg("--rules").arg(&rules).start();
+    let mut dropped = server.go("");
+    dropped.read_ok(0, 512);
+    // In the middle of an answer that it doesn't read, too.
+    let mut stalled = server.go("");
+    stalled.send_request(crate::support::client::Request::read(7, 0, 8 << 20));
+    let mut stays = server.connect_from([127, 0, 0, 9]);
+    stays.greet(3);
+    stays.go("");
+    replace(&rules, "[[rule]]\naction = \"allow\"\nnetwork = \"127.0.0.9\"");
+    reload(&server, 1);
+    dropped.expect_closed();
+    stalled.rest();
+    stays.read_ok(0, 512);
+    server.wait_for_message("it may not stay: no rule allows");
+}
+
+/// Another export may still be open to it; that one isn't.
+#[test]
+fn who_may_not_open_its_export_any_more_is_dropped() {
+    let rule = |export: &str| format!("[[rule]]\naction = \"allow\"\nexport = \"{export}\"");
+    let (_folder, rules) = rules_file(&rule("*"));
+    let server = Server::builder()
+        .args(super::served())
+        .args(["--insecure-no-tls", "--rules"])
+        .arg(&rules)
+        .start();
+    let (mut base, mut child) = (server.go(super::BASE), server.go(super::CHILD));
+    base.read_ok(0, 1);
+    child.read_ok(0, 1);
+    replace(&rules, &rule("base-*"));
+    reload(&server, 1);
+    child.expect_closed();
+    base.read_ok(0, 1);
+    server.wait_for_message("it may not stay: no rule allows it to open that export");
+}
+
+#[test]
+fn whose_certificate_runs_out_is_dropped_by_itself() {
+    let authority = Authority::new();
+    let server = asking(&authority).start();
+    let started = Instant::now();
+    let short = authority.certify(&Recipe { seconds: (-60, 4), ..Recipe::default() });
+    let mut client = come_in_as(&server, &short);
+    client.go("");
+    client.read_ok(0, 512);
+    client.expect_closed();
+    let after = started.elapsed();
+    assert!(after >= Duration::from_secs(3), "too early: {after:?}");
+    server.wait_for_message("it may not stay: its certificate has expired");
+    assert!(!reads(&server, short.config(server.pki())));
+}
+
+#[test]
+fn when_its_hour_is_over_it_is_dropped_by_itself() {
+    let at = |seconds: u64| {
+        let time = std::time::SystemTime::now() + Duration::from_secs(seconds);
+        humantime::format_rfc3339_seconds(time).to_string()
+    };
+    let rule = format!("[[rule]]\naction = \"allow\"\nuntil = {}", at(4));
+    let (_folder, rules) = rules_file(&rule);
+    let server = Server::builder()
+        .archive(super::BASE)
+        .args(["--insecure-no-tls", "--rules"])
+        .arg(&rules)
+        .start();
+    let mut client = server.go("");
+    client.read_ok(0, 512);
+    client.expect_closed();
+    server.wait_for_message("it may not stay");
+    server.connect().expect_closed();
+}
