@@ -23,7 +23,7 @@ help:
 	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
 	@echo '             20 minutes, and as much peace as the machine has'
 	@echo 'make bench-micro   parts of the hot paths, and the instructions that these take'
-	@echo 'make certs   a throw-away CA and certificates for localhost, in certs/pki'
+	@echo 'make certs   a CA to try things out with, and certificates for localhost, in certs/pki'
 	@echo 'make clean   remove what was built'
 
 test: tools check unit
@@ -68,8 +68,12 @@ bench-micro: bench-tools
 	$(CARGO) bench --locked --bench micro
 	CARGO='$(CARGO)' benches/count-instructions.sh
 
+PKI := $(CARGO) run --quiet --locked -- pki --dir certs/pki
+
 certs:
-	test -e certs/pki/server-key.pem || certs/make-certs.sh certs/pki localhost 127.0.0.1 ::1
+	test -e certs/pki/crl.pem || $(PKI) init
+	test -e certs/pki/servers/localhost || $(PKI) server localhost 127.0.0.1 ::1
+	test -e certs/pki/clients/developer || $(PKI) client developer
 
 clean:
 	$(CARGO) clean

@@ -5,6 +5,7 @@ mod cli;
 mod demo;
 mod log;
 mod password;
+mod pki;
 mod reload;
 mod start;
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let ended = match &cli.command {
         Some(Command::Demo(options)) => demo::run(options).map(|()| true),
         Some(Command::Check(options)) => check::run(options),
+        Some(Command::Pki(options)) => pki::run(options).map(|()| true).map_err(Into::into),
         None => start::serve(&cli.serve).map(|()| true),
     };
     match ended {

@@ -22,6 +22,7 @@ use hexz_nbd::snapshot::Error as SnapshotError;
 
 use crate::cli::{Serve, Snapshots};
 use crate::password::{self, PasswordError};
+use crate::pki::PkiError;
 use crate::reload::{PolicyFiles, Reloading};
 
 /// Why the program ends before it is told to.
@@ -53,6 +54,8 @@ pub(crate) enum Failure {
     System(#[from] io::Error),
     #[error("the demonstration failed: {0}")]
     Demo(String),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
 }
 
 impl Failure {
@@ -60,6 +63,7 @@ impl Failure {
         match self {
             Self::Door(_) | Self::System(_) | Self::Demo(_) => 1,
             Self::Usage(_) | Self::IdentityWithoutCa | Self::Catalog(_) | Self::Rules(_) => 2,
+            Self::Pki(error) => error.exit_code(),
             Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) => 3,
             Self::Tls(_) => 4,
             Self::Listen(_) => 5,

@@ -4,6 +4,7 @@
 pub(crate) mod check;
 mod limits;
 mod network;
+pub(crate) mod pki;
 mod snapshots;
 mod tls;
 mod values;
@@ -15,6 +16,7 @@ use check::Check;
 use limits::Bounds;
 pub(crate) use network::Access;
 use network::Network;
+use pki::Pki;
 pub(crate) use snapshots::Snapshots;
 pub(crate) use tls::Tls;
 
@@ -30,6 +32,11 @@ EXAMPLES
   Serve it across a network that nobody trusts:
     hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem --allow 10.0.0.0/8 snap.hexz
     nbdinfo 'nbds://server.example.org/?tls-certificates=/etc/pki/libnbd'
+
+  Make the certificates for that, and for clients:
+    hexz-nbd pki init
+    hexz-nbd pki server server.example.org
+    hexz-nbd pki client backup.example.org
 
   Serve many:
     hexz-nbd web=web-server.hexz db.hexz --default-export web
@@ -87,6 +94,8 @@ pub(crate) enum Command {
     ///
     /// Ends with 0 if it would, and with 1 if it wouldn't.
     Check(Check),
+    /// Make certificates: a small CA in a folder, for servers and clients
+    Pki(Pki),
 }
 
 #[derive(Debug, Args)]

@@ -40,8 +40,8 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     say!("     {}", folder.path().display());
 
     let files = TlsFiles {
-        certificate: folder.path().join(pki::SERVER_CERTIFICATE),
-        key: folder.path().join(pki::SERVER_KEY),
+        certificate: folder.path().join("server-cert.pem"),
+        key: folder.path().join("server-key.pem"),
         clients: None,
     };
     let (tls, _) = tls::load(&files, TlsVersion::default())?;
@@ -112,7 +112,7 @@ fn print_commands(port: u16, folder: &Path) -> Result<(), Failure> {
     say!("     nbdcopy '{uri}' demo.img");
     say!("     qemu-img info {qemu}");
     say!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
-    say!("         -A {} -H localhost", folder.join(pki::CA_CERTIFICATE).display());
+    say!("         -A {} -H localhost", folder.join("ca-cert.pem").display());
     say!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
     say!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
     Ok(())

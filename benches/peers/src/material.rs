@@ -37,8 +37,8 @@ impl Material {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         // Servers may change their directory.
         let folder = &fs::canonicalize(folder)?;
-        let [image, archive, qcow2, pki] =
-            ["image.raw", "image.hxz", "image.qcow2", "pki"].map(|name| folder.join(name));
+        let [image, archive, qcow2, ca] =
+            ["image.raw", "image.hxz", "image.qcow2", "ca"].map(|name| folder.join(name));
         once(&image, |to| make_image(folder, to))?;
         once(&archive, |to| run(Command::new(hexz_peer).arg("pack").arg(&image).arg(to)))?;
         let converted = once(&qcow2, |to| {
@@ -48,11 +48,16 @@ impl Material {
         if let Err(error) = converted {
             eprintln!("without a qcow2: {error:#}");
         }
-        once(&pki, |to| {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../certs/make-certs.sh");
-            run(Command::new(script).arg(to).args(["localhost", "127.0.0.1"]))?;
-            for_every_server(to)
+        once(&ca, |to| {
+            let pki = || {
+                let mut command = Command::new(hexz_nbd);
+                command.arg("pki").arg("--dir").arg(to);
+                command
+            };
+            run(pki().arg("init"))?;
+            run(pki().args(["server", "localhost", "127.0.0.1"]))
         })?;
+        let pki = ca.join("servers/localhost");
         // Cold means that nothing is decoded; no case is about how fast the disk is.
         for file in [&archive, &qcow2].into_iter().filter(|file| file.exists()) {
             std::io::copy(&mut fs::File::open(file)?, &mut std::io::sink())?;
@@ -76,24 +81,6 @@ fn places(image: &Path) -> Result<Arc<[u32]>> {
         }
     }
     Ok(places.into())
-}
-
-/// Leaves out the server certificate's key usage: with the one that fits its key, a
-/// signature's, qemu-nbd doesn't start.
-fn for_every_server(pki: &Path) -> Result<()> {
-    let extensions = "basicConstraints=critical,CA:FALSE\nextendedKeyUsage=serverAuth\n\
-                      subjectAltName=DNS:localhost,IP:127.0.0.1\n";
-    fs::write(pki.join("extensions"), extensions)?;
-    let openssl = |arguments: &str| {
-        run(Command::new("openssl").current_dir(pki).args(arguments.split_whitespace()))
-    };
-    openssl("req -new -key server-key.pem -subj /CN=localhost -out request.pem")?;
-    openssl(
-        "x509 -req -in request.pem -CA ca-cert.pem -CAkey ca-key.pem -set_serial 2 -days 397 \
-         -extfile extensions -out new-cert.pem",
-    )?;
-    fs::rename(pki.join("new-cert.pem"), pki.join("server-cert.pem"))?;
-    Ok(())
 }
 
 /// Makes `path` under another name first, so that it is there whole or not at all.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{run, run_command};
-use crate::support::server::{Server, run as run_binary};
+use crate::support::server::run as run_binary;
 use crate::support::{IMAGE_SHA256, archive, nbd_port};
 
 #[test]
@@ -13,28 +13,6 @@ fn the_demonstration_verifies_what_it_reads() {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.contains(IMAGE_SHA256), "{}", ended.stdout);
     assert!(ended.stdout.contains("TLSv1_3"), "{}", ended.stdout);
-}
-
-#[test]
-fn certificates_made_by_the_script_work() {
-    let folder = tempfile::tempdir().unwrap();
-    let pki = folder.path().join("pki");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/certs/make-certs.sh");
-    let make = || run("sh", &[script, pki.to_str().unwrap(), "localhost", "127.0.0.1", "::1"]);
-    make().ok();
-    // A second run overwrites nothing.
-    make().failed();
-
-    let server = Server::builder()
-        .args(["--tls-cert".into(), pki.join("server-cert.pem")])
-        .args(["--tls-key".into(), pki.join("server-key.pem")])
-        .archive("base-zstd.hxz")
-        .start();
-    for host in ["localhost", "127.0.0.1"] {
-        let pki = pki.display();
-        let uri = format!("nbds://{host}:{}/?tls-certificates={pki}", server.port());
-        assert_eq!(run("nbdinfo", &["--size", &uri]).ok(), "8388608\n");
-    }
 }
 
 #[test]

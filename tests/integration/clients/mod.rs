@@ -26,7 +26,7 @@ pub struct Said {
 
 impl Said {
     /// Its output, after it has succeeded.
-    fn ok(self) -> String {
+    pub fn ok(self) -> String {
         assert!(self.success, "it failed: {}{}", self.stdout, self.stderr);
         self.stdout
     }
@@ -42,7 +42,7 @@ impl Said {
     }
 
     /// What it complained of, after it has failed.
-    fn failed(self) -> String {
+    pub fn failed(self) -> String {
         assert!(!self.success, "it succeeded: {}{}", self.stdout, self.stderr);
         self.stdout + &self.stderr
     }
@@ -69,7 +69,7 @@ fn command(program: &str, args: &[&str]) -> Command {
     command
 }
 
-fn run_command(mut command: Command) -> Said {
+pub fn run_command(mut command: Command) -> Said {
     let program = command.get_program().to_owned();
     let mut child = command
         .stdin(Stdio::null())

@@ -1,5 +1,5 @@
 # Two client machines and a server, in network namespaces of their own. The caller gives
-# BINARY, ARCHIVE and MAKE_CERTS, and runs this in new user, network and mount namespaces.
+# BINARY and ARCHIVE, and runs this in new user, network and mount namespaces.
 set -eu
 mount -t tmpfs tmpfs /run
 mkdir /run/netns
@@ -13,8 +13,9 @@ for number in 1 2; do
     ip -n "client$number" link set eth0 up
 done
 
-PKI=/run/pki
-sh "$MAKE_CERTS" $PKI 10.1.1.1 10.1.2.1 > /dev/null
+"$BINARY" pki --dir /run/pki init > /dev/null
+"$BINARY" pki --dir /run/pki server 10.1.1.1 10.1.2.1 > /dev/null
+PKI=/run/pki/servers/10.1.1.1
 "$BINARY" --log-format json --tls-cert "$PKI/server-cert.pem" --tls-key "$PKI/server-key.pem" \
     --allow 10.1.1.0/24 "$ARCHIVE" 2> /run/log &
 server=$!

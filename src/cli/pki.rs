@@ -1,0 +1,194 @@
+//! `hexz-nbd pki`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use rcgen::RevocationReason;
+
+use crate::pki::PkiError;
+use crate::pki::authority::KeyKind;
+use crate::pki::certificate::Kind;
+use crate::pki::names::{self, Name};
+
+/// Ten years: as long as nobody wants to visit every client.
+const CA_DAYS: u32 = 3650;
+/// A server is looked after once a year.
+const SERVER_DAYS: u32 = 397;
+/// A client that is forgotten is shut out soon.
+const CLIENT_DAYS: u32 = 90;
+/// More names than this make a certificate that TLS can't carry.
+const MAX_NAMES: usize = 100;
+
+const AFTER_HELP: &str = "\
+EXAMPLE
+  On a machine that is neither the server nor a client:
+    hexz-nbd pki init
+    hexz-nbd pki server nbd.example.org 192.0.2.7
+    hexz-nbd pki client backup.example.org
+    hexz-nbd pki show
+    hexz-nbd pki revoke backup.example.org
+
+EXIT CODES
+  0  it was done
+  1  it failed
+  2  the command line is wrong";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct Pki {
+    #[command(subcommand)]
+    pub(crate) command: PkiCommand,
+    /// The folder with the CA and everything that it has made
+    #[arg(long, value_name = "FOLDER", default_value = "pki", global = true)]
+    pub(crate) dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PkiCommand {
+    /// Make a CA: its key, its certificate, and an empty revocation list
+    Init(Init),
+    /// Make a certificate for a server
+    ///
+    /// NAME is each DNS name or address by which clients call it. Certificate, key and the
+    /// CA's certificate go into the folder servers/NAME.
+    Server(Issue),
+    /// Make a certificate for a client
+    ///
+    /// NAME is who the client is: a DNS name with a dot in it, an e-mail address, a URI such
+    /// as spiffe://example.org/backup, an address, or any words, which become the common
+    /// name. Certificate, key and the CA's certificate go into the folder clients/NAME.
+    Client(Issue),
+    /// Put a certificate on the revocation list
+    Revoke(Revoke),
+    /// List the CA and the certificates that it has issued
+    Show(Show),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// The CA's name [default: "hexz-nbd CA" and a number that no other CA has]
+    #[arg(long, value_parser = names::common_name)]
+    pub(crate) name: Option<String>,
+    /// How long the CA is valid
+    #[arg(long, value_name = "N", default_value_t = CA_DAYS, value_parser = days())]
+    pub(crate) days: u32,
+    #[command(flatten)]
+    key: Key,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Issue {
+    /// The names; the folder has the first
+    #[arg(value_name = "NAME", required = true, num_args = 1..=MAX_NAMES)]
+    names: Vec<String>,
+    /// How long the certificate is valid, but no longer than the CA [default: 397 for a
+    /// server, 90 for a client]
+    #[arg(long, value_name = "N", value_parser = days())]
+    days: Option<u32>,
+    #[command(flatten)]
+    key: Key,
+}
+
+#[derive(Debug, Args)]
+struct Key {
+    /// Make an Ed25519 key instead of one on the curve P-256
+    #[arg(long)]
+    ed25519: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Revoke {
+    /// A name, a serial number, or the file of a certificate
+    ///
+    /// All certificates of a name are revoked.
+    #[arg(value_name = "NAME|SERIAL|FILE")]
+    pub(crate) which: String,
+    /// Why
+    #[arg(long, value_enum, default_value_t)]
+    reason: Reason,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// As JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Reason {
+    #[default]
+    Unspecified,
+    /// Somebody else has the key, or may have it
+    KeyCompromise,
+    /// It belongs to somebody else now
+    AffiliationChanged,
+    /// There is a new certificate
+    Superseded,
+    /// It isn't needed any more
+    CessationOfOperation,
+    /// It shall not come in any more
+    PrivilegeWithdrawn,
+}
+
+impl Init {
+    pub(crate) fn key(&self) -> KeyKind {
+        self.key.kind()
+    }
+}
+
+impl Issue {
+    /// The names, each once, as that kind of certificate has them.
+    pub(crate) fn names(&self, kind: Kind) -> Result<Vec<Name>, PkiError> {
+        let parse = if kind == Kind::Server { Name::of_server } else { Name::of_client };
+        let mut names = Vec::new();
+        for text in &self.names {
+            let name = parse(text).map_err(|why| PkiError::Usage(format!("{text:?}: {why}")))?;
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        let mut plain = names.iter().filter(|name| matches!(name, Name::Plain(_)));
+        if let (Some(first), Some(second)) = (plain.next(), plain.next()) {
+            return Err(PkiError::Usage(format!(
+                "a certificate has one common name, not both {:?} and {:?}",
+                first.to_string(),
+                second.to_string()
+            )));
+        }
+        Ok(names)
+    }
+
+    pub(crate) fn days(&self, kind: Kind) -> u32 {
+        self.days.unwrap_or(if kind == Kind::Server { SERVER_DAYS } else { CLIENT_DAYS })
+    }
+
+    pub(crate) fn key(&self) -> KeyKind {
+        self.key.kind()
+    }
+}
+
+impl Key {
+    fn kind(&self) -> KeyKind {
+        if self.ed25519 { KeyKind::Ed25519 } else { KeyKind::P256 }
+    }
+}
+
+impl Revoke {
+    /// The reason, if there is one to be named.
+    pub(crate) fn reason(&self) -> Option<RevocationReason> {
+        match self.reason {
+            Reason::Unspecified => None,
+            Reason::KeyCompromise => Some(RevocationReason::KeyCompromise),
+            Reason::AffiliationChanged => Some(RevocationReason::AffiliationChanged),
+            Reason::Superseded => Some(RevocationReason::Superseded),
+            Reason::CessationOfOperation => Some(RevocationReason::CessationOfOperation),
+            Reason::PrivilegeWithdrawn => Some(RevocationReason::PrivilegeWithdrawn),
+        }
+    }
+}
+
+/// At most a century.
+fn days() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=36_500)
+}

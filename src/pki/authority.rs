@@ -1,0 +1,238 @@
+//! A CA in memory: it makes itself, certificates and revocation lists.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::rand::{self, SystemRandom};
+use aws_lc_rs::signature::Ed25519KeyPair;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CustomExtension, DnType,
+    DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    PublicKeyData, SanType, SerialNumber,
+};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use x509_cert::der::{Tag, Tagged};
+use x509_cert::name::Name as DistinguishedName;
+use zeroize::Zeroizing;
+
+use super::PkiError;
+use super::certificate::{Certificate, Kind, Serial};
+use super::names::Name;
+use super::revocations::Revocations;
+
+/// How far before now a certificate's time begins, for clocks that are slow.
+const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Random numbers of this length never come twice; RFC 5280 allows 20 bytes.
+const SERIAL_LENGTH: usize = 16;
+
+/// Which key is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyKind {
+    /// ECDSA on P-256, which everything knows.
+    P256,
+    Ed25519,
+}
+
+/// A CA, with its key.
+pub(crate) struct Authority {
+    pub(crate) certificate: Certificate,
+    pub(crate) pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+/// A certificate that was just made, with its key.
+pub(crate) struct Issued {
+    pub(crate) certificate: Certificate,
+    pub(crate) pem: String,
+    pub(crate) key: Zeroizing<String>,
+}
+
+impl KeyKind {
+    pub(crate) fn generate(self) -> Result<KeyPair, PkiError> {
+        Ok(match self {
+            Self::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?,
+            // Without its public half: OpenSSL 3.0 and GnuTLS 3.7 can't read the newer form.
+            Self::Ed25519 => {
+                let key = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new());
+                let key = Zeroizing::new(key.map_err(|_| PkiError::Random)?.as_ref().to_vec());
+                KeyPair::from_pkcs8_der_and_sign_algo(
+                    &PrivatePkcs8KeyDer::from(key.as_slice()),
+                    &rcgen::PKCS_ED25519,
+                )?
+            }
+        })
+    }
+}
+
+impl Authority {
+    /// A new CA of that name with that key.
+    pub(crate) fn create(name: &str, days: u32, key: KeyPair) -> Result<Self, PkiError> {
+        let mut parameters = parameters(days)?;
+        parameters.distinguished_name.push(DnType::CommonName, name);
+        // It signs servers and clients, and no other CA.
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let made = parameters.self_signed(&key)?;
+        let certificate = read_back(&made)?;
+        Ok(Self { certificate, pem: made.pem(), issuer: Issuer::new(parameters, key) })
+    }
+
+    /// The CA that these files hold, which this program or another one made.
+    pub(super) fn load(
+        (certificate, certificate_path): (&[u8], &Path),
+        (key, key_path): (&str, &Path),
+    ) -> Result<Self, PkiError> {
+        let unusable = |problem: &str| PkiError::file(certificate_path, problem.to_owned());
+        let pem = String::from_utf8_lossy(certificate).into_owned();
+        let certificate = Certificate::from_pem(certificate, certificate_path)?;
+        if certificate.kind != Kind::Authority {
+            return Err(unusable("this is no CA's certificate"));
+        }
+        if certificate.not_after <= SystemTime::now() {
+            return Err(unusable("the CA has expired: make a new one in another folder"));
+        }
+        let key = KeyPair::from_pem(key).map_err(|error| {
+            PkiError::file(key_path, format!("this key can't be used: {error}"))
+        })?;
+        if key.subject_public_key_info() != certificate.public_key {
+            return Err(PkiError::file(key_path, "this key isn't that of ca-cert.pem".to_owned()));
+        }
+        let mut parameters = CertificateParams::default();
+        parameters.distinguished_name = same_name(&certificate.subject)
+            .ok_or_else(|| unusable("the CA's name has parts that can't be written here"))?;
+        if let Some(id) = &certificate.key_id {
+            parameters.key_identifier_method = KeyIdMethod::PreSpecified(id.clone());
+        }
+        Ok(Self { certificate, pem, issuer: Issuer::new(parameters, key) })
+    }
+
+    /// The CA's key, in PEM form.
+    pub(super) fn key(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.issuer.key().serialize_pem())
+    }
+
+    /// A certificate and a new key for `names`; it ends no later than the CA itself.
+    pub(crate) fn issue(
+        &self,
+        kind: Kind,
+        names: &[Name],
+        days: u32,
+        key: KeyKind,
+    ) -> Result<Issued, PkiError> {
+        let mut parameters = parameters(days)?;
+        parameters.not_after = parameters.not_after.min(self.certificate.not_after.into());
+        if let Some(name) = names.iter().find(|name| matches!(name, Name::Plain(_))) {
+            parameters.distinguished_name.push(DnType::CommonName, name.to_string());
+        } else if let Some(name) = names.first().filter(|name| name.fits_common_name()) {
+            parameters.distinguished_name.push(DnType::CommonName, name.to_string());
+        }
+        parameters.subject_alt_names = names
+            .iter()
+            .filter_map(|name| alternative(name).transpose())
+            .collect::<Result<_, _>>()?;
+        parameters.is_ca = IsCa::ExplicitNoCa;
+        parameters.custom_extensions = vec![digital_signature()];
+        parameters.extended_key_usages = match kind {
+            Kind::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            _ => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        };
+        parameters.use_authority_key_identifier_extension = true;
+        let key = key.generate()?;
+        let made = parameters.signed_by(&key, &self.issuer)?;
+        let certificate = read_back(&made)?;
+        if !certificate.names_as_issuer(&self.certificate) {
+            return Err(PkiError::Foreign);
+        }
+        let key = Zeroizing::new(key.serialize_pem());
+        Ok(Issued { certificate, pem: made.pem(), key })
+    }
+
+    /// The list of what is revoked, in PEM form. It has no end of its own: it's handed on
+    /// by hand, and a server that has an old one refuses every client.
+    pub(super) fn sign(&self, revocations: &Revocations) -> Result<String, PkiError> {
+        let list = CertificateRevocationListParams {
+            this_update: (SystemTime::now() - CLOCK_SKEW).into(),
+            next_update: self.certificate.not_after.into(),
+            crl_number: SerialNumber::from_slice(&revocations.number.to_be_bytes()),
+            issuing_distribution_point: None,
+            revoked_certs: revocations.entries.clone(),
+            key_identifier_method: match &self.certificate.key_id {
+                Some(id) => KeyIdMethod::PreSpecified(id.clone()),
+                None => KeyIdMethod::Sha256,
+            },
+        };
+        Ok(list.signed_by(&self.issuer)?.pem()?)
+    }
+}
+
+/// What all certificates have in common.
+fn parameters(days: u32) -> Result<CertificateParams, PkiError> {
+    let now = SystemTime::now();
+    let mut parameters = CertificateParams::default();
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters.not_before = (now - CLOCK_SKEW).into();
+    parameters.not_after = (now + DAY * days).into();
+    parameters.serial_number = Some(SerialNumber::from_slice(&serial()?.0));
+    Ok(parameters)
+}
+
+fn serial() -> Result<Serial, PkiError> {
+    let mut bytes: [u8; SERIAL_LENGTH] = random()?;
+    // Positive, and as long as all others.
+    if let Some(first) = bytes.first_mut() {
+        *first = *first & 0x7f | 0x40;
+    }
+    Ok(Serial::new(&bytes))
+}
+
+pub(super) fn random<const N: usize>() -> Result<[u8; N], PkiError> {
+    let mut bytes = [0; N];
+    rand::fill(&mut bytes).map_err(|_| PkiError::Random)?;
+    Ok(bytes)
+}
+
+/// That its key signs handshakes, and does nothing else: a key on a curve can't (RFC 8813). It
+/// isn't marked as critical, as it should be: qemu 10.0 and older would ask for the right
+/// to encipher keys as well then, and refuse the certificate.
+fn digital_signature() -> CustomExtension {
+    const KEY_USAGE: [u64; 4] = [2, 5, 29, 15];
+    const DIGITAL_SIGNATURE: [u8; 4] = [0x03, 0x02, 0x07, 0x80];
+    CustomExtension::from_oid_content(&KEY_USAGE, DIGITAL_SIGNATURE.to_vec())
+}
+
+fn alternative(name: &Name) -> Result<Option<SanType>, rcgen::Error> {
+    Ok(match name {
+        Name::Dns(name) => Some(SanType::DnsName(name.as_str().try_into()?)),
+        Name::Email(name) => Some(SanType::Rfc822Name(name.as_str().try_into()?)),
+        Name::Uri(name) => Some(SanType::URI(name.as_str().try_into()?)),
+        Name::Ip(address) => Some(SanType::IpAddress(*address)),
+        Name::Plain(_) => None,
+    })
+}
+
+/// The same distinguished name, to be written again byte by byte; nothing if that can't be.
+fn same_name(name: &DistinguishedName) -> Option<rcgen::DistinguishedName> {
+    let mut same = rcgen::DistinguishedName::new();
+    for part in &name.0 {
+        let [attribute] = part.0.as_slice() else { return None };
+        let text = std::str::from_utf8(attribute.value.value()).ok()?;
+        let value = match attribute.value.tag() {
+            Tag::Utf8String => DnValue::Utf8String(text.to_owned()),
+            Tag::PrintableString => DnValue::PrintableString(text.try_into().ok()?),
+            Tag::Ia5String => DnValue::Ia5String(text.try_into().ok()?),
+            _ => return None,
+        };
+        let oid: Vec<u64> = attribute.oid.arcs().map(u64::from).collect();
+        let kind = DnType::from_oid(&oid);
+        if same.get(&kind).is_some() {
+            return None;
+        }
+        same.push(kind, value);
+    }
+    Some(same)
+}
+
+fn read_back(made: &rcgen::Certificate) -> Result<Certificate, PkiError> {
+    Certificate::from_der(made.der().clone()).map_err(|_| PkiError::Foreign)
+}

@@ -1,0 +1,211 @@
+//! Certificates as they are read back.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::SystemTime;
+
+use aws_lc_rs::digest;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use x509_cert::der::oid::db::{rfc4519, rfc5280};
+use x509_cert::der::{Decode, Encode, asn1};
+use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{
+    AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, SubjectAltName,
+    SubjectKeyIdentifier,
+};
+use x509_cert::name::Name as DistinguishedName;
+
+use super::PkiError;
+use super::names::Name;
+
+/// What a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Authority,
+    Server,
+    Client,
+    Other,
+}
+
+/// The number that a CA gives each certificate, without leading zeros.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Serial(pub(super) Vec<u8>);
+
+/// A certificate, as far as a small CA needs to know it.
+#[derive(Debug, Clone)]
+pub(crate) struct Certificate {
+    pub(crate) der: CertificateDer<'static>,
+    pub(super) kind: Kind,
+    pub(super) serial: Serial,
+    pub(super) subject: DistinguishedName,
+    pub(super) issuer: DistinguishedName,
+    /// The common name if there is no other name, and what the certificate holds otherwise.
+    pub(super) names: Vec<Name>,
+    pub(super) common_name: Option<String>,
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
+    /// The `SubjectPublicKeyInfo`, in DER.
+    pub(super) public_key: Vec<u8>,
+    pub(super) key_id: Option<Vec<u8>>,
+    pub(super) authority_key_id: Option<Vec<u8>>,
+}
+
+impl Certificate {
+    /// The first certificate of a PEM file, whose path is for the error.
+    pub(super) fn from_pem(pem: &[u8], path: &Path) -> Result<Self, PkiError> {
+        let unusable = |problem: String| PkiError::file(path, problem);
+        let der = CertificateDer::from_pem_slice(pem)
+            .map_err(|error| unusable(format!("there is no certificate in it: {error}")))?;
+        Self::from_der(der)
+            .map_err(|error| unusable(format!("this certificate can't be read: {error}")))
+    }
+
+    pub(super) fn from_der(der: CertificateDer<'static>) -> Result<Self, x509_cert::der::Error> {
+        let certificate = x509_cert::Certificate::from_der(&der)?.tbs_certificate;
+        let is_ca = certificate.get::<BasicConstraints>()?.is_some_and(|(_, it)| it.ca);
+        let usages = certificate.get::<ExtendedKeyUsage>()?.map_or(Vec::new(), |(_, it)| it.0);
+        let kind = if is_ca {
+            Kind::Authority
+        } else if usages.contains(&rfc5280::ID_KP_SERVER_AUTH) {
+            Kind::Server
+        } else if usages.contains(&rfc5280::ID_KP_CLIENT_AUTH) {
+            Kind::Client
+        } else {
+            Kind::Other
+        };
+        let common_name = common_name(&certificate.subject);
+        let alternatives =
+            certificate.get::<SubjectAltName>()?.map_or(Vec::new(), |(_, names)| names.0);
+        let mut names: Vec<Name> = alternatives.iter().filter_map(alternative_name).collect();
+        if let Some(name) = &common_name
+            && names.iter().all(|other| other.to_string() != *name)
+        {
+            names.insert(0, Name::Plain(name.clone()));
+        }
+        let key_id = certificate.get::<SubjectKeyIdentifier>()?;
+        let authority_key_id = certificate.get::<AuthorityKeyIdentifier>()?;
+        Ok(Self {
+            kind,
+            serial: Serial::new(certificate.serial_number.as_bytes()),
+            names,
+            common_name,
+            not_before: time(certificate.validity.not_before),
+            not_after: time(certificate.validity.not_after),
+            public_key: certificate.subject_public_key_info.to_der()?,
+            key_id: key_id.map(|(_, id)| id.0.into_bytes()),
+            authority_key_id: authority_key_id
+                .and_then(|(_, id)| id.key_identifier)
+                .map(asn1::OctetString::into_bytes),
+            subject: certificate.subject,
+            issuer: certificate.issuer,
+            der,
+        })
+    }
+
+    /// Whether it says that the CA with that certificate has issued it.
+    pub(super) fn names_as_issuer(&self, authority: &Self) -> bool {
+        let same_key = match (&self.authority_key_id, &authority.key_id) {
+            (Some(named), Some(id)) => named == id,
+            _ => true,
+        };
+        self.issuer == authority.subject && same_key
+    }
+
+    pub(super) fn is_called(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own.to_string() == name)
+            || self.common_name.as_deref() == Some(name)
+    }
+
+    /// The SHA-256 of the whole certificate, in hexadecimal digits.
+    pub(super) fn fingerprint(&self) -> String {
+        let digest = digest::digest(&digest::SHA256, &self.der);
+        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    pub(super) fn names_in_words(&self) -> String {
+        self.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Serial {
+    pub(super) fn new(bytes: &[u8]) -> Self {
+        Self(bytes.iter().copied().skip_while(|&byte| byte == 0).collect())
+    }
+
+    /// Reads what this program, openssl or a browser shows: hexadecimal digits, with or
+    /// without colons.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_prefix("0x").unwrap_or(text);
+        let digits: Vec<u8> = text
+            .chars()
+            .filter(|&character| character != ':')
+            .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+            .collect::<Option<_>>()?;
+        let bytes: Vec<u8> = digits
+            .rchunks(2)
+            .rev()
+            .map(|pair| pair.iter().fold(0, |sum, d| sum * 16 + d))
+            .collect();
+        Some(Self::new(&bytes)).filter(|serial| !serial.0.is_empty())
+    }
+}
+
+impl fmt::Display for Serial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Authority => "ca",
+            Self::Server => "server",
+            Self::Client => "client",
+            Self::Other => "other",
+        })
+    }
+}
+
+pub(super) fn time(time: x509_cert::time::Time) -> SystemTime {
+    SystemTime::UNIX_EPOCH + time.to_unix_duration()
+}
+
+fn common_name(name: &DistinguishedName) -> Option<String> {
+    let mut attributes = name.0.iter().rev().flat_map(|part| part.0.iter());
+    let value = &attributes.find(|attribute| attribute.oid == rfc4519::CN)?.value;
+    String::from_utf8(value.value().to_vec()).ok()
+}
+
+fn alternative_name(name: &GeneralName) -> Option<Name> {
+    match name {
+        GeneralName::DnsName(name) => Some(Name::Dns(name.to_string())),
+        GeneralName::Rfc822Name(name) => Some(Name::Email(name.to_string())),
+        GeneralName::UniformResourceIdentifier(name) => Some(Name::Uri(name.to_string())),
+        GeneralName::IpAddress(bytes) => {
+            let v4 = <[u8; 4]>::try_from(bytes.as_bytes()).map(IpAddr::from);
+            let v6 = || <[u8; 16]>::try_from(bytes.as_bytes()).map(IpAddr::from);
+            v4.or_else(|_| v6()).ok().map(Name::Ip)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serials_as_people_write_them() {
+        let serial = Serial::new(&[0, 1, 0xab, 0xcd]);
+        assert_eq!(serial.to_string(), "01abcd");
+        for text in ["01abcd", "01ABCD", "1abcd", "01:AB:CD", "0x1abcd", "0001abcd"] {
+            assert_eq!(Serial::parse(text).unwrap(), serial, "{text}");
+        }
+        for text in ["", "0", "::", "xyz", "01abcd.pem", "-1", "ü"] {
+            assert_eq!(Serial::parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! The CA's folder: where everything is, and how it comes there whole or not at all.
+//!
+//! ```text
+//! ca-cert.pem  ca-key.pem  crl.pem     the CA, and what it has revoked
+//! issued/SERIAL.pem                    a copy of each certificate
+//! servers/NAME/                        what a server needs
+//! clients/NAME/                        what a client needs
+//! .lock                                held while one of them is made
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hexz_nbd::gateway::tls::check_secrecy;
+use tempfile::NamedTempFile;
+use zeroize::Zeroizing;
+
+use super::PkiError;
+use super::authority::{Authority, Issued};
+use super::certificate::{Certificate, Kind};
+use super::names::Name;
+use super::revocations::Revocations;
+
+pub(crate) const CA_CERTIFICATE: &str = "ca-cert.pem";
+pub(super) const CA_KEY: &str = "ca-key.pem";
+pub(super) const REVOCATIONS: &str = "crl.pem";
+const ISSUED: &str = "issued";
+const LOCK: &str = ".lock";
+/// How files and folders are called until they are whole.
+const UNFINISHED: &str = ".new-";
+
+const PUBLIC: u32 = 0o644;
+const SECRET: u32 = 0o600;
+const SECRET_FOLDER: u32 = 0o700;
+
+/// The largest file that is read, in bytes: a list of some 300,000 revoked certificates.
+const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// How long another run may take; it takes milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The folder of a CA.
+#[derive(Debug)]
+pub(super) struct Folder {
+    path: PathBuf,
+}
+
+/// Nobody else works in the folder as long as this is there.
+pub(super) struct Lock(#[expect(dead_code, reason = "closing it unlocks")] File);
+
+/// What has been found in the folder.
+pub(super) struct Found {
+    pub(super) certificate: bool,
+    pub(super) key: bool,
+    pub(super) revocations: bool,
+    pub(super) issued: bool,
+}
+
+impl Folder {
+    pub(super) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The folder of a server or a client of that name.
+    pub(super) fn bundle(&self, kind: Kind, name: &Name) -> PathBuf {
+        self.path.join(format!("{kind}s")).join(name.folder())
+    }
+
+    /// Makes the folder if it isn't there, for its owner alone.
+    pub(super) fn create(&self) -> Result<(), PkiError> {
+        let created = match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => fs::create_dir_all(parent),
+            _ => Ok(()),
+        };
+        created.and_then(|()| make_folder(&self.path)).map_err(PkiError::io("make", &self.path))
+    }
+
+    /// Waits until nobody else works in the folder, and removes what others had to leave
+    /// unfinished.
+    pub(super) fn lock(&self) -> Result<Lock, PkiError> {
+        let path = self.path(LOCK);
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(SECRET).open(&path);
+        let file = file.map_err(PkiError::io("open", &path))?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => return Err(PkiError::Busy(self.path.clone())),
+                Err(TryLockError::Error(error)) => return Err(PkiError::io("lock", &path)(error)),
+            }
+        }
+        self.remove_unfinished().map_err(PkiError::io("tidy up", &self.path))?;
+        Ok(Lock(file))
+    }
+
+    pub(super) fn look(&self) -> Result<Found, PkiError> {
+        let is_there = |name: &str| fs::symlink_metadata(self.path(name)).is_ok();
+        Ok(Found {
+            certificate: is_there(CA_CERTIFICATE),
+            key: is_there(CA_KEY),
+            revocations: is_there(REVOCATIONS),
+            issued: !self.issued_files()?.is_empty(),
+        })
+    }
+
+    /// The key that a CA is being made with.
+    pub(super) fn key(&self) -> Result<Zeroizing<String>, PkiError> {
+        let path = self.path(CA_KEY);
+        let key = Zeroizing::new(self.read(CA_KEY)?);
+        check_secrecy(&path).map_err(|problem| PkiError::file(&path, problem.to_string()))?;
+        match std::str::from_utf8(&key) {
+            Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+            Err(_) => Err(PkiError::file(&path, "there is no key in it".to_owned())),
+        }
+    }
+
+    pub(super) fn authority(&self) -> Result<Authority, PkiError> {
+        let certificate = self.read(CA_CERTIFICATE)?;
+        let key = self.key()?;
+        Authority::load((&certificate, &self.path(CA_CERTIFICATE)), (&key, &self.path(CA_KEY)))
+    }
+
+    /// The CA's certificate alone; its key may be elsewhere.
+    pub(super) fn authority_certificate(&self) -> Result<Certificate, PkiError> {
+        Certificate::from_pem(&self.read(CA_CERTIFICATE)?, &self.path(CA_CERTIFICATE))
+    }
+
+    pub(super) fn revocations(&self, authority: &Certificate) -> Result<Revocations, PkiError> {
+        Revocations::from_pem(&self.read(REVOCATIONS)?, &self.path(REVOCATIONS), authority)
+    }
+
+    /// All certificates that were ever issued, those that end first before the others.
+    pub(super) fn issued(&self) -> Result<Vec<Certificate>, PkiError> {
+        let mut issued = Vec::new();
+        for path in self.issued_files()? {
+            match read(&path).and_then(|pem| Certificate::from_pem(&pem, &path)) {
+                Ok(certificate) => issued.push(certificate),
+                Err(error) => tracing::warn!("left out: {error}"),
+            }
+        }
+        issued.sort_by_key(|certificate| certificate.not_after);
+        Ok(issued)
+    }
+
+    pub(super) fn write_key(&self, authority: &Authority) -> Result<(), PkiError> {
+        write_new(&self.path(CA_KEY), &authority.key(), SECRET)
+    }
+
+    pub(super) fn write_certificate(&self, authority: &Authority) -> Result<(), PkiError> {
+        write_new(&self.path(CA_CERTIFICATE), &authority.pem, PUBLIC)
+    }
+
+    pub(super) fn write_first_revocations(&self, pem: &str) -> Result<(), PkiError> {
+        write_new(&self.path(REVOCATIONS), pem, PUBLIC)
+    }
+
+    /// Exchanges the list for another one, in one step.
+    pub(super) fn replace_revocations(&self, pem: &str) -> Result<(), PkiError> {
+        let path = self.path(REVOCATIONS);
+        unfinished(&path, pem, PUBLIC)
+            .and_then(|file| Ok(file.persist(&path)?))
+            .and_then(|_| sync(&self.path))
+            .map_err(PkiError::io("replace", &path))
+    }
+
+    /// Keeps a copy of a certificate, so that it can be revoked whatever becomes of the
+    /// other one.
+    pub(super) fn record(&self, issued: &Issued) -> Result<(), PkiError> {
+        let folder = self.path(ISSUED);
+        make_folder(&folder).map_err(PkiError::io("make", &folder))?;
+        let name = format!("{}.pem", issued.certificate.serial);
+        write_new(&folder.join(name), &issued.pem, PUBLIC)
+    }
+
+    /// Writes a folder with certificate, key and the CA's certificate, all of it or nothing.
+    pub(super) fn write_bundle(
+        &self,
+        folder: &Path,
+        authority: &Authority,
+        issued: &Issued,
+    ) -> Result<(), PkiError> {
+        let parent = folder.parent().unwrap_or(&self.path);
+        make_folder(parent).map_err(PkiError::io("make", parent))?;
+        let unfinished = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .permissions(Permissions::from_mode(SECRET_FOLDER))
+            .tempdir_in(parent)
+            .map_err(PkiError::io("write into", parent))?;
+        write_files(unfinished.path(), authority, issued)?;
+        // Whatever is there, it isn't replaced: a folder with something in it can't be.
+        fs::rename(unfinished.path(), folder)
+            .and_then(|()| sync(parent))
+            .map_err(PkiError::io("make", folder))?;
+        // It isn't there any more under the name by which it would be removed.
+        drop(unfinished.keep());
+        Ok(())
+    }
+
+    fn issued_files(&self) -> Result<Vec<PathBuf>, PkiError> {
+        let folder = self.path(ISSUED);
+        let files = match fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.and_then(|entries| {
+                entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<Vec<_>>>()
+            }),
+        };
+        let files = files.map_err(PkiError::io("list", &folder))?;
+        Ok(files
+            .into_iter()
+            .filter(|path| path.extension().is_some_and(|it| it == "pem"))
+            .collect())
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>, PkiError> {
+        let path = self.path(name);
+        if name == CA_CERTIFICATE && !path.exists() {
+            return Err(PkiError::NoAuthority(self.path.clone()));
+        }
+        read(&path)
+    }
+
+    fn remove_unfinished(&self) -> io::Result<()> {
+        for folder in [".", ISSUED, "servers", "clients"] {
+            let entries = match fs::read_dir(self.path.join(folder)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                entries => entries?,
+            };
+            for entry in entries {
+                let entry = entry?;
+                if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                    continue;
+                }
+                if entry.file_type()?.is_dir() {
+                    fs::remove_dir_all(entry.path())?;
+                } else {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes what libnbd and qemu look for in a folder: `ca-cert.pem`, and for a server
+/// `server-cert.pem` and `server-key.pem`, for a client `client-cert.pem` and
+/// `client-key.pem`.
+pub(crate) fn write_files(
+    folder: &Path,
+    authority: &Authority,
+    issued: &Issued,
+) -> Result<(), PkiError> {
+    let kind = issued.certificate.kind;
+    write_new(&folder.join(CA_CERTIFICATE), &authority.pem, PUBLIC)?;
+    write_new(&folder.join(format!("{kind}-cert.pem")), &issued.pem, PUBLIC)?;
+    write_new(&folder.join(format!("{kind}-key.pem")), &issued.key, SECRET)
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
+    let mut content = Vec::new();
+    let file = File::open(path).map_err(PkiError::io("read", path))?;
+    let length = file.take(MAX_FILE + 1).read_to_end(&mut content);
+    match length.map_err(PkiError::io("read", path))? {
+        length if length as u64 > MAX_FILE => {
+            Err(PkiError::file(path, "it has more than 16 MiB, which is too much".to_owned()))
+        }
+        _ => Ok(content),
+    }
+}
+
+/// Writes a file that isn't there yet: the whole of it, or none.
+fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
+    unfinished(path, content, mode)
+        .and_then(|file| Ok(file.persist_noclobber(path)?))
+        .and_then(|_| sync(path.parent().unwrap_or(Path::new("."))))
+        .map_err(PkiError::io("write", path))
+}
+
+/// The content under another name in the same folder, on disk.
+fn unfinished(path: &Path, content: &str, mode: u32) -> io::Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(Permissions::from_mode(SECRET))
+        .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(content.as_bytes())?;
+    // Whatever the umask is.
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+fn make_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(SECRET_FOLDER).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,236 @@
+//! `hexz-nbd pki`: a small CA in a folder, for those who have no other.
+
+pub(crate) mod authority;
+pub(crate) mod certificate;
+pub(crate) mod folder;
+pub(crate) mod names;
+mod report;
+mod revocations;
+mod table;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use rcgen::KeyPair;
+
+use crate::cli::pki::{Init, Issue, Pki, PkiCommand, Revoke, Show};
+use authority::Authority;
+use certificate::{Certificate, Kind, Serial};
+use folder::{CA_CERTIFICATE, CA_KEY, Folder, REVOCATIONS};
+use revocations::Revocations;
+
+/// Why something can't be made, or revoked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PkiError {
+    #[error("{0}")]
+    Usage(String),
+    #[error("can't {what} {path}: {error}", path = .path.display())]
+    Io { what: &'static str, path: PathBuf, error: io::Error },
+    #[error("{path}: {problem}", path = .path.display())]
+    File { path: PathBuf, problem: String },
+    #[error(
+        "there is no CA in {path}: make one with `hexz-nbd pki init`, or say with --dir where \
+         it is",
+        path = .0.display()
+    )]
+    NoAuthority(PathBuf),
+    #[error("another hexz-nbd pki is at work in {path}, and doesn't end", path = .0.display())]
+    Busy(PathBuf),
+    #[error("there is no randomness to be had")]
+    Random,
+    #[error("can't be written into a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    #[error("this CA's certificates can't be made here: use the program that made the CA")]
+    Foreign,
+    #[error("nothing that was issued here has the name or the serial number {0:?}")]
+    Unknown(String),
+    #[error("can't say what was done: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl PkiError {
+    pub(crate) fn exit_code(&self) -> u8 {
+        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+    }
+
+    fn file(path: &Path, problem: impl Into<String>) -> Self {
+        Self::File { path: path.to_owned(), problem: problem.into() }
+    }
+
+    fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::Io { what, path: path.to_owned(), error }
+    }
+}
+
+/// Does what the command line says.
+pub(crate) fn run(options: &Pki) -> Result<(), PkiError> {
+    let folder = Folder::new(&options.dir);
+    let out = &mut io::stdout().lock();
+    match &options.command {
+        PkiCommand::Init(options) => init(&folder, options, out),
+        PkiCommand::Server(options) => issue(&folder, Kind::Server, options, out),
+        PkiCommand::Client(options) => issue(&folder, Kind::Client, options, out),
+        PkiCommand::Revoke(options) => revoke(&folder, options, out),
+        PkiCommand::Show(options) => show(&folder, options, out),
+    }
+}
+
+/// Makes a CA: its key first, then the certificate, then the list. A run that was
+/// interrupted is taken up where it ended.
+fn init(folder: &Folder, options: &Init, out: &mut impl Write) -> Result<(), PkiError> {
+    folder.create()?;
+    let lock = folder.lock()?;
+    let found = folder.look()?;
+    let missing = |name: &str| {
+        let rest = "which belongs to what is in this folder, isn't there: put it back, or \
+                    choose another folder with --dir";
+        Err(PkiError::file(&folder.path(name), rest))
+    };
+    if found.certificate && found.key && found.revocations {
+        let there = "there is a CA already: go on with it, or choose another folder with --dir";
+        return Err(PkiError::file(&folder.path(CA_CERTIFICATE), there));
+    }
+    if found.certificate && !found.key {
+        return missing(CA_KEY);
+    }
+    if !found.certificate && (found.revocations || found.issued) {
+        return missing(CA_CERTIFICATE);
+    }
+    // An empty list in place of one that was lost would let everybody in again.
+    if !found.revocations && found.issued {
+        return missing(REVOCATIONS);
+    }
+    let authority = if found.certificate {
+        folder.authority()?
+    } else {
+        let key = if found.key { key_left_over(folder)? } else { options.key().generate()? };
+        let authority = Authority::create(&ca_name(options)?, options.days, key)?;
+        if !found.key {
+            folder.write_key(&authority)?;
+        }
+        folder.write_certificate(&authority)?;
+        authority
+    };
+    folder.write_first_revocations(&authority.sign(&Revocations::none())?)?;
+    drop(lock);
+    report::made_authority(out, folder, &authority.certificate)
+}
+
+fn key_left_over(folder: &Folder) -> Result<KeyPair, PkiError> {
+    KeyPair::from_pem(&folder.key()?).map_err(|error| {
+        PkiError::file(&folder.path(CA_KEY), format!("this key can't be used: {error}"))
+    })
+}
+
+/// No two CAs have the same name, unless somebody wants it so: clients would be at a loss.
+fn ca_name(options: &Init) -> Result<String, PkiError> {
+    match &options.name {
+        Some(name) => Ok(name.clone()),
+        None => {
+            let number = u32::from_be_bytes(authority::random()?);
+            Ok(format!("hexz-nbd CA {number:08x}"))
+        }
+    }
+}
+
+/// Makes a certificate and its key, in a folder of their own.
+fn issue(
+    folder: &Folder,
+    kind: Kind,
+    options: &Issue,
+    out: &mut impl Write,
+) -> Result<(), PkiError> {
+    let names = options.names(kind)?;
+    let Some(first) = names.first() else {
+        return Err(PkiError::Usage("a certificate needs a name".to_owned()));
+    };
+    folder.authority_certificate()?;
+    let lock = folder.lock()?;
+    let authority = folder.authority()?;
+    let bundle = folder.bundle(kind, first);
+    if bundle.symlink_metadata().is_ok() {
+        let there = "it is there already, and isn't overwritten: remove it first for a new \
+                     certificate (the old one stays valid, and can still be revoked)";
+        return Err(PkiError::file(&bundle, there));
+    }
+    let issued = authority.issue(kind, &names, options.days(kind), options.key())?;
+    // What can be used can also be revoked, even if this program ends between the two.
+    folder.record(&issued)?;
+    folder.write_bundle(&bundle, &authority, &issued)?;
+    drop(lock);
+    match kind {
+        Kind::Client => {
+            let server = folder.issued()?.into_iter().rfind(|it| it.kind == Kind::Server);
+            report::made_client(out, &bundle, &issued.certificate, server.as_ref())
+        }
+        _ => report::made_server(out, folder, &bundle, &issued.certificate),
+    }
+}
+
+/// Adds certificates to the list.
+fn revoke(folder: &Folder, options: &Revoke, out: &mut impl Write) -> Result<(), PkiError> {
+    folder.authority_certificate()?;
+    let lock = folder.lock()?;
+    let authority = folder.authority()?;
+    let mut revocations = folder.revocations(&authority.certificate)?;
+    let certificates = find(folder, &authority.certificate, &options.which)?;
+    let (old, new): (Vec<_>, Vec<_>) = certificates
+        .into_iter()
+        .partition(|certificate| revocations.find(&certificate.serial).is_some());
+    if !new.is_empty() {
+        for certificate in &new {
+            revocations.add(&certificate.serial, options.reason());
+        }
+        revocations.number += 1;
+        folder.replace_revocations(&authority.sign(&revocations)?)?;
+    }
+    drop(lock);
+    report::revoked(out, folder, &revocations, &old, &new)
+}
+
+/// What is meant by a name, a serial number or a certificate's file.
+fn find(
+    folder: &Folder,
+    authority: &Certificate,
+    which: &str,
+) -> Result<Vec<Certificate>, PkiError> {
+    let mut issued = folder.issued()?;
+    let serial = Serial::parse(which);
+    if let Some(at) = issued.iter().position(|it| Some(&it.serial) == serial.as_ref()) {
+        return Ok(vec![issued.swap_remove(at)]);
+    }
+    let called: Vec<_> = issued.into_iter().filter(|it| it.is_called(which)).collect();
+    if let Some(first) = called.first() {
+        if called.iter().any(|it| it.kind != first.kind) {
+            return Err(PkiError::Usage(format!(
+                "both a server and a client are called {which:?}: give the serial number, which \
+                 `hexz-nbd pki show` shows"
+            )));
+        }
+        return Ok(called);
+    }
+    let path = Path::new(which);
+    if !path.is_file() {
+        return Err(PkiError::Unknown(which.to_owned()));
+    }
+    let certificate = Certificate::from_pem(&folder::read(path)?, path)?;
+    if certificate.kind == Kind::Authority {
+        return Err(PkiError::file(path, "a CA can't revoke itself: take it from its users"));
+    }
+    if !certificate.names_as_issuer(authority) {
+        return Err(PkiError::file(path, "another CA has issued this certificate"));
+    }
+    Ok(vec![certificate])
+}
+
+fn show(folder: &Folder, options: &Show, out: &mut impl Write) -> Result<(), PkiError> {
+    let authority = folder.authority_certificate()?;
+    let revocations = folder.revocations(&authority)?;
+    let mut certificates = vec![authority];
+    certificates.extend(folder.issued()?);
+    if options.json {
+        table::json(out, &certificates, &revocations)
+    } else {
+        table::text(out, &certificates, &revocations)
+    }
+}

@@ -1,0 +1,292 @@
+//! The names that people give: which kind each is, whether a certificate can have it, and
+//! how its folder is called. Pure.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use aws_lc_rs::digest;
+use rustls::pki_types::DnsName;
+
+/// A common name's length in characters, which RFC 5280 sets (`ub-common-name`).
+const MAX_COMMON_NAME: usize = 64;
+/// The longest name in bytes: a SPIFFE ID's length is at most this.
+const MAX_NAME: usize = 2048;
+/// Longer folder names are cut and end in a hash; file systems have at most 255 bytes.
+const MAX_FOLDER_NAME: usize = 160;
+const HASH_LENGTH: usize = 16;
+
+/// What a certificate is for, in the form that it has there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Name {
+    Dns(String),
+    Ip(IpAddr),
+    Email(String),
+    Uri(String),
+    /// Only the subject has it, as its common name.
+    Plain(String),
+}
+
+impl Name {
+    /// What a server is called by: a DNS name or an address.
+    pub(crate) fn of_server(text: &str) -> Result<Self, String> {
+        check_characters(text)?;
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Ip(address));
+        }
+        let host = text.strip_prefix("*.").unwrap_or(text);
+        if is_dns_name(host) {
+            return Ok(Self::Dns(text.to_owned()));
+        }
+        let advice = if text.is_ascii() {
+            "clients call a server by a DNS name or an address, without a port"
+        } else {
+            "write an international name in its ASCII form, which begins with xn--"
+        };
+        Err(advice.to_owned())
+    }
+
+    /// Who a client is: an address, a URI, an e-mail address, a DNS name with a dot in it, or
+    /// else any words.
+    pub(crate) fn of_client(text: &str) -> Result<Self, String> {
+        check_characters(text)?;
+        if let Ok(address) = text.parse() {
+            Ok(Self::Ip(address))
+        } else if looks_like_uri(text) {
+            check_uri(text)?;
+            Ok(Self::Uri(text.to_owned()))
+        } else if text.contains('@') {
+            check_email(text)?;
+            Ok(Self::Email(text.to_owned()))
+        } else if text.contains('.') && is_dns_name(text) {
+            Ok(Self::Dns(text.to_owned()))
+        } else {
+            common_name(text).map(Self::Plain)
+        }
+    }
+
+    /// Whether it fits into a subject's common name.
+    pub(super) fn fits_common_name(&self) -> bool {
+        self.to_string().chars().count() <= MAX_COMMON_NAME
+    }
+
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Dns(_) => "dns",
+            Self::Ip(_) => "ip",
+            Self::Email(_) => "email",
+            Self::Uri(_) => "uri",
+            Self::Plain(_) => "cn",
+        }
+    }
+
+    /// The name of its folder: another one for every other name, of characters that neither
+    /// a shell nor a URI nor qemu's options take for something else. All others are
+    /// written as `=` and two digits, as quoted-printable does.
+    pub(super) fn folder(&self) -> String {
+        let text = self.to_string();
+        let mut folder = String::new();
+        for (at, byte) in text.bytes().enumerate() {
+            let plain = byte.is_ascii_alphanumeric()
+                || matches!(byte, b'_' | b'@')
+                || (matches!(byte, b'.' | b'-') && at > 0);
+            if plain {
+                folder.push(char::from(byte));
+            } else {
+                folder += &format!("={byte:02X}");
+            }
+        }
+        if folder.len() > MAX_FOLDER_NAME {
+            let hash = digest::digest(&digest::SHA256, text.as_bytes());
+            folder.truncate(MAX_FOLDER_NAME);
+            // No digit follows this one, so no whole name looks like it.
+            folder += "==";
+            folder.extend(hash.as_ref().iter().take(HASH_LENGTH).map(|byte| format!("{byte:02x}")));
+        }
+        folder
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(address) => address.fmt(f),
+            Self::Dns(text) | Self::Email(text) | Self::Uri(text) | Self::Plain(text) => {
+                f.write_str(text)
+            }
+        }
+    }
+}
+
+/// A subject's common name, which may be any words.
+pub(crate) fn common_name(text: &str) -> Result<String, String> {
+    check_characters(text)?;
+    let length = text.chars().count();
+    if length > MAX_COMMON_NAME {
+        return Err(format!(
+            "a common name has at most {MAX_COMMON_NAME} characters, not {length}"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// What can't be seen on a screen makes two names look the same.
+fn check_characters(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("a name can't be empty".to_owned());
+    }
+    if text.len() > MAX_NAME {
+        return Err(format!("a name has at most {MAX_NAME} bytes, not {}", text.len()));
+    }
+    if text.trim() != text {
+        return Err("a name can't begin or end with a space".to_owned());
+    }
+    let invisible = |character: &char| {
+        !matches!(character, '"' | '\'' | '\\') && character.escape_debug().len() > 1
+    };
+    match text.chars().find(invisible) {
+        Some(character) => Err(format!("{character:?} can't be in a name")),
+        None => Ok(()),
+    }
+}
+
+fn is_dns_name(text: &str) -> bool {
+    !text.ends_with('.') && DnsName::try_from(text).is_ok()
+}
+
+fn looks_like_uri(text: &str) -> bool {
+    text.contains("://") || text.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("urn:"))
+}
+
+fn check_uri(text: &str) -> Result<(), String> {
+    let (scheme, rest) = text.split_once(':').unwrap_or_default();
+    let good_scheme = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let good_rest =
+        rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte));
+    if good_scheme && good_rest && !rest.trim_start_matches('/').is_empty() {
+        Ok(())
+    } else {
+        Err("it looks like a URI, but isn't one such as spiffe://example.org/backup".to_owned())
+    }
+}
+
+fn check_email(text: &str) -> Result<(), String> {
+    let (mailbox, domain) = text.rsplit_once('@').unwrap_or_default();
+    let good_mailbox = !mailbox.is_empty()
+        && mailbox
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !b"\"(),:;<>@[\\]".contains(&byte));
+    if good_mailbox && is_dns_name(domain) {
+        Ok(())
+    } else {
+        Err("it has an @, but isn't an e-mail address such as backup@example.org".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn what_a_server_may_be_called() {
+        for good in ["localhost", "nbd.example.org", "*.example.org", "my_host", "xn--bcher-kva.de"]
+        {
+            assert_eq!(Name::of_server(good), Ok(Name::Dns(good.to_owned())));
+        }
+        for good in ["192.0.2.7", "::1", "2001:db8::7"] {
+            assert_eq!(Name::of_server(good), Ok(Name::Ip(good.parse().unwrap())));
+        }
+        for bad in [
+            "",
+            " ",
+            "a b",
+            "a/b",
+            "..",
+            ".",
+            "a..b",
+            "nbd.example.org.",
+            "bücher.de",
+            "[::1]",
+            "10.0.0",
+            "10.0.0.0/8",
+            "host:10809",
+            "a\nb",
+            "*",
+            "*.*.org",
+            "a.*.org",
+            "-a",
+            "nbd://host",
+            "me@example.org",
+            &"a".repeat(64),
+            &"a.".repeat(150),
+        ] {
+            assert!(Name::of_server(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn who_a_client_may_be() {
+        let kind = |text: &str| Name::of_client(text).map(|name| name.kind());
+        for (text, expected) in [
+            ("backup.example.org", "dns"),
+            ("192.0.2.9", "ip"),
+            ("me+nbd@example.org", "email"),
+            ("spiffe://corp/backup/1", "uri"),
+            ("urn:uuid:f81d4fae-7dec-11d0-a765-00a0c91e6bf6", "uri"),
+            ("backup1", "cn"),
+            ("Büro 2", "cn"),
+            ("..", "cn"),
+            ("corp/backup/1", "cn"),
+            ("*.example.org", "cn"),
+            ("-x", "cn"),
+            ("it's \"mine\"", "cn"),
+        ] {
+            assert_eq!(kind(text), Ok(expected), "{text}");
+        }
+        for bad in [
+            "",
+            " a",
+            "a ",
+            "a\nb",
+            "a\u{202e}b",
+            "a\0b",
+            "\u{7f}",
+            "@",
+            "a@",
+            "@b",
+            "a@b@c",
+            "ü@example.org",
+            "a@bü.org",
+            "://x",
+            "spiffe://",
+            "spiffe://a b",
+            "spiffe://ü",
+            &"x".repeat(65),
+            &format!("https://x/{}", "y".repeat(2048)),
+        ] {
+            assert!(kind(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn folders_are_safe_and_never_the_same() {
+        let plain = |text: &str| Name::Plain(text.to_owned()).folder();
+        assert_eq!(plain("nbd.example.org"), "nbd.example.org");
+        assert_eq!(plain("spiffe://corp/backup/1"), "spiffe=3A=2F=2Fcorp=2Fbackup=2F1");
+        assert_eq!(plain(".."), "=2E.");
+        assert_eq!(plain("-x"), "=2Dx");
+        let long = "x".repeat(300);
+        let mut names: Vec<String> =
+            ["a b", "a=20b", "a/b", "a=2Fb", "ä", "a", "A", ".", ".."].map(str::to_owned).to_vec();
+        names.extend([158, 159, 160, 161, 162, 300].map(|length| long[..length].to_owned()));
+        names.push(long.replace('x', "ü"));
+        names.extend([&names[9], &long].map(|name| plain(name)));
+        let folders: HashSet<_> = names.iter().map(|name| plain(name)).collect();
+        assert_eq!(folders.len(), names.iter().collect::<HashSet<_>>().len());
+        for folder in folders {
+            assert!(folder.len() <= 255 && !folder.starts_with(['.', '-']), "{folder}");
+            assert!(!folder.contains(['/', '%', ',', ' ', ':']), "{folder}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What is said after something was made: where it is, and the commands that use it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::PkiError;
+use super::certificate::Certificate;
+use super::folder::{CA_CERTIFICATE, CA_KEY, Folder, REVOCATIONS};
+use super::names::Name;
+use super::revocations::Revocations;
+use super::table::day;
+
+/// The server that clients are told of while there is none.
+const SOME_SERVER: &str = "nbd.example.org";
+
+pub(super) fn made_authority(
+    out: &mut impl Write,
+    folder: &Folder,
+    authority: &Certificate,
+) -> Result<(), PkiError> {
+    let path = folder.path("");
+    let option = if path == Path::new("pki/") {
+        String::new()
+    } else {
+        format!(" --dir {}", for_shell(&path))
+    };
+    let [certificate, key, list] =
+        [CA_CERTIFICATE, CA_KEY, REVOCATIONS].map(|name| folder.path(name));
+    writeln!(
+        out,
+        "made the CA {:?}, valid until {}\n\
+         \x20   {}: for every client and every server\n\
+         \x20   {}: signs certificates; it stays here, and is worth a backup\n\
+         \x20   {}: what is revoked, which is nothing yet; for every server\n\
+         next:\n\
+         \x20   hexz-nbd pki{option} server nbd.example.org 192.0.2.7\n\
+         \x20   hexz-nbd pki{option} client backup.example.org",
+        authority.names_in_words(),
+        day(authority.not_after),
+        certificate.display(),
+        key.display(),
+        list.display(),
+    )?;
+    Ok(())
+}
+
+pub(super) fn made_server(
+    out: &mut impl Write,
+    folder: &Folder,
+    bundle: &Path,
+    server: &Certificate,
+) -> Result<(), PkiError> {
+    made(out, bundle, server)?;
+    let file = |name: &str| for_shell(&absolute(bundle).join(name));
+    writeln!(
+        out,
+        "on the server (where the folder is another one, with its path):\n\
+         \x20   hexz-nbd --tls-cert {} \\\n\
+         \x20       --tls-key {} \\\n\
+         \x20       --allow 192.0.2.0/24 snap.hexz\n\
+         and, to let in only who has a certificate of this CA:\n\
+         \x20       --tls-client-ca {} \\\n\
+         \x20       --tls-client-crl {}",
+        file("server-cert.pem"),
+        file("server-key.pem"),
+        file(CA_CERTIFICATE),
+        for_shell(&absolute(&folder.path(REVOCATIONS))),
+    )?;
+    Ok(())
+}
+
+pub(super) fn made_client(
+    out: &mut impl Write,
+    bundle: &Path,
+    client: &Certificate,
+    server: Option<&Certificate>,
+) -> Result<(), PkiError> {
+    made(out, bundle, client)?;
+    let host = server.and_then(host).unwrap_or_else(|| SOME_SERVER.to_owned());
+    // An IPv6 address has colons, as has a port.
+    let authority = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+    let folder = absolute(bundle);
+    let uri = |host: &str| format!("nbds://{host}/snap.hexz");
+    let with_folder = quoted(&format!("{}?tls-certificates={}", uri(&authority), for_uri(&folder)));
+    let credentials =
+        quoted(&format!("tls-creds-x509,id=tls,endpoint=client,dir={}", for_qemu(&folder)));
+    let image =
+        quoted(&format!("driver=nbd,host={host},port=10809,export=snap.hexz,tls-creds=tls"));
+    let file = |name: &str| for_shell(&folder.join(name));
+    writeln!(
+        out,
+        "on the client (where the folder is another one, with its path):\n\
+         \x20   nbdinfo {with_folder}\n\
+         \x20   nbdcopy {with_folder} disk.img\n\
+         \x20   qemu-img convert -O qcow2 --object {credentials} \\\n\
+         \x20       --image-opts {image} disk.qcow2\n\
+         \x20   nbd-client {host} 10809 /dev/nbd0 -N snap.hexz -x -H {host} \\\n\
+         \x20       -A {} \\\n\
+         \x20       -certfile {} \\\n\
+         \x20       -keyfile {}\n\
+         nbdfuse looks for the files in ~/.pki/libnbd, as root in /etc/pki/libnbd, and doesn't\n\
+         check the server where there are none:\n\
+         \x20   mkdir -p -m 700 ~/.pki/libnbd mnt && cp {}/*.pem ~/.pki/libnbd\n\
+         \x20   nbdfuse mnt {}",
+        file(CA_CERTIFICATE),
+        file("client-cert.pem"),
+        file("client-key.pem"),
+        for_shell(&folder),
+        quoted(&uri(&authority)),
+    )?;
+    Ok(())
+}
+
+pub(super) fn revoked(
+    out: &mut impl Write,
+    folder: &Folder,
+    revocations: &Revocations,
+    old: &[Certificate],
+    new: &[Certificate],
+) -> Result<(), PkiError> {
+    for (certificates, done) in [(old, "had been revoked already"), (new, "is revoked")] {
+        for certificate in certificates {
+            let names = certificate.names_in_words();
+            writeln!(out, "{} {names} ({}) {done}", certificate.kind, certificate.serial)?;
+        }
+    }
+    let path = folder.path(REVOCATIONS);
+    let count = revocations.entries.len();
+    if !new.is_empty() {
+        writeln!(
+            out,
+            "{} lists {count} now; a server goes by it when it has been told:\n\
+             \x20   copy it to where --tls-client-crl says, then: kill -HUP $(pidof hexz-nbd)",
+            path.display()
+        )?;
+    }
+    Ok(())
+}
+
+fn made(out: &mut impl Write, bundle: &Path, made: &Certificate) -> Result<(), PkiError> {
+    writeln!(
+        out,
+        "made {} for the {} {}, valid until {}",
+        bundle.display(),
+        made.kind,
+        made.names_in_words(),
+        day(made.not_after),
+    )?;
+    Ok(())
+}
+
+/// What a client can call that server.
+fn host(server: &Certificate) -> Option<String> {
+    server.names.iter().find_map(|name| match name {
+        Name::Dns(name) if !name.starts_with('*') => Some(name.clone()),
+        Name::Ip(address) => Some(address.to_string()),
+        _ => None,
+    })
+}
+
+/// Commands shall work in every folder.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn for_shell(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-=@+:,".contains(&byte);
+    if text.bytes().all(plain) { text.into_owned() } else { quoted(&text) }
+}
+
+/// One word, whatever is in it.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+fn for_uri(path: &Path) -> String {
+    let mut uri = String::new();
+    for byte in path.to_string_lossy().bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-=@~".contains(&byte) {
+            uri.push(char::from(byte));
+        } else {
+            uri += &format!("%{byte:02X}");
+        }
+    }
+    uri
+}
+
+fn for_qemu(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_stay_one_word() {
+        let odd = Path::new("/a b/it's,100%/ü&?");
+        assert_eq!(for_shell(odd), r"'/a b/it'\''s,100%/ü&?'");
+        assert_eq!(for_uri(odd), "/a%20b/it%27s%2C100%25/%C3%BC%26%3F");
+        assert_eq!(for_qemu(odd), "/a b/it's,,100%/ü&?");
+        assert_eq!(for_shell(Path::new("pki/a=2Fb@c")), "pki/a=2Fb@c");
+    }
+}

@@ -1,0 +1,116 @@
+//! `hexz-nbd pki show`: what the CA has issued, and what became of it.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::PkiError;
+use super::certificate::{Certificate, Kind};
+use super::revocations::{Revocations, reason_in_words};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// What a certificate is worth now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Revoked,
+    Expired,
+    /// For so many whole days.
+    Valid(u64),
+}
+
+/// A line for each certificate, below a line that says what is what.
+pub(super) fn text(
+    out: &mut impl Write,
+    certificates: &[Certificate],
+    revocations: &Revocations,
+) -> Result<(), PkiError> {
+    let now = SystemTime::now();
+    writeln!(
+        out,
+        "{:6}  {:20}  {:10}  {:32}  {:64}  NAMES",
+        "KIND", "STATE", "NOT AFTER", "SERIAL", "SHA-256"
+    )?;
+    for certificate in certificates {
+        let state = match state(certificate, revocations, now) {
+            State::Revoked => "revoked".to_owned(),
+            State::Expired => "expired".to_owned(),
+            State::Valid(0) => "expires in a day".to_owned(),
+            State::Valid(1) => "expires in 1 day".to_owned(),
+            State::Valid(days) => format!("expires in {days} days"),
+        };
+        writeln!(
+            out,
+            "{:6}  {state:20}  {:10}  {:32}  {}  {}",
+            certificate.kind,
+            day(certificate.not_after),
+            certificate.serial.to_string(),
+            certificate.fingerprint(),
+            certificate.names_in_words(),
+        )?;
+    }
+    Ok(())
+}
+
+/// An array with an object for each certificate.
+pub(super) fn json(
+    out: &mut impl Write,
+    certificates: &[Certificate],
+    revocations: &Revocations,
+) -> Result<(), PkiError> {
+    let now = SystemTime::now();
+    let list: Value = certificates
+        .iter()
+        .map(|certificate| {
+            let (state, days) = match state(certificate, revocations, now) {
+                State::Revoked => ("revoked", None),
+                State::Expired => ("expired", None),
+                State::Valid(days) => ("valid", Some(days)),
+            };
+            let revoked = revocations.find(&certificate.serial).map(|entry| {
+                json!({
+                    "at": moment(entry.revocation_time.into()),
+                    "reason": entry.reason_code.map(reason_in_words),
+                })
+            });
+            let names: Value = certificate
+                .names
+                .iter()
+                .map(|name| json!({ "kind": name.kind(), "name": name.to_string() }))
+                .collect();
+            json!({
+                "kind": certificate.kind.to_string(),
+                "names": names,
+                "serial": certificate.serial.to_string(),
+                "not_before": moment(certificate.not_before),
+                "not_after": moment(certificate.not_after),
+                "state": state,
+                "expires_in_days": days,
+                "revoked": revoked,
+                "sha256": certificate.fingerprint(),
+            })
+        })
+        .collect();
+    writeln!(out, "{list:#}")?;
+    Ok(())
+}
+
+/// The day on which something ends, in UTC.
+pub(super) fn day(time: SystemTime) -> String {
+    moment(time).split('T').next().unwrap_or_default().to_owned()
+}
+
+fn moment(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn state(certificate: &Certificate, revocations: &Revocations, now: SystemTime) -> State {
+    if certificate.kind != Kind::Authority && revocations.find(&certificate.serial).is_some() {
+        return State::Revoked;
+    }
+    match certificate.not_after.duration_since(now) {
+        Ok(left) if !left.is_zero() => State::Valid(left.as_secs() / DAY.as_secs()),
+        _ => State::Expired,
+    }
+}
