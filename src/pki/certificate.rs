@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use aws_lc_rs::digest;
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::KeyUsage;
 use x509_cert::der::oid::db::{rfc4519, rfc5280};
 use x509_cert::der::{Decode, Encode, asn1};
 use x509_cert::ext::pkix::name::GeneralName;
@@ -18,7 +19,7 @@ use x509_cert::ext::pkix::{
 use x509_cert::name::Name as DistinguishedName;
 
 use super::PkiError;
-use super::names::Name;
+use super::names::{Name, visible};
 
 /// What a certificate is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +105,24 @@ impl Certificate {
         })
     }
 
+    /// Whether the CA with that certificate has signed it.
+    pub(super) fn is_signed_by(&self, authority: &Self) -> bool {
+        let usage = match self.kind {
+            Kind::Server => KeyUsage::server_auth(),
+            _ => KeyUsage::client_auth(),
+        };
+        // Whether it has expired by now doesn't matter.
+        let then = self.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let verified = webpki::anchor_from_trusted_cert(&authority.der).and_then(|anchor| {
+            let (algorithms, then) =
+                (webpki::ALL_VERIFICATION_ALGS, UnixTime::since_unix_epoch(then));
+            webpki::EndEntityCert::try_from(&self.der)?
+                .verify_for_usage(algorithms, &[anchor], &[], then, usage, None, None)
+                .map(|_| ())
+        });
+        verified.is_ok()
+    }
+
     /// Whether it says that the CA with that certificate has issued it.
     pub(super) fn names_as_issuer(&self, authority: &Self) -> bool {
         let same_key = match (&self.authority_key_id, &authority.key_id) {
@@ -125,7 +144,7 @@ impl Certificate {
     }
 
     pub(super) fn names_in_words(&self) -> String {
-        self.names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        self.names.iter().map(visible).collect::<Vec<_>>().join(", ")
     }
 }
 

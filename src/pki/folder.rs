@@ -74,11 +74,9 @@ impl Folder {
 
     /// Makes the folder if it isn't there, for its owner alone.
     pub(super) fn create(&self) -> Result<(), PkiError> {
-        let created = match self.path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => fs::create_dir_all(parent),
-            _ => Ok(()),
-        };
-        created.and_then(|()| make_folder(&self.path)).map_err(PkiError::io("make", &self.path))
+        fs::create_dir_all(folder_of(&self.path))
+            .and_then(|()| make_folder(&self.path))
+            .map_err(PkiError::io("make", &self.path))
     }
 
     /// Waits until nobody else works in the folder, and removes what others had to leave
@@ -189,7 +187,7 @@ impl Folder {
         authority: &Authority,
         issued: &Issued,
     ) -> Result<(), PkiError> {
-        let parent = folder.parent().unwrap_or(&self.path);
+        let parent = folder_of(folder);
         make_folder(parent).map_err(PkiError::io("make", parent))?;
         let unfinished = tempfile::Builder::new()
             .prefix(UNFINISHED)
@@ -281,7 +279,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
 fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
     unfinished(path, content, mode)
         .and_then(|file| Ok(file.persist_noclobber(path)?))
-        .and_then(|_| sync(path.parent().unwrap_or(Path::new("."))))
+        .and_then(|_| sync(folder_of(path)))
         .map_err(PkiError::io("write", path))
 }
 
@@ -290,7 +288,7 @@ fn unfinished(path: &Path, content: &str, mode: u32) -> io::Result<NamedTempFile
     let mut file = tempfile::Builder::new()
         .prefix(UNFINISHED)
         .permissions(Permissions::from_mode(SECRET))
-        .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
+        .tempfile_in(folder_of(path))?;
     file.write_all(content.as_bytes())?;
     // Whatever the umask is.
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
@@ -301,10 +299,16 @@ fn unfinished(path: &Path, content: &str, mode: u32) -> io::Result<NamedTempFile
 fn make_folder(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(SECRET_FOLDER).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made,
+        made => made.and_then(|()| sync(folder_of(path))),
     }
 }
 
+/// The folder that something is in, which may be this one.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Sees to it that a new name is on disk.
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

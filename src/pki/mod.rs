@@ -217,8 +217,9 @@ fn find(
     if certificate.kind == Kind::Authority {
         return Err(PkiError::file(path, "a CA can't revoke itself: take it from its users"));
     }
-    if !certificate.names_as_issuer(authority) {
-        return Err(PkiError::file(path, "another CA has issued this certificate"));
+    // Who forges one shall not get somebody else's serial number revoked.
+    if !certificate.is_signed_by(authority) {
+        return Err(PkiError::file(path, "this CA hasn't issued this certificate"));
     }
     Ok(vec![certificate])
 }

@@ -140,13 +140,27 @@ fn check_characters(text: &str) -> Result<(), String> {
     if text.trim() != text {
         return Err("a name can't begin or end with a space".to_owned());
     }
-    let invisible = |character: &char| {
-        !matches!(character, '"' | '\'' | '\\') && character.escape_debug().len() > 1
-    };
-    match text.chars().find(invisible) {
+    match text.chars().find(|&character| is_invisible(character)) {
         Some(character) => Err(format!("{character:?} can't be in a name")),
         None => Ok(()),
     }
+}
+
+fn is_invisible(character: char) -> bool {
+    !matches!(character, '"' | '\'' | '\\') && character.escape_debug().len() > 1
+}
+
+/// A name for a terminal, wherever it comes from.
+pub(super) fn visible(name: &Name) -> String {
+    let mut visible = String::new();
+    for character in name.to_string().chars() {
+        if is_invisible(character) {
+            visible.extend(character.escape_debug());
+        } else {
+            visible.push(character);
+        }
+    }
+    visible
 }
 
 fn is_dns_name(text: &str) -> bool {
@@ -267,6 +281,12 @@ mod tests {
         ] {
             assert!(kind(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_terminal_is_not_at_the_mercy_of_a_name() {
+        let name = Name::Plain("Büro \"2\"\u{1b}[2J\u{202e}".to_owned());
+        assert_eq!(visible(&name), "Büro \"2\"\\u{1b}[2J\\u{202e}");
     }
 
     #[test]

@@ -95,7 +95,18 @@ fn what_is_not_meant_is_not_revoked() {
     ca.fail(["revoke", "nbd.example.org", "--reason", "x"], 2, "invalid value");
     let other = Ca::new();
     other.make(["client", "backup"]);
-    ca.fail(["revoke", &other.text(BACKUP)], 1, "another CA has issued this");
+    ca.fail(["revoke", &other.text(BACKUP)], 1, "this CA hasn't issued this");
+    // Nor is one that somebody has written who would like another one to be revoked.
+    let forge =
+        "cd \"$0\" && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+         -keyout key -out ca -subj \"/$1\" && openssl req -new -key key -subj /CN=x -out r &&
+         openssl x509 -req -in r -CA ca -CAkey key -set_serial \"0x$2\" -out forged";
+    let subject = ca.openssl("ca-cert.pem", &["-subject"]).trim().replace(" = ", "=");
+    let subject = subject.strip_prefix("subject=").unwrap();
+    let serial = ca.serial("clients/nbd.example.org/client-cert.pem");
+    let there = other.folder.to_str().unwrap();
+    run("sh", &["-c", forge, there, subject, &serial]).ok();
+    ca.fail(["revoke", &other.text("forged")], 1, "this CA hasn't issued this");
     assert!(contents(&ca.folder) == before);
     // By its serial number it's one of the two.
     ca.make(["revoke", &ca.serial("clients/nbd.example.org/client-cert.pem")]);
