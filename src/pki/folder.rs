@@ -63,6 +63,10 @@ impl Folder {
         Self { path: path.to_owned() }
     }
 
+    pub(super) fn here(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }

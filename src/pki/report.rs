@@ -18,11 +18,9 @@ pub(super) fn made_authority(
     folder: &Folder,
     authority: &Certificate,
 ) -> Result<(), PkiError> {
-    let path = folder.path("");
-    let option = if path == Path::new("pki/") {
-        String::new()
-    } else {
-        format!(" --dir {}", for_shell(&path))
+    let option = match folder.here() {
+        path if path == Path::new("pki") => String::new(),
+        path => format!(" --dir {}", for_shell(path)),
     };
     let [certificate, key, list] =
         [CA_CERTIFICATE, CA_KEY, REVOCATIONS].map(|name| folder.path(name));
