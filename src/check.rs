@@ -1,12 +1,13 @@
 //! `hexz-nbd check`: asks the rules as the gateway would.
 
 use std::io::Write;
+use std::process::ExitCode;
 
 use crate::cli::check::Check;
 use crate::start::Failure;
 
 /// Says whether that client may open that export, and which rule says so.
-pub(crate) fn run(options: &Check) -> Result<bool, Failure> {
+pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {
     let rules = options.access.rules()?;
     let verdict = options.ask(|facts| rules.judge(facts));
     let mut out = std::io::stdout();
@@ -14,5 +15,5 @@ pub(crate) fn run(options: &Check) -> Result<bool, Failure> {
         Ok(reason) => writeln!(out, "allowed: {reason}")?,
         Err(reason) => writeln!(out, "not allowed: {reason}")?,
     }
-    Ok(verdict.is_ok())
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

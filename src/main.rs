@@ -1,13 +1,16 @@
-//! `hexz-nbd`: parse, log, open, serve.
+//! `hexz-nbd`: parse, log, open, serve; or check.
 
 mod check;
 mod cli;
 mod demo;
+mod digest;
 mod log;
+mod opening;
 mod password;
 mod pki;
 mod reload;
 mod start;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -28,14 +31,17 @@ fn main() -> ExitCode {
         Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
     }
     let ended = match &cli.command {
-        Some(Command::Demo(options)) => demo::run(options).map(|()| true),
+        Some(Command::Demo(options)) => demo::run(options).map(|()| ExitCode::SUCCESS),
         Some(Command::Check(options)) => check::run(options),
-        Some(Command::Pki(options)) => pki::run(options).map(|()| true).map_err(Into::into),
-        None => start::serve(&cli.serve).map(|()| true),
+        Some(Command::Pki(options)) => {
+            pki::run(options).map(|()| ExitCode::SUCCESS).map_err(Into::into)
+        }
+        Some(Command::Verify(options)) => verify::run(options),
+        Some(Command::Digest(options)) => digest::run(options).map(|()| ExitCode::SUCCESS),
+        None => start::serve(&cli.serve).map(|()| ExitCode::SUCCESS),
     };
     match ended {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(code) => code,
         Err(failure) => {
             tracing::error!("{failure}");
             ExitCode::from(failure.exit_code())

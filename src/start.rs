@@ -21,7 +21,8 @@ use hexz_nbd::nbd::Export;
 use hexz_nbd::snapshot::Error as SnapshotError;
 
 use crate::cli::{Serve, Snapshots};
-use crate::password::{self, PasswordError};
+use crate::opening::{self, TrustError};
+use crate::password::PasswordError;
 use crate::pki::PkiError;
 use crate::reload::{PolicyFiles, Reloading};
 
@@ -42,6 +43,8 @@ pub(crate) enum Failure {
     Folder { folder: PathBuf, error: io::Error },
     #[error("can't use the password: {0}")]
     Password(#[from] PasswordError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     #[error("can't use TLS: {0}")]
     Tls(#[from] TlsError),
     #[error("can't use the rules: {0}")]
@@ -64,7 +67,7 @@ impl Failure {
             Self::Door(_) | Self::System(_) | Self::Demo(_) => 1,
             Self::Usage(_) | Self::IdentityWithoutCa | Self::Catalog(_) | Self::Rules(_) => 2,
             Self::Pki(error) => error.exit_code(),
-            Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) => 3,
+            Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) | Self::Trust(_) => 3,
             Self::Tls(_) => 4,
             Self::Listen(_) => 5,
         }
@@ -76,13 +79,14 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let config = options.config();
     let files = PolicyFiles::new(options);
     let policy = files.read(&config)?;
-    let password = password::find(options.snapshots.password_file.as_deref())?;
-    let catalog = options.snapshots.catalog(password)?;
+    let catalog = options.snapshots.catalog(opening::options(&options.snapshots.opening)?)?;
     warn_of_surprises(&config, &policy);
     raise_descriptor_limit();
 
     until_signal(async |shutdown| {
-        let what = open(&catalog, &options.snapshots).await?;
+        // To compare an archive with its digest can take long; nobody has to wait for it.
+        let opened = shutdown.run_until_cancelled(open(&catalog, &options.snapshots)).await;
+        let Some(what) = opened.transpose()? else { return Ok(()) };
         let how = match &policy.tls {
             Some(tls) if tls.requires_certificates() => "over TLS with certificates",
             Some(_) => "over TLS",

@@ -4,10 +4,12 @@
 pub(crate) mod check;
 mod limits;
 mod network;
+mod opening;
 pub(crate) mod pki;
 mod snapshots;
 mod tls;
 mod values;
+mod verify;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_nbd::config::{Config, Memory};
@@ -16,9 +18,11 @@ use check::Check;
 use limits::Bounds;
 pub(crate) use network::Access;
 use network::Network;
+pub(crate) use opening::Opening;
 use pki::Pki;
 pub(crate) use snapshots::Snapshots;
 pub(crate) use tls::Tls;
+pub(crate) use verify::{Digest, Verify};
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -43,6 +47,11 @@ EXAMPLES
     hexz-nbd --export-dir /srv/snapshots
     nbdinfo --list nbd://localhost
 
+  Check an archive, or serve only what is known to be the file that it was:
+    hexz-nbd verify snap.hexz
+    hexz-nbd digest base.hexz snap.hexz > digests
+    hexz-nbd --digest digests snap.hexz
+
 CHANGED BLOCKS
   Clients can ask what differs from a parent or another snapshot that is served:
     nbdinfo --map=hexz:changed:monday.hexz nbd://localhost/tuesday.hexz
@@ -55,9 +64,11 @@ EXIT CODES
   0  it was told to end and did
   1  it failed for a reason not named below
   2  the command line is wrong
-  3  no snapshot can be opened (with --strict: one of them), or the password can't be used
+  3  no snapshot can be opened (with --strict: one of them), or the password, a key of
+     --verify-key or a list of --digest can't be used
   4  the certificate or the key can't be used
   5  it can't listen where it should
+  Those of \"hexz-nbd verify\": hexz-nbd verify --help
 
 RUST_LOG takes precedence over -v; see the documentation of the crate tracing-subscriber.";
 
@@ -96,6 +107,17 @@ pub(crate) enum Command {
     Check(Check),
     /// Make certificates: a small CA in a folder, for servers and clients
     Pki(Pki),
+    /// Check every block of archives, and say which bytes of the disk a fault touches
+    ///
+    /// Reads everything that the disk needs, in the archive and its parents, on all cores:
+    /// index pages, CRC-32, decryption, decompression, length and BLAKE3. For each fault it
+    /// prints what is wrong, in which file, and all byte ranges of the disk that can't be
+    /// read because of it.
+    Verify(Verify),
+    /// Print the BLAKE3 of whole files, as --digest takes them
+    ///
+    /// Prints a line "BLAKE3  PATH" for each, as b3sum does.
+    Digest(Digest),
 }
 
 #[derive(Debug, Args)]

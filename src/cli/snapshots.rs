@@ -1,4 +1,4 @@
-//! Which snapshots are served, and how they are opened.
+//! Which snapshots are served.
 
 use std::path::{Path, PathBuf};
 
@@ -6,8 +6,9 @@ use bytesize::ByteSize;
 use clap::Args;
 use hexz_nbd::config::Memory;
 use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, Folder, Named};
-use hexz_nbd::snapshot::{IndexPages, OpenOptions, PasswordSource};
+use hexz_nbd::snapshot::{IndexPages, OpenOptions};
 
+use super::opening::Opening;
 use super::values::size;
 
 #[derive(Debug, Clone, Args)]
@@ -26,18 +27,8 @@ pub(crate) struct Snapshots {
     #[arg(long, help_heading = "Snapshots")]
     pub(crate) strict: bool,
 
-    /// Look for parent archives in this folder too, besides the archive's own [repeatable]
-    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
-    parent_dir: Vec<PathBuf>,
-    /// Let an archive name a parent anywhere on this machine
-    #[arg(long, help_heading = "Snapshots")]
-    allow_parent_anywhere: bool,
-    /// A file with the password of an encrypted archive; a line break at its end is ignored
-    #[arg(long, value_name = "FILE", help_heading = "Snapshots")]
-    pub(crate) password_file: Option<PathBuf>,
-    /// Serve the bare stream of an archive that holds a packed directory
-    #[arg(long, help_heading = "Snapshots")]
-    raw: bool,
+    #[command(flatten)]
+    pub(crate) opening: Opening,
     /// Memory for decoded blocks, index pages and answers on their way. The program takes up
     /// to 64 MiB more for itself and its connections
     #[arg(
@@ -51,19 +42,13 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// What is to be served.
-    pub(crate) fn catalog(
-        &self,
-        password: Option<PasswordSource>,
-    ) -> Result<Catalog, CatalogError> {
+    /// What is to be served, opened as `options` say.
+    pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
         let memory = self.memory();
         let options = OpenOptions {
-            parent_dirs: self.parent_dir.clone(),
-            parents_anywhere: self.allow_parent_anywhere,
-            password,
-            raw: self.raw,
             verify_hashes: !self.skip_hashes,
             index_pages: IndexPages::new(memory.index),
+            ..options
         };
         let folder = self.export_dir.clone().map(Folder::new);
         let reader = BlockReader::new(memory.blocks);

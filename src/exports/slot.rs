@@ -7,7 +7,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::source::Source;
@@ -64,20 +64,29 @@ impl Slot {
     }
 
     /// The snapshot, opened if it isn't, or isn't current.
+    ///
+    /// Opening goes on when nobody waits for it any more: to compare an archive with its digest
+    /// can take longer than a client may, and the next one must not begin it once more.
     pub(super) async fn open(&self, options: &OpenOptions) -> Result<Arc<Snapshot>, Unavailable> {
-        let mut opened = self.opened.lock().await;
-        let (before, source, options) = (opened.clone(), Arc::clone(&self.source), options.clone());
-        let Ok((after, result)) = spawn_blocking(move || look(before, &source, &options)).await
-        else {
-            // The program is ending, or opening panicked.
-            return Err(Unavailable(None));
-        };
-        self.set_latest(match &after {
-            Opened::Open(snapshot) => Some(Arc::clone(snapshot)),
-            Opened::NotYet | Opened::Failed(_) => None,
+        let mut opened = Arc::clone(&self.opened).lock_owned().await;
+        let (slot, options) = (self.clone(), options.clone());
+        let (done, result) = oneshot::channel();
+        spawn_blocking(move || {
+            let (after, result) = look(opened.clone(), &slot.source, &options);
+            slot.set_latest(match &after {
+                Opened::Open(snapshot) => Some(Arc::clone(snapshot)),
+                Opened::NotYet | Opened::Failed(_) => None,
+            });
+            *opened = after;
+            // It is known from now on, so that nobody else would be told.
+            if let Err(Err(Unavailable(Some(error)))) = done.send(result)
+                && !error.is_shortage()
+            {
+                tracing::error!("an export can't be served: {error}");
+            }
         });
-        *opened = after;
-        result
+        // The program is ending, or opening panicked.
+        result.await.unwrap_or(Err(Unavailable(None)))
     }
 
     /// The snapshot that was opened last, if its file is still the same. One that isn't is

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use super::codec::Codec;
 use super::crypto::BlockKey;
 use super::error::{Error, Problem, printable};
-use super::header::{Extent, HEADER_REGION, Header};
+use super::header::{Extent, HEADER_REGION, Header, Region};
 use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
 use super::limits::MAX_MASTER_INDEX;
 use super::zeros::ZeroHashes;
-use super::{BlockHash, OpenOptions, StreamKind};
+use super::{BlockHash, OpenOptions, StreamKind, signature};
 use crate::storage::Storage;
 
 /// Index pages that are looked through for a block to try the password on.
@@ -27,21 +27,43 @@ pub(super) struct Archive {
     codec: Codec,
     key: Option<BlockKey>,
     pub(super) verify_hashes: bool,
+    /// Whether all of it was compared with a digest, so that what is read has to be from
+    /// before it was written to.
+    is_pinned: bool,
 }
 
 impl Archive {
-    /// Reads and checks header and master index; tries the password of an encrypted one.
+    /// Reads and checks header and master index, digest and signature where they are asked
+    /// for; tries the password of an encrypted one.
     pub(super) fn open(
         path: Arc<Path>,
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
     ) -> Result<Self, Error> {
-        let header = read_header(&path, storage.as_ref())?;
+        if let Some(digests) = &options.digests {
+            digests.expect(&path)?;
+        }
+        let (region, header) = read_header(&path, storage.as_ref())?;
         let index = read_master_index(&path, storage.as_ref(), &header)?;
         let dictionary = match header.dictionary {
             Some(place) => read(&path, storage.as_ref(), place, "read the dictionary")?,
             None => Vec::new(),
         };
+        // Each is read once: what is used below is what is checked here.
+        if !options.verify_keys.is_empty() {
+            signature::check(&path, storage.as_ref(), &header, &index, &options.verify_keys)?;
+        }
+        if let Some(digests) = &options.digests {
+            let dictionary_offset = header.dictionary.map_or(0, |place| place.offset);
+            let parts = [
+                (0, region.as_slice()),
+                (header.index_offset, index.as_slice()),
+                (dictionary_offset, dictionary.as_slice()),
+            ];
+            digests.check(&path, storage.as_ref(), &parts)?;
+        }
+        let index = MasterIndex::parse(&index, header.index_offset)
+            .map_err(|problem| problem.at(&path, header.index_offset))?;
         let key = match (&header.encryption, &options.password) {
             (None, _) => None,
             (Some(_), None) => return Err(Problem::PasswordNeeded.of(&path)),
@@ -53,8 +75,8 @@ impl Archive {
             }
         };
         let codec = Codec::new(header.compression, dictionary);
-        let verify_hashes = options.verify_hashes;
-        let archive = Self { path, header, index, storage, codec, key, verify_hashes };
+        let (verify_hashes, is_pinned) = (options.verify_hashes, options.digests.is_some());
+        let archive = Self { path, header, index, storage, codec, key, verify_hashes, is_pinned };
         archive.try_password()?;
         Ok(archive)
     }
@@ -80,6 +102,7 @@ impl Archive {
             .get(page)
             .ok_or_else(|| Problem::Uncovered { stream: kind, at: stream.size }.of(&self.path))?;
         let bytes = read(&self.path, self.storage.as_ref(), place.place, "read an index page")?;
+        self.check_unchanged().map_err(|problem| problem.at(&self.path, place.place.offset))?;
         Page::parse(&bytes, place, stream.page_end(page), self.header.index_offset, zeros)
             .map_err(|problem| problem.at(&self.path, place.place.offset))
     }
@@ -102,6 +125,7 @@ impl Archive {
             self.storage
                 .read_exact_at(stored, place.offset)
                 .map_err(|error| Problem::Io("read a block", error))
+                .and_then(|()| self.check_unchanged())
                 .and_then(|()| self.decode(stored, checksum, block))
                 .map_err(|problem| problem.at(&self.path, place.offset))
         })
@@ -126,6 +150,11 @@ impl Archive {
             check_hash(&decoded, block.entry.hash)?;
         }
         Ok(decoded)
+    }
+
+    /// Looks, after something was read, whether it is from the file that had the digest.
+    fn check_unchanged(&self) -> Result<(), Problem> {
+        if !self.is_pinned || self.storage.is_unchanged() { Ok(()) } else { Err(Problem::Changed) }
     }
 
     /// Decrypts one block, so that a wrong password is found before anything is served.
@@ -189,9 +218,9 @@ fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), Problem> {
     if got == expected { Ok(()) } else { Err(Problem::Hash { got, expected }) }
 }
 
-fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error> {
+fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<(Box<Region>, Header), Error> {
     let length = storage.length();
-    let mut region = [0; HEADER_REGION];
+    let mut region = Box::new([0; HEADER_REGION]);
     let there = region.get_mut(..usize::try_from(length).unwrap_or(usize::MAX));
     let result = match there {
         // Shorter than a header: it may still be told apart from some other kind of file.
@@ -204,19 +233,21 @@ fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error>
         }
         None => {
             storage
-                .read_exact_at(&mut region, 0)
+                .read_exact_at(region.as_mut_slice(), 0)
                 .map_err(|e| Problem::Io("read the header", e).of(path))?;
             Header::parse(&region, length)
         }
     };
-    result.map_err(|problem| problem.of(path))
+    let header = result.map_err(|problem| problem.of(path))?;
+    Ok((region, header))
 }
 
+/// The bytes of the master index, which are parsed when they have been found good.
 fn read_master_index(
     path: &Arc<Path>,
     storage: &dyn Storage,
     header: &Header,
-) -> Result<MasterIndex, Error> {
+) -> Result<Vec<u8>, Error> {
     let offset = header.index_offset;
     let length = header.index_end - offset;
     let too_large = Problem::TooLarge {
@@ -228,8 +259,7 @@ fn read_master_index(
         .ok()
         .filter(|&length| u64::from(length) <= MAX_MASTER_INDEX)
         .ok_or(too_large.at(path, offset))?;
-    let bytes = read(path, storage, Extent { offset, length }, "read the master index")?;
-    MasterIndex::parse(&bytes, offset).map_err(|problem| problem.at(path, offset))
+    read(path, storage, Extent { offset, length }, "read the master index")
 }
 
 /// Reads `place`, whose length has met its cap when its entry was parsed.

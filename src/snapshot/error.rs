@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::BlockHash;
+use super::{BlockHash, Digest};
 
 /// A problem with an archive, with the file and, where there is one, the place in it.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub enum Problem {
     /// The archive holds a packed directory, not a disk.
     #[error(
         "this archive holds a packed directory, not a disk image: its stream is the files' \
-         contents one after another. Extract it with the Hexz tools, or give --raw to serve \
+         contents one after another. Extract it with the Hexz tools, or give --raw to use \
          the bare stream"
     )]
     DirectoryArchive,
@@ -111,6 +111,42 @@ pub enum Problem {
     /// More ancestors than anyone needs.
     #[error("its chain of parents has more than {0} archives")]
     ChainTooDeep(usize),
+    /// A signature is required, and there is none.
+    #[error(
+        "this archive isn't signed, and --verify-key asks for a signature: sign it with the \
+         Hexz tools (hexz sys sign). The parents of a signed archive have to be signed, too"
+    )]
+    NotSigned,
+    /// The signature isn't one by a key that was given, over what is there.
+    #[error(
+        "its signature is not valid by any key of --verify-key: somebody else has signed it, or \
+         its master index is not what was signed. Get the archive again from where it comes \
+         from; if it is signed with another key that you trust, give that key, too"
+    )]
+    Signature,
+    /// Digests are required, and there is none for it.
+    #[error(
+        "--digest has no BLAKE3 for a file of this name. Each archive and each of its parents \
+         needs one; if you trust the file, add what \"hexz-nbd digest\" prints for it"
+    )]
+    NoDigest,
+    /// The file isn't the one that the digest is of.
+    #[error(
+        "its BLAKE3 is {got}, --digest says {expected}: it is not the file that the digest was \
+         made of, or it was damaged. Get it again from where it comes from"
+    )]
+    Digest {
+        /// Of the file.
+        got: Digest,
+        /// According to the list.
+        expected: Digest,
+    },
+    /// What was compared with a digest isn't there any more.
+    #[error(
+        "the file has been written to since it was compared with --digest, or while it was. New \
+         connections get it when it has been compared again"
+    )]
+    Changed,
     /// The stored bytes aren't those that were written.
     #[error(
         "the stored block is damaged: its CRC-32 is {got:#010x}, the index says {expected:#010x}"

@@ -6,6 +6,8 @@ use super::limits::{MAX_DICTIONARY, MAX_KDF_ITERATIONS};
 
 /// The region that the header has to itself, in bytes; what it doesn't use is zero.
 pub(super) const HEADER_REGION: usize = 4096;
+/// The bytes of that region.
+pub(super) type Region = [u8; HEADER_REGION];
 /// The same as an offset: where everything else begins.
 pub(super) const HEADER_SIZE: u64 = HEADER_REGION as u64;
 
@@ -35,7 +37,7 @@ pub(super) struct KeyDerivation {
 }
 
 /// A range of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Extent {
     pub(super) offset: u64,
     pub(super) length: u32,
@@ -57,13 +59,14 @@ pub(super) struct Header {
     pub(super) parent_paths: Vec<String>,
     pub(super) dictionary: Option<Extent>,
     pub(super) metadata: Option<Extent>,
+    pub(super) signature: Option<Extent>,
     pub(super) encryption: Option<KeyDerivation>,
     pub(super) compression: Compression,
 }
 
 impl Header {
     /// Reads the header region of a file of `file_length` bytes.
-    pub(super) fn parse(region: &[u8; HEADER_REGION], file_length: u64) -> Result<Self, Problem> {
+    pub(super) fn parse(region: &Region, file_length: u64) -> Result<Self, Problem> {
         let mut fields = Fields::new(region);
         if &fields.array::<4>("the magic number")? != b"HEXZ" {
             return Err(Problem::NotHexz);
@@ -125,6 +128,7 @@ impl Header {
             parent_paths,
             dictionary,
             metadata,
+            signature,
             encryption,
             compression,
         })

@@ -3,6 +3,8 @@
 //! The master index is held whole (32 bytes for each 4096 blocks); pages are loaded when
 //! they are needed. Finding a block is two binary searches: for its page, and in it.
 
+use std::ops::Range;
+
 use super::error::Problem;
 use super::fields::Fields;
 use super::header::{Extent, HEADER_SIZE};
@@ -247,6 +249,11 @@ impl Page {
             start,
             length: u32::try_from(end - start).ok()?,
         })
+    }
+
+    /// The bytes of the stream that the block at a position covers.
+    pub(super) fn range(&self, position: usize) -> Option<Range<u64>> {
+        Some(*self.starts.get(position)?..*self.starts.get(position + 1)?)
     }
 
     /// The blocks in order.

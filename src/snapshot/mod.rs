@@ -20,6 +20,7 @@ mod archive;
 mod chain;
 mod codec;
 mod crypto;
+mod digest;
 mod error;
 mod extents;
 mod fields;
@@ -29,6 +30,8 @@ pub mod limits;
 mod pages;
 mod parents;
 mod password;
+mod signature;
+mod verify;
 mod zeros;
 
 use std::fmt;
@@ -37,6 +40,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use archive::Archive;
+pub use digest::{Digest, Digests, DigestsError, format_line};
 pub use error::{Error, Problem};
 pub use extents::{Reference, Run};
 pub use header::Compression;
@@ -45,6 +49,8 @@ pub use pages::IndexPages;
 use pages::PageId;
 use parents::{InParent, Parents};
 pub use password::{Password, PasswordSource};
+pub use signature::{VerifyKey, VerifyKeyError};
+pub use verify::{Fault, Progress, Summary};
 use zeros::ZeroHashes;
 
 use crate::storage::Storage;
@@ -106,6 +112,13 @@ pub struct OpenOptions {
     /// stored bytes is still found (CRC-32), but not an index entry that leads to another
     /// block of the same length. Blocks of encrypted archives have no hash anyway.
     pub verify_hashes: bool,
+    /// Unless there are none, each archive of the chain has to have a valid signature by one
+    /// of these keys. It covers the master index and the metadata, and neither the header nor
+    /// the index pages nor the blocks.
+    pub verify_keys: Arc<[VerifyKey]>,
+    /// If given, each archive of the chain has to have its digest there. All of it is read
+    /// when it is opened; what is read later has to be from before it was written to.
+    pub digests: Option<Arc<Digests>>,
     /// Where index pages are kept, together with those of other snapshots.
     pub index_pages: Arc<IndexPages>,
 }
@@ -118,6 +131,8 @@ impl Default for OpenOptions {
             password: None,
             raw: false,
             verify_hashes: true,
+            verify_keys: Arc::default(),
+            digests: None,
             index_pages: IndexPages::new(limits::DEFAULT_INDEX_BUDGET),
         }
     }

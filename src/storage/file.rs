@@ -16,6 +16,7 @@ pub struct FileStorage {
     path: PathBuf,
     length: u64,
     stamp: FileStamp,
+    is_file: bool,
 }
 
 /// What changes when a file is replaced or written to.
@@ -25,6 +26,9 @@ pub struct FileStamp {
     inode: u64,
     length: u64,
     modified: (i64, i64),
+    /// Unlike the time of modification, nobody can set this one back; it also changes where
+    /// only the file's name or its permissions do.
+    changed: (i64, i64),
 }
 
 impl FileStamp {
@@ -41,6 +45,7 @@ impl From<&Metadata> for FileStamp {
             inode: file.ino(),
             length: file.len(),
             modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
         }
     }
 }
@@ -78,10 +83,11 @@ impl FileStorage {
     }
 
     fn of(mut file: File, path: &Path) -> io::Result<Self> {
-        let stamp = FileStamp::from(&file.metadata()?);
+        let metadata = file.metadata()?;
+        let (stamp, is_file) = (FileStamp::from(&metadata), metadata.is_file());
         // A block device's metadata has no length; its end does.
         let length = file.seek(SeekFrom::End(0))?;
-        Ok(Self { file, path: path.to_owned(), length, stamp })
+        Ok(Self { file, path: path.to_owned(), length, stamp, is_file })
     }
 
     /// Device and inode: the same for every name of the same file.
@@ -101,5 +107,19 @@ impl Storage for FileStorage {
 
     fn is_current(&self) -> bool {
         FileStamp::of(&self.path) == Some(self.stamp)
+    }
+
+    fn is_unchanged(&self) -> bool {
+        // Not the time of the last change: taking the name away changes that as well, and
+        // those who read a file that was replaced go on.
+        self.file.metadata().is_ok_and(|file| {
+            let now = FileStamp::from(&file);
+            (now.length, now.modified) == (self.stamp.length, self.stamp.modified)
+        })
+    }
+
+    fn stamp(&self) -> Option<FileStamp> {
+        // What is written to a block device doesn't show in its times.
+        self.is_file.then_some(self.stamp)
     }
 }

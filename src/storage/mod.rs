@@ -1,11 +1,13 @@
 //! Where an archive's bytes come from: a length, and exact reads at a position.
 
 mod file;
+mod hash;
 
 use std::io;
 use std::sync::Arc;
 
 pub use file::{FileStamp, FileStorage};
+pub use hash::blake3;
 
 /// A read-only, positioned source of bytes.
 ///
@@ -25,6 +27,18 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// seen without reading them.
     fn is_current(&self) -> bool {
         true
+    }
+
+    /// Whether what is read now is what would have been read when it was opened, as far as
+    /// can be seen without reading it. Unlike [`Storage::is_current`] it doesn't matter what
+    /// the name stands for by now.
+    fn is_unchanged(&self) -> bool {
+        true
+    }
+
+    /// What changes when the bytes do; `None` if there is nothing of the kind.
+    fn stamp(&self) -> Option<FileStamp> {
+        None
     }
 }
 

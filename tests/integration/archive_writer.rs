@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::pbkdf2;
+use aws_lc_rs::signature::Ed25519KeyPair;
 use hexz_nbd::snapshot::Compression;
 
 /// The region that the header has to itself, in bytes.
@@ -179,6 +181,18 @@ impl Written {
     /// Where the master index begins.
     pub fn index_offset(&self) -> usize {
         self.field("main page count").start
+    }
+
+    /// Signs it, in the place that the writer's signature has made.
+    pub fn sign(&mut self, key: &Ed25519KeyPair) -> &mut Self {
+        let digest = digest(&SHA256, &self.bytes[self.signed()]);
+        let signature = key.sign(digest.as_ref());
+        self.set("signature", signature.as_ref())
+    }
+
+    /// What the signature is of.
+    pub fn signed(&self) -> Range<usize> {
+        self.index_offset()..self.field("signature").start
     }
 
     pub fn save(&self, path: &Path) {

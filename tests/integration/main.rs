@@ -24,3 +24,4 @@ mod protocol;
 mod random;
 mod snapshot;
 mod support;
+mod verify;

@@ -24,10 +24,10 @@ use crate::archive_writer::{
 const FLIPS: [u8; 3] = [0x01, 0x80, 0xff];
 
 /// An archive, what it reads as, and where it is to be opened.
-struct Specimen {
+pub(crate) struct Specimen {
     writer: ArchiveWriter,
-    written: Written,
-    folder: tempfile::TempDir,
+    pub(crate) written: Written,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Specimen {
@@ -114,7 +114,7 @@ fn writer() -> ArchiveWriter {
     ArchiveWriter { blocks_per_page: 3, main: pieces(), auxiliary, ..ArchiveWriter::default() }
 }
 
-fn specimens() -> Vec<Specimen> {
+pub(crate) fn specimens() -> Vec<Specimen> {
     let encrypted = ArchiveWriter { password: Some(PASSWORD), deduplicated: false, ..writer() };
     let lz4 = Compression::Lz4;
     let mut specimens: Vec<_> = [
@@ -138,7 +138,7 @@ fn specimens() -> Vec<Specimen> {
 }
 
 /// A thin archive with its parent beside it.
-fn child() -> Specimen {
+pub(crate) fn child() -> Specimen {
     let parent = ArchiveWriter { main: pieces(), blocks_per_page: 2, ..ArchiveWriter::default() };
     let child = Specimen::new(ArchiveWriter {
         parents: vec!["parent.hxz".into()],

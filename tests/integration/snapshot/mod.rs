@@ -2,7 +2,7 @@
 
 mod blocks;
 mod chain;
-mod damage;
+pub(crate) mod damage;
 mod damaged_parents;
 mod huge;
 mod limits;
@@ -16,10 +16,10 @@ use hexz_nbd::snapshot::{Error, OpenOptions, Password, Problem, Snapshot, Stream
 
 use crate::archive_writer::{PASSWORD, Written};
 
-const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
+pub(crate) const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
 
 /// With the password of encrypted archives.
-fn with_password() -> OpenOptions {
+pub(crate) fn with_password() -> OpenOptions {
     OpenOptions { password: Some(Password::new(PASSWORD.into()).into()), ..OpenOptions::default() }
 }
 
@@ -29,12 +29,17 @@ fn open(archive: &Written) -> Result<Snapshot, Error> {
 }
 
 /// Opens an archive as if it were the file `path`, beside which its parents are.
-fn open_bytes(bytes: &[u8], path: &Path) -> Result<Snapshot, Error> {
+pub(crate) fn open_bytes(bytes: &[u8], path: &Path) -> Result<Snapshot, Error> {
     let options = OpenOptions { raw: true, ..with_password() };
     Snapshot::from_storage(path, Arc::new(Arc::<[u8]>::from(bytes)), &options)
 }
 
-fn read(snapshot: &Snapshot, stream: StreamKind, at: u64, length: usize) -> Result<Vec<u8>, Error> {
+pub(crate) fn read(
+    snapshot: &Snapshot,
+    stream: StreamKind,
+    at: u64,
+    length: usize,
+) -> Result<Vec<u8>, Error> {
     let mut buffer = vec![0xa5; length];
     snapshot.read_exact_at(stream, &mut buffer, at)?;
     Ok(buffer)

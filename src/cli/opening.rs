@@ -1,0 +1,40 @@
+//! How archives are opened, whatever is done with them then.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Opening {
+    /// Look for parent archives in this folder too, besides the archive's own [repeatable]
+    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    pub(crate) parent_dir: Vec<PathBuf>,
+    /// Let an archive name a parent anywhere on this machine
+    #[arg(long, help_heading = "Snapshots")]
+    pub(crate) allow_parent_anywhere: bool,
+    /// A file with the password of an encrypted archive; a line break at its end is ignored
+    #[arg(long, value_name = "FILE", help_heading = "Snapshots")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Use the bare stream of an archive that holds a packed directory
+    #[arg(long, help_heading = "Snapshots")]
+    pub(crate) raw: bool,
+
+    /// Open an archive only if it and all its parents are signed with this Ed25519 key: a
+    /// file (32 bytes, 64 hexadecimal digits or PEM) or the digits [repeatable: one of them].
+    ///
+    /// A signature covers the master index (which index pages there are, and how large the
+    /// disk is) and the metadata. It doesn't cover the header, the index pages or the blocks:
+    /// whoever can write to the archive can still change what it reads as. --digest covers
+    /// everything.
+    #[arg(long, value_name = "FILE|HEX", help_heading = "Integrity")]
+    pub(crate) verify_key: Vec<OsString>,
+    /// Open an archive only if it and all its parents are the files that these BLAKE3 are of:
+    /// a list as of "hexz-nbd digest" or b3sum, or NAME=BLAKE3 [repeatable].
+    ///
+    /// Archives are told apart by their file names, without folders. One that isn't listed is
+    /// refused. Each is read whole when it is opened, on all cores, and again when its file
+    /// has changed. The list is read once, at the start.
+    #[arg(long, value_name = "FILE|NAME=BLAKE3", help_heading = "Integrity")]
+    pub(crate) digest: Vec<OsString>,
+}

@@ -1,0 +1,22 @@
+//! `hexz-nbd digest`: the BLAKE3 of files, in the form that `--digest` and `b3sum --check` read.
+
+use std::io::{Write, stdout};
+
+use hexz_nbd::snapshot::{self, Digest, Error};
+use hexz_nbd::storage::FileStorage;
+
+use crate::cli;
+use crate::start::Failure;
+
+/// Prints a line for each file. One that can't be read ends it.
+pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {
+    for path in &options.files {
+        let digest = FileStorage::open(path)
+            .and_then(|file| Digest::of(&file))
+            .map_err(|error| Error::opening(path, error))?;
+        let mut line = snapshot::format_line(digest, path);
+        line.push(b'\n');
+        stdout().write_all(&line)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! From the command line to how archives are opened: the password, the keys and the digests
+//! that it names are read here.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use hexz_nbd::snapshot::{Digests, DigestsError, OpenOptions, VerifyKey, VerifyKeyError};
+
+use crate::cli::Opening;
+use crate::password;
+use crate::start::Failure;
+
+/// The longest file of a key, in bytes.
+const MAX_KEY: u64 = 64 * 1024;
+/// The longest list of digests, in bytes: of some 100,000 archives.
+const MAX_LIST: u64 = 16 * 1024 * 1024;
+
+/// Why a key or a digest can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TrustError {
+    #[error("can't use the key {name:?} of --verify-key: {error}")]
+    Key { name: String, error: VerifyKeyError },
+    #[error("can't read the key {name:?} of --verify-key: {error}")]
+    KeyFile { name: String, error: io::Error },
+    #[error("can't use {name:?} of --digest: {error}")]
+    Digest { name: String, error: DigestsError },
+    #[error(
+        "can't read the list {name:?} of --digest: {error}. (A single digest is \
+         NAME=BLAKE3, with 64 hexadecimal digits)"
+    )]
+    DigestFile { name: String, error: io::Error },
+}
+
+/// How archives are to be opened.
+pub(crate) fn options(opening: &Opening) -> Result<OpenOptions, Failure> {
+    let keys: Result<Vec<_>, TrustError> =
+        opening.verify_key.iter().map(|key| load_key(key)).collect();
+    Ok(OpenOptions {
+        parent_dirs: opening.parent_dir.clone(),
+        parents_anywhere: opening.allow_parent_anywhere,
+        password: password::find(opening.password_file.as_deref())?,
+        raw: opening.raw,
+        verify_keys: Arc::from(keys?),
+        digests: load_digests(opening)?.map(Arc::new),
+        ..OpenOptions::default()
+    })
+}
+
+/// A key by its digits, or by the file that it is in.
+fn load_key(text: &OsStr) -> Result<VerifyKey, TrustError> {
+    let name = || text.to_string_lossy().into_owned();
+    if let Some(key) = text.to_str().and_then(|text| text.parse().ok()) {
+        return Ok(key);
+    }
+    let content = read(Path::new(text), MAX_KEY)
+        .map_err(|error| TrustError::KeyFile { name: name(), error })?;
+    VerifyKey::from_file_content(&content).map_err(|error| TrustError::Key { name: name(), error })
+}
+
+fn load_digests(opening: &Opening) -> Result<Option<Digests>, TrustError> {
+    if opening.digest.is_empty() {
+        return Ok(None);
+    }
+    let mut digests = Digests::default();
+    for text in &opening.digest {
+        let name = || text.to_string_lossy().into_owned();
+        let added = if Digests::is_pin(text) {
+            digests.add_pin(text)
+        } else {
+            let list = read(Path::new(text), MAX_LIST)
+                .map_err(|error| TrustError::DigestFile { name: name(), error })?;
+            digests.add_list(&list)
+        };
+        added.map_err(|error| TrustError::Digest { name: name(), error })?;
+    }
+    Ok(Some(digests))
+}
+
+fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        let message = format!("it has more than {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(content)
+}

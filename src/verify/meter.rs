@@ -1,0 +1,87 @@
+//! How far a check has come: a bar on a terminal, else a line now and then.
+
+use std::io::{IsTerminal, stderr};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use hexz_nbd::snapshot::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// How often to look.
+pub(super) const INTERVAL: Duration = Duration::from_millis(100);
+/// How often there is a line where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+const BAR: &str = "{prefix} [{bar:24}] {percent:>3}% of {binary_total_bytes}, \
+                   {binary_bytes_per_sec}, {eta} left{msg}";
+
+/// Says how far the check of one archive has come.
+pub(super) struct Meter {
+    name: String,
+    size: u64,
+    kind: Kind,
+}
+
+enum Kind {
+    Bar(ProgressBar),
+    Lines(Mutex<Instant>),
+    Silent,
+}
+
+impl Meter {
+    pub(super) fn new(path: &Path, size: u64, is_silent: bool) -> Self {
+        let name = super::report::name(path);
+        let kind = if is_silent {
+            Kind::Silent
+        } else if stderr().is_terminal() {
+            let bar = ProgressBar::new(size).with_prefix(name.clone());
+            // The template is a constant; were it wrong, the bar would only look otherwise.
+            if let Ok(style) = ProgressStyle::with_template(BAR) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            Kind::Bar(bar)
+        } else {
+            Kind::Lines(Mutex::new(Instant::now()))
+        };
+        Self { name, size, kind }
+    }
+
+    pub(super) fn show(&self, progress: &Progress) {
+        let unreadable = match progress.unreadable() {
+            0 => String::new(),
+            bytes => format!(", {} can't be read", ByteSize::b(bytes).display().iec()),
+        };
+        match &self.kind {
+            Kind::Bar(bar) => {
+                bar.set_position(progress.bytes());
+                bar.set_message(unreadable);
+            }
+            Kind::Lines(last) => {
+                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                if last.elapsed() >= LINE_EVERY {
+                    *last = Instant::now();
+                    let done = ByteSize::b(progress.bytes()).display().iec();
+                    let all = ByteSize::b(self.size).display().iec();
+                    tracing::info!("{}: checked {done} of {all}{unreadable}", self.name);
+                }
+            }
+            Kind::Silent => {}
+        }
+    }
+
+    /// Prints something else without leaving half a bar behind.
+    pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.kind {
+            Kind::Bar(bar) => bar.suspend(print),
+            Kind::Lines(_) | Kind::Silent => print(),
+        }
+    }
+
+    pub(super) fn finish(&self) {
+        if let Kind::Bar(bar) = &self.kind {
+            bar.finish_and_clear();
+        }
+    }
+}

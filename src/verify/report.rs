@@ -1,0 +1,127 @@
+//! What was found, for people or for machines, on the standard output.
+
+use std::fmt::Write as _;
+use std::io::{self, Write, stdout};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use hexz_nbd::snapshot::{Error, Fault, Summary};
+use serde_json::{Value, json};
+
+/// Reports on one archive.
+pub(super) struct Report {
+    archive: PathBuf,
+    is_json: bool,
+}
+
+/// A path without what could disturb a terminal.
+pub(super) fn name(path: &Path) -> String {
+    path.display().to_string().escape_debug().to_string()
+}
+
+impl Report {
+    pub(super) fn new(path: &Path, is_json: bool) -> Self {
+        Self { archive: path.to_owned(), is_json }
+    }
+
+    /// Why the archive can't be opened; people have it from the log.
+    pub(super) fn unopened(&self, error: &Error) -> io::Result<()> {
+        if !self.is_json {
+            return Ok(());
+        }
+        print_json(&json!({
+            "event": "unopened",
+            "archive": self.archive.to_string_lossy(),
+            "file": error.path.to_string_lossy(),
+            "problem": error.problem.to_string(),
+        }))
+    }
+
+    /// A fault with all ranges that it touches.
+    pub(super) fn fault(&self, fault: &Fault) -> io::Result<()> {
+        if self.is_json {
+            return print_json(&self.fault_json(fault));
+        }
+        let mut text = format!("FAULT in {}: {}\n", name(&self.archive), fault.error);
+        for range in &fault.ranges {
+            let (stream, last) = (fault.stream, range.end.saturating_sub(1));
+            // Writing to a string can't fail.
+            let _infallible =
+                writeln!(text, "  can't be read: {stream} stream, bytes {} to {last}", range.start);
+        }
+        stdout().write_all(text.as_bytes())
+    }
+
+    fn fault_json(&self, fault: &Fault) -> Value {
+        let ranges: Vec<Value> = fault
+            .ranges
+            .iter()
+            .map(|range| json!({ "offset": range.start, "length": range.end - range.start }))
+            .collect();
+        json!({
+            "event": "fault",
+            "archive": self.archive.to_string_lossy(),
+            "file": fault.error.path.to_string_lossy(),
+            "file_offset": fault.error.offset,
+            "problem": fault.error.problem.to_string(),
+            "stream": fault.stream.to_string(),
+            "blocks": fault.blocks,
+            "bytes": fault.bytes(),
+            "ranges": ranges,
+        })
+    }
+
+    /// The verdict, and what it is based on. The streams have `size` bytes.
+    pub(super) fn summary(&self, seen: &Summary, size: u64, took: Duration) -> io::Result<()> {
+        let seconds = took.as_secs_f64();
+        if self.is_json {
+            return print_json(&json!({
+                "event": "summary",
+                "archive": self.archive.to_string_lossy(),
+                "is_complete": seen.is_complete,
+                "is_sound": seen.is_complete && seen.faults == 0,
+                "faults": seen.faults,
+                "size": size,
+                "bytes": seen.bytes,
+                "unreadable_bytes": seen.unreadable,
+                "blocks": seen.blocks,
+                "zero_blocks": seen.zeros,
+                "blocks_in_parents": seen.in_parents,
+                "shared_blocks": seen.shared,
+                "seconds": seconds,
+            }));
+        }
+        let faults = if seen.faults == 1 { "fault" } else { "faults" };
+        let verdict = match (seen.is_complete, seen.faults) {
+            (true, 0) => "sound".to_owned(),
+            (true, count) => {
+                format!("{count} {faults}, {} of {size} bytes can't be read", seen.unreadable)
+            }
+            (false, count) => {
+                format!("stopped after {} of {size} bytes, {count} {faults} so far", seen.bytes)
+            }
+        };
+        let checked = ByteSize::b(seen.bytes).display().iec();
+        writeln!(
+            stdout(),
+            "{}: {verdict}\n  checked {checked} in {} blocks: {} of zeros, {} in parents, {} that \
+             share another's stored copy; {seconds:.1} s, {:.0} MiB/s",
+            name(&self.archive),
+            seen.blocks,
+            seen.zeros,
+            seen.in_parents,
+            seen.shared,
+            mebibytes(seen.bytes) / seconds.max(0.001),
+        )
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn print_json(object: &Value) -> io::Result<()> {
+    writeln!(stdout(), "{object}")
+}

@@ -1,0 +1,329 @@
+//! Archives that are opened only if they are the files that their digests are of.
+
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use hexz_nbd::snapshot::{Digests, Error, OpenOptions, Problem, Snapshot, StreamKind};
+
+use super::Watched;
+use crate::archive_writer::{ArchiveWriter, HEADER_REGION, Piece, image, noise, text};
+use crate::snapshot::read;
+use crate::support::client::{Client, Duplex};
+use crate::support::server::{Server, run, run_to_failure};
+use crate::support::{archive, wait_until};
+
+const ERROR_IO: u32 = 5;
+
+fn with(digests: Digests) -> OpenOptions {
+    OpenOptions { digests: Some(Arc::new(digests)), ..OpenOptions::default() }
+}
+
+fn line(name: &str, bytes: &[u8]) -> String {
+    format!("{}  {name}\n", blake3::hash(bytes))
+}
+
+fn list(lines: &str) -> OpenOptions {
+    let mut digests = Digests::default();
+    digests.add_list(lines.as_bytes()).unwrap();
+    with(digests)
+}
+
+/// A parent of some blocks and a child of it, with a folder for both.
+struct Chain {
+    folder: tempfile::TempDir,
+    parent: Vec<u8>,
+    child: Vec<u8>,
+}
+
+impl Chain {
+    fn new() -> Self {
+        let blocks: Vec<Vec<u8>> = (0..20).map(|seed| noise(seed, 2000)).collect();
+        let main = blocks.iter().cloned().map(Piece::Data).collect();
+        let parent = ArchiveWriter { main, blocks_per_page: 4, ..ArchiveWriter::default() };
+        let mut main: Vec<_> = blocks.into_iter().map(Piece::InParent).collect();
+        main.push(Piece::Data(text(1, 5000)));
+        let parents = vec!["parent.hxz".into()];
+        let child = ArchiveWriter { main, parents, ..ArchiveWriter::default() };
+        let chain = Self {
+            folder: tempfile::tempdir().unwrap(),
+            parent: parent.write().bytes,
+            child: child.write().bytes,
+        };
+        fs::write(chain.path("parent.hxz"), &chain.parent).unwrap();
+        fs::write(chain.path("child.hxz"), &chain.child).unwrap();
+        chain
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn lines(&self) -> String {
+        line("parent.hxz", &self.parent) + &line("some/where/child.hxz", &self.child)
+    }
+
+    fn open(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
+        Snapshot::open(&self.path("child.hxz"), options)
+    }
+}
+
+#[test]
+fn each_archive_of_a_chain_has_its_digest() {
+    let chain = Chain::new();
+    let snapshot = chain.open(&list(&chain.lines())).unwrap();
+    assert_eq!(read(&snapshot, StreamKind::Main, 0, 2000).unwrap(), noise(0, 2000));
+
+    let [parent, child] = [line("parent.hxz", &chain.parent), line("child.hxz", &chain.child)];
+    let wrong = |name| line(name, b"something else");
+    for (lines, name, is_listed) in [
+        (parent.clone(), "child.hxz", false),
+        (child.clone(), "parent.hxz", false),
+        (parent.clone() + &wrong("child.hxz"), "child.hxz", true),
+        (child.clone() + &wrong("parent.hxz"), "parent.hxz", true),
+        (line("Child.hxz", &chain.child) + &parent, "child.hxz", false),
+    ] {
+        let error = chain.open(&list(&lines)).unwrap_err();
+        assert!(error.path.ends_with(name), "{error}");
+        match error.problem {
+            Problem::Digest { .. } => assert!(is_listed),
+            Problem::NoDigest => assert!(!is_listed),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// Unlike a signature.
+#[test]
+fn every_byte_counts() {
+    let chain = Chain::new();
+    let options = list(&chain.lines());
+    for (name, sound) in [("parent.hxz", &chain.parent), ("child.hxz", &chain.child)] {
+        for at in (0..sound.len()).step_by(211) {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 1;
+            fs::write(chain.path(name), damaged).unwrap();
+            assert!(chain.open(&options).is_err(), "{name}, byte {at}");
+        }
+        let mut longer = sound.clone();
+        longer.push(0);
+        fs::write(chain.path(name), longer).unwrap();
+        assert!(chain.open(&options).is_err(), "{name} and a byte");
+        fs::write(chain.path(name), sound).unwrap();
+        assert!(chain.open(&options).is_ok(), "{name} as it was");
+    }
+}
+
+/// What is used are the bytes that were hashed, and not others that were there before.
+#[test]
+fn a_file_that_changes_between_reading_and_hashing() {
+    let writer = ArchiveWriter {
+        main: (0..9).map(|seed| Piece::Data(text(seed, 200))).collect(),
+        dictionary: text(9, 400),
+        ..ArchiveWriter::default()
+    };
+    let good = writer.write();
+    let options = list(&line("x.hxz", &good.bytes));
+    let field = |name: &str| good.field(name).start;
+    // Header, dictionary, master index: read first as somebody wants, then as they should be.
+    for at in [field("block size"), HEADER_REGION + 7, field("main size")] {
+        let mut bad = good.bytes.clone();
+        bad[at] ^= 1;
+        // Three reads are those of the three parts; all others are for hashing.
+        let switched = Watched::new(&bad, &good.bytes, 3).open("x.hxz", options.clone());
+        assert!(matches!(switched.unwrap_err().problem, Problem::Changed), "{at}");
+        let never = Watched::new(&bad, &bad, 3).open("x.hxz", options.clone());
+        assert!(matches!(never.unwrap_err().problem, Problem::Digest { .. }), "{at}");
+    }
+    assert!(Watched::new(&good.bytes, &good.bytes, 3).open("x.hxz", options).is_ok());
+}
+
+/// Pages and blocks are read long after they were hashed.
+#[test]
+fn what_is_written_to_an_open_file_is_not_served() {
+    let chain = Chain::new();
+    for (name, block) in [("parent.hxz", 3), ("child.hxz", 20)] {
+        let pinned = chain.open(&list(&chain.lines())).unwrap();
+        let free = chain.open(&OpenOptions::default()).unwrap();
+        let at = block * 2000;
+        for snapshot in [&pinned, &free] {
+            assert!(read(snapshot, StreamKind::Main, at, 10).is_ok());
+        }
+        append(&chain.path(name), b"more");
+        let error = read(&pinned, StreamKind::Main, at, 10).unwrap_err();
+        assert!(matches!(error.problem, Problem::Changed), "{error}");
+        assert!(read(&free, StreamKind::Main, at, 10).is_ok());
+        assert!(chain.open(&list(&chain.lines())).is_err());
+        fs::write(chain.path("parent.hxz"), &chain.parent).unwrap();
+        fs::write(chain.path("child.hxz"), &chain.child).unwrap();
+    }
+}
+
+fn append(path: &Path, bytes: &[u8]) {
+    fs::OpenOptions::new().append(true).open(path).unwrap().write_all(bytes).unwrap();
+}
+
+/// What was hashed is remembered only as long as the file is the same.
+#[test]
+fn a_file_that_was_hashed_before() {
+    let chain = Chain::new();
+    let options = list(&chain.lines());
+    assert!(chain.open(&options).is_ok());
+    let path = chain.path("child.hxz");
+    let times = fs::metadata(&path).unwrap().modified().unwrap();
+    let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    // The last bytes are the size of a stream that isn't there.
+    file.seek(SeekFrom::End(-1)).unwrap();
+    file.write_all(&[1]).unwrap();
+    // The same length, and somebody has set the time back.
+    file.set_modified(times).unwrap();
+    drop(file);
+    assert!(matches!(chain.open(&options).unwrap_err().problem, Problem::Digest { .. }));
+    fs::write(&path, &chain.child).unwrap();
+    assert!(chain.open(&options).is_ok());
+}
+
+fn refused(server: &Server) -> bool {
+    server.greeted().list().is_empty()
+}
+
+fn read_all(client: &mut Client<impl Duplex>) -> Vec<u8> {
+    client.read_ok(0, 40_000)
+}
+
+#[test]
+fn a_server_that_asks_for_digests() {
+    let chain = Chain::new();
+    let digests = chain.path("digests");
+    let printed = run([
+        "digest".into(),
+        chain.path("child.hxz").into_os_string(),
+        chain.path("parent.hxz").into_os_string(),
+    ]);
+    assert_eq!(printed.code, Some(0));
+    fs::write(&digests, &printed.stdout).unwrap();
+    let expected: Vec<u8> = (0..20).flat_map(|seed| noise(seed, 2000)).collect();
+    let path = chain.path("child.hxz");
+    let server = Server::builder().arg("--digest").arg(&digests).arg(&path).start();
+    let mut old = server.go("");
+    assert!(read_all(&mut old) == expected);
+
+    // Replaced: new clients are refused, those that read go on.
+    let new = chain.path("new");
+    let other = ArchiveWriter::of_image(&text(7, 9000), 1000).write();
+    other.save(&new);
+    fs::rename(&new, &path).unwrap();
+    assert!(refused(&server));
+    let line = server.wait_for_message("can't be served");
+    assert!(line.message().contains("--digest says"), "{}", line.text);
+    assert!(line.message().contains("child.hxz"), "{}", line.text);
+    assert!(read_all(&mut old) == expected);
+
+    // The right one again, but written to in place before anything of it was read.
+    let put_back = || {
+        fs::write(&new, &chain.child).unwrap();
+        fs::rename(&new, &path).unwrap();
+    };
+    put_back();
+    let mut current = server.go("");
+    append(&path, b"more");
+    assert_eq!(current.read(0, 10), Err(ERROR_IO));
+    server.wait_for_message("has been written to since");
+    assert!(refused(&server));
+    put_back();
+    assert!(read_all(&mut server.go("")) == expected);
+}
+
+/// The parent is read whole once, however many children are opened.
+#[test]
+fn a_parent_is_hashed_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let blocks: Vec<Vec<u8>> = (0..64).map(|seed| noise(seed, 1 << 16)).collect();
+    let main: Vec<_> = blocks.iter().cloned().map(Piece::Data).collect();
+    let parent = ArchiveWriter { main: main.clone(), ..ArchiveWriter::default() }.write();
+    let size = parent.bytes.len() as u64;
+    parent.save(&folder.path().join("parent.hxz"));
+    let mut lines = line("parent.hxz", &parent.bytes);
+    for number in 0..8 {
+        let first = Piece::InParent(image(&main[number..=number]));
+        let parents = vec!["parent.hxz".into()];
+        let child =
+            ArchiveWriter { main: vec![first], parents, ..ArchiveWriter::default() }.write();
+        let name = format!("child-{number}.hxz");
+        child.save(&folder.path().join(&name));
+        lines += &line(&name, &child.bytes);
+    }
+    let digests = folder.path().join("digests");
+    fs::write(&digests, lines).unwrap();
+    let server = Server::builder()
+        .arg("--digest")
+        .arg(&digests)
+        .arg("--export-dir")
+        .arg(folder.path())
+        .start();
+    let before = server.file_bytes_read();
+    assert_eq!(server.greeted().list().len(), 9);
+    let read = server.file_bytes_read() - before;
+    assert!((size..2 * size).contains(&read), "{read} of {size}");
+}
+
+/// A client's deadline ends its waiting, and not the hashing that it waits for: otherwise an
+/// archive that takes longer could never be served, and each client would begin anew.
+#[test]
+fn hashing_goes_on_when_the_client_has_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("big.hxz");
+    // Behind a signature anything may follow: here more than a GiB of zeros, which take no
+    // room on the disk.
+    let image = text(1, 3000);
+    let writer = ArchiveWriter { signature: Some([0; 64]), ..ArchiveWriter::of_image(&image, 500) };
+    writer.write().save(&path);
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1100 << 20).unwrap();
+    let printed = run(["digest".into(), path.clone().into_os_string()]);
+    let digests = folder.path().join("digests");
+    fs::write(&digests, printed.stdout).unwrap();
+    let server = Server::builder()
+        .args(["--handshake-timeout", "50ms"])
+        .arg("--digest")
+        .arg(&digests)
+        .arg("--export-dir")
+        .arg(folder.path())
+        .start();
+    wait_until("it is served", || {
+        let uri = format!("nbd://127.0.0.1:{}/big.hxz", server.port());
+        let asked = std::process::Command::new("nbdinfo").args(["--size", &uri]).output().unwrap();
+        asked.stdout == b"3000\n"
+    });
+    assert_eq!(server.log_text().matches("comparing all of its").count(), 1);
+    assert_eq!(server.log_text().matches("hashed 1.1 GiB").count(), 1);
+}
+
+#[test]
+fn lists_on_the_command_line() {
+    let base = archive("base-zstd.hxz");
+    let hex = blake3::hash(&fs::read(&base).unwrap()).to_string();
+    let base = base.to_str().unwrap();
+    let pin = format!("base-zstd.hxz={hex}");
+    Server::builder().args(["--digest", &pin, base]).start().assert_alive();
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let zeros = "0".repeat(64);
+    for (digest, words) in [
+        (format!("base-zstd.hxz={zeros}"), "--digest says 0000"),
+        (format!("other.hxz={hex}"), "no BLAKE3 for a file of this name"),
+        (format!("base-zstd.hxz={}", &hex[1..]), "can't read the list"),
+        (file("bad", &format!("{hex}  a\n{hex} b\n")), "line 2 is not a BLAKE3"),
+        (file("empty", "\n"), "there is no digest in it"),
+        (file("twice", &format!("{hex}  a/x\n{zeros}  b/x\n")), "two digests for x"),
+    ] {
+        let (code, stderr) = run_to_failure(["--digest", &digest, base]);
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains(words), "{stderr}");
+    }
+}
