@@ -12,7 +12,9 @@
 //! of them. A block is stored here, or is zeros, or lives in a parent archive, where it
 //! is found by its BLAKE3 hash (`chain.rs`, `parents.rs`). A stored block becomes the
 //! stream's bytes by CRC-32, decryption, decompression, length and hash (`archive.rs`);
-//! whatever doesn't fit is an error, never zeros.
+//! whatever doesn't fit is an error, never zeros. Before anything of an archive is used, it
+//! can be asked to be signed (`signature.rs`), or to be a certain file (`digest.rs`);
+//! `verify.rs` reads all of it.
 //!
 //! Everything here blocks while it reads, except what says that it doesn't.
 
@@ -23,6 +25,7 @@ mod crypto;
 mod digest;
 mod error;
 mod extents;
+mod faults;
 mod fields;
 mod header;
 mod index;
@@ -43,6 +46,7 @@ use archive::Archive;
 pub use digest::{Digest, Digests, DigestsError, format_line};
 pub use error::{Error, Problem};
 pub use extents::{Reference, Run};
+pub use faults::Fault;
 pub use header::Compression;
 use index::{Content, Located, Page};
 pub use pages::IndexPages;
@@ -50,7 +54,7 @@ use pages::PageId;
 use parents::{InParent, Parents};
 pub use password::{Password, PasswordSource};
 pub use signature::{VerifyKey, VerifyKeyError};
-pub use verify::{Fault, Progress, Summary};
+pub use verify::{Progress, Summary};
 use zeros::ZeroHashes;
 
 use crate::storage::Storage;

@@ -159,7 +159,7 @@ mod tests {
             5 * SUBTREE,
             6 * SUBTREE + 77,
         ] {
-            let mut bytes = vec![0; length as usize];
+            let mut bytes = vec![0; usize::try_from(length).unwrap()];
             blake3::Hasher::new().finalize_xof().fill(&mut bytes);
             let expected = *blake3::hash(&bytes).as_bytes();
             let storage: Arc<[u8]> = Arc::from(bytes);
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn it_ends_early_when_it_is_told_to() {
-        for length in [10, 5 * SUBTREE as usize] {
+        for length in [10, usize::try_from(5 * SUBTREE).unwrap()] {
             let storage: Arc<[u8]> = Arc::from(vec![0; length]);
             let error = blake3(&storage, &|at, _| at != 0).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);

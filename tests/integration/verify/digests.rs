@@ -78,11 +78,11 @@ fn each_archive_of_a_chain_has_its_digest() {
     let [parent, child] = [line("parent.hxz", &chain.parent), line("child.hxz", &chain.child)];
     let wrong = |name| line(name, b"something else");
     for (lines, name, is_listed) in [
-        (parent.clone(), "child.hxz", false),
-        (child.clone(), "parent.hxz", false),
-        (parent.clone() + &wrong("child.hxz"), "child.hxz", true),
-        (child.clone() + &wrong("parent.hxz"), "parent.hxz", true),
+        (wrong("child.hxz") + &parent, "child.hxz", true),
+        (wrong("parent.hxz") + &child, "parent.hxz", true),
         (line("Child.hxz", &chain.child) + &parent, "child.hxz", false),
+        (parent, "child.hxz", false),
+        (child, "parent.hxz", false),
     ] {
         let error = chain.open(&list(&lines)).unwrap_err();
         assert!(error.path.ends_with(name), "{error}");
@@ -280,7 +280,7 @@ fn hashing_goes_on_when_the_client_has_gone() {
     let writer = ArchiveWriter { signature: Some([0; 64]), ..ArchiveWriter::of_image(&image, 500) };
     writer.write().save(&path);
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(1100 << 20).unwrap();
-    let printed = run(["digest".into(), path.clone().into_os_string()]);
+    let printed = run(["digest".into(), path.into_os_string()]);
     let digests = folder.path().join("digests");
     fs::write(&digests, printed.stdout).unwrap();
     let server = Server::builder()

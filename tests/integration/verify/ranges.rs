@@ -27,6 +27,10 @@ fn check(written: &Written) -> (Summary, Vec<Fault>) {
     check_on(3, &open_bytes(&written.bytes, Path::new("alone.hxz")).unwrap())
 }
 
+fn one(range: Range<u64>) -> Vec<Range<u64>> {
+    std::iter::once(range).collect()
+}
+
 fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();
@@ -237,7 +241,7 @@ fn a_damaged_page_is_unreadable_as_a_whole() {
     let (summary, faults) = check(&written);
     let said: Vec<_> =
         faults.iter().map(|fault| (fault.error.offset, fault.ranges.clone())).collect();
-    assert_eq!(said, [(Some(page as u64), vec![200..400]), (Some(stored as u64), vec![500..600]),]);
+    assert_eq!(said, [(Some(page as u64), one(200..400)), (Some(stored as u64), one(500..600)),]);
     assert_eq!((summary.blocks, summary.faults, summary.unreadable), (6, 2, 300));
 }
 
@@ -256,11 +260,11 @@ fn blocks_of_no_parent_and_bytes_of_no_block() {
     gap.put(gap.main[0].entry + page_entry::START_LOGICAL, &10_u64.to_le_bytes());
     let (_, faults) = check(&gap);
     assert!(matches!(faults[0].error.problem, Problem::Uncovered { at: 0, .. }));
-    assert_eq!(faults[0].ranges, [0..10]);
-    assert_eq!(faults[1].ranges, [10..350]);
+    assert_eq!(faults[0].ranges, one(0..10));
+    assert_eq!(faults[1].ranges, one(10..350));
 
     // Blocks whose number has no 64 bits can't be had.
-    let mut numbers = written.clone();
+    let mut numbers = written;
     numbers.put(numbers.main[0].entry + page_entry::START_BLOCK, &(u64::MAX - 1).to_le_bytes());
     compare(|| open_bytes(&numbers.bytes, Path::new("alone.hxz")).unwrap(), "numbers");
 }

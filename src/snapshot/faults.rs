@@ -1,0 +1,137 @@
+//! Faults, gathered by their cause.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::StreamKind;
+use super::error::{Error, Problem};
+use super::verify::Summary;
+
+/// Something that keeps a part of a stream from being read.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    /// The stream of the snapshot that was checked.
+    pub stream: StreamKind,
+    /// What is wrong, in which file of the chain. Of blocks that no parent has, and of ranges
+    /// that no block covers, it is that of one of them.
+    pub error: Arc<Error>,
+    /// How many blocks it touches.
+    pub blocks: u64,
+    /// All bytes of the stream that it touches, in order; neighbouring ranges are one.
+    pub ranges: Vec<Range<u64>>,
+}
+
+impl Fault {
+    /// How many bytes of the stream it touches.
+    pub fn bytes(&self) -> u64 {
+        self.ranges.iter().map(|range| range.end - range.start).sum()
+    }
+}
+
+/// The faults found so far, and what was seen besides.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) summary: Summary,
+    by_cause: HashMap<(StreamKind, String), Fault>,
+    /// How many ranges they have together.
+    pub(super) ranges: usize,
+}
+
+impl Found {
+    pub(super) fn add(
+        &mut self,
+        stream: StreamKind,
+        range: Range<u64>,
+        blocks: u64,
+        error: Arc<Error>,
+    ) {
+        self.summary.unreadable += range.end - range.start;
+        let cause = match &error.problem {
+            // Each of these names its own place in the stream, and has the same cause.
+            Problem::Unresolvable { .. } => "unresolvable".to_owned(),
+            Problem::Uncovered { .. } => "uncovered".to_owned(),
+            _ => error.to_string(),
+        };
+        let fault = self.by_cause.entry((stream, cause)).or_insert_with(|| Fault {
+            stream,
+            error,
+            blocks: 0,
+            ranges: Vec::new(),
+        });
+        fault.blocks += blocks;
+        match fault.ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => {
+                fault.ranges.push(range);
+                self.ranges += 1;
+            }
+        }
+    }
+
+    /// The faults, in order; threads have added their ranges in any order.
+    pub(super) fn take(&mut self) -> Vec<Fault> {
+        self.ranges = 0;
+        let mut faults: Vec<Fault> = self.by_cause.drain().map(|(_, fault)| fault).collect();
+        for fault in &mut faults {
+            fault.ranges.sort_unstable_by_key(|range| range.start);
+            fault.ranges.dedup_by(|next, range| {
+                let are_neighbours = range.end == next.start;
+                if are_neighbours {
+                    range.end = next.end;
+                }
+                are_neighbours
+            });
+        }
+        let start = |fault: &Fault| fault.ranges.first().map(|range| range.start);
+        faults.sort_by_key(|fault| (fault.stream, start(fault)));
+        self.summary.faults += faults.len() as u64;
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn one(range: Range<u64>) -> Vec<Range<u64>> {
+        std::iter::once(range).collect()
+    }
+
+    #[test]
+    fn ranges_are_put_together_by_cause_and_in_order() {
+        let error =
+            |offset| Arc::new(Problem::Invalid("it").at(&Arc::from(Path::new("a.hxz")), offset));
+        let mut found = Found::default();
+        let (main, auxiliary) = (StreamKind::Main, StreamKind::Auxiliary);
+        for (stream, range, offset) in [
+            (auxiliary, 0..1, 1),
+            (main, 70..80, 1),
+            (main, 30..40, 2),
+            (main, 40..50, 2),
+            (main, 80..90, 1),
+            (main, 10..20, 1),
+            (main, 20..30, 2),
+            (main, 60..70, 1),
+        ] {
+            found.add(stream, range, 1, error(offset));
+        }
+        assert_eq!(found.ranges, 6);
+        let faults: Vec<_> = found
+            .take()
+            .into_iter()
+            .map(|fault| (fault.stream, fault.error.offset, fault.blocks, fault.ranges))
+            .collect();
+        assert_eq!(
+            faults,
+            [
+                (main, Some(1), 4, vec![10..20, 60..90]),
+                (main, Some(2), 3, one(20..50)),
+                (auxiliary, Some(1), 1, one(0..1)),
+            ]
+        );
+        assert_eq!((found.summary.faults, found.summary.unreadable), (3, 71));
+        assert!(found.take().is_empty());
+    }
+}
