@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use hexz_nbd::config::{Config, ConfigError};
 use hexz_nbd::exports::{Catalog, CatalogError, SnapshotExport};
 use hexz_nbd::gateway::access::RulesFileError;
-use hexz_nbd::gateway::listen::{BindError, ListenAddress};
+use hexz_nbd::gateway::listen::{self, BindError, ListenAddress};
 use hexz_nbd::gateway::tls::TlsError;
 use hexz_nbd::gateway::{DoorClosed, Gateway, Policy};
 use hexz_nbd::nbd::Export;
@@ -82,6 +82,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let catalog = options.snapshots.catalog(opening::options(&options.snapshots.opening)?)?;
     warn_of_surprises(&config, &policy);
     raise_descriptor_limit();
+    let sockets = listen::bind_all(&config.listen, policy.rules.is_local_only())?;
 
     until_signal(async |shutdown| {
         // To compare an archive with its digest can take long; nobody has to wait for it.
@@ -94,7 +95,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         };
         let to = policy.rules.to_string();
         let reader = Arc::clone(catalog.reader());
-        let gateway = Gateway::bind(config.clone(), policy, catalog)?;
+        let gateway = Gateway::new(sockets, config.clone(), policy, catalog)?;
         let listen = join(&gateway.addresses()?);
         let control = gateway.control();
         let reloading = Reloading { files, config, control: gateway.control() };

@@ -81,7 +81,17 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// A bound socket.
+/// A socket that is bound: clients that connect wait until it is a [`Listener`]. It needs no
+/// tokio runtime yet, so that it can be had before there is any other thread.
+#[derive(Debug)]
+pub enum Bound {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// Unix, with its path.
+    Unix(RemovedOnDrop, std::os::unix::net::UnixListener),
+}
+
+/// A socket that accepts connections.
 #[derive(Debug)]
 pub enum Listener {
     /// TCP.
@@ -122,16 +132,13 @@ pub struct BindError {
 }
 
 /// Binds all of `addresses`, or, if there are none, the NBD port of every address of
-/// this machine, or of loopback alone. Call it within a tokio runtime.
+/// this machine, or of loopback alone.
 ///
 /// # Errors
 /// The system refuses one of them, as when somebody else listens there.
-pub fn bind_all(
-    addresses: &[ListenAddress],
-    loopback_only: bool,
-) -> Result<Vec<Listener>, BindError> {
+pub fn bind_all(addresses: &[ListenAddress], loopback_only: bool) -> Result<Vec<Bound>, BindError> {
     let bind = |address: &ListenAddress| {
-        Listener::bind(address).map_err(|error| BindError { address: address.clone(), error })
+        Bound::bind(address).map_err(|error| BindError { address: address.clone(), error })
     };
     let at = |address: IpAddr| ListenAddress::Tcp(SocketAddr::new(address, NBD_PORT));
     if !addresses.is_empty() {
@@ -149,9 +156,9 @@ pub fn bind_all(
     }
 }
 
-fn unless_without_ipv6(bound: Result<Listener, BindError>) -> Result<Option<Listener>, BindError> {
+fn unless_without_ipv6(bound: Result<Bound, BindError>) -> Result<Option<Bound>, BindError> {
     match bound {
-        Ok(listener) => Ok(Some(listener)),
+        Ok(socket) => Ok(Some(socket)),
         Err(BindError { error, .. })
             if error.kind() == io::ErrorKind::AddrNotAvailable
                 || Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) =>
@@ -162,8 +169,8 @@ fn unless_without_ipv6(bound: Result<Listener, BindError>) -> Result<Option<List
     }
 }
 
-impl Listener {
-    /// Binds `address`. Call it within a tokio runtime.
+impl Bound {
+    /// Binds `address`.
     ///
     /// # Errors
     /// The system refuses, as when somebody else listens there.
@@ -172,6 +179,19 @@ impl Listener {
             ListenAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
             ListenAddress::Unix(path) => bind_unix(path),
         }
+    }
+}
+
+impl Listener {
+    /// Takes over a bound socket. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// The runtime can't watch it.
+    pub fn new(socket: Bound) -> io::Result<Self> {
+        Ok(match socket {
+            Bound::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
+            Bound::Unix(path, socket) => Self::Unix(path, UnixListener::from_std(socket)?),
+        })
     }
 
     /// Where it really listens, with the port that port 0 became.
@@ -197,7 +217,7 @@ impl Listener {
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     // A mapped address is an IPv4 address; a socket for IPv6 alone can't be bound to it.
     let address = match address.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
@@ -212,13 +232,17 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
-fn bind_unix(path: &Path) -> io::Result<Listener> {
+fn bind_unix(path: &Path) -> io::Result<Bound> {
     remove_if_stale(path)?;
-    let listener = UnixListener::bind(path)?;
-    Ok(Listener::Unix(RemovedOnDrop::new(path), listener))
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    let path = RemovedOnDrop::new(path);
+    socket.listen(BACKLOG)?;
+    Ok(Bound::Unix(path, socket.into()))
 }
 
 /// Removes a socket that nobody listens on any more, and nothing else.

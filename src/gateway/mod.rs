@@ -29,7 +29,7 @@ use crate::nbd::budget::Budget;
 use crate::nbd::{Offer, TransmitLimits};
 use access::{Facts, Moment, Peer, Reason};
 use connection::Connection;
-use listen::{AcceptFault, Incoming, ListenAddress, Listener};
+use listen::{AcceptFault, Bound, Incoming, ListenAddress, Listener};
 use live::Connections;
 use policy::InForce;
 pub use policy::Policy;
@@ -122,12 +122,18 @@ impl<X> Shared<X> {
 }
 
 impl<X: Offer> Gateway<X> {
-    /// Binds the sockets. Clients that connect from now on wait until [`Gateway::run`].
+    /// Takes over sockets from [`listen::bind_all`]. Clients wait until [`Gateway::run`].
+    /// Call it within a tokio runtime.
     ///
     /// # Errors
-    /// A socket can't be bound.
-    pub fn bind(config: Config, policy: Policy, exports: X) -> Result<Self, listen::BindError> {
-        let listeners = listen::bind_all(&config.listen, policy.rules.is_local_only())?;
+    /// The runtime can't watch a socket.
+    pub fn new(
+        sockets: Vec<Bound>,
+        config: Config,
+        policy: Policy,
+        exports: X,
+    ) -> io::Result<Self> {
+        let listeners = sockets.into_iter().map(Listener::new).collect::<io::Result<_>>()?;
         let shared = Shared {
             policy: InForce::new(policy),
             connections: Connections::default(),
