@@ -21,7 +21,8 @@
 //!
 //! [`nbd::wire`] does no I/O. [`nbd`] knows neither sockets nor TLS nor snapshots, and
 //! serves whatever implements [`nbd::Export`]. [`snapshot`] doesn't know NBD, [`cache`]
-//! not what a block means, [`storage`] nothing about compression. Nothing here parses a
+//! not what a block means, [`storage`] nothing about compression. [`sandbox`] knows none of
+//! them, nor they it. Nothing here parses a
 //! command line or ends the process.
 //!
 //! # Using the parts
@@ -45,5 +46,6 @@ pub mod exports;
 pub mod gateway;
 mod limited;
 pub mod nbd;
+pub mod sandbox;
 pub mod snapshot;
 pub mod storage;

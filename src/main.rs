@@ -2,6 +2,7 @@
 
 mod check;
 mod cli;
+mod confine;
 mod demo;
 mod digest;
 mod log;

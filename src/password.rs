@@ -26,19 +26,22 @@ pub(crate) struct PasswordError {
 /// Where the password comes from, if one was given in any way. It has been read once, so
 /// that what is wrong with it is said at the start.
 pub(crate) fn find(file: Option<&Path>) -> Result<Option<PasswordSource>, PasswordError> {
-    if let Some(path) = file {
-        return source(path).map(Some);
-    }
-    if let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") {
-        let path = Path::new(&folder).join(CREDENTIAL);
-        if path.exists() {
-            return source(&path).map(Some);
-        }
+    if let Some(path) = self::file(file) {
+        return source(&path).map(Some);
     }
     let variable = || std::env::var_os(VARIABLE).map(|value| Password::new(value.into_vec()));
     Ok(variable().map(|_| {
         PasswordSource::new(move || variable().ok_or_else(|| io::ErrorKind::NotFound.into()))
     }))
+}
+
+/// The file that it comes from, if it is one: `given`, or the credential.
+pub(crate) fn file(given: Option<&Path>) -> Option<PathBuf> {
+    let credential = || {
+        let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
+        Some(Path::new(&folder).join(CREDENTIAL)).filter(|path| path.exists())
+    };
+    given.map(Path::to_owned).or_else(credential)
 }
 
 /// Reads a file again each time; what can be read only once, such as a pipe, is kept.

@@ -18,9 +18,11 @@ use hexz_nbd::gateway::listen::{self, BindError, ListenAddress};
 use hexz_nbd::gateway::tls::TlsError;
 use hexz_nbd::gateway::{DoorClosed, Gateway, Policy};
 use hexz_nbd::nbd::Export;
+use hexz_nbd::sandbox::SandboxError;
 use hexz_nbd::snapshot::Error as SnapshotError;
 
 use crate::cli::{Serve, Snapshots};
+use crate::confine::confine;
 use crate::opening::{self, TrustError};
 use crate::password::PasswordError;
 use crate::pki::PkiError;
@@ -52,6 +54,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Listen(#[from] BindError),
     #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
     Door(#[from] DoorClosed),
     #[error("the system refused: {0}")]
     System(#[from] io::Error),
@@ -70,6 +74,7 @@ impl Failure {
             Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) | Self::Trust(_) => 3,
             Self::Tls(_) => 4,
             Self::Listen(_) => 5,
+            Self::Sandbox(_) => 6,
         }
     }
 }
@@ -83,8 +88,10 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     warn_of_surprises(&config, &policy);
     raise_descriptor_limit();
     let sockets = listen::bind_all(&config.listen, policy.rules.is_local_only())?;
+    let runtime = runtime();
+    confine(&options.plan())?;
 
-    until_signal(async |shutdown| {
+    until_signal(runtime, async |shutdown| {
         // To compare an archive with its digest can take long; nobody has to wait for it.
         let opened = shutdown.run_until_cancelled(open(&catalog, &options.snapshots)).await;
         let Some(what) = opened.transpose()? else { return Ok(()) };
@@ -147,16 +154,26 @@ pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<Strin
     Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
 }
 
+/// The runtime, not started yet. How many threads it gets is found out here: the control
+/// group's limit can't be read in the sandbox.
+pub(crate) fn runtime() -> runtime::Builder {
+    let mut runtime = runtime::Builder::new_multi_thread();
+    runtime.event_interval(5).global_queue_interval(5).enable_all();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none()
+        && let Ok(cores) = std::thread::available_parallelism()
+    {
+        runtime.worker_threads(cores.get());
+    }
+    runtime
+}
+
 /// Does `work` until it is done. SIGTERM and SIGINT cancel the token that it is given; a
 /// second signal ends it at once.
 pub(crate) fn until_signal(
+    mut runtime: runtime::Builder,
     work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let runtime = runtime::Builder::new_multi_thread()
-        .event_interval(5)
-        .global_queue_interval(5)
-        .enable_all()
-        .build()?;
+    let runtime = runtime.build()?;
     let ended = runtime.block_on(async {
         let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let shutdown = CancellationToken::new();

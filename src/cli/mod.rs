@@ -1,11 +1,13 @@
 //! The command line. Its parts are side by side: what is served ([`snapshots`]), by which
-//! certificates ([`tls`]), to whom ([`network`]), and how much of everything ([`limits`]).
+//! certificates ([`tls`]), to whom ([`network`]), how much of everything ([`limits`]), and with
+//! which rights ([`sandbox`]).
 
 pub(crate) mod check;
 mod limits;
 mod network;
 mod opening;
 pub(crate) mod pki;
+mod sandbox;
 mod snapshots;
 mod tls;
 mod values;
@@ -20,6 +22,7 @@ pub(crate) use network::Access;
 use network::Network;
 pub(crate) use opening::Opening;
 use pki::Pki;
+use sandbox::Sandbox;
 pub(crate) use snapshots::Snapshots;
 pub(crate) use tls::Tls;
 pub(crate) use verify::{Digest, Verify};
@@ -60,6 +63,11 @@ PASSWORDS
   The password of an encrypted archive is taken from --password-file, else from the
   systemd credential hexz-nbd.password, else from the environment variable HEXZ_PASSWORD.
 
+SANDBOX
+  Once its sockets are bound, the program can read the folders of the archives, of parents
+  and of the files that are given here, and nothing else. If a parent is a link into another
+  folder, name that one with --parent-dir.
+
 EXIT CODES
   0  it was told to end and did
   1  it failed for a reason not named below
@@ -68,6 +76,7 @@ EXIT CODES
      --verify-key or a list of --digest can't be used
   4  the certificate or the key can't be used
   5  it can't listen where it should
+  6  it can't go on as --user, or --sandbox require asks for more than the kernel has
   Those of \"hexz-nbd verify\": hexz-nbd verify --help
 
 RUST_LOG takes precedence over -v; see the documentation of the crate tracing-subscriber.";
@@ -160,6 +169,8 @@ pub(crate) struct Serve {
     /// have changed, and read all of them anew when they have. SIGHUP does the same at once
     #[arg(long, help_heading = "Access")]
     watch: bool,
+    #[command(flatten)]
+    sandbox: Sandbox,
 }
 
 impl Serve {

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use clap::Args;
 use hexz_nbd::config::Memory;
 use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, Folder, Named};
+use hexz_nbd::sandbox::Plan;
 use hexz_nbd::snapshot::{IndexPages, OpenOptions};
 
 use super::opening::Opening;
@@ -54,6 +55,16 @@ impl Snapshots {
         let reader = BlockReader::new(memory.blocks);
         let default = self.default_export.clone();
         Catalog::new(self.named.clone(), folder, default, options, reader)
+    }
+
+    /// Adds what archives and their parents are read from.
+    pub(super) fn add_to(&self, plan: Plan) -> Plan {
+        Plan {
+            files: self.named.iter().map(|named| named.path.clone()).collect(),
+            folders: self.export_dir.iter().chain(&self.opening.parent_dir).cloned().collect(),
+            anywhere: self.opening.allow_parent_anywhere,
+            ..plan
+        }
     }
 
     pub(super) fn memory(&self) -> Memory {

@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let reader = BlockReader::new(64 * 1024 * 1024);
     let exports = Catalog::of_one(NAME, snapshot, reader);
 
-    start::until_signal(async |shutdown| {
+    start::until_signal(start::runtime(), async |shutdown| {
         let (gateway, port) = bind(tls, exports)?;
         say!("2. Serving a snapshot that is built in, over TLS, to this machine:");
         say!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());

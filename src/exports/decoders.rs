@@ -10,7 +10,7 @@ use std::collections::BinaryHeap;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 
 use tokio::sync::oneshot;
 
@@ -20,6 +20,10 @@ const NICE: i32 = 10;
 /// A pool of threads. They end when it is dropped, and what waits is dropped with it.
 pub(super) struct Decoders {
     shared: Arc<Shared>,
+    cores: usize,
+    /// They are started for the first job: a thread keeps the rights that the process has when
+    /// it is started.
+    started: OnceLock<()>,
 }
 
 /// Somebody whose jobs are counted together.
@@ -63,10 +67,13 @@ impl Decoders {
     /// As many threads as there are cores: more would only fight for them.
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-        let shared = Arc::<Shared>::default();
+        Self { shared: Arc::default(), cores, started: OnceLock::new() }
+    }
+
+    fn start(&self) {
         let mut started = 0;
-        for number in 0..cores {
-            let shared = Arc::clone(&shared);
+        for number in 0..self.cores {
+            let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name(format!("decoder-{number}"));
             match thread.spawn(move || shared.work()) {
                 Ok(_) => started += 1,
@@ -74,8 +81,7 @@ impl Decoders {
             }
         }
         // One is enough, if slow. Without any, reads fail rather than wait for ever.
-        shared.queue().is_closed = started == 0;
-        Self { shared }
+        self.shared.queue().is_closed = started == 0;
     }
 
     /// Does `work`, which is worth `bytes`, when it is the client's turn. If this is dropped
@@ -86,6 +92,7 @@ impl Decoders {
         bytes: u64,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Abandoned> {
+        self.started.get_or_init(|| self.start());
         let (done, result) = oneshot::channel();
         let run = Box::new(move || {
             if !done.is_closed()
@@ -254,8 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_threads_nobody_waits() {
-        let decoders = Decoders { shared: Arc::default() };
-        decoders.shared.queue().is_closed = true;
+        let decoders = Decoders { shared: Arc::default(), cores: 0, started: OnceLock::new() };
         assert_eq!(decoders.run(&Client::default(), 1, || 7).await, Err(Abandoned));
     }
 

@@ -13,6 +13,7 @@ mod listening;
 mod log;
 mod plaintext;
 mod resets;
+mod sandbox;
 mod shutdown;
 mod slots;
 mod starting;

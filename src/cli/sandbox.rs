@@ -1,0 +1,58 @@
+//! With which rights.
+
+use clap::{Args, ValueEnum};
+use hexz_nbd::gateway::listen::ListenAddress;
+use hexz_nbd::sandbox::{Mode, Plan, User};
+
+use super::Serve;
+use crate::password;
+
+#[derive(Debug, Args)]
+pub(crate) struct Sandbox {
+    /// Give up all rights that serving doesn't need, once sockets are bound
+    #[arg(long, value_enum, value_name = "MODE", default_value_t, help_heading = "Sandbox")]
+    sandbox: SandboxMode,
+    /// Go on as this user, once sockets are bound and keys are read; takes root
+    #[arg(long, value_name = "USER[:GROUP]", help_heading = "Sandbox")]
+    user: Option<User>,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum SandboxMode {
+    /// As far as the kernel can; a warning says what is missing
+    #[default]
+    Auto,
+    /// Don't start if a part of it is missing
+    Require,
+    /// Keep all rights
+    Off,
+}
+
+impl Serve {
+    /// What the program goes on needing.
+    pub(crate) fn plan(&self) -> Plan {
+        let mode = match self.sandbox.sandbox {
+            SandboxMode::Auto => Mode::Auto,
+            SandboxMode::Require => Mode::Require,
+            SandboxMode::Off => Mode::Off,
+        };
+        let tls = self.tls.files();
+        let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());
+        let rules = self.network.access.file().cloned();
+        // One that came by a pipe isn't read again.
+        let password = password::file(self.snapshots.opening.password_file.as_deref())
+            .filter(|path| path.is_file());
+        let socket = |address: &ListenAddress| match address {
+            ListenAddress::Unix(path) => Some(path.clone()),
+            ListenAddress::Tcp(_) => None,
+        };
+        let plan = Plan {
+            mode,
+            user: self.sandbox.user.clone(),
+            reloaded: tls.chain(rules).chain(password).collect(),
+            sockets: self.network.listen.iter().filter_map(socket).collect(),
+            ..Plan::default()
+        };
+        self.snapshots.add_to(plan)
+    }
+}

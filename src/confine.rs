@@ -1,0 +1,26 @@
+//! Entering the sandbox, and saying what came of it.
+
+use hexz_nbd::sandbox::{self, Mode, Plan, SandboxError};
+
+/// Gives up what serving doesn't need. A line says what is in force, and others what isn't.
+pub(crate) fn confine(plan: &Plan) -> Result<(), SandboxError> {
+    let report = sandbox::enter(plan)?;
+    match (plan.mode, report.enforced.as_slice()) {
+        (Mode::Off, []) => tracing::info!("sandbox: off"),
+        (Mode::Off, user) => tracing::info!("sandbox: off; {}", user.join("; ")),
+        (_, enforced) => tracing::info!("sandbox: {}", enforced.join("; ")),
+    }
+    if !report.missing.is_empty() {
+        tracing::warn!("sandbox: not to be had here: {}", report.missing.join("; "));
+    }
+    for note in report.notes {
+        tracing::warn!("sandbox: {note}");
+    }
+    if plan.user.is_none() && sandbox::is_root() {
+        tracing::warn!(
+            "running as root: --user USER goes on as another one as soon as sockets are bound and \
+             keys are read",
+        );
+    }
+    Ok(())
+}

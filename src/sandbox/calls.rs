@@ -1,0 +1,306 @@
+//! Seccomp: which system calls are left.
+//!
+//! What isn't listed fails with `ENOSYS`, as on a kernel that doesn't have it: a C library
+//! that tries a newer call goes on with an older one, and a call that was forgotten here is an
+//! error in the log, not the end of the program. What only an intruder would try ends it.
+//! Calls on the way of each read have no conditions on their arguments, since the kernel
+//! remembers the verdict on those without running the filter.
+
+use std::collections::BTreeMap;
+
+use seccompiler::{
+    BpfProgram, Error, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule, TargetArch, apply_filter_all_threads,
+};
+
+/// System calls by number, each with rules of which one has to match; without any it always
+/// does.
+type Calls = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Takes all calls away but those that serving needs.
+pub(super) fn restrict(removes_sockets: bool, sends_datagrams: bool) -> Result<(), String> {
+    let [deadly, allowed] =
+        filters(removes_sockets, sends_datagrams).map_err(|error| error.to_string())?;
+    for filter in [deadly, allowed] {
+        apply_filter_all_threads(&filter).map_err(reason)?;
+    }
+    Ok(())
+}
+
+fn reason(error: Error) -> String {
+    match error {
+        Error::Seccomp(error) | Error::Prctl(error) => error.to_string(),
+        other => other.to_string(),
+    }
+}
+
+/// The two filters. The stricter verdict counts; the second one doesn't allow another.
+fn filters(removes_sockets: bool, sends_datagrams: bool) -> Result<[BpfProgram; 2], Error> {
+    let here = TargetArch::try_from(std::env::consts::ARCH)?;
+    let refusal = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let allowed = allowed(removes_sockets, sends_datagrams)?;
+    let deadly: Calls = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
+    let deadly =
+        SeccompFilter::new(deadly, SeccompAction::Allow, SeccompAction::KillProcess, here)?;
+    let allowed = SeccompFilter::new(allowed, refusal, SeccompAction::Allow, here)?;
+    Ok([deadly.try_into()?, allowed.try_into()?])
+}
+
+/// To run something else, to look into other processes, to be somebody else or somewhere else,
+/// to change the kernel: no library does that by itself.
+const DEADLY: &[i64] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_chroot,
+    libc::SYS_pivot_root,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_setns,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_bpf,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_kexec_load,
+];
+
+/// Calls that may have any arguments.
+const HARMLESS: &[i64] = &[
+    // Clients: sockets that are there accept, send and receive.
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_shutdown,
+    // Files.
+    libc::SYS_close,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fadvise64,
+    libc::SYS_fstat,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_pread64,
+    libc::SYS_preadv,
+    libc::SYS_preadv2,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_statx,
+    libc::SYS_write,
+    libc::SYS_writev,
+    // Waiting.
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2,
+    libc::SYS_futex,
+    libc::SYS_gettimeofday,
+    libc::SYS_nanosleep,
+    libc::SYS_pipe2,
+    libc::SYS_ppoll,
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_membarrier,
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_mremap,
+    libc::SYS_munlock,
+    libc::SYS_munmap,
+    // Threads, and signals to this process.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_get_robust_list,
+    libc::SYS_getcpu,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getrandom,
+    libc::SYS_getrusage,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigpending,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_getparam,
+    libc::SYS_sched_getscheduler,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_sigaltstack,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+];
+
+/// Older names of the above, which newer architectures don't have.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[i64] = &[
+    libc::SYS_access,
+    libc::SYS_arch_prctl,
+    libc::SYS_dup2,
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_wait,
+    libc::SYS_eventfd,
+    libc::SYS_getdents,
+    libc::SYS_getrlimit,
+    libc::SYS_lstat,
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_stat,
+    libc::SYS_time,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[i64] = &[];
+
+// Numbers that C libraries disagree about the type of.
+const TCGETS: u64 = 0x5401;
+const FIONBIO: u64 = 0x5421;
+const FIOCLEX: u64 = 0x5451;
+
+fn allowed(removes_sockets: bool, sends_datagrams: bool) -> Result<Calls, Error> {
+    let mut calls: Calls = HARMLESS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
+    let process = std::process::id().into();
+    let mut add = |call: i64, rules: Vec<Result<SeccompRule, Error>>| -> Result<(), Error> {
+        calls.insert(call, rules.into_iter().collect::<Result<_, _>>()?);
+        Ok(())
+    };
+
+    // Files are opened to be read, also where Landlock doesn't see to it.
+    let to_read = |flags: u8| clear(flags, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
+    add(libc::SYS_openat, vec![to_read(2)])?;
+    #[cfg(target_arch = "x86_64")]
+    add(libc::SYS_open, vec![to_read(1)])?;
+    if removes_sockets {
+        add(libc::SYS_unlinkat, vec![])?;
+        #[cfg(target_arch = "x86_64")]
+        add(libc::SYS_unlink, vec![])?;
+    }
+    let flags = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    add(libc::SYS_fcntl, flags.map(|command| is(1, bits(command))).into())?;
+    // Whether it is a terminal; what the standard library sets by this way.
+    add(libc::SYS_ioctl, [TCGETS, FIONBIO, FIOCLEX].map(|request| is(1, request)).into())?;
+
+    // No memory that can be both filled and run.
+    add(libc::SYS_mmap, vec![clear(2, libc::PROT_EXEC)])?;
+    add(libc::SYS_mprotect, vec![clear(2, libc::PROT_EXEC)])?;
+
+    // Threads, but no processes. The flags of clone3 can't be seen from here, so it isn't
+    // there, and C libraries take clone.
+    add(libc::SYS_clone, vec![masked(0, bits(libc::CLONE_THREAD), bits(libc::CLONE_THREAD))])?;
+    add(libc::SYS_prctl, vec![is(0, bits(libc::PR_SET_NAME)), is(0, bits(libc::PR_GET_NAME))])?;
+    // Only to ask.
+    add(libc::SYS_prlimit64, vec![is_null(2)])?;
+    // Of the calling thread alone, as decoders' niceness.
+    add(libc::SYS_getpriority, vec![is(1, 0)])?;
+    add(libc::SYS_setpriority, vec![both(is_so(0, 0)?, is_so(1, 0)?)])?;
+    // How a program aborts.
+    add(libc::SYS_tgkill, vec![is(0, process)])?;
+
+    // Delays, keepalive and the like, of sockets that are there.
+    let levels = [libc::SOL_SOCKET, libc::IPPROTO_TCP];
+    add(libc::SYS_setsockopt, levels.map(|level| is(1, bits(level))).into())?;
+    // Signals come by such a pair.
+    add(libc::SYS_socketpair, vec![is(0, bits(libc::AF_UNIX))])?;
+    if sends_datagrams {
+        let datagram = bits(libc::SOCK_DGRAM);
+        let kind = condition(1, SeccompCmpOp::MaskedEq(0xf), datagram)?;
+        add(libc::SYS_socket, vec![both(is_so(0, bits(libc::AF_UNIX))?, kind)])?;
+        add(libc::SYS_connect, vec![])?;
+    }
+    Ok(calls)
+}
+
+/// Bits of an argument's lower half, whatever sign C gives them.
+fn bits(value: libc::c_int) -> u64 {
+    u64::from(value.cast_unsigned())
+}
+
+fn is(argument: u8, value: u64) -> Result<SeccompRule, Error> {
+    Ok(SeccompRule::new(vec![is_so(argument, value)?])?)
+}
+
+fn clear(argument: u8, mask: libc::c_int) -> Result<SeccompRule, Error> {
+    masked(argument, bits(mask), 0)
+}
+
+fn masked(argument: u8, mask: u64, value: u64) -> Result<SeccompRule, Error> {
+    Ok(SeccompRule::new(vec![condition(argument, SeccompCmpOp::MaskedEq(mask), value)?])?)
+}
+
+fn both(one: SeccompCondition, other: SeccompCondition) -> Result<SeccompRule, Error> {
+    Ok(SeccompRule::new(vec![one, other])?)
+}
+
+fn is_so(argument: u8, value: u64) -> Result<SeccompCondition, Error> {
+    condition(argument, SeccompCmpOp::Eq, value)
+}
+
+/// The kernel takes no more than the lower half of arguments that aren't addresses.
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, Error> {
+    Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?)
+}
+
+fn is_null(argument: u8) -> Result<SeccompRule, Error> {
+    let address = SeccompCmpArgLen::Qword;
+    let null = SeccompCondition::new(argument, address, SeccompCmpOp::Eq, 0)?;
+    Ok(SeccompRule::new(vec![null])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filters_fit_into_what_the_kernel_takes() {
+        for (sockets, datagrams) in [(false, false), (true, true)] {
+            for filter in filters(sockets, datagrams).unwrap() {
+                assert!((10..4096).contains(&filter.len()), "{}", filter.len());
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_both_allowed_and_deadly() {
+        let allowed = allowed(true, true).unwrap();
+        assert!(DEADLY.iter().all(|call| !allowed.contains_key(call)));
+        let [less, more] = [false, true].map(|all| super::allowed(all, all).unwrap());
+        for call in [libc::SYS_unlinkat, libc::SYS_socket, libc::SYS_connect] {
+            assert!(more.contains_key(&call) && !less.contains_key(&call));
+        }
+        for call in [libc::SYS_clone3, libc::SYS_bind, libc::SYS_kill, libc::SYS_io_uring_setup] {
+            assert!(!more.contains_key(&call));
+        }
+    }
+}

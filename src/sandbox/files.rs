@@ -1,0 +1,92 @@
+//! Landlock: what may be opened, removed and connected to.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd,
+    RestrictionStatus, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
+    RulesetStatus, Scope,
+};
+
+use super::paths::Readable;
+
+/// The newest version whose rules were tried out here. A kernel that has less enforces what
+/// it has: from version 1 files, from 4 TCP as well, from 6 signals and abstract sockets too.
+/// What it lacks of these, seccomp refuses in another way.
+const ABI_TRIED: ABI = ABI::V7;
+
+/// What is in force.
+#[derive(Debug)]
+pub(super) struct Landlock {
+    abi: i32,
+    /// Folders and files that could not be allowed, and why.
+    pub(super) left_out: Vec<String>,
+}
+
+/// Lets this thread, and those that it starts, read what is `readable` and open nothing else,
+/// nor write or run anything, nor use another TCP port than those that it has.
+pub(super) fn restrict(readable: &Readable) -> Result<Landlock, String> {
+    let mut left_out = Vec::new();
+    let status = apply(readable, &mut left_out).map_err(|error| error.to_string())?;
+    match (status.ruleset, status.landlock) {
+        (RulesetStatus::NotEnforced, LandlockStatus::NotEnabled) => {
+            Err("the kernel has it, but it isn't switched on".to_owned())
+        }
+        (RulesetStatus::NotEnforced, _) => Err("the kernel doesn't have it".to_owned()),
+        (_, LandlockStatus::Available { effective_abi, kernel_abi }) => {
+            Ok(Landlock { abi: kernel_abi.unwrap_or(effective_abi as i32), left_out })
+        }
+        _ => Err("its version is unknown".to_owned()),
+    }
+}
+
+fn apply(
+    readable: &Readable,
+    left_out: &mut Vec<String>,
+) -> Result<RestrictionStatus, RulesetError> {
+    let mut rules = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI_TRIED))?
+        .handle_access(AccessNet::from_all(ABI_TRIED))?
+        .scope(Scope::from_all(ABI_TRIED))?
+        .create()?;
+    let mut allow = |rules: RulesetCreated, path: &PathBuf, access: BitFlags<AccessFs>| {
+        allow(rules, path, access, left_out)
+    };
+    for folder in &readable.folders {
+        rules = allow(rules, folder, AccessFs::ReadFile | AccessFs::ReadDir)?;
+    }
+    for file in &readable.files {
+        rules = allow(rules, file, AccessFs::ReadFile.into())?;
+    }
+    for folder in &readable.removable {
+        rules = allow(rules, folder, AccessFs::RemoveFile.into())?;
+    }
+    rules.restrict_self()
+}
+
+fn allow(
+    rules: RulesetCreated,
+    path: &Path,
+    access: BitFlags<AccessFs>,
+    left_out: &mut Vec<String>,
+) -> Result<RulesetCreated, RulesetError> {
+    match PathFd::new(path) {
+        Ok(place) => rules.add_rule(PathBeneath::new(place, access)),
+        Err(error) => {
+            left_out.push(format!("what is in {} stays closed: {error}", path.display()));
+            Ok(rules)
+        }
+    }
+}
+
+impl fmt::Display for Landlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.abi {
+            ..4 => "files",
+            4 | 5 => "files, TCP",
+            _ => "files, TCP, signals",
+        };
+        write!(f, "Landlock (ABI {}: {what})", self.abi)
+    }
+}

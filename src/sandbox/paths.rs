@@ -1,0 +1,330 @@
+//! Which folders have to stay readable for all that may be opened later.
+//!
+//! Files are replaced by renaming others over them, and links by other links, so what is
+//! allowed is the folder: of the file, and of the link that leads to it. Whoever can't put
+//! files there can't make more readable.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Component, Path, PathBuf};
+
+use super::Plan;
+
+/// As many as the kernel follows.
+const MAX_LINKS: usize = 40;
+
+/// What may be read, and where files may be removed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Readable {
+    /// Folders, with all that is below them.
+    pub(super) folders: BTreeSet<PathBuf>,
+    /// Single files and block devices.
+    pub(super) files: BTreeSet<PathBuf>,
+    /// Folders of Unix sockets.
+    pub(super) removable: BTreeSet<PathBuf>,
+    /// What won't work, and why.
+    pub(super) notes: Vec<String>,
+}
+
+/// What is at a path that leads over no link but in its last part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    Link(PathBuf),
+    Folder,
+    File,
+    Device,
+    Nothing,
+}
+
+/// Where a path leads.
+struct Trail {
+    /// The folders of links that are the last part of a path.
+    links: Vec<PathBuf>,
+    /// The folders of other links that lead to a place below their folder, such as `current`
+    /// to `releases/7`: those are made to be exchanged.
+    switches: Vec<PathBuf>,
+    end: PathBuf,
+    kind: Kind,
+}
+
+impl Readable {
+    /// What `plan` needs, as links and folders are now.
+    pub(super) fn of(plan: &Plan) -> Self {
+        // Without a current folder relative paths lead nowhere anyway.
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        Self::with(plan, &here, look)
+    }
+
+    fn with(plan: &Plan, here: &Path, look: impl Fn(&Path) -> Kind) -> Self {
+        let mut readable = Self::default();
+        for path in plan.files.iter().chain(&plan.reloaded) {
+            readable.add_file(path, follow(&here.join(path), &look));
+        }
+        for path in &plan.folders {
+            readable.add_folder(path, follow(&here.join(path), &look));
+        }
+        for path in &plan.sockets {
+            let folder = here.join(path).parent().map(Path::to_owned).unwrap_or_default();
+            readable.add_socket(path, follow(&folder, &look).end);
+        }
+        if plan.anywhere {
+            readable.folders.insert("/".into());
+        }
+        readable.drop_what_is_within();
+        readable
+    }
+
+    fn add_file(&mut self, path: &Path, trail: Trail) {
+        match (&trail.kind, trail.end.parent()) {
+            // Beside a device there are others.
+            (Kind::Device, _) => {
+                self.files.insert(trail.end);
+                return;
+            }
+            (Kind::Folder, _) | (_, None) => return,
+            (_, Some(root)) if root == Path::new("/") => {
+                self.notes.push(format!(
+                    "{} is in the folder /, which doesn't stay readable: a file that replaces it \
+                     can be read after a restart only",
+                    path.display()
+                ));
+                self.files.insert(trail.end);
+            }
+            (_, Some(folder)) => {
+                self.folders.insert(folder.to_owned());
+            }
+        }
+        let links = trail.links.into_iter().chain(trail.switches);
+        self.folders.extend(links.filter(|folder| folder != Path::new("/")));
+    }
+
+    fn add_folder(&mut self, path: &Path, trail: Trail) {
+        if trail.kind == Kind::Nothing {
+            self.notes.push(format!(
+                "there is no folder {}: what comes there later can be read after a restart only",
+                path.display()
+            ));
+            return;
+        }
+        self.folders.insert(trail.end);
+        self.folders.extend(trail.switches.into_iter().filter(|folder| folder != Path::new("/")));
+    }
+
+    fn add_socket(&mut self, path: &Path, folder: PathBuf) {
+        if folder == Path::new("/") {
+            self.notes.push(format!(
+                "{} will stay behind at the end, until the next start: nothing may be removed \
+                 from the folder /",
+                path.display()
+            ));
+        } else {
+            self.removable.insert(folder);
+        }
+    }
+
+    /// Leaves out folders and files that are below others.
+    fn drop_what_is_within(&mut self) {
+        let all = self.folders.clone();
+        let within = |path: &Path| path.ancestors().skip(1).any(|above| all.contains(above));
+        self.folders.retain(|folder| !within(folder));
+        self.files.retain(|file| !within(file));
+    }
+}
+
+impl fmt::Display for Readable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.folders.contains(Path::new("/")) {
+            return f.write_str("everywhere, as parents may be anywhere");
+        }
+        let folders = self.folders.iter().map(|folder| format!("{}/", folder.display()));
+        let files = self.files.iter().map(|file| file.display().to_string());
+        match folders.chain(files).collect::<Vec<_>>() {
+            none if none.is_empty() => f.write_str("no file"),
+            some => f.write_str(&some.join(", ")),
+        }
+    }
+}
+
+/// Follows an absolute path as the kernel would.
+fn follow(path: &Path, look: &impl Fn(&Path) -> Kind) -> Trail {
+    let mut parts: VecDeque<OsString> = parts(path).collect();
+    let mut trail = Trail { links: vec![], switches: vec![], end: "/".into(), kind: Kind::Folder };
+    let mut followed = 0;
+    while let Some(part) = parts.pop_front() {
+        if part == ".." {
+            trail.end.pop();
+            continue;
+        }
+        let next = trail.end.join(part);
+        match look(&next) {
+            Kind::Link(target) if followed < MAX_LINKS => {
+                followed += 1;
+                if parts.is_empty() {
+                    trail.links.push(trail.end.clone());
+                }
+                if leads_below(&trail.end, &target) {
+                    trail.switches.push(trail.end.clone());
+                }
+                if target.is_absolute() {
+                    trail.end = "/".into();
+                }
+                for part in self::parts(&target).collect::<Vec<_>>().into_iter().rev() {
+                    parts.push_front(part);
+                }
+            }
+            kind => {
+                trail.end = next;
+                trail.kind = kind;
+            }
+        }
+    }
+    // After .. it is a folder.
+    trail.kind = look(&trail.end);
+    trail
+}
+
+fn parts(path: &Path) -> impl Iterator<Item = OsString> {
+    path.components().filter_map(|part| match part {
+        Component::Normal(part) => Some(part.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
+/// Whether a link in `folder` to `target` leads to something below that folder.
+fn leads_below(folder: &Path, target: &Path) -> bool {
+    let is_plain = !target.components().any(|part| part == Component::ParentDir);
+    is_plain && folder.join(target).starts_with(folder)
+}
+
+fn look(path: &Path) -> Kind {
+    let Ok(there) = std::fs::symlink_metadata(path) else { return Kind::Nothing };
+    let kind = there.file_type();
+    if kind.is_symlink() {
+        std::fs::read_link(path).map_or(Kind::Nothing, Kind::Link)
+    } else if kind.is_dir() {
+        Kind::Folder
+    } else if kind.is_block_device() {
+        Kind::Device
+    } else {
+        Kind::File
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Decides about a file system in which `there` are these paths: folders end with a
+    /// slash, block devices with an exclamation mark, links have an arrow. All else that
+    /// leads to them is folders.
+    fn readable(there: &[&str], plan: &Plan) -> Readable {
+        let look = |path: &Path| {
+            let path = path.to_str().unwrap();
+            for entry in there {
+                match entry.split_once(" -> ") {
+                    Some((link, target)) if link == path => return Kind::Link(target.into()),
+                    None if entry.trim_end_matches('/') == path && entry.ends_with('/') => {
+                        return Kind::Folder;
+                    }
+                    None if *entry == path => return Kind::File,
+                    None if *entry == format!("{path}!") => return Kind::Device,
+                    _ => {}
+                }
+            }
+            let above = format!("{}/", path.trim_end_matches('/'));
+            let is_above = there.iter().any(|entry| entry.starts_with(&above));
+            if is_above { Kind::Folder } else { Kind::Nothing }
+        };
+        Readable::with(plan, Path::new("/home/me"), look)
+    }
+
+    fn of_files(there: &[&str], files: &[&str]) -> (Vec<String>, Vec<String>, usize) {
+        let files = files.iter().map(PathBuf::from).collect();
+        listed(readable(there, &Plan { files, ..Plan::default() }))
+    }
+
+    fn of_folders(there: &[&str], folders: &[&str]) -> (Vec<String>, Vec<String>, usize) {
+        let folders = folders.iter().map(PathBuf::from).collect();
+        listed(readable(there, &Plan { folders, ..Plan::default() }))
+    }
+
+    fn listed(readable: Readable) -> (Vec<String>, Vec<String>, usize) {
+        let list = |set: BTreeSet<PathBuf>| {
+            set.iter().map(|path| path.to_str().unwrap().to_owned()).collect()
+        };
+        (list(readable.folders), list(readable.files), readable.notes.len())
+    }
+
+    fn folders(paths: &[&str]) -> (Vec<String>, Vec<String>, usize) {
+        (paths.iter().map(ToString::to_string).collect(), vec![], 0)
+    }
+
+    #[test]
+    fn a_file_is_its_folder() {
+        assert_eq!(
+            of_files(&["/s/a.hxz", "/s/b.hxz"], &["/s/a.hxz", "/s/b.hxz"]),
+            folders(&["/s"])
+        );
+        assert_eq!(of_files(&["/home/me/x/a.hxz"], &["x/a.hxz"]), folders(&["/home/me/x"]));
+        assert_eq!(of_files(&["/home/a.hxz", "/home/me/"], &["../a.hxz"]), folders(&["/home"]));
+        // It may come later.
+        assert_eq!(of_files(&["/s/"], &["/s/a.hxz"]), folders(&["/s"]));
+        // What is below another folder needs no mention.
+        assert_eq!(of_files(&["/s/a.hxz", "/s/t/b"], &["/s/a.hxz", "/s/t/b"]), folders(&["/s"]));
+    }
+
+    #[test]
+    fn links_are_followed_and_may_be_exchanged() {
+        let there = ["/s/a.hxz -> ../t/b.hxz", "/t/b.hxz -> /u/c.hxz", "/u/c.hxz"];
+        assert_eq!(of_files(&there, &["/s/a.hxz"]), folders(&["/s", "/t", "/u"]));
+        // As Kubernetes mounts secrets.
+        let there = ["/k/tls.crt -> ..data/tls.crt", "/k/..data -> ..7", "/k/..7/tls.crt"];
+        assert_eq!(of_files(&there, &["/k/tls.crt"]), folders(&["/k"]));
+        // A link on the way that leads elsewhere doesn't open all that is beside it.
+        let there = ["/var/run -> /run", "/run/pw/key"];
+        assert_eq!(of_files(&there, &["/var/run/pw/key"]), folders(&["/run/pw"]));
+        let there = ["/s/current -> v1", "/s/v1/a.hxz"];
+        assert_eq!(of_files(&there, &["/s/current/a.hxz"]), folders(&["/s"]));
+        assert_eq!(of_folders(&there, &["/s/current"]), folders(&["/s"]));
+        let there = ["/s/current -> /mnt/v1", "/mnt/v1/a.hxz"];
+        assert_eq!(of_folders(&there, &["/s/current"]), folders(&["/mnt/v1"]));
+        // A circle ends.
+        assert_eq!(of_files(&["/s/a -> b", "/s/b -> a"], &["/s/a"]).0, ["/s"]);
+    }
+
+    #[test]
+    fn devices_and_the_root_are_not_opened_whole() {
+        let there = ["/dev/vg/snap -> ../dm-3", "/dev/dm-3!"];
+        assert_eq!(of_files(&there, &["/dev/vg/snap"]), (vec![], vec!["/dev/dm-3".into()], 0));
+        assert_eq!(of_files(&["/a.hxz"], &["/a.hxz"]), (vec![], vec!["/a.hxz".into()], 1));
+        let there = ["/a.hxz -> s/a.hxz", "/s/a.hxz"];
+        assert_eq!(of_files(&there, &["/a.hxz"]), folders(&["/s"]));
+        // Whoever wants it has it.
+        assert_eq!(of_folders(&["/s/"], &["/"]), folders(&["/"]));
+        assert_eq!(of_folders(&["/s/"], &["/none"]), (vec![], vec![], 1));
+    }
+
+    #[test]
+    fn anywhere_is_everywhere() {
+        let plan =
+            Plan { anywhere: true, files: vec!["/s/a".into(), "/b".into()], ..Plan::default() };
+        let readable = readable(&["/s/a", "/b"], &plan);
+        assert!(readable.to_string().starts_with("everywhere"));
+        assert_eq!(listed(readable).0, ["/"]);
+    }
+
+    #[test]
+    fn sockets_are_removed_from_their_folders() {
+        let plan = Plan {
+            sockets: vec!["/var/run/x/s".into(), "/s".into(), "t".into()],
+            ..Plan::default()
+        };
+        let readable = readable(&["/var/run -> /run", "/run/x/", "/home/me/"], &plan);
+        let removable: Vec<PathBuf> = vec!["/home/me".into(), "/run/x".into()];
+        assert!(readable.removable.iter().eq(&removable));
+        assert_eq!((readable.to_string().as_str(), readable.notes.len()), ("no file", 1));
+    }
+}

@@ -1,0 +1,147 @@
+//! Whose rights the process has.
+
+use std::fmt;
+use std::str::FromStr;
+
+use nix::unistd::{self, Gid, Group, Uid, getgroups, getresgid, getresuid};
+use rustix::io;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
+/// A user to go on as, and a group: `USER` or `USER:GROUP`, by name or number. Without a group
+/// it is the user's own. There are no further groups.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    uid: Uid,
+    gid: Gid,
+    /// As it was given.
+    text: String,
+}
+
+/// Why a text names no user.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UserError {
+    /// There is none of that name.
+    #[error("there is no user \"{0}\"")]
+    NoUser(String),
+    /// There is none of that name.
+    #[error("there is no group \"{0}\"")]
+    NoGroup(String),
+    /// A number alone doesn't say which group.
+    #[error("the system knows no user {0}, so the group has to be given too: {0}:GROUP")]
+    GroupMissing(u32),
+    /// The system's lists can't be read.
+    #[error("can't look up \"{0}\": {1}")]
+    Lookup(String, String),
+}
+
+impl FromStr for User {
+    type Err = UserError;
+
+    fn from_str(text: &str) -> Result<Self, UserError> {
+        let (user, group) = match text.split_once(':') {
+            Some((user, group)) => (user, Some(group)),
+            None => (text, None),
+        };
+        let lookup = |error: nix::Error| UserError::Lookup(text.to_owned(), error.to_string());
+        let named = unistd::User::from_name(user).map_err(lookup)?;
+        let (uid, own_group) = match (named, user.parse()) {
+            (Some(user), _) => (user.uid, Some(user.gid)),
+            (None, Ok(number)) => {
+                let uid = Uid::from_raw(number);
+                (uid, unistd::User::from_uid(uid).map_err(lookup)?.map(|user| user.gid))
+            }
+            (None, Err(_)) => return Err(UserError::NoUser(user.to_owned())),
+        };
+        let gid = match (group, own_group) {
+            (None, Some(gid)) => gid,
+            (None, None) => return Err(UserError::GroupMissing(uid.as_raw())),
+            (Some(group), _) => match (Group::from_name(group).map_err(lookup)?, group.parse()) {
+                (Some(group), _) => group.gid,
+                (None, Ok(number)) => Gid::from_raw(number),
+                (None, Err(_)) => return Err(UserError::NoGroup(group.to_owned())),
+            },
+        };
+        Ok(Self { uid, gid, text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl User {
+    /// Makes the process this user's, with no way back, and makes sure of that.
+    pub(super) fn take_over(&self) -> Result<(), String> {
+        let is_it = || -> nix::Result<bool> {
+            let (uids, gids) = (getresuid()?, getresgid()?);
+            Ok([uids.real, uids.effective, uids.saved].iter().all(|uid| *uid == self.uid)
+                && [gids.real, gids.effective, gids.saved].iter().all(|gid| *gid == self.gid))
+        };
+        let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+        if !self.uid.is_root() && is_it().map_err(failed("who am I"))? {
+            return Ok(());
+        }
+        if !unistd::geteuid().is_root() {
+            return Err("only root can become another user".to_owned());
+        }
+        // In this order, for each needs root.
+        unistd::setgroups(&[]).map_err(failed("setgroups"))?;
+        unistd::setresgid(self.gid, self.gid, self.gid).map_err(failed("setresgid"))?;
+        unistd::setresuid(self.uid, self.uid, self.uid).map_err(failed("setresuid"))?;
+
+        let root = Uid::from_raw(0);
+        let is_done = is_it().map_err(failed("who am I"))?
+            && getgroups().is_ok_and(|groups| groups.is_empty())
+            && (self.uid.is_root()
+                || unistd::setresuid(root, root, root).is_err()
+                    && capabilities(None).is_ok_and(|held| held.permitted.is_empty()));
+        if is_done { Ok(()) } else { Err("the rights of root are still there".to_owned()) }
+    }
+}
+
+/// Whether the process has the rights of root.
+pub fn is_root() -> bool {
+    unistd::geteuid().is_root()
+}
+
+/// Gives up all capabilities but that of reading any file, which root has from it, and, where
+/// a socket has to be removed at the end, that of writing to any folder.
+pub(super) fn drop_capabilities(removes_sockets: bool) -> io::Result<()> {
+    let held = capabilities(None)?;
+    let mut kept = CapabilitySet::DAC_READ_SEARCH;
+    if removes_sockets {
+        kept |= CapabilitySet::DAC_OVERRIDE;
+    }
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: held.effective & kept,
+            permitted: held.permitted & kept,
+            inheritable: CapabilitySet::empty(),
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_and_groups_by_name_and_number() {
+        let user =
+            |text: &str| text.parse::<User>().map(|user| (user.uid.as_raw(), user.gid.as_raw()));
+        assert_eq!(user("root"), Ok((0, 0)));
+        assert_eq!(user("0"), Ok((0, 0)));
+        assert_eq!(user("root:daemon"), Ok((0, 1)));
+        assert_eq!(user("4000000:4000001"), Ok((4_000_000, 4_000_001)));
+        assert_eq!(user("4000000"), Err(UserError::GroupMissing(4_000_000)));
+        for nobody in ["", "no such user", "-1", "4294967296", ":root"] {
+            assert!(matches!(user(nobody), Err(UserError::NoUser(_))), "{nobody}");
+        }
+        for nothing in ["root:", "root:no such group", "root:-1"] {
+            assert!(matches!(user(nothing), Err(UserError::NoGroup(_))), "{nothing}");
+        }
+    }
+}

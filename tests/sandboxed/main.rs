@@ -1,0 +1,306 @@
+//! The sandbox from inside. It can't be left, and has to be entered before there is a second
+//! thread, so each attempt is a process of its own: this program again, told what to try.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    reason = "a test that can't go on shall panic"
+)]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use hexz_nbd::sandbox::{self, Mode, Plan, SandboxError};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// What a process is to come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Done,
+    /// A call failed with this number.
+    Refused(i32),
+    /// The kernel ended it.
+    Killed(i32),
+}
+use End::{Done, Killed, Refused};
+
+const EACCES: i32 = 13;
+const ENOSYS: i32 = 38;
+const SIGABRT: i32 = 6;
+const SIGSYS: i32 = 31;
+
+/// What it is called, what is done, and what it has to come to.
+type Attempt = (&'static str, fn(&Place) -> io::Result<()>, End);
+
+const ATTEMPTS: &[Attempt] = &[
+    ("read what is allowed", |place| is_read(&place.inside("file")), Done),
+    ("list what is allowed", |place| fs::read_dir(place.inside("")).map(drop), Done),
+    ("read elsewhere", |place| is_read(&place.outside("file")), Refused(EACCES)),
+    ("read elsewhere by a link", |place| is_read(&place.inside("link")), Refused(EACCES)),
+    ("read elsewhere by dots", |place| is_read(&place.inside("../out/file")), Refused(EACCES)),
+    ("read the shadow file", |_| is_read(Path::new("/etc/shadow")), Refused(EACCES)),
+    ("read own memory", |_| is_read(Path::new("/proc/self/environ")), Refused(EACCES)),
+    ("list elsewhere", |place| fs::read_dir(place.outside("")).map(drop), Refused(EACCES)),
+    ("read elsewhere in a thread", in_a_thread, Refused(EACCES)),
+    ("write", |place| fs::write(place.inside("new"), "x"), Refused(ENOSYS)),
+    ("append", append, Refused(ENOSYS)),
+    ("rename", |place| fs::rename(place.inside("file"), place.inside("b")), Refused(ENOSYS)),
+    ("make a folder", |place| fs::create_dir(place.inside("folder")), Refused(ENOSYS)),
+    ("remove a file", |place| fs::remove_file(place.inside("file")), Refused(EACCES)),
+    ("remove a socket", |place| fs::remove_file(place.sockets("s")), Done),
+    ("make a socket", |_| Socket::new(Domain::IPV4, Type::STREAM, None).map(drop), Refused(ENOSYS)),
+    ("connect", |place| place.socket.connect(&place.listener), Refused(ENOSYS)),
+    ("listen", |place| place.socket.bind(&any_port()), Refused(ENOSYS)),
+    ("send a datagram", send_datagram, Refused(ENOSYS)),
+    ("look at others' threads", |_| fs::read_dir("/proc/1/task").map(drop), Refused(EACCES)),
+    ("send a signal", send_signal, Refused(ENOSYS)),
+    ("start a program", |_| Command::new("/bin/true").status().map(drop), Refused(ENOSYS)),
+    ("become a program", |_| Err(Command::new("/bin/true").exec()), Killed(SIGSYS)),
+    ("become a user", become_a_user, Killed(SIGSYS)),
+    ("allow core dumps", allow_dumps, Refused(ENOSYS)),
+    ("raise a limit", raise_a_limit, Refused(ENOSYS)),
+    ("abort", |_| std::process::abort(), Killed(SIGABRT)),
+    ("panic in a thread", panic_in_a_thread, Done),
+];
+
+/// The same where datagrams may be sent. Then there are sockets to connect, and Landlock is
+/// what keeps them from it.
+const WITH_DATAGRAMS: &[Attempt] = &[
+    ("send a datagram", send_datagram, Done),
+    ("connect", |place| place.socket.connect(&place.listener), Refused(EACCES)),
+    ("make a socket", |_| Socket::new(Domain::IPV4, Type::STREAM, None).map(drop), Refused(ENOSYS)),
+];
+
+/// Where a process is to try it.
+struct Place {
+    folder: PathBuf,
+    listener: SockAddr,
+    /// Made before the sandbox was entered.
+    socket: Socket,
+}
+
+impl Place {
+    fn inside(&self, name: &str) -> PathBuf {
+        self.folder.join("in").join(name)
+    }
+
+    fn outside(&self, name: &str) -> PathBuf {
+        self.folder.join("out").join(name)
+    }
+
+    fn sockets(&self, name: &str) -> PathBuf {
+        self.folder.join("sockets").join(name)
+    }
+
+    fn plan(&self) -> Plan {
+        Plan {
+            mode: Mode::Require,
+            folders: vec![self.inside("")],
+            sockets: vec![self.sockets("s")],
+            ..Plan::default()
+        }
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["try", what, set, folder, port] => end(attempt(what, set, folder, port)),
+        ["without", call, ref command @ ..] => without(call, command),
+        _ => test(&args),
+    }
+}
+
+/// Says how it went: 0, or the number of the error.
+fn end(result: io::Result<()>) -> ! {
+    let code = result.map_or_else(|error| error.raw_os_error().unwrap_or(255), |()| 0);
+    std::process::exit(code)
+}
+
+fn attempt(what: &str, set: &str, folder: &str, port: &str) -> io::Result<()> {
+    let place = Place {
+        folder: folder.into(),
+        listener: format!("127.0.0.1:{port}").parse::<std::net::SocketAddr>().unwrap().into(),
+        socket: Socket::new(Domain::IPV4, Type::STREAM, None)?,
+    };
+    let datagrams = set == "datagrams";
+    let report = sandbox::enter(&Plan { datagrams, ..place.plan() }).unwrap();
+    assert!(report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
+    let set = if datagrams { WITH_DATAGRAMS } else { ATTEMPTS };
+    let (_, attempt, _) = set.iter().find(|(name, ..)| *name == what).unwrap();
+    attempt(&place)
+}
+
+/// Runs a command where the kernel lacks a system call.
+fn without(call: &str, command: &[&str]) -> ! {
+    let call = match call {
+        "landlock" => libc::SYS_landlock_create_ruleset,
+        "seccomp" => libc::SYS_seccomp,
+        other => panic!("{other}"),
+    };
+    let missing = SeccompAction::Errno(ENOSYS.unsigned_abs());
+    let here = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+    let calls = BTreeMap::from([(call, vec![])]);
+    let filter = SeccompFilter::new(calls, SeccompAction::Allow, missing, here).unwrap();
+    let filter: seccompiler::BpfProgram = filter.try_into().unwrap();
+    seccompiler::apply_filter(&filter).unwrap();
+    panic!("{}", Command::new(command[0]).args(&command[1..]).exec())
+}
+
+/// Runs the tests whose names contain one of the words in `args`, or all.
+fn test(args: &[String]) {
+    let words: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(*word));
+    if args.iter().any(|arg| arg == "--list") {
+        return;
+    }
+    let mut count = 0;
+    for (set, attempts) in [("plain", ATTEMPTS), ("datagrams", WITH_DATAGRAMS)] {
+        for (name, _, expected) in attempts.iter().filter(|(name, ..)| is_wanted(name)) {
+            assert_eq!(outcome(name, set), *expected, "{name} ({set})");
+            count += 1;
+        }
+    }
+    let others: [(&str, fn()); 4] = [
+        ("a second thread", a_second_thread),
+        ("require says what is missing", require_says_what_is_missing),
+        ("auto goes on", auto_goes_on),
+        ("off", off),
+    ];
+    for (_, test) in others.iter().filter(|(name, _)| is_wanted(name)) {
+        test();
+        count += 1;
+    }
+    println!("{count} attempts came to what they should");
+}
+
+/// What comes of an attempt in a process of its own.
+fn outcome(what: &str, set: &str) -> End {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["in", "out", "sockets"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        fs::write(folder.path().join(name).join("file"), "x").unwrap();
+    }
+    symlink("../out/file", folder.path().join("in/link")).unwrap();
+    fs::write(folder.path().join("sockets/s"), "").unwrap();
+    let _manager = UnixDatagram::bind(folder.path().join("sockets/manager")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let output = command.args(["try", what, set]).arg(folder.path()).arg(port).output().unwrap();
+    match (output.status.code(), output.status.signal()) {
+        (Some(0), _) => Done,
+        (Some(code @ (255 | 101)), _) => {
+            panic!("{what}: {code}: {}", String::from_utf8_lossy(&output.stderr))
+        }
+        (Some(error), _) => Refused(error),
+        (None, signal) => Killed(signal.unwrap()),
+    }
+}
+
+fn is_read(path: &Path) -> io::Result<()> {
+    fs::read(path).map(drop)
+}
+
+fn append(place: &Place) -> io::Result<()> {
+    File::options().append(true).open(place.inside("file")).map(drop)
+}
+
+fn in_a_thread(place: &Place) -> io::Result<()> {
+    std::thread::scope(|scope| scope.spawn(|| is_read(&place.outside("file"))).join().unwrap())
+}
+
+fn any_port() -> SockAddr {
+    std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()
+}
+
+fn send_datagram(place: &Place) -> io::Result<()> {
+    UnixDatagram::unbound()?.send_to(b"READY=1", place.sockets("manager")).map(drop)
+}
+
+fn send_signal(_: &Place) -> io::Result<()> {
+    let parent = rustix::process::getppid().unwrap();
+    Ok(rustix::process::kill_process(parent, Signal::CONT)?)
+}
+
+fn become_a_user(_: &Place) -> io::Result<()> {
+    Ok(rustix::thread::set_thread_uid(rustix::process::getuid())?)
+}
+
+fn allow_dumps(_: &Place) -> io::Result<()> {
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?)
+}
+
+fn raise_a_limit(_: &Place) -> io::Result<()> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    Ok(rustix::process::setrlimit(Resource::Core, none)?)
+}
+
+fn panic_in_a_thread(_: &Place) -> io::Result<()> {
+    assert!(std::thread::spawn(|| panic!("for a test")).join().is_err());
+    Ok(())
+}
+
+fn a_second_thread() {
+    let (release, wait) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || wait.recv());
+    let entered = sandbox::enter(&Plan::default());
+    assert!(matches!(entered, Err(SandboxError::Threads(2))), "{entered:?}");
+    drop(release);
+    assert!(thread.join().unwrap().is_err());
+}
+
+fn off() {
+    let report = sandbox::enter(&Plan { mode: Mode::Off, ..Plan::default() }).unwrap();
+    assert_eq!(report, sandbox::Report::default());
+    assert!(Command::new("/bin/true").status().unwrap().success());
+}
+
+/// The server where the kernel lacks `call`. It finds no archive, so that it ends in any case:
+/// with 3 if it went on.
+fn server_without(call: &str, mode: &str) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    let Output { status, stderr, .. } = command
+        .args(["without", call, env!("CARGO_BIN_EXE_hexz-nbd"), "--sandbox", mode])
+        .args(["--listen", "127.0.0.1:0"])
+        .arg(folder.path().join("none.hxz"))
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap();
+    (status.code(), String::from_utf8(stderr).unwrap())
+}
+
+fn require_says_what_is_missing() {
+    for (call, name) in [("landlock", "Landlock"), ("seccomp", "seccomp")] {
+        let (code, stderr) = server_without(call, "require");
+        assert_eq!(code, Some(6), "{stderr}");
+        let missing = format!("the sandbox is required, but not to be had: {name} (");
+        assert!(stderr.contains(&missing), "{stderr}");
+    }
+}
+
+fn auto_goes_on() {
+    for (call, gone, there) in
+        [("landlock", "Landlock", "seccomp"), ("seccomp", "seccomp", "Landlock")]
+    {
+        let (code, stderr) = server_without(call, "auto");
+        assert_eq!(code, Some(3), "{stderr}");
+        let line = |start: &str| stderr.lines().find(|line| line.contains(start)).unwrap();
+        assert!(line("WARN sandbox: not to be had here").contains(gone), "{stderr}");
+        let enforced = line("INFO sandbox: no new privileges");
+        assert!(enforced.contains(there) && !enforced.contains(gone), "{stderr}");
+    }
+}
