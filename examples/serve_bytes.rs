@@ -16,8 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use hexz_nbd::nbd::budget::Budget;
 use hexz_nbd::nbd::{
-    Export, Exports, Listing, ReadError, Security, Segment, Span, TransmitLimits, greet, negotiate,
-    transmit,
+    Export, Exports, Listing, NegotiationLimits, ReadError, Security, Segment, Span,
+    TransmitLimits, greet, negotiate, transmit,
 };
 use tokio::net::{TcpListener, TcpStream};
 
@@ -101,7 +101,9 @@ async fn serve(
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let flags = greet(&mut stream).await?;
-    if let Some(chosen) = negotiate(&mut stream, flags, Security::Plain, exports).await? {
+    let mut allowance = NegotiationLimits::default().allowance();
+    let chosen = negotiate(&mut stream, flags, Security::Plain, exports, &mut allowance).await?;
+    if let Some(chosen) = chosen {
         let summary = transmit(stream, chosen, limits, std::future::pending()).await?;
         println!("a client left after {} requests", summary.requests);
     }

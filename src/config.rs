@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::gateway::access::Rules;
 use crate::gateway::listen::ListenAddress;
+use crate::nbd::NegotiationLimits;
 use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
 
 /// What the gateway needs to know.
@@ -41,6 +42,8 @@ pub struct Limits {
     /// Memory for replies on their way, over all connections, in bytes. Besides it each
     /// connection has a reserve of [`RESERVE`](crate::nbd::budget::RESERVE) bytes.
     pub in_flight: u32,
+    /// How much a client may haggle before it chooses an export.
+    pub negotiation: NegotiationLimits,
 }
 
 impl Default for Limits {
@@ -54,6 +57,7 @@ impl Default for Limits {
             handshakes_per_network: 64,
             connection_rate: 100,
             in_flight: 32 * 1024 * 1024,
+            negotiation: NegotiationLimits::default(),
         }
     }
 }

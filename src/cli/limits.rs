@@ -1,11 +1,17 @@
 //! How much of everything, and how long it may take.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use clap::Args;
 use hexz_nbd::config::{Limits, Memory, Timeouts};
+use hexz_nbd::nbd::NegotiationLimits;
 
-use super::values::{at_least_one, duration};
+use super::values::{at_least_one, duration, size_within};
+
+/// From the longest name on, without which some export couldn't be chosen.
+const OPTION_BYTES: RangeInclusive<u64> = 4096..=u32::MAX as u64;
 
 #[derive(Debug, Args)]
 pub(crate) struct Bounds {
@@ -52,6 +58,19 @@ pub(crate) struct Bounds {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Limits"
     )]
     connection_rate: u32,
+    /// How many options a client may send until it has chosen an export. Some send two for
+    /// each export that there is
+    #[arg(
+        long, value_name = "N", default_value_t = Limits::default().negotiation.options,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"
+    )]
+    max_options: u32,
+    /// How many bytes of data these options may have in all
+    #[arg(
+        long, value_name = "SIZE", default_value = "1MiB",
+        value_parser = size_within(OPTION_BYTES), help_heading = "Limits"
+    )]
+    max_option_bytes: ByteSize,
     /// How long a client may take until it has chosen an export, TLS included
     #[arg(
         long, value_name = "TIME", default_value = "30s",
@@ -82,6 +101,10 @@ impl Bounds {
             handshakes_per_address: self.max_handshakes_per_address,
             handshakes_per_network: self.max_handshakes_per_network,
             connection_rate: self.connection_rate,
+            negotiation: NegotiationLimits {
+                options: self.max_options,
+                option_bytes: self.max_option_bytes.as_u64(),
+            },
             in_flight: memory.in_flight,
         }
     }

@@ -1,5 +1,6 @@
 //! Values of options, and what is said of those that make no sense.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -22,6 +23,21 @@ pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
 
 pub(super) fn size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|error| format!("{error}; expected something like 256MiB or 1GiB"))
+}
+
+/// A size that is within `range`, in bytes.
+pub(super) fn size_within(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<ByteSize, String> + Clone {
+    move |text| match size(text)? {
+        size if size.as_u64() < *range.start() => {
+            Err(format!("it must be at least {}", ByteSize(*range.start())))
+        }
+        size if size.as_u64() > *range.end() => {
+            Err(format!("it must be at most {}", ByteSize(*range.end())))
+        }
+        size => Ok(size),
+    }
 }
 
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

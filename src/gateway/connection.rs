@@ -115,15 +115,16 @@ impl<X: Offer> Connection<'_, X> {
             shutdown: self.shutdown,
         };
         let flags = handshake.run(greet(&mut stream)).await??;
+        let mut allowance = self.shared.config.limits.negotiation.allowance();
         if self.shared.policy.now().policy.tls.is_none() {
             let client = self.meet(None, "none")?;
             let seen = self.seen_by(&client);
-            let negotiated = negotiate(&mut stream, flags, Security::Plain, &seen);
+            let negotiated = negotiate(&mut stream, flags, Security::Plain, &seen, &mut allowance);
             let chosen = handshake.run(negotiated).await??;
             return self.transmission(stream, chosen, client).await;
         }
 
-        match handshake.run(plaintext_leg(&mut stream, flags)).await?? {
+        match handshake.run(plaintext_leg(&mut stream, flags, &mut allowance)).await?? {
             PlaintextOutcome::Ended => return Ok(Ending::LeftEarly),
             PlaintextOutcome::StartTls => {}
         }
@@ -131,7 +132,7 @@ impl<X: Offer> Connection<'_, X> {
         let tls_handshake = Phase { ends, ..handshake };
         let (mut stream, client) = self.tls(stream, &tls_handshake).await?;
         let seen = self.seen_by(&client);
-        let negotiated = negotiate(&mut stream, flags, Security::Tls, &seen);
+        let negotiated = negotiate(&mut stream, flags, Security::Tls, &seen, &mut allowance);
         let chosen = handshake.run(negotiated).await??;
         self.transmission(stream, chosen, client).await
     }

@@ -27,6 +27,12 @@ pub enum SessionError {
         /// The announced length, in bytes.
         length: u32,
     },
+    /// It haggled for too long.
+    #[error("the client sent more than {0} options (--max-options)")]
+    TooManyOptions(u32),
+    /// The same, by the data of its options.
+    #[error("the client sent more than {0} bytes of options (--max-option-bytes)")]
+    TooManyOptionBytes(u64),
     /// `NBD_OPT_EXPORT_NAME` can't be answered with an error, only by closing.
     #[error("the client chose an export that isn't served: {0}")]
     UnknownExport(String),

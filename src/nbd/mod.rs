@@ -17,6 +17,7 @@ pub use error::{ReadError, SessionError};
 pub use export::{COPIED, Export, Exports, Extent, Listing, MayOpen, Offer, Segment, Span};
 pub use greeting::greet;
 pub use negotiate::{
-    Chosen, PlaintextOutcome, ReplyMode, Security, SelectedContext, negotiate, plaintext_leg,
+    Allowance, Chosen, NegotiationLimits, PlaintextOutcome, ReplyMode, Security, SelectedContext,
+    negotiate, plaintext_leg,
 };
 pub use transmit::{Farewell, Summary, TransmitLimits, transmit};

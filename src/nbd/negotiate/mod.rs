@@ -3,6 +3,7 @@
 //! Options are read to their exact length, never through a buffer that reads ahead:
 //! behind STARTTLS no plaintext is left that could be mistaken for something encrypted.
 
+mod allowance;
 mod contexts;
 
 use std::io;
@@ -20,6 +21,7 @@ use super::wire::option::{
     MAX_OPTION_DATA, Opt, OptionHeader, Rep, push_error, push_reply, server_data,
 };
 use super::wire::{MAX_NAME, MAX_PAYLOAD, Printable};
+pub use allowance::{Allowance, NegotiationLimits};
 use contexts::Agreed;
 pub use contexts::SelectedContext;
 
@@ -43,13 +45,15 @@ pub enum Security {
 
 /// The leg in clear of a server that requires TLS ("FORCEDTLS mode"): answers STARTTLS
 /// and ABORT, and refuses everything else. It keeps no state, so there is none that
-/// could survive STARTTLS.
+/// could survive STARTTLS, but for what was used of the client's `allowance`.
 ///
 /// # Errors
-/// The stream failed, the client broke the protocol, or it can't or won't use TLS.
+/// The stream failed, the client broke the protocol or used up its allowance, or it can't or
+/// won't use TLS.
 pub async fn plaintext_leg<S>(
     stream: &mut S,
     flags: ClientFlags,
+    allowance: &mut Allowance,
 ) -> Result<PlaintextOutcome, SessionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -59,7 +63,7 @@ where
     if !flags.contains(ClientFlags::FIXED_NEWSTYLE) {
         return Err(SessionError::TlsRequired);
     }
-    while let Some((option, data)) = read_option(stream).await? {
+    while let Some((option, data)) = read_option(stream, allowance).await? {
         let mut out = Vec::new();
         match option {
             Opt::STARTTLS if data.is_empty() => {
@@ -115,20 +119,21 @@ pub struct Chosen<E> {
 /// Haggles until the client chooses an export, which is returned, or leaves (`None`).
 ///
 /// # Errors
-/// The stream failed, the client broke the protocol, or it chose an unknown export by
-/// `NBD_OPT_EXPORT_NAME`.
+/// The stream failed, the client broke the protocol or used up its allowance, or it chose an
+/// unknown export by `NBD_OPT_EXPORT_NAME`.
 pub async fn negotiate<S, X>(
     stream: &mut S,
     flags: ClientFlags,
     security: Security,
     exports: &X,
+    allowance: &mut Allowance,
 ) -> Result<Option<Chosen<X::Export>>, SessionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
     let mut agreed = Agreed::new();
-    while let Some((option, data)) = read_option(stream).await? {
+    while let Some((option, data)) = read_option(stream, allowance).await? {
         let mut out = Vec::new();
         match option {
             // "a client that has used NBD_OPT_EXTENDED_HEADERS … MUST NOT use this option":
@@ -305,7 +310,10 @@ fn refuse_starttls(out: &mut Vec<u8>, security: Security) {
 }
 
 /// The next option with its data, or `None` if the client closed between two options.
-async fn read_option<S>(stream: &mut S) -> Result<Option<(Opt, Vec<u8>)>, SessionError>
+async fn read_option<S>(
+    stream: &mut S,
+    allowance: &mut Allowance,
+) -> Result<Option<(Opt, Vec<u8>)>, SessionError>
 where
     S: AsyncRead + Unpin,
 {
@@ -327,6 +335,7 @@ where
     if length > cap {
         return Err(SessionError::OptionTooLarge { option, length });
     }
+    allowance.spend(length)?;
     let mut data = vec![0; length as usize];
     stream.read_exact(&mut data).await?;
     Ok(Some((option, data)))

@@ -1,5 +1,6 @@
 //! What the NBD specification says of a server, section by section.
 
+mod allowance;
 mod engine;
 mod extended;
 mod greeting;
