@@ -77,7 +77,7 @@ impl Exports for OnlyNumbers {
 async fn main() -> Result<(), Box<dyn Error>> {
     let exports = Arc::new(OnlyNumbers(Arc::new(Numbers)));
     let limits = TransmitLimits {
-        budget: Budget::new(64 * 1024 * 1024),
+        budget: Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024),
         stall: Duration::from_secs(10),
         drain: Duration::from_secs(10),
     };

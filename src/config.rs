@@ -42,6 +42,9 @@ pub struct Limits {
     /// Memory for replies on their way, over all connections, in bytes. Besides it each
     /// connection has a reserve of [`RESERVE`](crate::nbd::budget::RESERVE) bytes.
     pub in_flight: u32,
+    /// Of that, what one connection may hold, in bytes. One request that is larger is let
+    /// through when the connection holds nothing else of it.
+    pub in_flight_per_connection: u32,
     /// How much a client may haggle before it chooses an export.
     pub negotiation: NegotiationLimits,
 }
@@ -57,6 +60,7 @@ impl Default for Limits {
             handshakes_per_network: 64,
             connection_rate: 100,
             in_flight: 32 * 1024 * 1024,
+            in_flight_per_connection: 8 * 1024 * 1024,
             negotiation: NegotiationLimits::default(),
         }
     }
@@ -75,10 +79,9 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Shares out `bytes`. Blocks get half of it at the least, and all but 48 MiB if it is
-    /// much.
-    pub fn of(bytes: u64) -> Self {
-        let in_flight = Limits::default().in_flight;
+    /// Shares out `bytes`, of which `in_flight` are for replies on their way. Blocks get half
+    /// of it at the least, and all but 16 MiB of the rest if it is much.
+    pub fn of(bytes: u64, in_flight: u32) -> Self {
         let index = (bytes / 16).min(DEFAULT_INDEX_BUDGET);
         let rest = bytes.saturating_sub(index + u64::from(in_flight));
         Self { blocks: rest.max(bytes / 2), index, in_flight }
@@ -167,10 +170,13 @@ mod tests {
     #[test]
     fn memory_is_shared_out() {
         const MIB: u64 = 1 << 20;
-        let blocks = |mib: u64| Memory::of(mib * MIB).blocks / MIB;
+        let blocks = |mib: u64| Memory::of(mib * MIB, 32 << 20).blocks / MIB;
         assert_eq!([0, 16, 256, 4096].map(blocks), [0, 8, 208, 4048]);
-        let all = Memory::of(256 * MIB);
-        assert_eq!(all.blocks + all.index + u64::from(all.in_flight), 256 * MIB);
+        for in_flight in [32 << 20, 100 << 20] {
+            let all = Memory::of(256 * MIB, in_flight);
+            assert_eq!(all.in_flight, in_flight);
+            assert_eq!(all.blocks + all.index + u64::from(all.in_flight), 256 * MIB);
+        }
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let config = options.config();
     let files = PolicyFiles::new(options);
     let policy = files.read(&config)?;
-    let catalog = options.snapshots.catalog(opening::options(&options.snapshots.opening)?)?;
+    let catalog = options.catalog(opening::options(&options.snapshots.opening)?)?;
     warn_of_surprises(&config, &policy);
     raise_descriptor_limit();
     let sockets = listen::bind_all(&config.listen, policy.rules.is_local_only())?;

@@ -111,7 +111,7 @@ pub fn serve<S: AsyncRead + AsyncWrite>(
     connection: S,
 ) -> u64 {
     let limits = TransmitLimits {
-        budget: Budget::new(64 * 1024 * 1024),
+        budget: Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024),
         stall: Duration::from_secs(10),
         drain: Duration::from_secs(10),
     };

@@ -5,13 +5,21 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use hexz_nbd::config::{Limits, Memory, Timeouts};
+use hexz_nbd::config::{Limits, Timeouts};
 use hexz_nbd::nbd::NegotiationLimits;
+use hexz_nbd::nbd::budget::RESERVE;
+use hexz_nbd::nbd::wire::MAX_PAYLOAD;
 
 use super::values::{at_least_one, duration, size_within};
 
 /// From the longest name on, without which some export couldn't be chosen.
 const OPTION_BYTES: RangeInclusive<u64> = 4096..=u32::MAX as u64;
+
+/// From the longest answer on, for which there would never be enough.
+const IN_FLIGHT: RangeInclusive<u64> = MAX_PAYLOAD as u64..=u32::MAX as u64;
+
+/// From what each connection has for itself on; less would be a queue for nothing.
+const IN_FLIGHT_PER_CONNECTION: RangeInclusive<u64> = RESERVE as u64..=u32::MAX as u64;
 
 #[derive(Debug, Args)]
 pub(crate) struct Bounds {
@@ -58,6 +66,18 @@ pub(crate) struct Bounds {
         value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Limits"
     )]
     connection_rate: u32,
+    /// Memory for answers on their way, of all clients. It is a part of --cache-size
+    #[arg(
+        long, value_name = "SIZE", default_value = "32MiB",
+        value_parser = size_within(IN_FLIGHT), help_heading = "Limits"
+    )]
+    max_in_flight: ByteSize,
+    /// How much of that one connection may take, but for one larger answer at a time
+    #[arg(
+        long, value_name = "SIZE", default_value = "8MiB",
+        value_parser = size_within(IN_FLIGHT_PER_CONNECTION), help_heading = "Limits"
+    )]
+    max_in_flight_per_connection: ByteSize,
     /// How many options a client may send until it has chosen an export. Some send two for
     /// each export that there is
     #[arg(
@@ -92,7 +112,12 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    pub(super) fn limits(&self, memory: Memory) -> Limits {
+    /// How much memory may be taken by answers on their way, in bytes.
+    pub(super) fn in_flight(&self) -> u32 {
+        bytes(self.max_in_flight)
+    }
+
+    pub(super) fn limits(&self) -> Limits {
         Limits {
             connections: self.max_connections,
             connections_per_address: self.max_connections_per_address,
@@ -105,7 +130,8 @@ impl Bounds {
                 options: self.max_options,
                 option_bytes: self.max_option_bytes.as_u64(),
             },
-            in_flight: memory.in_flight,
+            in_flight: self.in_flight(),
+            in_flight_per_connection: bytes(self.max_in_flight_per_connection),
         }
     }
 
@@ -117,4 +143,9 @@ impl Bounds {
             ..Timeouts::default()
         }
     }
+}
+
+/// A size that is known to have 32 bits.
+fn bytes(size: ByteSize) -> u32 {
+    u32::try_from(size.as_u64()).unwrap_or(u32::MAX)
 }

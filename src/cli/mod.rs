@@ -15,6 +15,8 @@ mod verify;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_nbd::config::{Config, Memory};
+use hexz_nbd::exports::{Catalog, CatalogError};
+use hexz_nbd::snapshot::OpenOptions;
 
 use check::Check;
 use limits::Bounds;
@@ -183,13 +185,19 @@ impl Serve {
         Config {
             listen: self.network.listen.clone(),
             insecure_no_tls: self.tls.insecure_no_tls,
-            limits: self.bounds.limits(self.memory()),
+            limits: self.bounds.limits(),
             timeouts: self.bounds.timeouts(),
         }
     }
 
-    fn memory(&self) -> Memory {
-        self.snapshots.memory()
+    /// What is to be served.
+    pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
+        self.snapshots.catalog(self.memory(), options)
+    }
+
+    /// How memory is shared out.
+    pub(crate) fn memory(&self) -> Memory {
+        self.snapshots.memory(self.bounds.in_flight())
     }
 }
 

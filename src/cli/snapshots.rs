@@ -43,9 +43,12 @@ pub(crate) struct Snapshots {
 }
 
 impl Snapshots {
-    /// What is to be served, opened as `options` say.
-    pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
-        let memory = self.memory();
+    /// What is to be served, opened as `options` say, with that memory.
+    pub(super) fn catalog(
+        &self,
+        memory: Memory,
+        options: OpenOptions,
+    ) -> Result<Catalog, CatalogError> {
         let options = OpenOptions {
             verify_hashes: !self.skip_hashes,
             index_pages: IndexPages::new(memory.index),
@@ -67,8 +70,9 @@ impl Snapshots {
         }
     }
 
-    pub(super) fn memory(&self) -> Memory {
-        Memory::of(self.cache_size.as_u64())
+    /// How memory is shared out, of which so many bytes are for answers on their way.
+    pub(super) fn memory(&self, in_flight: u32) -> Memory {
+        Memory::of(self.cache_size.as_u64(), in_flight)
     }
 
     /// The export for clients that name none.

@@ -140,7 +140,10 @@ impl<X: Offer> Gateway<X> {
             slots: Slots::new(&config.limits),
             rates: Rates::new(config.limits.connection_rate),
             transmit_limits: TransmitLimits {
-                budget: Budget::new(config.limits.in_flight),
+                budget: Budget::new(
+                    config.limits.in_flight,
+                    config.limits.in_flight_per_connection,
+                ),
                 stall: config.timeouts.stall,
                 drain: config.timeouts.stall,
             },

@@ -3,8 +3,8 @@
 //! A reply's bytes are taken from here before its request is worked on, and given back
 //! once the socket has taken them. Small requests always find room in the connection's
 //! own reserve, so whatever other clients do, they go on; large ones, and many at once,
-//! share the pool. A client that reads no replies soon has nothing left to take from,
-//! and is not read from any more.
+//! share the pool, of which no connection may hold more than its cap. A client that reads
+//! no replies soon has nothing left to take from, and is not read from any more.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -21,15 +21,21 @@ pub const RESERVE: u32 = 128 * 1024;
 #[derive(Debug)]
 pub struct Budget {
     pool: Arc<Semaphore>,
+    /// How many bytes of it one connection may hold.
+    each: u32,
+    /// How many connections wait for room in it.
     waiting: AtomicUsize,
 }
 
 impl Budget {
     /// A pool of `bytes`, or of one largest request if that is more: otherwise such a
-    /// request would wait for ever.
-    pub fn new(bytes: u32) -> Arc<Self> {
+    /// request would wait for ever. For the same reason a connection may hold one request
+    /// that is larger than `each`, if it holds nothing else of the pool; other than that, no
+    /// more than `each`.
+    pub fn new(bytes: u32, each: u32) -> Arc<Self> {
         Arc::new(Self {
             pool: Arc::new(Semaphore::new(bytes.max(MAX_PAYLOAD) as usize)),
+            each: each.max(1),
             waiting: AtomicUsize::new(0),
         })
     }
@@ -40,12 +46,11 @@ impl Budget {
 pub struct Share {
     reserve: Arc<Semaphore>,
     budget: Arc<Budget>,
-    /// How many bytes of the pool this connection holds.
-    pooled: Arc<AtomicUsize>,
+    part: Arc<Part>,
     /// One request of this connection at a time stands in the pool's queue, so that one
     /// with hundreds of them isn't in front of everybody else.
     line: Semaphore,
-    /// How many requests of this connection wait for room in the pool.
+    /// Whether one does.
     waiting: AtomicUsize,
     /// Bytes that its client has been sent.
     sent: AtomicU64,
@@ -56,8 +61,8 @@ impl Share {
     pub fn new(budget: Arc<Budget>) -> Self {
         Self {
             reserve: Arc::new(Semaphore::new(RESERVE as usize)),
+            part: Arc::new(Part::new(budget.each)),
             budget,
-            pooled: Arc::default(),
             line: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
             sent: AtomicU64::new(0),
@@ -69,8 +74,6 @@ impl Share {
         if let Some(hold) = self.take_now(bytes) {
             return hold;
         }
-        let _in_all = Counted::new(&self.budget.waiting);
-        let _here = Counted::new(&self.waiting);
         if bytes > RESERVE {
             return self.wait_for_pool(bytes).await;
         }
@@ -87,17 +90,16 @@ impl Share {
         if let Ok(permit) = Arc::clone(&self.reserve).try_acquire_many_owned(bytes) {
             return Some(Hold::reserved(permit));
         }
-        let permit = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes).ok()?;
-        Some(self.hold_pooled(permit))
+        self.take_pooled_now(bytes)
     }
 
     /// Takes `bytes` if they are free, and else waits for `enough`, which the reserve has
     /// sooner or later whatever others do. Says how many it took.
     pub async fn take_up_to(&self, bytes: u32, enough: u32) -> (Hold, u32) {
         if bytes > enough
-            && let Ok(permit) = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes)
+            && let Some(hold) = self.take_pooled_now(bytes)
         {
-            return (self.hold_pooled(permit), bytes);
+            return (hold, bytes);
         }
         let bytes = bytes.min(enough);
         (self.take(bytes).await, bytes)
@@ -113,7 +115,8 @@ impl Share {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Whether this connection keeps others from the pool.
+    /// Whether this connection keeps others from the pool. Those that are kept from it by
+    /// their own cap alone don't count.
     pub fn is_in_the_way(&self) -> bool {
         let others_wait =
             self.budget.waiting.load(Ordering::Relaxed) > self.waiting.load(Ordering::Relaxed);
@@ -122,21 +125,60 @@ impl Share {
 
     /// How many bytes of the pool this connection holds.
     pub fn pooled(&self) -> u64 {
-        self.pooled.load(Ordering::Relaxed) as u64
+        self.part.held.load(Ordering::Relaxed) as u64
     }
 
+    fn take_pooled_now(&self, bytes: u32) -> Option<Hold> {
+        let room = self.part.room.try_acquire_many(self.part.room_for(bytes)).ok()?;
+        let permit = Arc::clone(&self.budget.pool).try_acquire_many_owned(bytes).ok()?;
+        room.forget();
+        Some(Hold::pooled(permit, &self.part))
+    }
+
+    /// Waits until this connection may hold more of the pool, then until the pool has it.
+    /// What it holds already doesn't wait for this, so all of it becomes free some time.
     async fn wait_for_pool(&self, bytes: u32) -> Hold {
         let _first_in_line = self.line.acquire().await;
-        match Arc::clone(&self.budget.pool).acquire_many_owned(bytes).await {
-            Ok(permit) => self.hold_pooled(permit),
-            // Nobody closes the semaphore.
-            Err(_) => Hold::nothing(),
+        let room = self.part.room.acquire_many(self.part.room_for(bytes)).await;
+        let _in_all = Counted::new(&self.budget.waiting);
+        let _here = Counted::new(&self.waiting);
+        let permit = Arc::clone(&self.budget.pool).acquire_many_owned(bytes).await;
+        match (room, permit) {
+            (Ok(room), Ok(permit)) => {
+                room.forget();
+                Hold::pooled(permit, &self.part)
+            }
+            // Nobody closes the semaphores.
+            _ => Hold::nothing(),
         }
     }
+}
 
-    fn hold_pooled(&self, permit: OwnedSemaphorePermit) -> Hold {
-        self.pooled.fetch_add(permit.num_permits(), Ordering::Relaxed);
-        Hold { permit: Some(permit), pooled: Some(Arc::clone(&self.pooled)) }
+/// What one connection may hold of the pool, and what it does hold.
+#[derive(Debug)]
+struct Part {
+    /// Of the cap, what is free. Whoever takes more than the cap takes all of that.
+    room: Semaphore,
+    cap: u32,
+    /// How many bytes it holds.
+    held: AtomicUsize,
+}
+
+impl Part {
+    fn new(cap: u32) -> Self {
+        Self { room: Semaphore::new(cap as usize), cap, held: AtomicUsize::new(0) }
+    }
+
+    /// How much of the room a hold of so many bytes takes.
+    fn room_for(&self, bytes: u32) -> u32 {
+        bytes.min(self.cap)
+    }
+
+    /// A hold of `before` bytes becomes one of `after`.
+    fn shrink(&self, before: usize, after: usize) {
+        let cap = self.cap as usize;
+        self.held.fetch_sub(before - after, Ordering::Relaxed);
+        self.room.add_permits(before.min(cap) - after.min(cap));
     }
 }
 
@@ -144,33 +186,45 @@ impl Share {
 #[derive(Debug)]
 pub struct Hold {
     permit: Option<OwnedSemaphorePermit>,
-    pooled: Option<Arc<AtomicUsize>>,
+    /// Whose part of the pool it is, if it is of the pool.
+    part: Option<Arc<Part>>,
 }
 
 impl Hold {
     /// Gives back what turned out not to be needed.
     pub fn shrink_to(&mut self, bytes: usize) {
-        if let Some(permit) = &mut self.permit
-            && let Some(rest) = permit.num_permits().checked_sub(bytes)
-            && let Some(rest) = permit.split(rest)
-        {
-            drop(Self { permit: Some(rest), pooled: self.pooled.clone() });
+        let Some(permit) = &mut self.permit else { return };
+        let before = permit.num_permits();
+        let Some(rest) = before.checked_sub(bytes).and_then(|rest| permit.split(rest)) else {
+            return;
+        };
+        drop(rest);
+        if let Some(part) = &self.part {
+            part.shrink(before, bytes);
         }
     }
 
     fn reserved(permit: OwnedSemaphorePermit) -> Self {
-        Self { permit: Some(permit), pooled: None }
+        Self { permit: Some(permit), part: None }
+    }
+
+    /// `permit` is one of the pool's; room for it has been taken.
+    fn pooled(permit: OwnedSemaphorePermit, part: &Arc<Part>) -> Self {
+        part.held.fetch_add(permit.num_permits(), Ordering::Relaxed);
+        Self { permit: Some(permit), part: Some(Arc::clone(part)) }
     }
 
     fn nothing() -> Self {
-        Self { permit: None, pooled: None }
+        Self { permit: None, part: None }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if let (Some(pooled), Some(permit)) = (&self.pooled, &self.permit) {
-            pooled.fetch_sub(permit.num_permits(), Ordering::Relaxed);
+        // The pool first: who waits for room wants to find the pool as it will be.
+        let held = self.permit.take().map_or(0, |permit| permit.num_permits());
+        if let Some(part) = &self.part {
+            part.shrink(held, 0);
         }
     }
 }
@@ -194,10 +248,18 @@ impl Drop for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    const MIB: u32 = 1024 * 1024;
+    const CAP: u32 = 8 * MIB;
+
+    fn budget() -> Arc<Budget> {
+        Budget::new(0, MAX_PAYLOAD)
+    }
 
     #[tokio::test]
     async fn a_full_pool_leaves_the_reserves_alone() {
-        let budget = Budget::new(0);
+        let budget = budget();
         let greedy = Share::new(Arc::clone(&budget));
         let all = greedy.take(MAX_PAYLOAD).await;
         assert!(!greedy.is_in_the_way());
@@ -205,7 +267,7 @@ mod tests {
         let modest = Share::new(Arc::clone(&budget));
         let first = modest.take(RESERVE).await;
         let mut second = Box::pin(modest.take(4096));
-        assert!(futures_pending(&mut second).await);
+        assert!(is_pending(&mut second).await);
         assert!(greedy.is_in_the_way() && !modest.is_in_the_way());
 
         drop(first);
@@ -216,14 +278,119 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_in_its_own_way() {
-        let share = Share::new(Budget::new(0));
+        let share = Share::new(budget());
         let _all = share.take(MAX_PAYLOAD).await;
         let mut more = Box::pin(share.take(MAX_PAYLOAD));
-        assert!(futures_pending(&mut more).await);
+        assert!(is_pending(&mut more).await);
         assert!(!share.is_in_the_way());
     }
 
-    async fn futures_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    #[tokio::test]
+    async fn one_connection_leaves_the_pool_to_others() {
+        let budget = Budget::new(0, CAP);
+        let [greedy, other] = [0, 1].map(|_| Share::new(Arc::clone(&budget)));
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(greedy.take(MIB).await);
+        }
+        assert_eq!(greedy.pooled(), CAP.into());
+        assert!(greedy.take_now(RESERVE + 1).is_none());
+        let mut more = Box::pin(greedy.take(MIB));
+        assert!(is_pending(&mut more).await);
+        // What it has for itself is another matter.
+        let reserve = greedy.take(RESERVE).await;
+        let mut small = Box::pin(greedy.take(1));
+        assert!(is_pending(&mut small).await);
+
+        // Who waits for nothing but its own cap, waits for nobody else.
+        let _theirs = other.take(CAP).await;
+        assert!(!other.is_in_the_way() && !greedy.is_in_the_way());
+        drop(reserve);
+        small.await;
+        held.pop();
+        more.await;
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_the_cap_is_alone() {
+        let share = Share::new(Budget::new(0, CAP));
+        let one = share.take(MIB).await;
+        let mut large = Box::pin(share.take(MAX_PAYLOAD));
+        assert!(is_pending(&mut large).await);
+        // Those that come later don't overtake it, or it would wait for ever.
+        assert!(share.take_now(MIB).is_none());
+        assert!(matches!(share.take_up_to(2 * RESERVE, RESERVE).await, (_, RESERVE)));
+        drop(one);
+        let mut large = large.await;
+        assert_eq!(share.pooled(), MAX_PAYLOAD.into());
+        assert!(share.take_now(RESERVE + 1).is_none());
+        // What it gives back is room, but no more than there was.
+        large.shrink_to(CAP as usize + 1);
+        assert!(share.take_now(RESERVE + 1).is_none());
+        large.shrink_to(6 * MIB as usize);
+        assert_eq!(share.pooled(), u64::from(6 * MIB));
+        let rest = share.take_now(2 * MIB).unwrap();
+        assert!(share.take_now(RESERVE + 1).is_none());
+        drop((large, rest));
+        assert_eq!(share.pooled(), 0);
+        assert!(share.take_now(CAP).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_stops_waiting_leaves_nothing_behind() {
+        let budget = Budget::new(0, CAP);
+        let [first, second] = [0, 1].map(|_| Share::new(Arc::clone(&budget)));
+        let all = first.take(MAX_PAYLOAD).await;
+        {
+            let mut waiting = Box::pin(second.take(CAP));
+            assert!(is_pending(&mut waiting).await);
+            assert!(first.is_in_the_way());
+            assert!(second.take_now(RESERVE + 1).is_none());
+        }
+        assert!(!first.is_in_the_way());
+        drop(all);
+        assert!(second.take_now(CAP).is_some());
+    }
+
+    /// Everybody gets what it asks for, whatever the others do, and never more than its cap.
+    #[tokio::test(start_paused = true)]
+    async fn all_requests_are_served_in_the_end() {
+        const CONNECTIONS: u64 = 12;
+        const REQUESTS: u64 = 40;
+        const SIZES: [u32; 5] = [MAX_PAYLOAD, 3 * MIB, 256 * 1024, 5000, RESERVE];
+        const USED: u32 = 1000;
+        for cap in [1, RESERVE, CAP, MAX_PAYLOAD, u32::MAX] {
+            let budget = Budget::new(0, cap);
+            let mut tasks = tokio::task::JoinSet::new();
+            for connection in 0..CONNECTIONS {
+                let share = Arc::new(Share::new(Arc::clone(&budget)));
+                for number in 0..REQUESTS {
+                    let share = Arc::clone(&share);
+                    tasks.spawn(async move {
+                        let random = (connection * REQUESTS + number).wrapping_mul(0x9e37_79b9);
+                        tokio::time::sleep(Duration::from_millis(random % 50)).await;
+                        let bytes = SIZES[(random % 5) as usize];
+                        let mut hold = match random % 3 {
+                            0 => share.take_up_to(bytes, RESERVE).await.0,
+                            _ => share.take(bytes).await,
+                        };
+                        let held = u32::try_from(share.pooled()).unwrap();
+                        assert!(held <= cap || held == USED || SIZES.contains(&held), "{held}");
+                        tokio::time::sleep(Duration::from_millis(random % 7)).await;
+                        hold.shrink_to(USED as usize);
+                        tokio::time::sleep(Duration::from_millis(random % 11)).await;
+                    });
+                }
+            }
+            let all = async { while tasks.join_next().await.is_some_and(|done| done.is_ok()) {} };
+            tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
+            assert!(tasks.is_empty());
+            let unused = budget.pool.available_permits();
+            assert_eq!((unused, budget.waiting.load(Ordering::Relaxed)), (MAX_PAYLOAD as usize, 0));
+        }
+    }
+
+    async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
         tokio::select! {
             biased;
             _ = future => false,

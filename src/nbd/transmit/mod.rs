@@ -430,7 +430,7 @@ mod tests {
         let replies = ReplyMode::Structured;
         let chosen = Chosen { export: Arc::new(Zeros), replies, contexts: Vec::new() };
         let second = Duration::from_secs(1);
-        let limits = TransmitLimits { budget: Budget::new(0), stall: second, drain: second };
+        let limits = TransmitLimits { budget: Budget::new(0, 0), stall: second, drain: second };
         let mut connection = Connection::new(server, chosen, &limits);
         let mut begun = 0;
         for number in 0..10_000 {

@@ -108,7 +108,7 @@ mod tests {
     /// How long a client that keeps `held` bytes of a full pool from somebody else may read
     /// so slowly.
     async fn patience(held: u32, bytes_a_second: usize) -> Duration {
-        let budget = Budget::new(MAX_PAYLOAD);
+        let budget = Budget::new(MAX_PAYLOAD, u32::MAX);
         let share = Arc::new(Share::new(Arc::clone(&budget)));
         let (client, sender) = sending(Arc::clone(&share), held).await;
         let other = Share::new(budget);
@@ -145,7 +145,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nobody_is_dropped_while_nobody_waits() {
-        let share = Arc::new(Share::new(Budget::new(MAX_PAYLOAD)));
+        let share = Arc::new(Share::new(Budget::new(MAX_PAYLOAD, MAX_PAYLOAD)));
         let (client, sender) = sending(share, MAX_PAYLOAD).await;
         assert!(read_slowly(client, 1, &sender).await >= FOR_EVER);
     }

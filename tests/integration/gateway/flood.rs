@@ -13,7 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::{plain, tls};
 use crate::support::client::{CMD_CACHE, CMD_DISC, Request};
+use crate::support::{IMAGE_SIZE, image};
 
 /// What each read takes of the only decoder.
 const WORK: Duration = Duration::from_millis(10);
@@ -87,7 +89,8 @@ async fn a_flood_of_requests_leaves_room_for_others() {
     // Nobody waits longer than for this many of the flood.
     const AT_ONCE: u32 = 16;
     let second = Duration::from_secs(1);
-    let limits = TransmitLimits { budget: Budget::new(1 << 25), stall: second, drain: second };
+    let limits =
+        TransmitLimits { budget: Budget::new(1 << 25, 1 << 23), stall: second, drain: second };
     for command in [0, CMD_CACHE] {
         let export = Slow::new();
         let mut greedy = client(&export, &limits);
@@ -116,5 +119,37 @@ async fn a_flood_of_requests_leaves_room_for_others() {
         let leave = Request { command: CMD_DISC, ..Request::default() };
         greedy.write_all(&leave.encode()).await.unwrap();
         assert_eq!(greedy.read(&mut reply).await.unwrap(), 0);
+    }
+}
+
+/// One client could hold all memory for answers, until it was dropped for that: others
+/// waited, and it was dropped for asking much at once.
+#[test]
+fn one_client_can_not_hold_all_memory() {
+    for server in [plain(), tls()] {
+        let server = server.start();
+        let mut greedy = server.go("");
+        // More than sockets have room for.
+        let requests: Vec<u8> = (0..8)
+            .flat_map(|cookie| Request::read(cookie, 0, IMAGE_SIZE as u32).encode())
+            .collect();
+        greedy.send(&requests);
+        greedy.expect(&[0x67]);
+        let mut other = server.go("");
+        for _ in 0..3 {
+            assert!(other.read_ok(0, IMAGE_SIZE as u32) == image());
+        }
+        other.disconnect();
+        // The first one is still there, and gets all that it asked for.
+        greedy.expect(&[0x44, 0x66, 0x98]);
+        for left in (0..8).rev() {
+            greedy.receive(12);
+            assert!(greedy.receive(IMAGE_SIZE as usize) == image());
+            if left > 0 {
+                greedy.expect(&[0x67, 0x44, 0x66, 0x98]);
+            }
+        }
+        greedy.disconnect();
+        assert!(!server.log_text().contains("stopped reading"));
     }
 }
