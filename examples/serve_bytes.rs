@@ -11,7 +11,6 @@ use std::error::Error;
 use std::future::{Future, ready};
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use hexz_nbd::nbd::budget::Budget;
@@ -76,11 +75,7 @@ impl Exports for OnlyNumbers {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let exports = Arc::new(OnlyNumbers(Arc::new(Numbers)));
-    let limits = TransmitLimits {
-        budget: Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024),
-        stall: Duration::from_secs(10),
-        drain: Duration::from_secs(10),
-    };
+    let limits = TransmitLimits::new(Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024));
     let listener = TcpListener::bind("127.0.0.1:10810").await?;
     println!("serving on {}", listener.local_addr()?);
     loop {

@@ -1,10 +1,16 @@
 //! Settings that have been checked, and limits with their reasons.
 
+use std::fmt;
+use std::num::NonZeroU64;
+use std::sync::Arc;
 use std::time::Duration;
+
+use bytesize::ByteSize;
+use humantime::format_duration;
 
 use crate::gateway::access::Rules;
 use crate::gateway::listen::ListenAddress;
-use crate::nbd::NegotiationLimits;
+use crate::nbd::{NegotiationLimits, Throttle};
 use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
 
 /// What the gateway needs to know.
@@ -47,6 +53,25 @@ pub struct Limits {
     pub in_flight_per_connection: u32,
     /// How much a client may haggle before it chooses an export.
     pub negotiation: NegotiationLimits,
+    /// How fast a client may ask.
+    pub rate: Rate,
+}
+
+/// How fast one client may ask, over all of its connections; `None` is as fast as it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rate {
+    /// What reads may ask for, in bytes a second.
+    pub bandwidth: Option<NonZeroU64>,
+    /// Requests a second.
+    pub requests: Option<NonZeroU64>,
+}
+
+impl Rate {
+    /// What keeps one client to it, if anything is limited at all.
+    pub fn throttle(self) -> Option<Arc<Throttle>> {
+        let is_limited = self != Self::default();
+        is_limited.then(|| Arc::new(Throttle::new(self.bandwidth, self.requests)))
+    }
 }
 
 impl Default for Limits {
@@ -62,6 +87,36 @@ impl Default for Limits {
             in_flight: 32 * 1024 * 1024,
             in_flight_per_connection: 8 * 1024 * 1024,
             negotiation: NegotiationLimits::default(),
+            rate: Rate::default(),
+        }
+    }
+}
+
+impl fmt::Display for Limits {
+    /// All of them, by the names of their options.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            connections, connections_per_address, handshakes, handshakes_per_address, ..
+        } = self;
+        let size = |bytes: u64| ByteSize(bytes).display().iec();
+        write!(
+            f,
+            "max-connections {connections}, max-connections-per-address {connections_per_address}, \
+             max-handshakes {handshakes}, max-handshakes-per-address {handshakes_per_address}, \
+             max-in-flight {}, max-in-flight-per-connection {}, max-options {}, \
+             max-option-bytes {}",
+            size(self.in_flight.into()),
+            size(self.in_flight_per_connection.into()),
+            self.negotiation.options,
+            size(self.negotiation.option_bytes),
+        )?;
+        match self.rate.bandwidth {
+            Some(bytes) => write!(f, ", max-bandwidth {}/s", size(bytes.get()))?,
+            None => f.write_str(", max-bandwidth none")?,
+        }
+        match self.rate.requests {
+            Some(requests) => write!(f, ", max-requests {requests}/s"),
+            None => f.write_str(", max-requests none"),
         }
     }
 }
@@ -88,6 +143,20 @@ impl Memory {
     }
 }
 
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let size = |bytes: u64| ByteSize(bytes).display().iec();
+        let Self { blocks, index, in_flight } = *self;
+        write!(
+            f,
+            "{} for decoded blocks, {} for index pages, {} for answers on their way",
+            size(blocks),
+            size(index),
+            size(in_flight.into()),
+        )
+    }
+}
+
 /// How long everything may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
@@ -98,6 +167,8 @@ pub struct Timeouts {
     /// For a client to read something while its unread replies keep memory from others,
     /// and for one that has left to read its last replies.
     pub stall: Duration,
+    /// For a client that is served to ask for something while nothing is owed to it.
+    pub idle: Option<Duration>,
     /// From the signal to end until the end, whatever clients do.
     pub shutdown: Duration,
 }
@@ -108,8 +179,28 @@ impl Default for Timeouts {
             handshake: Duration::from_secs(30),
             tls_handshake: Duration::from_secs(10),
             stall: Duration::from_secs(10),
+            idle: None,
             shutdown: Duration::from_secs(10),
         }
+    }
+}
+
+impl fmt::Display for Timeouts {
+    /// All of them, by the names of their options.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { handshake, tls_handshake, stall, idle, shutdown } = *self;
+        write!(
+            f,
+            "handshake-timeout {}, tls-handshake-timeout {}, stall-timeout {}, idle-timeout ",
+            format_duration(handshake),
+            format_duration(tls_handshake),
+            format_duration(stall),
+        )?;
+        match idle {
+            Some(idle) => format_duration(idle).fmt(f)?,
+            None => f.write_str("none")?,
+        }
+        write!(f, ", shutdown-timeout {}", format_duration(shutdown))
     }
 }
 

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use hexz_nbd::exports::{BlockReader, Catalog, SnapshotExport};
@@ -110,11 +109,7 @@ pub fn serve<S: AsyncRead + AsyncWrite>(
     export: &Arc<SnapshotExport>,
     connection: S,
 ) -> u64 {
-    let limits = TransmitLimits {
-        budget: Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024),
-        stall: Duration::from_secs(10),
-        drain: Duration::from_secs(10),
-    };
+    let limits = TransmitLimits::new(Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024));
     let export = Arc::clone(export);
     let chosen = Chosen { export, replies: ReplyMode::Structured, contexts: Vec::new() };
     let served = transmit(connection, chosen, &limits, std::future::pending());

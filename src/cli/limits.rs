@@ -1,11 +1,12 @@
 //! How much of everything, and how long it may take.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use hexz_nbd::config::{Limits, Timeouts};
+use hexz_nbd::config::{Limits, Rate, Timeouts};
 use hexz_nbd::nbd::NegotiationLimits;
 use hexz_nbd::nbd::budget::RESERVE;
 use hexz_nbd::nbd::wire::MAX_PAYLOAD;
@@ -20,6 +21,10 @@ const IN_FLIGHT: RangeInclusive<u64> = MAX_PAYLOAD as u64..=u32::MAX as u64;
 
 /// From what each connection has for itself on; less would be a queue for nothing.
 const IN_FLIGHT_PER_CONNECTION: RangeInclusive<u64> = RESERVE as u64..=u32::MAX as u64;
+
+/// From a rate on at which the longest read is paid for within minutes: until then nobody
+/// notices that a client has gone.
+const BANDWIDTH: RangeInclusive<u64> = 64 * 1024..=1 << 50;
 
 #[derive(Debug, Args)]
 pub(crate) struct Bounds {
@@ -78,6 +83,14 @@ pub(crate) struct Bounds {
         value_parser = size_within(IN_FLIGHT_PER_CONNECTION), help_heading = "Limits"
     )]
     max_in_flight_per_connection: ByteSize,
+    /// How much a client may ask to read a second, in short bursts more [default: no limit]
+    #[arg(
+        long, value_name = "SIZE", value_parser = size_within(BANDWIDTH), help_heading = "Limits"
+    )]
+    max_bandwidth: Option<ByteSize>,
+    /// How many requests a client may send a second, in short bursts more [default: no limit]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    max_requests: Option<NonZeroU32>,
     /// How many options a client may send until it has chosen an export. Some send two for
     /// each export that there is
     #[arg(
@@ -103,6 +116,15 @@ pub(crate) struct Bounds {
         value_parser = duration, help_heading = "Limits"
     )]
     tls_handshake_timeout: Duration,
+    /// How long a client may read nothing while its answers keep memory from others
+    #[arg(
+        long, value_name = "TIME", default_value = "10s",
+        value_parser = duration, help_heading = "Limits"
+    )]
+    stall_timeout: Duration,
+    /// How long a client that is served may ask for nothing [default: as long as it likes]
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Limits")]
+    idle_timeout: Option<Duration>,
     /// How long clients may delay the end, once this program is told to end
     #[arg(
         long, value_name = "TIME", default_value = "10s",
@@ -130,6 +152,10 @@ impl Bounds {
                 options: self.max_options,
                 option_bytes: self.max_option_bytes.as_u64(),
             },
+            rate: Rate {
+                bandwidth: self.max_bandwidth.and_then(|size| NonZeroU64::new(size.as_u64())),
+                requests: self.max_requests.map(NonZeroU64::from),
+            },
             in_flight: self.in_flight(),
             in_flight_per_connection: bytes(self.max_in_flight_per_connection),
         }
@@ -139,8 +165,9 @@ impl Bounds {
         Timeouts {
             handshake: self.handshake_timeout,
             tls_handshake: self.tls_handshake_timeout,
+            stall: self.stall_timeout,
+            idle: self.idle_timeout,
             shutdown: self.shutdown_timeout,
-            ..Timeouts::default()
         }
     }
 }

@@ -17,7 +17,7 @@ use super::tls::{self, Credentials, CredentialsError, HandshakeFailure};
 use super::{Shared, tell};
 use crate::nbd::{
     Chosen, Export, Farewell, MayOpen, Offer, PlaintextOutcome, Security, SessionError, Summary,
-    greet, negotiate, plaintext_leg, transmit,
+    TransmitLimits, greet, negotiate, plaintext_leg, transmit,
 };
 
 /// How a connection ended.
@@ -84,6 +84,9 @@ impl<X: Offer> Connection<'_, X> {
                 if let Some(held_back) = shared.chatter.sessions.allow() {
                     let how = match farewell {
                         Farewell::ShutDown => "closed for shutdown",
+                        Farewell::Idle => {
+                            "closed: it asked for nothing for too long (--idle-timeout)"
+                        }
                         Farewell::Disconnected | Farewell::HungUp => "left",
                     };
                     let held_back = held_back.field();
@@ -226,8 +229,9 @@ impl<X: Offer> Connection<'_, X> {
                 "reading"
             );
         });
-        let summary =
-            transmit(stream, chosen, &shared.transmit_limits, self.shutdown.cancelled()).await?;
+        let throttle = shared.throttles.of(self.live.peer, client.identity());
+        let limits = TransmitLimits { throttle, ..shared.transmit_limits.clone() };
+        let summary = transmit(stream, chosen, &limits, self.shutdown.cancelled()).await?;
         Ok(Ending::Served(summary))
     }
 }

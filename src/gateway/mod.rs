@@ -11,6 +11,7 @@ mod policy;
 mod rates;
 mod slots;
 mod tally;
+mod throttles;
 pub mod tls;
 
 use std::io;
@@ -37,6 +38,7 @@ use rates::Rates;
 use slots::{Place, Slots};
 pub use tally::Counts;
 use tally::Tally;
+use throttles::Throttles;
 
 /// A gateway that listens.
 #[derive(Debug)]
@@ -55,6 +57,7 @@ struct Shared<X> {
     slots: Slots,
     rates: Rates,
     transmit_limits: TransmitLimits,
+    throttles: Throttles,
     next_connection: AtomicU64,
     chatter: Chatter,
     /// Connections that were refused or failed, by reason.
@@ -144,9 +147,12 @@ impl<X: Offer> Gateway<X> {
                     config.limits.in_flight,
                     config.limits.in_flight_per_connection,
                 ),
+                throttle: None,
+                idle: config.timeouts.idle,
                 stall: config.timeouts.stall,
                 drain: config.timeouts.stall,
             },
+            throttles: Throttles::new(config.limits.rate),
             next_connection: AtomicU64::new(1),
             chatter: Chatter::new(),
             tally: Tally::default(),

@@ -10,6 +10,7 @@ mod error;
 mod export;
 mod greeting;
 mod negotiate;
+mod throttle;
 mod transmit;
 pub mod wire;
 
@@ -20,4 +21,5 @@ pub use negotiate::{
     Allowance, Chosen, NegotiationLimits, PlaintextOutcome, ReplyMode, Security, SelectedContext,
     negotiate, plaintext_leg,
 };
+pub use throttle::Throttle;
 pub use transmit::{Farewell, Summary, TransmitLimits, transmit};

@@ -11,6 +11,7 @@
 mod answer;
 mod assembly;
 mod chunks;
+mod held;
 mod inbox;
 mod outbox;
 mod outgoing;
@@ -33,32 +34,46 @@ use super::budget::{Budget, Share};
 use super::error::Refusal;
 use super::wire::reply::ErrorCode;
 use super::wire::request::Request;
-use super::{Chosen, Export, Segment, SelectedContext, SessionError, Span};
+use super::{Chosen, Export, Segment, SelectedContext, SessionError, Span, Throttle};
 use answer::Answer;
+use held::Held;
 use inbox::Inbox;
 use outbox::Outbox;
 use outgoing::Outgoing;
 use sequence::{Outlook, Sequence};
 use ticket::Ticket;
 use verdict::{BAD_STATUS_PAYLOAD, Session, Verdict, judge, status_range};
-use work::{Job, PIECE, StatusQuery, WRONG_PARTS, Worker};
+use work::{Job, PIECE, StatusQuery, WRONG_PARTS, Worker, status_payload};
 
 /// Requests of one connection that are worked on, or answered but not yet sent. The
 /// Linux client keeps 128 in flight, others fewer.
 const MAX_REQUESTS_IN_FLIGHT: u64 = 256;
 
-/// How long a client may take to close once the server is shutting down.
-const SHUTDOWN_LINGER: Duration = Duration::from_secs(1);
+/// How long a client may take to close that didn't ask for the end.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What one connection may use.
 #[derive(Debug, Clone)]
 pub struct TransmitLimits {
     /// Memory for replies, shared with all other connections.
     pub budget: Arc<Budget>,
+    /// How fast its client may ask, shared with that client's other connections. While a
+    /// request waits for it, nothing more is read from the stream.
+    pub throttle: Option<Arc<Throttle>>,
+    /// How long a client may ask for nothing while nothing is owed to it.
+    pub idle: Option<Duration>,
     /// How long a client that is in the way of others may read nothing.
     pub stall: Duration,
     /// How long a client that has left may take to read its last replies.
     pub drain: Duration,
+}
+
+impl TransmitLimits {
+    /// A share of `budget`, and ten seconds to read; nothing else is limited.
+    pub fn new(budget: Arc<Budget>) -> Self {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        Self { budget, throttle: None, idle: None, stall: PATIENCE, drain: PATIENCE }
+    }
 }
 
 /// How transmission ended.
@@ -68,6 +83,8 @@ pub enum Farewell {
     Disconnected,
     /// The client closed the stream between two requests.
     HungUp,
+    /// The client asked for nothing for too long.
+    Idle,
     /// The server is shutting down.
     ShutDown,
 }
@@ -116,7 +133,7 @@ where
     let linger = match farewell {
         Farewell::HungUp => Duration::ZERO,
         Farewell::Disconnected => limits.drain,
-        Farewell::ShutDown => SHUTDOWN_LINGER.min(limits.drain),
+        Farewell::Idle | Farewell::ShutDown => LINGER.min(limits.drain),
     };
     // A client that doesn't close in time is closed upon, which is no failure.
     tokio::time::timeout(linger, connection.inbox.discard()).await.unwrap_or_default();
@@ -145,6 +162,10 @@ struct Connection<S, E> {
     bytes: u64,
     /// What a read at once found; kept so that none of them has to allocate.
     segments: Vec<Segment>,
+    throttle: Option<Arc<Throttle>>,
+    /// A request that waits for the throttle.
+    held: Option<Held>,
+    idle: Option<Duration>,
 }
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
@@ -170,6 +191,9 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             requests: 0,
             bytes: 0,
             segments: Vec::new(),
+            throttle: limits.throttle.clone(),
+            held: None,
+            idle: limits.idle,
         }
     }
 
@@ -184,35 +208,68 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     ) -> Result<Farewell, SessionError> {
         loop {
             let may_ask = self.may_ask();
+            let is_idle = self.is_idle();
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(Farewell::ShutDown),
                 request = self.inbox.request(), if may_ask => {
                     let Some(request) = request? else { return Ok(Farewell::HungUp) };
-                    if let Some(farewell) = self.take_in(&request)? {
+                    if let Some(farewell) = self.arrived(request)? {
                         return Ok(farewell);
                     }
                     // What arrived together with it, without asking the system again.
                     while self.may_ask() && let Some(request) = self.inbox.request_here()? {
-                        if let Some(farewell) = self.take_in(&request)? {
+                        if let Some(farewell) = self.arrived(request)? {
                             return Ok(farewell);
                         }
                     }
                 }
+                request = held::next(&mut self.held), if self.held.is_some() => {
+                    if let Some(farewell) = self.take_in(&request)? {
+                        return Ok(farewell);
+                    }
+                }
                 Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
                 sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
+                () = elapsed(self.idle), if is_idle => return Ok(Farewell::Idle),
             }
         }
     }
 
     /// Whether a further request may be taken in.
     fn may_ask(&self) -> bool {
-        self.in_flight() < MAX_REQUESTS_IN_FLIGHT && self.outbox.has_room()
+        self.in_flight() < MAX_REQUESTS_IN_FLIGHT && self.outbox.has_room() && self.held.is_none()
+    }
+
+    /// Whether nothing can happen unless the client asks for something, and there is a limit
+    /// to that. The time until then begins anew whenever this becomes true; a part of a
+    /// request changes nothing.
+    fn is_idle(&self) -> bool {
+        self.idle.is_some()
+            && self.in_flight() == 0
+            && self.outbox.is_empty()
+            && self.held.is_none()
     }
 
     /// Requests that are not answered to the last byte yet.
     fn in_flight(&self) -> u64 {
         self.requests - self.outbox.answered()
+    }
+
+    /// Takes a request in, or holds it back until the throttle lets it pass.
+    fn arrived(&mut self, request: Request) -> Result<Option<Farewell>, SessionError> {
+        let Some(throttle) = &self.throttle else { return self.take_in(&request) };
+        let bytes = match judge(&request, self.session) {
+            // Nobody is kept from leaving.
+            Verdict::Disconnect | Verdict::TooLarge(_) => return self.take_in(&request),
+            Verdict::Read { span, .. } => span.length,
+            _ => 0,
+        };
+        if throttle.pass_now(bytes) {
+            return self.take_in(&request);
+        }
+        self.held = Some(Held::new(request, bytes, throttle));
+        Ok(None)
     }
 
     /// Answers a request, or has it answered. Says so if it is the last one.
@@ -335,7 +392,13 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         // More than clients have under way; one that goes on asking must not go on for ever.
         const MOST: u64 = 4 * MAX_REQUESTS_IN_FLIGHT;
         for _ in 0..MOST {
-            let Some(request) = self.inbox.request_now().await? else { break };
+            let request = match self.held.take() {
+                Some(held) => held.into_request(),
+                None => match self.inbox.request_now().await? {
+                    Some(request) => request,
+                    None => break,
+                },
+            };
             match judge(&request, self.session) {
                 Verdict::Disconnect | Verdict::TooLarge(_) => break,
                 Verdict::StatusOf { payload, .. } | Verdict::Refuse { payload, .. } => {
@@ -373,24 +436,12 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     }
 }
 
-/// Reads the payload of a block status request: "64 bits, effect length; n * 32 bits, list
-/// of metacontext ids to use". `None` for one that makes no sense.
-fn status_payload(
-    payload: &[u8],
-    selected: &[SelectedContext],
-) -> Option<(u64, Vec<SelectedContext>)> {
-    let (length, ids) = payload.split_first_chunk()?;
-    let (ids, []) = ids.as_chunks() else { return None };
-    let mut contexts: Vec<SelectedContext> = Vec::with_capacity(ids.len());
-    for id in ids {
-        let id = u32::from_be_bytes(*id);
-        // "detects duplicate or unknown metacontext ids"
-        match selected.iter().find(|context| context.id == id) {
-            Some(context) if !contexts.contains(context) => contexts.push(*context),
-            _ => return None,
-        }
+/// The end of that time; if there is none, it never comes.
+async fn elapsed(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
-    (!contexts.is_empty()).then_some((u64::from_be_bytes(*length), contexts))
 }
 
 #[cfg(test)]
@@ -429,8 +480,7 @@ mod tests {
         let (_client, server) = tokio::io::duplex(1);
         let replies = ReplyMode::Structured;
         let chosen = Chosen { export: Arc::new(Zeros), replies, contexts: Vec::new() };
-        let second = Duration::from_secs(1);
-        let limits = TransmitLimits { budget: Budget::new(0, 0), stall: second, drain: second };
+        let limits = TransmitLimits::new(Budget::new(0, 0));
         let mut connection = Connection::new(server, chosen, &limits);
         let mut begun = 0;
         for number in 0..10_000 {

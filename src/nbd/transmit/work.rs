@@ -217,3 +217,23 @@ impl StatusQuery {
         if self.one { 1 } else { (memory as usize / EXTENT / self.contexts.len().max(1)).max(1) }
     }
 }
+
+/// Reads the payload of a block status request: "64 bits, effect length; n * 32 bits, list
+/// of metacontext ids to use". `None` for one that makes no sense.
+pub(super) fn status_payload(
+    payload: &[u8],
+    selected: &[SelectedContext],
+) -> Option<(u64, Vec<SelectedContext>)> {
+    let (length, ids) = payload.split_first_chunk()?;
+    let (ids, []) = ids.as_chunks() else { return None };
+    let mut contexts: Vec<SelectedContext> = Vec::with_capacity(ids.len());
+    for id in ids {
+        let id = u32::from_be_bytes(*id);
+        // "detects duplicate or unknown metacontext ids"
+        match selected.iter().find(|context| context.id == id) {
+            Some(context) if !contexts.contains(context) => contexts.push(*context),
+            _ => return None,
+        }
+    }
+    (!contexts.is_empty()).then_some((u64::from_be_bytes(*length), contexts))
+}

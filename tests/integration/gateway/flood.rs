@@ -89,8 +89,11 @@ async fn a_flood_of_requests_leaves_room_for_others() {
     // Nobody waits longer than for this many of the flood.
     const AT_ONCE: u32 = 16;
     let second = Duration::from_secs(1);
-    let limits =
-        TransmitLimits { budget: Budget::new(1 << 25, 1 << 23), stall: second, drain: second };
+    let limits = TransmitLimits {
+        stall: second,
+        drain: second,
+        ..TransmitLimits::new(Budget::new(1 << 25, 1 << 23))
+    };
     for command in [0, CMD_CACHE] {
         let export = Slow::new();
         let mut greedy = client(&export, &limits);

@@ -150,6 +150,15 @@ fn a_wrong_command_line() {
         &["--handshake-timeout", "2years", snapshot],
         &["--tls-handshake-timeout", "18446744073709551615s", snapshot],
         &["--shutdown-timeout", "584942417355years", snapshot],
+        &["--idle-timeout", "0s", snapshot],
+        // Limits that nobody could be served with.
+        &["--max-options", "0", snapshot],
+        &["--max-option-bytes", "100", snapshot],
+        &["--max-in-flight", "31MiB", snapshot],
+        &["--max-in-flight", "4GiB", snapshot],
+        &["--max-in-flight-per-connection", "1KiB", snapshot],
+        &["--max-bandwidth", "1KiB", snapshot],
+        &["--max-requests", "0", snapshot],
     ] {
         let ended = run(args);
         assert_eq!(ended.code, Some(2), "{args:?}: {}", ended.stderr);

@@ -77,8 +77,11 @@ fn client(export: &Arc<Recorder>) -> DuplexStream {
     let replies = ReplyMode::Structured;
     let chosen = Chosen { export: Arc::clone(export), replies, contexts: Vec::new() };
     let second = Duration::from_secs(1);
-    let limits =
-        TransmitLimits { budget: Budget::new(1 << 25, 1 << 23), stall: second, drain: second };
+    let limits = TransmitLimits {
+        stall: second,
+        drain: second,
+        ..TransmitLimits::new(Budget::new(1 << 25, 1 << 23))
+    };
     tokio::spawn(async move {
         // How it ends is for the client to see.
         transmit(server, chosen, &limits, std::future::pending()).await.ok();

@@ -9,6 +9,7 @@ mod meta;
 mod modes;
 mod options;
 mod order;
+mod rates;
 mod reads;
 mod refusals;
 mod status;

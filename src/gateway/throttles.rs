@@ -1,0 +1,78 @@
+//! How fast clients may ask: those of one identity together, or else those of one address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::access::{Identity, Peer};
+use super::slots::counted_as;
+use crate::config::Rate;
+use crate::nbd::Throttle;
+
+/// The throttles of those who are connected, or were until just now: who comes back at once
+/// finds what it owes.
+#[derive(Debug)]
+pub(super) struct Throttles {
+    rate: Rate,
+    known: Mutex<HashMap<Client, Arc<Throttle>>>,
+}
+
+/// Whose connections are throttled together.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum Client {
+    Identity(String),
+    Address(IpAddr),
+    Unix,
+}
+
+impl Throttles {
+    pub(super) fn new(rate: Rate) -> Self {
+        Self { rate, known: Mutex::default() }
+    }
+
+    /// The throttle that a client shares with its other connections, if there are to be any.
+    pub(super) fn of(&self, peer: Peer, identity: Option<&Identity>) -> Option<Arc<Throttle>> {
+        let client = match (identity, counted_as(peer)) {
+            (Some(identity), _) => Client::Identity(identity.to_string()),
+            (None, Some(address)) => Client::Address(address),
+            (None, None) => Client::Unix,
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(throttle) = known.get(&client) {
+            return Some(Arc::clone(throttle));
+        }
+        let throttle = self.rate.throttle()?;
+        known.retain(|_, throttle| Arc::strong_count(throttle) > 1 || !throttle.is_paid());
+        known.insert(client, Arc::clone(&throttle));
+        Some(throttle)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::access::{Name, NameKind};
+    use std::num::NonZeroU64;
+
+    #[test]
+    fn connections_of_one_client_share_a_throttle() {
+        let rate = Rate { requests: NonZeroU64::new(10), ..Rate::default() };
+        let throttles = Throttles::new(rate);
+        let alice = Identity::new(vec![Name { kind: NameKind::Dns, text: "alice".into() }]);
+        let (here, there) = ("10.0.0.1", "10.0.0.2");
+        let of =
+            |address: &str, who| throttles.of(Peer::ip(address.parse().unwrap()), who).unwrap();
+        let first = of(here, Some(&alice));
+        assert!(Arc::ptr_eq(&first, &of(there, Some(&alice))));
+        let nameless = of(here, None);
+        assert!(!Arc::ptr_eq(&first, &nameless));
+        assert!(Arc::ptr_eq(&nameless, &of(here, None)));
+        assert!(!Arc::ptr_eq(&nameless, &of(there, None)));
+        assert_eq!(throttles.known.lock().unwrap().len(), 3);
+        // Who has gone and owes nothing is forgotten.
+        drop((first, nameless));
+        of("10.0.0.3", None);
+        assert_eq!(throttles.known.lock().unwrap().len(), 1);
+        assert!(Throttles::new(Rate::default()).of(Peer::Unix, None).is_none());
+    }
+}

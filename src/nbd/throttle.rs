@@ -1,0 +1,216 @@
+//! How fast a client may ask, over all of its connections.
+
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+/// Who has asked nothing for so long may then ask for as much at once.
+const BURST: Duration = Duration::from_secs(1);
+
+/// A limit on requests and on the bytes that they ask to read, for all connections that share
+/// it: a token bucket for each. A request is let through when neither is in debt, and then
+/// charged; so however large it is, it passes, and those after it wait until it is paid.
+///
+/// Who has to wait stands in one queue, so no connection is passed over.
+#[derive(Debug)]
+pub struct Throttle {
+    bytes_per_second: Option<NonZeroU64>,
+    requests_per_second: Option<NonZeroU64>,
+    debts: Mutex<Debts>,
+    queue: Semaphore,
+    waiting: AtomicUsize,
+}
+
+/// When all that has been asked for will have been paid.
+#[derive(Debug, Clone, Copy)]
+struct Debts {
+    bytes: Instant,
+    requests: Instant,
+}
+
+impl Throttle {
+    /// A limit of so many bytes and requests a second; what is `None` isn't limited.
+    pub fn new(
+        bytes_per_second: Option<NonZeroU64>,
+        requests_per_second: Option<NonZeroU64>,
+    ) -> Self {
+        let now = Instant::now();
+        Self {
+            bytes_per_second,
+            requests_per_second,
+            debts: Mutex::new(Debts { bytes: now, requests: now }),
+            queue: Semaphore::new(1),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether all that was asked for has been paid: a new one would be just the same.
+    pub fn is_paid(&self) -> bool {
+        let debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
+        debts.bytes.max(debts.requests) <= Instant::now()
+    }
+
+    /// Lets a request through that asks for so many bytes, if it needn't wait.
+    pub(super) fn pass_now(&self, bytes: u32) -> bool {
+        self.waiting.load(Ordering::Relaxed) == 0 && self.charge(bytes).is_ok()
+    }
+
+    /// Lets a request through that asks for so many bytes, when it is its turn.
+    ///
+    /// Cancel safe: who goes leaves the queue.
+    pub(super) async fn pass(&self, bytes: u32) {
+        let _counted = Counted::new(&self.waiting);
+        let _turn = self.queue.acquire().await;
+        while let Err(debt) = self.charge(bytes) {
+            tokio::time::sleep(debt).await;
+        }
+    }
+
+    /// Charges a request, or says how long there will be debt.
+    fn charge(&self, bytes: u32) -> Result<(), Duration> {
+        let now = Instant::now();
+        let mut debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
+        let paid = debts.bytes.max(debts.requests);
+        let debt = paid.saturating_duration_since(now).saturating_sub(BURST);
+        if !debt.is_zero() {
+            return Err(debt);
+        }
+        debts.bytes = debts.bytes.max(now) + cost(bytes.into(), self.bytes_per_second);
+        debts.requests = debts.requests.max(now) + cost(1, self.requests_per_second);
+        Ok(())
+    }
+}
+
+/// How long it takes to pay for so much.
+fn cost(amount: u64, per_second: Option<NonZeroU64>) -> Duration {
+    const SECOND: u128 = Duration::from_secs(1).as_nanos();
+    let Some(rate) = per_second else { return Duration::ZERO };
+    let nanoseconds = (u128::from(amount) * SECOND).div_ceil(u128::from(rate.get()));
+    Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+}
+
+/// Counts itself for as long as it lives, cancellation included.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    const MIB: u32 = 1024 * 1024;
+
+    fn throttle(bytes: u64, requests: u64) -> Arc<Throttle> {
+        Arc::new(Throttle::new(NonZeroU64::new(bytes), NonZeroU64::new(requests)))
+    }
+
+    /// How long so many requests take, one after another.
+    async fn taken(throttle: &Throttle, requests: u32, bytes: u32) -> f64 {
+        let started = Instant::now();
+        for _ in 0..requests {
+            throttle.pass(bytes).await;
+        }
+        started.elapsed().as_secs_f64()
+    }
+
+    #[track_caller]
+    fn assert_near(seconds: f64, expected: f64) {
+        // The paused clock goes in milliseconds.
+        assert!((seconds - expected).abs() < 0.02, "{seconds} s, expected {expected}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_of_a_second_then_the_rate() {
+        let by_bytes = throttle(100 * u64::from(MIB), 0);
+        assert_near(taken(&by_bytes, 101, MIB).await, 0.0);
+        assert_near(taken(&by_bytes, 1000, MIB).await, 10.0);
+        let by_requests = throttle(0, 100);
+        assert_near(taken(&by_requests, 101, MIB).await, 0.0);
+        assert_near(taken(&by_requests, 1000, 0).await, 10.0);
+        // The stricter one counts.
+        assert_near(taken(&throttle(100, 10), 61, 1).await, 5.0);
+        assert_near(taken(&throttle(10, 100), 61, 1).await, 5.0);
+        assert_near(taken(&throttle(0, 0), 1000, MIB).await, 0.0);
+        // Who pauses has a burst again, and no more.
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_near(taken(&by_requests, 101, 0).await, 0.0);
+        assert!(!by_requests.pass_now(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_larger_than_the_bucket_passes_and_is_paid_afterwards() {
+        let throttle = throttle(u64::from(MIB), 0);
+        assert!(throttle.pass_now(32 * MIB));
+        assert!(!throttle.pass_now(0));
+        assert_near(taken(&throttle, 1, 1).await, 31.0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_not_passed_over() {
+        const SECONDS: u32 = 10;
+        let throttle = throttle(0, 100);
+        let mut connections = Vec::new();
+        for number in 0..4 {
+            let throttle = Arc::clone(&throttle);
+            connections.push(tokio::spawn(async move {
+                let mut passed = 0;
+                let until = Instant::now() + Duration::from_secs(SECONDS.into());
+                while Instant::now() < until {
+                    // One of them tries hard, one is slow to ask.
+                    if number == 0 && throttle.pass_now(0) {
+                        passed += 1;
+                        continue;
+                    }
+                    throttle.pass(0).await;
+                    passed += 1;
+                    if number == 1 {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                }
+                passed
+            }));
+        }
+        let mut all = 0;
+        for (number, connection) in connections.into_iter().enumerate() {
+            let passed: u32 = connection.await.unwrap();
+            all += passed;
+            let fair = 100 * SECONDS / 4;
+            // The burst is whoever's comes first.
+            assert!((fair - 20..fair + 120).contains(&passed), "{number}: {passed}");
+        }
+        assert!((1090..1120).contains(&all), "{all}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_goes_leaves_the_queue() {
+        let throttle = throttle(0, 1);
+        assert!(throttle.pass_now(0) && throttle.pass_now(0));
+        let waiting = tokio::spawn({
+            let throttle = Arc::clone(&throttle);
+            async move { throttle.pass(0).await }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(throttle.waiting.load(Ordering::Relaxed), 1);
+        waiting.abort();
+        assert!(waiting.await.is_err());
+        assert_near(taken(&throttle, 1, 0).await, 1.0);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(throttle.pass_now(0));
+    }
+}
