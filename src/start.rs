@@ -85,6 +85,8 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let files = PolicyFiles::new(options);
     let policy = files.read(&config)?;
     let catalog = options.catalog(opening::options(&options.snapshots.opening)?)?;
+    tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
+    tracing::debug!("memory: {}", options.memory());
     warn_of_surprises(&config, &policy);
     raise_descriptor_limit();
     let sockets = listen::bind_all(&config.listen, policy.rules.is_local_only())?;

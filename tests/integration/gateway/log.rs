@@ -171,6 +171,30 @@ fn a_parents_name_can_not_forge_a_log_line() {
     is_clean(&stderr_for(&path).1);
 }
 
+/// Every limit that `--help` knows is in the log, as it is in force.
+#[test]
+fn the_limits_are_in_the_log() {
+    let help = crate::support::server::run(["--help"]).stdout;
+    let limits = help.split("\nLimits:\n").nth(1).unwrap().split("\n\n").take_while(|text| {
+        // Until the next heading.
+        !text.trim_start_matches('\n').starts_with(|first: char| first != ' ')
+    });
+    let names: Vec<&str> =
+        limits.filter_map(|text| text.trim().strip_prefix("--")?.split(' ').next()).collect();
+    assert!(names.len() >= 15, "{names:?}");
+    let server = plain().args(["-v", "--max-requests", "77", "--idle-timeout", "99s"]).start();
+    let line = server.wait_for_message("limits: ");
+    for name in names {
+        assert!(line.message().contains(&format!("{name} ")), "{name}: {}", line.text);
+    }
+    for value in ["max-requests 77/s", "idle-timeout 1m 39s", "max-connections 256", "8.0 MiB"] {
+        assert!(line.message().contains(value), "{value}: {}", line.text);
+    }
+    let memory = server.wait_for_message("memory: ");
+    assert!(memory.message().contains("208.0 MiB for decoded blocks"), "{}", memory.text);
+    assert!(!plain().start().log_text().contains("limits: "));
+}
+
 #[test]
 fn an_empty_filter_is_none() {
     let server = plain().env("RUST_LOG", "").start();
