@@ -22,6 +22,7 @@ mod gateway;
 mod pki;
 mod protocol;
 mod random;
+mod security_cases;
 mod snapshot;
 mod support;
 mod verify;

@@ -247,7 +247,8 @@ mod tests {
         assert!(matches!(with(CommandFlags::DF, EXTENDED), Verdict::Read { whole: true, .. }));
     }
 
-    // nbdkit CVE-2025-47711, -47712; qemu-nbd 10.0: a payload and no context selected.
+    // nbdkit CVE-2025-47711, -47712 | block status of the largest length
+    // qemu-nbd 10.0 | BLOCK_STATUS with a payload and no context selected
     #[test]
     fn block_status_needs_a_context_and_a_range() {
         let status = |offset, length, session| {

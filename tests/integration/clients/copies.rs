@@ -112,8 +112,8 @@ fn by_several_connections_and_requests() {
     assert_eq!(sha256(&std::fs::read(&file).unwrap()), GRANDCHILD);
 }
 
-// libnbd CVE-2022-0485: copying that ignores read errors. The server's part is to report
-// them, and to stay in step.
+/// libnbd CVE-2022-0485 | copying that ignores read errors: the server's part is to report
+/// them, and to stay in step
 #[test]
 fn an_unreadable_block_fails_the_copy() {
     let folder = tempfile::tempdir().unwrap();

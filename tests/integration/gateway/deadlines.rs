@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::{connect, plain, tls, wait_for_descriptors};
 use crate::support::client::{
-    Client, Duplex, FLAGS, OPT_LIST, OPT_STARTTLS, ack, option, option_head,
+    Client, Duplex, FLAGS, OPT_LIST, OPT_STARTTLS, Request, ack, option, option_head,
 };
 use crate::support::server::Server;
-use crate::support::{PATIENCE, wait_until};
+use crate::support::{IMAGE_SIZE, PATIENCE, wait_until};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 
@@ -145,6 +145,37 @@ fn no_processor_time_is_used_while_idle() {
         wait_for_descriptors(&server, before);
         server.assert_alive();
     }
+}
+
+/// nbd-server pull request 173 | TLS end of stream loops: with close_notify alone, behind which
+/// the socket stays open, and with an end that nobody can be told of, as replies wait
+#[test]
+fn no_processor_time_is_used_after_close_notify() {
+    // What has to be read before the end is waited for throughout.
+    let server = tls().args(["--stall-timeout", "10min"]).start();
+    let ended = |requests: &[u8]| {
+        let mut client = server.connect();
+        client.greet(FLAGS);
+        let mut client = client.starttls(server.pki().client_config());
+        client.go("");
+        client.send(requests);
+        client.stream.conn.send_close_notify();
+        client.stream.conn.write_tls(&mut client.stream.sock).unwrap();
+        client
+    };
+    let more_than_fits: Vec<u8> =
+        (0..8).flat_map(|cookie| Request::read(cookie, 0, IMAGE_SIZE as u32).encode()).collect();
+    let clients = [ended(&[]), ended(&more_than_fits), ended(&more_than_fits)];
+    // Until the sockets are full.
+    let mut before = server.cpu_time();
+    wait_until("it has nothing to do", || {
+        std::thread::sleep(Duration::from_secs(1));
+        let used = server.cpu_time() - before;
+        before += used;
+        used < NEXT_TO_NOTHING
+    });
+    drop(clients);
+    server.assert_alive();
 }
 
 /// A client that took its export and then vanished without a word is noticed by a FIN or

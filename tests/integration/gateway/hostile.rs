@@ -4,10 +4,11 @@ use super::{BASE, connect, plain, tls, wait_for_descriptors};
 use crate::support::Random;
 use crate::support::client::{
     CMD_WRITE, Client, Duplex, FLAGS, OPT_ABORT, OPT_EXPORT_NAME, OPT_GO, OPT_INFO, OPT_LIST,
-    OPT_STARTTLS, REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_ERR_UNSUP, Request, Session, ack,
-    info_data, option, option_head,
+    OPT_STARTTLS, OPT_STRUCTURED_REPLY, REP_ERR_INVALID, REP_ERR_UNKNOWN, REP_ERR_UNSUP, Request,
+    Session, ack, info_data, option, option_head,
 };
-use crate::support::server::Server;
+use crate::support::pki::Pki;
+use crate::support::server::{Builder, Server};
 
 fn both() -> [Server; 2] {
     [plain().start(), tls().start()]
@@ -118,8 +119,9 @@ fn name_lengths_of_every_kind() {
                 (info_data(&name(4097), &[]), REP_ERR_INVALID),
                 (info_data(&name(60_000), &[]), REP_ERR_INVALID),
             ];
-            // The name's length doesn't fit: by one, by all, by overflow.
-            for length in [5, 6, 7, 10, 0x7fff_ffff, 0x8000_0000, 0xffff_fffa, u32::MAX] {
+            // The name's length doesn't fit: it leaves something over, is too long by one, by all, by overflow.
+            for length in [0, 1, 2, 3, 5, 6, 7, 10, 0x7fff_ffff, 0x8000_0000, 0xffff_fffa, u32::MAX]
+            {
                 let mut data = info_data(&name(4), &[]);
                 data[..4].copy_from_slice(&length.to_be_bytes());
                 cases.push((data, REP_ERR_INVALID));
@@ -140,6 +142,42 @@ fn name_lengths_of_every_kind() {
             client.expect_closed();
         }
     }
+}
+
+/// qemu CVE-2017-15118 | export name over 256 bytes: those that are served, in every message
+/// that has them
+#[test]
+fn long_names_that_are_served() {
+    let archive = crate::support::archive(BASE).display().to_string();
+    let names = [255, 256, 257, 4095, 4096].map(|length| "n".repeat(length));
+    let serve =
+        |server: Builder| server.args(names.iter().map(|name| format!("{name}={archive}"))).start();
+    for server in [serve(Server::builder()), serve(Server::builder().tls(Pki::new()))] {
+        let mut client = greeted(&server);
+        assert_eq!(client.list(), names);
+        assert_eq!(client.option(OPT_STRUCTURED_REPLY, b""), [ack()]);
+        for name in &names {
+            let replies = client.option(OPT_INFO, &info_data(name.as_bytes(), &[1]));
+            let told = replies.iter().find(|reply| reply.data.starts_with(&[0, 1])).unwrap();
+            assert_eq!(told.data[2..], *name.as_bytes());
+            // "A string … MUST NOT be longer than 4096 bytes", those made of names among them.
+            for context in client.list_contexts(name, &[]) {
+                assert!(context.len() <= 4096, "{}", context.len());
+            }
+            assert_eq!(client.set_contexts(name, &["base:allocation"]).len(), 1);
+        }
+        for name in &names {
+            let mut client = greeted(&server);
+            client.send(&option(OPT_EXPORT_NAME, name.as_bytes()));
+            client.receive(10);
+            client.read_ok(0, 1);
+            let mut client = greeted(&server);
+            client.go(name);
+            client.read_ok(0, 1);
+        }
+    }
+    let (code, stderr) = Server::builder().arg(format!("{}={archive}", "n".repeat(4097))).fail();
+    assert_eq!(code, 2, "{stderr}");
 }
 
 /// nbd-server 3.24 | a name cut at a NUL; qemu: the name "\0" is the default export

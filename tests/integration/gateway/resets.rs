@@ -111,3 +111,24 @@ fn never_read(server: &Server) {
     drop(greedy);
     server.assert_alive();
 }
+
+/// nbdkit, qemu-nbd | a client that requests and never reads makes the server grow by
+/// 512 MiB: what it asks for when enough waits for it stays in the sockets
+#[test]
+fn who_reads_nothing_is_not_read_from() {
+    // Much more than sockets have room for, and each request is answered by a few bytes only.
+    const FLOOD: usize = 64 << 20;
+    let requests = Request::read(7, 0, 1).encode().repeat(10_000);
+    for server in [plain().start(), tls().start()] {
+        let mut client = server.go("");
+        client.stream.socket().set_write_timeout(Duration::from_secs(2));
+        let mut sent = 0;
+        while client.try_send(&requests).is_ok() {
+            sent += requests.len();
+            assert!(sent < FLOOD, "it goes on reading");
+        }
+        // It is a matter between the two of them.
+        server.assert_alive();
+        assert!(server.peak_rss_kib() < 100 * 1024);
+    }
+}

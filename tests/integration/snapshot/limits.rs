@@ -28,7 +28,7 @@ fn ends_within(problem: &Problem) -> bool {
     matches!(problem, Problem::EndsWithin(_))
 }
 
-/// libnbd CVE-2023-5215: sizes of 2^63 and more look negative.
+/// libnbd CVE-2023-5215 | sizes of 2^63 and more look negative
 #[test]
 fn sizes_of_2_to_the_63_are_refused() {
     for field in ["main size", "auxiliary size"] {
