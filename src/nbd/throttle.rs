@@ -198,6 +198,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nobody_slips_in_when_a_debt_has_just_been_paid() {
+        let throttle = throttle(0, 1);
+        assert!(throttle.pass_now(0) && throttle.pass_now(0));
+        let mut first = Box::pin(throttle.pass(0));
+        assert!(tokio::time::timeout(Duration::ZERO, &mut first).await.is_err());
+        // It may pass now, but hasn't noticed yet.
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(!throttle.pass_now(0));
+        first.await;
+        assert!(throttle.pass_now(0));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_goes_leaves_the_queue() {
         let throttle = throttle(0, 1);
         assert!(throttle.pass_now(0) && throttle.pass_now(0));
