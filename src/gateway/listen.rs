@@ -26,15 +26,6 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// For so long data may go unacknowledged, or a client's window stay shut, before the
-/// connection is closed. Keepalive doesn't ask while data is under way, so without this a
-/// client that vanishes in the middle of a reply would be kept for a quarter of an hour of
-/// retransmissions; now it goes when a silent one would. The kernel doesn't tell that from a
-/// client that lives and reads nothing: it has to read something within this time as well.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(
-    KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() * KEEPALIVE_PROBES as u64,
-);
-
 /// Where to listen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {
@@ -307,8 +298,7 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_PROBES);
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// What a failed `accept` calls for.
@@ -363,21 +353,6 @@ mod tests {
         for junk in ["", "unix:", ":10809", "127.0.0.1:", "127.0.0.1:65536", "a b:1"] {
             assert!(junk.parse::<ListenAddress>().is_err(), "{junk}");
         }
-    }
-
-    #[tokio::test]
-    async fn whoever_vanishes_is_noticed_in_the_end() {
-        let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
-        let Ok(ListenAddress::Tcp(address)) = listener.local_address() else { panic!() };
-        let _client = TcpStream::connect(address).await.unwrap();
-        let Ok(Incoming::Tcp(stream, _)) = listener.accept().await else { panic!() };
-        tune(&stream).unwrap();
-        let socket = SockRef::from(&stream);
-        assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
-        let silent = socket.tcp_keepalive_time().unwrap()
-            + socket.tcp_keepalive_interval().unwrap() * socket.tcp_keepalive_retries().unwrap();
-        assert_eq!(silent, Duration::from_secs(120));
-        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(silent));
     }
 
     #[test]
