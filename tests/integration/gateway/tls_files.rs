@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::plain;
+use crate::support::authority::Authority;
 use crate::support::pki::Pki;
 use crate::support::server::Server;
 
@@ -122,4 +123,35 @@ fn certificate_and_key_belong_together_on_the_command_line() {
 #[test]
 fn a_key_of_an_unsupported_kind_is_blamed_itself() {
     refused(Pki::new().with_key_on("secp256k1"), KEY, "it can't be used");
+}
+
+// RUSTSEC-2026-0104, -0049, rustls-webpki | revocation lists made it panic, or were not heeded
+#[test]
+fn broken_revocation_lists_refuse_to_start() {
+    let authority = Authority::new();
+    let good = fs::read(authority.revocation_list()).unwrap();
+    let starts = |content: &[u8]| {
+        fs::write(authority.revocation_list(), content).unwrap();
+        Server::builder()
+            .archive("base-zstd.hxz")
+            .tls(Pki::new())
+            .arg("--tls-client-ca")
+            .arg(authority.certificate())
+            .arg("--tls-client-crl")
+            .arg(authority.revocation_list())
+            .fail()
+    };
+    // Cut anywhere, it is refused in words.
+    let body = good.len() - b"-----END X509 CRL-----\n".len();
+    for length in [0, 1, 30, 60, body / 2, body - 8, body] {
+        let (code, error) = starts(&good[..length]);
+        assert_eq!(code, 4, "{length}: {error}");
+        assert!(error.contains("crl.pem"), "{error}");
+    }
+    // One that has run out would let nobody in.
+    authority.revoke_until(&[], -60);
+    let list = fs::read(authority.revocation_list()).unwrap();
+    let (code, error) = starts(&list);
+    assert_eq!(code, 4);
+    assert!(error.contains("the revocation list ran out"), "{error}");
 }
