@@ -95,16 +95,20 @@ impl Default for Limits {
 impl fmt::Display for Limits {
     /// All of them, by the names of their options.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            connections, connections_per_address, handshakes, handshakes_per_address, ..
-        } = self;
         let size = |bytes: u64| ByteSize(bytes).display().iec();
         write!(
             f,
-            "max-connections {connections}, max-connections-per-address {connections_per_address}, \
-             max-handshakes {handshakes}, max-handshakes-per-address {handshakes_per_address}, \
-             max-in-flight {}, max-in-flight-per-connection {}, max-options {}, \
-             max-option-bytes {}",
+            "max-connections {}, max-connections-per-address {}, max-connections-per-identity {}, \
+             max-handshakes {}, max-handshakes-per-address {}, max-handshakes-per-network {}, \
+             connection-rate {}/s, max-in-flight {}, max-in-flight-per-connection {}, \
+             max-options {}, max-option-bytes {}",
+            self.connections,
+            self.connections_per_address,
+            self.connections_per_identity,
+            self.handshakes,
+            self.handshakes_per_address,
+            self.handshakes_per_network,
+            self.connection_rate,
             size(self.in_flight.into()),
             size(self.in_flight_per_connection.into()),
             self.negotiation.options,

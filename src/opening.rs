@@ -1,10 +1,10 @@
 //! From the command line to how archives are opened: the password, the keys and the digests
 //! that it names are read here.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hexz_nbd::snapshot::{Digests, DigestsError, OpenOptions, VerifyKey, VerifyKeyError};
@@ -47,6 +47,15 @@ pub(crate) fn options(opening: &Opening) -> Result<OpenOptions, Failure> {
         digests: load_digests(opening)?.map(Arc::new),
         ..OpenOptions::default()
     })
+}
+
+/// The files of keys and digests among what was said.
+pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
+    let is_key =
+        |text: &&OsString| text.to_str().is_none_or(|text| text.parse::<VerifyKey>().is_err());
+    let keys = opening.verify_key.iter().filter(is_key);
+    let lists = opening.digest.iter().filter(|text| !Digests::is_pin(text));
+    keys.chain(lists).map(PathBuf::from).collect()
 }
 
 /// A key by its digits, or by the file that it is in.

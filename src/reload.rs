@@ -1,6 +1,7 @@
 //! Reading anew who may come in, while those who are in go on.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
@@ -10,9 +11,11 @@ use hexz_nbd::config::Config;
 use hexz_nbd::exports::Catalog;
 use hexz_nbd::gateway::tls::{self, TlsFiles, TlsVersion};
 use hexz_nbd::gateway::{Control, Policy};
+use hexz_nbd::snapshot::OpenOptions;
 use hexz_nbd::storage::FileStamp;
 
 use crate::cli::{Access, Serve, Snapshots};
+use crate::opening;
 use crate::start::{self, Failure};
 
 /// How often files are looked at, if they are.
@@ -56,9 +59,19 @@ impl PolicyFiles {
         Ok(Policy { rules, tls })
     }
 
+    /// How archives are to be opened from now on, if keys or digests say which of them may.
+    fn trust(&self) -> Result<Option<OpenOptions>, Failure> {
+        let opening = &self.snapshots.opening;
+        if opening.verify_key.is_empty() && opening.digest.is_empty() {
+            return Ok(None);
+        }
+        opening::options(opening).map(Some)
+    }
+
     fn paths(&self) -> Vec<PathBuf> {
         let tls = self.tls.iter().flat_map(|(files, _)| files.paths());
-        tls.chain(self.access.file()).cloned().collect()
+        let trust = opening::files(&self.snapshots.opening);
+        tls.chain(self.access.file()).cloned().chain(trust).collect()
     }
 
     /// What the files are like just now.
@@ -106,20 +119,25 @@ impl Reloading {
 
     async fn reload(&self) {
         let (files, config) = (self.files.clone(), self.config.clone());
-        let read = spawn_blocking(move || files.read(&config)).await;
-        let policy = match read {
-            Ok(Ok(policy)) => policy,
+        let read = move || Ok::<_, Failure>((files.read(&config)?, files.trust()?));
+        let read = spawn_blocking(read).await;
+        let (policy, trust) = match read {
+            Ok(Ok(read)) => read,
             Ok(Err(error)) => return keep(&error),
             Err(error) => return keep(&error),
         };
+        let mut catalog = self.control.exports();
+        if let Some(trust) = trust {
+            catalog = Arc::new(catalog.opened_by(trust));
+        }
         // Archives that have been replaced are opened now, so that what is wrong with them
         // is said now and not to the next client alone.
-        let exports = match start::open(self.control.exports(), &self.files.snapshots).await {
+        let exports = match start::open(&catalog, &self.files.snapshots).await {
             Ok(exports) => exports,
             Err(error) => return keep(&error),
         };
         let to = policy.rules.to_string();
-        let dropped = self.control.replace(policy);
+        let dropped = self.control.replace(policy, catalog);
         tracing::info!(dropped, "reloaded: serving {exports} to {to}");
     }
 }

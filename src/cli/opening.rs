@@ -34,7 +34,8 @@ pub(crate) struct Opening {
     ///
     /// Archives are told apart by their file names, without folders. One that isn't listed is
     /// refused. Each is read whole when it is opened, on all cores, and again when its file
-    /// has changed. The list is read once, at the start.
+    /// has changed. The list is read anew with
+    /// everything else (SIGHUP).
     #[arg(long, value_name = "FILE|NAME=BLAKE3", help_heading = "Integrity")]
     pub(crate) digest: Vec<OsString>,
 }

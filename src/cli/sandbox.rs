@@ -5,7 +5,7 @@ use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::sandbox::{Mode, Plan, User};
 
 use super::Serve;
-use crate::password;
+use crate::{opening, password};
 
 #[derive(Debug, Args)]
 pub(crate) struct Sandbox {
@@ -39,6 +39,7 @@ impl Serve {
         let tls = self.tls.files();
         let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());
         let rules = self.network.access.file().cloned();
+        let trust = opening::files(&self.snapshots.opening);
         // One that came by a pipe isn't read again.
         let password = password::file(self.snapshots.opening.password_file.as_deref())
             .filter(|path| path.is_file());
@@ -49,7 +50,7 @@ impl Serve {
         let plan = Plan {
             mode,
             user: self.sandbox.user.clone(),
-            reloaded: tls.chain(rules).chain(password).collect(),
+            reloaded: tls.chain(rules).chain(trust).chain(password).collect(),
             sockets: self.network.listen.iter().filter_map(socket).collect(),
             ..Plan::default()
         };

@@ -58,6 +58,11 @@ impl InFolder {
         Self { folder, places: Mutex::default() }
     }
 
+    /// The same folder, of which nothing has been opened.
+    pub(super) fn unopened(&self) -> Self {
+        Self::new(self.folder.clone())
+    }
+
     /// The place for a name, if there is such a file.
     pub(super) async fn slot(&self, name: &str) -> Option<Slot> {
         let (folder, wanted) = (self.folder.clone(), name.to_owned());

@@ -55,6 +55,11 @@ impl Slot {
         Self { source: Arc::new(source), opened: Arc::default(), latest: Arc::default() }
     }
 
+    /// A place of the same source that hasn't been opened.
+    pub(super) fn unopened(&self) -> Self {
+        Self { source: Arc::clone(&self.source), opened: Arc::default(), latest: Arc::default() }
+    }
+
     /// A place whose snapshot is open already.
     pub(super) fn of(snapshot: Snapshot) -> Self {
         let slot = Self::new(Source::Path(snapshot.path().to_owned()));

@@ -199,7 +199,7 @@ impl<X: Offer> Connection<'_, X> {
             let facts = Facts::of_peer(peer).with_identity(identity).with_export(export);
             shared.policy.judge(&facts).is_ok()
         });
-        Arc::clone(&self.shared.exports).seen_by(may_open)
+        self.shared.exports.load_full().seen_by(may_open)
     }
 
     async fn transmission<S>(

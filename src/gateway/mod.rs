@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,7 +52,7 @@ pub struct Gateway<X> {
 #[derive(Debug)]
 struct Shared<X> {
     config: Config,
-    exports: Arc<X>,
+    exports: ArcSwap<X>,
     policy: InForce,
     connections: Connections,
     slots: Slots,
@@ -96,14 +97,16 @@ pub struct Control<X>(Arc<Shared<X>>);
 impl<X: Offer> Control<X> {
     /// Puts another policy in force, at once and as a whole: for those who come from now
     /// on, and for those who are in. Who may not stay is dropped. Says how many that were.
-    pub fn replace(&self, policy: Policy) -> usize {
+    /// Those who choose an export from now on choose among these.
+    pub fn replace(&self, policy: Policy, exports: Arc<X>) -> usize {
+        self.0.exports.store(exports);
         self.0.policy.replace(policy);
         self.0.review()
     }
 
     /// What is served.
-    pub fn exports(&self) -> &Arc<X> {
-        &self.0.exports
+    pub fn exports(&self) -> Arc<X> {
+        self.0.exports.load_full()
     }
 
     /// Connections that were refused or failed, by reason.
@@ -157,7 +160,7 @@ impl<X: Offer> Gateway<X> {
             chatter: Chatter::new(),
             tally: Tally::default(),
             handshake_failures: Tally::default(),
-            exports: Arc::new(exports),
+            exports: ArcSwap::from_pointee(exports),
             config,
         };
         Ok(Self { listeners, shared: Arc::new(shared) })

@@ -129,6 +129,19 @@ impl Digests {
         }
     }
 
+    /// Takes over what another list's archives were hashed to, so that those that haven't
+    /// changed needn't be read again.
+    pub fn remember(&self, before: &Self) {
+        for (name, pin) in &self.pins {
+            // One that is being hashed just now will be hashed again.
+            if let Some(before) = before.pins.get(name)
+                && let (Ok(mut known), Ok(before)) = (pin.known.lock(), before.known.try_lock())
+            {
+                *known = *before;
+            }
+        }
+    }
+
     /// Refuses an archive that is in no list, before a byte of it is read.
     pub(super) fn expect(&self, path: &Arc<Path>) -> Result<(), Error> {
         self.pin(path).map(|_| ())

@@ -184,3 +184,33 @@ fn a_storm_of_signals_under_load_changes_nothing() {
     }
     assert_eq!(server.terminate().code(), Some(0));
 }
+
+/// Archives that were replaced come with a new list of digests.
+#[test]
+fn a_new_list_of_digests_is_heeded() {
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, list) = (folder.path().join("disk.hxz"), folder.path().join("digests"));
+    fs::copy(crate::support::archive(BASE), &disk).unwrap();
+    let pin = || {
+        let ended = crate::support::server::run([std::ffi::OsStr::new("digest"), disk.as_os_str()]);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        replace(&list, &ended.stdout);
+    };
+    pin();
+    let server = Server::builder().arg(&disk).arg("--digest").arg(&list).start();
+    let mut before = server.go("");
+    let new = folder.path().join("new");
+    fs::copy(crate::support::archive("text-dict-zstd.hxz"), &new).unwrap();
+    fs::rename(new, &disk).unwrap();
+    server.signal("HUP");
+    server.wait_for_message("not reloaded");
+    pin();
+    reload(&server, 1);
+    assert_eq!(server.go("").read_ok(0, 512).len(), 512);
+    before.read_ok(0, 512);
+    // A list that doesn't have it any more lets nobody open it, and isn't taken over.
+    replace(&list, &format!("{}  other.hxz\n", "0".repeat(64)));
+    server.signal("HUP");
+    wait_for(&server, "not reloaded", 2);
+    server.assert_alive();
+}
