@@ -14,6 +14,7 @@ mod log;
 mod plaintext;
 mod resets;
 mod sandbox;
+mod shortage;
 mod shutdown;
 mod slots;
 mod starting;

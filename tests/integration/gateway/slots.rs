@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use super::plain;
-use crate::support::client::{Client, FLAGS, GREETING, Plain};
+use crate::support::client::FLAGS;
 use crate::support::server::Server;
 use crate::support::wait_until;
 
@@ -15,17 +15,9 @@ fn address(last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, last).into()
 }
 
-/// Whether the server greets: then the client has a place.
-fn is_greeted(client: &mut Client<Plain>) -> bool {
-    let mut greeting = [0; GREETING.len()];
-    let greeted = std::io::Read::read_exact(&mut client.stream, &mut greeting).is_ok();
-    assert!(!greeted || greeting == GREETING);
-    greeted
-}
-
 fn comes_in(server: &Server, from: u8) -> bool {
     let mut client = server.connect_from(address(from));
-    if !is_greeted(&mut client) {
+    if !client.is_greeted() {
         return false;
     }
     client.send(&FLAGS.to_be_bytes());
@@ -40,7 +32,7 @@ fn one_address_can_not_take_the_places_of_others() {
     let server = plain().start();
     let mut silent: Vec<_> =
         (0..PER_ADDRESS + 8).map(|_| server.connect_from(address(2))).collect();
-    let greeted = silent.iter_mut().filter_map(|client| is_greeted(client).then_some(())).count();
+    let greeted = silent.iter_mut().filter_map(|client| client.is_greeted().then_some(())).count();
     assert_eq!(greeted, PER_ADDRESS);
     server.wait_for_message("too many connections from its address");
     // Others come in, as many as they like, and at once.
@@ -60,11 +52,11 @@ fn one_network_can_not_take_all_places_to_negotiate() {
     let mut silent: Vec<_> = (0..PER_NETWORK + 8)
         .map(|number| server.connect_from(address(2 + (number % 3) as u8)))
         .collect();
-    let greeted = silent.iter_mut().filter_map(|client| is_greeted(client).then_some(())).count();
+    let greeted = silent.iter_mut().filter_map(|client| client.is_greeted().then_some(())).count();
     assert_eq!(greeted, PER_NETWORK);
     server.wait_for_message("too many connections from its network");
     let mut other = server.connect_from(Ipv4Addr::new(127, 0, 1, 2));
-    assert!(is_greeted(&mut other));
+    assert!(other.is_greeted());
 }
 
 /// The places of silent peers aren't those of served clients, and they are free again when
@@ -81,7 +73,7 @@ fn silent_peers_block_nobody_for_longer_than_the_deadline() {
             silent.push(server.connect_from(Ipv4Addr::new(127, 0, 10 + from, 1)));
         }
     }
-    let greeted = silent.iter_mut().filter_map(|client| is_greeted(client).then_some(())).count();
+    let greeted = silent.iter_mut().filter_map(|client| client.is_greeted().then_some(())).count();
     // On a very slow machine the first places are free again before the last are asked for.
     if started.elapsed().as_secs() < 2 {
         assert_eq!(greeted, HANDSHAKES);
@@ -118,7 +110,7 @@ fn one_address_can_not_take_all_places_to_be_served() {
         let most = if option.is_empty() { 64 } else { 3 };
         let come_in = || {
             let mut client = server.connect_from(address(2));
-            assert!(is_greeted(&mut client));
+            assert!(client.is_greeted());
             client.send(&FLAGS.to_be_bytes());
             client.go("");
             client

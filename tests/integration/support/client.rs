@@ -367,6 +367,14 @@ impl<S: Duplex> Client<S> {
         assert!(orderly, "closed without a proper end");
     }
 
+    /// Whether the server greets: then the client has a place.
+    pub fn is_greeted(&mut self) -> bool {
+        let mut greeting = [0; GREETING.len()];
+        let greeted = self.stream.read_exact(&mut greeting).is_ok();
+        assert!(!greeted || greeting == GREETING);
+        greeted
+    }
+
     /// Reads the greeting and answers it.
     pub fn greet(&mut self, flags: u32) {
         self.expect(GREETING);
