@@ -12,12 +12,15 @@ PACKAGES := build-essential ca-certificates iproute2 libnbd-bin nbd-client opens
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \
 	qemu-utils valgrind
 
-.PHONY: help test check unit tools build bench bench-peers bench-micro bench-tools certs clean
+.PHONY: help test check unit fuzz fuzz-short tools build bench bench-peers bench-micro \
+	bench-tools certs clean
 
 help:
 	@echo 'make test    install what the tests need, and run all of them'
 	@echo 'make check   formatting, lints, documentation'
 	@echo 'make unit    unit and integration tests, with the tools that are there'
+	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (170, some 20 minutes in all)'
+	@echo 'make fuzz-short   each of them for 10 seconds'
 	@echo 'make tools   install the clients that the tests read with (Debian)'
 	@echo 'make build   the program, in target/release/hexz-nbd'
 	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
@@ -26,21 +29,31 @@ help:
 	@echo 'make certs   a CA to try things out with, and certificates for localhost, in certs/pki'
 	@echo 'make clean   remove what was built'
 
-test: tools check unit
+test: tools check unit fuzz-short
 
-# The benchmarks are a workspace of their own, built where the rest is, as much of it is
-# the same.
+# The benchmarks and the fuzz targets are workspaces of their own, built where the rest is, as
+# much of it is the same.
 PEERS := --manifest-path benches/peers/Cargo.toml
+FUZZ := --manifest-path fuzz/Cargo.toml
+FUZZ_SECONDS ?= 170
 
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt $(PEERS) --check
+	$(CARGO) fmt $(FUZZ) --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked $(PEERS) --target-dir target -- -D warnings
+	$(CARGO) clippy --locked $(FUZZ) --target-dir target -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
 unit:
 	$(CARGO) test --locked
+
+fuzz:
+	CARGO='$(CARGO)' fuzz/run.sh $(FUZZ_SECONDS)
+
+fuzz-short:
+	CARGO='$(CARGO)' fuzz/run.sh 10
 
 # Installs only what is missing, so that it needs no network where nothing is.
 bench-tools: PACKAGES := $(BENCH_PACKAGES)

@@ -94,9 +94,14 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, NetworkError> {
         let unreadable = || NetworkError::Unreadable(text.to_owned());
+        // The reader of networks takes 010.0.0.0 for 10.0.0.0, others take it for 8.0.0.0: what
+        // isn't an address by itself is none in a network.
+        let address = text.split_once('/').map_or(text, |(address, _)| address);
+        let address = address.parse::<IpAddr>().map_err(|_| unreadable())?;
         let network = match text.parse::<IpNet>() {
             Ok(network) => network,
-            Err(_) => IpNet::from(text.parse::<IpAddr>().map_err(|_| unreadable())?),
+            Err(_) if text.contains('/') => return Err(unreadable()),
+            Err(_) => IpNet::from(address),
         };
         if network.trunc() != network {
             return Err(NetworkError::HostBits {
@@ -191,6 +196,8 @@ mod tests {
             "fe80::1%eth0",
             "localhost",
             "010.0.0.1",
+            "010.0.0.0/8",
+            "::01.2.3.4/128",
         ] {
             assert!(junk.parse::<Network>().is_err(), "{junk}");
         }

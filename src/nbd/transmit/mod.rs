@@ -118,9 +118,11 @@ where
     E: Export,
 {
     let mut connection = Connection::new(stream, chosen, limits);
-    let served = connection.serve(pin!(shutdown)).await;
-    if let Ok(Farewell::ShutDown) = served {
-        connection.refuse_the_rest().await?;
+    let mut served = connection.serve(pin!(shutdown)).await;
+    if let Ok(Farewell::ShutDown) = served
+        && let Err(error) = connection.refuse_the_rest().await
+    {
+        served = Err(error);
     }
     // What was asked before the client broke the protocol, or off, is answered all the same.
     // If the stream has failed, this ends at once.

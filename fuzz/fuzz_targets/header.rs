@@ -1,0 +1,4 @@
+//! Fuzzes an archive's header.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hexz_nbd_fuzz::header::check(data));

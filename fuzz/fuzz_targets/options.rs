@@ -1,0 +1,4 @@
+//! Fuzzes option haggling.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hexz_nbd_fuzz::options::check(data));

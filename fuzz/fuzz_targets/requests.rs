@@ -1,0 +1,4 @@
+//! Fuzzes transmission.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hexz_nbd_fuzz::requests::check(data));
