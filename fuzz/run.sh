@@ -15,9 +15,11 @@ if [ ${#targets[@]} = 0 ]; then
 	targets=(header index blocks plaintext options requests addresses)
 fi
 
-# Built where the gateway is, as most of it is the same.
+# Built where the gateway is, as most of it is the same. With the variable RUSTC_WRAPPER instead
+# of the setting, all C code would be compiled anew, and then again for the gateway.
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/../target}"
-RUSTC_WRAPPER="$PWD/rustc-with-coverage.sh" "${CARGO:-cargo}" build --locked --bins
+unset RUSTC_WRAPPER
+"${CARGO:-cargo}" build --locked --bins --config "build.rustc-wrapper='$PWD/rustc-with-coverage.sh'"
 
 # Nothing that an input can say makes the program allocate more than some blocks of 32 MiB.
 # Address space is what is limited, since memory that is never written to wouldn't show.
@@ -25,14 +27,16 @@ ulimit -v $((1024 * 1024))
 export RUST_BACKTRACE=1
 for target in "${targets[@]}"; do
 	echo "== $target, $seconds seconds"
-	corpus="$CARGO_TARGET_DIR/fuzz/corpus/$target"
+	found="$CARGO_TARGET_DIR/fuzz/corpus/$target"
 	artifacts="$CARGO_TARGET_DIR/fuzz/artifacts/$target"
-	mkdir -p "$corpus" "$artifacts" "regressions/$target" "corpus/$target"
-	dictionary=()
-	if [ -e "$target.dict" ]; then
-		dictionary=("-dict=$target.dict")
-	fi
-	"$CARGO_TARGET_DIR/debug/$target" "$corpus" "corpus/$target" "regressions/$target" \
-		"${dictionary[@]}" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=600 \
-		-max_len=4096 -len_control=10 -artifact_prefix="$artifacts/" -print_final_stats=1 -verbosity=0
+	mkdir -p "$found" "$artifacts"
+	inputs=("$found")
+	for folder in "corpus/$target" "regressions/$target"; do
+		if [ -d "$folder" ]; then
+			inputs+=("$folder")
+		fi
+	done
+	"$CARGO_TARGET_DIR/debug/$target" "${inputs[@]}" \
+		-max_total_time="$seconds" -timeout=10 -rss_limit_mb=600 -max_len=4096 -len_control=10 \
+		-artifact_prefix="$artifacts/" -print_final_stats=1 -verbosity=0
 done

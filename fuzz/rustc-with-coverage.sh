@@ -2,7 +2,7 @@
 # Builds the gateway and its fuzz targets with what libFuzzer needs to see which code an input
 # has reached. Everything else is built as always, so that it needn't be built twice.
 #
-# cargo calls this (RUSTC_WRAPPER) with the compiler and its arguments.
+# cargo calls this (build.rustc-wrapper) with the compiler and its arguments.
 set -eu
 case "${CARGO_PKG_NAME:-}" in
 hexz-nbd | hexz-nbd-fuzz)

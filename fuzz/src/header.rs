@@ -1,6 +1,7 @@
 //! The header: it is taken if a naive reader takes it, for what that one reads, and nothing
 //! beyond the file is ever read.
 
+use arbitrary::{Arbitrary, Unstructured};
 use hexz_nbd::snapshot::{Compression, Problem, StreamKind};
 
 use crate::archive::{HEADER, Memory, open};
@@ -12,13 +13,18 @@ const EMPTY_INDEX: u64 = 32;
 /// Behind the header there are zeros, up to this length of the file for the most part.
 const USUAL: u64 = 1 << 14;
 
-/// The file's length and whether its bare stream is wanted, then the header.
+/// How its header is meant, and the file's length; then the header, or what to make one of.
 pub fn check(data: &[u8]) {
-    let Some((head, header)) = data.split_first_chunk::<9>() else { return };
+    let Some((head, rest)) = data.split_first_chunk::<9>() else { return };
     let [raw, length @ ..] = *head;
     let length = u64::from_le_bytes(length);
     let length = if raw & 2 == 0 { length % USUAL } else { length };
-    let header = header.get(..HEADER).unwrap_or(header);
+    let built = Built::arbitrary_take_rest(Unstructured::new(rest)).map(|it| it.header(length));
+    let header = match built {
+        Ok(built) if raw & 4 != 0 => built,
+        _ => rest.to_vec(),
+    };
+    let header = header.get(..HEADER).unwrap_or(&header);
     let mut bytes = header.to_vec();
     bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
 
@@ -41,6 +47,81 @@ pub fn check(data: &[u8]) {
             assert_eq!(snapshot.size(StreamKind::Auxiliary), 0);
         }
         Err(error) => assert!(needs_more && is_about_use(&error.problem), "{error}"),
+    }
+}
+
+/// A header whose places fit together, or nearly.
+#[derive(Debug, Arbitrary)]
+struct Built<'a> {
+    index: Near,
+    /// Where dictionary, metadata and signature begin and end, and whether that is said whole.
+    places: [Option<(Near, Near, u8)>; 3],
+    iterations: Option<u32>,
+    compression: u8,
+    flags: [u8; 4],
+    parents: Vec<&'a str>,
+}
+
+/// A place in the file, by what it is near to.
+#[derive(Debug, Clone, Copy, Arbitrary)]
+enum Near {
+    HeaderEnd(i8),
+    Index(i8),
+    IndexEnd(i8),
+    End(i8),
+    Any(u64),
+}
+
+impl Near {
+    fn offset(self, index: u64, length: u64) -> u64 {
+        let (near, by) = match self {
+            Self::HeaderEnd(by) => (HEADER as u64, by),
+            Self::Index(by) => (index, by),
+            Self::IndexEnd(by) => (index.wrapping_add(EMPTY_INDEX), by),
+            Self::End(by) => (length, by),
+            Self::Any(offset) => (offset, 0),
+        };
+        near.wrapping_add_signed(by.into())
+    }
+}
+
+impl Built<'_> {
+    fn header(&self, length: u64) -> Vec<u8> {
+        // By itself it is as far from the end as an empty index is long.
+        let index = self.index.offset(length.wrapping_sub(EMPTY_INDEX), length);
+        let mut out = b"HEXZ\x01\0\0\0\0\0\x01\0".to_vec();
+        out.extend(index.to_le_bytes());
+        out.extend((self.parents.len() as u64).to_le_bytes());
+        for parent in &self.parents {
+            out.extend((parent.len() as u64).to_le_bytes());
+            out.extend(parent.as_bytes());
+        }
+        for place in &self.places {
+            let Some((start, end, halves)) = place else {
+                out.extend([0; 2]);
+                continue;
+            };
+            let start = start.offset(index, length);
+            let long = end.offset(index, length).wrapping_sub(start) as u32;
+            for (value, left_out) in
+                [(start.to_le_bytes().to_vec(), 1), (long.to_le_bytes().to_vec(), 2)]
+            {
+                let is_there = halves % 16 != left_out;
+                out.push(is_there.into());
+                out.extend(if is_there { value } else { Vec::new() });
+            }
+        }
+        out.push(self.iterations.is_some().into());
+        if let Some(iterations) = self.iterations {
+            out.extend([7; 16]);
+            out.extend(iterations.to_le_bytes());
+        }
+        out.extend(u32::from(self.compression % 3).to_le_bytes());
+        let [flags @ .., chunking] = self.flags;
+        out.extend(flags.map(|flag| flag % 3));
+        out.push(chunking % 2);
+        out.extend(vec![5; usize::from(chunking % 2) * 12]);
+        out
     }
 }
 
