@@ -4,7 +4,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::gateway::access::{AccessList, Network, NetworkError, Peer, Reason};
+use hexz_nbd::gateway::access::{
+    CommandLine, Facts, Network, NetworkError, Origin, Peer, Reason, Rules,
+};
 
 /// An address: of one family or the other, with its bits from the top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,15 +59,16 @@ pub fn check(data: &[u8]) {
     let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(data)) else { return };
     let (allow, allow_rules) = networks(&input.allow);
     let (deny, deny_rules) = networks(&input.deny);
-    let list = AccessList { allow, deny };
+    let said = CommandLine { allow, deny, ..CommandLine::default() };
+    let list = Rules::of_command_line(&said);
     let rules: Vec<Rule> = allow_rules.iter().chain(&deny_rules).copied().collect();
 
-    assert!(list.judge(Peer::Unix).is_ok());
+    assert!(list.judge(&Facts::of_peer(Peer::Unix)).is_ok());
     for host in &input.hosts {
         let address = host.address(&rules);
         let peer = Peer::ip(address);
         let address = Address::of(address);
-        let judged = list.judge(peer);
+        let judged = list.judge(&Facts::of_peer(peer));
 
         let is_denied = deny_rules.iter().any(|rule| rule.contains(address));
         let is_allowed = match allow_rules.as_slice() {
@@ -74,15 +77,18 @@ pub fn check(data: &[u8]) {
         };
         assert_eq!(judged.is_ok(), is_allowed && !is_denied, "{peer} by {list}: {judged:?}");
         assert_eq!(peer.is_local(), address.is_loopback());
-        match judged {
-            Ok(Reason::Loopback) => assert!(allow_rules.is_empty()),
-            Ok(Reason::Allowed(network)) => assert!(list.allow.contains(&network)),
-            Err(Reason::Denied(network)) => assert!(is_denied && list.deny.contains(&network)),
-            Err(Reason::NotAllowed) => assert!(!is_denied),
+        match &judged {
+            Ok(Reason::Rule(rule)) => match rule.origin {
+                Origin::Default => assert!(allow_rules.is_empty()),
+                Origin::Allow => assert!(is_allowed && !allow_rules.is_empty()),
+                _ => panic!("{rule}"),
+            },
+            Err(Reason::Rule(rule)) => assert!(is_denied && rule.origin == Origin::Deny),
+            Err(Reason::NoRuleForAddress) => assert!(!is_denied),
             other => panic!("{other:?}"),
         }
         // Whoever comes from elsewhere isn't let in by a list for this machine.
-        assert!(!list.is_loopback_only() || judged.is_err() || address.is_loopback());
+        assert!(!list.is_local_only() || judged.is_err() || address.is_loopback());
     }
 }
 

@@ -4,7 +4,9 @@
 use arbitrary::{Arbitrary, Unstructured};
 use hexz_nbd::nbd::wire::handshake::ClientFlags;
 use hexz_nbd::nbd::wire::option::{Opt, Rep};
-use hexz_nbd::nbd::{Chosen, Export, ReplyMode, Security, SessionError, negotiate};
+use hexz_nbd::nbd::{
+    Chosen, Export, NegotiationLimits, ReplyMode, Security, SessionError, negotiate,
+};
 
 use crate::export::{CONTEXTS, Pattern, Patterns};
 use crate::replies::{Bytes, OptionReplies};
@@ -170,7 +172,8 @@ pub fn check(data: &[u8]) {
     let security = if input.tls { Security::Tls } else { Security::Plain };
     let exports = Patterns::of_size(input.size >> 1);
 
-    let outcome = run(negotiate(&mut script, flags, security, &exports));
+    let mut allowance = NegotiationLimits::default().allowance();
+    let outcome = run(negotiate(&mut script, flags, security, &exports, &mut allowance));
     let judge = Judge {
         input: &input,
         exports: &exports,

@@ -4,7 +4,7 @@
 use arbitrary::{Arbitrary, Unstructured};
 use hexz_nbd::nbd::wire::handshake::Greeting;
 use hexz_nbd::nbd::wire::option::{Opt, Rep};
-use hexz_nbd::nbd::{PlaintextOutcome, greet, plaintext_leg};
+use hexz_nbd::nbd::{NegotiationLimits, PlaintextOutcome, greet, plaintext_leg};
 
 use crate::options::{Said, options_of};
 use crate::replies::OptionReplies;
@@ -34,7 +34,8 @@ pub fn check(data: &[u8]) {
     // Bits 0 and 1 are offered, nothing else is.
     assert_eq!(greeted.is_ok(), flags < 4);
     let Ok(greeted) = greeted else { return };
-    let outcome = run(plaintext_leg(&mut script, greeted));
+    let mut allowance = NegotiationLimits::default().allowance();
+    let outcome = run(plaintext_leg(&mut script, greeted, &mut allowance));
     let consumed = script.consumed();
     let mut replies = OptionReplies::new(&script.output);
 

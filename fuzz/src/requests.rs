@@ -136,7 +136,8 @@ pub fn check(data: &[u8]) {
     let chosen =
         Chosen { export: Arc::clone(&export), replies: mode, contexts: session.contexts.clone() };
     let minute = Duration::from_secs(60);
-    let limits = TransmitLimits { budget: Budget::new(0), stall: minute, drain: minute };
+    let budget = Budget::new(0, u32::MAX);
+    let limits = TransmitLimits { stall: minute, drain: minute, ..TransmitLimits::new(budget) };
     let mut looks = input.shutdown;
     let shutdown = poll_fn(|_| match &mut looks {
         Some(0) => Poll::Ready(()),

@@ -195,7 +195,11 @@ async fn requests_before_a_broken_one_are_answered_at_shutdown_too() {
     let export = Arc::<Recorder>::default();
     let chosen = Chosen { export, replies: ReplyMode::Structured, contexts: Vec::new() };
     let second = Duration::from_secs(1);
-    let limits = TransmitLimits { budget: Budget::new(0), stall: second, drain: second };
+    let limits = TransmitLimits {
+        stall: second,
+        drain: second,
+        ..TransmitLimits::new(Budget::new(0, u32::MAX))
+    };
     let outcome = transmit(server, chosen, &limits, std::future::ready(())).await;
     assert!(matches!(outcome, Err(SessionError::Malformed(_))), "{outcome:?}");
 
