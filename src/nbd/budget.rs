@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::counted::Counted;
 use super::wire::MAX_PAYLOAD;
 
 /// Bytes that each connection has for itself: a request of the size that the Linux client
@@ -226,22 +227,6 @@ impl Drop for Hold {
         if let Some(part) = &self.part {
             part.shrink(held, 0);
         }
-    }
-}
-
-/// Counts itself for as long as it lives, cancellation included.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(counter: &'a AtomicUsize) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod budget;
 pub mod client;
+mod counted;
 mod error;
 mod export;
 mod greeting;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::counted::Counted;
+
 /// Who has asked nothing for so long may then ask for as much at once.
 const BURST: Duration = Duration::from_secs(1);
 
@@ -91,22 +93,6 @@ fn cost(amount: u64, per_second: Option<NonZeroU64>) -> Duration {
     let Some(rate) = per_second else { return Duration::ZERO };
     let nanoseconds = (u128::from(amount) * SECOND).div_ceil(u128::from(rate.get()));
     Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
-}
-
-/// Counts itself for as long as it lives, cancellation included.
-struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(counter: &'a AtomicUsize) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
-        Self(counter)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 mod answer;
 mod assembly;
 mod chunks;
+mod ending;
 mod held;
 mod inbox;
 mod outbox;
@@ -32,7 +33,6 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::budget::{Budget, Share};
 use super::error::Refusal;
-use super::wire::reply::ErrorCode;
 use super::wire::request::Request;
 use super::{Chosen, Export, Segment, SelectedContext, SessionError, Span, Throttle};
 use answer::Answer;
@@ -384,57 +384,6 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
 
     fn refuse(&mut self, answer: Answer, refusal: &Refusal) {
         self.answer(|out| answer.refuse(out, refusal));
-    }
-
-    /// Answers requests that have arrived and won't be worked on: "The error value issued
-    /// in respect of these requests … SHOULD be NBD_ESHUTDOWN."
-    async fn refuse_the_rest(&mut self) -> Result<(), SessionError> {
-        const SHUTTING_DOWN: Refusal =
-            Refusal::new(ErrorCode::SHUTDOWN, "the server is shutting down");
-        // More than clients have under way; one that goes on asking must not go on for ever.
-        const MOST: u64 = 4 * MAX_REQUESTS_IN_FLIGHT;
-        for _ in 0..MOST {
-            let request = match self.held.take() {
-                Some(held) => held.into_request(),
-                None => match self.inbox.request_now().await? {
-                    Some(request) => request,
-                    None => break,
-                },
-            };
-            match judge(&request, self.session) {
-                Verdict::Disconnect | Verdict::TooLarge(_) => break,
-                Verdict::StatusOf { payload, .. } | Verdict::Refuse { payload, .. } => {
-                    self.inbox.skip(payload);
-                }
-                _ => {}
-            }
-            self.requests += 1;
-            self.refuse(Answer::to(&request, self.session.mode), &SHUTTING_DOWN);
-        }
-        Ok(())
-    }
-
-    /// Waits until everything is answered and sent, as long as the client takes it; then
-    /// closes the way out.
-    async fn drain(&mut self, patience: Duration) -> Result<(), SessionError> {
-        while self.in_flight() > 0 || !self.outbox.is_empty() {
-            let before = self.share.sent();
-            let is_waiting_for_work = self.outbox.is_empty();
-            let step = async {
-                tokio::select! {
-                    Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
-                    sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
-                }
-                Ok::<(), SessionError>(())
-            };
-            match tokio::time::timeout(patience, step).await {
-                Ok(done) => done?,
-                Err(_) if is_waiting_for_work || self.share.sent() > before => {}
-                Err(_) => return Err(SessionError::DrainTimeout),
-            }
-        }
-        tokio::time::timeout(patience, self.outbox.close()).await.unwrap_or_default();
-        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ pub mod authority;
 pub mod client;
 pub mod pki;
 pub mod server;
+pub mod stream;
 pub mod structured;
 
 use std::path::{Path, PathBuf};
