@@ -195,9 +195,13 @@ impl<X: Offer> Gateway<X> {
         let mut watch = JoinSet::new();
         watch.spawn(review_now_and_then(Arc::clone(&self.shared)));
         let mut is_sound = true;
-        while doors.join_next().await.is_some() {
-            // A door closes by itself only if its task has panicked. Better to end, and be
-            // started again, than to be deaf.
+        loop {
+            tokio::select! {
+                closed = doors.join_next() => if closed.is_none() { break },
+                Some(_) = watch.join_next() => {}
+            }
+            // They end by themselves only if they have panicked. Better to end, and be started
+            // again, than to be deaf, or to let stay who may not.
             is_sound &= shutdown.is_cancelled();
             shutdown.cancel();
         }

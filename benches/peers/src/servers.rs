@@ -218,6 +218,8 @@ fn hexz_nbd(tls: bool, port: u16, setup: &Setup, material: &Material) -> Command
         command.arg("--tls-cert").arg(material.pki.join("server-cert.pem"));
         command.arg("--tls-key").arg(material.pki.join("server-key.pem"));
     }
+    // All clients are on this machine, and begin as many connections as they can.
+    command.args(["--connection-rate", "1000000"]);
     command.args(&setup.arguments);
     command.arg(setup.archive.as_deref().unwrap_or(&material.archive));
     command
