@@ -19,7 +19,8 @@ pub(crate) struct Tls {
     #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
     tls_client_ca: Option<PathBuf>,
     /// Certificates that have been revoked, in PEM form [repeatable]. Each CA between a
-    /// client and its root has to have a list that hasn't run out
+    /// client and its root has to have a list that hasn't run out; of several lists of one CA
+    /// the newest counts
     #[arg(long, value_name = "FILE", requires = "tls_client_ca", help_heading = "TLS")]
     tls_client_crl: Vec<PathBuf>,
     /// Whether clients have to have a certificate

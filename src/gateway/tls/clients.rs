@@ -14,6 +14,8 @@ use rustls::server::danger::ClientCertVerifier;
 use x509_cert::Certificate;
 use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
+use x509_cert::der::oid::AssociatedOid;
+use x509_cert::ext::pkix::CrlNumber;
 
 use super::failure::HandshakeFailure;
 use super::problem::{TlsError, TlsProblem};
@@ -100,6 +102,9 @@ pub(super) fn load(
     for path in &files.revocation_lists {
         lists.extend(revocation_lists(path, now, &mut warnings).map_err(of(path))?);
     }
+    // Of several lists of one CA only the first is asked, so that has to be the newest.
+    lists.sort_by(|one, other| other.age.cmp(&one.age));
+    let lists: Vec<_> = lists.into_iter().map(|list| list.encoded).collect();
     let has_lists = !lists.is_empty();
 
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -144,26 +149,50 @@ fn authorities(
     if roots.is_empty() { Err(TlsProblem::NoUsableCa(last_reason)) } else { Ok(roots) }
 }
 
+/// A revocation list that can be read.
+struct RevocationList {
+    /// When it was issued, and its number among those of its CA: the newer, the greater.
+    age: (Duration, Vec<u8>),
+    encoded: CertificateRevocationListDer<'static>,
+}
+
 /// The revocation lists of a file, all of which have to be good.
 fn revocation_lists(
     path: &Path,
     now: UnixTime,
     warnings: &mut Vec<Warning>,
-) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsProblem> {
-    let lists = pem::revocation_lists(path)?;
-    for list in &lists {
+) -> Result<Vec<RevocationList>, TlsProblem> {
+    let mut lists = Vec::new();
+    for list in pem::revocation_lists(path)? {
         let broken = |error: String| TlsProblem::BrokenRevocationList(error);
-        webpki::BorrowedCertRevocationList::from_der(list)
+        webpki::BorrowedCertRevocationList::from_der(&list)
             .map_err(|error| broken(error.to_string()))?;
-        let parsed = CertificateList::from_der(list).map_err(|error| broken(error.to_string()))?;
+        let parsed = CertificateList::from_der(&list).map_err(|error| broken(error.to_string()))?;
         let Some(end) = parsed.tbs_cert_list.next_update else {
             return Err(broken("it doesn't say when it runs out".to_owned()));
         };
         let end = unix_time(end.to_unix_duration());
         in_time(end, now, "the revocation list", path, warnings)
             .map_err(|_| TlsProblem::ExpiredRevocationList(between(end, now)))?;
+        let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
+        let age = (parsed.tbs_cert_list.this_update.to_unix_duration(), number);
+        lists.push(RevocationList { age, encoded: list });
     }
     Ok(lists)
+}
+
+/// A list's number, so that those of one CA can be compared.
+fn number(list: &CertificateList) -> Result<Vec<u8>, x509_cert::der::Error> {
+    let extensions = list.tbs_cert_list.crl_extensions.as_deref().unwrap_or_default();
+    let Some(number) = extensions.iter().find(|it| it.extn_id == CrlNumber::OID) else {
+        return Ok(Vec::new());
+    };
+    // RFC 5280: "CRL issuers … MUST NOT use CRLNumber values longer than 20 octets."
+    const LONGEST: usize = 20;
+    let number = CrlNumber::from_der(number.extn_value.as_bytes())?;
+    let digits = number.0.as_bytes();
+    let padding = LONGEST.saturating_sub(digits.len());
+    Ok([&[0].repeat(padding), digits].concat())
 }
 
 /// Checks that something hasn't run out, and warns if it soon will.

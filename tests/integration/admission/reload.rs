@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{BASE, asking, come_in_as, reads, reload, replace, rules_file, wait_for};
-use crate::support::authority::Authority;
+use crate::support::authority::{Authority, Recipe};
 use crate::support::client::{FLAGS, OPT_STARTTLS};
 use crate::support::pki::{Pki, trusting};
 use crate::support::server::Server;
@@ -149,6 +149,27 @@ fn a_handshake_across_a_reload_is_judged_by_the_new_policy() {
         client.expect_closed();
     }
     server.wait_for_message("revoked");
+}
+
+/// A newer list that was added behind an older one, in the same file or in another one.
+#[test]
+fn of_several_lists_of_one_ca_the_newest_counts() {
+    let authority = Authority::new();
+    let (alice, bob) =
+        (authority.alice(), authority.certify(&Recipe { name: "bob", ..Recipe::default() }));
+    let list = |revoked: &[_], number| authority.numbered_revocations(revoked, number);
+    let more = authority.folder().join("more.pem");
+    fs::write(&more, list(&[], 3)).unwrap();
+    let server = asking(&authority).arg("--tls-client-crl").arg(&more).start();
+    let both = || [&alice, &bob].map(|who| reads(&server, who.config(server.pki())));
+    assert_eq!(both(), [true, true]);
+    // 255 and 256 differ in length.
+    replace(&authority.revocation_list(), &(list(&[], 255) + &list(&[&alice], 256)));
+    reload(&server, 1);
+    assert_eq!(both(), [false, true]);
+    replace(&more, &list(&[&alice, &bob], 257));
+    reload(&server, 2);
+    assert_eq!(both(), [false, false]);
 }
 
 /// SIGHUP and SIGTERM in the middle of work.

@@ -124,11 +124,16 @@ impl Authority {
     /// The same, valid for so many seconds from now on.
     pub fn revoke_until(&self, revoked: &[&Certified], seconds: i64) {
         let new = self.folder().join("crl.new");
-        fs::write(&new, self.revocations(revoked, seconds)).unwrap();
+        fs::write(&new, self.revocations(revoked, seconds, 1)).unwrap();
         fs::rename(new, self.revocation_list()).unwrap();
     }
 
-    fn revocations(&self, revoked: &[&Certified], seconds: i64) -> String {
+    /// The revocation list of that number, which is valid for a month.
+    pub fn numbered_revocations(&self, revoked: &[&Certified], number: u64) -> String {
+        self.revocations(revoked, 30 * DAY, number)
+    }
+
+    fn revocations(&self, revoked: &[&Certified], seconds: i64, number: u64) -> String {
         let revoked_certs = revoked.iter().map(|certified| RevokedCertParams {
             serial_number: certified.serial.clone(),
             revocation_time: from_now(-60),
@@ -138,7 +143,7 @@ impl Authority {
         CertificateRevocationListParams {
             this_update: from_now(-2 * DAY),
             next_update: from_now(seconds),
-            crl_number: SerialNumber::from(1),
+            crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: revoked_certs.collect(),
             key_identifier_method: KeyIdMethod::Sha256,
