@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::Signal;
-use tokio::task::spawn_blocking;
+use tokio::task::{JoinSet, spawn_blocking};
 
 use hexz_nbd::config::Config;
 use hexz_nbd::exports::Catalog;
@@ -20,6 +20,9 @@ use crate::start::{self, Failure};
 
 /// How often files are looked at, if they are.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How archives are to be opened, if that is more than on the command line.
+type Trust = Option<OpenOptions>;
 
 /// The files that say who may come in.
 #[derive(Debug, Clone)]
@@ -60,7 +63,7 @@ impl PolicyFiles {
     }
 
     /// How archives are to be opened from now on, if keys or digests say which of them may.
-    fn trust(&self) -> Result<Option<OpenOptions>, Failure> {
+    fn trust(&self) -> Result<Trust, Failure> {
         let opening = &self.snapshots.opening;
         if opening.verify_key.is_empty() && opening.digest.is_empty() {
             return Ok(None);
@@ -93,13 +96,21 @@ impl Reloading {
     /// Reads anew at each signal, and, if files are watched, when they have changed.
     pub(crate) async fn on_signal(self, mut hangup: Signal, watch: bool) {
         let mut seen = self.files.stamps().await;
+        // Who was revoked must not stay for as long as it takes to hash an archive, or for
+        // ever if one can't be opened; nor must the next signal wait for that.
+        let mut archives = JoinSet::new();
         loop {
             tokio::select! {
                 received = hangup.recv() => if received.is_none() { return },
                 () = self.changed(&seen), if watch => {}
             }
             seen = self.files.stamps().await;
-            self.reload().await;
+            if let Some(trust) = self.reload().await {
+                archives.abort_all();
+                while archives.try_join_next().is_some() {}
+                let (control, snapshots) = (self.control.clone(), self.files.snapshots.clone());
+                archives.spawn(look_at_archives(control, trust, snapshots));
+            }
         }
     }
 
@@ -117,7 +128,8 @@ impl Reloading {
         }
     }
 
-    async fn reload(&self) {
+    /// Puts another policy in force, and says how archives are to be opened from now on.
+    async fn reload(&self) -> Option<Trust> {
         let (files, config) = (self.files.clone(), self.config.clone());
         let read = move || Ok::<_, Failure>((files.read(&config)?, files.trust()?));
         let read = spawn_blocking(read).await;
@@ -126,22 +138,34 @@ impl Reloading {
             Ok(Err(error)) => return keep(&error),
             Err(error) => return keep(&error),
         };
-        let mut catalog = self.control.exports();
-        if let Some(trust) = trust {
-            catalog = Arc::new(catalog.opened_by(trust));
-        }
-        // Archives that have been replaced are opened now, so that what is wrong with them
-        // is said now and not to the next client alone.
-        let exports = match start::open(&catalog, &self.files.snapshots).await {
-            Ok(exports) => exports,
-            Err(error) => return keep(&error),
-        };
         let to = policy.rules.to_string();
-        let dropped = self.control.replace(policy, catalog);
-        tracing::info!(dropped, "reloaded: serving {exports} to {to}");
+        let dropped = self.control.replace(policy);
+        tracing::info!(dropped, "reloaded: open to {to}");
+        Some(trust)
     }
 }
 
-fn keep(error: &dyn std::fmt::Display) {
+/// Opens archives that have been replaced, so that what is wrong with them is said now and
+/// not to the next client alone. If keys or digests say which may be opened, all are judged
+/// by these; as long as none of them can be opened, those that were served are.
+async fn look_at_archives(control: Control<Catalog>, trust: Trust, snapshots: Snapshots) {
+    let (catalog, and_so) = match trust {
+        Some(trust) => (
+            Arc::new(control.exports().opened_by(trust)),
+            ", so keys and digests stay as they were",
+        ),
+        None => (control.exports(), ""),
+    };
+    match start::open(&catalog, &snapshots).await {
+        Ok(exports) => {
+            control.serve(catalog);
+            tracing::info!("served: {exports}");
+        }
+        Err(error) => tracing::error!("an archive can't be served{and_so}: {error}"),
+    }
+}
+
+fn keep<T>(error: &dyn std::fmt::Display) -> Option<T> {
     tracing::error!("not reloaded, everything stays as it was: {error}");
+    None
 }

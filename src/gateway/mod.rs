@@ -94,14 +94,23 @@ fn tell(limit: &RateLimit, line: impl FnOnce(Option<u64>)) {
 #[derive(Debug)]
 pub struct Control<X>(Arc<Shared<X>>);
 
+impl<X> Clone for Control<X> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
 impl<X: Offer> Control<X> {
     /// Puts another policy in force, at once and as a whole: for those who come from now
     /// on, and for those who are in. Who may not stay is dropped. Says how many that were.
-    /// Those who choose an export from now on choose among these.
-    pub fn replace(&self, policy: Policy, exports: Arc<X>) -> usize {
-        self.0.exports.store(exports);
+    pub fn replace(&self, policy: Policy) -> usize {
         self.0.policy.replace(policy);
         self.0.review()
+    }
+
+    /// Lets those who choose an export from now on choose among these. Who reads one goes on.
+    pub fn serve(&self, exports: Arc<X>) {
+        self.0.exports.store(exports);
     }
 
     /// What is served.

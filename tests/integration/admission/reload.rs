@@ -102,14 +102,40 @@ fn an_archive_that_was_replaced_is_opened_and_a_broken_one_is_said() {
     fs::copy(crate::support::archive("text-dict-zstd.hxz"), &new).unwrap();
     fs::rename(new, &path).unwrap();
     reload(&server, 1);
-    let line = server.wait_for_message("reloaded");
+    let line = server.wait_for_message("served:");
     assert!(line.message().contains("683.6 KiB"), "{}", line.text);
     before.read_ok(0, 512);
 
     fs::write(folder.path().join("junk"), "junk").unwrap();
     fs::rename(folder.path().join("junk"), &path).unwrap();
     server.signal("HUP");
-    server.wait_for_message("not reloaded");
+    server.wait_for_message("an archive can't be served");
+}
+
+/// Who was revoked stayed in, and came in again, when an archive was gone as well.
+#[test]
+fn a_revocation_holds_whatever_becomes_of_the_archives() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.hxz");
+    fs::copy(crate::support::archive(BASE), &path).unwrap();
+    let authority = Authority::new();
+    let alice = authority.alice();
+    let server = Server::builder()
+        .arg(&path)
+        .tls(Pki::new())
+        .arg("--tls-client-ca")
+        .arg(authority.certificate())
+        .arg("--tls-client-crl")
+        .arg(authority.revocation_list())
+        .start();
+    let mut client = come_in_as(&server, &alice);
+    client.go("");
+    fs::remove_file(&path).unwrap();
+    authority.revoke(&[&alice]);
+    reload(&server, 1);
+    client.expect_closed();
+    assert!(!reads(&server, alice.config(server.pki())));
+    server.wait_for_message("an archive can't be served");
 }
 
 #[test]
@@ -224,14 +250,15 @@ fn a_new_list_of_digests_is_heeded() {
     fs::copy(crate::support::archive("text-dict-zstd.hxz"), &new).unwrap();
     fs::rename(new, &disk).unwrap();
     server.signal("HUP");
-    server.wait_for_message("not reloaded");
+    wait_for(&server, "an archive can't be served, so keys and digests stay", 1);
     pin();
-    reload(&server, 1);
+    server.signal("HUP");
+    server.wait_for_message("served: ");
     assert_eq!(server.go("").read_ok(0, 512).len(), 512);
     before.read_ok(0, 512);
     // A list that doesn't have it any more lets nobody open it, and isn't taken over.
     replace(&list, &format!("{}  other.hxz\n", "0".repeat(64)));
     server.signal("HUP");
-    wait_for(&server, "not reloaded", 2);
+    wait_for(&server, "an archive can't be served, so keys and digests stay", 2);
     server.assert_alive();
 }
