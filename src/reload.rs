@@ -1,10 +1,12 @@
 //! Reading anew who may come in, while those who are in go on.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::Signal;
+use nix::sys::signal::SigSet;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinSet, spawn_blocking};
 
 use hexz_nbd::config::Config;
@@ -23,6 +25,27 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// How archives are to be opened, if that is more than on the command line.
 type Trust = Option<OpenOptions>;
+
+/// What files were like, those that there were.
+pub(crate) type Stamps = Vec<Option<FileStamp>>;
+
+/// Keeps SIGHUP for later: until it is known what to do with it, it would end the program,
+/// and starting can take as long as hashing an archive. Threads do as the one that starts
+/// them, so this is for the only one.
+pub(crate) fn hold_hangups() -> io::Result<()> {
+    Ok(hangups().thread_block()?)
+}
+
+/// Hangups from now on, and the one that has been held. Call it on the thread that holds it.
+pub(crate) fn hangup() -> io::Result<Signal> {
+    let signal = signal(SignalKind::hangup())?;
+    hangups().thread_unblock()?;
+    Ok(signal)
+}
+
+fn hangups() -> SigSet {
+    SigSet::from(nix::sys::signal::Signal::SIGHUP)
+}
 
 /// The files that say who may come in.
 #[derive(Debug, Clone)]
@@ -78,10 +101,14 @@ impl PolicyFiles {
     }
 
     /// What the files are like just now.
-    async fn stamps(&self) -> Vec<Option<FileStamp>> {
-        let paths = self.paths();
-        let look = move || paths.iter().map(|path| FileStamp::of(path)).collect();
-        spawn_blocking(look).await.unwrap_or_default()
+    pub(crate) fn look(&self) -> Stamps {
+        self.paths().iter().map(|path| FileStamp::of(path)).collect()
+    }
+
+    /// The same, for those who must not wait for a file system.
+    async fn stamps(&self) -> Stamps {
+        let files = self.clone();
+        spawn_blocking(move || files.look()).await.unwrap_or_default()
     }
 }
 
@@ -90,12 +117,14 @@ pub(crate) struct Reloading {
     pub(crate) files: PolicyFiles,
     pub(crate) config: Config,
     pub(crate) control: Control<Catalog>,
+    /// What the files were like before they were read.
+    pub(crate) seen: Stamps,
 }
 
 impl Reloading {
     /// Reads anew at each signal, and, if files are watched, when they have changed.
-    pub(crate) async fn on_signal(self, mut hangup: Signal, watch: bool) {
-        let mut seen = self.files.stamps().await;
+    pub(crate) async fn on_signal(mut self, mut hangup: Signal, watch: bool) {
+        let mut seen = std::mem::take(&mut self.seen);
         // Who was revoked must not stay for as long as it takes to hash an archive, or for
         // ever if one can't be opened; nor must the next signal wait for that.
         let mut archives = JoinSet::new();

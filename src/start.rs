@@ -26,7 +26,7 @@ use crate::confine::confine;
 use crate::opening::{self, TrustError};
 use crate::password::PasswordError;
 use crate::pki::PkiError;
-use crate::reload::{PolicyFiles, Reloading};
+use crate::reload::{self, PolicyFiles, Reloading};
 
 /// Why the program ends before it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +81,10 @@ impl Failure {
 
 /// Opens everything, then serves until a signal.
 pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
+    reload::hold_hangups()?;
     let config = options.config();
     let files = PolicyFiles::new(options);
+    let seen = files.look();
     let policy = files.read(&config)?;
     let catalog = options.catalog(opening::options(&options.snapshots.opening)?)?;
     tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
@@ -94,6 +96,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     confine(&options.plan())?;
 
     until_signal(runtime, async |shutdown| {
+        let hangup = reload::hangup()?;
         // To compare an archive with its digest can take long; nobody has to wait for it.
         let opened = shutdown.run_until_cancelled(open(&catalog, &options.snapshots)).await;
         let Some(what) = opened.transpose()? else { return Ok(()) };
@@ -107,9 +110,9 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         let gateway = Gateway::new(sockets, config.clone(), policy, catalog)?;
         let listen = join(&gateway.addresses()?);
         let control = gateway.control();
-        let reloading = Reloading { files, config, control: gateway.control() };
+        let reloading = Reloading { files, config, control: gateway.control(), seen };
         let mut beside = JoinSet::new();
-        beside.spawn(reloading.on_signal(signal(SignalKind::hangup())?, options.watch()));
+        beside.spawn(reloading.on_signal(hangup, options.watch()));
         tracing::info!(%listen, "ready: serving {what} {how} to {to}");
         let ended = gateway.run(shutdown).await;
         drop(beside);

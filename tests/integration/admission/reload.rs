@@ -1,6 +1,9 @@
 //! Reading certificates, CAs, lists, rules and archives anew, while clients are in.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use super::{BASE, asking, come_in_as, reads, reload, replace, rules_file, wait_for};
 use crate::support::authority::{Authority, Recipe};
@@ -158,6 +161,46 @@ fn watched_files_are_read_anew_by_themselves() {
     replace(&rules, "[[rule]]\naction = \"allow\"");
     wait_for(&server, "reloaded", 2);
     server.assert_alive();
+}
+
+/// A program that starts is held up by its password, which comes by a pipe: all files have
+/// been read by then.
+fn held_up(rules: &Path, folder: &Path, watch: &[&str]) -> (Child, fs::File) {
+    let pipe = folder.join("password");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let server = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"))
+        .args(["--insecure-no-tls", "--listen", "127.0.0.1:0"])
+        .args(watch)
+        .args([Path::new("--rules"), rules, Path::new("--password-file"), &pipe])
+        .arg(crate::support::archive(BASE))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Opening it waits for the one who reads it.
+    let password = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+    (server, password)
+}
+
+/// SIGHUP ended the program until it was ready, and what changed before that was never
+/// noticed by --watch.
+#[test]
+fn what_changes_while_it_starts_is_not_missed() {
+    for is_watched in [true, false] {
+        let (folder, rules) = rules_file("[[rule]]\naction = \"allow\"");
+        let watch: &[_] = if is_watched { &["--watch"] } else { &[] };
+        let (mut server, mut password) = held_up(&rules, folder.path(), watch);
+        replace(&rules, "[[rule]]\naction = \"deny\"");
+        if !is_watched {
+            let signal = Command::new("kill").args(["-HUP", &server.id().to_string()]).status();
+            assert!(signal.unwrap().success());
+        }
+        password.write_all(b"secret").unwrap();
+        drop(password);
+        let mut log = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(log.any(|line| line.contains("reloaded")), "watched: {is_watched}");
+        server.kill().unwrap();
+        server.wait().unwrap();
+    }
 }
 
 /// A handshake that began before its CA was dropped doesn't get in after it.
