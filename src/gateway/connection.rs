@@ -160,7 +160,7 @@ impl<X: Offer> Connection<'_, X> {
             _ => "TLS",
         };
         let credentials = match session.peer_certificates() {
-            Some(chain) => Some(Arc::new(Credentials::of(chain)?)),
+            Some(chain) => Some(Arc::new(Credentials::of(chain, Moment::now())?)),
             None => None,
         };
         self.live.identify(credentials.clone(), in_force.number);

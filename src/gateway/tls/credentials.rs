@@ -30,18 +30,24 @@ pub struct Credentials {
 pub struct CredentialsError(String);
 
 impl Credentials {
-    /// Reads the names out of a chain, the client's own certificate first.
+    /// Reads the names out of a chain that is good at that time, the client's own certificate
+    /// first.
     ///
     /// # Errors
-    /// A certificate isn't encoded as it has to be.
-    pub fn of(chain: &[CertificateDer<'_>]) -> Result<Self, CredentialsError> {
+    /// A certificate isn't encoded as it has to be, or has too many names.
+    pub fn of(chain: &[CertificateDer<'_>], now: Moment) -> Result<Self, CredentialsError> {
         let not_understood = |error: x509_cert::der::Error| CredentialsError(error.to_string());
         let own = chain.first().ok_or_else(|| CredentialsError("there is none".to_owned()))?;
         let mut ends = Moment(u64::MAX);
         for certificate in chain {
             let certificate = Certificate::from_der(certificate).map_err(not_understood)?;
             let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
-            ends = ends.min(Moment(end.as_secs()));
+            let end = Moment(end.as_secs());
+            // Clients also send what isn't needed, such as a root that was replaced long ago.
+            // What had run out before the chain was found good is no part of what is good.
+            if end >= now {
+                ends = ends.min(end);
+            }
         }
         let parsed = Certificate::from_der(own).map_err(not_understood)?;
         let mut names = alternative_names(&parsed).map_err(not_understood)?;
@@ -61,7 +67,7 @@ impl Credentials {
         &self.chain
     }
 
-    /// When the first of them runs out.
+    /// When the first of those that hadn't at the beginning runs out.
     pub fn ends(&self) -> Moment {
         self.ends
     }
@@ -119,11 +125,18 @@ mod tests {
     use rcgen::string::Ia5String;
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType};
 
-    fn credentials(change: impl FnOnce(&mut CertificateParams)) -> Credentials {
+    /// 2026.
+    const NOW: Moment = Moment(1_767_225_600);
+
+    fn certificate(change: impl FnOnce(&mut CertificateParams)) -> rcgen::Certificate {
         let mut parameters = CertificateParams::default();
         change(&mut parameters);
-        let certificate = parameters.self_signed(&KeyPair::generate().unwrap()).unwrap();
-        Credentials::of(&[certificate.der().clone()]).unwrap()
+        parameters.self_signed(&KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn credentials(change: impl FnOnce(&mut CertificateParams)) -> Credentials {
+        let certificate = certificate(change);
+        Credentials::of(&[certificate.der().clone()], NOW).unwrap()
     }
 
     fn names(credentials: &Credentials) -> Vec<String> {
@@ -179,9 +192,21 @@ mod tests {
         assert!(names(&credentials)[0].starts_with("sha256:"));
     }
 
+    /// A root that had run out, and that nobody needed, made every session end at once.
+    #[test]
+    fn what_had_run_out_before_does_not_count() {
+        let until = |year| {
+            let end = rcgen::date_time_ymd(year, 1, 1);
+            certificate(|parameters| parameters.not_after = end).der().clone()
+        };
+        let ends = |chain: &[_]| Credentials::of(chain, NOW).unwrap().ends();
+        assert_eq!(ends(&[until(2030), until(2025)]), Moment(1_893_456_000));
+        assert_eq!(ends(&[until(2031), until(2030), until(2025)]), Moment(1_893_456_000));
+    }
+
     #[test]
     fn what_is_no_certificate_is_nobody() {
-        assert!(Credentials::of(&[]).is_err());
-        assert!(Credentials::of(&[CertificateDer::from(vec![0x30, 0])]).is_err());
+        assert!(Credentials::of(&[], NOW).is_err());
+        assert!(Credentials::of(&[CertificateDer::from(vec![0x30, 0])], NOW).is_err());
     }
 }
