@@ -37,6 +37,6 @@ for target in "${targets[@]}"; do
 		fi
 	done
 	"$CARGO_TARGET_DIR/debug/$target" "${inputs[@]}" \
-		-max_total_time="$seconds" -timeout=10 -rss_limit_mb=600 -max_len=4096 -len_control=10 \
+		-max_total_time="$seconds" -timeout=60 -rss_limit_mb=600 -max_len=4096 -len_control=10 \
 		-artifact_prefix="$artifacts/" -print_final_stats=1 -verbosity=0
 done
