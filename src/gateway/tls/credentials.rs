@@ -16,6 +16,12 @@ use crate::gateway::access::{Identity, Moment, Name, NameKind};
 /// The type of the subject's common name.
 const COMMON_NAME: &str = "2.5.4.3";
 
+/// More names than anybody has. All of them are compared with each rule, again and again.
+const MAX_NAMES: usize = 64;
+
+/// The longest name, in bytes: as long as a pattern for it can be. It stands in log lines.
+const MAX_NAME: usize = 4096;
+
 /// A client's certificates, which TLS has verified.
 #[derive(Debug, Clone)]
 pub struct Credentials {
@@ -26,8 +32,17 @@ pub struct Credentials {
 
 /// A certificate from which no identity can be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the client's certificate can't be understood: {0}")]
-pub struct CredentialsError(String);
+pub enum CredentialsError {
+    /// It isn't encoded as it has to be.
+    #[error("the client's certificate can't be understood: {0}")]
+    Encoding(String),
+    /// To compare them with the rules would take longer than anybody's turn may.
+    #[error("the client's certificate has {0} names, of which there may be {MAX_NAMES}")]
+    TooManyNames(usize),
+    /// It would fill the log.
+    #[error("a name in the client's certificate has {0} bytes, of which there may be {MAX_NAME}")]
+    LongName(usize),
+}
 
 impl Credentials {
     /// Reads the names out of a chain that is good at that time, the client's own certificate
@@ -36,8 +51,10 @@ impl Credentials {
     /// # Errors
     /// A certificate isn't encoded as it has to be, or has too many names.
     pub fn of(chain: &[CertificateDer<'_>], now: Moment) -> Result<Self, CredentialsError> {
-        let not_understood = |error: x509_cert::der::Error| CredentialsError(error.to_string());
-        let own = chain.first().ok_or_else(|| CredentialsError("there is none".to_owned()))?;
+        let not_understood =
+            |error: x509_cert::der::Error| CredentialsError::Encoding(error.to_string());
+        let own =
+            chain.first().ok_or_else(|| CredentialsError::Encoding("there is none".to_owned()))?;
         let mut ends = Moment(u64::MAX);
         for certificate in chain {
             let certificate = Certificate::from_der(certificate).map_err(not_understood)?;
@@ -52,6 +69,12 @@ impl Credentials {
         let parsed = Certificate::from_der(own).map_err(not_understood)?;
         let mut names = alternative_names(&parsed).map_err(not_understood)?;
         names.extend(common_names(&parsed));
+        if names.len() > MAX_NAMES {
+            return Err(CredentialsError::TooManyNames(names.len()));
+        }
+        if let Some(name) = names.iter().find(|name| name.text.len() > MAX_NAME) {
+            return Err(CredentialsError::LongName(name.text.len()));
+        }
         names.push(Name { kind: NameKind::Sha256, text: sha256(own) });
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         Ok(Self { identity: Identity::new(names), chain, ends })
@@ -202,6 +225,26 @@ mod tests {
         let ends = |chain: &[_]| Credentials::of(chain, NOW).unwrap().ends();
         assert_eq!(ends(&[until(2030), until(2025)]), Moment(1_893_456_000));
         assert_eq!(ends(&[until(2031), until(2030), until(2025)]), Moment(1_893_456_000));
+    }
+
+    /// One with thousands of names kept the program busy with the rules alone.
+    #[test]
+    fn a_certificate_has_only_so_many_names() {
+        let of = |names: Vec<String>| {
+            let dns = |name: String| SanType::DnsName(Ia5String::try_from(name).unwrap());
+            let certificate = certificate(|parameters| {
+                parameters.distinguished_name = rcgen::DistinguishedName::new();
+                parameters.subject_alt_names = names.into_iter().map(dns).collect();
+            });
+            Credentials::of(&[certificate.der().clone()], NOW)
+                .map(|it| it.identity().names().len())
+                .map_err(|error| error.to_string())
+        };
+        let many = |count| (0..count).map(|number| format!("host-{number}")).collect();
+        assert_eq!(of(many(MAX_NAMES)), Ok(MAX_NAMES + 1));
+        assert!(of(many(MAX_NAMES + 1)).unwrap_err().contains("65 names"));
+        assert!(of(vec!["a".repeat(MAX_NAME)]).is_ok());
+        assert!(of(vec!["a".repeat(MAX_NAME + 1)]).unwrap_err().contains("4097 bytes"));
     }
 
     #[test]
