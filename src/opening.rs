@@ -36,13 +36,20 @@ pub(crate) enum TrustError {
 
 /// How archives are to be opened.
 pub(crate) fn options(opening: &Opening) -> Result<OpenOptions, Failure> {
-    let keys: Result<Vec<_>, TrustError> =
-        opening.verify_key.iter().map(|key| load_key(key)).collect();
     Ok(OpenOptions {
         parent_dirs: opening.parent_dir.clone(),
         parents_anywhere: opening.allow_parent_anywhere,
         password: password::find(opening.password_file.as_deref())?,
         raw: opening.raw,
+        ..trust(opening)?
+    })
+}
+
+/// Of these options, the keys and digests that archives have to have.
+pub(crate) fn trust(opening: &Opening) -> Result<OpenOptions, TrustError> {
+    let keys: Result<Vec<_>, TrustError> =
+        opening.verify_key.iter().map(|key| load_key(key)).collect();
+    Ok(OpenOptions {
         verify_keys: Arc::from(keys?),
         digests: load_digests(opening)?.map(Arc::new),
         ..OpenOptions::default()

@@ -11,7 +11,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use hexz_nbd::config::Config;
 use hexz_nbd::exports::Catalog;
-use hexz_nbd::gateway::tls::{self, TlsFiles, TlsVersion};
+use hexz_nbd::gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
 use hexz_nbd::gateway::{Control, Policy};
 use hexz_nbd::snapshot::OpenOptions;
 use hexz_nbd::storage::FileStamp;
@@ -23,7 +23,7 @@ use crate::start::{self, Failure};
 /// How often files are looked at, if they are.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How archives are to be opened, if that is more than on the command line.
+/// With which keys and digests archives are to be opened, if with any.
 type Trust = Option<OpenOptions>;
 
 /// What files were like, those that there were.
@@ -64,13 +64,18 @@ impl PolicyFiles {
         }
     }
 
-    /// Reads all of them, and checks that they fit each other.
-    pub(crate) fn read(&self, config: &Config) -> Result<Policy, Failure> {
+    /// Reads all of them, and checks that they fit each other. A key that can't be read again
+    /// stays what it was `before`.
+    pub(crate) fn read(
+        &self,
+        config: &Config,
+        before: Option<&ServerTls>,
+    ) -> Result<Policy, Failure> {
         let rules = self.access.rules()?;
         config.check(&rules, self.tls.is_some())?;
         let tls = match &self.tls {
             Some((files, oldest)) => {
-                let (tls, warnings) = tls::load(files, *oldest)?;
+                let (tls, warnings) = tls::load(files, *oldest, before)?;
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
@@ -78,7 +83,7 @@ impl PolicyFiles {
             }
             None => None,
         };
-        let asks = tls.as_ref().is_some_and(tls::ServerTls::asks_for_certificates);
+        let asks = tls.as_ref().is_some_and(ServerTls::asks_for_certificates);
         if rules.ask_for_identity() && !asks {
             return Err(Failure::IdentityWithoutCa);
         }
@@ -91,7 +96,7 @@ impl PolicyFiles {
         if opening.verify_key.is_empty() && opening.digest.is_empty() {
             return Ok(None);
         }
-        opening::options(opening).map(Some)
+        Ok(Some(opening::trust(opening)?))
     }
 
     fn paths(&self) -> Vec<PathBuf> {
@@ -119,6 +124,8 @@ pub(crate) struct Reloading {
     pub(crate) control: Control<Catalog>,
     /// What the files were like before they were read.
     pub(crate) seen: Stamps,
+    /// What they made of TLS.
+    pub(crate) tls: Option<ServerTls>,
 }
 
 impl Reloading {
@@ -158,15 +165,17 @@ impl Reloading {
     }
 
     /// Puts another policy in force, and says how archives are to be opened from now on.
-    async fn reload(&self) -> Option<Trust> {
-        let (files, config) = (self.files.clone(), self.config.clone());
-        let read = move || Ok::<_, Failure>((files.read(&config)?, files.trust()?));
+    async fn reload(&mut self) -> Option<Trust> {
+        let (files, config, before) = (self.files.clone(), self.config.clone(), self.tls.clone());
+        let read =
+            move || Ok::<_, Failure>((files.read(&config, before.as_ref())?, files.trust()?));
         let read = spawn_blocking(read).await;
         let (policy, trust) = match read {
             Ok(Ok(read)) => read,
             Ok(Err(error)) => return keep(&error),
             Err(error) => return keep(&error),
         };
+        self.tls.clone_from(&policy.tls);
         let to = policy.rules.to_string();
         let dropped = self.control.replace(policy);
         tracing::info!(dropped, "reloaded: open to {to}");
@@ -179,10 +188,9 @@ impl Reloading {
 /// by these; as long as none of them can be opened, those that were served are.
 async fn look_at_archives(control: Control<Catalog>, trust: Trust, snapshots: Snapshots) {
     let (catalog, and_so) = match trust {
-        Some(trust) => (
-            Arc::new(control.exports().opened_by(trust)),
-            ", so keys and digests stay as they were",
-        ),
+        Some(trust) => {
+            (Arc::new(control.exports().trusting(trust)), ", so keys and digests stay as they were")
+        }
         None => (control.exports(), ""),
     };
     match start::open(&catalog, &snapshots).await {

@@ -85,7 +85,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let config = options.config();
     let files = PolicyFiles::new(options);
     let seen = files.look();
-    let policy = files.read(&config)?;
+    let policy = files.read(&config, None)?;
     let catalog = options.catalog(opening::options(&options.snapshots.opening)?)?;
     tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
     tracing::debug!("memory: {}", options.memory());
@@ -107,10 +107,11 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         };
         let to = policy.rules.to_string();
         let reader = Arc::clone(catalog.reader());
+        let tls = policy.tls.clone();
         let gateway = Gateway::new(sockets, config.clone(), policy, catalog)?;
         let listen = join(&gateway.addresses()?);
         let control = gateway.control();
-        let reloading = Reloading { files, config, control: gateway.control(), seen };
+        let reloading = Reloading { files, config, control: gateway.control(), seen, tls };
         let mut beside = JoinSet::new();
         beside.spawn(reloading.on_signal(hangup, options.watch()));
         tracing::info!(%listen, "ready: serving {what} {how} to {to}");

@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
         key: folder.path().join("server-key.pem"),
         clients: None,
     };
-    let (tls, _) = tls::load(&files, TlsVersion::default())?;
+    let (tls, _) = tls::load(&files, TlsVersion::default(), None)?;
     let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
     let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &OpenOptions::default())?;
     let reader = BlockReader::new(64 * 1024 * 1024);

@@ -108,13 +108,12 @@ impl Catalog {
         }
     }
 
-    /// The same archives, but opened as `options` say: they are opened anew, and so judged
-    /// anew. Blocks and index pages are kept where these ones are.
+    /// The same archives, but with the keys and digests of `trust`: they are opened anew, and
+    /// so judged anew. Blocks and index pages are kept where these ones are.
     #[must_use]
-    pub fn opened_by(&self, options: OpenOptions) -> Self {
-        let index_pages = Arc::clone(&self.options.index_pages);
-        let verify_hashes = self.options.verify_hashes;
-        if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
+    pub fn trusting(&self, trust: OpenOptions) -> Self {
+        let OpenOptions { verify_keys, digests, .. } = trust;
+        if let (Some(now), Some(before)) = (&digests, &self.options.digests) {
             now.remember(before);
         }
         let again = |(name, slot): &(String, Slot)| (name.clone(), slot.unopened());
@@ -122,7 +121,7 @@ impl Catalog {
             named: self.named.iter().map(again).collect(),
             folder: self.folder.as_ref().map(InFolder::unopened),
             default: self.default.clone(),
-            options: OpenOptions { index_pages, verify_hashes, ..options },
+            options: OpenOptions { verify_keys, digests, ..self.options.clone() },
             reader: Arc::clone(&self.reader),
             failures: failures(),
         }

@@ -9,13 +9,15 @@ mod problem;
 mod validity;
 
 use std::fmt;
+use std::io::ErrorKind::PermissionDenied;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::aws_lc_rs::{self, sign::any_supported_type};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
-use rustls::{ServerConfig, SupportedProtocolVersion, version};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::{InconsistentKeys, ServerConfig, SupportedProtocolVersion, version};
 
 use clients::ClientTrust;
 pub use clients::{ClientAuth, ClientFiles};
@@ -61,6 +63,8 @@ pub type Warning = String;
 #[derive(Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
+    /// The private key, if it came from a file.
+    key: Option<Arc<dyn SigningKey>>,
     clients: Option<ClientTrust>,
 }
 
@@ -106,24 +110,28 @@ impl fmt::Debug for ServerTls {
 /// Clients that have no certificate.
 impl From<ServerConfig> for ServerTls {
     fn from(config: ServerConfig) -> Self {
-        Self { config: Arc::new(config), clients: None }
+        Self { config: Arc::new(config), key: None, clients: None }
     }
 }
 
 /// Reads the files, and checks all that can be checked before a client comes.
 ///
+/// A key that may not be read any more, since the process has given up the right to, stays
+/// what it was `before`.
+///
 /// # Errors
 /// A file can't be read or used, is exposed, is out of its time, or they don't fit each
 /// other.
-pub fn load(files: &TlsFiles, oldest: TlsVersion) -> Result<(ServerTls, Vec<Warning>), TlsError> {
+pub fn load(
+    files: &TlsFiles,
+    oldest: TlsVersion,
+    before: Option<&ServerTls>,
+) -> Result<(ServerTls, Vec<Warning>), TlsError> {
     let of = |path: &PathBuf| {
         let path = path.clone();
         move |problem| TlsError { path, problem }
     };
     let chain = pem::certificates(&files.certificate).map_err(of(&files.certificate))?;
-    let key = pem::private_key(&files.key).map_err(of(&files.key))?;
-    aws_lc_rs::sign::any_supported_type(&key)
-        .map_err(|error| of(&files.key)(TlsProblem::Unusable(error)))?;
     let mut warnings = chain
         .first()
         .map_or(Ok(Vec::new()), |own| validity::check_validity(own, UnixTime::now()))
@@ -131,6 +139,15 @@ pub fn load(files: &TlsFiles, oldest: TlsVersion) -> Result<(ServerTls, Vec<Warn
         .into_iter()
         .map(|warning| format!("{}: {warning}", files.certificate.display()))
         .collect::<Vec<_>>();
+    let key = match (pem::private_key(&files.key), before.and_then(|tls| tls.key.clone())) {
+        (Err(TlsProblem::Io(error)), Some(key)) if error.kind() == PermissionDenied => {
+            warnings.push(format!("{}: the key stays the old one: {error}", files.key.display()));
+            key
+        }
+        (read, _) => read
+            .and_then(|key| any_supported_type(&key).map_err(TlsProblem::Unusable))
+            .map_err(of(&files.key))?,
+    };
     let clients = match &files.clients {
         Some(files) => {
             let (clients, more) = clients::load(files, UnixTime::now())?;
@@ -140,13 +157,14 @@ pub fn load(files: &TlsFiles, oldest: TlsVersion) -> Result<(ServerTls, Vec<Warn
         None => None,
     };
 
-    let config = configure(chain, key, oldest, clients.as_ref()).map_err(|error| match error {
+    let configured = configure(chain, Arc::clone(&key), oldest, clients.as_ref());
+    let config = configured.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
             of(&files.key)(TlsProblem::WrongKey(files.certificate.clone()))
         }
         other => of(&files.certificate)(TlsProblem::Unusable(other)),
     })?;
-    Ok((ServerTls { config: Arc::new(config), clients }, warnings))
+    Ok((ServerTls { config: Arc::new(config), key: Some(key), clients }, warnings))
 }
 
 /// A configuration from certificate and key in memory, for clients without certificates.
@@ -158,15 +176,22 @@ pub fn without_clients(
     key: PrivateKeyDer<'static>,
     oldest: TlsVersion,
 ) -> Result<ServerTls, rustls::Error> {
-    configure(chain, key, oldest, None).map(ServerTls::from)
+    configure(chain, any_supported_type(&key)?, oldest, None).map(ServerTls::from)
 }
 
 fn configure(
     chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    key: Arc<dyn SigningKey>,
     oldest: TlsVersion,
     clients: Option<&ClientTrust>,
 ) -> Result<ServerConfig, rustls::Error> {
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        // Where it can't be told, clients will.
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(error) => return Err(error),
+    }
+    let certified = Arc::new(SingleCertAndKey::from(certified));
     let versions: &[&SupportedProtocolVersion] = match oldest {
         TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
         TlsVersion::V1_3 => &[&version::TLS13],
@@ -175,10 +200,10 @@ fn configure(
     let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(versions)?;
     let Some(clients) = clients else {
-        return builder.with_no_client_auth().with_single_cert(chain, key);
+        return Ok(builder.with_no_client_auth().with_cert_resolver(certified));
     };
     let mut config =
-        builder.with_client_cert_verifier(clients.verifier()).with_single_cert(chain, key)?;
+        builder.with_client_cert_verifier(clients.verifier()).with_cert_resolver(certified);
     // A resumed session isn't asked for its certificate again, so nobody would notice that
     // it has been revoked.
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -1,7 +1,9 @@
 //! Reading certificates, CAs, lists, rules and archives anew, while clients are in.
 
 use std::fs;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -10,7 +12,7 @@ use crate::support::authority::{Authority, Recipe};
 use crate::support::client::{FLAGS, OPT_STARTTLS};
 use crate::support::pki::{Pki, trusting};
 use crate::support::server::Server;
-use crate::support::{image, wait_until};
+use crate::support::{image, is_root, wait_until};
 
 /// Copies the server's files of one PKI over those of another.
 fn change_certificate(from: &Pki, to: &Pki) {
@@ -113,6 +115,48 @@ fn an_archive_that_was_replaced_is_opened_and_a_broken_one_is_said() {
     fs::rename(folder.path().join("junk"), &path).unwrap();
     server.signal("HUP");
     server.wait_for_message("an archive can't be served");
+}
+
+/// With --user the key is usually one that can't be read again; until a restart nobody could
+/// be revoked.
+#[test]
+fn a_key_that_can_not_be_read_again_stays() {
+    let (authority, pki) = (Authority::new(), Pki::new());
+    let alice = authority.alice();
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    let path = |name: &str| folder.path().join(name);
+    fs::copy(crate::support::archive(BASE), path("disk.hxz")).unwrap();
+    fs::copy(pki.server_cert(), path("cert.pem")).unwrap();
+    fs::copy(pki.server_key(), path("key.pem")).unwrap();
+    fs::copy(authority.certificate(), path("ca.pem")).unwrap();
+    fs::copy(authority.revocation_list(), path("crl.pem")).unwrap();
+    for name in ["disk.hxz", "cert.pem", "ca.pem", "crl.pem"] {
+        fs::set_permissions(path(name), Permissions::from_mode(0o644)).unwrap();
+    }
+    let user: &[_] = if is_root() { &["--user", "nobody"] } else { &[] };
+    let mut server = Server::builder().arg(path("disk.hxz")).args(user.iter().copied());
+    for (option, name) in [
+        ("--tls-cert", "cert.pem"),
+        ("--tls-key", "key.pem"),
+        ("--tls-client-ca", "ca.pem"),
+        ("--tls-client-crl", "crl.pem"),
+    ] {
+        server = server.arg(option).arg(path(name));
+    }
+    let server = server.start();
+    fs::set_permissions(path("key.pem"), Permissions::from_mode(0o000)).unwrap();
+    assert!(reads(&server, alice.config(&pki)));
+    authority.revoke(&[&alice]);
+    replace(&path("crl.pem"), &fs::read_to_string(authority.revocation_list()).unwrap());
+    reload(&server, 1);
+    assert!(!reads(&server, alice.config(&pki)));
+    server.wait_for_log("the key", |line| line.message().contains("the key stays the old one"));
+
+    // It has to fit the certificate all the same.
+    replace(&path("cert.pem"), &fs::read_to_string(Pki::new().server_cert()).unwrap());
+    server.signal("HUP");
+    server.wait_for_message("not reloaded");
 }
 
 /// Who was revoked stayed in, and came in again, when an archive was gone as well.
