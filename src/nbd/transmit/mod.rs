@@ -33,6 +33,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::budget::{Budget, Share};
 use super::error::Refusal;
+use super::wire::MAX_PAYLOAD;
 use super::wire::request::Request;
 use super::{Chosen, Export, Segment, SelectedContext, SessionError, Span, Throttle};
 use answer::Answer;
@@ -265,6 +266,10 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             // Nobody is kept from leaving.
             Verdict::Disconnect | Verdict::TooLarge(_) => return self.take_in(&request),
             Verdict::Read { span, .. } => span.length,
+            // It is read all the same, if not sent. Nobody caches more than the longest read.
+            Verdict::Cache { length, .. } => {
+                u32::try_from(length).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD)
+            }
             _ => 0,
         };
         if throttle.pass_now(bytes) {

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant as Paused;
 
 use super::BASE;
-use crate::support::client::Request;
+use crate::support::client::{CMD_CACHE, Request};
 use crate::support::image;
 use crate::support::pki::Pki;
 use crate::support::server::{Builder, Server};
@@ -130,6 +130,19 @@ async fn requests_and_bytes_are_let_through_at_their_rate() {
         drop(talk.client);
         assert_eq!(talk.ended.await.unwrap().unwrap().requests, REQUESTS + 3);
     }
+}
+
+/// A client could have the whole disk read again and again, by CACHE, at no charge.
+#[tokio::test(start_paused = true)]
+async fn what_is_only_cached_is_charged_as_well() {
+    const SIMPLE_REPLY: usize = 16;
+    let mut talk = talk(&throttled(100 * u64::from(LENGTH), 0));
+    let started = Paused::now();
+    let cache = |cookie| Request { command: CMD_CACHE, ..read(cookie) };
+    talk.ask((0..500).map(cache)).await;
+    talk.client.read_exact(&mut [0; 500 * SIMPLE_REPLY]).await.unwrap();
+    let taken = started.elapsed().as_secs_f64();
+    assert!((3.9..4.1).contains(&taken), "{taken}");
 }
 
 /// What waits is not read, so the client is held up by its own stream.
