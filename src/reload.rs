@@ -26,6 +26,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// With which keys and digests archives are to be opened, if with any.
 type Trust = Option<OpenOptions>;
 
+/// How often they are looked at until nothing more happens to them. Who goes on writing for
+/// longer doesn't keep from us what has been written.
+const MAX_LOOKS: u32 = 5;
+
 /// What files were like, those that there were.
 pub(crate) type Stamps = Vec<Option<FileStamp>>;
 
@@ -154,10 +158,12 @@ impl Reloading {
     /// happens to them: they come one after another, and have to fit each other.
     async fn changed(&self, seen: &[Option<FileStamp>]) {
         let mut last = seen.to_vec();
+        let mut looks = 0;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let now = self.files.stamps().await;
-            if now == last && now != seen {
+            looks = if now == seen { 0 } else { looks + 1 };
+            if (now == last && now != seen) || looks >= MAX_LOOKS {
                 return;
             }
             last = now;

@@ -247,6 +247,22 @@ fn what_changes_while_it_starts_is_not_missed() {
     }
 }
 
+/// Whoever went on touching a file kept its change from being noticed.
+#[test]
+fn files_that_never_come_to_rest_are_read_anew() {
+    let (_folder, rules) = rules_file("[[rule]]\naction = \"allow\"");
+    let server = Server::builder()
+        .archive(BASE)
+        .args(["--watch", "--insecure-no-tls", "--rules"])
+        .arg(&rules)
+        .start();
+    crate::support::wait_until("it is reloaded", || {
+        replace(&rules, "[[rule]]\naction = \"deny\"");
+        server.log().iter().any(|line| line.message().starts_with("reloaded"))
+    });
+    server.connect().expect_closed();
+}
+
 /// A handshake that began before its CA was dropped doesn't get in after it.
 #[test]
 fn a_handshake_across_a_reload_is_judged_by_the_new_policy() {
