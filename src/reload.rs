@@ -1,6 +1,7 @@
 //! Reading anew who may come in, while those who are in go on.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,6 +104,17 @@ impl PolicyFiles {
         Ok(Some(opening::trust(opening)?))
     }
 
+    /// Reads them once more.
+    fn read_again(&self, config: &Config, before: Option<&ServerTls>) -> Result<Policy, Failure> {
+        // Opening a pipe waits for a writer, who may never come.
+        let is_pipe =
+            |path: &PathBuf| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+        match self.paths().into_iter().find(is_pipe) {
+            Some(pipe) => Err(Failure::Pipe(pipe)),
+            None => self.read(config, before),
+        }
+    }
+
     fn paths(&self) -> Vec<PathBuf> {
         let tls = self.tls.iter().flat_map(|(files, _)| files.paths());
         let trust = opening::files(&self.snapshots.opening);
@@ -174,7 +186,7 @@ impl Reloading {
     async fn reload(&mut self) -> Option<Trust> {
         let (files, config, before) = (self.files.clone(), self.config.clone(), self.tls.clone());
         let read =
-            move || Ok::<_, Failure>((files.read(&config, before.as_ref())?, files.trust()?));
+            move || Ok::<_, Failure>((files.read_again(&config, before.as_ref())?, files.trust()?));
         let read = spawn_blocking(read).await;
         let (policy, trust) = match read {
             Ok(Ok(read)) => read,

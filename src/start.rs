@@ -51,6 +51,8 @@ pub(crate) enum Failure {
     Tls(#[from] TlsError),
     #[error("can't use the rules: {0}")]
     Rules(#[from] RulesFileError),
+    #[error("{} is a pipe, which can be read only once", .0.display())]
+    Pipe(PathBuf),
     #[error(transparent)]
     Listen(#[from] BindError),
     #[error(transparent)]
@@ -69,7 +71,11 @@ impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Door(_) | Self::System(_) | Self::Demo(_) => 1,
-            Self::Usage(_) | Self::IdentityWithoutCa | Self::Catalog(_) | Self::Rules(_) => 2,
+            Self::Usage(_)
+            | Self::IdentityWithoutCa
+            | Self::Catalog(_)
+            | Self::Rules(_)
+            | Self::Pipe(_) => 2,
             Self::Pki(error) => error.exit_code(),
             Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) | Self::Trust(_) => 3,
             Self::Tls(_) => 4,

@@ -80,6 +80,10 @@ fn what_is_wrong_changes_nothing() {
 
     replace(&rules, "");
     refuses("there is no [[rule]] in it");
+    // It was waited for whoever would write into it, and no signal heeded any more.
+    fs::remove_file(&rules).unwrap();
+    assert!(Command::new("mkfifo").arg(&rules).status().unwrap().success());
+    refuses("is a pipe");
     // nbd-server | missing access file means everyone
     fs::remove_file(&rules).unwrap();
     refuses("can't read it");
