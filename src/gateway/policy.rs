@@ -61,7 +61,7 @@ pub(super) enum Dismissal {
 
 impl Numbered {
     /// Judges somebody whom TLS has let in, when the policy had that number. Signatures are
-    /// verified again only if it has another one by now.
+    /// verified again only if it has another one by now, or a CA has run out since.
     pub(super) fn judge_credentials(
         &self,
         who: Option<&Credentials>,
@@ -71,12 +71,9 @@ impl Numbered {
         if who.is_some_and(|who| who.ends() < now) {
             return Err(Dismissal::Expired);
         }
-        match &self.policy.tls {
-            Some(tls) if verified_by != self.number => {
-                let now = UnixTime::since_unix_epoch(Duration::from_secs(now.0));
-                Ok(tls.judge(who, now)?)
-            }
-            _ => Ok(()),
-        }
+        let Some(tls) = &self.policy.tls else { return Ok(()) };
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(now.0));
+        let a_ca_has_ended = tls.first_ca_ends().is_some_and(|end| end < now);
+        if verified_by != self.number || a_ca_has_ended { Ok(tls.judge(who, now)?) } else { Ok(()) }
     }
 }

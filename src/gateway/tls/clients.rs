@@ -19,8 +19,13 @@ use x509_cert::ext::pkix::CrlNumber;
 
 use super::failure::HandshakeFailure;
 use super::problem::{TlsError, TlsProblem};
+use super::roots::{Root, Roots};
 use super::validity::{SOON, between};
 use super::{Warning, pem};
+
+/// CAs that don't run out within this time are looked after together: nobody goes on for
+/// longer without a reload, which leaves out those that have.
+const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Whether clients have to have a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,7 +58,7 @@ impl ClientFiles {
 /// Judges clients by their certificates.
 #[derive(Clone)]
 pub(super) struct ClientTrust {
-    verifier: Arc<dyn ClientCertVerifier>,
+    roots: Arc<Roots>,
     auth: ClientAuth,
 }
 
@@ -65,7 +70,12 @@ impl fmt::Debug for ClientTrust {
 
 impl ClientTrust {
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
-        Arc::clone(&self.verifier)
+        Arc::clone(&self.roots) as Arc<dyn ClientCertVerifier>
+    }
+
+    /// When the first CA runs out.
+    pub(super) fn first_end(&self) -> UnixTime {
+        self.roots.first_end()
     }
 
     pub(super) fn requires_certificates(&self) -> bool {
@@ -80,7 +90,7 @@ impl ClientTrust {
     ) -> Result<(), HandshakeFailure> {
         let verified = match chain.split_first() {
             None => Err(rustls::Error::NoCertificatesPresented),
-            Some((own, others)) => self.verifier.verify_client_cert(own, others, now).map(|_| ()),
+            Some((own, others)) => self.roots.verify_client_cert(own, others, now).map(|_| ()),
         };
         verified.map_err(|error| HandshakeFailure::of_rustls(&error))
     }
@@ -108,45 +118,66 @@ pub(super) fn load(
     let has_lists = !lists.is_empty();
 
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut builder = WebPkiClientVerifier::builder_with_provider(authorities.into(), provider)
-        .with_crls(lists)
-        // A list that ran out says nothing of those who were revoked since.
-        .enforce_revocation_expiration()
-        // Which CAs are trusted here is nobody's business who isn't known yet.
-        .clear_root_hint_subjects();
-    if files.auth == ClientAuth::Optional {
-        builder = builder.allow_unauthenticated();
+    let mut roots = Vec::with_capacity(authorities.len());
+    for (end, store) in authorities {
+        let provider = Arc::clone(&provider);
+        let mut builder = WebPkiClientVerifier::builder_with_provider(store.into(), provider)
+            .with_crls(lists.clone())
+            // A list that ran out says nothing of those who were revoked since.
+            .enforce_revocation_expiration();
+        if files.auth == ClientAuth::Optional {
+            builder = builder.allow_unauthenticated();
+        }
+        let verifier = builder.build().map_err(|error| {
+            // It looks at the lists only now; which of them it was it doesn't say.
+            let path = match files.revocation_lists.as_slice() {
+                [only] if has_lists => only,
+                _ => &files.authorities,
+            };
+            of(path)(TlsProblem::BrokenRevocationList(error.to_string()))
+        })?;
+        roots.push(Root { end, verifier });
     }
-    let verifier = builder.build().map_err(|error| {
-        // It looks at the lists only now; which of them it was it doesn't say.
-        let path = match files.revocation_lists.as_slice() {
-            [only] if has_lists => only,
-            _ => &files.authorities,
-        };
-        of(path)(TlsProblem::BrokenRevocationList(error.to_string()))
-    })?;
-    Ok((ClientTrust { verifier, auth: files.auth }, warnings))
+    let none = || of(&files.authorities)(TlsProblem::NoUsableCa("there is none".to_owned()));
+    let roots = Arc::new(Roots::new(roots).ok_or_else(none)?);
+    Ok((ClientTrust { roots, auth: files.auth }, warnings))
 }
 
-/// The CAs of a file. Those that have run out are left out: certificates that they signed
+/// The CAs of a file, and when they run out. Those that have run out are left out: certificates that they signed
 /// have run out as well, whatever they say themselves.
 fn authorities(
     path: &Path,
     now: UnixTime,
     warnings: &mut Vec<Warning>,
-) -> Result<RootCertStore, TlsProblem> {
-    let mut roots = RootCertStore::empty();
+) -> Result<Vec<(UnixTime, RootCertStore)>, TlsProblem> {
+    let mut alone = Vec::new();
+    let mut together: Option<(UnixTime, RootCertStore)> = None;
     let mut last_reason = String::new();
     for certificate in pem::certificates(path)? {
-        let added = expiry_of_certificate(&certificate)
-            .and_then(|end| in_time(end, now, "the CA's certificate", path, warnings))
-            .and_then(|()| roots.add(certificate).map_err(|error| error.to_string()));
-        if let Err(reason) = added {
-            warnings.push(format!("{}: a CA is left out: {reason}", path.display()));
-            last_reason = reason;
+        let mut add = |store: &mut RootCertStore| {
+            let end = expiry_of_certificate(&certificate)?;
+            in_time(end, now, "the CA's certificate", path, warnings)?;
+            store.add(certificate.clone()).map_err(|error| error.to_string())?;
+            Ok::<_, String>(end)
+        };
+        let mut store = RootCertStore::empty();
+        match add(&mut store) {
+            Ok(end) if end.as_secs() < now.as_secs().saturating_add(LONG.as_secs()) => {
+                alone.push((end, store));
+            }
+            Ok(end) => {
+                let (latest, all) = together.get_or_insert((end, RootCertStore::empty()));
+                *latest = end.max(*latest);
+                all.roots.append(&mut store.roots);
+            }
+            Err(reason) => {
+                warnings.push(format!("{}: a CA is left out: {reason}", path.display()));
+                last_reason = reason;
+            }
         }
     }
-    if roots.is_empty() { Err(TlsProblem::NoUsableCa(last_reason)) } else { Ok(roots) }
+    alone.extend(together);
+    if alone.is_empty() { Err(TlsProblem::NoUsableCa(last_reason)) } else { Ok(alone) }
 }
 
 /// A revocation list that can be read.

@@ -6,6 +6,7 @@ mod failure;
 mod handshake;
 mod pem;
 mod problem;
+mod roots;
 mod validity;
 
 use std::fmt;
@@ -82,6 +83,12 @@ impl ServerTls {
     /// Whether clients are asked for a certificate.
     pub fn asks_for_certificates(&self) -> bool {
         self.clients.is_some()
+    }
+
+    /// When the first of the CAs that vouch for clients runs out. From then on those who came
+    /// in by it have to be judged again.
+    pub fn first_ca_ends(&self) -> Option<UnixTime> {
+        self.clients.as_ref().map(ClientTrust::first_end)
     }
 
     /// Judges somebody who has come in, by what is trusted now.

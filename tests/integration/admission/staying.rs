@@ -88,6 +88,31 @@ fn whose_certificate_runs_out_is_dropped_by_itself() {
     assert!(!reads(&server, short.config(server.pki())));
 }
 
+/// A CA that runs out takes those with it for whom it vouched, and nobody else.
+#[test]
+fn whose_ca_runs_out_is_dropped_as_well() {
+    let (short, long) = (Authority::until(4), Authority::new());
+    let both = [short.certificate(), long.certificate()].map(|path| std::fs::read(path).unwrap());
+    let file = short.folder().join("both.pem");
+    std::fs::write(&file, both.concat()).unwrap();
+    let server = Server::builder()
+        .archive(super::BASE)
+        .tls(crate::support::pki::Pki::new())
+        .arg("--tls-client-ca")
+        .arg(file)
+        .start();
+    let (mut dropped, mut stays) =
+        (come_in_as(&server, &short.alice()), come_in_as(&server, &long.alice()));
+    dropped.go("");
+    stays.go("");
+    dropped.read_ok(0, 512);
+    dropped.expect_closed();
+    server.wait_for_message("it may not stay: the client's certificate expired");
+    stays.read_ok(0, 512);
+    assert!(!reads(&server, short.alice().config(server.pki())));
+    assert!(reads(&server, long.alice().config(server.pki())));
+}
+
 #[test]
 fn when_its_hour_is_over_it_is_dropped_by_itself() {
     let at = |seconds: u64| {

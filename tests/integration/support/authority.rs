@@ -65,9 +65,21 @@ impl Authority {
     }
 
     pub fn named(name: &str) -> Self {
+        Self::made(authority(name, 1))
+    }
+
+    /// One that runs out in so many seconds.
+    pub fn until(seconds: i64) -> Self {
+        let mut parameters = authority("hexz-nbd test CA that runs out", 1);
+        parameters.not_before = from_now(-DAY);
+        parameters.not_after = from_now(seconds);
+        Self::made(parameters)
+    }
+
+    fn made(parameters: CertificateParams) -> Self {
         let folder = tempfile::Builder::new().prefix("hexz-nbd-test-ca-").tempdir().unwrap();
         let issuer =
-            CertifiedIssuer::self_signed(authority(name, 1), KeyPair::generate().unwrap()).unwrap();
+            CertifiedIssuer::self_signed(parameters, KeyPair::generate().unwrap()).unwrap();
         fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
         let authority = Self { folder, issuer };
         authority.revoke(&[]);
