@@ -166,7 +166,7 @@ impl Rule {
         let in_period = self.from.is_none_or(|from| client.now >= from)
             && self.until.is_none_or(|until| client.now < until);
         fits_one(&self.networks, |network| network.contains(client.address))
-            && fits_one(&self.identities, |(kind, pattern)| client.is(*kind, pattern))
+            && fits_one(&self.identities, |(kind, pattern)| client.is(*kind, pattern, self.allow))
             && fits_one(&self.exports, |pattern| pattern.matches(&client.export.text(), false))
             && fits_one(&self.hours, |window| window.contains(client.now))
             && in_period
@@ -319,8 +319,8 @@ impl Client {
         })
     }
 
-    fn is(&self, wanted: Option<Kind>, pattern: &Pattern) -> bool {
-        let has_better = self.names.iter().any(|(kind, _)| *kind != Kind::CommonName);
+    fn is(&self, wanted: Option<Kind>, pattern: &Pattern, to_let_in: bool) -> bool {
+        let has_better = to_let_in && self.names.iter().any(|(kind, _)| *kind != Kind::CommonName);
         self.has_certificate
             && self.names.iter().any(|(kind, name)| {
                 let counts = match wanted {

@@ -109,13 +109,24 @@ pub enum IdentityPatternError {
 }
 
 impl IdentityPattern {
-    /// Whether that is somebody whom this means. A pattern for any kind asks for the common
-    /// name only where there are no alternative names, as RFC 6125 has it for servers.
+    /// Whether that is somebody whom this means, to let them in. A pattern for any kind asks
+    /// for the common name only where there are no alternative names, as RFC 6125 has it for
+    /// servers.
     pub fn matches(&self, identity: &Identity) -> bool {
         let has_alternatives = identity.names.iter().any(|name| name.kind.is_alternative());
+        self.matches_one(identity, |name| name.kind != NameKind::CommonName || !has_alternatives)
+    }
+
+    /// Whether that may be somebody whom this means, to keep them out: then any name will do.
+    pub fn may_mean(&self, identity: &Identity) -> bool {
+        self.matches_one(identity, |_| true)
+    }
+
+    /// Whether a name matches that is of the kind that was asked for, or else one that counts.
+    fn matches_one(&self, identity: &Identity, counts: impl Fn(&Name) -> bool) -> bool {
         let wanted = |name: &&Name| match self.kind {
             Some(kind) => kind == name.kind,
-            None => name.kind != NameKind::CommonName || !has_alternatives,
+            None => counts(name),
         };
         identity.names.iter().filter(wanted).any(|name| match name.kind {
             // Case means nothing in DNS, and in e-mail addresses nobody relies on it.
@@ -205,7 +216,7 @@ mod tests {
         let alice = Name { kind: NameKind::CommonName, text: "Alice".to_owned() };
         let pattern: IdentityPattern = "Alice".parse().unwrap();
         assert!(pattern.matches(&Identity::new(vec![alice])));
-        assert!(!pattern.matches(&somebody()));
+        assert!(!pattern.matches(&somebody()) && pattern.may_mean(&somebody()));
     }
 
     #[test]

@@ -93,7 +93,10 @@ impl Rule {
             Known::NotYet => Known::NotYet,
             Known::Known(None) => Known::Known(false),
             Known::Known(Some(identity)) => {
-                Known::Known(self.identities.iter().any(|pattern| pattern.matches(identity)))
+                Known::Known(self.identities.iter().any(|pattern| match self.action {
+                    Action::Allow => pattern.matches(identity),
+                    Action::Deny => pattern.may_mean(identity),
+                }))
             }
         };
         let export = match facts.export {
