@@ -12,7 +12,7 @@ PACKAGES := build-essential ca-certificates iproute2 libnbd-bin nbd-client opens
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \
 	qemu-utils valgrind
 
-.PHONY: help test check unit fuzz fuzz-short tools build bench bench-peers bench-micro \
+.PHONY: help test check unit fuzz fuzz-short tools build stress bench bench-peers bench-micro \
 	bench-tools certs clean
 
 help:
@@ -23,6 +23,8 @@ help:
 	@echo 'make fuzz-short   each of them for 10 seconds'
 	@echo 'make tools   install the clients that the tests read with (Debian)'
 	@echo 'make build   the program, in target/release/hexz-nbd'
+	@echo 'make stress  hundreds of clients, and everything that may go wrong meanwhile; two minutes,'
+	@echo '             or STRESS_SECONDS=...'
 	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
 	@echo '             20 minutes, and as much peace as the machine has'
 	@echo 'make bench-micro   parts of the hot paths, and the instructions that these take'
@@ -31,19 +33,22 @@ help:
 
 test: tools check unit fuzz-short
 
-# The benchmarks and the fuzz targets are workspaces of their own, built where the rest is, as
-# much of it is the same.
+# The benchmarks, the fuzz targets and the stress test are workspaces of their own, built where
+# the rest is, as much of it is the same.
 PEERS := --manifest-path benches/peers/Cargo.toml
 FUZZ := --manifest-path fuzz/Cargo.toml
 FUZZ_SECONDS ?= 150
+STRESS := --manifest-path tests/stress/Cargo.toml
 
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt $(PEERS) --check
 	$(CARGO) fmt $(FUZZ) --check
+	$(CARGO) fmt $(STRESS) --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked $(PEERS) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(FUZZ) --target-dir target -- -D warnings
+	$(CARGO) clippy --locked $(STRESS) --target-dir target -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 
 unit:
@@ -69,6 +74,10 @@ tools bench-tools:
 
 build:
 	$(CARGO) build --locked --release
+
+stress: build
+	$(CARGO) build --locked --release $(STRESS) --target-dir target
+	target/release/hexz-nbd-stress $(STRESS_OPTIONS)
 
 bench: bench-peers bench-micro
 
