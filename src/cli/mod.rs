@@ -47,6 +47,11 @@ EXAMPLES
     hexz-nbd pki server server.example.org
     hexz-nbd pki client backup.example.org
 
+  Let in only who has a certificate, or only some of them:
+    hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem --tls-client-ca ca-cert.pem \\
+        --tls-client-crl crl.pem --allow-identity 'uri:spiffe://example.org/backup/*' snap.hexz
+    hexz-nbd check --rules rules.toml --from 10.1.2.3 --as dns:backup.example.org snap.hexz
+
   Serve many:
     hexz-nbd web=web-server.hexz db.hexz --default-export web
     hexz-nbd --export-dir /srv/snapshots
@@ -89,8 +94,8 @@ RUST_LOG takes precedence over -v; see the documentation of the crate tracing-su
 /// and their parents as they are asked for; each is checked before it is sent, and a block
 /// that can't be trusted is an I/O error.
 ///
-/// Without --allow only this machine may connect. Other machines are served through TLS
-/// alone, unless --insecure-no-tls is given.
+/// Only this machine may connect, unless --allow, --allow-identity or --rules say who else.
+/// Other machines are served through TLS alone, unless --insecure-no-tls is given.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -167,8 +172,9 @@ pub(crate) struct Serve {
     pub(crate) network: Network,
     #[command(flatten)]
     bounds: Bounds,
-    /// Look every second whether certificates, keys, client CAs, revocation lists or rules
-    /// have changed, and read all of them anew when they have. SIGHUP does the same at once
+    /// Look every second whether certificates, keys, client CAs, revocation lists, rules or
+    /// digests have changed, and read all of them anew when they have. SIGHUP does the same at
+    /// once
     #[arg(long, help_heading = "Access")]
     watch: bool,
     #[command(flatten)]
