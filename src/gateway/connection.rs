@@ -41,6 +41,8 @@ enum Failure {
     NotAllowed { who: String, why: Reason },
     #[error("it may not stay: {0}")]
     Dismissed(#[from] Dismissal),
+    #[error("its handshake panicked; this is a fault of this program")]
+    Panicked,
     #[error("{0} took longer than allowed")]
     Deadline(&'static str),
     #[error("{0}")]
@@ -68,7 +70,7 @@ impl<X: Offer> Connection<'_, X> {
     /// Serves the client and says how that ended.
     pub(super) async fn serve<S>(self, stream: S)
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let started = Instant::now();
         let (shared, live) = (self.shared, self.live);
@@ -109,7 +111,7 @@ impl<X: Offer> Connection<'_, X> {
     /// The story: greeting, TLS if it is required, who it is, negotiation, transmission.
     async fn talk<S>(self, mut stream: S, started: Instant) -> Result<Ending, Failure>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let timeouts = &self.shared.config.timeouts;
         let handshake = Phase {
@@ -143,15 +145,16 @@ impl<X: Offer> Connection<'_, X> {
     /// The TLS handshake, and who came out of it.
     async fn tls<S>(&self, stream: S, phase: &Phase<'_>) -> Result<(TlsStream<S>, Client), Failure>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let in_force = self.shared.policy.now();
         // TLS doesn't come and go with policies; without it nobody gets here.
         let Some(tls) = &in_force.policy.tls else { return Err(Failure::ShuttingDown) };
-        let shaken = phase.run(tls::handshake(stream, tls)).await;
-        let stream = match shaken {
+        let tls = tls.clone();
+        let handshake = async move { tls::handshake(stream, &tls).await };
+        let stream = match phase.run(self.shared.porch.run(handshake)).await {
             Err(Failure::Deadline(_)) => return Err(HandshakeFailure::deadline().into()),
-            shaken => shaken??,
+            shaken => shaken?.ok_or(Failure::Panicked)??,
         };
         let (_, session) = stream.get_ref();
         let security = match session.protocol_version() {
@@ -257,6 +260,7 @@ impl Failure {
         match self {
             Self::Session(_) => "session",
             Self::TlsHandshake(_) => "tls_handshake",
+            Self::Panicked => "panicked",
             Self::Credentials(_) => "credentials",
             Self::NotAllowed { .. } => "not_allowed",
             Self::Dismissed(_) => "dismissed",

@@ -8,6 +8,7 @@ mod connection;
 pub mod listen;
 mod live;
 mod policy;
+mod porch;
 mod rates;
 mod slots;
 mod tally;
@@ -35,6 +36,7 @@ use listen::{AcceptFault, Bound, Incoming, ListenAddress, Listener};
 use live::Connections;
 use policy::InForce;
 pub use policy::Policy;
+use porch::Porch;
 use rates::Rates;
 use slots::{Place, Slots};
 pub use tally::Counts;
@@ -56,6 +58,7 @@ struct Shared<X> {
     policy: InForce,
     connections: Connections,
     slots: Slots,
+    porch: Porch,
     rates: Rates,
     transmit_limits: TransmitLimits,
     throttles: Throttles,
@@ -141,7 +144,7 @@ impl<X: Offer> Gateway<X> {
     /// Call it within a tokio runtime.
     ///
     /// # Errors
-    /// The runtime can't watch a socket.
+    /// The runtime can't watch a socket, or the system has no threads left.
     pub fn new(
         sockets: Vec<Bound>,
         config: Config,
@@ -153,6 +156,7 @@ impl<X: Offer> Gateway<X> {
             policy: InForce::new(policy),
             connections: Connections::default(),
             slots: Slots::new(&config.limits),
+            porch: Porch::new()?,
             rates: Rates::new(config.limits.connection_rate),
             transmit_limits: TransmitLimits {
                 budget: Budget::new(
