@@ -8,8 +8,11 @@
 //!    before a byte is sent;
 //! 3. [`gateway`]: it gets a place among those that negotiate, and a deadline;
 //! 4. [`nbd::greet`], [`nbd::plaintext_leg`]: the greeting, and STARTTLS if TLS is
-//!    required, by [`gateway::tls`]; what was said in clear leaves no trace behind it;
-//! 5. [`nbd::negotiate`]: the client chooses an export ([`exports`]), and metadata contexts;
+//!    required, by [`gateway::tls`], which also says who the client is; what was said in
+//!    clear leaves no trace behind it;
+//! 5. [`nbd::negotiate`]: the client chooses among the exports ([`exports`]) that the rules
+//!    let it open, and metadata contexts; whenever rules or certificates are read anew
+//!    ([`gateway::Control`]), or have run out, it is judged again;
 //! 6. [`nbd::transmit`]: requests are judged, worked on side by side, and answered;
 //! 7. [`exports`], [`cache`]: a decoded block is found, or decoded once however many ask for
 //!    it, by a thread that decodes for whoever had least so far;
@@ -21,9 +24,8 @@
 //!
 //! [`nbd::wire`] does no I/O. [`nbd`] knows neither sockets nor TLS nor snapshots, and
 //! serves whatever implements [`nbd::Export`]. [`snapshot`] doesn't know NBD, [`cache`]
-//! not what a block means, [`storage`] nothing about compression. [`sandbox`] knows none of
-//! them, nor they it. Nothing here parses a
-//! command line or ends the process.
+//! not what a block means, [`storage`] nothing about compression. [`sandbox`] knows none of them,
+//! nor they it. Nothing here parses a command line or ends the process.
 //!
 //! # Using the parts
 //!

@@ -1,7 +1,8 @@
 //! The front end: who comes in, by which socket, for how long, and how it all ends.
 //!
 //! A connection's way is accept → [`access`] → a slot → `connection.rs`, where TLS
-//! ([`tls`]) and the engine ([`crate::nbd`]) take over.
+//! ([`tls`], on the threads of `porch.rs`) and the engine ([`crate::nbd`]) take over. All
+//! there are stand in `live.rs`, so that another `policy.rs` can judge them again.
 
 pub mod access;
 mod connection;
