@@ -140,6 +140,8 @@ pub(crate) struct Reloading {
     pub(crate) control: Control<Catalog>,
     /// What the files were like before they were read.
     pub(crate) seen: Stamps,
+    /// Whether only loopback is listened on, since nobody else could come in.
+    pub(crate) on_loopback: bool,
     /// What they made of TLS.
     pub(crate) tls: Option<ServerTls>,
 }
@@ -194,6 +196,12 @@ impl Reloading {
             Err(error) => return keep(&error),
         };
         self.tls.clone_from(&policy.tls);
+        if self.on_loopback && !policy.rules.is_local_only() {
+            tracing::warn!(
+                "others may connect now, but only loopback is listened on since the start: give \
+                 --listen, or start anew",
+            );
+        }
         let to = policy.rules.to_string();
         let dropped = self.control.replace(policy);
         tracing::info!(dropped, "reloaded: open to {to}");

@@ -114,10 +114,12 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         let to = policy.rules.to_string();
         let reader = Arc::clone(catalog.reader());
         let tls = policy.tls.clone();
+        let on_loopback = config.listen.is_empty() && policy.rules.is_local_only();
         let gateway = Gateway::new(sockets, config.clone(), policy, catalog)?;
         let listen = join(&gateway.addresses()?);
         let control = gateway.control();
-        let reloading = Reloading { files, config, control: gateway.control(), seen, tls };
+        let reloading =
+            Reloading { files, config, control: gateway.control(), seen, on_loopback, tls };
         let mut beside = JoinSet::new();
         beside.spawn(reloading.on_signal(hangup, options.watch()));
         tracing::info!(%listen, "ready: serving {what} {how} to {to}");
