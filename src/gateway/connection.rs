@@ -121,8 +121,10 @@ impl<X: Offer> Connection<'_, X> {
         };
         let flags = handshake.run(greet(&mut stream)).await??;
         let mut allowance = self.shared.config.limits.negotiation.allowance();
-        if self.shared.policy.now().policy.tls.is_none() {
-            let client = self.meet(None, "none")?;
+        // Not the policy itself, which would be kept for as long as the session lasts.
+        let (in_clear, number) = self.shared.policy.look(|it| (it.policy.tls.is_none(), it.number));
+        if in_clear {
+            let client = self.meet(None, "none", number)?;
             let seen = self.seen_by(&client);
             let negotiated = negotiate(&mut stream, flags, Security::Plain, &seen, &mut allowance);
             let chosen = handshake.run(negotiated).await??;
@@ -166,21 +168,20 @@ impl<X: Offer> Connection<'_, X> {
             Some(chain) => Some(Arc::new(Credentials::of(chain, Moment::now())?)),
             None => None,
         };
-        self.live.identify(credentials.clone(), in_force.number);
-        let client = self.meet(credentials, security)?;
+        let client = self.meet(credentials, security, in_force.number)?;
         Ok((stream, client))
     }
 
-    /// Judges the client now that it is known who it is.
+    /// Judges the client now that it is known who it is, by the policy of that number: there
+    /// may be another one by now.
     fn meet(
         &self,
         credentials: Option<Arc<Credentials>>,
         security: &'static str,
+        verified_by: u64,
     ) -> Result<Client, Failure> {
+        self.live.identify(credentials.clone(), verified_by);
         let in_force = self.shared.policy.now();
-        if credentials.is_none() {
-            self.live.identify(None, in_force.number);
-        }
         let client = Client { credentials, security };
         let facts = Facts::of_peer(self.live.peer).with_identity(client.identity());
         if let Err(why) = in_force.policy.rules.judge(&facts) {

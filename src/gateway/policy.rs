@@ -1,10 +1,10 @@
 //! Who may come in, all of it in one piece: it is swapped whole when it is read anew.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustls::pki_types::UnixTime;
-use std::time::Duration;
 
 use super::access::{Facts, Moment, Reason, Rules};
 use super::tls::{Credentials, HandshakeFailure, ServerTls};
@@ -38,13 +38,18 @@ impl InForce {
         self.0.load_full()
     }
 
+    /// Looks at something of it, without keeping it.
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Numbered) -> T) -> T {
+        look(&self.0.load())
+    }
+
     pub(super) fn replace(&self, policy: Policy) {
         self.0.rcu(|before| Numbered { policy: policy.clone(), number: before.number + 1 });
     }
 
     /// Asks the rules that are in force.
     pub(super) fn judge(&self, facts: &Facts<'_>) -> Result<Reason, Reason> {
-        self.0.load().policy.rules.judge(facts)
+        self.look(|it| it.policy.rules.judge(facts))
     }
 }
 

@@ -26,13 +26,7 @@ const CHILD: &str = "child-zstd.hxz";
 
 /// A server that asks clients for certificates of that CA.
 fn asking(authority: &Authority) -> Builder {
-    Server::builder()
-        .archive(BASE)
-        .tls(Pki::new())
-        .arg("--tls-client-ca")
-        .arg(authority.certificate())
-        .arg("--tls-client-crl")
-        .arg(authority.revocation_list())
+    Server::builder().archive(BASE).tls(Pki::new()).clients_of(authority)
 }
 
 /// Inside TLS, with that configuration.

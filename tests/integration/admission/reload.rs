@@ -171,14 +171,7 @@ fn a_revocation_holds_whatever_becomes_of_the_archives() {
     fs::copy(crate::support::archive(BASE), &path).unwrap();
     let authority = Authority::new();
     let alice = authority.alice();
-    let server = Server::builder()
-        .arg(&path)
-        .tls(Pki::new())
-        .arg("--tls-client-ca")
-        .arg(authority.certificate())
-        .arg("--tls-client-crl")
-        .arg(authority.revocation_list())
-        .start();
+    let server = Server::builder().arg(&path).tls(Pki::new()).clients_of(&authority).start();
     let mut client = come_in_as(&server, &alice);
     client.go("");
     fs::remove_file(&path).unwrap();

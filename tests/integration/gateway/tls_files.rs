@@ -132,14 +132,7 @@ fn broken_revocation_lists_refuse_to_start() {
     let good = fs::read(authority.revocation_list()).unwrap();
     let starts = |content: &[u8]| {
         fs::write(authority.revocation_list(), content).unwrap();
-        Server::builder()
-            .archive("base-zstd.hxz")
-            .tls(Pki::new())
-            .arg("--tls-client-ca")
-            .arg(authority.certificate())
-            .arg("--tls-client-crl")
-            .arg(authority.revocation_list())
-            .fail()
+        Server::builder().archive("base-zstd.hxz").tls(Pki::new()).clients_of(&authority).fail()
     };
     // Cut anywhere, it is refused in words.
     let body = good.len() - b"-----END X509 CRL-----\n".len();

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::PATIENCE;
+use super::authority::Authority;
 use super::client::{Client, Plain, Session, connect_from};
 use super::pki::Pki;
 
@@ -154,6 +155,14 @@ impl Builder {
         self = self.arg("--tls-cert").arg(pki.server_cert()).arg("--tls-key").arg(pki.server_key());
         self.pki = Some(Arc::new(pki));
         self
+    }
+
+    /// Ask clients for certificates of that CA that it hasn't revoked.
+    pub fn clients_of(self, authority: &Authority) -> Self {
+        self.arg("--tls-client-ca")
+            .arg(authority.certificate())
+            .arg("--tls-client-crl")
+            .arg(authority.revocation_list())
     }
 
     fn command(&self) -> Command {
