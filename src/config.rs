@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
-use crate::gateway::access::Rules;
+use crate::gateway::access::{Place, Rules};
 use crate::gateway::listen::ListenAddress;
 use crate::nbd::{NegotiationLimits, Throttle};
 use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
@@ -18,6 +18,9 @@ use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
 pub struct Config {
     /// Where to listen; nothing means the NBD port of every address that may be used.
     pub listen: Vec<ListenAddress>,
+    /// Load balancers: whoever connects from there has to say by a PROXY header which client it
+    /// forwards, and that one is judged.
+    pub proxies: Vec<Place>,
     /// Whether clients elsewhere may be served without TLS.
     pub insecure_no_tls: bool,
     /// How much of everything.
@@ -253,6 +256,7 @@ mod tests {
     fn may_serve(listen: &[&str], allow: &[&str], insecure_no_tls: bool, has_tls: bool) -> bool {
         let config = Config {
             listen: listen.iter().map(|text| text.parse().unwrap()).collect(),
+            proxies: Vec::new(),
             insecure_no_tls,
             limits: Limits::default(),
             timeouts: Timeouts::default(),

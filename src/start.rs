@@ -257,4 +257,10 @@ fn warn_of_surprises(config: &Config, policy: &Policy) {
             "listening on {address}, but no other machine may connect: --allow or --rules lets them in",
         );
     }
+    if !config.proxies.is_empty() && policy.rules.is_local_only() {
+        tracing::warn!(
+            "--proxy-from names load balancers, but no other machine may connect, so none of their \
+             clients: --allow or --rules lets them in",
+        );
+    }
 }

@@ -190,6 +190,7 @@ impl Serve {
     pub(crate) fn config(&self) -> Config {
         Config {
             listen: self.network.listen.clone(),
+            proxies: self.network.proxy_from.clone(),
             insecure_no_tls: self.tls.insecure_no_tls,
             limits: self.bounds.limits(),
             timeouts: self.bounds.timeouts(),

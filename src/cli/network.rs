@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use hexz_nbd::gateway::access::{
-    self, CommandLine, IdentityPattern, Rules, RulesFile, RulesFileError,
+    self, CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError,
 };
 use hexz_nbd::gateway::listen::ListenAddress;
 
@@ -56,6 +56,12 @@ impl Access {
 pub(crate) struct Network {
     #[command(flatten)]
     pub(crate) access: Access,
+    /// Load balancers that say which client they forward: networks or addresses, or "unix".
+    /// Whoever connects from there has to send a PROXY header of version 2 first; the client's
+    /// address in it is judged, counted and logged instead. Name nobody whom you don't trust to
+    /// tell the truth [comma-separated, repeatable]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
+    pub(super) proxy_from: Vec<Place>,
     /// Where to listen: ADDRESS:PORT or unix:PATH [repeatable; default: port 10809 of
     /// every address, or of loopback if only this machine may connect]
     #[arg(long, value_name = "WHERE", help_heading = "Network")]

@@ -88,6 +88,7 @@ fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Fai
     let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, NBD_PORT)).is_err();
     let config = Config {
         listen: vec![loopback(if taken { 0 } else { NBD_PORT })],
+        proxies: Vec::new(),
         insecure_no_tls: false,
         limits: Limits::default(),
         timeouts: Timeouts::default(),

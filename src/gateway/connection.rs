@@ -56,6 +56,8 @@ pub(super) struct Connection<'a, X> {
     pub(super) shared: &'a Arc<Shared<X>>,
     pub(super) live: &'a Arc<Live>,
     pub(super) slot: Place,
+    /// When it was accepted.
+    pub(super) started: Instant,
     pub(super) shutdown: &'a CancellationToken,
 }
 
@@ -72,12 +74,11 @@ impl<X: Offer> Connection<'_, X> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let started = Instant::now();
-        let (shared, live) = (self.shared, self.live);
+        let (shared, live, started) = (self.shared, self.live, self.started);
         let ended = tokio::select! {
             biased;
             why = live.dismissed() => Err(why.into()),
-            ended = self.talk(stream, started) => ended,
+            ended = self.talk(stream) => ended,
         };
         let duration = started.elapsed();
         match ended {
@@ -96,6 +97,10 @@ impl<X: Offer> Connection<'_, X> {
                 }
             }
             Err(Failure::ShuttingDown) => tracing::debug!("closed for shutdown"),
+            // It has seen that somebody listens, and that is all it wanted.
+            Err(Failure::Session(failure)) if live.route.is_a_look => {
+                tracing::debug!("a look from the load balancer itself: {failure}");
+            }
             Err(failure) => {
                 shared.tally.count(failure.label());
                 if let Failure::TlsHandshake(failure) = &failure {
@@ -109,14 +114,14 @@ impl<X: Offer> Connection<'_, X> {
     }
 
     /// The story: greeting, TLS if it is required, who it is, negotiation, transmission.
-    async fn talk<S>(self, mut stream: S, started: Instant) -> Result<Ending, Failure>
+    async fn talk<S>(self, mut stream: S) -> Result<Ending, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let timeouts = &self.shared.config.timeouts;
         let handshake = Phase {
             name: "the NBD handshake",
-            ends: started + timeouts.handshake,
+            ends: self.started + timeouts.handshake,
             shutdown: self.shutdown,
         };
         let flags = handshake.run(greet(&mut stream)).await??;
@@ -183,7 +188,7 @@ impl<X: Offer> Connection<'_, X> {
         self.live.identify(credentials.clone(), verified_by);
         let in_force = self.shared.policy.now();
         let client = Client { credentials, security };
-        let facts = Facts::of_peer(self.live.peer).with_identity(client.identity());
+        let facts = Facts::of_peer(self.live.route.peer).with_identity(client.identity());
         if let Err(why) = in_force.policy.rules.judge(&facts) {
             return Err(Failure::NotAllowed { who: client.to_string(), why });
         }
@@ -196,7 +201,7 @@ impl<X: Offer> Connection<'_, X> {
 
     /// What of all exports the client may see, by the rules as they are when it asks.
     fn seen_by(&self, client: &Client) -> X::Seen {
-        let (shared, peer) = (Arc::clone(self.shared), self.live.peer);
+        let (shared, peer) = (Arc::clone(self.shared), self.live.route.peer);
         let credentials = client.credentials.clone();
         let may_open = MayOpen::new(move |export| {
             let identity = credentials.as_deref().map(Credentials::identity);
@@ -222,7 +227,7 @@ impl<X: Offer> Connection<'_, X> {
         self.live.note_export(chosen.export.name());
         // The rules may have changed since it was found.
         self.live.review(&shared.policy.now(), Moment::now())?;
-        let _session = shared.slots.session(self.slot, self.live.peer, client.identity())?;
+        let _session = shared.slots.session(self.slot, self.live.route.peer, client.identity())?;
         tell(&shared.chatter.sessions, |held_back| {
             let identity = client.credentials.is_some().then(|| client.to_string());
             tracing::info!(
@@ -233,7 +238,7 @@ impl<X: Offer> Connection<'_, X> {
                 "reading"
             );
         });
-        let throttle = shared.throttles.of(self.live.peer, client.identity());
+        let throttle = shared.throttles.of(self.live.route.peer, client.identity());
         let limits = TransmitLimits { throttle, ..shared.transmit_limits.clone() };
         let summary = transmit(stream, chosen, &limits, self.shutdown.cancelled()).await?;
         Ok(Ending::Served(summary))

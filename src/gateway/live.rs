@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::access::{Facts, Moment, Peer};
+use super::access::{Facts, Moment};
+use super::admission::Route;
 use super::policy::{Dismissal, Numbered};
 use super::tls::Credentials;
 
@@ -19,7 +20,7 @@ pub(super) struct Connections {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Live {
-    pub(super) peer: Peer,
+    pub(super) route: Route,
     known: Mutex<Known>,
     dismissed: CancellationToken,
     why: OnceLock<Dismissal>,
@@ -55,9 +56,9 @@ impl Drop for Entry<'_> {
 
 impl Connections {
     /// Enters a connection that was let in by its address.
-    pub(super) fn enter(&self, id: u64, peer: Peer) -> Entry<'_> {
+    pub(super) fn enter(&self, id: u64, route: Route) -> Entry<'_> {
         let live = Arc::new(Live {
-            peer,
+            route,
             known: Mutex::default(),
             dismissed: CancellationToken::new(),
             why: OnceLock::new(),
@@ -99,7 +100,7 @@ impl Live {
     fn judge(&self, policy: &Numbered, now: Moment) -> Result<(), Dismissal> {
         let mut known = lock(&self.known);
         let Known { client, export } = &mut *known;
-        let mut facts = Facts::of_peer(self.peer).at(now);
+        let mut facts = Facts::of_peer(self.route.peer).at(now);
         if let Some(client) = client {
             let credentials = client.credentials.as_deref();
             policy.judge_credentials(credentials, client.verified_by, now)?;

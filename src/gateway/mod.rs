@@ -1,15 +1,18 @@
 //! The front end: who comes in, by which socket, for how long, and how it all ends.
 //!
-//! A connection's way is accept → [`access`] → a slot → `connection.rs`, where TLS
-//! ([`tls`], on the threads of `porch.rs`) and the engine ([`crate::nbd`]) take over. All
+//! A connection's way is accept → `admission.rs`, where [`access`] judges where it comes from
+//! ([`proxy`] says so behind a load balancer), and which takes a slot → `connection.rs`, where
+//! TLS ([`tls`], on the threads of `porch.rs`) and the engine ([`crate::nbd`]) take over. All
 //! there are stand in `live.rs`, so that another `policy.rs` can judge them again.
 
 pub mod access;
+mod admission;
 mod connection;
 pub mod listen;
 mod live;
 mod policy;
 mod porch;
+pub mod proxy;
 mod rates;
 mod slots;
 mod tally;
@@ -18,28 +21,27 @@ pub mod tls;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
 use crate::config::Config;
 use crate::limited::RateLimit;
 use crate::nbd::budget::Budget;
 use crate::nbd::{Offer, TransmitLimits};
-use access::{Facts, Moment, Peer, Reason};
-use connection::Connection;
-use listen::{AcceptFault, Bound, Incoming, ListenAddress, Listener};
+use access::Moment;
+use admission::admit;
+use listen::{AcceptFault, Bound, ListenAddress, Listener};
 use live::Connections;
 use policy::InForce;
 pub use policy::Policy;
 use porch::Porch;
 use rates::Rates;
-use slots::{Place, Slots};
+use slots::Slots;
 pub use tally::Counts;
 use tally::Tally;
 use throttles::Throttles;
@@ -283,83 +285,4 @@ async fn accept<X: Offer>(
             },
         }
     }
-}
-
-/// Lets a connection in, or closes it before a byte is sent.
-fn admit<X: Offer>(
-    incoming: Incoming,
-    shared: &Arc<Shared<X>>,
-    connections: &TaskTracker,
-    shutdown: &CancellationToken,
-) {
-    let peer = incoming.peer();
-    let (reason, slot) = match judge(peer, shared) {
-        Ok(admitted) => admitted,
-        Err(refusal) => {
-            shared.tally.count(refusal.label());
-            tell(&shared.chatter.refusals, |held_back| {
-                tracing::warn!(%peer, held_back, "refused: {refusal}");
-            });
-            return;
-        }
-    };
-    let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
-    let span = tracing::info_span!("connection", id, %peer);
-    span.in_scope(|| tracing::debug!("accepted: {reason}"));
-
-    let shared = Arc::clone(shared);
-    let shutdown = shutdown.clone();
-    let serve = async move {
-        let entry = shared.connections.enter(id, peer);
-        let connection =
-            Connection { shared: &shared, live: &entry.live, slot, shutdown: &shutdown };
-        match incoming {
-            Incoming::Tcp(stream, _) => match listen::tune(&stream) {
-                Ok(()) => connection.serve(stream).await,
-                Err(error) => tracing::debug!("the connection is gone already: {error}"),
-            },
-            Incoming::Unix(stream) => connection.serve(stream).await,
-        }
-    };
-    connections.spawn(serve.instrument(span));
-}
-
-/// Why a connection is closed at once.
-#[derive(Debug, thiserror::Error)]
-enum Refusal {
-    #[error("{0}")]
-    Access(Reason),
-    #[error("it is on another machine, and there is no TLS")]
-    NotLocal,
-    #[error("{0}")]
-    Full(#[from] slots::Full),
-    #[error("its address begins connections more often than allowed (--connection-rate)")]
-    TooOften,
-}
-
-impl Refusal {
-    /// A label for counters.
-    fn label(&self) -> &'static str {
-        match self {
-            Self::Access(_) => "address",
-            Self::NotLocal => "not_local",
-            Self::Full(full) => full.label(),
-            Self::TooOften => "connection_rate",
-        }
-    }
-}
-
-fn judge<X>(peer: Peer, shared: &Shared<X>) -> Result<(Reason, Place), Refusal> {
-    let in_force = shared.policy.now();
-    let policy = &in_force.policy;
-    let reason = policy.rules.judge(&Facts::of_peer(peer)).map_err(Refusal::Access)?;
-    // The settings were checked for this; a client that got here by some other way, such
-    // as an address that was added to the machine later, is refused all the same.
-    if policy.tls.is_none() && !shared.config.insecure_no_tls && !peer.is_local() {
-        return Err(Refusal::NotLocal);
-    }
-    if slots::counted_as(peer).is_some_and(|address| !shared.rates.allow(address)) {
-        return Err(Refusal::TooOften);
-    }
-    Ok((reason, shared.slots.handshake(peer)?))
 }

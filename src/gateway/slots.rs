@@ -70,10 +70,21 @@ impl Slots {
 
     /// A place to negotiate.
     pub(super) fn handshake(&self, peer: Peer) -> Result<Place, Full> {
+        self.count(self.nameless()?, peer)
+    }
+
+    /// A place for somebody whom a load balancer hasn't named yet. It counts in the pool alone:
+    /// all clients come from the balancer's address.
+    pub(super) fn nameless(&self) -> Result<Place, Full> {
         // Whoever can't be served in the end needn't negotiate.
         if self.sessions.free.available_permits() == 0 {
             return Err(Full::Sessions);
         }
+        self.handshakes.place(Full::Handshakes)
+    }
+
+    /// Counts a place to negotiate among those of `peer`, now that it is known whose it is.
+    pub(super) fn count(&self, place: Place, peer: Peer) -> Result<Place, Full> {
         let mut shares = Vec::new();
         if let Some(address) = counted_as(peer) {
             let most = self.limits.handshakes_per_address;
@@ -81,7 +92,7 @@ impl Slots {
             let most = self.limits.handshakes_per_network;
             shares.push((Holder::Network(network_of(address)), most, Full::NetworkHandshakes));
         }
-        self.handshakes.take(shares, Full::Handshakes)
+        place.count_for(shares)
     }
 
     /// A place to be served, in exchange for the one to negotiate.
@@ -102,7 +113,7 @@ impl Slots {
             let holder = Holder::Identity(identity.to_string());
             shares.push((holder, most, Full::IdentitySessions));
         }
-        self.sessions.take(shares, Full::Sessions)
+        self.sessions.place(Full::Sessions)?.count_for(shares)
     }
 }
 
@@ -129,21 +140,10 @@ impl Pool {
         Self { free, taken: Arc::default() }
     }
 
-    /// A place that counts among those of each holder, none of whom may have more than so
-    /// many.
-    fn take(&self, shares: Vec<(Holder, usize, Full)>, full: Full) -> Result<Place, Full> {
+    /// A place that is nobody's yet.
+    fn place(&self, full: Full) -> Result<Place, Full> {
         let permit = Arc::clone(&self.free).try_acquire_owned().map_err(|_| full)?;
-        let mut taken = lock(&self.taken);
-        for (holder, most, full) in &shares {
-            if taken.get(holder).is_some_and(|count| count >= most) {
-                return Err(*full);
-            }
-        }
-        let holders: Vec<Holder> = shares.into_iter().map(|(holder, ..)| holder).collect();
-        for holder in &holders {
-            *taken.entry(holder.clone()).or_default() += 1;
-        }
-        Ok(Place { holders, taken: Arc::clone(&self.taken), _permit: permit })
+        Ok(Place { holders: Vec::new(), taken: Arc::clone(&self.taken), _permit: permit })
     }
 }
 
@@ -176,6 +176,27 @@ pub(super) struct Place {
     holders: Vec<Holder>,
     taken: Arc<Mutex<Taken>>,
     _permit: OwnedSemaphorePermit,
+}
+
+impl Place {
+    /// Counts it among those of each holder, none of whom may have more than so many.
+    fn count_for(mut self, shares: Vec<(Holder, usize, Full)>) -> Result<Self, Full> {
+        let all = Arc::clone(&self.taken);
+        let mut taken = lock(&all);
+        for (holder, most, full) in &shares {
+            if taken.get(holder).is_some_and(|count| count >= most) {
+                // Giving the place back takes the same lock.
+                drop(taken);
+                return Err(*full);
+            }
+        }
+        for (holder, ..) in shares {
+            *taken.entry(holder.clone()).or_default() += 1;
+            self.holders.push(holder);
+        }
+        drop(taken);
+        Ok(self)
+    }
 }
 
 impl Drop for Place {

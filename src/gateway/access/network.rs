@@ -137,7 +137,8 @@ pub enum Place {
 }
 
 impl Place {
-    pub(super) fn contains(&self, peer: Peer) -> bool {
+    /// Whether `peer` is there.
+    pub fn contains(&self, peer: Peer) -> bool {
         match (self, peer) {
             (Self::Network(network), Peer::Ip(address)) => network.contains(&address),
             (Self::Unix, Peer::Unix) => true,
