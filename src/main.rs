@@ -2,10 +2,12 @@
 
 mod check;
 mod cli;
+mod completions;
 mod confine;
 mod demo;
 mod digest;
 mod log;
+mod man;
 mod opening;
 mod password;
 mod pki;
@@ -39,6 +41,10 @@ fn main() -> ExitCode {
         }
         Some(Command::Verify(options)) => verify::run(options),
         Some(Command::Digest(options)) => digest::run(options).map(|()| ExitCode::SUCCESS),
+        Some(Command::Man(options)) => man::run(options).map(|()| ExitCode::SUCCESS),
+        Some(Command::Completions(options)) => {
+            completions::run(options).map(|()| ExitCode::SUCCESS)
+        }
         None => start::serve(&cli.serve).map(|()| ExitCode::SUCCESS),
     };
     match ended {

@@ -43,6 +43,8 @@ pub(crate) enum Failure {
     Snapshot(#[from] SnapshotError),
     #[error("can't read the folder {}: {error}", .folder.display())]
     Folder { folder: PathBuf, error: io::Error },
+    #[error("can't write {}: {error}", .path.display())]
+    Write { path: PathBuf, error: io::Error },
     #[error("can't use the password: {0}")]
     Password(#[from] PasswordError),
     #[error(transparent)]
@@ -70,7 +72,7 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Door(_) | Self::System(_) | Self::Demo(_) => 1,
+            Self::Door(_) | Self::System(_) | Self::Write { .. } | Self::Demo(_) => 1,
             Self::Usage(_)
             | Self::IdentityWithoutCa
             | Self::Catalog(_)

@@ -4,6 +4,7 @@
 
 pub(crate) mod check;
 mod limits;
+mod manual;
 mod network;
 mod opening;
 pub(crate) mod pki;
@@ -20,6 +21,7 @@ use hexz_nbd::snapshot::OpenOptions;
 
 use check::Check;
 use limits::Bounds;
+pub(crate) use manual::{Completions, Man, Shell};
 pub(crate) use network::Access;
 use network::Network;
 pub(crate) use opening::Opening;
@@ -86,7 +88,10 @@ EXIT CODES
   6  it can't go on as --user, or --sandbox require asks for more than the kernel has
   Those of \"hexz-nbd verify\": hexz-nbd verify --help
 
-RUST_LOG takes precedence over -v; see the documentation of the crate tracing-subscriber.";
+ENVIRONMENT
+  HEXZ_PASSWORD  the password, if neither a file nor a credential has it
+  RUST_LOG       which lines there are in the log, whatever -v says: error, hexz_nbd=debug,
+                 or as the documentation of the crate tracing-subscriber has it";
 
 /// Serves Hexz snapshots read-only over NBD and TLS.
 ///
@@ -134,6 +139,10 @@ pub(crate) enum Command {
     ///
     /// Prints a line "BLAKE3  PATH" for each, as b3sum does.
     Digest(Digest),
+    /// Print the manual page, or write all pages into a folder
+    Man(Man),
+    /// Print what bash, zsh or fish needs to complete commands and options
+    Completions(Completions),
 }
 
 #[derive(Debug, Args)]

@@ -13,10 +13,10 @@ when the parent is given as an ARCHIVE itself. Blocks of zeros that are known by
 entry or their hash are not read, as they never are.
 
 EXIT CODES
-    0  every block of every archive can be read
-    1  there are faults, or it failed for a reason not named below
-    2  the command line is wrong
-    3  one of the archives can't be opened at all, or the password, a key or a list of digests
+  0    every block of every archive can be read
+  1    there are faults, or it failed for a reason not named below
+  2    the command line is wrong
+  3    one of the archives can't be opened at all, or the password, a key or a list of digests
        can't be used
   130  it was interrupted (143: told to end); what it has printed is true, but not all";
 

@@ -1,0 +1,36 @@
+//! What `hexz-nbd man` and `hexz-nbd completions` are told.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// Write all pages into this folder instead: hexz-nbd.1, and one for each command
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+const WHERE: &str = "\
+EXAMPLES
+  For this user:
+    hexz-nbd completions bash > ~/.local/share/bash-completion/completions/hexz-nbd
+    hexz-nbd completions fish > ~/.config/fish/completions/hexz-nbd.fish
+
+  For a zsh that has this folder in its fpath:
+    hexz-nbd completions zsh > ~/.zfunc/_hexz-nbd";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = WHERE, after_help = "Use --help for where to put it.")]
+pub(crate) struct Completions {
+    /// For which shell
+    #[arg(value_enum, value_name = "SHELL")]
+    pub(crate) shell: Shell,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}

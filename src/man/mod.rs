@@ -1,0 +1,53 @@
+//! `hexz-nbd man`: the manual pages, made of what --help is made of.
+
+mod command;
+mod page;
+mod text;
+
+use std::fs;
+use std::io::{Write, stdout};
+use std::path::Path;
+
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Man};
+use crate::start::Failure;
+
+use command::Commands;
+use page::Page;
+
+/// What --help leaves to the manual.
+const MORE: &str = include_str!("words/hexz-nbd.txt");
+
+/// Prints the page of the program, or writes all pages.
+pub(crate) fn run(options: &Man) -> Result<(), Failure> {
+    let pages = pages();
+    let Some(dir) = &options.dir else {
+        let first = pages.first().map(|(_, page)| page.render()).unwrap_or_default();
+        return Ok(stdout().write_all(first.as_bytes())?);
+    };
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| Failure::Write { path, error }
+    };
+    fs::create_dir_all(dir).map_err(failed(dir))?;
+    for (name, page) in pages {
+        let path = dir.join(name);
+        fs::write(&path, page.render()).map_err(failed(&path))?;
+    }
+    Ok(())
+}
+
+/// All pages, with their files' names; that of the program is first.
+fn pages() -> Vec<(String, Page)> {
+    let mut program = Cli::command();
+    program.build();
+    let page = command::page(&program, "hexz-nbd", &Commands::Elsewhere, MORE);
+    let mut pages = vec![("hexz-nbd.1".to_owned(), page)];
+    for command in program.get_subcommands().filter(|it| command::is_page(it)) {
+        let name = format!("hexz-nbd-{}", command.get_name());
+        let page = command::page(command, &name, &Commands::Here, "SEE ALSO\n  hexz-nbd(1)");
+        pages.push((format!("{name}.1"), page));
+    }
+    pages
+}

@@ -1,0 +1,203 @@
+//! A manual page, as it is written: sections, paragraphs, entries, examples.
+
+use roff::{Inline, Roff, bold, italic, roman};
+
+use super::text::{Block, Section};
+
+/// When what the pages say has last changed in more than words. It isn't the day on which
+/// they are made, so that making them twice gives the same bytes.
+const DATE: &str = "2026-11-25";
+
+pub(super) struct Page {
+    roff: Roff,
+    /// Whether a paragraph would have nothing before it to be apart from.
+    fresh: bool,
+}
+
+impl Page {
+    /// A page of that name in that section of the manual.
+    pub(super) fn new(name: &str, section: &str, manual: &str, about: &str) -> Self {
+        let mut page = Self { roff: Roff::new(), fresh: true };
+        let source = concat!("hexz-nbd ", env!("CARGO_PKG_VERSION"));
+        page.roff.control("TH", [&name.to_uppercase(), section, DATE, source, manual]);
+        // Options and paths are neither broken nor pulled apart.
+        page.roff.control("nr", ["HY", "0"]).control("ad", ["l"]);
+        page.heading("NAME");
+        page.roff.text([roman(format!("{name} - {about}"))]);
+        page
+    }
+
+    /// Its source, in ASCII alone: not every system's roff knows UTF-8.
+    pub(super) fn render(&self) -> String {
+        let mut source = String::new();
+        for character in self.roff.render().chars() {
+            if character.is_ascii() {
+                source.push(character);
+            } else {
+                source.push_str(&format!("\\[u{:04X}]", u32::from(character)));
+            }
+        }
+        source
+    }
+
+    pub(super) fn heading(&mut self, text: &str) {
+        self.roff.control("SH", [text]);
+        self.fresh = true;
+    }
+
+    pub(super) fn subheading(&mut self, text: &str) {
+        self.roff.control("SS", [text]);
+        self.fresh = true;
+    }
+
+    /// A heading with what is under it.
+    pub(super) fn section(&mut self, section: &Section) {
+        self.heading(&section.heading);
+        self.blocks(&section.blocks);
+    }
+
+    pub(super) fn blocks(&mut self, blocks: &[Block]) {
+        for block in blocks {
+            match block {
+                Block::Paragraph(text) => self.paragraph(words(text)),
+                Block::Entry { tag, text } => self.entry(vec![bold(tag)], &words(text)),
+                Block::Example(lines) => self.example(lines),
+            }
+        }
+    }
+
+    pub(super) fn paragraph(&mut self, text: Vec<Inline>) {
+        if !self.fresh {
+            self.roff.control("PP", []);
+        }
+        self.roff.text(text);
+        self.fresh = false;
+    }
+
+    /// A tag, and beside it what it means.
+    pub(super) fn entry(&mut self, tag: Vec<Inline>, text: &[Inline]) {
+        self.roff.control("TP", []).text(tag).text(text);
+        self.fresh = false;
+    }
+
+    /// What is more to say of the entry before.
+    pub(super) fn further(&mut self, text: &[Inline]) {
+        self.roff.control("IP", []).text(text);
+    }
+
+    /// What is inside is a list of its own, that belongs to the entry before.
+    pub(super) fn inside(&mut self, list: impl FnOnce(&mut Self)) {
+        self.roff.control("RS", []);
+        list(self);
+        self.roff.control("RE", []);
+    }
+
+    /// Lines that stay as they are.
+    fn example(&mut self, lines: &[String]) {
+        if !self.fresh {
+            self.roff.control("PP", []);
+        }
+        self.roff.control("RS", ["4"]).control("EX", []);
+        for line in lines {
+            self.roff.text([roman(line)]);
+        }
+        self.roff.control("EE", []).control("RE", []);
+        self.fresh = false;
+    }
+}
+
+/// Text, with options in bold.
+pub(super) fn words(text: &str) -> Vec<Inline> {
+    let mut inlines = Vec::new();
+    let mut plain = String::new();
+    for (position, word) in text.split(' ').enumerate() {
+        if position > 0 {
+            plain.push(' ');
+        }
+        let (before, option, after) = around_option(word);
+        plain.push_str(before);
+        if !option.is_empty() {
+            inlines.push(roman(std::mem::take(&mut plain)));
+            inlines.push(bold(option));
+        }
+        plain.push_str(after);
+    }
+    inlines.push(roman(plain));
+    inlines
+}
+
+/// How a command is called, with what stands for something else in italics.
+pub(super) fn usage(text: &str) -> Vec<Inline> {
+    let mut inlines = Vec::new();
+    for (position, word) in text.split(' ').enumerate() {
+        if position > 0 {
+            inlines.push(roman(" "));
+        }
+        let name = word.trim_matches(['<', '>', '[', ']', '.']);
+        let written = word.starts_with('-') || word.starts_with(|it: char| it.is_lowercase());
+        match word.strip_prefix('<').and_then(|word| word.split_once('>')) {
+            Some((name, rest)) => inlines.extend([italic(name), roman(rest)]),
+            None if written => inlines.push(bold(word)),
+            None if name.is_empty() => inlines.push(roman(word)),
+            None => inlines.push(italic(word)),
+        }
+    }
+    inlines
+}
+
+/// What is before an option in a word, the option, and what is behind it.
+fn around_option(word: &str) -> (&str, &str, &str) {
+    let Some((before, rest)) = word.find("--").and_then(|at| word.split_at_checked(at)) else {
+        return (word, "", "");
+    };
+    let belongs = |it: char| it.is_ascii_alphanumeric() || it == '-';
+    let end = rest.find(|it| !belongs(it)).unwrap_or(rest.len());
+    match rest.split_at_checked(end) {
+        Some((option, after))
+            if option.len() > 2 && before.chars().all(|it| "\"(".contains(it)) =>
+        {
+            (before, option, after)
+        }
+        _ => (word, "", ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_stand_out_in_text() {
+        let expected = [
+            roman("as ("),
+            bold("--allow"),
+            roman(") or "),
+            bold("--rules"),
+            roman(" say, a--b -- not"),
+        ];
+        assert_eq!(words("as (--allow) or --rules say, a--b -- not"), expected);
+    }
+
+    #[test]
+    fn a_usage_shows_what_stands_for_something_else() {
+        let expected = [
+            bold("hexz-nbd"),
+            roman(" "),
+            italic("[OPTIONS]"),
+            roman(" "),
+            bold("--from"),
+            roman(" "),
+            italic("ADDRESS"),
+            roman(""),
+        ];
+        assert_eq!(usage("hexz-nbd [OPTIONS] --from <ADDRESS>"), expected);
+    }
+
+    #[test]
+    fn a_page_is_ascii() {
+        let mut page = Page::new("x", "1", "Some Manual", "does it");
+        page.paragraph(words("uri:… and a \\ and\n.SH no heading"));
+        let source = page.render();
+        assert!(source.contains("uri:\\[u2026] and a \\\\ and\n\\&.SH no heading"), "{source}");
+    }
+}
