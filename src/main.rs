@@ -6,6 +6,7 @@ mod completions;
 mod confine;
 mod demo;
 mod digest;
+mod inspect;
 mod log;
 mod man;
 mod opening;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             pki::run(options).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
         Some(Command::Verify(options)) => verify::run(options),
+        Some(Command::Inspect(options)) => inspect::run(options),
         Some(Command::Digest(options)) => digest::run(options).map(|()| ExitCode::SUCCESS),
         Some(Command::Man(options)) => man::run(options).map(|()| ExitCode::SUCCESS),
         Some(Command::Completions(options)) => {

@@ -3,6 +3,7 @@
 //! which rights ([`sandbox`]).
 
 pub(crate) mod check;
+mod inspect;
 mod limits;
 mod manual;
 mod network;
@@ -20,6 +21,7 @@ use hexz_nbd::exports::{Catalog, CatalogError};
 use hexz_nbd::snapshot::OpenOptions;
 
 use check::Check;
+pub(crate) use inspect::Inspect;
 use limits::Bounds;
 pub(crate) use manual::{Completions, Man, Shell};
 pub(crate) use network::Access;
@@ -59,8 +61,9 @@ EXAMPLES
     hexz-nbd --export-dir /srv/snapshots
     nbdinfo --list nbd://localhost
 
-  Check an archive, or serve only what is known to be the file that it was:
+  Check an archive, say what it holds, or serve only what is known to be the file that it was:
     hexz-nbd verify snap.hexz
+    hexz-nbd inspect snap.hexz
     hexz-nbd digest base.hexz snap.hexz > digests
     hexz-nbd --digest digests snap.hexz
 
@@ -86,7 +89,7 @@ EXIT CODES
   4  the certificate or the key can't be used
   5  it can't listen where it should
   6  it can't go on as --user, or --sandbox require asks for more than the kernel has
-  Those of \"hexz-nbd verify\": hexz-nbd verify --help
+  Those of \"hexz-nbd verify\" and \"hexz-nbd inspect\" are in their --help
 
 ENVIRONMENT
   HEXZ_PASSWORD  the password, if neither a file nor a credential has it
@@ -135,6 +138,10 @@ pub(crate) enum Command {
     /// prints what is wrong, in which file, and all byte ranges of the disk that can't be
     /// read because of it.
     Verify(Verify),
+    /// Say what an archive holds: streams, blocks, duplicates, parents, signature
+    ///
+    /// Reads its header and index alone, not the blocks.
+    Inspect(Inspect),
     /// Print the BLAKE3 of whole files, as --digest takes them
     ///
     /// Prints a line "BLAKE3  PATH" for each, as b3sum does.

@@ -278,7 +278,7 @@ mod tests {
         for _ in 0..8 {
             held.push(greedy.take(MIB).await);
         }
-        assert_eq!(greedy.pooled(), CAP.into());
+        assert_eq!(greedy.pooled(), u64::from(CAP));
         assert!(greedy.take_now(RESERVE + 1).is_none());
         let mut more = Box::pin(greedy.take(MIB));
         assert!(is_pending(&mut more).await);
@@ -307,7 +307,7 @@ mod tests {
         assert!(matches!(share.take_up_to(2 * RESERVE, RESERVE).await, (_, RESERVE)));
         drop(one);
         let mut large = large.await;
-        assert_eq!(share.pooled(), MAX_PAYLOAD.into());
+        assert_eq!(share.pooled(), u64::from(MAX_PAYLOAD));
         assert!(share.take_now(RESERVE + 1).is_none());
         // What it gives back is room, but no more than there was.
         large.shrink_to(CAP as usize + 1);

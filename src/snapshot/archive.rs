@@ -11,7 +11,7 @@ use super::header::{Extent, HEADER_REGION, Header, Region};
 use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
 use super::limits::MAX_MASTER_INDEX;
 use super::zeros::ZeroHashes;
-use super::{BlockHash, OpenOptions, StreamKind, signature};
+use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
 use crate::storage::Storage;
 
 /// Index pages that are looked through for a block to try the password on.
@@ -40,6 +40,29 @@ impl Archive {
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
     ) -> Result<Self, Error> {
+        let archive = Self::open_locked(path, storage, options)?;
+        let key = match (&archive.header.encryption, &options.password) {
+            (None, _) => None,
+            (Some(_), None) => return Err(Problem::PasswordNeeded.of(&archive.path)),
+            (Some(derivation), Some(source)) => {
+                let password = source
+                    .password()
+                    .map_err(|error| Problem::Io("get its password", error).of(&archive.path))?;
+                Some(BlockKey::derive(&password, derivation).map_err(|p| p.of(&archive.path))?)
+            }
+        };
+        let archive = Self { key, ..archive };
+        archive.try_password()?;
+        Ok(archive)
+    }
+
+    /// The same without a password: the index can be read, blocks of an encrypted archive
+    /// can't.
+    pub(super) fn open_locked(
+        path: Arc<Path>,
+        storage: Arc<dyn Storage>,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
         if let Some(digests) = &options.digests {
             digests.expect(&path)?;
         }
@@ -64,21 +87,9 @@ impl Archive {
         }
         let index = MasterIndex::parse(&index, header.index_offset)
             .map_err(|problem| problem.at(&path, header.index_offset))?;
-        let key = match (&header.encryption, &options.password) {
-            (None, _) => None,
-            (Some(_), None) => return Err(Problem::PasswordNeeded.of(&path)),
-            (Some(derivation), Some(source)) => {
-                let password = source
-                    .password()
-                    .map_err(|error| Problem::Io("get its password", error).of(&path))?;
-                Some(BlockKey::derive(&password, derivation).map_err(|p| p.of(&path))?)
-            }
-        };
         let codec = Codec::new(header.compression, dictionary);
         let (verify_hashes, is_pinned) = (options.verify_hashes, options.digests.is_some());
-        let archive = Self { path, header, index, storage, codec, key, verify_hashes, is_pinned };
-        archive.try_password()?;
-        Ok(archive)
+        Ok(Self { path, header, index, storage, codec, key: None, verify_hashes, is_pinned })
     }
 
     pub(super) fn is_current(&self) -> bool {
@@ -96,6 +107,16 @@ impl Archive {
         page: usize,
         zeros: &ZeroHashes,
     ) -> Result<Page, Error> {
+        self.load_page_and_bytes(kind, page, zeros).map(|(page, _)| page)
+    }
+
+    /// The same, with the bytes from which it was made.
+    pub(super) fn load_page_and_bytes(
+        &self,
+        kind: StreamKind,
+        page: usize,
+        zeros: &ZeroHashes,
+    ) -> Result<(Page, Vec<u8>), Error> {
         let stream = self.stream(kind);
         let place = stream
             .pages
@@ -104,7 +125,24 @@ impl Archive {
         let bytes = read(&self.path, self.storage.as_ref(), place.place, "read an index page")?;
         self.check_unchanged().map_err(|problem| problem.at(&self.path, place.place.offset))?;
         Page::parse(&bytes, place, stream.page_end(page), self.header.index_offset, zeros)
+            .map(|page| (page, bytes))
             .map_err(|problem| problem.at(&self.path, place.place.offset))
+    }
+
+    /// Checks that one of `keys` has signed it.
+    pub(super) fn check_signature(&self, keys: &[VerifyKey]) -> Result<(), Error> {
+        let index = read_master_index(&self.path, self.storage.as_ref(), &self.header)?;
+        signature::check(&self.path, self.storage.as_ref(), &self.header, &index, keys)
+    }
+
+    /// The file's length, in bytes.
+    pub(super) fn file_length(&self) -> u64 {
+        self.storage.length()
+    }
+
+    /// Where its bytes come from.
+    pub(super) fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
     }
 
     /// The bytes of a block that needs no parent. A stored one is read and decoded:
@@ -143,6 +181,7 @@ impl Archive {
         }
         let compressed = match &self.key {
             Some(key) => key.open(block.number, stored)?,
+            None if self.header.encryption.is_some() => return Err(Problem::PasswordNeeded),
             None => stored,
         };
         let decoded = self.codec.decode(compressed, block.length)?;

@@ -18,7 +18,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, E
         FileStorage::open(&path).map_err(|error| Problem::Io("open it", error).of(&path))?;
     let identity = storage.identity();
     let archive = Archive::open(path, Arc::new(storage), options)?;
-    ancestors(archive, Some(identity), options)
+    ancestors(archive, Some(identity), options, Archive::open, |link| link.found.map(drop))
 }
 
 /// The same for an archive that is no file. Its parents are files all the same.
@@ -28,7 +28,43 @@ pub(super) fn open_storage(
     options: &OpenOptions,
 ) -> Result<Vec<Archive>, Error> {
     let archive = Archive::open(Arc::from(name), storage, options)?;
-    ancestors(archive, None, options)
+    ancestors(archive, None, options, Archive::open, |link| link.found.map(drop))
+}
+
+/// Opens what can be opened of a chain for looking at the indexes alone, without a password.
+/// The links say which parents there are, and why some couldn't be opened.
+pub(super) fn open_for_index(
+    path: &Path,
+    storage: Option<Arc<dyn Storage>>,
+    options: &OpenOptions,
+) -> Result<(Vec<Archive>, Vec<Link>), Error> {
+    let path: Arc<Path> = Arc::from(path);
+    let (storage, identity) = match storage {
+        Some(storage) => (storage, None),
+        None => {
+            let file = FileStorage::open(&path)
+                .map_err(|error| Problem::Io("open it", error).of(&path))?;
+            let identity = file.identity();
+            (Arc::new(file) as Arc<dyn Storage>, Some(identity))
+        }
+    };
+    let archive = Archive::open_locked(path, storage, options)?;
+    let mut links = Vec::new();
+    let chain = ancestors(archive, identity, options, Archive::open_locked, |link| {
+        links.push(link);
+        Ok(())
+    })?;
+    Ok((chain, links))
+}
+
+/// What one archive says of one of its parents, and what came of it.
+pub(super) struct Link {
+    /// The child's place in the chain.
+    pub(super) child: usize,
+    /// The parent as the child names it.
+    pub(super) name: String,
+    /// The parent's place in the chain.
+    pub(super) found: Result<usize, Error>,
 }
 
 /// A file by device and inode, whatever it is called.
@@ -41,38 +77,47 @@ struct Pending {
     lineage: Vec<Identity>,
 }
 
+/// Goes from `archive` to all its ancestors. `note` gets each link, and ends it with an error.
 fn ancestors(
     archive: Archive,
     identity: Option<Identity>,
     options: &OpenOptions,
+    open: impl Fn(Arc<Path>, Arc<dyn Storage>, &OpenOptions) -> Result<Archive, Error>,
+    mut note: impl FnMut(Link) -> Result<(), Error>,
 ) -> Result<Vec<Archive>, Error> {
     let mut chain = vec![archive];
-    let mut opened: Vec<Identity> = identity.into_iter().collect();
-    let mut queue =
-        std::collections::VecDeque::from([Pending { archive: 0, lineage: opened.clone() }]);
+    let lineage: Vec<Identity> = identity.into_iter().collect();
+    let mut opened: Vec<(Identity, usize)> =
+        lineage.iter().map(|&identity| (identity, 0)).collect();
+    let mut queue = std::collections::VecDeque::from([Pending { archive: 0, lineage }]);
 
     while let Some(Pending { archive, lineage }) = queue.pop_front() {
         let Some(child) = chain.get(archive) else { continue };
         let child_path = Arc::clone(&child.path);
         for name in child.header.parent_paths.clone() {
-            let (path, storage) = find(&child_path, &name, options)?;
-            let identity = storage.identity();
-            if lineage.contains(&identity) {
-                return Err(Problem::ParentCycle(name).of(&child_path));
-            }
-            // Two archives may share a parent; it is opened once.
-            if opened.contains(&identity) {
-                continue;
-            }
-            if chain.len() >= MAX_CHAIN {
-                return Err(Problem::ChainTooDeep(MAX_CHAIN).of(&chain_start(&chain)));
-            }
-            opened.push(identity);
-            let storage: Arc<dyn Storage> = Arc::new(storage);
-            chain.push(Archive::open(Arc::from(path), storage, options)?);
-            let mut lineage = lineage.clone();
-            lineage.push(identity);
-            queue.push_back(Pending { archive: chain.len() - 1, lineage });
+            let mut follow = || {
+                let (path, storage) = find(&child_path, &name, options)?;
+                let identity = storage.identity();
+                if lineage.contains(&identity) {
+                    return Err(Problem::ParentCycle(name.clone()).of(&child_path));
+                }
+                // Two archives may share a parent; it is opened once.
+                if let Some((_, place)) = opened.iter().find(|(other, _)| *other == identity) {
+                    return Ok(*place);
+                }
+                if chain.len() >= MAX_CHAIN {
+                    return Err(Problem::ChainTooDeep(MAX_CHAIN).of(&chain_start(&chain)));
+                }
+                chain.push(open(Arc::from(path), Arc::new(storage), options)?);
+                let place = chain.len() - 1;
+                opened.push((identity, place));
+                let mut lineage = lineage.clone();
+                lineage.push(identity);
+                queue.push_back(Pending { archive: place, lineage });
+                Ok(place)
+            };
+            let found = follow();
+            note(Link { child: archive, name, found })?;
         }
     }
     Ok(chain)

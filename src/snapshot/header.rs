@@ -36,6 +36,17 @@ pub(super) struct KeyDerivation {
     pub(super) iterations: u32,
 }
 
+/// How blocks were cut where the content says where: by a rolling hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunking {
+    /// The average length that the packer aimed at, as a power of two.
+    pub average_bits: u32,
+    /// The least length, in bytes.
+    pub smallest: u32,
+    /// The greatest length, in bytes.
+    pub largest: u32,
+}
+
 /// A range of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Extent {
@@ -62,6 +73,9 @@ pub(super) struct Header {
     pub(super) signature: Option<Extent>,
     pub(super) encryption: Option<KeyDerivation>,
     pub(super) compression: Compression,
+    /// Whether the packer says that blocks differ in length.
+    pub(super) has_variable_blocks: bool,
+    pub(super) chunking: Option<Chunking>,
 }
 
 impl Header {
@@ -92,10 +106,17 @@ impl Header {
             1 => Compression::Zstd,
             _ => return Err(Problem::Invalid("the compression")),
         };
-        for feature in ["the main flag", "the auxiliary flag", "the variable-blocks flag"] {
-            fields.bool(feature)?;
+        for stream in ["the main flag", "the auxiliary flag"] {
+            fields.bool(stream)?;
         }
-        fields.option("the chunking flag", |fields| fields.array::<12>("the chunking"))?;
+        let has_variable_blocks = fields.bool("the variable-blocks flag")?;
+        let chunking = fields.option("the chunking flag", |fields| {
+            Ok(Chunking {
+                average_bits: fields.u32("the chunking")?,
+                smallest: fields.u32("the chunking")?,
+                largest: fields.u32("the chunking")?,
+            })
+        })?;
         if fields.rest().iter().any(|&byte| byte != 0) {
             return Err(Problem::Invalid("the header's padding"));
         }
@@ -131,6 +152,8 @@ impl Header {
             signature,
             encryption,
             compression,
+            has_variable_blocks,
+            chunking,
         })
     }
 }
@@ -209,6 +232,7 @@ mod tests {
         assert_eq!((header.index_offset, header.index_end), (4096, 5000));
         assert_eq!(header.compression, Compression::Lz4);
         assert_eq!(header.encryption, None);
+        assert!(!header.has_variable_blocks && header.chunking.is_none());
     }
 
     #[test]

@@ -19,7 +19,7 @@ const BLOCK_ENTRY: u32 = 52;
 const PAGE_ENTRY: u64 = 28;
 
 /// Marks a block that lives in a parent.
-const IN_PARENT: u64 = u64::MAX;
+pub(super) const IN_PARENT: u64 = u64::MAX;
 
 /// Where a page is, and what it covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,6 +272,17 @@ impl Page {
         let entries = self.entries.capacity() * size_of::<Entry>();
         (size_of::<Self>() + starts + entries) as u64
     }
+}
+
+/// Where each block of a page is stored according to its bytes, which have been parsed; also of
+/// those that are known to be zeros.
+pub(super) fn places(bytes: &[u8]) -> impl Iterator<Item = Extent> + '_ {
+    let entries = bytes.get(PAGE_HEAD as usize..).unwrap_or_default();
+    entries.chunks_exact(BLOCK_ENTRY as usize).map_while(|entry| {
+        let mut fields = Fields::new(entry);
+        let offset = fields.u64("a block's offset").ok()?;
+        Some(Extent { offset, length: fields.u32("a block's stored length").ok()? })
+    })
 }
 
 fn entry(

@@ -14,7 +14,7 @@
 //! stream's bytes by CRC-32, decryption, decompression, length and hash (`archive.rs`);
 //! whatever doesn't fit is an error, never zeros. Before anything of an archive is used, it
 //! can be asked to be signed (`signature.rs`), or to be a certain file (`digest.rs`);
-//! `verify.rs` reads all of it.
+//! `verify.rs` reads all of it, `facts/` says what is in it without reading blocks.
 //!
 //! Everything here blocks while it reads, except what says that it doesn't.
 
@@ -25,6 +25,7 @@ mod crypto;
 mod digest;
 mod error;
 mod extents;
+pub mod facts;
 mod faults;
 mod fields;
 mod header;
@@ -47,7 +48,7 @@ pub use digest::{Digest, Digests, DigestsError, format_line};
 pub use error::{Error, Problem};
 pub use extents::{Reference, Run};
 pub use faults::Fault;
-pub use header::Compression;
+pub use header::{Chunking, Compression};
 use index::{Content, Located, Page};
 pub use pages::IndexPages;
 use pages::PageId;

@@ -19,6 +19,7 @@ mod changed;
 mod clients;
 mod exports;
 mod gateway;
+mod inspect;
 mod manual;
 mod pki;
 mod protocol;

@@ -1,0 +1,70 @@
+//! What `hexz-nbd inspect` is told.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::Opening;
+
+const EXIT_CODES: &str = "\
+No block is read, and the password of an encrypted archive isn't needed: header, master index
+and index pages say all of this. Whether blocks can be read is for \"hexz-nbd verify\".
+
+With --json there is one object. Lengths are in bytes; what doesn't apply is null:
+  archive, file_length, format, compression, dictionary, encryption {iterations},
+  blocks {nominal, vary, chunking {average, smallest, largest}}, signature (none, unchecked,
+  valid, invalid), manifest {length, files, bytes, list with --files},
+  index {pages, page_bytes, master_index}, streams {main, auxiliary: {size, pages, blocks,
+  lengths {smallest, median, mean, largest, is_rounded, histogram [{up_to, blocks}]}, and each
+  with blocks and bytes: stored, zeros, stored_zeros, in_parents, unresolvable, contradictory,
+  unknown}}, stored {blocks, bytes, unshared, copies, copy_bytes, duplicates, saved,
+  is_estimate}, parents [{child, name, found}], chain [{file, depth, blocks, bytes}],
+  logical_bytes, faults, more_faults
+\"stored\" counts blocks of both streams that have a copy in this file; \"chain\" says where blocks
+that aren't zeros are, and parents are told by their places in it.
+
+EXIT CODES
+  0  nothing is wrong with header and index
+  1  an index page is damaged, a parent or a block in it is missing, a signature isn't valid, or
+     it failed for a reason not named below
+  2  the command line is wrong
+  3  the archive can't be opened at all, or a key can't be used";
+
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES, after_help = "Use --help for the fields of --json and exit codes.")]
+pub(crate) struct Inspect {
+    /// The archive to look at
+    #[arg(value_name = "ARCHIVE")]
+    pub(crate) archive: PathBuf,
+    /// Print one object for machines
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List the files of a packed directory
+    #[arg(long)]
+    pub(crate) files: bool,
+    /// Look for parent archives in this folder too, besides the archive's own [repeatable]
+    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    parent_dir: Vec<PathBuf>,
+    /// Let an archive name a parent anywhere on this machine
+    #[arg(long, help_heading = "Snapshots")]
+    allow_parent_anywhere: bool,
+    /// Say whether the archive is signed with this Ed25519 key: a file (32 bytes, 64 hexadecimal
+    /// digits or PEM) or the digits [repeatable: one of them]
+    #[arg(long, value_name = "FILE|HEX", help_heading = "Integrity")]
+    verify_key: Vec<OsString>,
+}
+
+impl Inspect {
+    /// How archives are opened.
+    pub(crate) fn opening(&self) -> Opening {
+        Opening {
+            parent_dir: self.parent_dir.clone(),
+            allow_parent_anywhere: self.allow_parent_anywhere,
+            password_file: None,
+            raw: true,
+            verify_key: self.verify_key.clone(),
+            digest: Vec::new(),
+        }
+    }
+}

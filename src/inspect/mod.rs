@@ -1,0 +1,50 @@
+//! `hexz-nbd inspect`: what an archive holds, by its header and index.
+
+mod json;
+mod text;
+
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+
+use hexz_nbd::snapshot::OpenOptions;
+use hexz_nbd::snapshot::facts::{Facts, PackedFile};
+
+use crate::cli::Inspect;
+use crate::opening;
+use crate::start::Failure;
+
+/// Something is wrong with it.
+const FAULTY: u8 = 1;
+/// It can't be opened.
+const UNOPENED: u8 = 3;
+
+/// Looks at an archive and says what there is.
+pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
+    let opening = options.opening();
+    let open = OpenOptions {
+        parent_dirs: opening.parent_dir.clone(),
+        parents_anywhere: opening.allow_parent_anywhere,
+        ..opening::trust(&opening)?
+    };
+    // The manifest is bounded, and so is this.
+    let mut files: Vec<PackedFile> = Vec::new();
+    let looked = Facts::of_file(&options.archive, &open, |file| {
+        if options.files {
+            files.push(file);
+        }
+    });
+    let facts = match looked {
+        Ok(facts) => facts,
+        Err(error) => {
+            tracing::error!("{error}");
+            return Ok(ExitCode::from(UNOPENED));
+        }
+    };
+    let said = if options.json {
+        format!("{:#}\n", json::object(&facts, options.files.then_some(files.as_slice())))
+    } else {
+        text::page(&facts, &files)
+    };
+    stdout().write_all(said.as_bytes())?;
+    Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAULTY) })
+}

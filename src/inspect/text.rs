@@ -1,0 +1,272 @@
+//! What was found, for people.
+
+use std::fmt::{self, Write as _};
+
+use bytesize::ByteSize;
+use hexz_nbd::snapshot::StreamKind;
+use hexz_nbd::snapshot::facts::{Amount, Facts, Holder, Lengths, PackedFile, Signature, Stream};
+
+/// The longest bar of a histogram, in characters.
+const BAR: usize = 30;
+/// Parents that are listed; a chain may have some hundred archives.
+const MAX_PARENTS: usize = 100;
+
+/// Lines of a name and what there is to say of it.
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, name: &str, value: impl fmt::Display) {
+        // Writing to a string can't fail.
+        let _infallible = writeln!(self.0, "  {name:13} {value}");
+    }
+
+    fn bare(&mut self, text: impl fmt::Display) {
+        let _infallible = writeln!(self.0, "{text}");
+    }
+}
+
+pub(super) fn page(facts: &Facts, files: &[PackedFile]) -> String {
+    let mut page = Page::default();
+    page.bare(shown(&facts.path.to_string_lossy()));
+    archive(&mut page, facts);
+    for (kind, stream) in facts.streams() {
+        if stream.size > 0 || kind == StreamKind::Main {
+            page.bare(format_args!("{kind} stream"));
+            stream_lines(&mut page, stream);
+        }
+    }
+    page.bare("stored blocks");
+    stored(&mut page, facts);
+    if !facts.parents.is_empty() {
+        page.bare("parents");
+        parents(&mut page, facts);
+    }
+    for fault in &facts.faults {
+        page.bare(format_args!("WRONG: {fault}"));
+    }
+    if facts.more_faults > 0 {
+        page.bare(format_args!("WRONG: {} more like these", facts.more_faults));
+    }
+    for file in files {
+        page.bare(format_args!("{:>15}  {}", file.size, shown(&file.path)));
+    }
+    page.0
+}
+
+fn archive(page: &mut Page, facts: &Facts) {
+    page.line("file", size(facts.file_length));
+    let logical = facts.main.size.saturating_add(facts.auxiliary.size);
+    page.line(
+        "holds",
+        format_args!("{}{}", size(logical), times(logical, facts.file_length, " the file's size")),
+    );
+    let dictionary = facts
+        .dictionary
+        .map(|length| format!(", with a dictionary of {}", size(length.into())))
+        .unwrap_or_default();
+    page.line("compression", format_args!("{}{dictionary}", facts.compression));
+    let cut = match (facts.chunking, facts.has_variable_blocks) {
+        (Some(chunking), _) => format!(
+            ", cut by content: {} to {}, on average {}",
+            short(chunking.smallest.into()),
+            short(chunking.largest.into()),
+            1_u64
+                .checked_shl(chunking.average_bits)
+                .map_or_else(|| format!("2^{}", chunking.average_bits), short),
+        ),
+        (None, true) => ", of varying length".to_owned(),
+        (None, false) => ", of fixed length".to_owned(),
+    };
+    page.line("blocks", format_args!("nominally {}{cut}", short(facts.block_size.into())));
+    page.line(
+        "encryption",
+        match facts.key_iterations {
+            Some(iterations) => {
+                format!("AES-256-GCM; key by PBKDF2 with a salt and {iterations} iterations")
+            }
+            None => "none".to_owned(),
+        },
+    );
+    page.line(
+        "signature",
+        match facts.signature {
+            None => "none",
+            Some(Signature::Unchecked) => "there is one; --verify-key says whether it is valid",
+            Some(Signature::Valid) => "valid, by a key of --verify-key",
+            Some(Signature::Invalid) => "NOT VALID by any key of --verify-key",
+        },
+    );
+    page.line(
+        "index",
+        format_args!(
+            "{} of {}, master index of {}",
+            count(facts.main.pages + facts.auxiliary.pages, "page"),
+            size(facts.main.page_bytes + facts.auxiliary.page_bytes),
+            size(facts.master_index),
+        ),
+    );
+    if let Some(manifest) = facts.manifest {
+        page.line(
+            "directory",
+            format_args!(
+                "{} of {}; manifest of {}",
+                count(manifest.files, "file"),
+                size(manifest.bytes),
+                size(manifest.length.into()),
+            ),
+        );
+    }
+}
+
+fn stream_lines(page: &mut Page, stream: &Stream) {
+    page.line("size", size(stream.size));
+    let of = |part: Amount| {
+        format!(
+            "{}, {}{}",
+            count(part.blocks, "block"),
+            size(part.bytes),
+            share(part.bytes, stream.size)
+        )
+    };
+    page.line("stored here", of(stream.stored));
+    let kept = match stream.stored_zeros.blocks {
+        0 => String::new(),
+        blocks => format!("; {} stored nevertheless", count(blocks, "block")),
+    };
+    page.line("zeros", format_args!("{}{kept}", of(stream.zeros)));
+    page.line("in parents", of(stream.in_parents));
+    for (name, part) in [
+        ("NOT FOUND", stream.unresolvable),
+        ("CONTRADICTORY", stream.contradictory),
+        ("UNKNOWN", stream.unknown),
+    ] {
+        if part != Amount::default() {
+            page.line(name, of(part));
+        }
+    }
+    lengths(page, &stream.lengths);
+}
+
+fn lengths(page: &mut Page, lengths: &Lengths) {
+    let (Some(smallest), Some(median), Some(mean), Some(largest)) =
+        (lengths.smallest(), lengths.median(), lengths.mean(), lengths.largest())
+    else {
+        return;
+    };
+    let rounded = if lengths.is_rounded() { " (rounded by up to 0.4 %)" } else { "" };
+    page.line(
+        "block sizes",
+        format_args!(
+            "{}, from {smallest} to {largest} bytes, median {median}, mean {mean}{rounded}",
+            count(lengths.blocks(), "block"),
+        ),
+    );
+    let steps = lengths.histogram();
+    let most = steps.iter().map(|(_, blocks)| *blocks).max().unwrap_or(1).max(1);
+    for (up_to, blocks) in steps {
+        let length = u128::from(blocks) * BAR as u128 / u128::from(most);
+        let bar = "#".repeat(usize::try_from(length).unwrap_or(BAR));
+        let bar = if bar.is_empty() && blocks > 0 { "." } else { &bar };
+        page.line("", format_args!("up to {:>8}  {bar:BAR$} {blocks}", short(up_to.into())));
+    }
+}
+
+fn stored(page: &mut Page, facts: &Facts) {
+    let stored = &facts.stored;
+    let about = if stored.is_estimate { "about " } else { "" };
+    let error = if stored.is_estimate { " (estimated, to 0.3 %)" } else { "" };
+    page.line("compressed", {
+        let ratio = times(stored.bytes, stored.unshared, "");
+        format!("{} become {}{ratio}", size(stored.bytes), size(stored.unshared))
+    });
+    page.line(
+        "copies",
+        format_args!(
+            "{about}{} of {} for {}{error}",
+            stored.copies,
+            size(stored.copy_bytes),
+            count(stored.blocks, "block")
+        ),
+    );
+    page.line(
+        "duplicates",
+        format_args!(
+            "{about}{} with a copy that is there already, which saves {}",
+            count(stored.duplicates(), "block"),
+            size(stored.saved()),
+        ),
+    );
+}
+
+fn parents(page: &mut Page, facts: &Facts) {
+    for parent in facts.parents.iter().take(MAX_PARENTS) {
+        let child = facts.chain.get(parent.child).map(|holder| holder.depth).unwrap_or_default();
+        let found = match parent.found.and_then(|place| facts.chain.get(place)) {
+            Some(holder) => format!("found as {}", shown(&holder.path.to_string_lossy())),
+            None => "NOT FOUND, or not usable".to_owned(),
+        };
+        page.line(&generation(child + 1), format_args!("\"{}\", {found}", shown(&parent.name)));
+    }
+    if let Some(more @ 1..) = facts.parents.len().checked_sub(MAX_PARENTS) {
+        page.line("", format_args!("and {more} more"));
+    }
+    page.bare("where blocks are, zeros left out");
+    for holder in facts.chain.iter().take(MAX_PARENTS) {
+        let Holder { depth, blocks, bytes, path } = holder;
+        let path = shown(&path.to_string_lossy());
+        page.line(
+            &generation(*depth),
+            format_args!("{}, {}, in {path}", count(*blocks, "block"), size(*bytes)),
+        );
+    }
+}
+
+fn generation(depth: u32) -> String {
+    match depth {
+        0 => "here".to_owned(),
+        1 => "parent".to_owned(),
+        2 => "grandparent".to_owned(),
+        more => format!("{more} up"),
+    }
+}
+
+/// What others chose, so that it can't disturb a terminal.
+fn shown(text: &str) -> String {
+    text.escape_debug().to_string()
+}
+
+fn count(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// A size in bytes, and in larger units where it has them.
+fn size(bytes: u64) -> String {
+    if bytes < 10_000 {
+        format!("{bytes} bytes")
+    } else {
+        format!("{bytes} bytes ({})", short(bytes))
+    }
+}
+
+fn short(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
+fn share(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        String::new()
+    } else {
+        format!(", {:.1} %", 100.0 * part as f64 / whole as f64)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
+fn times(large: u64, small: u64, of: &str) -> String {
+    if small == 0 {
+        String::new()
+    } else {
+        format!(", {:.2} times{of}", large as f64 / small as f64)
+    }
+}
