@@ -18,9 +18,8 @@ use seccompiler::{
 type Calls = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Takes all calls away but those that serving needs.
-pub(super) fn restrict(removes_sockets: bool, sends_datagrams: bool) -> Result<(), String> {
-    let [deadly, allowed] =
-        filters(removes_sockets, sends_datagrams).map_err(|error| error.to_string())?;
+pub(super) fn restrict(removes_sockets: bool) -> Result<(), String> {
+    let [deadly, allowed] = filters(removes_sockets).map_err(|error| error.to_string())?;
     for filter in [deadly, allowed] {
         apply_filter_all_threads(&filter).map_err(reason)?;
     }
@@ -35,10 +34,10 @@ fn reason(error: Error) -> String {
 }
 
 /// The two filters. The stricter verdict counts; the second one doesn't allow another.
-fn filters(removes_sockets: bool, sends_datagrams: bool) -> Result<[BpfProgram; 2], Error> {
+fn filters(removes_sockets: bool) -> Result<[BpfProgram; 2], Error> {
     let here = TargetArch::try_from(std::env::consts::ARCH)?;
     let refusal = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let allowed = allowed(removes_sockets, sends_datagrams)?;
+    let allowed = allowed(removes_sockets)?;
     let deadly: Calls = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
     let deadly =
         SeccompFilter::new(deadly, SeccompAction::Allow, SeccompAction::KillProcess, here)?;
@@ -189,7 +188,7 @@ const TCGETS: u64 = 0x5401;
 const FIONBIO: u64 = 0x5421;
 const FIOCLEX: u64 = 0x5451;
 
-fn allowed(removes_sockets: bool, sends_datagrams: bool) -> Result<Calls, Error> {
+fn allowed(removes_sockets: bool) -> Result<Calls, Error> {
     let mut calls: Calls = HARMLESS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
     let process = std::process::id().into();
     let mut add = |call: i64, rules: Vec<Result<SeccompRule, Error>>| -> Result<(), Error> {
@@ -233,12 +232,6 @@ fn allowed(removes_sockets: bool, sends_datagrams: bool) -> Result<Calls, Error>
     add(libc::SYS_setsockopt, levels.map(|level| is(1, bits(level))).into())?;
     // Signals come by such a pair.
     add(libc::SYS_socketpair, vec![is(0, bits(libc::AF_UNIX))])?;
-    if sends_datagrams {
-        let datagram = bits(libc::SOCK_DGRAM);
-        let kind = condition(1, SeccompCmpOp::MaskedEq(0xf), datagram)?;
-        add(libc::SYS_socket, vec![both(is_so(0, bits(libc::AF_UNIX))?, kind)])?;
-        add(libc::SYS_connect, vec![])?;
-    }
     Ok(calls)
 }
 
@@ -284,8 +277,8 @@ mod tests {
 
     #[test]
     fn the_filters_fit_into_what_the_kernel_takes() {
-        for (sockets, datagrams) in [(false, false), (true, true)] {
-            for filter in filters(sockets, datagrams).unwrap() {
+        for removes_sockets in [false, true] {
+            for filter in filters(removes_sockets).unwrap() {
                 assert!((10..4096).contains(&filter.len()), "{}", filter.len());
             }
         }
@@ -293,13 +286,17 @@ mod tests {
 
     #[test]
     fn nothing_is_both_allowed_and_deadly() {
-        let allowed = allowed(true, true).unwrap();
-        assert!(DEADLY.iter().all(|call| !allowed.contains_key(call)));
-        let [less, more] = [false, true].map(|all| super::allowed(all, all).unwrap());
-        for call in [libc::SYS_unlinkat, libc::SYS_socket, libc::SYS_connect] {
-            assert!(more.contains_key(&call) && !less.contains_key(&call));
-        }
-        for call in [libc::SYS_clone3, libc::SYS_bind, libc::SYS_kill, libc::SYS_io_uring_setup] {
+        let [less, more] = [false, true].map(|sockets| allowed(sockets).unwrap());
+        assert!(DEADLY.iter().all(|call| !more.contains_key(call)));
+        assert!(more.contains_key(&libc::SYS_unlinkat) && !less.contains_key(&libc::SYS_unlinkat));
+        for call in [
+            libc::SYS_clone3,
+            libc::SYS_socket,
+            libc::SYS_connect,
+            libc::SYS_bind,
+            libc::SYS_kill,
+            libc::SYS_io_uring_setup,
+        ] {
             assert!(!more.contains_key(&call));
         }
     }

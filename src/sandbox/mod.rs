@@ -9,7 +9,7 @@
 mod calls;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod calls {
-    pub(super) fn restrict(_: bool, _: bool) -> Result<(), &'static str> {
+    pub(super) fn restrict(_: bool) -> Result<(), &'static str> {
         Err("nobody has listed the calls for this processor")
     }
 }
@@ -56,8 +56,6 @@ pub struct Plan {
     pub anywhere: bool,
     /// Unix sockets that are removed at the end.
     pub sockets: Vec<PathBuf>,
-    /// Whether datagrams are sent to Unix sockets, such as a service manager's.
-    pub datagrams: bool,
 }
 
 /// What came of a [`Plan`].
@@ -118,7 +116,7 @@ pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
     }
     report.notes.extend(readable.notes);
     // Last, for what is above needs calls that it takes away.
-    report.add("seccomp", calls::restrict(!plan.sockets.is_empty(), plan.datagrams));
+    report.add("seccomp", calls::restrict(!plan.sockets.is_empty()));
 
     if plan.mode == Mode::Require && !report.missing.is_empty() {
         return Err(SandboxError::Missing(report.missing.join("; ")));

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::symlink;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -63,6 +64,8 @@ const ATTEMPTS: &[Attempt] = &[
     ("connect", |place| place.socket.connect(&place.listener), Refused(ENOSYS)),
     ("listen", |place| place.socket.bind(&any_port()), Refused(ENOSYS)),
     ("send a datagram", send_datagram, Refused(ENOSYS)),
+    ("tell the manager", |place| place.managers[0].send(b"READY=1").map(drop), Done),
+    ("tell an abstract manager", |place| place.managers[1].send(b"READY=1").map(drop), Done),
     ("look at others' threads", |_| fs::read_dir("/proc/1/task").map(drop), Refused(EACCES)),
     ("send a signal", send_signal, Refused(ENOSYS)),
     ("start a program", |_| Command::new("/bin/true").status().map(drop), Refused(ENOSYS)),
@@ -74,20 +77,13 @@ const ATTEMPTS: &[Attempt] = &[
     ("panic in a thread", panic_in_a_thread, Done),
 ];
 
-/// The same where datagrams may be sent. Then there are sockets to connect, and Landlock is
-/// what keeps them from it.
-const WITH_DATAGRAMS: &[Attempt] = &[
-    ("send a datagram", send_datagram, Done),
-    ("connect", |place| place.socket.connect(&place.listener), Refused(EACCES)),
-    ("make a socket", |_| Socket::new(Domain::IPV4, Type::STREAM, None).map(drop), Refused(ENOSYS)),
-];
-
 /// Where a process is to try it.
 struct Place {
     folder: PathBuf,
     listener: SockAddr,
-    /// Made before the sandbox was entered.
+    /// Made before the sandbox was entered, as are the service manager's.
     socket: Socket,
+    managers: [UnixDatagram; 2],
 }
 
 impl Place {
@@ -116,7 +112,7 @@ impl Place {
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["try", what, set, folder, port] => end(attempt(what, set, folder, port)),
+        ["try", what, folder, port] => end(attempt(what, folder, port)),
         ["without", call, ref command @ ..] => without(call, command),
         _ => test(&args),
     }
@@ -128,17 +124,18 @@ fn end(result: io::Result<()>) -> ! {
     std::process::exit(code)
 }
 
-fn attempt(what: &str, set: &str, folder: &str, port: &str) -> io::Result<()> {
+fn attempt(what: &str, folder: &str, port: &str) -> io::Result<()> {
     let place = Place {
         folder: folder.into(),
         listener: format!("127.0.0.1:{port}").parse::<std::net::SocketAddr>().unwrap().into(),
         socket: Socket::new(Domain::IPV4, Type::STREAM, None)?,
+        managers: [UnixDatagram::unbound()?, UnixDatagram::unbound()?],
     };
-    let datagrams = set == "datagrams";
-    let report = sandbox::enter(&Plan { datagrams, ..place.plan() }).unwrap();
+    place.managers[0].connect(place.sockets("manager"))?;
+    place.managers[1].connect_addr(&abstract_manager(Path::new(folder)))?;
+    let report = sandbox::enter(&place.plan()).unwrap();
     assert!(report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
-    let set = if datagrams { WITH_DATAGRAMS } else { ATTEMPTS };
-    let (_, attempt, _) = set.iter().find(|(name, ..)| *name == what).unwrap();
+    let (_, attempt, _) = ATTEMPTS.iter().find(|(name, ..)| *name == what).unwrap();
     attempt(&place)
 }
 
@@ -166,11 +163,9 @@ fn test(args: &[String]) {
         return;
     }
     let mut count = 0;
-    for (set, attempts) in [("plain", ATTEMPTS), ("datagrams", WITH_DATAGRAMS)] {
-        for (name, _, expected) in attempts.iter().filter(|(name, ..)| is_wanted(name)) {
-            assert_eq!(outcome(name, set), *expected, "{name} ({set})");
-            count += 1;
-        }
+    for (name, _, expected) in ATTEMPTS.iter().filter(|(name, ..)| is_wanted(name)) {
+        assert_eq!(outcome(name), *expected, "{name}");
+        count += 1;
     }
     let others: [(&str, fn()); 4] = [
         ("a second thread", a_second_thread),
@@ -186,7 +181,7 @@ fn test(args: &[String]) {
 }
 
 /// What comes of an attempt in a process of its own.
-fn outcome(what: &str, set: &str) -> End {
+fn outcome(what: &str) -> End {
     let folder = tempfile::tempdir().unwrap();
     for name in ["in", "out", "sockets"] {
         fs::create_dir(folder.path().join(name)).unwrap();
@@ -194,12 +189,15 @@ fn outcome(what: &str, set: &str) -> End {
     }
     symlink("../out/file", folder.path().join("in/link")).unwrap();
     fs::write(folder.path().join("sockets/s"), "").unwrap();
-    let _manager = UnixDatagram::bind(folder.path().join("sockets/manager")).unwrap();
+    let _managers = [
+        UnixDatagram::bind(folder.path().join("sockets/manager")).unwrap(),
+        UnixDatagram::bind_addr(&abstract_manager(folder.path())).unwrap(),
+    ];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
 
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let output = command.args(["try", what, set]).arg(folder.path()).arg(port).output().unwrap();
+    let output = command.args(["try", what]).arg(folder.path()).arg(port).output().unwrap();
     match (output.status.code(), output.status.signal()) {
         (Some(0), _) => Done,
         (Some(code @ (255 | 101)), _) => {
@@ -220,6 +218,11 @@ fn append(place: &Place) -> io::Result<()> {
 
 fn in_a_thread(place: &Place) -> io::Result<()> {
     std::thread::scope(|scope| scope.spawn(|| is_read(&place.outside("file"))).join().unwrap())
+}
+
+/// Of a name that no other test has.
+fn abstract_manager(folder: &Path) -> SocketAddr {
+    SocketAddr::from_abstract_name(folder.as_os_str().as_encoded_bytes()).unwrap()
 }
 
 fn any_port() -> SockAddr {
