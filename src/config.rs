@@ -222,9 +222,9 @@ pub enum ConfigError {
     AllowWithoutTls(String),
     /// Others could reach the socket, but without TLS.
     #[error(
-        "--listen {0} can be reached from other machines, but there is no TLS: give --tls-cert \
-         and --tls-key, listen on 127.0.0.1, [::1] or unix:PATH, or give --insecure-no-tls if \
-         every machine on the way can be trusted"
+        "{0} can be reached from other machines, but there is no TLS: give --tls-cert and \
+         --tls-key, listen on 127.0.0.1, [::1] or unix:PATH, or give --insecure-no-tls if every \
+         machine on the way can be trusted"
     )]
     ListenWithoutTls(ListenAddress),
 }

@@ -6,6 +6,7 @@ mod completions;
 mod confine;
 mod demo;
 mod digest;
+mod door;
 mod inspect;
 mod log;
 mod man;
@@ -13,6 +14,7 @@ mod opening;
 mod password;
 mod pki;
 mod reload;
+mod service;
 mod start;
 mod verify;
 
@@ -31,6 +33,9 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.serve.stdio() && door::spare_the_client().is_err() {
+        return ExitCode::FAILURE;
+    }
     if let Err(error) = log::start(&cli.log) {
         Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
     }

@@ -19,6 +19,7 @@ use hexz_nbd::storage::FileStamp;
 
 use crate::cli::{Access, Serve, Snapshots};
 use crate::opening;
+use crate::service::Service;
 use crate::start::{self, Failure};
 
 /// How often files are looked at, if they are.
@@ -138,6 +139,8 @@ pub(crate) struct Reloading {
     pub(crate) files: PolicyFiles,
     pub(crate) config: Config,
     pub(crate) control: Control<Catalog>,
+    /// Who has to know.
+    pub(crate) service: Arc<Service>,
     /// What the files were like before they were read.
     pub(crate) seen: Stamps,
     /// Whether only loopback is listened on, since nobody else could come in.
@@ -158,12 +161,21 @@ impl Reloading {
                 received = hangup.recv() => if received.is_none() { return },
                 () = self.changed(&seen), if watch => {}
             }
+            self.service.reloading().await;
             seen = self.files.stamps().await;
-            if let Some(trust) = self.reload().await {
+            let reloaded = self.reload().await;
+            let (to, trust) = reloaded.unzip();
+            self.service.reloaded(to).await;
+            if let Some(trust) = trust {
                 archives.abort_all();
                 while archives.try_join_next().is_some() {}
                 let (control, snapshots) = (self.control.clone(), self.files.snapshots.clone());
-                archives.spawn(look_at_archives(control, trust, snapshots));
+                archives.spawn(look_at_archives(
+                    control,
+                    trust,
+                    snapshots,
+                    Arc::clone(&self.service),
+                ));
             }
         }
     }
@@ -184,8 +196,9 @@ impl Reloading {
         }
     }
 
-    /// Puts another policy in force, and says how archives are to be opened from now on.
-    async fn reload(&mut self) -> Option<Trust> {
+    /// Puts another policy in force, and says to whom it is open, and how archives are to be
+    /// opened from now on.
+    async fn reload(&mut self) -> Option<(String, Trust)> {
         let (files, config, before) = (self.files.clone(), self.config.clone(), self.tls.clone());
         let read =
             move || Ok::<_, Failure>((files.read_again(&config, before.as_ref())?, files.trust()?));
@@ -202,17 +215,22 @@ impl Reloading {
                  --listen, or start anew",
             );
         }
-        let to = policy.rules.to_string();
+        let (open_to, to) = (policy.rules.to_string(), start::to_whom(&policy));
         let dropped = self.control.replace(policy);
-        tracing::info!(dropped, "reloaded: open to {to}");
-        Some(trust)
+        tracing::info!(dropped, "reloaded: open to {open_to}");
+        Some((to, trust))
     }
 }
 
 /// Opens archives that have been replaced, so that what is wrong with them is said now and
 /// not to the next client alone. If keys or digests say which may be opened, all are judged
 /// by these; as long as none of them can be opened, those that were served are.
-async fn look_at_archives(control: Control<Catalog>, trust: Trust, snapshots: Snapshots) {
+async fn look_at_archives(
+    control: Control<Catalog>,
+    trust: Trust,
+    snapshots: Snapshots,
+    service: Arc<Service>,
+) {
     let (catalog, and_so) = match trust {
         Some(trust) => {
             (Arc::new(control.exports().trusting(trust)), ", so keys and digests stay as they were")
@@ -223,6 +241,7 @@ async fn look_at_archives(control: Control<Catalog>, trust: Trust, snapshots: Sn
         Ok(exports) => {
             control.serve(catalog);
             tracing::info!("served: {exports}");
+            service.serves(exports);
         }
         Err(error) => tracing::error!("an archive can't be served{and_so}: {error}"),
     }

@@ -6,27 +6,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use hexz_nbd::config::{Config, ConfigError};
-use hexz_nbd::exports::{Catalog, CatalogError, SnapshotExport};
+use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, SnapshotExport};
 use hexz_nbd::gateway::access::RulesFileError;
-use hexz_nbd::gateway::listen::{self, BindError, ListenAddress};
+use hexz_nbd::gateway::handed::HandedError;
+use hexz_nbd::gateway::listen::{BindError, ListenAddress};
+use hexz_nbd::gateway::stdio::StdioError;
 use hexz_nbd::gateway::tls::TlsError;
-use hexz_nbd::gateway::{DoorClosed, Gateway, Policy};
+use hexz_nbd::gateway::{Control, DoorClosed, Gateway, Policy};
 use hexz_nbd::nbd::Export;
 use hexz_nbd::sandbox::SandboxError;
 use hexz_nbd::snapshot::Error as SnapshotError;
+use hexz_nbd::storage;
 
 use crate::cli::{Serve, Snapshots};
 use crate::confine::confine;
+use crate::door::{Door, Entrance};
 use crate::opening::{self, TrustError};
 use crate::password::PasswordError;
 use crate::pki::PkiError;
 use crate::reload::{self, PolicyFiles, Reloading};
+use crate::service::{Manager, Service};
 
 /// Why the program ends before it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +63,15 @@ pub(crate) enum Failure {
     Pipe(PathBuf),
     #[error(transparent)]
     Listen(#[from] BindError),
+    #[error(
+        "--listen is given, but the service manager hands over sockets to listen on (LISTEN_FDS): \
+         leave out one of them"
+    )]
+    ListenAndHanded,
+    #[error(transparent)]
+    Handed(#[from] HandedError),
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
@@ -75,22 +90,25 @@ impl Failure {
             Self::Door(_) | Self::System(_) | Self::Write { .. } | Self::Demo(_) => 1,
             Self::Usage(_)
             | Self::IdentityWithoutCa
+            | Self::ListenAndHanded
             | Self::Catalog(_)
             | Self::Rules(_)
             | Self::Pipe(_) => 2,
             Self::Pki(error) => error.exit_code(),
             Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) | Self::Trust(_) => 3,
             Self::Tls(_) => 4,
-            Self::Listen(_) => 5,
+            Self::Listen(_) | Self::Handed(_) | Self::Stdio(_) => 5,
             Self::Sandbox(_) => 6,
         }
     }
 }
 
-/// Opens everything, then serves until a signal.
+/// Opens everything, then serves until a signal, or, with `--stdio`, until its client is gone.
 pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     reload::hold_hangups()?;
-    let config = options.config();
+    let mut config = options.config();
+    let door = Door::find(options, &mut config)?;
+    let manager = Manager::find();
     let files = PolicyFiles::new(options);
     let seen = files.look();
     let policy = files.read(&config, None)?;
@@ -99,34 +117,57 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     tracing::debug!("memory: {}", options.memory());
     warn_of_surprises(&config, &policy);
     raise_descriptor_limit();
-    let sockets = listen::bind_all(&config.listen, policy.rules.is_local_only())?;
+    let local_only = policy.rules.is_local_only();
+    let entrance = door.open(&config, local_only, &options.socket_rights())?;
+    let on_loopback = config.listen.is_empty() && local_only && !options.stdio();
     let runtime = runtime();
     confine(&options.plan())?;
 
     until_signal(runtime, async |shutdown| {
         let hangup = reload::hangup()?;
+        let service = Arc::new(Service::new(manager)?);
         // To compare an archive with its digest can take long; nobody has to wait for it.
-        let opened = shutdown.run_until_cancelled(open(&catalog, &options.snapshots)).await;
+        let opening = shutdown.run_until_cancelled(open(&catalog, &options.snapshots));
+        let opened = service.starting(progress, opening).await;
         let Some(what) = opened.transpose()? else { return Ok(()) };
-        let how = match &policy.tls {
-            Some(tls) if tls.requires_certificates() => "over TLS with certificates",
-            Some(_) => "over TLS",
-            None => "without TLS",
-        };
-        let to = policy.rules.to_string();
+        let to = to_whom(&policy);
         let reader = Arc::clone(catalog.reader());
         let tls = policy.tls.clone();
-        let on_loopback = config.listen.is_empty() && policy.rules.is_local_only();
+        let (connection, sockets) = match entrance {
+            Entrance::Connection(connection) => (Some(connection), Vec::new()),
+            Entrance::Sockets(sockets) => (None, sockets),
+        };
         let gateway = Gateway::new(sockets, config.clone(), policy, catalog)?;
-        let listen = join(&gateway.addresses()?);
+        let listen = match &connection {
+            Some(connection) => connection.to_string(),
+            None => join(&gateway.addresses()?),
+        };
         let control = gateway.control();
-        let reloading =
-            Reloading { files, config, control: gateway.control(), seen, on_loopback, tls };
+        let reloading = Reloading {
+            files,
+            config,
+            control: control.clone(),
+            service: Arc::clone(&service),
+            seen,
+            on_loopback,
+            tls,
+        };
         let mut beside = JoinSet::new();
         beside.spawn(reloading.on_signal(hangup, options.watch()));
-        tracing::info!(%listen, "ready: serving {what} {how} to {to}");
-        let ended = gateway.run(shutdown).await;
+        tracing::info!(%listen, "ready: serving {what} {to}");
+        service.ready(what, to).await;
+        beside.spawn(attend(
+            Arc::clone(&service),
+            control.clone(),
+            reader.clone(),
+            shutdown.clone(),
+        ));
+        let ended = match connection {
+            Some(connection) => gateway.run_one(connection, shutdown).await.map_err(Failure::from),
+            None => gateway.run(shutdown).await.map_err(Failure::from),
+        };
         drop(beside);
+        service.stopping().await;
         for (what, counts) in [
             ("connections were refused or failed", control.failures()),
             ("TLS handshakes failed", control.handshake_failures()),
@@ -136,8 +177,44 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
             }
         }
         tracing::info!(decoded = reader.decoded(), "ended; so many blocks were decoded");
-        Ok(ended?)
+        ended
     })
+}
+
+/// Keeps the service manager informed for as long as clients are served.
+async fn attend(
+    service: Arc<Service>,
+    control: Control<Catalog>,
+    reader: Arc<BlockReader>,
+    shutdown: CancellationToken,
+) {
+    // A worker of the runtime takes up a task, and a thread that decodes a job.
+    let works = || {
+        let reader = Arc::clone(&reader);
+        async move { tokio::spawn(async move { reader.works().await }).await.unwrap_or(false) }
+    };
+    let stopping = async {
+        shutdown.cancelled().await;
+        service.stopping().await;
+    };
+    tokio::join!(service.keep_status(|| control.reading()), service.keep_alive(works), stopping);
+}
+
+/// Grows while archives are opened: bytes that were hashed, and tenths of a second of processor
+/// time, as it takes to make a key of a password.
+fn progress() -> (u64, i64) {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    (storage::hashed(), time.tv_sec * 10 + time.tv_nsec / 100_000_000)
+}
+
+/// How, and to whom, something is served.
+pub(crate) fn to_whom(policy: &Policy) -> String {
+    let how = match &policy.tls {
+        Some(tls) if tls.requires_certificates() => "over TLS with certificates",
+        Some(_) => "over TLS",
+        None => "without TLS",
+    };
+    format!("{how} to {}", policy.rules)
 }
 
 /// Opens the archives that were named, and says what will be served.

@@ -18,6 +18,7 @@ mod verify;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_nbd::config::{Config, Memory};
 use hexz_nbd::exports::{Catalog, CatalogError};
+use hexz_nbd::gateway::listen::SocketRights;
 use hexz_nbd::snapshot::OpenOptions;
 
 use check::Check;
@@ -61,6 +62,10 @@ EXAMPLES
     hexz-nbd --export-dir /srv/snapshots
     nbdinfo --list nbd://localhost
 
+  Let a client start it, without any socket that others could find:
+    nbdinfo [ hexz-nbd snap.hexz ]
+    nbdsh -c 'h.connect_command([\"ssh\", \"host\", \"hexz-nbd\", \"--stdio\", \"snap.hexz\"])'
+
   Check an archive, say what it holds, or serve only what is known to be the file that it was:
     hexz-nbd verify snap.hexz
     hexz-nbd inspect snap.hexz
@@ -75,6 +80,11 @@ PASSWORDS
   The password of an encrypted archive is taken from --password-file, else from the
   systemd credential hexz-nbd.password, else from the environment variable HEXZ_PASSWORD.
 
+SERVICES
+  Sockets that a service manager hands over (LISTEN_FDS) are listened on; --listen can't be
+  given then. It is told when clients are served, what of, of reloads, and, if it has a
+  watchdog, that all is well (NOTIFY_SOCKET).
+
 SANDBOX
   Once its sockets are bound, the program can read the folders of the archives, of parents
   and of the files that are given here, and nothing else. If a parent is a link into another
@@ -87,12 +97,14 @@ EXIT CODES
   3  no snapshot can be opened (with --strict: one of them), or the password, a key of
      --verify-key or a list of --digest can't be used
   4  the certificate or the key can't be used
-  5  it can't listen where it should
+  5  it can't listen where it should, or can't use the sockets that were handed over
   6  it can't go on as --user, or --sandbox require asks for more than the kernel has
   Those of \"hexz-nbd verify\" and \"hexz-nbd inspect\" are in their --help
 
 ENVIRONMENT
   HEXZ_PASSWORD  the password, if neither a file nor a credential has it
+  LISTEN_FDS     how many sockets are handed over; LISTEN_PID and LISTEN_FDNAMES go with it
+  NOTIFY_SOCKET  where the service manager listens; WATCHDOG_USEC goes with it
   RUST_LOG       which lines there are in the log, whatever -v says: error, hexz_nbd=debug,
                  or as the documentation of the crate tracing-subscriber has it";
 
@@ -201,6 +213,16 @@ impl Serve {
     /// Whether files are watched.
     pub(crate) fn watch(&self) -> bool {
         self.watch
+    }
+
+    /// Whether the one connection on standard input and output is served.
+    pub(crate) fn stdio(&self) -> bool {
+        self.network.stdio
+    }
+
+    /// Who may open the Unix sockets that are made.
+    pub(crate) fn socket_rights(&self) -> SocketRights {
+        self.network.socket_rights()
     }
 
     pub(crate) fn config(&self) -> Config {

@@ -6,7 +6,7 @@ use clap::Args;
 use hexz_nbd::gateway::access::{
     self, CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError,
 };
-use hexz_nbd::gateway::listen::ListenAddress;
+use hexz_nbd::gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
 
 /// Who may come in: for serving, and for asking what would be answered.
 #[derive(Debug, Clone, Args)]
@@ -66,4 +66,30 @@ pub(crate) struct Network {
     /// every address, or of loopback if only this machine may connect]
     #[arg(long, value_name = "WHERE", help_heading = "Network")]
     pub(super) listen: Vec<ListenAddress>,
+    /// Permissions of the Unix sockets that are made, in octal digits such as 0660: who may
+    /// write to one may come in [default: by the umask]
+    #[arg(long, value_name = "MODE", help_heading = "Network")]
+    socket_mode: Option<SocketMode>,
+    /// Group of the Unix sockets that are made, by name or number [default: this process's]
+    #[arg(long, value_name = "GROUP", help_heading = "Network")]
+    socket_group: Option<SocketGroup>,
+    /// Serve the one connection that standard input is, or that standard input and output
+    /// are, and end with it: for inetd, ssh, and clients that start their server themselves.
+    ///
+    /// Standard input is a socket, or else both are pipes. A TCP connection is judged by its
+    /// address like any other; a Unix socket and pipes come from this machine. Log lines go to
+    /// standard error, unless that is the same socket. The exit code is 0 whatever becomes of
+    /// the connection.
+    #[arg(
+        long, conflicts_with_all = ["listen", "socket_mode", "socket_group"],
+        help_heading = "Network"
+    )]
+    pub(super) stdio: bool,
+}
+
+impl Network {
+    /// Who may open the Unix sockets that are made.
+    pub(super) fn socket_rights(&self) -> SocketRights {
+        SocketRights { mode: self.socket_mode, group: self.socket_group.clone() }
+    }
 }

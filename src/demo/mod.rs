@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hexz_nbd::config::{Config, Limits, Timeouts};
 use hexz_nbd::exports::{BlockReader, Catalog};
 use hexz_nbd::gateway::access::Rules;
-use hexz_nbd::gateway::listen::{self, ListenAddress, NBD_PORT};
+use hexz_nbd::gateway::listen::{self, ListenAddress, NBD_PORT, SocketRights};
 use hexz_nbd::gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
 use hexz_nbd::gateway::{Gateway, Policy};
 use hexz_nbd::snapshot::{OpenOptions, Snapshot};
@@ -94,7 +94,7 @@ fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Fai
         timeouts: Timeouts::default(),
     };
     let policy = Policy { rules: Rules::default(), tls: Some(tls) };
-    let sockets = listen::bind_all(&config.listen, true)?;
+    let sockets = listen::bind_all(&config.listen, true, &SocketRights::default())?;
     let gateway = Gateway::new(sockets, config, policy, exports)?;
     match gateway.addresses()?.first() {
         Some(ListenAddress::Tcp(address)) => Ok((gateway, address.port())),

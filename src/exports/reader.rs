@@ -70,6 +70,12 @@ impl BlockReader {
         self.decoded.load(Ordering::Relaxed)
     }
 
+    /// Whether there still is a thread that decodes: it is given nothing to do, before all that
+    /// waits. If all of them hang, so does this.
+    pub async fn works(&self) -> bool {
+        self.decoders.run(&Client::default(), 0, || ()).await.is_ok()
+    }
+
     /// A block's bytes, from the cache or from its archive.
     pub(super) async fn block(
         &self,

@@ -136,6 +136,7 @@ pub(super) fn admit<X: Offer>(
                 Err(error) => tracing::debug!(%peer, "the connection is gone already: {error}"),
             },
             Incoming::Unix(stream) => visitor.come_in(stream).await,
+            Incoming::Pipes(stream) => visitor.come_in(stream).await,
         }
     });
 }

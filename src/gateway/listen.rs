@@ -3,22 +3,25 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Join;
+use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::access::Peer;
+use super::unix;
+pub use super::unix::{SocketGroup, SocketMode, SocketRights, UnixPath};
 
 /// The port that IANA has given to NBD.
 pub const NBD_PORT: u16 = 10809;
 
 /// Connections that the kernel keeps for us until we accept them.
-const BACKLOG: i32 = 1024;
+pub(super) const BACKLOG: i32 = 1024;
 
 /// A silent connection is asked whether it still lives after this time, and then at
 /// this interval, so many times.
@@ -88,7 +91,7 @@ pub enum Bound {
     /// TCP.
     Tcp(std::net::TcpListener),
     /// Unix, with its path.
-    Unix(RemovedOnDrop, std::os::unix::net::UnixListener),
+    Unix(UnixPath, std::os::unix::net::UnixListener),
 }
 
 /// A socket that accepts connections.
@@ -98,7 +101,7 @@ pub enum Listener {
     Tcp(TcpListener),
     /// Unix. The path is removed before the socket is closed, so that it never leads to
     /// nobody.
-    Unix(RemovedOnDrop, UnixListener),
+    Unix(UnixPath, UnixListener),
 }
 
 /// A connection, as it came in.
@@ -108,6 +111,8 @@ pub enum Incoming {
     Tcp(TcpStream, SocketAddr),
     /// By a Unix socket.
     Unix(UnixStream),
+    /// By two pipes, of which the first is read.
+    Pipes(Join<pipe::Receiver, pipe::Sender>),
 }
 
 impl Incoming {
@@ -115,7 +120,7 @@ impl Incoming {
     pub fn peer(&self) -> Peer {
         match self {
             Self::Tcp(_, address) => Peer::ip(address.ip()),
-            Self::Unix(_) => Peer::Unix,
+            Self::Unix(_) | Self::Pipes(_) => Peer::Unix,
         }
     }
 }
@@ -132,13 +137,18 @@ pub struct BindError {
 }
 
 /// Binds all of `addresses`, or, if there are none, the NBD port of every address of
-/// this machine, or of loopback alone.
+/// this machine, or of loopback alone. Unix sockets get these `rights`.
 ///
 /// # Errors
 /// The system refuses one of them, as when somebody else listens there.
-pub fn bind_all(addresses: &[ListenAddress], loopback_only: bool) -> Result<Vec<Bound>, BindError> {
+pub fn bind_all(
+    addresses: &[ListenAddress],
+    loopback_only: bool,
+    rights: &SocketRights,
+) -> Result<Vec<Bound>, BindError> {
     let bind = |address: &ListenAddress| {
-        Bound::bind(address).map_err(|error| BindError { address: address.clone(), error })
+        let failed = |error| BindError { address: address.clone(), error };
+        Bound::bind(address, rights).map_err(failed)
     };
     let at = |address: IpAddr| ListenAddress::Tcp(SocketAddr::new(address, NBD_PORT));
     if !addresses.is_empty() {
@@ -170,15 +180,29 @@ fn unless_without_ipv6(bound: Result<Bound, BindError>) -> Result<Option<Bound>,
 }
 
 impl Bound {
-    /// Binds `address`.
+    /// Binds `address`. With a mode among the `rights`, call it before there is another thread
+    /// that makes files: the umask is the whole process's.
     ///
     /// # Errors
     /// The system refuses, as when somebody else listens there.
-    pub fn bind(address: &ListenAddress) -> io::Result<Self> {
+    pub fn bind(address: &ListenAddress, rights: &SocketRights) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
-            ListenAddress::Unix(path) => bind_unix(path),
+            ListenAddress::Unix(path) => {
+                unix::bind(path, rights).map(|(path, socket)| Self::Unix(path, socket))
+            }
         }
+    }
+
+    /// Where it is really bound, with the port that port 0 became.
+    ///
+    /// # Errors
+    /// The system can't say.
+    pub fn address(&self) -> io::Result<ListenAddress> {
+        Ok(match self {
+            Self::Tcp(socket) => ListenAddress::Tcp(socket.local_addr()?),
+            Self::Unix(socket, _) => ListenAddress::Unix(socket.path.clone()),
+        })
     }
 }
 
@@ -233,60 +257,6 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
-}
-
-fn bind_unix(path: &Path) -> io::Result<Bound> {
-    remove_if_stale(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&SockAddr::unix(path)?)?;
-    let path = RemovedOnDrop::new(path);
-    socket.listen(BACKLOG)?;
-    Ok(Bound::Unix(path, socket.into()))
-}
-
-/// Removes a socket that nobody listens on any more, and nothing else.
-fn remove_if_stale(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-    if !is_socket {
-        return Ok(());
-    }
-    // Without waiting: whoever listens there may not be accepting just now.
-    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    probe.set_nonblocking(true)?;
-    match probe.connect(&SockAddr::unix(path)?) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path)
-        }
-        _ => Ok(()),
-    }
-}
-
-/// A socket's path that is removed when the socket goes, unless it is another's by then.
-#[derive(Debug)]
-pub struct RemovedOnDrop {
-    path: PathBuf,
-    /// Device and inode of the socket that was made.
-    identity: Option<(u64, u64)>,
-}
-
-impl RemovedOnDrop {
-    fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), identity: identity(path) }
-    }
-}
-
-impl Drop for RemovedOnDrop {
-    fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            std::fs::remove_file(&self.path).unwrap_or_default();
-        }
-    }
-}
-
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Sets what every TCP connection gets: no delay for small replies, and an end for

@@ -8,6 +8,7 @@
 pub mod access;
 mod admission;
 mod connection;
+pub mod handed;
 pub mod listen;
 mod live;
 mod policy;
@@ -15,9 +16,11 @@ mod porch;
 pub mod proxy;
 mod rates;
 mod slots;
+pub mod stdio;
 mod tally;
 mod throttles;
 pub mod tls;
+mod unix;
 
 use std::io;
 use std::sync::Arc;
@@ -42,6 +45,7 @@ pub use policy::Policy;
 use porch::Porch;
 use rates::Rates;
 use slots::Slots;
+use stdio::Stdio;
 pub use tally::Counts;
 use tally::Tally;
 use throttles::Throttles;
@@ -124,6 +128,11 @@ impl<X: Offer> Control<X> {
         self.0.exports.load_full()
     }
 
+    /// How many clients read an export just now.
+    pub fn reading(&self) -> usize {
+        self.0.slots.sessions()
+    }
+
     /// Connections that were refused or failed, by reason.
     pub fn failures(&self) -> Counts {
         self.0.tally.so_far()
@@ -139,6 +148,18 @@ impl<X> Shared<X> {
     /// Judges all connections by what holds now.
     fn review(&self) -> usize {
         self.connections.review(&self.policy.now(), Moment::now())
+    }
+
+    /// Waits for those who are in, for no longer than the shutdown timeout.
+    async fn finish(&self, connections: &TaskTracker) {
+        connections.close();
+        let deadline = self.config.timeouts.shutdown;
+        if tokio::time::timeout(deadline, connections.wait()).await.is_err() {
+            tracing::warn!(
+                connections = connections.len(),
+                "clients were still busy at the shutdown deadline and are dropped",
+            );
+        }
     }
 }
 
@@ -221,16 +242,29 @@ impl<X: Offer> Gateway<X> {
             is_sound &= shutdown.is_cancelled();
             shutdown.cancel();
         }
-
-        connections.close();
-        let deadline = self.shared.config.timeouts.shutdown;
-        if tokio::time::timeout(deadline, connections.wait()).await.is_err() {
-            tracing::warn!(
-                connections = connections.len(),
-                "clients were still busy at the shutdown deadline and are dropped",
-            );
-        }
+        self.shared.finish(&connections).await;
         if is_sound { Ok(()) } else { Err(DoorClosed) }
+    }
+
+    /// Serves that one connection, which is judged like any other, until it ends. What it
+    /// comes to is in the log. `shutdown` is as for [`Gateway::run`]; nobody else is served.
+    ///
+    /// # Errors
+    /// The runtime can't watch it.
+    pub async fn run_one(self, connection: Stdio, shutdown: CancellationToken) -> io::Result<()> {
+        let connections = TaskTracker::new();
+        admit(connection.incoming()?, &self.shared, &connections, &shutdown);
+        connections.close();
+        let mut watch = JoinSet::new();
+        watch.spawn(review_now_and_then(Arc::clone(&self.shared)));
+        tokio::select! {
+            () = connections.wait() => return Ok(()),
+            () = shutdown.cancelled() => {}
+            // It has panicked, and who may not stay must not.
+            Some(_) = watch.join_next() => shutdown.cancel(),
+        }
+        self.shared.finish(&connections).await;
+        Ok(())
     }
 }
 

@@ -68,6 +68,11 @@ impl Slots {
         }
     }
 
+    /// How many are being served.
+    pub(super) fn sessions(&self) -> usize {
+        self.limits.connections.saturating_sub(self.sessions.free.available_permits())
+    }
+
     /// A place to negotiate.
     pub(super) fn handshake(&self, peer: Peer) -> Result<Place, Full> {
         self.count(self.nameless()?, peer)

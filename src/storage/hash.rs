@@ -19,6 +19,14 @@ const PIECE: usize = 256 * 1024;
 /// are being served meanwhile.
 const NICE: i32 = 10;
 
+/// See [`hashed`].
+static HASHED: AtomicU64 = AtomicU64::new(0);
+
+/// How many bytes this process has hashed so far: a sign for those who wait that it gets on.
+pub fn hashed() -> u64 {
+    HASHED.load(Ordering::Relaxed)
+}
+
 /// Hashes all of `storage`, whose BLAKE3 is that of the program `b3sum`.
 ///
 /// `see` is shown every piece that was hashed, with where it begins, in any order; hashing
@@ -116,6 +124,7 @@ fn hash_range(
             return Err(io::ErrorKind::InvalidData.into());
         }
         at += length as u64;
+        HASHED.fetch_add(length as u64, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 pub use file::{FileStamp, FileStorage};
-pub use hash::blake3;
+pub use hash::{blake3, hashed};
 
 /// A read-only, positioned source of bytes.
 ///

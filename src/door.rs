@@ -1,0 +1,79 @@
+//! How clients come in: by sockets that are bound here, by those that a service manager hands
+//! over, or by the one connection that the program was started with.
+
+use std::fs::File;
+use std::io::{self, stderr, stdin};
+use std::os::fd::AsFd;
+
+use rustix::fs::{FileType, fstat};
+
+use hexz_nbd::config::Config;
+use hexz_nbd::gateway::handed::Handed;
+use hexz_nbd::gateway::listen::{self, Bound, SocketRights};
+use hexz_nbd::gateway::stdio::Stdio;
+
+use crate::cli::Serve;
+use crate::start::Failure;
+
+/// What was there when the program was started.
+pub(crate) enum Door {
+    /// One connection; nobody listens.
+    Connection(Stdio),
+    /// Nothing, or sockets.
+    Sockets(Handed),
+}
+
+/// What the gateway works with.
+pub(crate) enum Entrance {
+    Connection(Stdio),
+    Sockets(Vec<Bound>),
+}
+
+impl Door {
+    /// Takes over what was there. `config` is told where it is.
+    pub(crate) fn find(options: &Serve, config: &mut Config) -> Result<Self, Failure> {
+        if options.stdio() {
+            return Ok(Self::Connection(Stdio::take()?));
+        }
+        let handed = Handed::take(|name| std::env::var(name).ok())?;
+        if handed.monitor.is_some() {
+            tracing::warn!("the socket \"monitor\" that was handed over isn't used");
+        }
+        if !handed.nbd.is_empty() {
+            if !config.listen.is_empty() {
+                return Err(Failure::ListenAndHanded);
+            }
+            // So that they are judged as if they had been asked for.
+            config.listen = handed.nbd.iter().map(Bound::address).collect::<Result<_, _>>()?;
+        }
+        Ok(Self::Sockets(handed))
+    }
+
+    /// Binds sockets, unless that has been done.
+    pub(crate) fn open(
+        self,
+        config: &Config,
+        loopback_only: bool,
+        rights: &SocketRights,
+    ) -> Result<Entrance, Failure> {
+        match self {
+            Self::Connection(connection) => Ok(Entrance::Connection(connection)),
+            Self::Sockets(handed) if handed.nbd.is_empty() => {
+                let sockets = listen::bind_all(&config.listen, loopback_only, rights)?;
+                Ok(Entrance::Sockets(sockets))
+            }
+            Self::Sockets(handed) => Ok(Entrance::Sockets(handed.nbd)),
+        }
+    }
+}
+
+/// Keeps what is said to people out of the client's connection: inetd makes one socket of
+/// standard input, output and error. Call it before anything is said.
+pub(crate) fn spare_the_client() -> io::Result<()> {
+    let (input, error) = (fstat(stdin().as_fd())?, fstat(stderr().as_fd())?);
+    let is_socket = FileType::from_raw_mode(input.st_mode) == FileType::Socket;
+    if is_socket && (input.st_dev, input.st_ino) == (error.st_dev, error.st_ino) {
+        rustix::stdio::dup2_stderr(File::options().write(true).open("/dev/null")?)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! Sockets that a service manager has bound and hands over (`sd_listen_fds(3)`): systemd, or a
+//! client that starts its server by itself.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use rustix::cmsg_space;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use socket2::{Domain, MsgHdr, Protocol, Socket, Type};
+
+use super::listen::Bound;
+use super::unix::UnixPath;
+
+/// The number of the first descriptor; the others follow it.
+const FIRST: RawFd = 3;
+
+/// More sockets than any service has; each is a task for as long as the program runs.
+const MOST: u32 = 256;
+
+/// What a socket has to be called (`FileDescriptorName=`) that is the status listener's.
+const MONITOR: &str = "monitor";
+
+/// Sockets that were handed over.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// Those that serve NBD.
+    pub nbd: Vec<Bound>,
+    /// The one for the status listener.
+    pub monitor: Option<Bound>,
+}
+
+/// Why what was handed over can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HandedError {
+    /// The environment doesn't say what it should.
+    #[error("sockets are handed over, but {variable} is \"{value}\": expected {expected}")]
+    Variable {
+        /// The environment variable.
+        variable: &'static str,
+        /// What it is.
+        value: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// A descriptor is no socket that clients could come in by.
+    #[error("the descriptor {number} (\"{name}\") that is handed over is {what}")]
+    Unusable {
+        /// Its number.
+        number: RawFd,
+        /// Its name.
+        name: String,
+        /// What it is, and what to do about it.
+        what: String,
+    },
+    /// There is only one status listener.
+    #[error("two sockets are called \"monitor\", but there is only one status listener")]
+    TwoMonitors,
+}
+
+impl Handed {
+    /// Takes over the sockets that were handed to this process, if any were. What `variable`
+    /// reads is the environment. Their numbers are free afterwards, so it can be called only
+    /// once.
+    ///
+    /// # Errors
+    /// See [`HandedError`].
+    pub fn take(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HandedError> {
+        let mut handed = Self::default();
+        for (number, name) in announced(std::process::id(), variable)? {
+            let socket = take_over(number).map_err(|error| format!("no use: {error}"));
+            let bound = socket.and_then(bound).map_err(|what| HandedError::Unusable {
+                number,
+                name: name.clone(),
+                what,
+            })?;
+            if name != MONITOR {
+                handed.nbd.push(bound);
+            } else if handed.monitor.replace(bound).is_some() {
+                return Err(HandedError::TwoMonitors);
+            }
+        }
+        Ok(handed)
+    }
+}
+
+/// The descriptors that are for the process of that number, and their names.
+fn announced(
+    process: u32,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<(RawFd, String)>, HandedError> {
+    let number = |name, expected: &str| match variable(name) {
+        None => Ok(None),
+        Some(value) => value.parse::<u32>().map(Some).map_err(|_| HandedError::Variable {
+            variable: name,
+            value,
+            expected: expected.to_owned(),
+        }),
+    };
+    // What isn't for this process was for one that started it.
+    if number("LISTEN_PID", "the number of a process")? != Some(process) {
+        return Ok(Vec::new());
+    }
+    let expected = format!("a number of sockets, at most {MOST}");
+    let count = match number("LISTEN_FDS", &expected)?.unwrap_or(0) {
+        count @ ..=MOST => count,
+        more => {
+            let value = more.to_string();
+            return Err(HandedError::Variable { variable: "LISTEN_FDS", value, expected });
+        }
+    };
+    let numbers = (FIRST..).zip(0..count).map(|(number, _)| number);
+    match variable("LISTEN_FDNAMES") {
+        None => Ok(numbers.map(|number| (number, "unknown".to_owned())).collect()),
+        // No names for no sockets.
+        Some(names) if names.is_empty() && count == 0 => Ok(Vec::new()),
+        Some(value) => {
+            let names: Vec<String> = value.split(':').map(str::to_owned).collect();
+            if u32::try_from(names.len()) != Ok(count) {
+                let expected = format!("{count} names with colons between them, as LISTEN_FDS");
+                return Err(HandedError::Variable { variable: "LISTEN_FDNAMES", value, expected });
+            }
+            Ok(numbers.zip(names).collect())
+        }
+    }
+}
+
+/// A descriptor by its number, as one that belongs to us and is closed on exec.
+///
+/// A number alone belongs to nobody, and to take its word for it would take `unsafe`. So the
+/// kernel makes another descriptor of it: one that is sent through a socket arrives as the
+/// receiver's own.
+fn take_over(number: RawFd) -> io::Result<Socket> {
+    let (here, there) = Socket::pair(Domain::UNIX, Type::DGRAM, None)?;
+    let byte = [IoSlice::new(&[0])];
+    let control = rights(number);
+    here.sendmsg(&MsgHdr::new().with_buffers(&byte).with_control(&control), 0)?;
+
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(&there, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let descriptor: OwnedFd = received.ok_or(io::ErrorKind::UnexpectedEof)?;
+    // Else the socket would go on listening when ours is closed.
+    nix::unistd::close(number)?;
+    Ok(descriptor.into())
+}
+
+/// A control message that carries one descriptor, as `cmsg(3)` and the kernel have it: its
+/// length, where it belongs, what it is, the descriptor, and padding to a multiple of 8.
+fn rights(number: RawFd) -> Vec<u8> {
+    let length = size_of::<usize>() + 2 * size_of::<libc::c_int>() + size_of::<RawFd>();
+    let mut message = length.to_ne_bytes().to_vec();
+    for part in [libc::SOL_SOCKET, libc::SCM_RIGHTS, number] {
+        message.extend(part.to_ne_bytes());
+    }
+    message.resize(length.next_multiple_of(size_of::<usize>()), 0);
+    message
+}
+
+/// Judges a socket: clients come in by it, or it is said what it is instead.
+fn bound(socket: Socket) -> Result<Bound, String> {
+    let domain = socket.domain().map_err(|error| format!("no socket ({error})"))?;
+    let kind = socket.r#type().map_err(|error| format!("of an unknown type ({error})"))?;
+    match kind {
+        Type::STREAM => {}
+        Type::DGRAM => return Err("a datagram socket: give ListenStream=".to_owned()),
+        Type::SEQPACKET => {
+            return Err("a socket for sequential packets: give ListenStream=".to_owned());
+        }
+        _ => return Err(format!("a socket of the type {kind:?}: give ListenStream=")),
+    }
+    if !socket.is_listener().map_err(|error| format!("a socket that can't be asked: {error}"))? {
+        return Err("connected, or not listening: where a service is started for each connection \
+                    (Accept=yes), give --stdio, and StandardInput=socket"
+            .to_owned());
+    }
+    let failed = |error: io::Error| format!("a socket that can't be used: {error}");
+    socket.set_nonblocking(true).map_err(failed)?;
+    match domain {
+        Domain::IPV4 | Domain::IPV6 => match socket.protocol().map_err(failed)? {
+            Some(Protocol::TCP | Protocol::MPTCP) => Ok(Bound::Tcp(socket.into())),
+            protocol => Err(format!("a stream that isn't TCP, but {protocol:?}")),
+        },
+        Domain::UNIX => {
+            let address = socket.local_addr().map_err(failed)?;
+            let path = match (address.as_pathname(), address.as_abstract_namespace()) {
+                (Some(path), _) => path.to_owned(),
+                (None, Some(name)) => PathBuf::from(format!("@{}", name.escape_ascii())),
+                (None, None) => PathBuf::from("(no name)"),
+            };
+            Ok(Bound::Unix(UnixPath::of_another(path), socket.into()))
+        }
+        other => Err(format!("a socket of the address family {other:?}: TCP or Unix can be used")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    const ME: u32 = 77;
+
+    fn announced(variables: &[(&str, &str)]) -> Result<Vec<(RawFd, String)>, String> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        super::announced(ME, variable).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_for_this_process_is_announced() {
+        let none = Ok(vec![]);
+        assert_eq!(announced(&[]), none);
+        assert_eq!(announced(&[("LISTEN_FDS", "1")]), none);
+        assert_eq!(announced(&[("LISTEN_PID", "78"), ("LISTEN_FDS", "1")]), none);
+        assert_eq!(announced(&[("LISTEN_PID", "77")]), none);
+        let zero = [("LISTEN_PID", "77"), ("LISTEN_FDS", "0"), ("LISTEN_FDNAMES", "")];
+        assert_eq!(announced(&zero), none);
+        let two = [("LISTEN_PID", "77"), ("LISTEN_FDS", "2")];
+        let named = |names: [&str; 2]| Ok(vec![(3, names[0].into()), (4, names[1].into())]);
+        assert_eq!(announced(&two), named(["unknown"; 2]));
+        let with = |names| announced(&[two[0], two[1], ("LISTEN_FDNAMES", names)]);
+        assert_eq!(with("nbd:monitor"), named(["nbd", "monitor"]));
+        assert_eq!(with(":"), named(["", ""]));
+        for names in ["", "one", "a:b:c"] {
+            assert!(with(names).unwrap_err().contains("expected 2 names"), "{names}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_numbers_and_bounded() {
+        for count in ["", "x", "-1", "257", "4294967295", "4294967296"] {
+            let error = announced(&[("LISTEN_PID", "77"), ("LISTEN_FDS", count)]).unwrap_err();
+            assert!(error.contains("LISTEN_FDS") && error.contains("at most 256"), "{error}");
+        }
+        assert!(announced(&[("LISTEN_PID", "me")]).unwrap_err().contains("LISTEN_PID"));
+    }
+
+    #[test]
+    fn a_number_becomes_a_descriptor_of_our_own() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let number = listener.into_raw_fd();
+        let socket = take_over(number).unwrap();
+        assert!(rustix::io::fcntl_getfd(&socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
+        assert_eq!(socket.local_addr().unwrap().as_socket(), Some(address));
+        assert!(bound(socket).is_ok());
+        // Nobody else listens there any more.
+        assert!(std::net::TcpStream::connect(address).is_err());
+        assert!(take_over(1_000_000).is_err());
+    }
+
+    #[test]
+    fn only_sockets_that_listen_for_streams_are_of_use() {
+        let what = |socket: Socket| bound(socket).map(drop).unwrap_err();
+        let unix = |kind| Socket::new(Domain::UNIX, kind, None).unwrap();
+        assert!(what(unix(Type::DGRAM)).contains("datagram"));
+        assert!(what(unix(Type::SEQPACKET)).contains("sequential"));
+        assert!(what(unix(Type::STREAM)).contains("not listening"));
+        let (connected, _other) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        assert!(what(connected).contains("Accept=yes"));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(what(OwnedFd::from(file).into()).contains("no socket"));
+        let abstract_one = unix(Type::STREAM);
+        let name = format!("\0hexz-nbd-test-{}\n", std::process::id());
+        abstract_one.bind(&socket2::SockAddr::unix(&name).unwrap()).unwrap();
+        abstract_one.listen(1).unwrap();
+        let address = bound(abstract_one).unwrap().address().unwrap();
+        let expected = format!("unix:@hexz-nbd-test-{}\\n", std::process::id());
+        assert_eq!(address.to_string(), expected);
+    }
+}

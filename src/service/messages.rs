@@ -1,0 +1,65 @@
+//! What is sent to a service manager, as `sd_notify(3)` has it: assignments, one a line.
+
+use std::time::Duration;
+
+/// More than this of a status is cut off, in bytes. systemd drops messages of more than 4096
+/// bytes whole, and shows one line.
+const MAX_STATUS: usize = 1024;
+
+/// The service is up, or as good as before: it serves `status`.
+pub(super) fn ready(text: &str) -> String {
+    format!("READY=1\n{}", status(text))
+}
+
+/// The files are being read anew, since that time of the clock that the manager goes by.
+pub(super) fn reloading(monotonic: Duration) -> String {
+    format!("RELOADING=1\nMONOTONIC_USEC={}\n", monotonic.as_micros())
+}
+
+pub(super) fn stopping() -> String {
+    format!("STOPPING=1\n{}", status("answering what has been asked"))
+}
+
+pub(super) fn alive() -> String {
+    "WATCHDOG=1\n".to_owned()
+}
+
+/// The start, or the end, may take that much longer from now on.
+pub(super) fn extend(by: Duration) -> String {
+    format!("EXTEND_TIMEOUT_USEC={}\n", by.as_micros())
+}
+
+/// A line for people. What comes from file names can't add lines to it.
+pub(super) fn status(text: &str) -> String {
+    let end = text.char_indices().map(|(at, letter)| at + letter.len_utf8());
+    let end = end.take_while(|end| *end <= MAX_STATUS).last().unwrap_or(0);
+    let line = text.get(..end).unwrap_or_default().replace(char::is_control, " ");
+    format!("STATUS={line}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_as_systemd_wants_them() {
+        assert_eq!(ready("serving x"), "READY=1\nSTATUS=serving x\n");
+        let clock = Duration::new(12, 345_678_000);
+        assert_eq!(reloading(clock), "RELOADING=1\nMONOTONIC_USEC=12345678\n");
+        assert_eq!(extend(Duration::from_secs(30)), "EXTEND_TIMEOUT_USEC=30000000\n");
+        assert_eq!(
+            [alive().as_str(), stopping().get(..10).unwrap()],
+            ["WATCHDOG=1\n", "STOPPING=1"]
+        );
+    }
+
+    #[test]
+    fn a_status_is_one_short_line() {
+        assert_eq!(status("a\nREADY=1\u{7f}\u{85}b"), "STATUS=a READY=1  b\n");
+        assert_eq!(status(""), "STATUS=\n");
+        for long in ["x".repeat(5000), "é".repeat(5000), format!("x{}", "é".repeat(5000))] {
+            let line = status(&long);
+            assert!((1023..=1024).contains(&(line.len() - "STATUS=\n".len())), "{}", line.len());
+        }
+    }
+}
