@@ -42,6 +42,7 @@
 //! # Ok::<(), hexz_nbd::snapshot::Error>(())
 //! ```
 
+pub mod audit;
 pub mod cache;
 pub mod config;
 pub mod exports;

@@ -18,8 +18,9 @@ use seccompiler::{
 type Calls = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Takes all calls away but those that serving needs.
-pub(super) fn restrict(removes_sockets: bool) -> Result<(), String> {
-    let [deadly, allowed] = filters(removes_sockets).map_err(|error| error.to_string())?;
+pub(super) fn restrict(removes_sockets: bool, appends: bool) -> Result<(), String> {
+    let [deadly, allowed] =
+        filters(removes_sockets, appends).map_err(|error| error.to_string())?;
     for filter in [deadly, allowed] {
         apply_filter_all_threads(&filter).map_err(reason)?;
     }
@@ -34,10 +35,10 @@ fn reason(error: Error) -> String {
 }
 
 /// The two filters. The stricter verdict counts; the second one doesn't allow another.
-fn filters(removes_sockets: bool) -> Result<[BpfProgram; 2], Error> {
+fn filters(removes_sockets: bool, appends: bool) -> Result<[BpfProgram; 2], Error> {
     let here = TargetArch::try_from(std::env::consts::ARCH)?;
     let refusal = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let allowed = allowed(removes_sockets)?;
+    let allowed = allowed(removes_sockets, appends)?;
     let deadly: Calls = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
     let deadly =
         SeccompFilter::new(deadly, SeccompAction::Allow, SeccompAction::KillProcess, here)?;
@@ -188,7 +189,22 @@ const TCGETS: u64 = 0x5401;
 const FIONBIO: u64 = 0x5421;
 const FIOCLEX: u64 = 0x5451;
 
-fn allowed(removes_sockets: bool) -> Result<Calls, Error> {
+/// How files are opened that are appended to: only to write, at the end, whatever is there
+/// stays; made if there is none; links aren't followed.
+const APPENDING: u64 = (libc::O_WRONLY
+    | libc::O_APPEND
+    | libc::O_CREAT
+    | libc::O_CLOEXEC
+    | libc::O_NOFOLLOW
+    | libc::O_NONBLOCK)
+    .cast_unsigned() as u64;
+/// With which mode they are made.
+const APPENDED_MODE: u64 = 0o640;
+/// What C libraries add or leave out as they like.
+const LARGE_FILE: u64 = rustix::fs::OFlags::LARGEFILE.bits() as u64;
+const LOWER: u64 = 0xffff_ffff;
+
+fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
     let mut calls: Calls = HARMLESS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
     let process = std::process::id().into();
     let mut add = |call: i64, rules: Vec<Result<SeccompRule, Error>>| -> Result<(), Error> {
@@ -198,7 +214,14 @@ fn allowed(removes_sockets: bool) -> Result<Calls, Error> {
 
     // Files are opened to be read, also where Landlock doesn't see to it.
     let to_read = |flags: u8| clear(flags, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
-    add(libc::SYS_openat, vec![to_read(2)])?;
+    let mut opened = vec![to_read(2)];
+    if appends {
+        // This way and no other: what is there stays.
+        let flags = condition(2, SeccompCmpOp::MaskedEq(!LARGE_FILE & LOWER), APPENDING)?;
+        opened.push(both(flags, is_so(3, APPENDED_MODE)?));
+        add(libc::SYS_fdatasync, vec![])?;
+    }
+    add(libc::SYS_openat, opened)?;
     #[cfg(target_arch = "x86_64")]
     add(libc::SYS_open, vec![to_read(1)])?;
     if removes_sockets {
@@ -277,8 +300,8 @@ mod tests {
 
     #[test]
     fn the_filters_fit_into_what_the_kernel_takes() {
-        for removes_sockets in [false, true] {
-            for filter in filters(removes_sockets).unwrap() {
+        for all in [false, true] {
+            for filter in filters(all, all).unwrap() {
                 assert!((10..4096).contains(&filter.len()), "{}", filter.len());
             }
         }
@@ -286,9 +309,11 @@ mod tests {
 
     #[test]
     fn nothing_is_both_allowed_and_deadly() {
-        let [less, more] = [false, true].map(|sockets| allowed(sockets).unwrap());
+        let [less, more] = [false, true].map(|all| allowed(all, all).unwrap());
         assert!(DEADLY.iter().all(|call| !more.contains_key(call)));
-        assert!(more.contains_key(&libc::SYS_unlinkat) && !less.contains_key(&libc::SYS_unlinkat));
+        for call in [libc::SYS_unlinkat, libc::SYS_fdatasync] {
+            assert!(more.contains_key(&call) && !less.contains_key(&call));
+        }
         for call in [
             libc::SYS_clone3,
             libc::SYS_socket,

@@ -25,7 +25,7 @@ pub(super) struct Landlock {
 }
 
 /// Lets this thread, and those that it starts, read what is `readable` and open nothing else,
-/// nor write or run anything, nor use another TCP port than those that it has.
+/// nor write anything but what is appendable, nor run anything, nor use another TCP port than those that it has.
 pub(super) fn restrict(readable: &Readable) -> Result<Landlock, String> {
     let mut left_out = Vec::new();
     let status = apply(readable, &mut left_out).map_err(|error| error.to_string())?;
@@ -58,6 +58,12 @@ fn apply(
     }
     for file in &readable.files {
         rules = allow(rules, file, AccessFs::ReadFile.into())?;
+    }
+    for folder in &readable.appendable {
+        rules = allow(rules, folder, AccessFs::WriteFile | AccessFs::MakeReg)?;
+    }
+    for file in &readable.appendable_files {
+        rules = allow(rules, file, AccessFs::WriteFile.into())?;
     }
     for folder in &readable.removable {
         rules = allow(rules, folder, AccessFs::RemoveFile.into())?;

@@ -9,7 +9,7 @@
 mod calls;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod calls {
-    pub(super) fn restrict(_: bool) -> Result<(), &'static str> {
+    pub(super) fn restrict(_: bool, _: bool) -> Result<(), &'static str> {
         Err("nobody has listed the calls for this processor")
     }
 }
@@ -54,6 +54,9 @@ pub struct Plan {
     pub folders: Vec<PathBuf>,
     /// Whether files anywhere are to be read.
     pub anywhere: bool,
+    /// Files to append to. One may be put out of the way and made anew, so the same can be done
+    /// with all in its folder.
+    pub appended: Vec<PathBuf>,
     /// Unix sockets that are removed at the end.
     pub sockets: Vec<PathBuf>,
 }
@@ -103,20 +106,23 @@ pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
 
     report.add("no new privileges", rustix::thread::set_no_new_privs(true));
     report.add("capabilities dropped", rights::drop_capabilities(!plan.sockets.is_empty()));
+    report.notes.extend(not_made_anew(plan));
     // After the last change of user or capabilities, since those undo it.
     report.add("no core dumps", no_core_dumps());
 
     let readable = Readable::of(plan);
     match files::restrict(&readable) {
         Ok(landlock) => {
-            report.enforced.push(format!("{landlock}, reads {readable}"));
+            let appends = readable.appends();
+            report.enforced.push(format!("{landlock}, reads {readable}{appends}"));
             report.notes.extend(landlock.left_out);
         }
         Err(reason) => report.missing.push(format!("Landlock ({reason})")),
     }
     report.notes.extend(readable.notes);
     // Last, for what is above needs calls that it takes away.
-    report.add("seccomp", calls::restrict(!plan.sockets.is_empty()));
+    let (sockets, appended) = (!plan.sockets.is_empty(), !plan.appended.is_empty());
+    report.add("seccomp", calls::restrict(sockets, appended));
 
     if plan.mode == Mode::Require && !report.missing.is_empty() {
         return Err(SandboxError::Missing(report.missing.join("; ")));
@@ -149,6 +155,25 @@ fn no_core_dumps() -> io::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
+/// Files that can't be made anew when somebody has put them out of the way, as those who rotate
+/// logs do.
+fn not_made_anew(plan: &Plan) -> impl Iterator<Item = String> {
+    let stuck = plan.appended.iter().filter(|path| path.is_file() && !is_writable(path));
+    stuck.map(|path| {
+        format!(
+            "{} can't be made anew when it is rotated: this user may not make files in its folder",
+            path.display()
+        )
+    })
+}
+
+/// Whether files can be made and removed in the folder of `path`.
+fn is_writable(path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    access(folder.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
 /// What the user that the process now runs as won't be able to do later.
 fn out_of_reach(plan: &Plan, user: &User) -> Vec<String> {
     use rustix::fs::{Access, access};
@@ -156,12 +181,7 @@ fn out_of_reach(plan: &Plan, user: &User) -> Vec<String> {
     let unreadable = plan.reloaded.iter().filter(unreadable).map(|path| {
         format!("{} can't be read again: the user {user} may not read it", path.display())
     });
-    let stuck = |path: &&PathBuf| {
-        let folder = path.parent().filter(|folder| *folder != Path::new(""));
-        let writable = Access::WRITE_OK | Access::EXEC_OK;
-        access(folder.unwrap_or(Path::new(".")), writable).is_err()
-    };
-    let stuck = plan.sockets.iter().filter(stuck).map(|path| {
+    let stuck = plan.sockets.iter().filter(|path| !is_writable(path)).map(|path| {
         format!(
             "{} will stay behind at the end, until the next start: the user {user} may not \
              remove it",

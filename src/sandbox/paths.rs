@@ -22,6 +22,10 @@ pub(super) struct Readable {
     pub(super) folders: BTreeSet<PathBuf>,
     /// Single files and block devices.
     pub(super) files: BTreeSet<PathBuf>,
+    /// Folders of files that are appended to, and may be made anew.
+    pub(super) appendable: BTreeSet<PathBuf>,
+    /// The same of what is no file, such as pipes.
+    pub(super) appendable_files: BTreeSet<PathBuf>,
     /// Folders of Unix sockets.
     pub(super) removable: BTreeSet<PathBuf>,
     /// What won't work, and why.
@@ -35,6 +39,8 @@ enum Kind {
     Folder,
     File,
     Device,
+    /// A pipe, or a device that is no disk.
+    Other,
     Nothing,
 }
 
@@ -65,6 +71,9 @@ impl Readable {
         for path in &plan.folders {
             readable.add_folder(path, follow(&here.join(path), &look));
         }
+        for path in &plan.appended {
+            readable.add_appended(path, follow(&here.join(path), &look));
+        }
         for path in &plan.sockets {
             let folder = here.join(path).parent().map(Path::to_owned).unwrap_or_default();
             readable.add_socket(path, follow(&folder, &look).end);
@@ -73,6 +82,7 @@ impl Readable {
             readable.folders.insert("/".into());
         }
         readable.drop_what_is_within();
+        readable.note_what_is_both();
         readable
     }
 
@@ -110,6 +120,51 @@ impl Readable {
         }
         self.folders.insert(trail.end);
         self.folders.extend(trail.switches.into_iter().filter(|folder| folder != Path::new("/")));
+    }
+
+    fn add_appended(&mut self, path: &Path, trail: Trail) {
+        match (&trail.kind, trail.end.parent()) {
+            // Beside it there are others, and nobody puts it out of the way.
+            (Kind::Other, _) => {
+                self.appendable_files.insert(trail.end);
+            }
+            (_, Some(root)) if root == Path::new("/") => {
+                self.notes.push(format!(
+                    "{} is in the folder /, where no file can be made: when it has been rotated, \
+                     it takes a restart",
+                    path.display()
+                ));
+                self.appendable_files.insert(trail.end);
+            }
+            (_, Some(folder)) => {
+                self.appendable.insert(folder.to_owned());
+            }
+            (_, None) => {}
+        }
+    }
+
+    /// Says where whoever takes the program over could append to what it reads.
+    fn note_what_is_both(&mut self) {
+        for folder in &self.appendable {
+            let is_within = |path: &&PathBuf| path.starts_with(folder);
+            if let Some(both) = self.folders.iter().chain(&self.files).find(is_within) {
+                self.notes.push(format!(
+                    "{} is read, and can be appended to, since it is in the folder of a file that \
+                     is: give that one a folder of its own",
+                    both.display()
+                ));
+            }
+        }
+    }
+
+    /// What can be appended to, for people.
+    pub(super) fn appends(&self) -> String {
+        let folders = self.appendable.iter().map(|folder| format!("{}/", folder.display()));
+        let files = self.appendable_files.iter().map(|file| file.display().to_string());
+        match folders.chain(files).collect::<Vec<_>>() {
+            none if none.is_empty() => String::new(),
+            some => format!(", appends to {}", some.join(", ")),
+        }
     }
 
     fn add_socket(&mut self, path: &Path, folder: PathBuf) {
@@ -208,6 +263,8 @@ fn look(path: &Path) -> Kind {
         Kind::Folder
     } else if kind.is_block_device() {
         Kind::Device
+    } else if kind.is_fifo() || kind.is_char_device() {
+        Kind::Other
     } else {
         Kind::File
     }
@@ -218,7 +275,7 @@ mod tests {
     use super::*;
 
     /// Decides about a file system in which `there` are these paths: folders end with a
-    /// slash, block devices with an exclamation mark, links have an arrow. All else that
+    /// slash, block devices with an exclamation mark, pipes with a bar, links have an arrow. All else that
     /// leads to them is folders.
     fn readable(there: &[&str], plan: &Plan) -> Readable {
         let look = |path: &Path| {
@@ -231,6 +288,7 @@ mod tests {
                     }
                     None if *entry == path => return Kind::File,
                     None if *entry == format!("{path}!") => return Kind::Device,
+                    None if *entry == format!("{path}|") => return Kind::Other,
                     _ => {}
                 }
             }
@@ -314,6 +372,28 @@ mod tests {
         let readable = readable(&["/s/a", "/b"], &plan);
         assert!(readable.to_string().starts_with("everywhere"));
         assert_eq!(listed(readable).0, ["/"]);
+    }
+
+    #[test]
+    fn what_is_appended_to_may_be_made_anew() {
+        let plan = |paths: &[&str]| Plan {
+            appended: paths.iter().map(PathBuf::from).collect(),
+            folders: vec!["/srv/s".into()],
+            ..Plan::default()
+        };
+        let there = ["/var/log -> /mnt/log", "/mnt/log/h/", "/srv/s/", "/p|", "/dev/x|"];
+        let appends = |paths: &[&str]| {
+            let readable = readable(&there, &plan(paths));
+            (readable.appends(), readable.notes.len())
+        };
+        assert_eq!(appends(&["/var/log/h/a"]), (", appends to /mnt/log/h/".to_owned(), 0));
+        assert_eq!(appends(&["/dev/x", "/p"]), (", appends to /dev/x, /p".to_owned(), 0));
+        assert_eq!(appends(&["/a"]), (", appends to /a".to_owned(), 1));
+        // Beside or above what is served.
+        for path in ["/srv/s/a", "/srv/a"] {
+            assert_eq!(appends(&[path]).1, 1, "{path}");
+        }
+        assert_eq!(appends(&[]), (String::new(), 0));
     }
 
     #[test]

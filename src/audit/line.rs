@@ -1,0 +1,182 @@
+//! Lines: JSON that is safe to look at, and texts that can't fill a disk.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::ser::Error as _;
+use serde::{Serialize, Serializer};
+use serde_json::ser::{CompactFormatter, Formatter};
+
+use super::Event;
+
+/// The longest text in an event, in bytes: longer than names are, and than sentences about
+/// them. What is longer is cut, and ends with `…`.
+pub const MAX_TEXT: usize = 1024;
+
+/// A text of at most [`MAX_TEXT`] bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Text(String);
+
+impl Text {
+    /// What somebody is called, or what has happened to it.
+    pub fn of(text: impl ToString) -> Self {
+        Self::from(text.to_string())
+    }
+}
+
+impl From<String> for Text {
+    fn from(mut text: String) -> Self {
+        const CUT: &str = "…";
+        if text.len() > MAX_TEXT {
+            text.truncate(text.floor_char_boundary(MAX_TEXT - CUT.len()));
+            text.push_str(CUT);
+        }
+        Self(text)
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self::from(text.to_owned())
+    }
+}
+
+/// A time, which is written as RFC 3339 has it, in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Time(SystemTime);
+
+impl Time {
+    /// So many seconds after the beginning of 1970. What is beyond the year 9999, which RFC
+    /// 3339 doesn't know, is its end.
+    pub fn of_unix(seconds: u64) -> Self {
+        const LAST: u64 = 253_402_300_799;
+        Self(UNIX_EPOCH + Duration::from_secs(seconds.min(LAST)))
+    }
+}
+
+impl Serialize for Time {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_rfc3339_seconds(self.0))
+    }
+}
+
+/// What makes a line of an event: the members that each has, and its own.
+#[derive(Debug, Clone)]
+pub(super) struct Line {
+    time: SystemTime,
+    /// Without the brace at its beginning.
+    rest: Vec<u8>,
+}
+
+impl Line {
+    /// The line of something that happened just now.
+    ///
+    /// # Errors
+    /// Never, as far as anybody knows.
+    pub(super) fn of(event: &Event) -> Result<Self, serde_json::Error> {
+        let mut rest = body(event)?;
+        if rest.first() != Some(&b'{') {
+            return Err(serde_json::Error::custom("an event is no object"));
+        }
+        rest.remove(0);
+        rest.push(b'\n');
+        Ok(Self { time: SystemTime::now(), rest })
+    }
+
+    /// All of it, with the numbers that make gaps seen. `run` needs no escapes.
+    pub(super) fn numbered(&self, seq: u64, run: &str) -> Vec<u8> {
+        let time = humantime::format_rfc3339_micros(self.time);
+        let mut line =
+            format!("{{\"time\":\"{time}\",\"run\":\"{run}\",\"seq\":{seq},").into_bytes();
+        line.extend_from_slice(&self.rest);
+        line
+    }
+
+    /// How many bytes that is at most.
+    pub(super) fn length(&self, run: &str) -> usize {
+        /// The time, a number and what stands around them.
+        const HEAD: usize = 96;
+        HEAD + run.len() + self.rest.len()
+    }
+}
+
+/// An event's own members.
+pub(super) fn body(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
+    let mut bytes = Vec::with_capacity(512);
+    event.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Visible))?;
+    Ok(bytes)
+}
+
+/// Compact JSON in which nothing does more to a terminal than to be seen: control characters
+/// beyond those that JSON escapes anyway, separators of lines and paragraphs, and marks that
+/// turn the direction of writing are escaped too.
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        let mut plain = fragment;
+        while let Some(at) = plain.find(is_unseen) {
+            let (before, rest) = plain.split_at(at);
+            writer.write_all(before.as_bytes())?;
+            let mut rest = rest.chars();
+            // All of them are in the plane that one number of four digits reaches.
+            if let Some(unseen) = rest.next() {
+                write!(writer, "\\u{:04x}", u32::from(unseen))?;
+            }
+            plain = rest.as_str();
+        }
+        CompactFormatter.write_string_fragment(writer, plain)
+    }
+}
+
+fn is_unseen(letter: char) -> bool {
+    letter.is_control()
+        || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::ReloadFailed;
+    use super::*;
+
+    fn line(why: &str) -> String {
+        let event = Event::ReloadFailed(ReloadFailed { why: why.into() });
+        let line = Line::of(&event).unwrap();
+        let bytes = line.numbered(3, "r");
+        assert!(bytes.len() <= line.length("r"));
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_one_whatever_is_in_it() {
+        let hostile = "a\n{\"event\":\"stop\"}\r\u{1b}[2J\u{9b}\u{7f}\u{85}\u{2028}\u{202e}\"\\ö";
+        let line = line(hostile);
+        assert!(line.ends_with("}\n") && line.starts_with("{\"time\":\"2"));
+        assert!(!line.trim_end_matches('\n').chars().any(is_unseen), "{line:?}");
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["why"], hostile);
+        assert_eq!((json["seq"].as_u64(), json["run"].as_str()), (Some(3), Some("r")));
+        // 2026-11-25T22:57:16.123456Z
+        let time = json["time"].as_str().unwrap();
+        assert_eq!((time.len(), &time[19..20], &time[26..]), (27, ".", "Z"));
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_letters() {
+        assert_eq!(Text::from("x".repeat(MAX_TEXT)).0.len(), MAX_TEXT);
+        let cut = Text::from("ö".repeat(MAX_TEXT)).0;
+        assert!(cut.len() <= MAX_TEXT && cut.ends_with("ö…"));
+        assert!(line(&"\u{1}".repeat(9999)).len() < 6 * MAX_TEXT + 200);
+    }
+
+    #[test]
+    fn times_beyond_all_calendars_are_times() {
+        let text = |seconds| serde_json::to_string(&Time::of_unix(seconds)).unwrap();
+        assert_eq!(text(0), "\"1970-01-01T00:00:00Z\"");
+        assert_eq!(text(u64::MAX), "\"9999-12-31T23:59:59Z\"");
+    }
+}

@@ -1,0 +1,192 @@
+//! What waits to be written, and what is being written. Pure: the lock and the thread are in
+//! `recorder.rs`.
+
+use super::Event;
+use super::line::Line;
+
+/// What waits, or is being written, in bytes: some 10,000 events. A disk that hangs for a while
+/// loses nothing of an ordinary day; a flood can't take more memory than this.
+pub(super) const MAX_QUEUED: usize = 4 * 1024 * 1024;
+
+/// The longest line that says what is missing, in bytes.
+const LOSS: usize = 192;
+
+/// More than this isn't kept for later when there is nothing to write.
+const KEPT: usize = 256 * 1024;
+
+/// Lines in the order of their numbers.
+#[derive(Debug)]
+pub(super) struct Queue {
+    run: String,
+    next_seq: u64,
+    lines: Vec<u8>,
+    /// Bytes that the writer has taken and not yet written.
+    with_writer: usize,
+    /// Events that found no room, and of which no line says so yet.
+    missing: u64,
+}
+
+impl Queue {
+    /// An empty one of that run.
+    pub(super) fn new(run: String) -> Self {
+        Self { run, next_seq: 1, lines: Vec::new(), with_writer: 0, missing: 0 }
+    }
+
+    /// Appends a line. `false` if there is no room: then it is lost, and a line says so as soon
+    /// as there is.
+    pub(super) fn push(&mut self, line: &Line) -> bool {
+        // Room for what says what is missing is always left.
+        let needed = line.length(&self.run) + 2 * LOSS;
+        let fits = self.lines.len() + self.with_writer + needed <= MAX_QUEUED;
+        if fits {
+            self.say_what_is_missing();
+            self.append(line);
+        } else {
+            self.count_as_missing(1);
+        }
+        fits
+    }
+
+    /// Counts events that can't be lines.
+    pub(super) fn count_as_missing(&mut self, count: u64) {
+        self.missing += count;
+        self.next_seq += count;
+    }
+
+    fn append(&mut self, line: &Line) {
+        self.lines.extend_from_slice(&line.numbered(self.next_seq, &self.run));
+        self.next_seq += 1;
+    }
+
+    fn say_what_is_missing(&mut self) {
+        if self.missing > 0
+            && let Ok(line) = Line::of(&Event::Lost { count: self.missing })
+        {
+            self.append(&line);
+            self.missing = 0;
+        }
+    }
+
+    /// Whether there is nothing to write.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty() && self.missing == 0
+    }
+
+    /// All lines, for the writer, who has written what it took before.
+    pub(super) fn take(&mut self, mut emptied: Vec<u8>) -> Batch {
+        self.with_writer = 0;
+        self.say_what_is_missing();
+        emptied.clear();
+        emptied.shrink_to(KEPT);
+        let bytes = std::mem::replace(&mut self.lines, emptied);
+        self.with_writer = bytes.len();
+        Batch { bytes, written: 0 }
+    }
+}
+
+/// Lines that are being written.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+impl Batch {
+    /// What is still to be written.
+    pub(super) fn rest(&self) -> &[u8] {
+        self.bytes.get(self.written..).unwrap_or_default()
+    }
+
+    /// Whether nothing is.
+    pub(super) fn is_done(&self) -> bool {
+        self.rest().is_empty()
+    }
+
+    /// Notes that so many bytes of it have been written. Says how many lines are whole now.
+    pub(super) fn advance(&mut self, bytes: usize) -> u64 {
+        let done = self.rest().get(..bytes).unwrap_or(self.rest());
+        let lines = lines(done);
+        self.written += done.len();
+        lines
+    }
+
+    /// Goes back to the beginning of the line that has been written in part.
+    pub(super) fn rewind(&mut self) {
+        let done = self.bytes.get(..self.written).unwrap_or_default();
+        self.written = done.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    }
+
+    /// Whether what comes next is the beginning of a line.
+    pub(super) fn is_at_line(&self) -> bool {
+        let done = self.bytes.get(..self.written).unwrap_or_default();
+        done.last().is_none_or(|&byte| byte == b'\n')
+    }
+
+    /// The memory that it took.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+fn lines(bytes: &[u8]) -> u64 {
+    bytes.iter().map(|&byte| u64::from(byte == b'\n')).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::event::ReloadFailed;
+    use super::*;
+
+    fn line(length: usize) -> Line {
+        Line::of(&Event::ReloadFailed(ReloadFailed { why: "x".repeat(length).into() })).unwrap()
+    }
+
+    fn read(bytes: &[u8]) -> Vec<(u64, Option<u64>)> {
+        str::from_utf8(bytes)
+            .unwrap()
+            .lines()
+            .map(|line| {
+                let json: serde_json::Value = serde_json::from_str(line).unwrap();
+                (json["seq"].as_u64().unwrap(), json["count"].as_u64())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_where_it_is_missing() {
+        let mut queue = Queue::new("r".into());
+        let mut pushed = 0;
+        while queue.push(&line(1000)) {
+            pushed += 1;
+        }
+        assert!(pushed > MAX_QUEUED / 1300 && queue.lines.len() <= MAX_QUEUED);
+        assert!(!queue.push(&line(1000)));
+        let first = queue.take(Vec::new());
+        // It still has the memory; even a short one has to wait behind what says what is missing.
+        assert!(!queue.push(&line(1000)));
+        let seqs = read(&first.bytes);
+        assert_eq!(seqs.len(), pushed + 1);
+        assert_eq!(seqs.last(), Some(&(pushed as u64 + 3, Some(2))));
+        // Written, so there is room again.
+        let second = queue.take(first.into_bytes());
+        assert_eq!(read(&second.bytes), [(pushed as u64 + 5, Some(1))]);
+        assert!(queue.push(&line(1)) && !queue.is_empty());
+        assert_eq!(read(&queue.take(second.into_bytes()).bytes), [(pushed as u64 + 6, None)]);
+        assert!(queue.is_empty() && queue.lines.capacity() <= KEPT);
+    }
+
+    #[test]
+    fn a_line_is_written_once_or_again_from_its_beginning() {
+        let mut batch = Batch { bytes: b"one\ntwo\nthree\n".to_vec(), written: 0 };
+        assert_eq!((batch.advance(2), batch.is_at_line()), (0, false));
+        batch.rewind();
+        assert_eq!(batch.rest(), b"one\ntwo\nthree\n");
+        assert_eq!((batch.advance(5), batch.rest()), (1, &b"wo\nthree\n"[..]));
+        batch.rewind();
+        assert_eq!(batch.rest(), b"two\nthree\n");
+        assert_eq!(batch.advance(4), 1);
+        batch.rewind();
+        assert_eq!((batch.rest(), batch.is_done()), (&b"three\n"[..], false));
+        assert_eq!((batch.advance(99), batch.is_done()), (1, true));
+    }
+}

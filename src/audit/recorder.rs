@@ -1,0 +1,341 @@
+//! Events into lines, and a thread that writes them: nobody who serves clients waits for a
+//! disk, or for whoever reads a pipe.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+
+use super::line::Line;
+use super::queue::{Batch, Queue};
+use super::target::Target;
+use super::{Event, Sink};
+use crate::limited::RateLimit;
+
+/// How long what was written may be in the kernel's hands alone: a machine that loses its
+/// power takes no more with it.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// When what couldn't be written is tried again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// When a pipe that is full is tried again.
+const RETRY_PIPE: Duration = Duration::from_millis(20);
+
+/// Writes events as lines.
+#[derive(Debug)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+}
+
+/// Why there is no recorder.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The system has no threads left.
+    #[error("can't start the thread that writes the audit: {0}")]
+    Thread(#[source] io::Error),
+    /// It has no random numbers, by which runs are told apart.
+    #[error("the system has no random numbers")]
+    Random,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// For the writer: there is something to do.
+    work: Condvar,
+    /// For [`Recorder::finish`]: the writer has ended.
+    ended: Condvar,
+    accepted: AtomicU64,
+    written: AtomicU64,
+    lost: AtomicU64,
+    /// Log lines about what is lost.
+    losses: RateLimit,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: Queue,
+    /// Whether the writer waits for lines, and for nothing else.
+    is_idle: bool,
+    reopen: bool,
+    /// Until when all has to be written.
+    finish: Option<Instant>,
+    has_ended: bool,
+}
+
+impl Recorder {
+    /// Begins to write to `target`, from a thread of its own.
+    ///
+    /// # Errors
+    /// The system has no threads or no random numbers.
+    pub fn start(target: Target) -> Result<Arc<Self>, StartError> {
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                queue: Queue::new(run()?),
+                is_idle: false,
+                reopen: false,
+                finish: None,
+                has_ended: false,
+            }),
+            work: Condvar::new(),
+            ended: Condvar::new(),
+            accepted: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            losses: RateLimit::new(1, Duration::from_secs(10)),
+        });
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            target,
+            batch: Batch::default(),
+            is_last: false,
+            retry_at: None,
+            in_trouble: false,
+            length: None,
+            unsynced_since: None,
+            troubles: RateLimit::new(1, Duration::from_secs(60)),
+        };
+        std::thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(|| writer.run())
+            .map_err(StartError::Thread)?;
+        Ok(Arc::new(Self { shared }))
+    }
+
+    /// Opens the file anew that has the path by now. What has been told by then is written to
+    /// the old one, unless that can't be written.
+    pub fn reopen(&self) {
+        self.shared.lock().reopen = true;
+        self.shared.work.notify_one();
+    }
+
+    /// Writes all that has been told, for no longer than `patience`, and ends. Says how many
+    /// events could not be written.
+    pub fn finish(&self, patience: Duration) -> u64 {
+        let until = Instant::now() + patience;
+        let mut state = self.shared.lock();
+        state.finish = Some(until);
+        self.shared.work.notify_one();
+        while !state.has_ended {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.shared.ended.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        self.shared.accepted.load(Ordering::Relaxed).saturating_sub(self.written())
+    }
+
+    /// Events that have been written as whole lines.
+    pub fn written(&self) -> u64 {
+        self.shared.written.load(Ordering::Relaxed)
+    }
+
+    /// Events that are lost, since there was no room to keep them until they are written.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Sink for Recorder {
+    fn take(&self, event: Event) {
+        let shared = &self.shared;
+        let line = Line::of(&event);
+        let mut state = shared.lock();
+        let is_kept = match &line {
+            Ok(line) => state.queue.push(line),
+            Err(_) => {
+                state.queue.count_as_missing(1);
+                false
+            }
+        };
+        let wake = std::mem::take(&mut state.is_idle);
+        drop(state);
+        if wake {
+            shared.work.notify_one();
+        }
+        if is_kept {
+            shared.accepted.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let lost = shared.lost.fetch_add(1, Ordering::Relaxed) + 1;
+        if shared.losses.allow().is_some() {
+            tracing::error!(
+                lost,
+                "audit: events are lost: they can't be written as fast as they come, or not at all",
+            );
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A name for this run of the program, which no other has.
+fn run() -> Result<String, StartError> {
+    let mut bytes = [0; 8];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| StartError::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// The thread that writes.
+struct Writer {
+    shared: Arc<Shared>,
+    target: Target,
+    batch: Batch,
+    /// Whether the file is to be opened anew behind this batch.
+    is_last: bool,
+    /// When what couldn't be written is tried again.
+    retry_at: Option<Instant>,
+    /// Whether the log says that nothing can be written.
+    in_trouble: bool,
+    /// The file's length when a line had been written in part.
+    length: Option<u64>,
+    unsynced_since: Option<Instant>,
+    troubles: RateLimit,
+}
+
+/// What the writer does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Write,
+    Sync,
+    Reopen,
+    End,
+}
+
+impl Writer {
+    fn run(mut self) {
+        loop {
+            match self.next() {
+                Step::Write => self.write(),
+                Step::Sync => self.sync(),
+                Step::Reopen => self.reopen(),
+                Step::End => break,
+            }
+        }
+        self.sync();
+        self.shared.lock().has_ended = true;
+        self.shared.ended.notify_all();
+    }
+
+    /// Waits until there is something to do.
+    fn next(&mut self) -> Step {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        loop {
+            let now = Instant::now();
+            // What had been told before belongs into the old file, if that takes it.
+            let is_stuck = self.retry_at.is_some();
+            let all_is_told = self.batch.is_done() && (self.is_last || state.queue.is_empty());
+            if state.reopen && (is_stuck || all_is_told) {
+                state.reopen = false;
+                self.is_last = false;
+                return Step::Reopen;
+            }
+            if self.batch.is_done() && !state.queue.is_empty() {
+                let emptied = std::mem::take(&mut self.batch).into_bytes();
+                self.batch = state.queue.take(emptied);
+                self.is_last = state.reopen;
+            }
+            if !self.batch.is_done() && self.retry_at.is_none_or(|at| at <= now) {
+                return Step::Write;
+            }
+            let sync_at = self.unsynced_since.map(|since| since + SYNC_EVERY);
+            if sync_at.is_some_and(|at| at <= now) {
+                return Step::Sync;
+            }
+            match state.finish {
+                Some(_) if self.batch.is_done() => return Step::End,
+                Some(until) if until <= now => return Step::End,
+                _ => {}
+            }
+            let wake_at = [self.retry_at, sync_at, state.finish].into_iter().flatten().min();
+            state.is_idle = self.batch.is_done();
+            state = match wake_at {
+                Some(at) => {
+                    let waited = shared.work.wait_timeout(state, at.saturating_duration_since(now));
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.is_idle = false;
+        }
+    }
+
+    fn write(&mut self) {
+        // The rest of a line makes sense only behind its beginning, which may have been cut off.
+        if self.length.take().is_some_and(|before| self.target.length() != Some(before)) {
+            self.batch.rewind();
+            self.target.begin_a_line();
+        }
+        let at_line = self.batch.is_at_line();
+        match self.target.write(self.batch.rest(), at_line) {
+            Ok(bytes) => {
+                self.retry_at = None;
+                let lines = self.batch.advance(bytes);
+                self.shared.written.fetch_add(lines, Ordering::Relaxed);
+                self.unsynced_since.get_or_insert_with(Instant::now);
+                if std::mem::take(&mut self.in_trouble) {
+                    tracing::info!("audit: {} can be written again", self.target);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.retry_at = Some(Instant::now() + RETRY_PIPE);
+            }
+            Err(error) => {
+                self.retry_at = Some(Instant::now() + RETRY);
+                self.length = if at_line { None } else { self.target.length() };
+                if !self.in_trouble
+                    && let Some(held_back) = self.troubles.allow()
+                {
+                    self.in_trouble = true;
+                    tracing::error!(
+                        held_back = held_back.field(),
+                        "audit: {} can't be written, events wait: {error}",
+                        self.target
+                    );
+                }
+            }
+        }
+    }
+
+    fn sync(&mut self) {
+        if self.unsynced_since.take().is_none() {
+            return;
+        }
+        if let Err(error) = self.target.sync()
+            && let Some(held_back) = self.troubles.allow()
+        {
+            let held_back = held_back.field();
+            tracing::error!(held_back, "audit: {} may lack events: {error}", self.target);
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.sync();
+        match self.target.reopen() {
+            Ok(false) => {}
+            Ok(true) => {
+                self.batch.rewind();
+                self.length = None;
+                self.retry_at = None;
+                tracing::info!("audit: {} was put out of the way, and is made anew", self.target);
+            }
+            Err(error) => tracing::error!("audit: the old file goes on: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "recorder_tests.rs"]
+mod tests;

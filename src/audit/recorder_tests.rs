@@ -1,0 +1,126 @@
+use super::super::event::ReloadFailed;
+use super::*;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn tell(recorder: &Recorder, why: &str) {
+    recorder.take(Event::ReloadFailed(ReloadFailed { why: why.into() }));
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < until, "waited in vain");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The numbers of all lines, and the sum of what lines say is lost. Numbers follow one another
+/// but for what is said to be lost.
+fn check(text: &str) -> (u64, u64) {
+    assert!(text.ends_with('\n'));
+    let (mut next, mut lines, mut lost) = (1, 0, 0);
+    for line in text.lines() {
+        let json: serde_json::Value = serde_json::from_str(line).unwrap();
+        let missing = json["count"].as_u64().unwrap_or(0);
+        assert_eq!(json["seq"].as_u64(), Some(next + missing), "{line}");
+        next += missing + 1;
+        lost += missing;
+        lines += 1;
+    }
+    (lines, lost)
+}
+
+#[test]
+fn all_that_was_told_is_written_before_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a");
+    let recorder = Recorder::start(Target::open(&path).unwrap()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..500).for_each(|_| tell(&recorder, "x")));
+        }
+    });
+    assert_eq!(recorder.finish(PATIENCE), 0);
+    assert_eq!(check(&fs::read_to_string(&path).unwrap()), (2000, 0));
+    assert_eq!((recorder.written(), recorder.lost()), (2000, 0));
+}
+
+fn pipe(path: &Path) -> File {
+    mknodat(CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap()
+}
+
+/// Somebody who reads a pipe stops, and goes on after much has been lost.
+#[test]
+fn a_reader_that_stalls_holds_up_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let mut reader = pipe(&path);
+    let recorder = Recorder::start(Target::open(&path).unwrap()).unwrap();
+    let long = "x".repeat(1000);
+    let mut told = 0;
+    let begun = Instant::now();
+    while recorder.lost() < 100 {
+        tell(&recorder, &long);
+        told += 1;
+    }
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let mut text = Vec::new();
+    let mut read = |all: u64| {
+        wait_until(|| {
+            let mut chunk = vec![0; 1 << 20];
+            if let Ok(read) = reader.read(&mut chunk) {
+                text.extend_from_slice(&chunk[..read]);
+            }
+            recorder.written() >= all
+        });
+    };
+    // All that were kept, and the line that says how many weren't.
+    read(told - 100 + 1);
+    tell(&recorder, "at last");
+    read(told - 100 + 2);
+    let mut rest = Vec::new();
+    if let Err(error) = reader.read_to_end(&mut rest) {
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+    text.extend(rest);
+    let text = String::from_utf8(text).unwrap();
+    assert_eq!(check(&text), (told - 100 + 2, 100));
+    assert!(text.trim_end().lines().last().unwrap().contains("at last"));
+}
+
+#[test]
+fn what_can_not_be_written_delays_the_end_until_the_deadline() {
+    let recorder = Recorder::start(Target::open(Path::new("/dev/full")).unwrap()).unwrap();
+    (0..3).for_each(|_| tell(&recorder, "x"));
+    let begun = Instant::now();
+    assert_eq!(recorder.finish(Duration::from_millis(300)), 3);
+    assert!((300..5000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    assert_eq!((recorder.written(), recorder.lost()), (0, 0));
+}
+
+#[test]
+fn a_rotation_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let recorder = Recorder::start(Target::open(&at("a")).unwrap()).unwrap();
+    std::thread::scope(|scope| {
+        let told = scope.spawn(|| (0..20_000).for_each(|_| tell(&recorder, "x")));
+        for number in 1..=5 {
+            fs::rename(at("a"), at(&format!("a.{number}"))).unwrap();
+            recorder.reopen();
+            wait_until(|| at("a").exists());
+        }
+        told.join().unwrap();
+    });
+    assert_eq!(recorder.finish(PATIENCE), 0);
+    let files = ["a.1", "a.2", "a.3", "a.4", "a.5", "a"];
+    let text: String = files.iter().map(|name| fs::read_to_string(at(name)).unwrap()).collect();
+    assert_eq!(check(&text), (20_000, 0));
+}

@@ -1,0 +1,255 @@
+//! Where lines go: a file that is appended to, a pipe, or the standard output.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+
+/// How a file is opened; the sandbox lets it be opened in no other way. A link isn't followed:
+/// whoever can put one into the folder could make the program append to something else. Without
+/// blocking: a named pipe may have no reader.
+const FLAGS: OFlags = OFlags::WRONLY
+    .union(OFlags::APPEND)
+    .union(OFlags::CREATE)
+    .union(OFlags::CLOEXEC)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::NONBLOCK);
+
+/// Those of a file that is made. A file that is there keeps its own.
+const MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP);
+
+/// Something open to which lines are appended.
+#[derive(Debug)]
+pub struct Target {
+    file: File,
+    place: Place,
+    /// Whether what is there may end within a line.
+    may_be_within_a_line: bool,
+}
+
+#[derive(Debug)]
+enum Place {
+    StandardOutput,
+    /// A file that can be put out of the way.
+    File(PathBuf),
+    /// A pipe or a device, which can't.
+    Other(PathBuf),
+}
+
+/// Why nothing can be appended.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// It is a link.
+    #[error("{} is a link, which isn't followed: name the file itself", .0.display())]
+    Link(PathBuf),
+    /// It is a pipe with nobody at its other end.
+    #[error("nobody reads the pipe {}: start its reader first", .0.display())]
+    NoReader(PathBuf),
+    /// It is something to which no lines are appended.
+    #[error("{} is neither a file nor a pipe", .0.display())]
+    NoFile(PathBuf),
+    /// The system refuses.
+    #[error("can't append to {}: {error}", .path.display())]
+    Io {
+        /// To which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: io::Error,
+    },
+    /// There is no standard output.
+    #[error("can't use the standard output: {0}")]
+    StandardOutput(#[source] io::Error),
+}
+
+impl Target {
+    /// The standard output.
+    ///
+    /// # Errors
+    /// It is closed, or the process has no descriptors left.
+    pub fn standard_output() -> Result<Self, TargetError> {
+        let copy = io::stdout().as_fd().try_clone_to_owned();
+        let file = copy.map_err(TargetError::StandardOutput)?.into();
+        Ok(Self { file, place: Place::StandardOutput, may_be_within_a_line: false })
+    }
+
+    /// A file, which is made with the mode 0640 if there is none, or a pipe.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub fn open(path: &Path) -> Result<Self, TargetError> {
+        let mut target = open(path)?;
+        // An earlier run may have ended in the middle of a line. What can't be read may have.
+        target.may_be_within_a_line &= !ends_with_newline(path).unwrap_or(false);
+        Ok(target)
+    }
+
+    /// Opens what has the path by now, if it is something else: logs are rotated by putting the
+    /// old file out of the way. Says whether it was.
+    ///
+    /// # Errors
+    /// See [`TargetError`]; then it stays what it was.
+    pub(super) fn reopen(&mut self) -> Result<bool, TargetError> {
+        let Place::File(path) = &self.place else { return Ok(false) };
+        let same = |there: &std::fs::Metadata, here: &std::fs::Metadata| {
+            (there.dev(), there.ino()) == (here.dev(), here.ino())
+        };
+        if let (Ok(there), Ok(here)) = (std::fs::symlink_metadata(path), self.file.metadata())
+            && same(&there, &here)
+        {
+            return Ok(false);
+        }
+        *self = open(path)?;
+        Ok(true)
+    }
+
+    /// Writes some of `bytes`, which begin where a line does if `at_line`, and says how many.
+    pub(super) fn write(&mut self, bytes: &[u8], at_line: bool) -> io::Result<usize> {
+        if self.may_be_within_a_line && at_line {
+            self.file.write_all(b"\n")?;
+        }
+        self.may_be_within_a_line = false;
+        match self.file.write(bytes) {
+            Ok(0) if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),
+            written => written,
+        }
+    }
+
+    /// How long it is by now, if it is a file.
+    pub(super) fn length(&self) -> Option<u64> {
+        match self.place {
+            Place::File(_) => self.file.metadata().ok().map(|file| file.len()),
+            Place::Other(_) | Place::StandardOutput => None,
+        }
+    }
+
+    /// Sees to it that the next line begins one, whatever is before it.
+    pub(super) fn begin_a_line(&mut self) {
+        self.may_be_within_a_line = self.length() != Some(0);
+    }
+
+    /// Waits until the disk has what was written. Only files can be waited for.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match self.place {
+            Place::File(_) => self.file.sync_data(),
+            Place::Other(_) | Place::StandardOutput => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Place::StandardOutput => f.write_str("the standard output"),
+            Place::File(path) | Place::Other(path) => path.display().fmt(f),
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Target, TargetError> {
+    let failed = |error: io::Error| TargetError::Io { path: path.to_owned(), error };
+    let file = openat(CWD, path, FLAGS, MODE).map(File::from).map_err(|error| match error {
+        Errno::LOOP => TargetError::Link(path.to_owned()),
+        Errno::NXIO => TargetError::NoReader(path.to_owned()),
+        error => failed(error.into()),
+    })?;
+    let there = file.metadata().map_err(failed)?;
+    let kind = there.file_type();
+    let place = if kind.is_file() {
+        Place::File(path.to_owned())
+    } else if kind.is_fifo() || kind.is_char_device() {
+        Place::Other(path.to_owned())
+    } else {
+        return Err(TargetError::NoFile(path.to_owned()));
+    };
+    Ok(Target { file, place, may_be_within_a_line: kind.is_file() && there.len() > 0 })
+}
+
+fn ends_with_newline(path: &Path) -> io::Result<bool> {
+    // Not a pipe: opening one waits.
+    if !std::fs::symlink_metadata(path)?.is_file() {
+        return Ok(true);
+    }
+    let mut file = File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{FileType, mknodat};
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_file_is_made_or_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (new, old) = (folder.path().join("new"), folder.path().join("old"));
+        Target::open(&new).unwrap();
+        assert_eq!(mode(&new) & !0o640, 0);
+        fs::write(&old, "before\n").unwrap();
+        fs::set_permissions(&old, fs::Permissions::from_mode(0o604)).unwrap();
+        Target::open(&old).unwrap().write(b"after\n", true).unwrap();
+        assert_eq!(
+            (mode(&old), fs::read_to_string(&old).unwrap().as_str()),
+            (0o604, "before\nafter\n")
+        );
+    }
+
+    #[test]
+    fn half_a_line_of_an_earlier_run_stays_by_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, "{\"half").unwrap();
+        Target::open(&path).unwrap().write(b"{}\n", true).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"half\n{}\n");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        symlink("file", at("link")).unwrap();
+        assert!(matches!(Target::open(&at("link")), Err(TargetError::Link(_))));
+        assert!(matches!(Target::open(folder.path()), Err(TargetError::Io { .. })));
+        assert!(matches!(Target::open(&at("none/file")), Err(TargetError::Io { .. })));
+        mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(matches!(Target::open(&at("pipe")), Err(TargetError::NoReader(_))));
+    }
+
+    #[test]
+    fn what_was_put_out_of_the_way_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, old) = (folder.path().join("a"), folder.path().join("a.1"));
+        let mut target = Target::open(&path).unwrap();
+        assert!(!target.reopen().unwrap());
+        target.write(b"1\n", true).unwrap();
+        fs::rename(&path, &old).unwrap();
+        target.write(b"2\n", true).unwrap();
+        assert!(target.reopen().unwrap());
+        target.write(b"3\n", true).unwrap();
+        assert_eq!(fs::read_to_string(&old).unwrap(), "1\n2\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "3\n");
+        // It can't be: the old one goes on.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(target.reopen().is_err());
+        target.write(b"4\n", true).unwrap();
+    }
+}
