@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
+use crate::audit::Audit;
 use crate::gateway::access::{Place, Rules};
 use crate::gateway::listen::ListenAddress;
 use crate::nbd::{NegotiationLimits, Throttle};
@@ -27,6 +28,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long everything may take.
     pub timeouts: Timeouts,
+    /// To whom it is told what happens.
+    pub audit: Audit,
 }
 
 /// How much of everything there may be.
@@ -260,6 +263,7 @@ mod tests {
             insecure_no_tls,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            audit: Audit::none(),
         };
         let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
         let said = CommandLine { allow, ..CommandLine::default() };

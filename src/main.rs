@@ -13,6 +13,7 @@ mod man;
 mod opening;
 mod password;
 mod pki;
+mod record;
 mod reload;
 mod service;
 mod start;

@@ -10,6 +10,7 @@ use nix::sys::signal::SigSet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinSet, spawn_blocking};
 
+use hexz_nbd::audit::{Event, Reload, ReloadFailed, Text};
 use hexz_nbd::config::Config;
 use hexz_nbd::exports::Catalog;
 use hexz_nbd::gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
@@ -19,6 +20,7 @@ use hexz_nbd::storage::FileStamp;
 
 use crate::cli::{Access, Serve, Snapshots};
 use crate::opening;
+use crate::record::Record;
 use crate::service::Service;
 use crate::start::{self, Failure};
 
@@ -147,6 +149,8 @@ pub(crate) struct Reloading {
     pub(crate) on_loopback: bool,
     /// What they made of TLS.
     pub(crate) tls: Option<ServerTls>,
+    /// Whose file is opened anew.
+    pub(crate) record: Record,
 }
 
 impl Reloading {
@@ -158,7 +162,12 @@ impl Reloading {
         let mut archives = JoinSet::new();
         loop {
             tokio::select! {
-                received = hangup.recv() => if received.is_none() { return },
+                received = hangup.recv() => {
+                    if received.is_none() {
+                        return;
+                    }
+                    self.record.reopen();
+                }
                 () = self.changed(&seen), if watch => {}
             }
             self.service.reloading().await;
@@ -205,8 +214,8 @@ impl Reloading {
         let read = spawn_blocking(read).await;
         let (policy, trust) = match read {
             Ok(Ok(read)) => read,
-            Ok(Err(error)) => return keep(&error),
-            Err(error) => return keep(&error),
+            Ok(Err(error)) => return self.keep(&error),
+            Err(error) => return self.keep(&error),
         };
         self.tls.clone_from(&policy.tls);
         if self.on_loopback && !policy.rules.is_local_only() {
@@ -218,7 +227,16 @@ impl Reloading {
         let (open_to, to) = (policy.rules.to_string(), start::to_whom(&policy));
         let dropped = self.control.replace(policy);
         tracing::info!(dropped, "reloaded: open to {open_to}");
+        let policy = self.control.policy();
+        let open_to = open_to.into();
+        self.config.audit.tell(|| Event::Reload(Reload { policy, open_to, dropped }));
         Some((to, trust))
+    }
+
+    fn keep<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
+        tracing::error!("not reloaded, everything stays as it was: {error}");
+        self.config.audit.tell(|| Event::ReloadFailed(ReloadFailed { why: Text::of(error) }));
+        None
     }
 }
 
@@ -245,9 +263,4 @@ async fn look_at_archives(
         }
         Err(error) => tracing::error!("an archive can't be served{and_so}: {error}"),
     }
-}
-
-fn keep<T>(error: &dyn std::fmt::Display) -> Option<T> {
-    tracing::error!("not reloaded, everything stays as it was: {error}");
-    None
 }

@@ -1,9 +1,10 @@
 //! From settings to a gateway that serves, and to its end.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
@@ -12,11 +13,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use hexz_nbd::audit::{Event, Start, Text};
 use hexz_nbd::config::{Config, ConfigError};
 use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, SnapshotExport};
 use hexz_nbd::gateway::access::RulesFileError;
 use hexz_nbd::gateway::handed::HandedError;
-use hexz_nbd::gateway::listen::{BindError, ListenAddress};
+use hexz_nbd::gateway::listen::BindError;
 use hexz_nbd::gateway::stdio::StdioError;
 use hexz_nbd::gateway::tls::TlsError;
 use hexz_nbd::gateway::{Control, DoorClosed, Gateway, Policy};
@@ -31,6 +33,7 @@ use crate::door::{Door, Entrance};
 use crate::opening::{self, TrustError};
 use crate::password::PasswordError;
 use crate::pki::PkiError;
+use crate::record::{self, AuditError, Record};
 use crate::reload::{self, PolicyFiles, Reloading};
 use crate::service::{Manager, Service};
 
@@ -75,6 +78,8 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
+    Audit(#[from] AuditError),
+    #[error(transparent)]
     Door(#[from] DoorClosed),
     #[error("the system refused: {0}")]
     System(#[from] io::Error),
@@ -99,6 +104,8 @@ impl Failure {
             Self::Tls(_) => 4,
             Self::Listen(_) | Self::Handed(_) | Self::Stdio(_) => 5,
             Self::Sandbox(_) => 6,
+            Self::Audit(AuditError::Taken) => 2,
+            Self::Audit(_) => 7,
         }
     }
 }
@@ -120,16 +127,21 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let local_only = policy.rules.is_local_only();
     let entrance = door.open(&config, local_only, &options.socket_rights())?;
     let on_loopback = config.listen.is_empty() && local_only && !options.stdio();
+    let target = record::open(&options.audit, options.stdio())?;
     let runtime = runtime();
     confine(&options.plan())?;
+    let record = Record::start(target)?;
+    config.audit = record.audit();
 
-    until_signal(runtime, async |shutdown| {
+    let mut finish_by = None;
+    let ended = until_signal(runtime, async |shutdown| {
         let hangup = reload::hangup()?;
         let service = Arc::new(Service::new(manager)?);
         // To compare an archive with its digest can take long; nobody has to wait for it.
         let opening = shutdown.run_until_cancelled(open(&catalog, &options.snapshots));
         let opened = service.starting(progress, opening).await;
         let Some(what) = opened.transpose()? else { return Ok(()) };
+        let (has_tls, open_to) = (policy.tls.is_some(), policy.rules.to_string());
         let to = to_whom(&policy);
         let reader = Arc::clone(catalog.reader());
         let tls = policy.tls.clone();
@@ -139,10 +151,11 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         };
         let gateway = Gateway::new(sockets, config.clone(), policy, catalog)?;
         let listen = match &connection {
-            Some(connection) => connection.to_string(),
-            None => join(&gateway.addresses()?),
+            Some(connection) => vec![connection.to_string()],
+            None => gateway.addresses()?.iter().map(ToString::to_string).collect(),
         };
         let control = gateway.control();
+        let (audit, patience) = (config.audit.clone(), config.timeouts.shutdown);
         let reloading = Reloading {
             files,
             config,
@@ -151,21 +164,33 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
             seen,
             on_loopback,
             tls,
+            record: record.clone(),
         };
         let mut beside = JoinSet::new();
         beside.spawn(reloading.on_signal(hangup, options.watch()));
-        tracing::info!(%listen, "ready: serving {what} {to}");
+        tracing::info!(listen = listen.join(", "), "ready: serving {what} {to}");
         service.ready(what, to).await;
+        audit.tell(|| start(&listen, has_tls, open_to));
         beside.spawn(attend(
             Arc::clone(&service),
             control.clone(),
             reader.clone(),
             shutdown.clone(),
         ));
-        let ended = match connection {
-            Some(connection) => gateway.run_one(connection, shutdown).await.map_err(Failure::from),
-            None => gateway.run(shutdown).await.map_err(Failure::from),
+        let (told, mut told_at) = (shutdown.clone(), None);
+        let serving = async {
+            match connection {
+                Some(connection) => {
+                    gateway.run_one(connection, shutdown).await.map_err(Failure::from)
+                }
+                None => gateway.run(shutdown).await.map_err(Failure::from),
+            }
         };
+        let ended = tokio::select! {
+            ended = serving => ended,
+            never = note_when(&told, &mut told_at) => match never {},
+        };
+        finish_by = told_at.map(|at| at + patience);
         drop(beside);
         service.stopping().await;
         for (what, counts) in [
@@ -178,6 +203,29 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         }
         tracing::info!(decoded = reader.decoded(), "ended; so many blocks were decoded");
         ended
+    });
+    // All connections have ended by now, and have told so.
+    let failure = ended.as_ref().err().map(Text::of);
+    record.finish(failure, finish_by.unwrap_or_else(Instant::now));
+    ended
+}
+
+/// Notes when the program was told to end.
+async fn note_when(told: &CancellationToken, at: &mut Option<Instant>) -> Infallible {
+    told.cancelled().await;
+    *at = Some(Instant::now());
+    std::future::pending().await
+}
+
+/// What the audit is told when all is ready.
+fn start(listen: &[String], tls: bool, open_to: String) -> Event {
+    Event::Start(Start {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        listen: listen.iter().map(Text::of).collect(),
+        tls,
+        policy: 0,
+        open_to: open_to.into(),
     })
 }
 
@@ -295,10 +343,6 @@ async fn two_signals(
     shutdown.cancel();
     either().await;
     tracing::warn!("told to end again: ending at once");
-}
-
-pub(crate) fn join(addresses: &[ListenAddress]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn note_odd_size(export: &SnapshotExport) {

@@ -2,6 +2,7 @@
 //! certificates ([`tls`]), to whom ([`network`]), how much of everything ([`limits`]), and with
 //! which rights ([`sandbox`]).
 
+mod audit;
 pub(crate) mod check;
 mod inspect;
 mod limits;
@@ -16,11 +17,13 @@ mod values;
 mod verify;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use hexz_nbd::audit::Audit;
 use hexz_nbd::config::{Config, Memory};
 use hexz_nbd::exports::{Catalog, CatalogError};
 use hexz_nbd::gateway::listen::SocketRights;
 use hexz_nbd::snapshot::OpenOptions;
 
+pub(crate) use audit::{AuditOptions, Where};
 use check::Check;
 pub(crate) use inspect::Inspect;
 use limits::Bounds;
@@ -87,7 +90,8 @@ SERVICES
 
 SANDBOX
   Once its sockets are bound, the program can read the folders of the archives, of parents
-  and of the files that are given here, and nothing else. If a parent is a link into another
+  and of the files that are given here, and nothing else; and append to files in the folder
+  of --audit. If a parent is a link into another
   folder, name that one with --parent-dir.
 
 EXIT CODES
@@ -99,6 +103,7 @@ EXIT CODES
   4  the certificate or the key can't be used
   5  it can't listen where it should, or can't use the sockets that were handed over
   6  it can't go on as --user, or --sandbox require asks for more than the kernel has
+  7  the file of --audit can't be appended to
   Those of \"hexz-nbd verify\" and \"hexz-nbd inspect\" are in their --help
 
 ENVIRONMENT
@@ -207,6 +212,8 @@ pub(crate) struct Serve {
     watch: bool,
     #[command(flatten)]
     sandbox: Sandbox,
+    #[command(flatten)]
+    pub(crate) audit: AuditOptions,
 }
 
 impl Serve {
@@ -232,6 +239,7 @@ impl Serve {
             insecure_no_tls: self.tls.insecure_no_tls,
             limits: self.bounds.limits(),
             timeouts: self.bounds.timeouts(),
+            audit: Audit::none(),
         }
     }
 

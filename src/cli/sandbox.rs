@@ -1,5 +1,7 @@
 //! With which rights.
 
+use std::path::Path;
+
 use clap::{Args, ValueEnum};
 use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::sandbox::{Mode, Plan, User};
@@ -51,6 +53,7 @@ impl Serve {
             mode,
             user: self.sandbox.user.clone(),
             reloaded: tls.chain(rules).chain(trust).chain(password).collect(),
+            appended: self.audit.file().map(Path::to_owned).into_iter().collect(),
             sockets: self.network.listen.iter().filter_map(socket).collect(),
             ..Plan::default()
         };

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
+use hexz_nbd::audit::Audit;
 use hexz_nbd::config::{Config, Limits, Timeouts};
 use hexz_nbd::exports::{BlockReader, Catalog};
 use hexz_nbd::gateway::access::Rules;
@@ -92,6 +93,7 @@ fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Fai
         insecure_no_tls: false,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
+        audit: Audit::none(),
     };
     let policy = Policy { rules: Rules::default(), tls: Some(tls) };
     let sockets = listen::bind_all(&config.listen, true, &SocketRights::default())?;

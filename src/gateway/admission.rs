@@ -16,7 +16,7 @@ use super::connection::Connection;
 use super::listen::{self, Incoming};
 use super::proxy::{self, Header, NoHeader};
 use super::slots::{self, Place};
-use super::{Shared, tell};
+use super::{Shared, story, tell};
 use crate::nbd::Offer;
 
 /// Where a client comes from.
@@ -151,8 +151,10 @@ fn refuse<X>(route: Route, refusal: &Refusal, shared: &Shared<X>) {
         return;
     }
     shared.tally.count(refusal.label());
+    let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
+    story::refused(&shared.config.audit, id, route, refusal.label(), refusal);
     tell(&shared.chatter.refusals, |held_back| {
-        tracing::warn!(%peer, via, held_back, "refused: {refusal}");
+        tracing::warn!(id, %peer, via, held_back, "refused: {refusal}");
     });
 }
 
@@ -203,7 +205,16 @@ impl<X: Offer> Visitor<X> {
         let Some(Admitted { route, reason, place: slot }) = admitted else { return };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let via = route.via.map(tracing::field::display);
-        let span = tracing::info_span!("connection", id, peer = %route.peer, via);
+        // Who it is and what it reads are recorded when they are known. Lines of all levels are
+        // to have them.
+        let span = tracing::error_span!(
+            "connection",
+            id,
+            peer = %route.peer,
+            via,
+            identity = tracing::field::Empty,
+            export = tracing::field::Empty,
+        );
         let serve = async {
             tracing::debug!("accepted: {reason}");
             let entry = shared.connections.enter(id, route);

@@ -8,12 +8,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
+use tracing::field::display;
 
 use super::access::{Facts, Moment, Reason};
 use super::live::Live;
-use super::policy::Dismissal;
+use super::policy::{Dismissal, Numbered};
 use super::slots::{Full, Place};
+use super::story::{self, Protection, Story};
 use super::tls::{self, Credentials, CredentialsError, HandshakeFailure};
+use super::watched::{Denials, Watched};
 use super::{Shared, tell};
 use crate::nbd::{
     Chosen, Export, Farewell, MayOpen, Offer, PlaintextOutcome, Security, SessionError, Summary,
@@ -21,7 +25,7 @@ use crate::nbd::{
 };
 
 /// How a connection ended.
-enum Ending {
+pub(super) enum Ending {
     /// It left before it chose an export, as `nbdinfo --list` does.
     LeftEarly,
     /// It was served.
@@ -30,7 +34,7 @@ enum Ending {
 
 /// Why a connection was ended.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(super) enum Failure {
     #[error(transparent)]
     Session(#[from] SessionError),
     #[error("the TLS handshake failed: {0}")]
@@ -64,8 +68,7 @@ pub(super) struct Connection<'a, X> {
 /// Somebody of whom it is known who it is, or that it doesn't say.
 struct Client {
     credentials: Option<Arc<Credentials>>,
-    /// What protects its stream, for people.
-    security: &'static str,
+    protection: Protection,
 }
 
 impl<X: Offer> Connection<'_, X> {
@@ -75,11 +78,13 @@ impl<X: Offer> Connection<'_, X> {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (shared, live, started) = (self.shared, self.live, self.started);
+        let story = Story::new(&shared.config.audit, live, started);
         let ended = tokio::select! {
             biased;
             why = live.dismissed() => Err(why.into()),
             ended = self.talk(stream) => ended,
         };
+        story.end(&ended);
         let duration = started.elapsed();
         match ended {
             Ok(Ending::LeftEarly) => tracing::debug!(?duration, "left without choosing an export"),
@@ -129,7 +134,7 @@ impl<X: Offer> Connection<'_, X> {
         // Not the policy itself, which would be kept for as long as the session lasts.
         let (in_clear, number) = self.shared.policy.look(|it| (it.policy.tls.is_none(), it.number));
         if in_clear {
-            let client = self.meet(None, "none", number)?;
+            let client = self.meet(None, Protection { version: "none", cipher: None }, number)?;
             let seen = self.seen_by(&client);
             let negotiated = negotiate(&mut stream, flags, Security::Plain, &seen, &mut allowance);
             let chosen = handshake.run(negotiated).await??;
@@ -164,16 +169,18 @@ impl<X: Offer> Connection<'_, X> {
             shaken => shaken?.ok_or(Failure::Panicked)??,
         };
         let (_, session) = stream.get_ref();
-        let security = match session.protocol_version() {
+        let version = match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
             Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
             _ => "TLS",
         };
+        let cipher = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+        let protection = Protection { version, cipher };
         let credentials = match session.peer_certificates() {
             Some(chain) => Some(Arc::new(Credentials::of(chain, Moment::now())?)),
             None => None,
         };
-        let client = self.meet(credentials, security, in_force.number)?;
+        let client = self.meet(credentials, protection, in_force.number)?;
         Ok((stream, client))
     }
 
@@ -182,12 +189,15 @@ impl<X: Offer> Connection<'_, X> {
     fn meet(
         &self,
         credentials: Option<Arc<Credentials>>,
-        security: &'static str,
+        protection: Protection,
         verified_by: u64,
     ) -> Result<Client, Failure> {
         self.live.identify(credentials.clone(), verified_by);
         let in_force = self.shared.policy.now();
-        let client = Client { credentials, security };
+        let client = Client { credentials, protection };
+        if let Some(identity) = client.identity() {
+            Span::current().record("identity", display(identity));
+        }
         let facts = Facts::of_peer(self.live.route.peer).with_identity(client.identity());
         if let Err(why) = in_force.policy.rules.judge(&facts) {
             return Err(Failure::NotAllowed { who: client.to_string(), why });
@@ -200,15 +210,27 @@ impl<X: Offer> Connection<'_, X> {
     }
 
     /// What of all exports the client may see, by the rules as they are when it asks.
-    fn seen_by(&self, client: &Client) -> X::Seen {
+    fn seen_by(&self, client: &Client) -> Watched<X::Seen> {
         let (shared, peer) = (Arc::clone(self.shared), self.live.route.peer);
         let credentials = client.credentials.clone();
+        let audit = shared.config.audit.clone();
+        let denials = Denials::default();
+        let noted = audit.is_wanted().then(|| denials.clone());
         let may_open = MayOpen::new(move |export| {
             let identity = credentials.as_deref().map(Credentials::identity);
             let facts = Facts::of_peer(peer).with_identity(identity).with_export(export);
-            shared.policy.judge(&facts).is_ok()
+            let judged = shared.policy.judge(&facts);
+            if let (Err(why), Some(noted)) = (&judged, &noted) {
+                noted.note(export, why.clone());
+            }
+            judged.is_ok()
         });
-        self.shared.exports.load_full().seen_by(may_open)
+        let seen = self.shared.exports.load_full().seen_by(may_open);
+        let live = Arc::clone(self.live);
+        let tell = move |export: &str, why: &Reason| {
+            audit.tell(|| story::export_denied(&live, export, why));
+        };
+        Watched { seen, denials, tell: Box::new(tell) }
     }
 
     async fn transmission<S>(
@@ -225,18 +247,21 @@ impl<X: Offer> Connection<'_, X> {
         };
         let shared = self.shared;
         self.live.note_export(chosen.export.name());
+        Span::current().record("export", chosen.export.name());
         // The rules may have changed since it was found.
         self.live.review(&shared.policy.now(), Moment::now())?;
         let _session = shared.slots.session(self.slot, self.live.route.peer, client.identity())?;
         tell(&shared.chatter.sessions, |held_back| {
-            let identity = client.credentials.is_some().then(|| client.to_string());
-            tracing::info!(
-                export = chosen.export.name(),
-                tls = client.security,
-                identity,
-                held_back,
-                "reading"
-            );
+            tracing::info!(tls = client.protection.version, held_back, "reading");
+        });
+        shared.config.audit.tell(|| {
+            let export = chosen.export.name();
+            let facts = Facts::of_peer(self.live.route.peer).with_identity(client.identity());
+            let judged =
+                |it: &Numbered| (it.policy.rules.judge(&facts.with_export(export)), it.number);
+            // Should the rules be others by now, it is about to be dismissed.
+            let (Ok(rule) | Err(rule), policy) = shared.policy.look(judged);
+            story::reading(self.live, client.protection, export, (&rule, policy))
         });
         let throttle = shared.throttles.of(self.live.route.peer, client.identity());
         let limits = TransmitLimits { throttle, ..shared.transmit_limits.clone() };
@@ -262,7 +287,7 @@ impl std::fmt::Display for Client {
 
 impl Failure {
     /// A label for counters.
-    fn label(&self) -> &'static str {
+    pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Session(_) => "session",
             Self::TlsHandshake(_) => "tls_handshake",

@@ -20,6 +20,8 @@ pub(super) struct Connections {
 /// One connection.
 #[derive(Debug)]
 pub(super) struct Live {
+    /// Its number in this run.
+    pub(super) id: u64,
     pub(super) route: Route,
     known: Mutex<Known>,
     dismissed: CancellationToken,
@@ -43,14 +45,13 @@ struct Client {
 /// A connection's place among all, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Entry<'a> {
-    id: u64,
     connections: &'a Connections,
     pub(super) live: Arc<Live>,
 }
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        lock(&self.connections.there).remove(&self.id);
+        lock(&self.connections.there).remove(&self.live.id);
     }
 }
 
@@ -58,13 +59,14 @@ impl Connections {
     /// Enters a connection that was let in by its address.
     pub(super) fn enter(&self, id: u64, route: Route) -> Entry<'_> {
         let live = Arc::new(Live {
+            id,
             route,
             known: Mutex::default(),
             dismissed: CancellationToken::new(),
             why: OnceLock::new(),
         });
         lock(&self.there).insert(id, Arc::clone(&live));
-        Entry { id, connections: self, live }
+        Entry { connections: self, live }
     }
 
     /// Judges all of them; who may not stay is dismissed. Says how many that were.
@@ -84,6 +86,16 @@ impl Live {
     /// Notes what it reads.
     pub(super) fn note_export(&self, name: &str) {
         lock(&self.known).export = Some(name.to_owned());
+    }
+
+    /// The certificates that it has shown, if it is known.
+    pub(super) fn credentials(&self) -> Option<Arc<Credentials>> {
+        lock(&self.known).client.as_ref()?.credentials.clone()
+    }
+
+    /// What it reads, if it has chosen.
+    pub(super) fn export(&self) -> Option<String> {
+        lock(&self.known).export.clone()
     }
 
     /// Whether it may stay, by what is known of it.

@@ -17,10 +17,12 @@ pub mod proxy;
 mod rates;
 mod slots;
 pub mod stdio;
+mod story;
 mod tally;
 mod throttles;
 pub mod tls;
 mod unix;
+mod watched;
 
 use std::io;
 use std::sync::Arc;
@@ -116,6 +118,11 @@ impl<X: Offer> Control<X> {
     pub fn replace(&self, policy: Policy) -> usize {
         self.0.policy.replace(policy);
         self.0.review()
+    }
+
+    /// The number of the policy that is in force: so many were before it.
+    pub fn policy(&self) -> u64 {
+        self.0.policy.look(|it| it.number)
     }
 
     /// Lets those who choose an export from now on choose among these. Who reads one goes on.

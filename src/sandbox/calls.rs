@@ -19,8 +19,7 @@ type Calls = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Takes all calls away but those that serving needs.
 pub(super) fn restrict(removes_sockets: bool, appends: bool) -> Result<(), String> {
-    let [deadly, allowed] =
-        filters(removes_sockets, appends).map_err(|error| error.to_string())?;
+    let [deadly, allowed] = filters(removes_sockets, appends).map_err(|error| error.to_string())?;
     for filter in [deadly, allowed] {
         apply_filter_all_threads(&filter).map_err(reason)?;
     }

@@ -90,10 +90,35 @@ impl Credentials {
         &self.chain
     }
 
+    /// What the client's own certificate says of itself.
+    pub fn details(&self) -> Option<Details> {
+        let own = Certificate::from_der(self.chain.first()?).ok()?.tbs_certificate;
+        let serial = own.serial_number.as_bytes().iter().skip_while(|&&byte| byte == 0);
+        Some(Details {
+            subject: own.subject.to_string(),
+            issuer: own.issuer.to_string(),
+            serial: serial.map(|byte| format!("{byte:02x}")).collect(),
+            not_after: Moment(own.validity.not_after.to_unix_duration().as_secs()),
+        })
+    }
+
     /// When the first of those that hadn't at the beginning runs out.
     pub fn ends(&self) -> Moment {
         self.ends
     }
+}
+
+/// What a certificate says of itself, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Details {
+    /// Whose it is, as RFC 4514 writes it.
+    pub subject: String,
+    /// Who signed it, as RFC 4514 writes it.
+    pub issuer: String,
+    /// Its serial number in hexadecimal digits.
+    pub serial: String,
+    /// When it ends.
+    pub not_after: Moment,
 }
 
 fn alternative_names(certificate: &Certificate) -> Result<Vec<Name>, x509_cert::der::Error> {

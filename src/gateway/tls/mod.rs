@@ -22,7 +22,7 @@ use rustls::{InconsistentKeys, ServerConfig, SupportedProtocolVersion, version};
 
 use clients::ClientTrust;
 pub use clients::{ClientAuth, ClientFiles};
-pub use credentials::{Credentials, CredentialsError};
+pub use credentials::{Credentials, CredentialsError, Details};
 pub use failure::{Cause, HandshakeFailure};
 pub(super) use handshake::handshake;
 pub use pem::check_secrecy;

@@ -1,0 +1,38 @@
+//! Where audit events go.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+#[derive(Debug, Args)]
+pub(crate) struct AuditOptions {
+    /// Append audit events to this file, or to the standard output with -: who came in, from
+    /// where, with which certificate, what it read, who was kept out and why; a JSON object a
+    /// line. It is opened anew at a SIGHUP, and read by nobody here. See docs/audit.md
+    #[arg(long, value_name = "FILE", help_heading = "Monitoring")]
+    audit: Option<PathBuf>,
+}
+
+/// Where events go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Where<'a> {
+    StandardOutput,
+    File(&'a Path),
+}
+
+impl AuditOptions {
+    pub(crate) fn place(&self) -> Option<Where<'_>> {
+        self.audit.as_deref().map(|path| match path.to_str() {
+            Some("-") => Where::StandardOutput,
+            _ => Where::File(path),
+        })
+    }
+
+    /// The file, if it is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match self.place()? {
+            Where::File(path) => Some(path),
+            Where::StandardOutput => None,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the audit is told of one connection: what it comes to, and in any case how it ended.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::access::{Identity, Name, NameKind, Reason};
+use super::admission::Route;
+use super::connection::{Ending, Failure};
+use super::live::Live;
+use super::tls::Credentials;
+use crate::audit::{
+    Audit, Certificate, Dismissed, Ended, Event, ExportDenied, HandshakeFailed, NotAllowed,
+    Reading, Refused, Served, Text, Time, Who,
+};
+use crate::nbd::{Farewell, Summary};
+
+/// Names of one certificate that are told.
+const MAX_NAMES: usize = 16;
+
+/// One connection that was let in by its address. Its end is told when this is dropped, if it
+/// wasn't by then.
+pub(super) struct Story<'a> {
+    audit: &'a Audit,
+    live: &'a Arc<Live>,
+    started: Instant,
+    has_ended: bool,
+}
+
+/// By what a client's stream is protected.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Protection {
+    /// For people.
+    pub(super) version: &'static str,
+    /// IANA's name of the cipher suite, if it is encrypted at all.
+    pub(super) cipher: Option<&'static str>,
+}
+
+impl<'a> Story<'a> {
+    pub(super) fn new(audit: &'a Audit, live: &'a Arc<Live>, started: Instant) -> Self {
+        Self { audit, live, started, has_ended: false }
+    }
+
+    /// Tells how it ended.
+    pub(super) fn end(mut self, ended: &Result<Ending, Failure>) {
+        self.has_ended = true;
+        self.audit.tell(|| self.ending(ended));
+    }
+
+    fn ending(&self, ended: &Result<Ending, Failure>) -> Event {
+        let (who, duration) = (who(self.live), self.started.elapsed());
+        let served = served(self.live, ended.as_ref().ok());
+        match ended {
+            Err(Failure::TlsHandshake(failure)) => Event::HandshakeFailed(HandshakeFailed {
+                who,
+                cause: failure.cause.label().into(),
+                why: Text::of(failure),
+                duration,
+            }),
+            Err(Failure::NotAllowed { why, .. }) => {
+                Event::NotAllowed(NotAllowed { who, why: Text::of(why), duration })
+            }
+            Err(Failure::Dismissed(why)) => {
+                Event::Dismissed(Dismissed { who, served, why: Text::of(why), duration })
+            }
+            other => {
+                let (how, why) = match other {
+                    Ok(Ending::LeftEarly) => ("left_early", None),
+                    Ok(Ending::Served(summary)) => match summary.farewell {
+                        Farewell::ShutDown => ("shutting_down", None),
+                        Farewell::Idle => ("idle", None),
+                        Farewell::Disconnected | Farewell::HungUp => ("left", None),
+                    },
+                    Err(failure) => (failure.label(), Some(Text::of(failure))),
+                };
+                Event::Ended(Ended { who, served, how: how.into(), why, duration })
+            }
+        }
+    }
+}
+
+impl Drop for Story<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.audit.tell(|| {
+                Event::Ended(Ended {
+                    who: who(self.live),
+                    served: served(self.live, None),
+                    how: "dropped".into(),
+                    why: None,
+                    duration: self.started.elapsed(),
+                })
+            });
+        }
+    }
+}
+
+/// Tells that somebody was refused.
+pub(super) fn refused(
+    audit: &Audit,
+    id: u64,
+    route: Route,
+    reason: &str,
+    why: &impl std::fmt::Display,
+) {
+    audit.tell(|| {
+        let who = route_of(id, route);
+        Event::Refused(Refused { who, reason: reason.into(), why: Text::of(why) })
+    });
+}
+
+/// What a client reads from now on, and the rule that lets it.
+pub(super) fn reading(
+    live: &Live,
+    protection: Protection,
+    export: &str,
+    (rule, policy): (&Reason, u64),
+) -> Event {
+    let certificate = live.credentials().as_deref().and_then(certificate);
+    Event::Reading(Reading {
+        who: who(live),
+        certificate,
+        tls: protection.cipher.map(|_| protection.version.into()),
+        cipher: protection.cipher.map(Into::into),
+        export: export.into(),
+        rule: Text::of(rule),
+        policy,
+    })
+}
+
+/// A client asked for what it may not open.
+pub(super) fn export_denied(live: &Live, export: &str, why: &Reason) -> Event {
+    let who = who(live);
+    Event::ExportDenied(ExportDenied { who, export: export.into(), why: Text::of(why) })
+}
+
+fn route_of(id: u64, route: Route) -> Who {
+    Who { id, peer: Text::of(route.peer), via: route.via.map(Text::of), ..Who::default() }
+}
+
+fn who(live: &Live) -> Who {
+    let credentials = live.credentials();
+    let names = credentials.as_deref().map(Credentials::identity).map(Identity::names);
+    let names = names.unwrap_or_default();
+    let hash = names.iter().find(|name| name.kind == NameKind::Sha256);
+    Who {
+        identity: names.first().map(plain),
+        sha256: hash.map(|hash| hash.text.as_str().into()),
+        ..route_of(live.id, live.route)
+    }
+}
+
+fn served(live: &Live, ending: Option<&Ending>) -> Served {
+    let (requests, bytes) = match ending {
+        Some(Ending::Served(Summary { requests, bytes, .. })) => (Some(*requests), Some(*bytes)),
+        _ => (None, None),
+    };
+    Served { export: live.export().map(Text::from), requests, bytes, errors: None }
+}
+
+/// A certificate that came this far can be read; one that can't isn't described.
+fn certificate(credentials: &Credentials) -> Option<Certificate> {
+    let details = credentials.details()?;
+    let names = credentials.identity().names().iter();
+    let names = names.filter(|name| name.kind != NameKind::Sha256);
+    Some(Certificate {
+        subject: details.subject.into(),
+        names: names.take(MAX_NAMES).map(plain).collect(),
+        issuer: details.issuer.into(),
+        serial: details.serial.into(),
+        not_after: Time::of_unix(details.not_after.0),
+    })
+}
+
+/// As it is: lines escape what has to be escaped.
+fn plain(name: &Name) -> Text {
+    Text::from(format!("{}{}", name.kind.prefix(), name.text))
+}
