@@ -17,6 +17,7 @@ mod record;
 mod reload;
 mod service;
 mod start;
+mod top;
 mod verify;
 
 use std::process::ExitCode;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Some(Command::Verify(options)) => verify::run(options),
         Some(Command::Inspect(options)) => inspect::run(options),
         Some(Command::Digest(options)) => digest::run(options).map(|()| ExitCode::SUCCESS),
+        Some(Command::Top(options)) => top::run(options),
         Some(Command::Man(options)) => man::run(options).map(|()| ExitCode::SUCCESS),
         Some(Command::Completions(options)) => {
             completions::run(options).map(|()| ExitCode::SUCCESS)

@@ -36,6 +36,7 @@ use crate::pki::PkiError;
 use crate::record::{self, AuditError, Record};
 use crate::reload::{self, PolicyFiles, Reloading};
 use crate::service::{Manager, Service};
+use crate::top::AskError;
 
 /// Why the program ends before it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +88,18 @@ pub(crate) enum Failure {
     Demo(String),
     #[error(transparent)]
     Pki(#[from] PkiError),
+    #[error(transparent)]
+    Status(#[from] AskError),
 }
 
 impl Failure {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Door(_) | Self::System(_) | Self::Write { .. } | Self::Demo(_) => 1,
+            Self::Door(_)
+            | Self::System(_)
+            | Self::Write { .. }
+            | Self::Demo(_)
+            | Self::Status(_) => 1,
             Self::Usage(_)
             | Self::IdentityWithoutCa
             | Self::ListenAndHanded

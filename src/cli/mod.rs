@@ -13,6 +13,7 @@ pub(crate) mod pki;
 mod sandbox;
 mod snapshots;
 mod tls;
+mod top;
 mod values;
 mod verify;
 
@@ -35,6 +36,7 @@ use pki::Pki;
 use sandbox::Sandbox;
 pub(crate) use snapshots::Snapshots;
 pub(crate) use tls::Tls;
+pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Verify};
 
 const EXAMPLES: &str = "\
@@ -163,6 +165,10 @@ pub(crate) enum Command {
     ///
     /// Prints a line "BLAKE3  PATH" for each, as b3sum does.
     Digest(Digest),
+    /// Show in the terminal what a running server does: rates, exports, connections
+    ///
+    /// It asks the status listener of a server that was started with --monitor.
+    Top(Top),
     /// Print the manual page, or write all pages into a folder
     Man(Man),
     /// Print what bash, zsh or fish needs to complete commands and options

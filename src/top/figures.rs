@@ -1,0 +1,194 @@
+//! Figures for people: short, with units.
+
+use std::time::Duration;
+
+use super::status::Histogram;
+
+/// So many bytes, in units of 1024.
+#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
+pub(super) fn bytes(value: u64) -> String {
+    scaled(value as f64)
+}
+
+/// So many bytes a second.
+pub(super) fn rate(value: f64) -> String {
+    format!("{}/s", scaled(value))
+}
+
+fn scaled(mut value: f64) -> String {
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        // Not 1024, so that nothing is rounded up to 1024 of a unit.
+        if value < 1023.5 {
+            break;
+        }
+        value /= 1024.0;
+        unit = larger;
+    }
+    // 99.95 would be rounded to 100.0.
+    let digits = usize::from(unit != "B" && value < 99.95);
+    format!("{value:.digits$} {unit}")
+}
+
+/// A whole number, with commas.
+pub(super) fn count(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// So many a second.
+pub(super) fn per_second(value: f64) -> String {
+    let whole = format!("{value:.0}").parse().unwrap_or(u64::MAX);
+    format!("{}/s", count(whole))
+}
+
+pub(super) fn percent(part: f64) -> String {
+    let digits = usize::from((0.0005..0.9995).contains(&part));
+    format!("{:.digits$} %", 100.0 * part)
+}
+
+/// How long a read takes.
+pub(super) fn latency(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.000_999_5 => format!("{:.0} µs", s * 1e6),
+        s if s < 0.009_95 => format!("{:.1} ms", s * 1e3),
+        s if s < 0.999_5 => format!("{:.0} ms", s * 1e3),
+        s => format!("{s:.1} s"),
+    }
+}
+
+/// How long something has lasted, in its two largest units.
+pub(super) fn duration(seconds: f64) -> String {
+    let whole = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
+    let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
+    match (days, hours, minutes) {
+        (10.., _, _) => format!("{days} days"),
+        (1.., _, _) => format!("{days} d {hours} h"),
+        (0, 1.., _) => format!("{hours} h {minutes} min"),
+        (0, 0, 1..) => format!("{minutes} min {} s", whole % 60),
+        (0, 0, 0) => format!("{whole} s"),
+    }
+}
+
+/// By how much a counter rose. One that fell belongs to something new.
+pub(super) fn rise(now: u64, before: u64) -> u64 {
+    now.checked_sub(before).unwrap_or(now)
+}
+
+/// How long that part of the reads since `before` took at most, in seconds; none if there were
+/// none. As Prometheus does it: evenly spread within a bucket, and for what is beyond the last
+/// limit, that limit.
+#[expect(clippy::cast_precision_loss, reason = "counts of some seconds")]
+pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -> Option<f64> {
+    let earlier = |position: usize| {
+        before.and_then(|histogram| histogram.buckets.get(position)).map_or(0, |bucket| bucket.1)
+    };
+    let buckets: Vec<(f64, f64)> = now
+        .buckets
+        .iter()
+        .enumerate()
+        .map(|(position, (limit, many))| (limit.0, rise(*many, earlier(position)) as f64))
+        .collect();
+    let all = rise(now.count, before.map_or(0, |histogram| histogram.count));
+    if all == 0 {
+        return None;
+    }
+    let wanted = part * all as f64;
+    let (mut from, mut below) = (0.0, 0.0);
+    for (limit, many) in buckets {
+        if many >= wanted {
+            let share = if many > below { (wanted - below) / (many - below) } else { 1.0 };
+            return Some(if limit.is_finite() { from + (limit - from) * share } else { from });
+        }
+        (from, below) = (limit, many);
+    }
+    Some(from)
+}
+
+/// Text of others, which must not disturb the terminal: what has no sure width there, or no sight
+/// at all, is written as `\u{…}`.
+pub(super) fn clean(text: &str) -> String {
+    let mut cleaned = String::new();
+    for character in text.chars() {
+        match character {
+            ' '..='~' | '¡'..='\u{ac}' | '®'..='\u{24f}' | 'Ѐ'..='\u{482}' | 'Ҋ'..='ԯ' => {
+                cleaned.push(character);
+            }
+            // Greek without what isn't assigned there.
+            'Α'..='Ρ' | 'Σ'..='Ϋ' | 'ά'..='ώ' => cleaned.push(character),
+            '…' | '–' | '—' | '‘'..='”' | '€' => cleaned.push(character),
+            other => cleaned.extend(other.escape_unicode()),
+        }
+    }
+    cleaned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::Limit;
+    use super::*;
+
+    #[test]
+    fn figures_are_short() {
+        let sizes = [0, 1023, 1024, 102_300, 102_400, 1 << 20, (1 << 30) - 1, u64::MAX];
+        assert_eq!(
+            sizes.map(bytes),
+            ["0 B", "1023 B", "1.0 KiB", "99.9 KiB", "100 KiB", "1.0 MiB", "1.0 GiB", "16.0 EiB"]
+        );
+        assert_eq!(
+            [0, 999, 1000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"].map(String::from)
+        );
+        assert_eq!([0.0, 0.5, 1.0].map(percent), ["0 %", "50.0 %", "100 %"].map(String::from));
+        assert_eq!(
+            [0.000_025, 0.001, 0.025, 1.25].map(latency),
+            ["25 µs", "1.0 ms", "25 ms", "1.2 s"].map(String::from)
+        );
+        assert_eq!(
+            [-1.0, 59.9, 61.0, 3600.0, 90_000.0, 1e9, f64::INFINITY].map(duration),
+            [
+                "0 s",
+                "59 s",
+                "1 min 1 s",
+                "1 h 0 min",
+                "1 d 1 h",
+                "11574 days",
+                "213503982334601 days"
+            ]
+            .map(String::from)
+        );
+        assert_eq!([1.4, 1e30].map(per_second), ["1/s", "18,446,744,073,709,551,615/s"]);
+    }
+
+    #[test]
+    fn quantiles_are_of_what_is_new() {
+        let histogram = |counts: [u64; 2], count| Histogram {
+            count,
+            buckets: [0.001, 0.01].map(Limit).into_iter().zip(counts).collect(),
+        };
+        let (before, now) = (histogram([100, 100], 100), histogram([150, 200], 200));
+        assert_eq!(quantile(&now, Some(&before), 0.25), Some(0.0005));
+        let upper = quantile(&now, Some(&before), 0.75).unwrap();
+        assert!((0.005_499..0.005_501).contains(&upper), "{upper}");
+        assert_eq!(quantile(&histogram([0, 0], 9), None, 0.5), Some(0.01));
+        assert_eq!(quantile(&now, Some(&now), 0.5), None);
+        assert_eq!(quantile(&Histogram::default(), None, 0.5), None);
+    }
+
+    #[test]
+    fn nothing_of_others_reaches_the_terminal_unseen() {
+        assert_eq!(clean("dns:büro.example.org"), "dns:büro.example.org");
+        assert_eq!(clean("a\u{1b}[31m\r\n\u{9b}b"), r"a\u{1b}[31m\u{d}\u{a}\u{9b}b");
+        assert_eq!(
+            clean("\u{202e}x\u{200d}\u{ad}\u{301}北"),
+            r"\u{202e}x\u{200d}\u{ad}\u{301}\u{5317}"
+        );
+    }
+}

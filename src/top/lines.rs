@@ -1,0 +1,174 @@
+//! Lines of text with styles, and tables made of them. No character here is wider than another:
+//! what comes from others went through [`clean`](super::figures::clean).
+
+/// How a piece of text looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Style {
+    Plain,
+    Strong,
+    Soft,
+    Warn,
+    Bad,
+}
+
+/// A line, as pieces of one style each.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Line(pub(super) Vec<(Style, String)>);
+
+impl Line {
+    pub(super) fn of(style: Style, text: impl Into<String>) -> Self {
+        Self(vec![(style, text.into())])
+    }
+
+    pub(super) fn push(&mut self, style: Style, text: impl Into<String>) {
+        self.0.push((style, text.into()));
+    }
+
+    /// In characters.
+    pub(super) fn width(&self) -> usize {
+        self.0.iter().map(|(_, text)| width(text)).sum()
+    }
+
+    /// No wider than `most`.
+    pub(super) fn cut(self, most: usize) -> Self {
+        let mut left = most;
+        let mut pieces = Vec::new();
+        for (style, text) in self.0 {
+            let text = cut(text, left);
+            left -= width(&text);
+            pieces.push((style, text));
+        }
+        Self(pieces)
+    }
+
+    /// Without styles.
+    pub(super) fn text(&self) -> String {
+        let text: String = self.0.iter().map(|(_, text)| text.as_str()).collect();
+        text.trim_end().to_owned()
+    }
+}
+
+/// Facts beside each other, in as many lines as they need.
+pub(super) fn flow(facts: Vec<(Style, String)>, most: usize) -> Vec<Line> {
+    fill(facts, "   ", most)
+}
+
+/// Text in as many lines as it needs.
+pub(super) fn wrap(style: Style, text: &str, most: usize) -> Vec<Line> {
+    fill(text.split(' ').map(|word| (style, word.to_owned())), " ", most)
+}
+
+fn fill(
+    pieces: impl IntoIterator<Item = (Style, String)>,
+    between: &str,
+    most: usize,
+) -> Vec<Line> {
+    let mut lines: Vec<Line> = Vec::new();
+    for (style, text) in pieces {
+        match lines.last_mut() {
+            Some(line) if line.width() + between.len() + width(&text) <= most => {
+                line.push(Style::Plain, between);
+                line.push(style, text);
+            }
+            _ => lines.push(Line::of(style, text)),
+        }
+    }
+    lines
+}
+
+/// A column of a table.
+#[derive(Debug)]
+pub(super) struct Column {
+    title: &'static str,
+    /// Words stand on the left and may be shortened, figures on the right and may not.
+    is_words: bool,
+    /// Which goes first where there isn't room for all; 0 always stays.
+    spare: u8,
+    cells: Vec<(Style, String)>,
+}
+
+/// Words aren't shortened beyond this, while there is a column that can be left out instead.
+const SHORTEST: usize = 16;
+
+impl Column {
+    pub(super) fn words(title: &'static str, spare: u8, cells: Vec<String>) -> Self {
+        let cells = cells.into_iter().map(|text| (Style::Plain, text)).collect();
+        Self { title, is_words: true, spare, cells }
+    }
+
+    pub(super) fn figures(title: &'static str, spare: u8, cells: Vec<(Style, String)>) -> Self {
+        Self { title, is_words: false, spare, cells }
+    }
+
+    fn natural_width(&self) -> usize {
+        self.cells.iter().map(|(_, text)| width(text)).max().unwrap_or(0).max(width(self.title))
+    }
+}
+
+/// A head line and one for each row, no wider than `most` if that is given.
+pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<Line> {
+    let mut widths = fit(&columns, most);
+    while widths.is_none() {
+        let Some(spare) = columns.iter().map(|column| column.spare).max().filter(|most| *most > 0)
+        else {
+            break;
+        };
+        columns.retain(|column| column.spare != spare);
+        widths = fit(&columns, most);
+    }
+    let widths = widths.unwrap_or_else(|| columns.iter().map(Column::natural_width).collect());
+
+    let rows = columns.iter().map(|column| column.cells.len()).max().unwrap_or(0);
+    let mut lines = vec![Line::default(); rows + 1];
+    for (position, (column, width)) in columns.into_iter().zip(widths).enumerate() {
+        let head = (Style::Strong, column.title.to_owned());
+        for (line, (style, text)) in lines.iter_mut().zip(std::iter::once(head).chain(column.cells))
+        {
+            if position > 0 {
+                line.push(Style::Plain, "  ");
+            }
+            let text = cut(text, width);
+            line.push(
+                style,
+                if column.is_words { format!("{text:<width$}") } else { format!("{text:>width$}") },
+            );
+        }
+    }
+    match most {
+        Some(most) => lines.into_iter().map(|line| line.cut(most)).collect(),
+        None => lines,
+    }
+}
+
+/// How wide each column can be: none if there isn't room for all. The widest words give way first.
+fn fit(columns: &[Column], most: Option<usize>) -> Option<Vec<usize>> {
+    let mut widths: Vec<usize> = columns.iter().map(Column::natural_width).collect();
+    let Some(most) = most else { return Some(widths) };
+    let room = most.checked_sub(2 * columns.len().saturating_sub(1))?;
+    while widths.iter().sum::<usize>() > room {
+        let widest = columns
+            .iter()
+            .zip(&mut widths)
+            .filter(|(column, width)| column.is_words && **width > SHORTEST)
+            .map(|(_, width)| width)
+            .max_by_key(|width| **width)?;
+        *widest -= 1;
+    }
+    Some(widths)
+}
+
+/// In characters, each of which takes one place.
+pub(super) fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+fn cut(text: String, most: usize) -> String {
+    if width(&text) <= most {
+        return text;
+    }
+    let mut shorter: String = text.chars().take(most.saturating_sub(1)).collect();
+    if most > 0 {
+        shorter.push('…');
+    }
+    shorter
+}

@@ -1,0 +1,165 @@
+//! What `/status.json` says, as far as it is shown here. Whatever is missing counts as not known
+//! or as none, and whatever else there is is passed over: the server may be older or newer.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+/// What a server says of itself. Times are Unix times in seconds, sizes bytes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Status {
+    pub(super) version: String,
+    pub(super) pid: u64,
+    pub(super) now: f64,
+    pub(super) started: f64,
+    pub(super) ready: bool,
+    pub(super) unready: Option<String>,
+    pub(super) listen: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub(super) tls: Tls,
+    pub(super) connections: Vec<Connection>,
+    pub(super) connections_total: ConnectionsTotal,
+    pub(super) exports: Vec<Export>,
+    pub(super) cache: Cache,
+    pub(super) verification_failures: BTreeMap<String, u64>,
+    pub(super) open_failures: BTreeMap<String, u64>,
+    pub(super) memory: Memory,
+    pub(super) reloads: Reloads,
+    pub(super) audit: Option<Audit>,
+    pub(super) recent_errors: Vec<RecentError>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Tls {
+    pub(super) certificate_expires: Option<f64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Connection {
+    pub(super) id: u64,
+    pub(super) state: String,
+    pub(super) peer: String,
+    pub(super) via: Option<String>,
+    pub(super) identity: Option<String>,
+    pub(super) export: Option<String>,
+    pub(super) tls: Option<String>,
+    pub(super) since: f64,
+    pub(super) requests: u64,
+    pub(super) bytes: u64,
+    pub(super) in_flight: u64,
+    pub(super) errors: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ConnectionsTotal {
+    pub(super) negotiating: u64,
+    pub(super) reading: u64,
+    pub(super) accepted: u64,
+    pub(super) refused: BTreeMap<String, u64>,
+    pub(super) failed: BTreeMap<String, u64>,
+    pub(super) handshake_failures: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Export {
+    pub(super) name: String,
+    pub(super) size: Option<u64>,
+    pub(super) readers: u64,
+    pub(super) requests: BTreeMap<String, u64>,
+    pub(super) bytes: u64,
+    pub(super) errors: u64,
+    pub(super) read_seconds: Histogram,
+}
+
+impl Export {
+    /// Requests of every kind.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests.values().fold(0, |sum, many| sum.saturating_add(*many))
+    }
+}
+
+/// How many there were, and how many of them took up to which limit, in ascending order.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Histogram {
+    pub(super) count: u64,
+    pub(super) buckets: Vec<(Limit, u64)>,
+}
+
+/// A bucket's upper limit in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(from = "serde_json::Value")]
+pub(super) struct Limit(pub(super) f64);
+
+impl From<serde_json::Value> for Limit {
+    /// JSON has no infinity: the last limit may be null or a word.
+    fn from(value: serde_json::Value) -> Self {
+        Self(value.as_f64().unwrap_or(f64::INFINITY))
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Cache {
+    pub(super) bytes: u64,
+    pub(super) capacity: u64,
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Memory {
+    pub(super) resident: Option<u64>,
+    pub(super) budget: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Reloads {
+    pub(super) failed: u64,
+    pub(super) last_error: Option<String>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Audit {
+    pub(super) lost: u64,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct RecentError {
+    pub(super) at: f64,
+    pub(super) message: String,
+}
+
+fn or_default<'a, T: Deserialize<'a> + Default, D: Deserializer<'a>>(
+    source: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(source)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_or_unknown_does_no_harm() {
+        let status: Status = serde_json::from_str(
+            r#"{ "format": 2, "tls": null, "audit": null, "weather": ["fine"],
+                 "exports": [{ "name": "a", "size": null, "requests": { "read": 2, "other": 3 },
+                   "read_seconds": { "buckets": [[0.5, 1], [null, 2], ["+Inf", 2]] } }] }"#,
+        )
+        .unwrap();
+        assert_eq!(status.exports[0].requests(), 5);
+        let limits = status.exports[0].read_seconds.buckets.iter().map(|bucket| bucket.0.0);
+        assert_eq!(limits.collect::<Vec<_>>(), [0.5, f64::INFINITY, f64::INFINITY]);
+        assert!(serde_json::from_str::<Status>("[]").is_err() || status.version.is_empty());
+    }
+}

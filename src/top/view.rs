@@ -1,0 +1,503 @@
+//! What is shown: from two answers of the server to lines. Pure, so that it can be tested.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+use super::figures::{
+    bytes, clean, count, duration, latency, per_second, percent, quantile, rate, rise,
+};
+use super::lines::{Column, Line, Style, flow, table, width, wrap};
+use super::status::{Connection, Export, Status};
+
+const DAY: f64 = 86_400.0;
+
+/// All that there is to show.
+#[derive(Debug)]
+pub(super) struct Picture<'a> {
+    /// The newest answer; none if there was none yet.
+    pub(super) now: Option<&'a Status>,
+    /// An older one of the same process, and so many seconds before.
+    pub(super) before: Option<(&'a Status, f64)>,
+    /// Bytes a second, one figure for each pair of answers, the newest last.
+    pub(super) rates: &'a [f64],
+    /// Why the newest answer isn't newer.
+    pub(super) trouble: Option<String>,
+}
+
+/// What the user chose to see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Choice {
+    pub(super) sort: Sort,
+    pub(super) show: Show,
+    /// So many rows are above the first one that is shown.
+    pub(super) skip: usize,
+}
+
+/// What is at the top of the tables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Sort {
+    #[default]
+    Rate,
+    Requests,
+    Errors,
+    Name,
+}
+
+/// Which tables there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Show {
+    #[default]
+    Both,
+    Exports,
+    Connections,
+}
+
+impl Choice {
+    /// So many rows farther down, where there are `all`.
+    pub(super) fn below(self, rows: usize, all: usize) -> Self {
+        Self { skip: self.skip.saturating_add(rows).min(all.saturating_sub(1)), ..self }
+    }
+
+    /// So many rows farther up.
+    pub(super) fn above(self, rows: usize) -> Self {
+        Self { skip: self.skip.saturating_sub(rows), ..self }
+    }
+}
+
+impl Sort {
+    pub(super) fn next(self) -> Self {
+        match self {
+            Self::Rate => Self::Requests,
+            Self::Requests => Self::Errors,
+            Self::Errors => Self::Name,
+            Self::Name => Self::Rate,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Requests => "requests",
+            Self::Errors => "errors",
+            Self::Name => "name",
+        }
+    }
+}
+
+impl Show {
+    pub(super) fn next(self) -> Self {
+        match self {
+            Self::Both => Self::Exports,
+            Self::Exports => Self::Connections,
+            Self::Connections => Self::Both,
+        }
+    }
+}
+
+/// So many rows has the table that can be scrolled.
+pub(super) fn rows(picture: &Picture<'_>, choice: &Choice) -> usize {
+    match (picture.now, choice.show) {
+        (None, _) => 0,
+        (Some(now), Show::Exports) => now.exports.len(),
+        (Some(now), Show::Both | Show::Connections) => now.connections.len(),
+    }
+}
+
+/// The whole screen: at most `height` lines of at most `columns` characters.
+pub(super) fn screen(
+    picture: &Picture<'_>,
+    choice: &Choice,
+    columns: usize,
+    height: usize,
+) -> Vec<Line> {
+    let mut lines = head(picture, columns);
+    // The tables get half of a small screen, whatever there is to say above.
+    lines.truncate((height / 2).max(2));
+    let foot = Line::of(
+        Style::Soft,
+        format!("q end   s sort: {}   e exports, connections   arrows scroll", choice.sort.name()),
+    );
+    if let Some(now) = picture.now {
+        if columns >= 40 {
+            lines.push(sparkline(picture.rates, columns));
+        }
+        let room = height.saturating_sub(lines.len() + 1);
+        lines.extend(tables(picture, now, choice, columns, room));
+    }
+    lines.truncate(height.saturating_sub(1));
+    lines.resize(height.saturating_sub(1), Line::default());
+    lines.push(foot);
+    lines.truncate(height);
+    lines.into_iter().map(|line| line.cut(columns)).collect()
+}
+
+/// All of it, for pipes: nothing is shortened or left out.
+pub(super) fn plain(picture: &Picture<'_>) -> Vec<Line> {
+    let mut lines = head(picture, 100);
+    if let Some(now) = picture.now {
+        for (title, rows) in [
+            (exports_title(now), export_columns(picture, now, Sort::Rate)),
+            (connections_title(now), connection_columns(picture, now, Sort::Rate)),
+        ] {
+            lines.push(Line::default());
+            lines.push(Line::of(Style::Strong, title));
+            lines.extend(table(rows, None));
+        }
+    }
+    lines
+}
+
+fn head(picture: &Picture<'_>, columns: usize) -> Vec<Line> {
+    let mut lines = Vec::new();
+    if let Some(now) = picture.now {
+        let mut facts = vec![
+            (Style::Strong, format!("hexz-nbd {}", clean(&now.version))),
+            (Style::Soft, clean(&now.listen.join(", "))),
+            (Style::Plain, format!("up {}", duration(now.now - now.started))),
+        ];
+        if !now.ready {
+            let why = now.unready.as_deref().map(|why| format!(": {}", clean(why)));
+            facts.push((Style::Warn, format!("not ready{}", why.unwrap_or_default())));
+        }
+        lines.extend(flow(facts, columns));
+    }
+    if let Some(trouble) = &picture.trouble {
+        lines.extend(wrap(Style::Bad, &clean(trouble), columns));
+    }
+    if let Some(now) = picture.now {
+        lines.extend(flow(traffic(picture, now), columns));
+        lines.extend(flow(worries(now), columns));
+    }
+    lines
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
+fn traffic(picture: &Picture<'_>, now: &Status) -> Vec<(Style, String)> {
+    let mut facts = Vec::new();
+    let total = &now.connections_total;
+    if let Some((before, seconds)) = picture.before {
+        let read = rise_of_exports(now, before, |export| export.bytes);
+        let requests = rise_of_exports(now, before, Export::requests);
+        facts.push((Style::Strong, format!("read {}", rate(read as f64 / seconds))));
+        facts.push((Style::Plain, format!("requests {}", per_second(requests as f64 / seconds))));
+    }
+    facts.push((
+        Style::Plain,
+        format!("{} reading, {} negotiating", count(total.reading), count(total.negotiating)),
+    ));
+    let then = picture.before.map(|(before, _)| (before.cache.hits, before.cache.misses));
+    let (hits, misses) = then.unwrap_or_default();
+    let (hits, misses) = (rise(now.cache.hits, hits), rise(now.cache.misses, misses));
+    if hits + misses > 0 {
+        let part = hits as f64 / (hits + misses) as f64;
+        facts.push((Style::Plain, format!("cache hits {}", percent(part))));
+    }
+    facts.push((
+        Style::Plain,
+        format!("cache {} of {}", bytes(now.cache.bytes), bytes(now.cache.capacity)),
+    ));
+    if let Some(resident) = now.memory.resident {
+        let text = format!("memory {}, budget {}", bytes(resident), bytes(now.memory.budget));
+        facts.push((Style::Plain, text));
+    }
+    if let Some(expires) = now.tls.certificate_expires {
+        facts.push(match expires - now.now {
+            left if left <= 0.0 => (Style::Bad, "certificate has ended".to_owned()),
+            left if left < 7.0 * DAY => (Style::Bad, certificate(left)),
+            left if left < 30.0 * DAY => (Style::Warn, certificate(left)),
+            left => (Style::Plain, certificate(left)),
+        });
+    }
+    facts
+}
+
+fn certificate(left: f64) -> String {
+    format!("certificate ends in {}", duration(left))
+}
+
+/// What went wrong so far.
+fn worries(now: &Status) -> Vec<(Style, String)> {
+    let total = &now.connections_total;
+    let mut facts = Vec::new();
+    for (style, what, counts) in [
+        (Style::Soft, "refused", &total.refused),
+        (Style::Soft, "failed", &total.failed),
+        (Style::Soft, "TLS failures", &total.handshake_failures),
+        (Style::Bad, "unreadable", &now.verification_failures),
+        (Style::Bad, "can't be opened", &now.open_failures),
+    ] {
+        if let Some(text) = reasons(counts) {
+            facts.push((style, format!("{what}: {text}")));
+        }
+    }
+    if now.reloads.failed > 0 {
+        let why =
+            now.reloads.last_error.as_deref().map(|why| format!(", the last one: {}", clean(why)));
+        let text =
+            format!("failed reloads: {}{}", count(now.reloads.failed), why.unwrap_or_default());
+        facts.push((Style::Warn, text));
+    }
+    if let Some(audit) = &now.audit
+        && audit.lost > 0
+    {
+        facts.push((Style::Bad, format!("audit events lost: {}", count(audit.lost))));
+    }
+    if let Some(error) = now.recent_errors.first() {
+        let ago = duration(now.now - error.at);
+        facts.push((Style::Soft, format!("last error, {ago} ago: {}", clean(&error.message))));
+    }
+    facts
+}
+
+/// Reasons with their counts, the most frequent first; none if nothing was counted.
+fn reasons(counts: &BTreeMap<String, u64>) -> Option<String> {
+    let mut counts: Vec<(&String, u64)> =
+        counts.iter().map(|(reason, many)| (reason, *many)).filter(|(_, many)| *many > 0).collect();
+    counts.sort_by_key(|(_, many)| Reverse(*many));
+    let each = counts.iter().map(|(reason, many)| format!("{} {}", clean(reason), count(*many)));
+    (!counts.is_empty()).then(|| each.collect::<Vec<_>>().join(", "))
+}
+
+/// The rates of late, from nothing to the most.
+fn sparkline(rates: &[f64], columns: usize) -> Line {
+    const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let most = rates.iter().copied().fold(0.0, f64::max);
+    let note = format!(" at most {}", rate(most));
+    let room = columns.saturating_sub(width(&note));
+    let shown = rates.iter().skip(rates.len().saturating_sub(room));
+    let bars: String = shown
+        .map(|value| {
+            let reached = LEVELS
+                .iter()
+                .zip(1_u8..)
+                .take_while(|(_, level)| *level == 1 || value * 8.0 > most * f64::from(*level - 1));
+            reached.last().map_or(' ', |(bar, _)| *bar)
+        })
+        .collect();
+    let mut line = Line::of(Style::Plain, bars);
+    line.push(Style::Soft, note);
+    line
+}
+
+fn tables(
+    picture: &Picture<'_>,
+    now: &Status,
+    choice: &Choice,
+    columns: usize,
+    room: usize,
+) -> Vec<Line> {
+    let exports = || {
+        let rows = table(export_columns(picture, now, choice.sort), Some(columns));
+        (exports_title(now), rows)
+    };
+    let connections = || {
+        let rows = table(connection_columns(picture, now, choice.sort), Some(columns));
+        (connections_title(now), rows)
+    };
+    match choice.show {
+        Show::Exports => part(exports(), choice.skip, room),
+        Show::Connections => part(connections(), choice.skip, room),
+        Show::Both => {
+            let (exports, connections) = (exports(), connections());
+            // Connections get half of the room, and what exports leave.
+            let wanted = connections.1.len() + 1;
+            let above = (exports.1.len() + 1).min(room.saturating_sub(wanted.min(room / 2)));
+            let mut lines = part(exports, 0, above);
+            lines.extend(part(connections, choice.skip, room.saturating_sub(above)));
+            lines
+        }
+    }
+}
+
+/// Title, head and as many rows as fit.
+fn part((title, lines): (String, Vec<Line>), skip: usize, room: usize) -> Vec<Line> {
+    let mut lines = lines.into_iter();
+    let head = lines.next().unwrap_or_default();
+    let rows = lines.len();
+    let fit = room.saturating_sub(2);
+    // Not beyond the last row.
+    let skip = skip.min(rows.saturating_sub(fit));
+    let hidden = rows.saturating_sub(skip + fit);
+    let mut first = Line::of(Style::Strong, title);
+    if skip > 0 || hidden > 0 {
+        first.push(Style::Soft, format!("   {skip} more above, {hidden} below"));
+    }
+    [first, head].into_iter().chain(lines.skip(skip)).take(room).collect()
+}
+
+fn exports_title(now: &Status) -> String {
+    format!("EXPORTS {}", count_of(now.exports.len()))
+}
+
+fn connections_title(now: &Status) -> String {
+    let total = now.connections_total.reading.saturating_add(now.connections_total.negotiating);
+    let listed = count_of(now.connections.len());
+    match total.saturating_sub(u64::try_from(now.connections.len()).unwrap_or(u64::MAX)) {
+        0 => format!("CONNECTIONS {listed}"),
+        more => format!("CONNECTIONS {listed}, and {} that aren't listed", count(more)),
+    }
+}
+
+fn count_of(length: usize) -> String {
+    count(u64::try_from(length).unwrap_or(u64::MAX))
+}
+
+/// What a row is sorted by.
+struct Key {
+    rate: f64,
+    requests: f64,
+    errors: u64,
+    name: String,
+}
+
+impl Key {
+    fn order(&self, other: &Self, sort: Sort) -> std::cmp::Ordering {
+        let first = match sort {
+            Sort::Rate => other.rate.total_cmp(&self.rate),
+            Sort::Requests => other.requests.total_cmp(&self.requests),
+            Sort::Errors => other.errors.cmp(&self.errors),
+            Sort::Name => std::cmp::Ordering::Equal,
+        };
+        first.then_with(|| self.name.cmp(&other.name))
+    }
+}
+
+fn export_columns(picture: &Picture<'_>, now: &Status, sort: Sort) -> Vec<Column> {
+    let before: HashMap<&str, &Export> = picture
+        .before
+        .iter()
+        .flat_map(|(before, _)| &before.exports)
+        .map(|export| (export.name.as_str(), export))
+        .collect();
+    let mut rows: Vec<(Key, &Export)> = now
+        .exports
+        .iter()
+        .map(|export| {
+            let was = before.get(export.name.as_str());
+            let key = Key {
+                rate: pace(picture, export.bytes, was.map(|was| was.bytes)),
+                requests: pace(picture, export.requests(), was.map(|was| was.requests())),
+                errors: export.errors,
+                name: clean(&export.name),
+            };
+            (key, export)
+        })
+        .collect();
+    rows.sort_by(|(a, _), (b, _)| a.order(b, sort));
+    let quantile = |part| {
+        figures(&rows, |(_, export)| {
+            let was = before.get(export.name.as_str()).map(|was| &was.read_seconds);
+            quantile(&export.read_seconds, was, part).map_or("–".to_owned(), latency)
+        })
+    };
+    vec![
+        Column::words("NAME", 0, rows.iter().map(|(key, _)| key.name.clone()).collect()),
+        Column::figures(
+            "SIZE",
+            2,
+            figures(&rows, |(_, export)| export.size.map_or("–".to_owned(), bytes)),
+        ),
+        Column::figures("READERS", 1, figures(&rows, |(_, export)| count(export.readers))),
+        Column::figures("RATE", 0, figures(&rows, |(key, _)| paced(picture, rate, key.rate))),
+        Column::figures(
+            "REQUESTS",
+            3,
+            figures(&rows, |(key, _)| paced(picture, per_second, key.requests)),
+        ),
+        Column::figures("P50", 4, quantile(0.5)),
+        Column::figures("P99", 4, quantile(0.99)),
+        Column::figures("IN ALL", 5, figures(&rows, |(_, export)| bytes(export.bytes))),
+        errors(rows.iter().map(|(key, _)| key.errors)),
+    ]
+}
+
+fn connection_columns(picture: &Picture<'_>, now: &Status, sort: Sort) -> Vec<Column> {
+    let before: HashMap<u64, &Connection> = picture
+        .before
+        .iter()
+        .flat_map(|(before, _)| &before.connections)
+        .map(|connection| (connection.id, connection))
+        .collect();
+    let mut rows: Vec<(Key, &Connection)> = now
+        .connections
+        .iter()
+        .map(|connection| {
+            let was = before.get(&connection.id);
+            let key = Key {
+                rate: pace(picture, connection.bytes, was.map(|was| was.bytes)),
+                requests: pace(picture, connection.requests, was.map(|was| was.requests)),
+                errors: connection.errors,
+                name: who(connection),
+            };
+            (key, connection)
+        })
+        .collect();
+    rows.sort_by(|(a, one), (b, other)| a.order(b, sort).then(one.id.cmp(&other.id)));
+    let words = |text: fn(&Connection) -> String| {
+        rows.iter().map(|(_, connection)| text(connection)).collect()
+    };
+    let known = |text: &Option<String>| text.as_deref().map_or("–".to_owned(), clean);
+    vec![
+        Column::words("WHO", 0, rows.iter().map(|(key, _)| key.name.clone()).collect()),
+        Column::words(
+            "FROM",
+            1,
+            words(|connection| match &connection.via {
+                Some(via) => format!("{} via {}", clean(&connection.peer), clean(via)),
+                None => clean(&connection.peer),
+            }),
+        ),
+        Column::words("EXPORT", 2, rows.iter().map(|(_, row)| known(&row.export)).collect()),
+        Column::words("STATE", 6, words(|connection| clean(&connection.state))),
+        Column::words("TLS", 5, rows.iter().map(|(_, row)| known(&row.tls)).collect()),
+        Column::figures("SINCE", 4, figures(&rows, |(_, row)| duration(now.now - row.since))),
+        Column::figures("RATE", 0, figures(&rows, |(key, _)| paced(picture, rate, key.rate))),
+        Column::figures(
+            "REQUESTS",
+            3,
+            figures(&rows, |(key, _)| paced(picture, per_second, key.requests)),
+        ),
+        Column::figures("IN FLIGHT", 7, figures(&rows, |(_, row)| count(row.in_flight))),
+        Column::figures("IN ALL", 7, figures(&rows, |(_, row)| bytes(row.bytes))),
+        errors(rows.iter().map(|(key, _)| key.errors)),
+    ]
+}
+
+fn who(connection: &Connection) -> String {
+    match &connection.identity {
+        Some(identity) => clean(identity),
+        None if connection.state == "negotiating" => "not known yet".to_owned(),
+        None => "no certificate".to_owned(),
+    }
+}
+
+fn figures<T>(rows: &[T], text: impl Fn(&T) -> String) -> Vec<(Style, String)> {
+    rows.iter().map(|row| (Style::Plain, text(row))).collect()
+}
+
+fn errors(counts: impl Iterator<Item = u64>) -> Column {
+    let style = |many| if many > 0 { Style::Bad } else { Style::Plain };
+    Column::figures("ERRORS", 1, counts.map(|many| (style(many), count(many))).collect())
+}
+
+/// So much a second.
+#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
+fn pace(picture: &Picture<'_>, now: u64, before: Option<u64>) -> f64 {
+    let Some((_, seconds)) = picture.before else { return 0.0 };
+    rise(now, before.unwrap_or(0)) as f64 / seconds
+}
+
+/// One answer says nothing of pace.
+fn paced(picture: &Picture<'_>, text: fn(f64) -> String, value: f64) -> String {
+    picture.before.map_or("–".to_owned(), |_| text(value))
+}
+
+/// By how much a counter of all exports rose.
+pub(super) fn rise_of_exports(now: &Status, before: &Status, of: impl Fn(&Export) -> u64) -> u64 {
+    let before: HashMap<&str, u64> =
+        before.exports.iter().map(|export| (export.name.as_str(), of(export))).collect();
+    now.exports.iter().fold(0_u64, |sum, export| {
+        let was = before.get(export.name.as_str()).copied().unwrap_or(0);
+        sum.saturating_add(rise(of(export), was))
+    })
+}

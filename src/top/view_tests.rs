@@ -1,0 +1,155 @@
+//! What is shown, to the letter.
+
+use serde_json::json;
+
+use super::lines::Style;
+use super::status::Status;
+use super::view::{Choice, Picture, Show, Sort, plain, screen};
+
+const NOW: f64 = 1_795_600_000.0;
+
+/// What a server says at that second of its life.
+fn status(second: u64) -> Status {
+    let reads = |all: u64| json!({ "count": all, "buckets": [[0.000_1, all / 2], [0.001, all * 9 / 10], [0.01, all]] });
+    let status = json!({
+        "format": 1, "version": "0.1.0", "pid": 1, "ready": true, "listen": ["127.0.0.1:10809"],
+        "now": NOW + second as f64, "started": NOW - 90_000.0,
+        "tls": { "certificate_expires": NOW + 20.5 * 86_400.0 },
+        "connections_total": { "reading": 2, "negotiating": 1, "accepted": 40,
+            "refused": { "address": 12, "full": 3 }, "failed": {}, "handshake_failures": { "no certificate": 7 } },
+        "connections": [
+            { "id": 7, "state": "reading", "peer": "10.1.2.3", "via": "192.0.2.1", "identity": "uri:spiffe://example.org/backup/7",
+              "export": "web.hexz", "tls": "TLS 1.3", "since": NOW - 60.0, "requests": 100 * second, "bytes": 1_048_576 * second,
+              "in_flight": 4, "errors": 0 },
+            { "id": 8, "state": "reading", "peer": "10.1.2.4", "identity": "cn:\u{1b}[31m<b>", "export": "db.hexz", "tls": "TLS 1.2",
+              "since": NOW - 3700.0, "requests": 300 * second, "bytes": 409_600 * second, "in_flight": 0, "errors": 2 },
+            { "id": 9, "state": "negotiating", "peer": "10.1.2.5", "since": NOW },
+        ],
+        "exports": [
+            { "name": "db.hexz", "size": 8_589_934_592_u64, "readers": 1, "requests": { "read": 290 * second, "other": 10 * second },
+              "bytes": 409_600 * second, "errors": 2, "read_seconds": reads(300 * second) },
+            { "name": "web.hexz", "size": null, "readers": 1, "requests": { "read": 100 * second }, "bytes": 1_048_576 * second,
+              "errors": 0, "read_seconds": reads(100 * second) },
+        ],
+        "cache": { "bytes": 209_715_200, "capacity": 268_435_456, "hits": 90 * second, "misses": 10 * second },
+        "memory": { "resident": 262_144_000, "budget": 268_435_456, "in_flight": 0 },
+        "verification_failures": { "crc32": 1 },
+        "reloads": { "succeeded": 1, "failed": 0 },
+        "recent_errors": [{ "at": NOW, "message": "db.hexz, byte 20552: the stored block is damaged" }],
+    });
+    serde_json::from_value(status).unwrap()
+}
+
+fn text(columns: usize, height: usize, choice: Choice, trouble: Option<&str>) -> String {
+    let (before, now) = (status(10), status(14));
+    let rates = [0.0, 1e5, 7e5, 1.4e6];
+    let trouble = trouble.map(str::to_owned);
+    let picture = Picture { now: Some(&now), before: Some((&before, 4.0)), rates: &rates, trouble };
+    let lines = screen(&picture, &choice, columns, height);
+    assert_eq!(lines.len(), height);
+    assert!(lines.iter().all(|line| line.width() <= columns));
+    lines.iter().map(super::lines::Line::text).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_wide_terminal_shows_everything() {
+    let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
+read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %   cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB
+certificate ends in 20 days
+refused: address 12, full 3   TLS failures: no certificate 7   unreadable: crc32 1
+last error, 14 s ago: db.hexz, byte 20552: the stored block is damaged
+▁▁▄█ at most 1.3 MiB/s
+EXPORTS 2
+NAME         SIZE  READERS       RATE  REQUESTS     P50     P99    IN ALL  ERRORS
+web.hexz        –        1  1.0 MiB/s     100/s  100 µs  9.1 ms  14.0 MiB       0
+db.hexz   8.0 GiB        1  400 KiB/s     300/s  100 µs  9.1 ms   5.5 MiB       2
+CONNECTIONS 3
+WHO                     FROM                    EXPORT    STATE        TLS           SINCE       RATE  REQUESTS  IN FLIGHT    IN ALL  ERRORS
+uri:spiffe://example.…  10.1.2.3 via 192.0.2.1  web.hexz  reading      TLS 1.3  1 min 14 s  1.0 MiB/s     100/s          4  14.0 MiB       0
+cn:\u{1b}[31m<b>        10.1.2.4                db.hexz   reading      TLS 1.2   1 h 1 min  400 KiB/s     300/s          0   5.5 MiB       2
+not known yet           10.1.2.5                –         negotiating  –              14 s      0 B/s       0/s          0       0 B       0
+
+
+
+
+q end   s sort: rate   e exports, connections   arrows scroll";
+    assert_eq!(text(140, 20, Choice::default(), None), expected);
+}
+
+#[test]
+fn a_narrow_terminal_shows_what_matters_most() {
+    let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
+read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating
+cache hits 90.0 %   cache 200 MiB of 256 MiB
+memory 250 MiB, budget 256 MiB   certificate ends in 20 days
+refused: address 12, full 3   TLS failures: no certificate 7
+unreadable: crc32 1
+last error, 14 s ago: db.hexz, byte 20552: the stored block…
+▁▁▄█ at most 1.3 MiB/s
+EXPORTS 2
+NAME         SIZE  READERS       RATE  REQUESTS  ERRORS
+db.hexz   8.0 GiB        1  400 KiB/s     300/s       2
+web.hexz        –        1  1.0 MiB/s     100/s       0
+CONNECTIONS 3
+WHO                   FROM                      RATE  ERRORS
+cn:\u{1b}[31m<b>      10.1.2.4             400 KiB/s       2
+not known yet         10.1.2.5                 0 B/s       0
+uri:spiffe://exampl…  10.1.2.3 via 192.0…  1.0 MiB/s       0
+
+
+q end   s sort: errors   e exports, connections   arrows sc…";
+    assert_eq!(text(60, 20, Choice { sort: Sort::Errors, ..Choice::default() }, None), expected);
+}
+
+#[test]
+fn a_list_can_be_longer_than_the_screen() {
+    let choice = Choice { sort: Sort::Name, show: Show::Connections, skip: 900 };
+    let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
+nobody is there
+read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %
+cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB
+certificate ends in 20 days
+▁▁▄█ at most 1.3 MiB/s
+CONNECTIONS 3   2 more above, 0 below
+WHO                   FROM                 EXPORT         RATE  REQUESTS  ERRORS
+uri:spiffe://exampl…  10.1.2.3 via 192.0…  web.hexz  1.0 MiB/s     100/s       0
+q end   s sort: name   e exports, connections   arrows scroll";
+    assert_eq!(text(80, 10, choice, Some("nobody is there")), expected);
+    // However small it is.
+    for (columns, height) in [(0, 0), (1, 1), (5, 3), (20, 8), (39, 12)] {
+        text(columns, height, choice, Some("nobody is there"));
+    }
+}
+
+#[test]
+fn without_an_answer_it_says_why() {
+    let picture =
+        Picture { now: None, before: None, rates: &[], trouble: Some("nobody\u{7}".to_owned()) };
+    let lines = screen(&picture, &Choice::default(), 80, 4);
+    assert_eq!(lines[0].0, [(Style::Bad, r"nobody\u{7}".to_owned())]);
+}
+
+#[test]
+fn a_pipe_gets_all_of_it() {
+    let (before, now) = (status(10), status(14));
+    let picture =
+        Picture { now: Some(&now), before: Some((&before, 4.0)), rates: &[1.0], trouble: None };
+    let lines = plain(&picture).iter().map(super::lines::Line::text).collect::<Vec<_>>().join("\n");
+    let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
+read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %
+cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB   certificate ends in 20 days
+refused: address 12, full 3   TLS failures: no certificate 7   unreadable: crc32 1
+last error, 14 s ago: db.hexz, byte 20552: the stored block is damaged
+
+EXPORTS 2
+NAME         SIZE  READERS       RATE  REQUESTS     P50     P99    IN ALL  ERRORS
+web.hexz        –        1  1.0 MiB/s     100/s  100 µs  9.1 ms  14.0 MiB       0
+db.hexz   8.0 GiB        1  400 KiB/s     300/s  100 µs  9.1 ms   5.5 MiB       2
+
+CONNECTIONS 3
+WHO                                FROM                    EXPORT    STATE        TLS           SINCE       RATE  REQUESTS  IN FLIGHT    IN ALL  ERRORS
+uri:spiffe://example.org/backup/7  10.1.2.3 via 192.0.2.1  web.hexz  reading      TLS 1.3  1 min 14 s  1.0 MiB/s     100/s          4  14.0 MiB       0
+cn:\u{1b}[31m<b>                   10.1.2.4                db.hexz   reading      TLS 1.2   1 h 1 min  400 KiB/s     300/s          0   5.5 MiB       2
+not known yet                      10.1.2.5                –         negotiating  –              14 s      0 B/s       0/s          0       0 B       0";
+    assert_eq!(lines, expected);
+}
