@@ -1,9 +1,10 @@
 //! Entering the sandbox, and saying what came of it.
 
-use hexz_nbd::sandbox::{self, Mode, Plan, SandboxError};
+use hexz_nbd::sandbox::{self, Confines, Mode, Plan, SandboxError};
 
 /// Gives up what serving doesn't need. A line says what is in force, and others what isn't.
-pub(crate) fn confine(plan: &Plan) -> Result<(), SandboxError> {
+/// Tells what is still readable.
+pub(crate) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
     let report = sandbox::enter(plan)?;
     match (plan.mode, report.enforced.as_slice()) {
         (Mode::Off, []) => tracing::info!("sandbox: off"),
@@ -22,5 +23,5 @@ pub(crate) fn confine(plan: &Plan) -> Result<(), SandboxError> {
              keys are read",
         );
     }
-    Ok(())
+    Ok(report.confines)
 }

@@ -1,6 +1,7 @@
 //! `hexz-nbd`: parse, log, open, serve; or check.
 
 mod check;
+mod check_config;
 mod cli;
 mod completions;
 mod confine;
@@ -13,19 +14,22 @@ mod man;
 mod opening;
 mod password;
 mod pki;
+mod policy;
 mod record;
 mod reload;
 mod service;
+mod settings;
 mod start;
 mod top;
 mod verify;
 
 use std::process::ExitCode;
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
 
 use cli::{Cli, Command};
+use settings::Source;
 
 /// Blocks of all lengths come and go by the thousand, and are freed by other threads than
 /// made them; the system's allocator keeps much of that for itself. How it is set up is in
@@ -34,14 +38,18 @@ use cli::{Cli, Command};
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if cli.serve.stdio() && door::spare_the_client().is_err() {
+    let source = Source::of_process();
+    if source.is_for_one_client() && door::spare_the_client().is_err() {
         return ExitCode::FAILURE;
     }
-    if let Err(error) = log::start(&cli.log) {
+    let settings = source.read().unwrap_or_else(|refused| refused.exit());
+    if let Err(error) = log::start(&settings.cli.log) {
         Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
     }
-    let ended = match &cli.command {
+    for note in &settings.notes {
+        tracing::warn!("{note}");
+    }
+    let ended = match &settings.cli.command {
         Some(Command::Demo(options)) => demo::run(options).map(|()| ExitCode::SUCCESS),
         Some(Command::Check(options)) => check::run(options),
         Some(Command::Pki(options)) => {
@@ -55,7 +63,8 @@ fn main() -> ExitCode {
         Some(Command::Completions(options)) => {
             completions::run(options).map(|()| ExitCode::SUCCESS)
         }
-        None => start::serve(&cli.serve).map(|()| ExitCode::SUCCESS),
+        None if settings.cli.file.check_config => check_config::run(&settings),
+        None => start::serve(source, settings).map(|()| ExitCode::SUCCESS),
     };
     match ended {
         Ok(code) => code,

@@ -7,7 +7,9 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hexz_nbd::snapshot::{Digests, DigestsError, OpenOptions, VerifyKey, VerifyKeyError};
+use hexz_nbd::snapshot::{
+    Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError,
+};
 
 use crate::cli::Opening;
 use crate::password;
@@ -36,13 +38,27 @@ pub(crate) enum TrustError {
 
 /// How archives are to be opened.
 pub(crate) fn options(opening: &Opening) -> Result<OpenOptions, Failure> {
+    let password = password::find(opening.password_file.as_deref())?;
+    Ok(with_password(opening, password)?)
+}
+
+/// The same, with a password that is known.
+pub(crate) fn with_password(
+    opening: &Opening,
+    password: Option<PasswordSource>,
+) -> Result<OpenOptions, TrustError> {
     Ok(OpenOptions {
         parent_dirs: opening.parent_dir.clone(),
         parents_anywhere: opening.allow_parent_anywhere,
-        password: password::find(opening.password_file.as_deref())?,
+        password,
         raw: opening.raw,
         ..trust(opening)?
     })
+}
+
+/// Whether keys or digests say which archives may be opened.
+pub(crate) fn has_trust(opening: &Opening) -> bool {
+    !opening.verify_key.is_empty() || !opening.digest.is_empty()
 }
 
 /// Of these options, the keys and digests that archives have to have.

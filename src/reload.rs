@@ -1,8 +1,8 @@
-//! Reading anew who may come in, while those who are in go on.
+//! Reading anew what is served and who may come in, while those who are in go on.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,29 +13,25 @@ use tokio::task::{JoinSet, spawn_blocking};
 use hexz_nbd::audit::{Event, Reload, ReloadFailed, Text};
 use hexz_nbd::config::Config;
 use hexz_nbd::exports::Catalog;
-use hexz_nbd::gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
+use hexz_nbd::gateway::tls::ServerTls;
 use hexz_nbd::gateway::{Control, Policy};
+use hexz_nbd::sandbox::{Confines, Plan};
 use hexz_nbd::snapshot::OpenOptions;
 use hexz_nbd::storage::FileStamp;
 
-use crate::cli::{Access, Serve, Snapshots};
-use crate::opening;
+use crate::cli::{Changeable, Opening, Snapshots};
 use crate::record::Record;
 use crate::service::Service;
+use crate::settings::{Again, Fixed, Source};
 use crate::start::{self, Failure};
+use crate::{opening, password, policy};
 
 /// How often files are looked at, if they are.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// With which keys and digests archives are to be opened, if with any.
-type Trust = Option<OpenOptions>;
-
 /// How often they are looked at until nothing more happens to them. Who goes on writing for
 /// longer doesn't keep from us what has been written.
 const MAX_LOOKS: u32 = 5;
-
-/// What files were like, those that there were.
-pub(crate) type Stamps = Vec<Option<FileStamp>>;
 
 /// Keeps SIGHUP for later: until it is known what to do with it, it would end the program,
 /// and starting can take as long as hashing an archive. Threads do as the one that starts
@@ -55,91 +51,32 @@ fn hangups() -> SigSet {
     SigSet::from(nix::sys::signal::Signal::SIGHUP)
 }
 
-/// The files that say who may come in.
-#[derive(Debug, Clone)]
-pub(crate) struct PolicyFiles {
-    tls: Option<(TlsFiles, TlsVersion)>,
-    access: Access,
-    snapshots: Snapshots,
+/// What files were like, those that there were.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stamps {
+    config: Option<FileStamp>,
+    others: Vec<Option<FileStamp>>,
 }
 
-impl PolicyFiles {
-    pub(crate) fn new(options: &Serve) -> Self {
-        Self {
-            tls: options.tls.files(),
-            access: options.network.access.clone(),
-            snapshots: options.snapshots.clone(),
-        }
-    }
-
-    /// Reads all of them, and checks that they fit each other. A key that can't be read again
-    /// stays what it was `before`.
-    pub(crate) fn read(
-        &self,
-        config: &Config,
-        before: Option<&ServerTls>,
-    ) -> Result<Policy, Failure> {
-        let rules = self.access.rules()?;
-        config.check(&rules, self.tls.is_some())?;
-        let tls = match &self.tls {
-            Some((files, oldest)) => {
-                let (tls, warnings) = tls::load(files, *oldest, before)?;
-                for warning in warnings {
-                    tracing::warn!("{warning}");
-                }
-                Some(tls)
-            }
-            None => None,
-        };
-        let asks = tls.as_ref().is_some_and(ServerTls::asks_for_certificates);
-        if rules.ask_for_identity() && !asks {
-            return Err(Failure::IdentityWithoutCa);
-        }
-        Ok(Policy { rules, tls })
-    }
-
-    /// How archives are to be opened from now on, if keys or digests say which of them may.
-    fn trust(&self) -> Result<Trust, Failure> {
-        let opening = &self.snapshots.opening;
-        if opening.verify_key.is_empty() && opening.digest.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some(opening::trust(opening)?))
-    }
-
-    /// Reads them once more.
-    fn read_again(&self, config: &Config, before: Option<&ServerTls>) -> Result<Policy, Failure> {
-        // Opening a pipe waits for a writer, who may never come.
-        let is_pipe =
-            |path: &PathBuf| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
-        match self.paths().into_iter().find(is_pipe) {
-            Some(pipe) => Err(Failure::Pipe(pipe)),
-            None => self.read(config, before),
-        }
-    }
-
-    fn paths(&self) -> Vec<PathBuf> {
-        let tls = self.tls.iter().flat_map(|(files, _)| files.paths());
-        let trust = opening::files(&self.snapshots.opening);
-        tls.chain(self.access.file()).cloned().chain(trust).collect()
-    }
-
-    /// What the files are like just now.
-    pub(crate) fn look(&self) -> Stamps {
-        self.paths().iter().map(|path| FileStamp::of(path)).collect()
-    }
-
-    /// The same, for those who must not wait for a file system.
-    async fn stamps(&self) -> Stamps {
-        let files = self.clone();
-        spawn_blocking(move || files.look()).await.unwrap_or_default()
+impl Stamps {
+    /// Looks at the files that `options` name. What the configuration file was like before it
+    /// was read has been seen by whoever read it.
+    pub(crate) fn of(config: Option<FileStamp>, options: &Changeable) -> Self {
+        let others = options.policy_files();
+        Self { config, others: others.iter().map(|path| FileStamp::of(path)).collect() }
     }
 }
 
 /// Reads files anew when it is told to, or when they have changed.
+#[derive(Debug)]
 pub(crate) struct Reloading {
-    pub(crate) files: PolicyFiles,
+    pub(crate) source: Source,
+    /// The configuration file, if there is one.
+    pub(crate) file: Option<PathBuf>,
+    /// What can't be exchanged.
+    pub(crate) fixed: Fixed,
     pub(crate) config: Config,
+    pub(crate) confines: Confines,
     pub(crate) control: Control<Catalog>,
     /// Who has to know.
     pub(crate) service: Arc<Service>,
@@ -147,16 +84,34 @@ pub(crate) struct Reloading {
     pub(crate) seen: Stamps,
     /// Whether only loopback is listened on, since nobody else could come in.
     pub(crate) on_loopback: bool,
-    /// What they made of TLS.
-    pub(crate) tls: Option<ServerTls>,
+    pub(crate) in_force: InForce,
     /// Whose file is opened anew.
     pub(crate) record: Record,
+}
+
+/// What has been read last.
+#[derive(Debug, Clone)]
+pub(crate) struct InForce {
+    pub(crate) options: Changeable,
+    pub(crate) tls: Option<ServerTls>,
+    /// What is served: it lags behind the options while archives are opened, and for as long
+    /// as they can't be.
+    pub(crate) served: Snapshots,
+}
+
+/// What is to be in force from now on.
+struct Renewed {
+    options: Changeable,
+    seen: Stamps,
+    policy: Policy,
+    catalog: Catalog,
+    /// Options that the file has changed, but that only a restart can.
+    takes_a_restart: Vec<String>,
 }
 
 impl Reloading {
     /// Reads anew at each signal, and, if files are watched, when they have changed.
     pub(crate) async fn on_signal(mut self, mut hangup: Signal, watch: bool) {
-        let mut seen = std::mem::take(&mut self.seen);
         // Who was revoked must not stay for as long as it takes to hash an archive, or for
         // ever if one can't be opened; nor must the next signal wait for that.
         let mut archives = JoinSet::new();
@@ -168,69 +123,100 @@ impl Reloading {
                     }
                     self.record.reopen();
                 }
-                () = self.changed(&seen), if watch => {}
+                () = self.changed(), if watch => {}
+            }
+            archives.abort_all();
+            while let Some(ended) = archives.join_next().await {
+                self.served(ended.ok().flatten());
             }
             self.service.reloading().await;
-            seen = self.files.stamps().await;
+            self.seen = self.stamps().await;
             let reloaded = self.reload().await;
-            let (to, trust) = reloaded.unzip();
+            let (to, look) = reloaded.unzip();
             self.service.reloaded(to).await;
-            if let Some(trust) = trust {
-                archives.abort_all();
-                while archives.try_join_next().is_some() {}
-                let (control, snapshots) = (self.control.clone(), self.files.snapshots.clone());
-                archives.spawn(look_at_archives(
-                    control,
-                    trust,
-                    snapshots,
-                    Arc::clone(&self.service),
-                ));
+            if let Some(look) = look {
+                archives.spawn(look);
             }
         }
     }
 
     /// Waits until the files aren't any more what they were, and then until nothing more
     /// happens to them: they come one after another, and have to fit each other.
-    async fn changed(&self, seen: &[Option<FileStamp>]) {
-        let mut last = seen.to_vec();
+    async fn changed(&self) {
+        let mut last = self.seen.clone();
         let mut looks = 0;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = self.files.stamps().await;
-            looks = if now == seen { 0 } else { looks + 1 };
-            if (now == last && now != seen) || looks >= MAX_LOOKS {
+            let now = self.stamps().await;
+            looks = if now == self.seen { 0 } else { looks + 1 };
+            if (now == last && now != self.seen) || looks >= MAX_LOOKS {
                 return;
             }
             last = now;
         }
     }
 
-    /// Puts another policy in force, and says to whom it is open, and how archives are to be
-    /// opened from now on.
-    async fn reload(&mut self) -> Option<(String, Trust)> {
-        let (files, config, before) = (self.files.clone(), self.config.clone(), self.tls.clone());
-        let read =
-            move || Ok::<_, Failure>((files.read_again(&config, before.as_ref())?, files.trust()?));
-        let read = spawn_blocking(read).await;
-        let (policy, trust) = match read {
+    /// What the files are like just now, for those who must not wait for a file system.
+    async fn stamps(&self) -> Stamps {
+        let (file, options) = (self.file.clone(), self.in_force.options.clone());
+        let look = move || Stamps::of(file.and_then(|path| FileStamp::of(&path)), &options);
+        spawn_blocking(look).await.unwrap_or_default()
+    }
+
+    fn served(&mut self, snapshots: Option<Snapshots>) {
+        if let Some(snapshots) = snapshots {
+            self.in_force.served = snapshots;
+        }
+    }
+
+    /// Puts another policy in force, and says to whom it is open, and what is left to do:
+    /// opening archives.
+    async fn reload(
+        &mut self,
+    ) -> Option<(String, impl Future<Output = Option<Snapshots>> + Send + use<>)> {
+        let reading = Reading {
+            source: self.source.clone(),
+            file: self.file.clone(),
+            fixed: self.fixed.clone(),
+            config: self.config.clone(),
+            confines: self.confines.clone(),
+            in_force: self.in_force.clone(),
+            exports: self.control.exports(),
+        };
+        let read = match spawn_blocking(move || reading.read()).await {
             Ok(Ok(read)) => read,
             Ok(Err(error)) => return self.keep(&error),
             Err(error) => return self.keep(&error),
         };
-        self.tls.clone_from(&policy.tls);
+        let Renewed { options, seen, policy, catalog, takes_a_restart } = read;
+        if !takes_a_restart.is_empty() {
+            tracing::warn!("takes a restart: {}", takes_a_restart.join(", "));
+        }
         if self.on_loopback && !policy.rules.is_local_only() {
             tracing::warn!(
                 "others may connect now, but only loopback is listened on since the start: give \
                  --listen, or start anew",
             );
         }
+        let and_so = match options.snapshots == self.in_force.served {
+            false => ", so what is served stays as it was",
+            true if opening::has_trust(&options.snapshots.opening) => {
+                ", so keys and digests stay as they were"
+            }
+            true => "",
+        };
+        let snapshots = options.snapshots.clone();
+        self.seen = seen;
+        self.in_force.tls.clone_from(&policy.tls);
+        self.in_force.options = options;
         let (open_to, to) = (policy.rules.to_string(), start::to_whom(&policy));
         let dropped = self.control.replace(policy);
         tracing::info!(dropped, "reloaded: open to {open_to}");
         let policy = self.control.policy();
         let open_to = open_to.into();
         self.config.audit.tell(|| Event::Reload(Reload { policy, open_to, dropped }));
-        Some((to, trust))
+        let (control, service) = (self.control.clone(), Arc::clone(&self.service));
+        Some((to, look_at_archives(control, catalog, snapshots, and_so, service)))
     }
 
     fn keep<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
@@ -240,27 +226,100 @@ impl Reloading {
     }
 }
 
-/// Opens archives that have been replaced, so that what is wrong with them is said now and
-/// not to the next client alone. If keys or digests say which may be opened, all are judged
-/// by these; as long as none of them can be opened, those that were served are.
+/// What it takes to read everything anew, beside those who serve.
+struct Reading {
+    source: Source,
+    file: Option<PathBuf>,
+    fixed: Fixed,
+    config: Config,
+    confines: Confines,
+    in_force: InForce,
+    exports: Arc<Catalog>,
+}
+
+impl Reading {
+    /// Reads everything, and checks that it fits together and can be exchanged.
+    fn read(&self) -> Result<Renewed, Failure> {
+        // Opening a pipe waits for a writer, who may never come.
+        no_pipe(self.file.iter())?;
+        let Again { options, stamp, fixed } = self.source.read_again()?;
+        let takes_a_restart = self.fixed.differing(&fixed);
+        let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
+        // Those who are in could go on in clear where that isn't wanted any more.
+        if options.tls.files().is_some() != self.in_force.tls.is_some() {
+            return Err(Failure::TlsSwitched);
+        }
+        let closed = self.confines.closed(&options.add_to(Plan::default()));
+        if !closed.is_empty() {
+            return Err(Failure::OutsideSandbox(closed));
+        }
+        no_pipe(options.policy_files().iter())?;
+        let seen = Stamps::of(stamp, &options);
+        let policy = policy::read(&options, &self.config, self.in_force.tls.as_ref())?;
+        let catalog = self.catalog(&options.snapshots)?;
+        Ok(Renewed { options, seen, policy, catalog, takes_a_restart })
+    }
+
+    /// What is to be served, of which nothing has been opened yet but what was open before.
+    fn catalog(&self, wanted: &Snapshots) -> Result<Catalog, Failure> {
+        let chosen = self.exports.choosing(wanted.choice())?;
+        let before = &self.in_force.served.opening;
+        Ok(match reopening(self.exports.options(), before, &wanted.opening)? {
+            Some(options) => chosen.opened_as(options),
+            None => chosen,
+        })
+    }
+}
+
+/// How archives are to be opened from now on, if all have to be opened anew for it: keys and
+/// digests may have changed in their files.
+fn reopening(
+    now: &OpenOptions,
+    before: &Opening,
+    wanted: &Opening,
+) -> Result<Option<OpenOptions>, Failure> {
+    if before == wanted && !opening::has_trust(wanted) {
+        return Ok(None);
+    }
+    // It comes anew from where it came from; under --user it can't be read here.
+    let password = if before.password_file == wanted.password_file {
+        now.password.clone()
+    } else {
+        password::find(wanted.password_file.as_deref())?
+    };
+    Ok(Some(opening::with_password(wanted, password)?))
+}
+
+fn no_pipe<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failure> {
+    let is_pipe =
+        |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+    match paths.into_iter().find(|path| is_pipe(path)) {
+        Some(pipe) => Err(Failure::Pipe(pipe.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Opens archives that have been replaced, or are new, so that what is wrong with them is said
+/// now and not to the next client alone. As long as none of them can be opened, those that
+/// were served are. Says what is served then.
 async fn look_at_archives(
     control: Control<Catalog>,
-    trust: Trust,
+    catalog: Catalog,
     snapshots: Snapshots,
+    and_so: &'static str,
     service: Arc<Service>,
-) {
-    let (catalog, and_so) = match trust {
-        Some(trust) => {
-            (Arc::new(control.exports().trusting(trust)), ", so keys and digests stay as they were")
-        }
-        None => (control.exports(), ""),
-    };
+) -> Option<Snapshots> {
+    let catalog = Arc::new(catalog);
     match start::open(&catalog, &snapshots).await {
         Ok(exports) => {
             control.serve(catalog);
             tracing::info!("served: {exports}");
             service.serves(exports);
+            Some(snapshots)
         }
-        Err(error) => tracing::error!("an archive can't be served{and_so}: {error}"),
+        Err(error) => {
+            tracing::error!("an archive can't be served{and_so}: {error}");
+            None
+        }
     }
 }

@@ -27,15 +27,17 @@ use hexz_nbd::sandbox::SandboxError;
 use hexz_nbd::snapshot::Error as SnapshotError;
 use hexz_nbd::storage;
 
-use crate::cli::{Serve, Snapshots};
+use crate::cli::Snapshots;
 use crate::confine::confine;
 use crate::door::{Door, Entrance};
 use crate::opening::{self, TrustError};
 use crate::password::PasswordError;
 use crate::pki::PkiError;
+use crate::policy;
 use crate::record::{self, AuditError, Record};
-use crate::reload::{self, PolicyFiles, Reloading};
+use crate::reload::{self, InForce, Reloading, Stamps};
 use crate::service::{Manager, Service};
+use crate::settings::{Refused, Settings, Source};
 use crate::top::AskError;
 
 /// Why the program ends before it is told to.
@@ -65,6 +67,15 @@ pub(crate) enum Failure {
     Rules(#[from] RulesFileError),
     #[error("{} is a pipe, which can be read only once", .0.display())]
     Pipe(PathBuf),
+    #[error(transparent)]
+    Settings(#[from] Refused),
+    #[error("TLS can't be switched on or off while clients are served; it takes a restart")]
+    TlsSwitched,
+    #[error(
+        "{} outside what the sandbox lets this program read; it takes a restart",
+        is_or_are(.0)
+    )]
+    OutsideSandbox(Vec<PathBuf>),
     #[error(transparent)]
     Listen(#[from] BindError),
     #[error(
@@ -105,7 +116,10 @@ impl Failure {
             | Self::ListenAndHanded
             | Self::Catalog(_)
             | Self::Rules(_)
-            | Self::Pipe(_) => 2,
+            | Self::Pipe(_)
+            | Self::Settings(_)
+            | Self::TlsSwitched
+            | Self::OutsideSandbox(_) => 2,
             Self::Pki(error) => error.exit_code(),
             Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) | Self::Trust(_) => 3,
             Self::Tls(_) => 4,
@@ -118,15 +132,18 @@ impl Failure {
 }
 
 /// Opens everything, then serves until a signal, or, with `--stdio`, until its client is gone.
-pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
+pub(crate) fn serve(source: Source, settings: Settings) -> Result<(), Failure> {
     reload::hold_hangups()?;
+    let plan = settings.plan();
+    let Settings { cli, stamp, fixed, .. } = settings;
+    let (file, options) = (cli.file.config, cli.serve);
     let mut config = options.config();
-    let door = Door::find(options, &mut config)?;
+    let door = Door::find(&options, &mut config)?;
     let manager = Manager::find();
-    let files = PolicyFiles::new(options);
-    let seen = files.look();
-    let policy = files.read(&config, None)?;
-    let catalog = options.catalog(opening::options(&options.snapshots.opening)?)?;
+    let seen = Stamps::of(stamp, &options.changeable);
+    let policy = policy::read(&options.changeable, &config, None)?;
+    let snapshots = options.changeable.snapshots.clone();
+    let catalog = options.catalog(opening::options(&snapshots.opening)?)?;
     tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
     tracing::debug!("memory: {}", options.memory());
     warn_of_surprises(&config, &policy);
@@ -136,7 +153,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     let on_loopback = config.listen.is_empty() && local_only && !options.stdio();
     let target = record::open(&options.audit, options.stdio())?;
     let runtime = runtime();
-    confine(&options.plan())?;
+    let confines = confine(&plan)?;
     let record = Record::start(target)?;
     config.audit = record.audit();
 
@@ -145,13 +162,15 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         let hangup = reload::hangup()?;
         let service = Arc::new(Service::new(manager)?);
         // To compare an archive with its digest can take long; nobody has to wait for it.
-        let opening = shutdown.run_until_cancelled(open(&catalog, &options.snapshots));
+        let opening = shutdown.run_until_cancelled(open(&catalog, &snapshots));
         let opened = service.starting(progress, opening).await;
         let Some(what) = opened.transpose()? else { return Ok(()) };
         let (has_tls, open_to) = (policy.tls.is_some(), policy.rules.to_string());
         let to = to_whom(&policy);
         let reader = Arc::clone(catalog.reader());
-        let tls = policy.tls.clone();
+        let watch = options.watch();
+        let options = options.changeable;
+        let in_force = InForce { options, tls: policy.tls.clone(), served: snapshots };
         let (connection, sockets) = match entrance {
             Entrance::Connection(connection) => (Some(connection), Vec::new()),
             Entrance::Sockets(sockets) => (None, sockets),
@@ -164,17 +183,20 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
         let control = gateway.control();
         let (audit, patience) = (config.audit.clone(), config.timeouts.shutdown);
         let reloading = Reloading {
-            files,
+            source,
+            file,
+            fixed,
             config,
+            confines,
             control: control.clone(),
             service: Arc::clone(&service),
             seen,
             on_loopback,
-            tls,
+            in_force,
             record: record.clone(),
         };
         let mut beside = JoinSet::new();
-        beside.spawn(reloading.on_signal(hangup, options.watch()));
+        beside.spawn(reloading.on_signal(hangup, watch));
         tracing::info!(listen = listen.join(", "), "ready: serving {what} {to}");
         service.ready(what, to).await;
         audit.tell(|| start(&listen, has_tls, open_to));
@@ -375,7 +397,13 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn warn_of_surprises(config: &Config, policy: &Policy) {
+/// "a is" or "a, b are".
+fn is_or_are(paths: &[PathBuf]) -> String {
+    let all: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })
+}
+
+pub(crate) fn warn_of_surprises(config: &Config, policy: &Policy) {
     if config.insecure_no_tls {
         tracing::warn!("no TLS: anyone on the way to a client can read and change what it reads",);
     }

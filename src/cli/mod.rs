@@ -1,6 +1,7 @@
 //! The command line. Its parts are side by side: what is served ([`snapshots`]), by which
 //! certificates ([`tls`]), to whom ([`network`]), how much of everything ([`limits`]), and with
-//! which rights ([`sandbox`]).
+//! which rights ([`sandbox`]). Options of [`Changeable`] are exchanged when files are read anew;
+//! all others hold from the start to the end.
 
 mod audit;
 pub(crate) mod check;
@@ -17,12 +18,14 @@ mod top;
 mod values;
 mod verify;
 
+use std::path::PathBuf;
+
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_nbd::audit::Audit;
 use hexz_nbd::config::{Config, Memory};
-use hexz_nbd::exports::{Catalog, CatalogError};
+use hexz_nbd::exports::{BlockReader, Catalog, CatalogError};
 use hexz_nbd::gateway::listen::SocketRights;
-use hexz_nbd::snapshot::OpenOptions;
+use hexz_nbd::snapshot::{IndexPages, OpenOptions};
 
 pub(crate) use audit::{AuditOptions, Where};
 use check::Check;
@@ -34,6 +37,7 @@ use network::Network;
 pub(crate) use opening::Opening;
 use pki::Pki;
 use sandbox::Sandbox;
+use snapshots::Reading;
 pub(crate) use snapshots::Snapshots;
 pub(crate) use tls::Tls;
 pub(crate) use top::Top;
@@ -71,6 +75,10 @@ EXAMPLES
     nbdinfo [ hexz-nbd snap.hexz ]
     nbdsh -c 'h.connect_command([\"ssh\", \"host\", \"hexz-nbd\", \"--stdio\", \"snap.hexz\"])'
 
+  Keep all options in a file, and see whether it is sound:
+    hexz-nbd --config hexz-nbd.toml --check-config
+    hexz-nbd --config hexz-nbd.toml
+
   Check an archive, say what it holds, or serve only what is known to be the file that it was:
     hexz-nbd verify snap.hexz
     hexz-nbd inspect snap.hexz
@@ -80,6 +88,17 @@ EXAMPLES
 CHANGED BLOCKS
   Clients can ask what differs from a parent or another snapshot that is served:
     nbdinfo --map=hexz:changed:monday.hexz nbd://localhost/tuesday.hexz
+
+CONFIGURATION FILE
+  Each option has its place in the file of --config, but those that only make sense on the
+  command line. Relative paths are relative to the working directory, as they are here. An
+  option that is given here replaces the file's, lists too, and whatever of the file
+  contradicts it; archives that are named here replace [exports]. What SIGHUP can't change
+  while it runs is named in the log: it takes a restart.
+
+CERTIFICATE AND KEY
+  Unless --tls-cert or --tls-key is given, they are taken from the systemd credentials
+  hexz-nbd.tls-cert and hexz-nbd.tls-key, if there are both.
 
 PASSWORDS
   The password of an encrypted archive is taken from --password-file, else from the
@@ -99,7 +118,7 @@ SANDBOX
 EXIT CODES
   0  it was told to end and did
   1  it failed for a reason not named below
-  2  the command line is wrong
+  2  the command line or the configuration file is wrong
   3  no snapshot can be opened (with --strict: one of them), or the password, a key of
      --verify-key or a list of --digest can't be used
   4  the certificate or the key can't be used
@@ -135,9 +154,25 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
     #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    #[command(flatten)]
     pub(crate) serve: Serve,
     #[command(flatten)]
     pub(crate) log: Log,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigFile {
+    /// Take options from this TOML file, too: max-connections = 100 is --max-connections 100,
+    /// and the table [exports] has archives as NAME = "PATH". What is given here as well, or
+    /// contradicts it, counts instead. Read anew with everything else (SIGHUP). See
+    /// examples/hexz-nbd.toml
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Check options and all files that they name, open the archives, say what would be
+    /// served, and end with the exit code that the start would have
+    #[arg(long)]
+    pub(crate) check_config: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -204,22 +239,34 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
     #[command(flatten)]
-    pub(crate) snapshots: Snapshots,
+    pub(crate) changeable: Changeable,
     #[command(flatten)]
-    pub(crate) tls: Tls,
+    reading: Reading,
     #[command(flatten)]
-    pub(crate) network: Network,
+    network: Network,
     #[command(flatten)]
     bounds: Bounds,
     /// Look every second whether certificates, keys, client CAs, revocation lists, rules or
-    /// digests have changed, and read all of them anew when they have. SIGHUP does the same at
-    /// once
+    /// digests, or the file of --config, have changed, and read all of them anew when they
+    /// have. SIGHUP does the same at once
     #[arg(long, help_heading = "Access")]
     watch: bool,
     #[command(flatten)]
     sandbox: Sandbox,
     #[command(flatten)]
     pub(crate) audit: AuditOptions,
+}
+
+/// What is exchanged, all of it at once, when files are read anew. An option that isn't here
+/// takes a restart; a reload says so where the file has changed it.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct Changeable {
+    #[command(flatten)]
+    pub(crate) snapshots: Snapshots,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) access: Access,
 }
 
 impl Serve {
@@ -242,21 +289,27 @@ impl Serve {
         Config {
             listen: self.network.listen.clone(),
             proxies: self.network.proxy_from.clone(),
-            insecure_no_tls: self.tls.insecure_no_tls,
+            insecure_no_tls: self.network.insecure_no_tls,
             limits: self.bounds.limits(),
             timeouts: self.bounds.timeouts(),
             audit: Audit::none(),
         }
     }
 
-    /// What is to be served.
+    /// What is to be served, opened as `options` say.
     pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
-        self.snapshots.catalog(self.memory(), options)
+        let memory = self.memory();
+        let options = OpenOptions {
+            verify_hashes: self.reading.verify_hashes(),
+            index_pages: IndexPages::new(memory.index),
+            ..options
+        };
+        Catalog::new(self.changeable.snapshots.choice(), options, BlockReader::new(memory.blocks))
     }
 
     /// How memory is shared out.
     pub(crate) fn memory(&self) -> Memory {
-        self.snapshots.memory(self.bounds.in_flight())
+        self.reading.memory(self.bounds.in_flight())
     }
 }
 
@@ -289,7 +342,7 @@ mod tests {
             "x.hxz",
         ]);
         assert_eq!(
-            cli.serve.network.access.rules().unwrap().to_string(),
+            cli.serve.changeable.access.rules().unwrap().to_string(),
             "10.0.0.0/8, ::1/128, 192.0.2.1/32"
         );
         for junk in ["10.0.0.0/8,", "", "all", "10.0.0.1/8"] {

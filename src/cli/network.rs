@@ -9,7 +9,7 @@ use hexz_nbd::gateway::access::{
 use hexz_nbd::gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
 
 /// Who may come in: for serving, and for asking what would be answered.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Access {
     /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses
     /// [comma-separated, repeatable; default: this machine only]
@@ -53,15 +53,16 @@ impl Access {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Network {
-    #[command(flatten)]
-    pub(crate) access: Access,
+pub(super) struct Network {
     /// Load balancers that say which client they forward: networks or addresses, or "unix".
     /// Whoever connects from there has to send a PROXY header of version 2 first; the client's
     /// address in it is judged, counted and logged instead. Name nobody whom you don't trust to
     /// tell the truth [comma-separated, repeatable]
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
     pub(super) proxy_from: Vec<Place>,
+    /// Serve other machines without TLS: anyone on the way can read and change everything
+    #[arg(long, conflicts_with = "tls_cert", help_heading = "TLS")]
+    pub(super) insecure_no_tls: bool,
     /// Where to listen: ADDRESS:PORT or unix:PATH [repeatable; default: port 10809 of
     /// every address, or of loopback if only this machine may connect]
     #[arg(long, value_name = "WHERE", help_heading = "Network")]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Opening {
     /// Look for parent archives in this folder too, besides the archive's own [repeatable]
     #[arg(long, value_name = "DIR", help_heading = "Snapshots")]

@@ -1,12 +1,12 @@
 //! With which rights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::sandbox::{Mode, Plan, User};
 
-use super::Serve;
+use super::{Changeable, Serve};
 use crate::{opening, password};
 
 #[derive(Debug, Args)]
@@ -38,13 +38,6 @@ impl Serve {
             SandboxMode::Require => Mode::Require,
             SandboxMode::Off => Mode::Off,
         };
-        let tls = self.tls.files();
-        let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());
-        let rules = self.network.access.file().cloned();
-        let trust = opening::files(&self.snapshots.opening);
-        // One that came by a pipe isn't read again.
-        let password = password::file(self.snapshots.opening.password_file.as_deref())
-            .filter(|path| path.is_file());
         let socket = |address: &ListenAddress| match address {
             ListenAddress::Unix(path) => Some(path.clone()),
             ListenAddress::Tcp(_) => None,
@@ -52,11 +45,31 @@ impl Serve {
         let plan = Plan {
             mode,
             user: self.sandbox.user.clone(),
-            reloaded: tls.chain(rules).chain(trust).chain(password).collect(),
             appended: self.audit.file().map(Path::to_owned).into_iter().collect(),
             sockets: self.network.listen.iter().filter_map(socket).collect(),
             ..Plan::default()
         };
-        self.snapshots.add_to(plan)
+        self.changeable.add_to(plan)
+    }
+}
+
+impl Changeable {
+    /// Adds all that is read from what is named here, now and later.
+    pub(crate) fn add_to(&self, plan: Plan) -> Plan {
+        let opening = &self.snapshots.opening;
+        // One that came by a pipe isn't read again.
+        let password =
+            password::file(opening.password_file.as_deref()).filter(|path| path.is_file());
+        let files = self.policy_files().into_iter().chain(password);
+        let reloaded = plan.reloaded.iter().cloned().chain(files).collect();
+        self.snapshots.add_to(Plan { reloaded, ..plan })
+    }
+
+    /// The files that say who may come in, and which archives may be opened.
+    pub(crate) fn policy_files(&self) -> Vec<PathBuf> {
+        let tls = self.tls.files();
+        let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());
+        let rules = self.access.file().cloned();
+        tls.chain(rules).chain(opening::files(&self.snapshots.opening)).collect()
     }
 }

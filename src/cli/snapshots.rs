@@ -1,18 +1,17 @@
-//! Which snapshots are served.
+//! Which snapshots are served, and how they are read.
 
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
 use hexz_nbd::config::Memory;
-use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, Folder, Named};
+use hexz_nbd::exports::{Choice, Folder, Named};
 use hexz_nbd::sandbox::Plan;
-use hexz_nbd::snapshot::{IndexPages, OpenOptions};
 
 use super::opening::Opening;
 use super::values::size;
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Snapshots {
     /// The archives to serve. The export is called NAME, or like the file; an auxiliary
     /// stream is the export NAME/aux
@@ -30,6 +29,12 @@ pub(crate) struct Snapshots {
 
     #[command(flatten)]
     pub(crate) opening: Opening,
+}
+
+/// How they are read. All share one cache, and what is in it has been checked by what held
+/// when it was read: so this stays as it is.
+#[derive(Debug, Args)]
+pub(super) struct Reading {
     /// Memory for decoded blocks, index pages and answers on their way. The program takes up
     /// to 64 MiB more for itself and its connections
     #[arg(
@@ -42,22 +47,32 @@ pub(crate) struct Snapshots {
     skip_hashes: bool,
 }
 
+impl Reading {
+    /// Whether decoded blocks are compared with their hash.
+    pub(super) fn verify_hashes(&self) -> bool {
+        !self.skip_hashes
+    }
+
+    /// How memory is shared out, of which so many bytes are for answers on their way.
+    pub(super) fn memory(&self, in_flight: u32) -> Memory {
+        Memory::of(self.cache_size.as_u64(), in_flight)
+    }
+}
+
 impl Snapshots {
-    /// What is to be served, opened as `options` say, with that memory.
-    pub(super) fn catalog(
-        &self,
-        memory: Memory,
-        options: OpenOptions,
-    ) -> Result<Catalog, CatalogError> {
-        let options = OpenOptions {
-            verify_hashes: !self.skip_hashes,
-            index_pages: IndexPages::new(memory.index),
-            ..options
-        };
-        let folder = self.export_dir.clone().map(Folder::new);
-        let reader = BlockReader::new(memory.blocks);
-        let default = self.default_export.clone();
-        Catalog::new(self.named.clone(), folder, default, options, reader)
+    /// What is to be served.
+    pub(crate) fn choice(&self) -> Choice {
+        Choice {
+            named: self.named.clone(),
+            folder: self.export_dir.clone().map(Folder::new),
+            default: self.default_export.clone(),
+        }
+    }
+
+    /// Names the archives that are to be served, instead of those that the command line was
+    /// made to name.
+    pub(crate) fn name(&mut self, named: Vec<Named>) {
+        self.named = named;
     }
 
     /// Adds what archives and their parents are read from.
@@ -68,11 +83,6 @@ impl Snapshots {
             anywhere: self.opening.allow_parent_anywhere,
             ..plan
         }
-    }
-
-    /// How memory is shared out, of which so many bytes are for answers on their way.
-    pub(super) fn memory(&self, in_flight: u32) -> Memory {
-        Memory::of(self.cache_size.as_u64(), in_flight)
     }
 
     /// The export for clients that name none.

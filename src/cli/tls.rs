@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use hexz_nbd::gateway::tls::{ClientAuth, ClientFiles, TlsFiles, TlsVersion};
 
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Tls {
     /// The server's certificate in PEM form, followed by those that lead to its root.
     /// With it TLS is required
@@ -36,12 +36,9 @@ pub(crate) struct Tls {
     /// The oldest TLS version to speak. nbd-client 3.24 speaks 1.2 only
     #[arg(long, value_enum, value_name = "VERSION", default_value_t, help_heading = "TLS")]
     tls_min: TlsMin,
-    /// Serve other machines without TLS: anyone on the way can read and change everything
-    #[arg(long, conflicts_with = "tls_cert", help_heading = "TLS")]
-    pub(super) insecure_no_tls: bool,
 }
 
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum TlsMin {
     /// TLS 1.2, with its forward-secret AEAD suites alone
     #[default]
@@ -52,7 +49,7 @@ enum TlsMin {
     V1_3,
 }
 
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum WantedAuth {
     /// They have to
     #[default]

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -56,6 +56,11 @@ impl Places {
 impl InFolder {
     pub(super) fn new(folder: Folder) -> Self {
         Self { folder, places: Mutex::default() }
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
     }
 
     /// The same folder, of which nothing has been opened.

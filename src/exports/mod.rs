@@ -13,6 +13,7 @@ mod slot;
 mod snapshot;
 mod source;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,7 +27,7 @@ pub use seen::Seen;
 use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 use source::Source;
-pub use source::{Folder, Named, NamedError};
+pub use source::{Choice, Folder, Named, NamedError};
 
 /// What is added to a snapshot's name for its auxiliary stream.
 const AUXILIARY: &str = "/aux";
@@ -46,7 +47,7 @@ pub enum CatalogError {
 #[derive(Debug)]
 pub struct Catalog {
     named: Vec<(String, Slot)>,
-    folder: Option<InFolder>,
+    folder: Option<Arc<InFolder>>,
     default: Option<String>,
     options: OpenOptions,
     reader: Arc<BlockReader>,
@@ -55,21 +56,16 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// A catalogue of the archives that were `named`, and of those that are in `folder`
-    /// when they are asked for. Nothing is opened yet.
-    ///
-    /// `default` names the default export. Without it there is one only where there is
-    /// one snapshot.
+    /// A catalogue of these archives. Nothing is opened yet.
     ///
     /// # Errors
     /// See [`CatalogError`].
     pub fn new(
-        named: Vec<Named>,
-        folder: Option<Folder>,
-        default: Option<String>,
+        choice: Choice,
         options: OpenOptions,
         reader: Arc<BlockReader>,
     ) -> Result<Self, CatalogError> {
+        let Choice { named, folder, default } = choice;
         let mut slots: Vec<(String, Slot)> = Vec::with_capacity(named.len());
         for Named { name, path } in named {
             for (other, _) in &slots {
@@ -92,7 +88,7 @@ impl Catalog {
             }
             (default, ..) => default,
         };
-        let folder = folder.map(InFolder::new);
+        let folder = folder.map(InFolder::new).map(Arc::new);
         Ok(Self { named: slots, folder, default, options, reader, failures: failures() })
     }
 
@@ -108,23 +104,54 @@ impl Catalog {
         }
     }
 
-    /// The same archives, but with the keys and digests of `trust`: they are opened anew, and
-    /// so judged anew. Blocks and index pages are kept where these ones are.
+    /// A catalogue of other archives, opened in the same way. Those that are in both stay as
+    /// they are: what is open isn't opened anew. Blocks and index pages are kept where these
+    /// ones are.
+    ///
+    /// # Errors
+    /// See [`CatalogError`].
+    pub fn choosing(&self, choice: Choice) -> Result<Self, CatalogError> {
+        let mut chosen = Self::new(choice, self.options.clone(), Arc::clone(&self.reader))?;
+        let known: HashMap<&Path, &Slot> =
+            self.named.iter().map(|(_, slot)| (slot.path(), slot)).collect();
+        for (_, slot) in &mut chosen.named {
+            if let Some(known) = known.get(slot.path()) {
+                *slot = (*known).clone();
+            }
+        }
+        if let (Some(folder), Some(known)) = (&mut chosen.folder, &self.folder)
+            && folder.path() == known.path()
+        {
+            *folder = Arc::clone(known);
+        }
+        Ok(chosen)
+    }
+
+    /// The same archives, but opened anew as `options` say, and so judged anew by their keys and
+    /// digests. How blocks are verified, and where they and index pages are kept, stays.
     #[must_use]
-    pub fn trusting(&self, trust: OpenOptions) -> Self {
-        let OpenOptions { verify_keys, digests, .. } = trust;
-        if let (Some(now), Some(before)) = (&digests, &self.options.digests) {
+    pub fn opened_as(&self, options: OpenOptions) -> Self {
+        if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
             now.remember(before);
         }
         let again = |(name, slot): &(String, Slot)| (name.clone(), slot.unopened());
         Self {
             named: self.named.iter().map(again).collect(),
-            folder: self.folder.as_ref().map(InFolder::unopened),
+            folder: self.folder.as_ref().map(|folder| Arc::new(folder.unopened())),
             default: self.default.clone(),
-            options: OpenOptions { verify_keys, digests, ..self.options.clone() },
+            options: OpenOptions {
+                verify_hashes: self.options.verify_hashes,
+                index_pages: Arc::clone(&self.options.index_pages),
+                ..options
+            },
             reader: Arc::clone(&self.reader),
             failures: failures(),
         }
+    }
+
+    /// How archives are opened.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
     }
 
     /// What reads blocks for all exports.

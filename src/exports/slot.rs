@@ -4,6 +4,7 @@
 //! Files are looked at off the runtime's threads: a file system that hangs holds up those
 //! who ask for what is on it, and nobody else.
 
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,11 @@ impl Slot {
     /// A place of the same source that hasn't been opened.
     pub(super) fn unopened(&self) -> Self {
         Self { source: Arc::clone(&self.source), opened: Arc::default(), latest: Arc::default() }
+    }
+
+    /// Where the archive is.
+    pub(super) fn path(&self) -> &Path {
+        self.source.path()
     }
 
     /// A place whose snapshot is open already.

@@ -23,6 +23,18 @@ pub struct Named {
     pub path: PathBuf,
 }
 
+/// Which archives are served.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Archives that are served under these names.
+    pub named: Vec<Named>,
+    /// A folder of which all archives are, found when they are asked for.
+    pub folder: Option<Folder>,
+    /// The export for clients that name none. Without it there is one only where there is one
+    /// snapshot.
+    pub default: Option<String>,
+}
+
 /// Why a text doesn't name an archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NamedError {
@@ -34,23 +46,36 @@ pub enum NamedError {
     NameTooLong,
 }
 
+impl Named {
+    /// Serves the archive at `path` under a name.
+    ///
+    /// # Errors
+    /// One of them is empty, or the name is too long.
+    pub fn new(name: &str, path: impl Into<PathBuf>) -> Result<Self, NamedError> {
+        let (name, path) = (name.to_owned(), path.into());
+        if name.is_empty() || path.as_os_str().is_empty() {
+            return Err(NamedError::Unreadable(format!("{name}={}", path.display())));
+        }
+        if name.len() > MAX_STRING {
+            return Err(NamedError::NameTooLong);
+        }
+        Ok(Self { name, path })
+    }
+}
+
 impl FromStr for Named {
     type Err = NamedError;
 
     fn from_str(text: &str) -> Result<Self, NamedError> {
-        let unreadable = || NamedError::Unreadable(text.to_owned());
         // A file whose own name has an equals sign is more likely meant than a new name.
         let (name, path) = match text.split_once('=') {
             Some((name, path)) if !Path::new(text).exists() => (name.to_owned(), path),
             _ => (super::file_name(Path::new(text)), text),
         };
-        if name.is_empty() || path.is_empty() {
-            return Err(unreadable());
-        }
-        if name.len() > MAX_STRING {
-            return Err(NamedError::NameTooLong);
-        }
-        Ok(Self { name, path: path.into() })
+        Self::new(&name, path).map_err(|error| match error {
+            NamedError::Unreadable(_) => NamedError::Unreadable(text.to_owned()),
+            error => error,
+        })
     }
 }
 

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+pub use paths::Confines;
 use paths::Readable;
 pub use rights::{User, UserError, is_root};
 
@@ -70,6 +71,8 @@ pub struct Report {
     pub missing: Vec<String>,
     /// What will fail later, which can be mended.
     pub notes: Vec<String>,
+    /// What can be read from now on.
+    pub confines: Confines,
 }
 
 /// Why the process must not go on.
@@ -116,6 +119,7 @@ pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
             let appends = readable.appends();
             report.enforced.push(format!("{landlock}, reads {readable}{appends}"));
             report.notes.extend(landlock.left_out);
+            report.confines = Confines::new(plan, &readable);
         }
         Err(reason) => report.missing.push(format!("Landlock ({reason})")),
     }

@@ -32,6 +32,46 @@ pub(super) struct Readable {
     pub(super) notes: Vec<String>,
 }
 
+/// What can still be read, for those who are told of other files later.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Confines(Option<Within>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Within {
+    /// Folders and files.
+    places: Vec<PathBuf>,
+    /// All that was asked for at the start. Of what can't be read of that something has been
+    /// said then.
+    known: BTreeSet<PathBuf>,
+}
+
+impl Confines {
+    pub(super) fn new(plan: &Plan, readable: &Readable) -> Self {
+        let places = readable.folders.iter().chain(&readable.files).cloned().collect();
+        Self(Some(Within { places, known: named(plan).cloned().collect() }))
+    }
+
+    /// What `plan` wants to read that is new, and can't be read in here.
+    pub fn closed(&self, plan: &Plan) -> Vec<PathBuf> {
+        let Some(within) = &self.0 else { return Vec::new() };
+        let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
+        let new = named(plan).filter(|path| !within.known.contains(*path));
+        let is_closed = |path: &&PathBuf| {
+            let end = follow(&here.join(path), &look).end;
+            !end.ancestors().any(|above| within.places.iter().any(|place| place == above))
+        };
+        let everywhere =
+            plan.anywhere && !within.places.iter().any(|place| place == Path::new("/"));
+        let everywhere = everywhere.then(|| PathBuf::from("/"));
+        new.filter(is_closed).cloned().chain(everywhere).collect()
+    }
+}
+
+/// All files and folders of a plan.
+fn named(plan: &Plan) -> impl Iterator<Item = &PathBuf> {
+    plan.files.iter().chain(&plan.reloaded).chain(&plan.folders)
+}
+
 /// What is at a path that leads over no link but in its last part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {

@@ -1,0 +1,78 @@
+//! `hexz-nbd --check-config`: everything that the start does before it listens, and all that is
+//! wrong with it.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use hexz_nbd::config::Config;
+use hexz_nbd::exports::Catalog;
+use hexz_nbd::gateway::Policy;
+
+use crate::cli::Serve;
+use crate::settings::Settings;
+use crate::start::{self, Failure};
+use crate::{opening, password, policy};
+
+/// Says what would be served, or what is wrong: then the exit code is that with which the start
+/// would have ended.
+pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
+    let serve = &settings.cli.serve;
+    let config = serve.config();
+    let mut failures = Vec::new();
+    let policy = policy::read_all(&serve.changeable, &config);
+    let policy = policy.map_err(|all| failures.extend(all)).ok();
+    if let Some(policy) = &policy {
+        start::warn_of_surprises(&config, policy);
+    }
+    let exports = exports(serve, &mut failures);
+    match (policy, exports, failures.first()) {
+        (Some(policy), Some(exports), None) => {
+            let (to, listen) = (start::to_whom(&policy), listen(&config, &policy));
+            writeln!(std::io::stdout(), "would serve {exports} {to}, on {listen}")?;
+            Ok(ExitCode::SUCCESS)
+        }
+        (_, _, first) => {
+            let code = first.map_or(1, Failure::exit_code);
+            for failure in &failures {
+                tracing::error!("{failure}");
+            }
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+/// Opens the archives as the start does. They can't be where keys or passwords fail.
+fn exports(serve: &Serve, failures: &mut Vec<Failure>) -> Option<String> {
+    let snapshots = &serve.changeable.snapshots;
+    let catalog = catalog(serve, failures)?;
+    let mut exports = None;
+    let opened = start::until_signal(start::runtime(), async |shutdown| {
+        let opened = shutdown.run_until_cancelled(start::open(&catalog, snapshots)).await;
+        exports = opened.transpose()?;
+        Ok(())
+    });
+    if let Err(failure) = opened {
+        failures.push(failure);
+    }
+    exports
+}
+
+fn catalog(serve: &Serve, failures: &mut Vec<Failure>) -> Option<Catalog> {
+    let opening = &serve.changeable.snapshots.opening;
+    let password = password::find(opening.password_file.as_deref());
+    let password = password.map_err(|error| failures.push(error.into())).ok();
+    let options = opening::with_password(opening, password.clone().flatten());
+    let options = options.map_err(|error| failures.push(error.into())).ok();
+    let is_known = password.is_some() && options.is_some();
+    let catalog = serve.catalog(options.unwrap_or_default());
+    let catalog = catalog.map_err(|error| failures.push(error.into())).ok()?;
+    is_known.then_some(catalog)
+}
+
+fn listen(config: &Config, policy: &Policy) -> String {
+    match config.listen.as_slice() {
+        [] if policy.rules.is_local_only() => "port 10809 of loopback".to_owned(),
+        [] => "port 10809 of every address".to_owned(),
+        all => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}

@@ -1,0 +1,58 @@
+//! From options to who may come in: rules, certificates, CAs and revocation lists are read
+//! here, and compared with each other.
+
+use hexz_nbd::config::Config;
+use hexz_nbd::gateway::Policy;
+use hexz_nbd::gateway::access::Rules;
+use hexz_nbd::gateway::tls::{self, ServerTls};
+
+use crate::cli::{Changeable, Tls};
+use crate::start::Failure;
+
+/// Reads all of them. A key that can't be read again stays what it was `before`.
+pub(crate) fn read(
+    options: &Changeable,
+    config: &Config,
+    before: Option<&ServerTls>,
+) -> Result<Policy, Failure> {
+    let rules = options.access.rules()?;
+    config.check(&rules, options.tls.files().is_some())?;
+    let tls = read_tls(&options.tls, before)?;
+    who_is_asked(&rules, tls.as_ref())?;
+    Ok(Policy { rules, tls })
+}
+
+/// The same, but goes on where something is wrong, to say all of it, in the order in which it
+/// would stop the start.
+pub(crate) fn read_all(options: &Changeable, config: &Config) -> Result<Policy, Vec<Failure>> {
+    let mut failures = Vec::new();
+    let rules = options.access.rules().map_err(|error| failures.push(error.into())).ok();
+    if let Some(rules) = &rules
+        && let Err(error) = config.check(rules, options.tls.files().is_some())
+    {
+        failures.push(error.into());
+    }
+    let tls = read_tls(&options.tls, None).map_err(|error| failures.push(error)).ok();
+    let (Some(rules), Some(tls)) = (rules, tls) else { return Err(failures) };
+    if let Err(error) = who_is_asked(&rules, tls.as_ref()) {
+        failures.push(error);
+    }
+    if failures.is_empty() { Ok(Policy { rules, tls }) } else { Err(failures) }
+}
+
+fn read_tls(options: &Tls, before: Option<&ServerTls>) -> Result<Option<ServerTls>, Failure> {
+    let Some((files, oldest)) = options.files() else { return Ok(None) };
+    let (tls, warnings) = tls::load(&files, oldest, before)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(Some(tls))
+}
+
+fn who_is_asked(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
+    let asks = tls.is_some_and(ServerTls::asks_for_certificates);
+    if rules.ask_for_identity() && !asks {
+        return Err(Failure::IdentityWithoutCa);
+    }
+    Ok(())
+}

@@ -1,0 +1,259 @@
+//! The configuration file: TOML to options of the command line.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use clap::{Arg, Command};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use hexz_nbd::exports::Named;
+
+use super::keys::{self, Kind};
+use super::problem::{Problem, What};
+
+/// The largest configuration file, in bytes: enough for 10,000 archives.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// More than that means nothing more.
+const MAX_COUNT: u8 = 9;
+
+/// The table of archives.
+const EXPORTS: &str = "exports";
+
+/// An option that a file gives.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) key: String,
+    /// From 1 on; credentials have none.
+    pub(super) line: Option<usize>,
+    /// What it would be on the command line.
+    pub(super) arguments: Vec<OsString>,
+}
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// In their order; flags that are false are left out.
+    pub(super) entries: Vec<Entry>,
+    pub(super) exports: Vec<Named>,
+}
+
+/// The content of a configuration file, and what is to be said of the file.
+pub(super) fn read(path: &Path) -> Result<(String, Option<String>), Problem> {
+    let problem = |what| Problem { path: path.to_owned(), line: None, what };
+    let file = File::open(path).map_err(|error| problem(error.into()))?;
+    let note = file.metadata().ok().and_then(|file| {
+        who_else_may_write(file.mode(), file.uid(), rustix::process::geteuid().as_raw())
+    });
+    let note = note.map(|who| {
+        format!("{} can be changed by {who}, and so can be who may come in", path.display())
+    });
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| problem(error.into()))?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(problem(What::TooLarge));
+    }
+    Ok((text, note))
+}
+
+/// Who, besides root and the user that this program runs as, can change a file of that mode and
+/// owner. What its group may do is its owner's choice.
+fn who_else_may_write(mode: u32, owner: u32, own: u32) -> Option<String> {
+    if mode & 0o002 != 0 {
+        return Some("every user of this machine".to_owned());
+    }
+    (owner != 0 && owner != own).then(|| format!("the user with the number {owner}"))
+}
+
+/// What `text`, the content of the file at `path`, says; and all that is wrong with it.
+pub(super) fn parse(text: &str, path: &Path, command: &Command) -> (Written, Vec<Problem>) {
+    let mut reader = Reader { text, path, command, written: Written::default(), problems: vec![] };
+    match DeTable::parse(text) {
+        Ok(table) => reader.table(table.get_ref()),
+        Err(error) => {
+            let at = error.span().map(|span| span.start);
+            reader.problem(at, What::Syntax(error.message().to_owned()));
+        }
+    }
+    reader.problems.sort_by_key(|problem| problem.line);
+    (reader.written, reader.problems)
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    path: &'a Path,
+    command: &'a Command,
+    written: Written,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn table(&mut self, table: &DeTable<'_>) {
+        for (key, value) in in_order(table) {
+            let (name, at) = (key.get_ref().as_ref(), key.span().start);
+            match (keys::option(self.command, name), value.get_ref()) {
+                (Some(option), _) => self.option(option, name, at, value),
+                (None, DeValue::Table(exports)) if name == EXPORTS => self.exports(exports),
+                (None, found) if name == EXPORTS => {
+                    let expected = "a table of NAME = \"PATH\"";
+                    self.wrong_type(at, name, expected, found);
+                }
+                (None, DeValue::Table(table)) => self.unknown_table(at, name, table),
+                (None, _) => self.unknown(at, name),
+            }
+        }
+    }
+
+    fn option(&mut self, option: &Arg, key: &str, at: usize, value: &Spanned<DeValue<'_>>) {
+        let long = format!("--{key}");
+        let arguments = match (keys::kind(option), value.get_ref()) {
+            (Kind::Flag, DeValue::Boolean(true)) => vec![long.into()],
+            (Kind::Flag, DeValue::Boolean(false)) => return,
+            (Kind::Flag, found) => return self.wrong_type(at, key, "true or false", found),
+            (Kind::Count, DeValue::Integer(number)) => match number.to_string().parse::<u8>() {
+                Ok(times) if times <= MAX_COUNT => vec![long.into(); times.into()],
+                _ => {
+                    let why = format!("expected a whole number from 0 to {MAX_COUNT}");
+                    return self.value(at, key, number.to_string(), why);
+                }
+            },
+            (Kind::Count, found) => return self.wrong_type(at, key, "a whole number", found),
+            (Kind::Many, DeValue::Array(values)) if values.is_empty() => {
+                return self.problem(Some(at), What::EmptyList(key.to_owned()));
+            }
+            (Kind::Many, DeValue::Array(values)) => {
+                let values = values.iter().filter_map(|value| self.argument(option, key, value));
+                values.collect()
+            }
+            (Kind::One | Kind::Many, _) => self.argument(option, key, value).into_iter().collect(),
+        };
+        if !arguments.is_empty() {
+            let entry = Entry { key: key.to_owned(), line: Some(self.line(at)), arguments };
+            self.written.entries.push(entry);
+        }
+    }
+
+    /// One value, as the command line would have it.
+    fn argument(
+        &mut self,
+        option: &Arg,
+        key: &str,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Option<OsString> {
+        let at = value.span().start;
+        let text = match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            // As it is written: what is no decimal number stays none.
+            DeValue::Integer(number) => number.to_string(),
+            DeValue::Float(number) => number.as_str().to_owned(),
+            found => {
+                let expected = match keys::kind(option) {
+                    Kind::Many => "a string or an array of strings",
+                    _ => "a string or a number",
+                };
+                self.wrong_type(at, key, expected, found);
+                return None;
+            }
+        };
+        match keys::accepts(option, &text) {
+            Ok(()) => Some(format!("--{key}={text}").into()),
+            Err((refused, why)) => {
+                self.value(at, key, refused, why);
+                None
+            }
+        }
+    }
+
+    fn exports(&mut self, table: &DeTable<'_>) {
+        for (key, value) in in_order(table) {
+            let (name, at) = (key.get_ref().as_ref(), key.span().start);
+            if keys::option(self.command, name).is_some() {
+                self.problem(Some(at), What::OptionInExports(name.to_owned()));
+                continue;
+            }
+            match value.get_ref() {
+                DeValue::String(path) if name.is_empty() || path.is_empty() => {
+                    let what = "a name and a path have one character at the least".to_owned();
+                    self.problem(Some(at), What::Export(what));
+                }
+                DeValue::String(path) => match Named::new(name, path.as_ref()) {
+                    Ok(named) => self.written.exports.push(named),
+                    Err(error) => self.problem(Some(at), What::Export(error.to_string())),
+                },
+                DeValue::Table(inner) => {
+                    let rest = inner.keys().next().map(|key| key.get_ref().as_ref());
+                    let quoted = format!("{name}.{}", rest.unwrap_or_default());
+                    let name = name.to_owned();
+                    self.problem(Some(at), What::DottedExport { name, quoted });
+                }
+                found => {
+                    self.wrong_type(at, &format!("[exports] {name}"), "a path in quotes", found);
+                }
+            }
+        }
+    }
+
+    fn unknown(&mut self, at: usize, key: &str) {
+        let what = match keys::only_on_the_command_line(key) {
+            Some(why) => What::CommandLineOnly { key: key.to_owned(), why },
+            None if key == "password" => What::Password,
+            None => {
+                let nearest = keys::nearest(self.command, key);
+                What::UnknownKey { key: key.to_owned(), nearest }
+            }
+        };
+        self.problem(Some(at), what);
+    }
+
+    /// Options in a table, as `[tls] cert = …`, or a word that nobody knows.
+    fn unknown_table(&mut self, at: usize, name: &str, table: &DeTable<'_>) {
+        let there = in_order(table).into_iter().filter_map(|(key, _)| {
+            let key = key.get_ref().as_ref();
+            let joined = format!("{name}-{key}");
+            let known =
+                [&joined, key].into_iter().find(|key| keys::option(self.command, key).is_some());
+            known.map(str::to_owned).or_else(|| keys::nearest(self.command, key))
+        });
+        let there = there.collect();
+        self.problem(Some(at), What::UnknownTable { table: name.to_owned(), there });
+    }
+
+    fn wrong_type(&mut self, at: usize, key: &str, expected: &'static str, found: &DeValue<'_>) {
+        let found = match found {
+            DeValue::String(_) => "a string",
+            DeValue::Integer(_) | DeValue::Float(_) => "a number",
+            DeValue::Boolean(_) => "true or false",
+            DeValue::Datetime(_) => "a date",
+            DeValue::Array(_) => "an array",
+            DeValue::Table(_) => "a table",
+        };
+        self.problem(Some(at), What::WrongType { key: key.to_owned(), expected, found });
+    }
+
+    fn value(&mut self, at: usize, key: &str, value: String, why: String) {
+        self.problem(Some(at), What::Value { key: key.to_owned(), value, why });
+    }
+
+    fn problem(&mut self, at: Option<usize>, what: What) {
+        let line = at.map(|at| self.line(at));
+        self.problems.push(Problem { path: self.path.to_owned(), line, what });
+    }
+
+    fn line(&self, at: usize) -> usize {
+        let before = self.text.as_bytes().iter().take(at);
+        before.filter(|byte| **byte == b'\n').count() + 1
+    }
+}
+
+type Item<'a, 'i> = (&'a Spanned<toml::de::DeString<'i>>, &'a Spanned<DeValue<'i>>);
+
+/// What is in a table, as it was written.
+fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Item<'a, 'i>> {
+    let mut items: Vec<_> = table.iter().collect();
+    items.sort_by_key(|(key, _)| key.span().start);
+    items
+}

@@ -1,0 +1,236 @@
+//! All options: those of the command line, and behind them those of the configuration file,
+//! and certificate and key from the service manager's credentials.
+//!
+//! `keys` takes from clap which options there are, `file` turns a file into arguments,
+//! `merge` puts these together with those that were given, and clap parses the whole: so
+//! every option has its place in the file, and means the same in both.
+
+mod file;
+mod keys;
+mod merge;
+mod problem;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+
+use hexz_nbd::exports::Named;
+use hexz_nbd::sandbox::Plan;
+use hexz_nbd::storage::FileStamp;
+
+use crate::cli::{Changeable, Cli, Log};
+use crate::log;
+use file::Written;
+use merge::Merge;
+use problem::Problem;
+
+/// Where options come from: it can be asked again.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    arguments: Vec<OsString>,
+}
+
+/// All options, as they are now.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) cli: Cli,
+    /// What is to be said of the configuration file.
+    pub(crate) notes: Vec<String>,
+    /// What the configuration file was like before it was read.
+    pub(crate) stamp: Option<FileStamp>,
+    pub(crate) fixed: Fixed,
+}
+
+/// The options that can't change while the program runs, as texts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Fixed(BTreeMap<String, Vec<OsString>>);
+
+/// Why there are no options.
+#[derive(Debug)]
+pub(crate) enum Refused {
+    /// Or help, or the version, was asked for.
+    CommandLine(clap::Error),
+    /// The configuration file, or the credentials.
+    File {
+        /// What the command line says of the log.
+        log: Log,
+        problems: Vec<Problem>,
+    },
+}
+
+/// What can be exchanged, read anew.
+#[derive(Debug)]
+pub(crate) struct Again {
+    pub(crate) options: Changeable,
+    /// What the configuration file was like before it was read.
+    pub(crate) stamp: Option<FileStamp>,
+    pub(crate) fixed: Fixed,
+}
+
+/// What was found out.
+struct Found {
+    matches: ArgMatches,
+    /// Archives of the file, if those are what is served.
+    exports: Option<Vec<Named>>,
+    notes: Vec<String>,
+    stamp: Option<FileStamp>,
+}
+
+impl Source {
+    /// The command line of this process, and what it names.
+    pub(crate) fn of_process() -> Self {
+        Self { arguments: std::env::args_os().collect() }
+    }
+
+    /// Whether the command line says `--stdio`, which no file can say: from then on standard
+    /// error may be the client's.
+    pub(crate) fn is_for_one_client(&self) -> bool {
+        self.arguments.iter().any(|argument| argument == "--stdio")
+    }
+
+    /// Reads all of it. Of a file, everything that is wrong is found.
+    pub(crate) fn read(&self) -> Result<Settings, Refused> {
+        let Found { matches, exports, notes, stamp } = self.find(Cli::command())?;
+        let mut cli = Cli::from_arg_matches(&matches).map_err(Refused::CommandLine)?;
+        cli.serve.changeable.name(exports);
+        Ok(Settings { cli, notes, stamp, fixed: Fixed::of(&matches) })
+    }
+
+    /// Reads all of it anew, in the sandbox.
+    pub(crate) fn read_again(&self) -> Result<Again, Refused> {
+        let Found { matches, exports, stamp, .. } =
+            self.find(keys::without_lookups(Cli::command()))?;
+        let options = Changeable::from_arg_matches(&matches).map_err(Refused::CommandLine);
+        let mut options = options?;
+        options.name(exports);
+        Ok(Again { options, stamp, fixed: Fixed::of(&matches) })
+    }
+
+    fn find(&self, command: Command) -> Result<Found, Refused> {
+        let said = merge::lenient(command.clone()).try_get_matches_from(&self.arguments);
+        let mut command = command;
+        command.build();
+        let said = match said {
+            Ok(said) if said.subcommand().is_none() => said,
+            // What is wrong is said in the words of the real options.
+            _ => {
+                let matches = command.try_get_matches_from(&self.arguments);
+                let matches = matches.map_err(Refused::CommandLine)?;
+                return Ok(Found { matches, exports: None, notes: vec![], stamp: None });
+            }
+        };
+        let refused = |problems| match Log::from_arg_matches(&said) {
+            Ok(log) => Refused::File { log, problems },
+            Err(error) => Refused::CommandLine(error),
+        };
+
+        let path = said.get_one::<PathBuf>("config").map(PathBuf::as_path);
+        let stamp = path.and_then(FileStamp::of);
+        let (written, notes) = match path {
+            Some(path) => read_file(path, &command).map_err(refused)?,
+            None => Default::default(),
+        };
+        let mut merge = Merge::new(&command, &said);
+        merge.add_file(&written);
+        let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        merge.add_credentials(folder.as_deref()).map_err(|problem| refused(vec![problem]))?;
+        let problems = path.map(|path| merge.problems(path)).unwrap_or_default();
+        if !problems.is_empty() {
+            return Err(refused(problems));
+        }
+
+        let takes_archives = merge.takes_archives() && !written.exports.is_empty();
+        let arguments = merge.arguments(&self.arguments, takes_archives);
+        let matches =
+            command.clone().try_get_matches_from(arguments).map_err(|error| {
+                match path.and_then(|path| merge.blame(&error, path)) {
+                    Some(problem) => refused(vec![problem]),
+                    None => Refused::CommandLine(error),
+                }
+            })?;
+        let exports = takes_archives.then_some(written.exports);
+        Ok(Found { matches, exports, notes, stamp })
+    }
+}
+
+/// What the file says, and what is to be said of it.
+fn read_file(path: &Path, command: &Command) -> Result<(Written, Vec<String>), Vec<Problem>> {
+    let (text, note) = file::read(path).map_err(|problem| vec![problem])?;
+    let (written, problems) = file::parse(&text, path, command);
+    if problems.is_empty() { Ok((written, note.into_iter().collect())) } else { Err(problems) }
+}
+
+impl Settings {
+    /// What the program goes on needing.
+    pub(crate) fn plan(&self) -> Plan {
+        let mut plan = self.cli.serve.plan();
+        plan.reloaded.extend(self.cli.file.config.clone());
+        plan
+    }
+}
+
+impl Changeable {
+    /// Names the archives of a file, if those are what is served.
+    fn name(&mut self, exports: Option<Vec<Named>>) {
+        if let Some(exports) = exports {
+            self.snapshots.name(exports);
+        }
+    }
+}
+
+impl Fixed {
+    /// All options but those of [`Changeable`].
+    fn of(matches: &ArgMatches) -> Self {
+        let changeable = Changeable::augment_args(Command::new(""));
+        let is_changeable =
+            |id: &clap::Id| changeable.get_arguments().any(|arg| arg.get_id() == id);
+        let command = Cli::command();
+        let fixed = keys::all(&command).filter(|arg| !is_changeable(arg.get_id()));
+        let values = fixed.filter_map(|arg| {
+            let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
+            Some((arg.get_long()?.to_owned(), values.map(ToOwned::to_owned).collect()))
+        });
+        Self(values.collect())
+    }
+
+    /// Which of them others have otherwise.
+    pub(crate) fn differing<'a>(&'a self, other: &Self) -> Vec<&'a str> {
+        let differs = |(key, value): &(&String, &Vec<OsString>)| other.0.get(*key) != Some(*value);
+        self.0.iter().filter(differs).map(|(key, _)| key.as_str()).collect()
+    }
+}
+
+impl Refused {
+    /// Says why, and ends the program.
+    pub(crate) fn exit(self) -> ! {
+        let (log, problems) = match self {
+            Self::CommandLine(error) => error.exit(),
+            Self::File { log, problems } => (log, problems),
+        };
+        if let Err(error) = log::start(&log) {
+            Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
+        }
+        for problem in problems {
+            tracing::error!("{problem}");
+        }
+        std::process::exit(2)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine(error) => error.fmt(f),
+            Self::File { problems, .. } => {
+                let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+                f.write_str(&problems.join("; "))
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What can be wrong with a configuration file, in its own words: not in those of a command
+//! line that nobody has written.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Something that is wrong with a configuration file, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("{}{}: {what}", .path.display(), Line(*.line))]
+pub(crate) struct Problem {
+    pub(super) path: PathBuf,
+    /// From 1 on.
+    pub(super) line: Option<usize>,
+    pub(super) what: What,
+}
+
+/// What is wrong.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum What {
+    #[error("can't read it: {0}")]
+    Io(#[from] io::Error),
+    #[error("it is larger than 1 MiB, which no configuration file should be")]
+    TooLarge,
+    #[error("it isn't TOML: {0}")]
+    Syntax(String),
+    #[error("there is no option {key:?}{}", Nearest(.nearest.as_deref()))]
+    UnknownKey { key: String, nearest: Option<String> },
+    #[error(
+        "a password doesn't belong in here: password-file names a file that has it and that only \
+         its owner can read"
+    )]
+    Password,
+    #[error("there is no table [{table}]: options stand above all tables{}", There(.there))]
+    UnknownTable { table: String, there: Vec<String> },
+    #[error("{key} is for the command line alone: {why}")]
+    CommandLineOnly { key: String, why: &'static str },
+    #[error("{key}: expected {expected}, found {found}")]
+    WrongType { key: String, expected: &'static str, found: &'static str },
+    #[error("{0} = [] means nothing: leave it out, or name some")]
+    EmptyList(String),
+    #[error("{key}: {value:?} can't be used: {why}")]
+    Value { key: String, value: String, why: String },
+    #[error(
+        "{0} stands in [exports], where each key is the name of an export; options stand above \
+         all tables"
+    )]
+    OptionInExports(String),
+    #[error(
+        "[exports] {name}: expected a path in quotes, found a table; a name with dots is written \
+         in quotes, as {quoted:?}"
+    )]
+    DottedExport { name: String, quoted: String },
+    #[error("[exports]: {0}")]
+    Export(String),
+    #[error("{key} can't stand beside {other}{}", Where(.other_line))]
+    Conflict { key: String, other: String, other_line: Option<usize> },
+    #[error("{key} takes {needs} as well, which is neither here nor on the command line")]
+    Needs { key: String, needs: String },
+    #[error(
+        "there is nothing to serve, here or on the command line: name archives in the table \
+         [exports], or a folder with export-dir"
+    )]
+    NothingToServe,
+    #[error("together with the command line it makes no sense: {0}")]
+    Together(String),
+    #[error(
+        "this systemd credential isn't there, but {0} is: pass both with LoadCredential=, or none"
+    )]
+    OneCredential(&'static str),
+}
+
+/// ", line 3", if it is known.
+struct Line(Option<usize>);
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |line| write!(f, ", line {line}"))
+    }
+}
+
+/// " (line 3)", or where else it was said.
+struct Where<'a>(&'a Option<usize>);
+
+impl fmt::Display for Where<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(line) => write!(f, " (line {line})"),
+            None => f.write_str(" (on the command line)"),
+        }
+    }
+}
+
+struct Nearest<'a>(Option<&'a str>);
+
+impl fmt::Display for Nearest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(nearest) => write!(f, "; {nearest} is meant, perhaps"),
+            None => f.write_str("; hexz-nbd --help lists all, here without the dashes in front"),
+        }
+    }
+}
+
+/// Which options a table's keys are.
+struct There<'a>(&'a [String]);
+
+impl fmt::Display for There<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => Ok(()),
+            options => write!(f, ", as {}", options.join(", ")),
+        }
+    }
+}
