@@ -85,6 +85,11 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         if self.recent.is_use_of_its_own(key) { self.cache.get(key) } else { self.cache.peek(key) }
     }
 
+    /// What all values weigh together, in bytes, and how much they may.
+    pub fn fill(&self) -> (u64, u64) {
+        (self.cache.weight(), self.cache.capacity())
+    }
+
     /// Whether the value is here. That is no use of it.
     pub fn contains(&self, key: &K) -> bool {
         self.cache.contains_key(key)

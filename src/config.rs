@@ -153,6 +153,13 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// All of it.
+    pub fn all(&self) -> u64 {
+        self.blocks + self.index + u64::from(self.in_flight)
+    }
+}
+
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = |bytes: u64| ByteSize(bytes).display().iec();

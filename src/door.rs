@@ -36,9 +36,6 @@ impl Door {
             return Ok(Self::Connection(Stdio::take()?));
         }
         let handed = Handed::take(|name| std::env::var(name).ok())?;
-        if handed.monitor.is_some() {
-            tracing::warn!("the socket \"monitor\" that was handed over isn't used");
-        }
         if !handed.nbd.is_empty() {
             if !config.listen.is_empty() {
                 return Err(Failure::ListenAndHanded);
@@ -47,6 +44,14 @@ impl Door {
             config.listen = handed.nbd.iter().map(Bound::address).collect::<Result<_, _>>()?;
         }
         Ok(Self::Sockets(handed))
+    }
+
+    /// The socket on which it is to be shown what goes on, if one was handed over.
+    pub(crate) fn monitor(&mut self) -> Option<Bound> {
+        match self {
+            Self::Connection(_) => None,
+            Self::Sockets(handed) => handed.monitor.take(),
+        }
     }
 
     /// Binds sockets, unless that has been done.

@@ -20,6 +20,8 @@
 //!    decompressed and verified, in this archive or in a parent;
 //! 9. [`storage`]: the stored bytes are read.
 //!
+//! What came of all that is counted on the way, and shown by [`monitor`].
+//!
 //! # Who may not know what
 //!
 //! [`nbd::wire`] does no I/O. [`nbd`] knows neither sockets nor TLS nor snapshots, and
@@ -48,7 +50,9 @@ pub mod config;
 pub mod exports;
 pub mod gateway;
 mod limited;
+pub mod monitor;
 pub mod nbd;
 pub mod sandbox;
 pub mod snapshot;
 pub mod storage;
+mod tally;

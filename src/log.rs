@@ -2,16 +2,19 @@
 
 use std::io::{IsTerminal, stderr};
 
+use hexz_nbd::monitor::RecentErrors;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{Log, LogFormat};
 
-/// Begins to log.
+/// Begins to log; the last errors are remembered.
 ///
 /// # Errors
 /// RUST_LOG makes no sense.
-pub(crate) fn start(options: &Log) -> Result<(), ParseError> {
+pub(crate) fn start(options: &Log, recent: &RecentErrors) -> Result<(), ParseError> {
     let level = match options.verbose {
         0 => "info",
         1 => "hexz_nbd=debug,info",
@@ -30,8 +33,10 @@ pub(crate) fn start(options: &Log) -> Result<(), ParseError> {
         .log_internal_errors(false)
         .with_writer(stderr);
     match options.log_format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Text => lines.finish().with(recent.layer()).init(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).finish().with(recent.layer()).init();
+        }
     }
     Ok(())
 }

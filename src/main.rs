@@ -19,6 +19,7 @@ mod record;
 mod reload;
 mod service;
 mod settings;
+mod show;
 mod start;
 mod top;
 mod verify;
@@ -27,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::CommandFactory;
 use clap::error::ErrorKind;
+use hexz_nbd::monitor::RecentErrors;
 
 use cli::{Cli, Command};
 use settings::Source;
@@ -42,8 +44,9 @@ fn main() -> ExitCode {
     if source.is_for_one_client() && door::spare_the_client().is_err() {
         return ExitCode::FAILURE;
     }
+    let recent = RecentErrors::default();
     let settings = source.read().unwrap_or_else(|refused| refused.exit());
-    if let Err(error) = log::start(&settings.cli.log) {
+    if let Err(error) = log::start(&settings.cli.log, &recent) {
         Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
     }
     for note in &settings.notes {
@@ -64,7 +67,7 @@ fn main() -> ExitCode {
             completions::run(options).map(|()| ExitCode::SUCCESS)
         }
         None if settings.cli.file.check_config => check_config::run(&settings),
-        None => start::serve(source, settings).map(|()| ExitCode::SUCCESS),
+        None => start::serve(source, settings, recent).map(|()| ExitCode::SUCCESS),
     };
     match ended {
         Ok(code) => code,

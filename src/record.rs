@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use hexz_nbd::audit::{Audit, Event, Recorder, StartError, Stop, Target, TargetError, Text};
 
+use hexz_nbd::monitor::AuditReport;
+
 use crate::cli::{AuditOptions, Where};
 
 /// What all that is queued may take at the least, when the program ends.
@@ -54,6 +56,12 @@ impl Record {
         if let Some(recorder) = &self.0 {
             recorder.reopen();
         }
+    }
+
+    /// How many events there were, if there are to be any.
+    pub(crate) fn counts(&self) -> Option<impl Fn() -> AuditReport + Send + Sync + use<>> {
+        let recorder = self.0.clone()?;
+        Some(move || AuditReport { written: recorder.written(), lost: recorder.lost() })
     }
 
     /// Writes all that has been told, until that time if it takes so long.

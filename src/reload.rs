@@ -221,6 +221,7 @@ impl Reloading {
 
     fn keep<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
         tracing::error!("not reloaded, everything stays as it was: {error}");
+        self.control.note_failed_reload(&error.to_string());
         self.config.audit.tell(|| Event::ReloadFailed(ReloadFailed { why: Text::of(error) }));
         None
     }

@@ -22,6 +22,7 @@ use hexz_nbd::gateway::listen::BindError;
 use hexz_nbd::gateway::stdio::StdioError;
 use hexz_nbd::gateway::tls::TlsError;
 use hexz_nbd::gateway::{Control, DoorClosed, Gateway, Policy};
+use hexz_nbd::monitor::RecentErrors;
 use hexz_nbd::nbd::Export;
 use hexz_nbd::sandbox::SandboxError;
 use hexz_nbd::snapshot::Error as SnapshotError;
@@ -38,6 +39,7 @@ use crate::record::{self, AuditError, Record};
 use crate::reload::{self, InForce, Reloading, Stamps};
 use crate::service::{Manager, Service};
 use crate::settings::{Refused, Settings, Source};
+use crate::show::Show;
 use crate::top::AskError;
 
 /// Why the program ends before it is told to.
@@ -67,6 +69,11 @@ pub(crate) enum Failure {
     Rules(#[from] RulesFileError),
     #[error("{} is a pipe, which can be read only once", .0.display())]
     Pipe(PathBuf),
+    #[error(
+        "the socket \"monitor\" is handed over, and --monitor is given as well: leave one of them \
+         away"
+    )]
+    MonitorAndHanded,
     #[error(transparent)]
     Settings(#[from] Refused),
     #[error("TLS can't be switched on or off while clients are served; it takes a restart")]
@@ -114,6 +121,7 @@ impl Failure {
             Self::Usage(_)
             | Self::IdentityWithoutCa
             | Self::ListenAndHanded
+            | Self::MonitorAndHanded
             | Self::Catalog(_)
             | Self::Rules(_)
             | Self::Pipe(_)
@@ -132,13 +140,18 @@ impl Failure {
 }
 
 /// Opens everything, then serves until a signal, or, with `--stdio`, until its client is gone.
-pub(crate) fn serve(source: Source, settings: Settings) -> Result<(), Failure> {
+pub(crate) fn serve(
+    source: Source,
+    settings: Settings,
+    recent: RecentErrors,
+) -> Result<(), Failure> {
     reload::hold_hangups()?;
     let plan = settings.plan();
     let Settings { cli, stamp, fixed, .. } = settings;
     let (file, options) = (cli.file.config, cli.serve);
     let mut config = options.config();
-    let door = Door::find(&options, &mut config)?;
+    let mut door = Door::find(&options, &mut config)?;
+    let monitor = door.monitor();
     let manager = Manager::find();
     let seen = Stamps::of(stamp, &options.changeable);
     let policy = policy::read(&options.changeable, &config, None)?;
@@ -152,10 +165,15 @@ pub(crate) fn serve(source: Source, settings: Settings) -> Result<(), Failure> {
     let entrance = door.open(&config, local_only, &options.socket_rights())?;
     let on_loopback = config.listen.is_empty() && local_only && !options.stdio();
     let target = record::open(&options.audit, options.stdio())?;
+    let show = Show::prepare(&options, monitor, catalog.reader(), recent)?;
     let runtime = runtime();
     let confines = confine(&plan)?;
     let record = Record::start(target)?;
     config.audit = record.audit();
+    let shown = show.start()?;
+    if let Some(counts) = record.counts() {
+        shown.observed.audit(counts);
+    }
 
     let mut finish_by = None;
     let ended = until_signal(runtime, async |shutdown| {
@@ -182,6 +200,10 @@ pub(crate) fn serve(source: Source, settings: Settings) -> Result<(), Failure> {
         };
         let control = gateway.control();
         let (audit, patience) = (config.audit.clone(), config.timeouts.shutdown);
+        shown.observed.gateway({
+            let control = control.clone();
+            move || control.report()
+        });
         let reloading = Reloading {
             source,
             file,

@@ -8,6 +8,7 @@ pub(crate) mod check;
 mod inspect;
 mod limits;
 mod manual;
+mod monitor;
 mod network;
 mod opening;
 pub(crate) mod pki;
@@ -32,6 +33,7 @@ use check::Check;
 pub(crate) use inspect::Inspect;
 use limits::Bounds;
 pub(crate) use manual::{Completions, Man, Shell};
+use monitor::Monitoring;
 pub(crate) use network::Access;
 use network::Network;
 pub(crate) use opening::Opening;
@@ -255,6 +257,8 @@ pub(crate) struct Serve {
     sandbox: Sandbox,
     #[command(flatten)]
     pub(crate) audit: AuditOptions,
+    #[command(flatten)]
+    pub(crate) monitoring: Monitoring,
 }
 
 /// What is exchanged, all of it at once, when files are read anew. An option that isn't here

@@ -46,7 +46,13 @@ impl Serve {
             mode,
             user: self.sandbox.user.clone(),
             appended: self.audit.file().map(Path::to_owned).into_iter().collect(),
-            sockets: self.network.listen.iter().filter_map(socket).collect(),
+            sockets: self
+                .network
+                .listen
+                .iter()
+                .chain(self.monitoring.listen())
+                .filter_map(socket)
+                .collect(),
             ..Plan::default()
         };
         self.changeable.add_to(plan)

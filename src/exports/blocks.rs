@@ -60,6 +60,7 @@ impl Blocks {
     /// Adds the parts of `span` in order, if all of them are in memory.
     pub(super) fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> Option<()> {
         let mut at = span.offset;
+        let mut hits = 0;
         while at < span.end() {
             let block = self.snapshot.locate_now(self.stream, at)?.ok()?;
             if segments.len() >= MAX_BLOCKS_AT_ONCE {
@@ -70,9 +71,11 @@ impl Blocks {
                 let bytes = self.reader.cache.get(&key)?;
                 (bytes.len() == block.length() as usize).then(|| part(&bytes, &block, span))
             })?;
+            hits += u64::from(!block.is_zeros());
             segments.push(segment);
             at = block.end();
         }
+        self.reader.count_hits(hits);
         Some(())
     }
 
@@ -139,7 +142,12 @@ impl Blocks {
             if block.is_zeros() || self.reader.has(&self.snapshot, self.stream, &block) {
                 continue;
             }
-            under_way.push(self.reader.block(&self.client, &self.snapshot, self.stream, block));
+            under_way.push(self.reader.block_ahead(
+                &self.client,
+                &self.snapshot,
+                self.stream,
+                block,
+            ));
             // Begins it.
             under_way.next().now_or_never();
         }

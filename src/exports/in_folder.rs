@@ -93,6 +93,15 @@ impl InFolder {
         Ok(names)
     }
 
+    /// Places that have been asked for, by name; none if somebody is changing them just now.
+    pub(super) fn slots(&self) -> Vec<(String, Slot)> {
+        let Ok(places) = self.places.try_lock() else { return Vec::new() };
+        let mut slots: Vec<_> =
+            places.slots.iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();
+        slots.sort_by(|(one, _), (other, _)| one.cmp(other));
+        slots
+    }
+
     /// What LIST says of a file: what it said the last time, or what `make` finds out.
     pub(super) async fn listing(
         &self,

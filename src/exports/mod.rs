@@ -12,6 +12,7 @@ mod seen;
 mod slot;
 mod snapshot;
 mod source;
+mod striped;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -22,7 +23,7 @@ use crate::limited::RateLimit;
 use crate::nbd::{Export, Listing, MayOpen};
 use crate::snapshot::{OpenOptions, Reference, Snapshot, StreamKind};
 use in_folder::InFolder;
-pub use reader::BlockReader;
+pub use reader::{BlockReader, Figures};
 pub use seen::Seen;
 use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
@@ -89,6 +90,7 @@ impl Catalog {
             (default, ..) => default,
         };
         let folder = folder.map(InFolder::new).map(Arc::new);
+        let options = OpenOptions { reads: Arc::clone(reader.reads()), ..options };
         Ok(Self { named: slots, folder, default, options, reader, failures: failures() })
     }
 
@@ -128,7 +130,8 @@ impl Catalog {
     }
 
     /// The same archives, but opened anew as `options` say, and so judged anew by their keys and
-    /// digests. How blocks are verified, and where they and index pages are kept, stays.
+    /// digests. How blocks are verified and reads counted, and where blocks and index pages are
+    /// kept, stays.
     #[must_use]
     pub fn opened_as(&self, options: OpenOptions) -> Self {
         if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
@@ -142,6 +145,7 @@ impl Catalog {
             options: OpenOptions {
                 verify_hashes: self.options.verify_hashes,
                 index_pages: Arc::clone(&self.options.index_pages),
+                reads: Arc::clone(&self.options.reads),
                 ..options
             },
             reader: Arc::clone(&self.reader),
@@ -165,6 +169,7 @@ impl Catalog {
         let mut failed = Vec::new();
         for (_, slot) in &self.named {
             if let Err(Unavailable(Some(error))) = slot.open(&self.options).await {
+                self.reader.count_unopened(&error);
                 failed.push(error);
             }
         }
@@ -173,6 +178,26 @@ impl Catalog {
             exports.extend(self.exports_of(name, slot).await);
         }
         (exports, failed)
+    }
+
+    /// The exports that are open just now.
+    pub(super) fn open_now(&self) -> Vec<SnapshotExport> {
+        let in_folder = self.folder.as_deref().map(InFolder::slots).unwrap_or_default();
+        let is_named = |name: &String| self.named.iter().any(|(named, _)| named == name);
+        let in_folder = in_folder.into_iter().filter(|(name, _)| !is_named(name));
+        let mut exports = Vec::new();
+        for (name, slot) in self.named.iter().cloned().chain(in_folder) {
+            if let Some(snapshot) = slot.latest() {
+                exports.extend(self.streams(&name, &snapshot));
+            }
+        }
+        exports
+    }
+
+    /// Whether there is an archive that could be opened when that was tried the last time, or
+    /// hasn't been tried.
+    pub(super) fn can_serve(&self) -> bool {
+        self.folder.is_some() || self.named.iter().any(|(_, slot)| !slot.has_failed())
     }
 
     /// Whether there is an export of that canonical name just now.
@@ -185,11 +210,12 @@ impl Catalog {
         match slot.open(&self.options).await {
             Ok(snapshot) => Some(snapshot),
             Err(Unavailable(reason)) => {
-                if let Some(error) = reason
-                    && let Some(held_back) = self.failures.allow()
-                {
-                    let held_back = held_back.field();
-                    tracing::error!(held_back, "the export {name:?} can't be served: {error}");
+                if let Some(error) = reason {
+                    self.reader.count_unopened(&error);
+                    if let Some(held_back) = self.failures.allow() {
+                        let held_back = held_back.field();
+                        tracing::error!(held_back, "the export {name:?} can't be served: {error}");
+                    }
                 }
                 None
             }
@@ -230,10 +256,16 @@ impl Catalog {
 
     /// The exports of one place: its main stream, and the auxiliary one if it has one.
     async fn exports_of(&self, name: &str, slot: &Slot) -> Vec<SnapshotExport> {
-        let Some(snapshot) = self.open(name, slot).await else { return Vec::new() };
-        let mut exports = vec![self.export(name, &snapshot, StreamKind::Main)];
+        match self.open(name, slot).await {
+            Some(snapshot) => self.streams(name, &snapshot),
+            None => Vec::new(),
+        }
+    }
+
+    fn streams(&self, name: &str, snapshot: &Arc<Snapshot>) -> Vec<SnapshotExport> {
+        let mut exports = vec![self.export(name, snapshot, StreamKind::Main)];
         if snapshot.size(StreamKind::Auxiliary) > 0 {
-            exports.push(self.export(name, &snapshot, StreamKind::Auxiliary));
+            exports.push(self.export(name, snapshot, StreamKind::Auxiliary));
         }
         exports
     }

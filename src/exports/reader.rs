@@ -3,14 +3,17 @@
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::decoders::{Abandoned, Client, Decoders};
+use super::striped::Striped;
 use crate::cache::ByteCache;
 use crate::limited::RateLimit;
 use crate::snapshot::{Block, BlockHash, Error, Snapshot, StreamKind};
+use crate::storage::Reads;
+use crate::tally::{Counts, Tally};
 
 /// What stands for a block's bytes in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,8 +51,44 @@ impl Hash for BlockKey {
 pub struct BlockReader {
     pub(super) cache: ByteCache<BlockKey>,
     decoders: Decoders,
+    hits: Striped,
+    misses: Striped,
     decoded: AtomicU64,
+    decoded_bytes: AtomicU64,
+    /// How long decoding took, in nanoseconds.
+    decoding: AtomicU64,
+    reads: Arc<Reads>,
+    /// Requests that couldn't be answered, and archives that couldn't be opened, by reason.
+    unread: Tally,
+    unopened: Tally,
     pub(super) failures: RateLimit,
+}
+
+/// What reading has come to so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// What the cache holds, in bytes, and how much it may.
+    pub cached: u64,
+    /// How much the cache may hold, in bytes.
+    pub capacity: u64,
+    /// Blocks that clients asked for and that were in the cache.
+    pub hits: u64,
+    /// Those that weren't. Blocks of zeros are neither.
+    pub misses: u64,
+    /// Blocks that were decoded, also those that were read ahead.
+    pub decoded: u64,
+    /// How long these are, in bytes.
+    pub decoded_bytes: u64,
+    /// How long it took to read, check and decode blocks, over all threads.
+    pub decoding: Duration,
+    /// Requests that couldn't be answered, by what was wrong.
+    pub unread: Counts,
+    /// How often an archive couldn't be opened for a reason that was new, by what was wrong.
+    pub unopened: Counts,
+    /// Reads from archives' files.
+    pub storage_reads: u64,
+    /// What these came to, in bytes.
+    pub storage_bytes: u64,
 }
 
 impl BlockReader {
@@ -60,7 +99,14 @@ impl BlockReader {
         Arc::new(Self {
             cache: ByteCache::new(cache_size, TYPICAL_BLOCK),
             decoders: Decoders::new(),
+            hits: Striped::default(),
+            misses: Striped::default(),
             decoded: AtomicU64::new(0),
+            decoded_bytes: AtomicU64::new(0),
+            decoding: AtomicU64::new(0),
+            reads: Arc::default(),
+            unread: Tally::default(),
+            unopened: Tally::default(),
             failures: RateLimit::new(20, Duration::from_secs(1)),
         })
     }
@@ -76,8 +122,59 @@ impl BlockReader {
         self.decoders.run(&Client::default(), 0, || ()).await.is_ok()
     }
 
-    /// A block's bytes, from the cache or from its archive.
+    /// Where it is counted what is read from archives.
+    pub fn reads(&self) -> &Arc<Reads> {
+        &self.reads
+    }
+
+    /// What has come of all that until now.
+    pub fn figures(&self) -> Figures {
+        let (cached, capacity) = self.cache.fill();
+        Figures {
+            cached,
+            capacity,
+            hits: self.hits.sum(),
+            misses: self.misses.sum(),
+            decoded: self.decoded(),
+            decoded_bytes: self.decoded_bytes.load(Ordering::Relaxed),
+            decoding: Duration::from_nanos(self.decoding.load(Ordering::Relaxed)),
+            unread: self.unread.so_far(),
+            unopened: self.unopened.so_far(),
+            storage_reads: self.reads.count(),
+            storage_bytes: self.reads.bytes(),
+        }
+    }
+
+    /// Counts blocks that a client asked for and that were in the cache.
+    pub(super) fn count_hits(&self, blocks: u64) {
+        self.hits.add(blocks);
+    }
+
+    /// Counts a request that couldn't be answered.
+    pub(super) fn count_unread(&self, cause: &Failure) {
+        self.unread.count(cause.label());
+    }
+
+    /// Counts an archive that couldn't be opened.
+    pub(super) fn count_unopened(&self, cause: &Error) {
+        self.unopened.count(cause.problem.label());
+    }
+
+    /// A block's bytes for a client, from the cache or from its archive.
     pub(super) async fn block(
+        &self,
+        client: &Client,
+        snapshot: &Arc<Snapshot>,
+        stream: StreamKind,
+        block: Block,
+    ) -> Result<Bytes, Failure> {
+        let counter = if self.has(snapshot, stream, &block) { &self.hits } else { &self.misses };
+        counter.add(1);
+        self.block_ahead(client, snapshot, stream, block).await
+    }
+
+    /// The same for somebody who will perhaps ask for it.
+    pub(super) async fn block_ahead(
         &self,
         client: &Client,
         snapshot: &Arc<Snapshot>,
@@ -87,9 +184,18 @@ impl BlockReader {
         let key = BlockKey::of(&block, snapshot, stream);
         let make = async {
             let snapshot = Arc::clone(snapshot);
-            let work = move || snapshot.read_block(&block);
-            let bytes = self.off_the_runtime(client, block.length().into(), work).await?;
+            let work = move || {
+                let begun = Instant::now();
+                let read = snapshot.read_block(&block);
+                (read, begun.elapsed())
+            };
+            let ran = self.decoders.run(client, block.length().into(), work).await;
+            let (read, took) = ran.map_err(|Abandoned| Failure::Panicked)?;
+            let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+            self.decoding.fetch_add(took, Ordering::Relaxed);
+            let bytes = read.map_err(Failure::Snapshot)?;
             self.decoded.fetch_add(1, Ordering::Relaxed);
+            self.decoded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Ok(Bytes::from(bytes))
         };
         let bytes = self.cache.get_or_make(&key, make).await?;
@@ -135,4 +241,16 @@ pub(super) enum Failure {
     TooManyBlocks,
     #[error("the index gives one hash to blocks of {cached} and of {listed} bytes")]
     LengthDiffers { cached: usize, listed: u32 },
+}
+
+impl Failure {
+    /// A label for counters.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Snapshot(error) => error.problem.label(),
+            Self::Panicked => "panicked",
+            Self::TooManyBlocks => "too_many_blocks",
+            Self::LengthDiffers { .. } => "length",
+        }
+    }
 }

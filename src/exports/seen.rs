@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Catalog, SnapshotExport};
-use crate::nbd::{Exports, Listing, MayOpen, Offer};
+use crate::nbd::{Export, Exports, Listing, MayOpen, Offer, Offered};
 
 /// The part of a catalogue that one client may open.
 #[derive(Debug, Clone)]
@@ -18,6 +18,19 @@ impl Offer for Catalog {
 
     fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Seen {
         Seen { catalog: self, may_open }
+    }
+
+    fn offered(&self) -> Vec<Offered> {
+        let offered = |export: &SnapshotExport| Offered {
+            name: export.name().to_owned(),
+            description: Some(export.description().to_owned()),
+            size: Some(export.size()),
+        };
+        self.open_now().iter().map(offered).collect()
+    }
+
+    fn can_serve(&self) -> bool {
+        Catalog::can_serve(self)
     }
 }
 

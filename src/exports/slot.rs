@@ -100,10 +100,20 @@ impl Slot {
         result.await.unwrap_or(Err(Unavailable(None)))
     }
 
+    /// The snapshot that was opened last, be it current or not.
+    pub(super) fn latest(&self) -> Option<Arc<Snapshot>> {
+        self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it couldn't be opened the last time. One that is being opened may be.
+    pub(super) fn has_failed(&self) -> bool {
+        self.opened.try_lock().is_ok_and(|opened| matches!(*opened, Opened::Failed(_)))
+    }
+
     /// The snapshot that was opened last, if its file is still the same. One that isn't is
     /// let go: a file that was deleted shall not take room for longer than it is read.
     pub(super) async fn current(&self) -> Option<Arc<Snapshot>> {
-        let latest = self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let latest = self.latest()?;
         let looked = spawn_blocking(move || latest.is_current().then_some(latest)).await;
         let current = looked.ok().flatten();
         if current.is_none() {

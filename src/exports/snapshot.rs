@@ -101,6 +101,7 @@ impl SnapshotExport {
     }
 
     fn unreadable(&self, at: u64, cause: &Failure) -> ReadError {
+        self.blocks.reader.count_unread(cause);
         self.report(at, cause);
         ReadError::Unreadable(at)
     }

@@ -150,7 +150,7 @@ fn refuse<X>(route: Route, refusal: &Refusal, shared: &Shared<X>) {
         tracing::debug!(%peer, via, "a look from the load balancer itself: {refusal}");
         return;
     }
-    shared.tally.count(refusal.label());
+    shared.refusals.count(refusal.label());
     let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
     story::refused(&shared.config.audit, id, route, refusal.label(), refusal);
     tell(&shared.chatter.refusals, |held_back| {

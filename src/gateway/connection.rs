@@ -107,7 +107,7 @@ impl<X: Offer> Connection<'_, X> {
                 tracing::debug!("a look from the load balancer itself: {failure}");
             }
             Err(failure) => {
-                shared.tally.count(failure.label());
+                shared.failures.count(failure.label());
                 if let Failure::TlsHandshake(failure) = &failure {
                     shared.handshake_failures.count(failure.cause.label());
                 }
@@ -192,7 +192,7 @@ impl<X: Offer> Connection<'_, X> {
         protection: Protection,
         verified_by: u64,
     ) -> Result<Client, Failure> {
-        self.live.identify(credentials.clone(), verified_by);
+        self.live.identify(credentials.clone(), verified_by, protection.tls());
         let in_force = self.shared.policy.now();
         let client = Client { credentials, protection };
         if let Some(identity) = client.identity() {
@@ -251,6 +251,7 @@ impl<X: Offer> Connection<'_, X> {
         // The rules may have changed since it was found.
         self.live.review(&shared.policy.now(), Moment::now())?;
         let _session = shared.slots.session(self.slot, self.live.route.peer, client.identity())?;
+        shared.connections.begin(self.live, &*chosen.export);
         tell(&shared.chatter.sessions, |held_back| {
             tracing::info!(tls = client.protection.version, held_back, "reading");
         });
@@ -264,7 +265,8 @@ impl<X: Offer> Connection<'_, X> {
             story::reading(self.live, client.protection, export, (&rule, policy))
         });
         let throttle = shared.throttles.of(self.live.route.peer, client.identity());
-        let limits = TransmitLimits { throttle, ..shared.transmit_limits.clone() };
+        let activity = Arc::clone(&self.live.activity);
+        let limits = TransmitLimits { throttle, activity, ..shared.transmit_limits.clone() };
         let summary = transmit(stream, chosen, &limits, self.shutdown.cancelled()).await?;
         Ok(Ending::Served(summary))
     }

@@ -3,18 +3,40 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 
 use super::access::{Facts, Moment};
 use super::admission::Route;
 use super::policy::{Dismissal, Numbered};
+use super::report::MAX_LISTED;
 use super::tls::Credentials;
+use crate::nbd::{Activity, Done, Export, Offered};
+
+/// As what exports are counted together that were read when there were too many already.
+const OTHERS: &str = "other";
 
 /// All connections.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
-    there: Mutex<HashMap<u64, Arc<Live>>>,
+    there: Mutex<There>,
+}
+
+#[derive(Debug, Default)]
+struct There {
+    live: HashMap<u64, Arc<Live>>,
+    /// What those did that aren't there any more, by export.
+    read: HashMap<String, Read>,
+    accepted: u64,
+    served: u64,
+}
+
+/// An export that was read, and what those did who have left.
+#[derive(Debug, Clone)]
+pub(super) struct Read {
+    pub(super) export: Offered,
+    pub(super) done: Done,
 }
 
 /// One connection.
@@ -23,6 +45,9 @@ pub(super) struct Live {
     /// Its number in this run.
     pub(super) id: u64,
     pub(super) route: Route,
+    /// What it has done since it chose an export.
+    pub(super) activity: Arc<Activity>,
+    since: SystemTime,
     known: Mutex<Known>,
     dismissed: CancellationToken,
     why: OnceLock<Dismissal>,
@@ -33,6 +58,15 @@ pub(super) struct Live {
 struct Known {
     client: Option<Client>,
     export: Option<String>,
+    reading: Option<Reading>,
+}
+
+/// What a connection reads.
+#[derive(Debug, Clone)]
+pub(super) struct Reading {
+    pub(super) export: String,
+    /// As which export that is counted.
+    pub(super) counted_as: String,
 }
 
 #[derive(Debug)]
@@ -40,6 +74,30 @@ struct Client {
     credentials: Option<Arc<Credentials>>,
     /// The number of the policy that verified them.
     verified_by: u64,
+    /// What protects its stream, if anything does.
+    tls: Option<&'static str>,
+}
+
+/// All connections at one moment, the older ones first.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) live: Vec<One>,
+    pub(super) read: HashMap<String, Read>,
+    pub(super) accepted: u64,
+    pub(super) served: u64,
+}
+
+/// One connection at one moment.
+#[derive(Debug)]
+pub(super) struct One {
+    pub(super) id: u64,
+    pub(super) route: Route,
+    pub(super) identity: Option<String>,
+    pub(super) tls: Option<&'static str>,
+    pub(super) reading: Option<Reading>,
+    pub(super) since: SystemTime,
+    pub(super) done: Done,
+    pub(super) in_flight: u64,
 }
 
 /// A connection's place among all, until this is dropped.
@@ -51,7 +109,15 @@ pub(super) struct Entry<'a> {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        lock(&self.connections.there).remove(&self.live.id);
+        let mut there = lock(&self.connections.there);
+        there.live.remove(&self.live.id);
+        // In the same moment, so that nobody sees it twice or not at all.
+        let known = lock(&self.live.known);
+        if let Some(Reading { counted_as, .. }) = &known.reading
+            && let Some(read) = there.read.get_mut(counted_as)
+        {
+            read.done += self.live.activity.so_far();
+        }
     }
 }
 
@@ -61,26 +127,73 @@ impl Connections {
         let live = Arc::new(Live {
             id,
             route,
+            activity: Arc::default(),
+            since: SystemTime::now(),
             known: Mutex::default(),
             dismissed: CancellationToken::new(),
             why: OnceLock::new(),
         });
-        lock(&self.there).insert(id, Arc::clone(&live));
+        let mut there = lock(&self.there);
+        there.accepted += 1;
+        there.live.insert(id, Arc::clone(&live));
         Entry { connections: self, live }
     }
 
     /// Judges all of them; who may not stay is dismissed. Says how many that were.
     pub(super) fn review(&self, policy: &Numbered, now: Moment) -> usize {
-        let all: Vec<Arc<Live>> = lock(&self.there).values().cloned().collect();
+        let all: Vec<Arc<Live>> = lock(&self.there).live.values().cloned().collect();
         all.iter().filter(|live| live.review(policy, now).is_err()).count()
+    }
+
+    /// Notes that a connection begins to read an export.
+    pub(super) fn begin(&self, live: &Live, export: &impl Export) {
+        let offered = Offered {
+            name: export.name().to_owned(),
+            description: Some(export.description().to_owned()),
+            size: Some(export.size()),
+        };
+        let mut there = lock(&self.there);
+        there.served += 1;
+        let is_known = there.read.contains_key(&offered.name);
+        let (name, offered) = if is_known || there.read.len() < MAX_LISTED {
+            (offered.name.clone(), offered)
+        } else {
+            (OTHERS.to_owned(), Offered::named(OTHERS))
+        };
+        let reading = Reading { export: export.name().to_owned(), counted_as: name.clone() };
+        lock(&live.known).reading = Some(reading);
+        // The archive may be another one by now.
+        there
+            .read
+            .entry(name)
+            .and_modify(|read| read.export = offered.clone())
+            .or_insert_with(|| Read { export: offered.clone(), done: Done::default() });
+    }
+
+    /// What there is to see of all of them.
+    pub(super) fn seen(&self) -> Seen {
+        let (mut live, read, accepted, served) = {
+            let there = lock(&self.there);
+            let live: Vec<_> = there.live.values().map(Arc::clone).collect();
+            (live, there.read.clone(), there.accepted, there.served)
+        };
+        // Who leaves meanwhile is seen here, and not among those who have left.
+        live.sort_by_key(|live| live.id);
+        let live = live.iter().map(|live| live.seen()).collect();
+        Seen { live, read, accepted, served }
     }
 }
 
 impl Live {
     /// Notes who it is. Policies may have changed since these were looked at, so it is
     /// judged at once; later changes are judged by [`Connections::review`].
-    pub(super) fn identify(&self, credentials: Option<Arc<Credentials>>, verified_by: u64) {
-        lock(&self.known).client = Some(Client { credentials, verified_by });
+    pub(super) fn identify(
+        &self,
+        credentials: Option<Arc<Credentials>>,
+        verified_by: u64,
+        tls: Option<&'static str>,
+    ) {
+        lock(&self.known).client = Some(Client { credentials, verified_by, tls });
     }
 
     /// Notes what it reads.
@@ -98,6 +211,22 @@ impl Live {
         lock(&self.known).export.clone()
     }
 
+    fn seen(&self) -> One {
+        let known = lock(&self.known);
+        let client = known.client.as_ref();
+        let credentials = client.and_then(|client| client.credentials.as_deref());
+        One {
+            id: self.id,
+            route: self.route,
+            identity: credentials.map(|it| it.identity().to_string()),
+            tls: client.and_then(|client| client.tls),
+            reading: known.reading.clone(),
+            since: self.since,
+            done: self.activity.so_far(),
+            in_flight: self.activity.in_flight(),
+        }
+    }
+
     /// Whether it may stay, by what is known of it.
     pub(super) fn review(&self, policy: &Numbered, now: Moment) -> Result<(), Dismissal> {
         let judged = self.judge(policy, now);
@@ -111,7 +240,7 @@ impl Live {
 
     fn judge(&self, policy: &Numbered, now: Moment) -> Result<(), Dismissal> {
         let mut known = lock(&self.known);
-        let Known { client, export } = &mut *known;
+        let Known { client, export, .. } = &mut *known;
         let mut facts = Facts::of_peer(self.route.peer).at(now);
         if let Some(client) = client {
             let credentials = client.credentials.as_deref();

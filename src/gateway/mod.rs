@@ -15,10 +15,11 @@ mod policy;
 mod porch;
 pub mod proxy;
 mod rates;
+mod reloads;
+mod report;
 mod slots;
 pub mod stdio;
 mod story;
-mod tally;
 mod throttles;
 pub mod tls;
 mod unix;
@@ -26,8 +27,8 @@ mod watched;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::task::JoinSet;
@@ -38,6 +39,8 @@ use crate::config::Config;
 use crate::limited::RateLimit;
 use crate::nbd::budget::Budget;
 use crate::nbd::{Offer, TransmitLimits};
+pub use crate::tally::Counts;
+use crate::tally::Tally;
 use access::Moment;
 use admission::admit;
 use listen::{AcceptFault, Bound, ListenAddress, Listener};
@@ -46,10 +49,13 @@ use policy::InForce;
 pub use policy::Policy;
 use porch::Porch;
 use rates::Rates;
+use reloads::Reloads;
+pub use report::{
+    ConnectionCounts, ConnectionReport, ExportReport, Histogram, MAX_LISTED, ReloadsReport, Report,
+    TlsReport, unix_seconds,
+};
 use slots::Slots;
 use stdio::Stdio;
-pub use tally::Counts;
-use tally::Tally;
 use throttles::Throttles;
 
 /// A gateway that listens.
@@ -73,10 +79,45 @@ struct Shared<X> {
     throttles: Throttles,
     next_connection: AtomicU64,
     chatter: Chatter,
-    /// Connections that were refused or failed, by reason.
-    tally: Tally,
+    /// Connections that were refused at once, by reason.
+    refusals: Tally,
+    /// Those that failed later.
+    failures: Tally,
     /// TLS handshakes that failed, by reason.
     handshake_failures: Tally,
+    reloads: Reloads,
+    /// Where it listens, for people.
+    listen: Vec<String>,
+    phase: AtomicU8,
+    pulse: Pulse,
+}
+
+/// How far a gateway is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Starting,
+    Serving,
+    Ending,
+}
+
+/// When the threads that serve last gave a sign of life.
+#[derive(Debug)]
+struct Pulse {
+    started: Instant,
+    /// In milliseconds from then on.
+    last: AtomicU64,
+}
+
+impl Pulse {
+    fn beat(&self) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    fn silent_for(&self) -> Duration {
+        let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(last)
+    }
 }
 
 /// Log lines about connections, of which peers can cause as many as they like. Those who
@@ -117,12 +158,18 @@ impl<X: Offer> Control<X> {
     /// on, and for those who are in. Who may not stay is dropped. Says how many that were.
     pub fn replace(&self, policy: Policy) -> usize {
         self.0.policy.replace(policy);
+        self.0.reloads.succeeded();
         self.0.review()
     }
 
     /// The number of the policy that is in force: so many were before it.
     pub fn policy(&self) -> u64 {
         self.0.policy.look(|it| it.number)
+    }
+
+    /// Notes that another policy couldn't be put in force, and why.
+    pub fn note_failed_reload(&self, why: &str) {
+        self.0.reloads.failed(why);
     }
 
     /// Lets those who choose an export from now on choose among these. Who reads one goes on.
@@ -142,7 +189,7 @@ impl<X: Offer> Control<X> {
 
     /// Connections that were refused or failed, by reason.
     pub fn failures(&self) -> Counts {
-        self.0.tally.so_far()
+        self.0.refusals.so_far().and(self.0.failures.so_far())
     }
 
     /// TLS handshakes that failed, by reason ([`tls::Cause::label`]).
@@ -152,6 +199,23 @@ impl<X: Offer> Control<X> {
 }
 
 impl<X> Shared<X> {
+    fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Starting,
+            1 => Phase::Serving,
+            _ => Phase::Ending,
+        }
+    }
+
+    fn begin(&self) {
+        self.pulse.beat();
+        self.enter(Phase::Serving);
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
     /// Judges all connections by what holds now.
     fn review(&self) -> usize {
         self.connections.review(&self.policy.now(), Moment::now())
@@ -159,6 +223,7 @@ impl<X> Shared<X> {
 
     /// Waits for those who are in, for no longer than the shutdown timeout.
     async fn finish(&self, connections: &TaskTracker) {
+        self.enter(Phase::Ending);
         connections.close();
         let deadline = self.config.timeouts.shutdown;
         if tokio::time::timeout(deadline, connections.wait()).await.is_err() {
@@ -182,7 +247,9 @@ impl<X: Offer> Gateway<X> {
         policy: Policy,
         exports: X,
     ) -> io::Result<Self> {
-        let listeners = sockets.into_iter().map(Listener::new).collect::<io::Result<_>>()?;
+        let listeners = sockets.into_iter().map(Listener::new).collect::<io::Result<Vec<_>>>()?;
+        let addresses = listeners.iter().map(Listener::local_address);
+        let listen = addresses.map(|at| Ok(at?.to_string())).collect::<io::Result<_>>()?;
         let shared = Shared {
             policy: InForce::new(policy),
             connections: Connections::default(),
@@ -198,12 +265,19 @@ impl<X: Offer> Gateway<X> {
                 idle: config.timeouts.idle,
                 stall: config.timeouts.stall,
                 drain: config.timeouts.stall,
+                // Each connection gets its own.
+                activity: Arc::default(),
             },
             throttles: Throttles::new(config.limits.rate),
             next_connection: AtomicU64::new(1),
             chatter: Chatter::new(),
-            tally: Tally::default(),
+            refusals: Tally::default(),
+            failures: Tally::default(),
             handshake_failures: Tally::default(),
+            reloads: Reloads::default(),
+            listen,
+            phase: AtomicU8::new(Phase::Starting as u8),
+            pulse: Pulse { started: Instant::now(), last: AtomicU64::new(0) },
             exports: ArcSwap::from_pointee(exports),
             config,
         };
@@ -229,6 +303,7 @@ impl<X: Offer> Gateway<X> {
     /// # Errors
     /// [`DoorClosed`] if accepting connections ended before that.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), DoorClosed> {
+        self.shared.begin();
         let connections = TaskTracker::new();
         let mut doors = JoinSet::new();
         for listener in self.listeners {
@@ -259,6 +334,7 @@ impl<X: Offer> Gateway<X> {
     /// # Errors
     /// The runtime can't watch it.
     pub async fn run_one(self, connection: Stdio, shutdown: CancellationToken) -> io::Result<()> {
+        self.shared.begin();
         let connections = TaskTracker::new();
         admit(connection.incoming()?, &self.shared, &connections, &shutdown);
         connections.close();
@@ -281,6 +357,7 @@ async fn review_now_and_then<X: Offer>(shared: Arc<Shared<X>>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        shared.pulse.beat();
         let in_force = shared.policy.now();
         let has_certificates =
             in_force.policy.tls.as_ref().is_some_and(tls::ServerTls::asks_for_certificates);

@@ -36,6 +36,13 @@ pub(super) struct Protection {
     pub(super) cipher: Option<&'static str>,
 }
 
+impl Protection {
+    /// The version of TLS, if it is encrypted.
+    pub(super) fn tls(self) -> Option<&'static str> {
+        self.cipher.map(|_| self.version)
+    }
+}
+
 impl<'a> Story<'a> {
     pub(super) fn new(audit: &'a Audit, live: &'a Arc<Live>, started: Instant) -> Self {
         Self { audit, live, started, has_ended: false }

@@ -22,6 +22,8 @@ pub const RESERVE: u32 = 128 * 1024;
 #[derive(Debug)]
 pub struct Budget {
     pool: Arc<Semaphore>,
+    /// How many bytes there are.
+    size: usize,
     /// How many bytes of it one connection may hold.
     each: u32,
     /// How many connections wait for room in it.
@@ -34,11 +36,19 @@ impl Budget {
     /// that is larger than `each`, if it holds nothing else of the pool; other than that, no
     /// more than `each`.
     pub fn new(bytes: u32, each: u32) -> Arc<Self> {
+        let size = bytes.max(MAX_PAYLOAD) as usize;
         Arc::new(Self {
-            pool: Arc::new(Semaphore::new(bytes.max(MAX_PAYLOAD) as usize)),
+            pool: Arc::new(Semaphore::new(size)),
+            size,
             each: each.max(1),
             waiting: AtomicUsize::new(0),
         })
+    }
+
+    /// How many bytes connections hold just now, and how many there are for them.
+    pub fn in_use(&self) -> (u64, u64) {
+        let size = self.size as u64;
+        (size.saturating_sub(self.pool.available_permits() as u64), size)
     }
 }
 

@@ -210,6 +210,35 @@ pub trait Offer: Send + Sync + 'static {
     /// What a client sees that may open these: the others are to it as if they weren't
     /// there.
     fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Self::Seen;
+
+    /// What is known of the exports at once, without opening or reading anything: for people
+    /// who watch.
+    fn offered(&self) -> Vec<Offered> {
+        Vec::new()
+    }
+
+    /// Whether there may be one that can be opened, as far as is known at once.
+    fn can_serve(&self) -> bool {
+        true
+    }
+}
+
+/// What is known of an export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offered {
+    /// Its canonical name.
+    pub name: String,
+    /// A line for people, if it has been opened.
+    pub description: Option<String>,
+    /// Its size in bytes, if it has been opened.
+    pub size: Option<u64>,
+}
+
+impl Offered {
+    /// Of which nothing but the name is known.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), description: None, size: None }
+    }
 }
 
 /// What LIST says of an export.

@@ -4,6 +4,7 @@
 //! The engine knows neither sockets nor TLS nor snapshots. It serves whatever
 //! implements [`Export`], over whatever implements `AsyncRead + AsyncWrite`.
 
+mod activity;
 pub mod budget;
 pub mod client;
 mod counted;
@@ -15,8 +16,11 @@ mod throttle;
 mod transmit;
 pub mod wire;
 
+pub use activity::{Activity, Done, Errors, LATENCY_BOUNDS, Latencies, Requests};
 pub use error::{ReadError, SessionError};
-pub use export::{COPIED, Export, Exports, Extent, Listing, MayOpen, Offer, Segment, Span};
+pub use export::{
+    COPIED, Export, Exports, Extent, Listing, MayOpen, Offer, Offered, Segment, Span,
+};
 pub use greeting::greet;
 pub use negotiate::{
     Allowance, Chosen, NegotiationLimits, PlaintextOutcome, ReplyMode, Security, SelectedContext,

@@ -19,6 +19,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
 use hexz_nbd::exports::Named;
+use hexz_nbd::monitor::RecentErrors;
 use hexz_nbd::sandbox::Plan;
 use hexz_nbd::storage::FileStamp;
 
@@ -211,7 +212,7 @@ impl Refused {
             Self::CommandLine(error) => error.exit(),
             Self::File { log, problems } => (log, problems),
         };
-        if let Err(error) = log::start(&log) {
+        if let Err(error) = log::start(&log, &RecentErrors::default()) {
             Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
         }
         for problem in problems {

@@ -12,7 +12,7 @@ use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
 use super::limits::MAX_MASTER_INDEX;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
-use crate::storage::Storage;
+use crate::storage::{Counted, Storage};
 
 /// Index pages that are looked through for a block to try the password on.
 const PAGES_TO_TRY_PASSWORD: usize = 256;
@@ -66,6 +66,7 @@ impl Archive {
         if let Some(digests) = &options.digests {
             digests.expect(&path)?;
         }
+        let storage: Arc<dyn Storage> = Arc::new(Counted::new(storage, Arc::clone(&options.reads)));
         let (region, header) = read_header(&path, storage.as_ref())?;
         let index = read_master_index(&path, storage.as_ref(), &header)?;
         let dictionary = match header.dictionary {

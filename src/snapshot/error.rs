@@ -203,6 +203,36 @@ pub enum Problem {
 }
 
 impl Problem {
+    /// A label for counters.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io(..) => "io",
+            Self::NotHexz => "not_hexz",
+            Self::UnknownVersion(_) => "unknown_version",
+            Self::EndsWithin(_) => "truncated",
+            Self::Invalid(_) => "invalid",
+            Self::TooLarge { .. } => "too_large",
+            Self::PasswordNeeded => "password_needed",
+            Self::WrongPassword => "wrong_password",
+            Self::DirectoryArchive => "directory_archive",
+            Self::ParentMissing { .. } => "parent_missing",
+            Self::ParentCycle(_) => "parent_cycle",
+            Self::ChainTooDeep(_) => "chain_too_deep",
+            Self::NotSigned => "not_signed",
+            Self::Signature => "signature",
+            Self::NoDigest => "no_digest",
+            Self::Digest { .. } => "digest",
+            Self::Changed => "changed",
+            Self::Checksum { .. } => "crc",
+            Self::Tag => "tag",
+            Self::Decompress(_) => "decompress",
+            Self::Length { .. } => "length",
+            Self::Hash { .. } => "hash",
+            Self::Uncovered { .. } => "uncovered",
+            Self::Unresolvable { .. } => "unresolvable",
+        }
+    }
+
     /// In the file `path`.
     pub(super) fn of(self, path: &Arc<Path>) -> Error {
         Error { path: Arc::clone(path), offset: None, problem: self }

@@ -58,7 +58,7 @@ pub use signature::{VerifyKey, VerifyKeyError};
 pub use verify::{Progress, Summary};
 use zeros::ZeroHashes;
 
-use crate::storage::Storage;
+use crate::storage::{Reads, Storage};
 
 /// One of an archive's two sequences of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,6 +126,8 @@ pub struct OpenOptions {
     pub digests: Option<Arc<Digests>>,
     /// Where index pages are kept, together with those of other snapshots.
     pub index_pages: Arc<IndexPages>,
+    /// Where it is counted what is read, together with what is read of other snapshots.
+    pub reads: Arc<Reads>,
 }
 
 impl Default for OpenOptions {
@@ -139,6 +141,7 @@ impl Default for OpenOptions {
             verify_keys: Arc::default(),
             digests: None,
             index_pages: IndexPages::new(limits::DEFAULT_INDEX_BUDGET),
+            reads: Arc::default(),
         }
     }
 }

@@ -1,11 +1,14 @@
 //! Where an archive's bytes come from: a length, and exact reads at a position.
 
+mod counted;
 mod file;
 mod hash;
 
 use std::io;
 use std::sync::Arc;
 
+pub(crate) use counted::Counted;
+pub use counted::Reads;
 pub use file::{FileStamp, FileStorage};
 pub use hash::{blake3, hashed};
 

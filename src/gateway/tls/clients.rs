@@ -16,6 +16,7 @@ use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
 use x509_cert::der::oid::AssociatedOid;
 use x509_cert::ext::pkix::CrlNumber;
+use x509_cert::name::Name;
 
 use super::failure::HandshakeFailure;
 use super::problem::{TlsError, TlsProblem};
@@ -60,6 +61,8 @@ impl ClientFiles {
 pub(super) struct ClientTrust {
     roots: Arc<Roots>,
     auth: ClientAuth,
+    earliest_end: UnixTime,
+    earliest_list_end: Option<UnixTime>,
 }
 
 impl fmt::Debug for ClientTrust {
@@ -76,6 +79,16 @@ impl ClientTrust {
     /// When the first CA runs out.
     pub(super) fn first_end(&self) -> UnixTime {
         self.roots.first_end()
+    }
+
+    /// The same to the day: CAs that last are looked after together above.
+    pub(super) fn earliest_end(&self) -> UnixTime {
+        self.earliest_end
+    }
+
+    /// When the first list runs out, if there are any.
+    pub(super) fn earliest_list_end(&self) -> Option<UnixTime> {
+        self.earliest_list_end
     }
 
     pub(super) fn requires_certificates(&self) -> bool {
@@ -106,7 +119,7 @@ pub(super) fn load(
         let path = path.to_owned();
         move |problem| TlsError { path, problem }
     };
-    let authorities =
+    let (earliest_end, authorities) =
         authorities(&files.authorities, now, &mut warnings).map_err(of(&files.authorities))?;
     let mut lists = Vec::new();
     for path in &files.revocation_lists {
@@ -114,6 +127,7 @@ pub(super) fn load(
     }
     // Of several lists of one CA only the first is asked, so that has to be the newest.
     lists.sort_by(|one, other| other.age.cmp(&one.age));
+    let earliest_list_end = earliest_list_end(&lists);
     let lists: Vec<_> = lists.into_iter().map(|list| list.encoded).collect();
     let has_lists = !lists.is_empty();
 
@@ -140,16 +154,29 @@ pub(super) fn load(
     }
     let none = || of(&files.authorities)(TlsProblem::NoUsableCa("there is none".to_owned()));
     let roots = Arc::new(Roots::new(roots).ok_or_else(none)?);
-    Ok((ClientTrust { roots, auth: files.auth }, warnings))
+    Ok((ClientTrust { roots, auth: files.auth, earliest_end, earliest_list_end }, warnings))
 }
 
-/// The CAs of a file, and when they run out. Those that have run out are left out: certificates that they signed
+/// When the first of those lists runs out that are asked: of each CA the newest, which is the
+/// first here.
+fn earliest_list_end(lists: &[RevocationList]) -> Option<UnixTime> {
+    let mut asked: Vec<&RevocationList> = Vec::new();
+    for list in lists {
+        if !asked.iter().any(|other| other.issuer == list.issuer) {
+            asked.push(list);
+        }
+    }
+    asked.iter().map(|list| list.end).min()
+}
+
+/// The CAs of a file, and when they run out; before that, when the first of them does. Those that have run out are left out: certificates that they signed
 /// have run out as well, whatever they say themselves.
 fn authorities(
     path: &Path,
     now: UnixTime,
     warnings: &mut Vec<Warning>,
-) -> Result<Vec<(UnixTime, RootCertStore)>, TlsProblem> {
+) -> Result<(UnixTime, Vec<(UnixTime, RootCertStore)>), TlsProblem> {
+    let mut earliest: Option<UnixTime> = None;
     let mut alone = Vec::new();
     let mut together: Option<(UnixTime, RootCertStore)> = None;
     let mut last_reason = String::new();
@@ -158,6 +185,7 @@ fn authorities(
             let end = expiry_of_certificate(&certificate)?;
             in_time(end, now, "the CA's certificate", path, warnings)?;
             store.add(certificate.clone()).map_err(|error| error.to_string())?;
+            earliest = Some(earliest.map_or(end, |other| other.min(end)));
             Ok::<_, String>(end)
         };
         let mut store = RootCertStore::empty();
@@ -177,13 +205,18 @@ fn authorities(
         }
     }
     alone.extend(together);
-    if alone.is_empty() { Err(TlsProblem::NoUsableCa(last_reason)) } else { Ok(alone) }
+    match earliest {
+        Some(earliest) if !alone.is_empty() => Ok((earliest, alone)),
+        _ => Err(TlsProblem::NoUsableCa(last_reason)),
+    }
 }
 
 /// A revocation list that can be read.
 struct RevocationList {
     /// When it was issued, and its number among those of its CA: the newer, the greater.
     age: (Duration, Vec<u8>),
+    issuer: Name,
+    end: UnixTime,
     encoded: CertificateRevocationListDer<'static>,
 }
 
@@ -207,7 +240,8 @@ fn revocation_lists(
             .map_err(|_| TlsProblem::ExpiredRevocationList(between(end, now)))?;
         let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
         let age = (parsed.tbs_cert_list.this_update.to_unix_duration(), number);
-        lists.push(RevocationList { age, encoded: list });
+        let issuer = parsed.tbs_cert_list.issuer.clone();
+        lists.push(RevocationList { age, issuer, end, encoded: list });
     }
     Ok(lists)
 }
@@ -241,6 +275,11 @@ fn in_time(
         warnings.push(format!("{}: {what} runs out in {}", path.display(), between(now, end)));
     }
     Ok(())
+}
+
+/// When a certificate runs out, if it can be read at all.
+pub(super) fn end_of_certificate(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    expiry_of_certificate(certificate).ok()
 }
 
 fn expiry_of_certificate(certificate: &CertificateDer<'_>) -> Result<UnixTime, String> {

@@ -67,6 +67,20 @@ pub struct ServerTls {
     /// The private key, if it came from a file.
     key: Option<Arc<dyn SigningKey>>,
     clients: Option<ClientTrust>,
+    oldest: Option<TlsVersion>,
+    /// When the server's certificate runs out, if that is known.
+    ends: Option<UnixTime>,
+}
+
+/// When something runs out first; `None` where there is nothing, or it isn't known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Expiry {
+    /// The server's certificate.
+    pub certificate: Option<UnixTime>,
+    /// Of the CAs that vouch for clients, the first.
+    pub client_authority: Option<UnixTime>,
+    /// Of their newest revocation lists, the first.
+    pub client_list: Option<UnixTime>,
 }
 
 impl ServerTls {
@@ -89,6 +103,21 @@ impl ServerTls {
     /// in by it have to be judged again.
     pub fn first_ca_ends(&self) -> Option<UnixTime> {
         self.clients.as_ref().map(ClientTrust::first_end)
+    }
+
+    /// The oldest version that is spoken, if that is known.
+    pub fn oldest(&self) -> Option<TlsVersion> {
+        self.oldest
+    }
+
+    /// When what was read runs out.
+    pub fn expiry(&self) -> Expiry {
+        let clients = self.clients.as_ref();
+        Expiry {
+            certificate: self.ends,
+            client_authority: clients.map(ClientTrust::earliest_end),
+            client_list: clients.and_then(ClientTrust::earliest_list_end),
+        }
     }
 
     /// Judges somebody who has come in, by what is trusted now.
@@ -117,7 +146,7 @@ impl fmt::Debug for ServerTls {
 /// Clients that have no certificate.
 impl From<ServerConfig> for ServerTls {
     fn from(config: ServerConfig) -> Self {
-        Self { config: Arc::new(config), key: None, clients: None }
+        Self { config: Arc::new(config), key: None, clients: None, oldest: None, ends: None }
     }
 }
 
@@ -164,6 +193,7 @@ pub fn load(
         None => None,
     };
 
+    let ends = chain.first().and_then(clients::end_of_certificate);
     let configured = configure(chain, Arc::clone(&key), oldest, clients.as_ref());
     let config = configured.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
@@ -171,7 +201,9 @@ pub fn load(
         }
         other => of(&files.certificate)(TlsProblem::Unusable(other)),
     })?;
-    Ok((ServerTls { config: Arc::new(config), key: Some(key), clients }, warnings))
+    let config = Arc::new(config);
+    let tls = ServerTls { config, key: Some(key), clients, oldest: Some(oldest), ends };
+    Ok((tls, warnings))
 }
 
 /// A configuration from certificate and key in memory, for clients without certificates.
@@ -183,7 +215,9 @@ pub fn without_clients(
     key: PrivateKeyDer<'static>,
     oldest: TlsVersion,
 ) -> Result<ServerTls, rustls::Error> {
-    configure(chain, any_supported_type(&key)?, oldest, None).map(ServerTls::from)
+    let ends = chain.first().and_then(clients::end_of_certificate);
+    let config = configure(chain, any_supported_type(&key)?, oldest, None)?;
+    Ok(ServerTls { oldest: Some(oldest), ends, ..ServerTls::from(config) })
 }
 
 fn configure(

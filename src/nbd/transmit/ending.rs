@@ -34,7 +34,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                 }
                 _ => {}
             }
-            self.requests += 1;
+            self.count(&request);
             self.refuse(Answer::to(&request, self.session.mode), &SHUTTING_DOWN);
         }
         Ok(())

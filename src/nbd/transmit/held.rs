@@ -3,6 +3,7 @@
 use std::future::{Future, pending};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::nbd::Throttle;
 use crate::nbd::wire::request::Request;
@@ -10,14 +11,20 @@ use crate::nbd::wire::request::Request;
 /// A request that stands in the throttle's queue.
 pub(super) struct Held {
     request: Request,
+    arrived: Instant,
     turn: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Held {
     /// Holds back a request that asks for so many bytes.
-    pub(super) fn new(request: Request, bytes: u32, throttle: &Arc<Throttle>) -> Self {
+    pub(super) fn new(
+        request: Request,
+        bytes: u32,
+        throttle: &Arc<Throttle>,
+        arrived: Instant,
+    ) -> Self {
         let throttle = Arc::clone(throttle);
-        Self { request, turn: Box::pin(async move { throttle.pass(bytes).await }) }
+        Self { request, arrived, turn: Box::pin(async move { throttle.pass(bytes).await }) }
     }
 
     /// Leaves the queue.
@@ -26,17 +33,17 @@ impl Held {
     }
 }
 
-/// Takes the request that is held back when its turn has come; if there is none, it never
-/// does.
+/// Takes the request that is held back when its turn has come, and says when it came; if there
+/// is none, its turn never comes.
 ///
 /// Cancel safe: it keeps its place in the queue.
-pub(super) async fn next(held: &mut Option<Held>) -> Request {
+pub(super) async fn next(held: &mut Option<Held>) -> (Request, Instant) {
     match held {
-        Some(Held { turn, request }) => {
+        Some(Held { turn, request, arrived }) => {
             turn.await;
-            let request = *request;
+            let taken = (*request, *arrived);
             *held = None;
-            request
+            taken
         }
         None => pending().await,
     }

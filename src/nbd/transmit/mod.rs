@@ -23,9 +23,10 @@ mod verdict;
 mod work;
 
 use std::future::Future;
+use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
@@ -35,14 +36,16 @@ use super::budget::{Budget, Share};
 use super::error::Refusal;
 use super::wire::MAX_PAYLOAD;
 use super::wire::request::Request;
-use super::{Chosen, Export, Segment, SelectedContext, SessionError, Span, Throttle};
+use super::{
+    Activity, Chosen, Export, Requests, Segment, SelectedContext, SessionError, Span, Throttle,
+};
 use answer::Answer;
 use held::Held;
 use inbox::Inbox;
 use outbox::Outbox;
 use outgoing::Outgoing;
 use sequence::{Outlook, Sequence};
-use ticket::Ticket;
+use ticket::{Noted, Ticket};
 use verdict::{BAD_STATUS_PAYLOAD, Session, Verdict, judge, status_range};
 use work::{Job, PIECE, StatusQuery, WRONG_PARTS, Worker, status_payload};
 
@@ -67,13 +70,16 @@ pub struct TransmitLimits {
     pub stall: Duration,
     /// How long a client that has left may take to read its last replies.
     pub drain: Duration,
+    /// Where it is noted what the session does. It should be this connection's alone.
+    pub activity: Arc<Activity>,
 }
 
 impl TransmitLimits {
     /// A share of `budget`, and ten seconds to read; nothing else is limited.
     pub fn new(budget: Arc<Budget>) -> Self {
         const PATIENCE: Duration = Duration::from_secs(10);
-        Self { budget, throttle: None, idle: None, stall: PATIENCE, drain: PATIENCE }
+        let activity = Arc::default();
+        Self { budget, throttle: None, idle: None, stall: PATIENCE, drain: PATIENCE, activity }
     }
 }
 
@@ -120,6 +126,7 @@ where
 {
     let mut connection = Connection::new(stream, chosen, limits);
     let mut served = connection.serve(pin!(shutdown)).await;
+    connection.note();
     if let Ok(Farewell::ShutDown) = served
         && let Err(error) = connection.refuse_the_rest().await
     {
@@ -131,6 +138,7 @@ where
         Err(SessionError::Stalled) => Ok(()),
         _ => connection.drain(limits.drain).await,
     };
+    connection.note();
     let farewell = served?;
     drained?;
     let linger = match farewell {
@@ -169,6 +177,19 @@ struct Connection<S, E> {
     /// A request that waits for the throttle.
     held: Option<Held>,
     idle: Option<Duration>,
+    activity: Arc<Activity>,
+    /// What is noted there when those requests that arrived together have been looked at.
+    batch: Batch,
+}
+
+/// Requests that arrived together.
+struct Batch {
+    arrived: Instant,
+    /// All that ever came, by what they asked for.
+    requests: Requests,
+    /// Reads of this batch that were answered at once, and with how many bytes.
+    reads: u64,
+    bytes: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
@@ -197,6 +218,13 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             throttle: limits.throttle.clone(),
             held: None,
             idle: limits.idle,
+            activity: Arc::clone(&limits.activity),
+            batch: Batch {
+                arrived: Instant::now(),
+                requests: Requests::default(),
+                reads: 0,
+                bytes: 0,
+            },
         }
     }
 
@@ -210,6 +238,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Farewell, SessionError> {
         loop {
+            self.activity.set_in_flight(self.in_flight());
             let may_ask = self.may_ask();
             let is_idle = self.is_idle();
             tokio::select! {
@@ -217,6 +246,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                 () = &mut shutdown => return Ok(Farewell::ShutDown),
                 request = self.inbox.request(), if may_ask => {
                     let Some(request) = request? else { return Ok(Farewell::HungUp) };
+                    self.batch.arrived = Instant::now();
                     if let Some(farewell) = self.arrived(request)? {
                         return Ok(farewell);
                     }
@@ -226,11 +256,15 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                             return Ok(farewell);
                         }
                     }
+                    self.note();
                 }
-                request = held::next(&mut self.held), if self.held.is_some() => {
+                (request, arrived) = held::next(&mut self.held), if self.held.is_some() => {
+                    self.batch.arrived = arrived;
+                    self.activity.add_held(arrived.elapsed());
                     if let Some(farewell) = self.take_in(&request)? {
                         return Ok(farewell);
                     }
+                    self.note();
                 }
                 Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
                 sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
@@ -254,6 +288,16 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             && self.held.is_none()
     }
 
+    /// Notes what was done since the last time, for whoever watches.
+    fn note(&mut self) {
+        let (reads, bytes) = (take(&mut self.batch.reads), take(&mut self.batch.bytes));
+        if reads > 0 {
+            self.activity.add_reads(reads, bytes, self.batch.arrived.elapsed());
+        }
+        self.activity.set_requests(self.batch.requests);
+        self.activity.set_in_flight(self.in_flight());
+    }
+
     /// Requests that are not answered to the last byte yet.
     fn in_flight(&self) -> u64 {
         self.requests - self.outbox.answered()
@@ -275,15 +319,20 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         if throttle.pass_now(bytes) {
             return self.take_in(&request);
         }
-        self.held = Some(Held::new(request, bytes, throttle));
+        self.held = Some(Held::new(request, bytes, throttle, self.batch.arrived));
         Ok(None)
     }
 
     /// Answers a request, or has it answered. Says so if it is the last one.
     fn take_in(&mut self, request: &Request) -> Result<Option<Farewell>, SessionError> {
-        self.requests += 1;
+        let verdict = judge(request, self.session);
+        match verdict {
+            Verdict::Disconnect => return Ok(Some(Farewell::Disconnected)),
+            Verdict::TooLarge(length) => return Err(SessionError::PayloadTooLarge(length)),
+            _ => self.count(request),
+        }
         let answer = Answer::to(request, self.session.mode);
-        match judge(request, self.session) {
+        match verdict {
             Verdict::Read { span, whole } => {
                 self.bytes += u64::from(span.length);
                 self.read(answer, span, whole);
@@ -316,22 +365,21 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                 self.inbox.skip(payload);
                 self.refuse(answer, &refusal);
             }
-            Verdict::Disconnect => {
-                self.requests -= 1;
-                return Ok(Some(Farewell::Disconnected));
-            }
-            Verdict::TooLarge(length) => {
-                self.requests -= 1;
-                return Err(SessionError::PayloadTooLarge(length));
-            }
+            Verdict::Disconnect | Verdict::TooLarge(_) => {}
         }
         Ok(None)
+    }
+
+    fn count(&mut self, request: &Request) {
+        self.requests += 1;
+        self.batch.requests.count(request.command);
     }
 
     /// Answers a read at once if its data and the memory for it are at hand.
     fn read(&mut self, answer: Answer, span: Span, whole: bool) {
         let job = Job::Read { span, whole };
         if span.length == 0 {
+            self.batch.reads += 1;
             return self.answer(|out| answer.done(out));
         }
         if span.length > PIECE {
@@ -343,9 +391,11 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             drop(hold);
             return self.spawn(answer, job);
         }
+        self.batch.reads += 1;
         if self.segments.iter().map(Segment::len).sum::<usize>() != span.length as usize {
             return self.refuse(answer, &WRONG_PARTS);
         }
+        self.batch.bytes += u64::from(span.length);
         let queue = &mut self.outbox.queue;
         answer.data(queue, span, whole, true, &mut self.segments);
         queue.push_receipt(Some(hold), true);
@@ -371,7 +421,13 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
 
     /// Has a request answered by a task of its own.
     fn spawn(&mut self, answer: Answer, job: Job) {
-        let ticket = Ticket::new(answer, self.replies.clone());
+        let bytes = match job {
+            Job::Read { span, .. } => Some(span.length.into()),
+            Job::Cache { .. } | Job::Status(_) => None,
+        };
+        let noted =
+            Noted { activity: Arc::clone(&self.activity), arrived: self.batch.arrived, bytes };
+        let ticket = Ticket::new(answer, self.replies.clone(), noted);
         self.run(Arc::clone(&self.worker).work(ticket, job));
     }
 
@@ -388,6 +444,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     }
 
     fn refuse(&mut self, answer: Answer, refusal: &Refusal) {
+        self.activity.add_error(refusal.code);
         self.answer(|out| answer.refuse(out, refusal));
     }
 }

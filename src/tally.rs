@@ -6,19 +6,29 @@ use std::sync::{Mutex, PoisonError};
 
 /// Counts by label.
 #[derive(Debug, Default)]
-pub(super) struct Tally(Mutex<BTreeMap<&'static str, u64>>);
+pub(crate) struct Tally(Mutex<BTreeMap<&'static str, u64>>);
 
 /// What was counted until then, by label.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts(pub BTreeMap<&'static str, u64>);
 
 impl Tally {
-    pub(super) fn count(&self, label: &'static str) {
+    pub(crate) fn count(&self, label: &'static str) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
     }
 
-    pub(super) fn so_far(&self) -> Counts {
+    pub(crate) fn so_far(&self) -> Counts {
         Counts(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl Counts {
+    /// These and those.
+    pub(crate) fn and(mut self, others: Self) -> Self {
+        for (label, count) in others.0 {
+            *self.0.entry(label).or_default() += count;
+        }
+        self
     }
 }
 

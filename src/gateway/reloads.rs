@@ -1,0 +1,48 @@
+//! How reading anew went.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+/// The longest words of an error that are kept, in bytes.
+const LONGEST: usize = 1000;
+
+/// Counts them.
+#[derive(Debug, Default)]
+pub(super) struct Reloads(Mutex<SoFar>);
+
+/// How often files were read anew, and how it went the last time.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct SoFar {
+    pub(super) succeeded: u64,
+    pub(super) failed: u64,
+    pub(super) last: Option<SystemTime>,
+    /// Why the last one failed, if it did.
+    pub(super) last_error: Option<String>,
+}
+
+impl Reloads {
+    pub(super) fn succeeded(&self) {
+        self.note(|it| {
+            it.succeeded += 1;
+            it.last_error = None;
+        });
+    }
+
+    pub(super) fn failed(&self, why: &str) {
+        let why = why.get(..why.floor_char_boundary(LONGEST)).unwrap_or_default().to_owned();
+        self.note(|it| {
+            it.failed += 1;
+            it.last_error = Some(why);
+        });
+    }
+
+    fn note(&self, change: impl FnOnce(&mut SoFar)) {
+        let mut so_far = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        so_far.last = Some(SystemTime::now());
+        change(&mut so_far);
+    }
+
+    pub(super) fn so_far(&self) -> SoFar {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

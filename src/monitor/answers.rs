@@ -1,0 +1,253 @@
+//! What a request gets.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
+    HeaderMap, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
+use hyper::{Method, Request, Response, StatusCode};
+
+use super::host::{HostName, may_ask};
+use super::metrics::Format;
+use super::observed::Observed;
+use super::page::Page;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
+
+/// A whole answer.
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// Answers requests.
+#[derive(Debug)]
+pub(super) struct Answers {
+    names: Vec<HostName>,
+    observed: Arc<Observed>,
+    page: Page,
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Page,
+    Status,
+    Metrics(Format),
+    Health,
+    Readiness,
+}
+
+/// Why a request isn't answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// It wants to do something else than to look.
+    Method,
+    /// It brings something.
+    Body,
+    /// It asks for another machine.
+    Host,
+    /// There is no such page.
+    Path,
+}
+
+impl Answers {
+    pub(super) fn new(names: Vec<HostName>, observed: Arc<Observed>) -> Self {
+        Self { names, observed, page: Page::new() }
+    }
+
+    /// The answer to a request. `by_network` is false for one that came by a Unix socket, where
+    /// no browser gets to.
+    pub(super) fn answer(&self, request: &Request<impl Body>, by_network: bool) -> Answer {
+        match self.judge(request, by_network) {
+            Ok(asked) => self.give(asked),
+            Err(refusal) => refuse(refusal),
+        }
+    }
+
+    fn judge(&self, request: &Request<impl Body>, by_network: bool) -> Result<Asked, Refusal> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return Err(Refusal::Method);
+        }
+        if !request.body().is_end_stream() {
+            return Err(Refusal::Body);
+        }
+        if by_network && !self.knows_host(request) {
+            return Err(Refusal::Host);
+        }
+        match request.uri().path() {
+            "/" => Ok(Asked::Page),
+            "/status.json" => Ok(Asked::Status),
+            "/metrics" => Ok(Asked::Metrics(format(request.headers()))),
+            "/healthz" => Ok(Asked::Health),
+            "/readyz" => Ok(Asked::Readiness),
+            _ => Err(Refusal::Path),
+        }
+    }
+
+    /// Whether it asks for this machine, wherever it says whom it asks for. Browsers always say
+    /// it.
+    fn knows_host(&self, request: &Request<impl Body>) -> bool {
+        let said = request.headers().get_all(HOST).iter().map(|value| value.to_str().ok());
+        let in_target = request.uri().authority().map(|authority| Some(authority.as_str()));
+        said.chain(in_target).all(|host| host.is_some_and(|host| may_ask(host, &self.names)))
+    }
+
+    fn give(&self, asked: Asked) -> Answer {
+        let ok = StatusCode::OK;
+        match asked {
+            Asked::Page => {
+                let mut answer = whole(ok, HTML, self.page.html());
+                answer.headers_mut().insert(CONTENT_SECURITY_POLICY, self.page.policy().clone());
+                answer
+            }
+            Asked::Status => match serde_json::to_vec(&self.observed.status()) {
+                Ok(json) => whole(ok, JSON, json),
+                Err(error) => fault(&error),
+            },
+            Asked::Metrics(format) => match format.of(self.observed.status()) {
+                Ok(text) => whole(ok, format.content_type(), text),
+                Err(error) => fault(&error),
+            },
+            Asked::Health => verdict(self.observed.sick()),
+            Asked::Readiness => verdict(self.observed.unready()),
+        }
+    }
+}
+
+/// In which of its formats Prometheus wants the numbers. Whoever doesn't ask for the newer one
+/// by name gets the one that everybody reads.
+fn format(headers: &HeaderMap) -> Format {
+    let wants_newer = headers.get_all(ACCEPT).iter().any(|value| {
+        value.to_str().is_ok_and(|value| value.contains("application/openmetrics-text"))
+    });
+    if wants_newer { Format::OpenMetrics } else { Format::Text }
+}
+
+fn verdict(problem: Option<&'static str>) -> Answer {
+    match problem {
+        None => whole(StatusCode::OK, TEXT, "ok\n"),
+        Some(why) => whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+    }
+}
+
+fn refuse(refusal: Refusal) -> Answer {
+    let (status, words) = match refusal {
+        Refusal::Method => (StatusCode::METHOD_NOT_ALLOWED, "this can only be looked at (GET)\n"),
+        Refusal::Body => (StatusCode::PAYLOAD_TOO_LARGE, "a request has no body here\n"),
+        Refusal::Host => (
+            StatusCode::MISDIRECTED_REQUEST,
+            "ask for an address or localhost, or give the name that you ask for by --monitor-name\n",
+        ),
+        Refusal::Path => (
+            StatusCode::NOT_FOUND,
+            "there are / and /status.json, /metrics, /healthz and /readyz\n",
+        ),
+    };
+    let mut answer = whole(status, TEXT, words);
+    if refusal == Refusal::Method {
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    if matches!(refusal, Refusal::Method | Refusal::Body) {
+        // A body may be on its way, which nobody reads.
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+fn fault(error: &dyn std::fmt::Display) -> Answer {
+    whole(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("it can't be written: {error}\n"))
+}
+
+/// An answer with what each of them says: that it is what it says it is, for nobody else's
+/// pages, and not to be kept.
+fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    for (name, value) in [
+        (CONTENT_TYPE, kind),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (X_FRAME_OPTIONS, "DENY"),
+        (REFERRER_POLICY, "no-referrer"),
+        (CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exports::BlockReader;
+    use crate::monitor::RecentErrors;
+    use http_body_util::Empty;
+
+    fn answers() -> Answers {
+        let observed = Observed::new(0, BlockReader::new(0), RecentErrors::default());
+        Answers::new(vec!["monitor.example.org".parse().unwrap()], Arc::new(observed))
+    }
+
+    fn request(target: &str, host: Option<&str>) -> Request<Empty<Bytes>> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = target.parse().unwrap();
+        if let Some(host) = host {
+            request.headers_mut().insert(HOST, host.parse().unwrap());
+        }
+        request
+    }
+
+    #[test]
+    fn who_asks_for_another_machine_is_refused() {
+        let answers = answers();
+        let status =
+            |target, host, by_network| answers.answer(&request(target, host), by_network).status();
+        for host in [None, Some("localhost"), Some("[::1]:1"), Some("monitor.example.org")] {
+            assert_eq!(status("/healthz", host, true), 200);
+        }
+        assert_eq!(status("/healthz", Some("evil.example"), true), 421);
+        assert_eq!(status("http://evil.example/healthz", Some("localhost"), true), 421);
+        assert_eq!(status("/healthz", Some("evil.example"), false), 200);
+    }
+
+    #[test]
+    fn there_are_five_things_to_see() {
+        let answers = answers();
+        for (target, code, kind) in [
+            ("/", 200, HTML),
+            ("/status.json?x", 200, JSON),
+            ("/metrics", 200, Format::Text.content_type()),
+            ("/healthz", 200, TEXT),
+            ("/readyz", 503, TEXT),
+            ("//", 404, TEXT),
+            ("/../etc/passwd", 404, TEXT),
+            ("/metrics/", 404, TEXT),
+        ] {
+            let answer = answers.answer(&request(target, None), true);
+            assert_eq!((answer.status().as_u16(), target), (code, target));
+            assert_eq!(answer.headers()[CONTENT_TYPE], kind);
+            assert_eq!(answer.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
+            let policy = answer.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
+            assert!(policy.starts_with("default-src 'none'"), "{policy}");
+        }
+    }
+
+    #[test]
+    fn nothing_can_be_done_but_look() {
+        for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
+            let mut request = request("/metrics", None);
+            *request.method_mut() = method;
+            let answer = answers().answer(&request, true);
+            assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(answer.headers()[ALLOW], "GET, HEAD");
+        }
+        let body = Request::new(Full::new(Bytes::from_static(b"x")));
+        assert_eq!(answers().answer(&body, true).status(), 413);
+    }
+}

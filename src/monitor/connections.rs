@@ -1,0 +1,114 @@
+//! Whoever asks: so many at once, and none for long.
+
+use std::convert::Infallible;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::Request;
+use hyper::body::Incoming as RequestBody;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinSet;
+
+use super::answers::Answers;
+use super::deadline::Deadline;
+use crate::gateway::listen::{AcceptFault, Incoming, Listener};
+use crate::limited::RateLimit;
+
+/// Connections at once: a Prometheus or two, some browsers with two or three each. Others are
+/// closed; they come again.
+const MOST: usize = 16;
+
+/// How long a request may take to come, from the end of the one before: so long a connection
+/// may also be idle.
+const REQUEST: Duration = Duration::from_secs(15);
+
+/// How long a connection is kept, however busy it is; and how long after that an answer may
+/// still take to be read. Browsers and Prometheus begin another one without a word.
+const LIFE: Duration = Duration::from_secs(300);
+const LAST_ANSWER: Duration = Duration::from_secs(10);
+
+/// How long an answer may take to be read.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The longest head of a request, in bytes: the smallest that hyper can be told.
+const HEAD: usize = 8192;
+
+/// Fields in a request's head. Browsers send some twenty.
+const FIELDS: usize = 64;
+
+/// How long to wait when the system has no descriptor left.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Accepts and answers until `stop` is dropped.
+pub(super) async fn serve(
+    listener: Listener,
+    answers: Arc<Answers>,
+    mut stop: oneshot::Receiver<()>,
+) {
+    let faults = RateLimit::new(3, Duration::from_secs(10));
+    let places = Arc::new(Semaphore::new(MOST));
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            _ = &mut stop => return,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(incoming) => match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => {
+                    connections.spawn(talk(incoming, Arc::clone(&answers), place));
+                }
+                Err(_) => tracing::debug!("the monitor has {MOST} connections and closes another"),
+            },
+            Err(error) if AcceptFault::of(&error) == AcceptFault::Connection => {}
+            Err(error) => {
+                if let Some(held_back) = faults.allow() {
+                    let held_back = held_back.field();
+                    tracing::error!(held_back, "the monitor can't accept connections: {error}");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn talk(incoming: Incoming, answers: Arc<Answers>, _place: OwnedSemaphorePermit) {
+    let ended = match incoming {
+        Incoming::Tcp(stream, _) => answer_all(stream, &answers, true).await,
+        Incoming::Unix(stream) => answer_all(stream, &answers, false).await,
+        Incoming::Pipes(stream) => answer_all(stream, &answers, false).await,
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a connection to the monitor ended: {error}");
+    }
+}
+
+/// Answers the requests of one connection.
+async fn answer_all<S>(stream: S, answers: &Answers, by_network: bool) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let answer = |request: Request<RequestBody>| {
+        let answer = answers.answer(&request, by_network);
+        std::future::ready(Ok::<_, Infallible>(answer))
+    };
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new())
+        .header_read_timeout(REQUEST)
+        .max_buf_size(HEAD)
+        .max_headers(FIELDS)
+        .half_close(false);
+    let stream = TokioIo::new(Deadline::new(stream, ANSWER));
+    let mut connection = pin!(http.serve_connection(stream, service_fn(answer)));
+    if let Ok(ended) = tokio::time::timeout(LIFE, &mut connection).await {
+        return ended;
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::time::timeout(LAST_ANSWER, connection).await.unwrap_or(Ok(()))
+}

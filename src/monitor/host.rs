@@ -1,0 +1,108 @@
+//! By which name the monitor is asked for.
+//!
+//! A page of a stranger may have its own name lead to an address of the reader's network (DNS
+//! rebinding); then a browser would let that page read what is here. Such a request says the
+//! stranger's name, so only names are answered that nobody else can have.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+/// The longest name in DNS, in bytes.
+const LONGEST: usize = 253;
+
+/// A DNS name by which the monitor may be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostName(String);
+
+/// A text that is no DNS name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is no DNS name: expected letters, digits, hyphens and dots, without a port")]
+pub struct HostNameError(String);
+
+impl FromStr for HostName {
+    type Err = HostNameError;
+
+    fn from_str(text: &str) -> Result<Self, HostNameError> {
+        let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+        if text.is_empty() || text.len() > LONGEST || !text.bytes().all(is_known) {
+            return Err(HostNameError(text.to_owned()));
+        }
+        Ok(Self(text.trim_end_matches('.').to_ascii_lowercase()))
+    }
+}
+
+impl fmt::Display for HostName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether a request may ask for `host`, the value of its `Host` field: an address,
+/// `localhost`, or one of `names`, with any port.
+pub(super) fn may_ask(host: &str, names: &[HostName]) -> bool {
+    let name = without_port(host);
+    let is_address = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
+        Some(v6) => v6.parse::<IpAddr>().is_ok_and(|address| address.is_ipv6()),
+        None => name.parse::<IpAddr>().is_ok_and(|address| address.is_ipv4()),
+    };
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    is_address || name == "localhost" || names.iter().any(|known| known.0 == name)
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_are_answered_that_nobody_else_can_have() {
+        let names = ["Monitor.example.org".parse().unwrap()];
+        for host in [
+            "127.0.0.1",
+            "127.0.0.1:10810",
+            "192.0.2.7:1",
+            "[::1]",
+            "[::1]:10810",
+            "localhost",
+            "LocalHost:10810",
+            "localhost.:10810",
+            "monitor.example.org",
+            "MONITOR.example.org.:80",
+        ] {
+            assert!(may_ask(host, &names), "{host}");
+        }
+        for host in [
+            "",
+            ":80",
+            "evil.example",
+            "evil.example:10810",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "monitor.example.org.evil.example",
+            "user@localhost",
+            "localhost:80:80",
+            "::1",
+            "[localhost]",
+            "[127.0.0.1]",
+            "localhost/",
+            "2130706433",
+            "0x7f.1",
+        ] {
+            assert!(!may_ask(host, &names), "{host}");
+        }
+    }
+
+    #[test]
+    fn names_have_to_be_names() {
+        for junk in ["", "a b", "a:80", "https://a", "*.example.org", &"a".repeat(254)] {
+            assert!(junk.parse::<HostName>().is_err(), "{junk}");
+        }
+    }
+}

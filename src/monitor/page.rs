@@ -1,0 +1,122 @@
+//! The status page: one file, of which a browser may run and load nothing else.
+
+use std::fmt::Write;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
+use hyper::header::HeaderValue;
+
+const HTML: &str = include_str!("page.html");
+
+/// The page, and what it may do.
+#[derive(Debug)]
+pub(super) struct Page {
+    policy: HeaderValue,
+}
+
+impl Page {
+    pub(super) fn new() -> Self {
+        let policy = policy(HTML);
+        // Of letters, digits and signs that a header can have.
+        let policy = HeaderValue::from_str(&policy)
+            .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
+        Self { policy }
+    }
+
+    pub(super) fn html(&self) -> Bytes {
+        Bytes::from_static(HTML.as_bytes())
+    }
+
+    /// The value of `Content-Security-Policy`.
+    pub(super) fn policy(&self) -> &HeaderValue {
+        &self.policy
+    }
+}
+
+/// Lets the page run the scripts and use the styles that are in it, named by their hashes, ask
+/// the monitor for more, and do nothing else. Attributes (`style`, `onclick`) aren't in it.
+fn policy(html: &str) -> String {
+    let hashes = |tag: &str| {
+        let mut all = String::new();
+        for inside in inside(html, tag) {
+            let hash = base64(digest(&SHA256, inside.as_bytes()).as_ref());
+            // Strings have room.
+            write!(all, " 'sha256-{hash}'").unwrap_or_default();
+        }
+        if all.is_empty() { " 'none'".to_owned() } else { all }
+    };
+    format!(
+        "default-src 'none'; script-src{}; style-src{}; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hashes("script"),
+        hashes("style"),
+    )
+}
+
+/// What is between each `<tag>` and its end.
+fn inside<'a>(html: &'a str, tag: &str) -> impl Iterator<Item = &'a str> {
+    let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));
+    let parts: Vec<_> = html
+        .split(&start)
+        .skip(1)
+        .filter_map(|part| part.split_once(&end).map(|(inside, _)| inside))
+        .collect();
+    parts.into_iter()
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let bits = (0..3).fold(0, |bits, at| bits << 8 | usize::from(*group.get(at).unwrap_or(&0)));
+        for place in 0..4 {
+            let digit = DIGITS.get(bits >> (18 - 6 * place) & 63).copied().unwrap_or(b'=');
+            text.push(char::from(if place > group.len() { b'=' } else { digit }));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_names_what_is_in_the_page() {
+        let policy = policy("<style>a{}</style><script>1</script><script>2\n</script>");
+        // By openssl.
+        for part in [
+            "script-src 'sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s=' \
+             'sha256-U8I05ehHK2rFHBrhyrP+BvrQU7646/2Jd7AQZVv908M=';",
+            "style-src 'sha256-",
+            "default-src 'none';",
+        ] {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert!(super::policy("").contains("script-src 'none'; style-src 'none';"));
+    }
+
+    /// What the policy wouldn't let run, or let nobody notice.
+    #[test]
+    fn the_page_is_one_that_its_policy_fits() {
+        for tag in ["script", "style"] {
+            let all = HTML.matches(&format!("<{tag}")).count();
+            assert_eq!(inside(HTML, tag).count(), all, "{tag} with attributes");
+        }
+        for forbidden in
+            [" style=", " onclick=", " onload=", " src=", "<link", "http://", "@import"]
+        {
+            assert!(!HTML.contains(forbidden), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn base64_is_as_in_rfc_4648() {
+        for (bytes, text) in
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
+        {
+            assert_eq!(base64(bytes.as_bytes()), text);
+        }
+        assert_eq!(base64(&[0xff, 0xef, 0xbe]), "/+++");
+    }
+}

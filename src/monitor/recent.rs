@@ -1,0 +1,103 @@
+//! The last errors that went to the log.
+
+use std::collections::VecDeque;
+use std::fmt::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+
+use super::status::RecentError;
+use crate::gateway::unix_seconds;
+
+/// How many are remembered.
+const MOST: usize = 50;
+
+/// The longest that is remembered, in bytes; the log has it whole.
+const LONGEST: usize = 1000;
+
+/// The last errors, the newest first.
+#[derive(Debug, Clone, Default)]
+pub struct RecentErrors(Arc<Mutex<VecDeque<RecentError>>>);
+
+impl RecentErrors {
+    /// A layer that remembers here what is logged as an error.
+    pub fn layer(&self) -> RememberErrors {
+        RememberErrors(self.clone())
+    }
+
+    /// Those that are remembered.
+    pub(super) fn all(&self) -> Vec<RecentError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    fn remember(&self, error: RecentError) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.truncate(MOST - 1);
+        all.push_front(error);
+    }
+}
+
+/// A layer of a tracing subscriber, made by [`RecentErrors::layer`]. How many errors there can
+/// be is for those to limit who log them.
+#[derive(Debug)]
+pub struct RememberErrors(RecentErrors);
+
+impl<S: Subscriber> Layer<S> for RememberErrors {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() != Level::ERROR {
+            return;
+        }
+        let mut words = Words::default();
+        event.record(&mut words);
+        let Words { mut message, fields } = words;
+        message.push_str(&fields);
+        message.truncate(message.floor_char_boundary(LONGEST));
+        self.0.remember(RecentError { at: unix_seconds(SystemTime::now()), message });
+    }
+}
+
+/// A line: what it says, and its fields in parentheses.
+#[derive(Default)]
+struct Words {
+    message: String,
+    fields: String,
+}
+
+impl Visit for Words {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        let (name, Self { message, fields }) = (field.name(), self);
+        let written = match name {
+            "message" => write!(message, "{value:?}"),
+            name => write!(fields, " ({name} {value:?})"),
+        };
+        // Memory is never short of room for it.
+        written.unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    #[test]
+    fn errors_are_remembered_and_nothing_else() {
+        let recent = RecentErrors::default();
+        let subscriber = tracing_subscriber::registry().with(recent.layer());
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::warn!("no error");
+            for number in 0..2 * MOST {
+                tracing::error!(offset = number, export = %"x.hxz", "a read failed");
+            }
+            tracing::error!("{}", "ü".repeat(LONGEST));
+        });
+        let all = recent.all();
+        assert_eq!(all.len(), MOST);
+        assert_eq!(all[0].message.chars().count(), LONGEST / 2);
+        assert_eq!(all[1].message, "a read failed (offset 99) (export x.hxz)");
+    }
+}

@@ -1,0 +1,69 @@
+//! Showing what goes on, if that is wanted (`--monitor`).
+
+use std::io;
+use std::sync::Arc;
+
+use hexz_nbd::exports::BlockReader;
+use hexz_nbd::gateway::listen::{BindError, Bound, SocketRights};
+use hexz_nbd::monitor::{HostName, Monitor, Observed, RecentErrors};
+
+use crate::cli::Serve;
+use crate::start::Failure;
+
+/// What the sandbox would keep from being had.
+pub(crate) struct Show {
+    socket: Option<Bound>,
+    names: Vec<HostName>,
+    observed: Arc<Observed>,
+}
+
+/// What goes on is shown as long as this is there.
+pub(crate) struct Shown {
+    _monitor: Option<Monitor>,
+    /// What there is to see, whether or not it is shown.
+    pub(crate) observed: Arc<Observed>,
+}
+
+impl Show {
+    /// Binds the socket, unless one was handed over.
+    pub(crate) fn prepare(
+        options: &Serve,
+        handed: Option<Bound>,
+        reader: &Arc<BlockReader>,
+        recent: RecentErrors,
+    ) -> Result<Self, Failure> {
+        let asked = options.monitoring.listen();
+        let socket = match (handed, asked) {
+            (Some(_), Some(_)) => return Err(Failure::MonitorAndHanded),
+            (handed, None) => handed,
+            (None, Some(address)) => {
+                let failed = |error| BindError { address: address.clone(), error };
+                Some(Bound::bind(address, &SocketRights::default()).map_err(failed)?)
+            }
+        };
+        if let Some(Ok(address)) = socket.as_ref().map(Bound::address)
+            && !address.is_local()
+        {
+            tracing::warn!(
+                "the monitor listens on {address}: whoever can reach it sees who is connected, and \
+                 anyone on the way can read it",
+            );
+        }
+        let budget = options.memory().all();
+        let observed = Arc::new(Observed::new(budget, Arc::clone(reader), recent));
+        Ok(Self { socket, names: options.monitoring.names().to_owned(), observed })
+    }
+
+    /// Begins to answer, on a thread of its own.
+    pub(crate) fn start(self) -> io::Result<Shown> {
+        let Self { socket, names, observed } = self;
+        let monitor = match socket {
+            Some(socket) => Some(Monitor::start(socket, names, Arc::clone(&observed))?),
+            None => None,
+        };
+        if let Some(monitor) = &monitor {
+            tracing::info!(monitor = monitor.address(), "what goes on is shown by HTTP");
+        }
+        Ok(Shown { _monitor: monitor, observed })
+    }
+}

@@ -1,0 +1,81 @@
+//! How much is read.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::{FileStamp, Storage};
+
+/// What has been read so far from all sources that count here.
+#[derive(Debug, Default)]
+pub struct Reads {
+    count: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Reads {
+    /// How often something was read.
+    pub fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    /// How many bytes that was.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+}
+
+/// A source whose reads are counted, those that fail as well.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    source: Arc<dyn Storage>,
+    reads: Arc<Reads>,
+}
+
+impl Counted {
+    pub(crate) fn new(source: Arc<dyn Storage>, reads: Arc<Reads>) -> Self {
+        Self { source, reads }
+    }
+}
+
+impl Storage for Counted {
+    fn length(&self) -> u64 {
+        self.source.length()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.reads.count.fetch_add(1, Relaxed);
+        self.source.read_exact_at(buffer, offset)?;
+        self.reads.bytes.fetch_add(buffer.len() as u64, Relaxed);
+        Ok(())
+    }
+
+    fn is_current(&self) -> bool {
+        self.source.is_current()
+    }
+
+    fn is_unchanged(&self) -> bool {
+        self.source.is_unchanged()
+    }
+
+    fn stamp(&self) -> Option<FileStamp> {
+        self.source.stamp()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_are_counted_and_the_bytes_of_those_that_succeed() {
+        let reads = Arc::new(Reads::default());
+        let memory: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(*b"0123456789"));
+        let counted = Counted::new(memory, Arc::clone(&reads));
+        let mut buffer = [0; 4];
+        counted.read_exact_at(&mut buffer, 3).unwrap();
+        assert!(counted.read_exact_at(&mut buffer, 7).is_err());
+        assert_eq!((&buffer, reads.count(), reads.bytes()), (b"3456", 2, 4));
+        assert_eq!(counted.length(), 10);
+    }
+}
