@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 
 #[derive(Debug, Args)]
 pub(crate) struct Man {
-    /// Write all pages into this folder instead: hexz-nbd.1, and one for each command
+    /// Write all pages into this folder instead: hexz-nbd.1, one for each command, and
+    /// hexz-nbd.toml.5
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: Option<PathBuf>,
 }

@@ -114,8 +114,7 @@ SERVICES
 SANDBOX
   Once its sockets are bound, the program can read the folders of the archives, of parents
   and of the files that are given here, and nothing else; and append to files in the folder
-  of --audit. If a parent is a link into another
-  folder, name that one with --parent-dir.
+  of --audit. If a parent is a link into another folder, name that one with --parent-dir.
 
 EXIT CODES
   0  it was told to end and did

@@ -106,11 +106,19 @@ fn here(page: &mut Page, command: &Command) {
         .for_each(|it| argument(page, names(it), it));
 }
 
-/// Positional arguments and options, in the order of --help, under its headings.
+/// Positional arguments and options, in the order of --help.
 fn arguments(page: &mut Page, command: &Command) {
-    let shown = || command.get_arguments().filter(|it| is_shown(it));
+    let shown = command.get_arguments().filter(|it| is_shown(it));
+    let (positional, options): (Vec<_>, Vec<_>) = shown.partition(|it| it.is_positional());
+    let all: Vec<_> = positional.into_iter().chain(options).collect();
+    grouped(page, &all, names);
+}
+
+/// Arguments under their headings, each with its tag.
+pub(super) fn grouped(page: &mut Page, all: &[&Arg], tag: impl Fn(&Arg) -> Vec<Inline>) {
+    // Those without a heading come first.
     let mut headings = vec![None];
-    for argument in shown() {
+    for argument in all {
         if !headings.contains(&argument.get_help_heading()) {
             headings.push(argument.get_help_heading());
         }
@@ -119,15 +127,13 @@ fn arguments(page: &mut Page, command: &Command) {
         if let Some(heading) = heading {
             page.subheading(heading);
         }
-        let here = shown().filter(|it| it.get_help_heading() == heading);
-        let (positional, options): (Vec<_>, Vec<_>) = here.partition(|it| it.is_positional());
-        let all = positional.into_iter().chain(options);
-        all.for_each(|it| argument(page, names(it), it));
+        let here = all.iter().filter(|it| it.get_help_heading() == heading);
+        here.for_each(|it| argument(page, tag(it), it));
     }
 }
 
 /// An entry with what --help says of an argument.
-pub(super) fn argument(page: &mut Page, tag: Vec<Inline>, argument: &Arg) {
+fn argument(page: &mut Page, tag: Vec<Inline>, argument: &Arg) {
     let help = argument.get_long_help().or(argument.get_help());
     let help = help.map(ToString::to_string).unwrap_or_default();
     let (values, explained) = values(argument);
@@ -180,7 +186,7 @@ pub(super) fn value_name(argument: &Arg) -> String {
 }
 
 /// What an argument is if it isn't given.
-pub(super) fn default(argument: &Arg) -> Option<String> {
+fn default(argument: &Arg) -> Option<String> {
     let defaults = argument.get_default_values();
     if defaults.is_empty() || !takes_values(argument) || argument.is_hide_default_value_set() {
         return None;
@@ -207,7 +213,7 @@ fn values(argument: &Arg) -> (Vec<(String, String)>, bool) {
     (values, explained)
 }
 
-pub(super) fn takes_values(argument: &Arg) -> bool {
+fn takes_values(argument: &Arg) -> bool {
     argument.get_action().takes_values()
 }
 

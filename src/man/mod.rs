@@ -1,6 +1,7 @@
 //! `hexz-nbd man`: the manual pages, made of what --help is made of.
 
 mod command;
+mod file;
 mod page;
 mod text;
 
@@ -49,5 +50,6 @@ fn pages() -> Vec<(String, Page)> {
         let page = command::page(command, &name, &Commands::Here, "SEE ALSO\n  hexz-nbd(1)");
         pages.push((format!("{name}.1"), page));
     }
+    pages.push(("hexz-nbd.toml.5".to_owned(), file::page(&program)));
     pages
 }

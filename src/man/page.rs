@@ -20,8 +20,9 @@ impl Page {
         let mut page = Self { roff: Roff::new(), fresh: true };
         let source = concat!("hexz-nbd ", env!("CARGO_PKG_VERSION"));
         page.roff.control("TH", [&name.to_uppercase(), section, DATE, source, manual]);
-        // Options and paths are neither broken nor pulled apart.
-        page.roff.control("nr", ["HY", "0"]).control("ad", ["l"]);
+        // Options and paths are neither broken nor pulled apart. HY is what groff returns to
+        // behind an example.
+        page.roff.control("nr", ["HY", "0"]).control("nh", []).control("ad", ["l"]);
         page.heading("NAME");
         page.roff.text([roman(format!("{name} - {about}"))]);
         page

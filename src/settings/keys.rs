@@ -28,7 +28,7 @@ pub(super) fn without_lookups(command: Command) -> Command {
 
 /// What a key's value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// true or false.
     Flag,
     /// How often the option is given.
@@ -50,13 +50,13 @@ pub(super) fn option<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
 }
 
 /// All options that have a place in a file.
-pub(super) fn all(command: &Command) -> impl Iterator<Item = &Arg> {
+pub(crate) fn all(command: &Command) -> impl Iterator<Item = &Arg> {
     command
         .get_arguments()
         .filter(|arg| arg.get_long().is_some_and(|long| only_on_the_command_line(long).is_none()))
 }
 
-pub(super) fn kind(arg: &Arg) -> Kind {
+pub(crate) fn kind(arg: &Arg) -> Kind {
     match arg.get_action() {
         ArgAction::SetTrue | ArgAction::SetFalse => Kind::Flag,
         ArgAction::Count => Kind::Count,

@@ -6,7 +6,7 @@
 //! every option has its place in the file, and means the same in both.
 
 mod file;
-mod keys;
+pub(crate) mod keys;
 mod merge;
 mod problem;
 

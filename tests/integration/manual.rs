@@ -69,7 +69,7 @@ fn each_command_has_its_page_and_each_option_stands_there() {
         assert!(commands.iter().any(|it| it == command), "{commands:?}");
     }
     let mut expected: Vec<_> = commands.iter().map(|it| format!("hexz-nbd-{it}.1")).collect();
-    expected.extend(["hexz-nbd.1".to_owned()]);
+    expected.extend(["hexz-nbd.1".to_owned(), "hexz-nbd.toml.5".to_owned()]);
     expected.sort();
     assert_eq!(names, expected);
 
@@ -113,6 +113,32 @@ fn the_page_of_the_program_has_what_a_reader_looks_for() {
     }
     let printed = run_binary(["man"]).stdout;
     assert_eq!(printed, fs::read_to_string(manual.0.path().join("pages/hexz-nbd.1")).unwrap());
+}
+
+#[test]
+fn the_page_of_the_file_has_each_key() {
+    let page = Manual::new().read("hexz-nbd.toml.5");
+    let help = run_binary(["--help"]).stdout;
+    let mut keys = 0;
+    for line in help.lines() {
+        // Such as "  -v, --verbose..." and "      --allow <CIDR>".
+        let line = line.trim().trim_start_matches("-v, ");
+        let Some(rest) = line.strip_prefix("--") else { continue };
+        let key = rest.split([' ', '.']).next().unwrap();
+        let only_on_the_command_line = ["config", "check-config", "stdio"].contains(&key);
+        assert_ne!(page.contains(&format!(" {key} = ")), only_on_the_command_line, "{key}: {page}");
+        keys += 1;
+    }
+    assert!(keys > 40, "{keys} keys were found in {help}");
+    for part in [
+        "allow = \"CIDR\" or [\"CIDR\", ...] Who may connect: ",
+        "max-connections = N How many clients are served at once [default: 256]",
+        "strict = true or false Don't start ",
+        "EXPORTS The table [exports] ",
+        "RELOAD At a SIGHUP",
+    ] {
+        assert!(page.contains(part), "{part:?} isn't in {page}");
+    }
 }
 
 #[test]
