@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use hexz_nbd::monitor::MONITOR_PORT;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, HOST};
@@ -17,9 +18,6 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
 use super::status::Status;
-
-/// Where it listens if nothing else is said.
-const PORT: u16 = 10810;
 
 /// A healthy server answers within milliseconds; one that doesn't within this time is as good as
 /// silent for who watches it.
@@ -46,6 +44,8 @@ pub(crate) enum AskError {
     Silent(Place),
     #[error("{0} doesn't speak HTTP as expected: {1}")]
     Http(Place, hyper::Error),
+    #[error("{0} answers to no such name: it takes --monitor-name, or ask for its address")]
+    Name(Place),
     #[error("{0} answered {1} where its status was asked for; is it a hexz-nbd?")]
     Refused(Place, StatusCode),
     #[error("{0} answered with more than {limit} MiB", limit = MOST_BYTES >> 20)]
@@ -53,7 +53,7 @@ pub(crate) enum AskError {
     #[error("the answer of {0} broke off: {1}")]
     BrokeOff(Place, String),
     #[error("{0} answered with something else than the status of a hexz-nbd: {1}")]
-    NotAStatus(Place, serde_json::Error),
+    NotAStatus(Place, String),
 }
 
 impl Place {
@@ -75,7 +75,7 @@ impl Place {
                 self.fetch(UnixStream::connect(path).await.map_err(unreachable)?).await?
             }
         };
-        serde_json::from_slice(&answer).map_err(|error| AskError::NotAStatus(self.clone(), error))
+        Status::parse(&answer).map_err(|why| AskError::NotAStatus(self.clone(), why))
     }
 
     async fn fetch(
@@ -97,8 +97,10 @@ impl Place {
             .headers_mut()
             .insert(ACCEPT, hyper::header::HeaderValue::from_static("application/json"));
         let answer = sender.send_request(question).await.map_err(failed)?;
-        if answer.status() != StatusCode::OK {
-            return Err(AskError::Refused(self.clone(), answer.status()));
+        match answer.status() {
+            StatusCode::OK => {}
+            StatusCode::MISDIRECTED_REQUEST => return Err(AskError::Name(self.clone())),
+            other => return Err(AskError::Refused(self.clone(), other)),
         }
         match Limited::new(answer.into_body(), MOST_BYTES).collect().await {
             Ok(body) => Ok(body.to_bytes()),
@@ -119,7 +121,7 @@ impl Place {
 
 impl Default for Place {
     fn default() -> Self {
-        Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), PORT)
+        Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), MONITOR_PORT)
     }
 }
 
@@ -151,13 +153,13 @@ impl FromStr for Place {
             return Ok(Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), port));
         }
         let (host, port) = match place.parse::<IpAddr>() {
-            Ok(_) => (place, PORT),
+            Ok(_) => (place, MONITOR_PORT),
             Err(_) => match place.rsplit_once(':') {
                 Some((host, port)) => {
                     let wrong = |_| format!("\"{port}\" is no port");
                     (host, port.parse().map_err(wrong)?)
                 }
-                None => (place, PORT),
+                None => (place, MONITOR_PORT),
             },
         };
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -187,12 +189,12 @@ mod tests {
         for (text, place) in [
             ("9000", tcp("127.0.0.1", 9000)),
             ("192.0.2.7:9000", tcp("192.0.2.7", 9000)),
-            ("192.0.2.7", tcp("192.0.2.7", PORT)),
+            ("192.0.2.7", tcp("192.0.2.7", MONITOR_PORT)),
             ("http://localhost:9000/", tcp("localhost", 9000)),
-            ("http://nbd.example.org", tcp("nbd.example.org", PORT)),
+            ("http://nbd.example.org", tcp("nbd.example.org", MONITOR_PORT)),
             ("[::1]:9000", tcp("::1", 9000)),
             ("http://[::1]:9000", tcp("::1", 9000)),
-            ("::1", tcp("::1", PORT)),
+            ("::1", tcp("::1", MONITOR_PORT)),
             ("unix:/run/monitor.sock", Place::Unix("/run/monitor.sock".into())),
         ] {
             assert_eq!(text.parse(), Ok(place.clone()), "{text}");

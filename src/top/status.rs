@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer};
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Status {
+    pub(super) format: u64,
     pub(super) version: String,
     pub(super) pid: u64,
     pub(super) now: f64,
@@ -28,6 +29,18 @@ pub(super) struct Status {
     pub(super) reloads: Reloads,
     pub(super) audit: Option<Audit>,
     pub(super) recent_errors: Vec<RecentError>,
+}
+
+impl Status {
+    /// Reads an answer. Its format may be newer: what is shown here has kept its names, or is
+    /// missing.
+    pub(super) fn parse(answer: &[u8]) -> Result<Self, String> {
+        let status: Self = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
+        if status.format == 0 {
+            return Err("it says no format".to_owned());
+        }
+        Ok(status)
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -151,8 +164,8 @@ mod tests {
 
     #[test]
     fn what_is_missing_or_unknown_does_no_harm() {
-        let status: Status = serde_json::from_str(
-            r#"{ "format": 2, "tls": null, "audit": null, "weather": ["fine"],
+        let status = Status::parse(
+            br#"{ "format": 2, "tls": null, "audit": null, "weather": ["fine"],
                  "exports": [{ "name": "a", "size": null, "requests": { "read": 2, "other": 3 },
                    "read_seconds": { "buckets": [[0.5, 1], [null, 2], ["+Inf", 2]] } }] }"#,
         )
@@ -160,6 +173,8 @@ mod tests {
         assert_eq!(status.exports[0].requests(), 5);
         let limits = status.exports[0].read_seconds.buckets.iter().map(|bucket| bucket.0.0);
         assert_eq!(limits.collect::<Vec<_>>(), [0.5, f64::INFINITY, f64::INFINITY]);
-        assert!(serde_json::from_str::<Status>("[]").is_err() || status.version.is_empty());
+        for other in ["[]", "{}", "7", r#"{ "format": "1" }"#, "{"] {
+            assert!(Status::parse(other.as_bytes()).is_err(), "{other}");
+        }
     }
 }

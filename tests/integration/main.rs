@@ -21,6 +21,7 @@ mod exports;
 mod gateway;
 mod inspect;
 mod manual;
+mod monitor;
 mod pki;
 mod protocol;
 mod random;
