@@ -26,21 +26,21 @@ pub(super) struct Route {
     pub(super) peer: Peer,
     /// The load balancer that has said so, if one is between.
     pub(super) via: Option<Peer>,
-    /// Whether it is a load balancer that has connected for itself, as they do every other
-    /// second to see whether a server lives.
-    pub(super) is_a_look: bool,
+    /// Whether it is a load balancer's own connection, as they begin one every other second to
+    /// see whether a server lives.
+    pub(super) is_own: bool,
 }
 
 impl Route {
     fn direct(peer: Peer) -> Self {
-        Self { peer, via: None, is_a_look: false }
+        Self { peer, via: None, is_own: false }
     }
 
     /// What the header from `balancer` says. Addresses that mean a machine itself, or none,
     /// aren't any client's, and must not get what is this machine's by being claimed.
     fn behind(balancer: Peer, header: Header) -> Result<Self, Refusal> {
         match header {
-            Header::Local => Ok(Self { is_a_look: true, ..Self::direct(balancer) }),
+            Header::Local => Ok(Self { is_own: true, ..Self::direct(balancer) }),
             Header::Forwarded(address) => {
                 let address = address.to_canonical();
                 let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
@@ -143,11 +143,11 @@ pub(super) fn admit<X: Offer>(
 
 /// Says that somebody may not come in. It is closed when its socket is dropped.
 fn refuse<X>(route: Route, refusal: &Refusal, shared: &Shared<X>) {
-    let Route { peer, via, is_a_look } = route;
+    let Route { peer, via, is_own } = route;
     let via = via.map(tracing::field::display);
-    // Looks come every other second, for ever, and mostly want no more than to connect.
-    if is_a_look || matches!(refusal, Refusal::NoHeader(NoHeader::Gone)) {
-        tracing::debug!(%peer, via, "a look from the load balancer itself: {refusal}");
+    // They come every other second, for ever, and mostly want no more than to connect.
+    if is_own || matches!(refusal, Refusal::NoHeader(NoHeader::Gone)) {
+        tracing::debug!(%peer, via, "the load balancer's own connection: {refusal}");
         return;
     }
     shared.refusals.count(refusal.label());

@@ -1,6 +1,7 @@
 //! The clients that people have, against the built binary. A client that is missing is a
 //! failure: `make tools` installs all of them.
 
+mod balancer;
 mod changed;
 mod contexts;
 mod copies;

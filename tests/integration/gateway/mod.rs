@@ -12,6 +12,7 @@ mod hostile_archives;
 mod listening;
 mod log;
 mod plaintext;
+mod proxied;
 mod resets;
 mod sandbox;
 mod shortage;

@@ -1,0 +1,459 @@
+//! Behind a load balancer: who it says that it forwards.
+
+use std::io::{ErrorKind, Read};
+use std::net::{IpAddr, Shutdown};
+use std::time::{Duration, Instant};
+
+use super::{plain, tls};
+use crate::support::client::{
+    Client, FLAGS, GREETING, OPT_GO, Plain, Request, connect_from, info_data, option,
+};
+use crate::support::server::{Builder, Line, Server};
+use crate::support::wait_until;
+
+const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+
+/// A header: version and command, family and transport, and what follows.
+fn header(command: u8, kind: u8, block: &[u8]) -> Vec<u8> {
+    let length = (block.len() as u16).to_be_bytes();
+    [SIGNATURE, &[command, kind], &length, block].concat()
+}
+
+/// The header of a client with that address.
+fn from(address: &str) -> Vec<u8> {
+    match address.parse().unwrap() {
+        IpAddr::V4(v4) => {
+            header(0x21, 0x11, &[&v4.octets()[..], &[10, 0, 0, 1, 1, 2, 3, 4]].concat())
+        }
+        IpAddr::V6(v6) => header(0x21, 0x21, &[&v6.octets()[..], &[7; 20]].concat()),
+    }
+}
+
+fn local() -> Vec<u8> {
+    header(0x20, 0, b"")
+}
+
+/// A server behind the balancer 127.0.0.1, for clients of 192.0.2.0/24 alone.
+fn behind() -> Builder {
+    plain().args(["--proxy-from", "127.0.0.1", "--allow", "192.0.2.0/24", "--insecure-no-tls"])
+}
+
+/// A connection of the balancer that has sent that.
+fn sending(server: &Server, bytes: &[u8]) -> Client<Plain> {
+    let mut client = server.connect();
+    client.send(bytes);
+    client
+}
+
+/// Chooses the default export and reads a byte.
+fn comes_in(mut client: Client<Plain>) -> Client<Plain> {
+    client.greet(FLAGS);
+    client.go("");
+    client.read_ok(0, 1);
+    client
+}
+
+/// Not closed, and not a byte from the server for a while.
+fn assert_silent(client: &mut Client<Plain>) {
+    client.stream.set_read_timeout(Duration::from_millis(200));
+    let error = client.stream.read(&mut [0]).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{error}");
+    client.stream.set_read_timeout(crate::support::PATIENCE);
+}
+
+fn is_from(line: &Line, peer: &str, via: &str) -> bool {
+    let fields = |of: &serde_json::Value| of["peer"] == peer && of["via"] == via;
+    fields(&line.json) || fields(&line.json["span"])
+}
+
+fn assert_said(server: &Server, text: &str, peer: &str, via: &str) {
+    server.wait_for_log(text, |line| line.message().contains(text) && is_from(line, peer, via));
+}
+
+#[test]
+fn the_client_is_judged_and_not_the_balancer() {
+    let server = behind().start();
+    comes_in(sending(&server, &from("192.0.2.7"))).disconnect();
+    assert_said(&server, "reading", "192.0.2.7", "127.0.0.1");
+    assert_said(&server, "left", "192.0.2.7", "127.0.0.1");
+    for other in ["198.51.100.7", "2001:db8::7", "192.0.3.7"] {
+        sending(&server, &from(other)).expect_closed();
+        assert_said(&server, "refused: not in any allowed network", other, "127.0.0.1");
+    }
+    // Another spelling of the same address.
+    comes_in(sending(&server, &from("::ffff:192.0.2.8")));
+    assert_said(&server, "reading", "192.0.2.8", "127.0.0.1");
+    // Who isn't named as a balancer has to be allowed itself.
+    server.connect_from([127, 0, 0, 2]).expect_closed();
+}
+
+#[test]
+fn deny_and_rules_are_about_the_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("rules.toml");
+    let write = |network: &str| {
+        let rule = format!("[[rule]]\naction = \"allow\"\nnetwork = \"{network}\"\n");
+        std::fs::write(&rules, rule).unwrap();
+    };
+    write("192.0.2.0/24");
+    let server = tls()
+        .args(["--proxy-from", "127.0.0.0/8", "--deny", "192.0.2.66,127.0.0.3", "--rules"])
+        .arg(&rules)
+        .start();
+    let connect = |balancer: [u8; 4], client: &str| {
+        let mut connected = server.connect_from(balancer);
+        connected.send(&from(client));
+        connected
+    };
+    connect([127, 0, 0, 1], "192.0.2.66").expect_closed();
+    // A balancer that may not come in for itself still forwards others.
+    let mut stays = connect([127, 0, 0, 3], "192.0.2.7");
+    let mut goes = connect([127, 0, 0, 4], "192.0.2.99");
+    stays.greet(FLAGS);
+    goes.greet(FLAGS);
+    let mut stays = stays.starttls(server.pki().client_config());
+    let mut goes = goes.starttls(server.pki().client_config());
+    stays.go("");
+    goes.go("");
+    stays.read_ok(0, 1);
+    write("192.0.2.0/28");
+    server.signal("HUP");
+    goes.expect_closed();
+    assert_said(&server, "it may not stay: no rule allows", "192.0.2.99", "127.0.0.4");
+    stays.read_ok(0, 1);
+}
+
+/// What isn't said by a balancer doesn't count; nor does anything change for others.
+#[test]
+fn a_header_from_anybody_else_is_broken_nbd() {
+    let server = plain().args(["--proxy-from", "127.0.0.9"]).start();
+    server.assert_alive();
+    let mut client = sending(&server, &from("127.0.0.1"));
+    client.expect(GREETING);
+    client.expect_closed();
+    server.wait_for_message("the client set flags that were not offered");
+    let server = plain().args(["--proxy-from", "127.0.0.9", "--allow", "127.0.0.9"]).start();
+    sending(&server, &from("127.0.0.9")).expect_closed();
+}
+
+#[test]
+fn nothing_is_sent_before_the_header_is_whole() {
+    let server = behind().start();
+    let mut client = server.connect();
+    assert_silent(&mut client);
+    let header = from("192.0.2.7");
+    let (last, rest) = header.split_last().unwrap();
+    for byte in rest {
+        client.send(&[*byte]);
+    }
+    assert_silent(&mut client);
+    client.send(&[*last]);
+    comes_in(client);
+}
+
+/// A byte too many that was read with the header would be missing from what follows.
+#[test]
+fn what_follows_the_header_is_the_client_s() {
+    let server = behind().start();
+    let go = option(OPT_GO, &info_data(b"", &[]));
+    let padded = header(
+        0x21,
+        0x11,
+        &[&[192, 0, 2, 9, 1, 1, 1, 1, 0, 1, 0, 2, 4, 0, 100][..], &[0; 100]].concat(),
+    );
+    for header in [from("192.0.2.7"), from("::ffff:192.0.2.7"), padded] {
+        let read = Request::read(7, 0, 512).encode();
+        let all = [header, FLAGS.to_be_bytes().to_vec(), go.clone(), read].concat();
+        let mut client = sending(&server, &all);
+        client.expect(GREETING);
+        assert_eq!(client.option_replies(OPT_GO).pop(), Some(crate::support::client::ack()));
+        assert_eq!(client.simple_reply().error, 0);
+        assert_eq!(client.receive(512), crate::support::image()[..512]);
+    }
+}
+
+#[test]
+fn tls_comes_behind_the_header() {
+    let server = tls().args(["--proxy-from", "127.0.0.1", "--allow", "2001:db8::/32"]).start();
+    let mut client = sending(&server, &from("2001:db8::7"));
+    client.greet(FLAGS);
+    let mut client = client.starttls(server.pki().client_config());
+    client.go("");
+    client.read_ok(0, 1);
+    // A ClientHello is no header.
+    let mut client = sending(&server, b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03");
+    client.expect_closed();
+    server.wait_for_message(r#"it sent "\x16\x03\x01\x02"#);
+}
+
+/// A connection that ends within the header is nobody's.
+#[test]
+fn cut_at_every_byte() {
+    let server = behind().start();
+    for header in [from("192.0.2.7"), from("2001:db8::7"), local()] {
+        for length in 0..header.len() {
+            let mut client = sending(&server, &header[..length]);
+            client.stream.shutdown(Shutdown::Write);
+            client.expect_closed();
+            if length > 0 {
+                server.wait_for_message(&format!("it has gone after {length} bytes of it"));
+            }
+        }
+    }
+    comes_in(sending(&server, &from("192.0.2.7")));
+}
+
+/// Balancers look every other second whether a server lives: that isn't worth a line each.
+#[test]
+fn looks_of_the_balancer_fill_no_log() {
+    let server = behind().start();
+    for _ in 0..20 {
+        drop(server.connect());
+        server.connect().reset();
+        drop(sending(&server, &local()));
+        sending(&server, &local()).expect_closed();
+    }
+    // Where it may come in for itself, that is no failure either.
+    let allowed = behind().args(["--allow", "127.0.0.1", "-v"]).start();
+    for _ in 0..5 {
+        drop(sending(&allowed, &local()));
+        assert!(sending(&allowed, &local()).is_greeted());
+    }
+    comes_in(sending(&allowed, &local())).disconnect();
+    allowed.wait_for_message("the load balancer's own connection: ");
+    comes_in(sending(&server, &from("192.0.2.7")));
+    for server in [server, allowed] {
+        let lines = server.log();
+        let is_noise = |line: &&Line| {
+            line.json["level"] != "DEBUG"
+                && ["refused", "closed"].iter().any(|text| line.message().starts_with(text))
+        };
+        assert_eq!(lines.iter().filter(is_noise).count(), 0, "{}", server.log_text());
+    }
+}
+
+/// LOCAL: the balancer speaks for itself, and is judged by its own address.
+#[test]
+fn the_balancer_s_own_connections_are_its_own() {
+    // By default this machine may come in, and the balancer is on it.
+    let server = plain().args(["--proxy-from", "127.0.0.1"]).start();
+    comes_in(sending(&server, &local()));
+    // Whatever else stands in such a header.
+    comes_in(sending(&server, &header(0x20, 0x11, &from("192.0.2.7")[16..])));
+    comes_in(sending(&server, &header(0x20, 0xee, b"anything")));
+    let server = plain().args(["--proxy-from", "127.0.0.1", "--deny", "127.0.0.1"]).start();
+    sending(&server, &local()).expect_closed();
+}
+
+/// What is this machine's isn't had by claiming to be on it.
+#[test]
+fn nobody_is_on_this_machine_by_saying_so() {
+    let default = plain().args(["--proxy-from", "127.0.0.1"]).start();
+    default.wait_for_message("--proxy-from names load balancers, but no other machine may connect");
+    let named = plain()
+        .args(["--proxy-from", "127.0.0.1,unix", "--allow", "127.0.0.0/8,::1", "--insecure-no-tls"])
+        .start();
+    let all = plain()
+        .args(["--proxy-from", "127.0.0.1", "--allow", "0.0.0.0/0,::/0", "--insecure-no-tls"])
+        .start();
+    for server in [default, named, all] {
+        for claim in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "::ffff:127.0.0.1",
+            "0.0.0.0",
+            "::",
+            "255.255.255.255",
+            "224.0.0.1",
+            "ff02::1",
+        ] {
+            sending(&server, &from(claim)).expect_closed();
+            let said = claim.trim_start_matches("::ffff:");
+            server.wait_for_message(&format!("forwards {said}, which is no client's address"));
+        }
+    }
+    // Without TLS others aren't served, whoever forwards them.
+    let (code, stderr) =
+        plain().args(["--proxy-from", "127.0.0.1", "--allow", "192.0.2.0/24"]).fail();
+    assert!(code == 2 && stderr.contains("--tls-cert"), "{stderr}");
+}
+
+#[test]
+fn what_can_not_be_judged_is_refused() {
+    let server = behind().args(["--allow", "0.0.0.0/0,::/0,127.0.0.1"]).start();
+    let v4 = &from("192.0.2.7")[16..];
+    let mut long = header(0x21, 0x11, v4);
+    long[14..16].copy_from_slice(&2049u16.to_be_bytes());
+    let mut checked = header(0x21, 0x11, &[v4, &[3, 0, 4, 1, 2, 3, 4]].concat());
+    for (sent, said) in [
+        (
+            &b"PROXY TCP4 192.0.2.7 10.0.0.1 5000 10809\r\n"[..],
+            "of version 1 (HAProxy: send-proxy-v2",
+        ),
+        (b"PROXY UNKNOWN\r\n", "of version 1"),
+        (&FLAGS.to_be_bytes(), r"\x00\x00\x00\x03"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "GET / HTTP/1"),
+        (b"\n2026-01-01 forged\x1b[31m", r"\n2026-01-01 "),
+        (&header(0x21, 0x00, b""), "AF_UNSPEC"),
+        (&header(0x21, 0x31, &[0; 216]), "a client of a Unix socket"),
+        (&header(0x21, 0x12, v4), "forwards datagrams"),
+        (&header(0x21, 0x22, &[1; 36]), "forwards datagrams"),
+        (&header(0x21, 0x51, v4), "family and transport 0x51"),
+        (&header(0x22, 0x11, v4), "unknown command 0x2"),
+        (&header(0x31, 0x11, v4), "of version 3"),
+        (&header(0x21, 0x11, &v4[..8]), "which its addresses don't fit into"),
+        (&header(0x21, 0x11, &[v4, &[4, 0, 9]].concat()), "TLVs"),
+        (&long, "announces 2049 bytes"),
+        (&checked, "checksum"),
+    ] {
+        sending(&server, sent).expect_closed();
+        server.wait_for_log(said, |line| {
+            line.message().starts_with("refused: it is in --proxy-from")
+                && line.message().contains(said)
+                && line.json["peer"] == "127.0.0.1"
+        });
+    }
+    // One that is right.
+    checked.truncate(16 + 12 + 3);
+    checked.extend(0x7f3e_8a07_u32.to_be_bytes());
+    comes_in(sending(&server, &checked));
+}
+
+/// Silence, and a byte now and then.
+#[test]
+fn the_header_has_a_deadline_however_slowly_bytes_drip() {
+    let server = behind().args(["--handshake-timeout", "1s"]).start();
+    let started = Instant::now();
+    server.connect().expect_closed();
+    assert!(started.elapsed() >= Duration::from_millis(900), "{:?}", started.elapsed());
+    server.wait_for_message("it sent nothing within 1s (a load balancer has to send it before");
+    assert_drips_in_vain(&server, Duration::from_secs(1));
+    server.wait_for_message("bytes of it within 1s");
+    // It is shorter than that of the handshake, which is 30 seconds here.
+    assert_drips_in_vain(&behind().start(), Duration::from_secs(5));
+}
+
+fn assert_drips_in_vain(server: &Server, deadline: Duration) {
+    let mut client = server.connect();
+    let started = Instant::now();
+    for byte in from("192.0.2.7").iter().cycle() {
+        if client.try_send(&[*byte]).is_err() {
+            break;
+        }
+        assert!(started.elapsed() < deadline * 3, "it isn't closed");
+        std::thread::sleep(deadline / 20);
+    }
+    assert!(started.elapsed() >= deadline - Duration::from_millis(100));
+}
+
+/// The wait for the header is a part of the handshake.
+#[test]
+fn a_late_header_leaves_less_for_the_handshake() {
+    let server = behind().args(["--handshake-timeout", "2s"]).start();
+    let started = Instant::now();
+    let mut client = server.connect();
+    std::thread::sleep(Duration::from_millis(1500));
+    client.send(&from("192.0.2.7"));
+    client.expect(GREETING);
+    client.expect_closed();
+    let elapsed = started.elapsed();
+    assert!((1900..3000).contains(&elapsed.as_millis()), "{elapsed:?}");
+    assert_said(&server, "the NBD handshake took longer", "192.0.2.7", "127.0.0.1");
+}
+
+#[test]
+fn limits_for_an_address_are_the_client_s() {
+    let server = behind()
+        .args(["--max-handshakes-per-address", "3", "--max-connections-per-address", "2"])
+        .args(["--max-handshakes-per-network", "5"])
+        .start();
+    // More than one address may have, all of them from the balancer.
+    let mut waiting: Vec<_> = (0..8).map(|_| server.connect()).collect();
+    let mut greeted = |from_: &[u8]| {
+        let mut client = waiting.pop().unwrap();
+        client.send(from_);
+        client.is_greeted().then_some(client)
+    };
+    let first: Vec<_> = (0..4).filter_map(|_| greeted(&from("192.0.2.7"))).collect();
+    assert_eq!(first.len(), 3);
+    assert_said(&server, "(--max-handshakes-per-address)", "192.0.2.7", "127.0.0.1");
+    let others: Vec<_> =
+        (8..11).filter_map(|last| greeted(&from(&format!("192.0.2.{last}")))).collect();
+    assert_eq!(others.len(), 2);
+    server.wait_for_message("(--max-handshakes-per-network)");
+    drop((first, others));
+    wait_until("their places are free", || sending(&server, &from("192.0.2.7")).is_greeted());
+    let served = [(); 2].map(|()| comes_in(sending(&server, &from("192.0.2.7"))));
+    let mut third = sending(&server, &from("192.0.2.7"));
+    third.greet(FLAGS);
+    third.go("");
+    third.expect_closed();
+    assert_said(&server, "(--max-connections-per-address)", "192.0.2.7", "127.0.0.1");
+    comes_in(sending(&server, &from("192.0.2.8")));
+    drop(served);
+}
+
+#[test]
+fn the_rate_of_an_address_is_the_client_s() {
+    let server = behind().args(["--connection-rate", "2"]).start();
+    let greeted = |address: &str| sending(&server, &from(address)).is_greeted();
+    let refused = (0..60).filter(|_| !greeted("192.0.2.7")).count();
+    assert!(refused >= 20, "{refused}");
+    assert_said(&server, "more often than allowed", "192.0.2.7", "127.0.0.1");
+    assert!(greeted("192.0.2.8"));
+}
+
+/// Who hasn't sent its header yet has a place of those that negotiate.
+#[test]
+fn waiting_for_headers_is_bounded() {
+    let server = behind()
+        .args(["--allow", "127.0.0.2", "--max-handshakes", "4", "--handshake-timeout", "2s"])
+        .start();
+    let mut silent: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    let direct = || server.connect_from([127, 0, 0, 2]).is_greeted();
+    wait_until("all places are taken", || !direct());
+    server.wait_for_message("too many connections are still negotiating (--max-handshakes)");
+    server.connect().expect_closed();
+    wait_until("the deadline frees them", direct);
+    silent.iter_mut().for_each(Client::expect_closed);
+}
+
+#[test]
+fn the_end_does_not_wait_for_headers() {
+    let mut server = behind().start();
+    let mut waiting = server.connect();
+    assert_silent(&mut waiting);
+    let started = Instant::now();
+    assert_eq!(server.terminate().code(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    waiting.expect_closed();
+}
+
+#[test]
+fn a_balancer_on_a_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    let server = plain()
+        .listen_unix(&path)
+        .listen("127.0.0.1:0")
+        .args(["--proxy-from", "unix", "--allow", "192.0.2.0/24,127.0.0.1", "--insecure-no-tls"])
+        .start();
+    comes_in(sending(&server, &from("192.0.2.7")));
+    assert_said(&server, "reading", "192.0.2.7", "unix");
+    sending(&server, &from("192.0.3.7")).expect_closed();
+    sending(&server, b"PROXY TCP4 ").expect_closed();
+    // For itself it comes in as all do who may open the socket.
+    comes_in(sending(&server, &local()));
+    // By TCP nothing is different.
+    let stream = connect_from([127, 0, 0, 1].into(), server.address());
+    comes_in(Client::new(Plain::Tcp(stream)));
+}
+
+#[test]
+fn junk_is_no_balancer() {
+    for junk in ["", "all", "10.1.2.3/8", "haproxy", "10.0.0.1,"] {
+        let (code, stderr) = plain().args(["--proxy-from", junk]).fail();
+        assert!(code == 2 && stderr.contains("--proxy-from"), "{junk}: {stderr}");
+    }
+}
