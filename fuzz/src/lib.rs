@@ -4,7 +4,7 @@
 //! An archive: [`header`], [`index`], [`blocks`], judged by [`naive`].
 //! A connection: [`plaintext`], [`options`], [`requests`], over a [`script`] of what the
 //! client sends; exports are [`export`]'s, replies are read by [`replies`].
-//! Who may come in: [`addresses`] and [`rules`].
+//! Who may come in: [`proxy`], where a load balancer says who it is, [`addresses`] and [`rules`].
 //!
 //! A judge that doesn't agree panics, and so ends the run with the input that showed it.
 #![allow(missing_docs, reason = "this is no library for anybody else")]
@@ -19,6 +19,7 @@ pub mod lz4;
 pub mod naive;
 pub mod options;
 pub mod plaintext;
+pub mod proxy;
 pub mod replies;
 pub mod requests;
 pub mod rules;
