@@ -18,7 +18,7 @@ use hexz_nbd::config::{Config, ConfigError};
 use hexz_nbd::exports::{BlockReader, Catalog, CatalogError, SnapshotExport};
 use hexz_nbd::gateway::access::RulesFileError;
 use hexz_nbd::gateway::handed::HandedError;
-use hexz_nbd::gateway::listen::BindError;
+use hexz_nbd::gateway::listen::{BindError, ListenAddress};
 use hexz_nbd::gateway::stdio::StdioError;
 use hexz_nbd::gateway::tls::TlsError;
 use hexz_nbd::gateway::{Control, DoorClosed, Gateway, Policy};
@@ -435,6 +435,15 @@ pub(crate) fn warn_of_surprises(config: &Config, policy: &Policy) {
     {
         tracing::warn!(
             "listening on {address}, but no other machine may connect: --allow or --rules lets them in",
+        );
+    }
+    let vsock = config.listen.iter().find(|at| matches!(at, ListenAddress::Vsock { .. }));
+    if let Some(address) = vsock
+        && !policy.rules.are_open_to_vsock()
+    {
+        tracing::warn!(
+            "listening on {address}, but no virtual machine may connect: --allow vsock:CID or --rules \
+             lets them in",
         );
     }
     if !config.proxies.is_empty() && policy.rules.is_local_only() {

@@ -1,7 +1,5 @@
 //! `hexz-nbd check`: what the rules would say.
 
-use std::net::IpAddr;
-
 use clap::Args;
 use hexz_nbd::gateway::access::{Facts, Identity, Known, Moment, Name, NameKind, Peer};
 
@@ -12,8 +10,8 @@ use super::values::moment;
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) access: Access,
-    /// Where the client comes from: an address, or "unix"
-    #[arg(long, value_name = "ADDRESS", value_parser = peer)]
+    /// Where the client comes from: an address, unix, or vsock:CID
+    #[arg(long, value_name = "ADDRESS")]
     from: Peer,
     /// Who it is: a name of its certificate, such as uri:spiffe://corp/backup/1, dns:NAME,
     /// email:ADDRESS, cn:NAME or sha256:HASH; without such a beginning, whichever the rules
@@ -51,14 +49,4 @@ fn names(text: &str) -> Vec<Name> {
         Some(vec![Name { kind, text: name.to_owned() }])
     });
     of_kind.unwrap_or_else(|| kinds.map(|kind| Name { kind, text: text.to_owned() }).collect())
-}
-
-fn peer(text: &str) -> Result<Peer, String> {
-    match text {
-        "unix" => Ok(Peer::Unix),
-        address => address
-            .parse::<IpAddr>()
-            .map(Peer::ip)
-            .map_err(|_| "expected an address such as 10.1.2.3, or unix".to_owned()),
-    }
 }

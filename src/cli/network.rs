@@ -4,17 +4,17 @@ use std::path::PathBuf;
 
 use clap::Args;
 use hexz_nbd::gateway::access::{
-    self, CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError,
+    CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError,
 };
 use hexz_nbd::gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
 
 /// Who may come in: for serving, and for asking what would be answered.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Access {
-    /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses
-    /// [comma-separated, repeatable; default: this machine only]
+    /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses; unix; virtual
+    /// machines as vsock:CID, or vsock for all of them [comma-separated, repeatable; default: this machine only]
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
-    allow: Vec<access::Network>,
+    allow: Vec<Place>,
     /// Whose certificate may come in, from where --allow says, or else from anywhere: a
     /// pattern with * and ? for its URI, DNS name or e-mail address, or, where it has none,
     /// its common name; for one kind alone uri:…, dns:…, email:…, cn:… or sha256:…
@@ -23,7 +23,7 @@ pub(crate) struct Access {
     allow_identity: Vec<IdentityPattern>,
     /// Who may not connect, whatever else is said [comma-separated, repeatable]
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
-    deny: Vec<access::Network>,
+    deny: Vec<Place>,
     /// Rules for addresses, identities, exports and hours, of which the first that fits
     /// judges. See examples/rules.toml
     #[arg(
@@ -54,17 +54,17 @@ impl Access {
 
 #[derive(Debug, Args)]
 pub(super) struct Network {
-    /// Load balancers that say which client they forward: networks or addresses, or "unix".
-    /// Whoever connects from there has to send a PROXY header of version 2 first; the client's
-    /// address in it is judged, counted and logged instead. Name nobody whom you don't trust to
-    /// tell the truth [comma-separated, repeatable]
+    /// Load balancers that say which client they forward: places as for --allow. Whoever connects
+    /// from there has to send a PROXY header of version 2 first; the client's address in it is
+    /// judged, counted and logged instead. Name nobody whom you don't trust to tell the truth
+    /// [comma-separated, repeatable]
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
     pub(super) proxy_from: Vec<Place>,
     /// Serve other machines without TLS: anyone on the way can read and change everything
     #[arg(long, conflicts_with = "tls_cert", help_heading = "TLS")]
     pub(super) insecure_no_tls: bool,
-    /// Where to listen: ADDRESS:PORT or unix:PATH [repeatable; default: port 10809 of
-    /// every address, or of loopback if only this machine may connect]
+    /// Where to listen: ADDRESS:PORT, unix:PATH, vsock:PORT or vsock:CID:PORT [repeatable;
+    /// default: port 10809 of every address, or of loopback if only this machine may connect]
     #[arg(long, value_name = "WHERE", help_heading = "Network")]
     pub(super) listen: Vec<ListenAddress>,
     /// Permissions of the Unix sockets that are made, in octal digits such as 0660: who may

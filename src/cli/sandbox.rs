@@ -40,7 +40,7 @@ impl Serve {
         };
         let socket = |address: &ListenAddress| match address {
             ListenAddress::Unix(path) => Some(path.clone()),
-            ListenAddress::Tcp(_) => None,
+            ListenAddress::Tcp(_) | ListenAddress::Vsock { .. } => None,
         };
         let plan = Plan {
             mode,

@@ -137,6 +137,7 @@ pub(super) fn admit<X: Offer>(
             },
             Incoming::Unix(stream) => visitor.come_in(stream).await,
             Incoming::Pipes(stream) => visitor.come_in(stream).await,
+            Incoming::Vsock(stream, _) => visitor.come_in(stream).await,
         }
     });
 }
@@ -169,7 +170,7 @@ fn judge<X>(route: Route, held: Option<Place>, shared: &Shared<X>) -> Result<Adm
     if policy.tls.is_none() && !shared.config.insecure_no_tls && !route.is_local() {
         return Err(Refusal::NotLocal);
     }
-    if slots::counted_as(peer).is_some_and(|address| !shared.rates.allow(address)) {
+    if slots::counted_as(peer).is_some_and(|client| !shared.rates.allow(client)) {
         return Err(Refusal::TooOften);
     }
     let place = match held {

@@ -196,7 +196,10 @@ fn bound(socket: Socket) -> Result<Bound, String> {
             };
             Ok(Bound::Unix(UnixPath::of_another(path), socket.into()))
         }
-        other => Err(format!("a socket of the address family {other:?}: TCP or Unix can be used")),
+        Domain::VSOCK => Ok(Bound::Vsock(socket)),
+        other => {
+            Err(format!("a socket of the address family {other:?}: TCP, Unix or vsock can be used"))
+        }
     }
 }
 

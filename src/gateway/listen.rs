@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use super::access::Peer;
 use super::unix;
 pub use super::unix::{SocketGroup, SocketMode, SocketRights, UnixPath};
+use super::vsock::{self, SocketStream, VsockListener};
 
 /// The port that IANA has given to NBD.
 pub const NBD_PORT: u16 = 10809;
@@ -36,14 +37,22 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
     /// A Unix socket's path.
     Unix(PathBuf),
+    /// A vsock port, of one context ID of this machine or of all that it has; port 0 is any free
+    /// one.
+    Vsock {
+        /// The context ID.
+        cid: Option<u32>,
+        /// The port.
+        port: u32,
+    },
 }
 
 impl ListenAddress {
-    /// Whether only this machine can reach it.
+    /// Whether it is reached from this machine alone, virtual machines on it among them.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix(_) => true,
+            Self::Unix(_) | Self::Vsock { .. } => true,
         }
     }
 }
@@ -53,6 +62,8 @@ impl fmt::Display for ListenAddress {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Vsock { cid: None, port } => write!(f, "vsock:{port}"),
+            Self::Vsock { cid: Some(cid), port } => write!(f, "vsock:{cid}:{port}"),
         }
     }
 }
@@ -70,9 +81,12 @@ impl FromStr for ListenAddress {
         let expected = || {
             format!(
                 "\"{text}\" is no address: expected ADDRESS:PORT such as 192.0.2.7:{NBD_PORT} or \
-                 [::]:{NBD_PORT}, or unix:PATH"
+                 [::]:{NBD_PORT}, unix:PATH, vsock:PORT or vsock:CID:PORT"
             )
         };
+        if let Some(vsock) = text.strip_prefix("vsock:") {
+            return parse_vsock(vsock).ok_or_else(expected);
+        }
         if let Ok(address) = text.parse() {
             return Ok(Self::Tcp(address));
         }
@@ -84,6 +98,19 @@ impl FromStr for ListenAddress {
     }
 }
 
+/// `PORT` or `CID:PORT`. The highest number of both means all of them to the kernel.
+fn parse_vsock(text: &str) -> Option<ListenAddress> {
+    let number = |text: &str| {
+        let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
+        is_plain.then(|| text.parse().ok()).flatten().filter(|number| *number != vsock::ANY)
+    };
+    let (cid, port) = match text.split_once(':') {
+        Some((cid, port)) => (Some(number(cid)?), number(port)?),
+        None => (None, number(text)?),
+    };
+    Some(ListenAddress::Vsock { cid, port })
+}
+
 /// A socket that is bound: clients that connect wait until it is a [`Listener`]. It needs no
 /// tokio runtime yet, so that it can be had before there is any other thread.
 #[derive(Debug)]
@@ -92,6 +119,8 @@ pub enum Bound {
     Tcp(std::net::TcpListener),
     /// Unix, with its path.
     Unix(UnixPath, std::os::unix::net::UnixListener),
+    /// vsock.
+    Vsock(Socket),
 }
 
 /// A socket that accepts connections.
@@ -102,6 +131,8 @@ pub enum Listener {
     /// Unix. The path is removed before the socket is closed, so that it never leads to
     /// nobody.
     Unix(UnixPath, UnixListener),
+    /// vsock.
+    Vsock(VsockListener),
 }
 
 /// A connection, as it came in.
@@ -113,6 +144,8 @@ pub enum Incoming {
     Unix(UnixStream),
     /// By two pipes, of which the first is read.
     Pipes(Join<pipe::Receiver, pipe::Sender>),
+    /// By vsock, from a context ID.
+    Vsock(SocketStream, u32),
 }
 
 impl Incoming {
@@ -121,6 +154,7 @@ impl Incoming {
         match self {
             Self::Tcp(_, address) => Peer::ip(address.ip()),
             Self::Unix(_) | Self::Pipes(_) => Peer::Unix,
+            Self::Vsock(_, cid) => Peer::Vsock(*cid),
         }
     }
 }
@@ -191,6 +225,9 @@ impl Bound {
             ListenAddress::Unix(path) => {
                 unix::bind(path, rights).map(|(path, socket)| Self::Unix(path, socket))
             }
+            ListenAddress::Vsock { cid, port } => {
+                vsock::bind(*cid, *port, BACKLOG).map(Self::Vsock)
+            }
         }
     }
 
@@ -202,6 +239,7 @@ impl Bound {
         Ok(match self {
             Self::Tcp(socket) => ListenAddress::Tcp(socket.local_addr()?),
             Self::Unix(socket, _) => ListenAddress::Unix(socket.path.clone()),
+            Self::Vsock(socket) => vsock::local_address(socket)?,
         })
     }
 }
@@ -215,6 +253,7 @@ impl Listener {
         Ok(match socket {
             Bound::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
             Bound::Unix(path, socket) => Self::Unix(path, UnixListener::from_std(socket)?),
+            Bound::Vsock(socket) => Self::Vsock(VsockListener::new(socket)?),
         })
     }
 
@@ -223,6 +262,7 @@ impl Listener {
         Ok(match self {
             Self::Tcp(listener) => ListenAddress::Tcp(listener.local_addr()?),
             Self::Unix(socket, _) => ListenAddress::Unix(socket.path.clone()),
+            Self::Vsock(listener) => listener.local_address()?,
         })
     }
 
@@ -237,6 +277,10 @@ impl Listener {
                 Ok(Incoming::Tcp(stream, address))
             }
             Self::Unix(_, listener) => Ok(Incoming::Unix(listener.accept().await?.0)),
+            Self::Vsock(listener) => {
+                let (stream, cid) = listener.accept().await?;
+                Ok(Incoming::Vsock(stream, cid))
+            }
         }
     }
 }
@@ -317,10 +361,28 @@ mod tests {
             ("::1", tcp("[::1]:10809")),
             ("[::1]", tcp("[::1]:10809")),
             ("unix:/run/x", ListenAddress::Unix("/run/x".into())),
+            ("vsock:10809", ListenAddress::Vsock { cid: None, port: 10809 }),
+            ("vsock:2:0", ListenAddress::Vsock { cid: Some(2), port: 0 }),
         ] {
             assert_eq!(text.parse(), Ok(address), "{text}");
         }
-        for junk in ["", "unix:", ":10809", "127.0.0.1:", "127.0.0.1:65536", "a b:1"] {
+        for junk in [
+            "",
+            "unix:",
+            ":10809",
+            "127.0.0.1:",
+            "127.0.0.1:65536",
+            "a b:1",
+            "vsock",
+            "vsock:",
+            "vsock:+1",
+            "vsock:1:",
+            "vsock::1",
+            "vsock:1:2:3",
+            "vsock:4294967295",
+            "vsock:4294967295:1",
+            "vsock:any:1",
+        ] {
             assert!(junk.parse::<ListenAddress>().is_err(), "{junk}");
         }
     }

@@ -23,6 +23,7 @@ mod story;
 mod throttles;
 pub mod tls;
 mod unix;
+pub mod vsock;
 mod watched;
 
 use std::io;

@@ -1,9 +1,10 @@
 //! How often an address may begin a connection.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use super::slots::Counted;
 
 /// How many seconds' worth of connections may come at once: a machine that begins again
 /// with all that it had open.
@@ -26,7 +27,7 @@ pub(super) struct Rates {
 #[derive(Debug)]
 struct Known {
     /// The bucket of nobody is that of all who are too many.
-    buckets: HashMap<Option<IpAddr>, Bucket>,
+    buckets: HashMap<Option<Counted>, Bucket>,
     /// When those who were quiet were forgotten the last time.
     swept: Option<Instant>,
 }
@@ -50,11 +51,11 @@ impl Rates {
     }
 
     /// Whether `address` may begin another one now.
-    pub(super) fn allow(&self, address: IpAddr) -> bool {
+    pub(super) fn allow(&self, address: Counted) -> bool {
         self.allow_at(address, Instant::now())
     }
 
-    fn allow_at(&self, address: IpAddr, now: Instant) -> bool {
+    fn allow_at(&self, address: Counted, now: Instant) -> bool {
         /// Going through all of them takes a millisecond.
         const SWEEP: Duration = Duration::from_secs(1);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,8 +89,8 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    fn address(number: u32) -> IpAddr {
-        IpAddr::V4(number.into())
+    fn address(number: u32) -> Counted {
+        Counted::Address(std::net::IpAddr::V4(number.into()))
     }
 
     #[test]

@@ -91,11 +91,13 @@ impl Slots {
     /// Counts a place to negotiate among those of `peer`, now that it is known whose it is.
     pub(super) fn count(&self, place: Place, peer: Peer) -> Result<Place, Full> {
         let mut shares = Vec::new();
-        if let Some(address) = counted_as(peer) {
+        if let Some(client) = counted_as(peer) {
             let most = self.limits.handshakes_per_address;
-            shares.push((Holder::Address(address), most, Full::PeerHandshakes));
-            let most = self.limits.handshakes_per_network;
-            shares.push((Holder::Network(network_of(address)), most, Full::NetworkHandshakes));
+            shares.push((Holder::Client(client), most, Full::PeerHandshakes));
+            if let Counted::Address(address) = client {
+                let most = self.limits.handshakes_per_network;
+                shares.push((Holder::Network(network_of(address)), most, Full::NetworkHandshakes));
+            }
         }
         place.count_for(shares)
     }
@@ -109,9 +111,9 @@ impl Slots {
     ) -> Result<Place, Full> {
         drop(handshake);
         let mut shares = Vec::new();
-        if let Some(address) = counted_as(peer) {
+        if let Some(client) = counted_as(peer) {
             let most = self.limits.connections_per_address;
-            shares.push((Holder::Address(address), most, Full::PeerSessions));
+            shares.push((Holder::Client(client), most, Full::PeerSessions));
         }
         if let Some(identity) = identity {
             let most = self.limits.connections_per_identity;
@@ -125,7 +127,7 @@ impl Slots {
 /// Whose places are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Holder {
-    Address(IpAddr),
+    Client(Counted),
     Network(IpAddr),
     Identity(String),
 }
@@ -152,18 +154,28 @@ impl Pool {
     }
 }
 
-/// As whom a peer is counted: an IPv4 address, or an IPv6 network of 64 bits, of which one
-/// machine can have every address. The socket's permissions have let in who comes by a
+/// As whom a peer is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Counted {
+    /// An IPv4 address, or an IPv6 network of 64 bits, of which one machine can have every
+    /// address.
+    Address(IpAddr),
+    /// A virtual machine, by its context ID.
+    Vsock(u32),
+}
+
+/// As whom a peer is counted, if it is. The socket's permissions have let in who comes by a
 /// Unix socket; they aren't counted.
-pub(super) fn counted_as(peer: Peer) -> Option<IpAddr> {
-    match peer {
-        Peer::Unix => None,
-        Peer::Ip(IpAddr::V4(address)) => Some(address.into()),
+pub(super) fn counted_as(peer: Peer) -> Option<Counted> {
+    const NETWORK: u128 = !0 << 64;
+    Some(match peer {
+        Peer::Unix => return None,
+        Peer::Vsock(cid) => Counted::Vsock(cid),
+        Peer::Ip(IpAddr::V4(address)) => Counted::Address(address.into()),
         Peer::Ip(IpAddr::V6(address)) => {
-            const NETWORK: u128 = !0 << 64;
-            Some(Ipv6Addr::from_bits(address.to_bits() & NETWORK).into())
+            Counted::Address(Ipv6Addr::from_bits(address.to_bits() & NETWORK).into())
         }
-    }
+    })
 }
 
 /// The network that an address is in, as large as one customer has them: 24 bits of IPv4,
@@ -306,6 +318,31 @@ mod tests {
         assert_eq!(slots.handshake(peer("2001:db8::2:1")).unwrap_err(), Full::PeerHandshakes);
         assert!(slots.handshake(peer("2001:db8:0:1::1")).is_ok());
         assert!(slots.handshake(Peer::Unix).is_ok() && slots.handshake(Peer::Unix).is_ok());
+    }
+
+    #[test]
+    fn a_virtual_machine_counts_by_itself() {
+        let slots = slots(10, 10, 1);
+        let _one = slots.handshake(Peer::Vsock(3)).unwrap();
+        assert_eq!(slots.handshake(Peer::Vsock(3)).unwrap_err(), Full::PeerHandshakes);
+        assert!(slots.handshake(Peer::Vsock(4)).is_ok());
+    }
+
+    /// Whose place it is turns out later, behind a load balancer.
+    #[test]
+    fn a_place_is_counted_when_it_is_known_whose_it_is() {
+        let slots = slots(10, 4, 2);
+        let mut nameless = [(); 4].map(|()| slots.nameless().unwrap()).into_iter();
+        assert_eq!(slots.nameless().unwrap_err(), Full::Handshakes);
+        let mut count = |address| slots.count(nameless.next().unwrap(), peer(address));
+        let first = count("10.0.0.1").unwrap();
+        let _second = count("10.0.0.1").unwrap();
+        assert_eq!(count("10.0.0.1").unwrap_err(), Full::PeerHandshakes);
+        let _other = count("10.0.0.2").unwrap();
+        // The refused one has given its place back, and counts nowhere.
+        drop(first);
+        assert!(slots.handshake(peer("10.0.0.1")).is_ok());
+        assert_eq!(slots.handshakes.free.available_permits(), 2);
     }
 
     #[test]

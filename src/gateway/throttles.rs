@@ -1,11 +1,10 @@
 //! How fast clients may ask: those of one identity together, or else those of one address.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::access::{Identity, Peer};
-use super::slots::counted_as;
+use super::slots::{Counted, counted_as};
 use crate::config::Rate;
 use crate::nbd::Throttle;
 
@@ -21,7 +20,7 @@ pub(super) struct Throttles {
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Client {
     Identity(String),
-    Address(IpAddr),
+    Counted(Counted),
     Unix,
 }
 
@@ -34,7 +33,7 @@ impl Throttles {
     pub(super) fn of(&self, peer: Peer, identity: Option<&Identity>) -> Option<Arc<Throttle>> {
         let client = match (identity, counted_as(peer)) {
             (Some(identity), _) => Client::Identity(identity.to_string()),
-            (None, Some(address)) => Client::Address(address),
+            (None, Some(client)) => Client::Counted(client),
             (None, None) => Client::Unix,
         };
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

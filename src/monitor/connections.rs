@@ -83,6 +83,7 @@ async fn talk(incoming: Incoming, answers: Arc<Answers>, _place: OwnedSemaphoreP
         Incoming::Tcp(stream, _) => answer_all(stream, &answers, true).await,
         Incoming::Unix(stream) => answer_all(stream, &answers, false).await,
         Incoming::Pipes(stream) => answer_all(stream, &answers, false).await,
+        Incoming::Vsock(stream, _) => answer_all(stream, &answers, false).await,
     };
     if let Err(error) = ended {
         tracing::debug!("a connection to the monitor ended: {error}");

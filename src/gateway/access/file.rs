@@ -11,7 +11,7 @@ use toml::Spanned;
 use toml::value::{Date, Datetime, Offset, Time};
 
 use super::identity::{IdentityPattern, IdentityPatternError};
-use super::network::{NetworkError, Place};
+use super::network::{Place, PlaceError};
 use super::pattern::{Pattern, PatternError};
 use super::rules::{Action, Origin, Rule};
 use super::window::{Moment, TimeWindow, TimeWindowError};
@@ -75,8 +75,8 @@ pub enum RuleProblem {
     #[error("{0} = [] means nothing: leave it out to mean all, or name some")]
     Empty(&'static str),
     /// A network.
-    #[error("network: {0}, or \"unix\"")]
-    Network(#[from] NetworkError),
+    #[error("network: {0}")]
+    Network(#[from] PlaceError),
     /// An identity.
     #[error("identity: {0}")]
     Identity(#[from] IdentityPatternError),

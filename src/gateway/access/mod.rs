@@ -12,7 +12,7 @@ mod window;
 pub use facts::{Facts, Known};
 pub use file::{RuleProblem, RulesFile, RulesFileError, RulesFileProblem, parse as parse_rules};
 pub use identity::{Identity, IdentityPattern, IdentityPatternError, Name, NameKind};
-pub use network::{Network, NetworkError, Peer, Place};
+pub use network::{Network, NetworkError, Peer, Place, PlaceError};
 pub use pattern::{Pattern, PatternError};
 pub use rules::{Action, CommandLine, Origin, Reason, Rule, Rules, Verdict};
 pub use window::{Moment, TimeWindow, TimeWindowError};

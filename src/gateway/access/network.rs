@@ -13,6 +13,8 @@ pub enum Peer {
     Ip(IpAddr),
     /// A client on a Unix socket, whom the socket's file permissions have let in.
     Unix,
+    /// A virtual machine of this host, or its host, with this context ID (vsock).
+    Vsock(u32),
 }
 
 impl Peer {
@@ -21,11 +23,12 @@ impl Peer {
         Self::Ip(address.to_canonical())
     }
 
-    /// Whether it is on this machine.
+    /// Whether what it is sent stays within this machine's memory, so that nobody is on the
+    /// way. That doesn't let it in: a virtual machine is another machine.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Ip(address) => address.is_loopback(),
-            Self::Unix => true,
+            Self::Unix | Self::Vsock(_) => true,
         }
     }
 }
@@ -35,6 +38,22 @@ impl fmt::Display for Peer {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Unix => f.write_str("unix"),
+            Self::Vsock(cid) => write!(f, "vsock:{cid}"),
+        }
+    }
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(Place::Unix) => Ok(Self::Unix),
+            Ok(Place::Vsock(Some(cid))) => Ok(Self::Vsock(cid)),
+            _ => text
+                .parse()
+                .map(Self::ip)
+                .map_err(|_| "expected an address such as 10.1.2.3, unix, or vsock:CID".to_owned()),
         }
     }
 }
@@ -127,13 +146,16 @@ fn canonical(network: IpNet) -> IpNet {
     network
 }
 
-/// Where a rule lets clients come from: a network, or this machine's Unix sockets.
+/// Where a rule lets clients come from: a network, this machine's Unix sockets, or the virtual
+/// machines on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// A network, or a single address.
     Network(Network),
     /// The Unix sockets, whose file permissions say who of this machine can use them.
     Unix,
+    /// Virtual machines and their host, by vsock: that with this context ID, or all of them.
+    Vsock(Option<u32>),
 }
 
 impl Place {
@@ -142,15 +164,16 @@ impl Place {
         match (self, peer) {
             (Self::Network(network), Peer::Ip(address)) => network.contains(&address),
             (Self::Unix, Peer::Unix) => true,
+            (Self::Vsock(cid), Peer::Vsock(from)) => cid.is_none_or(|cid| cid == from),
             _ => false,
         }
     }
 
-    /// Whether only this machine is meant.
+    /// Whether only such are meant as [`Peer::is_local`].
     pub(super) fn is_local(&self) -> bool {
         match self {
             Self::Network(network) => network.is_loopback(),
-            Self::Unix => true,
+            Self::Unix | Self::Vsock(_) => true,
         }
     }
 }
@@ -160,19 +183,60 @@ impl fmt::Display for Place {
         match self {
             Self::Network(network) => network.fmt(f),
             Self::Unix => f.write_str("unix"),
+            Self::Vsock(None) => f.write_str("vsock"),
+            Self::Vsock(Some(cid)) => write!(f, "vsock:{cid}"),
         }
     }
 }
 
-impl FromStr for Place {
-    type Err = NetworkError;
+impl From<Network> for Place {
+    fn from(network: Network) -> Self {
+        Self::Network(network)
+    }
+}
 
-    fn from_str(text: &str) -> Result<Self, NetworkError> {
+/// Why a text is no place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlaceError {
+    /// It is no network, nor one of the words.
+    #[error("{0}, unix, vsock or vsock:CID")]
+    Unreadable(NetworkError),
+    /// A network, but not a whole one.
+    #[error(transparent)]
+    Network(NetworkError),
+    /// No context ID.
+    #[error("\"{0}\" has no context ID: expected something like vsock:3, or vsock for all of them")]
+    Cid(String),
+}
+
+impl FromStr for Place {
+    type Err = PlaceError;
+
+    fn from_str(text: &str) -> Result<Self, PlaceError> {
+        if let Some(cid) = text.strip_prefix("vsock:") {
+            // The highest number means all of them to the kernel, and is nobody's.
+            let cid = cid_of(cid).filter(|cid| *cid != u32::MAX);
+            return cid
+                .map(|cid| Self::Vsock(Some(cid)))
+                .ok_or_else(|| PlaceError::Cid(text.to_owned()));
+        }
         match text {
             "unix" => Ok(Self::Unix),
-            network => network.parse().map(Self::Network),
+            "vsock" => Ok(Self::Vsock(None)),
+            network => match network.parse() {
+                Ok(network) => Ok(Self::Network(network)),
+                Err(error @ NetworkError::Unreadable(_)) => Err(PlaceError::Unreadable(error)),
+                Err(error) => Err(PlaceError::Network(error)),
+            },
         }
     }
+}
+
+/// A decimal number as people write one.
+fn cid_of(text: &str) -> Option<u32> {
+    let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
+    let is_padded = text.len() > 1 && text.starts_with('0');
+    (is_plain && !is_padded).then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]
@@ -203,5 +267,42 @@ mod tests {
             assert!(junk.parse::<Network>().is_err(), "{junk}");
         }
         assert!(matches!("10.1.2.3/8".parse::<Network>(), Err(NetworkError::HostBits { .. })));
+    }
+
+    #[test]
+    fn places_have_their_words() {
+        for (text, place) in [
+            ("unix", Place::Unix),
+            ("vsock", Place::Vsock(None)),
+            ("vsock:0", Place::Vsock(Some(0))),
+            ("vsock:3", Place::Vsock(Some(3))),
+            ("vsock:4294967294", Place::Vsock(Some(u32::MAX - 1))),
+            ("10.0.0.0/8", Place::Network("10.0.0.0/8".parse().unwrap())),
+        ] {
+            assert_eq!(text.parse(), Ok(place));
+            assert_eq!(place.to_string(), text);
+        }
+        for junk in ["vsock:", "vsock:a", "vsock:03", "vsock:+3", "vsock:-1", "vsock:4294967295"] {
+            assert_eq!(junk.parse::<Place>(), Err(PlaceError::Cid(junk.to_owned())));
+            assert!(junk.parse::<Peer>().is_err());
+        }
+        for junk in ["", "Unix", "unix:", "vsock 3", "vsocks", "10.0.0.1/8", "hv:3"] {
+            assert!(junk.parse::<Place>().is_err(), "{junk}");
+        }
+        assert_eq!("vsock:3".parse(), Ok(Peer::Vsock(3)));
+        assert_eq!("unix".parse(), Ok(Peer::Unix));
+        assert!("vsock".parse::<Peer>().is_err() && "10.0.0.0/8".parse::<Peer>().is_err());
+    }
+
+    #[test]
+    fn a_virtual_machine_is_in_its_place_alone() {
+        let is_in = |place: &str, cid| place.parse::<Place>().unwrap().contains(Peer::Vsock(cid));
+        assert!(is_in("vsock", 2) && is_in("vsock", 77) && is_in("vsock:77", 77));
+        assert!(!is_in("vsock:77", 2) && !is_in("vsock:2", 77));
+        for other in ["unix", "0.0.0.0/0", "::/0", "127.0.0.0/8", "::1"] {
+            assert!(!is_in(other, 1) && !is_in(other, 77), "{other}");
+        }
+        let [unix, ip] = [Peer::Unix, Peer::ip(Ipv4Addr::LOCALHOST.into())];
+        assert!(!Place::Vsock(None).contains(unix) && !Place::Vsock(None).contains(ip));
     }
 }

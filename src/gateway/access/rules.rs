@@ -164,11 +164,11 @@ fn list(items: &[impl fmt::Display]) -> String {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandLine {
     /// Whose address may.
-    pub allow: Vec<Network>,
+    pub allow: Vec<Place>,
     /// Who may: of those whose address may, if any were named.
     pub allow_identity: Vec<IdentityPattern>,
     /// Whose address may not, whatever else is said.
-    pub deny: Vec<Network>,
+    pub deny: Vec<Place>,
 }
 
 /// All rules, in the order in which they are asked.
@@ -202,30 +202,32 @@ impl Rules {
     /// What the command line says: `--deny` first, then one rule of `--allow` and
     /// `--allow-identity`. Without them this machine may come in.
     pub fn of_command_line(said: &CommandLine) -> Self {
-        let network = |network: &Network| Place::Network(*network);
         let mut allow = Rule::new(Action::Allow, Origin::Allow);
-        allow.places = said.allow.iter().map(network).collect();
+        allow.places.clone_from(&said.allow);
         allow.identities.clone_from(&said.allow_identity);
         if said.allow_identity.is_empty() {
-            // Whoever can open the socket is let in by its permissions.
-            allow.places.push(Place::Unix);
+            // Whoever can open the socket is let in by its permissions. A virtual machine is
+            // another machine, and there are no permissions for it.
+            if !allow.places.contains(&Place::Unix) {
+                allow.places.push(Place::Unix);
+            }
             if said.allow.is_empty() {
                 allow.origin = Origin::Default;
-                allow.places.extend(Network::loopback().iter().map(network));
+                allow.places.extend(Network::loopback().map(Place::from));
             }
         }
         Self::behind_denials(&said.deny, vec![allow])
     }
 
     /// What `--deny` says, and then the rules of a file.
-    pub fn of_file(deny: &[Network], rules: Vec<Rule>) -> Self {
+    pub fn of_file(deny: &[Place], rules: Vec<Rule>) -> Self {
         Self::behind_denials(deny, rules)
     }
 
-    fn behind_denials(deny: &[Network], rules: Vec<Rule>) -> Self {
-        let denials = deny.iter().map(|network| {
+    fn behind_denials(deny: &[Place], rules: Vec<Rule>) -> Self {
+        let denials = deny.iter().map(|place| {
             let mut rule = Rule::new(Action::Deny, Origin::Deny);
-            rule.places = vec![Place::Network(*network)];
+            rule.places = vec![*place];
             rule
         });
         Self(denials.chain(rules).map(Arc::new).collect())
@@ -251,11 +253,21 @@ impl Rules {
         })
     }
 
-    /// Whether nobody but this machine may come in.
+    /// Whether nobody may come in but who is on this machine, virtual machines among them: what
+    /// those are sent passes no network.
     pub fn is_local_only(&self) -> bool {
         let is_local =
             |rule: &Rule| !rule.places.is_empty() && rule.places.iter().all(Place::is_local);
         self.0.iter().filter(|rule| rule.action == Action::Allow).all(|rule| is_local(rule))
+    }
+
+    /// Whether a virtual machine may come in.
+    pub fn are_open_to_vsock(&self) -> bool {
+        let is_open = |rule: &Rule| {
+            rule.places.is_empty()
+                || rule.places.iter().any(|place| matches!(place, Place::Vsock(_)))
+        };
+        self.0.iter().any(|rule| rule.action == Action::Allow && is_open(rule))
     }
 
     /// Whether some rule asks who a client is.
@@ -284,8 +296,13 @@ impl fmt::Display for Rules {
             match rule.origin {
                 Origin::Default => f.write_str("this machine only")?,
                 Origin::Allow => {
-                    let networks = rule.places.iter().filter(|place| **place != Place::Unix);
-                    let networks: Vec<_> = networks.collect();
+                    // Those of Unix sockets are let in beside others without being named.
+                    let is_unix = |place: &&Place| **place == Place::Unix;
+                    let networks = rule.places.iter().filter(|place| !is_unix(place));
+                    let mut networks: Vec<_> = networks.collect();
+                    if networks.is_empty() {
+                        networks = rule.places.iter().filter(is_unix).collect();
+                    }
                     match (rule.identities.as_slice(), networks.as_slice()) {
                         ([], networks) => f.write_str(&list(networks))?,
                         (identities, []) => f.write_str(&list(identities))?,

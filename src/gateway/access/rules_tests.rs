@@ -1,7 +1,7 @@
 use super::*;
 use crate::gateway::access::{Identity, Name, NameKind, Peer};
 
-fn networks(texts: &[&str]) -> Vec<Network> {
+fn networks(texts: &[&str]) -> Vec<Place> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
@@ -157,6 +157,49 @@ fn rules_have_their_time() {
     assert!(rules.depend_on_time() && !self::rules().depend_on_time());
 }
 
+/// Neither this machine's rights nor those of a network are a virtual machine's.
+#[test]
+fn a_virtual_machine_comes_in_only_if_it_is_named() {
+    let guest = Facts::of_peer(Peer::Vsock(3));
+    let judge = |allow: &[&str], deny: &[&str]| {
+        let said =
+            CommandLine { allow: networks(allow), deny: networks(deny), ..CommandLine::default() };
+        let rules = Rules::of_command_line(&said);
+        assert_eq!(rules.are_open_to_vsock(), allow.iter().any(|place| place.starts_with("vsock")));
+        rules.judge(&guest).is_ok()
+    };
+    assert!(!judge(&[], &[]));
+    assert!(!judge(&["127.0.0.0/8", "::1", "0.0.0.0/0", "::/0", "unix"], &[]));
+    assert!(!judge(&["vsock:2", "vsock:4"], &[]));
+    assert!(judge(&["vsock:3"], &[]) && judge(&["vsock"], &[]));
+    assert!(!judge(&["vsock"], &["vsock:3"]) && judge(&["vsock"], &["vsock:4", "0.0.0.0/0"]));
+    // Only it may, where only it is named; what it is sent passes no network.
+    let said = CommandLine { allow: networks(&["vsock:3"]), ..CommandLine::default() };
+    let rules = Rules::of_command_line(&said);
+    assert!(rules.judge(&Facts::of_peer(peer("127.0.0.1"))).is_err());
+    assert!(rules.is_local_only());
+    // A rule that names no place is for all of them.
+    let anybody = Rules::of_file(&[], vec![Rule::new(Action::Allow, Origin::Default)]);
+    assert!(anybody.judge(&guest).is_ok() && anybody.are_open_to_vsock());
+}
+
+#[test]
+fn the_unix_sockets_can_be_named_too() {
+    let may = |said: &CommandLine, peer| {
+        Rules::of_command_line(said).judge(&Facts::of_peer(peer)).is_ok()
+    };
+    let unix = CommandLine { allow: networks(&["unix"]), ..CommandLine::default() };
+    assert!(may(&unix, Peer::Unix) && !may(&unix, peer("127.0.0.1")));
+    let denied = CommandLine { deny: networks(&["unix"]), ..CommandLine::default() };
+    assert!(!may(&denied, Peer::Unix) && may(&denied, peer("127.0.0.1")));
+    let named = CommandLine { allow_identity: vec!["alice".parse().unwrap()], ..unix };
+    let rules = Rules::of_command_line(&named);
+    assert!(rules.judge(&Facts::of_peer(Peer::Unix).with_identity(None)).is_err());
+    assert!(
+        rules.judge(&Facts::of_peer(Peer::Unix).with_identity(Some(&somebody("alice")))).is_ok()
+    );
+}
+
 #[test]
 fn without_rules_nobody_comes_in() {
     let nobody = Rules::of_file(&[], Vec::new());
@@ -176,6 +219,9 @@ fn who_may_come_in_is_said_in_words() {
     let networks = words(said(&["10.0.0.0/8", "::1"], &[], &["10.6.0.0/16"]));
     assert_eq!(networks, "10.0.0.0/8, ::1/128 except 10.6.0.0/16");
     assert_eq!(words(said(&["10.0.0.0/8"], &["cn:a*"], &[])), "cn:a* from 10.0.0.0/8");
+    assert_eq!(words(said(&["unix"], &[], &[])), "unix");
+    assert_eq!(words(said(&["unix", "vsock:3"], &[], &["vsock"])), "vsock:3 except vsock");
+    assert_eq!(words(said(&["unix"], &["cn:a*"], &[])), "cn:a* from unix");
     let local = Rules::of_command_line(&said(&["127.0.0.0/8", "::1"], &[], &[]));
     assert!(local.is_local_only() && Rules::default().is_local_only());
     assert!(!Rules::of_command_line(&said(&["10.0.0.0/8"], &[], &[])).is_local_only());

@@ -18,7 +18,7 @@ export = "web-*"
 
 [[rule]]
 action = "allow"
-network = "unix"
+network = ["unix", "vsock:7"]
 "#;
 
 /// A Tuesday.
@@ -55,6 +55,8 @@ fn it_says_who_may_do_what_and_why() {
         (1, "11.1.2.3", "spiffe://corp/backup/1", "web-1"),
         (1, "10.1.2.3", "spiffe://corp/backup/1", "db"),
         (0, "unix", "anybody", "db"),
+        (1, "vsock:3", "anybody", "db"),
+        (0, "vsock:7", "anybody", "db"),
     ] {
         let (got, words) = ask(&["--from", from, "--as", who, "--at", TUESDAY, name]);
         assert_eq!(got, code, "{from} {who} {name}: {words}");

@@ -46,6 +46,33 @@ fn several_sockets_at_once() {
     }
 }
 
+/// Nobody can connect by it here without a virtual machine. Where the kernel has no vsock, that
+/// is said.
+#[test]
+fn a_vsock_port() {
+    use socket2::{Domain, Socket, Type};
+    if let Err(error) = Socket::new(Domain::VSOCK, Type::STREAM, None) {
+        let (code, stderr) = plain().listen("vsock:0").fail();
+        assert_eq!(code, 5, "{stderr}");
+        assert!(stderr.contains(&format!("can't listen on vsock:0: {error}")), "{stderr}");
+        return;
+    }
+    let server = plain().listen("127.0.0.1:0").listen("vsock:0").start();
+    let [_, Address::Vsock(port)] = server.addresses() else { panic!("{:?}", server.addresses()) };
+    assert!(port.parse::<u32>().unwrap() > 1023);
+    server.assert_alive();
+    server.wait_for_message("but no virtual machine may connect: --allow vsock:CID or --rules");
+    let taken = format!("vsock:{port}");
+    let (code, stderr) = plain().listen(&taken).fail();
+    assert!(code == 5 && stderr.contains(&format!("can't listen on {taken}")), "{stderr}");
+
+    // Without TLS: nothing of it passes a network.
+    let server = plain().listen("vsock:0").args(["--allow", "vsock:3,vsock:4"]).start();
+    let ready = server.wait_for_message("ready: ");
+    assert!(ready.message().ends_with(" without TLS to vsock:3, vsock:4"), "{}", ready.text);
+    assert!(!server.log_text().contains("no virtual machine"), "{}", server.log_text());
+}
+
 #[test]
 fn a_stale_socket_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
@@ -107,7 +134,7 @@ fn the_default_is_the_nbd_port_of_loopback() {
 
 #[test]
 fn junk_is_no_address_to_listen_on() {
-    for junk in ["", "unix:", "127.0.0.1:", ":10809", "127.0.0.1:65536", "a b"] {
+    for junk in ["", "unix:", "127.0.0.1:", ":10809", "127.0.0.1:65536", "a b", "vsock:x"] {
         let (code, stderr) = plain().listen(junk).fail();
         assert_eq!(code, 2, "{junk}: {stderr}");
     }

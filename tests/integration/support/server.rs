@@ -31,6 +31,8 @@ pub struct Builder {
 pub enum Address {
     Tcp(SocketAddr),
     Unix(PathBuf),
+    /// By its port, and perhaps its context ID.
+    Vsock(String),
 }
 
 /// A running server. It is killed when this is dropped.
@@ -223,9 +225,10 @@ impl Builder {
 
 impl Address {
     fn parse(text: &str) -> Self {
-        match text.strip_prefix("unix:") {
-            Some(path) => Self::Unix(path.into()),
-            None => Self::Tcp(text.parse().unwrap()),
+        match text.split_once(':') {
+            Some(("unix", path)) => Self::Unix(path.into()),
+            Some(("vsock", port)) => Self::Vsock(port.to_owned()),
+            _ => Self::Tcp(text.parse().unwrap()),
         }
     }
 }
@@ -258,7 +261,7 @@ impl Server {
     pub fn address(&self) -> SocketAddr {
         let tcp = |address: &Address| match address {
             Address::Tcp(address) => Some(*address),
-            Address::Unix(_) => None,
+            Address::Unix(_) | Address::Vsock(_) => None,
         };
         self.addresses.iter().find_map(tcp).expect("it listens on no TCP address")
     }
@@ -283,6 +286,7 @@ impl Server {
                 Client::new(Plain::Tcp(TcpStream::connect_timeout(address, PATIENCE).unwrap()))
             }
             Address::Unix(path) => Client::new(Plain::Unix(UnixStream::connect(path).unwrap())),
+            Address::Vsock(_) => panic!("nobody connects by vsock here"),
         }
     }
 
