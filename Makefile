@@ -19,7 +19,7 @@ help:
 	@echo 'make test    install what the tests need, and run all of them'
 	@echo 'make check   formatting, lints, documentation'
 	@echo 'make unit    unit and integration tests, with the tools that are there'
-	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (150, 20 minutes in all)'
+	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (150, some 20 minutes in all)'
 	@echo 'make fuzz-short   each of them for 10 seconds'
 	@echo 'make tools   install the clients that the tests read with (Debian)'
 	@echo 'make build   the program, in target/release/hexz-nbd'
