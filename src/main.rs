@@ -7,6 +7,7 @@ mod completions;
 mod confine;
 mod demo;
 mod digest;
+mod doctor;
 mod door;
 mod inspect;
 mod log;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
             pki::run(options).map(|()| ExitCode::SUCCESS).map_err(Into::into)
         }
         Some(Command::Verify(options)) => verify::run(options),
+        Some(Command::Doctor(options)) => doctor::run(options),
         Some(Command::Inspect(options)) => inspect::run(options),
         Some(Command::Digest(options)) => digest::run(options).map(|()| ExitCode::SUCCESS),
         Some(Command::Top(options)) => top::run(options),

@@ -5,6 +5,7 @@
 
 mod audit;
 pub(crate) mod check;
+mod doctor;
 mod inspect;
 mod limits;
 mod manual;
@@ -30,6 +31,7 @@ use hexz_nbd::snapshot::{IndexPages, OpenOptions};
 
 pub(crate) use audit::{AuditOptions, Where};
 use check::Check;
+pub(crate) use doctor::Doctor;
 pub(crate) use inspect::Inspect;
 use limits::Bounds;
 pub(crate) use manual::{Completions, Man, Shell};
@@ -87,6 +89,9 @@ EXAMPLES
     hexz-nbd digest base.hexz snap.hexz > digests
     hexz-nbd --digest digests snap.hexz
 
+  Find out why a client can't connect, or can't read:
+    hexz-nbd doctor --tls-ca ca-cert.pem server.example.org
+
 CHANGED BLOCKS
   Clients can ask what differs from a parent or another snapshot that is served:
     nbdinfo --map=hexz:changed:monday.hexz nbd://localhost/tuesday.hexz
@@ -126,7 +131,7 @@ EXIT CODES
   5  it can't listen where it should, or can't use the sockets that were handed over
   6  it can't go on as --user, or --sandbox require asks for more than the kernel has
   7  the file of --audit can't be appended to
-  Those of \"hexz-nbd verify\" and \"hexz-nbd inspect\" are in their --help
+  Those of \"hexz-nbd verify\", \"inspect\" and \"doctor\" are in their --help
 
 ENVIRONMENT
   HEXZ_PASSWORD  the password, if neither a file nor a credential has it
@@ -193,6 +198,11 @@ pub(crate) enum Command {
     /// prints what is wrong, in which file, and all byte ranges of the disk that can't be
     /// read because of it.
     Verify(Verify),
+    /// Connect to an NBD server, any one, as a client would, and say what works and what doesn't
+    ///
+    /// Name, connection, greeting, TLS, certificates, exports, reads, speed: one step after
+    /// another, and where one fails, what to change on which side.
+    Doctor(Doctor),
     /// Say what an archive holds: streams, blocks, duplicates, parents, signature
     ///
     /// Reads its header and index alone, not the blocks.

@@ -40,13 +40,13 @@ pub(crate) struct Certificate {
     pub(crate) der: CertificateDer<'static>,
     pub(super) kind: Kind,
     pub(super) serial: Serial,
-    pub(super) subject: DistinguishedName,
-    pub(super) issuer: DistinguishedName,
+    pub(crate) subject: DistinguishedName,
+    pub(crate) issuer: DistinguishedName,
     /// The common name if there is no other name, and what the certificate holds otherwise.
-    pub(super) names: Vec<Name>,
+    pub(crate) names: Vec<Name>,
     pub(super) common_name: Option<String>,
-    pub(super) not_before: SystemTime,
-    pub(super) not_after: SystemTime,
+    pub(crate) not_before: SystemTime,
+    pub(crate) not_after: SystemTime,
     /// The `SubjectPublicKeyInfo`, in DER.
     pub(super) public_key: Vec<u8>,
     pub(super) key_id: Option<Vec<u8>>,
@@ -63,7 +63,7 @@ impl Certificate {
             .map_err(|error| unusable(format!("this certificate can't be read: {error}")))
     }
 
-    pub(super) fn from_der(der: CertificateDer<'static>) -> Result<Self, x509_cert::der::Error> {
+    pub(crate) fn from_der(der: CertificateDer<'static>) -> Result<Self, x509_cert::der::Error> {
         let certificate = x509_cert::Certificate::from_der(&der)?.tbs_certificate;
         let is_ca = certificate.get::<BasicConstraints>()?.is_some_and(|(_, it)| it.ca);
         let usages = certificate.get::<ExtendedKeyUsage>()?.map_or(Vec::new(), |(_, it)| it.0);
@@ -138,7 +138,7 @@ impl Certificate {
     }
 
     /// The SHA-256 of the whole certificate, in hexadecimal digits.
-    pub(super) fn fingerprint(&self) -> String {
+    pub(crate) fn fingerprint(&self) -> String {
         let digest = digest::digest(&digest::SHA256, &self.der);
         digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }

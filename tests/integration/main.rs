@@ -17,6 +17,7 @@ mod admission;
 mod archive_writer;
 mod changed;
 mod clients;
+mod doctor;
 mod exports;
 mod gateway;
 mod inspect;

@@ -35,6 +35,19 @@ impl<'a> MetaRequest<'a> {
         reader.finish()?;
         Ok(Self { name, queries })
     }
+
+    /// The bytes that a client sends.
+    pub fn encode(&self) -> Vec<u8> {
+        let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+        let mut out = length(self.name.len()).to_vec();
+        out.extend(self.name);
+        out.extend(length(self.queries.len()));
+        for query in &self.queries {
+            out.extend(length(query.len()));
+            out.extend(*query);
+        }
+        out
+    }
 }
 
 /// The data of `NBD_REP_META_CONTEXT`.
@@ -66,6 +79,7 @@ mod tests {
         let request = MetaRequest::decode(data).unwrap();
         assert_eq!(request.name, b"x");
         assert_eq!(request.queries, [&b"base:"[..], b"a:b"]);
+        assert_eq!(request.encode(), data);
     }
 
     // qemu-nbd: bytes left over, and counts and lengths that promise more than there is.

@@ -173,6 +173,26 @@ impl ExtendedChunkHeader {
             &u64::from(self.chunk.length).to_be_bytes(),
         ])
     }
+
+    /// Reads a chunk's head.
+    ///
+    /// # Errors
+    /// A wrong magic number, or a length beyond 32 bits, which no payload has.
+    pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let magic = reader.u32("a chunk's magic")?;
+        if magic != EXTENDED_REPLY_MAGIC {
+            return Err(Malformed::BadMagic { what: "a chunk", got: magic.into() });
+        }
+        let flags = ReplyFlags(reader.u16("a chunk's flags")?);
+        let kind = ReplyType(reader.u16("a chunk's type")?);
+        let cookie = Cookie(reader.u64("a chunk's cookie")?);
+        let offset = reader.u64("a chunk's offset")?;
+        let length = u32::try_from(reader.u64("a chunk's length")?)
+            .map_err(|_| Malformed::Truncated("a chunk's payload"))?;
+        reader.finish()?;
+        Ok(Self { chunk: ChunkHeader { flags, kind, cookie, length }, offset })
+    }
 }
 
 /// An extent of a metadata context.
@@ -263,11 +283,14 @@ mod tests {
             cookie: Cookie(7),
             length: 24,
         };
-        assert_eq!(
-            &ExtendedChunkHeader { chunk, offset: 9 }.encode(),
-            b"\x6e\x8a\x27\x8c\0\x01\0\x06\0\0\0\0\0\0\0\x07\
-              \0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x18"
-        );
+        let bytes = b"\x6e\x8a\x27\x8c\0\x01\0\x06\0\0\0\0\0\0\0\x07\
+                      \0\0\0\0\0\0\0\x09\0\0\0\0\0\0\0\x18";
+        let header = ExtendedChunkHeader { chunk, offset: 9 };
+        assert_eq!(&header.encode(), bytes);
+        assert_eq!(ExtendedChunkHeader::decode(bytes), Ok(header));
+        let mut longer = *bytes;
+        longer[27] = 1;
+        assert!(ExtendedChunkHeader::decode(&longer).is_err());
         let extent = Extent { length: 1 << 40, flags: 3 };
         assert_eq!(
             block_status_ext_payload(5, &[extent]),

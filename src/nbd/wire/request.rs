@@ -89,6 +89,18 @@ impl Request {
         ])
     }
 
+    /// The bytes of an extended request, as a client sends it.
+    pub fn encode_extended(&self) -> [u8; Self::EXTENDED_SIZE] {
+        message(&[
+            &EXTENDED_REQUEST_MAGIC.to_be_bytes(),
+            &self.flags.0.to_be_bytes(),
+            &self.command.0.to_be_bytes(),
+            &self.cookie.0.to_be_bytes(),
+            &self.offset.to_be_bytes(),
+            &self.length.to_be_bytes(),
+        ])
+    }
+
     /// Reads a compact request.
     ///
     /// # Errors
@@ -159,6 +171,7 @@ mod tests {
             length: 1 << 56,
         };
         assert_eq!(Request::decode_extended(bytes), Ok(request));
+        assert_eq!(&request.encode_extended(), bytes);
         assert!(Request::decode_extended(&[0; 32]).is_err());
     }
 

@@ -1,0 +1,134 @@
+//! Why a server's certificate isn't to be believed.
+
+use std::time::{Duration, SystemTime};
+
+use rustls::{CertificateError, Error};
+
+use super::{Client, Server, few};
+use crate::doctor::certificate::moment;
+use crate::doctor::report::{Outcome, Step, shown};
+
+pub(crate) fn unverified(has_name: bool, name: &str) -> Step {
+    let step = Step::warning("certificate", "nothing was verified: no CA was given").advise(
+        Client,
+        "give the CA's certificate (--tls-ca, or --tls-dir with ca-cert.pem), or anybody may be \
+         that server. libnbd 1.14 doesn't verify either where it finds no CA",
+    );
+    if has_name {
+        return step;
+    }
+    step.line(format!("it isn't for the name {name}"))
+        .advise(Client, format!("clients that verify will refuse it: it isn't for {name}"))
+}
+
+pub(crate) fn wrong_name(name: &str, names: &[String]) -> Step {
+    let step = Step::bad("certificate", format!("trusted, but not for the name {name}"));
+    if names.is_empty() {
+        return step.advise(Server, format!("get a certificate that names {name}"));
+    }
+    step.advise(
+        Client,
+        format!(
+            "call the server by a name that its certificate has ({}), or say which to expect \
+             (--tls-hostname; libnbd: tls-hostname=, qemu: tls-hostname=, nbd-client: -H)",
+            few(names)
+        ),
+    )
+    .advise(
+        Server,
+        format!(
+            "or get a certificate with {name} among its subject alternative names; the common \
+             name alone doesn't count"
+        ),
+    )
+}
+
+/// Besides another reason.
+pub(crate) fn name_too(name: &str, names: &[String]) -> String {
+    format!("it isn't for the name {name} either; it has: {}", few(names))
+}
+
+/// None of the CAs vouches for it, whose names are `known`.
+pub(crate) fn distrust(error: &Error, issuer: &str, known: &[String]) -> Step {
+    const NAME: &str = "certificate";
+    let Error::InvalidCertificate(error) = error else {
+        return Step::bad(NAME, format!("it can't be judged: {}", shown(&error.to_string())));
+    };
+    match error {
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+            let step = Step::bad(NAME, "it is by none of the CAs that were given");
+            if known.iter().any(|subject| subject == issuer) {
+                return step.advise(
+                    Client,
+                    "a CA of that name was given, with another key: get the CA's present \
+                     certificate from who runs the server",
+                );
+            }
+            step.advise(
+                Client,
+                format!("give the certificate of the CA that signed it: {}", shown(issuer)),
+            )
+            .advise(
+                Server,
+                "or, if a CA in between signed it, append that one's certificate to the server's",
+            )
+        }
+        // The times are told apart, with both clocks.
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => {
+            Step::bad(NAME, "it, or the CA's, is out of its time")
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            Step::bad(NAME, "it isn't for servers")
+                .advise(Server, "get one with the extended key usage serverAuth")
+        }
+        CertificateError::Revoked => {
+            Step::bad(NAME, "it has been revoked").advise(Server, "get a new one, with a new key")
+        }
+        other => {
+            let text = other.to_string();
+            let step = Step::bad(NAME, format!("clients refuse it: {}", shown(&text)));
+            if text.contains("CaUsedAsEndEntity") {
+                step.advise(
+                    Server,
+                    "it is a CA's own certificate, as self-signed ones often are: let the server \
+                     have one that the CA has signed (hexz-nbd pki makes such)",
+                )
+            } else {
+                step.advise(Server, "get a certificate as RFC 5280 has it")
+            }
+        }
+    }
+}
+
+pub(crate) fn expired(step: Step, ago: Duration, now: SystemTime) -> Step {
+    step.at_least(Outcome::Bad)
+        .line(format!("it expired {} ago; this machine's clock says {}", days(ago), moment(now)))
+        .detail("expired", true)
+        .advise(Server, "get a new certificate, and let the server read it (hexz-nbd: SIGHUP)")
+        .advise(Client, "or is this machine's clock wrong?")
+}
+
+pub(crate) fn not_yet_valid(step: Step, still: Duration, now: SystemTime) -> Step {
+    step.at_least(Outcome::Bad)
+        .line(format!(
+            "it is valid only in {}; this machine's clock says {}",
+            days(still),
+            moment(now)
+        ))
+        .detail("not_yet_valid", true)
+        .advise(Client, "is this machine's clock right? It may be behind")
+        .advise(Server, "or that of the machine that made the certificate was ahead")
+}
+
+/// A time in days, or in hours and minutes where that is more to the point.
+pub(crate) fn days(time: Duration) -> String {
+    const DAY: u64 = 24 * 3600;
+    match time.as_secs() {
+        seconds if seconds >= 2 * DAY => format!("{} days", seconds / DAY),
+        seconds if seconds >= 2 * 3600 => format!("{} hours", seconds / 3600),
+        seconds => format!("{} minutes", seconds / 60),
+    }
+}

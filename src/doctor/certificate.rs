@@ -1,0 +1,160 @@
+//! The server's certificates: what they say, and whether they are to be believed. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, Error, RootCertStore};
+
+use super::advice;
+use super::report::{Outcome, Side, Step, shown};
+use crate::pki::certificate::Certificate;
+
+/// What runs out within this time is worth a warning.
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Names and certificates that are shown; a certificate may have thousands.
+const MAX_SHOWN: usize = 20;
+
+/// The CAs that were given.
+#[derive(Debug)]
+pub(crate) struct Authorities {
+    pub(crate) roots: RootCertStore,
+    /// Their names, as certificates have them of their issuers.
+    pub(crate) subjects: Vec<String>,
+}
+
+/// What is to be said of a server's certificate.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Judgement {
+    /// Why none of the CAs vouches for it; `None` if none was given.
+    pub(crate) trust: Option<Result<(), Error>>,
+    /// Whether it has the name that the server is called by.
+    pub(crate) has_name: bool,
+}
+
+impl Judgement {
+    pub(crate) fn of(
+        chain: &[CertificateDer<'_>],
+        authorities: Option<&Authorities>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<Self, Error> {
+        let none = || Error::InvalidCertificate(CertificateError::BadEncoding);
+        let (own, others) = chain.split_first().ok_or_else(none)?;
+        let own = ParsedCertificate::try_from(own)?;
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        let trust = authorities.map(|authorities| {
+            let roots = &authorities.roots;
+            verify_server_cert_signed_by_trust_anchor(&own, roots, others, now, algorithms)
+        });
+        Ok(Self { trust, has_name: verify_server_name(&own, name).is_ok() })
+    }
+
+    /// The first reason not to go on with that server.
+    pub(crate) fn verdict(&self) -> Result<(), Error> {
+        match &self.trust {
+            None => Ok(()),
+            Some(Err(error)) => Err(error.clone()),
+            Some(Ok(())) if !self.has_name => {
+                Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+            }
+            Some(Ok(())) => Ok(()),
+        }
+    }
+}
+
+/// What there is to say of the certificates that a server showed, who is called `name`.
+pub(crate) fn step(
+    chain: &[CertificateDer<'static>],
+    authorities: Option<&Authorities>,
+    name: &ServerName<'_>,
+    now: SystemTime,
+) -> Step {
+    let unix =
+        UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let judgement = match Judgement::of(chain, authorities, name, unix) {
+        Ok(judgement) => judgement,
+        Err(error) => return unreadable(&error.to_string()),
+    };
+    let Some(own) = chain.first() else { return unreadable("there is none") };
+    let own = match Certificate::from_der(own.clone()) {
+        Ok(own) => own,
+        Err(error) => return unreadable(&error.to_string()),
+    };
+    let names: Vec<String> = own.names.iter().map(|name| shown(&name.to_string())).collect();
+    let called = name.to_str().into_owned();
+    let issuer = shown(&own.issuer.to_string());
+    let (from, to) = (moment(own.not_before), moment(own.not_after));
+    let step = match &judgement.trust {
+        None => advice::unverified(judgement.has_name, &called),
+        Some(Ok(())) if judgement.has_name => {
+            Step::good("certificate", format!("trusted, for the name {called}"))
+        }
+        Some(Ok(())) => advice::wrong_name(&called, &names),
+        Some(Err(error)) => {
+            let known = authorities.map(|it| it.subjects.as_slice()).unwrap_or_default();
+            let step = advice::distrust(error, &own.issuer.to_string(), known);
+            if judgement.has_name {
+                step
+            } else {
+                step.advise(Side::Client, advice::name_too(&called, &names))
+            }
+        }
+    };
+    let step = times(step, &own, now);
+    let mut step = step
+        .line(format!("names: {}", listed(&names)))
+        .line(format!("issuer: {issuer}"))
+        .line(format!("valid from {from} to {to}"))
+        .line(format!("SHA-256: {}", own.fingerprint()))
+        .detail("names", names.into_iter().take(MAX_SHOWN).collect::<Vec<_>>())
+        .detail("issuer", issuer)
+        .detail("not_before", from)
+        .detail("not_after", to)
+        .detail("sha256", own.fingerprint())
+        .detail("verified", judgement.trust.is_some() && judgement.verdict().is_ok())
+        .detail("name", called)
+        .detail("name_fits", judgement.has_name)
+        .detail("chain", chain.len());
+    for other in chain.iter().skip(1).take(MAX_SHOWN) {
+        step = step.line(match Certificate::from_der(other.clone()) {
+            Ok(other) => format!("followed by: {}", shown(&other.subject.to_string())),
+            Err(_) => "followed by one that can't be read".to_owned(),
+        });
+    }
+    step
+}
+
+fn unreadable(why: &str) -> Step {
+    Step::bad("certificate", format!("the server's certificate can't be read: {}", shown(why)))
+        .advise(Side::Server, "give the server a certificate as RFC 5280 has it")
+}
+
+/// Whatever else is said, it has its time.
+fn times(step: Step, own: &Certificate, now: SystemTime) -> Step {
+    match (own.not_after.duration_since(now), now.duration_since(own.not_before)) {
+        (Err(ago), _) => advice::expired(step, ago.duration(), now),
+        (_, Err(still)) => advice::not_yet_valid(step, still.duration(), now),
+        (Ok(left), Ok(_)) if left < SOON => step
+            .at_least(Outcome::Warning)
+            .line(format!("it expires in {}", advice::days(left)))
+            .advise(Side::Server, "get a new certificate before it runs out"),
+        _ => step,
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    let more = names.len().saturating_sub(MAX_SHOWN);
+    let first: Vec<&str> = names.iter().take(MAX_SHOWN).map(String::as_str).collect();
+    let end = if more > 0 { format!(" and {more} more") } else { String::new() };
+    first.join(", ") + &end
+}
+
+pub(crate) fn moment(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

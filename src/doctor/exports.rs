@@ -1,0 +1,291 @@
+//! Which exports there are, and one of them: chosen, and read a little.
+
+use std::time::{Duration, Instant};
+
+use hexz_nbd::nbd::ReplyMode;
+use hexz_nbd::nbd::client::{self, ExportInfo, Transmission};
+use hexz_nbd::nbd::wire::option::Rep;
+
+use super::advice;
+use super::reach::Stream;
+use super::report::{Outcome, Report, Step, time};
+use super::trouble::{Trouble, within};
+use super::visit::{Listing, Session, Visit};
+
+/// The first and the last read, in bytes.
+const SMALL: u64 = 4096;
+/// A read when speed is measured, in bytes.
+const LARGE: u64 = 1024 * 1024;
+/// The longest read that a server takes which doesn't say ("Size constraints").
+const MAX_UNTOLD: u32 = 32 * 1024 * 1024;
+/// How often the way there and back is measured, and for how long at the most.
+const ROUNDS: usize = 20;
+const ROUNDS_TIME: Duration = Duration::from_secs(2);
+/// Where the measuring of speed ends.
+const SPEED_BYTES: u64 = 64 * 1024 * 1024;
+const SPEED_TIME: Duration = Duration::from_secs(2);
+
+/// Lists the exports. A list that can't be read to its end takes a new connection to go on.
+pub(super) async fn list(
+    visit: &Visit,
+    mut session: Session,
+    report: &mut Report,
+) -> Result<(Session, Listing), Step> {
+    let listed = match session.listing.take() {
+        Some(listed) => listed,
+        None => {
+            let listed = within(visit.timeout, client::list(&mut session.stream)).await;
+            if !matches!(listed, Ok(_) | Err(Trouble::Refused { .. })) {
+                let again = visit.again(session.tls.is_some()).await;
+                (session.stream, session.replies) = again.map_err(|_| unlisted(&listed))?;
+            }
+            listed
+        }
+    };
+    report.add(unlisted(&listed));
+    Ok((session, listed.unwrap_or_default()))
+}
+
+fn unlisted(listed: &Result<Listing, Trouble>) -> Step {
+    match listed {
+        Ok(names) => advice::listed(names),
+        Err(trouble) => advice::unlisted(trouble),
+    }
+}
+
+/// Chooses an export: the one that is wanted, or else the default one, or else the first.
+pub(super) async fn choose(
+    visit: &Visit,
+    session: Session,
+    wanted: Option<&str>,
+    listed: &Listing,
+    report: &mut Report,
+) -> Result<Transmission<Stream>, Step> {
+    let Session { mut stream, flags, replies, .. } = session;
+    let mut name = wanted.unwrap_or_default();
+    let unopened = |name: &str, trouble: &Trouble| advice::unopened(name, trouble, listed);
+    match within(visit.timeout, client::info(&mut stream, name)).await {
+        Ok(_) => {}
+        Err(trouble) if trouble.is_refusal(Rep::ERR_UNSUP) => {}
+        Err(trouble) if trouble.is_refusal(Rep::ERR_UNKNOWN) && wanted.is_none() => {
+            let (first, _) = listed.first().ok_or_else(|| unopened(name, &trouble))?;
+            report.add(Step::warning("default export", "there is none").advise(
+                advice::Client,
+                "clients have to name an export: nbd://HOST/NAME, nbd-client -N NAME",
+            ));
+            name = first;
+        }
+        Err(trouble) => return Err(unopened(name, &trouble)),
+    }
+    if replies != ReplyMode::Simple {
+        let contexts = within(visit.timeout, client::list_contexts(&mut stream, name, &[])).await;
+        let step = advice::contexts(contexts.as_deref());
+        if step.outcome == Outcome::Bad {
+            return Err(step);
+        }
+        report.add(step);
+    }
+    let went = open(visit, stream, name, replies, flags).await;
+    let transmission = went.map_err(|trouble| unopened(name, &trouble))?;
+    report.add(advice::export(name, transmission.export()));
+    Ok(transmission)
+}
+
+/// By GO, or as it was done before there was GO.
+async fn open(
+    visit: &Visit,
+    mut stream: Stream,
+    name: &str,
+    replies: ReplyMode,
+    flags: hexz_nbd::nbd::wire::handshake::ClientFlags,
+) -> Result<Transmission<Stream>, Trouble> {
+    // The stream is only lent, as a refusal leaves it in negotiation.
+    let refused = match within(visit.timeout, client::go_with(&mut stream, name, replies)).await {
+        Ok(gone) => {
+            let export = gone.export().clone();
+            return Ok(Transmission::new(stream, export, replies));
+        }
+        Err(trouble) => trouble,
+    };
+    if replies == ReplyMode::Simple && refused.is_refusal(Rep::ERR_UNSUP) {
+        return within(visit.timeout, client::export_name(stream, name, flags)).await;
+    }
+    Err(refused)
+}
+
+/// What is read when an export is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    /// The end of what can be read in whole blocks.
+    end: u64,
+    small: u32,
+    large: u32,
+}
+
+impl Plan {
+    /// `None` if there is nothing to be read.
+    fn of(info: &ExportInfo) -> Option<Self> {
+        let (unit, most) = match info.block_sizes {
+            Some(sizes) if sizes.minimum.is_power_of_two() => (sizes.minimum, sizes.maximum),
+            _ => (1, MAX_UNTOLD),
+        };
+        let unit = u64::from(unit);
+        let end = info.size - info.size % unit;
+        let fit = |wanted: u64| {
+            let most = u64::from(most.min(MAX_UNTOLD));
+            let length = wanted.max(unit).min(most).min(end);
+            u32::try_from(length - length % unit).ok().filter(|&length| length > 0)
+        };
+        Some(Self { end, small: fit(SMALL)?, large: fit(LARGE)? })
+    }
+}
+
+/// Reads the first and the last bytes, measures, and leaves.
+pub(super) async fn read(
+    visit: &Visit,
+    mut transmission: Transmission<Stream>,
+    with_speed: bool,
+    report: &mut Report,
+) -> Result<(), Step> {
+    let Some(plan) = Plan::of(transmission.export()) else {
+        report.add(Step::warning("first read", "there is nothing to be read"));
+        return leave(visit, transmission, report).await;
+    };
+    let last = plan.end - u64::from(plan.small);
+    for (name, offset) in [("first read", 0), ("last read", last)] {
+        let where_ = format!("{} bytes at {offset}", plan.small);
+        let began = Instant::now();
+        let read = within(visit.timeout, transmission.read(offset, plan.small)).await;
+        match read {
+            Ok(_) => report.add(Step::good(name, where_).took(began.elapsed())),
+            Err(trouble) => {
+                let step = advice::unread(name, &where_, &trouble).took(began.elapsed());
+                // A request that failed leaves the session usable.
+                if !matches!(trouble, Trouble::Failed { .. }) {
+                    return Err(step);
+                }
+                report.add(step);
+            }
+        }
+    }
+    if let Some(step) = latency(visit, &mut transmission, plan).await? {
+        report.add(step);
+    }
+    if with_speed {
+        report.add(speed(visit, &mut transmission, plan).await?);
+    }
+    leave(visit, transmission, report).await
+}
+
+/// How long the shortest reads take, from a place that has been read just now.
+async fn latency(
+    visit: &Visit,
+    transmission: &mut Transmission<Stream>,
+    plan: Plan,
+) -> Result<Option<Step>, Step> {
+    let mut times = Vec::new();
+    let began = Instant::now();
+    while times.len() < ROUNDS && began.elapsed() < ROUNDS_TIME {
+        let one = Instant::now();
+        match within(visit.timeout, transmission.read(0, plan.small)).await {
+            Ok(_) => times.push(one.elapsed()),
+            Err(Trouble::Failed { .. }) => return Ok(None),
+            Err(trouble) => {
+                return Err(advice::unread("latency", "a read that had worked", &trouble));
+            }
+        }
+    }
+    times.sort_unstable();
+    let (Some(least), Some(median)) = (times.first(), times.get(times.len() / 2)) else {
+        return Ok(None);
+    };
+    let found = format!("{} for {} bytes, at best {}", time(*median), plan.small, time(*least));
+    Ok(Some(
+        Step::good("latency", found)
+            .detail("median_seconds", median.as_secs_f64())
+            .detail("least_seconds", least.as_secs_f64()),
+    ))
+}
+
+/// How fast it is read from the beginning on, one request at a time.
+async fn speed(
+    visit: &Visit,
+    transmission: &mut Transmission<Stream>,
+    plan: Plan,
+) -> Result<Step, Step> {
+    let began = Instant::now();
+    let mut at: u64 = 0;
+    while at < plan.end && at < SPEED_BYTES && began.elapsed() < SPEED_TIME {
+        // What is left is a multiple of the block size, too.
+        let length = u32::try_from(plan.end - at).unwrap_or(u32::MAX).min(plan.large);
+        match within(visit.timeout, transmission.read(at, length)).await {
+            Ok(data) => at += data.len() as u64,
+            Err(trouble) => {
+                let where_ = format!("{length} bytes at {at}");
+                let step = advice::unread("speed", &where_, &trouble);
+                return if matches!(trouble, Trouble::Failed { .. }) {
+                    Ok(step)
+                } else {
+                    Err(step)
+                };
+            }
+        }
+    }
+    let took = began.elapsed();
+    let rate = per_second(at, took);
+    let found = format!("{rate:.0} MiB/s, {at} bytes in {}, one request at a time", time(took));
+    Ok(Step::good("speed", found)
+        .detail("bytes", at)
+        .detail("seconds", took.as_secs_f64())
+        .detail("request", plan.large))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
+fn per_second(bytes: u64, took: Duration) -> f64 {
+    bytes as f64 / f64::from(1 << 20) / took.as_secs_f64().max(1e-6)
+}
+
+async fn leave(
+    visit: &Visit,
+    transmission: Transmission<Stream>,
+    report: &mut Report,
+) -> Result<(), Step> {
+    const NAME: &str = "goodbye";
+    report.add(match within(visit.timeout, transmission.disconnect_and_wait()).await {
+        // Many close TLS without its own goodbye.
+        Ok(()) | Err(Trouble::Closed) => Step::good(NAME, "after DISC the server closes"),
+        Err(trouble) => Step::warning(NAME, format!("after DISC: {}", trouble.words())).advise(
+            advice::Server,
+            "it should close the connection; one that doesn't runs out of connections some day",
+        ),
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hexz_nbd::nbd::wire::info::BlockSizes;
+
+    fn plan(size: u64, sizes: Option<(u32, u32)>) -> Option<(u64, u32, u32)> {
+        let block_sizes =
+            sizes.map(|(minimum, maximum)| BlockSizes { minimum, preferred: minimum, maximum });
+        let info = ExportInfo { size, block_sizes, ..ExportInfo::default() };
+        Plan::of(&info).map(|plan| (plan.end, plan.small, plan.large))
+    }
+
+    #[test]
+    fn reads_keep_to_size_and_block_sizes() {
+        assert_eq!(plan(0, None), None);
+        assert_eq!(plan(27, None), Some((27, 27, 27)));
+        assert_eq!(plan(10_000, None), Some((10_000, 4096, 10_000)));
+        assert_eq!(plan(1 << 30, None), Some((1 << 30, 4096, 1 << 20)));
+        assert_eq!(plan(10_000, Some((512, 1 << 25))), Some((9728, 4096, 9728)));
+        assert_eq!(plan(1 << 30, Some((65536, 1 << 25))), Some((1 << 30, 65536, 1 << 20)));
+        assert_eq!(plan(1 << 30, Some((512, 1000))), Some((1 << 30, 512, 512)));
+        assert_eq!(plan(100, Some((512, 1 << 25))), None);
+        assert_eq!(plan(u64::MAX, Some((1 << 31, u32::MAX))), None);
+        assert_eq!(plan(1000, Some((0, 0))), Some((1000, 1000, 1000)));
+        assert_eq!(plan(1000, Some((1, 0))), None);
+    }
+}

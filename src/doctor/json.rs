@@ -1,0 +1,39 @@
+//! A report for machines. The fields are in `--help`.
+
+use serde_json::{Value, json};
+
+use super::report::{Outcome, Report, Step};
+
+pub(super) fn object(report: &Report) -> Value {
+    let steps: Vec<Value> = report.steps.iter().map(step).collect();
+    json!({
+        "target": report.target,
+        "outcome": word(report.outcome()),
+        "steps": steps,
+    })
+}
+
+fn step(step: &Step) -> Value {
+    let advice: Vec<Value> = step
+        .advice
+        .iter()
+        .map(|advice| json!({ "side": advice.side.to_string(), "text": advice.text }))
+        .collect();
+    json!({
+        "step": step.name,
+        "outcome": word(step.outcome),
+        "found": step.found,
+        "lines": step.lines,
+        "details": step.details,
+        "advice": advice,
+        "seconds": step.took.map(|took| took.as_secs_f64()),
+    })
+}
+
+fn word(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Good => "good",
+        Outcome::Warning => "warning",
+        Outcome::Bad => "bad",
+    }
+}

@@ -1,0 +1,117 @@
+//! `hexz-nbd doctor`: connects to any NBD server as a client would, and says step by step what
+//! works, and where something doesn't, what to change on which side.
+//!
+//! What was seen is turned into data by pure functions (`advice/`, `certificate.rs`), whose
+//! steps end up in a report ([`report`]), which is shown as text or JSON. Nothing that a server
+//! does is trusted: every step has a deadline, every list an end, and what is shown is escaped.
+
+mod advice;
+mod certificate;
+mod exports;
+mod greeting;
+mod json;
+mod reach;
+mod report;
+pub(crate) mod target;
+mod text;
+mod tls;
+mod trouble;
+mod visit;
+
+use std::io::{Write, stdout};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+
+use crate::cli::Doctor;
+use crate::start::Failure;
+use report::{Outcome, Report, Side, Step, shown};
+use target::{Place, Target, Wanted};
+use tls::Own;
+use visit::Visit;
+
+/// How long a name service may hang on after everything has been said.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Examines a server and says what was found.
+pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut report = Report::new(options.server.place.to_string());
+    runtime.block_on(async {
+        if let Err(last) = examine(options, &mut report).await {
+            report.add(last);
+        }
+    });
+    runtime.shutdown_timeout(PATIENCE);
+    let said =
+        if options.json { format!("{:#}\n", json::object(&report)) } else { text::page(&report) };
+    stdout().write_all(said.as_bytes())?;
+    let is_bad = report.outcome() == Outcome::Bad;
+    Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// One thing after another; the step that ends it is the error.
+async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
+    let target = &options.server;
+    let own = own_files(options).map_err(|step| *step)?;
+    let name = server_name(options, target).map_err(|step| *step)?;
+    let (step, addresses) = reach::resolve(&target.place, options.timeout).await;
+    step.into_iter().for_each(|step| report.add(step));
+    let (stream, address, step) = reach::connect(addresses?, options.timeout).await?;
+    report.add(step);
+
+    let (timeout, wanted) = (options.timeout, wanted(options));
+    let visit = Visit { address, timeout, wanted, own, name };
+    let greeted = visit.greet(stream, report).await?;
+    let leg = visit.in_clear(greeted, report).await?;
+    let session = visit.begin(leg, report).await?;
+    let is_newest = session.tls.as_deref() == Some("TLS 1.3");
+    let (session, listed) = exports::list(&visit, session, report).await?;
+    // A URI without a path means the default export, or whichever there is.
+    let of_uri = target.export.as_deref().filter(|name| !name.is_empty());
+    let export = options.export.as_deref().or(of_uri);
+    let transmission = exports::choose(&visit, session, export, &listed, report).await?;
+    exports::read(&visit, transmission, !options.no_speed, report).await?;
+    if is_newest {
+        report.add(visit.older_tls().await);
+    }
+    Ok(())
+}
+
+fn wanted(options: &Doctor) -> Wanted {
+    match (options.no_tls, options.require_tls) {
+        (true, _) => Wanted::Never,
+        (_, true) => Wanted::Always,
+        _ => options.server.tls,
+    }
+}
+
+fn own_files(options: &Doctor) -> Result<Arc<Own>, Box<Step>> {
+    let loaded = tls::load(options, options.server.certificates.as_deref());
+    loaded.map(Arc::new).map_err(|unusable| {
+        let path = shown(&unusable.path.to_string_lossy());
+        let step =
+            Step::bad("own files", format!("{path} can't be used: {}", shown(&unusable.why)));
+        Box::new(step.advise(
+            Side::Client,
+            "name the CA's certificate, and the client's own certificate and key, in PEM form; \
+             whoever runs the server has the first, and perhaps gives out the others",
+        ))
+    })
+}
+
+/// What the certificate has to be for.
+fn server_name(options: &Doctor, target: &Target) -> Result<ServerName<'static>, Box<Step>> {
+    let named = options.tls_hostname.as_deref().or(target.hostname.as_deref());
+    let name = match (&target.place, named) {
+        (_, Some(name)) => name,
+        (Place::Tcp { host, .. }, None) => host,
+        (Place::Unix(_), None) => "localhost",
+    };
+    ServerName::try_from(name.to_owned()).map_err(|_| {
+        let step = Step::bad("name", format!("no certificate can be for \"{}\"", shown(name)));
+        Box::new(step.advise(Side::Client, "give a DNS name or an IP address by --tls-hostname"))
+    })
+}

@@ -1,0 +1,123 @@
+//! The way to the server: its addresses, and a connection to one of them.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::advice;
+use super::report::{Step, time};
+use super::target::Place;
+
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 16;
+
+/// A connection, inside TLS or not.
+pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
+pub(crate) type Stream = Box<dyn Duplex>;
+
+/// Where to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// Whether nobody can listen on the way there.
+    pub(crate) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+
+    pub(crate) async fn connect(&self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+            Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why an address can't be connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreached {
+    Silence,
+    Refused(io::ErrorKind),
+}
+
+/// An address, and why there is no connection to it.
+pub(crate) type Attempt = (Address, Unreached, String);
+
+/// The addresses of a place. Where there is a name, a step says what became of it.
+pub(super) async fn resolve(
+    place: &Place,
+    timeout: Duration,
+) -> (Option<Step>, Result<Vec<Address>, Step>) {
+    let (host, port) = match place {
+        Place::Unix(path) => return (None, Ok(vec![Address::Unix(path.clone())])),
+        Place::Tcp { host, port } => (host, *port),
+    };
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return (None, Ok(vec![Address::Tcp(SocketAddr::new(ip, port))]));
+    }
+    let began = Instant::now();
+    let looked = tokio::time::timeout(timeout, tokio::net::lookup_host((host.as_str(), port)));
+    let addresses: Vec<SocketAddr> = match looked.await {
+        Err(_) => return (None, Err(advice::unresolved(host, "no answer in time"))),
+        Ok(Err(error)) => return (None, Err(advice::unresolved(host, &error.to_string()))),
+        Ok(Ok(addresses)) => {
+            let mut addresses: Vec<_> = addresses.take(MAX_ADDRESSES).collect();
+            addresses.dedup();
+            addresses
+        }
+    };
+    if addresses.is_empty() {
+        return (None, Err(advice::unresolved(host, "it has no address")));
+    }
+    let ips: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
+    let step = Step::good("name", format!("{host} is {}", ips.join(", ")))
+        .detail("addresses", ips)
+        .took(began.elapsed());
+    (Some(step), Ok(addresses.into_iter().map(Address::Tcp).collect()))
+}
+
+/// Tries one address after another, as clients do.
+pub(super) async fn connect(
+    addresses: Vec<Address>,
+    timeout: Duration,
+) -> Result<(Stream, Address, Step), Step> {
+    let mut failed: Vec<Attempt> = Vec::new();
+    for address in addresses {
+        let began = Instant::now();
+        let unreached = match tokio::time::timeout(timeout, address.connect()).await {
+            Ok(Ok(stream)) => {
+                let step = advice::connected(&address, &failed).took(began.elapsed());
+                return Ok((stream, address, step));
+            }
+            Ok(Err(error)) => (Unreached::Refused(error.kind()), error.to_string()),
+            Err(_) => (Unreached::Silence, format!("no answer in {}", time(timeout))),
+        };
+        failed.push((address, unreached.0, unreached.1));
+    }
+    Err(advice::unconnected(&failed))
+}

@@ -1,0 +1,193 @@
+//! What an examination found, as data. How it looks is for `text.rs` and `json.rs`.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+/// The longest text of a server's that is shown, in characters.
+const MAX_SHOWN: usize = 200;
+
+/// How a step went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// As it should.
+    Good,
+    /// It works, but something may go wrong for somebody.
+    Warning,
+    /// It doesn't work.
+    Bad,
+}
+
+/// Where something is to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Where the client runs, or in how it is called.
+    Client,
+    /// Where the server runs.
+    Server,
+    /// Between the two.
+    Network,
+}
+
+/// What to change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Advice {
+    pub(crate) side: Side,
+    pub(crate) text: String,
+}
+
+/// One thing that was tried, and what came of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Step {
+    /// What was tried.
+    pub(crate) name: &'static str,
+    pub(crate) outcome: Outcome,
+    /// What came of it, in a sentence.
+    pub(crate) found: String,
+    /// More lines, for people.
+    pub(crate) lines: Vec<String>,
+    /// The same for machines.
+    pub(crate) details: Map<String, Value>,
+    pub(crate) advice: Vec<Advice>,
+    pub(crate) took: Option<Duration>,
+}
+
+impl Step {
+    pub(crate) fn good(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, Outcome::Good, found)
+    }
+
+    pub(crate) fn warning(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, Outcome::Warning, found)
+    }
+
+    pub(crate) fn bad(name: &'static str, found: impl Into<String>) -> Self {
+        Self::new(name, Outcome::Bad, found)
+    }
+
+    fn new(name: &'static str, outcome: Outcome, found: impl Into<String>) -> Self {
+        Self {
+            name,
+            outcome,
+            found: found.into(),
+            lines: Vec::new(),
+            details: Map::new(),
+            advice: Vec::new(),
+            took: None,
+        }
+    }
+
+    /// The outcome can only become worse.
+    pub(crate) fn at_least(mut self, outcome: Outcome) -> Self {
+        self.outcome = self.outcome.max(outcome);
+        self
+    }
+
+    pub(crate) fn line(mut self, text: impl Into<String>) -> Self {
+        self.lines.push(text.into());
+        self
+    }
+
+    pub(crate) fn detail(mut self, key: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(key.to_owned(), value.into());
+        self
+    }
+
+    pub(crate) fn advise(mut self, side: Side, text: impl Into<String>) -> Self {
+        self.advice.push(Advice { side, text: text.into() });
+        self
+    }
+
+    pub(crate) fn took(mut self, time: Duration) -> Self {
+        self.took = Some(time);
+        self
+    }
+}
+
+/// All steps, in the order in which they were tried.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) target: String,
+    pub(crate) steps: Vec<Step>,
+}
+
+impl Report {
+    pub(crate) fn new(target: String) -> Self {
+        Self { target, steps: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    /// How it went in all: as badly as the worst step.
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.steps.iter().map(|step| step.outcome).max().unwrap_or(Outcome::Good)
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Server => "server",
+            Self::Network => "network",
+        })
+    }
+}
+
+/// What a server sent, so that it can disturb neither a terminal nor a reader: on one line, no
+/// longer than need be, and without characters that can't be seen.
+pub(crate) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for (position, character) in text.chars().enumerate() {
+        if position == MAX_SHOWN {
+            out.push('…');
+            break;
+        }
+        match character {
+            '"' | '\'' => out.push(character),
+            _ => out.extend(character.escape_debug()),
+        }
+    }
+    out
+}
+
+/// A time for people.
+pub(crate) fn time(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds >= 1.0 {
+        format!("{seconds:.1} s")
+    } else if seconds >= 0.01 {
+        format!("{:.0} ms", seconds * 1e3)
+    } else {
+        format!("{:.2} ms", seconds * 1e3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_sends_is_tame() {
+        assert_eq!(
+            shown("it's \"this\"\n\u{1b}[31m\u{202e}\0"),
+            r#"it's "this"\n\u{1b}[31m\u{202e}\0"#
+        );
+        let long = shown(&"\u{7}".repeat(10_000));
+        assert!(long.ends_with('…') && long.len() < 2000, "{}", long.len());
+    }
+
+    #[test]
+    fn the_worst_step_counts() {
+        let mut report = Report::new("x".to_owned());
+        assert_eq!(report.outcome(), Outcome::Good);
+        report.add(Step::warning("a", "b"));
+        report.add(Step::good("c", "d"));
+        assert_eq!(report.outcome(), Outcome::Warning);
+        report.add(Step::good("e", "f").at_least(Outcome::Bad).at_least(Outcome::Warning));
+        assert_eq!(report.outcome(), Outcome::Bad);
+    }
+}

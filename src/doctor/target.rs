@@ -1,0 +1,244 @@
+//! Which server is meant: a host and perhaps a port, a Unix socket, or an NBD URI. Pure.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use hexz_nbd::gateway::listen::NBD_PORT;
+
+/// Names of hosts have at most 253 characters; anything longer isn't looked up.
+const MAX_HOST: usize = 253;
+
+/// Where the server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+/// Whether TLS is to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// If the server offers it.
+    Perhaps,
+    Never,
+    Always,
+}
+
+/// Everything that an NBD URI can say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) place: Place,
+    pub(crate) tls: Wanted,
+    pub(crate) export: Option<String>,
+    pub(crate) certificates: Option<PathBuf>,
+    pub(crate) hostname: Option<String>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some((scheme, rest)) = text.split_once("://") {
+            return uri(scheme, rest);
+        }
+        let place = match text.strip_prefix("unix:") {
+            Some("") => return Err("a path has to follow unix:".to_owned()),
+            Some(path) => Place::Unix(path.into()),
+            None => host_and_port(text)?,
+        };
+        let tls = Wanted::Perhaps;
+        Ok(Self { place, tls, export: None, certificates: None, hostname: None })
+    }
+}
+
+fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
+    let (tls, is_unix) = match scheme {
+        "nbd" => (Wanted::Never, false),
+        "nbds" => (Wanted::Always, false),
+        "nbd+unix" => (Wanted::Never, true),
+        "nbds+unix" => (Wanted::Always, true),
+        other => {
+            return Err(format!(
+                "\"{other}://\" is not known: expected nbd://, nbds://, nbd+unix:// or nbds+unix://"
+            ));
+        }
+    };
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let mut socket = None;
+    let (mut certificates, mut hostname) = (None, None);
+    for pair in query.split(['&', ';']).filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = decoded(value)?;
+        match key {
+            "socket" => socket = Some(value),
+            "tls-certificates" => certificates = Some(PathBuf::from(value)),
+            "tls-hostname" => hostname = Some(value),
+            "tls-verify-peer" | "tls-username" | "tls-psk-file" => {
+                return Err(format!("\"{key}\" of the URI can't be tried here"));
+            }
+            // What a server's own tools add isn't for this one.
+            _ => {}
+        }
+    }
+    let place = match (is_unix, socket) {
+        (true, Some(path)) if !path.is_empty() => Place::Unix(path.into()),
+        (true, _) => {
+            return Err(format!(
+                "{scheme}:// has no ?socket=PATH, such as {scheme}:///?socket=/run/nbd.sock"
+            ));
+        }
+        (false, _) => match authority.rsplit_once('@').map_or(authority, |(_, host)| host) {
+            "" => Place::Tcp { host: "localhost".to_owned(), port: NBD_PORT },
+            authority => host_and_port(authority)?,
+        },
+    };
+    Ok(Target { place, tls, export: Some(decoded(path)?), certificates, hostname })
+}
+
+fn host_and_port(text: &str) -> Result<Place, String> {
+    let tcp = |host: &str, port: u16| Ok(Place::Tcp { host: host.to_owned(), port });
+    let port = |text: &str| match text.parse() {
+        Ok(port @ 1..) => Ok(port),
+        _ => Err(format!("\"{text}\" is no port: expected a number from 1 to 65535")),
+    };
+    if let Some(rest) = text.strip_prefix('[') {
+        let (address, behind) = rest
+            .split_once(']')
+            .ok_or_else(|| format!("\"{text}\" has no ] behind the address"))?;
+        if address.parse::<Ipv6Addr>().is_err() {
+            return Err(format!("\"{address}\" is no IPv6 address"));
+        }
+        return match behind.strip_prefix(':') {
+            Some(number) => tcp(address, port(number)?),
+            None if behind.is_empty() => tcp(address, NBD_PORT),
+            None => Err(format!("\"{behind}\" behind the address is no port")),
+        };
+    }
+    // An IPv6 address without brackets has no port.
+    if text.parse::<Ipv6Addr>().is_ok() {
+        return tcp(text, NBD_PORT);
+    }
+    let (host, number) = match text.split_once(':') {
+        Some((host, number)) => (host, port(number)?),
+        None => (text, NBD_PORT),
+    };
+    let is_odd = |character: char| {
+        character.is_whitespace() || character.is_control() || "/?#@[]".contains(character)
+    };
+    if host.is_empty() || host.len() > MAX_HOST || host.contains(is_odd) {
+        return Err(format!(
+            "\"{}\" is no host: expected HOST, HOST:PORT, [IPV6]:PORT, unix:PATH or an NBD URI",
+            host.escape_debug()
+        ));
+    }
+    tcp(host, number)
+}
+
+/// Undoes the percent-encoding of URIs.
+fn decoded(text: &str) -> Result<String, String> {
+    let bad = || format!("\"{text}\" isn't encoded as a URI has to be");
+    let mut bytes = text.bytes();
+    let mut out = Vec::new();
+    while let Some(byte) = bytes.next() {
+        if byte == b'%' {
+            let mut digit = || {
+                let digit = char::from(bytes.next()?).to_digit(16)?;
+                u8::try_from(digit).ok()
+            };
+            let (high, low) = (digit(), digit());
+            out.push(high.zip(low).map(|(high, low)| high << 4 | low).ok_or_else(bad)?);
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8(out).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Target {
+        text.parse().unwrap()
+    }
+
+    fn place(text: &str) -> String {
+        parse(text).place.to_string()
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        for (text, meant) in [
+            ("nbd.example.org", "nbd.example.org:10809"),
+            ("nbd.example.org:99", "nbd.example.org:99"),
+            ("192.0.2.7", "192.0.2.7:10809"),
+            ("[2001:db8::7]:99", "[2001:db8::7]:99"),
+            ("[2001:db8::7]", "[2001:db8::7]:10809"),
+            ("2001:db8::7", "[2001:db8::7]:10809"),
+            ("unix:/run/a b", "unix:/run/a b"),
+        ] {
+            assert_eq!(place(text), meant);
+            assert_eq!(parse(text).tls, Wanted::Perhaps);
+        }
+    }
+
+    #[test]
+    fn uris() {
+        let target =
+            parse("nbds://nbd.example.org:99/a%2Fb%20c?tls-certificates=/p%C3%A4&tls-hostname=x");
+        assert_eq!(target.place.to_string(), "nbd.example.org:99");
+        assert_eq!((target.tls, target.export.as_deref()), (Wanted::Always, Some("a/b c")));
+        assert_eq!(target.certificates, Some("/pä".into()));
+        assert_eq!(target.hostname.as_deref(), Some("x"));
+
+        assert_eq!(place("nbd://"), "localhost:10809");
+        assert_eq!(place("nbd://[::1]:7/"), "[::1]:7");
+        assert_eq!(place("nbds://alice@host"), "host:10809");
+        assert_eq!(place("nbd+unix:///x?socket=/run/nbd.sock"), "unix:/run/nbd.sock");
+        assert_eq!(parse("nbd+unix:///?socket=/s").export.as_deref(), Some(""));
+        assert_eq!(parse("nbds+unix:///?socket=/s").tls, Wanted::Always);
+        assert_eq!(parse("nbd://h").tls, Wanted::Never);
+    }
+
+    #[test]
+    fn what_is_no_server() {
+        for bad in [
+            "",
+            ":1",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:x",
+            "a b",
+            "a/b",
+            "a\u{7}",
+            "[::1",
+            "[x]",
+            "[::1]x",
+            "unix:",
+            "http://a",
+            "nbd+unix:///x",
+            "nbd+unix:///x?socket=",
+            "nbd://a/%",
+            "nbd://a/%f",
+            "nbd://a/%ff",
+            "nbd://a?tls-psk-file=/x",
+        ] {
+            assert!(bad.parse::<Target>().is_err(), "{bad}");
+        }
+        assert!("x".repeat(300).parse::<Target>().is_err());
+    }
+}

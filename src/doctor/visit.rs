@@ -1,0 +1,260 @@
+//! From the greeting to a session in which exports can be chosen, again and again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use hexz_nbd::nbd::ReplyMode;
+use hexz_nbd::nbd::client::{self, ClientError};
+use hexz_nbd::nbd::wire::handshake::ClientFlags;
+use rustls::pki_types::ServerName;
+
+use super::advice::{self, Handshake, InClear};
+use super::certificate;
+use super::greeting::{self, Seen};
+use super::reach::{Address, Stream};
+use super::report::{Outcome, Report, Step};
+use super::target::Wanted;
+use super::tls::{self, Own, Shown};
+use super::trouble::{Trouble, within};
+
+/// How a server is visited.
+pub(super) struct Visit {
+    pub(super) address: Address,
+    pub(super) timeout: Duration,
+    pub(super) wanted: Wanted,
+    pub(super) own: Arc<Own>,
+    /// What the server's certificate has to be for.
+    pub(super) name: ServerName<'static>,
+}
+
+/// Exports with their descriptions.
+pub(super) type Listing = Vec<(String, String)>;
+
+/// A connection after the greeting.
+pub(super) struct Greeted {
+    stream: Stream,
+    flags: ClientFlags,
+}
+
+/// A connection that goes on in clear, or has to go over to TLS now.
+pub(super) struct Leg {
+    stream: Stream,
+    flags: ClientFlags,
+    is_tls_next: bool,
+    /// The exports, if they were listed.
+    listing: Option<Result<Listing, Trouble>>,
+}
+
+/// A connection on which exports can be chosen.
+pub(super) struct Session {
+    pub(super) stream: Stream,
+    pub(super) flags: ClientFlags,
+    pub(super) replies: ReplyMode,
+    /// The exports, or why they aren't known.
+    pub(super) listing: Option<Result<Listing, Trouble>>,
+    /// The version of TLS, if there is TLS.
+    pub(super) tls: Option<String>,
+}
+
+impl Visit {
+    pub(super) async fn greet(
+        &self,
+        mut stream: Stream,
+        report: &mut Report,
+    ) -> Result<Greeted, Step> {
+        let began = Instant::now();
+        let seen = greeting::read(&mut stream, self.timeout).await;
+        let seen = seen.map_err(|trouble| Step::bad("greeting", trouble.words()))?;
+        let step = advice::greeting(&seen, self.timeout).took(began.elapsed());
+        let (Seen::Newstyle(greeting), Outcome::Good) = (&seen, step.outcome) else {
+            return Err(step);
+        };
+        let answered = within(self.timeout, client::answer_greeting(&mut stream, *greeting)).await;
+        let flags = answered.map_err(|trouble| Step::bad("greeting", trouble.words()))?;
+        report.add(step);
+        Ok(Greeted { stream, flags })
+    }
+
+    /// What the server says to a client that hasn't started TLS.
+    pub(super) async fn in_clear(
+        &self,
+        greeted: Greeted,
+        report: &mut Report,
+    ) -> Result<Leg, Step> {
+        let Greeted { mut stream, mut flags } = greeted;
+        let list = within(self.timeout, client::list(&mut stream)).await;
+        let nowhere = |trouble: Trouble| {
+            let first = list.as_ref().err().map_or("it answers".to_owned(), Trouble::words);
+            let again = trouble.words();
+            Step::bad("in clear", format!("to LIST {first}, and then to a new connection {again}"))
+        };
+        if !matches!(list, Ok(_) | Err(Trouble::Refused { .. })) {
+            // That one can't be gone on with.
+            (stream, flags) = self.greeted().await.map_err(nowhere)?;
+        }
+        let mut starttls = match self.wanted {
+            Wanted::Never => None,
+            _ => Some(within(self.timeout, client::start_tls(&mut stream)).await),
+        };
+        if matches!((&list, &starttls), (Ok(_), Some(Ok(())))) {
+            // Not every server forgets, when TLS begins, that it has listed its exports (nbdkit).
+            (stream, flags) = self.greeted().await.map_err(nowhere)?;
+            starttls = Some(within(self.timeout, client::start_tls(&mut stream)).await);
+        }
+        let count = list.as_ref().map(Vec::len).map_err(Trouble::clone);
+        let seen = InClear { list: count, starttls };
+        let step = advice::in_clear(&seen, self.wanted, self.address.is_local());
+        if step.outcome == Outcome::Bad {
+            return Err(step);
+        }
+        report.add(step);
+        let is_tls_next = seen.offers_tls();
+        // Inside TLS there may be more exports, and other ones.
+        let listing = if is_tls_next { None } else { Some(list) };
+        Ok(Leg { stream, flags, is_tls_next, listing })
+    }
+
+    /// Goes over to TLS, if it is next, and agrees on replies.
+    pub(super) async fn begin(&self, leg: Leg, report: &mut Report) -> Result<Session, Step> {
+        if !leg.is_tls_next {
+            let (stream, replies, trouble) = self.agree(leg.stream).await.map_err(|trouble| {
+                Step::bad("replies", trouble.words()).advise(
+                    advice::Server,
+                    "a server has to answer options that it doesn't know with an error; take a newer one",
+                )
+            })?;
+            report.add(advice::replies(replies, trouble.as_ref()));
+            let Leg { flags, listing, .. } = leg;
+            return Ok(Session { stream, flags, replies, listing, tls: None });
+        }
+        let began = Instant::now();
+        let (agreed, shown) = self.handshake(leg.stream, tls::BOTH).await?;
+        let took = began.elapsed();
+        let seen = self.seen(&shown);
+        let (stream, agreed) = agreed.map_err(|trouble| self.failed(&trouble, &shown))?;
+        report.add(
+            Step::good(
+                "TLS",
+                format!("{}, {}, {}", agreed.version, agreed.cipher, agreed.exchange),
+            )
+            .detail("version", agreed.version.clone())
+            .detail("cipher", agreed.cipher)
+            .detail("key_exchange", agreed.exchange)
+            .took(took),
+        );
+        report.add(self.certificate(&shown));
+        let agreed_on = self.agree(stream).await;
+        let (stream, replies, trouble) = agreed_on.map_err(|trouble| {
+            advice::after_handshake(&trouble, seen)
+                .unwrap_or_else(|| Step::bad("replies", trouble.words()))
+        })?;
+        report.add(advice::client_certificate(seen));
+        report.add(advice::replies(replies, trouble.as_ref()));
+        let (flags, tls) = (leg.flags, Some(agreed.version));
+        Ok(Session { stream, flags, replies, listing: None, tls })
+    }
+
+    /// The same as was done before on a new connection, without a word. `is_tls` says whether
+    /// TLS was started.
+    pub(super) async fn again(&self, is_tls: bool) -> Result<(Stream, ReplyMode), Trouble> {
+        let (mut stream, _) = self.greeted().await?;
+        if is_tls {
+            within(self.timeout, client::start_tls(&mut stream)).await?;
+            let handshake = tls::handshake(stream, self.name.clone(), &self.own, tls::BOTH);
+            let (agreed, _) = self.in_time(handshake).await?;
+            (stream, _) = agreed?;
+        }
+        let (stream, replies, _) = self.agree(stream).await?;
+        Ok((stream, replies))
+    }
+
+    /// Whether a client that has no TLS 1.3 would come in.
+    pub(super) async fn older_tls(&self) -> Step {
+        let connected = async {
+            let (mut stream, _) = self.greeted().await?;
+            within(self.timeout, client::start_tls(&mut stream)).await?;
+            Ok(stream)
+        };
+        let stream = match connected.await {
+            Ok(stream) => stream,
+            Err(trouble) => return advice::no_second_connection(&trouble),
+        };
+        let handshake = tls::handshake(stream, self.name.clone(), &self.own, tls::OLD);
+        let tried = async {
+            let (agreed, _) = self.in_time(handshake).await?;
+            let (mut stream, _) = agreed?;
+            within(self.timeout, client::abort(&mut stream)).await
+        };
+        advice::older_tls(tried.await.as_ref().copied())
+    }
+
+    async fn greeted(&self) -> Result<(Stream, ClientFlags), Trouble> {
+        let connected = async { self.address.connect().await.map_err(ClientError::from) };
+        let mut stream = within(self.timeout, connected).await?;
+        match greeting::read(&mut stream, self.timeout).await? {
+            Seen::Newstyle(greeting) => {
+                let answered = client::answer_greeting(&mut stream, greeting);
+                let flags = within(self.timeout, answered).await?;
+                Ok((stream, flags))
+            }
+            Seen::Closed => Err(Trouble::Closed),
+            Seen::Silence => Err(Trouble::Silence),
+            _ => Err(Trouble::Broken("a second greeting is another one".to_owned())),
+        }
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = T>) -> Result<T, Trouble> {
+        tokio::time::timeout(self.timeout, work).await.map_err(|_| Trouble::Silence)
+    }
+
+    async fn handshake(
+        &self,
+        stream: Stream,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+    ) -> Result<(Result<(Stream, tls::Agreed), Trouble>, Shown), Step> {
+        let handshake = tls::handshake(stream, self.name.clone(), &self.own, versions);
+        let done = self.in_time(handshake).await;
+        done.map_err(|trouble| advice::handshake(&trouble, Handshake::default()))
+    }
+
+    /// Asks for structured replies and extended headers. What was refused is no failure.
+    async fn agree(
+        &self,
+        mut stream: Stream,
+    ) -> Result<(Stream, ReplyMode, Option<Trouble>), Trouble> {
+        match within(self.timeout, client::structured_replies(&mut stream)).await {
+            Ok(()) => {}
+            Err(refused @ Trouble::Refused { .. }) => {
+                return Ok((stream, ReplyMode::Simple, Some(refused)));
+            }
+            Err(trouble) => return Err(trouble),
+        }
+        match within(self.timeout, client::extended_headers(&mut stream)).await {
+            Ok(()) => Ok((stream, ReplyMode::Extended, None)),
+            Err(Trouble::Refused { .. }) => Ok((stream, ReplyMode::Structured, None)),
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    fn seen(&self, shown: &Shown) -> Handshake {
+        Handshake { asks: shown.asks_for_certificate, has_own: self.own.certificate.is_some() }
+    }
+
+    fn certificate(&self, shown: &Shown) -> Step {
+        let authorities = self.own.authorities.as_deref();
+        certificate::step(&shown.chain, authorities, &self.name, SystemTime::now())
+    }
+
+    /// The handshake failed: because the server isn't trusted, or for another reason.
+    fn failed(&self, trouble: &Trouble, shown: &Shown) -> Step {
+        if matches!(trouble, Trouble::Tls(rustls::Error::InvalidCertificate(_)))
+            && !shown.chain.is_empty()
+        {
+            let step = self.certificate(shown);
+            if step.outcome == Outcome::Bad {
+                return step;
+            }
+        }
+        advice::handshake(trouble, self.seen(shown))
+    }
+}

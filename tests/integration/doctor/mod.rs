@@ -1,0 +1,104 @@
+//! `hexz-nbd doctor`: against our own server, those of others, and whatever else may listen.
+
+mod odd;
+mod others;
+mod ours;
+mod scripted;
+
+use std::ffi::OsString;
+
+use serde_json::Value;
+
+use crate::support::server::{Ended, run};
+
+fn doctor<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Ended {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let patience =
+        ["--timeout", "5s"].iter().filter(|_| !args.iter().any(|arg| arg == "--timeout"));
+    let base = ["doctor"].iter().chain(patience).map(OsString::from);
+    run(base.chain(args.iter().cloned()))
+}
+
+/// What it found, for machines.
+struct Found {
+    code: Option<i32>,
+    report: Value,
+}
+
+fn examine<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Found {
+    let ended = doctor(["--json".into()].into_iter().chain(args.into_iter().map(Into::into)));
+    let report = serde_json::from_str(&ended.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}{}", ended.stdout, ended.stderr));
+    Found { code: ended.code, report }
+}
+
+impl Found {
+    /// The first step of that name.
+    #[track_caller]
+    fn step(&self, name: &str) -> &Value {
+        let steps = self.report["steps"].as_array().unwrap();
+        let step = steps.iter().find(|step| step["step"] == name);
+        step.unwrap_or_else(|| panic!("no step \"{name}\": {:#}", self.report))
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.report["steps"].as_array().unwrap().iter().any(|step| step["step"] == name)
+    }
+
+    #[track_caller]
+    fn assert_outcome(&self, name: &str, outcome: &str) -> &Self {
+        assert_eq!(self.step(name)["outcome"], outcome, "{name}: {:#}", self.report);
+        self
+    }
+
+    /// All is well, perhaps with warnings.
+    #[track_caller]
+    fn assert_works(&self) -> &Self {
+        assert_eq!(self.code, Some(0), "{:#}", self.report);
+        assert_ne!(self.report["outcome"], "bad");
+        self.assert_outcome("first read", "good").assert_outcome("last read", "good");
+        self.assert_outcome("goodbye", "good")
+    }
+
+    /// That step is the last one and failed, found these words, and has advice with those for
+    /// that side.
+    #[track_caller]
+    fn assert_ends(&self, name: &str, found: &str, side: &str, advice: &str) -> &Self {
+        assert_eq!(self.code, Some(1), "{:#}", self.report);
+        let last = self.report["steps"].as_array().unwrap().last().unwrap();
+        assert_eq!(last["step"], name, "{:#}", self.report);
+        self.assert_bad(name, found, side, advice)
+    }
+
+    #[track_caller]
+    fn assert_bad(&self, name: &str, found: &str, side: &str, advice: &str) -> &Self {
+        assert_eq!((self.code, &self.report["outcome"]), (Some(1), &Value::from("bad")));
+        let step = self.assert_outcome(name, "bad").step(name);
+        assert!(step["found"].as_str().unwrap().contains(found), "{step:#}");
+        self.assert_advice(name, side, advice)
+    }
+
+    #[track_caller]
+    fn assert_advice(&self, name: &str, side: &str, advice: &str) -> &Self {
+        let step = self.step(name);
+        let told =
+            step["advice"].as_array().unwrap().iter().any(|told| {
+                told["side"] == side && told["text"].as_str().unwrap().contains(advice)
+            });
+        assert!(told, "no \"{advice}\" for the {side}: {step:#}");
+        self
+    }
+
+    /// A detail of a step.
+    #[track_caller]
+    fn detail(&self, name: &str, detail: &str) -> &Value {
+        &self.step(name)["details"][detail]
+    }
+
+    /// The lines of a step.
+    #[track_caller]
+    fn lines(&self, name: &str) -> String {
+        let lines = self.step(name)["lines"].as_array().unwrap();
+        lines.iter().map(|line| line.as_str().unwrap()).collect::<Vec<_>>().join("\n")
+    }
+}

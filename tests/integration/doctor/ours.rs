@@ -1,0 +1,260 @@
+//! Against this program, in whatever way it is set up.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::archive_writer::{ArchiveWriter, noise};
+use crate::support::archive;
+use crate::support::authority::{Authority, Recipe};
+use crate::support::pki::Pki;
+use crate::support::server::{Builder, Server, run};
+
+use super::{doctor, examine};
+
+const DAY: i64 = 24 * 3600;
+
+fn tls() -> Builder {
+    Server::builder().archive("base-zstd.hxz").tls(Pki::new())
+}
+
+fn localhost(server: &Server) -> OsString {
+    format!("localhost:{}", server.port()).into()
+}
+
+fn with_ca(server: &Server) -> Vec<OsString> {
+    vec!["--tls-ca".into(), server.pki().ca_cert().into(), localhost(server)]
+}
+
+fn with_folder(folder: &Path, server: &Server) -> Vec<OsString> {
+    vec!["--no-speed".into(), "--tls-dir".into(), folder.into(), localhost(server)]
+}
+
+#[test]
+fn without_tls() {
+    let server = Server::start([archive("base-zstd.hxz")]);
+    let found = examine([format!("127.0.0.1:{}", server.port())]);
+    found.assert_works();
+    assert_eq!(found.report["outcome"], "good");
+    assert_eq!(found.detail("in clear", "tls"), "refused");
+    assert_eq!(found.detail("exports", "names")[0]["name"], "base-zstd.hxz");
+    assert_eq!(found.detail("export", "size"), 8_388_608);
+    assert_eq!(found.detail("export", "read_only"), true);
+    assert_eq!(found.detail("export", "block_sizes")["preferred"], 65_536);
+    assert_eq!(found.detail("replies", "extended"), true);
+    assert_eq!(found.detail("metadata contexts", "names")[0], "base:allocation");
+    assert_eq!(found.detail("speed", "bytes"), 8_388_608);
+    assert!(found.detail("latency", "median_seconds").as_f64().unwrap() > 0.0);
+    assert!(!found.has("TLS") && !found.has("certificate"));
+
+    let ended = doctor([format!("127.0.0.1:{}", server.port())]);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    for line in
+        ["✓ greeting: NBD, fixed newstyle (", "✓ first read: 4096 bytes at 0 (", "All of it works."]
+    {
+        assert!(ended.stdout.lines().any(|told| told.starts_with(line)), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn over_a_unix_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nbd.sock");
+    let _server = Server::builder().arg("--raw").archive("aux-lz4.hxz").listen_unix(&path).start();
+    let export = "aux-lz4.hxz/aux";
+    let target = format!("unix:{}", path.display());
+    let found = examine(["--export", export, "--no-speed", &target]);
+    found.assert_works();
+    assert_eq!(found.detail("export", "size"), 70_000);
+    // 70,000 isn't a multiple of 512.
+    found.assert_outcome("export", "warning").assert_advice("export", "server", "multiple of 512");
+    assert!(!found.has("speed"));
+    let uri = format!("nbd+unix:///{}?socket={}", "aux-lz4.hxz%2Faux", path.display());
+    examine([uri]).assert_works();
+
+    let nowhere = format!("unix:{}", folder.path().join("nowhere").display());
+    examine([nowhere]).assert_ends("connection", "there is none", "client", "no such socket");
+}
+
+#[test]
+fn with_tls() {
+    let server = tls().start();
+    let found = examine(with_ca(&server));
+    found.assert_works();
+    assert_eq!(found.report["outcome"], "good", "{:#}", found.report);
+    assert_eq!(found.detail("in clear", "tls"), "required");
+    assert_eq!(found.detail("TLS", "version"), "TLS 1.3");
+    assert_eq!(found.detail("TLS", "key_exchange"), "X25519MLKEM768");
+    assert_eq!(found.detail("certificate", "verified"), true);
+    assert_eq!(found.detail("certificate", "names")[0], "localhost");
+    assert!(found.lines("certificate").contains("issuer: CN=hexz-nbd test CA"));
+    assert_eq!(found.detail("client certificate", "asked_for"), false);
+    assert_eq!(found.detail("TLS 1.2", "spoken"), true);
+
+    // As libnbd has it.
+    let uri = format!(
+        "nbds://localhost:{}/base-zstd.hxz?tls-certificates={}",
+        server.port(),
+        server.pki().folder().display()
+    );
+    examine([uri]).assert_works();
+    // Nobody vouches for it.
+    let found = examine([localhost(&server)]);
+    found.assert_works().assert_outcome("certificate", "warning");
+    found.assert_advice("certificate", "client", "anybody may be that server");
+    assert_eq!(found.detail("certificate", "verified"), false);
+    // In clear there is nothing.
+    for args in [
+        vec!["--no-tls".into(), localhost(&server)],
+        vec![format!("nbd://localhost:{}", server.port()).into()],
+    ] {
+        examine(args).assert_ends("in clear", "the server requires TLS", "client", "nbds://");
+    }
+}
+
+#[test]
+fn servers_that_are_not_the_right_one() {
+    let server = tls().start();
+    let other = Pki::new();
+    let args = |pki: &Pki| -> Vec<OsString> {
+        vec!["--tls-ca".into(), pki.ca_cert().into(), localhost(&server)]
+    };
+    // Both have the same name, as a CA has that was made anew.
+    examine(args(&other)).assert_ends("certificate", "by none of the CAs", "client", "another key");
+    let named = Pki::made_by(&crate::support::pki::Recipe {
+        authority: "somebody else",
+        ..crate::support::pki::Recipe::default()
+    });
+    examine(args(&named)).assert_ends("certificate", "by none of", "client", "CN=hexz-nbd test CA");
+
+    let mut wrong_name = with_ca(&server);
+    wrong_name.extend(["--tls-hostname".into(), "nbd.example.org".into()]);
+    let found = examine(wrong_name);
+    found.assert_ends("certificate", "not for the name nbd.example.org", "client", "localhost");
+    found.assert_advice("certificate", "server", "subject alternative names");
+    assert_eq!(found.detail("certificate", "name_fits"), false);
+
+    let missing = vec!["--tls-ca".into(), "/nowhere/ca.pem".into(), localhost(&server)];
+    examine(missing).assert_ends("own files", "/nowhere/ca.pem", "client", "the CA's certificate");
+    let no_pem: Vec<OsString> =
+        vec!["--tls-ca".into(), server.pki().server_key().into(), localhost(&server)];
+    examine(no_pem).assert_ends("own files", "BEGIN CERTIFICATE", "client", "PEM");
+}
+
+#[test]
+fn client_certificates() {
+    let authority = Authority::new();
+    let server = tls().clients_of(&authority).start();
+    let alice = authority.alice().folder(server.pki());
+    let found = examine(with_folder(alice.path(), &server));
+    found.assert_works();
+    assert_eq!(found.report["outcome"], "good", "{:#}", found.report);
+    assert_eq!(found.detail("client certificate", "accepted"), true);
+
+    let found = examine(with_ca(&server));
+    found.assert_ends("client certificate", "requires one", "client", "--tls-cert and --tls-key");
+    assert_eq!(found.detail("client certificate", "alert"), "CertificateRequired");
+
+    let stranger = Authority::named("hexz-nbd test other CA").alice().folder(server.pki());
+    let found = examine(with_folder(stranger.path(), &server));
+    found.assert_ends("client certificate", "doesn't know the CA", "server", "--tls-client-ca");
+
+    let seconds = (-9 * DAY, -2 * DAY);
+    let old = authority.certify(&Recipe { seconds, ..Recipe::default() }).folder(server.pki());
+    let found = examine(with_folder(old.path(), &server));
+    found.assert_ends("client certificate", "expired", "client", "a new one");
+
+    // Its key is another one.
+    std::fs::copy(stranger.path().join("client-key.pem"), alice.path().join("client-key.pem"))
+        .unwrap();
+    let found = examine(with_folder(alice.path(), &server));
+    found.assert_ends(
+        "own files",
+        "doesn't belong to the certificate",
+        "client",
+        "own certificate",
+    );
+}
+
+#[test]
+fn client_certificates_that_nobody_asks_for() {
+    let server = tls().start();
+    let folder = Authority::new().alice().folder(server.pki());
+    let found = examine(with_folder(folder.path(), &server));
+    found.assert_works().assert_outcome("client certificate", "warning");
+    found.assert_advice("client certificate", "server", "--tls-client-ca");
+}
+
+#[test]
+fn tls_1_3_alone_is_told() {
+    let server = tls().args(["--tls-min", "1.3"]).start();
+    let found = examine(with_ca(&server));
+    found.assert_works().assert_outcome("TLS 1.2", "warning");
+    found.assert_advice("TLS 1.2", "client", "nbd-client 3.24");
+}
+
+#[test]
+fn addresses_that_are_not_let_in() {
+    let server = Server::builder()
+        .archive("base-zstd.hxz")
+        .args(["--deny", "127.0.0.1", "--allow", "127.0.0.0/8"])
+        .start();
+    let found = examine([format!("127.0.0.1:{}", server.port())]);
+    found.assert_ends("greeting", "before a word is said", "server", "--allow, --deny");
+    found.assert_advice("greeting", "server", "hosts.deny");
+    let port = server.port();
+    drop(server);
+    let found = examine([format!("127.0.0.1:{port}")]);
+    found.assert_ends("connection", "there is none", "server", "nothing listens on that port");
+}
+
+#[test]
+fn exports() {
+    let server = Server::start([archive("base-zstd.hxz"), archive("base-lz4.hxz")]);
+    let target = format!("localhost:{}", server.port());
+    // Two exports, none of which is the default one.
+    let found = examine(["--no-speed", &target]);
+    found.assert_works().assert_outcome("default export", "warning");
+    assert_eq!(found.detail("exports", "count"), 2);
+    let found = examine(["--export", "nowhere.hxz", &target]);
+    found.assert_ends("export", "NBD_REP_ERR_UNKNOWN", "client", "base-lz4.hxz");
+    let found = examine([format!("nbd://{target}/base-lz4.hxz")]);
+    found.assert_works();
+    assert_eq!(found.detail("export", "name"), "base-lz4.hxz");
+}
+
+#[test]
+fn damaged_archives() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut written = ArchiveWriter::of_image(&noise(1, 1 << 20), 65536).write();
+    let stored = written.main[0].blocks[0].stored.start;
+    written.bytes[stored] ^= 1;
+    let path = folder.path().join("damaged.hxz");
+    written.save(&path);
+    let server = Server::start([path]);
+    let found = examine([format!("localhost:{}", server.port())]);
+    found.assert_bad("first read", "NBD_EIO", "server", "hexz-nbd verify");
+    // The session goes on.
+    found.assert_outcome("last read", "good").assert_outcome("speed", "bad");
+    found.assert_outcome("goodbye", "good");
+    assert!(
+        found.step("first read")["found"].as_str().unwrap().contains("the server's log says why")
+    );
+}
+
+#[test]
+fn command_lines_that_are_wrong() {
+    for bad in [
+        &["doctor"][..],
+        &["doctor", "http://localhost"],
+        &["doctor", "localhost:0"],
+        &["doctor", "localhost", "--timeout", "0s"],
+        &["doctor", "localhost", "--tls-cert", "x"],
+        &["doctor", "localhost", "--tls-cert", "x", "--tls-key", "y"],
+        &["doctor", "localhost", "--no-tls", "--require-tls"],
+    ] {
+        assert_eq!(run(bad).code, Some(2), "{bad:?}");
+    }
+    // What is no name of a host ends before anything is sent.
+    let found = examine(["--tls-hostname", "a b", "localhost:1"]);
+    found.assert_ends("name", "no certificate can be for", "client", "--tls-hostname");
+}
