@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let recent = RecentErrors::default();
     let settings = source.read().unwrap_or_else(|refused| refused.exit());
     if let Err(error) = log::start(&settings.cli.log, &recent) {
-        Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
+        Cli::command().error(ErrorKind::InvalidValue, error.to_string()).exit();
     }
     for note in &settings.notes {
         tracing::warn!("{note}");

@@ -243,8 +243,11 @@ pub(crate) enum LogFormat {
     /// For people
     #[default]
     Text,
-    /// For machines, an object a line
+    /// For machines: a flat JSON object a line
     Json,
+    /// To the systemd journal itself, with fields such as HEXZ_NBD_PEER, HEXZ_NBD_IDENTITY and
+    /// HEXZ_NBD_EXPORT
+    Journal,
 }
 
 #[derive(Debug, Args)]

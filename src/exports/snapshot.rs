@@ -109,7 +109,7 @@ impl SnapshotExport {
     fn report(&self, at: u64, cause: &Failure) {
         if let Some(held_back) = self.blocks.reader.failures.allow() {
             tracing::error!(
-                export = %self.name,
+                export = self.name,
                 offset = at,
                 held_back = held_back.field(),
                 "a read failed, the client gets an I/O error: {cause}",

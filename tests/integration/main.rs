@@ -15,6 +15,7 @@
 
 mod admission;
 mod archive_writer;
+mod audit;
 mod changed;
 mod clients;
 mod doctor;

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use hexz_nbd::sandbox::{self, Mode, Plan, SandboxError};
+use rustix::fs::{CWD, Mode as FileMode, OFlags};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -77,6 +78,47 @@ const ATTEMPTS: &[Attempt] = &[
     ("panic in a thread", panic_in_a_thread, Done),
 ];
 
+/// The same where a file is appended to: in one way, in one folder, and nothing else.
+const WITH_AUDIT: &[Attempt] = &[
+    ("append to the audit", |place| append_to(&place.audit("file"), APPENDING, 0o640), Done),
+    ("make the audit anew", |place| append_to(&place.audit("new"), APPENDING, 0o640), Done),
+    ("append by a link", |place| append_to(&place.audit("link"), APPENDING, 0o640), Refused(ELOOP)),
+    ("make it with more rights", with_more_rights, Refused(ENOSYS)),
+    ("cut the audit", |place| also(place, OFlags::TRUNC), Refused(ENOSYS)),
+    ("make none but new ones", |place| also(place, OFlags::EXCL), Refused(ENOSYS)),
+    ("write over it", |place| append_to(&place.audit("file"), OVER, 0o640), Refused(ENOSYS)),
+    ("append as others do", append_to_the_audit, Refused(ENOSYS)),
+    ("read the audit", |place| is_read(&place.audit("file")), Refused(EACCES)),
+    ("list the audit", |place| fs::read_dir(place.audit("")).map(drop), Refused(EACCES)),
+    (
+        "append elsewhere",
+        |place| append_to(&place.outside("file"), APPENDING, 0o640),
+        Refused(EACCES),
+    ),
+    (
+        "append to what is read",
+        |place| append_to(&place.inside("file"), APPENDING, 0o640),
+        Refused(EACCES),
+    ),
+    (
+        "make a file elsewhere",
+        |place| append_to(&place.inside("new"), APPENDING, 0o640),
+        Refused(EACCES),
+    ),
+    ("remove the audit", |place| fs::remove_file(place.audit("file")), Refused(EACCES)),
+    (
+        "rename the audit",
+        |place| fs::rename(place.audit("file"), place.audit("b")),
+        Refused(ENOSYS),
+    ),
+    ("write", |place| fs::write(place.audit("other"), "x"), Refused(ENOSYS)),
+];
+
+const ELOOP: i32 = 40;
+const OVER: OFlags = OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::CLOEXEC);
+const APPENDING: OFlags =
+    OVER.union(OFlags::APPEND).union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK);
+
 /// Where a process is to try it.
 struct Place {
     folder: PathBuf,
@@ -99,8 +141,13 @@ impl Place {
         self.folder.join("sockets").join(name)
     }
 
-    fn plan(&self) -> Plan {
+    fn audit(&self, name: &str) -> PathBuf {
+        self.folder.join("audit").join(name)
+    }
+
+    fn plan(&self, appends: bool) -> Plan {
         Plan {
+            appended: if appends { vec![self.audit("file")] } else { Vec::new() },
             mode: Mode::Require,
             folders: vec![self.inside("")],
             sockets: vec![self.sockets("s")],
@@ -112,7 +159,7 @@ impl Place {
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["try", what, folder, port] => end(attempt(what, folder, port)),
+        ["try", what, set, folder, port] => end(attempt(what, set, folder, port)),
         ["without", call, ref command @ ..] => without(call, command),
         _ => test(&args),
     }
@@ -124,7 +171,7 @@ fn end(result: io::Result<()>) -> ! {
     std::process::exit(code)
 }
 
-fn attempt(what: &str, folder: &str, port: &str) -> io::Result<()> {
+fn attempt(what: &str, set: &str, folder: &str, port: &str) -> io::Result<()> {
     let place = Place {
         folder: folder.into(),
         listener: format!("127.0.0.1:{port}").parse::<std::net::SocketAddr>().unwrap().into(),
@@ -133,9 +180,11 @@ fn attempt(what: &str, folder: &str, port: &str) -> io::Result<()> {
     };
     place.managers[0].connect(place.sockets("manager"))?;
     place.managers[1].connect_addr(&abstract_manager(Path::new(folder)))?;
-    let report = sandbox::enter(&place.plan()).unwrap();
+    let appends = set == "audit";
+    let report = sandbox::enter(&place.plan(appends)).unwrap();
     assert!(report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
-    let (_, attempt, _) = ATTEMPTS.iter().find(|(name, ..)| *name == what).unwrap();
+    let set = if appends { WITH_AUDIT } else { ATTEMPTS };
+    let (_, attempt, _) = set.iter().find(|(name, ..)| *name == what).unwrap();
     attempt(&place)
 }
 
@@ -163,8 +212,10 @@ fn test(args: &[String]) {
         return;
     }
     let mut count = 0;
-    for (name, _, expected) in ATTEMPTS.iter().filter(|(name, ..)| is_wanted(name)) {
-        assert_eq!(outcome(name), *expected, "{name}");
+    let sets = [("plain", ATTEMPTS), ("audit", WITH_AUDIT)];
+    let all = sets.iter().flat_map(|(set, attempts)| attempts.iter().map(move |it| (set, it)));
+    for (set, (name, _, expected)) in all.filter(|(_, (name, ..))| is_wanted(name)) {
+        assert_eq!(outcome(name, set), *expected, "{name} ({set})");
         count += 1;
     }
     let others: [(&str, fn()); 4] = [
@@ -181,13 +232,14 @@ fn test(args: &[String]) {
 }
 
 /// What comes of an attempt in a process of its own.
-fn outcome(what: &str) -> End {
+fn outcome(what: &str, set: &str) -> End {
     let folder = tempfile::tempdir().unwrap();
-    for name in ["in", "out", "sockets"] {
+    for name in ["in", "out", "sockets", "audit"] {
         fs::create_dir(folder.path().join(name)).unwrap();
         fs::write(folder.path().join(name).join("file"), "x").unwrap();
     }
     symlink("../out/file", folder.path().join("in/link")).unwrap();
+    symlink("file", folder.path().join("audit/link")).unwrap();
     fs::write(folder.path().join("sockets/s"), "").unwrap();
     let _managers = [
         UnixDatagram::bind(folder.path().join("sockets/manager")).unwrap(),
@@ -197,7 +249,7 @@ fn outcome(what: &str) -> End {
     let port = listener.local_addr().unwrap().port().to_string();
 
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let output = command.args(["try", what]).arg(folder.path()).arg(port).output().unwrap();
+    let output = command.args(["try", what, set]).arg(folder.path()).arg(port).output().unwrap();
     match (output.status.code(), output.status.signal()) {
         (Some(0), _) => Done,
         (Some(code @ (255 | 101)), _) => {
@@ -214,6 +266,24 @@ fn is_read(path: &Path) -> io::Result<()> {
 
 fn append(place: &Place) -> io::Result<()> {
     File::options().append(true).open(place.inside("file")).map(drop)
+}
+
+fn append_to(path: &Path, flags: OFlags, mode: u32) -> io::Result<()> {
+    let file = rustix::fs::openat(CWD, path, flags, FileMode::from_raw_mode(mode))?;
+    rustix::io::write(&file, b"x")?;
+    Ok(rustix::fs::fdatasync(&file)?)
+}
+
+fn also(place: &Place, flags: OFlags) -> io::Result<()> {
+    append_to(&place.audit("file"), APPENDING | flags, 0o640)
+}
+
+fn with_more_rights(place: &Place) -> io::Result<()> {
+    append_to(&place.audit("new"), APPENDING, 0o666)
+}
+
+fn append_to_the_audit(place: &Place) -> io::Result<()> {
+    File::options().append(true).open(place.audit("file")).map(drop)
 }
 
 fn in_a_thread(place: &Place) -> io::Result<()> {

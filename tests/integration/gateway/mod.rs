@@ -11,6 +11,7 @@ mod hostile;
 mod hostile_archives;
 mod listening;
 mod log;
+mod log_fields;
 mod plaintext;
 mod proxied;
 mod resets;

@@ -1,0 +1,177 @@
+//! The system's journal, by its own protocol: what is known of a connection becomes fields that
+//! can be asked for, as `journalctl HEXZ_NBD_EXPORT=snap.hexz` does.
+//!
+//! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. Long entries would be handed over as files in
+//! memory, which the sandbox forbids; values are cut instead, so that each entry is a datagram.
+
+use std::fmt::{Debug, Write};
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use socket2::SockRef;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::Context;
+use tracing_subscriber::registry::{LookupSpan, Scope};
+
+use super::text::priority;
+
+/// Where it listens.
+pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
+
+/// The longest value, in bytes. There are less than a dozen in an entry, so that it fits into a
+/// datagram.
+const MAX_VALUE: usize = 8 * 1024;
+
+/// What entries that the journal hasn't read may take, in bytes. The kernel may grant less.
+const SEND_BUFFER: usize = 1024 * 1024;
+
+/// The journal.
+#[derive(Debug)]
+pub(super) struct Journal {
+    socket: UnixDatagram,
+    /// Entries that it didn't take, and of which none has said so.
+    lost: AtomicU64,
+}
+
+impl Journal {
+    /// Connects to it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn connect() -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(SOCKET)?;
+        // Nobody who serves clients waits for a journal that is slow.
+        socket.set_nonblocking(true)?;
+        SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER)?;
+        Ok(Self { socket, lost: AtomicU64::new(0) })
+    }
+
+    /// Sends an entry; one that isn't taken is counted, and the next that is says so.
+    fn send(&self, entry: &[u8]) {
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            let words = format!("{lost} lines of the log are lost: the journal didn't take them");
+            if self.socket.send(&entry_of(Level::WARN, &words, &[])).is_err() {
+                self.lost.fetch_add(lost + 1, Ordering::Relaxed);
+                return;
+            }
+        }
+        if self.socket.send(entry).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+        {
+            values.record(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut own = Fields::default();
+        event.record(&mut own);
+        let mut words = String::new();
+        let mut all: Vec<(&'static str, String)> = Vec::new();
+        for span in context.event_scope(event).into_iter().flat_map(Scope::from_root) {
+            if let Some(known) = span.extensions().get::<Fields>() {
+                words.push_str(span.name());
+                words.push('{');
+                words.push_str(&known.words());
+                words.push_str("}: ");
+                all.extend(known.values.iter().cloned());
+            }
+        }
+        words.push_str(&own.message);
+        if !own.values.is_empty() {
+            words.push(' ');
+            words.push_str(&own.words());
+        }
+        all.extend(own.values);
+        self.send(&entry_of(*event.metadata().level(), &words, &all));
+    }
+}
+
+/// Fields of a span or an event, by name.
+#[derive(Debug, Default)]
+struct Fields {
+    message: String,
+    values: Vec<(&'static str, String)>,
+}
+
+impl Fields {
+    fn set(&mut self, field: &Field, value: String) {
+        let known = self.values.iter_mut().find(|(name, _)| *name == field.name());
+        match (field.name(), known) {
+            ("message", _) => self.message = value,
+            (_, Some((_, known))) => *known = value,
+            (name, None) => self.values.push((name, value)),
+        }
+    }
+
+    /// For people.
+    fn words(&self) -> String {
+        let words = self.values.iter().map(|(name, value)| format!("{name}={value}"));
+        words.collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, value.to_owned());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.set(field, format!("{value:?}"));
+    }
+}
+
+/// An entry. Control characters are escaped, as the journal shows nothing of a value that has
+/// some.
+fn entry_of(level: Level, words: &str, fields: &[(&str, String)]) -> Vec<u8> {
+    let mut entry = Vec::with_capacity(512);
+    add(&mut entry, "MESSAGE", words);
+    add(&mut entry, "PRIORITY", &priority(level).to_string());
+    add(&mut entry, "SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
+    for (name, value) in fields {
+        add(&mut entry, &format!("HEXZ_NBD_{}", name.to_ascii_uppercase()), value);
+    }
+    entry
+}
+
+/// A value with its length: whatever is in it can't be taken for another field.
+fn add(entry: &mut Vec<u8>, name: &str, value: &str) {
+    let mut clean = String::with_capacity(value.len());
+    for letter in value.chars() {
+        if clean.len() >= MAX_VALUE {
+            clean.push('…');
+            break;
+        }
+        match letter.is_control() {
+            // Writing to a string doesn't fail.
+            true => write!(clean, "{}", letter.escape_default()).unwrap_or_default(),
+            false => clean.push(letter),
+        }
+    }
+    entry.extend_from_slice(name.as_bytes());
+    entry.push(b'\n');
+    entry.extend_from_slice(&(clean.len() as u64).to_le_bytes());
+    entry.extend_from_slice(clean.as_bytes());
+    entry.push(b'\n');
+}

@@ -1,0 +1,52 @@
+//! Lines for machines: one flat object, in which what is known of a connection stands beside
+//! what has happened.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use serde_json::{Map, Value};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::registry::{LookupSpan, Scope};
+
+/// Takes fields that are JSON objects.
+pub(super) struct Flat;
+
+impl<S, N> FormatEvent<S, N> for Flat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Map::new();
+        for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
+            if let Some(known) = span.extensions().get::<FormattedFields<N>>() {
+                add(&mut fields, known);
+            }
+        }
+        let mut own = String::new();
+        context.format_fields(Writer::new(&mut own), event)?;
+        add(&mut fields, &own);
+
+        let time = humantime::format_rfc3339_micros(SystemTime::now());
+        let level = event.metadata().level();
+        let message = fields.remove("message").unwrap_or_default();
+        write!(writer, r#"{{"timestamp":"{time}","level":"{level}","message":{message}"#)?;
+        for (name, value) in fields {
+            write!(writer, ",{}:{value}", Value::String(name))?;
+        }
+        writeln!(writer, "}}")
+    }
+}
+
+fn add(fields: &mut Map<String, Value>, object: &str) {
+    if let Ok(Value::Object(more)) = serde_json::from_str(object) {
+        fields.extend(more);
+    }
+}

@@ -1,0 +1,53 @@
+//! Lines for people, where they are read by the system's journal.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt;
+
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
+use tracing_subscriber::registry::LookupSpan;
+
+/// Whether the journal reads the standard error stream: it says by `JOURNAL_STREAM` which
+/// stream that is, since a program that is started by another may have a different one.
+pub(super) fn is_read_by_the_journal() -> bool {
+    let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
+    let stream = std::fs::metadata("/proc/self/fd/2");
+    stream.is_ok_and(|file| named == format!("{}:{}", file.dev(), file.ino()))
+}
+
+/// With the level as the journal takes it in front of a line, and without the time, which it
+/// notes itself.
+pub(super) struct WithPriority(Format<Full, ()>);
+
+impl WithPriority {
+    pub(super) fn new() -> Self {
+        Self(format().without_time().with_target(false).with_level(false).with_ansi(false))
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for WithPriority
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        write!(writer, "<{}>", priority(*event.metadata().level()))?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+/// A level as syslog numbers it.
+pub(super) fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        _ => 7,
+    }
+}
