@@ -203,7 +203,7 @@ pub struct Served {
     /// Its requests, once it was reading.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
-    /// The bytes that it read.
+    /// The bytes with which its reads were answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
     /// Requests that were answered with an error.

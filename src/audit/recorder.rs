@@ -18,6 +18,10 @@ use crate::limited::RateLimit;
 /// power takes no more with it.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
+/// How long what comes behind an event that was written waits for what else comes: a flood
+/// takes few writes then, and wakes the writer seldom.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// When what couldn't be written is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -92,6 +96,7 @@ impl Recorder {
             target,
             batch: Batch::default(),
             is_last: false,
+            gather_until: None,
             retry_at: None,
             in_trouble: false,
             length: None,
@@ -193,6 +198,8 @@ struct Writer {
     batch: Batch,
     /// Whether the file is to be opened anew behind this batch.
     is_last: bool,
+    /// Until when further lines are gathered.
+    gather_until: Option<Instant>,
     /// When what couldn't be written is tried again.
     retry_at: Option<Instant>,
     /// Whether the log says that nothing can be written.
@@ -241,7 +248,10 @@ impl Writer {
                 self.is_last = false;
                 return Step::Reopen;
             }
-            if self.batch.is_done() && !state.queue.is_empty() {
+            let is_urgent = state.reopen || state.finish.is_some();
+            self.gather_until = self.gather_until.filter(|&until| now < until && !is_urgent);
+            let may_take = self.batch.is_done() && self.gather_until.is_none();
+            if may_take && !state.queue.is_empty() {
                 let emptied = std::mem::take(&mut self.batch).into_bytes();
                 self.batch = state.queue.take(emptied);
                 self.is_last = state.reopen;
@@ -258,8 +268,9 @@ impl Writer {
                 Some(until) if until <= now => return Step::End,
                 _ => {}
             }
-            let wake_at = [self.retry_at, sync_at, state.finish].into_iter().flatten().min();
-            state.is_idle = self.batch.is_done();
+            let times = [self.gather_until, self.retry_at, sync_at, state.finish];
+            let wake_at = times.into_iter().flatten().min();
+            state.is_idle = may_take;
             state = match wake_at {
                 Some(at) => {
                     let waited = shared.work.wait_timeout(state, at.saturating_duration_since(now));
@@ -283,7 +294,9 @@ impl Writer {
                 self.retry_at = None;
                 let lines = self.batch.advance(bytes);
                 self.shared.written.fetch_add(lines, Ordering::Relaxed);
-                self.unsynced_since.get_or_insert_with(Instant::now);
+                let now = Instant::now();
+                self.unsynced_since.get_or_insert(now);
+                self.gather_until = Some(now + GATHER);
                 if std::mem::take(&mut self.in_trouble) {
                     tracing::info!("audit: {} can be written again", self.target);
                 }

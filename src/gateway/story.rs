@@ -13,7 +13,7 @@ use crate::audit::{
     Audit, Certificate, Dismissed, Ended, Event, ExportDenied, HandshakeFailed, NotAllowed,
     Reading, Refused, Served, Text, Time, Who,
 };
-use crate::nbd::{Farewell, Summary};
+use crate::nbd::Farewell;
 
 /// Names of one certificate that are told.
 const MAX_NAMES: usize = 16;
@@ -56,7 +56,7 @@ impl<'a> Story<'a> {
 
     fn ending(&self, ended: &Result<Ending, Failure>) -> Event {
         let (who, duration) = (who(self.live), self.started.elapsed());
-        let served = served(self.live, ended.as_ref().ok());
+        let served = served(self.live);
         match ended {
             Err(Failure::TlsHandshake(failure)) => Event::HandshakeFailed(HandshakeFailed {
                 who,
@@ -92,7 +92,7 @@ impl Drop for Story<'_> {
             self.audit.tell(|| {
                 Event::Ended(Ended {
                     who: who(self.live),
-                    served: served(self.live, None),
+                    served: served(self.live),
                     how: "dropped".into(),
                     why: None,
                     duration: self.started.elapsed(),
@@ -157,12 +157,15 @@ fn who(live: &Live) -> Who {
     }
 }
 
-fn served(live: &Live, ending: Option<&Ending>) -> Served {
-    let (requests, bytes) = match ending {
-        Some(Ending::Served(Summary { requests, bytes, .. })) => (Some(*requests), Some(*bytes)),
-        _ => (None, None),
-    };
-    Served { export: live.export().map(Text::from), requests, bytes, errors: None }
+fn served(live: &Live) -> Served {
+    let Some(export) = live.export() else { return Served::default() };
+    let done = live.activity.so_far();
+    Served {
+        export: Some(export.into()),
+        requests: Some(done.requests.all()),
+        bytes: Some(done.bytes),
+        errors: Some(done.errors.all()),
+    }
 }
 
 /// A certificate that came this far can be read; one that can't isn't described.

@@ -10,6 +10,7 @@ use super::error::{Error, Problem, printable};
 use super::header::{Extent, HEADER_REGION, Header, Region};
 use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
 use super::limits::MAX_MASTER_INDEX;
+use super::said::may_say;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
 use crate::storage::{Counted, Storage};
@@ -222,11 +223,14 @@ impl Archive {
                 }
             }
         }
-        tracing::warn!(
-            "{}: the password could not be tried, since no block near the beginning of its \
-             streams is its own; if it is wrong, reads will fail",
-            printable(&self.path),
-        );
+        if let Some(held_back) = may_say() {
+            tracing::warn!(
+                held_back,
+                "{}: the password could not be tried, since no block near the beginning of its \
+                 streams is its own; if it is wrong, reads will fail",
+                printable(&self.path),
+            );
+        }
         Ok(())
     }
 }

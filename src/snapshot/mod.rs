@@ -34,6 +34,7 @@ pub mod limits;
 mod pages;
 mod parents;
 mod password;
+mod said;
 mod signature;
 mod verify;
 mod zeros;

@@ -12,6 +12,7 @@ use super::error::{Error, printable};
 use super::index::Located;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::pages::PageId;
+use super::said::may_say;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, StreamKind};
 
@@ -86,9 +87,11 @@ impl Damaged {
     }
 
     fn log(&self) {
-        if let Some(error) = &self.first {
+        if let Some(error) = &self.first
+            && let Some(held_back) = may_say()
+        {
             let pages = self.count;
-            tracing::error!(pages, "blocks of a parent can't be found: {error}");
+            tracing::error!(pages, held_back, "blocks of a parent can't be found: {error}");
         }
     }
 }
@@ -121,11 +124,14 @@ impl HashIndex {
                         ordinal = ordinal.saturating_add(1);
                     }
                     if entries.len() > MAX_PARENT_BLOCKS || ordinal == u32::MAX {
-                        tracing::error!(
-                            "{} and the parents behind it have more blocks than can be indexed \
-                             ({MAX_PARENT_BLOCKS})",
-                            printable(&ancestor.path),
-                        );
+                        if let Some(held_back) = may_say() {
+                            tracing::error!(
+                                held_back,
+                                "{} and the parents behind it have more blocks than can be \
+                                 indexed ({MAX_PARENT_BLOCKS})",
+                                printable(&ancestor.path),
+                            );
+                        }
                         break 'archives;
                     }
                 }

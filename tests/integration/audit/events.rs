@@ -69,11 +69,13 @@ fn who_reads_what_is_told_with_all_that_is_known() {
 
     client.read_ok(0, 4096);
     client.read_ok(8192, 512);
+    client.read(1 << 40, 512).unwrap_err();
     client.disconnect();
     let ended = record.wait_for_any("ended");
     assert_eq!(ended["id"], reading["id"]);
     assert_eq!((&ended["how"], &ended["export"]), (&"left".into(), &BASE.into()));
-    assert_eq!((&ended["requests"], &ended["bytes"]), (&2.into(), &4608.into()));
+    assert_eq!((&ended["requests"], &ended["bytes"]), (&3.into(), &4608.into()));
+    assert_eq!(ended["errors"], 1);
     assert!((0.0..30.0).contains(&ended["duration"].as_f64().unwrap()));
     // The log speaks of the same connection, flat.
     let line = server.wait_for_message("left");
@@ -166,6 +168,8 @@ fn every_connection_ends_once() {
     server.greeted().send(b"nonsense, and more of it");
     server.greeted().list();
     server.assert_alive();
+    // Until then it has a place.
+    record.wait_for("ended", |event| event["how"] == "left");
     drop(server.connect_from([127, 0, 0, 2]));
     let staying = [server.go(""), server.go("")];
     // Its replies don't fit into the socket: it is still busy at the deadline.

@@ -124,7 +124,7 @@ fn whose_a_line_is_does_not_depend_on_the_level() {
     client.send(b"nonsense, and more of it");
     client.rest();
     let said = server.end();
-    let line = said.lines().find(|line| line.contains("client broke")).expect(&said);
+    let line = said.lines().find(|line| line.contains("client set flags")).expect(&said);
     assert!(line.contains(" WARN connection{id=") && line.contains(" peer=127.0.0.1}: closed: "));
 }
 
