@@ -11,7 +11,7 @@ use hexz_nbd::gateway::Policy;
 use crate::cli::Serve;
 use crate::settings::Settings;
 use crate::start::{self, Failure};
-use crate::{opening, password, policy};
+use crate::{opening, password, policy, record};
 
 /// Says what would be served, or what is wrong: then the exit code is that with which the start
 /// would have ended.
@@ -23,6 +23,9 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let policy = policy.map_err(|all| failures.extend(all)).ok();
     if let Some(policy) = &policy {
         start::warn_of_surprises(&config, policy);
+    }
+    if let Err(error) = record::check(&serve.audit, serve.stdio()) {
+        failures.push(error.into());
     }
     let exports = exports(serve, &mut failures);
     match (policy, exports, failures.first()) {

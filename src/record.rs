@@ -37,6 +37,15 @@ pub(crate) fn open(options: &AuditOptions, stdio: bool) -> Result<Option<Target>
     })
 }
 
+/// Whether it could be opened.
+pub(crate) fn check(options: &AuditOptions, stdio: bool) -> Result<(), AuditError> {
+    Ok(match options.place() {
+        Some(Where::StandardOutput) if stdio => return Err(AuditError::Taken),
+        Some(Where::File(path)) => Target::check(path)?,
+        None | Some(Where::StandardOutput) => {}
+    })
+}
+
 impl Record {
     /// Starts the thread that writes.
     pub(crate) fn start(target: Option<Target>) -> Result<Self, AuditError> {

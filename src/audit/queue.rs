@@ -20,6 +20,8 @@ pub(super) struct Queue {
     run: String,
     next_seq: u64,
     lines: Vec<u8>,
+    /// How many lines there were so far.
+    count: u64,
     /// Bytes that the writer has taken and not yet written.
     with_writer: usize,
     /// Events that found no room, and of which no line says so yet.
@@ -29,7 +31,7 @@ pub(super) struct Queue {
 impl Queue {
     /// An empty one of that run.
     pub(super) fn new(run: String) -> Self {
-        Self { run, next_seq: 1, lines: Vec::new(), with_writer: 0, missing: 0 }
+        Self { run, next_seq: 1, lines: Vec::new(), count: 0, with_writer: 0, missing: 0 }
     }
 
     /// Appends a line. `false` if there is no room: then it is lost, and a line says so as soon
@@ -56,6 +58,7 @@ impl Queue {
     fn append(&mut self, line: &Line) {
         self.lines.extend_from_slice(&line.numbered(self.next_seq, &self.run));
         self.next_seq += 1;
+        self.count += 1;
     }
 
     fn say_what_is_missing(&mut self) {
@@ -65,6 +68,11 @@ impl Queue {
             self.append(&line);
             self.missing = 0;
         }
+    }
+
+    /// How many lines there were so far, those included that say what is missing.
+    pub(super) fn count(&self) -> u64 {
+        self.count
     }
 
     /// Whether there is nothing to write.

@@ -52,7 +52,6 @@ struct Shared {
     work: Condvar,
     /// For [`Recorder::finish`]: the writer has ended.
     ended: Condvar,
-    accepted: AtomicU64,
     written: AtomicU64,
     lost: AtomicU64,
     /// Log lines about what is lost.
@@ -86,7 +85,6 @@ impl Recorder {
             }),
             work: Condvar::new(),
             ended: Condvar::new(),
-            accepted: AtomicU64::new(0),
             written: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             losses: RateLimit::new(1, Duration::from_secs(10)),
@@ -132,8 +130,7 @@ impl Recorder {
             let waited = self.shared.ended.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        drop(state);
-        self.shared.accepted.load(Ordering::Relaxed).saturating_sub(self.written())
+        state.queue.count().saturating_sub(self.written())
     }
 
     /// Events that have been written as whole lines.
@@ -144,6 +141,14 @@ impl Recorder {
     /// Events that are lost, since there was no room to keep them until they are written.
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
+    }
+}
+
+/// What has been told by then is still written, if that is possible at once.
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.shared.lock().finish.get_or_insert_with(Instant::now);
+        self.shared.work.notify_one();
     }
 }
 
@@ -165,7 +170,6 @@ impl Sink for Recorder {
             shared.work.notify_one();
         }
         if is_kept {
-            shared.accepted.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let lost = shared.lost.fetch_add(1, Ordering::Relaxed) + 1;

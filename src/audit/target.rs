@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{Access, CWD, Mode, OFlags, access, openat};
 use rustix::io::Errno;
 
 /// How a file is opened; the sandbox lets it be opened in no other way. A link isn't followed:
@@ -87,6 +87,25 @@ impl Target {
         // An earlier run may have ended in the middle of a line. What can't be read may have.
         target.may_be_within_a_line &= !ends_with_newline(path).unwrap_or(false);
         Ok(target)
+    }
+
+    /// Whether a file could be opened, by whoever asks; it isn't made, nor is a pipe opened.
+    ///
+    /// # Errors
+    /// See [`TargetError`].
+    pub fn check(path: &Path) -> Result<(), TargetError> {
+        let failed = |error: io::Error| TargetError::Io { path: path.to_owned(), error };
+        let asked = match std::fs::symlink_metadata(path) {
+            Ok(there) if there.is_symlink() => return Err(TargetError::Link(path.to_owned())),
+            Ok(there) if there.is_dir() => return Err(TargetError::NoFile(path.to_owned())),
+            Ok(_) => access(path, Access::WRITE_OK),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let folder = path.parent().filter(|folder| *folder != Path::new(""));
+                access(folder.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK)
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        asked.map_err(|error| failed(error.into()))
     }
 
     /// Opens what has the path by now, if it is something else: logs are rotated by putting the
@@ -231,6 +250,14 @@ mod tests {
         assert!(matches!(Target::open(&at("none/file")), Err(TargetError::Io { .. })));
         mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
         assert!(matches!(Target::open(&at("pipe")), Err(TargetError::NoReader(_))));
+
+        assert!(matches!(Target::check(&at("link")), Err(TargetError::Link(_))));
+        assert!(matches!(Target::check(folder.path()), Err(TargetError::NoFile(_))));
+        assert!(matches!(Target::check(&at("none/file")), Err(TargetError::Io { .. })));
+        for good in ["file", "pipe", "new"] {
+            Target::check(&at(good)).unwrap();
+        }
+        assert!(!at("new").exists());
     }
 
     #[test]
