@@ -39,11 +39,11 @@ pub(crate) fn open(options: &AuditOptions, stdio: bool) -> Result<Option<Target>
 
 /// Whether it could be opened.
 pub(crate) fn check(options: &AuditOptions, stdio: bool) -> Result<(), AuditError> {
-    Ok(match options.place() {
-        Some(Where::StandardOutput) if stdio => return Err(AuditError::Taken),
-        Some(Where::File(path)) => Target::check(path)?,
-        None | Some(Where::StandardOutput) => {}
-    })
+    match options.place() {
+        Some(Where::StandardOutput) if stdio => Err(AuditError::Taken),
+        Some(Where::File(path)) => Ok(Target::check(path)?),
+        None | Some(Where::StandardOutput) => Ok(()),
+    }
 }
 
 impl Record {
