@@ -9,6 +9,8 @@ mod file;
 pub(crate) mod keys;
 mod merge;
 mod problem;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -18,6 +18,7 @@ mod archive_writer;
 mod audit;
 mod changed;
 mod clients;
+mod configuration;
 mod doctor;
 mod exports;
 mod gateway;

@@ -24,6 +24,7 @@ pub struct Builder {
     env: Vec<(OsString, OsString)>,
     listen: Vec<String>,
     pki: Option<Arc<Pki>>,
+    bare: bool,
 }
 
 /// Where a server listens.
@@ -142,6 +143,12 @@ impl Builder {
         self
     }
 
+    /// Gives it nothing but the arguments that are named: a configuration file has the rest.
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
+    }
+
     /// Where to listen, instead of any port of 127.0.0.1 [repeatable].
     pub fn listen(mut self, address: impl Into<String>) -> Self {
         self.listen.push(address.into());
@@ -169,6 +176,10 @@ impl Builder {
 
     fn command(&self) -> Command {
         let mut command = binary();
+        if self.bare {
+            command.args(&self.args).envs(self.env.iter().cloned());
+            return command;
+        }
         command.args(["--log-format", "json"]);
         let default = ["127.0.0.1:0".to_owned()];
         let listen = if self.listen.is_empty() { &default[..] } else { &self.listen };
@@ -241,7 +252,7 @@ impl Line {
 
 impl Server {
     pub fn builder() -> Builder {
-        Builder { args: Vec::new(), env: Vec::new(), listen: Vec::new(), pki: None }
+        Builder { args: vec![], env: vec![], listen: vec![], pki: None, bare: false }
     }
 
     /// Starts a server without TLS on any port of 127.0.0.1.

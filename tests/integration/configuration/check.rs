@@ -1,0 +1,195 @@
+//! `--check-config`, and the samples.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{BASE, CHILD, Site};
+use crate::support::archive;
+use crate::support::authority::Authority;
+use crate::support::pki::Pki;
+use crate::support::server::{Ended, run};
+
+fn check(path: &Path) -> Ended {
+    run(["--config".as_ref(), path, "--check-config".as_ref()])
+}
+
+/// Everything that the samples name, in a folder of the test.
+fn with_what_it_names(sample: &Path) -> Site {
+    let text = fs::read_to_string(sample).unwrap();
+    let site = Site::new(&text.replace("/srv/hexz-nbd", "{}").replace("/etc/hexz-nbd", "{}"));
+    site.copy(BASE, "disk.hexz");
+    site.copy("sparse-zstd.hxz", "web-server.hexz");
+    site.copy("fixed-4k-zstd.hxz", "database.hexz");
+    let pki = Pki::new();
+    fs::copy(pki.server_cert(), site.path("server-cert.pem")).unwrap();
+    fs::copy(pki.server_key(), site.path("server-key.pem")).unwrap();
+    let authority = Authority::new();
+    fs::copy(authority.certificate(), site.path("ca-cert.pem")).unwrap();
+    fs::copy(authority.revocation_list(), site.path("crl.pem")).unwrap();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    fs::copy(examples.join("rules.toml"), site.path("rules.toml")).unwrap();
+    let archives = ["web-server.hexz", "database.hexz"].map(|name| site.path(name));
+    let digests = run([PathBuf::from("digest")].iter().chain(&archives));
+    fs::write(site.path("digests"), digests.stdout).unwrap();
+    site
+}
+
+#[test]
+fn every_sample_is_sound() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let samples = fs::read_dir(examples).unwrap().map(|entry| entry.unwrap().path());
+    let is_sample = |path: &PathBuf| {
+        path.extension().is_some_and(|extension| extension == "toml")
+            && path.file_name().is_some_and(|name| name != "rules.toml")
+    };
+    let mut checked = 0;
+    for sample in samples.filter(is_sample) {
+        let site = with_what_it_names(&sample);
+        let ended = check(&site.file());
+        assert_eq!(ended.code, Some(0), "{}: {}", sample.display(), ended.stderr);
+        assert!(ended.stdout.starts_with("would serve "), "{}", ended.stdout);
+        assert_eq!(ended.stderr, "", "{}", sample.display());
+        checked += 1;
+    }
+    assert!(checked >= 4, "{checked}");
+}
+
+/// What would be served, how, to whom and where; nothing is bound, and nothing stays.
+#[test]
+fn what_would_be_served_is_said() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let pki = Pki::new();
+    let site = Site::new(&format!(
+        "listen = ['{address}', 'unix:{{}}/s']\naudit = '{{}}/audit'\nallow = '10.0.0.0/8'\n\
+         tls-cert = '{}'\ntls-key = '{}'\n[exports]\na = '{{archives}}/{CHILD}'\n",
+        pki.server_cert().display(),
+        pki.server_key().display(),
+    ));
+    let ended = check(&site.file());
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let socket = site.path("s");
+    assert_eq!(
+        ended.stdout,
+        format!(
+            "would serve a (main stream, 8.0 MiB, Zstandard, thin over base-zstd.hxz) over TLS to \
+             10.0.0.0/8, on {address}, unix:{}\n",
+            socket.display()
+        )
+    );
+    let there = fs::read_dir(site.folder.path()).unwrap().count();
+    assert_eq!(there, 1, "it has left something");
+
+    // It needs no file, and opens what is named.
+    let ended = run(["--check-config".into(), archive(BASE).into_os_string()]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.ends_with("to this machine only, on port 10809 of loopback\n"));
+    let ended = run(["--check-config", "--export-dir", "/none/of/that"]);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "");
+}
+
+#[test]
+fn all_that_is_wrong_is_said_and_the_exit_code_is_the_starts() {
+    let pki = Pki::new();
+    for (text, code, messages) in [
+        (
+            "rules = '{}/rules'\ntls-cert = '{}/cert'\ntls-key = '{}/key'\n\
+             password-file = '{}/password'\ndigest = '{}/digests'\n\
+             [exports]\na = '{archives}/base-zstd.hxz'\n'a/aux' = '{}/b'",
+            2,
+            &[
+                "can't use the rules",
+                "can't use TLS",
+                "can't use the password",
+                "of --digest",
+                "two archives would be the export \"a/aux\"",
+            ][..],
+        ),
+        ("allow = '10.0.0.0/8'\n[exports]\na = '{}/none'", 2, &["there is no TLS", "none"]),
+        (
+            "tls-cert = '{}/cert'\ntls-key = '{}/key'\n[exports]\na = '{}/none'",
+            4,
+            &["can't use TLS", "none"],
+        ),
+        ("password-file = '{}/none'\n[exports]\na = 'x'", 3, &["can't use the password"]),
+        ("[exports]\na = '{}/none'", 3, &["none"]),
+        ("strict = true\n[exports]\na = '{}/none'\nb = '{archives}/base-zstd.hxz'", 3, &["none"]),
+        ("x = 1\ny = 2", 2, &["no option \"x\"", "no option \"y\""]),
+    ] {
+        let site = Site::new(text);
+        let ended = check(&site.file());
+        assert_eq!(ended.code, Some(code), "{text}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "");
+        assert_eq!(ended.stderr.lines().count(), messages.len(), "{text}: {}", ended.stderr);
+        for message in messages {
+            assert!(ended.stderr.contains(message), "{message}: {}", ended.stderr);
+        }
+        // And so does the start, by the first of them.
+        assert_eq!(site.server().run().code, Some(code), "{text}");
+    }
+    // Certificate and key have to fit.
+    let site = Site::new(&format!(
+        "tls-cert = '{}'\ntls-key = '{}'\n[exports]\na = '{{archives}}/{BASE}'",
+        pki.server_cert().display(),
+        Pki::new().server_key().display(),
+    ));
+    assert_eq!(check(&site.file()).code, Some(4));
+    // What the start leaves out, it leaves out as well.
+    let site = Site::new(&format!("[exports]\na = '{{}}/none'\nb = '{{archives}}/{BASE}'"));
+    let ended = check(&site.file());
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("left out: "), "{}", ended.stderr);
+    assert!(ended.stdout.starts_with("would serve b ("), "{}", ended.stdout);
+}
+
+#[test]
+fn files_that_are_none() {
+    let site = Site::new("");
+    let refused = |complaint: &str| {
+        let ended = check(&site.file());
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(complaint), "{}", ended.stderr);
+    };
+    refused("there is nothing to serve");
+    fs::write(site.file(), [b'#'; 1024 * 1024 + 1]).unwrap();
+    refused("it is larger than 1 MiB");
+    fs::write(site.file(), b"# \xff").unwrap();
+    refused("can't read it: stream did not contain valid UTF-8");
+    fs::remove_file(site.file()).unwrap();
+    refused("can't read it: No such file");
+    fs::create_dir(site.file()).unwrap();
+    refused("can't read it: Is a directory");
+}
+
+/// It names who may come in.
+#[test]
+fn a_file_that_anybody_may_change_is_a_warning() {
+    let site = Site::new(&format!("[exports]\na = '{{archives}}/{BASE}'"));
+    let warning = "hexz-nbd.toml can be changed by every user of this machine";
+    assert!(!check(&site.file()).stderr.contains(warning));
+    fs::set_permissions(site.file(), fs::Permissions::from_mode(0o666)).unwrap();
+    let ended = check(&site.file());
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains(warning), "{}", ended.stderr);
+    site.server().start().wait_for_message(warning);
+}
+
+/// As a shell does it: `--config <(make-it)`.
+#[test]
+fn a_pipe_is_read_once() {
+    let site = Site::new("");
+    fs::remove_file(site.file()).unwrap();
+    assert!(Command::new("mkfifo").arg(site.file()).status().unwrap().success());
+    let (path, text) = (site.file(), format!("[exports]\na = '{}'", archive(BASE).display()));
+    let writer = std::thread::spawn(move || fs::write(path, text).unwrap());
+    let server = site.server().start();
+    writer.join().unwrap();
+    server.signal("HUP");
+    server.wait_for_message("not reloaded, everything stays as it was: ");
+    assert!(server.log_text().contains("is a pipe, which can be read only once"));
+    server.assert_alive();
+}
