@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
@@ -94,9 +94,30 @@ pub(crate) struct Reloading {
 pub(crate) struct InForce {
     pub(crate) options: Changeable,
     pub(crate) tls: Option<ServerTls>,
-    /// What is served: it lags behind the options while archives are opened, and for as long
-    /// as they can't be.
-    pub(crate) served: Snapshots,
+    pub(crate) served: Served,
+}
+
+/// What the exports that are served were made of. It lags behind the options while archives are
+/// opened, and for as long as they can't be.
+#[derive(Debug, Clone)]
+pub(crate) struct Served(Arc<Mutex<Snapshots>>);
+
+impl Served {
+    pub(crate) fn new(snapshots: Snapshots) -> Self {
+        Self(Arc::new(Mutex::new(snapshots)))
+    }
+
+    /// What is served, and what that was made of.
+    fn look(&self, control: &Control<Catalog>) -> (Arc<Catalog>, Snapshots) {
+        let snapshots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (control.exports(), snapshots.clone())
+    }
+
+    fn replace(&self, control: &Control<Catalog>, catalog: Arc<Catalog>, snapshots: Snapshots) {
+        let mut served = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        control.serve(catalog);
+        *served = snapshots;
+    }
 }
 
 /// What is to be in force from now on.
@@ -105,6 +126,8 @@ struct Renewed {
     seen: Stamps,
     policy: Policy,
     catalog: Catalog,
+    /// What follows for the others if an archive can't be served.
+    and_so: &'static str,
     /// Options that the file has changed, but that only a restart can.
     takes_a_restart: Vec<String>,
 }
@@ -114,7 +137,7 @@ impl Reloading {
     pub(crate) async fn on_signal(mut self, mut hangup: Signal, watch: bool) {
         // Who was revoked must not stay for as long as it takes to hash an archive, or for
         // ever if one can't be opened; nor must the next signal wait for that.
-        let mut archives = JoinSet::new();
+        let mut archives: JoinSet<()> = JoinSet::new();
         loop {
             tokio::select! {
                 received = hangup.recv() => {
@@ -125,16 +148,13 @@ impl Reloading {
                 }
                 () = self.changed(), if watch => {}
             }
-            archives.abort_all();
-            while let Some(ended) = archives.join_next().await {
-                self.served(ended.ok().flatten());
-            }
             self.service.reloading().await;
             self.seen = self.stamps().await;
             let reloaded = self.reload().await;
             let (to, look) = reloaded.unzip();
             self.service.reloaded(to).await;
             if let Some(look) = look {
+                archives.shutdown().await;
                 archives.spawn(look);
             }
         }
@@ -163,32 +183,24 @@ impl Reloading {
         spawn_blocking(look).await.unwrap_or_default()
     }
 
-    fn served(&mut self, snapshots: Option<Snapshots>) {
-        if let Some(snapshots) = snapshots {
-            self.in_force.served = snapshots;
-        }
-    }
-
     /// Puts another policy in force, and says to whom it is open, and what is left to do:
     /// opening archives.
-    async fn reload(
-        &mut self,
-    ) -> Option<(String, impl Future<Output = Option<Snapshots>> + Send + use<>)> {
+    async fn reload(&mut self) -> Option<(String, impl Future<Output = ()> + Send + use<>)> {
         let reading = Reading {
             source: self.source.clone(),
             file: self.file.clone(),
             fixed: self.fixed.clone(),
             config: self.config.clone(),
             confines: self.confines.clone(),
-            in_force: self.in_force.clone(),
-            exports: self.control.exports(),
+            tls: self.in_force.tls.clone(),
+            served: self.in_force.served.look(&self.control),
         };
         let read = match spawn_blocking(move || reading.read()).await {
             Ok(Ok(read)) => read,
             Ok(Err(error)) => return self.keep(&error),
             Err(error) => return self.keep(&error),
         };
-        let Renewed { options, seen, policy, catalog, takes_a_restart } = read;
+        let Renewed { options, seen, policy, catalog, and_so, takes_a_restart } = read;
         if !takes_a_restart.is_empty() {
             tracing::warn!("takes a restart: {}", takes_a_restart.join(", "));
         }
@@ -198,13 +210,6 @@ impl Reloading {
                  --listen, or start anew",
             );
         }
-        let and_so = match options.snapshots == self.in_force.served {
-            false => ", so what is served stays as it was",
-            true if opening::has_trust(&options.snapshots.opening) => {
-                ", so keys and digests stay as they were"
-            }
-            true => "",
-        };
         let snapshots = options.snapshots.clone();
         self.seen = seen;
         self.in_force.tls.clone_from(&policy.tls);
@@ -215,8 +220,15 @@ impl Reloading {
         let policy = self.control.policy();
         let open_to = open_to.into();
         self.config.audit.tell(|| Event::Reload(Reload { policy, open_to, dropped }));
-        let (control, service) = (self.control.clone(), Arc::clone(&self.service));
-        Some((to, look_at_archives(control, catalog, snapshots, and_so, service)))
+        let looking = Looking {
+            control: self.control.clone(),
+            served: self.in_force.served.clone(),
+            service: Arc::clone(&self.service),
+            catalog,
+            snapshots,
+            and_so,
+        };
+        Some((to, looking.look()))
     }
 
     fn keep<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
@@ -234,38 +246,45 @@ struct Reading {
     fixed: Fixed,
     config: Config,
     confines: Confines,
-    in_force: InForce,
-    exports: Arc<Catalog>,
+    tls: Option<ServerTls>,
+    served: (Arc<Catalog>, Snapshots),
 }
 
 impl Reading {
     /// Reads everything, and checks that it fits together and can be exchanged.
     fn read(&self) -> Result<Renewed, Failure> {
         // Opening a pipe waits for a writer, who may never come.
-        no_pipe(self.file.iter())?;
+        no_pipe(&self.file)?;
         let Again { options, stamp, fixed } = self.source.read_again()?;
         let takes_a_restart = self.fixed.differing(&fixed);
         let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
         // Those who are in could go on in clear where that isn't wanted any more.
-        if options.tls.files().is_some() != self.in_force.tls.is_some() {
+        if options.tls.files().is_some() != self.tls.is_some() {
             return Err(Failure::TlsSwitched);
         }
         let closed = self.confines.closed(&options.add_to(Plan::default()));
         if !closed.is_empty() {
             return Err(Failure::OutsideSandbox(closed));
         }
-        no_pipe(options.policy_files().iter())?;
+        no_pipe(&options.policy_files())?;
         let seen = Stamps::of(stamp, &options);
-        let policy = policy::read(&options, &self.config, self.in_force.tls.as_ref())?;
+        let policy = policy::read(&options, &self.config, self.tls.as_ref())?;
         let catalog = self.catalog(&options.snapshots)?;
-        Ok(Renewed { options, seen, policy, catalog, takes_a_restart })
+        let and_so = match options.snapshots == self.served.1 {
+            false => ", so what is served stays as it was",
+            true if opening::has_trust(&options.snapshots.opening) => {
+                ", so keys and digests stay as they were"
+            }
+            true => "",
+        };
+        Ok(Renewed { options, seen, policy, catalog, and_so, takes_a_restart })
     }
 
     /// What is to be served, of which nothing has been opened yet but what was open before.
     fn catalog(&self, wanted: &Snapshots) -> Result<Catalog, Failure> {
-        let chosen = self.exports.choosing(wanted.choice())?;
-        let before = &self.in_force.served.opening;
-        Ok(match reopening(self.exports.options(), before, &wanted.opening)? {
+        let (exports, before) = &self.served;
+        let chosen = exports.choosing(wanted.choice())?;
+        Ok(match reopening(exports.options(), &before.opening, &wanted.opening)? {
             Some(options) => chosen.opened_as(options),
             None => chosen,
         })
@@ -286,6 +305,7 @@ fn reopening(
     let password = if before.password_file == wanted.password_file {
         now.password.clone()
     } else {
+        no_pipe(&wanted.password_file)?;
         password::find(wanted.password_file.as_deref())?
     };
     Ok(Some(opening::with_password(wanted, password)?))
@@ -300,27 +320,32 @@ fn no_pipe<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failu
     }
 }
 
-/// Opens archives that have been replaced, or are new, so that what is wrong with them is said
-/// now and not to the next client alone. As long as none of them can be opened, those that
-/// were served are. Says what is served then.
-async fn look_at_archives(
+/// What is left to do when another policy is in force.
+struct Looking {
     control: Control<Catalog>,
+    served: Served,
+    service: Arc<Service>,
     catalog: Catalog,
     snapshots: Snapshots,
     and_so: &'static str,
-    service: Arc<Service>,
-) -> Option<Snapshots> {
-    let catalog = Arc::new(catalog);
-    match start::open(&catalog, &snapshots).await {
-        Ok(exports) => {
-            control.serve(catalog);
-            tracing::info!("served: {exports}");
-            service.serves(exports);
-            Some(snapshots)
-        }
-        Err(error) => {
-            tracing::error!("an archive can't be served{and_so}: {error}");
-            None
+}
+
+impl Looking {
+    /// Opens archives that have been replaced, or are new, so that what is wrong with them is
+    /// said now and not to the next client alone. As long as none of them can be opened, those
+    /// that were served are.
+    async fn look(self) {
+        let catalog = Arc::new(self.catalog);
+        match start::open(&catalog, &self.snapshots).await {
+            Ok(exports) => {
+                self.served.replace(&self.control, catalog, self.snapshots);
+                tracing::info!("served: {exports}");
+                self.service.serves(exports);
+            }
+            Err(error) => {
+                let and_so = self.and_so;
+                tracing::error!("an archive can't be served{and_so}: {error}");
+            }
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::password::PasswordError;
 use crate::pki::PkiError;
 use crate::policy;
 use crate::record::{self, AuditError, Record};
-use crate::reload::{self, InForce, Reloading, Stamps};
+use crate::reload::{self, InForce, Reloading, Served, Stamps};
 use crate::service::{Manager, Service};
 use crate::settings::{Refused, Settings, Source};
 use crate::show::Show;
@@ -188,7 +188,7 @@ pub(crate) fn serve(
         let reader = Arc::clone(catalog.reader());
         let watch = options.watch();
         let options = options.changeable;
-        let in_force = InForce { options, tls: policy.tls.clone(), served: snapshots };
+        let in_force = InForce { options, tls: policy.tls.clone(), served: Served::new(snapshots) };
         let (connection, sockets) = match entrance {
             Entrance::Connection(connection) => (Some(connection), Vec::new()),
             Entrance::Sockets(sockets) => (None, sockets),

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{BASE, CHILD, Site, replace};
-use crate::support::client::{FLAGS, OPT_GO, OPT_STARTTLS, REP_ERR_UNKNOWN, info_data, option};
+use crate::support::client::{FLAGS, OPT_GO, OPT_STARTTLS, REP_ERR_UNKNOWN, info_data};
 use crate::support::pki::Pki;
 use crate::support::server::Server;
 use crate::support::{image, wait_until};
@@ -56,7 +56,7 @@ fn exports_come_and_go_and_open_sessions_go_on() {
 /// What is open isn't opened anew, and what is decoded is known: nothing is read for it.
 #[test]
 fn what_stays_stays_open_and_cached() {
-    let site = Site::new(&format!("digest = '{{}}/digests'\n[exports]\na = '{{}}/a.hxz'"));
+    let site = Site::new("digest = '{}/digests'\n[exports]\na = '{}/a.hxz'");
     site.copy(BASE, "a.hxz");
     let digests = crate::support::server::run(["digest".into(), site.path("a.hxz")]);
     fs::write(site.path("digests"), digests.stdout).unwrap();
