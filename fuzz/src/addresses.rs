@@ -104,7 +104,8 @@ fn networks(written: &[Written<'_>]) -> (Vec<Place>, Vec<Rule>) {
                 assert_eq!(network.to_string().parse::<Place>().as_ref(), Ok(network));
                 pairs.push((*network, rule));
             }
-            (Err(PlaceError::Network(NetworkError::HostBits { .. })), Some(rule)) if !rule.is_whole() => {}
+            (Err(PlaceError::Network(NetworkError::HostBits { .. })), Some(rule))
+                if !rule.is_whole() => {}
             (Err(PlaceError::Unreadable(_) | PlaceError::Cid(_)), None) => {}
             // Words for other places are nobody's on a network.
             (Ok(place @ (Place::Unix | Place::Vsock(_))), None) => {

@@ -173,7 +173,7 @@ pub fn compare(snapshot: &Snapshot, judge: &Archive<'_>, stream: usize, looks: &
         block(snapshot, judge, stream, *at);
     }
     // Block by block from the beginning.
-    let (mut at, mut whole) = (0, Some(Vec::new()));
+    let (mut at, mut whole) = (0, Some(Vec::<u8>::new()));
     while at < size.min(READ_WHOLE) {
         let Some((end, bytes)) = block(snapshot, judge, stream, at) else {
             whole = None;
