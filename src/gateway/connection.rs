@@ -103,8 +103,8 @@ impl<X: Offer> Connection<'_, X> {
             }
             Err(Failure::ShuttingDown) => tracing::debug!("closed for shutdown"),
             // It has seen that somebody listens, and that is all it wanted.
-            Err(Failure::Session(failure)) if live.route.is_own => {
-                tracing::debug!("the load balancer's own connection: {failure}");
+            Err(Failure::Session(SessionError::Io(failure))) if live.route.is_own => {
+                tracing::debug!("the load balancer's own connection failed: {failure}");
             }
             Err(failure) => {
                 shared.failures.count(failure.label());

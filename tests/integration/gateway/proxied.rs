@@ -220,7 +220,7 @@ fn looks_of_the_balancer_fill_no_log() {
         assert!(sending(&allowed, &local()).is_greeted());
     }
     comes_in(sending(&allowed, &local())).disconnect();
-    allowed.wait_for_message("the load balancer's own connection: ");
+    allowed.wait_for_message("the load balancer's own connection failed: ");
     comes_in(sending(&server, &from("192.0.2.7")));
     for server in [server, allowed] {
         let lines = server.log();
