@@ -23,7 +23,7 @@ use crate::limited::RateLimit;
 use crate::nbd::{Export, Listing, MayOpen};
 use crate::snapshot::{OpenOptions, Reference, Snapshot, StreamKind};
 use in_folder::InFolder;
-pub use reader::{BlockReader, Figures};
+pub use reader::{BlockReader, Figures, UNREADABLE};
 pub use seen::Seen;
 use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};

@@ -64,6 +64,25 @@ pub struct BlockReader {
     pub(super) failures: RateLimit,
 }
 
+/// Reasons why a request can't be answered, as they are counted: there is a number for each
+/// from the start on.
+pub const UNREADABLE: [&str; 14] = [
+    "crc",
+    "tag",
+    "decompress",
+    "length",
+    "hash",
+    "unresolvable",
+    "uncovered",
+    "io",
+    "truncated",
+    "changed",
+    "invalid",
+    "too_large",
+    "too_many_blocks",
+    "panicked",
+];
+
 /// What reading has come to so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {

@@ -32,7 +32,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    fn direct(peer: Peer) -> Self {
+    pub(super) fn direct(peer: Peer) -> Self {
         Self { peer, via: None, is_own: false }
     }
 

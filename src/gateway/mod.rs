@@ -52,8 +52,8 @@ use porch::Porch;
 use rates::Rates;
 use reloads::Reloads;
 pub use report::{
-    ConnectionCounts, ConnectionReport, ExportReport, Histogram, MAX_LISTED, ReloadsReport, Report,
-    TlsReport, unix_seconds,
+    ConnectionCounts, ConnectionReport, ExportReport, FAILURES, Histogram, MAX_LISTED, REFUSALS,
+    ReloadsReport, Report, TlsReport, unix_seconds,
 };
 use slots::Slots;
 use stdio::Stdio;

@@ -16,6 +16,34 @@ use crate::nbd::{Done, Latencies, Offer, Offered, Requests};
 /// is nothing that anybody reads, and nobody is to make it longer at will.
 pub const MAX_LISTED: usize = 1000;
 
+/// Reasons why connections are closed before a byte is sent: there is a number for each from
+/// the start on. (So that whoever watches sees the first one come.)
+pub const REFUSALS: [&str; 9] = [
+    "address",
+    "not_local",
+    "connection_rate",
+    "handshakes",
+    "handshakes_per_address",
+    "handshakes_per_network",
+    "connections",
+    "proxy_header",
+    "proxy_address",
+];
+
+/// Reasons why connections fail later.
+pub const FAILURES: [&str; 10] = [
+    "session",
+    "tls_handshake",
+    "credentials",
+    "not_allowed",
+    "dismissed",
+    "deadline",
+    "connections",
+    "connections_per_address",
+    "connections_per_identity",
+    "panicked",
+];
+
 /// All of it, at one moment.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
@@ -317,4 +345,79 @@ pub fn unix_seconds(time: SystemTime) -> f64 {
 
 fn seconds(whole: u64) -> f64 {
     Duration::from_secs(whole).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::access::Peer;
+    use crate::gateway::admission::Route;
+    use crate::gateway::live::Connections;
+    use crate::nbd::{Export, ReadError, Segment, Span};
+
+    struct Named(String);
+
+    impl Export for Named {
+        fn name(&self) -> &str {
+            &self.0
+        }
+
+        fn description(&self) -> &'static str {
+            "nothing"
+        }
+
+        fn size(&self) -> u64 {
+            0
+        }
+
+        async fn read(&self, _: Span, _: impl FnMut(u64, Segment) + Send) -> Result<(), ReadError> {
+            Ok(())
+        }
+    }
+
+    fn named(name: &str) -> Named {
+        Named(name.to_owned())
+    }
+
+    #[test]
+    fn exports_beyond_the_cap_are_counted_together() {
+        let connections = Connections::default();
+        let route = Route::direct(Peer::Unix);
+        let mut staying = Vec::new();
+        for number in 0..2 * MAX_LISTED as u64 {
+            let entry = connections.enter(number, route);
+            connections.begin(&entry.live, &named(&format!("{number}.hxz")));
+            if number % 2 == 0 {
+                staying.push(entry);
+            }
+        }
+        let seen = connections.seen();
+        assert_eq!((seen.accepted, seen.served), (2000, 2000));
+        assert_eq!(listed(&seen).len(), MAX_LISTED);
+        let offered = (0..5000).map(|number| Offered::named(&format!("offered-{number}")));
+        let exports = by_export(&seen, offered.collect());
+        assert_eq!(exports.len(), MAX_LISTED + 1);
+        let others = exports.iter().find(|export| export.name == "other").unwrap();
+        assert_eq!((others.readers, others.size), (500, None));
+        assert_eq!(exports.iter().map(|export| export.readers).sum::<u64>(), 1000);
+    }
+
+    /// What somebody did is there once, whether it has left or not.
+    #[test]
+    fn what_was_done_stays_when_who_did_it_leaves() {
+        let connections = Connections::default();
+        let reads = || {
+            let export = by_export(&connections.seen(), vec![Offered::named("x")]).remove(0);
+            (export.requests.read, export.readers)
+        };
+        assert_eq!(reads(), (0, 0));
+        for number in 1..=3 {
+            let entry = connections.enter(number, Route::direct(Peer::Unix));
+            connections.begin(&entry.live, &named("x"));
+            entry.live.activity.set_requests(Requests { read: 10, ..Requests::default() });
+            assert_eq!(reads(), (10 * number, 1));
+            drop(entry);
+            assert_eq!(reads(), (10 * number, 0));
+        }
+    }
 }

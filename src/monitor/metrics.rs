@@ -18,7 +18,9 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::status::Status;
-use crate::gateway::{ExportReport, Histogram};
+use crate::exports::UNREADABLE;
+use crate::gateway::tls::Cause;
+use crate::gateway::{ExportReport, FAILURES, Histogram, REFUSALS};
 
 /// What all names begin with.
 const PREFIX: &str = "hexz_nbd";
@@ -86,11 +88,12 @@ fn connections(out: &mut Out<'_>, status: &Status) -> fmt::Result {
     let help = "Connections that came to read an export";
     out.counter("connections_served", help, None, [(NONE, all.served)])?;
     let help = "Connections that were closed before a byte was sent";
-    out.counter("connections_refused", help, None, by_reason(&all.refused))?;
+    out.counter("connections_refused", help, None, by_reason(&all.refused, REFUSALS))?;
     let help = "Connections that were let in by their address and failed later";
-    out.counter("connections_failed", help, None, by_reason(&all.failed))?;
+    out.counter("connections_failed", help, None, by_reason(&all.failed, FAILURES))?;
+    let causes = Cause::ALL.map(Cause::label);
     let help = "TLS handshakes that failed";
-    out.counter("tls_handshake_failures", help, None, by_reason(&all.handshake_failures))?;
+    out.counter("tls_handshake_failures", help, None, by_reason(&all.handshake_failures, causes))?;
 
     let tls = status.gateway.tls.as_ref();
     let ends = [
@@ -162,10 +165,10 @@ fn reading(out: &mut Out<'_>, status: &Status) -> fmt::Result {
     out.counter("storage_read", "What these came to", BYTES, [(NONE, storage.bytes)])?;
 
     let help = "Requests that couldn't be answered since a block can't be read or trusted";
-    let failures = by_reason(&status.verification_failures);
+    let failures = by_reason(&status.verification_failures, UNREADABLE);
     out.counter("verification_failures", help, None, failures)?;
     let help = "Archives that couldn't be opened, each for a reason that was new";
-    out.counter("open_failures", help, None, by_reason(&status.open_failures))
+    out.counter("open_failures", help, None, by_reason(&status.open_failures, []))
 }
 
 fn memory(out: &mut Out<'_>, status: &Status) -> fmt::Result {
@@ -213,10 +216,14 @@ fn labelled<'a, V>(
     values.into_iter().map(move |(label, value)| ([(name, label)], value))
 }
 
+/// Counts by reason, zeros for those of `known` that there were none of.
 fn by_reason(
     counts: &BTreeMap<&'static str, u64>,
+    known: impl IntoIterator<Item = &'static str>,
 ) -> impl Iterator<Item = ([Label<'static>; 1], u64)> {
-    labelled("reason", counts.iter().map(|(reason, count)| (*reason, *count)))
+    let mut all: BTreeMap<_, _> = known.into_iter().map(|reason| (reason, 0)).collect();
+    all.extend(counts);
+    labelled("reason", all)
 }
 
 /// Writes families of numbers.
@@ -265,12 +272,14 @@ impl Out<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Histogram)?;
         for (labels, Histogram { count, sum, buckets }) in values {
-            // Each bucket is wanted without those before it.
+            // Each bucket is wanted without those before it, and the last one by name: OpenMetrics
+            // would lack it.
             let mut before = 0;
             let alone = |(bound, so_far): &(f64, u64)| {
                 (*bound, so_far - std::mem::replace(&mut before, *so_far))
             };
-            let buckets: Vec<_> = buckets.iter().map(alone).collect();
+            let last = (f64::INFINITY, *count);
+            let buckets: Vec<_> = buckets.iter().chain([&last]).map(alone).collect();
             with(&mut family, &labels, |metric| {
                 metric.encode_histogram::<NoLabelSet>(*sum, *count, &buckets, None)
             })?;

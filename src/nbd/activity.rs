@@ -120,7 +120,7 @@ impl Activity {
     }
 
     /// Only the connection's own task sets what can be set instead of being added to.
-    pub(super) fn set_requests(&self, requests: Requests) {
+    pub(crate) fn set_requests(&self, requests: Requests) {
         let Requests { read, block_status, cache, other } = requests;
         for (counter, count) in self.requests.iter().zip([read, block_status, cache, other]) {
             counter.store(count, Relaxed);

@@ -48,6 +48,26 @@ pub enum Cause {
 }
 
 impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 16] = [
+        Self::NoCertificate,
+        Self::UnknownCa,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::Revoked,
+        Self::UnknownRevocation,
+        Self::WrongPurpose,
+        Self::BadCertificate,
+        Self::OldVersion,
+        Self::NothingInCommon,
+        Self::NotTls,
+        Self::Distrust,
+        Self::LeftBefore,
+        Self::LeftAfter,
+        Self::Deadline,
+        Self::Other,
+    ];
+
     /// A label for counters.
     pub fn label(self) -> &'static str {
         match self {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{get, monitor_of};
+use super::get;
 use crate::clients::run;
 use crate::support::pki::Pki;
 use crate::support::server::Server;
@@ -45,7 +45,7 @@ fn shown() -> BTreeSet<String> {
         .tls(Pki::new())
         .args(["--monitor", "127.0.0.1:0"])
         .start();
-    let text = get(&monitor_of(&server), "/metrics");
+    let text = get(&server, "/metrics").body;
     let mut names = BTreeSet::new();
     for line in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
         let (name, kind) = line.split_once(' ').unwrap();
