@@ -6,7 +6,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # The clients that the tests read with, and what the tests set up with.
 # Not qemu-system-*: those packages replace a newer qemu-utils by an older one.
 PACKAGES := build-essential ca-certificates chromium groff-base haproxy iproute2 libnbd-bin mandoc \
-	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils tmux
+	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils \
+	strace systemd tmux
 
 # What is measured, and what it is measured with; qemu-utils is among those above.
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \

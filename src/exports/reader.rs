@@ -273,3 +273,35 @@ impl Failure {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Mutex, mpsc};
+
+    /// As when they all read from a disk that is dead.
+    #[tokio::test]
+    async fn decoders_that_all_hang_do_not_work() {
+        let reader = BlockReader::new(0);
+        assert!(reader.works().await);
+        let (release, hang) = mpsc::channel::<()>();
+        let hang = Arc::new(Mutex::new(hang));
+        let threads = std::thread::available_parallelism().unwrap().get();
+        let hanging: Vec<_> = (0..threads)
+            .map(|_| {
+                let (reader, hang) = (Arc::clone(&reader), Arc::clone(&hang));
+                let job = move || hang.lock().unwrap().recv().unwrap();
+                tokio::spawn(async move { reader.decoders.run(&Client::default(), 1, job).await })
+            })
+            .collect();
+        // One that is begun is before all that come later.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let answered = tokio::time::timeout(Duration::from_millis(200), reader.works()).await;
+        assert!(answered.is_err());
+        (0..threads).for_each(|_| release.send(()).unwrap());
+        for job in hanging {
+            job.await.unwrap().unwrap();
+        }
+        assert!(reader.works().await);
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use rustix::cmsg_space;
@@ -54,6 +54,9 @@ pub enum HandedError {
         /// What it is, and what to do about it.
         what: String,
     },
+    /// The system refuses.
+    #[error("can't take over the sockets that are handed over: {0}")]
+    System(#[from] io::Error),
     /// There is only one status listener.
     #[error("two sockets are called \"monitor\", but there is only one status listener")]
     TwoMonitors,
@@ -67,11 +70,13 @@ impl Handed {
     /// # Errors
     /// See [`HandedError`].
     pub fn take(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HandedError> {
+        let announced = announced(std::process::id(), variable)?;
+        let courier = Courier::new()?;
         let mut handed = Self::default();
-        for (number, name) in announced(std::process::id(), variable)? {
-            let socket = take_over(number).map_err(|error| format!("no use: {error}"));
+        for (number, name) in &announced {
+            let socket = courier.duplicate(*number).map_err(|error| format!("no use: {error}"));
             let bound = socket.and_then(bound).map_err(|what| HandedError::Unusable {
-                number,
+                number: *number,
                 name: name.clone(),
                 what,
             })?;
@@ -80,6 +85,11 @@ impl Handed {
             } else if handed.monitor.replace(bound).is_some() {
                 return Err(HandedError::TwoMonitors);
             }
+        }
+        // Else they would go on listening when ours are closed. Not before all of them are
+        // known to be what was announced: a number that is free can be anything's a moment later.
+        for (number, _) in announced {
+            nix::unistd::close(number).map_err(io::Error::from)?;
         }
         Ok(handed)
     }
@@ -126,29 +136,42 @@ fn announced(
     }
 }
 
-/// A descriptor by its number, as one that belongs to us and is closed on exec.
+/// Makes descriptors of our own, which are closed on exec, of those that are known by their
+/// number alone.
 ///
-/// A number alone belongs to nobody, and to take its word for it would take `unsafe`. So the
-/// kernel makes another descriptor of it: one that is sent through a socket arrives as the
-/// receiver's own.
-fn take_over(number: RawFd) -> io::Result<Socket> {
-    let (here, there) = Socket::pair(Domain::UNIX, Type::DGRAM, None)?;
-    let byte = [IoSlice::new(&[0])];
-    let control = rights(number);
-    here.sendmsg(&MsgHdr::new().with_buffers(&byte).with_control(&control), 0)?;
+/// A number belongs to nobody, and to take its word for it would take `unsafe`. So the kernel
+/// makes another descriptor of it: one that is sent through a socket arrives as the receiver's.
+struct Courier {
+    here: Socket,
+    there: Socket,
+}
 
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0];
-    recvmsg(&there, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let received = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    let descriptor: OwnedFd = received.ok_or(io::ErrorKind::UnexpectedEof)?;
-    // Else the socket would go on listening when ours is closed.
-    nix::unistd::close(number)?;
-    Ok(descriptor.into())
+impl Courier {
+    fn new() -> io::Result<Self> {
+        let (here, there) = Socket::pair(Domain::UNIX, Type::DGRAM, None)?;
+        Ok(Self { here, there })
+    }
+
+    fn duplicate(&self, number: RawFd) -> io::Result<Socket> {
+        // One that was free until this pair got it.
+        if [&self.here, &self.there].iter().any(|socket| socket.as_raw_fd() == number) {
+            return Err(rustix::io::Errno::BADF.into());
+        }
+        let (byte, control) = ([IoSlice::new(&[0])], rights(number));
+        self.here.sendmsg(&MsgHdr::new().with_buffers(&byte).with_control(&control), 0)?;
+
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let bytes = &mut [IoSliceMut::new(&mut byte)];
+        recvmsg(&self.there, bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let received = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        let descriptor: OwnedFd = received.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(descriptor.into())
+    }
 }
 
 /// A control message that carries one descriptor, as `cmsg(3)` and the kernel have it: its
@@ -206,7 +229,6 @@ fn bound(socket: Socket) -> Result<Bound, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::IntoRawFd;
 
     const ME: u32 = 77;
 
@@ -250,15 +272,16 @@ mod tests {
     #[test]
     fn a_number_becomes_a_descriptor_of_our_own() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        let number = listener.into_raw_fd();
-        let socket = take_over(number).unwrap();
-        assert!(rustix::io::fcntl_getfd(&socket).unwrap().contains(rustix::io::FdFlags::CLOEXEC));
-        assert_eq!(socket.local_addr().unwrap().as_socket(), Some(address));
-        assert!(bound(socket).is_ok());
-        // Nobody else listens there any more.
-        assert!(std::net::TcpStream::connect(address).is_err());
-        assert!(take_over(1_000_000).is_err());
+        let courier = Courier::new().unwrap();
+        let socket = courier.duplicate(listener.as_raw_fd()).unwrap();
+        assert_ne!(socket.as_raw_fd(), listener.as_raw_fd());
+        let flags = rustix::io::fcntl_getfd(&socket).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        let address = bound(socket).unwrap().address().unwrap();
+        assert_eq!(address.to_string(), listener.local_addr().unwrap().to_string());
+        for nobodys in [1_000_000, courier.here.as_raw_fd(), courier.there.as_raw_fd()] {
+            assert!(courier.duplicate(nobodys).is_err(), "{nobodys}");
+        }
     }
 
     #[test]

@@ -114,14 +114,16 @@ pub(super) fn drop_capabilities(removes_sockets: bool) -> io::Result<()> {
     if removes_sockets {
         kept |= CapabilitySet::DAC_OVERRIDE;
     }
-    set_capabilities(
-        None,
-        CapabilitySets {
-            effective: held.effective & kept,
-            permitted: held.permitted & kept,
-            inheritable: CapabilitySet::empty(),
-        },
-    )
+    let left = CapabilitySets {
+        effective: held.effective & kept,
+        permitted: held.permitted & kept,
+        inheritable: CapabilitySet::empty(),
+    };
+    // Who has none needn't be allowed to ask for that.
+    if left == held {
+        return Ok(());
+    }
+    set_capabilities(None, left)
 }
 
 #[cfg(test)]

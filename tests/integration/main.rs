@@ -29,6 +29,7 @@ mod pki;
 mod protocol;
 mod random;
 mod security_cases;
+mod service;
 mod snapshot;
 mod support;
 mod verify;

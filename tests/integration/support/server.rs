@@ -23,6 +23,11 @@ pub struct Builder {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     listen: Vec<String>,
+    /// Whether it binds sockets itself, and where if nothing else is said.
+    listens: bool,
+    /// A program and its arguments, which runs the server.
+    wrapper: Vec<OsString>,
+    stdio: Option<(Stdio, Stdio)>,
     pki: Option<Arc<Pki>>,
     bare: bool,
 }
@@ -34,6 +39,8 @@ pub enum Address {
     Unix(PathBuf),
     /// By its port, and perhaps its context ID.
     Vsock(String),
+    /// The connection that it was started with.
+    Stdio,
 }
 
 /// A running server. It is killed when this is dropped.
@@ -62,9 +69,27 @@ pub struct Ended {
 }
 
 fn binary() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+    binary_in(&[])
+}
+
+/// The binary, run by another program.
+fn binary_in(wrapper: &[OsString]) -> Command {
+    let binary = OsStr::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+    let mut words = wrapper.iter().map(OsString::as_os_str).chain([binary]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words);
     // What the caller's environment says must not change what is tested.
-    for variable in ["RUST_LOG", "HEXZ_PASSWORD", "CREDENTIALS_DIRECTORY"] {
+    for variable in [
+        "RUST_LOG",
+        "HEXZ_PASSWORD",
+        "CREDENTIALS_DIRECTORY",
+        "LISTEN_PID",
+        "LISTEN_FDS",
+        "LISTEN_FDNAMES",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+    ] {
         command.env_remove(variable);
     }
     command.stdin(Stdio::null());
@@ -75,7 +100,7 @@ fn binary() -> Command {
 pub fn run<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Ended {
     let mut command = binary();
     command.args(args);
-    run_command(command)
+    run_command(command, None)
 }
 
 /// Runs the binary, which must refuse to start: exit code and standard error.
@@ -86,10 +111,13 @@ pub fn run_to_failure<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> (i3
     (code, ended.stderr)
 }
 
-fn run_command(mut command: Command) -> Ended {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let stdout = collect(child.stdout.take().unwrap());
-    let stderr = collect(child.stderr.take().unwrap());
+fn run_command(mut command: Command, stdout: Option<Stdio>) -> Ended {
+    let stdout = stdout.unwrap_or_else(Stdio::piped);
+    let mut child = command.stdout(stdout).stderr(Stdio::piped()).spawn().unwrap();
+    // It holds what the child was given.
+    drop(command);
+    let stdout = collect(child.stdout.take());
+    let stderr = collect(child.stderr.take());
     let status = wait(&mut child, PATIENCE);
     if status.is_none() {
         let _ = child.kill();
@@ -100,10 +128,12 @@ fn run_command(mut command: Command) -> Ended {
     Ended { code: status.code(), stdout, stderr }
 }
 
-fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
+fn collect(stream: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        let _ = stream.read_to_end(&mut bytes);
+        if let Some(mut stream) = stream {
+            let _ = stream.read_to_end(&mut bytes);
+        }
         String::from_utf8_lossy(&bytes).into_owned()
     })
 }
@@ -155,6 +185,24 @@ impl Builder {
         self
     }
 
+    /// It listens nowhere by itself.
+    pub fn without_listening(mut self) -> Self {
+        self.listens = false;
+        self
+    }
+
+    /// It is run by that program, with these arguments before its own.
+    pub fn within<A: Into<OsString>>(mut self, wrapper: impl IntoIterator<Item = A>) -> Self {
+        self.wrapper = wrapper.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// What its standard input and output are.
+    pub fn stdio(mut self, input: impl Into<Stdio>, output: impl Into<Stdio>) -> Self {
+        self.stdio = Some((input.into(), output.into()));
+        self
+    }
+
     pub fn listen_unix(self, path: &Path) -> Self {
         self.listen(format!("unix:{}", path.display()))
     }
@@ -175,15 +223,15 @@ impl Builder {
     }
 
     fn command(&self) -> Command {
-        let mut command = binary();
+        let mut command = binary_in(&self.wrapper);
         if self.bare {
             command.args(&self.args).envs(self.env.iter().cloned());
             return command;
         }
         command.args(["--log-format", "json"]);
         let default = ["127.0.0.1:0".to_owned()];
-        let listen = if self.listen.is_empty() { &default[..] } else { &self.listen };
-        for address in listen {
+        let is_default = self.listen.is_empty() && self.listens;
+        for address in if is_default { &default[..] } else { &self.listen } {
             command.args(["--listen", address]);
         }
         // Only root may look into /proc/PID/fd and the like of a process that hides its memory,
@@ -197,9 +245,12 @@ impl Builder {
     }
 
     /// Starts it, and waits until it says that it is ready.
-    pub fn start(self) -> Server {
-        let mut child =
-            self.command().stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    pub fn start(mut self) -> Server {
+        let mut command = self.command();
+        let (input, output) = self.stdio.take().unwrap_or_else(|| (Stdio::null(), Stdio::null()));
+        let mut child = command.stdin(input).stdout(output).stderr(Stdio::piped()).spawn().unwrap();
+        // It holds what the child was given.
+        drop(command);
         let lines = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let reader = std::thread::spawn({
@@ -216,13 +267,19 @@ impl Builder {
         // If it ends instead, so does the log.
         let ready = server.wait_for_log("it is ready", |line| line.message().starts_with("ready"));
         let listen = ready.json["listen"].as_str().unwrap_or_else(|| panic!("{}", ready.text));
-        server.addresses = listen.split(", ").map(Address::parse).collect();
+        server.addresses = match listen.starts_with("standard input") {
+            true => vec![Address::Stdio],
+            false => listen.split(", ").map(Address::parse).collect(),
+        };
         server
     }
 
     /// Runs it; it must end by itself.
-    pub fn run(self) -> Ended {
-        run_command(self.command())
+    pub fn run(mut self) -> Ended {
+        let mut command = self.command();
+        let (input, output) = self.stdio.take().unzip();
+        command.stdin(input.unwrap_or_else(Stdio::null));
+        run_command(command, output)
     }
 
     /// Runs it; it must refuse to start.
@@ -252,7 +309,16 @@ impl Line {
 
 impl Server {
     pub fn builder() -> Builder {
-        Builder { args: vec![], env: vec![], listen: vec![], pki: None, bare: false }
+        Builder {
+            args: Vec::new(),
+            env: Vec::new(),
+            listen: Vec::new(),
+            listens: true,
+            wrapper: Vec::new(),
+            stdio: None,
+            pki: None,
+            bare: false,
+        }
     }
 
     /// Starts a server without TLS on any port of 127.0.0.1.
@@ -272,7 +338,7 @@ impl Server {
     pub fn address(&self) -> SocketAddr {
         let tcp = |address: &Address| match address {
             Address::Tcp(address) => Some(*address),
-            Address::Unix(_) | Address::Vsock(_) => None,
+            Address::Unix(_) | Address::Vsock(_) | Address::Stdio => None,
         };
         self.addresses.iter().find_map(tcp).expect("it listens on no TCP address")
     }
@@ -298,6 +364,7 @@ impl Server {
             }
             Address::Unix(path) => Client::new(Plain::Unix(UnixStream::connect(path).unwrap())),
             Address::Vsock(_) => panic!("nobody connects by vsock here"),
+            Address::Stdio => panic!("it listens nowhere"),
         }
     }
 

@@ -1,0 +1,202 @@
+//! Sockets that are handed over.
+
+use std::io::Read;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::thread::JoinHandle;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{BASE, handed, plain, reads_all, socket_path, text};
+use crate::clients::run;
+use crate::support::client::Plain;
+use crate::support::pki::Pki;
+use crate::support::server::Address;
+use crate::support::{IMAGE_SHA256, archive, sha256, wait_until};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_hexz-nbd");
+
+/// Connects as soon as somebody listens there, which starts the server.
+fn first_client(path: &std::path::Path) -> JoinHandle<UnixStream> {
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        let mut connected = None;
+        wait_until("somebody listens", || {
+            connected = UnixStream::connect(&path).ok();
+            connected.is_some()
+        });
+        connected.unwrap()
+    })
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn systemd_hands_over_several_sockets() {
+    let (_folder, path) = socket_path();
+    let port = free_port();
+    let client = first_client(&path);
+    let tcp = format!("127.0.0.1:{port}");
+    let mut server = plain()
+        .without_listening()
+        .within(["systemd-socket-activate", "-l", text(&path), "-l", &tcp, "--fdname=a:b"])
+        .start();
+    let expected = [Address::Unix(path.clone()), Address::Tcp(tcp.parse().unwrap())];
+    assert_eq!(server.addresses(), expected);
+    // It waited until there was a server.
+    reads_all(Plain::Unix(client.join().unwrap()));
+    reads_all(Plain::Unix(UnixStream::connect(&path).unwrap()));
+    reads_all(Plain::Tcp(std::net::TcpStream::connect(&tcp).unwrap()));
+    assert_eq!(server.terminate().code(), Some(0));
+    assert!(path.exists(), "it was systemd's");
+    // What had been handed over is closed: the number would keep the port.
+    assert!(UnixStream::connect(&path).is_err());
+}
+
+#[test]
+fn an_abstract_socket() {
+    let name = format!("hexz-nbd-test-activation-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    let server = handed(UnixListener::bind_addr(&address).unwrap(), "").start();
+    assert_eq!(server.addresses(), [Address::Unix(format!("@{name}").into())]);
+    reads_all(Plain::Unix(UnixStream::connect_addr(&address).unwrap()));
+}
+
+/// The descriptor has gone to the number that the program has for it, and nowhere else.
+#[test]
+fn no_second_descriptor_stays_open() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let count = |server: &crate::support::server::Server| {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
+    };
+    let by_itself = plain().start();
+    let server = handed(listener, "nbd").start();
+    assert_eq!(count(&server), count(&by_itself));
+}
+
+/// What would be refused where it is bound here is refused as well.
+#[test]
+fn real_addresses_are_judged() {
+    let everywhere = || TcpListener::bind("0.0.0.0:0").unwrap();
+    let (code, stderr) = handed(everywhere(), "nbd").fail();
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("0.0.0.0:") && stderr.contains("there is no TLS"), "{stderr}");
+
+    let server = handed(everywhere(), "nbd").tls(Pki::new()).start();
+    server.wait_for_message("but no other machine may connect");
+    drop(server);
+    let server = handed(everywhere(), "nbd").arg("--insecure-no-tls").start();
+    let line = server.log().into_iter().find(|line| line.message().contains("no TLS"));
+    assert!(line.is_some(), "{}", server.log_text());
+}
+
+#[test]
+fn other_sockets_are_refused_by_what_they_are() {
+    let unix = |kind| Socket::new(Domain::UNIX, kind, None).unwrap();
+    let bound = |kind| {
+        let (folder, path) = socket_path();
+        let socket = unix(kind);
+        socket.bind(&SockAddr::unix(path).unwrap()).unwrap();
+        if kind != Type::DGRAM {
+            socket.listen(1).unwrap();
+        }
+        (folder, OwnedFd::from(socket))
+    };
+    let netlink = Socket::new(Domain::from(16), Type::DGRAM, None).unwrap();
+    let (connected, _other) = UnixStream::pair().unwrap();
+    let cases: [(OwnedFd, &str); 6] = [
+        (bound(Type::DGRAM).1, "a datagram socket"),
+        (bound(Type::SEQPACKET).1, "a socket for sequential packets"),
+        (unix(Type::STREAM).into(), "not listening"),
+        (connected.into(), "--stdio, and StandardInput=socket"),
+        (netlink.into(), "a datagram socket"),
+        (std::fs::File::open(archive(BASE)).unwrap().into(), "no socket"),
+    ];
+    for (socket, what) in cases {
+        let (code, stderr) = handed(socket, "odd").fail();
+        assert_eq!(code, 5, "{stderr}");
+        let head = "the descriptor 3 (\\\"odd\\\") that is handed over is ";
+        assert!(stderr.contains(head) && stderr.contains(what), "{what}: {stderr}");
+    }
+}
+
+#[test]
+fn what_is_announced_and_not_there_is_an_error() {
+    let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+    for (variable, value, what) in [
+        ("LISTEN_FDS", "2", "LISTEN_FDNAMES"),
+        ("LISTEN_FDS", "many", "LISTEN_FDS is"),
+        ("LISTEN_FDS", "1000000000", "at most 256"),
+        ("LISTEN_FDNAMES", "a:b", "expected 1 names"),
+    ] {
+        let (code, stderr) = handed(listener(), "a").env(variable, value).fail();
+        assert_eq!(code, 5, "{stderr}");
+        assert!(stderr.contains(what), "{what}: {stderr}");
+    }
+    // A number that nobody has yet may be the next one's that is opened.
+    for count in 2..10 {
+        let names = ["a"].repeat(count).join(":");
+        let (code, stderr) = handed(listener(), &names).env("LISTEN_FDS", count.to_string()).fail();
+        assert_eq!(code, 5, "{stderr}");
+        assert!(stderr.contains("the descriptor 4"), "{stderr}");
+    }
+}
+
+/// Neither is ignored in silence.
+#[test]
+fn where_to_listen_is_said_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (code, stderr) = handed(listener, "nbd").listen("127.0.0.1:0").fail();
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("--listen is given, but the service manager"), "{stderr}");
+}
+
+/// As for the children of a service that got sockets.
+#[test]
+fn what_was_handed_to_another_process_is_not_taken() {
+    plain().env("LISTEN_PID", "1").env("LISTEN_FDS", "1").start().assert_alive();
+    plain().env("LISTEN_FDS", "1").start().assert_alive();
+}
+
+/// libnbd binds a socket, starts the server and hands it over. Its end is the server's.
+#[test]
+fn libnbd_starts_the_server_by_socket_activation() {
+    let archive = archive(BASE);
+    let said = run("nbdinfo", &["--size", "--", "[", BINARY, text(&archive), "]"]).ok();
+    assert_eq!(said.trim(), "8388608");
+
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk.img");
+    run("nbdcopy", &["--", "[", BINARY, text(&archive), "]", text(&image)]).ok();
+    assert_eq!(sha256(&std::fs::read(image).unwrap()), IMAGE_SHA256);
+
+    let start = format!("h.connect_systemd_socket_activation(['{BINARY}', '{}'])", text(&archive));
+    let mut script = String::from("import hashlib, subprocess\n");
+    script += &start;
+    script += "\nprint(hashlib.sha256(h.pread(h.get_size(), 0)).hexdigest())\nh.shutdown()";
+    let said = run("nbdsh", &["-c", &script]).ok();
+    assert_eq!(said.trim(), IMAGE_SHA256);
+}
+
+/// What keeps waiting outside while the server is down is served by the next one.
+#[test]
+fn clients_wait_while_the_server_is_started_anew() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let again = || OwnedFd::from(listener.try_clone().unwrap());
+    let mut first = handed(again(), "nbd").start();
+    reads_all(Plain::Tcp(std::net::TcpStream::connect(address).unwrap()));
+    assert_eq!(first.terminate().code(), Some(0));
+    let mut waiting = std::net::TcpStream::connect(address).unwrap();
+    let mut second = handed(again(), "nbd").start();
+    waiting.read_exact(&mut [0; 18]).unwrap();
+    reads_all(Plain::Tcp(std::net::TcpStream::connect(address).unwrap()));
+    drop(waiting);
+    assert_eq!(second.terminate().code(), Some(0));
+}

@@ -1,0 +1,124 @@
+//! The units for systemd, as they are packaged.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::{BASE, text};
+use crate::clients::{run, run_command};
+use crate::support::archive;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_hexz-nbd");
+
+/// How exposed the service may be, in tenths, as `systemd-analyze security` reckons.
+const MOST_EXPOSED: &str = "12";
+
+fn unit(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/systemd").join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// The units in a folder, with the built binary in the place of the installed one.
+fn units() -> (tempfile::TempDir, Vec<PathBuf>) {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["hexz-nbd.service", "hexz-nbd.socket", "hexz-nbd-monitor.socket"];
+    let copy = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, unit(name).replace("/usr/bin/hexz-nbd", BINARY)).unwrap();
+        path
+    };
+    let paths = names.map(copy).to_vec();
+    (folder, paths)
+}
+
+#[test]
+fn systemd_understands_all_of_it() {
+    let (_folder, units) = units();
+    let mut arguments = vec!["verify", "--man=no"];
+    arguments.extend(units.iter().map(|path| text(path)));
+    let said = run("systemd-analyze", &arguments);
+    let everything = said.everything();
+    said.ok();
+    assert_eq!(everything, "");
+}
+
+#[test]
+fn the_service_is_hardly_exposed() {
+    let (_folder, units) = units();
+    let threshold = format!("--threshold={MOST_EXPOSED}");
+    let arguments = ["security", "--no-pager", "--offline=yes", &threshold, text(&units[0])];
+    run("systemd-analyze", &arguments).ok();
+}
+
+/// The system calls of a group, with those of the groups in it.
+fn calls(group: &str, into: &mut BTreeSet<String>) {
+    let said = run("systemd-analyze", &["syscall-filter", "--no-pager", group]).ok();
+    for line in said.lines().skip(1).map(str::trim).filter(|line| !line.starts_with('#')) {
+        if line.starts_with('@') {
+            calls(line, into);
+        } else if !line.is_empty() {
+            into.insert(line.to_owned());
+        }
+    }
+}
+
+/// What the unit takes away must not be what the program needs, from the first call of its own
+/// to the last.
+#[test]
+fn the_filter_of_the_service_leaves_what_is_needed() {
+    let mut allowed = BTreeSet::new();
+    for line in unit("hexz-nbd.service").lines() {
+        let Some(words) = line.strip_prefix("SystemCallFilter=") else { continue };
+        let (takes_away, words) = match words.strip_prefix('~') {
+            Some(words) => (true, words),
+            None => (false, words),
+        };
+        for word in words.split_ascii_whitespace() {
+            let mut these = BTreeSet::new();
+            if word.starts_with('@') {
+                calls(word, &mut these);
+            } else {
+                these.insert(word.to_owned());
+            }
+            match takes_away {
+                true => allowed.retain(|call| !these.contains(call)),
+                false => allowed.extend(these),
+            }
+        }
+    }
+    assert!(allowed.len() > 100 && !allowed.contains("mount"), "{allowed:?}");
+
+    // The client starts the server, which stays its child: the tracer is detached.
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace");
+    let archive = archive(BASE);
+    let traced = [
+        "strace",
+        "-D",
+        "-f",
+        "-qq",
+        "-o",
+        text(&trace),
+        BINARY,
+        "--sandbox",
+        "auto",
+        text(&archive),
+    ];
+    let client = [&["--", "["][..], &traced, &["]", "null:"]].concat();
+    let mut command = Command::new("nbdcopy");
+    command.args(client).env("NOTIFY_SOCKET", "/no/such/socket").stdin(Stdio::null());
+    run_command(command).ok();
+    let trace = std::fs::read_to_string(trace).unwrap();
+    // A line is "PID name(arguments) = result", or "PID <... name resumed>".
+    let name = |line: &str| {
+        let call = line.split_ascii_whitespace().nth(1)?;
+        let (name, _) = call.split_once('(')?;
+        Some(name.to_owned())
+    };
+    let mut made: BTreeSet<String> = trace.lines().filter_map(name).collect();
+    // Only root has capabilities to give up.
+    made.remove("capset");
+    assert!(made.contains("landlock_restrict_self") && made.contains("pread64"), "{made:?}");
+    let missing: Vec<_> = made.iter().filter(|call| !allowed.contains(*call)).collect();
+    assert!(missing.is_empty(), "{missing:?} of {made:?}");
+}
