@@ -81,7 +81,9 @@ async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
 }
 
 fn wanted(options: &Doctor) -> Wanted {
-    match (options.no_tls, options.require_tls) {
+    // Who says by what a server is known doesn't want one that can't be known.
+    let verifies = options.tls_ca.is_some() || options.tls_dir.is_some();
+    match (options.no_tls, options.require_tls || verifies) {
         (true, _) => Wanted::Never,
         (_, true) => Wanted::Always,
         _ => options.server.tls,

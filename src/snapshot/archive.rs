@@ -134,7 +134,11 @@ impl Archive {
     /// Checks that one of `keys` has signed it.
     pub(super) fn check_signature(&self, keys: &[VerifyKey]) -> Result<(), Error> {
         let index = read_master_index(&self.path, self.storage.as_ref(), &self.header)?;
-        signature::check(&self.path, self.storage.as_ref(), &self.header, &index, keys)
+        signature::check(&self.path, self.storage.as_ref(), &self.header, &index, keys)?;
+        // It may have been written to since it was opened.
+        let is_same = MasterIndex::parse(&index, self.header.index_offset)
+            .is_ok_and(|signed| signed == self.index);
+        if is_same { Ok(()) } else { Err(Problem::Signature.of(&self.path)) }
     }
 
     /// The file's length, in bytes.

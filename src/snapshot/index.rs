@@ -38,7 +38,7 @@ impl PageRef {
 }
 
 /// A stream's size and pages, in ascending order of what they cover.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct StreamIndex {
     pub(super) size: u64,
     pub(super) pages: Vec<PageRef>,
@@ -57,7 +57,7 @@ impl StreamIndex {
 }
 
 /// Both streams' indexes.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct MasterIndex {
     pub(super) main: StreamIndex,
     pub(super) auxiliary: StreamIndex,

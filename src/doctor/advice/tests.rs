@@ -180,6 +180,7 @@ fn servers_that_are_not_trusted() {
     assert_bad(&of(CertificateError::BadSignature, "CN=our CA"), Client, "another key");
     assert_bad(&of(CertificateError::InvalidPurpose, ""), Server, "serverAuth");
     assert_bad(&of(CertificateError::Revoked, ""), Server, "a new one");
+    assert_bad(&of(CertificateError::Expired, ""), Server, "in between");
 
     let names = ["a.example.org".to_owned(), "b.example.org".to_owned()];
     assert_bad(&wrong_name("192.0.2.7", &names), Client, "a.example.org, b.example.org");

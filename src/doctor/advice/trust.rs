@@ -78,7 +78,10 @@ pub(crate) fn distrust(error: &Error, issuer: &str, known: &[String]) -> Step {
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
         | CertificateError::NotValidYetContext { .. } => {
-            Step::bad(NAME, "it, or the CA's, is out of its time")
+            Step::bad(NAME, "it, or one between it and the CA, is out of its time").advise(
+                Server,
+                "renew whichever has run out; those of CAs in between have their time, too",
+            )
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             Step::bad(NAME, "it isn't for servers")

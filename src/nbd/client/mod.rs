@@ -19,9 +19,9 @@ use super::wire::option::{MAX_OPTION_DATA, Opt, OptionReplyHeader, Rep, encode_o
 use super::wire::reply::ErrorCode;
 use super::wire::{Malformed, Reader};
 
-/// Exports that a list may have, and the bytes of their names and descriptions together: a server
-/// could go on for ever.
+/// Exports that a list may have: a server could go on for ever.
 pub const MAX_LISTED: usize = 20_000;
+/// What the replies to one option may have together, in bytes: names and descriptions are kept.
 const MAX_LISTED_BYTES: usize = 16 * 1024 * 1024;
 /// Replies that any other option may have before its last one. There are four kinds of
 /// information, and metadata contexts are some for each bitmap.
@@ -54,11 +54,11 @@ pub enum ClientError {
     #[error("the server's answer to {0} makes no sense")]
     Unexpected(&'static str),
     /// The server doesn't come to an end.
-    #[error("the server sends more than {limit} replies to {option}")]
+    #[error("the server sends more than {limit} replies to {option}, or too long ones")]
     TooMany {
         /// What was asked.
         option: Opt,
-        /// What is taken.
+        /// How many are taken.
         limit: usize,
     },
     /// A request failed.
@@ -162,7 +162,7 @@ where
     let mut bytes = 0;
     loop {
         if names.len() > MAX_LISTED || bytes > MAX_LISTED_BYTES {
-            return Err(ClientError::TooMany { option: Opt::LIST, limit: names.len() - 1 });
+            return Err(ClientError::TooMany { option: Opt::LIST, limit: MAX_LISTED });
         }
         match option_reply(stream, Opt::LIST).await? {
             (Rep::ACK, _) => return Ok(names),
@@ -266,10 +266,15 @@ where
     let request = MetaRequest { name: name.as_bytes(), queries };
     send_option(stream, option, &request.encode()).await?;
     let mut names = Vec::new();
+    let mut bytes = 0;
     for _ in 0..MAX_REPLIES {
+        if bytes > MAX_LISTED_BYTES {
+            break;
+        }
         match option_reply(stream, option).await? {
             (Rep::ACK, _) => return Ok(names),
             (Rep::META_CONTEXT, data) => {
+                bytes += data.len();
                 let mut reader = Reader::new(&data);
                 reader.u32("a context's number")?;
                 names.push(String::from_utf8_lossy(reader.rest()).into_owned());

@@ -137,6 +137,21 @@ fn lists_that_do_not_end() {
     found.assert_outcome("export", "good").assert_outcome("first read", "good");
 }
 
+/// As many contexts as there may be, each as long as a reply can be.
+#[test]
+fn contexts_that_do_not_end() {
+    let target = negotiates(
+        |option| match option {
+            8 => Some(reply(8, 1, b"")),
+            9 => Some(reply(9, 4, &[b'x'; 60_000]).repeat(400)),
+            _ => decent(option, 1 << 20),
+        },
+        |request| simple(request, 0),
+    );
+    let found = quickly(&target);
+    found.assert_ends("metadata contexts", "or too long ones", "server", "its log");
+}
+
 #[test]
 fn lengths_that_cannot_be() {
     let huge_list = negotiates(

@@ -144,7 +144,7 @@ fn certificates_out_of_their_time() {
     ] {
         let other = nbdkit_with_tls(&pki, &["memory", "1M"]);
         let found = examine(with_ca(&pki, &other));
-        found.assert_ends("certificate", "out of its time", "client", "clock");
+        found.assert_ends("certificate", "is out of its time", "client", "clock");
         assert!(found.lines("certificate").contains(words), "{:#}", found.report);
         assert_eq!(found.detail("certificate", detail), true);
         // The same without a CA: clients that verify won't come in.

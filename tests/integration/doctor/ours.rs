@@ -175,6 +175,40 @@ fn client_certificates() {
     );
 }
 
+/// A server that isn't trusted doesn't learn who the client is.
+#[test]
+fn no_certificate_for_strangers() {
+    let authority = Authority::new();
+    let server = tls().clients_of(&authority).start();
+    let alice = authority.alice().folder(&Pki::new());
+    let found = examine(with_folder(alice.path(), &server));
+    found.assert_ends("certificate", "by none of the CAs", "client", "another key");
+    server.wait_for_log("the client gave up", |line| line.message().contains("the client gave up"));
+    assert!(!server.log_text().contains("alice"), "{}", server.log_text());
+    // Nor does one of which nobody can say who it is.
+    let file = |name: &str| alice.path().join(name).into_os_string();
+    let own =
+        ["--tls-cert".into(), file("client-cert.pem"), "--tls-key".into(), file("client-key.pem")];
+    let ended = doctor(own.into_iter().chain([localhost(&server)]));
+    assert_eq!(ended.code, Some(2), "{}", ended.stdout);
+    std::fs::remove_file(file("ca-cert.pem")).unwrap();
+    let found = examine(with_folder(alice.path(), &server));
+    found.assert_ends("own files", "ca-cert.pem", "client", "the CA's certificate");
+}
+
+#[test]
+fn a_ca_means_that_there_has_to_be_tls() {
+    let server = Server::start([archive("base-zstd.hxz")]);
+    let pki = Pki::new();
+    let args: [OsString; 3] = ["--tls-ca".into(), pki.ca_cert().into(), localhost(&server)];
+    examine(args).assert_ends(
+        "in clear",
+        "TLS isn't offered",
+        "server",
+        "--tls-cert and --tls-key",
+    );
+}
+
 #[test]
 fn client_certificates_that_nobody_asks_for() {
     let server = tls().start();
