@@ -13,8 +13,8 @@ PACKAGES := build-essential ca-certificates chromium groff-base haproxy iproute2
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \
 	qemu-utils valgrind
 
-.PHONY: help test check unit fuzz fuzz-short tools build stress bench bench-peers bench-micro \
-	bench-tools certs clean
+.PHONY: help test check unit fuzz fuzz-short tools build static container stress bench \
+	bench-peers bench-micro bench-tools certs clean
 
 help:
 	@echo 'make test    install what the tests need, and run all of them'
@@ -24,6 +24,8 @@ help:
 	@echo 'make fuzz-short   each of them for 10 seconds'
 	@echo 'make tools   install the clients that the tests read with (Debian)'
 	@echo 'make build   the program, in target/release/hexz-nbd'
+	@echo 'make static  the program without shared libraries, in target/static, by rustup and musl'
+	@echo 'make container      a container with that in it, by buildah'
 	@echo 'make stress  hundreds of clients, and everything that may go wrong meanwhile; two minutes,'
 	@echo '             or STRESS_SECONDS=...'
 	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
@@ -75,6 +77,16 @@ tools bench-tools:
 
 build:
 	$(CARGO) build --locked --release
+
+# Takes `rustup target add` and Debian's musl-tools, so it isn't part of `make test`.
+STATIC := x86_64-unknown-linux-musl
+static:
+	$(CARGO) build --locked --release --target $(STATIC)
+	mkdir -p target/static
+	strip -s -o target/static/hexz-nbd target/$(STATIC)/release/hexz-nbd
+
+container: static
+	buildah build --isolation chroot -t hexz-nbd -f packaging/Containerfile target/static
 
 stress: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
