@@ -27,7 +27,8 @@
 //! [`nbd::wire`] does no I/O. [`nbd`] knows neither sockets nor TLS nor snapshots, and
 //! serves whatever implements [`nbd::Export`]. [`snapshot`] doesn't know NBD, [`cache`]
 //! not what a block means, [`storage`] nothing about compression. [`sandbox`] knows none of them,
-//! nor they it. Nothing here parses a command line or ends the process.
+//! nor they it; what happened is told to [`audit`], which doesn't know them either. Nothing here
+//! parses a command line or ends the process.
 //!
 //! # Using the parts
 //!

@@ -2,9 +2,11 @@
 
 use std::fs;
 
-use super::{BASE, Record};
-use crate::support::archive;
+use std::os::unix::fs::chown;
+
+use super::{BASE, Record, assert_no_gaps, read};
 use crate::support::server::Server;
+use crate::support::{archive, is_root, wait_until};
 
 /// What is appended to isn't what is served.
 #[test]
@@ -26,4 +28,45 @@ fn the_folder_is_named_and_should_be_its_own() {
 
     let server = Server::builder().archive(BASE).args(["--sandbox", "auto"]).start();
     assert!(!line(&server, "sandbox: ").contains("appends"));
+}
+
+/// Who gave up root goes on with the file that it opened as root. Where it may make none in the
+/// folder, a warning says so at the start, and a rotation isn't the end.
+#[test]
+fn another_user_needs_the_folder() {
+    const NOBODY: u32 = 65534;
+    let record = Record::new();
+    let served = tempfile::tempdir().unwrap();
+    let disk = served.path().join("disk.hxz");
+    fs::copy(archive(BASE), &disk).unwrap();
+    let start = |name: &str| Server::builder().arg(&disk).args(["--user", name]);
+    if !is_root() {
+        let server = start("4000000:4000000").arg("--audit").arg(record.path());
+        assert_eq!(server.fail().0, 6);
+        return;
+    }
+    for path in [served.path(), &disk] {
+        chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+    }
+    let server = start("nobody").args(["--sandbox", "auto", "--audit"]).arg(record.path());
+    let mut server = server.start();
+    server.wait_for_message("can't be made anew when it is rotated");
+    fs::rename(record.path(), record.at("old")).unwrap();
+    server.signal("HUP");
+    server.wait_for_message("audit: the old file goes on: can't append to");
+    server.assert_alive();
+    server.terminate();
+    let events = read(&record.at("old"));
+    assert_eq!(assert_no_gaps(&events), 0);
+    assert_eq!(events.last().unwrap()["event"], "stop");
+
+    chown(record.0.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let server = start("nobody").args(["--sandbox", "auto", "--audit"]).arg(record.path());
+    let mut server = server.start();
+    fs::rename(record.path(), record.at("old")).unwrap();
+    server.signal("HUP");
+    wait_until("there is a new one", || record.path().exists());
+    server.terminate();
+    assert!(!server.log_text().contains("can't be made anew"), "{}", server.log_text());
+    assert_eq!(record.events().last().unwrap()["event"], "stop");
 }
