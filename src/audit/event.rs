@@ -197,10 +197,10 @@ pub struct NotAllowed {
 /// What a client was served until its end.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Served {
-    /// What it read, once it had chosen.
+    /// What it had chosen to read, if it had.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub export: Option<Text>,
-    /// Its requests, once it was reading.
+    /// Its requests, if it had chosen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
     /// The bytes with which its reads were answered.
