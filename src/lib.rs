@@ -4,8 +4,8 @@
 //! # The tour, in the order in which a byte travels
 //!
 //! 1. [`gateway::listen`]: a connection is accepted;
-//! 2. [`gateway::access`]: its address is judged; whoever may not come in is closed
-//!    before a byte is sent;
+//! 2. [`gateway::access`]: its address is judged, or the one that a load balancer says
+//!    ([`gateway::proxy`]); whoever may not come in is closed before a byte is sent;
 //! 3. [`gateway`]: it gets a place among those that negotiate, and a deadline;
 //! 4. [`nbd::greet`], [`nbd::plaintext_leg`]: the greeting, and STARTTLS if TLS is
 //!    required, by [`gateway::tls`], which also says who the client is; what was said in

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use hexz_nbd::exports::BlockReader;
-use hexz_nbd::gateway::listen::{BindError, Bound, SocketRights};
+use hexz_nbd::gateway::listen::{BindError, Bound, ListenAddress, SocketRights};
 use hexz_nbd::monitor::{HostName, Monitor, Observed, RecentErrors};
 
 use crate::cli::Serve;
@@ -41,13 +41,15 @@ impl Show {
                 Some(Bound::bind(address, &SocketRights::default()).map_err(failed)?)
             }
         };
-        if let Some(Ok(address)) = socket.as_ref().map(Bound::address)
-            && !address.is_local()
-        {
-            tracing::warn!(
+        match socket.as_ref().map(Bound::address) {
+            Some(Ok(address @ ListenAddress::Vsock { .. })) => tracing::warn!(
+                "the monitor listens on {address}: every virtual machine can see who is connected",
+            ),
+            Some(Ok(address)) if !address.is_local() => tracing::warn!(
                 "the monitor listens on {address}: whoever can reach it sees who is connected, and \
                  anyone on the way can read it",
-            );
+            ),
+            _ => {}
         }
         let budget = options.memory().all();
         let observed = Arc::new(Observed::new(budget, Arc::clone(reader), recent));
