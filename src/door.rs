@@ -9,7 +9,7 @@ use rustix::fs::{FileType, fstat};
 
 use hexz_nbd::config::Config;
 use hexz_nbd::gateway::handed::Handed;
-use hexz_nbd::gateway::listen::{self, Bound, SocketRights};
+use hexz_nbd::gateway::listen::{self, Bound, ListenAddress, SocketRights};
 use hexz_nbd::gateway::stdio::Stdio;
 
 use crate::cli::Serve;
@@ -61,6 +61,15 @@ impl Door {
         loopback_only: bool,
         rights: &SocketRights,
     ) -> Result<Entrance, Failure> {
+        let makes_one = |address: &ListenAddress| matches!(address, ListenAddress::Unix(_));
+        let is_handed = matches!(&self, Self::Sockets(handed) if !handed.nbd.is_empty());
+        if *rights != SocketRights::default() && (is_handed || !config.listen.iter().any(makes_one))
+        {
+            tracing::warn!(
+                "--socket-mode and --socket-group are for Unix sockets of --listen, of which there \
+                 are none",
+            );
+        }
         match self {
             Self::Connection(connection) => Ok(Entrance::Connection(connection)),
             Self::Sockets(handed) if handed.nbd.is_empty() => {

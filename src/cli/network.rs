@@ -67,11 +67,11 @@ pub(super) struct Network {
     /// default: port 10809 of every address, or of loopback if only this machine may connect]
     #[arg(long, value_name = "WHERE", help_heading = "Network")]
     pub(super) listen: Vec<ListenAddress>,
-    /// Permissions of the Unix sockets that are made, in octal digits such as 0660: who may
-    /// write to one may come in [default: by the umask]
+    /// Permissions of the Unix sockets of --listen, in octal digits such as 0660: who may write
+    /// to one may come in [default: by the umask]
     #[arg(long, value_name = "MODE", help_heading = "Network")]
     socket_mode: Option<SocketMode>,
-    /// Group of the Unix sockets that are made, by name or number [default: this process's]
+    /// Group of the Unix sockets of --listen, by name or number [default: this process's]
     #[arg(long, value_name = "GROUP", help_heading = "Network")]
     socket_group: Option<SocketGroup>,
     /// Serve the one connection that standard input is, or that standard input and output
@@ -82,7 +82,7 @@ pub(super) struct Network {
     /// standard error, unless that is the same socket. The exit code is 0 whatever becomes of
     /// the connection.
     #[arg(
-        long, conflicts_with_all = ["listen", "socket_mode", "socket_group"],
+        long, conflicts_with_all = ["listen", "socket_mode", "socket_group", "monitor"],
         help_heading = "Network"
     )]
     pub(super) stdio: bool,

@@ -1,39 +1,21 @@
 //! Sockets that are handed over.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::thread::JoinHandle;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::{BASE, handed, plain, reads_all, socket_path, text};
+use super::{BASE, first_client, free_port, handed, plain, reads_all, socket_path, text};
 use crate::clients::run;
 use crate::support::client::Plain;
 use crate::support::pki::Pki;
 use crate::support::server::Address;
-use crate::support::{IMAGE_SHA256, archive, sha256, wait_until};
+use crate::support::{IMAGE_SHA256, archive, sha256};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_hexz-nbd");
-
-/// Connects as soon as somebody listens there, which starts the server.
-fn first_client(path: &std::path::Path) -> JoinHandle<UnixStream> {
-    let path = path.to_owned();
-    std::thread::spawn(move || {
-        let mut connected = None;
-        wait_until("somebody listens", || {
-            connected = UnixStream::connect(&path).ok();
-            connected.is_some()
-        });
-        connected.unwrap()
-    })
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
 
 #[test]
 fn systemd_hands_over_several_sockets() {
@@ -199,4 +181,36 @@ fn clients_wait_while_the_server_is_started_anew() {
     reads_all(Plain::Tcp(std::net::TcpStream::connect(address).unwrap()));
     drop(waiting);
     assert_eq!(second.terminate().code(), Some(0));
+}
+
+/// `FileDescriptorName=monitor` is for whoever wants to see what goes on.
+#[test]
+fn the_monitors_socket_serves_no_nbd() {
+    let (_folder, path) = socket_path();
+    let port = free_port();
+    let client = first_client(&path);
+    let monitor = format!("127.0.0.1:{port}");
+    let activate = ["systemd-socket-activate", "-l", text(&path), "-l", &monitor];
+    let server = plain()
+        .without_listening()
+        .within(activate.into_iter().chain(["--fdname=nbd:monitor"]))
+        .start();
+    assert_eq!(server.addresses(), [Address::Unix(path.clone())]);
+    reads_all(Plain::Unix(client.join().unwrap()));
+    let mut stream = std::net::TcpStream::connect(&monitor).unwrap();
+    let request = format!("GET /readyz HTTP/1.1\r\nHost: {monitor}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// With only that one, the others are where they would be anyway.
+#[test]
+fn beside_the_monitors_socket_listening_goes_on() {
+    let monitor = TcpListener::bind("127.0.0.1:0").unwrap();
+    let again = || OwnedFd::from(monitor.try_clone().unwrap());
+    handed(again(), "monitor").listen("127.0.0.1:0").start().assert_alive();
+    let (code, stderr) = handed(again(), "monitor").args(["--monitor", "127.0.0.1:0"]).fail();
+    assert_eq!(code, 2, "{stderr}");
 }

@@ -41,7 +41,7 @@ fn a_socket_pair() {
     reads_all(Plain::Unix(client));
     assert_eq!(server.wait().code(), Some(0));
     let line = server.wait_for_message("left");
-    assert_eq!(line.json["span"]["peer"], "unix", "{}", line.text);
+    assert_eq!(line.json["peer"], "unix", "{}", line.text);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_connection_by_tcp_with_tls() {
     client.disconnect();
     assert_eq!(server.wait().code(), Some(0));
     let line = server.wait_for_message("reading");
-    assert_eq!(line.json["span"]["peer"], "127.0.0.1", "{}", line.text);
+    assert_eq!(line.json["peer"], "127.0.0.1", "{}", line.text);
 }
 
 /// Copies until one end is gone. The standard library does it by splice(2), which keeps a pipe
@@ -217,7 +217,9 @@ fn what_is_no_connection_is_refused() {
 
 #[test]
 fn it_listens_nowhere_else() {
-    for option in [["--listen", "127.0.0.1:0"], ["--socket-mode", "0600"]] {
+    for option in
+        [["--listen", "127.0.0.1:0"], ["--socket-mode", "0600"], ["--monitor", "127.0.0.1:0"]]
+    {
         let (code, stderr) = one().args(option).fail();
         assert_eq!(code, 2, "{stderr}");
         assert!(stderr.contains("--stdio") && stderr.contains(option[0]), "{stderr}");

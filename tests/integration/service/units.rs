@@ -1,12 +1,18 @@
 //! The units for systemd, as they are packaged.
 
 use std::collections::BTreeSet;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{BASE, text};
+use super::manager::Manager;
+use super::{BASE, first_client, text};
 use crate::clients::{run, run_command};
-use crate::support::archive;
+use crate::support::client::{Client, FLAGS, Plain};
+use crate::support::pki::Pki;
+use crate::support::server::Server;
+use crate::support::{IMAGE_SIZE, archive, image};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_hexz-nbd");
 
@@ -48,6 +54,63 @@ fn the_service_is_hardly_exposed() {
     let threshold = format!("--threshold={MOST_EXPOSED}");
     let arguments = ["security", "--no-pager", "--offline=yes", &threshold, text(&units[0])];
     run("systemd-analyze", &arguments).ok();
+}
+
+/// What the unit runs, run as systemd does: with sockets, credentials and a place to tell of it.
+/// The user and what only systemd can do are left out.
+#[test]
+fn the_command_of_the_service_serves_reloads_and_ends() {
+    let (folder, pki) = (tempfile::tempdir().unwrap(), Pki::new());
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("credentials")).unwrap();
+    for (from, name) in [(pki.server_cert(), "tls-cert"), (pki.server_key(), "tls-key")] {
+        let credential = at("credentials").join(format!("hexz-nbd.{name}"));
+        std::fs::copy(from, &credential).unwrap();
+        std::fs::set_permissions(&credential, Permissions::from_mode(0o400)).unwrap();
+    }
+    let archives = archive("");
+    let settings = format!("log-format = \"json\"\nexport-dir = \"{}\"\n", text(&archives));
+    std::fs::write(at("hexz-nbd.toml"), settings).unwrap();
+
+    let service = unit("hexz-nbd.service");
+    let value = |key: &str| service.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    let command =
+        value("ExecStart=").replace("/etc/hexz-nbd/hexz-nbd.toml", text(&at("hexz-nbd.toml")));
+    let words: Vec<&str> = command.split(' ').collect();
+    assert_eq!(words[0], "/usr/bin/hexz-nbd");
+
+    let manager = Manager::at_a_path();
+    let socket = at("socket");
+    let client = first_client(&socket);
+    let activate = [
+        "systemd-socket-activate".to_owned(),
+        format!("--listen={}", text(&socket)),
+        "--fdname=nbd".to_owned(),
+        format!("--setenv=NOTIFY_SOCKET={}", manager.place),
+        format!("--setenv=CREDENTIALS_DIRECTORY={}", text(&at("credentials"))),
+    ];
+    let builder = Server::builder().within(activate).bare().args(&words[1..]);
+    let mut server = builder.start();
+    let ready = manager.hears_until("READY=1");
+    assert!(ready[1].contains("every archive in") && ready[1].contains("over TLS"), "{ready:?}");
+
+    let mut client = Client::new(Plain::Unix(client.join().unwrap()));
+    client.greet(FLAGS);
+    let mut client = client.starttls(pki.client_config());
+    client.go(BASE);
+    assert!(client.read_ok(0, IMAGE_SIZE as u32) == image());
+
+    let mut reload = Command::new("sh");
+    let script = value("ExecReload=/bin/sh -c ").trim_matches('\'');
+    reload.args(["-c", script]).env("MAINPID", server.pid().to_string());
+    assert!(reload.status().unwrap().success());
+    manager.hears_until("RELOADING=1");
+    manager.hears_until("READY=1");
+    client.read_ok(0, 1);
+    server.signal("TERM");
+    manager.hears_until("STOPPING=1");
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(socket.exists());
 }
 
 /// The system calls of a group, with those of the groups in it.
