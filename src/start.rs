@@ -219,7 +219,7 @@ pub(crate) fn serve(
         };
         let mut beside = JoinSet::new();
         beside.spawn(reloading.on_signal(hangup, watch));
-        tracing::info!(listen = listen.join(", "), "ready: serving {what} {to}");
+        tracing::info!(listen = %listen.join(", "), "ready: serving {what} {to}");
         service.ready(what, to).await;
         audit.tell(|| start(&listen, has_tls, open_to));
         beside.spawn(attend(
