@@ -16,8 +16,8 @@ Without --tls-ca or --tls-dir the server's certificate is shown but not verified
 have made it. --tls-ca /etc/ssl/certs/ca-certificates.crt verifies it by the CAs of the system.
 
 TLS is used if the server offers it; with --tls-ca or --tls-dir, nbds:// and nbds+unix:// it has
-to be offered, with nbd:// and nbd+unix:// it isn't used. The parts of a URI that are known are the export,
-tls-certificates, tls-hostname and socket.
+to be offered, with nbd:// and nbd+unix:// it isn't used. The parts of a URI that are known are
+the export, tls-certificates, tls-hostname and socket.
 
 With --json there is one object: target, outcome (good, warning, bad), and steps, each with step,
 outcome, found, lines, details, advice [{side (client, server, network), text}] and seconds.

@@ -41,9 +41,11 @@ pub(crate) struct Unusable {
     pub(crate) why: String,
 }
 
-/// Reads the files that were named. With a folder, what isn't there isn't used.
-pub(super) fn load(options: &Doctor, folder: Option<&Path>) -> Result<Own, Unusable> {
-    let Some(folder) = options.tls_dir.as_deref().or(folder) else {
+/// Reads the files that were named. With a folder, a certificate that isn't there isn't used.
+/// What options say goes before the folder of a URI.
+pub(super) fn load(options: &Doctor, of_uri: Option<&Path>) -> Result<Own, Unusable> {
+    let of_uri = of_uri.filter(|_| options.tls_ca.is_none());
+    let Some(folder) = options.tls_dir.as_deref().or(of_uri) else {
         let authorities = options.tls_ca.as_deref().map(authorities).transpose()?;
         let pair = options.tls_cert.as_deref().zip(options.tls_key.as_deref());
         let certificate = pair.map(|(chain, key)| certified(chain, key)).transpose()?;

@@ -64,13 +64,16 @@ impl Visit {
     ) -> Result<Greeted, Step> {
         let began = Instant::now();
         let seen = greeting::read(&mut stream, self.timeout).await;
-        let seen = seen.map_err(|trouble| Step::bad("greeting", trouble.words()))?;
+        let failed = |trouble: Trouble| {
+            Step::bad("greeting", trouble.words()).advise(advice::Server, "its log may say why")
+        };
+        let seen = seen.map_err(failed)?;
         let step = advice::greeting(&seen, self.timeout).took(began.elapsed());
         let (Seen::Newstyle(greeting), Outcome::Good) = (&seen, step.outcome) else {
             return Err(step);
         };
         let answered = within(self.timeout, client::answer_greeting(&mut stream, *greeting)).await;
-        let flags = answered.map_err(|trouble| Step::bad("greeting", trouble.words()))?;
+        let flags = answered.map_err(failed)?;
         report.add(step);
         Ok(Greeted { stream, flags })
     }
@@ -86,7 +89,12 @@ impl Visit {
         let nowhere = |trouble: Trouble| {
             let first = list.as_ref().err().map_or("it answers".to_owned(), Trouble::words);
             let again = trouble.words();
-            Step::bad("in clear", format!("to LIST {first}, and then to a new connection {again}"))
+            let found = format!("to LIST {first}, and then to a new connection {again}");
+            Step::bad("in clear", found).advise(
+                advice::Server,
+                "it may take one client only, or end with its first one, or have crashed; its log \
+                 says which",
+            )
         };
         if !matches!(list, Ok(_) | Err(Trouble::Refused { .. })) {
             // That one can't be gone on with.
@@ -120,7 +128,8 @@ impl Visit {
             let (stream, replies, trouble) = self.agree(leg.stream).await.map_err(|trouble| {
                 Step::bad("replies", trouble.words()).advise(
                     advice::Server,
-                    "a server has to answer options that it doesn't know with an error; take a newer one",
+                    "a server has to answer options that it doesn't know with an error; take a \
+                     newer one",
                 )
             })?;
             report.add(advice::replies(replies, trouble.as_ref()));
@@ -128,7 +137,7 @@ impl Visit {
             return Ok(Session { stream, flags, replies, listing, tls: None });
         }
         let began = Instant::now();
-        let (agreed, shown) = self.handshake(leg.stream, tls::BOTH).await?;
+        let (agreed, shown) = self.handshake(leg.stream).await?;
         let took = began.elapsed();
         let seen = self.seen(&shown);
         let (stream, agreed) = agreed.map_err(|trouble| self.failed(&trouble, &shown))?;
@@ -145,8 +154,9 @@ impl Visit {
         report.add(self.certificate(&shown));
         let agreed_on = self.agree(stream).await;
         let (stream, replies, trouble) = agreed_on.map_err(|trouble| {
-            advice::after_handshake(&trouble, seen)
-                .unwrap_or_else(|| Step::bad("replies", trouble.words()))
+            advice::after_handshake(&trouble, seen).unwrap_or_else(|| {
+                Step::bad("replies", trouble.words()).advise(advice::Server, "its log may say why")
+            })
         })?;
         report.add(advice::client_certificate(seen));
         report.add(advice::replies(replies, trouble.as_ref()));
@@ -180,12 +190,14 @@ impl Visit {
             Err(trouble) => return advice::no_second_connection(&trouble),
         };
         let handshake = tls::handshake(stream, self.name.clone(), &self.own, tls::OLD);
-        let tried = async {
-            let (agreed, _) = self.in_time(handshake).await?;
-            let (mut stream, _) = agreed?;
-            within(self.timeout, client::abort(&mut stream)).await
-        };
-        advice::older_tls(tried.await.as_ref().copied())
+        match self.in_time(handshake).await.and_then(|(agreed, _)| agreed) {
+            Ok((mut stream, _)) => {
+                // Whatever comes of it: the handshake has said it all.
+                let _goodbye = within(self.timeout, client::abort(&mut stream)).await;
+                advice::older_tls(Ok(()))
+            }
+            Err(trouble) => advice::older_tls(Err(&trouble)),
+        }
     }
 
     async fn greeted(&self) -> Result<(Stream, ClientFlags), Trouble> {
@@ -210,9 +222,8 @@ impl Visit {
     async fn handshake(
         &self,
         stream: Stream,
-        versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> Result<(Result<(Stream, tls::Agreed), Trouble>, Shown), Step> {
-        let handshake = tls::handshake(stream, self.name.clone(), &self.own, versions);
+        let handshake = tls::handshake(stream, self.name.clone(), &self.own, tls::BOTH);
         let done = self.in_time(handshake).await;
         done.map_err(|trouble| advice::handshake(&trouble, Handshake::default()))
     }

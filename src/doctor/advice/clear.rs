@@ -43,12 +43,11 @@ pub(crate) fn in_clear(seen: &InClear, wanted: Wanted, is_local: bool) -> Step {
         (_, true, Wanted::Never) => base(Step::bad(NAME, "the server requires TLS"))
             .advise(Client, "use TLS: nbds:// instead of nbd://, nbd-client -x, qemu's tls-creds"),
         (Some(Ok(())), true, _) => base(Step::good(NAME, "TLS is required")),
-        (Some(Ok(())), false, Wanted::Always) if seen.list.is_err() => {
-            base(Step::good(NAME, "TLS is offered"))
-        }
+        // Whether it serves in clear, too, isn't known.
+        (Some(Ok(())), false, _) if seen.list.is_err() => base(Step::good(NAME, "TLS is offered")),
         (Some(Ok(())), false, _) => {
             let step = base(Step::good(NAME, "TLS is offered, and not required"));
-            if is_local || seen.list.is_err() {
+            if is_local {
                 return step;
             }
             step.at_least(Outcome::Warning).advise(

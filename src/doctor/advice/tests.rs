@@ -103,6 +103,8 @@ fn tls_offered_required_refused() {
     assert_eq!(offered.outcome, Outcome::Warning);
     assert!(advice(&offered).contains("server: whoever connects without TLS"));
     assert_eq!(step(Ok(1), Some(Ok(())), Wanted::Perhaps, true).outcome, Outcome::Good);
+    let unknown = step(Err(Trouble::Closed), Some(Ok(())), Wanted::Perhaps, false);
+    assert_eq!((unknown.outcome, unknown.found.as_str()), (Outcome::Good, "TLS is offered"));
 
     for reply in [Rep::ERR_UNSUP, Rep::ERR_POLICY] {
         assert_bad(&step(Ok(1), no(reply), Wanted::Always, true), Server, "--tls-cert");

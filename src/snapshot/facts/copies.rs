@@ -9,8 +9,9 @@ use std::collections::HashMap;
 
 use crate::snapshot::header::Extent;
 
-/// Copies that are remembered, 36 MB at most. A sample has at least half as many, so the error
-/// of what is estimated by it is 0.1 % (one standard deviation).
+/// Copies that are remembered: 36 MB, and half as much again while the table grows. A sample has
+/// some half of that at least, so the error of what is estimated by it is 0.1 % (one standard
+/// deviation).
 const MAX_REMEMBERED: usize = (1 << 21) / 8 * 7;
 
 /// Stored copies that were met.
@@ -43,14 +44,18 @@ impl Copies {
     }
 
     pub(super) fn add(&mut self, place: Extent) {
-        if !is_sampled(place.offset, self.sampling) {
+        if let Some(length) = self.remembered.get_mut(&place.offset) {
+            *length = place.length;
             return;
         }
-        self.remembered.insert(place.offset, place.length);
-        while self.remembered.len() > self.limit {
+        // Before there is one too many: then the table would double.
+        while self.remembered.len() >= self.limit && is_sampled(place.offset, self.sampling) {
             self.sampling += 1;
             let sampling = self.sampling;
             self.remembered.retain(|&offset, _| is_sampled(offset, sampling));
+        }
+        if is_sampled(place.offset, self.sampling) {
+            self.remembered.insert(place.offset, place.length);
         }
     }
 

@@ -1,8 +1,8 @@
 //! What an archive holds, by its header and index alone.
 //!
 //! No block is read and no password is needed. Index pages are gone through one after another,
-//! so an archive of a TiB takes no more memory than one of a GiB: what has to be remembered of
-//! the blocks ([`Lengths`], `copies.rs`) is bounded, and becomes an estimate beyond. For blocks
+//! so memory is bounded however large the archive is: what has to be remembered of the blocks
+//! ([`Lengths`], `copies.rs`) becomes an estimate when it is too much. For blocks
 //! in parents that aren't where they are expected, the index of the parents' hashes is made as
 //! for reading, with its own bound ([`limits::MAX_PARENT_BLOCKS`](super::limits)).
 
