@@ -3,7 +3,8 @@
 //!
 //! # The tour, in the order in which a byte travels
 //!
-//! 1. [`gateway::listen`]: a connection is accepted;
+//! 1. [`gateway::listen`]: a connection is accepted, by a socket that was bound here or handed
+//!    over ([`gateway::handed`]); or it was there before the program ([`gateway::stdio`]);
 //! 2. [`gateway::access`]: its address is judged, or the one that a load balancer says
 //!    ([`gateway::proxy`]); whoever may not come in is closed before a byte is sent;
 //! 3. [`gateway`]: it gets a place among those that negotiate, and a deadline;

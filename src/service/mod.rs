@@ -216,8 +216,8 @@ impl Service {
             match timeout(patience, probe()).await {
                 Ok(true) => self.tell(&messages::alive()).await,
                 Ok(false) | Err(_) => tracing::error!(
-                    "this program is stuck: nothing has been decoded for {patience:?}, so the \
-                     service manager isn't told that all is well",
+                    "this program is stuck: for {patience:?} no thread that decodes has answered, so \
+                     the service manager isn't told that all is well",
                 ),
             }
         }
