@@ -9,12 +9,15 @@ PACKAGES := build-essential ca-certificates chromium groff-base haproxy iproute2
 	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils \
 	strace systemd tmux
 
+# What the test of the Debian package sets up its root with, and reads with.
+PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
+
 # What is measured, and what it is measured with; qemu-utils is among those above.
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \
 	qemu-utils valgrind
 
-.PHONY: help test check unit fuzz fuzz-short tools build static container stress bench \
-	bench-peers bench-micro bench-tools certs clean
+.PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
+	container stress bench bench-peers bench-micro bench-tools certs clean
 
 help:
 	@echo 'make test    install what the tests need, and run all of them'
@@ -24,6 +27,8 @@ help:
 	@echo 'make fuzz-short   each of them for 10 seconds'
 	@echo 'make tools   install the clients that the tests read with (Debian)'
 	@echo 'make build   the program, in target/release/hexz-nbd'
+	@echo 'make deb     the Debian package, in target/debian'
+	@echo 'make package-test   install it into a clean Debian root, and use what it installed; as root'
 	@echo 'make static  the program without shared libraries, in target/static, by rustup and musl'
 	@echo 'make container      a container with that in it, by buildah'
 	@echo 'make stress  hundreds of clients, and everything that may go wrong meanwhile; two minutes,'
@@ -34,7 +39,7 @@ help:
 	@echo 'make certs   a CA to try things out with, and certificates for localhost, in certs/pki'
 	@echo 'make clean   remove what was built'
 
-test: tools check unit fuzz-short
+test: tools check unit fuzz-short package-test
 
 # The benchmarks, the fuzz targets and the stress test are workspaces of their own, built where
 # the rest is, as much of it is the same.
@@ -65,7 +70,8 @@ fuzz-short:
 
 # Installs only what is missing, so that it needs no network where nothing is.
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
-tools bench-tools:
+package-tools: PACKAGES := $(PACKAGE_PACKAGES)
+tools bench-tools package-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -77,6 +83,19 @@ tools bench-tools:
 
 build:
 	$(CARGO) build --locked --release
+
+# What packs the package. Its version is named, so that a newer one surprises nobody.
+CARGO_DEB := target/tools/bin/cargo-deb
+$(CARGO_DEB):
+	$(CARGO) install cargo-deb --version 3.8.0 --locked --root target/tools
+
+deb: build $(CARGO_DEB)
+	packaging/prepare.sh target/release/hexz-nbd target/packaging
+	rm -rf target/debian
+	$(CARGO_DEB) --no-build
+
+package-test: package-tools deb
+	$(SUDO) tests/package/run.sh target/debian/hexz-nbd_*.deb
 
 # Takes `rustup target add` and Debian's musl-tools, so it isn't part of `make test`.
 STATIC := x86_64-unknown-linux-musl

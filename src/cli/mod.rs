@@ -83,10 +83,6 @@ EXAMPLES
     hexz-nbd --config hexz-nbd.toml --check-config
     hexz-nbd --config hexz-nbd.toml
 
-  See who reads what, how fast, in a browser (http://localhost:10810) or a terminal:
-    hexz-nbd --monitor 10810 snap.hexz
-    hexz-nbd top
-
   Check an archive, say what it holds, or serve only what is known to be the file that it was:
     hexz-nbd verify snap.hexz
     hexz-nbd inspect snap.hexz
@@ -189,12 +185,25 @@ pub(crate) struct ConfigFile {
 pub(crate) enum Command {
     /// Serve a small snapshot that is built in, over TLS on loopback, and try it out
     Demo(Demo),
+    /// Make certificates: a small CA in a folder, for servers and clients
+    Pki(Pki),
     /// Say whether a client would be let in, and which rule says so
     ///
     /// Ends with 0 if it would, and with 1 if it wouldn't.
     Check(Check),
-    /// Make certificates: a small CA in a folder, for servers and clients
-    Pki(Pki),
+    /// Connect to an NBD server, any one, as a client would, and say what works and what doesn't
+    ///
+    /// Name, connection, greeting, TLS, certificates, exports, reads, speed: one step after
+    /// another, and where one fails, what to change on which side.
+    Doctor(Doctor),
+    /// Show in the terminal what a running server does: rates, exports, connections
+    ///
+    /// It asks the status listener of a server that was started with --monitor.
+    Top(Top),
+    /// Say what an archive holds: streams, blocks, duplicates, parents, signature
+    ///
+    /// Reads its header and index alone, not the blocks.
+    Inspect(Inspect),
     /// Check every block of archives, and say which bytes of the disk a fault touches
     ///
     /// Reads everything that the disk needs, in the archive and its parents, on all cores:
@@ -202,23 +211,10 @@ pub(crate) enum Command {
     /// prints what is wrong, in which file, and all byte ranges of the disk that can't be
     /// read because of it.
     Verify(Verify),
-    /// Connect to an NBD server, any one, as a client would, and say what works and what doesn't
-    ///
-    /// Name, connection, greeting, TLS, certificates, exports, reads, speed: one step after
-    /// another, and where one fails, what to change on which side.
-    Doctor(Doctor),
-    /// Say what an archive holds: streams, blocks, duplicates, parents, signature
-    ///
-    /// Reads its header and index alone, not the blocks.
-    Inspect(Inspect),
     /// Print the BLAKE3 of whole files, as --digest takes them
     ///
     /// Prints a line "BLAKE3  PATH" for each, as b3sum does.
     Digest(Digest),
-    /// Show in the terminal what a running server does: rates, exports, connections
-    ///
-    /// It asks the status listener of a server that was started with --monitor.
-    Top(Top),
     /// Print the manual page, or write all pages into a folder
     Man(Man),
     /// Print what bash, zsh or fish needs to complete commands and options
@@ -235,7 +231,14 @@ pub(crate) struct Demo {
 #[derive(Debug, Args)]
 pub(crate) struct Log {
     /// How log lines look
-    #[arg(long, value_enum, default_value_t, global = true, help_heading = "Log")]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t,
+        global = true,
+        help_heading = "Log"
+    )]
     pub(crate) log_format: LogFormat,
     /// Say more; twice for still more
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = "Log")]

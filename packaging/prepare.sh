@@ -1,0 +1,16 @@
+#!/bin/sh
+# Makes what goes into a package beside the program, in FOLDER: manual pages, completions, what
+# has changed, and the licences of the crates in it.
+set -eu
+program=$1 folder=$2
+
+rm -rf "$folder"
+mkdir -p "$folder/completions"
+"$program" man --dir "$folder/man"
+gzip -9n "$folder"/man/*
+for shell in bash zsh fish; do
+    "$program" completions $shell > "$folder/completions/$shell"
+done
+gzip -9nc CHANGELOG.md > "$folder/changelog.gz"
+packaging/third-party.py > "$folder/third-party"
+gzip -9n "$folder/third-party"

@@ -1,0 +1,189 @@
+# The test itself, in mount, network and process namespaces of its own: whatever it mounts or
+# starts ends with it. The caller gives ROOT (a tar file), PACKAGE and ARCHIVES.
+set -eu
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+unset RUST_LOG HEXZ_PASSWORD CREDENTIALS_DIRECTORY
+SHA256=f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c
+
+step() {
+    echo "* $*"
+}
+
+fail() {
+    echo "FAILED: $*"
+    [ ! -s /mnt/log ] || { echo "the last log:"; cat /mnt/log; }
+    exit 1
+}
+
+# What is to be done within the root.
+inside() {
+    chroot "$root" "$@"
+}
+
+# Waits until a command succeeds.
+wait_for() {
+    tries=0
+    until "$@" > /dev/null 2>&1; do
+        tries=$((tries + 1))
+        [ $tries -lt 150 ] || fail "it never came to: $*"
+        sleep 0.1
+    done
+}
+
+# All files but dpkg's own notes, and copies and locks of the files of users.
+files() {
+    (cd "$root" && find . -xdev \( -path ./proc -o -path ./dev -o -path ./sys -o -path ./run \
+        -o -path ./var/lib/dpkg -o -path ./var/cache \) -prune -o -print) \
+        | grep -vE '^\./(etc/(passwd|group|shadow|gshadow|subuid|subgid)-|etc/\.pwd\.lock|var/log/(dpkg|alternatives)\.log)$' \
+        | sort
+}
+
+mount --make-rprivate /
+mount -t tmpfs -o size=2g none /mnt
+root=/mnt/root
+mkdir "$root"
+tar -C "$root" -xf "$ROOT"
+chmod 755 "$root"
+mount --rbind /dev "$root/dev"
+mount -t proc proc "$root/proc"
+mount -t proc proc /proc
+ip link set lo up
+files > /mnt/before
+cut -d: -f1 "$root/etc/passwd" > /mnt/users
+
+# With what it depends on being there: a clean root has all of that.
+install_package() {
+    cp "$PACKAGE" "$root/tmp/package.deb"
+    inside dpkg -i /tmp/package.deb > /mnt/dpkg 2>&1 || { cat /mnt/dpkg; fail "dpkg -i"; }
+    rm "$root/tmp/package.deb"
+}
+
+step "it is installed, by dpkg alone"
+install_package
+inside getent passwd hexz-nbd | grep -q ':/usr/sbin/nologin$' || fail "no user, or one with a shell"
+[ "$(stat -c '%U:%A' "$root/var/lib/hexz-nbd")" = 'root:drwxr-x---' ] || fail "/var/lib/hexz-nbd"
+! find "$root/etc/systemd" -name 'hexz-nbd*' | grep -q . || fail "a unit is enabled"
+version=$(inside dpkg-query -W -f '${Version}' hexz-nbd)
+[ "$(inside hexz-nbd --version)" = "hexz-nbd ${version%-*}" ] || fail "not version $version"
+
+step "its manual pages can be read there"
+for page in "$root"/usr/share/man/man[15]/hexz-nbd*; do
+    text=$(inside mandoc -T utf8 -W warning,stop "${page#"$root"}") || fail "$page"
+    [ ${#text} -gt 500 ] || fail "$page is next to empty"
+done
+ls "$root"/usr/share/man/man5/hexz-nbd.toml.5.gz > /dev/null
+
+# The unit's command line, user and folder for sockets.
+unit=$root/lib/systemd/system/hexz-nbd.service
+line=$(sed -n 's/^ExecStart=//p' "$unit")
+user=$(sed -n 's/^User=//p' "$unit")
+group=$(sed -n 's/^Group=//p' "$unit")
+[ -n "$line" ] && [ -n "$user" ] && [ -n "$group" ] || fail "the unit lacks something"
+runtime=$root/run/hexz-nbd
+mkdir -p "$runtime"
+inside chown "$user:$group" /run/hexz-nbd
+credentials=/run/credentials/hexz-nbd.service
+mkdir -p "$root$credentials"
+
+# Runs the unit's command line as its user, behind another command (or "env").
+start() {
+    CREDENTIALS_DIRECTORY=$credentials "$@" setpriv --no-new-privs \
+        chroot --userspec="$user:$group" "$root" $line > /mnt/log 2>&1 &
+    server=$!
+}
+
+ready() {
+    grep -q 'ready: ' /mnt/log
+}
+
+# Ends it as the service manager does.
+stop() {
+    kill -TERM "$server"
+    code=0
+    wait "$server" || code=$?
+    [ "$code" = 0 ] || fail "it ended with $code"
+}
+
+disk() {
+    nbdcopy "$1" - | sha256sum | cut -d' ' -f1
+}
+
+step "as it is installed, it starts with nothing to serve, for this machine alone"
+start env
+wait_for ready
+grep -q 'without TLS to this machine only' /mnt/log || fail "to whom does it serve?"
+[ "$(nbdinfo --list --json nbd://localhost | grep -c export-name)" = 0 ] || fail "it serves something"
+stop
+
+step "certificates are made by what was installed"
+pki() {
+    inside hexz-nbd pki --dir /root/pki "$@" > /dev/null
+}
+pki init
+pki server localhost
+pki client backup.example.org
+cp -a "$root/root/pki/clients/backup.example.org" /mnt/client
+install -m 0644 "$root/root/pki/servers/localhost/server-cert.pem" "$root/root/pki/crl.pem" \
+    "$root/root/pki/ca-cert.pem" "$root/etc/hexz-nbd/"
+inside install -o root -g "$group" -m 0640 /root/pki/servers/localhost/server-key.pem /etc/hexz-nbd/
+install -m 0640 "$ARCHIVES"/base-zstd.hxz "$ARCHIVES"/encrypted-zstd.hxz "$root/var/lib/hexz-nbd/"
+inside chown -R "root:$group" /var/lib/hexz-nbd
+cat >> "$root/etc/hexz-nbd/hexz-nbd.toml" << END
+tls-cert = "/etc/hexz-nbd/server-cert.pem"
+tls-key = "/etc/hexz-nbd/server-key.pem"
+tls-client-ca = "/etc/hexz-nbd/ca-cert.pem"
+tls-client-crl = "/etc/hexz-nbd/crl.pem"
+END
+printf 'correct horse battery staple' > "$root$credentials/hexz-nbd.password"
+inside chown -R "$user:$group" "$credentials"
+chmod -R u=rX,go= "$root$credentials"
+inside setpriv --reuid="$user" --regid="$group" --clear-groups \
+    env CREDENTIALS_DIRECTORY="$credentials" $line --check-config > /mnt/log 2>&1 || fail "--check-config"
+
+step "it is started by sockets, and read through them"
+start systemd-socket-activate -l 127.0.0.1:10809 -l "$runtime/nbd.sock" \
+    --setenv=CREDENTIALS_DIRECTORY
+uri='nbds://localhost/base-zstd.hxz?tls-certificates=/mnt/client'
+wait_for test -S "$runtime/nbd.sock"
+[ "$(disk "$uri")" = $SHA256 ] || fail "wrong bytes by TCP"
+uri_unix="nbds+unix://localhost/encrypted-zstd.hxz?socket=$runtime/nbd.sock&tls-certificates=/mnt/client"
+[ "$(disk "$uri_unix")" = $SHA256 ] || fail "wrong bytes by the Unix socket"
+ready || fail "it doesn't say that it is ready"
+mkdir /mnt/nobody
+cp /mnt/client/ca-cert.pem /mnt/nobody
+! nbdinfo 'nbds://localhost/base-zstd.hxz?tls-certificates=/mnt/nobody' > /mnt/refused 2>&1 \
+    || fail "it lets in who has no certificate"
+
+step "it is reloaded: whose certificate was revoked stays out"
+pki revoke backup.example.org
+cp "$root/root/pki/crl.pem" "$root/etc/hexz-nbd/"
+kill -HUP "$server"
+refused() {
+    ! nbdinfo "$uri"
+}
+wait_for refused
+kill -0 "$server" || fail "it has ended"
+
+step "it is stopped"
+stop
+
+step "it is installed once more: what was changed in its configuration stays"
+changed=$(sha256sum < "$root/etc/hexz-nbd/hexz-nbd.toml")
+install_package
+[ "$(sha256sum < "$root/etc/hexz-nbd/hexz-nbd.toml")" = "$changed" ] || fail "the configuration"
+[ "$(stat -c '%U:%A' "$root/var/lib/hexz-nbd")" = 'root:drwxr-x---' ] || fail "/var/lib/hexz-nbd"
+
+step "it is removed: its configuration stays"
+inside dpkg -r hexz-nbd > /mnt/dpkg 2>&1 || { cat /mnt/dpkg; fail "dpkg -r"; }
+[ -e "$root/etc/hexz-nbd/hexz-nbd.toml" ] || fail "the configuration is gone"
+[ ! -e "$root/usr/bin/hexz-nbd" ] || fail "the program is still there"
+
+step "it is purged: nothing stays but snapshots and what the operator has made"
+rm -r "$root/etc/hexz-nbd"/*.pem "$root/root/pki" "$root/run/hexz-nbd" "$root/run/credentials"
+mkdir -p "$root/var/log/hexz-nbd"
+inside dpkg -P hexz-nbd > /mnt/dpkg 2>&1 || { cat /mnt/dpkg; fail "dpkg -P"; }
+[ -s "$root/var/lib/hexz-nbd/base-zstd.hxz" ] || fail "a snapshot is gone"
+rm -r "$root/var/lib/hexz-nbd"
+files > /mnt/after
+diff /mnt/before /mnt/after || fail "something is left behind"
+cut -d: -f1 "$root/etc/passwd" | diff /mnt/users - || fail "a user is left behind"
