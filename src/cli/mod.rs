@@ -83,6 +83,10 @@ EXAMPLES
     hexz-nbd --config hexz-nbd.toml --check-config
     hexz-nbd --config hexz-nbd.toml
 
+  See who reads what, how fast, in a browser (http://localhost:10810) or a terminal:
+    hexz-nbd --monitor 10810 snap.hexz
+    hexz-nbd top
+
   Check an archive, say what it holds, or serve only what is known to be the file that it was:
     hexz-nbd verify snap.hexz
     hexz-nbd inspect snap.hexz

@@ -437,6 +437,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_new_and_elsewhere_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for name in ["in", "out"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("../out/a", path("in/link")).unwrap();
+        let plan = |files: &[&str], folders: &[&str]| Plan {
+            files: files.iter().map(|name| path(name)).collect(),
+            folders: folders.iter().map(|name| path(name)).collect(),
+            ..Plan::default()
+        };
+        // What was asked for at the start isn't new, though it couldn't be had.
+        let start = plan(&["in/a"], &["none"]);
+        let confines = Confines::new(&start, &Readable::of(&start));
+        let closed = |files: &[&str], folders: &[&str]| confines.closed(&plan(files, folders));
+        assert!(closed(&["in/a", "in/b", "in/../in/c/d"], &["in", "none"]).is_empty());
+        let elsewhere = closed(&["in/b", "out/a", "in/link", "in/../x"], &["out", "."]);
+        assert_eq!(elsewhere, ["out/a", "in/link", "in/../x", "out", "."].map(path));
+        let anywhere = Plan { anywhere: true, ..Plan::default() };
+        assert_eq!(confines.closed(&anywhere), [Path::new("/")]);
+        assert!(Confines::default().closed(&anywhere).is_empty());
+    }
+
+    #[test]
     fn sockets_are_removed_from_their_folders() {
         let plan = Plan {
             sockets: vec!["/var/run/x/s".into(), "/s".into(), "t".into()],

@@ -21,6 +21,9 @@ const MAX_FILE: u64 = 1024 * 1024;
 /// More than that means nothing more.
 const MAX_COUNT: u8 = 9;
 
+/// Enough to see what is wrong with a file: one that is none has a problem on each line.
+const MAX_PROBLEMS: usize = 50;
+
 /// The table of archives.
 const EXPORTS: &str = "exports";
 
@@ -239,6 +242,9 @@ impl Reader<'_> {
     }
 
     fn problem(&mut self, at: Option<usize>, what: What) {
+        if self.problems.len() >= MAX_PROBLEMS {
+            return;
+        }
         let line = at.map(|at| self.line(at));
         self.problems.push(Problem { path: self.path.to_owned(), line, what });
     }

@@ -122,6 +122,9 @@ fn all_that_is_wrong_is_said_in_order() {
     let found = problems("strict = 1\nx = 1\n[exports]\na = 1\nb = 2\n");
     let lines: Vec<_> = found.iter().map(|problem| problem.split(':').next().unwrap()).collect();
     assert_eq!(lines, [1, 2, 4, 5].map(|line| format!("x.toml, line {line}")));
+    // Of a file that is something else, not on and on.
+    let text: String = (0..10_000).map(|key| format!("x{key} = 1\n")).collect();
+    assert_eq!(problems(&text).len(), 50);
 }
 
 /// The option of a line of the sample that sets one, or would without its `#`.

@@ -95,3 +95,47 @@ impl Drop for Ticket {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nbd::ReplyMode;
+    use crate::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
+
+    fn ticket(activity: &Arc<Activity>) -> Ticket {
+        let request = Request {
+            flags: CommandFlags::default(),
+            command: Command::READ,
+            cookie: Cookie(1),
+            offset: 0,
+            length: 512,
+        };
+        let activity = Arc::clone(activity);
+        let noted = Noted { activity, arrived: Instant::now(), bytes: Some(512) };
+        let (replies, _) = mpsc::unbounded_channel();
+        Ticket::new(Answer::to(&request, ReplyMode::Simple), replies, noted)
+    }
+
+    #[tokio::test]
+    async fn each_answer_is_noted_once() {
+        let activity = Arc::new(Activity::default());
+        let noted = || {
+            let done = activity.so_far();
+            (done.errors.all(), done.read_latency.count(), done.bytes)
+        };
+        ticket(&activity).finish(None, |answer, out| answer.done(out));
+        assert_eq!(noted(), (0, 1, 512));
+        ticket(&activity).refuse(&ABANDONED);
+        assert_eq!(noted(), (1, 2, 512));
+        // Its connection has ended, which is no error of anybody's.
+        drop(ticket(&activity));
+        assert_eq!(noted(), (1, 2, 512));
+        let panics = ticket(&activity);
+        let task = async move {
+            let _ticket = panics;
+            panic!("as an export may");
+        };
+        assert!(tokio::spawn(task).await.is_err());
+        assert_eq!(noted(), (2, 3, 512));
+    }
+}

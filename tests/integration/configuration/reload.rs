@@ -1,12 +1,13 @@
 //! Reading the configuration file anew, while clients are in.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use super::{BASE, CHILD, Site, replace};
 use crate::support::client::{FLAGS, OPT_GO, OPT_STARTTLS, REP_ERR_UNKNOWN, info_data};
 use crate::support::pki::Pki;
 use crate::support::server::Server;
-use crate::support::{image, wait_until};
+use crate::support::{PASSWORD, image, wait_until};
 
 /// Sends SIGHUP and waits for what comes of it: so many lines that begin like that.
 fn reload(server: &Server, text: &str, times: usize) {
@@ -207,6 +208,32 @@ fn what_can_not_change_is_named_and_stays() {
     assert!(server.connect().rest().0.is_empty());
     server.wait_for_message("(--max-connections) are being served");
     drop(first);
+}
+
+/// How archives are opened is exchanged with them: they are opened anew.
+#[test]
+fn parents_and_passwords_are_found_where_the_file_says() {
+    let site = Site::new("");
+    site.copy(CHILD, "child.hxz");
+    let parents = site.path("parents");
+    fs::create_dir(&parents).unwrap();
+    site.copy(BASE, &format!("parents/{BASE}"));
+    site.copy("encrypted-zstd.hxz", "secret.hxz");
+    let password = site.path("password");
+    fs::write(&password, PASSWORD).unwrap();
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).unwrap();
+    let exports = "[exports]\nchild = '{}/child.hxz'\nsecret = '{}/secret.hxz'\n\
+                   base = '{archives}/base-zstd.hxz'";
+    site.say(exports);
+    let server = site.server().start();
+    assert_eq!(server.greeted().list(), ["base"]);
+    site.say(&format!("parent-dir = '{{}}/parents'\n{exports}"));
+    reload(&server, "served:", 1);
+    assert_eq!(server.greeted().list(), ["child", "base"]);
+    site.say(&format!("parent-dir = '{{}}/parents'\npassword-file = '{{}}/password'\n{exports}"));
+    reload(&server, "served:", 2);
+    assert_eq!(server.greeted().list(), ["child", "secret", "base"]);
+    assert_eq!(server.go("secret").read_ok(4096, 512), image()[4096..4608]);
 }
 
 /// Landlock lets read what was named at the start.

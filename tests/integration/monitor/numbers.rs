@@ -279,6 +279,24 @@ fn who_asks_too_fast_is_seen_to_wait() {
     assert!(export["throttled_seconds"].as_f64().unwrap() > 0.01, "{export}");
 }
 
+/// What nobody waits for any more is no error.
+#[test]
+fn who_leaves_in_the_middle_causes_no_errors() {
+    let server = shown().archive(BASE).start();
+    for _ in 0..5 {
+        let mut client = server.go("");
+        for cookie in 0..50 {
+            client.send_request(Request::read(cookie, cookie * BLOCK, 1 << 20));
+        }
+        client.reset();
+    }
+    wait_for(&server, "/connections_total/reading", &json!(0));
+    let seen = status(&server);
+    assert_eq!(seen["connections_total"]["served"], 5);
+    let errors = seen["exports"][0]["errors_by_code"].as_object().unwrap();
+    assert!(!errors.contains_key("io"), "{seen:#}");
+}
+
 /// Memory that answers on their way take, of what connections share.
 #[test]
 fn memory_in_flight_is_seen_and_given_back() {

@@ -1,10 +1,12 @@
 //! What can be seen, where, and when.
 
 use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::{ask, connect, get, get_with, metrics, monitor_of, status};
 use crate::support::client::Request;
@@ -150,6 +152,28 @@ fn by_a_unix_socket() {
     assert!(!path.exists());
 }
 
+#[test]
+fn by_a_socket_that_is_handed_over() {
+    let handed = || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap().to_string();
+        let builder = Server::builder()
+            .archive(BASE)
+            .within(["sh", "-c", "LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null", "sh"])
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDNAMES", "monitor")
+            .stdio(OwnedFd::from(listener), Stdio::null());
+        (at, builder)
+    };
+    let (at, builder) = handed();
+    let server = builder.start();
+    assert_eq!(monitor_of(&server), at);
+    assert_eq!(get(&server, "/readyz").code, 200);
+    let (code, said) = handed().1.args(["--monitor", "0"]).fail();
+    assert_eq!(code, 2);
+    assert!(said.contains("leave one of them away"), "{said}");
+}
+
 /// A copy of an archive that has so many zeros in front of its index that it takes long to hash,
 /// and no room on the disk.
 fn with_a_hole(from: &Path, to: &Path) {
@@ -175,7 +199,7 @@ fn it_answers_while_the_program_starts() {
     command.args(["--listen", "127.0.0.1:0", "--digest", &digest, "--log-format", "json"]);
     let monitor = folder.path().join("monitor");
     command.args(["--monitor", &format!("unix:{}", monitor.display())]).arg(&path);
-    let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     wait_until("it listens", || UnixStream::connect(&monitor).is_ok());
     let ask = |target: &str| {
         let mut stream = UnixStream::connect(&monitor).unwrap();
