@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use crate::cli::check::Check;
-use crate::start::Failure;
+use crate::failure::Failure;
 
 /// Says whether that client may open that export, and which rule says so.
 pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {

@@ -9,9 +9,9 @@ use hexz_nbd::exports::Catalog;
 use hexz_nbd::gateway::Policy;
 
 use crate::cli::Serve;
+use crate::failure::Failure;
 use crate::settings::Settings;
-use crate::start::{self, Failure};
-use crate::{opening, password, policy, record};
+use crate::{opening, password, policy, record, runtime};
 
 /// Says what would be served, or what is wrong: then the exit code is that with which the start
 /// would have ended.
@@ -22,7 +22,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let policy = policy::read_all(&serve.changeable, &config);
     let policy = policy.map_err(|all| failures.extend(all)).ok();
     if let Some(policy) = &policy {
-        start::warn_of_surprises(&config, policy);
+        policy::warn_of_surprises(&config, policy);
     }
     if let Err(error) = record::check(&serve.audit, serve.stdio()) {
         failures.push(error.into());
@@ -30,7 +30,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let exports = exports(serve, &mut failures);
     match (policy, exports, failures.first()) {
         (Some(policy), Some(exports), None) => {
-            let (to, listen) = (start::to_whom(&policy), listen(&config, &policy));
+            let (to, listen) = (policy::to_whom(&policy), listen(&config, &policy));
             writeln!(std::io::stdout(), "would serve {exports} {to}, on {listen}")?;
             Ok(ExitCode::SUCCESS)
         }
@@ -49,8 +49,8 @@ fn exports(serve: &Serve, failures: &mut Vec<Failure>) -> Option<String> {
     let snapshots = &serve.changeable.snapshots;
     let catalog = catalog(serve, failures)?;
     let mut exports = None;
-    let opened = start::until_signal(start::runtime(), async |shutdown| {
-        let opened = shutdown.run_until_cancelled(start::open(&catalog, snapshots)).await;
+    let opened = runtime::until_signal(runtime::prepare(), async |shutdown| {
+        let opened = shutdown.run_until_cancelled(opening::open(&catalog, snapshots)).await;
         exports = opened.transpose()?;
         Ok(())
     });

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_complete::{Generator, Shell as Known};
 
 use crate::cli::{Cli, Completions, Shell};
-use crate::start::Failure;
+use crate::failure::Failure;
 
 /// Prints the script for one shell.
 pub(crate) fn run(options: &Completions) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use hexz_nbd::snapshot::{self, Digest, Error};
 use hexz_nbd::storage::FileStorage;
 
 use crate::cli;
-use crate::start::Failure;
+use crate::failure::Failure;
 
 /// Prints a line for each file. One that can't be read ends it.
 pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {

@@ -6,14 +6,17 @@ use std::io::{self, stderr, stdin};
 use std::os::fd::AsFd;
 
 use rustix::fs::{FileType, fstat};
+use tokio_util::sync::CancellationToken;
 
 use hexz_nbd::config::Config;
+use hexz_nbd::exports::Catalog;
 use hexz_nbd::gateway::handed::Handed;
 use hexz_nbd::gateway::listen::{self, Bound, ListenAddress, SocketRights};
 use hexz_nbd::gateway::stdio::Stdio;
+use hexz_nbd::gateway::{Gateway, Policy};
 
 use crate::cli::Serve;
-use crate::start::Failure;
+use crate::failure::Failure;
 
 /// What was there when the program was started.
 pub(crate) enum Door {
@@ -77,6 +80,40 @@ impl Door {
                 Ok(Entrance::Sockets(sockets))
             }
             Self::Sockets(handed) => Ok(Entrance::Sockets(handed.nbd)),
+        }
+    }
+}
+
+impl Entrance {
+    /// Makes a gateway of it. Call it within a tokio runtime.
+    pub(crate) fn open(self, config: Config, policy: Policy, catalog: Catalog) -> io::Result<Open> {
+        let (connection, sockets) = match self {
+            Self::Connection(connection) => (Some(connection), Vec::new()),
+            Self::Sockets(sockets) => (None, sockets),
+        };
+        let gateway = Gateway::new(sockets, config, policy, catalog)?;
+        let listen = match &connection {
+            Some(connection) => vec![connection.to_string()],
+            None => gateway.addresses()?.iter().map(ToString::to_string).collect(),
+        };
+        Ok(Open { gateway, connection, listen })
+    }
+}
+
+/// A gateway that clients can come in by.
+pub(crate) struct Open {
+    pub(crate) gateway: Gateway<Catalog>,
+    connection: Option<Stdio>,
+    /// Where they do, for people.
+    pub(crate) listen: Vec<String>,
+}
+
+impl Open {
+    /// Serves until it is told to end, or its one client is gone.
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), Failure> {
+        match self.connection {
+            Some(connection) => Ok(self.gateway.run_one(connection, shutdown).await?),
+            None => Ok(self.gateway.run(shutdown).await?),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! From the command line to how archives are opened: the password, the keys and the digests
-//! that it names are read here.
+//! Archives are opened: by the password, the keys and the digests that options name, which are
+//! read here.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -7,13 +7,15 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hexz_nbd::exports::{Catalog, SnapshotExport};
+use hexz_nbd::nbd::Export;
 use hexz_nbd::snapshot::{
     Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError,
 };
 
-use crate::cli::Opening;
+use crate::cli::{Opening, Snapshots};
+use crate::failure::Failure;
 use crate::password;
-use crate::start::Failure;
 
 /// The longest file of a key, in bytes.
 const MAX_KEY: u64 = 64 * 1024;
@@ -79,6 +81,49 @@ pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
     let keys = opening.verify_key.iter().filter(is_key);
     let lists = opening.digest.iter().filter(|text| !Digests::is_pin(text));
     keys.chain(lists).map(PathBuf::from).collect()
+}
+
+/// Opens the archives that were named, and says what will be served.
+pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<String, Failure> {
+    let (exports, mut failed) = catalog.open_named().await;
+    let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
+    let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
+    for error in failed {
+        tracing::error!("left out: {error}");
+    }
+    if let Some(error) = fatal {
+        return Err(error.into());
+    }
+    if let Some(name) = options.default_export()
+        && !catalog.has(name).await
+    {
+        tracing::warn!("the default export {name:?} isn't there (yet)");
+    }
+    exports.iter().for_each(note_odd_size);
+    let named =
+        exports.iter().map(|export| format!("{} ({})", export.name(), export.description()));
+    let folder = match options.export_dir() {
+        Some(folder) => {
+            let failed = |error| Failure::Folder { folder: folder.to_owned(), error };
+            std::fs::read_dir(folder).map_err(failed)?;
+            Some(format!("every archive in {}", folder.display()))
+        }
+        None => None,
+    };
+    Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
+}
+
+fn note_odd_size(export: &SnapshotExport) {
+    const SECTOR: u64 = 512;
+    if !export.size().is_multiple_of(SECTOR) {
+        tracing::warn!(
+            "{} has {} bytes, which is no multiple of 512: some clients, the Linux kernel's \
+             among them, won't see its last {} bytes",
+            export.name(),
+            export.size(),
+            export.size() % SECTOR,
+        );
+    }
 }
 
 /// A key by its digits, or by the file that it is in.

@@ -4,10 +4,11 @@
 use hexz_nbd::config::Config;
 use hexz_nbd::gateway::Policy;
 use hexz_nbd::gateway::access::Rules;
+use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::gateway::tls::{self, ServerTls};
 
 use crate::cli::{Changeable, Tls};
-use crate::start::Failure;
+use crate::failure::Failure;
 
 /// Reads all of them. A key that can't be read again stays what it was `before`.
 pub(crate) fn read(
@@ -55,4 +56,44 @@ fn who_is_asked(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
         return Err(Failure::IdentityWithoutCa);
     }
     Ok(())
+}
+
+/// How, and to whom, something is served.
+pub(crate) fn to_whom(policy: &Policy) -> String {
+    let how = match &policy.tls {
+        Some(tls) if tls.requires_certificates() => "over TLS with certificates",
+        Some(_) => "over TLS",
+        None => "without TLS",
+    };
+    format!("{how} to {}", policy.rules)
+}
+
+/// Says what is allowed but hardly meant.
+pub(crate) fn warn_of_surprises(config: &Config, policy: &Policy) {
+    if config.insecure_no_tls {
+        tracing::warn!("no TLS: anyone on the way to a client can read and change what it reads",);
+    }
+    let exposed = config.listen.iter().find(|address| !address.is_local());
+    if let Some(address) = exposed
+        && policy.rules.is_local_only()
+    {
+        tracing::warn!(
+            "listening on {address}, but no other machine may connect: --allow or --rules lets them in",
+        );
+    }
+    let vsock = config.listen.iter().find(|at| matches!(at, ListenAddress::Vsock { .. }));
+    if let Some(address) = vsock
+        && !policy.rules.are_open_to_vsock()
+    {
+        tracing::warn!(
+            "listening on {address}, but no virtual machine may connect: --allow vsock:CID or --rules \
+             lets them in",
+        );
+    }
+    if !config.proxies.is_empty() && policy.rules.is_local_only() {
+        tracing::warn!(
+            "--proxy-from names load balancers, but no other machine may connect, so none of their \
+             clients: --allow or --rules lets them in",
+        );
+    }
 }

@@ -20,10 +20,10 @@ use hexz_nbd::snapshot::OpenOptions;
 use hexz_nbd::storage::FileStamp;
 
 use crate::cli::{Changeable, Opening, Snapshots};
+use crate::failure::Failure;
 use crate::record::Record;
 use crate::service::Service;
 use crate::settings::{Again, Fixed, Source};
-use crate::start::{self, Failure};
 use crate::{opening, password, policy};
 
 /// How often files are looked at, if they are.
@@ -214,7 +214,7 @@ impl Reloading {
         self.seen = seen;
         self.in_force.tls.clone_from(&policy.tls);
         self.in_force.options = options;
-        let (open_to, to) = (policy.rules.to_string(), start::to_whom(&policy));
+        let (open_to, to) = (policy.rules.to_string(), policy::to_whom(&policy));
         let dropped = self.control.replace(policy);
         tracing::info!(dropped, "reloaded: open to {open_to}");
         let policy = self.control.policy();
@@ -336,7 +336,7 @@ impl Looking {
     /// that were served are.
     async fn look(self) {
         let catalog = Arc::new(self.catalog);
-        match start::open(&catalog, &self.snapshots).await {
+        match opening::open(&catalog, &self.snapshots).await {
             Ok(exports) => {
                 self.served.replace(&self.control, catalog, self.snapshots);
                 tracing::info!("served: {exports}");

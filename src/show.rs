@@ -3,12 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
-use hexz_nbd::exports::BlockReader;
+use hexz_nbd::exports::{BlockReader, Catalog};
+use hexz_nbd::gateway::Control;
 use hexz_nbd::gateway::listen::{BindError, Bound, ListenAddress, SocketRights};
-use hexz_nbd::monitor::{HostName, Monitor, Observed, RecentErrors};
+use hexz_nbd::monitor::{AuditReport, HostName, Monitor, Observed, RecentErrors};
 
 use crate::cli::Serve;
-use crate::start::Failure;
+use crate::failure::Failure;
 
 /// What the sandbox would keep from being had.
 pub(crate) struct Show {
@@ -21,7 +22,14 @@ pub(crate) struct Show {
 pub(crate) struct Shown {
     _monitor: Option<Monitor>,
     /// What there is to see, whether or not it is shown.
-    pub(crate) observed: Arc<Observed>,
+    observed: Arc<Observed>,
+}
+
+impl Shown {
+    /// Lets be seen what that gateway does.
+    pub(crate) fn watch(&self, control: Control<Catalog>) {
+        self.observed.gateway(move || control.report());
+    }
 }
 
 impl Show {
@@ -56,9 +64,15 @@ impl Show {
         Ok(Self { socket, names: options.monitoring.names().to_owned(), observed })
     }
 
-    /// Begins to answer, on a thread of its own.
-    pub(crate) fn start(self) -> io::Result<Shown> {
+    /// Begins to answer, on a thread of its own. `audit` says how many events there were.
+    pub(crate) fn start(
+        self,
+        audit: Option<impl Fn() -> AuditReport + Send + Sync + 'static>,
+    ) -> io::Result<Shown> {
         let Self { socket, names, observed } = self;
+        if let Some(counts) = audit {
+            observed.audit(counts);
+        }
         let monitor = match socket {
             Some(socket) => Some(Monitor::start(socket, names, Arc::clone(&observed))?),
             None => None,

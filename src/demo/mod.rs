@@ -19,7 +19,8 @@ use hexz_nbd::snapshot::{OpenOptions, Snapshot};
 use hexz_nbd::storage::Storage;
 
 use crate::cli::Demo;
-use crate::start::{self, Failure};
+use crate::failure::Failure;
+use crate::runtime;
 
 /// An ext4 file system of 8 MiB, as the Hexz tools packed it.
 static SNAPSHOT: &[u8] = include_bytes!("../../tests/archives/base-zstd.hxz");
@@ -51,7 +52,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let reader = BlockReader::new(64 * 1024 * 1024);
     let exports = Catalog::of_one(NAME, snapshot, reader);
 
-    start::until_signal(start::runtime(), async |shutdown| {
+    runtime::until_signal(runtime::prepare(), async |shutdown| {
         let (gateway, port) = bind(tls, exports)?;
         say!("2. Serving a snapshot that is built in, over TLS, to this machine:");
         say!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());

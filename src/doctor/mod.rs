@@ -26,7 +26,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use crate::cli::Doctor;
-use crate::start::Failure;
+use crate::failure::Failure;
 use report::{Outcome, Report, Side, Step, shown};
 use target::{Place, Target, Wanted};
 use tls::Own;

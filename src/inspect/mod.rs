@@ -10,8 +10,8 @@ use hexz_nbd::snapshot::OpenOptions;
 use hexz_nbd::snapshot::facts::{Facts, PackedFile};
 
 use crate::cli::Inspect;
+use crate::failure::Failure;
 use crate::opening;
-use crate::start::Failure;
 
 /// Something is wrong with it.
 const FAULTY: u8 = 1;

@@ -12,7 +12,7 @@ use std::path::Path;
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Man};
-use crate::start::Failure;
+use crate::failure::Failure;
 
 use command::Commands;
 use page::Page;

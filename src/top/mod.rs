@@ -22,7 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cli::Top;
-use crate::start::Failure;
+use crate::failure::Failure;
 use history::History;
 pub(crate) use place::{AskError, Place};
 use terminal::Terminal;

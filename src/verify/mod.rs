@@ -14,8 +14,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 
 use crate::cli::Verify;
+use crate::failure::Failure;
 use crate::opening;
-use crate::start::Failure;
 use meter::Meter;
 use report::Report;
 

@@ -1,0 +1,125 @@
+//! Why the program ends before it is told to, and with which exit code.
+
+use std::io;
+use std::path::PathBuf;
+
+use hexz_nbd::config::ConfigError;
+use hexz_nbd::exports::CatalogError;
+use hexz_nbd::gateway::DoorClosed;
+use hexz_nbd::gateway::access::RulesFileError;
+use hexz_nbd::gateway::handed::HandedError;
+use hexz_nbd::gateway::listen::BindError;
+use hexz_nbd::gateway::stdio::StdioError;
+use hexz_nbd::gateway::tls::TlsError;
+use hexz_nbd::sandbox::SandboxError;
+use hexz_nbd::snapshot::Error as SnapshotError;
+
+use crate::opening::TrustError;
+use crate::password::PasswordError;
+use crate::pki::PkiError;
+use crate::record::AuditError;
+use crate::settings::Refused;
+use crate::top::AskError;
+
+/// Why the program ends before it is told to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error(transparent)]
+    Usage(#[from] ConfigError),
+    #[error(
+        "rules ask who a client is, but clients aren't asked for a certificate: give --tls-client-ca"
+    )]
+    IdentityWithoutCa,
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("can't read the folder {}: {error}", .folder.display())]
+    Folder { folder: PathBuf, error: io::Error },
+    #[error("can't write {}: {error}", .path.display())]
+    Write { path: PathBuf, error: io::Error },
+    #[error("can't use the password: {0}")]
+    Password(#[from] PasswordError),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    #[error("can't use TLS: {0}")]
+    Tls(#[from] TlsError),
+    #[error("can't use the rules: {0}")]
+    Rules(#[from] RulesFileError),
+    #[error("{} is a pipe, which can be read only once", .0.display())]
+    Pipe(PathBuf),
+    #[error(
+        "the socket \"monitor\" is handed over, and --monitor is given as well: leave one of them \
+         away"
+    )]
+    MonitorAndHanded,
+    #[error(transparent)]
+    Settings(#[from] Refused),
+    #[error("TLS can't be switched on or off while clients are served; it takes a restart")]
+    TlsSwitched,
+    #[error(
+        "{} outside what the sandbox lets this program read; it takes a restart",
+        is_or_are(.0)
+    )]
+    OutsideSandbox(Vec<PathBuf>),
+    #[error(transparent)]
+    Listen(#[from] BindError),
+    #[error(
+        "--listen is given, but the service manager hands over sockets to listen on (LISTEN_FDS): \
+         leave out one of them"
+    )]
+    ListenAndHanded,
+    #[error(transparent)]
+    Handed(#[from] HandedError),
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    #[error(transparent)]
+    Door(#[from] DoorClosed),
+    #[error("the system refused: {0}")]
+    System(#[from] io::Error),
+    #[error("the demonstration failed: {0}")]
+    Demo(String),
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error(transparent)]
+    Status(#[from] AskError),
+}
+
+impl Failure {
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Door(_)
+            | Self::System(_)
+            | Self::Write { .. }
+            | Self::Demo(_)
+            | Self::Status(_) => 1,
+            Self::Usage(_)
+            | Self::IdentityWithoutCa
+            | Self::ListenAndHanded
+            | Self::MonitorAndHanded
+            | Self::Catalog(_)
+            | Self::Rules(_)
+            | Self::Pipe(_)
+            | Self::Settings(_)
+            | Self::TlsSwitched
+            | Self::OutsideSandbox(_) => 2,
+            Self::Pki(error) => error.exit_code(),
+            Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) | Self::Trust(_) => 3,
+            Self::Tls(_) => 4,
+            Self::Listen(_) | Self::Handed(_) | Self::Stdio(_) => 5,
+            Self::Sandbox(_) => 6,
+            Self::Audit(AuditError::Taken) => 2,
+            Self::Audit(_) => 7,
+        }
+    }
+}
+
+/// "a is" or "a, b are".
+fn is_or_are(paths: &[PathBuf]) -> String {
+    let all: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })
+}

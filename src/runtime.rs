@@ -1,0 +1,59 @@
+//! The threads that everything runs on, and the signals that end it.
+
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+
+/// The runtime, not started yet. How many threads it gets is found out here: the control
+/// group's limit can't be read in the sandbox.
+pub(crate) fn prepare() -> Builder {
+    let mut runtime = Builder::new_multi_thread();
+    runtime.event_interval(5).global_queue_interval(5).enable_all();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none()
+        && let Ok(cores) = std::thread::available_parallelism()
+    {
+        runtime.worker_threads(cores.get());
+    }
+    runtime
+}
+
+/// Does `work` until it is done. SIGTERM and SIGINT cancel the token that it is given; a
+/// second signal ends it at once.
+pub(crate) fn until_signal(
+    mut runtime: Builder,
+    work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let runtime = runtime.build()?;
+    let ended = runtime.block_on(async {
+        let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let shutdown = CancellationToken::new();
+        tokio::select! {
+            done = work(shutdown.clone()) => done,
+            () = two_signals(signals, &shutdown) => Ok(()),
+        }
+    });
+    // A thread that hangs in a read of a dead file system must not keep the program.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ended
+}
+
+async fn two_signals(
+    (mut terminate, mut interrupt): (Signal, Signal),
+    shutdown: &CancellationToken,
+) {
+    let mut either = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    either().await;
+    tracing::info!("told to end: answering what has been asked, accepting nothing new");
+    shutdown.cancel();
+    either().await;
+    tracing::warn!("told to end again: ending at once");
+}
