@@ -142,8 +142,13 @@ pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<Line> 
 
 /// How wide each column can be: none if there isn't room for all. The widest words give way first.
 fn fit(columns: &[Column], most: Option<usize>) -> Option<Vec<usize>> {
-    let mut widths: Vec<usize> = columns.iter().map(Column::natural_width).collect();
-    let Some(most) = most else { return Some(widths) };
+    let natural = columns.iter().map(Column::natural_width);
+    let Some(most) = most else { return Some(natural.collect()) };
+    // Words may be of any length; none has to give way, place by place, from beyond the screen.
+    let limit = |(column, natural): (&Column, usize)| {
+        if column.is_words { natural.min(most) } else { natural }
+    };
+    let mut widths: Vec<usize> = columns.iter().zip(natural).map(limit).collect();
     let room = most.checked_sub(2 * columns.len().saturating_sub(1))?;
     while widths.iter().sum::<usize>() > room {
         let widest = columns

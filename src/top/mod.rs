@@ -1,12 +1,13 @@
 //! `hexz-nbd top`: what a server does, in a terminal, from what its status listener says.
 //!
 //! It asks ([`place`]), remembers ([`history`]), turns the last answers into lines ([`view`],
-//! [`lines`], [`figures`]), and draws them ([`terminal`]).
+//! [`rows`], [`lines`], [`figures`]), and draws them ([`terminal`]).
 
 mod figures;
 mod history;
 mod lines;
 mod place;
+mod rows;
 mod status;
 mod terminal;
 mod view;
@@ -26,7 +27,7 @@ use crate::failure::Failure;
 use history::History;
 pub(crate) use place::{AskError, Place};
 use terminal::Terminal;
-use view::{Choice, plain, rows, screen};
+use view::{Choice, longest, plain, screen};
 
 /// What a key asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,7 +79,7 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
     loop {
         let (columns, height) = terminal.size();
         let picture = history.picture(Instant::now());
-        let rows = rows(&picture, &choice);
+        let rows = longest(&picture, &choice);
         terminal.draw(&screen(&picture, &choice, columns, height), columns)?;
         tokio::select! {
             _ = ticks.tick(), if question.is_none() => {
