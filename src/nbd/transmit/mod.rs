@@ -10,6 +10,7 @@
 
 mod answer;
 mod assembly;
+mod batch;
 mod chunks;
 mod ending;
 mod held;
@@ -23,7 +24,6 @@ mod verdict;
 mod work;
 
 use std::future::Future;
-use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,16 +36,15 @@ use super::budget::{Budget, Share};
 use super::error::Refusal;
 use super::wire::MAX_PAYLOAD;
 use super::wire::request::Request;
-use super::{
-    Activity, Chosen, Export, Requests, Segment, SelectedContext, SessionError, Span, Throttle,
-};
+use super::{Activity, Chosen, Export, Segment, SelectedContext, SessionError, Span, Throttle};
 use answer::Answer;
+use batch::Batch;
 use held::Held;
 use inbox::Inbox;
 use outbox::Outbox;
 use outgoing::Outgoing;
 use sequence::{Outlook, Sequence};
-use ticket::{Noted, Ticket};
+use ticket::Ticket;
 use verdict::{BAD_STATUS_PAYLOAD, Session, Verdict, judge, status_range};
 use work::{Job, PIECE, StatusQuery, WRONG_PARTS, Worker, status_payload};
 
@@ -177,19 +176,7 @@ struct Connection<S, E> {
     /// A request that waits for the throttle.
     held: Option<Held>,
     idle: Option<Duration>,
-    activity: Arc<Activity>,
-    /// What is noted there when those requests that arrived together have been looked at.
     batch: Batch,
-}
-
-/// Requests that arrived together.
-struct Batch {
-    arrived: Instant,
-    /// All that ever came, by what they asked for.
-    requests: Requests,
-    /// Reads of this batch that were answered at once, and with how many bytes.
-    reads: u64,
-    bytes: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
@@ -218,13 +205,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             throttle: limits.throttle.clone(),
             held: None,
             idle: limits.idle,
-            activity: Arc::clone(&limits.activity),
-            batch: Batch {
-                arrived: Instant::now(),
-                requests: Requests::default(),
-                reads: 0,
-                bytes: 0,
-            },
+            batch: Batch::new(Arc::clone(&limits.activity)),
         }
     }
 
@@ -238,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
     ) -> Result<Farewell, SessionError> {
         loop {
-            self.activity.set_in_flight(self.in_flight());
+            self.batch.activity.set_in_flight(self.in_flight());
             let may_ask = self.may_ask();
             let is_idle = self.is_idle();
             tokio::select! {
@@ -260,7 +241,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                 }
                 (request, arrived) = held::next(&mut self.held), if self.held.is_some() => {
                     self.batch.arrived = arrived;
-                    self.activity.add_held(arrived.elapsed());
+                    self.batch.activity.add_held(arrived.elapsed());
                     if let Some(farewell) = self.take_in(&request)? {
                         return Ok(farewell);
                     }
@@ -290,12 +271,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
 
     /// Notes what was done since the last time, for whoever watches.
     fn note(&mut self) {
-        let (reads, bytes) = (take(&mut self.batch.reads), take(&mut self.batch.bytes));
-        if reads > 0 {
-            self.activity.add_reads(reads, bytes, self.batch.arrived.elapsed());
-        }
-        self.activity.set_requests(self.batch.requests);
-        self.activity.set_in_flight(self.in_flight());
+        self.batch.note();
+        self.batch.activity.set_in_flight(self.in_flight());
     }
 
     /// Requests that are not answered to the last byte yet.
@@ -372,14 +349,14 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
 
     fn count(&mut self, request: &Request) {
         self.requests += 1;
-        self.batch.requests.count(request.command);
+        self.batch.count(request);
     }
 
     /// Answers a read at once if its data and the memory for it are at hand.
     fn read(&mut self, answer: Answer, span: Span, whole: bool) {
         let job = Job::Read { span, whole };
         if span.length == 0 {
-            self.batch.reads += 1;
+            self.batch.answered(0);
             return self.answer(|out| answer.done(out));
         }
         if span.length > PIECE {
@@ -391,11 +368,11 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             drop(hold);
             return self.spawn(answer, job);
         }
-        self.batch.reads += 1;
         if self.segments.iter().map(Segment::len).sum::<usize>() != span.length as usize {
+            self.batch.answered(0);
             return self.refuse(answer, &WRONG_PARTS);
         }
-        self.batch.bytes += u64::from(span.length);
+        self.batch.answered(span.length);
         let queue = &mut self.outbox.queue;
         answer.data(queue, span, whole, true, &mut self.segments);
         queue.push_receipt(Some(hold), true);
@@ -421,13 +398,11 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
 
     /// Has a request answered by a task of its own.
     fn spawn(&mut self, answer: Answer, job: Job) {
-        let bytes = match job {
-            Job::Read { span, .. } => Some(span.length.into()),
+        let span = match job {
+            Job::Read { span, .. } => Some(span),
             Job::Cache { .. } | Job::Status(_) => None,
         };
-        let noted =
-            Noted { activity: Arc::clone(&self.activity), arrived: self.batch.arrived, bytes };
-        let ticket = Ticket::new(answer, self.replies.clone(), noted);
+        let ticket = Ticket::new(answer, self.replies.clone(), self.batch.later(span));
         self.run(Arc::clone(&self.worker).work(ticket, job));
     }
 
@@ -444,7 +419,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     }
 
     fn refuse(&mut self, answer: Answer, refusal: &Refusal) {
-        self.activity.add_error(refusal.code);
+        self.batch.activity.add_error(refusal.code);
         self.answer(|out| answer.refuse(out, refusal));
     }
 }
