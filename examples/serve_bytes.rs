@@ -2,7 +2,7 @@
 //! read, a gigabyte of it that is stored nowhere.
 //!
 //!     cargo run --example serve_bytes
-//!     nbdcopy nbd://localhost:10810/numbers - | head -3
+//!     nbdcopy nbd://localhost:10811/numbers - | head -3
 //!
 //! The engine takes any stream. This program gives it TCP connections of this machine and
 //! neither TLS nor deadlines; see `hexz_nbd::gateway` for what a server on a network needs.
@@ -76,7 +76,7 @@ impl Exports for OnlyNumbers {
 async fn main() -> Result<(), Box<dyn Error>> {
     let exports = Arc::new(OnlyNumbers(Arc::new(Numbers)));
     let limits = TransmitLimits::new(Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024));
-    let listener = TcpListener::bind("127.0.0.1:10810").await?;
+    let listener = TcpListener::bind("127.0.0.1:10811").await?;
     println!("serving on {}", listener.local_addr()?);
     loop {
         let (stream, _) = listener.accept().await?;

@@ -28,13 +28,13 @@ fn the_example_that_serves_bytes_serves_them() {
     let example = example("serve_bytes");
     let _running = Running(Command::new(example).spawn().unwrap());
     crate::support::wait_until("the example listens", || {
-        std::net::TcpStream::connect("127.0.0.1:10810").is_ok()
+        std::net::TcpStream::connect("127.0.0.1:10811").is_ok()
     });
     let said = run(
         "nbdsh",
         &[
             "-u",
-            "nbd://localhost:10810/numbers",
+            "nbd://localhost:10811/numbers",
             "-c",
             "print(h.pread(34, 17 * 1000).decode(), end='')",
         ],
