@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, fstat};
+use rustix::io::ioctl_fionbio;
 use socket2::{Domain, Socket, Type};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
@@ -54,10 +55,15 @@ impl Stdio {
         };
         match kind(&stdin())? {
             FileType::Socket => Self::of_socket(stdin().as_fd().try_clone_to_owned()?.into()),
-            FileType::Fifo if kind(&stdout())? == FileType::Fifo => Ok(Self::Pipes(
-                stdin().as_fd().try_clone_to_owned()?,
-                stdout().as_fd().try_clone_to_owned()?,
-            )),
+            FileType::Fifo if kind(&stdout())? == FileType::Fifo => {
+                let (input, output) =
+                    (stdin().as_fd().try_clone_to_owned()?, stdout().as_fd().try_clone_to_owned()?);
+                // Here, since the sandbox doesn't let the runtime do it.
+                for pipe in [&input, &output] {
+                    ioctl_fionbio(pipe, true).map_err(io::Error::from)?;
+                }
+                Ok(Self::Pipes(input, output))
+            }
             FileType::Fifo => Err(StdioError::NoConnection("standard output is no pipe")),
             _ => Err(StdioError::NoConnection("standard input is neither a socket nor a pipe")),
         }

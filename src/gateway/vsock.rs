@@ -50,7 +50,8 @@ impl VsockListener {
         let accepted = self.0.async_io(Interest::READABLE, Socket::accept).await;
         let (socket, from) = accepted?;
         let (cid, _) = address(&from)?;
-        socket.set_nonblocking(true)?;
+        // Not by fcntl, which the sandbox doesn't let change that.
+        rustix::io::ioctl_fionbio(&socket, true)?;
         Ok((SocketStream::new(socket)?, cid))
     }
 }

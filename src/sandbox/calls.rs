@@ -228,7 +228,8 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
         #[cfg(target_arch = "x86_64")]
         add(libc::SYS_unlink, vec![])?;
     }
-    let flags = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+    // Not F_SETFL: what is only appended to would be written over without O_APPEND.
+    let flags = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
     add(libc::SYS_fcntl, flags.map(|command| is(1, bits(command))).into())?;
     // Whether it is a terminal; what the standard library sets by this way.
     add(libc::SYS_ioctl, [TCGETS, FIONBIO, FIOCLEX].map(|request| is(1, request)).into())?;

@@ -88,6 +88,7 @@ const WITH_AUDIT: &[Attempt] = &[
     ("make none but new ones", |place| also(place, OFlags::EXCL), Refused(ENOSYS)),
     ("write over it", |place| append_to(&place.audit("file"), OVER, 0o640), Refused(ENOSYS)),
     ("append as others do", append_to_the_audit, Refused(ENOSYS)),
+    ("append no more", append_no_more, Refused(ENOSYS)),
     ("read the audit", |place| is_read(&place.audit("file")), Refused(EACCES)),
     ("list the audit", |place| fs::read_dir(place.audit("")).map(drop), Refused(EACCES)),
     (
@@ -284,6 +285,13 @@ fn with_more_rights(place: &Place) -> io::Result<()> {
 
 fn append_to_the_audit(place: &Place) -> io::Result<()> {
     File::options().append(true).open(place.audit("file")).map(drop)
+}
+
+/// A file that is open isn't made one that could be written over.
+fn append_no_more(place: &Place) -> io::Result<()> {
+    let mode = FileMode::from_raw_mode(0o640);
+    let file = rustix::fs::openat(CWD, place.audit("file"), APPENDING, mode)?;
+    Ok(rustix::fs::fcntl_setfl(&file, OFlags::empty())?)
 }
 
 fn in_a_thread(place: &Place) -> io::Result<()> {
