@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::SigSet;
@@ -100,23 +100,63 @@ pub(crate) struct InForce {
 /// What the exports that are served were made of. It lags behind the options while archives are
 /// opened, and for as long as they can't be.
 #[derive(Debug, Clone)]
-pub(crate) struct Served(Arc<Mutex<Snapshots>>);
+pub(crate) struct Served(Arc<Mutex<Made>>);
+
+#[derive(Debug)]
+struct Made {
+    of: Snapshots,
+    /// How many policies were put in force since the start.
+    policies: u64,
+}
 
 impl Served {
     pub(crate) fn new(snapshots: Snapshots) -> Self {
-        Self(Arc::new(Mutex::new(snapshots)))
+        Self(Arc::new(Mutex::new(Made { of: snapshots, policies: 0 })))
     }
 
     /// What is served, and what that was made of.
     fn look(&self, control: &Control<Catalog>) -> (Arc<Catalog>, Snapshots) {
-        let snapshots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        (control.exports(), snapshots.clone())
+        let made = self.lock();
+        (control.exports(), made.of.clone())
     }
 
-    fn replace(&self, control: &Control<Catalog>, catalog: Arc<Catalog>, snapshots: Snapshots) {
-        let mut served = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        control.serve(catalog);
-        *served = snapshots;
+    /// Puts a policy in force that is for what is made of these. Says how many connections
+    /// were dropped, and which policy it is.
+    fn judge(
+        &self,
+        control: &Control<Catalog>,
+        policy: Policy,
+        snapshots: &Snapshots,
+    ) -> (usize, u64) {
+        let mut made = self.lock();
+        made.policies += 1;
+        let dropped = if made.of == *snapshots {
+            control.replace(policy)
+        } else {
+            control.replace_early(policy)
+        };
+        (dropped, made.policies)
+    }
+
+    /// Serves what was made for that policy, unless there is another one by now.
+    fn replace(
+        &self,
+        control: &Control<Catalog>,
+        policy: u64,
+        catalog: Arc<Catalog>,
+        snapshots: Snapshots,
+    ) -> bool {
+        let mut made = self.lock();
+        let is_wanted = made.policies == policy;
+        if is_wanted {
+            control.serve(catalog);
+            made.of = snapshots;
+        }
+        is_wanted
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Made> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -215,7 +255,8 @@ impl Reloading {
         self.in_force.tls.clone_from(&policy.tls);
         self.in_force.options = options;
         let (open_to, to) = (policy.rules.to_string(), policy::to_whom(&policy));
-        let dropped = self.control.replace(policy);
+        let served = &self.in_force.served;
+        let (dropped, turn) = served.judge(&self.control, policy, &snapshots);
         tracing::info!(dropped, "reloaded: open to {open_to}");
         let policy = self.control.policy();
         let open_to = open_to.into();
@@ -223,6 +264,7 @@ impl Reloading {
         let looking = Looking {
             control: self.control.clone(),
             served: self.in_force.served.clone(),
+            turn,
             service: Arc::clone(&self.service),
             catalog,
             snapshots,
@@ -271,7 +313,10 @@ impl Reading {
         let policy = policy::read(&options, &self.config, self.tls.as_ref())?;
         let catalog = self.catalog(&options.snapshots)?;
         let and_so = match options.snapshots == self.served.1 {
-            false => ", so what is served stays as it was",
+            false => {
+                ", so what is served stays as it was, for those who might open it before and \
+                 still may"
+            }
             true if opening::has_trust(&options.snapshots.opening) => {
                 ", so keys and digests stay as they were"
             }
@@ -324,6 +369,8 @@ fn no_pipe<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failu
 struct Looking {
     control: Control<Catalog>,
     served: Served,
+    /// The policy that it is for.
+    turn: u64,
     service: Arc<Service>,
     catalog: Catalog,
     snapshots: Snapshots,
@@ -338,9 +385,10 @@ impl Looking {
         let catalog = Arc::new(self.catalog);
         match opening::open(&catalog, &self.snapshots).await {
             Ok(exports) => {
-                self.served.replace(&self.control, catalog, self.snapshots);
-                tracing::info!("served: {exports}");
-                self.service.serves(exports);
+                if self.served.replace(&self.control, self.turn, catalog, self.snapshots) {
+                    tracing::info!("served: {exports}");
+                    self.service.serves(exports);
+                }
             }
             Err(error) => {
                 let and_so = self.and_so;

@@ -210,7 +210,7 @@ impl<X: Offer> Connection<'_, X> {
     }
 
     /// What of all exports the client may see, by the rules as they are when it asks.
-    fn seen_by(&self, client: &Client) -> Watched<X::Seen> {
+    fn seen_by(&self, client: &Client) -> Watched<X> {
         let (shared, peer) = (Arc::clone(self.shared), self.live.route.peer);
         let credentials = client.credentials.clone();
         let audit = shared.config.audit.clone();
@@ -225,12 +225,11 @@ impl<X: Offer> Connection<'_, X> {
             }
             judged.is_ok()
         });
-        let seen = self.shared.exports.load_full().seen_by(may_open);
         let live = Arc::clone(self.live);
         let tell = move |export: &str, why: &Reason| {
             audit.tell(|| story::export_denied(&live, export, why));
         };
-        Watched { seen, denials, tell: Box::new(tell) }
+        Watched { shared: Arc::clone(self.shared), may_open, denials, tell: Box::new(tell) }
     }
 
     async fn transmission<S>(

@@ -163,6 +163,15 @@ impl<X: Offer> Control<X> {
         self.0.review()
     }
 
+    /// The same with a policy that is meant for exports which [`Control::serve`] will be told
+    /// of. Until then what is served is opened only by those whom the rules that it was chosen
+    /// for let open it as well: a name may come to mean something else.
+    pub fn replace_early(&self, policy: Policy) -> usize {
+        self.0.policy.replace_early(policy);
+        self.0.reloads.succeeded();
+        self.0.review()
+    }
+
     /// The number of the policy that is in force: so many were before it.
     pub fn policy(&self) -> u64 {
         self.0.policy.look(|it| it.number)
@@ -176,6 +185,7 @@ impl<X: Offer> Control<X> {
     /// Lets those who choose an export from now on choose among these. Who reads one goes on.
     pub fn serve(&self, exports: Arc<X>) {
         self.0.exports.store(exports);
+        self.0.policy.exports_follow();
     }
 
     /// What is served.

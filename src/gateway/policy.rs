@@ -27,11 +27,14 @@ pub(super) struct InForce(ArcSwap<Numbered>);
 pub(super) struct Numbered {
     pub(super) policy: Policy,
     pub(super) number: u64,
+    /// Rules that have to let somebody open an export as well: what is served was chosen for
+    /// them, and the policy is for what will be.
+    before: Option<Rules>,
 }
 
 impl InForce {
     pub(super) fn new(policy: Policy) -> Self {
-        Self(ArcSwap::from_pointee(Numbered { policy, number: 0 }))
+        Self(ArcSwap::from_pointee(Numbered { policy, number: 0, before: None }))
     }
 
     pub(super) fn now(&self) -> Arc<Numbered> {
@@ -44,12 +47,39 @@ impl InForce {
     }
 
     pub(super) fn replace(&self, policy: Policy) {
-        self.0.rcu(|before| Numbered { policy: policy.clone(), number: before.number + 1 });
+        self.put(&policy, |_| None);
     }
 
-    /// Asks the rules that are in force.
+    /// The same with a policy that is for exports which aren't served yet.
+    pub(super) fn replace_early(&self, policy: Policy) {
+        self.put(&policy, |it| Some(it.before.as_ref().unwrap_or(&it.policy.rules).clone()));
+    }
+
+    fn put(&self, policy: &Policy, before: impl Fn(&Numbered) -> Option<Rules>) {
+        self.0.rcu(|it| Numbered {
+            policy: policy.clone(),
+            number: it.number + 1,
+            before: before(it),
+        });
+    }
+
+    /// The exports that the policy is for are served.
+    pub(super) fn exports_follow(&self) {
+        self.0.rcu(|it| match it.before {
+            None => Arc::clone(it),
+            Some(_) => {
+                let policy = it.policy.clone();
+                Arc::new(Numbered { policy, number: it.number, before: None })
+            }
+        });
+    }
+
+    /// Asks the rules that are in force whether somebody may open an export.
     pub(super) fn judge(&self, facts: &Facts<'_>) -> Result<Reason, Reason> {
-        self.look(|it| it.policy.rules.judge(facts))
+        self.look(|it| {
+            let reason = it.policy.rules.judge(facts)?;
+            it.before.as_ref().map_or(Ok(reason), |before| before.judge(facts))
+        })
     }
 }
 

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Shared;
 use super::access::Reason;
-use crate::nbd::{Exports, Listing};
+use crate::nbd::{Exports, Listing, MayOpen, Offer};
 
 /// What was kept from a client last, and why.
 #[derive(Debug, Clone, Default)]
@@ -23,24 +24,38 @@ impl Denials {
 /// Is told the name of an export that was kept from a client, and why.
 pub(super) type Tell = Box<dyn Fn(&str, &Reason) + Send + Sync>;
 
-/// Passes everything on. While a client asks for one export, what is noted is what it asked for;
-/// while it lists them, nobody wants to know.
-pub(super) struct Watched<E> {
-    pub(super) seen: E,
+/// Passes everything on, of what is served when it is asked for. While a client asks for one
+/// export, what is noted is what it asked for; while it lists them, nobody wants to know.
+pub(super) struct Watched<X> {
+    pub(super) shared: Arc<Shared<X>>,
+    pub(super) may_open: MayOpen,
     pub(super) denials: Denials,
     pub(super) tell: Tell,
 }
 
-impl<E> fmt::Debug for Watched<E> {
+impl<X> fmt::Debug for Watched<X> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watched").field("denials", &self.denials).finish_non_exhaustive()
     }
 }
 
-impl<E> Watched<E> {
-    async fn watch<T>(&self, asked: impl Future<Output = Option<T>>) -> Option<T> {
+impl<X: Offer> Watched<X> {
+    /// What is served now, and what this client sees of it.
+    fn see(&self) -> (Arc<X>, X::Seen) {
         self.denials.take();
-        let found = asked.await;
+        let exports = self.shared.exports.load_full();
+        let seen = Arc::clone(&exports).seen_by(self.may_open.clone());
+        (exports, seen)
+    }
+
+    /// Whether that is still what is served. If not, whether an export of it may be opened was
+    /// judged by rules that weren't for it, perhaps.
+    fn is_served(&self, exports: &Arc<X>) -> bool {
+        Arc::ptr_eq(exports, &self.shared.exports.load())
+    }
+
+    /// Tells what was kept from the client, if nothing was found.
+    fn told<T>(&self, found: Option<T>) -> Option<T> {
         if found.is_none()
             && let Some((export, why)) = self.denials.take()
         {
@@ -50,18 +65,30 @@ impl<E> Watched<E> {
     }
 }
 
-impl<E: Exports> Exports for Watched<E> {
-    type Export = E::Export;
+impl<X: Offer> Exports for Watched<X> {
+    type Export = X::Export;
 
-    async fn find(&self, name: &[u8]) -> Option<Arc<Self::Export>> {
-        self.watch(self.seen.find(name)).await
+    async fn find(&self, name: &[u8]) -> Option<Arc<X::Export>> {
+        loop {
+            let (exports, seen) = self.see();
+            let found = seen.find(name).await;
+            if self.is_served(&exports) {
+                return self.told(found);
+            }
+        }
     }
 
-    async fn find_with_contexts(&self, name: &[u8]) -> Option<Arc<Self::Export>> {
-        self.watch(self.seen.find_with_contexts(name)).await
+    async fn find_with_contexts(&self, name: &[u8]) -> Option<Arc<X::Export>> {
+        loop {
+            let (exports, seen) = self.see();
+            let found = seen.find_with_contexts(name).await;
+            if self.is_served(&exports) {
+                return self.told(found);
+            }
+        }
     }
 
     async fn list(&self) -> Vec<Listing> {
-        self.seen.list().await
+        self.see().1.list().await
     }
 }

@@ -97,6 +97,41 @@ fn who_may_come_in_is_what_the_file_says() {
     server.assert_alive();
 }
 
+/// A name comes to mean another archive, which everybody may read; it isn't there yet.
+#[test]
+fn rules_for_other_archives_open_none_that_were_there() {
+    let site = Site::new("");
+    let say = |x: &str, rules: &str| {
+        replace(&site.path("rules"), rules);
+        site.say(&format!(
+            "strict = true\nrules = '{{}}/rules'\n[exports]\nx = '{x}'\ny = '{{archives}}/{CHILD}'"
+        ));
+    };
+    let everything = "[[rule]]\naction = 'allow'\nnetwork = '127.0.0.1'";
+    say(&format!("{{archives}}/{BASE}"), &format!("{everything}\nexport = 'y'"));
+    let server = site.server().start();
+    // This one began before all that, and chooses when it is over.
+    let mut early = server.greeted();
+    early.refused(OPT_GO, &info_data(b"x", &[]), REP_ERR_UNKNOWN);
+
+    say("{}/later.hxz", everything);
+    reload(&server, "an archive can't be served, so what is served stays as it was", 1);
+    for client in [&mut early, &mut server.greeted()] {
+        client.refused(OPT_GO, &info_data(b"x", &[]), REP_ERR_UNKNOWN);
+        assert_eq!(client.list(), ["y"]);
+    }
+
+    site.copy(CHILD, "later.hxz");
+    site.copy(BASE, BASE);
+    reload(&server, "served:", 1);
+    let mut same = server.go("y");
+    let (mut one, mut two) = (early, server.greeted());
+    for client in [&mut one, &mut two] {
+        client.go("x");
+        assert_eq!(client.read_ok(0, 1 << 20), same.read_ok(0, 1 << 20));
+    }
+}
+
 #[test]
 fn another_certificate_is_shown() {
     let (old, new) = (Pki::new(), Pki::new());
@@ -178,7 +213,7 @@ fn archives_that_can_not_be_opened_stay_what_they_were() {
     let site = Site::new(&format!("[exports]\na = '{{archives}}/{BASE}'"));
     let server = site.server().start();
     site.say("[exports]\nb = '{}/none'");
-    reload(&server, "an archive can't be served, so what is served stays as it was: ", 1);
+    reload(&server, "an archive can't be served, so what is served stays as it was", 1);
     assert_eq!(server.greeted().list(), ["a"]);
     // As soon as it is there, it is.
     site.copy(BASE, "none");
