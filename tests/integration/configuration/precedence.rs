@@ -116,6 +116,25 @@ fn certificate_and_key_by_credentials() {
     said.start().assert_alive();
 }
 
+/// What can't be looked at isn't taken for none: that would be a server without TLS.
+#[test]
+fn credentials_that_can_not_be_looked_at_stop_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (names, expected) in [
+        (&["hexz-nbd.password"][..], (3, "can't use the password")),
+        (&["hexz-nbd.tls-cert", "hexz-nbd.tls-key"][..], (4, "can't use TLS")),
+    ] {
+        // A link to itself, as root may look everywhere else.
+        names.iter().for_each(|name| std::os::unix::fs::symlink(name, at(name)).unwrap());
+        let builder = Server::builder().archive(BASE).env("CREDENTIALS_DIRECTORY", folder.path());
+        let (code, stderr) = builder.fail();
+        assert_eq!(code, expected.0, "{stderr}");
+        assert!(stderr.contains(expected.1) && stderr.contains(names[0]), "{stderr}");
+        names.iter().for_each(|name| fs::remove_file(at(name)).unwrap());
+    }
+}
+
 #[test]
 fn what_is_wrong_in_the_file_reads_like_the_file() {
     let serving = format!("[exports]\na = '{}'", archive(BASE).display());
