@@ -187,8 +187,9 @@ fn traffic(picture: &Picture<'_>, now: &Status) -> Vec<(Style, String)> {
     let then = picture.before.map(|(before, _)| (before.cache.hits, before.cache.misses));
     let (hits, misses) = then.unwrap_or_default();
     let (hits, misses) = (rise(now.cache.hits, hits), rise(now.cache.misses, misses));
-    if hits + misses > 0 {
-        let part = hits as f64 / (hits + misses) as f64;
+    let all = hits.saturating_add(misses);
+    if all > 0 {
+        let part = hits as f64 / all as f64;
         facts.push((Style::Plain, format!("cache hits {}", percent(part))));
     }
     facts.push((

@@ -153,3 +153,21 @@ cn:\u{1b}[31m<b>                   10.1.2.4                db.hexz   reading    
 not known yet                      10.1.2.5                –         negotiating  –              14 s      0 B/s       0/s          0       0 B       0";
     assert_eq!(lines, expected);
 }
+
+/// Counters that no server reaches are no reason to fail.
+#[test]
+fn the_largest_counts_are_shown() {
+    let (before, mut now) = (status(10), status(14));
+    for count in [&mut now.cache.hits, &mut now.cache.misses, &mut now.connections_total.accepted] {
+        *count = u64::MAX;
+    }
+    for export in &mut now.exports {
+        export.bytes = u64::MAX;
+        export.requests.values_mut().for_each(|count| *count = u64::MAX);
+        export.read_seconds.count = u64::MAX;
+    }
+    let picture =
+        Picture { now: Some(&now), before: Some((&before, 4.0)), rates: &[], trouble: None };
+    let text: String = plain(&picture).iter().map(super::lines::Line::text).collect();
+    assert!(text.contains("cache hits 100 %"), "{text}");
+}
