@@ -285,17 +285,23 @@ mod tests {
         let reader = BlockReader::new(0);
         assert!(reader.works().await);
         let (release, hang) = mpsc::channel::<()>();
+        let (begin, mut begun) = tokio::sync::mpsc::unbounded_channel();
         let hang = Arc::new(Mutex::new(hang));
         let threads = std::thread::available_parallelism().unwrap().get();
         let hanging: Vec<_> = (0..threads)
             .map(|_| {
                 let (reader, hang) = (Arc::clone(&reader), Arc::clone(&hang));
-                let job = move || hang.lock().unwrap().recv().unwrap();
+                let begin = begin.clone();
+                let job = move || {
+                    begin.send(()).unwrap();
+                    hang.lock().unwrap().recv().unwrap();
+                };
                 tokio::spawn(async move { reader.decoders.run(&Client::default(), 1, job).await })
             })
             .collect();
-        // One that is begun is before all that come later.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        for _ in 0..threads {
+            begun.recv().await.unwrap();
+        }
         let answered = tokio::time::timeout(Duration::from_millis(200), reader.works()).await;
         assert!(answered.is_err());
         (0..threads).for_each(|_| release.send(()).unwrap());
