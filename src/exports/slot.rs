@@ -89,6 +89,8 @@ impl Slot {
                 Opened::NotYet | Opened::Failed(_) => None,
             });
             *opened = after;
+            // Whoever is answered may ask at once whether it has failed.
+            drop(opened);
             // It is known from now on, so that nobody else would be told.
             if let Err(Err(Unavailable(Some(error)))) = done.send(result)
                 && !error.is_shortage()
