@@ -5,7 +5,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # The clients that the tests read with, and what the tests set up with.
 # Not qemu-system-*: those packages replace a newer qemu-utils by an older one.
-PACKAGES := build-essential ca-certificates chromium groff-base haproxy iproute2 libnbd-bin mandoc \
+PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq libnbd-bin mandoc \
 	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils \
 	strace systemd tmux
 

@@ -20,6 +20,7 @@ mod changed;
 mod clients;
 mod configuration;
 mod doctor;
+mod documents;
 mod exports;
 mod gateway;
 mod inspect;

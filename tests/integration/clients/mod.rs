@@ -5,7 +5,6 @@ mod balancer;
 mod changed;
 mod contexts;
 mod copies;
-mod documents;
 mod namespaces;
 mod queries;
 

@@ -1,8 +1,8 @@
-//! What the documents tell people to run.
+//! The demonstration, and the examples of code.
 
 use std::process::Command;
 
-use super::{run, run_command};
+use crate::clients::{run, run_command};
 use crate::support::server::run as run_binary;
 use crate::support::{IMAGE_SHA256, archive, nbd_port};
 

@@ -1,0 +1,194 @@
+//! Runs a page's steps on a machine of its own, as far as namespaces make one.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::page::{self, Step};
+use crate::archive_writer::{ArchiveWriter, Piece, image, noise, text};
+use crate::support::archive;
+
+/// More than any page takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(150);
+
+pub const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
+
+/// Runs all steps of a page, and compares what was seen with what it says.
+pub fn run(name: &str, steps: &[Step]) {
+    let folder = tempfile::tempdir().unwrap();
+    let (tools, archives) = (folder.path().join("tools"), folder.path().join("archives"));
+    for folder in [&tools, &archives] {
+        fs::create_dir(folder).unwrap();
+    }
+    put_tools(&tools);
+    put_archives(&archives);
+    let script = write_steps(folder.path(), steps);
+    fs::write(folder.path().join("script"), script).unwrap();
+
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"])
+        .args(["--kill-child", "bash", &in_repository("tests/integration/documents/machine.sh")])
+        .envs([("STEPS", folder.path()), ("TOOLS", &tools), ("ARCHIVES", &archives)])
+        .env("REPOSITORY", REPOSITORY)
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    let said = folder.path().join("machine");
+    let code = wait_for(command, &said);
+    compare(name, folder.path(), steps);
+    assert_eq!(code, Some(0), "{name}: {}", read(&said));
+}
+
+/// A line for each step; what a step is stands in a file of its number.
+fn write_steps(folder: &Path, steps: &[Step]) -> String {
+    let mut script = String::new();
+    for (at, step) in steps.iter().enumerate() {
+        let line = match step {
+            Step::Run(command) => {
+                // A server may be marked as one that goes on in the background.
+                let text = command.text.trim_end_matches(" &");
+                fs::write(folder.join(format!("{at}.command")), text).unwrap();
+                match command.is_server {
+                    true => format!("serve {at}\n"),
+                    false => format!("run {at} {}\n", command.code),
+                }
+            }
+            Step::File { path, text } => {
+                fs::write(folder.join(format!("{at}.file")), text).unwrap();
+                format!("cp \"$STEPS/{at}.file\" {path} || exit 1\n")
+            }
+            Step::Log { wanted, .. } => {
+                let fixed =
+                    wanted.iter().filter_map(|line| line.split('…').max_by_key(|s| s.len()));
+                let fixed = fixed.map(|text| format!("{}\n", text.trim())).collect::<String>();
+                fs::write(folder.join(format!("{at}.fixed")), fixed).unwrap();
+                format!("wait_for_log {at}\n")
+            }
+            Step::Quoted { .. } | Step::NotRun { .. } => continue,
+        };
+        script.push_str(&line);
+    }
+    script
+}
+
+fn wait_for(mut command: Command, said: &Path) -> Option<i32> {
+    let out = fs::File::create(said).unwrap();
+    let again = out.try_clone().unwrap();
+    let mut child = command.stdin(Stdio::null()).stdout(out).stderr(again).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if Instant::now() > deadline {
+            // All processes of the namespace go with it.
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn compare(name: &str, folder: &Path, steps: &[Step]) {
+    let out = |at: usize| read(&folder.join(format!("{at}.out")));
+    let mut log = String::new();
+    for (at, step) in steps.iter().enumerate() {
+        let Step::Run(command) = step else { continue };
+        let place = format!("{name}:{}: {}", command.line, command.text);
+        let printed = out(at);
+        let wrong = read(&folder.join(format!("{at}.wrong")));
+        let hint = "a program that is missing comes by `make tools`";
+        assert_eq!(wrong, "", "{place}\n{printed}\n{wrong}; {hint}");
+        if command.is_server {
+            log.push_str(&printed);
+        }
+        if let Some(wanted) = &command.prints {
+            let mut wanted = wanted.clone();
+            if command.is_server {
+                // Of a log, what matters is shown.
+                wanted = wanted.into_iter().flat_map(|line| ["…".to_owned(), line]).collect();
+                wanted.push("…".to_owned());
+            }
+            let lines: Vec<&str> = printed.lines().collect();
+            let shown = wanted.join("\n");
+            assert!(page::fit(&wanted, &lines), "{place}\nprinted\n{printed}\ninstead of\n{shown}");
+        }
+    }
+    for step in steps {
+        let Step::Log { line, wanted } = step else { continue };
+        for wanted in wanted {
+            // Not everybody wants to see the time.
+            let anywhere = format!("…{wanted}");
+            let said = log.lines().any(|said| page::fits(&anywhere, said));
+            assert!(said, "{name}:{line}: no server says\n{wanted}\nbut\n{log}");
+        }
+    }
+    let last = read(&folder.join("last"));
+    let begun: usize = last.trim().parse().unwrap_or_default();
+    let rest = steps.iter().skip(begun + 1).any(|step| matches!(step, Step::Run(_)));
+    assert!(!rest, "{name}: it stopped at step {begun}: {:?}\n{}", steps[begun], out(begun));
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+pub fn in_repository(path: &str) -> String {
+    format!("{REPOSITORY}/{path}")
+}
+
+/// What is found before Debian's own programs.
+fn put_tools(tools: &Path) {
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hexz-nbd"), tools.join("hexz-nbd")).unwrap();
+    // The other machine is this one; what is said to it passes pipes, as it does there.
+    put_script(&tools.join("ssh"), "#!/bin/bash\nshift\ncat | \"$@\" | cat\n");
+}
+
+fn put_script(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+/// The snapshots that the pages speak of: `snap.hexz` is thin over `base.hexz`, `tuesday.hexz`
+/// over `monday.hexz`; the others are those of the Hexz tools under other names.
+fn put_archives(folder: &Path) {
+    const PIECE: usize = 128 << 10;
+    let whole: Vec<Piece> = (0..64)
+        .map(|at| match at % 4 {
+            3 => Piece::Zeros(PIECE as u32),
+            2 => Piece::Data(noise(at, PIECE)),
+            _ => Piece::Data(text(at, PIECE)),
+        })
+        .collect();
+    let mut later: Vec<Piece> = whole
+        .iter()
+        .map(|piece| match piece {
+            Piece::Data(bytes) => Piece::InParent(bytes.clone()),
+            other => other.clone(),
+        })
+        .collect();
+    for at in [5, 6, 40] {
+        later[at] = Piece::Data(text(1000 + at as u64, PIECE));
+    }
+    assert_eq!(image(&later).len(), 8 << 20);
+    for (parent, child) in [("base.hexz", "snap.hexz"), ("monday.hexz", "tuesday.hexz")] {
+        let writer = ArchiveWriter { main: whole.clone(), ..ArchiveWriter::default() };
+        writer.write().save(&folder.join(parent));
+        let parents = vec![parent.to_owned()];
+        let writer = ArchiveWriter { main: later.clone(), parents, ..ArchiveWriter::default() };
+        writer.write().save(&folder.join(child));
+    }
+    for (from, to) in [
+        ("base-zstd.hxz", "disk.hexz"),
+        ("base-lz4.hxz", "web-1.hexz"),
+        ("fixed-4k-zstd.hxz", "web-2.hexz"),
+        ("fixed-64k-zstd.hxz", "web-server.hexz"),
+        ("sparse-zstd.hxz", "db.hexz"),
+        ("encrypted-zstd.hxz", "secret.hexz"),
+        ("tree.hxz", "files.hexz"),
+    ] {
+        fs::copy(archive(from), folder.join(to)).unwrap();
+    }
+}

@@ -1,0 +1,155 @@
+//! What the pages say besides their commands: links, options, targets of make, messages.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use super::page::{Command, Step, steps};
+use super::{PAGES, in_repository, source};
+use crate::support::server::run as run_binary;
+
+/// Pages with links that are no pages of commands.
+const OTHERS: [&str; 4] = ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "certs/README.md"];
+
+/// What is between backticks on one line, outside blocks.
+fn quoted(page: &str) -> Vec<String> {
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in page.lines() {
+        if line.starts_with("```") {
+            inside = !inside;
+        } else if !inside && !line.starts_with("    ") {
+            found.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+        }
+    }
+    found
+}
+
+/// As GitHub makes it of a heading.
+fn anchor(heading: &str) -> String {
+    let heading = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut links = 0;
+    for page in PAGES.iter().chain(&OTHERS).filter(|page| page.ends_with(".md")) {
+        let text = source(page);
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.starts_with("https://")) {
+            let (path, to) = target.split_once('#').unwrap_or((target, ""));
+            let folder = Path::new(page).parent().unwrap();
+            let path = match path {
+                "" => Path::new(page).to_owned(),
+                path => folder.join(path),
+            };
+            let path = in_repository(path.to_str().unwrap());
+            assert!(Path::new(&path).exists(), "{page}: {target}");
+            if !to.is_empty() {
+                let text = fs::read_to_string(&path).unwrap();
+                let mut headings = text.lines().filter(|line| line.starts_with('#'));
+                assert!(headings.any(|line| anchor(line) == to), "{page}: {target}");
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 50, "{links}");
+}
+
+#[test]
+fn options_and_targets_exist() {
+    let help = |words: &[&str]| run_binary(words.iter().copied().chain(["--help"])).stdout;
+    let of_pki = ["init", "server", "client", "show", "revoke"];
+    let of_the_program =
+        ["check", "demo", "verify", "doctor", "inspect", "digest", "top", "man", "completions"];
+    let mut known = help(&[]) + &help(&["pki"]);
+    of_the_program.iter().for_each(|command| known += &help(&[command]));
+    of_pki.iter().for_each(|command| known += &help(&["pki", command]));
+    let words = |text: &str| {
+        let is_end = |c: char| !c.is_ascii_alphanumeric() && c != '-';
+        text.split(is_end).filter(|w| w.starts_with("--")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let known: BTreeSet<String> = words(&known).into_iter().collect();
+    // Of other programs.
+    let others = ["--path", "--list", "--requests"];
+    let makefile = source("Makefile");
+    let mut seen = 0;
+    for page in PAGES.iter().chain(&OTHERS).filter(|page| page.ends_with(".md")) {
+        for said in quoted(&source(page)) {
+            let ours = said.starts_with("--") || said.starts_with("hexz-nbd ");
+            for option in words(&said).into_iter().filter(|_| ours) {
+                let exists = known.contains(&option) || others.contains(&option.as_str());
+                assert!(exists, "{page}: there is no {option}");
+                seen += 1;
+            }
+            if let Some(target) = said.strip_prefix("make ") {
+                let target = target.split(' ').next().unwrap();
+                assert!(makefile.contains(&format!("\n{target}:")), "{page}: make {target}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 50, "{seen}");
+}
+
+/// A message is shown as it is printed, or stands in the source, without what varies.
+#[test]
+fn messages_are_those_of_the_program() {
+    let program = all_source(Path::new(&in_repository("src")));
+    let mut seen = 0;
+    for page in PAGES {
+        let text = if page.ends_with(".md") { source(page) } else { continue };
+        let all = steps(&text);
+        let shown: Vec<&String> = all.iter().flat_map(shown_by).collect();
+        // What comes behind a colon is often another message.
+        let is_known = |said: &str| {
+            let mut parts = said.split(['…', ':']).map(str::trim).filter(|part| part.len() > 2);
+            parts.all(|part| program.contains(part) || shown.iter().any(|line| line.contains(part)))
+        };
+        for step in &all {
+            let Step::Quoted { line, wanted } = step else { continue };
+            for message in wanted {
+                assert!(is_known(message), "{page}:{line}: nothing says: {message}");
+                seen += 1;
+            }
+        }
+        // Headings of the page that goes by messages.
+        if page != "docs/troubleshooting.md" {
+            continue;
+        }
+        for heading in text.lines().filter(|line| line.starts_with("### `")) {
+            for message in heading.split('`').skip(1).step_by(2) {
+                assert!(is_known(message), "{page}: nothing says: {message}");
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 20, "{seen}");
+}
+
+/// What is compared with what programs say when the page is run.
+fn shown_by(step: &Step) -> &[String] {
+    match step {
+        Step::Run(Command { prints: Some(lines), .. }) | Step::Log { wanted: lines, .. } => lines,
+        _ => &[],
+    }
+}
+
+/// All source, with texts that go over several lines on one.
+fn all_source(folder: &Path) -> String {
+    let mut all = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.push_str(&all_source(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let mut pieces = text.split("\\\n");
+            all.push_str(pieces.next().unwrap());
+            pieces.for_each(|piece| all.push_str(piece.trim_start()));
+        }
+    }
+    all.replace("\\\"", "\"")
+}
