@@ -85,8 +85,10 @@ pub(crate) fn serve(
         beside.spawn(informed);
 
         let ended = tokio::select! {
-            ended = open.run(shutdown.clone()) => ended,
+            // Else it may have ended before anybody looks when it was told to.
+            biased;
             never = note_when(&shutdown, &mut told_at) => match never {},
+            ended = open.run(shutdown.clone()) => ended,
         };
         drop(beside);
         service.stopping().await;
