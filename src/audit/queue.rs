@@ -11,6 +11,10 @@ pub(super) const MAX_QUEUED: usize = 4 * 1024 * 1024;
 /// The longest line that says what is missing, in bytes.
 const LOSS: usize = 192;
 
+/// Room that nothing but the last event gets, in bytes: the longest there can be. How a run ended
+/// is told even if there was a flood.
+const FOR_THE_END: usize = 8 * 1024;
+
 /// More than this isn't kept for later when there is nothing to write.
 const KEPT: usize = 256 * 1024;
 
@@ -37,8 +41,17 @@ impl Queue {
     /// Appends a line. `false` if there is no room: then it is lost, and a line says so as soon
     /// as there is.
     pub(super) fn push(&mut self, line: &Line) -> bool {
+        self.push_leaving(FOR_THE_END, line)
+    }
+
+    /// Appends the last line.
+    pub(super) fn push_last(&mut self, line: &Line) -> bool {
+        self.push_leaving(0, line)
+    }
+
+    fn push_leaving(&mut self, free: usize, line: &Line) -> bool {
         // Room for what says what is missing is always left.
-        let needed = line.length(&self.run) + 2 * LOSS;
+        let needed = line.length(&self.run) + 2 * LOSS + free;
         let fits = self.lines.len() + self.with_writer + needed <= MAX_QUEUED;
         if fits {
             self.say_what_is_missing();
@@ -181,6 +194,17 @@ mod tests {
         assert!(queue.push(&line(1)) && !queue.is_empty());
         assert_eq!(read(&queue.take(second.into_bytes()).bytes), [(pushed as u64 + 6, None)]);
         assert!(queue.is_empty() && queue.lines.capacity() <= KEPT);
+    }
+
+    #[test]
+    fn the_last_event_always_has_room() {
+        let why = "\u{1}".repeat(crate::audit::MAX_TEXT).into();
+        let longest = Line::of(&Event::ReloadFailed(ReloadFailed { why })).unwrap();
+        let mut queue = Queue::new("r".into());
+        while queue.push(&line(1)) {}
+        assert!(!queue.push(&line(1)) && queue.push_last(&longest));
+        let seqs = read(&queue.take(Vec::new()).bytes);
+        assert_eq!(seqs.get(seqs.len() - 2).map(|(_, count)| *count), Some(Some(2)));
     }
 
     #[test]

@@ -158,6 +158,7 @@ impl Sink for Recorder {
         let line = Line::of(&event);
         let mut state = shared.lock();
         let is_kept = match &line {
+            Ok(line) if matches!(event, Event::Stop(_)) => state.queue.push_last(line),
             Ok(line) => state.queue.push(line),
             Err(_) => {
                 state.queue.count_as_missing(1);
