@@ -135,7 +135,7 @@ impl Formatter for Visible {
 
 fn is_unseen(letter: char) -> bool {
     letter.is_control()
-        || matches!(letter, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -153,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_line_is_one_whatever_is_in_it() {
-        let hostile = "a\n{\"event\":\"stop\"}\r\u{1b}[2J\u{9b}\u{7f}\u{85}\u{2028}\u{202e}\"\\ö";
+        let hostile =
+            "a\n{\"event\":\"stop\"}\r\u{1b}[2J\u{9b}\u{7f}\u{85}\u{61c}\u{2028}\u{202e}\"\\ö";
         let line = line(hostile);
         assert!(line.ends_with("}\n") && line.starts_with("{\"time\":\"2"));
         assert!(!line.trim_end_matches('\n').chars().any(is_unseen), "{line:?}");
