@@ -24,7 +24,8 @@ pub enum Event {
     Refused(Refused),
     /// A client reads from now on.
     Reading(Reading),
-    /// A client asked for an export that it may not open. It may go on and ask for another.
+    /// A client asked for an export that it may not open. It may go on and ask for another; not
+    /// all that it asks for is told.
     ExportDenied(ExportDenied),
     /// A connection ended with its TLS handshake.
     HandshakeFailed(HandshakeFailed),
@@ -209,6 +210,9 @@ pub struct Served {
     /// Requests that were answered with an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<u64>,
+    /// How often it asked for an export that it may not open, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denied: Option<u64>,
 }
 
 /// See [`Event::Dismissed`].
@@ -276,6 +280,7 @@ mod tests {
             requests: Some(1),
             bytes: Some(512),
             errors: Some(0),
+            denied: Some(1),
         }
     }
 

@@ -227,7 +227,9 @@ impl<X: Offer> Connection<'_, X> {
         });
         let live = Arc::clone(self.live);
         let tell = move |export: &str, why: &Reason| {
-            audit.tell(|| story::export_denied(&live, export, why));
+            if live.note_denied() <= story::MAX_DENIED {
+                audit.tell(|| story::export_denied(&live, export, why));
+            }
         };
         Watched { shared: Arc::clone(self.shared), may_open, denials, tell: Box::new(tell) }
     }

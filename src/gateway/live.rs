@@ -2,6 +2,7 @@
 //! again when the rules have changed, or time has.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -47,6 +48,8 @@ pub(super) struct Live {
     pub(super) route: Route,
     /// What it has done since it chose an export.
     pub(super) activity: Arc<Activity>,
+    /// How often it asked for an export that it may not open.
+    denied: AtomicU64,
     since: SystemTime,
     known: Mutex<Known>,
     dismissed: CancellationToken,
@@ -128,6 +131,7 @@ impl Connections {
             id,
             route,
             activity: Arc::default(),
+            denied: AtomicU64::new(0),
             since: SystemTime::now(),
             known: Mutex::default(),
             dismissed: CancellationToken::new(),
@@ -209,6 +213,16 @@ impl Live {
     /// What it reads, if it has chosen.
     pub(super) fn export(&self) -> Option<String> {
         lock(&self.known).export.clone()
+    }
+
+    /// Notes that it asked for an export that it may not open, and says how often that was.
+    pub(super) fn note_denied(&self) -> u64 {
+        self.denied.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// How often that was.
+    pub(super) fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
     }
 
     fn seen(&self) -> One {

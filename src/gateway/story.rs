@@ -18,6 +18,10 @@ use crate::nbd::Farewell;
 /// Names of one certificate that are told.
 const MAX_NAMES: usize = 16;
 
+/// Exports that were kept from one client are told so often; then it is only counted: asking for
+/// another costs it less than what the audit would have to write.
+pub(super) const MAX_DENIED: u64 = 16;
+
 /// One connection that was let in by its address. Its end is told when this is dropped, if it
 /// wasn't by then.
 pub(super) struct Story<'a> {
@@ -158,13 +162,15 @@ fn who(live: &Live) -> Who {
 }
 
 fn served(live: &Live) -> Served {
-    let Some(export) = live.export() else { return Served::default() };
+    let denied = Some(live.denied()).filter(|count| *count > 0);
+    let Some(export) = live.export() else { return Served { denied, ..Served::default() } };
     let done = live.activity.so_far();
     Served {
         export: Some(export.into()),
         requests: Some(done.requests.all()),
         bytes: Some(done.bytes),
         errors: Some(done.errors.all()),
+        denied,
     }
 }
 

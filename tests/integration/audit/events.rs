@@ -155,6 +155,27 @@ fn who_is_kept_out_is_told_with_the_reason() {
     assert_eq!(assert_no_gaps(&record.events()), 0);
 }
 
+/// Asking costs a client less than it costs to write down each time what it asked for.
+#[test]
+fn who_goes_on_asking_fills_no_disk() {
+    let record = Record::new();
+    let rule = "[[rule]]\naction = 'allow'\nnetwork = '127.0.0.1'\nexport = 'other'";
+    fs::write(record.at("rules.toml"), rule).unwrap();
+    let server = Server::builder().archive(BASE).arg("--rules").arg(record.at("rules.toml"));
+    let server = server.arg("--audit").arg(record.path()).start();
+    let mut client = server.greeted();
+    let name = "\u{1}".repeat(200);
+    for _ in 0..1000 {
+        client.refused(OPT_GO, &info_data(name.as_bytes(), &[]), REP_ERR_UNKNOWN);
+    }
+    drop(client);
+    let ended = record.wait_for_any("ended");
+    assert_eq!(ended["denied"], 1000);
+    let events = record.events();
+    assert_eq!(events.iter().filter(|event| event["event"] == "export_denied").count(), 16);
+    assert_eq!(assert_no_gaps(&events), 0);
+}
+
 /// Whatever becomes of a connection, its end is told, and once.
 #[test]
 fn every_connection_ends_once() {
