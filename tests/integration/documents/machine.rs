@@ -64,7 +64,7 @@ fn write_steps(folder: &Path, steps: &[Step]) -> String {
                 fs::write(folder.join(format!("{at}.fixed")), fixed).unwrap();
                 format!("wait_for_log {at}\n")
             }
-            Step::Quoted { .. } | Step::NotRun { .. } => continue,
+            Step::NotRun { .. } => continue,
         };
         script.push_str(&line);
     }

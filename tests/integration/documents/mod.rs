@@ -148,33 +148,41 @@ mkdir -p /etc/pki/libnbd && cp ca-cert.pem /etc/pki/libnbd
 sed '/^hours/d; s,uri:spiffe://corp/backup/,dns:backup.,; s,web-,,' examples/rules.toml > rules.toml
 cp examples/one-snapshot.toml hexz-nbd.toml && cp disk.hexz /srv/hexz-nbd -->
 ";
-    const RULES: &str = "  Serve many:";
-    const DOCTOR: &str = "  Find out why";
-    const CHANGED: &str = "CHANGED BLOCKS";
-    let mut text = run_binary(["--help"]).stdout;
-    let from = text.find("EXAMPLES\n").unwrap();
-    let to = text.find("CONFIGURATION FILE\n").unwrap();
-    text = text[from..to].to_owned();
-    for (before, server) in [
-        (RULES, ""),
-        (
-            DOCTOR,
-            "hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem \
-                  --allow 10.0.0.0/8 snap.hexz",
-        ),
-        (CHANGED, "hexz-nbd monday.hexz tuesday.hexz"),
-    ] {
-        assert_eq!(text.matches(before).count(), 1, "{before}");
-        if !server.is_empty() {
-            text = text.replace(before, &format!("<!-- prepare: {server} -->\n{before}"));
-        }
+    let mut text = examples(&[]);
+    // The server of one example isn't that of the next.
+    let over_tls = "hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem \
+                    --allow 10.0.0.0/8 snap.hexz";
+    for (heading, server) in
+        [("  Find out why", over_tls), ("CHANGED BLOCKS", "hexz-nbd monday.hexz tuesday.hexz")]
+    {
+        assert_eq!(text.matches(heading).count(), 1, "{heading}");
+        text = text.replace(heading, &format!("<!-- prepare: {server} -->\n{heading}"));
     }
-    // Headings have commands just below.
-    let lines = text.lines().map(|line| match line.starts_with("  ") && !line.starts_with("   ") {
-        true => format!("{line}\n\n"),
-        false => format!("{line}\n"),
+    machine::run("--help", &page::steps(&(BEFORE.to_owned() + &text)));
+}
+
+#[test]
+fn help_of_commands() {
+    let folders = "<!-- prepare: cd ~ && mkdir -p .local/share/bash-completion/completions \
+                   .config/fish/completions .zfunc -->\n";
+    for (command, before) in [("pki", ""), ("completions", folders)] {
+        let text = before.to_owned() + &examples(&[command]);
+        machine::run(command, &page::steps(&text));
+    }
+}
+
+/// What stands below EXAMPLES in a help, as a page has it.
+fn examples(command: &[&str]) -> String {
+    let help = run_binary(command.iter().copied().chain(["--help"])).stdout;
+    let from = help.find("\nEXAMPLE").unwrap_or_else(|| panic!("{command:?} has no examples"));
+    let text = help[from..].trim_start();
+    let text = text.find("CONFIGURATION FILE\n").map_or(text, |end| &text[..end]);
+    let lines = text.lines().map(|line| match line.starts_with("    ") {
+        true => format!("{line}\n"),
+        // Headings have commands just below.
+        false => format!("{line}\n\n"),
     });
-    machine::run("--help", &page::steps(&(BEFORE.to_owned() + &lines.collect::<String>())));
+    lines.collect()
 }
 
 #[test]

@@ -9,7 +9,6 @@
 //! <!-- file: PATH -->         it is put into that file
 //! <!-- output -->             the command before it has printed this
 //! <!-- log -->                lines that servers of this page write, in any order
-//! <!-- quoted -->             lines that stand in the program's source, `…` for what varies
 //! ```
 //!
 //! and these go with blocks of commands, the first also with none:
@@ -36,7 +35,6 @@ pub enum Step {
     Run(Command),
     File { path: String, text: String },
     Log { line: usize, wanted: Vec<String> },
-    Quoted { line: usize, wanted: Vec<String> },
     NotRun { line: usize, why: String },
 }
 
@@ -47,7 +45,6 @@ struct Notes {
     file: Option<String>,
     output: bool,
     log: bool,
-    quoted: bool,
     fails: Option<u8>,
 }
 
@@ -106,7 +103,6 @@ fn read_comment(at: usize, comment: &str, notes: &mut Notes, steps: &mut Vec<Ste
         "file" => notes.file = Some(rest.to_owned()),
         "output" => notes.output = true,
         "log" => notes.log = true,
-        "quoted" => notes.quoted = true,
         "fails" => notes.fails = Some(rest.parse().expect("an exit code")),
         "prepare" => steps.push(Step::Run(command(at, rest.to_owned()))),
         _ => panic!("{at}: what is {comment}?"),
@@ -123,8 +119,6 @@ fn add(steps: &mut Vec<Step>, notes: Notes, language: &str, block: &[(usize, &st
         steps.push(Step::File { path, text: lines().join("\n") + "\n" });
     } else if notes.log {
         steps.push(Step::Log { line, wanted: lines() });
-    } else if notes.quoted {
-        steps.push(Step::Quoted { line, wanted: lines() });
     } else if notes.output {
         let command = last_command(steps).unwrap_or_else(|| panic!("{line}: the output of what?"));
         command.prints = Some(lines());
