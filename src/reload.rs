@@ -55,15 +55,28 @@ fn hangups() -> SigSet {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Stamps {
     config: Option<FileStamp>,
-    others: Vec<Option<FileStamp>>,
+    others: Vec<(PathBuf, Option<FileStamp>)>,
 }
 
 impl Stamps {
     /// Looks at the files that `options` name. What the configuration file was like before it
     /// was read has been seen by whoever read it.
     pub(crate) fn of(config: Option<FileStamp>, options: &Changeable) -> Self {
-        let others = options.policy_files();
-        Self { config, others: others.iter().map(|path| FileStamp::of(path)).collect() }
+        Self::with(config, options.policy_files().into_iter())
+    }
+
+    /// Looks at the same files again; `config` is the configuration file.
+    fn again(self, config: Option<&Path>) -> Self {
+        let config = config.and_then(FileStamp::of);
+        Self::with(config, self.others.into_iter().map(|(path, _)| path))
+    }
+
+    fn with(config: Option<FileStamp>, others: impl Iterator<Item = PathBuf>) -> Self {
+        let others = others.map(|path| {
+            let stamp = FileStamp::of(&path);
+            (path, stamp)
+        });
+        Self { config, others: others.collect() }
     }
 }
 
@@ -163,7 +176,6 @@ impl Served {
 /// What is to be in force from now on.
 struct Renewed {
     options: Changeable,
-    seen: Stamps,
     policy: Policy,
     catalog: Catalog,
     /// What follows for the others if an archive can't be served.
@@ -218,9 +230,8 @@ impl Reloading {
 
     /// What the files are like just now, for those who must not wait for a file system.
     async fn stamps(&self) -> Stamps {
-        let (file, options) = (self.file.clone(), self.in_force.options.clone());
-        let look = move || Stamps::of(file.and_then(|path| FileStamp::of(&path)), &options);
-        spawn_blocking(look).await.unwrap_or_default()
+        let (file, seen) = (self.file.clone(), self.seen.clone());
+        spawn_blocking(move || seen.again(file.as_deref())).await.unwrap_or_default()
     }
 
     /// Puts another policy in force, and says to whom it is open, and what is left to do:
@@ -235,12 +246,23 @@ impl Reloading {
             tls: self.in_force.tls.clone(),
             served: self.in_force.served.look(&self.control),
         };
-        let read = match spawn_blocking(move || reading.read()).await {
-            Ok(Ok(read)) => read,
-            Ok(Err(error)) => return self.keep(&error),
+        let read = spawn_blocking(move || {
+            let mut seen = None;
+            (reading.read(&mut seen), seen)
+        });
+        let (read, seen) = match read.await {
+            Ok(read) => read,
             Err(error) => return self.keep(&error),
         };
-        let Renewed { options, seen, policy, catalog, and_so, takes_a_restart } = read;
+        // Also if something is wrong: it may be mended in a file that wasn't looked at before.
+        if let Some(seen) = seen {
+            self.seen = seen;
+        }
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => return self.keep(&error),
+        };
+        let Renewed { options, policy, catalog, and_so, takes_a_restart } = read;
         if !takes_a_restart.is_empty() {
             tracing::warn!("takes a restart: {}", takes_a_restart.join(", "));
         }
@@ -251,7 +273,6 @@ impl Reloading {
             );
         }
         let snapshots = options.snapshots.clone();
-        self.seen = seen;
         self.in_force.tls.clone_from(&policy.tls);
         self.in_force.options = options;
         let (open_to, to) = (policy.rules.to_string(), policy::to_whom(&policy));
@@ -293,11 +314,13 @@ struct Reading {
 }
 
 impl Reading {
-    /// Reads everything, and checks that it fits together and can be exchanged.
-    fn read(&self) -> Result<Renewed, Failure> {
+    /// Reads everything, and checks that it fits together and can be exchanged. What files were
+    /// `seen` to be like before is known as soon as it is known which.
+    fn read(&self, seen: &mut Option<Stamps>) -> Result<Renewed, Failure> {
         // Opening a pipe waits for a writer, who may never come.
         no_pipe(&self.file)?;
         let Again { options, stamp, fixed } = self.source.read_again()?;
+        *seen = Some(Stamps::of(stamp, &options));
         let takes_a_restart = self.fixed.differing(&fixed);
         let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
         // Those who are in could go on in clear where that isn't wanted any more.
@@ -309,7 +332,6 @@ impl Reading {
             return Err(Failure::OutsideSandbox(closed));
         }
         no_pipe(&options.policy_files())?;
-        let seen = Stamps::of(stamp, &options);
         let policy = policy::read(&options, &self.config, self.tls.as_ref())?;
         let catalog = self.catalog(&options.snapshots)?;
         let and_so = match options.snapshots == self.served.1 {
@@ -322,7 +344,7 @@ impl Reading {
             }
             true => "",
         };
-        Ok(Renewed { options, seen, policy, catalog, and_so, takes_a_restart })
+        Ok(Renewed { options, policy, catalog, and_so, takes_a_restart })
     }
 
     /// What is to be served, of which nothing has been opened yet but what was open before.

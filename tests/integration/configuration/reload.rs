@@ -319,4 +319,11 @@ fn the_file_is_watched() {
     replace(&site.path("rules"), "[[rule]]\naction = 'deny'");
     wait_for(&server, "reloaded", 2);
     assert!(server.connect().rest().0.is_empty());
+    // And so is what it names when that can't be used.
+    replace(&site.path("others"), "nonsense");
+    site.say(&format!("watch = true\nrules = '{{}}/others'\n{exports}"));
+    wait_for(&server, "not reloaded", 2);
+    replace(&site.path("others"), "[[rule]]\naction = 'allow'");
+    wait_for(&server, "reloaded", 3);
+    server.assert_alive();
 }
