@@ -45,9 +45,7 @@ fn write_steps(folder: &Path, steps: &[Step]) -> String {
     for (at, step) in steps.iter().enumerate() {
         let line = match step {
             Step::Run(command) => {
-                // A server may be marked as one that goes on in the background.
-                let text = command.text.trim_end_matches(" &");
-                fs::write(folder.join(format!("{at}.command")), text).unwrap();
+                fs::write(folder.join(format!("{at}.command")), &command.text).unwrap();
                 match command.is_server {
                     true => format!("serve {at}\n"),
                     false => format!("run {at} {}\n", command.code),

@@ -51,13 +51,14 @@ run() {
 
 # Starts a server, which takes the place of the one before it.
 serve() {
-    echo "$1" > "$STEPS/last"
     end
+    echo "$1" > "$STEPS/last"
+    serving=$1
     eval "$(cat "$STEPS/$1.command") &" < /dev/null > "$STEPS/$1.out" 2>&1
     server=$!
     for tries in $(seq 400); do
-        # Its log may be in a file.
-        grep -qsE 'ready|Serving on' "$STEPS/$1.out" ./*.jsonl && return
+        # Its log may be in a file, and there are those that start a server.
+        grep -qsE 'ready|Serving on|Listening on' "$STEPS/$1.out" ./*.jsonl && return
         kill -0 $server 2> /dev/null || break
         sleep 0.05
     done
@@ -67,9 +68,12 @@ serve() {
 
 end() {
     [ -z "${server-}" ] && return
-    kill "$server" 2> /dev/null
+    kill "$server"
     wait "$server"
+    code=$?
     server=
+    # Whatever happened to it meanwhile, it has to be there, and to end well.
+    [ $code = 0 ] || { echo "it ended with $code" > "$STEPS/$serving.wrong"; exit 1; }
 }
 
 # Waits for lines in the servers' logs; whether they are there is found out at the end.

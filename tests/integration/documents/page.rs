@@ -194,6 +194,7 @@ fn is_server(text: &str) -> bool {
     ];
     let mut words = text.split_ascii_whitespace().skip_while(|word| word.contains("_PASSWORD="));
     let rest: Vec<&str> = match words.next() {
+        Some("systemd-socket-activate") => return true,
         Some("hexz-nbd") => words.collect(),
         _ => return false,
     };
