@@ -12,7 +12,8 @@ use hexz_nbd::gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRi
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Access {
     /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses; unix; virtual
-    /// machines as vsock:CID, or vsock for all of them [comma-separated, repeatable; default: this machine only]
+    /// machines as vsock:CID, or vsock for all of them [comma-separated, repeatable; default: this
+    /// machine only]
     #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
     allow: Vec<Place>,
     /// Whose certificate may come in, from where --allow says, or else from anywhere: a

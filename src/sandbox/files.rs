@@ -25,7 +25,8 @@ pub(super) struct Landlock {
 }
 
 /// Lets this thread, and those that it starts, read what is `readable` and open nothing else,
-/// nor write anything but what is appendable, nor run anything, nor use another TCP port than those that it has.
+/// nor write anything but what is appendable, nor run anything, nor use another TCP port than
+/// those that it has.
 pub(super) fn restrict(readable: &Readable) -> Result<Landlock, String> {
     let mut left_out = Vec::new();
     let status = apply(readable, &mut left_out).map_err(|error| error.to_string())?;

@@ -1,0 +1,153 @@
+use super::*;
+
+/// Decides about a file system in which `there` are these paths: folders end with a slash, block
+/// devices with an exclamation mark, pipes with a bar, links have an arrow. All else that leads to
+/// them is folders.
+fn readable(there: &[&str], plan: &Plan) -> Readable {
+    let look = |path: &Path| {
+        let path = path.to_str().unwrap();
+        for entry in there {
+            match entry.split_once(" -> ") {
+                Some((link, target)) if link == path => return Kind::Link(target.into()),
+                None if entry.trim_end_matches('/') == path && entry.ends_with('/') => {
+                    return Kind::Folder;
+                }
+                None if *entry == path => return Kind::File,
+                None if *entry == format!("{path}!") => return Kind::Device,
+                None if *entry == format!("{path}|") => return Kind::Other,
+                _ => {}
+            }
+        }
+        let above = format!("{}/", path.trim_end_matches('/'));
+        let is_above = there.iter().any(|entry| entry.starts_with(&above));
+        if is_above { Kind::Folder } else { Kind::Nothing }
+    };
+    Readable::with(plan, Path::new("/home/me"), look)
+}
+
+fn of_files(there: &[&str], files: &[&str]) -> (Vec<String>, Vec<String>, usize) {
+    let files = files.iter().map(PathBuf::from).collect();
+    listed(readable(there, &Plan { files, ..Plan::default() }))
+}
+
+fn of_folders(there: &[&str], folders: &[&str]) -> (Vec<String>, Vec<String>, usize) {
+    let folders = folders.iter().map(PathBuf::from).collect();
+    listed(readable(there, &Plan { folders, ..Plan::default() }))
+}
+
+fn listed(readable: Readable) -> (Vec<String>, Vec<String>, usize) {
+    let list =
+        |set: BTreeSet<PathBuf>| set.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
+    (list(readable.folders), list(readable.files), readable.notes.len())
+}
+
+fn folders(paths: &[&str]) -> (Vec<String>, Vec<String>, usize) {
+    (paths.iter().map(ToString::to_string).collect(), vec![], 0)
+}
+
+#[test]
+fn a_file_is_its_folder() {
+    assert_eq!(of_files(&["/s/a.hxz", "/s/b.hxz"], &["/s/a.hxz", "/s/b.hxz"]), folders(&["/s"]));
+    assert_eq!(of_files(&["/home/me/x/a.hxz"], &["x/a.hxz"]), folders(&["/home/me/x"]));
+    assert_eq!(of_files(&["/home/a.hxz", "/home/me/"], &["../a.hxz"]), folders(&["/home"]));
+    // It may come later.
+    assert_eq!(of_files(&["/s/"], &["/s/a.hxz"]), folders(&["/s"]));
+    // What is below another folder needs no mention.
+    assert_eq!(of_files(&["/s/a.hxz", "/s/t/b"], &["/s/a.hxz", "/s/t/b"]), folders(&["/s"]));
+}
+
+#[test]
+fn links_are_followed_and_may_be_exchanged() {
+    let there = ["/s/a.hxz -> ../t/b.hxz", "/t/b.hxz -> /u/c.hxz", "/u/c.hxz"];
+    assert_eq!(of_files(&there, &["/s/a.hxz"]), folders(&["/s", "/t", "/u"]));
+    // As Kubernetes mounts secrets.
+    let there = ["/k/tls.crt -> ..data/tls.crt", "/k/..data -> ..7", "/k/..7/tls.crt"];
+    assert_eq!(of_files(&there, &["/k/tls.crt"]), folders(&["/k"]));
+    // A link on the way that leads elsewhere doesn't open all that is beside it.
+    let there = ["/var/run -> /run", "/run/pw/key"];
+    assert_eq!(of_files(&there, &["/var/run/pw/key"]), folders(&["/run/pw"]));
+    let there = ["/s/current -> v1", "/s/v1/a.hxz"];
+    assert_eq!(of_files(&there, &["/s/current/a.hxz"]), folders(&["/s"]));
+    assert_eq!(of_folders(&there, &["/s/current"]), folders(&["/s"]));
+    let there = ["/s/current -> /mnt/v1", "/mnt/v1/a.hxz"];
+    assert_eq!(of_folders(&there, &["/s/current"]), folders(&["/mnt/v1"]));
+    // A circle ends.
+    assert_eq!(of_files(&["/s/a -> b", "/s/b -> a"], &["/s/a"]).0, ["/s"]);
+}
+
+#[test]
+fn devices_and_the_root_are_not_opened_whole() {
+    let there = ["/dev/vg/snap -> ../dm-3", "/dev/dm-3!"];
+    assert_eq!(of_files(&there, &["/dev/vg/snap"]), (vec![], vec!["/dev/dm-3".into()], 0));
+    assert_eq!(of_files(&["/a.hxz"], &["/a.hxz"]), (vec![], vec!["/a.hxz".into()], 1));
+    let there = ["/a.hxz -> s/a.hxz", "/s/a.hxz"];
+    assert_eq!(of_files(&there, &["/a.hxz"]), folders(&["/s"]));
+    // Whoever wants it has it.
+    assert_eq!(of_folders(&["/s/"], &["/"]), folders(&["/"]));
+    assert_eq!(of_folders(&["/s/"], &["/none"]), (vec![], vec![], 1));
+}
+
+#[test]
+fn anywhere_is_everywhere() {
+    let plan = Plan { anywhere: true, files: vec!["/s/a".into(), "/b".into()], ..Plan::default() };
+    let readable = readable(&["/s/a", "/b"], &plan);
+    assert!(readable.to_string().starts_with("everywhere"));
+    assert_eq!(listed(readable).0, ["/"]);
+}
+
+#[test]
+fn what_is_appended_to_may_be_made_anew() {
+    let plan = |paths: &[&str]| Plan {
+        appended: paths.iter().map(PathBuf::from).collect(),
+        folders: vec!["/srv/s".into()],
+        ..Plan::default()
+    };
+    let there = ["/var/log -> /mnt/log", "/mnt/log/h/", "/srv/s/", "/p|", "/dev/x|"];
+    let appends = |paths: &[&str]| {
+        let readable = readable(&there, &plan(paths));
+        (readable.appends(), readable.notes.len())
+    };
+    assert_eq!(appends(&["/var/log/h/a"]), (", appends to /mnt/log/h/".to_owned(), 0));
+    assert_eq!(appends(&["/dev/x", "/p"]), (", appends to /dev/x, /p".to_owned(), 0));
+    assert_eq!(appends(&["/a"]), (", appends to /a".to_owned(), 1));
+    // Beside or above what is served.
+    for path in ["/srv/s/a", "/srv/a"] {
+        assert_eq!(appends(&[path]).1, 1, "{path}");
+    }
+    assert_eq!(appends(&[]), (String::new(), 0));
+}
+
+#[test]
+fn what_is_new_and_elsewhere_is_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    for name in ["in", "out"] {
+        std::fs::create_dir(path(name)).unwrap();
+    }
+    std::os::unix::fs::symlink("../out/a", path("in/link")).unwrap();
+    let plan = |files: &[&str], folders: &[&str]| Plan {
+        files: files.iter().map(|name| path(name)).collect(),
+        folders: folders.iter().map(|name| path(name)).collect(),
+        ..Plan::default()
+    };
+    // What was asked for at the start isn't new, though it couldn't be had.
+    let start = plan(&["in/a"], &["none"]);
+    let confines = Confines::new(&start, &Readable::of(&start));
+    let closed = |files: &[&str], folders: &[&str]| confines.closed(&plan(files, folders));
+    assert!(closed(&["in/a", "in/b", "in/../in/c/d"], &["in", "none"]).is_empty());
+    let elsewhere = closed(&["in/b", "out/a", "in/link", "in/../x"], &["out", "."]);
+    assert_eq!(elsewhere, ["out/a", "in/link", "in/../x", "out", "."].map(path));
+    let anywhere = Plan { anywhere: true, ..Plan::default() };
+    assert_eq!(confines.closed(&anywhere), [Path::new("/")]);
+    assert!(Confines::default().closed(&anywhere).is_empty());
+}
+
+#[test]
+fn sockets_are_removed_from_their_folders() {
+    let plan =
+        Plan { sockets: vec!["/var/run/x/s".into(), "/s".into(), "t".into()], ..Plan::default() };
+    let readable = readable(&["/var/run -> /run", "/run/x/", "/home/me/"], &plan);
+    let removable: Vec<PathBuf> = vec!["/home/me".into(), "/run/x".into()];
+    assert!(readable.removable.iter().eq(&removable));
+    assert_eq!((readable.to_string().as_str(), readable.notes.len()), ("no file", 1));
+}
