@@ -5,6 +5,7 @@
 # from the mirror that this machine's apt has; it is made once, as target/package-root.tar.
 # All else happens in namespaces, and ends with them.
 set -eu
+[ "$(id -u)" = 0 ] || { echo "$0 takes root; make package-test calls it by sudo"; exit 1; }
 cd "$(dirname "$0")/../.."
 package=$(readlink -f "$1")
 base=$PWD/target/package-root.tar
