@@ -105,7 +105,6 @@ pub(crate) struct Reloading {
 /// What has been read last.
 #[derive(Debug, Clone)]
 pub(crate) struct InForce {
-    pub(crate) options: Changeable,
     pub(crate) tls: Option<ServerTls>,
     pub(crate) served: Served,
 }
@@ -175,7 +174,7 @@ impl Served {
 
 /// What is to be in force from now on.
 struct Renewed {
-    options: Changeable,
+    snapshots: Snapshots,
     policy: Policy,
     catalog: Catalog,
     /// What follows for the others if an archive can't be served.
@@ -262,7 +261,7 @@ impl Reloading {
             Ok(read) => read,
             Err(error) => return self.keep(&error),
         };
-        let Renewed { options, policy, catalog, and_so, takes_a_restart } = read;
+        let Renewed { snapshots, policy, catalog, and_so, takes_a_restart } = read;
         if !takes_a_restart.is_empty() {
             tracing::warn!("takes a restart: {}", takes_a_restart.join(", "));
         }
@@ -272,9 +271,7 @@ impl Reloading {
                  --listen, or start anew",
             );
         }
-        let snapshots = options.snapshots.clone();
         self.in_force.tls.clone_from(&policy.tls);
-        self.in_force.options = options;
         let (open_to, to) = (policy.rules.to_string(), policy::to_whom(&policy));
         let served = &self.in_force.served;
         let (dropped, turn) = served.judge(&self.control, policy, &snapshots);
@@ -344,7 +341,7 @@ impl Reading {
             }
             true => "",
         };
-        Ok(Renewed { options, policy, catalog, and_so, takes_a_restart })
+        Ok(Renewed { snapshots: options.snapshots, policy, catalog, and_so, takes_a_restart })
     }
 
     /// What is to be served, of which nothing has been opened yet but what was open before.

@@ -72,7 +72,7 @@ pub(crate) fn serve(
             service: Arc::clone(&service),
             seen,
             on_loopback: at.loopback_alone,
-            in_force: InForce { options, tls, served },
+            in_force: InForce { tls, served },
             record: record.clone(),
         };
         let mut beside = JoinSet::new();
