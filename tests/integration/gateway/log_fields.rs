@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
@@ -80,8 +81,15 @@ impl ForPeople {
         command.args(["--listen", &address.to_string()]).args(args).arg(archive(BASE));
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let started = Self { child, folder, address };
-        wait_until("it listens", || TcpStream::connect(started.address).is_ok());
+        // Its socket is there sooner than what it does at a signal.
+        wait_until("it greets", || started.greets().is_ok());
         started
+    }
+
+    fn greets(&self) -> io::Result<()> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.read_exact(&mut [0; 8])
     }
 
     fn connect(&self) -> Client<Plain> {
