@@ -4,7 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+const READ: &str = "\
+EXAMPLES
+  To read it now:
+    hexz-nbd man | man -l -
+
+  For this user, so that man finds hexz-nbd, hexz-nbd-pki and the others:
+    hexz-nbd man --dir ~/.local/share/man/man1";
+
 #[derive(Debug, Args)]
+#[command(after_long_help = READ, after_help = "Use --help for where to put them.")]
 pub(crate) struct Man {
     /// Write all pages into this folder instead: hexz-nbd.1, one for each command, and
     /// hexz-nbd.toml.5

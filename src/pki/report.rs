@@ -128,7 +128,8 @@ pub(super) fn revoked(
         writeln!(
             out,
             "{} lists {count} now; a server goes by it when it has been told:\n\
-             \x20   copy it to where --tls-client-crl says, then: kill -HUP $(pidof hexz-nbd)",
+             \x20   copy it to where --tls-client-crl says, then: systemctl reload hexz-nbd,\n\
+             \x20   or kill -HUP and its process number; with --watch that does by itself",
             path.display()
         )?;
     }

@@ -3,8 +3,10 @@
 //!
 //! `keys` takes from clap which options there are, `file` turns a file into arguments,
 //! `merge` puts these together with those that were given, and clap parses the whole: so
-//! every option has its place in the file, and means the same in both.
+//! every option has its place in the file, and means the same in both. `advice` is for
+//! command lines that clap can't make sense of.
 
+mod advice;
 mod file;
 pub(crate) mod keys;
 mod merge;
@@ -97,7 +99,15 @@ impl Source {
 
     /// Reads all of it. Of a file, everything that is wrong is found.
     pub(crate) fn read(&self) -> Result<Settings, Refused> {
-        let Found { matches, exports, notes, stamp } = self.find(Cli::command())?;
+        let command = Cli::command();
+        let found = self.find(command.clone()).map_err(|refused| match refused {
+            Refused::CommandLine(error) => {
+                Refused::CommandLine(advice::advise(error, &command, &self.arguments))
+            }
+            file => file,
+        });
+        let Found { matches, exports, mut notes, stamp } = found?;
+        notes.extend(advice::command_meant(&command, &matches));
         let mut cli = Cli::from_arg_matches(&matches).map_err(Refused::CommandLine)?;
         cli.serve.changeable.name(exports);
         Ok(Settings { cli, notes, stamp, fixed: Fixed::of(&matches) })

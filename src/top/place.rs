@@ -42,7 +42,7 @@ pub(crate) enum AskError {
     Connect(Place, io::Error),
     #[error("{0} didn't answer within {limit} s", limit = PATIENCE.as_secs())]
     Silent(Place),
-    #[error("{0} doesn't speak HTTP as expected: {1}")]
+    #[error("{0} doesn't speak HTTP as expected: {1}; is it what --monitor says?")]
     Http(Place, hyper::Error),
     #[error("{0} answers to no such name: it takes --monitor-name, or ask for its address")]
     Name(Place),

@@ -1,0 +1,168 @@
+//! What is said beside clap's words about a command line, to whom other programs' options or an
+//! empty line have led nowhere.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use clap::builder::StyledStr;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgMatches, Command, Error};
+
+/// The archives, as clap knows them.
+const ARCHIVES: &str = "named";
+
+/// What nbdkit, qemu-nbd, nbd-server and nginx call otherwise, and how it is said here.
+const CALLED_OTHERWISE: [(&[&str], &str); 5] = [
+    (
+        &[
+            "--port",
+            "-p",
+            "--bind",
+            "-b",
+            "--address",
+            "--ipaddr",
+            "-i",
+            "--socket",
+            "-k",
+            "--unix",
+        ],
+        "where to listen is said by --listen: ADDRESS:PORT, or unix:PATH",
+    ),
+    (&["--readonly", "--read-only", "-r"], "nothing is ever written, so no option says so"),
+    (
+        &["--tls", "--tls-creds", "--tls-certificates", "--cert", "--key"],
+        "a certificate is given by --tls-cert, its key by --tls-key",
+    ),
+    (&["--export-name", "-x", "--name"], "an archive is given another name by NAME=PATH"),
+    (&["-c", "--config-file", "-f"], "a configuration file is given by --config"),
+];
+
+/// Adds to what clap says of `arguments` what would have been right. Options of the commands are
+/// others, and clap's guesses do for them.
+pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]) -> Error {
+    let is_command = |word: &OsString| command.get_subcommands().any(|it| it.get_name() == word);
+    if arguments.iter().skip(1).any(is_command) {
+        return error;
+    }
+    let said = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => vec![text.clone()],
+        Some(ContextValue::Strings(texts)) => texts.clone(),
+        _ => Vec::new(),
+    };
+    let told = said(ContextKind::InvalidArg);
+    let advice = match error.kind() {
+        ErrorKind::MissingRequiredArgument if told == ["<[NAME=]PATH>..."] => Some(
+            "name an archive, or a folder of them by --export-dir, or a file with all options by \
+             --config; \"hexz-nbd demo\" serves an archive that is built in",
+        ),
+        ErrorKind::UnknownArgument => CALLED_OTHERWISE
+            .iter()
+            .find(|(names, _)| told.iter().any(|said| names.contains(&said.as_str())))
+            .map(|(_, advice)| *advice),
+        _ => None,
+    };
+    if let Some(advice) = advice {
+        // The usage is that of the option that clap would have guessed.
+        error.remove(ContextKind::SuggestedArg);
+        error.remove(ContextKind::Usage);
+        let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
+        error.insert(ContextKind::Suggested, advice);
+    }
+    error
+}
+
+/// The word that may have been meant as a command, where the first archive isn't there and is
+/// called nearly like one: said as well, since other archives are served without it.
+pub(super) fn command_meant(command: &Command, matches: &ArgMatches) -> Option<String> {
+    let word = matches.get_raw(ARCHIVES)?.next()?.to_str()?;
+    if Path::new(word).exists() {
+        return None;
+    }
+    let nearest = nearest_command(command, word)?;
+    Some(format!(
+        "{word:?} is taken for an archive, and there is no such file; the command {nearest} is \
+         meant, perhaps"
+    ))
+}
+
+/// The command that has at most one letter in three otherwise.
+fn nearest_command<'a>(command: &'a Command, word: &str) -> Option<&'a str> {
+    let distance = |name: &str| strsim::damerau_levenshtein(name, word);
+    let names = command.get_subcommands().map(Command::get_name);
+    let near = names.filter(|name| distance(name) <= name.chars().count() / 3);
+    near.min_by_key(|name| distance(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::super::Cli;
+    use super::*;
+
+    fn said_of(arguments: &[&str]) -> String {
+        let command = Cli::command();
+        let line: Vec<OsString> =
+            ["hexz-nbd"].iter().chain(arguments).map(|word| word.into()).collect();
+        let error = command.clone().try_get_matches_from(&line).unwrap_err();
+        advise(error, &command, &line).to_string()
+    }
+
+    #[test]
+    fn a_line_that_names_nothing_is_told_what_could_be_named() {
+        let said = said_of(&[]);
+        for option in ["<[NAME=]PATH>...", "--export-dir", "--config", "hexz-nbd demo"] {
+            assert!(said.contains(option), "{said}");
+        }
+        // What else is missing is said as before.
+        let said = said_of(&["--tls-cert", "x", "snap.hexz"]);
+        assert!(said.contains("--tls-key <FILE>") && !said.contains("demo"), "{said}");
+    }
+
+    #[test]
+    fn options_of_other_programs_lead_to_those_that_there_are() {
+        for (option, right) in [
+            ("--port=1", "--listen"),
+            ("-p", "--listen"),
+            ("--cert=x", "--tls-cert"),
+            ("-c", "--config"),
+            ("--read-only", "nothing is ever written"),
+        ] {
+            let said = said_of(&[option, "snap.hexz"]);
+            assert!(said.contains(right) && !said.contains("--export-dir"), "{said}");
+        }
+        let said = said_of(&["doctor", "--port=1", "nbd.example.org"]);
+        assert!(said.contains("'--port'") && !said.contains("--listen"), "{said}");
+        let said = said_of(&["--alow=::1", "snap.hexz"]);
+        assert!(said.contains("a similar argument exists: '--allow'"), "{said}");
+    }
+
+    /// None of them may hide an option that there is.
+    #[test]
+    fn nothing_that_is_called_otherwise_is_an_option() {
+        let mut command = Cli::command();
+        command.build();
+        for arg in command.get_arguments() {
+            let long = arg.get_long().map(|long| format!("--{long}"));
+            let short = arg.get_short().map(|short| format!("-{short}"));
+            for name in long.into_iter().chain(short) {
+                assert!(!CALLED_OTHERWISE.iter().any(|(names, _)| names.contains(&name.as_str())));
+            }
+        }
+    }
+
+    #[test]
+    fn a_command_with_a_wrong_letter_is_recognised() {
+        let command = Cli::command();
+        let meant = |word| {
+            let matches = Cli::command().try_get_matches_from(["hexz-nbd", word]).unwrap();
+            command_meant(&command, &matches)
+        };
+        let said = meant("verfy").unwrap();
+        assert!(said.contains("\"verfy\"") && said.contains("verify"), "{said}");
+        assert!(meant("inspetc").unwrap().contains("inspect"));
+        for word in ["snap.hexz", "web=verfy", "/srv/verfy", "web", "Cargo.toml"] {
+            assert_eq!(meant(word), None, "{word}");
+        }
+    }
+}
