@@ -216,7 +216,7 @@ fn say_what_happened(control: &Control<Catalog>, reader: &BlockReader) {
             tracing::info!("{what}: {counts}");
         }
     }
-    tracing::info!(decoded = reader.decoded(), "ended; so many blocks were decoded");
+    tracing::info!(decoded = reader.decoded(), "ended");
 }
 
 /// Takes as many file descriptors as the system lets it: each connection needs one, and

@@ -64,8 +64,9 @@ pub(super) struct Network {
     /// Serve other machines without TLS: anyone on the way can read and change everything
     #[arg(long, conflicts_with = "tls_cert", help_heading = "TLS")]
     pub(super) insecure_no_tls: bool,
-    /// Where to listen: ADDRESS:PORT, unix:PATH, vsock:PORT or vsock:CID:PORT [repeatable;
-    /// default: port 10809 of every address, or of loopback if only this machine may connect]
+    /// Where to listen: ADDRESS:PORT, or ADDRESS alone for port 10809; unix:PATH; vsock:PORT or
+    /// vsock:CID:PORT [repeatable; default: port 10809 of every address, or of loopback if only
+    /// this machine may connect]
     #[arg(long, value_name = "WHERE", help_heading = "Network")]
     pub(super) listen: Vec<ListenAddress>,
     /// Permissions of the Unix sockets of --listen, in octal digits such as 0660: who may write

@@ -161,13 +161,29 @@ impl Incoming {
 
 /// A socket that could not be bound.
 #[derive(Debug, thiserror::Error)]
-#[error("can't listen on {address}: {error}")]
+#[error("can't listen on {address}: {error}{}", what_to_do(.address, .error))]
 pub struct BindError {
     /// Where.
     pub address: ListenAddress,
     /// Why.
     #[source]
     pub error: io::Error,
+}
+
+/// What is the matter, most likely, and who knows more of it.
+fn what_to_do(address: &ListenAddress, error: &io::Error) -> &'static str {
+    match (address, error.kind()) {
+        (ListenAddress::Tcp(_), io::ErrorKind::AddrInUse) => {
+            "; another process listens there (ss -ltnp says which)"
+        }
+        (ListenAddress::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
+            "; it is no address of this machine (ip address lists them)"
+        }
+        (ListenAddress::Tcp(address), io::ErrorKind::PermissionDenied) if address.port() < 1024 => {
+            "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
 }
 
 /// Binds all of `addresses`, or, if there are none, the NBD port of every address of

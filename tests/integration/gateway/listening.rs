@@ -110,6 +110,14 @@ fn what_is_no_socket_is_not_removed() {
     assert_eq!(code, 5, "{stderr}");
 }
 
+/// 192.0.2.0/24 is for documents; no machine has it.
+#[test]
+fn an_address_of_another_machine() {
+    let (code, stderr) = plain().listen("192.0.2.77:0").args(["--insecure-no-tls"]).fail();
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("it is no address of this machine"), "{stderr}");
+}
+
 #[test]
 fn two_servers_can_not_have_one_port() {
     let first = plain().start();
@@ -117,6 +125,7 @@ fn two_servers_can_not_have_one_port() {
     let (code, stderr) = plain().listen(address.clone()).fail();
     assert_eq!(code, 5);
     assert!(stderr.contains(&format!("can't listen on {address}")), "{stderr}");
+    assert!(stderr.contains("another process listens there (ss -ltnp says which)"), "{stderr}");
     first.assert_alive();
 }
 
