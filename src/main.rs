@@ -15,6 +15,7 @@ mod log;
 mod man;
 mod opening;
 mod password;
+mod pid_file;
 mod pki;
 mod policy;
 mod record;

@@ -26,7 +26,7 @@ use crate::reload::{self, InForce, Reloading, Served, Stamps};
 use crate::service::{Manager, Service};
 use crate::settings::{Fixed, Settings, Source};
 use crate::show::Show;
-use crate::{opening, policy, runtime};
+use crate::{opening, pid_file, policy, runtime};
 
 /// Opens everything, then serves until a signal, or, with `--stdio`, until its client is gone.
 pub(crate) fn serve(
@@ -153,6 +153,9 @@ impl Prepared {
         let entrance = door.open(&config, local_only, &serve.socket_rights())?;
         let audit = record::open(&serve.audit, serve.stdio())?;
         let show = Show::prepare(&serve, monitor, catalog.reader(), recent)?;
+        if let Some(path) = serve.pid_file() {
+            pid_file::write(path)?;
+        }
         let watch = serve.watch();
         let at = Place { entrance, loopback_alone };
         let had = Beside { manager, audit, show };

@@ -20,7 +20,7 @@ mod top;
 mod values;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_nbd::audit::Audit;
@@ -297,6 +297,11 @@ pub(crate) struct Changeable {
 }
 
 impl Serve {
+    /// Where the number of this process is written, if anywhere.
+    pub(crate) fn pid_file(&self) -> Option<&Path> {
+        self.network.pid_file.as_deref()
+    }
+
     /// Whether files are watched.
     pub(crate) fn watch(&self) -> bool {
         self.watch

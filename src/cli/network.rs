@@ -76,6 +76,10 @@ pub(super) struct Network {
     /// Group of the Unix sockets of --listen, by name or number [default: this process's]
     #[arg(long, value_name = "GROUP", help_heading = "Network")]
     socket_group: Option<SocketGroup>,
+    /// Write the number of this process to this file as soon as sockets are bound: from then on
+    /// clients can connect. It is replaced if it is there, and stays behind at the end
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub(super) pid_file: Option<PathBuf>,
     /// Serve the one connection that standard input is, or that standard input and output
     /// are, and end with it: for inetd, ssh, and clients that start their server themselves.
     ///

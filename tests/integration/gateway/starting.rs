@@ -19,6 +19,27 @@ fn secret(path: &Path, content: &str) {
 }
 
 #[test]
+fn the_number_of_the_process_is_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, other) = (folder.path().join("pid"), folder.path().join("other"));
+    // Whatever is in its place is replaced, and a link isn't followed.
+    fs::write(&other, "stays").unwrap();
+    std::os::unix::fs::symlink(&other, &file).unwrap();
+    let with_password = || encrypted().env("HEXZ_PASSWORD", PASSWORD);
+    let mut server = with_password().arg("--pid-file").arg(&file).start();
+    assert_eq!(fs::read_to_string(&file).unwrap(), format!("{}\n", server.pid()));
+    assert_eq!(fs::read_to_string(&other).unwrap(), "stays");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    server.assert_alive();
+    assert_eq!(server.terminate().code(), Some(0));
+
+    let nowhere = folder.path().join("missing/pid");
+    let (code, said) = with_password().arg("--pid-file").arg(&nowhere).fail();
+    assert_eq!(code, 1);
+    assert!(said.contains(&format!("can't write {}", nowhere.display())), "{said}");
+}
+
+#[test]
 fn the_password_by_file_credential_or_environment() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("password");
