@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every module of tests needs everything")]
 
 pub mod authority;
+pub mod binary;
 pub mod client;
 pub mod pki;
 pub mod server;
