@@ -12,7 +12,7 @@ seconds=$1
 shift
 targets=("$@")
 if [ ${#targets[@]} = 0 ]; then
-	targets=(header index blocks plaintext options requests proxy addresses rules)
+	targets=(header index blocks references plaintext options requests proxy addresses rules)
 fi
 
 # Built where the gateway is, as most of it is the same. With the variable RUSTC_WRAPPER instead

@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use arbitrary::Arbitrary;
 use hexz_nbd::snapshot::{Error, OpenOptions, Password, Snapshot};
 use hexz_nbd::storage::Storage;
 
@@ -38,29 +39,63 @@ impl Storage for Memory {
 }
 
 /// Opens an archive beside which there is nothing.
-pub fn open(storage: Memory, raw: bool, password: bool) -> Result<Arc<Snapshot>, Error> {
+pub fn open(storage: Memory, raw: bool, password: bool) -> Result<Arc<Snapshot>, Box<Error>> {
     let password = password.then(|| Password::new(PASSWORD.to_vec()).into());
     let options = OpenOptions { raw, password, ..OpenOptions::default() };
     let name = Path::new("/nonexistent/folder/fuzzed.hxz");
-    Snapshot::from_storage(name, Arc::new(storage), &options).map(Arc::new)
+    Snapshot::from_storage(name, Arc::new(storage), &options).map(Arc::new).map_err(Box::new)
+}
+
+/// Published layout of an archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Arbitrary)]
+pub enum Layout {
+    #[default]
+    D,
+    C,
+    B,
+    A,
+    X,
+}
+
+impl Layout {
+    /// Returns true if the header has a list of parents, not an optional one.
+    pub fn has_parent_list(self) -> bool {
+        !matches!(self, Self::A | Self::B)
+    }
+
+    /// Returns true if the header has chunking parameters.
+    pub fn has_chunking(self) -> bool {
+        self == Self::D
+    }
+
+    /// Returns true if index entries have a hash.
+    pub fn has_hashes(self) -> bool {
+        !matches!(self, Self::A | Self::X)
+    }
 }
 
 /// What the header says, of what isn't fuzzed in it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct About {
+    pub layout: Layout,
     pub zstd: bool,
     pub encrypted: bool,
     /// The length of the dictionary, which stands behind the header.
     pub dictionary: u32,
 }
 
-/// The header of an archive whose master index is at `index_offset`.
-pub fn header(about: About, index_offset: u64) -> Vec<u8> {
+/// The header of an archive whose master index is at `index_offset`. Layouts with an optional
+/// parent name the first of `parents` only.
+pub fn header(about: About, parents: &[&str], index_offset: u64) -> Vec<u8> {
     let mut out = b"HEXZ".to_vec();
     out.extend(1_u32.to_le_bytes());
     out.extend(65536_u32.to_le_bytes());
     out.extend(index_offset.to_le_bytes());
-    out.extend(0_u64.to_le_bytes());
+    if about.layout.has_parent_list() {
+        put_parents(&mut out, parents);
+    } else {
+        put_parent(&mut out, parents.first().copied());
+    }
     let has_dictionary = u8::from(about.dictionary > 0);
     out.push(has_dictionary);
     if about.dictionary > 0 {
@@ -78,9 +113,32 @@ pub fn header(about: About, index_offset: u64) -> Vec<u8> {
         out.extend(1_u32.to_le_bytes());
     }
     out.extend(u32::from(about.zstd).to_le_bytes());
-    out.extend([1, 1, 1, 0]);
+    out.extend([1, 1, 1]);
+    if about.layout.has_chunking() {
+        out.push(1);
+        [16_u32, 16384, 262_144].iter().for_each(|value| out.extend(value.to_le_bytes()));
+    }
     out.resize(HEADER, 0);
     out
+}
+
+/// Writes the field that names parents, as a list.
+pub fn put_parents(out: &mut Vec<u8>, parents: &[&str]) {
+    out.extend((parents.len() as u64).to_le_bytes());
+    parents.iter().for_each(|parent| put_string(out, parent));
+}
+
+/// Writes the older field that names one parent or none.
+pub fn put_parent(out: &mut Vec<u8>, parent: Option<&str>) {
+    out.push(parent.is_some().into());
+    if let Some(parent) = parent {
+        put_string(out, parent);
+    }
+}
+
+fn put_string(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
 }
 
 /// An archive in the making.
@@ -112,7 +170,7 @@ impl Writer {
     }
 
     /// Adds a page of blocks; returns its place.
-    pub fn page(&mut self, blocks: &[Entry]) -> (u64, u32) {
+    pub fn page(&mut self, blocks: &[Entry], layout: Layout) -> (u64, u32) {
         let at = self.bytes.len();
         self.field(&(blocks.len() as u64).to_le_bytes());
         for block in blocks {
@@ -120,14 +178,22 @@ impl Writer {
             self.field(&block.stored.to_le_bytes());
             self.field(&block.length.to_le_bytes());
             self.field(&block.checksum.to_le_bytes());
-            self.field(&block.hash);
+            if layout.has_hashes() {
+                self.field(&block.hash);
+            }
         }
         (at as u64, (self.bytes.len() - at) as u32)
     }
 
     /// Adds the master index of both streams' pages, and puts the header in front. Returns where
     /// the index is.
-    pub fn finish(&mut self, about: About, pages: &[Vec<Page>; 2], sizes: [u64; 2]) -> u64 {
+    pub fn finish(
+        &mut self,
+        about: About,
+        parents: &[&str],
+        pages: &[Vec<Page>; 2],
+        sizes: [u64; 2],
+    ) -> u64 {
         let index_offset = self.bytes.len() as u64;
         for pages in pages {
             self.field(&(pages.len() as u64).to_le_bytes());
@@ -139,7 +205,7 @@ impl Writer {
             }
         }
         sizes.iter().for_each(|size| self.field(&size.to_le_bytes()));
-        self.bytes[..HEADER].copy_from_slice(&header(about, index_offset));
+        self.bytes[..HEADER].copy_from_slice(&header(about, parents, index_offset));
         index_offset
     }
 }

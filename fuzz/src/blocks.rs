@@ -64,8 +64,12 @@ struct Input<'a> {
 pub fn check(data: &[u8]) {
     let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(data)) else { return };
     let dictionary = if input.zstd { input.dictionary } else { &[] };
-    let about =
-        About { zstd: input.zstd, encrypted: input.encrypted, dictionary: dictionary.len() as u32 };
+    let about = About {
+        zstd: input.zstd,
+        encrypted: input.encrypted,
+        dictionary: dictionary.len() as u32,
+        ..About::default()
+    };
     let mut writer = Writer::new(dictionary);
     let entries: Vec<Entry> = (0..)
         .zip(input.blocks.iter().take(16))
@@ -74,9 +78,9 @@ pub fn check(data: &[u8]) {
     let size = entries.iter().map(|entry| u64::from(entry.length)).sum();
     let mut pages = Vec::new();
     if !entries.is_empty() {
-        pages.push(Page { place: writer.page(&entries), start_block: 0, start: 0 });
+        pages.push(Page { place: writer.page(&entries, about.layout), start_block: 0, start: 0 });
     }
-    let index_offset = writer.finish(about, &[pages, vec![]], [size, 0]);
+    let index_offset = writer.finish(about, &[], &[pages, vec![]], [size, 0]);
 
     let bytes = writer.bytes;
     let judge = Archive::open(&bytes, about, index_offset).expect("an index that makes sense");

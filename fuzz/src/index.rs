@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arbitrary::{Arbitrary, Unstructured};
 use hexz_nbd::snapshot::{Snapshot, StreamKind};
 
-use crate::archive::{About, Entry, Memory, Page, Writer, open};
+use crate::archive::{About, Entry, Layout, Memory, Page, Writer, open};
 use crate::naive::Archive;
 
 pub const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
@@ -48,11 +48,15 @@ struct Input {
     patches: Vec<Patch>,
     looks: Vec<u64>,
     most: u8,
+    layout: Layout,
+    zstd: bool,
+    /// Streams whose size the master index states as 0, as `hexz pack` does for a pipe.
+    unstated: [bool; 2],
 }
 
 pub fn check(data: &[u8]) {
     let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(data)) else { return };
-    let about = About::default();
+    let about = About { layout: input.layout, zstd: input.zstd, ..About::default() };
     let mut writer = Writer::new(&[]);
     let index_offset = input.write(about, &mut writer);
     input.patches.iter().for_each(|patch| patch.apply(&mut writer));
@@ -75,25 +79,28 @@ impl Input {
         let mut number = 0;
         for (stream, of) in [&self.main, &self.auxiliary].into_iter().enumerate() {
             for page in of.iter().filter(|page| !page.is_empty()) {
-                let entries: Vec<Entry> = page.iter().map(|piece| piece.write(writer)).collect();
-                let place = writer.page(&entries);
+                let entries: Vec<Entry> =
+                    page.iter().map(|piece| piece.write(about, writer)).collect();
+                let place = writer.page(&entries, about.layout);
                 pages[stream].push(Page { place, start_block: number, start: sizes[stream] });
                 number += entries.len() as u64;
                 sizes[stream] += entries.iter().map(|entry| u64::from(entry.length)).sum::<u64>();
             }
         }
-        writer.finish(about, &pages, sizes)
+        let unstated = sizes.iter_mut().zip(self.unstated).filter(|(_, unstated)| *unstated);
+        unstated.for_each(|(size, _)| *size = 0);
+        writer.finish(about, &[], &pages, sizes)
     }
 }
 
 impl Piece {
-    fn write(&self, writer: &mut Writer) -> Entry {
+    fn write(&self, about: About, writer: &mut Writer) -> Entry {
         let hash = |bytes: &[u8]| *blake3::hash(bytes).as_bytes();
         let content = |seed: u8, length: u16| {
             (0..=u32::from(length) % 3000).map(|at| seed ^ (at / 7) as u8).collect::<Vec<u8>>()
         };
         let mut store = |bytes: &[u8], hash| {
-            let stored = lz4_flex::block::compress_prepend_size(bytes);
+            let stored = compress(about, bytes);
             let offset = writer.store(&stored);
             let checksum = crc32fast::hash(&stored);
             Entry {
@@ -131,6 +138,17 @@ impl Piece {
                 Entry { offset: *offset, stored, length, checksum, hash: [0; 32] }
             }
         }
+    }
+}
+
+/// Compresses a block. Zstandard frames of an even number of bytes don't state it.
+fn compress(about: About, bytes: &[u8]) -> Vec<u8> {
+    if !about.zstd {
+        lz4_flex::block::compress_prepend_size(bytes)
+    } else if bytes.len().is_multiple_of(2) {
+        zstd::stream::encode_all(bytes, 1).expect("memory to compress to")
+    } else {
+        zstd::bulk::compress(bytes, 1).expect("memory to compress to")
     }
 }
 
@@ -231,6 +249,7 @@ fn block(
     let expected = if needs_parent { None } else { expected };
     assert_eq!(bytes.is_ok(), expected.is_some(), "{right:?}: {:?}", bytes.err());
     if found.is_zeros() {
+        assert!(right.entry.offset != u64::MAX || judge.layout() == Layout::D);
         assert!(expected.as_ref().is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0)));
     }
     let bytes = bytes.ok();

@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::pbkdf2;
 
-use crate::archive::{About, Entry, HEADER, PASSWORD, SALT};
+use crate::archive::{About, Entry, HEADER, Layout, PASSWORD, SALT};
 use crate::lz4;
 
 const MAX_BLOCK: u32 = 32 << 20;
@@ -20,11 +20,14 @@ pub struct Archive<'a> {
     about: About,
     dictionary: &'a [u8],
     index_offset: u64,
+    /// Size of an index entry, in bytes: 20 without a hash, 52 with one.
+    entry_size: u32,
     pub streams: [Stream; 2],
 }
 
 #[derive(Debug)]
 pub struct Stream {
+    /// As the master index states it, or the sum of the blocks' lengths where that is 0.
     pub size: u64,
     pages: Vec<Page>,
 }
@@ -56,30 +59,82 @@ impl<'a> Archive<'a> {
         }
         let all: Vec<&Page> = pages.iter().flatten().collect();
         for (number, page) in all.iter().enumerate() {
-            let blocks = page.length.checked_sub(8)? / 52;
             let end = page.offset.checked_add(page.length.into())?;
-            let is_whole = page.length == 8 + 52 * blocks && (1..=4096).contains(&blocks);
             let is_apart = all[..number].iter().all(|other| {
                 end <= other.offset || other.offset + u64::from(other.length) <= page.offset
             });
-            if !is_whole || !is_apart || page.offset < HEADER as u64 || end > index_offset {
+            if !is_apart || page.length < 8 || page.offset < HEADER as u64 || end > index_offset {
                 return None;
             }
         }
-        for (pages, size) in pages.iter().zip(sizes) {
-            let is_ascending = pages.windows(2).all(|pair| pair[0].start < pair[1].start);
-            if !is_ascending
-                || size >= 1 << 63
-                || pages.last().is_some_and(|last| last.start >= size)
-            {
-                return None;
+        let entry_size = match all.first() {
+            Some(page) => {
+                let count = Fields(&bytes[page.offset as usize..]).u64()?;
+                let is_size = |size: &u32| {
+                    u128::from(count) * u128::from(*size) + 8 == u128::from(page.length)
+                };
+                [20, 52].into_iter().find(is_size)?
             }
+            None => 52,
+        };
+        let is_whole = |page: &&Page| {
+            let blocks = (page.length - 8) / entry_size;
+            page.length == 8 + entry_size * blocks && (1..=4096).contains(&blocks)
+        };
+        if !all.iter().all(is_whole) {
+            return None;
         }
         let [main, auxiliary] = pages;
         let streams =
             [Stream { size: sizes[0], pages: main }, Stream { size: sizes[1], pages: auxiliary }];
         let dictionary = &bytes[HEADER..HEADER + about.dictionary as usize];
-        Some(Self { bytes, about, dictionary, index_offset, streams })
+        let mut archive = Self { bytes, about, dictionary, index_offset, entry_size, streams };
+        for stream in 0..2 {
+            archive.find_size(stream)?;
+        }
+        Some(archive)
+    }
+
+    /// Checks the order of a stream's pages, and sets its size if the master index states 0.
+    fn find_size(&mut self, stream: usize) -> Option<()> {
+        let Stream { size, pages } = &self.streams[stream];
+        if !pages.windows(2).all(|pair| pair[0].start < pair[1].start) || *size >= 1 << 63 {
+            return None;
+        }
+        let Some(last) = pages.last() else { return Some(()) };
+        if *size > 0 {
+            return (last.start < *size).then_some(());
+        }
+        let mut size = last.start;
+        for entry in self.entries(last)? {
+            size = size.checked_add(entry.length.into())?;
+        }
+        // Nothing but the blocks themselves shows that their lengths are right.
+        for block in self.blocks(last, size)?.iter().filter(|block| block.number.is_some()) {
+            let entry = &block.entry;
+            let is_stored = entry.offset != u64::MAX && !entry.has_no_place();
+            if is_stored && !entry.is_stored_zeros() {
+                let stored = &self.bytes[entry.offset as usize..][..entry.stored as usize];
+                match self.stated_length(stored) {
+                    Some(length) if length == u64::from(entry.length) => {}
+                    Some(_) => return None,
+                    None => drop(self.read(block)?),
+                }
+            }
+        }
+        self.streams[stream].size = Some(size).filter(|size| *size < 1 << 63)?;
+        Some(())
+    }
+
+    /// The decoded length that a stored block states, if it does.
+    fn stated_length(&self, stored: &[u8]) -> Option<u64> {
+        if self.about.encrypted {
+            None
+        } else if self.about.zstd {
+            zstd_content_size(stored)
+        } else {
+            stored.get(..4).map(little_endian)
+        }
     }
 
     /// The block that covers byte `at` of a stream.
@@ -92,25 +147,53 @@ impl<'a> Archive<'a> {
         let end = pages.get(page + 1).map_or(*size, |next| next.start);
         let blocks = self.blocks(&pages[page], end)?;
         let block = blocks.into_iter().rfind(|block| block.start <= at)?;
-        block.number.map(|_| block)
+        block.number?;
+        // A reference by offset means a parent's blocks, and there are no parents.
+        let Entry { offset, hash, .. } = block.entry;
+        let is_by_offset = offset == u64::MAX && hash == [0; 32] && self.layout() != Layout::D;
+        (!is_by_offset).then_some(block)
     }
 
-    /// The blocks of a page, which have to reach to `end`.
-    fn blocks(&self, page: &Page, end: u64) -> Option<Vec<Block>> {
-        let mut fields = Fields(&self.bytes[page.offset as usize..][..page.length as usize]);
-        if fields.u64()? != u64::from(page.length - 8) / 52 {
-            return None;
+    /// Layout by the header and by the entries that there really are.
+    pub fn layout(&self) -> Layout {
+        match (self.about.layout, self.entry_size == 52) {
+            (Layout::A | Layout::B, true) => Layout::B,
+            (Layout::A | Layout::B, false) => Layout::A,
+            (Layout::D, true) => Layout::D,
+            (Layout::C | Layout::X, true) => Layout::C,
+            (Layout::C | Layout::D | Layout::X, false) => Layout::X,
         }
-        let mut blocks = Vec::new();
-        let mut start = page.start;
+    }
+
+    /// The entries of a page.
+    fn entries(&self, page: &Page) -> Option<Vec<Entry>> {
+        let mut fields = Fields(&self.bytes[page.offset as usize..][..page.length as usize]);
+        fields.u64()?;
+        let mut entries = Vec::new();
         while !fields.0.is_empty() {
-            let entry = Entry {
+            entries.push(Entry {
                 offset: fields.u64()?,
                 stored: fields.u32()?,
                 length: fields.u32()?,
                 checksum: fields.u32()?,
-                hash: fields.take(32)?.try_into().ok()?,
-            };
+                hash: match self.entry_size {
+                    52 => fields.take(32)?.try_into().ok()?,
+                    _ => [0; 32],
+                },
+            });
+        }
+        Some(entries)
+    }
+
+    /// The blocks of a page, which have to reach to `end`.
+    fn blocks(&self, page: &Page, end: u64) -> Option<Vec<Block>> {
+        let entries = self.entries(page)?;
+        if little_endian(&self.bytes[page.offset as usize..][..8]) != entries.len() as u64 {
+            return None;
+        }
+        let mut blocks = Vec::new();
+        let mut start = page.start;
+        for entry in entries {
             if entry.length == 0 || entry.length > MAX_BLOCK || entry.stored > MAX_STORED {
                 return None;
             }
@@ -132,8 +215,10 @@ impl<'a> Archive<'a> {
     pub fn read(&self, block: &Block) -> Option<Vec<u8>> {
         let entry = &block.entry;
         if entry.offset == u64::MAX {
-            // There are no parents; whoever knows the hash of zeros needs none.
-            return entry.is_zeros_by_hash().then(|| vec![0; entry.length as usize]);
+            // There are no parents. Whoever knows the hash of zeros needs none where a
+            // reference's hash is that of its bytes.
+            let is_zeros = self.layout() == Layout::D && entry.is_zeros_by_hash();
+            return is_zeros.then(|| vec![0; entry.length as usize]);
         }
         if entry.has_no_place() {
             let is_right = entry.hash == [0; 32] || entry.is_zeros_by_hash();
@@ -205,6 +290,32 @@ pub fn zstd_frame(stored: &[u8], dictionary: &[u8], most: usize) -> Option<Vec<u
     let mut bytes = Vec::new();
     decoder.by_ref().take(most as u64 + 1).read_to_end(&mut bytes).ok()?;
     (bytes.len() <= most && decoder.finish().is_empty()).then_some(bytes)
+}
+
+/// The content size that a Zstandard frame's header states, if it does (RFC 8878, section
+/// 3.1.1.1).
+fn zstd_content_size(frame: &[u8]) -> Option<u64> {
+    let (magic, rest) = frame.split_at_checked(4)?;
+    let (&descriptor, rest) = rest.split_first()?;
+    // A reserved bit.
+    if magic != 0xfd2f_b528_u32.to_le_bytes() || descriptor & 0x08 != 0 {
+        return None;
+    }
+    let is_single_segment = descriptor & 0x20 != 0;
+    let window = usize::from(!is_single_segment);
+    let dictionary_id = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let (width, added) = match descriptor >> 6 {
+        0 if is_single_segment => (1, 0),
+        0 => return None,
+        1 => (2, 256),
+        2 => (4, 0),
+        _ => (8, 0),
+    };
+    Some(little_endian(rest.get(window + dictionary_id..)?.get(..width)?).wrapping_add(added))
+}
+
+pub fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 struct Fields<'a>(&'a [u8]);

@@ -8,17 +8,19 @@ use clap::Args;
 use super::Opening;
 
 const EXIT_CODES: &str = "\
-No block is read, and the password of an encrypted archive isn't needed: header, master index
-and index pages say all of this. Whether blocks can be read is for \"hexz-nbd verify\".
+Header, master index and index pages say all of this; the password of an encrypted archive isn't
+needed. Of the blocks only the first is read, to see whether it is a raw disk's. Whether all can
+be read is for \"hexz-nbd verify\".
 
 With --json there is one object. Lengths are in bytes; what doesn't apply is null:
-  archive, file_length, format, compression, dictionary, encryption {iterations},
+  archive, file_length, format, layout, writers, compression, dictionary, encryption {iterations},
   blocks {nominal, vary, chunking {average, smallest, largest}}, signature (none, unchecked,
   valid, invalid), manifest {length, files, bytes, list with --files},
+  metadata {length, text}, image, remarks,
   index {pages, page_bytes, master_index}, streams {main, auxiliary: {size, pages, blocks,
   lengths {smallest, median, mean, largest, is_rounded, histogram [{up_to, blocks}]}, and each
-  with blocks and bytes: stored, zeros, stored_zeros, in_parents, unresolvable, contradictory,
-  unknown}}, stored {blocks, bytes, unshared, copies, copy_bytes, duplicates, saved,
+  with blocks and bytes: stored, zeros, stored_zeros, in_parents, ambiguous, unresolvable,
+  contradictory, unknown}}, stored {blocks, bytes, unshared, copies, copy_bytes, duplicates, saved,
   is_estimate}, parents [{child, name, found}], chain [{file, depth, blocks, bytes}],
   logical_bytes, faults, more_faults
 \"stored\" counts blocks of both streams that have a copy in this file; \"chain\" says where blocks
@@ -63,6 +65,8 @@ impl Inspect {
             allow_parent_anywhere: self.allow_parent_anywhere,
             password_file: None,
             raw: true,
+            resolve_references: Vec::new(),
+            zero_uncovered: false,
             verify_key: self.verify_key.clone(),
             digest: Vec::new(),
         }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use hexz_nbd::snapshot::ReferenceChoice;
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Opening {
@@ -19,6 +20,18 @@ pub(crate) struct Opening {
     /// Use the bare stream of an archive that holds a packed directory
     #[arg(long, help_heading = "Snapshots")]
     pub(crate) raw: bool,
+    /// Decide what ambiguous references to parents mean, in all archives or in FILE [repeatable].
+    ///
+    /// Thin archives of Hexz 0.5 to 0.7 refer to a parent's blocks by offset or by hash, and
+    /// nothing in them tells which. Where that matters, a block can't be read until it is
+    /// decided: "offset" for archives that "hexz commit --thin" or merge_overlay made, "hash"
+    /// for those that were packed against their parent. FILE is an archive's file name without
+    /// folders. Whatever isn't ambiguous is read as it is meant, whatever is decided.
+    #[arg(long, value_name = "[FILE=]offset|hash", help_heading = "Snapshots")]
+    pub(crate) resolve_references: Vec<ReferenceChoice>,
+    /// Read ranges that no block covers as zeros, as the Hexz tools do, not as I/O errors
+    #[arg(long, help_heading = "Snapshots")]
+    pub(crate) zero_uncovered: bool,
 
     /// Open an archive only if it and all its parents are signed with this Ed25519 key: a
     /// file (32 bytes, 64 hexadecimal digits or PEM) or the digits [repeatable: one of them].

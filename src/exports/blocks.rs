@@ -69,7 +69,7 @@ impl Blocks {
             let segment = zero_part(&block, span).or_else(|| {
                 let key = BlockKey::of(&block, &self.snapshot, self.stream);
                 let bytes = self.reader.cache.get(&key)?;
-                (bytes.len() == block.length() as usize).then(|| part(&bytes, &block, span))
+                (bytes.len() == block.decoded_length() as usize).then(|| part(&bytes, &block, span))
             })?;
             hits += u64::from(!block.is_zeros());
             segments.push(segment);
@@ -204,10 +204,10 @@ impl Blocks {
     }
 }
 
-/// Where `block` and `span` overlap, from the block's start, in bytes.
+/// Where `block` and `span` overlap, from the start of the whole block, in bytes.
 fn overlap(block: &Block, span: Span) -> (u32, u32) {
-    let start = span.offset.max(block.start()) - block.start();
-    let end = span.end().min(block.end()) - block.start();
+    let start = span.offset.max(block.start()) - block.decoded_start();
+    let end = span.end().min(block.end()) - block.decoded_start();
     // Both lie within a block, whose length has 32 bits.
     let within = |position| u32::try_from(position).unwrap_or(u32::MAX);
     (within(start), within(end))

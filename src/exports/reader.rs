@@ -21,7 +21,7 @@ pub(super) enum BlockKey {
     /// Equal hashes are equal bytes, whatever archive they are from.
     Content(BlockHash),
     /// A block without a verified hash is only equal to itself.
-    Place { snapshot: u64, stream: StreamKind, start: u64 },
+    Place { snapshot: u64, archive: usize, stream: StreamKind, start: u64 },
 }
 
 impl BlockKey {
@@ -29,7 +29,12 @@ impl BlockKey {
         match block.hash() {
             // What wasn't verified must not be served for another archive's block.
             Some(hash) if snapshot.verifies_hashes() => Self::Content(hash),
-            _ => Self::Place { snapshot: snapshot.id(), stream, start: block.start() },
+            _ => Self::Place {
+                snapshot: snapshot.id(),
+                archive: block.archive(),
+                stream,
+                start: block.decoded_start(),
+            },
         }
     }
 }
@@ -41,7 +46,9 @@ impl Hash for BlockKey {
             Self::Content(BlockHash([a, b, c, d, e, f, g, h, ..])) => {
                 state.write_u64(u64::from_ne_bytes([*a, *b, *c, *d, *e, *f, *g, *h]));
             }
-            Self::Place { snapshot, stream, start } => (snapshot, stream, start).hash(state),
+            Self::Place { snapshot, archive, stream, start } => {
+                (snapshot, archive, stream, start).hash(state);
+            }
         }
     }
 }
@@ -66,7 +73,7 @@ pub struct BlockReader {
 
 /// Reasons why a request can't be answered, as they are counted: there is a number for each
 /// from the start on.
-pub const UNREADABLE: [&str; 14] = [
+pub const UNREADABLE: [&str; 15] = [
     "crc",
     "tag",
     "decompress",
@@ -74,6 +81,7 @@ pub const UNREADABLE: [&str; 14] = [
     "hash",
     "unresolvable",
     "uncovered",
+    "ambiguous",
     "io",
     "truncated",
     "changed",
@@ -208,7 +216,7 @@ impl BlockReader {
                 let read = snapshot.read_block(&block);
                 (read, begun.elapsed())
             };
-            let ran = self.decoders.run(client, block.length().into(), work).await;
+            let ran = self.decoders.run(client, block.decoded_length().into(), work).await;
             let (read, took) = ran.map_err(|Abandoned| Failure::Panicked)?;
             let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
             self.decoding.fetch_add(took, Ordering::Relaxed);
@@ -218,8 +226,8 @@ impl BlockReader {
             Ok(Bytes::from(bytes))
         };
         let bytes = self.cache.get_or_make(&key, make).await?;
-        if bytes.len() != block.length() as usize {
-            let (cached, listed) = (bytes.len(), block.length());
+        if bytes.len() != block.decoded_length() as usize {
+            let (cached, listed) = (bytes.len(), block.decoded_length());
             return Err(Failure::LengthDiffers { cached, listed });
         }
         Ok(bytes)

@@ -166,6 +166,7 @@ fn look(
     };
     match source.open(options) {
         Ok(snapshot) => {
+            snapshot.log_oddities();
             let snapshot = Arc::new(snapshot);
             (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
         }

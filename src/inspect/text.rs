@@ -42,6 +42,12 @@ pub(super) fn page(facts: &Facts, files: &[PackedFile]) -> String {
         page.bare("parents");
         parents(&mut page, facts);
     }
+    for remark in &facts.remarks {
+        page.bare(format_args!("NOTE: {remark}"));
+    }
+    if let Some(image) = facts.image {
+        page.bare(format_args!("NOTE: {image}"));
+    }
     for fault in &facts.faults {
         page.bare(format_args!("WRONG: {fault}"));
     }
@@ -60,6 +66,10 @@ fn archive(page: &mut Page, facts: &Facts) {
     page.line(
         "holds",
         format_args!("{}{}", size(logical), times(logical, facts.file_length, " the file's size")),
+    );
+    page.line(
+        "written by",
+        format_args!("{} (layout {})", facts.layout.writers(), facts.layout.label()),
     );
     let dictionary = facts
         .dictionary
@@ -117,6 +127,12 @@ fn archive(page: &mut Page, facts: &Facts) {
             ),
         );
     }
+    if let Some(metadata) = &facts.metadata {
+        let shown_length = metadata.text.len() as u64;
+        let more = if u64::from(metadata.length) > shown_length { " …" } else { "" };
+        let length = size(metadata.length.into());
+        page.line("metadata", format_args!("{length}: {}{more}", shown(&metadata.text)));
+    }
 }
 
 fn stream_lines(page: &mut Page, stream: &Stream) {
@@ -137,6 +153,7 @@ fn stream_lines(page: &mut Page, stream: &Stream) {
     page.line("zeros", format_args!("{}{kept}", of(stream.zeros)));
     page.line("in parents", of(stream.in_parents));
     for (name, part) in [
+        ("ambiguous", stream.ambiguous),
         ("NOT FOUND", stream.unresolvable),
         ("CONTRADICTORY", stream.contradictory),
         ("UNKNOWN", stream.unknown),

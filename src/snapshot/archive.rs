@@ -4,12 +4,15 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::codec::Codec;
+use super::codec::{self, Codec};
 use super::crypto::BlockKey;
 use super::error::{Error, Problem, printable};
 use super::header::{Extent, HEADER_REGION, Header, Region};
-use super::index::{Content, Located, MasterIndex, Page, StreamIndex};
-use super::limits::MAX_MASTER_INDEX;
+use super::index::{Content, Located, MasterIndex, Page, PageLayout, StreamIndex};
+use super::layout::{EntryForm, Layout, PAGE_HEAD};
+use super::limits::{MAX_MASTER_INDEX, MAX_PROBED};
+use super::metadata::{self, Metadata};
+use super::references::ReferenceMode;
 use super::said::may_say;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
@@ -24,6 +27,17 @@ pub(super) struct Archive {
     pub(super) path: Arc<Path>,
     pub(super) header: Header,
     pub(super) index: MasterIndex,
+    pub(super) layout: Layout,
+    /// What its metadata say of its main stream, if it has some.
+    pub(super) metadata: Option<Metadata>,
+    /// Parents in the order of the header: their positions in the chain, or `None` for those
+    /// that could not be opened. Empty until they have been looked for.
+    pub(super) parents: Vec<Option<usize>>,
+    /// How the operator wants ambiguous references to be read.
+    pub(super) reference_mode: Option<ReferenceMode>,
+    /// True if ranges that no block covers read as zeros.
+    pub(super) zero_uncovered: bool,
+    entries: EntryForm,
     storage: Arc<dyn Storage>,
     codec: Codec,
     key: Option<BlockKey>,
@@ -54,6 +68,7 @@ impl Archive {
         };
         let archive = Self { key, ..archive };
         archive.try_password()?;
+        archive.probe_lengths()?;
         Ok(archive)
     }
 
@@ -87,11 +102,62 @@ impl Archive {
             ];
             digests.check(&path, storage.as_ref(), &parts)?;
         }
-        let index = MasterIndex::parse(&index, header.index_offset)
+        let index = MasterIndex::parse(&index, header.index_offset, header.signature.is_some())
             .map_err(|problem| problem.at(&path, header.index_offset))?;
-        let codec = Codec::new(header.compression, dictionary);
-        let (verify_hashes, is_pinned) = (options.verify_hashes, options.digests.is_some());
-        Ok(Self { path, header, index, storage, codec, key: None, verify_hashes, is_pinned })
+        let entries = match index.first_page() {
+            Some(page) => Some(entry_form(&path, storage.as_ref(), page.place)?),
+            None => None,
+        };
+        let metadata = match header.metadata {
+            Some(place) => Some(
+                metadata::classify(storage.as_ref(), place)
+                    .map_err(|error| Problem::Io("read its metadata", error).of(&path))?,
+            ),
+            None => None,
+        };
+        let mut archive = Self {
+            layout: Layout::of(&header, entries),
+            metadata,
+            parents: Vec::new(),
+            reference_mode: options.reference_mode(&path),
+            zero_uncovered: options.zero_uncovered,
+            entries: entries.unwrap_or(EntryForm::WithHash),
+            codec: Codec::new(header.compression, dictionary),
+            key: None,
+            verify_hashes: options.verify_hashes,
+            is_pinned: options.digests.is_some(),
+            path,
+            header,
+            index,
+            storage,
+        };
+        archive.complete_index()?;
+        archive.check_unchanged().map_err(|problem| problem.of(&archive.path))?;
+        Ok(archive)
+    }
+
+    /// Checks the pages against the form of their entries, and finds out where streams end of
+    /// which the master index doesn't say it, or says something else than the blocks.
+    fn complete_index(&mut self) -> Result<(), Error> {
+        let (path, offset) = (&self.path, self.header.index_offset);
+        let fail = |problem: Problem| problem.at(path, offset);
+        self.index.check_pages(self.entries).map_err(fail)?;
+        for stream in self.index.streams_mut() {
+            if stream.has_unstated_size()
+                && let Some(page) = stream.pages.last()
+            {
+                let bytes = read(path, self.storage.as_ref(), page.place, "read an index page")?;
+                stream.set_size(&bytes, self.entries).map_err(fail)?;
+            }
+        }
+        if let Some(Metadata::Tar { total_bytes }) = self.metadata {
+            let main = &mut self.index.main;
+            let start = main.pages.last().map_or(0, |page| page.start_logical);
+            if total_bytes < main.size && total_bytes >= start {
+                main.end = total_bytes;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn is_current(&self) -> bool {
@@ -100,6 +166,17 @@ impl Archive {
 
     pub(super) fn stream(&self, kind: StreamKind) -> &StreamIndex {
         self.index.stream(kind)
+    }
+
+    /// Reason why nothing can be read at byte `at` of a stream.
+    pub(super) fn uncovered(&self, kind: StreamKind, at: u64) -> Error {
+        let StreamIndex { size, end, .. } = *self.stream(kind);
+        let problem = if (end..size).contains(&at) {
+            Problem::EndsEarly { stream: kind, end, size }
+        } else {
+            Problem::Uncovered { stream: kind, at }
+        };
+        problem.of(&self.path)
     }
 
     /// Loads a page of a stream.
@@ -126,7 +203,12 @@ impl Archive {
             .ok_or_else(|| Problem::Uncovered { stream: kind, at: stream.size }.of(&self.path))?;
         let bytes = read(&self.path, self.storage.as_ref(), place.place, "read an index page")?;
         self.check_unchanged().map_err(|problem| problem.at(&self.path, place.place.offset))?;
-        Page::parse(&bytes, place, stream.page_end(page), self.header.index_offset, zeros)
+        let layout = PageLayout {
+            form: self.entries,
+            references_by_hash: self.layout.references_by_hash(),
+            zeros,
+        };
+        Page::parse(&bytes, place, stream.page_end(page), self.header.index_offset, layout)
             .map(|page| (page, bytes))
             .map_err(|problem| problem.at(&self.path, place.place.offset))
     }
@@ -136,9 +218,19 @@ impl Archive {
         let index = read_master_index(&self.path, self.storage.as_ref(), &self.header)?;
         signature::check(&self.path, self.storage.as_ref(), &self.header, &index, keys)?;
         // It may have been written to since it was opened.
-        let is_same = MasterIndex::parse(&index, self.header.index_offset)
-            .is_ok_and(|signed| signed == self.index);
+        let is_same = MasterIndex::parse(&index, self.header.index_offset, true)
+            .is_ok_and(|signed| signed.has_same_pages(&self.index));
         if is_same { Ok(()) } else { Err(Problem::Signature.of(&self.path)) }
+    }
+
+    /// Form of the entries of its index pages.
+    pub(super) fn entry_form(&self) -> EntryForm {
+        self.entries
+    }
+
+    /// Number of blocks on all pages of a stream.
+    pub(super) fn block_count(&self, kind: StreamKind) -> u64 {
+        self.stream(kind).pages.iter().map(|page| u64::from(page.block_count(self.entries))).sum()
     }
 
     /// The file's length, in bytes.
@@ -197,6 +289,61 @@ impl Archive {
         Ok(decoded)
     }
 
+    /// Compares the lengths of an index page with those of the stored blocks, where nothing
+    /// else in the index would show that one is damaged: a wrong length moves all blocks
+    /// behind it. That is the last page of a stream whose size isn't stated.
+    ///
+    /// A frame that states its decoded length isn't decoded for that.
+    fn probe_lengths(&self) -> Result<(), Error> {
+        let zeros = ZeroHashes::default();
+        let mut decoded: u64 = 0;
+        for kind in [StreamKind::Main, StreamKind::Auxiliary] {
+            let stream = self.stream(kind);
+            if !stream.is_size_summed {
+                continue;
+            }
+            let Some(last) = stream.pages.len().checked_sub(1) else { continue };
+            for block in self.load_page(kind, last, &zeros)?.blocks() {
+                let Content::Stored { place, .. } = block.entry.content else { continue };
+                let fail = |problem: Problem| problem.at(&self.path, place.offset);
+                match self.stated_length(place).map_err(fail)? {
+                    Some(length) if length == block.length => {}
+                    Some(length) => {
+                        let (got, expected) = (length as usize, block.length);
+                        return Err(fail(Problem::Length { got, expected }));
+                    }
+                    None => {
+                        decoded += u64::from(block.length);
+                        if decoded > MAX_PROBED {
+                            return Err(Problem::TooLarge {
+                                what: "what has to be decoded to learn the stream's size, in bytes",
+                                got: decoded,
+                                limit: MAX_PROBED,
+                            }
+                            .of(&self.path));
+                        }
+                        self.read_block(&block)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decoded length that a stored block states itself, if it does and isn't encrypted.
+    fn stated_length(&self, place: Extent) -> Result<Option<u32>, Problem> {
+        if self.header.encryption.is_some() {
+            return Ok(None);
+        }
+        let mut head = [0; codec::STATED_LENGTH_HEAD];
+        let count = head.len().min(place.length as usize);
+        let head = head.get_mut(..count).unwrap_or_default();
+        self.storage
+            .read_exact_at(head, place.offset)
+            .map_err(|error| Problem::Io("read a block", error))?;
+        Ok(self.codec.stated_length(head))
+    }
+
     /// Looks, after something was read, whether it is from the file that had the digest.
     fn check_unchanged(&self) -> Result<(), Problem> {
         if !self.is_pinned || self.storage.is_unchanged() { Ok(()) } else { Err(Problem::Changed) }
@@ -237,6 +384,15 @@ impl Archive {
         }
         Ok(())
     }
+}
+
+/// Form of the entries of the archive's first page, at `place`.
+fn entry_form(path: &Arc<Path>, storage: &dyn Storage, place: Extent) -> Result<EntryForm, Error> {
+    let head = Extent { length: PAGE_HEAD, ..place };
+    let head = read(path, storage, head, "read an index page")?;
+    let count = head.first_chunk().map(|count| u64::from_le_bytes(*count)).unwrap_or_default();
+    EntryForm::of_page(place.length, count)
+        .ok_or_else(|| Problem::Invalid("an index page's number of blocks").at(path, place.offset))
 }
 
 /// Lends this thread's buffer for stored blocks. What is in it is anybody's.

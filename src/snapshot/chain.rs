@@ -92,7 +92,8 @@ fn ancestors(
     let mut queue = std::collections::VecDeque::from([Pending { archive: 0, lineage }]);
 
     while let Some(Pending { archive, lineage }) = queue.pop_front() {
-        let Some(child) = chain.get(archive) else { continue };
+        let Some(child) = chain.get_mut(archive) else { continue };
+        child.parents.clear();
         let child_path = Arc::clone(&child.path);
         for name in child.header.parent_paths.clone() {
             let mut follow = || {
@@ -117,6 +118,10 @@ fn ancestors(
                 Ok(place)
             };
             let found = follow();
+            let parent = found.as_ref().ok().copied();
+            if let Some(child) = chain.get_mut(archive) {
+                child.parents.push(parent);
+            }
             note(Link { child: archive, name, found })?;
         }
     }

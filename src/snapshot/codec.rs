@@ -8,6 +8,10 @@ use zstd::bulk::Decompressor;
 use super::error::Problem;
 use super::header::Compression;
 
+/// Bytes of a stored block among which is its decoded length, if it is stated: a Zstandard
+/// frame header (RFC 8878, section 3.1.1.1).
+pub(super) const STATED_LENGTH_HEAD: usize = 18;
+
 /// Decompresses the blocks of one archive.
 pub(super) struct Codec {
     compression: Compression,
@@ -41,6 +45,17 @@ impl Codec {
             Ok(block)
         } else {
             Err(Problem::Length { got: block.len(), expected: length })
+        }
+    }
+
+    /// Decoded length that a block states in its first bytes, if it does.
+    pub(super) fn stated_length(&self, head: &[u8]) -> Option<u32> {
+        match self.compression {
+            Compression::Lz4 => head.first_chunk().map(|size| u32::from_le_bytes(*size)),
+            Compression::Zstd => {
+                let length = zstd::zstd_safe::get_frame_content_size(head).ok().flatten()?;
+                u32::try_from(length).ok()
+            }
         }
     }
 

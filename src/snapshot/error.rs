@@ -58,7 +58,10 @@ pub enum Problem {
     #[error("can't {0}: {1}")]
     Io(&'static str, #[source] io::Error),
     /// Some other kind of file.
-    #[error("this is no Hexz archive: it doesn't begin with \"HEXZ\"")]
+    #[error(
+        "this is no Hexz archive: it doesn't begin with \"HEXZ\". To make one of a disk image: \
+         hexz pack disk.img disk.hxz"
+    )]
     NotHexz,
     /// A version to come.
     #[error("this archive has format version {0}; only version 1 is known")]
@@ -114,7 +117,7 @@ pub enum Problem {
     /// A signature is required, and there is none.
     #[error(
         "this archive isn't signed, and --verify-key asks for a signature: sign it with the \
-         Hexz tools (hexz sys sign). The parents of a signed archive have to be signed, too"
+         Hexz tools (hexz sign). The parents of a signed archive have to be signed, too"
     )]
     NotSigned,
     /// The signature isn't one by a key that was given, over what is there.
@@ -187,6 +190,36 @@ pub enum Problem {
         /// Where in the stream, in bytes.
         at: u64,
     },
+    /// The blocks end before the stated length.
+    #[error(
+        "the blocks of the {stream} stream end at byte {end}, before its stated length of {size} \
+         bytes, as \"hexz convert tar\" writes it: nothing is known of the bytes in between. \
+         --zero-uncovered reads them as zeros, as Hexz does"
+    )]
+    EndsEarly {
+        /// Which stream.
+        stream: super::StreamKind,
+        /// Where its blocks end, in bytes.
+        end: u64,
+        /// Its stated length, in bytes.
+        size: u64,
+    },
+    /// A reference by offset, and no parent whose bytes it could mean.
+    #[error(
+        "the block at byte {at} of the {stream} stream is left to the parent's bytes at the same \
+         offset, but the archive names {parents} parents, or its parent can't be opened"
+    )]
+    NoParentToRead {
+        /// Which stream.
+        stream: super::StreamKind,
+        /// Where in the stream, in bytes.
+        at: u64,
+        /// Number of parents that the archive names.
+        parents: usize,
+    },
+    /// A reference that may be by offset or by hash, and means different bytes then.
+    #[error("{0}")]
+    Ambiguous(Box<Ambiguity>),
     /// No parent has the block.
     #[error(
         "the block at byte {at} of the {stream} stream (BLAKE3 {hash}) is in none of its \
@@ -200,6 +233,43 @@ pub enum Problem {
         /// What was looked for.
         hash: BlockHash,
     },
+}
+
+/// Both meanings of a reference to a parent.
+#[derive(Debug)]
+pub struct Ambiguity {
+    /// Which stream.
+    pub stream: super::StreamKind,
+    /// Where in the stream, in bytes.
+    pub at: u64,
+    /// Length of the block, in bytes.
+    pub length: u32,
+    /// Hash of the entry.
+    pub hash: BlockHash,
+    /// The archive whose bytes are meant by offset.
+    pub parent: PathBuf,
+    /// Hash of these bytes.
+    pub by_offset: BlockHash,
+    /// The archive that has the block with the entry's hash.
+    pub holder: PathBuf,
+    /// Where that block begins in the stream there, in bytes.
+    pub holder_at: u64,
+}
+
+impl fmt::Display for Ambiguity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stream, at, length, hash, parent, by_offset, holder, holder_at } = self;
+        write!(
+            f,
+            "the reference at byte {at} of the {stream} stream is ambiguous: by offset it means \
+             {length} bytes at the same offset of {} (BLAKE3 {by_offset}), by hash the block at \
+             byte {holder_at} of {} (BLAKE3 {hash}). Decide with --resolve-references FILE=offset \
+             if \"hexz commit --thin\" or merge_overlay made the archive, or FILE=hash if it was \
+             packed against its parent",
+            printable(parent),
+            printable(holder),
+        )
+    }
 }
 
 impl Problem {
@@ -228,8 +298,9 @@ impl Problem {
             Self::Decompress(_) => "decompress",
             Self::Length { .. } => "length",
             Self::Hash { .. } => "hash",
-            Self::Uncovered { .. } => "uncovered",
-            Self::Unresolvable { .. } => "unresolvable",
+            Self::Uncovered { .. } | Self::EndsEarly { .. } => "uncovered",
+            Self::NoParentToRead { .. } | Self::Unresolvable { .. } => "unresolvable",
+            Self::Ambiguous(_) => "ambiguous",
         }
     }
 

@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::index::{Content, Located};
-use super::{Error, Snapshot, StreamKind};
+use super::index::Content;
+use super::{Block, Error, Snapshot, StreamKind};
 
 /// Borders between runs are moved to multiples of this, in bytes, in the direction in
 /// which nothing becomes untrue. Clients think in sectors, blocks don't.
@@ -15,7 +15,7 @@ const ALIGNMENT: u64 = 512;
 /// Whoever wants more asks again from where the answer ended.
 const MAX_PAGES: usize = 64;
 
-/// Blocks of the other archive that one question may visit, for the same reason.
+/// Pairs of blocks that one question may compare, for the same reason.
 const MAX_BLOCKS_COMPARED: usize = 64 * 4096;
 
 /// A part of a stream of which something is so, or isn't.
@@ -57,9 +57,7 @@ impl Snapshot {
         most: usize,
     ) -> Result<Vec<Run>, Error> {
         let mut runs = Runs::new(range, most, Careful::SayNo);
-        self.walk(stream, &mut runs, |block, runs| {
-            Ok(runs.push(block.end(), block.entry.content == Content::Zeros))
-        })?;
+        self.walk(stream, &mut runs, |block, runs| Ok(runs.push(block.end(), block.is_zeros())))?;
         Ok(runs.finish())
     }
 
@@ -79,25 +77,15 @@ impl Snapshot {
         let mut runs = Runs::new(range, most, Careful::SayYes);
         let mut compared = 0;
         self.walk(stream, &mut runs, |block, runs| {
-            let same_place = reference.block_at(stream, block.start)?;
-            if same_place.is_some_and(|other| is_same(&block, &other)) {
-                return Ok(runs.push(block.end(), false));
-            }
-            // Zeros are the same wherever the other has zeros, whatever their borders. Where
-            // one of the two is zeros, a parent's block in the other is looked at closely.
-            let of_zeros = same_place.is_some_and(|other| other.entry.content == Content::Zeros);
-            let is_zeros = block.entry.content == Content::Zeros
-                || (of_zeros && self.zeros.are_in_parent(&block.entry, block.length));
-            if !is_zeros {
-                return Ok(runs.push(block.end(), true));
-            }
-            let mut at = block.start;
-            while at < block.end() {
+            let mut at = runs.at;
+            while at < block.end().min(runs.range.end) {
                 let (end, changed) = match reference.block_at(stream, at)? {
-                    Some(other) => (other.end(), !reference.are_zeros(&other)),
+                    Some(other) => {
+                        (other.end().min(block.end()), !self.is_same(block, reference, &other))
+                    }
                     None => (block.end(), true),
                 };
-                at = end.min(block.end());
+                at = end;
                 compared += 1;
                 if !runs.push(at, changed) || compared >= MAX_BLOCKS_COMPARED {
                     return Ok(false);
@@ -113,51 +101,81 @@ impl Snapshot {
         &self,
         stream: StreamKind,
         runs: &mut Runs,
-        mut visit: impl FnMut(Located, &mut Runs) -> Result<bool, Error>,
+        mut visit: impl FnMut(&Block, &mut Runs) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         for _ in 0..MAX_PAGES {
-            let Some(id) = self.page_covering(0, stream, runs.at) else {
-                return Err(self.uncovered(stream, runs.at));
-            };
-            let page = self.page(id)?;
-            while runs.at < runs.range.end {
-                let Some(block) = page.block_at(runs.at) else { break };
-                if !visit(block, runs)? {
-                    return Ok(());
+            let start = runs.at;
+            if let Some(id) = self.page_covering(0, stream, start) {
+                let page = self.page(id)?;
+                while runs.at < runs.range.end
+                    && let Some(located) = page.block_at(runs.at)
+                {
+                    let block = self.follow_now(id, located, runs.at)?;
+                    if !visit(&block, runs)? {
+                        return Ok(());
+                    }
                 }
             }
             if runs.at >= runs.range.end {
                 return Ok(());
             }
             // Where this page ends the next one has to go on.
-            if self.page_covering(0, stream, runs.at) == Some(id) {
-                return Err(self.uncovered(stream, runs.at));
+            if runs.at == start {
+                let zeros = self.uncovered_block(0, stream, start)?;
+                if !visit(&zeros, runs)? {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
-}
 
-impl Reference {
-    /// The block of the reference that covers byte `at`; `None` beyond its end.
-    fn block_at(&self, stream: StreamKind, at: u64) -> Result<Option<Located>, Error> {
-        match self.snapshot.page_covering(self.archive, stream, at) {
-            Some(page) => Ok(self.snapshot.page(page)?.block_at(at)),
-            None => Ok(None),
+    /// Returns true if two blocks are known to have the same bytes where they overlap.
+    fn is_same(&self, block: &Block, reference: &Reference, other: &Block) -> bool {
+        let theirs = &reference.snapshot;
+        match (block.is_zeros(), other.is_zeros()) {
+            (true, true) => return true,
+            // Where one of the two is zeros, a parent's block in the other is looked at closely.
+            (true, false) => return theirs.is_zero_reference(other),
+            (false, true) => return self.is_zero_reference(block),
+            (false, false) => {}
+        }
+        let range = |block: &Block| (block.decoded_start(), block.decoded_length());
+        if range(block) != range(other) {
+            return false;
+        }
+        if block.hash().is_some() && block.hash() == other.hash() {
+            return true;
+        }
+        // The same block of the same file, as where both are thin over it.
+        let is_stored = matches!(block.located.entry.content, Content::Stored { .. });
+        is_stored && block.located == other.located && {
+            let file = |snapshot: &Self, block: &Block| {
+                snapshot.chain.get(block.archive).and_then(|archive| archive.storage().stamp())
+            };
+            let is_same_archive =
+                std::ptr::eq(self, Arc::as_ptr(theirs)) && block.archive == other.archive;
+            is_same_archive
+                || file(self, block).is_some_and(|stamp| Some(stamp) == file(theirs, other))
         }
     }
 
-    /// Whether a block of the reference is known to be zeros.
-    fn are_zeros(&self, block: &Located) -> bool {
-        block.entry.content == Content::Zeros
-            || self.snapshot.zeros.are_in_parent(&block.entry, block.length)
+    /// Returns true if a block is left to a parent by hash, and the hash is that of zeros.
+    fn is_zero_reference(&self, block: &Block) -> bool {
+        !block.is_undecided
+            && self.zeros.are_in_parent(&block.located.entry, block.decoded_length())
     }
 }
 
-/// Whether two blocks at the same place are known to have the same bytes.
-fn is_same(block: &Located, other: &Located) -> bool {
-    let same_range = (block.start, block.length) == (other.start, other.length);
-    same_range && block.entry.hash.is_given() && block.entry.hash == other.entry.hash
+impl Reference {
+    /// The block of the reference that covers byte `at`; `None` if none does.
+    fn block_at(&self, stream: StreamKind, at: u64) -> Result<Option<Block>, Error> {
+        match self.snapshot.locate_in(self.archive, stream, at) {
+            Ok(block) => Ok(Some(block)),
+            Err(Error { problem, .. }) if problem.label() == "uncovered" => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Which answer is never wrong, and may therefore spread to aligned borders.

@@ -51,6 +51,8 @@ impl Found {
             // Each of these names its own place in the stream, and has the same cause.
             Problem::Unresolvable { .. } => "unresolvable".to_owned(),
             Problem::Uncovered { .. } => "uncovered".to_owned(),
+            Problem::NoParentToRead { .. } => "no parent to read".to_owned(),
+            Problem::Ambiguous(_) => "ambiguous".to_owned(),
             _ => error.to_string(),
         };
         let fault = self.by_cause.entry((stream, cause)).or_insert_with(|| Fault {

@@ -60,12 +60,23 @@ impl Extent {
     }
 }
 
+/// Form of the field that names parents. Everything else in the header is the same in every
+/// published version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ParentsField {
+    /// `Option<String>`, as Hexz 0.1 to 0.5.1 write it.
+    Optional,
+    /// `Vec<String>`, as later versions write it.
+    List,
+}
+
 /// The header, with every offset known to lie within the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Header {
+    pub(super) parents_field: ParentsField,
     pub(super) block_size: u32,
     pub(super) index_offset: u64,
-    /// Where the master index ends at the latest.
+    /// Upper bound of the master index's end.
     pub(super) index_end: u64,
     pub(super) parent_paths: Vec<String>,
     pub(super) dictionary: Option<Extent>,
@@ -73,14 +84,35 @@ pub(super) struct Header {
     pub(super) signature: Option<Extent>,
     pub(super) encryption: Option<KeyDerivation>,
     pub(super) compression: Compression,
-    /// Whether the packer says that blocks differ in length.
+    /// Flag of the packer: true if blocks differ in length.
     pub(super) has_variable_blocks: bool,
     pub(super) chunking: Option<Chunking>,
 }
 
 impl Header {
-    /// Reads the header region of a file of `file_length` bytes.
+    /// Parses the header region of a file of `file_length` bytes.
+    ///
+    /// Both forms call themselves version 1, so the one that fits is taken. No header fits
+    /// both and means different things: one form's padding, flags and lengths contradict the
+    /// other. The error of a header that fits neither is that of the form that it resembles.
     pub(super) fn parse(region: &Region, file_length: u64) -> Result<Self, Problem> {
+        let forms = [ParentsField::List, ParentsField::Optional];
+        let mut malformed = None;
+        let mut inconsistent = None;
+        for form in forms {
+            match Self::parse_as(form, region) {
+                Ok(header) => match header.check(file_length) {
+                    Ok(header) => return Ok(header),
+                    Err(problem) => inconsistent = inconsistent.or(Some(problem)),
+                },
+                Err(problem) => malformed = malformed.or(Some(problem)),
+            }
+        }
+        Err(inconsistent.or(malformed).unwrap_or(Problem::NotHexz))
+    }
+
+    /// Parses the fields alone; offsets may lie anywhere.
+    fn parse_as(parents_field: ParentsField, region: &Region) -> Result<Self, Problem> {
         let mut fields = Fields::new(region);
         if &fields.array::<4>("the magic number")? != b"HEXZ" {
             return Err(Problem::NotHexz);
@@ -91,7 +123,12 @@ impl Header {
         }
         let block_size = fields.u32("the block size")?;
         let index_offset = fields.u64("the index offset")?;
-        let parent_paths = parent_paths(&mut fields)?;
+        let parent_paths = match parents_field {
+            ParentsField::List => parent_list(&mut fields)?,
+            ParentsField::Optional => {
+                fields.option("the parent flag", parent_path)?.into_iter().collect()
+            }
+        };
         let dictionary = extent(&mut fields, "the dictionary's place")?;
         let metadata = extent(&mut fields, "the metadata's place")?;
         let signature = extent(&mut fields, "the signature's place")?;
@@ -117,35 +154,18 @@ impl Header {
                 largest: fields.u32("the chunking")?,
             })
         })?;
+        // No version that writes the older form writes chunking parameters.
+        if parents_field == ParentsField::Optional && chunking.is_some() {
+            return Err(Problem::Invalid("the chunking flag"));
+        }
         if fields.rest().iter().any(|&byte| byte != 0) {
             return Err(Problem::Invalid("the header's padding"));
         }
-
-        if let Some(KeyDerivation { iterations, .. }) = encryption {
-            check_iterations(iterations)?;
-        }
-        if let Some(dictionary) = dictionary {
-            check_dictionary(dictionary, index_offset)?;
-        }
-        if !(HEADER_SIZE..file_length).contains(&index_offset) {
-            return Err(Problem::EndsWithin("the part before its master index"));
-        }
-        // Metadata and signature stand behind the master index; the nearer one ends it.
-        let mut index_end = file_length;
-        for behind in [metadata, signature].into_iter().flatten() {
-            let end = behind.end().ok_or(Problem::Invalid("the metadata's place"))?;
-            if end > file_length {
-                return Err(Problem::EndsWithin("its metadata or signature"));
-            }
-            if behind.offset < index_offset {
-                return Err(Problem::Invalid("the metadata's place"));
-            }
-            index_end = index_end.min(behind.offset);
-        }
         Ok(Self {
+            parents_field,
             block_size,
             index_offset,
-            index_end,
+            index_end: 0,
             parent_paths,
             dictionary,
             metadata,
@@ -156,15 +176,49 @@ impl Header {
             chunking,
         })
     }
+
+    /// Checks limits, and that all offsets lie within the file.
+    fn check(mut self, file_length: u64) -> Result<Self, Problem> {
+        if let Some(KeyDerivation { iterations, .. }) = self.encryption {
+            check_iterations(iterations)?;
+        }
+        if let Some(dictionary) = self.dictionary {
+            check_dictionary(dictionary, self.index_offset)?;
+        }
+        if !(HEADER_SIZE..file_length).contains(&self.index_offset) {
+            return Err(Problem::EndsWithin("the part before its master index"));
+        }
+        // Metadata and signature stand behind the master index; the nearer one ends it.
+        self.index_end = file_length;
+        for behind in [self.metadata, self.signature].into_iter().flatten() {
+            let end = behind.end().ok_or(Problem::Invalid("the metadata's place"))?;
+            if end > file_length {
+                return Err(Problem::EndsWithin("its metadata or signature"));
+            }
+            if behind.offset < self.index_offset {
+                return Err(Problem::Invalid("the metadata's place"));
+            }
+            self.index_end = self.index_end.min(behind.offset);
+        }
+        Ok(self)
+    }
 }
 
-fn parent_paths(fields: &mut Fields<'_>) -> Result<Vec<String>, Problem> {
+fn parent_list(fields: &mut Fields<'_>) -> Result<Vec<String>, Problem> {
     let count = fields.u64("the number of parents")?;
     // Each takes at least its own length field, so the region bounds them.
     if count > (fields.left() / 8) as u64 {
         return Err(Problem::Invalid("the number of parents"));
     }
-    (0..count).map(|_| fields.string("a parent's path")).collect()
+    (0..count).map(|_| parent_path(fields)).collect()
+}
+
+fn parent_path(fields: &mut Fields<'_>) -> Result<String, Problem> {
+    let path = fields.string("a parent's path")?;
+    if path.is_empty() || path.contains('\0') {
+        return Err(Problem::Invalid("a parent's path"));
+    }
+    Ok(path)
 }
 
 /// Two options side by side, an offset and a length: both there, or neither.
@@ -233,6 +287,51 @@ mod tests {
         assert_eq!(header.compression, Compression::Lz4);
         assert_eq!(header.encryption, None);
         assert!(!header.has_variable_blocks && header.chunking.is_none());
+        assert_eq!(header.parents_field, ParentsField::List);
+    }
+
+    /// The same before the header named parents in a list.
+    fn golden_before_lists(parent: Option<&str>) -> Vec<u8> {
+        let mut bytes = golden()[..20].to_vec();
+        match parent {
+            None => bytes.push(0),
+            Some(path) => {
+                bytes.push(1);
+                bytes.extend((path.len() as u64).to_le_bytes());
+                bytes.extend(path.as_bytes());
+            }
+        }
+        bytes.extend(&golden()[28..]);
+        bytes
+    }
+
+    #[test]
+    fn the_parents_field_tells_older_headers() {
+        for parent in [None, Some("b"), Some("base.hxz"), Some("/srv/images/base.hxz")] {
+            let header = Header::parse(&region(&golden_before_lists(parent)), 5000).unwrap();
+            assert_eq!(header.parents_field, ParentsField::Optional);
+            assert_eq!(header.parent_paths, Vec::from_iter(parent));
+            assert_eq!(header.compression, Compression::Lz4);
+        }
+        // An archive with nothing in it reads the same in both forms.
+        let mut empty = golden_before_lists(None);
+        let features = empty.len() - 4;
+        empty[features] = 0;
+        let header = Header::parse(&region(&empty), 5000).unwrap();
+        assert_eq!((header.compression, header.parent_paths.len()), (Compression::Lz4, 0));
+    }
+
+    #[test]
+    fn errors_are_those_of_the_form_that_fits() {
+        // The file ends before the master index.
+        for bytes in [golden(), golden_before_lists(Some("base.hxz"))] {
+            let error = Header::parse(&region(&bytes), 4096).unwrap_err();
+            assert!(matches!(error, Problem::EndsWithin(_)), "{error}");
+        }
+        for path in ["", "a\0b"] {
+            let error = Header::parse(&region(&golden_before_lists(Some(path))), 5000);
+            assert!(matches!(error, Err(Problem::Invalid(_))), "{error:?}");
+        }
     }
 
     #[test]

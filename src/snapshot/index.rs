@@ -8,15 +8,15 @@ use std::ops::Range;
 use super::error::Problem;
 use super::fields::Fields;
 use super::header::{Extent, HEADER_SIZE};
+use super::layout::{EntryForm, PAGE_HEAD};
 use super::limits::{MAX_BLOCK, MAX_PAGE_BLOCKS, MAX_STORED_BLOCK, MAX_STREAM};
 use super::zeros::ZeroHashes;
 use super::{BlockHash, StreamKind};
 
-/// A page's size in the file: a count, then 52 bytes for each block.
-const PAGE_HEAD: u32 = 8;
-const BLOCK_ENTRY: u32 = 52;
 /// A page's entry in the master index, in bytes.
 const PAGE_ENTRY: u64 = 28;
+/// A signature that was replaced by a later one stays behind the master index, in bytes.
+const OLD_SIGNATURE: usize = 64;
 
 /// Marks a block that lives in a parent.
 pub(super) const IN_PARENT: u64 = u64::MAX;
@@ -32,15 +32,21 @@ pub(super) struct PageRef {
 }
 
 impl PageRef {
-    pub(super) fn block_count(&self) -> u32 {
-        self.place.length.saturating_sub(PAGE_HEAD) / BLOCK_ENTRY
+    pub(super) fn block_count(&self, entries: EntryForm) -> u32 {
+        self.place.length.saturating_sub(PAGE_HEAD) / entries.size()
     }
 }
 
 /// A stream's size and pages, in ascending order of what they cover.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct StreamIndex {
+    /// Size of the stream, in bytes. That of the master index, or the sum of the blocks'
+    /// lengths where it states 0 and has blocks.
     pub(super) size: u64,
+    /// Where its blocks end, in bytes: at `size`, or before it in a converted tar archive.
+    pub(super) end: u64,
+    /// True if `size` is the sum of the blocks' lengths.
+    pub(super) is_size_summed: bool,
     pub(super) pages: Vec<PageRef>,
 }
 
@@ -50,9 +56,28 @@ impl StreamIndex {
         self.pages.partition_point(|page| page.start_logical <= at).checked_sub(1)
     }
 
-    /// Where page `page` has to end: where the next begins, or the stream ends.
+    /// Where page `page` has to end: where the next begins, or the blocks end.
     pub(super) fn page_end(&self, page: usize) -> u64 {
-        self.pages.get(page + 1).map_or(self.size, |next| next.start_logical)
+        self.pages.get(page + 1).map_or(self.end, |next| next.start_logical)
+    }
+
+    /// Returns true if the master index states 0 bytes, and lists blocks. `hexz pack` writes
+    /// that for a pipe or a block device, of which it doesn't know the size.
+    pub(super) fn has_unstated_size(&self) -> bool {
+        self.size == 0 && !self.pages.is_empty()
+    }
+
+    /// Sets the size that the master index doesn't state, from the bytes of the last page.
+    pub(super) fn set_size(&mut self, last_page: &[u8], entries: EntryForm) -> Result<(), Problem> {
+        let mut lengths = raw_entries(last_page, entries).map(|entry| u64::from(entry.length));
+        let start = self.pages.last().map_or(0, |page| page.start_logical);
+        self.size = lengths
+            .try_fold(start, u64::checked_add)
+            .ok_or(Problem::Invalid("an index page's range"))?;
+        check_size(self.size)?;
+        self.end = self.size;
+        self.is_size_summed = true;
+        Ok(())
     }
 }
 
@@ -64,15 +89,17 @@ pub(super) struct MasterIndex {
 }
 
 impl MasterIndex {
-    /// Reads the master index; pages have to lie in front of `index_offset`.
-    pub(super) fn parse(bytes: &[u8], index_offset: u64) -> Result<Self, Problem> {
+    /// Parses the master index; pages have to lie in front of `index_offset`. Behind it there
+    /// may be signatures that were replaced, if the archive `is_signed`.
+    pub(super) fn parse(bytes: &[u8], index_offset: u64, is_signed: bool) -> Result<Self, Problem> {
         let mut fields = Fields::new(bytes);
         let main_pages = pages(&mut fields, index_offset)?;
         let auxiliary_pages = pages(&mut fields, index_offset)?;
         check_disjoint(main_pages.iter().chain(&auxiliary_pages))?;
         let main = stream(main_pages, fields.u64("the main stream's size")?)?;
         let auxiliary = stream(auxiliary_pages, fields.u64("the auxiliary stream's size")?)?;
-        if fields.left() > 0 {
+        let left = fields.left();
+        if left > 0 && !(is_signed && left.is_multiple_of(OLD_SIGNATURE)) {
             return Err(Problem::Invalid("the end of the master index"));
         }
         Ok(Self { main, auxiliary })
@@ -82,6 +109,37 @@ impl MasterIndex {
         match kind {
             StreamKind::Main => &self.main,
             StreamKind::Auxiliary => &self.auxiliary,
+        }
+    }
+
+    /// Returns true if both list the same pages and state the same sizes.
+    pub(super) fn has_same_pages(&self, other: &Self) -> bool {
+        let stated = |stream: &StreamIndex| if stream.is_size_summed { 0 } else { stream.size };
+        [(&self.main, &other.main), (&self.auxiliary, &other.auxiliary)]
+            .iter()
+            .all(|(a, b)| a.pages == b.pages && stated(a) == stated(b))
+    }
+
+    pub(super) fn streams_mut(&mut self) -> [&mut StreamIndex; 2] {
+        [&mut self.main, &mut self.auxiliary]
+    }
+
+    /// The first page of either stream.
+    pub(super) fn first_page(&self) -> Option<&PageRef> {
+        self.main.pages.first().or(self.auxiliary.pages.first())
+    }
+
+    /// Checks that every page has whole entries of that form, and no more than a page may.
+    pub(super) fn check_pages(&self, entries: EntryForm) -> Result<(), Problem> {
+        let is_whole = |page: &PageRef| {
+            let count = page.block_count(entries);
+            (1..=MAX_PAGE_BLOCKS).contains(&count.into())
+                && count * entries.size() + PAGE_HEAD == page.place.length
+        };
+        if self.main.pages.iter().chain(&self.auxiliary.pages).all(is_whole) {
+            Ok(())
+        } else {
+            Err(Problem::Invalid("an index page's place"))
         }
     }
 }
@@ -102,9 +160,7 @@ fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Pro
             };
             let inside =
                 offset >= HEADER_SIZE && page.place.end().is_some_and(|end| end <= index_offset);
-            let whole = page.block_count() * BLOCK_ENTRY + PAGE_HEAD == length;
-            let count = u64::from(page.block_count());
-            if inside && whole && (1..=MAX_PAGE_BLOCKS).contains(&count) {
+            if inside && length > PAGE_HEAD {
                 Ok(page)
             } else {
                 Err(Problem::Invalid("an index page's place"))
@@ -125,21 +181,22 @@ fn check_disjoint<'a>(pages: impl Iterator<Item = &'a PageRef>) -> Result<(), Pr
 }
 
 fn stream(pages: Vec<PageRef>, size: u64) -> Result<StreamIndex, Problem> {
-    if size > MAX_STREAM {
-        return Err(Problem::TooLarge {
-            what: "a stream's size in bytes",
-            got: size,
-            limit: MAX_STREAM,
-        });
-    }
+    check_size(size)?;
     let ascending =
         pages.windows(2).all(|pair| matches!(pair, [a, b] if a.start_logical < b.start_logical));
-    let inside = pages.last().is_none_or(|last| last.start_logical < size);
+    let inside = size == 0 || pages.last().is_none_or(|last| last.start_logical < size);
     if ascending && inside {
-        Ok(StreamIndex { size, pages })
+        Ok(StreamIndex { size, end: size, is_size_summed: false, pages })
     } else {
         Err(Problem::Invalid("the order of the index pages"))
     }
+}
+
+fn check_size(size: u64) -> Result<(), Problem> {
+    if size <= MAX_STREAM {
+        return Ok(());
+    }
+    Err(Problem::TooLarge { what: "a stream's size in bytes", got: size, limit: MAX_STREAM })
 }
 
 /// What an index entry says of a block's bytes.
@@ -197,26 +254,36 @@ impl Located {
     }
 }
 
+/// What an archive's layout says of its pages.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PageLayout<'a> {
+    pub(super) form: EntryForm,
+    /// True if the hash of a reference to a parent is that of the bytes, so that zeros are
+    /// known by it.
+    pub(super) references_by_hash: bool,
+    pub(super) zeros: &'a ZeroHashes,
+}
+
 impl Page {
-    /// Reads the bytes of `page`, whose blocks reach to `end` of the stream and are stored
+    /// Parses the bytes of `page`, whose blocks reach to `end` of the stream and are stored
     /// in front of `index_offset`.
     pub(super) fn parse(
         bytes: &[u8],
         page: &PageRef,
         end: u64,
         index_offset: u64,
-        zeros: &ZeroHashes,
+        layout: PageLayout<'_>,
     ) -> Result<Self, Problem> {
-        let mut fields = Fields::new(bytes);
-        let count = fields.u64("the number of blocks")?;
-        if count != u64::from(page.block_count()) {
+        let PageLayout { form, references_by_hash, zeros } = layout;
+        let count = Fields::new(bytes).u64("the number of blocks")?;
+        if count != u64::from(page.block_count(form)) {
             return Err(Problem::Invalid("an index page's number of blocks"));
         }
-        let mut starts = Vec::with_capacity(page.block_count() as usize + 1);
-        let mut entries = Vec::with_capacity(page.block_count() as usize);
+        let mut starts = Vec::with_capacity(page.block_count(form) as usize + 1);
+        let mut entries = Vec::with_capacity(page.block_count(form) as usize);
         let mut position = page.start_logical;
-        for _ in 0..count {
-            let (entry, length) = entry(&mut fields, index_offset, zeros)?;
+        for raw in raw_entries(bytes, form) {
+            let (entry, length) = (raw.check(index_offset, zeros)?, raw.length);
             starts.push(position);
             entries.push(entry);
             position = position
@@ -229,7 +296,9 @@ impl Page {
             return Err(Problem::Invalid("an index page's range"));
         }
         starts.push(position);
-        zeros.mark_parents_zeros(&mut entries, &starts);
+        if references_by_hash {
+            zeros.mark_parents_zeros(&mut entries, &starts);
+        }
         Ok(Self { start_block: page.start_block, starts, entries })
     }
 
@@ -276,55 +345,68 @@ impl Page {
 
 /// Where each block of a page is stored according to its bytes, which have been parsed; also of
 /// those that are known to be zeros.
-pub(super) fn places(bytes: &[u8]) -> impl Iterator<Item = Extent> + '_ {
-    let entries = bytes.get(PAGE_HEAD as usize..).unwrap_or_default();
-    entries.chunks_exact(BLOCK_ENTRY as usize).map_while(|entry| {
+pub(super) fn places(bytes: &[u8], form: EntryForm) -> impl Iterator<Item = Extent> + '_ {
+    raw_entries(bytes, form).map(|entry| entry.place)
+}
+
+/// An entry of a page as it is written.
+struct RawEntry {
+    place: Extent,
+    length: u32,
+    checksum: u32,
+    hash: BlockHash,
+}
+
+fn raw_entries(page: &[u8], form: EntryForm) -> impl Iterator<Item = RawEntry> + '_ {
+    let entries = page.get(PAGE_HEAD as usize..).unwrap_or_default();
+    entries.chunks_exact(form.size() as usize).map_while(move |entry| {
         let mut fields = Fields::new(entry);
         let offset = fields.u64("a block's offset").ok()?;
-        Some(Extent { offset, length: fields.u32("a block's stored length").ok()? })
+        let place = Extent { offset, length: fields.u32("a block's stored length").ok()? };
+        Some(RawEntry {
+            place,
+            length: fields.u32("a block's length").ok()?,
+            checksum: fields.u32("a block's checksum").ok()?,
+            hash: match form {
+                EntryForm::WithHash => BlockHash(fields.array("a block's hash").ok()?),
+                EntryForm::WithoutHash => BlockHash::NONE,
+            },
+        })
     })
 }
 
-fn entry(
-    fields: &mut Fields<'_>,
-    index_offset: u64,
-    zeros: &ZeroHashes,
-) -> Result<(Entry, u32), Problem> {
-    let offset = fields.u64("a block's offset")?;
-    let length = fields.u32("a block's stored length")?;
-    let logical_length = fields.u32("a block's length")?;
-    let checksum = fields.u32("a block's checksum")?;
-    let hash = BlockHash(fields.array("a block's hash")?);
-    let place = Extent { offset, length };
-
-    for (what, got, limit) in [
-        ("a block's length in bytes", logical_length, MAX_BLOCK),
-        ("a block's stored length in bytes", length, MAX_STORED_BLOCK),
-    ] {
-        if got > limit {
-            return Err(Problem::TooLarge { what, got: got.into(), limit: limit.into() });
+impl RawEntry {
+    fn check(&self, index_offset: u64, zeros: &ZeroHashes) -> Result<Entry, Problem> {
+        let Self { place, length, checksum, hash } = *self;
+        for (what, got, limit) in [
+            ("a block's length in bytes", length, MAX_BLOCK),
+            ("a block's stored length in bytes", place.length, MAX_STORED_BLOCK),
+        ] {
+            if got > limit {
+                return Err(Problem::TooLarge { what, got: got.into(), limit: limit.into() });
+            }
         }
-    }
-    if logical_length == 0 {
-        return Err(Problem::Invalid("a block's length"));
-    }
-    let content = match place {
-        Extent { offset: IN_PARENT, .. } => Content::InParent,
-        // Packers give zeros no hash; one that is there has to be theirs.
-        Extent { offset: 0, length: 0 } if !zeros.may_have(&hash, logical_length) => {
-            Content::Contradiction
+        if length == 0 {
+            return Err(Problem::Invalid("a block's length"));
         }
-        Extent { offset: 0, length: 0 } => Content::Zeros,
-        _ if zeros.are_stored(place, logical_length, &hash) => Content::Zeros,
-        _ => Content::Stored { place, checksum },
-    };
-    if let Content::Stored { place, .. } = content {
-        let inside = place.offset >= HEADER_SIZE
-            && place.length > 0
-            && place.end().is_some_and(|end| end <= index_offset);
-        if !inside {
-            return Err(Problem::Invalid("a block's place in the file"));
+        let content = match place {
+            Extent { offset: IN_PARENT, .. } => Content::InParent,
+            // Packers give zeros no hash; one that is there has to be theirs.
+            Extent { offset: 0, length: 0 } if !zeros.may_have(&hash, length) => {
+                Content::Contradiction
+            }
+            Extent { offset: 0, length: 0 } => Content::Zeros,
+            _ if zeros.are_stored(place, length, &hash) => Content::Zeros,
+            _ => Content::Stored { place, checksum },
+        };
+        if let Content::Stored { place, .. } = content {
+            let inside = place.offset >= HEADER_SIZE
+                && place.length > 0
+                && place.end().is_some_and(|end| end <= index_offset);
+            if !inside {
+                return Err(Problem::Invalid("a block's place in the file"));
+            }
         }
+        Ok(Entry { content, hash })
     }
-    Ok((Entry { content, hash }, logical_length))
 }

@@ -32,3 +32,7 @@ pub const MAX_KDF_ITERATIONS: u32 = 10_000_000;
 
 /// Memory for index pages, in bytes, unless told otherwise: those of some 20 GiB.
 pub const DEFAULT_INDEX_BUDGET: u64 = 16 * 1024 * 1024;
+
+/// Bytes that are decoded when an archive is opened, to learn the size of a stream that its
+/// master index doesn't state: an index page of blocks of 256 KiB.
+pub const MAX_PROBED: u64 = 1 << 30;

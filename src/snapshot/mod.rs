@@ -8,9 +8,13 @@
 //!   …           metadata and signature, if any
 //! ```
 //!
+//! Every published version of Hexz calls its format version 1, and there are several layouts
+//! of it (`layout.rs`).
+//!
 //! A stream (main or auxiliary) is cut into blocks; a page of the index lists up to 4096
-//! of them. A block is stored here, or is zeros, or lives in a parent archive, where it
-//! is found by its BLAKE3 hash (`chain.rs`, `parents.rs`). A stored block becomes the
+//! of them. A block is stored here, or is zeros, or lives in a parent archive (`chain.rs`):
+//! it is found there by its BLAKE3 hash (`parents.rs`), or is whatever the parent has at the
+//! same offset (`references.rs`). A stored block becomes the
 //! stream's bytes by CRC-32, decryption, decompression, length and hash (`archive.rs`);
 //! whatever doesn't fit is an error, never zeros. Before anything of an archive is used, it
 //! can be asked to be signed (`signature.rs`), or to be a certain file (`digest.rs`);
@@ -29,11 +33,15 @@ pub mod facts;
 mod faults;
 mod fields;
 mod header;
+mod image;
 mod index;
+mod layout;
 pub mod limits;
+mod metadata;
 mod pages;
 mod parents;
 mod password;
+mod references;
 mod said;
 mod signature;
 mod verify;
@@ -46,15 +54,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use archive::Archive;
 pub use digest::{Digest, Digests, DigestsError, format_line};
-pub use error::{Error, Problem};
+use error::printable;
+pub use error::{Ambiguity, Error, Problem};
 pub use extents::{Reference, Run};
 pub use faults::Fault;
 pub use header::{Chunking, Compression};
-use index::{Content, Located, Page};
+pub use image::ImageFormat;
+use index::{Content, Entry, Located, Page, StreamIndex};
+pub use layout::Layout;
+use metadata::Metadata;
 pub use pages::IndexPages;
 use pages::PageId;
 use parents::{InParent, Parents};
 pub use password::{Password, PasswordSource};
+use references::Miss;
+pub use references::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
+use said::may_say;
 pub use signature::{VerifyKey, VerifyKeyError};
 pub use verify::{Progress, Summary};
 use zeros::ZeroHashes;
@@ -84,9 +99,12 @@ impl fmt::Display for StreamKind {
 pub struct BlockHash(pub [u8; 32]);
 
 impl BlockHash {
-    /// Whether the packer gave a hash at all.
+    /// Stands where the packer gave no hash.
+    pub(crate) const NONE: Self = Self([0; 32]);
+
+    /// Returns true if the packer gave a hash.
     pub fn is_given(&self) -> bool {
-        self.0 != [0; 32]
+        *self != Self::NONE
     }
 }
 
@@ -114,6 +132,11 @@ pub struct OpenOptions {
     pub password: Option<PasswordSource>,
     /// Whether a directory archive's bare stream is wanted.
     pub raw: bool,
+    /// Decisions for references to parents that may be by offset or by hash, and mean
+    /// different bytes then. Without one, such a block is an error.
+    pub reference_choices: Arc<[ReferenceChoice]>,
+    /// If true, ranges that no block covers read as zeros instead of being errors.
+    pub zero_uncovered: bool,
     /// Whether a block that was decoded is compared with its BLAKE3. Without it, damage to
     /// stored bytes is still found (CRC-32), but not an index entry that leads to another
     /// block of the same length. Blocks of encrypted archives have no hash anyway.
@@ -138,6 +161,8 @@ impl Default for OpenOptions {
             parents_anywhere: false,
             password: None,
             raw: false,
+            reference_choices: Arc::default(),
+            zero_uncovered: false,
             verify_hashes: true,
             verify_keys: Arc::default(),
             digests: None,
@@ -147,22 +172,47 @@ impl Default for OpenOptions {
     }
 }
 
-/// A block of a stream: where it is in the stream, and how to come by its bytes.
+/// A block of a stream, or a part of one: its range of the stream, and where to get its
+/// bytes.
+///
+/// It is a part where a reference by offset covers only some of an ancestor's block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
     stream: StreamKind,
+    /// Position in the chain of the archive that has the entry.
+    archive: usize,
+    /// The whole block, as that archive has it.
     located: Located,
+    start: u64,
+    length: u32,
+    /// True if it is a reference that may be by offset or by hash, so that its hash isn't
+    /// known to be that of its bytes.
+    is_undecided: bool,
 }
 
 impl Block {
+    fn whole(archive: usize, stream: StreamKind, located: Located) -> Self {
+        let Located { start, length, .. } = located;
+        Self { stream, archive, located, start, length, is_undecided: false }
+    }
+
+    /// The part of another block of the stream that lies within this one.
+    fn part_of(&self, archive: usize, located: Located) -> Self {
+        let start = self.start.max(located.start);
+        let end = self.end().min(located.end());
+        // No longer than a block, whose length has 32 bits.
+        let length = u32::try_from(end.saturating_sub(start)).unwrap_or_default();
+        Self { archive, located, start, length, ..*self }
+    }
+
     /// Where it begins in the stream, in bytes.
     pub fn start(&self) -> u64 {
-        self.located.start
+        self.start
     }
 
     /// Its length in the stream, in bytes; never zero.
     pub fn length(&self) -> u32 {
-        self.located.length
+        self.length
     }
 
     /// Where it ends in the stream, in bytes.
@@ -170,21 +220,90 @@ impl Block {
         self.start() + u64::from(self.length())
     }
 
-    /// Whether it is known, without reading it, to be zeros.
+    /// Bytes of the whole block that lie before this part of it.
+    pub fn skipped(&self) -> u32 {
+        u32::try_from(self.start - self.located.start).unwrap_or_default()
+    }
+
+    /// Length of the whole block, in bytes: what [`Snapshot::read_block`] returns.
+    pub fn decoded_length(&self) -> u32 {
+        self.located.length
+    }
+
+    /// Where the whole block begins in the stream, in bytes.
+    pub fn decoded_start(&self) -> u64 {
+        self.located.start
+    }
+
+    /// Position in the chain of the archive whose index has the block; 0 is the snapshot's own.
+    pub fn archive(&self) -> usize {
+        self.archive
+    }
+
+    /// Returns true if it is known, without reading it, to be zeros.
     pub fn is_zeros(&self) -> bool {
         self.located.entry.content == Content::Zeros
     }
 
-    /// Its hash, if the packer gave one: equal hashes mean equal bytes, in any archive.
+    /// Hash of the whole block, if the packer gave one: equal hashes mean equal bytes, in any
+    /// archive.
     pub fn hash(&self) -> Option<BlockHash> {
-        Some(self.located.entry.hash).filter(BlockHash::is_given)
+        let hash = self.located.entry.hash;
+        (hash.is_given() && !self.is_undecided).then_some(hash)
     }
 
     /// Where it is stored in its own archive's file, in bytes, if it is stored there.
     pub fn stored_at(&self) -> Option<u64> {
         match self.located.entry.content {
-            Content::Stored { place, .. } => Some(place.offset),
+            Content::Stored { place, .. } if self.archive == 0 => Some(place.offset),
             _ => None,
+        }
+    }
+}
+
+/// Something about an archive that is no fault, but not what a user would expect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remark {
+    /// The master index states 0 bytes, and lists blocks.
+    SizeNotStated {
+        /// Which stream.
+        stream: StreamKind,
+        /// Sum of the blocks' lengths, in bytes: the size that is served.
+        size: u64,
+    },
+    /// The blocks end before the stated length.
+    EndsEarly {
+        /// Which stream.
+        stream: StreamKind,
+        /// Where its blocks end, in bytes.
+        end: u64,
+        /// Its stated length, in bytes.
+        size: u64,
+        /// True if the bytes in between read as zeros, false if they can't be read.
+        reads_zeros: bool,
+    },
+}
+
+impl fmt::Display for Remark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SizeNotStated { stream, size } => write!(
+                f,
+                "its index states 0 bytes for the {stream} stream, as when a pipe or a block \
+                 device is packed: serving the {size} bytes of its blocks"
+            ),
+            Self::EndsEarly { stream, end, size, reads_zeros } => {
+                let then = if *reads_zeros {
+                    "read as zeros"
+                } else {
+                    "can't be read (--zero-uncovered reads them as zeros)"
+                };
+                write!(
+                    f,
+                    "blocks end before the stated length, as \"hexz convert tar\" writes it: \
+                     bytes {end} to {size} of the {stream} stream {then}"
+                )
+            }
         }
     }
 }
@@ -227,7 +346,7 @@ impl Snapshot {
     fn from_chain(chain: Vec<Archive>, options: &OpenOptions) -> Result<Self, Error> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         if let Some(archive) = chain.first()
-            && archive.header.metadata.is_some()
+            && archive.metadata == Some(Metadata::Manifest)
             && !options.raw
         {
             return Err(Problem::DirectoryArchive.of(&archive.path));
@@ -288,37 +407,100 @@ impl Snapshot {
         self.chain.first().map_or(0, |archive| archive.header.block_size)
     }
 
+    /// Oddities of the archive itself that users should know of.
+    pub fn remarks(&self) -> Vec<Remark> {
+        let Some(own) = self.chain.first() else { return Vec::new() };
+        let mut remarks = Vec::new();
+        for stream in [StreamKind::Main, StreamKind::Auxiliary] {
+            let &StreamIndex { size, end, is_size_summed, .. } = own.stream(stream);
+            if is_size_summed {
+                remarks.push(Remark::SizeNotStated { stream, size });
+            }
+            if end < size {
+                let reads_zeros = own.zero_uncovered;
+                remarks.push(Remark::EndsEarly { stream, end, size, reads_zeros });
+            }
+        }
+        remarks
+    }
+
+    /// Logs what users of the archive may not expect of it, as a warning.
+    pub fn log_oddities(&self) {
+        let image = self.image_format().ok().flatten();
+        let oddities = self.remarks().into_iter().map(|remark| remark.to_string());
+        for oddity in oddities.chain(image.map(|image| image.to_string())) {
+            if let Some(held_back) = may_say() {
+                tracing::warn!(held_back, "{}: {oddity}", printable(self.path()));
+            }
+        }
+    }
+
+    /// Format of the main stream, if it begins like an image of a disk or a compressed file.
+    ///
+    /// # Errors
+    /// Its first bytes can't be read.
+    pub fn image_format(&self) -> Result<Option<ImageFormat>, Error> {
+        let length = self.size(StreamKind::Main).min(image::SIGNATURES_END as u64);
+        let mut start = vec![0; usize::try_from(length).unwrap_or_default()];
+        self.read_exact_at(StreamKind::Main, &mut start, 0)?;
+        Ok(ImageFormat::of(&start))
+    }
+
     /// The block that covers byte `at` of a stream.
     ///
     /// # Errors
     /// The index page can't be read or is damaged, or no block covers that byte.
     pub fn locate(&self, stream: StreamKind, at: u64) -> Result<Block, Error> {
-        let page = self.page_covering(0, stream, at);
-        let page = page.ok_or_else(|| self.uncovered(stream, at))?;
-        self.block_on(self.page(page)?.as_ref(), stream, at)
+        self.locate_in(0, stream, at)
     }
 
-    /// The same without waiting: `None` if the index page isn't in memory.
+    /// The same without waiting: `None` if an index page isn't in memory.
     pub fn locate_now(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
-        let Some(page) = self.page_covering(0, stream, at) else {
-            return Some(Err(self.uncovered(stream, at)));
-        };
-        let page = self.pages.get(self.id, page)?;
-        Some(self.block_on(&page, stream, at))
+        let in_memory = |id| self.pages.get(self.id, id).ok_or(Miss::NotInMemory);
+        match self.resolve(0, stream, at, in_memory) {
+            Ok(block) => Some(Ok(block)),
+            Err(Miss::Failed(error)) => Some(Err(error)),
+            Err(Miss::NotInMemory) => None,
+        }
     }
 
-    /// Reads, checks and decodes a block: exactly [`Block::length`] bytes.
+    /// The block that covers byte `at` of a stream of an archive of the chain.
+    fn locate_in(&self, archive: usize, stream: StreamKind, at: u64) -> Result<Block, Error> {
+        self.expect_page(self.resolve(archive, stream, at, |id| Ok(self.page(id)?)))
+    }
+
+    /// The part around byte `at` of a block on the page `id`.
+    fn follow_now(&self, id: PageId, located: Located, at: u64) -> Result<Block, Error> {
+        self.expect_page(self.follow(id, located, at, |id| Ok(self.page(id)?)))
+    }
+
+    fn expect_page(&self, block: Result<Block, Miss>) -> Result<Block, Error> {
+        block.map_err(|miss| match miss {
+            Miss::Failed(error) => error,
+            // Pages were read where they weren't in memory.
+            Miss::NotInMemory => Problem::Invalid("an index page").of(&Arc::from(self.path())),
+        })
+    }
+
+    /// Reads, checks and decodes a block: exactly [`Block::decoded_length`] bytes, of which
+    /// [`Block::length`] from [`Block::skipped`] on are meant.
     ///
     /// # Errors
     /// The stored bytes can't be read, or aren't what the index says; or no parent has
     /// the block.
     pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
+        self.read_block_behind(block, 0)
+    }
+
+    /// The same, behind so many ambiguous references.
+    fn read_block_behind(&self, block: &Block, depth: u32) -> Result<Vec<u8>, Error> {
         match block.located.entry.content {
+            Content::InParent if block.is_undecided => self.read_undecided(block, depth),
             Content::InParent => {
                 let InParent { archive, block } = self.find_in_parents(block)?;
                 self.archive(archive)?.read_block(&block)
             }
-            _ => self.archive(0)?.read_block(&block.located),
+            _ => self.archive(block.archive)?.read_block(&block.located),
         }
     }
 
@@ -332,14 +514,27 @@ impl Snapshot {
         buffer: &mut [u8],
         offset: u64,
     ) -> Result<(), Error> {
+        self.read_from(0, stream, buffer, offset, 0)
+    }
+
+    /// The same from an archive of the chain, behind so many ambiguous references.
+    fn read_from(
+        &self,
+        archive: usize,
+        stream: StreamKind,
+        buffer: &mut [u8],
+        offset: u64,
+        depth: u32,
+    ) -> Result<(), Error> {
         let mut at = offset;
         let mut left = buffer;
         while !left.is_empty() {
-            let block = self.locate(stream, at)?;
-            let data = self.read_block(&block)?;
-            let skipped = usize::try_from(at - block.start()).unwrap_or(usize::MAX);
+            let block = self.locate_in(archive, stream, at)?;
+            let data = self.read_block_behind(&block, depth)?;
+            let skipped = usize::try_from(at - block.decoded_start()).unwrap_or(usize::MAX);
             let wanted = data.get(skipped..).unwrap_or_default();
-            let count = wanted.len().min(left.len());
+            let rest = usize::try_from(block.end() - at).unwrap_or(usize::MAX);
+            let count = wanted.len().min(left.len()).min(rest);
             let (now, rest) = left.split_at_mut(count);
             now.copy_from_slice(wanted.get(..count).unwrap_or_default());
             left = rest;
@@ -369,27 +564,10 @@ impl Snapshot {
         })
     }
 
-    fn block_on(&self, page: &Page, stream: StreamKind, at: u64) -> Result<Block, Error> {
-        page.block_at(at)
-            .map(|located| Block { stream, located })
-            .ok_or_else(|| self.uncovered(stream, at))
-    }
-
-    fn uncovered(&self, stream: StreamKind, at: u64) -> Error {
-        Error {
-            path: Arc::from(self.path()),
-            offset: None,
-            problem: Problem::Uncovered { stream, at },
-        }
-    }
-
     fn find_in_parents(&self, block: &Block) -> Result<InParent, Error> {
-        let hash = block.located.entry.hash;
-        let unresolvable = || Error {
-            path: Arc::from(self.path()),
-            offset: None,
-            problem: Problem::Unresolvable { stream: block.stream, at: block.start(), hash },
-        };
+        let Located { start: at, length, entry: Entry { hash, .. }, .. } = block.located;
+        let path = &self.archive(block.archive)?.path;
+        let unresolvable = || Problem::Unresolvable { stream: block.stream, at, hash }.of(path);
         if !hash.is_given() {
             return Err(unresolvable());
         }
@@ -401,20 +579,19 @@ impl Snapshot {
             .or_else(|| self.find_by_index(&hash, &mut unread));
         // The same bytes have the same length.
         found
-            .filter(|found| found.block.length == block.length())
+            .filter(|found| found.block.length == length)
             .ok_or_else(|| unread.unwrap_or_else(unresolvable))
     }
 
     /// Asks the page of each ancestor that covers the same place of the same stream.
     fn find_at_same_place(&self, block: &Block, unread: &mut Option<Error>) -> Option<InParent> {
-        let hash = block.located.entry.hash;
+        let Located { start, entry: Entry { hash, .. }, .. } = block.located;
         for archive in 1..self.chain.len() {
-            if let Some(page) = self.page_covering(archive, block.stream, block.start())
+            if let Some(page) = self.page_covering(archive, block.stream, start)
                 && let Some(page) = self.page_or_note(page, unread)
             {
-                let same_place = page
-                    .block_at(block.start())
-                    .filter(|candidate| candidate.entry.has_bytes_of(&hash));
+                let same_place =
+                    page.block_at(start).filter(|candidate| candidate.entry.has_bytes_of(&hash));
                 if let Some(block) = same_place.or_else(|| page.block_with_hash(&hash)) {
                     return Some(InParent { archive, block });
                 }

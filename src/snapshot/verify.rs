@@ -123,8 +123,7 @@ struct Check<'a> {
     copies: Cache<StoredCopy, Result<(), Arc<Error>>>,
 }
 
-/// All on which the verdict of a stored block depends, but its number: that matters only
-/// where blocks are encrypted, and then none has a copy in common with another.
+/// All on which the verdict of a stored block depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct StoredCopy {
     archive: usize,
@@ -132,19 +131,22 @@ struct StoredCopy {
     checksum: u32,
     length: u32,
     hash: BlockHash,
+    /// The block's number, if it is encrypted.
+    number: Option<u64>,
 }
 
 /// Blocks of a page, by their positions.
 struct Batch {
-    stream: StreamKind,
+    id: PageId,
     page: Arc<Page>,
     positions: Range<usize>,
 }
 
 impl<'a> Check<'a> {
     fn new(snapshot: &'a Snapshot, progress: &'a Progress) -> Self {
-        let pages = STREAMS.iter().flat_map(|&stream| own_pages(snapshot, stream));
-        let blocks: u64 = pages.map(|page| u64::from(page.block_count())).sum();
+        let own = snapshot.chain.first();
+        let blocks: u64 =
+            own.map_or(0, |own| STREAMS.iter().map(|&stream| own.block_count(stream)).sum());
         // With room to spare, since the shards are never filled evenly.
         let copies = (2 * blocks + 1024).min(MAX_COPIES);
         Self {
@@ -178,13 +180,9 @@ impl<'a> Check<'a> {
                 if self.progress.is_stopped() {
                     break;
                 }
-                let Some(range) = batch.page.range(position) else { continue };
-                let verdict = match batch.page.block(position) {
-                    Some(block) => self.block(batch.stream, block, &mut seen),
-                    None => Err(Arc::new(self.snapshot.uncovered(batch.stream, range.start))),
-                };
+                let Some(block) = batch.page.block(position) else { continue };
                 seen.blocks += 1;
-                self.note(batch.stream, range, 1, verdict);
+                self.block(batch.id, block, &mut seen);
             }
             let mut found = self.lock(&self.found);
             found.summary.blocks += seen.blocks;
@@ -194,43 +192,64 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Whether a block can be read.
-    fn block(
-        &self,
-        stream: StreamKind,
-        located: Located,
-        seen: &mut Summary,
-    ) -> Result<(), Arc<Error>> {
-        let (archive, block) = match located.entry.content {
+    /// Checks a block on the page `id`. One that is referred to by offset is checked in
+    /// parts: those of the ancestors' blocks that cover its range.
+    fn block(&self, id: PageId, located: Located, seen: &mut Summary) {
+        if located.entry.content == Content::InParent {
+            seen.in_parents += 1;
+        }
+        let mut part = Summary { zeros: 1, ..Summary::default() };
+        let mut at = located.start;
+        while at < located.end() {
+            let (end, verdict) = match self.snapshot.follow_now(id, located, at) {
+                Ok(block) => (block.end(), self.part(&block, &mut part)),
+                Err(error) => (located.end(), Err(Arc::new(error))),
+            };
+            if verdict.is_err() {
+                part.zeros = 0;
+            }
+            self.note(id.stream, at..end, 1, verdict);
+            at = end;
+        }
+        seen.zeros += part.zeros;
+        seen.shared += part.shared;
+    }
+
+    /// Checks a block or a part of one. Clears `seen.zeros` if it isn't zeros, and sets
+    /// `seen.shared` if it shares a stored copy with one that was checked before.
+    fn part(&self, block: &Block, seen: &mut Summary) -> Result<(), Arc<Error>> {
+        let (archive, block) = match block.located.entry.content {
+            Content::InParent if block.is_undecided => {
+                seen.zeros = 0;
+                return Ok(self.snapshot.read_block(block).map(drop)?);
+            }
             Content::InParent => {
-                seen.in_parents += 1;
-                let InParent { archive, block } =
-                    self.snapshot.find_in_parents(&Block { stream, located })?;
+                let InParent { archive, block } = self.snapshot.find_in_parents(block)?;
                 (archive, block)
             }
-            _ => (0, located),
+            _ => (block.archive, block.located),
         };
-        let archive_file = self.snapshot.archive(archive)?;
-        let read = || archive_file.read_block(&block).map(drop).map_err(Arc::new);
-        match block.entry.content {
-            // A hash that doesn't fit would have made it something else.
-            Content::Zeros => {
-                seen.zeros += 1;
-                Ok(())
+        let Content::Stored { place, checksum } = block.entry.content else {
+            // A hash that doesn't fit would have made zeros something else.
+            if block.entry.content == Content::Zeros {
+                return Ok(());
             }
-            Content::Stored { place, checksum } if archive_file.header.encryption.is_none() => {
-                let (length, hash) = (block.length, block.entry.hash);
-                let copy = StoredCopy { archive, place, checksum, length, hash };
-                let mut is_first = false;
-                let verdict = self.copies.get_or_insert_with(&copy, || {
-                    is_first = true;
-                    Ok::<_, Infallible>(read())
-                });
-                seen.shared += u64::from(!is_first);
-                verdict.unwrap_or_else(|impossible| match impossible {})
-            }
-            _ => read(),
+            return Ok(self.snapshot.archive(archive)?.read_block(&block).map(drop)?);
+        };
+        seen.zeros = 0;
+        let file = self.snapshot.archive(archive)?;
+        let (length, hash) = (block.length, block.entry.hash);
+        let number = file.header.encryption.map(|_| block.number);
+        let copy = StoredCopy { archive, place, checksum, length, hash, number };
+        let mut is_first = false;
+        let verdict = self.copies.get_or_insert_with(&copy, || {
+            is_first = true;
+            Ok::<_, Infallible>(file.read_block(&block).map(drop).map_err(Arc::new))
+        });
+        if !is_first {
+            seen.shared = 1;
         }
+        verdict.unwrap_or_else(|impossible| match impossible {})
     }
 
     /// The blocks that are next, unless it is time to pause or to end.
@@ -257,27 +276,40 @@ impl<'a> Check<'a> {
         if cursor.page == 0 {
             let size = self.snapshot.size(stream);
             let start = pages.first().map_or(size, |page| page.start_logical);
-            if start > 0 {
-                let uncovered = Err(Arc::new(self.snapshot.uncovered(stream, 0)));
-                self.note(stream, 0..start, 0, uncovered);
-            }
+            self.gap(stream, 0..start);
         }
         let Some(place) = pages.get(cursor.page) else {
+            if let Some(own) = self.snapshot.chain.first()
+                && !pages.is_empty()
+            {
+                let index = own.stream(stream);
+                self.gap(stream, index.end..index.size);
+            }
             cursor.stream += 1;
             cursor.page = 0;
             return;
         };
-        match self.snapshot.page(PageId { archive: 0, stream, page: cursor.page }) {
-            Ok(page) => cursor.loaded = Some((stream, page, 0)),
+        let id = PageId { archive: 0, stream, page: cursor.page };
+        match self.snapshot.page(id) {
+            Ok(page) => cursor.loaded = Some((id, page, 0)),
             Err(error) => {
-                let next = pages.get(cursor.page + 1).map(|next| next.start_logical);
-                let end = next.unwrap_or_else(|| self.snapshot.size(stream));
-                let blocks = u64::from(place.block_count());
+                let own = self.snapshot.chain.first();
+                let end = own.map_or(0, |own| own.stream(stream).page_end(cursor.page));
+                let blocks = own.map_or(0, |own| place.block_count(own.entry_form()).into());
                 self.lock(&self.found).summary.blocks += blocks;
                 self.note(stream, place.start_logical..end, blocks, Err(Arc::new(error)));
             }
         }
         cursor.page += 1;
+    }
+
+    /// Notes a range that no block covers.
+    fn gap(&self, stream: StreamKind, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let verdict = self.snapshot.uncovered_block(0, stream, range.start);
+        self.note(stream, range, 0, verdict.map(drop).map_err(Arc::new));
     }
 
     fn note(
@@ -314,13 +346,13 @@ struct Cursor {
     /// The page that comes next.
     page: usize,
     /// The page that is being given out, and the position that comes next.
-    loaded: Option<(StreamKind, Arc<Page>, usize)>,
+    loaded: Option<(PageId, Arc<Page>, usize)>,
     is_done: bool,
 }
 
 impl Cursor {
     fn batch_of_page(&mut self) -> Option<Batch> {
-        let (stream, page, position) = self.loaded.as_mut()?;
+        let (id, page, position) = self.loaded.as_mut()?;
         let (start, mut bytes) = (*position, 0);
         while bytes < BATCH_BYTES
             && *position - start < BATCH_BLOCKS
@@ -329,7 +361,7 @@ impl Cursor {
             bytes += range.end - range.start;
             *position += 1;
         }
-        let batch = Batch { stream: *stream, page: Arc::clone(page), positions: start..*position };
+        let batch = Batch { id: *id, page: Arc::clone(page), positions: start..*position };
         if batch.positions.is_empty() {
             self.loaded = None;
             return None;

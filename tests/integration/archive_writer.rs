@@ -10,7 +10,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::pbkdf2;
 use aws_lc_rs::signature::Ed25519KeyPair;
-use hexz_nbd::snapshot::Compression;
+use hexz_nbd::snapshot::{Compression, Layout};
 
 /// The region that the header has to itself, in bytes.
 pub const HEADER_REGION: usize = 4096;
@@ -27,7 +27,8 @@ pub mod page_entry {
     pub const START_LOGICAL: usize = 20;
 }
 
-/// Where the fields of a block's entry on its page are, from its start.
+/// Where the fields of a block's entry on its page are, from its start. Entries of layouts A and
+/// X end before the hash.
 pub mod block_entry {
     pub const OFFSET: usize = 0;
     pub const STORED_LENGTH: usize = 8;
@@ -43,8 +44,11 @@ pub enum Piece {
     Data(Vec<u8>),
     /// So many zeros, of which nothing is stored.
     Zeros(u32),
-    /// Left to a parent that has these bytes.
+    /// Left to a parent that has a block of these bytes.
     InParent(Vec<u8>),
+    /// Left to the parent, which has these bytes at the same offset. The hash is that of the
+    /// parent's block that covers the first of them, or zeros.
+    ByOffset { bytes: Vec<u8>, hash: [u8; 32] },
     /// Stored just so, neither compressed nor encrypted by the writer.
     Raw { stored: Vec<u8>, length: u32, hash: [u8; 32] },
 }
@@ -53,7 +57,9 @@ impl Piece {
     /// How many bytes it has in the stream.
     pub fn length(&self) -> u32 {
         match self {
-            Self::Data(bytes) | Self::InParent(bytes) => bytes.len() as u32,
+            Self::Data(bytes) | Self::InParent(bytes) | Self::ByOffset { bytes, .. } => {
+                bytes.len() as u32
+            }
             Self::Zeros(length) | Self::Raw { length, .. } => *length,
         }
     }
@@ -61,7 +67,9 @@ impl Piece {
     /// Its bytes in the stream.
     pub fn bytes(&self) -> Vec<u8> {
         match self {
-            Self::Data(bytes) | Self::InParent(bytes) => bytes.clone(),
+            Self::Data(bytes) | Self::InParent(bytes) | Self::ByOffset { bytes, .. } => {
+                bytes.clone()
+            }
             Self::Zeros(length) | Self::Raw { length, .. } => vec![0; *length as usize],
         }
     }
@@ -93,9 +101,22 @@ pub fn text(seed: u64, length: usize) -> Vec<u8> {
     (0..length).map(|i| b'a' + words[(i / 3 + i / 50) % 64] % 20).collect()
 }
 
+/// Metadata of a converted tar archive whose files have that many bytes.
+pub fn tar_metadata(total_bytes: u64) -> Vec<u8> {
+    let source = format!(r#"{{"format":"tar","source_files":[],"total_bytes":{total_bytes}}}"#);
+    format!(r#"{{"source":{source}}}"#).into_bytes()
+}
+
+/// Returns true if entries of that layout have no hash.
+fn has_short_entries(layout: Layout) -> bool {
+    matches!(layout, Layout::A | Layout::X)
+}
+
 /// An archive to be written.
 #[derive(Debug, Clone)]
 pub struct ArchiveWriter {
+    /// Form of the header and of block entries.
+    pub layout: Layout,
     pub compression: Compression,
     /// For Zstandard; empty for none.
     pub dictionary: Vec<u8>,
@@ -110,6 +131,11 @@ pub struct ArchiveWriter {
     pub parents: Vec<String>,
     pub metadata: Option<Vec<u8>>,
     pub signature: Option<[u8; 64]>,
+    /// Number of replaced signatures of 64 bytes that are left behind the master index.
+    pub old_signatures: usize,
+    /// Size of the main stream according to the master index, unless it is that of the pieces:
+    /// 0 for a packed pipe, more for a converted tar archive.
+    pub stated_main_size: Option<u64>,
     pub main: Vec<Piece>,
     pub auxiliary: Vec<Piece>,
 }
@@ -117,6 +143,7 @@ pub struct ArchiveWriter {
 impl Default for ArchiveWriter {
     fn default() -> Self {
         Self {
+            layout: Layout::D,
             compression: Compression::Zstd,
             dictionary: Vec::new(),
             password: None,
@@ -127,6 +154,8 @@ impl Default for ArchiveWriter {
             parents: Vec::new(),
             metadata: None,
             signature: None,
+            old_signatures: 0,
+            stated_main_size: None,
             main: Vec::new(),
             auxiliary: Vec::new(),
         }
@@ -207,6 +236,37 @@ impl ArchiveWriter {
         Self { main, ..Self::default() }
     }
 
+    /// Hash in the entry of a piece of this archive; zeros where there is none.
+    pub fn entry_hash(&self, piece: &Piece) -> [u8; 32] {
+        match piece {
+            _ if has_short_entries(self.layout) => [0; 32],
+            Piece::Zeros(_) => [0; 32],
+            Piece::ByOffset { hash, .. } | Piece::Raw { hash, .. } => *hash,
+            Piece::Data(_) if !self.hashed || self.password.is_some() => [0; 32],
+            Piece::Data(bytes) | Piece::InParent(bytes) => *blake3::hash(bytes).as_bytes(),
+        }
+    }
+
+    /// References by offset to a stream of this archive, in blocks of one size.
+    pub fn referred_by_offset(&self, pieces: &[Piece], block: usize) -> Vec<Piece> {
+        let image = image(pieces);
+        let covering = |start: usize| {
+            let mut end = 0;
+            let piece = pieces.iter().find(|piece| {
+                end += piece.length() as usize;
+                start < end
+            });
+            self.entry_hash(piece.expect("the stream is longer"))
+        };
+        (0..image.len())
+            .step_by(block)
+            .map(|start| {
+                let bytes = image[start..image.len().min(start + block)].to_vec();
+                Piece::ByOffset { bytes, hash: covering(start) }
+            })
+            .collect()
+    }
+
     pub fn write(&self) -> Written {
         let mut file = Body {
             writer: self,
@@ -233,8 +293,12 @@ impl ArchiveWriter {
                 fields.bytes.extend(start.logical.to_le_bytes());
             }
         }
-        fields.put("main size", &size(&self.main).to_le_bytes());
+        let main_size = self.stated_main_size.unwrap_or_else(|| size(&self.main));
+        fields.put("main size", &main_size.to_le_bytes());
         fields.put("auxiliary size", &size(&self.auxiliary).to_le_bytes());
+        if self.old_signatures > 0 {
+            fields.put("old signatures", &vec![0x5a; 64 * self.old_signatures]);
+        }
         let metadata = self.metadata.as_ref().map(|bytes| fields.put("metadata", bytes));
         let signature = self.signature.as_ref().map(|bytes| fields.put("signature", bytes));
 
@@ -264,7 +328,15 @@ impl ArchiveWriter {
         header.put("version", &1_u32.to_le_bytes());
         header.put("block size", &65536_u32.to_le_bytes());
         header.put("index offset", &(index_offset as u64).to_le_bytes());
-        header.put("parent count", &(self.parents.len() as u64).to_le_bytes());
+        match self.layout {
+            Layout::A | Layout::B => {
+                assert!(self.parents.len() <= 1, "this layout has one parent at most");
+                header.put("parent flag", &[self.parents.len() as u8]);
+            }
+            _ => {
+                header.put("parent count", &(self.parents.len() as u64).to_le_bytes());
+            }
+        }
         for parent in &self.parents {
             header.put("parent length", &(parent.len() as u64).to_le_bytes());
             header.put("parent", parent.as_bytes());
@@ -286,7 +358,17 @@ impl ArchiveWriter {
         header.put("compression", &compression.to_le_bytes());
         let features = [true, !self.auxiliary.is_empty(), true].map(u8::from);
         header.put("features", &features);
-        header.put("chunking", &[0]);
+        match self.layout {
+            Layout::D => {
+                header.put("chunking flag", &[1]);
+                let chunking = [16_u32, 16_384, 262_144].map(u32::to_le_bytes);
+                header.put("chunking", chunking.as_flattened());
+            }
+            // In layouts that had no such field, this is padding.
+            _ => {
+                header.put("chunking flag", &[0]);
+            }
+        }
     }
 
     fn compress(&self, block: &[u8]) -> Vec<u8> {
@@ -344,11 +426,27 @@ impl Body<'_> {
 
     /// Stores a block: its entry, and where its bytes are.
     fn block(&mut self, piece: &Piece) -> (Vec<u8>, Range<usize>) {
+        let (mut entry, stored) = self.block_with_hash(piece);
+        if has_short_entries(self.writer.layout) {
+            entry.truncate(block_entry::HASH);
+        }
+        (entry, stored)
+    }
+
+    fn block_with_hash(&mut self, piece: &Piece) -> (Vec<u8>, Range<usize>) {
         let length = piece.length();
+        let layout = self.writer.layout;
         let hash = |bytes: &[u8]| *blake3::hash(bytes).as_bytes();
         match piece {
             Piece::Zeros(_) => (entry(0, 0, length, 0, [0; 32]), 0..0),
-            Piece::InParent(bytes) => (entry(u64::MAX, 0, length, 0, hash(bytes)), 0..0),
+            Piece::InParent(bytes) => {
+                assert!(!has_short_entries(layout), "this layout has no hashes");
+                (entry(u64::MAX, 0, length, 0, hash(bytes)), 0..0)
+            }
+            Piece::ByOffset { hash, .. } => {
+                assert!(layout != Layout::D, "this layout refers to parents by hash");
+                (entry(u64::MAX, 0, length, 0, *hash), 0..0)
+            }
             Piece::Raw { stored, hash, .. } => self.store(stored.clone(), length, *hash),
             Piece::Data(bytes) => {
                 let hashed = self.writer.hashed && self.key.is_none();

@@ -34,3 +34,4 @@ mod service;
 mod snapshot;
 mod support;
 mod verify;
+mod versions;

@@ -1,6 +1,7 @@
 //! What an archive holds, by its header and index alone.
 //!
-//! No block is read and no password is needed. Index pages are gone through one after another,
+//! No block is read but the first, and no password is needed. Index pages are gone through one
+//! after another,
 //! so memory is bounded however large the archive is: what has to be remembered of the blocks
 //! ([`Lengths`], `copies.rs`) becomes an estimate when it is too much. For blocks
 //! in parents that aren't where they are expected, the index of the parents' hashes is made as
@@ -8,7 +9,6 @@
 
 mod copies;
 mod lengths;
-mod manifest;
 mod survey;
 
 use std::path::{Path, PathBuf};
@@ -16,15 +16,21 @@ use std::sync::Arc;
 
 use copies::Copies;
 pub use lengths::Lengths;
-pub use manifest::{MAX_MANIFEST, PackedFile};
 use survey::{Faults, Survey};
 
 use super::archive::Archive;
 use super::chain::{self, Link};
 use super::error::Error;
-use super::header::{Chunking, Compression};
-use super::{OpenOptions, Snapshot, StreamKind};
+use super::header::{Chunking, Compression, Extent};
+use super::image::ImageFormat;
+use super::layout::Layout;
+use super::metadata::{self, Metadata};
+pub use super::metadata::{MAX_METADATA, PackedFile};
+use super::{OpenOptions, Problem, Remark, Snapshot, StreamKind};
 use crate::storage::Storage;
+
+/// Metadata that aren't a manifest are shown up to here, in bytes.
+const MAX_SHOWN_METADATA: u32 = 4096;
 
 /// What an archive is, and what is in it. All lengths are in bytes.
 #[derive(Debug)]
@@ -34,6 +40,8 @@ pub struct Facts {
     pub path: PathBuf,
     /// The file's length.
     pub file_length: u64,
+    /// Which layout of the format it has, and so which versions of Hexz write it.
+    pub layout: Layout,
     /// The nominal block size.
     pub block_size: u32,
     /// How blocks are compressed.
@@ -52,6 +60,13 @@ pub struct Facts {
     pub signature: Option<Signature>,
     /// The manifest, if a directory was packed.
     pub manifest: Option<Manifest>,
+    /// Metadata of any other kind.
+    pub metadata: Option<OtherMetadata>,
+    /// Format of the main stream if it is an image of a disk, or compressed, and so no raw
+    /// disk. Not known of encrypted archives.
+    pub image: Option<ImageFormat>,
+    /// Oddities of the archive that aren't faults.
+    pub remarks: Vec<Remark>,
     /// The parents that it and its ancestors name.
     pub parents: Vec<Parent>,
     /// The archives of the chain that were opened, the archive itself first.
@@ -88,6 +103,15 @@ pub struct Manifest {
     pub files: u64,
     /// Their lengths together.
     pub bytes: u64,
+}
+
+/// Metadata that aren't a manifest: a commit message, for example.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherMetadata {
+    /// Their length.
+    pub length: u32,
+    /// Their beginning, up to 4096 bytes; what isn't UTF-8 in it is replaced.
+    pub text: String,
 }
 
 /// A parent, as an archive names it.
@@ -131,7 +155,7 @@ impl Amount {
 }
 
 /// What a stream consists of. All blocks whose index page can be read are in exactly one of
-/// `stored`, `zeros`, `in_parents`, `unresolvable` and `contradictory`.
+/// `stored`, `zeros`, `in_parents`, `ambiguous`, `unresolvable` and `contradictory`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stream {
@@ -151,6 +175,9 @@ pub struct Stream {
     pub stored_zeros: Amount,
     /// Blocks that an ancestor has.
     pub in_parents: Amount,
+    /// Blocks that mean an ancestor's bytes by offset or by hash: without reading them it isn't
+    /// known whether both are the same.
+    pub ambiguous: Amount,
     /// Blocks that none of the ancestors that were opened has.
     pub unresolvable: Amount,
     /// Blocks that are said to be zeros and have the hash of something else.
@@ -244,16 +271,19 @@ fn gather(
     let (parents, depths) = parents(links, chain.len(), &mut faults);
     let snapshot = Snapshot::from_chain(chain, &plain)?;
     let own = snapshot.archive(0)?;
-    let manifest = own.header.metadata.map(|place| {
-        let mut manifest = Manifest { length: place.length, ..Manifest::default() };
-        let read = manifest::read(own, place, &mut |file| {
-            manifest.files += 1;
-            manifest.bytes = manifest.bytes.saturating_add(file.size);
-            each(file);
-        });
-        read.unwrap_or_else(|error| faults.add(error));
-        manifest
-    });
+    let (mut manifest, mut other) = (None, None);
+    match (own.header.metadata, own.metadata) {
+        (Some(place), Some(Metadata::Manifest)) => {
+            let (read, error) = read_manifest(own, place, &mut each);
+            error.into_iter().for_each(|error| faults.add(error));
+            manifest = Some(read);
+        }
+        (Some(place), Some(_)) => match read_other(own, place) {
+            Ok(read) => other = Some(read),
+            Err(error) => faults.add(error),
+        },
+        _ => {}
+    }
     let mut survey = Survey {
         snapshot: &snapshot,
         holders: holders(&snapshot, &depths),
@@ -274,6 +304,7 @@ fn gather(
         path: path.to_owned(),
         file_length: own.file_length(),
         block_size: own.header.block_size,
+        layout: own.layout,
         compression: own.header.compression,
         dictionary: own.header.dictionary.map(|place| place.length),
         key_iterations: own.header.encryption.map(|derivation| derivation.iterations),
@@ -282,6 +313,10 @@ fn gather(
         master_index: own.header.index_end - own.header.index_offset,
         signature: signed(own, options, &mut survey.faults)?,
         manifest,
+        metadata: other,
+        // If its first block can't be read, that is for "verify" to say.
+        image: snapshot.image_format().ok().flatten(),
+        remarks: snapshot.remarks(),
         parents,
         chain: survey.holders,
         main,
@@ -290,6 +325,41 @@ fn gather(
         faults: survey.faults.kept,
         more_faults: survey.faults.more,
     })
+}
+
+fn read_manifest(
+    own: &Archive,
+    place: Extent,
+    each: &mut impl FnMut(PackedFile),
+) -> (Manifest, Option<Error>) {
+    let mut manifest = Manifest { length: place.length, ..Manifest::default() };
+    let fail = |problem: Problem| problem.at(&own.path, place.offset);
+    if place.length > MAX_METADATA {
+        let what = "the manifest's length in bytes";
+        let (got, limit) = (place.length.into(), MAX_METADATA.into());
+        return (manifest, Some(fail(Problem::TooLarge { what, got, limit })));
+    }
+    let read = metadata::files(own.storage(), place, &mut |file| {
+        manifest.files += 1;
+        manifest.bytes = manifest.bytes.saturating_add(file.size);
+        each(file);
+    });
+    let error = read.err().map(|error| {
+        fail(match error.io_error_kind() {
+            Some(kind) => Problem::Io("read the manifest", kind.into()),
+            None => Problem::Invalid("the manifest of files"),
+        })
+    });
+    (manifest, error)
+}
+
+fn read_other(own: &Archive, place: Extent) -> Result<OtherMetadata, Error> {
+    let mut shown = vec![0; place.length.min(MAX_SHOWN_METADATA) as usize];
+    own.storage()
+        .read_exact_at(&mut shown, place.offset)
+        .map_err(|error| Problem::Io("read its metadata", error).at(&own.path, place.offset))?;
+    let text = String::from_utf8_lossy(&shown).into_owned();
+    Ok(OtherMetadata { length: place.length, text })
 }
 
 /// The parents, and how many generations each archive of the chain is away.

@@ -3,11 +3,12 @@
 use super::copies::Copies;
 use super::{Holder, Stored, Stream};
 use crate::snapshot::archive::Archive;
-use crate::snapshot::error::{Error, Problem};
+use crate::snapshot::error::Error;
 use crate::snapshot::header::Extent;
 use crate::snapshot::index::{self, Content, Located};
+use crate::snapshot::pages::PageId;
 use crate::snapshot::parents::InParent;
-use crate::snapshot::{Block, Snapshot, StreamKind};
+use crate::snapshot::{Snapshot, StreamKind};
 
 /// Faults that are kept; more are only counted.
 const MAX_FAULTS: usize = 100;
@@ -33,17 +34,21 @@ impl Survey<'_> {
         let first = index.pages.first().map_or(index.size, |page| page.start_logical);
         if first > 0 {
             stream.unknown.bytes += first;
-            self.faults.add(self.snapshot.uncovered(kind, 0));
+            self.faults.add(own.uncovered(kind, 0));
         }
+        // A converted tar archive is remarked upon.
+        stream.unknown.bytes += index.size.saturating_sub(index.end.max(first));
         for (number, place) in index.pages.iter().enumerate() {
             match own.load_page_and_bytes(kind, number, &self.snapshot.zeros) {
                 Ok((page, bytes)) => {
-                    for (block, place) in page.blocks().zip(index::places(&bytes)) {
-                        self.block(&mut stream, Block { stream: kind, located: block }, place);
+                    let id = PageId { archive: 0, stream: kind, page: number };
+                    let places = index::places(&bytes, own.entry_form());
+                    for (block, place) in page.blocks().zip(places) {
+                        self.block(&mut stream, id, block, place);
                     }
                 }
                 Err(error) => {
-                    stream.unknown.blocks += u64::from(place.block_count());
+                    stream.unknown.blocks += u64::from(place.block_count(own.entry_form()));
                     stream.unknown.bytes += index.page_end(number) - place.start_logical;
                     self.faults.add(error);
                 }
@@ -53,11 +58,11 @@ impl Survey<'_> {
     }
 
     /// `place` is what the index says, also where the block is known to be zeros.
-    fn block(&mut self, stream: &mut Stream, block: Block, place: Extent) {
-        let length = block.length();
+    fn block(&mut self, stream: &mut Stream, id: PageId, block: Located, place: Extent) {
+        let length = block.length;
         stream.lengths.add(length);
         let is_stored = place.length > 0 && place.offset != index::IN_PARENT;
-        match block.located.entry.content {
+        match block.entry.content {
             Content::Stored { .. } => {
                 stream.stored.add(length);
                 self.hold(0, length);
@@ -69,7 +74,7 @@ impl Survey<'_> {
                 }
             }
             Content::Contradiction => stream.contradictory.add(length),
-            Content::InParent => self.inherited(stream, &block),
+            Content::InParent => self.inherited(stream, id, block),
         }
         if is_stored {
             self.stored.blocks += 1;
@@ -79,28 +84,58 @@ impl Survey<'_> {
         }
     }
 
-    fn inherited(&mut self, stream: &mut Stream, block: &Block) {
-        let length = block.length();
-        match self.snapshot.find_in_parents(block) {
-            Ok(InParent { block: Located { entry, .. }, .. })
-                if entry.content == Content::Zeros =>
-            {
-                stream.zeros.add(length);
-            }
-            Ok(InParent { archive, .. }) => {
-                stream.in_parents.add(length);
-                self.hold(archive, length);
-            }
-            Err(error) => {
-                stream.unresolvable.add(length);
-                // That parents are missing has been said.
-                let is_told = matches!(error.problem, Problem::Unresolvable { .. })
-                    && stream.unresolvable.blocks > 1;
-                if !is_told {
-                    self.faults.add(error);
+    /// Looks for the ancestors' blocks that a reference means: one, or by offset those that
+    /// cover its range.
+    fn inherited(&mut self, stream: &mut Stream, id: PageId, located: Located) {
+        let (mut is_zeros, mut is_ambiguous) = (true, false);
+        let mut at = located.start;
+        while at < located.end() {
+            match self.held_at(id, located, at) {
+                Ok((end, held)) => {
+                    match held {
+                        Held::Zeros => {}
+                        Held::By(archive) => {
+                            is_zeros = false;
+                            // A part of a block, whose length has 32 bits.
+                            self.hold(archive, u32::try_from(end - at).unwrap_or(u32::MAX));
+                        }
+                        Held::Ambiguous => is_ambiguous = true,
+                    }
+                    at = end;
+                }
+                Err(error) => {
+                    stream.unresolvable.add(located.length);
+                    // That parents are missing has been said.
+                    let is_told =
+                        error.problem.label() == "unresolvable" && stream.unresolvable.blocks > 1;
+                    if !is_told {
+                        self.faults.add(error);
+                    }
+                    return;
                 }
             }
         }
+        let kind = match (is_ambiguous, is_zeros) {
+            (true, _) => &mut stream.ambiguous,
+            (false, true) => &mut stream.zeros,
+            (false, false) => &mut stream.in_parents,
+        };
+        kind.add(located.length);
+    }
+
+    /// Which archive has the bytes that a reference means from `at` on, and up to where.
+    fn held_at(&self, id: PageId, located: Located, at: u64) -> Result<(u64, Held), Error> {
+        let block = self.snapshot.follow_now(id, located, at)?;
+        let (archive, entry) = match block.located.entry.content {
+            Content::InParent if block.is_undecided => return Ok((block.end(), Held::Ambiguous)),
+            Content::InParent => {
+                let InParent { archive, block } = self.snapshot.find_in_parents(&block)?;
+                (archive, block.entry)
+            }
+            _ => (block.archive, block.located.entry),
+        };
+        let is_zeros = entry.content == Content::Zeros;
+        Ok((block.end(), if is_zeros { Held::Zeros } else { Held::By(archive) }))
     }
 
     fn hold(&mut self, archive: usize, length: u32) {
@@ -109,6 +144,16 @@ impl Survey<'_> {
             holder.bytes += u64::from(length);
         }
     }
+}
+
+/// Holder of a part of a block.
+enum Held {
+    /// Nobody: it is zeros.
+    Zeros,
+    /// This archive of the chain.
+    By(usize),
+    /// One or another, or both.
+    Ambiguous,
 }
 
 /// What is wrong.

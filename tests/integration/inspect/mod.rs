@@ -280,7 +280,7 @@ fn each_damaged_byte_is_survived() {
 }
 
 #[test]
-fn manifests_that_are_none() {
+fn metadata_that_are_no_manifest() {
     let of = |metadata: &str| {
         let metadata = Some(metadata.as_bytes().to_vec());
         let main = vec![Piece::Data(text(1, 100))];
@@ -291,15 +291,36 @@ fn manifests_that_are_none() {
     assert!(good.is_sound(), "{:?}", good.faults);
     let manifest = good.manifest.unwrap();
     assert_eq!((manifest.files, manifest.bytes), (2, 100));
-    for bad in
-        ["", "{}", "[]", "{\"files\":7}", "{\"files\":[{}]}", "{\"files\":[]} x", "{\"files\":["]
-    {
-        let facts = of(bad);
-        assert_eq!(facts.faults.len(), usize::from(!bad.is_empty()).max(1), "{bad}");
-        assert!(facts.faults[0].to_string().contains("manifest"), "{bad}: {:?}", facts.faults);
-    }
+    assert_eq!(good.metadata, None);
+    // Not even one file: these accompany a disk, and are shown.
     let deep = format!("{{\"x\":{}", "[".repeat(100_000));
-    assert!(!of(&deep).is_sound());
+    for other in [
+        "",
+        "{}",
+        "[]",
+        "{\"files\":7}",
+        "{\"files\":[{}]}",
+        "{\"files\":[]} x",
+        "{\"files\":[",
+        &deep,
+    ] {
+        let facts = of(other);
+        assert!(facts.is_sound() && facts.manifest.is_none(), "{other}: {:?}", facts.faults);
+        let shown = facts.metadata.unwrap();
+        assert_eq!(shown.length as usize, other.len());
+        assert_eq!(shown.text, other[..other.len().min(4096)]);
+    }
+    // Damaged behind the first file, it is a manifest all the same.
+    let file = r#"{"path":"a","size":70}"#;
+    for bad in [
+        format!(r#"{{"files":[{file},"#),
+        format!(r#"{{"files":[{file}]}} x"#),
+        format!(r#"{{"files":[{file},{{}}]}}"#),
+    ] {
+        let facts = of(&bad);
+        assert_eq!((facts.faults.len(), facts.metadata.is_none()), (1, true), "{bad}");
+        assert_eq!(facts.manifest.unwrap().files, 1, "{bad}");
+    }
 }
 
 #[test]

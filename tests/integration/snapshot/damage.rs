@@ -2,14 +2,21 @@
 //!
 //! What protects what: a stored block has its CRC-32, its authentication tag or its BLAKE3,
 //! and its length; index pages and the master index have no checksum, but they have to fit
-//! together without a gap. Two things nothing protects, so they are left out below: the
-//! dictionary of an archive whose blocks have no hash, and a page's offset where it comes
-//! to name another page of the same number of blocks and the same length.
+//! together without a gap.
+//!
+//! Nothing protects the following, so it is left out below:
+//!
+//! - the dictionary of an archive whose blocks have no hash: layouts A and X, encrypted archives;
+//! - a page's offset where it comes to name another page of the same number of blocks and the
+//!   same length;
+//! - which file the parent of references by offset is: they mean whatever the parent has there;
+//! - lengths of zeros on the last page of a stream whose size isn't stated: they move the blocks
+//!   behind them.
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use hexz_nbd::snapshot::{Compression, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_nbd::snapshot::{Compression, Layout, OpenOptions, Problem, Snapshot, StreamKind};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -17,7 +24,8 @@ use proptest::sample::Index;
 
 use super::{STREAMS, open, open_bytes, read, read_whole, with_password};
 use crate::archive_writer::{
-    ArchiveWriter, HEADER_REGION, PASSWORD, Piece, Written, block_entry, image, noise, text,
+    ArchiveWriter, HEADER_REGION, PASSWORD, Piece, Written, WrittenPage, block_entry, image, noise,
+    tar_metadata, text,
 };
 
 /// One byte's damage: a bit at either end, and all of them.
@@ -34,6 +42,10 @@ impl Specimen {
     fn new(writer: ArchiveWriter) -> Self {
         let written = writer.write();
         Self { writer, written, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn parent(&self) -> PathBuf {
+        self.folder.path().join("parent.hxz")
     }
 
     /// Panics if anything can be read that was not packed.
@@ -115,6 +127,19 @@ fn writer() -> ArchiveWriter {
 }
 
 pub(crate) fn specimens() -> Vec<Specimen> {
+    [
+        latest_layout(),
+        older_layouts(),
+        thin_by_offset(),
+        without_stated_size(),
+        tar_and_signed_twice(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn latest_layout() -> Vec<Specimen> {
     let encrypted = ArchiveWriter { password: Some(PASSWORD), deduplicated: false, ..writer() };
     let lz4 = Compression::Lz4;
     let mut specimens: Vec<_> = [
@@ -137,6 +162,93 @@ pub(crate) fn specimens() -> Vec<Specimen> {
     specimens
 }
 
+/// Archives of the layouts before D, and X.
+fn older_layouts() -> Vec<Specimen> {
+    let lz4 = Compression::Lz4;
+    let alone = [
+        ArchiveWriter { layout: Layout::A, compression: lz4, ..writer() },
+        ArchiveWriter { layout: Layout::A, ..writer() },
+        ArchiveWriter { layout: Layout::B, ..writer() },
+        ArchiveWriter { layout: Layout::C, ..writer() },
+        ArchiveWriter { layout: Layout::X, compression: lz4, ..writer() },
+        // 13 short entries or 5 long ones: the count tells, and one bit is between the two.
+        ArchiveWriter {
+            layout: Layout::A,
+            main: (0..13).map(|seed| Piece::Data(text(seed, 90))).collect(),
+            blocks_per_page: 13,
+            ..writer()
+        },
+    ];
+    alone.into_iter().map(Specimen::new).collect()
+}
+
+/// Thin archives of layouts A, B and C that refer to their parents by offset.
+pub(crate) fn thin_by_offset() -> Vec<Specimen> {
+    let mut specimens = Vec::new();
+    for layout in [Layout::A, Layout::B, Layout::C] {
+        let base = ArchiveWriter { layout, main: pieces(), blocks_per_page: 2, ..writer() };
+        let same_ranges = base
+            .main
+            .iter()
+            .map(|piece| Piece::ByOffset { bytes: piece.bytes(), hash: base.entry_hash(piece) });
+        specimens.push(over(&base, same_ranges.collect()));
+        specimens.push(over(&base, base.referred_by_offset(&base.main, 256)));
+    }
+    // Blocks as long as those of the parent, but elsewhere: their references are ambiguous.
+    let base = ArchiveWriter { layout: Layout::C, main: shifted(), ..writer() };
+    specimens.push(over(&base, base.referred_by_offset(&base.main, 300)));
+    let base = ArchiveWriter { password: Some(PASSWORD), deduplicated: false, ..base };
+    specimens.push(over(&base, base.referred_by_offset(&base.main, 300)));
+    specimens
+}
+
+/// A short block, and blocks of one length behind it.
+fn shifted() -> Vec<Piece> {
+    let lead = Piece::Data(text(20, 100));
+    std::iter::once(lead).chain((21..25).map(|seed| Piece::Data(text(seed, 300)))).collect()
+}
+
+/// An archive of these references by offset, of which one is replaced, with `base` as its parent
+/// beside it.
+fn over(base: &ArchiveWriter, mut main: Vec<Piece>) -> Specimen {
+    let replaced = Piece::Data(text(9, main[1].length() as usize));
+    main[1] = replaced;
+    let specimen = Specimen::new(ArchiveWriter {
+        layout: base.layout,
+        parents: vec!["parent.hxz".into()],
+        main,
+        ..writer()
+    });
+    base.write().save(&specimen.parent());
+    specimen
+}
+
+/// Packed pipes: the master index states 0 bytes.
+fn without_stated_size() -> Vec<Specimen> {
+    [3, 4096]
+        .map(|blocks_per_page| ArchiveWriter {
+            stated_main_size: Some(0),
+            blocks_per_page,
+            ..writer()
+        })
+        .map(Specimen::new)
+        .into()
+}
+
+fn tar_and_signed_twice() -> Vec<Specimen> {
+    let size = image(&pieces()).len() as u64;
+    [
+        ArchiveWriter { signature: Some([9; 64]), old_signatures: 1, ..writer() },
+        ArchiveWriter {
+            metadata: Some(tar_metadata(size)),
+            stated_main_size: Some(size + 2000),
+            ..writer()
+        },
+    ]
+    .map(Specimen::new)
+    .into()
+}
+
 /// A thin archive with its parent beside it.
 pub(crate) fn child() -> Specimen {
     let parent = ArchiveWriter { main: pieces(), blocks_per_page: 2, ..ArchiveWriter::default() };
@@ -151,13 +263,49 @@ pub(crate) fn child() -> Specimen {
         ],
         ..writer()
     });
-    parent.write().save(&child.folder.path().join("parent.hxz"));
+    parent.write().save(&child.parent());
     child
 }
 
 #[test]
 fn no_damaged_byte_is_ever_served() {
-    for specimen in specimens() {
+    for specimen in latest_layout() {
+        specimen.damage_each_byte(&[]);
+    }
+}
+
+#[test]
+fn no_damaged_byte_of_an_older_layout_is_ever_served() {
+    for specimen in older_layouts() {
+        specimen.damage_each_byte(&[]);
+    }
+}
+
+#[test]
+fn no_damaged_byte_of_a_thin_archive_by_offset_is_ever_served() {
+    for specimen in thin_by_offset() {
+        specimen.damage_each_byte(&[]);
+    }
+}
+
+/// The size of the stream is the sum of what the blocks of the last page say. Of those that are
+/// stored their content says the same; of zeros nothing does.
+#[test]
+fn no_damaged_byte_of_an_archive_without_a_stated_size_is_ever_served() {
+    for specimen in without_stated_size() {
+        let lengths_of_zeros = |page: &WrittenPage| {
+            let zeros = page.blocks.iter().filter(|block| block.stored.is_empty());
+            let length = |entry| entry + block_entry::LENGTH..entry + block_entry::CHECKSUM;
+            zeros.map(|block| length(block.entry)).collect::<Vec<_>>()
+        };
+        let spared = specimen.written.main.last().map(lengths_of_zeros);
+        specimen.damage_each_byte(&spared.unwrap());
+    }
+}
+
+#[test]
+fn no_damaged_byte_of_a_tar_archive_or_one_signed_twice_is_ever_served() {
+    for specimen in tar_and_signed_twice() {
         specimen.damage_each_byte(&[]);
     }
 }
@@ -170,6 +318,7 @@ fn without_hashes_all_but_the_dictionary_is_protected() {
     for writer in [
         ArchiveWriter { hashed: false, ..writer() },
         ArchiveWriter { password: Some(PASSWORD), deduplicated: false, ..writer() },
+        ArchiveWriter { layout: Layout::A, ..writer() },
     ] {
         let specimen = Specimen::new(ArchiveWriter { dictionary: dictionary.clone(), ..writer });
         let field = |name| specimen.written.field(name);
@@ -190,15 +339,32 @@ fn no_truncated_archive_is_opened() {
 /// The parent is damaged, the child is read.
 #[test]
 fn no_damaged_byte_of_a_parent_is_served() {
-    let child = child();
-    let path = child.folder.path().join("parent.hxz");
-    let parent = std::fs::read(&path).unwrap();
-    for at in (0..300).chain(HEADER_REGION..parent.len()) {
-        let mut damaged = parent.clone();
-        damaged[at] ^= 0xff;
-        std::fs::write(&path, damaged).unwrap();
-        child.examine(&child.written.bytes, &format!("the parent's byte {at}"));
+    for child in thin_by_offset().into_iter().chain([child()]) {
+        let path = child.parent();
+        let parent = std::fs::read(&path).unwrap();
+        for at in (0..300).chain(HEADER_REGION..parent.len()) {
+            let mut damaged = parent.clone();
+            damaged[at] ^= 0xff;
+            std::fs::write(&path, damaged).unwrap();
+            child.examine(&child.written.bytes, &format!("the parent's byte {at}"));
+        }
     }
+}
+
+/// The fewer entries are too long by far, whatever they say.
+#[test]
+fn a_page_of_thirteen_short_entries_is_not_taken_for_five_long_ones() {
+    let main = (0..13).map(|seed| Piece::Data(text(seed, 90))).collect();
+    let writer = ArchiveWriter { layout: Layout::A, main, ..ArchiveWriter::default() };
+    let mut written = writer.write();
+    let page = &written.main[0];
+    assert_eq!(page.place.len(), 268);
+    written.bytes[page.place.start] = 5;
+    let problem = match open(&written) {
+        Ok(snapshot) => read_whole(&snapshot, StreamKind::Main).unwrap_err().problem,
+        Err(error) => error.problem,
+    };
+    assert!(matches!(problem, Problem::Invalid(_) | Problem::TooLarge { .. }), "{problem}");
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 use hexz_nbd::snapshot::limits::{
     MAX_BLOCK, MAX_DICTIONARY, MAX_KDF_ITERATIONS, MAX_STORED_BLOCK, MAX_STREAM,
 };
-use hexz_nbd::snapshot::{Problem, StreamKind};
+use hexz_nbd::snapshot::{Layout, Problem, StreamKind};
 
 use super::{STREAMS, invalid, open, problem_of_first_byte, read, too_large};
 use crate::archive_writer::{
@@ -190,9 +190,16 @@ fn a_page_has_at_most_4096_blocks() {
     assert!(open(&of(4096)).is_ok());
     assert_refused(&of(4097), "4097 blocks", invalid);
     for count in [0, 1, 3, 1 << 61, u64::MAX] {
+        // The first page tells the form of all entries.
         let mut archive = three_pages();
         archive.put(archive.main[0].place.start, &u64::to_le_bytes(count));
-        assert!(invalid(&problem_of_first_byte(&archive)), "{count} blocks");
+        assert_refused(&archive, &format!("{count} blocks on the first page"), invalid);
+        let mut archive = three_pages();
+        archive.put(archive.main[1].place.start, &u64::to_le_bytes(count));
+        let snapshot = open(&archive).unwrap();
+        let error = read(&snapshot, StreamKind::Main, 2000, 1).unwrap_err();
+        assert!(invalid(&error.problem), "{count} blocks: {error}");
+        assert!(read(&snapshot, StreamKind::Main, 0, 2000).is_ok());
     }
 }
 
@@ -265,6 +272,36 @@ fn pages_reach_from_one_to_the_next() {
         cut.set("main size", &size.to_le_bytes());
         assert_eq!(reads_each_page(&cut)[..5], [true, true, true, true, false], "{size}");
     }
+}
+
+/// Where the size isn't stated, no end of the stream tells that the last page was moved.
+#[test]
+fn the_last_page_stays_where_it_is_without_a_stated_size() {
+    for (blocks_per_page, page, start) in [(2, 2, 4001_u64), (2, 2, 3999), (6, 0, 1)] {
+        let writer = ArchiveWriter {
+            blocks_per_page,
+            stated_main_size: Some(0),
+            ..ArchiveWriter::of_image(&text(1, 6000), 1000)
+        };
+        let mut moved = writer.write();
+        let entry = moved.main[page].entry;
+        moved.put(entry + page_entry::START_LOGICAL, &start.to_le_bytes());
+        if let Ok(snapshot) = open(&moved)
+            && let Ok(bytes) = read(&snapshot, StreamKind::Main, 4500, 100)
+        {
+            assert!(bytes == text(1, 6000)[4500..4600], "page {page} at {start}");
+        }
+    }
+}
+
+/// In older archives padding stands there. With one bit of it set, their references by offset
+/// would become references by hash.
+#[test]
+fn chunking_parameters_of_zeros_are_refused() {
+    let writer = ArchiveWriter { layout: Layout::C, ..ArchiveWriter::of_image(&text(1, 50), 50) };
+    let mut archive = writer.write();
+    archive.set("chunking flag", &[1]);
+    assert_refused(&archive, "chunking parameters", invalid);
 }
 
 #[test]

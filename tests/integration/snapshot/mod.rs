@@ -8,6 +8,7 @@ mod huge;
 mod limits;
 pub(crate) mod property;
 mod real;
+mod references;
 
 use std::path::Path;
 use std::sync::Arc;

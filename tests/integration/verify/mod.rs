@@ -2,7 +2,7 @@
 
 mod command;
 mod digests;
-mod ranges;
+pub(crate) mod ranges;
 mod signatures;
 
 use std::io;

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
 
-use hexz_nbd::snapshot::{Fault, OpenOptions, Problem, Progress, Snapshot, StreamKind, Summary};
+use hexz_nbd::snapshot::{
+    Fault, Layout, OpenOptions, Problem, Progress, Snapshot, StreamKind, Summary,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -13,7 +15,7 @@ use crate::archive_writer::{
     ArchiveWriter, HEADER_REGION, Piece, Written, block_entry, noise, page_entry, text,
 };
 use crate::snapshot::damage::{child, specimens};
-use crate::snapshot::property::{file_name, layout, write_chain};
+use crate::snapshot::property::{file_name, plan, write_chain};
 use crate::snapshot::{STREAMS, open_bytes, with_password};
 
 fn check_on(threads: usize, snapshot: &Snapshot) -> (Summary, Vec<Fault>) {
@@ -71,7 +73,7 @@ fn unreadable(snapshot: &Snapshot, stream: StreamKind) -> Vec<Range<u64>> {
 
 /// Checks on one thread and on several, and compares with what reading comes to.
 #[track_caller]
-fn compare(open: impl Fn() -> Snapshot, what: &str) {
+pub(crate) fn compare(open: impl Fn() -> Snapshot, what: &str) {
     for threads in [1, 3] {
         let (summary, faults) = check_on(threads, &open());
         let snapshot = open();
@@ -179,6 +181,36 @@ fn each_damaged_byte_of_a_parent() {
     }
 }
 
+/// One block refers by offset to blocks on three pages of the parent, of which one is damaged:
+/// what the others have can be read.
+#[test]
+fn a_damaged_page_under_a_reference_by_offset_hides_its_own_blocks_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let main: Vec<_> = (0..6).map(|seed| Piece::Data(text(seed, 100))).collect();
+    for layout in [Layout::A, Layout::C] {
+        let base = ArchiveWriter { layout, main: main.clone(), ..ArchiveWriter::default() };
+        let base = ArchiveWriter { blocks_per_page: 2, ..base };
+        let child = ArchiveWriter {
+            layout,
+            parents: vec!["parent.hxz".into()],
+            main: base.referred_by_offset(&base.main, 600),
+            ..ArchiveWriter::default()
+        };
+        let path = folder.path().join("child.hxz");
+        child.write().save(&path);
+        for page in 0..3 {
+            let mut damaged = base.write();
+            let entry = damaged.main[page].blocks[0].entry;
+            damaged.put(entry + block_entry::LENGTH, &0_u32.to_le_bytes());
+            damaged.save(&folder.path().join("parent.hxz"));
+            let open = || Snapshot::open(&path, &OpenOptions::default()).unwrap();
+            let start = page as u64 * 200;
+            assert_eq!(unreadable(&open(), StreamKind::Main), one(start..start + 200));
+            compare(open, &format!("{layout:?}, page {page}"));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 48,
@@ -188,11 +220,11 @@ proptest! {
 
     #[test]
     fn rubbish_anywhere_in_a_chain(
-        layouts in vec(layout(), 1..=4),
+        plans in vec(plan(), 1..=4),
         rubbish in vec((any::<Index>(), any::<Index>(), vec(any::<u8>(), 1..40)), 1..6),
     ) {
         let folder = tempfile::tempdir().unwrap();
-        let chain = write_chain(&layouts, folder.path());
+        let chain = write_chain(&plans, folder.path());
         for (file, at, rubbish) in rubbish {
             let path = folder.path().join(file_name(file.index(chain.len())));
             let mut bytes = std::fs::read(&path).unwrap();

@@ -1,0 +1,359 @@
+//! References to parents: which bytes a block means that its archive doesn't store.
+//!
+//! Hexz has written two kinds. A reference *by hash* means the block with that BLAKE3,
+//! wherever an ancestor stores it. A reference *by offset* means the parent's bytes at the same
+//! offset of the same stream, whatever blocks these are of.
+//!
+//! - Layout D has references by hash alone, layout A (without hashes) by offset alone.
+//! - Layouts B and C have both, and nothing in the entry tells which one it is.
+//!   `Writer(parent=…)` writes references by hash. `commit --thin` and
+//!   `merge_overlay(thin=True)` write references by offset; their hash is that of the block of
+//!   the base that *covers* the start, or missing where that block is zeros.
+//!
+//! So a reference whose hash is that of a covering block may be by offset, and one whose hash
+//! isn't is by hash. Where both are possible, both mostly mean the same bytes; where they
+//! don't, and the operator hasn't decided, reading the block is an error.
+//!
+//! A block that is referred to by offset becomes the blocks of the ancestors that cover its
+//! range, each with its own hash, here, before anybody sees it.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::path::Path;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::archive::Archive;
+use super::error::{Ambiguity, Error, Problem};
+use super::index::{Content, Entry, Located, Page};
+use super::pages::PageId;
+use super::{Block, BlockHash, OpenOptions, Snapshot, StreamKind};
+
+/// Ambiguous references that may lead to one another when one block is read. Each needs a
+/// block's memory and a hash of it.
+const MAX_UNDECIDED: u32 = 8;
+/// Longest block of zeros that stands for a range which no block covers, in bytes.
+const UNCOVERED_BLOCK: u32 = 1 << 20;
+
+/// How to read a reference to a parent that may be by offset or by hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceMode {
+    /// The parent's bytes at the same offset, as `hexz commit --thin` and `merge_overlay` mean
+    /// it.
+    Offset,
+    /// The block with that hash, as `Writer(parent=…)` means it.
+    Hash,
+}
+
+/// An operator's decision for ambiguous references: `MODE`, or `FILE=MODE` for the archive of
+/// that file name, without folders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReferenceChoice {
+    file: Option<OsString>,
+    mode: ReferenceMode,
+}
+
+/// A text that is no [`ReferenceChoice`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected \"offset\" or \"hash\", or FILE=offset or FILE=hash with a file name")]
+pub struct ReferenceChoiceError;
+
+impl FromStr for ReferenceChoice {
+    type Err = ReferenceChoiceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceChoiceError> {
+        let (file, mode) = match text.rsplit_once('=') {
+            Some((file, mode)) => (Some(OsString::from(file)), mode),
+            None => (None, text),
+        };
+        let mode = match mode {
+            "offset" => ReferenceMode::Offset,
+            "hash" => ReferenceMode::Hash,
+            _ => return Err(ReferenceChoiceError),
+        };
+        let is_name = |file: &OsString| Path::new(file).file_name() == Some(file);
+        if file.as_ref().is_none_or(is_name) {
+            Ok(Self { file, mode })
+        } else {
+            Err(ReferenceChoiceError)
+        }
+    }
+}
+
+impl OpenOptions {
+    /// The decision for the archive at `path`: the last one that names it, else the last one
+    /// that names none.
+    pub(super) fn reference_mode(&self, path: &Path) -> Option<ReferenceMode> {
+        let last = |names: &dyn Fn(&ReferenceChoice) -> bool| {
+            self.reference_choices.iter().rev().find(|choice| names(choice))
+        };
+        last(&|choice| choice.file.is_some() && choice.file.as_deref() == path.file_name())
+            .or_else(|| last(&|choice| choice.file.is_none()))
+            .map(|choice| choice.mode)
+    }
+}
+
+/// A page that can't be had.
+#[derive(Debug)]
+pub(super) enum Miss {
+    /// It isn't in memory, and nothing may be read.
+    NotInMemory,
+    /// It can't be read, or is damaged; or no block covers what was looked for.
+    Failed(Error),
+}
+
+impl From<Error> for Miss {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Meaning of a reference to a parent.
+enum Target {
+    /// The block with that hash, which is to be looked up.
+    Hash,
+    /// The bytes of this archive of the chain, at the same offset.
+    Offset(usize),
+    /// This block of an ancestor, which has the same range and hash.
+    Block(usize, Located),
+    /// By offset or by hash; only the bytes can tell.
+    Undecided,
+}
+
+impl Snapshot {
+    /// The block that covers byte `at` of a stream of an archive of the chain. References by
+    /// offset are followed.
+    pub(super) fn resolve(
+        &self,
+        archive: usize,
+        stream: StreamKind,
+        at: u64,
+        page: impl Fn(PageId) -> Result<Arc<Page>, Miss>,
+    ) -> Result<Block, Miss> {
+        let (page_id, own) = match self.page_covering(archive, stream, at) {
+            Some(id) => (id, page(id)?),
+            None => return Ok(self.uncovered_block(archive, stream, at)?),
+        };
+        match own.block_at(at) {
+            Some(located) => self.follow(page_id, located, at, page),
+            None => Ok(self.uncovered_block(archive, stream, at)?),
+        }
+    }
+
+    /// The part around byte `at` of a block on the page `id`. References by offset are
+    /// followed.
+    pub(super) fn follow(
+        &self,
+        id: PageId,
+        located: Located,
+        at: u64,
+        page: impl Fn(PageId) -> Result<Arc<Page>, Miss>,
+    ) -> Result<Block, Miss> {
+        let mut block = Block::whole(id.archive, id.stream, located);
+        // Parents are never their own ancestors, so this ends.
+        while block.located.entry.content == Content::InParent {
+            let parent = match self.target(&block, &page)? {
+                Target::Hash => break,
+                Target::Undecided => {
+                    block.is_undecided = true;
+                    break;
+                }
+                Target::Block(archive, located) => {
+                    block = block.part_of(archive, located);
+                    break;
+                }
+                Target::Offset(parent) => parent,
+            };
+            let located = match self.page_covering(parent, id.stream, at) {
+                Some(id) => page(id)?.block_at(at),
+                None => None,
+            };
+            block = match located {
+                Some(located) => block.part_of(parent, located),
+                None => {
+                    let zeros = self.uncovered_block(parent, id.stream, at)?;
+                    block.part_of(parent, zeros.located)
+                }
+            };
+        }
+        Ok(block)
+    }
+
+    /// Decides what a reference to a parent means.
+    fn target(
+        &self,
+        block: &Block,
+        page: impl Fn(PageId) -> Result<Arc<Page>, Miss>,
+    ) -> Result<Target, Miss> {
+        let child = self.archive(block.archive)?;
+        if child.layout.references_by_hash() {
+            return Ok(Target::Hash);
+        }
+        let Located { start, length, entry: Entry { hash, .. }, .. } = block.located;
+        if !hash.is_given() {
+            return Ok(Target::Offset(self.only_parent(block)?));
+        }
+        // No version writes references by offset into an archive with several parents.
+        if child.header.parent_paths.len() != 1 {
+            return Ok(Target::Hash);
+        }
+        let mut is_covered = false;
+        for ancestor in self.ancestors(block.archive) {
+            let covering = match self.page_covering(ancestor, block.stream, start) {
+                Some(id) => page(id)?.block_at(start),
+                None => None,
+            };
+            let Some(covering) = covering.filter(|covering| covering.entry.hash == hash) else {
+                continue;
+            };
+            let is_same_range = (covering.start, covering.length) == (start, length);
+            if covering.entry.content == Content::InParent {
+                if is_same_range && Some(&Some(ancestor)) == child.parents.first() {
+                    // Whatever that reference means, this one means, too.
+                    return Ok(Target::Offset(ancestor));
+                }
+                is_covered = true;
+            } else if is_same_range && !is_covered {
+                return Ok(Target::Block(ancestor, covering));
+            } else if covering.length != length {
+                // The block with that hash has another length, so it isn't meant.
+                return Ok(Target::Offset(self.only_parent(block)?));
+            } else {
+                is_covered = true;
+            }
+        }
+        if !is_covered {
+            return Ok(Target::Hash);
+        }
+        match child.reference_mode {
+            Some(ReferenceMode::Offset) => Ok(Target::Offset(self.only_parent(block)?)),
+            Some(ReferenceMode::Hash) => Ok(Target::Hash),
+            None => Ok(Target::Undecided),
+        }
+    }
+
+    /// Reads a block that may be referred to by offset or by hash: the bytes that both mean,
+    /// or those of the one that there is.
+    ///
+    /// # Errors
+    /// The two mean different bytes, or the parent's can't be read.
+    pub(super) fn read_undecided(&self, block: &Block, depth: u32) -> Result<Vec<u8>, Error> {
+        let Located { start, length, entry: Entry { hash, .. }, .. } = block.located;
+        let parent = self.only_parent(block)?;
+        if depth >= MAX_UNDECIDED {
+            return Err(Problem::TooLarge {
+                what: "the number of ambiguous references one behind another",
+                got: u64::from(depth) + 1,
+                limit: MAX_UNDECIDED.into(),
+            }
+            .of(&self.archive(block.archive)?.path));
+        }
+        let mut bytes = vec![0; length as usize];
+        self.read_from(parent, block.stream, &mut bytes, start, depth + 1)?;
+        let by_offset = BlockHash(*blake3::hash(&bytes).as_bytes());
+        if by_offset == hash {
+            return Ok(bytes);
+        }
+        match self.find_in_parents(block) {
+            Ok(by_hash) => Err(Problem::Ambiguous(Box::new(Ambiguity {
+                stream: block.stream,
+                at: start,
+                length,
+                hash,
+                parent: self.archive(parent)?.path.to_path_buf(),
+                by_offset,
+                holder: self.archive(by_hash.archive)?.path.to_path_buf(),
+                holder_at: by_hash.block.start,
+            }))
+            .of(&self.archive(block.archive)?.path)),
+            // Nobody has a block with that hash, so it can't be meant.
+            Err(Error { problem: Problem::Unresolvable { .. }, .. }) => Ok(bytes),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The parent whose bytes a reference by offset means.
+    fn only_parent(&self, block: &Block) -> Result<usize, Error> {
+        let child = self.archive(block.archive)?;
+        let parents = child.header.parent_paths.len();
+        let problem = match child.parents.as_slice() {
+            [Some(parent)] => return Ok(*parent),
+            _ => Problem::NoParentToRead { stream: block.stream, at: block.located.start, parents },
+        };
+        Err(problem.of(&child.path))
+    }
+
+    /// All ancestors of an archive of the chain, nearer ones first.
+    fn ancestors(&self, archive: usize) -> impl Iterator<Item = usize> {
+        let parents_of = |archive: usize| {
+            let parents = self.chain.get(archive).map(|archive| archive.parents.as_slice());
+            parents.unwrap_or_default().iter().copied().flatten()
+        };
+        let mut queue: VecDeque<usize> = parents_of(archive).collect();
+        let mut met = vec![false; self.chain.len()];
+        std::iter::from_fn(move || {
+            loop {
+                let next = queue.pop_front()?;
+                if let Some(met @ false) = met.get_mut(next) {
+                    *met = true;
+                    queue.extend(parents_of(next));
+                    return Some(next);
+                }
+            }
+        })
+    }
+
+    /// A block of zeros in place of a range that no block covers, if the operator wants that.
+    ///
+    /// # Errors
+    /// Such ranges are to be errors, or `at` is beyond the end of the stream.
+    pub(super) fn uncovered_block(
+        &self,
+        archive: usize,
+        stream: StreamKind,
+        at: u64,
+    ) -> Result<Block, Error> {
+        let file: &Archive = self.archive(archive)?;
+        let index = file.stream(stream);
+        let next = index.pages.partition_point(|page| page.start_logical <= at);
+        let end = index.pages.get(next).map_or(index.size, |page| page.start_logical);
+        if !file.zero_uncovered || at >= end {
+            return Err(file.uncovered(stream, at));
+        }
+        let length = u32::try_from(end - at).unwrap_or(UNCOVERED_BLOCK).min(UNCOVERED_BLOCK);
+        let entry = Entry { content: Content::Zeros, hash: BlockHash::NONE };
+        Ok(Block::whole(archive, stream, Located { entry, number: 0, start: at, length }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_name_a_file_or_none() {
+        let choice = |text: &str| text.parse::<ReferenceChoice>();
+        let named = |file: &str, mode| Ok(ReferenceChoice { file: Some(file.into()), mode });
+        assert_eq!(
+            choice("offset"),
+            Ok(ReferenceChoice { file: None, mode: ReferenceMode::Offset })
+        );
+        assert_eq!(choice("a.hxz=hash"), named("a.hxz", ReferenceMode::Hash));
+        assert_eq!(choice("a=b.hxz=offset"), named("a=b.hxz", ReferenceMode::Offset));
+        for bad in ["", "=", "=hash", "a.hxz", "a.hxz=", "a.hxz=both", "f/a.hxz=hash", "..=hash"] {
+            assert_eq!(choice(bad), Err(ReferenceChoiceError), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_last_choice_for_an_archive_counts() {
+        let choices = ["offset", "a.hxz=hash", "b.hxz=hash", "b.hxz=offset", "hash"];
+        let choices = choices.iter().map(|text| text.parse().unwrap()).collect();
+        let options = OpenOptions { reference_choices: choices, ..OpenOptions::default() };
+        let mode = |path: &str| options.reference_mode(Path::new(path));
+        assert_eq!(mode("/x/a.hxz"), Some(ReferenceMode::Hash));
+        assert_eq!(mode("/x/b.hxz"), Some(ReferenceMode::Offset));
+        assert_eq!(mode("c.hxz"), Some(ReferenceMode::Hash));
+        assert_eq!(OpenOptions::default().reference_mode(Path::new("a.hxz")), None);
+    }
+}
