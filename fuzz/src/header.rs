@@ -415,6 +415,10 @@ fn parse(form: Form, header: &[u8], length: u64) -> Option<Meaning> {
             for value in &mut values {
                 *value = number(take(4)?) as u32;
             }
+            // Nobody cuts by parameters of zero.
+            if values.contains(&0) {
+                return None;
+            }
             Some(values)
         }
         _ => return None,

@@ -8,10 +8,10 @@ use super::codec::{self, Codec};
 use super::crypto::BlockKey;
 use super::error::{Error, Problem, printable};
 use super::header::{Extent, HEADER_REGION, Header, Region};
-use super::index::{Content, Located, MasterIndex, Page, PageLayout, StreamIndex};
+use super::index::{Content, Located, MasterIndex, Page, PageLayout, PageRef, StreamIndex};
 use super::layout::{EntryForm, Layout, PAGE_HEAD};
 use super::limits::{MAX_MASTER_INDEX, MAX_PROBED};
-use super::metadata::{self, Metadata};
+use super::metadata::{self, MAX_METADATA, Metadata};
 use super::references::ReferenceMode;
 use super::said::may_say;
 use super::zeros::ZeroHashes;
@@ -90,9 +90,14 @@ impl Archive {
             None => Vec::new(),
         };
         // Each is read once: what is used below is what is checked here.
-        if !options.verify_keys.is_empty() {
-            signature::check(&path, storage.as_ref(), &header, &index, &options.verify_keys)?;
-        }
+        let metadata = if options.verify_keys.is_empty() {
+            classify_metadata(&path, storage.as_ref(), &header)?
+        } else {
+            let behind = Behind::read(&path, storage.as_ref(), &header)?;
+            let signed = signature::Signed { index: &index, behind: &behind.bytes };
+            signature::check(&path, storage.as_ref(), &header, signed, &options.verify_keys)?;
+            header.metadata.map(|place| behind.classify(place))
+        };
         if let Some(digests) = &options.digests {
             let dictionary_offset = header.dictionary.map_or(0, |place| place.offset);
             let parts = [
@@ -106,13 +111,6 @@ impl Archive {
             .map_err(|problem| problem.at(&path, header.index_offset))?;
         let entries = match index.first_page() {
             Some(page) => Some(entry_form(&path, storage.as_ref(), page.place)?),
-            None => None,
-        };
-        let metadata = match header.metadata {
-            Some(place) => Some(
-                metadata::classify(storage.as_ref(), place)
-                    .map_err(|error| Problem::Io("read its metadata", error).of(&path))?,
-            ),
             None => None,
         };
         let mut archive = Self {
@@ -144,10 +142,13 @@ impl Archive {
         self.index.check_pages(self.entries).map_err(fail)?;
         for stream in self.index.streams_mut() {
             if stream.has_unstated_size()
-                && let Some(page) = stream.pages.last()
+                && let [before @ .., last] = stream.pages.as_slice()
             {
-                let bytes = read(path, self.storage.as_ref(), page.place, "read an index page")?;
-                stream.set_size(&bytes, self.entries).map_err(fail)?;
+                let storage = self.storage.as_ref();
+                let bytes = |page: &PageRef| read(path, storage, page.place, "read an index page");
+                let before = before.last().map(bytes).transpose()?;
+                let last = bytes(last)?;
+                stream.set_size(before.as_deref(), &last, self.entries).map_err(fail)?;
             }
         }
         if let Some(Metadata::Tar { total_bytes }) = self.metadata {
@@ -216,7 +217,8 @@ impl Archive {
     /// Checks that one of `keys` has signed it.
     pub(super) fn check_signature(&self, keys: &[VerifyKey]) -> Result<(), Error> {
         let index = read_master_index(&self.path, self.storage.as_ref(), &self.header)?;
-        signature::check(&self.path, self.storage.as_ref(), &self.header, &index, keys)?;
+        let signed = signature::Signed { index: &index, behind: &[] };
+        signature::check(&self.path, self.storage.as_ref(), &self.header, signed, keys)?;
         // It may have been written to since it was opened.
         let is_same = MasterIndex::parse(&index, self.header.index_offset, true)
             .is_ok_and(|signed| signed.has_same_pages(&self.index));
@@ -383,6 +385,47 @@ impl Archive {
             );
         }
         Ok(())
+    }
+}
+
+fn classify_metadata(
+    path: &Arc<Path>,
+    storage: &dyn Storage,
+    header: &Header,
+) -> Result<Option<Metadata>, Error> {
+    let Some(place) = header.metadata else { return Ok(None) };
+    if place.length > MAX_METADATA {
+        return Ok(Some(Metadata::TOO_LONG));
+    }
+    metadata::classify(metadata::reader(storage, place))
+        .map(Some)
+        .map_err(|error| Problem::Io("read its metadata", error).of(path))
+}
+
+/// What stands behind the master index: metadata, and old signatures. Longer metadata than are
+/// ever parsed aren't read.
+struct Behind {
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Behind {
+    fn read(path: &Arc<Path>, storage: &dyn Storage, header: &Header) -> Result<Self, Error> {
+        let offset = header.index_end;
+        let end = header.metadata.and_then(Extent::end).unwrap_or(offset);
+        let length = u32::try_from(end.saturating_sub(offset)).unwrap_or(u32::MAX);
+        let length = if length > MAX_METADATA { 0 } else { length };
+        let bytes = read(path, storage, Extent { offset, length }, "read its metadata")?;
+        Ok(Self { offset, bytes })
+    }
+
+    /// What the metadata at `place` say of the main stream.
+    fn classify(&self, place: Extent) -> Metadata {
+        let start = place.offset.checked_sub(self.offset);
+        let range = start.and_then(|start| usize::try_from(start).ok());
+        let bytes = range.and_then(|start| self.bytes.get(start..)?.get(..place.length as usize));
+        // Memory can always be read.
+        bytes.and_then(|bytes| metadata::classify(bytes).ok()).unwrap_or(Metadata::TOO_LONG)
     }
 }
 

@@ -110,7 +110,8 @@ impl Snapshot {
                 while runs.at < runs.range.end
                     && let Some(located) = page.block_at(runs.at)
                 {
-                    let block = self.follow_now(id, located, runs.at)?;
+                    let block =
+                        self.follow_or_end(id, located, runs.at).map_err(|(error, _)| error)?;
                     if !visit(&block, runs)? {
                         return Ok(());
                     }

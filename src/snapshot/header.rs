@@ -154,6 +154,13 @@ impl Header {
                 largest: fields.u32("the chunking")?,
             })
         })?;
+        // Nobody cuts by parameters of zero: that is a flag that was set by damage, and the flag
+        // decides what references to parents mean.
+        if chunking.is_some_and(|Chunking { average_bits, smallest, largest }| {
+            average_bits == 0 || smallest == 0 || largest == 0
+        }) {
+            return Err(Problem::Invalid("the chunking"));
+        }
         // No version that writes the older form writes chunking parameters.
         if parents_field == ParentsField::Optional && chunking.is_some() {
             return Err(Problem::Invalid("the chunking flag"));

@@ -67,13 +67,29 @@ impl StreamIndex {
         self.size == 0 && !self.pages.is_empty()
     }
 
-    /// Sets the size that the master index doesn't state, from the bytes of the last page.
-    pub(super) fn set_size(&mut self, last_page: &[u8], entries: EntryForm) -> Result<(), Problem> {
-        let mut lengths = raw_entries(last_page, entries).map(|entry| u64::from(entry.length));
-        let start = self.pages.last().map_or(0, |page| page.start_logical);
-        self.size = lengths
-            .try_fold(start, u64::checked_add)
-            .ok_or(Problem::Invalid("an index page's range"))?;
+    /// Sets the size that the master index doesn't state, from the bytes of the last two pages:
+    /// the last one has to begin where the one before it ends.
+    pub(super) fn set_size(
+        &mut self,
+        before_last: Option<&[u8]>,
+        last: &[u8],
+        entries: EntryForm,
+    ) -> Result<(), Problem> {
+        let end = |page: Option<&PageRef>, bytes| {
+            let start = page.map_or(0, |page| page.start_logical);
+            let mut lengths = raw_entries(bytes, entries).map(|entry| u64::from(entry.length));
+            lengths
+                .try_fold(start, u64::checked_add)
+                .ok_or(Problem::Invalid("an index page's range"))
+        };
+        let start = match (self.pages.as_slice(), before_last) {
+            ([.., before, _], Some(bytes)) => end(Some(before), bytes)?,
+            _ => 0,
+        };
+        if self.pages.last().is_some_and(|last| last.start_logical != start) {
+            return Err(Problem::Invalid("the order of the index pages"));
+        }
+        self.size = end(self.pages.last(), last)?;
         check_size(self.size)?;
         self.end = self.size;
         self.is_size_summed = true;

@@ -46,19 +46,21 @@ pub(super) enum Metadata {
     Other,
 }
 
-/// Classifies the metadata at `place`.
+impl Metadata {
+    /// Of metadata that are too long to be parsed: nobody else writes as much, and a manifest
+    /// must not be served as a disk.
+    pub(super) const TOO_LONG: Self = Self::Manifest;
+}
+
+/// Classifies metadata. What isn't understood belongs to a disk.
 ///
 /// # Errors
-/// They can't be read. Metadata that aren't understood are no error.
-pub(super) fn classify(storage: &dyn Storage, place: Extent) -> io::Result<Metadata> {
-    if place.length > MAX_METADATA {
-        // Nobody else writes as much, and a manifest must not be served as a disk.
-        return Ok(Metadata::Manifest);
-    }
+/// They can't be read.
+pub(super) fn classify(metadata: impl Read) -> io::Result<Metadata> {
     // One file is enough to tell a manifest.
     let mut is_manifest = false;
     let mut found = Found::default();
-    let parsed = parse(storage, place, &mut found, &mut |_| {
+    let parsed = parse(metadata, &mut found, &mut |_| {
         is_manifest = true;
         false
     });
@@ -76,6 +78,11 @@ pub(super) fn classify(storage: &dyn Storage, place: Extent) -> io::Result<Metad
     })
 }
 
+/// The bytes at `place`, read in pieces.
+pub(super) fn reader(storage: &dyn Storage, place: Extent) -> impl Read {
+    BufReader::with_capacity(PIECE, Bytes { storage, at: place.offset, left: place.length })
+}
+
 /// Hands each file of the manifest at `place` to `each`.
 ///
 /// # Errors
@@ -86,7 +93,7 @@ pub(super) fn files(
     each: &mut dyn FnMut(PackedFile),
 ) -> Result<(), serde_json::Error> {
     let mut found = Found::default();
-    parse(storage, place, &mut found, &mut |file| {
+    parse(reader(storage, place), &mut found, &mut |file| {
         each(file);
         true
     })?;
@@ -103,13 +110,11 @@ struct Found {
 /// Parses metadata in pieces, one file in memory at a time. `each` returns false to stop,
 /// which is an error then.
 fn parse(
-    storage: &dyn Storage,
-    place: Extent,
+    bytes: impl Read,
     found: &mut Found,
     each: &mut dyn FnMut(PackedFile) -> bool,
 ) -> Result<(), serde_json::Error> {
-    let bytes = Bytes { storage, at: place.offset, left: place.length };
-    let mut json = serde_json::Deserializer::from_reader(BufReader::with_capacity(PIECE, bytes));
+    let mut json = serde_json::Deserializer::from_reader(bytes);
     Object { found, each }.deserialize(&mut json)?;
     json.end()
 }
@@ -214,12 +219,9 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn classified(json: &str) -> Metadata {
-        let bytes: Arc<[u8]> = Arc::from(json.as_bytes());
-        let place = Extent { offset: 0, length: u32::try_from(bytes.len()).unwrap() };
-        classify(&bytes, place).unwrap()
+        classify(json.as_bytes()).unwrap()
     }
 
     #[test]

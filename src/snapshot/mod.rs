@@ -459,7 +459,7 @@ impl Snapshot {
         let in_memory = |id| self.pages.get(self.id, id).ok_or(Miss::NotInMemory);
         match self.resolve(0, stream, at, in_memory) {
             Ok(block) => Some(Ok(block)),
-            Err(Miss::Failed(error)) => Some(Err(error)),
+            Err(Miss::Failed { error, .. }) => Some(Err(error)),
             Err(Miss::NotInMemory) => None,
         }
     }
@@ -469,17 +469,28 @@ impl Snapshot {
         self.expect_page(self.resolve(archive, stream, at, |id| Ok(self.page(id)?)))
     }
 
-    /// The part around byte `at` of a block on the page `id`.
-    fn follow_now(&self, id: PageId, located: Located, at: u64) -> Result<Block, Error> {
-        self.expect_page(self.follow(id, located, at, |id| Ok(self.page(id)?)))
+    /// The part around byte `at` of a block on the page `id`. An error comes with the end of the
+    /// part that it is about.
+    fn follow_or_end(&self, id: PageId, located: Located, at: u64) -> Result<Block, (Error, u64)> {
+        let block = self.follow(id, located, at, |id| Ok(self.page(id)?));
+        block.map_err(|miss| {
+            let (error, end) = self.failure(miss);
+            (error, end.clamp(at + 1, located.end()))
+        })
     }
 
     fn expect_page(&self, block: Result<Block, Miss>) -> Result<Block, Error> {
-        block.map_err(|miss| match miss {
-            Miss::Failed(error) => error,
+        block.map_err(|miss| self.failure(miss).0)
+    }
+
+    fn failure(&self, miss: Miss) -> (Error, u64) {
+        match miss {
+            Miss::Failed { error, end } => (error, end),
             // Pages were read where they weren't in memory.
-            Miss::NotInMemory => Problem::Invalid("an index page").of(&Arc::from(self.path())),
-        })
+            Miss::NotInMemory => {
+                (Problem::Invalid("an index page").of(&Arc::from(self.path())), u64::MAX)
+            }
+        }
     }
 
     /// Reads, checks and decodes a block: exactly [`Block::decoded_length`] bytes, of which

@@ -27,6 +27,7 @@ use super::archive::Archive;
 use super::error::{Ambiguity, Error, Problem};
 use super::index::{Content, Entry, Located, Page};
 use super::pages::PageId;
+use super::parents::InParent;
 use super::{Block, BlockHash, OpenOptions, Snapshot, StreamKind};
 
 /// Ambiguous references that may lead to one another when one block is read. Each needs a
@@ -99,16 +100,21 @@ pub(super) enum Miss {
     /// It isn't in memory, and nothing may be read.
     NotInMemory,
     /// It can't be read, or is damaged; or no block covers what was looked for.
-    Failed(Error),
+    Failed {
+        error: Error,
+        /// Where in the stream that is over at the earliest, in bytes.
+        end: u64,
+    },
 }
 
 impl From<Error> for Miss {
     fn from(error: Error) -> Self {
-        Self::Failed(error)
+        Self::Failed { error, end: u64::MAX }
     }
 }
 
 /// Meaning of a reference to a parent.
+#[derive(Clone, Copy)]
 enum Target {
     /// The block with that hash, which is to be looked up.
     Hash,
@@ -165,7 +171,7 @@ impl Snapshot {
                 Target::Offset(parent) => parent,
             };
             let located = match self.page_covering(parent, id.stream, at) {
-                Some(id) => page(id)?.block_at(at),
+                Some(id) => page(id).map_err(|miss| self.until_next_page(miss, id))?.block_at(at),
                 None => None,
             };
             block = match located {
@@ -179,11 +185,36 @@ impl Snapshot {
         Ok(block)
     }
 
-    /// Decides what a reference to a parent means.
+    /// A failure to read the page `id` is over where the next page begins.
+    fn until_next_page(&self, miss: Miss, id: PageId) -> Miss {
+        match (miss, self.chain.get(id.archive)) {
+            (Miss::Failed { error, .. }, Some(archive)) => {
+                Miss::Failed { error, end: archive.stream(id.stream).page_end(id.page) }
+            }
+            (miss, _) => miss,
+        }
+    }
+
+    /// Decides what a reference to a parent means, or has the operator decide.
     fn target(
         &self,
         block: &Block,
-        page: impl Fn(PageId) -> Result<Arc<Page>, Miss>,
+        page: &impl Fn(PageId) -> Result<Arc<Page>, Miss>,
+    ) -> Result<Target, Miss> {
+        let target = self.evident_target(block, page)?;
+        let Target::Undecided = target else { return Ok(target) };
+        match self.archive(block.archive)?.reference_mode {
+            Some(ReferenceMode::Offset) => Ok(Target::Offset(self.only_parent(block)?)),
+            Some(ReferenceMode::Hash) => Ok(Target::Hash),
+            None => Ok(Target::Undecided),
+        }
+    }
+
+    /// What a reference to a parent means, as far as the archives tell.
+    fn evident_target(
+        &self,
+        block: &Block,
+        page: &impl Fn(PageId) -> Result<Arc<Page>, Miss>,
     ) -> Result<Target, Miss> {
         let child = self.archive(block.archive)?;
         if child.layout.references_by_hash() {
@@ -209,8 +240,13 @@ impl Snapshot {
             let is_same_range = (covering.start, covering.length) == (start, length);
             if covering.entry.content == Content::InParent {
                 if is_same_range && Some(&Some(ancestor)) == child.parents.first() {
-                    // Whatever that reference means, this one means, too.
-                    return Ok(Target::Offset(ancestor));
+                    // By offset this one means whatever that one means. If that one can't be by
+                    // hash, this one can't either.
+                    let parents = Block::whole(ancestor, block.stream, covering);
+                    return Ok(match self.evident_target(&parents, page)? {
+                        Target::Offset(_) => Target::Offset(ancestor),
+                        target => target,
+                    });
                 }
                 is_covered = true;
             } else if is_same_range && !is_covered {
@@ -222,14 +258,7 @@ impl Snapshot {
                 is_covered = true;
             }
         }
-        if !is_covered {
-            return Ok(Target::Hash);
-        }
-        match child.reference_mode {
-            Some(ReferenceMode::Offset) => Ok(Target::Offset(self.only_parent(block)?)),
-            Some(ReferenceMode::Hash) => Ok(Target::Hash),
-            None => Ok(Target::Undecided),
-        }
+        Ok(if is_covered { Target::Undecided } else { Target::Hash })
     }
 
     /// Reads a block that may be referred to by offset or by hash: the bytes that both mean,
@@ -249,7 +278,15 @@ impl Snapshot {
             .of(&self.archive(block.archive)?.path));
         }
         let mut bytes = vec![0; length as usize];
-        self.read_from(parent, block.stream, &mut bytes, start, depth + 1)?;
+        match self.read_from(parent, block.stream, &mut bytes, start, depth + 1) {
+            Ok(()) => {}
+            // Nothing is there, so it can't be meant.
+            Err(error) if error.problem.label() == "uncovered" => {
+                let InParent { archive, block } = self.find_in_parents(block)?;
+                return self.archive(archive)?.read_block(&block);
+            }
+            Err(error) => return Err(error),
+        }
         let by_offset = BlockHash(*blake3::hash(&bytes).as_bytes());
         if by_offset == hash {
             return Ok(bytes);

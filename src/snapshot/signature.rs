@@ -100,15 +100,23 @@ impl fmt::Debug for VerifyKey {
     }
 }
 
-/// Checks that one of `keys` has signed the archive whose master index is `index`.
+/// What has been read of the part that a signature covers.
+pub(super) struct Signed<'a> {
+    /// The master index.
+    pub(super) index: &'a [u8],
+    /// What was read of what stands behind it.
+    pub(super) behind: &'a [u8],
+}
+
+/// Checks that one of `keys` has signed an archive.
 ///
-/// The index is hashed as it was read, and what is read here is only what comes behind it:
-/// no byte of the index is read a second time, when it could be another one.
+/// What was read before is hashed as it was read, and only the rest is read here: no byte is
+/// read a second time, when it could be another one.
 pub(super) fn check(
     path: &Arc<Path>,
     storage: &dyn Storage,
     header: &Header,
-    index: &[u8],
+    signed: Signed<'_>,
     keys: &[VerifyKey],
 ) -> Result<(), Error> {
     let place = header.signature.ok_or_else(|| Problem::NotSigned.of(path))?;
@@ -121,8 +129,14 @@ pub(super) fn check(
             .map_err(|error| Problem::Io("read what was signed", error).at(path, at))
     };
     let mut digest = Context::new(&SHA256);
-    digest.update(index);
-    let mut at = header.index_end;
+    digest.update(signed.index);
+    let Some(covered) = place.offset.checked_sub(header.index_end) else {
+        return Err(Problem::Invalid("the signature's place").at(path, place.offset));
+    };
+    let covered = usize::try_from(covered).unwrap_or(usize::MAX);
+    let behind = signed.behind.get(..covered).unwrap_or(signed.behind);
+    digest.update(behind);
+    let mut at = header.index_end + behind.len() as u64;
     let mut buffer = Vec::new();
     while at < place.offset {
         let length = (place.offset - at).min(PIECE);

@@ -180,15 +180,28 @@ impl<'a> Check<'a> {
                 if self.progress.is_stopped() {
                     break;
                 }
-                let Some(block) = batch.page.block(position) else { continue };
                 seen.blocks += 1;
-                self.block(batch.id, block, &mut seen);
+                match batch.page.block(position) {
+                    Some(block) => self.block(batch.id, block, &mut seen),
+                    // Its number is beyond all numbers.
+                    None => self.note_unnumbered(&batch, position),
+                }
             }
             let mut found = self.lock(&self.found);
             found.summary.blocks += seen.blocks;
             found.summary.zeros += seen.zeros;
             found.summary.in_parents += seen.in_parents;
             found.summary.shared += seen.shared;
+        }
+    }
+
+    fn note_unnumbered(&self, batch: &Batch, position: usize) {
+        if let Some(range) = batch.page.range(position)
+            && let Some(own) = self.snapshot.chain.first()
+        {
+            let stream = batch.id.stream;
+            let error = own.uncovered(stream, range.start);
+            self.note(stream, range, 1, Err(Arc::new(error)));
         }
     }
 
@@ -201,9 +214,9 @@ impl<'a> Check<'a> {
         let mut part = Summary { zeros: 1, ..Summary::default() };
         let mut at = located.start;
         while at < located.end() {
-            let (end, verdict) = match self.snapshot.follow_now(id, located, at) {
+            let (end, verdict) = match self.snapshot.follow_or_end(id, located, at) {
                 Ok(block) => (block.end(), self.part(&block, &mut part)),
-                Err(error) => (located.end(), Err(Arc::new(error))),
+                Err((error, end)) => (end, Err(Arc::new(error))),
             };
             if verdict.is_err() {
                 part.zeros = 0;

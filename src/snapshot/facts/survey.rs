@@ -125,7 +125,7 @@ impl Survey<'_> {
 
     /// Which archive has the bytes that a reference means from `at` on, and up to where.
     fn held_at(&self, id: PageId, located: Located, at: u64) -> Result<(u64, Held), Error> {
-        let block = self.snapshot.follow_now(id, located, at)?;
+        let block = self.snapshot.follow_or_end(id, located, at).map_err(|(error, _)| error)?;
         let (archive, entry) = match block.located.entry.content {
             Content::InParent if block.is_undecided => return Ok((block.end(), Held::Ambiguous)),
             Content::InParent => {
