@@ -4,7 +4,11 @@
 //! that tries a newer call goes on with an older one, and a call that was forgotten here is an
 //! error in the log, not the end of the program. What only an intruder would try ends it.
 //! Calls on the way of each read have no conditions on their arguments, since the kernel
-//! remembers the verdict on those without running the filter.
+//! remembers the verdict on those without running the filter: replies are sent by `writev`.
+//! `sendto` carries the negotiation alone, so its arguments are checked.
+//!
+//! Sockets send only to the peer that they are connected to. `sendmsg` and `recvmsg`, which pass
+//! addresses and descriptors in memory that a filter can't read, aren't listed.
 
 use std::collections::BTreeMap;
 
@@ -76,17 +80,12 @@ const DEADLY: &[i64] = &[
 
 /// Calls that may have any arguments.
 const HARMLESS: &[i64] = &[
-    // Clients: sockets that are there accept, send and receive.
+    // Clients: sockets that are there accept and receive.
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_getsockname,
     libc::SYS_getpeername,
-    libc::SYS_getsockopt,
     libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_shutdown,
     // Files.
     libc::SYS_close,
     libc::SYS_faccessat,
@@ -110,8 +109,6 @@ const HARMLESS: &[i64] = &[
     libc::SYS_clock_getres,
     libc::SYS_clock_gettime,
     libc::SYS_clock_nanosleep,
-    libc::SYS_dup,
-    libc::SYS_dup3,
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
@@ -120,7 +117,6 @@ const HARMLESS: &[i64] = &[
     libc::SYS_futex,
     libc::SYS_gettimeofday,
     libc::SYS_nanosleep,
-    libc::SYS_pipe2,
     libc::SYS_ppoll,
     // Memory.
     libc::SYS_brk,
@@ -167,14 +163,12 @@ const HARMLESS: &[i64] = &[
 const OLDER: &[i64] = &[
     libc::SYS_access,
     libc::SYS_arch_prctl,
-    libc::SYS_dup2,
     libc::SYS_epoll_create,
     libc::SYS_epoll_wait,
     libc::SYS_eventfd,
     libc::SYS_getdents,
     libc::SYS_getrlimit,
     libc::SYS_lstat,
-    libc::SYS_pipe,
     libc::SYS_poll,
     libc::SYS_readlink,
     libc::SYS_stat,
@@ -203,6 +197,15 @@ const APPENDED_MODE: u64 = 0o640;
 const LARGE_FILE: u64 = rustix::fs::OFlags::LARGEFILE.bits() as u64;
 const LOWER: u64 = 0xffff_ffff;
 
+/// Options of sockets that are set after the sandbox has been entered, each with its level.
+const OPTIONS: [[libc::c_int; 2]; 5] = [
+    [libc::SOL_SOCKET, libc::SO_KEEPALIVE],
+    [libc::IPPROTO_TCP, libc::TCP_NODELAY],
+    [libc::IPPROTO_TCP, libc::TCP_KEEPIDLE],
+    [libc::IPPROTO_TCP, libc::TCP_KEEPINTVL],
+    [libc::IPPROTO_TCP, libc::TCP_KEEPCNT],
+];
+
 fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
     let mut calls: Calls = HARMLESS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
     let process = std::process::id().into();
@@ -224,7 +227,7 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
     #[cfg(target_arch = "x86_64")]
     add(libc::SYS_open, vec![to_read(1)])?;
     if removes_sockets {
-        add(libc::SYS_unlinkat, vec![])?;
+        add(libc::SYS_unlinkat, vec![is(2, 0)])?;
         #[cfg(target_arch = "x86_64")]
         add(libc::SYS_unlink, vec![])?;
     }
@@ -250,11 +253,19 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
     // How a program aborts.
     add(libc::SYS_tgkill, vec![is(0, process)])?;
 
-    // Delays, keepalive and the like, of sockets that are there.
-    let levels = [libc::SOL_SOCKET, libc::IPPROTO_TCP];
-    add(libc::SYS_setsockopt, levels.map(|level| is(1, bits(level))).into())?;
-    // Signals come by such a pair.
-    add(libc::SYS_socketpair, vec![is(0, bits(libc::AF_UNIX))])?;
+    // Without an address and MSG_FASTOPEN, either of which would choose the receiver.
+    let flags = only(3, libc::MSG_NOSIGNAL, 0)?;
+    add(libc::SYS_sendto, vec![both(flags, null(4)?)])?;
+    // A listener that is shut down for reading becomes a socket that can be connected.
+    add(libc::SYS_shutdown, vec![is(1, bits(libc::SHUT_WR))])?;
+    let options =
+        OPTIONS.map(|[level, option]| both(is_so(1, bits(level))?, is_so(2, bits(option))?));
+    add(libc::SYS_setsockopt, options.into())?;
+    let error = both(is_so(1, bits(libc::SOL_SOCKET))?, is_so(2, bits(libc::SO_ERROR))?);
+    add(libc::SYS_getsockopt, vec![error])?;
+    // Signals come by such a pair. Datagram sockets could be sent from to any address.
+    let stream = only(1, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, bits(libc::SOCK_STREAM))?;
+    add(libc::SYS_socketpair, vec![both(is_so(0, bits(libc::AF_UNIX))?, stream)])?;
     Ok(calls)
 }
 
@@ -288,10 +299,26 @@ fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<Seccomp
     Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?)
 }
 
+/// Matches arguments that are `value` but for the bits of `optional`.
+fn only(argument: u8, optional: libc::c_int, value: u64) -> Result<SeccompCondition, Error> {
+    condition(argument, SeccompCmpOp::MaskedEq(!bits(optional) & LOWER), value)
+}
+
 fn is_null(argument: u8) -> Result<SeccompRule, Error> {
-    let address = SeccompCmpArgLen::Qword;
-    let null = SeccompCondition::new(argument, address, SeccompCmpOp::Eq, 0)?;
-    Ok(SeccompRule::new(vec![null])?)
+    Ok(SeccompRule::new(vec![null(argument)?])?)
+}
+
+/// Addresses are compared in full.
+fn null(argument: u8) -> Result<SeccompCondition, Error> {
+    Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?)
+}
+
+/// Applies the filters to the calling thread alone, so that a test shows what works under them.
+#[cfg(test)]
+pub(crate) fn restrict_this_thread() {
+    for filter in filters(false, false).unwrap() {
+        seccompiler::apply_filter(&filter).unwrap();
+    }
 }
 
 #[cfg(test)]
@@ -319,6 +346,14 @@ mod tests {
             libc::SYS_socket,
             libc::SYS_connect,
             libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_sendmsg,
+            libc::SYS_sendmmsg,
+            libc::SYS_recvmsg,
+            libc::SYS_recvmmsg,
+            libc::SYS_splice,
+            libc::SYS_sendfile,
+            libc::SYS_memfd_create,
             libc::SYS_kill,
             libc::SYS_io_uring_setup,
         ] {

@@ -13,6 +13,8 @@ mod calls {
         Err("nobody has listed the calls for this processor")
     }
 }
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) use calls::restrict_this_thread;
 mod files;
 mod paths;
 mod rights;

@@ -9,6 +9,8 @@
     reason = "a test that can't go on shall panic"
 )]
 
+mod sockets;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
@@ -25,6 +27,7 @@ use rustix::fs::{CWD, Mode as FileMode, OFlags};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
 use socket2::{Domain, SockAddr, Socket, Type};
+use sockets::{Held, SOCKETS};
 
 /// What a process is to come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,7 @@ const ATTEMPTS: &[Attempt] = &[
     ("read elsewhere by dots", |place| is_read(&place.inside("../out/file")), Refused(EACCES)),
     ("read the shadow file", |_| is_read(Path::new("/etc/shadow")), Refused(EACCES)),
     ("read own memory", |_| is_read(Path::new("/proc/self/environ")), Refused(EACCES)),
+    ("ask what is elsewhere", |place| fs::metadata(place.outside("file")).map(drop), Done),
     ("list elsewhere", |place| fs::read_dir(place.outside("")).map(drop), Refused(EACCES)),
     ("read elsewhere in a thread", in_a_thread, Refused(EACCES)),
     ("write", |place| fs::write(place.inside("new"), "x"), Refused(ENOSYS)),
@@ -70,6 +74,8 @@ const ATTEMPTS: &[Attempt] = &[
     ("look at others' threads", |_| fs::read_dir("/proc/1/task").map(drop), Refused(EACCES)),
     ("send a signal", send_signal, Refused(ENOSYS)),
     ("start a program", |_| Command::new("/bin/true").status().map(drop), Refused(ENOSYS)),
+    ("make a pipe", |_| io::pipe().map(drop), Refused(ENOSYS)),
+    ("copy a descriptor", |place| Ok(rustix::io::dup(&place.socket).map(drop)?), Refused(ENOSYS)),
     ("become a program", |_| Err(Command::new("/bin/true").exec()), Killed(SIGSYS)),
     ("become a user", become_a_user, Killed(SIGSYS)),
     ("allow core dumps", allow_dumps, Refused(ENOSYS)),
@@ -115,6 +121,15 @@ const WITH_AUDIT: &[Attempt] = &[
     ("write", |place| fs::write(place.audit("other"), "x"), Refused(ENOSYS)),
 ];
 
+/// Attempts by the name of their set. Those of the last one are made outside the sandbox as well.
+const SETS: [(&str, &[Attempt]); 3] =
+    [("plain", ATTEMPTS), ("audit", WITH_AUDIT), (CONTROLLED, SOCKETS)];
+const CONTROLLED: &str = "sockets";
+
+/// On which side of the sandbox's border an attempt is made.
+const INSIDE: &str = "inside";
+const OUTSIDE: &str = "outside";
+
 const ELOOP: i32 = 40;
 const OVER: OFlags = OFlags::WRONLY.union(OFlags::CREATE).union(OFlags::CLOEXEC);
 const APPENDING: OFlags =
@@ -127,6 +142,7 @@ struct Place {
     /// Made before the sandbox was entered, as are the service manager's.
     socket: Socket,
     managers: [UnixDatagram; 2],
+    held: Held,
 }
 
 impl Place {
@@ -160,7 +176,7 @@ impl Place {
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["try", what, set, folder, port] => end(attempt(what, set, folder, port)),
+        ["try", what, set, side, folder, port] => end(attempt(what, set, side, folder, port)),
         ["without", call, ref command @ ..] => without(call, command),
         _ => test(&args),
     }
@@ -172,20 +188,22 @@ fn end(result: io::Result<()>) -> ! {
     std::process::exit(code)
 }
 
-fn attempt(what: &str, set: &str, folder: &str, port: &str) -> io::Result<()> {
+fn attempt(what: &str, set: &str, side: &str, folder: &str, port: &str) -> io::Result<()> {
     let place = Place {
         folder: folder.into(),
         listener: format!("127.0.0.1:{port}").parse::<std::net::SocketAddr>().unwrap().into(),
         socket: Socket::new(Domain::IPV4, Type::STREAM, None)?,
         managers: [UnixDatagram::unbound()?, UnixDatagram::unbound()?],
+        held: Held::new()?,
     };
     place.managers[0].connect(place.sockets("manager"))?;
     place.managers[1].connect_addr(&abstract_manager(Path::new(folder)))?;
-    let appends = set == "audit";
-    let report = sandbox::enter(&place.plan(appends)).unwrap();
-    assert!(report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
-    let set = if appends { WITH_AUDIT } else { ATTEMPTS };
-    let (_, attempt, _) = set.iter().find(|(name, ..)| *name == what).unwrap();
+    if side == INSIDE {
+        let report = sandbox::enter(&place.plan(set == "audit")).unwrap();
+        assert!(report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
+    }
+    let (_, attempts) = SETS.iter().find(|(name, _)| *name == set).unwrap();
+    let (_, attempt, _) = attempts.iter().find(|(name, ..)| *name == what).unwrap();
     attempt(&place)
 }
 
@@ -213,10 +231,12 @@ fn test(args: &[String]) {
         return;
     }
     let mut count = 0;
-    let sets = [("plain", ATTEMPTS), ("audit", WITH_AUDIT)];
-    let all = sets.iter().flat_map(|(set, attempts)| attempts.iter().map(move |it| (set, it)));
+    let all = SETS.iter().flat_map(|(set, attempts)| attempts.iter().map(move |it| (*set, it)));
     for (set, (name, _, expected)) in all.filter(|(_, (name, ..))| is_wanted(name)) {
-        assert_eq!(outcome(name, set), *expected, "{name} ({set})");
+        assert_eq!(outcome(name, set, INSIDE), *expected, "{name} ({set})");
+        if set == CONTROLLED {
+            assert_eq!(outcome(name, set, OUTSIDE), Done, "{name} ({set}, without the sandbox)");
+        }
         count += 1;
     }
     let others: [(&str, fn()); 4] = [
@@ -233,7 +253,7 @@ fn test(args: &[String]) {
 }
 
 /// What comes of an attempt in a process of its own.
-fn outcome(what: &str, set: &str) -> End {
+fn outcome(what: &str, set: &str, side: &str) -> End {
     let folder = tempfile::tempdir().unwrap();
     for name in ["in", "out", "sockets", "audit"] {
         fs::create_dir(folder.path().join(name)).unwrap();
@@ -242,15 +262,17 @@ fn outcome(what: &str, set: &str) -> End {
     symlink("../out/file", folder.path().join("in/link")).unwrap();
     symlink("file", folder.path().join("audit/link")).unwrap();
     fs::write(folder.path().join("sockets/s"), "").unwrap();
-    let _managers = [
+    let _receivers = [
         UnixDatagram::bind(folder.path().join("sockets/manager")).unwrap(),
+        UnixDatagram::bind(folder.path().join("sockets/other")).unwrap(),
         UnixDatagram::bind_addr(&abstract_manager(folder.path())).unwrap(),
     ];
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
 
     let mut command = Command::new(std::env::current_exe().unwrap());
-    let output = command.args(["try", what, set]).arg(folder.path()).arg(port).output().unwrap();
+    command.args(["try", what, set, side]).arg(folder.path()).arg(port);
+    let output = command.output().unwrap();
     match (output.status.code(), output.status.signal()) {
         (Some(0), _) => Done,
         (Some(code @ (255 | 101)), _) => {
