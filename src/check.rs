@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use hexz_nbd::escape;
+
 use crate::cli::check::Check;
 use crate::failure::Failure;
 
@@ -12,8 +14,8 @@ pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {
     let verdict = options.ask(|facts| rules.judge(facts));
     let mut out = std::io::stdout();
     match &verdict {
-        Ok(reason) => writeln!(out, "allowed: {reason}")?,
-        Err(reason) => writeln!(out, "not allowed: {reason}")?,
+        Ok(reason) => writeln!(out, "allowed: {}", escape::text(&reason.to_string()))?,
+        Err(reason) => writeln!(out, "not allowed: {}", escape::text(&reason.to_string()))?,
     }
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use hexz_nbd::config::Config;
+use hexz_nbd::escape;
 use hexz_nbd::exports::Catalog;
 use hexz_nbd::gateway::Policy;
 
@@ -31,7 +32,8 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     match (policy, exports, failures.first()) {
         (Some(policy), Some(exports), None) => {
             let (to, listen) = (policy::to_whom(&policy), listen(&config, &policy));
-            writeln!(std::io::stdout(), "would serve {exports} {to}, on {listen}")?;
+            let would = format!("would serve {exports} {to}, on {listen}");
+            writeln!(std::io::stdout(), "{}", escape::text(&would))?;
             Ok(ExitCode::SUCCESS)
         }
         (_, _, first) => {

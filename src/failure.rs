@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use hexz_nbd::config::ConfigError;
+use hexz_nbd::escape;
 use hexz_nbd::exports::CatalogError;
 use hexz_nbd::gateway::DoorClosed;
 use hexz_nbd::gateway::access::RulesFileError;
@@ -34,9 +35,9 @@ pub(crate) enum Failure {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    #[error("can't read the folder {}: {error}", .folder.display())]
+    #[error("can't read the folder {}: {error}", hexz_nbd::escape::name(.folder))]
     Folder { folder: PathBuf, error: io::Error },
-    #[error("can't write {}: {error}", .path.display())]
+    #[error("can't write {}: {error}", hexz_nbd::escape::name(.path))]
     Write { path: PathBuf, error: io::Error },
     #[error("can't use the password: {0}")]
     Password(#[from] PasswordError),
@@ -46,7 +47,7 @@ pub(crate) enum Failure {
     Tls(#[from] TlsError),
     #[error("can't use the rules: {0}")]
     Rules(#[from] RulesFileError),
-    #[error("{} is a pipe, which can be read only once", .0.display())]
+    #[error("{} is a pipe, which can be read only once", hexz_nbd::escape::name(.0))]
     Pipe(PathBuf),
     #[error(
         "the socket \"monitor\" is handed over, and --monitor is given as well: leave one of them \
@@ -120,6 +121,6 @@ impl Failure {
 
 /// "a is" or "a, b are".
 fn is_or_are(paths: &[PathBuf]) -> String {
-    let all: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let all: Vec<String> = paths.iter().map(|path| escape::name(path).to_string()).collect();
     format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })
 }

@@ -49,6 +49,7 @@
 pub mod audit;
 pub mod cache;
 pub mod config;
+pub mod escape;
 pub mod exports;
 pub mod gateway;
 mod limited;

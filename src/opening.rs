@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hexz_nbd::escape;
 use hexz_nbd::exports::{Catalog, SnapshotExport};
 use hexz_nbd::nbd::Export;
 use hexz_nbd::snapshot::{
@@ -25,17 +26,18 @@ const MAX_LIST: u64 = 16 * 1024 * 1024;
 /// Why a key or a digest can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
-    #[error("can't use the key {name:?} of --verify-key: {error}")]
-    Key { name: String, error: VerifyKeyError },
-    #[error("can't read the key {name:?} of --verify-key: {error}")]
-    KeyFile { name: String, error: io::Error },
-    #[error("can't use {name:?} of --digest: {error}")]
-    Digest { name: String, error: DigestsError },
+    #[error("can't use the key {:?} of --verify-key: {error}", escape::name(.name))]
+    Key { name: OsString, error: VerifyKeyError },
+    #[error("can't read the key {:?} of --verify-key: {error}", escape::name(.name))]
+    KeyFile { name: OsString, error: io::Error },
+    #[error("can't use {:?} of --digest: {error}", escape::name(.name))]
+    Digest { name: OsString, error: DigestsError },
     #[error(
-        "can't read the list {name:?} of --digest: {error}. (A single digest is \
-         NAME=BLAKE3, with 64 hexadecimal digits)"
+        "can't read the list {:?} of --digest: {error}. (A single digest is \
+         NAME=BLAKE3, with 64 hexadecimal digits)",
+        escape::name(.name)
     )]
-    DigestFile { name: String, error: io::Error },
+    DigestFile { name: OsString, error: io::Error },
 }
 
 /// How archives are to be opened.
@@ -99,16 +101,17 @@ pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<Strin
     if let Some(name) = options.default_export()
         && !catalog.has(name).await
     {
-        tracing::warn!("the default export {name:?} isn't there (yet)");
+        tracing::warn!("the default export {:?} isn't there (yet)", escape::name(name));
     }
     exports.iter().for_each(note_odd_size);
-    let named =
-        exports.iter().map(|export| format!("{} ({})", export.name(), export.description()));
+    let named = exports
+        .iter()
+        .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
     let folder = match options.export_dir() {
         Some(folder) => {
             let failed = |error| Failure::Folder { folder: folder.to_owned(), error };
             std::fs::read_dir(folder).map_err(failed)?;
-            Some(format!("every archive in {}", folder.display()))
+            Some(format!("every archive in {}", escape::name(folder)))
         }
         None => None,
     };
@@ -121,7 +124,7 @@ fn note_odd_size(export: &SnapshotExport) {
         tracing::warn!(
             "{} has {} bytes, which is no multiple of 512: some clients, the Linux kernel's \
              among them, won't see its last {} bytes",
-            export.name(),
+            escape::name(export.name()),
             export.size(),
             export.size() % SECTOR,
         );
@@ -130,7 +133,7 @@ fn note_odd_size(export: &SnapshotExport) {
 
 /// A key by its digits, or by the file that it is in.
 fn load_key(text: &OsStr) -> Result<VerifyKey, TrustError> {
-    let name = || text.to_string_lossy().into_owned();
+    let name = || text.to_owned();
     if let Some(key) = text.to_str().and_then(|text| text.parse().ok()) {
         return Ok(key);
     }
@@ -145,7 +148,7 @@ fn load_digests(opening: &Opening) -> Result<Option<Digests>, TrustError> {
     }
     let mut digests = Digests::default();
     for text in &opening.digest {
-        let name = || text.to_string_lossy().into_owned();
+        let name = || text.to_owned();
         let added = if Digests::is_pin(text) {
             digests.add_pin(text)
         } else {

@@ -17,7 +17,7 @@ const VARIABLE: &str = "HEXZ_PASSWORD";
 const MAX_LENGTH: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", path.display())]
+#[error("{}: {problem}", hexz_nbd::escape::name(.path))]
 pub(crate) struct PasswordError {
     path: PathBuf,
     problem: TlsProblem,

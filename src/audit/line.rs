@@ -1,13 +1,12 @@
 //! Lines: JSON that is safe to look at, and texts that can't fill a disk.
 
-use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
-use serde_json::ser::{CompactFormatter, Formatter};
 
 use super::Event;
+use crate::escape;
 
 /// The longest text in an event, in bytes: longer than names are, and than sentences about
 /// them. What is longer is cut, and ends with `…`.
@@ -103,39 +102,9 @@ impl Line {
 
 /// An event's own members.
 pub(super) fn body(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
-    let mut bytes = Vec::with_capacity(512);
-    event.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, Visible))?;
-    Ok(bytes)
-}
-
-/// Compact JSON in which nothing does more to a terminal than to be seen: control characters
-/// beyond those that JSON escapes anyway, separators of lines and paragraphs, and marks that
-/// turn the direction of writing are escaped too.
-struct Visible;
-
-impl Formatter for Visible {
-    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
-    where
-        W: ?Sized + io::Write,
-    {
-        let mut plain = fragment;
-        while let Some(at) = plain.find(is_unseen) {
-            let (before, rest) = plain.split_at(at);
-            writer.write_all(before.as_bytes())?;
-            let mut rest = rest.chars();
-            // All of them are in the plane that one number of four digits reaches.
-            if let Some(unseen) = rest.next() {
-                write!(writer, "\\u{:04x}", u32::from(unseen))?;
-            }
-            plain = rest.as_str();
-        }
-        CompactFormatter.write_string_fragment(writer, plain)
-    }
-}
-
-fn is_unseen(letter: char) -> bool {
-    letter.is_control()
-        || matches!(letter, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    // Hidden characters beyond those that JSON escapes anyway are escaped, so that lines can be
+    // looked at in a terminal.
+    Ok(escape::json(&serde_json::to_string(event)?).into_owned().into_bytes())
 }
 
 #[cfg(test)]
@@ -157,7 +126,7 @@ mod tests {
             "a\n{\"event\":\"stop\"}\r\u{1b}[2J\u{9b}\u{7f}\u{85}\u{61c}\u{2028}\u{202e}\"\\ö";
         let line = line(hostile);
         assert!(line.ends_with("}\n") && line.starts_with("{\"time\":\"2"));
-        assert!(!line.trim_end_matches('\n').chars().any(is_unseen), "{line:?}");
+        assert!(!line.trim_end_matches('\n').chars().any(escape::is_hidden), "{line:?}");
         let json: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(json["why"], hostile);
         assert_eq!((json["seq"].as_u64(), json["run"].as_str()), (Some(3), Some("r")));

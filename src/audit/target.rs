@@ -45,16 +45,16 @@ enum Place {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// It is a link.
-    #[error("{} is a link, which isn't followed: name the file itself", .0.display())]
+    #[error("{} is a link, which isn't followed: name the file itself", crate::escape::name(.0))]
     Link(PathBuf),
     /// It is a pipe with nobody at its other end.
-    #[error("nobody reads the pipe {}: start its reader first", .0.display())]
+    #[error("nobody reads the pipe {}: start its reader first", crate::escape::name(.0))]
     NoReader(PathBuf),
     /// It is something to which no lines are appended.
-    #[error("{} is neither a file nor a pipe", .0.display())]
+    #[error("{} is neither a file nor a pipe", crate::escape::name(.0))]
     NoFile(PathBuf),
     /// The system refuses.
-    #[error("can't append to {}: {error}", .path.display())]
+    #[error("can't append to {}: {error}", crate::escape::name(.path))]
     Io {
         /// To which file.
         path: PathBuf,
@@ -165,7 +165,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::StandardOutput => f.write_str("the standard output"),
-            Place::File(path) | Place::Other(path) => path.display().fmt(f),
+            Place::File(path) | Place::Other(path) => crate::escape::name(path).fmt(f),
         }
     }
 }

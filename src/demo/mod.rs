@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use hexz_nbd::audit::Audit;
 use hexz_nbd::config::{Config, Limits, Timeouts};
+use hexz_nbd::escape;
 use hexz_nbd::exports::{BlockReader, Catalog};
 use hexz_nbd::gateway::access::Rules;
 use hexz_nbd::gateway::listen::{self, ListenAddress, NBD_PORT, SocketRights};
@@ -39,7 +40,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let folder = tempfile::Builder::new().prefix("hexz-nbd-demo-").tempdir()?;
     let authority = pki::create(folder.path()).map_err(failed)?;
     say!("1. Made a throw-away CA, and a server certificate for localhost:");
-    say!("     {}", folder.path().display());
+    say!("     {}", escape::name(folder.path()));
 
     let files = TlsFiles {
         certificate: folder.path().join("server-cert.pem"),
@@ -106,18 +107,18 @@ fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Fai
 }
 
 fn print_commands(port: u16, folder: &Path) -> Result<(), Failure> {
-    let uri = format!("nbds://localhost:{port}/{NAME}?tls-certificates={}", folder.display());
+    let uri = format!("nbds://localhost:{port}/{NAME}?tls-certificates={}", escape::name(folder));
     let qemu = format!(
         "--object tls-creds-x509,id=tls,endpoint=client,dir={} \\\n         --image-opts \
          driver=nbd,host=localhost,port={port},export={NAME},tls-creds=tls",
-        folder.display()
+        escape::name(folder)
     );
     say!("4. Serving on, until Ctrl-C. From another terminal, try:");
     say!("     nbdinfo '{uri}'");
     say!("     nbdcopy '{uri}' demo.img");
     say!("     qemu-img info {qemu}");
     say!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
-    say!("         -A {} -H localhost", folder.join("ca-cert.pem").display());
+    say!("         -A {} -H localhost", escape::name(&folder.join("ca-cert.pem")));
     say!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
     say!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
     Ok(())

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hexz_nbd::escape;
 use rustls::pki_types::ServerName;
 
 use crate::cli::Doctor;
@@ -45,8 +46,11 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
         }
     });
     runtime.shutdown_timeout(PATIENCE);
-    let said =
-        if options.json { format!("{:#}\n", json::object(&report)) } else { text::page(&report) };
+    let said = if options.json {
+        format!("{}\n", escape::json(&format!("{:#}", json::object(&report))))
+    } else {
+        text::page(&report)
+    };
     stdout().write_all(said.as_bytes())?;
     let is_bad = report.outcome() == Outcome::Bad;
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -93,7 +97,7 @@ fn wanted(options: &Doctor) -> Wanted {
 fn own_files(options: &Doctor) -> Result<Arc<Own>, Box<Step>> {
     let loaded = tls::load(options, options.server.certificates.as_deref());
     loaded.map(Arc::new).map_err(|unusable| {
-        let path = shown(&unusable.path.to_string_lossy());
+        let path = escape::name(&unusable.path);
         let step =
             Step::bad("own files", format!("{path} can't be used: {}", shown(&unusable.why)));
         Box::new(step.advise(

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use hexz_nbd::escape;
 use serde_json::{Map, Value};
 
 /// The longest text of a server's that is shown, in characters.
@@ -140,18 +141,15 @@ impl fmt::Display for Side {
 /// What a server sent, so that it can disturb neither a terminal nor a reader: on one line, no
 /// longer than need be, and without characters that can't be seen.
 pub(crate) fn shown(text: &str) -> String {
-    let mut out = String::new();
+    let mut shown = String::new();
     for (position, character) in text.chars().enumerate() {
         if position == MAX_SHOWN {
-            out.push('…');
+            shown.push('…');
             break;
         }
-        match character {
-            '"' | '\'' => out.push(character),
-            _ => out.extend(character.escape_debug()),
-        }
+        shown.push(character);
     }
-    out
+    escape::name(&shown).to_string()
 }
 
 /// A time for people.

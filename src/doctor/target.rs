@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use hexz_nbd::escape;
 use hexz_nbd::gateway::listen::NBD_PORT;
 
 /// Names of hosts have at most 253 characters; anything longer isn't looked up.
@@ -41,7 +42,7 @@ impl fmt::Display for Place {
         match self {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix:{}", escape::name(path)),
         }
     }
 }
@@ -71,7 +72,8 @@ fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
         "nbds+unix" => (Wanted::Always, true),
         other => {
             return Err(format!(
-                "\"{other}://\" is not known: expected nbd://, nbds://, nbd+unix:// or nbds+unix://"
+                "{:?} is no scheme known here: expected nbd://, nbds://, nbd+unix:// or nbds+unix://",
+                escape::name(other)
             ));
         }
     };
@@ -87,7 +89,7 @@ fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
             "tls-certificates" => certificates = Some(PathBuf::from(value)),
             "tls-hostname" => hostname = Some(value),
             "tls-verify-peer" | "tls-username" | "tls-psk-file" => {
-                return Err(format!("\"{key}\" of the URI can't be tried here"));
+                return Err(format!("{:?} of the URI can't be tried here", escape::name(key)));
             }
             // What a server's own tools add isn't for this one.
             _ => {}
@@ -112,19 +114,19 @@ fn host_and_port(text: &str) -> Result<Place, String> {
     let tcp = |host: &str, port: u16| Ok(Place::Tcp { host: host.to_owned(), port });
     let port = |text: &str| match text.parse() {
         Ok(port @ 1..) => Ok(port),
-        _ => Err(format!("\"{text}\" is no port: expected a number from 1 to 65535")),
+        _ => Err(format!("{:?} is no port: expected a number from 1 to 65535", escape::name(text))),
     };
     if let Some(rest) = text.strip_prefix('[') {
         let (address, behind) = rest
             .split_once(']')
-            .ok_or_else(|| format!("\"{text}\" has no ] behind the address"))?;
+            .ok_or_else(|| format!("{:?} has no ] behind the address", escape::name(text)))?;
         if address.parse::<Ipv6Addr>().is_err() {
-            return Err(format!("\"{address}\" is no IPv6 address"));
+            return Err(format!("{:?} is no IPv6 address", escape::name(address)));
         }
         return match behind.strip_prefix(':') {
             Some(number) => tcp(address, port(number)?),
             None if behind.is_empty() => tcp(address, NBD_PORT),
-            None => Err(format!("\"{behind}\" behind the address is no port")),
+            None => Err(format!("{:?} behind the address is no port", escape::name(behind))),
         };
     }
     // An IPv6 address without brackets has no port.
@@ -140,8 +142,8 @@ fn host_and_port(text: &str) -> Result<Place, String> {
     };
     if host.is_empty() || host.len() > MAX_HOST || host.contains(is_odd) {
         return Err(format!(
-            "\"{}\" is no host: expected HOST, HOST:PORT, [IPV6]:PORT, unix:PATH or an NBD URI",
-            host.escape_debug()
+            "{:?} is no host: expected HOST, HOST:PORT, [IPV6]:PORT, unix:PATH or an NBD URI",
+            escape::name(host)
         ));
     }
     tcp(host, number)
@@ -149,7 +151,7 @@ fn host_and_port(text: &str) -> Result<Place, String> {
 
 /// Undoes the percent-encoding of URIs.
 fn decoded(text: &str) -> Result<String, String> {
-    let bad = || format!("\"{text}\" isn't encoded as a URI has to be");
+    let bad = || format!("{:?} isn't encoded as a URI has to be", escape::name(text));
     let mut bytes = text.bytes();
     let mut out = Vec::new();
     while let Some(byte) = bytes.next() {

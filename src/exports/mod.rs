@@ -19,6 +19,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::escape;
 use crate::limited::RateLimit;
 use crate::nbd::{Export, Listing, MayOpen};
 use crate::snapshot::{OpenOptions, Reference, Snapshot, StreamKind};
@@ -37,10 +38,13 @@ const AUXILIARY: &str = "/aux";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// Two archives of the same name.
-    #[error("two archives would be the export \"{0}\": give one of them another name, NAME=PATH")]
+    #[error(
+        "two archives would be the export {:?}: give one of them another name, NAME=PATH",
+        escape::name(.0)
+    )]
     SameName(String),
     /// The default export isn't among those that were named.
-    #[error("the default export \"{0}\" is none of those that are served")]
+    #[error("the default export {:?} is none of those that are served", escape::name(.0))]
     NoSuchDefault(String),
 }
 
@@ -214,6 +218,7 @@ impl Catalog {
                     self.reader.count_unopened(&error);
                     if let Some(held_back) = self.failures.allow() {
                         let held_back = held_back.field();
+                        let name = escape::name(name);
                         tracing::error!(held_back, "the export {name:?} can't be served: {error}");
                     }
                 }

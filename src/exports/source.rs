@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::escape;
 use crate::nbd::wire::MAX_STRING;
 use crate::snapshot::{Error, OpenOptions, Snapshot};
 use crate::storage::FileStorage;
@@ -39,7 +40,7 @@ pub struct Choice {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NamedError {
     /// `=PATH` or `NAME=`.
-    #[error("\"{0}\" is neither PATH nor NAME=PATH")]
+    #[error("{:?} is neither PATH nor NAME=PATH", escape::name(.0))]
     Unreadable(String),
     /// A name that no client could ask for.
     #[error("an export's name has at most 4096 bytes")]

@@ -1,9 +1,11 @@
 //! Sockets that a service manager has bound and hands over (`sd_listen_fds(3)`): systemd, or a
 //! client that starts its server by itself.
 
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use rustix::cmsg_space;
@@ -12,6 +14,7 @@ use socket2::{Domain, MsgHdr, Protocol, Socket, Type};
 
 use super::listen::Bound;
 use super::unix::UnixPath;
+use crate::escape;
 
 /// The number of the first descriptor; the others follow it.
 const FIRST: RawFd = 3;
@@ -35,7 +38,7 @@ pub struct Handed {
 #[derive(Debug, thiserror::Error)]
 pub enum HandedError {
     /// The environment doesn't say what it should.
-    #[error("sockets are handed over, but {variable} is \"{value}\": expected {expected}")]
+    #[error("sockets are handed over, but {variable} is {:?}: expected {expected}", escape::name(.value))]
     Variable {
         /// The environment variable.
         variable: &'static str,
@@ -45,7 +48,7 @@ pub enum HandedError {
         expected: String,
     },
     /// A descriptor is no socket that clients could come in by.
-    #[error("the descriptor {number} (\"{name}\") that is handed over is {what}")]
+    #[error("the descriptor {number} ({:?}) that is handed over is {what}", escape::name(.name))]
     Unusable {
         /// Its number.
         number: RawFd,
@@ -214,7 +217,11 @@ fn bound(socket: Socket) -> Result<Bound, String> {
             let address = socket.local_addr().map_err(failed)?;
             let path = match (address.as_pathname(), address.as_abstract_namespace()) {
                 (Some(path), _) => path.to_owned(),
-                (None, Some(name)) => PathBuf::from(format!("@{}", name.escape_ascii())),
+                (None, Some(name)) => {
+                    let mut path = OsString::from("@");
+                    path.push(OsStr::from_bytes(name));
+                    path.into()
+                }
                 (None, None) => PathBuf::from("(no name)"),
             };
             Ok(Bound::Unix(UnixPath::of_another(path), socket.into()))

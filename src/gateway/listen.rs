@@ -17,6 +17,7 @@ use super::access::Peer;
 use super::unix;
 pub use super::unix::{SocketGroup, SocketMode, SocketRights, UnixPath};
 use super::vsock::{self, SocketStream, VsockListener};
+use crate::escape;
 
 /// The port that IANA has given to NBD.
 pub const NBD_PORT: u16 = 10809;
@@ -61,7 +62,7 @@ impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix:{}", escape::name(path)),
             Self::Vsock { cid: None, port } => write!(f, "vsock:{port}"),
             Self::Vsock { cid: Some(cid), port } => write!(f, "vsock:{cid}:{port}"),
         }
@@ -80,8 +81,9 @@ impl FromStr for ListenAddress {
         }
         let expected = || {
             format!(
-                "\"{text}\" is no address: expected ADDRESS:PORT such as 192.0.2.7:{NBD_PORT} or \
-                 [::]:{NBD_PORT}, unix:PATH, vsock:PORT or vsock:CID:PORT"
+                "{:?} is no address: expected ADDRESS:PORT such as 192.0.2.7:{NBD_PORT} or \
+                 [::]:{NBD_PORT}, unix:PATH, vsock:PORT or vsock:CID:PORT",
+                escape::name(text)
             )
         };
         if let Some(vsock) = text.strip_prefix("vsock:") {

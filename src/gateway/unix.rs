@@ -52,13 +52,14 @@ impl FromStr for SocketGroup {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let named = Group::from_name(text)
-            .map_err(|error| format!("can't look up the group \"{text}\": {error}"))?;
+        let named = Group::from_name(text).map_err(|error| {
+            format!("can't look up the group {:?}: {error}", crate::escape::name(text))
+        })?;
         let gid = match (named, text.parse()) {
             (Some(group), _) => group.gid,
             // The last number means "leave it as it is".
             (None, Ok(number)) if number != u32::MAX => Gid::from_raw(number),
-            (None, _) => return Err(format!("there is no group \"{text}\"")),
+            (None, _) => return Err(format!("there is no group {:?}", crate::escape::name(text))),
         };
         Ok(Self { gid, text: text.to_owned() })
     }

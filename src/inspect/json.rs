@@ -1,5 +1,6 @@
 //! What was found, for machines. The fields are in `--help`.
 
+use hexz_nbd::escape;
 use hexz_nbd::snapshot::facts::{Amount, Facts, PackedFile, Signature, Stream};
 use serde_json::{Value, json};
 
@@ -14,7 +15,7 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
         .iter()
         .map(|holder| {
             json!({
-                "file": holder.path.to_string_lossy(),
+                "file": escape::unicode(&*holder.path),
                 "depth": holder.depth,
                 "blocks": holder.blocks,
                 "bytes": holder.bytes,
@@ -26,7 +27,7 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
         .iter()
         .map(|fault| {
             json!({
-                "file": fault.path.to_string_lossy(),
+                "file": escape::unicode(&*fault.path),
                 "file_offset": fault.offset,
                 "problem": fault.problem.to_string(),
             })
@@ -34,7 +35,7 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
         .collect();
     let stored = &facts.stored;
     json!({
-        "archive": facts.path.to_string_lossy(),
+        "archive": escape::unicode(&*facts.path),
         "file_length": facts.file_length,
         "format": 1,
         "layout": facts.layout.label(),

@@ -6,6 +6,7 @@ mod text;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 
+use hexz_nbd::escape;
 use hexz_nbd::snapshot::OpenOptions;
 use hexz_nbd::snapshot::facts::{Facts, PackedFile};
 
@@ -41,7 +42,8 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
         }
     };
     let said = if options.json {
-        format!("{:#}\n", json::object(&facts, options.files.then_some(files.as_slice())))
+        let object = json::object(&facts, options.files.then_some(files.as_slice()));
+        format!("{}\n", escape::json(&format!("{object:#}")))
     } else {
         text::page(&facts, &files)
     };

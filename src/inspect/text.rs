@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use bytesize::ByteSize;
+use hexz_nbd::escape;
 use hexz_nbd::snapshot::StreamKind;
 use hexz_nbd::snapshot::facts::{Amount, Facts, Holder, Lengths, PackedFile, Signature, Stream};
 
@@ -28,7 +29,7 @@ impl Page {
 
 pub(super) fn page(facts: &Facts, files: &[PackedFile]) -> String {
     let mut page = Page::default();
-    page.bare(shown(&facts.path.to_string_lossy()));
+    page.bare(escape::name(&*facts.path));
     archive(&mut page, facts);
     for (kind, stream) in facts.streams() {
         if stream.size > 0 || kind == StreamKind::Main {
@@ -43,19 +44,19 @@ pub(super) fn page(facts: &Facts, files: &[PackedFile]) -> String {
         parents(&mut page, facts);
     }
     for remark in &facts.remarks {
-        page.bare(format_args!("NOTE: {remark}"));
+        page.bare(format_args!("NOTE: {}", escape::text(&remark.to_string())));
     }
     if let Some(image) = facts.image {
         page.bare(format_args!("NOTE: {image}"));
     }
     for fault in &facts.faults {
-        page.bare(format_args!("WRONG: {fault}"));
+        page.bare(format_args!("WRONG: {}", escape::text(&fault.to_string())));
     }
     if facts.more_faults > 0 {
         page.bare(format_args!("WRONG: {} more like these", facts.more_faults));
     }
     for file in files {
-        page.bare(format_args!("{:>15}  {}", file.size, shown(&file.path)));
+        page.bare(format_args!("{:>15}  {}", file.size, escape::name(&file.path)));
     }
     page.0
 }
@@ -131,7 +132,7 @@ fn archive(page: &mut Page, facts: &Facts) {
         let shown_length = metadata.text.len() as u64;
         let more = if u64::from(metadata.length) > shown_length { " …" } else { "" };
         let length = size(metadata.length.into());
-        page.line("metadata", format_args!("{length}: {}{more}", shown(&metadata.text)));
+        page.line("metadata", format_args!("{length}: {}{more}", escape::name(&metadata.text)));
     }
 }
 
@@ -220,10 +221,13 @@ fn parents(page: &mut Page, facts: &Facts) {
     for parent in facts.parents.iter().take(MAX_PARENTS) {
         let child = facts.chain.get(parent.child).map(|holder| holder.depth).unwrap_or_default();
         let found = match parent.found.and_then(|place| facts.chain.get(place)) {
-            Some(holder) => format!("found as {}", shown(&holder.path.to_string_lossy())),
+            Some(holder) => format!("found as {}", escape::name(&*holder.path)),
             None => "NOT FOUND, or not usable".to_owned(),
         };
-        page.line(&generation(child + 1), format_args!("\"{}\", {found}", shown(&parent.name)));
+        page.line(
+            &generation(child + 1),
+            format_args!("{:?}, {found}", escape::name(&parent.name)),
+        );
     }
     if let Some(more @ 1..) = facts.parents.len().checked_sub(MAX_PARENTS) {
         page.line("", format_args!("and {more} more"));
@@ -231,7 +235,7 @@ fn parents(page: &mut Page, facts: &Facts) {
     page.bare("where blocks are, zeros left out");
     for holder in facts.chain.iter().take(MAX_PARENTS) {
         let Holder { depth, blocks, bytes, path } = holder;
-        let path = shown(&path.to_string_lossy());
+        let path = escape::name(&**path);
         page.line(
             &generation(*depth),
             format_args!("{}, {}, in {path}", count(*blocks, "block"), size(*bytes)),
@@ -246,11 +250,6 @@ fn generation(depth: u32) -> String {
         2 => "grandparent".to_owned(),
         more => format!("{more} up"),
     }
-}
-
-/// What others chose, so that it can't disturb a terminal.
-fn shown(text: &str) -> String {
-    text.escape_debug().to_string()
 }
 
 fn count(number: u64, what: &str) -> String {

@@ -4,11 +4,12 @@
 //! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. Long entries would be handed over as files in
 //! memory, which the sandbox forbids; values are cut instead, so that each entry is a datagram.
 
-use std::fmt::{Debug, Write};
+use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use hexz_nbd::escape;
 use socket2::SockRef;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -142,8 +143,8 @@ impl Visit for Fields {
     }
 }
 
-/// An entry. Control characters are escaped, as the journal shows nothing of a value that has
-/// some.
+/// An entry. Hidden characters are escaped; the journal shows nothing of a value that has control
+/// characters.
 fn entry_of(level: Level, words: &str, fields: &[(&str, String)]) -> Vec<u8> {
     let mut entry = Vec::with_capacity(512);
     add(&mut entry, "MESSAGE", words);
@@ -163,9 +164,8 @@ fn add(entry: &mut Vec<u8>, name: &str, value: &str) {
             clean.push('…');
             break;
         }
-        match letter.is_control() {
-            // Writing to a string doesn't fail.
-            true => write!(clean, "{}", letter.escape_default()).unwrap_or_default(),
+        match escape::is_hidden(letter) {
+            true => escape::push_escape(&mut clean, letter),
             false => clean.push(letter),
         }
     }

@@ -1,9 +1,10 @@
 //! Lines for machines: one flat object, in which what is known of a connection stands beside
 //! what has happened.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::time::SystemTime;
 
+use hexz_nbd::escape;
 use serde_json::{Map, Value};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -37,11 +38,11 @@ where
         let time = humantime::format_rfc3339_micros(SystemTime::now());
         let level = event.metadata().level();
         let message = fields.remove("message").unwrap_or_default();
-        write!(writer, r#"{{"timestamp":"{time}","level":"{level}","message":{message}"#)?;
+        let mut line = format!(r#"{{"timestamp":"{time}","level":"{level}","message":{message}"#);
         for (name, value) in fields {
-            write!(writer, ",{}:{value}", Value::String(name))?;
+            write!(line, ",{}:{value}", Value::String(name))?;
         }
-        writeln!(writer, "}}")
+        writeln!(writer, "{}}}", escape::json(&line))
     }
 }
 

@@ -56,11 +56,20 @@ pub(crate) fn start(options: &Log, recent: &RecentErrors) -> Result<(), LogError
     let registry = registry().with(filter).with(recent.layer());
     match options.log_format {
         LogFormat::Text if text::is_read_by_the_journal() => {
-            registry.with(lines().with_ansi(false).event_format(text::WithPriority::new())).init();
+            registry
+                .with(
+                    lines()
+                        .fmt_fields(text::OneLine)
+                        .with_ansi(false)
+                        .event_format(text::WithPriority::new()),
+                )
+                .init();
         }
         LogFormat::Text => {
             let ansi = stderr().is_terminal();
-            registry.with(lines().with_target(false).with_ansi(ansi)).init();
+            registry
+                .with(lines().fmt_fields(text::OneLine).with_target(false).with_ansi(ansi))
+                .init();
         }
         LogFormat::Json => {
             let fields = lines().fmt_fields(JsonFields::new());

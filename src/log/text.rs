@@ -1,10 +1,12 @@
-//! Lines for people, where they are read by the system's journal.
+//! Lines for people: each is one line, whatever names are in it.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
 
+use hexz_nbd::escape;
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::{Format, Full, Writer};
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::format::{DefaultFields, Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -14,6 +16,22 @@ pub(super) fn is_read_by_the_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     let stream = std::fs::metadata("/proc/self/fd/2");
     stream.is_ok_and(|file| named == format!("{}:{}", file.dev(), file.ino()))
+}
+
+/// Fields on one line: whatever they repeat of files, peers and the command line can neither begin
+/// another line nor disturb a terminal.
+pub(super) struct OneLine;
+
+impl<'writer> FormatFields<'writer> for OneLine {
+    fn format_fields<R: RecordFields>(
+        &self,
+        mut writer: Writer<'writer>,
+        fields: R,
+    ) -> fmt::Result {
+        let mut plain = String::new();
+        DefaultFields::new().format_fields(Writer::new(&mut plain), fields)?;
+        writer.write_str(&escape::text(&plain))
+    }
 }
 
 /// With the level as the journal takes it in front of a line, and without the time, which it

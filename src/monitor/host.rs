@@ -17,7 +17,10 @@ pub struct HostName(String);
 
 /// A text that is no DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is no DNS name: expected letters, digits, hyphens and dots, without a port")]
+#[error(
+    "{:?} is no DNS name: expected letters, digits, hyphens and dots, without a port",
+    crate::escape::name(.0)
+)]
 pub struct HostNameError(String);
 
 impl FromStr for HostName {

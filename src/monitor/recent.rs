@@ -11,6 +11,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::status::RecentError;
+use crate::escape;
 use crate::gateway::unix_seconds;
 
 /// How many are remembered.
@@ -55,6 +56,7 @@ impl<S: Subscriber> Layer<S> for RememberErrors {
         event.record(&mut words);
         let Words { mut message, fields } = words;
         message.push_str(&fields);
+        let mut message = escape::text(&message).into_owned();
         message.truncate(message.floor_char_boundary(LONGEST));
         self.0.remember(RecentError { at: unix_seconds(SystemTime::now()), message });
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use aws_lc_rs::digest;
+use hexz_nbd::escape;
 use rustls::pki_types::DnsName;
 
 /// A common name's length in characters, which RFC 5280 sets (`ub-common-name`).
@@ -140,27 +141,15 @@ fn check_characters(text: &str) -> Result<(), String> {
     if text.trim() != text {
         return Err("a name can't begin or end with a space".to_owned());
     }
-    match text.chars().find(|&character| is_invisible(character)) {
+    match text.chars().find(|&character| escape::is_hidden(character)) {
         Some(character) => Err(format!("{character:?} can't be in a name")),
         None => Ok(()),
     }
 }
 
-fn is_invisible(character: char) -> bool {
-    !matches!(character, '"' | '\'' | '\\') && character.escape_debug().len() > 1
-}
-
 /// A name for a terminal, wherever it comes from.
 pub(super) fn visible(name: &Name) -> String {
-    let mut visible = String::new();
-    for character in name.to_string().chars() {
-        if is_invisible(character) {
-            visible.extend(character.escape_debug());
-        } else {
-            visible.push(character);
-        }
-    }
-    visible
+    escape::text(&name.to_string()).into_owned()
 }
 
 fn is_dns_name(text: &str) -> bool {

@@ -1,7 +1,11 @@
 //! What is said after something was made: where it is, and the commands that use it.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+
+use hexz_nbd::escape;
 
 use super::PkiError;
 use super::certificate::Certificate;
@@ -35,9 +39,9 @@ pub(super) fn made_authority(
          \x20   hexz-nbd pki{option} client backup.example.org",
         authority.names_in_words(),
         day(authority.not_after),
-        certificate.display(),
-        key.display(),
-        list.display(),
+        escape::name(&certificate),
+        escape::name(&key),
+        escape::name(&list),
     )?;
     Ok(())
 }
@@ -80,8 +84,9 @@ pub(super) fn made_client(
     let folder = absolute(bundle);
     let uri = |host: &str| format!("nbds://{host}/snap.hexz");
     let with_folder = quoted(&format!("{}?tls-certificates={}", uri(&authority), for_uri(&folder)));
-    let credentials =
-        quoted(&format!("tls-creds-x509,id=tls,endpoint=client,dir={}", for_qemu(&folder)));
+    let mut credentials = OsString::from("tls-creds-x509,id=tls,endpoint=client,dir=");
+    credentials.push(for_qemu(&folder));
+    let credentials = quoted(&credentials);
     let image =
         quoted(&format!("driver=nbd,host={host},port=10809,export=snap.hexz,tls-creds=tls"));
     let file = |name: &str| for_shell(&folder.join(name));
@@ -130,7 +135,7 @@ pub(super) fn revoked(
             "{} lists {count} now; a server goes by it when it has been told:\n\
              \x20   copy it to where --tls-client-crl says, then: systemctl reload hexz-nbd,\n\
              \x20   or kill -HUP and its process number; with --watch that does by itself",
-            path.display()
+            escape::name(&path)
         )?;
     }
     Ok(())
@@ -140,7 +145,7 @@ fn made(out: &mut impl Write, bundle: &Path, made: &Certificate) -> Result<(), P
     writeln!(
         out,
         "made {} for the {} {}, valid until {}",
-        bundle.display(),
+        escape::name(bundle),
         made.kind,
         made.names_in_words(),
         day(made.not_after),
@@ -163,19 +168,39 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 fn for_shell(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-=@+:,".contains(&byte);
-    if text.bytes().all(plain) { text.into_owned() } else { quoted(&text) }
+    let bytes = path.as_os_str().as_bytes();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-=@+:,".contains(byte);
+    match path.to_str() {
+        Some(text) if bytes.iter().all(plain) => text.to_owned(),
+        _ => quoted(path.as_os_str()),
+    }
 }
 
-/// One word, whatever is in it.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
+/// Quotes one word for the shell. Hidden characters and bytes that aren't UTF-8 take the form
+/// `$'\x1b'`, which bash, zsh and POSIX.1-2024 know.
+fn quoted(word: &(impl AsRef<OsStr> + ?Sized)) -> String {
+    let word = word.as_ref();
+    match word.to_str() {
+        Some(text) if !text.contains(escape::is_hidden) => {
+            format!("'{}'", text.replace('\'', r"'\''"))
+        }
+        _ => {
+            let mut quoted = String::from("$'");
+            for byte in word.as_bytes() {
+                match byte {
+                    b'\'' | b'\\' => quoted.extend(['\\', char::from(*byte)]),
+                    b' '..=b'~' => quoted.push(char::from(*byte)),
+                    other => quoted += &format!("\\x{other:02x}"),
+                }
+            }
+            quoted + "'"
+        }
+    }
 }
 
 fn for_uri(path: &Path) -> String {
     let mut uri = String::new();
-    for byte in path.to_string_lossy().bytes() {
+    for byte in path.as_os_str().as_bytes().iter().copied() {
         if byte.is_ascii_alphanumeric() || b"/._-=@~".contains(&byte) {
             uri.push(char::from(byte));
         } else {
@@ -185,8 +210,9 @@ fn for_uri(path: &Path) -> String {
     uri
 }
 
-fn for_qemu(path: &Path) -> String {
-    path.to_string_lossy().replace(',', ",,")
+fn for_qemu(path: &Path) -> OsString {
+    let bytes = path.as_os_str().as_bytes();
+    OsString::from_vec(bytes.split(|byte| *byte == b',').collect::<Vec<_>>().join(&b",,"[..]))
 }
 
 #[cfg(test)]
@@ -200,5 +226,8 @@ mod tests {
         assert_eq!(for_uri(odd), "/a%20b/it%27s%2C100%25/%C3%BC%26%3F");
         assert_eq!(for_qemu(odd), "/a b/it's,,100%/ü&?");
         assert_eq!(for_shell(Path::new("pki/a=2Fb@c")), "pki/a=2Fb@c");
+        let hostile = Path::new(OsStr::from_bytes(b"/a'\\\n\x1b[2J\xff"));
+        assert_eq!(for_shell(hostile), r"$'/a\'\\\x0a\x1b[2J\xff'");
+        assert_eq!(for_uri(hostile), "/a%27%5C%0A%1B%5B2J%FF");
     }
 }

@@ -21,16 +21,16 @@ pub struct User {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
     /// There is none of that name.
-    #[error("there is no user \"{0}\"")]
+    #[error("there is no user {:?}", crate::escape::name(.0))]
     NoUser(String),
     /// There is none of that name.
-    #[error("there is no group \"{0}\"")]
+    #[error("there is no group {:?}", crate::escape::name(.0))]
     NoGroup(String),
     /// A number alone doesn't say which group.
     #[error("the system knows no user {0}, so the group has to be given too: {0}:GROUP")]
     GroupMissing(u32),
     /// The system's lists can't be read.
-    #[error("can't look up \"{0}\": {1}")]
+    #[error("can't look up {name:?}: {1}", name = crate::escape::name(.0))]
     Lookup(String, String),
 }
 

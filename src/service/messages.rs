@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hexz_nbd::escape;
+
 /// More than this of a status is cut off, in bytes. systemd drops messages of more than 4096
 /// bytes whole, and shows one line.
 const MAX_STATUS: usize = 1024;
@@ -31,9 +33,8 @@ pub(super) fn extend(by: Duration) -> String {
 
 /// A line for people. What comes from file names can't add lines to it.
 pub(super) fn status(text: &str) -> String {
-    let end = text.char_indices().map(|(at, letter)| at + letter.len_utf8());
-    let end = end.take_while(|end| *end <= MAX_STATUS).last().unwrap_or(0);
-    let line = text.get(..end).unwrap_or_default().replace(char::is_control, " ");
+    let line = escape::text(text);
+    let line = line.get(..line.floor_char_boundary(MAX_STATUS)).unwrap_or_default();
     format!("STATUS={line}\n")
 }
 
@@ -55,7 +56,7 @@ mod tests {
 
     #[test]
     fn a_status_is_one_short_line() {
-        assert_eq!(status("a\nREADY=1\u{7f}\u{85}b"), "STATUS=a READY=1  b\n");
+        assert_eq!(status("a\nREADY=1\u{7f}\u{85}b"), "STATUS=a\\nREADY=1\\u{7f}\\u{85}b\n");
         assert_eq!(status(""), "STATUS=\n");
         for long in ["x".repeat(5000), "é".repeat(5000), format!("x{}", "é".repeat(5000))] {
             let line = status(&long);

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use hexz_nbd::escape;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::UnixDatagram;
 use tokio::time::{MissedTickBehavior, interval, interval_at, timeout};
@@ -52,7 +53,8 @@ impl Manager {
             },
             Err(error) => {
                 tracing::warn!(
-                    "can't reach the service manager at NOTIFY_SOCKET={place:?}: {error}"
+                    "can't reach the service manager at NOTIFY_SOCKET={:?}: {error}",
+                    escape::name(&place)
                 );
                 Self::default()
             }

@@ -2,11 +2,13 @@
 //! empty line have led nowhere.
 
 use std::ffi::OsString;
+use std::io::{Write, stderr};
 use std::path::Path;
 
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command, Error};
+use hexz_nbd::escape;
 
 /// The archives, as clap knows them.
 const ARCHIVES: &str = "named";
@@ -71,6 +73,69 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
     error
 }
 
+/// Says what is wrong with a command line, and ends the program. Help and the version are said
+/// that way as well.
+pub(super) fn exit(error: Error) -> ! {
+    if !error.use_stderr() {
+        error.exit();
+    }
+    let error = escaped_values(error);
+    let plain = error.render().to_string();
+    let is_layout = |character: char| character == '\n' || !escape::is_hidden(character);
+    if plain.chars().all(is_layout) {
+        error.exit();
+    }
+    let code = error.exit_code();
+    // Where nobody reads it, the exit code says it.
+    stderr().write_all(lines(&plain).as_bytes()).unwrap_or_default();
+    std::process::exit(code)
+}
+
+/// Returns what clap says of a command line, without what the command line hides in it.
+pub(super) fn escaped(error: &Error) -> String {
+    lines(&error.to_string())
+}
+
+/// Escapes the values that clap repeats of the command line.
+fn escaped_values(mut error: Error) -> Error {
+    let escaped = |text: &String| escape::text(text).into_owned();
+    let unstyled = |text: &StyledStr| {
+        let plain = text.to_string();
+        match plain.contains(escape::is_hidden) {
+            true => StyledStr::from(escape::text(&plain).into_owned()),
+            false => text.clone(),
+        }
+    };
+    let values: Vec<_> = error
+        .context()
+        .filter_map(|(kind, value)| match value {
+            ContextValue::String(text) => Some((kind, ContextValue::String(escaped(text)))),
+            ContextValue::Strings(texts) => {
+                Some((kind, ContextValue::Strings(texts.iter().map(escaped).collect())))
+            }
+            // Suggestions, which repeat values as well.
+            ContextValue::StyledStr(text) => Some((kind, ContextValue::StyledStr(unstyled(text)))),
+            ContextValue::StyledStrs(texts) => {
+                Some((kind, ContextValue::StyledStrs(texts.iter().map(unstyled).collect())))
+            }
+            _ => None,
+        })
+        .collect();
+    for (kind, value) in values {
+        error.insert(kind, value);
+    }
+    error
+}
+
+fn lines(text: &str) -> String {
+    text.split_inclusive('\n')
+        .map(|line| match line.strip_suffix('\n') {
+            Some(line) => format!("{}\n", escape::text(line)),
+            None => escape::text(line).into_owned(),
+        })
+        .collect()
+}
+
 /// The word that may have been meant as a command, where the first archive isn't there and is
 /// called nearly like one: said as well, since other archives are served without it.
 pub(super) fn command_meant(command: &Command, matches: &ArgMatches) -> Option<String> {
@@ -80,8 +145,9 @@ pub(super) fn command_meant(command: &Command, matches: &ArgMatches) -> Option<S
     }
     let nearest = nearest_command(command, word)?;
     Some(format!(
-        "{word:?} is taken for an archive, and there is no such file; the command {nearest} is \
-         meant, perhaps"
+        "{:?} is taken for an archive, and there is no such file; the command {nearest} is \
+         meant, perhaps",
+        escape::name(word)
     ))
 }
 

@@ -10,6 +10,7 @@ use clap::{Arg, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use hexz_nbd::escape;
 use hexz_nbd::exports::Named;
 
 use super::keys::{self, Kind};
@@ -53,7 +54,7 @@ pub(super) fn read(path: &Path) -> Result<(String, Option<String>), Problem> {
         who_else_may_write(file.mode(), file.uid(), rustix::process::geteuid().as_raw())
     });
     let note = note.map(|who| {
-        format!("{} can be changed by {who}, and so can be who may come in", path.display())
+        format!("{} can be changed by {who}, and so can be who may come in", escape::name(path))
     });
     let mut text = String::new();
     file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| problem(error.into()))?;

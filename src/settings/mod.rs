@@ -221,11 +221,12 @@ impl Refused {
     /// Says why, and ends the program.
     pub(crate) fn exit(self) -> ! {
         let (log, problems) = match self {
-            Self::CommandLine(error) => error.exit(),
+            Self::CommandLine(error) => advice::exit(error),
             Self::File { log, problems } => (log, problems),
         };
         if let Err(error) = log::start(&log, &RecentErrors::default()) {
-            Cli::command().error(ErrorKind::InvalidValue, format!("RUST_LOG: {error}")).exit();
+            let why = format!("RUST_LOG: {error}");
+            advice::exit(Cli::command().error(ErrorKind::InvalidValue, why));
         }
         for problem in problems {
             tracing::error!("{problem}");
@@ -239,7 +240,7 @@ impl std::error::Error for Refused {}
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CommandLine(error) => error.fmt(f),
+            Self::CommandLine(error) => advice::escaped(error).fmt(f),
             Self::File { problems, .. } => {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 f.write_str(&problems.join("; "))

@@ -5,9 +5,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use hexz_nbd::escape;
+
 /// Something that is wrong with a configuration file, and where.
 #[derive(Debug, thiserror::Error)]
-#[error("{}{}: {what}", .path.display(), Line(*.line))]
+#[error("{}{}: {what}", escape::name(.path), Line(*.line))]
 pub(crate) struct Problem {
     pub(super) path: PathBuf,
     /// From 1 on.
@@ -22,24 +24,28 @@ pub(super) enum What {
     Io(#[from] io::Error),
     #[error("it is larger than 1 MiB, which no configuration file should be")]
     TooLarge,
-    #[error("it isn't TOML: {0}")]
+    #[error("it isn't TOML: {}", escape::text(.0))]
     Syntax(String),
-    #[error("there is no option {key:?}{}", Nearest(.nearest.as_deref()))]
+    #[error("there is no option {:?}{}", escape::name(.key), Nearest(.nearest.as_deref()))]
     UnknownKey { key: String, nearest: Option<String> },
     #[error(
         "a password doesn't belong in here: password-file names a file that has it and that only \
          its owner can read"
     )]
     Password,
-    #[error("there is no table [{table}]: options stand above all tables{}", There(.there))]
+    #[error(
+        "there is no table [{}]: options stand above all tables{}",
+        escape::name(.table),
+        There(.there)
+    )]
     UnknownTable { table: String, there: Vec<String> },
     #[error("{key} is for the command line alone: {why}")]
     CommandLineOnly { key: String, why: &'static str },
-    #[error("{key}: expected {expected}, found {found}")]
+    #[error("{}: expected {expected}, found {found}", escape::name(.key))]
     WrongType { key: String, expected: &'static str, found: &'static str },
     #[error("{0} = [] means nothing: leave it out, or name some")]
     EmptyList(String),
-    #[error("{key}: {value:?} can't be used: {why}")]
+    #[error("{key}: {:?} can't be used: {}", escape::name(.value), escape::text(.why))]
     Value { key: String, value: String, why: String },
     #[error(
         "{0} stands in [exports], where each key is the name of an export; options stand above \
@@ -47,11 +53,13 @@ pub(super) enum What {
     )]
     OptionInExports(String),
     #[error(
-        "[exports] {name}: expected a path in quotes, found a table; a name with dots is written \
-         in quotes, as {quoted:?}"
+        "[exports] {}: expected a path in quotes, found a table; a name with dots is written in \
+         quotes, as {:?}",
+        escape::name(.name),
+        escape::name(.quoted)
     )]
     DottedExport { name: String, quoted: String },
-    #[error("[exports]: {0}")]
+    #[error("[exports]: {}", escape::text(.0))]
     Export(String),
     #[error("{key} can't stand beside {other}{}", Where(.other_line))]
     Conflict { key: String, other: String, other_line: Option<usize> },
@@ -62,7 +70,7 @@ pub(super) enum What {
          [exports], or a folder with export-dir"
     )]
     NothingToServe,
-    #[error("together with the command line it makes no sense: {0}")]
+    #[error("together with the command line it makes no sense: {}", escape::text(.0))]
     Together(String),
     #[error(
         "this systemd credential isn't there, but {0} is: pass both with LoadCredential=, or none"

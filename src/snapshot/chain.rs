@@ -197,7 +197,7 @@ mod tests {
         };
         candidates(Path::new("/s/child.hxz"), name, &options)
             .into_iter()
-            .map(|path| path.display().to_string())
+            .map(|path| crate::escape::name(&path).to_string())
             .collect()
     }
 

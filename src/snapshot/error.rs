@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{BlockHash, Digest};
+use crate::escape;
 
 /// A problem with an archive, with the file and, where there is one, the place in it.
 #[derive(Debug)]
@@ -99,7 +100,7 @@ pub enum Problem {
     )]
     DirectoryArchive,
     /// A parent is nowhere where it may be looked for.
-    #[error("its parent {name:?} was not found (looked for {}){}", list(.tried), hint(.name, *.elsewhere))]
+    #[error("its parent {:?} was not found (looked for {}){}", escape::name(.name), list(.tried), hint(.name, *.elsewhere))]
     ParentMissing {
         /// The parent as this archive names it.
         name: String,
@@ -109,7 +110,7 @@ pub enum Problem {
         elsewhere: bool,
     },
     /// An archive is its own ancestor.
-    #[error("this archive is its own ancestor: parents go in a circle through {0:?}")]
+    #[error("this archive is its own ancestor: parents go in a circle through {:?}", escape::name(.0))]
     ParentCycle(String),
     /// More ancestors than anyone needs.
     #[error("its chain of parents has more than {0} archives")]
@@ -317,7 +318,7 @@ impl Problem {
 
 /// A path without what could disturb a log: parents are named by whoever packed a file.
 pub(super) fn printable(path: &Path) -> String {
-    path.display().to_string().escape_debug().to_string()
+    escape::name(path).to_string()
 }
 
 fn list(paths: &[PathBuf]) -> String {
@@ -334,7 +335,8 @@ fn hint(name: &str, elsewhere: bool) -> String {
     if elsewhere {
         format!(
             ". Put it beside the archive or give its folder as --parent-dir; if the archive is \
-             trusted to name any file of this machine, --allow-parent-anywhere looks at {name:?} too"
+             trusted to name any file of this machine, --allow-parent-anywhere looks at {:?} too",
+            escape::name(name)
         )
     } else {
         ". Put it beside the archive or give its folder as --parent-dir".to_owned()

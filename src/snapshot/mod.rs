@@ -620,7 +620,7 @@ impl Snapshot {
                 return Some(InParent { archive, block });
             }
         }
-        tracing::debug!(path = %self.path().display(), blocks = index.len(), "hash in no parent");
+        tracing::debug!(path = %crate::escape::name(self.path()), blocks = index.len(), "hash in no parent");
         None
     }
 

@@ -151,7 +151,7 @@ pub(super) fn check(
     let digest = digest.finish();
     match keys.iter().find(|key| key.has_signed(digest.as_ref(), &signature)) {
         Some(key) => {
-            tracing::debug!(path = %path.display(), %key, "its signature is valid");
+            tracing::debug!(path = %crate::escape::name(&**path), %key, "its signature is valid");
             Ok(())
         }
         None => Err(Problem::Signature.at(path, place.offset)),

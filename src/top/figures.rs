@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use hexz_nbd::escape;
+
 use super::status::Histogram;
 
 /// So many bytes, in units of 1024.
@@ -124,7 +126,7 @@ pub(super) fn clean(text: &str) -> String {
             // Greek without what isn't assigned there.
             'Α'..='Ρ' | 'Σ'..='Ϋ' | 'ά'..='ώ' => cleaned.push(character),
             '…' | '–' | '—' | '‘'..='”' | '€' => cleaned.push(character),
-            other => cleaned.extend(other.escape_unicode()),
+            other => escape::push_escape(&mut cleaned, other),
         }
     }
     cleaned
@@ -185,7 +187,7 @@ mod tests {
     #[test]
     fn nothing_of_others_reaches_the_terminal_unseen() {
         assert_eq!(clean("dns:büro.example.org"), "dns:büro.example.org");
-        assert_eq!(clean("a\u{1b}[31m\r\n\u{9b}b"), r"a\u{1b}[31m\u{d}\u{a}\u{9b}b");
+        assert_eq!(clean("a\u{1b}[31m\r\n\u{9b}b"), r"a\u{1b}[31m\r\n\u{9b}b");
         assert_eq!(
             clean("\u{202e}x\u{200d}\u{ad}\u{301}北"),
             r"\u{202e}x\u{200d}\u{ad}\u{301}\u{5317}"

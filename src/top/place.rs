@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use hexz_nbd::escape;
 use hexz_nbd::monitor::MONITOR_PORT;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Bytes;
@@ -129,7 +130,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(..) => f.write_str(&self.authority()),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix:{}", escape::name(path)),
         }
     }
 }
@@ -156,7 +157,7 @@ impl FromStr for Place {
             Ok(_) => (place, MONITOR_PORT),
             Err(_) => match place.rsplit_once(':') {
                 Some((host, port)) => {
-                    let wrong = |_| format!("\"{port}\" is no port");
+                    let wrong = |_| format!("{:?} is no port", escape::name(port));
                     (host, port.parse().map_err(wrong)?)
                 }
                 None => (place, MONITOR_PORT),
@@ -171,8 +172,9 @@ impl FromStr for Place {
             Ok(Self::Tcp(host.to_owned(), port))
         } else {
             Err(format!(
-                "\"{text}\" is no status listener: expected ADDRESS:PORT such as {}, PORT, \
+                "{:?} is no status listener: expected ADDRESS:PORT such as {}, PORT, \
                  unix:PATH, or http://ADDRESS:PORT",
+                escape::name(text),
                 Self::default()
             ))
         }

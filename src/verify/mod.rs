@@ -66,7 +66,7 @@ async fn check(
     let opened = tokio::select! {
         opened = spawn_blocking(move || Snapshot::open(&owned, &open)) => opened,
         code = signals.next() => {
-            tracing::warn!("{}: told to end while it was opened", path.display());
+            tracing::warn!("{}: told to end while it was opened", report::name(path));
             return Ok(Outcome::Stopped(code));
         }
     };
@@ -112,7 +112,7 @@ async fn check(
     meter.finish();
     let (done, stopped) = stopped;
     let Ok(done) = done else {
-        tracing::warn!("{}: told to end, but a read of it hangs", path.display());
+        tracing::warn!("{}: told to end, but a read of it hangs", report::name(path));
         return Ok(Outcome::Stopped(stopped.unwrap_or_default()));
     };
     let (summary, report, printed) = done.map_err(io::Error::other)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use hexz_nbd::escape;
 use hexz_nbd::snapshot::{Error, Fault, Summary};
 use serde_json::{Value, json};
 
@@ -17,7 +18,7 @@ pub(super) struct Report {
 
 /// A path without what could disturb a terminal.
 pub(super) fn name(path: &Path) -> String {
-    path.display().to_string().escape_debug().to_string()
+    escape::name(path).to_string()
 }
 
 impl Report {
@@ -32,8 +33,8 @@ impl Report {
         }
         print_json(&json!({
             "event": "unopened",
-            "archive": self.archive.to_string_lossy(),
-            "file": error.path.to_string_lossy(),
+            "archive": escape::unicode(&self.archive),
+            "file": escape::unicode(&*error.path),
             "problem": error.problem.to_string(),
         }))
     }
@@ -43,7 +44,11 @@ impl Report {
         if self.is_json {
             return print_json(&self.fault_json(fault));
         }
-        let mut text = format!("FAULT in {}: {}\n", name(&self.archive), fault.error);
+        let mut text = format!(
+            "FAULT in {}: {}\n",
+            name(&self.archive),
+            escape::text(&fault.error.to_string())
+        );
         for range in &fault.ranges {
             let (stream, last) = (fault.stream, range.end.saturating_sub(1));
             // Writing to a string can't fail.
@@ -61,8 +66,8 @@ impl Report {
             .collect();
         json!({
             "event": "fault",
-            "archive": self.archive.to_string_lossy(),
-            "file": fault.error.path.to_string_lossy(),
+            "archive": escape::unicode(&self.archive),
+            "file": escape::unicode(&*fault.error.path),
             "file_offset": fault.error.offset,
             "problem": fault.error.problem.to_string(),
             "stream": fault.stream.to_string(),
@@ -78,7 +83,7 @@ impl Report {
         if self.is_json {
             return print_json(&json!({
                 "event": "summary",
-                "archive": self.archive.to_string_lossy(),
+                "archive": escape::unicode(&self.archive),
                 "is_complete": seen.is_complete,
                 "is_sound": seen.is_complete && seen.faults == 0,
                 "faults": seen.faults,
@@ -123,5 +128,5 @@ fn mebibytes(bytes: u64) -> f64 {
 }
 
 fn print_json(object: &Value) -> io::Result<()> {
-    writeln!(stdout(), "{object}")
+    writeln!(stdout(), "{}", escape::json(&object.to_string()))
 }

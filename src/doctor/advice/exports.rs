@@ -20,7 +20,7 @@ pub(crate) fn listed(names: &[(String, String)]) -> Step {
     let all: Vec<Value> = names
         .iter()
         .take(NAMES)
-        .map(|(name, text)| json!({ "name": clean(name), "description": clean(text) }))
+        .map(|(name, text)| json!({ "name": name, "description": text }))
         .collect();
     let step = match names.len() {
         0 => Step::warning(NAME, "none").advise(
@@ -40,11 +40,6 @@ pub(crate) fn listed(names: &[(String, String)]) -> Step {
         step = step.line(format!("and {more} more"));
     }
     step
-}
-
-/// For machines: whole, but without what can't be seen.
-fn clean(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).collect()
 }
 
 pub(crate) fn unlisted(trouble: &Trouble) -> Step {
@@ -74,7 +69,7 @@ pub(crate) fn unopened(name: &str, trouble: &Trouble, listed: &[(String, String)
         format!("\"{}\"", shown(name))
     };
     let step = Step::bad("export", format!("{called} can't be opened: {}", trouble.words()))
-        .detail("name", clean(name));
+        .detail("name", name);
     let names: Vec<String> =
         listed.iter().map(|(name, _)| format!("\"{}\"", shown(name))).collect();
     match trouble {
@@ -200,13 +195,13 @@ pub(crate) fn export(name: &str, info: &ExportInfo) -> Step {
     let flags = flags(info.flags);
     let mut step = Step::good("export", format!("{called}, {} bytes", info.size))
         .line(format!("flags: {}", flags.join(", ")))
-        .detail("name", clean(name))
+        .detail("name", name)
         .detail("size", info.size)
         .detail("flags", flags)
         .detail("read_only", info.flags.contains(TransmissionFlags::READ_ONLY));
     if let Some(text) = &info.description {
         step =
-            step.line(format!("description: {}", shown(text))).detail("description", clean(text));
+            step.line(format!("description: {}", shown(text))).detail("description", text.as_str());
     }
     step = sizes(step, info.block_sizes);
     judge_size(step, info.size)

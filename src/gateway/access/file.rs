@@ -28,7 +28,7 @@ pub struct RulesFile(pub PathBuf);
 
 /// What is wrong with a rules file.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", .path.display())]
+#[error("{}: {problem}", crate::escape::name(.path))]
 pub struct RulesFileError {
     /// The file.
     pub path: PathBuf,

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::pattern::{Pattern, PatternError};
+use crate::escape;
 
 /// What kind of name a certificate gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,7 +54,7 @@ pub struct Name {
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Whoever signed the certificate chose it; a log line shall stay one.
-        write!(f, "{}{}", self.kind.prefix(), self.text.escape_debug())
+        write!(f, "{}{}", self.kind.prefix(), escape::name(&self.text))
     }
 }
 

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
 
+use crate::escape;
+
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Peer {
@@ -91,12 +93,15 @@ impl fmt::Display for Network {
 pub enum NetworkError {
     /// It can't be read.
     #[error(
-        "\"{0}\" is no network: expected something like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32"
+        "{:?} is no network: expected something like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
+        escape::name(.0)
     )]
     Unreadable(String),
     /// There are bits behind the prefix, so it isn't clear what was meant.
     #[error(
-        "\"{given}\" has bits set behind its prefix: write {network} for the network or {address} for the one address"
+        "{:?} has bits set behind its prefix: write {network} for the network or {address} for the one \
+         address",
+        escape::name(.given)
     )]
     HostBits {
         /// What was written.
@@ -205,7 +210,10 @@ pub enum PlaceError {
     #[error(transparent)]
     Network(NetworkError),
     /// No context ID.
-    #[error("\"{0}\" has no context ID: expected something like vsock:3, or vsock for all of them")]
+    #[error(
+        "{:?} has no context ID: expected something like vsock:3, or vsock for all of them",
+        escape::name(.0)
+    )]
     Cid(String),
 }
 

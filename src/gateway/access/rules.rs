@@ -9,6 +9,7 @@ use super::identity::IdentityPattern;
 use super::network::{Network, Place};
 use super::pattern::Pattern;
 use super::window::{Moment, TimeWindow};
+use crate::escape;
 
 /// What a rule does with whom it fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,11 +147,11 @@ impl fmt::Display for Rule {
                 }
             }
             Origin::File { path, number, line } => {
-                write!(f, "rule {number}, line {line} of {}", path.display())?;
+                write!(f, "rule {number}, line {line} of {}", escape::name(path.as_path()))?;
             }
         }
         match &self.name {
-            Some(name) => write!(f, " ({})", name.escape_debug()),
+            Some(name) => write!(f, " ({})", escape::name(name)),
             None => Ok(()),
         }
     }

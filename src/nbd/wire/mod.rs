@@ -16,6 +16,8 @@ pub mod request;
 
 use std::fmt;
 
+use crate::escape;
+
 /// The longest string of the protocol, in bytes ("Conventions").
 pub const MAX_STRING: usize = MAX_NAME as usize;
 
@@ -226,7 +228,7 @@ impl fmt::Display for Printable<'_> {
         /// Enough to recognise a name; a longer one would flood the log.
         const SHOWN: usize = 128;
         let shown = self.0.get(..SHOWN).unwrap_or(self.0);
-        write!(f, "\"{}\"", shown.escape_ascii())?;
+        write!(f, "{:?}", escape::bytes(shown))?;
         if self.0.len() > SHOWN {
             write!(f, "… ({} bytes)", self.0.len())?;
         }
@@ -271,7 +273,7 @@ mod tests {
 
     #[test]
     fn printable_escapes_and_shortens() {
-        assert_eq!(Printable(b"a\n\x1b[31m\0").to_string(), r#""a\n\x1b[31m\x00""#);
+        assert_eq!(Printable(b"a\n\x1b[31m\0").to_string(), r#""a\n\u{1b}[31m\0""#);
         assert!(Printable(&[b'x'; 4096]).to_string().len() < 200);
     }
 }

@@ -12,6 +12,7 @@ mod hostile_archives;
 mod listening;
 mod log;
 mod log_fields;
+mod names;
 mod plaintext;
 mod proxied;
 mod resets;
