@@ -27,6 +27,9 @@ pub enum Event {
     /// A client asked for an export that it may not open. It may go on and ask for another; not
     /// all that it asks for is told.
     ExportDenied(ExportDenied),
+    /// A client asked for an export that isn't there. It may go on and ask for another; not all
+    /// that it asks for is told.
+    ExportMissing(ExportMissing),
     /// A connection ended with its TLS handshake.
     HandshakeFailed(HandshakeFailed),
     /// A connection ended when it was known who it is.
@@ -167,6 +170,18 @@ pub struct ExportDenied {
     pub why: Text,
 }
 
+/// See [`Event::ExportMissing`].
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportMissing {
+    /// Client that asked.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Name that it asked for.
+    pub export: Text,
+    /// Label of the reason.
+    pub reason: Text,
+}
+
 /// See [`Event::HandshakeFailed`].
 #[derive(Debug, Clone, Serialize)]
 pub struct HandshakeFailed {
@@ -213,6 +228,9 @@ pub struct Served {
     /// How often it asked for an export that it may not open, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub denied: Option<u64>,
+    /// Number of requests for exports that aren't there, if it sent some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<u64>,
 }
 
 /// See [`Event::Dismissed`].
@@ -281,6 +299,7 @@ mod tests {
             bytes: Some(512),
             errors: Some(0),
             denied: Some(1),
+            missing: Some(1),
         }
     }
 
@@ -317,6 +336,11 @@ mod tests {
                 policy: 1,
             }),
             Event::ExportDenied(ExportDenied { who: who(), export: "x".into(), why: why() }),
+            Event::ExportMissing(ExportMissing {
+                who: who(),
+                export: "x".into(),
+                reason: "unknown_name".into(),
+            }),
             Event::HandshakeFailed(HandshakeFailed {
                 who: who(),
                 cause: "not_tls".into(),
@@ -396,7 +420,7 @@ mod tests {
 
     #[test]
     fn times_are_in_seconds() {
-        let line = line::body(&all()[8]).unwrap();
+        let line = line::body(&all()[9]).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(json["duration"].as_f64(), Some(1.5));
     }

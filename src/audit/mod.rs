@@ -15,8 +15,8 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use event::{
-    Certificate, Dismissed, Ended, Event, ExportDenied, HandshakeFailed, NotAllowed, Reading,
-    Refused, Reload, ReloadFailed, Served, Start, Stop, Who,
+    Certificate, Dismissed, Ended, Event, ExportDenied, ExportMissing, HandshakeFailed, NotAllowed,
+    Reading, Refused, Reload, ReloadFailed, Served, Start, Stop, Who,
 };
 pub use line::{MAX_TEXT, Text, Time};
 pub use recorder::{Recorder, StartError};

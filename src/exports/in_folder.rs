@@ -2,14 +2,19 @@
 //! remembered.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{self, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::slot::Slot;
-use super::source::Folder;
+use super::source::{Folder, Missing};
+use crate::escape;
+use crate::limited::RateLimit;
 use crate::nbd::Listing;
 use crate::storage::FileStamp;
 
@@ -21,6 +26,10 @@ const MAX_OPEN: usize = 128;
 pub(super) struct InFolder {
     folder: Folder,
     places: Mutex<Places>,
+    /// Files that the log has named as not being served.
+    unserved: sync::Mutex<Vec<(OsString, Missing)>>,
+    /// Log lines about them.
+    notes: RateLimit,
 }
 
 #[derive(Debug, Default)]
@@ -55,7 +64,12 @@ impl Places {
 
 impl InFolder {
     pub(super) fn new(folder: Folder) -> Self {
-        Self { folder, places: Mutex::default() }
+        Self {
+            folder,
+            places: Mutex::default(),
+            unserved: sync::Mutex::default(),
+            notes: RateLimit::new(5, Duration::from_secs(60)),
+        }
     }
 
     /// Where it is.
@@ -68,29 +82,62 @@ impl InFolder {
         Self::new(self.folder.clone())
     }
 
-    /// The place for a name, if there is such a file.
-    pub(super) async fn slot(&self, name: &str) -> Option<Slot> {
+    /// Returns the place for a name, if there is such a file.
+    ///
+    /// # Errors
+    /// [`Missing`], for the operator.
+    pub(super) async fn slot(&self, name: &str) -> Result<Slot, Missing> {
         let (folder, wanted) = (self.folder.clone(), name.to_owned());
-        let found = spawn_blocking(move || folder.find(&wanted)).await.ok()?;
+        let found = spawn_blocking(move || folder.find(&wanted)).await;
+        let found = found.unwrap_or(Err(Missing::Unavailable));
         let mut places = self.places.lock().await;
-        let Some(source) = found else {
-            places.forget(name);
-            return None;
-        };
+        let source = found.inspect_err(|_| places.forget(name))?;
         places.touch(name);
-        Some(places.slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
+        Ok(places.slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
     }
 
     /// The names of its archives, in order.
     pub(super) async fn names(&self) -> io::Result<Vec<String>> {
         let folder = self.folder.clone();
-        let names = spawn_blocking(move || folder.names()).await.map_err(io::Error::other)??;
+        let content =
+            spawn_blocking(move || folder.content()).await.map_err(io::Error::other)??;
+        self.note_unserved(content.unserved);
+        let names = content.names;
         let mut places = self.places.lock().await;
         let there: HashSet<&String> = names.iter().collect();
         let gone: Vec<String> =
             places.slots.keys().filter(|name| !there.contains(name)).cloned().collect();
         gone.iter().for_each(|name| places.forget(name));
         Ok(names)
+    }
+
+    /// Logs which files aren't served though they are called like archives, whenever others are.
+    fn note_unserved(&self, unserved: Vec<(OsString, Missing)>) {
+        /// Files that a line names.
+        const NAMED: usize = 10;
+        let mut known = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == unserved {
+            return;
+        }
+        let Some(held_back) = self.notes.allow() else { return };
+        if !unserved.is_empty() {
+            let names = unserved.iter().take(NAMED);
+            let names: Vec<String> = names
+                .map(|(name, missing)| format!("{} ({})", escape::name(name), missing.label()))
+                .collect();
+            let more = match unserved.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            tracing::warn!(
+                held_back = held_back.field(),
+                files = unserved.len(),
+                "the export folder {} has files that aren't served: {}{more}",
+                escape::name(self.path()),
+                names.join(", "),
+            );
+        }
+        *known = unserved;
     }
 
     /// Places that have been asked for, by name; none if somebody is changing them just now.
@@ -117,7 +164,7 @@ impl InFolder {
         {
             return listings;
         }
-        let Some(slot) = self.slot(name).await else { return Vec::new() };
+        let Ok(slot) = self.slot(name).await else { return Vec::new() };
         let stamp = slot.stamp().await;
         let listings = make(&slot).await;
         // What can't be opened now may be later, though the file is the same.

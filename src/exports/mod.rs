@@ -28,8 +28,8 @@ pub use reader::{BlockReader, Figures, UNREADABLE};
 pub use seen::Seen;
 use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
-use source::Source;
 pub use source::{Choice, Folder, Named, NamedError};
+use source::{Missing, Source};
 
 /// What is added to a snapshot's name for its auxiliary stream.
 const AUXILIARY: &str = "/aux";
@@ -206,7 +206,7 @@ impl Catalog {
 
     /// Whether there is an export of that canonical name just now.
     pub async fn has(&self, name: &str) -> bool {
-        self.find_named(name).await.is_some()
+        self.find_named(name).await.is_ok()
     }
 
     /// The snapshot of a place. Why there is none goes to the log.
@@ -319,31 +319,28 @@ impl Catalog {
     }
 
     /// The export that a client calls `name`, or by no name.
-    fn resolve<'a>(&'a self, name: &'a [u8]) -> Option<&'a str> {
+    fn resolve<'a>(&'a self, name: &'a [u8]) -> Result<&'a str, Missing> {
         match name {
-            [] => self.default.as_deref(),
+            [] => self.default.as_deref().ok_or(Missing::NoDefault),
             // Names that are no text are nobody's.
-            name => str::from_utf8(name).ok(),
+            name => str::from_utf8(name).map_err(|_| Missing::NotUtf8),
         }
     }
 
-    async fn find_named(&self, name: &str) -> Option<SnapshotExport> {
+    async fn find_named(&self, name: &str) -> Result<SnapshotExport, Missing> {
         for (slot_name, slot) in &self.named {
             if let Some(stream) = stream_of(name, slot_name) {
                 return self.find_stream(slot_name, slot, stream).await;
             }
         }
-        let folder = self.folder.as_ref()?;
-        for (base, stream) in
-            [(Some(name), StreamKind::Main), (name.strip_suffix(AUXILIARY), StreamKind::Auxiliary)]
-        {
-            if let Some(base) = base
-                && let Some(slot) = folder.slot(base).await
-            {
-                return self.find_stream(base, &slot, stream).await;
-            }
-        }
-        None
+        let folder = self.folder.as_ref().ok_or(Missing::UnknownName)?;
+        let missing = match folder.slot(name).await {
+            Ok(slot) => return self.find_stream(name, &slot, StreamKind::Main).await,
+            Err(missing) => missing,
+        };
+        let base = name.strip_suffix(AUXILIARY).ok_or(missing)?;
+        let slot = folder.slot(base).await?;
+        self.find_stream(base, &slot, StreamKind::Auxiliary).await
     }
 
     async fn find_stream(
@@ -351,10 +348,12 @@ impl Catalog {
         name: &str,
         slot: &Slot,
         stream: StreamKind,
-    ) -> Option<SnapshotExport> {
-        let snapshot = self.open(name, slot).await?;
-        let is_there = stream == StreamKind::Main || snapshot.size(stream) > 0;
-        is_there.then(|| self.export(name, &snapshot, stream))
+    ) -> Result<SnapshotExport, Missing> {
+        let snapshot = self.open(name, slot).await.ok_or(Missing::Unavailable)?;
+        if stream == StreamKind::Auxiliary && snapshot.size(stream) == 0 {
+            return Err(Missing::NoAuxiliary);
+        }
+        Ok(self.export(name, &snapshot, stream))
     }
 }
 

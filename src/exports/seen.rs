@@ -1,7 +1,8 @@
 //! The catalogue as one client sees it: what it may not open isn't there.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::source::Missing;
 use super::{Catalog, SnapshotExport};
 use crate::nbd::{Export, Exports, Listing, MayOpen, Offer, Offered};
 
@@ -10,6 +11,8 @@ use crate::nbd::{Export, Exports, Listing, MayOpen, Offer, Offered};
 pub struct Seen {
     catalog: Arc<Catalog>,
     may_open: MayOpen,
+    /// The reason for which nothing was found the last time.
+    missing: Arc<Mutex<Option<Missing>>>,
 }
 
 impl Offer for Catalog {
@@ -17,7 +20,7 @@ impl Offer for Catalog {
     type Seen = Seen;
 
     fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Seen {
-        Seen { catalog: self, may_open }
+        Seen { catalog: self, may_open, missing: Arc::default() }
     }
 
     fn offered(&self) -> Vec<Offered> {
@@ -39,8 +42,17 @@ impl Seen {
     /// anything is looked for, so it can't be told from the time that this takes whether
     /// there is one.
     async fn export(&self, name: &[u8]) -> Option<SnapshotExport> {
-        let name = self.catalog.resolve(name).filter(|name| self.may_open.allows(name))?;
-        self.catalog.find_named(name).await
+        self.note(None);
+        let found = match self.catalog.resolve(name) {
+            Ok(name) if !self.may_open.allows(name) => return None,
+            Ok(name) => self.catalog.find_named(name).await,
+            Err(missing) => Err(missing),
+        };
+        found.inspect_err(|missing| self.note(Some(*missing))).ok()
+    }
+
+    fn note(&self, missing: Option<Missing>) {
+        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
     }
 }
 
@@ -57,6 +69,10 @@ impl Exports for Seen {
             export = export.comparable_with(&other, &reference);
         }
         Some(Arc::new(export))
+    }
+
+    fn missing(&self) -> Option<&'static str> {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).map(Missing::label)
     }
 
     async fn list(&self) -> Vec<Listing> {

@@ -1,8 +1,9 @@
 //! Where a snapshot comes from: a path that the operator gave, or a file of a folder that
 //! a client named.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,6 +15,9 @@ use crate::storage::FileStorage;
 
 /// How files of a folder end that are taken for archives.
 const EXTENSIONS: [&str; 2] = ["hxz", "hexz"];
+
+/// Files of a folder that are remembered as not being served.
+const MAX_UNSERVED: usize = 1000;
 
 /// An archive with the name that it is served under: `PATH`, or `NAME=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,37 +94,126 @@ impl Folder {
         Self(path)
     }
 
-    /// The archive that a client calls `name`. A name is one file's of this folder, and
-    /// no link: it can't lead anywhere else.
-    pub(super) fn find(&self, name: &str) -> Option<Source> {
+    /// Returns the archive that a client calls `name`. A name is one file's of this folder, and
+    /// no link: it can't lead anywhere else. Files that don't end like archives aren't looked at,
+    /// so that nobody finds out by the time that it takes whether there is one.
+    ///
+    /// # Errors
+    /// [`Missing`], for the operator.
+    pub(super) fn find(&self, name: &str) -> Result<Source, Missing> {
         let mut parts = Path::new(name).components();
         let is_file_name = matches!(
             (parts.next(), parts.next()),
             (Some(Component::Normal(part)), None) if part == OsStr::new(name)
         );
-        if !is_file_name || !is_archive_name(name) {
-            return None;
+        if !is_file_name {
+            return Err(Missing::InvalidName);
+        }
+        if !is_archive_name(name) {
+            let is_near = looks_like_archive(OsStr::new(name));
+            return Err(if is_near { Missing::WrongExtension } else { Missing::UnknownName });
         }
         let path = self.0.join(name);
-        let is_file = std::fs::symlink_metadata(&path).is_ok_and(|file| file.is_file());
-        is_file.then_some(Source::NoLink(path))
+        match std::fs::symlink_metadata(&path).map(|file| file.file_type()) {
+            Ok(kind) if kind.is_file() => Ok(Source::NoLink(path)),
+            Ok(kind) if kind.is_symlink() => Err(Missing::SymbolicLink),
+            Ok(_) => Err(Missing::NotAFile),
+            Err(_) => Err(Missing::UnknownName),
+        }
     }
 
-    /// The names of its archives, in order.
-    pub(super) fn names(&self) -> io::Result<Vec<String>> {
-        let mut names: Vec<String> = std::fs::read_dir(&self.0)?
-            .filter_map(Result::ok)
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(|name| is_archive_name(name))
-            .collect();
-        names.sort();
-        Ok(names)
+    /// Lists the folder.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(super) fn content(&self) -> io::Result<Content> {
+        let mut content = Content::default();
+        for entry in std::fs::read_dir(&self.0)?.filter_map(Result::ok) {
+            let Ok(kind) = entry.file_type() else { continue };
+            let name = entry.file_name();
+            if !looks_like_archive(&name) {
+                continue;
+            }
+            let missing = match (name.to_str(), kind.is_file()) {
+                (Some(text), true) if is_archive_name(text) => {
+                    content.names.push(text.to_owned());
+                    continue;
+                }
+                (_, false) if kind.is_symlink() => Missing::SymbolicLink,
+                (_, false) => Missing::NotAFile,
+                (Some(_), true) => Missing::WrongExtension,
+                (None, true) => Missing::NotUtf8,
+            };
+            if content.unserved.len() < MAX_UNSERVED {
+                content.unserved.push((name, missing));
+            }
+        }
+        content.names.sort();
+        content.unserved.sort();
+        Ok(content)
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
+}
+
+/// What a folder holds.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    /// Names of its archives, in order.
+    pub(super) names: Vec<String>,
+    /// Files that are called like archives and aren't served, in order; [`MAX_UNSERVED`] of them
+    /// at most.
+    pub(super) unserved: Vec<(OsString, Missing)>,
+}
+
+/// The reason for which a name leads to no export. Only the operator gets to see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Missing {
+    /// The client names none, and there is no default export.
+    NoDefault,
+    /// The name isn't UTF-8.
+    NotUtf8,
+    /// Nothing is called like that.
+    UnknownName,
+    /// It is a path, or can't be a file's name.
+    InvalidName,
+    /// It ends nearly like an archive, such as `.HXZ`.
+    WrongExtension,
+    /// It is a symbolic link, which isn't followed.
+    SymbolicLink,
+    /// It is a folder, a pipe or a device.
+    NotAFile,
+    /// The archive has no auxiliary stream.
+    NoAuxiliary,
+    /// The archive can't be opened; the log says why.
+    Unavailable,
+}
+
+impl Missing {
+    /// Label for the log and for audit events.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::NoDefault => "no_default",
+            Self::NotUtf8 => "not_utf8",
+            Self::UnknownName => "unknown_name",
+            Self::InvalidName => "invalid_name",
+            Self::WrongExtension => "wrong_extension",
+            Self::SymbolicLink => "symbolic_link",
+            Self::NotAFile => "not_a_file",
+            Self::NoAuxiliary => "no_auxiliary_stream",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Returns true if a file's name ends like an archive's, in capitals or not.
+fn looks_like_archive(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension().map(OsStr::as_bytes);
+    extension.is_some_and(|extension| {
+        EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
+    })
 }
 
 fn is_archive_name(name: &str) -> bool {
@@ -182,28 +275,39 @@ mod tests {
         std::os::unix::fs::symlink(&secret, inside.path().join("d.hxz")).unwrap();
 
         let folder = Folder::new(inside.path().to_owned());
-        assert_eq!(folder.names().unwrap(), ["a.hxz"]);
-        assert!(folder.find("a.hxz").is_some());
+        let odd = OsStr::from_bytes(b"\xff.hxz");
+        std::fs::write(inside.path().join(odd), "x").unwrap();
+        std::fs::write(inside.path().join("e.HXZ"), "x").unwrap();
+        let content = folder.content().unwrap();
+        assert_eq!(content.names, ["a.hxz"]);
+        let unserved = [
+            ("c.hxz".into(), Missing::NotAFile),
+            ("d.hxz".into(), Missing::SymbolicLink),
+            ("e.HXZ".into(), Missing::WrongExtension),
+            (odd.to_owned(), Missing::NotUtf8),
+        ];
+        assert_eq!(content.unserved, unserved);
+        assert!(folder.find("a.hxz").is_ok());
         let absolute = secret.to_str().unwrap();
-        for name in [
-            "",
-            ".",
-            "..",
-            "../secret.hxz",
-            "./a.hxz",
-            "a.hxz/",
-            "a.hxz/.",
-            "/a.hxz",
-            absolute,
-            "b.txt",
-            "c.hxz",
-            "d.hxz",
-            "none.hxz",
-            "a.hxz\0",
-            "a.HXZ",
-            "c.hxz/../a.hxz",
+        for (name, missing) in [
+            ("", Missing::InvalidName),
+            (".", Missing::InvalidName),
+            ("..", Missing::InvalidName),
+            ("../secret.hxz", Missing::InvalidName),
+            ("./a.hxz", Missing::InvalidName),
+            ("a.hxz/", Missing::InvalidName),
+            ("a.hxz/.", Missing::InvalidName),
+            ("/a.hxz", Missing::InvalidName),
+            (absolute, Missing::InvalidName),
+            ("b.txt", Missing::UnknownName),
+            ("c.hxz", Missing::NotAFile),
+            ("d.hxz", Missing::SymbolicLink),
+            ("none.hxz", Missing::UnknownName),
+            ("a.hxz\0", Missing::UnknownName),
+            ("a.HXZ", Missing::WrongExtension),
+            ("c.hxz/../a.hxz", Missing::InvalidName),
         ] {
-            assert!(folder.find(name).is_none(), "{name:?}");
+            assert_eq!(folder.find(name).err(), Some(missing), "{name:?}");
         }
     }
 }

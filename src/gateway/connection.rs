@@ -19,6 +19,7 @@ use super::story::{self, Protection, Story};
 use super::tls::{self, Credentials, CredentialsError, HandshakeFailure};
 use super::watched::{Denials, Watched};
 use super::{Shared, tell};
+use crate::nbd::wire::Printable;
 use crate::nbd::{
     Chosen, Export, Farewell, MayOpen, Offer, PlaintextOutcome, Security, SessionError, Summary,
     TransmitLimits, greet, negotiate, plaintext_leg, transmit,
@@ -231,7 +232,28 @@ impl<X: Offer> Connection<'_, X> {
                 audit.tell(|| story::export_denied(&live, export, why));
             }
         };
-        Watched { shared: Arc::clone(self.shared), may_open, denials, tell: Box::new(tell) }
+        let (live, shared) = (Arc::clone(self.live), Arc::clone(self.shared));
+        let tell_missing = move |name: &[u8], reason: &'static str| {
+            if live.note_missing() > story::MAX_DENIED {
+                return;
+            }
+            shared.config.audit.tell(|| story::export_missing(&live, name, reason));
+            super::tell(&shared.chatter.lookups, |held_back| {
+                let name = Printable(name);
+                tracing::info!(
+                    reason,
+                    held_back,
+                    "it asked for an export that isn't there: {name}"
+                );
+            });
+        };
+        Watched {
+            shared: Arc::clone(self.shared),
+            may_open,
+            denials,
+            tell: Box::new(tell),
+            tell_missing: Box::new(tell_missing),
+        }
     }
 
     async fn transmission<S>(

@@ -50,6 +50,7 @@ pub(super) struct Live {
     pub(super) activity: Arc<Activity>,
     /// How often it asked for an export that it may not open.
     denied: AtomicU64,
+    missing: AtomicU64,
     since: SystemTime,
     known: Mutex<Known>,
     dismissed: CancellationToken,
@@ -132,6 +133,7 @@ impl Connections {
             route,
             activity: Arc::default(),
             denied: AtomicU64::new(0),
+            missing: AtomicU64::new(0),
             since: SystemTime::now(),
             known: Mutex::default(),
             dismissed: CancellationToken::new(),
@@ -218,6 +220,16 @@ impl Live {
     /// Notes that it asked for an export that it may not open, and says how often that was.
     pub(super) fn note_denied(&self) -> u64 {
         self.denied.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Counts a request for an export that isn't there, and returns the number of them.
+    pub(super) fn note_missing(&self) -> u64 {
+        self.missing.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Number of requests for exports that aren't there.
+    pub(super) fn missing(&self) -> u64 {
+        self.missing.load(Ordering::Relaxed)
     }
 
     /// How often that was.

@@ -128,12 +128,14 @@ struct Chatter {
     refusals: RateLimit,
     failures: RateLimit,
     sessions: RateLimit,
+    /// Exports that were asked for in vain.
+    lookups: RateLimit,
 }
 
 impl Chatter {
     fn new() -> Self {
         let limit = || RateLimit::new(100, Duration::from_millis(100));
-        Self { refusals: limit(), failures: limit(), sessions: limit() }
+        Self { refusals: limit(), failures: limit(), sessions: limit(), lookups: limit() }
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the audit is told of one connection: what it comes to, and in any case how it ended.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -10,15 +12,16 @@ use super::connection::{Ending, Failure};
 use super::live::Live;
 use super::tls::Credentials;
 use crate::audit::{
-    Audit, Certificate, Dismissed, Ended, Event, ExportDenied, HandshakeFailed, NotAllowed,
-    Reading, Refused, Served, Text, Time, Who,
+    Audit, Certificate, Dismissed, Ended, Event, ExportDenied, ExportMissing, HandshakeFailed,
+    NotAllowed, Reading, Refused, Served, Text, Time, Who,
 };
+use crate::escape;
 use crate::nbd::Farewell;
 
 /// Names of one certificate that are told.
 const MAX_NAMES: usize = 16;
 
-/// Exports that were kept from one client are told so often; then it is only counted: asking for
+/// Exports that were kept from one client, or aren't there, are told so often each; then it is only counted: asking for
 /// another costs it less than what the audit would have to write.
 pub(super) const MAX_DENIED: u64 = 16;
 
@@ -145,6 +148,12 @@ pub(super) fn export_denied(live: &Live, export: &str, why: &Reason) -> Event {
     Event::ExportDenied(ExportDenied { who, export: export.into(), why: Text::of(why) })
 }
 
+/// A client asked for an export that isn't there.
+pub(super) fn export_missing(live: &Live, name: &[u8], reason: &str) -> Event {
+    let export = Text::of(&escape::unicode(OsStr::from_bytes(name)));
+    Event::ExportMissing(ExportMissing { who: who(live), export, reason: reason.into() })
+}
+
 fn route_of(id: u64, route: Route) -> Who {
     Who { id, peer: Text::of(route.peer), via: route.via.map(Text::of), ..Who::default() }
 }
@@ -163,7 +172,10 @@ fn who(live: &Live) -> Who {
 
 fn served(live: &Live) -> Served {
     let denied = Some(live.denied()).filter(|count| *count > 0);
-    let Some(export) = live.export() else { return Served { denied, ..Served::default() } };
+    let missing = Some(live.missing()).filter(|count| *count > 0);
+    let Some(export) = live.export() else {
+        return Served { denied, missing, ..Served::default() };
+    };
     let done = live.activity.so_far();
     Served {
         export: Some(export.into()),
@@ -171,6 +183,7 @@ fn served(live: &Live) -> Served {
         bytes: Some(done.bytes),
         errors: Some(done.errors.all()),
         denied,
+        missing,
     }
 }
 

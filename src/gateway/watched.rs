@@ -24,6 +24,9 @@ impl Denials {
 /// Is told the name of an export that was kept from a client, and why.
 pub(super) type Tell = Box<dyn Fn(&str, &Reason) + Send + Sync>;
 
+/// Takes the name of an export that a client asked for in vain, and the label of the reason.
+pub(super) type TellMissing = Box<dyn Fn(&[u8], &'static str) + Send + Sync>;
+
 /// Passes everything on, of what is served when it is asked for. While a client asks for one
 /// export, what is noted is what it asked for; while it lists them, nobody wants to know.
 pub(super) struct Watched<X> {
@@ -31,6 +34,7 @@ pub(super) struct Watched<X> {
     pub(super) may_open: MayOpen,
     pub(super) denials: Denials,
     pub(super) tell: Tell,
+    pub(super) tell_missing: TellMissing,
 }
 
 impl<X> fmt::Debug for Watched<X> {
@@ -54,12 +58,14 @@ impl<X: Offer> Watched<X> {
         Arc::ptr_eq(exports, &self.shared.exports.load())
     }
 
-    /// Tells what was kept from the client, if nothing was found.
-    fn told<T>(&self, found: Option<T>) -> Option<T> {
-        if found.is_none()
-            && let Some((export, why)) = self.denials.take()
-        {
-            (self.tell)(&export, &why);
+    /// Tells what was kept from the client, or why there is no such export, if nothing was found.
+    fn told<T>(&self, name: &[u8], seen: &X::Seen, found: Option<T>) -> Option<T> {
+        if found.is_none() {
+            if let Some((export, why)) = self.denials.take() {
+                (self.tell)(&export, &why);
+            } else if let Some(reason) = seen.missing() {
+                (self.tell_missing)(name, reason);
+            }
         }
         found
     }
@@ -73,7 +79,7 @@ impl<X: Offer> Exports for Watched<X> {
             let (exports, seen) = self.see();
             let found = seen.find(name).await;
             if self.is_served(&exports) {
-                return self.told(found);
+                return self.told(name, &seen, found);
             }
         }
     }
@@ -83,7 +89,7 @@ impl<X: Offer> Exports for Watched<X> {
             let (exports, seen) = self.see();
             let found = seen.find_with_contexts(name).await;
             if self.is_served(&exports) {
-                return self.told(found);
+                return self.told(name, &seen, found);
             }
         }
     }

@@ -169,6 +169,13 @@ pub trait Exports: Send + Sync {
         self.find(name)
     }
 
+    /// Label of the reason for which the last [`find`](Self::find) or
+    /// [`find_with_contexts`](Self::find_with_contexts) found nothing that this client may open.
+    /// It is for the operator alone: to clients, all that isn't there is unknown.
+    fn missing(&self) -> Option<&'static str> {
+        None
+    }
+
     /// All of them, in the order in which LIST shall name them.
     fn list(&self) -> impl Future<Output = Vec<Listing>> + Send;
 }

@@ -176,6 +176,37 @@ fn who_goes_on_asking_fills_no_disk() {
     assert_eq!(assert_no_gaps(&events), 0);
 }
 
+/// Exports that aren't there, whatever the reason.
+#[test]
+fn exports_that_are_not_there_are_told_and_then_counted() {
+    let record = Record::new();
+    let server = Server::builder().archive(BASE).arg("--audit").arg(record.path()).start();
+    let mut client = server.greeted();
+    client.refused(OPT_GO, &info_data(b"odd-\xff\n", &[]), REP_ERR_UNKNOWN);
+    for _ in 0..99 {
+        client.refused(OPT_GO, &info_data(b"none", &[]), REP_ERR_UNKNOWN);
+    }
+    client.go(BASE);
+    client.disconnect();
+    let ended = record.wait_for_any("ended");
+    assert_eq!((&ended["missing"], &ended["export"]), (&100.into(), &BASE.into()));
+    assert!(ended.get("denied").is_none());
+    let events = record.events();
+    let missing: Vec<&Value> =
+        events.iter().filter(|event| event["event"] == "export_missing").collect();
+    assert_eq!(missing.len(), 16);
+    assert_eq!(
+        (&missing[0]["reason"], &missing[0]["export"]),
+        (&"not_utf8".into(), &r"odd-\xff\n".into())
+    );
+    assert_eq!(
+        (&missing[1]["reason"], &missing[1]["export"]),
+        (&"unknown_name".into(), &"none".into())
+    );
+    assert_eq!((&missing[1]["peer"], &missing[1]["id"]), (&"127.0.0.1".into(), &ended["id"]));
+    assert_eq!(assert_no_gaps(&events), 0);
+}
+
 /// Whatever becomes of a connection, its end is told, and once.
 #[test]
 fn every_connection_ends_once() {

@@ -1,11 +1,16 @@
 //! A folder of archives.
 
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use super::{
     AUXILIARY, BASE, TEXT, TEXT_SIZE, dir, first_bytes, folder, is_unknown, read_whole, replace,
 };
+use crate::support::client::{OPT_GO, REP_ERR_UNKNOWN, info_data};
+use crate::support::server::Server;
 use crate::support::{PASSWORD, archive, image};
 
 #[test]
@@ -88,6 +93,78 @@ fn a_name_can_not_leave_the_folder() {
     assert_eq!(first_bytes(&server, "good.hxz"), image()[..4096]);
     let log = server.log_text();
     assert!(!log.contains("\"ERROR\""), "{log}");
+}
+
+/// A client learns that there is no such export, the operator why.
+#[test]
+fn lookups_that_fail_are_told_to_the_operator_alone() {
+    let folder = folder(&[(BASE, "good.hxz"), (BASE, "shout.HXZ")]);
+    let odd = OsStr::from_bytes(b"odd-\xff.hxz");
+    fs::copy(archive(BASE), folder.path().join(odd)).unwrap();
+    fs::create_dir(folder.path().join("sub.hxz")).unwrap();
+    symlink("good.hxz", folder.path().join("link.hxz")).unwrap();
+    let server = dir(folder.path()).start();
+    let line = server.wait_for_message("has files that aren't served");
+    assert_eq!(line.json["files"], 4, "{}", line.text);
+    for named in [
+        r"odd-\xff.hxz (not_utf8)",
+        "shout.HXZ (wrong_extension)",
+        "sub.hxz (not_a_file)",
+        "link.hxz (symbolic_link)",
+    ] {
+        assert!(line.message().contains(named), "{named}: {}", line.text);
+    }
+
+    let mut answers = BTreeSet::new();
+    for (name, reason) in [
+        (&b"none.hxz"[..], "unknown_name"),
+        (b"notes.txt", "unknown_name"),
+        (b"shout.HXZ", "wrong_extension"),
+        (b"link.hxz", "symbolic_link"),
+        (b"sub.hxz", "not_a_file"),
+        (b"../good.hxz", "invalid_name"),
+        (odd.as_bytes(), "not_utf8"),
+        (b"good.hxz/aux", "no_auxiliary_stream"),
+        (b"", "no_default"),
+    ] {
+        let shown = format!("{:?}", hexz_nbd::escape::bytes(name));
+        let answer = server.greeted().refused(OPT_GO, &info_data(name, &[]), REP_ERR_UNKNOWN);
+        answers.insert(answer.replace(&shown, "NAME"));
+        let line = server.wait_for_log(reason, |line| {
+            line.json["reason"] == reason && line.message().ends_with(&shown)
+        });
+        assert_eq!(
+            (&line.json["level"], &line.json["peer"]),
+            (&"INFO".into(), &"127.0.0.1".into())
+        );
+    }
+    // But for the default export, which has no name, all are answered alike.
+    assert_eq!(answers.len(), 2, "{answers:?}");
+    // Files that come later are told of when the folder is listed.
+    symlink("good.hxz", folder.path().join("later.hxz")).unwrap();
+    assert_eq!(server.greeted().list(), ["good.hxz"]);
+    server.wait_for_log("the new one", |line| line.json["files"] == 5);
+}
+
+/// Whoever goes on asking can't fill the log.
+#[test]
+fn lookups_that_fail_are_logged_at_a_limited_rate() {
+    let folder = folder(&[(BASE, "good.hxz")]);
+    let server = dir(folder.path()).start();
+    let count = |server: &Server| {
+        let log = server.log();
+        log.iter().filter(|line| line.json["reason"] == "unknown_name").count()
+    };
+    let mut client = server.greeted();
+    for _ in 0..100 {
+        client.refused(OPT_GO, &info_data(b"none.hxz", &[]), REP_ERR_UNKNOWN);
+    }
+    drop(client);
+    server.wait_for_log("the first", |line| line.json["reason"] == "unknown_name");
+    // Its connection is over when another one has been served.
+    server.go("good.hxz").disconnect();
+    server.wait_for_message("left");
+    assert_eq!(count(&server), 16, "{}", server.log_text());
 }
 
 /// A link that takes a file's place is no file any more.
