@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use hexz_nbd::config::ConfigError;
 use hexz_nbd::escape;
-use hexz_nbd::exports::CatalogError;
+use hexz_nbd::exports::{CatalogError, FolderError};
 use hexz_nbd::gateway::DoorClosed;
 use hexz_nbd::gateway::access::RulesFileError;
 use hexz_nbd::gateway::handed::HandedError;
@@ -35,9 +35,9 @@ pub(crate) enum Failure {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    #[error("can't read the folder {}: {error}", hexz_nbd::escape::name(.folder))]
-    Folder { folder: PathBuf, error: io::Error },
-    #[error("can't write {}: {error}", hexz_nbd::escape::name(.path))]
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error("can't write {}: {error}", escape::name(.path))]
     Write { path: PathBuf, error: io::Error },
     #[error("can't use the password: {0}")]
     Password(#[from] PasswordError),
@@ -47,7 +47,7 @@ pub(crate) enum Failure {
     Tls(#[from] TlsError),
     #[error("can't use the rules: {0}")]
     Rules(#[from] RulesFileError),
-    #[error("{} is a pipe, which can be read only once", hexz_nbd::escape::name(.0))]
+    #[error("{} is a pipe, which can be read only once", escape::name(.0))]
     Pipe(PathBuf),
     #[error(
         "the socket \"monitor\" is handed over, and --monitor is given as well: leave one of them \
@@ -109,7 +109,7 @@ impl Failure {
             | Self::TlsSwitched
             | Self::OutsideSandbox(_) => 2,
             Self::Pki(error) => error.exit_code(),
-            Self::Snapshot(_) | Self::Folder { .. } | Self::Password(_) | Self::Trust(_) => 3,
+            Self::Snapshot(_) | Self::Folder(_) | Self::Password(_) | Self::Trust(_) => 3,
             Self::Tls(_) => 4,
             Self::Listen(_) | Self::Handed(_) | Self::Stdio(_) => 5,
             Self::Sandbox(_) => 6,

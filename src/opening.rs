@@ -107,14 +107,9 @@ pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<Strin
     let named = exports
         .iter()
         .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
-    let folder = match options.export_dir() {
-        Some(folder) => {
-            let failed = |error| Failure::Folder { folder: folder.to_owned(), error };
-            std::fs::read_dir(folder).map_err(failed)?;
-            Some(format!("every archive in {}", escape::name(folder)))
-        }
-        None => None,
-    };
+    catalog.look_into_folder().await?;
+    let folder = options.export_dir();
+    let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
     Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
 }
 

@@ -3,11 +3,12 @@
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use hexz_nbd::audit::{Event, Start, Target, Text};
@@ -27,6 +28,9 @@ use crate::service::{Manager, Service};
 use crate::settings::{Fixed, Settings, Source};
 use crate::show::Show;
 use crate::{opening, pid_file, policy, runtime};
+
+/// How often the folder of exports is looked at.
+const LOOK_AT_FOLDER_EVERY: Duration = Duration::from_secs(2);
 
 /// Opens everything, then serves until a signal, or, with `--stdio`, until its client is gone.
 pub(crate) fn serve(
@@ -83,6 +87,7 @@ pub(crate) fn serve(
         let informed =
             attend(Arc::clone(&service), control.clone(), Arc::clone(&reader), shutdown.clone());
         beside.spawn(informed);
+        beside.spawn(keep_looking_at_folder(control.clone()));
 
         let ended = tokio::select! {
             // Else it may have ended before anybody looks when it was told to.
@@ -200,6 +205,17 @@ async fn attend(
         service.stopping().await;
     };
     tokio::join!(service.keep_status(|| control.reading()), service.keep_alive(works), stopping);
+}
+
+/// Looks again and again whether the folder of exports can be read: for readiness, and so that the
+/// log says what has happened before a client asks.
+async fn keep_looking_at_folder(control: Control<Catalog>) {
+    let mut ticks = tokio::time::interval(LOOK_AT_FOLDER_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        control.exports().check_folder().await;
+    }
 }
 
 /// Grows while archives are opened: bytes that were hashed, and tenths of a second of processor

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
+use super::reach::{self, FolderError, FolderFault, FolderId};
 use super::slot::Slot;
 use super::source::{Folder, Missing};
 use crate::escape;
@@ -25,6 +26,10 @@ const MAX_OPEN: usize = 128;
 #[derive(Debug)]
 pub(super) struct InFolder {
     folder: Folder,
+    /// The folder as it was at the start, which is what the sandbox admits.
+    at_start: Option<FolderId>,
+    /// Cause for which it couldn't be read the last time, if it couldn't.
+    fault: sync::Mutex<Option<FolderFault>>,
     places: Mutex<Places>,
     /// Files that the log has named as not being served.
     unserved: sync::Mutex<Vec<(OsString, Missing)>>,
@@ -64,8 +69,15 @@ impl Places {
 
 impl InFolder {
     pub(super) fn new(folder: Folder) -> Self {
+        let at_start = FolderId::of(folder.path());
+        Self::with(folder, at_start)
+    }
+
+    fn with(folder: Folder, at_start: Option<FolderId>) -> Self {
         Self {
             folder,
+            at_start,
+            fault: sync::Mutex::default(),
             places: Mutex::default(),
             unserved: sync::Mutex::default(),
             notes: RateLimit::new(5, Duration::from_secs(60)),
@@ -79,7 +91,38 @@ impl InFolder {
 
     /// The same folder, of which nothing has been opened.
     pub(super) fn unopened(&self) -> Self {
-        Self::new(self.folder.clone())
+        Self::with(self.folder.clone(), self.at_start)
+    }
+
+    /// Looks whether the folder can be read. The log says when that changes.
+    pub(super) async fn check(&self) {
+        let (path, at_start) = (self.path().to_owned(), self.at_start);
+        match spawn_blocking(move || reach::open(&path, at_start)).await {
+            Ok(Ok(())) => self.note_fault(None),
+            Ok(Err(error)) => self.note_fault(Some(&error)),
+            // The program is ending.
+            Err(_) => {}
+        }
+    }
+
+    /// Cause for which it couldn't be read the last time, if it couldn't.
+    pub(super) fn fault(&self) -> Option<FolderFault> {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_fault(&self, error: Option<&FolderError>) {
+        let now = error.map(|error| error.cause);
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *fault, now);
+        drop(fault);
+        match error {
+            _ if before == now => {}
+            Some(error) => tracing::error!(reason = error.cause.label(), "{error}"),
+            None => {
+                let path = escape::name(self.path());
+                tracing::info!("the export folder {path} can be read again");
+            }
+        }
     }
 
     /// Returns the place for a name, if there is such a file.
@@ -97,10 +140,24 @@ impl InFolder {
     }
 
     /// The names of its archives, in order.
-    pub(super) async fn names(&self) -> io::Result<Vec<String>> {
-        let folder = self.folder.clone();
-        let content =
-            spawn_blocking(move || folder.content()).await.map_err(io::Error::other)??;
+    ///
+    /// # Errors
+    /// The folder can't be read, which the log says.
+    pub(super) async fn names(&self) -> Result<Vec<String>, FolderError> {
+        let (folder, at_start) = (self.folder.clone(), self.at_start);
+        let listed = spawn_blocking(move || {
+            folder.content().map_err(|error| reach::explain(folder.path(), at_start, error))
+        });
+        let listed = match listed.await {
+            Ok(listed) => listed,
+            // The program is ending.
+            Err(error) => {
+                let (path, error) = (self.path().to_owned(), io::Error::other(error));
+                return Err(FolderError { path, cause: FolderFault::Unreadable, error });
+            }
+        };
+        self.note_fault(listed.as_ref().err());
+        let content = listed?;
         self.note_unserved(content.unserved);
         let names = content.names;
         let mut places = self.places.lock().await;

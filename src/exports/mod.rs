@@ -7,6 +7,7 @@
 mod blocks;
 mod decoders;
 mod in_folder;
+mod reach;
 mod reader;
 mod seen;
 mod slot;
@@ -24,6 +25,7 @@ use crate::limited::RateLimit;
 use crate::nbd::{Export, Listing, MayOpen};
 use crate::snapshot::{OpenOptions, Reference, Snapshot, StreamKind};
 use in_folder::InFolder;
+pub use reach::{FolderError, FolderFault};
 pub use reader::{BlockReader, Figures, UNREADABLE};
 pub use seen::Seen;
 use slot::{Slot, Unavailable};
@@ -198,10 +200,36 @@ impl Catalog {
         exports
     }
 
-    /// Whether there is an archive that could be opened when that was tried the last time, or
-    /// hasn't been tried.
-    pub(super) fn can_serve(&self) -> bool {
-        self.folder.is_some() || self.named.iter().any(|(_, slot)| !slot.has_failed())
+    /// Reason for which nothing can be opened: the folder couldn't be read the last time, and of
+    /// the archives that were named none could be opened.
+    pub(super) fn unready(&self) -> Option<&'static str> {
+        if self.named.iter().any(|(_, slot)| !slot.has_failed()) {
+            return None;
+        }
+        match &self.folder {
+            Some(folder) => folder.fault().map(FolderFault::unready),
+            None => Some("no export can be opened"),
+        }
+    }
+
+    /// Looks whether the folder can be read, and which of its files aren't served. The log says
+    /// so.
+    ///
+    /// # Errors
+    /// It can't be read.
+    pub async fn look_into_folder(&self) -> Result<(), FolderError> {
+        match &self.folder {
+            Some(folder) => folder.names().await.map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks whether the folder can be read, for [`Offer::unready`](crate::nbd::Offer::unready).
+    /// The log says when that changes. Where the file system hangs, so does this.
+    pub async fn check_folder(&self) {
+        if let Some(folder) = &self.folder {
+            folder.check().await;
+        }
     }
 
     /// Whether there is an export of that canonical name just now.
@@ -219,7 +247,11 @@ impl Catalog {
                     if let Some(held_back) = self.failures.allow() {
                         let held_back = held_back.field();
                         let name = escape::name(name);
-                        tracing::error!(held_back, "the export {name:?} can't be served: {error}");
+                        let (error, hint) = reach::with_hint(error).await;
+                        tracing::error!(
+                            held_back,
+                            "the export {name:?} can't be served: {error}{hint}"
+                        );
                     }
                 }
                 None
@@ -239,16 +271,8 @@ impl Catalog {
             all.extend(listings(name, slot).await);
         }
         if let Some(folder) = &self.folder {
-            let names = folder.names().await.unwrap_or_else(|error| {
-                if let Some(held_back) = self.failures.allow() {
-                    let held_back = held_back.field();
-                    tracing::error!(
-                        held_back,
-                        "the folder of --export-dir can't be listed: {error}"
-                    );
-                }
-                Vec::new()
-            });
+            // The log says why it can't be read.
+            let names = folder.names().await.unwrap_or_default();
             let is_named = |name: &String| self.named.iter().any(|(named, _)| named == name);
             for name in names.into_iter().filter(|name| !is_named(name) && sees(name)) {
                 let make = async |slot: &Slot| listings(&name, slot).await;

@@ -32,8 +32,8 @@ impl Offer for Catalog {
         self.open_now().iter().map(offered).collect()
     }
 
-    fn can_serve(&self) -> bool {
-        Catalog::can_serve(self)
+    fn unready(&self) -> Option<&'static str> {
+        Catalog::unready(self)
     }
 }
 

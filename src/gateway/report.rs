@@ -195,13 +195,11 @@ impl<X: Offer> Control<X> {
         let seen = shared.connections.seen();
         let exports = shared.exports.load();
         let (in_flight, in_flight_limit) = shared.transmit_limits.budget.in_use();
-        let readable = exports.can_serve();
         Report {
             unready: match shared.phase() {
                 Phase::Starting => Some("it is starting"),
                 Phase::Ending => Some("it is shutting down"),
-                Phase::Serving if !readable => Some("no export can be opened"),
-                Phase::Serving => None,
+                Phase::Serving => exports.unready(),
             },
             silent_for: shared.pulse.silent_for(),
             listen: shared.listen.clone(),

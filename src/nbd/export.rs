@@ -224,9 +224,10 @@ pub trait Offer: Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Whether there may be one that can be opened, as far as is known at once.
-    fn can_serve(&self) -> bool {
-        true
+    /// Reason for which none of them can be opened, as far as is known at once: a label, and
+    /// words.
+    fn unready(&self) -> Option<&'static str> {
+        None
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is shown of a running server (`--monitor`).
 
 mod dashboard;
+mod folder;
 mod hostile;
 mod numbers;
 mod page;

@@ -1,0 +1,200 @@
+//! Whether the folder of `--export-dir` can be read, and if not, why.
+//!
+//! The sandbox admits the folder as it was when the sandbox was entered. A file system that is
+//! mounted on it later is another one, which can't be read: not even by root, and whatever its
+//! permissions say. That looks like a fault of permissions, so the cause is found out here.
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Access, access};
+use tokio::task::spawn_blocking;
+
+use crate::escape;
+use crate::snapshot::{Error as SnapshotError, Problem};
+
+/// A folder that can't be read.
+#[derive(Debug)]
+pub struct FolderError {
+    /// The folder.
+    pub path: PathBuf,
+    /// Cause, as far as it could be found out.
+    pub cause: FolderFault,
+    /// Error that reading it gave.
+    pub error: io::Error,
+}
+
+/// Cause for which a folder can't be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FolderFault {
+    /// There is no such folder.
+    Missing,
+    /// Another file system was mounted on it, and is outside the sandbox.
+    MountedSinceStart,
+    /// Another folder took its place, and is outside the sandbox.
+    ReplacedSinceStart,
+    /// It is outside the sandbox for another reason.
+    OutsideSandbox,
+    /// Everything else, such as permissions or a disk that fails.
+    Unreadable,
+}
+
+impl FolderFault {
+    /// Label for logs and programs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Missing => "folder_missing",
+            Self::MountedSinceStart => "folder_mounted_since_start",
+            Self::ReplacedSinceStart => "folder_replaced_since_start",
+            Self::OutsideSandbox => "folder_outside_sandbox",
+            Self::Unreadable => "folder_unreadable",
+        }
+    }
+
+    /// Label and words for readiness.
+    pub(super) fn unready(self) -> &'static str {
+        match self {
+            Self::Missing => "folder_missing: there is no folder at the path of --export-dir",
+            Self::MountedSinceStart => {
+                "folder_mounted_since_start: a file system was mounted on the folder of \
+                 --export-dir, which the sandbox doesn't admit; it takes a restart"
+            }
+            Self::ReplacedSinceStart => {
+                "folder_replaced_since_start: another folder is at the path of --export-dir, which \
+                 the sandbox doesn't admit; it takes a restart"
+            }
+            Self::OutsideSandbox => {
+                "folder_outside_sandbox: the sandbox doesn't admit the folder of --export-dir; it \
+                 takes a restart"
+            }
+            Self::Unreadable => "folder_unreadable: the folder of --export-dir can't be read",
+        }
+    }
+}
+
+impl fmt::Display for FolderError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, cause, error } = self;
+        write!(f, "the export folder {} can't be read: ", escape::name(path))?;
+        match cause {
+            FolderFault::Missing | FolderFault::Unreadable => error.fmt(f),
+            FolderFault::MountedSinceStart => f.write_str(
+                "a file system has been mounted on it since the start, and the sandbox admits only \
+                 what was there then: restart, or unmount it",
+            ),
+            FolderFault::ReplacedSinceStart => f.write_str(
+                "another folder has taken its place since the start, and the sandbox admits only \
+                 the one that was there then: restart, or put that one back",
+            ),
+            FolderFault::OutsideSandbox => {
+                f.write_str("the sandbox doesn't admit it: restart, or see --sandbox")
+            }
+        }
+    }
+}
+
+impl std::error::Error for FolderError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// Adds what is most likely the cause where a file can't be opened although its permissions allow
+/// it: the sandbox keeps this program out of what was mounted or put there since the start.
+pub(super) async fn with_hint(error: SnapshotError) -> (SnapshotError, &'static str) {
+    let is_denied = matches!(
+        &error.problem,
+        Problem::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied
+    );
+    if !is_denied {
+        return (error, "");
+    }
+    let path = Arc::clone(&error.path);
+    let is_permitted = spawn_blocking(move || access(&*path, Access::READ_OK).is_ok()).await;
+    match is_permitted {
+        Ok(true) => (
+            error,
+            "; its permissions allow it, so it is the sandbox that doesn't: \
+                             it admits folders as they were at the start, without what has been \
+                             mounted on them since",
+        ),
+        _ => (error, ""),
+    }
+}
+
+/// A folder by its device and its number there, whatever its path is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FolderId {
+    device: u64,
+    inode: u64,
+}
+
+impl FolderId {
+    /// Returns that of the folder at `path`, if there is one.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let there = std::fs::metadata(path).ok()?;
+        Some(Self { device: there.dev(), inode: there.ino() })
+    }
+}
+
+/// Opens the folder at `path`, which was `before` at the start.
+///
+/// # Errors
+/// It can't be read; the cause is found out.
+pub(super) fn open(path: &Path, before: Option<FolderId>) -> Result<(), FolderError> {
+    match std::fs::read_dir(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(explain(path, before, error)),
+    }
+}
+
+/// Finds out why reading the folder at `path` failed with `error`.
+pub(super) fn explain(path: &Path, before: Option<FolderId>, error: io::Error) -> FolderError {
+    let is_permitted = || access(path, Access::READ_OK | Access::EXEC_OK).is_ok();
+    let cause = match error.kind() {
+        io::ErrorKind::NotFound => FolderFault::Missing,
+        // Permissions alone don't explain it.
+        io::ErrorKind::PermissionDenied if is_permitted() => moved(before, FolderId::of(path)),
+        _ => FolderFault::Unreadable,
+    };
+    FolderError { path: path.to_owned(), cause, error }
+}
+
+fn moved(before: Option<FolderId>, now: Option<FolderId>) -> FolderFault {
+    match before.zip(now) {
+        Some((before, now)) if before.device != now.device => FolderFault::MountedSinceStart,
+        Some((before, now)) if before != now => FolderFault::ReplacedSinceStart,
+        _ => FolderFault::OutsideSandbox,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_apart() {
+        let id = |device, inode| Some(FolderId { device, inode });
+        assert_eq!(moved(id(1, 2), id(3, 2)), FolderFault::MountedSinceStart);
+        assert_eq!(moved(id(1, 2), id(1, 3)), FolderFault::ReplacedSinceStart);
+        assert_eq!(moved(id(1, 2), id(1, 2)), FolderFault::OutsideSandbox);
+        assert_eq!(moved(None, id(1, 2)), FolderFault::OutsideSandbox);
+
+        let folder = tempfile::tempdir().unwrap();
+        let before = FolderId::of(folder.path());
+        assert!(open(folder.path(), before).is_ok());
+        let missing = open(&folder.path().join("none"), None).unwrap_err();
+        assert_eq!(missing.cause, FolderFault::Missing);
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(open(&file, None).unwrap_err().cause, FolderFault::Unreadable);
+        // Permissions are fine, and yet it was refused.
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        let error = explain(folder.path(), FolderId::of(Path::new("/proc")), denied);
+        assert_eq!(error.cause, FolderFault::MountedSinceStart);
+        assert!(error.cause.unready().starts_with(error.cause.label()));
+    }
+}
