@@ -1,21 +1,21 @@
 //! `hexz-nbd check`: asks the rules as the gateway would.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use hexz_nbd::escape;
 
 use crate::cli::check::Check;
 use crate::failure::Failure;
+use crate::output;
 
 /// Says whether that client may open that export, and which rule says so.
 pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {
     let rules = options.access.rules()?;
     let verdict = options.ask(|facts| rules.judge(facts));
-    let mut out = std::io::stdout();
-    match &verdict {
-        Ok(reason) => writeln!(out, "allowed: {}", escape::text(&reason.to_string()))?,
-        Err(reason) => writeln!(out, "not allowed: {}", escape::text(&reason.to_string()))?,
-    }
+    let said = match &verdict {
+        Ok(reason) => format!("allowed: {reason}"),
+        Err(reason) => format!("not allowed: {reason}"),
+    };
+    output::print(format!("{}\n", escape::text(&said)))?;
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,7 +1,6 @@
 //! `hexz-nbd --check-config`: everything that the start does before it listens, and all that is
 //! wrong with it.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use hexz_nbd::config::Config;
@@ -12,7 +11,7 @@ use hexz_nbd::gateway::Policy;
 use crate::cli::Serve;
 use crate::failure::Failure;
 use crate::settings::Settings;
-use crate::{opening, password, policy, record, runtime};
+use crate::{opening, output, password, policy, record, runtime};
 
 /// Says what would be served, or what is wrong: then the exit code is that with which the start
 /// would have ended.
@@ -33,7 +32,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
         (Some(policy), Some(exports), None) => {
             let (to, listen) = (policy::to_whom(&policy), listen(&config, &policy));
             let would = format!("would serve {exports} {to}, on {listen}");
-            writeln!(std::io::stdout(), "{}", escape::text(&would))?;
+            output::print(format!("{}\n", escape::text(&would)))?;
             Ok(ExitCode::SUCCESS)
         }
         (_, _, first) => {

@@ -1,12 +1,11 @@
 //! `hexz-nbd completions`: what a shell completes, from the same source as --help.
 
-use std::io::{Write, stdout};
-
 use clap::CommandFactory;
 use clap_complete::{Generator, Shell as Known};
 
 use crate::cli::{Cli, Completions, Shell};
 use crate::failure::Failure;
+use crate::output;
 
 /// Prints the script for one shell.
 pub(crate) fn run(options: &Completions) -> Result<(), Failure> {
@@ -21,8 +20,7 @@ pub(crate) fn run(options: &Completions) -> Result<(), Failure> {
     let mut script = Vec::new();
     shell.try_generate(&command, &mut script)?;
     let script = mended(&String::from_utf8_lossy(&script));
-    stdout().write_all(script.as_bytes())?;
-    Ok(())
+    output::print(script)
 }
 
 /// The script without two faults of clap_complete 4.6; one that doesn't have them stays as it

@@ -1,12 +1,11 @@
 //! `hexz-nbd digest`: the BLAKE3 of files, in the form that `--digest` and `b3sum --check` read.
 
-use std::io::{Write, stdout};
-
 use hexz_nbd::snapshot::{self, Digest, Error};
 use hexz_nbd::storage::FileStorage;
 
 use crate::cli;
 use crate::failure::Failure;
+use crate::output;
 
 /// Prints a line for each file. One that can't be read ends it.
 pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {
@@ -16,7 +15,7 @@ pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {
             .map_err(|error| Error::opening(path, error))?;
         let mut line = snapshot::format_line(digest, path);
         line.push(b'\n');
-        stdout().write_all(&line)?;
+        output::print(&line)?;
     }
     Ok(())
 }

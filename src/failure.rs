@@ -16,6 +16,7 @@ use hexz_nbd::sandbox::SandboxError;
 use hexz_nbd::snapshot::Error as SnapshotError;
 
 use crate::opening::TrustError;
+use crate::output;
 use crate::password::PasswordError;
 use crate::pki::PkiError;
 use crate::record::AuditError;
@@ -80,6 +81,8 @@ pub(crate) enum Failure {
     Audit(#[from] AuditError),
     #[error(transparent)]
     Door(#[from] DoorClosed),
+    #[error("can't write to the standard output: {0}")]
+    Output(#[source] io::Error),
     #[error("the system refused: {0}")]
     System(#[from] io::Error),
     #[error("the demonstration failed: {0}")]
@@ -91,11 +94,20 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Returns true if all that failed is that nobody reads the output any more.
+    pub(crate) fn is_closed_output(&self) -> bool {
+        match self {
+            Self::Output(error) | Self::Pki(PkiError::Output(error)) => output::is_closed(error),
+            _ => false,
+        }
+    }
+
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Door(_)
             | Self::System(_)
             | Self::Write { .. }
+            | Self::Output(_)
             | Self::Demo(_)
             | Self::Status(_) => 1,
             Self::Usage(_)

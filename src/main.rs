@@ -14,6 +14,7 @@ mod inspect;
 mod log;
 mod man;
 mod opening;
+mod output;
 mod password;
 mod pid_file;
 mod pki;
@@ -42,6 +43,10 @@ use settings::Source;
 /// `.cargo/config.toml`.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Exit code where nobody reads the output any more, as behind `| head`: what shells give to a
+/// program that SIGPIPE has ended.
+const CLOSED_OUTPUT: u8 = 141;
 
 fn main() -> ExitCode {
     let source = Source::of_process();
@@ -76,6 +81,7 @@ fn main() -> ExitCode {
     };
     match ended {
         Ok(code) => code,
+        Err(failure) if failure.is_closed_output() => ExitCode::from(CLOSED_OUTPUT),
         Err(failure) => {
             tracing::error!("{failure}");
             ExitCode::from(failure.exit_code())

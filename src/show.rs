@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hexz_nbd::exports::{BlockReader, Catalog};
 use hexz_nbd::gateway::Control;
-use hexz_nbd::gateway::listen::{BindError, Bound, ListenAddress, SocketRights};
+use hexz_nbd::gateway::listen::{Bound, ListenAddress};
 use hexz_nbd::monitor::{AuditReport, HostName, Monitor, Observed, RecentErrors};
 
 use crate::cli::Serve;
@@ -44,10 +44,7 @@ impl Show {
         let socket = match (handed, asked) {
             (Some(_), Some(_)) => return Err(Failure::MonitorAndHanded),
             (handed, None) => handed,
-            (None, Some(address)) => {
-                let failed = |error| BindError { address: address.clone(), error };
-                Some(Bound::bind(address, &SocketRights::default()).map_err(failed)?)
-            }
+            (None, Some(at)) => Some(at.bind()?),
         };
         match socket.as_ref().map(Bound::address) {
             Some(Ok(address @ ListenAddress::Vsock { .. })) => tracing::warn!(

@@ -152,7 +152,8 @@ impl Prepared {
         tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
         tracing::debug!("memory: {}", serve.memory());
         policy::warn_of_surprises(&config, &policy);
-        raise_descriptor_limit();
+        let open = catalog.descriptors();
+        raise_descriptor_limit(&config, open);
         let local_only = policy.rules.is_local_only();
         let loopback_alone = config.listen.is_empty() && local_only && !serve.stdio();
         let entrance = door.open(&config, local_only, &serve.socket_rights())?;
@@ -240,10 +241,29 @@ fn say_what_happened(control: &Control<Catalog>, reader: &BlockReader) {
 
 /// Takes as many file descriptors as the system lets it: each connection needs one, and
 /// the usual limit of 1024 is for programs that can't count farther.
-fn raise_descriptor_limit() {
+///
+/// A warning says if these are fewer than clients and archives may need, which may have `archives`
+/// open at once.
+fn raise_descriptor_limit(config: &Config, archives: usize) {
+    /// Sockets that listen, the log, the audit, and what the runtime has for itself.
+    const OWN: usize = 32;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::debug!("the limit of open files stays as it is: {error}");
+    }
+    let (clients, handshakes) = (config.limits.connections, config.limits.handshakes);
+    let needed = [clients, handshakes, archives, OWN].into_iter().fold(0, usize::saturating_add);
+    // Without a limit there are enough.
+    let Some(granted) = getrlimit(Resource::Nofile).current else { return };
+    if usize::try_from(granted).is_ok_and(|granted| granted < needed) {
+        tracing::warn!(
+            needed,
+            granted,
+            "too few file descriptors: {clients} clients (--max-connections), {handshakes} that \
+             negotiate (--max-handshakes), archives and sockets may need {needed}, and the system \
+             grants {granted}, so some clients will wait: raise its limit (LimitNOFILE=, ulimit \
+             -Hn), or lower these",
+        );
     }
 }

@@ -45,7 +45,11 @@ enum Place {
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
     /// It is a link.
-    #[error("{} is a link, which isn't followed: name the file itself", crate::escape::name(.0))]
+    #[error(
+        "{} is a link, which isn't followed: {}",
+        crate::escape::name(.0),
+        instead_of_link(.0)
+    )]
     Link(PathBuf),
     /// It is a pipe with nobody at its other end.
     #[error("nobody reads the pipe {}: start its reader first", crate::escape::name(.0))]
@@ -65,6 +69,15 @@ pub enum TargetError {
     /// There is no standard output.
     #[error("can't use the standard output: {0}")]
     StandardOutput(#[source] io::Error),
+}
+
+/// What to write instead of a link.
+fn instead_of_link(path: &Path) -> &'static str {
+    let standard_output = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+    match standard_output.iter().any(|known| path == Path::new(known)) {
+        true => "the standard output is written as -",
+        false => "name the file itself",
+    }
 }
 
 impl Target {
@@ -246,6 +259,9 @@ mod tests {
         fs::write(at("file"), "").unwrap();
         symlink("file", at("link")).unwrap();
         assert!(matches!(Target::open(&at("link")), Err(TargetError::Link(_))));
+        let link = |path: &str| TargetError::Link(path.into()).to_string();
+        assert!(link("/dev/stdout").ends_with("written as -"));
+        assert!(link("/dev/log").ends_with("name the file itself"));
         assert!(matches!(Target::open(folder.path()), Err(TargetError::Io { .. })));
         assert!(matches!(Target::open(&at("none/file")), Err(TargetError::Io { .. })));
         mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();

@@ -135,6 +135,7 @@ EXIT CODES
   5  it can't listen where it should, or can't use the sockets that were handed over
   6  it can't go on as --user, or --sandbox require asks for more than the kernel has
   7  the file of --audit can't be appended to
+  141  whoever reads the output of a command has ended, as behind \"| head\"
   Those of \"hexz-nbd verify\", \"inspect\" and \"doctor\" are in their --help
 
 ENVIRONMENT
@@ -368,7 +369,7 @@ mod tests {
         let cli = Cli::parse_from([
             "hexz-nbd",
             "--allow",
-            "10.0.0.0/8,::1",
+            "10.0.0.0/8, ::1",
             "--allow",
             "192.0.2.1",
             "x.hxz",
@@ -377,7 +378,7 @@ mod tests {
             cli.serve.changeable.access.rules().unwrap().to_string(),
             "10.0.0.0/8, ::1/128, 192.0.2.1/32"
         );
-        for junk in ["10.0.0.0/8,", "", "all", "10.0.0.1/8"] {
+        for junk in ["10.0.0.0/8,", "", " ", "all", "10.0.0.1/8", "10.0.0.0/8 ::1"] {
             assert!(Cli::try_parse_from(["hexz-nbd", "--allow", junk, "x.hxz"]).is_err());
         }
     }

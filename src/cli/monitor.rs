@@ -1,30 +1,63 @@
 //! Where it is shown what goes on.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::ffi::OsStr;
 
 use clap::Args;
-use hexz_nbd::gateway::listen::ListenAddress;
+use hexz_nbd::gateway::listen::{self, BindError, Bound, ListenAddress, SocketRights};
 use hexz_nbd::monitor::{HostName, MONITOR_PORT};
+
+use super::values::{os_text, trimmed};
+
+/// Where the monitor listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MonitorAt {
+    /// A port of loopback, whichever addresses that has.
+    LoopbackPort(u16),
+    Address(ListenAddress),
+}
+
+impl MonitorAt {
+    /// Binds it.
+    pub(crate) fn bind(&self) -> Result<Bound, BindError> {
+        match self {
+            Self::LoopbackPort(port) => listen::bind_loopback(*port),
+            Self::Address(address) => Bound::bind(address, &SocketRights::default())
+                .map_err(|error| BindError { address: address.clone(), error }),
+        }
+    }
+
+    /// The address, where it was given.
+    pub(crate) fn address(&self) -> Option<&ListenAddress> {
+        match self {
+            Self::LoopbackPort(_) => None,
+            Self::Address(address) => Some(address),
+        }
+    }
+}
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Monitoring {
     /// Show by HTTP what goes on: a page for browsers at /, numbers for Prometheus at /metrics,
     /// both as JSON at /status.json, and /healthz and /readyz. On ADDRESS:PORT, on PORT alone of
-    /// 127.0.0.1, or on unix:PATH. There is no TLS, and whoever can reach it sees who is
+    /// 127.0.0.1 (or ::1 where there is no 127.0.0.1), or on unix:PATH. There is no TLS, and whoever can reach it sees who is
     /// connected
     #[arg(
-        long, value_name = "WHERE", value_parser = parse_where, help_heading = "Monitoring"
+        long, value_name = "WHERE", value_parser = os_text(parse_where),
+        help_heading = "Monitoring"
     )]
-    monitor: Option<ListenAddress>,
+    monitor: Option<MonitorAt>,
     /// A DNS name by which browsers and Prometheus ask for it, if they don't ask for an address
     /// or for localhost [comma-separated, repeatable]
-    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Monitoring")]
+    #[arg(
+        long, value_name = "NAME", value_delimiter = ',', value_parser = trimmed::<HostName>,
+        help_heading = "Monitoring"
+    )]
     monitor_name: Vec<HostName>,
 }
 
 impl Monitoring {
     /// Where it listens, if it does.
-    pub(crate) fn listen(&self) -> Option<&ListenAddress> {
+    pub(crate) fn listen(&self) -> Option<&MonitorAt> {
         self.monitor.as_ref()
     }
 
@@ -34,19 +67,24 @@ impl Monitoring {
     }
 }
 
-fn parse_where(text: &str) -> Result<ListenAddress, String> {
-    if let Ok(port) = text.parse() {
-        return Ok(ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))));
+fn parse_where(text: &OsStr) -> Result<MonitorAt, String> {
+    let at = MonitorAt::Address;
+    match text.to_str() {
+        None => ListenAddress::parse(text).map(at),
+        Some(text) if text.starts_with("unix:") || text.starts_with("[") && text.contains('%') => {
+            text.parse().map(at)
+        }
+        Some(text) => {
+            let port = text.parse().map(MonitorAt::LoopbackPort).ok();
+            let address = || text.parse().map(ListenAddress::Tcp).map(at).ok();
+            port.or_else(address).ok_or_else(|| {
+                format!(
+                    "expected PORT such as {MONITOR_PORT}, ADDRESS:PORT such as \
+                     192.0.2.7:{MONITOR_PORT}, or unix:PATH"
+                )
+            })
+        }
     }
-    if text.starts_with("unix:") {
-        return text.parse();
-    }
-    text.parse().map(ListenAddress::Tcp).map_err(|_| {
-        format!(
-            "expected PORT such as {MONITOR_PORT}, ADDRESS:PORT such as 192.0.2.7:{MONITOR_PORT}, \
-             or unix:PATH"
-        )
-    })
 }
 
 #[cfg(test)]
@@ -55,10 +93,12 @@ mod tests {
 
     #[test]
     fn a_port_alone_is_one_of_loopback() {
-        let at = |text: &str| parse_where(text).map(|address| address.to_string());
-        assert_eq!(at("10810").unwrap(), "127.0.0.1:10810");
-        assert_eq!(at("[::1]:1").unwrap(), "[::1]:1");
-        assert_eq!(at("unix:/run/x").unwrap(), "unix:/run/x");
+        let at = |text: &str| parse_where(text.as_ref());
+        let address = |text: &str| at(text).unwrap().address().unwrap().to_string();
+        assert_eq!(at("10810"), Ok(MonitorAt::LoopbackPort(10810)));
+        assert_eq!(address("[::1]:1"), "[::1]:1");
+        assert_eq!(address("[fe80::1%lo]:1"), "[fe80::1%1]:1");
+        assert_eq!(address("unix:/run/x"), "unix:/run/x");
         for junk in ["", "65536", "127.0.0.1", "localhost:1", "unix:", ":1", "/run/x"] {
             assert!(at(junk).is_err(), "{junk}");
         }

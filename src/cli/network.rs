@@ -8,13 +8,18 @@ use hexz_nbd::gateway::access::{
 };
 use hexz_nbd::gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
 
+use super::values::{os_text, trimmed};
+
 /// Who may come in: for serving, and for asking what would be answered.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Access {
     /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses; unix; virtual
     /// machines as vsock:CID, or vsock for all of them [comma-separated, repeatable; default: this
     /// machine only]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
+    #[arg(
+        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
+        help_heading = "Access"
+    )]
     allow: Vec<Place>,
     /// Whose certificate may come in, from where --allow says, or else from anywhere: a
     /// pattern with * and ? for its URI, DNS name or e-mail address, or, where it has none,
@@ -23,7 +28,10 @@ pub(crate) struct Access {
     #[arg(long, value_name = "PATTERN", help_heading = "Access")]
     allow_identity: Vec<IdentityPattern>,
     /// Who may not connect, whatever else is said [comma-separated, repeatable]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
+    #[arg(
+        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
+        help_heading = "Access"
+    )]
     deny: Vec<Place>,
     /// Rules for addresses, identities, exports and hours, of which the first that fits
     /// judges. See examples/rules.toml
@@ -59,15 +67,22 @@ pub(super) struct Network {
     /// from there has to send a PROXY header of version 2 first; the client's address in it is
     /// judged, counted and logged instead. Name nobody whom you don't trust to tell the truth
     /// [comma-separated, repeatable]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', help_heading = "Access")]
+    #[arg(
+        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
+        help_heading = "Access"
+    )]
     pub(super) proxy_from: Vec<Place>,
     /// Serve other machines without TLS: anyone on the way can read and change everything
     #[arg(long, conflicts_with = "tls_cert", help_heading = "TLS")]
     pub(super) insecure_no_tls: bool,
     /// Where to listen: ADDRESS:PORT, or ADDRESS alone for port 10809; unix:PATH; vsock:PORT or
-    /// vsock:CID:PORT [repeatable; default: port 10809 of every address, or of loopback if only
+    /// vsock:CID:PORT. A link-local address takes its interface: [fe80::1%eth0]:PORT [repeatable;
+    /// default: port 10809 of every address, or of loopback if only
     /// this machine may connect]
-    #[arg(long, value_name = "WHERE", help_heading = "Network")]
+    #[arg(
+        long, value_name = "WHERE", value_parser = os_text(ListenAddress::parse),
+        help_heading = "Network"
+    )]
     pub(super) listen: Vec<ListenAddress>,
     /// Permissions of the Unix sockets of --listen, in octal digits such as 0660: who may write
     /// to one may come in [default: by the umask]

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use hexz_nbd::gateway::listen::ListenAddress;
 use hexz_nbd::sandbox::{Mode, Plan, User};
 
+use super::monitor::MonitorAt;
 use super::{Changeable, Serve};
 use crate::{opening, password};
 
@@ -50,7 +51,7 @@ impl Serve {
                 .network
                 .listen
                 .iter()
-                .chain(self.monitoring.listen())
+                .chain(self.monitoring.listen().and_then(MonitorAt::address))
                 .filter_map(socket)
                 .collect(),
             ..Plan::default()

@@ -9,13 +9,16 @@ use hexz_nbd::exports::{Choice, Folder, Named};
 use hexz_nbd::sandbox::Plan;
 
 use super::opening::Opening;
-use super::values::size;
+use super::values::{os_text, size};
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Snapshots {
     /// The archives to serve. The export is called NAME, or like the file; an auxiliary
     /// stream is the export NAME/aux
-    #[arg(required_unless_present = "export_dir", value_name = "[NAME=]PATH")]
+    #[arg(
+        required_unless_present = "export_dir", value_name = "[NAME=]PATH",
+        value_parser = os_text(Named::parse)
+    )]
     named: Vec<Named>,
     /// Serve every .hxz and .hexz archive in this folder too, found when it is asked for
     #[arg(long, value_name = "DIR", help_heading = "Snapshots")]

@@ -1,9 +1,12 @@
 //! Values of options, and what is said of those that make no sense.
 
+use std::ffi::OsStr;
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use hexz_nbd::gateway::access::Moment;
 
 /// More connections than a machine has ports for.
@@ -11,6 +14,22 @@ const MOST: usize = 1_000_000;
 
 /// Longer than anybody waits; clocks have an end.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// Parses one value of a list, which may have spaces in front of it: they follow a comma.
+pub(super) fn trimmed<T: FromStr>(text: &str) -> Result<T, T::Err> {
+    text.trim_start_matches(' ').parse()
+}
+
+/// Parses a value that may have a path in it, which need not be UTF-8.
+pub(super) fn os_text<T, E>(
+    parse: impl Fn(&OsStr) -> Result<T, E> + Clone + Send + Sync + 'static,
+) -> impl TypedValueParser<Value = T>
+where
+    T: Clone + Send + Sync + 'static,
+    E: ToString,
+{
+    OsStringValueParser::new().try_map(move |text| parse(&text).map_err(|error| error.to_string()))
+}
 
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {

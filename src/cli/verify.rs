@@ -18,7 +18,8 @@ EXIT CODES
   2    the command line is wrong
   3    one of the archives can't be opened at all, or the password, a key or a list of digests
        can't be used
-  130  it was interrupted (143: told to end); what it has printed is true, but not all";
+  130  it was interrupted (143: told to end, 141: nobody reads its output any more); what it has
+       printed is true, but not all";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, after_help = "Use --help for exit codes.")]

@@ -3,8 +3,7 @@
 mod pki;
 mod reader;
 
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use hexz_nbd::config::{Config, Limits, Timeouts};
 use hexz_nbd::escape;
 use hexz_nbd::exports::{BlockReader, Catalog};
 use hexz_nbd::gateway::access::Rules;
-use hexz_nbd::gateway::listen::{self, ListenAddress, NBD_PORT, SocketRights};
+use hexz_nbd::gateway::listen::{self, ListenAddress, NBD_PORT};
 use hexz_nbd::gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
 use hexz_nbd::gateway::{Gateway, Policy};
 use hexz_nbd::snapshot::{OpenOptions, Snapshot};
@@ -21,7 +20,7 @@ use hexz_nbd::storage::Storage;
 
 use crate::cli::Demo;
 use crate::failure::Failure;
-use crate::runtime;
+use crate::{output, runtime};
 
 /// An ext4 file system of 8 MiB, as the Hexz tools packed it.
 static SNAPSHOT: &[u8] = include_bytes!("../../tests/archives/base-zstd.hxz");
@@ -31,7 +30,7 @@ const NAME: &str = "demo.hexz";
 
 /// Says something on the standard output, which may have been closed.
 macro_rules! say {
-    ($($words:tt)*) => { writeln!(std::io::stdout(), $($words)*)? };
+    ($($words:tt)*) => { output::print(format!("{}\n", format_args!($($words)*)))? };
 }
 
 /// Makes a PKI, serves the snapshot, reads it back, and goes on serving unless told not to.
@@ -54,13 +53,14 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let exports = Catalog::of_one(NAME, snapshot, reader);
 
     runtime::until_signal(runtime::prepare(), async |shutdown| {
-        let (gateway, port) = bind(tls, exports)?;
+        let (gateway, address) = bind(tls, exports)?;
+        let port = address.port();
         say!("2. Serving a snapshot that is built in, over TLS, to this machine:");
         say!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
 
         let stop = shutdown.child_token();
         let serving = tokio::spawn(gateway.run(stop.clone()));
-        let seen = reader::read_all(port, NAME, authority).await.map_err(failed)?;
+        let seen = reader::read_all(address, NAME, authority).await.map_err(failed)?;
         if seen.sha256 != IMAGE_SHA256 {
             let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", seen.sha256);
             return Err(Failure::Demo(message));
@@ -86,11 +86,13 @@ fn failed(error: impl ToString) -> Failure {
 }
 
 /// Listens on the NBD port of loopback, or on a free one if somebody else is there.
-fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Failure> {
-    let loopback = |port| ListenAddress::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
-    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, NBD_PORT)).is_err();
+fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, SocketAddr), Failure> {
+    let sockets = vec![match listen::bind_loopback(NBD_PORT) {
+        Ok(socket) => socket,
+        Err(_) => listen::bind_loopback(0)?,
+    }];
     let config = Config {
-        listen: vec![loopback(if taken { 0 } else { NBD_PORT })],
+        listen: Vec::new(),
         proxies: Vec::new(),
         insecure_no_tls: false,
         limits: Limits::default(),
@@ -98,10 +100,9 @@ fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, u16), Fai
         audit: Audit::none(),
     };
     let policy = Policy { rules: Rules::default(), tls: Some(tls) };
-    let sockets = listen::bind_all(&config.listen, true, &SocketRights::default())?;
     let gateway = Gateway::new(sockets, config, policy, exports)?;
     match gateway.addresses()?.first() {
-        Some(ListenAddress::Tcp(address)) => Ok((gateway, address.port())),
+        Some(ListenAddress::Tcp(address)) => Ok((gateway, *address)),
         _ => Err(failed("it listens nowhere")),
     }
 }

@@ -1,5 +1,6 @@
 //! The demonstration's own client.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
@@ -23,11 +24,11 @@ const CHUNK: u32 = 1024 * 1024;
 
 /// Reads the whole export through TLS, trusting that CA alone.
 pub(crate) async fn read_all(
-    port: u16,
+    address: SocketAddr,
     name: &str,
     authority: CertificateDer<'static>,
 ) -> Result<Seen, Box<dyn std::error::Error>> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let mut stream = TcpStream::connect(address).await?;
     client::greet(&mut stream).await?;
     client::start_tls(&mut stream).await?;
     let server = ServerName::try_from("localhost")?;

@@ -18,7 +18,6 @@ mod tls;
 mod trouble;
 mod visit;
 
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +27,7 @@ use rustls::pki_types::ServerName;
 
 use crate::cli::Doctor;
 use crate::failure::Failure;
+use crate::output;
 use report::{Outcome, Report, Side, Step, shown};
 use target::{Place, Target, Wanted};
 use tls::Own;
@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
     } else {
         text::page(&report)
     };
-    stdout().write_all(said.as_bytes())?;
+    output::print(said)?;
     let is_bad = report.outcome() == Outcome::Bad;
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -113,7 +113,8 @@ fn server_name(options: &Doctor, target: &Target) -> Result<ServerName<'static>,
     let named = options.tls_hostname.as_deref().or(target.hostname.as_deref());
     let name = match (&target.place, named) {
         (_, Some(name)) => name,
-        (Place::Tcp { host, .. }, None) => host,
+        // No certificate knows the client's interfaces.
+        (Place::Tcp { host, .. }, None) => host.split_once('%').map_or(&**host, |(host, _)| host),
         (Place::Unix(_), None) => "localhost",
     };
     ServerName::try_from(name.to_owned()).map_err(|_| {

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use hexz_nbd::gateway::zone;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -79,6 +80,13 @@ pub(super) async fn resolve(
     };
     if let Ok(ip) = host.parse::<IpAddr>() {
         return (None, Ok(vec![Address::Tcp(SocketAddr::new(ip, port))]));
+    }
+    if host.contains('%') {
+        let address = match zone::parse(host) {
+            Ok((ip, interface)) => SocketAddrV6::new(ip, port, 0, interface),
+            Err(error) => return (None, Err(advice::unresolved(host, &error.to_string()))),
+        };
+        return (None, Ok(vec![Address::Tcp(address.into())]));
     }
     let began = Instant::now();
     let looked = tokio::time::timeout(timeout, tokio::net::lookup_host((host.as_str(), port)));

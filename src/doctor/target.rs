@@ -104,6 +104,8 @@ fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
         }
         (false, _) => match authority.rsplit_once('@').map_or(authority, |(_, host)| host) {
             "" => Place::Tcp { host: "localhost".to_owned(), port: NBD_PORT },
+            // The % in front of an interface is encoded there (RFC 6874).
+            authority if authority.starts_with('[') => host_and_port(&decoded(authority)?)?,
             authority => host_and_port(authority)?,
         },
     };
@@ -120,7 +122,7 @@ fn host_and_port(text: &str) -> Result<Place, String> {
         let (address, behind) = rest
             .split_once(']')
             .ok_or_else(|| format!("{:?} has no ] behind the address", escape::name(text)))?;
-        if address.parse::<Ipv6Addr>().is_err() {
+        if !is_ipv6(address) {
             return Err(format!("{:?} is no IPv6 address", escape::name(address)));
         }
         return match behind.strip_prefix(':') {
@@ -130,7 +132,7 @@ fn host_and_port(text: &str) -> Result<Place, String> {
         };
     }
     // An IPv6 address without brackets has no port.
-    if text.parse::<Ipv6Addr>().is_ok() {
+    if is_ipv6(text) {
         return tcp(text, NBD_PORT);
     }
     let (host, number) = match text.split_once(':') {
@@ -147,6 +149,17 @@ fn host_and_port(text: &str) -> Result<Place, String> {
         ));
     }
     tcp(host, number)
+}
+
+/// Returns true for an IPv6 address, with its interface or without: `fe80::1%eth0`.
+fn is_ipv6(text: &str) -> bool {
+    let is_name = |zone: &str| {
+        !zone.is_empty() && !zone.contains(|it: char| it.is_whitespace() || "/%[]".contains(it))
+    };
+    match text.split_once('%') {
+        Some((address, zone)) => address.parse::<Ipv6Addr>().is_ok() && is_name(zone),
+        None => text.parse::<Ipv6Addr>().is_ok(),
+    }
 }
 
 /// Undoes the percent-encoding of URIs.
@@ -190,6 +203,8 @@ mod tests {
             ("[2001:db8::7]:99", "[2001:db8::7]:99"),
             ("[2001:db8::7]", "[2001:db8::7]:10809"),
             ("2001:db8::7", "[2001:db8::7]:10809"),
+            ("fe80::7%eth0", "[fe80::7%eth0]:10809"),
+            ("[fe80::7%eth0]:99", "[fe80::7%eth0]:99"),
             ("unix:/run/a b", "unix:/run/a b"),
         ] {
             assert_eq!(place(text), meant);
@@ -208,6 +223,7 @@ mod tests {
 
         assert_eq!(place("nbd://"), "localhost:10809");
         assert_eq!(place("nbd://[::1]:7/"), "[::1]:7");
+        assert_eq!(place("nbd://[fe80::1%25eth0]:7/x"), "[fe80::1%eth0]:7");
         assert_eq!(place("nbds://alice@host"), "host:10809");
         assert_eq!(place("nbd+unix:///x?socket=/run/nbd.sock"), "unix:/run/nbd.sock");
         assert_eq!(parse("nbd+unix:///?socket=/s").export.as_deref(), Some(""));
@@ -230,6 +246,8 @@ mod tests {
             "[::1",
             "[x]",
             "[::1]x",
+            "[fe80::1%]",
+            "fe80::1%a b",
             "unix:",
             "http://a",
             "nbd+unix:///x",

@@ -20,7 +20,7 @@ use crate::nbd::Listing;
 use crate::storage::FileStamp;
 
 /// Snapshots that are kept open, at most: each takes some descriptors.
-const MAX_OPEN: usize = 128;
+pub(super) const MAX_OPEN: usize = 128;
 
 /// A folder's places for snapshots.
 #[derive(Debug)]

@@ -212,6 +212,11 @@ impl Catalog {
         }
     }
 
+    /// Number of descriptors that archives may take at once, not counting their parents.
+    pub fn descriptors(&self) -> usize {
+        self.named.len() + if self.folder.is_some() { in_folder::MAX_OPEN } else { 0 }
+    }
+
     /// Looks whether the folder can be read, and which of its files aren't served. The log says
     /// so.
     ///

@@ -45,7 +45,13 @@ pub struct Choice {
 pub enum NamedError {
     /// `=PATH` or `NAME=`.
     #[error("{:?} is neither PATH nor NAME=PATH", escape::name(.0))]
-    Unreadable(String),
+    Unreadable(OsString),
+    /// No client can ask for a name that isn't UTF-8.
+    #[error(
+        "no export can be called {:?}, since that isn't UTF-8: give it another name, NAME=PATH",
+        escape::name(.0)
+    )]
+    NotUtf8(OsString),
     /// A name that no client could ask for.
     #[error("an export's name has at most 4096 bytes")]
     NameTooLong,
@@ -59,7 +65,9 @@ impl Named {
     pub fn new(name: &str, path: impl Into<PathBuf>) -> Result<Self, NamedError> {
         let (name, path) = (name.to_owned(), path.into());
         if name.is_empty() || path.as_os_str().is_empty() {
-            return Err(NamedError::Unreadable(format!("{name}={}", path.display())));
+            let mut text = OsString::from(format!("{name}="));
+            text.push(path);
+            return Err(NamedError::Unreadable(text));
         }
         if name.len() > MAX_STRING {
             return Err(NamedError::NameTooLong);
@@ -68,19 +76,38 @@ impl Named {
     }
 }
 
+impl Named {
+    /// Parses `PATH` or `NAME=PATH`. The path need not be UTF-8, but the name has to be.
+    ///
+    /// # Errors
+    /// See [`NamedError`].
+    pub fn parse(text: &OsStr) -> Result<Self, NamedError> {
+        let bytes = text.as_bytes();
+        let equals = bytes.iter().position(|byte| *byte == b'=');
+        let parts = equals.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
+        // A file whose own name has an equals sign is more likely meant than a new name.
+        let (name, path) = match parts {
+            Some((name, path)) if !Path::new(text).exists() => {
+                (OsStr::from_bytes(name), Path::new(OsStr::from_bytes(path)))
+            }
+            _ => {
+                let path = Path::new(text);
+                (path.file_name().unwrap_or(text), path)
+            }
+        };
+        let name = name.to_str().ok_or_else(|| NamedError::NotUtf8(name.to_owned()))?;
+        Self::new(name, path).map_err(|error| match error {
+            NamedError::Unreadable(_) => NamedError::Unreadable(text.to_owned()),
+            error => error,
+        })
+    }
+}
+
 impl FromStr for Named {
     type Err = NamedError;
 
     fn from_str(text: &str) -> Result<Self, NamedError> {
-        // A file whose own name has an equals sign is more likely meant than a new name.
-        let (name, path) = match text.split_once('=') {
-            Some((name, path)) if !Path::new(text).exists() => (name.to_owned(), path),
-            _ => (super::file_name(Path::new(text)), text),
-        };
-        Self::new(&name, path).map_err(|error| match error {
-            NamedError::Unreadable(_) => NamedError::Unreadable(text.to_owned()),
-            error => error,
-        })
+        Self::parse(OsStr::new(text))
     }
 }
 

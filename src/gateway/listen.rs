@@ -1,8 +1,10 @@
 //! Sockets that clients come in by.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,6 +19,7 @@ use super::access::Peer;
 use super::unix;
 pub use super::unix::{SocketGroup, SocketMode, SocketRights, UnixPath};
 use super::vsock::{self, SocketStream, VsockListener};
+use super::zone;
 use crate::escape;
 
 /// The port that IANA has given to NBD.
@@ -49,6 +52,18 @@ pub enum ListenAddress {
 }
 
 impl ListenAddress {
+    /// Parses an address. The path of a Unix socket need not be UTF-8.
+    ///
+    /// # Errors
+    /// It says what is expected.
+    pub fn parse(text: &OsStr) -> Result<Self, String> {
+        match (text.to_str(), text.as_bytes().strip_prefix(b"unix:")) {
+            (Some(text), _) => text.parse(),
+            (None, Some(path)) => Ok(Self::Unix(OsStr::from_bytes(path).into())),
+            (None, None) => Err(format!("{:?} isn't UTF-8", escape::name(text))),
+        }
+    }
+
     /// Whether it is reached from this machine alone, virtual machines on it among them.
     pub fn is_local(&self) -> bool {
         match self {
@@ -89,6 +104,9 @@ impl FromStr for ListenAddress {
         if let Some(vsock) = text.strip_prefix("vsock:") {
             return parse_vsock(vsock).ok_or_else(expected);
         }
+        if text.contains('%') {
+            return parse_zoned(text).map(Self::Tcp);
+        }
         if let Ok(address) = text.parse() {
             return Ok(Self::Tcp(address));
         }
@@ -98,6 +116,27 @@ impl FromStr for ListenAddress {
             .map(|address| Self::Tcp(SocketAddr::new(address, NBD_PORT)))
             .map_err(|_| expected())
     }
+}
+
+/// Parses `[ADDRESS%INTERFACE]:PORT`, or the address with or without brackets.
+fn parse_zoned(text: &str) -> Result<SocketAddr, String> {
+    let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, "")) => (address, NBD_PORT),
+        Some((address, behind)) => {
+            let port = behind.strip_prefix(':').and_then(|port| port.parse().ok());
+            let expected = || {
+                format!(
+                    "{:?} is no address: expected [ADDRESS%INTERFACE]:PORT, such as \
+                     [fe80::1%eth0]:{NBD_PORT}",
+                    escape::name(text)
+                )
+            };
+            (address, port.ok_or_else(expected)?)
+        }
+        None => (text, NBD_PORT),
+    };
+    let (address, interface) = zone::parse(address).map_err(|error| error.to_string())?;
+    Ok(SocketAddrV6::new(address, port, 0, interface).into())
 }
 
 /// `PORT` or `CID:PORT`. The highest number of both means all of them to the kernel.
@@ -184,6 +223,11 @@ fn what_to_do(address: &ListenAddress, error: &io::Error) -> &'static str {
         (ListenAddress::Tcp(address), io::ErrorKind::PermissionDenied) if address.port() < 1024 => {
             "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
         }
+        (ListenAddress::Tcp(SocketAddr::V6(address)), io::ErrorKind::InvalidInput)
+            if address.ip().is_unicast_link_local() && address.scope_id() == 0 =>
+        {
+            "; a link-local address takes its interface, as in [fe80::1%eth0]:10809"
+        }
         _ => "",
     }
 }
@@ -206,29 +250,45 @@ pub fn bind_all(
     if !addresses.is_empty() {
         addresses.iter().map(bind).collect()
     } else if loopback_only {
-        let v4 = bind(&at(Ipv4Addr::LOCALHOST.into()))?;
-        let v6 = unless_without_ipv6(bind(&at(Ipv6Addr::LOCALHOST.into())))?;
-        Ok(std::iter::once(v4).chain(v6).collect())
+        // Either may be missing, but not both.
+        let v4 = bind(&at(Ipv4Addr::LOCALHOST.into()));
+        let v6 = bind(&at(Ipv6Addr::LOCALHOST.into()));
+        match (v4, v6) {
+            (Err(error), Err(other)) if is_missing(&other) || !is_missing(&error) => Err(error),
+            (Err(error), v6) if is_missing(&error) => Ok(vec![v6?]),
+            (v4, Err(error)) if is_missing(&error) => Ok(vec![v4?]),
+            (v4, v6) => Ok(vec![v4?, v6?]),
+        }
     } else {
         // [::] takes IPv4 clients as well, where there is IPv6 at all.
-        match unless_without_ipv6(bind(&at(Ipv6Addr::UNSPECIFIED.into())))? {
-            Some(both) => Ok(vec![both]),
-            None => Ok(vec![bind(&at(Ipv4Addr::UNSPECIFIED.into()))?]),
+        match bind(&at(Ipv6Addr::UNSPECIFIED.into())) {
+            Err(error) if is_missing(&error) => Ok(vec![bind(&at(Ipv4Addr::UNSPECIFIED.into()))?]),
+            both => Ok(vec![both?]),
         }
     }
 }
 
-fn unless_without_ipv6(bound: Result<Bound, BindError>) -> Result<Option<Bound>, BindError> {
-    match bound {
-        Ok(socket) => Ok(Some(socket)),
-        Err(BindError { error, .. })
-            if error.kind() == io::ErrorKind::AddrNotAvailable
-                || Errno::from_io_error(&error) == Some(Errno::AFNOSUPPORT) =>
-        {
-            Ok(None)
-        }
-        Err(error) => Err(error),
+/// Binds a port of loopback: of 127.0.0.1, or of ::1 where this machine doesn't have that.
+///
+/// # Errors
+/// The system refuses, as when somebody else listens there.
+pub fn bind_loopback(port: u16) -> Result<Bound, BindError> {
+    let bind = |address: IpAddr| {
+        let address = ListenAddress::Tcp(SocketAddr::new(address, port));
+        let bound = Bound::bind(&address, &SocketRights::default());
+        bound.map_err(|error| BindError { address, error })
+    };
+    match bind(Ipv4Addr::LOCALHOST.into()) {
+        // Where there is neither, the usual one is named.
+        Err(error) if is_missing(&error) => bind(Ipv6Addr::LOCALHOST.into()).map_err(|_| error),
+        bound => bound,
     }
+}
+
+/// Returns true if this machine has no such address, or none of that family.
+fn is_missing(BindError { error, .. }: &BindError) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
 }
 
 impl Bound {
@@ -381,6 +441,9 @@ mod tests {
             ("unix:/run/x", ListenAddress::Unix("/run/x".into())),
             ("vsock:10809", ListenAddress::Vsock { cid: None, port: 10809 }),
             ("vsock:2:0", ListenAddress::Vsock { cid: Some(2), port: 0 }),
+            ("[fe80::1%lo]:1234", tcp("[fe80::1%1]:1234")),
+            ("[fe80::1%lo]", tcp("[fe80::1%1]:10809")),
+            ("fe80::1%1", tcp("[fe80::1%1]:10809")),
         ] {
             assert_eq!(text.parse(), Ok(address), "{text}");
         }
@@ -400,6 +463,11 @@ mod tests {
             "vsock:4294967295",
             "vsock:4294967295:1",
             "vsock:any:1",
+            "[fe80::1%lo]1",
+            "[fe80::1%lo]:",
+            "fe80::1%none-such",
+            "[::1%lo]:1",
+            "127.0.0.1%lo:1",
         ] {
             assert!(junk.parse::<ListenAddress>().is_err(), "{junk}");
         }

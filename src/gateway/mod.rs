@@ -25,6 +25,7 @@ pub mod tls;
 mod unix;
 pub mod vsock;
 mod watched;
+pub mod zone;
 
 use std::io;
 use std::sync::Arc;

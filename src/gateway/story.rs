@@ -150,7 +150,7 @@ pub(super) fn export_denied(live: &Live, export: &str, why: &Reason) -> Event {
 
 /// A client asked for an export that isn't there.
 pub(super) fn export_missing(live: &Live, name: &[u8], reason: &str) -> Event {
-    let export = Text::of(&escape::unicode(OsStr::from_bytes(name)));
+    let export = Text::of(escape::unicode(OsStr::from_bytes(name)));
     Event::ExportMissing(ExportMissing { who: who(live), export, reason: reason.into() })
 }
 

@@ -3,7 +3,6 @@
 mod json;
 mod text;
 
-use std::io::{Write, stdout};
 use std::process::ExitCode;
 
 use hexz_nbd::escape;
@@ -12,7 +11,7 @@ use hexz_nbd::snapshot::facts::{Facts, PackedFile};
 
 use crate::cli::Inspect;
 use crate::failure::Failure;
-use crate::opening;
+use crate::{opening, output};
 
 /// Something is wrong with it.
 const FAULTY: u8 = 1;
@@ -47,6 +46,6 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
     } else {
         text::page(&facts, &files)
     };
-    stdout().write_all(said.as_bytes())?;
+    output::print(said)?;
     Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAULTY) })
 }

@@ -6,13 +6,13 @@ mod page;
 mod text;
 
 use std::fs;
-use std::io::{Write, stdout};
 use std::path::Path;
 
 use clap::CommandFactory;
 
 use crate::cli::{Cli, Man};
 use crate::failure::Failure;
+use crate::output;
 
 use command::Commands;
 use page::Page;
@@ -25,7 +25,7 @@ pub(crate) fn run(options: &Man) -> Result<(), Failure> {
     let pages = pages();
     let Some(dir) = &options.dir else {
         let first = pages.first().map(|(_, page)| page.render()).unwrap_or_default();
-        return Ok(stdout().write_all(first.as_bytes())?);
+        return output::print(first);
     };
     let failed = |path: &Path| {
         let path = path.to_owned();

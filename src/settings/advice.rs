@@ -46,6 +46,12 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
     if arguments.iter().skip(1).any(is_command) {
         return error;
     }
+    if error.kind() == ErrorKind::InvalidUtf8 {
+        let odd = arguments.iter().filter(|word| word.to_str().is_none());
+        let odd: Vec<String> = odd.map(|word| format!("{:?}", escape::name(word))).collect();
+        let what = format!("this isn't UTF-8: {}", odd.join(", "));
+        return command.clone().error(ErrorKind::InvalidUtf8, what);
+    }
     let said = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => vec![text.clone()],
         Some(ContextValue::Strings(texts)) => texts.clone(),

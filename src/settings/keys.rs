@@ -16,7 +16,7 @@ const COMMAND_LINE_ONLY: [(&str, &str); 5] = [
 
 /// Options whose values are looked up where the sandbox doesn't let this program look. None
 /// of them can change while it runs.
-const LOOKED_UP: [&str; 2] = ["socket-group", "user"];
+const LOOKED_UP: [&str; 4] = ["listen", "monitor", "socket-group", "user"];
 
 /// The options, as they are judged again in the sandbox.
 pub(super) fn without_lookups(command: Command) -> Command {

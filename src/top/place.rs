@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use hexz_nbd::escape;
+use hexz_nbd::gateway::zone;
 use hexz_nbd::monitor::MONITOR_PORT;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Bytes;
@@ -113,7 +114,10 @@ impl Place {
     /// As HTTP names it.
     fn authority(&self) -> String {
         match self {
-            Self::Tcp(host, port) if host.contains(':') => format!("[{host}]:{port}"),
+            // The interface of a link-local address means nothing to others.
+            Self::Tcp(host, port) if host.contains(':') => {
+                format!("[{}]:{port}", host.split('%').next().unwrap_or(host))
+            }
             Self::Tcp(host, port) => format!("{host}:{port}"),
             Self::Unix(_) => "localhost".to_owned(),
         }
@@ -129,10 +133,16 @@ impl Default for Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp(..) => f.write_str(&self.authority()),
             Self::Unix(path) => write!(f, "unix:{}", escape::name(path)),
         }
     }
+}
+
+/// Returns true for an IP address, with its interface or without: `fe80::1%eth0`.
+fn is_address(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || zone::parse(text).is_ok()
 }
 
 impl FromStr for Place {
@@ -153,9 +163,9 @@ impl FromStr for Place {
         if let Ok(port) = place.parse::<u16>() {
             return Ok(Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), port));
         }
-        let (host, port) = match place.parse::<IpAddr>() {
-            Ok(_) => (place, MONITOR_PORT),
-            Err(_) => match place.rsplit_once(':') {
+        let (host, port) = match is_address(place) {
+            true => (place, MONITOR_PORT),
+            false => match place.rsplit_once(':') {
                 Some((host, port)) => {
                     let wrong = |_| format!("{:?} is no port", escape::name(port));
                     (host, port.parse().map_err(wrong)?)
@@ -168,7 +178,7 @@ impl FromStr for Place {
             !host.is_empty()
                 && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
         };
-        if host.parse::<IpAddr>().is_ok() || is_name(host) {
+        if is_address(host) || is_name(host) {
             Ok(Self::Tcp(host.to_owned(), port))
         } else {
             Err(format!(
@@ -197,6 +207,7 @@ mod tests {
             ("[::1]:9000", tcp("::1", 9000)),
             ("http://[::1]:9000", tcp("::1", 9000)),
             ("::1", tcp("::1", MONITOR_PORT)),
+            ("[fe80::1%lo]:99", Place::Tcp("fe80::1%lo".into(), 99)),
             ("unix:/run/monitor.sock", Place::Unix("/run/monitor.sock".into())),
         ] {
             assert_eq!(text.parse(), Ok(place.clone()), "{text}");

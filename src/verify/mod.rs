@@ -74,7 +74,7 @@ async fn check(
         Ok(snapshot) => snapshot,
         Err(error) => {
             tracing::error!("{error}");
-            report.unopened(&error)?;
+            report.unopened(&error).map_err(Failure::Output)?;
             return Ok(Outcome::Checked(UNOPENED));
         }
     };
@@ -116,8 +116,8 @@ async fn check(
         return Ok(Outcome::Stopped(stopped.unwrap_or_default()));
     };
     let (summary, report, printed) = done.map_err(io::Error::other)?;
-    printed?;
-    report.summary(&summary, size, began.elapsed())?;
+    printed.map_err(Failure::Output)?;
+    report.summary(&summary, size, began.elapsed()).map_err(Failure::Output)?;
     let code = if summary.faults > 0 { FAULTY } else { 0 };
     Ok(stopped.map_or(Outcome::Checked(code), Outcome::Stopped))
 }

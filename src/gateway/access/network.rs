@@ -52,7 +52,11 @@ impl FromStr for Peer {
         match text.parse() {
             Ok(Place::Unix) => Ok(Self::Unix),
             Ok(Place::Vsock(Some(cid))) => Ok(Self::Vsock(cid)),
+            // Rules have no zones.
             _ => text
+                .split_once('%')
+                .filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok())
+                .map_or(text, |(address, _)| address)
                 .parse()
                 .map(Self::ip)
                 .map_err(|_| "expected an address such as 10.1.2.3, unix, or vsock:CID".to_owned()),
@@ -97,6 +101,13 @@ pub enum NetworkError {
         escape::name(.0)
     )]
     Unreadable(String),
+    /// It names an interface.
+    #[error(
+        "{:?} has a zone, and rules have none: without what is behind the % it is that address on \
+         every interface; to serve one interface alone, give --listen an address of it",
+        escape::name(.0)
+    )]
+    Zone(String),
     /// There are bits behind the prefix, so it isn't clear what was meant.
     #[error(
         "{:?} has bits set behind its prefix: write {network} for the network or {address} for the one \
@@ -118,6 +129,11 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, NetworkError> {
         let unreadable = || NetworkError::Unreadable(text.to_owned());
+        if let Some((address, _)) = text.split_once('%')
+            && address.parse::<Ipv6Addr>().is_ok()
+        {
+            return Err(NetworkError::Zone(text.to_owned()));
+        }
         // The reader of networks takes 010.0.0.0 for 10.0.0.0, others take it for 8.0.0.0: what
         // isn't an address by itself is none in a network.
         let address = text.split_once('/').map_or(text, |(address, _)| address);
@@ -274,6 +290,11 @@ mod tests {
         ] {
             assert!(junk.parse::<Network>().is_err(), "{junk}");
         }
+        for zoned in ["fe80::1%eth0", "fe80::%eth0/10", "fe80::1%2"] {
+            assert_eq!(zoned.parse::<Network>(), Err(NetworkError::Zone(zoned.to_owned())));
+        }
+        let without_zone = Peer::ip("fe80::1".parse().unwrap());
+        assert_eq!("fe80::1%eth0".parse(), Ok(without_zone));
         assert!(matches!("10.1.2.3/8".parse::<Network>(), Err(NetworkError::HostBits { .. })));
     }
 

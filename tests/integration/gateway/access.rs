@@ -143,8 +143,9 @@ fn junk_in_a_list_refuses_to_start() {
         "10.0.0",
         "::/129",
         "localhost",
-        " 10.0.0.1",
+        " ",
         "10.0.0.1 ",
+        "10.0.0.2, ",
         "*",
     ] {
         for list in ["--allow", "--deny"] {

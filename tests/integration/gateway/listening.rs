@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 
 use super::{BASE, plain, tls};
 use crate::support::server::{Address, run_to_failure};
@@ -44,6 +45,107 @@ fn several_sockets_at_once() {
         client.greet(3);
         client.go("");
     }
+}
+
+/// Runs `script` as root of new network, mount and user namespaces, where nothing has an address
+/// yet. `serve ARGUMENTS` starts a server there, and waits until it is ready.
+fn in_namespaces(script: &str) -> String {
+    const PRELUDE: &str = r#"
+        set -eu
+        mount -t tmpfs tmpfs /run
+        cd /run
+        ip link set lo up
+        serve() {
+            "$BINARY" --log-format json "$@" "$ARCHIVE" 2> log &
+            server=$!
+            trap 'kill $server 2> /dev/null || true' EXIT
+            tries=0
+            until grep -q '"ready' log; do
+                tries=$((tries + 1))
+                [ $tries -lt 200 ] || { cat log; exit 1; }
+                sleep 0.1
+            done
+        }
+        listening() {
+            sed -n 's/.*"message":"ready.*"listen":"\([^"]*\)".*/\1/p' log
+        }
+    "#;
+    let output = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c"])
+        .arg(format!("{PRELUDE}\n{script}"))
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("BINARY", env!("CARGO_BIN_EXE_hexz-nbd"))
+        .env("ARCHIVE", archive(BASE))
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A link-local address means something on one interface alone.
+#[test]
+fn link_local_addresses_have_an_interface() {
+    let said = in_namespaces(
+        r#"
+        ip link add v0 type veth peer name v1
+        ip addr add fe80::1/64 dev v0 nodad
+        ip link set v0 up
+        ip link set v1 up
+        serve --listen '[fe80::1%v0]:1234' --monitor '[fe80::1%v0]:1235' \
+            --allow fe80::/10 --insecure-no-tls
+        number=$(ip -o link show v0 | cut -d: -f1)
+        [ "$(listening)" = "[fe80::1%$number]:1234" ] && echo listens
+        for where in '[fe80::1%v0]:1234' "nbd://[fe80::1%25$number]:1234"; do
+            "$BINARY" doctor --no-speed --json "$where" | grep '"outcome": "bad"' || echo reached
+        done
+        "$BINARY" top --once --interval 200ms '[fe80::1%v0]:1235' > /dev/null && echo shown
+        # A reload takes the interface as it is, though it can't be looked up in the sandbox.
+        kill -HUP $server
+        until grep -q '"reloaded' log; do sleep 0.1; done
+        grep -c 'not reloaded\|takes a restart' log || true
+        kill $server; wait $server; trap - EXIT
+        code=0
+        "$BINARY" --listen 'fe80::1' --insecure-no-tls --allow fe80::/10 "$ARCHIVE" 2> log || code=$?
+        grep -q 'link-local address takes its interface' log && echo "without: $code"
+        code=0
+        "$BINARY" --listen 'fe80::1%none' "$ARCHIVE" 2> log || code=$?
+        grep -q 'no network interface "none"' log && echo "unknown: $code"
+        "#,
+    );
+    assert_eq!(said, "listens\nreached\nreached\nshown\n0\nwithout: 5\nunknown: 2\n");
+}
+
+/// Where this machine has no 127.0.0.1, it is ::1 alone; where it has neither, that is said.
+#[test]
+fn loopback_without_ipv4() {
+    let said = in_namespaces(
+        r#"
+        ip addr del 127.0.0.1/8 dev lo
+        serve --monitor 10810
+        listening
+        "$BINARY" doctor --no-speed --json '[::1]' | grep '"outcome": "bad"' || echo reached
+        grep -o '"monitor":"[^"]*"' log
+        kill $server; wait $server
+        ip addr add 127.0.0.1/8 dev lo
+        serve
+        listening
+        kill $server; wait $server
+        ip addr del ::1/128 dev lo
+        serve
+        listening
+        kill $server; wait $server; trap - EXIT
+        ip link set lo down
+        ip addr flush dev lo
+        code=0
+        "$BINARY" "$ARCHIVE" 2> log || code=$?
+        grep -q "can't listen on 127.0.0.1:10809" log && echo "neither: $code"
+        "#,
+    );
+    let expected = "[::1]:10809\nreached\n\"monitor\":\"[::1]:10810\"\n\
+                    127.0.0.1:10809, [::1]:10809\n127.0.0.1:10809\nneither: 5\n";
+    assert_eq!(said, expected);
 }
 
 /// Nobody can connect by it here without a virtual machine. Where the kernel has no vsock, that

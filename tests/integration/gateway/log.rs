@@ -100,6 +100,47 @@ fn exit_codes_are_right_without_a_log() {
     assert_eq!(IMAGE_SHA256.len(), 64);
 }
 
+/// As behind `| true`: nobody reads what is printed, and nothing is said of that.
+#[test]
+fn commands_end_quietly_when_nobody_reads_them() {
+    const CLOSED: i32 = 141;
+    let folder = tempfile::tempdir().unwrap();
+    let server = plain().args(["--monitor", "127.0.0.1:0"]).start();
+    let monitor =
+        server.wait_for_message("shown by HTTP").json["monitor"].as_str().unwrap().to_owned();
+    let (address, base) = (server.address().to_string(), archive(BASE).display().to_string());
+    let dir = folder.path().join("pki").display().to_string();
+    for (args, code) in [
+        (&["inspect", &base][..], CLOSED),
+        (&["inspect", "--json", "--files", &base], CLOSED),
+        (&["verify", "-q", &base], CLOSED),
+        (&["verify", "-q", "--json", &base], CLOSED),
+        (&["digest", &base], CLOSED),
+        (&["check", "--from", "127.0.0.1", &base], CLOSED),
+        (&["--check-config", &base], CLOSED),
+        (&["doctor", "--no-speed", &address], CLOSED),
+        (&["man"], CLOSED),
+        (&["completions", "bash"], CLOSED),
+        (&["pki", "--dir", &dir, "init"], CLOSED),
+        (&["pki", "--dir", &dir, "server", "localhost"], CLOSED),
+        (&["pki", "--dir", &dir, "show"], CLOSED),
+        (&["demo", "--once"], CLOSED),
+        (&["top", "--once", "--interval", "200ms", &monitor], 0),
+        (&["--help"], 0),
+        (&["--version"], 0),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+        command.args(args).env_remove("RUST_LOG").stdin(Stdio::null()).stdout(writer);
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{args:?}");
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+    }
+    // What they do is done all the same.
+    assert!(folder.path().join("pki/ca-cert.pem").exists());
+}
+
 /// Peers that are refused, of which there can be many, used up the lines of those that are
 /// served.
 #[test]

@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Stdio};
 
 use hexz_nbd::escape::is_hidden;
@@ -20,6 +21,9 @@ use crate::support::{archive, wait_until};
 /// What a line of the log, or of clap, could begin with.
 const FORGED: &str = "x\n2026-01-01T00:00:00.000000Z ERROR forged \u{1b}[2J\u{9b}2J\r\u{202e}\
                       \u{200b}\u{61c}\u{2028}y";
+
+/// Bytes that are no UTF-8.
+const NOT_UTF8: &[u8] = b"not-\xff-utf8.hxz";
 
 /// Asserts that nothing in `text` is more than a line of what can be seen.
 fn assert_tame(text: &str, what: &str) {
@@ -104,7 +108,7 @@ fn a_configuration_file_forges_no_line() {
         format!("[exports]\n{quoted}.a = 1"),
         format!("[exports]\na = {quoted}"),
         format!("[exports]\n{quoted} = {base:?}"),
-        format!("{quoted}"),
+        quoted.clone(),
         format!("a = {FORGED}"),
     ] {
         fs::write(&path, &text).unwrap();
@@ -266,4 +270,43 @@ fn reports_on_archives_forge_no_line() {
         assert_tame(&ended.stderr, command);
         assert!(ended.stdout.contains("child x\\n2026"), "{command}: {}", ended.stdout);
     }
+}
+
+/// A path that isn't UTF-8 is used as it is, and named so that it can be told from others.
+#[test]
+fn paths_that_are_not_utf8_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(OsStr::from_bytes(NOT_UTF8));
+    fs::copy(archive(BASE), &path).unwrap();
+    // No client could ask for the file's own name.
+    let ended = run([OsStr::new("--check-config"), path.as_os_str()]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains(r"not-\xff-utf8.hxz") && ended.stderr.contains("NAME=PATH"));
+    // Under another one it is served.
+    let mut named = OsString::from("disk=");
+    named.push(&path);
+    Server::builder().arg(&named).start().go("disk").read_ok(0, 1);
+
+    let missing = folder.path().join(OsStr::from_bytes(b"none-\xfe.hxz"));
+    for command in ["inspect", "verify", "digest"] {
+        let ended = run([OsStr::new(command), missing.as_os_str()]);
+        assert!(ended.stderr.contains(r"none-\xfe.hxz"), "{command}: {}", ended.stderr);
+        assert!(!ended.stderr.contains('\u{fffd}'), "{command}: {}", ended.stderr);
+    }
+    let ended = run([OsStr::new("inspect"), "--json".as_ref(), path.as_os_str()]);
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(json["archive"].as_str().unwrap().ends_with(r"/not-\xff-utf8.hxz"), "{json}");
+
+    let socket = folder.path().join(OsStr::from_bytes(b"\xff.sock"));
+    let mut listen = OsString::from("unix:");
+    listen.push(&socket);
+    let server = [OsStr::new("--listen"), &listen, "--check-config".as_ref(), &named];
+    let ended = run(server);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains(r"\xff.sock"), "{}", ended.stdout);
+    // What takes text says which argument isn't.
+    let allow = OsStr::from_bytes(b"--allow=10.0.0.\xfd");
+    let ended = run([allow, archive(BASE).as_os_str()]);
+    assert_eq!(ended.code, Some(2));
+    assert!(ended.stderr.contains(r"--allow=10.0.0.\xfd"), "{}", ended.stderr);
 }

@@ -42,6 +42,29 @@ fn without_descriptors_those_who_are_in_go_on() {
     assert!(said.count() <= 4, "{}", server.log_text());
 }
 
+/// The soft limit is raised as far as the hard one goes; where that isn't far enough, figures say so.
+#[test]
+fn too_few_descriptors_are_said_at_the_start() {
+    let within = |limit: &str| {
+        let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
+        plain().within(["sh", "-c", &script]).args(["--max-connections", "100"])
+    };
+    let is_warning = |line: &&crate::support::server::Line| line.json["granted"].is_number();
+    let server = within("-n 150").args(["--max-handshakes", "60"]).start();
+    let log = server.log();
+    let line = log.iter().find(is_warning).expect("nothing says so");
+    assert_eq!((&line.json["level"], &line.json["granted"]), (&"WARN".into(), &150.into()));
+    assert!(line.json["needed"].as_u64().unwrap() > 160, "{}", line.text);
+    server.assert_alive();
+
+    let server = within("-Sn 100").start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let figures: Vec<&str> = files.split_ascii_whitespace().skip(3).take(2).collect();
+    assert_eq!(figures[0], figures[1], "{files}");
+    assert!(!server.log().iter().any(|line| is_warning(&line)), "{}", server.log_text());
+}
+
 /// A client that is gone without a word is found by asking, when nothing is under way.
 #[test]
 fn who_is_silent_is_asked_whether_it_lives() {
