@@ -29,7 +29,6 @@ const EPERM: u32 = 1;
 const EIO: u32 = 5;
 const EINVAL: u32 = 22;
 const EOVERFLOW: u32 = 75;
-const ESHUTDOWN: u32 = 108;
 
 #[derive(Debug, Arbitrary)]
 enum Size {
@@ -152,7 +151,7 @@ pub fn check(data: &[u8]) {
     let has_shut_down = matches!(&outcome, Ok(Summary { farewell: Farewell::ShutDown, .. }));
 
     let answers = Answers { session: &session, export: &export, asked: &asked };
-    let count = answers.judge(&script.output, input.shutdown.is_some());
+    let count = answers.judge(&script.output);
     if let Ok(Summary { requests, .. }) = &outcome {
         assert_eq!(*requests, count as u64);
     }
@@ -395,9 +394,8 @@ struct Answer {
 }
 
 impl Answers<'_> {
-    /// Judges all of them; returns how many requests were answered. Those of a server that
-    /// shuts down may say so.
-    fn judge(&self, output: &[u8], may_shut_down: bool) -> usize {
+    /// Judges all of them; returns how many requests were answered.
+    fn judge(&self, output: &[u8]) -> usize {
         let by_cookie: HashMap<u64, usize> =
             self.asked.iter().enumerate().map(|(number, asked)| (asked.cookie, number)).collect();
         let number = |cookie: u64| *by_cookie.get(&cookie).expect("a cookie that nobody sent");
@@ -414,7 +412,7 @@ impl Answers<'_> {
                 mode => chunk(&mut output, mode),
             };
             let number = number(chunk.cookie);
-            self.take(&self.asked[number], &mut answers[number], chunk, may_shut_down);
+            self.take(&self.asked[number], &mut answers[number], chunk);
         }
         // Whoever was answered was so to the end, and nobody before it was left out.
         let is_answered = |answer: &Answer| answer.is_done;
@@ -427,16 +425,12 @@ impl Answers<'_> {
         count
     }
 
-    fn take(&self, asked: &Asked, answer: &mut Answer, chunk: Chunk<'_>, may_shut_down: bool) {
+    fn take(&self, asked: &Asked, answer: &mut Answer, chunk: Chunk<'_>) {
         assert!(!answer.is_done, "something behind the last chunk");
         assert!(chunk.offset.is_none_or(|offset| offset == asked.offset));
         answer.is_done = chunk.is_last;
         match chunk.content {
             Content::Nothing => assert!(chunk.is_last),
-            Content::Error { code: ESHUTDOWN, .. } if may_shut_down => {
-                assert!(chunk.is_last && answer.contents.is_empty());
-                return;
-            }
             Content::Error { code, offset } => {
                 assert!(chunk.is_last);
                 answer.failed = true;

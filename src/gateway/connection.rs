@@ -54,6 +54,8 @@ pub(super) enum Failure {
     Full(#[from] Full),
     #[error("this server is shutting down")]
     ShuttingDown,
+    #[error("it was still busy at the shutdown deadline (--shutdown-timeout)")]
+    ShutdownDeadline,
 }
 
 /// A connection that has been let in by its address.
@@ -83,26 +85,62 @@ impl<X: Offer> Connection<'_, X> {
         let ended = tokio::select! {
             biased;
             why = live.dismissed() => Err(why.into()),
+            () = shared.deadline.cancelled() => Err(Failure::at_the_deadline(live)),
             ended = self.talk(stream) => ended,
         };
         story.end(&ended);
         let duration = started.elapsed();
         match ended {
             Ok(Ending::LeftEarly) => tracing::debug!(?duration, "left without choosing an export"),
-            Ok(Ending::Served(Summary { farewell, requests, bytes })) => {
-                if let Some(held_back) = shared.chatter.sessions.allow() {
-                    let how = match farewell {
+            Ok(Ending::Served(Summary { farewell, requests, bytes, unanswered })) => {
+                tell(&shared.chatter.sessions, |held_back| {
+                    let how = story::how(farewell);
+                    let sentence = match farewell {
                         Farewell::ShutDown => "closed for shutdown",
                         Farewell::Idle => {
                             "closed: it asked for nothing for too long (--idle-timeout)"
                         }
                         Farewell::Disconnected | Farewell::HungUp => "left",
                     };
-                    let held_back = held_back.field();
-                    tracing::info!(requests, bytes, ?duration, held_back, "{how}");
-                }
+                    let unanswered = Some(unanswered).filter(|count| *count > 0);
+                    tracing::info!(
+                        how,
+                        requests,
+                        bytes,
+                        unanswered,
+                        ?duration,
+                        held_back,
+                        "{sentence}"
+                    );
+                });
             }
-            Err(Failure::ShuttingDown) => tracing::debug!("closed for shutdown"),
+            // It has read nothing, and misses nothing.
+            Err(Failure::ShuttingDown) if live.export().is_none() => {
+                tracing::debug!(?duration, "closed for shutdown");
+            }
+            Err(failure @ (Failure::ShuttingDown | Failure::ShutdownDeadline)) => {
+                tell(&shared.chatter.sessions, |held_back| {
+                    let how = failure.label();
+                    let sentence = match failure {
+                        Failure::ShutdownDeadline => {
+                            "closed for shutdown: it was still busy (--shutdown-timeout)"
+                        }
+                        _ => "closed for shutdown",
+                    };
+                    let done = live.activity.so_far();
+                    let (requests, bytes) = (done.requests.all(), done.bytes);
+                    let unanswered = Some(live.activity.in_flight()).filter(|count| *count > 0);
+                    tracing::info!(
+                        how,
+                        requests,
+                        bytes,
+                        unanswered,
+                        ?duration,
+                        held_back,
+                        "{sentence}"
+                    );
+                });
+            }
             // It has seen that somebody listens, and that is all it wanted.
             Err(Failure::Session(SessionError::Io(failure))) if live.route.is_own => {
                 tracing::debug!("the load balancer's own connection failed: {failure}");
@@ -311,6 +349,12 @@ impl std::fmt::Display for Client {
 }
 
 impl Failure {
+    /// Why a connection is ended that is left at the shutdown deadline.
+    fn at_the_deadline(live: &Live) -> Self {
+        // One that has all its answers merely doesn't close.
+        if live.is_busy() { Self::ShutdownDeadline } else { Self::ShuttingDown }
+    }
+
     /// A label for counters.
     pub(super) fn label(&self) -> &'static str {
         match self {
@@ -323,6 +367,7 @@ impl Failure {
             Self::Deadline(_) => "deadline",
             Self::Full(full) => full.label(),
             Self::ShuttingDown => "shutting_down",
+            Self::ShutdownDeadline => "dropped",
         }
     }
 }

@@ -176,6 +176,11 @@ impl Connections {
             .or_insert_with(|| Read { export: offered.clone(), done: Done::default() });
     }
 
+    /// Number of connections that have unanswered requests.
+    pub(super) fn busy(&self) -> usize {
+        lock(&self.there).live.values().filter(|live| live.is_busy()).count()
+    }
+
     /// What there is to see of all of them.
     pub(super) fn seen(&self) -> Seen {
         let (mut live, read, accepted, served) = {
@@ -235,6 +240,11 @@ impl Live {
     /// How often that was.
     pub(super) fn denied(&self) -> u64 {
         self.denied.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if it has unanswered requests.
+    pub(super) fn is_busy(&self) -> bool {
+        self.activity.in_flight() > 0
     }
 
     fn seen(&self) -> One {

@@ -91,6 +91,8 @@ struct Shared<X> {
     /// Where it listens, for people.
     listen: Vec<String>,
     phase: AtomicU8,
+    /// Cancelled when the shutdown timeout is over: connections that are left are dropped.
+    deadline: CancellationToken,
     pulse: Pulse,
 }
 
@@ -239,12 +241,20 @@ impl<X> Shared<X> {
     async fn finish(&self, connections: &TaskTracker) {
         self.enter(Phase::Ending);
         connections.close();
-        let deadline = self.config.timeouts.shutdown;
-        if tokio::time::timeout(deadline, connections.wait()).await.is_err() {
-            tracing::warn!(
-                connections = connections.len(),
-                "clients were still busy at the shutdown deadline and are dropped",
-            );
+        /// Enough for those that are dropped to say so.
+        const TO_LOG: Duration = Duration::from_secs(1);
+        let patience = self.config.timeouts.shutdown;
+        if tokio::time::timeout(patience, connections.wait()).await.is_err() {
+            // The others have been answered, and merely don't close.
+            let busy = self.connections.busy();
+            if busy > 0 {
+                tracing::warn!(
+                    connections = busy,
+                    "clients were still busy at the shutdown deadline and are dropped",
+                );
+            }
+            self.deadline.cancel();
+            tokio::time::timeout(TO_LOG, connections.wait()).await.unwrap_or_default();
         }
     }
 }
@@ -291,6 +301,7 @@ impl<X: Offer> Gateway<X> {
             reloads: Reloads::default(),
             listen,
             phase: AtomicU8::new(Phase::Starting as u8),
+            deadline: CancellationToken::new(),
             pulse: Pulse { started: Instant::now(), last: AtomicU64::new(0) },
             exports: ArcSwap::from_pointee(exports),
             config,
@@ -311,8 +322,9 @@ impl<X: Offer> Gateway<X> {
         Control(Arc::clone(&self.shared))
     }
 
-    /// Serves until `shutdown` is cancelled; then lets requests that have come in be
-    /// answered, for no longer than the shutdown timeout.
+    /// Serves until `shutdown` is cancelled; then drains each connection: requests that have
+    /// been accepted are answered ([`transmit`](crate::nbd::transmit)), and it is closed, both
+    /// within the shutdown timeout.
     ///
     /// # Errors
     /// [`DoorClosed`] if accepting connections ended before that.

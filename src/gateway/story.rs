@@ -80,16 +80,22 @@ impl<'a> Story<'a> {
             other => {
                 let (how, why) = match other {
                     Ok(Ending::LeftEarly) => ("left_early", None),
-                    Ok(Ending::Served(summary)) => match summary.farewell {
-                        Farewell::ShutDown => ("shutting_down", None),
-                        Farewell::Idle => ("idle", None),
-                        Farewell::Disconnected | Farewell::HungUp => ("left", None),
-                    },
+                    Ok(Ending::Served(summary)) => (how(summary.farewell), None),
+                    Err(failure @ Failure::ShutdownDeadline) => (failure.label(), None),
                     Err(failure) => (failure.label(), Some(Text::of(failure))),
                 };
                 Event::Ended(Ended { who, served, how: how.into(), why, duration })
             }
         }
+    }
+}
+
+/// A label for how transmission ended.
+pub(super) fn how(farewell: Farewell) -> &'static str {
+    match farewell {
+        Farewell::ShutDown => "shutting_down",
+        Farewell::Idle => "idle",
+        Farewell::Disconnected | Farewell::HungUp => "left",
     }
 }
 

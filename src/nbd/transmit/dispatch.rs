@@ -87,7 +87,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         Ok(None)
     }
 
-    pub(super) fn count(&mut self, request: &Request) {
+    fn count(&mut self, request: &Request) {
         self.requests += 1;
         self.batch.count(request);
     }
@@ -158,7 +158,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         self.outbox.queue.push_receipt(None, true);
     }
 
-    pub(super) fn refuse(&mut self, answer: Answer, refusal: &Refusal) {
+    fn refuse(&mut self, answer: Answer, refusal: &Refusal) {
         self.batch.activity.add_error(refusal.code);
         self.answer(|out| answer.refuse(out, refusal));
     }

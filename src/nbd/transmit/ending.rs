@@ -1,65 +1,68 @@
-//! What is still to be done for a client when no further request of it is taken in.
+//! What is still to be done for a client when no further request of it is read.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::answer::Answer;
-use super::verdict::{Verdict, judge};
-use super::{Connection, MAX_REQUESTS_IN_FLIGHT};
-use crate::nbd::error::Refusal;
-use crate::nbd::wire::reply::ErrorCode;
+use super::{Connection, Farewell};
 use crate::nbd::{Export, SessionError};
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
-    /// Answers requests that have arrived and won't be worked on: "The error value issued
-    /// in respect of these requests … SHOULD be NBD_ESHUTDOWN."
-    pub(super) async fn refuse_the_rest(&mut self) -> Result<(), SessionError> {
-        const SHUTTING_DOWN: Refusal =
-            Refusal::new(ErrorCode::SHUTDOWN, "the server is shutting down");
-        // More than clients have under way; one that goes on asking must not go on for ever.
-        const MOST: u64 = 4 * MAX_REQUESTS_IN_FLIGHT;
-        for _ in 0..MOST {
-            let request = match self.held.take() {
-                Some(held) => held.into_request(),
-                None => match self.inbox.request_now().await? {
-                    Some(request) => request,
-                    None => break,
-                },
-            };
-            match judge(&request, self.session) {
-                Verdict::Disconnect | Verdict::TooLarge(_) => break,
-                Verdict::StatusOf { payload, .. } | Verdict::Refuse { payload, .. } => {
-                    self.inbox.skip(payload);
-                }
-                _ => {}
+    /// Takes in the requests that had been read from the stream when the shutdown began: "On a
+    /// server shutdown, the server SHOULD wait for inflight requests to be serviced prior to
+    /// initiating a hard disconnect." The rest of that section ("MAY speed this process up by
+    /// issuing error replies", `NBD_ESHUTDOWN`) is left alone on purpose: clients that would
+    /// reconnect hand such an error to their users instead.
+    ///
+    /// A request that the throttle holds back, and what follows it, is not taken in: the client
+    /// would have to wait for it, and so would the restart.
+    pub(super) async fn serve_accepted(
+        &mut self,
+        patience: Duration,
+    ) -> Result<Farewell, SessionError> {
+        self.batch.arrived = Instant::now();
+        while self.held.is_none() {
+            if !self.may_ask() {
+                self.progress(patience).await?;
+                continue;
             }
-            self.count(&request);
-            self.refuse(Answer::to(&request, self.session.mode), &SHUTTING_DOWN);
+            let Some(request) = self.inbox.request_here()? else { break };
+            if let Some(farewell) = self.arrived(request)? {
+                return Ok(farewell);
+            }
         }
-        Ok(())
+        self.held = None;
+        Ok(Farewell::ShutDown)
     }
 
     /// Waits until everything is answered and sent, as long as the client takes it; then
     /// closes the way out.
     pub(super) async fn drain(&mut self, patience: Duration) -> Result<(), SessionError> {
         while self.in_flight() > 0 || !self.outbox.is_empty() {
-            let before = self.share.sent();
-            let is_waiting_for_work = self.outbox.is_empty();
-            let step = async {
-                tokio::select! {
-                    Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
-                    sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
-                }
-                Ok::<(), SessionError>(())
-            };
-            match tokio::time::timeout(patience, step).await {
-                Ok(done) => done?,
-                Err(_) if is_waiting_for_work || self.share.sent() > before => {}
-                Err(_) => return Err(SessionError::DrainTimeout),
-            }
+            self.progress(patience).await?;
         }
         tokio::time::timeout(patience, self.outbox.close()).await.unwrap_or_default();
         Ok(())
+    }
+
+    /// Waits for an answer, or sends those that there are. The client has `patience` to read
+    /// some of what is sent; work may take as long as it does.
+    async fn progress(&mut self, patience: Duration) -> Result<(), SessionError> {
+        let before = self.share.sent();
+        let is_waiting_for_work = self.outbox.is_empty();
+        let step = async {
+            tokio::select! {
+                Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
+                sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
+            }
+            Ok(())
+        };
+        let ended = tokio::time::timeout(patience, step).await;
+        self.batch.activity.set_in_flight(self.in_flight());
+        match ended {
+            Ok(done) => done,
+            Err(_) if is_waiting_for_work || self.share.sent() > before => Ok(()),
+            Err(_) => Err(SessionError::DrainTimeout),
+        }
     }
 }

@@ -26,11 +26,6 @@ impl Held {
         let throttle = Arc::clone(throttle);
         Self { request, arrived, turn: Box::pin(async move { throttle.pass(bytes).await }) }
     }
-
-    /// Leaves the queue.
-    pub(super) fn into_request(self) -> Request {
-        self.request
-    }
 }
 
 /// Takes the request that is held back when its turn has come, and says when it came; if there

@@ -1,7 +1,6 @@
 //! Requests as they come out of the stream.
 
 use std::io;
-use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -46,19 +45,6 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
                     return Ok(None);
                 }
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
-        }
-    }
-
-    /// The next request, if it has arrived whole.
-    pub(super) async fn request_now(&mut self) -> Result<Option<Request>, SessionError> {
-        loop {
-            if let Some(request) = self.request_here()? {
-                return Ok(Some(request));
-            }
-            let filled = tokio::time::timeout(Duration::ZERO, self.fill()).await;
-            if !filled.unwrap_or(Ok(false))? {
-                return Ok(None);
             }
         }
     }

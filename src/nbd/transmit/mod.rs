@@ -100,12 +100,20 @@ pub struct Summary {
     pub requests: u64,
     /// How much they asked to read, in bytes.
     pub bytes: u64,
+    /// Requests among them whose answers could not be sent to the last byte, since the stream
+    /// failed, or the client stopped reading, while the server was shutting down.
+    pub unanswered: u64,
 }
 
 /// Serves what was chosen until the client leaves or `shutdown` completes.
 ///
-/// Every request that was received is answered, and the answers are sent, before this
-/// returns; then the stream is shut down (TLS with it).
+/// Every request that was accepted is answered, and the answers are sent, before the stream is
+/// shut down (TLS with it) and this returns. A request is accepted once it has been read from the
+/// stream, payload included, and the throttle has let it pass.
+///
+/// When `shutdown` completes, nothing more is read from the stream, and it ends between two
+/// replies. Requests that were not accepted get no reply, not even `NBD_ESHUTDOWN`: a client that
+/// reconnects repeats them, while an error would go to whoever reads the disk.
 ///
 /// # Errors
 /// The stream failed, or the client broke the protocol or its limits.
@@ -121,12 +129,11 @@ where
 {
     let mut connection = Connection::new(stream, chosen, limits);
     let mut served = connection.serve(pin!(shutdown)).await;
-    connection.note();
-    if let Ok(Farewell::ShutDown) = served
-        && let Err(error) = connection.refuse_the_rest().await
-    {
-        served = Err(error);
+    let is_shutdown = matches!(served, Ok(Farewell::ShutDown));
+    if is_shutdown {
+        served = connection.serve_accepted(limits.drain).await;
     }
+    connection.note();
     // What was asked before the client broke the protocol, or off, is answered all the same.
     // If the stream has failed, this ends at once.
     let drained = match served {
@@ -134,8 +141,16 @@ where
         _ => connection.drain(limits.drain).await,
     };
     connection.note();
-    let farewell = served?;
-    drained?;
+    let ended = served.and_then(|farewell| drained.map(|()| farewell));
+    let farewell = match ended {
+        // The server ended the session, and the client left or stopped reading meanwhile.
+        Err(SessionError::Io(_) | SessionError::Stalled | SessionError::DrainTimeout)
+            if is_shutdown =>
+        {
+            return Ok(connection.summary(Farewell::ShutDown));
+        }
+        ended => ended?,
+    };
     let linger = match farewell {
         Farewell::HungUp => Duration::ZERO,
         Farewell::Disconnected => limits.drain,
@@ -206,7 +221,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     }
 
     fn summary(&self, farewell: Farewell) -> Summary {
-        Summary { farewell, requests: self.requests, bytes: self.bytes }
+        let unanswered = self.in_flight();
+        Summary { farewell, requests: self.requests, bytes: self.bytes, unanswered }
     }
 
     /// Takes requests in and answers them until there will be no more.

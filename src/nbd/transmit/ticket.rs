@@ -12,8 +12,9 @@ use crate::nbd::budget::Hold;
 use crate::nbd::error::Refusal;
 use crate::nbd::wire::reply::ErrorCode;
 
-/// The duty to answer one request from a task of its own. If it is dropped, the answer is
-/// an I/O error: no client waits for ever because a task panicked.
+/// The duty to answer one request from a task of its own. If its task panics, the answer is
+/// an I/O error: no client waits for ever because of that. If its task is cancelled, there is
+/// no answer: the connection ends, and an error would be taken for the disk's.
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) answer: Answer,
@@ -86,11 +87,8 @@ impl Noted {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if self.is_open {
-            // Otherwise the connection has ended, and nobody is answered.
-            if std::thread::panicking() {
-                self.noted.note(Some(&ABANDONED));
-            }
+        if self.is_open && std::thread::panicking() {
+            self.noted.note(Some(&ABANDONED));
             self.send(None, true, |answer, out| answer.refuse(out, &ABANDONED));
         }
     }
@@ -103,6 +101,10 @@ mod tests {
     use crate::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
 
     fn ticket(activity: &Arc<Activity>) -> Ticket {
+        ticket_to(activity, mpsc::unbounded_channel().0)
+    }
+
+    fn ticket_to(activity: &Arc<Activity>, replies: mpsc::UnboundedSender<Outgoing>) -> Ticket {
         let request = Request {
             flags: CommandFlags::default(),
             command: Command::READ,
@@ -112,7 +114,6 @@ mod tests {
         };
         let activity = Arc::clone(activity);
         let noted = Noted { activity, arrived: Instant::now(), bytes: Some(512) };
-        let (replies, _) = mpsc::unbounded_channel();
         Ticket::new(Answer::to(&request, ReplyMode::Simple), replies, noted)
     }
 
@@ -137,5 +138,28 @@ mod tests {
         };
         assert!(tokio::spawn(task).await.is_err());
         assert_eq!(noted(), (2, 3, 512));
+    }
+
+    /// Where the runtime ends before a connection does, its client was sent an error.
+    #[tokio::test]
+    async fn a_cancelled_task_answers_nothing() {
+        let activity = Arc::new(Activity::default());
+        let (replies, mut answers) = mpsc::unbounded_channel();
+        let (cancelled, panics) =
+            (ticket_to(&activity, replies.clone()), ticket_to(&activity, replies));
+        let waits = tokio::spawn(async move {
+            let _ticket = cancelled;
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        waits.abort();
+        assert!(waits.await.unwrap_err().is_cancelled());
+        assert!(answers.try_recv().is_err());
+        let task = async move {
+            let _ticket = panics;
+            panic!("as an export may");
+        };
+        assert!(tokio::spawn(task).await.is_err());
+        assert!(answers.try_recv().is_ok());
     }
 }

@@ -7,6 +7,7 @@ mod contexts;
 mod copies;
 mod namespaces;
 mod queries;
+mod restarts;
 
 use std::io::Read;
 use std::path::PathBuf;

@@ -56,6 +56,14 @@ fn stalled_clients_delay_the_end_until_the_deadline() {
         // They had their time, and no more.
         assert!(started.elapsed() >= Duration::from_millis(900));
         assert!(server.log_text().contains("clients were still busy at the shutdown deadline"));
+        // Each of them is logged, with what it was read.
+        let log = server.log();
+        let dropped: Vec<_> = log.iter().filter(|line| line.json["how"] == "dropped").collect();
+        assert_eq!(dropped.len(), 2, "{}", server.log_text());
+        for line in dropped {
+            assert_eq!(line.json["requests"], 7, "{}", line.text);
+            assert!((1..=7).contains(&line.json["unanswered"].as_u64().unwrap()), "{}", line.text);
+        }
     }
 }
 
@@ -108,7 +116,27 @@ fn requests_in_flight_are_answered() {
         }
         client.expect_end();
         assert_eq!(server.wait().code(), Some(0));
-        assert!(server.log_text().contains("closed for shutdown"));
+        let end = server.wait_for_log("it ended", |line| line.json["requests"] == 40);
+        assert_eq!(end.json["how"], "shutting_down");
+        assert!(end.json["unanswered"].is_null(), "{}", end.text);
+    }
+}
+
+/// The server has ended the session, so it is no failed connection.
+#[test]
+fn who_goes_away_while_it_is_drained_is_logged_as_shut_down() {
+    for server in [plain(), tls()] {
+        let mut server = server.args(["--shutdown-timeout", "10min"]).start();
+        let client = stalled(&server);
+        server.signal("TERM");
+        server.wait_for_message("told to end: answering");
+        client.stream.socket().reset_on_close();
+        drop(client);
+        assert_eq!(server.wait().code(), Some(0));
+        let end = server.wait_for_log("it ended", |line| !line.json["how"].is_null());
+        assert_eq!((&end.json["how"], &end.json["requests"]), (&"shutting_down".into(), &7.into()));
+        assert!((1..=7).contains(&end.json["unanswered"].as_u64().unwrap()), "{}", end.text);
+        assert!(!server.log().iter().any(|line| line.message().starts_with("closed: ")));
     }
 }
 

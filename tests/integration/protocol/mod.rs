@@ -1,6 +1,7 @@
 //! What the NBD specification says of a server, section by section.
 
 mod allowance;
+mod draining;
 mod engine;
 mod extended;
 mod greeting;
