@@ -192,7 +192,7 @@ fn many_reads_at_a_time_go_on_across_restarts() {
 
 #[test]
 fn reads_over_tls_go_on_across_restarts() {
-    for (depth, count) in [(1, 20_000), (8, 40_000), (32, 60_000)] {
+    for (depth, count) in [(1, 10_000), (8, 20_000), (32, 30_000)] {
         bench(Place::Tls(None, Pki::new()), depth, count);
     }
 }
