@@ -17,7 +17,7 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ope
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
-	container stress bench bench-peers bench-micro bench-tools certs clean
+	container stress long-session bench bench-peers bench-micro bench-tools certs clean
 
 help:
 	@echo 'make test    install what the tests need, and run all of them'
@@ -33,6 +33,7 @@ help:
 	@echo 'make container      a container with that in it, by buildah'
 	@echo 'make stress  hundreds of clients, and everything that may go wrong meanwhile; two minutes,'
 	@echo '             or STRESS_SECONDS=...'
+	@echo 'make long-session   258 GiB over one TLS 1.2 connection; some minutes, and both cores'
 	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
 	@echo '             20 minutes, and as much peace as the machine has'
 	@echo 'make bench-micro   parts of the hot paths, and the instructions that these take'
@@ -110,6 +111,10 @@ container: static
 stress: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
 	target/release/hexz-nbd-stress $(STRESS_OPTIONS)
+
+long-session: build
+	$(CARGO) build --locked --release $(STRESS) --target-dir target
+	target/release/hexz-nbd-long-session $(LONG_SESSION_OPTIONS)
 
 bench: bench-peers bench-micro
 

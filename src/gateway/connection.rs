@@ -16,7 +16,7 @@ use super::live::Live;
 use super::policy::{Dismissal, Numbered};
 use super::slots::{Full, Place};
 use super::story::{self, Protection, Story};
-use super::tls::{self, Credentials, CredentialsError, HandshakeFailure};
+use super::tls::{self, Credentials, CredentialsError, Encrypted, HandshakeFailure, Metered};
 use super::watched::{Denials, Watched};
 use super::{Shared, tell};
 use crate::nbd::wire::Printable;
@@ -46,6 +46,11 @@ pub(super) enum Failure {
     NotAllowed { who: String, why: Reason },
     #[error("it may not stay: {0}")]
     Dismissed(#[from] Dismissal),
+    #[error(
+        "its TLS keys are used up: with TLS 1.2 and AES-GCM they may protect 2^24 records and can't \
+         be replaced; it can connect again, and isn't limited with ChaCha20-Poly1305 or TLS 1.3"
+    )]
+    TlsKeyLimit,
     #[error("its handshake panicked; this is a fault of this program")]
     Panicked,
     #[error("{0} took longer than allowed")]
@@ -72,6 +77,8 @@ pub(super) struct Connection<'a, X> {
 struct Client {
     credentials: Option<Arc<Credentials>>,
     protection: Protection,
+    /// Cancelled when the keys of its stream are nearly used up.
+    keys_used_up: CancellationToken,
 }
 
 impl<X: Offer> Connection<'_, X> {
@@ -150,8 +157,9 @@ impl<X: Offer> Connection<'_, X> {
                 if let Failure::TlsHandshake(failure) = &failure {
                     shared.handshake_failures.count(failure.cause.label());
                 }
+                let reason = failure.label();
                 tell(&shared.chatter.failures, |held_back| {
-                    tracing::warn!(?duration, held_back, "closed: {failure}");
+                    tracing::warn!(reason, ?duration, held_back, "closed: {failure}");
                 });
             }
         }
@@ -194,7 +202,11 @@ impl<X: Offer> Connection<'_, X> {
     }
 
     /// The TLS handshake, and who came out of it.
-    async fn tls<S>(&self, stream: S, phase: &Phase<'_>) -> Result<(TlsStream<S>, Client), Failure>
+    async fn tls<S>(
+        &self,
+        stream: S,
+        phase: &Phase<'_>,
+    ) -> Result<(TlsStream<Metered<S>>, Client), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -203,10 +215,11 @@ impl<X: Offer> Connection<'_, X> {
         let Some(tls) = &in_force.policy.tls else { return Err(Failure::ShuttingDown) };
         let tls = tls.clone();
         let handshake = async move { tls::handshake(stream, &tls).await };
-        let stream = match phase.run(self.shared.porch.run(handshake)).await {
-            Err(Failure::Deadline(_)) => return Err(HandshakeFailure::deadline().into()),
-            shaken => shaken?.ok_or(Failure::Panicked)??,
-        };
+        let Encrypted { stream, keys_used_up } =
+            match phase.run(self.shared.porch.run(handshake)).await {
+                Err(Failure::Deadline(_)) => return Err(HandshakeFailure::deadline().into()),
+                shaken => shaken?.ok_or(Failure::Panicked)??,
+            };
         let (_, session) = stream.get_ref();
         let version = match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
@@ -220,7 +233,7 @@ impl<X: Offer> Connection<'_, X> {
             None => None,
         };
         let client = self.meet(credentials, protection, in_force.number)?;
-        Ok((stream, client))
+        Ok((stream, Client { keys_used_up, ..client }))
     }
 
     /// Judges the client now that it is known who it is, by the policy of that number: there
@@ -233,7 +246,7 @@ impl<X: Offer> Connection<'_, X> {
     ) -> Result<Client, Failure> {
         self.live.identify(credentials.clone(), verified_by, protection.tls());
         let in_force = self.shared.policy.now();
-        let client = Client { credentials, protection };
+        let client = Client { credentials, protection, keys_used_up: CancellationToken::new() };
         if let Some(identity) = client.identity() {
             Span::current().record("identity", display(identity));
         }
@@ -328,8 +341,24 @@ impl<X: Offer> Connection<'_, X> {
         let throttle = shared.throttles.of(self.live.route.peer, client.identity());
         let activity = Arc::clone(&self.live.activity);
         let limits = TransmitLimits { throttle, activity, ..shared.transmit_limits.clone() };
-        let summary = transmit(stream, chosen, &limits, self.shutdown.cancelled()).await?;
-        Ok(Ending::Served(summary))
+        let keys_used_up = client.keys_used_up;
+        let shutdown = async {
+            tokio::select! {
+                () = self.shutdown.cancelled() => {}
+                () = keys_used_up.cancelled() => {}
+            }
+        };
+        let ended = transmit(stream, chosen, &limits, shutdown).await;
+        // By then TLS may have refused to send the rest, and the stream may have failed by that.
+        let is_ended_here = matches!(
+            ended,
+            Ok(Summary { farewell: Farewell::ShutDown, .. })
+                | Err(SessionError::Io(_) | SessionError::DrainTimeout)
+        );
+        if is_ended_here && keys_used_up.is_cancelled() && !self.shutdown.is_cancelled() {
+            return Err(Failure::TlsKeyLimit);
+        }
+        Ok(Ending::Served(ended?))
     }
 }
 
@@ -360,6 +389,7 @@ impl Failure {
         match self {
             Self::Session(_) => "session",
             Self::TlsHandshake(_) => "tls_handshake",
+            Self::TlsKeyLimit => "tls_key_limit",
             Self::Panicked => "panicked",
             Self::Credentials(_) => "credentials",
             Self::NotAllowed { .. } => "not_allowed",

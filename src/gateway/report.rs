@@ -31,7 +31,7 @@ pub const REFUSALS: [&str; 9] = [
 ];
 
 /// Reasons why connections fail later.
-pub const FAILURES: [&str; 10] = [
+pub const FAILURES: [&str; 11] = [
     "session",
     "tls_handshake",
     "credentials",
@@ -41,6 +41,7 @@ pub const FAILURES: [&str; 10] = [
     "connections",
     "connections_per_address",
     "connections_per_identity",
+    "tls_key_limit",
     "panicked",
 ];
 

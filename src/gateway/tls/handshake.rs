@@ -5,12 +5,21 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
 
 use super::ServerTls;
 use super::failure::{HandshakeFailure, Stage};
+use super::records::{self, Metered};
 
 /// How long a client whose handshake failed may take to read why.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// A stream whose handshake is over.
+pub(crate) struct Encrypted<S> {
+    pub(crate) stream: TlsStream<Metered<S>>,
+    /// Cancelled when its keys are nearly used up and can't be replaced: TLS 1.2 with AES-GCM.
+    pub(crate) keys_used_up: CancellationToken,
+}
 
 /// Shakes hands.
 ///
@@ -19,10 +28,11 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(crate) async fn handshake<S>(
     stream: S,
     tls: &ServerTls,
-) -> Result<TlsStream<S>, HandshakeFailure>
+) -> Result<Encrypted<S>, HandshakeFailure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let stream = Metered::new(stream);
     let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
     let hello = match (&mut hello).await {
         Ok(hello) => hello,
@@ -35,7 +45,12 @@ where
         }
     };
     match hello.into_stream(tls.config().clone()).into_fallible().await {
-        Ok(stream) => Ok(stream),
+        Ok(mut stream) => {
+            let (below, session) = stream.get_mut();
+            let limit = session.negotiated_cipher_suite().and_then(records::limit);
+            let keys_used_up = limit.map(|limit| below.set_limit(limit)).unwrap_or_default();
+            Ok(Encrypted { stream, keys_used_up })
+        }
         Err((error, stream)) => {
             let failure = HandshakeFailure::of(&error, Stage::Certificates);
             see_off(stream).await;

@@ -6,6 +6,7 @@ mod failure;
 mod handshake;
 mod pem;
 mod problem;
+mod records;
 mod roots;
 mod validity;
 
@@ -14,19 +15,23 @@ use std::io::ErrorKind::PermissionDenied;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{self, sign::any_supported_type};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use rustls::{InconsistentKeys, ServerConfig, SupportedProtocolVersion, version};
+use rustls::{
+    InconsistentKeys, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, version,
+};
 
 use clients::ClientTrust;
 pub use clients::{ClientAuth, ClientFiles};
 pub use credentials::{Credentials, CredentialsError, Details};
 pub use failure::{Cause, HandshakeFailure};
-pub(super) use handshake::handshake;
+pub(super) use handshake::{Encrypted, handshake};
 pub use pem::check_secrecy;
 pub use problem::{TlsError, TlsProblem};
+pub(super) use records::Metered;
 
 /// The oldest TLS version that is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -237,17 +242,32 @@ fn configure(
         TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
         TlsVersion::V1_3 => &[&version::TLS13],
     };
-    // The provider has forward-secret AEAD suites and nothing else, in TLS 1.2 too.
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(versions)?;
     let Some(clients) = clients else {
-        return Ok(builder.with_no_client_auth().with_cert_resolver(certified));
+        let mut config = builder.with_no_client_auth().with_cert_resolver(certified);
+        config.ignore_client_order = true;
+        return Ok(config);
     };
     let mut config =
         builder.with_client_cert_verifier(clients.verifier()).with_cert_resolver(certified);
+    config.ignore_client_order = true;
     // A resumed session isn't asked for its certificate again, so nobody would notice that
     // it has been revoked.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
+}
+
+/// Forward-secret AEAD suites alone, in the order in which the server prefers them. With TLS 1.2,
+/// ChaCha20-Poly1305 is first: keys of AES-GCM are used up after 2^24 records there, and many
+/// clients, such as nbd-client, would choose it.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| match suite {
+        SupportedCipherSuite::Tls13(_) => 0,
+        SupportedCipherSuite::Tls12(_) if records::limit(*suite).is_none() => 1,
+        SupportedCipherSuite::Tls12(_) => 2,
+    });
+    provider
 }

@@ -23,6 +23,7 @@ mod slots;
 mod starting;
 mod tls;
 mod tls_files;
+mod tls_records;
 mod unreadable;
 
 use crate::support::client::{Client, GREETING, Plain};

@@ -1,0 +1,199 @@
+//! The number of TLS records that one key may protect, and a stream that counts them.
+//!
+//! AES-GCM loses its safety margin slowly, with every record (RFC 8446, section 5.5). TLS 1.3
+//! replaces its keys in time; TLS 1.2 can't. There rustls ends the session at the limit of the
+//! cipher suite, in the middle of whatever is being sent. The count makes it possible to end it
+//! earlier, between two replies, and to say why.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use rustls::SupportedCipherSuite;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::sync::CancellationToken;
+
+/// The part of the limit that is kept for replies to requests that have arrived already: one
+/// sixteenth. Of 2^24 records that is 16 GiB, twice what 256 requests of 32 MiB take.
+const RESERVE: u64 = 16;
+
+/// Number of records that may be sent with one key of that suite; `None` without a limit, or
+/// if the keys are replaced in time.
+pub(super) fn limit(suite: SupportedCipherSuite) -> Option<u64> {
+    match suite {
+        SupportedCipherSuite::Tls12(suite) => Some(suite.common.confidentiality_limit),
+        SupportedCipherSuite::Tls13(_) => None,
+    }
+    .filter(|limit| *limit < u64::MAX)
+}
+
+/// The stream below TLS. It counts the records that are sent once a limit is set.
+#[derive(Debug)]
+pub(crate) struct Metered<S> {
+    stream: S,
+    meter: Option<Meter>,
+}
+
+impl<S> Metered<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, meter: None }
+    }
+
+    /// Counts from the next record on. Call it when the handshake is over and all of it has been
+    /// sent. The token is cancelled when it is time to end the session.
+    pub(super) fn set_limit(&mut self, records: u64) -> CancellationToken {
+        let meter = Meter::new(records);
+        let is_due = meter.is_due.clone();
+        self.meter = Some(meter);
+        is_due
+    }
+}
+
+/// Finds the records in a stream of bytes by the lengths in their headers (RFC 5246, section
+/// 6.2.1).
+#[derive(Debug)]
+struct Meter {
+    /// Bytes of the current header that have been seen.
+    in_header: u8,
+    /// The length that the current header has stated so far.
+    length: usize,
+    /// Bytes of the current record that are still to come.
+    to_come: usize,
+    sent: u64,
+    due_at: u64,
+    is_due: CancellationToken,
+}
+
+impl Meter {
+    fn new(limit: u64) -> Self {
+        let due_at = limit.saturating_sub(limit / RESERVE);
+        let is_due = CancellationToken::new();
+        // The handshake's last message was the first record with this key.
+        Self { in_header: 0, length: 0, to_come: 0, sent: 1, due_at, is_due }
+    }
+
+    fn note(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let (body, rest) = bytes.split_at(self.to_come.min(bytes.len()));
+            self.to_come -= body.len();
+            bytes = rest;
+            if let Some((byte, rest)) = bytes.split_first() {
+                self.note_header(*byte);
+                bytes = rest;
+            }
+        }
+    }
+
+    /// Takes a byte of a header: the type, two of the version, two of the length.
+    fn note_header(&mut self, byte: u8) {
+        self.in_header += 1;
+        match self.in_header {
+            4 => self.length = usize::from(byte) << 8,
+            5 => {
+                self.to_come = self.length | usize::from(byte);
+                self.in_header = 0;
+                self.sent += 1;
+                if self.sent >= self.due_at {
+                    self.is_due.cancel();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
+        if let (Poll::Ready(Ok(written)), Some(meter)) = (&written, &mut self.meter) {
+            let mut left = *written;
+            for part in parts {
+                let (sent, _) = part.split_at(left.min(part.len()));
+                meter.note(sent);
+                left -= sent.len();
+            }
+        }
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::crypto::aws_lc_rs::cipher_suite;
+
+    use super::*;
+
+    fn record(length: u16) -> Vec<u8> {
+        let [high, low] = length.to_be_bytes();
+        // Lengths and types within a record mean nothing.
+        [&[23, 3, 3, high, low][..], &[23, 3, 3, 0, 1].repeat(usize::from(length))]
+            .concat()
+            .into_iter()
+            .take(5 + usize::from(length))
+            .collect()
+    }
+
+    #[test]
+    fn records_are_counted_however_they_are_cut() {
+        let records = [0, 1, 16_413, 5, 300].map(record).concat();
+        for piece in [1, 2, 3, 4, 5, 6, 7, 1000, 16_000, records.len()] {
+            let mut meter = Meter::new(1 << 24);
+            records.chunks(piece).for_each(|piece| meter.note(piece));
+            assert_eq!((meter.sent, meter.in_header, meter.to_come), (6, 0, 0), "{piece}");
+        }
+    }
+
+    #[test]
+    fn the_end_is_due_before_the_limit() {
+        let mut meter = Meter::new(32);
+        for _ in 2..30 {
+            meter.note(&record(9));
+            assert!(!meter.is_due.is_cancelled());
+        }
+        meter.note(&record(9));
+        assert_eq!(meter.sent, 30);
+        assert!(meter.is_due.is_cancelled());
+    }
+
+    #[test]
+    fn only_aes_gcm_of_tls_1_2_is_limited() {
+        let of = |suite| limit(suite);
+        assert_eq!(of(cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384), Some(1 << 24));
+        assert_eq!(of(cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256), None);
+        assert_eq!(of(cipher_suite::TLS13_AES_128_GCM_SHA256), None);
+    }
+}
