@@ -8,17 +8,16 @@ use std::time::Duration;
 
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use x509_cert::Certificate;
-use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode;
-use x509_cert::der::oid::AssociatedOid;
-use x509_cert::ext::pkix::CrlNumber;
 use x509_cert::name::Name;
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::failure::HandshakeFailure;
+use super::lists::{self, RevocationList};
 use super::problem::{TlsError, TlsProblem};
 use super::roots::{Root, Roots};
 use super::validity::{SOON, between};
@@ -119,149 +118,199 @@ pub(super) fn load(
         let path = path.to_owned();
         move |problem| TlsError { path, problem }
     };
-    let (earliest_end, authorities) =
-        authorities(&files.authorities, now, &mut warnings).map_err(of(&files.authorities))?;
+    let authorities = Authorities::read(&files.authorities, now, &mut warnings)
+        .map_err(of(&files.authorities))?;
     let mut lists = Vec::new();
     for path in &files.revocation_lists {
-        lists.extend(revocation_lists(path, now, &mut warnings).map_err(of(path))?);
-    }
-    // Of several lists of one CA only the first is asked, so that has to be the newest.
-    lists.sort_by(|one, other| other.age.cmp(&one.age));
-    let earliest_list_end = earliest_list_end(&lists);
-    let lists: Vec<_> = lists.into_iter().map(|list| list.encoded).collect();
-    let has_lists = !lists.is_empty();
-
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut roots = Vec::with_capacity(authorities.len());
-    for (end, store) in authorities {
-        let provider = Arc::clone(&provider);
-        let mut builder = WebPkiClientVerifier::builder_with_provider(store.into(), provider)
-            .with_crls(lists.clone())
-            // A list that ran out says nothing of those who were revoked since.
-            .enforce_revocation_expiration();
-        if files.auth == ClientAuth::Optional {
-            builder = builder.allow_unauthenticated();
+        for list in lists::read(path, now, &mut warnings).map_err(of(path))? {
+            if authorities.check(&list, path, &mut warnings).map_err(of(path))? {
+                lists.push(list);
+            }
         }
-        let verifier = builder.build().map_err(|error| {
-            // It looks at the lists only now; which of them it was it doesn't say.
-            let path = match files.revocation_lists.as_slice() {
-                [only] if has_lists => only,
-                _ => &files.authorities,
-            };
-            of(path)(TlsProblem::BrokenRevocationList(error.to_string()))
-        })?;
-        roots.push(Root { end, verifier });
+    }
+    lists::sort(&mut lists);
+    // That the only list was left out doesn't mean that there needn't be one.
+    let needs_lists = !files.revocation_lists.is_empty();
+    // It looks at the lists only when they are used; which of them it was it doesn't say.
+    let blamed = match files.revocation_lists.as_slice() {
+        [only] => only,
+        _ => &files.authorities,
+    };
+    let mut roots = Vec::new();
+    for (authorities, lists) in together(&authorities, &lists, now) {
+        let end = authorities.iter().map(|it| it.end).max().unwrap_or(now);
+        let root = root(&authorities, end, &lists, needs_lists, files.auth);
+        roots.push(root.map_err(of(blamed))?);
     }
     let none = || of(&files.authorities)(TlsProblem::NoUsableCa("there is none".to_owned()));
+    let earliest_end = authorities.in_time.iter().map(|it| it.end).min().ok_or_else(none)?;
+    let earliest_list_end = lists::earliest_end(&lists);
     let roots = Arc::new(Roots::new(roots).ok_or_else(none)?);
     Ok((ClientTrust { roots, auth: files.auth, earliest_end, earliest_list_end }, warnings))
 }
 
-/// When the first of those lists runs out that are asked: of each CA the newest, which is the
-/// first here.
-fn earliest_list_end(lists: &[RevocationList]) -> Option<UnixTime> {
-    let mut asked: Vec<&RevocationList> = Vec::new();
-    for list in lists {
-        if !asked.iter().any(|other| other.issuer == list.issuer) {
-            asked.push(list);
-        }
-    }
-    asked.iter().map(|list| list.end).min()
-}
+/// CAs that are looked after together, and the lists that concern them.
+type Together<'a> = (Vec<&'a Authority>, Vec<RevocationList>);
 
-/// The CAs of a file, and when they run out; before that, when the first of them does. Those that have run out are left out: certificates that they signed
-/// have run out as well, whatever they say themselves.
-fn authorities(
-    path: &Path,
+/// Groups CAs: those that last, and that no other one shares its name with, are looked after
+/// together.
+fn together<'a>(
+    authorities: &'a Authorities,
+    lists: &[RevocationList],
     now: UnixTime,
-    warnings: &mut Vec<Warning>,
-) -> Result<(UnixTime, Vec<(UnixTime, RootCertStore)>), TlsProblem> {
-    let mut earliest: Option<UnixTime> = None;
-    let mut alone = Vec::new();
-    let mut together: Option<(UnixTime, RootCertStore)> = None;
-    let mut last_reason = String::new();
-    for certificate in pem::certificates(path)? {
-        let mut add = |store: &mut RootCertStore| {
-            let end = expiry_of_certificate(&certificate)?;
-            in_time(end, now, "the CA's certificate", path, warnings)?;
-            store.add(certificate.clone()).map_err(|error| error.to_string())?;
-            earliest = Some(earliest.map_or(end, |other| other.min(end)));
-            Ok::<_, String>(end)
-        };
-        let mut store = RootCertStore::empty();
-        match add(&mut store) {
-            Ok(end) if end.as_secs() < now.as_secs().saturating_add(LONG.as_secs()) => {
-                alone.push((end, store));
-            }
-            Ok(end) => {
-                let (latest, all) = together.get_or_insert((end, RootCertStore::empty()));
-                *latest = end.max(*latest);
-                all.roots.append(&mut store.roots);
-            }
-            Err(reason) => {
-                warnings.push(format!("{}: a CA is left out: {reason}", path.display()));
-                last_reason = reason;
-            }
-        }
+) -> Vec<Together<'a>> {
+    let all = &authorities.in_time;
+    let shares_name =
+        |one: &Authority| all.iter().filter(|other| other.subject == one.subject).count() > 1;
+    let (grouped, alone): (Vec<_>, Vec<_>) =
+        all.iter().partition(|it| it.lasts(now) && !shares_name(it));
+    let mut groups: Vec<Together<'_>> =
+        alone.into_iter().map(|it| (vec![it], authorities.lists_for(it, lists))).collect();
+    if let Some(first) = grouped.first() {
+        // Each list of their names is signed by the one that has it, so that it is the same for
+        // all of them.
+        let lists = authorities.lists_for(first, lists);
+        groups.push((grouped, lists));
     }
-    alone.extend(together);
-    match earliest {
-        Some(earliest) if !alone.is_empty() => Ok((earliest, alone)),
-        _ => Err(TlsProblem::NoUsableCa(last_reason)),
-    }
+    groups
 }
 
-/// A revocation list that can be read.
-struct RevocationList {
-    /// When it was issued, and its number among those of its CA: the newer, the greater.
-    age: (Duration, Vec<u8>),
-    issuer: Name,
+/// Makes verifiers that trust those CAs, one for each choice among lists.
+fn root(
+    authorities: &[&Authority],
     end: UnixTime,
-    encoded: CertificateRevocationListDer<'static>,
-}
-
-/// The revocation lists of a file, all of which have to be good.
-fn revocation_lists(
-    path: &Path,
-    now: UnixTime,
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<RevocationList>, TlsProblem> {
-    let mut lists = Vec::new();
-    for list in pem::revocation_lists(path)? {
-        let broken = |error: String| TlsProblem::BrokenRevocationList(error);
-        webpki::BorrowedCertRevocationList::from_der(&list)
-            .map_err(|error| broken(error.to_string()))?;
-        let parsed = CertificateList::from_der(&list).map_err(|error| broken(error.to_string()))?;
-        let Some(end) = parsed.tbs_cert_list.next_update else {
-            return Err(broken("it doesn't say when it runs out".to_owned()));
-        };
-        let end = unix_time(end.to_unix_duration());
-        in_time(end, now, "the revocation list", path, warnings)
-            .map_err(|_| TlsProblem::ExpiredRevocationList(between(end, now)))?;
-        let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
-        let age = (parsed.tbs_cert_list.this_update.to_unix_duration(), number);
-        let issuer = parsed.tbs_cert_list.issuer.clone();
-        lists.push(RevocationList { age, issuer, end, encoded: list });
+    lists: &[RevocationList],
+    needs_lists: bool,
+    auth: ClientAuth,
+) -> Result<Root, TlsProblem> {
+    let mut store = RootCertStore::empty();
+    for authority in authorities {
+        store.add(authority.certificate.clone()).map_err(TlsProblem::Unusable)?;
     }
-    Ok(lists)
+    let store = Arc::new(store);
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifiers = lists::choices(lists)?.into_iter().map(|lists| {
+        let lists = lists.into_iter().map(|list| list.encoded);
+        let mut builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(&provider))
+                .with_crls(lists)
+                // A list that ran out says nothing of those who were revoked since.
+                .enforce_revocation_expiration();
+        if auth == ClientAuth::Optional {
+            builder = builder.allow_unauthenticated();
+        }
+        let built = builder.build();
+        built
+            .map(|verifier| verifier as Arc<dyn ClientCertVerifier>)
+            .map_err(|error| TlsProblem::BrokenRevocationList(error.to_string()))
+    });
+    let mut verifiers = verifiers.collect::<Result<Vec<_>, _>>()?;
+    let none = || TlsProblem::NoUsableCa("there is none".to_owned());
+    let verifier = verifiers.pop().ok_or_else(none)?;
+    // Without any list webpki would look for none.
+    let lacks_lists = needs_lists && lists.is_empty();
+    Ok(Root { end, verifier, alternatives: verifiers, lacks_lists })
 }
 
-/// A list's number, so that those of one CA can be compared.
-fn number(list: &CertificateList) -> Result<Vec<u8>, x509_cert::der::Error> {
-    let extensions = list.tbs_cert_list.crl_extensions.as_deref().unwrap_or_default();
-    let Some(number) = extensions.iter().find(|it| it.extn_id == CrlNumber::OID) else {
-        return Ok(Vec::new());
-    };
-    // RFC 5280: "CRL issuers … MUST NOT use CRLNumber values longer than 20 octets."
-    const LONGEST: usize = 20;
-    let number = CrlNumber::from_der(number.extn_value.as_bytes())?;
-    let digits = number.0.as_bytes();
-    let padding = LONGEST.saturating_sub(digits.len());
-    Ok([&[0].repeat(padding), digits].concat())
+/// A CA of the file.
+struct Authority {
+    certificate: CertificateDer<'static>,
+    subject: Name,
+    key: SubjectPublicKeyInfoOwned,
+    end: UnixTime,
+}
+
+/// The CAs of a file.
+struct Authorities {
+    in_time: Vec<Authority>,
+    /// Those that have run out. Certificates that they signed have run out as well, whatever they
+    /// say themselves.
+    ended: Vec<Authority>,
+}
+
+impl Authorities {
+    fn read(path: &Path, now: UnixTime, warnings: &mut Vec<Warning>) -> Result<Self, TlsProblem> {
+        let (mut usable, mut ended) = (Vec::new(), Vec::new());
+        let mut last_reason = String::new();
+        for certificate in pem::certificates(path)? {
+            let reason = match Authority::of(certificate) {
+                Ok(authority) => {
+                    match in_time(authority.end, now, "the CA's certificate", path, warnings) {
+                        Ok(()) => {
+                            usable.push(authority);
+                            continue;
+                        }
+                        Err(reason) => {
+                            ended.push(authority);
+                            reason
+                        }
+                    }
+                }
+                Err(reason) => reason,
+            };
+            warnings.push(format!("{}: a CA is left out: {reason}", path.display()));
+            last_reason = reason;
+        }
+        if usable.is_empty() {
+            return Err(TlsProblem::NoUsableCa(last_reason));
+        }
+        Ok(Self { in_time: usable, ended })
+    }
+
+    /// Returns the lists that concern a CA: its own, and those of other issuers, which may be
+    /// between it and its clients. Of CAs in the file those lists are left out that can't be of
+    /// any use there.
+    fn lists_for(&self, authority: &Authority, lists: &[RevocationList]) -> Vec<RevocationList> {
+        let concerns = |list: &&RevocationList| {
+            if list.issuer == authority.subject {
+                return list.is_signed_by(&authority.key);
+            }
+            self.in_time.iter().filter(|other| other.subject == list.issuer).count() < 2
+        };
+        lists.iter().filter(concerns).cloned().collect()
+    }
+
+    /// Checks that lists which bear the name of a CA of the file are signed by its key, or by
+    /// that of one of the same name. Those of CAs that have run out are left out.
+    fn check(
+        &self,
+        list: &RevocationList,
+        path: &Path,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<bool, TlsProblem> {
+        let has_signed = |it: &Authority| it.subject == list.issuer && list.is_signed_by(&it.key);
+        if self.in_time.iter().all(|it| it.subject != list.issuer)
+            || self.in_time.iter().any(has_signed)
+        {
+            return Ok(true);
+        }
+        if self.ended.iter().any(has_signed) {
+            let path = path.display();
+            warnings.push(format!("{path}: a list is left out: its CA's certificate ran out"));
+            return Ok(false);
+        }
+        Err(TlsProblem::ForeignRevocationList(list.issuer.to_string()))
+    }
+}
+
+impl Authority {
+    fn of(certificate: CertificateDer<'static>) -> Result<Self, String> {
+        let parsed = Certificate::from_der(&certificate).map_err(|error| error.to_string())?;
+        let parsed = parsed.tbs_certificate;
+        webpki::anchor_from_trusted_cert(&certificate).map_err(|error| error.to_string())?;
+        let end = unix_time(parsed.validity.not_after.to_unix_duration());
+        let (subject, key) = (parsed.subject, parsed.subject_public_key_info);
+        Ok(Self { certificate, subject, key, end })
+    }
+
+    /// Returns true if it lasts for so long that its end needn't be watched.
+    fn lasts(&self, now: UnixTime) -> bool {
+        self.end.as_secs() >= now.as_secs().saturating_add(LONG.as_secs())
+    }
 }
 
 /// Checks that something hasn't run out, and warns if it soon will.
-fn in_time(
+pub(super) fn in_time(
     end: UnixTime,
     now: UnixTime,
     what: &str,
@@ -287,6 +336,6 @@ fn expiry_of_certificate(certificate: &CertificateDer<'_>) -> Result<UnixTime, S
     Ok(unix_time(parsed.tbs_certificate.validity.not_after.to_unix_duration()))
 }
 
-fn unix_time(since: Duration) -> UnixTime {
+pub(super) fn unix_time(since: Duration) -> UnixTime {
     UnixTime::since_unix_epoch(since)
 }

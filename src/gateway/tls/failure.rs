@@ -204,8 +204,8 @@ fn of_certificate(problem: &CertificateError) -> HandshakeFailure {
         }
         CertificateError::UnknownRevocationStatus => (
             Cause::UnknownRevocation,
-            "no list of --tls-client-crl is from the CA of the client's certificate, or of one \
-             above it"
+            "no list of --tls-client-crl is signed by the CA of the client's certificate, or by \
+             one above it"
                 .to_owned(),
         ),
         CertificateError::ExpiredRevocationList => {

@@ -4,6 +4,7 @@ mod clients;
 mod credentials;
 mod failure;
 mod handshake;
+mod lists;
 mod pem;
 mod problem;
 mod records;

@@ -61,6 +61,18 @@ pub enum TlsProblem {
     /// A revocation list that can't be read. Without it revoked clients would come in.
     #[error("the revocation list is broken: {0}")]
     BrokenRevocationList(String),
+    /// A revocation list that bears the name of a CA, and isn't signed by its key.
+    #[error(
+        "the revocation list of {0} is signed by none of the CAs of that name in --tls-client-ca: \
+         add the certificate of the one that signed it, or take the list away"
+    )]
+    ForeignRevocationList(String),
+    /// More keys than can be tried for each client.
+    #[error(
+        "there are revocation lists of too many keys, of {0} among others: take away those of keys \
+         that are no longer in use"
+    )]
+    TooManyRevocationLists(String),
     /// Nobody can say any more who has been revoked since.
     #[error(
         "the revocation list ran out {0} ago, so no client could be let in: get a new one from \

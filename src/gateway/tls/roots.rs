@@ -13,6 +13,58 @@ pub(super) struct Root {
     pub(super) end: UnixTime,
     /// Trusts this one alone.
     pub(super) verifier: Arc<dyn ClientCertVerifier>,
+    /// The same with other revocation lists, where a CA between it and a client has lists of
+    /// several keys.
+    pub(super) alternatives: Vec<Arc<dyn ClientCertVerifier>>,
+    /// Revocation lists are in use, and none of them is of any use here.
+    pub(super) lacks_lists: bool,
+}
+
+impl Root {
+    /// A client is good if one set of lists says so and none says that it is revoked: a list
+    /// counts only with its issuer's signature, so that both may hold only if one is out of date.
+    fn verify(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let mut ended = Err(CertificateError::UnknownIssuer.into());
+        for verifier in std::iter::once(&self.verifier).chain(&self.alternatives) {
+            match verifier.verify_client_cert(own, others, now) {
+                Err(revoked @ Error::InvalidCertificate(CertificateError::Revoked)) => {
+                    return Err(revoked);
+                }
+                Ok(verified) => ended = Ok(verified),
+                Err(error) => match &ended {
+                    Err(before) if weight(&error) > weight(before) => ended = Err(error),
+                    _ => {}
+                },
+            }
+        }
+        let verified = ended?;
+        if self.lacks_lists {
+            return Err(CertificateError::UnknownRevocationStatus.into());
+        }
+        if now > self.end {
+            let ended = CertificateError::ExpiredContext { time: now, not_after: self.end };
+            return Err(ended.into());
+        }
+        Ok(verified)
+    }
+}
+
+/// Ranks reasons, of which a client gets one for each CA: the more of the way to a CA was good,
+/// the more it says.
+fn weight(reason: &Error) -> u8 {
+    match reason {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => 0,
+        // Of a CA of the same name, which has another key.
+        Error::InvalidCertificate(CertificateError::BadSignature) => 1,
+        Error::InvalidCertRevocationList(_) => 2,
+        Error::InvalidCertificate(CertificateError::UnknownRevocationStatus) => 3,
+        _ => 4,
+    }
 }
 
 /// Verifies clients by those CAs that haven't run out; there is at least one.
@@ -60,21 +112,19 @@ impl ClientCertVerifier for Roots {
         others: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let mut reason = unknown.clone();
+        let mut reason = Error::InvalidCertificate(CertificateError::UnknownIssuer);
         for root in self.all() {
-            match root.verifier.verify_client_cert(own, others, now) {
-                Ok(verified) if now <= root.end => return Ok(verified),
-                Ok(_) => {
-                    reason =
-                        CertificateError::ExpiredContext { time: now, not_after: root.end }.into();
-                }
-                // That another CA signed it says nothing if one of them did.
-                Err(error) if error != unknown => reason = error,
+            match root.verify(own, others, now) {
+                Ok(verified) => return Ok(verified),
+                Err(error) if weight(&error) > weight(&reason) => reason = error,
                 Err(_) => {}
             }
         }
-        Err(reason)
+        Err(match reason {
+            // No list is of use; the alert says as much.
+            Error::InvalidCertRevocationList(_) => CertificateError::UnknownRevocationStatus.into(),
+            reason => reason,
+        })
     }
 
     fn verify_tls12_signature(

@@ -5,6 +5,7 @@ mod failures;
 mod identities;
 mod matrix;
 mod reload;
+mod renewed;
 mod rules;
 mod staying;
 

@@ -20,12 +20,12 @@ fn doctor<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Ended {
 }
 
 /// What it found, for machines.
-struct Found {
+pub(crate) struct Found {
     code: Option<i32>,
     report: Value,
 }
 
-fn examine<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Found {
+pub(crate) fn examine<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Found {
     let ended = doctor(["--json".into()].into_iter().chain(args.into_iter().map(Into::into)));
     let report = serde_json::from_str(&ended.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}{}", ended.stdout, ended.stderr));
@@ -91,7 +91,7 @@ impl Found {
 
     /// A detail of a step.
     #[track_caller]
-    fn detail(&self, name: &str, detail: &str) -> &Value {
+    pub(crate) fn detail(&self, name: &str, detail: &str) -> &Value {
         &self.step(name)["details"][detail]
     }
 

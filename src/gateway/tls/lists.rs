@@ -1,0 +1,181 @@
+//! Revocation lists, and to which key each belongs.
+//!
+//! A CA that was renewed keeps its name and gets another key, and each key signs a list of its
+//! own. webpki takes the first list of the issuer's name, so each CA is given the lists that its
+//! own key has signed. Of CAs that clients send along (between a client and its root) the keys
+//! aren't known here: their lists are told apart by the authority key identifier (RFC 5280,
+//! section 5.2.1).
+
+use std::path::Path;
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
+use x509_cert::crl::CertificateList;
+use x509_cert::der::oid::AssociatedOid;
+use x509_cert::der::{AnyRef, Decode, Encode, Reader, SliceReader};
+use x509_cert::ext::pkix::{AuthorityKeyIdentifier, CrlNumber};
+use x509_cert::name::Name;
+use x509_cert::spki::SubjectPublicKeyInfoOwned;
+
+use super::clients::{in_time, unix_time};
+use super::problem::TlsProblem;
+use super::validity::between;
+use super::{Warning, pem};
+
+/// Number of ways to choose one key for each CA that has lists of several. Each is tried for
+/// each client.
+const MAX_CHOICES: usize = 16;
+
+/// A revocation list that can be read.
+#[derive(Debug, Clone)]
+pub(super) struct RevocationList {
+    /// When it was issued, and its number among those of its CA: the newer, the greater.
+    age: (Duration, Vec<u8>),
+    pub(super) issuer: Name,
+    /// The authority key identifier.
+    key_id: Option<Vec<u8>>,
+    pub(super) end: UnixTime,
+    pub(super) encoded: CertificateRevocationListDer<'static>,
+}
+
+/// Reads the revocation lists of a file, all of which have to be good.
+pub(super) fn read(
+    path: &Path,
+    now: UnixTime,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<RevocationList>, TlsProblem> {
+    let mut lists = Vec::new();
+    for list in pem::revocation_lists(path)? {
+        let broken = |error: String| TlsProblem::BrokenRevocationList(error);
+        let parsed = CertificateList::from_der(&list).map_err(|error| broken(error.to_string()))?;
+        webpki::BorrowedCertRevocationList::from_der(&list)
+            .map_err(|error| broken(error.to_string()))?;
+        let Some(end) = parsed.tbs_cert_list.next_update else {
+            return Err(broken("it doesn't say when it runs out".to_owned()));
+        };
+        let end = unix_time(end.to_unix_duration());
+        in_time(end, now, "the revocation list", path, warnings)
+            .map_err(|_| TlsProblem::ExpiredRevocationList(between(end, now)))?;
+        let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
+        let key_id = key_id(&parsed).map_err(|error| broken(error.to_string()))?;
+        let age = (parsed.tbs_cert_list.this_update.to_unix_duration(), number);
+        let issuer = parsed.tbs_cert_list.issuer;
+        lists.push(RevocationList { age, issuer, key_id, end, encoded: list });
+    }
+    Ok(lists)
+}
+
+/// Puts the newest list first: of several with one key only the first is asked.
+pub(super) fn sort(lists: &mut [RevocationList]) {
+    lists.sort_by(|one, other| other.age.cmp(&one.age));
+}
+
+impl RevocationList {
+    /// Returns true if that key has signed it.
+    pub(super) fn is_signed_by(&self, key: &SubjectPublicKeyInfoOwned) -> bool {
+        self.verify(key).unwrap_or(false)
+    }
+
+    fn verify(&self, key: &SubjectPublicKeyInfoOwned) -> Result<bool, x509_cert::der::Error> {
+        let parsed = CertificateList::from_der(&self.encoded)?;
+        // As it was signed, not as it would be encoded here.
+        let whole = AnyRef::from_der(&self.encoded)?;
+        let message = SliceReader::new(whole.value())?.tlv_bytes()?;
+        let (signature, public_key) =
+            (parsed.signature.raw_bytes(), key.subject_public_key.raw_bytes());
+        let signature_algorithm = parsed.signature_algorithm.to_der()?;
+        let key_algorithm = key.algorithm.to_der()?;
+        let signature_algorithm = AnyRef::from_der(&signature_algorithm)?.value();
+        let key_algorithm = AnyRef::from_der(&key_algorithm)?.value();
+        Ok(webpki::ALL_VERIFICATION_ALGS
+            .iter()
+            .filter(|it| {
+                it.signature_alg_id().as_ref() == signature_algorithm
+                    && it.public_key_alg_id().as_ref() == key_algorithm
+            })
+            .any(|it| it.verify_signature(public_key, message, signature).is_ok()))
+    }
+}
+
+/// Splits lists by issuer, and by key where the lists of an issuer name several, and returns all
+/// ways to choose one key for each issuer. There is at least one way.
+pub(super) fn choices(lists: &[RevocationList]) -> Result<Vec<Vec<RevocationList>>, TlsProblem> {
+    let mut issuers: Vec<&Name> = Vec::new();
+    for list in lists {
+        if !issuers.contains(&&list.issuer) {
+            issuers.push(&list.issuer);
+        }
+    }
+    let mut choices: Vec<Vec<RevocationList>> = vec![Vec::new()];
+    for issuer in issuers {
+        let of_issuer: Vec<_> = lists.iter().filter(|list| list.issuer == *issuer).collect();
+        let groups = by_key(&of_issuer);
+        if choices.len() * groups.len() > MAX_CHOICES {
+            return Err(TlsProblem::TooManyRevocationLists(issuer.to_string()));
+        }
+        let with = |group: &Vec<&RevocationList>, choice: &Vec<RevocationList>| {
+            choice.iter().chain(group.iter().copied()).cloned().collect()
+        };
+        choices = groups
+            .iter()
+            .flat_map(|group| choices.iter().map(move |choice| with(group, choice)))
+            .collect();
+    }
+    Ok(choices)
+}
+
+/// Splits the lists of one issuer by key. A list that doesn't name its key may be of any of them,
+/// so that they can't be told apart then.
+fn by_key<'a>(lists: &[&'a RevocationList]) -> Vec<Vec<&'a RevocationList>> {
+    let mut groups: Vec<Vec<&RevocationList>> = Vec::new();
+    for list in lists {
+        if list.key_id.is_none() {
+            return vec![lists.to_vec()];
+        }
+        let is_of = |group: &&mut Vec<&RevocationList>| {
+            group.first().is_some_and(|other| other.key_id == list.key_id)
+        };
+        match groups.iter_mut().find(is_of) {
+            Some(group) => group.push(list),
+            None => groups.push(vec![list]),
+        }
+    }
+    groups
+}
+
+/// Returns when the first of those lists runs out that are asked: of each key the newest, which
+/// is the first here.
+pub(super) fn earliest_end(lists: &[RevocationList]) -> Option<UnixTime> {
+    let mut asked: Vec<&RevocationList> = Vec::new();
+    for list in lists {
+        let is_same =
+            |other: &&RevocationList| other.issuer == list.issuer && other.key_id == list.key_id;
+        if !asked.iter().any(is_same) {
+            asked.push(list);
+        }
+    }
+    asked.iter().map(|list| list.end).min()
+}
+
+/// Returns a list's number, so that those of one CA can be compared.
+fn number(list: &CertificateList) -> Result<Vec<u8>, x509_cert::der::Error> {
+    let Some(number) = extension(list, CrlNumber::OID) else { return Ok(Vec::new()) };
+    // RFC 5280: "CRL issuers … MUST NOT use CRLNumber values longer than 20 octets."
+    const LONGEST: usize = 20;
+    let number = CrlNumber::from_der(number)?;
+    let digits = number.0.as_bytes();
+    let padding = LONGEST.saturating_sub(digits.len());
+    Ok([&[0].repeat(padding), digits].concat())
+}
+
+fn key_id(list: &CertificateList) -> Result<Option<Vec<u8>>, x509_cert::der::Error> {
+    let Some(named) = extension(list, AuthorityKeyIdentifier::OID) else { return Ok(None) };
+    let named = AuthorityKeyIdentifier::from_der(named)?;
+    Ok(named.key_identifier.map(|id| id.as_bytes().to_vec()))
+}
+
+fn extension(list: &CertificateList, kind: x509_cert::der::oid::ObjectIdentifier) -> Option<&[u8]> {
+    let extensions = list.tbs_cert_list.crl_extensions.as_deref().unwrap_or_default();
+    let extension = extensions.iter().find(|it| it.extn_id == kind)?;
+    Some(extension.extn_value.as_bytes())
+}
