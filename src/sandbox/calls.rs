@@ -102,6 +102,7 @@ const HARMLESS: &[i64] = &[
     libc::SYS_read,
     libc::SYS_readlinkat,
     libc::SYS_readv,
+    libc::SYS_statfs,
     libc::SYS_statx,
     libc::SYS_write,
     libc::SYS_writev,

@@ -9,6 +9,7 @@ mod pem;
 mod problem;
 mod records;
 mod roots;
+mod secrecy;
 mod validity;
 
 use std::fmt;
@@ -30,9 +31,9 @@ pub use clients::{ClientAuth, ClientFiles};
 pub use credentials::{Credentials, CredentialsError, Details};
 pub use failure::{Cause, HandshakeFailure};
 pub(super) use handshake::{Encrypted, handshake};
-pub use pem::check_secrecy;
 pub use problem::{TlsError, TlsProblem};
 pub(super) use records::Metered;
+pub use secrecy::check_secrecy;
 
 /// The oldest TLS version that is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

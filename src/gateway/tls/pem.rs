@@ -2,13 +2,13 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
 use super::problem::TlsProblem;
+use super::secrecy::check_secrecy;
 
 /// The largest PEM file that is read, in bytes. Revocation lists of large CAs are long.
 const MAX_PEM: u64 = 16 * 1024 * 1024;
@@ -52,18 +52,4 @@ fn open(path: &Path) -> Result<BufReader<File>, TlsProblem> {
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
-}
-
-/// Refuses a secret that everybody on this machine can read.
-///
-/// # Errors
-/// It can be read by others, or can't be looked at.
-pub fn check_secrecy(path: &Path) -> Result<(), TlsProblem> {
-    const READ_BY_OTHERS: u32 = 0o004;
-    let mode = std::fs::metadata(path)?.permissions().mode() & 0o7777;
-    if mode & READ_BY_OTHERS == 0 {
-        Ok(())
-    } else {
-        Err(TlsProblem::Exposed { mode, path: path.to_owned() })
-    }
 }

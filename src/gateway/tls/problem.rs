@@ -37,7 +37,9 @@ pub enum TlsProblem {
     EncryptedKey,
     /// Everybody on this machine can read the secret.
     #[error(
-        "every user of this machine can read this secret (mode {mode:04o}): chmod 600 {path}",
+        "every user of this machine can read this secret (mode {mode:04o}): chmod 600 {path}; if it \
+         is mounted into a container, have it mounted with mode 0400 (Kubernetes: defaultMode: 0400, \
+         and fsGroup if the program isn't root; Docker, Podman: mode=0400 and uid=)",
         path = .path.display()
     )]
     Exposed {

@@ -24,6 +24,7 @@ mod starting;
 mod tls;
 mod tls_files;
 mod tls_records;
+mod tls_secrets;
 mod unreadable;
 
 use crate::support::client::{Client, GREETING, Plain};

@@ -79,7 +79,10 @@ fn a_password_that_can_not_be_used() {
     secret(&file, "wrong horse");
     refused(by_file(), "password");
     secret(&file, PASSWORD);
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    // Readable for others, who can reach it.
+    for (path, mode) in [(&*file, 0o644), (folder.path(), 0o755)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
     refused(by_file(), "chmod 600");
 }
 

@@ -219,6 +219,11 @@ fn a_ca_that_can_not_be_used_is_refused_with_a_reason() {
     ca.fail(["revoke", "backup"], 1, "another CA's revocation list");
     let ca = Ca::new();
     fs::set_permissions(ca.path("ca-key.pem"), fs::Permissions::from_mode(0o644)).unwrap();
+    // Nobody else comes to it as long as the folder is closed.
+    ca.make(["client", "other"]);
+    for folder in [ca.folder.as_path(), ca.folder.parent().unwrap()] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    }
     ca.fail(["client", "backup"], 1, "every user of this machine can read this secret");
     let ca = Ca::new();
     other.make(["client", "backup"]);

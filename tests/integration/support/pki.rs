@@ -117,8 +117,9 @@ impl Pki {
         self
     }
 
-    /// Lets everybody read the key.
+    /// Lets everybody read the key, and come to it.
     pub fn with_exposed_key(self) -> Self {
+        fs::set_permissions(self.folder(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(self.server_key(), fs::Permissions::from_mode(0o644)).unwrap();
         self
     }
