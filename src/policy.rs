@@ -1,6 +1,9 @@
 //! From options to who may come in: rules, certificates, CAs and revocation lists are read
 //! here, and compared with each other.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
 use hexz_nbd::config::Config;
 use hexz_nbd::gateway::Policy;
 use hexz_nbd::gateway::access::Rules;
@@ -16,6 +19,7 @@ pub(crate) fn read(
     config: &Config,
     before: Option<&ServerTls>,
 ) -> Result<Policy, Failure> {
+    warn_of_writable_files(options);
     let rules = options.access.rules()?;
     config.check(&rules, options.tls.files().is_some())?;
     let tls = read_tls(&options.tls, before)?;
@@ -26,6 +30,7 @@ pub(crate) fn read(
 /// The same, but goes on where something is wrong, to say all of it, in the order in which it
 /// would stop the start.
 pub(crate) fn read_all(options: &Changeable, config: &Config) -> Result<Policy, Vec<Failure>> {
+    warn_of_writable_files(options);
     let mut failures = Vec::new();
     let rules = options.access.rules().map_err(|error| failures.push(error.into())).ok();
     if let Some(rules) = &rules
@@ -45,9 +50,54 @@ fn read_tls(options: &Tls, before: Option<&ServerTls>) -> Result<Option<ServerTl
     let Some((files, oldest)) = options.files() else { return Ok(None) };
     let (tls, warnings) = tls::load(&files, oldest, before)?;
     for warning in warnings {
-        tracing::warn!("{warning}");
+        tracing::warn!(reason = warning.reason, "{warning}");
     }
     Ok(Some(tls))
+}
+
+/// Warns of files that every user of this machine can change or replace: those that say who may
+/// come in, and which archives may be opened.
+fn warn_of_writable_files(options: &Changeable) {
+    for path in options.policy_files() {
+        let found = writable_by_all(&path);
+        let path = path.display();
+        match found {
+            Some(Writable::File) => tracing::warn!(
+                reason = "writable_by_all",
+                "{path} can be changed by every user of this machine, and so can be what it says: \
+                 chmod o-w {path}"
+            ),
+            Some(Writable::Folder(folder)) => {
+                let folder = folder.display();
+                tracing::warn!(
+                    reason = "writable_by_all",
+                    "{path} can be replaced by every user of this machine, who can write to its \
+                     folder: chmod o-w {folder}"
+                );
+            }
+            None => {}
+        }
+    }
+}
+
+/// What every user of this machine can write to.
+enum Writable {
+    File,
+    Folder(PathBuf),
+}
+
+/// Symbolic links are followed: what counts is where the file is.
+fn writable_by_all(path: &Path) -> Option<Writable> {
+    const BY_OTHERS: u32 = 0o002;
+    // Only owners remove files there.
+    const STICKY: u32 = 0o1000;
+    let real = path.canonicalize().ok()?;
+    let mode = |path: &Path| path.metadata().ok().map(|it| it.mode());
+    if real.is_file() && mode(&real)? & BY_OTHERS != 0 {
+        return Some(Writable::File);
+    }
+    let folder = real.parent()?;
+    (mode(folder)? & (BY_OTHERS | STICKY) == BY_OTHERS).then(|| Writable::Folder(folder.to_owned()))
 }
 
 fn who_is_asked(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {

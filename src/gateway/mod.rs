@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use rustls::pki_types::UnixTime;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,6 +60,7 @@ pub use report::{
 use slots::Slots;
 use stdio::Stdio;
 use throttles::Throttles;
+use tls::{Expiring, ExpiryWatch};
 
 /// A gateway that listens.
 #[derive(Debug)]
@@ -381,15 +383,39 @@ impl<X: Offer> Gateway<X> {
 async fn review_now_and_then<X: Offer>(shared: Arc<Shared<X>>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(500));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut certificate = ExpiryWatch::default();
     loop {
         ticks.tick().await;
         shared.pulse.beat();
         let in_force = shared.policy.now();
+        let expires = in_force.policy.tls.as_ref().and_then(|tls| tls.expiry().certificate);
+        warn_of_expiry(certificate.look(expires, UnixTime::now()));
         let has_certificates =
             in_force.policy.tls.as_ref().is_some_and(tls::ServerTls::asks_for_certificates);
         if has_certificates || in_force.policy.rules.depend_on_time() {
             shared.connections.review(&in_force, Moment::now());
         }
+    }
+}
+
+/// Says that the server's own certificate expires, at most once for each stage.
+fn warn_of_expiry(expiring: Option<Expiring>) {
+    let Some(expiring) = expiring else { return };
+    let reason = expiring.reason();
+    match expiring {
+        Expiring::Soon(seconds) => {
+            let left = humantime::format_duration(Duration::from_secs(seconds / 60 * 60));
+            tracing::warn!(
+                reason,
+                "the server's certificate expires in {left}: put a new one in its place and send a \
+                 SIGHUP",
+            );
+        }
+        Expiring::Expired => tracing::error!(
+            reason,
+            "the server's certificate has expired, so that clients refuse it: put a new one in its \
+             place and send a SIGHUP",
+        ),
     }
 }
 

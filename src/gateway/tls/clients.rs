@@ -235,7 +235,7 @@ impl Authorities {
         for certificate in pem::certificates(path)? {
             let reason = match Authority::of(certificate) {
                 Ok(authority) => {
-                    match in_time(authority.end, now, "the CA's certificate", path, warnings) {
+                    match in_time(authority.end, now, Limited::Authority, path, warnings) {
                         Ok(()) => {
                             usable.push(authority);
                             continue;
@@ -248,7 +248,8 @@ impl Authorities {
                 }
                 Err(reason) => reason,
             };
-            warnings.push(format!("{}: a CA is left out: {reason}", path.display()));
+            let text = format!("a CA is left out: {reason}");
+            warnings.push(Warning::of(path, "client_ca_left_out", text));
             last_reason = reason;
         }
         if usable.is_empty() {
@@ -285,8 +286,8 @@ impl Authorities {
             return Ok(true);
         }
         if self.ended.iter().any(has_signed) {
-            let path = path.display();
-            warnings.push(format!("{path}: a list is left out: its CA's certificate ran out"));
+            let text = "a list is left out: its CA's certificate ran out";
+            warnings.push(Warning::of(path, "client_crl_left_out", text));
             return Ok(false);
         }
         Err(TlsProblem::ForeignRevocationList(list.issuer.to_string()))
@@ -309,19 +310,31 @@ impl Authority {
     }
 }
 
+/// What clients can't come in without.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Limited {
+    Authority,
+    RevocationList,
+}
+
 /// Checks that something hasn't run out, and warns if it soon will.
 pub(super) fn in_time(
     end: UnixTime,
     now: UnixTime,
-    what: &str,
+    what: Limited,
     path: &Path,
     warnings: &mut Vec<Warning>,
 ) -> Result<(), String> {
+    let (name, reason) = match what {
+        Limited::Authority => ("the CA's certificate", "client_ca_expires"),
+        Limited::RevocationList => ("the revocation list", "client_crl_expires"),
+    };
     if end < now {
-        return Err(format!("{what} ran out {} ago", between(end, now)));
+        return Err(format!("{name} ran out {} ago", between(end, now)));
     }
     if end.as_secs() < now.as_secs().saturating_add(SOON.as_secs()) {
-        warnings.push(format!("{}: {what} runs out in {}", path.display(), between(now, end)));
+        let text = format!("{name} runs out in {}", between(now, end));
+        warnings.push(Warning::of(path, reason, text));
     }
     Ok(())
 }

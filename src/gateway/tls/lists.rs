@@ -17,7 +17,7 @@ use x509_cert::ext::pkix::{AuthorityKeyIdentifier, CrlNumber};
 use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
-use super::clients::{in_time, unix_time};
+use super::clients::{Limited, in_time, unix_time};
 use super::problem::TlsProblem;
 use super::validity::between;
 use super::{Warning, pem};
@@ -54,7 +54,7 @@ pub(super) fn read(
             return Err(broken("it doesn't say when it runs out".to_owned()));
         };
         let end = unix_time(end.to_unix_duration());
-        in_time(end, now, "the revocation list", path, warnings)
+        in_time(end, now, Limited::RevocationList, path, warnings)
             .map_err(|_| TlsProblem::ExpiredRevocationList(between(end, now)))?;
         let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
         let key_id = key_id(&parsed).map_err(|error| broken(error.to_string()))?;

@@ -14,7 +14,7 @@ mod validity;
 
 use std::fmt;
 use std::io::ErrorKind::PermissionDenied;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
@@ -34,6 +34,7 @@ pub(super) use handshake::{Encrypted, handshake};
 pub use problem::{TlsError, TlsProblem};
 pub(super) use records::Metered;
 pub use secrecy::check_secrecy;
+pub(super) use validity::{Expiring, ExpiryWatch};
 
 /// The oldest TLS version that is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -65,7 +66,24 @@ impl TlsFiles {
 }
 
 /// Something that will go wrong later, or for some clients only.
-pub type Warning = String;
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Warning {
+    /// A label, such as `certificate_expires`.
+    pub reason: &'static str,
+    text: String,
+}
+
+impl Warning {
+    fn new(reason: &'static str, text: impl Into<String>) -> Self {
+        Self { reason, text: text.into() }
+    }
+
+    /// Of a file.
+    fn of(path: &Path, reason: &'static str, text: impl fmt::Display) -> Self {
+        Self::new(reason, format!("{}: {text}", path.display()))
+    }
+}
 
 /// What a handshake needs, checked.
 #[derive(Clone)]
@@ -180,11 +198,12 @@ pub fn load(
         .map_or(Ok(Vec::new()), |own| validity::check_validity(own, UnixTime::now()))
         .map_err(of(&files.certificate))?
         .into_iter()
-        .map(|warning| format!("{}: {warning}", files.certificate.display()))
+        .map(|warning| Warning::of(&files.certificate, warning.reason, warning.text))
         .collect::<Vec<_>>();
     let key = match (pem::private_key(&files.key), before.and_then(|tls| tls.key.clone())) {
         (Err(TlsProblem::Io(error)), Some(key)) if error.kind() == PermissionDenied => {
-            warnings.push(format!("{}: the key stays the old one: {error}", files.key.display()));
+            let text = format!("the key stays the old one: {error}");
+            warnings.push(Warning::of(&files.key, "key_kept", text));
             key
         }
         (read, _) => read

@@ -7,14 +7,71 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use super::Warning;
 use super::problem::TlsProblem;
 
-/// What runs out within this time is told so when it is read.
-pub(super) const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+const DAY: u64 = 24 * 3600;
+
+/// CAs and revocation lists that run out within this time are warned of when they are read.
+pub(super) const SOON: Duration = Duration::from_secs(14 * DAY);
+
+/// Days before the server's own certificate expires on which that is warned of.
+const WARNING_DAYS: [u64; 3] = [30, 7, 1];
+
+/// The label of a certificate that expires soon.
+const EXPIRES: &str = "certificate_expires";
+
+/// Watches the server's own certificate while the program runs. The first look at a certificate
+/// yields nothing: what has to be said then was said when it was read.
+#[derive(Debug, Default)]
+pub(crate) struct ExpiryWatch {
+    watched: Option<(UnixTime, Stage)>,
+}
+
+/// Number of the warnings that are due; the last one is that it has expired.
+type Stage = usize;
+
+/// What there is to say of the server's own certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expiring {
+    /// It expires in so many seconds.
+    Soon(u64),
+    /// It has expired.
+    Expired,
+}
+
+impl Expiring {
+    /// A label for the log.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Soon(_) => EXPIRES,
+            Self::Expired => "certificate_expired",
+        }
+    }
+}
+
+impl ExpiryWatch {
+    /// Looks at the certificate that is in use, which expires then. Returns what is to be said
+    /// since the last look.
+    pub(crate) fn look(&mut self, expires: Option<UnixTime>, now: UnixTime) -> Option<Expiring> {
+        let expires = expires?;
+        let left = expires.as_secs().saturating_sub(now.as_secs());
+        let due = WARNING_DAYS.iter().filter(|days| left <= **days * DAY).count();
+        let has_expired = now > expires;
+        let stage = due + usize::from(has_expired);
+        let before = self.watched.replace((expires, stage));
+        let (_, before) = before.filter(|(watched, _)| *watched == expires)?;
+        (stage > before).then_some(if has_expired {
+            Expiring::Expired
+        } else {
+            Expiring::Soon(left)
+        })
+    }
+}
 
 /// Checks a certificate as a client would, as far as that needs no trusted root.
 pub(super) fn check_validity(
     certificate: &CertificateDer<'_>,
     now: UnixTime,
 ) -> Result<Vec<Warning>, TlsProblem> {
+    const FIRST: Duration = Duration::from_secs(WARNING_DAYS[0] * DAY);
     match judge_as_client(certificate, now) {
         webpki::Error::CertExpired { not_after, .. } => {
             Err(TlsProblem::Expired(between(not_after, now)))
@@ -24,21 +81,26 @@ pub(super) fn check_validity(
         }
         // What a client makes of it without knowing its issuer: it is as it should be.
         webpki::Error::UnknownIssuer => {
-            let later =
-                UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()).saturating_add(SOON));
+            let later = UnixTime::since_unix_epoch(
+                Duration::from_secs(now.as_secs()).saturating_add(FIRST),
+            );
             match judge_as_client(certificate, later) {
                 webpki::Error::CertExpired { not_after, .. } => {
-                    Ok(vec![format!("the certificate expires in {}", between(now, not_after))])
+                    let text = format!("the certificate expires in {}", between(now, not_after));
+                    Ok(vec![Warning::new(EXPIRES, text)])
                 }
                 _ => Ok(Vec::new()),
             }
         }
-        webpki::Error::CaUsedAsEndEntity => Ok(vec![
-            "the certificate is a CA's own; strict clients want a server certificate \
-             that the CA has signed"
-                .to_owned(),
-        ]),
-        other => Ok(vec![format!("clients may refuse the certificate: {other}")]),
+        webpki::Error::CaUsedAsEndEntity => Ok(vec![Warning::new(
+            "certificate_is_ca",
+            "the certificate is a CA's own; strict clients want a server certificate that the CA \
+             has signed",
+        )]),
+        other => Ok(vec![Warning::new(
+            "certificate_unusual",
+            format!("clients may refuse the certificate: {other}"),
+        )]),
     }
 }
 
@@ -88,8 +150,42 @@ mod tests {
     fn a_certificate_has_its_time() {
         let check = |days| check_validity(&certificate(days), UnixTime::now());
         assert!(check(-1..365).unwrap().is_empty());
-        assert!(check(-1..7).unwrap()[0].starts_with("the certificate expires in 7days"));
+        assert!(check(-1..31).unwrap().is_empty());
+        for days in [29, 7, 1] {
+            let warnings = check(-1..days).unwrap();
+            assert_eq!(warnings[0].reason, "certificate_expires");
+        }
         assert!(matches!(check(-9..-2), Err(TlsProblem::Expired(_))));
         assert!(matches!(check(2..9), Err(TlsProblem::NotYetValid(_))));
+    }
+
+    #[test]
+    fn an_expiring_certificate_is_warned_of_once_a_stage() {
+        const END: u64 = 100 * DAY;
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let mut watch = ExpiryWatch::default();
+        let mut look = |end, now| watch.look(Some(at(end)), at(now));
+        let mut seen = Vec::new();
+        for hour in 0..=101 * 24 {
+            let now = hour * 3600;
+            seen.extend(look(END, now).map(|warning| (now / DAY, warning)));
+        }
+        assert_eq!(
+            seen,
+            [
+                (70, Expiring::Soon(30 * DAY)),
+                (93, Expiring::Soon(7 * DAY)),
+                (99, Expiring::Soon(DAY)),
+                (100, Expiring::Expired),
+            ]
+        );
+        assert_eq!(seen[3].1.reason(), "certificate_expired");
+        // Another one has stages of its own, of which those that are over were told before.
+        assert_eq!(look(END + 5 * DAY, END), None);
+        assert_eq!(look(END + 5 * DAY, END + 4 * DAY), Some(Expiring::Soon(DAY)));
+        // A machine that slept says what holds now.
+        assert_eq!(look(END + 60 * DAY, END), None);
+        assert_eq!(look(END + 60 * DAY, END + 61 * DAY), Some(Expiring::Expired));
+        assert_eq!(look(END + 60 * DAY, END + 61 * DAY), None);
     }
 }

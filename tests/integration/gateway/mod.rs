@@ -22,6 +22,7 @@ mod shutdown;
 mod slots;
 mod starting;
 mod tls;
+mod tls_expiry;
 mod tls_files;
 mod tls_records;
 mod tls_secrets;

@@ -31,6 +31,8 @@ pub struct Pki {
 pub struct Recipe {
     /// From how many days ago to in how many days it is valid.
     pub days: (i64, i64),
+    /// In how many seconds it expires, instead.
+    pub ends_in: Option<i64>,
     /// An RSA key instead of one on a curve.
     pub rsa: bool,
     /// Signed by an intermediate CA, whose certificate follows in the file.
@@ -41,7 +43,13 @@ pub struct Recipe {
 
 impl Default for Recipe {
     fn default() -> Self {
-        Self { days: (-1, 365), rsa: false, intermediate: false, authority: "hexz-nbd test CA" }
+        Self {
+            days: (-1, 365),
+            ends_in: None,
+            rsa: false,
+            intermediate: false,
+            authority: "hexz-nbd test CA",
+        }
     }
 }
 
@@ -75,7 +83,10 @@ impl Pki {
         .unwrap();
 
         let key = if recipe.rsa { rsa_key(folder.path()) } else { KeyPair::generate().unwrap() };
-        let parameters = server(recipe.days);
+        let mut parameters = server(recipe.days);
+        if let Some(seconds) = recipe.ends_in {
+            parameters.not_after = from_now(seconds);
+        }
         let chain = if recipe.intermediate {
             let middle = CertifiedIssuer::signed_by(
                 authority("hexz-nbd test intermediate", 0),
