@@ -1,7 +1,9 @@
 //! The server's certificates: what they say, and whether they are to be believed. Pure.
 
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use hexz_nbd::gateway::tls::faults;
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -21,8 +23,19 @@ const MAX_SHOWN: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Authorities {
     pub(crate) roots: RootCertStore,
-    /// Their names, as certificates have them of their issuers.
-    pub(crate) subjects: Vec<String>,
+    pub(crate) given: Vec<Given>,
+    /// The file that they are from.
+    pub(crate) path: PathBuf,
+}
+
+/// A certificate that was given as a CA's.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Its name, as certificates have it of their issuer.
+    pub(crate) subject: String,
+    pub(crate) is_authority: bool,
+    /// Why nothing that it signed can be verified here.
+    pub(crate) fault: Option<String>,
 }
 
 /// What is to be said of a server's certificate.
@@ -74,11 +87,14 @@ pub(crate) fn step(
 ) -> Step {
     let unix =
         UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let Some(own) = chain.first() else { return unreadable("there is none") };
+    if let Some(fault) = faults::certificate_fault(own, false) {
+        return advice::unsupported(&fault);
+    }
     let judgement = match Judgement::of(chain, authorities, name, unix) {
         Ok(judgement) => judgement,
         Err(error) => return unreadable(&error.to_string()),
     };
-    let Some(own) = chain.first() else { return unreadable("there is none") };
     let own = match Certificate::from_der(own.clone()) {
         Ok(own) => own,
         Err(error) => return unreadable(&error.to_string()),
@@ -94,8 +110,14 @@ pub(crate) fn step(
         }
         Some(Ok(())) => advice::wrong_name(&called, &names),
         Some(Err(error)) => {
-            let known = authorities.map(|it| it.subjects.as_slice()).unwrap_or_default();
-            let step = advice::distrust(error, &own.issuer.to_string(), known);
+            let issuer = own.issuer.to_string();
+            // The certificates in between are of their servers.
+            let between = chain.iter().skip(1).find_map(|it| faults::certificate_fault(it, true));
+            let step = match (between, authorities) {
+                (Some(fault), _) => advice::unsupported(&fault),
+                (None, Some(authorities)) => advice::distrust(error, &issuer, authorities),
+                (None, None) => unreadable("no CA was given"),
+            };
             if judgement.has_name {
                 step
             } else {

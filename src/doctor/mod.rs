@@ -28,7 +28,7 @@ use rustls::pki_types::ServerName;
 use crate::cli::Doctor;
 use crate::failure::Failure;
 use crate::output;
-use report::{Outcome, Report, Side, Step, shown};
+use report::{Outcome, Report, Side, Step, shown, whole};
 use target::{Place, Target, Wanted};
 use tls::Own;
 use visit::Visit;
@@ -99,7 +99,7 @@ fn own_files(options: &Doctor) -> Result<Arc<Own>, Box<Step>> {
     loaded.map(Arc::new).map_err(|unusable| {
         let path = escape::name(&unusable.path);
         let step =
-            Step::bad("own files", format!("{path} can't be used: {}", shown(&unusable.why)));
+            Step::bad("own files", format!("{path} can't be used: {}", whole(&unusable.why)));
         Box::new(step.advise(
             Side::Client,
             "name the CA's certificate, and the client's own certificate and key, in PEM form; \

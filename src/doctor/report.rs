@@ -141,9 +141,18 @@ impl fmt::Display for Side {
 /// What a server sent, so that it can disturb neither a terminal nor a reader: on one line, no
 /// longer than need be, and without characters that can't be seen.
 pub(crate) fn shown(text: &str) -> String {
+    escaped(text, MAX_SHOWN)
+}
+
+/// The same without a cut, of a text whose length is known.
+pub(crate) fn whole(text: &str) -> String {
+    escaped(text, usize::MAX)
+}
+
+fn escaped(text: &str, most: usize) -> String {
     let mut shown = String::new();
     for (position, character) in text.chars().enumerate() {
-        if position == MAX_SHOWN {
+        if position == most {
             shown.push('…');
             break;
         }

@@ -5,20 +5,22 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hexz_nbd::gateway::tls::faults;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::crypto::{self, CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    SupportedProtocolVersion, version,
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, InconsistentKeys, RootCertStore,
+    SignatureScheme, SupportedProtocolVersion, version,
 };
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::certificate::{Authorities, Judgement};
+use super::certificate::{Authorities, Given, Judgement};
 use super::reach::Stream;
 use super::trouble::Trouble;
 use crate::cli::Doctor;
@@ -65,38 +67,64 @@ fn authorities(path: &Path) -> Result<Arc<Authorities>, Unusable> {
     if added == 0 {
         return Err(unusable(path, "no certificate in it can vouch for a server"));
     }
-    let parsed = certificates.into_iter().filter_map(|der| Certificate::from_der(der).ok());
-    let subjects = parsed.map(|certificate| certificate.subject.to_string()).collect();
-    Ok(Arc::new(Authorities { roots, subjects }))
+    let given = certificates.into_iter().filter_map(|der| {
+        let (is_authority, fault) =
+            (faults::is_authority(&der), faults::certificate_fault(&der, true));
+        let subject = Certificate::from_der(der).ok()?.subject.to_string();
+        Some(Given { subject, is_authority, fault })
+    });
+    Ok(Arc::new(Authorities { roots, given: given.collect(), path: path.to_owned() }))
 }
 
 fn certified(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Unusable> {
     let certificates = certificates(chain)?;
     let pem = read(key)?;
+    check_file(key, &pem)?;
     let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         unusable(
             key,
             "there is no private key in it, or it is encrypted: write it without a pass phrase",
         )
     })?;
-    let certified = CertifiedKey::from_der(certificates, der, &provider());
-    certified.map(Arc::new).map_err(|error| match error {
-        Error::InconsistentKeys(_) => {
+    let signing = any_supported_type(&der).map_err(|error| {
+        unusable(key, &faults::key_fault(&der).unwrap_or_else(|| error.to_string()))
+    })?;
+    let position = signing.public_key().and_then(|it| faults::position_of_key(&certificates, &it));
+    if let Some(position) = position.filter(|position| *position > 0) {
+        let number = position + 1;
+        let why =
+            format!("the client's own certificate has to be the first in it, not number {number}");
+        return Err(unusable(chain, &why));
+    }
+    let fault = certificates.first().and_then(|own| faults::certificate_fault(own, false));
+    if let Some(fault) = fault {
+        return Err(unusable(chain, &fault));
+    }
+    let certified = CertifiedKey::new(certificates, signing);
+    match certified.keys_match() {
+        // Where it can't be told, the server will.
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Arc::new(certified)),
+        Err(Error::InconsistentKeys(_)) => {
             let chain = chain.display();
-            unusable(key, &format!("this key doesn't belong to the certificate in {chain}"))
+            Err(unusable(key, &format!("this key doesn't belong to the certificate in {chain}")))
         }
-        other => unusable(key, &other.to_string()),
-    })
+        Err(other) => Err(unusable(chain, &other.to_string())),
+    }
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
     let pem = read(path)?;
+    check_file(path, &pem)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
         Ok(_) => Err(unusable(path, "there is no \"BEGIN CERTIFICATE\" block in it")),
         Err(error) => Err(unusable(path, &error.to_string())),
     }
+}
+
+fn check_file(path: &Path, content: &[u8]) -> Result<(), Unusable> {
+    faults::file_fault(content).map_or(Ok(()), |fault| Err(unusable(path, fault)))
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unusable> {

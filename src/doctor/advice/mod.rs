@@ -15,7 +15,9 @@ pub(crate) use exports::{contexts, export, listed, replies, unlisted, unopened, 
 pub(crate) use tls::{
     Handshake, after_handshake, client_certificate, handshake, no_second_connection, older_tls,
 };
-pub(crate) use trust::{days, distrust, expired, name_too, not_yet_valid, unverified, wrong_name};
+pub(crate) use trust::{
+    days, distrust, expired, name_too, not_yet_valid, unsupported, unverified, wrong_name,
+};
 pub(crate) use way::{connected, greeting, unconnected, unresolved};
 
 pub(crate) use super::report::Side::{Client, Network, Server};

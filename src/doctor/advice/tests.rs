@@ -7,9 +7,10 @@ use hexz_nbd::nbd::wire::handshake::{Greeting, HandshakeFlags};
 use hexz_nbd::nbd::wire::info::{BlockSizes, TransmissionFlags};
 use hexz_nbd::nbd::wire::option::{Opt, Rep};
 use hexz_nbd::nbd::wire::reply::ErrorCode;
-use rustls::{AlertDescription, CertificateError, Error};
+use rustls::{AlertDescription, CertificateError, Error, RootCertStore};
 
 use super::*;
+use crate::doctor::certificate::{Authorities, Given};
 use crate::doctor::greeting::{Protocol, Seen};
 use crate::doctor::reach::{Address, Unreached};
 use crate::doctor::report::{Outcome, Side, Step};
@@ -173,9 +174,24 @@ fn alerts_and_what_they_mean() {
 
 #[test]
 fn servers_that_are_not_trusted() {
-    let of = |error, issuer: &str| {
-        distrust(&Error::InvalidCertificate(error), issuer, &["CN=our CA".to_owned()])
+    let given = |is_authority, fault: Option<&str>| Authorities {
+        roots: RootCertStore::empty(),
+        given: vec![Given {
+            subject: "CN=our CA".to_owned(),
+            is_authority,
+            fault: fault.map(str::to_owned),
+        }],
+        path: "ca.pem".into(),
     };
+    let of = |error, issuer: &str| {
+        distrust(&Error::InvalidCertificate(error), issuer, &given(true, None))
+    };
+    let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
+    assert_bad(&distrust(&unknown, "CN=x", &given(false, None)), Client, "is no CA");
+    assert_bad(&distrust(&unknown, "CN=our CA", &given(true, Some("weak"))), Server, "weak");
+    assert_bad(&distrust(&unknown, "CN=x", &given(true, Some("weak"))), Client, "CN=x");
+    let expired_ca = Error::InvalidCertificate(CertificateError::Expired);
+    assert_bad(&distrust(&expired_ca, "CN=x", &given(false, None)), Server, "in between");
     assert_bad(&of(CertificateError::UnknownIssuer, "CN=other CA"), Client, "CN=other CA");
     assert_bad(&of(CertificateError::UnknownIssuer, "CN=other CA"), Server, "append");
     assert_bad(&of(CertificateError::UnknownIssuer, "CN=our CA"), Client, "another key");

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use rustls::{CertificateError, Error};
 
 use super::{Client, Server, few};
-use crate::doctor::certificate::moment;
+use crate::doctor::certificate::{Authorities, moment};
 use crate::doctor::report::{Outcome, Step, shown};
 
 pub(crate) fn unverified(has_name: bool, name: &str) -> Step {
@@ -48,16 +48,32 @@ pub(crate) fn name_too(name: &str, names: &[String]) -> String {
     format!("it isn't for the name {name} either; it has: {}", few(names))
 }
 
-/// None of the CAs vouches for it, whose names are `known`.
-pub(crate) fn distrust(error: &Error, issuer: &str, known: &[String]) -> Step {
+/// The certificate of the server, or one that it sends along, is of a kind that isn't spoken here.
+pub(crate) fn unsupported(fault: &str) -> Step {
+    Step::bad("certificate", "it is of a kind that clients like this one refuse")
+        .advise(Server, fault)
+}
+
+/// None of the CAs that were given vouches for it.
+pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -> Step {
     const NAME: &str = "certificate";
     let Error::InvalidCertificate(error) = error else {
         return Step::bad(NAME, format!("it can't be judged: {}", shown(&error.to_string())));
     };
+    let is_unknown = matches!(
+        error,
+        CertificateError::UnknownIssuer
+            | CertificateError::BadSignature
+            | CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+    );
+    if is_unknown && let Some(step) = no_use(issuer, authorities) {
+        return step;
+    }
     match error {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             let step = Step::bad(NAME, "it is by none of the CAs that were given");
-            if known.iter().any(|subject| subject == issuer) {
+            if authorities.given.iter().any(|it| it.subject == issuer) {
                 return step.advise(
                     Client,
                     "a CA of that name was given, with another key: get the CA's present \
@@ -104,6 +120,29 @@ pub(crate) fn distrust(error: &Error, issuer: &str, known: &[String]) -> Step {
             }
         }
     }
+}
+
+/// The file that was given as that of CAs is of no use for that server, if that is so.
+fn no_use(issuer: &str, authorities: &Authorities) -> Option<Step> {
+    const NAME: &str = "certificate";
+    let path = shown(&authorities.path.to_string_lossy());
+    if authorities.given.iter().all(|it| !it.is_authority) {
+        let subject = authorities.given.first().map(|it| shown(&it.subject)).unwrap_or_default();
+        let step = Step::bad(NAME, format!("there is no CA's certificate in {path}"));
+        return Some(step.advise(
+            Client,
+            format!(
+                "{path} holds that of {subject}, which is no CA: give the certificate of the CA \
+                 that signed the server's: {}",
+                shown(issuer)
+            ),
+        ));
+    }
+    let of_issuer = authorities.given.iter().filter(|it| it.subject == issuer);
+    let fault = of_issuer.filter_map(|it| it.fault.as_ref()).next()?;
+    let found = format!("the CA that signed it can't be used: {}", shown(issuer));
+    let advice = format!("renew the CA in {path}: {fault}");
+    Some(Step::bad(NAME, found).advise(Server, advice))
 }
 
 pub(crate) fn expired(step: Step, ago: Duration, now: SystemTime) -> Step {

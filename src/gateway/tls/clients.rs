@@ -17,6 +17,7 @@ use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::failure::HandshakeFailure;
+use super::faults;
 use super::lists::{self, RevocationList};
 use super::problem::{TlsError, TlsProblem};
 use super::roots::{Root, Roots};
@@ -237,6 +238,7 @@ impl Authorities {
                 Ok(authority) => {
                     match in_time(authority.end, now, Limited::Authority, path, warnings) {
                         Ok(()) => {
+                            warnings.extend(authority.fault(path));
                             usable.push(authority);
                             continue;
                         }
@@ -302,6 +304,22 @@ impl Authority {
         let end = unix_time(parsed.validity.not_after.to_unix_duration());
         let (subject, key) = (parsed.subject, parsed.subject_public_key_info);
         Ok(Self { certificate, subject, key, end })
+    }
+
+    /// Returns why it vouches for nobody, though TLS takes it.
+    fn fault(&self, path: &Path) -> Option<Warning> {
+        let (certificate, subject) = (&self.certificate, &self.subject);
+        if !faults::is_authority(certificate) {
+            let text = format!(
+                "{subject} is no CA, so that it vouches for nobody, except that a self-signed \
+                 certificate vouches for itself: give the certificate of the CA that signed the \
+                 clients' (basicConstraints CA:TRUE)"
+            );
+            return Some(Warning::of(path, "client_ca_is_none", text));
+        }
+        let fault = faults::certificate_fault(certificate, true)?;
+        let text = format!("clients of the CA {subject} will be refused: {fault}");
+        Some(Warning::of(path, "client_ca_unusable", text))
     }
 
     /// Returns true if it lasts for so long that its end needn't be watched.

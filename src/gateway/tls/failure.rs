@@ -220,6 +220,24 @@ fn of_certificate(problem: &CertificateError) -> HandshakeFailure {
             "the client's certificate is not for clients (extended key usage clientAuth)"
                 .to_owned(),
         ),
+        CertificateError::Other(other)
+            if other.0.downcast_ref() == Some(&webpki::Error::UnsupportedCertVersion) =>
+        {
+            (
+                Cause::BadCertificate,
+                "the client's certificate is X.509 of version 1, which says nothing of what it is \
+                 for: have it made of version 3 (openssl x509 -req -extfile FILE, with \
+                 extendedKeyUsage=clientAuth in that file)"
+                    .to_owned(),
+            )
+        }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => (
+            Cause::BadCertificate,
+            "the client's certificate, or one above it, is signed by a key of a kind that isn't \
+             spoken here: take RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519"
+                .to_owned(),
+        ),
         other => (Cause::BadCertificate, format!("the client's certificate is no good: {other}")),
     };
     HandshakeFailure { cause, words }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustls::pki_types::{CertificateRevocationListDer, UnixTime};
 use x509_cert::crl::CertificateList;
 use x509_cert::der::oid::AssociatedOid;
-use x509_cert::der::{AnyRef, Decode, Encode, Reader, SliceReader};
+use x509_cert::der::{AnyRef, Decode, Encode, Reader, SliceReader, Tag, Tagged};
 use x509_cert::ext::pkix::{AuthorityKeyIdentifier, CrlNumber};
 use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
@@ -47,9 +47,12 @@ pub(super) fn read(
     let mut lists = Vec::new();
     for list in pem::revocation_lists(path)? {
         let broken = |error: String| TlsProblem::BrokenRevocationList(error);
-        let parsed = CertificateList::from_der(&list).map_err(|error| broken(error.to_string()))?;
+        if has_no_version(&list).unwrap_or(false) {
+            return Err(TlsProblem::OldRevocationList);
+        }
         webpki::BorrowedCertRevocationList::from_der(&list)
             .map_err(|error| broken(error.to_string()))?;
+        let parsed = CertificateList::from_der(&list).map_err(|error| broken(error.to_string()))?;
         let Some(end) = parsed.tbs_cert_list.next_update else {
             return Err(broken("it doesn't say when it runs out".to_owned()));
         };
@@ -155,6 +158,15 @@ pub(super) fn earliest_end(lists: &[RevocationList]) -> Option<UnixTime> {
         }
     }
     asked.iter().map(|list| list.end).min()
+}
+
+/// Returns true if a list begins with its algorithm, as those of version 1 do, and not with a
+/// version (RFC 5280, section 5.1.2.1).
+fn has_no_version(list: &[u8]) -> Result<bool, x509_cert::der::Error> {
+    let whole = AnyRef::from_der(list)?;
+    let to_be_signed = AnyRef::decode(&mut SliceReader::new(whole.value())?)?;
+    let first = AnyRef::decode(&mut SliceReader::new(to_be_signed.value())?)?;
+    Ok(first.tag() == Tag::Sequence)
 }
 
 /// Returns a list's number, so that those of one CA can be compared.

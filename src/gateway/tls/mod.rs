@@ -3,6 +3,7 @@
 mod clients;
 mod credentials;
 mod failure;
+pub mod faults;
 mod handshake;
 mod lists;
 mod pem;
@@ -193,23 +194,23 @@ pub fn load(
         move |problem| TlsError { path, problem }
     };
     let chain = pem::certificates(&files.certificate).map_err(of(&files.certificate))?;
-    let mut warnings = chain
-        .first()
-        .map_or(Ok(Vec::new()), |own| validity::check_validity(own, UnixTime::now()))
-        .map_err(of(&files.certificate))?
-        .into_iter()
-        .map(|warning| Warning::of(&files.certificate, warning.reason, warning.text))
-        .collect::<Vec<_>>();
+    let mut warnings = Vec::new();
     let key = match (pem::private_key(&files.key), before.and_then(|tls| tls.key.clone())) {
         (Err(TlsProblem::Io(error)), Some(key)) if error.kind() == PermissionDenied => {
             let text = format!("the key stays the old one: {error}");
             warnings.push(Warning::of(&files.key, "key_kept", text));
             key
         }
-        (read, _) => read
-            .and_then(|key| any_supported_type(&key).map_err(TlsProblem::Unusable))
-            .map_err(of(&files.key))?,
+        (read, _) => read.and_then(|key| signing_key(&key)).map_err(of(&files.key))?,
     };
+    check_own(&chain, &*key).map_err(of(&files.certificate))?;
+    let more = chain
+        .first()
+        .map_or(Ok(Vec::new()), |own| validity::check_validity(own, UnixTime::now()))
+        .map_err(of(&files.certificate))?
+        .into_iter()
+        .map(|warning| Warning::of(&files.certificate, warning.reason, warning.text));
+    warnings.extend(more);
     let clients = match &files.clients {
         Some(files) => {
             let (clients, more) = clients::load(files, UnixTime::now())?;
@@ -230,6 +231,23 @@ pub fn load(
     let config = Arc::new(config);
     let tls = ServerTls { config, key: Some(key), clients, oldest: Some(oldest), ends };
     Ok((tls, warnings))
+}
+
+fn signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, TlsProblem> {
+    any_supported_type(key).map_err(|error| match faults::key_fault(key) {
+        Some(fault) => TlsProblem::UnsupportedKey(fault),
+        None => TlsProblem::Unusable(error),
+    })
+}
+
+/// Checks that the first certificate is the server's own, and of a kind that clients take.
+fn check_own(chain: &[CertificateDer<'_>], key: &dyn SigningKey) -> Result<(), TlsProblem> {
+    let position = key.public_key().and_then(|key| faults::position_of_key(chain, &key));
+    if let Some(position) = position.filter(|position| *position > 0) {
+        return Err(TlsProblem::OwnNotFirst(position + 1));
+    }
+    let fault = chain.first().and_then(|own| faults::certificate_fault(own, false));
+    fault.map_or(Ok(()), |fault| Err(TlsProblem::UnsupportedCertificate(fault)))
 }
 
 /// A configuration from certificate and key in memory, for clients without certificates.

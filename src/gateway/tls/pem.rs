@@ -1,12 +1,13 @@
 //! PEM files: certificates, keys and revocation lists. Nothing else uses rustls-pemfile.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
+use super::faults;
 use super::problem::TlsProblem;
 use super::secrecy::check_secrecy;
 
@@ -47,7 +48,11 @@ fn open(path: &Path) -> Result<BufReader<File>, TlsProblem> {
     if file.metadata()?.len() > MAX_PEM {
         return Err(TlsProblem::TooLarge);
     }
-    Ok(BufReader::new(file))
+    let mut reader = BufReader::new(file);
+    match faults::file_fault(reader.fill_buf()?) {
+        Some(fault) => Err(TlsProblem::NotPem(fault)),
+        None => Ok(reader),
+    }
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {

@@ -48,6 +48,21 @@ pub enum TlsProblem {
         /// The file.
         path: PathBuf,
     },
+    /// A mark or an encoding that hides what is in the file.
+    #[error("{0}")]
+    NotPem(&'static str),
+    /// A key of a kind that isn't spoken here.
+    #[error("{0}")]
+    UnsupportedKey(String),
+    /// A certificate of a kind that clients refuse.
+    #[error("{0}")]
+    UnsupportedCertificate(String),
+    /// Another certificate is the first one.
+    #[error(
+        "the server's own certificate has to be the first in the file, and is number {0}: put it \
+         first, those that signed it after it in order"
+    )]
+    OwnNotFirst(usize),
     /// Key and certificate are not a pair.
     #[error("this key doesn't belong to the certificate in {}", .0.display())]
     WrongKey(PathBuf),
@@ -63,6 +78,12 @@ pub enum TlsProblem {
     /// A revocation list that can't be read. Without it revoked clients would come in.
     #[error("the revocation list is broken: {0}")]
     BrokenRevocationList(String),
+    /// A revocation list without a number and a key identifier.
+    #[error(
+        "the revocation list is of version 1: have it made of version 2, with a number (openssl ca \
+         -gencrl -crlexts SECTION, with authorityKeyIdentifier=keyid and a crlnumber file)"
+    )]
+    OldRevocationList,
     /// A revocation list that bears the name of a CA, and isn't signed by its key.
     #[error(
         "the revocation list of {0} is signed by none of the CAs of that name in --tls-client-ca: \

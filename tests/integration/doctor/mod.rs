@@ -1,5 +1,6 @@
 //! `hexz-nbd doctor`: against our own server, those of others, and whatever else may listen.
 
+mod kinds;
 mod odd;
 mod others;
 mod ours;

@@ -19,9 +19,9 @@ use crate::support::wait_until;
 use super::{Found, examine};
 
 /// A server of somebody else's, until this is dropped.
-struct Other {
+pub(super) struct Other {
     child: Child,
-    port: u16,
+    pub(super) port: u16,
 }
 
 impl Drop for Other {
@@ -77,7 +77,11 @@ fn nbdkit(args: &[&str]) -> Other {
 
 /// Lets a server find everything in one folder.
 fn nbdkit_with_tls(pki: &Pki, more: &[&str]) -> Other {
-    let folder = format!("--tls-certificates={}", pki.folder().display());
+    nbdkit_with_folder(pki.folder(), more)
+}
+
+pub(super) fn nbdkit_with_folder(folder: &Path, more: &[&str]) -> Other {
+    let folder = format!("--tls-certificates={}", folder.display());
     let args = [&["--tls=require", &folder], more].concat();
     nbdkit(&args)
 }

@@ -24,6 +24,7 @@ mod starting;
 mod tls;
 mod tls_expiry;
 mod tls_files;
+mod tls_kinds;
 mod tls_records;
 mod tls_secrets;
 mod unreadable;

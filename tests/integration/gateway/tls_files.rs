@@ -122,7 +122,7 @@ fn certificate_and_key_belong_together_on_the_command_line() {
 /// The certificate was blamed for a key that can't be used.
 #[test]
 fn a_key_of_an_unsupported_kind_is_blamed_itself() {
-    refused(Pki::new().with_key_on("secp256k1"), KEY, "it can't be used");
+    refused(Pki::new().with_key_on("secp256k1"), KEY, "the curve secp256k1");
 }
 
 // RUSTSEC-2026-0104, -0049, rustls-webpki | revocation lists made it panic, or were not heeded

@@ -4,6 +4,7 @@
 pub mod authority;
 pub mod binary;
 pub mod client;
+pub mod openssl;
 pub mod pki;
 pub mod server;
 pub mod stream;

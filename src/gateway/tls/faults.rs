@@ -1,0 +1,182 @@
+//! Certificates, keys and files that exist and that nobody here can use: what each is, and how to
+//! make the right one, in one sentence.
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use x509_cert::certificate::Version;
+use x509_cert::der::asn1::{ObjectIdentifier, UintRef};
+use x509_cert::der::{AnyRef, Decode, Encode, Reader, SliceReader, Tag, Tagged};
+use x509_cert::ext::pkix::BasicConstraints;
+use x509_cert::spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoOwned};
+use x509_cert::{Certificate, der};
+
+/// RSA keys that are spoken, in bits.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+
+const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
+const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+
+/// Keys that aren't spoken, by their algorithm.
+const OTHERS: [(&str, &str); 5] = [
+    ("1.3.101.113", "an Ed448 key"),
+    ("1.3.101.110", "an X25519 key, which can't sign"),
+    ("1.3.101.111", "an X448 key, which can't sign"),
+    ("1.2.840.10040.4.1", "a DSA key"),
+    ("1.2.840.113549.1.3.1", "a Diffie-Hellman key, which can't sign"),
+];
+
+/// Curves that are spoken: P-256, P-384 and P-521.
+const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
+
+/// Names of curves that aren't.
+const OTHER_CURVES: [(&str, &str); 6] = [
+    ("1.3.132.0.10", "secp256k1"),
+    ("1.3.132.0.33", "P-224"),
+    ("1.2.840.10045.3.1.1", "P-192"),
+    ("1.3.36.3.3.2.8.1.1.7", "brainpoolP256r1"),
+    ("1.3.36.3.3.2.8.1.1.11", "brainpoolP384r1"),
+    ("1.3.36.3.3.2.8.1.1.13", "brainpoolP512r1"),
+];
+
+/// Returns what keeps PEM readers from the first block of a file, and how to mend that.
+#[must_use]
+pub fn file_fault(content: &[u8]) -> Option<&'static str> {
+    if content.starts_with(&[0xEF, 0xBB, 0xBF]) {
+        return Some(
+            "it begins with a byte order mark, which hides its first block from PEM readers: write \
+             it without one: tail -c +4 FILE > NEW-FILE",
+        );
+    }
+    let is_utf16 = content.starts_with(&[0xFF, 0xFE]) || content.starts_with(&[0xFE, 0xFF]);
+    is_utf16.then_some(
+        "it is written in UTF-16, which is no PEM: write it in ASCII: iconv -f UTF-16 -t ASCII \
+         FILE > NEW-FILE",
+    )
+}
+
+/// Returns why a private key can't be used here, and how to make one that can; `None` if it can
+/// be, or isn't understood.
+#[must_use]
+pub fn key_fault(key: &PrivateKeyDer<'_>) -> Option<String> {
+    let kind = match key {
+        PrivateKeyDer::Pkcs8(key) => of_pkcs8(key.secret_pkcs8_der()),
+        PrivateKeyDer::Sec1(key) => of_sec1(key.secret_sec1_der()),
+        PrivateKeyDer::Pkcs1(key) => of_rsa_key(key.secret_pkcs1_der(), true),
+        _ => Ok(None),
+    };
+    kind.ok().flatten().map(|kind| {
+        format!(
+            "it is {kind}, which isn't spoken here: make one on P-256 (openssl genpkey -algorithm \
+             EC -pkeyopt ec_paramgen_curve:P-256 -out KEY), and have a certificate made for it"
+        )
+    })
+}
+
+/// Returns why nobody can use a certificate here, and how to make one that can be used; `None`
+/// if it can be, or isn't understood. A CA's certificate may be of version 1, as old roots are.
+#[must_use]
+pub fn certificate_fault(certificate: &CertificateDer<'_>, is_ca: bool) -> Option<String> {
+    let parsed = Certificate::from_der(certificate).ok()?.tbs_certificate;
+    if parsed.version == Version::V1 && !is_ca {
+        return Some(
+            "it is X.509 of version 1, which has no names that TLS compares: have it made of \
+             version 3, with a subject alternative name (openssl x509 -req -extfile FILE, with \
+             subjectAltName=DNS:NAME in that file)"
+                .to_owned(),
+        );
+    }
+    let kind = of_public_key(&parsed.subject_public_key_info).ok().flatten()?;
+    Some(format!(
+        "its key is {kind}, which isn't spoken here: have it made anew for a key on P-256 (openssl \
+         genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256)"
+    ))
+}
+
+/// Returns true if a certificate is a CA's: it says so, or is so old that it can't.
+#[must_use]
+pub fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    let Ok(parsed) = Certificate::from_der(certificate) else { return false };
+    let parsed = parsed.tbs_certificate;
+    parsed.version == Version::V1
+        || parsed.get::<BasicConstraints>().ok().flatten().is_some_and(|(_, it)| it.ca)
+}
+
+/// Returns the position of the certificate in a chain that has that public key, in DER.
+#[must_use]
+pub fn position_of_key(chain: &[CertificateDer<'_>], key: &[u8]) -> Option<usize> {
+    chain.iter().position(|certificate| {
+        let parsed = Certificate::from_der(certificate).ok();
+        let own = parsed.and_then(|it| it.tbs_certificate.subject_public_key_info.to_der().ok());
+        own.is_some_and(|own| own == key)
+    })
+}
+
+/// A name of a key that isn't spoken here; `None` of one that is.
+type Kind = Result<Option<String>, der::Error>;
+
+fn of_pkcs8(key: &[u8]) -> Kind {
+    // RFC 5958: version, algorithm, key, and more.
+    let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
+    parts.tlv_bytes()?;
+    let algorithm = AlgorithmIdentifierRef::decode(&mut parts)?;
+    let key = AnyRef::decode(&mut parts)?;
+    match algorithm.oid {
+        RSA => of_rsa_key(key.value(), true),
+        oid => of_algorithm(oid, algorithm.parameters),
+    }
+}
+
+fn of_sec1(key: &[u8]) -> Kind {
+    // RFC 5915: version, key, [0] parameters, [1] public key.
+    let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
+    parts.tlv_bytes()?;
+    parts.tlv_bytes()?;
+    if parts.is_finished() {
+        return Ok(None);
+    }
+    let parameters = AnyRef::decode(&mut parts)?;
+    of_algorithm(EC, Some(AnyRef::from_der(parameters.value())?))
+}
+
+fn of_public_key(key: &SubjectPublicKeyInfoOwned) -> Kind {
+    let parameters = key.algorithm.parameters.as_ref().map(AnyRef::from);
+    match key.algorithm.oid {
+        RSA => of_rsa_key(key.subject_public_key.raw_bytes(), false),
+        oid => of_algorithm(oid, parameters),
+    }
+}
+
+/// RFC 8017, appendix A.1: the modulus is first, behind a version where the key is private.
+fn of_rsa_key(key: &[u8], is_private: bool) -> Kind {
+    let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
+    if is_private {
+        parts.tlv_bytes()?;
+    }
+    let modulus = UintRef::decode(&mut parts)?;
+    let digits = modulus.as_bytes();
+    let unused = digits.first().map_or(0, |first| first.leading_zeros());
+    let bits = (digits.len() * 8).saturating_sub(usize::try_from(unused).unwrap_or(0));
+    Ok((!RSA_BITS.contains(&bits)).then(|| format!("an RSA key of {bits} bits")))
+}
+
+fn of_algorithm(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>) -> Kind {
+    if oid == RSA_PSS {
+        return Ok(Some("an RSA key for RSA-PSS alone".to_owned()));
+    }
+    if oid != EC {
+        let other = OTHERS.iter().find(|(known, _)| oid.to_string() == *known);
+        return Ok(other.map(|(_, name)| (*name).to_owned()));
+    }
+    let curve = match parameters {
+        Some(parameters) if parameters.tag() == Tag::ObjectIdentifier => {
+            parameters.decode_as::<ObjectIdentifier>()?.to_string()
+        }
+        _ => return Ok(Some("a key on a curve without a name".to_owned())),
+    };
+    if CURVES.contains(&curve.as_str()) {
+        return Ok(None);
+    }
+    let name = OTHER_CURVES.iter().find(|(known, _)| *known == curve);
+    let name = name.map_or(curve.as_str(), |(_, name)| name);
+    Ok(Some(format!("a key on the curve {name}")))
+}
