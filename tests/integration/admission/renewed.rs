@@ -59,7 +59,7 @@ fn each_key_has_a_list_of_its_own() {
     let lists = [old.revocation_list(), new.revocation_list()];
     let pem = lists.each_ref().map(|list| fs::read_to_string(list).unwrap());
     fs::write(&both, pem.concat()).unwrap();
-    let [one, other] = lists.clone();
+    let [one, other] = lists;
     for lists in [vec![one.clone(), other.clone()], vec![other, one], vec![both]] {
         for authorities in [[&old, &new], [&new, &old]] {
             let server = asking(folder.path(), authorities, &lists).start();
