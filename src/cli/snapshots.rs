@@ -39,7 +39,7 @@ pub(crate) struct Snapshots {
 #[derive(Debug, Args)]
 pub(super) struct Reading {
     /// Memory for decoded blocks, index pages and answers on their way. The program takes up
-    /// to 64 MiB more for itself and its connections
+    /// to 64 MiB more for itself and its connections, and what --digest needs
     #[arg(
         long, value_name = "SIZE", default_value = "256MiB",
         value_parser = size, help_heading = "Snapshots"

@@ -136,8 +136,8 @@ impl Catalog {
     }
 
     /// The same archives, but opened anew as `options` say, and so judged anew by their keys and
-    /// digests. How blocks are verified and reads counted, and where blocks and index pages are
-    /// kept, stays.
+    /// digests. How blocks are verified and reads counted, and where blocks, index pages and hash
+    /// trees are kept, stays.
     #[must_use]
     pub fn opened_as(&self, options: OpenOptions) -> Self {
         if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
@@ -151,6 +151,7 @@ impl Catalog {
             options: OpenOptions {
                 verify_hashes: self.options.verify_hashes,
                 index_pages: Arc::clone(&self.options.index_pages),
+                digest_memory: self.options.digest_memory.clone(),
                 reads: Arc::clone(&self.options.reads),
                 ..options
             },

@@ -42,9 +42,6 @@ pub(super) struct Archive {
     codec: Codec,
     key: Option<BlockKey>,
     pub(super) verify_hashes: bool,
-    /// Whether all of it was compared with a digest, so that what is read has to be from
-    /// before it was written to.
-    is_pinned: bool,
 }
 
 impl Archive {
@@ -83,7 +80,12 @@ impl Archive {
             digests.expect(&path)?;
         }
         let storage: Arc<dyn Storage> = Arc::new(Counted::new(storage, Arc::clone(&options.reads)));
-        let (region, header) = read_header(&path, storage.as_ref())?;
+        // From here on nothing is read that the digest doesn't vouch for.
+        let storage = match &options.digests {
+            Some(digests) => digests.verify(&path, storage, &options.digest_memory)?,
+            None => storage,
+        };
+        let header = read_header(&path, storage.as_ref())?;
         let index = read_master_index(&path, storage.as_ref(), &header)?;
         let dictionary = match header.dictionary {
             Some(place) => read(&path, storage.as_ref(), place, "read the dictionary")?,
@@ -98,15 +100,6 @@ impl Archive {
             signature::check(&path, storage.as_ref(), &header, signed, &options.verify_keys)?;
             header.metadata.map(|place| behind.classify(place))
         };
-        if let Some(digests) = &options.digests {
-            let dictionary_offset = header.dictionary.map_or(0, |place| place.offset);
-            let parts = [
-                (0, region.as_slice()),
-                (header.index_offset, index.as_slice()),
-                (dictionary_offset, dictionary.as_slice()),
-            ];
-            digests.check(&path, storage.as_ref(), &parts)?;
-        }
         let index = MasterIndex::parse(&index, header.index_offset, header.signature.is_some())
             .map_err(|problem| problem.at(&path, header.index_offset))?;
         let entries = match index.first_page() {
@@ -123,14 +116,12 @@ impl Archive {
             codec: Codec::new(header.compression, dictionary),
             key: None,
             verify_hashes: options.verify_hashes,
-            is_pinned: options.digests.is_some(),
             path,
             header,
             index,
             storage,
         };
         archive.complete_index()?;
-        archive.check_unchanged().map_err(|problem| problem.of(&archive.path))?;
         Ok(archive)
     }
 
@@ -203,7 +194,6 @@ impl Archive {
             .get(page)
             .ok_or_else(|| Problem::Uncovered { stream: kind, at: stream.size }.of(&self.path))?;
         let bytes = read(&self.path, self.storage.as_ref(), place.place, "read an index page")?;
-        self.check_unchanged().map_err(|problem| problem.at(&self.path, place.place.offset))?;
         let layout = PageLayout {
             form: self.entries,
             references_by_hash: self.layout.references_by_hash(),
@@ -240,6 +230,15 @@ impl Archive {
         self.storage.length()
     }
 
+    /// Returns true if both are the same file, with the same bytes.
+    pub(super) fn has_bytes_of(&self, other: &Self) -> bool {
+        let of = |archive: &Self| archive.storage.verified_blake3();
+        match (of(self), of(other)) {
+            (Some(ours), Some(theirs)) => ours == theirs,
+            _ => self.storage.stamp().is_some_and(|stamp| Some(stamp) == other.storage.stamp()),
+        }
+    }
+
     /// Where its bytes come from.
     pub(super) fn storage(&self) -> &dyn Storage {
         self.storage.as_ref()
@@ -262,8 +261,7 @@ impl Archive {
         with_buffer(place.length as usize, |stored| {
             self.storage
                 .read_exact_at(stored, place.offset)
-                .map_err(|error| Problem::Io("read a block", error))
-                .and_then(|()| self.check_unchanged())
+                .map_err(|error| Problem::reading("read a block", error))
                 .and_then(|()| self.decode(stored, checksum, block))
                 .map_err(|problem| problem.at(&self.path, place.offset))
         })
@@ -342,13 +340,8 @@ impl Archive {
         let head = head.get_mut(..count).unwrap_or_default();
         self.storage
             .read_exact_at(head, place.offset)
-            .map_err(|error| Problem::Io("read a block", error))?;
+            .map_err(|error| Problem::reading("read a block", error))?;
         Ok(self.codec.stated_length(head))
-    }
-
-    /// Looks, after something was read, whether it is from the file that had the digest.
-    fn check_unchanged(&self) -> Result<(), Problem> {
-        if !self.is_pinned || self.storage.is_unchanged() { Ok(()) } else { Err(Problem::Changed) }
     }
 
     /// Decrypts one block, so that a wrong password is found before anything is served.
@@ -399,7 +392,7 @@ fn classify_metadata(
     }
     metadata::classify(metadata::reader(storage, place))
         .map(Some)
-        .map_err(|error| Problem::Io("read its metadata", error).of(path))
+        .map_err(|error| Problem::reading("read its metadata", error).of(path))
 }
 
 /// What stands behind the master index: metadata, and old signatures. Longer metadata than are
@@ -465,28 +458,27 @@ fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), Problem> {
     if got == expected { Ok(()) } else { Err(Problem::Hash { got, expected }) }
 }
 
-fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<(Box<Region>, Header), Error> {
+fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error> {
     let length = storage.length();
-    let mut region = Box::new([0; HEADER_REGION]);
+    let mut region: Box<Region> = Box::new([0; HEADER_REGION]);
     let there = region.get_mut(..usize::try_from(length).unwrap_or(usize::MAX));
     let result = match there {
         // Shorter than a header: it may still be told apart from some other kind of file.
         Some(part) => {
             storage
                 .read_exact_at(part, 0)
-                .map_err(|e| Problem::Io("read the header", e).of(path))?;
+                .map_err(|e| Problem::reading("read the header", e).of(path))?;
             let foreign = !part.starts_with(b"HEXZ");
             Err(if foreign { Problem::NotHexz } else { Problem::EndsWithin("its header") })
         }
         None => {
             storage
                 .read_exact_at(region.as_mut_slice(), 0)
-                .map_err(|e| Problem::Io("read the header", e).of(path))?;
+                .map_err(|e| Problem::reading("read the header", e).of(path))?;
             Header::parse(&region, length)
         }
     };
-    let header = result.map_err(|problem| problem.of(path))?;
-    Ok((region, header))
+    result.map_err(|problem| problem.of(path))
 }
 
 /// The bytes of the master index, which are parsed when they have been found good.
@@ -519,6 +511,6 @@ fn read(
     let mut bytes = vec![0; place.length as usize];
     storage
         .read_exact_at(&mut bytes, place.offset)
-        .map_err(|error| Problem::Io(purpose, error).at(path, place.offset))?;
+        .map_err(|error| Problem::reading(purpose, error).at(path, place.offset))?;
     Ok(bytes)
 }

@@ -1,7 +1,9 @@
 //! Digests that archives have to have: lists of BLAKE3, as `b3sum` writes them.
 //!
-//! A digest covers every byte of an archive, unlike a signature. It has to be compared when
-//! the archive is opened, which means to read all of it.
+//! A digest covers every byte of an archive, unlike a signature. It is compared when the archive
+//! is opened, which means to read all of it. The BLAKE3 tree that this makes is kept, and
+//! whatever is read afterwards is compared with it: a file can be written to in ways that its
+//! time stamps don't show, such as through a mapping.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -16,10 +18,26 @@ use std::time::Instant;
 use bytesize::ByteSize;
 
 use super::error::{Error, Problem, printable};
-use crate::storage::{self, FileStamp, Storage};
+use super::limits::{MAX_RECENT_GROUPS, MAX_TREES};
+use crate::storage::{
+    self, FileStamp, HashTree, RecentGroups, Storage, TreeBudget, TreeError, VerifiedStorage,
+};
 
 /// Hashing a smaller file takes no time worth a line in the log, in bytes.
 const BIG: u64 = 1 << 30;
+
+/// Memory for verifying what is read of archives with digests, shared by all of them.
+#[derive(Debug, Clone)]
+pub struct DigestMemory {
+    trees: Arc<TreeBudget>,
+    recent: Arc<RecentGroups>,
+}
+
+impl Default for DigestMemory {
+    fn default() -> Self {
+        Self { trees: TreeBudget::new(MAX_TREES), recent: RecentGroups::new(MAX_RECENT_GROUPS) }
+    }
+}
 
 /// A BLAKE3-256 of a whole file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,7 +49,7 @@ impl Digest {
     /// # Errors
     /// It can't be read.
     pub fn of(storage: &dyn Storage) -> io::Result<Self> {
-        storage::blake3(storage, &|_, _| true).map(Self)
+        storage::blake3(storage).map(Self)
     }
 }
 
@@ -59,7 +77,17 @@ struct Pin {
     expected: Digest,
     /// What was hashed last under this name. A parent of many archives isn't read whole for
     /// each of them, and one that is wrong not each time that somebody asks for it.
-    known: Mutex<Option<(FileStamp, Digest)>>,
+    known: Mutex<Option<Hashed>>,
+}
+
+/// Result of hashing a file.
+#[derive(Debug, Clone)]
+struct Hashed {
+    /// Of the file, when it was opened.
+    stamp: FileStamp,
+    digest: Digest,
+    /// Missing for a file that isn't the one that was expected.
+    tree: Option<Arc<HashTree>>,
 }
 
 /// What is wrong with a list of digests.
@@ -137,7 +165,10 @@ impl Digests {
             if let Some(before) = before.pins.get(name)
                 && let (Ok(mut known), Ok(before)) = (pin.known.lock(), before.known.try_lock())
             {
-                *known = *before;
+                *known = before.clone().map(|hashed| {
+                    let tree = hashed.tree.filter(|_| hashed.digest == pin.expected);
+                    Hashed { tree, ..hashed }
+                });
             }
         }
     }
@@ -147,35 +178,59 @@ impl Digests {
         self.pin(path).map(|_| ())
     }
 
-    /// Compares the whole of an archive with its digest.
-    ///
-    /// `parts` are what was read of it before, with their offsets: they are compared with
-    /// what is hashed, so that nothing is used that the digest doesn't vouch for.
-    pub(super) fn check(
+    /// Compares the whole of an archive with its digest. All that is read of the storage that is
+    /// returned has been verified by that digest.
+    pub(super) fn verify(
         &self,
         path: &Arc<Path>,
-        storage: &dyn Storage,
-        parts: &[(u64, &[u8])],
-    ) -> Result<(), Error> {
+        storage: Arc<dyn Storage>,
+        memory: &DigestMemory,
+    ) -> Result<Arc<dyn Storage>, Error> {
         let pin = self.pin(path)?;
         // Who needs the same file waits; all others don't.
         let mut known = pin.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let got = match (*known, storage.stamp()) {
-            (Some((stamp, digest)), Some(now)) if stamp == now => digest,
-            (_, stamp) => {
-                let digest = hash(path, storage, parts)?;
-                *known = stamp.map(|stamp| (stamp, digest));
-                digest
+        let stamp = storage.stamp();
+        let tree = match &*known {
+            Some(Hashed { stamp: then, digest, tree })
+                if Some(*then) == stamp && (tree.is_some() || *digest != pin.expected) =>
+            {
+                tree.clone().filter(|_| *digest == pin.expected).ok_or(*digest)
+            }
+            _ => {
+                // The values of the file that was here before aren't needed any more.
+                *known = None;
+                if !memory.trees.has_room_for(storage.length()) {
+                    self.forget_unused();
+                }
+                let tree = hash(path, storage.as_ref(), &memory.trees)
+                    .map_err(|error| problem(error).of(path))?;
+                let digest = Digest(tree.root());
+                let tree = (digest == pin.expected).then(|| Arc::new(tree));
+                *known = stamp.map(|stamp| Hashed { stamp, digest, tree: tree.clone() });
+                tree.ok_or(digest)
             }
         };
         drop(known);
-        if !storage.is_unchanged() {
-            return Err(Problem::Changed.of(path));
+        match tree {
+            Ok(tree) => {
+                let recent = Arc::clone(&memory.recent);
+                Ok(Arc::new(VerifiedStorage::new(storage, tree, recent)))
+            }
+            Err(got) => Err(Problem::Digest { got, expected: pin.expected }.of(path)),
         }
-        if got == pin.expected {
-            Ok(())
-        } else {
-            Err(Problem::Digest { got, expected: pin.expected }.of(path))
+    }
+
+    /// Forgets the trees of archives that aren't open any more: they are hashed again when they
+    /// are needed.
+    fn forget_unused(&self) {
+        for pin in self.pins.values() {
+            // One that is being hashed just now is needed.
+            if let Ok(mut known) = pin.known.try_lock()
+                && let Some(Hashed { tree: Some(tree), .. }) = &*known
+                && Arc::strong_count(tree) == 1
+            {
+                *known = None;
+            }
         }
     }
 
@@ -186,42 +241,36 @@ impl Digests {
     }
 }
 
-fn hash(path: &Arc<Path>, storage: &dyn Storage, parts: &[(u64, &[u8])]) -> Result<Digest, Error> {
+/// Hashes all of an archive. If that takes long, the log says so.
+fn hash(
+    path: &Path,
+    storage: &dyn Storage,
+    budget: &Arc<TreeBudget>,
+) -> Result<HashTree, TreeError> {
     let length = storage.length();
     let size = ByteSize::b(length).display().iec();
     if length >= BIG {
         tracing::info!("{}: comparing all of its {size} with its digest", printable(path));
     }
     let start = Instant::now();
-    let is_same = |at, piece: &[u8]| {
-        parts.iter().all(|&(from, part)| {
-            let (piece, part) = overlap((at, piece), (from, part));
-            piece == part
-        })
-    };
-    let digest = storage::blake3(storage, &is_same).map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => Problem::Changed.of(path),
-        _ => Problem::Io("read all of it for its digest", error).of(path),
-    })?;
+    let tree = HashTree::of(storage, budget)?;
     if length >= BIG {
         let seconds = start.elapsed().as_secs().max(1);
         let rate = ByteSize::b(length / seconds).display().iec();
         tracing::info!("{}: hashed {size} in {seconds} s, {rate}/s", printable(path));
     }
-    Ok(Digest(digest))
+    Ok(tree)
 }
 
-/// What two pieces, each with its offset, both have of the file: as the one has it, and as
-/// the other does.
-fn overlap<'a>(a: (u64, &'a [u8]), b: (u64, &'a [u8])) -> (&'a [u8], &'a [u8]) {
-    let end = |(start, bytes): (u64, &[u8])| start.saturating_add(bytes.len() as u64);
-    let (from, to) = (a.0.max(b.0), end(a).min(end(b)));
-    let part = |(start, bytes): (u64, &'a [u8])| {
-        let from = usize::try_from(from.checked_sub(start)?).ok()?;
-        let to = usize::try_from(to.checked_sub(start)?).ok()?;
-        bytes.get(from..to)
-    };
-    (part(a).unwrap_or_default(), part(b).unwrap_or_default())
+fn problem(error: TreeError) -> Problem {
+    match error {
+        TreeError::Io(error) => Problem::Io("read all of it for its digest", error),
+        TreeError::Memory { needed, limit } => Problem::TooLarge {
+            what: "the memory for the hashes of all archives of --digest, in bytes,",
+            got: needed,
+            limit,
+        },
+    }
 }
 
 /// A line of a list, without its end.
@@ -292,6 +341,7 @@ fn digest_of(hex: &[u8]) -> Option<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::storage::{Counted, FileStorage, GROUP, Reads};
 
     const HEX: &str = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391da";
 
@@ -368,14 +418,103 @@ mod tests {
         assert_eq!(plain, format!("{HEX}  a.hxz").into_bytes());
     }
 
-    #[test]
-    fn what_two_pieces_share() {
-        let both = |a, b| overlap((10, b"0123456789"), (a, b));
-        assert_eq!(both(12, b"xy"), (&b"23"[..], &b"xy"[..]));
-        assert_eq!(both(8, b"abcd"), (&b"01"[..], &b"cd"[..]));
-        assert_eq!(both(18, b"abcd"), (&b"89"[..], &b"ab"[..]));
-        for (at, piece) in [(0, &b"abc"[..]), (7, b"abc"), (20, b"abc"), (15, b"")] {
-            assert_eq!(both(at, piece), (&b""[..], &b""[..]), "{at}");
+    /// Files of noise, and what is read of them.
+    struct Files {
+        folder: tempfile::TempDir,
+        reads: Arc<Reads>,
+        memory: DigestMemory,
+    }
+
+    impl Files {
+        /// Room for the trees of so many of them, each of two groups.
+        fn new(trees: u64) -> Self {
+            let memory = DigestMemory {
+                trees: TreeBudget::new(trees * 2 * 32),
+                recent: RecentGroups::new(0),
+            };
+            Self { folder: tempfile::tempdir().unwrap(), reads: Arc::default(), memory }
         }
+
+        fn write(&self, name: &str) -> Digest {
+            let mut bytes = vec![0; 2 * usize::try_from(GROUP).unwrap()];
+            blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
+            std::fs::write(self.folder.path().join(name), &bytes).unwrap();
+            Digest(*blake3::hash(&bytes).as_bytes())
+        }
+
+        fn verify(&self, digests: &Digests, name: &str) -> Result<Arc<dyn Storage>, &'static str> {
+            let path: Arc<Path> = Arc::from(self.folder.path().join(name));
+            let file = Arc::new(FileStorage::open(&path).unwrap());
+            let counted = Arc::new(Counted::new(file, Arc::clone(&self.reads)));
+            digests.verify(&path, counted, &self.memory).map_err(|error| error.problem.label())
+        }
+    }
+
+    fn of_all(pins: &[(&str, Digest)]) -> Digests {
+        let mut digests = Digests::default();
+        for (name, digest) in pins {
+            digests.add(OsStr::new(name), *digest).unwrap();
+        }
+        digests
+    }
+
+    #[test]
+    fn a_file_is_hashed_once_and_judged_by_the_list_that_is_used() {
+        let files = Files::new(9);
+        let right = files.write("a");
+        let wrong = Digest([7; 32]);
+        let first = of_all(&[("a", right)]);
+        assert!(files.verify(&first, "a").is_ok());
+        let hashed = files.reads.bytes();
+        assert_eq!(hashed, 2 * GROUP);
+        assert!(files.verify(&first, "a").is_ok());
+        // Another list: the same file, expected to be another one. It need not be read for that.
+        let second = of_all(&[("a", wrong)]);
+        second.remember(&first);
+        assert_eq!(files.verify(&second, "a").err(), Some("digest"));
+        assert_eq!(files.verify(&second, "a").err(), Some("digest"));
+        assert_eq!(files.reads.bytes(), hashed);
+        // And back: its tree is needed again.
+        let third = of_all(&[("a", right)]);
+        third.remember(&second);
+        assert!(files.verify(&third, "a").is_ok());
+        assert_eq!(files.reads.bytes(), 2 * hashed);
+        // A file of that name that is another one.
+        files.write("b");
+        std::fs::rename(files.folder.path().join("b"), files.folder.path().join("a")).unwrap();
+        assert_eq!(files.verify(&third, "a").err(), Some("digest"));
+        assert_eq!(files.reads.bytes(), 3 * hashed);
+    }
+
+    #[test]
+    fn trees_share_their_memory_and_those_of_closed_archives_make_room() {
+        let files = Files::new(2);
+        let pins: Vec<_> = ["a", "b", "c"].map(|name| (name, files.write(name))).into();
+        let digests = of_all(&pins);
+        let verify = |name| files.verify(&digests, name);
+        let [a, b] = ["a", "b"].map(|name| verify(name).unwrap());
+        assert_eq!(verify("c").err(), Some("too_large"));
+        // Those that are open are still verified.
+        let mut buffer = [0; 10];
+        a.read_exact_at(&mut buffer, GROUP).unwrap();
+        drop(a);
+        let _c = verify("c").unwrap();
+        assert_eq!(verify("a").err(), Some("too_large"));
+        drop(b);
+        assert!(verify("a").is_ok());
+    }
+
+    #[test]
+    fn a_tree_that_no_file_has_any_more_takes_no_memory() {
+        let files = Files::new(1);
+        let digests = of_all(&[("a", files.write("a"))]);
+        drop(files.verify(&digests, "a").unwrap());
+        assert_eq!(files.memory.trees.used(), 64);
+        // Replaced: hashed again, in the room of the one before.
+        files.write("a");
+        assert!(files.verify(&digests, "a").is_ok());
+        std::fs::write(files.folder.path().join("a"), "else").unwrap();
+        assert_eq!(files.verify(&digests, "a").err(), Some("digest"));
+        assert_eq!(files.memory.trees.used(), 0);
     }
 }

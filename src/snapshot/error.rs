@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::{BlockHash, Digest};
 use crate::escape;
+use crate::storage::Mismatch;
 
 /// A problem with an archive, with the file and, where there is one, the place in it.
 #[derive(Debug)]
@@ -145,10 +146,10 @@ pub enum Problem {
         /// According to the list.
         expected: Digest,
     },
-    /// What was compared with a digest isn't there any more.
+    /// A part of the file isn't what it was when it was compared with its digest.
     #[error(
-        "the file has been written to since it was compared with --digest, or while it was. New \
-         connections get it when it has been compared again"
+        "these bytes are not those that were compared with --digest: the file has been written to \
+         since, or its disk returns other bytes. Put the file that the digest is of in its place"
     )]
     Changed,
     /// The stored bytes aren't those that were written.
@@ -303,6 +304,11 @@ impl Problem {
             Self::NoParentToRead { .. } | Self::Unresolvable { .. } => "unresolvable",
             Self::Ambiguous(_) => "ambiguous",
         }
+    }
+
+    /// A failure to read an archive's file, to do what `purpose` says.
+    pub(super) fn reading(purpose: &'static str, error: io::Error) -> Self {
+        if Mismatch::of(&error).is_some() { Self::Changed } else { Self::Io(purpose, error) }
     }
 
     /// In the file `path`.

@@ -151,13 +151,10 @@ impl Snapshot {
         // The same block of the same file, as where both are thin over it.
         let is_stored = matches!(block.located.entry.content, Content::Stored { .. });
         is_stored && block.located == other.located && {
-            let file = |snapshot: &Self, block: &Block| {
-                snapshot.chain.get(block.archive).and_then(|archive| archive.storage().stamp())
-            };
             let is_same_archive =
                 std::ptr::eq(self, Arc::as_ptr(theirs)) && block.archive == other.archive;
-            is_same_archive
-                || file(self, block).is_some_and(|stamp| Some(stamp) == file(theirs, other))
+            let files = self.chain.get(block.archive).zip(theirs.chain.get(other.archive));
+            is_same_archive || files.is_some_and(|(ours, theirs)| ours.has_bytes_of(theirs))
         }
     }
 

@@ -36,3 +36,11 @@ pub const DEFAULT_INDEX_BUDGET: u64 = 16 * 1024 * 1024;
 /// Bytes that are decoded when an archive is opened, to learn the size of a stream that its
 /// master index doesn't state: an index page of blocks of 256 KiB.
 pub const MAX_PROBED: u64 = 1 << 30;
+
+/// Memory for the hash trees of archives that have a digest, in bytes: 32 for each 256 KiB of
+/// them, so trees of 8 TiB.
+pub const MAX_TREES: u64 = 1 << 30;
+
+/// Memory for parts of archives that were verified by their digest lately, in bytes: 32 groups,
+/// of which each serves the reads of its neighbourhood.
+pub const MAX_RECENT_GROUPS: u64 = 8 * 1024 * 1024;

@@ -64,16 +64,15 @@ pub(super) fn classify(metadata: impl Read) -> io::Result<Metadata> {
         is_manifest = true;
         false
     });
-    if let Err(error) = &parsed
-        && let Some(kind) = error.io_error_kind()
-        && kind != io::ErrorKind::UnexpectedEof
-    {
-        return Err(kind.into());
-    }
-    let is_empty_manifest = parsed.is_ok() && found.has_files;
+    let is_whole = match parsed {
+        Ok(()) => true,
+        Err(error) if is_failure(&error) => return Err(error.into()),
+        Err(_) => false,
+    };
+    let is_empty_manifest = is_whole && found.has_files;
     Ok(match found.tar_bytes {
         _ if is_manifest || is_empty_manifest => Metadata::Manifest,
-        Some(total_bytes) if parsed.is_ok() => Metadata::Tar { total_bytes },
+        Some(total_bytes) if is_whole => Metadata::Tar { total_bytes },
         _ => Metadata::Other,
     })
 }
@@ -81,6 +80,11 @@ pub(super) fn classify(metadata: impl Read) -> io::Result<Metadata> {
 /// The bytes at `place`, read in pieces.
 pub(super) fn reader(storage: &dyn Storage, place: Extent) -> impl Read {
     BufReader::with_capacity(PIECE, Bytes { storage, at: place.offset, left: place.length })
+}
+
+/// Returns true if the bytes couldn't be read, and not merely parsed.
+fn is_failure(error: &serde_json::Error) -> bool {
+    error.io_error_kind().is_some_and(|kind| kind != io::ErrorKind::UnexpectedEof)
 }
 
 /// Hands each file of the manifest at `place` to `each`.

@@ -53,7 +53,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use archive::Archive;
-pub use digest::{Digest, Digests, DigestsError, format_line};
+pub use digest::{Digest, DigestMemory, Digests, DigestsError, format_line};
 use error::printable;
 pub use error::{Ambiguity, Error, Problem};
 pub use extents::{Reference, Run};
@@ -146,8 +146,10 @@ pub struct OpenOptions {
     /// the index pages nor the blocks.
     pub verify_keys: Arc<[VerifyKey]>,
     /// If given, each archive of the chain has to have its digest there. All of it is read
-    /// when it is opened; what is read later has to be from before it was written to.
+    /// when it is opened; whatever is read later is verified by the hash tree that this makes.
     pub digests: Option<Arc<Digests>>,
+    /// Memory for that, together with that of other snapshots.
+    pub digest_memory: DigestMemory,
     /// Where index pages are kept, together with those of other snapshots.
     pub index_pages: Arc<IndexPages>,
     /// Where it is counted what is read, together with what is read of other snapshots.
@@ -166,6 +168,7 @@ impl Default for OpenOptions {
             verify_hashes: true,
             verify_keys: Arc::default(),
             digests: None,
+            digest_memory: DigestMemory::default(),
             index_pages: IndexPages::new(limits::DEFAULT_INDEX_BUDGET),
             reads: Arc::default(),
         }

@@ -126,7 +126,7 @@ pub(super) fn check(
     let read = |buffer: &mut [u8], at| {
         storage
             .read_exact_at(buffer, at)
-            .map_err(|error| Problem::Io("read what was signed", error).at(path, at))
+            .map_err(|error| Problem::reading("read what was signed", error).at(path, at))
     };
     let mut digest = Context::new(&SHA256);
     digest.update(signed.index);

@@ -54,12 +54,12 @@ impl Storage for Counted {
         self.source.is_current()
     }
 
-    fn is_unchanged(&self) -> bool {
-        self.source.is_unchanged()
-    }
-
     fn stamp(&self) -> Option<FileStamp> {
         self.source.stamp()
+    }
+
+    fn verified_blake3(&self) -> Option<[u8; 32]> {
+        self.source.verified_blake3()
     }
 }
 

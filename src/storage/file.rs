@@ -109,15 +109,6 @@ impl Storage for FileStorage {
         FileStamp::of(&self.path) == Some(self.stamp)
     }
 
-    fn is_unchanged(&self) -> bool {
-        // Not the time of the last change: taking the name away changes that as well, and
-        // those who read a file that was replaced go on.
-        self.file.metadata().is_ok_and(|file| {
-            let now = FileStamp::from(&file);
-            (now.length, now.modified) == (self.stamp.length, self.stamp.modified)
-        })
-    }
-
     fn stamp(&self) -> Option<FileStamp> {
         // What is written to a block device doesn't show in its times.
         self.is_file.then_some(self.stamp)

@@ -3,6 +3,8 @@
 mod counted;
 mod file;
 mod hash;
+mod tree;
+mod verified;
 
 use std::io;
 use std::sync::Arc;
@@ -11,6 +13,8 @@ pub(crate) use counted::Counted;
 pub use counted::Reads;
 pub use file::{FileStamp, FileStorage};
 pub use hash::{blake3, hashed};
+pub use tree::{GROUP, HashTree, TreeBudget, TreeError};
+pub use verified::{Mismatch, RecentGroups, VerifiedStorage};
 
 /// A read-only, positioned source of bytes.
 ///
@@ -32,15 +36,13 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
         true
     }
 
-    /// Whether what is read now is what would have been read when it was opened, as far as
-    /// can be seen without reading it. Unlike [`Storage::is_current`] it doesn't matter what
-    /// the name stands for by now.
-    fn is_unchanged(&self) -> bool {
-        true
-    }
-
     /// What changes when the bytes do; `None` if there is nothing of the kind.
     fn stamp(&self) -> Option<FileStamp> {
+        None
+    }
+
+    /// The BLAKE3 of all bytes, if every read is verified against it.
+    fn verified_blake3(&self) -> Option<[u8; 32]> {
         None
     }
 }

@@ -82,7 +82,7 @@ fn status(server: &Server) -> Value {
 }
 
 /// The numbers of `/metrics`, each by its name and its labels as they are written.
-fn metrics(server: &Server) -> BTreeMap<String, f64> {
+pub(crate) fn metrics(server: &Server) -> BTreeMap<String, f64> {
     let answer = get(server, "/metrics");
     assert_eq!(answer.code, 200, "{answer:?}");
     let numbers = answer.body.lines().filter(|line| !line.starts_with('#'));

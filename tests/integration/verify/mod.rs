@@ -2,6 +2,7 @@
 
 mod command;
 mod digests;
+mod mapped;
 pub(crate) mod ranges;
 mod signatures;
 

@@ -1,0 +1,191 @@
+//! The BLAKE3 tree of a storage, with which a part of it can be verified.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Storage;
+use super::hash::Units;
+
+/// Bytes of a storage that are verified together: they have one value in the tree. Smaller
+/// groups take more memory, larger ones more time for a small read.
+pub const GROUP: u64 = 256 * 1024;
+
+/// Memory of one group's value, in bytes.
+const VALUE: u64 = 32;
+
+/// The BLAKE3 of a storage, and the values of the tree behind it: 32 bytes for each [`GROUP`].
+/// They make the BLAKE3, so whoever trusts that can trust them.
+#[derive(Debug)]
+pub struct HashTree {
+    length: u64,
+    units: Units,
+    /// Told apart from all other trees of this process.
+    id: u64,
+    _memory: Reserved,
+}
+
+/// Why there is no tree of a storage.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// A part of the storage can't be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Its values would take more memory than all trees together may.
+    #[error("the hash trees would take {needed} bytes of memory, more than {limit}")]
+    Memory {
+        /// What all trees would take, in bytes.
+        needed: u64,
+        /// What they may take, in bytes.
+        limit: u64,
+    },
+}
+
+impl HashTree {
+    /// Hashes all of `storage` on all cores.
+    ///
+    /// # Errors
+    /// See [`TreeError`].
+    pub fn of(storage: &dyn Storage, budget: &Arc<TreeBudget>) -> Result<Self, TreeError> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let length = storage.length();
+        let memory = budget.reserve(memory_of(length))?;
+        let units = Units::of(storage, GROUP)?;
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { length, units, id, _memory: memory })
+    }
+
+    /// The BLAKE3 of all bytes.
+    pub fn root(&self) -> [u8; 32] {
+        self.units.root()
+    }
+
+    /// Number of bytes that were hashed.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Returns true if `bytes` are the whole group with that number, as it was hashed.
+    pub fn matches(&self, group: u64, bytes: &[u8]) -> bool {
+        self.units.matches(group, bytes)
+    }
+
+    /// A number that no other tree of this process has.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+/// Memory of the tree of so many bytes, in bytes.
+fn memory_of(length: u64) -> u64 {
+    length.div_ceil(GROUP).saturating_mul(VALUE)
+}
+
+/// Memory for the values of hash trees.
+#[derive(Debug)]
+pub struct TreeBudget {
+    limit: u64,
+    used: AtomicU64,
+}
+
+impl TreeBudget {
+    /// Room for so many bytes of values.
+    pub fn new(limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicU64::new(0) })
+    }
+
+    /// Memory that trees take, in bytes.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Returns true if there is room for the tree of so many bytes.
+    pub fn has_room_for(&self, length: u64) -> bool {
+        self.used().checked_add(memory_of(length)).is_some_and(|used| used <= self.limit)
+    }
+
+    fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reserved, TreeError> {
+        let add = |used: u64| used.checked_add(bytes).filter(|&used| used <= self.limit);
+        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add) {
+            Ok(_) => Ok(Reserved { budget: Arc::clone(self), bytes }),
+            Err(used) => {
+                Err(TreeError::Memory { needed: used.saturating_add(bytes), limit: self.limit })
+            }
+        }
+    }
+}
+
+/// A part of a budget, given back when it is dropped.
+#[derive(Debug)]
+struct Reserved {
+    budget: Arc<TreeBudget>,
+    bytes: u64,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(length: u64) -> Vec<u8> {
+        let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn each_group_is_verified_by_its_own_value() {
+        for length in [0, 1, GROUP - 1, GROUP, GROUP + 1, 5 * GROUP, 6 * GROUP + 77] {
+            let bytes = noise(length);
+            let storage: Arc<[u8]> = Arc::from(bytes.as_slice());
+            let tree = HashTree::of(&storage, &TreeBudget::new(1 << 20)).unwrap();
+            assert_eq!(tree.root(), *blake3::hash(&bytes).as_bytes());
+            assert_eq!(tree.length(), length);
+            let mut groups: Vec<_> =
+                bytes.chunks(usize::try_from(GROUP).unwrap()).map(<[u8]>::to_vec).collect();
+            if groups.is_empty() {
+                groups.push(Vec::new());
+            }
+            let count = groups.len() as u64;
+            for (number, group) in (0..).zip(&mut groups) {
+                assert!(tree.matches(number, group), "group {number} of {length}");
+                for other in (0..=count).filter(|&other| other != number) {
+                    assert!(!tree.matches(other, group), "group {number} of {length} as {other}");
+                }
+                for at in [0, group.len() / 2, group.len().saturating_sub(1)] {
+                    let Some(byte) = group.get_mut(at) else { continue };
+                    *byte ^= 1;
+                    assert!(!tree.matches(number, group), "group {number} of {length}");
+                    group[at] ^= 1;
+                }
+                group.push(0);
+                assert!(!tree.matches(number, group), "group {number} of {length} and a byte");
+                group.pop();
+                if group.pop().is_some() {
+                    assert!(!tree.matches(number, group), "group {number} of {length}, cut");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_reserved_before_anything_is_read_and_given_back() {
+        let storage: Arc<[u8]> = Arc::from(noise(3 * GROUP + 1));
+        let budget = TreeBudget::new(4 * VALUE + 1);
+        assert!(budget.has_room_for(4 * GROUP) && !budget.has_room_for(4 * GROUP + 1));
+        let tree = HashTree::of(&storage, &budget).unwrap();
+        assert_eq!(budget.used(), 4 * VALUE);
+        assert!(!budget.has_room_for(1) && budget.has_room_for(0));
+        let error = HashTree::of(&storage, &budget).unwrap_err();
+        assert!(matches!(error, TreeError::Memory { needed: 256, limit: 129 }), "{error}");
+        assert_eq!(budget.used(), 4 * VALUE);
+        drop(tree);
+        assert_eq!(budget.used(), 0);
+        assert!(HashTree::of(&storage, &budget).is_ok());
+    }
+}

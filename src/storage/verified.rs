@@ -1,0 +1,299 @@
+//! A storage of which nothing is read that isn't as it was hashed.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::tree::{GROUP, HashTree};
+use super::{FileStamp, Storage};
+use crate::cache::bounded;
+
+/// A storage whose bytes are compared with its hash tree each time that they are read.
+///
+/// It doesn't matter who changed them, by which way, and whether any time stamp shows it. To
+/// read a part of a group, the whole group is read and hashed; groups that were read lately
+/// are kept, since their neighbours are mostly wanted next.
+#[derive(Debug)]
+pub struct VerifiedStorage {
+    source: Arc<dyn Storage>,
+    tree: Arc<HashTree>,
+    recent: Arc<RecentGroups>,
+}
+
+/// Groups that were read and verified lately, of all storages together.
+#[derive(Debug)]
+pub struct RecentGroups {
+    groups: Cache<Key, Bytes, Length>,
+}
+
+/// A group of one storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    tree: u64,
+    group: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Length;
+
+impl Weighter<Key, Bytes> for Length {
+    fn weight(&self, _: &Key, group: &Bytes) -> u64 {
+        group.len() as u64
+    }
+}
+
+impl RecentGroups {
+    /// Room for groups of so many bytes together.
+    pub fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Self { groups: bounded(bytes, GROUP, bytes.max(GROUP), Length) })
+    }
+}
+
+/// Reason, within an [`io::Error`], why a read was refused: the bytes that are there aren't
+/// those that were hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the {length} bytes at byte {start} are not those that were hashed")]
+pub struct Mismatch {
+    /// Where the group begins, in bytes.
+    pub start: u64,
+    /// Its length, in bytes.
+    pub length: u64,
+}
+
+impl Mismatch {
+    /// The mismatch that an error is about, if it is about one.
+    pub fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+}
+
+impl From<Mismatch> for io::Error {
+    fn from(mismatch: Mismatch) -> Self {
+        Self::new(io::ErrorKind::InvalidData, mismatch)
+    }
+}
+
+impl VerifiedStorage {
+    /// Compares whatever is read of `source` with `tree`.
+    pub fn new(source: Arc<dyn Storage>, tree: Arc<HashTree>, recent: Arc<RecentGroups>) -> Self {
+        Self { source, tree, recent }
+    }
+
+    /// Fills `buffer` from within one group, `skipped` bytes behind its start.
+    fn read_part(&self, group: u64, buffer: &mut [u8], skipped: u64) -> io::Result<()> {
+        let start = group * GROUP;
+        let length = (self.tree.length() - start).min(GROUP);
+        if buffer.len() as u64 == length {
+            return self.read_group(group, buffer);
+        }
+        let key = Key { tree: self.tree.id(), group };
+        let bytes = self.recent.groups.get_or_insert_with(&key, || {
+            let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+            self.read_group(group, &mut bytes).map(|()| Bytes::from(bytes))
+        })?;
+        let part = usize::try_from(skipped)
+            .ok()
+            .and_then(|from| bytes.get(from..from.checked_add(buffer.len())?))
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        buffer.copy_from_slice(part);
+        Ok(())
+    }
+
+    /// Fills `buffer` with a whole group, if it is as it was hashed.
+    fn read_group(&self, group: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let start = group * GROUP;
+        let mismatch = Mismatch { start, length: buffer.len() as u64 };
+        match self.source.read_exact_at(buffer, start) {
+            // There were bytes here when they were hashed.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(mismatch.into());
+            }
+            read => read?,
+        }
+        if self.tree.matches(group, buffer) {
+            return Ok(());
+        }
+        // Whoever goes on after the error has none of them.
+        buffer.fill(0);
+        Err(mismatch.into())
+    }
+}
+
+impl Storage for VerifiedStorage {
+    fn length(&self) -> u64 {
+        self.tree.length()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.length()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let (mut left, mut at) = (buffer, offset);
+        while !left.is_empty() {
+            let (group, skipped) = (at / GROUP, at % GROUP);
+            let count = usize::try_from(GROUP - skipped).unwrap_or_default().min(left.len());
+            let (part, rest) = left.split_at_mut(count);
+            self.read_part(group, part, skipped)?;
+            left = rest;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
+    fn is_current(&self) -> bool {
+        self.source.is_current()
+    }
+
+    fn stamp(&self) -> Option<FileStamp> {
+        self.source.stamp()
+    }
+
+    fn verified_blake3(&self) -> Option<[u8; 32]> {
+        Some(self.tree.root())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{Counted, Reads, TreeBudget};
+    use std::sync::Mutex;
+
+    /// Bytes in memory that can be changed.
+    #[derive(Debug)]
+    struct Memory(Mutex<Vec<u8>>);
+
+    impl Storage for Memory {
+        fn length(&self) -> u64 {
+            self.0.lock().unwrap().len() as u64
+        }
+
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            let bytes: Arc<[u8]> = Arc::from(self.0.lock().unwrap().as_slice());
+            bytes.read_exact_at(buffer, offset)
+        }
+    }
+
+    fn size(bytes: u64) -> usize {
+        usize::try_from(bytes).unwrap()
+    }
+
+    struct Setting {
+        bytes: Vec<u8>,
+        memory: Arc<Memory>,
+        reads: Arc<Reads>,
+        verified: VerifiedStorage,
+    }
+
+    impl Setting {
+        fn new(length: u64, recent: u64) -> Self {
+            let mut bytes = vec![0; size(length)];
+            blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+            let memory = Arc::new(Memory(Mutex::new(bytes.clone())));
+            let tree = HashTree::of(memory.as_ref(), &TreeBudget::new(1 << 20)).unwrap();
+            let reads = Arc::new(Reads::default());
+            let source: Arc<dyn Storage> = Arc::<Memory>::clone(&memory);
+            let source = Arc::new(Counted::new(source, Arc::clone(&reads)));
+            let recent = RecentGroups::new(recent);
+            let verified = VerifiedStorage::new(source, Arc::new(tree), recent);
+            Self { bytes, memory, reads, verified }
+        }
+
+        fn read(&self, at: u64, length: usize) -> Result<Vec<u8>, Option<Mismatch>> {
+            let mut buffer = vec![0xa5; length];
+            match self.verified.read_exact_at(&mut buffer, at) {
+                Ok(()) => Ok(buffer),
+                Err(error) => Err(Mismatch::of(&error)),
+            }
+        }
+    }
+
+    #[test]
+    fn reads_are_exact_across_groups() {
+        let length = 3 * GROUP + 100;
+        let setting = Setting::new(length, 8 * GROUP);
+        for (at, count) in [
+            (0, 1),
+            (GROUP - 1, 2),
+            (10, 2 * GROUP),
+            (0, length),
+            (GROUP, GROUP),
+            (3 * GROUP, 100),
+            (length - 1, 1),
+            (length, 0),
+        ] {
+            let range = size(at)..size(at + count);
+            let read = setting.read(at, size(count)).unwrap();
+            assert!(read == setting.bytes[range], "{count} bytes at {at}");
+        }
+        for (at, count) in [(length, 1), (length - 1, 2), (u64::MAX, 1), (u64::MAX, 2)] {
+            assert_eq!(setting.read(at, count), Err(None), "{count} bytes at {at}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_was_changed_is_an_error_and_the_others_are_read() {
+        let length = 3 * GROUP + 100;
+        // Nothing is kept, so that each read shows what is there.
+        let setting = Setting::new(length, 0);
+        for changed in [0, 2, 3] {
+            let at = changed * GROUP + 50;
+            setting.memory.0.lock().unwrap()[size(at)] ^= 1;
+            for group in 0..4 {
+                let (start, count) = (group * GROUP, (length - group * GROUP).min(GROUP));
+                let expected = &setting.bytes[size(start)..size(start + count)];
+                let mismatch = Some(Mismatch { start, length: count });
+                let (part, whole) = (setting.read(start + 7, 3), setting.read(start, size(count)));
+                if group == changed {
+                    assert_eq!((part, whole), (Err(mismatch), Err(mismatch)));
+                } else {
+                    assert_eq!(part.unwrap(), expected[7..10]);
+                    assert!(whole.unwrap() == expected);
+                }
+            }
+            setting.memory.0.lock().unwrap()[size(at)] ^= 1;
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_changed_group_is_left_in_the_buffer() {
+        let setting = Setting::new(2 * GROUP, 0);
+        setting.memory.0.lock().unwrap()[0] ^= 1;
+        let mut buffer = vec![0xa5; size(GROUP)];
+        assert!(setting.verified.read_exact_at(&mut buffer, 0).is_err());
+        assert!(buffer.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_storage_that_became_shorter_is_a_mismatch() {
+        let setting = Setting::new(2 * GROUP, 0);
+        setting.memory.0.lock().unwrap().truncate(size(GROUP) + 10);
+        assert!(setting.read(0, 10).is_ok());
+        assert!(matches!(setting.read(GROUP, 5), Err(Some(_))));
+    }
+
+    #[test]
+    fn groups_that_were_read_lately_are_kept_within_bounds() {
+        let setting = Setting::new(64 * GROUP, 8 * GROUP);
+        for at in 0..8 {
+            setting.read(at * 1000, 1000).unwrap();
+        }
+        assert_eq!(setting.reads.count(), 1);
+        for group in 0..64 {
+            setting.read(group * GROUP, 10).unwrap();
+        }
+        assert!(setting.verified.recent.groups.weight() <= 8 * GROUP);
+        // What is kept was verified.
+        setting.memory.0.lock().unwrap().fill(0);
+        for group in 0..64 {
+            if let Ok(bytes) = setting.read(group * GROUP, 10) {
+                let start = size(group * GROUP);
+                assert_eq!(bytes, setting.bytes[start..start + 10]);
+            }
+        }
+    }
+}
