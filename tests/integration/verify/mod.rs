@@ -5,6 +5,7 @@ mod digests;
 mod mapped;
 pub(crate) mod ranges;
 mod signatures;
+mod skip_hashes;
 
 use std::io;
 use std::ops::Range;
