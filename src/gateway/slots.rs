@@ -285,12 +285,15 @@ mod tests {
         let slots = slots(3, 9, 2);
         let served =
             |address| slots.session(slots.handshake(peer(address)).unwrap(), peer(address), None);
+        assert_eq!(slots.sessions(), 0);
         let first = served("10.0.0.1").unwrap();
         let _second = served("10.0.0.1").unwrap();
         assert_eq!(served("10.0.0.1").unwrap_err(), Full::PeerSessions);
+        assert_eq!(slots.sessions(), 2);
         let _other = served("10.0.0.2").unwrap();
         assert_eq!(slots.handshake(peer("10.0.0.3")).unwrap_err(), Full::Sessions);
         drop(first);
+        assert_eq!(slots.sessions(), 2);
         assert!(served("10.0.0.1").is_ok());
     }
 
@@ -343,6 +346,19 @@ mod tests {
         drop(first);
         assert!(slots.handshake(peer("10.0.0.1")).is_ok());
         assert_eq!(slots.handshakes.free.available_permits(), 2);
+    }
+
+    #[test]
+    fn each_reason_has_a_label_of_its_own() {
+        let reasons = [
+            (Full::PeerHandshakes, "handshakes_per_address"),
+            (Full::NetworkHandshakes, "handshakes_per_network"),
+            (Full::Handshakes, "handshakes"),
+            (Full::PeerSessions, "connections_per_address"),
+            (Full::IdentitySessions, "connections_per_identity"),
+            (Full::Sessions, "connections"),
+        ];
+        assert!(reasons.iter().all(|(reason, label)| reason.label() == *label));
     }
 
     #[test]

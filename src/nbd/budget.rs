@@ -385,6 +385,52 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn who_holds_nothing_of_the_pool_is_in_nobodys_way() {
+        let budget = budget();
+        let [greedy, waiting, idle] = [0, 1, 2].map(|_| Share::new(Arc::clone(&budget)));
+        let _all = greedy.take(MAX_PAYLOAD).await;
+        let _reserved = idle.take(RESERVE).await;
+        let mut more = Box::pin(waiting.take(RESERVE + 1));
+        assert!(is_pending(&mut more).await);
+        assert!(greedy.is_in_the_way() && !idle.is_in_the_way());
+    }
+
+    #[tokio::test]
+    async fn a_request_as_large_as_the_reserve_needs_no_pool() {
+        let budget = budget();
+        let [greedy, modest] = [0, 1].map(|_| Share::new(Arc::clone(&budget)));
+        let _all = greedy.take(MAX_PAYLOAD).await;
+        let first = modest.take(RESERVE).await;
+        let mut second = Box::pin(modest.take(RESERVE));
+        assert!(is_pending(&mut second).await);
+        drop(first);
+        second.await;
+    }
+
+    #[tokio::test]
+    async fn more_than_enough_is_of_the_pool_and_no_more_is_of_the_reserve() {
+        let share = Share::new(budget());
+        for (bytes, pooled) in [(2 * RESERVE, 2 * RESERVE), (RESERVE, 0), (RESERVE - 1, 0)] {
+            let (_hold, taken) = share.take_up_to(bytes, RESERVE).await;
+            assert_eq!((taken, share.pooled()), (bytes, u64::from(pooled)));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_and_what_was_sent_is_counted() {
+        let budget = budget();
+        let share = Share::new(Arc::clone(&budget));
+        let all = u64::from(MAX_PAYLOAD);
+        assert_eq!(budget.in_use(), (0, all));
+        let hold = share.take(RESERVE + 1).await;
+        assert_eq!(budget.in_use(), (u64::from(RESERVE) + 1, all));
+        drop(hold);
+        assert_eq!(budget.in_use(), (0, all));
+        [5, 7].map(|bytes| share.note_sent(bytes));
+        assert_eq!(share.sent(), 12);
+    }
+
     async fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
         tokio::select! {
             biased;

@@ -197,6 +197,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_is_paid_when_all_that_was_asked_for_has_been_paid() {
+        let throttle = throttle(0, 1);
+        assert!(throttle.is_paid());
+        assert!(throttle.pass_now(0));
+        assert!(!throttle.is_paid());
+        tokio::time::advance(Duration::from_millis(999)).await;
+        assert!(!throttle.is_paid());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(throttle.is_paid());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_goes_leaves_the_queue() {
         let throttle = throttle(0, 1);
         assert!(throttle.pass_now(0) && throttle.pass_now(0));

@@ -468,9 +468,16 @@ mod tests {
         let hashed = files.reads.bytes();
         assert_eq!(hashed, 2 * GROUP);
         assert!(files.verify(&first, "a").is_ok());
+        let again = of_all(&[("a", right)]);
+        again.remember(&first);
+        drop(first);
+        assert!(files.verify(&again, "a").is_ok());
+        assert_eq!(files.reads.bytes(), hashed);
         // Another list: the same file, expected to be another one. It need not be read for that.
         let second = of_all(&[("a", wrong)]);
-        second.remember(&first);
+        second.remember(&again);
+        drop(again);
+        assert_eq!(files.memory.trees.used(), 0);
         assert_eq!(files.verify(&second, "a").err(), Some("digest"));
         assert_eq!(files.verify(&second, "a").err(), Some("digest"));
         assert_eq!(files.reads.bytes(), hashed);

@@ -100,6 +100,25 @@ fn blocks_of_one_archive_that_state_the_same_hash_read_as_their_own_bytes() {
     assert_eq!(server.go(LYING).read_ok(0, 4 * BLOCK as u32), expected.concat());
 }
 
+/// The other way round: hashes that are verified are what archives share their blocks by.
+#[test]
+fn blocks_are_shared_by_their_hash_only_where_it_is_verified() {
+    let pair = Pair::new();
+    pair.save(LYING, vec![data(3), data(1), data(2)]);
+    for (options, decoded) in [(&[][..], 3.0), (&["--skip-hashes"], 6.0)] {
+        let server = pair.serve(options);
+        // Opening has read the first block of each to see what kind of disk it is.
+        for name in [HONEST, LYING] {
+            let mut client = server.go(name);
+            (0..3).for_each(|block| drop(read(&mut client, block).unwrap()));
+        }
+        let numbers = metrics(&server);
+        let asked = ["hits", "misses"].map(|of| numbers[&format!("hexz_nbd_cache_{of}_total")]);
+        assert_eq!(asked.iter().sum::<f64>(), 6.0);
+        assert_eq!(numbers["hexz_nbd_decoded_blocks_total"], decoded, "{options:?}");
+    }
+}
+
 #[test]
 fn without_it_a_block_with_another_hash_is_an_error() {
     let pair = Pair::new();
