@@ -117,7 +117,7 @@ mod cache {
         let block = Bytes::from(vec![1; BLOCK]);
         for number in 0..BLOCKS {
             let make = async { Ok::<_, ()>(block.clone()) };
-            runtime.block_on(cache.get_or_make(&key(number), make)).unwrap();
+            runtime.block_on(cache.get_or_make(&key(number), &key(number), make)).unwrap();
         }
         let mut number = 0;
         bencher.bench_local(|| {
@@ -135,7 +135,9 @@ mod cache {
         bencher.bench_local(|| {
             number += 1;
             let make = async { Ok::<_, ()>(block.clone()) };
-            runtime.block_on(cache.get_or_make(black_box(&key(number)), make)).unwrap()
+            runtime
+                .block_on(cache.get_or_make(black_box(&key(number)), &key(number), make))
+                .unwrap()
         });
     }
 }

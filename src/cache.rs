@@ -97,21 +97,23 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
 
     /// The value, made by `make` if it isn't here.
     ///
-    /// Whoever asks for it meanwhile waits. If `make` fails or is dropped, the next of
-    /// them makes it.
+    /// Whoever asks for it with the same `flight` meanwhile waits. If `make` fails or is
+    /// dropped, the next of them makes it. Values that may turn out not to be what `key`
+    /// stands for have flights of their own, so that only their own readers wait for them.
     ///
     /// # Errors
     /// Those of `make`.
     pub async fn get_or_make<E>(
         &self,
         key: &K,
+        flight: &K,
         make: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<Bytes, E> {
         let flight = loop {
             if let Some(value) = self.get(key) {
                 return Ok(value);
             }
-            match self.board(key) {
+            match self.board(key, flight) {
                 Boarding::Here(value) => return Ok(value),
                 Boarding::First(flight) => break flight,
                 // Who was making it may have failed; then it's up to the next.
@@ -130,19 +132,19 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         Ok(value)
     }
 
-    fn board<'a>(&'a self, key: &'a K) -> Boarding<'a, K> {
+    fn board<'a>(&'a self, key: &K, flight: &'a K) -> Boarding<'a, K> {
         let mut flights = self.flights();
         // It may have landed since the last look.
         if let Some(value) = self.cache.peek(key) {
             return Boarding::Here(value);
         }
-        if let Some(waiting) = flights.get_mut(key) {
+        if let Some(waiting) = flights.get_mut(flight) {
             let (sender, value) = oneshot::channel();
             waiting.push(sender);
             return Boarding::Later(value);
         }
-        flights.insert(key.clone(), Vec::new());
-        Boarding::First(Flight { cache: self, key, is_over: false })
+        flights.insert(flight.clone(), Vec::new());
+        Boarding::First(Flight { cache: self, key: flight, is_over: false })
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<K, Vec<oneshot::Sender<Bytes>>>> {
@@ -249,7 +251,7 @@ mod tests {
                         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                         Ok::<_, ()>(Bytes::from_static(b"value"))
                     };
-                    cache.get_or_make(&1, make).await
+                    cache.get_or_make(&1, &1, make).await
                 })
             })
             .collect();
@@ -259,19 +261,42 @@ mod tests {
         assert_eq!(made.load(Ordering::Relaxed), 1);
     }
 
+    /// As when a hostile archive claims another one's hash: a value that can't be made delays
+    /// nobody but those who asked for it.
+    #[tokio::test]
+    async fn other_flights_of_a_key_are_not_waited_for() {
+        let cache = ByteCache::new(1 << 20, 100);
+        let mut stuck =
+            Box::pin(cache.get_or_make(&1, &2, std::future::pending::<Result<_, &str>>()));
+        tokio::select! {
+            biased;
+            _ = &mut stuck => panic!("nothing ends it"),
+            () = tokio::task::yield_now() => {}
+        }
+        let value = Bytes::from_static(b"value");
+        let make = async { Ok::<_, &str>(value.clone()) };
+        assert_eq!(cache.get_or_make(&1, &3, make).await, Ok(value.clone()));
+        // What has been made is shared by its key.
+        let never = std::future::pending::<Result<_, &str>>();
+        assert_eq!(cache.get_or_make(&1, &2, never).await, Ok(value));
+    }
+
     #[tokio::test]
     async fn a_failure_is_not_kept() {
         let cache = ByteCache::new(1 << 20, 100);
-        assert_eq!(cache.get_or_make(&1, async { Err("no") }).await, Err("no"));
+        assert_eq!(cache.get_or_make(&1, &1, async { Err("no") }).await, Err("no"));
         let value = Bytes::from_static(b"yes");
-        assert_eq!(cache.get_or_make(&1, async { Ok::<_, &str>(value) }).await, Ok("yes".into()));
+        assert_eq!(
+            cache.get_or_make(&1, &1, async { Ok::<_, &str>(value) }).await,
+            Ok("yes".into())
+        );
     }
 
     #[tokio::test]
     async fn who_waited_takes_over_from_who_failed_or_left() {
         for fails in [true, false] {
             let cache = ByteCache::new(1 << 20, 100);
-            let mut first = Box::pin(cache.get_or_make(&1, async {
+            let mut first = Box::pin(cache.get_or_make(&1, &1, async {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 if fails { Err("no") } else { std::future::pending().await }
             }));
@@ -282,7 +307,7 @@ mod tests {
             }
             let value = Bytes::from_static(b"value");
             let make = async { Ok::<_, &str>(value.clone()) };
-            let mut second = Box::pin(cache.get_or_make(&1, make));
+            let mut second = Box::pin(cache.get_or_make(&1, &1, make));
             tokio::select! {
                 biased;
                 _ = &mut second => panic!("there are two of them"),
@@ -307,8 +332,10 @@ mod tests {
                 tokio::task::yield_now().await;
                 Ok::<_, ()>(Bytes::from(vec![0; 1000]))
             };
-            let both =
-                tokio::join!(cache.get_or_make(&key, make()), cache.get_or_make(&key, make()));
+            let both = tokio::join!(
+                cache.get_or_make(&key, &key, make()),
+                cache.get_or_make(&key, &key, make())
+            );
             assert!(both.0.is_ok() && both.1.is_ok());
         }
         assert_eq!((0..50).filter(|key| cache.contains(key)).count(), 50);
@@ -319,7 +346,7 @@ mod tests {
         let cache = ByteCache::new(100_000, 1000);
         for key in 0..1000 {
             let make = async { Ok::<_, ()>(Bytes::from(vec![0; 1000])) };
-            cache.get_or_make(&key, make).await.unwrap();
+            cache.get_or_make(&key, &key, make).await.unwrap();
             assert!(cache.cache.weight() <= 100_000);
         }
         assert!(cache.cache.len() > 50);
@@ -343,7 +370,7 @@ mod tests {
     async fn read(cache: &ByteCache<u32>, key: u32) {
         for _ in 0..4 {
             let make = async { Ok::<_, ()>(Bytes::from(vec![0; 1000])) };
-            cache.get_or_make(&key, make).await.unwrap();
+            cache.get_or_make(&key, &key, make).await.unwrap();
         }
     }
 

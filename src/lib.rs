@@ -47,6 +47,7 @@
 //! ```
 
 pub mod audit;
+mod background;
 pub mod cache;
 pub mod config;
 pub mod escape;

@@ -56,6 +56,7 @@ pub(crate) fn with_password(
         parents_anywhere: opening.allow_parent_anywhere,
         password,
         raw: opening.raw,
+        max_key_iterations: opening.max_key_iterations,
         reference_choices: Arc::from(opening.resolve_references.as_slice()),
         zero_uncovered: opening.zero_uncovered,
         ..trust(opening)?

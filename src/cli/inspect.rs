@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
+use hexz_nbd::snapshot::limits::DEFAULT_KDF_ITERATIONS;
 
 use super::Opening;
 
@@ -64,6 +65,7 @@ impl Inspect {
             parent_dir: self.parent_dir.clone(),
             allow_parent_anywhere: self.allow_parent_anywhere,
             password_file: None,
+            max_key_iterations: DEFAULT_KDF_ITERATIONS,
             raw: true,
             resolve_references: Vec::new(),
             zero_uncovered: false,

@@ -11,9 +11,9 @@ use super::reader::{BlockKey, BlockReader, Failure};
 use crate::nbd::{COPIED, Segment, Span};
 use crate::snapshot::{Block, Snapshot, StreamKind};
 
-/// A part of a block shorter than this fraction is copied out of it, so that a reply
+/// A part of a cached block that is shorter than this fraction of it is copied, so that a reply
 /// that waits for a slow client doesn't keep a whole block in memory. The shortest parts are
-/// copied anyway, where they are sent from.
+/// copied anyway, when the reply is queued.
 const COPIED_FRACTION: usize = 2;
 
 /// A block shorter than this is read together with its neighbours, in bytes.
@@ -44,7 +44,7 @@ pub(super) struct Unread {
     pub(super) cause: Failure,
 }
 
-/// What reading an index page is worth among blocks, in bytes.
+/// Estimate of the work to read and parse an index page, in nanoseconds.
 pub(super) const PAGE_WORK: u64 = 64 * 1024;
 
 /// The blocks of one stream, for one client.
@@ -192,7 +192,7 @@ impl Blocks {
             bytes.await.map_err(|cause| Unread { at: block.start().max(span.offset), cause })
         };
         if let [block] = group.blocks.as_slice() {
-            return Ok(part(&read(*block).await?, block, span));
+            return Ok(waiting_part(&read(*block).await?, block, span));
         }
         let mut together = BytesMut::new();
         for block in group.blocks {
@@ -223,7 +223,19 @@ fn zeros(length: u64) -> Segment {
     Segment::Zeros(u32::try_from(length).unwrap_or(u32::MAX))
 }
 
-/// The part of a block's `bytes` that `span` asks for.
+/// The part of a block's `bytes` that `span` asks for, of a reply that may wait for other
+/// blocks to be decoded. It keeps no more in memory than it is long: a reply's memory is
+/// accounted for by its length.
+fn waiting_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
+    let (start, end) = overlap(block, span);
+    let range = start as usize..(end as usize).min(bytes.len());
+    if range.len() == bytes.len() {
+        return Segment::Data(bytes.clone());
+    }
+    Segment::Data(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default()))
+}
+
+/// The part of a cached block's `bytes` that `span` asks for, of a reply that is ready.
 fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     let (start, end) = overlap(block, span);
     let range = start as usize..(end as usize).min(bytes.len());
@@ -231,5 +243,31 @@ fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
         Segment::Data(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default()))
     } else {
         Segment::Data(bytes.slice(range))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{OpenOptions, Snapshot};
+
+    /// A reply that waits keeps no block in memory of which it sends a part only.
+    #[test]
+    fn a_waiting_part_does_not_pin_its_block() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/archives/fixed-64k-zstd.hxz");
+        let snapshot = Snapshot::open(path.as_ref(), &OpenOptions::default()).unwrap();
+        let block = snapshot.locate(StreamKind::Main, 0).unwrap();
+        let bytes = Bytes::from(snapshot.read_block(&block).unwrap());
+        for (offset, length) in [(0, 1), (1, 15), (100, 20_000), (1, 65_535), (0, 65_535)] {
+            let part = waiting_part(&bytes, &block, Span { offset, length });
+            let Segment::Data(part) = part else { panic!("{part:?}") };
+            assert_eq!(part, bytes.slice(offset as usize..(offset + u64::from(length)) as usize));
+            assert!(!bytes.as_ptr_range().contains(&part.as_ptr()), "{offset} {length}");
+        }
+        let Segment::Data(whole) = waiting_part(&bytes, &block, Span { offset: 0, length: 65_536 })
+        else {
+            panic!("it is data")
+        };
+        assert_eq!(whole.as_ptr(), bytes.as_ptr());
     }
 }

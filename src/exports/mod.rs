@@ -153,6 +153,7 @@ impl Catalog {
                 index_pages: Arc::clone(&self.options.index_pages),
                 digest_memory: self.options.digest_memory.clone(),
                 reads: Arc::clone(&self.options.reads),
+                background: Arc::clone(&self.options.background),
                 ..options
             },
             reader: Arc::clone(&self.reader),

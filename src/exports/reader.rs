@@ -1,14 +1,18 @@
 //! Decoded blocks, and the threads that decode them.
 
+use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio::task::spawn_blocking;
 
 use super::decoders::{Abandoned, Client, Decoders};
 use super::striped::Striped;
+use crate::background::Background;
 use crate::cache::ByteCache;
 use crate::limited::RateLimit;
 use crate::snapshot::{Block, BlockHash, Error, Snapshot, StreamKind};
@@ -25,16 +29,23 @@ pub(super) enum BlockKey {
 }
 
 impl BlockKey {
+    /// Key under which a block is cached.
     pub(super) fn of(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
         match block.hash() {
             // What wasn't verified must not be served for another archive's block.
             Some(hash) if snapshot.verifies_hashes() => Self::Content(hash),
-            _ => Self::Place {
-                snapshot: snapshot.id(),
-                archive: block.archive(),
-                stream,
-                start: block.decoded_start(),
-            },
+            _ => Self::place(block, snapshot, stream),
+        }
+    }
+
+    /// Key under which a block is decoded: until its bytes have been compared with its hash,
+    /// it is only equal to itself, and nobody waits for another archive's block.
+    fn place(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
+        Self::Place {
+            snapshot: snapshot.id(),
+            archive: block.archive(),
+            stream,
+            start: block.decoded_start(),
         }
     }
 }
@@ -64,6 +75,9 @@ pub struct BlockReader {
     decoded_bytes: AtomicU64,
     /// How long decoding took, in nanoseconds.
     decoding: AtomicU64,
+    /// Indexes of parents' hashes that are being built, by snapshot.
+    building: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
+    background: Arc<Background>,
     reads: Arc<Reads>,
     /// Requests that couldn't be answered, and archives that couldn't be opened, by reason.
     unread: Tally,
@@ -131,6 +145,8 @@ impl BlockReader {
             decoded: AtomicU64::new(0),
             decoded_bytes: AtomicU64::new(0),
             decoding: AtomicU64::new(0),
+            building: Mutex::default(),
+            background: Arc::default(),
             reads: Arc::default(),
             unread: Tally::default(),
             unopened: Tally::default(),
@@ -146,7 +162,7 @@ impl BlockReader {
     /// Whether there still is a thread that decodes: it is given nothing to do, before all that
     /// waits. If all of them hang, so does this.
     pub async fn works(&self) -> bool {
-        self.decoders.run(&Client::default(), 0, || ()).await.is_ok()
+        self.decoders.run(&Arc::default(), 0, || ()).await.is_ok()
     }
 
     /// Where it is counted what is read from archives.
@@ -190,7 +206,7 @@ impl BlockReader {
     /// A block's bytes for a client, from the cache or from its archive.
     pub(super) async fn block(
         &self,
-        client: &Client,
+        client: &Arc<Client>,
         snapshot: &Arc<Snapshot>,
         stream: StreamKind,
         block: Block,
@@ -203,34 +219,81 @@ impl BlockReader {
     /// The same for somebody who will perhaps ask for it.
     pub(super) async fn block_ahead(
         &self,
-        client: &Client,
+        client: &Arc<Client>,
         snapshot: &Arc<Snapshot>,
         stream: StreamKind,
         block: Block,
     ) -> Result<Bytes, Failure> {
         let key = BlockKey::of(&block, snapshot, stream);
+        let place = BlockKey::place(&block, snapshot, stream);
         let make = async {
-            let snapshot = Arc::clone(snapshot);
-            let work = move || {
-                let begun = Instant::now();
-                let read = snapshot.read_block(&block);
-                (read, begun.elapsed())
+            let bytes = match self.decode(client, snapshot, block).await? {
+                Some(bytes) => bytes,
+                None => {
+                    self.index_parents(snapshot).await;
+                    self.decode(client, snapshot, block).await?.ok_or(Failure::Panicked)?
+                }
             };
-            let ran = self.decoders.run(client, block.decoded_length().into(), work).await;
-            let (read, took) = ran.map_err(|Abandoned| Failure::Panicked)?;
-            let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-            self.decoding.fetch_add(took, Ordering::Relaxed);
-            let bytes = read.map_err(Failure::Snapshot)?;
             self.decoded.fetch_add(1, Ordering::Relaxed);
             self.decoded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             Ok(Bytes::from(bytes))
         };
-        let bytes = self.cache.get_or_make(&key, make).await?;
+        let bytes = self.cache.get_or_make(&key, &place, make).await?;
         if bytes.len() != block.decoded_length() as usize {
             let (cached, listed) = (bytes.len(), block.decoded_length());
             return Err(Failure::LengthDiffers { cached, listed });
         }
         Ok(bytes)
+    }
+
+    /// Has a decoder read a block. `None` if the index of the parents' hashes is needed, and
+    /// hasn't been built.
+    async fn decode(
+        &self,
+        client: &Arc<Client>,
+        snapshot: &Arc<Snapshot>,
+        block: Block,
+    ) -> Result<Option<Vec<u8>>, Failure> {
+        let snapshot = Arc::clone(snapshot);
+        let work = move || {
+            let begun = Instant::now();
+            let read = snapshot.read_indexed_block(&block);
+            (read, begun.elapsed())
+        };
+        let ran = self.decoders.run(client, block.work(), work).await;
+        let (read, took) = ran.map_err(|Abandoned| Failure::Panicked)?;
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.decoding.fetch_add(took, Ordering::Relaxed);
+        read.map_err(Failure::Snapshot)
+    }
+
+    /// Builds the index of the hashes of a snapshot's parents, unless it is there. That takes
+    /// as long as reading all their index pages, so it is nothing for the decoders.
+    async fn index_parents(&self, snapshot: &Arc<Snapshot>) {
+        let lock = {
+            let mut building = self.building();
+            Arc::clone(building.entry(snapshot.id()).or_default())
+        };
+        // Whoever waits for it may leave: the build goes on, and holds the lock until it is done.
+        let lock = lock.lock_owned().await;
+        let id = snapshot.id();
+        let (snapshot, background) = (Arc::clone(snapshot), Arc::clone(&self.background));
+        let build = spawn_blocking(move || {
+            let _lock = lock;
+            if snapshot.has_parent_index() {
+                return Ok(());
+            }
+            background.run(|| snapshot.index_parents())
+        });
+        if let Err(error) = build.await.map_err(io::Error::other).flatten() {
+            tracing::error!("the index of parents' blocks can't be built: {error}");
+        }
+        self.building().remove(&id);
+    }
+
+    fn building(&self) -> MutexGuard<'_, HashMap<u64, Arc<tokio::sync::Mutex<()>>>> {
+        // Nothing panics while it is locked.
+        self.building.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Whether a block is in the cache.
@@ -243,14 +306,14 @@ impl BlockReader {
         self.decoders.are_idle()
     }
 
-    /// Does `work` that blocks, worth so many bytes, on a thread where it may.
+    /// Does `work` that blocks, for about `estimate` nanoseconds, on a decoder.
     pub(super) async fn off_the_runtime<T: Send + 'static>(
         &self,
-        client: &Client,
-        bytes: u64,
+        client: &Arc<Client>,
+        estimate: u64,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Failure> {
-        match self.decoders.run(client, bytes, work).await {
+        match self.decoders.run(client, estimate, work).await {
             Ok(result) => result.map_err(Failure::Snapshot),
             Err(Abandoned) => Err(Failure::Panicked),
         }
@@ -285,7 +348,7 @@ impl Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::{Mutex, mpsc};
+    use std::sync::mpsc;
 
     /// As when they all read from a disk that is dead.
     #[tokio::test]
@@ -304,7 +367,7 @@ mod tests {
                     begin.send(()).unwrap();
                     hang.lock().unwrap().recv().unwrap();
                 };
-                tokio::spawn(async move { reader.decoders.run(&Client::default(), 1, job).await })
+                tokio::spawn(async move { reader.decoders.run(&Arc::default(), 1, job).await })
             })
             .collect();
         for _ in 0..threads {

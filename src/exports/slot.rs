@@ -15,9 +15,13 @@ use super::source::Source;
 use crate::snapshot::{Error, OpenOptions, Snapshot};
 use crate::storage::FileStamp;
 
-/// When an archive that couldn't be opened is tried again though its own file hasn't
-/// changed: its parent may have come. Clients can't make it more often than that.
+/// When an archive that couldn't be opened is tried again though no file has changed: its
+/// parent may have come. Clients can't make it more often than that.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The same where the file itself is the reason, or the password: trying again would take
+/// the same work, a key derivation for example, and come to the same.
+const RETRY_LASTING_AFTER: Duration = Duration::from_secs(300);
 
 /// A place for a snapshot. It is opened by one client at a time; the others wait for it,
 /// but not for those of other names.
@@ -43,8 +47,26 @@ enum Opened {
 struct Failed {
     /// What its file was like, if there was one.
     stamp: Option<FileStamp>,
+    /// The file that was the reason, and what it was like: this one or a parent.
+    culprit: (Arc<Path>, Option<FileStamp>),
     at: Instant,
+    retry_after: Duration,
     reason: String,
+}
+
+impl Failed {
+    fn new(stamp: Option<FileStamp>, error: &Error) -> Self {
+        let retry_after = if error.is_lasting() { RETRY_LASTING_AFTER } else { RETRY_AFTER };
+        let culprit = (Arc::clone(&error.path), FileStamp::of(&error.path));
+        Self { stamp, culprit, at: Instant::now(), retry_after, reason: error.to_string() }
+    }
+
+    /// Returns true if trying again would come to the same: no file has changed, and it was
+    /// tried a moment ago.
+    fn is_known(&self, stamp: Option<FileStamp>) -> bool {
+        let (path, then) = &self.culprit;
+        self.stamp == stamp && self.at.elapsed() < self.retry_after && FileStamp::of(path) == *then
+    }
 }
 
 /// Why a place has no snapshot. It comes with the reason once, and then without it until
@@ -156,12 +178,10 @@ fn look(
         Opened::Open(snapshot) if snapshot.is_current() => {
             return (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot));
         }
-        Opened::Failed(failed) if failed.stamp == stamp => {
-            if failed.at.elapsed() < RETRY_AFTER {
-                return (Opened::Failed(failed), Err(Unavailable(None)));
-            }
-            Some(failed.reason)
+        Opened::Failed(failed) if failed.is_known(stamp) => {
+            return (Opened::Failed(failed), Err(Unavailable(None)));
         }
+        Opened::Failed(failed) if failed.stamp == stamp => Some(failed.reason),
         _ => None,
     };
     match source.open(options) {
@@ -173,10 +193,44 @@ fn look(
         // It is this program that is short of something, and that passes.
         Err(error) if error.is_shortage() => (Opened::NotYet, Err(Unavailable(Some(error)))),
         Err(error) => {
-            let reason = error.to_string();
-            let is_new = known_reason.is_none_or(|known| known != reason);
-            let failed = Failed { stamp, at: Instant::now(), reason };
+            let failed = Failed::new(stamp, &error);
+            let is_new = known_reason.is_none_or(|known| known != failed.reason);
             (Opened::Failed(failed), Err(Unavailable(is_new.then_some(error))))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Problem;
+
+    fn error(path: &Path, problem: Problem) -> Error {
+        Error { path: Arc::from(path), offset: None, problem }
+    }
+
+    /// A wrong password takes a key derivation to find out: clients can't have it done again and
+    /// again.
+    #[test]
+    fn a_lasting_failure_is_known_until_a_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, parent] = ["own.hxz", "parent.hxz"].map(|name| folder.path().join(name));
+        std::fs::write(&own, "own").unwrap();
+        std::fs::write(&parent, "parent").unwrap();
+        let stamp = FileStamp::of(&own);
+        let long_ago = Instant::now().checked_sub(RETRY_AFTER * 2).unwrap();
+
+        let mut wrong = Failed::new(stamp, &error(&parent, Problem::WrongPassword));
+        wrong.at = long_ago;
+        assert!(wrong.is_known(stamp));
+        assert!(!wrong.is_known(None));
+        std::fs::write(&parent, "another parent").unwrap();
+        assert!(!wrong.is_known(stamp));
+
+        let missing = Problem::ParentMissing { name: "x".into(), tried: vec![], elsewhere: false };
+        let mut missing = Failed::new(stamp, &error(&own, missing));
+        assert!(missing.is_known(stamp));
+        missing.at = long_ago;
+        assert!(!missing.is_known(stamp));
     }
 }

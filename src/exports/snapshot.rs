@@ -25,7 +25,7 @@ enum Meaning {
 /// the same as those of NAME.
 pub const STATE_CHANGED: u32 = 1;
 
-/// What answering a block status request is worth among blocks, in bytes.
+/// Estimate of the work to answer a block status request, in nanoseconds.
 const STATUS_WORK: u64 = 4 * PAGE_WORK;
 
 /// One stream of a snapshot, as an export for one client.

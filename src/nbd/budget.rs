@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(budget.in_use(), (u64::from(RESERVE) + 1, all));
         drop(hold);
         assert_eq!(budget.in_use(), (0, all));
-        [5, 7].map(|bytes| share.note_sent(bytes));
+        [5, 7].into_iter().for_each(|bytes| share.note_sent(bytes));
         assert_eq!(share.sent(), 12);
     }
 

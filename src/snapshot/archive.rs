@@ -57,10 +57,18 @@ impl Archive {
             (None, _) => None,
             (Some(_), None) => return Err(Problem::PasswordNeeded.of(&archive.path)),
             (Some(derivation), Some(source)) => {
+                let (got, limit) = (derivation.iterations, options.max_key_iterations);
+                if got > limit {
+                    return Err(Problem::KeyIterations { got, limit }.of(&archive.path));
+                }
                 let password = source
                     .password()
                     .map_err(|error| Problem::Io("get its password", error).of(&archive.path))?;
-                Some(BlockKey::derive(&password, derivation).map_err(|p| p.of(&archive.path))?)
+                let derived = options.background.run(|| BlockKey::derive(&password, derivation));
+                let key = derived
+                    .map_err(|error| Problem::Io("derive its key", error))
+                    .and_then(|key| key);
+                Some(key.map_err(|problem| problem.of(&archive.path))?)
             }
         };
         let archive = Self { key, ..archive };

@@ -30,6 +30,18 @@ impl Error {
         matches!(errno, Some(Errno::NOMEM | Errno::NFILE | Errno::MFILE))
     }
 
+    /// Returns true if the same file fails in the same way until it or the options change;
+    /// false if a parent may appear, or the system may recover.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(
+            self.problem,
+            Problem::Io(..)
+                | Problem::ParentMissing { .. }
+                | Problem::Changed
+                | Problem::IndexNotBuilt
+        )
+    }
+
     /// An archive's file can't be opened.
     pub fn opening(path: &Path, error: io::Error) -> Self {
         Problem::Io("open it", error).of(&Arc::from(path))
@@ -222,6 +234,20 @@ pub enum Problem {
     /// A reference that may be by offset or by hash, and means different bytes then.
     #[error("{0}")]
     Ambiguous(Box<Ambiguity>),
+    /// The index of the parents' hashes is needed, and was not to be built.
+    #[error("the index of its parents' blocks hasn't been built")]
+    IndexNotBuilt,
+    /// The iterations of the key derivation are more than is allowed.
+    #[error(
+        "its key takes {got} iterations of PBKDF2, more than the limit of {limit}: the Hexz tools \
+         use 600000. If you trust the archive, allow more with --max-key-iterations"
+    )]
+    KeyIterations {
+        /// Iterations according to the header.
+        got: u32,
+        /// Number that is allowed.
+        limit: u32,
+    },
     /// No parent has the block.
     #[error(
         "the block at byte {at} of the {stream} stream (BLAKE3 {hash}) is in none of its \
@@ -303,6 +329,8 @@ impl Problem {
             Self::Uncovered { .. } | Self::EndsEarly { .. } => "uncovered",
             Self::NoParentToRead { .. } | Self::Unresolvable { .. } => "unresolvable",
             Self::Ambiguous(_) => "ambiguous",
+            Self::IndexNotBuilt => "panicked",
+            Self::KeyIterations { .. } => "too_large",
         }
     }
 

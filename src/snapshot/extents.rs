@@ -1,22 +1,29 @@
 //! What the index alone tells of a stream: where it is zeros, and where it differs from
 //! another archive's. No block is read for it.
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::index::Content;
+use super::index::{Content, Page};
+use super::pages::PageId;
 use super::{Block, Error, Snapshot, StreamKind};
 
 /// Borders between runs are moved to multiples of this, in bytes, in the direction in
 /// which nothing becomes untrue. Clients think in sectors, blocks don't.
 const ALIGNMENT: u64 = 512;
 
-/// Index pages that one question may visit: some 17 GiB of a stream of usual blocks.
-/// Whoever wants more asks again from where the answer ended.
-const MAX_PAGES: usize = 64;
+/// Index pages of the archive that one question may visit: some 4 GiB of a stream of usual
+/// blocks. Whoever wants more asks again from where the answer ended: no question may keep a
+/// decoder from others for more than a few milliseconds.
+const MAX_PAGES: usize = 16;
 
-/// Pairs of blocks that one question may compare, for the same reason.
-const MAX_BLOCKS_COMPARED: usize = 64 * 4096;
+/// Index pages that one question may read from files, of the archive, its ancestors and what
+/// it is compared with.
+const MAX_PAGES_READ: u32 = 16;
+
+/// Pairs of blocks that one question may compare.
+const MAX_BLOCKS_COMPARED: usize = 4 * 4096;
 
 /// A part of a stream of which something is so, or isn't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +64,10 @@ impl Snapshot {
         most: usize,
     ) -> Result<Vec<Run>, Error> {
         let mut runs = Runs::new(range, most, Careful::SayNo);
-        self.walk(stream, &mut runs, |block, runs| Ok(runs.push(block.end(), block.is_zeros())))?;
+        let read = PagesRead::default();
+        self.walk(stream, &mut runs, &read, |block, runs| {
+            Ok(runs.push(block.end(), block.is_zeros()))
+        })?;
         Ok(runs.finish())
     }
 
@@ -76,10 +86,11 @@ impl Snapshot {
     ) -> Result<Vec<Run>, Error> {
         let mut runs = Runs::new(range, most, Careful::SayYes);
         let mut compared = 0;
-        self.walk(stream, &mut runs, |block, runs| {
+        let read = PagesRead::default();
+        self.walk(stream, &mut runs, &read, |block, runs| {
             let mut at = runs.at;
             while at < block.end().min(runs.range.end) {
-                let (end, changed) = match reference.block_at(stream, at)? {
+                let (end, changed) = match reference.block_at(stream, at, &read)? {
                     Some(other) => {
                         (other.end().min(block.end()), !self.is_same(block, reference, &other))
                     }
@@ -87,7 +98,8 @@ impl Snapshot {
                 };
                 at = end;
                 compared += 1;
-                if !runs.push(at, changed) || compared >= MAX_BLOCKS_COMPARED {
+                let is_enough = compared >= MAX_BLOCKS_COMPARED || read.is_enough();
+                if !runs.push(at, changed) || is_enough {
                     return Ok(false);
                 }
             }
@@ -101,18 +113,19 @@ impl Snapshot {
         &self,
         stream: StreamKind,
         runs: &mut Runs,
+        read: &PagesRead,
         mut visit: impl FnMut(&Block, &mut Runs) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         for _ in 0..MAX_PAGES {
             let start = runs.at;
             if let Some(id) = self.page_covering(0, stream, start) {
-                let page = self.page(id)?;
+                let page = read.page(self, id)?;
                 while runs.at < runs.range.end
                     && let Some(located) = page.block_at(runs.at)
                 {
-                    let block =
-                        self.follow_or_end(id, located, runs.at).map_err(|(error, _)| error)?;
-                    if !visit(&block, runs)? {
+                    let page = |id| Ok(read.page(self, id)?);
+                    let block = self.expect_page(self.follow(id, located, runs.at, page))?;
+                    if !visit(&block, runs)? || read.is_enough() {
                         return Ok(());
                     }
                 }
@@ -167,12 +180,37 @@ impl Snapshot {
 
 impl Reference {
     /// The block of the reference that covers byte `at`; `None` if none does.
-    fn block_at(&self, stream: StreamKind, at: u64) -> Result<Option<Block>, Error> {
-        match self.snapshot.locate_in(self.archive, stream, at) {
+    fn block_at(
+        &self,
+        stream: StreamKind,
+        at: u64,
+        read: &PagesRead,
+    ) -> Result<Option<Block>, Error> {
+        let snapshot = &self.snapshot;
+        let page = |id| Ok(read.page(snapshot, id)?);
+        match snapshot.expect_page(snapshot.resolve(self.archive, stream, at, page)) {
             Ok(block) => Ok(Some(block)),
             Err(Error { problem, .. }) if problem.label() == "uncovered" => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Counter of the index pages that a question has read from files.
+#[derive(Debug, Default)]
+struct PagesRead(Cell<u32>);
+
+impl PagesRead {
+    fn page(&self, snapshot: &Snapshot, id: PageId) -> Result<Arc<Page>, Error> {
+        if let Some(page) = snapshot.pages.get(snapshot.id, id) {
+            return Ok(page);
+        }
+        self.0.set(self.0.get() + 1);
+        snapshot.page(id)
+    }
+
+    fn is_enough(&self) -> bool {
+        self.0.get() >= MAX_PAGES_READ
     }
 }
 

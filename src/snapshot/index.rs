@@ -9,7 +9,7 @@ use super::error::Problem;
 use super::fields::Fields;
 use super::header::{Extent, HEADER_SIZE};
 use super::layout::{EntryForm, PAGE_HEAD};
-use super::limits::{MAX_BLOCK, MAX_PAGE_BLOCKS, MAX_STORED_BLOCK, MAX_STREAM};
+use super::limits::{MAX_BLOCK, MAX_PAGE_BLOCKS, MAX_STREAM, max_stored};
 use super::zeros::ZeroHashes;
 use super::{BlockHash, StreamKind};
 
@@ -396,7 +396,7 @@ impl RawEntry {
         let Self { place, length, checksum, hash } = *self;
         for (what, got, limit) in [
             ("a block's length in bytes", length, MAX_BLOCK),
-            ("a block's stored length in bytes", place.length, MAX_STORED_BLOCK),
+            ("a block's stored length in bytes", place.length, max_stored(length)),
         ] {
             if got > limit {
                 return Err(Problem::TooLarge { what, got: got.into(), limit: limit.into() });

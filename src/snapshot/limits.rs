@@ -5,9 +5,15 @@
 /// 16 MiB.
 pub const MAX_BLOCK: u32 = 32 * 1024 * 1024;
 
-/// The largest stored block, in bytes: what LZ4, Zstandard and encryption may at worst
-/// add to an incompressible block.
-pub const MAX_STORED_BLOCK: u32 = MAX_BLOCK + MAX_BLOCK / 128 + 1024;
+/// The largest stored form of a block of `length` bytes: what LZ4, Zstandard and encryption
+/// may at worst add to an incompressible block. Reading a block must not take work that is
+/// out of proportion to it.
+pub const fn max_stored(length: u32) -> u32 {
+    length.saturating_add(length / 128).saturating_add(1024)
+}
+
+/// The largest stored block, in bytes.
+pub const MAX_STORED_BLOCK: u32 = max_stored(MAX_BLOCK);
 
 /// Blocks on one index page, as the format has it.
 pub const MAX_PAGE_BLOCKS: u64 = 4096;
@@ -27,8 +33,11 @@ pub const MAX_PARENT_BLOCKS: usize = 1 << 27;
 /// The largest stream, in bytes: protocols and clients count in signed 64 bits.
 pub const MAX_STREAM: u64 = i64::MAX as u64;
 
-/// PBKDF2 iterations: a few seconds of work at the most.
+/// PBKDF2 iterations that can be allowed: a few seconds of work.
 pub const MAX_KDF_ITERATIONS: u32 = 10_000_000;
+
+/// PBKDF2 iterations that are allowed by default. The real tools use 600,000.
+pub const DEFAULT_KDF_ITERATIONS: u32 = 1_000_000;
 
 /// Memory for index pages, in bytes, unless told otherwise: those of some 20 GiB.
 pub const DEFAULT_INDEX_BUDGET: u64 = 16 * 1024 * 1024;

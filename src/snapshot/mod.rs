@@ -65,7 +65,7 @@ pub use layout::Layout;
 use metadata::Metadata;
 pub use pages::IndexPages;
 use pages::PageId;
-use parents::{InParent, Parents};
+use parents::{HashIndex, InParent, Parents};
 pub use password::{Password, PasswordSource};
 use references::Miss;
 pub use references::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
@@ -74,6 +74,7 @@ pub use signature::{VerifyKey, VerifyKeyError};
 pub use verify::{Progress, Summary};
 use zeros::ZeroHashes;
 
+pub use crate::background::Background;
 use crate::storage::{Reads, Storage};
 
 /// One of an archive's two sequences of bytes.
@@ -130,6 +131,10 @@ pub struct OpenOptions {
     /// For the archives of the chain that are encrypted. The password is wiped when their
     /// keys have been derived.
     pub password: Option<PasswordSource>,
+    /// Iterations of the key derivation that an encrypted archive may ask for, at most.
+    pub max_key_iterations: u32,
+    /// Where keys are derived. Snapshots that are opened with the same one don't do so at once.
+    pub background: Arc<Background>,
     /// Whether a directory archive's bare stream is wanted.
     pub raw: bool,
     /// Decisions for references to parents that may be by offset or by hash, and mean
@@ -162,6 +167,8 @@ impl Default for OpenOptions {
             parent_dirs: Vec::new(),
             parents_anywhere: false,
             password: None,
+            max_key_iterations: limits::DEFAULT_KDF_ITERATIONS,
+            background: Arc::default(),
             raw: false,
             reference_choices: Arc::default(),
             zero_uncovered: false,
@@ -255,6 +262,19 @@ impl Block {
         (hash.is_given() && !self.is_undecided).then_some(hash)
     }
 
+    /// Estimate of the work to read and decode it, in nanoseconds: one for each byte that is
+    /// stored, and for each that is decoded. Of a block in a parent it isn't known what is
+    /// stored; an ambiguous one is read, hashed and looked up besides.
+    pub fn work(&self) -> u64 {
+        let decoded = u64::from(self.decoded_length());
+        match self.located.entry.content {
+            Content::Stored { place, .. } => decoded + u64::from(place.length),
+            Content::InParent if self.is_undecided => 4 * decoded,
+            Content::InParent | Content::Contradiction => 2 * decoded,
+            Content::Zeros => 0,
+        }
+    }
+
     /// Where it is stored in its own archive's file, in bytes, if it is stored there.
     pub fn stored_at(&self) -> Option<u64> {
         match self.located.entry.content {
@@ -262,6 +282,16 @@ impl Block {
             _ => None,
         }
     }
+}
+
+/// How a block is being read.
+#[derive(Debug, Clone, Copy)]
+struct Reading {
+    /// Number of ambiguous references that have led to it.
+    depth: u32,
+    /// True if the index of the parents' hashes is built when it is needed; otherwise that it
+    /// is missing is an error.
+    builds_index: bool,
 }
 
 /// Something about an archive that is no fault, but not what a user would expect.
@@ -503,15 +533,39 @@ impl Snapshot {
     /// The stored bytes can't be read, or aren't what the index says; or no parent has
     /// the block.
     pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
-        self.read_block_behind(block, 0)
+        self.read_block_as(block, Reading { depth: 0, builds_index: true })
     }
 
-    /// The same, behind so many ambiguous references.
-    fn read_block_behind(&self, block: &Block, depth: u32) -> Result<Vec<u8>, Error> {
+    /// The same without building the index of the parents' hashes, which takes as long as
+    /// reading all their index pages: `None` if it is needed, and hasn't been built by
+    /// [`Snapshot::index_parents`].
+    ///
+    /// # Errors
+    /// As for [`Snapshot::read_block`].
+    pub fn read_indexed_block(&self, block: &Block) -> Result<Option<Vec<u8>>, Error> {
+        match self.read_block_as(block, Reading { depth: 0, builds_index: false }) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error { problem: Problem::IndexNotBuilt, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns true if the index of the parents' hashes has been built.
+    pub fn has_parent_index(&self) -> bool {
+        self.parents.built().is_some()
+    }
+
+    /// Builds the index of the parents' hashes.
+    pub fn index_parents(&self) {
+        self.parents.index(&self.chain, &self.zeros);
+    }
+
+    fn read_block_as(&self, block: &Block, reading: Reading) -> Result<Vec<u8>, Error> {
         match block.located.entry.content {
-            Content::InParent if block.is_undecided => self.read_undecided(block, depth),
+            Content::InParent if block.is_undecided => self.read_undecided(block, reading),
             Content::InParent => {
-                let InParent { archive, block } = self.find_in_parents(block)?;
+                let InParent { archive, block } =
+                    self.find_in_parents(block, reading.builds_index)?;
                 self.archive(archive)?.read_block(&block)
             }
             _ => self.archive(block.archive)?.read_block(&block.located),
@@ -528,23 +582,24 @@ impl Snapshot {
         buffer: &mut [u8],
         offset: u64,
     ) -> Result<(), Error> {
-        self.read_from(0, stream, buffer, offset, 0)
+        let reading = Reading { depth: 0, builds_index: true };
+        self.read_from(0, stream, buffer, offset, reading)
     }
 
-    /// The same from an archive of the chain, behind so many ambiguous references.
+    /// The same from an archive of the chain.
     fn read_from(
         &self,
         archive: usize,
         stream: StreamKind,
         buffer: &mut [u8],
         offset: u64,
-        depth: u32,
+        reading: Reading,
     ) -> Result<(), Error> {
         let mut at = offset;
         let mut left = buffer;
         while !left.is_empty() {
             let block = self.locate_in(archive, stream, at)?;
-            let data = self.read_block_behind(&block, depth)?;
+            let data = self.read_block_as(&block, reading)?;
             let skipped = usize::try_from(at - block.decoded_start()).unwrap_or(usize::MAX);
             let wanted = data.get(skipped..).unwrap_or_default();
             let rest = usize::try_from(block.end() - at).unwrap_or(usize::MAX);
@@ -578,7 +633,9 @@ impl Snapshot {
         })
     }
 
-    fn find_in_parents(&self, block: &Block) -> Result<InParent, Error> {
+    /// The block of an ancestor that a reference by hash means. The index of hashes, if it takes
+    /// that, is built or is an error.
+    fn find_in_parents(&self, block: &Block, builds_index: bool) -> Result<InParent, Error> {
         let Located { start: at, length, entry: Entry { hash, .. }, .. } = block.located;
         let path = &self.archive(block.archive)?.path;
         let unresolvable = || Problem::Unresolvable { stream: block.stream, at, hash }.of(path);
@@ -588,9 +645,17 @@ impl Snapshot {
         // A page that can't be read says nothing about blocks of others; but when the block
         // isn't found, that is the better reason.
         let mut unread = None;
-        let found = self
-            .find_at_same_place(block, &mut unread)
-            .or_else(|| self.find_by_index(&hash, &mut unread));
+        let found = match self.find_at_same_place(block, &mut unread) {
+            Some(found) => Some(found),
+            None => {
+                let index = match builds_index {
+                    true => Some(self.parents.index(&self.chain, &self.zeros)),
+                    false => self.parents.built(),
+                };
+                let index = index.ok_or_else(|| Problem::IndexNotBuilt.of(path))?;
+                self.find_by_index(&hash, &index, &mut unread)
+            }
+        };
         // The same bytes have the same length.
         found
             .filter(|found| found.block.length == length)
@@ -614,8 +679,12 @@ impl Snapshot {
         None
     }
 
-    fn find_by_index(&self, hash: &BlockHash, unread: &mut Option<Error>) -> Option<InParent> {
-        let index = self.parents.index(&self.chain, &self.zeros);
+    fn find_by_index(
+        &self,
+        hash: &BlockHash,
+        index: &HashIndex,
+        unread: &mut Option<Error>,
+    ) -> Option<InParent> {
         for (page, position) in index.candidates(hash) {
             let archive = page.archive;
             let block = self.page_or_note(page, unread).and_then(|page| page.block(position));

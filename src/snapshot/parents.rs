@@ -2,10 +2,12 @@
 //!
 //! Most blocks that a thin archive leaves to its parents are at the same place there, so
 //! that page is asked first. Only when it doesn't know the block, an index of all
-//! parents' hashes is made: 8 bytes for each stored block, 32 bits of its hash and its
-//! ordinal number. Equal fingerprints are told apart by the whole hash on its page.
+//! parents' hashes is built: 8 bytes for each stored block, a fingerprint of its hash with 32
+//! bits and its ordinal number. Equal fingerprints are told apart by the whole hash on its page.
+//! Fingerprints are keyed at random, so nobody can make many blocks have the same one.
 
-use std::sync::{Arc, Mutex};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::archive::Archive;
 use super::error::{Error, printable};
@@ -24,17 +26,29 @@ pub(super) struct InParent {
     pub(super) block: Located,
 }
 
-/// The index of parents' hashes, made when it is first needed.
+/// Blocks with the fingerprint of a hash that are compared with it. Among as many blocks as
+/// there can be, one in 32 has the same fingerprint as another one by chance.
+const MAX_CANDIDATES: usize = 16;
+
+/// The index of parents' hashes, built when it is first needed.
 #[derive(Debug, Default)]
 pub(super) struct Parents {
     index: Mutex<Option<Arc<HashIndex>>>,
 }
 
 impl Parents {
-    /// The index, which the first caller makes while others wait.
+    /// The index, if it has been built.
+    pub(super) fn built(&self) -> Option<Arc<HashIndex>> {
+        self.lock().clone()
+    }
+
+    /// The index, which the first caller builds while others wait.
     pub(super) fn index(&self, chain: &[Archive], zeros: &ZeroHashes) -> Arc<HashIndex> {
-        let mut index = self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        Arc::clone(index.get_or_insert_with(|| Arc::new(HashIndex::build(chain, zeros))))
+        Arc::clone(self.lock().get_or_insert_with(|| Arc::new(HashIndex::build(chain, zeros))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<HashIndex>>> {
+        self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -45,21 +59,21 @@ pub(super) struct HashIndex {
     entries: Vec<Fingerprint>,
     /// The ordinal number of each page's first block, ascending.
     pages: Vec<(u32, PageId)>,
+    key: RandomState,
 }
 
-/// 32 bits of a hash above the 32-bit ordinal number of a block.
+/// A keyed hash of a block's hash, 32 bits of it, above the 32-bit ordinal number of the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Fingerprint(u64);
 
 impl Fingerprint {
-    fn new(hash: &BlockHash, ordinal: u32) -> Self {
-        Self(Self::lowest(hash).0 | u64::from(ordinal))
+    fn new(hash: &BlockHash, ordinal: u32, key: &RandomState) -> Self {
+        Self(Self::lowest(hash, key).0 | u64::from(ordinal))
     }
 
     /// The least that a block with this hash can have.
-    fn lowest(hash: &BlockHash) -> Self {
-        let bits = hash.0.first_chunk().map_or(0, |bytes| u32::from_be_bytes(*bytes));
-        Self(u64::from(bits) << 32)
+    fn lowest(hash: &BlockHash, key: &RandomState) -> Self {
+        Self(key.hash_one(hash.0) & !u64::from(u32::MAX))
     }
 
     fn ordinal(self) -> u32 {
@@ -104,6 +118,7 @@ impl HashIndex {
         let mut pages = Vec::new();
         let mut ordinal: u32 = 0;
         let mut damaged = Damaged::default();
+        let key = RandomState::new();
         // The first is the served archive itself, whose own blocks need no looking up.
         'archives: for (archive, ancestor) in chain.iter().enumerate().skip(1) {
             for stream in [StreamKind::Main, StreamKind::Auxiliary] {
@@ -119,7 +134,7 @@ impl HashIndex {
                     for block in loaded.blocks() {
                         let hash = &block.entry.hash;
                         if hash.is_given() && block.entry.has_bytes_of(hash) {
-                            entries.push(Fingerprint::new(hash, ordinal));
+                            entries.push(Fingerprint::new(hash, ordinal, &key));
                         }
                         ordinal = ordinal.saturating_add(1);
                     }
@@ -140,18 +155,19 @@ impl HashIndex {
         damaged.log();
         entries.shrink_to_fit();
         entries.sort_unstable();
-        Self { entries, pages }
+        Self { entries, pages, key }
     }
 
-    /// The places of the blocks whose fingerprint is that of `hash`, nearest ancestor
-    /// first: a page, and a position on it.
+    /// The places of blocks whose fingerprint is that of `hash`, nearest ancestor first: a page,
+    /// and a position on it. There are at most [`MAX_CANDIDATES`].
     pub(super) fn candidates(&self, hash: &BlockHash) -> impl Iterator<Item = (PageId, usize)> {
-        let lowest = Fingerprint::lowest(hash);
+        let lowest = Fingerprint::lowest(hash, &self.key);
         let first = self.entries.partition_point(|entry| *entry < lowest);
         self.entries
             .iter()
             .skip(first)
             .take_while(move |entry| entry.same_hash_bits(lowest))
+            .take(MAX_CANDIDATES)
             .filter_map(|entry| {
                 let page = self.pages.partition_point(|(start, _)| *start <= entry.ordinal());
                 let (start, page) = self.pages.get(page.checked_sub(1)?)?;
@@ -169,22 +185,43 @@ impl HashIndex {
 mod tests {
     use super::*;
 
-    #[test]
-    fn equal_fingerprints_are_all_found() {
-        let mut same = [7; 32];
+    fn index_of(hashes: &[[u8; 32]]) -> HashIndex {
+        let key = RandomState::new();
         let page = PageId { archive: 1, stream: StreamKind::Main, page: 0 };
-        let later = PageId { page: 1, ..page };
-        let mut entries = vec![
-            Fingerprint::new(&BlockHash([9; 32]), 0),
-            Fingerprint::new(&BlockHash([7; 32]), 1),
-            Fingerprint::new(&BlockHash([5; 32]), 2),
-        ];
-        same[31] = 0; // another block, the same fingerprint
-        entries.push(Fingerprint::new(&BlockHash(same), 3));
+        let pages = vec![(0, page), (2, PageId { page: 1, ..page })];
+        let mut entries: Vec<_> = (0..)
+            .zip(hashes)
+            .map(|(ordinal, hash)| Fingerprint::new(&BlockHash(*hash), ordinal, &key))
+            .collect();
         entries.sort_unstable();
-        let index = HashIndex { entries, pages: vec![(0, page), (2, later)] };
+        HashIndex { entries, pages, key }
+    }
+
+    #[test]
+    fn equal_fingerprints_are_found_nearest_first() {
+        let index = index_of(&[[9; 32], [7; 32], [5; 32], [7; 32]]);
+        let page = PageId { archive: 1, stream: StreamKind::Main, page: 0 };
         let found: Vec<_> = index.candidates(&BlockHash([7; 32])).collect();
-        assert_eq!(found, [(page, 1), (later, 1)]);
+        assert_eq!(found, [(page, 1), (PageId { page: 1, ..page }, 1)]);
         assert_eq!(index.candidates(&BlockHash([8; 32])).count(), 0);
+    }
+
+    /// Hashes that share whatever part of them an archive's maker likes.
+    #[test]
+    fn fingerprints_of_similar_hashes_differ() {
+        let hashes: Vec<[u8; 32]> = (0..10_000_u64)
+            .map(|number| {
+                let mut hash = [7; 32];
+                hash[24..].copy_from_slice(&number.to_be_bytes());
+                hash
+            })
+            .collect();
+        let index = index_of(&hashes);
+        for hash in &hashes {
+            assert!((1..=3).contains(&index.candidates(&BlockHash(*hash)).count()));
+        }
+        // Blocks that are equal have equal fingerprints, and few of them are looked at.
+        let index = index_of(&[[7; 32]; 1000]);
+        assert_eq!(index.candidates(&BlockHash([7; 32])).count(), MAX_CANDIDATES);
     }
 }

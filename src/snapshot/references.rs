@@ -28,7 +28,7 @@ use super::error::{Ambiguity, Error, Problem};
 use super::index::{Content, Entry, Located, Page};
 use super::pages::PageId;
 use super::parents::InParent;
-use super::{Block, BlockHash, OpenOptions, Snapshot, StreamKind};
+use super::{Block, BlockHash, OpenOptions, Reading, Snapshot, StreamKind};
 
 /// Ambiguous references that may lead to one another when one block is read. Each needs a
 /// block's memory and a hash of it.
@@ -266,23 +266,26 @@ impl Snapshot {
     ///
     /// # Errors
     /// The two mean different bytes, or the parent's can't be read.
-    pub(super) fn read_undecided(&self, block: &Block, depth: u32) -> Result<Vec<u8>, Error> {
+    pub(super) fn read_undecided(&self, block: &Block, reading: Reading) -> Result<Vec<u8>, Error> {
         let Located { start, length, entry: Entry { hash, .. }, .. } = block.located;
         let parent = self.only_parent(block)?;
-        if depth >= MAX_UNDECIDED {
+        let depth = reading.depth + 1;
+        if depth > MAX_UNDECIDED {
             return Err(Problem::TooLarge {
                 what: "the number of ambiguous references one behind another",
-                got: u64::from(depth) + 1,
+                got: depth.into(),
                 limit: MAX_UNDECIDED.into(),
             }
             .of(&self.archive(block.archive)?.path));
         }
         let mut bytes = vec![0; length as usize];
-        match self.read_from(parent, block.stream, &mut bytes, start, depth + 1) {
+        match self.read_from(parent, block.stream, &mut bytes, start, Reading { depth, ..reading })
+        {
             Ok(()) => {}
             // Nothing is there, so it can't be meant.
             Err(error) if error.problem.label() == "uncovered" => {
-                let InParent { archive, block } = self.find_in_parents(block)?;
+                let InParent { archive, block } =
+                    self.find_in_parents(block, reading.builds_index)?;
                 return self.archive(archive)?.read_block(&block);
             }
             Err(error) => return Err(error),
@@ -291,7 +294,7 @@ impl Snapshot {
         if by_offset == hash {
             return Ok(bytes);
         }
-        match self.find_in_parents(block) {
+        match self.find_in_parents(block, reading.builds_index) {
             Ok(by_hash) => Err(Problem::Ambiguous(Box::new(Ambiguity {
                 stream: block.stream,
                 at: start,

@@ -237,7 +237,7 @@ impl<'a> Check<'a> {
                 return Ok(self.snapshot.read_block(block).map(drop)?);
             }
             Content::InParent => {
-                let InParent { archive, block } = self.snapshot.find_in_parents(block)?;
+                let InParent { archive, block } = self.snapshot.find_in_parents(block, true)?;
                 (archive, block)
             }
             _ => (block.archive, block.located),

@@ -129,7 +129,7 @@ impl Survey<'_> {
         let (archive, entry) = match block.located.entry.content {
             Content::InParent if block.is_undecided => return Ok((block.end(), Held::Ambiguous)),
             Content::InParent => {
-                let InParent { archive, block } = self.snapshot.find_in_parents(&block)?;
+                let InParent { archive, block } = self.snapshot.find_in_parents(&block, true)?;
                 (archive, block.entry)
             }
             _ => (block.archive, block.located.entry),

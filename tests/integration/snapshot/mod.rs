@@ -9,6 +9,7 @@ mod limits;
 pub(crate) mod property;
 mod real;
 mod references;
+mod work;
 
 use std::path::Path;
 use std::sync::Arc;
