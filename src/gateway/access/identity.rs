@@ -210,6 +210,9 @@ mod tests {
             assert!(!is(pattern), "{pattern}");
         }
         assert_eq!(somebody().to_string(), "uri:spiffe://corp/backup/7");
+        let kinds: Vec<_> = somebody().names().iter().map(|name| name.kind).collect();
+        let expected = [NameKind::Uri, NameKind::Dns, NameKind::CommonName, NameKind::Sha256];
+        assert_eq!(kinds, expected);
     }
 
     #[test]
@@ -218,6 +221,9 @@ mod tests {
         let pattern: IdentityPattern = "Alice".parse().unwrap();
         assert!(pattern.matches(&Identity::new(vec![alice])));
         assert!(!pattern.matches(&somebody()) && pattern.may_mean(&somebody()));
+        for other in ["Bob", "dns:Alice", "Alic", "email:*"] {
+            assert!(!other.parse::<IdentityPattern>().unwrap().may_mean(&somebody()), "{other}");
+        }
     }
 
     #[test]

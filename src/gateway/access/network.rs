@@ -299,6 +299,29 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_on_the_way_to_who_is_local() {
+        let is_local = |text: &str| text.parse::<Peer>().unwrap().is_local();
+        for local in ["127.0.0.1", "127.255.255.255", "::1", "::ffff:127.0.0.1", "unix", "vsock:3"]
+        {
+            assert!(is_local(local), "{local}");
+        }
+        for remote in ["126.255.255.255", "128.0.0.0", "10.0.0.1", "::", "::2", "fe80::1"] {
+            assert!(!is_local(remote), "{remote}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_loopback_if_all_of_it_is() {
+        let is_loopback = |text: &str| text.parse::<Network>().unwrap().is_loopback();
+        for loopback in ["127.0.0.0/8", "127.0.0.1", "127.255.255.255", "::1"] {
+            assert!(is_loopback(loopback), "{loopback}");
+        }
+        for wider in ["126.0.0.0/7", "0.0.0.0/0", "::/127", "::/0", "10.0.0.0/8"] {
+            assert!(!is_loopback(wider), "{wider}");
+        }
+    }
+
+    #[test]
     fn places_have_their_words() {
         for (text, place) in [
             ("unix", Place::Unix),

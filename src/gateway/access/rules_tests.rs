@@ -157,6 +157,42 @@ fn rules_have_their_time() {
     assert!(rules.depend_on_time() && !self::rules().depend_on_time());
 }
 
+#[test]
+fn each_criterion_of_time_makes_rules_depend_on_it() {
+    let depends = |change: fn(&mut Rule)| {
+        let mut rule = Rule::new(Action::Allow, Origin::Default);
+        change(&mut rule);
+        Rules::of_file(&[], vec![rule]).depend_on_time()
+    };
+    assert!(!depends(|_| ()));
+    assert!(depends(|rule| rule.windows = vec!["Mon 08:00-09:00".parse().unwrap()]));
+    assert!(depends(|rule| rule.from = Some(Moment(1))));
+    assert!(depends(|rule| rule.until = Some(Moment(1))));
+}
+
+#[test]
+fn who_fits_no_rule_is_told_what_was_asked_last() {
+    let (rules, bob) = (Rules::of_file(&[], Vec::new()), somebody("bob"));
+    let anybody = Facts::of_peer(peer("10.1.1.1"));
+    assert!(matches!(rules.judge(&anybody), Err(Reason::NoRuleForAddress)));
+    let client = anybody.with_identity(Some(&bob));
+    assert!(matches!(rules.judge(&client), Err(Reason::NoRuleForClient)));
+    let reader = client.with_export("disk");
+    assert!(matches!(rules.judge(&reader), Err(Reason::NoRuleForExport)));
+    assert!(!rules.ask_for_identity() && self::rules().ask_for_identity());
+}
+
+#[test]
+fn a_period_has_its_first_second_and_not_its_last() {
+    let mut rule = Rule::new(Action::Allow, Origin::Default);
+    (rule.from, rule.until) = (Some(Moment(1000)), Some(Moment(2000)));
+    let rules = Rules::of_file(&[], vec![rule]);
+    for (seconds, may) in [(999, false), (1000, true), (1999, true), (2000, false)] {
+        let facts = Facts::of_peer(Peer::Unix).at(Moment(seconds));
+        assert_eq!(rules.judge(&facts).is_ok(), may, "{seconds}");
+    }
+}
+
 /// Neither this machine's rights nor those of a network are a virtual machine's.
 #[test]
 fn a_virtual_machine_comes_in_only_if_it_is_named() {
