@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use arbitrary::Arbitrary;
 use hexz_nbd::snapshot::{Error, OpenOptions, Password, Snapshot};
-use hexz_nbd::storage::Storage;
+use hexz_nbd::storage::{FileId, Storage};
 
 /// The region that the header has to itself, in bytes.
 pub const HEADER: usize = 4096;
@@ -35,6 +35,10 @@ impl Storage for Memory {
         let count = there.len().min(buffer.len());
         buffer[..count].copy_from_slice(&there[..count]);
         Ok(())
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        None
     }
 }
 

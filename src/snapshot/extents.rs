@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::index::{Content, Page};
 use super::pages::PageId;
 use super::{Block, Error, Snapshot, StreamKind};
+use crate::storage::FileId;
 
 /// Borders between runs are moved to multiples of this, in bytes, in the direction in
 /// which nothing becomes untrue. Clients think in sectors, blocks don't.
@@ -179,6 +180,11 @@ impl Snapshot {
 }
 
 impl Reference {
+    /// Which file the archive is; `None` if it is none.
+    pub fn file_id(&self) -> Option<FileId> {
+        self.snapshot.chain.get(self.archive)?.storage().file_id()
+    }
+
     /// The block of the reference that covers byte `at`; `None` if none does.
     fn block_at(
         &self,

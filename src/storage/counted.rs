@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{FileStamp, Storage};
+use super::{FileId, FileStamp, Storage};
 
 /// What has been read so far from all sources that count here.
 #[derive(Debug, Default)]
@@ -60,6 +60,10 @@ impl Storage for Counted {
 
     fn verified_blake3(&self) -> Option<[u8; 32]> {
         self.source.verified_blake3()
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        self.source.file_id()
     }
 }
 

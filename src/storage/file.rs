@@ -19,11 +19,22 @@ pub struct FileStorage {
     is_file: bool,
 }
 
+/// Identity of a file or block device: the same under each of its names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileId {
+    /// A file, by the device that holds it and its inode.
+    File(u64, u64),
+    /// A block device, by its number: two nodes may lead to it.
+    Device(u64),
+}
+
 /// What changes when a file is replaced or written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     device: u64,
     inode: u64,
+    /// The number of a block device.
+    block_device: Option<u64>,
     length: u64,
     modified: (i64, i64),
     /// Unlike the time of modification, nobody can set this one back; it also changes where
@@ -36,6 +47,14 @@ impl FileStamp {
     pub fn of(path: &Path) -> Option<Self> {
         std::fs::metadata(path).ok().as_ref().map(Self::from)
     }
+
+    /// Which file it is.
+    pub fn id(&self) -> FileId {
+        match self.block_device {
+            Some(number) => FileId::Device(number),
+            None => FileId::File(self.device, self.inode),
+        }
+    }
 }
 
 impl From<&Metadata> for FileStamp {
@@ -43,6 +62,7 @@ impl From<&Metadata> for FileStamp {
         Self {
             device: file.dev(),
             inode: file.ino(),
+            block_device: file.file_type().is_block_device().then(|| file.rdev()),
             length: file.len(),
             modified: (file.mtime(), file.mtime_nsec()),
             changed: (file.ctime(), file.ctime_nsec()),
@@ -112,5 +132,9 @@ impl Storage for FileStorage {
     fn stamp(&self) -> Option<FileStamp> {
         // What is written to a block device doesn't show in its times.
         self.is_file.then_some(self.stamp)
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        Some(self.stamp.id())
     }
 }

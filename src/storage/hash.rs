@@ -244,6 +244,10 @@ mod tests {
     }
 
     impl Storage for Broken {
+        fn file_id(&self) -> Option<crate::storage::FileId> {
+            None
+        }
+
         fn length(&self) -> u64 {
             self.length
         }

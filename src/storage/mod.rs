@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 pub(crate) use counted::Counted;
 pub use counted::Reads;
-pub use file::{FileStamp, FileStorage};
+pub use file::{FileId, FileStamp, FileStorage};
 pub use hash::{blake3, hashed};
 pub use tree::{GROUP, HashTree, TreeBudget, TreeError};
 pub use verified::{Mismatch, RecentGroups, VerifiedStorage};
@@ -45,6 +45,10 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     fn verified_blake3(&self) -> Option<[u8; 32]> {
         None
     }
+
+    /// Which file it is; `None` if it is none. Who may read a file is decided by this, so a
+    /// source that wraps another one has to pass it on.
+    fn file_id(&self) -> Option<FileId>;
 }
 
 /// Bytes in memory.
@@ -59,6 +63,10 @@ impl Storage for Arc<[u8]> {
             .and_then(|start| self.get(start..start.checked_add(buffer.len())?))
             .map(|bytes| buffer.copy_from_slice(bytes))
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        None
     }
 }
 

@@ -8,7 +8,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::tree::{GROUP, HashTree};
-use super::{FileStamp, Storage};
+use super::{FileId, FileStamp, Storage};
 use crate::cache::bounded;
 
 /// A storage whose bytes are compared with its hash tree each time that they are read.
@@ -152,6 +152,10 @@ impl Storage for VerifiedStorage {
         self.source.stamp()
     }
 
+    fn file_id(&self) -> Option<FileId> {
+        self.source.file_id()
+    }
+
     fn verified_blake3(&self) -> Option<[u8; 32]> {
         Some(self.tree.root())
     }
@@ -168,6 +172,10 @@ mod tests {
     struct Memory(Mutex<Vec<u8>>);
 
     impl Storage for Memory {
+        fn file_id(&self) -> Option<FileId> {
+            None
+        }
+
         fn length(&self) -> u64 {
             self.0.lock().unwrap().len() as u64
         }

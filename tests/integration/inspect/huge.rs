@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hexz_nbd::snapshot::OpenOptions;
 use hexz_nbd::snapshot::facts::Facts;
-use hexz_nbd::storage::Storage;
+use hexz_nbd::storage::{FileId, Storage};
 
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, entry};
 
@@ -80,6 +80,10 @@ impl Storage for Huge {
         let wanted = part.get(skipped..skipped + buffer.len());
         buffer.copy_from_slice(wanted.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        None
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use hexz_nbd::snapshot::limits::MAX_MASTER_INDEX;
 use hexz_nbd::snapshot::{Compression, Error, OpenOptions, Snapshot, StreamKind};
-use hexz_nbd::storage::Storage;
+use hexz_nbd::storage::{FileId, Storage};
 
 use super::{read, too_large};
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, entry};
@@ -157,5 +157,9 @@ impl Storage for Huge {
         let wanted = part.get(skipped..skipped + buffer.len());
         buffer.copy_from_slice(wanted.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        None
     }
 }

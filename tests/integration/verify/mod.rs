@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use hexz_nbd::snapshot::{Error, OpenOptions, Snapshot};
-use hexz_nbd::storage::Storage;
+use hexz_nbd::storage::{FileId, Storage};
 
 use crate::snapshot::with_password;
 
@@ -60,5 +60,9 @@ impl Storage for Watched {
         buffer.copy_from_slice(there);
         reads.push(offset..offset + buffer.len() as u64);
         Ok(())
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        None
     }
 }
