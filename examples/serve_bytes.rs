@@ -19,6 +19,7 @@ use hexz_nbd::nbd::{
     TransmitLimits, greet, negotiate, transmit,
 };
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::Sender;
 
 /// A line for each number: "line 0000000001\n", 16 bytes and a newline.
 struct Numbers;
@@ -66,9 +67,10 @@ impl Exports for OnlyNumbers {
         ready(matches!(name, b"" | b"numbers").then(|| Arc::clone(&self.0)))
     }
 
-    fn list(&self) -> impl Future<Output = Vec<Listing>> + Send {
+    async fn list(&self, listings: Sender<Listing>) {
         let (name, description) = (self.0.name().into(), self.0.description().into());
-        ready(vec![Listing { name, description }])
+        // A client that has gone needs no listing.
+        listings.send(Listing { name, description }).await.ok();
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hexz_nbd::nbd::{Export, Exports, Extent, Listing, ReadError, Segment, Span};
+use tokio::sync::mpsc::Sender;
 
 /// The metadata contexts that every export has.
 pub const CONTEXTS: [&str; 2] = ["base:allocation", "x:y:changed"];
@@ -229,11 +230,12 @@ impl Exports for Patterns {
         ready(self.by_name(name).cloned())
     }
 
-    fn list(&self) -> impl Future<Output = Vec<Listing>> + Send {
-        let listing = |export: &Arc<Pattern>| Listing {
-            name: export.name.clone(),
-            description: export.description().to_owned(),
-        };
-        ready(self.0.iter().map(listing).collect())
+    async fn list(&self, listings: Sender<Listing>) {
+        for export in &self.0 {
+            let (name, description) = (export.name.clone(), export.description().to_owned());
+            if listings.send(Listing { name, description }).await.is_err() {
+                return;
+            }
+        }
     }
 }

@@ -1,8 +1,11 @@
 //! Option haggling: whatever the client says, each of its options gets the answer that the
 //! specification wants, the stream stays in step, and what is chosen is what was agreed on.
 
+use std::collections::HashSet;
+
 use arbitrary::{Arbitrary, Unstructured};
 use hexz_nbd::nbd::wire::handshake::ClientFlags;
+use hexz_nbd::nbd::wire::meta::MAX_QUERIES;
 use hexz_nbd::nbd::wire::option::{Opt, Rep};
 use hexz_nbd::nbd::{
     Chosen, Export, NegotiationLimits, ReplyMode, Security, SessionError, negotiate,
@@ -339,6 +342,10 @@ impl<'a> Judge<'a> {
         let Some((name, queries)) = request else {
             return self.expect(option, Rep::ERR_INVALID);
         };
+        let different: HashSet<&[u8]> = queries.iter().copied().collect();
+        if different.len() > MAX_QUERIES {
+            return self.expect(option, Rep::ERR_TOO_BIG);
+        }
         if self.exports.by_name(name).is_none() {
             return self.expect(option, Rep::ERR_UNKNOWN);
         }

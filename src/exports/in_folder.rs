@@ -1,22 +1,21 @@
-//! The snapshots of a folder: few are kept open, and what LIST says of the others is
-//! remembered.
+//! The snapshots of a folder, of which few are kept open.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{self, PoisonError};
+use std::path::Path;
+use std::sync::{self, Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
+use super::files::Files;
 use super::reach::{self, FolderError, FolderFault, FolderId};
 use super::slot::Slot;
-use super::source::{Folder, Missing};
+use super::source::{Folder, Missing, Source};
 use crate::escape;
 use crate::limited::RateLimit;
-use crate::nbd::Listing;
 use crate::storage::FileStamp;
 
 /// Snapshots that are kept open, at most: each takes some descriptors.
@@ -42,14 +41,11 @@ struct Places {
     slots: HashMap<String, Slot>,
     /// Names of those that may be open, the one that was asked for last at the end.
     open: VecDeque<String>,
-    /// What LIST said of a file as it was then.
-    listed: HashMap<String, (Option<FileStamp>, Vec<Listing>)>,
 }
 
 impl Places {
     fn forget(&mut self, name: &str) {
         self.slots.remove(name);
-        self.listed.remove(name);
         self.open.retain(|other| other != name);
     }
 
@@ -87,6 +83,11 @@ impl InFolder {
     /// Where it is.
     pub(super) fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The file of that name, which is known to be there.
+    pub(super) fn source(&self, name: &str) -> Source {
+        self.folder.source(name)
     }
 
     /// The same folder, of which nothing has been opened.
@@ -139,33 +140,57 @@ impl InFolder {
         Ok(places.slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
     }
 
-    /// The names of its archives, in order.
+    /// Reads the folder once, however long that takes.
     ///
     /// # Errors
-    /// The folder can't be read, which the log says.
-    pub(super) async fn names(&self) -> Result<Vec<String>, FolderError> {
-        let (folder, at_start) = (self.folder.clone(), self.at_start);
-        let listed = spawn_blocking(move || {
-            folder.content().map_err(|error| reach::explain(folder.path(), at_start, error))
-        });
-        let listed = match listed.await {
-            Ok(listed) => listed,
+    /// See [`read`](Self::read).
+    pub(super) async fn look(self: &Arc<Self>) -> Result<(), FolderError> {
+        let folder = Arc::clone(self);
+        match spawn_blocking(move || folder.read()).await {
+            Ok(read) => read.map(|_| ()),
             // The program is ending.
             Err(error) => {
                 let (path, error) = (self.path().to_owned(), io::Error::other(error));
-                return Err(FolderError { path, cause: FolderFault::Unreadable, error });
+                Err(FolderError { path, cause: FolderFault::Unreadable, error })
             }
-        };
-        self.note_fault(listed.as_ref().err());
-        let content = listed?;
+        }
+    }
+
+    /// Returns names and stamps of its archives, ordered by name. It blocks. The log says which
+    /// files aren't served.
+    ///
+    /// # Errors
+    /// The folder can't be read, which the log says.
+    pub(super) fn read(&self) -> Result<Vec<(String, FileStamp)>, FolderError> {
+        let content = self.folder.content();
+        let content = content.map_err(|error| reach::explain(self.path(), self.at_start, error));
+        self.note_fault(content.as_ref().err());
+        let content = content?;
         self.note_unserved(content.unserved);
-        let names = content.names;
+        Ok(content.files)
+    }
+
+    /// Forgets places whose files aren't there any more.
+    pub(super) async fn forget_others_than(&self, files: &Files) {
         let mut places = self.places.lock().await;
-        let there: HashSet<&String> = names.iter().collect();
+        let names = places.slots.keys();
         let gone: Vec<String> =
-            places.slots.keys().filter(|name| !there.contains(name)).cloned().collect();
+            names.filter(|name| files.of_name(name).is_none()).cloned().collect();
         gone.iter().for_each(|name| places.forget(name));
-        Ok(names)
+    }
+
+    /// Adds to some files the places of those that have been asked for.
+    pub(super) async fn with_slots(
+        &self,
+        files: impl Iterator<Item = (String, FileStamp)>,
+    ) -> Vec<(String, FileStamp, Option<Slot>)> {
+        let places = self.places.lock().await;
+        files
+            .map(|(name, stamp)| {
+                let slot = places.slots.get(&name).cloned();
+                (name, stamp, slot)
+            })
+            .collect()
     }
 
     /// Logs which files aren't served though they are called like archives, whenever others are.
@@ -204,41 +229,5 @@ impl InFolder {
             places.slots.iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();
         slots.sort_by(|(one, _), (other, _)| one.cmp(other));
         slots
-    }
-
-    /// What LIST says of a file: what it said the last time, or what `make` finds out.
-    pub(super) async fn listing(
-        &self,
-        name: &str,
-        make: impl AsyncFnOnce(&Slot) -> Vec<Listing>,
-    ) -> Vec<Listing> {
-        let known = {
-            let places = self.places.lock().await;
-            places.slots.get(name).cloned().zip(places.listed.get(name).cloned())
-        };
-        if let Some((slot, (stamp, listings))) = known
-            && slot.stamp().await == stamp
-        {
-            return listings;
-        }
-        let Ok(slot) = self.slot(name).await else { return Vec::new() };
-        let stamp = slot.stamp().await;
-        let listings = make(&slot).await;
-        // What can't be opened now may be later, though the file is the same.
-        if !listings.is_empty() {
-            let listed = (stamp, listings.clone());
-            self.places.lock().await.listed.insert(name.to_owned(), listed);
-        }
-        listings
-    }
-
-    /// Whether the file at `path` is what clients get here under `name`, or they get
-    /// nothing under it.
-    pub(super) async fn agrees(&self, name: &str, path: PathBuf) -> bool {
-        let here = self.folder.path().join(name);
-        let agrees = spawn_blocking(move || {
-            FileStamp::of(&here).is_none_or(|stamp| Some(stamp) == FileStamp::of(&path))
-        });
-        agrees.await.unwrap_or(false)
     }
 }

@@ -5,8 +5,12 @@
 //! that read the old one go on reading it.
 
 mod blocks;
+mod comparisons;
 mod decoders;
+mod files;
 mod in_folder;
+mod listing;
+mod named;
 mod reach;
 mod reader;
 mod seen;
@@ -15,16 +19,19 @@ mod snapshot;
 mod source;
 mod striped;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::escape;
 use crate::limited::RateLimit;
-use crate::nbd::{Export, Listing, MayOpen};
-use crate::snapshot::{OpenOptions, Reference, Snapshot, StreamKind};
+use crate::snapshot::{OpenOptions, Snapshot, StreamKind};
+use files::{Files, LatestFiles, Looked};
 use in_folder::InFolder;
+use listing::Looks;
+use named::NamedSlots;
 pub use reach::{FolderError, FolderFault};
 pub use reader::{BlockReader, Figures, UNREADABLE};
 pub use seen::Seen;
@@ -53,11 +60,13 @@ pub enum CatalogError {
 /// The snapshots that are served.
 #[derive(Debug)]
 pub struct Catalog {
-    named: Vec<(String, Slot)>,
+    named: NamedSlots,
     folder: Option<Arc<InFolder>>,
     default: Option<String>,
     options: OpenOptions,
     reader: Arc<BlockReader>,
+    files: LatestFiles,
+    looks: Arc<Looks>,
     /// Log lines about archives that can't be served; clients can cause them.
     failures: RateLimit,
 }
@@ -73,41 +82,44 @@ impl Catalog {
         reader: Arc<BlockReader>,
     ) -> Result<Self, CatalogError> {
         let Choice { named, folder, default } = choice;
-        let mut slots: Vec<(String, Slot)> = Vec::with_capacity(named.len());
+        let mut slots = NamedSlots::default();
         for Named { name, path } in named {
-            for (other, _) in &slots {
-                // The one's auxiliary stream may be what the other one is called.
-                if stream_of(&name, other).is_some() {
-                    return Err(CatalogError::SameName(name));
-                }
-                if stream_of(other, &name).is_some() {
-                    return Err(CatalogError::SameName(other.clone()));
-                }
-            }
-            slots.push((name, Slot::new(Source::Path(path))));
+            slots.push(name, Slot::new(Source::Path(path)))?;
         }
-        let default = match (default, slots.as_slice(), &folder) {
-            (None, [(only, _)], None) => Some(only.clone()),
-            (Some(name), slots, None)
-                if !slots.iter().any(|(slot, _)| stream_of(&name, slot).is_some()) =>
-            {
+        let default = match (default, &folder) {
+            (None, None) if slots.len() == 1 => slots.get(0).map(|(only, _)| only.to_owned()),
+            (Some(name), None) if slots.find(&name).is_none() => {
                 return Err(CatalogError::NoSuchDefault(name));
             }
-            (default, ..) => default,
+            (default, _) => default,
         };
         let folder = folder.map(InFolder::new).map(Arc::new);
         let options = OpenOptions { reads: Arc::clone(reader.reads()), ..options };
-        Ok(Self { named: slots, folder, default, options, reader, failures: failures() })
+        Ok(Self {
+            named: slots,
+            folder,
+            default,
+            options,
+            reader,
+            files: LatestFiles::default(),
+            looks: Arc::new(Looks::new()),
+            failures: failures(),
+        })
     }
 
     /// A catalogue of one snapshot that is open already.
     pub fn of_one(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
+        let mut named = NamedSlots::default();
+        // It is the only one, so none has its name.
+        named.push(name.to_owned(), Slot::of(snapshot)).unwrap_or_default();
         Self {
-            named: vec![(name.to_owned(), Slot::of(snapshot))],
+            named,
             folder: None,
             default: Some(name.to_owned()),
             options: OpenOptions::default(),
             reader,
+            files: LatestFiles::default(),
+            looks: Arc::new(Looks::new()),
             failures: failures(),
         }
     }
@@ -122,7 +134,7 @@ impl Catalog {
         let mut chosen = Self::new(choice, self.options.clone(), Arc::clone(&self.reader))?;
         let known: HashMap<&Path, &Slot> =
             self.named.iter().map(|(_, slot)| (slot.path(), slot)).collect();
-        for (_, slot) in &mut chosen.named {
+        for slot in chosen.named.slots_mut() {
             if let Some(known) = known.get(slot.path()) {
                 *slot = (*known).clone();
             }
@@ -132,6 +144,7 @@ impl Catalog {
         {
             *folder = Arc::clone(known);
         }
+        chosen.looks = Arc::clone(&self.looks);
         Ok(chosen)
     }
 
@@ -143,9 +156,8 @@ impl Catalog {
         if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
             now.remember(before);
         }
-        let again = |(name, slot): &(String, Slot)| (name.clone(), slot.unopened());
         Self {
-            named: self.named.iter().map(again).collect(),
+            named: self.named.unopened(),
             folder: self.folder.as_ref().map(|folder| Arc::new(folder.unopened())),
             default: self.default.clone(),
             options: OpenOptions {
@@ -157,6 +169,8 @@ impl Catalog {
                 ..options
             },
             reader: Arc::clone(&self.reader),
+            files: LatestFiles::default(),
+            looks: Arc::new(Looks::new()),
             failures: failures(),
         }
     }
@@ -175,14 +189,14 @@ impl Catalog {
     /// can't be opened why.
     pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<crate::snapshot::Error>) {
         let mut failed = Vec::new();
-        for (_, slot) in &self.named {
+        for (_, slot) in self.named.iter() {
             if let Err(Unavailable(Some(error))) = slot.open(&self.options).await {
                 self.reader.count_unopened(&error);
                 failed.push(error);
             }
         }
         let mut exports = Vec::new();
-        for (name, slot) in &self.named {
+        for (name, slot) in self.named.iter() {
             exports.extend(self.exports_of(name, slot).await);
         }
         (exports, failed)
@@ -191,12 +205,12 @@ impl Catalog {
     /// The exports that are open just now.
     pub(super) fn open_now(&self) -> Vec<SnapshotExport> {
         let in_folder = self.folder.as_deref().map(InFolder::slots).unwrap_or_default();
-        let is_named = |name: &String| self.named.iter().any(|(named, _)| named == name);
-        let in_folder = in_folder.into_iter().filter(|(name, _)| !is_named(name));
+        let in_folder = in_folder.iter().map(|(name, slot)| (name.as_str(), slot));
+        let in_folder = in_folder.filter(|(name, _)| !self.named.contains(name));
         let mut exports = Vec::new();
-        for (name, slot) in self.named.iter().cloned().chain(in_folder) {
+        for (name, slot) in self.named.iter().chain(in_folder) {
             if let Some(snapshot) = slot.latest() {
-                exports.extend(self.streams(&name, &snapshot));
+                exports.extend(self.streams(name, &snapshot));
             }
         }
         exports
@@ -226,7 +240,7 @@ impl Catalog {
     /// It can't be read.
     pub async fn look_into_folder(&self) -> Result<(), FolderError> {
         match &self.folder {
-            Some(folder) => folder.names().await.map(|_| ()),
+            Some(folder) => folder.look().await,
             None => Ok(()),
         }
     }
@@ -266,28 +280,32 @@ impl Catalog {
         }
     }
 
-    /// What LIST says, in its order, of the exports that may be opened.
-    async fn list(&self, may_open: &MayOpen) -> Vec<Listing> {
-        let listings = async |name: &str, slot: &Slot| {
-            let exports = self.exports_of(name, slot).await;
-            exports.iter().map(SnapshotExport::listing).collect::<Vec<_>>()
+    /// The files of all archives as they are now; `None` if they can't be looked at in time.
+    async fn look(&self) -> Option<Arc<Files>> {
+        let Looked { files, is_own } = self.files.look(&self.named, self.folder.as_ref()).await;
+        // The log says why a folder can't be read. What is in it may be there all the same.
+        if let Some(files) = files.as_ref().filter(|files| is_own && files.are_known()) {
+            self.forget_others_than(files).await;
+        }
+        files
+    }
+
+    /// Lets go what is known of files that aren't there any more.
+    async fn forget_others_than(&self, files: &Files) {
+        let folder = self.folder.as_deref();
+        if let Some(folder) = folder {
+            folder.forget_others_than(files).await;
+        }
+        if self.looks.count() <= self.named.len() + files.in_folder().len() {
+            return;
+        }
+        let named: HashSet<&Path> = self.named.iter().map(|(_, slot)| slot.path()).collect();
+        let is_in_folder = |path: &Path| {
+            let name = path.file_name().and_then(OsStr::to_str);
+            path.parent() == folder.map(InFolder::path)
+                && name.is_some_and(|name| files.of_name(name).is_some())
         };
-        let sees = |name: &str| may_open.allows(name) || may_open.allows(&auxiliary(name));
-        let mut all = Vec::new();
-        for (name, slot) in self.named.iter().filter(|(name, _)| sees(name)) {
-            all.extend(listings(name, slot).await);
-        }
-        if let Some(folder) = &self.folder {
-            // The log says why it can't be read.
-            let names = folder.names().await.unwrap_or_default();
-            let is_named = |name: &String| self.named.iter().any(|(named, _)| named == name);
-            for name in names.into_iter().filter(|name| !is_named(name) && sees(name)) {
-                let make = async |slot: &Slot| listings(&name, slot).await;
-                all.extend(folder.listing(&name, make).await);
-            }
-        }
-        all.retain(|listing| may_open.allows(&listing.name));
-        all
+        self.looks.forget(|path| named.contains(path) || is_in_folder(path));
     }
 
     /// The exports of one place: its main stream, and the auxiliary one if it has one.
@@ -307,46 +325,8 @@ impl Catalog {
     }
 
     fn export(&self, name: &str, snapshot: &Arc<Snapshot>, stream: StreamKind) -> SnapshotExport {
-        let name = match stream {
-            StreamKind::Main => name.to_owned(),
-            StreamKind::Auxiliary => auxiliary(name),
-        };
+        let name = stream_name(name, stream);
         SnapshotExport::new(name, Arc::clone(snapshot), stream, Arc::clone(&self.reader))
-    }
-
-    /// What an export can be compared with, by names that mean the same to clients when they
-    /// ask for an export. What a client may not open it can't compare with either.
-    async fn references(
-        &self,
-        export: &SnapshotExport,
-        may_open: &MayOpen,
-    ) -> Vec<(String, Reference)> {
-        let snapshot = export.snapshot();
-        let is_itself = |name: &str| stream_of(export.name(), name).is_some();
-        let mut references = Vec::new();
-        let others = self.named.iter().filter(|(other, _)| !is_itself(other));
-        for (other, slot) in others.filter(|(other, _)| may_open.allows(other)) {
-            if let Some(snapshot) = slot.current().await {
-                let itself = snapshot.references().into_iter().next();
-                references.extend(itself.map(|reference| (other.clone(), reference)));
-            }
-        }
-        for (path, reference) in snapshot.parents().zip(snapshot.references().into_iter().skip(1)) {
-            let parent = file_name(path);
-            if !may_open.allows(&parent) {
-                continue;
-            }
-            // Another archive may be served under the parent's name.
-            let is_free = !self.named.iter().any(|(named, _)| *named == parent)
-                && match &self.folder {
-                    Some(folder) => folder.agrees(&parent, path.to_owned()).await,
-                    None => true,
-                };
-            if is_free {
-                references.push((parent, reference));
-            }
-        }
-        references
     }
 
     /// The export that a client calls `name`, or by no name.
@@ -359,10 +339,8 @@ impl Catalog {
     }
 
     async fn find_named(&self, name: &str) -> Result<SnapshotExport, Missing> {
-        for (slot_name, slot) in &self.named {
-            if let Some(stream) = stream_of(name, slot_name) {
-                return self.find_stream(slot_name, slot, stream).await;
-            }
+        if let Some((name, slot, stream)) = self.named.find(name) {
+            return self.find_stream(name, slot, stream).await;
         }
         let folder = self.folder.as_ref().ok_or(Missing::UnknownName)?;
         let missing = match folder.slot(name).await {
@@ -405,6 +383,14 @@ fn stream_of(name: &str, snapshot: &str) -> Option<StreamKind> {
 /// What the auxiliary stream of a snapshot is called.
 fn auxiliary(snapshot: &str) -> String {
     format!("{snapshot}{AUXILIARY}")
+}
+
+/// Name of a snapshot's stream as an export.
+fn stream_name(snapshot: &str, stream: StreamKind) -> String {
+    match stream {
+        StreamKind::Main => snapshot.to_owned(),
+        StreamKind::Auxiliary => auxiliary(snapshot),
+    }
 }
 
 /// A path's last part, as it is shown to clients.

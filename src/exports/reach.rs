@@ -102,26 +102,37 @@ impl std::error::Error for FolderError {
     }
 }
 
-/// Adds what is most likely the cause where a file can't be opened although its permissions allow
-/// it: the sandbox keeps this program out of what was mounted or put there since the start.
+/// Adds what [`hint`] returns.
 pub(super) async fn with_hint(error: SnapshotError) -> (SnapshotError, &'static str) {
-    let is_denied = matches!(
-        &error.problem,
-        Problem::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied
-    );
-    if !is_denied {
+    if !is_denied(&error) {
         return (error, "");
     }
     let path = Arc::clone(&error.path);
-    let is_permitted = spawn_blocking(move || access(&*path, Access::READ_OK).is_ok()).await;
-    match is_permitted {
-        Ok(true) => (
-            error,
-            "; its permissions allow it, so it is the sandbox that doesn't: \
-                             it admits folders as they were at the start, without what has been \
-                             mounted on them since",
-        ),
-        _ => (error, ""),
+    let hint = spawn_blocking(move || hint_at(&path)).await;
+    (error, hint.unwrap_or(""))
+}
+
+/// Returns what is most likely the cause where a file can't be opened although its permissions
+/// allow it: the sandbox keeps this program out of what was mounted or put there since the start.
+/// It blocks.
+pub(super) fn hint(error: &SnapshotError) -> &'static str {
+    if is_denied(error) { hint_at(&error.path) } else { "" }
+}
+
+fn is_denied(error: &SnapshotError) -> bool {
+    matches!(
+        &error.problem,
+        Problem::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied
+    )
+}
+
+fn hint_at(path: &Path) -> &'static str {
+    match access(path, Access::READ_OK) {
+        Ok(()) => {
+            "; its permissions allow it, so it is the sandbox that doesn't: it admits folders as \
+             they were at the start, without what has been mounted on them since"
+        }
+        Err(_) => "",
     }
 }
 
@@ -196,5 +207,20 @@ mod tests {
         let error = explain(folder.path(), FolderId::of(Path::new("/proc")), denied);
         assert_eq!(error.cause, FolderFault::MountedSinceStart);
         assert!(error.cause.unready().starts_with(error.cause.label()));
+    }
+
+    #[tokio::test]
+    async fn the_sandbox_is_named_where_permissions_are_fine() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let opening = |path: &Path, kind| SnapshotError::opening(path, io::Error::from(kind));
+        for (path, kind, is_hinted) in [
+            (file.path(), io::ErrorKind::PermissionDenied, true),
+            (file.path(), io::ErrorKind::NotFound, false),
+            (Path::new("/none"), io::ErrorKind::PermissionDenied, false),
+        ] {
+            let error = opening(path, kind);
+            assert_eq!(hint(&error).contains("sandbox"), is_hinted, "{error}");
+            assert_eq!(with_hint(opening(path, kind)).await.1, hint(&error));
+        }
     }
 }

@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::mpsc::Sender;
+
+use super::snapshot::comparing;
 use super::source::Missing;
 use super::{Catalog, SnapshotExport};
-use crate::nbd::{Export, Exports, Listing, MayOpen, Offer, Offered};
+use crate::nbd::{ContextQueries, Export, Exports, Listing, MayOpen, Offer, Offered};
 
 /// The part of a catalogue that one client may open.
 #[derive(Debug, Clone)]
@@ -63,19 +66,47 @@ impl Exports for Seen {
         self.export(name).await.map(Arc::new)
     }
 
-    async fn find_with_contexts(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {
-        let mut export = self.export(name).await?;
-        for (other, reference) in self.catalog.references(&export, &self.may_open).await {
-            export = export.comparable_with(&other, &reference);
+    async fn find_with_contexts(
+        &self,
+        name: &[u8],
+        queries: &ContextQueries<'_>,
+    ) -> Option<Arc<SnapshotExport>> {
+        let export = self.export(name).await?;
+        let mut comparable = export.clone();
+        let mut comparisons = self.catalog.comparisons(&export, queries, &self.may_open);
+        while let Some(page) = comparisons.page().await {
+            comparable.compare_with(page, queries);
         }
-        Some(Arc::new(export))
+        Some(Arc::new(comparable))
     }
 
     fn missing(&self) -> Option<&'static str> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).map(Missing::label)
     }
 
-    async fn list(&self) -> Vec<Listing> {
-        self.catalog.list(&self.may_open).await
+    async fn list_contexts(
+        &self,
+        name: &[u8],
+        queries: &ContextQueries<'_>,
+        contexts: Sender<String>,
+    ) -> bool {
+        let Some(export) = self.export(name).await else { return false };
+        let own = export.contexts().into_iter().map(str::to_owned).collect();
+        let mut comparisons = self.catalog.comparisons(&export, queries, &self.may_open);
+        let mut next: Option<Vec<String>> = Some(own);
+        while let Some(names) = next {
+            for context in names.into_iter().filter(|context| queries.matches(context)) {
+                if contexts.send(context).await.is_err() {
+                    return true;
+                }
+            }
+            let page = comparisons.page().await;
+            next = page.map(|page| page.iter().flat_map(|it| comparing(&it.name)).collect());
+        }
+        true
+    }
+
+    async fn list(&self, listings: Sender<Listing>) {
+        self.catalog.list(&self.may_open, listings).await;
     }
 }

@@ -17,7 +17,7 @@ use crate::storage::FileStamp;
 
 /// When an archive that couldn't be opened is tried again though no file has changed: its
 /// parent may have come. Clients can't make it more often than that.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The same where the file itself is the reason, or the password: trying again would take
 /// the same work, a key derivation for example, and come to the same.
@@ -52,13 +52,22 @@ struct Failed {
     at: Instant,
     retry_after: Duration,
     reason: String,
+    /// True if header and index alone don't show what is wrong.
+    is_beyond_index: bool,
 }
 
 impl Failed {
     fn new(stamp: Option<FileStamp>, error: &Error) -> Self {
         let retry_after = if error.is_lasting() { RETRY_LASTING_AFTER } else { RETRY_AFTER };
         let culprit = (Arc::clone(&error.path), FileStamp::of(&error.path));
-        Self { stamp, culprit, at: Instant::now(), retry_after, reason: error.to_string() }
+        Self {
+            stamp,
+            culprit,
+            at: Instant::now(),
+            retry_after,
+            reason: error.to_string(),
+            is_beyond_index: error.is_beyond_index(),
+        }
     }
 
     /// Returns true if trying again would come to the same: no file has changed, and it was
@@ -81,6 +90,11 @@ impl Slot {
     /// A place of the same source that hasn't been opened.
     pub(super) fn unopened(&self) -> Self {
         Self { source: Arc::clone(&self.source), opened: Arc::default(), latest: Arc::default() }
+    }
+
+    /// The source from which it is opened.
+    pub(super) fn source(&self) -> &Arc<Source> {
+        &self.source
     }
 
     /// Where the archive is.
@@ -134,16 +148,15 @@ impl Slot {
         self.opened.try_lock().is_ok_and(|opened| matches!(*opened, Opened::Failed(_)))
     }
 
-    /// The snapshot that was opened last, if its file is still the same. One that isn't is
-    /// let go: a file that was deleted shall not take room for longer than it is read.
-    pub(super) async fn current(&self) -> Option<Arc<Snapshot>> {
-        let latest = self.latest()?;
-        let looked = spawn_blocking(move || latest.is_current().then_some(latest)).await;
-        let current = looked.ok().flatten();
-        if current.is_none() {
-            self.close();
-        }
-        current
+    /// Returns true if its file was like that when it couldn't be opened, and looking at header
+    /// and index can't show that it could be by now.
+    pub(super) fn has_failed_as(&self, stamp: FileStamp) -> bool {
+        self.opened.try_lock().is_ok_and(|opened| match &*opened {
+            Opened::Failed(failed) if failed.stamp == Some(stamp) => {
+                failed.is_beyond_index || failed.at.elapsed() < RETRY_AFTER
+            }
+            _ => false,
+        })
     }
 
     /// Closes the snapshot, if nobody is opening it just now. Whoever reads it goes on.
@@ -154,12 +167,6 @@ impl Slot {
             *opened = Opened::NotYet;
             self.set_latest(None);
         }
-    }
-
-    /// What the file is like, if there is one.
-    pub(super) async fn stamp(&self) -> Option<FileStamp> {
-        let source = Arc::clone(&self.source);
-        spawn_blocking(move || FileStamp::of(source.path())).await.ok().flatten()
     }
 
     fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytesize::ByteSize;
 
 use super::blocks::{Blocks, PAGE_WORK, Unread};
+use super::comparisons::Comparison;
 use super::file_name;
 use super::reader::{BlockReader, Failure};
 use crate::nbd::wire::MAX_PAYLOAD;
 use crate::nbd::wire::reply::{STATE_HOLE, STATE_ZERO};
-use crate::nbd::{Export, Extent, Listing, ReadError, Segment, Span};
+use crate::nbd::{ContextQueries, Export, Extent, ReadError, Segment, Span};
 use crate::snapshot::{Reference, Run, Snapshot, StreamKind};
 
 /// What a metadata context says of an export.
@@ -18,7 +19,19 @@ enum Meaning {
     /// Where it is zeros.
     Allocation,
     /// Where it differs from another archive.
-    Changed(Reference),
+    Changed {
+        reference: Reference,
+        /// Names of the exports that a client has to be allowed to open for that.
+        exports: Arc<[String]>,
+    },
+}
+
+/// Namespaces of the contexts that compare an export with another archive.
+pub(super) const COMPARING: [&str; 2] = ["hexz:changed", "qemu:dirty-bitmap"];
+
+/// The contexts that compare an export with what the client calls `name`.
+pub(super) fn comparing(name: &str) -> impl Iterator<Item = String> {
+    COMPARING.iter().map(move |namespace| format!("{namespace}:{name}"))
 }
 
 /// Set where `hexz:changed:NAME` and `qemu:dirty-bitmap:NAME` can't say that the bytes are
@@ -55,22 +68,37 @@ impl SnapshotExport {
         &self.blocks.snapshot
     }
 
-    /// What LIST says of it.
-    pub(super) fn listing(&self) -> Listing {
-        Listing { name: self.name.clone(), description: self.description.clone() }
+    /// Which of the snapshot's streams it is.
+    pub(super) fn stream(&self) -> StreamKind {
+        self.blocks.stream
     }
 
     /// Lets clients ask what differs from `reference`, which they know as `name`. Of two
     /// references of one name the first is kept.
     #[must_use]
     pub fn comparable_with(mut self, name: &str, reference: &Reference) -> Self {
-        for namespace in ["hexz:changed", "qemu:dirty-bitmap"] {
-            let context = format!("{namespace}:{name}");
+        for context in comparing(name) {
             if !self.contexts.iter().any(|(known, _)| *known == context) {
-                self.contexts.push((context, Meaning::Changed(reference.clone())));
+                let (reference, exports) = (reference.clone(), Arc::default());
+                self.contexts.push((context, Meaning::Changed { reference, exports }));
             }
         }
         self
+    }
+
+    /// Adds those contexts for comparisons that `queries` match. No name may be there yet.
+    pub(super) fn compare_with(
+        &mut self,
+        comparisons: Vec<Comparison>,
+        queries: &ContextQueries<'_>,
+    ) {
+        for Comparison { name, reference, exports } in comparisons {
+            let wanted = comparing(&name).filter(|context| queries.matches(context));
+            self.contexts.extend(wanted.map(|context| {
+                let (reference, exports) = (reference.clone(), Arc::clone(&exports));
+                (context, Meaning::Changed { reference, exports })
+            }));
+        }
     }
 
     /// Runs of the context at `position`, off the runtime's threads: index pages may have
@@ -93,7 +121,7 @@ impl SnapshotExport {
                 Meaning::Allocation => {
                     snapshot.zeros(stream, range, most).map(|runs| (STATE_HOLE | STATE_ZERO, runs))
                 }
-                Meaning::Changed(reference) => snapshot
+                Meaning::Changed { reference, .. } => snapshot
                     .changed(stream, range, most, &reference)
                     .map(|runs| (STATE_CHANGED, runs)),
             })
@@ -165,6 +193,13 @@ impl Export for SnapshotExport {
         self.contexts.iter().map(|(name, _)| name.as_str()).collect()
     }
 
+    fn compared_with(&self, position: usize) -> &[String] {
+        match self.contexts.get(position) {
+            Some((_, Meaning::Changed { exports, .. })) => exports,
+            _ => &[],
+        }
+    }
+
     async fn extents(
         &self,
         position: usize,
@@ -182,7 +217,8 @@ impl Export for SnapshotExport {
     }
 }
 
-fn describe(snapshot: &Snapshot, stream: StreamKind) -> String {
+/// Description of a stream for people.
+pub(super) fn describe(snapshot: &Snapshot, stream: StreamKind) -> String {
     let size = ByteSize::b(snapshot.size(stream)).display().iec();
     let encrypted = if snapshot.is_encrypted() { ", encrypted" } else { "" };
     let mut parents = snapshot.parents().map(file_name);

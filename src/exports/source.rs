@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::escape;
 use crate::nbd::wire::MAX_STRING;
 use crate::snapshot::{Error, OpenOptions, Snapshot};
-use crate::storage::FileStorage;
+use crate::storage::{FileStamp, FileStorage};
 
 /// How files of a folder end that are taken for archives.
 const EXTENSIONS: [&str; 2] = ["hxz", "hexz"];
@@ -163,7 +163,10 @@ impl Folder {
             }
             let missing = match (name.to_str(), kind.is_file()) {
                 (Some(text), true) if is_archive_name(text) => {
-                    content.names.push(text.to_owned());
+                    // Of a link that has taken the file's place meanwhile it is the link's own.
+                    if let Ok(file) = entry.metadata() {
+                        content.files.push((text.to_owned(), FileStamp::from(&file)));
+                    }
                     continue;
                 }
                 (_, false) if kind.is_symlink() => Missing::SymbolicLink,
@@ -175,9 +178,14 @@ impl Folder {
                 content.unserved.push((name, missing));
             }
         }
-        content.names.sort();
+        content.files.sort_by(|(one, _), (other, _)| one.cmp(other));
         content.unserved.sort();
         Ok(content)
+    }
+
+    /// The archive of that name, which is one of [`Content::files`].
+    pub(super) fn source(&self, name: &str) -> Source {
+        Source::NoLink(self.0.join(name))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -188,8 +196,8 @@ impl Folder {
 /// What a folder holds.
 #[derive(Debug, Default)]
 pub(super) struct Content {
-    /// Names of its archives, in order.
-    pub(super) names: Vec<String>,
+    /// Names and stamps of its archives, ordered by name.
+    pub(super) files: Vec<(String, FileStamp)>,
     /// Files that are called like archives and aren't served, in order; [`MAX_UNSERVED`] of them
     /// at most.
     pub(super) unserved: Vec<(OsString, Missing)>,
@@ -269,6 +277,18 @@ impl Source {
         }
     }
 
+    /// Opens it for what header and index say ([`Snapshot::open_index`]).
+    pub(super) fn open_index(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
+        match self {
+            Self::Path(path) => Snapshot::open_index(path, None, options),
+            Self::NoLink(path) => {
+                let storage =
+                    FileStorage::open_no_link(path).map_err(|error| Error::opening(path, error))?;
+                Snapshot::open_index(path, Some(Arc::new(storage)), options)
+            }
+        }
+    }
+
     pub(super) fn path(&self) -> &Path {
         let (Self::Path(path) | Self::NoLink(path)) = self;
         path
@@ -306,7 +326,8 @@ mod tests {
         std::fs::write(inside.path().join(odd), "x").unwrap();
         std::fs::write(inside.path().join("e.HXZ"), "x").unwrap();
         let content = folder.content().unwrap();
-        assert_eq!(content.names, ["a.hxz"]);
+        let names = content.files.into_iter().map(|(name, _)| name);
+        assert_eq!(names.collect::<Vec<_>>(), ["a.hxz"]);
         let unserved = [
             ("c.hxz".into(), Missing::NotAFile),
             ("d.hxz".into(), Missing::SymbolicLink),

@@ -1,5 +1,6 @@
 //! One client's story, from accept to goodbye.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -320,7 +321,11 @@ impl<X: Offer> Connection<'_, X> {
             return Ok(Ending::LeftEarly);
         };
         let shared = self.shared;
-        self.live.note_export(chosen.export.name());
+        let contexts = chosen.contexts.iter();
+        let compared = contexts.flat_map(|it| chosen.export.compared_with(it.position));
+        let compared: BTreeSet<&String> = compared.collect();
+        let compared = compared.into_iter().cloned().collect();
+        self.live.note_export(chosen.export.name(), compared);
         Span::current().record("export", chosen.export.name());
         // The rules may have changed since it was found.
         self.live.review(&shared.policy.now(), Moment::now())?;

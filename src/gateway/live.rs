@@ -62,6 +62,8 @@ pub(super) struct Live {
 struct Known {
     client: Option<Client>,
     export: Option<String>,
+    /// Other exports that its metadata contexts tell about.
+    compared: Vec<String>,
     reading: Option<Reading>,
 }
 
@@ -207,9 +209,11 @@ impl Live {
         lock(&self.known).client = Some(Client { credentials, verified_by, tls });
     }
 
-    /// Notes what it reads.
-    pub(super) fn note_export(&self, name: &str) {
-        lock(&self.known).export = Some(name.to_owned());
+    /// Notes what it reads, and the other exports about which it can ask.
+    pub(super) fn note_export(&self, name: &str, compared: Vec<String>) {
+        let mut known = lock(&self.known);
+        known.export = Some(name.to_owned());
+        known.compared = compared;
     }
 
     /// The certificates that it has shown, if it is known.
@@ -276,7 +280,7 @@ impl Live {
 
     fn judge(&self, policy: &Numbered, now: Moment) -> Result<(), Dismissal> {
         let mut known = lock(&self.known);
-        let Known { client, export, .. } = &mut *known;
+        let Known { client, export, compared, .. } = &mut *known;
         let mut facts = Facts::of_peer(self.route.peer).at(now);
         if let Some(client) = client {
             let credentials = client.credentials.as_deref();
@@ -284,10 +288,14 @@ impl Live {
             client.verified_by = policy.number;
             facts = facts.with_identity(credentials.map(Credentials::identity));
         }
+        let rules = &policy.policy.rules;
+        for compared in compared.iter() {
+            rules.judge(&facts.with_export(compared)).map_err(Dismissal::Rules)?;
+        }
         if let Some(export) = export {
             facts = facts.with_export(export);
         }
-        policy.policy.rules.judge(&facts).map(|_| ()).map_err(Dismissal::Rules)
+        rules.judge(&facts).map(|_| ()).map_err(Dismissal::Rules)
     }
 
     /// Waits until it may not stay, and says why.

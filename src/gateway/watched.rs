@@ -3,9 +3,11 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::mpsc::Sender;
+
 use super::Shared;
 use super::access::Reason;
-use crate::nbd::{Exports, Listing, MayOpen, Offer};
+use crate::nbd::{ContextQueries, Exports, Listing, MayOpen, Offer};
 
 /// What was kept from a client last, and why.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +54,21 @@ impl<X: Offer> Watched<X> {
         (exports, seen)
     }
 
+    /// Like [`see`](Self::see), but the client may open nothing any more once something else is
+    /// served: a long answer may be cut short by that, but names nothing that was judged by rules
+    /// for other exports.
+    fn see_while_served(&self) -> (Arc<X>, X::Seen) {
+        self.denials.take();
+        let exports = self.shared.exports.load_full();
+        let (may_open, shared) = (self.may_open.clone(), Arc::clone(&self.shared));
+        let judged_for = Arc::clone(&exports);
+        let may_open = MayOpen::new(move |export| {
+            may_open.allows(export) && Arc::ptr_eq(&judged_for, &shared.exports.load())
+        });
+        let seen = Arc::clone(&exports).seen_by(may_open);
+        (exports, seen)
+    }
+
     /// Whether that is still what is served. If not, whether an export of it may be opened was
     /// judged by rules that weren't for it, perhaps.
     fn is_served(&self, exports: &Arc<X>) -> bool {
@@ -84,17 +101,37 @@ impl<X: Offer> Exports for Watched<X> {
         }
     }
 
-    async fn find_with_contexts(&self, name: &[u8]) -> Option<Arc<X::Export>> {
+    async fn find_with_contexts(
+        &self,
+        name: &[u8],
+        queries: &ContextQueries<'_>,
+    ) -> Option<Arc<X::Export>> {
         loop {
             let (exports, seen) = self.see();
-            let found = seen.find_with_contexts(name).await;
+            let found = seen.find_with_contexts(name, queries).await;
             if self.is_served(&exports) {
                 return self.told(name, &seen, found);
             }
         }
     }
 
-    async fn list(&self) -> Vec<Listing> {
-        self.see().1.list().await
+    async fn list_contexts(
+        &self,
+        name: &[u8],
+        queries: &ContextQueries<'_>,
+        contexts: Sender<String>,
+    ) -> bool {
+        loop {
+            let (exports, seen) = self.see_while_served();
+            let is_there = seen.list_contexts(name, queries, contexts.clone()).await;
+            // If it is there, names have been sent, which can't be taken back.
+            if is_there || self.is_served(&exports) {
+                return self.told(name, &seen, is_there.then_some(())).is_some();
+            }
+        }
+    }
+
+    async fn list(&self, listings: Sender<Listing>) {
+        self.see_while_served().1.list(listings).await;
     }
 }

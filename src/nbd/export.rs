@@ -5,8 +5,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::mpsc::Sender;
 
 use super::ReadError;
+pub use super::wire::meta::ContextQueries;
 pub use super::wire::reply::Extent;
 
 /// A range of an export that is known to lie within it and to be of a sane length.
@@ -133,6 +135,14 @@ pub trait Export: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Names of the other exports that the context at `position` of
+    /// [`contexts`](Self::contexts) tells about. Who may not open one of them any more may not
+    /// go on asking for it either.
+    fn compared_with(&self, position: usize) -> &[String] {
+        let _ = position;
+        &[]
+    }
+
     /// What the context at `position` of [`contexts`](Self::contexts) says of the
     /// export from `offset` on: at least one extent, at most `most`, that follow one
     /// another and don't reach beyond `offset + length`. They may end sooner.
@@ -160,24 +170,52 @@ pub trait Exports: Send + Sync {
     /// default export's.
     fn find(&self, name: &[u8]) -> impl Future<Output = Option<Arc<Self::Export>>> + Send;
 
-    /// The same for a client that asks for metadata contexts. An export that
-    /// [`find`](Self::find) returns need not know any.
+    /// Finds an export for a client that selects metadata contexts: those of its contexts that
+    /// `queries` match. An export that [`find`](Self::find) returns need not have any.
     fn find_with_contexts(
         &self,
         name: &[u8],
+        queries: &ContextQueries<'_>,
     ) -> impl Future<Output = Option<Arc<Self::Export>>> + Send {
+        let _ = queries;
         self.find(name)
     }
 
-    /// Label of the reason for which the last [`find`](Self::find) or
-    /// [`find_with_contexts`](Self::find_with_contexts) found nothing that this client may open.
-    /// It is for the operator alone: to clients, all that isn't there is unknown.
+    /// Label of the reason for which the last [`find`](Self::find),
+    /// [`find_with_contexts`](Self::find_with_contexts) or
+    /// [`list_contexts`](Self::list_contexts) found nothing that this client may open. It is for
+    /// the operator alone: to clients, all that isn't there is unknown.
     fn missing(&self) -> Option<&'static str> {
         None
     }
 
-    /// All of them, in the order in which LIST shall name them.
-    fn list(&self) -> impl Future<Output = Vec<Listing>> + Send;
+    /// Sends the names of an export's contexts that `queries` match to `contexts`, each once.
+    /// Returns false, and sends nothing, if there is no such export.
+    ///
+    /// As for [`list`](Self::list), sending waits for the client.
+    fn list_contexts(
+        &self,
+        name: &[u8],
+        queries: &ContextQueries<'_>,
+        contexts: Sender<String>,
+    ) -> impl Future<Output = bool> + Send {
+        async move {
+            let Some(export) = self.find_with_contexts(name, queries).await else { return false };
+            for context in export.contexts() {
+                if queries.matches(context) && contexts.send(context.to_owned()).await.is_err() {
+                    break;
+                }
+            }
+            true
+        }
+    }
+
+    /// Sends what LIST says of each export to `listings`, in the order in which LIST shall
+    /// name them.
+    ///
+    /// Sending waits until the client has read what was sent before, so whoever has many exports
+    /// had better not hold listings of all of them meanwhile. It fails if no more are wanted.
+    fn list(&self, listings: Sender<Listing>) -> impl Future<Output = ()> + Send;
 }
 
 /// Which exports a client may open, by their canonical names.
@@ -254,6 +292,6 @@ impl Offered {
 pub struct Listing {
     /// Its canonical name.
     pub name: String,
-    /// A line for people.
+    /// A line for people; empty if there is none.
     pub description: String,
 }

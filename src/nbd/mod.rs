@@ -19,7 +19,8 @@ pub mod wire;
 pub use activity::{Activity, Done, Errors, LATENCY_BOUNDS, Latencies, Requests};
 pub use error::{ReadError, SessionError};
 pub use export::{
-    COPIED, Export, Exports, Extent, Listing, MayOpen, Offer, Offered, Segment, Span,
+    COPIED, ContextQueries, Export, Exports, Extent, Listing, MayOpen, Offer, Offered, Segment,
+    Span,
 };
 pub use greeting::greet;
 pub use negotiate::{

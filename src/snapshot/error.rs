@@ -42,6 +42,11 @@ impl Error {
         )
     }
 
+    /// Returns true if header and index alone don't show it.
+    pub(crate) fn is_beyond_index(&self) -> bool {
+        matches!(self.problem, Problem::WrongPassword | Problem::KeyIterations { .. } | Problem::Digest { .. })
+    }
+
     /// An archive's file can't be opened.
     pub fn opening(path: &Path, error: io::Error) -> Self {
         Problem::Io("open it", error).of(&Arc::from(path))

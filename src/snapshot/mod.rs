@@ -376,6 +376,31 @@ impl Snapshot {
         Self::from_chain(chain::open_storage(name, storage, options)?, options)
     }
 
+    /// Opens the archive at `path`, or what `storage` has of it, for what header and index say
+    /// of it: derives no key, hashes no file and reads no block, so it doesn't find out whether
+    /// the password is right, or the file the one that a digest is of.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::open`], as far as header and index show it.
+    pub(crate) fn open_index(
+        path: &Path,
+        storage: Option<Arc<dyn Storage>>,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        let unhashed = OpenOptions { digests: None, ..options.clone() };
+        let (chain, links) = chain::open_for_index(path, storage, &unhashed)?;
+        links.into_iter().try_for_each(|link| link.found.map(drop))?;
+        for archive in &chain {
+            if let Some(digests) = &options.digests {
+                digests.expect(&archive.path)?;
+            }
+            if archive.header.encryption.is_some() && options.password.is_none() {
+                return Err(Problem::PasswordNeeded.of(&archive.path));
+            }
+        }
+        Self::from_chain(chain, &unhashed)
+    }
+
     fn from_chain(chain: Vec<Archive>, options: &OpenOptions) -> Result<Self, Error> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         if let Some(archive) = chain.first()

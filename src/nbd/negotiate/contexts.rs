@@ -1,12 +1,20 @@
 //! What is agreed on about metadata contexts ("Metadata querying"), and what of it an
 //! export's choice leaves.
 
+use std::io;
 use std::sync::Arc;
 
-use super::{Chosen, ReplyMode, found};
-use crate::nbd::wire::meta::{self, MetaRequest, meta_context_data};
+use tokio::io::AsyncWrite;
+
+use super::stream::send_each;
+use super::{Chosen, ReplyMode, found, push_unknown};
+use crate::nbd::wire::meta::{MetaRequest, TooManyQueries, meta_context_data};
 use crate::nbd::wire::option::{Opt, Rep, push_error, push_reply};
-use crate::nbd::{Export, Exports};
+use crate::nbd::{ContextQueries, Export, Exports};
+
+/// Contexts that one client may select: each is kept for as long as the export is read, and
+/// each is answered for by every block status request.
+const MAX_SELECTED: usize = 64;
 
 /// A metadata context that the client selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,19 +60,26 @@ impl<E: Export> Agreed<E> {
 }
 
 /// Answers `NBD_OPT_LIST_META_CONTEXT`.
-pub(super) async fn list<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {
+pub(super) async fn list<S: AsyncWrite + Unpin, X: Exports>(
+    stream: &mut S,
+    out: &mut Vec<u8>,
+    data: &[u8],
+    exports: &X,
+) -> io::Result<()> {
     let option = Opt::LIST_META_CONTEXT;
-    let Some((request, export)) = asked(out, option, data, exports).await else { return };
-    for name in export.contexts() {
-        // "If zero queries are sent, then the server MUST return all the metadata contexts"
-        let wanted = request.queries.is_empty()
-            || request.queries.iter().any(|query| meta::lists(query, name));
-        if wanted {
-            // "The metadata context ID in these replies is reserved and SHOULD be … zero"
-            push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(0, name));
-        }
+    let Some((name, queries)) = asked(out, option, data, ContextQueries::listing) else {
+        return Ok(());
+    };
+    // "The metadata context ID in these replies is reserved and SHOULD be … zero"
+    let encode = |context: &String| meta_context_data(0, context);
+    let each = (option, Rep::META_CONTEXT);
+    let produce = |contexts| exports.list_contexts(name, &queries, contexts);
+    if send_each(stream, out, each, produce, encode).await? {
+        push_reply(out, option, Rep::ACK, &[]);
+    } else {
+        push_unknown(out, option, name);
     }
-    push_reply(out, option, Rep::ACK, &[]);
+    Ok(())
 }
 
 /// Answers `NBD_OPT_SET_META_CONTEXT`.
@@ -84,35 +99,51 @@ pub(super) async fn set<X: Exports>(
         let message = "ask for structured replies or extended headers first";
         return push_error(out, option, Rep::ERR_INVALID, message);
     }
-    let Some((request, export)) = asked(out, option, data, exports).await else { return };
+    let Some((name, queries)) = asked(out, option, data, ContextQueries::selecting) else { return };
+    let export = exports.find_with_contexts(name, &queries).await;
+    let Some(export) = found(out, option, name, export) else { return };
+    let selected: Vec<(usize, &str)> = export
+        .contexts()
+        .into_iter()
+        .enumerate()
+        .filter(|(_, context)| queries.matches(context))
+        .take(MAX_SELECTED + 1)
+        .collect();
+    // "The request or the reply is too large to process"
+    if selected.len() > MAX_SELECTED {
+        let message = format!("one client may select {MAX_SELECTED} contexts at most");
+        return push_error(out, option, Rep::ERR_TOO_BIG, &message);
+    }
     let mut contexts = Vec::new();
-    for (position, name) in export.contexts().into_iter().enumerate() {
-        if request.queries.iter().any(|query| meta::selects(query, name)) {
-            // "each with a unique metadata context ID"
-            let id = u32::try_from(contexts.len() + 1).unwrap_or(u32::MAX);
-            push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(id, name));
-            contexts.push(SelectedContext { id, position });
-        }
+    for (id, (position, context)) in (1..).zip(selected) {
+        // "each with a unique metadata context ID"
+        push_reply(out, option, Rep::META_CONTEXT, &meta_context_data(id, context));
+        contexts.push(SelectedContext { id, position });
     }
     push_reply(out, option, Rep::ACK, &[]);
-    agreed.contexts = Some(Selection { name: request.name.to_vec(), export, contexts });
+    agreed.contexts = Some(Selection { name: name.to_vec(), export, contexts });
 }
 
-/// What either option asks, and of which export; `None` if the answer was an error.
-async fn asked<'a, X: Exports>(
+/// The name of the export that either option asks for, and its queries; `None` if the answer
+/// was an error.
+fn asked<'a>(
     out: &mut Vec<u8>,
     option: Opt,
     data: &'a [u8],
-    exports: &X,
-) -> Option<(MetaRequest<'a>, Arc<X::Export>)> {
-    match MetaRequest::decode(data) {
-        Ok(request) => {
-            let export = exports.find_with_contexts(request.name).await;
-            let export = found(out, option, request.name, export)?;
-            Some((request, export))
-        }
+    queries: impl Fn(&[&'a [u8]]) -> Result<ContextQueries<'a>, TooManyQueries>,
+) -> Option<(&'a [u8], ContextQueries<'a>)> {
+    let request = match MetaRequest::decode(data) {
+        Ok(request) => request,
         Err(malformed) => {
             push_error(out, option, Rep::ERR_INVALID, &malformed.to_string());
+            return None;
+        }
+    };
+    match queries(&request.queries) {
+        Ok(queries) => Some((request.name, queries)),
+        // "The request or the reply is too large to process"
+        Err(too_many) => {
+            push_error(out, option, Rep::ERR_TOO_BIG, &too_many.to_string());
             None
         }
     }

@@ -5,6 +5,7 @@
 
 mod allowance;
 mod contexts;
+mod stream;
 
 use std::io;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use super::wire::{MAX_NAME, MAX_PAYLOAD, Printable};
 pub use allowance::{Allowance, NegotiationLimits};
 use contexts::Agreed;
 pub use contexts::SelectedContext;
+use stream::send_each;
 
 /// How the leg in clear ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,9 +184,11 @@ where
                 agreed.replies = ReplyMode::Extended;
                 push_reply(&mut out, option, Rep::ACK, &[]);
             }
-            Opt::LIST_META_CONTEXT => contexts::list(&mut out, &data, exports).await,
+            Opt::LIST_META_CONTEXT => {
+                contexts::list(stream, &mut out, &data, exports).await?;
+            }
             Opt::SET_META_CONTEXT => contexts::set(&mut out, &data, exports, &mut agreed).await,
-            Opt::LIST => list(&mut out, &data, exports).await,
+            Opt::LIST => list(stream, &mut out, &data, exports).await?,
             Opt::STARTTLS => refuse_starttls(&mut out, security),
             _ => push_error(
                 &mut out,
@@ -275,26 +279,35 @@ async fn resolve<X: Exports>(
 /// The export that was `found` by that name; if there is none, the answer is that.
 fn found<E>(out: &mut Vec<u8>, option: Opt, name: &[u8], found: Option<Arc<E>>) -> Option<Arc<E>> {
     if found.is_none() {
-        let message = match name {
-            [] => "there is no default export here; LIST names the exports".to_owned(),
-            name => format!("there is no export {} here", Printable(name)),
-        };
-        push_error(out, option, Rep::ERR_UNKNOWN, &message);
+        push_unknown(out, option, name);
     }
     found
 }
 
-async fn list<X: Exports>(out: &mut Vec<u8>, data: &[u8], exports: &X) {
+fn push_unknown(out: &mut Vec<u8>, option: Opt, name: &[u8]) {
+    let message = match name {
+        [] => "there is no default export here; LIST names the exports".to_owned(),
+        name => format!("there is no export {} here", Printable(name)),
+    };
+    push_error(out, option, Rep::ERR_UNKNOWN, &message);
+}
+
+async fn list<S: AsyncWrite + Unpin, X: Exports>(
+    stream: &mut S,
+    out: &mut Vec<u8>,
+    data: &[u8],
+    exports: &X,
+) -> io::Result<()> {
     // "The server SHOULD reject a request that includes data with NBD_REP_ERR_INVALID."
     if !data.is_empty() {
         push_error(out, Opt::LIST, Rep::ERR_INVALID, NO_DATA_ALLOWED);
-        return;
+        return Ok(());
     }
-    for Listing { name, description } in exports.list().await {
-        let entry = server_data(&name, &description);
-        push_reply(out, Opt::LIST, Rep::SERVER, &entry);
-    }
+    let encode = |Listing { name, description }: &Listing| server_data(name, description);
+    let each = (Opt::LIST, Rep::SERVER);
+    send_each(stream, out, each, |listings| exports.list(listings), encode).await?;
     push_reply(out, Opt::LIST, Rep::ACK, &[]);
+    Ok(())
 }
 
 fn refuse_starttls(out: &mut Vec<u8>, security: Security) {

@@ -1,7 +1,13 @@
 //! Metadata contexts in negotiation (`NBD_OPT_LIST_META_CONTEXT`,
 //! `NBD_OPT_SET_META_CONTEXT`, "Metadata querying").
 
+use std::collections::HashSet;
+
 use super::{Malformed, Reader, clip};
+
+/// Different queries that one option may hold. They are kept until it has been answered, so
+/// this bounds what a client that doesn't read the answer makes the server hold.
+pub const MAX_QUERIES: usize = 1024;
 
 /// The data of both options.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,23 +56,73 @@ impl<'a> MetaRequest<'a> {
     }
 }
 
+/// The contexts that one option asks for. Matching a context takes the same time however many
+/// queries there are.
+#[derive(Debug, Clone, Default)]
+pub struct ContextQueries<'a> {
+    /// Queries for the context of that name.
+    names: HashSet<&'a [u8]>,
+    /// Queries that end with a colon, if these match all contexts that begin like them.
+    prefixes: HashSet<&'a [u8]>,
+    matches_all: bool,
+}
+
+/// One option holds more than [`MAX_QUERIES`] different queries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("one option may hold {MAX_QUERIES} different queries at most")]
+pub struct TooManyQueries;
+
+impl<'a> ContextQueries<'a> {
+    /// Queries of LIST. They match a context by its name, or by a part of it that ends with a
+    /// colon, as `base:` and `qemu:dirty-bitmap:` do. "If zero queries are sent, then the
+    /// server MUST return all the metadata contexts".
+    ///
+    /// # Errors
+    /// There are too many of them.
+    pub fn listing(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
+        let mut listing = Self::selecting(queries)?;
+        listing.prefixes = listing.names.iter().copied().filter(|it| it.ends_with(b":")).collect();
+        listing.matches_all = queries.is_empty();
+        Ok(listing)
+    }
+
+    /// Queries of SET. They match a context by its name alone ("the empty leaf-name … SHOULD
+    /// NOT select any contexts").
+    ///
+    /// # Errors
+    /// There are too many of them.
+    pub fn selecting(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
+        let mut names = HashSet::new();
+        for query in queries {
+            if names.insert(*query) && names.len() > MAX_QUERIES {
+                return Err(TooManyQueries);
+            }
+        }
+        Ok(Self { names, ..Self::default() })
+    }
+
+    /// Returns true if they ask for the context `name`.
+    pub fn matches(&self, name: &str) -> bool {
+        let name = name.as_bytes();
+        let has_prefix = || {
+            let ends = name.iter().enumerate().filter(|(_, byte)| **byte == b':');
+            ends.filter_map(|(end, _)| name.get(..=end)).any(|it| self.prefixes.contains(it))
+        };
+        self.matches_all || self.names.contains(name) || (!self.prefixes.is_empty() && has_prefix())
+    }
+
+    /// The queries, each once, if all of them are whole names: then no other context matches.
+    pub fn exact_names(&self) -> Option<impl Iterator<Item = &'a [u8]>> {
+        let is_exact = self.prefixes.is_empty() && !self.matches_all;
+        is_exact.then(|| self.names.iter().copied())
+    }
+}
+
 /// The data of `NBD_REP_META_CONTEXT`.
 pub fn meta_context_data(id: u32, name: &str) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
     out.extend(clip(name).as_bytes());
     out
-}
-
-/// Whether a query of LIST means the context `name`: by its name, or by a part of it that
-/// ends with a colon, as `base:` and `qemu:dirty-bitmap:` do.
-pub fn lists(query: &[u8], name: &str) -> bool {
-    selects(query, name) || (query.ends_with(b":") && name.as_bytes().starts_with(query))
-}
-
-/// Whether a query of SET means the context `name`: by its name alone ("the empty
-/// leaf-name … SHOULD NOT select any contexts").
-pub fn selects(query: &[u8], name: &str) -> bool {
-    query == name.as_bytes()
 }
 
 #[cfg(test)]
@@ -103,13 +159,38 @@ mod tests {
     #[test]
     fn wildcards_list_and_do_not_select() {
         let name = "qemu:dirty-bitmap:a";
+        let listing = |query: &'static str| ContextQueries::listing(&[query.as_bytes()]).unwrap();
+        let selecting =
+            |query: &'static str| ContextQueries::selecting(&[query.as_bytes()]).unwrap();
         for query in ["qemu:", "qemu:dirty-bitmap:", name] {
-            assert!(lists(query.as_bytes(), name), "{query}");
+            assert!(listing(query).matches(name), "{query}");
+            assert_eq!(selecting(query).matches(name), query == name, "{query}");
         }
         for query in ["qemu:dirty", "base:", "", "qemu:dirty-bitmap:ab", "qemu:dirty-bitmap"] {
-            assert!(!lists(query.as_bytes(), name), "{query}");
+            assert!(!listing(query).matches(name), "{query}");
+            assert!(!selecting(query).matches(name), "{query}");
         }
-        assert!(selects(name.as_bytes(), name));
-        assert!(!selects(b"qemu:", name) && !selects(b"qemu:dirty-bitmap:", name));
+    }
+
+    #[test]
+    fn no_queries_list_everything_and_select_nothing() {
+        let [listing, selecting] =
+            [ContextQueries::listing(&[]), ContextQueries::selecting(&[])].map(Result::unwrap);
+        assert!(listing.matches("base:allocation") && listing.exact_names().is_none());
+        assert!(!selecting.matches("base:allocation"));
+        assert_eq!(selecting.exact_names().unwrap().count(), 0);
+    }
+
+    #[test]
+    fn different_queries_are_bounded_and_equal_ones_are_one() {
+        let names: Vec<String> = (0..=MAX_QUERIES).map(|number| format!("x:{number}")).collect();
+        let names: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
+        assert!(ContextQueries::listing(&names).is_err());
+        assert!(ContextQueries::selecting(&names).is_err());
+        let equal = vec![&b"a:"[..]; 10 * MAX_QUERIES];
+        let most = [&names[1..], &equal[..]].concat();
+        assert!(ContextQueries::selecting(&most).is_err());
+        let queries = ContextQueries::selecting(&[&names[2..], &equal[..]].concat()).unwrap();
+        assert_eq!(queries.exact_names().unwrap().count(), MAX_QUERIES);
     }
 }

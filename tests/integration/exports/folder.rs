@@ -9,9 +9,11 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use super::{
     AUXILIARY, BASE, TEXT, TEXT_SIZE, dir, first_bytes, folder, is_unknown, read_whole, replace,
 };
-use crate::support::client::{OPT_GO, REP_ERR_UNKNOWN, info_data};
-use crate::support::server::Server;
-use crate::support::{PASSWORD, archive, image};
+use crate::support::client::{
+    OPT_GO, OPT_LIST_META_CONTEXT, REP_ERR_UNKNOWN, info_data, meta_data,
+};
+use crate::support::server::{Line, Server};
+use crate::support::{PASSWORD, archive, image, wait_until};
 
 #[test]
 fn a_folder_is_looked_through_when_it_is_asked_for() {
@@ -140,6 +142,12 @@ fn lookups_that_fail_are_told_to_the_operator_alone() {
     }
     // But for the default export, which has no name, all are answered alike.
     assert_eq!(answers.len(), 2, "{answers:?}");
+    let question = meta_data("sub.hxz", &[]);
+    server.greeted().refused(OPT_LIST_META_CONTEXT, &question, REP_ERR_UNKNOWN);
+    let count = |line: &&Line| line.json["reason"] == "not_a_file";
+    wait_until("asking for contexts is a lookup", || {
+        server.log().iter().filter(count).count() == 2
+    });
     // Files that come later are told of when the folder is listed.
     symlink("good.hxz", folder.path().join("later.hxz")).unwrap();
     assert_eq!(server.greeted().list(), ["good.hxz"]);
@@ -255,12 +263,17 @@ fn encrypted_archives_in_a_folder() {
     server.wait_for_message("can't get its password");
     assert_eq!(first_bytes(&server, "later.hxz"), image()[..4096]);
 
+    const ALL: [&str; 4] = ["later.hxz", "open.hxz", "secret.hxz", "too-late.hxz"];
     let server = dir(folder.path()).start();
+    assert_eq!(server.greeted().list(), ["open.hxz"]);
     is_unknown(&server, "secret.hxz");
     assert_eq!(first_bytes(&server, "open.hxz"), image()[..4096]);
     assert!(server.wait_for_message("can't be served").message().contains("--password-file"));
     let server = dir(folder.path()).env("HEXZ_PASSWORD", "wrong horse").start();
-    assert_eq!(server.greeted().list(), ["open.hxz"]);
+    // No key is derived for a list, so that the password is wrong turns out when one is opened.
+    assert_eq!(server.greeted().list(), ALL);
+    is_unknown(&server, "secret.hxz");
+    assert_eq!(server.greeted().list(), ["later.hxz", "open.hxz", "too-late.hxz"]);
     let log = server.log_text();
     assert!(!log.contains("horse"), "a secret is in the log: {log}");
 }

@@ -9,6 +9,7 @@ mod endings;
 mod flood;
 mod hostile;
 mod hostile_archives;
+mod hostile_negotiation;
 mod listening;
 mod log;
 mod log_fields;

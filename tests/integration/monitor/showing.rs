@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::{ask, connect, get, get_with, metrics, monitor_of, status};
-use crate::support::client::Request;
+use crate::support::client::{OPT_INFO, REP_ERR_UNKNOWN, Request, info_data};
 use crate::support::server::{Server, run, run_to_failure};
 use crate::support::{PATIENCE, archive, wait_until};
 
@@ -248,7 +248,7 @@ fn who_can_open_nothing_is_not_ready() {
     std::fs::rename(folder.path().join("new"), &path).unwrap();
     // Nobody has noticed yet.
     assert_eq!(get(&server, "/readyz").code, 200);
-    drop(server.greeted().list());
+    server.greeted().refused(OPT_INFO, &info_data(b"", &[]), REP_ERR_UNKNOWN);
     let answer = get(&server, "/readyz");
     assert_eq!((answer.code, answer.body.as_str()), (503, "no export can be opened\n"));
     assert_eq!(metrics(&server)["hexz_nbd_open_failures_total{reason=\"not_hexz\"}"], 1.0);

@@ -8,6 +8,7 @@ use hexz_nbd::nbd::{
     Segment, SessionError, Span, negotiate, plaintext_leg,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc::Sender;
 
 use super::{BASE, servers};
 use crate::support::client::{
@@ -44,9 +45,7 @@ impl Exports for Nothing {
         Some(Arc::new(Self))
     }
 
-    async fn list(&self) -> Vec<Listing> {
-        Vec::new()
-    }
+    async fn list(&self, _: Sender<Listing>) {}
 }
 
 fn allowance(options: u32, option_bytes: u64) -> Allowance {

@@ -43,6 +43,7 @@ pub const REP_ERR_POLICY: u32 = (1 << 31) + 2;
 pub const REP_ERR_INVALID: u32 = (1 << 31) + 3;
 pub const REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 pub const REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
+pub const REP_ERR_TOO_BIG: u32 = (1 << 31) + 9;
 pub const REP_ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
 
 pub const INFO_EXPORT: u16 = 0;

@@ -1,5 +1,6 @@
 //! The built binary as a child process.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -367,6 +368,21 @@ impl Server {
             stat[stat.rfind(')').unwrap() + 2..].split_ascii_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(10 * ticks)
+    }
+
+    /// Processor time that each of its threads has used so far, in ticks, by the thread's
+    /// number and with its name. Those that have ended are missing.
+    pub fn cpu_by_thread(&self) -> HashMap<u32, (String, u64)> {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        let thread = |path: PathBuf| {
+            let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+            let (start, end) = (stat.find('(')?, stat.rfind(')')?);
+            let fields: Vec<&str> = stat.get(end + 2..)?.split_ascii_whitespace().collect();
+            let ticks = fields[11].parse::<u64>().ok()? + fields[12].parse::<u64>().ok()?;
+            let id = path.file_name()?.to_str()?.parse().ok()?;
+            Some((id, (stat.get(start + 1..end)?.to_owned(), ticks)))
+        };
+        threads.filter_map(|entry| thread(entry.ok()?.path())).collect()
     }
 
     fn proc(&self, file: &str) -> String {

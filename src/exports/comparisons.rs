@@ -1,0 +1,202 @@
+//! Comparisons of exports with other archives, and who may make them.
+//!
+//! A comparison tells where two archives differ, so a client has to be allowed to open the same
+//! stream of the other one: under the name by which it asks, and under every other name by which
+//! the same file is served. Files are told apart by what the system knows them by, not by their
+//! paths, so a link is no way around it.
+
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::sync::Arc;
+
+use tokio::task::{spawn_blocking, yield_now};
+use tokio::time::timeout;
+
+use super::files::{Files, PATIENCE};
+use super::snapshot::{COMPARING, SnapshotExport, comparing};
+use super::{Catalog, file_name, stream_name, stream_of};
+use crate::nbd::{ContextQueries, Export, MayOpen};
+use crate::snapshot::{Reference, Snapshot};
+
+/// Named archives that are looked at together.
+const PAGE: usize = 64;
+
+/// Names of one file that are looked at. They are kept while an export is read, so that a client
+/// that may not open one any more is dropped; a file of more names isn't compared with.
+const MAX_NAMES: usize = 64;
+
+/// Something that an export can be compared with.
+#[derive(Debug, Clone)]
+pub(super) struct Comparison {
+    /// Name by which the client asks for it.
+    pub(super) name: String,
+    pub(super) reference: Reference,
+    /// Names of the exports that the client has to be allowed to open.
+    pub(super) exports: Arc<[String]>,
+}
+
+/// The comparisons of an export that one client may make, some at a time: each name once, in an
+/// order that doesn't depend on the queries.
+pub(super) struct Comparisons<'a> {
+    catalog: &'a Catalog,
+    export: &'a SnapshotExport,
+    queries: &'a ContextQueries<'a>,
+    may_open: &'a MayOpen,
+    next: Next,
+    /// True if the files that are served have been looked at.
+    has_looked: bool,
+}
+
+/// The archives that come next.
+enum Next {
+    /// Named archives from that position on.
+    AnyFrom(usize),
+    /// Named archives at these positions.
+    These(VecDeque<usize>),
+    Parents,
+    Nothing,
+}
+
+impl Catalog {
+    /// Comparisons of `export` that `queries` ask for and the client may make.
+    pub(super) fn comparisons<'a>(
+        &'a self,
+        export: &'a SnapshotExport,
+        queries: &'a ContextQueries<'a>,
+        may_open: &'a MayOpen,
+    ) -> Comparisons<'a> {
+        let next = match queries.exact_names() {
+            None => Next::AnyFrom(0),
+            Some(names) => {
+                let named = names.filter_map(compared_name);
+                let positions: BTreeSet<usize> =
+                    named.filter_map(|name| self.named.position(name)).collect();
+                Next::These(positions.into_iter().collect())
+            }
+        };
+        Comparisons { catalog: self, export, queries, may_open, next, has_looked: false }
+    }
+}
+
+/// The name that the context of a query has its export compared with.
+fn compared_name(query: &[u8]) -> Option<&str> {
+    let query = str::from_utf8(query).ok()?;
+    COMPARING.iter().find_map(|namespace| query.strip_prefix(namespace)?.strip_prefix(':'))
+}
+
+impl Comparisons<'_> {
+    /// Returns the next comparisons; a page may be empty, and `None` follows the last one.
+    pub(super) async fn page(&mut self) -> Option<Vec<Comparison>> {
+        let found = match &mut self.next {
+            Next::AnyFrom(start) => {
+                let positions = *start..self.catalog.named.len().min(*start + PAGE);
+                *start = positions.end;
+                if *start == self.catalog.named.len() {
+                    self.next = Next::Parents;
+                }
+                self.named(positions).await
+            }
+            Next::These(positions) => {
+                let count = positions.len().min(PAGE);
+                let now: Vec<usize> = positions.drain(..count).collect();
+                if positions.is_empty() {
+                    self.next = Next::Parents;
+                }
+                self.named(now).await
+            }
+            Next::Parents => {
+                self.next = Next::Nothing;
+                self.parents()
+            }
+            Next::Nothing => return None,
+        };
+        if found.is_empty() {
+            // A large catalogue keeps nobody else from the thread.
+            yield_now().await;
+            return Some(Vec::new());
+        }
+        Some(self.authorized(found).await)
+    }
+
+    /// Named archives that are open, and whose files are still the same.
+    async fn named(&self, positions: impl IntoIterator<Item = usize>) -> Vec<(String, Reference)> {
+        let is_itself = |name: &str| stream_of(self.export.name(), name).is_some();
+        let named = positions.into_iter().filter_map(|position| self.catalog.named.get(position));
+        let wanted: Vec<_> = named
+            .filter(|(name, _)| !is_itself(name) && self.is_wanted(name))
+            .map(|(name, slot)| (name.to_owned(), slot.clone()))
+            .collect();
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let current = spawn_blocking(move || {
+            let current = wanted.into_iter().filter_map(|(name, slot)| {
+                let latest = slot.latest()?;
+                // A file that was deleted shall not take room for longer than it is read.
+                if !latest.is_current() {
+                    slot.close();
+                    return None;
+                }
+                Some((name, latest.references().into_iter().next()?))
+            });
+            current.collect()
+        });
+        match timeout(PATIENCE, current).await {
+            Ok(Ok(current)) => current,
+            _ => Vec::new(),
+        }
+    }
+
+    /// Ancestors, under the names of their files.
+    fn parents(&self) -> Vec<(String, Reference)> {
+        let snapshot: &Arc<Snapshot> = self.export.snapshot();
+        let references = snapshot.references().into_iter().skip(1);
+        let parents = snapshot.parents().map(file_name).zip(references);
+        let mut names = HashSet::new();
+        parents
+            // Named archives mean themselves by their names.
+            .filter(|(name, _)| !self.catalog.named.contains(name) && self.is_wanted(name))
+            // Of two parents of one name, the nearer one is meant.
+            .filter(|(name, _)| names.insert(name.clone()))
+            .collect()
+    }
+
+    /// Returns true if the client asks for a comparison with `name`, and may open it.
+    fn is_wanted(&self, name: &str) -> bool {
+        comparing(name).any(|context| self.queries.matches(&context))
+            && self.may_open.allows(&stream_name(name, self.export.stream()))
+    }
+
+    /// Filters out what the client may not compare with.
+    async fn authorized(&mut self, found: Vec<(String, Reference)>) -> Vec<Comparison> {
+        let files = match self.has_looked {
+            true => self.catalog.files.latest(),
+            false => self.catalog.look().await,
+        };
+        self.has_looked = true;
+        // What isn't known to be allowed isn't.
+        let Some(files) = files.filter(|files| files.are_known()) else { return Vec::new() };
+        let found = found.into_iter();
+        found.filter_map(|(name, reference)| self.authorize(name, reference, &files)).collect()
+    }
+
+    fn authorize(&self, name: String, reference: Reference, files: &Files) -> Option<Comparison> {
+        let named = &self.catalog.named;
+        let mut names = vec![name.as_str()];
+        if let Some(file) = reference.file_id() {
+            // Another file of the folder may be called like a parent.
+            let is_other = |there| !named.contains(&name) && there != file;
+            if files.of_name(&name).is_some_and(|stamp| is_other(stamp.id())) {
+                return None;
+            }
+            let others = files.names_of(file, named).filter(|other| *other != name);
+            names.extend(others.take(MAX_NAMES));
+        } else if !named.contains(&name) {
+            return None;
+        }
+        let stream = self.export.stream();
+        let exports: Arc<[String]> = names.iter().map(|it| stream_name(it, stream)).collect();
+        let may_compare =
+            names.len() <= MAX_NAMES && exports.iter().all(|export| self.may_open.allows(export));
+        may_compare.then_some(Comparison { name, reference, exports })
+    }
+}

@@ -1,0 +1,74 @@
+//! The archives that are served under names of their own, found by these.
+
+use std::collections::HashMap;
+
+use super::slot::Slot;
+use super::{AUXILIARY, CatalogError, auxiliary};
+use crate::snapshot::StreamKind;
+
+/// Archives in the order in which they were named.
+#[derive(Debug, Default)]
+pub(super) struct NamedSlots {
+    slots: Vec<(String, Slot)>,
+    positions: HashMap<String, usize>,
+}
+
+impl NamedSlots {
+    /// Adds an archive.
+    ///
+    /// # Errors
+    /// One of its streams would be called like a stream of another one.
+    pub(super) fn push(&mut self, name: String, slot: Slot) -> Result<(), CatalogError> {
+        // The one's auxiliary stream may be what the other one is called.
+        if self.find(&name).is_some() {
+            return Err(CatalogError::SameName(name));
+        }
+        let second = auxiliary(&name);
+        if self.positions.contains_key(&second) {
+            return Err(CatalogError::SameName(second));
+        }
+        self.positions.insert(name.clone(), self.slots.len());
+        self.slots.push((name, slot));
+        Ok(())
+    }
+
+    /// Returns the archive of which an export has that name, and the stream that it is.
+    pub(super) fn find(&self, export: &str) -> Option<(&str, &Slot, StreamKind)> {
+        let of = |name: &str, stream| {
+            let (name, slot) = self.get(self.position(name)?)?;
+            Some((name, slot, stream))
+        };
+        of(export, StreamKind::Main)
+            .or_else(|| of(export.strip_suffix(AUXILIARY)?, StreamKind::Auxiliary))
+    }
+
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.positions.contains_key(name)
+    }
+
+    pub(super) fn position(&self, name: &str) -> Option<usize> {
+        self.positions.get(name).copied()
+    }
+
+    pub(super) fn get(&self, position: usize) -> Option<(&str, &Slot)> {
+        self.slots.get(position).map(|(name, slot)| (name.as_str(), slot))
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Slot)> {
+        self.slots.iter().map(|(name, slot)| (name.as_str(), slot))
+    }
+
+    pub(super) fn slots_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut().map(|(_, slot)| slot)
+    }
+
+    /// Returns the same archives, none of which has been opened.
+    pub(super) fn unopened(&self) -> Self {
+        let again = |(name, slot): &(String, Slot)| (name.clone(), slot.unopened());
+        Self { slots: self.slots.iter().map(again).collect(), positions: self.positions.clone() }
+    }
+}
