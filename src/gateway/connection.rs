@@ -21,9 +21,10 @@ use super::tls::{self, Credentials, CredentialsError, Encrypted, HandshakeFailur
 use super::watched::{Denials, Watched};
 use super::{Shared, tell};
 use crate::nbd::wire::Printable;
+use crate::nbd::wire::handshake::ClientFlags;
 use crate::nbd::{
-    Chosen, Export, Farewell, MayOpen, Offer, PlaintextOutcome, Security, SessionError, Summary,
-    TransmitLimits, greet, negotiate, plaintext_leg, transmit,
+    Allowance, Chosen, Export, Farewell, MayOpen, Offer, PlaintextOutcome, Security, SessionError,
+    Summary, TransmitLimits, greet, negotiate, plaintext_leg, transmit,
 };
 
 /// How a connection ended.
@@ -72,6 +73,13 @@ pub(super) struct Connection<'a, X> {
     /// When it was accepted.
     pub(super) started: Instant,
     pub(super) shutdown: &'a CancellationToken,
+}
+
+/// State of a client at the beginning of its negotiation.
+struct Negotiation {
+    flags: ClientFlags,
+    security: Security,
+    allowance: Allowance,
 }
 
 /// Somebody of whom it is known who it is, or that it doesn't say.
@@ -183,9 +191,8 @@ impl<X: Offer> Connection<'_, X> {
         let (in_clear, number) = self.shared.policy.look(|it| (it.policy.tls.is_none(), it.number));
         if in_clear {
             let client = self.meet(None, Protection { version: "none", cipher: None }, number)?;
-            let seen = self.seen_by(&client);
-            let negotiated = negotiate(&mut stream, flags, Security::Plain, &seen, &mut allowance);
-            let chosen = handshake.run(negotiated).await??;
+            let negotiation = Negotiation { flags, security: Security::Plain, allowance };
+            let (stream, chosen) = self.negotiate(stream, &client, negotiation, &handshake).await?;
             return self.transmission(stream, chosen, client).await;
         }
 
@@ -195,11 +202,32 @@ impl<X: Offer> Connection<'_, X> {
         }
         let ends = handshake.ends.min(Instant::now() + timeouts.tls_handshake);
         let tls_handshake = Phase { ends, ..handshake };
-        let (mut stream, client) = self.tls(stream, &tls_handshake).await?;
-        let seen = self.seen_by(&client);
-        let negotiated = negotiate(&mut stream, flags, Security::Tls, &seen, &mut allowance);
-        let chosen = handshake.run(negotiated).await??;
+        let (stream, client) = self.tls(stream, &tls_handshake).await?;
+        let negotiation = Negotiation { flags, security: Security::Tls, allowance };
+        let (stream, chosen) = self.negotiate(stream, &client, negotiation, &handshake).await?;
         self.transmission(stream, chosen, client).await
+    }
+
+    /// Lets the client choose an export, on the threads of handshakes: options may cost more
+    /// than reads, and those who read don't wait for those who may never do.
+    async fn negotiate<S>(
+        &self,
+        mut stream: S,
+        client: &Client,
+        negotiation: Negotiation,
+        phase: &Phase<'_>,
+    ) -> Result<(S, Option<Chosen<X::Export>>), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let seen = self.seen_by(client);
+        let Negotiation { flags, security, mut allowance } = negotiation;
+        let negotiating = async move {
+            let chosen = negotiate(&mut stream, flags, security, &seen, &mut allowance).await;
+            chosen.map(|chosen| (stream, chosen))
+        };
+        let negotiated = phase.run(self.shared.porch.run(negotiating)).await?;
+        Ok(negotiated.ok_or(Failure::Panicked)??)
     }
 
     /// The TLS handshake, and who came out of it.

@@ -2,8 +2,9 @@
 //!
 //! A connection's way is accept → `admission.rs`, where [`access`] judges where it comes from
 //! ([`proxy`] says so behind a load balancer), and which takes a slot → `connection.rs`, where
-//! TLS ([`tls`], on the threads of `porch.rs`) and the engine ([`crate::nbd`]) take over. All
-//! there are stand in `live.rs`, so that another `policy.rs` can judge them again.
+//! TLS ([`tls`]) and the engine ([`crate::nbd`]) take over, both on the threads of `porch.rs`
+//! until an export is chosen. All there are stand in `live.rs`, so that another `policy.rs` can
+//! judge them again.
 
 pub mod access;
 mod admission;

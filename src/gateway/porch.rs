@@ -1,5 +1,6 @@
-//! Threads for the TLS handshakes of strangers. They give way to those who are in: otherwise
-//! a flood of handshakes would leave no processor time for what clients read.
+//! Threads for the handshakes of clients: TLS, and then the choice of an export. They run at a
+//! low priority: otherwise a flood of handshakes would leave no processor time for what clients
+//! read. Archives that are opened for a client are opened there as well.
 
 use std::fmt;
 use std::future::Future;

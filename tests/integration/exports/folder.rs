@@ -142,7 +142,7 @@ fn lookups_that_fail_are_told_to_the_operator_alone() {
     }
     // But for the default export, which has no name, all are answered alike.
     assert_eq!(answers.len(), 2, "{answers:?}");
-    let question = meta_data("sub.hxz", &[]);
+    let question = meta_data(b"sub.hxz", &[]);
     server.greeted().refused(OPT_LIST_META_CONTEXT, &question, REP_ERR_UNKNOWN);
     let count = |line: &&Line| line.json["reason"] == "not_a_file";
     wait_until("asking for contexts is a lookup", || {
