@@ -44,7 +44,10 @@ impl Error {
 
     /// Returns true if header and index alone don't show it.
     pub(crate) fn is_beyond_index(&self) -> bool {
-        matches!(self.problem, Problem::WrongPassword | Problem::KeyIterations { .. } | Problem::Digest { .. })
+        matches!(
+            self.problem,
+            Problem::WrongPassword | Problem::KeyIterations { .. } | Problem::Digest { .. }
+        )
     }
 
     /// An archive's file can't be opened.
