@@ -40,7 +40,7 @@ enum Opened {
     NotYet,
     Open(Arc<Snapshot>),
     /// It could not be opened.
-    Failed(Failed),
+    Failed(Box<Failed>),
 }
 
 #[derive(Debug, Clone)]
@@ -200,7 +200,7 @@ fn look(
         // It is this program that is short of something, and that passes.
         Err(error) if error.is_shortage() => (Opened::NotYet, Err(Unavailable(Some(error)))),
         Err(error) => {
-            let failed = Failed::new(stamp, &error);
+            let failed = Box::new(Failed::new(stamp, &error));
             let is_new = known_reason.is_none_or(|known| known != failed.reason);
             (Opened::Failed(failed), Err(Unavailable(is_new.then_some(error))))
         }

@@ -108,7 +108,7 @@ fn a_configuration_file_forges_no_line() {
         format!("[exports]\n{quoted}.a = 1"),
         format!("[exports]\na = {quoted}"),
         format!("[exports]\n{quoted} = {base:?}"),
-        quoted.clone(),
+        quoted,
         format!("a = {FORGED}"),
     ] {
         fs::write(&path, &text).unwrap();
