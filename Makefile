@@ -17,7 +17,7 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ope
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
-	container stress long-session bench bench-peers bench-micro bench-tools certs clean
+	container stress attacks long-session bench bench-peers bench-micro bench-tools certs clean
 
 help:
 	@echo 'make test    install what the tests need, and run all of them'
@@ -34,6 +34,7 @@ help:
 	@echo 'make stress  hundreds of clients, and everything that may go wrong meanwhile; two minutes,'
 	@echo '             or STRESS_SECONDS=...'
 	@echo 'make long-session   258 GiB over one TLS 1.2 connection; some minutes, and both cores'
+	@echo 'make attacks   what an honest reader notices of hostile archives and clients'
 	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
 	@echo '             20 minutes, and as much peace as the machine has'
 	@echo 'make bench-micro   parts of the hot paths, and the instructions that these take'
@@ -111,6 +112,10 @@ container: static
 stress: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
 	target/release/hexz-nbd-stress $(STRESS_OPTIONS)
+
+attacks: build
+	$(CARGO) build --locked --release $(STRESS) --target-dir target
+	target/release/hexz-nbd-attacks $(ATTACKS_OPTIONS)
 
 long-session: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target

@@ -12,7 +12,8 @@
 //!    required, by [`gateway::tls`], which also says who the client is; what was said in
 //!    clear leaves no trace behind it;
 //! 5. [`nbd::negotiate`]: on the threads of handshakes, the client chooses among the exports
-//!    ([`exports`]) that the rules let it open, and metadata contexts; whenever rules or certificates are read anew
+//!    ([`exports`]) that the rules let it open, and metadata contexts; whenever rules or certificates
+//!    are read anew
 //!    ([`gateway::Control`]), or have run out, it is judged again;
 //! 6. [`nbd::transmit`]: requests are judged, worked on side by side, and answered;
 //! 7. [`exports`], [`cache`]: a decoded block is found, or decoded once however many ask for

@@ -11,7 +11,11 @@ use crate::archive::{About, Entry, HEADER, Layout, PASSWORD, SALT};
 use crate::lz4;
 
 const MAX_BLOCK: u32 = 32 << 20;
-const MAX_STORED: u32 = MAX_BLOCK + MAX_BLOCK / 128 + 1024;
+
+/// The longest stored form of a block of `length` bytes: out of proportion it is refused.
+fn max_stored(length: u32) -> u32 {
+    length.saturating_add(length / 128).saturating_add(1024)
+}
 
 /// An archive without parents whose header is known.
 #[derive(Debug)]
@@ -194,7 +198,10 @@ impl<'a> Archive<'a> {
         let mut blocks = Vec::new();
         let mut start = page.start;
         for entry in entries {
-            if entry.length == 0 || entry.length > MAX_BLOCK || entry.stored > MAX_STORED {
+            if entry.length == 0
+                || entry.length > MAX_BLOCK
+                || entry.stored > max_stored(entry.length)
+            {
                 return None;
             }
             let is_elsewhere = entry.offset == u64::MAX || entry.has_no_place();

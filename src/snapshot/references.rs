@@ -107,6 +107,16 @@ pub(super) enum Miss {
     },
 }
 
+impl Miss {
+    /// The same, of a failure that is over at `end`.
+    fn until(self, end: u64) -> Self {
+        match self {
+            Self::Failed { error, end: known } => Self::Failed { error, end: known.min(end) },
+            Self::NotInMemory => Self::NotInMemory,
+        }
+    }
+}
+
 impl From<Error> for Miss {
     fn from(error: Error) -> Self {
         Self::Failed { error, end: u64::MAX }
@@ -158,7 +168,7 @@ impl Snapshot {
         let mut block = Block::whole(id.archive, id.stream, located);
         // Parents are never their own ancestors, so this ends.
         while block.located.entry.content == Content::InParent {
-            let parent = match self.target(&block, &page)? {
+            let parent = match self.target(&block, &page).map_err(|miss| miss.until(block.end()))? {
                 Target::Hash => break,
                 Target::Undecided => {
                     block.is_undecided = true;
@@ -171,13 +181,18 @@ impl Snapshot {
                 Target::Offset(parent) => parent,
             };
             let located = match self.page_covering(parent, id.stream, at) {
-                Some(id) => page(id).map_err(|miss| self.until_next_page(miss, id))?.block_at(at),
+                Some(id) => {
+                    let end = self.page_end(id);
+                    page(id).map_err(|miss| miss.until(end))?.block_at(at)
+                }
                 None => None,
             };
             block = match located {
                 Some(located) => block.part_of(parent, located),
                 None => {
-                    let zeros = self.uncovered_block(parent, id.stream, at)?;
+                    let end = self.next_page_start(parent, id.stream, at);
+                    let zeros = self.uncovered_block(parent, id.stream, at);
+                    let zeros = zeros.map_err(|error| Miss::Failed { error, end })?;
                     block.part_of(parent, zeros.located)
                 }
             };
@@ -185,14 +200,18 @@ impl Snapshot {
         Ok(block)
     }
 
-    /// A failure to read the page `id` is over where the next page begins.
-    fn until_next_page(&self, miss: Miss, id: PageId) -> Miss {
-        match (miss, self.chain.get(id.archive)) {
-            (Miss::Failed { error, .. }, Some(archive)) => {
-                Miss::Failed { error, end: archive.stream(id.stream).page_end(id.page) }
-            }
-            (miss, _) => miss,
-        }
+    /// Where the page `id` ends, in bytes of its stream.
+    fn page_end(&self, id: PageId) -> u64 {
+        self.chain
+            .get(id.archive)
+            .map_or(u64::MAX, |archive| archive.stream(id.stream).page_end(id.page))
+    }
+
+    /// Where the first page of an archive's stream behind `at` begins, if there is one.
+    fn next_page_start(&self, archive: usize, stream: StreamKind, at: u64) -> u64 {
+        let pages = self.chain.get(archive).map_or(&[][..], |it| &it.stream(stream).pages);
+        let next = pages.partition_point(|page| page.start_logical <= at);
+        pages.get(next).map_or(u64::MAX, |page| page.start_logical)
     }
 
     /// Decides what a reference to a parent means, or has the operator decide.
