@@ -23,6 +23,8 @@ pub(crate) const HONEST_BLOCK: u64 = 65_536;
 pub(crate) const HONEST_BLOCKS: u64 = 4096;
 
 const LARGE_BLOCK: usize = 32 << 20;
+/// Size of an index entry with a hash, in bytes.
+const ENTRY: usize = 52;
 const ENCRYPTED: usize = 30;
 const LISTED: usize = 20_000;
 const NAMED: usize = 1000;
@@ -85,12 +87,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         served: Served::Nothing,
         start: |to, tasks| read_often(to, tasks, "claims.hxz", 4, 32, 4096),
     },
-    Attack {
-        name: "lists that nobody reads",
-        archives: &[],
-        served: Served::Folder,
-        start: lists,
-    },
+    Attack { name: "lists that nobody reads", archives: &[], served: Served::Folder, start: lists },
     Attack {
         name: "encrypted archives",
         archives: &[],
@@ -119,8 +116,7 @@ impl Material {
 
         let frame = zstd::bulk::compress(&vec![7; LARGE_BLOCK], 1)?;
         let frame = [frame, noise(1, LARGE_BLOCK / 2)].concat();
-        let piece = Piece::Raw { stored: frame, length: 1, hash: [0; 32] };
-        save("frame.hxz", ArchiveWriter { main: vec![piece; 65_536], ..ArchiveWriter::default() });
+        save_shared(&folder.join("frame.hxz"), frame, 65_536);
 
         let tiny = |byte: u8| vec![Piece::Data(vec![byte]); 400_000];
         let parent = ArchiveWriter { main: tiny(1), hashed: false, ..ArchiveWriter::default() };
@@ -140,7 +136,8 @@ impl Material {
             hash
         };
         let stored = zstd::bulk::compress(&[1; 512], 1)?;
-        let piece = |number| Piece::Raw { stored: stored.clone(), length: 512, hash: alike(number) };
+        let piece =
+            |number| Piece::Raw { stored: stored.clone(), length: 512, hash: alike(number) };
         let main = (0..1_000_000).map(piece).collect();
         save("hashes-parent.hxz", ArchiveWriter { main, ..ArchiveWriter::default() });
         save_references(&folder.join("hashes.hxz"), "hashes-parent.hxz", |number| {
@@ -206,6 +203,20 @@ fn encrypted_name(number: usize) -> String {
     format!("encrypted-{number}.hxz")
 }
 
+/// An archive of so many blocks of one byte that share one stored frame.
+fn save_shared(path: &Path, stored: Vec<u8>, blocks: usize) {
+    let first = Piece::Raw { stored, length: 1, hash: [0; 32] };
+    let main = std::iter::once(first).chain(vec![Piece::Zeros(1); blocks - 1]).collect();
+    let mut written = ArchiveWriter { main, ..ArchiveWriter::default() }.write();
+    let entries: Vec<usize> =
+        written.main.iter().flat_map(|page| &page.blocks).map(|block| block.entry).collect();
+    let shared = written.bytes[entries[0]..entries[0] + ENTRY].to_vec();
+    for entry in entries {
+        written.put(entry, &shared);
+    }
+    written.save(path);
+}
+
 /// An archive of references by hash to blocks that its parent doesn't have.
 fn save_references(path: &Path, parent: &str, hash: impl Fn(u64) -> [u8; 32]) {
     let mut written = ArchiveWriter {
@@ -228,11 +239,8 @@ fn address(number: u8) -> Ipv4Addr {
 }
 
 /// Clients that do the same again and again, each on a connection of its own.
-fn spawn<F>(
-    tasks: &mut JoinSet<()>,
-    clients: u8,
-    attack: impl Fn(u8) -> F + Clone + Send + 'static,
-) where
+fn spawn<F>(tasks: &mut JoinSet<()>, clients: u8, attack: impl Fn(u8) -> F + Clone + Send + 'static)
+where
     F: Future<Output = Result<()>> + Send,
 {
     for number in 0..clients {
@@ -331,7 +339,9 @@ fn slices(to: SocketAddr, tasks: &mut JoinSet<()>) {
         let (mut stream, _) = choose(to, address(number), "large.hxz").await?;
         let border = LARGE_BLOCK as u64;
         let requests: Vec<u8> = (0..4)
-            .flat_map(|number| request(Command::READ, number, border * (1 + number % 3) - 512, 1024))
+            .flat_map(|number| {
+                request(Command::READ, number, border * (1 + number % 3) - 512, 1024)
+            })
             .collect();
         stream.write_all(&requests).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;

@@ -17,10 +17,7 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it on some port of loopback.
-    pub(crate) fn start(
-        program: &Path,
-        arguments: impl Iterator<Item = String>,
-    ) -> Result<Self> {
+    pub(crate) fn start(program: &Path, arguments: impl Iterator<Item = String>) -> Result<Self> {
         let mut child = Command::new(program)
             .args(["--log-format", "json", "--listen", "127.0.0.1:0"])
             .args(arguments)
