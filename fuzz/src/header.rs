@@ -237,7 +237,7 @@ impl Sound<'_> {
     fn check(&self, raw: bool) {
         let mut parents: Vec<_> = self.parents.clone();
         parents.retain(|parent| !parent.is_empty() && !parent.contains('\0'));
-        let mut chunking = self.chunking;
+        let mut chunking = self.chunking.map(|values| values.map(|value| value.max(1)));
         if self.form == Form::Optional {
             parents.truncate(1);
             chunking = None;

@@ -109,6 +109,17 @@ impl<'a> Archive<'a> {
         if *size > 0 {
             return (last.start < *size).then_some(());
         }
+        // It begins where the page before it ends, which nothing else shows.
+        let mut start = 0;
+        if let [.., before, _] = pages.as_slice() {
+            start = before.start;
+            for entry in self.entries(before)? {
+                start = start.checked_add(entry.length.into())?;
+            }
+        }
+        if last.start != start {
+            return None;
+        }
         let mut size = last.start;
         for entry in self.entries(last)? {
             size = size.checked_add(entry.length.into())?;
