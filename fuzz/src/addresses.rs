@@ -107,6 +107,9 @@ fn networks(written: &[Written<'_>]) -> (Vec<Place>, Vec<Rule>) {
             (Err(PlaceError::Network(NetworkError::HostBits { .. })), Some(rule))
                 if !rule.is_whole() => {}
             (Err(PlaceError::Unreadable(_) | PlaceError::Cid(_)), None) => {}
+            (Err(PlaceError::Network(NetworkError::Zone(zoned))), None) => {
+                assert!(zoned.contains('%'), "{zoned:?}");
+            }
             // Words for other places are nobody's on a network.
             (Ok(place @ (Place::Unix | Place::Vsock(_))), None) => {
                 assert!(text == place.to_string(), "{text:?}");
