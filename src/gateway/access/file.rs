@@ -309,6 +309,38 @@ mod tests {
     }
 
     #[test]
+    fn times_are_exact_to_the_second() {
+        for (text, seconds) in [
+            ("2026-12-01T00:00:00Z", 0),
+            ("2026-12-01T01:02:03Z", 3723),
+            ("2026-12-01T03:32:03+02:30", 3723),
+            ("2026-11-30T23:02:03-02:00", 3723),
+        ] {
+            let rules = rules(&format!("[[rule]]\naction = \"allow\"\nfrom = {text}")).unwrap();
+            assert_eq!(rules[0].from, Some(Moment(1_796_083_200 + seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_and_its_rules_are_bounded() {
+        let rule = "[[rule]]\naction = \"allow\"\n";
+        assert_eq!(rules(&rule.repeat(10_000)).unwrap().len(), 10_000);
+        let error = parse(&rule.repeat(10_001), Path::new("x")).unwrap_err();
+        assert!(matches!(error, RulesFileProblem::TooManyRules), "{error}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = RulesFile(folder.path().join("rules.toml"));
+        let padded = |length: usize| format!("{rule}#{}", "x".repeat(length - rule.len() - 1));
+        std::fs::write(&file.0, padded(1 << 20)).unwrap();
+        assert_eq!(file.read().unwrap().len(), 1);
+        for length in [(1 << 20) + 1, 2 << 20] {
+            std::fs::write(&file.0, padded(length)).unwrap();
+            let error = file.read().unwrap_err();
+            assert!(matches!(error.problem, RulesFileProblem::TooLarge), "{error}");
+        }
+    }
+
+    #[test]
     fn days_are_counted_right() {
         let days = |year, month, day| days_since_1970(Date { year, month, day });
         assert_eq!(days(1970, 1, 1), 0);

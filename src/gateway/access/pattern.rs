@@ -118,7 +118,9 @@ mod tests {
         ] {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }
-        assert!("".parse::<Pattern>().is_err());
+        assert_eq!("".parse::<Pattern>(), Err(PatternError::Empty));
+        assert!("a".repeat(4096).parse::<Pattern>().is_ok());
+        assert_eq!("a".repeat(4097).parse::<Pattern>(), Err(PatternError::TooLong));
     }
 
     #[test]

@@ -160,6 +160,8 @@ mod tests {
         assert!(holds("Sat,Sun", 5 * DAY) && holds("sat,sun", 7 * DAY - 1));
         assert!(!holds("Sat,Sun", 7 * DAY));
         assert!(holds("Fri-Mon", 0) && !holds("Fri-Mon", DAY));
+        assert!(holds("08:30-09:15", 8 * 60 + 30) && !holds("08:30-09:15", 8 * 60 + 29));
+        assert!(holds("08:30-09:15", 9 * 60 + 14) && !holds("08:30-09:15", 9 * 60 + 15));
         assert!(holds("00:00-24:00", 0) && holds("00:00-24:00", DAY - 1));
     }
 
@@ -182,6 +184,9 @@ mod tests {
             "08:00-08:00",
             "24:00-25:00",
             "08:60-09:00",
+            "08:60-10:00",
+            "07:00-08:60",
+            "24:00-06:00",
             "Mon-",
             "Mon 08:00",
             "Mon-Fri  08:00-09:00",

@@ -9,7 +9,7 @@ use hexz_nbd::snapshot::{Digests, Error, OpenOptions, Problem, Snapshot, StreamK
 use hexz_nbd::storage;
 
 use super::Watched;
-use crate::archive_writer::{ArchiveWriter, HEADER_REGION, Piece, image, noise, text};
+use crate::archive_writer::{ArchiveWriter, HEADER_REGION, Piece, Written, image, noise, text};
 use crate::snapshot::read;
 use crate::support::client::{Client, Duplex, OPT_INFO, REP_ERR_UNKNOWN, info_data};
 use crate::support::server::{Server, run, run_to_failure};
@@ -186,6 +186,43 @@ fn what_is_written_to_an_open_file_is_not_served() {
         let error = chain.open(&list(&chain.lines())).unwrap_err();
         assert_eq!(error.problem.label(), "digest");
         fs::write(chain.path(name), sound).unwrap();
+    }
+}
+
+/// Blocks without hashes are the same where they are the same part of the same file: by the
+/// digests if there are any, else by the files' stamps.
+#[test]
+fn what_is_the_same_file_is_unchanged() {
+    let written = |seed: u64| {
+        let main = (0..4).map(|number| Piece::Data(noise(seed + number, 4096))).collect();
+        ArchiveWriter { main, hashed: false, ..ArchiveWriter::default() }.write()
+    };
+    let (one, other) = (written(1), written(100));
+    assert_eq!(one.bytes.len(), other.bytes.len());
+    let folder = tempfile::tempdir().unwrap();
+    let [path, other_path] = ["one.hxz", "other.hxz"].map(|name| folder.path().join(name));
+    one.save(&path);
+    other.save(&other_path);
+    let from_file = |path: &Path| Snapshot::open(path, &OpenOptions::default()).unwrap();
+    // Bytes in memory have no stamp.
+    let by_digest = |archive: &Written| {
+        let options = list(&line("x.hxz", &archive.bytes));
+        Watched::new(&archive.bytes, &[], usize::MAX).open("x.hxz", options).unwrap()
+    };
+    let unpinned =
+        || Watched::new(&one.bytes, &[], usize::MAX).open("x.hxz", OpenOptions::default()).unwrap();
+    for (a, b, is_same) in [
+        (from_file(&path), from_file(&path), true),
+        (from_file(&path), from_file(&other_path), false),
+        (by_digest(&one), by_digest(&one), true),
+        (by_digest(&one), by_digest(&other), false),
+        (unpinned(), unpinned(), false),
+        (by_digest(&one), unpinned(), false),
+    ] {
+        let reference = Arc::new(b).references().remove(0);
+        let runs = a.changed(StreamKind::Main, 0..4 * 4096, 9, &reference).unwrap();
+        let runs: Vec<_> = runs.iter().map(|run| (run.length, run.is_so)).collect();
+        assert_eq!(runs, [(4 * 4096, !is_same)]);
     }
 }
 
