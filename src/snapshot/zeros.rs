@@ -117,7 +117,57 @@ mod tests {
         assert!(zeros.are_stored(place, 100_000, &hash));
         assert!(!zeros.are_stored(place, 100_001, &hash));
         assert!(!zeros.are_stored(place, 100_000, &BlockHash([0; 32])));
-        let large = Extent { length: 90_000, ..place };
-        assert!(!zeros.are_stored(large, 100_000, &hash));
+        // 64 bytes, and a 64th of the length.
+        let of = |length| Extent { length, ..place };
+        assert!(zeros.are_stored(of(64 + 1562), 100_000, &hash));
+        assert!(!zeros.are_stored(of(64 + 1563), 100_000, &hash));
+    }
+
+    #[test]
+    fn what_is_said_to_be_zeros_has_their_hash_or_none() {
+        let zeros = ZeroHashes::default();
+        assert!(zeros.may_have(&BlockHash::NONE, 5));
+        assert!(zeros.may_have(&hash_zeros(5), 5));
+        assert!(!zeros.may_have(&hash_zeros(5), 6) && !zeros.may_have(&BlockHash([1; 32]), 5));
+    }
+
+    #[test]
+    fn zeros_of_a_parent_are_those_with_the_hash_of_a_length_that_occurs_twice() {
+        let in_parent = |hash| Entry { content: Content::InParent, hash };
+        let place = Extent { offset: 4096, length: 9000 };
+        let stored = Content::Stored { place, checksum: 0 };
+        let other = BlockHash([1; 32]);
+        let blocks = [
+            (100, in_parent(hash_zeros(100)), true),
+            (100, in_parent(other), false),
+            (200, in_parent(hash_zeros(200)), false),
+            (300, in_parent(hash_zeros(300)), true),
+            (300, in_parent(hash_zeros(300)), true),
+            (300, in_parent(hash_zeros(100)), false),
+            (100, Entry { content: stored, hash: hash_zeros(100) }, false),
+        ];
+        let zeros = ZeroHashes::default();
+        for (length, entry, _) in &blocks {
+            let has_hash = entry.content == Content::InParent && entry.hash == hash_zeros(*length);
+            assert_eq!(zeros.are_in_parent(entry, *length), has_hash, "{entry:?}");
+        }
+        let mut entries = blocks.map(|(_, entry, _)| entry);
+        let mut starts = vec![1000];
+        for (length, ..) in blocks {
+            starts.push(starts[starts.len() - 1] + u64::from(length));
+        }
+        zeros.mark_parents_zeros(&mut entries, &starts);
+        let marked = entries.map(|entry| entry.content == Content::Zeros);
+        assert_eq!(marked, blocks.map(|(.., are_zeros)| are_zeros));
+    }
+
+    #[test]
+    fn zeros_without_end_are_not_hashed() {
+        let zeros = ZeroHashes::default();
+        let all = u32::try_from(MAX_HASHED).unwrap();
+        assert!(zeros.hash(all).is_some() && zeros.hash(5).is_some());
+        assert_eq!(zeros.hash(6), None);
+        // Those that are known are still known.
+        assert_eq!(zeros.hash(5), Some(hash_zeros(5)));
     }
 }

@@ -164,7 +164,7 @@ impl Storage for VerifiedStorage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Counted, Reads, TreeBudget};
+    use crate::storage::{Counted, FileStorage, Reads, TreeBudget};
     use std::sync::Mutex;
 
     /// Bytes in memory that can be changed.
@@ -285,6 +285,46 @@ mod tests {
     }
 
     #[test]
+    fn it_is_the_file_that_is_behind_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let file: Arc<dyn Storage> = Arc::new(FileStorage::open(&path).unwrap());
+        let tree = Arc::new(HashTree::of(file.as_ref(), &TreeBudget::new(99)).unwrap());
+        let recent = RecentGroups::new(0);
+        let verified = VerifiedStorage::new(Arc::clone(&file), tree, recent);
+        assert!(verified.stamp().is_some() && verified.stamp() == file.stamp());
+        assert_eq!(verified.verified_blake3(), Some(*blake3::hash(b"0123456789").as_bytes()));
+        assert_eq!(file.verified_blake3(), None);
+        assert!(verified.is_current());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!verified.is_current());
+    }
+
+    /// A disk that fails.
+    #[derive(Debug)]
+    struct Broken;
+
+    impl Storage for Broken {
+        fn length(&self) -> u64 {
+            10
+        }
+
+        fn read_exact_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_read_has_not_been_changed() {
+        let sound: Arc<[u8]> = Arc::from(*b"0123456789");
+        let tree = Arc::new(HashTree::of(&sound, &TreeBudget::new(99)).unwrap());
+        let verified = VerifiedStorage::new(Arc::new(Broken), tree, RecentGroups::new(0));
+        let error = verified.read_exact_at(&mut [0; 3], 1).unwrap_err();
+        assert_eq!((error.kind(), Mismatch::of(&error)), (io::ErrorKind::TimedOut, None));
+    }
+
+    #[test]
     fn groups_that_were_read_lately_are_kept_within_bounds() {
         let setting = Setting::new(64 * GROUP, 8 * GROUP);
         for at in 0..8 {
@@ -294,7 +334,7 @@ mod tests {
         for group in 0..64 {
             setting.read(group * GROUP, 10).unwrap();
         }
-        assert!(setting.verified.recent.groups.weight() <= 8 * GROUP);
+        assert!(setting.verified.recent.groups.len() <= 8);
         // What is kept was verified.
         setting.memory.0.lock().unwrap().fill(0);
         for group in 0..64 {
