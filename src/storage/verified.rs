@@ -306,6 +306,10 @@ mod tests {
     struct Broken;
 
     impl Storage for Broken {
+        fn file_id(&self) -> Option<FileId> {
+            None
+        }
+
         fn length(&self) -> u64 {
             10
         }
