@@ -1,34 +1,33 @@
-//! Long work of the processor that nobody else should wait for: one piece at a time, at low
-//! priority.
+//! Runs long CPU-bound work one job at a time, at low priority.
 
 use std::io;
 use std::panic::resume_unwind;
 use std::sync::{Mutex, PoisonError};
 
-/// Niceness of the thread: a small share where others want the processor.
+/// Nice value added for the thread, so that it gets a small share under contention.
 const NICE: i32 = 15;
 
-/// Runs one piece of work at a time, on a thread of low priority.
+/// Executor that runs one job at a time, on a low-priority thread.
 #[derive(Debug, Default)]
 pub struct Background {
     is_running: Mutex<()>,
 }
 
 impl Background {
-    /// Waits until nothing else runs, then runs `work` on a thread of its own.
+    /// Waits for other jobs to finish, then runs `work` on a thread of its own.
     ///
     /// # Errors
-    /// The system gives no thread.
+    /// The system can't create a thread.
     ///
     /// # Panics
-    /// As `work` does.
+    /// If `work` panics.
     pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-        // If a piece before it panicked, that is no concern of this one.
+        // A panic of an earlier job doesn't affect this one.
         let _running = self.is_running.lock().unwrap_or_else(PoisonError::into_inner);
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("background".to_owned());
             let thread = thread.spawn_scoped(scope, || {
-                // On Linux this is about the calling thread alone.
+                // On Linux, the nice value is per thread.
                 if let Err(error) = rustix::process::nice(NICE) {
                     tracing::debug!("a background thread keeps its priority: {error}");
                 }

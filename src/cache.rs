@@ -1,4 +1,5 @@
-//! Values that are costly to make, bounded in bytes, each made once however many ask.
+//! Caches values that are costly to produce, bounded in bytes, with single flight: concurrent
+//! requests for a value produce it once.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -12,22 +13,23 @@ use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
 use tokio::sync::oneshot;
 
-/// What a cached value costs besides its bytes: key, slot, reference count.
+/// Cost of a cached value besides its bytes: key, slot and reference count.
 const OVERHEAD: u64 = 128;
 
-/// A shard must hold several of even the largest values, or it would not keep them.
+/// Minimum size of a shard in bytes. A shard must hold several of the largest values, or it
+/// wouldn't keep them.
 const SMALLEST_SHARD: u64 = 128 * 1024 * 1024;
 
-/// A cache of at most `budget` in the unit of `weighter`, for values that mostly weigh
-/// `typical`, in shards of at least `smallest_shard`: a value that is large for its shard
-/// would not be kept.
+/// Creates a cache of at most `budget`, in the unit of `weighter`, for values that mostly weigh
+/// `typical`. Shards have at least `smallest_shard`, since a value that is large for its shard
+/// wouldn't be kept.
 pub(crate) fn bounded<K: Hash + Eq, V: Clone, W: Weighter<K, V> + Clone>(
     budget: u64,
     typical: u64,
     smallest_shard: u64,
     weighter: W,
 ) -> Cache<K, V, W> {
-    /// More don't make it faster on the machines that there are.
+    /// Maximum number of shards; more don't improve performance on common machines.
     const MOST_SHARDS: usize = 16;
     let shards = usize::try_from(budget / smallest_shard).unwrap_or(1).clamp(1, MOST_SHARDS);
     let items = usize::try_from(budget / typical.max(1)).unwrap_or(usize::MAX).max(16);
@@ -41,22 +43,22 @@ pub(crate) fn bounded<K: Hash + Eq, V: Clone, W: Weighter<K, V> + Clone>(
         Ok(options) => {
             Cache::with_options(options, weighter, Default::default(), Default::default())
         }
-        // Only a missing field makes it fail, and none is missing.
+        // Building fails only if a field is missing, and all of them are set.
         Err(_) => Cache::with_weighter(items, budget, weighter),
     }
 }
 
-/// A cache of byte strings. It doesn't know what they mean.
+/// A cache of byte strings.
 ///
-/// Values that are used again and again stay while others pass through. Uses in quick
-/// succession count as one: a client that reads a value in small parts, or the neighbours
-/// of one that lies across two requests, is no reason to keep it.
+/// Frequently used values stay while others pass through. Uses in quick succession count as one:
+/// reading a value in small parts, or reading a neighbor that lies across two requests, is no
+/// reason to keep it.
 #[derive(Debug)]
 pub struct ByteCache<K> {
     cache: Cache<K, Bytes, ByLength>,
     recent: Recent,
-    /// Values that are being made, each with those who wait for it. (The cache has something
-    /// like it, but takes whoever waits for a reason to keep the value.)
+    /// Values in flight, each with its waiters. (The underlying cache has a similar feature, but
+    /// counts each waiter as a use of the value.)
     flights: Mutex<HashMap<K, Vec<oneshot::Sender<Bytes>>>>,
 }
 
@@ -70,7 +72,7 @@ impl<K> Weighter<K, Bytes> for ByLength {
 }
 
 impl<K: Hash + Eq + Clone> ByteCache<K> {
-    /// A cache of at most `budget` bytes, for values of mostly `typical` bytes.
+    /// Creates a cache of at most `budget` bytes, for values of mostly `typical` bytes.
     pub fn new(budget: u64, typical: u64) -> Self {
         Self::with_clock(budget, typical, uptime)
     }
@@ -80,26 +82,26 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         Self { cache, recent: Recent::new(clock), flights: Mutex::default() }
     }
 
-    /// The value, if it is here.
+    /// Returns the value if it is cached, and counts a use of it.
     pub fn get(&self, key: &K) -> Option<Bytes> {
         if self.recent.is_use_of_its_own(key) { self.cache.get(key) } else { self.cache.peek(key) }
     }
 
-    /// What all values weigh together, in bytes, and how much they may.
+    /// Returns the total weight of all values and its limit, both in bytes.
     pub fn fill(&self) -> (u64, u64) {
         (self.cache.weight(), self.cache.capacity())
     }
 
-    /// Whether the value is here. That is no use of it.
+    /// Returns true if the value is cached. Doesn't count as a use.
     pub fn contains(&self, key: &K) -> bool {
         self.cache.contains_key(key)
     }
 
-    /// The value, made by `make` if it isn't here.
+    /// Returns the cached value, or awaits `make` and caches its result.
     ///
-    /// Whoever asks for it with the same `flight` meanwhile waits. If `make` fails or is
-    /// dropped, the next of them makes it. Values that may turn out not to be what `key`
-    /// stands for have flights of their own, so that only their own readers wait for them.
+    /// Concurrent callers with the same `flight` wait for the first one. If its `make` fails or
+    /// is dropped, the next waiter runs its own. Values that may turn out not to match `key` have
+    /// separate flights, so that only their own readers wait for them.
     ///
     /// # Errors
     /// Those of `make`.
@@ -116,7 +118,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
             match self.board(key, flight) {
                 Boarding::Here(value) => return Ok(value),
                 Boarding::First(flight) => break flight,
-                // Who was making it may have failed; then it's up to the next.
+                // The first caller failed or was dropped; try to take over.
                 Boarding::Later(value) => match value.await {
                     Ok(value) => return Ok(value),
                     Err(_) => continue,
@@ -126,7 +128,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         let value = make.await?;
         self.cache.insert(key.clone(), value.clone());
         for waiting in flight.end() {
-            // It may have gone meanwhile.
+            // The waiter may be gone.
             waiting.send(value.clone()).unwrap_or_else(drop);
         }
         Ok(value)
@@ -134,7 +136,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
 
     fn board<'a>(&'a self, key: &K, flight: &'a K) -> Boarding<'a, K> {
         let mut flights = self.flights();
-        // It may have landed since the last look.
+        // It may have been inserted since the last lookup.
         if let Some(value) = self.cache.peek(key) {
             return Boarding::Here(value);
         }
@@ -153,18 +155,18 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
     }
 }
 
-/// How somebody comes by a value.
+/// Role of a caller in the flight of a value.
 enum Boarding<'a, K: Hash + Eq + Clone> {
-    /// It is here.
+    /// None: the value is cached already.
     Here(Bytes),
-    /// By making it.
+    /// The caller produces the value.
     First(Flight<'a, K>),
-    /// By waiting for it.
+    /// The caller waits for the value.
     Later(oneshot::Receiver<Bytes>),
 }
 
-/// A value that is being made. If it is dropped before that is done, those who wait hear
-/// of it, and one of them takes over.
+/// Guard of a value in flight. If it is dropped early, the waiters are notified and one of them
+/// takes over.
 struct Flight<'a, K: Hash + Eq + Clone> {
     cache: &'a ByteCache<K>,
     key: &'a K,
@@ -172,7 +174,7 @@ struct Flight<'a, K: Hash + Eq + Clone> {
 }
 
 impl<K: Hash + Eq + Clone> Flight<'_, K> {
-    /// Who waits for the value.
+    /// Ends the flight and returns its waiters.
     fn end(mut self) -> Vec<oneshot::Sender<Bytes>> {
         self.is_over = true;
         self.cache.flights().remove(self.key).unwrap_or_default()
@@ -187,9 +189,10 @@ impl<K: Hash + Eq + Clone> Drop for Flight<'_, K> {
     }
 }
 
-/// Remembers, for a second or two, which keys were used: of as many as it has slots, and of
-/// the others at times. It takes part in every look-up, so it is no more than a table of
-/// atomic numbers: a part of the key's hash, and the second in which a use of it counted.
+/// Table of recently used keys, which remembers uses for one to two seconds. It is lossy: keys
+/// that share a slot may displace each other. Since it is part of every lookup, it is just a
+/// table of atomic integers, each with part of a key's hash and the second of the last counted
+/// use.
 #[derive(Debug)]
 struct Recent {
     slots: Box<[AtomicU64]>,
@@ -198,9 +201,9 @@ struct Recent {
 }
 
 impl Recent {
-    /// Twice as many as a cache of 2 GiB has blocks.
+    /// Number of slots: twice the number of blocks in a cache of 2 GiB.
     const SLOTS: u64 = 1 << 16;
-    /// The part of a slot that is the time.
+    /// Mask of the time within a slot; the other bits are the hash.
     const TIME: u64 = 0xffff;
 
     fn new(clock: fn() -> u64) -> Self {
@@ -208,13 +211,13 @@ impl Recent {
         Self { slots, hasher: RandomState::new(), clock }
     }
 
-    /// Whether this use is a new one, rather than a part of one that was counted a moment
+    /// Returns true if this is a separate use, rather than part of one that was counted a moment
     /// ago.
     fn is_use_of_its_own(&self, key: &impl Hash) -> bool {
         let hash = self.hasher.hash_one(key);
         let place = usize::try_from(hash % Self::SLOTS).unwrap_or(0);
         let Some(slot) = self.slots.get(place) else { return true };
-        // A slot that was never used is from long ago.
+        // The offset makes the zero of an unused slot old from the start.
         let now = ((self.clock)() + 2) & Self::TIME;
         let counted = slot.load(Ordering::Relaxed);
         let age = now.wrapping_sub(counted) & Self::TIME;
@@ -226,7 +229,7 @@ impl Recent {
     }
 }
 
-/// Seconds since this was first asked for.
+/// Returns the seconds since its first call.
 fn uptime() -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
     START.elapsed().as_secs()
@@ -261,8 +264,8 @@ mod tests {
         assert_eq!(made.load(Ordering::Relaxed), 1);
     }
 
-    /// As when a hostile archive claims another one's hash: a value that can't be made delays
-    /// nobody but those who asked for it.
+    /// A hostile archive may claim the hash of a block in another one: a value that never arrives
+    /// delays only those who asked for it in the same flight.
     #[tokio::test]
     async fn other_flights_of_a_key_are_not_waited_for() {
         let cache = ByteCache::new(1 << 20, 100);
@@ -276,7 +279,7 @@ mod tests {
         let value = Bytes::from_static(b"value");
         let make = async { Ok::<_, &str>(value.clone()) };
         assert_eq!(cache.get_or_make(&1, &3, make).await, Ok(value.clone()));
-        // What has been made is shared by its key.
+        // A finished value is shared by its key.
         let never = std::future::pending::<Result<_, &str>>();
         assert_eq!(cache.get_or_make(&1, &2, never).await, Ok(value));
     }
@@ -356,7 +359,7 @@ mod tests {
         static NOW: std::cell::Cell<u64> = const { std::cell::Cell::new(100) };
     }
 
-    /// What machines boot from: 50 values of the 170 that there is room for.
+    /// Simulates machines that boot: uses 50 of the 170 values that fit.
     async fn boot(cache: &ByteCache<u32>) {
         for _ in 0..3 {
             for key in 0..50 {
@@ -366,7 +369,7 @@ mod tests {
         }
     }
 
-    /// Uses `key` as a reader does that asks for it in four parts.
+    /// Uses `key` like a reader that asks for it in four parts.
     async fn read(cache: &ByteCache<u32>, key: u32) {
         for _ in 0..4 {
             let make = async { Ok::<_, ()>(Bytes::from(vec![0; 1000])) };
@@ -378,7 +381,7 @@ mod tests {
     async fn who_reads_everything_once_pushes_out_nothing_that_is_in_use() {
         let cache = ByteCache::with_clock(200_000, 1000, || NOW.get());
         boot(&cache).await;
-        // A backup of ten times as much as there is room for.
+        // A backup of ten times the cache's capacity.
         for key in 1000..3000 {
             read(&cache, key).await;
             NOW.set(NOW.get() + u64::from(key % 50 == 0));
@@ -394,7 +397,7 @@ mod tests {
         assert_eq!([uses(1), uses(1)], [1, 0]);
         NOW.set(NOW.get() + 2);
         assert_eq!(uses(1), 1);
-        // The table's times come round.
+        // The time in the table wraps around.
         NOW.set(NOW.get() + Recent::TIME + 3);
         assert_eq!(uses(1), 1);
     }

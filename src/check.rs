@@ -1,4 +1,4 @@
-//! `hexz-nbd check`: asks the rules as the gateway would.
+//! Implements `hexz-nbd check`, which evaluates the rules as the gateway would.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use crate::cli::check::Check;
 use crate::failure::Failure;
 use crate::output;
 
-/// Says whether that client may open that export, and which rule says so.
+/// Prints whether the client may open the export, and which rule decides.
 pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {
     let rules = options.access.rules()?;
     let verdict = options.ask(|facts| rules.judge(facts));

@@ -1,5 +1,5 @@
-//! `hexz-nbd --check-config`: everything that the start does before it listens, and all that is
-//! wrong with it.
+//! Implements `hexz-nbd --check-config`: performs all steps of the startup before listening, and
+//! reports everything that fails.
 
 use std::process::ExitCode;
 
@@ -13,8 +13,8 @@ use crate::failure::Failure;
 use crate::settings::Settings;
 use crate::{opening, output, password, policy, record, runtime};
 
-/// Says what would be served, or what is wrong: then the exit code is that with which the start
-/// would have ended.
+/// Prints what would be served, or logs all errors. The exit code is the one that the startup
+/// would have had.
 pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let serve = &settings.cli.serve;
     let config = serve.config();
@@ -45,7 +45,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     }
 }
 
-/// Opens the archives as the start does. They can't be where keys or passwords fail.
+/// Opens the archives as the startup does; skipped if keys or passwords can't be read.
 fn exports(serve: &Serve, failures: &mut Vec<Failure>) -> Option<String> {
     let snapshots = &serve.changeable.snapshots;
     let catalog = catalog(serve, failures)?;

@@ -1,4 +1,4 @@
-//! `hexz-nbd completions`: what a shell completes, from the same source as --help.
+//! Implements `hexz-nbd completions`, from the same definitions as `--help`.
 
 use clap::CommandFactory;
 use clap_complete::{Generator, Shell as Known};
@@ -7,7 +7,7 @@ use crate::cli::{Cli, Completions, Shell};
 use crate::failure::Failure;
 use crate::output;
 
-/// Prints the script for one shell.
+/// Prints the completion script for a shell.
 pub(crate) fn run(options: &Completions) -> Result<(), Failure> {
     let shell = match options.shell {
         Shell::Bash => Known::Bash,
@@ -23,15 +23,14 @@ pub(crate) fn run(options: &Completions) -> Result<(), Failure> {
     output::print(script)
 }
 
-/// The script without two faults of clap_complete 4.6; one that doesn't have them stays as it
-/// is, but for a name.
+/// Works around two bugs of clap_complete 4.6. A script without them only has a name changed.
 fn mended(script: &str) -> String {
     script
-        // Bash's state and the labels that are compared with it spell a name with a hyphen
-        // differently, so that nothing is completed behind a command:
+        // Bash's state and the labels that it is compared with spell a name with a hyphen
+        // differently, so that nothing is completed after a command:
         // <https://github.com/clap-rs/clap/issues/6421>.
         .replace("hexz__nbd", "hexz__subcmd__nbd")
-        // Where an option still lacks its value, fish's argparse fails; there is no command yet
-        // all the same, and the values are to be offered.
+        // While an option lacks its value, fish's argparse fails. No command has been given at
+        // that point, and the values must still be offered.
         .replace("2>/dev/null\n    or return\n", "2>/dev/null\n    or return 0\n")
 }

@@ -1,4 +1,4 @@
-//! Settings that have been checked, and limits with their reasons.
+//! Validated settings, and limits with their reasons.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -14,66 +14,67 @@ use crate::gateway::listen::ListenAddress;
 use crate::nbd::{NegotiationLimits, Throttle};
 use crate::snapshot::limits::DEFAULT_INDEX_BUDGET;
 
-/// What the gateway needs to know.
+/// Settings of the gateway.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where to listen; nothing means the NBD port of every address that may be used.
+    /// Addresses to listen on. If empty: the NBD port of every address from which the rules admit
+    /// clients.
     pub listen: Vec<ListenAddress>,
-    /// Load balancers: whoever connects from there has to say by a PROXY header which client it
-    /// forwards, and that one is judged.
+    /// Load balancers. A connection from one must start with a PROXY header that names the
+    /// client, which is then authorized in its place.
     pub proxies: Vec<Place>,
-    /// Whether clients elsewhere may be served without TLS.
+    /// True if clients on other machines may be served without TLS.
     pub insecure_no_tls: bool,
-    /// How much of everything.
+    /// Resource limits.
     pub limits: Limits,
-    /// How long everything may take.
+    /// Timeouts.
     pub timeouts: Timeouts,
-    /// To whom it is told what happens.
+    /// Receiver of audit events.
     pub audit: Audit,
 }
 
-/// How much of everything there may be.
+/// Limits on the resources that clients use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Clients that have chosen an export.
+    /// Maximum number of sessions, which are connections that have chosen an export.
     pub connections: usize,
-    /// Of those, how many one address may have, or one IPv6 network of 64 bits.
+    /// Maximum number of sessions per address, or per /64 network of IPv6.
     pub connections_per_address: usize,
-    /// Of those, how many one identity may have, from wherever it comes.
+    /// Maximum number of sessions per identity, from any address.
     pub connections_per_identity: usize,
-    /// Clients that have not yet. They have a pool of their own, so that silent peers
-    /// can't take the places of those that are served.
+    /// Maximum number of handshakes, which are connections that haven't chosen an export yet.
+    /// They have a separate pool, so that silent peers can't block sessions.
     pub handshakes: usize,
-    /// Of those, how many one address may have, or one IPv6 network of 64 bits.
+    /// Maximum number of handshakes per address, or per /64 network of IPv6.
     pub handshakes_per_address: usize,
-    /// Of those, how many one network may have: 24 bits of IPv4, 48 of IPv6.
+    /// Maximum number of handshakes per network: /24 of IPv4, /48 of IPv6.
     pub handshakes_per_network: usize,
-    /// How many connections one address, or one IPv6 network of 64 bits, may begin in a
-    /// second, averaged over ten.
+    /// Maximum rate of new connections per address, or per /64 network of IPv6, in connections
+    /// per second averaged over ten seconds.
     pub connection_rate: u32,
-    /// Memory for replies on their way, over all connections, in bytes. Besides it each
-    /// connection has a reserve of [`RESERVE`](crate::nbd::budget::RESERVE) bytes.
+    /// Memory for replies in flight, over all connections, in bytes. In addition, each connection
+    /// has a reserve of [`RESERVE`](crate::nbd::budget::RESERVE) bytes.
     pub in_flight: u32,
-    /// Of that, what one connection may hold, in bytes. One request that is larger is let
-    /// through when the connection holds nothing else of it.
+    /// Maximum share of that memory per connection, in bytes. A single larger request is admitted
+    /// if the connection holds nothing else of it.
     pub in_flight_per_connection: u32,
-    /// How much a client may haggle before it chooses an export.
+    /// Limits on the options that a client may send before it chooses an export.
     pub negotiation: NegotiationLimits,
-    /// How fast a client may ask.
+    /// Rate limits per client.
     pub rate: Rate,
 }
 
-/// How fast one client may ask, over all of its connections; `None` is as fast as it can.
+/// Rate limits of one client, over all of its connections; `None` is unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Rate {
-    /// What reads may ask for, in bytes a second.
+    /// Read bandwidth, in requested bytes per second.
     pub bandwidth: Option<NonZeroU64>,
-    /// Requests a second.
+    /// Requests per second.
     pub requests: Option<NonZeroU64>,
 }
 
 impl Rate {
-    /// What keeps one client to it, if anything is limited at all.
+    /// Creates a throttle that enforces the limits; `None` if there are none.
     pub fn throttle(self) -> Option<Arc<Throttle>> {
         let is_limited = self != Self::default();
         is_limited.then(|| Arc::new(Throttle::new(self.bandwidth, self.requests)))
@@ -99,7 +100,7 @@ impl Default for Limits {
 }
 
 impl fmt::Display for Limits {
-    /// All of them, by the names of their options.
+    /// Writes all limits, by the names of their options.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = |bytes: u64| ByteSize(bytes).display().iec();
         write!(
@@ -131,21 +132,21 @@ impl fmt::Display for Limits {
     }
 }
 
-/// How memory is shared out, in bytes. Besides it there are buffers of connections, and a
-/// few bytes for each block of a thin archive's parents.
+/// Distribution of memory, in bytes. Connection buffers, and a few bytes for each block of a thin
+/// archive's parents, come on top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// For decoded blocks.
+    /// Memory for decoded blocks.
     pub blocks: u64,
-    /// For index pages.
+    /// Memory for index pages.
     pub index: u64,
-    /// For replies on their way; see [`Limits::in_flight`].
+    /// Memory for replies in flight; see [`Limits::in_flight`].
     pub in_flight: u32,
 }
 
 impl Memory {
-    /// Shares out `bytes`, of which `in_flight` are for replies on their way. Blocks get half
-    /// of it at the least, and all but 16 MiB of the rest if it is much.
+    /// Distributes `bytes`, of which `in_flight` are for replies in flight. Blocks get at least
+    /// half of it, and of larger amounts all of the rest but 16 MiB.
     pub fn of(bytes: u64, in_flight: u32) -> Self {
         let index = (bytes / 16).min(DEFAULT_INDEX_BUDGET);
         let rest = bytes.saturating_sub(index + u64::from(in_flight));
@@ -154,7 +155,7 @@ impl Memory {
 }
 
 impl Memory {
-    /// All of it.
+    /// Returns the sum.
     pub fn all(&self) -> u64 {
         self.blocks + self.index + u64::from(self.in_flight)
     }
@@ -174,19 +175,19 @@ impl fmt::Display for Memory {
     }
 }
 
-/// How long everything may take.
+/// Timeouts of the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From accepting a connection until it has chosen an export, TLS included.
+    /// Time from accepting a connection until it has chosen an export, including TLS.
     pub handshake: Duration,
-    /// The TLS handshake alone.
+    /// Time for the TLS handshake alone.
     pub tls_handshake: Duration,
-    /// For a client to read something while its unread replies keep memory from others,
-    /// and for one that has left to read its last replies.
+    /// Time for a client to read something while its unread replies hold memory that others need,
+    /// and for a leaving client to read its last replies.
     pub stall: Duration,
-    /// For a client that is served to ask for something while nothing is owed to it.
+    /// Time for a client to send a request while no reply is pending.
     pub idle: Option<Duration>,
-    /// From the signal to end until the end, whatever clients do.
+    /// Time from the shutdown signal to the end of the process, whatever clients do.
     pub shutdown: Duration,
 }
 
@@ -203,7 +204,7 @@ impl Default for Timeouts {
 }
 
 impl fmt::Display for Timeouts {
-    /// All of them, by the names of their options.
+    /// Writes all timeouts, by the names of their options.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { handshake, tls_handshake, stall, idle, shutdown } = *self;
         write!(
@@ -224,13 +225,13 @@ impl fmt::Display for Timeouts {
 /// Settings that contradict each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// Others were to be let in, but without TLS.
+    /// The rules admit clients on other machines, but there is no TLS.
     #[error(
         "the rules let in clients from other machines ({0}), but there is no TLS: give --tls-cert \
          and --tls-key, or --insecure-no-tls if every machine on the way can be trusted"
     )]
     AllowWithoutTls(String),
-    /// Others could reach the socket, but without TLS.
+    /// A socket can be reached from other machines, but there is no TLS.
     #[error(
         "{0} can be reached from other machines, but there is no TLS: give --tls-cert and \
          --tls-key, listen on 127.0.0.1, [::1] or unix:PATH, or give --insecure-no-tls if every \
@@ -240,7 +241,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Checks that nothing is served in clear to other machines unless that is wanted.
+    /// Checks that other machines aren't served without TLS, unless explicitly allowed.
     ///
     /// # Errors
     /// See [`ConfigError`].

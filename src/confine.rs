@@ -1,9 +1,9 @@
-//! Entering the sandbox, and saying what came of it.
+//! Enters the sandbox, and logs the outcome.
 
 use hexz_nbd::sandbox::{self, Confines, Mode, Plan, SandboxError};
 
-/// Gives up what serving doesn't need. A line says what is in force, and others what isn't.
-/// Tells what is still readable.
+/// Drops the privileges that serving doesn't need. Logs what is enforced and what isn't, and
+/// returns which paths remain readable.
 pub(crate) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
     let report = sandbox::enter(plan)?;
     match (plan.mode, report.enforced.as_slice()) {

@@ -1,4 +1,5 @@
-//! `hexz-nbd digest`: the BLAKE3 of files, in the form that `--digest` and `b3sum --check` read.
+//! Implements `hexz-nbd digest`: prints the BLAKE3 digests of files, in the format that
+//! `--digest` and `b3sum --check` read.
 
 use hexz_nbd::snapshot::{self, Digest, Error};
 use hexz_nbd::storage::FileStorage;
@@ -7,7 +8,7 @@ use crate::cli;
 use crate::failure::Failure;
 use crate::output;
 
-/// Prints a line for each file. One that can't be read ends it.
+/// Prints a line for each file. Stops at the first file that can't be read.
 pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {
     for path in &options.files {
         let digest = FileStorage::open(path)

@@ -1,5 +1,5 @@
-//! How clients come in: by sockets that are bound here, by those that a service manager hands
-//! over, or by the one connection that the program was started with.
+//! Obtains the sockets of the gateway: it binds them, or takes over those of a service manager or
+//! the single connection that the process was started with.
 
 use std::fs::File;
 use std::io::{self, stderr, stdin};
@@ -18,22 +18,22 @@ use hexz_nbd::gateway::{Gateway, Policy};
 use crate::cli::Serve;
 use crate::failure::Failure;
 
-/// What was there when the program was started.
+/// Sockets that the process was started with.
 pub(crate) enum Door {
-    /// One connection; nobody listens.
+    /// A single connection; there are no listeners.
     Connection(Stdio),
-    /// Nothing, or sockets.
+    /// Listening sockets from the service manager, or none.
     Sockets(Handed),
 }
 
-/// What the gateway works with.
+/// Sockets from which a gateway is built.
 pub(crate) enum Entrance {
     Connection(Stdio),
     Sockets(Vec<Bound>),
 }
 
 impl Door {
-    /// Takes over what was there. `config` is told where it is.
+    /// Takes over the inherited sockets, and adds their addresses to `config`.
     pub(crate) fn find(options: &Serve, config: &mut Config) -> Result<Self, Failure> {
         if options.stdio() {
             return Ok(Self::Connection(Stdio::take()?));
@@ -43,13 +43,13 @@ impl Door {
             if !config.listen.is_empty() {
                 return Err(Failure::ListenAndHanded);
             }
-            // So that they are judged as if they had been asked for.
+            // So that they are checked like configured addresses.
             config.listen = handed.nbd.iter().map(Bound::address).collect::<Result<_, _>>()?;
         }
         Ok(Self::Sockets(handed))
     }
 
-    /// The socket on which it is to be shown what goes on, if one was handed over.
+    /// Returns the socket for monitoring, if the service manager passed one.
     pub(crate) fn monitor(&mut self) -> Option<Bound> {
         match self {
             Self::Connection(_) => None,
@@ -57,7 +57,7 @@ impl Door {
         }
     }
 
-    /// Binds sockets, unless that has been done.
+    /// Binds the configured sockets, unless there are inherited ones.
     pub(crate) fn open(
         self,
         config: &Config,
@@ -85,7 +85,7 @@ impl Door {
 }
 
 impl Entrance {
-    /// Makes a gateway of it. Call it within a tokio runtime.
+    /// Creates the gateway. Must be called within a tokio runtime.
     pub(crate) fn open(self, config: Config, policy: Policy, catalog: Catalog) -> io::Result<Open> {
         let (connection, sockets) = match self {
             Self::Connection(connection) => (Some(connection), Vec::new()),
@@ -100,16 +100,16 @@ impl Entrance {
     }
 }
 
-/// A gateway that clients can come in by.
+/// A gateway that is ready to run.
 pub(crate) struct Open {
     pub(crate) gateway: Gateway<Catalog>,
     connection: Option<Stdio>,
-    /// Where they do, for people.
+    /// Addresses of its sockets, for display.
     pub(crate) listen: Vec<String>,
 }
 
 impl Open {
-    /// Serves until it is told to end, or its one client is gone.
+    /// Serves until `shutdown` is canceled, or, for a single connection, until that ends.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), Failure> {
         match self.connection {
             Some(connection) => Ok(self.gateway.run_one(connection, shutdown).await?),
@@ -118,8 +118,8 @@ impl Open {
     }
 }
 
-/// Keeps what is said to people out of the client's connection: inetd makes one socket of
-/// standard input, output and error. Call it before anything is said.
+/// Redirects standard error to `/dev/null` if it is the client's connection: inetd uses one
+/// socket for standard input, output and error. Must be called before anything is written there.
 pub(crate) fn spare_the_client() -> io::Result<()> {
     let (input, error) = (fstat(stdin().as_fd())?, fstat(stderr().as_fd())?);
     let is_socket = FileType::from_raw_mode(input.st_mode) == FileType::Socket;

@@ -1,18 +1,18 @@
-//! Escaping of text from outside: names of archives, exports and interfaces, paths, certificates,
+//! Escapes untrusted text: names of archives, exports and interfaces, paths, certificates,
 //! messages of peers.
 //!
-//! Such text may contain line breaks, escape sequences of terminals, characters that reverse the
-//! direction of writing, and characters that can't be seen. Everything that shows it to people
-//! (log lines, errors, reports of the commands, the service manager's status) writes it through
-//! this module, so that nobody can forge a line or disguise a name. [`name`] is for a single name
-//! or path, [`text`] for a sentence that may repeat foreign text, [`json`] for JSON.
+//! Such text may contain line breaks, terminal escape sequences, bidirectional controls and
+//! invisible characters. Everything that shows it to people (log lines, errors, reports of the
+//! commands, the service manager's status) writes it through this module, so that nobody can
+//! forge a line or disguise a name. [`name`] is for a single name or path, [`text`] for a
+//! sentence that may repeat untrusted text, [`json`] for JSON.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
 
-/// A name or a path in the form that people get to see.
+/// A name or a path, escaped for display.
 ///
 /// [`Display`](fmt::Display) writes it without quotation marks, [`Debug`](fmt::Debug) with them,
 /// escaping those inside. Hidden characters become `\n`, `\u{202e}` and the like, backslashes
@@ -30,8 +30,8 @@ pub fn bytes(name: &[u8]) -> Escaped<'_> {
     Escaped(name)
 }
 
-/// Returns a sentence on one line: hidden characters are escaped, backslashes stay, since names in
-/// it may have been escaped before.
+/// Escapes the hidden characters of a sentence, so that it is on one line. Backslashes are kept,
+/// since names in it may have been escaped already.
 pub fn text(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {
         return Cow::Borrowed(text);
@@ -46,8 +46,8 @@ pub fn text(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
-/// Returns the same JSON with hidden characters inside strings escaped as `\u202e`. Line breaks
-/// stay: JSON has them between its members only.
+/// Escapes hidden characters inside the strings of a JSON text, such as `\u202e`. Line breaks are
+/// kept: JSON has them only between its members.
 pub fn json(json: &str) -> Cow<'_, str> {
     let is_escaped = |character: char| character != '\n' && is_hidden(character);
     if !json.contains(is_escaped) {
@@ -67,8 +67,8 @@ pub fn json(json: &str) -> Cow<'_, str> {
     Cow::Owned(safe)
 }
 
-/// Returns a name or a path for a JSON string: unchanged if it is UTF-8, otherwise escaped as
-/// [`name`] does it, since replacement characters would make different names the same.
+/// Returns a name or a path for a JSON string: unchanged if it is UTF-8, otherwise escaped like
+/// [`name`], since replacement characters would make different names equal.
 pub fn unicode<T: AsRef<OsStr> + ?Sized>(name: &T) -> Cow<'_, str> {
     match name.as_ref().to_str() {
         Some(text) => Cow::Borrowed(text),
@@ -84,13 +84,13 @@ pub fn push_escape(out: &mut String, character: char) {
     }
 }
 
-/// Returns true if `character` does something else than being seen: control characters,
-/// separators of lines and paragraphs, bidirectional controls, unusual spaces, characters of no
-/// width, blank letters, and code points that mean nothing.
+/// Returns true if `character` isn't visible as itself: control characters, line and paragraph
+/// separators, bidirectional controls, unusual spaces, zero-width characters, blank letters and
+/// unassigned code points.
 pub fn is_hidden(character: char) -> bool {
     match character {
         ' '..='~' => false,
-        // Letters and marks by their category, but blank; and selectors of variants.
+        // Letters and marks by category, but blank; and variation selectors.
         '\u{34f}'
         | '\u{115f}'
         | '\u{1160}'
@@ -103,8 +103,8 @@ pub fn is_hidden(character: char) -> bool {
         | '\u{ffa0}'
         | '\u{e0100}'..='\u{e01ef}' => true,
         other => {
-            // The standard library knows which are printable. It escapes marks that combine with
-            // a letter only where none precedes them.
+            // The standard library knows which characters are printable. It escapes a combining
+            // mark only if no letter precedes it.
             let mut pair = String::from("a");
             pair.push(other);
             pair.escape_debug().count() > 2
@@ -154,8 +154,8 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// One of each kind: controls of both sets, separators, bidirectional controls, no width,
-    /// fillers, selectors, tags, private use, unassigned, unusual spaces.
+    /// One of each kind: C0 and C1 controls, separators, bidirectional controls, zero-width
+    /// characters, fillers, variation selectors, tags, private use, unassigned, unusual spaces.
     const HIDDEN: &str = "\0\n\r\t\u{1b}\u{7f}\u{85}\u{9b}\u{a0}\u{ad}\u{34f}\u{61c}\u{115f}\
         \u{180e}\u{200b}\u{200d}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2060}\u{2066}\
         \u{2069}\u{206f}\u{2800}\u{3000}\u{3164}\u{e000}\u{fe0f}\u{feff}\u{fff9}\u{ffa0}\

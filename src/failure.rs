@@ -1,4 +1,4 @@
-//! Why the program ends before it is told to, and with which exit code.
+//! Errors that end the program, and their exit codes.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::record::AuditError;
 use crate::settings::Refused;
 use crate::top::AskError;
 
-/// Why the program ends before it is told to.
+/// Error that ends the program.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
     #[error(transparent)]
@@ -94,7 +94,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// Returns true if all that failed is that nobody reads the output any more.
+    /// Returns true if the only error is that the reader of the output closed it.
     pub(crate) fn is_closed_output(&self) -> bool {
         match self {
             Self::Output(error) | Self::Pki(PkiError::Output(error)) => output::is_closed(error),
@@ -131,7 +131,7 @@ impl Failure {
     }
 }
 
-/// "a is" or "a, b are".
+/// Returns "a is" or "a, b are".
 fn is_or_are(paths: &[PathBuf]) -> String {
     let all: Vec<String> = paths.iter().map(|path| escape::name(path).to_string()).collect();
     format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })

@@ -1,41 +1,42 @@
-//! A read-only NBD gateway for [Hexz](https://crates.io/crates/hexz-core) snapshots, and
-//! the parts that it is made of.
+//! A read-only NBD gateway for [Hexz](https://crates.io/crates/hexz-core) snapshots, and its
+//! components as a library.
 //!
-//! # The tour, in the order in which a byte travels
+//! # Architecture, along the path of a request
 //!
-//! 1. [`gateway::listen`]: a connection is accepted, by a socket that was bound here or handed
-//!    over ([`gateway::handed`]); or it was there before the program ([`gateway::stdio`]);
-//! 2. [`gateway::access`]: its address is judged, or the one that a load balancer says
-//!    ([`gateway::proxy`]); whoever may not come in is closed before a byte is sent;
-//! 3. [`gateway`]: it gets a place among those that negotiate, and a deadline;
-//! 4. [`nbd::greet`], [`nbd::plaintext_leg`]: the greeting, and STARTTLS if TLS is
-//!    required, by [`gateway::tls`], which also says who the client is; what was said in
-//!    clear leaves no trace behind it;
-//! 5. [`nbd::negotiate`]: on the threads of handshakes, the client chooses among the exports
-//!    ([`exports`]) that the rules let it open, and metadata contexts; whenever rules or certificates
-//!    are read anew
-//!    ([`gateway::Control`]), or have run out, it is judged again;
-//! 6. [`nbd::transmit`]: requests are judged, worked on side by side, and answered;
-//! 7. [`exports`], [`cache`]: a decoded block is found, or decoded once however many ask for
-//!    it, by a thread that decodes for whoever had least so far;
-//! 8. [`snapshot`]: its index entry is found, its stored bytes are checked, decrypted,
-//!    decompressed and verified, in this archive or in a parent;
-//! 9. [`storage`]: the stored bytes are read.
+//! 1. [`gateway::listen`] accepts a connection, on a socket that it bound or that a service
+//!    manager passed ([`gateway::handed`]). With [`gateway::stdio`], the process inherits a
+//!    connection.
+//! 2. [`gateway::access`] checks the address of the peer, or the one that a load balancer reports
+//!    ([`gateway::proxy`]). A connection that isn't admitted is closed before a byte is sent.
+//! 3. [`gateway`] assigns it a handshake permit and a deadline.
+//! 4. [`nbd::greet`] and [`nbd::plaintext_leg`] send the greeting, and handle STARTTLS if TLS is
+//!    required. [`gateway::tls`] performs the TLS handshake and authenticates the client. State
+//!    from the plaintext phase is discarded.
+//! 5. [`nbd::negotiate`], on the handshake threads, lets the client choose one of the exports
+//!    ([`exports`]) that the rules let it open, and metadata contexts. The client is authorized
+//!    again whenever rules or certificates are reloaded ([`gateway::Control`]) or have expired.
+//! 6. [`nbd::transmit`] validates requests, processes them concurrently, and sends the replies.
+//! 7. [`exports`] and [`cache`] look up decoded blocks. On a miss, the block is decoded once,
+//!    however many clients ask for it, by a decoder thread. Decoding is scheduled fairly: the
+//!    client that has used the least time is next.
+//! 8. [`snapshot`] looks up the block's index entry, and checks, decrypts, decompresses and
+//!    verifies its stored bytes, in this archive or in a parent.
+//! 9. [`storage`] reads the stored bytes.
 //!
-//! What came of all that is counted on the way, and shown by [`monitor`].
+//! All steps maintain counters, which [`monitor`] exposes.
 //!
-//! # Who may not know what
+//! # Module boundaries
 //!
-//! [`nbd::wire`] does no I/O. [`nbd`] knows neither sockets nor TLS nor snapshots, and
-//! serves whatever implements [`nbd::Export`]. [`snapshot`] doesn't know NBD, [`cache`]
-//! not what a block means, [`storage`] nothing about compression. [`sandbox`] knows none of them,
-//! nor they it; what happened is told to [`audit`], which doesn't know them either. Nothing here
-//! parses a command line or ends the process.
+//! [`nbd::wire`] does no I/O. [`nbd`] is independent of sockets, TLS and snapshots, and serves
+//! any implementation of [`nbd::Export`]. [`snapshot`] is independent of NBD, [`cache`] of the
+//! meaning of blocks, and [`storage`] of compression. [`sandbox`] is independent of all of these,
+//! and they of it. Events are reported to [`audit`], which is independent of them too. The
+//! library never parses a command line or ends the process.
 //!
-//! # Using the parts
+//! # Using the components
 //!
-//! Serve your own bytes with the engine: `examples/serve_bytes.rs`. Read blocks from a
-//! snapshot: `examples/read_blocks.rs`, or, in short:
+//! To serve your own bytes with the engine, see `examples/serve_bytes.rs`. To read blocks from a
+//! snapshot, see `examples/read_blocks.rs`, or in short:
 //!
 //! ```no_run
 //! use std::path::Path;

@@ -1,9 +1,9 @@
-//! Log lines that a peer can cause at will, kept from filling the disk.
+//! Limits the rate of log lines that a peer can cause at will, so that they can't fill the disk.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// A token bucket that also counts what it held back.
+/// A token bucket that also counts what it suppressed.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
     burst: u32,
@@ -18,25 +18,27 @@ struct State {
     held_back: u64,
 }
 
-/// How many lines were left out before this one.
+/// Number of lines that were suppressed before this one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HeldBack(u64);
 
 impl HeldBack {
-    /// As a field of a log line, which isn't there where nothing was left out.
+    /// Returns the number as a field of a log line; `None`, so that the field is left out, if it
+    /// is zero.
     pub(crate) fn field(self) -> Option<u64> {
         (self.0 > 0).then_some(self.0)
     }
 }
 
 impl RateLimit {
-    /// Lets `burst` through at once, and then one for each `every`.
+    /// Creates a limit that allows `burst` lines at once, and then one per `every`.
     pub(crate) fn new(burst: u32, every: Duration) -> Self {
         let state = State { tokens: burst, refilled: Instant::now(), held_back: 0 };
         Self { burst, every, state: Mutex::new(state) }
     }
 
-    /// Whether to speak now; then also how often it was held back since the last time.
+    /// Returns `None` if the line must be suppressed, otherwise the number of lines suppressed
+    /// since the last one that was allowed.
     pub(crate) fn allow(&self) -> Option<HeldBack> {
         self.allow_at(Instant::now()).map(HeldBack)
     }

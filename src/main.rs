@@ -1,4 +1,5 @@
-//! `hexz-nbd`: parse, log, open, serve; or check.
+//! Entry point of `hexz-nbd`: reads the settings, sets up logging, and runs the gateway or a
+//! command.
 
 mod check;
 mod check_config;
@@ -38,14 +39,14 @@ use hexz_nbd::monitor::RecentErrors;
 use cli::{Cli, Command};
 use settings::Source;
 
-/// Blocks of all lengths come and go by the thousand, and are freed by other threads than
-/// made them; the system's allocator keeps much of that for itself. How it is set up is in
-/// `.cargo/config.toml`.
+/// The allocator, jemalloc, configured in `.cargo/config.toml`. Thousands of blocks of all
+/// lengths are allocated, and freed by threads that didn't allocate them; the system's allocator
+/// retains much of that memory.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Exit code where nobody reads the output any more, as behind `| head`: what shells give to a
-/// program that SIGPIPE has ended.
+/// Exit code if the reader of the output has closed it, as with `| head`: the one that shells
+/// report for a program killed by SIGPIPE.
 const CLOSED_OUTPUT: u8 = 141;
 
 fn main() -> ExitCode {

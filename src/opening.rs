@@ -1,5 +1,4 @@
-//! Archives are opened: by the password, the keys and the digests that options name, which are
-//! read here.
+//! Loads the password, keys and digests that options name, and opens archives with them.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -18,12 +17,12 @@ use crate::cli::{Opening, Snapshots};
 use crate::failure::Failure;
 use crate::password;
 
-/// The longest file of a key, in bytes.
+/// Maximum length of a key file, in bytes.
 const MAX_KEY: u64 = 64 * 1024;
-/// The longest list of digests, in bytes: of some 100,000 archives.
+/// Maximum length of a list of digests, in bytes; enough for some 100,000 archives.
 const MAX_LIST: u64 = 16 * 1024 * 1024;
 
-/// Why a key or a digest can't be used.
+/// Reason for which a key or a digest can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
     #[error("can't use the key {:?} of --verify-key: {error}", escape::name(.name))]
@@ -40,13 +39,13 @@ pub(crate) enum TrustError {
     DigestFile { name: OsString, error: io::Error },
 }
 
-/// How archives are to be opened.
+/// Returns the options with which archives are opened.
 pub(crate) fn options(opening: &Opening) -> Result<OpenOptions, Failure> {
     let password = password::find(opening.password_file.as_deref())?;
     Ok(with_password(opening, password)?)
 }
 
-/// The same, with a password that is known.
+/// Returns the same options, with a password that has already been loaded.
 pub(crate) fn with_password(
     opening: &Opening,
     password: Option<PasswordSource>,
@@ -63,12 +62,13 @@ pub(crate) fn with_password(
     })
 }
 
-/// Whether keys or digests say which archives may be opened.
+/// Returns true if keys or digests restrict which archives may be opened.
 pub(crate) fn has_trust(opening: &Opening) -> bool {
     !opening.verify_key.is_empty() || !opening.digest.is_empty()
 }
 
-/// Of these options, the keys and digests that archives have to have.
+/// Loads the keys and digests that archives are verified with; the other options keep their
+/// defaults.
 pub(crate) fn trust(opening: &Opening) -> Result<OpenOptions, TrustError> {
     let keys: Result<Vec<_>, TrustError> =
         opening.verify_key.iter().map(|key| load_key(key)).collect();
@@ -79,7 +79,7 @@ pub(crate) fn trust(opening: &Opening) -> Result<OpenOptions, TrustError> {
     })
 }
 
-/// The files of keys and digests among what was said.
+/// Returns the arguments of the key and digest options that name files.
 pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
     let is_key =
         |text: &&OsString| text.to_str().is_none_or(|text| text.parse::<VerifyKey>().is_err());
@@ -88,7 +88,7 @@ pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
     keys.chain(lists).map(PathBuf::from).collect()
 }
 
-/// Opens the archives that were named, and says what will be served.
+/// Opens the named archives, and returns a description of what will be served.
 pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<String, Failure> {
     let (exports, mut failed) = catalog.open_named().await;
     let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
@@ -127,7 +127,7 @@ fn note_odd_size(export: &SnapshotExport) {
     }
 }
 
-/// A key by its digits, or by the file that it is in.
+/// Parses a key from its hexadecimal digits, or reads it from a file.
 fn load_key(text: &OsStr) -> Result<VerifyKey, TrustError> {
     let name = || text.to_owned();
     if let Some(key) = text.to_str().and_then(|text| text.parse().ok()) {

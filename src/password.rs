@@ -1,5 +1,5 @@
-//! Where the password of an encrypted archive comes from: never the command line, which
-//! every user of the machine can read.
+//! Finds the password of encrypted archives: in a file, a credential or an environment variable,
+//! and never on the command line, which every user of the machine can read.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use hexz_nbd::gateway::tls::{TlsProblem, check_secrecy};
 use hexz_nbd::snapshot::{Password, PasswordSource};
 
-/// The credential's name under systemd's LoadCredential=.
+/// Name of the credential under systemd's `LoadCredential=`.
 const CREDENTIAL: &str = "hexz-nbd.password";
-/// The variable that the Hexz tools use as well.
+/// Environment variable, which the Hexz tools use as well.
 const VARIABLE: &str = "HEXZ_PASSWORD";
-/// The longest password file, in bytes.
+/// Length in bytes from which on a password file is rejected.
 const MAX_LENGTH: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -23,8 +23,8 @@ pub(crate) struct PasswordError {
     problem: TlsProblem,
 }
 
-/// Where the password comes from, if one was given in any way. It has been read once, so
-/// that what is wrong with it is said at the start.
+/// Returns the source of the password, if there is one. A file is read once, so that errors show
+/// at startup.
 pub(crate) fn find(file: Option<&Path>) -> Result<Option<PasswordSource>, PasswordError> {
     if let Some(path) = self::file(file) {
         return source(&path).map(Some);
@@ -35,18 +35,19 @@ pub(crate) fn find(file: Option<&Path>) -> Result<Option<PasswordSource>, Passwo
     }))
 }
 
-/// The file that it comes from, if it is one: `given`, or the credential.
+/// Returns the file with the password, if it comes from a file: `given`, or else the credential.
 pub(crate) fn file(given: Option<&Path>) -> Option<PathBuf> {
     let credential = || {
         let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
-        // Where nobody may look, reading it says why.
+        // If its existence can't be checked, the error shows when it is read.
         let is_there = |path: &PathBuf| path.try_exists().unwrap_or(true);
         Some(Path::new(&folder).join(CREDENTIAL)).filter(is_there)
     };
     given.map(Path::to_owned).or_else(credential)
 }
 
-/// Reads a file again each time; what can be read only once, such as a pipe, is kept.
+/// Creates a source that rereads a regular file each time. The content of anything else, such as
+/// a pipe, is kept, since it can be read only once.
 fn source(path: &Path) -> Result<PasswordSource, PasswordError> {
     let password = read(path)?;
     if !path.is_file() {
@@ -58,12 +59,12 @@ fn source(path: &Path) -> Result<PasswordSource, PasswordError> {
 
 fn read(path: &Path) -> Result<Password, PasswordError> {
     let of = |problem| PasswordError { path: path.to_owned(), problem };
-    // A pipe, as of a shell's <(…), has no permissions worth judging.
+    // The permissions of a pipe, such as a shell's `<(…)`, mean nothing.
     if path.is_file() {
         check_secrecy(path).map_err(of)?;
     }
     let file = File::open(path).map_err(|error| of(error.into()))?;
-    // Room for all of it at once: growing would leave copies behind.
+    // Allocated at full size: growing would leave copies of the password in memory.
     let mut content = Vec::with_capacity(MAX_LENGTH + 1);
     let length =
         file.take(MAX_LENGTH as u64).read_to_end(&mut content).map_err(|error| of(error.into()))?;

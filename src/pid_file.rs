@@ -1,4 +1,4 @@
-//! The file that says which process this is, for those who send it signals.
+//! Writes the file with the process ID, for those who send it signals.
 
 use std::fs::Permissions;
 use std::io::{self, Write};
@@ -7,11 +7,11 @@ use std::path::Path;
 
 use crate::failure::Failure;
 
-/// Everybody may know.
+/// Permissions: readable by everyone.
 const MODE: u32 = 0o644;
 
-/// Writes it in one go: who finds the file finds the whole number in it. A link in its place is
-/// replaced, not followed.
+/// Writes the file atomically, so that readers never see a partial number. A symbolic link at
+/// `path` is replaced, not followed.
 pub(crate) fn write(path: &Path) -> Result<(), Failure> {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     let written = || -> io::Result<()> {

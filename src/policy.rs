@@ -1,5 +1,5 @@
-//! From options to who may come in: rules, certificates, CAs and revocation lists are read
-//! here, and compared with each other.
+//! Loads the access policy: reads rules, certificates, CAs and revocation lists, and checks that
+//! they are consistent.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use hexz_nbd::gateway::tls::{self, ServerTls};
 use crate::cli::{Changeable, Tls};
 use crate::failure::Failure;
 
-/// Reads all of them. A key that can't be read again stays what it was `before`.
+/// Reads the policy. Keeps the key of `before` if it can't be read again.
 pub(crate) fn read(
     options: &Changeable,
     config: &Config,
@@ -27,8 +27,8 @@ pub(crate) fn read(
     Ok(Policy { rules, tls })
 }
 
-/// The same, but goes on where something is wrong, to say all of it, in the order in which it
-/// would stop the start.
+/// Reads the policy like [`read`], but collects all errors, in the order in which they would stop
+/// the startup.
 pub(crate) fn read_all(options: &Changeable, config: &Config) -> Result<Policy, Vec<Failure>> {
     warn_of_writable_files(options);
     let mut failures = Vec::new();
@@ -55,8 +55,8 @@ fn read_tls(options: &Tls, before: Option<&ServerTls>) -> Result<Option<ServerTl
     Ok(Some(tls))
 }
 
-/// Warns of files that every user of this machine can change or replace: those that say who may
-/// come in, and which archives may be opened.
+/// Warns about policy files that every user of this machine can modify or replace: those that
+/// decide which clients are admitted, and which archives may be opened.
 fn warn_of_writable_files(options: &Changeable) {
     for path in options.policy_files() {
         let found = writable_by_all(&path);
@@ -80,16 +80,17 @@ fn warn_of_writable_files(options: &Changeable) {
     }
 }
 
-/// What every user of this machine can write to.
+/// A path that every user of this machine can write to.
 enum Writable {
     File,
     Folder(PathBuf),
 }
 
-/// Symbolic links are followed: what counts is where the file is.
+/// Finds out if every user can modify or replace a file. Symbolic links are followed, since the
+/// location of the file itself counts.
 fn writable_by_all(path: &Path) -> Option<Writable> {
     const BY_OTHERS: u32 = 0o002;
-    // Only owners remove files there.
+    // In a sticky folder, only owners can remove files.
     const STICKY: u32 = 0o1000;
     let real = path.canonicalize().ok()?;
     let mode = |path: &Path| path.metadata().ok().map(|it| it.mode());
@@ -108,7 +109,7 @@ fn who_is_asked(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How, and to whom, something is served.
+/// Describes how, and to which clients, exports are served.
 pub(crate) fn to_whom(policy: &Policy) -> String {
     let how = match &policy.tls {
         Some(tls) if tls.requires_certificates() => "over TLS with certificates",
@@ -118,7 +119,7 @@ pub(crate) fn to_whom(policy: &Policy) -> String {
     format!("{how} to {}", policy.rules)
 }
 
-/// Says what is allowed but hardly meant.
+/// Warns about settings that are valid but probably not intended.
 pub(crate) fn warn_of_surprises(config: &Config, policy: &Policy) {
     if config.insecure_no_tls {
         tracing::warn!("no TLS: anyone on the way to a client can read and change what it reads",);

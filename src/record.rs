@@ -1,4 +1,5 @@
-//! The audit of one run: opened before the sandbox is entered, begun behind it, and ended last.
+//! Manages the audit of one run: opened before the sandbox is entered, started after that, and
+//! finished last.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,10 +10,10 @@ use hexz_nbd::monitor::AuditReport;
 
 use crate::cli::{AuditOptions, Where};
 
-/// What all that is queued may take at the least, when the program ends.
+/// Minimum time to write queued events when the program ends.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
-/// Why there is no audit.
+/// Reason for which auditing can't start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AuditError {
     #[error("can't use --audit: {0}")]
@@ -23,11 +24,11 @@ pub(crate) enum AuditError {
     Start(#[from] StartError),
 }
 
-/// Who writes events, if anybody wants them.
+/// Handle of the recorder, if auditing is enabled.
 #[derive(Debug, Clone)]
 pub(crate) struct Record(Option<Arc<Recorder>>);
 
-/// Opens the file.
+/// Opens the target of the audit.
 pub(crate) fn open(options: &AuditOptions, stdio: bool) -> Result<Option<Target>, AuditError> {
     Ok(match options.place() {
         None => None,
@@ -37,7 +38,7 @@ pub(crate) fn open(options: &AuditOptions, stdio: bool) -> Result<Option<Target>
     })
 }
 
-/// Whether it could be opened.
+/// Checks that the target could be opened.
 pub(crate) fn check(options: &AuditOptions, stdio: bool) -> Result<(), AuditError> {
     match options.place() {
         Some(Where::StandardOutput) if stdio => Err(AuditError::Taken),
@@ -47,12 +48,12 @@ pub(crate) fn check(options: &AuditOptions, stdio: bool) -> Result<(), AuditErro
 }
 
 impl Record {
-    /// Starts the thread that writes.
+    /// Starts the thread that writes events.
     pub(crate) fn start(target: Option<Target>) -> Result<Self, AuditError> {
         Ok(Self(target.map(Recorder::start).transpose()?))
     }
 
-    /// For those who have something to tell.
+    /// Returns the handle for reporting events.
     pub(crate) fn audit(&self) -> Audit {
         match &self.0 {
             Some(recorder) => Audit::to(Arc::clone(recorder) as Arc<_>),
@@ -60,20 +61,21 @@ impl Record {
         }
     }
 
-    /// Opens the file anew, as those who rotate logs want it.
+    /// Reopens the file, for log rotation.
     pub(crate) fn reopen(&self) {
         if let Some(recorder) = &self.0 {
             recorder.reopen();
         }
     }
 
-    /// How many events there were, if there are to be any.
+    /// Returns a function that reads the event counters, if auditing is enabled.
     pub(crate) fn counts(&self) -> Option<impl Fn() -> AuditReport + Send + Sync + use<>> {
         let recorder = self.0.clone()?;
         Some(move || AuditReport { written: recorder.written(), lost: recorder.lost() })
     }
 
-    /// Writes all that has been told, until that time if it takes so long.
+    /// Records the end of the program, and writes all queued events, until `until` at the latest
+    /// but for at least [`AT_LEAST`].
     pub(crate) fn finish(self, failure: Option<Text>, until: Instant) {
         let how = if failure.is_some() { "failed" } else { "told" };
         self.audit().tell(|| Event::Stop(Stop { how: how.into(), why: failure }));

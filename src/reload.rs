@@ -1,4 +1,4 @@
-//! Reading anew what is served and who may come in, while those who are in go on.
+//! Reloads the policy and the exports while sessions continue.
 
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -26,21 +26,22 @@ use crate::service::Service;
 use crate::settings::{Again, Fixed, Source};
 use crate::{opening, password, policy};
 
-/// How often files are looked at, if they are.
+/// Interval at which watched files are polled.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How often they are looked at until nothing more happens to them. Who goes on writing for
-/// longer doesn't keep from us what has been written.
+/// Maximum number of polls after a change before the files are read. A writer that doesn't stop
+/// can't delay the reload for longer.
 const MAX_LOOKS: u32 = 5;
 
-/// Keeps SIGHUP for later: until it is known what to do with it, it would end the program,
-/// and starting can take as long as hashing an archive. Threads do as the one that starts
-/// them, so this is for the only one.
+/// Blocks SIGHUP until its handler is installed. It would end the program otherwise, and the
+/// startup can take as long as hashing an archive. Threads inherit the signal mask, so this must
+/// be called while there is only one.
 pub(crate) fn hold_hangups() -> io::Result<()> {
     Ok(hangups().thread_block()?)
 }
 
-/// Hangups from now on, and the one that has been held. Call it on the thread that holds it.
+/// Returns the stream of SIGHUP signals, including a pending one that was blocked. Must be called
+/// on the thread that blocks it.
 pub(crate) fn hangup() -> io::Result<Signal> {
     let signal = signal(SignalKind::hangup())?;
     hangups().thread_unblock()?;
@@ -51,7 +52,7 @@ fn hangups() -> SigSet {
     SigSet::from(nix::sys::signal::Signal::SIGHUP)
 }
 
-/// What files were like, those that there were.
+/// Stamps of the files that a reload reads; `None` for files that don't exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Stamps {
     config: Option<FileStamp>,
@@ -59,13 +60,13 @@ pub(crate) struct Stamps {
 }
 
 impl Stamps {
-    /// Looks at the files that `options` name. What the configuration file was like before it
-    /// was read has been seen by whoever read it.
+    /// Takes the stamps of the files that `options` name. The stamp of the configuration file
+    /// must have been taken before it was read.
     pub(crate) fn of(config: Option<FileStamp>, options: &Changeable) -> Self {
         Self::with(config, options.policy_files().into_iter())
     }
 
-    /// Looks at the same files again; `config` is the configuration file.
+    /// Takes the stamps of the same files again; `config` is the configuration file.
     fn again(self, config: Option<&Path>) -> Self {
         let config = config.and_then(FileStamp::of);
         Self::with(config, self.others.into_iter().map(|(path, _)| path))
@@ -80,44 +81,45 @@ impl Stamps {
     }
 }
 
-/// Reads files anew when it is told to, or when they have changed.
+/// State for reloading the files on a signal, or when they have changed.
 #[derive(Debug)]
 pub(crate) struct Reloading {
     pub(crate) source: Source,
-    /// The configuration file, if there is one.
+    /// Path of the configuration file, if there is one.
     pub(crate) file: Option<PathBuf>,
-    /// What can't be exchanged.
+    /// Options that can't change while the program runs.
     pub(crate) fixed: Fixed,
     pub(crate) config: Config,
     pub(crate) confines: Confines,
     pub(crate) control: Control<Catalog>,
-    /// Who has to know.
+    /// Service manager to notify.
     pub(crate) service: Arc<Service>,
-    /// What the files were like before they were read.
+    /// Stamps of the files from before they were read.
     pub(crate) seen: Stamps,
-    /// Whether only loopback is listened on, since nobody else could come in.
+    /// True if the gateway listens on loopback only, since the rules admitted no other clients at
+    /// startup.
     pub(crate) on_loopback: bool,
     pub(crate) in_force: InForce,
-    /// Whose file is opened anew.
+    /// Audit whose file is reopened.
     pub(crate) record: Record,
 }
 
-/// What has been read last.
+/// TLS settings and exports that are active.
 #[derive(Debug, Clone)]
 pub(crate) struct InForce {
     pub(crate) tls: Option<ServerTls>,
     pub(crate) served: Served,
 }
 
-/// What the exports that are served were made of. It lags behind the options while archives are
-/// opened, and for as long as they can't be.
+/// Options from which the served exports were built. They lag behind the current options while
+/// archives are being opened, and for as long as that fails.
 #[derive(Debug, Clone)]
 pub(crate) struct Served(Arc<Mutex<Made>>);
 
 #[derive(Debug)]
 struct Made {
     of: Snapshots,
-    /// How many policies were put in force since the start.
+    /// Number of policies that have been activated since startup.
     policies: u64,
 }
 
@@ -126,14 +128,14 @@ impl Served {
         Self(Arc::new(Mutex::new(Made { of: snapshots, policies: 0 })))
     }
 
-    /// What is served, and what that was made of.
+    /// Returns the served catalog, and the options from which it was built.
     fn look(&self, control: &Control<Catalog>) -> (Arc<Catalog>, Snapshots) {
         let made = self.lock();
         (control.exports(), made.of.clone())
     }
 
-    /// Puts a policy in force that is for what is made of these. Says how many connections
-    /// were dropped, and which policy it is.
+    /// Activates a policy that belongs to exports built from `snapshots`. Returns the number of
+    /// connections dropped, and the number of the policy.
     fn judge(
         &self,
         control: &Control<Catalog>,
@@ -150,7 +152,8 @@ impl Served {
         (dropped, made.policies)
     }
 
-    /// Serves what was made for that policy, unless there is another one by now.
+    /// Serves the exports that belong to the policy number `policy`, unless a newer policy is
+    /// active. Returns true if they are served.
     fn replace(
         &self,
         control: &Control<Catalog>,
@@ -172,22 +175,23 @@ impl Served {
     }
 }
 
-/// What is to be in force from now on.
+/// Outcome of reading everything again.
 struct Renewed {
     snapshots: Snapshots,
     policy: Policy,
     catalog: Catalog,
-    /// What follows for the others if an archive can't be served.
+    /// Consequence for the other archives if one can't be served; part of the error message.
     and_so: &'static str,
-    /// Options that the file has changed, but that only a restart can.
+    /// Options that have changed in the file, but only take effect after a restart.
     takes_a_restart: Vec<String>,
 }
 
 impl Reloading {
-    /// Reads anew at each signal, and, if files are watched, when they have changed.
+    /// Reloads on each signal, and, if `watch` is set, when files have changed.
     pub(crate) async fn on_signal(mut self, mut hangup: Signal, watch: bool) {
-        // Who was revoked must not stay for as long as it takes to hash an archive, or for
-        // ever if one can't be opened; nor must the next signal wait for that.
+        // Archives are opened in the background. A revoked client must not stay for as long as it
+        // takes to hash an archive, or forever if one can't be opened; nor must the next signal
+        // wait for that.
         let mut archives: JoinSet<()> = JoinSet::new();
         loop {
             tokio::select! {
@@ -211,8 +215,8 @@ impl Reloading {
         }
     }
 
-    /// Waits until the files aren't any more what they were, and then until nothing more
-    /// happens to them: they come one after another, and have to fit each other.
+    /// Waits until the files have changed, and then until they stop changing: related files are
+    /// replaced one after another, and must match.
     async fn changed(&self) {
         let mut last = self.seen.clone();
         let mut looks = 0;
@@ -227,14 +231,14 @@ impl Reloading {
         }
     }
 
-    /// What the files are like just now, for those who must not wait for a file system.
+    /// Takes the current stamps of the files, without blocking the runtime.
     async fn stamps(&self) -> Stamps {
         let (file, seen) = (self.file.clone(), self.seen.clone());
         spawn_blocking(move || seen.again(file.as_deref())).await.unwrap_or_default()
     }
 
-    /// Puts another policy in force, and says to whom it is open, and what is left to do:
-    /// opening archives.
+    /// Activates a new policy. Returns a description of the clients that it admits, and a future
+    /// that opens the archives. `None` if the reload failed.
     async fn reload(&mut self) -> Option<(String, impl Future<Output = ()> + Send + use<>)> {
         let reading = Reading {
             source: self.source.clone(),
@@ -253,7 +257,7 @@ impl Reloading {
             Ok(read) => read,
             Err(error) => return self.keep(&error),
         };
-        // Also if something is wrong: it may be mended in a file that wasn't looked at before.
+        // Also after a failure: the fix may be in a file that wasn't watched before.
         if let Some(seen) = seen {
             self.seen = seen;
         }
@@ -299,7 +303,7 @@ impl Reloading {
     }
 }
 
-/// What it takes to read everything anew, beside those who serve.
+/// Inputs for reading everything again on a blocking thread.
 struct Reading {
     source: Source,
     file: Option<PathBuf>,
@@ -311,16 +315,17 @@ struct Reading {
 }
 
 impl Reading {
-    /// Reads everything, and checks that it fits together and can be exchanged. What files were
-    /// `seen` to be like before is known as soon as it is known which.
+    /// Reads everything, and checks that it is consistent and can be applied at run time. Sets
+    /// `seen` to the stamps from before the files were read, as soon as it is known which files
+    /// these are.
     fn read(&self, seen: &mut Option<Stamps>) -> Result<Renewed, Failure> {
-        // Opening a pipe waits for a writer, who may never come.
+        // Opening a pipe waits for a writer, which may never come.
         no_pipe(&self.file)?;
         let Again { options, stamp, fixed } = self.source.read_again()?;
         *seen = Some(Stamps::of(stamp, &options));
         let takes_a_restart = self.fixed.differing(&fixed);
         let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
-        // Those who are in could go on in clear where that isn't wanted any more.
+        // Existing connections could continue unencrypted after TLS has been required.
         if options.tls.files().is_some() != self.tls.is_some() {
             return Err(Failure::TlsSwitched);
         }
@@ -344,7 +349,8 @@ impl Reading {
         Ok(Renewed { snapshots: options.snapshots, policy, catalog, and_so, takes_a_restart })
     }
 
-    /// What is to be served, of which nothing has been opened yet but what was open before.
+    /// Builds the new catalog. Archives that are already open stay open, unless all must be
+    /// reopened.
     fn catalog(&self, wanted: &Snapshots) -> Result<Catalog, Failure> {
         let (exports, before) = &self.served;
         let chosen = exports.choosing(wanted.choice())?;
@@ -355,8 +361,8 @@ impl Reading {
     }
 }
 
-/// How archives are to be opened from now on, if all have to be opened anew for it: keys and
-/// digests may have changed in their files.
+/// Returns the options with which all archives must be reopened; `None` if they needn't be. They
+/// must be if there are keys or digests, which may have changed in their files.
 fn reopening(
     now: &OpenOptions,
     before: &Opening,
@@ -365,7 +371,7 @@ fn reopening(
     if before == wanted && !opening::has_trust(wanted) {
         return Ok(None);
     }
-    // It comes anew from where it came from; under --user it can't be read here.
+    // It is read from its source when needed; under `--user` it can't be read here.
     let password = if before.password_file == wanted.password_file {
         now.password.clone()
     } else {
@@ -384,11 +390,11 @@ fn no_pipe<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failu
     }
 }
 
-/// What is left to do when another policy is in force.
+/// Work that remains after a new policy has been activated.
 struct Looking {
     control: Control<Catalog>,
     served: Served,
-    /// The policy that it is for.
+    /// Number of the policy that it belongs to.
     turn: u64,
     service: Arc<Service>,
     catalog: Catalog,
@@ -397,9 +403,9 @@ struct Looking {
 }
 
 impl Looking {
-    /// Opens archives that have been replaced, or are new, so that what is wrong with them is
-    /// said now and not to the next client alone. As long as none of them can be opened, those
-    /// that were served are.
+    /// Opens archives that are new or have been replaced, so that problems are logged now and not
+    /// only when a client asks for them. The old exports are served until all of this has
+    /// succeeded.
     async fn look(self) {
         let catalog = Arc::new(self.catalog);
         match opening::open(&catalog, &self.snapshots).await {

@@ -1,4 +1,4 @@
-//! The threads that everything runs on, and the signals that end it.
+//! Sets up the tokio runtime, and handles the signals that end the program.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 
-/// The runtime, not started yet. How many threads it gets is found out here: the control
-/// group's limit can't be read in the sandbox.
+/// Prepares the runtime without starting it. The number of threads is determined here, since the
+/// limit of the control group can't be read in the sandbox.
 pub(crate) fn prepare() -> Builder {
     let mut runtime = Builder::new_multi_thread();
     runtime.event_interval(5).global_queue_interval(5).enable_all();
@@ -21,8 +21,8 @@ pub(crate) fn prepare() -> Builder {
     runtime
 }
 
-/// Does `work` until it is done. SIGTERM and SIGINT cancel the token that it is given; a
-/// second signal ends it at once.
+/// Runs `work` to completion. SIGTERM or SIGINT cancels the token passed to it; a second signal
+/// ends the program immediately.
 pub(crate) fn until_signal(
     mut runtime: Builder,
     work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>,
@@ -36,7 +36,7 @@ pub(crate) fn until_signal(
             () = two_signals(signals, &shutdown) => Ok(()),
         }
     });
-    // A thread that hangs in a read of a dead file system must not keep the program.
+    // A thread that hangs in a read from a dead file system must not keep the process alive.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }

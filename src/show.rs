@@ -1,4 +1,4 @@
-//! Showing what goes on, if that is wanted (`--monitor`).
+//! Serves monitoring data over HTTP, if `--monitor` asks for it.
 
 use std::io;
 use std::sync::Arc;
@@ -11,29 +11,29 @@ use hexz_nbd::monitor::{AuditReport, HostName, Monitor, Observed, RecentErrors};
 use crate::cli::Serve;
 use crate::failure::Failure;
 
-/// What the sandbox would keep from being had.
+/// Monitoring resources that can't be obtained inside the sandbox.
 pub(crate) struct Show {
     socket: Option<Bound>,
     names: Vec<HostName>,
     observed: Arc<Observed>,
 }
 
-/// What goes on is shown as long as this is there.
+/// The running monitor. It stops when this is dropped.
 pub(crate) struct Shown {
     _monitor: Option<Monitor>,
-    /// What there is to see, whether or not it is shown.
+    /// Monitoring data, whether or not it is served.
     observed: Arc<Observed>,
 }
 
 impl Shown {
-    /// Lets be seen what that gateway does.
+    /// Connects a gateway's report to the monitoring data.
     pub(crate) fn watch(&self, control: Control<Catalog>) {
         self.observed.gateway(move || control.report());
     }
 }
 
 impl Show {
-    /// Binds the socket, unless one was handed over.
+    /// Binds the monitoring socket, unless the service manager passed one.
     pub(crate) fn prepare(
         options: &Serve,
         handed: Option<Bound>,
@@ -61,7 +61,7 @@ impl Show {
         Ok(Self { socket, names: options.monitoring.names().to_owned(), observed })
     }
 
-    /// Begins to answer, on a thread of its own. `audit` says how many events there were.
+    /// Starts serving, on a thread of its own. `audit` returns the event counters.
     pub(crate) fn start(
         self,
         audit: Option<impl Fn() -> AuditReport + Send + Sync + 'static>,

@@ -1,4 +1,4 @@
-//! From settings to a gateway that serves, and to its end.
+//! Starts the gateway from its settings, runs it, and shuts it down.
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -29,10 +29,11 @@ use crate::settings::{Fixed, Settings, Source};
 use crate::show::Show;
 use crate::{opening, pid_file, policy, runtime};
 
-/// How often the folder of exports is looked at.
+/// Interval at which the export folder is checked.
 const LOOK_AT_FOLDER_EVERY: Duration = Duration::from_secs(2);
 
-/// Opens everything, then serves until a signal, or, with `--stdio`, until its client is gone.
+/// Opens everything, then serves until a signal, or, with `--stdio`, until its client
+/// disconnects.
 pub(crate) fn serve(
     source: Source,
     settings: Settings,
@@ -53,7 +54,7 @@ pub(crate) fn serve(
     let ended = runtime::until_signal(runtime, async |shutdown| {
         let hangup = reload::hangup()?;
         let service = Arc::new(Service::new(had.manager)?);
-        // To compare an archive with its digest can take long; nobody has to wait for it.
+        // Verifying an archive's digest can take long; a signal must be able to interrupt it.
         let opening = opening::open(&catalog, &options.snapshots);
         let opening = shutdown.run_until_cancelled(opening);
         let opened = service.starting(progress, opening).await;
@@ -90,7 +91,7 @@ pub(crate) fn serve(
         beside.spawn(keep_looking_at_folder(control.clone()));
 
         let ended = tokio::select! {
-            // Else it may have ended before anybody looks when it was told to.
+            // Otherwise the gateway may end before the time of the signal has been recorded.
             biased;
             never = note_when(&shutdown, &mut told_at) => match never {},
             ended = open.run(shutdown.clone()) => ended,
@@ -100,21 +101,21 @@ pub(crate) fn serve(
         say_what_happened(&control, &reader);
         ended
     });
-    // All connections have ended by now, and have told so.
+    // All connections have ended by now and reported their events.
     let until = told_at.map_or_else(Instant::now, |at| at + patience);
     record.finish(ended.as_ref().err().map(Text::of), until);
     ended
 }
 
-/// What is had with all rights, before they are given up.
+/// Resources that are acquired before privileges are dropped.
 struct Prepared {
-    /// The configuration file, and the options that hold until the end.
+    /// Path of the configuration file.
     file: Option<PathBuf>,
     fixed: Fixed,
-    /// The options that are exchanged when files are read anew.
+    /// Options that a reload can change.
     options: Changeable,
     watch: bool,
-    /// What the files were like before they were read.
+    /// Stamps of the files from before they were read.
     seen: Stamps,
     config: Config,
     policy: Policy,
@@ -123,14 +124,14 @@ struct Prepared {
     had: Beside,
 }
 
-/// Where clients come in.
+/// Sockets on which clients connect.
 struct Place {
     entrance: Entrance,
-    /// Whether only loopback is listened on, since nobody else could come in.
+    /// True if the gateway listens on loopback only, since the rules admit no other clients.
     loopback_alone: bool,
 }
 
-/// What goes on beside serving: who is told, what is written, what is shown.
+/// Services besides the gateway: service manager, audit and monitoring.
 struct Beside {
     manager: Manager,
     audit: Option<Target>,
@@ -170,14 +171,14 @@ impl Prepared {
     }
 }
 
-/// Notes when the program was told to end.
+/// Records the time at which shutdown was requested. Never returns.
 async fn note_when(told: &CancellationToken, at: &mut Option<Instant>) -> Infallible {
     told.cancelled().await;
     *at = Some(Instant::now());
     std::future::pending().await
 }
 
-/// What the audit is told when all is ready.
+/// Builds the audit event of a completed startup.
 fn start(listen: &[String], tls: bool, open_to: String) -> Event {
     Event::Start(Start {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -189,14 +190,14 @@ fn start(listen: &[String], tls: bool, open_to: String) -> Event {
     })
 }
 
-/// Keeps the service manager informed for as long as clients are served.
+/// Keeps the service manager informed while clients are served.
 async fn attend(
     service: Arc<Service>,
     control: Control<Catalog>,
     reader: Arc<BlockReader>,
     shutdown: CancellationToken,
 ) {
-    // A worker of the runtime takes up a task, and a thread that decodes a job.
+    // Tests both a runtime worker and a decoder thread.
     let works = || {
         let reader = Arc::clone(&reader);
         async move { tokio::spawn(async move { reader.works().await }).await.unwrap_or(false) }
@@ -208,8 +209,8 @@ async fn attend(
     tokio::join!(service.keep_status(|| control.reading()), service.keep_alive(works), stopping);
 }
 
-/// Looks again and again whether the folder of exports can be read: for readiness, and so that the
-/// log says what has happened before a client asks.
+/// Checks the export folder periodically: for readiness, and so that problems are logged before a
+/// client asks.
 async fn keep_looking_at_folder(control: Control<Catalog>) {
     let mut ticks = tokio::time::interval(LOOK_AT_FOLDER_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -219,14 +220,14 @@ async fn keep_looking_at_folder(control: Control<Catalog>) {
     }
 }
 
-/// Grows while archives are opened: bytes that were hashed, and tenths of a second of processor
-/// time, as it takes to make a key of a password.
+/// Returns a measure that grows while archives are opened: bytes hashed, and CPU time in tenths
+/// of a second, as spent on deriving a key from a password.
 fn progress() -> (u64, i64) {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     (storage::hashed(), time.tv_sec * 10 + time.tv_nsec / 100_000_000)
 }
 
-/// The sums of all connections.
+/// Logs the totals of all connections.
 fn say_what_happened(control: &Control<Catalog>, reader: &BlockReader) {
     for (what, counts) in [
         ("connections were refused or failed", control.failures()),
@@ -239,13 +240,12 @@ fn say_what_happened(control: &Control<Catalog>, reader: &BlockReader) {
     tracing::info!(decoded = reader.decoded(), "ended");
 }
 
-/// Takes as many file descriptors as the system lets it: each connection needs one, and
-/// the usual limit of 1024 is for programs that can't count farther.
+/// Raises the soft limit of file descriptors to the hard limit: each connection needs a
+/// descriptor, and the usual 1024 is a compatibility limit for programs that use `select`.
 ///
-/// A warning says if these are fewer than clients and archives may need, which may have `archives`
-/// open at once.
+/// Warns if that is fewer than clients and `archives` open archives may need.
 fn raise_descriptor_limit(config: &Config, archives: usize) {
-    /// Sockets that listen, the log, the audit, and what the runtime has for itself.
+    /// Descriptors for listeners, the log, the audit and the runtime.
     const OWN: usize = 32;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -254,7 +254,7 @@ fn raise_descriptor_limit(config: &Config, archives: usize) {
     }
     let (clients, handshakes) = (config.limits.connections, config.limits.handshakes);
     let needed = [clients, handshakes, archives, OWN].into_iter().fold(0, usize::saturating_add);
-    // Without a limit there are enough.
+    // `None` means unlimited.
     let Some(granted) = getrlimit(Resource::Nofile).current else { return };
     if usize::try_from(granted).is_ok_and(|granted| granted < needed) {
         tracing::warn!(

@@ -1,14 +1,14 @@
-//! How often what happened, by reason.
+//! Counts events by label, such as the reason for a failure.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-/// Counts by label.
+/// Counters by label.
 #[derive(Debug, Default)]
 pub(crate) struct Tally(Mutex<BTreeMap<&'static str, u64>>);
 
-/// What was counted until then, by label.
+/// Counts at one point in time, by label.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counts(pub BTreeMap<&'static str, u64>);
 
@@ -23,7 +23,7 @@ impl Tally {
 }
 
 impl Counts {
-    /// These and those.
+    /// Returns the sum of both, label by label.
     pub(crate) fn and(mut self, others: Self) -> Self {
         for (label, count) in others.0 {
             *self.0.entry(label).or_default() += count;

@@ -1,5 +1,5 @@
-//! What can happen. The names of events and members are those of `docs/audit.md`, which is
-//! checked; they stay what they are, and others may be added.
+//! Audit events. The names of events and members are documented in `docs/audit.md`, which a test
+//! checks. Existing names don't change; new ones may be added.
 
 use std::time::Duration;
 
@@ -7,173 +7,173 @@ use serde::{Serialize, Serializer};
 
 use super::line::{Text, Time};
 
-/// Something that has happened.
+/// An audit event.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// The program serves.
+    /// The program starts serving.
     Start(Start),
-    /// It ends.
+    /// The program ends.
     Stop(Stop),
-    /// Another policy is in force.
+    /// A reload activated another policy.
     Reload(Reload),
-    /// What was to be read anew can't be used; everything stays as it was.
+    /// A reload failed; the configuration stays as it was.
     ReloadFailed(ReloadFailed),
-    /// A connection was closed before a byte was sent.
+    /// A connection was closed before a byte was sent to it.
     Refused(Refused),
-    /// A client reads from now on.
+    /// A client starts reading an export.
     Reading(Reading),
-    /// A client asked for an export that it may not open. It may go on and ask for another; not
-    /// all that it asks for is told.
+    /// A client asked for an export that it may not open. It may go on and ask for another one.
+    /// Only a limited number of these events is recorded per connection.
     ExportDenied(ExportDenied),
-    /// A client asked for an export that isn't there. It may go on and ask for another; not all
-    /// that it asks for is told.
+    /// A client asked for an export that doesn't exist. It may go on and ask for another one. Only
+    /// a limited number of these events is recorded per connection.
     ExportMissing(ExportMissing),
-    /// A connection ended with its TLS handshake.
+    /// A connection ended because its TLS handshake failed.
     HandshakeFailed(HandshakeFailed),
-    /// A connection ended when it was known who it is.
+    /// A connection was closed because the authenticated client isn't authorized.
     NotAllowed(NotAllowed),
-    /// A connection ended since the client may not stay.
+    /// A connection was closed because the client is no longer authorized.
     Dismissed(Dismissed),
-    /// A connection ended in another way.
+    /// A connection ended in any other way.
     Ended(Ended),
-    /// So many events are missing just before this one. Made by [`Recorder`](super::Recorder).
+    /// Events are missing just before this one. Created by [`Recorder`](super::Recorder).
     Lost {
-        /// How many.
+        /// Number of missing events.
         count: u64,
     },
 }
 
-/// See [`Event::Start`].
+/// Members of [`Event::Start`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Start {
-    /// Of this program.
+    /// Version of this program.
     pub version: Text,
-    /// The process.
+    /// ID of the process.
     pub pid: u32,
-    /// Where it listens.
+    /// Addresses that it listens on.
     pub listen: Vec<Text>,
-    /// Whether clients have to speak TLS.
+    /// True if TLS is required.
     pub tls: bool,
-    /// The number of the policy; 0 at the start.
+    /// Number of the policy; 0 at the start.
     pub policy: u64,
-    /// Who may come in, for people.
+    /// Description of the clients that are admitted.
     pub open_to: Text,
 }
 
-/// See [`Event::Stop`].
+/// Members of [`Event::Stop`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Stop {
-    /// `told` or `failed`.
+    /// Label: `told` for a requested shutdown, or `failed`.
     pub how: Text,
-    /// Why it failed.
+    /// Error message, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<Text>,
 }
 
-/// See [`Event::Reload`].
+/// Members of [`Event::Reload`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Reload {
-    /// The number of the policy.
+    /// Number of the new policy.
     pub policy: u64,
-    /// Who may come in, for people.
+    /// Description of the clients that are admitted.
     pub open_to: Text,
-    /// How many connections may not stay.
+    /// Number of connections that are dismissed.
     pub dropped: usize,
 }
 
-/// See [`Event::ReloadFailed`].
+/// Members of [`Event::ReloadFailed`].
 #[derive(Debug, Clone, Serialize)]
 pub struct ReloadFailed {
-    /// What is wrong.
+    /// Error message.
     pub why: Text,
 }
 
-/// A connection, as far as it is known.
+/// The connection that an event is about, and what is known about its client.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Who {
-    /// The connection's number in this run.
+    /// Number of the connection, unique within this run.
     pub id: u64,
-    /// Its address, or `unix`.
+    /// Address of the client, or `unix`.
     pub peer: Text,
-    /// The load balancer that it came by.
+    /// Load balancer that forwarded the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub via: Option<Text>,
-    /// The name in its certificate that says most.
+    /// Most specific name in the client's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identity: Option<Text>,
-    /// The SHA-256 of its certificate.
+    /// SHA-256 hash of the client's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Text>,
 }
 
-/// See [`Event::Refused`].
+/// Members of [`Event::Refused`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Refused {
-    /// Which connection.
+    /// The connection.
     #[serde(flatten)]
     pub who: Who,
-    /// A label, as it is counted.
+    /// Stable label, as in the counters.
     pub reason: Text,
-    /// The same in words.
+    /// Message for people.
     pub why: Text,
 }
 
-/// A client's certificate.
+/// Description of a client's certificate.
 #[derive(Debug, Clone, Serialize)]
 pub struct Certificate {
-    /// Its subject, as RFC 4514 writes it.
+    /// Subject, in the notation of RFC 4514.
     pub subject: Text,
-    /// Its alternative and common names, such as `dns:backup.example.org`.
+    /// Alternative and common names, such as `dns:backup.example.org`.
     pub names: Vec<Text>,
-    /// Who signed it, as RFC 4514 writes it.
+    /// Issuer, in the notation of RFC 4514.
     pub issuer: Text,
-    /// Its serial number, in hexadecimal digits.
+    /// Serial number, in hexadecimal digits.
     pub serial: Text,
-    /// When it ends.
+    /// End of validity.
     pub not_after: Time,
 }
 
-/// See [`Event::Reading`].
+/// Members of [`Event::Reading`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Reading {
-    /// Who reads.
+    /// The client that reads.
     #[serde(flatten)]
     pub who: Who,
-    /// With which certificate.
+    /// Certificate of the client, if it presented one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub certificate: Option<Certificate>,
-    /// The version of TLS.
+    /// TLS version, if the connection is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<Text>,
-    /// The cipher suite, by IANA's name.
+    /// IANA name of the cipher suite, if the connection is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cipher: Option<Text>,
-    /// What it reads.
+    /// Name of the export.
     pub export: Text,
-    /// The rule that lets it, in words.
+    /// Description of the rule that allows it.
     pub rule: Text,
-    /// The number of the policy that has this rule.
+    /// Number of the policy that contains this rule.
     pub policy: u64,
 }
 
-/// See [`Event::ExportDenied`].
+/// Members of [`Event::ExportDenied`].
 #[derive(Debug, Clone, Serialize)]
 pub struct ExportDenied {
-    /// Who asked.
+    /// The client that asked.
     #[serde(flatten)]
     pub who: Who,
-    /// For what.
+    /// Name of the export.
     pub export: Text,
-    /// Which rule says so.
+    /// Description of the rule that denies it, or of the lack of one that allows it.
     pub why: Text,
 }
 
-/// See [`Event::ExportMissing`].
+/// Members of [`Event::ExportMissing`].
 #[derive(Debug, Clone, Serialize)]
 pub struct ExportMissing {
-    /// Client that asked.
+    /// The client that asked.
     #[serde(flatten)]
     pub who: Who,
     /// Name that it asked for.
@@ -182,93 +182,93 @@ pub struct ExportMissing {
     pub reason: Text,
 }
 
-/// See [`Event::HandshakeFailed`].
+/// Members of [`Event::HandshakeFailed`].
 #[derive(Debug, Clone, Serialize)]
 pub struct HandshakeFailed {
-    /// Which connection.
+    /// The connection.
     #[serde(flatten)]
     pub who: Who,
-    /// A label, as it is counted.
+    /// Stable label, as in the counters.
     pub cause: Text,
-    /// The same in words.
+    /// Message for people.
     pub why: Text,
-    /// How long the connection had been there, in seconds.
+    /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
 }
 
-/// See [`Event::NotAllowed`].
+/// Members of [`Event::NotAllowed`].
 #[derive(Debug, Clone, Serialize)]
 pub struct NotAllowed {
-    /// Who it is.
+    /// The client.
     #[serde(flatten)]
     pub who: Who,
-    /// Which rule says so.
+    /// Description of the rule that denies it, or of the lack of one that allows it.
     pub why: Text,
-    /// How long the connection had been there, in seconds.
+    /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
 }
 
-/// What a client was served until its end.
+/// Activity of a client over its whole connection.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Served {
-    /// What it had chosen to read, if it had.
+    /// Name of the chosen export, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub export: Option<Text>,
-    /// Its requests, if it had chosen.
+    /// Number of requests, if it chose an export.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
-    /// The bytes with which its reads were answered.
+    /// Bytes of data in replies to reads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
-    /// Requests that were answered with an error.
+    /// Number of requests that were answered with an error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errors: Option<u64>,
-    /// How often it asked for an export that it may not open, if it did.
+    /// Number of requests for exports that it may not open, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub denied: Option<u64>,
-    /// Number of requests for exports that aren't there, if it sent some.
+    /// Number of requests for exports that don't exist, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<u64>,
 }
 
-/// See [`Event::Dismissed`].
+/// Members of [`Event::Dismissed`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Dismissed {
-    /// Who it is.
+    /// The client.
     #[serde(flatten)]
     pub who: Who,
-    /// What it had been served.
+    /// Activity of the client.
     #[serde(flatten)]
     pub served: Served,
-    /// Why it may not stay.
+    /// Reason for the dismissal.
     pub why: Text,
-    /// How long the connection had been there, in seconds.
+    /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
 }
 
-/// See [`Event::Ended`].
+/// Members of [`Event::Ended`].
 #[derive(Debug, Clone, Serialize)]
 pub struct Ended {
-    /// Who it was.
+    /// The client.
     #[serde(flatten)]
     pub who: Who,
-    /// What it had been served.
+    /// Activity of the client.
     #[serde(flatten)]
     pub served: Served,
-    /// A label.
+    /// Stable label for how the connection ended.
     pub how: Text,
-    /// The same in words, where the client didn't just leave.
+    /// Message for people, unless the client just left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<Text>,
-    /// How long the connection had been there, in seconds.
+    /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
 }
 
-/// As a number with microseconds, which is what a clock is good for.
+/// Serializes a duration in seconds, rounded to microseconds.
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e6)
 }
@@ -303,7 +303,7 @@ mod tests {
         }
     }
 
-    /// One of each, with all members that there can be.
+    /// Returns one event of each kind, with all optional members present.
     fn all() -> Vec<Event> {
         let duration = Duration::from_micros(1_500_000);
         let why = || Text::from("because");
@@ -360,7 +360,8 @@ mod tests {
         ]
     }
 
-    /// The members of the certificate are written `certificate.subject` and so on.
+    /// Collects the members that events have when written. Nested members are named
+    /// `certificate.subject` and so on.
     fn emitted() -> Members {
         let mut members = Members::new();
         for event in all() {
@@ -381,7 +382,8 @@ mod tests {
         members
     }
 
-    /// The table of each event stands below a heading of its name: "| `member` | … |".
+    /// Collects the members that the page documents. The table of each event stands below a heading
+    /// with its name, and its rows begin with "| `member` |".
     fn documented() -> Members {
         let page = include_str!("../../docs/audit.md");
         let mut members = Members::new();
@@ -404,7 +406,7 @@ mod tests {
         members
     }
 
-    /// What every connection's event has stands in a table of its own on the page.
+    /// Members common to all connection events have a table of their own on the page.
     #[test]
     fn the_page_has_what_is_emitted_and_nothing_else() {
         let mut documented = documented();

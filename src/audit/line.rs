@@ -1,4 +1,5 @@
-//! Lines: JSON that is safe to look at, and texts that can't fill a disk.
+//! Serialization of events: one JSON object a line, safe to view in a terminal, with texts of
+//! bounded length.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,8 +9,8 @@ use serde::{Serialize, Serializer};
 use super::Event;
 use crate::escape;
 
-/// The longest text in an event, in bytes: longer than names are, and than sentences about
-/// them. What is longer is cut, and ends with `…`.
+/// Maximum length of a text in an event, in bytes: more than names and messages about them have. A
+/// longer text is truncated and ends with `…`.
 pub const MAX_TEXT: usize = 1024;
 
 /// A text of at most [`MAX_TEXT`] bytes.
@@ -18,7 +19,7 @@ pub const MAX_TEXT: usize = 1024;
 pub struct Text(String);
 
 impl Text {
-    /// What somebody is called, or what has happened to it.
+    /// Creates a text from anything that can be displayed; truncates it if necessary.
     pub fn of(text: impl ToString) -> Self {
         Self::from(text.to_string())
     }
@@ -41,13 +42,13 @@ impl From<&str> for Text {
     }
 }
 
-/// A time, which is written as RFC 3339 has it, in UTC.
+/// A time, serialized in UTC as RFC 3339 specifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Time(SystemTime);
 
 impl Time {
-    /// So many seconds after the beginning of 1970. What is beyond the year 9999, which RFC
-    /// 3339 doesn't know, is its end.
+    /// Creates a time from seconds since the Unix epoch. RFC 3339 ends with the year 9999; later
+    /// times are clamped to its last second.
     pub fn of_unix(seconds: u64) -> Self {
         const LAST: u64 = 253_402_300_799;
         Self(UNIX_EPOCH + Duration::from_secs(seconds.min(LAST)))
@@ -60,19 +61,19 @@ impl Serialize for Time {
     }
 }
 
-/// What makes a line of an event: the members that each has, and its own.
+/// A serialized event, without the members that are added when it is queued.
 #[derive(Debug, Clone)]
 pub(super) struct Line {
     time: SystemTime,
-    /// Without the brace at its beginning.
+    /// JSON of the event without its opening brace, with the newline.
     rest: Vec<u8>,
 }
 
 impl Line {
-    /// The line of something that happened just now.
+    /// Serializes an event, with the current time.
     ///
     /// # Errors
-    /// Never, as far as anybody knows.
+    /// The event doesn't serialize to a JSON object, which isn't known to happen.
     pub(super) fn of(event: &Event) -> Result<Self, serde_json::Error> {
         let mut rest = body(event)?;
         if rest.first() != Some(&b'{') {
@@ -83,7 +84,7 @@ impl Line {
         Ok(Self { time: SystemTime::now(), rest })
     }
 
-    /// All of it, with the numbers that make gaps seen. `run` needs no escapes.
+    /// Builds the complete line. `seq` reveals gaps; `run` needs no escaping.
     pub(super) fn numbered(&self, seq: u64, run: &str) -> Vec<u8> {
         let time = humantime::format_rfc3339_micros(self.time);
         let mut line =
@@ -92,18 +93,18 @@ impl Line {
         line
     }
 
-    /// How many bytes that is at most.
+    /// Returns an upper bound of the line's length, in bytes.
     pub(super) fn length(&self, run: &str) -> usize {
-        /// The time, a number and what stands around them.
+        /// Room for the time, the sequence number and their member names.
         const HEAD: usize = 96;
         HEAD + run.len() + self.rest.len()
     }
 }
 
-/// An event's own members.
+/// Serializes an event's own members.
 pub(super) fn body(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
-    // Hidden characters beyond those that JSON escapes anyway are escaped, so that lines can be
-    // looked at in a terminal.
+    // Hidden characters that JSON leaves alone are escaped too, so that lines are safe to view in a
+    // terminal.
     Ok(escape::json(&serde_json::to_string(event)?).into_owned().into_bytes())
 }
 

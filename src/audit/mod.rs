@@ -1,9 +1,10 @@
-//! What has to be known afterwards: who came in, from where, with which certificate, what it
-//! read, and who was kept out, and why. Apart from the log, whole, and one JSON object a line.
+//! The audit log: who connected, from where and with which certificate, what was read, and who was
+//! refused and why. It is separate from the program's log, complete, and has one JSON object a
+//! line.
 //!
-//! [`Event`] is what can happen; `docs/audit.md` says what each member means. Whoever has
-//! something to tell has an [`Audit`], which hands it to a [`Sink`]: to [`Recorder`], which
-//! writes lines into a [`Target`] from a thread of its own, or to one of your own.
+//! [`Event`] lists what is recorded; `docs/audit.md` describes each member. Events are emitted
+//! through an [`Audit`], which passes them to a [`Sink`]: a [`Recorder`], which writes lines to a
+//! [`Target`] from its own thread, or any other implementation.
 
 mod event;
 mod line;
@@ -22,34 +23,34 @@ pub use line::{MAX_TEXT, Text, Time};
 pub use recorder::{Recorder, StartError};
 pub use target::{Target, TargetError};
 
-/// Takes events. It is called wherever they happen, also on the threads that serve clients:
-/// it must not wait for anything.
+/// Receiver of audit events. It is called where events happen, including on threads that serve
+/// clients, so it must not block.
 pub trait Sink: fmt::Debug + Send + Sync {
-    /// Takes one. What it can't keep it has to count itself.
+    /// Records an event. The sink itself must count events that it can't keep.
     fn take(&self, event: Event);
 }
 
-/// To whom events are told, if to anybody.
+/// Handle for emitting audit events to a sink, if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct Audit(Option<Arc<dyn Sink>>);
 
 impl Audit {
-    /// Nobody wants to know.
+    /// Creates a handle that discards all events.
     pub fn none() -> Self {
         Self(None)
     }
 
-    /// This sink wants to.
+    /// Creates a handle that passes events to `sink`.
     pub fn to(sink: Arc<dyn Sink>) -> Self {
         Self(Some(sink))
     }
 
-    /// Whether anybody wants to know.
+    /// Returns true if there is a sink.
     pub fn is_wanted(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Tells an event, which isn't made unless somebody wants to know.
+    /// Emits an event. The closure runs only if there is a sink.
     pub fn tell(&self, event: impl FnOnce() -> Event) {
         if let Some(sink) = &self.0 {
             sink.take(event());

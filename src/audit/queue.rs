@@ -1,56 +1,57 @@
-//! What waits to be written, and what is being written. Pure: the lock and the thread are in
+//! Queue of lines to be written, and the batch being written. No locks and no I/O: those are in
 //! `recorder.rs`.
 
 use super::Event;
 use super::line::Line;
 
-/// What waits, or is being written, in bytes: some 10,000 events. A disk that hangs for a while
-/// loses nothing of an ordinary day; a flood can't take more memory than this.
+/// Maximum size of the lines that wait or are being written, in bytes: some 10,000 events. A disk
+/// that hangs for a while loses nothing of an ordinary day, and a flood can't take more memory than
+/// this.
 pub(super) const MAX_QUEUED: usize = 4 * 1024 * 1024;
 
-/// The longest line that says what is missing, in bytes.
+/// Maximum length of a line that reports lost events, in bytes.
 const LOSS: usize = 192;
 
-/// Room that nothing but the last event gets, in bytes: the longest there can be. How a run ended
-/// is told even if there was a flood.
+/// Room reserved for the last event, in bytes: the longest that an event can be. The end of a run
+/// is recorded even after a flood.
 const FOR_THE_END: usize = 8 * 1024;
 
-/// More than this isn't kept for later when there is nothing to write.
+/// Buffer capacity kept while there is nothing to write, in bytes.
 const KEPT: usize = 256 * 1024;
 
-/// Lines in the order of their numbers.
+/// Queue of lines, ordered by sequence number.
 #[derive(Debug)]
 pub(super) struct Queue {
     run: String,
     next_seq: u64,
     lines: Vec<u8>,
-    /// How many lines there were so far.
+    /// Number of lines queued so far.
     count: u64,
-    /// Bytes that the writer has taken and not yet written.
+    /// Bytes that the writer has taken but not yet written.
     with_writer: usize,
-    /// Events that found no room, and of which no line says so yet.
+    /// Number of lost events that no line reports yet.
     missing: u64,
 }
 
 impl Queue {
-    /// An empty one of that run.
+    /// Creates an empty queue for the run of that name.
     pub(super) fn new(run: String) -> Self {
         Self { run, next_seq: 1, lines: Vec::new(), count: 0, with_writer: 0, missing: 0 }
     }
 
-    /// Appends a line. `false` if there is no room: then it is lost, and a line says so as soon
-    /// as there is.
+    /// Appends a line. Returns false if there is no room: the event is lost, and a line reports
+    /// that as soon as there is room.
     pub(super) fn push(&mut self, line: &Line) -> bool {
         self.push_leaving(FOR_THE_END, line)
     }
 
-    /// Appends the last line.
+    /// Appends the last line, which may use the room reserved for it.
     pub(super) fn push_last(&mut self, line: &Line) -> bool {
         self.push_leaving(0, line)
     }
 
     fn push_leaving(&mut self, free: usize, line: &Line) -> bool {
-        // Room for what says what is missing is always left.
+        // There is always room left for the lines that report lost events.
         let needed = line.length(&self.run) + 2 * LOSS + free;
         let fits = self.lines.len() + self.with_writer + needed <= MAX_QUEUED;
         if fits {
@@ -62,7 +63,7 @@ impl Queue {
         fits
     }
 
-    /// Counts events that can't be lines.
+    /// Counts events as lost, including those that can't be serialized.
     pub(super) fn count_as_missing(&mut self, count: u64) {
         self.missing += count;
         self.next_seq += count;
@@ -83,17 +84,18 @@ impl Queue {
         }
     }
 
-    /// How many lines there were so far, those included that say what is missing.
+    /// Returns the number of lines queued so far, including those that report lost events.
     pub(super) fn count(&self) -> u64 {
         self.count
     }
 
-    /// Whether there is nothing to write.
+    /// Returns true if there is nothing to write.
     pub(super) fn is_empty(&self) -> bool {
         self.lines.is_empty() && self.missing == 0
     }
 
-    /// All lines, for the writer, who has written what it took before.
+    /// Hands all lines to the writer, which has written the previous batch. Reuses the buffer
+    /// `emptied`.
     pub(super) fn take(&mut self, mut emptied: Vec<u8>) -> Batch {
         self.with_writer = 0;
         self.say_what_is_missing();
@@ -113,17 +115,18 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// What is still to be written.
+    /// Returns the bytes that are still to be written.
     pub(super) fn rest(&self) -> &[u8] {
         self.bytes.get(self.written..).unwrap_or_default()
     }
 
-    /// Whether nothing is.
+    /// Returns true if everything has been written.
     pub(super) fn is_done(&self) -> bool {
         self.rest().is_empty()
     }
 
-    /// Notes that so many bytes of it have been written. Says how many lines are whole now.
+    /// Records that `bytes` more bytes were written; returns the number of lines that this
+    /// completed.
     pub(super) fn advance(&mut self, bytes: usize) -> u64 {
         let done = self.rest().get(..bytes).unwrap_or(self.rest());
         let lines = lines(done);
@@ -131,19 +134,19 @@ impl Batch {
         lines
     }
 
-    /// Goes back to the beginning of the line that has been written in part.
+    /// Returns to the start of the line that has been written in part.
     pub(super) fn rewind(&mut self) {
         let done = self.bytes.get(..self.written).unwrap_or_default();
         self.written = done.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     }
 
-    /// Whether what comes next is the beginning of a line.
+    /// Returns true if the next byte starts a line.
     pub(super) fn is_at_line(&self) -> bool {
         let done = self.bytes.get(..self.written).unwrap_or_default();
         done.last().is_none_or(|&byte| byte == b'\n')
     }
 
-    /// The memory that it took.
+    /// Returns the buffer, for reuse.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
@@ -183,12 +186,13 @@ mod tests {
         assert!(pushed > MAX_QUEUED / 1300 && queue.lines.len() <= MAX_QUEUED);
         assert!(!queue.push(&line(1000)));
         let first = queue.take(Vec::new());
-        // It still has the memory; even a short one has to wait behind what says what is missing.
+        // The batch still holds the memory; even a short line has to wait behind the report of the
+        // loss.
         assert!(!queue.push(&line(1000)));
         let seqs = read(&first.bytes);
         assert_eq!(seqs.len(), pushed + 1);
         assert_eq!(seqs.last(), Some(&(pushed as u64 + 3, Some(2))));
-        // Written, so there is room again.
+        // The first batch is written, so there is room again.
         let second = queue.take(first.into_bytes());
         assert_eq!(read(&second.bytes), [(pushed as u64 + 5, Some(1))]);
         assert!(queue.push(&line(1)) && !queue.is_empty());

@@ -1,5 +1,5 @@
-//! Events into lines, and a thread that writes them: nobody who serves clients waits for a
-//! disk, or for whoever reads a pipe.
+//! Writes audit events from a thread of its own, so that threads that serve clients never wait for
+//! a disk or for the reader of a pipe.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,33 +14,33 @@ use super::target::Target;
 use super::{Event, Sink};
 use crate::limited::RateLimit;
 
-/// How long what was written may be in the kernel's hands alone: a machine that loses its
-/// power takes no more with it.
+/// Maximum time that written lines stay in the page cache alone; a power failure loses no more than
+/// that.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// How long what comes behind an event that was written waits for what else comes: a flood
-/// takes few writes then, and wakes the writer seldom.
+/// Time that events are gathered after a write. A flood then takes few writes, and rarely wakes the
+/// writer.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// When what couldn't be written is tried again.
+/// Delay before a failed write is retried.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// When a pipe that is full is tried again.
+/// Delay before a write to a full pipe is retried.
 const RETRY_PIPE: Duration = Duration::from_millis(20);
 
-/// Writes events as lines.
+/// Sink that writes events as lines to a [`Target`].
 #[derive(Debug)]
 pub struct Recorder {
     shared: Arc<Shared>,
 }
 
-/// Why there is no recorder.
+/// Reason why the recorder can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The system has no threads left.
+    /// The writer thread can't be created.
     #[error("can't start the thread that writes the audit: {0}")]
     Thread(#[source] io::Error),
-    /// It has no random numbers, by which runs are told apart.
+    /// The system has no random numbers, which name this run.
     #[error("the system has no random numbers")]
     Random,
 }
@@ -48,32 +48,32 @@ pub enum StartError {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// For the writer: there is something to do.
+    /// Wakes the writer: there is something to do.
     work: Condvar,
-    /// For [`Recorder::finish`]: the writer has ended.
+    /// Wakes [`Recorder::finish`]: the writer has ended.
     ended: Condvar,
     written: AtomicU64,
     lost: AtomicU64,
-    /// Log lines about what is lost.
+    /// Rate limit on log lines about lost events.
     losses: RateLimit,
 }
 
 #[derive(Debug)]
 struct State {
     queue: Queue,
-    /// Whether the writer waits for lines, and for nothing else.
+    /// True if the writer waits for lines and nothing else.
     is_idle: bool,
     reopen: bool,
-    /// Until when all has to be written.
+    /// Deadline for writing everything that is queued.
     finish: Option<Instant>,
     has_ended: bool,
 }
 
 impl Recorder {
-    /// Begins to write to `target`, from a thread of its own.
+    /// Starts a thread that writes to `target`.
     ///
     /// # Errors
-    /// The system has no threads or no random numbers.
+    /// The thread can't be created, or the system has no random numbers.
     pub fn start(target: Target) -> Result<Arc<Self>, StartError> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -108,15 +108,15 @@ impl Recorder {
         Ok(Arc::new(Self { shared }))
     }
 
-    /// Opens the file anew that has the path by now. What has been told by then is written to
-    /// the old one, unless that can't be written.
+    /// Requests that the path be opened again, after log rotation. Events recorded before go to the
+    /// old file, unless that can't be written.
     pub fn reopen(&self) {
         self.shared.lock().reopen = true;
         self.shared.work.notify_one();
     }
 
-    /// Writes all that has been told, for no longer than `patience`, and ends. Says how many
-    /// events could not be written.
+    /// Writes all recorded events and stops the writer, within `patience`. Returns the number of
+    /// events that could not be written.
     pub fn finish(&self, patience: Duration) -> u64 {
         let until = Instant::now() + patience;
         let mut state = self.shared.lock();
@@ -133,18 +133,18 @@ impl Recorder {
         state.queue.count().saturating_sub(self.written())
     }
 
-    /// Events that have been written as whole lines.
+    /// Returns the number of events written as complete lines.
     pub fn written(&self) -> u64 {
         self.shared.written.load(Ordering::Relaxed)
     }
 
-    /// Events that are lost, since there was no room to keep them until they are written.
+    /// Returns the number of events lost because there was no room to queue them.
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
     }
 }
 
-/// What has been told by then is still written, if that is possible at once.
+/// Stops the writer. Queued events are still written if that is possible at once.
 impl Drop for Recorder {
     fn drop(&mut self) {
         self.shared.lock().finish.get_or_insert_with(Instant::now);
@@ -189,33 +189,34 @@ impl Shared {
     }
 }
 
-/// A name for this run of the program, which no other has.
+/// Returns a random name for this run of the program.
 fn run() -> Result<String, StartError> {
     let mut bytes = [0; 8];
     SystemRandom::new().fill(&mut bytes).map_err(|_| StartError::Random)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// The thread that writes.
+/// State of the writer thread.
 struct Writer {
     shared: Arc<Shared>,
     target: Target,
     batch: Batch,
-    /// Whether the file is to be opened anew behind this batch.
+    /// True if a reopen was requested when this batch was taken, so that it is the last one for the
+    /// old file.
     is_last: bool,
-    /// Until when further lines are gathered.
+    /// Time until which lines are gathered before the next write.
     gather_until: Option<Instant>,
-    /// When what couldn't be written is tried again.
+    /// Time of the next attempt after a failed write.
     retry_at: Option<Instant>,
-    /// Whether the log says that nothing can be written.
+    /// True if the log reports that writing fails.
     in_trouble: bool,
-    /// The file's length when a line had been written in part.
+    /// Length of the file at a failure in the middle of a line.
     length: Option<u64>,
     unsynced_since: Option<Instant>,
     troubles: RateLimit,
 }
 
-/// What the writer does next.
+/// Next action of the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
     Write,
@@ -245,7 +246,7 @@ impl Writer {
         let mut state = shared.lock();
         loop {
             let now = Instant::now();
-            // What had been told before belongs into the old file, if that takes it.
+            // Events recorded before the reopen belong in the old file, if it can be written.
             let is_stuck = self.retry_at.is_some();
             let all_is_told = self.batch.is_done() && (self.is_last || state.queue.is_empty());
             if state.reopen && (is_stuck || all_is_told) {
@@ -288,7 +289,7 @@ impl Writer {
     }
 
     fn write(&mut self) {
-        // The rest of a line makes sense only behind its beginning, which may have been cut off.
+        // The rest of a line is useful only behind its start, which may have been truncated away.
         if self.length.take().is_some_and(|before| self.target.length() != Some(before)) {
             self.batch.rewind();
             self.target.begin_a_line();

@@ -20,8 +20,8 @@ fn wait_until(mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The numbers of all lines, and the sum of what lines say is lost. Numbers follow one another
-/// but for what is said to be lost.
+/// Checks that sequence numbers are consecutive but for the reported losses. Returns the number of
+/// lines and of lost events.
 fn check(text: &str) -> (u64, u64) {
     assert!(text.ends_with('\n'));
     let (mut next, mut lines, mut lost) = (1, 0, 0);
@@ -56,7 +56,7 @@ fn pipe(path: &Path) -> File {
     File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap()
 }
 
-/// Somebody who reads a pipe stops, and goes on after much has been lost.
+/// The reader of a pipe stops, and resumes after many events have been lost.
 #[test]
 fn a_reader_that_stalls_holds_up_nobody() {
     let folder = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ fn a_reader_that_stalls_holds_up_nobody() {
             recorder.written() >= all
         });
     };
-    // All that were kept, and the line that says how many weren't.
+    // All events that were kept, and the line that reports the lost ones.
     read(told - 100 + 1);
     tell(&recorder, "at last");
     read(told - 100 + 2);

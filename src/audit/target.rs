@@ -1,4 +1,4 @@
-//! Where lines go: a file that is appended to, a pipe, or the standard output.
+//! Output of the audit: a file that is appended to, a pipe, or standard output.
 
 use std::fmt;
 use std::fs::File;
@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, CWD, Mode, OFlags, access, openat};
 use rustix::io::Errno;
 
-/// How a file is opened; the sandbox lets it be opened in no other way. A link isn't followed:
-/// whoever can put one into the folder could make the program append to something else. Without
-/// blocking: a named pipe may have no reader.
+/// Flags that a file is opened with; the sandbox allows no others. Links aren't followed: whoever
+/// can create one in the folder could make the program append to another file. Non-blocking, since
+/// a named pipe may have no reader.
 const FLAGS: OFlags = OFlags::WRONLY
     .union(OFlags::APPEND)
     .union(OFlags::CREATE)
@@ -20,58 +20,58 @@ const FLAGS: OFlags = OFlags::WRONLY
     .union(OFlags::NOFOLLOW)
     .union(OFlags::NONBLOCK);
 
-/// Those of a file that is made. A file that is there keeps its own.
+/// Mode of a file that is created. An existing file keeps its own.
 const MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP);
 
-/// Something open to which lines are appended.
+/// An open output that lines are appended to.
 #[derive(Debug)]
 pub struct Target {
     file: File,
     place: Place,
-    /// Whether what is there may end within a line.
+    /// True if the output may end in the middle of a line.
     may_be_within_a_line: bool,
 }
 
 #[derive(Debug)]
 enum Place {
     StandardOutput,
-    /// A file that can be put out of the way.
+    /// A regular file, which can be rotated.
     File(PathBuf),
     /// A pipe or a device, which can't.
     Other(PathBuf),
 }
 
-/// Why nothing can be appended.
+/// Reason why a target can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
-    /// It is a link.
+    /// The path is a link.
     #[error(
         "{} is a link, which isn't followed: {}",
         crate::escape::name(.0),
         instead_of_link(.0)
     )]
     Link(PathBuf),
-    /// It is a pipe with nobody at its other end.
+    /// The path is a pipe without a reader.
     #[error("nobody reads the pipe {}: start its reader first", crate::escape::name(.0))]
     NoReader(PathBuf),
-    /// It is something to which no lines are appended.
+    /// The path is neither a file nor a pipe.
     #[error("{} is neither a file nor a pipe", crate::escape::name(.0))]
     NoFile(PathBuf),
-    /// The system refuses.
+    /// A system call failed.
     #[error("can't append to {}: {error}", crate::escape::name(.path))]
     Io {
-        /// To which file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system call.
         #[source]
         error: io::Error,
     },
-    /// There is no standard output.
+    /// Standard output can't be used.
     #[error("can't use the standard output: {0}")]
     StandardOutput(#[source] io::Error),
 }
 
-/// What to write instead of a link.
+/// Returns a hint on what to give instead of a link.
 fn instead_of_link(path: &Path) -> &'static str {
     let standard_output = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
     match standard_output.iter().any(|known| path == Path::new(known)) {
@@ -81,28 +81,30 @@ fn instead_of_link(path: &Path) -> &'static str {
 }
 
 impl Target {
-    /// The standard output.
+    /// Returns a target that writes to standard output.
     ///
     /// # Errors
-    /// It is closed, or the process has no descriptors left.
+    /// Standard output is closed, or the process has no descriptors left.
     pub fn standard_output() -> Result<Self, TargetError> {
         let copy = io::stdout().as_fd().try_clone_to_owned();
         let file = copy.map_err(TargetError::StandardOutput)?.into();
         Ok(Self { file, place: Place::StandardOutput, may_be_within_a_line: false })
     }
 
-    /// A file, which is made with the mode 0640 if there is none, or a pipe.
+    /// Opens a file or a pipe. A missing file is created with mode 0640.
     ///
     /// # Errors
     /// See [`TargetError`].
     pub fn open(path: &Path) -> Result<Self, TargetError> {
         let mut target = open(path)?;
-        // An earlier run may have ended in the middle of a line. What can't be read may have.
+        // An earlier run may have ended in the middle of a line. If the file can't be read, assume
+        // that.
         target.may_be_within_a_line &= !ends_with_newline(path).unwrap_or(false);
         Ok(target)
     }
 
-    /// Whether a file could be opened, by whoever asks; it isn't made, nor is a pipe opened.
+    /// Checks whether a file could be opened by this user. Doesn't create it, and doesn't open a
+    /// pipe.
     ///
     /// # Errors
     /// See [`TargetError`].
@@ -121,11 +123,11 @@ impl Target {
         asked.map_err(|error| failed(error.into()))
     }
 
-    /// Opens what has the path by now, if it is something else: logs are rotated by putting the
-    /// old file out of the way. Says whether it was.
+    /// Opens the path again if it leads to another file by now, as after log rotation by renaming.
+    /// Returns true if it did.
     ///
     /// # Errors
-    /// See [`TargetError`]; then it stays what it was.
+    /// See [`TargetError`]; the target is unchanged then.
     pub(super) fn reopen(&mut self) -> Result<bool, TargetError> {
         let Place::File(path) = &self.place else { return Ok(false) };
         let same = |there: &std::fs::Metadata, here: &std::fs::Metadata| {
@@ -140,7 +142,8 @@ impl Target {
         Ok(true)
     }
 
-    /// Writes some of `bytes`, which begin where a line does if `at_line`, and says how many.
+    /// Writes some of `bytes` and returns how many. `at_line` says that they begin at the start of
+    /// a line.
     pub(super) fn write(&mut self, bytes: &[u8], at_line: bool) -> io::Result<usize> {
         if self.may_be_within_a_line && at_line {
             self.file.write_all(b"\n")?;
@@ -152,7 +155,7 @@ impl Target {
         }
     }
 
-    /// How long it is by now, if it is a file.
+    /// Returns the current length, if it is a file.
     pub(super) fn length(&self) -> Option<u64> {
         match self.place {
             Place::File(_) => self.file.metadata().ok().map(|file| file.len()),
@@ -160,12 +163,12 @@ impl Target {
         }
     }
 
-    /// Sees to it that the next line begins one, whatever is before it.
+    /// Ensures that the next line starts a new one, whatever precedes it.
     pub(super) fn begin_a_line(&mut self) {
         self.may_be_within_a_line = self.length() != Some(0);
     }
 
-    /// Waits until the disk has what was written. Only files can be waited for.
+    /// Waits until the data is on disk. Does nothing for pipes, devices and standard output.
     pub(super) fn sync(&self) -> io::Result<()> {
         match self.place {
             Place::File(_) => self.file.sync_data(),
@@ -203,7 +206,7 @@ fn open(path: &Path) -> Result<Target, TargetError> {
 }
 
 fn ends_with_newline(path: &Path) -> io::Result<bool> {
-    // Not a pipe: opening one waits.
+    // Opening a pipe would block.
     if !std::fs::symlink_metadata(path)?.is_file() {
         return Ok(true);
     }
@@ -289,7 +292,7 @@ mod tests {
         target.write(b"3\n", true).unwrap();
         assert_eq!(fs::read_to_string(&old).unwrap(), "1\n2\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "3\n");
-        // It can't be: the old one goes on.
+        // Reopening fails: the old file is still used.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(target.reopen().is_err());

@@ -1,4 +1,4 @@
-//! Where audit events go.
+//! Option for the audit log.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub(crate) struct AuditOptions {
     audit: Option<PathBuf>,
 }
 
-/// Where events go.
+/// Destination of audit events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Where<'a> {
     StandardOutput,
@@ -28,7 +28,7 @@ impl AuditOptions {
         })
     }
 
-    /// The file, if it is one.
+    /// Returns the audit file, if events go to a file.
     pub(crate) fn file(&self) -> Option<&Path> {
         match self.place()? {
             Where::File(path) => Some(path),

@@ -1,4 +1,4 @@
-//! `hexz-nbd check`: what the rules would say.
+//! Options of `hexz-nbd check`, which evaluates the access rules for a client.
 
 use clap::Args;
 use hexz_nbd::gateway::access::{Facts, Identity, Known, Moment, Name, NameKind, Peer};
@@ -28,7 +28,7 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    /// What the rules are asked about.
+    /// Calls `ask` with the access that the options describe.
     pub(crate) fn ask<T>(&self, ask: impl FnOnce(&Facts<'_>) -> T) -> T {
         let names: Vec<Name> = self.who.iter().flat_map(|text| names(text)).collect();
         let identity = (!names.is_empty()).then(|| Identity::new(names));
@@ -41,7 +41,7 @@ impl Check {
     }
 }
 
-/// The name of a certificate that a text means; of each kind, if it doesn't say which.
+/// Parses the name of a certificate. A text without a kind gives a name of each kind.
 fn names(text: &str) -> Vec<Name> {
     let kinds = NameKind::ALL.into_iter();
     let of_kind = kinds.clone().find_map(|kind| {

@@ -1,4 +1,4 @@
-//! What `hexz-nbd doctor` is told.
+//! Options of `hexz-nbd doctor`.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What `hexz-nbd inspect` is told.
+//! Options of `hexz-nbd inspect`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -59,7 +59,7 @@ pub(crate) struct Inspect {
 }
 
 impl Inspect {
-    /// How archives are opened.
+    /// Returns the options for opening the archive.
     pub(crate) fn opening(&self) -> Opening {
         Opening {
             parent_dir: self.parent_dir.clone(),

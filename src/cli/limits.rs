@@ -1,4 +1,4 @@
-//! How much of everything, and how long it may take.
+//! Options for limits and timeouts.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::ops::RangeInclusive;
@@ -13,17 +13,20 @@ use hexz_nbd::nbd::wire::MAX_PAYLOAD;
 
 use super::values::{at_least_one, duration, size_within};
 
-/// From the longest name on, without which some export couldn't be chosen.
+/// Range of `--max-option-bytes`. It starts at the longest name: with less, some exports couldn't
+/// be chosen.
 const OPTION_BYTES: RangeInclusive<u64> = 4096..=u32::MAX as u64;
 
-/// From the longest answer on, for which there would never be enough.
+/// Range of `--max-in-flight`. It starts at the longest reply: with less, that reply could never be
+/// sent.
 const IN_FLIGHT: RangeInclusive<u64> = MAX_PAYLOAD as u64..=u32::MAX as u64;
 
-/// From what each connection has for itself on; less would be a queue for nothing.
+/// Range of `--max-in-flight-per-connection`. It starts at the memory that is reserved for each
+/// connection anyway: with less, requests would wait for nothing.
 const IN_FLIGHT_PER_CONNECTION: RangeInclusive<u64> = RESERVE as u64..=u32::MAX as u64;
 
-/// From a rate on at which the longest read is paid for within minutes: until then nobody
-/// notices that a client has gone.
+/// Range of `--max-bandwidth`, in bytes per second. It starts at a rate that pays for the longest
+/// read within minutes: until then, nobody notices that the client has gone.
 const BANDWIDTH: RangeInclusive<u64> = 64 * 1024..=1 << 50;
 
 #[derive(Debug, Args)]
@@ -134,7 +137,7 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// How much memory may be taken by answers on their way, in bytes.
+    /// Returns the limit on memory for replies in flight, in bytes.
     pub(super) fn in_flight(&self) -> u32 {
         bytes(self.max_in_flight)
     }
@@ -172,7 +175,7 @@ impl Bounds {
     }
 }
 
-/// A size that is known to have 32 bits.
+/// Converts a size that is known to fit into 32 bits.
 fn bytes(size: ByteSize) -> u32 {
     u32::try_from(size.as_u64()).unwrap_or(u32::MAX)
 }

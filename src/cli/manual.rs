@@ -1,4 +1,4 @@
-//! What `hexz-nbd man` and `hexz-nbd completions` are told.
+//! Options of `hexz-nbd man` and `hexz-nbd completions`.
 
 use std::path::PathBuf;
 

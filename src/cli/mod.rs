@@ -1,7 +1,8 @@
-//! The command line. Its parts are side by side: what is served ([`snapshots`]), by which
-//! certificates ([`tls`]), to whom ([`network`]), how much of everything ([`limits`]), and with
-//! which rights ([`sandbox`]). Options of [`Changeable`] are exchanged when files are read anew;
-//! all others hold from the start to the end.
+//! The command line.
+//!
+//! The options for serving are grouped by topic: snapshots ([`snapshots`]), certificates ([`tls`]),
+//! access and addresses ([`network`]), limits and timeouts ([`limits`]), and privileges
+//! ([`sandbox`]). Options in [`Changeable`] are replaced on reload; all others are fixed at start.
 
 mod audit;
 pub(crate) mod check;
@@ -298,22 +299,22 @@ pub(crate) struct Changeable {
 }
 
 impl Serve {
-    /// Where the number of this process is written, if anywhere.
+    /// Returns the path of the PID file, if there is to be one.
     pub(crate) fn pid_file(&self) -> Option<&Path> {
         self.network.pid_file.as_deref()
     }
 
-    /// Whether files are watched.
+    /// Returns true if files are watched for changes.
     pub(crate) fn watch(&self) -> bool {
         self.watch
     }
 
-    /// Whether the one connection on standard input and output is served.
+    /// Returns true if the one connection on standard input and output is served.
     pub(crate) fn stdio(&self) -> bool {
         self.network.stdio
     }
 
-    /// Who may open the Unix sockets that are made.
+    /// Returns the permissions of the Unix sockets that are created.
     pub(crate) fn socket_rights(&self) -> SocketRights {
         self.network.socket_rights()
     }
@@ -329,7 +330,7 @@ impl Serve {
         }
     }
 
-    /// What is to be served, opened as `options` say.
+    /// Opens the catalog of exports with `options`.
     pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
         let memory = self.memory();
         let options = OpenOptions {
@@ -340,7 +341,7 @@ impl Serve {
         Catalog::new(self.changeable.snapshots.choice(), options, BlockReader::new(memory.blocks))
     }
 
-    /// How memory is shared out.
+    /// Returns the division of the memory budget.
     pub(crate) fn memory(&self) -> Memory {
         self.reading.memory(self.bounds.in_flight())
     }

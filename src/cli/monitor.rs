@@ -1,4 +1,4 @@
-//! Where it is shown what goes on.
+//! Options for the monitor.
 
 use std::ffi::OsStr;
 
@@ -8,16 +8,16 @@ use hexz_nbd::monitor::{HostName, MONITOR_PORT};
 
 use super::values::{os_text, trimmed};
 
-/// Where the monitor listens.
+/// Address that the monitor listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum MonitorAt {
-    /// A port of loopback, whichever addresses that has.
+    /// A port of 127.0.0.1, or of ::1 if there is no 127.0.0.1.
     LoopbackPort(u16),
     Address(ListenAddress),
 }
 
 impl MonitorAt {
-    /// Binds it.
+    /// Binds a socket to this address.
     pub(crate) fn bind(&self) -> Result<Bound, BindError> {
         match self {
             Self::LoopbackPort(port) => listen::bind_loopback(*port),
@@ -26,7 +26,7 @@ impl MonitorAt {
         }
     }
 
-    /// The address, where it was given.
+    /// Returns the address, unless only a port was given.
     pub(crate) fn address(&self) -> Option<&ListenAddress> {
         match self {
             Self::LoopbackPort(_) => None,
@@ -56,12 +56,12 @@ pub(crate) struct Monitoring {
 }
 
 impl Monitoring {
-    /// Where it listens, if it does.
+    /// Returns the address of the monitor, if there is to be one.
     pub(crate) fn listen(&self) -> Option<&MonitorAt> {
         self.monitor.as_ref()
     }
 
-    /// By which names it may be asked for.
+    /// Returns the names that requests may use.
     pub(crate) fn names(&self) -> &[HostName] {
         &self.monitor_name
     }

@@ -1,4 +1,4 @@
-//! Who may come in, and where.
+//! Options for access control and for addresses to listen on.
 
 use std::path::PathBuf;
 
@@ -43,7 +43,7 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    /// Reads the rules.
+    /// Returns the access rules; reads the rules file if there is one.
     pub(crate) fn rules(&self) -> Result<Rules, RulesFileError> {
         match &self.rules {
             Some(path) => Ok(Rules::of_file(&self.deny, RulesFile(path.clone()).read()?)),
@@ -55,7 +55,7 @@ impl Access {
         }
     }
 
-    /// The rules file.
+    /// Returns the path of the rules file, if there is one.
     pub(crate) fn file(&self) -> Option<&PathBuf> {
         self.rules.as_ref()
     }
@@ -110,7 +110,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Who may open the Unix sockets that are made.
+    /// Returns the permissions of the Unix sockets that are created.
     pub(super) fn socket_rights(&self) -> SocketRights {
         SocketRights { mode: self.socket_mode, group: self.socket_group.clone() }
     }

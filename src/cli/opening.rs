@@ -1,4 +1,4 @@
-//! How archives are opened, whatever is done with them then.
+//! Options for opening archives, common to several commands.
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! `hexz-nbd pki`.
+//! Options of `hexz-nbd pki`.
 
 use std::path::PathBuf;
 
@@ -10,13 +10,13 @@ use crate::pki::authority::KeyKind;
 use crate::pki::certificate::Kind;
 use crate::pki::names::{self, Name};
 
-/// Ten years: as long as nobody wants to visit every client.
+/// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;
-/// A server is looked after once a year.
+/// Default validity of a server's certificate. It suits a renewal once a year.
 const SERVER_DAYS: u32 = 397;
-/// A client that is forgotten is shut out soon.
+/// Default validity of a client's certificate. Short, so that a forgotten client soon loses access.
 const CLIENT_DAYS: u32 = 90;
-/// More names than this make a certificate that TLS can't carry.
+/// Maximum number of names. More would make a certificate that is too large for TLS.
 const MAX_NAMES: usize = 100;
 
 const AFTER_HELP: &str = "\
@@ -138,7 +138,7 @@ impl Init {
 }
 
 impl Issue {
-    /// The names, each once, as that kind of certificate has them.
+    /// Parses the names for a certificate of this kind, and removes duplicates.
     pub(crate) fn names(&self, kind: Kind) -> Result<Vec<Name>, PkiError> {
         let parse = if kind == Kind::Server { Name::of_server } else { Name::of_client };
         let mut names = Vec::new();
@@ -175,7 +175,7 @@ impl Key {
 }
 
 impl Revoke {
-    /// The reason, if there is one to be named.
+    /// Returns the reason for the revocation, unless it is unspecified.
     pub(crate) fn reason(&self) -> Option<RevocationReason> {
         match self.reason {
             Reason::Unspecified => None,
@@ -188,7 +188,7 @@ impl Revoke {
     }
 }
 
-/// At most a century.
+/// Returns a parser for a number of days, at most a century.
 fn days() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=36_500)
 }

@@ -1,4 +1,4 @@
-//! With which rights.
+//! Options for privileges, and the sandbox plan that follows from all options.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ enum SandboxMode {
 }
 
 impl Serve {
-    /// What the program goes on needing.
+    /// Returns the plan of what the program still needs inside the sandbox.
     pub(crate) fn plan(&self) -> Plan {
         let mode = match self.sandbox.sandbox {
             SandboxMode::Auto => Mode::Auto,
@@ -61,10 +61,10 @@ impl Serve {
 }
 
 impl Changeable {
-    /// Adds all that is read from what is named here, now and later.
+    /// Adds all files and folders that these options name, and that are read now or later.
     pub(crate) fn add_to(&self, plan: Plan) -> Plan {
         let opening = &self.snapshots.opening;
-        // One that came by a pipe isn't read again.
+        // A password from a pipe isn't read again.
         let password =
             password::file(opening.password_file.as_deref()).filter(|path| path.is_file());
         let files = self.policy_files().into_iter().chain(password);
@@ -72,7 +72,7 @@ impl Changeable {
         self.snapshots.add_to(Plan { reloaded, ..plan })
     }
 
-    /// The files that say who may come in, and which archives may be opened.
+    /// Returns the files that determine who has access, and which archives may be opened.
     pub(crate) fn policy_files(&self) -> Vec<PathBuf> {
         let tls = self.tls.files();
         let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());

@@ -1,4 +1,4 @@
-//! Which snapshots are served, and how they are read.
+//! Options for the snapshots that are served, and for reading them.
 
 use std::path::{Path, PathBuf};
 
@@ -51,19 +51,19 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Whether decoded blocks are compared with their hash.
+    /// Returns true if decoded blocks are verified against their hash.
     pub(super) fn verify_hashes(&self) -> bool {
         !self.skip_hashes
     }
 
-    /// How memory is shared out, of which so many bytes are for answers on their way.
+    /// Returns the division of the memory budget, with `in_flight` bytes for replies in flight.
     pub(super) fn memory(&self, in_flight: u32) -> Memory {
         Memory::of(self.cache_size.as_u64(), in_flight)
     }
 }
 
 impl Snapshots {
-    /// What is to be served.
+    /// Returns the choice of archives to serve.
     pub(crate) fn choice(&self) -> Choice {
         Choice {
             named: self.named.clone(),
@@ -72,13 +72,13 @@ impl Snapshots {
         }
     }
 
-    /// Names the archives that are to be served, instead of those that the command line was
-    /// made to name.
+    /// Replaces the archives to serve, which were a placeholder on the command line, by those of
+    /// the configuration file.
     pub(crate) fn name(&mut self, named: Vec<Named>) {
         self.named = named;
     }
 
-    /// Adds what archives and their parents are read from.
+    /// Adds the files and folders that archives and their parents are read from.
     pub(super) fn add_to(&self, plan: Plan) -> Plan {
         Plan {
             files: self.named.iter().map(|named| named.path.clone()).collect(),
@@ -88,12 +88,12 @@ impl Snapshots {
         }
     }
 
-    /// The export for clients that name none.
+    /// Returns the export for clients that name none.
     pub(crate) fn default_export(&self) -> Option<&str> {
         self.default_export.as_deref()
     }
 
-    /// The folder whose archives are served.
+    /// Returns the folder whose archives are served.
     pub(crate) fn export_dir(&self) -> Option<&Path> {
         self.export_dir.as_deref()
     }

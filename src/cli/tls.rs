@@ -1,4 +1,4 @@
-//! With which certificates.
+//! Options for TLS.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What `hexz-nbd top` is told.
+//! Options of `hexz-nbd top`.
 
 use std::time::Duration;
 

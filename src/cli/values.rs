@@ -1,4 +1,4 @@
-//! Values of options, and what is said of those that make no sense.
+//! Parsers for the values of options, with their error messages.
 
 use std::ffi::OsStr;
 use std::ops::RangeInclusive;
@@ -9,18 +9,18 @@ use bytesize::ByteSize;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use hexz_nbd::gateway::access::Moment;
 
-/// More connections than a machine has ports for.
+/// Maximum of a count: more connections than a machine has ports for.
 const MOST: usize = 1_000_000;
 
-/// Longer than anybody waits; clocks have an end.
+/// Maximum duration: longer than anyone waits, and short enough for clocks not to overflow.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// Parses one value of a list, which may have spaces in front of it: they follow a comma.
+/// Parses one value of a comma-separated list, without the spaces in front of it.
 pub(super) fn trimmed<T: FromStr>(text: &str) -> Result<T, T::Err> {
     text.trim_start_matches(' ').parse()
 }
 
-/// Parses a value that may have a path in it, which need not be UTF-8.
+/// Returns a parser for values that may contain a path, which need not be UTF-8.
 pub(super) fn os_text<T, E>(
     parse: impl Fn(&OsStr) -> Result<T, E> + Clone + Send + Sync + 'static,
 ) -> impl TypedValueParser<Value = T>
@@ -44,7 +44,7 @@ pub(super) fn size(text: &str) -> Result<ByteSize, String> {
     text.parse().map_err(|error| format!("{error}; expected something like 256MiB or 1GiB"))
 }
 
-/// A size that is within `range`, in bytes.
+/// Returns a parser for sizes within `range`, in bytes.
 pub(super) fn size_within(
     range: RangeInclusive<u64>,
 ) -> impl Fn(&str) -> Result<ByteSize, String> + Clone {

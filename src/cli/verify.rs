@@ -1,4 +1,4 @@
-//! What `hexz-nbd verify` and `hexz-nbd digest` are told.
+//! Options of `hexz-nbd verify` and `hexz-nbd digest`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub(crate) struct Verify {
 }
 
 impl Verify {
-    /// How many threads check.
+    /// Returns the number of threads that check. The default is the number of cores.
     pub(crate) fn threads(&self) -> NonZeroUsize {
         self.jobs
             .and_then(|jobs| NonZeroUsize::new(jobs.into()))

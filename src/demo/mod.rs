@@ -1,4 +1,4 @@
-//! `hexz-nbd demo`: the whole way once, on a machine where nothing is set up.
+//! `hexz-nbd demo`: serves a built-in snapshot and reads it back, without any setup.
 
 mod pki;
 mod reader;
@@ -22,20 +22,20 @@ use crate::cli::Demo;
 use crate::failure::Failure;
 use crate::{output, runtime};
 
-/// An ext4 file system of 8 MiB, as the Hexz tools packed it.
+/// Archive of an ext4 file system of 8 MiB, packed by the Hexz tools.
 static SNAPSHOT: &[u8] = include_bytes!("../../tests/archives/base-zstd.hxz");
-/// The SHA-256 of the image that was packed.
+/// SHA-256 of the image in the archive.
 const IMAGE_SHA256: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c";
 const NAME: &str = "demo.hexz";
 
-/// Says something on the standard output, which may have been closed.
+/// Prints a line to the standard output. Returns from the caller if that fails.
 macro_rules! say {
     ($($words:tt)*) => { output::print(format!("{}\n", format_args!($($words)*)))? };
 }
 
-/// Makes a PKI, serves the snapshot, reads it back, and goes on serving unless told not to.
+/// Creates a PKI, serves the snapshot and reads it back. Continues to serve unless `--once` is set.
 pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
-    // Goes with everything in it when this function returns.
+    // Deleted with its contents when this function returns.
     let folder = tempfile::Builder::new().prefix("hexz-nbd-demo-").tempdir()?;
     let authority = pki::create(folder.path()).map_err(failed)?;
     say!("1. Made a throw-away CA, and a server certificate for localhost:");
@@ -85,7 +85,7 @@ fn failed(error: impl ToString) -> Failure {
     Failure::Demo(error.to_string())
 }
 
-/// Listens on the NBD port of loopback, or on a free one if somebody else is there.
+/// Listens on the NBD port of loopback, or on a free port if that one is in use.
 fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, SocketAddr), Failure> {
     let sockets = vec![match listen::bind_loopback(NBD_PORT) {
         Ok(socket) => socket,

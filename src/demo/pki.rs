@@ -1,4 +1,4 @@
-//! A CA and a server certificate that live as long as the demonstration.
+//! Creates the CA and the server certificate of the demonstration.
 
 use std::path::Path;
 
@@ -10,11 +10,11 @@ use crate::pki::certificate::Kind;
 use crate::pki::folder::write_files;
 use crate::pki::names::Name;
 
-/// Longer than anybody looks at it.
+/// Validity of the certificates: longer than any demonstration.
 const DAYS: u32 = 30;
 
-/// Writes into `folder` what a server and its clients need; returns the CA's certificate.
-/// The CA's key is forgotten at once.
+/// Writes the files that a server and its clients need into `folder`, and returns the CA's
+/// certificate. The CA's key is discarded at once.
 pub(crate) fn create(folder: &Path) -> Result<CertificateDer<'static>, PkiError> {
     let authority = Authority::create("hexz-nbd demo CA", DAYS, KeyKind::P256.generate()?)?;
     let names = ["localhost", "127.0.0.1", "::1"].map(Name::of_server);

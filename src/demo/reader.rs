@@ -1,4 +1,4 @@
-//! The demonstration's own client.
+//! NBD client of the demonstration.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-/// What was seen on the way.
+/// Result of reading an export.
 pub(crate) struct Seen {
     pub(crate) tls: String,
     pub(crate) size: u64,
@@ -19,10 +19,10 @@ pub(crate) struct Seen {
     pub(crate) sha256: String,
 }
 
-/// How much is read with one request, in bytes.
+/// Maximum length of a read, in bytes.
 const CHUNK: u32 = 1024 * 1024;
 
-/// Reads the whole export through TLS, trusting that CA alone.
+/// Reads a whole export over TLS, trusting only the given CA.
 pub(crate) async fn read_all(
     address: SocketAddr,
     name: &str,

@@ -1,4 +1,4 @@
-//! The server's certificates: what they say, and whether they are to be believed. Pure.
+//! Examines the server's certificates: contents, trust, name and validity period. Pure.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -14,36 +14,36 @@ use super::advice;
 use super::report::{Outcome, Side, Step, shown};
 use crate::pki::certificate::Certificate;
 
-/// What runs out within this time is worth a warning.
+/// Remaining validity below which there is a warning.
 const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
-/// Names and certificates that are shown; a certificate may have thousands.
+/// Maximum number of names and of certificates shown. A certificate may have thousands of names.
 const MAX_SHOWN: usize = 20;
 
-/// The CAs that were given.
+/// CAs to verify the server with.
 #[derive(Debug)]
 pub(crate) struct Authorities {
     pub(crate) roots: RootCertStore,
     pub(crate) given: Vec<Given>,
-    /// The file that they are from.
+    /// File that they were read from.
     pub(crate) path: PathBuf,
 }
 
-/// A certificate that was given as a CA's.
+/// A certificate from the CA file.
 #[derive(Debug)]
 pub(crate) struct Given {
-    /// Its name, as certificates have it of their issuer.
+    /// Subject, in the form in which certificates name their issuer.
     pub(crate) subject: String,
     pub(crate) is_authority: bool,
-    /// Why nothing that it signed can be verified here.
+    /// Reason why signatures by it can't be verified here; `None` if they can.
     pub(crate) fault: Option<String>,
 }
 
-/// What is to be said of a server's certificate.
+/// Result of verifying a server's certificate.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Judgement {
-    /// Why none of the CAs vouches for it; `None` if none was given.
+    /// Result of verifying the chain; `None` if no CAs were given.
     pub(crate) trust: Option<Result<(), Error>>,
-    /// Whether it has the name that the server is called by.
+    /// True if the certificate is valid for the expected name.
     pub(crate) has_name: bool,
 }
 
@@ -65,7 +65,7 @@ impl Judgement {
         Ok(Self { trust, has_name: verify_server_name(&own, name).is_ok() })
     }
 
-    /// The first reason not to go on with that server.
+    /// Returns the first reason to reject the server. Without CAs there is none.
     pub(crate) fn verdict(&self) -> Result<(), Error> {
         match &self.trust {
             None => Ok(()),
@@ -78,7 +78,7 @@ impl Judgement {
     }
 }
 
-/// What there is to say of the certificates that a server showed, who is called `name`.
+/// Builds the step that reports on the certificate chain of a server expected to be `name`.
 pub(crate) fn step(
     chain: &[CertificateDer<'static>],
     authorities: Option<&Authorities>,
@@ -111,7 +111,7 @@ pub(crate) fn step(
         Some(Ok(())) => advice::wrong_name(&called, &names),
         Some(Err(error)) => {
             let issuer = own.issuer.to_string();
-            // The certificates in between are of their servers.
+            // An unsupported intermediate explains more than the verifier's error does.
             let between = chain.iter().skip(1).find_map(|it| faults::certificate_fault(it, true));
             let step = match (between, authorities) {
                 (Some(fault), _) => advice::unsupported(&fault),
@@ -154,7 +154,7 @@ fn unreadable(why: &str) -> Step {
         .advise(Side::Server, "give the server a certificate as RFC 5280 has it")
 }
 
-/// Whatever else is said, it has its time.
+/// Adds what is wrong with the validity period, independently of the other findings.
 fn times(step: Step, own: &Certificate, now: SystemTime) -> Step {
     match (own.not_after.duration_since(now), now.duration_since(own.not_before)) {
         (Err(ago), _) => advice::expired(step, ago.duration(), now),

@@ -1,4 +1,4 @@
-//! Which exports there are, and one of them: chosen, and read a little.
+//! Lists the exports, opens one of them, and reads a little from it.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +12,21 @@ use super::report::{Outcome, Report, Step, time};
 use super::trouble::{Trouble, within};
 use super::visit::{Listing, Session, Visit};
 
-/// The first and the last read, in bytes.
+/// Length of the first and of the last read, in bytes.
 const SMALL: u64 = 4096;
-/// A read when speed is measured, in bytes.
+/// Length of each read when throughput is measured, in bytes.
 const LARGE: u64 = 1024 * 1024;
-/// The longest read that a server takes which doesn't say ("Size constraints").
+/// Longest read that a server without advertised block sizes accepts, in bytes ("Size
+/// constraints").
 const MAX_UNTOLD: u32 = 32 * 1024 * 1024;
-/// How often the way there and back is measured, and for how long at the most.
+/// Maximum number of round trips measured, and the maximum time spent on that.
 const ROUNDS: usize = 20;
 const ROUNDS_TIME: Duration = Duration::from_secs(2);
-/// Where the measuring of speed ends.
+/// Bounds of the throughput measurement, which ends when either is reached.
 const SPEED_BYTES: u64 = 64 * 1024 * 1024;
 const SPEED_TIME: Duration = Duration::from_secs(2);
 
-/// Lists the exports. A list that can't be read to its end takes a new connection to go on.
+/// Lists the exports. If the list can't be read to its end, continues on a new connection.
 pub(super) async fn list(
     visit: &Visit,
     mut session: Session,
@@ -53,7 +54,7 @@ fn unlisted(listed: &Result<Listing, Trouble>) -> Step {
     }
 }
 
-/// Chooses an export: the one that is wanted, or else the default one, or else the first.
+/// Opens an export: the wanted one, or else the default export, or else the first listed.
 pub(super) async fn choose(
     visit: &Visit,
     session: Session,
@@ -91,7 +92,7 @@ pub(super) async fn choose(
     Ok(transmission)
 }
 
-/// By GO, or as it was done before there was GO.
+/// Opens an export with GO, or with EXPORT_NAME if the server doesn't support GO.
 async fn open(
     visit: &Visit,
     mut stream: Stream,
@@ -99,7 +100,7 @@ async fn open(
     replies: ReplyMode,
     flags: hexz_nbd::nbd::wire::handshake::ClientFlags,
 ) -> Result<Transmission<Stream>, Trouble> {
-    // The stream is only lent, as a refusal leaves it in negotiation.
+    // The stream is only borrowed, because it stays in negotiation after a refusal.
     let refused = match within(visit.timeout, client::go_with(&mut stream, name, replies)).await {
         Ok(gone) => {
             let export = gone.export().clone();
@@ -113,17 +114,17 @@ async fn open(
     Err(refused)
 }
 
-/// What is read when an export is tried.
+/// Extent and lengths of the test reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Plan {
-    /// The end of what can be read in whole blocks.
+    /// End of the part that can be read in whole blocks.
     end: u64,
     small: u32,
     large: u32,
 }
 
 impl Plan {
-    /// `None` if there is nothing to be read.
+    /// Plans the reads of an export. Returns `None` if nothing can be read.
     fn of(info: &ExportInfo) -> Option<Self> {
         let (unit, most) = match info.block_sizes {
             Some(sizes) if sizes.minimum.is_power_of_two() => (sizes.minimum, sizes.maximum),
@@ -140,7 +141,8 @@ impl Plan {
     }
 }
 
-/// Reads the first and the last bytes, measures, and leaves.
+/// Reads the first and the last bytes, measures latency and optionally throughput, and
+/// disconnects.
 pub(super) async fn read(
     visit: &Visit,
     mut transmission: Transmission<Stream>,
@@ -160,7 +162,7 @@ pub(super) async fn read(
             Ok(_) => report.add(Step::good(name, where_).took(began.elapsed())),
             Err(trouble) => {
                 let step = advice::unread(name, &where_, &trouble).took(began.elapsed());
-                // A request that failed leaves the session usable.
+                // A failed request leaves the session usable.
                 if !matches!(trouble, Trouble::Failed { .. }) {
                     return Err(step);
                 }
@@ -177,7 +179,8 @@ pub(super) async fn read(
     leave(visit, transmission, report).await
 }
 
-/// How long the shortest reads take, from a place that has been read just now.
+/// Measures the round-trip time of short reads at an offset that has just been read. Returns
+/// `None` if such a read fails with an error.
 async fn latency(
     visit: &Visit,
     transmission: &mut Transmission<Stream>,
@@ -207,7 +210,7 @@ async fn latency(
     ))
 }
 
-/// How fast it is read from the beginning on, one request at a time.
+/// Measures sequential throughput from the start of the export, one request at a time.
 async fn speed(
     visit: &Visit,
     transmission: &mut Transmission<Stream>,
@@ -216,7 +219,7 @@ async fn speed(
     let began = Instant::now();
     let mut at: u64 = 0;
     while at < plan.end && at < SPEED_BYTES && began.elapsed() < SPEED_TIME {
-        // What is left is a multiple of the block size, too.
+        // The remainder is a multiple of the block size, too.
         let length = u32::try_from(plan.end - at).unwrap_or(u32::MAX).min(plan.large);
         match within(visit.timeout, transmission.read(at, length)).await {
             Ok(data) => at += data.len() as u64,
@@ -252,7 +255,7 @@ async fn leave(
 ) -> Result<(), Step> {
     const NAME: &str = "goodbye";
     report.add(match within(visit.timeout, transmission.disconnect_and_wait()).await {
-        // Many close TLS without its own goodbye.
+        // Many servers close TLS without a close_notify alert.
         Ok(()) | Err(Trouble::Closed) => Step::good(NAME, "after DISC the server closes"),
         Err(trouble) => Step::warning(NAME, format!("after DISC: {}", trouble.words())).advise(
             advice::Server,

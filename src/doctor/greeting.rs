@@ -1,4 +1,4 @@
-//! The first bytes, and whether they are a greeting of NBD.
+//! Reads the first bytes of a connection, and identifies the protocol that they belong to.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use super::reach::Stream;
 use super::tls;
 use super::trouble::Trouble;
 
-/// What follows the first magic number where a server speaks the dialect of before 2011.
+/// Second magic number of an oldstyle server. That dialect was replaced in 2011.
 const OLDSTYLE: u64 = 0x0000_4202_8186_1253;
-/// What is waited for behind bytes that aren't NBD's, to know them better.
+/// Time to wait for more bytes if the first ones aren't NBD, to identify the protocol.
 const A_LITTLE: Duration = Duration::from_millis(300);
-/// How long a silent server may take to answer something else than NBD.
+/// Time in which a silent server may answer a TLS ClientHello.
 const PROBE: Duration = Duration::from_secs(3);
 
-/// What somebody sends who isn't an NBD server.
+/// Protocol of a server that doesn't speak NBD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Ssh,
@@ -27,21 +27,21 @@ pub(crate) enum Protocol {
     Unknown(Vec<u8>),
 }
 
-/// What was seen first.
+/// Classification of the first bytes of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Seen {
     Newstyle(Greeting),
     Oldstyle,
-    /// A greeting that ends too early.
+    /// An incomplete NBD greeting of this many bytes.
     Partial(usize),
     Foreign(Protocol),
-    /// Nothing, until it was closed.
+    /// No bytes before the connection was closed.
     Closed,
-    /// Nothing at all.
+    /// No bytes within the timeout.
     Silence,
 }
 
-/// Reads what comes first.
+/// Reads and classifies the first bytes.
 pub(super) async fn read(stream: &mut Stream, timeout: Duration) -> Result<Seen, Trouble> {
     let mut bytes = Vec::new();
     let mut is_closed = false;
@@ -67,7 +67,7 @@ pub(super) async fn read(stream: &mut Stream, timeout: Duration) -> Result<Seen,
         }
         Ok(())
     };
-    // If time runs out, what is there has to do.
+    // On a timeout, classify the bytes that have arrived.
     if let Ok(Err(trouble)) = tokio::time::timeout(timeout, whole).await {
         return Err(trouble);
     }
@@ -83,8 +83,8 @@ pub(super) async fn read(stream: &mut Stream, timeout: Duration) -> Result<Seen,
     Ok(judge(&bytes))
 }
 
-/// Some servers wait for their client to speak first: what do they say to a TLS client? Also one
-/// of HTTP has an answer to that.
+/// Sends a TLS ClientHello to a silent server and classifies the answer. Servers of other protocols
+/// may wait for the client to speak first; an HTTP server answers a ClientHello, too.
 async fn provoked(stream: &mut Stream, timeout: Duration) -> Seen {
     let Some(hello) = tls::hello() else { return Seen::Silence };
     if stream.write_all(&hello).await.is_err() || stream.flush().await.is_err() {
@@ -93,7 +93,7 @@ async fn provoked(stream: &mut Stream, timeout: Duration) -> Seen {
     let mut bytes = Vec::new();
     more(stream, &mut bytes, timeout).await;
     match judge(&bytes) {
-        // Whatever isn't known now was said to something that nobody understood.
+        // An unknown answer to a ClientHello identifies nothing.
         Seen::Foreign(Protocol::Unknown(_)) | Seen::Closed | Seen::Partial(_) => Seen::Silence,
         seen => seen,
     }
@@ -111,7 +111,7 @@ fn is_like_nbd(bytes: &[u8]) -> bool {
     bytes.iter().zip(&magic).all(|(got, expected)| got == expected)
 }
 
-/// What those bytes are the beginning of.
+/// Classifies the bytes by the protocol that starts with them.
 fn judge(bytes: &[u8]) -> Seen {
     if bytes.is_empty() {
         return Seen::Closed;
@@ -138,7 +138,7 @@ fn judge(bytes: &[u8]) -> Seen {
     Seen::Foreign(match bytes {
         [b'S', b'S', b'H', b'-', ..] => Protocol::Ssh,
         [b'H', b'T', b'T', b'P', ..] => Protocol::Http,
-        // A record of the kind "alert" or "handshake", of TLS 1.0 to 1.3.
+        // An alert or handshake record, with a version between SSL 3.0 and TLS 1.3.
         [0x15 | 0x16, 3, 0..=4, ..] => Protocol::Tls,
         [b'2', b'2', b'0', b' ' | b'-', ..]
         | [b'*', b' ', b'O', b'K', ..]

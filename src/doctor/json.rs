@@ -1,4 +1,4 @@
-//! A report for machines. The fields are in `--help`.
+//! Renders a report as JSON. `--help` documents the fields.
 
 use serde_json::{Value, json};
 

@@ -1,9 +1,9 @@
-//! `hexz-nbd doctor`: connects to any NBD server as a client would, and says step by step what
-//! works, and where something doesn't, what to change on which side.
+//! `hexz-nbd doctor`: connects to any NBD server as a client would, and reports step by step what
+//! works and, where something doesn't, what to change on which side.
 //!
-//! What was seen is turned into data by pure functions (`advice/`, `certificate.rs`), whose
-//! steps end up in a report ([`report`]), which is shown as text or JSON. Nothing that a server
-//! does is trusted: every step has a deadline, every list an end, and what is shown is escaped.
+//! Pure functions (`advice/`, `certificate.rs`) turn observations into the steps of a report
+//! ([`report`]), which is rendered as text or JSON. The server isn't trusted: every step has a
+//! timeout, every list is bounded, and everything that is shown is escaped.
 
 mod advice;
 mod certificate;
@@ -33,10 +33,10 @@ use target::{Place, Target, Wanted};
 use tls::Own;
 use visit::Visit;
 
-/// How long a name service may hang on after everything has been said.
+/// Time that a pending name lookup may delay the exit of the program.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// Examines a server and says what was found.
+/// Examines a server and prints the report.
 pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut report = Report::new(options.server.place.to_string());
@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// One thing after another; the step that ends it is the error.
+/// Runs the steps in order. The error is the step that ended the examination early.
 async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
     let target = &options.server;
     let own = own_files(options).map_err(|step| *step)?;
@@ -73,7 +73,7 @@ async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
     let session = visit.begin(leg, report).await?;
     let is_newest = session.tls.as_deref() == Some("TLS 1.3");
     let (session, listed) = exports::list(&visit, session, report).await?;
-    // A URI without a path means the default export, or whichever there is.
+    // A URI without a path means the default export, or else the first listed.
     let of_uri = target.export.as_deref().filter(|name| !name.is_empty());
     let export = options.export.as_deref().or(of_uri);
     let transmission = exports::choose(&visit, session, export, &listed, report).await?;
@@ -85,7 +85,7 @@ async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
 }
 
 fn wanted(options: &Doctor) -> Wanted {
-    // Who says by what a server is known doesn't want one that can't be known.
+    // Naming CAs asks for the server to be authenticated, which takes TLS.
     let verifies = options.tls_ca.is_some() || options.tls_dir.is_some();
     match (options.no_tls, options.require_tls || verifies) {
         (true, _) => Wanted::Never,
@@ -108,12 +108,12 @@ fn own_files(options: &Doctor) -> Result<Arc<Own>, Box<Step>> {
     })
 }
 
-/// What the certificate has to be for.
+/// Returns the name that the server's certificate has to be valid for.
 fn server_name(options: &Doctor, target: &Target) -> Result<ServerName<'static>, Box<Step>> {
     let named = options.tls_hostname.as_deref().or(target.hostname.as_deref());
     let name = match (&target.place, named) {
         (_, Some(name)) => name,
-        // No certificate knows the client's interfaces.
+        // The zone is the client's own interface, which no certificate names.
         (Place::Tcp { host, .. }, None) => host.split_once('%').map_or(&**host, |(host, _)| host),
         (Place::Unix(_), None) => "localhost",
     };

@@ -1,4 +1,4 @@
-//! The way to the server: its addresses, and a connection to one of them.
+//! Resolves the server's name, and connects to one of its addresses.
 
 use std::fmt;
 use std::io;
@@ -14,15 +14,15 @@ use super::advice;
 use super::report::{Step, time};
 use super::target::Place;
 
-/// Addresses of one name that are tried.
+/// Maximum number of addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 16;
 
-/// A connection, inside TLS or not.
+/// A bidirectional byte stream, with or without TLS.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
 pub(crate) type Stream = Box<dyn Duplex>;
 
-/// Where to connect.
+/// Resolved address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
     Tcp(SocketAddr),
@@ -30,7 +30,7 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// Whether nobody can listen on the way there.
+    /// Returns true if connections don't leave this machine: loopback or a Unix socket.
     pub(crate) fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -59,17 +59,19 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why an address can't be connected to.
+/// Reason why a connection attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreached {
+    /// No answer within the timeout.
     Silence,
+    /// Error from the operating system.
     Refused(io::ErrorKind),
 }
 
-/// An address, and why there is no connection to it.
+/// A failed connection attempt: address, reason and error message.
 pub(crate) type Attempt = (Address, Unreached, String);
 
-/// The addresses of a place. Where there is a name, a step says what became of it.
+/// Resolves a target to its addresses. A name that was looked up also gets a step with the result.
 pub(super) async fn resolve(
     place: &Place,
     timeout: Duration,
@@ -109,7 +111,7 @@ pub(super) async fn resolve(
     (Some(step), Ok(addresses.into_iter().map(Address::Tcp).collect()))
 }
 
-/// Tries one address after another, as clients do.
+/// Connects to the first address that accepts, trying one after another as clients do.
 pub(super) async fn connect(
     addresses: Vec<Address>,
     timeout: Duration,

@@ -1,4 +1,4 @@
-//! What an examination found, as data. How it looks is for `text.rs` and `json.rs`.
+//! The findings of an examination, as data. `text.rs` and `json.rs` render them.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,49 +6,49 @@ use std::time::Duration;
 use hexz_nbd::escape;
 use serde_json::{Map, Value};
 
-/// The longest text of a server's that is shown, in characters.
+/// Maximum length of text from a server that is shown, in characters.
 const MAX_SHOWN: usize = 200;
 
-/// How a step went.
+/// Outcome of a step, ordered from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Outcome {
-    /// As it should.
+    /// Success.
     Good,
-    /// It works, but something may go wrong for somebody.
+    /// Success, but something may fail for some clients.
     Warning,
-    /// It doesn't work.
+    /// Failure.
     Bad,
 }
 
-/// Where something is to be changed.
+/// Side on which something has to be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
-    /// Where the client runs, or in how it is called.
+    /// The client's machine, or the client's options.
     Client,
-    /// Where the server runs.
+    /// The server's machine, or the server's configuration.
     Server,
-    /// Between the two.
+    /// The network between the two.
     Network,
 }
 
-/// What to change.
+/// A recommended change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Advice {
     pub(crate) side: Side,
     pub(crate) text: String,
 }
 
-/// One thing that was tried, and what came of it.
+/// One thing that was tried, and its result.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Step {
-    /// What was tried.
+    /// Label of the thing that was tried, such as `greeting`.
     pub(crate) name: &'static str,
     pub(crate) outcome: Outcome,
-    /// What came of it, in a sentence.
+    /// Result, in one phrase.
     pub(crate) found: String,
-    /// More lines, for people.
+    /// Further lines, for people.
     pub(crate) lines: Vec<String>,
-    /// The same for machines.
+    /// The same information, for programs.
     pub(crate) details: Map<String, Value>,
     pub(crate) advice: Vec<Advice>,
     pub(crate) took: Option<Duration>,
@@ -79,7 +79,7 @@ impl Step {
         }
     }
 
-    /// The outcome can only become worse.
+    /// Makes the outcome at least as bad as `outcome`. It never becomes better.
     pub(crate) fn at_least(mut self, outcome: Outcome) -> Self {
         self.outcome = self.outcome.max(outcome);
         self
@@ -122,7 +122,7 @@ impl Report {
         self.steps.push(step);
     }
 
-    /// How it went in all: as badly as the worst step.
+    /// Returns the overall outcome, which is that of the worst step.
     pub(crate) fn outcome(&self) -> Outcome {
         self.steps.iter().map(|step| step.outcome).max().unwrap_or(Outcome::Good)
     }
@@ -138,13 +138,13 @@ impl fmt::Display for Side {
     }
 }
 
-/// What a server sent, so that it can disturb neither a terminal nor a reader: on one line, no
-/// longer than need be, and without characters that can't be seen.
+/// Escapes text from a server, so that it can disturb neither a terminal nor a reader: one line, at
+/// most `MAX_SHOWN` characters, and no invisible characters.
 pub(crate) fn shown(text: &str) -> String {
     escaped(text, MAX_SHOWN)
 }
 
-/// The same without a cut, of a text whose length is known.
+/// Escapes text like [`shown`], but doesn't cut it. The text has to be of bounded length.
 pub(crate) fn whole(text: &str) -> String {
     escaped(text, usize::MAX)
 }
@@ -161,7 +161,7 @@ fn escaped(text: &str, most: usize) -> String {
     escape::name(&shown).to_string()
 }
 
-/// A time for people.
+/// Formats a duration for people.
 pub(crate) fn time(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds >= 1.0 {

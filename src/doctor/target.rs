@@ -1,4 +1,4 @@
-//! Which server is meant: a host and perhaps a port, a Unix socket, or an NBD URI. Pure.
+//! Parses the server to examine: a host with an optional port, a Unix socket, or an NBD URI. Pure.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -8,26 +8,26 @@ use std::str::FromStr;
 use hexz_nbd::escape;
 use hexz_nbd::gateway::listen::NBD_PORT;
 
-/// Names of hosts have at most 253 characters; anything longer isn't looked up.
+/// Maximum length of a host name in DNS, in bytes. Longer names aren't looked up.
 const MAX_HOST: usize = 253;
 
-/// Where the server is.
+/// Address of the server, as given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
     Tcp { host: String, port: u16 },
     Unix(PathBuf),
 }
 
-/// Whether TLS is to be used.
+/// Use of TLS that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// If the server offers it.
+    /// TLS if the server offers it.
     Perhaps,
     Never,
     Always,
 }
 
-/// Everything that an NBD URI can say.
+/// A server to examine, with everything that an NBD URI can specify.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) place: Place,
@@ -91,7 +91,7 @@ fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
             "tls-verify-peer" | "tls-username" | "tls-psk-file" => {
                 return Err(format!("{:?} of the URI can't be tried here", escape::name(key)));
             }
-            // What a server's own tools add isn't for this one.
+            // Unknown parameters are extensions for other tools.
             _ => {}
         }
     }
@@ -104,7 +104,7 @@ fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
         }
         (false, _) => match authority.rsplit_once('@').map_or(authority, |(_, host)| host) {
             "" => Place::Tcp { host: "localhost".to_owned(), port: NBD_PORT },
-            // The % in front of an interface is encoded there (RFC 6874).
+            // A URI encodes the % in front of the zone (RFC 6874).
             authority if authority.starts_with('[') => host_and_port(&decoded(authority)?)?,
             authority => host_and_port(authority)?,
         },
@@ -151,7 +151,7 @@ fn host_and_port(text: &str) -> Result<Place, String> {
     tcp(host, number)
 }
 
-/// Returns true for an IPv6 address, with its interface or without: `fe80::1%eth0`.
+/// Returns true for an IPv6 address, with or without a zone: `fe80::1%eth0`.
 fn is_ipv6(text: &str) -> bool {
     let is_name = |zone: &str| {
         !zone.is_empty() && !zone.contains(|it: char| it.is_whitespace() || "/%[]".contains(it))
@@ -162,7 +162,7 @@ fn is_ipv6(text: &str) -> bool {
     }
 }
 
-/// Undoes the percent-encoding of URIs.
+/// Decodes the percent-encoding of URIs.
 fn decoded(text: &str) -> Result<String, String> {
     let bad = || format!("{:?} isn't encoded as a URI has to be", escape::name(text));
     let mut bytes = text.bytes();

@@ -1,4 +1,4 @@
-//! A report for people.
+//! Renders a report as text for people.
 
 use std::fmt::Write as _;
 

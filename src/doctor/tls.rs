@@ -1,4 +1,4 @@
-//! TLS as a client, with a record of what the server shows and asks for.
+//! TLS client that records which certificates the server presents and asks for.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -26,25 +26,25 @@ use super::trouble::Trouble;
 use crate::cli::Doctor;
 use crate::pki::certificate::Certificate;
 
-/// The largest PEM file that is read, in bytes: that of all CAs of a system has a quarter of it.
+/// Maximum size of a PEM file, in bytes: four times that of a system's CA bundle.
 const MAX_PEM: u64 = 1024 * 1024;
 
-/// What this client has of its own.
+/// This client's own files: CAs to verify the server with, and a certificate to present.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Own {
     pub(crate) authorities: Option<Arc<Authorities>>,
     pub(crate) certificate: Option<Arc<CertifiedKey>>,
 }
 
-/// A file that can't be used.
+/// A file that can't be used, and the reason.
 #[derive(Debug)]
 pub(crate) struct Unusable {
     pub(crate) path: PathBuf,
     pub(crate) why: String,
 }
 
-/// Reads the files that were named. With a folder, a certificate that isn't there isn't used.
-/// What options say goes before the folder of a URI.
+/// Reads the files that were named. In a folder, the client's certificate is optional. Options take
+/// precedence over the folder in a URI.
 pub(super) fn load(options: &Doctor, of_uri: Option<&Path>) -> Result<Own, Unusable> {
     let of_uri = of_uri.filter(|_| options.tls_ca.is_none());
     let Some(folder) = options.tls_dir.as_deref().or(of_uri) else {
@@ -102,7 +102,7 @@ fn certified(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Unusable> {
     }
     let certified = CertifiedKey::new(certificates, signing);
     match certified.keys_match() {
-        // Where it can't be told, the server will.
+        // If it can't be checked here, the server will check it.
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Arc::new(certified)),
         Err(Error::InconsistentKeys(_)) => {
             let chain = chain.display();
@@ -146,7 +146,7 @@ fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()
 }
 
-/// What was agreed on.
+/// Negotiated TLS parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Agreed {
     pub(crate) version: String,
@@ -154,7 +154,7 @@ pub(crate) struct Agreed {
     pub(crate) exchange: String,
 }
 
-/// What the server showed and asked for, as far as it got.
+/// Record of a handshake, as far as it got: the server's certificates, and its request for one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Shown {
     pub(crate) chain: Vec<CertificateDer<'static>>,
@@ -164,7 +164,7 @@ pub(crate) struct Shown {
 pub(super) const BOTH: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
 pub(super) const OLD: &[&SupportedProtocolVersion] = &[&version::TLS12];
 
-/// Shakes hands; the record is whole also where that fails.
+/// Performs the handshake. The record is complete even if the handshake fails.
 pub(super) async fn handshake(
     stream: Stream,
     name: ServerName<'static>,
@@ -197,7 +197,7 @@ fn config(
         .with_client_cert_resolver(resolver))
 }
 
-/// The first message of a TLS client, to see who answers it.
+/// Returns the ClientHello of a TLS client, to probe a silent server with.
 pub(super) fn hello() -> Option<Vec<u8>> {
     let recorder = Arc::new(Recorder { own: Own::default(), shown: Mutex::default() });
     let config = Arc::new(config(&recorder, BOTH).ok()?);
@@ -219,8 +219,8 @@ fn agreed_on(session: &ClientConnection) -> Agreed {
     Agreed { version, cipher: cipher.unwrap_or_default(), exchange: exchange.unwrap_or_default() }
 }
 
-/// Verifies a server if there are CAs for that, and writes down what it sees. Without CAs it
-/// lets in anybody: then that nothing was verified is said.
+/// Certificate verifier that records what the server presents and asks for. Without CAs it accepts
+/// any server; the report then warns that nothing was verified.
 #[derive(Debug)]
 struct Recorder {
     own: Own,
@@ -285,7 +285,7 @@ impl ResolvesClientCert for Recorder {
         self.own.certificate.clone()
     }
 
-    /// There may be none; but whether one is asked for is of interest.
+    /// Returns true even without a certificate, so that a request for one is noticed.
     fn has_certs(&self) -> bool {
         true
     }

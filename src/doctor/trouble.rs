@@ -1,4 +1,4 @@
-//! Why a step with a server failed, whatever the step was.
+//! Failures of exchanges with the server, common to all steps.
 
 use std::io;
 use std::time::Duration;
@@ -9,22 +9,22 @@ use hexz_nbd::nbd::wire::reply::ErrorCode;
 
 use super::report::shown;
 
-/// What came instead of an answer.
+/// Reason why an exchange with the server failed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Trouble {
-    /// Nothing, for as long as a step may take.
+    /// No answer within the timeout of a step.
     Silence,
-    /// The end of the connection.
+    /// End of the connection.
     Closed,
-    /// TLS failed, here or there.
+    /// TLS error, detected on either side.
     Tls(rustls::Error),
-    /// An option was refused.
+    /// Error reply to an option.
     Refused { option: Opt, reply: Rep, message: String },
-    /// A request failed.
+    /// Error reply to a request.
     Failed { error: ErrorCode, message: String },
-    /// Something that makes no sense.
+    /// Violation of the protocol.
     Broken(String),
-    /// The system refused.
+    /// Error from the operating system.
     System(String),
 }
 
@@ -44,12 +44,12 @@ impl Trouble {
         }
     }
 
-    /// Whether it was answered with that error.
+    /// Returns true if an option was refused with this reply.
     pub(crate) fn is_refusal(&self, with: Rep) -> bool {
         matches!(self, Self::Refused { reply, .. } if *reply == with)
     }
 
-    /// What happened, as the rest of a sentence about the server.
+    /// Describes the failure as a clause about the server, to be put into a sentence.
     pub(crate) fn words(&self) -> String {
         match self {
             Self::Silence => "it doesn't answer in time".to_owned(),
@@ -65,7 +65,7 @@ impl Trouble {
     }
 }
 
-/// The server's own words, if it has any.
+/// Formats the server's own message, if there is one.
 fn said(message: &str) -> String {
     if message.is_empty() { String::new() } else { format!(" (\"{}\")", shown(message)) }
 }
@@ -84,7 +84,7 @@ impl From<ClientError> for Trouble {
     }
 }
 
-/// Waits for an answer, and not for ever.
+/// Waits for an answer, at most for `timeout`.
 pub(crate) async fn within<T, E: Into<Trouble>>(
     timeout: Duration,
     answer: impl Future<Output = Result<T, E>>,

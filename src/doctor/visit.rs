@@ -1,4 +1,5 @@
-//! From the greeting to a session in which exports can be chosen, again and again.
+//! Takes a connection from the greeting, through TLS, to the point where an export can be chosen,
+//! and repeats that on a new connection where a server can't continue on the first.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,17 +18,17 @@ use super::target::Wanted;
 use super::tls::{self, Own, Shown};
 use super::trouble::{Trouble, within};
 
-/// How a server is visited.
+/// Parameters of connections to the server.
 pub(super) struct Visit {
     pub(super) address: Address,
     pub(super) timeout: Duration,
     pub(super) wanted: Wanted,
     pub(super) own: Arc<Own>,
-    /// What the server's certificate has to be for.
+    /// Name that the server's certificate has to be valid for.
     pub(super) name: ServerName<'static>,
 }
 
-/// Exports with their descriptions.
+/// Names of exports, with their descriptions.
 pub(super) type Listing = Vec<(String, String)>;
 
 /// A connection after the greeting.
@@ -36,12 +37,12 @@ pub(super) struct Greeted {
     flags: ClientFlags,
 }
 
-/// A connection that goes on in clear, or has to go over to TLS now.
+/// A connection that continues in plaintext, or on which the TLS handshake comes next.
 pub(super) struct Leg {
     stream: Stream,
     flags: ClientFlags,
     is_tls_next: bool,
-    /// The exports, if they were listed.
+    /// Reply to LIST; `None` if LIST has to be repeated inside TLS.
     listing: Option<Result<Listing, Trouble>>,
 }
 
@@ -50,9 +51,9 @@ pub(super) struct Session {
     pub(super) stream: Stream,
     pub(super) flags: ClientFlags,
     pub(super) replies: ReplyMode,
-    /// The exports, or why they aren't known.
+    /// Reply to LIST; `None` if it hasn't been sent yet.
     pub(super) listing: Option<Result<Listing, Trouble>>,
-    /// The version of TLS, if there is TLS.
+    /// TLS version; `None` in plaintext.
     pub(super) tls: Option<String>,
 }
 
@@ -78,7 +79,7 @@ impl Visit {
         Ok(Greeted { stream, flags })
     }
 
-    /// What the server says to a client that hasn't started TLS.
+    /// Sends LIST and STARTTLS in plaintext, and reports the replies.
     pub(super) async fn in_clear(
         &self,
         greeted: Greeted,
@@ -97,7 +98,7 @@ impl Visit {
             )
         };
         if !matches!(list, Ok(_) | Err(Trouble::Refused { .. })) {
-            // That one can't be gone on with.
+            // This connection can't be used any further.
             (stream, flags) = self.greeted().await.map_err(nowhere)?;
         }
         let mut starttls = match self.wanted {
@@ -105,7 +106,8 @@ impl Visit {
             _ => Some(within(self.timeout, client::start_tls(&mut stream)).await),
         };
         if matches!((&list, &starttls), (Ok(_), Some(Ok(())))) {
-            // Not every server forgets, when TLS begins, that it has listed its exports (nbdkit).
+            // Start TLS on a new connection: some servers (nbdkit) still remember inside TLS that
+            // they have listed their exports.
             (stream, flags) = self.greeted().await.map_err(nowhere)?;
             starttls = Some(within(self.timeout, client::start_tls(&mut stream)).await);
         }
@@ -117,12 +119,12 @@ impl Visit {
         }
         report.add(step);
         let is_tls_next = seen.offers_tls();
-        // Inside TLS there may be more exports, and other ones.
+        // The server may list more exports, or other ones, inside TLS.
         let listing = if is_tls_next { None } else { Some(list) };
         Ok(Leg { stream, flags, is_tls_next, listing })
     }
 
-    /// Goes over to TLS, if it is next, and agrees on replies.
+    /// Performs the TLS handshake, if it is next, and negotiates the kind of replies.
     pub(super) async fn begin(&self, leg: Leg, report: &mut Report) -> Result<Session, Step> {
         if !leg.is_tls_next {
             let (stream, replies, trouble) = self.agree(leg.stream).await.map_err(|trouble| {
@@ -164,8 +166,7 @@ impl Visit {
         Ok(Session { stream, flags, replies, listing: None, tls })
     }
 
-    /// The same as was done before on a new connection, without a word. `is_tls` says whether
-    /// TLS was started.
+    /// Brings a new connection to the same point, without reporting. Starts TLS if `is_tls`.
     pub(super) async fn again(&self, is_tls: bool) -> Result<(Stream, ReplyMode), Trouble> {
         let (mut stream, _) = self.greeted().await?;
         if is_tls {
@@ -178,7 +179,7 @@ impl Visit {
         Ok((stream, replies))
     }
 
-    /// Whether a client that has no TLS 1.3 would come in.
+    /// Tests whether the server accepts a client without TLS 1.3.
     pub(super) async fn older_tls(&self) -> Step {
         let connected = async {
             let (mut stream, _) = self.greeted().await?;
@@ -192,7 +193,7 @@ impl Visit {
         let handshake = tls::handshake(stream, self.name.clone(), &self.own, tls::OLD);
         match self.in_time(handshake).await.and_then(|(agreed, _)| agreed) {
             Ok((mut stream, _)) => {
-                // Whatever comes of it: the handshake has said it all.
+                // The result doesn't matter: the handshake has answered the question.
                 let _goodbye = within(self.timeout, client::abort(&mut stream)).await;
                 advice::older_tls(Ok(()))
             }
@@ -228,7 +229,8 @@ impl Visit {
         done.map_err(|trouble| advice::handshake(&trouble, Handshake::default()))
     }
 
-    /// Asks for structured replies and extended headers. What was refused is no failure.
+    /// Asks for structured replies and extended headers. A refusal isn't an error; that of
+    /// structured replies is returned.
     async fn agree(
         &self,
         mut stream: Stream,
@@ -256,7 +258,7 @@ impl Visit {
         certificate::step(&shown.chain, authorities, &self.name, SystemTime::now())
     }
 
-    /// The handshake failed: because the server isn't trusted, or for another reason.
+    /// Builds the step for a failed handshake: the certificate's, if the server isn't trusted.
     fn failed(&self, trouble: &Trouble, shown: &Shown) -> Step {
         if matches!(trouble, Trouble::Tls(rustls::Error::InvalidCertificate(_)))
             && !shown.chain.is_empty()

@@ -1,4 +1,4 @@
-//! Reading a stream block by block: what is in memory at once, and the rest side by side.
+//! Reads a stream block by block: at once where all blocks are in memory, otherwise concurrently.
 
 use std::sync::Arc;
 
@@ -11,40 +11,41 @@ use super::reader::{BlockKey, BlockReader, Failure};
 use crate::nbd::{COPIED, Segment, Span};
 use crate::snapshot::{Block, Snapshot, StreamKind};
 
-/// A part of a cached block that is shorter than this fraction of it is copied, so that a reply
-/// that waits for a slow client doesn't keep a whole block in memory. The shortest parts are
-/// copied anyway, when the reply is queued.
+/// Divisor of a cached block's length: shorter parts of the block are copied, so that a reply
+/// waiting for a slow client doesn't keep a whole block in memory. The shortest parts are copied
+/// anyway when the reply is queued.
 const COPIED_FRACTION: usize = 2;
 
-/// A block shorter than this is read together with its neighbours, in bytes.
+/// Length in bytes below which a block is read together with its neighbors.
 const SMALL_BLOCK: u32 = 4096;
-/// How many small blocks are read together, at most.
+/// Maximum number of small blocks that are read together.
 const BLOCKS_IN_GROUP: usize = 256;
-/// How many groups of one read wait for the decoders at once.
+/// Maximum number of groups of one read that wait for the decoders at once.
 const GROUPS_AT_ONCE: usize = 4;
-/// How many blocks one read may touch: a read of 32 MiB over blocks of 512 bytes. Who has
-/// smaller ones has to read less at a time.
+/// Maximum number of blocks that one read may touch: a read of 32 MiB over blocks of 512 bytes.
+/// Clients of archives with smaller blocks have to ask for less at a time.
 const MAX_BLOCKS_IN_READ: usize = 65_536;
-/// How many blocks are looked up without a pause; a read over more isn't answered at once.
+/// Maximum number of blocks that are looked up without yielding; a read over more takes the
+/// asynchronous path.
 const MAX_BLOCKS_AT_ONCE: usize = 64;
 
-/// Neighbouring blocks that are read together.
+/// A run of neighboring blocks that are read together.
 struct Group {
     is_zeros: bool,
-    /// Where it ends in the export, no farther than the read.
+    /// End of the group in the export, at most the end of the read.
     end: u64,
-    /// Its blocks, unless they are zeros.
+    /// Blocks of the group; empty if they are zeros.
     blocks: Vec<Block>,
 }
 
-/// A failure, and the byte of the export from which on it matters.
+/// A failure, and the offset in the export from which it affects the read.
 #[derive(Debug)]
 pub(super) struct Unread {
     pub(super) at: u64,
     pub(super) cause: Failure,
 }
 
-/// Estimate of the work to read and parse an index page, in nanoseconds.
+/// Estimated time to read and parse an index page, in nanoseconds.
 pub(super) const PAGE_WORK: u64 = 64 * 1024;
 
 /// The blocks of one stream, for one client.
@@ -57,7 +58,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Adds the parts of `span` in order, if all of them are in memory.
+    /// Appends the segments of `span` in order, if all of them are in memory. After `None`,
+    /// `segments` may hold an incomplete read.
     pub(super) fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> Option<()> {
         let mut at = span.offset;
         let mut hits = 0;
@@ -79,7 +81,7 @@ impl Blocks {
         Some(())
     }
 
-    /// The block that covers `at`, loading its index page if need be.
+    /// Returns the block that covers `at`, loading its index page if necessary.
     async fn locate(&self, at: u64) -> Result<Block, Unread> {
         let located = match self.snapshot.locate_now(self.stream, at) {
             Some(located) => located.map_err(Failure::Snapshot),
@@ -92,7 +94,7 @@ impl Blocks {
         located.map_err(|cause| Unread { at, cause })
     }
 
-    /// Hands over the parts of `span` as they become ready.
+    /// Reads `span`, and passes each segment to `part` as soon as it is ready.
     pub(super) async fn read(
         &self,
         span: Span,
@@ -109,8 +111,7 @@ impl Blocks {
                 part(start, zeros(at - start));
                 continue;
             }
-            // No more side by side than keep the decoders busy: what waits for its
-            // neighbours takes memory.
+            // More groups in flight would only take memory while they wait for their neighbors.
             while under_way.len() >= GROUPS_AT_ONCE {
                 if let Some((offset, segment)) = under_way.next().await {
                     part(offset, segment?);
@@ -124,14 +125,14 @@ impl Blocks {
         Ok(())
     }
 
-    /// Brings the blocks of `span` into the cache, as long as nobody else needs the decoders:
-    /// nothing that is asked for has to wait for it.
+    /// Prefetches the blocks of `span` into the cache, but only while the decoders are idle, so
+    /// that requested blocks don't wait for it.
     pub(super) async fn read_ahead(&self, span: Span) {
         let mut under_way = FuturesUnordered::new();
         let mut at = span.offset;
         while at < span.end() {
             if !self.reader.is_idle() {
-                // A block that can't be had will be an error for who asks for it.
+                // Errors are ignored: a client that requests the block gets them.
                 match under_way.next().await {
                     Some(_) => continue,
                     None => return,
@@ -148,13 +149,13 @@ impl Blocks {
                 self.stream,
                 block,
             ));
-            // Begins it.
+            // Polls once, which queues the job.
             under_way.next().now_or_never();
         }
         while under_way.next().await.is_some() {}
     }
 
-    /// What is read together from `at` on: a run of zeros, a block, or some small blocks.
+    /// Returns the group that starts at `at`: a run of zeros, one block, or several small blocks.
     async fn group(&self, span: Span, at: u64, blocks: &mut usize) -> Result<Group, Unread> {
         let first = self.locate(at).await?;
         let is_zeros = first.is_zeros();
@@ -165,7 +166,7 @@ impl Blocks {
             if *blocks > MAX_BLOCKS_IN_READ {
                 return Err(Unread { at, cause: Failure::TooManyBlocks });
             }
-            // An archive may have millions of tiny blocks; others want to run, too.
+            // An archive may have millions of tiny blocks; yield to other tasks.
             tokio::task::consume_budget().await;
             group.end = block.end().min(span.end());
             if !is_zeros {
@@ -185,7 +186,7 @@ impl Blocks {
         }
     }
 
-    /// What `span` asks for of a group's blocks, waiting for them.
+    /// Waits for a group's blocks, and returns the part that `span` requests.
     async fn segment(&self, group: Group, span: Span) -> Result<Segment, Unread> {
         let read = async |block: Block| {
             let bytes = self.reader.block(&self.client, &self.snapshot, self.stream, block);
@@ -204,11 +205,12 @@ impl Blocks {
     }
 }
 
-/// Where `block` and `span` overlap, from the start of the whole block, in bytes.
+/// Returns the overlap of `block` and `span`: its start and end relative to the start of the
+/// whole block, in bytes.
 fn overlap(block: &Block, span: Span) -> (u32, u32) {
     let start = span.offset.max(block.start()) - block.decoded_start();
     let end = span.end().min(block.end()) - block.decoded_start();
-    // Both lie within a block, whose length has 32 bits.
+    // Both lie within a block, whose length fits 32 bits.
     let within = |position| u32::try_from(position).unwrap_or(u32::MAX);
     (within(start), within(end))
 }
@@ -218,14 +220,14 @@ fn zero_part(block: &Block, span: Span) -> Option<Segment> {
     block.is_zeros().then(|| Segment::Zeros(end - start))
 }
 
-/// Zeros within a read, whose length has 32 bits.
+/// Returns a segment of zeros within a read, whose length fits 32 bits.
 fn zeros(length: u64) -> Segment {
     Segment::Zeros(u32::try_from(length).unwrap_or(u32::MAX))
 }
 
-/// The part of a block's `bytes` that `span` asks for, of a reply that may wait for other
-/// blocks to be decoded. It keeps no more in memory than it is long: a reply's memory is
-/// accounted for by its length.
+/// Returns the part of a block's `bytes` that `span` requests, for a reply that may wait for
+/// other blocks to be decoded. It keeps no more memory alive than its length, since a reply's
+/// memory is accounted for by its length.
 fn waiting_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     let (start, end) = overlap(block, span);
     let range = start as usize..(end as usize).min(bytes.len());
@@ -235,7 +237,7 @@ fn waiting_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     Segment::Data(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default()))
 }
 
-/// The part of a cached block's `bytes` that `span` asks for, of a reply that is ready.
+/// Returns the part of a cached block's `bytes` that `span` requests, for a reply that is ready.
 fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     let (start, end) = overlap(block, span);
     let range = start as usize..(end as usize).min(bytes.len());
@@ -251,7 +253,7 @@ mod tests {
     use super::*;
     use crate::snapshot::{OpenOptions, Snapshot};
 
-    /// A reply that waits keeps no block in memory of which it sends a part only.
+    /// A waiting reply doesn't keep a whole block in memory if it sends only a part of it.
     #[test]
     fn a_waiting_part_does_not_pin_its_block() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/archives/fixed-64k-zstd.hxz");

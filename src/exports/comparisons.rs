@@ -1,9 +1,9 @@
-//! Comparisons of exports with other archives, and who may make them.
+//! Finds the archives that an export can be compared with, and authorizes the comparisons.
 //!
-//! A comparison tells where two archives differ, so a client has to be allowed to open the same
-//! stream of the other one: under the name by which it asks, and under every other name by which
-//! the same file is served. Files are told apart by what the system knows them by, not by their
-//! paths, so a link is no way around it.
+//! A comparison reveals where two archives differ, so the client must be allowed to open the same
+//! stream of the other archive: under the name in its query, and under every other name by which
+//! the same file is served. Files are identified by device and inode, not by path, so links can't
+//! be used to bypass the check.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
@@ -17,47 +17,48 @@ use super::{Catalog, file_name, stream_name, stream_of};
 use crate::nbd::{ContextQueries, Export, MayOpen};
 use crate::snapshot::{Reference, Snapshot};
 
-/// Named archives that are looked at together.
+/// Number of named archives that are checked together.
 const PAGE: usize = 64;
 
-/// Names of one file that are looked at. They are kept while an export is read, so that a client
-/// that may not open one any more is dropped; a file of more names isn't compared with.
+/// Maximum number of names of one file. The names are kept while an export is read, so that a
+/// client that loses the right to open one of them is disconnected. A file with more names can't
+/// be compared with.
 const MAX_NAMES: usize = 64;
 
-/// Something that an export can be compared with.
+/// An archive that an export can be compared with.
 #[derive(Debug, Clone)]
 pub(super) struct Comparison {
-    /// Name by which the client asks for it.
+    /// Name in the client's query.
     pub(super) name: String,
     pub(super) reference: Reference,
-    /// Names of the exports that the client has to be allowed to open.
+    /// Names of the exports that the client must be allowed to open.
     pub(super) exports: Arc<[String]>,
 }
 
-/// The comparisons of an export that one client may make, some at a time: each name once, in an
-/// order that doesn't depend on the queries.
+/// The comparisons of an export that one client may make, a page at a time. Each name appears
+/// once, in an order that doesn't depend on the queries.
 pub(super) struct Comparisons<'a> {
     catalog: &'a Catalog,
     export: &'a SnapshotExport,
     queries: &'a ContextQueries<'a>,
     may_open: &'a MayOpen,
     next: Next,
-    /// True if the files that are served have been looked at.
+    /// True once the metadata of the served files has been read.
     has_looked: bool,
 }
 
-/// The archives that come next.
+/// The archives of the next page.
 enum Next {
-    /// Named archives from that position on.
+    /// All named archives from this position on.
     AnyFrom(usize),
-    /// Named archives at these positions.
+    /// The named archives at these positions.
     These(VecDeque<usize>),
     Parents,
     Nothing,
 }
 
 impl Catalog {
-    /// Comparisons of `export` that `queries` ask for and the client may make.
+    /// Returns the comparisons of `export` that match `queries` and that the client may make.
     pub(super) fn comparisons<'a>(
         &'a self,
         export: &'a SnapshotExport,
@@ -77,14 +78,14 @@ impl Catalog {
     }
 }
 
-/// The name that the context of a query has its export compared with.
+/// Extracts the name that a query's context compares the export with.
 fn compared_name(query: &[u8]) -> Option<&str> {
     let query = str::from_utf8(query).ok()?;
     COMPARING.iter().find_map(|namespace| query.strip_prefix(namespace)?.strip_prefix(':'))
 }
 
 impl Comparisons<'_> {
-    /// Returns the next comparisons; a page may be empty, and `None` follows the last one.
+    /// Returns the next page of comparisons, which may be empty. `None` follows the last one.
     pub(super) async fn page(&mut self) -> Option<Vec<Comparison>> {
         let found = match &mut self.next {
             Next::AnyFrom(start) => {
@@ -110,14 +111,15 @@ impl Comparisons<'_> {
             Next::Nothing => return None,
         };
         if found.is_empty() {
-            // A large catalogue keeps nobody else from the thread.
+            // Yield: walking a large catalog mustn't monopolize the thread.
             yield_now().await;
             return Some(Vec::new());
         }
         Some(self.authorized(found).await)
     }
 
-    /// Named archives that are open, and whose files are still the same.
+    /// Returns those of the named archives that are wanted and open, and whose files haven't
+    /// changed.
     async fn named(&self, positions: impl IntoIterator<Item = usize>) -> Vec<(String, Reference)> {
         let is_itself = |name: &str| stream_of(self.export.name(), name).is_some();
         let named = positions.into_iter().filter_map(|position| self.catalog.named.get(position));
@@ -131,7 +133,7 @@ impl Comparisons<'_> {
         let current = spawn_blocking(move || {
             let current = wanted.into_iter().filter_map(|(name, slot)| {
                 let latest = slot.latest()?;
-                // A file that was deleted shall not take room for longer than it is read.
+                // Close it: a deleted file takes up disk space while it is open.
                 if !latest.is_current() {
                     slot.close();
                     return None;
@@ -146,34 +148,34 @@ impl Comparisons<'_> {
         }
     }
 
-    /// Ancestors, under the names of their files.
+    /// Returns the ancestors, under their file names.
     fn parents(&self) -> Vec<(String, Reference)> {
         let snapshot: &Arc<Snapshot> = self.export.snapshot();
         let references = snapshot.references().into_iter().skip(1);
         let parents = snapshot.parents().map(file_name).zip(references);
         let mut names = HashSet::new();
         parents
-            // Named archives mean themselves by their names.
+            // The name of a named archive always refers to that archive.
             .filter(|(name, _)| !self.catalog.named.contains(name) && self.is_wanted(name))
-            // Of two parents of one name, the nearer one is meant.
+            // If two ancestors have one name, the nearer one is meant.
             .filter(|(name, _)| names.insert(name.clone()))
             .collect()
     }
 
-    /// Returns true if the client asks for a comparison with `name`, and may open it.
+    /// Returns true if the client asks for a comparison with `name` and may open it.
     fn is_wanted(&self, name: &str) -> bool {
         comparing(name).any(|context| self.queries.matches(&context))
             && self.may_open.allows(&stream_name(name, self.export.stream()))
     }
 
-    /// Filters out what the client may not compare with.
+    /// Keeps only what the client is authorized to compare with.
     async fn authorized(&mut self, found: Vec<(String, Reference)>) -> Vec<Comparison> {
         let files = match self.has_looked {
             true => self.catalog.files.latest(),
             false => self.catalog.look().await,
         };
         self.has_looked = true;
-        // What isn't known to be allowed isn't.
+        // Fail closed: without the list of all files, nothing can be authorized.
         let Some(files) = files.filter(|files| files.are_known()) else { return Vec::new() };
         let found = found.into_iter();
         found.filter_map(|(name, reference)| self.authorize(name, reference, &files)).collect()
@@ -183,7 +185,7 @@ impl Comparisons<'_> {
         let named = &self.catalog.named;
         let mut names = vec![name.as_str()];
         if let Some(file) = reference.file_id() {
-            // Another file of the folder may be called like a parent.
+            // The folder may contain another file with the same name as an ancestor.
             let is_other = |there| !named.contains(&name) && there != file;
             if files.of_name(&name).is_some_and(|stamp| is_other(stamp.id())) {
                 return None;

@@ -1,10 +1,10 @@
-//! The threads that read and decode blocks.
+//! A pool of threads that read and decode blocks, with fair queueing between clients.
 //!
-//! Fair queueing by client: each client has a queue of its own, and a virtual clock that counts
-//! the work done for it. The client whose clock is furthest behind has its next job run. Work
-//! is charged as estimated when a job starts, and corrected by the time that it took when it
-//! ends, so a client whose jobs take longer than they look has fewer turns. A client with long
-//! reads, or with many, can't stand in front of one with short ones.
+//! Each client has its own queue and a virtual clock that counts the work done for it. The next
+//! job comes from the client whose clock is furthest behind. A job is charged its estimated work
+//! when it starts, and the charge is replaced by the measured time when it ends, so a client
+//! whose jobs take longer than estimated gets fewer turns. A client with long reads, or many of
+//! them, can't delay one with short reads.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -16,19 +16,20 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-/// How much nicer decoding threads are: a tenth of the others' share, if they want all of it.
+/// Nice value added for decoder threads: under contention they get about a tenth of the share of
+/// other threads.
 const NICE: i32 = 10;
 
-/// A pool of threads. They end when it is dropped, and what waits is dropped with it.
+/// A thread pool. Dropping it ends the threads and drops the waiting jobs.
 pub(super) struct Decoders {
     shared: Arc<Shared>,
     cores: usize,
-    /// They are started for the first job: a thread keeps the rights that the process has when
-    /// it is started.
+    /// Set once the threads have been started. They are started for the first job, since a thread
+    /// keeps the privileges that the process has when it starts.
     started: OnceLock<()>,
 }
 
-/// A client whose jobs share one queue. Its state is only used under the lock of [`Queue`].
+/// A client whose jobs share one queue. Its state is only accessed under the lock of [`Queue`].
 #[derive(Default)]
 pub(super) struct Client(Mutex<ClientQueue>);
 
@@ -37,52 +38,52 @@ struct ClientQueue {
     /// Virtual clock: work done for this client, in nanoseconds.
     clock: u64,
     jobs: VecDeque<Job>,
-    /// Number of its valid turn in [`Queue::clients`], which it has while it has jobs.
+    /// Number of its valid turn in [`Queue::clients`]; set while it has jobs.
     turn: Option<u64>,
 }
 
-/// The job was dropped, or it panicked.
+/// Error of a job that was dropped or panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Abandoned;
 
 #[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is a job, or nothing will ever come again.
+    /// Signaled when a job is added and when the pool is closed.
     news: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
     clients: BinaryHeap<Reverse<Turn>>,
-    /// Jobs that wait.
+    /// Number of waiting jobs.
     jobs: usize,
-    /// Threads that wait for a job.
+    /// Number of threads that wait for a job.
     idle: usize,
-    /// Virtual time: the clock of the client whose job was started last. A client that had no
-    /// jobs begins here, and so can't save up turns.
+    /// Virtual time: the clock of the client whose job was started last. A client without jobs
+    /// resumes from here, so idle clients can't accumulate credit.
     now: u64,
-    /// Turns that were ever queued.
+    /// Number of turns queued so far; the next turn's number.
     count: u64,
     is_closed: bool,
 }
 
-/// A client's place in the queue. It is void if the client has another one by now.
+/// An entry of a client in the queue. It is stale if the client has been queued again since.
 struct Turn {
     clock: u64,
-    /// Of clients with the same clock, the one that was queued first is next.
+    /// Sequence number; clients with equal clocks are served in the order they were queued.
     number: u64,
     client: Arc<Client>,
 }
 
 struct Job {
-    /// Estimate of its work, in nanoseconds.
+    /// Estimated work, in nanoseconds.
     estimate: u64,
     run: Box<dyn FnOnce() + Send>,
 }
 
 impl Decoders {
-    /// As many threads as there are cores: more would only fight for them.
+    /// Creates a pool with one thread per core; more threads would only compete for the cores.
     pub(super) fn new() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         Self { shared: Arc::default(), cores, started: OnceLock::new() }
@@ -98,12 +99,13 @@ impl Decoders {
                 Err(error) => tracing::error!("can't start a thread for decoding: {error}"),
             }
         }
-        // One is enough, if slow. Without any, reads fail rather than wait for ever.
+        // One thread is enough, if slow. Without any, reads must fail instead of waiting forever.
         self.shared.queue().is_closed = started == 0;
     }
 
-    /// Does `work`, which takes about `estimate` nanoseconds, when it is the client's turn. If
-    /// this is dropped before that, the work is never started.
+    /// Runs `work`, which takes about `estimate` nanoseconds, when it is the client's turn.
+    ///
+    /// Cancellation: if this future is dropped before the work starts, the work never runs.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         client: &Arc<Client>,
@@ -116,7 +118,7 @@ impl Decoders {
             if !done.is_closed()
                 && let Ok(result) = catch_unwind(AssertUnwindSafe(work))
             {
-                // Nobody waits any more if the client has gone meanwhile.
+                // The receiver may have been dropped because the client disconnected.
                 done.send(result).unwrap_or_else(drop);
             }
         });
@@ -124,7 +126,7 @@ impl Decoders {
         result.await.map_err(|_| Abandoned)
     }
 
-    /// Whether a job would be begun at once.
+    /// Returns true if a job would start immediately.
     pub(super) fn are_idle(&self) -> bool {
         let queue = self.shared.queue();
         queue.idle > queue.jobs
@@ -169,7 +171,8 @@ impl Shared {
                     let begun = Instant::now();
                     (job.run)();
                     let took = begun.elapsed();
-                    // Whoever answers a client needn't wait until this thread's time is up.
+                    // Lets the threads that send replies run before this thread's time slice
+                    // ends.
                     std::thread::yield_now();
                     queue = self.queue();
                     queue.correct(&client, job.estimate, took);
@@ -195,7 +198,7 @@ impl Queue {
         }
     }
 
-    /// Gives a client that has jobs its turn.
+    /// Queues a turn for a client that has jobs.
     fn push(&mut self, client: &Arc<Client>, own: &mut ClientQueue) {
         let (clock, number) = (own.clock, self.count);
         self.count += 1;
@@ -203,7 +206,7 @@ impl Queue {
         self.clients.push(Reverse(Turn { clock, number, client: Arc::clone(client) }));
     }
 
-    /// Takes the job that is next, and charges its client with the estimate.
+    /// Takes the next job, and charges its client the estimate.
     fn next(&mut self) -> Option<(Arc<Client>, Job)> {
         while let Some(Reverse(Turn { number, client, .. })) = self.clients.pop() {
             let mut own = client.lock();
@@ -224,7 +227,7 @@ impl Queue {
         None
     }
 
-    /// Replaces what a client was charged for a job by what the job took.
+    /// Replaces a job's estimate on its client's clock by the measured time.
     fn correct(&mut self, client: &Arc<Client>, estimate: u64, took: Duration) {
         let mut own = client.lock();
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
@@ -242,12 +245,12 @@ impl Client {
     }
 }
 
-/// Lets the threads that answer clients go first, where there aren't enough cores for all:
-/// a block that has to be decoded takes its time anyway, and one that is in memory
-/// shouldn't wait for it. What other programs do isn't changed by it where each service
-/// has its own share of the processor, as under systemd.
+/// Lowers the priority of the calling thread below the threads that serve clients, for when there
+/// aren't enough cores for all: a block that must be decoded takes long anyway, and a cached one
+/// shouldn't wait for it. Other programs aren't affected where each service has its own CPU
+/// share, as under systemd.
 fn give_way() {
-    // On Linux this is about the calling thread alone.
+    // On Linux, the nice value is per thread.
     if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!("decoding threads keep their priority: {error}");
     }
@@ -294,8 +297,8 @@ mod tests {
         Job { estimate, run: Box::new(|| ()) }
     }
 
-    /// The order in which waiting jobs are run by one thread: by client, with what each is
-    /// estimated at, and what it takes.
+    /// Returns the order in which one thread runs the queued jobs, by client. A job is given as
+    /// client, estimate and measured time.
     fn order(jobs: &[(usize, u64, u64)]) -> Vec<usize> {
         let mut queue = Queue::default();
         let clients: Vec<Arc<Client>> = (0..3).map(|_| Arc::default()).collect();
@@ -328,13 +331,13 @@ mod tests {
         assert_eq!(order(&jobs), [0, 1, 1, 1, 1, 0, 0, 0]);
     }
 
-    /// Jobs that look like nothing and take long: after the first one the others wait, though
-    /// all of them came before.
+    /// Jobs with tiny estimates that take long: after the first one the others wait, even though
+    /// they were queued first.
     #[test]
     fn measured_time_counts_rather_than_the_estimate() {
         let jobs = [[(0, 1, 30_000); 8], [(1, 100, 100); 8]].concat();
         assert_eq!(order(&jobs)[..9], [0, 1, 1, 1, 1, 1, 1, 1, 1]);
-        // And the other way round.
+        // The same with estimates that are too high.
         let jobs = [[(0, 30_000, 1); 4], [(1, 100, 100); 4]].concat();
         assert_eq!(order(&jobs)[..5], [0, 1, 0, 0, 0]);
     }

@@ -1,7 +1,7 @@
-//! Which files are served at one moment, and under which names.
+//! Determines which files are served at a point in time, and under which names.
 //!
-//! They are looked at together, for all who ask at the same time: however many clients ask,
-//! one thread looks.
+//! Concurrent requests share one read of the metadata. Only one thread reads at a time, however
+//! many clients ask.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -17,21 +17,22 @@ use super::in_folder::InFolder;
 use super::named::NamedSlots;
 use crate::storage::{FileId, FileStamp};
 
-/// Time that a client waits for a file system that doesn't answer. Without an answer exports
-/// are listed without descriptions, and nothing can be compared.
+/// Timeout for a file system that doesn't respond. After it, exports are listed without
+/// descriptions, and comparisons are unavailable.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The files of all archives that are served at one moment.
+/// The files of all served archives at one point in time.
 #[derive(Debug)]
 pub(super) struct Files {
-    /// Stamps of the named archives, in their order; `None` where there is no file.
+    /// Stamps of the named archives, in their order; `None` if there is no file.
     named: Vec<Option<FileStamp>>,
-    /// Names and stamps of the folder's archives, ordered by name; `None` if it can't be read.
+    /// Names and stamps of the folder's archives, ordered by name; `None` if the folder can't be
+    /// read.
     folder: Option<Vec<(String, FileStamp)>>,
     positions: OnceLock<HashMap<FileId, Vec<Position>>>,
 }
 
-/// Position of a file among those that were named, or those of the folder.
+/// Index of a file among the named archives or the folder's files.
 #[derive(Debug, Clone, Copy)]
 enum Position {
     Named(usize),
@@ -39,14 +40,14 @@ enum Position {
 }
 
 impl Files {
-    /// Reads the metadata of all files. The log says why the folder can't be read, if it can't.
+    /// Reads the metadata of all files. If the folder can't be read, logs why.
     fn look(named: &[PathBuf], folder: Option<&InFolder>) -> Self {
         let named = named.iter().map(|path| FileStamp::of(path)).collect();
         let folder = folder.map_or_else(|| Some(Vec::new()), |folder| folder.read().ok());
         Self { named, folder, positions: OnceLock::new() }
     }
 
-    /// Stamp of the named archive at `position`, if it has a file.
+    /// Returns the stamp of the named archive at `position`, if its file exists.
     pub(super) fn named(&self, position: usize) -> Option<FileStamp> {
         self.named.get(position).copied().flatten()
     }
@@ -56,19 +57,19 @@ impl Files {
         self.folder.is_some()
     }
 
-    /// The files of the folder.
+    /// Returns the folder's files, ordered by name.
     pub(super) fn in_folder(&self) -> &[(String, FileStamp)] {
         self.folder.as_deref().unwrap_or_default()
     }
 
-    /// Stamp of the folder's file of that name, if there is one.
+    /// Returns the stamp of the folder's file with this name, if it exists.
     pub(super) fn of_name(&self, name: &str) -> Option<FileStamp> {
         let files = self.in_folder();
         let found = files.binary_search_by(|(other, _)| other.as_str().cmp(name)).ok()?;
         files.get(found).map(|(_, stamp)| *stamp)
     }
 
-    /// The folder's files behind `name` in order, `count` at most.
+    /// Returns up to `count` of the folder's files that follow `name` in order.
     pub(super) fn behind(&self, name: Option<&str>, count: usize) -> &[(String, FileStamp)] {
         let files = self.in_folder();
         let start = name.map_or(0, |name| files.partition_point(|(it, _)| it.as_str() <= name));
@@ -76,8 +77,8 @@ impl Files {
         rest.get(..count).unwrap_or(rest)
     }
 
-    /// Names under which a file is served. A named archive hides a file of the folder that is
-    /// called like it.
+    /// Returns the names under which a file is served. A named archive hides a file of the folder
+    /// with the same name.
     pub(super) fn names_of<'a>(
         &'a self,
         file: FileId,
@@ -111,43 +112,42 @@ impl Files {
 /// Outcome of [`LatestFiles::look`].
 #[derive(Debug, Default)]
 pub(super) struct Looked {
-    /// The files; `None` if they couldn't be looked at in time.
+    /// The files; `None` on a timeout.
     pub(super) files: Option<Arc<Files>>,
-    /// True if it was made for whoever asked, and not for somebody else at the same time.
+    /// True if this call did the read itself rather than sharing another caller's.
     pub(super) is_own: bool,
 }
 
-/// The files as they were seen last.
+/// Cache of the latest [`Files`], with single flight for reading them.
 #[derive(Debug, Default)]
 pub(super) struct LatestFiles {
-    /// When the last look began. Whoever looks holds the lock.
+    /// Start of the last read. The lock is held during a read.
     begun: Arc<Mutex<Option<Instant>>>,
     latest: Arc<ArcSwapOption<Files>>,
 }
 
 impl LatestFiles {
-    /// The files as they were seen last. It waits for nothing.
+    /// Returns the latest files without waiting.
     ///
-    /// Holding it keeps the names of all files, so it mustn't be held while a client is waited
-    /// for.
+    /// Holding the result keeps the names of all files in memory, so it mustn't be held while
+    /// waiting for a client.
     pub(super) fn latest(&self) -> Option<Arc<Files>> {
         self.latest.load_full()
     }
 
-    /// Returns the files as they are now or later, and shares the work with all who ask
-    /// meanwhile.
+    /// Returns the files as of now or later; concurrent callers share one read.
     pub(super) async fn look(&self, named: &NamedSlots, folder: Option<&Arc<InFolder>>) -> Looked {
         let asked = Instant::now();
         let looking = async {
             let mut begun = Arc::clone(&self.begun).lock_owned().await;
-            // It was made while this one waited, for somebody who asked earlier.
+            // Another caller's read started after this call did, so it is fresh enough.
             if begun.is_some_and(|begun| begun >= asked) {
                 return Looked { files: self.latest(), ..Looked::default() };
             }
             let latest = Arc::clone(&self.latest);
             let paths: Vec<PathBuf> = named.iter().map(|(_, slot)| slot.path().into()).collect();
             let folder = folder.cloned();
-            // It goes on if nobody waits for it any more, so that there are never two of them.
+            // Not canceled when the caller is dropped, so that two reads never run at once.
             let look = spawn_blocking(move || {
                 let now = Instant::now();
                 let files = Arc::new(Files::look(&paths, folder.as_deref()));
@@ -215,7 +215,7 @@ mod tests {
         assert_eq!(gone.fault(), Some(FolderFault::Missing));
     }
 
-    /// Whoever asks while somebody looks gets a look that began later, together with the others.
+    /// Callers that arrive during a read share one that starts later.
     #[tokio::test]
     async fn those_who_wait_share_the_next_look() {
         let latest = LatestFiles::default();

@@ -1,4 +1,4 @@
-//! The snapshots of a folder, of which few are kept open.
+//! Manages the slots of the archives in an export folder, and limits how many stay open.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
@@ -18,28 +18,28 @@ use crate::escape;
 use crate::limited::RateLimit;
 use crate::storage::FileStamp;
 
-/// Snapshots that are kept open, at most: each takes some descriptors.
+/// Maximum number of snapshots that are kept open; each takes several descriptors.
 pub(super) const MAX_OPEN: usize = 128;
 
-/// A folder's places for snapshots.
+/// An export folder and the slots of its archives.
 #[derive(Debug)]
 pub(super) struct InFolder {
     folder: Folder,
-    /// The folder as it was at the start, which is what the sandbox admits.
+    /// Identity of the folder at startup; the sandbox permits only this folder.
     at_start: Option<FolderId>,
-    /// Cause for which it couldn't be read the last time, if it couldn't.
+    /// Fault of the last attempt to read the folder, if it failed.
     fault: sync::Mutex<Option<FolderFault>>,
     places: Mutex<Places>,
-    /// Files that the log has named as not being served.
+    /// Files that the log has reported as not served.
     unserved: sync::Mutex<Vec<(OsString, Missing)>>,
-    /// Log lines about them.
+    /// Rate limit for the log lines about them.
     notes: RateLimit,
 }
 
 #[derive(Debug, Default)]
 struct Places {
     slots: HashMap<String, Slot>,
-    /// Names of those that may be open, the one that was asked for last at the end.
+    /// Names of the slots that may be open, least recently used first.
     open: VecDeque<String>,
 }
 
@@ -49,8 +49,8 @@ impl Places {
         self.open.retain(|other| other != name);
     }
 
-    /// Makes `name` the one that was asked for last. The one that nobody has asked for the
-    /// longest is closed if there are too many; whoever reads it goes on.
+    /// Marks `name` as most recently used. Beyond [`MAX_OPEN`], closes the least recently used
+    /// slot; sessions that read its snapshot continue.
     fn touch(&mut self, name: &str) {
         self.open.retain(|other| other != name);
         self.open.push_back(name.to_owned());
@@ -80,33 +80,33 @@ impl InFolder {
         }
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub(super) fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The file of that name, which is known to be there.
+    /// Returns the source for a file that is known to exist.
     pub(super) fn source(&self, name: &str) -> Source {
         self.folder.source(name)
     }
 
-    /// The same folder, of which nothing has been opened.
+    /// Returns the same folder, with no archive opened.
     pub(super) fn unopened(&self) -> Self {
         Self::with(self.folder.clone(), self.at_start)
     }
 
-    /// Looks whether the folder can be read. The log says when that changes.
+    /// Checks that the folder can be read, and logs changes of the result.
     pub(super) async fn check(&self) {
         let (path, at_start) = (self.path().to_owned(), self.at_start);
         match spawn_blocking(move || reach::open(&path, at_start)).await {
             Ok(Ok(())) => self.note_fault(None),
             Ok(Err(error)) => self.note_fault(Some(&error)),
-            // The program is ending.
+            // The runtime is shutting down.
             Err(_) => {}
         }
     }
 
-    /// Cause for which it couldn't be read the last time, if it couldn't.
+    /// Returns the fault of the last attempt to read the folder, if it failed.
     pub(super) fn fault(&self) -> Option<FolderFault> {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,7 +126,7 @@ impl InFolder {
         }
     }
 
-    /// Returns the place for a name, if there is such a file.
+    /// Returns the slot of a name, if the file exists.
     ///
     /// # Errors
     /// [`Missing`], for the operator.
@@ -140,7 +140,7 @@ impl InFolder {
         Ok(places.slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
     }
 
-    /// Reads the folder once, however long that takes.
+    /// Reads the folder once, however long it takes.
     ///
     /// # Errors
     /// See [`read`](Self::read).
@@ -148,7 +148,7 @@ impl InFolder {
         let folder = Arc::clone(self);
         match spawn_blocking(move || folder.read()).await {
             Ok(read) => read.map(|_| ()),
-            // The program is ending.
+            // The runtime is shutting down.
             Err(error) => {
                 let (path, error) = (self.path().to_owned(), io::Error::other(error));
                 Err(FolderError { path, cause: FolderFault::Unreadable, error })
@@ -156,11 +156,11 @@ impl InFolder {
         }
     }
 
-    /// Returns names and stamps of its archives, ordered by name. It blocks. The log says which
-    /// files aren't served.
+    /// Returns the names and stamps of the folder's archives, ordered by name, and logs which
+    /// files aren't served. Blocking.
     ///
     /// # Errors
-    /// The folder can't be read, which the log says.
+    /// The folder can't be read; this is logged as well.
     pub(super) fn read(&self) -> Result<Vec<(String, FileStamp)>, FolderError> {
         let content = self.folder.content();
         let content = content.map_err(|error| reach::explain(self.path(), self.at_start, error));
@@ -170,7 +170,7 @@ impl InFolder {
         Ok(content.files)
     }
 
-    /// Forgets places whose files aren't there any more.
+    /// Discards the slots of files that no longer exist.
     pub(super) async fn forget_others_than(&self, files: &Files) {
         let mut places = self.places.lock().await;
         let names = places.slots.keys();
@@ -179,7 +179,7 @@ impl InFolder {
         gone.iter().for_each(|name| places.forget(name));
     }
 
-    /// Adds to some files the places of those that have been asked for.
+    /// Pairs each file with its slot, if a client has asked for it.
     pub(super) async fn with_slots(
         &self,
         files: impl Iterator<Item = (String, FileStamp)>,
@@ -193,9 +193,9 @@ impl InFolder {
             .collect()
     }
 
-    /// Logs which files aren't served though they are called like archives, whenever others are.
+    /// Logs the files that look like archives but aren't served, whenever their set changes.
     fn note_unserved(&self, unserved: Vec<(OsString, Missing)>) {
-        /// Files that a line names.
+        /// Maximum number of files named in a log line.
         const NAMED: usize = 10;
         let mut known = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
         if *known == unserved {
@@ -222,7 +222,7 @@ impl InFolder {
         *known = unserved;
     }
 
-    /// Places that have been asked for, by name; none if somebody is changing them just now.
+    /// Returns the slots of requested archives, ordered by name; empty if the lock is taken.
     pub(super) fn slots(&self) -> Vec<(String, Slot)> {
         let Ok(places) = self.places.try_lock() else { return Vec::new() };
         let mut slots: Vec<_> =

@@ -1,9 +1,9 @@
-//! The answer to LIST.
+//! Answers the LIST option.
 //!
-//! No archive is opened for it. What is open is described; of the others header and index are
-//! looked at, a few at a time, and what that shows is remembered for as long as the file is the
-//! same. No key is derived for it and no file is hashed, so an archive may be listed that can't
-//! be opened. Those that aren't looked at in time are listed by name alone.
+//! No archive is opened for it. Open archives are described from memory. For the others, only
+//! header and index are read, a few archives at a time, and the result is cached until the file
+//! changes. No key is derived and no file is hashed, so an archive may be listed that can't be
+//! opened. Archives that can't be inspected in time are listed by name alone.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -27,15 +27,16 @@ use crate::nbd::{Listing, MayOpen};
 use crate::snapshot::{Error, OpenOptions, Snapshot, StreamKind};
 use crate::storage::FileStamp;
 
-/// Archives that are described together, which bounds what is held for a client that doesn't
-/// read.
+/// Number of archives that are described together, which bounds the memory held for a client that
+/// doesn't read.
 const PAGE: usize = 32;
 
-/// Archives that are looked at concurrently, for all clients: each may have an index of
-/// [`MAX_MASTER_INDEX`](crate::snapshot::limits::MAX_MASTER_INDEX), and so may its parents.
+/// Maximum number of archives that are inspected concurrently, over all clients: each may have an
+/// index of [`MAX_MASTER_INDEX`](crate::snapshot::limits::MAX_MASTER_INDEX), and so may its
+/// parents.
 const LOOKS_AT_ONCE: u32 = 4;
 
-/// Time that one LIST may spend on looking at archives.
+/// Time budget of one LIST for inspecting archives.
 const TIME_TO_LOOK: Duration = Duration::from_secs(2);
 
 /// Descriptions of an archive's streams.
@@ -56,27 +57,27 @@ impl Streams {
     }
 }
 
-/// Knowledge of an archive.
+/// Result of inspecting an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Known {
     Streams(Streams),
-    /// There is no file, or it can't be served.
+    /// The file doesn't exist, or can't be served.
     Unservable,
     Unknown,
 }
 
-/// An archive that is to be listed.
+/// An archive to be listed.
 #[derive(Debug)]
 struct Entry {
     name: String,
     source: Arc<Source>,
-    /// Its slot, if somebody has asked for it.
+    /// Slot of the archive, if a client has asked for it.
     slot: Option<Slot>,
-    /// Stamp of its file, if there is one.
+    /// Stamp of the file, if it exists.
     stamp: Option<FileStamp>,
 }
 
-/// Descriptions of archives that were looked at, and failures to do so.
+/// Cache of inspection results, including failures.
 #[derive(Debug)]
 pub(super) struct Looks {
     remembered: Mutex<HashMap<PathBuf, Look>>,
@@ -88,7 +89,7 @@ pub(super) struct Looks {
 struct Look {
     stamp: FileStamp,
     at: Instant,
-    /// Its streams, or what is wrong with it.
+    /// Descriptions of its streams, or the reason for which it can't be served.
     found: Result<Streams, String>,
 }
 
@@ -101,19 +102,19 @@ impl Looks {
         }
     }
 
-    /// Number of files that are remembered.
+    /// Returns the number of cached files.
     pub(super) fn count(&self) -> usize {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Forgets files that aren't `there` any more.
+    /// Removes the files for which `there` returns false.
     pub(super) fn forget(&self, there: impl Fn(&Path) -> bool) {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         remembered.retain(|path, _| there(path));
     }
 
-    /// Returns what is remembered of a file. What couldn't be served then may be by now, since its
-    /// parent may have come.
+    /// Returns the cached result for a file. Failures expire, since a missing parent may have
+    /// appeared in the meantime.
     fn recall(&self, path: &Path, stamp: FileStamp) -> Known {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         match remembered.get(path) {
@@ -126,14 +127,14 @@ impl Looks {
         }
     }
 
-    /// Looks at a file, and remembers what it has seen. It blocks.
+    /// Inspects a file and caches the result. Blocking.
     fn look(&self, name: &str, source: &Source, stamp: FileStamp, options: &OpenOptions) {
-        // Somebody else may have looked while this one waited for its turn.
+        // Another task may have inspected it while this one waited for a permit.
         if self.recall(source.path(), stamp) != Known::Unknown {
             return;
         }
         let found = source.open_index(options).map(|snapshot| Streams::of(&snapshot));
-        // It is this program that is short of something, and that passes.
+        // The gateway itself lacks a resource, which is temporary, so nothing is cached.
         if found.as_ref().is_err_and(Error::is_shortage) {
             return;
         }
@@ -156,7 +157,8 @@ impl Looks {
 }
 
 impl Catalog {
-    /// Sends what LIST says, in its order, of the exports that may be opened.
+    /// Sends the listings of all exports that may be opened: named archives first, then those of
+    /// the folder, by name.
     pub(super) async fn list(&self, may_open: &MayOpen, listings: Sender<Listing>) {
         let mut page = Page { catalog: self, may_open, listings, time: TIME_TO_LOOK };
         let is_hung = self.look().await.is_none();
@@ -164,7 +166,7 @@ impl Catalog {
             page.time = Duration::ZERO;
         }
         for start in (0..self.named.len()).step_by(PAGE) {
-            // Held for no longer than this takes.
+            // Dropped before anything is sent; see `LatestFiles::latest`.
             let files = self.files.latest();
             let entries = (start..start + PAGE).filter_map(|position| {
                 let (name, slot) = self.named.get(position)?;
@@ -200,12 +202,12 @@ impl Catalog {
     }
 }
 
-/// Lists some archives at a time.
+/// State of one LIST, which is answered page by page.
 struct Page<'a> {
     catalog: &'a Catalog,
     may_open: &'a MayOpen,
     listings: Sender<Listing>,
-    /// Time that is left for looking at archives.
+    /// Remaining time for inspecting archives.
     time: Duration,
 }
 
@@ -214,7 +216,7 @@ impl Page<'_> {
         self.may_open.allows(name) || self.may_open.allows(&auxiliary(name))
     }
 
-    /// Sends the listings of some archives. Returns false if no more are wanted.
+    /// Sends the listings of some archives. Returns false if the receiver is gone.
     async fn send(&mut self, entries: Vec<Entry>, is_hung: bool) -> bool {
         let known = match is_hung {
             true => entries.iter().map(|_| Known::Unknown).collect(),
@@ -239,7 +241,8 @@ impl Page<'_> {
         true
     }
 
-    /// Returns what is known of some archives, after looking at those for which there is time.
+    /// Returns the results for some archives, after inspecting unknown ones within the time
+    /// budget.
     async fn known(&mut self, entries: &[Entry]) -> Vec<Known> {
         let open = open_streams(entries).await;
         let looks = &self.catalog.looks;
@@ -259,7 +262,8 @@ impl Page<'_> {
         if !unknown.is_empty() && !self.time.is_zero() {
             let begun = tokio::time::Instant::now();
             let looking = unknown.into_iter().map(|entry| look(self.catalog, entry));
-            // Those that have begun go on, and are remembered for the next client.
+            // On a timeout, inspections that have started run to completion and are cached for
+            // the next client.
             let in_time = timeout(self.time, join_all(looking)).await;
             self.time =
                 in_time.map_or(Duration::ZERO, |_| self.time.saturating_sub(begun.elapsed()));
@@ -270,7 +274,7 @@ impl Page<'_> {
     }
 }
 
-/// Streams of those archives that are open, and whose files are still the same.
+/// Returns the streams of archives that are open and whose files haven't changed.
 async fn open_streams(entries: &[Entry]) -> Vec<Option<Streams>> {
     let latest = |entry: &Entry| entry.slot.as_ref().and_then(Slot::latest);
     let latest: Vec<Option<Arc<Snapshot>>> = entries.iter().map(latest).collect();
@@ -291,7 +295,7 @@ async fn open_streams(entries: &[Entry]) -> Vec<Option<Streams>> {
     }
 }
 
-/// Looks at an archive when it is its turn, off the runtime's threads.
+/// Inspects an archive on a blocking thread, once it gets a permit.
 async fn look(catalog: &Catalog, entry: &Entry) {
     let Some(stamp) = entry.stamp else { return };
     let Ok(permit) = Arc::clone(&catalog.looks.permits).acquire_owned().await else { return };
@@ -301,7 +305,7 @@ async fn look(catalog: &Catalog, entry: &Entry) {
         looks.look(&name, &source, stamp, &options);
         drop(permit);
     });
-    // If it panics, the archive is listed by its name.
+    // If the inspection panics, the archive is listed by name alone.
     looking.await.unwrap_or_default();
 }
 
@@ -320,7 +324,7 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/archives").join(name)
     }
 
-    /// A folder with copies of archives.
+    /// Creates a folder with copies of archives.
     fn folder(names: &[&str]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for name in names {
@@ -347,7 +351,7 @@ mod tests {
 
     const ALL: [&str; 4] = ["aux-lz4.hxz", "base-zstd.hxz", "child-zstd.hxz", "encrypted-zstd.hxz"];
 
-    /// A password that counts how often it is asked for: once for each key that is derived.
+    /// Returns a password source that counts its calls: one for each key derivation.
     fn counted() -> (Arc<AtomicUsize>, PasswordSource) {
         let count = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&count);
@@ -383,7 +387,7 @@ mod tests {
         let reads = catalog.reader().reads();
         assert!(reads.bytes() < 60_000, "{} bytes", reads.bytes());
 
-        // What was seen is remembered for as long as the files are the same.
+        // Results are cached until a file changes.
         let before = reads.count();
         assert_eq!(list(&catalog, &MayOpen::everything()).await, listed);
         assert_eq!(reads.count(), before);
@@ -392,7 +396,7 @@ mod tests {
         assert_eq!(list(&catalog, &MayOpen::everything()).await, listed);
         assert!(reads.count() > before);
 
-        // No digest is right, nor the password. That is known once one has been opened.
+        // All digests and the password are wrong, which shows once the archives have been opened.
         assert_eq!(catalog.find_named(ALL[3]).await.err(), Some(Missing::Unavailable));
         assert_eq!(catalog.find_named(ALL[1]).await.err(), Some(Missing::Unavailable));
         let names = list(&catalog, &MayOpen::everything()).await;
@@ -417,13 +421,13 @@ mod tests {
         let names = listed(OpenOptions { digests, ..OpenOptions::default() }).await;
         assert_eq!(names.len(), 1);
         assert_eq!(names[0].0, "base-lz4.hxz");
-        // None of them has a digest.
+        // With an empty set of digests, no archive may be served.
         let digests = Some(Arc::default());
         let names = listed(OpenOptions { digests, ..OpenOptions::default() }).await;
         assert!(names.is_empty(), "{names:?}");
     }
 
-    /// Names are complete however slowly archives can be looked at.
+    /// The names are complete, however slowly archives can be inspected.
     #[tokio::test(start_paused = true)]
     async fn archives_that_can_not_be_looked_at_in_time_are_listed_by_name() {
         let folder = folder(&ALL);
@@ -470,7 +474,7 @@ mod tests {
         assert!(catalog.unready().is_none());
     }
 
-    /// A client that reads nothing holds a page of listings at the most.
+    /// A client that doesn't read holds at most a page of listings.
     #[tokio::test]
     async fn a_list_that_nobody_reads_makes_no_more_than_a_page() {
         let folder = folder(&[]);
@@ -495,7 +499,7 @@ mod tests {
         };
         assert!(is_pending);
         assert!(catalog.looks.count() <= PAGE);
-        // The names of all files are kept once, whoever lists them.
+        // The names of all files are kept once, independent of the number of clients.
         assert_eq!(Arc::strong_count(&catalog.files.latest().unwrap()), 2);
     }
 }

@@ -1,8 +1,7 @@
-//! Names to exports: which archives are served, under which names, found when a client
-//! asks for them.
+//! Maps export names to archives, and opens an archive when a client asks for it.
 //!
-//! An archive that has been replaced on disk is opened anew for the next client; those
-//! that read the old one go on reading it.
+//! An archive that has been replaced on disk is reopened for the next client; sessions that read
+//! the old file keep reading it.
 
 mod blocks;
 mod comparisons;
@@ -40,24 +39,24 @@ pub use snapshot::{STATE_CHANGED, SnapshotExport};
 pub use source::{Choice, Folder, Named, NamedError};
 use source::{Missing, Source};
 
-/// What is added to a snapshot's name for its auxiliary stream.
+/// Suffix of a snapshot's name that selects its auxiliary stream.
 const AUXILIARY: &str = "/aux";
 
-/// Why a catalogue can't be made.
+/// Reason for which a catalog can't be created.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
-    /// Two archives of the same name.
+    /// Two archives have the same export name.
     #[error(
         "two archives would be the export {:?}: give one of them another name, NAME=PATH",
         escape::name(.0)
     )]
     SameName(String),
-    /// The default export isn't among those that were named.
+    /// The default export isn't one of the named archives.
     #[error("the default export {:?} is none of those that are served", escape::name(.0))]
     NoSuchDefault(String),
 }
 
-/// The snapshots that are served.
+/// The registry of served snapshots.
 #[derive(Debug)]
 pub struct Catalog {
     named: NamedSlots,
@@ -67,12 +66,13 @@ pub struct Catalog {
     reader: Arc<BlockReader>,
     files: LatestFiles,
     looks: Arc<Looks>,
-    /// Log lines about archives that can't be served; clients can cause them.
+    /// Rate limit for log lines about archives that can't be served, since clients can cause
+    /// them.
     failures: RateLimit,
 }
 
 impl Catalog {
-    /// A catalogue of these archives. Nothing is opened yet.
+    /// Creates a catalog of the chosen archives without opening any.
     ///
     /// # Errors
     /// See [`CatalogError`].
@@ -107,10 +107,10 @@ impl Catalog {
         })
     }
 
-    /// A catalogue of one snapshot that is open already.
+    /// Creates a catalog of one snapshot that is already open.
     pub fn of_one(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
         let mut named = NamedSlots::default();
-        // It is the only one, so none has its name.
+        // This can't fail: no other archive can have the same name.
         named.push(name.to_owned(), Slot::of(snapshot)).unwrap_or_default();
         Self {
             named,
@@ -124,9 +124,9 @@ impl Catalog {
         }
     }
 
-    /// A catalogue of other archives, opened in the same way. Those that are in both stay as
-    /// they are: what is open isn't opened anew. Blocks and index pages are kept where these
-    /// ones are.
+    /// Creates a catalog of another choice of archives, with the same open options, block cache
+    /// and index page cache. Archives that are in both catalogs keep their slots, so those that
+    /// are open stay open.
     ///
     /// # Errors
     /// See [`CatalogError`].
@@ -148,9 +148,9 @@ impl Catalog {
         Ok(chosen)
     }
 
-    /// The same archives, but opened anew as `options` say, and so judged anew by their keys and
-    /// digests. How blocks are verified and reads counted, and where blocks, index pages and hash
-    /// trees are kept, stays.
+    /// Creates a catalog of the same archives that are reopened with `options`, and so checked
+    /// again against the keys and digests in `options`. Hash verification, read counters, and the
+    /// caches of blocks, index pages and hash trees are kept.
     #[must_use]
     pub fn opened_as(&self, options: OpenOptions) -> Self {
         if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
@@ -175,18 +175,18 @@ impl Catalog {
         }
     }
 
-    /// How archives are opened.
+    /// Returns the options with which archives are opened.
     pub fn options(&self) -> &OpenOptions {
         &self.options
     }
 
-    /// What reads blocks for all exports.
+    /// Returns the block reader shared by all exports.
     pub fn reader(&self) -> &Arc<BlockReader> {
         &self.reader
     }
 
-    /// Opens those that were named: the exports that there are then, and for each that
-    /// can't be opened why.
+    /// Opens the named archives. Returns the resulting exports, and an error for each archive
+    /// that can't be opened.
     pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<crate::snapshot::Error>) {
         let mut failed = Vec::new();
         for (_, slot) in self.named.iter() {
@@ -202,7 +202,7 @@ impl Catalog {
         (exports, failed)
     }
 
-    /// The exports that are open just now.
+    /// Returns the exports of the snapshots that are open, without opening any.
     pub(super) fn open_now(&self) -> Vec<SnapshotExport> {
         let in_folder = self.folder.as_deref().map(InFolder::slots).unwrap_or_default();
         let in_folder = in_folder.iter().map(|(name, slot)| (name.as_str(), slot));
@@ -216,8 +216,8 @@ impl Catalog {
         exports
     }
 
-    /// Reason for which nothing can be opened: the folder couldn't be read the last time, and of
-    /// the archives that were named none could be opened.
+    /// Returns the reason for which no archive can be opened, if there is one: no named archive
+    /// could be opened, and the folder couldn't be read the last time or isn't configured.
     pub(super) fn unready(&self) -> Option<&'static str> {
         if self.named.iter().any(|(_, slot)| !slot.has_failed()) {
             return None;
@@ -228,16 +228,16 @@ impl Catalog {
         }
     }
 
-    /// Number of descriptors that archives may take at once, not counting their parents.
+    /// Returns the maximum number of descriptors that archives take at once, not counting their
+    /// parents.
     pub fn descriptors(&self) -> usize {
         self.named.len() + if self.folder.is_some() { in_folder::MAX_OPEN } else { 0 }
     }
 
-    /// Looks whether the folder can be read, and which of its files aren't served. The log says
-    /// so.
+    /// Reads the folder, and logs which of its files aren't served.
     ///
     /// # Errors
-    /// It can't be read.
+    /// The folder can't be read.
     pub async fn look_into_folder(&self) -> Result<(), FolderError> {
         match &self.folder {
             Some(folder) => folder.look().await,
@@ -245,20 +245,20 @@ impl Catalog {
         }
     }
 
-    /// Looks whether the folder can be read, for [`Offer::unready`](crate::nbd::Offer::unready).
-    /// The log says when that changes. Where the file system hangs, so does this.
+    /// Checks that the folder can be read, for [`Offer::unready`](crate::nbd::Offer::unready).
+    /// Logs changes of the result. Blocks for as long as the file system hangs.
     pub async fn check_folder(&self) {
         if let Some(folder) = &self.folder {
             folder.check().await;
         }
     }
 
-    /// Whether there is an export of that canonical name just now.
+    /// Returns true if an export of this canonical name can be opened.
     pub async fn has(&self, name: &str) -> bool {
         self.find_named(name).await.is_ok()
     }
 
-    /// The snapshot of a place. Why there is none goes to the log.
+    /// Opens the snapshot of a slot. Logs why it can't be opened.
     async fn open(&self, name: &str, slot: &Slot) -> Option<Arc<Snapshot>> {
         match slot.open(&self.options).await {
             Ok(snapshot) => Some(snapshot),
@@ -280,17 +280,18 @@ impl Catalog {
         }
     }
 
-    /// The files of all archives as they are now; `None` if they can't be looked at in time.
+    /// Reads the metadata of all archives' files. Returns `None` on a timeout.
     async fn look(&self) -> Option<Arc<Files>> {
         let Looked { files, is_own } = self.files.look(&self.named, self.folder.as_ref()).await;
-        // The log says why a folder can't be read. What is in it may be there all the same.
+        // The log says why a folder can't be read. Its files may still exist, so nothing is
+        // discarded.
         if let Some(files) = files.as_ref().filter(|files| is_own && files.are_known()) {
             self.forget_others_than(files).await;
         }
         files
     }
 
-    /// Lets go what is known of files that aren't there any more.
+    /// Discards what is remembered of files that no longer exist.
     async fn forget_others_than(&self, files: &Files) {
         let folder = self.folder.as_deref();
         if let Some(folder) = folder {
@@ -308,7 +309,8 @@ impl Catalog {
         self.looks.forget(|path| named.contains(path) || is_in_folder(path));
     }
 
-    /// The exports of one place: its main stream, and the auxiliary one if it has one.
+    /// Opens a slot and returns its exports: the main stream, and the auxiliary stream if it
+    /// isn't empty.
     async fn exports_of(&self, name: &str, slot: &Slot) -> Vec<SnapshotExport> {
         match self.open(name, slot).await {
             Some(snapshot) => self.streams(name, &snapshot),
@@ -329,11 +331,11 @@ impl Catalog {
         SnapshotExport::new(name, Arc::clone(snapshot), stream, Arc::clone(&self.reader))
     }
 
-    /// The export that a client calls `name`, or by no name.
+    /// Resolves the name that a client sent; an empty name means the default export.
     fn resolve<'a>(&'a self, name: &'a [u8]) -> Result<&'a str, Missing> {
         match name {
             [] => self.default.as_deref().ok_or(Missing::NoDefault),
-            // Names that are no text are nobody's.
+            // Export names are UTF-8, so other bytes can't match one.
             name => str::from_utf8(name).map_err(|_| Missing::NotUtf8),
         }
     }
@@ -366,12 +368,13 @@ impl Catalog {
     }
 }
 
-/// Enough to see what is wrong; clients can ask for what is broken as often as they like.
+/// Returns the rate limit for failures: enough to see what is wrong, though clients can ask for a
+/// broken archive as often as they like.
 fn failures() -> RateLimit {
     RateLimit::new(100, Duration::from_secs(1))
 }
 
-/// Which stream of the snapshot `snapshot` the export `name` is, if any.
+/// Returns the stream of `snapshot` that is served as the export `name`, if any.
 fn stream_of(name: &str, snapshot: &str) -> Option<StreamKind> {
     match name.strip_prefix(snapshot)? {
         "" => Some(StreamKind::Main),
@@ -380,12 +383,12 @@ fn stream_of(name: &str, snapshot: &str) -> Option<StreamKind> {
     }
 }
 
-/// What the auxiliary stream of a snapshot is called.
+/// Returns the export name of a snapshot's auxiliary stream.
 fn auxiliary(snapshot: &str) -> String {
     format!("{snapshot}{AUXILIARY}")
 }
 
-/// Name of a snapshot's stream as an export.
+/// Returns the export name of a snapshot's stream.
 fn stream_name(snapshot: &str, stream: StreamKind) -> String {
     match stream {
         StreamKind::Main => snapshot.to_owned(),
@@ -393,7 +396,7 @@ fn stream_name(snapshot: &str, stream: StreamKind) -> String {
     }
 }
 
-/// A path's last part, as it is shown to clients.
+/// Returns the last component of a path, for display to clients.
 pub fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }

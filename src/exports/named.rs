@@ -1,4 +1,4 @@
-//! The archives that are served under names of their own, found by these.
+//! Stores the archives that have their own export names, in order and indexed by name.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use super::slot::Slot;
 use super::{AUXILIARY, CatalogError, auxiliary};
 use crate::snapshot::StreamKind;
 
-/// Archives in the order in which they were named.
+/// Archives in the order in which they were given.
 #[derive(Debug, Default)]
 pub(super) struct NamedSlots {
     slots: Vec<(String, Slot)>,
@@ -17,9 +17,9 @@ impl NamedSlots {
     /// Adds an archive.
     ///
     /// # Errors
-    /// One of its streams would be called like a stream of another one.
+    /// One of its streams would have the same export name as a stream of another archive.
     pub(super) fn push(&mut self, name: String, slot: Slot) -> Result<(), CatalogError> {
-        // The one's auxiliary stream may be what the other one is called.
+        // An archive's name may equal the name of another archive's auxiliary stream.
         if self.find(&name).is_some() {
             return Err(CatalogError::SameName(name));
         }
@@ -32,7 +32,7 @@ impl NamedSlots {
         Ok(())
     }
 
-    /// Returns the archive of which an export has that name, and the stream that it is.
+    /// Returns the archive and stream that are served as the export of this name.
     pub(super) fn find(&self, export: &str) -> Option<(&str, &Slot, StreamKind)> {
         let of = |name: &str, stream| {
             let (name, slot) = self.get(self.position(name)?)?;
@@ -66,7 +66,7 @@ impl NamedSlots {
         self.slots.iter_mut().map(|(_, slot)| slot)
     }
 
-    /// Returns the same archives, none of which has been opened.
+    /// Returns the same archives, with none opened.
     pub(super) fn unopened(&self) -> Self {
         let again = |(name, slot): &(String, Slot)| (name.clone(), slot.unopened());
         Self { slots: self.slots.iter().map(again).collect(), positions: self.positions.clone() }

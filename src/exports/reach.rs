@@ -1,8 +1,8 @@
-//! Whether the folder of `--export-dir` can be read, and if not, why.
+//! Checks access to the folder of `--export-dir`, and diagnoses why it can't be read.
 //!
-//! The sandbox admits the folder as it was when the sandbox was entered. A file system that is
-//! mounted on it later is another one, which can't be read: not even by root, and whatever its
-//! permissions say. That looks like a fault of permissions, so the cause is found out here.
+//! The sandbox permits the folder as it was when the sandbox was entered. A file system mounted
+//! on it later is a different one, which can't be read, not even by root, whatever its
+//! permissions. That looks like a permission problem, so this module finds the actual cause.
 
 use std::fmt;
 use std::io;
@@ -16,34 +16,34 @@ use tokio::task::spawn_blocking;
 use crate::escape;
 use crate::snapshot::{Error as SnapshotError, Problem};
 
-/// A folder that can't be read.
+/// Error of reading the export folder.
 #[derive(Debug)]
 pub struct FolderError {
-    /// The folder.
+    /// Path of the folder.
     pub path: PathBuf,
-    /// Cause, as far as it could be found out.
+    /// Cause, as far as it could be determined.
     pub cause: FolderFault,
-    /// Error that reading it gave.
+    /// Error that the system returned.
     pub error: io::Error,
 }
 
 /// Cause for which a folder can't be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FolderFault {
-    /// There is no such folder.
+    /// The folder doesn't exist.
     Missing,
-    /// Another file system was mounted on it, and is outside the sandbox.
+    /// Another file system was mounted on it, which the sandbox doesn't permit.
     MountedSinceStart,
-    /// Another folder took its place, and is outside the sandbox.
+    /// It was replaced by another folder, which the sandbox doesn't permit.
     ReplacedSinceStart,
-    /// It is outside the sandbox for another reason.
+    /// The sandbox doesn't permit it, for another reason.
     OutsideSandbox,
-    /// Everything else, such as permissions or a disk that fails.
+    /// Any other cause, such as permissions or a failing disk.
     Unreadable,
 }
 
 impl FolderFault {
-    /// Label for logs and programs.
+    /// Returns a stable label for logs and programs.
     pub fn label(self) -> &'static str {
         match self {
             Self::Missing => "folder_missing",
@@ -54,7 +54,7 @@ impl FolderFault {
         }
     }
 
-    /// Label and words for readiness.
+    /// Returns the label and a message for the readiness check.
     pub(super) fn unready(self) -> &'static str {
         match self {
             Self::Missing => "folder_missing: there is no folder at the path of --export-dir",
@@ -102,7 +102,7 @@ impl std::error::Error for FolderError {
     }
 }
 
-/// Adds what [`hint`] returns.
+/// Pairs the error with its [`hint`], without blocking the runtime.
 pub(super) async fn with_hint(error: SnapshotError) -> (SnapshotError, &'static str) {
     if !is_denied(&error) {
         return (error, "");
@@ -112,9 +112,9 @@ pub(super) async fn with_hint(error: SnapshotError) -> (SnapshotError, &'static 
     (error, hint.unwrap_or(""))
 }
 
-/// Returns what is most likely the cause where a file can't be opened although its permissions
-/// allow it: the sandbox keeps this program out of what was mounted or put there since the start.
-/// It blocks.
+/// Returns the likely cause if a file can't be opened although its permissions allow it: the
+/// sandbox denies what was mounted or placed there since startup. Empty if that isn't the case.
+/// Blocking.
 pub(super) fn hint(error: &SnapshotError) -> &'static str {
     if is_denied(error) { hint_at(&error.path) } else { "" }
 }
@@ -136,7 +136,7 @@ fn hint_at(path: &Path) -> &'static str {
     }
 }
 
-/// A folder by its device and its number there, whatever its path is.
+/// Identity of a folder, independent of its path: device and inode number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FolderId {
     device: u64,
@@ -144,17 +144,17 @@ pub(super) struct FolderId {
 }
 
 impl FolderId {
-    /// Returns that of the folder at `path`, if there is one.
+    /// Returns the identity of the folder at `path`, if it exists.
     pub(super) fn of(path: &Path) -> Option<Self> {
         let there = std::fs::metadata(path).ok()?;
         Some(Self { device: there.dev(), inode: there.ino() })
     }
 }
 
-/// Opens the folder at `path`, which was `before` at the start.
+/// Checks that the folder at `path`, whose identity at startup was `before`, can be read.
 ///
 /// # Errors
-/// It can't be read; the cause is found out.
+/// [`FolderError`] with the diagnosed cause.
 pub(super) fn open(path: &Path, before: Option<FolderId>) -> Result<(), FolderError> {
     match std::fs::read_dir(path) {
         Ok(_) => Ok(()),
@@ -162,7 +162,7 @@ pub(super) fn open(path: &Path, before: Option<FolderId>) -> Result<(), FolderEr
     }
 }
 
-/// Finds out why reading the folder at `path` failed with `error`.
+/// Diagnoses why reading the folder at `path` failed with `error`.
 pub(super) fn explain(path: &Path, before: Option<FolderId>, error: io::Error) -> FolderError {
     let is_permitted = || access(path, Access::READ_OK | Access::EXEC_OK).is_ok();
     let cause = match error.kind() {
@@ -202,7 +202,7 @@ mod tests {
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert_eq!(open(&file, None).unwrap_err().cause, FolderFault::Unreadable);
-        // Permissions are fine, and yet it was refused.
+        // Access was denied although the permissions allow it.
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         let error = explain(folder.path(), FolderId::of(Path::new("/proc")), denied);
         assert_eq!(error.cause, FolderFault::MountedSinceStart);

@@ -1,4 +1,4 @@
-//! Decoded blocks, and the threads that decode them.
+//! Caches decoded blocks, and schedules decoding on the decoder threads.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -19,27 +19,27 @@ use crate::snapshot::{Block, BlockHash, Error, Snapshot, StreamKind};
 use crate::storage::Reads;
 use crate::tally::{Counts, Tally};
 
-/// What stands for a block's bytes in the cache.
+/// Cache key of a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum BlockKey {
-    /// Equal hashes are equal bytes, whatever archive they are from.
+    /// Verified hash: equal hashes mean equal bytes, in whatever archive they are.
     Content(BlockHash),
-    /// A block without a verified hash is only equal to itself.
+    /// Location, for a block without a verified hash; such a block only equals itself.
     Place { snapshot: u64, archive: usize, stream: StreamKind, start: u64 },
 }
 
 impl BlockKey {
-    /// Key under which a block is cached.
+    /// Returns the key under which a block is cached.
     pub(super) fn of(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
         match block.hash() {
-            // What wasn't verified must not be served for another archive's block.
+            // An unverified block must not be served for another archive's block.
             Some(hash) if snapshot.verifies_hashes() => Self::Content(hash),
             _ => Self::place(block, snapshot, stream),
         }
     }
 
-    /// Key under which a block is decoded: until its bytes have been compared with its hash,
-    /// it is only equal to itself, and nobody waits for another archive's block.
+    /// Returns the key under which a block is decoded. Until its bytes have been verified, a
+    /// block only equals itself, so no client waits for another archive's block.
     fn place(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
         Self::Place {
             snapshot: snapshot.id(),
@@ -53,7 +53,7 @@ impl BlockKey {
 impl Hash for BlockKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self {
-            // A part of a hash is as good a hash as any.
+            // Any eight bytes of a cryptographic hash are uniformly distributed.
             Self::Content(BlockHash([a, b, c, d, e, f, g, h, ..])) => {
                 state.write_u64(u64::from_ne_bytes([*a, *b, *c, *d, *e, *f, *g, *h]));
             }
@@ -64,7 +64,7 @@ impl Hash for BlockKey {
     }
 }
 
-/// Decoded blocks and the threads that decode, shared by all exports.
+/// The block cache and the decoder threads, shared by all exports.
 #[derive(Debug)]
 pub struct BlockReader {
     pub(super) cache: ByteCache<BlockKey>,
@@ -73,20 +73,19 @@ pub struct BlockReader {
     misses: Striped,
     decoded: AtomicU64,
     decoded_bytes: AtomicU64,
-    /// How long decoding took, in nanoseconds.
+    /// Total decoding time, in nanoseconds.
     decoding: AtomicU64,
-    /// Indexes of parents' hashes that are being built, by snapshot.
+    /// Locks of the parent hash indexes that are being built, by snapshot.
     building: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
     background: Arc<Background>,
     reads: Arc<Reads>,
-    /// Requests that couldn't be answered, and archives that couldn't be opened, by reason.
+    /// Requests that failed, by reason.
     unread: Tally,
     unopened: Tally,
     pub(super) failures: RateLimit,
 }
 
-/// Reasons why a request can't be answered, as they are counted: there is a number for each
-/// from the start on.
+/// Labels of the reasons for which a request can fail. There is a counter for each from startup.
 pub const UNREADABLE: [&str; 15] = [
     "crc",
     "tag",
@@ -105,37 +104,38 @@ pub const UNREADABLE: [&str; 15] = [
     "panicked",
 ];
 
-/// What reading has come to so far.
+/// Statistics of reads so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Figures {
-    /// What the cache holds, in bytes, and how much it may.
+    /// Current size of the cache, in bytes.
     pub cached: u64,
-    /// How much the cache may hold, in bytes.
+    /// Maximum size of the cache, in bytes.
     pub capacity: u64,
-    /// Blocks that clients asked for and that were in the cache.
+    /// Number of requested blocks that were in the cache.
     pub hits: u64,
-    /// Those that weren't. Blocks of zeros are neither.
+    /// Number of requested blocks that weren't. Blocks of zeros count as neither.
     pub misses: u64,
-    /// Blocks that were decoded, also those that were read ahead.
+    /// Number of decoded blocks, including prefetched ones.
     pub decoded: u64,
-    /// How long these are, in bytes.
+    /// Total size of the decoded blocks, in bytes.
     pub decoded_bytes: u64,
-    /// How long it took to read, check and decode blocks, over all threads.
+    /// Total time to read, verify and decode blocks, over all threads.
     pub decoding: Duration,
-    /// Requests that couldn't be answered, by what was wrong.
+    /// Number of failed requests, by reason.
     pub unread: Counts,
-    /// How often an archive couldn't be opened for a reason that was new, by what was wrong.
+    /// Number of failures to open an archive, by reason; repeated failures for the same reason
+    /// count once.
     pub unopened: Counts,
-    /// Reads from archives' files.
+    /// Number of reads from archive files.
     pub storage_reads: u64,
-    /// What these came to, in bytes.
+    /// Total size of these reads, in bytes.
     pub storage_bytes: u64,
 }
 
 impl BlockReader {
-    /// A reader with a cache of `cache_size` bytes.
+    /// Creates a reader with a cache of `cache_size` bytes.
     pub fn new(cache_size: u64) -> Arc<Self> {
-        /// What packers make blocks of on average, in bytes.
+        /// Average block size that packers produce, in bytes.
         const TYPICAL_BLOCK: u64 = 64 * 1024;
         Arc::new(Self {
             cache: ByteCache::new(cache_size, TYPICAL_BLOCK),
@@ -154,23 +154,23 @@ impl BlockReader {
         })
     }
 
-    /// How many blocks were read and decoded so far.
+    /// Returns the number of blocks that were read and decoded so far.
     pub fn decoded(&self) -> u64 {
         self.decoded.load(Ordering::Relaxed)
     }
 
-    /// Whether there still is a thread that decodes: it is given nothing to do, before all that
-    /// waits. If all of them hang, so does this.
+    /// Returns true if a decoder thread still runs jobs, by queueing an empty job ahead of the
+    /// waiting ones. Doesn't return while all decoder threads hang.
     pub async fn works(&self) -> bool {
         self.decoders.run(&Arc::default(), 0, || ()).await.is_ok()
     }
 
-    /// Where it is counted what is read from archives.
+    /// Returns the counters of reads from archive files.
     pub fn reads(&self) -> &Arc<Reads> {
         &self.reads
     }
 
-    /// What has come of all that until now.
+    /// Returns the current statistics.
     pub fn figures(&self) -> Figures {
         let (cached, capacity) = self.cache.fill();
         Figures {
@@ -188,12 +188,12 @@ impl BlockReader {
         }
     }
 
-    /// Counts blocks that a client asked for and that were in the cache.
+    /// Counts requested blocks that were in the cache.
     pub(super) fn count_hits(&self, blocks: u64) {
         self.hits.add(blocks);
     }
 
-    /// Counts a request that couldn't be answered.
+    /// Counts a request that failed.
     pub(super) fn count_unread(&self, cause: &Failure) {
         self.unread.count(cause.label());
     }
@@ -203,7 +203,8 @@ impl BlockReader {
         self.unopened.count(cause.problem.label());
     }
 
-    /// A block's bytes for a client, from the cache or from its archive.
+    /// Returns a block's bytes for a client, from the cache or decoded, and counts a hit or a
+    /// miss.
     pub(super) async fn block(
         &self,
         client: &Arc<Client>,
@@ -216,7 +217,8 @@ impl BlockReader {
         self.block_ahead(client, snapshot, stream, block).await
     }
 
-    /// The same for somebody who will perhaps ask for it.
+    /// Returns a block's bytes like [`block`](Self::block), but counts no hit or miss, as for a
+    /// prefetch.
     pub(super) async fn block_ahead(
         &self,
         client: &Arc<Client>,
@@ -246,8 +248,8 @@ impl BlockReader {
         Ok(bytes)
     }
 
-    /// Has a decoder read a block. `None` if the index of the parents' hashes is needed, and
-    /// hasn't been built.
+    /// Decodes a block on a decoder thread. Returns `None` if that needs the index of the
+    /// parents' hashes, which hasn't been built.
     async fn decode(
         &self,
         client: &Arc<Client>,
@@ -267,14 +269,14 @@ impl BlockReader {
         read.map_err(Failure::Snapshot)
     }
 
-    /// Builds the index of the hashes of a snapshot's parents, unless it is there. That takes
-    /// as long as reading all their index pages, so it is nothing for the decoders.
+    /// Builds the index of a snapshot's parents' hashes, unless it exists. That takes as long as
+    /// reading all their index pages, so it runs outside the decoder threads.
     async fn index_parents(&self, snapshot: &Arc<Snapshot>) {
         let lock = {
             let mut building = self.building();
             Arc::clone(building.entry(snapshot.id()).or_default())
         };
-        // Whoever waits for it may leave: the build goes on, and holds the lock until it is done.
+        // If the waiting task is canceled, the build goes on and holds the lock until it is done.
         let lock = lock.lock_owned().await;
         let id = snapshot.id();
         let (snapshot, background) = (Arc::clone(snapshot), Arc::clone(&self.background));
@@ -296,17 +298,17 @@ impl BlockReader {
         self.building.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Whether a block is in the cache.
+    /// Returns true if a block is in the cache.
     pub(super) fn has(&self, snapshot: &Snapshot, stream: StreamKind, block: &Block) -> bool {
         self.cache.contains(&BlockKey::of(block, snapshot, stream))
     }
 
-    /// Whether a block would be decoded at once, before anybody else's.
+    /// Returns true if a block would be decoded immediately, without queueing.
     pub(super) fn is_idle(&self) -> bool {
         self.decoders.are_idle()
     }
 
-    /// Does `work` that blocks, for about `estimate` nanoseconds, on a decoder.
+    /// Runs blocking `work`, which takes about `estimate` nanoseconds, on a decoder thread.
     pub(super) async fn off_the_runtime<T: Send + 'static>(
         &self,
         client: &Arc<Client>,
@@ -320,7 +322,7 @@ impl BlockReader {
     }
 }
 
-/// Why a block couldn't be had.
+/// Reason for which a block can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
@@ -334,7 +336,7 @@ pub(super) enum Failure {
 }
 
 impl Failure {
-    /// A label for counters.
+    /// Returns the label for counters.
     fn label(&self) -> &'static str {
         match self {
             Self::Snapshot(error) => error.problem.label(),
@@ -350,7 +352,7 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// As when they all read from a disk that is dead.
+    /// Simulates decoders that all read from a dead disk.
     #[tokio::test]
     async fn decoders_that_all_hang_do_not_work() {
         let reader = BlockReader::new(0);

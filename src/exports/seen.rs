@@ -1,4 +1,4 @@
-//! The catalogue as one client sees it: what it may not open isn't there.
+//! Presents the catalog to one client: exports that it may not open don't exist for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,12 +9,12 @@ use super::source::Missing;
 use super::{Catalog, SnapshotExport};
 use crate::nbd::{ContextQueries, Export, Exports, Listing, MayOpen, Offer, Offered};
 
-/// The part of a catalogue that one client may open.
+/// View of a catalog that is restricted to what one client may open.
 #[derive(Debug, Clone)]
 pub struct Seen {
     catalog: Arc<Catalog>,
     may_open: MayOpen,
-    /// The reason for which nothing was found the last time.
+    /// Reason for which the last lookup found nothing.
     missing: Arc<Mutex<Option<Missing>>>,
 }
 
@@ -41,9 +41,8 @@ impl Offer for Catalog {
 }
 
 impl Seen {
-    /// The export of that name, if it may be opened. Whether it may is decided before
-    /// anything is looked for, so it can't be told from the time that this takes whether
-    /// there is one.
+    /// Returns the export of this name, if the client may open it. Authorization comes before any
+    /// lookup, so timing doesn't reveal whether the export exists.
     async fn export(&self, name: &[u8]) -> Option<SnapshotExport> {
         self.note(None);
         let found = match self.catalog.resolve(name) {

@@ -1,8 +1,7 @@
-//! A place for a snapshot: opened when it is asked for, and again when its file has been
-//! replaced.
+//! Opens a snapshot on demand, and reopens it when its file has been replaced.
 //!
-//! Files are looked at off the runtime's threads: a file system that hangs holds up those
-//! who ask for what is on it, and nobody else.
+//! File access happens on blocking threads: a file system that hangs blocks only the clients that
+//! ask for archives on it.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,22 +14,22 @@ use super::source::Source;
 use crate::snapshot::{Error, OpenOptions, Snapshot};
 use crate::storage::FileStamp;
 
-/// When an archive that couldn't be opened is tried again though no file has changed: its
-/// parent may have come. Clients can't make it more often than that.
+/// Time after which an archive that failed to open is retried although no file has changed, since
+/// its parent may have appeared. Clients can't cause retries more often.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// The same where the file itself is the reason, or the password: trying again would take
-/// the same work, a key derivation for example, and come to the same.
+/// The same for failures caused by the file itself or by the password: a retry would repeat the
+/// work, such as a key derivation, and fail again.
 const RETRY_LASTING_AFTER: Duration = Duration::from_secs(300);
 
-/// A place for a snapshot. It is opened by one client at a time; the others wait for it,
-/// but not for those of other names.
+/// A snapshot that is opened on demand. One client at a time opens it; others that want the same
+/// snapshot wait, those that want another one don't.
 #[derive(Debug, Clone)]
 pub(super) struct Slot {
     source: Arc<Source>,
     opened: Arc<Mutex<Opened>>,
-    /// The snapshot in `opened`, for those who only compare with it: they don't wait while
-    /// it is looked at, or opened anew, for somebody else.
+    /// The snapshot in `opened`, for comparisons and listings, which don't wait while another
+    /// client checks or reopens it.
     latest: Arc<RwLock<Option<Arc<Snapshot>>>>,
 }
 
@@ -39,20 +38,20 @@ enum Opened {
     #[default]
     NotYet,
     Open(Arc<Snapshot>),
-    /// It could not be opened.
+    /// Opening it failed.
     Failed(Box<Failed>),
 }
 
 #[derive(Debug, Clone)]
 struct Failed {
-    /// What its file was like, if there was one.
+    /// Stamp of the file, if it existed.
     stamp: Option<FileStamp>,
-    /// The file that was the reason, and what it was like: this one or a parent.
+    /// The file that caused the failure, which may be a parent, and its stamp.
     culprit: (Arc<Path>, Option<FileStamp>),
     at: Instant,
     retry_after: Duration,
     reason: String,
-    /// True if header and index alone don't show what is wrong.
+    /// True if the failure can't be detected from header and index alone.
     is_beyond_index: bool,
 }
 
@@ -70,16 +69,16 @@ impl Failed {
         }
     }
 
-    /// Returns true if trying again would come to the same: no file has changed, and it was
-    /// tried a moment ago.
+    /// Returns true if a retry would fail the same way: no file has changed, and the last attempt
+    /// was recent.
     fn is_known(&self, stamp: Option<FileStamp>) -> bool {
         let (path, then) = &self.culprit;
         self.stamp == stamp && self.at.elapsed() < self.retry_after && FileStamp::of(path) == *then
     }
 }
 
-/// Why a place has no snapshot. It comes with the reason once, and then without it until
-/// there is another reason: clients can't fill the log with it.
+/// Error of a slot without a snapshot. It carries the reason only the first time, and then none
+/// until the reason changes, so clients can't flood the log.
 pub(super) struct Unavailable(pub(super) Option<Error>);
 
 impl Slot {
@@ -87,22 +86,22 @@ impl Slot {
         Self { source: Arc::new(source), opened: Arc::default(), latest: Arc::default() }
     }
 
-    /// A place of the same source that hasn't been opened.
+    /// Creates an unopened slot with the same source.
     pub(super) fn unopened(&self) -> Self {
         Self { source: Arc::clone(&self.source), opened: Arc::default(), latest: Arc::default() }
     }
 
-    /// The source from which it is opened.
+    /// Returns the source from which it is opened.
     pub(super) fn source(&self) -> &Arc<Source> {
         &self.source
     }
 
-    /// Where the archive is.
+    /// Returns the path of the archive.
     pub(super) fn path(&self) -> &Path {
         self.source.path()
     }
 
-    /// A place whose snapshot is open already.
+    /// Creates a slot for a snapshot that is already open.
     pub(super) fn of(snapshot: Snapshot) -> Self {
         let slot = Self::new(Source::Path(snapshot.path().to_owned()));
         let snapshot = Arc::new(snapshot);
@@ -110,10 +109,10 @@ impl Slot {
         Self { opened: Arc::new(Mutex::new(Opened::Open(snapshot))), ..slot }
     }
 
-    /// The snapshot, opened if it isn't, or isn't current.
+    /// Returns the snapshot, opening it if it isn't open or isn't current.
     ///
-    /// Opening goes on when nobody waits for it any more: to compare an archive with its digest
-    /// can take longer than a client may, and the next one must not begin it once more.
+    /// Cancellation: opening continues if the caller is dropped. Verifying an archive's digest
+    /// can take longer than a client may wait, and the next client must not start it again.
     pub(super) async fn open(&self, options: &OpenOptions) -> Result<Arc<Snapshot>, Unavailable> {
         let mut opened = Arc::clone(&self.opened).lock_owned().await;
         let (slot, options) = (self.clone(), options.clone());
@@ -125,31 +124,32 @@ impl Slot {
                 Opened::NotYet | Opened::Failed(_) => None,
             });
             *opened = after;
-            // Whoever is answered may ask at once whether it has failed.
+            // Release the lock first: the caller may call `has_failed` as soon as it has the
+            // result.
             drop(opened);
-            // It is known from now on, so that nobody else would be told.
+            // The caller is gone and the reason won't be reported again, so it is logged here.
             if let Err(Err(Unavailable(Some(error)))) = done.send(result)
                 && !error.is_shortage()
             {
                 tracing::error!("an export can't be served: {error}");
             }
         });
-        // The program is ending, or opening panicked.
+        // The runtime is shutting down, or opening panicked.
         result.await.unwrap_or(Err(Unavailable(None)))
     }
 
-    /// The snapshot that was opened last, be it current or not.
+    /// Returns the snapshot that was opened last, whether or not it is current.
     pub(super) fn latest(&self) -> Option<Arc<Snapshot>> {
         self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether it couldn't be opened the last time. One that is being opened may be.
+    /// Returns true if the last attempt to open it failed; false while one is in progress.
     pub(super) fn has_failed(&self) -> bool {
         self.opened.try_lock().is_ok_and(|opened| matches!(*opened, Opened::Failed(_)))
     }
 
-    /// Returns true if its file was like that when it couldn't be opened, and looking at header
-    /// and index can't show that it could be by now.
+    /// Returns true if opening failed with this file stamp, and inspecting header and index can't
+    /// show that it would succeed now.
     pub(super) fn has_failed_as(&self, stamp: FileStamp) -> bool {
         self.opened.try_lock().is_ok_and(|opened| match &*opened {
             Opened::Failed(failed) if failed.stamp == Some(stamp) => {
@@ -159,7 +159,7 @@ impl Slot {
         })
     }
 
-    /// Closes the snapshot, if nobody is opening it just now. Whoever reads it goes on.
+    /// Closes the snapshot, unless it is being opened. Sessions that read it continue.
     pub(super) fn close(&self) {
         if let Ok(mut opened) = self.opened.try_lock()
             && matches!(*opened, Opened::Open(_))
@@ -174,7 +174,7 @@ impl Slot {
     }
 }
 
-/// Looks whether what is known of a place is still so, and opens it anew if not.
+/// Checks whether the slot's state is still valid, and opens the snapshot if it isn't.
 fn look(
     before: Opened,
     source: &Source,
@@ -197,7 +197,7 @@ fn look(
             let snapshot = Arc::new(snapshot);
             (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
         }
-        // It is this program that is short of something, and that passes.
+        // The gateway itself lacks a resource, which is temporary.
         Err(error) if error.is_shortage() => (Opened::NotYet, Err(Unavailable(Some(error)))),
         Err(error) => {
             let failed = Box::new(Failed::new(stamp, &error));
@@ -216,8 +216,8 @@ mod tests {
         Error { path: Arc::from(path), offset: None, problem }
     }
 
-    /// A wrong password takes a key derivation to find out: clients can't have it done again and
-    /// again.
+    /// Detecting a wrong password takes a key derivation, which clients must not be able to
+    /// repeat at will.
     #[test]
     fn a_lasting_failure_is_known_until_a_file_changes() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Adapts a stream of a snapshot to what the engine serves.
+//! Implements [`Export`] for a stream of a snapshot.
 
 use std::sync::Arc;
 
@@ -13,15 +13,15 @@ use crate::nbd::wire::reply::{STATE_HOLE, STATE_ZERO};
 use crate::nbd::{ContextQueries, Export, Extent, ReadError, Segment, Span};
 use crate::snapshot::{Reference, Run, Snapshot, StreamKind};
 
-/// What a metadata context says of an export.
+/// Information that a metadata context reports about an export.
 #[derive(Debug, Clone)]
 enum Meaning {
-    /// Where it is zeros.
+    /// Extents that are zeros.
     Allocation,
-    /// Where it differs from another archive.
+    /// Extents that differ from another archive.
     Changed {
         reference: Reference,
-        /// Names of the exports that a client has to be allowed to open for that.
+        /// Names of the exports that a client must be allowed to open for that.
         exports: Arc<[String]>,
     },
 }
@@ -29,16 +29,16 @@ enum Meaning {
 /// Namespaces of the contexts that compare an export with another archive.
 pub(super) const COMPARING: [&str; 2] = ["hexz:changed", "qemu:dirty-bitmap"];
 
-/// The contexts that compare an export with what the client calls `name`.
+/// Returns the contexts that compare an export with the archive that the client calls `name`.
 pub(super) fn comparing(name: &str) -> impl Iterator<Item = String> {
     COMPARING.iter().map(move |namespace| format!("{namespace}:{name}"))
 }
 
-/// Set where `hexz:changed:NAME` and `qemu:dirty-bitmap:NAME` can't say that the bytes are
-/// the same as those of NAME.
+/// Status flag of extents for which `hexz:changed:NAME` and `qemu:dirty-bitmap:NAME` can't rule
+/// out that the bytes differ from those of NAME.
 pub const STATE_CHANGED: u32 = 1;
 
-/// Estimate of the work to answer a block status request, in nanoseconds.
+/// Estimated time to answer a block status request, in nanoseconds.
 const STATUS_WORK: u64 = 4 * PAGE_WORK;
 
 /// One stream of a snapshot, as an export for one client.
@@ -51,7 +51,7 @@ pub struct SnapshotExport {
 }
 
 impl SnapshotExport {
-    /// Offers `stream` of `snapshot` under `name`.
+    /// Creates an export of `stream` of `snapshot` with this name.
     pub fn new(
         name: String,
         snapshot: Arc<Snapshot>,
@@ -68,13 +68,13 @@ impl SnapshotExport {
         &self.blocks.snapshot
     }
 
-    /// Which of the snapshot's streams it is.
+    /// Returns the snapshot's stream that is exported.
     pub(super) fn stream(&self) -> StreamKind {
         self.blocks.stream
     }
 
-    /// Lets clients ask what differs from `reference`, which they know as `name`. Of two
-    /// references of one name the first is kept.
+    /// Adds contexts that compare the export with `reference`, under `name`. If the name is
+    /// already in use, the first reference is kept.
     #[must_use]
     pub fn comparable_with(mut self, name: &str, reference: &Reference) -> Self {
         for context in comparing(name) {
@@ -86,7 +86,7 @@ impl SnapshotExport {
         self
     }
 
-    /// Adds those contexts for comparisons that `queries` match. No name may be there yet.
+    /// Adds the contexts of those comparisons that `queries` match. Their names must be new.
     pub(super) fn compare_with(
         &mut self,
         comparisons: Vec<Comparison>,
@@ -101,8 +101,8 @@ impl SnapshotExport {
         }
     }
 
-    /// Runs of the context at `position`, off the runtime's threads: index pages may have
-    /// to be read.
+    /// Returns the runs of the context at `position`, computed on a decoder thread since index
+    /// pages may have to be read.
     async fn runs(
         &self,
         position: usize,
@@ -183,8 +183,7 @@ impl Export for SnapshotExport {
     }
 
     async fn cache(&self, offset: u64, length: u64) -> Result<(), ReadError> {
-        // As much as one read may ask for: nobody's request may push out all that others
-        // have in the cache.
+        // Limited to the size of one read, so that a single request can't evict the whole cache.
         let length = u32::try_from(length).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD);
         self.read(Span { offset, length }, |_, _| ()).await
     }
@@ -217,7 +216,7 @@ impl Export for SnapshotExport {
     }
 }
 
-/// Description of a stream for people.
+/// Returns a human-readable description of a stream.
 pub(super) fn describe(snapshot: &Snapshot, stream: StreamKind) -> String {
     let size = ByteSize::b(snapshot.size(stream)).display().iec();
     let encrypted = if snapshot.is_encrypted() { ", encrypted" } else { "" };

@@ -1,5 +1,5 @@
-//! Where a snapshot comes from: a path that the operator gave, or a file of a folder that
-//! a client named.
+//! Locates archives: at a path that the operator configured, or as a file of a folder that a
+//! client named.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -13,55 +13,55 @@ use crate::nbd::wire::MAX_STRING;
 use crate::snapshot::{Error, OpenOptions, Snapshot};
 use crate::storage::{FileStamp, FileStorage};
 
-/// How files of a folder end that are taken for archives.
+/// Extensions of the files in a folder that are treated as archives.
 const EXTENSIONS: [&str; 2] = ["hxz", "hexz"];
 
-/// Files of a folder that are remembered as not being served.
+/// Maximum number of unserved files of a folder that are remembered.
 const MAX_UNSERVED: usize = 1000;
 
-/// An archive with the name that it is served under: `PATH`, or `NAME=PATH`.
+/// An archive and its export name, written as `PATH` or `NAME=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
-    /// The export's name.
+    /// Name of the export.
     pub name: String,
-    /// The archive's path.
+    /// Path of the archive.
     pub path: PathBuf,
 }
 
-/// Which archives are served.
+/// The selection of archives to serve.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Choice {
-    /// Archives that are served under these names.
+    /// Archives with export names of their own.
     pub named: Vec<Named>,
-    /// A folder of which all archives are, found when they are asked for.
+    /// Folder whose archives are all served; they are looked up on demand.
     pub folder: Option<Folder>,
-    /// The export for clients that name none. Without it there is one only where there is one
-    /// snapshot.
+    /// Export for clients that send an empty name. Without it, a single named archive is the
+    /// default if there is no folder.
     pub default: Option<String>,
 }
 
-/// Why a text doesn't name an archive.
+/// Reason for which a text isn't a valid archive argument.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NamedError {
     /// `=PATH` or `NAME=`.
     #[error("{:?} is neither PATH nor NAME=PATH", escape::name(.0))]
     Unreadable(OsString),
-    /// No client can ask for a name that isn't UTF-8.
+    /// The name isn't UTF-8, so no client can ask for it.
     #[error(
         "no export can be called {:?}, since that isn't UTF-8: give it another name, NAME=PATH",
         escape::name(.0)
     )]
     NotUtf8(OsString),
-    /// A name that no client could ask for.
+    /// The name is longer than NBD allows, so no client can ask for it.
     #[error("an export's name has at most 4096 bytes")]
     NameTooLong,
 }
 
 impl Named {
-    /// Serves the archive at `path` under a name.
+    /// Creates an entry that serves the archive at `path` under `name`.
     ///
     /// # Errors
-    /// One of them is empty, or the name is too long.
+    /// The name or the path is empty, or the name is too long.
     pub fn new(name: &str, path: impl Into<PathBuf>) -> Result<Self, NamedError> {
         let (name, path) = (name.to_owned(), path.into());
         if name.is_empty() || path.as_os_str().is_empty() {
@@ -77,7 +77,7 @@ impl Named {
 }
 
 impl Named {
-    /// Parses `PATH` or `NAME=PATH`. The path need not be UTF-8, but the name has to be.
+    /// Parses `PATH` or `NAME=PATH`. The name must be UTF-8, the path need not be.
     ///
     /// # Errors
     /// See [`NamedError`].
@@ -85,7 +85,7 @@ impl Named {
         let bytes = text.as_bytes();
         let equals = bytes.iter().position(|byte| *byte == b'=');
         let parts = equals.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
-        // A file whose own name has an equals sign is more likely meant than a new name.
+        // If a file of the whole text exists, the equals sign is part of its name.
         let (name, path) = match parts {
             Some((name, path)) if !Path::new(text).exists() => {
                 (OsStr::from_bytes(name), Path::new(OsStr::from_bytes(path)))
@@ -116,14 +116,14 @@ impl FromStr for Named {
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Takes a folder as it is; what is in it is looked up when it is asked for.
+    /// Creates a folder without reading it; archives are looked up on demand.
     pub fn new(path: PathBuf) -> Self {
         Self(path)
     }
 
-    /// Returns the archive that a client calls `name`. A name is one file's of this folder, and
-    /// no link: it can't lead anywhere else. Files that don't end like archives aren't looked at,
-    /// so that nobody finds out by the time that it takes whether there is one.
+    /// Finds the archive that a client calls `name`. The name must be that of a regular file in
+    /// this folder and not of a link, so it can't lead outside. Files without an archive's
+    /// extension aren't looked up, so timing doesn't reveal whether they exist.
     ///
     /// # Errors
     /// [`Missing`], for the operator.
@@ -152,7 +152,7 @@ impl Folder {
     /// Lists the folder.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The error of the system, if the folder can't be read.
     pub(super) fn content(&self) -> io::Result<Content> {
         let mut content = Content::default();
         for entry in std::fs::read_dir(&self.0)?.filter_map(Result::ok) {
@@ -163,7 +163,7 @@ impl Folder {
             }
             let missing = match (name.to_str(), kind.is_file()) {
                 (Some(text), true) if is_archive_name(text) => {
-                    // Of a link that has taken the file's place meanwhile it is the link's own.
+                    // Doesn't follow a link that has replaced the file in the meantime.
                     if let Ok(file) = entry.metadata() {
                         content.files.push((text.to_owned(), FileStamp::from(&file)));
                     }
@@ -183,7 +183,7 @@ impl Folder {
         Ok(content)
     }
 
-    /// The archive of that name, which is one of [`Content::files`].
+    /// Returns the source for a name from [`Content::files`].
     pub(super) fn source(&self, name: &str) -> Source {
         Source::NoLink(self.0.join(name))
     }
@@ -193,28 +193,27 @@ impl Folder {
     }
 }
 
-/// What a folder holds.
+/// Contents of a folder.
 #[derive(Debug, Default)]
 pub(super) struct Content {
     /// Names and stamps of its archives, ordered by name.
     pub(super) files: Vec<(String, FileStamp)>,
-    /// Files that are called like archives and aren't served, in order; [`MAX_UNSERVED`] of them
-    /// at most.
+    /// Files that look like archives but aren't served, in order; at most [`MAX_UNSERVED`].
     pub(super) unserved: Vec<(OsString, Missing)>,
 }
 
-/// The reason for which a name leads to no export. Only the operator gets to see it.
+/// Reason for which a name has no export. Only shown to the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Missing {
-    /// The client names none, and there is no default export.
+    /// The client sent an empty name, and there is no default export.
     NoDefault,
     /// The name isn't UTF-8.
     NotUtf8,
-    /// Nothing is called like that.
+    /// No archive has this name.
     UnknownName,
-    /// It is a path, or can't be a file's name.
+    /// It is a path, or can't be a file name.
     InvalidName,
-    /// It ends nearly like an archive, such as `.HXZ`.
+    /// The extension is almost that of an archive, such as `.HXZ`.
     WrongExtension,
     /// It is a symbolic link, which isn't followed.
     SymbolicLink,
@@ -227,7 +226,7 @@ pub(super) enum Missing {
 }
 
 impl Missing {
-    /// Label for the log and for audit events.
+    /// Returns the label for the log and for audit events.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::NoDefault => "no_default",
@@ -243,7 +242,7 @@ impl Missing {
     }
 }
 
-/// Returns true if a file's name ends like an archive's, in capitals or not.
+/// Returns true if a file name has an archive's extension, ignoring case.
 fn looks_like_archive(name: &OsStr) -> bool {
     let extension = Path::new(name).extension().map(OsStr::as_bytes);
     extension.is_some_and(|extension| {
@@ -256,12 +255,12 @@ fn is_archive_name(name: &str) -> bool {
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension))
 }
 
-/// Where one snapshot is opened from.
+/// File from which a snapshot is opened.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// The operator's path, links and all.
+    /// A path from the operator, in which links are followed.
     Path(PathBuf),
-    /// A client's choice, which must not be a link.
+    /// A file that a client named, which must not be a link.
     NoLink(PathBuf),
 }
 
@@ -277,7 +276,7 @@ impl Source {
         }
     }
 
-    /// Opens it for what header and index say ([`Snapshot::open_index`]).
+    /// Opens it only for what header and index contain ([`Snapshot::open_index`]).
     pub(super) fn open_index(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
         match self {
             Self::Path(path) => Snapshot::open_index(path, None, options),

@@ -1,14 +1,14 @@
-//! A counter for what happens with nearly every request.
+//! Provides a counter for events that happen on nearly every request.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-/// As many as there are threads that answer clients on the machines that there are; where
-/// there are more, some share one.
+/// Number of stripes: covers the threads that serve clients on common machines. With more
+/// threads, some share a stripe.
 const STRIPES: usize = 16;
 
-/// A counter in several parts, each in a cache line of its own and for some threads only, so
-/// that they don't wait for each other.
+/// A counter sharded over several cache lines, each used by some of the threads only, so that
+/// threads don't contend.
 #[derive(Debug, Default)]
 pub(super) struct Striped([Stripe; STRIPES]);
 
@@ -28,7 +28,7 @@ impl Striped {
     }
 }
 
-/// This thread's part.
+/// Returns the index of this thread's stripe.
 fn stripe() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {

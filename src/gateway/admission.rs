@@ -1,5 +1,7 @@
-//! Who comes in at all: each connection is judged by where it comes from, or where the load
-//! balancer says that it comes from, before a byte is sent to it.
+//! Admission of connections.
+//!
+//! Each connection is checked against the address rules and the connection limits before a byte is
+//! sent to it. Behind a load balancer, the address is the one in the PROXY header.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,15 +21,15 @@ use super::slots::{self, Place};
 use super::{Shared, story, tell};
 use crate::nbd::Offer;
 
-/// Where a client comes from.
+/// Network origin of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Route {
-    /// Whom the rules judge and limits count: the client.
+    /// Address of the client, which the access rules and the limits apply to.
     pub(super) peer: Peer,
-    /// The load balancer that has said so, if one is between.
+    /// Load balancer that forwarded the connection and reported `peer`, if any.
     pub(super) via: Option<Peer>,
-    /// Whether it is a load balancer's own connection, as they begin one every other second to
-    /// see whether a server lives.
+    /// True for a load balancer's own connection (the PROXY command `LOCAL`): a health check,
+    /// typically opened every other second.
     pub(super) is_own: bool,
 }
 
@@ -36,8 +38,10 @@ impl Route {
         Self { peer, via: None, is_own: false }
     }
 
-    /// What the header from `balancer` says. Addresses that mean a machine itself, or none,
-    /// aren't any client's, and must not get what is this machine's by being claimed.
+    /// Derives the route from a PROXY header sent by `balancer`.
+    ///
+    /// Loopback, unspecified, multicast and broadcast addresses are refused. They belong to no
+    /// remote client, and claiming one must not grant what is reserved for this machine.
     fn behind(balancer: Peer, header: Header) -> Result<Self, Refusal> {
         match header {
             Header::Local => Ok(Self { is_own: true, ..Self::direct(balancer) }),
@@ -54,13 +58,13 @@ impl Route {
         }
     }
 
-    /// Whether it is known to be on this machine. Whoever comes through a load balancer isn't.
+    /// Returns true if the client is known to be on this machine. A forwarded client never is.
     fn is_local(&self) -> bool {
         self.via.is_none() && self.peer.is_local()
     }
 }
 
-/// Why a connection is closed before a byte is sent to it.
+/// Reason for closing a connection before a byte is sent to it.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("{0}")]
@@ -80,7 +84,7 @@ enum Refusal {
 }
 
 impl Refusal {
-    /// A label for counters.
+    /// Returns the stable label that counters and audit events use.
     fn label(&self) -> &'static str {
         match self {
             Self::Access(_) => "address",
@@ -93,22 +97,22 @@ impl Refusal {
     }
 }
 
-/// How far one is when a connection has been accepted.
+/// Result of the checks made as soon as a connection is accepted.
 enum Standing {
-    /// It may come in.
+    /// The connection is admitted.
     Admitted(Admitted),
-    /// A load balancer has yet to say who it is.
+    /// The peer is a load balancer whose PROXY header hasn't been read yet.
     Nameless(Place),
 }
 
-/// Somebody who may come in, by where it comes from.
+/// A connection that passed admission, with the reason and its handshake permit.
 struct Admitted {
     route: Route,
     reason: Reason,
     place: Place,
 }
 
-/// Lets a connection in, or closes it before a byte is sent.
+/// Admits a connection and spawns the task that serves it, or closes it before a byte is sent.
 pub(super) fn admit<X: Offer>(
     incoming: Incoming,
     shared: &Arc<Shared<X>>,
@@ -142,11 +146,12 @@ pub(super) fn admit<X: Offer>(
     });
 }
 
-/// Says that somebody may not come in. It is closed when its socket is dropped.
+/// Records a refusal in the counters, the audit and the log. The connection is closed when its
+/// socket is dropped.
 fn refuse<X>(route: Route, refusal: &Refusal, shared: &Shared<X>) {
     let Route { peer, via, is_own } = route;
     let via = via.map(tracing::field::display);
-    // They come every other second, for ever, and mostly want no more than to connect.
+    // Health checks arrive every other second, and most of them only connect.
     if is_own || matches!(refusal, Refusal::NoHeader(NoHeader::Gone)) {
         tracing::debug!(%peer, via, "the load balancer's own connection: {refusal}");
         return;
@@ -159,14 +164,15 @@ fn refuse<X>(route: Route, refusal: &Refusal, shared: &Shared<X>) {
     });
 }
 
-/// Judges a client by where it comes from; `held` is the place that it has already.
+/// Checks a client's address against the policy, the connection rate and the limits. `held` is the
+/// handshake permit that the connection holds already, if any.
 fn judge<X>(route: Route, held: Option<Place>, shared: &Shared<X>) -> Result<Admitted, Refusal> {
     let peer = route.peer;
     let in_force = shared.policy.now();
     let policy = &in_force.policy;
     let reason = policy.rules.judge(&Facts::of_peer(peer)).map_err(Refusal::Access)?;
-    // The settings were checked for this; a client that got here by some other way, such
-    // as an address that was added to the machine later, is refused all the same.
+    // The configuration was validated against this. A remote client can still arrive some other
+    // way, such as through an address added to the machine later, and is refused.
     if policy.tls.is_none() && !shared.config.insecure_no_tls && !route.is_local() {
         return Err(Refusal::NotLocal);
     }
@@ -180,7 +186,7 @@ fn judge<X>(route: Route, held: Option<Place>, shared: &Shared<X>) -> Result<Adm
     Ok(Admitted { route, reason, place })
 }
 
-/// A connection that has been accepted.
+/// An accepted connection that is about to be served by its own task.
 struct Visitor<X> {
     peer: Peer,
     standing: Standing,
@@ -190,7 +196,7 @@ struct Visitor<X> {
 }
 
 impl<X: Offer> Visitor<X> {
-    /// Finds out who it is, if that isn't known, and serves it.
+    /// Reads the PROXY header first where one is expected, then serves the connection.
     async fn come_in<S>(self, mut stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -206,8 +212,8 @@ impl<X: Offer> Visitor<X> {
         let Some(Admitted { route, reason, place: slot }) = admitted else { return };
         let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
         let via = route.via.map(tracing::field::display);
-        // Who it is and what it reads are recorded when they are known. Lines of all levels are
-        // to have them.
+        // Identity and export are recorded once they are known. The span has level ERROR so that
+        // log lines of all levels carry its fields.
         let span = tracing::error_span!(
             "connection",
             id,
@@ -228,7 +234,7 @@ impl<X: Offer> Visitor<X> {
     }
 }
 
-/// Reads from a load balancer which client it forwards, and judges that one.
+/// Reads the PROXY header of a load balancer and checks the client that it forwards.
 async fn named<S, X>(
     balancer: Peer,
     place: Place,

@@ -1,4 +1,5 @@
-//! One client's story, from accept to goodbye.
+//! The life of one connection: handshake, TLS, choice of an export, transmission, and the log line
+//! at its end.
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -27,15 +28,15 @@ use crate::nbd::{
     Summary, TransmitLimits, greet, negotiate, plaintext_leg, transmit,
 };
 
-/// How a connection ended.
+/// Outcome of a connection that didn't fail.
 pub(super) enum Ending {
-    /// It left before it chose an export, as `nbdinfo --list` does.
+    /// The client left before it chose an export, as `nbdinfo --list` does.
     LeftEarly,
-    /// It was served.
+    /// The client chose an export, and transmission ended normally.
     Served(Summary),
 }
 
-/// Why a connection was ended.
+/// Reason for closing an admitted connection.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
@@ -65,12 +66,12 @@ pub(super) enum Failure {
     ShutdownDeadline,
 }
 
-/// A connection that has been let in by its address.
+/// A connection whose address was admitted.
 pub(super) struct Connection<'a, X> {
     pub(super) shared: &'a Arc<Shared<X>>,
     pub(super) live: &'a Arc<Live>,
     pub(super) slot: Place,
-    /// When it was accepted.
+    /// Time at which the connection was accepted; the handshake timeout counts from it.
     pub(super) started: Instant,
     pub(super) shutdown: &'a CancellationToken,
 }
@@ -82,16 +83,16 @@ struct Negotiation {
     allowance: Allowance,
 }
 
-/// Somebody of whom it is known who it is, or that it doesn't say.
+/// An authenticated client, or one without a certificate.
 struct Client {
     credentials: Option<Arc<Credentials>>,
     protection: Protection,
-    /// Cancelled when the keys of its stream are nearly used up.
+    /// Cancelled when the stream's TLS keys are nearly used up.
     keys_used_up: CancellationToken,
 }
 
 impl<X: Offer> Connection<'_, X> {
-    /// Serves the client and says how that ended.
+    /// Serves the client until the connection ends, then audits, counts and logs the outcome.
     pub(super) async fn serve<S>(self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -130,7 +131,7 @@ impl<X: Offer> Connection<'_, X> {
                     );
                 });
             }
-            // It has read nothing, and misses nothing.
+            // The client hadn't chosen an export, so the shutdown interrupted nothing.
             Err(Failure::ShuttingDown) if live.export().is_none() => {
                 tracing::debug!(?duration, "closed for shutdown");
             }
@@ -157,7 +158,7 @@ impl<X: Offer> Connection<'_, X> {
                     );
                 });
             }
-            // It has seen that somebody listens, and that is all it wanted.
+            // A health check often closes the connection as soon as it is established.
             Err(Failure::Session(SessionError::Io(failure))) if live.route.is_own => {
                 tracing::debug!("the load balancer's own connection failed: {failure}");
             }
@@ -174,7 +175,8 @@ impl<X: Offer> Connection<'_, X> {
         }
     }
 
-    /// The story: greeting, TLS if it is required, who it is, negotiation, transmission.
+    /// Runs all phases: greeting, TLS if the policy requires it, authorization, negotiation,
+    /// transmission.
     async fn talk<S>(self, mut stream: S) -> Result<Ending, Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -187,7 +189,7 @@ impl<X: Offer> Connection<'_, X> {
         };
         let flags = handshake.run(greet(&mut stream)).await??;
         let mut allowance = self.shared.config.limits.negotiation.allowance();
-        // Not the policy itself, which would be kept for as long as the session lasts.
+        // Doesn't hold the policy itself, which would stay in memory for the whole session.
         let (in_clear, number) = self.shared.policy.look(|it| (it.policy.tls.is_none(), it.number));
         if in_clear {
             let client = self.meet(None, Protection { version: "none", cipher: None }, number)?;
@@ -208,8 +210,8 @@ impl<X: Offer> Connection<'_, X> {
         self.transmission(stream, chosen, client).await
     }
 
-    /// Lets the client choose an export, on the threads of handshakes: options may cost more
-    /// than reads, and those who read don't wait for those who may never do.
+    /// Negotiates an export on the handshake threads. Options may cost more than reads, and
+    /// established readers must not wait for clients that may never be authorized.
     async fn negotiate<S>(
         &self,
         mut stream: S,
@@ -230,7 +232,7 @@ impl<X: Offer> Connection<'_, X> {
         Ok(negotiated.ok_or(Failure::Panicked)??)
     }
 
-    /// The TLS handshake, and who came out of it.
+    /// Performs the TLS handshake and authenticates the client.
     async fn tls<S>(
         &self,
         stream: S,
@@ -240,7 +242,7 @@ impl<X: Offer> Connection<'_, X> {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let in_force = self.shared.policy.now();
-        // TLS doesn't come and go with policies; without it nobody gets here.
+        // A reload can't switch TLS on or off, so this isn't reached without TLS.
         let Some(tls) = &in_force.policy.tls else { return Err(Failure::ShuttingDown) };
         let tls = tls.clone();
         let handshake = async move { tls::handshake(stream, &tls).await };
@@ -265,8 +267,10 @@ impl<X: Offer> Connection<'_, X> {
         Ok((stream, Client { keys_used_up, ..client }))
     }
 
-    /// Judges the client now that it is known who it is, by the policy of that number: there
-    /// may be another one by now.
+    /// Authorizes the client now that its identity is known.
+    ///
+    /// `verified_by` is the number of the policy that verified the credentials. Another one may be
+    /// active by now, so they are reviewed against the current policy.
     fn meet(
         &self,
         credentials: Option<Arc<Credentials>>,
@@ -290,7 +294,8 @@ impl<X: Offer> Connection<'_, X> {
         Ok(client)
     }
 
-    /// What of all exports the client may see, by the rules as they are when it asks.
+    /// Returns the client's view of the exports. Each lookup is checked against the rules active at
+    /// that time.
     fn seen_by(&self, client: &Client) -> Watched<X> {
         let (shared, peer) = (Arc::clone(self.shared), self.live.route.peer);
         let credentials = client.credentials.clone();
@@ -355,7 +360,7 @@ impl<X: Offer> Connection<'_, X> {
         let compared = compared.into_iter().cloned().collect();
         self.live.note_export(chosen.export.name(), compared);
         Span::current().record("export", chosen.export.name());
-        // The rules may have changed since it was found.
+        // The rules may have changed since the export was looked up.
         self.live.review(&shared.policy.now(), Moment::now())?;
         let _session = shared.slots.session(self.slot, self.live.route.peer, client.identity())?;
         shared.connections.begin(self.live, &*chosen.export);
@@ -367,7 +372,7 @@ impl<X: Offer> Connection<'_, X> {
             let facts = Facts::of_peer(self.live.route.peer).with_identity(client.identity());
             let judged =
                 |it: &Numbered| (it.policy.rules.judge(&facts.with_export(export)), it.number);
-            // Should the rules be others by now, it is about to be dismissed.
+            // If the rules have changed meanwhile, the connection is about to be dismissed.
             let (Ok(rule) | Err(rule), policy) = shared.policy.look(judged);
             story::reading(self.live, client.protection, export, (&rule, policy))
         });
@@ -382,7 +387,7 @@ impl<X: Offer> Connection<'_, X> {
             }
         };
         let ended = transmit(stream, chosen, &limits, shutdown).await;
-        // By then TLS may have refused to send the rest, and the stream may have failed by that.
+        // TLS may have refused to send the rest by then, which makes the stream fail.
         let is_ended_here = matches!(
             ended,
             Ok(Summary { farewell: Farewell::ShutDown, .. })
@@ -411,13 +416,13 @@ impl std::fmt::Display for Client {
 }
 
 impl Failure {
-    /// Why a connection is ended that is left at the shutdown deadline.
+    /// Returns the failure for a connection that is still open at the shutdown deadline.
     fn at_the_deadline(live: &Live) -> Self {
-        // One that has all its answers merely doesn't close.
+        // A client whose requests are all answered just hasn't closed the connection.
         if live.is_busy() { Self::ShutdownDeadline } else { Self::ShuttingDown }
     }
 
-    /// A label for counters.
+    /// Returns the stable label that counters, logs and audit events use.
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Session(_) => "session",
@@ -435,7 +440,7 @@ impl Failure {
     }
 }
 
-/// A part of the story that has to be over by a certain time.
+/// A phase of the connection with a deadline, which a shutdown interrupts.
 #[derive(Clone, Copy)]
 struct Phase<'a> {
     name: &'static str,

@@ -1,5 +1,5 @@
-//! Sockets that a service manager has bound and hands over (`sd_listen_fds(3)`): systemd, or a
-//! client that starts its server by itself.
+//! Socket activation (`sd_listen_fds(3)`): takes over sockets that were bound by systemd, or by a
+//! client that starts its own server.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,59 +16,61 @@ use super::listen::Bound;
 use super::unix::UnixPath;
 use crate::escape;
 
-/// The number of the first descriptor; the others follow it.
+/// Number of the first inherited descriptor (`SD_LISTEN_FDS_START`); the others follow it.
 const FIRST: RawFd = 3;
 
-/// More sockets than any service has; each is a task for as long as the program runs.
+/// Maximum number of sockets to take over: more than any service has. Each one costs a task for as
+/// long as the program runs.
 const MOST: u32 = 256;
 
-/// What a socket has to be called (`FileDescriptorName=`) that is the status listener's.
+/// Name (`FileDescriptorName=`) that marks the socket of the status listener.
 const MONITOR: &str = "monitor";
 
-/// Sockets that were handed over.
+/// Sockets inherited from the service manager.
 #[derive(Debug, Default)]
 pub struct Handed {
-    /// Those that serve NBD.
+    /// Sockets that serve NBD.
     pub nbd: Vec<Bound>,
-    /// The one for the status listener.
+    /// Socket of the status listener.
     pub monitor: Option<Bound>,
 }
 
-/// Why what was handed over can't be used.
+/// Reason why inherited sockets can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HandedError {
-    /// The environment doesn't say what it should.
+    /// An environment variable is malformed.
     #[error("sockets are handed over, but {variable} is {:?}: expected {expected}", escape::name(.value))]
     Variable {
-        /// The environment variable.
+        /// Name of the environment variable.
         variable: &'static str,
-        /// What it is.
+        /// Value of the variable.
         value: String,
-        /// What it should be.
+        /// Description of the values that are accepted.
         expected: String,
     },
-    /// A descriptor is no socket that clients could come in by.
+    /// A descriptor isn't a socket that accepts stream connections.
     #[error("the descriptor {number} ({:?}) that is handed over is {what}", escape::name(.name))]
     Unusable {
-        /// Its number.
+        /// Number of the descriptor.
         number: RawFd,
-        /// Its name.
+        /// Name of the descriptor, from `LISTEN_FDNAMES`.
         name: String,
-        /// What it is, and what to do about it.
+        /// Description of what the descriptor is instead, and how to fix it.
         what: String,
     },
-    /// The system refuses.
+    /// A system call failed.
     #[error("can't take over the sockets that are handed over: {0}")]
     System(#[from] io::Error),
-    /// There is only one status listener.
+    /// Two sockets are named for the status listener, which has only one.
     #[error("two sockets are called \"monitor\", but there is only one status listener")]
     TwoMonitors,
 }
 
 impl Handed {
-    /// Takes over the sockets that were handed to this process, if any were. What `variable`
-    /// reads is the environment. Their numbers are free afterwards, so it can be called only
-    /// once.
+    /// Takes over the sockets that were passed to this process, if any. `variable` looks up an
+    /// environment variable.
+    ///
+    /// The original descriptors are closed afterwards, so this can be called only once.
     ///
     /// # Errors
     /// See [`HandedError`].
@@ -89,8 +91,9 @@ impl Handed {
                 return Err(HandedError::TwoMonitors);
             }
         }
-        // Else they would go on listening when ours are closed. Not before all of them are
-        // known to be what was announced: a number that is free can be anything's a moment later.
+        // An original left open would keep the socket listening after our duplicate is closed. They
+        // are closed only once all of them are known to be what was announced: a free number may be
+        // reused for anything a moment later.
         for (number, _) in announced {
             nix::unistd::close(number).map_err(io::Error::from)?;
         }
@@ -98,7 +101,7 @@ impl Handed {
     }
 }
 
-/// The descriptors that are for the process of that number, and their names.
+/// Returns the numbers and names of the descriptors that the environment announces for `process`.
 fn announced(
     process: u32,
     variable: impl Fn(&str) -> Option<String>,
@@ -111,7 +114,7 @@ fn announced(
             expected: expected.to_owned(),
         }),
     };
-    // What isn't for this process was for one that started it.
+    // Variables meant for another process were inherited from a parent.
     if number("LISTEN_PID", "the number of a process")? != Some(process) {
         return Ok(Vec::new());
     }
@@ -126,7 +129,7 @@ fn announced(
     let numbers = (FIRST..).zip(0..count).map(|(number, _)| number);
     match variable("LISTEN_FDNAMES") {
         None => Ok(numbers.map(|number| (number, "unknown".to_owned())).collect()),
-        // No names for no sockets.
+        // An empty list splits into one name, so it is accepted here when there are no sockets.
         Some(names) if names.is_empty() && count == 0 => Ok(Vec::new()),
         Some(value) => {
             let names: Vec<String> = value.split(':').map(str::to_owned).collect();
@@ -139,11 +142,12 @@ fn announced(
     }
 }
 
-/// Makes descriptors of our own, which are closed on exec, of those that are known by their
-/// number alone.
+/// Duplicates descriptors that are known only by their number. The duplicates are owned and closed
+/// on exec.
 ///
-/// A number belongs to nobody, and to take its word for it would take `unsafe`. So the kernel
-/// makes another descriptor of it: one that is sent through a socket arrives as the receiver's.
+/// Turning a bare number into an owned descriptor would take `unsafe`. So the number is sent
+/// through a socket pair (`SCM_RIGHTS`), and the kernel installs a duplicate that belongs to the
+/// receiver.
 struct Courier {
     here: Socket,
     there: Socket,
@@ -156,7 +160,7 @@ impl Courier {
     }
 
     fn duplicate(&self, number: RawFd) -> io::Result<Socket> {
-        // One that was free until this pair got it.
+        // The number was free until this pair got it, so nothing was passed under it.
         if [&self.here, &self.there].iter().any(|socket| socket.as_raw_fd() == number) {
             return Err(rustix::io::Errno::BADF.into());
         }
@@ -177,8 +181,8 @@ impl Courier {
     }
 }
 
-/// A control message that carries one descriptor, as `cmsg(3)` and the kernel have it: its
-/// length, where it belongs, what it is, the descriptor, and padding to a multiple of 8.
+/// Builds a control message that carries one descriptor. The layout is that of `cmsg(3)` and the
+/// kernel: length, level, type, descriptor, and padding to a multiple of 8.
 fn rights(number: RawFd) -> Vec<u8> {
     let length = size_of::<usize>() + 2 * size_of::<libc::c_int>() + size_of::<RawFd>();
     let mut message = length.to_ne_bytes().to_vec();
@@ -189,7 +193,8 @@ fn rights(number: RawFd) -> Vec<u8> {
     message
 }
 
-/// Judges a socket: clients come in by it, or it is said what it is instead.
+/// Checks that a socket accepts stream connections of a supported family. The error says what it is
+/// instead.
 fn bound(socket: Socket) -> Result<Bound, String> {
     let domain = socket.domain().map_err(|error| format!("no socket ({error})"))?;
     let kind = socket.r#type().map_err(|error| format!("of an unknown type ({error})"))?;

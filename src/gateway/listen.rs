@@ -1,4 +1,4 @@
-//! Sockets that clients come in by.
+//! Listening sockets: addresses, binding, accepting, and classification of `accept` errors.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -22,31 +22,30 @@ use super::vsock::{self, SocketStream, VsockListener};
 use super::zone;
 use crate::escape;
 
-/// The port that IANA has given to NBD.
+/// Port that IANA assigned to NBD.
 pub const NBD_PORT: u16 = 10809;
 
-/// Connections that the kernel keeps for us until we accept them.
+/// Length of the kernel's queue of established connections that wait to be accepted.
 pub(super) const BACKLOG: i32 = 1024;
 
-/// A silent connection is asked whether it still lives after this time, and then at
-/// this interval, so many times.
+/// TCP keepalive: probing starts after [`KEEPALIVE_IDLE`] of silence and repeats every
+/// [`KEEPALIVE_INTERVAL`]; the connection is dropped after [`KEEPALIVE_PROBES`] unanswered probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ListenAddress {
-    /// A TCP address and port; port 0 is any free one.
+    /// A TCP address and port; port 0 picks any free one.
     Tcp(SocketAddr),
-    /// A Unix socket's path.
+    /// Path of a Unix socket.
     Unix(PathBuf),
-    /// A vsock port, of one context ID of this machine or of all that it has; port 0 is any free
-    /// one.
+    /// A vsock port; port 0 picks any free one.
     Vsock {
-        /// The context ID.
+        /// Context ID to bind; `None` binds all those of this machine.
         cid: Option<u32>,
-        /// The port.
+        /// Port number; 0 picks any free one.
         port: u32,
     },
 }
@@ -55,7 +54,7 @@ impl ListenAddress {
     /// Parses an address. The path of a Unix socket need not be UTF-8.
     ///
     /// # Errors
-    /// It says what is expected.
+    /// The text is malformed; the message says what is expected.
     pub fn parse(text: &OsStr) -> Result<Self, String> {
         match (text.to_str(), text.as_bytes().strip_prefix(b"unix:")) {
             (Some(text), _) => text.parse(),
@@ -64,7 +63,7 @@ impl ListenAddress {
         }
     }
 
-    /// Whether it is reached from this machine alone, virtual machines on it among them.
+    /// Returns true if only this machine, including its virtual machines, can reach the address.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -110,7 +109,8 @@ impl FromStr for ListenAddress {
         if let Ok(address) = text.parse() {
             return Ok(Self::Tcp(address));
         }
-        // An address without a port. Names are refused: one may have several addresses.
+        // An address without a port. Host names are refused, because one may resolve to several
+        // addresses.
         text.trim_matches(['[', ']'])
             .parse::<IpAddr>()
             .map(|address| Self::Tcp(SocketAddr::new(address, NBD_PORT)))
@@ -118,7 +118,7 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// Parses `[ADDRESS%INTERFACE]:PORT`, or the address with or without brackets.
+/// Parses `[ADDRESS%INTERFACE]:PORT`, or `ADDRESS%INTERFACE` with or without brackets.
 fn parse_zoned(text: &str) -> Result<SocketAddr, String> {
     let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, "")) => (address, NBD_PORT),
@@ -139,7 +139,8 @@ fn parse_zoned(text: &str) -> Result<SocketAddr, String> {
     Ok(SocketAddrV6::new(address, port, 0, interface).into())
 }
 
-/// `PORT` or `CID:PORT`. The highest number of both means all of them to the kernel.
+/// Parses `PORT` or `CID:PORT`. The highest number of either is refused: the kernel reads it as a
+/// wildcard.
 fn parse_vsock(text: &str) -> Option<ListenAddress> {
     let number = |text: &str| {
         let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
@@ -152,45 +153,46 @@ fn parse_vsock(text: &str) -> Option<ListenAddress> {
     Some(ListenAddress::Vsock { cid, port })
 }
 
-/// A socket that is bound: clients that connect wait until it is a [`Listener`]. It needs no
-/// tokio runtime yet, so that it can be had before there is any other thread.
+/// A bound socket. Connecting clients wait until it becomes a [`Listener`].
+///
+/// It needs no tokio runtime, so it can be created while the process has a single thread.
 #[derive(Debug)]
 pub enum Bound {
-    /// TCP.
+    /// A TCP socket.
     Tcp(std::net::TcpListener),
-    /// Unix, with its path.
+    /// A Unix socket and its path.
     Unix(UnixPath, std::os::unix::net::UnixListener),
-    /// vsock.
+    /// A vsock socket.
     Vsock(Socket),
 }
 
-/// A socket that accepts connections.
+/// A listening socket that is registered with the tokio runtime.
 #[derive(Debug)]
 pub enum Listener {
-    /// TCP.
+    /// A TCP socket.
     Tcp(TcpListener),
-    /// Unix. The path is removed before the socket is closed, so that it never leads to
-    /// nobody.
+    /// A Unix socket and its path. The path is removed before the socket is closed, so that it
+    /// never leads to a dead socket.
     Unix(UnixPath, UnixListener),
-    /// vsock.
+    /// A vsock socket.
     Vsock(VsockListener),
 }
 
-/// A connection, as it came in.
+/// An accepted connection.
 #[derive(Debug)]
 pub enum Incoming {
-    /// By TCP.
+    /// A TCP connection and the address of its peer.
     Tcp(TcpStream, SocketAddr),
-    /// By a Unix socket.
+    /// A connection to a Unix socket.
     Unix(UnixStream),
-    /// By two pipes, of which the first is read.
+    /// A pair of pipes: the first is read, the second written.
     Pipes(Join<pipe::Receiver, pipe::Sender>),
-    /// By vsock, from a context ID.
+    /// A vsock connection and the context ID of its peer.
     Vsock(SocketStream, u32),
 }
 
 impl Incoming {
-    /// Who is at the other end.
+    /// Returns the peer of the connection.
     pub fn peer(&self) -> Peer {
         match self {
             Self::Tcp(_, address) => Peer::ip(address.ip()),
@@ -200,18 +202,18 @@ impl Incoming {
     }
 }
 
-/// A socket that could not be bound.
+/// Failure to bind a socket.
 #[derive(Debug, thiserror::Error)]
 #[error("can't listen on {address}: {error}{}", what_to_do(.address, .error))]
 pub struct BindError {
-    /// Where.
+    /// Address that could not be bound.
     pub address: ListenAddress,
-    /// Why.
+    /// Error of the system call.
     #[source]
     pub error: io::Error,
 }
 
-/// What is the matter, most likely, and who knows more of it.
+/// Returns a hint on the likely cause and how to investigate it.
 fn what_to_do(address: &ListenAddress, error: &io::Error) -> &'static str {
     match (address, error.kind()) {
         (ListenAddress::Tcp(_), io::ErrorKind::AddrInUse) => {
@@ -232,11 +234,11 @@ fn what_to_do(address: &ListenAddress, error: &io::Error) -> &'static str {
     }
 }
 
-/// Binds all of `addresses`, or, if there are none, the NBD port of every address of
-/// this machine, or of loopback alone. Unix sockets get these `rights`.
+/// Binds all of `addresses`. Without any, binds the NBD port on every address of this machine, or
+/// on loopback if `loopback_only`. Unix sockets get the permissions in `rights`.
 ///
 /// # Errors
-/// The system refuses one of them, as when somebody else listens there.
+/// One of the addresses can't be bound, for example because it is in use.
 pub fn bind_all(
     addresses: &[ListenAddress],
     loopback_only: bool,
@@ -250,7 +252,7 @@ pub fn bind_all(
     if !addresses.is_empty() {
         addresses.iter().map(bind).collect()
     } else if loopback_only {
-        // Either may be missing, but not both.
+        // Either address family may be missing, but not both.
         let v4 = bind(&at(Ipv4Addr::LOCALHOST.into()));
         let v6 = bind(&at(Ipv6Addr::LOCALHOST.into()));
         match (v4, v6) {
@@ -260,7 +262,7 @@ pub fn bind_all(
             (v4, v6) => Ok(vec![v4?, v6?]),
         }
     } else {
-        // [::] takes IPv4 clients as well, where there is IPv6 at all.
+        // [::] accepts IPv4 clients as well, if the machine has IPv6 at all.
         match bind(&at(Ipv6Addr::UNSPECIFIED.into())) {
             Err(error) if is_missing(&error) => Ok(vec![bind(&at(Ipv4Addr::UNSPECIFIED.into()))?]),
             both => Ok(vec![both?]),
@@ -268,10 +270,10 @@ pub fn bind_all(
     }
 }
 
-/// Binds a port of loopback: of 127.0.0.1, or of ::1 where this machine doesn't have that.
+/// Binds a loopback port: on 127.0.0.1, or on ::1 where the machine doesn't have that.
 ///
 /// # Errors
-/// The system refuses, as when somebody else listens there.
+/// The port can't be bound, for example because it is in use.
 pub fn bind_loopback(port: u16) -> Result<Bound, BindError> {
     let bind = |address: IpAddr| {
         let address = ListenAddress::Tcp(SocketAddr::new(address, port));
@@ -279,24 +281,24 @@ pub fn bind_loopback(port: u16) -> Result<Bound, BindError> {
         bound.map_err(|error| BindError { address, error })
     };
     match bind(Ipv4Addr::LOCALHOST.into()) {
-        // Where there is neither, the usual one is named.
+        // With neither address available, the error for the usual one is reported.
         Err(error) if is_missing(&error) => bind(Ipv6Addr::LOCALHOST.into()).map_err(|_| error),
         bound => bound,
     }
 }
 
-/// Returns true if this machine has no such address, or none of that family.
+/// Returns true if this machine lacks the address or its whole address family.
 fn is_missing(BindError { error, .. }: &BindError) -> bool {
     error.kind() == io::ErrorKind::AddrNotAvailable
         || Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
 }
 
 impl Bound {
-    /// Binds `address`. With a mode among the `rights`, call it before there is another thread
-    /// that makes files: the umask is the whole process's.
+    /// Binds `address`. If `rights` has a mode, call this before another thread creates files: it
+    /// changes the umask of the whole process for a moment.
     ///
     /// # Errors
-    /// The system refuses, as when somebody else listens there.
+    /// The address can't be bound, for example because it is in use.
     pub fn bind(address: &ListenAddress, rights: &SocketRights) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
@@ -309,10 +311,10 @@ impl Bound {
         }
     }
 
-    /// Where it is really bound, with the port that port 0 became.
+    /// Returns the bound address, with the actual port where port 0 was requested.
     ///
     /// # Errors
-    /// The system can't say.
+    /// The address can't be queried.
     pub fn address(&self) -> io::Result<ListenAddress> {
         Ok(match self {
             Self::Tcp(socket) => ListenAddress::Tcp(socket.local_addr()?),
@@ -323,10 +325,10 @@ impl Bound {
 }
 
 impl Listener {
-    /// Takes over a bound socket. Call it within a tokio runtime.
+    /// Registers a bound socket with the current tokio runtime.
     ///
     /// # Errors
-    /// The runtime can't watch it.
+    /// The runtime can't watch the socket.
     pub fn new(socket: Bound) -> io::Result<Self> {
         Ok(match socket {
             Bound::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
@@ -335,7 +337,10 @@ impl Listener {
         })
     }
 
-    /// Where it really listens, with the port that port 0 became.
+    /// Returns the bound address, with the actual port where port 0 was requested.
+    ///
+    /// # Errors
+    /// The address can't be queried.
     pub fn local_address(&self) -> io::Result<ListenAddress> {
         Ok(match self {
             Self::Tcp(listener) => ListenAddress::Tcp(listener.local_addr()?),
@@ -344,10 +349,10 @@ impl Listener {
         })
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     ///
     /// # Errors
-    /// See [`AcceptFault`] for what to do about them.
+    /// See [`AcceptFault`] for how to handle them.
     pub async fn accept(&self) -> io::Result<Incoming> {
         match self {
             Self::Tcp(listener) => {
@@ -364,14 +369,14 @@ impl Listener {
 }
 
 fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    // A mapped address is an IPv4 address; a socket for IPv6 alone can't be bound to it.
+    // An IPv4-mapped address is bound as IPv4: an IPv6-only socket can't be bound to it.
     let address = match address.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
         IpAddr::V6(_) => address,
     };
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
-        // [::] takes IPv4 clients as well, as mapped addresses, whatever the system's default.
+        // [::] also accepts IPv4 clients, as mapped addresses, whatever the system's default.
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
@@ -381,8 +386,8 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// Sets what every TCP connection gets: no delay for small replies, and an end for
-/// connections whose other end is gone.
+/// Configures an accepted TCP connection: no delay for small replies, and keepalive so that
+/// connections to dead peers end.
 pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
@@ -393,19 +398,19 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// What a failed `accept` calls for.
+/// Reaction that a failed `accept` calls for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AcceptFault {
-    /// That one connection was lost before it was accepted: go on.
+    /// One connection was lost before it was accepted: continue.
     Connection,
-    /// This machine is short of descriptors or memory: wait, clients will leave.
+    /// The machine is short of descriptors or memory: pause until clients leave.
     Shortage,
-    /// Something else; waiting can't make it worse.
+    /// Any other error: pause as well, which does no harm.
     Listener,
 }
 
 impl AcceptFault {
-    /// Judges an error of `accept`.
+    /// Classifies an error of `accept`.
     pub fn of(error: &io::Error) -> Self {
         match (error.kind(), Errno::from_io_error(error)) {
             (

@@ -1,5 +1,5 @@
-//! The connections that there are, and what is known of each: so that they can be judged
-//! again when the rules have changed, or time has.
+//! Registry of the connections that are open, with what is known about each. A reload or the
+//! passing of time has them reviewed against the policy again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,10 +15,10 @@ use super::report::MAX_LISTED;
 use super::tls::Credentials;
 use crate::nbd::{Activity, Done, Export, Offered};
 
-/// As what exports are counted together that were read when there were too many already.
+/// Label under which exports beyond [`MAX_LISTED`] are aggregated.
 const OTHERS: &str = "other";
 
-/// All connections.
+/// Registry of all open connections, with totals of those that have ended.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     there: Mutex<There>,
@@ -27,28 +27,28 @@ pub(super) struct Connections {
 #[derive(Debug, Default)]
 struct There {
     live: HashMap<u64, Arc<Live>>,
-    /// What those did that aren't there any more, by export.
+    /// Activity of connections that have ended, by export.
     read: HashMap<String, Read>,
     accepted: u64,
     served: u64,
 }
 
-/// An export that was read, and what those did who have left.
+/// An export that was read, with the activity of connections that have ended.
 #[derive(Debug, Clone)]
 pub(super) struct Read {
     pub(super) export: Offered,
     pub(super) done: Done,
 }
 
-/// One connection.
+/// Shared state of one open connection.
 #[derive(Debug)]
 pub(super) struct Live {
-    /// Its number in this run.
+    /// Number of the connection, unique within this run.
     pub(super) id: u64,
     pub(super) route: Route,
-    /// What it has done since it chose an export.
+    /// Requests and bytes since the client chose an export.
     pub(super) activity: Arc<Activity>,
-    /// How often it asked for an export that it may not open.
+    /// Number of requests for exports that the client may not open.
     denied: AtomicU64,
     missing: AtomicU64,
     since: SystemTime,
@@ -57,34 +57,34 @@ pub(super) struct Live {
     why: OnceLock<Dismissal>,
 }
 
-/// What has turned out so far.
+/// Knowledge about the client so far, filled in during the handshake.
 #[derive(Debug, Default)]
 struct Known {
     client: Option<Client>,
     export: Option<String>,
-    /// Other exports that its metadata contexts tell about.
+    /// Other exports whose contents the client's metadata contexts reveal.
     compared: Vec<String>,
     reading: Option<Reading>,
 }
 
-/// What a connection reads.
+/// The export that a connection reads.
 #[derive(Debug, Clone)]
 pub(super) struct Reading {
     pub(super) export: String,
-    /// As which export that is counted.
+    /// Label under which the activity is counted: the export's name, or [`OTHERS`].
     pub(super) counted_as: String,
 }
 
 #[derive(Debug)]
 struct Client {
     credentials: Option<Arc<Credentials>>,
-    /// The number of the policy that verified them.
+    /// Number of the policy that verified the credentials.
     verified_by: u64,
-    /// What protects its stream, if anything does.
+    /// TLS version of the stream, if it is encrypted.
     tls: Option<&'static str>,
 }
 
-/// All connections at one moment, the older ones first.
+/// Snapshot of all connections, oldest first.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) live: Vec<One>,
@@ -93,7 +93,7 @@ pub(super) struct Seen {
     pub(super) served: u64,
 }
 
-/// One connection at one moment.
+/// Snapshot of one connection.
 #[derive(Debug)]
 pub(super) struct One {
     pub(super) id: u64,
@@ -106,7 +106,7 @@ pub(super) struct One {
     pub(super) in_flight: u64,
 }
 
-/// A connection's place among all, until this is dropped.
+/// Registration of a connection; dropping it removes the connection.
 #[derive(Debug)]
 pub(super) struct Entry<'a> {
     connections: &'a Connections,
@@ -117,7 +117,7 @@ impl Drop for Entry<'_> {
     fn drop(&mut self) {
         let mut there = lock(&self.connections.there);
         there.live.remove(&self.live.id);
-        // In the same moment, so that nobody sees it twice or not at all.
+        // Under the same lock, so that a snapshot neither counts the activity twice nor misses it.
         let known = lock(&self.live.known);
         if let Some(Reading { counted_as, .. }) = &known.reading
             && let Some(read) = there.read.get_mut(counted_as)
@@ -128,7 +128,7 @@ impl Drop for Entry<'_> {
 }
 
 impl Connections {
-    /// Enters a connection that was let in by its address.
+    /// Registers a connection that was admitted by its address.
     pub(super) fn enter(&self, id: u64, route: Route) -> Entry<'_> {
         let live = Arc::new(Live {
             id,
@@ -147,13 +147,14 @@ impl Connections {
         Entry { connections: self, live }
     }
 
-    /// Judges all of them; who may not stay is dismissed. Says how many that were.
+    /// Reviews all connections against `policy`, dismisses those that are no longer authorized, and
+    /// returns their number.
     pub(super) fn review(&self, policy: &Numbered, now: Moment) -> usize {
         let all: Vec<Arc<Live>> = lock(&self.there).live.values().cloned().collect();
         all.iter().filter(|live| live.review(policy, now).is_err()).count()
     }
 
-    /// Notes that a connection begins to read an export.
+    /// Records that a connection starts reading `export`.
     pub(super) fn begin(&self, live: &Live, export: &impl Export) {
         let offered = Offered {
             name: export.name().to_owned(),
@@ -170,7 +171,7 @@ impl Connections {
         };
         let reading = Reading { export: export.name().to_owned(), counted_as: name.clone() };
         lock(&live.known).reading = Some(reading);
-        // The archive may be another one by now.
+        // The archive behind the name may have been replaced.
         there
             .read
             .entry(name)
@@ -178,19 +179,19 @@ impl Connections {
             .or_insert_with(|| Read { export: offered.clone(), done: Done::default() });
     }
 
-    /// Number of connections that have unanswered requests.
+    /// Returns the number of connections with unanswered requests.
     pub(super) fn busy(&self) -> usize {
         lock(&self.there).live.values().filter(|live| live.is_busy()).count()
     }
 
-    /// What there is to see of all of them.
+    /// Takes a snapshot of all connections.
     pub(super) fn seen(&self) -> Seen {
         let (mut live, read, accepted, served) = {
             let there = lock(&self.there);
             let live: Vec<_> = there.live.values().map(Arc::clone).collect();
             (live, there.read.clone(), there.accepted, there.served)
         };
-        // Who leaves meanwhile is seen here, and not among those who have left.
+        // A connection that ends in the meantime is reported as open, and isn't in the totals yet.
         live.sort_by_key(|live| live.id);
         let live = live.iter().map(|live| live.seen()).collect();
         Seen { live, read, accepted, served }
@@ -198,8 +199,9 @@ impl Connections {
 }
 
 impl Live {
-    /// Notes who it is. Policies may have changed since these were looked at, so it is
-    /// judged at once; later changes are judged by [`Connections::review`].
+    /// Records the client's credentials. The policy may have changed since they were verified, so
+    /// the caller reviews the connection right away; later changes are handled by
+    /// [`Connections::review`].
     pub(super) fn identify(
         &self,
         credentials: Option<Arc<Credentials>>,
@@ -209,44 +211,44 @@ impl Live {
         lock(&self.known).client = Some(Client { credentials, verified_by, tls });
     }
 
-    /// Notes what it reads, and the other exports about which it can ask.
+    /// Records the chosen export and the other exports that its metadata contexts reveal.
     pub(super) fn note_export(&self, name: &str, compared: Vec<String>) {
         let mut known = lock(&self.known);
         known.export = Some(name.to_owned());
         known.compared = compared;
     }
 
-    /// The certificates that it has shown, if it is known.
+    /// Returns the client's credentials, if it has presented a certificate.
     pub(super) fn credentials(&self) -> Option<Arc<Credentials>> {
         lock(&self.known).client.as_ref()?.credentials.clone()
     }
 
-    /// What it reads, if it has chosen.
+    /// Returns the name of the chosen export, if any.
     pub(super) fn export(&self) -> Option<String> {
         lock(&self.known).export.clone()
     }
 
-    /// Notes that it asked for an export that it may not open, and says how often that was.
+    /// Counts a request for an export that the client may not open, and returns the new total.
     pub(super) fn note_denied(&self) -> u64 {
         self.denied.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Counts a request for an export that isn't there, and returns the number of them.
+    /// Counts a request for an export that doesn't exist, and returns the new total.
     pub(super) fn note_missing(&self) -> u64 {
         self.missing.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Number of requests for exports that aren't there.
+    /// Returns the number of requests for exports that don't exist.
     pub(super) fn missing(&self) -> u64 {
         self.missing.load(Ordering::Relaxed)
     }
 
-    /// How often that was.
+    /// Returns the number of requests for exports that the client may not open.
     pub(super) fn denied(&self) -> u64 {
         self.denied.load(Ordering::Relaxed)
     }
 
-    /// Returns true if it has unanswered requests.
+    /// Returns true if requests are unanswered.
     pub(super) fn is_busy(&self) -> bool {
         self.activity.in_flight() > 0
     }
@@ -267,7 +269,7 @@ impl Live {
         }
     }
 
-    /// Whether it may stay, by what is known of it.
+    /// Checks whether the client is still authorized, and dismisses it if not.
     pub(super) fn review(&self, policy: &Numbered, now: Moment) -> Result<(), Dismissal> {
         let judged = self.judge(policy, now);
         if let Err(why) = &judged
@@ -298,7 +300,7 @@ impl Live {
         rules.judge(&facts).map(|_| ()).map_err(Dismissal::Rules)
     }
 
-    /// Waits until it may not stay, and says why.
+    /// Waits until the connection is dismissed, and returns the reason.
     pub(super) async fn dismissed(&self) -> Dismissal {
         loop {
             self.dismissed.cancelled().await;

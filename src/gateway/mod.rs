@@ -1,10 +1,11 @@
-//! The front end: who comes in, by which socket, for how long, and how it all ends.
+//! The network front end: listens, admits and authenticates clients, hands them to the NBD engine,
+//! and shuts down gracefully.
 //!
-//! A connection's way is accept → `admission.rs`, where [`access`] judges where it comes from
-//! ([`proxy`] says so behind a load balancer), and which takes a slot → `connection.rs`, where
-//! TLS ([`tls`]) and the engine ([`crate::nbd`]) take over, both on the threads of `porch.rs`
-//! until an export is chosen. All there are stand in `live.rs`, so that another `policy.rs` can
-//! judge them again.
+//! A connection is accepted and goes to `admission.rs`. There [`access`] checks its address, which
+//! [`proxy`] reports behind a load balancer, and it gets a handshake permit. In `connection.rs`,
+//! TLS ([`tls`]) and the engine ([`crate::nbd`]) take over, both on the threads of `porch.rs` until
+//! an export is chosen. `live.rs` keeps a registry of all open connections, so that a reloaded
+//! `policy.rs` can be applied to them.
 
 pub mod access;
 mod admission;
@@ -63,14 +64,14 @@ use stdio::Stdio;
 use throttles::Throttles;
 use tls::{Expiring, ExpiryWatch};
 
-/// A gateway that listens.
+/// A gateway whose sockets are bound.
 #[derive(Debug)]
 pub struct Gateway<X> {
     listeners: Vec<Listener>,
     shared: Arc<Shared<X>>,
 }
 
-/// What all connections share.
+/// State shared by all connections.
 #[derive(Debug)]
 struct Shared<X> {
     config: Config,
@@ -84,22 +85,22 @@ struct Shared<X> {
     throttles: Throttles,
     next_connection: AtomicU64,
     chatter: Chatter,
-    /// Connections that were refused at once, by reason.
+    /// Connections refused before a byte was sent, by reason.
     refusals: Tally,
-    /// Those that failed later.
+    /// Connections that were admitted and failed later, by reason.
     failures: Tally,
-    /// TLS handshakes that failed, by reason.
+    /// Failed TLS handshakes, by cause.
     handshake_failures: Tally,
     reloads: Reloads,
-    /// Where it listens, for people.
+    /// Listening addresses, as text.
     listen: Vec<String>,
     phase: AtomicU8,
-    /// Cancelled when the shutdown timeout is over: connections that are left are dropped.
+    /// Cancelled when the shutdown timeout expires; remaining connections are then dropped.
     deadline: CancellationToken,
     pulse: Pulse,
 }
 
-/// How far a gateway is.
+/// Phase of a gateway's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Starting,
@@ -107,11 +108,11 @@ enum Phase {
     Ending,
 }
 
-/// When the threads that serve last gave a sign of life.
+/// Heartbeat of the serving threads, for the liveness check.
 #[derive(Debug)]
 struct Pulse {
     started: Instant,
-    /// In milliseconds from then on.
+    /// Time of the last beat, in milliseconds since `started`.
     last: AtomicU64,
 }
 
@@ -127,14 +128,14 @@ impl Pulse {
     }
 }
 
-/// Log lines about connections, of which peers can cause as many as they like. Those who
-/// are refused can't use up the lines of those who are served.
+/// Rate limits on log lines that peers can cause at will. Refused peers have their own limit, so
+/// they can't suppress the lines about clients that are served.
 #[derive(Debug)]
 struct Chatter {
     refusals: RateLimit,
     failures: RateLimit,
     sessions: RateLimit,
-    /// Exports that were asked for in vain.
+    /// Requests for exports that don't exist.
     lookups: RateLimit,
 }
 
@@ -145,14 +146,15 @@ impl Chatter {
     }
 }
 
-/// Says something unless too much has been said; `line` is given how much was left out.
+/// Logs something unless the rate limit suppresses it. `line` gets the number of lines suppressed
+/// since the last one, if any.
 fn tell(limit: &RateLimit, line: impl FnOnce(Option<u64>)) {
     if let Some(held_back) = limit.allow() {
         line(held_back.field());
     }
 }
 
-/// By which a gateway that runs is told of changes, and asked.
+/// Handle for reconfiguring and querying a running gateway.
 #[derive(Debug)]
 pub struct Control<X>(Arc<Shared<X>>);
 
@@ -163,55 +165,58 @@ impl<X> Clone for Control<X> {
 }
 
 impl<X: Offer> Control<X> {
-    /// Puts another policy in force, at once and as a whole: for those who come from now
-    /// on, and for those who are in. Who may not stay is dropped. Says how many that were.
+    /// Replaces the policy atomically, for new and existing connections. Connections that are no
+    /// longer authorized are dropped; returns their number.
     pub fn replace(&self, policy: Policy) -> usize {
         self.0.policy.replace(policy);
         self.0.reloads.succeeded();
         self.0.review()
     }
 
-    /// The same with a policy that is meant for exports which [`Control::serve`] will be told
-    /// of. Until then what is served is opened only by those whom the rules that it was chosen
-    /// for let open it as well: a name may come to mean something else.
+    /// Replaces the policy before the exports that it is meant for are passed to
+    /// [`Control::serve`].
+    ///
+    /// Until then a client must also be allowed by the previous rules to open an export, because a
+    /// name may come to mean a different archive.
     pub fn replace_early(&self, policy: Policy) -> usize {
         self.0.policy.replace_early(policy);
         self.0.reloads.succeeded();
         self.0.review()
     }
 
-    /// The number of the policy that is in force: so many were before it.
+    /// Returns the number of the active policy: the number of policies that were active before it.
     pub fn policy(&self) -> u64 {
         self.0.policy.look(|it| it.number)
     }
 
-    /// Notes that another policy couldn't be put in force, and why.
+    /// Records a failed reload and the reason for it.
     pub fn note_failed_reload(&self, why: &str) {
         self.0.reloads.failed(why);
     }
 
-    /// Lets those who choose an export from now on choose among these. Who reads one goes on.
+    /// Replaces the exports that clients can choose from. Clients that already read an export keep
+    /// it.
     pub fn serve(&self, exports: Arc<X>) {
         self.0.exports.store(exports);
         self.0.policy.exports_follow();
     }
 
-    /// What is served.
+    /// Returns the current exports.
     pub fn exports(&self) -> Arc<X> {
         self.0.exports.load_full()
     }
 
-    /// How many clients read an export just now.
+    /// Returns the number of clients that are reading an export.
     pub fn reading(&self) -> usize {
         self.0.slots.sessions()
     }
 
-    /// Connections that were refused or failed, by reason.
+    /// Returns the number of connections that were refused or failed, by reason.
     pub fn failures(&self) -> Counts {
         self.0.refusals.so_far().and(self.0.failures.so_far())
     }
 
-    /// TLS handshakes that failed, by reason ([`tls::Cause::label`]).
+    /// Returns the number of failed TLS handshakes, by cause ([`tls::Cause::label`]).
     pub fn handshake_failures(&self) -> Counts {
         self.0.handshake_failures.so_far()
     }
@@ -235,20 +240,21 @@ impl<X> Shared<X> {
         self.phase.store(phase as u8, Ordering::Relaxed);
     }
 
-    /// Judges all connections by what holds now.
+    /// Reviews all connections against the active policy at the current time.
     fn review(&self) -> usize {
         self.connections.review(&self.policy.now(), Moment::now())
     }
 
-    /// Waits for those who are in, for no longer than the shutdown timeout.
+    /// Waits for open connections to drain, up to the shutdown timeout, then drops the rest.
     async fn finish(&self, connections: &TaskTracker) {
         self.enter(Phase::Ending);
         connections.close();
-        /// Enough for those that are dropped to say so.
+        /// Time for dropped connections to log their end.
         const TO_LOG: Duration = Duration::from_secs(1);
         let patience = self.config.timeouts.shutdown;
         if tokio::time::timeout(patience, connections.wait()).await.is_err() {
-            // The others have been answered, and merely don't close.
+            // Idle clients are not counted: their requests are answered, they just don't
+            // disconnect.
             let busy = self.connections.busy();
             if busy > 0 {
                 tracing::warn!(
@@ -263,11 +269,11 @@ impl<X> Shared<X> {
 }
 
 impl<X: Offer> Gateway<X> {
-    /// Takes over sockets from [`listen::bind_all`]. Clients wait until [`Gateway::run`].
-    /// Call it within a tokio runtime.
+    /// Creates a gateway from sockets bound by [`listen::bind_all`]. Clients wait until
+    /// [`Gateway::run`]. Call it within a tokio runtime.
     ///
     /// # Errors
-    /// The runtime can't watch a socket, or the system has no threads left.
+    /// The runtime can't watch a socket, or no thread can be created.
     pub fn new(
         sockets: Vec<Bound>,
         config: Config,
@@ -292,7 +298,7 @@ impl<X: Offer> Gateway<X> {
                 idle: config.timeouts.idle,
                 stall: config.timeouts.stall,
                 drain: config.timeouts.stall,
-                // Each connection gets its own.
+                // Replaced for each connection.
                 activity: Arc::default(),
             },
             throttles: Throttles::new(config.limits.rate),
@@ -312,25 +318,25 @@ impl<X: Offer> Gateway<X> {
         Ok(Self { listeners, shared: Arc::new(shared) })
     }
 
-    /// Where it listens, with real ports.
+    /// Returns the listening addresses, with actual ports.
     ///
     /// # Errors
-    /// The system can't say.
+    /// An address can't be queried.
     pub fn addresses(&self) -> io::Result<Vec<ListenAddress>> {
         self.listeners.iter().map(Listener::local_address).collect()
     }
 
-    /// By which it is told of changes while it runs.
+    /// Returns a handle for reconfiguring and querying the gateway while it runs.
     pub fn control(&self) -> Control<X> {
         Control(Arc::clone(&self.shared))
     }
 
-    /// Serves until `shutdown` is cancelled; then drains each connection: requests that have
-    /// been accepted are answered ([`transmit`](crate::nbd::transmit)), and it is closed, both
-    /// within the shutdown timeout.
+    /// Serves until `shutdown` is cancelled, then drains each connection: accepted requests are
+    /// answered ([`transmit`](crate::nbd::transmit)) and the connection is closed, both within the
+    /// shutdown timeout.
     ///
     /// # Errors
-    /// [`DoorClosed`] if accepting connections ended before that.
+    /// [`DoorClosed`] if accepting connections ended before `shutdown` was cancelled.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), DoorClosed> {
         self.shared.begin();
         let connections = TaskTracker::new();
@@ -339,7 +345,7 @@ impl<X: Offer> Gateway<X> {
             let shared = Arc::clone(&self.shared);
             doors.spawn(accept(listener, shared, connections.clone(), shutdown.clone()));
         }
-        // Certificates run out, and rules have their hours.
+        // Certificates expire, and rules may be limited to certain hours.
         let mut watch = JoinSet::new();
         watch.spawn(review_now_and_then(Arc::clone(&self.shared)));
         let mut is_sound = true;
@@ -348,8 +354,9 @@ impl<X: Offer> Gateway<X> {
                 closed = doors.join_next() => if closed.is_none() { break },
                 Some(_) = watch.join_next() => {}
             }
-            // They end by themselves only if they have panicked. Better to end, and be started
-            // again, than to be deaf, or to let stay who may not.
+            // Before a shutdown these tasks end only if they panic. Exiting, to be restarted, is
+            // better than accepting no connections, or letting clients stay that are no longer
+            // authorized.
             is_sound &= shutdown.is_cancelled();
             shutdown.cancel();
         }
@@ -357,11 +364,12 @@ impl<X: Offer> Gateway<X> {
         if is_sound { Ok(()) } else { Err(DoorClosed) }
     }
 
-    /// Serves that one connection, which is judged like any other, until it ends. What it
-    /// comes to is in the log. `shutdown` is as for [`Gateway::run`]; nobody else is served.
+    /// Serves a single connection until it ends. It passes the same admission as any other, and its
+    /// outcome is logged. `shutdown` works as for [`Gateway::run`]; no other connection is
+    /// accepted.
     ///
     /// # Errors
-    /// The runtime can't watch it.
+    /// The runtime can't watch the connection.
     pub async fn run_one(self, connection: Stdio, shutdown: CancellationToken) -> io::Result<()> {
         self.shared.begin();
         let connections = TaskTracker::new();
@@ -372,7 +380,7 @@ impl<X: Offer> Gateway<X> {
         tokio::select! {
             () = connections.wait() => return Ok(()),
             () = shutdown.cancelled() => {}
-            // It has panicked, and who may not stay must not.
+            // The review task panicked, and clients that are no longer authorized must not stay.
             Some(_) = watch.join_next() => shutdown.cancel(),
         }
         self.shared.finish(&connections).await;
@@ -380,7 +388,8 @@ impl<X: Offer> Gateway<X> {
     }
 }
 
-/// Judges all connections again and again, by the time.
+/// Reviews all connections every 500 ms, since authorization may depend on the time. Also updates
+/// the heartbeat, and warns when the server's certificate expires.
 async fn review_now_and_then<X: Offer>(shared: Arc<Shared<X>>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(500));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -399,7 +408,7 @@ async fn review_now_and_then<X: Offer>(shared: Arc<Shared<X>>) {
     }
 }
 
-/// Says that the server's own certificate expires, at most once for each stage.
+/// Logs the expiry of the server's certificate.
 fn warn_of_expiry(expiring: Option<Expiring>) {
     let Some(expiring) = expiring else { return };
     let reason = expiring.reason();
@@ -420,19 +429,20 @@ fn warn_of_expiry(expiring: Option<Expiring>) {
     }
 }
 
-/// Accepting connections ended though nobody had asked for it.
+/// Accepting connections ended although no shutdown was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("accepting connections failed; this is a fault of this program")]
 pub struct DoorClosed;
 
-/// Accepts on one socket until the end.
+/// Accepts connections on one socket until shutdown.
 async fn accept<X: Offer>(
     listener: Listener,
     shared: Arc<Shared<X>>,
     connections: TaskTracker,
     shutdown: CancellationToken,
 ) {
-    /// Long enough for clients to leave, short enough for others not to notice.
+    /// Pause after a failed `accept`: long enough for clients to leave, short enough not to be
+    /// noticed.
     const PAUSE: Duration = Duration::from_millis(100);
     let faults = RateLimit::new(3, Duration::from_secs(10));
     loop {

@@ -1,4 +1,4 @@
-//! Who may come in, all of it in one piece: it is swapped whole when it is read anew.
+//! The access policy: rules and TLS settings, replaced as a whole on reload.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,26 +9,26 @@ use rustls::pki_types::UnixTime;
 use super::access::{Facts, Moment, Reason, Rules};
 use super::tls::{Credentials, HandshakeFailure, ServerTls};
 
-/// Who may come in.
+/// Access policy of a gateway.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// By address, identity, export and time.
+    /// Access rules by address, identity, export and time.
     pub rules: Rules,
-    /// By certificate; `None` serves in clear.
+    /// TLS settings, including client authentication; `None` serves in clear.
     pub tls: Option<ServerTls>,
 }
 
-/// The policy that is in force.
+/// The active policy.
 #[derive(Debug)]
 pub(super) struct InForce(ArcSwap<Numbered>);
 
-/// A policy, and how many were in force before it.
+/// A policy and its number: the number of policies that were active before it.
 #[derive(Debug)]
 pub(super) struct Numbered {
     pub(super) policy: Policy,
     pub(super) number: u64,
-    /// Rules that have to let somebody open an export as well: what is served was chosen for
-    /// them, and the policy is for what will be.
+    /// Rules that must also allow a client to open an export. Set while the policy is already that
+    /// of a reload, but the exports served are still those that the former rules were written for.
     before: Option<Rules>,
 }
 
@@ -41,7 +41,7 @@ impl InForce {
         self.0.load_full()
     }
 
-    /// Looks at something of it, without keeping it.
+    /// Runs a closure on the active policy without keeping a reference to it.
     pub(super) fn look<T>(&self, look: impl FnOnce(&Numbered) -> T) -> T {
         look(&self.0.load())
     }
@@ -50,7 +50,7 @@ impl InForce {
         self.put(&policy, |_| None);
     }
 
-    /// The same with a policy that is for exports which aren't served yet.
+    /// Replaces the policy before the exports that it is meant for are served.
     pub(super) fn replace_early(&self, policy: Policy) {
         self.put(&policy, |it| Some(it.before.as_ref().unwrap_or(&it.policy.rules).clone()));
     }
@@ -63,7 +63,7 @@ impl InForce {
         });
     }
 
-    /// The exports that the policy is for are served.
+    /// Records that the exports which the policy is meant for are now served.
     pub(super) fn exports_follow(&self) {
         self.0.rcu(|it| match it.before {
             None => Arc::clone(it),
@@ -74,7 +74,7 @@ impl InForce {
         });
     }
 
-    /// Asks the rules that are in force whether somebody may open an export.
+    /// Checks against the active rules whether a client may open an export.
     pub(super) fn judge(&self, facts: &Facts<'_>) -> Result<Reason, Reason> {
         self.look(|it| {
             let reason = it.policy.rules.judge(facts)?;
@@ -83,7 +83,7 @@ impl InForce {
     }
 }
 
-/// Why somebody who was in may not stay.
+/// Reason for dismissing a connection that had been admitted.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Dismissal {
     #[error("{0}")]
@@ -95,8 +95,9 @@ pub(super) enum Dismissal {
 }
 
 impl Numbered {
-    /// Judges somebody whom TLS has let in, when the policy had that number. Signatures are
-    /// verified again only if it has another one by now, or a CA has run out since.
+    /// Checks the credentials of a client whose TLS handshake succeeded under policy number
+    /// `verified_by`. Signatures are verified again only if this policy has another number, or a CA
+    /// has expired since.
     pub(super) fn judge_credentials(
         &self,
         who: Option<&Credentials>,

@@ -1,6 +1,8 @@
-//! Threads for the handshakes of clients: TLS, and then the choice of an export. They run at a
-//! low priority: otherwise a flood of handshakes would leave no processor time for what clients
-//! read. Archives that are opened for a client are opened there as well.
+//! Thread pool for client handshakes: TLS, then the choice of an export. Archives opened for a
+//! client are opened there too.
+//!
+//! The threads run at a low priority. Otherwise a flood of handshakes would leave no processor time
+//! for reads.
 
 use std::fmt;
 use std::future::Future;
@@ -10,13 +12,13 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-/// How much nicer these threads are: as much as those that decode, so that neither handshakes
-/// nor reads that have to be decoded wait for the other.
+/// Niceness of these threads. It equals that of the decoder threads, so that neither handshakes nor
+/// reads that need decoding starve the other.
 const NICE: i32 = 10;
 
-/// A small runtime of its own.
+/// A separate tokio runtime with low-priority threads.
 pub(super) struct Porch {
-    /// Taken when this is dropped.
+    /// `None` only while being dropped.
     runtime: Option<Runtime>,
 }
 
@@ -27,7 +29,7 @@ impl fmt::Debug for Porch {
 }
 
 impl Porch {
-    /// As many threads as there are cores.
+    /// Starts one thread per core.
     pub(super) fn new() -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(1, usize::from))
@@ -38,7 +40,8 @@ impl Porch {
         Ok(Self { runtime: Some(runtime) })
     }
 
-    /// Does something there. It ends when this is dropped. `None` if it panicked.
+    /// Runs `work` on the pool. Dropping the returned future aborts it. Returns `None` if it
+    /// panicked.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -50,7 +53,7 @@ impl Porch {
 
 impl Drop for Porch {
     fn drop(&mut self) {
-        // Waiting for its threads isn't possible where this may be dropped.
+        // Dropping a runtime waits for its threads, which isn't allowed in async code.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -58,7 +61,7 @@ impl Drop for Porch {
 }
 
 fn give_way() {
-    // On Linux this is about the calling thread alone.
+    // On Linux, niceness applies to the calling thread alone.
     if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!("handshakes keep their priority: {error}");
     }

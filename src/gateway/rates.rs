@@ -1,4 +1,4 @@
-//! How often an address may begin a connection.
+//! Rate limit on new connections per address.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,33 +6,32 @@ use std::time::{Duration, Instant};
 
 use super::slots::Counted;
 
-/// How many seconds' worth of connections may come at once: a machine that begins again
-/// with all that it had open.
+/// Burst, in seconds' worth of connections: a machine may reconnect at once all that it had open.
 const BURST: u32 = 10;
 
-/// Addresses whose connections are counted. Those that have long been quiet are forgotten;
-/// if there are still more, all further ones are counted together.
+/// Maximum number of addresses with a bucket of their own. When it is reached, full buckets are
+/// dropped; if that isn't enough, all further addresses share one bucket.
 const MAX_ADDRESSES: usize = 65_536;
 
-/// A token bucket for each address.
+/// A token bucket for each address. Tokens are kept as time: a connection costs `every`.
 #[derive(Debug)]
 pub(super) struct Rates {
-    /// What it takes to earn one connection.
+    /// Time that earns one connection.
     every: Duration,
-    /// What can be saved up.
+    /// Capacity of a bucket.
     most: Duration,
     known: Mutex<Known>,
 }
 
 #[derive(Debug)]
 struct Known {
-    /// The bucket of nobody is that of all who are too many.
+    /// Buckets by address. `None` is the shared bucket of addresses beyond [`MAX_ADDRESSES`].
     buckets: HashMap<Option<Counted>, Bucket>,
-    /// When those who were quiet were forgotten the last time.
+    /// Time at which full buckets were last dropped.
     swept: Option<Instant>,
 }
 
-/// Time that was saved up until then.
+/// Time saved up by `at`.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     saved: Duration,
@@ -40,7 +39,8 @@ struct Bucket {
 }
 
 impl Rates {
-    /// Lets each address begin `per_second` connections, averaged over some seconds.
+    /// Allows each address `per_second` connections on average, with bursts of [`BURST`] seconds'
+    /// worth.
     pub(super) fn new(per_second: u32) -> Self {
         let every = Duration::from_secs(1) / per_second.max(1);
         Self {
@@ -50,13 +50,13 @@ impl Rates {
         }
     }
 
-    /// Whether `address` may begin another one now.
+    /// Takes a token from the bucket of `address`; returns false if there is none.
     pub(super) fn allow(&self, address: Counted) -> bool {
         self.allow_at(address, Instant::now())
     }
 
     fn allow_at(&self, address: Counted, now: Instant) -> bool {
-        /// Going through all of them takes a millisecond.
+        /// Minimum time between sweeps; one takes a millisecond.
         const SWEEP: Duration = Duration::from_secs(1);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Known { buckets, swept } = &mut *known;

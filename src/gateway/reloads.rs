@@ -1,22 +1,22 @@
-//! How reading anew went.
+//! Counters and last outcome of configuration reloads.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// The longest words of an error that are kept, in bytes.
+/// Maximum length of the error text that is kept, in bytes.
 const LONGEST: usize = 1000;
 
-/// Counts them.
+/// Counters of reloads, shared between threads.
 #[derive(Debug, Default)]
 pub(super) struct Reloads(Mutex<SoFar>);
 
-/// How often files were read anew, and how it went the last time.
+/// Number of reloads, and the outcome of the last one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct SoFar {
     pub(super) succeeded: u64,
     pub(super) failed: u64,
     pub(super) last: Option<SystemTime>,
-    /// Why the last one failed, if it did.
+    /// Error of the last reload, if it failed.
     pub(super) last_error: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! What a gateway is doing and has done, for whoever watches it: plain numbers and words, in
-//! the form in which the monitor shows them. Times are seconds of the Unix clock, or seconds.
+//! Status report of a gateway, as the monitor serves it: plain numbers and strings. Times are Unix
+//! timestamps in seconds; durations are in seconds.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -12,12 +12,12 @@ use super::tls::{Expiry, ServerTls, TlsVersion};
 use super::{Control, Phase, Shared};
 use crate::nbd::{Done, Latencies, Offer, Offered, Requests};
 
-/// How many connections and how many exports are told of one by one. A list that is longer
-/// is nothing that anybody reads, and nobody is to make it longer at will.
+/// Maximum number of connections, and of exports, that are listed individually. Nobody reads a
+/// longer list, and clients must not be able to grow it at will.
 pub const MAX_LISTED: usize = 1000;
 
-/// Reasons why connections are closed before a byte is sent: there is a number for each from
-/// the start on. (So that whoever watches sees the first one come.)
+/// Labels of the reasons for refusing a connection before a byte is sent. Each has a counter from
+/// the start, so that monitoring sees its first increment.
 pub const REFUSALS: [&str; 9] = [
     "address",
     "not_local",
@@ -30,7 +30,7 @@ pub const REFUSALS: [&str; 9] = [
     "proxy_address",
 ];
 
-/// Reasons why connections fail later.
+/// Labels of the reasons for which admitted connections fail.
 pub const FAILURES: [&str; 11] = [
     "session",
     "tls_handshake",
@@ -45,152 +45,154 @@ pub const FAILURES: [&str; 11] = [
     "panicked",
 ];
 
-/// All of it, at one moment.
+/// Snapshot of a gateway's status.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
-    /// Why nobody can be served just now; `None` if everybody can.
+    /// Reason why no client can be served at the moment; `None` if the gateway is ready.
     #[serde(skip)]
     pub unready: Option<&'static str>,
-    /// How long the threads that serve have not given a sign of life.
+    /// Time since the last heartbeat of the serving threads.
     #[serde(skip)]
     pub silent_for: Duration,
-    /// Where clients come in.
+    /// Addresses that the gateway listens on.
     pub listen: Vec<String>,
-    /// How they are protected; `None` is not at all.
+    /// TLS settings; `None` if connections are in clear.
     pub tls: Option<TlsReport>,
-    /// At most [`MAX_LISTED`] of those that there are, the older ones first.
+    /// Open connections, oldest first, at most [`MAX_LISTED`].
     pub connections: Vec<ConnectionReport>,
-    /// All of them.
+    /// Counters over all connections.
     pub connections_total: ConnectionCounts,
-    /// Those that are known without opening an archive, and those that were read: at most
-    /// [`MAX_LISTED`], and one of all others together.
+    /// Exports that are known without opening an archive, and those that were read: at most
+    /// [`MAX_LISTED`], plus one entry that aggregates all others.
     pub exports: Vec<ExportReport>,
-    /// How often files were read anew.
+    /// Outcomes of configuration reloads.
     pub reloads: ReloadsReport,
-    /// Of the memory that connections share, what answers on their way hold, in bytes.
+    /// Bytes of the shared memory budget that are held by replies in flight.
     #[serde(skip)]
     pub in_flight: u64,
-    /// How much of that memory there is, in bytes.
+    /// Size of the shared memory budget, in bytes.
     #[serde(skip)]
     pub in_flight_limit: u64,
 }
 
-/// How connections are protected.
+/// TLS settings of the gateway.
 #[derive(Debug, Clone, Serialize)]
 pub struct TlsReport {
-    /// The oldest version that is spoken, if it is known.
+    /// Oldest TLS version that is accepted, if known.
     pub min_version: Option<&'static str>,
-    /// Whether clients need one: `none`, `optional` or `required`.
+    /// Client certificates: `none`, `optional` or `required`.
     pub client_certificates: &'static str,
-    /// When the server's certificate runs out.
+    /// Expiry of the server's certificate.
     pub certificate_expires: Option<f64>,
-    /// When the first of the CAs runs out that vouch for clients.
+    /// Earliest expiry among the CAs that client certificates are verified with.
     pub client_ca_expires: Option<f64>,
-    /// When the first of the revocation lists runs out. Then clients of its CA are refused.
+    /// Earliest expiry among the revocation lists. From then on, clients of that list's CA are
+    /// refused.
     pub client_crl_expires: Option<f64>,
 }
 
-/// One connection.
+/// Status of one connection.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConnectionReport {
-    /// Its number, as in the log.
+    /// Number of the connection, as in the log.
     pub id: u64,
     /// `negotiating` or `reading`.
     pub state: &'static str,
-    /// Where it comes from.
+    /// Address of the client.
     pub peer: String,
-    /// Through which load balancer.
+    /// Load balancer that forwarded it, if any.
     pub via: Option<String>,
-    /// Who it is by its certificate.
+    /// Identity in the client's certificate, if it has presented one.
     pub identity: Option<String>,
-    /// What it reads.
+    /// Export that it reads.
     pub export: Option<String>,
-    /// What protects it.
+    /// TLS version of the connection, if it is encrypted.
     pub tls: Option<&'static str>,
-    /// Since when it is there.
+    /// Time at which it was admitted.
     pub since: f64,
-    /// Requests that came.
+    /// Number of requests received.
     pub requests: u64,
-    /// What reads were answered with, in bytes.
+    /// Bytes of data in replies to reads.
     pub bytes: u64,
-    /// Requests that are worked on, or not all sent.
+    /// Number of requests in flight: being processed, or with a reply that isn't fully sent.
     pub in_flight: u64,
-    /// Requests that were answered with an error.
+    /// Number of requests that were answered with an error.
     pub errors: u64,
 }
 
-/// How many connections there are and were.
+/// Counters over all connections.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ConnectionCounts {
-    /// How many are choosing an export just now.
+    /// Connections that are negotiating now.
     pub negotiating: u64,
-    /// How many have chosen one.
+    /// Connections that are reading an export now.
     pub reading: u64,
-    /// How many were let in by their address.
+    /// Connections admitted by their address so far.
     pub accepted: u64,
-    /// How many of these came to read an export.
+    /// Admitted connections that went on to read an export.
     pub served: u64,
-    /// How many were closed before a byte was sent, by reason.
+    /// Connections refused before a byte was sent, by reason.
     pub refused: BTreeMap<&'static str, u64>,
-    /// How many were let in by their address, and failed later, by reason.
+    /// Connections that were admitted and failed later, by reason.
     pub failed: BTreeMap<&'static str, u64>,
-    /// Why TLS handshakes failed. Each is among `failed` as well, as `tls_handshake`.
+    /// Failed TLS handshakes, by cause. Each is counted in `failed` too, as `tls_handshake`.
     pub handshake_failures: BTreeMap<&'static str, u64>,
 }
 
-/// One export.
+/// Status of one export.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ExportReport {
-    /// Its name.
+    /// Name of the export.
     pub name: String,
-    /// A line for people.
+    /// Description of the export, one line.
     pub description: Option<String>,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: Option<u64>,
-    /// How many connections read it just now.
+    /// Number of connections that read it now.
     pub readers: u64,
-    /// Requests that came.
+    /// Number of requests received, by command.
     pub requests: Requests,
-    /// What reads were answered with, in bytes.
+    /// Bytes of data in replies to reads.
     pub bytes: u64,
-    /// Requests that were answered with an error.
+    /// Number of requests that were answered with an error.
     pub errors: u64,
-    /// The same, by the code that clients were sent.
+    /// Number of error replies, by NBD error code.
     pub errors_by_code: BTreeMap<&'static str, u64>,
-    /// How long reads took ([`Latencies`]).
+    /// Latencies of reads ([`Latencies`]).
     pub read_seconds: Histogram,
-    /// Requests that came sooner than their clients may ask.
+    /// Number of requests that were delayed by the rate limit.
     pub throttled: u64,
-    /// How long these waited, together.
+    /// Total time that these requests were delayed, in seconds.
     pub throttled_seconds: f64,
 }
 
-/// How often something took how long.
+/// Cumulative histogram of durations, in seconds.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Histogram {
-    /// How often.
+    /// Number of observations.
     pub count: u64,
-    /// How long all of them took together.
+    /// Sum of all observations, in seconds.
     pub sum: f64,
-    /// How many took no longer than so many seconds, those of the buckets before included.
+    /// Upper bound of each bucket in seconds, and the number of observations up to it, those of
+    /// lower buckets included.
     pub buckets: Vec<(f64, u64)>,
 }
 
-/// How often files were read anew.
+/// Outcomes of configuration reloads.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct ReloadsReport {
-    /// What was read is in force.
+    /// Number of reloads that took effect.
     pub succeeded: u64,
-    /// Something was wrong, and everything stayed as it was.
+    /// Number of reloads that failed; the configuration stayed as it was.
     pub failed: u64,
-    /// When it was tried the last time.
+    /// Time of the last attempt.
     pub last: Option<f64>,
-    /// Why that failed, if it did.
+    /// Error of the last attempt, if it failed.
     pub last_error: Option<String>,
 }
 
 impl<X: Offer> Control<X> {
-    /// What the gateway is doing and has done.
+    /// Takes a snapshot of the gateway's status.
     pub fn report(&self) -> Report {
         let shared = &*self.0;
         let seen = shared.connections.seen();
@@ -289,8 +291,8 @@ fn listed(seen: &Seen) -> Vec<ConnectionReport> {
     seen.live.iter().take(MAX_LISTED).map(one).collect()
 }
 
-/// What was done for each export: those that are offered, in their order, then others that
-/// were read. Those that were read are told apart in any case; their number is bounded.
+/// Aggregates activity by export: exports that are offered, in their order, then others that were
+/// read. Exports that were read are always listed, since their number is bounded.
 fn by_export(seen: &Seen, offered: Vec<Offered>) -> Vec<ExportReport> {
     let mut read: BTreeMap<&str, (&Offered, u64, Done)> =
         seen.read.iter().map(|(name, it)| (name.as_str(), (&it.export, 0, it.done))).collect();
@@ -337,7 +339,7 @@ fn report_of(export: Offered, readers: u64, done: &Done) -> ExportReport {
     }
 }
 
-/// Seconds of the Unix clock.
+/// Converts a time to seconds since the Unix epoch.
 pub fn unix_seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
@@ -401,7 +403,7 @@ mod tests {
         assert_eq!(exports.iter().map(|export| export.readers).sum::<u64>(), 1000);
     }
 
-    /// What somebody did is there once, whether it has left or not.
+    /// Activity is counted once, whether the connection is still open or not.
     #[test]
     fn what_was_done_stays_when_who_did_it_leaves() {
         let connections = Connections::default();

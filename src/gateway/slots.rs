@@ -1,5 +1,5 @@
-//! Places for connections: a pool for those that still negotiate, another for those that
-//! are served. No address, no network and no identity may take all of either.
+//! Connection limits: a pool of permits for connections that negotiate, another for those that are
+//! served. No address, network or identity can take all permits of a pool.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::access::{Identity, Peer};
 use crate::config::Limits;
 
-/// Both pools.
+/// Both pools of permits.
 #[derive(Debug)]
 pub(super) struct Slots {
     handshakes: Pool,
@@ -18,7 +18,7 @@ pub(super) struct Slots {
     limits: Limits,
 }
 
-/// Why there is no place.
+/// Limit that has been reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Full {
     #[error(
@@ -46,7 +46,7 @@ pub(super) enum Full {
 }
 
 impl Full {
-    /// A label for counters.
+    /// Returns the stable label that counters use.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::PeerHandshakes => "handshakes_per_address",
@@ -68,27 +68,27 @@ impl Slots {
         }
     }
 
-    /// How many are being served.
+    /// Returns the number of connections that are being served.
     pub(super) fn sessions(&self) -> usize {
         self.limits.connections.saturating_sub(self.sessions.free.available_permits())
     }
 
-    /// A place to negotiate.
+    /// Acquires a handshake permit for `peer`.
     pub(super) fn handshake(&self, peer: Peer) -> Result<Place, Full> {
         self.count(self.nameless()?, peer)
     }
 
-    /// A place for somebody whom a load balancer hasn't named yet. It counts in the pool alone:
-    /// all clients come from the balancer's address.
+    /// Acquires a handshake permit for a connection whose client the load balancer hasn't named
+    /// yet. It counts against the pool alone, because all clients come from the balancer's address.
     pub(super) fn nameless(&self) -> Result<Place, Full> {
-        // Whoever can't be served in the end needn't negotiate.
+        // A client that couldn't be served in the end needn't negotiate.
         if self.sessions.free.available_permits() == 0 {
             return Err(Full::Sessions);
         }
         self.handshakes.place(Full::Handshakes)
     }
 
-    /// Counts a place to negotiate among those of `peer`, now that it is known whose it is.
+    /// Charges a handshake permit to `peer`, now that the client is known.
     pub(super) fn count(&self, place: Place, peer: Peer) -> Result<Place, Full> {
         let mut shares = Vec::new();
         if let Some(client) = counted_as(peer) {
@@ -102,7 +102,7 @@ impl Slots {
         place.count_for(shares)
     }
 
-    /// A place to be served, in exchange for the one to negotiate.
+    /// Exchanges the handshake permit for a session permit.
     pub(super) fn session(
         &self,
         handshake: Place,
@@ -124,7 +124,7 @@ impl Slots {
     }
 }
 
-/// Whose places are counted together.
+/// Key under which permits are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Holder {
     Client(Counted),
@@ -132,7 +132,7 @@ enum Holder {
     Identity(String),
 }
 
-/// How many places each holder has.
+/// Number of permits that each holder has.
 type Taken = HashMap<Holder, usize>;
 
 #[derive(Debug)]
@@ -147,25 +147,24 @@ impl Pool {
         Self { free, taken: Arc::default() }
     }
 
-    /// A place that is nobody's yet.
+    /// Acquires a permit that isn't charged to a holder yet.
     fn place(&self, full: Full) -> Result<Place, Full> {
         let permit = Arc::clone(&self.free).try_acquire_owned().map_err(|_| full)?;
         Ok(Place { holders: Vec::new(), taken: Arc::clone(&self.taken), _permit: permit })
     }
 }
 
-/// As whom a peer is counted.
+/// Client as it is counted: an address, a network or a virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Counted {
-    /// An IPv4 address, or an IPv6 network of 64 bits, of which one machine can have every
-    /// address.
+    /// An IPv4 address, or an IPv6 /64 network, since one machine can have every address of it.
     Address(IpAddr),
-    /// A virtual machine, by its context ID.
+    /// A virtual machine, identified by its context ID.
     Vsock(u32),
 }
 
-/// As whom a peer is counted, if it is. The socket's permissions have let in who comes by a
-/// Unix socket; they aren't counted.
+/// Returns the key that a peer is counted under. Peers of a Unix socket aren't counted: the
+/// socket's permissions control who can connect.
 pub(super) fn counted_as(peer: Peer) -> Option<Counted> {
     const NETWORK: u128 = !0 << 64;
     Some(match peer {
@@ -178,8 +177,8 @@ pub(super) fn counted_as(peer: Peer) -> Option<Counted> {
     })
 }
 
-/// The network that an address is in, as large as one customer has them: 24 bits of IPv4,
-/// 48 of IPv6.
+/// Returns the network of an address, at the size that one customer typically gets: IPv4 /24, IPv6
+/// /48.
 fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & (!0 << 8)).into(),
@@ -187,7 +186,7 @@ fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A place, until this is dropped.
+/// A permit; dropping it returns it to its pool.
 #[derive(Debug)]
 pub(super) struct Place {
     holders: Vec<Holder>,
@@ -196,13 +195,13 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Counts it among those of each holder, none of whom may have more than so many.
+    /// Charges the permit to each holder, unless one of them has reached its limit.
     fn count_for(mut self, shares: Vec<(Holder, usize, Full)>) -> Result<Self, Full> {
         let all = Arc::clone(&self.taken);
         let mut taken = lock(&all);
         for (holder, most, full) in &shares {
             if taken.get(holder).is_some_and(|count| count >= most) {
-                // Giving the place back takes the same lock.
+                // Dropping the permit takes the same lock.
                 drop(taken);
                 return Err(*full);
             }
@@ -331,7 +330,7 @@ mod tests {
         assert!(slots.handshake(Peer::Vsock(4)).is_ok());
     }
 
-    /// Whose place it is turns out later, behind a load balancer.
+    /// Behind a load balancer, the holder is known only after the permit was acquired.
     #[test]
     fn a_place_is_counted_when_it_is_known_whose_it_is() {
         let slots = slots(10, 4, 2);
@@ -342,7 +341,7 @@ mod tests {
         let _second = count("10.0.0.1").unwrap();
         assert_eq!(count("10.0.0.1").unwrap_err(), Full::PeerHandshakes);
         let _other = count("10.0.0.2").unwrap();
-        // The refused one has given its place back, and counts nowhere.
+        // The refused permit was returned, and is charged to no holder.
         drop(first);
         assert!(slots.handshake(peer("10.0.0.1")).is_ok());
         assert_eq!(slots.handshakes.free.available_permits(), 2);

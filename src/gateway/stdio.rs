@@ -1,5 +1,5 @@
-//! The one connection that a program is started with, on standard input and output: by inetd,
-//! by `ssh`, or by a client that runs its server itself.
+//! Serves a single connection on standard input and output, when the program is started by inetd,
+//! by `ssh`, or by a client that runs its own server.
 
 use std::fmt;
 use std::io::{self, stdin, stdout};
@@ -14,37 +14,37 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::listen::Incoming;
 
-/// A connection that was there before this program.
+/// A connection inherited as standard input and output.
 #[derive(Debug)]
 pub enum Stdio {
     /// Standard input is a TCP connection.
     Tcp(std::net::TcpStream, SocketAddr),
-    /// Standard input is a Unix socket, with or without a name.
+    /// Standard input is a Unix socket, bound to a name or not.
     Unix(std::os::unix::net::UnixStream),
-    /// Standard input and output are pipes, in this order.
+    /// Standard input and output are pipes; the fields are in that order.
     Pipes(OwnedFd, OwnedFd),
 }
 
-/// Why there is no connection.
+/// Reason why standard input and output aren't a usable connection.
 #[derive(Debug, thiserror::Error)]
 pub enum StdioError {
-    /// It is a terminal, a file, or closed.
+    /// Standard input or output is a terminal, a file, or closed.
     #[error(
         "standard input and output are no connection ({0}): --stdio is for a program that runs \
          this one with a socket as standard input, or with pipes"
     )]
     NoConnection(&'static str),
-    /// It is a socket, but not of a kind that clients come by.
+    /// Standard input is a socket of an unsupported kind.
     #[error("standard input is {0}")]
     Unusable(String),
-    /// The system refuses.
+    /// A system call failed.
     #[error("standard input or output can't be used: {0}")]
     System(#[from] io::Error),
 }
 
 impl Stdio {
-    /// Takes the connection over. A socket is written to as well, so standard output doesn't
-    /// matter then.
+    /// Takes over the connection. If standard input is a socket, it is written to as well, and
+    /// standard output is ignored.
     ///
     /// # Errors
     /// See [`StdioError`].
@@ -58,7 +58,7 @@ impl Stdio {
             FileType::Fifo if kind(&stdout())? == FileType::Fifo => {
                 let (input, output) =
                     (stdin().as_fd().try_clone_to_owned()?, stdout().as_fd().try_clone_to_owned()?);
-                // Here, since the sandbox doesn't let the runtime do it.
+                // Set here, because the sandbox doesn't let the runtime do it later.
                 for pipe in [&input, &output] {
                     ioctl_fionbio(pipe, true).map_err(io::Error::from)?;
                 }
@@ -93,7 +93,7 @@ impl Stdio {
         }
     }
 
-    /// As a connection that has come in. Call it within a tokio runtime.
+    /// Converts it to an accepted connection. Call it within a tokio runtime.
     ///
     /// # Errors
     /// The runtime can't watch it.
@@ -116,7 +116,7 @@ impl Stdio {
 }
 
 impl fmt::Display for Stdio {
-    /// What it is, and who is at the other end.
+    /// Describes the connection and its peer.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(_, peer) => write!(f, "standard input, a connection from {peer}"),

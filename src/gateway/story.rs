@@ -1,4 +1,4 @@
-//! What the audit is told of one connection: what it comes to, and in any case how it ended.
+//! Audit events of one connection: what happens to it, and always how it ended.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -18,15 +18,16 @@ use crate::audit::{
 use crate::escape;
 use crate::nbd::Farewell;
 
-/// Names of one certificate that are told.
+/// Maximum number of names of one certificate in an event.
 const MAX_NAMES: usize = 16;
 
-/// Exports that were kept from one client, or aren't there, are told so often each; then it is only counted: asking for
-/// another costs it less than what the audit would have to write.
+/// Maximum number of events per connection about denied exports, and as many about missing ones.
+/// Further requests are only counted: sending one costs the client less than the audit would have
+/// to write.
 pub(super) const MAX_DENIED: u64 = 16;
 
-/// One connection that was let in by its address. Its end is told when this is dropped, if it
-/// wasn't by then.
+/// Audit of an admitted connection. Dropping it records the end of the connection, unless that has
+/// been recorded.
 pub(super) struct Story<'a> {
     audit: &'a Audit,
     live: &'a Arc<Live>,
@@ -34,17 +35,17 @@ pub(super) struct Story<'a> {
     has_ended: bool,
 }
 
-/// By what a client's stream is protected.
+/// Encryption of a client's stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Protection {
-    /// For people.
+    /// TLS version as text, `none` in clear.
     pub(super) version: &'static str,
-    /// IANA's name of the cipher suite, if it is encrypted at all.
+    /// IANA name of the cipher suite, if the stream is encrypted.
     pub(super) cipher: Option<&'static str>,
 }
 
 impl Protection {
-    /// The version of TLS, if it is encrypted.
+    /// Returns the TLS version, if the stream is encrypted.
     pub(super) fn tls(self) -> Option<&'static str> {
         self.cipher.map(|_| self.version)
     }
@@ -55,7 +56,7 @@ impl<'a> Story<'a> {
         Self { audit, live, started, has_ended: false }
     }
 
-    /// Tells how it ended.
+    /// Records how the connection ended.
     pub(super) fn end(mut self, ended: &Result<Ending, Failure>) {
         self.has_ended = true;
         self.audit.tell(|| self.ending(ended));
@@ -90,7 +91,7 @@ impl<'a> Story<'a> {
     }
 }
 
-/// A label for how transmission ended.
+/// Returns the label for how transmission ended.
 pub(super) fn how(farewell: Farewell) -> &'static str {
     match farewell {
         Farewell::ShutDown => "shutting_down",
@@ -115,7 +116,7 @@ impl Drop for Story<'_> {
     }
 }
 
-/// Tells that somebody was refused.
+/// Records that a connection was refused.
 pub(super) fn refused(
     audit: &Audit,
     id: u64,
@@ -129,7 +130,8 @@ pub(super) fn refused(
     });
 }
 
-/// What a client reads from now on, and the rule that lets it.
+/// Builds the event for a client that starts reading, with the rule that allows it and the number
+/// of its policy.
 pub(super) fn reading(
     live: &Live,
     protection: Protection,
@@ -148,13 +150,13 @@ pub(super) fn reading(
     })
 }
 
-/// A client asked for what it may not open.
+/// Builds the event for a request for an export that the client may not open.
 pub(super) fn export_denied(live: &Live, export: &str, why: &Reason) -> Event {
     let who = who(live);
     Event::ExportDenied(ExportDenied { who, export: export.into(), why: Text::of(why) })
 }
 
-/// A client asked for an export that isn't there.
+/// Builds the event for a request for an export that doesn't exist.
 pub(super) fn export_missing(live: &Live, name: &[u8], reason: &str) -> Event {
     let export = Text::of(escape::unicode(OsStr::from_bytes(name)));
     Event::ExportMissing(ExportMissing { who: who(live), export, reason: reason.into() })
@@ -193,7 +195,7 @@ fn served(live: &Live) -> Served {
     }
 }
 
-/// A certificate that came this far can be read; one that can't isn't described.
+/// Describes the client's certificate. Returns `None` if it can't be parsed.
 fn certificate(credentials: &Credentials) -> Option<Certificate> {
     let details = credentials.details()?;
     let names = credentials.identity().names().iter();
@@ -207,7 +209,7 @@ fn certificate(credentials: &Credentials) -> Option<Certificate> {
     })
 }
 
-/// As it is: lines escape what has to be escaped.
+/// Returns a name unescaped; escaping happens when the line is written.
 fn plain(name: &Name) -> Text {
     Text::from(format!("{}{}", name.kind.prefix(), name.text))
 }

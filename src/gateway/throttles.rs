@@ -1,4 +1,5 @@
-//! How fast clients may ask: those of one identity together, or else those of one address.
+//! Rate limits of clients. Connections of one identity share a limit; without an identity, those of
+//! one address do.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,15 +9,15 @@ use super::slots::{Counted, counted_as};
 use crate::config::Rate;
 use crate::nbd::Throttle;
 
-/// The throttles of those who are connected, or were until just now: who comes back at once
-/// finds what it owes.
+/// Throttles of connected clients, and of those that left while in debt: reconnecting doesn't clear
+/// a debt.
 #[derive(Debug)]
 pub(super) struct Throttles {
     rate: Rate,
     known: Mutex<HashMap<Client, Arc<Throttle>>>,
 }
 
-/// Whose connections are throttled together.
+/// Key under which connections share a throttle.
 #[derive(Debug, PartialEq, Eq, Hash)]
 enum Client {
     Identity(String),
@@ -29,7 +30,8 @@ impl Throttles {
         Self { rate, known: Mutex::default() }
     }
 
-    /// The throttle that a client shares with its other connections, if there are to be any.
+    /// Returns the throttle that the client's connections share, or `None` if there is no rate
+    /// limit.
     pub(super) fn of(&self, peer: Peer, identity: Option<&Identity>) -> Option<Arc<Throttle>> {
         let client = match (identity, counted_as(peer)) {
             (Some(identity), _) => Client::Identity(identity.to_string()),
@@ -68,7 +70,7 @@ mod tests {
         assert!(Arc::ptr_eq(&nameless, &of(here, None)));
         assert!(!Arc::ptr_eq(&nameless, &of(there, None)));
         assert_eq!(throttles.known.lock().unwrap().len(), 3);
-        // Who has gone and owes nothing is forgotten.
+        // A client that has left without a debt is forgotten.
         drop((first, nameless));
         of("10.0.0.3", None);
         assert_eq!(throttles.known.lock().unwrap().len(), 1);

@@ -1,4 +1,4 @@
-//! Unix sockets that are made here: who may open them, and that nothing stays behind.
+//! Unix sockets created by this program: their permissions, and their removal.
 
 use std::fmt;
 use std::io;
@@ -14,17 +14,17 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::listen::BACKLOG;
 
-/// Who may open a Unix socket. By default it is the umask that says so, and the group is this
-/// process's.
+/// Permissions of a Unix socket. By default the umask determines the mode, and the group is that of
+/// this process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SocketRights {
-    /// The permissions of its file.
+    /// Mode of the socket file.
     pub mode: Option<SocketMode>,
-    /// The group of its file.
+    /// Group of the socket file.
     pub group: Option<SocketGroup>,
 }
 
-/// Permissions of a socket's file, in octal digits: `0660`.
+/// Mode of a socket file, written as octal digits: `0660`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketMode(u16);
 
@@ -40,11 +40,11 @@ impl FromStr for SocketMode {
     }
 }
 
-/// A group, by name or number.
+/// Group of a socket file, given by name or number.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketGroup {
     gid: Gid,
-    /// As it was given.
+    /// Text that it was parsed from.
     text: String,
 }
 
@@ -57,7 +57,7 @@ impl FromStr for SocketGroup {
         })?;
         let gid = match (named, text.parse()) {
             (Some(group), _) => group.gid,
-            // The last number means "leave it as it is".
+            // To `chown`, the highest number means "leave unchanged".
             (None, Ok(number)) if number != u32::MAX => Gid::from_raw(number),
             (None, _) => return Err(format!("there is no group {:?}", crate::escape::name(text))),
         };
@@ -71,11 +71,11 @@ impl fmt::Display for SocketGroup {
     }
 }
 
-/// Binds a socket to `path`, and listens. Until it listens nobody can connect, so there is no
-/// time at which others than `rights` names could.
+/// Binds a socket to `path` and listens on it. Nobody can connect before it listens, so the socket
+/// is never open to others than `rights` allow.
 ///
-/// Permissions are set by the umask, which is the whole process's: with a mode, call this
-/// before there is another thread that makes files.
+/// The mode is set by the umask, which belongs to the whole process: with a mode, call this before
+/// another thread creates files.
 pub(super) fn bind(path: &Path, rights: &SocketRights) -> io::Result<(UnixPath, UnixListener)> {
     remove_if_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
@@ -103,13 +103,13 @@ pub(super) fn bind(path: &Path, rights: &SocketRights) -> io::Result<(UnixPath, 
     Ok((bound, socket.into()))
 }
 
-/// Removes a socket that nobody listens on any more, and nothing else.
+/// Removes the socket at `path` if nothing listens on it any more. Removes nothing else.
 fn remove_if_stale(path: &Path) -> io::Result<()> {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     if !is_socket {
         return Ok(());
     }
-    // Without waiting: whoever listens there may not be accepting just now.
+    // Non-blocking: a live listener may not be accepting at the moment.
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;
     match probe.connect(&SockAddr::unix(path)?) {
@@ -120,12 +120,12 @@ fn remove_if_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Where a Unix socket is. One that was made here is removed when this goes, unless it is
-/// another's by then.
+/// Path of a Unix socket. A socket created by this program is removed on drop, unless the path
+/// leads to another file by then.
 #[derive(Debug)]
 pub struct UnixPath {
     pub(super) path: PathBuf,
-    /// Device and inode of the socket that was made.
+    /// Device and inode of the socket file, if this program created it.
     made: Option<(u64, u64)>,
 }
 
@@ -134,7 +134,7 @@ impl UnixPath {
         Self { path: path.to_owned(), made: identity(path) }
     }
 
-    /// Somebody else made it, and it stays.
+    /// Wraps the path of a socket that another process created. It isn't removed.
     pub(super) fn of_another(path: PathBuf) -> Self {
         Self { path, made: None }
     }

@@ -1,5 +1,7 @@
-//! vsock: between a virtual machine and its host, without a network. tokio has no sockets of
-//! this family, so a socket of any family is taught to wait here.
+//! vsock: connections between a virtual machine and its host, without a network.
+//!
+//! tokio doesn't support this address family, so this wraps a stream socket of any family for async
+//! I/O.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -12,10 +14,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 use super::listen::ListenAddress;
 
-/// Any context ID, or any port (`VMADDR_CID_ANY`, `VMADDR_PORT_ANY`).
+/// Wildcard for a context ID or port (`VMADDR_CID_ANY`, `VMADDR_PORT_ANY`).
 pub(super) const ANY: u32 = u32::MAX;
 
-/// Binds a port of this machine's context IDs, or of one of them; port 0 is any free one.
+/// Binds a port on one context ID of this machine, or on all of them; port 0 picks any free one.
 pub(super) fn bind(cid: Option<u32>, port: u32, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -25,18 +27,18 @@ pub(super) fn bind(cid: Option<u32>, port: u32, backlog: i32) -> io::Result<Sock
     Ok(socket)
 }
 
-/// Where a socket is bound.
+/// Returns the address that a socket is bound to.
 pub(super) fn local_address(socket: &Socket) -> io::Result<ListenAddress> {
     let (cid, port) = address(&socket.local_addr()?)?;
     Ok(ListenAddress::Vsock { cid: Some(cid).filter(|cid| *cid != ANY), port })
 }
 
-/// A vsock socket that accepts connections.
+/// A listening vsock socket.
 #[derive(Debug)]
 pub struct VsockListener(AsyncFd<Socket>);
 
 impl VsockListener {
-    /// Takes over a bound socket.
+    /// Registers a bound socket with the current tokio runtime.
     pub(super) fn new(socket: Socket) -> io::Result<Self> {
         Ok(Self(watch(socket, Interest::READABLE)?))
     }
@@ -45,18 +47,18 @@ impl VsockListener {
         local_address(self.0.get_ref())
     }
 
-    /// The next connection, and the context ID that it comes from.
+    /// Accepts the next connection; returns it with the context ID of its peer.
     pub(super) async fn accept(&self) -> io::Result<(SocketStream, u32)> {
         let accepted = self.0.async_io(Interest::READABLE, Socket::accept).await;
         let (socket, from) = accepted?;
         let (cid, _) = address(&from)?;
-        // Not by fcntl, which the sandbox doesn't let change that.
+        // Not by `fcntl(F_SETFL)`, which the sandbox forbids.
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok((SocketStream::new(socket)?, cid))
     }
 }
 
-/// Has the runtime watch a socket.
+/// Registers a socket with the current tokio runtime.
 #[expect(
     deprecated,
     reason = "it is unsound for what may not own the descriptor that it names; a Socket does, \
@@ -70,17 +72,17 @@ fn address(address: &SockAddr) -> io::Result<(u32, u32)> {
     address.as_vsock_address().ok_or_else(|| io::Error::other("no vsock address"))
 }
 
-/// A connection by a stream socket of whatever family.
+/// A connection over a stream socket of any address family.
 #[derive(Debug)]
 pub struct SocketStream(AsyncFd<Socket>);
 
 impl SocketStream {
-    /// Takes over a socket that is connected, and that doesn't block.
+    /// Takes over a connected, non-blocking socket.
     fn new(socket: Socket) -> io::Result<Self> {
         Ok(Self(watch(socket, Interest::READABLE | Interest::WRITABLE)?))
     }
 
-    /// Tries to write until it worked, or there is no room.
+    /// Retries `write` until it succeeds or fails, or the socket has no room.
     fn poll_write_with(
         &self,
         context: &mut Context<'_>,
@@ -125,7 +127,7 @@ impl AsyncWrite for SocketStream {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        // Not the socket's own method, which calls `sendmsg`: the sandbox refuses that.
+        // Not `Socket::write_vectored`, which calls `sendmsg`: the sandbox refuses that.
         self.poll_write_with(context, |socket| Ok(rustix::io::writev(*socket, slices)?))
     }
 
@@ -133,7 +135,7 @@ impl AsyncWrite for SocketStream {
         true
     }
 
-    /// Nothing is kept here.
+    /// Does nothing, since nothing is buffered.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -150,7 +152,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
-    /// Both ends of a connection that is no vsock.
+    /// Returns both ends of a connection over Unix sockets instead of vsock.
     fn pair() -> (SocketStream, SocketStream) {
         let ends = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
         let stream = |socket: Socket| {
@@ -164,7 +166,7 @@ mod tests {
         (0..length).map(|at| ((at * 7 + at / 251) % 256).to_le_bytes()[0]).collect()
     }
 
-    /// More than the kernel keeps, so that both ends wait for each other.
+    /// Sends more than the kernel buffers, so that both ends have to wait for each other.
     #[tokio::test]
     async fn what_is_written_is_read() {
         let (mut one, mut other) = pair();
@@ -198,12 +200,12 @@ mod tests {
         assert_eq!(one.write(b"x").await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
     }
 
-    /// A connection reads, writes, and is closed with the system calls that the sandbox leaves.
+    /// Reading, writing and closing use only system calls that the sandbox allows.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[test]
     fn streams_work_inside_the_sandbox() {
         let ends = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
-        // A filter stays with its thread.
+        // A seccomp filter stays with its thread.
         let restricted = std::thread::spawn(move || {
             crate::sandbox::restrict_this_thread();
             let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -239,7 +241,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_is_bound() {
         if let Err(error) = Socket::new(Domain::VSOCK, Type::STREAM, None) {
-            // As of a kernel without vsock, or of a container that may not use it.
+            // The kernel lacks vsock, or this container may not use it.
             let refused = bind(None, 0, 1).unwrap_err();
             assert_eq!(refused.raw_os_error(), error.raw_os_error());
             return;
@@ -253,7 +255,7 @@ mod tests {
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         let soon = Duration::from_millis(50);
         assert!(timeout(soon, listener.accept()).await.is_err());
-        // One that this machine doesn't have.
+        // A context ID that this machine doesn't have.
         assert!(bind(Some(4_000_000_000), 0, 1).is_err());
     }
 }

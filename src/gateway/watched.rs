@@ -1,4 +1,4 @@
-//! What a client sees, where the audit is told when it asks for what it may not open.
+//! A client's view of the exports, which reports its failed lookups to the audit.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +9,7 @@ use super::Shared;
 use super::access::Reason;
 use crate::nbd::{ContextQueries, Exports, Listing, MayOpen, Offer};
 
-/// What was kept from a client last, and why.
+/// The export that was denied last during the current lookup, and the reason.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Denials(Arc<Mutex<Option<(String, Reason)>>>);
 
@@ -23,14 +23,14 @@ impl Denials {
     }
 }
 
-/// Is told the name of an export that was kept from a client, and why.
+/// Callback that takes the name of a denied export, and the reason.
 pub(super) type Tell = Box<dyn Fn(&str, &Reason) + Send + Sync>;
 
-/// Takes the name of an export that a client asked for in vain, and the label of the reason.
+/// Callback that takes the name of a missing export, and the label of the reason.
 pub(super) type TellMissing = Box<dyn Fn(&[u8], &'static str) + Send + Sync>;
 
-/// Passes everything on, of what is served when it is asked for. While a client asks for one
-/// export, what is noted is what it asked for; while it lists them, nobody wants to know.
+/// A client's view of the exports. Each call is forwarded to the exports that are served at that
+/// time. A denial is reported if a client asks for one export, but not while it lists them.
 pub(super) struct Watched<X> {
     pub(super) shared: Arc<Shared<X>>,
     pub(super) may_open: MayOpen,
@@ -46,7 +46,7 @@ impl<X> fmt::Debug for Watched<X> {
 }
 
 impl<X: Offer> Watched<X> {
-    /// What is served now, and what this client sees of it.
+    /// Returns the current exports, and this client's view of them.
     fn see(&self) -> (Arc<X>, X::Seen) {
         self.denials.take();
         let exports = self.shared.exports.load_full();
@@ -54,9 +54,9 @@ impl<X: Offer> Watched<X> {
         (exports, seen)
     }
 
-    /// Like [`see`](Self::see), but the client may open nothing any more once something else is
-    /// served: a long answer may be cut short by that, but names nothing that was judged by rules
-    /// for other exports.
+    /// Like [`see`](Self::see), but the client may open nothing any more once other exports are
+    /// served. That may cut a long list short, but the list never names an export that was checked
+    /// against rules for other exports.
     fn see_while_served(&self) -> (Arc<X>, X::Seen) {
         self.denials.take();
         let exports = self.shared.exports.load_full();
@@ -69,13 +69,13 @@ impl<X: Offer> Watched<X> {
         (exports, seen)
     }
 
-    /// Whether that is still what is served. If not, whether an export of it may be opened was
-    /// judged by rules that weren't for it, perhaps.
+    /// Returns true if `exports` are still served. If not, permission to open one of them may have
+    /// been checked against rules that weren't meant for it.
     fn is_served(&self, exports: &Arc<X>) -> bool {
         Arc::ptr_eq(exports, &self.shared.exports.load())
     }
 
-    /// Tells what was kept from the client, or why there is no such export, if nothing was found.
+    /// Reports a failed lookup: the denial, or else the reason why there is no such export.
     fn told<T>(&self, name: &[u8], seen: &X::Seen, found: Option<T>) -> Option<T> {
         if found.is_none() {
             if let Some((export, why)) = self.denials.take() {
@@ -124,7 +124,7 @@ impl<X: Offer> Exports for Watched<X> {
         loop {
             let (exports, seen) = self.see_while_served();
             let is_there = seen.list_contexts(name, queries, contexts.clone()).await;
-            // If it is there, names have been sent, which can't be taken back.
+            // If the export exists, names have been sent and can't be taken back.
             if is_there || self.is_served(&exports) {
                 return self.told(name, &seen, is_there.then_some(())).is_some();
             }

@@ -1,5 +1,5 @@
-//! IPv6 addresses with a zone, such as `fe80::1%eth0`: a link-local address means something on one
-//! interface only (RFC 4007, section 11).
+//! IPv6 addresses with a zone, such as `fe80::1%eth0`. A link-local address is meaningful only on
+//! one interface (RFC 4007, section 11).
 
 use std::net::Ipv6Addr;
 
@@ -8,25 +8,25 @@ use rustix::net::{AddressFamily, SocketType, socket};
 
 use crate::escape;
 
-/// Why an address with a zone can't be used.
+/// Reason why an address with a zone can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ZoneError {
-    /// It isn't `ADDRESS%INTERFACE` with an IPv6 address.
+    /// The text isn't `ADDRESS%INTERFACE` with an IPv6 address.
     #[error("{:?} is no IPv6 address with an interface, such as fe80::1%eth0", escape::name(.0))]
     Unreadable(String),
-    /// The address is the same on every interface.
+    /// The address isn't link-local, so it takes no interface.
     #[error("{0} is no link-local address (fe80::/10): leave out the interface behind the %")]
     NotLinkLocal(Ipv6Addr),
-    /// No interface has that name.
+    /// There is no interface of that name.
     #[error("there is no network interface {:?} (ip link lists them)", escape::name(.0))]
     NoInterface(String),
 }
 
-/// Parses `ADDRESS%INTERFACE`, with the interface by its name or its number: the address, and that
-/// number.
+/// Parses `ADDRESS%INTERFACE` into the address and the interface index. The interface is given by
+/// name or index.
 ///
 /// # Errors
-/// See [`ZoneError`]. In the sandbox names of interfaces can't be looked up.
+/// See [`ZoneError`]. Interface names can't be looked up inside the sandbox.
 pub fn parse(text: &str) -> Result<(Ipv6Addr, u32), ZoneError> {
     let unreadable = || ZoneError::Unreadable(text.to_owned());
     let (address, zone) = text.split_once('%').ok_or_else(unreadable)?;
@@ -38,7 +38,7 @@ pub fn parse(text: &str) -> Result<(Ipv6Addr, u32), ZoneError> {
         true => zone.parse().ok(),
         false => index_of(zone),
     };
-    // 0 means none of them to the kernel.
+    // The kernel reads index 0 as no interface.
     match number {
         Some(number @ 1..) => Ok((address, number)),
         _ => Err(ZoneError::NoInterface(zone.to_owned())),

@@ -1,4 +1,4 @@
-//! What was found, for machines. The fields are in `--help`.
+//! Renders the findings as JSON. `--help` documents the fields.
 
 use hexz_nbd::escape;
 use hexz_nbd::snapshot::facts::{Amount, Facts, PackedFile, Signature, Stream};

@@ -1,4 +1,4 @@
-//! `hexz-nbd inspect`: what an archive holds, by its header and index.
+//! `hexz-nbd inspect`: reports the contents of an archive, from its header and index.
 
 mod json;
 mod text;
@@ -13,12 +13,12 @@ use crate::cli::Inspect;
 use crate::failure::Failure;
 use crate::{opening, output};
 
-/// Something is wrong with it.
+/// Exit code if something is wrong with the archive.
 const FAULTY: u8 = 1;
-/// It can't be opened.
+/// Exit code if the archive can't be opened.
 const UNOPENED: u8 = 3;
 
-/// Looks at an archive and says what there is.
+/// Inspects an archive and prints the findings.
 pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
     let opening = options.opening();
     let open = OpenOptions {
@@ -26,7 +26,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
         parents_anywhere: opening.allow_parent_anywhere,
         ..opening::trust(&opening)?
     };
-    // The manifest is bounded, and so is this.
+    // Bounded, because the manifest is.
     let mut files: Vec<PackedFile> = Vec::new();
     let looked = Facts::of_file(&options.archive, &open, |file| {
         if options.files {

@@ -1,4 +1,4 @@
-//! What was found, for people.
+//! Renders the findings as text for people.
 
 use std::fmt::{self, Write as _};
 
@@ -7,12 +7,12 @@ use hexz_nbd::escape;
 use hexz_nbd::snapshot::StreamKind;
 use hexz_nbd::snapshot::facts::{Amount, Facts, Holder, Lengths, PackedFile, Signature, Stream};
 
-/// The longest bar of a histogram, in characters.
+/// Maximum length of a bar in a histogram, in characters.
 const BAR: usize = 30;
-/// Parents that are listed; a chain may have some hundred archives.
+/// Maximum number of parents that are listed. A backing chain may have hundreds of archives.
 const MAX_PARENTS: usize = 100;
 
-/// Lines of a name and what there is to say of it.
+/// Text of the report. Most lines are a name and a value.
 #[derive(Default)]
 struct Page(String);
 
@@ -256,7 +256,7 @@ fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// A size in bytes, and in larger units where it has them.
+/// Formats a size in bytes, and from 10,000 bytes on in a larger unit, too.
 fn size(bytes: u64) -> String {
     if bytes < 10_000 {
         format!("{bytes} bytes")

@@ -1,8 +1,8 @@
-//! The system's journal, by its own protocol: what is known of a connection becomes fields that
-//! can be asked for, as `journalctl HEXZ_NBD_EXPORT=snap.hexz` does.
+//! Logs to the systemd journal by its native protocol. Properties of a connection become fields
+//! that can be queried, as in `journalctl HEXZ_NBD_EXPORT=snap.hexz`.
 //!
-//! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. Long entries would be handed over as files in
-//! memory, which the sandbox forbids; values are cut instead, so that each entry is a datagram.
+//! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. The protocol passes long entries as memory files,
+//! which the sandbox forbids. Values are cut instead, so that each entry fits into a datagram.
 
 use std::fmt::Debug;
 use std::io;
@@ -20,39 +20,40 @@ use tracing_subscriber::registry::{LookupSpan, Scope};
 
 use super::text::priority;
 
-/// Where it listens.
+/// Socket that the journal listens on.
 pub(super) const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// The longest value, in bytes. There are less than a dozen in an entry, so that it fits into a
-/// datagram.
+/// Length at which values are cut, in bytes. An entry has less than a dozen values, so it fits into
+/// a datagram.
 const MAX_VALUE: usize = 8 * 1024;
 
-/// What entries that the journal hasn't read may take, in bytes. The kernel may grant less.
+/// Size of the send buffer for entries that the journal hasn't read yet, in bytes. The kernel may
+/// grant less.
 const SEND_BUFFER: usize = 1024 * 1024;
 
-/// The journal.
+/// Connection to the journal.
 #[derive(Debug)]
 pub(super) struct Journal {
     socket: UnixDatagram,
-    /// Entries that it didn't take, and of which none has said so.
+    /// Number of entries that the journal didn't take, and that haven't been reported yet.
     lost: AtomicU64,
 }
 
 impl Journal {
-    /// Connects to it.
+    /// Connects to the journal.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no journal, or its socket can't be set up.
     pub(super) fn connect() -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.connect(SOCKET)?;
-        // Nobody who serves clients waits for a journal that is slow.
+        // Threads that serve clients must not wait for a slow journal.
         socket.set_nonblocking(true)?;
         SockRef::from(&socket).set_send_buffer_size(SEND_BUFFER)?;
         Ok(Self { socket, lost: AtomicU64::new(0) })
     }
 
-    /// Sends an entry; one that isn't taken is counted, and the next that is says so.
+    /// Sends an entry. Lost entries are counted, and reported before the next one.
     fn send(&self, entry: &[u8]) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
@@ -126,7 +127,7 @@ impl Fields {
         }
     }
 
-    /// For people.
+    /// Formats the fields for people.
     fn words(&self) -> String {
         let words = self.values.iter().map(|(name, value)| format!("{name}={value}"));
         words.collect::<Vec<_>>().join(" ")
@@ -143,8 +144,8 @@ impl Visit for Fields {
     }
 }
 
-/// An entry. Hidden characters are escaped; the journal shows nothing of a value that has control
-/// characters.
+/// Encodes an entry. Hidden characters are escaped, because the journal doesn't show a value with
+/// control characters.
 fn entry_of(level: Level, words: &str, fields: &[(&str, String)]) -> Vec<u8> {
     let mut entry = Vec::with_capacity(512);
     add(&mut entry, "MESSAGE", words);
@@ -156,7 +157,8 @@ fn entry_of(level: Level, words: &str, fields: &[(&str, String)]) -> Vec<u8> {
     entry
 }
 
-/// A value with its length: whatever is in it can't be taken for another field.
+/// Adds a field with the length of its value, so that nothing in the value can be taken for another
+/// field.
 fn add(entry: &mut Vec<u8>, name: &str, value: &str) {
     let mut clean = String::with_capacity(value.len());
     for letter in value.chars() {

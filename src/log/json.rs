@@ -1,5 +1,5 @@
-//! Lines for machines: one flat object, in which what is known of a connection stands beside
-//! what has happened.
+//! Formats log lines as JSON: one flat object, in which the fields of a connection stand beside
+//! those of the event.
 
 use std::fmt::{self, Write as _};
 use std::time::SystemTime;
@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
-/// Takes fields that are JSON objects.
+/// Event format that merges fields into one object. The fields have to be formatted as JSON.
 pub(super) struct Flat;
 
 impl<S, N> FormatEvent<S, N> for Flat

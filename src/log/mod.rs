@@ -1,4 +1,4 @@
-//! Log lines go to the standard error stream, or to the system's journal.
+//! Logging to the standard error stream or to the systemd journal.
 
 mod journal;
 mod json;
@@ -16,7 +16,7 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 use crate::cli::{Log, LogFormat};
 use journal::Journal;
 
-/// Why nothing can be logged.
+/// Reason why logging can't start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LogError {
     #[error("RUST_LOG: {0}")]
@@ -32,10 +32,10 @@ pub(crate) enum LogError {
     },
 }
 
-/// Begins to log; the last errors are remembered.
+/// Starts logging. The latest errors are remembered in `recent`.
 ///
 /// # Errors
-/// RUST_LOG makes no sense, or there is no journal.
+/// `RUST_LOG` is invalid, or there is no journal.
 pub(crate) fn start(options: &Log, recent: &RecentErrors) -> Result<(), LogError> {
     let level = match options.verbose {
         0 => "info",
@@ -48,8 +48,8 @@ pub(crate) fn start(options: &Log, recent: &RecentErrors) -> Result<(), LogError
     };
     let lines = || {
         fmt::layer()
-            // Where a line can't be written, as on a full disk, saying so can't either, and
-            // trying it would end whoever wanted to log.
+            // If a line can't be written, as on a full disk, neither can a message about that,
+            // and trying to would panic in the thread that logs.
             .log_internal_errors(false)
             .with_writer(stderr)
     };

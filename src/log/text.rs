@@ -1,4 +1,4 @@
-//! Lines for people: each is one line, whatever names are in it.
+//! Formats log lines for people. Each entry is one line, whatever its fields contain.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt;
@@ -10,16 +10,16 @@ use tracing_subscriber::fmt::format::{DefaultFields, Format, Full, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, format};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Whether the journal reads the standard error stream: it says by `JOURNAL_STREAM` which
-/// stream that is, since a program that is started by another may have a different one.
+/// Returns true if the journal reads the standard error stream. `JOURNAL_STREAM` identifies the
+/// stream that it reads, because a process may inherit the variable but have another stream.
 pub(super) fn is_read_by_the_journal() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     let stream = std::fs::metadata("/proc/self/fd/2");
     stream.is_ok_and(|file| named == format!("{}:{}", file.dev(), file.ino()))
 }
 
-/// Fields on one line: whatever they repeat of files, peers and the command line can neither begin
-/// another line nor disturb a terminal.
+/// Field format that escapes control characters. Text from files, peers and the command line can
+/// neither start another line nor disturb a terminal.
 pub(super) struct OneLine;
 
 impl<'writer> FormatFields<'writer> for OneLine {
@@ -34,8 +34,8 @@ impl<'writer> FormatFields<'writer> for OneLine {
     }
 }
 
-/// With the level as the journal takes it in front of a line, and without the time, which it
-/// notes itself.
+/// Event format for the journal: the level is a syslog priority in front of the line. There is no
+/// time, because the journal records it.
 pub(super) struct WithPriority(Format<Full, ()>);
 
 impl WithPriority {
@@ -60,7 +60,7 @@ where
     }
 }
 
-/// A level as syslog numbers it.
+/// Returns the syslog priority of a level.
 pub(super) fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,

@@ -1,4 +1,4 @@
-//! The page of a command.
+//! Builds the manual page of a command.
 
 use clap::{Arg, Command};
 use roff::{Inline, bold, italic, roman};
@@ -6,21 +6,22 @@ use roff::{Inline, bold, italic, roman};
 use super::page::{Page, usage, words};
 use super::text::{self, Section};
 
-/// What is called otherwise in manual pages than in --help.
+/// Headings that differ between `--help` and manual pages: the former, and the latter.
 const RENAMED: &[(&str, &str)] = &[("EXIT CODES", "EXIT STATUS"), ("EXAMPLE", "EXAMPLES")];
 
-/// What comes last, in this order, as readers of manual pages expect it.
+/// Sections that come last, in this order, as is usual for manual pages.
 const LAST: &[&str] = &["EXIT STATUS", "SIGNALS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"];
 
-/// Where the commands of a command are described.
+/// Place where the subcommands of a command are described.
 pub(super) enum Commands {
     /// On pages of their own.
     Elsewhere,
-    /// On its page.
+    /// On the page of the command.
     Here,
 }
 
-/// The page of `command`, which has to have been built, with `more` than --help says.
+/// Builds the page of `command`, with the text `more` in addition to that of `--help`. The command
+/// has to have been built.
 pub(super) fn page(command: &Command, name: &str, commands: &Commands, more: &str) -> Page {
     let mut page = Page::new(name, "1", "User Commands", &about(command));
     page.heading("SYNOPSIS");
@@ -46,12 +47,12 @@ pub(super) fn page(command: &Command, name: &str, commands: &Commands, more: &st
     page
 }
 
-/// Whether a command is one to be described.
+/// Returns true if a command is described: it is neither hidden nor `help`.
 pub(super) fn is_page(command: &Command) -> bool {
     !command.is_hide_set() && command.get_name() != "help"
 }
 
-/// What a command does, in a line.
+/// Returns the one-line description of a command, without a period at its end.
 pub(super) fn about(command: &Command) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     about.trim_end_matches('.').to_owned()
@@ -64,7 +65,7 @@ fn synopsis(page: &mut Page, command: &Command) {
     }
 }
 
-/// All that is said about what a command does.
+/// Writes the description of a command.
 fn describe(page: &mut Page, command: &Command) {
     let short = command.get_about().map(ToString::to_string).unwrap_or_default();
     let long = command.get_long_about().map(ToString::to_string).unwrap_or_default();
@@ -74,7 +75,7 @@ fn describe(page: &mut Page, command: &Command) {
     text::parse(said).iter().for_each(|section| page.blocks(&section.blocks));
 }
 
-/// What is said behind the options, in the order of a manual page.
+/// Returns the sections that follow the options, in the order of a manual page.
 fn sections(command: &Command, more: &str) -> Vec<Section> {
     let help = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
     let mut sections = text::parse(&help);
@@ -88,25 +89,25 @@ fn sections(command: &Command, more: &str) -> Vec<Section> {
     sections
 }
 
-/// A command that has a page of its own.
+/// Writes an entry for a subcommand that has a page of its own.
 fn elsewhere(page: &mut Page, program: &str, command: &Command) {
     let name = vec![bold(format!("{program}-{}", command.get_name())), roman("(1)")];
     page.entry(name, &words(&about(command)));
 }
 
-/// A command within another one's page.
+/// Describes a subcommand on the page of its command.
 fn here(page: &mut Page, command: &Command) {
     page.subheading(command.get_name());
     synopsis(page, command);
     describe(page, command);
-    // The others are those of the command that it belongs to.
+    // The others belong to the command itself, which lists them.
     command
         .get_arguments()
         .filter(|it| is_shown(it) && !it.is_global_set() && it.get_id() != "help")
         .for_each(|it| argument(page, names(it), it));
 }
 
-/// Positional arguments and options, in the order of --help.
+/// Writes positional arguments and options, in the order of `--help`.
 fn arguments(page: &mut Page, command: &Command) {
     let shown = command.get_arguments().filter(|it| is_shown(it));
     let (positional, options): (Vec<_>, Vec<_>) = shown.partition(|it| it.is_positional());
@@ -114,9 +115,9 @@ fn arguments(page: &mut Page, command: &Command) {
     grouped(page, &all, names);
 }
 
-/// Arguments under their headings, each with its tag.
+/// Writes arguments under their headings, each with its tag.
 pub(super) fn grouped(page: &mut Page, all: &[&Arg], tag: impl Fn(&Arg) -> Vec<Inline>) {
-    // Those without a heading come first.
+    // Arguments without a heading come first.
     let mut headings = vec![None];
     for argument in all {
         if !headings.contains(&argument.get_help_heading()) {
@@ -132,7 +133,7 @@ pub(super) fn grouped(page: &mut Page, all: &[&Arg], tag: impl Fn(&Arg) -> Vec<I
     }
 }
 
-/// An entry with what --help says of an argument.
+/// Writes an entry with the text of `--help` for an argument.
 fn argument(page: &mut Page, tag: Vec<Inline>, argument: &Arg) {
     let help = argument.get_long_help().or(argument.get_help());
     let help = help.map(ToString::to_string).unwrap_or_default();
@@ -157,7 +158,7 @@ fn argument(page: &mut Page, tag: Vec<Inline>, argument: &Arg) {
     }
 }
 
-/// How an argument is given.
+/// Formats the names of an argument, and the placeholder of its value.
 fn names(argument: &Arg) -> Vec<Inline> {
     let mut tag = Vec::new();
     if let Some(short) = argument.get_short() {
@@ -179,13 +180,13 @@ fn names(argument: &Arg) -> Vec<Inline> {
     tag
 }
 
-/// What stands for an argument's value.
+/// Returns the placeholder of an argument's value.
 pub(super) fn value_name(argument: &Arg) -> String {
     let names = argument.get_value_names().unwrap_or_default();
     names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// What an argument is if it isn't given.
+/// Returns the default of an argument, if there is one to show.
 fn default(argument: &Arg) -> Option<String> {
     let defaults = argument.get_default_values();
     if defaults.is_empty() || !takes_values(argument) || argument.is_hide_default_value_set() {
@@ -195,7 +196,8 @@ fn default(argument: &Arg) -> Option<String> {
     Some(texts.join(", "))
 }
 
-/// The values that an argument can have, if they can be told, and whether one is explained.
+/// Returns the possible values of an argument with their help texts, and true if any of them has
+/// such a text.
 fn values(argument: &Arg) -> (Vec<(String, String)>, bool) {
     if !takes_values(argument) || argument.is_hide_possible_values_set() {
         return (Vec::new(), false);

@@ -1,4 +1,4 @@
-//! The page of the configuration file.
+//! Builds the manual page of the configuration file.
 
 use clap::{Arg, Command};
 use roff::{Inline, bold, italic, roman};
@@ -9,13 +9,13 @@ use super::command;
 use super::page::Page;
 use super::text;
 
-/// What there is to say beside the keys.
+/// Text of the page, except for the keys.
 const WORDS: &str = include_str!("words/hexz-nbd.toml.txt");
 
-/// The section that the keys are to be listed in.
+/// Heading of the section that lists the keys.
 const KEYS: &str = "KEYS";
 
-/// The page of the file that `program` can read.
+/// Builds the page of the configuration file that `program` can read.
 pub(super) fn page(program: &Command) -> Page {
     let about = "configuration of hexz-nbd(1)";
     let mut page = Page::new("hexz-nbd.toml", "5", "File Formats", about);
@@ -29,7 +29,7 @@ pub(super) fn page(program: &Command) -> Page {
     page
 }
 
-/// How a key is written.
+/// Formats a key with the placeholder of its value.
 fn key(option: &Arg) -> Vec<Inline> {
     let value = command::value_name(option);
     let quoted = || [roman("\""), italic(&value), roman("\"")];

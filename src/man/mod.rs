@@ -1,4 +1,4 @@
-//! `hexz-nbd man`: the manual pages, made of what --help is made of.
+//! `hexz-nbd man`: generates the manual pages from the definitions behind `--help`.
 
 mod command;
 mod file;
@@ -17,10 +17,10 @@ use crate::output;
 use command::Commands;
 use page::Page;
 
-/// What --help leaves to the manual.
+/// Text of the program's page that `--help` doesn't have.
 const MORE: &str = include_str!("words/hexz-nbd.txt");
 
-/// Prints the page of the program, or writes all pages.
+/// Prints the page of the program, or writes all pages into a folder.
 pub(crate) fn run(options: &Man) -> Result<(), Failure> {
     let pages = pages();
     let Some(dir) = &options.dir else {
@@ -39,7 +39,7 @@ pub(crate) fn run(options: &Man) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All pages, with their files' names; that of the program is first.
+/// Returns all pages with the names of their files; that of the program is first.
 fn pages() -> Vec<(String, Page)> {
     let mut program = Cli::command();
     program.build();

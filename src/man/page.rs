@@ -1,34 +1,34 @@
-//! A manual page, as it is written: sections, paragraphs, entries, examples.
+//! Writes a manual page in roff: sections, paragraphs, entries and examples.
 
 use roff::{Inline, Roff, bold, italic, roman};
 
 use super::text::{Block, Section};
 
-/// When what the pages say has last changed in more than words. It isn't the day on which
-/// they are made, so that making them twice gives the same bytes.
+/// Date of the last change to the pages' contents, beyond wording. It isn't the build date, so that
+/// builds are reproducible.
 const DATE: &str = "2026-11-25";
 
 pub(super) struct Page {
     roff: Roff,
-    /// Whether a paragraph would have nothing before it to be apart from.
+    /// True directly after a heading, where a paragraph needs no separator.
     fresh: bool,
 }
 
 impl Page {
-    /// A page of that name in that section of the manual.
+    /// Creates a page of this name in a section of the manual.
     pub(super) fn new(name: &str, section: &str, manual: &str, about: &str) -> Self {
         let mut page = Self { roff: Roff::new(), fresh: true };
         let source = concat!("hexz-nbd ", env!("CARGO_PKG_VERSION"));
         page.roff.control("TH", [&name.to_uppercase(), section, DATE, source, manual]);
-        // Options and paths are neither broken nor pulled apart. HY is what groff returns to
-        // behind an example.
+        // No hyphenation and no justification, so that options and paths stay intact. HY is the
+        // hyphenation mode that groff restores after an example.
         page.roff.control("nr", ["HY", "0"]).control("nh", []).control("ad", ["l"]);
         page.heading("NAME");
         page.roff.text([roman(format!("{name} - {about}"))]);
         page
     }
 
-    /// Its source, in ASCII alone: not every system's roff knows UTF-8.
+    /// Returns the source in pure ASCII, because not every system's roff knows UTF-8.
     pub(super) fn render(&self) -> String {
         let mut source = String::new();
         for character in self.roff.render().chars() {
@@ -51,7 +51,7 @@ impl Page {
         self.fresh = true;
     }
 
-    /// A heading with what is under it.
+    /// Writes a heading and its blocks.
     pub(super) fn section(&mut self, section: &Section) {
         self.heading(&section.heading);
         self.blocks(&section.blocks);
@@ -75,25 +75,25 @@ impl Page {
         self.fresh = false;
     }
 
-    /// A tag, and beside it what it means.
+    /// Writes a tag with its explanation beside it.
     pub(super) fn entry(&mut self, tag: Vec<Inline>, text: &[Inline]) {
         self.roff.control("TP", []).text(tag).text(text);
         self.fresh = false;
     }
 
-    /// What is more to say of the entry before.
+    /// Writes a further paragraph of the previous entry.
     pub(super) fn further(&mut self, text: &[Inline]) {
         self.roff.control("IP", []).text(text);
     }
 
-    /// What is inside is a list of its own, that belongs to the entry before.
+    /// Writes a nested list that belongs to the previous entry.
     pub(super) fn inside(&mut self, list: impl FnOnce(&mut Self)) {
         self.roff.control("RS", []);
         list(self);
         self.roff.control("RE", []);
     }
 
-    /// Lines that stay as they are.
+    /// Writes lines verbatim.
     fn example(&mut self, lines: &[String]) {
         if !self.fresh {
             self.roff.control("PP", []);
@@ -107,7 +107,7 @@ impl Page {
     }
 }
 
-/// Text, with options in bold.
+/// Formats text, with options in bold.
 pub(super) fn words(text: &str) -> Vec<Inline> {
     let mut inlines = Vec::new();
     let mut plain = String::new();
@@ -127,7 +127,7 @@ pub(super) fn words(text: &str) -> Vec<Inline> {
     inlines
 }
 
-/// How a command is called, with what stands for something else in italics.
+/// Formats a usage line, with placeholders in italics.
 pub(super) fn usage(text: &str) -> Vec<Inline> {
     let mut inlines = Vec::new();
     for (position, word) in text.split(' ').enumerate() {
@@ -146,7 +146,8 @@ pub(super) fn usage(text: &str) -> Vec<Inline> {
     inlines
 }
 
-/// What is before an option in a word, the option, and what is behind it.
+/// Splits a word into the text before an option, the option, and the text after it. The option is
+/// empty if there is none.
 fn around_option(word: &str) -> (&str, &str, &str) {
     let Some((before, rest)) = word.find("--").and_then(|at| word.split_at_checked(at)) else {
         return (word, "", "");

@@ -1,13 +1,13 @@
-//! The plain text of --help, and of the words beside this file, taken apart.
+//! Parses the plain text of `--help` and of the files in `words/`.
 //!
-//! A line in capitals is a heading. What is indented by two is a paragraph, or, with two
-//! spaces behind its first words, an entry of a list; what is indented further is an example,
-//! to be shown as it is. Text without a heading isn't indented.
+//! A line in capitals is a heading. Text that is indented by two spaces is a paragraph, or, with
+//! two spaces after its first words, an entry of a list. Text that is indented further is an
+//! example, which is shown verbatim. Text without a heading isn't indented.
 
-/// What there is under one heading.
+/// A heading and the blocks under it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Section {
-    /// Empty for what comes before the first.
+    /// Heading; empty for text before the first one.
     pub(super) heading: String,
     pub(super) blocks: Vec<Block>,
 }
@@ -19,17 +19,17 @@ pub(super) enum Block {
         tag: String,
         text: String,
     },
-    /// Its lines, without the indentation that they share.
+    /// Lines of an example, without their common indentation.
     Example(Vec<String>),
 }
 
-/// How far an example is indented at least.
+/// Minimum indentation of an example, in spaces.
 const EXAMPLE: usize = 4;
 
 pub(super) fn parse(text: &str) -> Vec<Section> {
     let mut sections = Vec::new();
     let mut current = Section { heading: String::new(), blocks: Vec::new() };
-    // Whether the next line can go on with the block before it.
+    // True if the next line may continue the block before it.
     let mut goes_on = false;
     for line in text.lines().map(str::trim_end) {
         if is_heading(line) {
@@ -38,7 +38,7 @@ pub(super) fn parse(text: &str) -> Vec<Section> {
         } else if !line.is_empty() {
             add(&mut current.blocks, line, goes_on);
         } else if let Some(Block::Example(lines)) = current.blocks.last_mut() {
-            // An empty line of an example, if the example goes on behind it.
+            // An empty line belongs to the example if the example continues after it.
             lines.push(String::new());
         }
         goes_on = !line.is_empty() && !is_heading(line);
@@ -50,7 +50,7 @@ pub(super) fn parse(text: &str) -> Vec<Section> {
     sections
 }
 
-/// Adds a line to the last block, or begins a new one with it.
+/// Adds a line to the last block, or starts a new block with it.
 fn add(blocks: &mut Vec<Block>, line: &str, goes_on: bool) {
     let content = line.trim_start();
     let indent = line.len() - content.len();
@@ -80,7 +80,7 @@ fn is_heading(line: &str) -> bool {
 }
 
 impl Block {
-    /// Takes from an example what its lines share, and the empty ones behind it.
+    /// Removes the common indentation and the trailing empty lines of an example.
     fn tidy(&mut self) {
         let Self::Example(lines) = self else { return };
         while lines.pop_if(|last| last.is_empty()).is_some() {}

@@ -1,4 +1,4 @@
-//! What a request gets.
+//! Routes HTTP requests to their responses.
 
 use std::sync::Arc;
 
@@ -20,10 +20,10 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
 
-/// A whole answer.
+/// A complete response.
 pub(super) type Answer = Response<Full<Bytes>>;
 
-/// Answers requests.
+/// Handler of HTTP requests.
 #[derive(Debug)]
 pub(super) struct Answers {
     names: Vec<HostName>,
@@ -31,7 +31,7 @@ pub(super) struct Answers {
     page: Page,
 }
 
-/// What is asked for.
+/// Resource that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     Page,
@@ -41,16 +41,16 @@ enum Asked {
     Readiness,
 }
 
-/// Why a request isn't answered.
+/// Reason why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
-    /// It wants to do something else than to look.
+    /// A method other than GET and HEAD.
     Method,
-    /// It brings something.
+    /// A request body.
     Body,
-    /// It asks for another machine.
+    /// A host name that isn't this machine's.
     Host,
-    /// There is no such page.
+    /// An unknown path.
     Path,
 }
 
@@ -59,8 +59,8 @@ impl Answers {
         Self { names, observed, page: Page::new() }
     }
 
-    /// The answer to a request. `by_network` is false for one that came by a Unix socket, where
-    /// no browser gets to.
+    /// Returns the response to a request. `by_network` is false for requests over sockets that no
+    /// browser can reach, such as Unix sockets; their host isn't checked.
     pub(super) fn answer(&self, request: &Request<impl Body>, by_network: bool) -> Answer {
         match self.judge(request, by_network) {
             Ok(asked) => self.give(asked),
@@ -88,8 +88,8 @@ impl Answers {
         }
     }
 
-    /// Whether it asks for this machine, wherever it says whom it asks for. Browsers always say
-    /// it.
+    /// Returns true if every host that the request names, in its `Host` field or its target, is
+    /// this machine. Browsers always name one.
     fn knows_host(&self, request: &Request<impl Body>) -> bool {
         let said = request.headers().get_all(HOST).iter().map(|value| value.to_str().ok());
         let in_target = request.uri().authority().map(|authority| Some(authority.as_str()));
@@ -118,8 +118,8 @@ impl Answers {
     }
 }
 
-/// In which of its formats Prometheus wants the numbers. Whoever doesn't ask for the newer one
-/// by name gets the one that everybody reads.
+/// Returns the exposition format to use: OpenMetrics if the client asks for it by name, or else the
+/// text format, which every client reads.
 fn format(headers: &HeaderMap) -> Format {
     let wants_newer = headers.get_all(ACCEPT).iter().any(|value| {
         value.to_str().is_ok_and(|value| value.contains("application/openmetrics-text"))
@@ -152,7 +152,7 @@ fn refuse(refusal: Refusal) -> Answer {
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     if matches!(refusal, Refusal::Method | Refusal::Body) {
-        // A body may be on its way, which nobody reads.
+        // A body may follow, which isn't read.
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     answer
@@ -162,8 +162,8 @@ fn fault(error: &dyn std::fmt::Display) -> Answer {
     whole(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("it can't be written: {error}\n"))
 }
 
-/// An answer with what each of them says: that it is what it says it is, for nobody else's
-/// pages, and not to be kept.
+/// Builds a response with the headers that all of them have: they forbid browsers to guess the
+/// content type, to embed or share the response with other sites, and to cache it.
 fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;

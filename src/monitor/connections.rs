@@ -1,4 +1,4 @@
-//! Whoever asks: so many at once, and none for long.
+//! Accepts HTTP connections, and limits their number and their lifetime.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -19,32 +19,31 @@ use super::deadline::Deadline;
 use crate::gateway::listen::{AcceptFault, Incoming, Listener};
 use crate::limited::RateLimit;
 
-/// Connections at once: a Prometheus or two, some browsers with two or three each. Others are
-/// closed; they come again.
+/// Maximum number of connections: enough for a Prometheus or two, and some browsers with two or
+/// three each. Further ones are closed; clients retry.
 const MOST: usize = 16;
 
-/// How long a request may take to come, from the end of the one before: so long a connection
-/// may also be idle.
+/// Timeout for receiving a request, from the end of the previous one. It is the idle timeout, too.
 const REQUEST: Duration = Duration::from_secs(15);
 
-/// How long a connection is kept, however busy it is; and how long after that an answer may
-/// still take to be read. Browsers and Prometheus begin another one without a word.
+/// Maximum lifetime of a connection, however busy it is, and the time after it in which the last
+/// response may still be read. Browsers and Prometheus reconnect on their own.
 const LIFE: Duration = Duration::from_secs(300);
 const LAST_ANSWER: Duration = Duration::from_secs(10);
 
-/// How long an answer may take to be read.
+/// Time that a client may leave a response unread without any progress.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// The longest head of a request, in bytes: the smallest that hyper can be told.
+/// Maximum size of a request head, in bytes: the smallest value that hyper accepts.
 const HEAD: usize = 8192;
 
-/// Fields in a request's head. Browsers send some twenty.
+/// Maximum number of header fields in a request. Browsers send about twenty.
 const FIELDS: usize = 64;
 
-/// How long to wait when the system has no descriptor left.
+/// Pause before the next attempt to accept when the system has no file descriptors left.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Accepts and answers until `stop` is dropped.
+/// Accepts connections and answers requests until the sender of `stop` is dropped.
 pub(super) async fn serve(
     listener: Listener,
     answers: Arc<Answers>,

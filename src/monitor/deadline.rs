@@ -1,4 +1,4 @@
-//! A stream whose other end has to read.
+//! A stream with a timeout for writes.
 
 use std::future::Future;
 use std::io;
@@ -9,11 +9,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream that fails when its other end has taken nothing for so long.
+/// A stream whose writes fail once the peer hasn't accepted anything for a given time.
 pub(super) struct Deadline<S> {
     stream: S,
     patience: Duration,
-    /// Since it takes nothing.
+    /// Timer that runs while a write makes no progress.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 

@@ -1,21 +1,21 @@
-//! By which name the monitor is asked for.
+//! Checks the host name of requests, as a defense against DNS rebinding.
 //!
-//! A page of a stranger may have its own name lead to an address of the reader's network (DNS
-//! rebinding); then a browser would let that page read what is here. Such a request says the
-//! stranger's name, so only names are answered that nobody else can have.
+//! A hostile web site can make its own name resolve to an address in a visitor's network. The
+//! visitor's browser then lets the site's pages read the monitor's responses. Such a request names
+//! the hostile site, so only requests for names that nobody else can own are answered.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// The longest name in DNS, in bytes.
+/// Maximum length of a name in DNS, in bytes.
 const LONGEST: usize = 253;
 
-/// A DNS name by which the monitor may be asked for.
+/// A DNS name that requests to the monitor may use, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostName(String);
 
-/// A text that is no DNS name.
+/// Error for a text that isn't a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{:?} is no DNS name: expected letters, digits, hyphens and dots, without a port",
@@ -41,7 +41,7 @@ impl fmt::Display for HostName {
     }
 }
 
-/// Whether a request may ask for `host`, the value of its `Host` field: an address,
+/// Returns true if a request may ask for `host`, the value of its `Host` field: an address,
 /// `localhost`, or one of `names`, with any port.
 pub(super) fn may_ask(host: &str, names: &[HostName]) -> bool {
     let name = without_port(host);

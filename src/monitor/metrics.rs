@@ -1,9 +1,8 @@
-//! The numbers for Prometheus. They are listed in `docs/metrics.md`, and made from [`Status`]
-//! alone.
+//! Metrics for Prometheus, derived from [`Status`] alone. `docs/metrics.md` lists them.
 //!
-//! What a label can be is bounded: reasons and the like are words of this program, exports are
-//! at most [`MAX_LISTED`](crate::gateway::MAX_LISTED) and one for all others. Peers and their
-//! identities are no labels.
+//! The values of labels are bounded: reasons and the like come from fixed sets, and exports are at
+//! most [`MAX_LISTED`](crate::gateway::MAX_LISTED), plus one that aggregates all others. Peers and
+//! identities are never labels.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,10 +21,10 @@ use crate::exports::UNREADABLE;
 use crate::gateway::tls::Cause;
 use crate::gateway::{ExportReport, FAILURES, Histogram, REFUSALS};
 
-/// What all names begin with.
+/// Prefix of all metric names.
 const PREFIX: &str = "hexz_nbd";
 
-/// How the numbers are written.
+/// Exposition format of the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// Prometheus' text format, version 0.0.4.
@@ -42,7 +41,7 @@ impl Format {
         }
     }
 
-    /// Writes what there is to see.
+    /// Encodes the metrics of a status.
     pub(super) fn of(self, status: Status) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix(PREFIX);
         registry.register_collector(Box::new(Numbers(status)));
@@ -216,7 +215,7 @@ fn labelled<'a, V>(
     values.into_iter().map(move |(label, value)| ([(name, label)], value))
 }
 
-/// Counts by reason, zeros for those of `known` that there were none of.
+/// Returns counts by reason, with zeros for reasons in `known` that haven't occurred.
 fn by_reason(
     counts: &BTreeMap<&'static str, u64>,
     known: impl IntoIterator<Item = &'static str>,
@@ -226,7 +225,7 @@ fn by_reason(
     labelled("reason", all)
 }
 
-/// Writes families of numbers.
+/// Encoder of metric families.
 struct Out<'a>(DescriptorEncoder<'a>);
 
 impl Out<'_> {
@@ -272,8 +271,8 @@ impl Out<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Histogram)?;
         for (labels, Histogram { count, sum, buckets }) in values {
-            // Each bucket is wanted without those before it, and the last one by name: OpenMetrics
-            // would lack it.
+            // The encoder takes counts that aren't cumulative, and an explicit last bucket, which
+            // OpenMetrics would lack otherwise.
             let mut before = 0;
             let alone = |(bound, so_far): &(f64, u64)| {
                 (*bound, so_far - std::mem::replace(&mut before, *so_far))

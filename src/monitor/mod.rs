@@ -1,12 +1,11 @@
-//! What goes on, shown by HTTP to whoever runs the gateway: a page for people (`/`), numbers
-//! for Prometheus (`/metrics`), both as JSON (`/status.json`), and whether it lives and serves
-//! (`/healthz`, `/readyz`).
+//! HTTP status listener for the operators of a gateway: a page for people (`/`), metrics for
+//! Prometheus (`/metrics`), the same data as JSON (`/status.json`), and checks of health and
+//! readiness (`/healthz`, `/readyz`).
 //!
-//! It only shows, and can't be told anything. [`Observed`] knows where the numbers come from,
-//! [`Status`] is all of them at one moment, `answers.rs` decides what a request gets,
-//! `connections.rs` deals with whoever asks. All of it runs on one thread of low priority
-//! that has a runtime of its own: it answers while the gateway is loaded, and takes nothing
-//! from those whom the gateway serves.
+//! It is read-only: no request changes anything. [`Observed`] collects the data, [`Status`] is a
+//! snapshot of it, `answers.rs` maps requests to responses, and `connections.rs` accepts
+//! connections. Everything runs on one thread of low priority with a runtime of its own, so the
+//! monitor answers while the gateway is under load, and takes no time from the gateway's clients.
 
 mod answers;
 mod connections;
@@ -33,28 +32,28 @@ pub use observed::{AuditReport, Observed};
 pub use recent::{RecentErrors, RememberErrors};
 pub use status::{Cache, Memory, RecentError, Status, Storage};
 
-/// The port that documentation and `hexz-nbd top` take for the monitor's. Nothing listens
-/// there unless it is told to.
+/// Port that the documentation and `hexz-nbd top` assume for the monitor. Nothing listens there by
+/// default.
 pub const MONITOR_PORT: u16 = 10810;
 
-/// How much nicer its thread is: as much as those that decode.
+/// Niceness of the monitor's thread. It equals that of the decoder threads.
 const NICE: i32 = 10;
 
-/// A monitor that answers. It ends when this is dropped.
+/// A running monitor. Dropping it stops it.
 #[derive(Debug)]
 pub struct Monitor {
-    /// Dropped to end it.
+    /// Stops the monitor when it is dropped.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
     address: String,
 }
 
 impl Monitor {
-    /// Answers on `socket` with what is `observed`, on a thread of its own. `names` are those
-    /// by which it may be asked for besides `localhost` and addresses.
+    /// Starts a monitor that serves the status of `observed` on `socket`, on a thread of its own.
+    /// Requests may use `names`, besides `localhost` and addresses.
     ///
     /// # Errors
-    /// The system has no thread or no descriptors left.
+    /// The system has no threads or no file descriptors left.
     pub fn start(socket: Bound, names: Vec<HostName>, observed: Arc<Observed>) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let listener = {
@@ -71,7 +70,7 @@ impl Monitor {
         Ok(Self { stop: Some(stop), thread: Some(thread), address })
     }
 
-    /// Where it listens, with its real port.
+    /// Returns the address that it listens on, with the actual port.
     pub fn address(&self) -> &str {
         &self.address
     }
@@ -81,14 +80,14 @@ impl Drop for Monitor {
     fn drop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {
-            // It has nothing to wait for. If it has panicked, that has been said.
+            // The thread ends without delay. A panic has already been reported.
             thread.join().unwrap_or_default();
         }
     }
 }
 
 fn give_way() {
-    // On Linux this is about the calling thread alone.
+    // On Linux this affects only the calling thread.
     if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!("the monitor keeps its priority: {error}");
     }

@@ -1,4 +1,4 @@
-//! Where the numbers come from.
+//! Collects the status from its sources.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -12,19 +12,19 @@ use super::status::{Cache, Memory, Status, Storage};
 use crate::exports::{BlockReader, Figures};
 use crate::gateway::{Report, unix_seconds};
 
-/// The form of [`Status`].
+/// Version of the format of [`Status`].
 const FORMAT: u32 = 1;
 
-/// Threads that serve show that they live twice a second. When they haven't for so long, they
-/// won't any more.
+/// Time without a heartbeat after which the serving threads count as stuck. They send two per
+/// second.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// All that is looked at. There is something to see from the start on: a gateway may come
+/// Sources of the status. They report from the start of the program on; the gateway may be added
 /// later.
 pub struct Observed {
     started: SystemTime,
     resident: Resident,
-    /// `--cache-size`, in bytes.
+    /// Memory budget (`--cache-size`), in bytes.
     budget: u64,
     reader: Arc<BlockReader>,
     recent: RecentErrors,
@@ -38,19 +38,20 @@ impl fmt::Debug for Observed {
     }
 }
 
-/// How many audit events there were.
+/// Counts of audit events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct AuditReport {
-    /// Those that were written.
+    /// Number of events that were written.
     pub written: u64,
-    /// Those that couldn't be.
+    /// Number of events that couldn't be written.
     pub lost: u64,
 }
 
 impl Observed {
-    /// A program that is starting. Make it before the sandbox is entered.
+    /// Creates the sources for a program that is starting. This has to happen before the sandbox is
+    /// entered, because it opens a file in `/proc`.
     ///
-    /// `budget` is what decoded blocks, index pages and answers may take together, in bytes.
+    /// `budget` is the memory that decoded blocks, index pages and replies share, in bytes.
     pub fn new(budget: u64, reader: Arc<BlockReader>, recent: RecentErrors) -> Self {
         Self {
             started: SystemTime::now(),
@@ -63,17 +64,17 @@ impl Observed {
         }
     }
 
-    /// There is a gateway now, which says this of itself. Only the first one counts.
+    /// Sets the source of the gateway's report. Only the first call has an effect.
     pub fn gateway(&self, report: impl Fn() -> Report + Send + Sync + 'static) {
         self.gateway.get_or_init(|| Box::new(report));
     }
 
-    /// There are audit events, so many. Only the first to say so counts.
+    /// Sets the source of the audit counts. Only the first call has an effect.
     pub fn audit(&self, report: impl Fn() -> AuditReport + Send + Sync + 'static) {
         self.audit.get_or_init(|| Box::new(report));
     }
 
-    /// All of it, as it is now.
+    /// Returns the current status.
     pub fn status(&self) -> Status {
         let gateway = self.report();
         let figures = self.reader.figures();
@@ -110,12 +111,12 @@ impl Observed {
         }
     }
 
-    /// Why clients can't be served just now, if they can't.
+    /// Returns the reason why clients can't be served at the moment, if they can't.
     pub(super) fn unready(&self) -> Option<&'static str> {
         self.report().unready
     }
 
-    /// Why the program had better be started anew, if it had.
+    /// Returns the reason why the program should be restarted, if it should.
     pub(super) fn sick(&self) -> Option<&'static str> {
         let silent = self.gateway.get().is_some() && self.report().silent_for > SILENCE;
         silent.then_some("the threads that serve clients are stuck")

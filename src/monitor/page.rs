@@ -1,4 +1,4 @@
-//! The status page: one file, of which a browser may run and load nothing else.
+//! The status page: one file, with a policy that lets browsers run and load nothing else.
 
 use std::fmt::Write;
 
@@ -8,7 +8,7 @@ use hyper::header::HeaderValue;
 
 const HTML: &str = include_str!("page.html");
 
-/// The page, and what it may do.
+/// The page and its content security policy.
 #[derive(Debug)]
 pub(super) struct Page {
     policy: HeaderValue,
@@ -17,7 +17,7 @@ pub(super) struct Page {
 impl Page {
     pub(super) fn new() -> Self {
         let policy = policy(HTML);
-        // Of letters, digits and signs that a header can have.
+        // The policy has only characters that are valid in a header.
         let policy = HeaderValue::from_str(&policy)
             .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
         Self { policy }
@@ -27,20 +27,21 @@ impl Page {
         Bytes::from_static(HTML.as_bytes())
     }
 
-    /// The value of `Content-Security-Policy`.
+    /// Returns the value for the `Content-Security-Policy` header.
     pub(super) fn policy(&self) -> &HeaderValue {
         &self.policy
     }
 }
 
-/// Lets the page run the scripts and use the styles that are in it, named by their hashes, ask
-/// the monitor for more, and do nothing else. Attributes (`style`, `onclick`) aren't in it.
+/// Builds a policy that lets the page run the scripts and use the styles that it contains, named by
+/// their hashes, and query the monitor, but nothing else. Attributes (`style`, `onclick`) aren't
+/// covered.
 fn policy(html: &str) -> String {
     let hashes = |tag: &str| {
         let mut all = String::new();
         for inside in inside(html, tag) {
             let hash = base64(digest(&SHA256, inside.as_bytes()).as_ref());
-            // Strings have room.
+            // Writing to a string can't fail.
             write!(all, " 'sha256-{hash}'").unwrap_or_default();
         }
         if all.is_empty() { " 'none'".to_owned() } else { all }
@@ -53,7 +54,7 @@ fn policy(html: &str) -> String {
     )
 }
 
-/// What is between each `<tag>` and its end.
+/// Returns the text between each `<tag>` and its end tag.
 fn inside<'a>(html: &'a str, tag: &str) -> impl Iterator<Item = &'a str> {
     let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));
     let parts: Vec<_> = html
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn the_policy_names_what_is_in_the_page() {
         let policy = policy("<style>a{}</style><script>1</script><script>2\n</script>");
-        // By openssl.
+        // The hashes were computed with openssl.
         for part in [
             "script-src 'sha256-a4ayc/80/OGda4BO/1o/V0etpOqiLx1JwB5S3beHW0s=' \
              'sha256-U8I05ehHK2rFHBrhyrP+BvrQU7646/2Jd7AQZVv908M=';",
@@ -96,7 +97,7 @@ mod tests {
         assert!(super::policy("").contains("script-src 'none'; style-src 'none';"));
     }
 
-    /// What the policy wouldn't let run, or let nobody notice.
+    /// The page must not contain anything that its policy blocks: that would fail without notice.
     #[test]
     fn the_page_is_one_that_its_policy_fits() {
         for tag in ["script", "style"] {

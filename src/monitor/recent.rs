@@ -1,4 +1,4 @@
-//! The last errors that went to the log.
+//! Remembers the latest errors in the log.
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write};
@@ -14,23 +14,23 @@ use super::status::RecentError;
 use crate::escape;
 use crate::gateway::unix_seconds;
 
-/// How many are remembered.
+/// Maximum number of errors that are remembered.
 const MOST: usize = 50;
 
-/// The longest that is remembered, in bytes; the log has it whole.
+/// Maximum length of a remembered error, in bytes. The log has it in full.
 const LONGEST: usize = 1000;
 
-/// The last errors, the newest first.
+/// The latest errors, newest first. Clones share the same errors.
 #[derive(Debug, Clone, Default)]
 pub struct RecentErrors(Arc<Mutex<VecDeque<RecentError>>>);
 
 impl RecentErrors {
-    /// A layer that remembers here what is logged as an error.
+    /// Returns a `tracing` layer that remembers logged errors here.
     pub fn layer(&self) -> RememberErrors {
         RememberErrors(self.clone())
     }
 
-    /// Those that are remembered.
+    /// Returns the remembered errors, newest first.
     pub(super) fn all(&self) -> Vec<RecentError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
@@ -42,8 +42,8 @@ impl RecentErrors {
     }
 }
 
-/// A layer of a tracing subscriber, made by [`RecentErrors::layer`]. How many errors there can
-/// be is for those to limit who log them.
+/// A `tracing` layer that remembers errors, created by [`RecentErrors::layer`]. It doesn't limit
+/// the rate of errors; the code that logs them has to.
 #[derive(Debug)]
 pub struct RememberErrors(RecentErrors);
 
@@ -62,7 +62,7 @@ impl<S: Subscriber> Layer<S> for RememberErrors {
     }
 }
 
-/// A line: what it says, and its fields in parentheses.
+/// A log line: the message, and the fields in parentheses.
 #[derive(Default)]
 struct Words {
     message: String,
@@ -76,7 +76,7 @@ impl Visit for Words {
             "message" => write!(message, "{value:?}"),
             name => write!(fields, " ({name} {value:?})"),
         };
-        // Memory is never short of room for it.
+        // Writing to a string can't fail.
         written.unwrap_or_default();
     }
 }

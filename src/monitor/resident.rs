@@ -1,12 +1,12 @@
-//! How much memory the process has.
+//! Reads the resident memory of the process.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// As much as is looked at, in bytes: twice what kernels write today.
+/// Number of bytes that are read from the file: twice what kernels write today.
 const STATUS: usize = 4096;
 
-/// Asks the kernel. The file is opened early: in the sandbox it couldn't be.
+/// Source of the resident memory. The file is opened early, because the sandbox forbids it.
 #[derive(Debug)]
 pub(super) struct Resident(Option<File>);
 
@@ -15,7 +15,7 @@ impl Resident {
         Self(File::open("/proc/self/status").ok())
     }
 
-    /// Resident memory in bytes, if the kernel says.
+    /// Returns the resident memory in bytes, if the kernel reports it.
     pub(super) fn bytes(&self) -> Option<u64> {
         let mut status = [0; STATUS];
         let length = self.0.as_ref()?.read_at(&mut status, 0).ok()?;
@@ -23,7 +23,7 @@ impl Resident {
     }
 }
 
-/// `VmRSS` of `/proc/PID/status`, which is in units of 1024 bytes.
+/// Parses `VmRSS` in `/proc/PID/status`, which is in units of 1024 bytes. Returns bytes.
 fn resident(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let number: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;

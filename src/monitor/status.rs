@@ -1,7 +1,7 @@
-//! All that there is to see at one moment, in the form of `/status.json`.
+//! Status at one moment, in the format of `/status.json`.
 //!
-//! Members may be added; what is there keeps its name and its meaning as long as
-//! [`Status::format`] is the same. Times are seconds of the Unix clock, sizes are bytes.
+//! Members may be added. Existing ones keep their name and meaning as long as [`Status::format`]
+//! stays the same. Times are Unix times in seconds, sizes are in bytes.
 
 use std::collections::BTreeMap;
 
@@ -10,88 +10,88 @@ use serde::Serialize;
 use super::observed::AuditReport;
 use crate::gateway::Report;
 
-/// All of it.
+/// Status of the program and its gateway.
 #[derive(Debug, Clone, Serialize)]
 pub struct Status {
-    /// The form that this has: 1.
+    /// Version of this format: 1.
     pub format: u32,
-    /// This program's version.
+    /// Version of the program.
     pub version: &'static str,
-    /// Its process.
+    /// Process ID.
     pub pid: u32,
-    /// When this was.
+    /// Time of this status.
     pub now: f64,
-    /// When it was started.
+    /// Time at which the program was started.
     pub started: f64,
-    /// Whether clients can be served.
+    /// True if clients can be served.
     pub ready: bool,
-    /// Why not, if they can't.
+    /// Reason why clients can't be served; `None` if they can.
     pub unready: Option<&'static str>,
-    /// The front end.
+    /// Report of the gateway, whose members are on the same level.
     #[serde(flatten)]
     pub gateway: Report,
-    /// Decoded blocks.
+    /// Cache of decoded blocks.
     pub cache: Cache,
-    /// What is read from archives' files.
+    /// Reads from archive files.
     pub storage: Storage,
-    /// Requests that couldn't be answered because of what was read, or wasn't, by reason.
+    /// Number of requests that failed because a block couldn't be read or verified, by reason.
     pub verification_failures: BTreeMap<&'static str, u64>,
-    /// Archives that couldn't be opened, by reason.
+    /// Number of archives that couldn't be opened, by reason.
     pub open_failures: BTreeMap<&'static str, u64>,
-    /// Memory.
+    /// Memory use and limits.
     pub memory: Memory,
-    /// Audit events; `None` if there are none.
+    /// Counts of audit events; `None` without an audit log.
     pub audit: Option<AuditReport>,
-    /// The last errors that went to the log, the newest first.
+    /// Latest errors in the log, newest first.
     pub recent_errors: Vec<RecentError>,
 }
 
-/// Decoded blocks, and decoding them.
+/// Cache of decoded blocks, and decoding.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Cache {
-    /// What is kept.
+    /// Bytes of decoded blocks in the cache.
     pub bytes: u64,
-    /// How much may be.
+    /// Maximum size of the cache.
     pub capacity: u64,
-    /// Blocks that clients asked for and that were here.
+    /// Number of blocks that clients asked for and that were in the cache.
     pub hits: u64,
-    /// Blocks that they had to wait for.
+    /// Number of blocks that clients asked for and had to wait for.
     pub misses: u64,
-    /// Blocks that were decoded, also those that were read ahead.
+    /// Number of blocks that were decoded, including readahead.
     pub decoded_blocks: u64,
-    /// How long these are.
+    /// Decoded size of these blocks.
     pub decoded_bytes: u64,
-    /// How many seconds it took to read, check and decode them, over all threads.
+    /// Seconds spent reading, verifying and decoding them, summed over all threads.
     pub decode_seconds: f64,
 }
 
-/// Reads from archives' files.
+/// Reads from archive files.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Storage {
-    /// How many.
+    /// Number of reads.
     pub reads: u64,
-    /// What they came to.
+    /// Number of bytes read.
     pub bytes: u64,
 }
 
-/// Memory.
+/// Memory use and limits of the program.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Memory {
-    /// What the process has, if the kernel says.
+    /// Resident memory of the process, if the kernel reports it.
     pub resident: Option<u64>,
-    /// What `--cache-size` lets decoded blocks, index pages and answers take together.
+    /// Memory that decoded blocks, index pages and replies share (`--cache-size`).
     pub budget: u64,
-    /// What answers on their way take of what connections share.
+    /// Bytes of the shared memory budget that are held by replies in flight.
     pub in_flight: u64,
-    /// How much they may.
+    /// Size of the budget for replies in flight.
     pub in_flight_limit: u64,
 }
 
-/// An error.
+/// An error in the log.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RecentError {
-    /// When it was logged.
+    /// Time at which it was logged.
     pub at: f64,
-    /// What the log says.
+    /// Message in the log, with its fields; long ones are cut.
     pub message: String,
 }

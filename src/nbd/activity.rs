@@ -1,4 +1,4 @@
-//! What a session has done so far, for whoever watches it meanwhile.
+//! Counters of a session's activity, readable by others while the session runs.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -9,9 +9,8 @@ use serde::Serialize;
 use super::wire::reply::ErrorCode;
 use super::wire::request::Command;
 
-/// By which latencies are told apart, in microseconds: from what a hit takes to what a disk
-/// takes that is about to fail. Each is the longest of its bucket; one more bucket is for what
-/// took longer than all of them.
+/// Upper bounds of the latency buckets, in microseconds: from a cache hit to a read from a failing
+/// disk. Each bound is inclusive. One further bucket counts all latencies above the last bound.
 pub const LATENCY_BOUNDS: [u64; 18] = [
     25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
     1_000_000, 2_500_000, 5_000_000, 10_000_000,
@@ -19,7 +18,7 @@ pub const LATENCY_BOUNDS: [u64; 18] = [
 
 const LATENCIES: usize = LATENCY_BOUNDS.len() + 1;
 
-/// The errors that clients can be sent, by their labels; the last is for any other.
+/// Error codes that clients can be sent, with their labels; the last entry stands for any other.
 const ERRORS: [(ErrorCode, &str); 9] = [
     (ErrorCode::IO, "io"),
     (ErrorCode::INVAL, "inval"),
@@ -32,11 +31,10 @@ const ERRORS: [(ErrorCode, &str); 9] = [
     (ErrorCode::OK, "other"),
 ];
 
-/// What a session has done so far. The engine writes, others may read at any time.
+/// Counters of one session. The engine writes them; others may read them at any time.
 ///
-/// Nothing here waits, and one session's numbers share no cache line with another's: a
-/// connection that answers hundreds of thousands of requests a second isn't to notice that
-/// they are counted.
+/// Updates never wait, and the counters of two sessions share no cache line: counting must not slow
+/// down a connection that answers hundreds of thousands of requests per second.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Activity {
@@ -45,31 +43,31 @@ pub struct Activity {
     bytes: AtomicU64,
     errors: [AtomicU64; ERRORS.len()],
     latencies: [AtomicU64; LATENCIES],
-    /// All latencies together, in nanoseconds.
+    /// Sum of all latencies, in nanoseconds.
     latency: AtomicU64,
     held: AtomicU64,
-    /// For how long requests were held, in nanoseconds.
+    /// Total time that requests were throttled, in nanoseconds.
     held_for: AtomicU64,
 }
 
-/// What a session has done, or all of many together.
+/// Snapshot of the counters of one session, or the sum over several sessions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Done {
-    /// Requests that came.
+    /// Number of requests received, by command.
     pub requests: Requests,
-    /// What reads were answered with, in bytes.
+    /// Bytes of data in replies to reads.
     pub bytes: u64,
-    /// Requests that were answered with an error.
+    /// Number of requests that were answered with an error, by error code.
     pub errors: Errors,
-    /// How long reads took.
+    /// Latencies of reads.
     pub read_latency: Latencies,
-    /// Requests that came sooner than their client may ask ([`Throttle`](super::Throttle)).
+    /// Number of requests that the client's rate limit ([`Throttle`](super::Throttle)) delayed.
     pub held: u64,
-    /// How long these waited, together.
+    /// Total time that these requests were delayed.
     pub held_for: Duration,
 }
 
-/// Requests by what they asked for.
+/// Numbers of requests, by command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Requests {
     /// `NBD_CMD_READ`.
@@ -78,27 +76,27 @@ pub struct Requests {
     pub block_status: u64,
     /// `NBD_CMD_CACHE`.
     pub cache: u64,
-    /// All others, but for `NBD_CMD_DISC`.
+    /// All other commands except `NBD_CMD_DISC`.
     pub other: u64,
 }
 
-/// Errors by the code that clients were sent.
+/// Numbers of error replies, by error code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Errors([u64; ERRORS.len()]);
 
-/// How long reads took that could be tried: from when they came to when the last part of their
-/// answer, or an error, was ready to be sent. A read that arrived together with others was
-/// ready when all of those had been looked at. What a request waited for its client's rate
-/// counts.
+/// Histogram of the latencies of reads that were attempted. A latency is measured from the arrival
+/// of the request until the last part of its reply, or an error, was ready to be sent. Reads that
+/// arrived together and were answered at once count as ready when the whole batch had been
+/// processed. Time spent waiting for the client's rate limit is included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Latencies {
     buckets: [u64; LATENCIES],
-    /// All of them together.
+    /// Sum of all latencies.
     pub sum: Duration,
 }
 
 impl Activity {
-    /// What has been done until now.
+    /// Returns a snapshot of the counters.
     pub fn so_far(&self) -> Done {
         let [read, block_status, cache, other] = load(&self.requests);
         Done {
@@ -114,12 +112,13 @@ impl Activity {
         }
     }
 
-    /// Requests that are worked on, or answered and not all sent yet.
+    /// Returns the number of requests in flight: being processed, or answered but not fully sent.
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Relaxed)
     }
 
-    /// Only the connection's own task sets what can be set instead of being added to.
+    /// Sets the numbers of requests. Only the connection's own task may call this: unlike the
+    /// adding methods, it overwrites the counters.
     pub(crate) fn set_requests(&self, requests: Requests) {
         let Requests { read, block_status, cache, other } = requests;
         for (counter, count) in self.requests.iter().zip([read, block_status, cache, other]) {
@@ -131,7 +130,7 @@ impl Activity {
         self.in_flight.store(requests, Relaxed);
     }
 
-    /// So many reads of so many bytes in all were answered, each after that time.
+    /// Counts `reads` reads that returned `bytes` bytes in total, each with latency `after`.
     pub(super) fn add_reads(&self, reads: u64, bytes: u64, after: Duration) {
         let nanoseconds = nanoseconds(after);
         let bucket = LATENCY_BOUNDS.partition_point(|bound| bound * 1000 < nanoseconds);
@@ -165,32 +164,33 @@ impl Requests {
         }
     }
 
-    /// All of them.
+    /// Returns the number of requests of all kinds.
     pub fn all(&self) -> u64 {
         self.read + self.block_status + self.cache + self.other
     }
 }
 
 impl Errors {
-    /// All of them.
+    /// Returns the number of errors of all kinds.
     pub fn all(&self) -> u64 {
         self.0.iter().sum()
     }
 
-    /// By the name of the code, in lower case and without `NBD_E`; all codes, also those that
-    /// nobody was sent.
+    /// Returns the count for each error label: the name of the code in lower case without `NBD_E`,
+    /// or "other". Codes with a count of zero are included.
     pub fn by_code(&self) -> impl Iterator<Item = (&'static str, u64)> {
         ERRORS.iter().map(|(_, label)| *label).zip(self.0)
     }
 }
 
 impl Latencies {
-    /// How many reads that were.
+    /// Returns the number of reads counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
-    /// How many took no longer than each of [`LATENCY_BOUNDS`] and longer than the one before.
+    /// Returns the upper bound and the count of each bucket in [`LATENCY_BOUNDS`]. Buckets are not
+    /// cumulative. Reads slower than the last bound appear only in [`count`](Self::count).
     pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
         LATENCY_BOUNDS.iter().map(|bound| Duration::from_micros(*bound)).zip(self.buckets)
     }
@@ -219,7 +219,7 @@ fn load<const N: usize>(counters: &[AtomicU64; N]) -> [u64; N] {
     counters.each_ref().map(|counter| counter.load(Relaxed))
 }
 
-/// Centuries of them have room.
+/// Converts to nanoseconds; 64 bits suffice for centuries.
 fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,10 +1,10 @@
-//! Memory for replies: a small reserve for each connection, and a pool for all.
+//! Memory budget for replies: a small reserve for each connection, and a pool shared by all.
 //!
-//! A reply's bytes are taken from here before its request is worked on, and given back
-//! once the socket has taken them. Small requests always find room in the connection's
-//! own reserve, so whatever other clients do, they go on; large ones, and many at once,
-//! share the pool, of which no connection may hold more than its cap. A client that reads
-//! no replies soon has nothing left to take from, and is not read from any more.
+//! Bytes for a reply are taken from the budget before work on its request starts, and returned once
+//! the socket has accepted them. Small requests fit in the connection's own reserve and so make
+//! progress whatever other clients do. Large requests, and many at once, share the pool, of which
+//! no connection may hold more than its cap. A client that does not read its replies soon exhausts
+//! what it can take; then no more requests are read from it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -14,27 +14,27 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::counted::Counted;
 use super::wire::MAX_PAYLOAD;
 
-/// Bytes that each connection has for itself: a request of the size that the Linux client
-/// uses by default, or 32 of 4 KiB.
+/// Bytes reserved for each connection: one request of the Linux client's default size, or 32
+/// requests of 4 KiB.
 pub const RESERVE: u32 = 128 * 1024;
 
-/// The pool that connections share.
+/// The memory pool that all connections share.
 #[derive(Debug)]
 pub struct Budget {
     pool: Arc<Semaphore>,
-    /// How many bytes there are.
+    /// Size of the pool in bytes.
     size: usize,
-    /// How many bytes of it one connection may hold.
+    /// Number of bytes of the pool that one connection may hold.
     each: u32,
-    /// How many connections wait for room in it.
+    /// Number of connections that are waiting for free bytes in the pool.
     waiting: AtomicUsize,
 }
 
 impl Budget {
-    /// A pool of `bytes`, or of one largest request if that is more: otherwise such a
-    /// request would wait for ever. For the same reason a connection may hold one request
-    /// that is larger than `each`, if it holds nothing else of the pool; other than that, no
-    /// more than `each`.
+    /// Creates a pool of `bytes`, but at least large enough for one request of the maximum payload,
+    /// which would otherwise wait forever. For the same reason, a connection that holds nothing
+    /// else of the pool may hold one request larger than `each`. In all other cases a connection
+    /// may hold at most `each` bytes.
     pub fn new(bytes: u32, each: u32) -> Arc<Self> {
         let size = bytes.max(MAX_PAYLOAD) as usize;
         Arc::new(Self {
@@ -45,30 +45,30 @@ impl Budget {
         })
     }
 
-    /// How many bytes connections hold just now, and how many there are for them.
+    /// Returns the number of bytes of the pool that connections hold now, and the pool's size.
     pub fn in_use(&self) -> (u64, u64) {
         let size = self.size as u64;
         (size.saturating_sub(self.pool.available_permits() as u64), size)
     }
 }
 
-/// One connection's share.
+/// One connection's access to the budget: its own reserve, and its part of the shared pool.
 #[derive(Debug)]
 pub struct Share {
     reserve: Arc<Semaphore>,
     budget: Arc<Budget>,
     part: Arc<Part>,
-    /// One request of this connection at a time stands in the pool's queue, so that one
-    /// with hundreds of them isn't in front of everybody else.
+    /// Admits one request of this connection at a time to the pool's queue, so that a connection
+    /// with hundreds of requests does not delay all others.
     line: Semaphore,
-    /// Whether one does.
+    /// Number of this connection's requests that are waiting in the pool's queue: 0 or 1.
     waiting: AtomicUsize,
-    /// Bytes that its client has been sent.
+    /// Total bytes sent to the client.
     sent: AtomicU64,
 }
 
 impl Share {
-    /// A connection's share of `budget`.
+    /// Creates a connection's share of `budget`.
     pub fn new(budget: Arc<Budget>) -> Self {
         Self {
             reserve: Arc::new(Semaphore::new(RESERVE as usize)),
@@ -80,7 +80,7 @@ impl Share {
         }
     }
 
-    /// Takes `bytes`, waiting until they are free. At most [`MAX_PAYLOAD`].
+    /// Takes `bytes`, at most [`MAX_PAYLOAD`], and waits until they are free.
     pub async fn take(&self, bytes: u32) -> Hold {
         if let Some(hold) = self.take_now(bytes) {
             return hold;
@@ -96,7 +96,7 @@ impl Share {
         }
     }
 
-    /// Takes `bytes` if they are free.
+    /// Takes `bytes` if they are free now.
     pub fn take_now(&self, bytes: u32) -> Option<Hold> {
         if let Ok(permit) = Arc::clone(&self.reserve).try_acquire_many_owned(bytes) {
             return Some(Hold::reserved(permit));
@@ -104,8 +104,9 @@ impl Share {
         self.take_pooled_now(bytes)
     }
 
-    /// Takes `bytes` if they are free, and else waits for `enough`, which the reserve has
-    /// sooner or later whatever others do. Says how many it took.
+    /// Takes `bytes` if the pool has them free now. Otherwise takes no more than `enough` bytes and
+    /// waits for them if necessary; if they fit in the reserve, it eventually has them, whatever
+    /// other connections do. Returns the number of bytes taken.
     pub async fn take_up_to(&self, bytes: u32, enough: u32) -> (Hold, u32) {
         if bytes > enough
             && let Some(hold) = self.take_pooled_now(bytes)
@@ -116,25 +117,25 @@ impl Share {
         (self.take(bytes).await, bytes)
     }
 
-    /// Counts bytes that the client has been sent.
+    /// Records `bytes` as sent to the client.
     pub fn note_sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Bytes that the client has been sent so far.
+    /// Returns the total number of bytes sent to the client.
     pub fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Whether this connection keeps others from the pool. Those that are kept from it by
-    /// their own cap alone don't count.
+    /// Returns true if this connection holds pool memory that others are waiting for. Connections
+    /// that are only waiting for their own cap do not count as waiting.
     pub fn is_in_the_way(&self) -> bool {
         let others_wait =
             self.budget.waiting.load(Ordering::Relaxed) > self.waiting.load(Ordering::Relaxed);
         others_wait && self.pooled() > 0
     }
 
-    /// How many bytes of the pool this connection holds.
+    /// Returns the number of bytes of the pool that this connection holds.
     pub fn pooled(&self) -> u64 {
         self.part.held.load(Ordering::Relaxed) as u64
     }
@@ -146,8 +147,9 @@ impl Share {
         Some(Hold::pooled(permit, &self.part))
     }
 
-    /// Waits until this connection may hold more of the pool, then until the pool has it.
-    /// What it holds already doesn't wait for this, so all of it becomes free some time.
+    /// Waits until this connection is below its cap, then until the pool has enough free bytes.
+    /// Permits that the connection already holds do not depend on this wait, so all of them are
+    /// returned eventually.
     async fn wait_for_pool(&self, bytes: u32) -> Hold {
         let _first_in_line = self.line.acquire().await;
         let room = self.part.room.acquire_many(self.part.room_for(bytes)).await;
@@ -159,19 +161,19 @@ impl Share {
                 room.forget();
                 Hold::pooled(permit, &self.part)
             }
-            // Nobody closes the semaphores.
+            // The semaphores are never closed.
             _ => Hold::nothing(),
         }
     }
 }
 
-/// What one connection may hold of the pool, and what it does hold.
+/// One connection's cap on pool memory, and its current usage.
 #[derive(Debug)]
 struct Part {
-    /// Of the cap, what is free. Whoever takes more than the cap takes all of that.
+    /// Unused part of the cap, in bytes. A request larger than the cap takes the whole cap.
     room: Semaphore,
     cap: u32,
-    /// How many bytes it holds.
+    /// Number of bytes of the pool that the connection holds.
     held: AtomicUsize,
 }
 
@@ -180,12 +182,12 @@ impl Part {
         Self { room: Semaphore::new(cap as usize), cap, held: AtomicUsize::new(0) }
     }
 
-    /// How much of the room a hold of so many bytes takes.
+    /// Returns the number of bytes of the cap that a request for `bytes` takes.
     fn room_for(&self, bytes: u32) -> u32 {
         bytes.min(self.cap)
     }
 
-    /// A hold of `before` bytes becomes one of `after`.
+    /// Accounts for a permit that shrinks from `before` to `after` bytes.
     fn shrink(&self, before: usize, after: usize) {
         let cap = self.cap as usize;
         self.held.fetch_sub(before - after, Ordering::Relaxed);
@@ -193,16 +195,16 @@ impl Part {
     }
 }
 
-/// Bytes that are taken until this is dropped.
+/// Permit for bytes of the budget; returns them when dropped.
 #[derive(Debug)]
 pub struct Hold {
     permit: Option<OwnedSemaphorePermit>,
-    /// Whose part of the pool it is, if it is of the pool.
+    /// The connection's account in the pool, if the bytes come from the pool.
     part: Option<Arc<Part>>,
 }
 
 impl Hold {
-    /// Gives back what turned out not to be needed.
+    /// Shrinks the permit to `bytes` and returns the rest.
     pub fn shrink_to(&mut self, bytes: usize) {
         let Some(permit) = &mut self.permit else { return };
         let before = permit.num_permits();
@@ -219,7 +221,7 @@ impl Hold {
         Self { permit: Some(permit), part: None }
     }
 
-    /// `permit` is one of the pool's; room for it has been taken.
+    /// Creates a permit for bytes of the pool. Their part of the cap has been taken already.
     fn pooled(permit: OwnedSemaphorePermit, part: &Arc<Part>) -> Self {
         part.held.fetch_add(permit.num_permits(), Ordering::Relaxed);
         Self { permit: Some(permit), part: Some(Arc::clone(part)) }
@@ -232,7 +234,8 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        // The pool first: who waits for room wants to find the pool as it will be.
+        // Release the pool's bytes before the cap's: a request that wakes up because of the cap
+        // should find the pool's bytes free.
         let held = self.permit.take().map_or(0, |permit| permit.num_permits());
         if let Some(part) = &self.part {
             part.shrink(held, 0);
@@ -292,12 +295,12 @@ mod tests {
         assert!(greedy.take_now(RESERVE + 1).is_none());
         let mut more = Box::pin(greedy.take(MIB));
         assert!(is_pending(&mut more).await);
-        // What it has for itself is another matter.
+        // The reserve is not subject to the cap.
         let reserve = greedy.take(RESERVE).await;
         let mut small = Box::pin(greedy.take(1));
         assert!(is_pending(&mut small).await);
 
-        // Who waits for nothing but its own cap, waits for nobody else.
+        // A connection that waits only for its own cap is not blocked by others.
         let _theirs = other.take(CAP).await;
         assert!(!other.is_in_the_way() && !greedy.is_in_the_way());
         drop(reserve);
@@ -312,14 +315,14 @@ mod tests {
         let one = share.take(MIB).await;
         let mut large = Box::pin(share.take(MAX_PAYLOAD));
         assert!(is_pending(&mut large).await);
-        // Those that come later don't overtake it, or it would wait for ever.
+        // Later requests do not overtake it; otherwise it could wait forever.
         assert!(share.take_now(MIB).is_none());
         assert!(matches!(share.take_up_to(2 * RESERVE, RESERVE).await, (_, RESERVE)));
         drop(one);
         let mut large = large.await;
         assert_eq!(share.pooled(), u64::from(MAX_PAYLOAD));
         assert!(share.take_now(RESERVE + 1).is_none());
-        // What it gives back is room, but no more than there was.
+        // Shrinking frees room for others only below the cap.
         large.shrink_to(CAP as usize + 1);
         assert!(share.take_now(RESERVE + 1).is_none());
         large.shrink_to(6 * MIB as usize);
@@ -347,7 +350,8 @@ mod tests {
         assert!(second.take_now(CAP).is_some());
     }
 
-    /// Everybody gets what it asks for, whatever the others do, and never more than its cap.
+    /// Every request is eventually served whatever the others do, and no connection exceeds its
+    /// cap.
     #[tokio::test(start_paused = true)]
     async fn all_requests_are_served_in_the_end() {
         const CONNECTIONS: u64 = 12;

@@ -1,8 +1,9 @@
-//! How many there are of something, just now.
+//! RAII counter of concurrent operations.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts itself for as long as it lives, cancellation included.
+/// Guard that increments a counter when created and decrements it when dropped, which includes
+/// cancellation of the future that holds it.
 pub(super) struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {

@@ -1,4 +1,4 @@
-//! What can go wrong in a session, and what the client is told.
+//! Errors of a session, and their mapping to the protocol's error codes.
 
 use std::io;
 
@@ -6,20 +6,21 @@ use super::wire::Malformed;
 use super::wire::option::Opt;
 use super::wire::reply::ErrorCode;
 
-/// Why a session ended other than by the client's leave. It concerns this session alone.
+/// Reason why a session ended abnormally. Other sessions are not affected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
     /// The stream failed, or ended in the middle of a message.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// The client's bytes aren't NBD, or are out of step.
+    /// The client sent bytes that are not NBD, or lost message framing.
     #[error("the client broke the protocol: {0}")]
     Malformed(#[from] Malformed),
-    /// "The server MUST drop the TCP connection if the client sets an unknown flag."
+    /// The client set flags that the server did not offer. "The server MUST drop the TCP connection
+    /// if the client sets an unknown flag."
     #[error("the client set flags that were not offered: {0:#x}")]
     UnknownClientFlags(u32),
-    /// An option announced more data than anyone needs.
+    /// An option announced more data than any valid option needs.
     #[error("the client announced {length} bytes of data for {option}")]
     OptionTooLarge {
         /// The option.
@@ -27,51 +28,52 @@ pub enum SessionError {
         /// The announced length, in bytes.
         length: u32,
     },
-    /// It haggled for too long.
+    /// The client sent more options than the limit, which the field holds.
     #[error("the client sent more than {0} options (--max-options)")]
     TooManyOptions(u32),
-    /// The same, by the data of its options.
+    /// The client's options carried more bytes of data than the limit, which the field holds.
     #[error("the client sent more than {0} bytes of options (--max-option-bytes)")]
     TooManyOptionBytes(u64),
-    /// `NBD_OPT_EXPORT_NAME` can't be answered with an error, only by closing.
+    /// The client asked for an unknown export by `NBD_OPT_EXPORT_NAME`. That option has no error
+    /// reply, so the connection is closed.
     #[error("the client chose an export that isn't served: {0}")]
     UnknownExport(String),
-    /// TLS is required, and the client tried to do without or can't ask for it.
+    /// TLS is required, but the client tried to continue without it or is unable to negotiate it.
     #[error("the client did not start TLS, which this server requires")]
     TlsRequired,
-    /// A request announced a payload that is too long to be drained.
+    /// A request announced a payload too long to be drained; the field is its length in bytes.
     #[error("the client announced a payload of {0} bytes")]
     PayloadTooLarge(u64),
-    /// The client holds memory that others wait for, and reads nothing.
+    /// The client stopped reading while it held memory that other connections were waiting for.
     #[error("the client stopped reading its replies while others waited for memory")]
     Stalled,
-    /// The client left, and then did not take its last replies in time.
+    /// The client disconnected, then did not read its last replies before the drain timeout.
     #[error("the client did not read its last replies in time")]
     DrainTimeout,
 }
 
-/// Why an export couldn't read. Details are for the server's log, not for the client.
+/// Reason why an export could not be read. Details go to the server's log, not to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// The bytes at this offset of the export can't be had, or can't be trusted.
+    /// The data at this byte offset of the export is unavailable or failed verification.
     #[error("the data at byte {0} is unreadable")]
     Unreadable(u64),
-    /// The range isn't within the export.
+    /// The range reaches beyond the end of the export.
     #[error("the range is beyond the end")]
     OutOfRange,
-    /// The export is going away.
+    /// The export is shutting down.
     #[error("the export is shutting down")]
     ShuttingDown,
 }
 
-/// Why a request fails, as the client is told.
+/// Error reply to a request, in the protocol's terms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) code: ErrorCode,
-    /// For a person; only structured replies can carry it.
+    /// Human-readable message; only structured replies can carry it.
     pub(super) message: &'static str,
-    /// The byte of the export that it concerns, within the request.
+    /// Byte offset in the export that the error concerns, within the request.
     pub(super) offset: Option<u64>,
 }
 
@@ -81,7 +83,7 @@ impl Refusal {
     }
 }
 
-/// The one mapping from an export's errors to the protocol's.
+/// Maps an export's errors to the protocol's. This is the only such mapping.
 impl From<ReadError> for Refusal {
     fn from(error: ReadError) -> Self {
         match error {

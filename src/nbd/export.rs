@@ -1,4 +1,4 @@
-//! What the engine serves.
+//! Interface between the engine and the exports that it serves.
 
 use std::fmt;
 use std::future::Future;
@@ -11,37 +11,39 @@ use super::ReadError;
 pub use super::wire::meta::ContextQueries;
 pub use super::wire::reply::Extent;
 
-/// A range of an export that is known to lie within it and to be of a sane length.
+/// A range that lies within its export and is no longer than the maximum payload. Both have been
+/// validated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// The first byte, from the start of the export.
+    /// First byte, counted from the start of the export.
     pub offset: u64,
-    /// How many bytes; at most [`MAX_PAYLOAD`](super::wire::MAX_PAYLOAD).
+    /// Number of bytes; at most [`MAX_PAYLOAD`](super::wire::MAX_PAYLOAD).
     pub length: u32,
 }
 
 impl Span {
-    /// The first byte behind it.
+    /// Returns the offset of the first byte after the range.
     pub fn end(self) -> u64 {
         self.offset + u64::from(self.length)
     }
 }
 
-/// Data shorter than this is copied when its reply is queued, in bytes. Longer data is kept
-/// until it is sent, so a short part of something long is better handed over as a copy.
+/// Threshold in bytes below which data is copied when its reply is queued. Longer data is
+/// referenced until it has been sent. A short slice of a long buffer is therefore better passed as
+/// a copy: it would keep the whole buffer in memory.
 pub const COPIED: usize = 16 * 1024;
 
-/// A part of a read's answer. The parts follow one another without a gap.
+/// A part of the data of a read. Segments follow one another without gaps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
-    /// So many zero bytes, which nobody had to read.
+    /// A run of zeros of this length in bytes, which did not have to be read.
     Zeros(u32),
-    /// These bytes.
+    /// Literal data.
     Data(Bytes),
 }
 
 impl Segment {
-    /// Its length in bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> usize {
         match self {
             Self::Zeros(length) => *length as usize,
@@ -49,12 +51,12 @@ impl Segment {
         }
     }
 
-    /// Whether it has no bytes at all.
+    /// Returns true if the segment has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Its first `length` bytes, and the rest.
+    /// Splits the segment into its first `length` bytes and the rest.
     pub(super) fn split_at(self, length: u64) -> (Self, Self) {
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(self.len());
         match self {
@@ -72,54 +74,54 @@ impl Segment {
 
 /// A read-only sequence of bytes with a name.
 pub trait Export: Send + Sync + 'static {
-    /// The canonical name, as LIST gives it.
+    /// Returns the canonical name, as LIST reports it.
     fn name(&self) -> &str;
 
-    /// A line for people.
+    /// Returns a one-line, human-readable description.
     fn description(&self) -> &str;
 
-    /// The size in bytes, less than 2^63. It never changes.
+    /// Returns the size in bytes, which is less than 2^63 and never changes.
     fn size(&self) -> u64;
 
-    /// At which multiple of bytes reads are efficient: a power of two from 512 to
-    /// [`MAX_PAYLOAD`](super::wire::MAX_PAYLOAD).
+    /// Returns the preferred block size: reads of multiples of it are efficient. It is a power of
+    /// two from 512 to [`MAX_PAYLOAD`](super::wire::MAX_PAYLOAD), in bytes.
     fn preferred_block_size(&self) -> u32 {
         4096
     }
 
-    /// Reads `span`, which is at most 256 KiB long, if that needs no waiting at all, as when
-    /// everything is cached: adds segments that follow one another and fill it, and returns
-    /// `true`.
+    /// Reads `span` without waiting, if that is possible, for example because all of it is cached.
+    /// `span` is at most 256 KiB long. On success, appends consecutive segments that fill `span`
+    /// and returns `true`.
     ///
-    /// It is called on the connection's own task, so it may not block. `false` means that
-    /// [`read`](Self::read) has to be asked; what was added by then doesn't count.
+    /// Must not block: it runs on the connection's own task. On `false`, the caller discards the
+    /// segments that were appended and falls back to [`read`](Self::read).
     fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> bool {
         let _ = (span, segments);
         false
     }
 
-    /// Reads `span`. Each part of it is handed over with its offset in the export as soon
-    /// as it is there, in any order; together they fill `span`, each byte once.
+    /// Reads `span`. Passes each part, with its offset in the export, to `part` as soon as it is
+    /// available, in any order. Together the parts cover each byte of `span` exactly once.
     ///
     /// # Errors
-    /// A part can't be had. What has been handed over is right all the same.
+    /// A part could not be read. The parts passed before that are valid nevertheless.
     fn read(
         &self,
         span: Span,
         part: impl FnMut(u64, Segment) + Send,
     ) -> impl Future<Output = Result<(), ReadError>> + Send;
 
-    /// Prepares for reads of `span`, which will probably come, as far as that is in nobody's
-    /// way. It is dropped when they turn out not to come.
+    /// Prefetches `span`, which will probably be read soon, as far as this does not delay other
+    /// work. The future is dropped when the prediction turns out to be wrong.
     fn read_ahead(&self, span: Span) -> impl Future<Output = ()> + Send {
         let _ = span;
         std::future::ready(())
     }
 
-    /// Prepares for reads of that range, as far as that makes sense (`NBD_CMD_CACHE`).
+    /// Prepares for reads of the range (`NBD_CMD_CACHE`), as far as that is useful.
     ///
     /// # Errors
-    /// Part of it can't be had.
+    /// Part of the range could not be read.
     fn cache(
         &self,
         offset: u64,
@@ -129,26 +131,26 @@ pub trait Export: Send + Sync + 'static {
         std::future::ready(Ok(()))
     }
 
-    /// The names of the metadata contexts that clients can select, such as
+    /// Returns the names of the metadata contexts that clients can select, such as
     /// `base:allocation` ("Metadata querying"). They never change.
     fn contexts(&self) -> Vec<&str> {
         Vec::new()
     }
 
-    /// Names of the other exports that the context at `position` of
-    /// [`contexts`](Self::contexts) tells about. Who may not open one of them any more may not
-    /// go on asking for it either.
+    /// Returns the names of the other exports about which the context at `position` of
+    /// [`contexts`](Self::contexts) reveals information. A client that is no longer authorized to
+    /// open one of them must not query the context either.
     fn compared_with(&self, position: usize) -> &[String] {
         let _ = position;
         &[]
     }
 
-    /// What the context at `position` of [`contexts`](Self::contexts) says of the
-    /// export from `offset` on: at least one extent, at most `most`, that follow one
-    /// another and don't reach beyond `offset + length`. They may end sooner.
+    /// Returns the extents of the context at `position` of [`contexts`](Self::contexts), from
+    /// `offset` on: at least one and at most `most`. They are consecutive and end no later than
+    /// `offset + length`; they may end earlier.
     ///
     /// # Errors
-    /// It can't be found out.
+    /// The status could not be determined.
     fn extents(
         &self,
         position: usize,
@@ -161,17 +163,17 @@ pub trait Export: Send + Sync + 'static {
     }
 }
 
-/// The exports that a client may choose from.
+/// The exports that one client may choose from.
 pub trait Exports: Send + Sync {
-    /// What they are.
+    /// Type of the exports.
     type Export: Export;
 
-    /// The export of that name, compared whole and as bytes; the empty name is the
-    /// default export's.
+    /// Returns the export of that name. Names are compared whole and as bytes; the empty name
+    /// stands for the default export.
     fn find(&self, name: &[u8]) -> impl Future<Output = Option<Arc<Self::Export>>> + Send;
 
-    /// Finds an export for a client that selects metadata contexts: those of its contexts that
-    /// `queries` match. An export that [`find`](Self::find) returns need not have any.
+    /// Returns the export for a client that selects metadata contexts, with those of its contexts
+    /// that `queries` match. An export returned by [`find`](Self::find) need not have any contexts.
     fn find_with_contexts(
         &self,
         name: &[u8],
@@ -181,18 +183,18 @@ pub trait Exports: Send + Sync {
         self.find(name)
     }
 
-    /// Label of the reason for which the last [`find`](Self::find),
-    /// [`find_with_contexts`](Self::find_with_contexts) or
-    /// [`list_contexts`](Self::list_contexts) found nothing that this client may open. It is for
-    /// the operator alone: to clients, all that isn't there is unknown.
+    /// Returns a label of the reason why the last [`find`](Self::find),
+    /// [`find_with_contexts`](Self::find_with_contexts) or [`list_contexts`](Self::list_contexts)
+    /// found no export that this client may open. It is for the operator only: to clients, every
+    /// missing or forbidden export is unknown.
     fn missing(&self) -> Option<&'static str> {
         None
     }
 
-    /// Sends the names of an export's contexts that `queries` match to `contexts`, each once.
-    /// Returns false, and sends nothing, if there is no such export.
+    /// Sends the names of those contexts of an export that `queries` match to `contexts`, each
+    /// once. Returns false, and sends nothing, if there is no such export.
     ///
-    /// As for [`list`](Self::list), sending waits for the client.
+    /// As with [`list`](Self::list), sending waits for the client.
     fn list_contexts(
         &self,
         name: &[u8],
@@ -210,30 +212,31 @@ pub trait Exports: Send + Sync {
         }
     }
 
-    /// Sends what LIST says of each export to `listings`, in the order in which LIST shall
-    /// name them.
+    /// Sends the LIST entry of each export to `listings`, in the order in which LIST is to report
+    /// them.
     ///
-    /// Sending waits until the client has read what was sent before, so whoever has many exports
-    /// had better not hold listings of all of them meanwhile. It fails if no more are wanted.
+    /// Sending waits until the client has read earlier entries, so an implementation with many
+    /// exports should not hold all entries in memory meanwhile. Sending fails once no more entries
+    /// are wanted.
     fn list(&self, listings: Sender<Listing>) -> impl Future<Output = ()> + Send;
 }
 
-/// Which exports a client may open, by their canonical names.
+/// Predicate on canonical export names: true for those that a client is authorized to open.
 #[derive(Clone)]
 pub struct MayOpen(Arc<dyn Fn(&str) -> bool + Send + Sync>);
 
 impl MayOpen {
-    /// Those that `judge` says yes to. It is asked anew each time.
+    /// Creates a predicate from `judge`, which is called for every check; nothing is cached.
     pub fn new(judge: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(judge))
     }
 
-    /// All of them.
+    /// Returns a predicate that allows all exports.
     pub fn everything() -> Self {
         Self::new(|_| true)
     }
 
-    /// Whether that is one of them.
+    /// Returns true if the client may open the export `name`.
     pub fn allows(&self, name: &str) -> bool {
         (self.0)(name)
     }
@@ -245,53 +248,54 @@ impl fmt::Debug for MayOpen {
     }
 }
 
-/// What is served, of which each client sees its own part.
+/// All exports of a server. Each client gets its own view of them.
 pub trait Offer: Send + Sync + 'static {
-    /// What is served.
+    /// Type of the exports.
     type Export: Export;
-    /// What one client sees of it.
+    /// One client's view of the exports.
     type Seen: Exports<Export = Self::Export>;
 
-    /// What a client sees that may open these: the others are to it as if they weren't
-    /// there.
+    /// Returns the view of a client that may open the exports allowed by `may_open`. To that
+    /// client, the others do not exist.
     fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Self::Seen;
 
-    /// What is known of the exports at once, without opening or reading anything: for people
-    /// who watch.
+    /// Returns what is known about the exports without opening or reading anything, for status
+    /// pages and monitoring.
     fn offered(&self) -> Vec<Offered> {
         Vec::new()
     }
 
-    /// Reason for which none of them can be opened, as far as is known at once: a label, and
-    /// words.
+    /// Returns the reason why no export can be opened, as far as it is known without opening
+    /// anything: a message for the operator, which may start with a label and a colon. Returns
+    /// `None` if the server is ready.
     fn unready(&self) -> Option<&'static str> {
         None
     }
 }
 
-/// What is known of an export.
+/// Summary of an export for monitoring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offered {
-    /// Its canonical name.
+    /// Canonical name.
     pub name: String,
-    /// A line for people, if it has been opened.
+    /// One-line, human-readable description, if the export has been opened.
     pub description: Option<String>,
-    /// Its size in bytes, if it has been opened.
+    /// Size in bytes, if the export has been opened.
     pub size: Option<u64>,
 }
 
 impl Offered {
-    /// Of which nothing but the name is known.
+    /// Creates a summary of an export of which only the name is known.
     pub fn named(name: &str) -> Self {
         Self { name: name.to_owned(), description: None, size: None }
     }
 }
 
-/// What LIST says of an export.
+/// Entry of one export in the reply to LIST.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// Its canonical name.
+    /// Canonical name.
     pub name: String,
-    /// A line for people; empty if there is none.
+    /// One-line, human-readable description; empty if there is none.
     pub description: String,
 }

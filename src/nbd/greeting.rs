@@ -1,13 +1,13 @@
-//! The first exchange: who speaks what ("Newstyle negotiation").
+//! The server's side of the greeting ("Newstyle negotiation").
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::SessionError;
 use super::wire::handshake::{ClientFlags, Greeting, HandshakeFlags};
 
-/// Greets the client and reads its flags, and not a byte more.
+/// Sends the greeting and reads the client's flags. Reads no byte beyond them.
 ///
-/// The greeting isn't repeated inside TLS.
+/// Must not be called again inside TLS: the greeting is sent once per connection.
 ///
 /// # Errors
 /// The stream failed, or the client set a flag that was not offered.

@@ -1,8 +1,8 @@
-//! A read-only NBD server over any stream, in the order of a session:
-//! [`greet`] → ([`plaintext_leg`] →) [`negotiate`] → [`transmit`].
+//! A read-only NBD server over any byte stream.
 //!
-//! The engine knows neither sockets nor TLS nor snapshots. It serves whatever
-//! implements [`Export`], over whatever implements `AsyncRead + AsyncWrite`.
+//! A session runs through [`greet`], [`plaintext_leg`] if TLS is required, [`negotiate`] and
+//! [`transmit`], in this order. The engine is independent of sockets, TLS and snapshots: it serves
+//! any implementation of [`Export`] over any `AsyncRead + AsyncWrite`.
 
 mod activity;
 pub mod budget;

@@ -1,4 +1,4 @@
-//! How fast a client may ask, over all of its connections.
+//! Rate limit of a client, shared by all of its connections.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,14 +10,16 @@ use tokio::time::Instant;
 
 use super::counted::Counted;
 
-/// Who has asked nothing for so long may then ask for as much at once.
+/// Capacity of the token buckets, as a time at the configured rate: a client that was idle for this
+/// long may send as much at once.
 const BURST: Duration = Duration::from_secs(1);
 
-/// A limit on requests and on the bytes that they ask to read, for all connections that share
-/// it: a token bucket for each. A request is let through when neither is in debt, and then
-/// charged; so however large it is, it passes, and those after it wait until it is paid.
+/// Rate limit on requests and on the bytes that they ask to read, shared by several connections.
+/// There is a token bucket for each of the two. A request is admitted when neither bucket is in
+/// debt, and then charged. A request of any size is therefore admitted, and later ones wait until
+/// its debt is paid.
 ///
-/// Who has to wait stands in one queue, so no connection is passed over.
+/// Waiting requests form one FIFO queue, so no connection is starved.
 #[derive(Debug)]
 pub struct Throttle {
     bytes_per_second: Option<NonZeroU64>,
@@ -27,7 +29,7 @@ pub struct Throttle {
     waiting: AtomicUsize,
 }
 
-/// When all that has been asked for will have been paid.
+/// Times at which all admitted bytes and requests will have been paid for.
 #[derive(Debug, Clone, Copy)]
 struct Debts {
     bytes: Instant,
@@ -35,7 +37,7 @@ struct Debts {
 }
 
 impl Throttle {
-    /// A limit of so many bytes and requests a second; what is `None` isn't limited.
+    /// Creates a limit in bytes and requests per second; `None` means unlimited.
     pub fn new(
         bytes_per_second: Option<NonZeroU64>,
         requests_per_second: Option<NonZeroU64>,
@@ -50,20 +52,21 @@ impl Throttle {
         }
     }
 
-    /// Whether all that was asked for has been paid: a new one would be just the same.
+    /// Returns true if no debt is outstanding. A new limit would behave identically, so this one
+    /// can be discarded.
     pub fn is_paid(&self) -> bool {
         let debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
         debts.bytes.max(debts.requests) <= Instant::now()
     }
 
-    /// Lets a request through that asks for so many bytes, if it needn't wait.
+    /// Admits a request for `bytes` bytes if it need not wait. Returns false otherwise.
     pub(super) fn pass_now(&self, bytes: u32) -> bool {
         self.waiting.load(Ordering::Relaxed) == 0 && self.charge(bytes).is_ok()
     }
 
-    /// Lets a request through that asks for so many bytes, when it is its turn.
+    /// Admits a request for `bytes` bytes, after waiting for its turn.
     ///
-    /// Cancel safe: who goes leaves the queue.
+    /// Cancel safe: a canceled request leaves the queue and is not charged.
     pub(super) async fn pass(&self, bytes: u32) {
         let _counted = Counted::new(&self.waiting);
         let _turn = self.queue.acquire().await;
@@ -72,7 +75,10 @@ impl Throttle {
         }
     }
 
-    /// Charges a request, or says how long there will be debt.
+    /// Charges a request.
+    ///
+    /// # Errors
+    /// The remaining time until no bucket is in debt.
     fn charge(&self, bytes: u32) -> Result<(), Duration> {
         let now = Instant::now();
         let mut debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -87,7 +93,7 @@ impl Throttle {
     }
 }
 
-/// How long it takes to pay for so much.
+/// Returns the time in which `amount` is paid for at the given rate.
 fn cost(amount: u64, per_second: Option<NonZeroU64>) -> Duration {
     const SECOND: u128 = Duration::from_secs(1).as_nanos();
     let Some(rate) = per_second else { return Duration::ZERO };
@@ -106,7 +112,7 @@ mod tests {
         Arc::new(Throttle::new(NonZeroU64::new(bytes), NonZeroU64::new(requests)))
     }
 
-    /// How long so many requests take, one after another.
+    /// Returns the time that `requests` requests take one after another, in seconds.
     async fn taken(throttle: &Throttle, requests: u32, bytes: u32) -> f64 {
         let started = Instant::now();
         for _ in 0..requests {
@@ -117,7 +123,7 @@ mod tests {
 
     #[track_caller]
     fn assert_near(seconds: f64, expected: f64) {
-        // The paused clock goes in milliseconds.
+        // The paused clock has a resolution of milliseconds.
         assert!((seconds - expected).abs() < 0.02, "{seconds} s, expected {expected}");
     }
 
@@ -129,11 +135,11 @@ mod tests {
         let by_requests = throttle(0, 100);
         assert_near(taken(&by_requests, 101, MIB).await, 0.0);
         assert_near(taken(&by_requests, 1000, 0).await, 10.0);
-        // The stricter one counts.
+        // The stricter of the two limits applies.
         assert_near(taken(&throttle(100, 10), 61, 1).await, 5.0);
         assert_near(taken(&throttle(10, 100), 61, 1).await, 5.0);
         assert_near(taken(&throttle(0, 0), 1000, MIB).await, 0.0);
-        // Who pauses has a burst again, and no more.
+        // After a pause, the bucket is full again, but not fuller than before.
         tokio::time::sleep(Duration::from_secs(100)).await;
         assert_near(taken(&by_requests, 101, 0).await, 0.0);
         assert!(!by_requests.pass_now(0));
@@ -158,7 +164,7 @@ mod tests {
                 let mut passed = 0;
                 let until = Instant::now() + Duration::from_secs(SECONDS.into());
                 while Instant::now() < until {
-                    // One of them tries hard, one is slow to ask.
+                    // One connection tries eagerly; another one is slow to ask.
                     if number == 0 && throttle.pass_now(0) {
                         passed += 1;
                         continue;
@@ -177,7 +183,7 @@ mod tests {
             let passed: u32 = connection.await.unwrap();
             all += passed;
             let fair = 100 * SECONDS / 4;
-            // The burst is whoever's comes first.
+            // The burst goes to whichever connection comes first.
             assert!((fair - 20..fair + 120).contains(&passed), "{number}: {passed}");
         }
         assert!((1090..1120).contains(&all), "{all}");
@@ -189,7 +195,7 @@ mod tests {
         assert!(throttle.pass_now(0) && throttle.pass_now(0));
         let mut first = Box::pin(throttle.pass(0));
         assert!(tokio::time::timeout(Duration::ZERO, &mut first).await.is_err());
-        // It may pass now, but hasn't noticed yet.
+        // It may proceed now, but has not been woken up yet.
         tokio::time::advance(Duration::from_secs(5)).await;
         assert!(!throttle.pass_now(0));
         first.await;

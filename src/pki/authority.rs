@@ -1,4 +1,4 @@
-//! A CA in memory: it makes itself, certificates and revocation lists.
+//! A CA in memory: creates itself, certificates and revocation lists.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -20,28 +20,29 @@ use super::certificate::{Certificate, Kind, Serial};
 use super::names::Name;
 use super::revocations::Revocations;
 
-/// How far before now a certificate's time begins, for clocks that are slow.
+/// Time by which validity begins before now, to allow for clocks that are slow.
 const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// Random numbers of this length never come twice; RFC 5280 allows 20 bytes.
+/// Length of serial numbers in bytes: long enough that random ones never collide. RFC 5280 allows
+/// 20 bytes.
 const SERIAL_LENGTH: usize = 16;
 
-/// Which key is made.
+/// Kind of key to generate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyKind {
-    /// ECDSA on P-256, which everything knows.
+    /// ECDSA on P-256, which all software supports.
     P256,
     Ed25519,
 }
 
-/// A CA, with its key.
+/// A CA with its private key.
 pub(crate) struct Authority {
     pub(crate) certificate: Certificate,
     pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// A certificate that was just made, with its key.
+/// A newly issued certificate with its private key.
 pub(crate) struct Issued {
     pub(crate) certificate: Certificate,
     pub(crate) pem: String,
@@ -52,7 +53,7 @@ impl KeyKind {
     pub(crate) fn generate(self) -> Result<KeyPair, PkiError> {
         Ok(match self {
             Self::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?,
-            // Without its public half: OpenSSL 3.0 and GnuTLS 3.7 can't read the newer form.
+            // PKCS#8 v1, without the public key: OpenSSL 3.0 and GnuTLS 3.7 can't read v2.
             Self::Ed25519 => {
                 let key = Ed25519KeyPair::generate_pkcs8v1(&SystemRandom::new());
                 let key = Zeroizing::new(key.map_err(|_| PkiError::Random)?.as_ref().to_vec());
@@ -66,11 +67,11 @@ impl KeyKind {
 }
 
 impl Authority {
-    /// A new CA of that name with that key.
+    /// Creates a CA with the given name and key.
     pub(crate) fn create(name: &str, days: u32, key: KeyPair) -> Result<Self, PkiError> {
         let mut parameters = parameters(days)?;
         parameters.distinguished_name.push(DnType::CommonName, name);
-        // It signs servers and clients, and no other CA.
+        // The CA signs servers and clients, but no other CA.
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let made = parameters.self_signed(&key)?;
@@ -78,7 +79,7 @@ impl Authority {
         Ok(Self { certificate, pem: made.pem(), issuer: Issuer::new(parameters, key) })
     }
 
-    /// The CA that these files hold, which this program or another one made.
+    /// Loads a CA from its files, which may come from another program.
     pub(super) fn load(
         (certificate, certificate_path): (&[u8], &Path),
         (key, key_path): (&str, &Path),
@@ -107,12 +108,12 @@ impl Authority {
         Ok(Self { certificate, pem, issuer: Issuer::new(parameters, key) })
     }
 
-    /// The CA's key, in PEM form.
+    /// Returns the CA's private key in PEM form.
     pub(super) fn key(&self) -> Zeroizing<String> {
         Zeroizing::new(self.issuer.key().serialize_pem())
     }
 
-    /// A certificate and a new key for `names`; it ends no later than the CA itself.
+    /// Issues a certificate for `names` with a new key; it expires no later than the CA.
     pub(crate) fn issue(
         &self,
         kind: Kind,
@@ -148,8 +149,8 @@ impl Authority {
         Ok(Issued { certificate, pem: made.pem(), key })
     }
 
-    /// The list of what is revoked, in PEM form. It has no end of its own: it's handed on
-    /// by hand, and a server that has an old one refuses every client.
+    /// Signs the revocation list, and returns it in PEM form. The list expires only with the CA: it
+    /// is distributed by hand, and a server with an expired list refuses every client.
     pub(super) fn sign(&self, revocations: &Revocations) -> Result<String, PkiError> {
         let list = CertificateRevocationListParams {
             this_update: (SystemTime::now() - CLOCK_SKEW).into(),
@@ -166,7 +167,7 @@ impl Authority {
     }
 }
 
-/// What all certificates have in common.
+/// Returns the parameters that all certificates have in common.
 fn parameters(days: u32) -> Result<CertificateParams, PkiError> {
     let now = SystemTime::now();
     let mut parameters = CertificateParams::default();
@@ -179,7 +180,7 @@ fn parameters(days: u32) -> Result<CertificateParams, PkiError> {
 
 fn serial() -> Result<Serial, PkiError> {
     let mut bytes: [u8; SERIAL_LENGTH] = random()?;
-    // Positive, and as long as all others.
+    // Serial numbers must be positive; this also gives all of them the same length.
     if let Some(first) = bytes.first_mut() {
         *first = *first & 0x7f | 0x40;
     }
@@ -192,9 +193,9 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], PkiError> {
     Ok(bytes)
 }
 
-/// That its key signs handshakes, and does nothing else: a key on a curve can't (RFC 8813). It
-/// isn't marked as critical, as it should be: qemu 10.0 and older would ask for the right
-/// to encipher keys as well then, and refuse the certificate.
+/// Returns the key usage extension, with digitalSignature only: EC keys can't encipher keys (RFC
+/// 8813). The extension should be critical but isn't: qemu 10.0 and older would then require
+/// keyEncipherment as well, and refuse the certificate.
 fn digital_signature() -> CustomExtension {
     const KEY_USAGE: [u64; 4] = [2, 5, 29, 15];
     const DIGITAL_SIGNATURE: [u8; 4] = [0x03, 0x02, 0x07, 0x80];
@@ -211,7 +212,8 @@ fn alternative(name: &Name) -> Result<Option<SanType>, rcgen::Error> {
     })
 }
 
-/// The same distinguished name, to be written again byte by byte; nothing if that can't be.
+/// Converts a distinguished name so that it is encoded again byte for byte; returns `None` if that
+/// isn't possible.
 fn same_name(name: &DistinguishedName) -> Option<rcgen::DistinguishedName> {
     let mut same = rcgen::DistinguishedName::new();
     for part in &name.0 {

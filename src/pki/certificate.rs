@@ -1,4 +1,4 @@
-//! Certificates as they are read back.
+//! Parses certificates.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use x509_cert::name::Name as DistinguishedName;
 use super::PkiError;
 use super::names::{Name, visible};
 
-/// What a certificate is for.
+/// Purpose of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Authority,
@@ -30,11 +30,11 @@ pub(crate) enum Kind {
     Other,
 }
 
-/// The number that a CA gives each certificate, without leading zeros.
+/// Serial number of a certificate, without leading zeros.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Serial(pub(super) Vec<u8>);
 
-/// A certificate, as far as a small CA needs to know it.
+/// A parsed certificate, with the fields that a small CA needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificate {
     pub(crate) der: CertificateDer<'static>,
@@ -42,7 +42,7 @@ pub(crate) struct Certificate {
     pub(super) serial: Serial,
     pub(crate) subject: DistinguishedName,
     pub(crate) issuer: DistinguishedName,
-    /// The common name if there is no other name, and what the certificate holds otherwise.
+    /// Subject alternative names, preceded by the common name unless it is one of them.
     pub(crate) names: Vec<Name>,
     pub(super) common_name: Option<String>,
     pub(crate) not_before: SystemTime,
@@ -54,7 +54,7 @@ pub(crate) struct Certificate {
 }
 
 impl Certificate {
-    /// The first certificate of a PEM file, whose path is for the error.
+    /// Parses the first certificate of a PEM file; `path` is for error messages.
     pub(super) fn from_pem(pem: &[u8], path: &Path) -> Result<Self, PkiError> {
         let unusable = |problem: String| PkiError::file(path, problem);
         let der = CertificateDer::from_pem_slice(pem)
@@ -105,13 +105,14 @@ impl Certificate {
         })
     }
 
-    /// Whether the CA with that certificate has signed it.
+    /// Returns true if the given CA has signed this certificate.
     pub(super) fn is_signed_by(&self, authority: &Self) -> bool {
         let usage = match self.kind {
             Kind::Server => KeyUsage::server_auth(),
             _ => KeyUsage::client_auth(),
         };
-        // Whether it has expired by now doesn't matter.
+        // Verified at the start of validity, since it doesn't matter if the certificate has
+        // expired.
         let then = self.not_before.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let verified = webpki::anchor_from_trusted_cert(&authority.der).and_then(|anchor| {
             let (algorithms, then) =
@@ -123,7 +124,7 @@ impl Certificate {
         verified.is_ok()
     }
 
-    /// Whether it says that the CA with that certificate has issued it.
+    /// Returns true if the certificate names the given CA as its issuer.
     pub(super) fn names_as_issuer(&self, authority: &Self) -> bool {
         let same_key = match (&self.authority_key_id, &authority.key_id) {
             (Some(named), Some(id)) => named == id,
@@ -137,7 +138,7 @@ impl Certificate {
             || self.common_name.as_deref() == Some(name)
     }
 
-    /// The SHA-256 of the whole certificate, in hexadecimal digits.
+    /// Returns the SHA-256 of the whole certificate, in hexadecimal digits.
     pub(crate) fn fingerprint(&self) -> String {
         let digest = digest::digest(&digest::SHA256, &self.der);
         digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
@@ -153,8 +154,8 @@ impl Serial {
         Self(bytes.iter().copied().skip_while(|&byte| byte == 0).collect())
     }
 
-    /// Reads what this program, openssl or a browser shows: hexadecimal digits, with or
-    /// without colons.
+    /// Parses a serial number as shown by this program, openssl or a browser: hexadecimal digits,
+    /// with or without colons.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.strip_prefix("0x").unwrap_or(text);
         let digits: Vec<u8> = text

@@ -1,4 +1,4 @@
-//! The CA's folder: where everything is, and how it comes there whole or not at all.
+//! The CA's folder: its layout, and atomic creation of the files in it.
 //!
 //! ```text
 //! ca-cert.pem  ca-key.pem  crl.pem     the CA, and what it has revoked
@@ -29,16 +29,16 @@ pub(super) const CA_KEY: &str = "ca-key.pem";
 pub(super) const REVOCATIONS: &str = "crl.pem";
 const ISSUED: &str = "issued";
 const LOCK: &str = ".lock";
-/// How files and folders are called until they are whole.
+/// Prefix of files and folders that aren't complete yet.
 const UNFINISHED: &str = ".new-";
 
 const PUBLIC: u32 = 0o644;
 const SECRET: u32 = 0o600;
 const SECRET_FOLDER: u32 = 0o700;
 
-/// The largest file that is read, in bytes: a list of some 300,000 revoked certificates.
+/// Maximum size of a file, in bytes: a list of some 300,000 revoked certificates.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
-/// How long another run may take; it takes milliseconds.
+/// Time to wait for another process to release the lock; it normally takes milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The folder of a CA.
@@ -47,10 +47,10 @@ pub(super) struct Folder {
     path: PathBuf,
 }
 
-/// Nobody else works in the folder as long as this is there.
+/// Exclusive lock on the folder, held as long as this value exists.
 pub(super) struct Lock(#[expect(dead_code, reason = "closing it unlocks")] File);
 
-/// What has been found in the folder.
+/// Inventory of the folder.
 pub(super) struct Found {
     pub(super) certificate: bool,
     pub(super) key: bool,
@@ -71,19 +71,19 @@ impl Folder {
         self.path.join(name)
     }
 
-    /// The folder of a server or a client of that name.
+    /// Returns the folder of the server or client with the given name.
     pub(super) fn bundle(&self, kind: Kind, name: &Name) -> PathBuf {
         self.path.join(format!("{kind}s")).join(name.folder())
     }
 
-    /// Makes the folder if it isn't there, for its owner alone.
+    /// Creates the folder if it doesn't exist, accessible only to its owner.
     pub(super) fn create(&self) -> Result<(), PkiError> {
         fs::create_dir_all(folder_of(&self.path))
             .and_then(|()| make_folder(&self.path))
             .map_err(PkiError::io("make", &self.path))
     }
 
-    /// Waits until nobody else works in the folder, and removes what others had to leave
+    /// Waits for exclusive access to the folder, then removes what interrupted processes left
     /// unfinished.
     pub(super) fn lock(&self) -> Result<Lock, PkiError> {
         let path = self.path(LOCK);
@@ -115,7 +115,7 @@ impl Folder {
         })
     }
 
-    /// The key that a CA is being made with.
+    /// Reads the CA's private key, and checks that other users can't read it.
     pub(super) fn key(&self) -> Result<Zeroizing<String>, PkiError> {
         let path = self.path(CA_KEY);
         let key = Zeroizing::new(self.read(CA_KEY)?);
@@ -132,7 +132,7 @@ impl Folder {
         Authority::load((&certificate, &self.path(CA_CERTIFICATE)), (&key, &self.path(CA_KEY)))
     }
 
-    /// The CA's certificate alone; its key may be elsewhere.
+    /// Reads the CA's certificate; the private key may be stored elsewhere.
     pub(super) fn authority_certificate(&self) -> Result<Certificate, PkiError> {
         Certificate::from_pem(&self.read(CA_CERTIFICATE)?, &self.path(CA_CERTIFICATE))
     }
@@ -141,7 +141,7 @@ impl Folder {
         Revocations::from_pem(&self.read(REVOCATIONS)?, &self.path(REVOCATIONS), authority)
     }
 
-    /// All certificates that were ever issued, those that end first before the others.
+    /// Reads all certificates ever issued, sorted by expiry, the earliest first.
     pub(super) fn issued(&self) -> Result<Vec<Certificate>, PkiError> {
         let mut issued = Vec::new();
         for path in self.issued_files()? {
@@ -166,7 +166,7 @@ impl Folder {
         write_new(&self.path(REVOCATIONS), pem, PUBLIC)
     }
 
-    /// Exchanges the list for another one, in one step.
+    /// Replaces the revocation list atomically.
     pub(super) fn replace_revocations(&self, pem: &str) -> Result<(), PkiError> {
         let path = self.path(REVOCATIONS);
         unfinished(&path, pem, PUBLIC)
@@ -175,8 +175,7 @@ impl Folder {
             .map_err(PkiError::io("replace", &path))
     }
 
-    /// Keeps a copy of a certificate, so that it can be revoked whatever becomes of the
-    /// other one.
+    /// Stores a copy of a certificate, so that it can be revoked even if the original is lost.
     pub(super) fn record(&self, issued: &Issued) -> Result<(), PkiError> {
         let folder = self.path(ISSUED);
         make_folder(&folder).map_err(PkiError::io("make", &folder))?;
@@ -184,7 +183,7 @@ impl Folder {
         write_new(&folder.join(name), &issued.pem, PUBLIC)
     }
 
-    /// Writes a folder with certificate, key and the CA's certificate, all of it or nothing.
+    /// Writes a folder with the certificate, its key and the CA's certificate, atomically.
     pub(super) fn write_bundle(
         &self,
         folder: &Path,
@@ -199,11 +198,11 @@ impl Folder {
             .tempdir_in(parent)
             .map_err(PkiError::io("write into", parent))?;
         write_files(unfinished.path(), authority, issued)?;
-        // Whatever is there, it isn't replaced: a folder with something in it can't be.
+        // Existing content is never replaced: renaming to a non-empty folder fails.
         fs::rename(unfinished.path(), folder)
             .and_then(|()| sync(parent))
             .map_err(PkiError::io("make", folder))?;
-        // It isn't there any more under the name by which it would be removed.
+        // The temporary name no longer exists, so there is nothing to remove.
         drop(unfinished.keep());
         Ok(())
     }
@@ -253,9 +252,8 @@ impl Folder {
     }
 }
 
-/// Writes what libnbd and qemu look for in a folder: `ca-cert.pem`, and for a server
-/// `server-cert.pem` and `server-key.pem`, for a client `client-cert.pem` and
-/// `client-key.pem`.
+/// Writes the files that libnbd and qemu expect in a folder: `ca-cert.pem`, with `server-cert.pem`
+/// and `server-key.pem` for a server, or `client-cert.pem` and `client-key.pem` for a client.
 pub(crate) fn write_files(
     folder: &Path,
     authority: &Authority,
@@ -279,7 +277,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
     }
 }
 
-/// Writes a file that isn't there yet: the whole of it, or none.
+/// Creates a file atomically; fails if it exists.
 fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
     unfinished(path, content, mode)
         .and_then(|file| Ok(file.persist_noclobber(path)?))
@@ -287,14 +285,14 @@ fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
         .map_err(PkiError::io("write", path))
 }
 
-/// The content under another name in the same folder, on disk.
+/// Writes the content to a temporary file in the same folder, and syncs it to disk.
 fn unfinished(path: &Path, content: &str, mode: u32) -> io::Result<NamedTempFile> {
     let mut file = tempfile::Builder::new()
         .prefix(UNFINISHED)
         .permissions(Permissions::from_mode(SECRET))
         .tempfile_in(folder_of(path))?;
     file.write_all(content.as_bytes())?;
-    // Whatever the umask is.
+    // The mode must not depend on the umask.
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
     file.as_file().sync_all()?;
     Ok(file)
@@ -307,12 +305,12 @@ fn make_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The folder that something is in, which may be this one.
+/// Returns the parent folder, which may be the current one.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Sees to it that a new name is on disk.
+/// Syncs a folder, so that new names in it are on disk.
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

@@ -1,4 +1,4 @@
-//! `hexz-nbd pki`: a small CA in a folder, for those who have no other.
+//! `hexz-nbd pki`: a small CA in a folder, for users who have no other.
 
 pub(crate) mod authority;
 pub(crate) mod certificate;
@@ -19,7 +19,7 @@ use certificate::{Certificate, Kind, Serial};
 use folder::{CA_CERTIFICATE, CA_KEY, Folder, REVOCATIONS};
 use revocations::Revocations;
 
-/// Why something can't be made, or revoked.
+/// Error of a `pki` command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PkiError {
     #[error("{0}")]
@@ -62,7 +62,7 @@ impl PkiError {
     }
 }
 
-/// Does what the command line says.
+/// Runs the command given on the command line.
 pub(crate) fn run(options: &Pki) -> Result<(), PkiError> {
     let folder = Folder::new(&options.dir);
     let out = &mut io::stdout().lock();
@@ -75,8 +75,8 @@ pub(crate) fn run(options: &Pki) -> Result<(), PkiError> {
     }
 }
 
-/// Makes a CA: its key first, then the certificate, then the list. A run that was
-/// interrupted is taken up where it ended.
+/// Creates a CA: its key first, then the certificate, then the revocation list. Resumes an earlier
+/// run that was interrupted.
 fn init(folder: &Folder, options: &Init, out: &mut impl Write) -> Result<(), PkiError> {
     folder.create()?;
     let lock = folder.lock()?;
@@ -96,7 +96,7 @@ fn init(folder: &Folder, options: &Init, out: &mut impl Write) -> Result<(), Pki
     if !found.certificate && (found.revocations || found.issued) {
         return missing(CA_CERTIFICATE);
     }
-    // An empty list in place of one that was lost would let everybody in again.
+    // An empty list in place of a lost one would admit revoked clients again.
     if !found.revocations && found.issued {
         return missing(REVOCATIONS);
     }
@@ -122,7 +122,8 @@ fn key_left_over(folder: &Folder) -> Result<KeyPair, PkiError> {
     })
 }
 
-/// No two CAs have the same name, unless somebody wants it so: clients would be at a loss.
+/// Returns the name of a new CA: the given one, or else a random one, because clients can't tell
+/// CAs of the same name apart.
 fn ca_name(options: &Init) -> Result<String, PkiError> {
     match &options.name {
         Some(name) => Ok(name.clone()),
@@ -133,7 +134,7 @@ fn ca_name(options: &Init) -> Result<String, PkiError> {
     }
 }
 
-/// Makes a certificate and its key, in a folder of their own.
+/// Issues a certificate and its key, in a folder of their own.
 fn issue(
     folder: &Folder,
     kind: Kind,
@@ -154,7 +155,8 @@ fn issue(
         return Err(PkiError::file(&bundle, there));
     }
     let issued = authority.issue(kind, &names, options.days(kind), options.key())?;
-    // What can be used can also be revoked, even if this program ends between the two.
+    // Recorded first: a certificate that can be used must also be revocable, even if this process
+    // ends in between.
     folder.record(&issued)?;
     folder.write_bundle(&bundle, &authority, &issued)?;
     drop(lock);
@@ -167,7 +169,7 @@ fn issue(
     }
 }
 
-/// Adds certificates to the list.
+/// Adds certificates to the revocation list.
 fn revoke(folder: &Folder, options: &Revoke, out: &mut impl Write) -> Result<(), PkiError> {
     folder.authority_certificate()?;
     let lock = folder.lock()?;
@@ -188,7 +190,7 @@ fn revoke(folder: &Folder, options: &Revoke, out: &mut impl Write) -> Result<(),
     report::revoked(out, folder, &revocations, &old, &new)
 }
 
-/// What is meant by a name, a serial number or a certificate's file.
+/// Finds the certificates meant by a name, a serial number or the path of a certificate file.
 fn find(
     folder: &Folder,
     authority: &Certificate,
@@ -217,7 +219,7 @@ fn find(
     if certificate.kind == Kind::Authority {
         return Err(PkiError::file(path, "a CA can't revoke itself: take it from its users"));
     }
-    // Who forges one shall not get somebody else's serial number revoked.
+    // A forged certificate must not get the serial number of another one revoked.
     if !certificate.is_signed_by(authority) {
         return Err(PkiError::file(path, "this CA hasn't issued this certificate"));
     }

@@ -1,5 +1,5 @@
-//! The names that people give: which kind each is, whether a certificate can have it, and
-//! how its folder is called. Pure.
+//! Names for certificates: classifies and validates names given by users, and derives folder names.
+//! Does no I/O.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -8,27 +8,28 @@ use aws_lc_rs::digest;
 use hexz_nbd::escape;
 use rustls::pki_types::DnsName;
 
-/// A common name's length in characters, which RFC 5280 sets (`ub-common-name`).
+/// Maximum length of a common name, in characters (RFC 5280, `ub-common-name`).
 const MAX_COMMON_NAME: usize = 64;
-/// The longest name in bytes: a SPIFFE ID's length is at most this.
+/// Maximum length of a name, in bytes: that of a SPIFFE ID.
 const MAX_NAME: usize = 2048;
-/// Longer folder names are cut and end in a hash; file systems have at most 255 bytes.
+/// Maximum length of a folder name in bytes before it is cut and a hash appended; file systems
+/// allow 255 bytes.
 const MAX_FOLDER_NAME: usize = 160;
 const HASH_LENGTH: usize = 16;
 
-/// What a certificate is for, in the form that it has there.
+/// A name in a certificate, by the form that it takes there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Name {
     Dns(String),
     Ip(IpAddr),
     Email(String),
     Uri(String),
-    /// Only the subject has it, as its common name.
+    /// The subject's common name only.
     Plain(String),
 }
 
 impl Name {
-    /// What a server is called by: a DNS name or an address.
+    /// Parses the name of a server: a DNS name or an address.
     pub(crate) fn of_server(text: &str) -> Result<Self, String> {
         check_characters(text)?;
         if let Ok(address) = text.parse() {
@@ -46,8 +47,8 @@ impl Name {
         Err(advice.to_owned())
     }
 
-    /// Who a client is: an address, a URI, an e-mail address, a DNS name with a dot in it, or
-    /// else any words.
+    /// Parses the name of a client: an address, a URI, an e-mail address, a DNS name with a dot in
+    /// it, or else any text.
     pub(crate) fn of_client(text: &str) -> Result<Self, String> {
         check_characters(text)?;
         if let Ok(address) = text.parse() {
@@ -65,7 +66,7 @@ impl Name {
         }
     }
 
-    /// Whether it fits into a subject's common name.
+    /// Returns true if the name fits into a subject's common name.
     pub(super) fn fits_common_name(&self) -> bool {
         self.to_string().chars().count() <= MAX_COMMON_NAME
     }
@@ -80,9 +81,9 @@ impl Name {
         }
     }
 
-    /// The name of its folder: another one for every other name, of characters that neither
-    /// a shell nor a URI nor qemu's options take for something else. All others are
-    /// written as `=` and two digits, as quoted-printable does.
+    /// Returns the folder's name, which is different for each name. It contains only characters
+    /// without special meaning in a shell, a URI and qemu's options. All other bytes are written as
+    /// `=` and two hexadecimal digits, as in quoted-printable.
     pub(super) fn folder(&self) -> String {
         let text = self.to_string();
         let mut folder = String::new();
@@ -99,7 +100,7 @@ impl Name {
         if folder.len() > MAX_FOLDER_NAME {
             let hash = digest::digest(&digest::SHA256, text.as_bytes());
             folder.truncate(MAX_FOLDER_NAME);
-            // No digit follows this one, so no whole name looks like it.
+            // In complete names a digit follows each `=`, so none of them can look like this.
             folder += "==";
             folder.extend(hash.as_ref().iter().take(HASH_LENGTH).map(|byte| format!("{byte:02x}")));
         }
@@ -118,7 +119,7 @@ impl fmt::Display for Name {
     }
 }
 
-/// A subject's common name, which may be any words.
+/// Validates a subject's common name, which may be any text.
 pub(crate) fn common_name(text: &str) -> Result<String, String> {
     check_characters(text)?;
     let length = text.chars().count();
@@ -130,7 +131,7 @@ pub(crate) fn common_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// What can't be seen on a screen makes two names look the same.
+/// Rejects characters that can't be seen, since they make different names look the same.
 fn check_characters(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("a name can't be empty".to_owned());
@@ -147,7 +148,7 @@ fn check_characters(text: &str) -> Result<(), String> {
     }
 }
 
-/// A name for a terminal, wherever it comes from.
+/// Escapes a name for a terminal; it may come from an untrusted source.
 pub(super) fn visible(name: &Name) -> String {
     escape::text(&name.to_string()).into_owned()
 }

@@ -1,4 +1,4 @@
-//! What is said after something was made: where it is, and the commands that use it.
+//! Messages after a `pki` command: the location of the result, and the commands that use it.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -14,7 +14,7 @@ use super::names::Name;
 use super::revocations::Revocations;
 use super::table::day;
 
-/// The server that clients are told of while there is none.
+/// Server name in example commands, as long as no server has been issued a certificate.
 const SOME_SERVER: &str = "nbd.example.org";
 
 pub(super) fn made_authority(
@@ -79,7 +79,7 @@ pub(super) fn made_client(
 ) -> Result<(), PkiError> {
     made(out, bundle, client)?;
     let host = server.and_then(host).unwrap_or_else(|| SOME_SERVER.to_owned());
-    // An IPv6 address has colons, as has a port.
+    // An IPv6 address needs brackets, since its colons would be taken for a port.
     let authority = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let folder = absolute(bundle);
     let uri = |host: &str| format!("nbds://{host}/snap.hexz");
@@ -153,7 +153,7 @@ fn made(out: &mut impl Write, bundle: &Path, made: &Certificate) -> Result<(), P
     Ok(())
 }
 
-/// What a client can call that server.
+/// Returns a name or address by which clients can connect to the server.
 fn host(server: &Certificate) -> Option<String> {
     server.names.iter().find_map(|name| match name {
         Name::Dns(name) if !name.starts_with('*') => Some(name.clone()),
@@ -162,7 +162,7 @@ fn host(server: &Certificate) -> Option<String> {
     })
 }
 
-/// Commands shall work in every folder.
+/// Makes a path absolute, so that the printed commands work in every folder.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -177,7 +177,7 @@ fn for_shell(path: &Path) -> String {
 }
 
 /// Quotes one word for the shell. Hidden characters and bytes that aren't UTF-8 take the form
-/// `$'\x1b'`, which bash, zsh and POSIX.1-2024 know.
+/// `$'\x1b'`, which bash, zsh and POSIX.1-2024 support.
 fn quoted(word: &(impl AsRef<OsStr> + ?Sized)) -> String {
     let word = word.as_ref();
     match word.to_str() {

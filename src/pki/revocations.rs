@@ -1,4 +1,4 @@
-//! The revocation list: what is read, and what it becomes.
+//! Reads and extends the revocation list.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -17,21 +17,21 @@ use x509_cert::ext::pkix::{CrlNumber, CrlReason};
 use super::PkiError;
 use super::certificate::{Certificate, Serial, time};
 
-/// What a CA has revoked.
+/// Content of a CA's revocation list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Revocations {
-    /// Rises with each list.
+    /// CRL number; increases with each list.
     pub(super) number: u128,
     pub(super) entries: Vec<RevokedCertParams>,
 }
 
 impl Revocations {
-    /// The first list of a CA, with nothing in it.
+    /// Returns the first list of a CA, which is empty.
     pub(super) fn none() -> Self {
         Self { number: 1, entries: Vec::new() }
     }
 
-    /// Reads a list of that CA, whose path is for the error.
+    /// Reads a list of the given CA; `path` is for error messages.
     pub(super) fn from_pem(
         pem: &[u8],
         path: &Path,
@@ -62,7 +62,7 @@ impl Revocations {
         self.entries.iter().find(|entry| entry.serial_number.as_ref() == serial.0)
     }
 
-    /// Adds a certificate that isn't in it.
+    /// Adds a certificate that isn't on the list yet.
     pub(super) fn add(&mut self, serial: &Serial, reason: Option<RevocationReason>) {
         self.entries.push(RevokedCertParams {
             serial_number: SerialNumber::from_slice(&serial.0),
@@ -98,7 +98,7 @@ fn extension(
 
 fn be_number(bytes: &[u8]) -> der::Result<u128> {
     if bytes.len() >= size_of::<u128>() {
-        // The next one has to fit too.
+        // The next number has to fit as well.
         return Err(ErrorKind::Overlength.into());
     }
     Ok(bytes.iter().fold(0, |number, &byte| number << 8 | u128::from(byte)))
@@ -119,7 +119,7 @@ fn same_reason(reason: CrlReason) -> RevocationReason {
     }
 }
 
-/// As RFC 5280 writes it.
+/// Returns the reason's name in RFC 5280.
 pub(super) fn reason_in_words(reason: RevocationReason) -> &'static str {
     match reason {
         RevocationReason::Unspecified => "unspecified",
@@ -155,7 +155,7 @@ mod tests {
                 assert_eq!(read.serial_number, written.serial_number);
                 assert_eq!(read.reason_code, written.reason_code);
             }
-            // Written again it stays the same, to the second.
+            // Written again, the list stays the same, to the second.
             let again = Revocations { number: read.number, ..read.clone() };
             let pem = ours.sign(&again).unwrap();
             assert_eq!(

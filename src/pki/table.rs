@@ -1,4 +1,4 @@
-//! `hexz-nbd pki show`: what the CA has issued, and what became of it.
+//! `hexz-nbd pki show`: lists the issued certificates and their status.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime};
@@ -11,16 +11,16 @@ use super::revocations::{Revocations, reason_in_words};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// What a certificate is worth now.
+/// Status of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Revoked,
     Expired,
-    /// For so many whole days.
+    /// Valid for this number of whole days.
     Valid(u64),
 }
 
-/// A line for each certificate, below a line that says what is what.
+/// Writes a table with a header and a line for each certificate.
 pub(super) fn text(
     out: &mut impl Write,
     certificates: &[Certificate],
@@ -53,7 +53,7 @@ pub(super) fn text(
     Ok(())
 }
 
-/// An array with an object for each certificate.
+/// Writes a JSON array with an object for each certificate.
 pub(super) fn json(
     out: &mut impl Write,
     certificates: &[Certificate],
@@ -96,7 +96,7 @@ pub(super) fn json(
     Ok(())
 }
 
-/// The day on which something ends, in UTC.
+/// Formats the date of a time, in UTC.
 pub(super) fn day(time: SystemTime) -> String {
     moment(time).split('T').next().unwrap_or_default().to_owned()
 }

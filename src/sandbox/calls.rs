@@ -1,14 +1,15 @@
-//! Seccomp: which system calls are left.
+//! Seccomp: restricts the system calls that remain available.
 //!
-//! What isn't listed fails with `ENOSYS`, as on a kernel that doesn't have it: a C library
-//! that tries a newer call goes on with an older one, and a call that was forgotten here is an
-//! error in the log, not the end of the program. What only an intruder would try ends it.
-//! Calls on the way of each read have no conditions on their arguments, since the kernel
-//! remembers the verdict on those without running the filter: replies are sent by `writev`.
-//! `sendto` carries the negotiation alone, so its arguments are checked.
+//! A call that isn't listed fails with `ENOSYS`, as on a kernel that lacks it. A C library that
+//! tries a newer call falls back to an older one, and a call that was forgotten here is an error in
+//! the log, not the end of the program. Calls that only an attacker would make kill the process.
 //!
-//! Sockets send only to the peer that they are connected to. `sendmsg` and `recvmsg`, which pass
-//! addresses and descriptors in memory that a filter can't read, aren't listed.
+//! Calls made for every read have no conditions on their arguments, because the kernel caches the
+//! result for those and doesn't run the filter: replies are sent with `writev`. `sendto` is used
+//! only for negotiation, so its arguments are checked.
+//!
+//! Sockets can send only to the peer that they are connected to. `sendmsg` and `recvmsg` aren't
+//! listed, since they pass addresses and descriptors in memory that a filter can't read.
 
 use std::collections::BTreeMap;
 
@@ -17,11 +18,11 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
-/// System calls by number, each with rules of which one has to match; without any it always
-/// does.
+/// System calls by number. One of a call's rules has to match; a call without rules is always
+/// matched.
 type Calls = BTreeMap<i64, Vec<SeccompRule>>;
 
-/// Takes all calls away but those that serving needs.
+/// Restricts all threads to the system calls that serving needs.
 pub(super) fn restrict(removes_sockets: bool, appends: bool) -> Result<(), String> {
     let [deadly, allowed] = filters(removes_sockets, appends).map_err(|error| error.to_string())?;
     for filter in [deadly, allowed] {
@@ -37,7 +38,8 @@ fn reason(error: Error) -> String {
     }
 }
 
-/// The two filters. The stricter verdict counts; the second one doesn't allow another.
+/// Builds the two filters: one kills, the other allows. The kernel applies the stricter result, so
+/// allowing a call in one doesn't override the other.
 fn filters(removes_sockets: bool, appends: bool) -> Result<[BpfProgram; 2], Error> {
     let here = TargetArch::try_from(std::env::consts::ARCH)?;
     let refusal = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
@@ -49,8 +51,8 @@ fn filters(removes_sockets: bool, appends: bool) -> Result<[BpfProgram; 2], Erro
     Ok([deadly.try_into()?, allowed.try_into()?])
 }
 
-/// To run something else, to look into other processes, to be somebody else or somewhere else,
-/// to change the kernel: no library does that by itself.
+/// Calls that kill the process. They run programs, access other processes, change identity or
+/// namespaces, or change the kernel; no library makes them on its own.
 const DEADLY: &[i64] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -78,9 +80,9 @@ const DEADLY: &[i64] = &[
     libc::SYS_kexec_load,
 ];
 
-/// Calls that may have any arguments.
+/// Calls that are allowed with any arguments.
 const HARMLESS: &[i64] = &[
-    // Clients: sockets that are there accept and receive.
+    // Clients: existing sockets accept and receive.
     libc::SYS_accept,
     libc::SYS_accept4,
     libc::SYS_getsockname,
@@ -159,7 +161,7 @@ const HARMLESS: &[i64] = &[
     libc::SYS_uname,
 ];
 
-/// Older names of the above, which newer architectures don't have.
+/// Older variants of the calls above, which newer architectures don't have.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[i64] = &[
     libc::SYS_access,
@@ -178,13 +180,13 @@ const OLDER: &[i64] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[i64] = &[];
 
-// Numbers that C libraries disagree about the type of.
+// C libraries disagree about the type of these numbers.
 const TCGETS: u64 = 0x5401;
 const FIONBIO: u64 = 0x5421;
 const FIOCLEX: u64 = 0x5451;
 
-/// How files are opened that are appended to: only to write, at the end, whatever is there
-/// stays; made if there is none; links aren't followed.
+/// Flags for files that are appended to: write-only, at the end, never truncated; created if
+/// missing; links aren't followed.
 const APPENDING: u64 = (libc::O_WRONLY
     | libc::O_APPEND
     | libc::O_CREAT
@@ -192,13 +194,13 @@ const APPENDING: u64 = (libc::O_WRONLY
     | libc::O_NOFOLLOW
     | libc::O_NONBLOCK)
     .cast_unsigned() as u64;
-/// With which mode they are made.
+/// Mode of files created that way.
 const APPENDED_MODE: u64 = 0o640;
-/// What C libraries add or leave out as they like.
+/// Flag that C libraries may or may not add.
 const LARGE_FILE: u64 = rustix::fs::OFlags::LARGEFILE.bits() as u64;
 const LOWER: u64 = 0xffff_ffff;
 
-/// Options of sockets that are set after the sandbox has been entered, each with its level.
+/// Socket options set after the sandbox is entered, each with its level.
 const OPTIONS: [[libc::c_int; 2]; 5] = [
     [libc::SOL_SOCKET, libc::SO_KEEPALIVE],
     [libc::IPPROTO_TCP, libc::TCP_NODELAY],
@@ -215,11 +217,11 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
         Ok(())
     };
 
-    // Files are opened to be read, also where Landlock doesn't see to it.
+    // Files are opened only for reading, even where Landlock doesn't enforce it.
     let to_read = |flags: u8| clear(flags, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
     let mut opened = vec![to_read(2)];
     if appends {
-        // This way and no other: what is there stays.
+        // Exactly these flags and this mode, so that existing contents can't be truncated.
         let flags = condition(2, SeccompCmpOp::MaskedEq(!LARGE_FILE & LOWER), APPENDING)?;
         opened.push(both(flags, is_so(3, APPENDED_MODE)?));
         add(libc::SYS_fdatasync, vec![])?;
@@ -232,45 +234,46 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
         #[cfg(target_arch = "x86_64")]
         add(libc::SYS_unlink, vec![])?;
     }
-    // Not F_SETFL: what is only appended to would be written over without O_APPEND.
+    // Not F_SETFL: clearing O_APPEND would allow overwriting files that may only be appended to.
     let flags = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
     add(libc::SYS_fcntl, flags.map(|command| is(1, bits(command))).into())?;
-    // Whether it is a terminal; what the standard library sets by this way.
+    // TCGETS checks for a terminal; the standard library uses the other two.
     add(libc::SYS_ioctl, [TCGETS, FIONBIO, FIOCLEX].map(|request| is(1, request)).into())?;
 
-    // No memory that can be both filled and run.
+    // No memory becomes executable.
     add(libc::SYS_mmap, vec![clear(2, libc::PROT_EXEC)])?;
     add(libc::SYS_mprotect, vec![clear(2, libc::PROT_EXEC)])?;
 
-    // Threads, but no processes. The flags of clone3 can't be seen from here, so it isn't
-    // there, and C libraries take clone.
+    // Threads, but no processes. A filter can't read the flags of clone3, so that call is refused,
+    // and C libraries fall back to clone.
     add(libc::SYS_clone, vec![masked(0, bits(libc::CLONE_THREAD), bits(libc::CLONE_THREAD))])?;
     add(libc::SYS_prctl, vec![is(0, bits(libc::PR_SET_NAME)), is(0, bits(libc::PR_GET_NAME))])?;
-    // Only to ask.
+    // Queries only; limits can't be changed.
     add(libc::SYS_prlimit64, vec![is_null(2)])?;
-    // Of the calling thread alone, as decoders' niceness.
+    // For the calling thread only: decoder threads set their niceness.
     add(libc::SYS_getpriority, vec![is(1, 0)])?;
     add(libc::SYS_setpriority, vec![both(is_so(0, 0)?, is_so(1, 0)?)])?;
-    // How a program aborts.
+    // Used by abort().
     add(libc::SYS_tgkill, vec![is(0, process)])?;
 
-    // Without an address and MSG_FASTOPEN, either of which would choose the receiver.
+    // Neither an address nor MSG_FASTOPEN, either of which would select the receiver.
     let flags = only(3, libc::MSG_NOSIGNAL, 0)?;
     add(libc::SYS_sendto, vec![both(flags, null(4)?)])?;
-    // A listener that is shut down for reading becomes a socket that can be connected.
+    // A listener that is shut down for reading turns into a socket that can be connected.
     add(libc::SYS_shutdown, vec![is(1, bits(libc::SHUT_WR))])?;
     let options =
         OPTIONS.map(|[level, option]| both(is_so(1, bits(level))?, is_so(2, bits(option))?));
     add(libc::SYS_setsockopt, options.into())?;
     let error = both(is_so(1, bits(libc::SOL_SOCKET))?, is_so(2, bits(libc::SO_ERROR))?);
     add(libc::SYS_getsockopt, vec![error])?;
-    // Signals come by such a pair. Datagram sockets could be sent from to any address.
+    // Signal delivery uses such a pair. Datagram sockets are refused: they could send to any
+    // address.
     let stream = only(1, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, bits(libc::SOCK_STREAM))?;
     add(libc::SYS_socketpair, vec![both(is_so(0, bits(libc::AF_UNIX))?, stream)])?;
     Ok(calls)
 }
 
-/// Bits of an argument's lower half, whatever sign C gives them.
+/// Converts a C value to the lower half of an argument, whatever its sign.
 fn bits(value: libc::c_int) -> u64 {
     u64::from(value.cast_unsigned())
 }
@@ -295,12 +298,12 @@ fn is_so(argument: u8, value: u64) -> Result<SeccompCondition, Error> {
     condition(argument, SeccompCmpOp::Eq, value)
 }
 
-/// The kernel takes no more than the lower half of arguments that aren't addresses.
+/// The kernel uses only the lower half of arguments that aren't addresses.
 fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, Error> {
     Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?)
 }
 
-/// Matches arguments that are `value` but for the bits of `optional`.
+/// Matches arguments equal to `value`, ignoring the bits of `optional`.
 fn only(argument: u8, optional: libc::c_int, value: u64) -> Result<SeccompCondition, Error> {
     condition(argument, SeccompCmpOp::MaskedEq(!bits(optional) & LOWER), value)
 }
@@ -309,12 +312,12 @@ fn is_null(argument: u8) -> Result<SeccompRule, Error> {
     Ok(SeccompRule::new(vec![null(argument)?])?)
 }
 
-/// Addresses are compared in full.
+/// Matches a null address, compared in full.
 fn null(argument: u8) -> Result<SeccompCondition, Error> {
     Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?)
 }
 
-/// Applies the filters to the calling thread alone, so that a test shows what works under them.
+/// Applies the filters to the calling thread only, so that a test can show what works under them.
 #[cfg(test)]
 pub(crate) fn restrict_this_thread() {
     for filter in filters(false, false).unwrap() {

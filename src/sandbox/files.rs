@@ -1,4 +1,5 @@
-//! Landlock: what may be opened, removed and connected to.
+//! Landlock: restricts which files can be opened or removed, and which network connections can be
+//! made.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,22 +12,22 @@ use landlock::{
 
 use super::paths::Readable;
 
-/// The newest version whose rules were tried out here. A kernel that has less enforces what
-/// it has: from version 1 files, from 4 TCP as well, from 6 signals and abstract sockets too.
-/// What it lacks of these, seccomp refuses in another way.
+/// Newest ABI that has been tested. An older kernel enforces what it supports: files from ABI 1,
+/// TCP from ABI 4, signals and abstract sockets from ABI 6. Seccomp refuses in another way what an
+/// older ABI doesn't cover of these.
 const ABI_TRIED: ABI = ABI::V7;
 
-/// What is in force.
+/// Restrictions that were applied.
 #[derive(Debug)]
 pub(super) struct Landlock {
     abi: i32,
-    /// Folders and files that could not be allowed, and why.
+    /// Folders and files that could not be allowed, and the reasons.
     pub(super) left_out: Vec<String>,
 }
 
-/// Lets this thread, and those that it starts, read what is `readable` and open nothing else,
-/// nor write anything but what is appendable, nor run anything, nor use another TCP port than
-/// those that it has.
+/// Restricts this thread and the threads that it starts. They may read only what is in `readable`
+/// and append only where it says so, and may not run programs or bind or connect further TCP
+/// sockets.
 pub(super) fn restrict(readable: &Readable) -> Result<Landlock, String> {
     let mut left_out = Vec::new();
     let status = apply(readable, &mut left_out).map_err(|error| error.to_string())?;

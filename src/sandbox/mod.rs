@@ -1,9 +1,10 @@
-//! What the process gives up once its sockets are bound, so that whoever takes it over, by
-//! whatever fault, has little.
+//! Sandbox: privileges that the process gives up once its sockets are bound, so that an attacker
+//! who takes it over gains little.
 //!
-//! `paths` decides what stays readable, `calls` which system calls are left, `rights` whose
-//! rights they are made with; [`enter`] applies it all, once, before there is a second thread:
-//! Landlock and capabilities are each thread's own, and handed down to those that it starts.
+//! `paths` determines what stays readable, `calls` which system calls remain, and `rights` under
+//! which user and capabilities the process runs. [`enter`] applies them all, once, before there is
+//! a second thread: Landlock and capabilities belong to a thread and are inherited by those that it
+//! starts.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod calls;
@@ -29,72 +30,73 @@ pub use paths::Confines;
 use paths::Readable;
 pub use rights::{User, UserError, is_root};
 
-/// How much the sandbox matters.
+/// Strictness of the sandbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// As much of it as the kernel has.
+    /// Apply whatever the kernel supports.
     #[default]
     Auto,
-    /// All of it, or [`enter`] fails.
+    /// Apply all of it, or fail in [`enter`].
     Require,
-    /// None of it.
+    /// Apply none of it.
     Off,
 }
 
-/// What the process goes on needing.
+/// Resources that the process still needs inside the sandbox.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    /// How much of the sandbox there has to be.
+    /// Strictness of the sandbox.
     pub mode: Mode,
-    /// Whose rights the process goes on with, if not those that it has.
+    /// User to switch to, if any.
     pub user: Option<User>,
-    /// Files and block devices to read. A file may be replaced by another one of its name, so
-    /// all of its folder stays readable.
+    /// Files and block devices to read. A file may be replaced by another of its name, so its whole
+    /// folder stays readable.
     pub files: Vec<PathBuf>,
-    /// The same for files that will be read again, such as keys.
+    /// Files that will be read again on reload, such as keys. They are treated like `files`.
     pub reloaded: Vec<PathBuf>,
-    /// Folders to read, with all that is in them, now or later.
+    /// Folders to read, with everything in them, now or later.
     pub folders: Vec<PathBuf>,
-    /// Whether files anywhere are to be read.
+    /// True if files anywhere have to be readable.
     pub anywhere: bool,
-    /// Files to append to. One may be put out of the way and made anew, so the same can be done
-    /// with all in its folder.
+    /// Files to append to. One may be rotated and created anew, so all files in its folder can be
+    /// created and appended to.
     pub appended: Vec<PathBuf>,
-    /// Unix sockets that are removed at the end.
+    /// Unix sockets to remove at exit.
     pub sockets: Vec<PathBuf>,
 }
 
-/// What came of a [`Plan`].
+/// Outcome of applying a [`Plan`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// What is in force.
+    /// Restrictions that are in force.
     pub enforced: Vec<String>,
-    /// What isn't, though it was wanted, and why.
+    /// Restrictions that were wanted but failed, and the reasons.
     pub missing: Vec<String>,
-    /// What will fail later, which can be mended.
+    /// Operations that will fail later unless the setup is changed.
     pub notes: Vec<String>,
-    /// What can be read from now on.
+    /// Files and folders that can be read from now on.
     pub confines: Confines,
 }
 
-/// Why the process must not go on.
+/// Reason why the process must not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
-    /// Not all of the sandbox can be had, and all of it is required.
+    /// The sandbox is required, but a part of it isn't available.
     #[error("the sandbox is required, but not to be had: {0}")]
     Missing(String),
-    /// Other threads would stay outside.
+    /// Other threads exist, which would stay outside the sandbox.
     #[error("there are {0} threads already; this is a fault of this program")]
     Threads(usize),
-    /// The user can't be changed.
+    /// Switching to the user failed.
     #[error("can't go on as the user {0}: {1}")]
     User(User, String),
 }
 
-/// Gives up whatever `plan` doesn't name, for good.
+/// Gives up everything that `plan` doesn't list. This can't be undone.
 ///
 /// # Errors
-/// See [`SandboxError`]. The process should end then: it may have given up a part.
+/// See [`SandboxError`]. The process should exit then: it may have given up some privileges
+/// already.
 pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
     if plan.mode != Mode::Off {
         one_thread()?;
@@ -112,7 +114,7 @@ pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
     report.add("no new privileges", rustix::thread::set_no_new_privs(true));
     report.add("capabilities dropped", rights::drop_capabilities(!plan.sockets.is_empty()));
     report.notes.extend(not_made_anew(plan));
-    // After the last change of user or capabilities, since those undo it.
+    // After the last change of user or capabilities, since those reset it.
     report.add("no core dumps", no_core_dumps());
 
     let readable = Readable::of(plan);
@@ -126,7 +128,7 @@ pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
         Err(reason) => report.missing.push(format!("Landlock ({reason})")),
     }
     report.notes.extend(readable.notes);
-    // Last, for what is above needs calls that it takes away.
+    // Last, because the steps above need system calls that this forbids.
     let (sockets, appended) = (!plan.sockets.is_empty(), !plan.appended.is_empty());
     report.add("seccomp", calls::restrict(sockets, appended));
 
@@ -145,7 +147,8 @@ impl Report {
     }
 }
 
-/// Where /proc isn't mounted, the caller has to be believed.
+/// Checks that the process has a single thread. Where /proc isn't mounted, this relies on the
+/// caller.
 fn one_thread() -> Result<(), SandboxError> {
     match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
         Ok(threads) if threads > 1 => Err(SandboxError::Threads(threads)),
@@ -153,16 +156,15 @@ fn one_thread() -> Result<(), SandboxError> {
     }
 }
 
-/// Neither a crash nor another process of the same user shows this one's memory, with the
-/// keys in it. The limit is for kernels' own dumps; a program that takes them over isn't bound
-/// by it.
+/// Keeps the memory, with the keys in it, out of core dumps and away from other processes of the
+/// same user. The limit applies to dumps by the kernel; a program that handles dumps isn't bound by
+/// it.
 fn no_core_dumps() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// Files that can't be made anew when somebody has put them out of the way, as those who rotate
-/// logs do.
+/// Returns notes about audit files that can't be created again after log rotation.
 fn not_made_anew(plan: &Plan) -> impl Iterator<Item = String> {
     let stuck = plan.appended.iter().filter(|path| path.is_file() && !is_writable(path));
     stuck.map(|path| {
@@ -173,14 +175,14 @@ fn not_made_anew(plan: &Plan) -> impl Iterator<Item = String> {
     })
 }
 
-/// Whether files can be made and removed in the folder of `path`.
+/// Returns true if files can be created and removed in the folder of `path`.
 fn is_writable(path: &Path) -> bool {
     use rustix::fs::{Access, access};
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     access(folder.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }
 
-/// What the user that the process now runs as won't be able to do later.
+/// Returns notes about what the process won't be able to do later as `user`.
 fn out_of_reach(plan: &Plan, user: &User) -> Vec<String> {
     use rustix::fs::{Access, access};
     let unreadable = |path: &&PathBuf| access(path.as_path(), Access::READ_OK).is_err();

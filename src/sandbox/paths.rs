@@ -1,8 +1,8 @@
-//! Which folders have to stay readable for all that may be opened later.
+//! Determines which folders have to stay readable for everything that may be opened later.
 //!
-//! Files are replaced by renaming others over them, and links by other links, so what is
-//! allowed is the folder: of the file, and of the link that leads to it. Whoever can't put
-//! files there can't make more readable.
+//! Files are replaced by renaming others over them, and links by other links. So the folder is
+//! allowed, both that of the file and that of a link leading to it. Whoever can't put files there
+//! can't make more of them readable.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsString;
@@ -12,36 +12,35 @@ use std::path::{Component, Path, PathBuf};
 
 use super::Plan;
 
-/// As many as the kernel follows.
+/// Maximum number of links followed, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// What may be read, and where files may be removed.
+/// Paths that may be read, appended to, or removed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Readable {
-    /// Folders, with all that is below them.
+    /// Readable folders, with everything below them.
     pub(super) folders: BTreeSet<PathBuf>,
-    /// Single files and block devices.
+    /// Readable single files and block devices.
     pub(super) files: BTreeSet<PathBuf>,
-    /// Folders of files that are appended to, and may be made anew.
+    /// Folders of files that are appended to and may be created anew.
     pub(super) appendable: BTreeSet<PathBuf>,
-    /// The same of what is no file, such as pipes.
+    /// Single paths that are appended to: pipes, devices, and files in the root folder.
     pub(super) appendable_files: BTreeSet<PathBuf>,
-    /// Folders of Unix sockets.
+    /// Folders of Unix sockets, in which files may be removed.
     pub(super) removable: BTreeSet<PathBuf>,
-    /// What won't work, and why.
+    /// Operations that won't work, and the reasons.
     pub(super) notes: Vec<String>,
 }
 
-/// What can still be read, for those who are told of other files later.
+/// Set of paths that stay readable in the sandbox, to check a later configuration against.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Confines(Option<Within>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Within {
-    /// Folders and files.
+    /// Readable folders and files.
     places: Vec<PathBuf>,
-    /// All that was asked for at the start. Of what can't be read of that something has been
-    /// said then.
+    /// Everything that was named at the start. What of it can't be read was reported then.
     known: BTreeSet<PathBuf>,
 }
 
@@ -51,7 +50,7 @@ impl Confines {
         Self(Some(Within { places, known: named(plan).cloned().collect() }))
     }
 
-    /// What `plan` wants to read that is new, and can't be read in here.
+    /// Returns the paths in `plan` that are new and can't be read inside the sandbox.
     pub fn closed(&self, plan: &Plan) -> Vec<PathBuf> {
         let Some(within) = &self.0 else { return Vec::new() };
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
@@ -67,38 +66,38 @@ impl Confines {
     }
 }
 
-/// All files and folders of a plan.
+/// Returns all files and folders to read that a plan names.
 fn named(plan: &Plan) -> impl Iterator<Item = &PathBuf> {
     plan.files.iter().chain(&plan.reloaded).chain(&plan.folders)
 }
 
-/// What is at a path that leads over no link but in its last part.
+/// Kind of file at a path whose parents aren't links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
     Link(PathBuf),
     Folder,
     File,
     Device,
-    /// A pipe, or a device that is no disk.
+    /// A pipe, or a device that isn't a disk.
     Other,
     Nothing,
 }
 
-/// Where a path leads.
+/// Result of following a path.
 struct Trail {
-    /// The folders of links that are the last part of a path.
+    /// Folders of links that are the last component of a path.
     links: Vec<PathBuf>,
-    /// The folders of other links that lead to a place below their folder, such as `current`
-    /// to `releases/7`: those are made to be exchanged.
+    /// Folders of links that lead to a place below their own folder, such as `current` to
+    /// `releases/7`: such links are meant to be switched.
     switches: Vec<PathBuf>,
     end: PathBuf,
     kind: Kind,
 }
 
 impl Readable {
-    /// What `plan` needs, as links and folders are now.
+    /// Computes what `plan` needs, based on the links and folders as they are now.
     pub(super) fn of(plan: &Plan) -> Self {
-        // Without a current folder relative paths lead nowhere anyway.
+        // Without a current directory, relative paths lead nowhere anyway.
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         Self::with(plan, &here, look)
     }
@@ -128,7 +127,7 @@ impl Readable {
 
     fn add_file(&mut self, path: &Path, trail: Trail) {
         match (&trail.kind, trail.end.parent()) {
-            // Beside a device there are others.
+            // The device's folder isn't allowed, since it contains other devices.
             (Kind::Device, _) => {
                 self.files.insert(trail.end);
                 return;
@@ -164,7 +163,7 @@ impl Readable {
 
     fn add_appended(&mut self, path: &Path, trail: Trail) {
         match (&trail.kind, trail.end.parent()) {
-            // Beside it there are others, and nobody puts it out of the way.
+            // Its folder contains other devices, and it is never rotated.
             (Kind::Other, _) => {
                 self.appendable_files.insert(trail.end);
             }
@@ -183,7 +182,7 @@ impl Readable {
         }
     }
 
-    /// Says where whoever takes the program over could append to what it reads.
+    /// Adds a note if an attacker inside the sandbox could append to what is read.
     fn note_what_is_both(&mut self) {
         for folder in &self.appendable {
             let is_within = |path: &&PathBuf| path.starts_with(folder);
@@ -197,7 +196,7 @@ impl Readable {
         }
     }
 
-    /// What can be appended to, for people.
+    /// Describes what can be appended to.
     pub(super) fn appends(&self) -> String {
         let folders = self.appendable.iter().map(|folder| format!("{}/", folder.display()));
         let files = self.appendable_files.iter().map(|file| file.display().to_string());
@@ -219,7 +218,7 @@ impl Readable {
         }
     }
 
-    /// Leaves out folders and files that are below others.
+    /// Drops folders and files that are below others.
     fn drop_what_is_within(&mut self) {
         let all = self.folders.clone();
         let within = |path: &Path| path.ancestors().skip(1).any(|above| all.contains(above));
@@ -275,7 +274,7 @@ fn follow(path: &Path, look: &impl Fn(&Path) -> Kind) -> Trail {
             }
         }
     }
-    // After .. it is a folder.
+    // After a `..` the kind of the last component no longer applies.
     trail.kind = look(&trail.end);
     trail
 }
@@ -288,7 +287,7 @@ fn parts(path: &Path) -> impl Iterator<Item = OsString> {
     })
 }
 
-/// Whether a link in `folder` to `target` leads to something below that folder.
+/// Returns true if a link in `folder` to `target` leads below that folder.
 fn leads_below(folder: &Path, target: &Path) -> bool {
     let is_plain = !target.components().any(|part| part == Component::ParentDir);
     is_plain && folder.join(target).starts_with(folder)

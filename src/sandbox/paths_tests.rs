@@ -1,8 +1,8 @@
 use super::*;
 
-/// Decides about a file system in which `there` are these paths: folders end with a slash, block
-/// devices with an exclamation mark, pipes with a bar, links have an arrow. All else that leads to
-/// them is folders.
+/// Computes what is readable in a file system that has the paths in `there`. Folders end with a
+/// slash, block devices with an exclamation mark, pipes with a bar; links have an arrow. All
+/// parents of these paths are folders.
 fn readable(there: &[&str], plan: &Plan) -> Readable {
     let look = |path: &Path| {
         let path = path.to_str().unwrap();
@@ -50,9 +50,9 @@ fn a_file_is_its_folder() {
     assert_eq!(of_files(&["/s/a.hxz", "/s/b.hxz"], &["/s/a.hxz", "/s/b.hxz"]), folders(&["/s"]));
     assert_eq!(of_files(&["/home/me/x/a.hxz"], &["x/a.hxz"]), folders(&["/home/me/x"]));
     assert_eq!(of_files(&["/home/a.hxz", "/home/me/"], &["../a.hxz"]), folders(&["/home"]));
-    // It may come later.
+    // The file may be created later.
     assert_eq!(of_files(&["/s/"], &["/s/a.hxz"]), folders(&["/s"]));
-    // What is below another folder needs no mention.
+    // A folder below another one isn't listed.
     assert_eq!(of_files(&["/s/a.hxz", "/s/t/b"], &["/s/a.hxz", "/s/t/b"]), folders(&["/s"]));
 }
 
@@ -60,10 +60,10 @@ fn a_file_is_its_folder() {
 fn links_are_followed_and_may_be_exchanged() {
     let there = ["/s/a.hxz -> ../t/b.hxz", "/t/b.hxz -> /u/c.hxz", "/u/c.hxz"];
     assert_eq!(of_files(&there, &["/s/a.hxz"]), folders(&["/s", "/t", "/u"]));
-    // As Kubernetes mounts secrets.
+    // Kubernetes mounts secrets this way.
     let there = ["/k/tls.crt -> ..data/tls.crt", "/k/..data -> ..7", "/k/..7/tls.crt"];
     assert_eq!(of_files(&there, &["/k/tls.crt"]), folders(&["/k"]));
-    // A link on the way that leads elsewhere doesn't open all that is beside it.
+    // A parent link that leads elsewhere doesn't make its own folder readable.
     let there = ["/var/run -> /run", "/run/pw/key"];
     assert_eq!(of_files(&there, &["/var/run/pw/key"]), folders(&["/run/pw"]));
     let there = ["/s/current -> v1", "/s/v1/a.hxz"];
@@ -71,7 +71,7 @@ fn links_are_followed_and_may_be_exchanged() {
     assert_eq!(of_folders(&there, &["/s/current"]), folders(&["/s"]));
     let there = ["/s/current -> /mnt/v1", "/mnt/v1/a.hxz"];
     assert_eq!(of_folders(&there, &["/s/current"]), folders(&["/mnt/v1"]));
-    // A circle ends.
+    // A cycle of links ends.
     assert_eq!(of_files(&["/s/a -> b", "/s/b -> a"], &["/s/a"]).0, ["/s"]);
 }
 
@@ -82,7 +82,7 @@ fn devices_and_the_root_are_not_opened_whole() {
     assert_eq!(of_files(&["/a.hxz"], &["/a.hxz"]), (vec![], vec!["/a.hxz".into()], 1));
     let there = ["/a.hxz -> s/a.hxz", "/s/a.hxz"];
     assert_eq!(of_files(&there, &["/a.hxz"]), folders(&["/s"]));
-    // Whoever wants it has it.
+    // The root folder is readable if it is named explicitly.
     assert_eq!(of_folders(&["/s/"], &["/"]), folders(&["/"]));
     assert_eq!(of_folders(&["/s/"], &["/none"]), (vec![], vec![], 1));
 }
@@ -110,7 +110,7 @@ fn what_is_appended_to_may_be_made_anew() {
     assert_eq!(appends(&["/var/log/h/a"]), (", appends to /mnt/log/h/".to_owned(), 0));
     assert_eq!(appends(&["/dev/x", "/p"]), (", appends to /dev/x, /p".to_owned(), 0));
     assert_eq!(appends(&["/a"]), (", appends to /a".to_owned(), 1));
-    // Beside or above what is served.
+    // In or above a folder that is served.
     for path in ["/srv/s/a", "/srv/a"] {
         assert_eq!(appends(&[path]).1, 1, "{path}");
     }
@@ -130,7 +130,7 @@ fn what_is_new_and_elsewhere_is_closed() {
         folders: folders.iter().map(|name| path(name)).collect(),
         ..Plan::default()
     };
-    // What was asked for at the start isn't new, though it couldn't be had.
+    // Paths named at the start aren't new, even if they couldn't be read.
     let start = plan(&["in/a"], &["none"]);
     let confines = Confines::new(&start, &Readable::of(&start));
     let closed = |files: &[&str], folders: &[&str]| confines.closed(&plan(files, folders));

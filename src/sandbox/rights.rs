@@ -1,4 +1,4 @@
-//! Whose rights the process has.
+//! User, groups and capabilities of the process.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,29 +7,29 @@ use nix::unistd::{self, Gid, Group, Uid, getgroups, getresgid, getresuid};
 use rustix::io;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-/// A user to go on as, and a group: `USER` or `USER:GROUP`, by name or number. Without a group
-/// it is the user's own. There are no further groups.
+/// A user and group to switch to: `USER` or `USER:GROUP`, by name or number. Without a group, the
+/// user's own is used. Supplementary groups are dropped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
     uid: Uid,
     gid: Gid,
-    /// As it was given.
+    /// Text that it was parsed from.
     text: String,
 }
 
-/// Why a text names no user.
+/// Reason why a text doesn't name a user.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
-    /// There is none of that name.
+    /// There is no such user.
     #[error("there is no user {:?}", crate::escape::name(.0))]
     NoUser(String),
-    /// There is none of that name.
+    /// There is no such group.
     #[error("there is no group {:?}", crate::escape::name(.0))]
     NoGroup(String),
-    /// A number alone doesn't say which group.
+    /// The user is given by an unknown number, so its group has to be given too.
     #[error("the system knows no user {0}, so the group has to be given too: {0}:GROUP")]
     GroupMissing(u32),
-    /// The system's lists can't be read.
+    /// The user database can't be read.
     #[error("can't look up {name:?}: {1}", name = crate::escape::name(.0))]
     Lookup(String, String),
 }
@@ -72,7 +72,7 @@ impl fmt::Display for User {
 }
 
 impl User {
-    /// Makes the process this user's, with no way back, and makes sure of that.
+    /// Switches the process to this user irrevocably, and verifies that.
     pub(super) fn take_over(&self) -> Result<(), String> {
         let is_it = || -> nix::Result<bool> {
             let (uids, gids) = (getresuid()?, getresgid()?);
@@ -86,7 +86,7 @@ impl User {
         if !unistd::geteuid().is_root() {
             return Err("only root can become another user".to_owned());
         }
-        // In this order, for each needs root.
+        // In this order, because each step needs root.
         unistd::setgroups(&[]).map_err(failed("setgroups"))?;
         unistd::setresgid(self.gid, self.gid, self.gid).map_err(failed("setresgid"))?;
         unistd::setresuid(self.uid, self.uid, self.uid).map_err(failed("setresuid"))?;
@@ -101,13 +101,14 @@ impl User {
     }
 }
 
-/// Whether the process has the rights of root.
+/// Returns true if the process runs as root.
 pub fn is_root() -> bool {
     unistd::geteuid().is_root()
 }
 
-/// Gives up all capabilities but that of reading any file, which root has from it, and, where
-/// a socket has to be removed at the end, that of writing to any folder.
+/// Drops all capabilities except the one to read any file (`DAC_READ_SEARCH`) and, if a socket has
+/// to be removed at exit, the one to write to any folder (`DAC_OVERRIDE`). Only those that the
+/// process holds can be kept.
 pub(super) fn drop_capabilities(removes_sockets: bool) -> io::Result<()> {
     let held = capabilities(None)?;
     let mut kept = CapabilitySet::DAC_READ_SEARCH;
@@ -119,7 +120,7 @@ pub(super) fn drop_capabilities(removes_sockets: bool) -> io::Result<()> {
         permitted: held.permitted & kept,
         inheritable: CapabilitySet::empty(),
     };
-    // Who has none needn't be allowed to ask for that.
+    // Without capabilities there is nothing to drop, and the call needn't be permitted.
     if left == held {
         return Ok(());
     }

@@ -1,19 +1,20 @@
-//! What is sent to a service manager, as `sd_notify(3)` has it: assignments, one a line.
+//! Formats messages to a service manager, as specified by `sd_notify(3)`: assignments, one per
+//! line.
 
 use std::time::Duration;
 
 use hexz_nbd::escape;
 
-/// More than this of a status is cut off, in bytes. systemd drops messages of more than 4096
-/// bytes whole, and shows one line.
+/// Maximum length of a status in bytes; the rest is cut off. systemd drops messages of more than
+/// 4096 bytes, and displays a single line.
 const MAX_STATUS: usize = 1024;
 
-/// The service is up, or as good as before: it serves `status`.
+/// Formats the notification that startup or a reload is complete, with the status `text`.
 pub(super) fn ready(text: &str) -> String {
     format!("READY=1\n{}", status(text))
 }
 
-/// The files are being read anew, since that time of the clock that the manager goes by.
+/// Formats the notification that a reload has begun, at a time of the monotonic clock.
 pub(super) fn reloading(monotonic: Duration) -> String {
     format!("RELOADING=1\nMONOTONIC_USEC={}\n", monotonic.as_micros())
 }
@@ -26,12 +27,12 @@ pub(super) fn alive() -> String {
     "WATCHDOG=1\n".to_owned()
 }
 
-/// The start, or the end, may take that much longer from now on.
+/// Formats a request to extend the timeout of the start or the stop, counted from now.
 pub(super) fn extend(by: Duration) -> String {
     format!("EXTEND_TIMEOUT_USEC={}\n", by.as_micros())
 }
 
-/// A line for people. What comes from file names can't add lines to it.
+/// Formats a status line. Line breaks are escaped, so that file names can't add assignments.
 pub(super) fn status(text: &str) -> String {
     let line = escape::text(text);
     let line = line.get(..line.floor_char_boundary(MAX_STATUS)).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What the service manager is told (`sd_notify(3)`): when clients are served, what they are
-//! served, and that all is well. Where there is no manager, nobody is told.
+//! Notifies the service manager (`sd_notify(3)`) of readiness, reloads, status and liveness.
+//! Without a service manager, nothing is sent.
 
 mod messages;
 
@@ -17,29 +17,30 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::net::UnixDatagram;
 use tokio::time::{MissedTickBehavior, interval, interval_at, timeout};
 
-/// How long one message may take: a manager that doesn't read must not hold up anything.
+/// Timeout of one message: a manager that doesn't read must not block anything.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// How often the status may change.
+/// Minimum interval between status updates.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
-/// While the start takes long and gets on: how often it is asked for more time, and for how
-/// much from then on. Managers wait 90 seconds if they aren't asked.
+/// Interval at which more time is requested while a slow startup makes progress. Managers wait 90
+/// seconds by default.
 const EXTEND_EVERY: Duration = Duration::from_secs(10);
+/// Time from each request on.
 const EXTEND_BY: Duration = Duration::from_secs(60);
 
-/// The way to the manager. It is found before the sandbox is entered, where no socket can be
-/// made any more.
+/// Connection to the service manager. It is set up before the sandbox is entered, since no socket
+/// can be created there.
 #[derive(Debug, Default)]
 pub(crate) struct Manager {
     socket: Option<std::os::unix::net::UnixDatagram>,
-    /// Within which time it wants to hear again and again that all is well.
+    /// Interval within which it expects a watchdog notification.
     watchdog: Option<Duration>,
 }
 
 impl Manager {
-    /// As the environment names it. One that can't be reached is a warning: whoever started
-    /// this program will see to it.
+    /// Connects to the manager that the environment names. If that fails, only warns; the manager
+    /// handles a missing notification.
     pub(crate) fn find() -> Self {
         let Some(place) = std::env::var_os("NOTIFY_SOCKET").filter(|place| !place.is_empty())
         else {
@@ -74,14 +75,14 @@ fn connect(place: &OsStr) -> io::Result<std::os::unix::net::UnixDatagram> {
     Ok(socket)
 }
 
-/// The watchdog's time, if there is one and it is for this process.
+/// Returns the watchdog interval, if there is one and it is for this process.
 fn watchdog(time: Option<String>, process: Option<String>) -> Option<Duration> {
     let is_ours = process.is_none_or(|process| process == std::process::id().to_string());
     let micros = time?.parse().ok().filter(|micros| *micros > 0 && is_ours)?;
     Some(Duration::from_micros(micros))
 }
 
-/// This program as its manager sees it.
+/// The gateway as a service of its manager.
 #[derive(Debug)]
 pub(crate) struct Service {
     socket: Option<UnixDatagram>,
@@ -90,11 +91,11 @@ pub(crate) struct Service {
     has_stopped: AtomicBool,
 }
 
-/// What the status line is made of.
+/// Parts of the status line.
 #[derive(Debug, Default)]
 struct Said {
     exports: String,
-    /// How, and to whom.
+    /// Description of how, and to which clients, exports are served.
     to: String,
     reload_failed: bool,
     reading: usize,
@@ -109,10 +110,10 @@ impl Said {
 }
 
 impl Service {
-    /// Call it within a tokio runtime.
+    /// Creates the service. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The runtime can't watch the socket.
+    /// The runtime can't register the socket.
     pub(crate) fn new(manager: Manager) -> io::Result<Self> {
         Ok(Self {
             socket: manager.socket.map(UnixDatagram::from_std).transpose()?,
@@ -122,8 +123,8 @@ impl Service {
         })
     }
 
-    /// Does `work` that has to be done before clients are served. It may take as long as it
-    /// gets on, of which `progress` is a sign: a start that hangs is to fail in time.
+    /// Runs `work` that precedes readiness. Requests more time from the manager as long as
+    /// `progress` changes, so that a startup that hangs still times out.
     pub(crate) async fn starting<T, P: PartialEq>(
         &self,
         progress: impl Fn() -> P,
@@ -146,13 +147,13 @@ impl Service {
         }
     }
 
-    /// Clients are served: what, and to whom.
+    /// Reports readiness, with what is served and to which clients.
     pub(crate) async fn ready(&self, exports: String, to: String) {
         let line = self.change(|said| (said.exports, said.to) = (exports, to));
         self.tell(&messages::ready(&line)).await;
     }
 
-    /// Files are about to be read anew.
+    /// Reports that a reload begins.
     pub(crate) async fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let now = Duration::new(
@@ -162,7 +163,7 @@ impl Service {
         self.tell(&messages::reloading(now)).await;
     }
 
-    /// Files have been read anew, and to whom is served now; or everything stays as it was.
+    /// Reports the end of a reload, with the clients that are now served, or `None` if it failed.
     pub(crate) async fn reloaded(&self, to: Option<String>) {
         let line = self.change(|said| {
             said.reload_failed = to.is_none();
@@ -171,19 +172,20 @@ impl Service {
         self.tell(&messages::ready(&line)).await;
     }
 
-    /// What is served now.
+    /// Updates what is served in the status, without sending it.
     pub(crate) fn serves(&self, exports: String) {
         self.change(|said| said.exports = exports);
     }
 
-    /// No more clients are served. Only the first time counts.
+    /// Reports that the service is stopping. Later calls do nothing.
     pub(crate) async fn stopping(&self) {
         if !self.has_stopped.swap(true, Ordering::Relaxed) {
             self.tell(&messages::stopping()).await;
         }
     }
 
-    /// Keeps the status as it should be, from now on; `reading` says how many clients read.
+    /// Sends the status whenever it changes, from now on; `reading` returns the number of clients
+    /// that read.
     pub(crate) async fn keep_status(&self, reading: impl Fn() -> usize) {
         if self.socket.is_none() {
             return;
@@ -204,12 +206,13 @@ impl Service {
         }
     }
 
-    /// Says that all is well, twice within the time in which the manager wants to hear it, for
-    /// as long as `probe` comes to a good end in time.
+    /// Sends watchdog notifications, at half the interval that the manager expects, as long as
+    /// `probe` returns true in time.
     pub(crate) async fn keep_alive<F: Future<Output = bool>>(&self, probe: impl Fn() -> F) {
         let (Some(_), Some(time)) = (&self.socket, self.watchdog) else { return };
         let half = time / 2;
-        // It hears of it before its time is over, even if the probe takes as long as it may.
+        // Leaves time to notify before the interval is over, even if the probe takes as long as
+        // it may.
         let patience = half.mul_f32(0.9);
         let mut ticks = interval(half);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -225,7 +228,7 @@ impl Service {
         }
     }
 
-    /// Changes what the status says, and says it.
+    /// Changes parts of the status, and returns the status line.
     fn change(&self, change: impl FnOnce(&mut Said)) -> String {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut said);

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::*;
 
-/// A service, and what its manager hears.
+/// Creates a service, and the socket on which its manager receives.
 fn service(watchdog: Option<Duration>) -> (Service, UnixDatagram) {
     let (ours, managers) = std::os::unix::net::UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
@@ -83,7 +83,7 @@ async fn a_reload_is_reported_whatever_comes_of_it() {
     assert_eq!(heard(&manager), None);
 }
 
-/// Time passes as soon as everybody waits.
+/// Paused time advances as soon as all tasks wait.
 #[tokio::test(start_paused = true)]
 async fn the_status_changes_at_most_once_a_second() {
     let (service, manager) = service(None);
@@ -119,7 +119,7 @@ async fn the_watchdog_hears_twice_in_its_time() {
     assert!(started.elapsed() >= Duration::from_secs(100));
 }
 
-/// Whatever hangs, hangs in the probe.
+/// Anything that hangs makes the probe hang.
 #[tokio::test(start_paused = true)]
 async fn the_watchdog_hears_nothing_of_what_is_stuck() {
     let (service, manager) = service(Some(Duration::from_secs(10)));
@@ -128,7 +128,7 @@ async fn the_watchdog_hears_nothing_of_what_is_stuck() {
     let failed = service.keep_alive(|| async { false });
     assert!(timeout(Duration::from_secs(100), failed).await.is_err());
     assert_eq!(heard(&manager), None);
-    // It may get going again.
+    // It recovers if the probe succeeds again.
     let rounds = Cell::new(0);
     let later = service.keep_alive(|| {
         rounds.set(rounds.get() + 1);
@@ -146,11 +146,11 @@ async fn a_start_that_gets_on_may_take_its_time() {
     let begun = tokio::time::Instant::now();
     service.starting(|| begun.elapsed().as_secs().min(35), work).await;
     let messages: Vec<String> = std::iter::from_fn(|| heard(&manager)).collect();
-    // It got on for 35 seconds.
+    // There was progress for 35 seconds.
     assert_eq!(messages, ["EXTEND_TIMEOUT_USEC=60000000\n"; 4]);
 }
 
-/// Nobody reads, so that the socket is full some time.
+/// The manager doesn't read, so the socket's buffer fills up.
 #[tokio::test]
 async fn a_manager_that_does_not_listen_is_not_waited_for() {
     let (service, _manager) = service(None);

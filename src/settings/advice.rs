@@ -1,5 +1,5 @@
-//! What is said beside clap's words about a command line, to whom other programs' options or an
-//! empty line have led nowhere.
+//! Adds advice to clap's errors for common mistakes, such as options of other programs, a missing
+//! archive or a misspelled command.
 
 use std::ffi::OsString;
 use std::io::{Write, stderr};
@@ -10,10 +10,10 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command, Error};
 use hexz_nbd::escape;
 
-/// The archives, as clap knows them.
+/// ID of the archives' argument in clap.
 const ARCHIVES: &str = "named";
 
-/// What nbdkit, qemu-nbd, nbd-server and nginx call otherwise, and how it is said here.
+/// Options of nbdkit, qemu-nbd, nbd-server and nginx, and advice on what to use instead.
 const CALLED_OTHERWISE: [(&[&str], &str); 5] = [
     (
         &[
@@ -39,8 +39,8 @@ const CALLED_OTHERWISE: [(&[&str], &str); 5] = [
     (&["-c", "--config-file", "-f"], "a configuration file is given by --config"),
 ];
 
-/// Adds to what clap says of `arguments` what would have been right. Options of the commands are
-/// others, and clap's guesses do for them.
+/// Adds advice to clap's error about `arguments`. Commands have other options, for which clap's
+/// own suggestions suffice.
 pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]) -> Error {
     let is_command = |word: &OsString| command.get_subcommands().any(|it| it.get_name() == word);
     if arguments.iter().skip(1).any(is_command) {
@@ -70,7 +70,7 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
         _ => None,
     };
     if let Some(advice) = advice {
-        // The usage is that of the option that clap would have guessed.
+        // The usage is that of the option that clap would have suggested.
         error.remove(ContextKind::SuggestedArg);
         error.remove(ContextKind::Usage);
         let advice = ContextValue::StyledStrs(vec![StyledStr::from(advice)]);
@@ -79,7 +79,7 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
     error
 }
 
-/// Says what is wrong with a command line, and ends the program. Help and the version are said
+/// Prints an error about the command line, and ends the program. Help and version are printed
 /// that way as well.
 pub(super) fn exit(error: Error) -> ! {
     if !error.use_stderr() {
@@ -92,17 +92,17 @@ pub(super) fn exit(error: Error) -> ! {
         error.exit();
     }
     let code = error.exit_code();
-    // Where nobody reads it, the exit code says it.
+    // If writing fails, the exit code still reports the error.
     stderr().write_all(lines(&plain).as_bytes()).unwrap_or_default();
     std::process::exit(code)
 }
 
-/// Returns what clap says of a command line, without what the command line hides in it.
+/// Formats clap's error, with hidden characters of the command line escaped.
 pub(super) fn escaped(error: &Error) -> String {
     lines(&error.to_string())
 }
 
-/// Escapes the values that clap repeats of the command line.
+/// Escapes the values of the command line that clap's error repeats.
 fn escaped_values(mut error: Error) -> Error {
     let escaped = |text: &String| escape::text(text).into_owned();
     let unstyled = |text: &StyledStr| {
@@ -119,7 +119,7 @@ fn escaped_values(mut error: Error) -> Error {
             ContextValue::Strings(texts) => {
                 Some((kind, ContextValue::Strings(texts.iter().map(escaped).collect())))
             }
-            // Suggestions, which repeat values as well.
+            // Suggestions repeat values as well.
             ContextValue::StyledStr(text) => Some((kind, ContextValue::StyledStr(unstyled(text)))),
             ContextValue::StyledStrs(texts) => {
                 Some((kind, ContextValue::StyledStrs(texts.iter().map(unstyled).collect())))
@@ -142,8 +142,8 @@ fn lines(text: &str) -> String {
         .collect()
 }
 
-/// The word that may have been meant as a command, where the first archive isn't there and is
-/// called nearly like one: said as well, since other archives are served without it.
+/// Returns a note about the command that may have been meant if the first archive doesn't exist
+/// and has a similar name. It is needed since other archives are served without it.
 pub(super) fn command_meant(command: &Command, matches: &ArgMatches) -> Option<String> {
     let word = matches.get_raw(ARCHIVES)?.next()?.to_str()?;
     if Path::new(word).exists() {
@@ -157,7 +157,7 @@ pub(super) fn command_meant(command: &Command, matches: &ArgMatches) -> Option<S
     ))
 }
 
-/// The command that has at most one letter in three otherwise.
+/// Returns the nearest command that differs in at most one letter in three.
 fn nearest_command<'a>(command: &'a Command, word: &str) -> Option<&'a str> {
     let distance = |name: &str| strsim::damerau_levenshtein(name, word);
     let names = command.get_subcommands().map(Command::get_name);
@@ -186,7 +186,7 @@ mod tests {
         for option in ["<[NAME=]PATH>...", "--export-dir", "--config", "hexz-nbd demo"] {
             assert!(said.contains(option), "{said}");
         }
-        // What else is missing is said as before.
+        // Clap's message about another missing argument is unchanged.
         let said = said_of(&["--tls-cert", "x", "snap.hexz"]);
         assert!(said.contains("--tls-key <FILE>") && !said.contains("demo"), "{said}");
     }
@@ -209,7 +209,7 @@ mod tests {
         assert!(said.contains("a similar argument exists: '--allow'"), "{said}");
     }
 
-    /// None of them may hide an option that there is.
+    /// None of them may shadow an existing option.
     #[test]
     fn nothing_that_is_called_otherwise_is_an_option() {
         let mut command = Cli::command();

@@ -1,4 +1,4 @@
-//! The configuration file: TOML to options of the command line.
+//! Reads the configuration file: converts TOML to options of the command line.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -16,37 +16,38 @@ use hexz_nbd::exports::Named;
 use super::keys::{self, Kind};
 use super::problem::{Problem, What};
 
-/// The largest configuration file, in bytes: enough for 10,000 archives.
+/// Maximum size of a configuration file, in bytes; enough for 10,000 archives.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// More than that means nothing more.
+/// Maximum number of repetitions of a counted option; more have no effect.
 const MAX_COUNT: u8 = 9;
 
-/// Enough to see what is wrong with a file: one that is none has a problem on each line.
+/// Maximum number of problems that are reported: enough to see what is wrong, and a file of
+/// another kind has one on each line.
 const MAX_PROBLEMS: usize = 50;
 
-/// The table of archives.
+/// Name of the table of archives.
 const EXPORTS: &str = "exports";
 
-/// An option that a file gives.
+/// An option that a file sets.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) key: String,
-    /// From 1 on; credentials have none.
+    /// Line number, starting at 1; `None` for credentials.
     pub(super) line: Option<usize>,
-    /// What it would be on the command line.
+    /// Equivalent arguments of the command line.
     pub(super) arguments: Vec<OsString>,
 }
 
-/// What a file says.
+/// Contents of a configuration file.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    /// In their order; flags that are false are left out.
+    /// Options in their order; flags that are false are left out.
     pub(super) entries: Vec<Entry>,
     pub(super) exports: Vec<Named>,
 }
 
-/// The content of a configuration file, and what is to be said of the file.
+/// Returns the content of a configuration file, and a warning about its permissions, if any.
 pub(super) fn read(path: &Path) -> Result<(String, Option<String>), Problem> {
     let problem = |what| Problem { path: path.to_owned(), line: None, what };
     let file = File::open(path).map_err(|error| problem(error.into()))?;
@@ -64,8 +65,8 @@ pub(super) fn read(path: &Path) -> Result<(String, Option<String>), Problem> {
     Ok((text, note))
 }
 
-/// Who, besides root and the user that this program runs as, can change a file of that mode and
-/// owner. What its group may do is its owner's choice.
+/// Returns who can modify a file of this mode and owner, besides root and the user of this
+/// process. Permissions of its group are left to the owner.
 fn who_else_may_write(mode: u32, owner: u32, own: u32) -> Option<String> {
     if mode & 0o002 != 0 {
         return Some("every user of this machine".to_owned());
@@ -73,7 +74,7 @@ fn who_else_may_write(mode: u32, owner: u32, own: u32) -> Option<String> {
     (owner != 0 && owner != own).then(|| format!("the user with the number {owner}"))
 }
 
-/// What `text`, the content of the file at `path`, says; and all that is wrong with it.
+/// Parses `text`, the content of the file at `path`. Returns its contents and all problems.
 pub(super) fn parse(text: &str, path: &Path, command: &Command) -> (Written, Vec<Problem>) {
     let mut reader = Reader { text, path, command, written: Written::default(), problems: vec![] };
     match DeTable::parse(text) {
@@ -141,7 +142,7 @@ impl Reader<'_> {
         }
     }
 
-    /// One value, as the command line would have it.
+    /// Converts one value to an argument of the command line.
     fn argument(
         &mut self,
         option: &Arg,
@@ -151,7 +152,8 @@ impl Reader<'_> {
         let at = value.span().start;
         let text = match value.get_ref() {
             DeValue::String(text) => text.to_string(),
-            // As it is written: what is no decimal number stays none.
+            // As written: a number that isn't decimal is kept as it is, and rejected by the
+            // option's parser.
             DeValue::Integer(number) => number.to_string(),
             DeValue::Float(number) => number.as_str().to_owned(),
             found => {
@@ -213,7 +215,7 @@ impl Reader<'_> {
         self.problem(Some(at), what);
     }
 
-    /// Options in a table, as `[tls] cert = …`, or a word that nobody knows.
+    /// Reports an unknown table, which may be a group of options, such as `[tls] cert = …`.
     fn unknown_table(&mut self, at: usize, name: &str, table: &DeTable<'_>) {
         let there = in_order(table).into_iter().filter_map(|(key, _)| {
             let key = key.get_ref().as_ref();
@@ -258,7 +260,7 @@ impl Reader<'_> {
 
 type Item<'a, 'i> = (&'a Spanned<toml::de::DeString<'i>>, &'a Spanned<DeValue<'i>>);
 
-/// What is in a table, as it was written.
+/// Returns the items of a table in the order in which they were written.
 fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Item<'a, 'i>> {
     let mut items: Vec<_> = table.iter().collect();
     items.sort_by_key(|(key, _)| key.span().start);

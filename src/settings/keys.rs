@@ -1,11 +1,11 @@
-//! Which keys a configuration file has: the long options of the command line, as clap knows
-//! them, so that an option that is added there has its place here.
+//! Determines the keys of a configuration file from clap's long options, so that a new option is
+//! available in both.
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 
-/// Options that make no sense in a file, and why.
+/// Options that aren't allowed in a file, and why.
 const COMMAND_LINE_ONLY: [(&str, &str); 5] = [
     ("check-config", "it asks about this file"),
     ("config", "a configuration file can't name another one"),
@@ -14,11 +14,11 @@ const COMMAND_LINE_ONLY: [(&str, &str); 5] = [
     ("version", "it is a question"),
 ];
 
-/// Options whose values are looked up where the sandbox doesn't let this program look. None
-/// of them can change while it runs.
+/// Options whose values can't be resolved inside the sandbox. None of them can change at run
+/// time.
 const LOOKED_UP: [&str; 4] = ["listen", "monitor", "socket-group", "user"];
 
-/// The options, as they are judged again in the sandbox.
+/// Returns the command without those lookups, for parsing inside the sandbox.
 pub(super) fn without_lookups(command: Command) -> Command {
     command.mut_args(|arg| match arg.get_long() {
         Some(long) if LOOKED_UP.contains(&long) => arg.value_parser(ValueParser::os_string()),
@@ -26,30 +26,30 @@ pub(super) fn without_lookups(command: Command) -> Command {
     })
 }
 
-/// What a key's value is.
+/// Type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// true or false.
+    /// A boolean.
     Flag,
-    /// How often the option is given.
+    /// Number of times that the option is given.
     Count,
     /// One value.
     One,
-    /// One value, or an array of some.
+    /// One value, or an array of values.
     Many,
 }
 
-/// Why it may not be in a file, if it may not.
+/// Returns the reason for which a key isn't allowed in a file, if it isn't.
 pub(super) fn only_on_the_command_line(key: &str) -> Option<&'static str> {
     COMMAND_LINE_ONLY.iter().find(|(only, _)| *only == key).map(|(_, why)| *why)
 }
 
-/// The option of that key.
+/// Returns the option of a key.
 pub(super) fn option<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
     all(command).find(|arg| arg.get_long() == Some(key))
 }
 
-/// All options that have a place in a file.
+/// Returns all options that are allowed in a file.
 pub(crate) fn all(command: &Command) -> impl Iterator<Item = &Arg> {
     command
         .get_arguments()
@@ -65,7 +65,7 @@ pub(crate) fn kind(arg: &Arg) -> Kind {
     }
 }
 
-/// A key that somebody may have meant who wrote `key`.
+/// Returns the key that was probably meant by the unknown `key`.
 pub(super) fn nearest(command: &Command, key: &str) -> Option<String> {
     let wanted = key.trim_start_matches('-').to_lowercase().replace(['_', ' '], "-");
     let keys = || all(command).filter_map(Arg::get_long).chain(["exports"]);
@@ -85,9 +85,10 @@ pub(super) fn nearest(command: &Command, key: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// Whether the option takes that value; if not, which part of it, and why.
+/// Checks that the option accepts a value. The error is the part that was rejected, and the
+/// reason.
 pub(super) fn accepts(arg: &Arg, value: &str) -> Result<(), (String, String)> {
-    // An option of its own, since the real one wants others beside it.
+    // Uses a separate option, since the real one may require others.
     let parser: ValueParser = arg.get_value_parser().clone();
     let mut alone = Arg::new("value").long("value").action(arg.get_action().clone());
     alone = alone.value_parser(parser).ignore_case(arg.is_ignore_case_set());
@@ -99,7 +100,7 @@ pub(super) fn accepts(arg: &Arg, value: &str) -> Result<(), (String, String)> {
     parsed.map(|_| ()).map_err(|error| (refused(&error, value), why(&error)))
 }
 
-/// The part of a value that was refused.
+/// Returns the part of a value that was rejected.
 fn refused(error: &clap::Error, value: &str) -> String {
     match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(part)) if !part.is_empty() => part.clone(),
@@ -107,7 +108,7 @@ fn refused(error: &clap::Error, value: &str) -> String {
     }
 }
 
-/// What clap says of a value, without what it says of the command line.
+/// Returns clap's reason for rejecting a value, without its text about the command line.
 fn why(error: &clap::Error) -> String {
     if let Some(source) = std::error::Error::source(error) {
         return source.to_string();

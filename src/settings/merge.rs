@@ -1,5 +1,5 @@
-//! The command line, the configuration file and credentials put together. Which options
-//! contradict each other, and which need others, is asked of clap.
+//! Merges the command line, the configuration file and credentials. Conflicts and requirements
+//! between options are determined by clap.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use clap::{Arg, ArgMatches, Command, Id};
 use super::file::{Entry, Written};
 use super::problem::{Problem, What};
 
-/// The credentials' names under systemd's LoadCredential=.
+/// Names of the credentials under systemd's `LoadCredential=`.
 const CERTIFICATE: &str = "hexz-nbd.tls-cert";
 const KEY: &str = "hexz-nbd.tls-key";
 
-/// Stands for the archives of a file where clap looks whether there are some.
+/// Placeholder for the archives of a file where clap checks that there are any.
 const ARCHIVES: &str = "[exports]";
 
-/// The options of the command line, without any that they need, and beside any: what is
-/// missing may be in the file, and what of the file they contradict is dropped.
+/// Returns the command without requirements and conflicts: missing options may be in the file,
+/// and options of the file that conflict with the command line are dropped.
 pub(super) fn lenient(command: Command) -> Command {
     command.mut_args(|arg| {
         arg.required(false)
@@ -30,20 +30,20 @@ pub(super) fn lenient(command: Command) -> Command {
     })
 }
 
-/// Everything that was said, in the order in which it counts.
+/// Options from all sources, in order of precedence.
 pub(super) struct Merge<'a> {
     command: &'a Command,
-    /// The keys of the command line, and whether it names archives.
+    /// Keys that the command line sets.
     said: Vec<String>,
     names_archives: bool,
-    /// What counts of the file and of credentials.
+    /// Options of the file and of credentials that apply.
     kept: Vec<Entry>,
-    /// Keys of the file that don't count, since the command line contradicts them.
+    /// Keys of the file that don't apply, since they conflict with the command line.
     dropped: Vec<String>,
 }
 
 impl<'a> Merge<'a> {
-    /// What the command line said, parsed leniently.
+    /// Starts with the leniently parsed command line.
     pub(super) fn new(command: &'a Command, said: &ArgMatches) -> Self {
         let is_said =
             |arg: &&Arg| said.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
@@ -57,8 +57,8 @@ impl<'a> Merge<'a> {
         }
     }
 
-    /// Adds what of the file the command line neither says itself nor contradicts. What needs
-    /// something that is dropped so is dropped, too.
+    /// Adds the options of the file that the command line neither sets nor conflicts with.
+    /// Options that require a dropped one are dropped as well.
     pub(super) fn add_file(&mut self, file: &Written) {
         let (kept, dropped): (Vec<_>, Vec<_>) = file.entries.iter().cloned().partition(|entry| {
             let contradicts = self.said.iter().any(|said| self.contradict(said, &entry.key));
@@ -80,7 +80,7 @@ impl<'a> Merge<'a> {
         }
     }
 
-    /// Adds certificate and key from credentials, unless something else was said of them.
+    /// Adds certificate and key from credentials, unless other options decide about them.
     pub(super) fn add_credentials(&mut self, folder: Option<&Path>) -> Result<(), Problem> {
         let Some((certificate, key)) = folder.map(|it| (it.join(CERTIFICATE), it.join(KEY))) else {
             return Ok(());
@@ -96,7 +96,7 @@ impl<'a> Merge<'a> {
         let missing = |path: PathBuf, other| {
             Err(Problem { path, line: None, what: What::OneCredential(other) })
         };
-        // Where nobody may look, there is something: to serve without TLS would be a bad guess.
+        // If it can't be checked, assume that it exists: falling back to no TLS would be unsafe.
         let is_there = |path: &Path| path.try_exists().unwrap_or(true);
         match (is_there(&certificate), is_there(&key)) {
             (false, false) => return Ok(()),
@@ -113,7 +113,8 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    /// Options of the file that can't stand beside each other, or lack others.
+    /// Returns the problems of options of the file that conflict with each other, or lack options
+    /// that they require.
     pub(super) fn problems(&self, path: &Path) -> Vec<Problem> {
         let mut problems = Vec::new();
         let mut problem = |line, what| problems.push(Problem { path: path.to_owned(), line, what });
@@ -132,12 +133,13 @@ impl<'a> Merge<'a> {
         problems
     }
 
-    /// Whether the archives of the file are those that are served.
+    /// Returns true if the archives of the file are served; those of the command line take
+    /// precedence.
     pub(super) fn takes_archives(&self) -> bool {
         !self.names_archives
     }
 
-    /// A command line that says all of it.
+    /// Returns a command line with all options.
     pub(super) fn arguments(&self, said: &[OsString], archives: bool) -> Vec<OsString> {
         let (program, said) = match said.split_first() {
             Some((program, said)) => (program.as_os_str(), said),
@@ -149,7 +151,7 @@ impl<'a> Merge<'a> {
         [program].into_iter().chain(kept).chain(archives).chain(said).map(OsStr::to_owned).collect()
     }
 
-    /// What the file is to blame for, of an error that remains. `None` is the command line's.
+    /// Attributes a remaining error to the file; `None` if it concerns the command line.
     pub(super) fn blame(&self, error: &clap::Error, path: &Path) -> Option<Problem> {
         let names = named_by(error);
         let is_of_file = |name: &String| {
@@ -158,7 +160,7 @@ impl<'a> Merge<'a> {
         };
         let is_missing = error.kind() == ErrorKind::MissingRequiredArgument;
         let what = match names.iter().find(|name| !name.starts_with("--")) {
-            // Archives are the only arguments that are no options.
+            // The archives are the only positional arguments.
             Some(_) if is_missing => What::NothingToServe,
             _ if !is_missing && names.iter().any(is_of_file) => What::Together(names.join(", ")),
             _ => return None,
@@ -175,7 +177,7 @@ impl<'a> Merge<'a> {
         self.keys().any(|other| other == key)
     }
 
-    /// Whether two options can't stand beside each other.
+    /// Returns true if two options conflict.
     fn contradict(&self, one: &str, other: &str) -> bool {
         let says = |one: &str, other: &str| {
             let option = |key| self.command.get_arguments().find(|arg| arg.get_long() == Some(key));
@@ -187,7 +189,8 @@ impl<'a> Merge<'a> {
         says(one, other) || says(other, one)
     }
 
-    /// Which other options it takes: what clap misses where there is nothing else.
+    /// Returns the other options that an option requires: those that clap misses if it is given
+    /// alone.
     fn needs(&self, entry: &Entry) -> Vec<String> {
         let alone = [OsString::from("hexz-nbd")].into_iter().chain(entry.arguments.iter().cloned());
         let alone = alone.chain([ARCHIVES.into()]);
@@ -201,7 +204,7 @@ impl<'a> Merge<'a> {
     }
 }
 
-/// The arguments that an error is about, without their values.
+/// Returns the names of the arguments that an error is about, without their values.
 fn named_by(error: &clap::Error) -> Vec<String> {
     let texts = [ContextKind::InvalidArg, ContextKind::PriorArg].into_iter().flat_map(|kind| {
         match error.get(kind) {

@@ -1,10 +1,10 @@
-//! All options: those of the command line, and behind them those of the configuration file,
-//! and certificate and key from the service manager's credentials.
+//! Reads all options: from the command line, then from the configuration file, then certificate
+//! and key from the service manager's credentials.
 //!
-//! `keys` takes from clap which options there are, `file` turns a file into arguments,
-//! `merge` puts these together with those that were given, and clap parses the whole: so
-//! every option has its place in the file, and means the same in both. `advice` is for
-//! command lines that clap can't make sense of.
+//! `keys` determines the available options from clap, `file` converts a file to arguments, and
+//! `merge` combines these with the command line. Clap parses the result, so every option can be
+//! used in the file and has the same meaning in both. `advice` improves the errors for command
+//! lines that clap rejects.
 
 mod advice;
 mod file;
@@ -33,71 +33,71 @@ use file::Written;
 use merge::Merge;
 use problem::Problem;
 
-/// Where options come from: it can be asked again.
+/// Source of the options, which can be read again for a reload.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     arguments: Vec<OsString>,
 }
 
-/// All options, as they are now.
+/// All options at startup.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) cli: Cli,
-    /// What is to be said of the configuration file.
+    /// Warnings about the configuration file and the command line.
     pub(crate) notes: Vec<String>,
-    /// What the configuration file was like before it was read.
+    /// Stamp of the configuration file from before it was read.
     pub(crate) stamp: Option<FileStamp>,
     pub(crate) fixed: Fixed,
 }
 
-/// The options that can't change while the program runs, as texts.
+/// Options that can't change at run time, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fixed(BTreeMap<String, Vec<OsString>>);
 
-/// Why there are no options.
+/// Reason for which there are no settings.
 #[derive(Debug)]
 pub(crate) enum Refused {
-    /// Or help, or the version, was asked for.
+    /// An invalid command line, or a request for help or the version.
     CommandLine(clap::Error),
-    /// The configuration file, or the credentials.
+    /// An invalid configuration file, or invalid credentials.
     File {
-        /// What the command line says of the log.
+        /// Logging options of the command line.
         log: Log,
         problems: Vec<Problem>,
     },
 }
 
-/// What can be exchanged, read anew.
+/// Options of a reload.
 #[derive(Debug)]
 pub(crate) struct Again {
     pub(crate) options: Changeable,
-    /// What the configuration file was like before it was read.
+    /// Stamp of the configuration file from before it was read.
     pub(crate) stamp: Option<FileStamp>,
     pub(crate) fixed: Fixed,
 }
 
-/// What was found out.
+/// Parsed options from all sources.
 struct Found {
     matches: ArgMatches,
-    /// Archives of the file, if those are what is served.
+    /// Archives of the file, if these are served.
     exports: Option<Vec<Named>>,
     notes: Vec<String>,
     stamp: Option<FileStamp>,
 }
 
 impl Source {
-    /// The command line of this process, and what it names.
+    /// Returns the command line of this process as a source.
     pub(crate) fn of_process() -> Self {
         Self { arguments: std::env::args_os().collect() }
     }
 
-    /// Whether the command line says `--stdio`, which no file can say: from then on standard
-    /// error may be the client's.
+    /// Returns true if the command line contains `--stdio`, which isn't allowed in a file:
+    /// standard error may be the client's connection.
     pub(crate) fn is_for_one_client(&self) -> bool {
         self.arguments.iter().any(|argument| argument == "--stdio")
     }
 
-    /// Reads all of it. Of a file, everything that is wrong is found.
+    /// Reads all options. Reports all problems of a configuration file.
     pub(crate) fn read(&self) -> Result<Settings, Refused> {
         let command = Cli::command();
         let found = self.find(command.clone()).map_err(|refused| match refused {
@@ -113,7 +113,7 @@ impl Source {
         Ok(Settings { cli, notes, stamp, fixed: Fixed::of(&matches) })
     }
 
-    /// Reads all of it anew, in the sandbox.
+    /// Reads all options again, inside the sandbox.
     pub(crate) fn read_again(&self) -> Result<Again, Refused> {
         let Found { matches, exports, stamp, .. } =
             self.find(keys::without_lookups(Cli::command()))?;
@@ -129,7 +129,7 @@ impl Source {
         command.build();
         let said = match said {
             Ok(said) if said.subcommand().is_none() => said,
-            // What is wrong is said in the words of the real options.
+            // Reports errors in terms of the real command.
             _ => {
                 let matches = command.try_get_matches_from(&self.arguments);
                 let matches = matches.map_err(Refused::CommandLine)?;
@@ -170,7 +170,7 @@ impl Source {
     }
 }
 
-/// What the file says, and what is to be said of it.
+/// Returns the contents of the file, and warnings about it.
 fn read_file(path: &Path, command: &Command) -> Result<(Written, Vec<String>), Vec<Problem>> {
     let (text, note) = file::read(path).map_err(|problem| vec![problem])?;
     let (written, problems) = file::parse(&text, path, command);
@@ -178,7 +178,7 @@ fn read_file(path: &Path, command: &Command) -> Result<(Written, Vec<String>), V
 }
 
 impl Settings {
-    /// What the program goes on needing.
+    /// Returns what the sandbox must permit.
     pub(crate) fn plan(&self) -> Plan {
         let mut plan = self.cli.serve.plan();
         plan.reloaded.extend(self.cli.file.config.clone());
@@ -187,7 +187,7 @@ impl Settings {
 }
 
 impl Changeable {
-    /// Names the archives of a file, if those are what is served.
+    /// Sets the archives of a file, if these are served.
     fn name(&mut self, exports: Option<Vec<Named>>) {
         if let Some(exports) = exports {
             self.snapshots.name(exports);
@@ -196,7 +196,7 @@ impl Changeable {
 }
 
 impl Fixed {
-    /// All options but those of [`Changeable`].
+    /// Collects all options except those of [`Changeable`].
     fn of(matches: &ArgMatches) -> Self {
         let changeable = Changeable::augment_args(Command::new(""));
         let is_changeable =
@@ -210,7 +210,7 @@ impl Fixed {
         Self(values.collect())
     }
 
-    /// Which of them others have otherwise.
+    /// Returns the keys whose values differ from `other`.
     pub(crate) fn differing<'a>(&'a self, other: &Self) -> Vec<&'a str> {
         let differs = |(key, value): &(&String, &Vec<OsString>)| other.0.get(*key) != Some(*value);
         self.0.iter().filter(differs).map(|(key, _)| key.as_str()).collect()
@@ -218,7 +218,7 @@ impl Fixed {
 }
 
 impl Refused {
-    /// Says why, and ends the program.
+    /// Reports the reason, and ends the program.
     pub(crate) fn exit(self) -> ! {
         let (log, problems) = match self {
             Self::CommandLine(error) => advice::exit(error),

@@ -1,5 +1,5 @@
-//! What can be wrong with a configuration file, in its own words: not in those of a command
-//! line that nobody has written.
+//! Defines the problems of a configuration file. Their messages are about the file, not about a
+//! command line that nobody wrote.
 
 use std::fmt;
 use std::io;
@@ -7,17 +7,17 @@ use std::path::PathBuf;
 
 use hexz_nbd::escape;
 
-/// Something that is wrong with a configuration file, and where.
+/// A problem in a configuration file, with its location.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{}: {what}", escape::name(.path), Line(*.line))]
 pub(crate) struct Problem {
     pub(super) path: PathBuf,
-    /// From 1 on.
+    /// Line number, starting at 1.
     pub(super) line: Option<usize>,
     pub(super) what: What,
 }
 
-/// What is wrong.
+/// Description of the problem.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum What {
     #[error("can't read it: {0}")]
@@ -78,7 +78,7 @@ pub(super) enum What {
     OneCredential(&'static str),
 }
 
-/// ", line 3", if it is known.
+/// Formatter that writes ", line 3" if the line is known.
 struct Line(Option<usize>);
 
 impl fmt::Display for Line {
@@ -87,7 +87,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// " (line 3)", or where else it was said.
+/// Formatter that writes " (line 3)", or " (on the command line)".
 struct Where<'a>(&'a Option<usize>);
 
 impl fmt::Display for Where<'_> {
@@ -110,7 +110,7 @@ impl fmt::Display for Nearest<'_> {
     }
 }
 
-/// Which options a table's keys are.
+/// Formatter that writes the options that the keys of an unknown table probably mean.
 struct There<'a>(&'a [String]);
 
 impl fmt::Display for There<'_> {

@@ -1,4 +1,4 @@
-//! Each message, and that the sample has all options.
+//! Tests each message, and that the sample contains all options.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -55,7 +55,7 @@ fn what_a_file_says() {
     assert!(parse("").0.entries.is_empty());
 }
 
-/// Each names the file, the line and the key, and says what to do.
+/// Each message names the file, the line and the key, and says what to do.
 #[test]
 fn each_message() {
     let only = "is for the command line alone: it";
@@ -122,19 +122,19 @@ fn all_that_is_wrong_is_said_in_order() {
     let found = problems("strict = 1\nx = 1\n[exports]\na = 1\nb = 2\n");
     let lines: Vec<_> = found.iter().map(|problem| problem.split(':').next().unwrap()).collect();
     assert_eq!(lines, [1, 2, 4, 5].map(|line| format!("x.toml, line {line}")));
-    // Of a file that is something else, not on and on.
+    // The number of problems is limited for a file of another kind.
     let text: String = (0..10_000).map(|key| format!("x{key} = 1\n")).collect();
     assert_eq!(problems(&text).len(), 50);
 }
 
-/// The option of a line of the sample that sets one, or would without its `#`.
+/// Returns the option of a sample's line that sets one, or would without its `#`.
 fn setting(line: &str) -> Option<(&str, &str)> {
     let line = line.strip_prefix('#').unwrap_or(line);
     let (key, _) = line.split_once(" = ")?;
     (!key.is_empty() && !key.starts_with(['"', ' ', '['])).then_some((key, line))
 }
 
-/// An option that is added has to be added there, too.
+/// A new option must be added to the sample, too.
 #[test]
 fn the_sample_has_every_option_and_its_default() {
     let (options, exports) = SAMPLE.split_once("#[exports]").unwrap();
@@ -147,7 +147,7 @@ fn the_sample_has_every_option_and_its_default() {
         let option = keys::option(&command, key).unwrap();
         let value = line[key.len() + 3..].split("  #").next().unwrap().trim().trim_matches('"');
         if let [default] = option.get_default_values() {
-            // Of a flag that is only true or false, or an option that has a default.
+            // Options with a default value, which includes flags.
             assert_eq!(default.to_str().unwrap(), value, "{key}");
         }
     }

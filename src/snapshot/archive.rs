@@ -1,4 +1,4 @@
-//! One archive file: its header and master index in memory, the rest where it is.
+//! An open archive file, with header and master index in memory. Everything else is read on demand.
 
 use std::cell::Cell;
 use std::path::Path;
@@ -18,7 +18,7 @@ use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
 use crate::storage::{Counted, Storage};
 
-/// Index pages that are looked through for a block to try the password on.
+/// Maximum number of index pages that are searched for a block to test the password with.
 const PAGES_TO_TRY_PASSWORD: usize = 256;
 
 /// An open archive.
@@ -28,12 +28,12 @@ pub(super) struct Archive {
     pub(super) header: Header,
     pub(super) index: MasterIndex,
     pub(super) layout: Layout,
-    /// What its metadata say of its main stream, if it has some.
+    /// Kind of the main stream according to the metadata, if there is any.
     pub(super) metadata: Option<Metadata>,
-    /// Parents in the order of the header: their positions in the chain, or `None` for those
-    /// that could not be opened. Empty until they have been looked for.
+    /// Parents in the order of the header: their indexes in the chain, or `None` for those that
+    /// couldn't be opened. Empty until the parents have been searched for.
     pub(super) parents: Vec<Option<usize>>,
-    /// How the operator wants ambiguous references to be read.
+    /// Operator's decision for ambiguous references.
     pub(super) reference_mode: Option<ReferenceMode>,
     /// True if ranges that no block covers read as zeros.
     pub(super) zero_uncovered: bool,
@@ -45,8 +45,8 @@ pub(super) struct Archive {
 }
 
 impl Archive {
-    /// Reads and checks header and master index, digest and signature where they are asked
-    /// for; tries the password of an encrypted one.
+    /// Reads and checks header and master index. Verifies digest and signature if required, and
+    /// tests the password of an encrypted archive.
     pub(super) fn open(
         path: Arc<Path>,
         storage: Arc<dyn Storage>,
@@ -77,8 +77,8 @@ impl Archive {
         Ok(archive)
     }
 
-    /// The same without a password: the index can be read, blocks of an encrypted archive
-    /// can't.
+    /// Opens an archive without a password: the index can be read, but blocks of an encrypted
+    /// archive can't.
     pub(super) fn open_locked(
         path: Arc<Path>,
         storage: Arc<dyn Storage>,
@@ -88,7 +88,7 @@ impl Archive {
             digests.expect(&path)?;
         }
         let storage: Arc<dyn Storage> = Arc::new(Counted::new(storage, Arc::clone(&options.reads)));
-        // From here on nothing is read that the digest doesn't vouch for.
+        // Every read from here on is verified against the digest.
         let storage = match &options.digests {
             Some(digests) => digests.verify(&path, storage, &options.digest_memory)?,
             None => storage,
@@ -99,7 +99,8 @@ impl Archive {
             Some(place) => read(&path, storage.as_ref(), place, "read the dictionary")?,
             None => Vec::new(),
         };
-        // Each is read once: what is used below is what is checked here.
+        // Index and metadata are read once, so the bytes that are used are those that were
+        // verified.
         let metadata = if options.verify_keys.is_empty() {
             classify_metadata(&path, storage.as_ref(), &header)?
         } else {
@@ -133,8 +134,8 @@ impl Archive {
         Ok(archive)
     }
 
-    /// Checks the pages against the form of their entries, and finds out where streams end of
-    /// which the master index doesn't say it, or says something else than the blocks.
+    /// Checks the pages against the form of their entries. Determines the ends of streams whose
+    /// size the master index doesn't state, or states differently from the blocks.
     fn complete_index(&mut self) -> Result<(), Error> {
         let (path, offset) = (&self.path, self.header.index_offset);
         let fail = |problem: Problem| problem.at(path, offset);
@@ -168,7 +169,7 @@ impl Archive {
         self.index.stream(kind)
     }
 
-    /// Reason why nothing can be read at byte `at` of a stream.
+    /// Returns the error for byte `at` of a stream, which no block covers.
     pub(super) fn uncovered(&self, kind: StreamKind, at: u64) -> Error {
         let StreamIndex { size, end, .. } = *self.stream(kind);
         let problem = if (end..size).contains(&at) {
@@ -179,7 +180,7 @@ impl Archive {
         problem.of(&self.path)
     }
 
-    /// Loads a page of a stream.
+    /// Loads an index page of a stream.
     pub(super) fn load_page(
         &self,
         kind: StreamKind,
@@ -189,7 +190,7 @@ impl Archive {
         self.load_page_and_bytes(kind, page, zeros).map(|(page, _)| page)
     }
 
-    /// The same, with the bytes from which it was made.
+    /// Loads an index page and returns its bytes, too.
     pub(super) fn load_page_and_bytes(
         &self,
         kind: StreamKind,
@@ -212,33 +213,33 @@ impl Archive {
             .map_err(|problem| problem.at(&self.path, place.place.offset))
     }
 
-    /// Checks that one of `keys` has signed it.
+    /// Verifies that one of `keys` has signed the archive.
     pub(super) fn check_signature(&self, keys: &[VerifyKey]) -> Result<(), Error> {
         let index = read_master_index(&self.path, self.storage.as_ref(), &self.header)?;
         let signed = signature::Signed { index: &index, behind: &[] };
         signature::check(&self.path, self.storage.as_ref(), &self.header, signed, keys)?;
-        // It may have been written to since it was opened.
+        // The file may have been written to since it was opened.
         let is_same = MasterIndex::parse(&index, self.header.index_offset, true)
             .is_ok_and(|signed| signed.has_same_pages(&self.index));
         if is_same { Ok(()) } else { Err(Problem::Signature.of(&self.path)) }
     }
 
-    /// Form of the entries of its index pages.
+    /// Returns the form of the entries of the index pages.
     pub(super) fn entry_form(&self) -> EntryForm {
         self.entries
     }
 
-    /// Number of blocks on all pages of a stream.
+    /// Returns the number of blocks on all pages of a stream.
     pub(super) fn block_count(&self, kind: StreamKind) -> u64 {
         self.stream(kind).pages.iter().map(|page| u64::from(page.block_count(self.entries))).sum()
     }
 
-    /// The file's length, in bytes.
+    /// Returns the file's length, in bytes.
     pub(super) fn file_length(&self) -> u64 {
         self.storage.length()
     }
 
-    /// Returns true if both are the same file, with the same bytes.
+    /// Returns true if both archives are the same file, or have the same verified bytes.
     pub(super) fn has_bytes_of(&self, other: &Self) -> bool {
         let of = |archive: &Self| archive.storage.verified_blake3();
         match (of(self), of(other)) {
@@ -247,13 +248,13 @@ impl Archive {
         }
     }
 
-    /// Where its bytes come from.
+    /// Returns the storage from which the archive is read.
     pub(super) fn storage(&self) -> &dyn Storage {
         self.storage.as_ref()
     }
 
-    /// The bytes of a block that needs no parent. A stored one is read and decoded:
-    /// CRC-32, decryption, decompression, length, and BLAKE3 where the index gives it.
+    /// Reads and decodes a block that needs no parent. A stored block passes these steps: CRC-32,
+    /// decryption, decompression, length, and BLAKE3 if the index has a hash.
     pub(super) fn read_block(&self, block: &Located) -> Result<Vec<u8>, Error> {
         let (place, checksum) = match block.entry.content {
             Content::Zeros | Content::Contradiction => {
@@ -297,11 +298,11 @@ impl Archive {
         Ok(decoded)
     }
 
-    /// Compares the lengths of an index page with those of the stored blocks, where nothing
-    /// else in the index would show that one is damaged: a wrong length moves all blocks
-    /// behind it. That is the last page of a stream whose size isn't stated.
+    /// Compares the lengths on an index page with those of the stored blocks if no other part of
+    /// the index would reveal a damaged length, which moves all later blocks. That is the last page
+    /// of a stream whose size isn't stated.
     ///
-    /// A frame that states its decoded length isn't decoded for that.
+    /// A frame that states its decoded length isn't decoded for this check.
     fn probe_lengths(&self) -> Result<(), Error> {
         let zeros = ZeroHashes::default();
         let mut decoded: u64 = 0;
@@ -338,7 +339,8 @@ impl Archive {
         Ok(())
     }
 
-    /// Decoded length that a stored block states itself, if it does and isn't encrypted.
+    /// Returns the decoded length that a stored block states itself, if it does and isn't
+    /// encrypted.
     fn stated_length(&self, place: Extent) -> Result<Option<u32>, Problem> {
         if self.header.encryption.is_some() {
             return Ok(None);
@@ -352,7 +354,7 @@ impl Archive {
         Ok(self.codec.stated_length(head))
     }
 
-    /// Decrypts one block, so that a wrong password is found before anything is served.
+    /// Decrypts one block, so that a wrong password is detected before the archive is served.
     fn try_password(&self) -> Result<(), Error> {
         if self.key.is_none() {
             return Ok(());
@@ -368,7 +370,7 @@ impl Archive {
                 if let Some(block) = stored {
                     return match self.read_block(&block) {
                         Ok(_) => Ok(()),
-                        // The stored bytes are what was written (their CRC-32 fits).
+                        // The CRC-32 matches, so the stored bytes aren't damaged.
                         Err(Error { problem: Problem::Tag, .. }) => {
                             Err(Problem::WrongPassword.of(&self.path))
                         }
@@ -403,8 +405,8 @@ fn classify_metadata(
         .map_err(|error| Problem::reading("read its metadata", error).of(path))
 }
 
-/// What stands behind the master index: metadata, and old signatures. Longer metadata than are
-/// ever parsed aren't read.
+/// The bytes between master index and end of the metadata: metadata and replaced signatures. Empty
+/// if they are longer than the metadata that can be parsed.
 struct Behind {
     offset: u64,
     bytes: Vec<u8>,
@@ -420,17 +422,17 @@ impl Behind {
         Ok(Self { offset, bytes })
     }
 
-    /// What the metadata at `place` say of the main stream.
+    /// Classifies the main stream by the metadata at `place`.
     fn classify(&self, place: Extent) -> Metadata {
         let start = place.offset.checked_sub(self.offset);
         let range = start.and_then(|start| usize::try_from(start).ok());
         let bytes = range.and_then(|start| self.bytes.get(start..)?.get(..place.length as usize));
-        // Memory can always be read.
+        // Reading from memory can't fail.
         bytes.and_then(|bytes| metadata::classify(bytes).ok()).unwrap_or(Metadata::TOO_LONG)
     }
 }
 
-/// Form of the entries of the archive's first page, at `place`.
+/// Determines the form of the entries from the archive's first page, at `place`.
 fn entry_form(path: &Arc<Path>, storage: &dyn Storage, place: Extent) -> Result<EntryForm, Error> {
     let head = Extent { length: PAGE_HEAD, ..place };
     let head = read(path, storage, head, "read an index page")?;
@@ -439,9 +441,9 @@ fn entry_form(path: &Arc<Path>, storage: &dyn Storage, place: Extent) -> Result<
         .ok_or_else(|| Problem::Invalid("an index page's number of blocks").at(path, place.offset))
 }
 
-/// Lends this thread's buffer for stored blocks. What is in it is anybody's.
+/// Calls `work` with this thread's buffer for stored blocks, whose initial content is unspecified.
 fn with_buffer<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
-    /// Larger ones are rare, and not kept, in bytes.
+    /// Maximum capacity of a buffer that is kept, in bytes. Larger blocks are rare.
     const KEPT: usize = 1024 * 1024;
     thread_local! {
         static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
@@ -457,7 +459,7 @@ fn with_buffer<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
     done
 }
 
-/// Compares a block's bytes with its hash, where the packer gave one.
+/// Compares a block's bytes with its hash, if the packer recorded one.
 fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), Problem> {
     if !expected.is_given() {
         return Ok(());
@@ -471,7 +473,7 @@ fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error>
     let mut region: Box<Region> = Box::new([0; HEADER_REGION]);
     let there = region.get_mut(..usize::try_from(length).unwrap_or(usize::MAX));
     let result = match there {
-        // Shorter than a header: it may still be told apart from some other kind of file.
+        // The file is shorter than a header, but its start may still identify another file type.
         Some(part) => {
             storage
                 .read_exact_at(part, 0)
@@ -489,7 +491,7 @@ fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error>
     result.map_err(|problem| problem.of(path))
 }
 
-/// The bytes of the master index, which are parsed when they have been found good.
+/// Reads the master index without parsing it: its signature is verified first.
 fn read_master_index(
     path: &Arc<Path>,
     storage: &dyn Storage,
@@ -509,7 +511,7 @@ fn read_master_index(
     read(path, storage, Extent { offset, length }, "read the master index")
 }
 
-/// Reads `place`, whose length has met its cap when its entry was parsed.
+/// Reads the bytes at `place`, whose length was checked against its limit during parsing.
 fn read(
     path: &Arc<Path>,
     storage: &dyn Storage,

@@ -1,4 +1,4 @@
-//! Finding an archive's parents, and theirs.
+//! Search for an archive's parents and all further ancestors.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -10,8 +10,8 @@ use super::error::{Error, Problem};
 use super::limits::MAX_CHAIN;
 use crate::storage::{FileStorage, Storage};
 
-/// Opens the archive at `path` and all its ancestors: the archive itself first, then its
-/// parents, nearer ones before farther ones.
+/// Opens the archive at `path` and all its ancestors. Returns the archive itself first, then its
+/// ancestors, nearest first.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, Error> {
     let path: Arc<Path> = Arc::from(path);
     let storage =
@@ -21,7 +21,7 @@ pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, E
     ancestors(archive, Some(identity), options, Archive::open, |link| link.found.map(drop))
 }
 
-/// The same for an archive that is no file. Its parents are files all the same.
+/// Opens an archive that isn't a file, and its ancestors, which are files.
 pub(super) fn open_storage(
     name: &Path,
     storage: Arc<dyn Storage>,
@@ -31,8 +31,8 @@ pub(super) fn open_storage(
     ancestors(archive, None, options, Archive::open, |link| link.found.map(drop))
 }
 
-/// Opens what can be opened of a chain for looking at the indexes alone, without a password.
-/// The links say which parents there are, and why some couldn't be opened.
+/// Opens as much of a chain as possible to inspect its indexes, without a password. The links list
+/// all parents, including those that couldn't be opened, with the reason.
 pub(super) fn open_for_index(
     path: &Path,
     storage: Option<Arc<dyn Storage>>,
@@ -57,27 +57,27 @@ pub(super) fn open_for_index(
     Ok((chain, links))
 }
 
-/// What one archive says of one of its parents, and what came of it.
+/// A reference from an archive to a parent, with the result of opening the parent.
 pub(super) struct Link {
-    /// The child's place in the chain.
+    /// Index of the child in the chain.
     pub(super) child: usize,
-    /// The parent as the child names it.
+    /// Name of the parent, as recorded in the child.
     pub(super) name: String,
-    /// The parent's place in the chain.
+    /// Index of the parent in the chain.
     pub(super) found: Result<usize, Error>,
 }
 
-/// A file by device and inode, whatever it is called.
+/// Device and inode of a file, which are the same for all its names.
 type Identity = (u64, u64);
 
-/// An archive whose parents are still to be found, with those through which it was
-/// reached: meeting one of them again is a circle.
+/// An archive whose parents have yet to be found, with its descendants up to the served archive. A
+/// parent that is one of them closes a cycle.
 struct Pending {
     archive: usize,
     lineage: Vec<Identity>,
 }
 
-/// Goes from `archive` to all its ancestors. `note` gets each link, and ends it with an error.
+/// Opens all ancestors of `archive`. Calls `note` for each link and stops at its first error.
 fn ancestors(
     archive: Archive,
     identity: Option<Identity>,
@@ -102,7 +102,7 @@ fn ancestors(
                 if lineage.contains(&identity) {
                     return Err(Problem::ParentCycle(name.clone()).of(&child_path));
                 }
-                // Two archives may share a parent; it is opened once.
+                // A parent that several archives share is opened once.
                 if let Some((_, place)) = opened.iter().find(|(other, _)| *other == identity) {
                     return Ok(*place);
                 }
@@ -134,8 +134,8 @@ fn chain_start(chain: &[Archive]) -> Arc<Path> {
 
 /// Finds the parent that the archive at `child` calls `name`.
 ///
-/// An archive comes from whoever packed it, so its words choose a file only among those
-/// that the operator put beside it or into a parent directory.
+/// An archive's content is untrusted, so the name can only select a file that the operator has put
+/// next to the archive or into a parent directory.
 fn find(
     child: &Arc<Path>,
     name: &str,
@@ -156,7 +156,7 @@ fn find(
     Err(Problem::ParentMissing { name: name.to_owned(), tried, elsewhere }.of(child))
 }
 
-/// Where a parent is looked for, in this order.
+/// Returns the paths at which a parent is searched for, in this order.
 fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
     let name = Path::new(name);
     let beside = match child.parent() {
@@ -171,7 +171,7 @@ fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
         paths.extend(name.file_name().map(|file| folder.join(file)));
     }
     if options.parents_anywhere {
-        // Relative names were relative to wherever the packer stood.
+        // Relative names refer to the packer's working directory, which is unknown.
         paths.push(beside.join(name));
         paths.push(name.to_owned());
     }
@@ -180,7 +180,7 @@ fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
     paths
 }
 
-/// Whether a path stays below the folder that it is joined to.
+/// Returns true if a path stays below the directory that it is joined to.
 fn is_plain(path: &Path) -> bool {
     path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }

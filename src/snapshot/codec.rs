@@ -1,4 +1,4 @@
-//! Decompression into exactly the length that the index states.
+//! Decompression of blocks to the exact length that the index states.
 
 use std::fmt;
 use std::sync::Mutex;
@@ -8,15 +8,15 @@ use zstd::bulk::Decompressor;
 use super::error::Problem;
 use super::header::Compression;
 
-/// Bytes of a stored block among which is its decoded length, if it is stated: a Zstandard
-/// frame header (RFC 8878, section 3.1.1.1).
+/// Number of leading bytes of a stored block that contain its decoded length, if it is stated: a
+/// Zstandard frame header (RFC 8878, section 3.1.1.1).
 pub(super) const STATED_LENGTH_HEAD: usize = 18;
 
-/// Decompresses the blocks of one archive.
+/// Decompressor for the blocks of one archive.
 pub(super) struct Codec {
     compression: Compression,
     dictionary: Vec<u8>,
-    /// Contexts that are not in use; there are never more than threads that decode.
+    /// Pool of idle contexts. There are never more contexts than decoding threads.
     idle: Mutex<Vec<Decompressor<'static>>>,
 }
 
@@ -30,12 +30,12 @@ impl fmt::Debug for Codec {
 }
 
 impl Codec {
-    /// A decompressor; `dictionary` is empty where there is none.
+    /// Creates a decompressor; `dictionary` is empty if there is none.
     pub(super) fn new(compression: Compression, dictionary: Vec<u8>) -> Self {
         Self { compression, dictionary, idle: Mutex::default() }
     }
 
-    /// Decompresses `stored` to exactly `length` bytes, allocating no more than that.
+    /// Decompresses `stored` to exactly `length` bytes, without allocating more than that.
     pub(super) fn decode(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
         let block = match self.compression {
             Compression::Lz4 => decode_lz4(stored, length)?,
@@ -48,7 +48,7 @@ impl Codec {
         }
     }
 
-    /// Decoded length that a block states in its first bytes, if it does.
+    /// Returns the decoded length that a block states in its first bytes, if it does.
     pub(super) fn stated_length(&self, head: &[u8]) -> Option<u32> {
         match self.compression {
             Compression::Lz4 => head.first_chunk().map(|size| u32::from_le_bytes(*size)),
@@ -61,7 +61,7 @@ impl Codec {
 
     fn decode_zstd(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
         let failed = |error: std::io::Error| Problem::Decompress(error.to_string());
-        // The decompressor would take what is behind the frame for further ones.
+        // The decompressor would treat bytes behind the frame as further frames.
         let frame = zstd::zstd_safe::find_frame_compressed_size(stored);
         if frame.is_ok_and(|length| length != stored.len()) {
             return Err(Problem::Decompress("there is something behind its frame".to_owned()));
@@ -81,7 +81,8 @@ impl Codec {
     }
 }
 
-/// A 32-bit decoded size, then a raw LZ4 block. The size is compared, never trusted.
+/// Decodes a 32-bit decoded size followed by a raw LZ4 block. The size is compared with `length`,
+/// never used for allocation.
 fn decode_lz4(stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
     let (size, raw) = stored.split_first_chunk().ok_or(Problem::EndsWithin("a block's size"))?;
     let size = u32::from_le_bytes(*size);

@@ -1,4 +1,4 @@
-//! AES-256-GCM, with a key from a password.
+//! AES-256-GCM decryption of blocks, with a key derived from a password.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -11,7 +11,7 @@ use super::Password;
 use super::error::Problem;
 use super::header::KeyDerivation;
 
-/// The key of one encrypted archive.
+/// Key of one encrypted archive.
 pub(super) struct BlockKey(LessSafeKey);
 
 impl fmt::Debug for BlockKey {
@@ -21,7 +21,7 @@ impl fmt::Debug for BlockKey {
 }
 
 impl BlockKey {
-    /// Derives the key; slow on purpose.
+    /// Derives the key, which is slow by design (PBKDF2).
     pub(super) fn derive(password: &Password, from: &KeyDerivation) -> Result<Self, Problem> {
         let iterations =
             NonZeroU32::new(from.iterations).ok_or(Problem::Invalid("the iteration count"))?;
@@ -33,7 +33,7 @@ impl BlockKey {
             .map_err(|_| Problem::Invalid("the key"))
     }
 
-    /// Decrypts block `number` in place; what it returns is without the tag.
+    /// Decrypts block `number` in place. Returns the plaintext without the tag.
     pub(super) fn open<'a>(
         &self,
         number: u64,

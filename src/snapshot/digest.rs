@@ -1,9 +1,9 @@
-//! Digests that archives have to have: lists of BLAKE3, as `b3sum` writes them.
+//! Required digests of archives: lists of BLAKE3 hashes in the format of `b3sum`.
 //!
-//! A digest covers every byte of an archive, unlike a signature. It is compared when the archive
-//! is opened, which means to read all of it. The BLAKE3 tree that this makes is kept, and
-//! whatever is read afterwards is compared with it: a file can be written to in ways that its
-//! time stamps don't show, such as through a mapping.
+//! Unlike a signature, a digest covers every byte of an archive. It is verified when the archive is
+//! opened, which takes reading all of it. The resulting BLAKE3 tree is kept, and all later reads
+//! are verified against it: a file can be modified without a change of its timestamps, for example
+//! through a memory mapping.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,10 +23,10 @@ use crate::storage::{
     self, FileStamp, HashTree, RecentGroups, Storage, TreeBudget, TreeError, VerifiedStorage,
 };
 
-/// Hashing a smaller file takes no time worth a line in the log, in bytes.
+/// Minimum length of a file for which hashing is logged, in bytes.
 const BIG: u64 = 1 << 30;
 
-/// Memory for verifying what is read of archives with digests, shared by all of them.
+/// Memory for verifying reads of archives with digests, shared by all of them.
 #[derive(Debug, Clone)]
 pub struct DigestMemory {
     trees: Arc<TreeBudget>,
@@ -39,7 +39,7 @@ impl Default for DigestMemory {
     }
 }
 
-/// A BLAKE3-256 of a whole file.
+/// BLAKE3-256 hash of a whole file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Digest([u8; 32]);
 
@@ -47,7 +47,7 @@ impl Digest {
     /// Hashes all of `storage` on all cores, in bounded memory.
     ///
     /// # Errors
-    /// It can't be read.
+    /// The storage can't be read.
     pub fn of(storage: &dyn Storage) -> io::Result<Self> {
         storage::blake3(storage).map(Self)
     }
@@ -65,56 +65,56 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The digests that archives have to have, by file name.
+/// Required digests of archives, by file name.
 #[derive(Debug, Default)]
 pub struct Digests {
     pins: HashMap<OsString, Pin>,
 }
 
-/// One archive's digest.
+/// Required digest of one archive.
 #[derive(Debug)]
 struct Pin {
     expected: Digest,
-    /// What was hashed last under this name. A parent of many archives isn't read whole for
-    /// each of them, and one that is wrong not each time that somebody asks for it.
+    /// Result of the last hashing under this name. Thanks to it, a parent of many archives isn't
+    /// hashed again for each of them, nor a file with a wrong digest for each attempt to open it.
     known: Mutex<Option<Hashed>>,
 }
 
 /// Result of hashing a file.
 #[derive(Debug, Clone)]
 struct Hashed {
-    /// Of the file, when it was opened.
+    /// Stamp of the file when it was opened.
     stamp: FileStamp,
     digest: Digest,
-    /// Missing for a file that isn't the one that was expected.
+    /// Hash tree; `None` if the digest isn't the expected one.
     tree: Option<Arc<HashTree>>,
 }
 
-/// What is wrong with a list of digests.
+/// Error in a list of digests.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DigestsError {
-    /// Not what b3sum writes.
+    /// The line with this number isn't in the format of b3sum.
     #[error(
         "line {0} is not a BLAKE3 of 64 hexadecimal digits, two spaces and a path, as \
          \"hexz-nbd digest\" and b3sum write it"
     )]
     Line(usize),
-    /// Not `NAME=BLAKE3`.
+    /// The text isn't `NAME=BLAKE3`.
     #[error("it is not NAME=BLAKE3, with a file's name and 64 hexadecimal digits")]
     Pin,
-    /// Two files of one name.
+    /// Two different digests are given for one file name.
     #[error(
         "there are two digests for {}; archives are told apart by their file names, without \
          folders: give one of them another name", printable(Path::new(.0))
     )]
     Twice(OsString),
-    /// Nothing in it.
+    /// The list is empty.
     #[error("there is no digest in it")]
     Empty,
 }
 
 impl Digests {
-    /// Adds the lines of a list: `BLAKE3  PATH`, of which the last part of PATH counts.
+    /// Adds the lines of a list: `BLAKE3  PATH`. Only the last component of PATH matters.
     ///
     /// # Errors
     /// See [`DigestsError`].
@@ -132,7 +132,7 @@ impl Digests {
         if is_empty { Err(DigestsError::Empty) } else { Ok(()) }
     }
 
-    /// Adds one digest, as `NAME=BLAKE3`.
+    /// Adds one digest, given as `NAME=BLAKE3`.
     ///
     /// # Errors
     /// See [`DigestsError`].
@@ -141,7 +141,7 @@ impl Digests {
         self.add(name, digest)
     }
 
-    /// Whether a text has the form of `NAME=BLAKE3`, so that it isn't the path of a list.
+    /// Returns true if a text has the form `NAME=BLAKE3`, and isn't the path of a list.
     pub fn is_pin(text: &OsStr) -> bool {
         split_pin(text).is_some()
     }
@@ -157,11 +157,10 @@ impl Digests {
         }
     }
 
-    /// Takes over what another list's archives were hashed to, so that those that haven't
-    /// changed needn't be read again.
+    /// Copies the hashing results of a previous list, so that unchanged archives aren't read again.
     pub fn remember(&self, before: &Self) {
         for (name, pin) in &self.pins {
-            // One that is being hashed just now will be hashed again.
+            // A file that is being hashed right now will be hashed again.
             if let Some(before) = before.pins.get(name)
                 && let (Ok(mut known), Ok(before)) = (pin.known.lock(), before.known.try_lock())
             {
@@ -173,13 +172,13 @@ impl Digests {
         }
     }
 
-    /// Refuses an archive that is in no list, before a byte of it is read.
+    /// Checks that an archive has a digest, before any of its bytes are read.
     pub(super) fn expect(&self, path: &Arc<Path>) -> Result<(), Error> {
         self.pin(path).map(|_| ())
     }
 
-    /// Compares the whole of an archive with its digest. All that is read of the storage that is
-    /// returned has been verified by that digest.
+    /// Compares a whole archive with its digest. Every read of the returned storage is verified
+    /// against that digest.
     pub(super) fn verify(
         &self,
         path: &Arc<Path>,
@@ -187,7 +186,7 @@ impl Digests {
         memory: &DigestMemory,
     ) -> Result<Arc<dyn Storage>, Error> {
         let pin = self.pin(path)?;
-        // Who needs the same file waits; all others don't.
+        // Only threads that need the same file wait here.
         let mut known = pin.known.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = storage.stamp();
         let tree = match &*known {
@@ -197,7 +196,7 @@ impl Digests {
                 tree.clone().filter(|_| *digest == pin.expected).ok_or(*digest)
             }
             _ => {
-                // The values of the file that was here before aren't needed any more.
+                // Frees the memory of the previous file's tree first.
                 *known = None;
                 if !memory.trees.has_room_for(storage.length()) {
                     self.forget_unused();
@@ -220,11 +219,10 @@ impl Digests {
         }
     }
 
-    /// Forgets the trees of archives that aren't open any more: they are hashed again when they
-    /// are needed.
+    /// Drops the trees of archives that aren't open any more. They are hashed again on demand.
     fn forget_unused(&self) {
         for pin in self.pins.values() {
-            // One that is being hashed just now is needed.
+            // A locked entry is being hashed right now, so it is in use.
             if let Ok(mut known) = pin.known.try_lock()
                 && let Some(Hashed { tree: Some(tree), .. }) = &*known
                 && Arc::strong_count(tree) == 1
@@ -241,7 +239,7 @@ impl Digests {
     }
 }
 
-/// Hashes all of an archive. If that takes long, the log says so.
+/// Hashes all of an archive, and logs that for a large one.
 fn hash(
     path: &Path,
     storage: &dyn Storage,
@@ -273,7 +271,7 @@ fn problem(error: TreeError) -> Problem {
     }
 }
 
-/// A line of a list, without its end.
+/// Formats a line of a list, without a line break.
 pub fn format_line(digest: Digest, path: &Path) -> Vec<u8> {
     let mut line = Vec::new();
     let path = path.as_os_str().as_bytes();
@@ -293,8 +291,8 @@ pub fn format_line(digest: Digest, path: &Path) -> Vec<u8> {
     line
 }
 
-/// The digest and the file name of a line. A backslash in front of it says that the path has
-/// some, too: for line breaks, and for themselves.
+/// Parses the digest and the file name of a line. A leading backslash means that line breaks and
+/// backslashes in the path are escaped.
 fn parse_line(line: &[u8]) -> Option<(Digest, OsString)> {
     let (line, is_escaped) = match line.strip_prefix(b"\\") {
         Some(line) => (line, true),
@@ -302,7 +300,7 @@ fn parse_line(line: &[u8]) -> Option<(Digest, OsString)> {
     };
     let (digest, path) = line.split_at_checked(64)?;
     let digest = digest_of(digest)?;
-    // A star is of those who tell binary files from text.
+    // An asterisk marks binary mode in the formats of related tools.
     let path = path.strip_prefix(b"  ").or_else(|| path.strip_prefix(b" *"))?;
     let path = if is_escaped { unescape(path)? } else { path.to_vec() };
     let name = Path::new(&OsString::from_vec(path)).file_name()?.to_owned();
@@ -329,7 +327,7 @@ fn unescape(path: &[u8]) -> Option<Vec<u8>> {
 fn split_pin(pin: &OsStr) -> Option<(&OsStr, Digest)> {
     let (rest, digest) = pin.as_bytes().split_last_chunk::<64>()?;
     let name = OsStr::from_bytes(rest.strip_suffix(b"=")?);
-    // The name of a file, and no path to it.
+    // A plain file name, without directories.
     let is_name = Path::new(name).file_name() == Some(name);
     is_name.then_some((name, digest_of(digest)?))
 }
@@ -418,7 +416,7 @@ mod tests {
         assert_eq!(plain, format!("{HEX}  a.hxz").into_bytes());
     }
 
-    /// Files of noise, and what is read of them.
+    /// Files of pseudorandom bytes, with a count of what is read of them.
     struct Files {
         folder: tempfile::TempDir,
         reads: Arc<Reads>,
@@ -426,7 +424,7 @@ mod tests {
     }
 
     impl Files {
-        /// Room for the trees of so many of them, each of two groups.
+        /// Creates a budget for this number of trees, each of two groups.
         fn new(trees: u64) -> Self {
             let memory = DigestMemory {
                 trees: TreeBudget::new(trees * 2 * 32),
@@ -473,7 +471,7 @@ mod tests {
         drop(first);
         assert!(files.verify(&again, "a").is_ok());
         assert_eq!(files.reads.bytes(), hashed);
-        // Another list: the same file, expected to be another one. It need not be read for that.
+        // Another list expects a different digest of the same file. It isn't read again for that.
         let second = of_all(&[("a", wrong)]);
         second.remember(&again);
         drop(again);
@@ -481,12 +479,12 @@ mod tests {
         assert_eq!(files.verify(&second, "a").err(), Some("digest"));
         assert_eq!(files.verify(&second, "a").err(), Some("digest"));
         assert_eq!(files.reads.bytes(), hashed);
-        // And back: its tree is needed again.
+        // The first digest is expected again, which needs the tree that was dropped.
         let third = of_all(&[("a", right)]);
         third.remember(&second);
         assert!(files.verify(&third, "a").is_ok());
         assert_eq!(files.reads.bytes(), 2 * hashed);
-        // A file of that name that is another one.
+        // The name now belongs to another file.
         files.write("b");
         std::fs::rename(files.folder.path().join("b"), files.folder.path().join("a")).unwrap();
         assert_eq!(files.verify(&third, "a").err(), Some("digest"));
@@ -501,7 +499,7 @@ mod tests {
         let verify = |name| files.verify(&digests, name);
         let [a, b] = ["a", "b"].map(|name| verify(name).unwrap());
         assert_eq!(verify("c").err(), Some("too_large"));
-        // Those that are open are still verified.
+        // Open archives are still verified.
         let mut buffer = [0; 10];
         a.read_exact_at(&mut buffer, GROUP).unwrap();
         drop(a);
@@ -517,7 +515,7 @@ mod tests {
         let digests = of_all(&[("a", files.write("a"))]);
         drop(files.verify(&digests, "a").unwrap());
         assert_eq!(files.memory.trees.used(), 64);
-        // Replaced: hashed again, in the room of the one before.
+        // The replaced file is hashed again, in the memory of the previous tree.
         files.write("a");
         assert!(files.verify(&digests, "a").is_ok());
         std::fs::write(files.folder.path().join("a"), "else").unwrap();

@@ -1,4 +1,4 @@
-//! What can be wrong with an archive: where, and what to do about it.
+//! Errors about archives: the file, the location in it and a remedy.
 
 use std::fmt;
 use std::io;
@@ -11,26 +11,27 @@ use super::{BlockHash, Digest};
 use crate::escape;
 use crate::storage::Mismatch;
 
-/// A problem with an archive, with the file and, where there is one, the place in it.
+/// An error about an archive, with the file and, if applicable, the offset in it.
 #[derive(Debug)]
 pub struct Error {
-    /// The archive's file.
+    /// Path of the archive's file.
     pub path: Arc<Path>,
-    /// Where in the file, in bytes.
+    /// Offset in the file, in bytes.
     pub offset: Option<u64>,
-    /// What is wrong.
+    /// Description of the error.
     pub problem: Problem,
 }
 
 impl Error {
-    /// Whether the system had no descriptor or memory left, which says nothing of the file.
+    /// Returns true if the system had no file descriptor or memory left, which says nothing about
+    /// the file.
     pub fn is_shortage(&self) -> bool {
         let Problem::Io(_, error) = &self.problem else { return false };
         let errno = Errno::from_io_error(error);
         matches!(errno, Some(Errno::NOMEM | Errno::NFILE | Errno::MFILE))
     }
 
-    /// Returns true if the same file fails in the same way until it or the options change;
+    /// Returns true if the same file fails in the same way until it or the options change. Returns
     /// false if a parent may appear, or the system may recover.
     pub fn is_lasting(&self) -> bool {
         !matches!(
@@ -42,7 +43,7 @@ impl Error {
         )
     }
 
-    /// Returns true if header and index alone don't show it.
+    /// Returns true if header and index alone don't reveal the error.
     pub(crate) fn is_beyond_index(&self) -> bool {
         matches!(
             self.problem,
@@ -50,7 +51,7 @@ impl Error {
         )
     }
 
-    /// An archive's file can't be opened.
+    /// Creates an error for an archive's file that can't be opened.
     pub fn opening(path: &Path, error: io::Error) -> Self {
         Problem::Io("open it", error).of(&Arc::from(path))
     }
@@ -72,36 +73,36 @@ impl std::error::Error for Error {
     }
 }
 
-/// What is wrong.
+/// Kind of an error about an archive, with its details.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// The system refused.
+    /// The operating system reported an error.
     #[error("can't {0}: {1}")]
     Io(&'static str, #[source] io::Error),
-    /// Some other kind of file.
+    /// The file isn't a Hexz archive.
     #[error(
         "this is no Hexz archive: it doesn't begin with \"HEXZ\". To make one of a disk image: \
          hexz pack disk.img disk.hxz"
     )]
     NotHexz,
-    /// A version to come.
+    /// The format version is unknown.
     #[error("this archive has format version {0}; only version 1 is known")]
     UnknownVersion(u32),
-    /// The file is shorter than what it says of itself.
+    /// The file is shorter than its header or index requires.
     #[error("the file ends within {0}; it was truncated, or its copying did not finish")]
     EndsWithin(&'static str),
-    /// A field can't have the value it has.
+    /// A field has an invalid value.
     #[error("{0} is not valid; the file is damaged, or not what it claims to be")]
     Invalid(&'static str),
-    /// A length is beyond what this program will allocate.
+    /// A length exceeds the limit for memory allocation.
     #[error("{what} is {got}, more than the limit of {limit}")]
     TooLarge {
-        /// Which length.
+        /// Name of the length.
         what: &'static str,
-        /// What the file says.
+        /// Value in the file.
         got: u64,
-        /// What is allowed.
+        /// Greatest allowed value.
         limit: u64,
     },
     /// A password is needed.
@@ -110,7 +111,7 @@ pub enum Problem {
          credential \"hexz-nbd.password\" or the environment variable HEXZ_PASSWORD"
     )]
     PasswordNeeded,
-    /// The password doesn't decrypt it.
+    /// The password doesn't decrypt the archive.
     #[error("the password is wrong for this archive")]
     WrongPassword,
     /// The archive holds a packed directory, not a disk.
@@ -120,96 +121,96 @@ pub enum Problem {
          the bare stream"
     )]
     DirectoryArchive,
-    /// A parent is nowhere where it may be looked for.
+    /// A parent wasn't found in any directory that may be searched.
     #[error("its parent {:?} was not found (looked for {}){}", escape::name(.name), list(.tried), hint(.name, *.elsewhere))]
     ParentMissing {
-        /// The parent as this archive names it.
+        /// Name of the parent, as recorded in the archive.
         name: String,
-        /// The paths that were tried.
+        /// Paths that were tried.
         tried: Vec<PathBuf>,
-        /// Whether the name points to a place where nobody was allowed to look.
+        /// True if the name points to a directory that may not be searched.
         elsewhere: bool,
     },
-    /// An archive is its own ancestor.
+    /// The archive is its own ancestor.
     #[error("this archive is its own ancestor: parents go in a circle through {:?}", escape::name(.0))]
     ParentCycle(String),
-    /// More ancestors than anyone needs.
+    /// The backing chain has too many archives.
     #[error("its chain of parents has more than {0} archives")]
     ChainTooDeep(usize),
-    /// A signature is required, and there is none.
+    /// A signature is required, but the archive has none.
     #[error(
         "this archive isn't signed, and --verify-key asks for a signature: sign it with the \
          Hexz tools (hexz sign). The parents of a signed archive have to be signed, too"
     )]
     NotSigned,
-    /// The signature isn't one by a key that was given, over what is there.
+    /// The signature isn't valid for the content by any of the given keys.
     #[error(
         "its signature is not valid by any key of --verify-key: somebody else has signed it, or \
          its master index is not what was signed. Get the archive again from where it comes \
          from; if it is signed with another key that you trust, give that key, too"
     )]
     Signature,
-    /// Digests are required, and there is none for it.
+    /// Digests are required, but there is none for this archive.
     #[error(
         "--digest has no BLAKE3 for a file of this name. Each archive and each of its parents \
          needs one; if you trust the file, add what \"hexz-nbd digest\" prints for it"
     )]
     NoDigest,
-    /// The file isn't the one that the digest is of.
+    /// The file doesn't match its digest.
     #[error(
         "its BLAKE3 is {got}, --digest says {expected}: it is not the file that the digest was \
          made of, or it was damaged. Get it again from where it comes from"
     )]
     Digest {
-        /// Of the file.
+        /// Digest of the file.
         got: Digest,
-        /// According to the list.
+        /// Digest in the list.
         expected: Digest,
     },
-    /// A part of the file isn't what it was when it was compared with its digest.
+    /// A part of the file has changed since the file was compared with its digest.
     #[error(
         "these bytes are not those that were compared with --digest: the file has been written to \
          since, or its disk returns other bytes. Put the file that the digest is of in its place"
     )]
     Changed,
-    /// The stored bytes aren't those that were written.
+    /// The stored bytes don't match their CRC-32.
     #[error(
         "the stored block is damaged: its CRC-32 is {got:#010x}, the index says {expected:#010x}"
     )]
     Checksum {
-        /// Of the bytes in the file.
+        /// CRC-32 of the bytes in the file.
         got: u32,
-        /// According to the index.
+        /// CRC-32 in the index.
         expected: u32,
     },
-    /// AES-GCM's tag doesn't fit.
+    /// The authentication tag of AES-GCM doesn't match.
     #[error("the stored block can't be decrypted: its authentication tag is wrong")]
     Tag,
-    /// The decompressor gave up.
+    /// The stored bytes can't be decompressed.
     #[error("the stored block can't be decompressed: {0}")]
     Decompress(String),
-    /// The decompressed block has another length than the index says.
+    /// The length of the decompressed block differs from the index.
     #[error("the block has {got} bytes, the index says {expected}")]
     Length {
-        /// Bytes decompressed.
+        /// Number of decompressed bytes.
         got: usize,
-        /// According to the index.
+        /// Length in the index, in bytes.
         expected: u32,
     },
-    /// The content isn't what the index promises.
+    /// The decompressed block doesn't match its hash.
     #[error("the block's BLAKE3 is {got}, the index says {expected}")]
     Hash {
-        /// Of the decompressed bytes.
+        /// Hash of the decompressed bytes.
         got: BlockHash,
-        /// According to the index.
+        /// Hash in the index.
         expected: BlockHash,
     },
-    /// The index has a gap.
+    /// No block covers a range of the stream.
     #[error("no block covers the {stream} stream at byte {at}")]
     Uncovered {
-        /// Which stream.
+        /// Affected stream.
         stream: super::StreamKind,
-        /// Where in the stream, in bytes.
+        /// Offset in the stream, in bytes.
         at: u64,
     },
     /// The blocks end before the stated length.
@@ -219,41 +220,41 @@ pub enum Problem {
          --zero-uncovered reads them as zeros, as Hexz does"
     )]
     EndsEarly {
-        /// Which stream.
+        /// Affected stream.
         stream: super::StreamKind,
-        /// Where its blocks end, in bytes.
+        /// End offset of the blocks, in bytes.
         end: u64,
-        /// Its stated length, in bytes.
+        /// Stated length, in bytes.
         size: u64,
     },
-    /// A reference by offset, and no parent whose bytes it could mean.
+    /// A reference by offset has no unique parent to read from.
     #[error(
         "the block at byte {at} of the {stream} stream is left to the parent's bytes at the same \
          offset, but the archive names {parents} parents, or its parent can't be opened"
     )]
     NoParentToRead {
-        /// Which stream.
+        /// Affected stream.
         stream: super::StreamKind,
-        /// Where in the stream, in bytes.
+        /// Offset in the stream, in bytes.
         at: u64,
         /// Number of parents that the archive names.
         parents: usize,
     },
-    /// A reference that may be by offset or by hash, and means different bytes then.
+    /// A reference can be read by offset or by hash, with different bytes.
     #[error("{0}")]
     Ambiguous(Box<Ambiguity>),
-    /// The index of the parents' hashes is needed, and was not to be built.
+    /// The index of the parents' hashes is needed, but the caller didn't allow building it.
     #[error("the index of its parents' blocks hasn't been built")]
     IndexNotBuilt,
-    /// The iterations of the key derivation are more than is allowed.
+    /// The key derivation requests more iterations than allowed.
     #[error(
         "its key takes {got} iterations of PBKDF2, more than the limit of {limit}: the Hexz tools \
          use 600000. If you trust the archive, allow more with --max-key-iterations"
     )]
     KeyIterations {
-        /// Iterations according to the header.
+        /// Number of iterations in the header.
         got: u32,
-        /// Number that is allowed.
+        /// Greatest number allowed.
         limit: u32,
     },
     /// No parent has the block.
@@ -262,33 +263,33 @@ pub enum Problem {
          parents; is one of them not the file that it was packed against?"
     )]
     Unresolvable {
-        /// Which stream.
+        /// Affected stream.
         stream: super::StreamKind,
-        /// Where in the stream, in bytes.
+        /// Offset in the stream, in bytes.
         at: u64,
-        /// What was looked for.
+        /// Hash of the missing block.
         hash: BlockHash,
     },
 }
 
-/// Both meanings of a reference to a parent.
+/// Both interpretations of an ambiguous reference to a parent.
 #[derive(Debug)]
 pub struct Ambiguity {
-    /// Which stream.
+    /// Stream that has the reference.
     pub stream: super::StreamKind,
-    /// Where in the stream, in bytes.
+    /// Offset in the stream, in bytes.
     pub at: u64,
     /// Length of the block, in bytes.
     pub length: u32,
-    /// Hash of the entry.
+    /// Hash of the index entry.
     pub hash: BlockHash,
-    /// The archive whose bytes are meant by offset.
+    /// Path of the archive to which the reference points by offset.
     pub parent: PathBuf,
-    /// Hash of these bytes.
+    /// Hash of the bytes at that offset.
     pub by_offset: BlockHash,
-    /// The archive that has the block with the entry's hash.
+    /// Path of the archive that has the block with the entry's hash.
     pub holder: PathBuf,
-    /// Where that block begins in the stream there, in bytes.
+    /// Start offset of that block in its stream, in bytes.
     pub holder_at: u64,
 }
 
@@ -309,7 +310,7 @@ impl fmt::Display for Ambiguity {
 }
 
 impl Problem {
-    /// A label for counters.
+    /// Returns a stable label for metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io(..) => "io",
@@ -342,23 +343,23 @@ impl Problem {
         }
     }
 
-    /// A failure to read an archive's file, to do what `purpose` says.
+    /// Creates a problem for a failed read of an archive's file; `purpose` completes "can't …".
     pub(super) fn reading(purpose: &'static str, error: io::Error) -> Self {
         if Mismatch::of(&error).is_some() { Self::Changed } else { Self::Io(purpose, error) }
     }
 
-    /// In the file `path`.
+    /// Attributes the problem to the file `path`.
     pub(super) fn of(self, path: &Arc<Path>) -> Error {
         Error { path: Arc::clone(path), offset: None, problem: self }
     }
 
-    /// In the file `path`, at `offset`.
+    /// Attributes the problem to the file `path`, at `offset`.
     pub(super) fn at(self, path: &Arc<Path>, offset: u64) -> Error {
         Error { path: Arc::clone(path), offset: Some(offset), problem: self }
     }
 }
 
-/// A path without what could disturb a log: parents are named by whoever packed a file.
+/// Escapes a path for log lines and messages: the names of parents come from untrusted archives.
 pub(super) fn printable(path: &Path) -> String {
     escape::name(path).to_string()
 }

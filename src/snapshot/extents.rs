@@ -1,5 +1,5 @@
-//! What the index alone tells of a stream: where it is zeros, and where it differs from
-//! another archive's. No block is read for it.
+//! Queries that the index alone answers: which ranges of a stream are zeros, and which differ from
+//! another archive. No block is read.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -10,33 +10,32 @@ use super::pages::PageId;
 use super::{Block, Error, Snapshot, StreamKind};
 use crate::storage::FileId;
 
-/// Borders between runs are moved to multiples of this, in bytes, in the direction in
-/// which nothing becomes untrue. Clients think in sectors, blocks don't.
+/// Alignment of the borders between runs, in bytes. Clients work in sectors, but blocks may have
+/// any length. A border moves in the direction that keeps the answer correct.
 const ALIGNMENT: u64 = 512;
 
-/// Index pages of the archive that one question may visit: some 4 GiB of a stream of usual
-/// blocks. Whoever wants more asks again from where the answer ended: no question may keep a
-/// decoder from others for more than a few milliseconds.
+/// Maximum number of the archive's index pages that one query visits: some 4 GiB of a stream with
+/// usual blocks. The client continues from the end of the answer. A query must not occupy a decoder
+/// for more than a few milliseconds.
 const MAX_PAGES: usize = 16;
 
-/// Index pages that one question may read from files, of the archive, its ancestors and what
-/// it is compared with.
+/// Maximum number of index pages that one query reads from files: of the archive, its ancestors and
+/// the reference.
 const MAX_PAGES_READ: u32 = 16;
 
-/// Pairs of blocks that one question may compare.
+/// Maximum number of block pairs that one query compares.
 const MAX_BLOCKS_COMPARED: usize = 4 * 4096;
 
-/// A part of a stream of which something is so, or isn't.
+/// A part of a stream that has the queried property throughout, or lacks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
-    /// Its length in bytes; never zero.
+    /// Length in bytes; never zero.
     pub length: u64,
-    /// Whether it is so.
+    /// True if the part is zeros ([`Snapshot::zeros`]) or has changed ([`Snapshot::changed`]).
     pub is_so: bool,
 }
 
-/// An archive that streams are compared with: one of a snapshot's own, by its place in
-/// the chain.
+/// An archive that streams are compared with: a member of a snapshot's chain.
 #[derive(Debug, Clone)]
 pub struct Reference {
     snapshot: Arc<Snapshot>,
@@ -44,17 +43,17 @@ pub struct Reference {
 }
 
 impl Snapshot {
-    /// What streams can be compared with by way of this snapshot: the archive itself
-    /// first, then its ancestors in the order of [`Snapshot::parents`].
+    /// Returns the archives that this snapshot offers for comparison: the archive itself, then its
+    /// ancestors in the order of [`Snapshot::parents`].
     pub fn references(self: &Arc<Self>) -> Vec<Reference> {
         (0..self.chain.len())
             .map(|archive| Reference { snapshot: Arc::clone(self), archive })
             .collect()
     }
 
-    /// Where `range` of a stream is known to be zeros: at least one run and at most
-    /// `most`, from its start on. They may end before the range does. Zeros that are
-    /// stored as anything else may be reported as not zeros.
+    /// Finds the parts of `range` of a stream that are known to be zeros. Returns at least one run
+    /// and at most `most`, from the start of the range. The runs may end before the range does.
+    /// Zeros stored as ordinary blocks may be reported as not zeros.
     ///
     /// # Errors
     /// An index page can't be read, or no block covers a part of the range.
@@ -72,9 +71,9 @@ impl Snapshot {
         Ok(runs.finish())
     }
 
-    /// Where `range` of a stream differs from the same range of the same stream of
-    /// `reference`; as for [`Snapshot::zeros`]. What can't be known to be the same, as
-    /// where blocks have other borders or no hash, is reported as changed.
+    /// Finds the parts of `range` of a stream that differ from the same range of the same stream of
+    /// `reference`. Returns runs as [`Snapshot::zeros`] does. Parts that can't be proven equal,
+    /// such as blocks with different boundaries or without a hash, are reported as changed.
     ///
     /// # Errors
     /// As for [`Snapshot::zeros`], in either archive.
@@ -109,7 +108,8 @@ impl Snapshot {
         Ok(runs.finish())
     }
 
-    /// Shows `visit` the blocks from where `runs` begins until it has seen enough.
+    /// Calls `visit` for the blocks from the start of `runs` on, until it returns false or a limit
+    /// is reached.
     fn walk(
         &self,
         stream: StreamKind,
@@ -134,7 +134,7 @@ impl Snapshot {
             if runs.at >= runs.range.end {
                 return Ok(());
             }
-            // Where this page ends the next one has to go on.
+            // The page doesn't cover the byte at which it should continue.
             if runs.at == start {
                 let zeros = self.uncovered_block(0, stream, start)?;
                 if !visit(&zeros, runs)? {
@@ -150,7 +150,7 @@ impl Snapshot {
         let theirs = &reference.snapshot;
         match (block.is_zeros(), other.is_zeros()) {
             (true, true) => return true,
-            // Where one of the two is zeros, a parent's block in the other is looked at closely.
+            // If one block is zeros, it is worth hashing zeros to see if the other one is, too.
             (true, false) => return theirs.is_zero_reference(other),
             (false, true) => return self.is_zero_reference(block),
             (false, false) => {}
@@ -162,7 +162,7 @@ impl Snapshot {
         if block.hash().is_some() && block.hash() == other.hash() {
             return true;
         }
-        // The same block of the same file, as where both are thin over it.
+        // The same stored block of the same file, for example if both archives are thin over it.
         let is_stored = matches!(block.located.entry.content, Content::Stored { .. });
         is_stored && block.located == other.located && {
             let is_same_archive =
@@ -172,7 +172,7 @@ impl Snapshot {
         }
     }
 
-    /// Returns true if a block is left to a parent by hash, and the hash is that of zeros.
+    /// Returns true if a block is a reference by hash, and the hash is that of zeros.
     fn is_zero_reference(&self, block: &Block) -> bool {
         !block.is_undecided
             && self.zeros.are_in_parent(&block.located.entry, block.decoded_length())
@@ -180,12 +180,12 @@ impl Snapshot {
 }
 
 impl Reference {
-    /// Which file the archive is; `None` if it is none.
+    /// Returns the identity of the archive's file; `None` if it isn't a file.
     pub fn file_id(&self) -> Option<FileId> {
         self.snapshot.chain.get(self.archive)?.storage().file_id()
     }
 
-    /// The block of the reference that covers byte `at`; `None` if none does.
+    /// Returns the block of the reference that covers byte `at`; `None` if none does.
     fn block_at(
         &self,
         stream: StreamKind,
@@ -202,7 +202,7 @@ impl Reference {
     }
 }
 
-/// Counter of the index pages that a question has read from files.
+/// Number of index pages that a query has read from files.
 #[derive(Debug, Default)]
 struct PagesRead(Cell<u32>);
 
@@ -220,25 +220,24 @@ impl PagesRead {
     }
 }
 
-/// Which answer is never wrong, and may therefore spread to aligned borders.
+/// The answer that is always correct, and may therefore extend to aligned borders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Careful {
     SayYes,
     SayNo,
 }
 
-/// Runs in the making.
+/// Builder of the runs of an answer.
 #[derive(Debug)]
 struct Runs {
     range: Range<u64>,
     most: usize,
     careful: bool,
-    /// Up to where blocks have been seen.
+    /// End offset of the blocks that have been visited.
     at: u64,
-    /// What the last blocks had in common: where they begin, and the answer. It ends at
-    /// `at`.
+    /// Start offset and answer of the last blocks with the same answer, which end at `at`.
     pending: Option<(u64, bool)>,
-    /// Up to where runs have been made.
+    /// End offset of the runs that have been built.
     made: u64,
     runs: Vec<Run>,
 }
@@ -250,13 +249,13 @@ impl Runs {
         Self { range, most: most.max(1), careful, at, pending: None, made, runs: Vec::new() }
     }
 
-    /// Adds what is so, or isn't, up to `end`. `false` if there is no room for more.
+    /// Adds the answer for the bytes up to `end`. Returns false if there is no room for more runs.
     fn push(&mut self, end: u64, is_so: bool) -> bool {
         let has_room = match self.pending {
             Some((_, pending)) if pending == is_so => true,
             Some((start, pending)) => {
                 let has_room = self.settle(start, self.at, pending);
-                // What comes behind runs that were left out can't be told any more.
+                // If runs were left out, later ones can't be appended.
                 self.pending = has_room.then_some((self.at, is_so));
                 has_room
             }
@@ -276,13 +275,14 @@ impl Runs {
         self.runs
     }
 
-    /// Makes runs of what is so, or isn't, from `start` to `end`. `false` if there is no
-    /// room for more.
+    /// Appends runs for the answer from `start` to `end`. Returns false if there is no room for
+    /// more runs.
     fn settle(&mut self, start: u64, end: u64, is_so: bool) -> bool {
         if is_so == self.careful {
             return self.extend(end, is_so);
         }
-        // The bold answer shrinks to aligned borders, or to those of the question.
+        // The answer that isn't always correct shrinks to aligned borders, or to those of the
+        // query.
         let bold_start =
             if start == self.range.start { start } else { start.next_multiple_of(ALIGNMENT) };
         let bold_end = if end == self.range.end { end } else { end - end % ALIGNMENT };
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn neighbours_of_a_kind_are_one_run() {
         let blocks = [(612, true), (1124, true), (2148, false), (20_000, false)];
-        // From 100 to 1124: the borders of the question may stay, 1124 becomes 1024.
+        // From 100 to 1124: the start of the query needn't be aligned, but 1124 becomes 1024.
         assert_eq!(runs(Careful::SayNo, 9, &blocks), [(924, true), (8976, false)]);
     }
 
@@ -335,7 +335,7 @@ mod tests {
         let blocks = [(1000, false), (3000, true), (20_000, false)];
         assert_eq!(runs(Careful::SayNo, 9, &blocks), [(924, false), (1536, true), (7440, false)]);
         assert_eq!(runs(Careful::SayYes, 9, &blocks), [(412, false), (2560, true), (6928, false)]);
-        // A run without two borders disappears if it must shrink, and stays if it may grow.
+        // A run without an aligned part disappears if it must shrink, and remains if it may grow.
         let small = [(1000, false), (1010, true), (20_000, false)];
         assert_eq!(runs(Careful::SayNo, 9, &small), [(9900, false)]);
         assert_eq!(runs(Careful::SayYes, 9, &small), [(412, false), (512, true), (8976, false)]);

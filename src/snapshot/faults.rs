@@ -1,4 +1,4 @@
-//! Faults, gathered by their cause.
+//! Faults found by verification, grouped by cause.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,33 +8,34 @@ use super::StreamKind;
 use super::error::{Error, Problem};
 use super::verify::Summary;
 
-/// Something that keeps a part of a stream from being read.
+/// A cause that makes parts of a stream unreadable.
 #[derive(Debug, Clone)]
 pub struct Fault {
-    /// The stream of the snapshot that was checked.
+    /// Affected stream of the verified snapshot.
     pub stream: StreamKind,
-    /// What is wrong, in which file of the chain. Of blocks that no parent has, and of ranges
-    /// that no block covers, it is that of one of them.
+    /// Error, with the file of the chain. Some errors differ only in their offset in the stream,
+    /// such as those of blocks that no parent has, and of ranges that no block covers. They are
+    /// grouped, and this is one of them.
     pub error: Arc<Error>,
-    /// How many blocks it touches.
+    /// Number of affected blocks.
     pub blocks: u64,
-    /// All bytes of the stream that it touches, in order; neighbouring ranges are one.
+    /// Affected ranges of the stream, in ascending order; adjacent ranges are merged.
     pub ranges: Vec<Range<u64>>,
 }
 
 impl Fault {
-    /// How many bytes of the stream it touches.
+    /// Returns the number of affected bytes of the stream.
     pub fn bytes(&self) -> u64 {
         self.ranges.iter().map(|range| range.end - range.start).sum()
     }
 }
 
-/// The faults found so far, and what was seen besides.
+/// Faults found so far, and the totals of the verification.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) summary: Summary,
     by_cause: HashMap<(StreamKind, String), Fault>,
-    /// How many ranges they have together.
+    /// Number of ranges of all faults together.
     pub(super) ranges: usize,
 }
 
@@ -48,7 +49,7 @@ impl Found {
     ) {
         self.summary.unreadable += range.end - range.start;
         let cause = match &error.problem {
-            // Each of these names its own place in the stream, and has the same cause.
+            // These errors contain the offset in the stream, but have the same cause.
             Problem::Unresolvable { .. } => "unresolvable".to_owned(),
             Problem::Uncovered { .. } => "uncovered".to_owned(),
             Problem::NoParentToRead { .. } => "no parent to read".to_owned(),
@@ -71,7 +72,8 @@ impl Found {
         }
     }
 
-    /// The faults, in order; threads have added their ranges in any order.
+    /// Takes the faults, sorted by stream and start offset. Threads add ranges in any order, so
+    /// these are sorted and merged, too.
     pub(super) fn take(&mut self) -> Vec<Fault> {
         self.ranges = 0;
         let mut faults: Vec<Fault> = self.by_cause.drain().map(|(_, fault)| fault).collect();

@@ -1,8 +1,8 @@
-//! Little-endian fields of fixed width, as bincode 1 writes them by default.
+//! Parser of little-endian fixed-width fields, as bincode 1 writes them by default.
 
 use super::error::Problem;
 
-/// Reads fields one after another; every read is checked against the end.
+/// Cursor over consecutive fields. Every read is checked against the end.
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
     rest: &'a [u8],
@@ -36,7 +36,7 @@ impl<'a> Fields<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// One byte, 0 or 1; anything else is damage.
+    /// Reads one byte, which must be 0 or 1.
     pub(super) fn bool(&mut self, what: &'static str) -> Result<bool, Problem> {
         match self.array(what)? {
             [0] => Ok(false),
@@ -45,7 +45,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A flag byte, then the value if the flag is set.
+    /// Reads a flag byte, followed by the value if the flag is set.
     pub(super) fn option<T>(
         &mut self,
         what: &'static str,
@@ -54,14 +54,14 @@ impl<'a> Fields<'a> {
         self.bool(what)?.then(|| value(self)).transpose()
     }
 
-    /// UTF-8 text behind its 64-bit length.
+    /// Reads UTF-8 text preceded by its 64-bit length.
     pub(super) fn string(&mut self, what: &'static str) -> Result<String, Problem> {
         let length = self.u64(what)?;
         let bytes = self.bytes(length, what)?;
         String::from_utf8(bytes.to_vec()).map_err(|_| Problem::Invalid(what))
     }
 
-    /// How many bytes are left.
+    /// Returns the number of bytes left.
     pub(super) fn left(&self) -> usize {
         self.rest.len()
     }

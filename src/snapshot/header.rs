@@ -1,17 +1,17 @@
-//! The header: what an archive says of itself in its first 4096 bytes.
+//! Parser of the header in the first 4096 bytes of an archive.
 
 use super::error::Problem;
 use super::fields::Fields;
 use super::limits::{MAX_DICTIONARY, MAX_KDF_ITERATIONS};
 
-/// The region that the header has to itself, in bytes; what it doesn't use is zero.
+/// Length of the region reserved for the header, in bytes. Unused bytes are zero.
 pub(super) const HEADER_REGION: usize = 4096;
-/// The bytes of that region.
+/// Content of that region.
 pub(super) type Region = [u8; HEADER_REGION];
-/// The same as an offset: where everything else begins.
+/// Length of that region as a file offset: everything else is stored behind it.
 pub(super) const HEADER_SIZE: u64 = HEADER_REGION as u64;
 
-/// How blocks are compressed.
+/// Compression method of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// LZ4 blocks.
@@ -29,21 +29,21 @@ impl std::fmt::Display for Compression {
     }
 }
 
-/// How the key of an encrypted archive comes from a password.
+/// Parameters for deriving the key of an encrypted archive from a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct KeyDerivation {
     pub(super) salt: [u8; 16],
     pub(super) iterations: u32,
 }
 
-/// How blocks were cut where the content says where: by a rolling hash.
+/// Parameters of content-defined chunking, which cuts blocks by a rolling hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunking {
-    /// The average length that the packer aimed at, as a power of two.
+    /// Binary logarithm of the average length that the packer aimed at.
     pub average_bits: u32,
-    /// The least length, in bytes.
+    /// Minimum length, in bytes.
     pub smallest: u32,
-    /// The greatest length, in bytes.
+    /// Maximum length, in bytes.
     pub largest: u32,
 }
 
@@ -60,8 +60,8 @@ impl Extent {
     }
 }
 
-/// Form of the field that names parents. Everything else in the header is the same in every
-/// published version.
+/// Form of the field that names parents. All other header fields are the same in every published
+/// version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ParentsField {
     /// `Option<String>`, as Hexz 0.1 to 0.5.1 write it.
@@ -70,13 +70,13 @@ pub(super) enum ParentsField {
     List,
 }
 
-/// The header, with every offset known to lie within the file.
+/// A parsed header, whose offsets have been checked to lie within the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) parents_field: ParentsField,
     pub(super) block_size: u32,
     pub(super) index_offset: u64,
-    /// Upper bound of the master index's end.
+    /// Upper bound of the end of the master index.
     pub(super) index_end: u64,
     pub(super) parent_paths: Vec<String>,
     pub(super) dictionary: Option<Extent>,
@@ -84,7 +84,7 @@ pub(super) struct Header {
     pub(super) signature: Option<Extent>,
     pub(super) encryption: Option<KeyDerivation>,
     pub(super) compression: Compression,
-    /// Flag of the packer: true if blocks differ in length.
+    /// True if the packer set the flag for blocks of different lengths.
     pub(super) has_variable_blocks: bool,
     pub(super) chunking: Option<Chunking>,
 }
@@ -92,9 +92,9 @@ pub(super) struct Header {
 impl Header {
     /// Parses the header region of a file of `file_length` bytes.
     ///
-    /// Both forms call themselves version 1, so the one that fits is taken. No header fits
-    /// both and means different things: one form's padding, flags and lengths contradict the
-    /// other. The error of a header that fits neither is that of the form that it resembles.
+    /// Both forms have version number 1, so the form that fits is used. No header fits both with
+    /// different meanings: padding, flags and lengths of one form contradict the other. If neither
+    /// fits, the error is that of the form that the header resembles.
     pub(super) fn parse(region: &Region, file_length: u64) -> Result<Self, Problem> {
         let forms = [ParentsField::List, ParentsField::Optional];
         let mut malformed = None;
@@ -111,7 +111,7 @@ impl Header {
         Err(inconsistent.or(malformed).unwrap_or(Problem::NotHexz))
     }
 
-    /// Parses the fields alone; offsets may lie anywhere.
+    /// Parses the fields without checking that offsets lie within the file.
     fn parse_as(parents_field: ParentsField, region: &Region) -> Result<Self, Problem> {
         let mut fields = Fields::new(region);
         if &fields.array::<4>("the magic number")? != b"HEXZ" {
@@ -154,8 +154,8 @@ impl Header {
                 largest: fields.u32("the chunking")?,
             })
         })?;
-        // Nobody cuts by parameters of zero: that is a flag that was set by damage, and the flag
-        // decides what references to parents mean.
+        // Chunking parameters are never zero, so the flag was set by damage. It must not be
+        // ignored, since it determines the meaning of references to parents.
         if chunking.is_some_and(|Chunking { average_bits, smallest, largest }| {
             average_bits == 0 || smallest == 0 || largest == 0
         }) {
@@ -195,7 +195,7 @@ impl Header {
         if !(HEADER_SIZE..file_length).contains(&self.index_offset) {
             return Err(Problem::EndsWithin("the part before its master index"));
         }
-        // Metadata and signature stand behind the master index; the nearer one ends it.
+        // Metadata and signature follow the master index; the first of them ends it.
         self.index_end = file_length;
         for behind in [self.metadata, self.signature].into_iter().flatten() {
             let end = behind.end().ok_or(Problem::Invalid("the metadata's place"))?;
@@ -213,7 +213,7 @@ impl Header {
 
 fn parent_list(fields: &mut Fields<'_>) -> Result<Vec<String>, Problem> {
     let count = fields.u64("the number of parents")?;
-    // Each takes at least its own length field, so the region bounds them.
+    // Each parent takes at least its own length field, so the region limits their number.
     if count > (fields.left() / 8) as u64 {
         return Err(Problem::Invalid("the number of parents"));
     }
@@ -228,7 +228,8 @@ fn parent_path(fields: &mut Fields<'_>) -> Result<String, Problem> {
     Ok(path)
 }
 
-/// Two options side by side, an offset and a length: both there, or neither.
+/// Parses two consecutive options, an offset and a length, which must be both present or both
+/// missing.
 fn extent(fields: &mut Fields<'_>, what: &'static str) -> Result<Option<Extent>, Problem> {
     let offset = fields.option(what, |fields| fields.u64(what))?;
     let length = fields.option(what, |fields| fields.u32(what))?;
@@ -275,7 +276,7 @@ mod tests {
         region
     }
 
-    /// The smallest header: LZ4, a main stream, index at 4096.
+    /// Returns the smallest header: LZ4, a main stream, index at 4096.
     fn golden() -> Vec<u8> {
         let mut bytes = b"HEXZ\x01\0\0\0\0\x10\0\0\0\x10\0\0\0\0\0\0".to_vec();
         bytes.extend([0; 8]); // no parents
@@ -297,7 +298,7 @@ mod tests {
         assert_eq!(header.parents_field, ParentsField::List);
     }
 
-    /// The same before the header named parents in a list.
+    /// Returns the smallest header in the older form, without a list of parents.
     fn golden_before_lists(parent: Option<&str>) -> Vec<u8> {
         let mut bytes = golden()[..20].to_vec();
         match parent {
@@ -320,7 +321,7 @@ mod tests {
             assert_eq!(header.parent_paths, Vec::from_iter(parent));
             assert_eq!(header.compression, Compression::Lz4);
         }
-        // An archive with nothing in it reads the same in both forms.
+        // An empty archive reads the same in both forms.
         let mut empty = golden_before_lists(None);
         let features = empty.len() - 4;
         empty[features] = 0;

@@ -1,11 +1,11 @@
-//! Formats of disk images and compressed files that are not a raw disk, by their signatures.
+//! Detection, by signature, of disk image formats and compressed files, which are not raw disks.
 
 use std::fmt;
 
-/// Bytes of a stream among which all signatures are.
+/// Number of bytes at the start of a stream that contain all signatures.
 pub(super) const SIGNATURES_END: usize = 0x44;
 
-/// A format in which a disk is wrapped, so that clients don't find the disk in it.
+/// A container format for disks. Clients can't find the disk in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageFormat {
     name: &'static str,
@@ -43,7 +43,7 @@ const fn image(name: &'static str, signature: &'static [u8], convert: &'static s
 }
 
 impl ImageFormat {
-    /// The format whose signature is in the first bytes of a stream.
+    /// Returns the format whose signature is in the first bytes of a stream.
     pub(super) fn of(start: &[u8]) -> Option<Self> {
         let is_there = |format: &&Self| {
             start.get(format.offset..).is_some_and(|rest| rest.starts_with(format.signature))
@@ -51,13 +51,13 @@ impl ImageFormat {
         FORMATS.iter().find(is_there).copied()
     }
 
-    /// Its usual name.
+    /// Returns the usual name of the format.
     pub fn name(&self) -> &'static str {
         self.name
     }
 }
 
-/// Says what it is, and how to convert it.
+/// Names the format, and describes how to convert it.
 impl fmt::Display for ImageFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, convert, .. } = self;

@@ -1,7 +1,7 @@
-//! The index: a master index of pages, and pages of blocks.
+//! The index: a master index that lists pages, and pages that list blocks.
 //!
-//! The master index is held whole (32 bytes for each 4096 blocks); pages are loaded when
-//! they are needed. Finding a block is two binary searches: for its page, and in it.
+//! The master index is kept in memory (32 bytes for each 4096 blocks); pages are loaded on demand.
+//! Finding a block takes two binary searches: one for its page and one on the page.
 
 use std::ops::Range;
 
@@ -13,21 +13,21 @@ use super::limits::{MAX_BLOCK, MAX_PAGE_BLOCKS, MAX_STREAM, max_stored};
 use super::zeros::ZeroHashes;
 use super::{BlockHash, StreamKind};
 
-/// A page's entry in the master index, in bytes.
+/// Length of a page's entry in the master index, in bytes.
 const PAGE_ENTRY: u64 = 28;
-/// A signature that was replaced by a later one stays behind the master index, in bytes.
+/// Length of a replaced signature, which remains behind the master index, in bytes.
 const OLD_SIGNATURE: usize = 64;
 
-/// Marks a block that lives in a parent.
+/// Offset that marks a block that lives in a parent.
 pub(super) const IN_PARENT: u64 = u64::MAX;
 
-/// Where a page is, and what it covers.
+/// Location of an index page and start of the range that it covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PageRef {
     pub(super) place: Extent,
-    /// The number of its first block, over the whole archive.
+    /// Number of the page's first block within the archive.
     pub(super) start_block: u64,
-    /// The byte of the stream at which it begins.
+    /// Start offset of the page's first block in the stream, in bytes.
     pub(super) start_logical: u64,
 }
 
@@ -37,13 +37,13 @@ impl PageRef {
     }
 }
 
-/// A stream's size and pages, in ascending order of what they cover.
+/// Size and pages of a stream; the pages are in ascending order of their ranges.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct StreamIndex {
-    /// Size of the stream, in bytes. That of the master index, or the sum of the blocks'
-    /// lengths where it states 0 and has blocks.
+    /// Size of the stream, in bytes: as stated in the master index, or the sum of the blocks'
+    /// lengths if the master index states 0 but lists blocks.
     pub(super) size: u64,
-    /// Where its blocks end, in bytes: at `size`, or before it in a converted tar archive.
+    /// End offset of the blocks, in bytes: equal to `size`, or less in a converted tar archive.
     pub(super) end: u64,
     /// True if `size` is the sum of the blocks' lengths.
     pub(super) is_size_summed: bool,
@@ -51,24 +51,25 @@ pub(super) struct StreamIndex {
 }
 
 impl StreamIndex {
-    /// The page that covers byte `at` of the stream, if any does.
+    /// Returns the last page that starts at or before byte `at` of the stream.
     pub(super) fn page_at(&self, at: u64) -> Option<usize> {
         self.pages.partition_point(|page| page.start_logical <= at).checked_sub(1)
     }
 
-    /// Where page `page` has to end: where the next begins, or the blocks end.
+    /// Returns the offset at which a page must end: the start of the next page, or the end of the
+    /// blocks.
     pub(super) fn page_end(&self, page: usize) -> u64 {
         self.pages.get(page + 1).map_or(self.end, |next| next.start_logical)
     }
 
-    /// Returns true if the master index states 0 bytes, and lists blocks. `hexz pack` writes
-    /// that for a pipe or a block device, of which it doesn't know the size.
+    /// Returns true if the master index states 0 bytes but lists blocks. `hexz pack` writes that
+    /// for a pipe or a block device, whose size it doesn't know.
     pub(super) fn has_unstated_size(&self) -> bool {
         self.size == 0 && !self.pages.is_empty()
     }
 
-    /// Sets the size that the master index doesn't state, from the bytes of the last two pages:
-    /// the last one has to begin where the one before it ends.
+    /// Computes the size that the master index doesn't state from the bytes of the last two pages.
+    /// The last page must start where the page before it ends.
     pub(super) fn set_size(
         &mut self,
         before_last: Option<&[u8]>,
@@ -97,7 +98,7 @@ impl StreamIndex {
     }
 }
 
-/// Both streams' indexes.
+/// Indexes of both streams.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct MasterIndex {
     pub(super) main: StreamIndex,
@@ -105,8 +106,8 @@ pub(super) struct MasterIndex {
 }
 
 impl MasterIndex {
-    /// Parses the master index; pages have to lie in front of `index_offset`. Behind it there
-    /// may be signatures that were replaced, if the archive `is_signed`.
+    /// Parses the master index. Pages must lie before `index_offset`. If the archive `is_signed`,
+    /// replaced signatures may follow the master index.
     pub(super) fn parse(bytes: &[u8], index_offset: u64, is_signed: bool) -> Result<Self, Problem> {
         let mut fields = Fields::new(bytes);
         let main_pages = pages(&mut fields, index_offset)?;
@@ -128,7 +129,7 @@ impl MasterIndex {
         }
     }
 
-    /// Returns true if both list the same pages and state the same sizes.
+    /// Returns true if both indexes list the same pages and state the same sizes.
     pub(super) fn has_same_pages(&self, other: &Self) -> bool {
         let stated = |stream: &StreamIndex| if stream.is_size_summed { 0 } else { stream.size };
         [(&self.main, &other.main), (&self.auxiliary, &other.auxiliary)]
@@ -140,12 +141,12 @@ impl MasterIndex {
         [&mut self.main, &mut self.auxiliary]
     }
 
-    /// The first page of either stream.
+    /// Returns the first page of the main stream, or else of the auxiliary stream.
     pub(super) fn first_page(&self) -> Option<&PageRef> {
         self.main.pages.first().or(self.auxiliary.pages.first())
     }
 
-    /// Checks that every page has whole entries of that form, and no more than a page may.
+    /// Checks that every page has a whole number of entries of the given form, within the limit.
     pub(super) fn check_pages(&self, entries: EntryForm) -> Result<(), Problem> {
         let is_whole = |page: &PageRef| {
             let count = page.block_count(entries);
@@ -185,8 +186,8 @@ fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Pro
         .collect()
 }
 
-/// Refuses pages that share bytes: a small file could claim any number of blocks by
-/// naming one page again and again, and one page can't be right for two places.
+/// Rejects pages that share bytes. A small file could otherwise claim any number of blocks by
+/// listing one page repeatedly, and one page can't be correct for two ranges.
 fn check_disjoint<'a>(pages: impl Iterator<Item = &'a PageRef>) -> Result<(), Problem> {
     let mut places: Vec<Extent> = pages.map(|page| page.place).collect();
     places.sort_unstable_by_key(|place| place.offset);
@@ -215,21 +216,21 @@ fn check_size(size: u64) -> Result<(), Problem> {
     Err(Problem::TooLarge { what: "a stream's size in bytes", got: size, limit: MAX_STREAM })
 }
 
-/// What an index entry says of a block's bytes.
+/// Source of a block's bytes according to its index entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
-    /// They are zeros.
+    /// The bytes are zeros.
     Zeros,
-    /// The entry says zeros, and gives the hash of something else: it is damaged, or made
-    /// up, and nobody knows what the block is.
+    /// The entry claims zeros but has the hash of other bytes. It is damaged or forged, and the
+    /// content of the block is unknown.
     Contradiction,
-    /// They are stored in this archive.
+    /// The bytes are stored in this archive.
     Stored { place: Extent, checksum: u32 },
-    /// They are in a parent.
+    /// The bytes are in a parent.
     InParent,
 }
 
-/// One block of an index page.
+/// Index entry of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) content: Content,
@@ -237,52 +238,51 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Whether the bytes with that hash can be had here, without asking a parent.
+    /// Returns true if this archive itself has the bytes with that hash.
     pub(super) fn has_bytes_of(&self, hash: &BlockHash) -> bool {
         self.hash == *hash && matches!(self.content, Content::Zeros | Content::Stored { .. })
     }
 }
 
-/// An index page, ready for searching.
+/// An index page, prepared for binary search.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Page {
     pub(super) start_block: u64,
-    /// Where each block begins in the stream, and behind the last one where it ends.
+    /// Start offset of each block in the stream, followed by the end offset of the last block.
     starts: Vec<u64>,
     entries: Vec<Entry>,
 }
 
-/// A block as its page knows it.
+/// A block with its number and its range of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Located {
     pub(super) entry: Entry,
-    /// Its number over the whole archive.
+    /// Number of the block within the archive, part of the nonce of encrypted blocks.
     pub(super) number: u64,
-    /// Where it begins in the stream.
+    /// Start offset in the stream, in bytes.
     pub(super) start: u64,
     pub(super) length: u32,
 }
 
 impl Located {
-    /// Where it ends in the stream.
+    /// Returns the end offset in the stream, in bytes.
     pub(super) fn end(&self) -> u64 {
         self.start + u64::from(self.length)
     }
 }
 
-/// What an archive's layout says of its pages.
+/// Properties of an archive's layout that parsing its pages depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PageLayout<'a> {
     pub(super) form: EntryForm,
-    /// True if the hash of a reference to a parent is that of the bytes, so that zeros are
-    /// known by it.
+    /// True if references have the hash of their bytes, so that zeros can be recognized by it.
     pub(super) references_by_hash: bool,
     pub(super) zeros: &'a ZeroHashes,
 }
 
 impl Page {
-    /// Parses the bytes of `page`, whose blocks reach to `end` of the stream and are stored
-    /// in front of `index_offset`.
+    /// Parses the bytes of `page`. Its blocks must end at byte `end` of the stream, and must be
+    /// stored before `index_offset`.
     pub(super) fn parse(
         bytes: &[u8],
         page: &PageRef,
@@ -307,7 +307,7 @@ impl Page {
                 .filter(|&position| position <= end)
                 .ok_or(Problem::Invalid("an index page's range"))?;
         }
-        // Nothing else tells a damaged length, which moves all blocks behind it.
+        // This is the only check that detects a damaged length, which moves all later blocks.
         if position != end {
             return Err(Problem::Invalid("an index page's range"));
         }
@@ -318,12 +318,12 @@ impl Page {
         Ok(Self { start_block: page.start_block, starts, entries })
     }
 
-    /// The block that covers byte `at` of the stream, if any does.
+    /// Returns the block that covers byte `at` of the stream, if any does.
     pub(super) fn block_at(&self, at: u64) -> Option<Located> {
         self.block(self.starts.partition_point(|&start| start <= at).checked_sub(1)?)
     }
 
-    /// The block at a position of the page.
+    /// Returns the block at a position of the page.
     pub(super) fn block(&self, position: usize) -> Option<Located> {
         let entry = *self.entries.get(position)?;
         let start = *self.starts.get(position)?;
@@ -336,22 +336,22 @@ impl Page {
         })
     }
 
-    /// The bytes of the stream that the block at a position covers.
+    /// Returns the range of the stream that the block at a position covers.
     pub(super) fn range(&self, position: usize) -> Option<Range<u64>> {
         Some(*self.starts.get(position)?..*self.starts.get(position + 1)?)
     }
 
-    /// The blocks in order.
+    /// Iterates over the blocks in order.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Located> + '_ {
         (0..self.entries.len()).filter_map(|position| self.block(position))
     }
 
-    /// The first block with that hash whose bytes can be had here.
+    /// Returns the first block with that hash whose bytes this archive itself has.
     pub(super) fn block_with_hash(&self, hash: &BlockHash) -> Option<Located> {
         self.block(self.entries.iter().position(|entry| entry.has_bytes_of(hash))?)
     }
 
-    /// What it takes of memory, in bytes.
+    /// Returns the memory that the page takes, in bytes.
     pub(super) fn memory(&self) -> u64 {
         let starts = self.starts.capacity() * size_of::<u64>();
         let entries = self.entries.capacity() * size_of::<Entry>();
@@ -359,13 +359,13 @@ impl Page {
     }
 }
 
-/// Where each block of a page is stored according to its bytes, which have been parsed; also of
-/// those that are known to be zeros.
+/// Iterates over the locations recorded in a page that has been parsed, including those of blocks
+/// that are known to be zeros.
 pub(super) fn places(bytes: &[u8], form: EntryForm) -> impl Iterator<Item = Extent> + '_ {
     raw_entries(bytes, form).map(|entry| entry.place)
 }
 
-/// An entry of a page as it is written.
+/// An index entry as stored in the file.
 struct RawEntry {
     place: Extent,
     length: u32,
@@ -407,7 +407,7 @@ impl RawEntry {
         }
         let content = match place {
             Extent { offset: IN_PARENT, .. } => Content::InParent,
-            // Packers give zeros no hash; one that is there has to be theirs.
+            // Packers write no hash for zeros. A hash that is there must be that of zeros.
             Extent { offset: 0, length: 0 } if !zeros.may_have(&hash, length) => {
                 Content::Contradiction
             }

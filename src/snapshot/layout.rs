@@ -1,25 +1,25 @@
-//! Layouts of the format: every published version of Hexz calls its own "version 1".
+//! Layouts of the archive format, all of which have version number 1.
 //!
-//! Two things differ: the field of the header that names parents, and whether an entry of an
-//! index page has a hash. Together they tell which versions write an archive, and what a
-//! reference to a parent means in it.
+//! Layouts differ in two respects: the form of the header field that names parents, and whether
+//! entries of index pages have a hash. Together these identify the versions that write an archive,
+//! and the meaning of its references to parents.
 
 use super::header::{Header, ParentsField};
 
 /// Form of the entries of index pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EntryForm {
-    /// Offset, stored length, length, checksum.
+    /// Offset, stored length, length and checksum.
     WithoutHash,
-    /// The same, then the block's BLAKE3.
+    /// Offset, stored length, length, checksum and BLAKE3 hash of the block.
     WithHash,
 }
 
-/// Size of a page's count of entries, in bytes.
+/// Size of the entry count at the start of a page, in bytes.
 pub(super) const PAGE_HEAD: u32 = 8;
 
 impl EntryForm {
-    /// Size of an entry, in bytes.
+    /// Returns the size of an entry, in bytes.
     pub(super) fn size(self) -> u32 {
         match self {
             Self::WithoutHash => 20,
@@ -27,8 +27,8 @@ impl EntryForm {
         }
     }
 
-    /// The form in which `count` entries make a page of `length` bytes. There is at most one
-    /// for a count other than zero.
+    /// Returns the form in which `count` entries make a page of `length` bytes. At most one form
+    /// fits, and none if `count` is zero.
     pub(super) fn of_page(length: u32, count: u64) -> Option<Self> {
         [Self::WithHash, Self::WithoutHash].into_iter().find(|form| {
             let entries = count.checked_mul(form.size().into());
@@ -42,22 +42,23 @@ impl EntryForm {
 /// A published layout of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// One parent at most, entries without hashes.
+    /// At most one parent, entries without hashes.
     A,
-    /// One parent at most, entries with hashes.
+    /// At most one parent, entries with hashes.
     B,
     /// Any number of parents, entries with hashes, no chunking parameters.
     C,
-    /// The same with chunking parameters.
+    /// Any number of parents, entries with hashes, chunking parameters.
     D,
     /// An archive of layout A whose header was rewritten when Hexz 0.8 signed it.
     X,
-    /// Nothing in the archive tells its layout: it has no blocks.
+    /// Unknown layout: the archive has no blocks that would reveal it.
     Empty,
 }
 
 impl Layout {
-    /// Layout of an archive by its header and the form of its entries, if it has any.
+    /// Determines the layout of an archive from its header and, if it has blocks, the form of its
+    /// entries.
     pub(super) fn of(header: &Header, entries: Option<EntryForm>) -> Self {
         match (header.parents_field, entries) {
             (_, None) => Self::Empty,
@@ -69,7 +70,7 @@ impl Layout {
         }
     }
 
-    /// Versions of Hexz that write it.
+    /// Returns the versions of Hexz that write the layout.
     pub fn writers(self) -> &'static str {
         match self {
             Self::A => "hexz 0.1 to 0.4.5",
@@ -81,7 +82,7 @@ impl Layout {
         }
     }
 
-    /// Letter that stands for it in messages and in JSON.
+    /// Returns the letter of the layout for messages and JSON, or `empty`.
     pub fn label(self) -> &'static str {
         match self {
             Self::A => "A",
@@ -93,8 +94,8 @@ impl Layout {
         }
     }
 
-    /// Returns true if every reference to a parent means the block with that hash, wherever
-    /// an ancestor has it.
+    /// Returns true if every reference to a parent means the block with that hash, in whichever
+    /// ancestor has it.
     pub(super) fn references_by_hash(self) -> bool {
         self == Self::D
     }
@@ -106,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_page_has_entries_of_one_form() {
-        // 13 short entries are as long as 5 long ones: the count tells.
+        // 13 short entries are as long as 5 long ones; the count identifies the form.
         assert_eq!(EntryForm::of_page(268, 13), Some(EntryForm::WithoutHash));
         assert_eq!(EntryForm::of_page(268, 5), Some(EntryForm::WithHash));
         assert_eq!(EntryForm::of_page(268, 6), None);

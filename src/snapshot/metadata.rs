@@ -1,5 +1,5 @@
-//! Metadata of an archive: a manifest of files, a converted tar archive's description, or
-//! whatever else its packer wrote.
+//! Metadata of an archive: a manifest of files, the description of a converted tar archive, or
+//! anything else that the packer wrote.
 //!
 //! `hexz pack DIRECTORY` writes `{"files":[{"path":…,"size":…},…]}`, `hexz convert tar` writes
 //! `{"source":{"format":"tar","total_bytes":…,"source_files":[…]}}`. Anything else (a commit
@@ -16,48 +16,48 @@ use serde::de::{
 use super::header::Extent;
 use crate::storage::Storage;
 
-/// The longest metadata that are parsed, in bytes: a manifest of some 600,000 files. A name in
-/// it may be as long as all of it, and is held in memory.
+/// Maximum length of metadata that is parsed, in bytes: a manifest of some 600,000 files. A single
+/// name may be as long as all of it, and is held in memory.
 pub const MAX_METADATA: u32 = 64 * 1024 * 1024;
-/// Bytes that are read at once.
+/// Number of bytes that are read at a time.
 const PIECE: usize = 64 * 1024;
 
 /// A file of a packed directory.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct PackedFile {
-    /// Its path, as the packer wrote it.
+    /// Path of the file, as the packer wrote it.
     pub path: String,
-    /// Its length, in bytes.
+    /// Length of the file, in bytes.
     pub size: u64,
 }
 
-/// What metadata say of the main stream.
+/// Kind of the main stream according to the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Metadata {
-    /// It is a packed directory: files one after another.
+    /// The stream is a packed directory: the files' contents one after another.
     Manifest,
-    /// It was converted from a tar archive: files one after another, so many bytes, though
-    /// the index states the length of the tar archive.
+    /// The stream was converted from a tar archive: the files' contents one after another,
+    /// `total_bytes` in all. The index states the length of the tar archive instead.
     Tar {
         /// Sum of the files' lengths, in bytes.
         total_bytes: u64,
     },
-    /// It is a disk.
+    /// The stream is a disk.
     Other,
 }
 
 impl Metadata {
-    /// Of metadata that are too long to be parsed: nobody else writes as much, and a manifest
-    /// must not be served as a disk.
+    /// Classification of metadata that is too long to be parsed. Nothing else is as long as a large
+    /// manifest, and a manifest must not be served as a disk.
     pub(super) const TOO_LONG: Self = Self::Manifest;
 }
 
-/// Classifies metadata. What isn't understood belongs to a disk.
+/// Classifies metadata. Unrecognized metadata belongs to a disk.
 ///
 /// # Errors
-/// They can't be read.
+/// The metadata can't be read.
 pub(super) fn classify(metadata: impl Read) -> io::Result<Metadata> {
-    // One file is enough to tell a manifest.
+    // The first file identifies a manifest, so parsing stops there.
     let mut is_manifest = false;
     let mut found = Found::default();
     let parsed = parse(metadata, &mut found, &mut |_| {
@@ -77,20 +77,20 @@ pub(super) fn classify(metadata: impl Read) -> io::Result<Metadata> {
     })
 }
 
-/// The bytes at `place`, read in pieces.
+/// Returns a buffered reader of the bytes at `place`.
 pub(super) fn reader(storage: &dyn Storage, place: Extent) -> impl Read {
     BufReader::with_capacity(PIECE, Bytes { storage, at: place.offset, left: place.length })
 }
 
-/// Returns true if the bytes couldn't be read, and not merely parsed.
+/// Returns true if reading failed, as opposed to parsing.
 fn is_failure(error: &serde_json::Error) -> bool {
     error.io_error_kind().is_some_and(|kind| kind != io::ErrorKind::UnexpectedEof)
 }
 
-/// Hands each file of the manifest at `place` to `each`.
+/// Calls `each` for every file of the manifest at `place`.
 ///
 /// # Errors
-/// It can't be read, or is no manifest.
+/// The metadata can't be read, or isn't a manifest.
 pub(super) fn files(
     storage: &dyn Storage,
     place: Extent,
@@ -104,15 +104,15 @@ pub(super) fn files(
     if found.has_files { Ok(()) } else { Err(serde_json::Error::missing_field("files")) }
 }
 
-/// What was met besides files.
+/// Content of the metadata other than the files.
 #[derive(Debug, Default)]
 struct Found {
     has_files: bool,
     tar_bytes: Option<u64>,
 }
 
-/// Parses metadata in pieces, one file in memory at a time. `each` returns false to stop,
-/// which is an error then.
+/// Parses metadata as a stream, with one file in memory at a time. If `each` returns false, parsing
+/// stops with an error.
 fn parse(
     bytes: impl Read,
     found: &mut Found,
@@ -123,7 +123,7 @@ fn parse(
     json.end()
 }
 
-/// A range of an archive, from its beginning to its end.
+/// Reader of a range of an archive.
 struct Bytes<'a> {
     storage: &'a dyn Storage,
     at: u64,
@@ -141,7 +141,7 @@ impl Read for Bytes<'_> {
     }
 }
 
-/// The outermost object.
+/// Visitor of the outermost object.
 struct Object<'a> {
     found: &'a mut Found,
     each: &'a mut dyn FnMut(PackedFile) -> bool,
@@ -179,7 +179,7 @@ impl<'de> Visitor<'de> for Object<'_> {
     }
 }
 
-/// The list of files.
+/// Visitor of the list of files.
 struct Files<'a>(&'a mut dyn FnMut(PackedFile) -> bool);
 
 impl<'de> DeserializeSeed<'de> for Files<'_> {
@@ -207,7 +207,7 @@ impl<'de> Visitor<'de> for Files<'_> {
     }
 }
 
-/// What `hexz convert` says of where a stream comes from. Other fields are skipped.
+/// Source of a stream, as recorded by `hexz convert`. Other fields are skipped.
 #[derive(Deserialize)]
 struct Source {
     format: String,
@@ -234,7 +234,7 @@ mod tests {
         for manifest in [r#"{"files":[]}"#, &format!(r#"{{"files":[{file},{file}]}}"#)] {
             assert_eq!(classified(manifest), Metadata::Manifest, "{manifest}");
         }
-        // Damaged behind the first file, it is a manifest all the same.
+        // A manifest that is damaged behind its first file is still a manifest.
         assert_eq!(classified(&format!(r#"{{"files":[{file},"#)), Metadata::Manifest);
         let tar = r#"{"source":{"format":"tar","source_files":[{"name":"a"}],"total_bytes":7}}"#;
         assert_eq!(classified(tar), Metadata::Tar { total_bytes: 7 });

@@ -1,4 +1,4 @@
-//! The Hexz archive format, version 1, for reading.
+//! Reader for the Hexz archive format, version 1.
 //!
 //! ```text
 //! 0             header, in a region of 4096 bytes            header.rs
@@ -8,19 +8,20 @@
 //!   …           metadata and signature, if any
 //! ```
 //!
-//! Every published version of Hexz calls its format version 1, and there are several layouts
+//! Every published version of Hexz calls its format version 1, although there are several layouts
 //! of it (`layout.rs`).
 //!
-//! A stream (main or auxiliary) is cut into blocks; a page of the index lists up to 4096
-//! of them. A block is stored here, or is zeros, or lives in a parent archive (`chain.rs`):
-//! it is found there by its BLAKE3 hash (`parents.rs`), or is whatever the parent has at the
-//! same offset (`references.rs`). A stored block becomes the
-//! stream's bytes by CRC-32, decryption, decompression, length and hash (`archive.rs`);
-//! whatever doesn't fit is an error, never zeros. Before anything of an archive is used, it
-//! can be asked to be signed (`signature.rs`), or to be a certain file (`digest.rs`);
-//! `verify.rs` reads all of it, `facts/` says what is in it without reading blocks.
+//! A stream (main or auxiliary) is divided into blocks, and an index page lists up to 4096 of them.
+//! A block is stored in the archive, is all zeros, or lives in a parent archive (`chain.rs`). A
+//! block in a parent is found by its BLAKE3 hash (`parents.rs`), or is the parent's data at the
+//! same offset (`references.rs`).
 //!
-//! Everything here blocks while it reads, except what says that it doesn't.
+//! Reading a stored block checks its CRC-32, decrypts and decompresses it, and checks its length
+//! and hash (`archive.rs`). Any mismatch is an error; it never reads as zeros. Before anything in
+//! an archive is used, its signature (`signature.rs`) or its digest (`digest.rs`) can be verified.
+//! `verify.rs` reads every block; `facts/` summarizes the content without reading blocks.
+//!
+//! All functions block while they read, unless documented otherwise.
 
 mod archive;
 mod chain;
@@ -77,12 +78,12 @@ use zeros::ZeroHashes;
 pub use crate::background::Background;
 use crate::storage::{Reads, Storage};
 
-/// One of an archive's two sequences of bytes.
+/// One of the two byte streams of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StreamKind {
-    /// The disk.
+    /// Disk image.
     Main,
-    /// What goes with it, such as a virtual machine's memory.
+    /// Data that accompanies the disk, such as a virtual machine's memory.
     Auxiliary,
 }
 
@@ -95,15 +96,15 @@ impl fmt::Display for StreamKind {
     }
 }
 
-/// A block's BLAKE3-256, or 32 zeros where the packer gave none.
+/// BLAKE3-256 hash of a block, or 32 zero bytes if the packer recorded none.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BlockHash(pub [u8; 32]);
 
 impl BlockHash {
-    /// Stands where the packer gave no hash.
+    /// Placeholder for a missing hash.
     pub(crate) const NONE: Self = Self([0; 32]);
 
-    /// Returns true if the packer gave a hash.
+    /// Returns true if the packer recorded a hash.
     pub fn is_given(&self) -> bool {
         *self != Self::NONE
     }
@@ -121,43 +122,45 @@ impl fmt::Debug for BlockHash {
     }
 }
 
-/// How a snapshot is to be opened.
+/// Options for opening a snapshot.
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// Folders in which parents are looked for, besides the archive's own.
+    /// Directories that are searched for parents, in addition to the archive's own directory.
     pub parent_dirs: Vec<PathBuf>,
-    /// Whether the archive may name parents anywhere on this machine.
+    /// True if the archive may name parents anywhere on this machine.
     pub parents_anywhere: bool,
-    /// For the archives of the chain that are encrypted. The password is wiped when their
+    /// Source of the password for encrypted archives of the chain. The password is wiped once their
     /// keys have been derived.
     pub password: Option<PasswordSource>,
-    /// Iterations of the key derivation that an encrypted archive may ask for, at most.
+    /// Maximum number of key derivation iterations that an encrypted archive may request.
     pub max_key_iterations: u32,
-    /// Where keys are derived. Snapshots that are opened with the same one don't do so at once.
+    /// Worker that derives keys. Snapshots opened with the same worker derive their keys one at a
+    /// time.
     pub background: Arc<Background>,
-    /// Whether a directory archive's bare stream is wanted.
+    /// True to open a directory archive as its bare stream.
     pub raw: bool,
-    /// Decisions for references to parents that may be by offset or by hash, and mean
-    /// different bytes then. Without one, such a block is an error.
+    /// Decisions for references to parents that can be read by offset or by hash, with different
+    /// bytes. Without a decision, reading such a block is an error.
     pub reference_choices: Arc<[ReferenceChoice]>,
-    /// If true, ranges that no block covers read as zeros instead of being errors.
+    /// True to read ranges that no block covers as zeros instead of failing.
     pub zero_uncovered: bool,
-    /// Whether a block that was decoded is compared with its BLAKE3. Without it, damage to
-    /// stored bytes is still found (CRC-32), but not an index entry that leads to another
-    /// block of the same length. Blocks of encrypted archives have no hash anyway.
+    /// True to compare each decoded block with its BLAKE3 hash. Without that, damage to stored
+    /// bytes is still detected (CRC-32), but an index entry that points to another block of the
+    /// same length is not. Blocks of encrypted archives have no hash in any case.
     pub verify_hashes: bool,
-    /// Unless there are none, each archive of the chain has to have a valid signature by one
-    /// of these keys. It covers the master index and the metadata, and neither the header nor
-    /// the index pages nor the blocks.
+    /// Keys for required signatures. Unless empty, each archive of the chain must have a valid
+    /// signature by one of these keys. The signature covers the master index and the metadata, but
+    /// not the header, the index pages or the blocks.
     pub verify_keys: Arc<[VerifyKey]>,
-    /// If given, each archive of the chain has to have its digest there. All of it is read
-    /// when it is opened; whatever is read later is verified by the hash tree that this makes.
+    /// Required digests. If given, the digest of each archive of the chain must be among them.
+    /// Opening an archive then reads all of it; later reads are verified against the resulting hash
+    /// tree.
     pub digests: Option<Arc<Digests>>,
-    /// Memory for that, together with that of other snapshots.
+    /// Memory for digest verification, shared with other snapshots.
     pub digest_memory: DigestMemory,
-    /// Where index pages are kept, together with those of other snapshots.
+    /// Cache of index pages, shared with other snapshots.
     pub index_pages: Arc<IndexPages>,
-    /// Where it is counted what is read, together with what is read of other snapshots.
+    /// Read counters, shared with other snapshots.
     pub reads: Arc<Reads>,
 }
 
@@ -182,21 +185,20 @@ impl Default for OpenOptions {
     }
 }
 
-/// A block of a stream, or a part of one: its range of the stream, and where to get its
-/// bytes.
+/// Block of a stream, or a part of one: its range of the stream and the location of its bytes.
 ///
-/// It is a part where a reference by offset covers only some of an ancestor's block.
+/// It is a part if a reference by offset covers only some of an ancestor's block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Block {
     stream: StreamKind,
-    /// Position in the chain of the archive that has the entry.
+    /// Index in the chain of the archive that has the entry.
     archive: usize,
-    /// The whole block, as that archive has it.
+    /// Whole block, as recorded in that archive.
     located: Located,
     start: u64,
     length: u32,
-    /// True if it is a reference that may be by offset or by hash, so that its hash isn't
-    /// known to be that of its bytes.
+    /// True if the block is a reference that may be by offset or by hash, so its hash isn't known
+    /// to match its bytes.
     is_undecided: bool,
 }
 
@@ -206,65 +208,66 @@ impl Block {
         Self { stream, archive, located, start, length, is_undecided: false }
     }
 
-    /// The part of another block of the stream that lies within this one.
+    /// Returns the part of another block of the stream that lies within this one.
     fn part_of(&self, archive: usize, located: Located) -> Self {
         let start = self.start.max(located.start);
         let end = self.end().min(located.end());
-        // No longer than a block, whose length has 32 bits.
+        // Not longer than a block, whose length fits 32 bits.
         let length = u32::try_from(end.saturating_sub(start)).unwrap_or_default();
         Self { archive, located, start, length, ..*self }
     }
 
-    /// Where it begins in the stream, in bytes.
+    /// Returns the start offset in the stream, in bytes.
     pub fn start(&self) -> u64 {
         self.start
     }
 
-    /// Its length in the stream, in bytes; never zero.
+    /// Returns the length in the stream, in bytes; never zero.
     pub fn length(&self) -> u32 {
         self.length
     }
 
-    /// Where it ends in the stream, in bytes.
+    /// Returns the end offset in the stream, in bytes.
     pub fn end(&self) -> u64 {
         self.start() + u64::from(self.length())
     }
 
-    /// Bytes of the whole block that lie before this part of it.
+    /// Returns the number of bytes of the whole block that precede this part.
     pub fn skipped(&self) -> u32 {
         u32::try_from(self.start - self.located.start).unwrap_or_default()
     }
 
-    /// Length of the whole block, in bytes: what [`Snapshot::read_block`] returns.
+    /// Returns the length of the whole block, in bytes: the length that [`Snapshot::read_block`]
+    /// returns.
     pub fn decoded_length(&self) -> u32 {
         self.located.length
     }
 
-    /// Where the whole block begins in the stream, in bytes.
+    /// Returns the start offset of the whole block in the stream, in bytes.
     pub fn decoded_start(&self) -> u64 {
         self.located.start
     }
 
-    /// Position in the chain of the archive whose index has the block; 0 is the snapshot's own.
+    /// Returns the index in the chain of the archive that has the block; 0 is the snapshot's own.
     pub fn archive(&self) -> usize {
         self.archive
     }
 
-    /// Returns true if it is known, without reading it, to be zeros.
+    /// Returns true if the block is known to be all zeros without reading it.
     pub fn is_zeros(&self) -> bool {
         self.located.entry.content == Content::Zeros
     }
 
-    /// Hash of the whole block, if the packer gave one: equal hashes mean equal bytes, in any
-    /// archive.
+    /// Returns the hash of the whole block, if the packer recorded one. Equal hashes mean equal
+    /// bytes, in any archive.
     pub fn hash(&self) -> Option<BlockHash> {
         let hash = self.located.entry.hash;
         (hash.is_given() && !self.is_undecided).then_some(hash)
     }
 
-    /// Estimate of the work to read and decode it, in nanoseconds: one for each byte that is
-    /// stored, and for each that is decoded. Of a block in a parent it isn't known what is
-    /// stored; an ambiguous one is read, hashed and looked up besides.
+    /// Estimates the work to read and decode the block, in nanoseconds: one for each stored byte,
+    /// and one for each decoded byte. The stored length of a block in a parent is unknown. An
+    /// ambiguous block is also read, hashed and looked up.
     pub fn work(&self) -> u64 {
         let decoded = u64::from(self.decoded_length());
         match self.located.entry.content {
@@ -275,7 +278,8 @@ impl Block {
         }
     }
 
-    /// Where it is stored in its own archive's file, in bytes, if it is stored there.
+    /// Returns the file offset of the stored block, in bytes, if it is stored in the snapshot's own
+    /// archive.
     pub fn stored_at(&self) -> Option<u64> {
         match self.located.entry.content {
             Content::Stored { place, .. } if self.archive == 0 => Some(place.offset),
@@ -284,35 +288,35 @@ impl Block {
     }
 }
 
-/// How a block is being read.
+/// Context of a block read.
 #[derive(Debug, Clone, Copy)]
 struct Reading {
-    /// Number of ambiguous references that have led to it.
+    /// Number of ambiguous references followed to reach the block.
     depth: u32,
-    /// True if the index of the parents' hashes is built when it is needed; otherwise that it
-    /// is missing is an error.
+    /// True to build the index of the parents' hashes when it is needed. If false, a missing index
+    /// is an error.
     builds_index: bool,
 }
 
-/// Something about an archive that is no fault, but not what a user would expect.
+/// Property of an archive that is valid but may surprise its users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remark {
-    /// The master index states 0 bytes, and lists blocks.
+    /// The master index states 0 bytes but lists blocks.
     SizeNotStated {
-        /// Which stream.
+        /// Affected stream.
         stream: StreamKind,
-        /// Sum of the blocks' lengths, in bytes: the size that is served.
+        /// Sum of the blocks' lengths, in bytes, which is served as the size.
         size: u64,
     },
     /// The blocks end before the stated length.
     EndsEarly {
-        /// Which stream.
+        /// Affected stream.
         stream: StreamKind,
-        /// Where its blocks end, in bytes.
+        /// End offset of the blocks, in bytes.
         end: u64,
-        /// Its stated length, in bytes.
+        /// Stated length, in bytes.
         size: u64,
-        /// True if the bytes in between read as zeros, false if they can't be read.
+        /// True if the uncovered bytes read as zeros, false if reading them is an error.
         reads_zeros: bool,
     },
 }
@@ -345,7 +349,7 @@ impl fmt::Display for Remark {
 #[derive(Debug)]
 pub struct Snapshot {
     id: u64,
-    /// The archive itself, then its ancestors, nearer ones first.
+    /// The archive itself, followed by its ancestors, nearest first.
     chain: Vec<Archive>,
     pages: Arc<IndexPages>,
     parents: Parents,
@@ -353,18 +357,18 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Opens the archive at `path`, finds its ancestors, and checks header and master
-    /// index of each.
+    /// Opens the archive at `path` and all its ancestors, and checks header and master index of
+    /// each.
     ///
     /// # Errors
-    /// One of them is missing, unreadable, damaged, encrypted with another password, or
-    /// isn't what it should be. The error names the file and what to do.
+    /// An archive is missing, unreadable, damaged, encrypted with another password, or not the
+    /// expected one. The error names the file and suggests a remedy.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
         Self::from_chain(chain::open(path, options)?, options)
     }
 
-    /// The same for bytes that are no file. `name` stands for it in messages, and its
-    /// folder is where parents are looked for.
+    /// Opens an archive that isn't a file. `name` identifies it in messages, and its directory is
+    /// searched for parents.
     ///
     /// # Errors
     /// As for [`Snapshot::open`].
@@ -376,12 +380,12 @@ impl Snapshot {
         Self::from_chain(chain::open_storage(name, storage, options)?, options)
     }
 
-    /// Opens the archive at `path`, or what `storage` has of it, for what header and index say
-    /// of it: derives no key, hashes no file and reads no block, so it doesn't find out whether
-    /// the password is right, or the file the one that a digest is of.
+    /// Opens the archive at `path`, or in `storage`, to inspect header and index only. Derives no
+    /// key, hashes no file and reads no block, so a wrong password or a mismatching digest isn't
+    /// detected.
     ///
     /// # Errors
-    /// As for [`Snapshot::open`], as far as header and index show it.
+    /// As for [`Snapshot::open`], as far as header and index reveal the problem.
     pub(crate) fn open_index(
         path: &Path,
         storage: Option<Arc<dyn Storage>>,
@@ -418,54 +422,54 @@ impl Snapshot {
         })
     }
 
-    /// A number that no other snapshot of this process has.
+    /// Returns a number that no other snapshot of this process has.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The archive's path, as it was given.
+    /// Returns the archive's path as given when it was opened.
     pub fn path(&self) -> &Path {
         self.chain.first().map_or(Path::new(""), |archive| &archive.path)
     }
 
-    /// The paths of its ancestors, nearer ones first.
+    /// Returns the paths of the ancestors, nearest first.
     pub fn parents(&self) -> impl Iterator<Item = &Path> {
         self.chain.iter().skip(1).map(|archive| archive.path.as_ref())
     }
 
-    /// Whether opening it again would find the same files: none of the chain has been
-    /// replaced or written to.
+    /// Returns true if opening the snapshot again would find the same files: no archive of the
+    /// chain has been replaced or written to.
     pub fn is_current(&self) -> bool {
         self.chain.iter().all(Archive::is_current)
     }
 
-    /// A stream's size in bytes; zero for one that isn't there.
+    /// Returns the size of a stream in bytes; zero if the stream doesn't exist.
     pub fn size(&self, stream: StreamKind) -> u64 {
         self.chain.first().map_or(0, |archive| archive.stream(stream).size)
     }
 
-    /// How its own blocks are compressed.
+    /// Returns the compression of the archive's own blocks.
     pub fn compression(&self) -> Compression {
         self.chain.first().map_or(Compression::Zstd, |archive| archive.header.compression)
     }
 
-    /// Whether blocks are compared with their hashes, so that equal hashes are known to be
-    /// equal bytes.
+    /// Returns true if blocks are compared with their hashes, so that equal hashes guarantee equal
+    /// bytes.
     pub fn verifies_hashes(&self) -> bool {
         self.chain.first().is_some_and(|archive| archive.verify_hashes)
     }
 
-    /// Whether its own blocks are encrypted.
+    /// Returns true if the archive's own blocks are encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.chain.first().is_some_and(|archive| archive.header.encryption.is_some())
     }
 
-    /// The nominal block size, in bytes. Real blocks may be larger or smaller.
+    /// Returns the nominal block size, in bytes. Actual blocks may be larger or smaller.
     pub fn block_size(&self) -> u32 {
         self.chain.first().map_or(0, |archive| archive.header.block_size)
     }
 
-    /// Oddities of the archive itself that users should know of.
+    /// Returns the properties of the archive itself that users should know about.
     pub fn remarks(&self) -> Vec<Remark> {
         let Some(own) = self.chain.first() else { return Vec::new() };
         let mut remarks = Vec::new();
@@ -482,7 +486,7 @@ impl Snapshot {
         remarks
     }
 
-    /// Logs what users of the archive may not expect of it, as a warning.
+    /// Logs warnings about properties of the archive that may surprise its users.
     pub fn log_oddities(&self) {
         let image = self.image_format().ok().flatten();
         let oddities = self.remarks().into_iter().map(|remark| remark.to_string());
@@ -493,10 +497,11 @@ impl Snapshot {
         }
     }
 
-    /// Format of the main stream, if it begins like an image of a disk or a compressed file.
+    /// Detects the format of the main stream, if it starts like a disk image format or a compressed
+    /// file.
     ///
     /// # Errors
-    /// Its first bytes can't be read.
+    /// The first bytes of the stream can't be read.
     pub fn image_format(&self) -> Result<Option<ImageFormat>, Error> {
         let length = self.size(StreamKind::Main).min(image::SIGNATURES_END as u64);
         let mut start = vec![0; usize::try_from(length).unwrap_or_default()];
@@ -504,7 +509,7 @@ impl Snapshot {
         Ok(ImageFormat::of(&start))
     }
 
-    /// The block that covers byte `at` of a stream.
+    /// Finds the block that covers byte `at` of a stream.
     ///
     /// # Errors
     /// The index page can't be read or is damaged, or no block covers that byte.
@@ -512,7 +517,8 @@ impl Snapshot {
         self.locate_in(0, stream, at)
     }
 
-    /// The same without waiting: `None` if an index page isn't in memory.
+    /// Finds the block that covers byte `at` of a stream without blocking. Returns `None` if an
+    /// index page isn't in memory.
     pub fn locate_now(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
         let in_memory = |id| self.pages.get(self.id, id).ok_or(Miss::NotInMemory);
         match self.resolve(0, stream, at, in_memory) {
@@ -522,13 +528,13 @@ impl Snapshot {
         }
     }
 
-    /// The block that covers byte `at` of a stream of an archive of the chain.
+    /// Finds the block that covers byte `at` of a stream of an archive of the chain.
     fn locate_in(&self, archive: usize, stream: StreamKind, at: u64) -> Result<Block, Error> {
         self.expect_page(self.resolve(archive, stream, at, |id| Ok(self.page(id)?)))
     }
 
-    /// The part around byte `at` of a block on the page `id`. An error comes with the end of the
-    /// part that it is about.
+    /// Resolves the part around byte `at` of a block on the page `id`. An error comes with the end
+    /// offset of the part that it affects.
     fn follow_or_end(&self, id: PageId, located: Located, at: u64) -> Result<Block, (Error, u64)> {
         let block = self.follow(id, located, at, |id| Ok(self.page(id)?));
         block.map_err(|miss| {
@@ -544,26 +550,26 @@ impl Snapshot {
     fn failure(&self, miss: Miss) -> (Error, u64) {
         match miss {
             Miss::Failed { error, end } => (error, end),
-            // Pages were read where they weren't in memory.
+            // Callers load pages that aren't in memory, so this can't happen.
             Miss::NotInMemory => {
                 (Problem::Invalid("an index page").of(&Arc::from(self.path())), u64::MAX)
             }
         }
     }
 
-    /// Reads, checks and decodes a block: exactly [`Block::decoded_length`] bytes, of which
-    /// [`Block::length`] from [`Block::skipped`] on are meant.
+    /// Reads, checks and decodes a whole block: exactly [`Block::decoded_length`] bytes. The
+    /// block's own bytes are the [`Block::length`] bytes that follow the first [`Block::skipped`]
+    /// ones.
     ///
     /// # Errors
-    /// The stored bytes can't be read, or aren't what the index says; or no parent has
-    /// the block.
+    /// The stored bytes can't be read or don't match the index, or no parent has the block.
     pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
         self.read_block_as(block, Reading { depth: 0, builds_index: true })
     }
 
-    /// The same without building the index of the parents' hashes, which takes as long as
-    /// reading all their index pages: `None` if it is needed, and hasn't been built by
-    /// [`Snapshot::index_parents`].
+    /// Reads a block like [`Snapshot::read_block`], but never builds the index of the parents'
+    /// hashes, which takes as long as reading all their index pages. Returns `None` if the index is
+    /// needed and hasn't been built by [`Snapshot::index_parents`].
     ///
     /// # Errors
     /// As for [`Snapshot::read_block`].
@@ -580,7 +586,7 @@ impl Snapshot {
         self.parents.built().is_some()
     }
 
-    /// Builds the index of the parents' hashes.
+    /// Builds the index of the parents' hashes, if it hasn't been built.
     pub fn index_parents(&self) {
         self.parents.index(&self.chain, &self.zeros);
     }
@@ -597,10 +603,11 @@ impl Snapshot {
         }
     }
 
-    /// Fills `buffer` with the stream's bytes from `offset` on.
+    /// Fills `buffer` with the bytes of a stream, starting at `offset`.
     ///
     /// # Errors
-    /// As for [`Snapshot::locate`] and [`Snapshot::read_block`]; also beyond the end.
+    /// As for [`Snapshot::locate`] and [`Snapshot::read_block`]; also if the range exceeds the
+    /// stream.
     pub fn read_exact_at(
         &self,
         stream: StreamKind,
@@ -611,7 +618,7 @@ impl Snapshot {
         self.read_from(0, stream, buffer, offset, reading)
     }
 
-    /// The same from an archive of the chain.
+    /// Fills `buffer` from a stream of an archive of the chain.
     fn read_from(
         &self,
         archive: usize,
@@ -651,15 +658,15 @@ impl Snapshot {
         Some(PageId { archive, stream, page })
     }
 
-    /// A page from memory, or from its file; loaded once however many ask.
+    /// Returns a page from the cache, or loads it. Concurrent loads of a page are deduplicated.
     fn page(&self, id: PageId) -> Result<Arc<Page>, Error> {
         self.pages.get_or_load(self.id, id, || {
             self.archive(id.archive)?.load_page(id.stream, id.page, &self.zeros)
         })
     }
 
-    /// The block of an ancestor that a reference by hash means. The index of hashes, if it takes
-    /// that, is built or is an error.
+    /// Finds the ancestor's block that a reference by hash means. If that needs the index of hashes
+    /// and it hasn't been built, builds it or fails, depending on `builds_index`.
     fn find_in_parents(&self, block: &Block, builds_index: bool) -> Result<InParent, Error> {
         let Located { start: at, length, entry: Entry { hash, .. }, .. } = block.located;
         let path = &self.archive(block.archive)?.path;
@@ -667,8 +674,8 @@ impl Snapshot {
         if !hash.is_given() {
             return Err(unresolvable());
         }
-        // A page that can't be read says nothing about blocks of others; but when the block
-        // isn't found, that is the better reason.
+        // A page that can't be read may list other blocks only, so it isn't an error by itself. If
+        // the block isn't found, it is the better explanation.
         let mut unread = None;
         let found = match self.find_at_same_place(block, &mut unread) {
             Some(found) => Some(found),
@@ -681,13 +688,13 @@ impl Snapshot {
                 self.find_by_index(&hash, &index, &mut unread)
             }
         };
-        // The same bytes have the same length.
+        // Blocks with the same hash have the same length, unless an index is damaged.
         found
             .filter(|found| found.block.length == length)
             .ok_or_else(|| unread.unwrap_or_else(unresolvable))
     }
 
-    /// Asks the page of each ancestor that covers the same place of the same stream.
+    /// Searches each ancestor's page that covers the same offset of the same stream.
     fn find_at_same_place(&self, block: &Block, unread: &mut Option<Error>) -> Option<InParent> {
         let Located { start, entry: Entry { hash, .. }, .. } = block.located;
         for archive in 1..self.chain.len() {
@@ -721,7 +728,7 @@ impl Snapshot {
         None
     }
 
-    /// A page; if there is none to be had, the first reason for that is noted.
+    /// Returns a page, or records the first reason why a page can't be loaded.
     fn page_or_note(&self, id: PageId, unread: &mut Option<Error>) -> Option<Arc<Page>> {
         self.page(id).map_err(|error| unread.get_or_insert(error)).ok()
     }

@@ -1,4 +1,4 @@
-//! Index pages in memory, of all snapshots together.
+//! Cache of index pages, shared by all snapshots.
 
 use std::sync::Arc;
 
@@ -10,26 +10,26 @@ use super::error::Error;
 use super::index::Page;
 use crate::cache::bounded;
 
-/// Index pages that have been read, bounded in bytes. Snapshots that are opened with the
-/// same one share the memory.
+/// Cache of index pages, bounded in bytes. Snapshots that are opened with the same cache share its
+/// memory.
 #[derive(Debug)]
 pub struct IndexPages {
     pages: Cache<Key, Arc<Page>, PageMemory>,
 }
 
-/// An index page of one archive of a chain.
+/// Identity of an index page within a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct PageId {
-    /// The archive's place in the chain.
+    /// Index of the archive in the chain.
     pub(super) archive: usize,
     pub(super) stream: StreamKind,
-    /// The page's place in the stream.
+    /// Number of the page in the stream.
     pub(super) page: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    /// The number that no other snapshot of this process has.
+    /// Number of the snapshot, unique within this process.
     snapshot: u64,
     page: PageId,
 }
@@ -44,22 +44,23 @@ impl Weighter<Key, Arc<Page>> for PageMemory {
 }
 
 impl IndexPages {
-    /// Room for pages of so many bytes together, or for four of the largest if that is more:
-    /// with less, pages would be read again and again.
+    /// Creates a cache of `bytes` bytes, but at least the size of four of the largest pages: a
+    /// smaller cache would read pages again and again.
     pub fn new(bytes: u64) -> Arc<Self> {
-        /// A page of 4096 blocks in memory, in bytes, rounded up.
+        /// Size of a page of 4096 blocks in memory, in bytes, rounded up.
         const LARGEST: u64 = 512 * 1024;
-        // A shard must hold several of the largest pages, or they would not be kept at all.
+        // A shard must hold several of the largest pages, or it would not keep them at all.
         let pages = bounded(bytes.max(4 * LARGEST), LARGEST, 8 * LARGEST, PageMemory);
         Arc::new(Self { pages })
     }
 
-    /// A page, if it is in memory.
+    /// Returns a page if it is in memory.
     pub(super) fn get(&self, snapshot: u64, page: PageId) -> Option<Arc<Page>> {
         self.pages.get(&Key { snapshot, page })
     }
 
-    /// A page from memory, or by `load`, which is called once however many ask.
+    /// Returns a page from memory, or loads it by `load`. Concurrent loads of a page are
+    /// deduplicated.
     pub(super) fn get_or_load(
         &self,
         snapshot: u64,

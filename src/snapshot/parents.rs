@@ -1,10 +1,11 @@
-//! Finding blocks in parents by their hash.
+//! Lookup of blocks in parents by their hash.
 //!
-//! Most blocks that a thin archive leaves to its parents are at the same place there, so
-//! that page is asked first. Only when it doesn't know the block, an index of all
-//! parents' hashes is built: 8 bytes for each stored block, a fingerprint of its hash with 32
-//! bits and its ordinal number. Equal fingerprints are told apart by the whole hash on its page.
-//! Fingerprints are keyed at random, so nobody can make many blocks have the same one.
+//! Most blocks that a thin archive leaves to its parents are at the same offset there, so the page
+//! at that offset is searched first. Only if it doesn't list the block, an index of all parents'
+//! hashes is built. It takes 8 bytes for each stored block: a 32-bit fingerprint of its hash, and
+//! its ordinal number. Blocks with equal fingerprints are distinguished by the whole hash on their
+//! page. Fingerprints are keyed at random, so an attacker can't construct blocks with the same
+//! fingerprint.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,28 +22,28 @@ use super::{BlockHash, StreamKind};
 /// A block found in an ancestor.
 #[derive(Debug)]
 pub(super) struct InParent {
-    /// The ancestor's place in the chain.
+    /// Index of the ancestor in the chain.
     pub(super) archive: usize,
     pub(super) block: Located,
 }
 
-/// Blocks with the fingerprint of a hash that are compared with it. Among as many blocks as
-/// there can be, one in 32 has the same fingerprint as another one by chance.
+/// Maximum number of blocks with a matching fingerprint whose hashes are compared. With the maximum
+/// number of blocks, one in 32 shares its fingerprint with another one by chance.
 const MAX_CANDIDATES: usize = 16;
 
-/// The index of parents' hashes, built when it is first needed.
+/// Index of the parents' hashes, built on first use.
 #[derive(Debug, Default)]
 pub(super) struct Parents {
     index: Mutex<Option<Arc<HashIndex>>>,
 }
 
 impl Parents {
-    /// The index, if it has been built.
+    /// Returns the index, if it has been built.
     pub(super) fn built(&self) -> Option<Arc<HashIndex>> {
         self.lock().clone()
     }
 
-    /// The index, which the first caller builds while others wait.
+    /// Returns the index. The first caller builds it while others wait.
     pub(super) fn index(&self, chain: &[Archive], zeros: &ZeroHashes) -> Arc<HashIndex> {
         Arc::clone(self.lock().get_or_insert_with(|| Arc::new(HashIndex::build(chain, zeros))))
     }
@@ -52,17 +53,17 @@ impl Parents {
     }
 }
 
-/// Where each stored block of the ancestors is, by hash.
+/// Locations of the ancestors' stored blocks, by hash.
 #[derive(Debug)]
 pub(super) struct HashIndex {
-    /// Sorted by fingerprint.
+    /// Fingerprints in ascending order.
     entries: Vec<Fingerprint>,
-    /// The ordinal number of each page's first block, ascending.
+    /// Ordinal number of each page's first block, in ascending order.
     pages: Vec<(u32, PageId)>,
     key: RandomState,
 }
 
-/// A keyed hash of a block's hash, 32 bits of it, above the 32-bit ordinal number of the block.
+/// 32 bits of a keyed hash of the block's hash, followed by the 32-bit ordinal number of the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Fingerprint(u64);
 
@@ -71,7 +72,7 @@ impl Fingerprint {
         Self(Self::lowest(hash, key).0 | u64::from(ordinal))
     }
 
-    /// The least that a block with this hash can have.
+    /// Returns the lowest fingerprint of a block with this hash.
     fn lowest(hash: &BlockHash, key: &RandomState) -> Self {
         Self(key.hash_one(hash.0) & !u64::from(u32::MAX))
     }
@@ -86,8 +87,8 @@ impl Fingerprint {
     }
 }
 
-/// Index pages that can't be read. One line tells of all of them: an archive may have
-/// millions, and their number must not be that of our log's lines.
+/// Index pages that can't be read. They are logged in one line: an archive may have millions of
+/// pages, and must not control the number of our log lines.
 #[derive(Default)]
 struct Damaged {
     first: Option<Error>,
@@ -111,15 +112,15 @@ impl Damaged {
 }
 
 impl HashIndex {
-    /// Makes the index of all blocks that can be known. What is left out, since a page is
-    /// damaged or there are too many, can't be found; the log says so, once.
+    /// Builds the index of all blocks whose pages can be read. Blocks on damaged pages, and blocks
+    /// beyond the limit, can't be found; both are logged once.
     fn build(chain: &[Archive], zeros: &ZeroHashes) -> Self {
         let mut entries = Vec::new();
         let mut pages = Vec::new();
         let mut ordinal: u32 = 0;
         let mut damaged = Damaged::default();
         let key = RandomState::new();
-        // The first is the served archive itself, whose own blocks need no looking up.
+        // The first archive is the served one, whose own blocks need no lookup.
         'archives: for (archive, ancestor) in chain.iter().enumerate().skip(1) {
             for stream in [StreamKind::Main, StreamKind::Auxiliary] {
                 for page in 0..ancestor.stream(stream).pages.len() {
@@ -158,8 +159,8 @@ impl HashIndex {
         Self { entries, pages, key }
     }
 
-    /// The places of blocks whose fingerprint is that of `hash`, nearest ancestor first: a page,
-    /// and a position on it. There are at most [`MAX_CANDIDATES`].
+    /// Returns the locations of blocks whose fingerprint matches `hash`, nearest ancestor first: a
+    /// page and a position on it. There are at most [`MAX_CANDIDATES`].
     pub(super) fn candidates(&self, hash: &BlockHash) -> impl Iterator<Item = (PageId, usize)> {
         let lowest = Fingerprint::lowest(hash, &self.key);
         let first = self.entries.partition_point(|entry| *entry < lowest);
@@ -175,7 +176,7 @@ impl HashIndex {
             })
     }
 
-    /// How many blocks it knows.
+    /// Returns the number of blocks in the index.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -206,7 +207,7 @@ mod tests {
         assert_eq!(index.candidates(&BlockHash([8; 32])).count(), 0);
     }
 
-    /// Hashes that share whatever part of them an archive's maker likes.
+    /// Uses hashes that differ in few bytes, as an attacker may choose them.
     #[test]
     fn fingerprints_of_similar_hashes_differ() {
         let hashes: Vec<[u8; 32]> = (0..10_000_u64)
@@ -220,7 +221,7 @@ mod tests {
         for hash in &hashes {
             assert!((1..=3).contains(&index.candidates(&BlockHash(*hash)).count()));
         }
-        // Blocks that are equal have equal fingerprints, and few of them are looked at.
+        // Equal blocks have equal fingerprints, and only a limited number of them is compared.
         let index = index_of(&[[7; 32]; 1000]);
         assert_eq!(index.candidates(&BlockHash([7; 32])).count(), MAX_CANDIDATES);
     }

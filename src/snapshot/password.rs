@@ -1,4 +1,4 @@
-//! The password of encrypted archives.
+//! Password of encrypted archives.
 
 use std::fmt;
 use std::io;
@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-/// A password. It never shows up in messages, and is wiped when it is dropped.
+/// A password. It never appears in messages, and is wiped when dropped.
 #[derive(Clone)]
 pub struct Password(Zeroizing<Vec<u8>>);
 
 impl Password {
-    /// Takes over the bytes; they are wiped when this is dropped.
+    /// Takes ownership of the bytes, which are wiped when the password is dropped.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Takes over a file's content: one line break at its end doesn't belong to it.
+    /// Takes ownership of a file's content, and strips one trailing line break.
     pub fn from_file_content(bytes: Vec<u8>) -> Self {
         let mut password = Self::new(bytes);
         if password.0.last() == Some(&b'\n') {
@@ -28,7 +28,7 @@ impl Password {
         password
     }
 
-    /// Whether it has no bytes at all.
+    /// Returns true if the password has no bytes.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -44,13 +44,13 @@ impl fmt::Debug for Password {
     }
 }
 
-/// Where a password comes from each time that an archive is opened, so that nobody has to
-/// keep it in between.
+/// Callback that provides a password whenever an archive is opened, so that it needn't be kept in
+/// memory in between.
 #[derive(Clone)]
 pub struct PasswordSource(Arc<dyn Fn() -> io::Result<Password> + Send + Sync>);
 
 impl PasswordSource {
-    /// Asks `source` each time.
+    /// Creates a source that calls `source` whenever a password is needed.
     pub fn new(source: impl Fn() -> io::Result<Password> + Send + Sync + 'static) -> Self {
         Self(Arc::new(source))
     }
@@ -61,7 +61,7 @@ impl PasswordSource {
 }
 
 impl From<Password> for PasswordSource {
-    /// Keeps the password, and hands it out each time.
+    /// Keeps the password in memory, and returns it each time.
     fn from(password: Password) -> Self {
         Self::new(move || Ok(password.clone()))
     }

@@ -1,21 +1,22 @@
-//! References to parents: which bytes a block means that its archive doesn't store.
+//! Resolution of references to parents: finds the bytes of blocks that an archive doesn't store
+//! itself.
 //!
-//! Hexz has written two kinds. A reference *by hash* means the block with that BLAKE3,
-//! wherever an ancestor stores it. A reference *by offset* means the parent's bytes at the same
-//! offset of the same stream, whatever blocks these are of.
+//! Hexz writes two kinds of references. A reference *by hash* means the block with that BLAKE3
+//! hash, in whichever ancestor stores it. A reference *by offset* means the parent's bytes at the
+//! same offset of the same stream, regardless of the parent's block boundaries.
 //!
-//! - Layout D has references by hash alone, layout A (without hashes) by offset alone.
-//! - Layouts B and C have both, and nothing in the entry tells which one it is.
-//!   `Writer(parent=…)` writes references by hash. `commit --thin` and
-//!   `merge_overlay(thin=True)` write references by offset; their hash is that of the block of
-//!   the base that *covers* the start, or missing where that block is zeros.
+//! - Layout D has references by hash only, layout A (without hashes) by offset only.
+//! - Layouts B and C have both, and the entry doesn't say which kind it is. `Writer(parent=…)`
+//!   writes references by hash. `commit --thin` and `merge_overlay(thin=True)` write references by
+//!   offset; the hash is that of the base's block that *covers* the start, or is missing if that
+//!   block is zeros.
 //!
-//! So a reference whose hash is that of a covering block may be by offset, and one whose hash
-//! isn't is by hash. Where both are possible, both mostly mean the same bytes; where they
-//! don't, and the operator hasn't decided, reading the block is an error.
+//! So a reference may be by offset if its hash is that of a covering block, and is by hash
+//! otherwise. If both are possible, both usually mean the same bytes. If they don't, and the
+//! operator hasn't decided, reading the block is an error.
 //!
-//! A block that is referred to by offset becomes the blocks of the ancestors that cover its
-//! range, each with its own hash, here, before anybody sees it.
+//! This module translates a block that is referenced by offset into the ancestors' blocks that
+//! cover its range, each with its own hash. Other modules never see references by offset.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -30,31 +31,31 @@ use super::pages::PageId;
 use super::parents::InParent;
 use super::{Block, BlockHash, OpenOptions, Reading, Snapshot, StreamKind};
 
-/// Ambiguous references that may lead to one another when one block is read. Each needs a
-/// block's memory and a hash of it.
+/// Maximum number of ambiguous references that are followed one after another to read one block.
+/// Each needs memory for a block and a hash of it.
 const MAX_UNDECIDED: u32 = 8;
-/// Longest block of zeros that stands for a range which no block covers, in bytes.
+/// Maximum length of a block of zeros that replaces a range that no block covers, in bytes.
 const UNCOVERED_BLOCK: u32 = 1 << 20;
 
-/// How to read a reference to a parent that may be by offset or by hash.
+/// Interpretation of a reference to a parent that may be by offset or by hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReferenceMode {
-    /// The parent's bytes at the same offset, as `hexz commit --thin` and `merge_overlay` mean
-    /// it.
+    /// The parent's bytes at the same offset, as written by `hexz commit --thin` and
+    /// `merge_overlay`.
     Offset,
-    /// The block with that hash, as `Writer(parent=…)` means it.
+    /// The block with the same hash, as written by `Writer(parent=…)`.
     Hash,
 }
 
-/// An operator's decision for ambiguous references: `MODE`, or `FILE=MODE` for the archive of
-/// that file name, without folders.
+/// An operator's decision for ambiguous references: `MODE`, or `FILE=MODE` for the archive with
+/// that file name, without directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReferenceChoice {
     file: Option<OsString>,
     mode: ReferenceMode,
 }
 
-/// A text that is no [`ReferenceChoice`].
+/// Error for text that isn't a valid [`ReferenceChoice`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected \"offset\" or \"hash\", or FILE=offset or FILE=hash with a file name")]
 pub struct ReferenceChoiceError;
@@ -82,8 +83,8 @@ impl FromStr for ReferenceChoice {
 }
 
 impl OpenOptions {
-    /// The decision for the archive at `path`: the last one that names it, else the last one
-    /// that names none.
+    /// Returns the decision for the archive at `path`: the last one that names it, or else the last
+    /// one that names no file.
     pub(super) fn reference_mode(&self, path: &Path) -> Option<ReferenceMode> {
         let last = |names: &dyn Fn(&ReferenceChoice) -> bool| {
             self.reference_choices.iter().rev().find(|choice| names(choice))
@@ -94,21 +95,22 @@ impl OpenOptions {
     }
 }
 
-/// A page that can't be had.
+/// Reason why a block couldn't be located.
 #[derive(Debug)]
 pub(super) enum Miss {
-    /// It isn't in memory, and nothing may be read.
+    /// A page isn't in memory, and loading it isn't allowed.
     NotInMemory,
-    /// It can't be read, or is damaged; or no block covers what was looked for.
+    /// A page can't be read or is damaged, or no block covers the requested byte.
     Failed {
         error: Error,
-        /// Where in the stream that is over at the earliest, in bytes.
+        /// End offset of the affected range of the stream, in bytes. Bytes behind it may be
+        /// readable.
         end: u64,
     },
 }
 
 impl Miss {
-    /// The same, of a failure that is over at `end`.
+    /// Limits the affected range of a failure to `end`.
     fn until(self, end: u64) -> Self {
         match self {
             Self::Failed { error, end: known } => Self::Failed { error, end: known.min(end) },
@@ -126,19 +128,19 @@ impl From<Error> for Miss {
 /// Meaning of a reference to a parent.
 #[derive(Clone, Copy)]
 enum Target {
-    /// The block with that hash, which is to be looked up.
+    /// The block with that hash, which has yet to be looked up.
     Hash,
-    /// The bytes of this archive of the chain, at the same offset.
+    /// The bytes at the same offset of this archive of the chain.
     Offset(usize),
     /// This block of an ancestor, which has the same range and hash.
     Block(usize, Located),
-    /// By offset or by hash; only the bytes can tell.
+    /// By offset or by hash; only reading the bytes can tell.
     Undecided,
 }
 
 impl Snapshot {
-    /// The block that covers byte `at` of a stream of an archive of the chain. References by
-    /// offset are followed.
+    /// Finds the block that covers byte `at` of a stream of an archive of the chain. Follows
+    /// references by offset.
     pub(super) fn resolve(
         &self,
         archive: usize,
@@ -156,8 +158,8 @@ impl Snapshot {
         }
     }
 
-    /// The part around byte `at` of a block on the page `id`. References by offset are
-    /// followed.
+    /// Resolves the part around byte `at` of a block on the page `id`. Follows references by
+    /// offset.
     pub(super) fn follow(
         &self,
         id: PageId,
@@ -166,7 +168,7 @@ impl Snapshot {
         page: impl Fn(PageId) -> Result<Arc<Page>, Miss>,
     ) -> Result<Block, Miss> {
         let mut block = Block::whole(id.archive, id.stream, located);
-        // Parents are never their own ancestors, so this ends.
+        // The chain has no cycles, so this loop ends.
         while block.located.entry.content == Content::InParent {
             let parent = match self.target(&block, &page).map_err(|miss| miss.until(block.end()))? {
                 Target::Hash => break,
@@ -200,21 +202,23 @@ impl Snapshot {
         Ok(block)
     }
 
-    /// Where the page `id` ends, in bytes of its stream.
+    /// Returns the end offset of the page `id` in its stream, in bytes.
     fn page_end(&self, id: PageId) -> u64 {
         self.chain
             .get(id.archive)
             .map_or(u64::MAX, |archive| archive.stream(id.stream).page_end(id.page))
     }
 
-    /// Where the first page of an archive's stream behind `at` begins, if there is one.
+    /// Returns the start offset of the first page behind `at` in an archive's stream, or `u64::MAX`
+    /// if there is none.
     fn next_page_start(&self, archive: usize, stream: StreamKind, at: u64) -> u64 {
         let pages = self.chain.get(archive).map_or(&[][..], |it| &it.stream(stream).pages);
         let next = pages.partition_point(|page| page.start_logical <= at);
         pages.get(next).map_or(u64::MAX, |page| page.start_logical)
     }
 
-    /// Decides what a reference to a parent means, or has the operator decide.
+    /// Determines the meaning of a reference to a parent, from the archives or by the operator's
+    /// decision.
     fn target(
         &self,
         block: &Block,
@@ -229,7 +233,7 @@ impl Snapshot {
         }
     }
 
-    /// What a reference to a parent means, as far as the archives tell.
+    /// Determines the meaning of a reference to a parent as far as the archives reveal it.
     fn evident_target(
         &self,
         block: &Block,
@@ -259,8 +263,8 @@ impl Snapshot {
             let is_same_range = (covering.start, covering.length) == (start, length);
             if covering.entry.content == Content::InParent {
                 if is_same_range && Some(&Some(ancestor)) == child.parents.first() {
-                    // By offset this one means whatever that one means. If that one can't be by
-                    // hash, this one can't either.
+                    // By offset, this reference means whatever the parent's reference means. If the
+                    // parent's reference can't be by hash, this one can't either.
                     let parents = Block::whole(ancestor, block.stream, covering);
                     return Ok(match self.evident_target(&parents, page)? {
                         Target::Offset(_) => Target::Offset(ancestor),
@@ -271,7 +275,7 @@ impl Snapshot {
             } else if is_same_range && !is_covered {
                 return Ok(Target::Block(ancestor, covering));
             } else if covering.length != length {
-                // The block with that hash has another length, so it isn't meant.
+                // The block with that hash has another length, so the reference isn't by hash.
                 return Ok(Target::Offset(self.only_parent(block)?));
             } else {
                 is_covered = true;
@@ -280,11 +284,11 @@ impl Snapshot {
         Ok(if is_covered { Target::Undecided } else { Target::Hash })
     }
 
-    /// Reads a block that may be referred to by offset or by hash: the bytes that both mean,
-    /// or those of the one that there is.
+    /// Reads a block that may be referenced by offset or by hash. Returns the bytes if both
+    /// interpretations agree, or if only one of them is possible.
     ///
     /// # Errors
-    /// The two mean different bytes, or the parent's can't be read.
+    /// The two interpretations mean different bytes, or the parent can't be read.
     pub(super) fn read_undecided(&self, block: &Block, reading: Reading) -> Result<Vec<u8>, Error> {
         let Located { start, length, entry: Entry { hash, .. }, .. } = block.located;
         let parent = self.only_parent(block)?;
@@ -301,7 +305,7 @@ impl Snapshot {
         match self.read_from(parent, block.stream, &mut bytes, start, Reading { depth, ..reading })
         {
             Ok(()) => {}
-            // Nothing is there, so it can't be meant.
+            // No block covers that offset of the parent, so the reference must be by hash.
             Err(error) if error.problem.label() == "uncovered" => {
                 let InParent { archive, block } =
                     self.find_in_parents(block, reading.builds_index)?;
@@ -325,13 +329,13 @@ impl Snapshot {
                 holder_at: by_hash.block.start,
             }))
             .of(&self.archive(block.archive)?.path)),
-            // Nobody has a block with that hash, so it can't be meant.
+            // No archive has a block with that hash, so the reference must be by offset.
             Err(Error { problem: Problem::Unresolvable { .. }, .. }) => Ok(bytes),
             Err(error) => Err(error),
         }
     }
 
-    /// The parent whose bytes a reference by offset means.
+    /// Returns the parent that a reference by offset reads from.
     fn only_parent(&self, block: &Block) -> Result<usize, Error> {
         let child = self.archive(block.archive)?;
         let parents = child.header.parent_paths.len();
@@ -342,7 +346,7 @@ impl Snapshot {
         Err(problem.of(&child.path))
     }
 
-    /// All ancestors of an archive of the chain, nearer ones first.
+    /// Iterates over all ancestors of an archive of the chain, nearest first.
     fn ancestors(&self, archive: usize) -> impl Iterator<Item = usize> {
         let parents_of = |archive: usize| {
             let parents = self.chain.get(archive).map(|archive| archive.parents.as_slice());
@@ -362,10 +366,11 @@ impl Snapshot {
         })
     }
 
-    /// A block of zeros in place of a range that no block covers, if the operator wants that.
+    /// Returns a block of zeros that replaces a range that no block covers, if the operator allows
+    /// that.
     ///
     /// # Errors
-    /// Such ranges are to be errors, or `at` is beyond the end of the stream.
+    /// The operator doesn't allow it, or `at` is beyond the end of the stream.
     pub(super) fn uncovered_block(
         &self,
         archive: usize,

@@ -1,16 +1,16 @@
-//! Log lines about archives that have been opened. Clients of a folder with more archives than
-//! are kept open can have them opened again and again.
+//! Rate limit for log lines about opened archives. A folder may have more archives than are kept
+//! open, so clients can cause archives to be opened again and again.
 
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::limited::RateLimit;
 
-/// One for all archives: enough to see what is wrong with them.
+/// Token bucket shared by all archives; large enough to diagnose problems with them.
 static LINES: LazyLock<RateLimit> = LazyLock::new(|| RateLimit::new(100, Duration::from_secs(1)));
 
-/// Whether to say something now; then also how much was left out since the last time, as a
-/// field of the line.
+/// Returns `Some` if a line may be logged now. The inner value is the number of lines suppressed
+/// since the last one, for a field of the log line.
 pub(super) fn may_say() -> Option<Option<u64>> {
     LINES.allow().map(|held_back| held_back.field())
 }

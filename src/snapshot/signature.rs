@@ -1,5 +1,5 @@
-//! Ed25519 signatures of archives: raw, over the SHA-256 of everything from the master index
-//! up to the signature.
+//! Ed25519 signatures of archives. A signature is raw and covers the SHA-256 of everything from the
+//! master index up to the signature.
 
 use std::fmt;
 use std::path::Path;
@@ -15,40 +15,40 @@ use super::error::{Error, Problem};
 use super::header::Header;
 use crate::storage::Storage;
 
-/// A signature's length, in bytes.
+/// Length of a signature, in bytes.
 const SIGNATURE: usize = 64;
-/// A public key's length, in bytes.
+/// Length of a public key, in bytes.
 const KEY: usize = 32;
-/// What stands before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo (RFC 8410).
+/// Prefix of a SubjectPublicKeyInfo that precedes the 32 bytes of an Ed25519 key (RFC 8410).
 const SPKI_HEAD: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// What is read at once, in bytes.
+/// Number of bytes that are read at a time.
 const PIECE: u64 = 256 * 1024;
 
-/// The public key of somebody who signs archives.
+/// Public key for verifying signatures of archives.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct VerifyKey([u8; KEY]);
 
-/// What isn't an Ed25519 public key.
+/// Reason why a text or file isn't an Ed25519 public key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyKeyError {
-    /// None of the forms that are known.
+    /// The format isn't recognized.
     #[error(
         "it is no Ed25519 public key: neither 32 bytes, nor 64 hexadecimal digits, nor a PEM \
          \"PUBLIC KEY\""
     )]
     Unreadable,
-    /// A private key has no business here.
+    /// The key is a private key, which must not be given to the gateway.
     #[error("it is a private key; the public key that belongs to it is needed")]
     Private,
-    /// RSA, ECDSA and so on.
+    /// The key is a public key of another algorithm (RSA, ECDSA and so on).
     #[error("it is a public key, but none of Ed25519")]
     OtherAlgorithm,
 }
 
 impl VerifyKey {
-    /// A key from the bytes of a file: 32 raw bytes, as the Hexz tools write them, 64
-    /// hexadecimal digits, or PEM.
+    /// Parses the content of a key file: 32 raw bytes, as the Hexz tools write them, 64 hexadecimal
+    /// digits, or PEM.
     ///
     /// # Errors
     /// See [`VerifyKeyError`].
@@ -80,7 +80,7 @@ impl VerifyKey {
 impl FromStr for VerifyKey {
     type Err = VerifyKeyError;
 
-    /// 64 hexadecimal digits.
+    /// Parses 64 hexadecimal digits.
     fn from_str(text: &str) -> Result<Self, VerifyKeyError> {
         blake3::Hash::from_hex(text)
             .map(|key| Self(*key.as_bytes()))
@@ -100,18 +100,18 @@ impl fmt::Debug for VerifyKey {
     }
 }
 
-/// What has been read of the part that a signature covers.
+/// Signed bytes that have already been read.
 pub(super) struct Signed<'a> {
-    /// The master index.
+    /// Bytes of the master index.
     pub(super) index: &'a [u8],
-    /// What was read of what stands behind it.
+    /// First bytes behind the master index, possibly none.
     pub(super) behind: &'a [u8],
 }
 
-/// Checks that one of `keys` has signed an archive.
+/// Verifies that one of `keys` has signed an archive.
 ///
-/// What was read before is hashed as it was read, and only the rest is read here: no byte is
-/// read a second time, when it could be another one.
+/// The bytes in `signed` are hashed as they were read, and only the rest is read here. No byte is
+/// read twice, since the second read could return another value.
 pub(super) fn check(
     path: &Arc<Path>,
     storage: &dyn Storage,
@@ -166,7 +166,7 @@ mod tests {
     const HEX: &str = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391da";
     const RAW: [u8; 32] = *b"\x3e\xbf\xc4\xfd\x8c\x24\x84\xbe\x73\x52\x4c\x21\x8d\x52\x60\xfc\
         \x92\xdc\xb0\x80\xde\xe5\x26\xa6\xbe\x43\xdf\x65\x75\x53\x91\xda";
-    /// By `openssl pkey -pubin -inform DER`, of the same key.
+    /// The same key in PEM, written by `openssl pkey -pubin -inform DER`.
     const PEM: &str = "-----BEGIN PUBLIC KEY-----\n\
         MCowBQYDK2VwAyEAPr/E/YwkhL5zUkwhjVJg/JLcsIDe5SamvkPfZXVTkdo=\n\
         -----END PUBLIC KEY-----\n";
@@ -192,7 +192,7 @@ mod tests {
             (&HEX.as_bytes()[1..], VerifyKeyError::Unreadable),
             (b"-----BEGIN PUBLIC KEY-----\n", VerifyKeyError::Unreadable),
             (private.as_bytes(), VerifyKeyError::Private),
-            // X25519, whose object identifier is the one before.
+            // X25519, whose object identifier is one less.
             (PEM.replace("K2Vw", "K2Vu").as_bytes(), VerifyKeyError::OtherAlgorithm),
         ] {
             assert_eq!(VerifyKey::from_file_content(content), Err(error));

@@ -1,10 +1,9 @@
-//! Checking every block of a snapshot: that it can be read, and where not, why.
+//! Verification of every block of a snapshot, with the reasons why blocks can't be read.
 //!
-//! Threads take batches of blocks from one cursor, which goes through the index page by
-//! page; no more than the pages of the batches are in memory. A stored copy that several
-//! blocks share is decoded once. Faults are gathered by their cause, each with all ranges of
-//! the stream that it touches; when they become many, all threads pause until those so far
-//! have been reported.
+//! Threads take batches of blocks from a shared cursor that traverses the index page by page, so
+//! only the pages of current batches are in memory. A stored copy that several blocks share is
+//! decoded once. Faults are grouped by cause, each with all affected ranges of the stream. When
+//! there are many ranges, all threads pause until the faults found so far have been reported.
 
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
@@ -22,18 +21,19 @@ use super::pages::PageId;
 use super::parents::InParent;
 use super::{Block, BlockHash, Snapshot, StreamKind};
 
-/// What a thread takes from the cursor at once, in blocks and in bytes of the stream.
+/// Maximum number of blocks that a thread takes from the cursor at a time.
 const BATCH_BLOCKS: usize = 256;
+/// Number of stream bytes after which a batch ends.
 const BATCH_BYTES: u64 = 1 << 20;
-/// Ranges of faults that are gathered before they are reported; some 400 bytes each.
+/// Number of ranges of faults at which the faults are reported; some 400 bytes each.
 const MAX_GATHERED: usize = 1 << 16;
-/// Stored copies whose verdict is kept for other blocks that share them: of those that were
-/// met most or last, some 100 bytes each. Copies beyond that are decoded again.
+/// Maximum number of stored copies whose result is cached for other blocks that share them, some
+/// 100 bytes each. Copies that were evicted are decoded again.
 const MAX_COPIES: u64 = 1 << 19;
 
 const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
 
-/// How far one check has come; to be looked at, and stopped, by other threads.
+/// Progress of one verification, for other threads to observe and stop.
 #[derive(Debug, Default)]
 pub struct Progress {
     bytes: AtomicU64,
@@ -42,56 +42,56 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Bytes of the streams that have been checked.
+    /// Returns the number of stream bytes that have been checked.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// Those among them that can't be read.
+    /// Returns the number of checked bytes that can't be read.
     pub fn unreadable(&self) -> u64 {
         self.unreadable.load(Ordering::Relaxed)
     }
 
-    /// Ends the check after the blocks that are being decoded.
+    /// Stops the verification after the blocks that are being decoded.
     pub fn stop(&self) {
         self.is_stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was told to end.
+    /// Returns true if the verification has been stopped.
     pub fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::Relaxed)
     }
 }
 
-/// What was checked.
+/// Totals of a verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Whether it was all, and the check wasn't stopped before.
+    /// True if everything was checked; false if the verification was stopped.
     pub is_complete: bool,
-    /// Blocks of both streams.
+    /// Number of blocks in both streams.
     pub blocks: u64,
-    /// Bytes of both streams.
+    /// Number of bytes in both streams.
     pub bytes: u64,
-    /// Blocks known to be zeros, here or in a parent; nothing is read for them.
+    /// Number of blocks known to be zeros, here or in a parent, for which nothing is read.
     pub zeros: u64,
-    /// Blocks that live in a parent.
+    /// Number of blocks that live in a parent.
     pub in_parents: u64,
-    /// Blocks that share a stored copy with one that was checked before.
+    /// Number of blocks that share a stored copy with a block that was checked before.
     pub shared: u64,
-    /// Faults that were reported.
+    /// Number of faults that were reported.
     pub faults: u64,
-    /// Bytes of the streams that can't be read.
+    /// Number of stream bytes that can't be read.
     pub unreadable: u64,
 }
 
 impl Snapshot {
-    /// Reads every block of both streams through the chain, on so many threads: index page,
-    /// CRC-32, decryption, decompression, length and BLAKE3, unless the snapshot was opened
-    /// without the last. What reading a block comes to is what this says of it.
+    /// Reads every block of both streams through the chain, on `threads` threads. Checks the index
+    /// pages, CRC-32, decryption, decompression, length and BLAKE3 (unless the snapshot was opened
+    /// without the latter). The result for a block is the same as that of reading it.
     ///
-    /// `report` gets each fault once, in the order of where in the streams each begins. Where
-    /// they are very many, it gets them in lots, and a cause that occurs in several lots once
-    /// in each.
+    /// Calls `report` once for each fault, in ascending order of stream and start offset. If there
+    /// are very many, faults are reported in several lots, and a cause that occurs in several lots
+    /// is reported once in each.
     pub fn verify(
         &self,
         threads: NonZeroUsize,
@@ -114,7 +114,7 @@ impl Snapshot {
     }
 }
 
-/// One check of one snapshot.
+/// State of one verification of one snapshot.
 struct Check<'a> {
     snapshot: &'a Snapshot,
     progress: &'a Progress,
@@ -123,7 +123,7 @@ struct Check<'a> {
     copies: Cache<StoredCopy, Result<(), Arc<Error>>>,
 }
 
-/// All on which the verdict of a stored block depends.
+/// Everything that the result for a stored block depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct StoredCopy {
     archive: usize,
@@ -131,11 +131,11 @@ struct StoredCopy {
     checksum: u32,
     length: u32,
     hash: BlockHash,
-    /// The block's number, if it is encrypted.
+    /// Number of the block, if it is encrypted.
     number: Option<u64>,
 }
 
-/// Blocks of a page, by their positions.
+/// Positions of consecutive blocks on a page.
 struct Batch {
     id: PageId,
     page: Arc<Page>,
@@ -147,7 +147,7 @@ impl<'a> Check<'a> {
         let own = snapshot.chain.first();
         let blocks: u64 =
             own.map_or(0, |own| STREAMS.iter().map(|&stream| own.block_count(stream)).sum());
-        // With room to spare, since the shards are never filled evenly.
+        // Twice the number of blocks, since the cache's shards don't fill evenly.
         let copies = (2 * blocks + 1024).min(MAX_COPIES);
         Self {
             snapshot,
@@ -158,8 +158,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Checks until all is checked, or so many faults have been found that they have to be
-    /// reported.
+    /// Checks blocks until all are checked, or the faults have to be reported.
     fn round(&self, threads: NonZeroUsize) {
         std::thread::scope(|scope| {
             for _ in 1..threads.get() {
@@ -183,7 +182,7 @@ impl<'a> Check<'a> {
                 seen.blocks += 1;
                 match batch.page.block(position) {
                     Some(block) => self.block(batch.id, block, &mut seen),
-                    // Its number is beyond all numbers.
+                    // The block number exceeds 64 bits.
                     None => self.note_unnumbered(&batch, position),
                 }
             }
@@ -205,8 +204,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Checks a block on the page `id`. One that is referred to by offset is checked in
-    /// parts: those of the ancestors' blocks that cover its range.
+    /// Checks a block on the page `id`. A block that is referenced by offset is checked in parts:
+    /// the ancestors' blocks that cover its range.
     fn block(&self, id: PageId, located: Located, seen: &mut Summary) {
         if located.entry.content == Content::InParent {
             seen.in_parents += 1;
@@ -229,7 +228,7 @@ impl<'a> Check<'a> {
     }
 
     /// Checks a block or a part of one. Clears `seen.zeros` if it isn't zeros, and sets
-    /// `seen.shared` if it shares a stored copy with one that was checked before.
+    /// `seen.shared` if it shares a stored copy with a block that was checked before.
     fn part(&self, block: &Block, seen: &mut Summary) -> Result<(), Arc<Error>> {
         let (archive, block) = match block.located.entry.content {
             Content::InParent if block.is_undecided => {
@@ -243,7 +242,7 @@ impl<'a> Check<'a> {
             _ => (block.archive, block.located),
         };
         let Content::Stored { place, checksum } = block.entry.content else {
-            // A hash that doesn't fit would have made zeros something else.
+            // Zeros with another hash are `Content::Contradiction` and fail below.
             if block.entry.content == Content::Zeros {
                 return Ok(());
             }
@@ -265,7 +264,7 @@ impl<'a> Check<'a> {
         verdict.unwrap_or_else(|impossible| match impossible {})
     }
 
-    /// The blocks that are next, unless it is time to pause or to end.
+    /// Returns the next blocks, or `None` if it is time to pause or all blocks are taken.
     fn next_batch(&self) -> Option<Batch> {
         let mut cursor = self.lock(&self.cursor);
         loop {
@@ -283,7 +282,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Goes to the next page of `stream`, or to the next stream behind the last.
+    /// Advances to the next page of `stream`, or to the next stream behind the last page.
     fn turn_page(&self, cursor: &mut Cursor, stream: StreamKind) {
         let pages = own_pages(self.snapshot, stream);
         if cursor.page == 0 {
@@ -316,7 +315,7 @@ impl<'a> Check<'a> {
         cursor.page += 1;
     }
 
-    /// Notes a range that no block covers.
+    /// Records a range that no block covers.
     fn gap(&self, stream: StreamKind, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -341,24 +340,24 @@ impl<'a> Check<'a> {
     }
 
     fn lock<'m, T>(&self, mutex: &'m Mutex<T>) -> MutexGuard<'m, T> {
-        // Nothing panics while one is locked.
+        // No code panics while it holds a lock.
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The index pages of the archive itself.
+/// Returns the index pages of the archive itself.
 fn own_pages(snapshot: &Snapshot, stream: StreamKind) -> &[PageRef] {
     snapshot.chain.first().map_or(&[], |archive| &archive.stream(stream).pages)
 }
 
-/// Where in the streams the check is.
+/// Position of the verification in the streams.
 #[derive(Default)]
 struct Cursor {
-    /// The stream's place among [`STREAMS`].
+    /// Index into [`STREAMS`].
     stream: usize,
-    /// The page that comes next.
+    /// Number of the next page.
     page: usize,
-    /// The page that is being given out, and the position that comes next.
+    /// Page that is being divided into batches, and the next position on it.
     loaded: Option<(PageId, Arc<Page>, usize)>,
     is_done: bool,
 }

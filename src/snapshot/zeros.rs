@@ -1,8 +1,8 @@
-//! Blocks of zeros that are known by their hash.
+//! Detection of blocks of zeros by their hash.
 //!
-//! The usual packer stores runs of zeros as ordinary blocks. Their hash gives them away:
-//! it is that of so many zero bytes. To hash zeros for every block's length would cost as
-//! much as reading the blocks, so only those are considered that can well be zeros.
+//! The usual packer stores runs of zeros as ordinary blocks, whose hash is that of the same number
+//! of zero bytes. Hashing zeros for every block's length would cost as much as reading the blocks,
+//! so only blocks that are likely to be zeros are considered.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -11,16 +11,16 @@ use super::BlockHash;
 use super::header::Extent;
 use super::index::{Content, Entry};
 
-/// A block compressed to less than a part in so many may be zeros.
+/// Ratio of decoded to stored length above which a block may be zeros.
 const SUSPICIOUS_RATIO: u64 = 64;
-/// What compression leaves of any block at all, in bytes.
+/// Stored length that compression may produce for zeros of any length, in bytes.
 const SMALLEST_STORED: u64 = 64;
-/// Zeros that are hashed for one snapshot, in bytes. Packers use few lengths for runs of
-/// zeros; an archive that lists thousands of long ones must not keep a core busy. Blocks
-/// of further lengths are read like any other.
+/// Maximum number of zero bytes that are hashed for one snapshot. Packers use few lengths for runs
+/// of zeros; an archive that lists thousands of large ones must not keep a core busy. Blocks of
+/// further lengths are read like any other.
 const MAX_HASHED: u64 = 1 << 30;
 
-/// The hashes of zeros, by length.
+/// Hashes of zeros, by length.
 #[derive(Debug, Default)]
 pub(super) struct ZeroHashes {
     known: Mutex<Known>,
@@ -33,22 +33,22 @@ struct Known {
 }
 
 impl ZeroHashes {
-    /// Whether the block stored at `place` is zeros, judged by its hash alone.
+    /// Returns true if the block stored at `place` is zeros, judged by its hash alone.
     pub(super) fn are_stored(&self, place: Extent, length: u32, hash: &BlockHash) -> bool {
         let at_most = SMALLEST_STORED + u64::from(length) / SUSPICIOUS_RATIO;
         let suspicious = u64::from(place.length) <= at_most;
         suspicious && hash.is_given() && Some(*hash) == self.hash(length)
     }
 
-    /// Whether a block that is said to be zeros may have this hash: none, or theirs.
+    /// Returns true if a block that claims to be zeros has their hash or none.
     pub(super) fn may_have(&self, hash: &BlockHash, length: u32) -> bool {
         !hash.is_given() || Some(*hash) == self.hash(length)
     }
 
-    /// Marks those of a page's blocks that live in a parent and are zeros.
+    /// Marks the page's blocks that live in a parent and are zeros.
     ///
-    /// A run of zeros is cut into blocks of one length, so only lengths that occur at
-    /// least twice are hashed. What is missed by that is read from the parent.
+    /// A run of zeros is cut into blocks of one length, so only lengths that occur at least twice
+    /// are hashed. Zeros missed that way are read from the parent.
     pub(super) fn mark_parents_zeros(&self, entries: &mut [Entry], starts: &[u64]) {
         let length_of = |position: usize| {
             let start = starts.get(position)?;
@@ -70,15 +70,15 @@ impl ZeroHashes {
         }
     }
 
-    /// Whether a block that lives in a parent is zeros, judged by its hash.
+    /// Returns true if a block that lives in a parent is zeros, judged by its hash.
     ///
-    /// It hashes as many zeros, so it is for blocks that can well be zeros.
+    /// Hashes `length` zeros, so call it only for blocks that are likely to be zeros.
     pub(super) fn are_in_parent(&self, entry: &Entry, length: u32) -> bool {
         entry.content == Content::InParent && Some(entry.hash) == self.hash(length)
     }
 
     fn hash(&self, length: u32) -> Option<BlockHash> {
-        // A poisoned lock holds whole entries all the same.
+        // Entries are inserted whole, so a poisoned lock does no harm.
         let mut known = self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(hash) = known.by_length.get(&length) {
             return Some(*hash);
@@ -117,7 +117,7 @@ mod tests {
         assert!(zeros.are_stored(place, 100_000, &hash));
         assert!(!zeros.are_stored(place, 100_001, &hash));
         assert!(!zeros.are_stored(place, 100_000, &BlockHash([0; 32])));
-        // 64 bytes, and a 64th of the length.
+        // 64 bytes plus a 64th of the length.
         let of = |length| Extent { length, ..place };
         assert!(zeros.are_stored(of(64 + 1562), 100_000, &hash));
         assert!(!zeros.are_stored(of(64 + 1563), 100_000, &hash));
@@ -167,7 +167,7 @@ mod tests {
         let all = u32::try_from(MAX_HASHED).unwrap();
         assert!(zeros.hash(all).is_some() && zeros.hash(5).is_some());
         assert_eq!(zeros.hash(6), None);
-        // Those that are known are still known.
+        // Hashes that were computed before remain available.
         assert_eq!(zeros.hash(5), Some(hash_zeros(5)));
     }
 }

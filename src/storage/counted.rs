@@ -1,4 +1,4 @@
-//! How much is read.
+//! Storage wrapper that counts reads.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{FileId, FileStamp, Storage};
 
-/// What has been read so far from all sources that count here.
+/// Counters of reads, shared by any number of storages.
 #[derive(Debug, Default)]
 pub struct Reads {
     count: AtomicU64,
@@ -14,18 +14,18 @@ pub struct Reads {
 }
 
 impl Reads {
-    /// How often something was read.
+    /// Returns the number of reads, including failed ones.
     pub fn count(&self) -> u64 {
         self.count.load(Relaxed)
     }
 
-    /// How many bytes that was.
+    /// Returns the number of bytes that were read successfully.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Relaxed)
     }
 }
 
-/// A source whose reads are counted, those that fail as well.
+/// Storage wrapper that counts reads, including failed ones.
 #[derive(Debug)]
 pub(crate) struct Counted {
     source: Arc<dyn Storage>,

@@ -1,4 +1,4 @@
-//! A local file or block device.
+//! Storage backed by a local file or block device.
 
 use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::Storage;
 
-/// An open file. It goes on reading the same file when the name is given to another.
+/// An open file. It keeps reading the same file after the path has been given to another one.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
@@ -19,36 +19,36 @@ pub struct FileStorage {
     is_file: bool,
 }
 
-/// Identity of a file or block device: the same under each of its names.
+/// Identity of a file or block device, the same for all its names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FileId {
-    /// A file, by the device that holds it and its inode.
+    /// A file, identified by the device that contains it and its inode.
     File(u64, u64),
-    /// A block device, by its number: two nodes may lead to it.
+    /// A block device, identified by its number, since several nodes may refer to it.
     Device(u64),
 }
 
-/// What changes when a file is replaced or written to.
+/// Attributes that change when a file is replaced or modified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStamp {
     device: u64,
     inode: u64,
-    /// The number of a block device.
+    /// Number of the device, if it is a block device.
     block_device: Option<u64>,
     length: u64,
     modified: (i64, i64),
-    /// Unlike the time of modification, nobody can set this one back; it also changes where
-    /// only the file's name or its permissions do.
+    /// Time of the last status change (ctime). Unlike the modification time, it can't be set back.
+    /// It also changes if only the file's name or permissions change.
     changed: (i64, i64),
 }
 
 impl FileStamp {
-    /// The stamp of the file at `path`, if there is one.
+    /// Returns the stamp of the file at `path`; `None` if its metadata can't be read.
     pub fn of(path: &Path) -> Option<Self> {
         std::fs::metadata(path).ok().as_ref().map(Self::from)
     }
 
-    /// Which file it is.
+    /// Returns the identity of the file.
     pub fn id(&self) -> FileId {
         match self.block_device {
             Some(number) => FileId::Device(number),
@@ -74,8 +74,8 @@ impl FileStorage {
     /// Opens `path` for reading.
     ///
     /// # Errors
-    /// It can't be opened, or it is neither a file nor a block device. Other kinds are
-    /// refused before they are opened, since opening a pipe would wait for a writer.
+    /// It can't be opened, or is neither a regular file nor a block device. Other kinds are
+    /// rejected before they are opened, since opening a pipe would wait for a writer.
     pub fn open(path: &Path) -> io::Result<Self> {
         let kind = std::fs::metadata(path)?.file_type();
         if kind.is_dir() {
@@ -88,10 +88,11 @@ impl FileStorage {
         Self::of(File::open(path)?, path)
     }
 
-    /// The same for a path whose last part must not be a link.
+    /// Opens `path` for reading. The path must be a regular file, and its last component must not
+    /// be a symbolic link.
     ///
     /// # Errors
-    /// As for [`FileStorage::open`]; also if it is a link.
+    /// It can't be opened, or is a symbolic link or not a regular file.
     pub fn open_no_link(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
@@ -105,12 +106,12 @@ impl FileStorage {
     fn of(mut file: File, path: &Path) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let (stamp, is_file) = (FileStamp::from(&metadata), metadata.is_file());
-        // A block device's metadata has no length; its end does.
+        // The metadata of a block device has no length, so seek to its end.
         let length = file.seek(SeekFrom::End(0))?;
         Ok(Self { file, path: path.to_owned(), length, stamp, is_file })
     }
 
-    /// Device and inode: the same for every name of the same file.
+    /// Returns device and inode, which are the same for all names of a file.
     pub fn identity(&self) -> (u64, u64) {
         (self.stamp.device, self.stamp.inode)
     }
@@ -130,7 +131,7 @@ impl Storage for FileStorage {
     }
 
     fn stamp(&self) -> Option<FileStamp> {
-        // What is written to a block device doesn't show in its times.
+        // Writes to a block device don't change its timestamps.
         self.is_file.then_some(self.stamp)
     }
 

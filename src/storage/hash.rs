@@ -1,7 +1,7 @@
-//! The BLAKE3 of everything that a storage holds, on several threads.
+//! Multithreaded BLAKE3 hashing of a whole storage.
 //!
-//! BLAKE3 is a binary tree. A storage is cut into units of a power of two bytes; each is a
-//! subtree with a chaining value, and the values together make the hash.
+//! BLAKE3 is a binary tree. A storage is divided into units whose length is a power of two. Each
+//! unit is a subtree with a chaining value, and the hash is computed from these values.
 
 use std::io;
 use std::num::NonZeroUsize;
@@ -15,46 +15,47 @@ use blake3::hazmat::{
 
 use super::Storage;
 
-/// Bytes that one thread hashes at a time.
+/// Number of bytes that a thread takes at a time.
 const SHARE: u64 = 8 * 1024 * 1024;
-/// Bytes that are read at once.
+/// Number of bytes that are read at a time.
 const PIECE: usize = 256 * 1024;
-/// How much nicer these threads are: hashing an archive takes as long as it takes, and others
-/// are being served meanwhile.
+/// Niceness of the hashing threads. Hashing an archive isn't urgent, and clients are being served
+/// meanwhile.
 const NICE: i32 = 10;
 
-/// See [`hashed`].
+/// Counter behind [`hashed`].
 static HASHED: AtomicU64 = AtomicU64::new(0);
 
-/// Number of bytes that this process has hashed so far, which tells those who wait that hashing
-/// makes progress.
+/// Returns the number of bytes that this process has hashed so far, which lets callers observe
+/// progress.
 pub fn hashed() -> u64 {
     HASHED.load(Ordering::Relaxed)
 }
 
-/// Hashes all of `storage`, whose BLAKE3 is that of the program `b3sum`. Memory is a piece for
-/// each thread, and 32 bytes for each 8 MiB.
+/// Hashes all of `storage`. The result is the same as that of the program `b3sum`. Memory is one
+/// buffer of 256 KiB per thread, and 32 bytes for each 8 MiB.
 ///
 /// # Errors
-/// A part can't be read.
+/// A part of the storage can't be read.
 pub fn blake3(storage: &dyn Storage) -> io::Result<[u8; 32]> {
     Ok(Units::of(storage, SHARE)?.root())
 }
 
-/// The chaining values of a storage, one for each unit.
+/// Chaining values of a storage, one for each unit.
 #[derive(Debug)]
 pub(super) struct Units {
-    /// Bytes of a unit; a power of two, and at most [`SHARE`].
+    /// Length of a unit in bytes: a power of two, and at most [`SHARE`].
     unit: u64,
-    /// One for each unit, in order. None if there is at most one unit, which has no chaining
-    /// value since it is the root.
+    /// Chaining value of each unit, in order. Empty if there is at most one unit, which has no
+    /// chaining value because it is the root.
     values: Vec<ChainingValue>,
-    /// Of all bytes.
+    /// BLAKE3 hash of all bytes.
     root: [u8; 32],
 }
 
 impl Units {
-    /// Hashes all of `storage`. Memory is a piece for each thread, and 32 bytes for each unit.
+    /// Hashes all of `storage`. Memory is one buffer of 256 KiB per thread, and 32 bytes for each
+    /// unit.
     pub(super) fn of(storage: &dyn Storage, unit: u64) -> io::Result<Self> {
         let length = storage.length();
         if length <= unit {
@@ -69,12 +70,12 @@ impl Units {
         Ok(Self { unit, values, root })
     }
 
-    /// The BLAKE3 of all bytes.
+    /// Returns the BLAKE3 hash of all bytes.
     pub(super) fn root(&self) -> [u8; 32] {
         self.root
     }
 
-    /// Returns true if `bytes` are those of the unit with that number.
+    /// Returns true if `bytes` match the chaining value of the unit `number`.
     pub(super) fn matches(&self, number: u64, bytes: &[u8]) -> bool {
         if self.values.is_empty() {
             return number == 0 && blake3::hash(bytes) == self.root;
@@ -91,7 +92,7 @@ impl Units {
     }
 }
 
-/// The chaining values of more than one unit.
+/// Computes the chaining values of a storage of more than one unit.
 fn values(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
     let length = storage.length();
     let count = usize::try_from(length.div_ceil(unit)).unwrap_or(usize::MAX);
@@ -129,12 +130,12 @@ fn values(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
     Ok(values.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
-/// Does `work` on as many threads as there are cores, if there is work for so many.
+/// Runs `work` on one thread per core, but on at most `most` threads.
 fn on_all_cores(most: usize, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(most);
     std::thread::scope(|scope| {
         let nicely = || {
-            // On Linux this is about the calling thread alone.
+            // On Linux, the niceness applies to the calling thread only.
             if let Err(error) = rustix::process::nice(NICE) {
                 tracing::debug!("hashing threads keep their priority: {error}");
             }
@@ -145,7 +146,7 @@ fn on_all_cores(most: usize, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::
                 std::thread::Builder::new().name("hash".to_owned()).spawn_scoped(scope, nicely).ok()
             })
             .collect();
-        // Where no thread can be had, this one has to do.
+        // If no thread can be spawned, the calling thread does the work.
         let alone = if threads.is_empty() { work() } else { Ok(()) };
         let results: Vec<io::Result<()>> = threads
             .into_iter()
@@ -155,7 +156,7 @@ fn on_all_cores(most: usize, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::
     })
 }
 
-/// Adds `range` of the storage to what is hashed. The buffer is lent for the pieces.
+/// Feeds `range` of the storage to the hasher, using `buffer` for reading.
 fn hash_range(
     storage: &dyn Storage,
     range: Range<u64>,
@@ -177,7 +178,7 @@ fn hash_range(
     Ok(())
 }
 
-/// The value of neighbouring subtrees together.
+/// Merges adjacent subtrees into one chaining value.
 fn merge(values: &[ChainingValue]) -> ChainingValue {
     match values {
         [] => ChainingValue::default(),
@@ -189,8 +190,8 @@ fn merge(values: &[ChainingValue]) -> ChainingValue {
     }
 }
 
-/// Number of subtrees on the left of so many: the largest power of two that leaves something
-/// on the right.
+/// Returns the number of subtrees in the left half: the largest power of two that leaves at least
+/// one for the right half.
 fn left_of(subtrees: usize) -> usize {
     subtrees.div_ceil(2).next_power_of_two()
 }
@@ -200,7 +201,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// Bytes of which no two pieces are alike.
+    /// Returns pseudorandom bytes, of which no two pieces are alike.
     fn noise(length: u64) -> Vec<u8> {
         let mut bytes = vec![0; usize::try_from(length).unwrap()];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
@@ -236,7 +237,7 @@ mod tests {
         }
     }
 
-    /// Fails where `bad` is read.
+    /// Storage that fails to read byte `bad`.
     #[derive(Debug)]
     struct Broken {
         length: u64,

@@ -1,4 +1,4 @@
-//! Where an archive's bytes come from: a length, and exact reads at a position.
+//! Sources of archive bytes, with a fixed length and exact reads at an offset.
 
 mod counted;
 mod file;
@@ -16,42 +16,42 @@ pub use hash::{blake3, hashed};
 pub use tree::{GROUP, HashTree, TreeBudget, TreeError};
 pub use verified::{Mismatch, RecentGroups, VerifiedStorage};
 
-/// A read-only, positioned source of bytes.
+/// A read-only source of bytes with random access.
 ///
-/// Reads may block, so they are called off the runtime's threads.
+/// Reads may block, so callers must not use it on the async runtime's worker threads.
 pub trait Storage: Send + Sync + std::fmt::Debug {
-    /// The length in bytes when it was opened.
+    /// Returns the length in bytes, as of opening.
     fn length(&self) -> u64;
 
-    /// Fills `buffer` from `offset`.
+    /// Fills `buffer` with the bytes from `offset` on.
     ///
     /// # Errors
-    /// Any failure to fill it whole; a source that has become shorter is
+    /// The buffer can't be filled completely. If the source has become shorter, the error is
     /// [`io::ErrorKind::UnexpectedEof`].
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
-    /// Whether opening the same name again would give the same bytes, as far as can be
-    /// seen without reading them.
+    /// Returns true if opening the same name again would give the same bytes, as far as can be told
+    /// without reading them.
     fn is_current(&self) -> bool {
         true
     }
 
-    /// What changes when the bytes do; `None` if there is nothing of the kind.
+    /// Returns attributes that change whenever the bytes do; `None` if there are none.
     fn stamp(&self) -> Option<FileStamp> {
         None
     }
 
-    /// The BLAKE3 of all bytes, if every read is verified against it.
+    /// Returns the BLAKE3 hash of all bytes, if every read is verified against it.
     fn verified_blake3(&self) -> Option<[u8; 32]> {
         None
     }
 
-    /// Which file it is; `None` if it is none. Who may read a file is decided by this, so a
-    /// source that wraps another one has to pass it on.
+    /// Returns the identity of the file; `None` if the source isn't a file. Authorization for
+    /// reading a file depends on it, so a wrapper must pass it on.
     fn file_id(&self) -> Option<FileId>;
 }
 
-/// Bytes in memory.
+/// Storage in memory.
 impl Storage for Arc<[u8]> {
     fn length(&self) -> u64 {
         self.len() as u64

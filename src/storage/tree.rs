@@ -1,4 +1,4 @@
-//! The BLAKE3 tree of a storage, with which a part of it can be verified.
+//! BLAKE3 tree of a storage, for verifying parts of it.
 
 use std::io;
 use std::sync::Arc;
@@ -7,36 +7,36 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::Storage;
 use super::hash::Units;
 
-/// Bytes of a storage that are verified together: they have one value in the tree. Smaller
-/// groups take more memory, larger ones more time for a small read.
+/// Length of a group, in bytes: the unit of verification, with one value in the tree. Smaller
+/// groups need more memory, larger ones more time for small reads.
 pub const GROUP: u64 = 256 * 1024;
 
-/// Memory of one group's value, in bytes.
+/// Memory for the value of a group, in bytes.
 const VALUE: u64 = 32;
 
-/// The BLAKE3 of a storage, and the values of the tree behind it: 32 bytes for each [`GROUP`].
-/// They make the BLAKE3, so whoever trusts that can trust them.
+/// BLAKE3 hash of a storage with its tree: 32 bytes for each [`GROUP`]. The hash is computed from
+/// these values, so they are as trustworthy as the hash.
 #[derive(Debug)]
 pub struct HashTree {
     length: u64,
     units: Units,
-    /// Told apart from all other trees of this process.
+    /// Number of the tree, unique within this process.
     id: u64,
     _memory: Reserved,
 }
 
-/// Why there is no tree of a storage.
+/// Reason why the tree of a storage can't be built.
 #[derive(Debug, thiserror::Error)]
 pub enum TreeError {
     /// A part of the storage can't be read.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Its values would take more memory than all trees together may.
+    /// The values would exceed the memory limit for all trees.
     #[error("the hash trees would take {needed} bytes of memory, more than {limit}")]
     Memory {
-        /// What all trees would take, in bytes.
+        /// Memory needed for all trees, in bytes.
         needed: u64,
-        /// What they may take, in bytes.
+        /// Memory allowed for all trees, in bytes.
         limit: u64,
     },
 }
@@ -55,33 +55,33 @@ impl HashTree {
         Ok(Self { length, units, id, _memory: memory })
     }
 
-    /// The BLAKE3 of all bytes.
+    /// Returns the BLAKE3 hash of all bytes.
     pub fn root(&self) -> [u8; 32] {
         self.units.root()
     }
 
-    /// Number of bytes that were hashed.
+    /// Returns the number of hashed bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Returns true if `bytes` are the whole group with that number, as it was hashed.
+    /// Returns true if `bytes` match the hash of the whole group with that number.
     pub fn matches(&self, group: u64, bytes: &[u8]) -> bool {
         self.units.matches(group, bytes)
     }
 
-    /// A number that no other tree of this process has.
+    /// Returns a number that no other tree of this process has.
     pub(super) fn id(&self) -> u64 {
         self.id
     }
 }
 
-/// Memory of the tree of so many bytes, in bytes.
+/// Returns the memory for the tree of `length` bytes, in bytes.
 fn memory_of(length: u64) -> u64 {
     length.div_ceil(GROUP).saturating_mul(VALUE)
 }
 
-/// Memory for the values of hash trees.
+/// Memory budget for the values of hash trees.
 #[derive(Debug)]
 pub struct TreeBudget {
     limit: u64,
@@ -89,17 +89,17 @@ pub struct TreeBudget {
 }
 
 impl TreeBudget {
-    /// Room for so many bytes of values.
+    /// Creates a budget of `limit` bytes.
     pub fn new(limit: u64) -> Arc<Self> {
         Arc::new(Self { limit, used: AtomicU64::new(0) })
     }
 
-    /// Memory that trees take, in bytes.
+    /// Returns the memory reserved by trees, in bytes.
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Returns true if there is room for the tree of so many bytes.
+    /// Returns true if there is memory for the tree of a storage of `length` bytes.
     pub fn has_room_for(&self, length: u64) -> bool {
         self.used().checked_add(memory_of(length)).is_some_and(|used| used <= self.limit)
     }
@@ -115,7 +115,7 @@ impl TreeBudget {
     }
 }
 
-/// A part of a budget, given back when it is dropped.
+/// A reservation from a budget, released on drop.
 #[derive(Debug)]
 struct Reserved {
     budget: Arc<TreeBudget>,

@@ -1,4 +1,4 @@
-//! A storage of which nothing is read that isn't as it was hashed.
+//! Storage wrapper that verifies every read against a hash tree.
 
 use std::io;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use super::tree::{GROUP, HashTree};
 use super::{FileId, FileStamp, Storage};
 use crate::cache::bounded;
 
-/// A storage whose bytes are compared with its hash tree each time that they are read.
+/// Storage wrapper that compares bytes with a hash tree whenever they are read.
 ///
-/// It doesn't matter who changed them, by which way, and whether any time stamp shows it. To
-/// read a part of a group, the whole group is read and hashed; groups that were read lately
-/// are kept, since their neighbours are mostly wanted next.
+/// A change is detected regardless of who made it, by which means, and whether timestamps reveal
+/// it. Reading a part of a group reads and hashes the whole group. Recently read groups are kept,
+/// since subsequent reads mostly hit the same group.
 #[derive(Debug)]
 pub struct VerifiedStorage {
     source: Arc<dyn Storage>,
@@ -23,13 +23,13 @@ pub struct VerifiedStorage {
     recent: Arc<RecentGroups>,
 }
 
-/// Groups that were read and verified lately, of all storages together.
+/// Cache of recently verified groups, shared by all storages.
 #[derive(Debug)]
 pub struct RecentGroups {
     groups: Cache<Key, Bytes, Length>,
 }
 
-/// A group of one storage.
+/// Cache key: a group of one storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     tree: u64,
@@ -46,25 +46,24 @@ impl Weighter<Key, Bytes> for Length {
 }
 
 impl RecentGroups {
-    /// Room for groups of so many bytes together.
+    /// Creates a cache of `bytes` bytes.
     pub fn new(bytes: u64) -> Arc<Self> {
         Arc::new(Self { groups: bounded(bytes, GROUP, bytes.max(GROUP), Length) })
     }
 }
 
-/// Reason, within an [`io::Error`], why a read was refused: the bytes that are there aren't
-/// those that were hashed.
+/// Error inside an [`io::Error`] for a rejected read: the bytes differ from those that were hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the {length} bytes at byte {start} are not those that were hashed")]
 pub struct Mismatch {
-    /// Where the group begins, in bytes.
+    /// Start offset of the group, in bytes.
     pub start: u64,
-    /// Its length, in bytes.
+    /// Length of the group, in bytes.
     pub length: u64,
 }
 
 impl Mismatch {
-    /// The mismatch that an error is about, if it is about one.
+    /// Returns the mismatch inside an error, if there is one.
     pub fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
@@ -77,12 +76,12 @@ impl From<Mismatch> for io::Error {
 }
 
 impl VerifiedStorage {
-    /// Compares whatever is read of `source` with `tree`.
+    /// Creates a storage that verifies reads of `source` against `tree`.
     pub fn new(source: Arc<dyn Storage>, tree: Arc<HashTree>, recent: Arc<RecentGroups>) -> Self {
         Self { source, tree, recent }
     }
 
-    /// Fills `buffer` from within one group, `skipped` bytes behind its start.
+    /// Fills `buffer` from within one group, starting `skipped` bytes behind its start.
     fn read_part(&self, group: u64, buffer: &mut [u8], skipped: u64) -> io::Result<()> {
         let start = group * GROUP;
         let length = (self.tree.length() - start).min(GROUP);
@@ -102,12 +101,12 @@ impl VerifiedStorage {
         Ok(())
     }
 
-    /// Fills `buffer` with a whole group, if it is as it was hashed.
+    /// Fills `buffer` with a whole group and verifies it.
     fn read_group(&self, group: u64, buffer: &mut [u8]) -> io::Result<()> {
         let start = group * GROUP;
         let mismatch = Mismatch { start, length: buffer.len() as u64 };
         match self.source.read_exact_at(buffer, start) {
-            // There were bytes here when they were hashed.
+            // These bytes existed when the storage was hashed, so their absence is a mismatch.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(mismatch.into());
             }
@@ -116,7 +115,7 @@ impl VerifiedStorage {
         if self.tree.matches(group, buffer) {
             return Ok(());
         }
-        // Whoever goes on after the error has none of them.
+        // A caller that ignores the error must not get unverified bytes.
         buffer.fill(0);
         Err(mismatch.into())
     }
@@ -167,7 +166,7 @@ mod tests {
     use crate::storage::{Counted, FileStorage, Reads, TreeBudget};
     use std::sync::Mutex;
 
-    /// Bytes in memory that can be changed.
+    /// Storage in memory whose bytes can be changed.
     #[derive(Debug)]
     struct Memory(Mutex<Vec<u8>>);
 
@@ -246,7 +245,7 @@ mod tests {
     #[test]
     fn a_group_that_was_changed_is_an_error_and_the_others_are_read() {
         let length = 3 * GROUP + 100;
-        // Nothing is kept, so that each read shows what is there.
+        // The cache is empty, so each read shows the current bytes.
         let setting = Setting::new(length, 0);
         for changed in [0, 2, 3] {
             let at = changed * GROUP + 50;
@@ -301,7 +300,7 @@ mod tests {
         assert!(!verified.is_current());
     }
 
-    /// A disk that fails.
+    /// Storage whose reads fail, like a broken disk.
     #[derive(Debug)]
     struct Broken;
 
@@ -339,7 +338,7 @@ mod tests {
             setting.read(group * GROUP, 10).unwrap();
         }
         assert!(setting.verified.recent.groups.len() <= 8);
-        // What is kept was verified.
+        // Cached groups have been verified.
         setting.memory.0.lock().unwrap().fill(0);
         for group in 0..64 {
             if let Ok(bytes) = setting.read(group * GROUP, 10) {

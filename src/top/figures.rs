@@ -1,4 +1,4 @@
-//! Figures for people: short, with units.
+//! Formats numbers for people: short, with units.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use hexz_nbd::escape;
 
 use super::status::Histogram;
 
-/// So many bytes, in units of 1024.
+/// Formats a number of bytes, in units of powers of 1024.
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
 pub(super) fn bytes(value: u64) -> String {
     scaled(value as f64)
 }
 
-/// So many bytes a second.
+/// Formats a rate in bytes per second.
 pub(super) fn rate(value: f64) -> String {
     format!("{}/s", scaled(value))
 }
@@ -20,7 +20,7 @@ pub(super) fn rate(value: f64) -> String {
 fn scaled(mut value: f64) -> String {
     let mut unit = "B";
     for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
-        // Not 1024, so that nothing is rounded up to 1024 of a unit.
+        // Not 1024, so that nothing is rounded up to "1024" of a unit.
         if value < 1023.5 {
             break;
         }
@@ -32,7 +32,7 @@ fn scaled(mut value: f64) -> String {
     format!("{value:.digits$} {unit}")
 }
 
-/// A whole number, with commas.
+/// Formats an integer, with commas between thousands.
 pub(super) fn count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
@@ -45,7 +45,7 @@ pub(super) fn count(value: u64) -> String {
     text
 }
 
-/// So many a second.
+/// Formats a rate in events per second.
 pub(super) fn per_second(value: f64) -> String {
     let whole = format!("{value:.0}").parse().unwrap_or(u64::MAX);
     format!("{}/s", count(whole))
@@ -56,7 +56,7 @@ pub(super) fn percent(part: f64) -> String {
     format!("{:.digits$} %", 100.0 * part)
 }
 
-/// How long a read takes.
+/// Formats a latency, given in seconds.
 pub(super) fn latency(seconds: f64) -> String {
     match seconds {
         s if s < 0.000_999_5 => format!("{:.0} µs", s * 1e6),
@@ -66,7 +66,7 @@ pub(super) fn latency(seconds: f64) -> String {
     }
 }
 
-/// How long something has lasted, in its two largest units.
+/// Formats a duration, given in seconds, in its two largest units.
 pub(super) fn duration(seconds: f64) -> String {
     let whole = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
     let (days, hours, minutes) = (whole / 86_400, whole / 3600 % 24, whole / 60 % 60);
@@ -79,14 +79,15 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// By how much a counter rose. One that fell belongs to something new.
+/// Returns the increase of a counter. A counter that fell has been reset, and counts from zero.
 pub(super) fn rise(now: u64, before: u64) -> u64 {
     now.checked_sub(before).unwrap_or(now)
 }
 
-/// How long that part of the reads since `before` took at most, in seconds; none if there were
-/// none. As Prometheus does it: evenly spread within a bucket, and for what is beyond the last
-/// limit, that limit.
+/// Returns the `part` quantile of the reads since `before`, in seconds; `None` if there were none.
+///
+/// The estimate is that of Prometheus: reads count as evenly spread within a bucket, and a quantile
+/// beyond the last finite limit is that limit.
 #[expect(clippy::cast_precision_loss, reason = "counts of some seconds")]
 pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -> Option<f64> {
     let earlier = |position: usize| {
@@ -114,8 +115,8 @@ pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -
     Some(from)
 }
 
-/// Text of others, which must not disturb the terminal: what has no sure width there, or no sight
-/// at all, is written as `\u{…}`.
+/// Escapes untrusted text, so that it can't disturb the terminal. Characters that are invisible, or
+/// whose width isn't certain, are written as `\u{…}`.
 pub(super) fn clean(text: &str) -> String {
     let mut cleaned = String::new();
     for character in text.chars() {
@@ -123,7 +124,7 @@ pub(super) fn clean(text: &str) -> String {
             ' '..='~' | '¡'..='\u{ac}' | '®'..='\u{24f}' | 'Ѐ'..='\u{482}' | 'Ҋ'..='ԯ' => {
                 cleaned.push(character);
             }
-            // Greek without what isn't assigned there.
+            // Greek, without the unassigned code points.
             'Α'..='Ρ' | 'Σ'..='Ϋ' | 'ά'..='ώ' => cleaned.push(character),
             '…' | '–' | '—' | '‘'..='”' | '€' => cleaned.push(character),
             other => escape::push_escape(&mut cleaned, other),

@@ -1,4 +1,4 @@
-//! What a server said of late.
+//! Keeps the latest answers of a server, and derives rates from them.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -8,16 +8,16 @@ use super::place::AskError;
 use super::status::Status;
 use super::view::{Picture, rise_of_exports};
 
-/// Rates and latencies in tables are those of so many answers.
+/// Number of answers that are kept. Rates and latencies in tables span all of them.
 const ANSWERS: usize = 4;
 
-/// More than a terminal is wide.
+/// Number of rates that are kept, for the sparkline: more than a terminal has columns.
 const RATES: usize = 1000;
 
-/// Two answers aren't closer than that, whatever clocks say.
+/// Minimum time between two answers, whatever clocks say. It keeps rates finite.
 const LEAST_STEP: Duration = Duration::from_millis(1);
 
-/// The last answers, the oldest first.
+/// The latest answers, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct History {
     answers: VecDeque<(Instant, Status)>,
@@ -26,7 +26,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// Notes what came of asking, and when.
+    /// Records the result of a request, and its time.
     pub(super) fn note(&mut self, at: Instant, answer: Result<Status, AskError>) {
         let status = match answer {
             Ok(status) => status,
@@ -37,7 +37,7 @@ impl History {
         };
         self.trouble = None;
         if let Some((then, last)) = self.answers.back() {
-            // After a restart everything counts from nothing.
+            // After a restart all counters start from zero.
             if last.pid == status.pid && last.started.total_cmp(&status.started).is_eq() {
                 let risen = rise_of_exports(&status, last, |export| export.bytes);
                 self.rates.push_back(per_second(risen, at.duration_since(*then)));
@@ -55,7 +55,7 @@ impl History {
         }
     }
 
-    /// All that there is to show at that time.
+    /// Returns the data to show at time `at`.
     pub(super) fn picture(&mut self, at: Instant) -> Picture<'_> {
         let newest = self.answers.back();
         let before = self.answers.front().zip(newest).and_then(|((then, before), (now, _))| {

@@ -1,7 +1,7 @@
-//! Lines of text with styles, and tables made of them. No character here is wider than another:
-//! what comes from others went through [`clean`](super::figures::clean).
+//! Styled lines of text, and tables made of them. Every character is one column wide: untrusted
+//! text has gone through [`clean`](super::figures::clean).
 
-/// How a piece of text looks.
+/// Style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
     Plain,
@@ -11,7 +11,7 @@ pub(super) enum Style {
     Bad,
 }
 
-/// A line, as pieces of one style each.
+/// A line of text, as pieces of one style each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Line(pub(super) Vec<(Style, String)>);
 
@@ -24,12 +24,12 @@ impl Line {
         self.0.push((style, text.into()));
     }
 
-    /// In characters.
+    /// Returns the width in characters.
     pub(super) fn width(&self) -> usize {
         self.0.iter().map(|(_, text)| width(text)).sum()
     }
 
-    /// No wider than `most`.
+    /// Cuts the line to at most `most` characters.
     pub(super) fn cut(self, most: usize) -> Self {
         let mut left = most;
         let mut pieces = Vec::new();
@@ -41,19 +41,19 @@ impl Line {
         Self(pieces)
     }
 
-    /// Without styles.
+    /// Returns the text without styles and without trailing spaces.
     pub(super) fn text(&self) -> String {
         let text: String = self.0.iter().map(|(_, text)| text.as_str()).collect();
         text.trim_end().to_owned()
     }
 }
 
-/// Facts beside each other, in as many lines as they need.
+/// Lays out phrases side by side, on as many lines as they need.
 pub(super) fn flow(facts: Vec<(Style, String)>, most: usize) -> Vec<Line> {
     fill(facts, "   ", most)
 }
 
-/// Text in as many lines as it needs.
+/// Wraps text at spaces.
 pub(super) fn wrap(style: Style, text: &str, most: usize) -> Vec<Line> {
     fill(text.split(' ').map(|word| (style, word.to_owned())), " ", most)
 }
@@ -80,14 +80,15 @@ fn fill(
 #[derive(Debug)]
 pub(super) struct Column {
     title: &'static str,
-    /// Words stand on the left and may be shortened, figures on the right and may not.
+    /// True for text, which is aligned to the left and may be cut. Numbers are aligned to the right
+    /// and aren't cut.
     is_words: bool,
-    /// Which goes first where there isn't room for all; 0 always stays.
+    /// Rank for removal if there isn't room for all columns: the highest goes first, 0 never goes.
     spare: u8,
     cells: Vec<(Style, String)>,
 }
 
-/// Words aren't shortened beyond this, while there is a column that can be left out instead.
+/// Width below which text isn't cut while there is a column that can be left out instead.
 const SHORTEST: usize = 16;
 
 impl Column {
@@ -105,7 +106,7 @@ impl Column {
     }
 }
 
-/// A head line and one for each row, no wider than `most` if that is given.
+/// Lays out a table: a header line and a line for each row, no wider than `most` if given.
 pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<Line> {
     let mut widths = fit(&columns, most);
     while widths.is_none() {
@@ -140,11 +141,13 @@ pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<Line> 
     }
 }
 
-/// How wide each column can be: none if there isn't room for all. The widest words give way first.
+/// Returns the width of each column, or `None` if there isn't room for all. The widest text
+/// column shrinks first.
 fn fit(columns: &[Column], most: Option<usize>) -> Option<Vec<usize>> {
     let natural = columns.iter().map(Column::natural_width);
     let Some(most) = most else { return Some(natural.collect()) };
-    // Words may be of any length; none has to give way, place by place, from beyond the screen.
+    // Text may be of any length. Starting at the screen's width bounds the loop below, which
+    // shrinks columns by one character at a time.
     let limit = |(column, natural): (&Column, usize)| {
         if column.is_words { natural.min(most) } else { natural }
     };
@@ -162,7 +165,7 @@ fn fit(columns: &[Column], most: Option<usize>) -> Option<Vec<usize>> {
     Some(widths)
 }
 
-/// In characters, each of which takes one place.
+/// Returns the width in characters, each of which takes one column.
 pub(super) fn width(text: &str) -> usize {
     text.chars().count()
 }

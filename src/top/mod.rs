@@ -1,7 +1,7 @@
-//! `hexz-nbd top`: what a server does, in a terminal, from what its status listener says.
+//! `hexz-nbd top`: shows the activity of a server in a terminal, as its status listener reports it.
 //!
-//! It asks ([`place`]), remembers ([`history`]), turns the last answers into lines ([`view`],
-//! [`rows`], [`lines`], [`figures`]), and draws them ([`terminal`]).
+//! It queries the listener ([`place`]), keeps the latest answers ([`history`]), turns them into
+//! lines ([`view`], [`rows`], [`lines`], [`figures`]), and draws those ([`terminal`]).
 
 mod figures;
 mod history;
@@ -29,14 +29,14 @@ pub(crate) use place::{AskError, Place};
 use terminal::Terminal;
 use view::{Choice, longest, plain, screen};
 
-/// What a key asks for.
+/// Action that a key stands for.
 #[derive(Debug, PartialEq, Eq)]
 enum Wish {
     End,
     See(Choice),
 }
 
-/// Shows what the server does until the user has seen enough, or prints it once.
+/// Shows the server's activity until the user quits, or prints it once.
 pub(crate) fn run(options: &Top) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = if options.once || !stdout().is_terminal() {
@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Top) -> Result<ExitCode, Failure> {
     } else {
         runtime.block_on(watch(options))
     };
-    // A name that is still being looked up must not keep the program.
+    // A pending name lookup must not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }
@@ -60,7 +60,7 @@ async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
         .map(|line| format!("{}\n", line.text()))
         .collect();
     match stdout().write_all(lines.as_bytes()) {
-        // Whoever reads it, such as head, has seen enough.
+        // The reader of the pipe, such as `head`, has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         written => Ok(written.map(|()| ExitCode::SUCCESS)?),
     }
@@ -74,7 +74,7 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut history = History::default();
     let mut choice = Choice::default();
-    // A question goes on while keys are answered.
+    // The request in flight. It continues while keys are handled.
     let mut question = None;
     loop {
         let (columns, height) = terminal.size();
@@ -98,7 +98,7 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
                     Some(Wish::See(other)) => choice = other,
                     None => {}
                 },
-                // Drawing it anew is all that there is to do.
+                // Other events, such as a resize, only need a redraw.
                 Some(_) => {}
                 None => return Err(io::Error::other("the terminal can't be read any more").into()),
             },
@@ -107,7 +107,7 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
     }
 }
 
-/// What a key asks for, on a screen of so many lines, about a list of so many rows.
+/// Maps a key to an action, for a screen of `height` lines and a list of `rows` rows.
 fn wish(key: KeyEvent, choice: Choice, height: usize, rows: usize) -> Option<Wish> {
     if key.kind == KeyEventKind::Release {
         return None;
@@ -128,7 +128,7 @@ fn wish(key: KeyEvent, choice: Choice, height: usize, rows: usize) -> Option<Wis
     }
 }
 
-/// What ends the program from outside.
+/// Signals that end the program, with their exit codes.
 struct Signals([(Signal, u8); 4]);
 
 impl Signals {
@@ -141,7 +141,7 @@ impl Signals {
         ]))
     }
 
-    /// Waits for a signal: the exit code that shells give it, 128 and its number.
+    /// Waits for a signal, and returns its exit code as in shells: 128 plus its number.
     async fn next(&mut self) -> u8 {
         let [(hangup, one), (interrupt, two), (quit, three), (terminate, four)] = &mut self.0;
         tokio::select! {

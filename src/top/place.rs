@@ -1,4 +1,4 @@
-//! Where a status listener is, and what it says.
+//! Address of a status listener, and fetching its status.
 
 use std::fmt;
 use std::io;
@@ -21,23 +21,23 @@ use tokio::task::JoinSet;
 
 use super::status::Status;
 
-/// A healthy server answers within milliseconds; one that doesn't within this time is as good as
-/// silent for who watches it.
+/// Timeout of a request. A healthy server answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A thousand exports and a thousand connections take half a MiB, with long names a few.
+/// Maximum size of an answer, in bytes. A thousand exports and a thousand connections take half a
+/// MiB, or a few MiB if names are long.
 const MOST_BYTES: usize = 8 << 20;
 
-/// Where a status listener is.
+/// Address of a status listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Host or address without brackets, and port.
+    /// Host name or address without brackets, and port.
     Tcp(String, u16),
-    /// A Unix socket's path.
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
-/// Why there is no status.
+/// Reason why there is no status.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AskError {
     #[error("can't connect to {0}: {1}; was the server started with --monitor?")]
@@ -59,7 +59,7 @@ pub(crate) enum AskError {
 }
 
 impl Place {
-    /// Asks for the status.
+    /// Fetches the status.
     pub(super) async fn ask(&self) -> Result<Status, AskError> {
         tokio::time::timeout(PATIENCE, self.ask_at_leisure())
             .await
@@ -87,7 +87,7 @@ impl Place {
         let failed = |error| AskError::Http(self.clone(), error);
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        // Ends with this question, however that ends.
+        // Aborts the connection's task when this request ends, however it ends.
         let mut driver = JoinSet::new();
         driver.spawn(connection);
         let mut question = Request::new(Empty::<Bytes>::new());
@@ -111,10 +111,10 @@ impl Place {
         }
     }
 
-    /// As HTTP names it.
+    /// Returns the value for the `Host` header.
     fn authority(&self) -> String {
         match self {
-            // The interface of a link-local address means nothing to others.
+            // The zone of a link-local address means nothing to another machine.
             Self::Tcp(host, port) if host.contains(':') => {
                 format!("[{}]:{port}", host.split('%').next().unwrap_or(host))
             }
@@ -140,7 +140,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Returns true for an IP address, with its interface or without: `fe80::1%eth0`.
+/// Returns true for an IP address, with or without a zone: `fe80::1%eth0`.
 fn is_address(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok() || zone::parse(text).is_ok()
 }

@@ -1,4 +1,4 @@
-//! The rows of both tables: who does how much of what, and in which order.
+//! Builds the rows of both tables, exports and connections, in sorted order.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use super::lines::{Column, Style};
 use super::status::{Connection, Export, Status};
 use super::view::{Picture, Sort};
 
-/// What a row is sorted by.
+/// Sort key of a row.
 struct Key {
     rate: f64,
     requests: f64,
@@ -27,7 +27,7 @@ impl Key {
     }
 }
 
-/// The exports, in that order.
+/// Returns the columns of the export table, with rows in the order of `sort`.
 pub(super) fn export_columns(picture: &Picture<'_>, now: &Status, sort: Sort) -> Vec<Column> {
     let before: HashMap<&str, &Export> = picture
         .before
@@ -77,7 +77,7 @@ pub(super) fn export_columns(picture: &Picture<'_>, now: &Status, sort: Sort) ->
     ]
 }
 
-/// The connections, in that order.
+/// Returns the columns of the connection table, with rows in the order of `sort`.
 pub(super) fn connection_columns(picture: &Picture<'_>, now: &Status, sort: Sort) -> Vec<Column> {
     let before: HashMap<u64, &Connection> = picture
         .before
@@ -147,14 +147,14 @@ fn errors(counts: impl Iterator<Item = u64>) -> Column {
     Column::figures("ERRORS", 1, counts.map(|many| (style(many), count(many))).collect())
 }
 
-/// So much a second.
+/// Returns the increase of a counter per second; 0 without an earlier answer.
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
 fn pace(picture: &Picture<'_>, now: u64, before: Option<u64>) -> f64 {
     let Some((_, seconds)) = picture.before else { return 0.0 };
     rise(now, before.unwrap_or(0)) as f64 / seconds
 }
 
-/// One answer says nothing of pace.
+/// Formats a rate; a dash without an earlier answer to derive it from.
 fn paced(picture: &Picture<'_>, text: fn(f64) -> String, value: f64) -> String {
     picture.before.map_or("–".to_owned(), |_| text(value))
 }

@@ -1,11 +1,11 @@
-//! What `/status.json` says, as far as it is shown here. Whatever is missing counts as not known
-//! or as none, and whatever else there is is passed over: the server may be older or newer.
+//! The part of `/status.json` that is shown here. The server may be older or newer than this
+//! program: missing members take their default, and unknown ones are ignored.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
-/// What a server says of itself. Times are Unix times in seconds, sizes bytes.
+/// Status of a server. Times are Unix times in seconds, sizes are in bytes.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Status {
@@ -32,8 +32,8 @@ pub(super) struct Status {
 }
 
 impl Status {
-    /// Reads an answer. Its format may be newer: what is shown here has kept its names, or is
-    /// missing.
+    /// Parses an answer. Newer formats are accepted: members that are shown here have either kept
+    /// their names or are missing.
     pub(super) fn parse(answer: &[u8]) -> Result<Self, String> {
         let status: Self = serde_json::from_slice(answer).map_err(|error| error.to_string())?;
         if status.format == 0 {
@@ -90,13 +90,14 @@ pub(super) struct Export {
 }
 
 impl Export {
-    /// Requests of every kind.
+    /// Returns the number of requests of all kinds.
     pub(super) fn requests(&self) -> u64 {
         self.requests.values().fold(0, |sum, many| sum.saturating_add(*many))
     }
 }
 
-/// How many there were, and how many of them took up to which limit, in ascending order.
+/// Histogram of latencies: the total count, and cumulative counts by upper limit, in ascending
+/// order.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Histogram {
@@ -104,13 +105,14 @@ pub(super) struct Histogram {
     pub(super) buckets: Vec<(Limit, u64)>,
 }
 
-/// A bucket's upper limit in seconds.
+/// Upper limit of a bucket, in seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(from = "serde_json::Value")]
 pub(super) struct Limit(pub(super) f64);
 
 impl From<serde_json::Value> for Limit {
-    /// JSON has no infinity: the last limit may be null or a word.
+    /// Treats anything but a number as infinity. JSON has none, so the last limit may be null or a
+    /// string.
     fn from(value: serde_json::Value) -> Self {
         Self(value.as_f64().unwrap_or(f64::INFINITY))
     }

@@ -1,4 +1,4 @@
-//! The terminal: taken over, drawn on, and given back however this ends.
+//! Takes over the terminal, draws on it, and restores it, also after an error or a panic.
 
 use std::io::{self, Stdout, Write, stdout};
 use std::thread;
@@ -16,13 +16,14 @@ use tokio::sync::mpsc;
 
 use super::lines::{Line, Style};
 
-/// How soon the thread that reads keys sees that nobody wants them any more.
+/// Interval at which the thread that reads input checks whether its receiver is gone.
 const LOOK_UP: Duration = Duration::from_millis(200);
 
-/// A key held down must not fill the memory of a program that is slow to follow.
+/// Capacity of the event queue. It is bounded, so that a key held down can't fill the memory if
+/// drawing is slow.
 const KEYS: usize = 64;
 
-/// The terminal, taken over until this is dropped.
+/// The terminal in raw mode. Dropping this restores it.
 pub(super) struct Terminal {
     out: Stdout,
 }
@@ -31,19 +32,19 @@ impl Terminal {
     pub(super) fn take() -> io::Result<Self> {
         give_back_on_panic();
         enable_raw_mode()?;
-        // From here on dropping it gives the terminal back, also if the next line fails.
+        // From here on dropping it restores the terminal, even if the next line fails.
         let mut terminal = Self { out: stdout() };
         execute!(terminal.out, EnterAlternateScreen, cursor::Hide, DisableLineWrap)?;
         Ok(terminal)
     }
 
-    /// Columns and lines.
+    /// Returns the number of columns and lines.
     pub(super) fn size(&self) -> (usize, usize) {
         let (columns, lines) = size().unwrap_or((80, 24));
         (columns.into(), lines.into())
     }
 
-    /// Draws a screen of so many columns.
+    /// Draws a screen that is `columns` wide.
     pub(super) fn draw(&mut self, lines: &[Line], columns: usize) -> io::Result<()> {
         queue!(self.out, BeginSynchronizedUpdate)?;
         for (row, line) in (0_u16..).zip(lines) {
@@ -58,7 +59,7 @@ impl Terminal {
                 }
                 queue!(self.out, Print(text), SetAttribute(Attribute::Reset))?;
             }
-            // After a line that is full, the cursor is still on its last character.
+            // After a full line the cursor is still on its last character, which this would erase.
             if line.width() < columns {
                 queue!(self.out, Clear(ClearType::UntilNewLine))?;
             }
@@ -75,12 +76,13 @@ impl Drop for Terminal {
 }
 
 fn give_back() {
-    // If the terminal is gone, there is nothing to give back.
+    // If the terminal is gone, there is nothing to restore.
     let _gone = execute!(stdout(), EnableLineWrap, cursor::Show, LeaveAlternateScreen);
     let _gone = disable_raw_mode();
 }
 
-/// What a panic has to say must not go to the screen that is about to vanish.
+/// Makes a panic restore the terminal first: its message must not go to the alternate screen,
+/// which is about to vanish.
 fn give_back_on_panic() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -89,7 +91,7 @@ fn give_back_on_panic() {
     }));
 }
 
-/// What the user does. Ends with the terminal.
+/// Returns a channel of input events. It closes when the terminal is gone.
 pub(super) fn events() -> mpsc::Receiver<Event> {
     let (sender, receiver) = mpsc::channel(KEYS);
     thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! What is shown: from two answers of the server to lines. Pure, so that it can be tested.
+//! Turns two answers of the server into the lines to show. Pure, so that it can be tested.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -10,29 +10,29 @@ use super::status::{Export, Status};
 
 const DAY: f64 = 86_400.0;
 
-/// All that there is to show.
+/// Data to show.
 #[derive(Debug)]
 pub(super) struct Picture<'a> {
-    /// The newest answer; none if there was none yet.
+    /// Latest answer; `None` before the first.
     pub(super) now: Option<&'a Status>,
-    /// An older one of the same process, and so many seconds before.
+    /// Earlier answer of the same process, and the seconds between the two.
     pub(super) before: Option<(&'a Status, f64)>,
-    /// Bytes a second, one figure for each pair of answers, the newest last.
+    /// Bytes per second between consecutive answers, latest last.
     pub(super) rates: &'a [f64],
-    /// Why the newest answer isn't newer.
+    /// Error of the last request, if it failed.
     pub(super) trouble: Option<String>,
 }
 
-/// What the user chose to see.
+/// Choices of the user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Choice {
     pub(super) sort: Sort,
     pub(super) show: Show,
-    /// So many rows are above the first one that is shown.
+    /// Number of rows above the first one shown.
     pub(super) skip: usize,
 }
 
-/// What is at the top of the tables.
+/// Sort order of the tables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Sort {
     #[default]
@@ -42,7 +42,7 @@ pub(super) enum Sort {
     Name,
 }
 
-/// Which tables there are.
+/// Selection of the tables shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Show {
     #[default]
@@ -52,12 +52,12 @@ pub(super) enum Show {
 }
 
 impl Choice {
-    /// So many rows farther down, where there are `all`.
+    /// Scrolls down by `rows`, at most to the last of `all` rows.
     pub(super) fn below(self, rows: usize, all: usize) -> Self {
         Self { skip: self.skip.saturating_add(rows).min(all.saturating_sub(1)), ..self }
     }
 
-    /// So many rows farther up.
+    /// Scrolls up by `rows`.
     pub(super) fn above(self, rows: usize) -> Self {
         Self { skip: self.skip.saturating_sub(rows), ..self }
     }
@@ -93,7 +93,7 @@ impl Show {
     }
 }
 
-/// So many rows has the table that can be scrolled.
+/// Returns the number of rows of the table that can be scrolled.
 pub(super) fn longest(picture: &Picture<'_>, choice: &Choice) -> usize {
     match (picture.now, choice.show) {
         (None, _) => 0,
@@ -102,7 +102,7 @@ pub(super) fn longest(picture: &Picture<'_>, choice: &Choice) -> usize {
     }
 }
 
-/// The whole screen: at most `height` lines of at most `columns` characters.
+/// Builds the whole screen: `height` lines of at most `columns` characters.
 pub(super) fn screen(
     picture: &Picture<'_>,
     choice: &Choice,
@@ -110,7 +110,7 @@ pub(super) fn screen(
     height: usize,
 ) -> Vec<Line> {
     let mut lines = head(picture, columns);
-    // The tables get half of a small screen, whatever there is to say above.
+    // The tables get half of a small screen, however long the head is.
     lines.truncate((height / 2).max(2));
     let foot = Line::of(
         Style::Soft,
@@ -130,7 +130,7 @@ pub(super) fn screen(
     lines.into_iter().map(|line| line.cut(columns)).collect()
 }
 
-/// All of it, for pipes: nothing is shortened or left out.
+/// Builds the output for pipes: nothing is cut or left out.
 pub(super) fn plain(picture: &Picture<'_>) -> Vec<Line> {
     let mut lines = head(picture, 100);
     if let Some(now) = picture.now {
@@ -215,7 +215,7 @@ fn certificate(left: f64) -> String {
     format!("certificate ends in {}", duration(left))
 }
 
-/// What went wrong so far.
+/// Lists refusals and failures since the start.
 fn worries(now: &Status) -> Vec<(Style, String)> {
     let total = &now.connections_total;
     let mut facts = Vec::new();
@@ -249,7 +249,7 @@ fn worries(now: &Status) -> Vec<(Style, String)> {
     facts
 }
 
-/// Reasons with their counts, the most frequent first; none if nothing was counted.
+/// Formats reasons with their counts, most frequent first; `None` if all counts are zero.
 fn reasons(counts: &BTreeMap<String, u64>) -> Option<String> {
     let mut counts: Vec<(&String, u64)> =
         counts.iter().map(|(reason, many)| (reason, *many)).filter(|(_, many)| *many > 0).collect();
@@ -258,7 +258,7 @@ fn reasons(counts: &BTreeMap<String, u64>) -> Option<String> {
     (!counts.is_empty()).then(|| each.collect::<Vec<_>>().join(", "))
 }
 
-/// The rates of late, from nothing to the most.
+/// Draws the latest rates as bars, scaled to the highest one.
 fn sparkline(rates: &[f64], columns: usize) -> Line {
     const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let most = rates.iter().copied().fold(0.0, f64::max);
@@ -299,7 +299,7 @@ fn tables(
         Show::Connections => part(connections(), choice.skip, room),
         Show::Both => {
             let (exports, connections) = (exports(), connections());
-            // Connections get half of the room, and what exports leave.
+            // Connections get half of the room, and whatever exports leave of the rest.
             let wanted = connections.1.len() + 1;
             let above = (exports.1.len() + 1).min(room.saturating_sub(wanted.min(room / 2)));
             let mut lines = part(exports, 0, above);
@@ -309,13 +309,13 @@ fn tables(
     }
 }
 
-/// Title, head and as many rows as fit.
+/// Returns the title, the header and as many rows as fit, after skipping `skip` rows.
 fn part((title, lines): (String, Vec<Line>), skip: usize, room: usize) -> Vec<Line> {
     let mut lines = lines.into_iter();
     let head = lines.next().unwrap_or_default();
     let rows = lines.len();
     let fit = room.saturating_sub(2);
-    // Not beyond the last row.
+    // Don't scroll beyond the last row.
     let skip = skip.min(rows.saturating_sub(fit));
     let hidden = rows.saturating_sub(skip + fit);
     let mut first = Line::of(Style::Strong, title);
@@ -342,7 +342,7 @@ fn count_of(length: usize) -> String {
     count(u64::try_from(length).unwrap_or(u64::MAX))
 }
 
-/// By how much a counter of all exports rose.
+/// Returns the increase of a counter, summed over all exports.
 pub(super) fn rise_of_exports(now: &Status, before: &Status, of: impl Fn(&Export) -> u64) -> u64 {
     let before: HashMap<&str, u64> =
         before.exports.iter().map(|export| (export.name.as_str(), of(export))).collect();

@@ -1,4 +1,4 @@
-//! What is shown, to the letter.
+//! Tests that compare whole screens.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use super::view::{Choice, Picture, Show, Sort, plain, screen};
 
 const NOW: f64 = 1_795_600_000.0;
 
-/// What a server says at that second of its life.
+/// Returns the status of a server at `second`, with counters that grow steadily.
 fn status(second: u64) -> Status {
     let reads = |all: u64| json!({ "count": all, "buckets": [[0.000_1, all / 2], [0.001, all * 9 / 10], [0.01, all]] });
     let status = json!({
@@ -115,7 +115,7 @@ WHO                   FROM                 EXPORT         RATE  REQUESTS  ERRORS
 uri:spiffe://exampl…  10.1.2.3 via 192.0…  web.hexz  1.0 MiB/s     100/s       0
 q end   s sort: name   e exports, connections   arrows scroll";
     assert_eq!(text(80, 10, choice, Some("nobody is there")), expected);
-    // However small it is.
+    // No size is too small.
     for (columns, height) in [(0, 0), (1, 1), (5, 3), (20, 8), (39, 12)] {
         text(columns, height, choice, Some("nobody is there"));
     }
@@ -154,7 +154,7 @@ not known yet                      10.1.2.5                –         negotiati
     assert_eq!(lines, expected);
 }
 
-/// Counters that no server reaches are no reason to fail.
+/// Counters may have any value: sums must not overflow.
 #[test]
 fn the_largest_counts_are_shown() {
     let (before, mut now) = (status(10), status(14));

@@ -1,4 +1,4 @@
-//! How far a check has come: a bar on a terminal, else a line now and then.
+//! Shows the progress of a check: a bar on a terminal, or else a log line at intervals.
 
 use std::io::{IsTerminal, stderr};
 use std::path::Path;
@@ -9,15 +9,15 @@ use bytesize::ByteSize;
 use hexz_nbd::snapshot::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often to look.
+/// Interval between updates.
 pub(super) const INTERVAL: Duration = Duration::from_millis(100);
-/// How often there is a line where there is no terminal.
+/// Interval between log lines if there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 const BAR: &str = "{prefix} [{bar:24}] {percent:>3}% of {binary_total_bytes}, \
                    {binary_bytes_per_sec}, {eta} left{msg}";
 
-/// Says how far the check of one archive has come.
+/// Progress display for the check of one archive.
 pub(super) struct Meter {
     name: String,
     size: u64,
@@ -37,7 +37,7 @@ impl Meter {
             Kind::Silent
         } else if stderr().is_terminal() {
             let bar = ProgressBar::new(size).with_prefix(name.clone());
-            // The template is a constant; were it wrong, the bar would only look otherwise.
+            // The template is a constant. If it were invalid, the bar would only look different.
             if let Ok(style) = ProgressStyle::with_template(BAR) {
                 bar.set_style(style.progress_chars("=> "));
             }
@@ -71,7 +71,7 @@ impl Meter {
         }
     }
 
-    /// Prints something else without leaving half a bar behind.
+    /// Hides the bar while `print` runs.
     pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.kind {
             Kind::Bar(bar) => bar.suspend(print),

@@ -1,4 +1,4 @@
-//! `hexz-nbd verify`: checks archives one after another, and says what can't be read.
+//! `hexz-nbd verify`: checks archives one after another, and reports what can't be read.
 
 mod meter;
 mod report;
@@ -19,23 +19,23 @@ use crate::opening;
 use meter::Meter;
 use report::Report;
 
-/// There are faults.
+/// Exit code if there are faults.
 const FAULTY: u8 = 1;
-/// An archive can't be opened.
+/// Exit code if an archive can't be opened.
 const UNOPENED: u8 = 3;
 
-/// How long the blocks that are being decoded may take, once it is told to end.
+/// Time in which blocks that are being decoded may finish after a signal.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What became of an archive.
+/// Outcome of checking an archive.
 enum Outcome {
-    /// It was checked, and this is what the exit code has to be at the least.
+    /// Completed check, with the minimum for the exit code.
     Checked(u8),
-    /// A signal came; the program ends with this exit code.
+    /// Check ended by a signal, with the exit code of the program.
     Stopped(u8),
 }
 
-/// Checks the archives that were named.
+/// Checks the named archives, one after another.
 pub(crate) fn run(options: &Verify) -> Result<ExitCode, Failure> {
     let open = opening::options(&options.opening)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -50,7 +50,7 @@ pub(crate) fn run(options: &Verify) -> Result<ExitCode, Failure> {
         }
         Ok(code)
     });
-    // A thread that hangs in a read of a dead file system must not keep the program.
+    // A thread that hangs in a read from a dead file system must not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended.map(ExitCode::from)
 }
@@ -122,7 +122,7 @@ async fn check(
     Ok(stopped.map_or(Outcome::Checked(code), Outcome::Stopped))
 }
 
-/// What ends the program before it is done.
+/// Signals that end the program early.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
@@ -136,7 +136,7 @@ impl Signals {
         })
     }
 
-    /// Waits for a signal: the exit code that shells give it, 128 and its number.
+    /// Waits for a signal, and returns its exit code as in shells: 128 plus its number.
     async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,

@@ -1,4 +1,4 @@
-//! What was found, for people or for machines, on the standard output.
+//! Prints the findings to the standard output, as text or as JSON.
 
 use std::fmt::Write as _;
 use std::io::{self, Write, stdout};
@@ -10,13 +10,13 @@ use hexz_nbd::escape;
 use hexz_nbd::snapshot::{Error, Fault, Summary};
 use serde_json::{Value, json};
 
-/// Reports on one archive.
+/// Reporter of the findings in one archive.
 pub(super) struct Report {
     archive: PathBuf,
     is_json: bool,
 }
 
-/// A path without what could disturb a terminal.
+/// Escapes a path, so that it can't disturb a terminal.
 pub(super) fn name(path: &Path) -> String {
     escape::name(path).to_string()
 }
@@ -26,7 +26,7 @@ impl Report {
         Self { archive: path.to_owned(), is_json }
     }
 
-    /// Why the archive can't be opened; people have it from the log.
+    /// Reports that the archive can't be opened, in JSON only: the log tells people.
     pub(super) fn unopened(&self, error: &Error) -> io::Result<()> {
         if !self.is_json {
             return Ok(());
@@ -39,7 +39,7 @@ impl Report {
         }))
     }
 
-    /// A fault with all ranges that it touches.
+    /// Reports a fault with all ranges that it affects.
     pub(super) fn fault(&self, fault: &Fault) -> io::Result<()> {
         if self.is_json {
             return print_json(&self.fault_json(fault));
@@ -77,7 +77,7 @@ impl Report {
         })
     }
 
-    /// The verdict, and what it is based on. The streams have `size` bytes.
+    /// Reports the verdict and its numbers. `size` is the length of both streams, in bytes.
     pub(super) fn summary(&self, seen: &Summary, size: u64, took: Duration) -> io::Result<()> {
         let seconds = took.as_secs_f64();
         if self.is_json {

@@ -1,4 +1,4 @@
-//! What is said without TLS, and whether TLS is there.
+//! Advice on the plaintext phase: the replies to LIST and STARTTLS.
 
 use hexz_nbd::nbd::wire::option::Rep;
 
@@ -7,16 +7,17 @@ use crate::doctor::report::{Outcome, Step};
 use crate::doctor::target::Wanted;
 use crate::doctor::trouble::Trouble;
 
-/// What the server made of LIST and STARTTLS without TLS.
+/// The server's replies to LIST and STARTTLS on a plaintext connection.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct InClear {
+    /// Number of exports, or the reason why LIST failed.
     pub(crate) list: Result<usize, Trouble>,
-    /// `None` where it wasn't tried.
+    /// Reply to STARTTLS; `None` if it wasn't sent.
     pub(crate) starttls: Option<Result<(), Trouble>>,
 }
 
 impl InClear {
-    /// Whether clients have to use TLS.
+    /// Returns true if the server requires TLS: it answered LIST with `NBD_REP_ERR_TLS_REQD`.
     pub(crate) fn requires_tls(&self) -> bool {
         matches!(&self.list, Err(trouble) if trouble.is_refusal(Rep::ERR_TLS_REQD))
     }
@@ -43,7 +44,7 @@ pub(crate) fn in_clear(seen: &InClear, wanted: Wanted, is_local: bool) -> Step {
         (_, true, Wanted::Never) => base(Step::bad(NAME, "the server requires TLS"))
             .advise(Client, "use TLS: nbds:// instead of nbd://, nbd-client -x, qemu's tls-creds"),
         (Some(Ok(())), true, _) => base(Step::good(NAME, "TLS is required")),
-        // Whether it serves in clear, too, isn't known.
+        // LIST failed for another reason, so it is unknown whether plaintext clients are served.
         (Some(Ok(())), false, _) if seen.list.is_err() => base(Step::good(NAME, "TLS is offered")),
         (Some(Ok(())), false, _) => {
             let step = base(Step::good(NAME, "TLS is offered, and not required"));
@@ -63,7 +64,7 @@ pub(crate) fn in_clear(seen: &InClear, wanted: Wanted, is_local: bool) -> Step {
     }
 }
 
-/// STARTTLS wasn't acknowledged.
+/// Completes the step for a server that didn't acknowledge STARTTLS.
 fn refused_tls(
     step: Step,
     trouble: &Trouble,

@@ -1,4 +1,4 @@
-//! What is served, and what can be read of it.
+//! Advice on exports: listing them, opening one, its properties, and reading from it.
 
 use hexz_nbd::nbd::ReplyMode;
 use hexz_nbd::nbd::client::ExportInfo;
@@ -12,9 +12,9 @@ use crate::doctor::report::{Outcome, Step, shown};
 use crate::doctor::trouble::Trouble;
 
 pub(crate) fn listed(names: &[(String, String)]) -> Step {
-    /// As many as a screen has lines.
+    /// Number of exports shown to people: about a screenful.
     const LINES: usize = 20;
-    /// As many as a program will want.
+    /// Number of exports in the details for programs.
     const NAMES: usize = 1000;
     const NAME: &str = "exports";
     let all: Vec<Value> = names
@@ -61,7 +61,7 @@ pub(crate) fn unlisted(trouble: &Trouble) -> Step {
     }
 }
 
-/// The export isn't to be had.
+/// Builds the step for an export that can't be opened.
 pub(crate) fn unopened(name: &str, trouble: &Trouble, listed: &[(String, String)]) -> Step {
     let called = if name.is_empty() {
         "the default export".to_owned()
@@ -108,7 +108,7 @@ pub(crate) fn unopened(name: &str, trouble: &Trouble, listed: &[(String, String)
     }
 }
 
-/// A read wasn't answered with data.
+/// Builds the step for a read that wasn't answered with data.
 pub(crate) fn unread(name: &'static str, where_: &str, trouble: &Trouble) -> Step {
     let step = Step::bad(name, format!("{where_}: {}", trouble.words()));
     match trouble {
@@ -147,7 +147,7 @@ pub(crate) fn unread(name: &'static str, where_: &str, trouble: &Trouble) -> Ste
     }
 }
 
-/// What kinds of replies the server knows.
+/// Builds the step that reports the negotiated kind of replies.
 pub(crate) fn replies(mode: ReplyMode, trouble: Option<&Trouble>) -> Step {
     const NAME: &str = "replies";
     let step = match mode {
@@ -164,10 +164,10 @@ pub(crate) fn replies(mode: ReplyMode, trouble: Option<&Trouble>) -> Step {
     }
 }
 
-/// The metadata contexts of the export.
+/// Builds the step that reports the metadata contexts of the export.
 pub(crate) fn contexts(names: Result<&[String], &Trouble>) -> Step {
     const NAME: &str = "metadata contexts";
-    /// As many as a screen has room for.
+    /// Number of contexts shown to people.
     const LINES: usize = 20;
     match names {
         Ok(names) => {
@@ -185,7 +185,7 @@ pub(crate) fn contexts(names: Result<&[String], &Trouble>) -> Step {
     }
 }
 
-/// What the server says of an export.
+/// Builds the step that reports an export's name, size, flags, description and block sizes.
 pub(crate) fn export(name: &str, info: &ExportInfo) -> Step {
     let called = info.name.as_deref().filter(|_| name.is_empty()).unwrap_or(name);
     let called = match called {
@@ -208,7 +208,7 @@ pub(crate) fn export(name: &str, info: &ExportInfo) -> Step {
 }
 
 fn judge_size(step: Step, size: u64) -> Step {
-    /// What the kernel and most clients count in.
+    /// Sector size in which the kernel and most clients address a device, in bytes.
     const SECTOR: u64 = 512;
     if size == 0 {
         return step.at_least(Outcome::Warning).advise(Server, "the export is empty");
@@ -243,7 +243,7 @@ fn sizes(step: Step, sizes: Option<BlockSizes>) -> Step {
             "block_sizes",
             json!({ "minimum": minimum, "preferred": preferred, "maximum": maximum }),
         );
-    // "The minimum block size … MUST be a power of 2", and likewise the others ("Size
+    // "The minimum block size … MUST be a power of 2", and so must the preferred one ("Size
     // constraints").
     if !minimum.is_power_of_two()
         || !preferred.is_power_of_two()
@@ -279,7 +279,7 @@ fn flags(flags: TransmissionFlags) -> Vec<String> {
         (TransmissionFlags::SEND_DF, "don't fragment"),
         (TransmissionFlags::CAN_MULTI_CONN, "several connections"),
         (TransmissionFlags::SEND_CACHE, "cache"),
-        // Only servers that write have these.
+        // Only servers that support writes set these two, so the library has no names for them.
         (TransmissionFlags(1 << 9), "resize"),
         (TransmissionFlags(1 << 11), "fast zero"),
         (TransmissionFlags::BLOCK_STATUS_PAYLOAD, "block status by context"),

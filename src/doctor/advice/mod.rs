@@ -1,5 +1,7 @@
-//! From what was seen to what it means and what to change. Pure: nothing here connects, and
-//! everything is data. The words fit any NBD server; where options are named, it is said whose.
+//! Turns observations into steps of the report, with advice on what to change.
+//!
+//! The functions are pure: they take data, return data, and do no I/O. The advice applies to any
+//! NBD server. Where it names options, it says which program they belong to.
 
 mod clear;
 mod exports;
@@ -22,7 +24,7 @@ pub(crate) use way::{connected, greeting, unconnected, unresolved};
 
 pub(crate) use super::report::Side::{Client, Network, Server};
 
-/// The first of some names.
+/// Joins the first few names, followed by an ellipsis if there are more.
 fn few(names: &[String]) -> String {
     const FEW: usize = 5;
     let first: Vec<&str> = names.iter().take(FEW).map(String::as_str).collect();

@@ -22,7 +22,7 @@ fn advice(step: &Step) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// It is bad, and for that side there is a word of advice with these words.
+/// Asserts that the step is bad and that its advice for `side` contains `words`.
 #[track_caller]
 fn assert_bad(step: &Step, side: Side, words: &str) {
     assert_eq!(step.outcome, Outcome::Bad, "{step:?}");
@@ -54,7 +54,7 @@ fn ways_not_to_get_there() {
     assert_bad(&of(unix(), kind(ErrorKind::PermissionDenied)), Server, "write to it");
     assert_bad(&unresolved("nbd.example.org", "x"), Client, "spelled");
 
-    // One of its addresses doesn't work: clients may come in, or not.
+    // One address of the name fails: a client connects only if it tries the others.
     let failed = [(tcp(), Unreached::Silence, "no answer".to_owned())];
     let step = connected(&unix(), &failed);
     assert_eq!(step.outcome, Outcome::Warning);
@@ -157,7 +157,7 @@ fn alerts_and_what_they_mean() {
     let garbage = Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
     assert_bad(&handshake(&Trouble::Tls(garbage), nobody), Server, "acknowledges STARTTLS");
 
-    // With TLS 1.3 it comes later.
+    // With TLS 1.3 the alert arrives after the handshake.
     let late = Trouble::Tls(Error::AlertReceived(AlertDescription::CertificateRequired));
     assert_bad(&after_handshake(&late, asked).unwrap(), Client, "--tls-cert");
     assert_bad(&after_handshake(&Trouble::Closed, shown).unwrap(), Server, "Its log");

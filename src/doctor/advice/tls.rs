@@ -1,4 +1,4 @@
-//! Handshakes, and the client's certificate.
+//! Advice on the TLS handshake and on the client's certificate.
 
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
@@ -6,16 +6,16 @@ use super::{Client, Network, Server};
 use crate::doctor::report::Step;
 use crate::doctor::trouble::Trouble;
 
-/// What is known when a handshake fails, or soon after it.
+/// State of client authentication when a handshake fails, or shortly after it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Handshake {
-    /// The server has asked for a certificate.
+    /// True if the server has asked for a client certificate.
     pub(crate) asks: bool,
-    /// There is one to show.
+    /// True if this client has a certificate to present.
     pub(crate) has_own: bool,
 }
 
-/// The handshake failed for another reason than that the server isn't trusted.
+/// Builds the step for a handshake that failed for a reason other than an untrusted server.
 pub(crate) fn handshake(trouble: &Trouble, seen: Handshake) -> Step {
     const NAME: &str = "TLS";
     let words = |text: &str| Step::bad(NAME, text).line(trouble.words());
@@ -58,7 +58,7 @@ pub(crate) fn handshake(trouble: &Trouble, seen: Handshake) -> Step {
     }
 }
 
-/// It asked for a certificate, and then went away.
+/// Builds the step for a server that asked for a certificate and then gave up without an alert.
 fn without_reason(seen: Handshake) -> Step {
     let step = Step::bad("client certificate", "the server asks for one, and then gives up")
         .detail("asked_for", true);
@@ -77,7 +77,7 @@ const GIVE_CERTIFICATE: &str = "it wants a client certificate: give one that a C
     the server trusts (--tls-cert and --tls-key; libnbd: tls-certificates=DIR with client-cert.pem \
     and client-key.pem; nbd-client: -certfile and -keyfile)";
 
-/// The server sent an alert.
+/// Builds the step for an alert from the server.
 fn alerted(alert: AlertDescription, seen: Handshake) -> Step {
     const OWN: &str = "client certificate";
     let own =
@@ -166,8 +166,9 @@ fn incompatible(reason: &PeerIncompatible) -> Step {
     }
 }
 
-/// The first thing that was said inside TLS wasn't answered: with TLS 1.3 the client learns only
-/// now that its certificate isn't accepted. `None` if it has another reason.
+/// Builds the step for a first option inside TLS that wasn't answered. With TLS 1.3 the client
+/// learns only then that its certificate was rejected. Returns `None` if the failure has another
+/// reason.
 pub(crate) fn after_handshake(trouble: &Trouble, seen: Handshake) -> Option<Step> {
     match trouble {
         Trouble::Tls(Error::AlertReceived(alert)) => {
@@ -195,7 +196,7 @@ pub(crate) fn client_certificate(seen: Handshake) -> Step {
     step.detail("asked_for", seen.asks)
 }
 
-/// There was one connection; another one fails before it can be of use.
+/// Builds the step for a server that took the first connection, but not another one.
 pub(crate) fn no_second_connection(trouble: &Trouble) -> Step {
     Step::warning("TLS 1.2", "can't be tried: there is no second connection")
         .line(trouble.words())
@@ -206,7 +207,7 @@ pub(crate) fn no_second_connection(trouble: &Trouble) -> Step {
         )
 }
 
-/// A server of TLS 1.3: what about clients that have only 1.2?
+/// Builds the step that reports whether a server that speaks TLS 1.3 also accepts TLS 1.2.
 pub(crate) fn older_tls(spoken: Result<(), &Trouble>) -> Step {
     const NAME: &str = "TLS 1.2";
     match spoken {

@@ -1,4 +1,4 @@
-//! Why a server's certificate isn't to be believed.
+//! Advice on server certificates that can't be trusted.
 
 use std::time::{Duration, SystemTime};
 
@@ -43,18 +43,18 @@ pub(crate) fn wrong_name(name: &str, names: &[String]) -> Step {
     )
 }
 
-/// Besides another reason.
+/// Returns the advice that the name doesn't match either, to add to another problem.
 pub(crate) fn name_too(name: &str, names: &[String]) -> String {
     format!("it isn't for the name {name} either; it has: {}", few(names))
 }
 
-/// The certificate of the server, or one that it sends along, is of a kind that isn't spoken here.
+/// Builds the step for a server certificate, or an intermediate one, of an unsupported kind.
 pub(crate) fn unsupported(fault: &str) -> Step {
     Step::bad("certificate", "it is of a kind that clients like this one refuse")
         .advise(Server, fault)
 }
 
-/// None of the CAs that were given vouches for it.
+/// Builds the step for a certificate that doesn't verify against the given CAs.
 pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -> Step {
     const NAME: &str = "certificate";
     let Error::InvalidCertificate(error) = error else {
@@ -89,7 +89,8 @@ pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -
                 "or, if a CA in between signed it, append that one's certificate to the server's",
             )
         }
-        // The times are told apart, with both clocks.
+        // The validity period of the server's own certificate gets lines of its own, which compare
+        // it with this machine's clock: see `expired` and `not_yet_valid`.
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
@@ -122,7 +123,8 @@ pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -
     }
 }
 
-/// The file that was given as that of CAs is of no use for that server, if that is so.
+/// Returns a step if the CA file itself is the problem: it has no CA in it, or the issuer's
+/// certificate in it can't be used.
 fn no_use(issuer: &str, authorities: &Authorities) -> Option<Step> {
     const NAME: &str = "certificate";
     let path = shown(&authorities.path.to_string_lossy());
@@ -165,7 +167,7 @@ pub(crate) fn not_yet_valid(step: Step, still: Duration, now: SystemTime) -> Ste
         .advise(Server, "or that of the machine that made the certificate was ahead")
 }
 
-/// A time in days, or in hours and minutes where that is more to the point.
+/// Formats a duration in days, or, below two days, in hours or minutes.
 pub(crate) fn days(time: Duration) -> String {
     const DAY: u64 = 24 * 3600;
     match time.as_secs() {

@@ -1,4 +1,4 @@
-//! The way to the server, and whether it is one of NBD.
+//! Advice on reaching the server: name resolution, the connection, and the greeting.
 
 use std::io::ErrorKind;
 use std::time::Duration;
@@ -140,7 +140,7 @@ pub(crate) fn greeting(seen: &Seen, timeout: Duration) -> Step {
     }
 }
 
-/// Somebody is there, and doesn't talk to this client.
+/// Adds advice for a server that closes or resets the connection before it sends anything.
 fn turned_away(step: Step) -> Step {
     step.advise(
         Server,

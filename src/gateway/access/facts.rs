@@ -1,51 +1,51 @@
-//! What is known of a client when it is judged.
+//! The facts about a client that access rules are evaluated against.
 
 use super::identity::Identity;
 use super::network::Peer;
 use super::window::Moment;
 
-/// Something that may not have turned out yet.
+/// A fact that may not be known yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known<T> {
-    /// It has.
+    /// The fact is known.
     Known(T),
-    /// It hasn't.
+    /// The fact isn't known yet.
     NotYet,
 }
 
-/// What is known of a client. It comes out bit by bit: first its address, with the TLS
-/// handshake its certificate, and at last which export it wants.
+/// Facts about a client and its request. They become known in steps: the address on accept, the
+/// certificate with the TLS handshake, and the export with the client's request.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// Where it comes from.
+    /// Origin of the connection.
     pub peer: Peer,
-    /// Who it is; `None` is somebody without a certificate.
+    /// Identity of the client; `None` if it has no certificate.
     pub identity: Known<Option<&'a Identity>>,
-    /// The canonical name of the export that it wants to open.
+    /// Canonical name of the export to be opened.
     pub export: Known<&'a str>,
-    /// When.
+    /// Time at which the rules are evaluated.
     pub now: Moment,
 }
 
 impl<'a> Facts<'a> {
-    /// A client that has just connected.
+    /// Creates the facts about a client that has just connected.
     pub fn of_peer(peer: Peer) -> Self {
         Self { peer, identity: Known::NotYet, export: Known::NotYet, now: Moment::now() }
     }
 
-    /// The same client, now that it is known who it is.
+    /// Returns the facts with the client's identity, `None` for a client without a certificate.
     #[must_use]
     pub fn with_identity(self, identity: Option<&'a Identity>) -> Self {
         Self { identity: Known::Known(identity), ..self }
     }
 
-    /// The same client, now that it is known what it wants.
+    /// Returns the facts with the export to be opened.
     #[must_use]
     pub fn with_export(self, export: &'a str) -> Self {
         Self { export: Known::Known(export), ..self }
     }
 
-    /// The same client at another time.
+    /// Returns the facts with another time of evaluation.
     #[must_use]
     pub fn at(self, now: Moment) -> Self {
         Self { now, ..self }

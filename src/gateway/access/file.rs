@@ -1,4 +1,4 @@
-//! The rules file: TOML to rules.
+//! Parses the rules file, which is TOML.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,80 +16,80 @@ use super::pattern::{Pattern, PatternError};
 use super::rules::{Action, Origin, Rule};
 use super::window::{Moment, TimeWindow, TimeWindowError};
 
-/// The largest rules file, in bytes.
+/// Maximum size of a rules file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// More rules than anybody can oversee. Each client is judged by all of them.
+/// Maximum number of rules in a file. Each client may be checked against all of them.
 const MAX_RULES: usize = 10_000;
 
-/// A rules file's path.
+/// Path of a rules file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RulesFile(pub PathBuf);
 
-/// What is wrong with a rules file.
+/// An error in a rules file.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", crate::escape::name(.path))]
 pub struct RulesFileError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Problem with the file.
     pub problem: RulesFileProblem,
 }
 
-/// What can be wrong.
+/// Problem with a rules file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RulesFileProblem {
-    /// The system refused.
+    /// The file can't be read.
     #[error("can't read it: {0}")]
     Io(#[from] io::Error),
-    /// Not what a rules file is.
+    /// The file is larger than any rules file should be.
     #[error("it is larger than 1 MiB, which no rules file should be")]
     TooLarge,
-    /// It isn't TOML, or not with these keys.
+    /// The file isn't valid TOML, or has unknown keys.
     #[error("it can't be understood: {0}")]
     Toml(#[from] toml::de::Error),
-    /// Nobody could come in; more likely something is missing.
+    /// The file has no rule, so nobody could connect. More likely, something is missing.
     #[error("there is no [[rule]] in it; to let nobody in, write one with action = \"deny\"")]
     NoRule,
-    /// More than anybody can oversee.
+    /// The file has more rules than the maximum.
     #[error("it has more than 10,000 rules")]
     TooManyRules,
-    /// One rule says something that makes no sense.
+    /// A single rule is invalid.
     #[error("rule {number}, line {line}: {problem}")]
     Rule {
-        /// Its number, from 1 on.
+        /// Number of the rule, counted from 1.
         number: usize,
-        /// The line on which it begins, from 1 on.
+        /// Line on which the rule begins, counted from 1.
         line: usize,
-        /// What is wrong with it.
+        /// Problem with the rule.
         problem: RuleProblem,
     },
 }
 
-/// What can be wrong with one rule.
+/// Problem with a single rule.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RuleProblem {
-    /// It isn't clear whether that means everybody or nobody.
+    /// An empty list, which could mean everybody or nobody.
     #[error("{0} = [] means nothing: leave it out to mean all, or name some")]
     Empty(&'static str),
-    /// A network.
+    /// An invalid network.
     #[error("network: {0}")]
     Network(#[from] PlaceError),
-    /// An identity.
+    /// An invalid identity pattern.
     #[error("identity: {0}")]
     Identity(#[from] IdentityPatternError),
-    /// An export.
+    /// An invalid export pattern.
     #[error("export: {0}")]
     Export(#[from] PatternError),
-    /// Hours.
+    /// An invalid time window.
     #[error("hours: {0}")]
     Hours(#[from] TimeWindowError),
-    /// A time that isn't one everywhere.
+    /// A time without a date, a time of day or an offset from UTC.
     #[error("{0} needs a date and a time in UTC or with an offset, as 2027-01-31T18:00:00Z")]
     Moment(&'static str),
-    /// A period that never is.
+    /// An empty period.
     #[error("until is not later than from")]
     NeverValid,
 }
@@ -129,10 +129,10 @@ enum OneOrMany {
 }
 
 impl RulesFile {
-    /// Reads the rules, in their order.
+    /// Reads the rules, in the order of the file.
     ///
     /// # Errors
-    /// The file can't be read, or any part of it makes no sense: then none of it holds.
+    /// The file can't be read, or any part of it is invalid; then none of its rules applies.
     pub fn read(&self) -> Result<Vec<Rule>, RulesFileError> {
         let text = read(&self.0);
         text.and_then(|text| parse(&text, &self.0))
@@ -146,10 +146,10 @@ fn read(path: &Path) -> Result<String, RulesFileProblem> {
     if text.len() as u64 > MAX_FILE { Err(RulesFileProblem::TooLarge) } else { Ok(text) }
 }
 
-/// The rules that `text`, the content of the file at `path`, says.
+/// Parses the rules in `text`, the content of the file at `path`.
 ///
 /// # Errors
-/// Any part of it makes no sense.
+/// Any part of the text is invalid.
 pub fn parse(text: &str, path: &Path) -> Result<Vec<Rule>, RulesFileProblem> {
     let file: WrittenFile = toml::from_str(text)?;
     if file.rule.is_empty() {
@@ -163,7 +163,7 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<Rule>, RulesFileProblem> {
     let mut line = 1;
     let mut counted = 0;
     for (position, written) in file.rule.into_iter().enumerate() {
-        // Rules come in the order in which they stand, so each line is counted once.
+        // Rules come in the order of the text, so each line is counted once.
         let start = written.span().start;
         let before = text.get(counted..start).unwrap_or_default();
         line += before.matches('\n').count();
@@ -230,8 +230,8 @@ fn moment(key: &'static str, written: Datetime) -> Result<Moment, RuleProblem> {
     u64::try_from(seconds).map(Moment).map_err(|_| unclear)
 }
 
-/// Days from the beginning of 1970 to a date of the Gregorian calendar. Years are counted
-/// from March on, so that a leap day is the last one of its year.
+/// Returns the number of days from 1970-01-01 to a date of the Gregorian calendar. Years are
+/// counted from March, so that a leap day is the last day of its year.
 fn days_since_1970(date: Date) -> i64 {
     const DAYS_OF_400_YEARS: i64 = 146_097;
     const FROM_MARCH_0_TO_1970: i64 = 719_468;

@@ -1,4 +1,5 @@
-//! Who a client is by its certificate, and which of them a rule means.
+//! The identity that a client's certificate gives it, and the patterns by which rules match
+//! identities.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,31 +7,31 @@ use std::str::FromStr;
 use super::pattern::{Pattern, PatternError};
 use crate::escape;
 
-/// What kind of name a certificate gives.
+/// Kind of a name in a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum NameKind {
-    /// A URI among the subject's alternative names, such as a SPIFFE ID.
+    /// A URI among the subject alternative names, such as a SPIFFE ID.
     Uri,
-    /// A DNS name among them.
+    /// A DNS name among the subject alternative names.
     Dns,
-    /// An e-mail address among them.
+    /// An e-mail address among the subject alternative names.
     Email,
     /// The subject's common name.
     CommonName,
-    /// The SHA-256 of the whole certificate, as 64 lower-case hexadecimal digits.
+    /// The SHA-256 of the whole certificate, as 64 lowercase hexadecimal digits.
     Sha256,
 }
 
 impl NameKind {
-    /// All of them, the one that says most first.
+    /// All kinds, the most specific first.
     pub const ALL: [Self; 5] = [Self::Uri, Self::Dns, Self::Email, Self::CommonName, Self::Sha256];
 
-    /// Whether it is one of the subject's alternative names.
+    /// Returns true for subject alternative names.
     fn is_alternative(self) -> bool {
         matches!(self, Self::Uri | Self::Dns | Self::Email)
     }
 
-    /// How a rule asks for this kind alone.
+    /// Returns the prefix by which a rule selects names of this kind only.
     pub fn prefix(self) -> &'static str {
         match self {
             Self::Uri => "uri:",
@@ -42,43 +43,44 @@ impl NameKind {
     }
 }
 
-/// A name that a certificate gives its owner.
+/// A name in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name {
-    /// What kind of name it is.
+    /// Kind of the name.
     pub kind: NameKind,
-    /// The name itself.
+    /// The name itself, without the prefix of its kind.
     pub text: String,
 }
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Whoever signed the certificate chose it; a log line shall stay one.
+        // The signer of the certificate chose the text, so it is escaped: a log entry must stay one
+        // line.
         write!(f, "{}{}", self.kind.prefix(), escape::name(&self.text))
     }
 }
 
-/// Who a client is: all names that its certificate gives it, and the certificate's hash.
+/// Identity of a client: all names in its certificate, and the certificate's hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// In the order of [`NameKind`]; the certificate's hash is the last.
+    /// Names in the order of [`NameKind`]; the certificate's hash is the last.
     names: Vec<Name>,
 }
 
 impl Identity {
-    /// Somebody with these names, one of whom is the certificate's hash.
+    /// Creates an identity from names, one of which is the certificate's hash.
     pub fn new(mut names: Vec<Name>) -> Self {
         names.sort_by_key(|name| NameKind::ALL.iter().position(|kind| *kind == name.kind));
         Self { names }
     }
 
-    /// All names.
+    /// Returns all names.
     pub fn names(&self) -> &[Name] {
         &self.names
     }
 }
 
-/// The name that says most: a URI, else a DNS name, and so on.
+/// Writes the most specific name: a URI, else a DNS name, and so on.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.names.first() {
@@ -88,20 +90,20 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Whom a rule means: a pattern for names of any kind, or of one kind.
+/// Pattern by which a rule matches identities, for names of any kind or of one kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityPattern {
     kind: Option<NameKind>,
     pattern: Pattern,
 }
 
-/// Why a text says nobody.
+/// Reason why a text isn't a valid identity pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityPatternError {
-    /// The pattern itself.
+    /// The pattern itself is invalid.
     #[error(transparent)]
     Pattern(#[from] PatternError),
-    /// Something that is no hash.
+    /// The text after `sha256:` isn't a hash.
     #[error(
         "\"{0}\" is no SHA-256 of a certificate: expected 64 hexadecimal digits, as \
          openssl x509 -noout -fingerprint -sha256 prints them"
@@ -110,27 +112,29 @@ pub enum IdentityPatternError {
 }
 
 impl IdentityPattern {
-    /// Whether that is somebody whom this means, to let them in. A pattern for any kind asks
-    /// for the common name only where there are no alternative names, as RFC 6125 has it for
-    /// servers.
+    /// Returns true if the pattern matches an identity that is to be allowed. A pattern for any
+    /// kind considers the common name only if there are no alternative names, as RFC 6125 requires
+    /// for servers.
     pub fn matches(&self, identity: &Identity) -> bool {
         let has_alternatives = identity.names.iter().any(|name| name.kind.is_alternative());
         self.matches_one(identity, |name| name.kind != NameKind::CommonName || !has_alternatives)
     }
 
-    /// Whether that may be somebody whom this means, to keep them out: then any name will do.
+    /// Returns true if the pattern may match an identity that is to be denied: any name is
+    /// considered.
     pub fn may_mean(&self, identity: &Identity) -> bool {
         self.matches_one(identity, |_| true)
     }
 
-    /// Whether a name matches that is of the kind that was asked for, or else one that counts.
+    /// Returns true if a name matches. Only names of the pattern's kind are considered, or, if it
+    /// has none, those for which `counts` returns true.
     fn matches_one(&self, identity: &Identity, counts: impl Fn(&Name) -> bool) -> bool {
         let wanted = |name: &&Name| match self.kind {
             Some(kind) => kind == name.kind,
             None => counts(name),
         };
         identity.names.iter().filter(wanted).any(|name| match name.kind {
-            // Case means nothing in DNS, and in e-mail addresses nobody relies on it.
+            // DNS names are case-insensitive, and nobody relies on the case of e-mail addresses.
             NameKind::Dns | NameKind::Email => self.pattern.matches_ignoring_case(&name.text),
             NameKind::Uri | NameKind::CommonName | NameKind::Sha256 => {
                 self.pattern.matches(&name.text)
@@ -156,7 +160,7 @@ impl FromStr for IdentityPattern {
     }
 }
 
-/// A hash as [`NameKind::Sha256`] has it, from what programs print.
+/// Converts a hash as programs print it to the form of [`NameKind::Sha256`].
 fn hash(text: &str) -> Result<String, IdentityPatternError> {
     const DIGITS: usize = 64;
     let digits: String = text.chars().filter(|&digit| digit != ':').collect();

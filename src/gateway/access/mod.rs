@@ -1,5 +1,5 @@
-//! Who may come in, and to what: pure judgements of an address, an identity, an export and
-//! the time, each with the rule that made it.
+//! Authorizes clients: pure decisions about an address, an identity, an export and the time, each
+//! with the rule that made it.
 
 mod facts;
 mod file;

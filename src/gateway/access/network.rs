@@ -1,4 +1,4 @@
-//! Where clients come from.
+//! The origin of connections, and the networks and other origins that rules match.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,25 +8,25 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::escape;
 
-/// Who is at the other end.
+/// Origin of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// A client on the network; never an IPv4-mapped IPv6 address.
     Ip(IpAddr),
-    /// A client on a Unix socket, whom the socket's file permissions have let in.
+    /// A client on a Unix socket, authorized by the socket's file permissions.
     Unix,
     /// A virtual machine of this host, or its host, with this context ID (vsock).
     Vsock(u32),
 }
 
 impl Peer {
-    /// A client at `address`; an IPv4-mapped IPv6 address is the IPv4 address in it.
+    /// Returns the peer at `address`; an IPv4-mapped IPv6 address becomes the IPv4 address.
     pub fn ip(address: IpAddr) -> Self {
         Self::Ip(address.to_canonical())
     }
 
-    /// Whether what it is sent stays within this machine's memory, so that nobody is on the
-    /// way. That doesn't let it in: a virtual machine is another machine.
+    /// Returns true if data sent to the peer stays within this machine's memory, where nobody can
+    /// intercept it. That alone doesn't authorize the peer: a virtual machine is another machine.
     pub fn is_local(&self) -> bool {
         match self {
             Self::Ip(address) => address.is_loopback(),
@@ -52,7 +52,7 @@ impl FromStr for Peer {
         match text.parse() {
             Ok(Place::Unix) => Ok(Self::Unix),
             Ok(Place::Vsock(Some(cid))) => Ok(Self::Vsock(cid)),
-            // Rules have no zones.
+            // Rules have no zones, so the zone is dropped.
             _ => text
                 .split_once('%')
                 .filter(|(address, _)| address.parse::<Ipv6Addr>().is_ok())
@@ -73,14 +73,14 @@ impl Network {
         self.0.contains(address)
     }
 
-    /// Loopback's networks.
+    /// Returns the loopback networks.
     pub(super) fn loopback() -> [Self; 2] {
         const BITS: u8 = 8;
         let v4 = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), BITS);
         [Self(v4.into()), Self(IpAddr::V6(Ipv6Addr::LOCALHOST).into())]
     }
 
-    /// Whether every address in it is on this machine.
+    /// Returns true if every address in the network is a loopback address.
     pub fn is_loopback(&self) -> bool {
         self.0.network().is_loopback() && self.0.broadcast().is_loopback()
     }
@@ -92,32 +92,32 @@ impl fmt::Display for Network {
     }
 }
 
-/// Why a text is no network.
+/// Reason why a text isn't a valid network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
-    /// It can't be read.
+    /// The text isn't a network or an address.
     #[error(
         "{:?} is no network: expected something like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
         escape::name(.0)
     )]
     Unreadable(String),
-    /// It names an interface.
+    /// The address has a zone, which names an interface.
     #[error(
         "{:?} has a zone, and rules have none: without what is behind the % it is that address on \
          every interface; to serve one interface alone, give --listen an address of it",
         escape::name(.0)
     )]
     Zone(String),
-    /// There are bits behind the prefix, so it isn't clear what was meant.
+    /// Bits behind the prefix are set, so it isn't clear what was meant.
     #[error(
         "{:?} has bits set behind its prefix: write {network} for the network or {address} for the one \
          address",
         escape::name(.given)
     )]
     HostBits {
-        /// What was written.
+        /// Text as given.
         given: String,
-        /// The network that it is in.
+        /// Network that contains the address.
         network: IpNet,
         /// The address alone.
         address: IpAddr,
@@ -134,8 +134,8 @@ impl FromStr for Network {
         {
             return Err(NetworkError::Zone(text.to_owned()));
         }
-        // The reader of networks takes 010.0.0.0 for 10.0.0.0, others take it for 8.0.0.0: what
-        // isn't an address by itself is none in a network.
+        // `IpNet` reads 010.0.0.0 as 10.0.0.0, other parsers as 8.0.0.0. The address part must
+        // therefore be a valid `IpAddr`.
         let address = text.split_once('/').map_or(text, |(address, _)| address);
         let address = address.parse::<IpAddr>().map_err(|_| unreadable())?;
         let network = match text.parse::<IpNet>() {
@@ -154,7 +154,7 @@ impl FromStr for Network {
     }
 }
 
-/// IPv4-mapped addresses are judged as IPv4, so a mapped network is an IPv4 network.
+/// Converts an IPv4-mapped network to IPv4, since IPv4-mapped addresses are treated as IPv4.
 fn canonical(network: IpNet) -> IpNet {
     const MAPPED_PREFIX: u8 = 96;
     if let IpNet::V6(mapped) = network
@@ -167,20 +167,20 @@ fn canonical(network: IpNet) -> IpNet {
     network
 }
 
-/// Where a rule lets clients come from: a network, this machine's Unix sockets, or the virtual
-/// machines on it.
+/// Origin of connections that a rule matches: a network, this machine's Unix sockets, or the
+/// virtual machines on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// A network, or a single address.
     Network(Network),
-    /// The Unix sockets, whose file permissions say who of this machine can use them.
+    /// The Unix sockets, whose file permissions determine which local users can connect.
     Unix,
-    /// Virtual machines and their host, by vsock: that with this context ID, or all of them.
+    /// Virtual machines and their host, by vsock: the one with this context ID, or all of them.
     Vsock(Option<u32>),
 }
 
 impl Place {
-    /// Whether `peer` is there.
+    /// Returns true if `peer` comes from this origin.
     pub fn contains(&self, peer: Peer) -> bool {
         match (self, peer) {
             (Self::Network(network), Peer::Ip(address)) => network.contains(&address),
@@ -190,7 +190,7 @@ impl Place {
         }
     }
 
-    /// Whether only such are meant as [`Peer::is_local`].
+    /// Returns true if all matching peers are local, in the sense of [`Peer::is_local`].
     pub(super) fn is_local(&self) -> bool {
         match self {
             Self::Network(network) => network.is_loopback(),
@@ -216,16 +216,16 @@ impl From<Network> for Place {
     }
 }
 
-/// Why a text is no place.
+/// Reason why a text isn't a valid origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceError {
-    /// It is no network, nor one of the words.
+    /// The text is neither a network nor one of the keywords.
     #[error("{0}, unix, vsock or vsock:CID")]
     Unreadable(NetworkError),
-    /// A network, but not a whole one.
+    /// The text is a network with a zone, or with bits set behind its prefix.
     #[error(transparent)]
     Network(NetworkError),
-    /// No context ID.
+    /// The text after `vsock:` isn't a context ID.
     #[error(
         "{:?} has no context ID: expected something like vsock:3, or vsock for all of them",
         escape::name(.0)
@@ -238,7 +238,7 @@ impl FromStr for Place {
 
     fn from_str(text: &str) -> Result<Self, PlaceError> {
         if let Some(cid) = text.strip_prefix("vsock:") {
-            // The highest number means all of them to the kernel, and is nobody's.
+            // The kernel uses the highest number as a wildcard; no machine has it.
             let cid = cid_of(cid).filter(|cid| *cid != u32::MAX);
             return cid
                 .map(|cid| Self::Vsock(Some(cid)))
@@ -256,7 +256,7 @@ impl FromStr for Place {
     }
 }
 
-/// A decimal number as people write one.
+/// Parses a decimal number without a sign or leading zeros.
 fn cid_of(text: &str) -> Option<u32> {
     let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
     let is_padded = text.len() > 1 && text.starts_with('0');

@@ -1,42 +1,42 @@
-//! Patterns for names: `*` stands for any characters, `?` for any one.
+//! Glob patterns for names: `*` matches any characters, `?` matches any single one.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A pattern; text without `*` and `?` matches itself alone, and it always matches whole.
+/// A glob pattern. It has to match the whole name; without `*` and `?` it matches only itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern {
     text: String,
     parts: Vec<char>,
 }
 
-/// Why a text is no pattern.
+/// Reason why a text isn't a valid pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
-    /// It would match nothing but a name that nobody has.
+    /// The pattern is empty, so it would match only an empty name, which nobody has.
     #[error("a pattern can't be empty; * matches everything")]
     Empty,
-    /// Longer than any name.
+    /// The pattern is longer than any name.
     #[error("a pattern has at most 4096 characters")]
     TooLong,
 }
 
-/// The longest pattern, in characters: as long as the longest name.
+/// Maximum length of a pattern, in characters; the maximum length of a name.
 const MAX_LENGTH: usize = 4096;
 
 impl Pattern {
-    /// Whether `name` is what this describes.
+    /// Returns true if the pattern matches `name`.
     pub fn matches(&self, name: &str) -> bool {
         self.matches_by(name, |expected, got| expected == got)
     }
 
-    /// The same for names in which the case of ASCII letters means nothing, as in DNS.
+    /// Returns true if the pattern matches `name`, ignoring the case of ASCII letters, as DNS does.
     pub fn matches_ignoring_case(&self, name: &str) -> bool {
         self.matches_by(name, |expected, got| expected.eq_ignore_ascii_case(&got))
     }
 
-    /// Goes through both once; when it gets stuck, the last `*` takes one character more.
-    /// An earlier `*` never has to: what follows it has been found as early as possible.
+    /// Matches pattern and name from left to right. On a mismatch, the last `*` takes one more
+    /// character. An earlier `*` never has to: what follows it was found as early as possible.
     fn matches_by(&self, name: &str, same: impl Fn(char, char) -> bool) -> bool {
         let name: Vec<char> = name.chars().collect();
         let (mut at, mut part) = (0, 0);
@@ -136,7 +136,7 @@ mod tests {
         assert!(!pattern.matches("WEB.example.ORG"));
     }
 
-    /// All ways to match, tried one after another.
+    /// Matches by trying all possibilities in turn.
     fn naive(pattern: &[char], name: &[char]) -> bool {
         match (pattern, name) {
             ([], name) => name.is_empty(),

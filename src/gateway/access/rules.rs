@@ -1,4 +1,5 @@
-//! Rules, of which the first that fits a client judges it. Whom none fits may not come in.
+//! Access rules. The first rule that matches a client decides; a client that matches none is
+//! refused.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,70 +12,70 @@ use super::pattern::Pattern;
 use super::window::{Moment, TimeWindow};
 use crate::escape;
 
-/// What a rule does with whom it fits.
+/// Effect of a rule on the clients that it matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Lets them.
+    /// Access is granted.
     Allow,
-    /// Doesn't.
+    /// Access is denied.
     Deny,
 }
 
-/// Where a rule was written.
+/// Source of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// Nowhere: what holds unless something else is said.
+    /// The built-in default, which applies unless other rules are given.
     Default,
-    /// `--allow` and `--allow-identity`.
+    /// The options `--allow` and `--allow-identity`.
     Allow,
-    /// `--deny`.
+    /// The option `--deny`.
     Deny,
     /// A rules file.
     File {
-        /// Which.
+        /// Path of the file.
         path: Arc<PathBuf>,
-        /// The rule's number in it, from 1 on.
+        /// Number of the rule in the file, counted from 1.
         number: usize,
-        /// The line on which it begins, from 1 on.
+        /// Line on which the rule begins, counted from 1.
         line: usize,
     },
 }
 
-/// A rule. It fits whoever fits each of its criteria; a criterion without an entry fits
-/// everybody.
+/// An access rule. It matches if each of its criteria does; a criterion without an entry matches
+/// every client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// Where it was written.
+    /// Source of the rule.
     pub origin: Origin,
-    /// What its author calls it.
+    /// Name that its author gave it.
     pub name: Option<String>,
-    /// What it does.
+    /// Effect on matching clients.
     pub action: Action,
-    /// Where clients come from: one of these.
+    /// Origins of connections, one of which must match.
     pub places: Vec<Place>,
-    /// Who they are: one of these.
+    /// Identity patterns, one of which must match.
     pub identities: Vec<IdentityPattern>,
-    /// What they want: one of these.
+    /// Patterns for the export's name, one of which must match.
     pub exports: Vec<Pattern>,
-    /// When in the week: in one of these.
+    /// Weekly time windows, one of which must contain the current time.
     pub windows: Vec<TimeWindow>,
-    /// From when on it holds.
+    /// Time from which the rule applies, inclusive.
     pub from: Option<Moment>,
-    /// From when on it doesn't hold any more.
+    /// Time until which the rule applies, exclusive.
     pub until: Option<Moment>,
 }
 
-/// Whether a rule fits, as far as that is known.
+/// Result of matching a rule, based on the facts known so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fit {
     No,
-    /// It depends on what isn't known yet.
+    /// The result depends on facts that aren't known yet.
     Maybe,
     Yes,
 }
 
 impl Rule {
-    /// A rule without criteria.
+    /// Creates a rule without criteria, which matches every client.
     pub fn new(action: Action, origin: Origin) -> Self {
         Self {
             origin,
@@ -161,54 +162,54 @@ fn list(items: &[impl fmt::Display]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What the command line says of who may come in.
+/// Access rules given on the command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CommandLine {
-    /// Whose address may.
+    /// Origins of connections that are allowed.
     pub allow: Vec<Place>,
-    /// Who may: of those whose address may, if any were named.
+    /// Identities that are allowed. If `allow` has entries too, both must match.
     pub allow_identity: Vec<IdentityPattern>,
-    /// Whose address may not, whatever else is said.
+    /// Origins of connections that are denied, regardless of other rules.
     pub deny: Vec<Place>,
 }
 
-/// All rules, in the order in which they are asked.
+/// All rules, in the order of evaluation.
 #[derive(Debug, Clone)]
 pub struct Rules(Vec<Arc<Rule>>);
 
-/// Why somebody may or may not come in: the rule that fits, or that none does.
+/// Reason for a decision: the rule that matches, or the lack of one.
 #[derive(Debug, Clone)]
 pub enum Reason {
-    /// This one.
+    /// This rule matches.
     Rule(Arc<Rule>),
-    /// None allows whoever has this address.
+    /// No rule allows a client with this address.
     NoRuleForAddress,
-    /// None allows whoever this is.
+    /// No rule allows this client.
     NoRuleForClient,
-    /// None allows this client this export.
+    /// No rule allows this client to open this export.
     NoRuleForExport,
 }
 
-/// The judgement: `Ok` may, `Err` may not.
+/// Decision about a client: `Ok` if it is allowed, `Err` if it is refused.
 pub type Verdict = Result<Reason, Reason>;
 
 impl Default for Rules {
-    /// This machine may come in, and nobody else.
+    /// Returns rules that admit only clients on this machine.
     fn default() -> Self {
         Self::of_command_line(&CommandLine::default())
     }
 }
 
 impl Rules {
-    /// What the command line says: `--deny` first, then one rule of `--allow` and
-    /// `--allow-identity`. Without them this machine may come in.
+    /// Creates the rules of the command line: `--deny` first, then one rule for `--allow` and
+    /// `--allow-identity`. Without these two, clients on this machine are admitted.
     pub fn of_command_line(said: &CommandLine) -> Self {
         let mut allow = Rule::new(Action::Allow, Origin::Allow);
         allow.places.clone_from(&said.allow);
         allow.identities.clone_from(&said.allow_identity);
         if said.allow_identity.is_empty() {
-            // Whoever can open the socket is let in by its permissions. A virtual machine is
-            // another machine, and there are no permissions for it.
+            // The permissions of a Unix socket authorize its clients. A virtual machine is another
+            // machine, and no permissions apply to it.
             if !allow.places.contains(&Place::Unix) {
                 allow.places.push(Place::Unix);
             }
@@ -220,7 +221,7 @@ impl Rules {
         Self::behind_denials(&said.deny, vec![allow])
     }
 
-    /// What `--deny` says, and then the rules of a file.
+    /// Creates rules from `--deny`, followed by the rules of a file.
     pub fn of_file(deny: &[Place], rules: Vec<Rule>) -> Self {
         Self::behind_denials(deny, rules)
     }
@@ -234,11 +235,11 @@ impl Rules {
         Self(denials.chain(rules).map(Arc::new).collect())
     }
 
-    /// Judges a client by what is known of it. As long as something isn't known, this
-    /// says whether it may still turn out to be allowed.
+    /// Evaluates the rules for a client, based on the facts known so far. As long as some are
+    /// missing, returns `Ok` if the client may still turn out to be allowed.
     ///
     /// # Errors
-    /// It may not come in, or open that export.
+    /// The client isn't authorized to connect, or to open the export.
     pub fn judge(&self, facts: &Facts<'_>) -> Verdict {
         for rule in &self.0 {
             match (rule.fit(facts), rule.action) {
@@ -254,15 +255,15 @@ impl Rules {
         })
     }
 
-    /// Whether nobody may come in but who is on this machine, virtual machines among them: what
-    /// those are sent passes no network.
+    /// Returns true if the rules admit only local peers (loopback, Unix, vsock). Data sent to these
+    /// crosses no network.
     pub fn is_local_only(&self) -> bool {
         let is_local =
             |rule: &Rule| !rule.places.is_empty() && rule.places.iter().all(Place::is_local);
         self.0.iter().filter(|rule| rule.action == Action::Allow).all(|rule| is_local(rule))
     }
 
-    /// Whether a virtual machine may come in.
+    /// Returns true if the rules may admit a virtual machine.
     pub fn are_open_to_vsock(&self) -> bool {
         let is_open = |rule: &Rule| {
             rule.places.is_empty()
@@ -271,12 +272,12 @@ impl Rules {
         self.0.iter().any(|rule| rule.action == Action::Allow && is_open(rule))
     }
 
-    /// Whether some rule asks who a client is.
+    /// Returns true if any rule has an identity criterion.
     pub fn ask_for_identity(&self) -> bool {
         self.0.iter().any(|rule| !rule.identities.is_empty())
     }
 
-    /// Whether what they say changes with time.
+    /// Returns true if decisions depend on the time.
     pub fn depend_on_time(&self) -> bool {
         let depends =
             |rule: &Rule| !rule.windows.is_empty() || rule.from.is_some() || rule.until.is_some();
@@ -284,7 +285,7 @@ impl Rules {
     }
 }
 
-/// Who may come in, for people.
+/// Writes a summary of the clients that are admitted, for people.
 impl fmt::Display for Rules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let of_file = self.0.iter().filter(|rule| matches!(rule.origin, Origin::File { .. }));
@@ -297,7 +298,8 @@ impl fmt::Display for Rules {
             match rule.origin {
                 Origin::Default => f.write_str("this machine only")?,
                 Origin::Allow => {
-                    // Those of Unix sockets are let in beside others without being named.
+                    // Clients of Unix sockets are allowed even if `unix` isn't given, so the entry
+                    // isn't shown beside others.
                     let is_unix = |place: &&Place| **place == Place::Unix;
                     let networks = rule.places.iter().filter(|place| !is_unix(place));
                     let mut networks: Vec<_> = networks.collect();

@@ -62,7 +62,7 @@ fn deny_wins() {
     assert!(!admits(&[], &["127.0.0.0/8"], "127.0.0.1"));
 }
 
-// nbdkit's ip filter before 1.40 | another spelling of the address was let in
+// nbdkit's ip filter before 1.40 | another spelling of the address was admitted
 #[test]
 fn mapped_addresses_meet_the_ipv4_rules() {
     assert!(admits(&["10.0.0.0/8"], &[], "::ffff:10.1.2.3"));
@@ -100,8 +100,8 @@ fn identity_and_address_of_the_command_line_have_to_fit_both() {
     assert!(!rules.is_local_only());
 }
 
-/// The rules of a file: nobody of 10.6.0.0/16 may open `secret-*`; alice may open what is
-/// called `web-*`; whoever comes by the Unix socket may open everything.
+/// Rules as from a file: nobody in 10.6.0.0/16 may open `secret-*`, alice may open `web-*` and
+/// `secret-*`, and clients of Unix sockets may open everything. `--deny` precedes them.
 fn rules() -> Rules {
     let rule = |action| Rule::new(action, Origin::Default);
     let mut secret = rule(Action::Deny);
@@ -193,7 +193,7 @@ fn a_period_has_its_first_second_and_not_its_last() {
     }
 }
 
-/// Neither this machine's rights nor those of a network are a virtual machine's.
+/// A virtual machine is covered neither by the default for this machine nor by a network.
 #[test]
 fn a_virtual_machine_comes_in_only_if_it_is_named() {
     let guest = Facts::of_peer(Peer::Vsock(3));
@@ -209,12 +209,13 @@ fn a_virtual_machine_comes_in_only_if_it_is_named() {
     assert!(!judge(&["vsock:2", "vsock:4"], &[]));
     assert!(judge(&["vsock:3"], &[]) && judge(&["vsock"], &[]));
     assert!(!judge(&["vsock"], &["vsock:3"]) && judge(&["vsock"], &["vsock:4", "0.0.0.0/0"]));
-    // Only it may, where only it is named; what it is sent passes no network.
+    // If only this virtual machine is allowed, no other peer is; data sent to it crosses no
+    // network.
     let said = CommandLine { allow: networks(&["vsock:3"]), ..CommandLine::default() };
     let rules = Rules::of_command_line(&said);
     assert!(rules.judge(&Facts::of_peer(peer("127.0.0.1"))).is_err());
     assert!(rules.is_local_only());
-    // A rule that names no place is for all of them.
+    // A rule without origins matches all of them.
     let anybody = Rules::of_file(&[], vec![Rule::new(Action::Allow, Origin::Default)]);
     assert!(anybody.judge(&guest).is_ok() && anybody.are_open_to_vsock());
 }

@@ -1,4 +1,5 @@
-//! Times at which a rule holds. All of it is UTC: a gateway has no use for summer time.
+//! Points in time and weekly time windows for rules. All times are in UTC, so there is no daylight
+//! saving time.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,19 +10,19 @@ const HOUR: u32 = 60;
 const MINUTES_OF_DAY: u32 = 24 * HOUR;
 const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 
-/// A point in time, in whole seconds since the beginning of 1970.
+/// A point in time, in whole seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(pub u64);
 
 impl Moment {
-    /// Now.
+    /// Returns the current time.
     pub fn now() -> Self {
         SystemTime::now().into()
     }
 
-    /// The day of the week, from Monday on, and the minute of the day.
+    /// Returns the day of the week, where Monday is 0, and the minute of the day.
     fn in_week(self) -> (usize, u32) {
-        /// 1970 began on a Thursday.
+        /// 1970-01-01 was a Thursday.
         const FIRST: u64 = 3;
         let minutes = self.0 / MINUTE;
         let day = (minutes / u64::from(MINUTES_OF_DAY) + FIRST) % 7;
@@ -32,23 +33,24 @@ impl Moment {
 
 impl From<SystemTime> for Moment {
     fn from(time: SystemTime) -> Self {
-        // A clock before 1970 is wrong anyway.
+        // A clock set before 1970 is wrong in any case.
         Self(time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
     }
 }
 
-/// Hours of certain days: `22:00-06:00`, `Sat,Sun`, `Mon-Fri 08:00-18:00`.
+/// Weekly time window: `22:00-06:00`, `Sat,Sun`, `Mon-Fri 08:00-18:00`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TimeWindow {
-    /// The days on which it begins, from Monday on.
+    /// Days on which the window begins; Monday is the first.
     days: [bool; 7],
-    /// In minutes of the day.
+    /// Beginning of the window, in minutes of the day.
     from: u32,
-    /// Not any more. Not later than `from` means on the next day.
+    /// End of the window, in minutes of the day, exclusive. If it isn't later than `from`, the
+    /// window ends on the next day.
     until: u32,
 }
 
-/// A text that says no hours.
+/// Error for a text that isn't a time window.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "\"{0}\" is no time of the week: expected something like \"22:00-06:00\", \"Sat,Sun\" or \
@@ -57,8 +59,8 @@ pub struct TimeWindow {
 pub struct TimeWindowError(String);
 
 impl TimeWindow {
-    /// Whether it is one of these hours. Those behind midnight belong to the day on which
-    /// the window began.
+    /// Returns true if the time is within the window. Times after midnight belong to the day on
+    /// which the window began.
     pub fn contains(&self, moment: Moment) -> bool {
         let (day, minute) = moment.in_week();
         let begins_on = |day: usize| self.days.get(day % 7).copied().unwrap_or(false);
@@ -87,7 +89,7 @@ impl FromStr for TimeWindow {
     }
 }
 
-/// `Mon-Fri`, `Sat,Sun`, `Fri-Mon`.
+/// Parses days, such as `Mon-Fri`, `Sat,Sun` or `Fri-Mon`.
 fn days_of(text: &str) -> Option<[bool; 7]> {
     let number = |name: &str| DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
     let mut days = [false; 7];
@@ -103,8 +105,8 @@ fn days_of(text: &str) -> Option<[bool; 7]> {
     Some(days)
 }
 
-/// `08:00-18:00`; `24:00` is the end of the day. Nothing at all, as `08:00-08:00`, is a
-/// mistake.
+/// Parses hours, such as `08:00-18:00`; `24:00` is the end of the day. An empty range, such as
+/// `08:00-08:00`, is rejected.
 fn hours_of(text: &str) -> Option<(u32, u32)> {
     let minutes = |text: &str| {
         let (hours, minutes) = text.split_once(':')?;
@@ -141,7 +143,7 @@ impl fmt::Display for TimeWindow {
 mod tests {
     use super::*;
 
-    /// Monday, 5 January 1970, in minutes since its beginning.
+    /// Returns a time in minutes since Monday, 5 January 1970, 00:00.
     fn at(minutes: u64) -> Moment {
         Moment(4 * 86_400 + minutes * MINUTE)
     }

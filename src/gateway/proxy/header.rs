@@ -1,86 +1,89 @@
-//! The header as bytes ("2.2. Binary header format (version 2)"). No I/O.
+//! Parser of PROXY headers ("2.2. Binary header format (version 2)"). No I/O.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// With what each header begins.
+/// Signature that starts every header.
 pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
-/// Signature, version and command, family and transport, and the length of what follows.
+/// Length of the fixed part: signature, version and command, family and transport, and the length
+/// of the rest.
 const HEAD: usize = SIGNATURE.len() + 4;
 
-/// How much may follow the first 16 bytes: addresses, and TLVs with what else the balancer
-/// knows. "This block is always smaller than an MSS", of 1460 bytes in most networks, and
-/// nobody should make us keep more.
+/// Maximum length of what follows the first 16 bytes: addresses, and TLVs with further information
+/// from the balancer. "This block is always smaller than an MSS", which is 1460 bytes in most
+/// networks; the limit bounds the memory that a sender can make us hold.
 pub const MAX_LENGTH: u16 = 2048;
 
-/// What a header says.
+/// Content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
-    /// The balancer has connected for itself, as to see whether this program lives (`LOCAL`).
+    /// The balancer connected on its own behalf, for example for a health check (`LOCAL`).
     Local,
-    /// It forwards a client with this address, as it stands there (`PROXY`).
+    /// The balancer forwards a client with this address, taken from the header unchanged (`PROXY`).
     Forwarded(IpAddr),
 }
 
-/// How far one has come with a header.
+/// Outcome of parsing the bytes received so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// At least so many bytes more belong to it; never none.
+    /// Number of further bytes that the header has at least; never 0.
     More(usize),
-    /// It is all there.
+    /// The header is complete.
     Done(Header),
 }
 
-/// What is wrong with a header; "it" is who sent it.
+/// Reason for rejecting a header. In the messages, "it" is the sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
-    /// Version 1, a line of text.
+    /// A header of version 1, which is a line of text.
     #[error("it sent one of version 1 (HAProxy: send-proxy-v2 instead of send-proxy)")]
     Version1,
-    /// Something else.
+    /// The bytes aren't a PROXY header.
     #[error("it sent {0} (HAProxy: send-proxy-v2; if it is no load balancer, don't name it)")]
     NoHeader(Start),
-    /// "the receiver must only accept this value", which is 2.
+    /// A version other than 2: "the receiver must only accept this value".
     #[error("it sent one of version {0}")]
     Version(u8),
-    /// "Receivers must drop connections presenting unexpected values here."
+    /// An unknown command: "Receivers must drop connections presenting unexpected values here."
     #[error("it sent one that has the unknown command {0:#x}")]
     Command(u8),
-    /// More than anybody needs.
+    /// The header announces more than [`MAX_LENGTH`] bytes.
     #[error(
         "it sent one that announces {0} bytes of addresses and TLVs, of which {MAX_LENGTH} are allowed"
     )]
     TooLong(u16),
-    /// The addresses don't fit into it.
+    /// The announced length is too short for the addresses of its family.
     #[error("it sent one that announces {0} bytes, which its addresses don't fit into")]
     TooShort(u16),
-    /// A client whose address the balancer doesn't say.
+    /// The balancer doesn't report the client's address.
     #[error(
         "it sent one that doesn't say the client's address (AF_UNSPEC), so that nobody can judge it"
     )]
     Unspecified,
-    /// A client on a Unix socket of the balancer.
+    /// The client connected to a Unix socket of the balancer.
     #[error(
         "it sent one that forwards a client of a Unix socket, which has no address to be judged by"
     )]
     Unix,
-    /// UDP.
+    /// The transport is a datagram protocol.
     #[error("it sent one that forwards datagrams; NBD is spoken over TCP")]
     Datagram,
-    /// "other values are unspecified and … must be rejected as invalid by receivers"
+    /// An unknown family or transport: "other values are unspecified and … must be rejected as
+    /// invalid by receivers".
     #[error("it sent one that has the unknown family and transport {0:#04x}")]
     Family(u8),
-    /// What follows the addresses is no list of TLVs.
+    /// The bytes after the addresses aren't a list of TLVs.
     #[error("it sent one that has TLVs which don't fit into its length")]
     Tlv,
-    /// "the receiver MUST treat the TCP connection providing the header as invalid"
+    /// The checksum doesn't match: "the receiver MUST treat the TCP connection providing the header
+    /// as invalid".
     #[error("it sent one that has a checksum which isn't its own")]
     Checksum,
 }
 
-/// How something begins that is no header, for people.
+/// First bytes of something that isn't a header, to be shown in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
     bytes: [u8; SIGNATURE.len()],
@@ -105,11 +108,11 @@ impl fmt::Display for Start {
     }
 }
 
-/// Reads the header that `bytes` begin with, as far as they go. Whoever asks for no more than
-/// [`Step::More`] says never has a byte of what follows the header.
+/// Parses the header at the start of `bytes`, which may be incomplete. A caller that reads no more
+/// bytes than [`Step::More`] asks for never consumes a byte behind the header.
 ///
 /// # Errors
-/// It isn't one, or none by which a client could be judged.
+/// The bytes aren't a header, or the header has no address that access rules can be applied to.
 pub fn parse(bytes: &[u8]) -> Result<Step, HeaderError> {
     let Some((signature, rest)) = bytes.split_first_chunk() else {
         return if SIGNATURE.starts_with(bytes) {
@@ -163,7 +166,7 @@ pub fn parse(bytes: &[u8]) -> Result<Step, HeaderError> {
     Ok(Step::Done(Header::Forwarded(source)))
 }
 
-/// What there is instead of a header of version 2, as soon as that is clear.
+/// Identifies what was sent instead of a header of version 2, as soon as that is clear.
 fn something_else(bytes: &[u8]) -> Result<Step, HeaderError> {
     const VERSION_1: &[u8] = b"PROXY";
     if bytes.starts_with(VERSION_1) {
@@ -175,7 +178,7 @@ fn something_else(bytes: &[u8]) -> Result<Step, HeaderError> {
     Err(HeaderError::NoHeader(Start::of(bytes)))
 }
 
-/// Addresses that a client can be judged by.
+/// Address families that access rules can be applied to.
 #[derive(Debug, Clone, Copy)]
 enum Family {
     V4,
@@ -183,7 +186,7 @@ enum Family {
 }
 
 impl Family {
-    /// The family that a header with so many bytes is of.
+    /// Returns the family of a header that announces `length` bytes.
     fn of(kind: u8, length: u16) -> Result<Self, HeaderError> {
         let (family, needed) = match (kind >> 4, kind & 0xf) {
             (0..=3, 2) => return Err(HeaderError::Datagram),
@@ -196,7 +199,7 @@ impl Family {
         if length < needed { Err(HeaderError::TooShort(length)) } else { Ok(family) }
     }
 
-    /// The source's address, and what is behind both addresses and ports.
+    /// Splits a block into the source address and what follows both addresses and ports.
     fn split(self, block: &[u8]) -> Option<(IpAddr, &[u8])> {
         match self {
             Self::V4 => {
@@ -213,14 +216,14 @@ impl Family {
     }
 }
 
-/// A checksum that a header has.
+/// A checksum TLV of a header.
 struct Checksum {
     value: u32,
-    /// How many bytes there are from its beginning to the header's end.
+    /// Number of bytes from the start of its value to the end of the header.
     left: usize,
 }
 
-/// Goes through the TLVs, of which only a checksum means anything here.
+/// Validates the TLVs and returns the checksum, the only one that is used.
 fn checksum(mut tlvs: &[u8]) -> Result<Option<Checksum>, HeaderError> {
     const PP2_TYPE_CRC32C: u8 = 0x03;
     let mut found = None;
@@ -231,7 +234,7 @@ fn checksum(mut tlvs: &[u8]) -> Result<Option<Checksum>, HeaderError> {
         if kind == PP2_TYPE_CRC32C {
             let value = value.try_into().map_err(|_| HeaderError::Checksum)?;
             let checksum = Checksum { value: u32::from_be_bytes(value), left: rest.len() };
-            // With two of them, it isn't clear of what.
+            // With two checksums, it isn't clear what each of them covers.
             if found.replace(checksum).is_some() {
                 return Err(HeaderError::Checksum);
             }
@@ -241,7 +244,8 @@ fn checksum(mut tlvs: &[u8]) -> Result<Option<Checksum>, HeaderError> {
     Ok(found)
 }
 
-/// CRC-32C (Castagnoli), bit by bit: some microseconds for each connection that has one.
+/// Computes the CRC-32C (Castagnoli), bit by bit: it takes some microseconds for each connection
+/// whose header has a checksum.
 fn crc32c(bytes: impl Iterator<Item = u8>) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     !bytes.fold(!0, |crc, byte| {

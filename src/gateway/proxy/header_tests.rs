@@ -2,13 +2,13 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A header with that version and command, that family and transport, and that block.
+/// Builds a header from version and command, family and transport, and the block that follows.
 fn header(version_and_command: u8, kind: u8, block: &[u8]) -> Vec<u8> {
     let length = u16::try_from(block.len()).unwrap().to_be_bytes();
     [&SIGNATURE[..], &[version_and_command, kind], &length, block].concat()
 }
 
-/// From 192.0.2.7:50000 to 198.51.100.1:10809.
+/// Addresses and ports of a connection from 192.0.2.7:50000 to 198.51.100.1:10809.
 const V4: [u8; 12] = [192, 0, 2, 7, 198, 51, 100, 1, 0xc3, 0x50, 0x2a, 0x39];
 
 fn v6(source: &str) -> Vec<u8> {
@@ -31,7 +31,7 @@ fn golden_bytes() {
     assert_eq!(parse(sent), forwarded("192.0.2.7"));
     assert_eq!(parse(&header(0x21, 0x11, &V4)), forwarded("192.0.2.7"));
     assert_eq!(parse(&header(0x21, 0x21, &v6("2001:db8::7"))), forwarded("2001:db8::7"));
-    // Canonical addresses are the gateway's business.
+    // Canonicalizing addresses is left to the gateway.
     assert_eq!(parse(&header(0x21, 0x21, &v6("::ffff:1.2.3.4"))), forwarded("::ffff:1.2.3.4"));
     assert_eq!(parse(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"), Ok(Step::Done(Header::Local)));
 }
@@ -67,7 +67,7 @@ fn what_nobody_can_be_judged_by_is_refused() {
     ] {
         let bytes = header(command, kind, block);
         assert_eq!(parse(&bytes), Err(error), "{command:x} {kind:x}");
-        // Without waiting for what it announces.
+        // The error is reported before the announced bytes have arrived.
         assert_eq!(parse(&bytes[..16]), Err(error), "{command:x} {kind:x}");
     }
 }
@@ -117,7 +117,7 @@ fn tlvs_are_skipped_if_they_are_whole() {
     }
 }
 
-/// The example of RFC 3720, B.4, and the check value of the CRC's usual description.
+/// Checks the examples of RFC 3720, B.4, and the usual check value of the CRC.
 #[test]
 fn the_checksum_is_castagnoli_s() {
     assert_eq!(crc32c([0; 32].into_iter()), 0x8a91_36aa);
@@ -125,7 +125,7 @@ fn the_checksum_is_castagnoli_s() {
     assert_eq!(crc32c(b"123456789".iter().copied()), 0xe306_9283);
 }
 
-/// A header with TLVs around its checksum, which is right.
+/// Builds a header with a valid checksum, and TLVs around it.
 fn with_checksum(before: &[u8], behind: &[u8]) -> Vec<u8> {
     let block = [&V4[..], before, &tlv(0x03, &[0; 4]), behind].concat();
     let mut bytes = header(0x21, 0x11, &block);
@@ -145,7 +145,7 @@ fn a_checksum_counts_if_there_is_one() {
             for bit in 0..8 {
                 let mut other = bytes.clone();
                 other[at] ^= 1 << bit;
-                // A TLV that isn't a checksum any more doesn't count as one.
+                // Changing the TLV's type turns the checksum into a TLV that is ignored.
                 let is_none = at == 16 + V4.len() + before.len();
                 assert!(is_none || parse(&other).is_err(), "byte {at}, bit {bit}");
             }
@@ -158,7 +158,7 @@ fn a_checksum_counts_if_there_is_one() {
 }
 
 proptest! {
-    /// However it is cut, the same comes of it, and no byte behind it is asked for.
+    /// However the header is split, the result is the same, and no byte behind it is requested.
     #[test]
     fn a_header_is_read_to_its_last_byte(
         source: [u8; 4],
@@ -183,7 +183,7 @@ proptest! {
         prop_assert_eq!(parse(&sent), Ok(Step::Done(expected)));
     }
 
-    /// Anything is understood, refused, or too short to say.
+    /// Any input is parsed, rejected, or incomplete.
     #[test]
     fn junk_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
         let judged = parse(&bytes);

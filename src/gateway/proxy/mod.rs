@@ -1,5 +1,5 @@
-//! The PROXY protocol, version 2: a load balancer says, in front of what a client sends, which
-//! client it forwards. Sections are those of its specification,
+//! PROXY protocol, version 2: reads the header in which a load balancer names the client that it
+//! forwards, ahead of the client's own bytes. Sections are those of the specification,
 //! <https://www.haproxy.org/download/2.8/doc/proxy-protocol.txt>.
 
 mod header;
@@ -13,42 +13,42 @@ use tokio::time::{Instant, timeout_at};
 
 pub use header::{Header, HeaderError, MAX_LENGTH, SIGNATURE, Start, Step, parse};
 
-/// How long a header may take, from accepting the connection on. Balancers send it at once;
-/// there is time for a segment to be sent twice again ("at least 3 seconds to cover a TCP
+/// Timeout for the header, counted from the start of reading. Balancers send it at once; this
+/// leaves time for a segment to be retransmitted twice ("at least 3 seconds to cover a TCP
 /// retransmit").
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why there is no header.
+/// Reason for not getting a header.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NoHeader {
-    /// It has gone without a word, as one that only looks whether somebody listens.
+    /// The peer closed the connection without sending anything, as a health check does.
     #[error("it has gone without a word")]
     Gone,
-    /// It has gone in the middle of it.
+    /// The peer closed the connection after this many bytes of the header.
     #[error("it has gone after {0} bytes of it")]
     Cut(usize),
-    /// It says nothing.
+    /// The peer sent nothing before the timeout.
     #[error(
         "it sent nothing within {} (a load balancer has to send it before the client has sent \
          anything; if it is no load balancer, don't name it)",
         format_duration(*.0)
     )]
     Silent(Duration),
-    /// It says too little.
+    /// The peer sent an incomplete header before the timeout.
     #[error("it sent {bytes} bytes of it within {}", format_duration(*.within))]
     Slow {
-        /// How many bytes came.
+        /// Number of bytes received.
         bytes: usize,
-        /// How long that took.
+        /// Timeout that expired.
         within: Duration,
     },
-    /// It says something else.
+    /// The peer sent something that isn't an acceptable header.
     #[error(transparent)]
     Wrong(#[from] HeaderError),
 }
 
-/// Reads the header in front of what the client sends, and not a byte more, within `patience`.
+/// Reads the header within `patience`, and not a byte beyond it.
 ///
 /// # Errors
 /// See [`NoHeader`].
@@ -60,7 +60,7 @@ where
     let ends = Instant::now() + patience;
     match timeout_at(ends, read(stream, &mut bytes)).await {
         Ok(Ok(read)) => read.map_err(NoHeader::Wrong),
-        // A reset is how balancers end a connection with which they only looked.
+        // Load balancers end health checks with a reset.
         Ok(Err(_)) if bytes.is_empty() => Err(NoHeader::Gone),
         Ok(Err(_)) => Err(NoHeader::Cut(bytes.len())),
         Err(_) if bytes.is_empty() => Err(NoHeader::Silent(patience)),

@@ -1,5 +1,5 @@
-//! By what clients are known: the CAs that vouch for them, and the lists of those for whom
-//! they don't any more.
+//! Authenticates TLS clients: the CAs that vouch for their certificates, and the revocation lists
+//! of these CAs.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,29 +24,29 @@ use super::roots::{Root, Roots};
 use super::validity::{SOON, between};
 use super::{Warning, pem};
 
-/// CAs that don't run out within this time are looked after together: nobody goes on for
-/// longer without a reload, which leaves out those that have.
+/// Remaining validity from which CAs share one verifier and their expiry isn't tracked one by one.
+/// No process is expected to run for longer without a reload, which leaves out expired CAs.
 const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// Whether clients have to have a certificate.
+/// Policy for client certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ClientAuth {
-    /// They have to.
+    /// Clients must have a certificate.
     #[default]
     Required,
-    /// They needn't; one that they show has to be good all the same.
+    /// Clients may connect without a certificate; one that they present must be valid all the same.
     Optional,
 }
 
-/// Where that is by which clients are known.
+/// Files that client authentication is based on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientFiles {
-    /// PEM: the CAs that vouch for clients.
+    /// PEM file with the CAs that vouch for clients.
     pub authorities: PathBuf,
-    /// PEM: revocation lists of these CAs, and of those between them and the clients. If
-    /// there are any, each CA on the way has to have one that hasn't run out.
+    /// PEM files with revocation lists of these CAs, and of intermediates between them and the
+    /// clients. If there are any, each CA in a client's chain must have a list that hasn't expired.
     pub revocation_lists: Vec<PathBuf>,
-    /// Whether clients have to have a certificate.
+    /// Policy for client certificates.
     pub auth: ClientAuth,
 }
 
@@ -56,7 +56,7 @@ impl ClientFiles {
     }
 }
 
-/// Judges clients by their certificates.
+/// Verifies clients by their certificates.
 #[derive(Clone)]
 pub(super) struct ClientTrust {
     roots: Arc<Roots>,
@@ -76,17 +76,18 @@ impl ClientTrust {
         Arc::clone(&self.roots) as Arc<dyn ClientCertVerifier>
     }
 
-    /// When the first CA runs out.
+    /// Returns the earliest expiry of a verifier. One that several long-lived CAs share expires
+    /// with the last of them.
     pub(super) fn first_end(&self) -> UnixTime {
         self.roots.first_end()
     }
 
-    /// The same to the day: CAs that last are looked after together above.
+    /// Returns the earliest expiry of a single CA, including those that share a verifier.
     pub(super) fn earliest_end(&self) -> UnixTime {
         self.earliest_end
     }
 
-    /// When the first list runs out, if there are any.
+    /// Returns the earliest expiry of a revocation list, if there are any.
     pub(super) fn earliest_list_end(&self) -> Option<UnixTime> {
         self.earliest_list_end
     }
@@ -109,7 +110,7 @@ impl ClientTrust {
     }
 }
 
-/// Reads CAs and lists.
+/// Reads the CAs and revocation lists.
 pub(super) fn load(
     files: &ClientFiles,
     now: UnixTime,
@@ -130,9 +131,9 @@ pub(super) fn load(
         }
     }
     lists::sort(&mut lists);
-    // That the only list was left out doesn't mean that there needn't be one.
+    // Lists were configured, so each CA needs one even if all of them were left out.
     let needs_lists = !files.revocation_lists.is_empty();
-    // It looks at the lists only when they are used; which of them it was it doesn't say.
+    // The verifier's builder parses the lists late, and doesn't say which of them is broken.
     let blamed = match files.revocation_lists.as_slice() {
         [only] => only,
         _ => &files.authorities,
@@ -150,11 +151,10 @@ pub(super) fn load(
     Ok((ClientTrust { roots, auth: files.auth, earliest_end, earliest_list_end }, warnings))
 }
 
-/// CAs that are looked after together, and the lists that concern them.
+/// CAs that share a verifier, and the revocation lists that apply to them.
 type Together<'a> = (Vec<&'a Authority>, Vec<RevocationList>);
 
-/// Groups CAs: those that last, and that no other one shares its name with, are looked after
-/// together.
+/// Groups CAs by verifier: long-lived CAs with unique names share one.
 fn together<'a>(
     authorities: &'a Authorities,
     lists: &[RevocationList],
@@ -168,15 +168,15 @@ fn together<'a>(
     let mut groups: Vec<Together<'_>> =
         alone.into_iter().map(|it| (vec![it], authorities.lists_for(it, lists))).collect();
     if let Some(first) = grouped.first() {
-        // Each list of their names is signed by the one that has it, so that it is the same for
-        // all of them.
+        // Names are unique within the group, and each list under such a name is signed by that CA,
+        // so the same lists apply to all of them.
         let lists = authorities.lists_for(first, lists);
         groups.push((grouped, lists));
     }
     groups
 }
 
-/// Makes verifiers that trust those CAs, one for each choice among lists.
+/// Builds verifiers that trust the given CAs, one for each choice of lists.
 fn root(
     authorities: &[&Authority],
     end: UnixTime,
@@ -195,7 +195,7 @@ fn root(
         let mut builder =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(&provider))
                 .with_crls(lists)
-                // A list that ran out says nothing of those who were revoked since.
+                // An expired list doesn't cover later revocations.
                 .enforce_revocation_expiration();
         if auth == ClientAuth::Optional {
             builder = builder.allow_unauthenticated();
@@ -208,12 +208,12 @@ fn root(
     let mut verifiers = verifiers.collect::<Result<Vec<_>, _>>()?;
     let none = || TlsProblem::NoUsableCa("there is none".to_owned());
     let verifier = verifiers.pop().ok_or_else(none)?;
-    // Without any list webpki would look for none.
+    // Without any list, webpki wouldn't check revocation at all.
     let lacks_lists = needs_lists && lists.is_empty();
     Ok(Root { end, verifier, alternatives: verifiers, lacks_lists })
 }
 
-/// A CA of the file.
+/// A CA certificate from the file.
 struct Authority {
     certificate: CertificateDer<'static>,
     subject: Name,
@@ -221,11 +221,11 @@ struct Authority {
     end: UnixTime,
 }
 
-/// The CAs of a file.
+/// The CA certificates of a file, by validity.
 struct Authorities {
     in_time: Vec<Authority>,
-    /// Those that have run out. Certificates that they signed have run out as well, whatever they
-    /// say themselves.
+    /// Expired CAs. Certificates that they signed are no longer accepted, whatever their own
+    /// validity.
     ended: Vec<Authority>,
 }
 
@@ -260,9 +260,10 @@ impl Authorities {
         Ok(Self { in_time: usable, ended })
     }
 
-    /// Returns the lists that concern a CA: its own, and those of other issuers, which may be
-    /// between it and its clients. Of CAs in the file those lists are left out that can't be of
-    /// any use there.
+    /// Returns the revocation lists that apply to a CA: those that its own key has signed, and
+    /// those of other issuers, which may be intermediates between the CA and its clients. Lists of
+    /// an issuer whose name several other CAs of the file share are left out: they can't be of use
+    /// there.
     fn lists_for(&self, authority: &Authority, lists: &[RevocationList]) -> Vec<RevocationList> {
         let concerns = |list: &&RevocationList| {
             if list.issuer == authority.subject {
@@ -273,8 +274,9 @@ impl Authorities {
         lists.iter().filter(concerns).cloned().collect()
     }
 
-    /// Checks that lists which bear the name of a CA of the file are signed by its key, or by
-    /// that of one of the same name. Those of CAs that have run out are left out.
+    /// Checks that a list in the name of a CA of the file is signed by that CA's key, or by the key
+    /// of another CA of the same name. Returns false for lists of expired CAs, which are to be left
+    /// out.
     fn check(
         &self,
         list: &RevocationList,
@@ -306,7 +308,7 @@ impl Authority {
         Ok(Self { certificate, subject, key, end })
     }
 
-    /// Returns why it vouches for nobody, though TLS takes it.
+    /// Returns a warning if the CA can't vouch for any client, although TLS accepts it.
     fn fault(&self, path: &Path) -> Option<Warning> {
         let (certificate, subject) = (&self.certificate, &self.subject);
         if !faults::is_authority(certificate) {
@@ -322,20 +324,20 @@ impl Authority {
         Some(Warning::of(path, "client_ca_unusable", text))
     }
 
-    /// Returns true if it lasts for so long that its end needn't be watched.
+    /// Returns true if the CA is valid for so long that its expiry needn't be tracked.
     fn lasts(&self, now: UnixTime) -> bool {
         self.end.as_secs() >= now.as_secs().saturating_add(LONG.as_secs())
     }
 }
 
-/// What clients can't come in without.
+/// Kind of input that must not have expired, or no client is accepted.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Limited {
     Authority,
     RevocationList,
 }
 
-/// Checks that something hasn't run out, and warns if it soon will.
+/// Checks that something hasn't expired, and warns if it soon will.
 pub(super) fn in_time(
     end: UnixTime,
     now: UnixTime,
@@ -357,7 +359,7 @@ pub(super) fn in_time(
     Ok(())
 }
 
-/// When a certificate runs out, if it can be read at all.
+/// Returns the expiry of a certificate; `None` if it can't be parsed.
 pub(super) fn end_of_certificate(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
     expiry_of_certificate(certificate).ok()
 }

@@ -1,4 +1,4 @@
-//! Who a client is by the certificates that it showed, and until when.
+//! Derives a client's identity, and how long it is valid, from its certificates.
 
 use aws_lc_rs::digest;
 use rustls::pki_types::CertificateDer;
@@ -13,16 +13,17 @@ use x509_cert::ext::pkix::name::GeneralName;
 
 use crate::gateway::access::{Identity, Moment, Name, NameKind};
 
-/// The type of the subject's common name.
+/// OID of the subject's common name.
 const COMMON_NAME: &str = "2.5.4.3";
 
-/// More names than anybody has. All of them are compared with each rule, again and again.
+/// Maximum number of names in a certificate; real ones have far fewer. All of them are matched
+/// against each rule, time and again.
 const MAX_NAMES: usize = 64;
 
-/// The longest name, in bytes: as long as a pattern for it can be. It stands in log lines.
+/// Maximum length of a name, in bytes: the maximum length of a pattern. Names appear in log lines.
 const MAX_NAME: usize = 4096;
 
-/// A client's certificates, which TLS has verified.
+/// A client's certificate chain, verified by TLS.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     identity: Identity,
@@ -30,26 +31,27 @@ pub struct Credentials {
     ends: Moment,
 }
 
-/// A certificate from which no identity can be read.
+/// Reason why no identity can be read from a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialsError {
-    /// It isn't encoded as it has to be.
+    /// The encoding is invalid.
     #[error("the client's certificate can't be understood: {0}")]
     Encoding(String),
-    /// To compare them with the rules would take longer than anybody's turn may.
+    /// There are too many names: matching them against the rules would take too long.
     #[error("the client's certificate has {0} names, of which there may be {MAX_NAMES}")]
     TooManyNames(usize),
-    /// It would fill the log.
+    /// A name is too long: it would fill the log. Holds its length in bytes.
     #[error("a name in the client's certificate has {0} bytes, of which there may be {MAX_NAME}")]
     LongName(usize),
 }
 
 impl Credentials {
-    /// Reads the names out of a chain that is good at that time, the client's own certificate
+    /// Reads the names from a chain that is valid at the time `now`, the client's own certificate
     /// first.
     ///
     /// # Errors
-    /// A certificate isn't encoded as it has to be, or has too many names.
+    /// The chain is empty, a certificate is encoded incorrectly, or the client's own has too many
+    /// names or too long a name.
     pub fn of(chain: &[CertificateDer<'_>], now: Moment) -> Result<Self, CredentialsError> {
         let not_understood =
             |error: x509_cert::der::Error| CredentialsError::Encoding(error.to_string());
@@ -60,8 +62,9 @@ impl Credentials {
             let certificate = Certificate::from_der(certificate).map_err(not_understood)?;
             let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
             let end = Moment(end.as_secs());
-            // Clients also send what isn't needed, such as a root that was replaced long ago.
-            // What had run out before the chain was found good is no part of what is good.
+            // Clients also send certificates that aren't needed, such as a root that was replaced
+            // long ago. One that had expired before the chain was verified isn't part of the valid
+            // path.
             if end >= now {
                 ends = ends.min(end);
             }
@@ -80,17 +83,17 @@ impl Credentials {
         Ok(Self { identity: Identity::new(names), chain, ends })
     }
 
-    /// Who it is.
+    /// Returns the client's identity.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// The certificates, the client's own first.
+    /// Returns the certificates, the client's own first.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
     }
 
-    /// What the client's own certificate says of itself.
+    /// Returns the details of the client's own certificate; `None` if it can't be parsed.
     pub fn details(&self) -> Option<Details> {
         let own = Certificate::from_der(self.chain.first()?).ok()?.tbs_certificate;
         let serial = own.serial_number.as_bytes().iter().skip_while(|&&byte| byte == 0);
@@ -102,22 +105,22 @@ impl Credentials {
         })
     }
 
-    /// When the first of those that hadn't at the beginning runs out.
+    /// Returns the earliest expiry among the certificates that were valid when the chain was read.
     pub fn ends(&self) -> Moment {
         self.ends
     }
 }
 
-/// What a certificate says of itself, for people.
+/// Details of a certificate, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Details {
-    /// Whose it is, as RFC 4514 writes it.
+    /// Distinguished name of the owner, in the form of RFC 4514.
     pub subject: String,
-    /// Who signed it, as RFC 4514 writes it.
+    /// Distinguished name of the issuer, in the form of RFC 4514.
     pub issuer: String,
-    /// Its serial number in hexadecimal digits.
+    /// Serial number in hexadecimal digits, without leading zero bytes.
     pub serial: String,
-    /// When it ends.
+    /// Expiry.
     pub not_after: Moment,
 }
 
@@ -145,8 +148,8 @@ fn common_names(certificate: &Certificate) -> Vec<Name> {
         .collect()
 }
 
-/// The text of a name, in whichever of X.520's encodings. One that can't be read is no
-/// name: no rule can mean it.
+/// Decodes a name in any of X.520's encodings. Returns `None` for one that can't be decoded: no
+/// rule can mean it.
 fn text(value: &AttributeValue) -> Option<String> {
     match value.tag() {
         Tag::Utf8String => value.decode_as::<Utf8StringRef<'_>>().ok().map(|text| text.to_string()),
@@ -173,7 +176,7 @@ mod tests {
     use rcgen::string::Ia5String;
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType};
 
-    /// 2026.
+    /// The beginning of 2026.
     const NOW: Moment = Moment(1_767_225_600);
 
     fn certificate(change: impl FnOnce(&mut CertificateParams)) -> rcgen::Certificate {
@@ -240,7 +243,7 @@ mod tests {
         assert!(names(&credentials)[0].starts_with("sha256:"));
     }
 
-    /// A root that had run out, and that nobody needed, made every session end at once.
+    /// An expired root that wasn't needed used to end every session at once.
     #[test]
     fn what_had_run_out_before_does_not_count() {
         let until = |year| {
@@ -252,7 +255,8 @@ mod tests {
         assert_eq!(ends(&[until(2031), until(2030), until(2025)]), Moment(1_893_456_000));
     }
 
-    /// One with thousands of names kept the program busy with the rules alone.
+    /// Matching a certificate with thousands of names against the rules used to keep the program
+    /// busy.
     #[test]
     fn a_certificate_has_only_so_many_names() {
         let of = |names: Vec<String>| {

@@ -1,4 +1,4 @@
-//! Failed handshakes in words: why, as far as this end can know, and who should do what.
+//! Explains failed handshakes: the cause, as far as this side can know, and who should fix it.
 
 use std::fmt;
 use std::io;
@@ -9,46 +9,46 @@ use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
 use super::validity::between;
 
-/// Why a handshake failed, as it is counted.
+/// Cause of a failed handshake, as counted in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Cause {
     /// The client has no certificate.
     NoCertificate,
-    /// Another CA than those that are trusted here signed the client's.
+    /// The client's certificate was issued by a CA that isn't trusted here.
     UnknownCa,
-    /// The client's certificate has run out.
+    /// The client's certificate has expired.
     Expired,
-    /// It isn't valid yet.
+    /// The client's certificate isn't valid yet.
     NotYetValid,
-    /// It has been revoked.
+    /// The client's certificate has been revoked.
     Revoked,
-    /// No revocation list says anything of it.
+    /// No revocation list covers the client's certificate, or the list has expired.
     UnknownRevocation,
-    /// It isn't for clients.
+    /// The client's certificate isn't intended for client authentication.
     WrongPurpose,
-    /// Something else is wrong with it.
+    /// The client's certificate is invalid for another reason.
     BadCertificate,
-    /// The client offers no TLS version that is spoken here.
+    /// The client offers no TLS version that this server supports.
     OldVersion,
-    /// It offers nothing else that is known here.
+    /// The client and this server have no cipher suite or key exchange in common.
     NothingInCommon,
-    /// It sent something else than TLS.
+    /// The client sent something other than TLS.
     NotTls,
-    /// It doesn't accept this server's certificate.
+    /// The client doesn't accept this server's certificate.
     Distrust,
-    /// It closed before it sent anything of TLS.
+    /// The client closed the connection before it sent any TLS message.
     LeftBefore,
-    /// It closed after it had been sent this server's certificate.
+    /// The client closed the connection after it had been sent this server's certificate.
     LeftAfter,
-    /// It took too long.
+    /// The handshake timed out.
     Deadline,
-    /// Something else.
+    /// Any other cause.
     Other,
 }
 
 impl Cause {
-    /// All of them.
+    /// All causes.
     pub const ALL: [Self; 16] = [
         Self::NoCertificate,
         Self::UnknownCa,
@@ -68,7 +68,7 @@ impl Cause {
         Self::Other,
     ];
 
-    /// A label for counters.
+    /// Returns the label used in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::NoCertificate => "no_certificate",
@@ -91,21 +91,21 @@ impl Cause {
     }
 }
 
-/// A handshake that failed.
+/// A failed handshake.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{words}")]
 pub struct HandshakeFailure {
-    /// As it is counted.
+    /// Cause, as counted in metrics.
     pub cause: Cause,
     words: String,
 }
 
-/// How far a handshake got before the stream failed.
+/// Progress of a handshake when the stream failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// The client hasn't said hello.
+    /// The client hasn't sent its hello.
     Hello,
-    /// The server's certificate is on its way, or there.
+    /// The server's certificate is on its way or has arrived.
     Certificates,
 }
 
@@ -114,7 +114,7 @@ impl HandshakeFailure {
         Self { cause, words: words.into() }
     }
 
-    /// The handshake took longer than it may.
+    /// Describes a handshake that exceeded its timeout.
     pub(crate) fn deadline() -> Self {
         Self::new(Cause::Deadline, "it took longer than allowed (--tls-handshake-timeout)")
     }
@@ -153,7 +153,7 @@ impl HandshakeFailure {
                 Self::new(Cause::NotTls, "the client sent something else than a TLS handshake")
             }
             rustls::Error::PeerIncompatible(
-                // What only TLS 1.2 and newer have is missing.
+                // The client lacks features that TLS 1.2 and newer require.
                 PeerIncompatible::SignatureAlgorithmsExtensionRequired
                 | PeerIncompatible::Tls12NotOffered
                 | PeerIncompatible::Tls12NotOfferedOrEnabled

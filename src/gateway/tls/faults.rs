@@ -1,5 +1,5 @@
-//! Certificates, keys and files that exist and that nobody here can use: what each is, and how to
-//! make the right one, in one sentence.
+//! Diagnoses files, keys and certificates that exist but can't be used here: says in one sentence
+//! what each one is, and how to make a usable one.
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_cert::certificate::Version;
@@ -9,14 +9,14 @@ use x509_cert::ext::pkix::BasicConstraints;
 use x509_cert::spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoOwned};
 use x509_cert::{Certificate, der};
 
-/// RSA keys that are spoken, in bits.
+/// Supported sizes of RSA keys, in bits.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 const RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 
-/// Keys that aren't spoken, by their algorithm.
+/// Unsupported keys, by algorithm.
 const OTHERS: [(&str, &str); 5] = [
     ("1.3.101.113", "an Ed448 key"),
     ("1.3.101.110", "an X25519 key, which can't sign"),
@@ -25,10 +25,10 @@ const OTHERS: [(&str, &str); 5] = [
     ("1.2.840.113549.1.3.1", "a Diffie-Hellman key, which can't sign"),
 ];
 
-/// Curves that are spoken: P-256, P-384 and P-521.
+/// Supported curves: P-256, P-384 and P-521.
 const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
 
-/// Names of curves that aren't.
+/// Names of unsupported curves.
 const OTHER_CURVES: [(&str, &str); 6] = [
     ("1.3.132.0.10", "secp256k1"),
     ("1.3.132.0.33", "P-224"),
@@ -38,7 +38,7 @@ const OTHER_CURVES: [(&str, &str); 6] = [
     ("1.3.36.3.3.2.8.1.1.13", "brainpoolP512r1"),
 ];
 
-/// Returns what keeps PEM readers from the first block of a file, and how to mend that.
+/// Returns the reason why PEM readers miss the first block of a file, and how to fix it.
 #[must_use]
 pub fn file_fault(content: &[u8]) -> Option<&'static str> {
     if content.starts_with(&[0xEF, 0xBB, 0xBF]) {
@@ -54,8 +54,8 @@ pub fn file_fault(content: &[u8]) -> Option<&'static str> {
     )
 }
 
-/// Returns why a private key can't be used here, and how to make one that can; `None` if it can
-/// be, or isn't understood.
+/// Returns the reason why a private key can't be used here, and how to make a usable one. Returns
+/// `None` if the key is usable, or isn't recognized.
 #[must_use]
 pub fn key_fault(key: &PrivateKeyDer<'_>) -> Option<String> {
     let kind = match key {
@@ -72,8 +72,9 @@ pub fn key_fault(key: &PrivateKeyDer<'_>) -> Option<String> {
     })
 }
 
-/// Returns why nobody can use a certificate here, and how to make one that can be used; `None`
-/// if it can be, or isn't understood. A CA's certificate may be of version 1, as old roots are.
+/// Returns the reason why a certificate can't be used here, and how to make a usable one. Returns
+/// `None` if it is usable, or isn't recognized. A CA's certificate may be X.509 version 1, as old
+/// roots are.
 #[must_use]
 pub fn certificate_fault(certificate: &CertificateDer<'_>, is_ca: bool) -> Option<String> {
     let parsed = Certificate::from_der(certificate).ok()?.tbs_certificate;
@@ -92,7 +93,8 @@ pub fn certificate_fault(certificate: &CertificateDer<'_>, is_ca: bool) -> Optio
     ))
 }
 
-/// Returns true if a certificate is a CA's: it says so, or is so old that it can't.
+/// Returns true if a certificate belongs to a CA: it says so, or is of X.509 version 1, which can't
+/// say.
 #[must_use]
 pub fn is_authority(certificate: &CertificateDer<'_>) -> bool {
     let Ok(parsed) = Certificate::from_der(certificate) else { return false };
@@ -101,7 +103,7 @@ pub fn is_authority(certificate: &CertificateDer<'_>) -> bool {
         || parsed.get::<BasicConstraints>().ok().flatten().is_some_and(|(_, it)| it.ca)
 }
 
-/// Returns the position of the certificate in a chain that has that public key, in DER.
+/// Returns the position in a chain of the certificate with the given public key, in DER.
 #[must_use]
 pub fn position_of_key(chain: &[CertificateDer<'_>], key: &[u8]) -> Option<usize> {
     chain.iter().position(|certificate| {
@@ -111,11 +113,11 @@ pub fn position_of_key(chain: &[CertificateDer<'_>], key: &[u8]) -> Option<usize
     })
 }
 
-/// A name of a key that isn't spoken here; `None` of one that is.
+/// Description of an unsupported key; `None` if it is supported or not recognized.
 type Kind = Result<Option<String>, der::Error>;
 
 fn of_pkcs8(key: &[u8]) -> Kind {
-    // RFC 5958: version, algorithm, key, and more.
+    // RFC 5958: version, algorithm and key, then optional fields.
     let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
     parts.tlv_bytes()?;
     let algorithm = AlgorithmIdentifierRef::decode(&mut parts)?;
@@ -146,7 +148,8 @@ fn of_public_key(key: &SubjectPublicKeyInfoOwned) -> Kind {
     }
 }
 
-/// RFC 8017, appendix A.1: the modulus is first, behind a version where the key is private.
+/// Checks the length of an RSA key's modulus. It is the first field of a public key, and follows
+/// the version in a private key (RFC 8017, appendix A.1).
 fn of_rsa_key(key: &[u8], is_private: bool) -> Kind {
     let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
     if is_private {

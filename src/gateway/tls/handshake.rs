@@ -1,4 +1,4 @@
-//! The TLS handshake of one connection.
+//! Performs the TLS handshake of a connection.
 
 use std::time::Duration;
 
@@ -11,20 +11,21 @@ use super::ServerTls;
 use super::failure::{HandshakeFailure, Stage};
 use super::records::{self, Metered};
 
-/// How long a client whose handshake failed may take to read why.
+/// Maximum time for a client to read the alert after a failed handshake.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A stream whose handshake is over.
+/// A stream whose TLS handshake is complete.
 pub(crate) struct Encrypted<S> {
     pub(crate) stream: TlsStream<Metered<S>>,
-    /// Cancelled when its keys are nearly used up and can't be replaced: TLS 1.2 with AES-GCM.
+    /// Token that is cancelled when the keys are nearly used up and can't be replaced: TLS 1.2 with
+    /// AES-GCM.
     pub(crate) keys_used_up: CancellationToken,
 }
 
-/// Shakes hands.
+/// Performs the TLS handshake.
 ///
 /// # Errors
-/// It failed; the client has been told why, if it listens.
+/// The handshake failed; the client has been sent an alert with the reason, if it still reads.
 pub(crate) async fn handshake<S>(
     stream: S,
     tls: &ServerTls,
@@ -59,8 +60,8 @@ where
     }
 }
 
-/// Closes so that the client can read the alert: closing while bytes of its own are unread
-/// would reset the connection, and it would learn nothing.
+/// Closes the stream so that the client can read the alert. Closing while bytes from the client are
+/// unread would reset the connection, and the alert would be lost.
 async fn see_off<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let read_on = async {
         stream.shutdown().await?;
@@ -68,7 +69,7 @@ async fn see_off<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
         while stream.read(&mut scratch).await? > 0 {}
         Ok::<(), std::io::Error>(())
     };
-    // It has failed already; nothing that happens here makes it worse.
+    // The handshake has failed already; an error here changes nothing.
     if let Ok(Err(error)) = tokio::time::timeout(LINGER, read_on).await {
         tracing::trace!("while seeing the client off: {error}");
     }

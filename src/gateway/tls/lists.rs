@@ -1,10 +1,9 @@
-//! Revocation lists, and to which key each belongs.
+//! Reads revocation lists, and matches each to the key that signed it.
 //!
-//! A CA that was renewed keeps its name and gets another key, and each key signs a list of its
-//! own. webpki takes the first list of the issuer's name, so each CA is given the lists that its
-//! own key has signed. Of CAs that clients send along (between a client and its root) the keys
-//! aren't known here: their lists are told apart by the authority key identifier (RFC 5280,
-//! section 5.2.1).
+//! A renewed CA keeps its name and gets a new key, and each key signs its own list. webpki uses the
+//! first list with the issuer's name, so each CA is given only the lists that its own key has
+//! signed. The keys of intermediates, which clients send, aren't known in advance: their lists are
+//! told apart by the authority key identifier (RFC 5280, section 5.2.1).
 
 use std::path::Path;
 use std::time::Duration;
@@ -22,23 +21,23 @@ use super::problem::TlsProblem;
 use super::validity::between;
 use super::{Warning, pem};
 
-/// Number of ways to choose one key for each CA that has lists of several. Each is tried for
-/// each client.
+/// Maximum number of combinations of one key per CA, where CAs have lists of several keys. Each
+/// combination may be tried for each client.
 const MAX_CHOICES: usize = 16;
 
-/// A revocation list that can be read.
+/// A parsed revocation list.
 #[derive(Debug, Clone)]
 pub(super) struct RevocationList {
-    /// When it was issued, and its number among those of its CA: the newer, the greater.
+    /// Issue time and CRL number; the newer list compares greater.
     age: (Duration, Vec<u8>),
     pub(super) issuer: Name,
-    /// The authority key identifier.
+    /// Authority key identifier.
     key_id: Option<Vec<u8>>,
     pub(super) end: UnixTime,
     pub(super) encoded: CertificateRevocationListDer<'static>,
 }
 
-/// Reads the revocation lists of a file, all of which have to be good.
+/// Reads all revocation lists of a file; a single invalid one fails the whole file.
 pub(super) fn read(
     path: &Path,
     now: UnixTime,
@@ -68,20 +67,20 @@ pub(super) fn read(
     Ok(lists)
 }
 
-/// Puts the newest list first: of several with one key only the first is asked.
+/// Sorts the newest list first: of several lists with one key, only the first is used.
 pub(super) fn sort(lists: &mut [RevocationList]) {
     lists.sort_by(|one, other| other.age.cmp(&one.age));
 }
 
 impl RevocationList {
-    /// Returns true if that key has signed it.
+    /// Returns true if the given key has signed the list.
     pub(super) fn is_signed_by(&self, key: &SubjectPublicKeyInfoOwned) -> bool {
         self.verify(key).unwrap_or(false)
     }
 
     fn verify(&self, key: &SubjectPublicKeyInfoOwned) -> Result<bool, x509_cert::der::Error> {
         let parsed = CertificateList::from_der(&self.encoded)?;
-        // As it was signed, not as it would be encoded here.
+        // The signature covers the original bytes; encoding the list again might yield others.
         let whole = AnyRef::from_der(&self.encoded)?;
         let message = SliceReader::new(whole.value())?.tlv_bytes()?;
         let (signature, public_key) =
@@ -100,8 +99,8 @@ impl RevocationList {
     }
 }
 
-/// Splits lists by issuer, and by key where the lists of an issuer name several, and returns all
-/// ways to choose one key for each issuer. There is at least one way.
+/// Splits the lists by issuer, and by key where the lists of an issuer name several keys. Returns
+/// all combinations of one key per issuer; there is at least one.
 pub(super) fn choices(lists: &[RevocationList]) -> Result<Vec<Vec<RevocationList>>, TlsProblem> {
     let mut issuers: Vec<&Name> = Vec::new();
     for list in lists {
@@ -127,8 +126,8 @@ pub(super) fn choices(lists: &[RevocationList]) -> Result<Vec<Vec<RevocationList
     Ok(choices)
 }
 
-/// Splits the lists of one issuer by key. A list that doesn't name its key may be of any of them,
-/// so that they can't be told apart then.
+/// Splits the lists of one issuer by key. A list that doesn't name its key may belong to any of
+/// them, so the lists can't be told apart then.
 fn by_key<'a>(lists: &[&'a RevocationList]) -> Vec<Vec<&'a RevocationList>> {
     let mut groups: Vec<Vec<&RevocationList>> = Vec::new();
     for list in lists {
@@ -146,8 +145,8 @@ fn by_key<'a>(lists: &[&'a RevocationList]) -> Vec<Vec<&'a RevocationList>> {
     groups
 }
 
-/// Returns when the first of those lists runs out that are asked: of each key the newest, which
-/// is the first here.
+/// Returns the earliest expiry of a list in use: the newest list of each key, which is the first
+/// here.
 pub(super) fn earliest_end(lists: &[RevocationList]) -> Option<UnixTime> {
     let mut asked: Vec<&RevocationList> = Vec::new();
     for list in lists {
@@ -160,8 +159,8 @@ pub(super) fn earliest_end(lists: &[RevocationList]) -> Option<UnixTime> {
     asked.iter().map(|list| list.end).min()
 }
 
-/// Returns true if a list begins with its algorithm, as those of version 1 do, and not with a
-/// version (RFC 5280, section 5.1.2.1).
+/// Returns true if a list begins with its signature algorithm, as in version 1, rather than with a
+/// version number (RFC 5280, section 5.1.2.1).
 fn has_no_version(list: &[u8]) -> Result<bool, x509_cert::der::Error> {
     let whole = AnyRef::from_der(list)?;
     let to_be_signed = AnyRef::decode(&mut SliceReader::new(whole.value())?)?;
@@ -169,7 +168,7 @@ fn has_no_version(list: &[u8]) -> Result<bool, x509_cert::der::Error> {
     Ok(first.tag() == Tag::Sequence)
 }
 
-/// Returns a list's number, so that those of one CA can be compared.
+/// Returns a list's CRL number, padded so that the numbers of one CA compare bytewise.
 fn number(list: &CertificateList) -> Result<Vec<u8>, x509_cert::der::Error> {
     let Some(number) = extension(list, CrlNumber::OID) else { return Ok(Vec::new()) };
     // RFC 5280: "CRL issuers … MUST NOT use CRLNumber values longer than 20 octets."

@@ -1,4 +1,5 @@
-//! TLS: from PEM files to what a handshake needs, and who came out of it.
+//! TLS: builds the server's configuration from PEM files, performs handshakes, and authenticates
+//! clients.
 
 mod clients;
 mod credentials;
@@ -37,40 +38,40 @@ pub(super) use records::Metered;
 pub use secrecy::check_secrecy;
 pub(super) use validity::{Expiring, ExpiryWatch};
 
-/// The oldest TLS version that is spoken.
+/// Minimum TLS version that is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TlsVersion {
-    /// TLS 1.2, of which only forward-secret AEAD suites are on.
+    /// TLS 1.2, with forward-secret AEAD suites only.
     #[default]
     V1_2,
     /// TLS 1.3.
     V1_3,
 }
 
-/// Where everything that TLS needs is.
+/// Paths of all files that TLS needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// PEM: the server's certificate first, then those that lead to the root.
+    /// PEM file with the server's certificate, followed by the chain towards the root.
     pub certificate: PathBuf,
-    /// PEM: PKCS#8, PKCS#1 or SEC1.
+    /// PEM file with the private key: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
-    /// By what clients are known; without it they needn't have a certificate.
+    /// Files for client authentication; without them, clients aren't asked for a certificate.
     pub clients: Option<ClientFiles>,
 }
 
 impl TlsFiles {
-    /// All of the files.
+    /// Returns the paths of all files.
     pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         let of_clients = self.clients.iter().flat_map(ClientFiles::paths);
         [&self.certificate, &self.key].into_iter().chain(of_clients)
     }
 }
 
-/// Something that will go wrong later, or for some clients only.
+/// A problem that will occur later, or affects only some clients.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub struct Warning {
-    /// A label, such as `certificate_expires`.
+    /// Stable label, such as `certificate_expires`.
     pub reason: &'static str,
     text: String,
 }
@@ -80,63 +81,64 @@ impl Warning {
         Self { reason, text: text.into() }
     }
 
-    /// Of a file.
+    /// Creates a warning that names the file it is about.
     fn of(path: &Path, reason: &'static str, text: impl fmt::Display) -> Self {
         Self::new(reason, format!("{}: {text}", path.display()))
     }
 }
 
-/// What a handshake needs, checked.
+/// Validated TLS configuration of the server.
 #[derive(Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
-    /// The private key, if it came from a file.
+    /// Private key, if it was read from a file.
     key: Option<Arc<dyn SigningKey>>,
     clients: Option<ClientTrust>,
     oldest: Option<TlsVersion>,
-    /// When the server's certificate runs out, if that is known.
+    /// Expiry of the server's certificate, if known.
     ends: Option<UnixTime>,
 }
 
-/// When something runs out first; `None` where there is nothing, or it isn't known.
+/// Earliest expiry of each kind of TLS file; `None` if there is no such file, or its expiry isn't
+/// known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Expiry {
-    /// The server's certificate.
+    /// Expiry of the server's certificate.
     pub certificate: Option<UnixTime>,
-    /// Of the CAs that vouch for clients, the first.
+    /// Earliest expiry among the CAs that vouch for clients.
     pub client_authority: Option<UnixTime>,
-    /// Of their newest revocation lists, the first.
+    /// Earliest expiry among the newest revocation lists of these CAs.
     pub client_list: Option<UnixTime>,
 }
 
 impl ServerTls {
-    /// For the handshake.
+    /// Returns the configuration for the handshake.
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
 
-    /// Whether clients have to have a certificate.
+    /// Returns true if clients must present a certificate.
     pub fn requires_certificates(&self) -> bool {
         self.clients.as_ref().is_some_and(ClientTrust::requires_certificates)
     }
 
-    /// Whether clients are asked for a certificate.
+    /// Returns true if clients are asked for a certificate.
     pub fn asks_for_certificates(&self) -> bool {
         self.clients.is_some()
     }
 
-    /// When the first of the CAs that vouch for clients runs out. From then on those who came
-    /// in by it have to be judged again.
+    /// Returns the earliest time at which the trust in client CAs changes because one of them
+    /// expires. From then on, admitted clients have to be verified again.
     pub fn first_ca_ends(&self) -> Option<UnixTime> {
         self.clients.as_ref().map(ClientTrust::first_end)
     }
 
-    /// The oldest version that is spoken, if that is known.
+    /// Returns the minimum TLS version, if known.
     pub fn oldest(&self) -> Option<TlsVersion> {
         self.oldest
     }
 
-    /// When what was read runs out.
+    /// Returns the expiry of what was read from the files.
     pub fn expiry(&self) -> Expiry {
         let clients = self.clients.as_ref();
         Expiry {
@@ -146,10 +148,11 @@ impl ServerTls {
         }
     }
 
-    /// Judges somebody who has come in, by what is trusted now.
+    /// Verifies an admitted client again, against the CAs and revocation lists that are trusted
+    /// now.
     ///
     /// # Errors
-    /// With these credentials, or without any, nobody would come in at that time.
+    /// A client with these credentials, or without any, would be refused at the time `now`.
     pub fn judge(&self, who: Option<&Credentials>, now: UnixTime) -> Result<(), HandshakeFailure> {
         match (&self.clients, who) {
             (Some(clients), Some(who)) => clients.verify(who.chain(), now),
@@ -169,21 +172,21 @@ impl fmt::Debug for ServerTls {
     }
 }
 
-/// Clients that have no certificate.
+/// Wraps a configuration that doesn't authenticate clients.
 impl From<ServerConfig> for ServerTls {
     fn from(config: ServerConfig) -> Self {
         Self { config: Arc::new(config), key: None, clients: None, oldest: None, ends: None }
     }
 }
 
-/// Reads the files, and checks all that can be checked before a client comes.
+/// Reads the files, and checks everything that can be checked before a client connects.
 ///
-/// A key that may not be read any more, since the process has given up the right to, stays
-/// what it was `before`.
+/// If the key can't be read any more because the process has dropped its privileges, the key of
+/// `before` stays in use.
 ///
 /// # Errors
-/// A file can't be read or used, is exposed, is out of its time, or they don't fit each
-/// other.
+/// A file can't be read or used, is readable by others, has expired or isn't valid yet, or the
+/// files don't match each other.
 pub fn load(
     files: &TlsFiles,
     oldest: TlsVersion,
@@ -240,7 +243,7 @@ fn signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, TlsProble
     })
 }
 
-/// Checks that the first certificate is the server's own, and of a kind that clients take.
+/// Checks that the first certificate is the server's own, and of a kind that clients accept.
 fn check_own(chain: &[CertificateDer<'_>], key: &dyn SigningKey) -> Result<(), TlsProblem> {
     let position = key.public_key().and_then(|key| faults::position_of_key(chain, &key));
     if let Some(position) = position.filter(|position| *position > 0) {
@@ -250,10 +253,10 @@ fn check_own(chain: &[CertificateDer<'_>], key: &dyn SigningKey) -> Result<(), T
     fault.map_or(Ok(()), |fault| Err(TlsProblem::UnsupportedCertificate(fault)))
 }
 
-/// A configuration from certificate and key in memory, for clients without certificates.
+/// Builds a configuration from a certificate and key in memory, for clients without certificates.
 ///
 /// # Errors
-/// The two don't fit, or can't be used.
+/// The two don't match, or can't be used.
 pub fn without_clients(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -272,7 +275,7 @@ fn configure(
 ) -> Result<ServerConfig, rustls::Error> {
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
-        // Where it can't be told, clients will.
+        // A mismatch that can't be detected here will be detected by clients.
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(error) => return Err(error),
     }
@@ -291,16 +294,16 @@ fn configure(
     let mut config =
         builder.with_client_cert_verifier(clients.verifier()).with_cert_resolver(certified);
     config.ignore_client_order = true;
-    // A resumed session isn't asked for its certificate again, so nobody would notice that
-    // it has been revoked.
+    // A resumed session doesn't present the certificate again, so a revocation in the meantime
+    // would go unnoticed.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
 }
 
-/// Forward-secret AEAD suites alone, in the order in which the server prefers them. With TLS 1.2,
-/// ChaCha20-Poly1305 is first: keys of AES-GCM are used up after 2^24 records there, and many
-/// clients, such as nbd-client, would choose it.
+/// Returns the crypto provider, with its suites in the server's order of preference; all of them
+/// are forward-secret AEAD suites. Of TLS 1.2, ChaCha20-Poly1305 is first: AES-GCM keys are used up
+/// after 2^24 records there, and many clients, such as nbd-client, would choose AES-GCM.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| match suite {

@@ -1,4 +1,4 @@
-//! PEM files: certificates, keys and revocation lists. Nothing else uses rustls-pemfile.
+//! Reads PEM files: certificates, keys and revocation lists. No other module uses rustls-pemfile.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,7 +11,7 @@ use super::faults;
 use super::problem::TlsProblem;
 use super::secrecy::check_secrecy;
 
-/// The largest PEM file that is read, in bytes. Revocation lists of large CAs are long.
+/// Maximum size of a PEM file, in bytes. Revocation lists of large CAs are long.
 const MAX_PEM: u64 = 16 * 1024 * 1024;
 
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsProblem> {
@@ -24,7 +24,8 @@ pub(super) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsProb
     check_secrecy(path)?;
     let mut pem = Zeroizing::new(Vec::new());
     open(path)?.read_to_end(&mut pem)?;
-    // PKCS#8 says so in its label, the older formats in a header that no PEM reader takes.
+    // PKCS#8 states encryption in the block's label, the older formats in a header that PEM readers
+    // reject.
     let encrypted =
         contains(&pem, b"BEGIN ENCRYPTED PRIVATE KEY") || contains(&pem, b"Proc-Type: 4,ENCRYPTED");
     match rustls_pemfile::private_key(&mut pem.as_slice()) {

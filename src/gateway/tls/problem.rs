@@ -1,41 +1,41 @@
-//! What can be wrong with a file of TLS, and what to do about it.
+//! Errors in TLS files, with advice on how to fix them.
 
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong with a TLS file, and what to do about it.
+/// An error in a TLS file, with advice on how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}", path = .path.display())]
 pub struct TlsError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Problem with the file.
     pub problem: TlsProblem,
 }
 
-/// What can be wrong.
+/// Problem with a TLS file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsProblem {
-    /// The system refused.
+    /// The file can't be read.
     #[error("can't read it: {0}")]
     Io(#[from] io::Error),
-    /// Not what a certificate or key is.
+    /// The file is larger than any certificate, key or list should be.
     #[error("the file is larger than 16 MiB, which no such file should be")]
     TooLarge,
-    /// No certificate in it.
+    /// The file contains no certificate.
     #[error("there is no certificate in it; it should have a \"BEGIN CERTIFICATE\" block")]
     NoCertificate,
-    /// No key in it.
+    /// The file contains no private key.
     #[error("there is no private key in it; it should have a \"BEGIN PRIVATE KEY\" block")]
     NoKey,
-    /// A key behind a pass phrase.
+    /// The private key is encrypted with a passphrase.
     #[error(
         "the private key is encrypted, and nobody is here to type its pass phrase; write it \
          without one: openssl pkey -in KEY -out PLAIN-KEY && chmod 600 PLAIN-KEY"
     )]
     EncryptedKey,
-    /// Everybody on this machine can read the secret.
+    /// The secret is readable by every user of this machine.
     #[error(
         "every user of this machine can read this secret (mode {mode:04o}): chmod 600 {path}; if it \
          is mounted into a container, have it mounted with mode 0400 (Kubernetes: defaultMode: 0400, \
@@ -43,69 +43,69 @@ pub enum TlsProblem {
         path = .path.display()
     )]
     Exposed {
-        /// The file's permission bits.
+        /// Permission bits of the file.
         mode: u32,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
-    /// A mark or an encoding that hides what is in the file.
+    /// The file has a byte order mark or an encoding that hides its content from PEM readers.
     #[error("{0}")]
     NotPem(&'static str),
-    /// A key of a kind that isn't spoken here.
+    /// The key is of an unsupported kind.
     #[error("{0}")]
     UnsupportedKey(String),
-    /// A certificate of a kind that clients refuse.
+    /// The certificate is of a kind that clients refuse.
     #[error("{0}")]
     UnsupportedCertificate(String),
-    /// Another certificate is the first one.
+    /// The server's own certificate isn't the first; holds its position, counted from 1.
     #[error(
         "the server's own certificate has to be the first in the file, and is number {0}: put it \
          first, those that signed it after it in order"
     )]
     OwnNotFirst(usize),
-    /// Key and certificate are not a pair.
+    /// The key doesn't match the certificate, which is in the file given here.
     #[error("this key doesn't belong to the certificate in {}", .0.display())]
     WrongKey(PathBuf),
-    /// Past its end.
+    /// The certificate has expired.
     #[error("the certificate expired {0} ago; clients would refuse it, so get a new one")]
     Expired(humantime::FormattedDuration),
-    /// Before its beginning.
+    /// The certificate isn't valid yet.
     #[error("the certificate is not valid yet, for another {0}; is this machine's clock right?")]
     NotYetValid(humantime::FormattedDuration),
-    /// No revocation list in it.
+    /// The file contains no revocation list.
     #[error("there is no revocation list in it; it should have a \"BEGIN X509 CRL\" block")]
     NoRevocationList,
-    /// A revocation list that can't be read. Without it revoked clients would come in.
+    /// The revocation list can't be parsed. Without it, revoked clients would be admitted.
     #[error("the revocation list is broken: {0}")]
     BrokenRevocationList(String),
-    /// A revocation list without a number and a key identifier.
+    /// The revocation list is of version 1, which has no CRL number and no key identifier.
     #[error(
         "the revocation list is of version 1: have it made of version 2, with a number (openssl ca \
          -gencrl -crlexts SECTION, with authorityKeyIdentifier=keyid and a crlnumber file)"
     )]
     OldRevocationList,
-    /// A revocation list that bears the name of a CA, and isn't signed by its key.
+    /// The revocation list bears the name of a known CA, but isn't signed by its key.
     #[error(
         "the revocation list of {0} is signed by none of the CAs of that name in --tls-client-ca: \
          add the certificate of the one that signed it, or take the list away"
     )]
     ForeignRevocationList(String),
-    /// More keys than can be tried for each client.
+    /// The revocation lists belong to more keys than can be tried for each client.
     #[error(
         "there are revocation lists of too many keys, of {0} among others: take away those of keys \
          that are no longer in use"
     )]
     TooManyRevocationLists(String),
-    /// Nobody can say any more who has been revoked since.
+    /// The revocation list has expired, so later revocations are unknown.
     #[error(
         "the revocation list ran out {0} ago, so no client could be let in: get a new one from \
          its CA"
     )]
     ExpiredRevocationList(humantime::FormattedDuration),
-    /// No certificate in the file can vouch for clients.
+    /// The file contains no certificate that can vouch for clients.
     #[error("no certificate in it can vouch for clients: {0}")]
     NoUsableCa(String),
-    /// Something else that rustls doesn't like.
+    /// Any other error reported by rustls.
     #[error("it can't be used: {0}")]
     Unusable(rustls::Error),
 }

@@ -1,9 +1,9 @@
-//! The number of TLS records that one key may protect, and a stream that counts them.
+//! Limits the number of TLS records that one key may protect, by counting them in the stream.
 //!
-//! AES-GCM loses its safety margin slowly, with every record (RFC 8446, section 5.5). TLS 1.3
-//! replaces its keys in time; TLS 1.2 can't. There rustls ends the session at the limit of the
-//! cipher suite, in the middle of whatever is being sent. The count makes it possible to end it
-//! earlier, between two replies, and to say why.
+//! AES-GCM loses a little of its safety margin with every record (RFC 8446, section 5.5). TLS 1.3
+//! replaces its keys in time; TLS 1.2 can't. There, rustls ends the session at the limit of the
+//! cipher suite, in the middle of whatever is being sent. Counting the records makes it possible to
+//! end the session earlier, between two replies, and to say why.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,12 +13,12 @@ use rustls::SupportedCipherSuite;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::CancellationToken;
 
-/// The part of the limit that is kept for replies to requests that have arrived already: one
-/// sixteenth. Of 2^24 records that is 16 GiB, twice what 256 requests of 32 MiB take.
+/// Divisor of the limit that gives the records reserved for replies to requests that have arrived
+/// already: one sixteenth. Of 2^24 records that is 16 GiB, twice what 256 requests of 32 MiB need.
 const RESERVE: u64 = 16;
 
-/// Number of records that may be sent with one key of that suite; `None` without a limit, or
-/// if the keys are replaced in time.
+/// Returns the number of records that may be sent with one key of the suite; `None` if there is no
+/// limit, or if the keys are replaced in time.
 pub(super) fn limit(suite: SupportedCipherSuite) -> Option<u64> {
     match suite {
         SupportedCipherSuite::Tls12(suite) => Some(suite.common.confidentiality_limit),
@@ -27,7 +27,7 @@ pub(super) fn limit(suite: SupportedCipherSuite) -> Option<u64> {
     .filter(|limit| *limit < u64::MAX)
 }
 
-/// The stream below TLS. It counts the records that are sent once a limit is set.
+/// The stream below TLS. It counts the records sent, once a limit is set.
 #[derive(Debug)]
 pub(crate) struct Metered<S> {
     stream: S,
@@ -39,8 +39,8 @@ impl<S> Metered<S> {
         Self { stream, meter: None }
     }
 
-    /// Counts from the next record on. Call it when the handshake is over and all of it has been
-    /// sent. The token is cancelled when it is time to end the session.
+    /// Starts counting with the next record. Must be called when the handshake is complete and all
+    /// of it has been sent. The token is cancelled when the session should end.
     pub(super) fn set_limit(&mut self, records: u64) -> CancellationToken {
         let meter = Meter::new(records);
         let is_due = meter.is_due.clone();
@@ -53,11 +53,11 @@ impl<S> Metered<S> {
 /// 6.2.1).
 #[derive(Debug)]
 struct Meter {
-    /// Bytes of the current header that have been seen.
+    /// Bytes of the current header processed so far.
     in_header: u8,
-    /// The length that the current header has stated so far.
+    /// Length stated by the current header, as far as it has been processed.
     length: usize,
-    /// Bytes of the current record that are still to come.
+    /// Remaining bytes of the current record.
     to_come: usize,
     sent: u64,
     due_at: u64,
@@ -84,7 +84,7 @@ impl Meter {
         }
     }
 
-    /// Takes a byte of a header: the type, two of the version, two of the length.
+    /// Processes one byte of a header: one for the type, two for the version, two for the length.
     fn note_header(&mut self, byte: u8) {
         self.in_header += 1;
         match self.in_header {
@@ -159,7 +159,7 @@ mod tests {
 
     fn record(length: u16) -> Vec<u8> {
         let [high, low] = length.to_be_bytes();
-        // Lengths and types within a record mean nothing.
+        // Bytes within a record that look like headers must be ignored.
         [&[23, 3, 3, high, low][..], &[23, 3, 3, 0, 1].repeat(usize::from(length))]
             .concat()
             .into_iter()

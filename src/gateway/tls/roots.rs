@@ -1,4 +1,4 @@
-//! CAs that vouch for clients, each until it runs out: trust anchors have no end for rustls.
+//! Verifies clients against CAs, each until it expires: rustls ignores the expiry of trust anchors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,21 +8,22 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
-/// A CA, and when it runs out.
+/// A verifier for one CA, or for several that share it, with its expiry.
 pub(super) struct Root {
     pub(super) end: UnixTime,
-    /// Trusts this one alone.
+    /// Verifier that trusts only this CA, or this group.
     pub(super) verifier: Arc<dyn ClientCertVerifier>,
-    /// The same with other revocation lists, where a CA between it and a client has lists of
-    /// several keys.
+    /// The same verifier with other revocation lists, where an intermediate has lists of several
+    /// keys.
     pub(super) alternatives: Vec<Arc<dyn ClientCertVerifier>>,
-    /// Revocation lists are in use, and none of them is of any use here.
+    /// Flag set if revocation lists are in use, but none of them applies here.
     pub(super) lacks_lists: bool,
 }
 
 impl Root {
-    /// A client is good if one set of lists says so and none says that it is revoked: a list
-    /// counts only with its issuer's signature, so that both may hold only if one is out of date.
+    /// Verifies a client. It is accepted if at least one set of lists accepts it, and none says
+    /// that it is revoked. A list counts only with its issuer's signature, so both can happen only
+    /// if one of the lists is out of date.
     fn verify(
         &self,
         own: &CertificateDer<'_>,
@@ -54,12 +55,12 @@ impl Root {
     }
 }
 
-/// Ranks reasons, of which a client gets one for each CA: the more of the way to a CA was good,
-/// the more it says.
+/// Ranks errors, of which there is one for each CA: the further the verification got, the more the
+/// error says.
 fn weight(reason: &Error) -> u8 {
     match reason {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => 0,
-        // Of a CA of the same name, which has another key.
+        // The CA has the right name, but another key.
         Error::InvalidCertificate(CertificateError::BadSignature) => 1,
         Error::InvalidCertRevocationList(_) => 2,
         Error::InvalidCertificate(CertificateError::UnknownRevocationStatus) => 3,
@@ -67,7 +68,7 @@ fn weight(reason: &Error) -> u8 {
     }
 }
 
-/// Verifies clients by those CAs that haven't run out; there is at least one.
+/// Verifies clients against all CAs that haven't expired; there is at least one.
 pub(super) struct Roots {
     first: Root,
     others: Vec<Root>,
@@ -80,7 +81,7 @@ impl fmt::Debug for Roots {
 }
 
 impl Roots {
-    /// `None` without any.
+    /// Returns `None` if there are no roots.
     pub(super) fn new(mut roots: Vec<Root>) -> Option<Self> {
         let others = roots.split_off(roots.len().min(1));
         roots.pop().map(|first| Self { first, others })
@@ -90,7 +91,7 @@ impl Roots {
         std::iter::once(&self.first).chain(&self.others)
     }
 
-    /// When the first of them runs out.
+    /// Returns the earliest expiry.
     pub(super) fn first_end(&self) -> UnixTime {
         self.all().map(|root| root.end).min().unwrap_or(self.first.end)
     }
@@ -101,7 +102,7 @@ impl ClientCertVerifier for Roots {
         self.first.verifier.client_auth_mandatory()
     }
 
-    /// Which CAs are trusted here is nobody's business who isn't known yet.
+    /// Returns no hints: the trusted CAs aren't disclosed to unauthenticated clients.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -121,7 +122,7 @@ impl ClientCertVerifier for Roots {
             }
         }
         Err(match reason {
-            // No list is of use; the alert says as much.
+            // No list applies; the alert for this error says so.
             Error::InvalidCertRevocationList(_) => CertificateError::UnknownRevocationStatus.into(),
             reason => reason,
         })

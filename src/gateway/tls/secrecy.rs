@@ -1,8 +1,8 @@
-//! Which users can read a secret file.
+//! Checks that a secret file can't be read by other users.
 //!
-//! The permissions of the file alone don't tell: Docker mounts secrets with mode 0444 and
-//! Kubernetes with 0644, and those who could read them are in the same container. What tells is
-//! whether other users can reach the file.
+//! The permissions of the file alone don't show that: Docker mounts secrets with mode 0444 and
+//! Kubernetes with 0644, and only processes of the same container could read them. What matters
+//! is whether other users can reach the file.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,23 +14,24 @@ use rustix::fs::{
 
 use super::problem::TlsProblem;
 
-/// Refuses a secret that every user of this machine can read.
+/// Rejects a secret that every user of this machine can read.
 ///
-/// It is taken if other users may not read it; if a folder on the way to it (symbolic links
-/// resolved) lets no other users through; or if a container runtime has mounted it for this
-/// container: then the process is in a PID namespace of its own, and the file is on a read-only
-/// file system in memory that is mounted apart from those that systems have themselves. What a
-/// file's group may do is its owner's choice.
+/// The file is accepted in three cases: other users may not read it; a folder in its path (with
+/// symbolic links resolved) can't be entered by other users; or a container runtime has mounted it
+/// for this container. The last is assumed if the process is in its own PID namespace, and the file
+/// is on a read-only in-memory file system that isn't one of the usual system mounts. Group
+/// permissions are left to the owner of the file.
 ///
 /// # Errors
-/// Others can read it, or it can't be examined.
+/// Others can read the file, or it can't be examined.
 pub fn check_secrecy(path: &Path) -> Result<(), TlsProblem> {
     const READ_BY_OTHERS: u32 = 0o004;
     let mode = std::fs::metadata(path)?.mode() & 0o7777;
     if mode & READ_BY_OTHERS == 0 {
         return Ok(());
     }
-    // What has no path, such as a file that was removed, is reached by those who have it open.
+    // A file without a path, such as one that was removed, counts as exposed: processes that have
+    // it open can read it.
     let is_out_of_reach = std::fs::canonicalize(path).is_ok_and(|real| {
         is_behind_closed_folder(&real).unwrap_or(false)
             || (is_in_container() && is_mounted_secret(&real).unwrap_or(false))
@@ -38,7 +39,7 @@ pub fn check_secrecy(path: &Path) -> Result<(), TlsProblem> {
     if is_out_of_reach { Ok(()) } else { Err(TlsProblem::Exposed { mode, path: path.to_owned() }) }
 }
 
-/// Returns true if a folder above it can be entered only by its owner and its group.
+/// Returns true if a folder above the file can be entered only by its owner and its group.
 fn is_behind_closed_folder(real: &Path) -> io::Result<bool> {
     const ENTERED_BY_OTHERS: u32 = 0o001;
     for folder in real.ancestors().skip(1) {
@@ -49,19 +50,19 @@ fn is_behind_closed_folder(real: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// Returns true if this process is in another PID namespace than the machine's first one.
+/// Returns true if this process is in another PID namespace than the machine's initial one.
 fn is_in_container() -> bool {
-    // PROC_PID_INIT_INO (linux/nsfs.h): always the same.
+    // PROC_PID_INIT_INO (linux/nsfs.h), a constant.
     const FIRST: u64 = 0xEFFF_FFFC;
     std::fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() != FIRST)
 }
 
-/// Returns true if it is on a mount as container runtimes make them for secrets.
+/// Returns true if the file is on a mount of the kind that container runtimes use for secrets.
 fn is_mounted_secret(real: &Path) -> rustix::io::Result<bool> {
-    // Linux, linux/magic.h.
+    // From linux/magic.h.
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58F6;
-    /// Those that a service sees of its machine, perhaps read-only (systemd: `ProtectSystem=`).
+    /// Mounts of the host that a service sees, possibly read-only (systemd: `ProtectSystem=`).
     const OF_SYSTEMS: [&str; 6] = ["/", "/run", "/tmp", "/var/tmp", "/dev", "/dev/shm"];
     let is_in_memory = [TMPFS, RAMFS].contains(&statfs(real)?.f_type);
     let is_read_only = statvfs(real)?.f_flag.contains(StatVfsMountFlags::RDONLY);
@@ -103,7 +104,7 @@ mod tests {
             }
             Err(other) => panic!("{other}"),
         };
-        // Of the file, its folder and the one above; above those anybody may pass.
+        // Modes of the file, its folder and the parent; the folders above those are open to all.
         for (modes, refused) in [
             ([0o600, 0o755, 0o755], false),
             ([0o640, 0o755, 0o755], false),
@@ -113,7 +114,7 @@ mod tests {
             ([0o644, 0o700, 0o755], false),
             ([0o644, 0o750, 0o755], false),
             ([0o644, 0o755, 0o700], false),
-            // Listing a folder isn't entering it.
+            // Permission to list a folder isn't permission to enter it.
             ([0o444, 0o754, 0o755], false),
         ] {
             for (path, mode) in [&path, &below, folder.path()].into_iter().zip(modes) {
@@ -121,7 +122,7 @@ mod tests {
             }
             assert_eq!(is_refused(&path), refused, "{modes:?}");
         }
-        // It counts where the file really is, not how it is called.
+        // The real location counts, not the path given.
         for (path, mode) in [(&*path, 0o644), (&below, 0o755), (folder.path(), 0o755)] {
             set(path, mode);
         }

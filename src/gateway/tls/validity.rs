@@ -1,4 +1,4 @@
-//! Whether a certificate of our own is what clients will accept.
+//! Checks the server's own certificate as clients will, and watches its expiry.
 
 use std::time::Duration;
 
@@ -9,36 +9,36 @@ use super::problem::TlsProblem;
 
 const DAY: u64 = 24 * 3600;
 
-/// CAs and revocation lists that run out within this time are warned of when they are read.
+/// Remaining validity below which a warning is given when CAs and revocation lists are read.
 pub(super) const SOON: Duration = Duration::from_secs(14 * DAY);
 
-/// Days before the server's own certificate expires on which that is warned of.
+/// Days before the server's certificate expires on which a warning is due.
 const WARNING_DAYS: [u64; 3] = [30, 7, 1];
 
-/// The label of a certificate that expires soon.
+/// Label of the warning about a certificate that expires soon.
 const EXPIRES: &str = "certificate_expires";
 
-/// Watches the server's own certificate while the program runs. The first look at a certificate
-/// yields nothing: what has to be said then was said when it was read.
+/// Watches the expiry of the server's certificate while the program runs. The first check of a
+/// certificate yields nothing: warnings due at that time were given when it was read.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryWatch {
     watched: Option<(UnixTime, Stage)>,
 }
 
-/// Number of the warnings that are due; the last one is that it has expired.
+/// Number of warnings due so far; the last one says that the certificate has expired.
 type Stage = usize;
 
-/// What there is to say of the server's own certificate.
+/// Warning about the expiry of the server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expiring {
-    /// It expires in so many seconds.
+    /// The certificate expires in this number of seconds.
     Soon(u64),
-    /// It has expired.
+    /// The certificate has expired.
     Expired,
 }
 
 impl Expiring {
-    /// A label for the log.
+    /// Returns the label for the log.
     pub(crate) fn reason(self) -> &'static str {
         match self {
             Self::Soon(_) => EXPIRES,
@@ -48,8 +48,8 @@ impl Expiring {
 }
 
 impl ExpiryWatch {
-    /// Looks at the certificate that is in use, which expires then. Returns what is to be said
-    /// since the last look.
+    /// Checks the certificate in use, which expires at `expires`. Returns the warning that became
+    /// due since the last check.
     pub(crate) fn look(&mut self, expires: Option<UnixTime>, now: UnixTime) -> Option<Expiring> {
         let expires = expires?;
         let left = expires.as_secs().saturating_sub(now.as_secs());
@@ -66,7 +66,7 @@ impl ExpiryWatch {
     }
 }
 
-/// Checks a certificate as a client would, as far as that needs no trusted root.
+/// Checks a certificate as a client would, as far as that is possible without a trusted root.
 pub(super) fn check_validity(
     certificate: &CertificateDer<'_>,
     now: UnixTime,
@@ -79,7 +79,7 @@ pub(super) fn check_validity(
         webpki::Error::CertNotValidYet { not_before, .. } => {
             Err(TlsProblem::NotYetValid(between(now, not_before)))
         }
-        // What a client makes of it without knowing its issuer: it is as it should be.
+        // The best possible result without knowing the issuer.
         webpki::Error::UnknownIssuer => {
             let later = UnixTime::since_unix_epoch(
                 Duration::from_secs(now.as_secs()).saturating_add(FIRST),
@@ -118,14 +118,14 @@ fn judge_as_client(certificate: &CertificateDer<'_>, now: UnixTime) -> webpki::E
             )
             .map(|_| ())
     });
-    // Without a trusted root the best verdict is that the issuer is unknown.
+    // Without a trusted root, the best possible result is an unknown issuer.
     verified.err().unwrap_or(webpki::Error::UnknownIssuer)
 }
 
 pub(super) fn between(earlier: UnixTime, later: UnixTime) -> humantime::FormattedDuration {
     const MINUTE: u64 = 60;
     let seconds = later.as_secs().saturating_sub(earlier.as_secs());
-    // Seconds of a certificate's life matter to nobody, unless they are all there is.
+    // Seconds matter only if there are no minutes.
     let shown = if seconds > MINUTE { seconds - seconds % MINUTE } else { seconds };
     humantime::format_duration(Duration::from_secs(shown))
 }
@@ -180,10 +180,10 @@ mod tests {
             ]
         );
         assert_eq!(seen[3].1.reason(), "certificate_expired");
-        // Another one has stages of its own, of which those that are over were told before.
+        // A new certificate has its own stages; those that are over were reported when it was read.
         assert_eq!(look(END + 5 * DAY, END), None);
         assert_eq!(look(END + 5 * DAY, END + 4 * DAY), Some(Expiring::Soon(DAY)));
-        // A machine that slept says what holds now.
+        // After a suspend, only the current state is reported.
         assert_eq!(look(END + 60 * DAY, END), None);
         assert_eq!(look(END + 60 * DAY, END + 61 * DAY), Some(Expiring::Expired));
         assert_eq!(look(END + 60 * DAY, END + 61 * DAY), None);

@@ -1,7 +1,7 @@
-//! A small NBD client: enough to greet, start TLS, list, choose an export and read it.
+//! A small NBD client: it can greet, start TLS, list exports, choose an export and read from it.
 //!
-//! It sends one thing at a time and is meant for self-tests and diagnoses, not for speed. What a
-//! server sends is bounded in length and number; deadlines are the caller's.
+//! It sends one request at a time and is meant for self-tests and diagnostics, not for speed. The
+//! length and number of accepted replies are bounded. Timeouts are up to the caller.
 
 mod transmission;
 
@@ -19,77 +19,81 @@ use super::wire::option::{MAX_OPTION_DATA, Opt, OptionReplyHeader, Rep, encode_o
 use super::wire::reply::ErrorCode;
 use super::wire::{Malformed, Reader};
 
-/// Exports that a list may have: a server could go on for ever.
+/// Maximum number of exports accepted in a list; a server could send an endless one.
 pub const MAX_LISTED: usize = 20_000;
-/// What the replies to one option may have together, in bytes: names and descriptions are kept.
+/// Maximum total size of the replies to one option, in bytes; their names and descriptions are
+/// kept.
 const MAX_LISTED_BYTES: usize = 16 * 1024 * 1024;
-/// Replies that any other option may have before its last one. There are four kinds of
-/// information, and metadata contexts are some for each bitmap.
+/// Maximum number of replies to any other option, not counting the final one. There are four kinds
+/// of information, and a few metadata contexts per bitmap.
 const MAX_REPLIES: usize = 4096;
 
-/// Why the client could not go on.
+/// Reason why the client could not proceed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
     /// The stream failed.
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// The server's bytes aren't NBD.
+    /// The server sent bytes that are not valid NBD.
     #[error("the server broke the protocol: {0}")]
     Malformed(#[from] Malformed),
-    /// The server speaks an older dialect.
+    /// The server does not offer the fixed newstyle negotiation.
     #[error("the server doesn't speak fixed newstyle NBD")]
     NotFixedNewstyle,
     /// The server refused an option.
     #[error("the server answers {option} with {reply}: {message}")]
     Refused {
-        /// What was asked.
+        /// The option that was sent.
         option: Opt,
-        /// What was answered.
+        /// The server's error reply.
         reply: Rep,
-        /// The server's own words, which may be empty.
+        /// The server's message, which may be empty.
         message: String,
     },
-    /// The server's answer doesn't fit the question.
+    /// The server's reply is not a valid reply to the request or option, which the field names.
     #[error("the server's answer to {0} makes no sense")]
     Unexpected(&'static str),
-    /// The server doesn't come to an end.
+    /// The server sent too many replies to an option, or too many bytes.
     #[error("the server sends more than {limit} replies to {option}, or too long ones")]
     TooMany {
-        /// What was asked.
+        /// The option that was sent.
         option: Opt,
-        /// How many are taken.
+        /// Maximum number of replies accepted.
         limit: usize,
     },
     /// A request failed.
     #[error("the request failed with {0}")]
     Failed(ErrorCode),
-    /// A request failed, and the server said why.
+    /// A request failed, and the server sent a message.
     #[error("the request failed with {error}: {message}")]
     FailedBecause {
-        /// The error.
+        /// The error code.
         error: ErrorCode,
-        /// The server's own words.
+        /// The server's message.
         message: String,
     },
 }
 
-/// What GO and INFO tell of an export.
+/// Information about an export from GO, INFO or EXPORT_NAME.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ExportInfo {
     /// Size in bytes.
     pub size: u64,
-    /// What can be done with it.
+    /// Transmission flags.
     pub flags: TransmissionFlags,
-    /// Its canonical name, if given.
+    /// Canonical name, if given.
     pub name: Option<String>,
-    /// Its description, if given.
+    /// Description, if given.
     pub description: Option<String>,
-    /// Its size constraints, if given.
+    /// Block size constraints, if given.
     pub block_sizes: Option<BlockSizes>,
 }
 
-/// Reads the server's greeting and answers it.
+/// Reads the server's greeting and replies with the client's flags.
+///
+/// # Errors
+/// The stream failed, or the server does not speak fixed newstyle NBD.
 pub async fn greet<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -103,7 +107,11 @@ where
     answer_greeting(stream, greeting).await.map(drop)
 }
 
-/// Answers a greeting that has been read: takes up what is offered of it.
+/// Replies to a greeting that has been read, accepting the features that it offers. Returns the
+/// flags sent.
+///
+/// # Errors
+/// The stream failed.
 pub async fn answer_greeting<S>(
     stream: &mut S,
     greeting: Greeting,
@@ -120,7 +128,10 @@ where
     Ok(flags)
 }
 
-/// Asks for TLS; when this returns, the TLS handshake is the next thing to be sent.
+/// Sends STARTTLS. After this returns, the client sends its TLS handshake next.
+///
+/// # Errors
+/// The stream failed, or the server refused.
 pub async fn start_tls<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -128,7 +139,10 @@ where
     acknowledged(stream, Opt::STARTTLS, "STARTTLS").await
 }
 
-/// Asks for structured replies; [`go_with`] has to know of it.
+/// Negotiates structured replies. Pass [`ReplyMode::Structured`] to [`go_with`] afterwards.
+///
+/// # Errors
+/// The stream failed, or the server refused.
 pub async fn structured_replies<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -136,7 +150,10 @@ where
     acknowledged(stream, Opt::STRUCTURED_REPLY, "STRUCTURED_REPLY").await
 }
 
-/// Asks for extended headers; [`go_with`] has to know of it.
+/// Negotiates extended headers. Pass [`ReplyMode::Extended`] to [`go_with`] afterwards.
+///
+/// # Errors
+/// The stream failed, or the server refused.
 pub async fn extended_headers<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -144,7 +161,10 @@ where
     acknowledged(stream, Opt::EXTENDED_HEADERS, "EXTENDED_HEADERS").await
 }
 
-/// Leaves in the middle of negotiation.
+/// Ends the session during negotiation, and waits for the server's acknowledgment.
+///
+/// # Errors
+/// The stream failed, or the server refused.
 pub async fn abort<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -152,7 +172,10 @@ where
     acknowledged(stream, Opt::ABORT, "ABORT").await
 }
 
-/// The names of the exports, with their descriptions: at most [`MAX_LISTED`].
+/// Returns the names of the exports with their descriptions: at most [`MAX_LISTED`].
+///
+/// # Errors
+/// The stream failed, the server refused, or its list is too long.
 pub async fn list<S>(stream: &mut S) -> Result<Vec<(String, String)>, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -177,7 +200,10 @@ where
     }
 }
 
-/// Chooses the export `name` and begins transmission.
+/// Chooses the export `name` and starts transmission with simple replies.
+///
+/// # Errors
+/// The stream failed, or the server refused.
 pub async fn go<S>(stream: S, name: &str) -> Result<Transmission<S>, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -185,7 +211,10 @@ where
     go_with(stream, name, ReplyMode::Simple).await
 }
 
-/// The same after replies of another kind have been agreed on.
+/// Chooses the export `name` and starts transmission with the negotiated kind of replies.
+///
+/// # Errors
+/// The stream failed, or the server refused.
 pub async fn go_with<S>(
     mut stream: S,
     name: &str,
@@ -198,7 +227,10 @@ where
     Ok(Transmission::new(stream, export, replies))
 }
 
-/// What is to be known of an export, without choosing it.
+/// Returns information about an export, without choosing it.
+///
+/// # Errors
+/// The stream failed, or the server refused.
 pub async fn info<S>(stream: &mut S, name: &str) -> Result<ExportInfo, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -206,8 +238,11 @@ where
     describe(stream, Opt::INFO, name).await
 }
 
-/// Chooses an export as clients did before there was GO: whatever is wrong, the server can only
-/// close the connection.
+/// Chooses an export by the older `NBD_OPT_EXPORT_NAME`, to which a server can report errors only
+/// by closing the connection. `flags` are those sent in reply to the greeting.
+///
+/// # Errors
+/// The stream failed, or the server closed it.
 pub async fn export_name<S>(
     mut stream: S,
     name: &str,
@@ -229,7 +264,11 @@ where
     Ok(Transmission::new(stream, export, ReplyMode::Simple))
 }
 
-/// The names of an export's metadata contexts, of all if there are no `queries`.
+/// Returns the names of an export's metadata contexts that match `queries`, or of all contexts if
+/// `queries` is empty.
+///
+/// # Errors
+/// The stream failed, the server refused, or its list is too long.
 pub async fn list_contexts<S>(
     stream: &mut S,
     name: &str,
@@ -241,7 +280,10 @@ where
     contexts(stream, Opt::LIST_META_CONTEXT, name, queries).await
 }
 
-/// Selects metadata contexts of an export; their names, as far as there are such.
+/// Selects metadata contexts of an export. Returns the names of those that exist.
+///
+/// # Errors
+/// The stream failed, the server refused, or its list is too long.
 pub async fn set_contexts<S>(
     stream: &mut S,
     name: &str,

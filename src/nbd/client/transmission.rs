@@ -1,4 +1,4 @@
-//! The transmission phase: reads, and goodbye.
+//! The transmission phase of the client: reads and disconnection.
 
 use std::io;
 use std::ops::Range;
@@ -13,11 +13,12 @@ use crate::nbd::wire::reply::{
 };
 use crate::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
 
-/// Chunks that the answer to one read may have: more than one for each 512 bytes of 32 MiB.
+/// Maximum number of chunks in the reply to one read: more than one for each 512 bytes of 32 MiB.
 const MAX_CHUNKS: usize = 1 << 17;
-/// What a chunk of data has in front of the data, in bytes.
+/// Length of the offset field in front of the data in a data chunk, in bytes.
 const OFFSET: u32 = 8;
-/// The longest payload of a chunk without data, in bytes: an error with the longest message.
+/// Longest accepted payload of a chunk without data, in bytes: enough for an error with the longest
+/// message.
 const MAX_OTHER_PAYLOAD: u32 = 8192;
 
 /// A session in its transmission phase.
@@ -30,17 +31,17 @@ pub struct Transmission<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
-    /// A session on a stream on which that export has been chosen.
+    /// Creates a session on a stream on which `export` has been chosen.
     pub fn new(stream: S, export: ExportInfo, replies: ReplyMode) -> Self {
         Self { stream, export, replies, cookie: 0 }
     }
 
-    /// What the server told of the export.
+    /// Returns the information that the server gave about the export.
     pub fn export(&self) -> &ExportInfo {
         &self.export
     }
 
-    /// The stream below, as for asking what TLS agreed on.
+    /// Returns the underlying stream, for example to query the negotiated TLS parameters.
     pub fn stream(&self) -> &S {
         &self.stream
     }
@@ -62,15 +63,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         }
     }
 
-    /// Leaves, and closes the stream.
+    /// Sends `NBD_CMD_DISC` and closes the stream.
+    ///
+    /// # Errors
+    /// The stream failed.
     pub async fn disconnect(mut self) -> Result<(), ClientError> {
         self.say_goodbye().await
     }
 
-    /// Leaves, and waits until the server has closed the stream, too.
+    /// Sends `NBD_CMD_DISC`, closes the stream and waits until the server has closed it, too.
     ///
     /// # Errors
-    /// Also when the server sends something instead.
+    /// The stream failed, or the server sent data instead of closing it.
     pub async fn disconnect_and_wait(mut self) -> Result<(), ClientError> {
         self.say_goodbye().await?;
         match self.stream.read(&mut [0; 1]).await? {
@@ -116,7 +120,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         Ok(data)
     }
 
-    /// Puts chunks together, which may come in any order and have to cover all of it, once.
+    /// Reassembles the data of a read from chunks, which may arrive in any order. Together they
+    /// must cover each byte exactly once.
     async fn chunks(
         &mut self,
         cookie: Cookie,
@@ -147,7 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                     let at = reader.u64("a hole's offset")?;
                     let count = reader.u32("a hole's length")?;
                     reader.finish()?;
-                    // What is there is zeros already.
+                    // The buffer is zeroed already.
                     let range = within(at, count, offset, length);
                     filled.push(range.ok_or(ClientError::Unexpected("READ"))?);
                 }
@@ -190,14 +195,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     }
 }
 
-/// The part of a buffer for `length` bytes from `offset` on that `count` bytes at `at` are.
+/// Returns the index range of `count` bytes at offset `at` in a buffer that holds `length` bytes
+/// from `offset` on. Returns `None` if it is empty or out of bounds.
 fn within(at: u64, count: u32, offset: u64, length: u32) -> Option<Range<usize>> {
     let start = u32::try_from(at.checked_sub(offset)?).ok()?;
     let end = start.checked_add(count).filter(|&end| end <= length && count > 0)?;
     Some(start as usize..end as usize)
 }
 
-/// Whether ranges cover all bytes once.
+/// Returns true if the ranges cover each of the first `length` bytes exactly once.
 fn covers(ranges: &mut [Range<usize>], length: usize) -> bool {
     ranges.sort_unstable_by_key(|range| range.start);
     let end = ranges.iter().try_fold(0, |end, range| (range.start == end).then_some(range.end));

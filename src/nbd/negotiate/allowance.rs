@@ -1,32 +1,33 @@
-//! How much one client may haggle.
+//! Limits on the options that one client may send.
 
 use crate::nbd::SessionError;
 
-/// How much one client may haggle, in clear and inside TLS together. Each option may cost the
-/// server more than the client, as LIST does in a large folder.
+/// Limits on the options that one client may send, in plaintext and inside TLS together. An option
+/// may cost the server more than the client, as LIST does in a large folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NegotiationLimits {
-    /// Options, ABORT and those that are refused among them.
+    /// Number of options, including ABORT and those that are refused.
     pub options: u32,
-    /// Bytes of their data.
+    /// Bytes of option data.
     pub option_bytes: u64,
 }
 
 impl Default for NegotiationLimits {
-    /// For whoever asks about hundreds of exports one by one, as `nbdinfo --list` does.
+    /// Returns limits that suffice for a client that queries hundreds of exports one by one, as
+    /// `nbdinfo --list` does.
     fn default() -> Self {
         Self { options: 4096, option_bytes: 1024 * 1024 }
     }
 }
 
 impl NegotiationLimits {
-    /// What a client may use that has used nothing yet.
+    /// Returns the full allowance of a new client.
     pub fn allowance(self) -> Allowance {
         Allowance { limits: self, left: self }
     }
 }
 
-/// What is left for one client.
+/// Remainder of one client's negotiation limits.
 #[derive(Debug, Clone)]
 pub struct Allowance {
     limits: NegotiationLimits,
@@ -34,7 +35,10 @@ pub struct Allowance {
 }
 
 impl Allowance {
-    /// Takes an option with so many bytes of data, which haven't been read yet.
+    /// Charges an option with `length` bytes of data, before the data is read.
+    ///
+    /// # Errors
+    /// The client exceeds one of the limits.
     pub(super) fn spend(&mut self, length: u32) -> Result<(), SessionError> {
         let NegotiationLimits { options, option_bytes } = &mut self.left;
         match options.checked_sub(1) {

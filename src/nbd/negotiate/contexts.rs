@@ -1,5 +1,5 @@
-//! What is agreed on about metadata contexts ("Metadata querying"), and what of it an
-//! export's choice leaves.
+//! Selection of metadata contexts ("Metadata querying"), and the state that options build up until
+//! an export is chosen.
 
 use std::io;
 use std::sync::Arc;
@@ -12,30 +12,30 @@ use crate::nbd::wire::meta::{MetaRequest, TooManyQueries, meta_context_data};
 use crate::nbd::wire::option::{Opt, Rep, push_error, push_reply};
 use crate::nbd::{ContextQueries, Export, Exports};
 
-/// Contexts that one client may select: each is kept for as long as the export is read, and
-/// each is answered for by every block status request.
+/// Maximum number of contexts that one client may select. Each is kept for as long as the export is
+/// in use, and every block status request reports on each.
 const MAX_SELECTED: usize = 64;
 
 /// A metadata context that the client selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SelectedContext {
-    /// What stands for it on the wire.
+    /// Number that identifies the context on the wire.
     pub id: u32,
-    /// Its position among the export's contexts.
+    /// Index in the export's list of contexts.
     pub position: usize,
 }
 
-/// What has been agreed on before an export is chosen. It lives as long as one leg of the
+/// State of the negotiation until an export is chosen. It is created anew for each phase of the
 /// negotiation, so none of it can survive STARTTLS.
 pub(super) struct Agreed<E> {
     pub(super) replies: ReplyMode,
     contexts: Option<Selection<E>>,
 }
 
-/// Contexts that were selected, of the export as it was then: it is kept, so that what was
-/// promised holds though the export may have been replaced by another one since.
+/// The selected contexts, with the export as it was when they were selected. The export is kept so
+/// that the promised contexts remain valid even if it has been replaced since.
 pub(super) struct Selection<E> {
-    /// The export's name as the client gave it. Contexts are forgotten when it chooses
+    /// The export's name as the client gave it. The selection is discarded if the client chooses
     /// another name.
     name: Vec<u8>,
     pub(super) export: Arc<E>,
@@ -51,7 +51,7 @@ impl<E: Export> Agreed<E> {
         self.contexts.as_ref().filter(|selection| selection.name == name)
     }
 
-    /// What the client chose by that name.
+    /// Combines the negotiated state with the export that the client chose by `name`.
     pub(super) fn choose(self, name: &[u8], export: Arc<E>) -> Chosen<E> {
         let contexts = self.contexts.filter(|selection| selection.name == name);
         let contexts = contexts.map(|selection| selection.contexts).unwrap_or_default();
@@ -59,7 +59,7 @@ impl<E: Export> Agreed<E> {
     }
 }
 
-/// Answers `NBD_OPT_LIST_META_CONTEXT`.
+/// Handles `NBD_OPT_LIST_META_CONTEXT`.
 pub(super) async fn list<S: AsyncWrite + Unpin, X: Exports>(
     stream: &mut S,
     out: &mut Vec<u8>,
@@ -82,7 +82,7 @@ pub(super) async fn list<S: AsyncWrite + Unpin, X: Exports>(
     Ok(())
 }
 
-/// Answers `NBD_OPT_SET_META_CONTEXT`.
+/// Handles `NBD_OPT_SET_META_CONTEXT`.
 pub(super) async fn set<X: Exports>(
     out: &mut Vec<u8>,
     data: &[u8],
@@ -124,8 +124,8 @@ pub(super) async fn set<X: Exports>(
     agreed.contexts = Some(Selection { name: name.to_vec(), export, contexts });
 }
 
-/// The name of the export that either option asks for, and its queries; `None` if the answer
-/// was an error.
+/// Decodes the data of either option into the export's name and the queries. Returns `None` if an
+/// error reply was written instead.
 fn asked<'a>(
     out: &mut Vec<u8>,
     option: Opt,

@@ -1,7 +1,7 @@
-//! Option haggling ("Fixed newstyle negotiation", "TLS support").
+//! Option negotiation ("Fixed newstyle negotiation", "TLS support").
 //!
-//! Options are read to their exact length, never through a buffer that reads ahead:
-//! behind STARTTLS no plaintext is left that could be mistaken for something encrypted.
+//! Options are read to their exact length, never through a buffer that reads ahead. No plaintext is
+//! left over after STARTTLS that could be mistaken for data received inside TLS.
 
 mod allowance;
 mod contexts;
@@ -27,31 +27,31 @@ use contexts::Agreed;
 pub use contexts::SelectedContext;
 use stream::send_each;
 
-/// How the leg in clear ended.
+/// Outcome of the plaintext phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlaintextOutcome {
-    /// The client was told to begin its TLS handshake.
+    /// STARTTLS was acknowledged; the client's TLS handshake comes next.
     StartTls,
-    /// The client left.
+    /// The client aborted or closed the connection.
     Ended,
 }
 
-/// What protects the stream on which options are haggled over.
+/// Protection of the stream on which options are negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Security {
-    /// Nothing, and TLS isn't offered ("NOTLS mode").
+    /// No protection, and TLS is not offered ("NOTLS mode").
     Plain,
-    /// TLS is running ("FORCEDTLS mode", second half).
+    /// TLS is active ("FORCEDTLS mode", after STARTTLS).
     Tls,
 }
 
-/// The leg in clear of a server that requires TLS ("FORCEDTLS mode"): answers STARTTLS
-/// and ABORT, and refuses everything else. It keeps no state, so there is none that
-/// could survive STARTTLS, but for what was used of the client's `allowance`.
+/// Runs the plaintext phase of a server that requires TLS ("FORCEDTLS mode"): accepts STARTTLS and
+/// ABORT, and refuses everything else. No state survives STARTTLS except what was spent of the
+/// client's `allowance`.
 ///
 /// # Errors
-/// The stream failed, the client broke the protocol or used up its allowance, or it can't or
-/// won't use TLS.
+/// The stream failed, the client broke the protocol or used up its allowance, or it cannot or does
+/// not want to use TLS.
 pub async fn plaintext_leg<S>(
     stream: &mut S,
     flags: ClientFlags,
@@ -61,7 +61,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     // "The server MUST operate in NOTLS mode unless … the client replied with
-    // NBD_FLAG_C_FIXED_NEWSTYLE": with such a client this server can't talk at all.
+    // NBD_FLAG_C_FIXED_NEWSTYLE": this server requires TLS, so it can't serve such a client.
     if !flags.contains(ClientFlags::FIXED_NEWSTYLE) {
         return Err(SessionError::TlsRequired);
     }
@@ -95,10 +95,10 @@ where
     Ok(PlaintextOutcome::Ended)
 }
 
-/// How requests are answered, as negotiated.
+/// Format of requests and replies in the transmission phase, as negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ReplyMode {
-    /// Simple replies.
+    /// Simple replies (the default).
     #[default]
     Simple,
     /// Structured replies (`NBD_OPT_STRUCTURED_REPLY`).
@@ -107,18 +107,18 @@ pub enum ReplyMode {
     Extended,
 }
 
-/// What the client chose.
+/// Outcome of a successful negotiation.
 #[derive(Debug)]
 pub struct Chosen<E> {
-    /// What to serve.
+    /// The export to serve.
     pub export: Arc<E>,
-    /// How to answer.
+    /// Format of requests and replies.
     pub replies: ReplyMode,
-    /// The metadata contexts that it selected.
+    /// The metadata contexts that the client selected.
     pub contexts: Vec<SelectedContext>,
 }
 
-/// Haggles until the client chooses an export, which is returned, or leaves (`None`).
+/// Handles options until the client chooses an export, which is returned, or leaves (`None`).
 ///
 /// # Errors
 /// The stream failed, the client broke the protocol or used up its allowance, or it chose an
@@ -138,8 +138,8 @@ where
     while let Some((option, data)) = read_option(stream, allowance).await? {
         let mut out = Vec::new();
         match option {
-            // "a client that has used NBD_OPT_EXTENDED_HEADERS … MUST NOT use this option":
-            // then it is as if the export weren't there.
+            // "a client that has used NBD_OPT_EXTENDED_HEADERS … MUST NOT use this option": handled
+            // like an unknown export.
             Opt::EXPORT_NAME => {
                 let unknown = || SessionError::UnknownExport(Printable(&data).to_string());
                 if agreed.replies == ReplyMode::Extended {
@@ -204,8 +204,8 @@ where
 
 const NO_DATA_ALLOWED: &str = "this option takes no data";
 
-/// What works for the export that the client calls `name`, and nothing else
-/// ("Transmission flags").
+/// Returns the transmission flags for the export that the client calls `name`. Only features that
+/// work are advertised ("Transmission flags").
 fn offered_flags<E: Export>(agreed: &Agreed<E>, name: &[u8]) -> TransmissionFlags {
     let always = TransmissionFlags::HAS_FLAGS
         .with(TransmissionFlags::READ_ONLY)
@@ -227,8 +227,8 @@ fn offered_flags<E: Export>(agreed: &Agreed<E>, name: &[u8]) -> TransmissionFlag
     }
 }
 
-/// Answers INFO and GO; returns the export if the answer was a success, and its name as
-/// the client gave it.
+/// Handles INFO and GO. Returns the export, and its name as the client gave it, if the reply was a
+/// success.
 async fn describe<'a, X: Exports>(
     out: &mut Vec<u8>,
     option: Opt,
@@ -264,7 +264,8 @@ async fn describe<'a, X: Exports>(
     Some((request.name, export))
 }
 
-/// The export of that name: the one for which contexts were selected, if that was the name.
+/// Returns the export of that name: the one whose contexts were selected if the name is the same,
+/// otherwise a newly looked-up one.
 async fn resolve<X: Exports>(
     name: &[u8],
     exports: &X,
@@ -276,7 +277,7 @@ async fn resolve<X: Exports>(
     }
 }
 
-/// The export that was `found` by that name; if there is none, the answer is that.
+/// Passes on an export that was `found` by `name`; writes an error reply if there is none.
 fn found<E>(out: &mut Vec<u8>, option: Opt, name: &[u8], found: Option<Arc<E>>) -> Option<Arc<E>> {
     if found.is_none() {
         push_unknown(out, option, name);
@@ -322,7 +323,8 @@ fn refuse_starttls(out: &mut Vec<u8>, security: Security) {
     push_error(out, Opt::STARTTLS, reply, message);
 }
 
-/// The next option with its data, or `None` if the client closed between two options.
+/// Reads the next option and its data. Returns `None` if the client closed the connection between
+/// two options.
 async fn read_option<S>(
     stream: &mut S,
     allowance: &mut Allowance,
@@ -341,7 +343,7 @@ where
 
     let OptionHeader { option, length } = OptionHeader::decode(&head)?;
     let cap = match option {
-        // Its data is the name itself: nothing longer than a name can be meant.
+        // The data is the name itself, so nothing longer than a name is valid.
         Opt::EXPORT_NAME => MAX_NAME,
         _ => MAX_OPTION_DATA,
     };
@@ -359,9 +361,8 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> io::Result
     stream.flush().await
 }
 
-/// Acknowledges ABORT. "The server SHOULD gracefully handle the client sending an
-/// NBD_OPT_ABORT and closing the connection without waiting for a reply", so a failure
-/// here is none.
+/// Acknowledges ABORT. "The server SHOULD gracefully handle the client sending an NBD_OPT_ABORT and
+/// closing the connection without waiting for a reply", so errors are ignored.
 async fn send_farewell<S: AsyncWrite + Unpin>(stream: &mut S) {
     let mut out = Vec::new();
     push_reply(&mut out, Opt::ABORT, Rep::ACK, &[]);

@@ -1,5 +1,5 @@
-//! Answers that may be long: replies are encoded and sent as they are made, as fast as the
-//! client reads them.
+//! Option replies of unbounded length, with backpressure: replies are encoded and sent while they
+//! are produced, no faster than the client reads them.
 
 use std::future::Future;
 use std::io;
@@ -11,18 +11,18 @@ use tokio::sync::mpsc::{Sender, channel};
 use super::send;
 use crate::nbd::wire::option::{Opt, Rep, push_reply};
 
-/// Items that wait to be encoded while a client doesn't read. With an item's longest name and
-/// description that is 64 KiB.
+/// Capacity of the channel between producer and encoder, in items. With names and descriptions of
+/// maximum length, this is 64 KiB.
 const ITEMS_AHEAD: usize = 8;
 
-/// Encoded replies are sent when they have this many bytes.
+/// Number of encoded bytes after which replies are sent.
 const PIECE: usize = 16 * 1024;
 
-/// Sends a reply for each item that `produce` makes, and returns what `produce` returns. What
-/// is left in `out` then is to be sent with what follows.
+/// Sends a reply for each item that `produce` sends to its channel, and returns the output of
+/// `produce`. The rest left in `out` is to be sent along with what follows.
 ///
-/// `produce` doesn't go on while the client doesn't read: what is held for a client is
-/// [`PIECE`] and [`ITEMS_AHEAD`], however long the answer is.
+/// `produce` is suspended while the client does not read. Memory per client is bounded by [`PIECE`]
+/// and [`ITEMS_AHEAD`], however long the list is.
 pub(super) async fn send_each<S, T, F>(
     stream: &mut S,
     out: &mut Vec<u8>,
@@ -52,7 +52,7 @@ where
             },
             output = &mut producing, if produced.is_none() => {
                 produced = Some(output);
-                // What it has sent can still be received.
+                // Items already in the channel can still be received.
                 items.close();
             }
         }
@@ -99,7 +99,7 @@ mod tests {
         assert!(received == expected);
     }
 
-    /// A client that doesn't read holds up the producer, so that nothing accumulates.
+    /// A client that does not read suspends the producer, so nothing accumulates.
     #[tokio::test]
     async fn a_client_that_does_not_read_is_produced_nothing_for() {
         let made = AtomicUsize::new(0);
@@ -127,7 +127,7 @@ mod tests {
         drop(client);
     }
 
-    /// The sender may live longer than the future that used it.
+    /// The sender may outlive the future that used it.
     #[tokio::test]
     async fn it_ends_with_the_producer() {
         let (mut server, _client) = tokio::io::duplex(1024);

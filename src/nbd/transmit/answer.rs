@@ -1,4 +1,4 @@
-//! What an answer looks like: a simple reply, or the chunks of a structured one.
+//! Encoding of replies: a simple reply, or the chunks of a structured one.
 
 use super::chunks::{self, Chunk};
 use super::outgoing::Outgoing;
@@ -10,7 +10,7 @@ use crate::nbd::wire::reply::{
 use crate::nbd::wire::request::{Cookie, Request};
 use crate::nbd::{ReplyMode, Segment, Span};
 
-/// Writes the answer to one request.
+/// Encoder of the reply to one request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Answer {
     cookie: Cookie,
@@ -19,19 +19,20 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The answer to `request`, of which nothing is written yet.
+    /// Creates the encoder of the reply to `request`.
     pub(super) fn to(request: &Request, mode: ReplyMode) -> Self {
         Self { cookie: request.cookie, offset: request.offset, mode }
     }
 
-    /// Whether a read's data has to come as one, and after it is clear that all is well: a
-    /// simple reply can't take back what it said.
+    /// Returns true if replies are simple. The data of a read must then be written at once, after
+    /// all of it has been read successfully: a simple reply cannot report an error after its
+    /// header.
     pub(super) fn is_simple(self) -> bool {
         self.mode == ReplyMode::Simple
     }
 
-    /// A read's data, `segments` that fill `span`: in no more than one content chunk if
-    /// `whole`, and nothing after it if `last`.
+    /// Writes data of a read: `segments`, which fill `span`. Uses at most one content chunk if
+    /// `whole`, and ends the reply if `last`.
     pub(super) fn data(
         self,
         out: &mut Outgoing,
@@ -65,7 +66,7 @@ impl Answer {
         }
     }
 
-    /// There was nothing to do, or it is done, or all of it has been said.
+    /// Ends a successful reply without further content.
     pub(super) fn done(self, out: &mut Outgoing) {
         match self.mode {
             ReplyMode::Simple => self.simple(out, ErrorCode::OK),
@@ -73,7 +74,8 @@ impl Answer {
         }
     }
 
-    /// What each metadata context says: its number, and extents.
+    /// Writes the extents of each metadata context, given with the context's ID, and ends the
+    /// reply.
     pub(super) fn status(self, out: &mut Outgoing, contexts: &[(u32, Vec<Extent>)]) {
         let mut left = contexts.len();
         for (id, extents) in contexts {
@@ -84,14 +86,15 @@ impl Answer {
                 }
                 _ => (ReplyType::BLOCK_STATUS, block_status_payload(*id, extents)),
             };
-            // Millions of extents are not copied behind their head.
+            // There may be millions of extents, so the payload is not copied into the buffer of
+            // headers.
             let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
             self.chunk(out, kind, left == 0, length, &[]);
             out.push_segment(Segment::Data(payload.into()));
         }
     }
 
-    /// An error.
+    /// Writes an error reply.
     pub(super) fn refuse(self, out: &mut Outgoing, refusal: &Refusal) {
         match self.mode {
             ReplyMode::Simple => self.simple(out, refusal.code),
@@ -129,14 +132,15 @@ impl Answer {
         }
     }
 
-    /// The head of a content chunk, behind which `length` bytes of data follow.
+    /// Writes the header of a data chunk, up to and including its offset; `length` bytes of data
+    /// must follow.
     fn content_head(self, out: &mut Outgoing, offset: u64, length: u32, last: bool) {
         self.chunk(out, ReplyType::OFFSET_DATA, last, length, &offset.to_be_bytes());
     }
 
-    /// A chunk's header and `payload`, behind which `follows` bytes more will be added.
+    /// Writes a chunk's header and `payload`; the caller appends `follows` more bytes of payload.
     fn chunk(self, out: &mut Outgoing, kind: ReplyType, last: bool, follows: u32, payload: &[u8]) {
-        // At most the maximum payload and an offset.
+        // Cannot overflow: at most the maximum payload and an offset.
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).saturating_add(follows);
         let flags = if last { ReplyFlags::DONE } else { ReplyFlags::default() };
         let chunk = ChunkHeader { flags, kind, cookie: self.cookie, length };

@@ -1,23 +1,23 @@
-//! A read's parts, as they become ready.
+//! Assembly of a read's data from parts that arrive in any order.
 
 use std::collections::BTreeMap;
 
 use super::chunks::ALIGNMENT;
 use crate::nbd::{Segment, Span};
 
-/// The parts of one read that are here and not sent yet.
+/// Parts of one read that have arrived and have not been sent yet.
 #[derive(Debug)]
 pub(super) struct Assembly {
     span: Span,
-    /// By their offset in the export.
+    /// Unsent segments, by offset in the export.
     waiting: BTreeMap<u64, Segment>,
-    /// What has come so far: where each part begins and ends.
+    /// All ranges received so far: end by start.
     received: BTreeMap<u64, u64>,
-    /// How many bytes that is.
+    /// Total length of the received ranges, in bytes.
     received_bytes: u64,
 }
 
-/// Parts that follow one another.
+/// Consecutive segments that fill a span.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Run {
     pub(super) span: Span,
@@ -29,7 +29,7 @@ impl Assembly {
         Self { span, waiting: BTreeMap::new(), received: BTreeMap::new(), received_bytes: 0 }
     }
 
-    /// Takes a part; `false` if it isn't within the read, or was there already.
+    /// Adds a part. Returns `false` if it is not within the read, or overlaps an earlier part.
     #[must_use]
     pub(super) fn add(&mut self, offset: u64, segment: Segment) -> bool {
         if segment.is_empty() {
@@ -47,13 +47,13 @@ impl Assembly {
         true
     }
 
-    /// Whether every byte has come.
+    /// Returns true if every byte has been received.
     pub(super) fn is_complete(&self) -> bool {
         self.received_bytes == u64::from(self.span.length)
     }
 
-    /// The longest run around `at` whose borders are aligned, or the read's own. What is
-    /// left over at its ends waits for its neighbours.
+    /// Takes the longest run around offset `at` whose ends are aligned or coincide with the read's
+    /// own. The remainders at its ends stay until their neighbors arrive.
     pub(super) fn take_around(&mut self, at: u64) -> Option<Run> {
         let (mut start, mut end) = (at, at);
         for (&offset, segment) in self.waiting.range(..=at).rev() {
@@ -79,8 +79,8 @@ impl Assembly {
         self.take(start, end)
     }
 
-    /// Everything that waits, as far as it is without a gap: all of a complete read that
-    /// has not been sent.
+    /// Takes all unsent segments, as runs without gaps. If the read is complete, this is everything
+    /// that has not been sent.
     pub(super) fn take_all(&mut self) -> Vec<Run> {
         let mut runs = Vec::new();
         while let Some((&start, _)) = self.waiting.first_key_value() {
@@ -96,7 +96,7 @@ impl Assembly {
         runs
     }
 
-    /// Takes the waiting bytes from `start` to `end`, cutting segments at both.
+    /// Takes the unsent bytes from `start` to `end`, splitting segments at both ends.
     fn take(&mut self, start: u64, end: u64) -> Option<Run> {
         let length = end.checked_sub(start).filter(|&length| length > 0)?;
         self.cut_at(start);
@@ -104,7 +104,7 @@ impl Assembly {
         let mut taken = self.waiting.split_off(&start);
         self.waiting.append(&mut taken.split_off(&end));
         Some(Run {
-            // A part of a read, whose length has 32 bits.
+            // Cannot overflow: part of a read, whose length fits in 32 bits.
             span: Span { offset: start, length: u32::try_from(length).unwrap_or(u32::MAX) },
             segments: taken.into_values().collect(),
         })

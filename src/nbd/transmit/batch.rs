@@ -1,4 +1,4 @@
-//! Requests that arrived together, and what is noted of them for whoever watches.
+//! Metrics of requests that arrived together.
 
 use std::mem::take;
 use std::sync::Arc;
@@ -8,16 +8,16 @@ use super::ticket::Noted;
 use crate::nbd::wire::request::Request;
 use crate::nbd::{Activity, Requests, Span};
 
-/// Requests that arrived together. The clock is asked twice for all of them, and what they were
-/// is noted at once.
+/// Requests that arrived together. The clock is read and the metrics are updated once per batch,
+/// not once per request.
 #[derive(Debug)]
 pub(super) struct Batch {
     pub(super) activity: Arc<Activity>,
-    /// When they came.
+    /// Time of arrival.
     pub(super) arrived: Instant,
-    /// All that ever came, by what they asked for.
+    /// Total number of requests on this connection, by command.
     requests: Requests,
-    /// Reads of this batch that were answered at once, and with how many bytes.
+    /// Number of reads of this batch that were answered immediately, and their total bytes of data.
     reads: u64,
     bytes: u64,
 }
@@ -28,24 +28,25 @@ impl Batch {
         Self { activity, arrived: Instant::now(), requests, reads: 0, bytes: 0 }
     }
 
-    /// A request has been taken in.
+    /// Counts a request that was accepted.
     pub(super) fn count(&mut self, request: &Request) {
         self.requests.count(request.command);
     }
 
-    /// A read has been answered at once, with so many bytes.
+    /// Counts a read that was answered immediately with `bytes` bytes of data.
     pub(super) fn answered(&mut self, bytes: u32) {
         self.reads += 1;
         self.bytes += u64::from(bytes);
     }
 
-    /// A request, a read of `span` if it is one, will be answered later.
+    /// Returns the metrics record of a request that will be answered later; `span` is given for
+    /// reads.
     pub(super) fn later(&self, span: Option<Span>) -> Noted {
         let bytes = span.map(|span| span.length.into());
         Noted { activity: Arc::clone(&self.activity), arrived: self.arrived, bytes }
     }
 
-    /// All of them have been looked at.
+    /// Publishes the metrics once the whole batch has been processed.
     pub(super) fn note(&mut self) {
         let (reads, bytes) = (take(&mut self.reads), take(&mut self.bytes));
         if reads > 0 {

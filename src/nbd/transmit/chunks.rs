@@ -1,21 +1,21 @@
-//! A read's answer, cut into the content chunks of a structured reply.
+//! Division of a read's data into the content chunks of a structured reply.
 
 use crate::nbd::{Segment, Span};
 
-/// Chunks begin and end at multiples of this where possible, in bytes ("the server SHOULD
-/// use chunks with lengths and offsets as an integer multiple of 512 bytes").
+/// Alignment of the start and end of chunks where possible, in bytes ("the server SHOULD use chunks
+/// with lengths and offsets as an integer multiple of 512 bytes").
 pub(super) const ALIGNMENT: u64 = 512;
 
-/// A content chunk.
+/// A content chunk of a structured reply.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Chunk {
-    /// Zeros that needn't be sent.
+    /// A run of zeros that is not transferred.
     Hole { offset: u64, length: u32 },
-    /// Bytes, one segment after the other.
+    /// Literal data: consecutive segments.
     Data { offset: u64, segments: Vec<Segment> },
 }
 
-/// Cuts `segments`, which fill `span`, into as few chunks as its zeros allow.
+/// Divides `segments`, which fill `span`, into as few chunks as their zeros allow.
 pub(super) fn cut(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     let mut offset = span.offset;
@@ -30,14 +30,14 @@ pub(super) fn cut(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
     chunks
 }
 
-/// The segments with neighbouring zeros made one: a hole that goes over several blocks has
-/// nothing to align where one of them ends.
+/// Merges adjacent zero segments. A hole that spans several blocks then needs no alignment at the
+/// block boundaries.
 fn joined(segments: Vec<Segment>) -> Vec<Segment> {
     let mut joined: Vec<Segment> = Vec::with_capacity(segments.len());
     for segment in segments {
         match (joined.last_mut(), segment) {
             (_, segment) if segment.is_empty() => {}
-            // Together they are within a request, whose length has 32 bits.
+            // Cannot overflow: together they are within a request, whose length fits in 32 bits.
             (Some(Segment::Zeros(length)), Segment::Zeros(more)) => *length += more,
             (_, segment) => joined.push(segment),
         }
@@ -45,8 +45,8 @@ fn joined(segments: Vec<Segment>) -> Vec<Segment> {
     joined
 }
 
-/// Adds zeros: a hole as far as they reach aligned borders or the request's own, and data
-/// for the rest.
+/// Adds zeros: as a hole between boundaries that are aligned or the request's own, and as data for
+/// the remainders.
 fn push_zeros(chunks: &mut Vec<Chunk>, span: Span, start: u64, end: u64) {
     let hole_start = match start {
         start if start == span.offset => start,
@@ -73,7 +73,7 @@ fn push_data(chunks: &mut Vec<Chunk>, offset: u64, data: Segment) {
     }
 }
 
-/// Zeros within a request, whose length has 32 bits.
+/// Returns a zero segment; a length within a request fits in 32 bits.
 fn zeros(length: u64) -> Segment {
     Segment::Zeros(u32::try_from(length).unwrap_or(u32::MAX))
 }
@@ -120,7 +120,7 @@ mod tests {
                 filled(1536, vec![zeros(64), data(1400)]),
             ]
         );
-        // Nothing is left of a run that reaches no two borders.
+        // A run of zeros that contains no two aligned boundaries becomes data.
         assert_eq!(
             cut(span, vec![data(100), zeros(500), data(2400)]),
             [filled(0, vec![data(100), zeros(412), zeros(88), data(2400)])]

@@ -1,4 +1,4 @@
-//! What becomes of each request: it is answered at once, or by a task of its own.
+//! Dispatch of requests: each is answered immediately, or in a task of its own.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -20,14 +20,16 @@ use crate::nbd::wire::request::Request;
 use crate::nbd::{Export, Segment, SessionError, Span};
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
-    /// Takes a request in, or holds it back until the throttle lets it pass.
+    /// Handles a request, or holds it until the rate limit admits it. Returns the reason to close
+    /// if the client disconnects.
     pub(super) fn arrived(&mut self, request: Request) -> Result<Option<Farewell>, SessionError> {
         let Some(throttle) = &self.throttle else { return self.take_in(&request) };
         let bytes = match judge(&request, self.session) {
-            // Nobody is kept from leaving.
+            // Requests that end the session are not subject to the rate limit.
             Verdict::Disconnect | Verdict::TooLarge(_) => return self.take_in(&request),
             Verdict::Read { span, .. } => span.length,
-            // It is read all the same, if not sent. Nobody caches more than the longest read.
+            // CACHE reads data from storage, even though it is not sent. It is charged for at most
+            // as much as the longest read.
             Verdict::Cache { length, .. } => {
                 u32::try_from(length).unwrap_or(MAX_PAYLOAD).min(MAX_PAYLOAD)
             }
@@ -40,7 +42,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         Ok(None)
     }
 
-    /// Answers a request, or has it answered. Says so if it is the last one.
+    /// Answers a request, or starts a task that does. Returns the reason to close if the client
+    /// disconnects.
     pub(super) fn take_in(&mut self, request: &Request) -> Result<Option<Farewell>, SessionError> {
         let verdict = judge(request, self.session);
         match verdict {
@@ -78,7 +81,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             }
             Verdict::Done => self.answer(|out| answer.done(out)),
             Verdict::Refuse { refusal, payload } => {
-                // The payload of a refused WRITE is on its way all the same.
+                // The payload of a refused request, such as a WRITE, arrives nevertheless.
                 self.inbox.skip(payload);
                 self.refuse(answer, &refusal);
             }
@@ -92,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         self.batch.count(request);
     }
 
-    /// Answers a read at once if its data and the memory for it are at hand.
+    /// Answers a read immediately if its data is cached and memory for the reply is free.
     fn read(&mut self, answer: Answer, span: Span, whole: bool) {
         let job = Job::Read { span, whole };
         if span.length == 0 {
@@ -118,7 +121,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         queue.push_receipt(Some(hold), true);
     }
 
-    /// Reads ahead of a client that reads in order, and stops when it doesn't any more.
+    /// Starts readahead for a client that reads sequentially, and cancels it when the client stops
+    /// doing so.
     fn look_ahead(&mut self, span: Span) {
         match self.sequence.note(span, self.session.size) {
             Outlook::Unchanged => {}
@@ -127,7 +131,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                     ahead.abort();
                 }
             }
-            // One thing at a time: a client that is ahead of it doesn't need it.
+            // At most one readahead runs at a time: a client that has overtaken it does not need
+            // it.
             Outlook::Ahead(_) if self.ahead.as_ref().is_some_and(|last| !last.is_finished()) => {}
             Outlook::Ahead(span) => {
                 let export = Arc::clone(&self.export);
@@ -136,7 +141,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         }
     }
 
-    /// Has a request answered by a task of its own.
+    /// Starts a task that answers a request.
     fn spawn(&mut self, answer: Answer, job: Job) {
         let span = match job {
             Job::Read { span, .. } => Some(span),
@@ -146,8 +151,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         self.run(Arc::clone(&self.worker).work(ticket, job));
     }
 
-    /// Runs a task beside this one, and forgets those that have ended: some clients never
-    /// cause any but to read ahead, and read for days.
+    /// Spawns a task, after removing finished ones from the set. Some clients spawn nothing but
+    /// readahead tasks for days, so no other place would remove them.
     fn run(&mut self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         while self.tasks.try_join_next().is_some() {}
         self.tasks.spawn(work)
@@ -195,7 +200,8 @@ mod tests {
         }
     }
 
-    /// Tasks that had read ahead were kept until a read had to wait, which may never be.
+    /// Regression test: finished readahead tasks were kept until a read had to wait, which may
+    /// never happen.
     #[tokio::test]
     async fn reading_ahead_leaves_nothing_behind() {
         let (_client, server) = tokio::io::duplex(1);

@@ -1,4 +1,4 @@
-//! What is still to be done for a client when no further request of it is read.
+//! Graceful end of a connection from which no more requests are read.
 
 use std::time::{Duration, Instant};
 
@@ -8,14 +8,14 @@ use super::{Connection, Farewell};
 use crate::nbd::{Export, SessionError};
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
-    /// Takes in the requests that had been read from the stream when the shutdown began: "On a
+    /// Handles the requests that had been read from the stream when the shutdown began: "On a
     /// server shutdown, the server SHOULD wait for inflight requests to be serviced prior to
     /// initiating a hard disconnect." The rest of that section ("MAY speed this process up by
-    /// issuing error replies", `NBD_ESHUTDOWN`) is left alone on purpose: clients that would
-    /// reconnect hand such an error to their users instead.
+    /// issuing error replies", `NBD_ESHUTDOWN`) is deliberately not used: clients that would
+    /// reconnect report such an error to their users instead.
     ///
-    /// A request that the throttle holds back, and what follows it, is not taken in: the client
-    /// would have to wait for it, and so would the restart.
+    /// A request held by the rate limit, and all requests after it, are not accepted: waiting for
+    /// the limit would delay the client and the restart.
     pub(super) async fn serve_accepted(
         &mut self,
         patience: Duration,
@@ -35,8 +35,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         Ok(Farewell::ShutDown)
     }
 
-    /// Waits until everything is answered and sent, as long as the client takes it; then
-    /// closes the way out.
+    /// Sends all outstanding replies, as long as the client keeps reading them, then shuts down the
+    /// write side of the stream.
     pub(super) async fn drain(&mut self, patience: Duration) -> Result<(), SessionError> {
         while self.in_flight() > 0 || !self.outbox.is_empty() {
             self.progress(patience).await?;
@@ -45,8 +45,8 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         Ok(())
     }
 
-    /// Waits for an answer, or sends those that there are. The client has `patience` to read
-    /// some of what is sent; work may take as long as it does.
+    /// Waits for a reply to become ready, or sends those that are queued. The client must read some
+    /// of what is sent within `patience`; the processing of requests is not limited in time.
     async fn progress(&mut self, patience: Duration) -> Result<(), SessionError> {
         let before = self.share.sent();
         let is_waiting_for_work = self.outbox.is_empty();

@@ -1,4 +1,4 @@
-//! A request that has come too soon.
+//! A request that is delayed by the rate limit.
 
 use std::future::{Future, pending};
 use std::pin::Pin;
@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::nbd::Throttle;
 use crate::nbd::wire::request::Request;
 
-/// A request that stands in the throttle's queue.
+/// A request that waits in the throttle's queue.
 pub(super) struct Held {
     request: Request,
     arrived: Instant,
@@ -16,7 +16,7 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Holds back a request that asks for so many bytes.
+    /// Enqueues a request that asks for `bytes` bytes.
     pub(super) fn new(
         request: Request,
         bytes: u32,
@@ -28,10 +28,10 @@ impl Held {
     }
 }
 
-/// Takes the request that is held back when its turn has come, and says when it came; if there
-/// is none, its turn never comes.
+/// Waits until the held request is admitted, takes it, and returns it with its time of arrival.
+/// Never completes if no request is held.
 ///
-/// Cancel safe: it keeps its place in the queue.
+/// Cancel safe: the request keeps its position in the queue.
 pub(super) async fn next(held: &mut Option<Held>) -> (Request, Instant) {
     match held {
         Some(Held { turn, request, arrived }) => {

@@ -1,4 +1,4 @@
-//! Requests as they come out of the stream.
+//! Reading of requests from the stream.
 
 use std::io;
 
@@ -9,32 +9,32 @@ use crate::nbd::wire::Malformed;
 use crate::nbd::wire::request::{Command, CommandFlags, Request};
 use crate::nbd::{ReplyMode, SessionError};
 
-/// How much is read at once, in bytes: some 140 requests.
+/// Capacity of the read buffer, in bytes: about 140 requests.
 const CAPACITY: usize = 4096;
 
-/// Reads requests through a buffer, so that those that came together cost one read.
+/// Buffered reader of requests: those that arrived together cost a single read.
 #[derive(Debug)]
 pub(super) struct Inbox<R> {
     reader: R,
     buffer: BytesMut,
     extended: bool,
-    /// Bytes of payload that nobody wants and that are still to come.
+    /// Bytes of unwanted payload that have not been skipped yet.
     to_skip: u32,
-    /// The longest payload that is wanted, in bytes: that of a block status request.
+    /// Maximum length of a payload that is kept, in bytes: that of a block status request.
     most_kept: usize,
 }
 
 impl<R: AsyncRead + Unpin> Inbox<R> {
-    /// Requests have compact headers, or extended ones if those were negotiated.
+    /// Creates a reader of requests with compact or, if `mode` is extended, extended headers.
     pub(super) fn new(reader: R, mode: ReplyMode, most_kept: usize) -> Self {
         let extended = mode == ReplyMode::Extended;
         let buffer = BytesMut::with_capacity(CAPACITY);
         Self { reader, buffer, extended, to_skip: 0, most_kept }
     }
 
-    /// The next request, or `None` where the client closed between two requests.
+    /// Returns the next request, or `None` if the client closed the stream between two requests.
     ///
-    /// Cancel safe: what has arrived stays in the buffer.
+    /// Cancel safe: data that has arrived stays in the buffer.
     pub(super) async fn request(&mut self) -> Result<Option<Request>, SessionError> {
         loop {
             if let Some(request) = self.request_here()? {
@@ -49,7 +49,8 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         }
     }
 
-    /// The next request, if it is in the buffer; with its payload, if that is wanted.
+    /// Returns the next request if it is in the buffer, along with its payload if that is to be
+    /// kept.
     pub(super) fn request_here(&mut self) -> Result<Option<Request>, Malformed> {
         let now = self.buffer.len().min(self.to_skip as usize);
         self.buffer.advance(now);
@@ -67,7 +68,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         Ok(Some(request))
     }
 
-    /// How long the payload is that comes together with its request, in bytes.
+    /// Returns the length of the payload that is buffered along with its request, in bytes.
     fn kept_payload(&self, request: &Request) -> usize {
         let has_payload = self.extended
             && request.command == Command::BLOCK_STATUS
@@ -78,8 +79,8 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         }
     }
 
-    /// The payload of the request that came last, `length` bytes; `None` if it is too long to
-    /// be wanted, and will be skipped.
+    /// Takes the payload of the request that was returned last, `length` bytes. Returns `None` if
+    /// it is too long to be kept, and skips it.
     pub(super) fn payload(&mut self, length: u32) -> Option<BytesMut> {
         if length as usize > self.most_kept || length as usize > self.buffer.len() {
             self.skip(length);
@@ -88,13 +89,13 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
         Some(self.buffer.split_to(length as usize))
     }
 
-    /// Passes over `length` bytes of payload, as they come.
+    /// Skips the next `length` bytes of payload as they arrive.
     pub(super) fn skip(&mut self, length: u32) {
         self.to_skip = length;
     }
 
-    /// Reads over whatever comes until the client closes. To close while something is
-    /// unread would reset the connection, and replies on their way would be lost.
+    /// Reads and discards data until the client closes the stream. Closing a socket with unread
+    /// data would reset the connection and lose replies that are still in transit.
     pub(super) async fn discard(&mut self) {
         self.buffer.clear();
         while matches!(self.fill().await, Ok(true)) {
@@ -103,13 +104,13 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     }
 
     async fn fill(&mut self) -> io::Result<bool> {
-        // Makes room for a whole read without growing: consumed bytes are reclaimed.
+        // Makes room for a full read without growing the buffer: consumed bytes are reclaimed.
         let wanted = CAPACITY.max(Request::EXTENDED_SIZE + self.most_kept);
         self.buffer.reserve(wanted - self.buffer.len().min(wanted - 1));
         match self.reader.read_buf(&mut self.buffer).await {
             Ok(count) => Ok(count > 0),
-            // Many clients close TCP without closing TLS first. Requests carry their own
-            // lengths, so an end that was forged can't make one request into another.
+            // Many clients close TCP without closing TLS first. Requests carry their own lengths,
+            // so a forged end of stream cannot turn one request into another.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(error),
         }

@@ -1,12 +1,12 @@
-//! The transmission phase ("Transmission"): many requests at once, answered in whatever
-//! order they are ready.
+//! The transmission phase ("Transmission"): many requests in flight, answered in the order in which
+//! their replies become ready.
 //!
-//! A connection is one task. It takes requests in ([`inbox`]), has each judged
-//! ([`verdict`]), and writes the answers to those that need no waiting into a queue
-//! ([`dispatch`], [`answer`], [`outgoing`]); the rest goes to tasks of its own ([`work`]), whose answers
-//! come back by a channel. What a client that reads in order will ask for next is read
-//! ahead ([`sequence`]). When nothing more has arrived, or enough waits, it sends the
-//! queue ([`outbox`]): what arrived together is answered together.
+//! Each connection is one task. It reads requests ([`inbox`]) and validates each of them
+//! ([`verdict`]). Replies that need no waiting are written to a queue immediately ([`dispatch`],
+//! [`answer`], [`outgoing`]). All other requests are processed in tasks of their own ([`work`]),
+//! which return their replies through a channel. For clients that read sequentially, data is read
+//! ahead ([`sequence`]). The queue is sent ([`outbox`]) when no more requests have arrived or
+//! enough bytes are queued, so requests that arrived together are answered together.
 
 mod answer;
 mod assembly;
@@ -44,33 +44,35 @@ use sequence::Sequence;
 use verdict::Session;
 use work::{StatusQuery, Worker};
 
-/// Requests of one connection that are worked on, or answered but not yet sent. The
-/// Linux client keeps 128 in flight, others fewer.
+/// Maximum number of requests in flight on one connection: being processed, or answered but not
+/// fully sent. The Linux client keeps 128 in flight, others fewer.
 const MAX_REQUESTS_IN_FLIGHT: u64 = 256;
 
-/// How long a client may take to close that didn't ask for the end.
+/// Time that a client has to close the connection after the server decided to end the session.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// What one connection may use.
+/// Resource limits of one connection.
 #[derive(Debug, Clone)]
 pub struct TransmitLimits {
-    /// Memory for replies, shared with all other connections.
+    /// Memory budget for replies, shared with all other connections.
     pub budget: Arc<Budget>,
-    /// How fast its client may ask, shared with that client's other connections. While a
-    /// request waits for it, nothing more is read from the stream.
+    /// Rate limit of the client, shared with its other connections. While a request waits for it,
+    /// nothing more is read from the stream.
     pub throttle: Option<Arc<Throttle>>,
-    /// How long a client may ask for nothing while nothing is owed to it.
+    /// Idle timeout: time that a client may send no requests while none are in flight.
     pub idle: Option<Duration>,
-    /// How long a client that is in the way of others may read nothing.
+    /// Stall timeout: time for which a client that holds memory others are waiting for may stop
+    /// reading.
     pub stall: Duration,
-    /// How long a client that has left may take to read its last replies.
+    /// Drain timeout: time that a client has to make progress in reading its last replies.
     pub drain: Duration,
-    /// Where it is noted what the session does. It should be this connection's alone.
+    /// Counters to which the session reports. They should not be shared with other connections.
     pub activity: Arc<Activity>,
 }
 
 impl TransmitLimits {
-    /// A share of `budget`, and ten seconds to read; nothing else is limited.
+    /// Creates limits with a share of `budget` and stall and drain timeouts of ten seconds; nothing
+    /// else is limited.
     pub fn new(budget: Arc<Budget>) -> Self {
         const PATIENCE: Duration = Duration::from_secs(10);
         let activity = Arc::default();
@@ -78,45 +80,45 @@ impl TransmitLimits {
     }
 }
 
-/// How transmission ended.
+/// Reason why transmission ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Farewell {
-    /// The client said `NBD_CMD_DISC`.
+    /// The client sent `NBD_CMD_DISC`.
     Disconnected,
     /// The client closed the stream between two requests.
     HungUp,
-    /// The client asked for nothing for too long.
+    /// The client sent no requests for longer than the idle timeout.
     Idle,
     /// The server is shutting down.
     ShutDown,
 }
 
-/// What happened during transmission.
+/// Statistics of a finished transmission phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Summary {
-    /// How it ended.
+    /// Reason why it ended.
     pub farewell: Farewell,
-    /// Requests that came.
+    /// Number of requests received.
     pub requests: u64,
-    /// How much they asked to read, in bytes.
+    /// Total length of the valid reads among them, in bytes.
     pub bytes: u64,
-    /// Requests among them whose answers could not be sent to the last byte, since the stream
-    /// failed, or the client stopped reading, while the server was shutting down.
+    /// Number of requests whose replies could not be sent completely, because the stream failed or
+    /// the client stopped reading while the server was shutting down.
     pub unanswered: u64,
 }
 
-/// Serves what was chosen until the client leaves or `shutdown` completes.
+/// Serves the chosen export until the client leaves or `shutdown` completes.
 ///
-/// Every request that was accepted is answered, and the answers are sent, before the stream is
-/// shut down (TLS with it) and this returns. A request is accepted once it has been read from the
-/// stream, payload included, and the throttle has let it pass.
+/// Every accepted request is answered, and the replies are sent, before the stream is shut down
+/// (TLS with it) and this returns. A request is accepted once it has been read from the stream,
+/// payload included, and the rate limit has admitted it.
 ///
-/// When `shutdown` completes, nothing more is read from the stream, and it ends between two
+/// When `shutdown` completes, nothing more is read from the stream, which then ends between two
 /// replies. Requests that were not accepted get no reply, not even `NBD_ESHUTDOWN`: a client that
-/// reconnects repeats them, while an error would go to whoever reads the disk.
+/// reconnects repeats them, whereas an error would be reported to the user of the disk.
 ///
 /// # Errors
-/// The stream failed, or the client broke the protocol or its limits.
+/// The stream failed, or the client broke the protocol or exceeded its limits.
 pub async fn transmit<S, E>(
     stream: S,
     chosen: Chosen<E>,
@@ -134,8 +136,8 @@ where
         served = connection.serve_accepted(limits.drain).await;
     }
     connection.note();
-    // What was asked before the client broke the protocol, or off, is answered all the same.
-    // If the stream has failed, this ends at once.
+    // Requests that preceded a protocol violation or the end of the stream are still answered. If
+    // the stream has failed, this ends immediately.
     let drained = match served {
         Err(SessionError::Stalled) => Ok(()),
         _ => connection.drain(limits.drain).await,
@@ -143,7 +145,8 @@ where
     connection.note();
     let ended = served.and_then(|farewell| drained.map(|()| farewell));
     let farewell = match ended {
-        // The server ended the session, and the client left or stopped reading meanwhile.
+        // The server initiated the end, so it is no failure that the client left or stopped reading
+        // in the meantime.
         Err(SessionError::Io(_) | SessionError::Stalled | SessionError::DrainTimeout)
             if is_shutdown =>
         {
@@ -156,12 +159,12 @@ where
         Farewell::Disconnected => limits.drain,
         Farewell::Idle | Farewell::ShutDown => LINGER.min(limits.drain),
     };
-    // A client that doesn't close in time is closed upon, which is no failure.
+    // If the client does not close in time, the server does; that is not an error.
     tokio::time::timeout(linger, connection.inbox.discard()).await.unwrap_or_default();
     Ok(connection.summary(farewell))
 }
 
-/// One client's connection.
+/// State of one client's connection in the transmission phase.
 struct Connection<S, E> {
     export: Arc<E>,
     session: Session,
@@ -170,21 +173,22 @@ struct Connection<S, E> {
     outbox: Outbox<WriteHalf<S>>,
     share: Arc<Share>,
     worker: Arc<Worker<E>>,
-    /// What has to wait. It ends with the connection.
+    /// Tasks of requests that have to wait, and of readahead. They are canceled when the
+    /// connection is dropped.
     tasks: JoinSet<()>,
     sequence: Sequence,
-    /// What is being read ahead.
+    /// The running readahead task, if any.
     ahead: Option<AbortHandle>,
-    /// By which answers of `tasks` come back.
+    /// Channel through which `tasks` return replies.
     replies: mpsc::UnboundedSender<Outgoing>,
     ready: mpsc::UnboundedReceiver<Outgoing>,
-    /// Requests that came, and how much they asked to read, in bytes.
+    /// Number of requests received, and total length of the valid reads among them, in bytes.
     requests: u64,
     bytes: u64,
-    /// What a read at once found; kept so that none of them has to allocate.
+    /// Buffer for the segments of an immediate read; reused to avoid an allocation for each read.
     segments: Vec<Segment>,
     throttle: Option<Arc<Throttle>>,
-    /// A request that waits for the throttle.
+    /// Request that is waiting for the rate limit.
     held: Option<Held>,
     idle: Option<Duration>,
     batch: Batch,
@@ -225,7 +229,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         Summary { farewell, requests: self.requests, bytes: self.bytes, unanswered }
     }
 
-    /// Takes requests in and answers them until there will be no more.
+    /// Reads and handles requests until the session ends.
     async fn serve(
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
@@ -243,7 +247,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                     if let Some(farewell) = self.arrived(request)? {
                         return Ok(farewell);
                     }
-                    // What arrived together with it, without asking the system again.
+                    // Handles the rest of the batch from the buffer, without another system call.
                     while self.may_ask() && let Some(request) = self.inbox.request_here()? {
                         if let Some(farewell) = self.arrived(request)? {
                             return Ok(farewell);
@@ -266,14 +270,14 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
         }
     }
 
-    /// Whether a further request may be taken in.
+    /// Returns true if another request may be accepted.
     fn may_ask(&self) -> bool {
         self.in_flight() < MAX_REQUESTS_IN_FLIGHT && self.outbox.has_room() && self.held.is_none()
     }
 
-    /// Whether nothing can happen unless the client asks for something, and there is a limit
-    /// to that. The time until then begins anew whenever this becomes true; a part of a
-    /// request changes nothing.
+    /// Returns true if the idle timeout applies: nothing is in flight, so only a request from the
+    /// client can cause progress. The timeout restarts whenever this becomes true; receiving a part
+    /// of a request does not restart it.
     fn is_idle(&self) -> bool {
         self.idle.is_some()
             && self.in_flight() == 0
@@ -281,19 +285,19 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             && self.held.is_none()
     }
 
-    /// Notes what was done since the last time, for whoever watches.
+    /// Publishes the metrics collected since the last call.
     fn note(&mut self) {
         self.batch.note();
         self.batch.activity.set_in_flight(self.in_flight());
     }
 
-    /// Requests that are not answered to the last byte yet.
+    /// Returns the number of requests that have not been answered completely.
     fn in_flight(&self) -> u64 {
         self.requests - self.outbox.answered()
     }
 }
 
-/// The end of that time; if there is none, it never comes.
+/// Sleeps for `time`; never completes if there is none.
 async fn elapsed(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,

@@ -1,4 +1,4 @@
-//! The way out: replies that wait, and the stream that takes them.
+//! Sending of queued replies to the stream.
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
@@ -11,22 +11,21 @@ use super::pace::Pace;
 use crate::nbd::SessionError;
 use crate::nbd::budget::Share;
 
-/// As long as so many bytes wait, no further request is taken in: more at once wouldn't be
-/// faster, and a client that doesn't read has to stop asking some time.
+/// Number of queued bytes from which on no further requests are accepted. A longer queue would not
+/// be faster, and a client that does not read must be stopped from asking eventually.
 const ROOM: usize = 256 * 1024;
 
-/// So many bytes are sent without a pause, then other threads and the other connections of
-/// this one have their turn.
+/// Number of bytes sent before yielding to other threads and to other connections of this thread.
 const WITHOUT_A_PAUSE: usize = 256 * 1024;
 
-/// Slices that are handed to the stream at once, at most.
+/// Maximum number of slices passed to one vectored write.
 const MAX_SLICES: usize = 64;
 
-/// Sends replies, and says which requests are answered with that.
+/// Sender of replies; counts the requests that have been answered completely.
 #[derive(Debug)]
 pub(super) struct Outbox<W> {
     writer: W,
-    /// Answers are added here.
+    /// Queue to which replies are appended.
     pub(super) queue: Outgoing,
     is_flushed: bool,
     since_pause: usize,
@@ -48,24 +47,24 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         }
     }
 
-    /// Whether a further request may be taken in.
+    /// Returns true if another request may be accepted.
     pub(super) fn has_room(&self) -> bool {
         self.queue.len() < ROOM
     }
 
-    /// Whether everything has left this program.
+    /// Returns true if all replies have been written and flushed.
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty() && self.is_flushed
     }
 
-    /// How many requests have been answered so far, to the last byte.
+    /// Returns the number of requests whose replies have been sent completely.
     pub(super) fn answered(&self) -> u64 {
         self.answered
     }
 
-    /// Sends all that waits, then flushes.
+    /// Sends all queued replies, then flushes the stream.
     ///
-    /// Cancel safe: what was not sent waits on.
+    /// Cancel safe: bytes that were not sent remain in the queue.
     pub(super) async fn send(&mut self) -> Result<(), SessionError> {
         while !self.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
@@ -82,8 +81,8 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
             self.since_pause += written;
             if self.since_pause >= WITHOUT_A_PAUSE {
                 self.since_pause = 0;
-                // Other threads first: with more of them than cores, one that only has a small
-                // answer to send would wait until this one's time is up.
+                // Yields to other threads first: if there are more threads than cores, one with
+                // only a small reply to send would otherwise wait until this one's time slice ends.
                 std::thread::yield_now();
                 tokio::task::yield_now().await;
             }
@@ -95,7 +94,8 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
         Ok(())
     }
 
-    /// Closes the stream, TLS with it. The client may be gone already, which is its right.
+    /// Shuts down the stream, TLS included. Errors are ignored: the client may legitimately have
+    /// gone already.
     pub(super) async fn close(&mut self) {
         self.writer.shutdown().await.unwrap_or_default();
     }

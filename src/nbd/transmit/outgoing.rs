@@ -1,4 +1,4 @@
-//! Replies as bytes on their way into the stream.
+//! Queue of encoded replies.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -8,58 +8,58 @@ use bytes::Bytes;
 use crate::nbd::budget::Hold;
 use crate::nbd::export::{COPIED, Segment};
 
-/// A buffer that has grown beyond this is given back once it is empty, in bytes.
+/// Capacity in bytes beyond which an empty buffer is freed.
 const KEPT: usize = 256 * 1024;
 
-/// What zeros are sent from.
+/// Source of zeros to send.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// A queue of bytes: heads and short data in one buffer, long data as slices of blocks.
-/// Once it has grown to what a connection needs, it allocates nothing more.
+/// A queue of bytes to send: headers and short data are copied into one buffer, long data is kept
+/// as references to blocks. Once grown to what a connection needs, it allocates no more.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     small: Vec<u8>,
-    /// How much of `small` is sent.
+    /// Number of bytes of `small` that have been sent.
     small_sent: usize,
     pieces: VecDeque<Piece>,
     length: usize,
     receipts: VecDeque<Receipt>,
-    /// Bytes that were ever queued, and those that were sent.
+    /// Total bytes queued and total bytes sent since creation.
     queued: u64,
     sent: u64,
 }
 
 #[derive(Debug)]
 enum Piece {
-    /// So many bytes of the buffer.
+    /// Number of bytes in the buffer.
     Small(usize),
-    /// A part of a block.
+    /// Referenced data, such as part of a block.
     Data(Bytes),
-    /// So many zeros.
+    /// Number of zeros.
     Zeros(usize),
 }
 
-/// What becomes free when everything up to a position is sent.
+/// Marker in the queue: when all bytes before `position` have been sent, `hold` is released.
 #[derive(Debug)]
 struct Receipt {
     position: u64,
     hold: Option<Hold>,
-    /// Whether it is the end of a request's answer.
+    /// True if this is the end of the reply to a request.
     is_last: bool,
 }
 
 impl Outgoing {
-    /// How many bytes wait to be sent.
+    /// Returns the number of bytes that wait to be sent.
     pub(super) fn len(&self) -> usize {
         self.length
     }
 
-    /// Whether there is nothing to send.
+    /// Returns true if no bytes wait to be sent.
     pub(super) fn is_empty(&self) -> bool {
         self.length == 0
     }
 
-    /// Adds bytes, by copying them.
+    /// Appends a copy of `bytes`.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.small.extend_from_slice(bytes);
         self.grow(bytes.len());
@@ -69,9 +69,9 @@ impl Outgoing {
         }
     }
 
-    /// Adds a part of an export, without copying it if it is long. A short one has its place
-    /// behind its head: a slice of its own would cost more, and would keep the whole block
-    /// that it is a part of in memory for as long as the client takes to read it.
+    /// Appends part of an export. Long data is referenced, not copied. Short data is copied to
+    /// follow its header in the buffer: a slice of its own would cost more, and would keep the
+    /// whole block in memory until the client has read it.
     pub(super) fn push_segment(&mut self, segment: Segment) {
         match segment {
             Segment::Data(bytes) if bytes.len() < COPIED => self.push(&bytes),
@@ -87,15 +87,15 @@ impl Outgoing {
         }
     }
 
-    /// Marks the end of what was added so far as the end of a reply, and of a request's
-    /// answer if it `is_last`. `hold` is given back when it is sent.
+    /// Marks the current end of the queue. `hold` is released once everything before it has been
+    /// sent. `is_last` says that this is the end of the reply to a request.
     pub(super) fn push_receipt(&mut self, hold: Option<Hold>, is_last: bool) {
         if hold.is_some() || is_last {
             self.receipts.push_back(Receipt { position: self.queued, hold, is_last });
         }
     }
 
-    /// Adds all of another queue, none of which was sent.
+    /// Appends another queue, of which nothing may have been sent yet.
     pub(super) fn append(&mut self, other: Self) {
         let before = self.queued;
         let mut small = other.small.as_slice();
@@ -117,7 +117,7 @@ impl Outgoing {
         self.receipts.extend(moved.map(|r| Receipt { position: before + r.position, ..r }));
     }
 
-    /// Fills `slices` with what is to be sent next; returns how many there are.
+    /// Fills `slices` with the bytes to send next, and returns the number of slices used.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut small = self.small.get(self.small_sent..).unwrap_or_default();
         let mut count = 0;
@@ -160,8 +160,8 @@ impl Outgoing {
         count
     }
 
-    /// Forgets the first `count` bytes, which are sent. Returns how many requests are
-    /// answered with that.
+    /// Removes the first `count` bytes, which have been sent. Returns the number of requests whose
+    /// replies are thereby complete.
     pub(super) fn advance(&mut self, count: usize) -> usize {
         let mut left = count.min(self.length);
         self.length -= left;

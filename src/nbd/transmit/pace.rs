@@ -1,4 +1,4 @@
-//! How fast a client has to read.
+//! Detection of clients that stall while holding memory.
 
 use std::future::Future;
 use std::io;
@@ -9,28 +9,32 @@ use tokio::time::Instant;
 use crate::nbd::SessionError;
 use crate::nbd::budget::Share;
 
-/// How fast a client has to read. It may stand still for ever while nobody is hurt by it;
-/// but once its replies keep memory from others, it has to take some of them in each
-/// period, and more of them the more memory that is, so that nobody holds it by reading a
-/// byte now and then.
+/// Minimum rate at which a client has to read. A client may pause indefinitely as long as no other
+/// is affected. Once its replies occupy memory that others wait for, it must read some in each
+/// period, and the more memory it holds, the more. A client therefore cannot hold memory by reading
+/// a byte now and then.
 #[derive(Debug)]
 pub(super) struct Pace {
     period: Duration,
-    /// Since when it has been in the way, and what had been sent by then.
+    /// Start of the current period, and the number of bytes sent until then, if others are waiting
+    /// for memory that the client holds.
     in_the_way: Option<(Instant, u64)>,
 }
 
 impl Pace {
-    /// Bytes that have to be read in a period at least.
+    /// Minimum number of bytes to be read per period.
     const LEAST: u64 = 1024 * 1024;
-    /// In so many periods as much has to be read as is kept from others.
+    /// Number of periods in which a client has to read as much as it holds of the pool.
     const PERIODS: u64 = 8;
 
     pub(super) fn new(period: Duration) -> Self {
         Self { period, in_the_way: None }
     }
 
-    /// Waits for progress on the stream.
+    /// Waits for `progress` on the stream, checking the client's rate meanwhile.
+    ///
+    /// # Errors
+    /// The stream failed, or the client reads too slowly ([`SessionError::Stalled`]).
     pub(super) async fn keep<T>(
         &mut self,
         share: &Share,
@@ -72,8 +76,7 @@ mod tests {
     const PERIOD: Duration = Duration::from_secs(10);
     const FOR_EVER: Duration = Duration::from_secs(3600);
 
-    /// Sends what has no end, into a pipe that holds little, while `held` bytes of the pool
-    /// are kept.
+    /// Sends endless data into a small pipe while holding `held` bytes of the pool.
     async fn sending(share: Arc<Share>, held: u32) -> (impl AsyncRead, JoinHandle<SessionError>) {
         let hold = share.take(held).await;
         let (client, server) = tokio::io::duplex(64 * 1024);
@@ -90,7 +93,8 @@ mod tests {
         (client, sender)
     }
 
-    /// Reads so many bytes a second until the sender ends; at most for an hour.
+    /// Reads `bytes` bytes per second until the sender ends, for an hour at most. Returns the time
+    /// elapsed.
     async fn read_slowly(
         client: impl AsyncRead,
         bytes: usize,
@@ -105,8 +109,8 @@ mod tests {
         started.elapsed()
     }
 
-    /// How long a client that keeps `held` bytes of a full pool from somebody else may read
-    /// so slowly.
+    /// Returns how long a client that holds `held` bytes of a full pool, for which another waits,
+    /// may read at the given rate.
     async fn patience(held: u32, bytes_a_second: usize) -> Duration {
         let budget = Budget::new(MAX_PAYLOAD, u32::MAX);
         let share = Arc::new(Share::new(Arc::clone(&budget)));
@@ -139,7 +143,7 @@ mod tests {
     async fn who_reads_steadily_is_not_dropped() {
         assert!(patience(1024 * 1024, 150_000).await >= FOR_EVER);
         assert!(patience(MAX_PAYLOAD, 600_000).await >= FOR_EVER);
-        // What would be enough of little is too little of much.
+        // A rate that is sufficient for a small amount of memory is too low for a large one.
         assert!(patience(MAX_PAYLOAD, 150_000).await < 3 * PERIOD);
     }
 

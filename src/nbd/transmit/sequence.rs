@@ -1,43 +1,43 @@
-//! Notices clients that read one thing after the other.
+//! Detection of sequential reads, for readahead.
 
 use crate::nbd::Span;
 
-/// How far from where the last read ended the next one may be, in bytes: clients that have
-/// many requests under way don't send them quite in order.
+/// Maximum distance between the end of the last read and the start of the next one in a sequence,
+/// in bytes. Clients with many requests in flight send them slightly out of order.
 const SLACK: u64 = 1024 * 1024;
 
-/// So much has to be read in order before anything is read ahead, in bytes: whoever looks
-/// at a few blocks of a file isn't reading all of it.
+/// Number of bytes that must be read in sequence before readahead starts: a client that looks at a
+/// few blocks of a file will not read all of it.
 const ENOUGH: u64 = 16 * 1024;
 
-/// The least and the most that is read ahead, in bytes.
+/// Minimum and maximum size of the readahead window, in bytes.
 const LEAST: u64 = 128 * 1024;
 const MOST: u64 = 2 * 1024 * 1024;
 
-/// Where one client is reading.
+/// Readahead state of one client.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
-    /// Where the next read would begin.
+    /// Offset at which the next sequential read would start.
     next: u64,
-    /// How much was read in order, in bytes.
+    /// Number of bytes read in sequence.
     run: u64,
-    /// Up to where it was read ahead.
+    /// Offset up to which data has been read ahead.
     ahead: u64,
 }
 
-/// What a read says of those to come.
+/// Readahead decision after a read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outlook {
-    /// They will probably be within this.
+    /// Range to read ahead.
     Ahead(Span),
-    /// It goes on as it did.
+    /// No change.
     Unchanged,
-    /// Nothing that was read ahead will be of use.
+    /// End of the sequence: a running readahead is of no use any more.
     Elsewhere,
 }
 
 impl Sequence {
-    /// Takes note of a read of an export that is `size` bytes long.
+    /// Records a read of an export of `size` bytes, and returns the readahead decision.
     pub(super) fn note(&mut self, span: Span, size: u64) -> Outlook {
         let end = span.end();
         if span.offset.abs_diff(self.next) > SLACK {
@@ -47,14 +47,14 @@ impl Sequence {
         }
         self.next = self.next.max(end);
         self.run = self.run.saturating_add(span.length.into());
-        // Twice, at least: the first read is in order with nothing.
+        // Requires at least two reads: a single one is not a sequence.
         if self.run < ENOUGH.max(2 * u64::from(span.length)) {
             return Outlook::Unchanged;
         }
         let window = self.run.clamp(LEAST, MOST);
         self.ahead = self.ahead.max(self.next);
         let until = self.next.saturating_add(window).min(size);
-        // In steps of half a window: not a few bytes for every read.
+        // Advances in steps of at least half a window, to avoid tiny ranges for every read.
         if until < self.ahead.saturating_add(window / 2) && until < size || until <= self.ahead {
             return Outlook::Unchanged;
         }
@@ -75,7 +75,8 @@ mod tests {
         sequence.note(Span { offset, length }, SIZE)
     }
 
-    /// How much is read ahead in all while `reads` of `length` bytes come in order.
+    /// Returns the total number of bytes read ahead, and the number of ranges, for `reads`
+    /// sequential reads of `length` bytes.
     fn ahead(start: u64, length: u32, reads: u64) -> (u64, u64) {
         let mut sequence = Sequence::default();
         let (mut bytes, mut times, mut reached) = (0, 0, 0);

@@ -1,4 +1,4 @@
-//! The duty to answer a request that has to wait.
+//! Guard that ensures a reply to a request processed in a task of its own.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,9 +12,10 @@ use crate::nbd::budget::Hold;
 use crate::nbd::error::Refusal;
 use crate::nbd::wire::reply::ErrorCode;
 
-/// The duty to answer one request from a task of its own. If its task panics, the answer is
-/// an I/O error: no client waits for ever because of that. If its task is cancelled, there is
-/// no answer: the connection ends, and an error would be taken for the disk's.
+/// Guard for the reply to one request that is processed in a task of its own. If the task panics,
+/// the guard replies with an I/O error, so that no client waits forever. If the task is canceled,
+/// there is no reply: the connection is ending, and the client would treat an error reply as a
+/// failure of the disk.
 #[derive(Debug)]
 pub(super) struct Ticket {
     pub(super) answer: Answer,
@@ -23,12 +24,12 @@ pub(super) struct Ticket {
     is_open: bool,
 }
 
-/// Where the answer is noted, and what of it.
+/// Metrics record of one request, written when its reply is complete.
 #[derive(Debug)]
 pub(super) struct Noted {
     pub(super) activity: Arc<Activity>,
     pub(super) arrived: Instant,
-    /// How much it reads, if it is a read.
+    /// Length of the read in bytes; `None` for other requests.
     pub(super) bytes: Option<u64>,
 }
 
@@ -44,19 +45,20 @@ impl Ticket {
         Self { answer, replies, noted, is_open: true }
     }
 
-    /// Sends a part of the answer; more will follow. `hold` is given back when it is sent.
+    /// Sends a part of the reply that is not the last one. `hold` is released once it has been
+    /// sent.
     pub(super) fn part(&self, hold: Option<Hold>, write: impl FnOnce(Answer, &mut Outgoing)) {
         self.send(hold, false, write);
     }
 
-    /// Sends the answer, or the last part of it.
+    /// Sends the whole reply, or its last part.
     pub(super) fn finish(mut self, hold: Option<Hold>, write: impl FnOnce(Answer, &mut Outgoing)) {
         self.is_open = false;
         self.noted.note(None);
         self.send(hold, true, write);
     }
 
-    /// Answers with an error.
+    /// Replies with an error.
     pub(super) fn refuse(mut self, refusal: &Refusal) {
         self.is_open = false;
         self.noted.note(Some(refusal));
@@ -67,8 +69,7 @@ impl Ticket {
         let mut reply = Outgoing::default();
         write(self.answer, &mut reply);
         reply.push_receipt(hold, last);
-        // Nobody listens any more when the connection has failed; then nobody needs the
-        // answer either.
+        // The receiver is gone if the connection has failed; the reply is then not needed.
         self.replies.send(reply).unwrap_or_default();
     }
 }
@@ -128,7 +129,7 @@ mod tests {
         assert_eq!(noted(), (0, 1, 512));
         ticket(&activity).refuse(&ABANDONED);
         assert_eq!(noted(), (1, 2, 512));
-        // Its connection has ended, which is no error of anybody's.
+        // The connection has ended, which is not counted as an error.
         drop(ticket(&activity));
         assert_eq!(noted(), (1, 2, 512));
         let panics = ticket(&activity);
@@ -140,7 +141,8 @@ mod tests {
         assert_eq!(noted(), (2, 3, 512));
     }
 
-    /// Where the runtime ends before a connection does, its client was sent an error.
+    /// Regression test: the client was sent an error if the runtime shut down before its connection
+    /// ended.
     #[tokio::test]
     async fn a_cancelled_task_answers_nothing() {
         let activity = Arc::new(Activity::default());

@@ -1,4 +1,4 @@
-//! What is to be done about a request: a pure judgement.
+//! Validation of requests, without side effects.
 
 use crate::nbd::error::Refusal;
 use crate::nbd::wire::MAX_PAYLOAD;
@@ -6,39 +6,40 @@ use crate::nbd::wire::reply::ErrorCode;
 use crate::nbd::wire::request::{Command, CommandFlags, Request};
 use crate::nbd::{ReplyMode, Span};
 
-/// What was agreed on before the first request.
+/// Parameters negotiated before the first request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Session {
-    /// The export's size in bytes.
+    /// Size of the export, in bytes.
     pub(super) size: u64,
-    /// How requests and replies look.
+    /// Format of requests and replies.
     pub(super) mode: ReplyMode,
-    /// Whether metadata contexts were selected.
+    /// True if metadata contexts were selected.
     pub(super) contexts: bool,
 }
 
-/// What is to be done.
+/// Action that a request results in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Read this and send it; if `whole`, in no more than one content chunk.
+    /// Read of this range; if `whole`, the reply has at most one content chunk.
     Read { span: Span, whole: bool },
-    /// Prepare for reads of this range.
+    /// Preparation for reads of this range.
     Cache { offset: u64, length: u64 },
-    /// Say what the selected contexts know of this range; if `one`, of one extent.
+    /// Status of this range in all selected contexts; if `one`, at most one extent each.
     Status { offset: u64, length: u64, one: bool },
-    /// The same, once so many bytes of payload have said which contexts and how far.
+    /// Status of a range that starts at `offset`. Its length and the contexts are specified by a
+    /// payload of `payload` bytes.
     StatusOf { offset: u64, payload: u32, one: bool },
-    /// There is nothing to do; say so.
+    /// Success reply; there is no work to do.
     Done,
-    /// Skip so many bytes of payload, then refuse.
+    /// Error reply, and `payload` bytes of payload to skip.
     Refuse { refusal: Refusal, payload: u32 },
-    /// Answer what is open, then close.
+    /// Close, once the requests in flight have been answered.
     Disconnect,
-    /// Close: so long a payload isn't worth skipping.
+    /// Close with an error: the payload, whose length is given, is too long to be skipped.
     TooLarge(u64),
 }
 
-/// Judges a request.
+/// Validates a request and returns the action to take.
 pub(super) fn judge(request: &Request, session: Session) -> Verdict {
     // "a server SHOULD initiate hard disconnect if a client sets the
     // NBD_CMD_FLAG_PAYLOAD_LEN flag and uses a length larger than a server's … maximum
@@ -53,8 +54,8 @@ pub(super) fn judge(request: &Request, session: Session) -> Verdict {
     let Request { offset, length, .. } = *request;
 
     match request.command {
-        // "A client MUST NOT send anything to the server after sending an NBD_CMD_DISC",
-        // so there is nobody to tell about stray flags.
+        // "A client MUST NOT send anything to the server after sending an NBD_CMD_DISC", and there
+        // is no reply to it, so invalid flags cannot be reported.
         Command::DISC => Verdict::Disconnect,
         Command::WRITE if session.mode == ReplyMode::Extended && payload == 0 => {
             refuse(WRITE_WITHOUT_PAYLOAD)
@@ -110,7 +111,7 @@ pub(super) const BAD_STATUS_PAYLOAD: Refusal = Refusal::new(
 );
 const TOO_LONG: &str = "a read is at most 32 MiB long: ask for less at a time";
 
-/// How many bytes of payload follow the request's header.
+/// Returns the number of payload bytes that follow the request's header.
 fn payload(request: &Request, mode: ReplyMode) -> u64 {
     match mode {
         ReplyMode::Extended if request.flags.contains(CommandFlags::PAYLOAD_LEN) => request.length,
@@ -122,13 +123,13 @@ fn payload(request: &Request, mode: ReplyMode) -> u64 {
     }
 }
 
-/// Which flags a command may have.
+/// Returns the flags that are valid for a command.
 fn known_flags(command: Command, session: Session) -> CommandFlags {
     let none = CommandFlags::default();
     match (command, session.mode) {
         (_, ReplyMode::Simple) => none,
-        // "MUST NOT be set unless the transmission flags include NBD_FLAG_SEND_DF", which
-        // is there with structured replies.
+        // "MUST NOT be set unless the transmission flags include NBD_FLAG_SEND_DF", which are sent
+        // with structured replies.
         (Command::READ, _) => CommandFlags::DF,
         (Command::BLOCK_STATUS, ReplyMode::Extended) if session.contexts => {
             CommandFlags::REQ_ONE.with(CommandFlags::PAYLOAD_LEN)
@@ -148,14 +149,14 @@ fn span(offset: u64, length: u64, session: Session) -> Result<Span, Refusal> {
     }
     match u32::try_from(length) {
         Ok(length) if length <= MAX_PAYLOAD => Ok(Span { offset, length }),
-        // "the server is also permitted to reject large read requests up front with
-        // NBD_EOVERFLOW"; without structured replies that error isn't expected.
+        // "the server is also permitted to reject large read requests up front with NBD_EOVERFLOW";
+        // without structured replies clients do not expect that error.
         _ if session.mode == ReplyMode::Simple => Err(Refusal::new(ErrorCode::INVAL, TOO_LONG)),
         _ => Err(Refusal::new(ErrorCode::OVERFLOW, TOO_LONG)),
     }
 }
 
-/// Judges the range of a block status request.
+/// Validates the range of a block status request.
 pub(super) fn status_range(offset: u64, length: u64, size: u64) -> Result<(), Refusal> {
     if length == 0 {
         Err(EMPTY_STATUS)
@@ -241,7 +242,7 @@ mod tests {
         assert_eq!(with(CommandFlags::FUA, STRUCTURED), refused(UNKNOWN_FLAG));
         assert_eq!(with(CommandFlags::DF, SIMPLE), refused(UNKNOWN_FLAG));
         assert_eq!(with(CommandFlags::PAYLOAD_LEN, STRUCTURED), refused(UNKNOWN_FLAG));
-        // A payload that nobody expected is skipped all the same.
+        // An unexpected payload is skipped nevertheless.
         let skipped = Verdict::Refuse { refusal: UNKNOWN_FLAG, payload: 1 };
         assert_eq!(with(CommandFlags::PAYLOAD_LEN, EXTENDED), skipped);
         assert!(matches!(with(CommandFlags::DF, EXTENDED), Verdict::Read { whole: true, .. }));

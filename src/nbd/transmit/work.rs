@@ -1,4 +1,4 @@
-//! Requests that have to wait, each in a task of its own.
+//! Processing of requests that have to wait, each in a task of its own.
 
 use std::sync::Arc;
 
@@ -14,35 +14,35 @@ use crate::nbd::wire::MAX_PAYLOAD;
 use crate::nbd::wire::reply::{ErrorCode, Extent, MAX_EXTENTS};
 use crate::nbd::{Export, Segment, SelectedContext, Span};
 
-/// A long read is worked on in pieces of at most so many bytes. Each has its turn among
-/// the connection's other requests and takes memory for itself, so who reads 32 MiB at
-/// once is served as if by many short reads.
+/// Maximum length of the pieces in which a long read is processed, in bytes. Each piece waits for
+/// its turn among the connection's other requests and takes memory of its own, so a read of 32 MiB
+/// is served like many short reads.
 pub(super) const PIECE: u32 = 256 * 1024;
 
-/// A piece ends at a multiple of this, in bytes, unless the read itself ends there.
+/// Alignment of the end of a piece, in bytes, unless it is the end of the read.
 const PIECE_ALIGNMENT: u64 = 4096;
 
-/// Requests of one connection that are worked on at once. The others wait, so that a flood
-/// of them doesn't stand in front of every other client's.
+/// Maximum number of requests of one connection that are processed concurrently. The others wait,
+/// so that a flood of requests does not delay all other clients.
 const MAX_WORK_AT_ONCE: usize = 8;
 
-/// What becomes of an answer that doesn't fit the question: sent as it is, it would shift
-/// everything behind it.
+/// Error for data that does not fill the requested range exactly. Sending it would corrupt the
+/// framing of all later replies.
 pub(super) const WRONG_PARTS: Refusal =
     Refusal::new(ErrorCode::IO, "the export didn't return exactly what was asked for");
 
-/// What is done.
+/// Work of a task.
 #[derive(Debug)]
 pub(super) enum Job {
-    /// Read this; if `whole`, answer in one content chunk.
+    /// Read of this range; if `whole`, the reply has one content chunk.
     Read { span: Span, whole: bool },
-    /// Prepare for reads.
+    /// Preparation for reads of this range.
     Cache { offset: u64, length: u64 },
-    /// Say what metadata contexts know.
+    /// Block status query.
     Status(StatusQuery),
 }
 
-/// Who works for one connection.
+/// Context shared by all tasks of one connection.
 #[derive(Debug)]
 pub(super) struct Worker<E> {
     export: Arc<E>,
@@ -55,7 +55,7 @@ impl<E: Export> Worker<E> {
         Self { export, share, turns: Semaphore::new(MAX_WORK_AT_ONCE) }
     }
 
-    /// Does a job and answers.
+    /// Processes a job and replies through `ticket`.
     pub(super) async fn work(self: Arc<Self>, ticket: Ticket, job: Job) {
         match job {
             Job::Read { span, whole } if whole || ticket.answer.is_simple() => {
@@ -73,9 +73,9 @@ impl<E: Export> Worker<E> {
         }
     }
 
-    /// Waits for this connection's next turn.
+    /// Waits for a permit to process a request of this connection.
     async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        // Nobody closes the semaphore, so the turn always comes.
+        // The semaphore is never closed, so the permit is always granted.
         self.turns.acquire().await.ok()
     }
 
@@ -116,8 +116,8 @@ impl<E: Export> Worker<E> {
         }
     }
 
-    /// Reads a piece, and sends what can be sent before all of it is there. What completes it
-    /// is returned, so that it can say whether it is the last.
+    /// Reads a piece, and sends parts of it before all of it has been read. Returns the rest, so
+    /// that the caller can send it with or without the end of the reply.
     async fn read_piece(&self, ticket: &Ticket, piece: Span) -> Result<Vec<Run>, Refusal> {
         let mut assembly = Assembly::new(piece);
         let mut is_sound = true;
@@ -135,7 +135,7 @@ impl<E: Export> Worker<E> {
     }
 
     async fn status(&self, ticket: Ticket, query: StatusQuery) {
-        /// An answer without extents would leave a client where it was.
+        /// Refusal of a reply without extents, with which a client would make no progress.
         const NO_EXTENTS: Refusal =
             Refusal::new(ErrorCode::IO, "the export knows nothing of that range");
         let _turn = self.turn().await;
@@ -156,16 +156,16 @@ impl<E: Export> Worker<E> {
     }
 }
 
-/// The part of a read from `at` on that is at most `most` bytes long.
+/// Returns the piece of a read that starts at `at` and is at most `most` bytes long.
 fn piece(at: u64, end: u64, most: u32) -> Span {
     let mut until = at + u64::from(most);
     until -= until % PIECE_ALIGNMENT;
     let until = if until > at { until.min(end) } else { end.min(at + u64::from(most)) };
-    // No longer than `most`, which has 32 bits.
+    // Cannot overflow: no longer than `most`, which fits in 32 bits.
     Span { offset: at, length: u32::try_from(until - at).unwrap_or(most) }
 }
 
-/// Writes what was read, and that nothing follows if it is the `last` of its read.
+/// Writes the data that was read, and ends the reply if it is the `last` part.
 fn write(runs: Vec<Run>, answer: Answer, out: &mut Outgoing, last: bool) {
     let mut left = runs.len();
     if left == 0 && last {
@@ -177,33 +177,33 @@ fn write(runs: Vec<Run>, answer: Answer, out: &mut Outgoing, last: bool) {
     }
 }
 
-/// A block status request that makes sense.
+/// A validated block status request.
 #[derive(Debug)]
 pub(super) struct StatusQuery {
     pub(super) offset: u64,
     pub(super) length: u64,
-    /// Whether no more than one extent is wanted of each context.
+    /// True if at most one extent per context is wanted.
     pub(super) one: bool,
     pub(super) contexts: Vec<SelectedContext>,
 }
 
-/// What an extent may take of memory, in bytes.
+/// Memory needed for one extent, in bytes.
 const EXTENT: usize = size_of::<Extent>();
 
-/// Memory with which a block status request can always be answered, if not at length.
+/// Memory that always suffices to answer a block status request, if not completely, in bytes.
 const ENOUGH_FOR_STATUS: u32 = RESERVE / 4;
 
 impl StatusQuery {
-    /// How long the payload of a request can be that asks for some of `contexts`, in bytes:
-    /// a length, then their numbers.
+    /// Returns the maximum length of the payload of a block status request for some of `contexts`,
+    /// in bytes: an effect length and the contexts' IDs.
     pub(super) fn longest_payload(contexts: &[SelectedContext]) -> usize {
         const LENGTH: usize = 8;
         const NUMBER: usize = 4;
         LENGTH + NUMBER * contexts.len()
     }
 
-    /// What a full answer may take of memory, in bytes: extents are sectors at the least,
-    /// but for the first and the last.
+    /// Returns the memory that a complete reply may need, in bytes. Extents are at least one sector
+    /// long, except for the first and the last.
     fn memory(&self) -> u32 {
         const SECTOR: u64 = 512;
         let sectors = usize::try_from(self.length / SECTOR + 2).unwrap_or(usize::MAX);
@@ -212,14 +212,14 @@ impl StatusQuery {
         u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_PAYLOAD)
     }
 
-    /// How many extents each context may have in that much memory.
+    /// Returns the maximum number of extents per context for the given amount of memory, in bytes.
     fn most(&self, memory: u32) -> usize {
         if self.one { 1 } else { (memory as usize / EXTENT / self.contexts.len().max(1)).max(1) }
     }
 }
 
-/// Reads the payload of a block status request: "64 bits, effect length; n * 32 bits, list
-/// of metacontext ids to use". `None` for one that makes no sense.
+/// Decodes the payload of a block status request: "64 bits, effect length; n * 32 bits, list of
+/// metacontext ids to use". Returns `None` if it is invalid.
 pub(super) fn status_payload(
     payload: &[u8],
     selected: &[SelectedContext],

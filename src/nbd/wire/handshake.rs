@@ -1,29 +1,30 @@
-//! The first words of a session: the server's greeting and the client's flags
-//! ("Newstyle negotiation").
+//! The messages that open a session: the server's greeting and the client's flags ("Newstyle
+//! negotiation").
 
 use super::{Malformed, Reader, wire_flags};
 
 /// "NBDMAGIC", the first eight bytes of every session.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
-/// "IHAVEOPT", the magic of newstyle negotiation and of every option.
+/// "IHAVEOPT", the magic number of newstyle negotiation and of every option.
 pub const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
 
 wire_flags! {
-    /// What the server offers in its greeting ("Handshake flags").
+    /// Features that the server offers in its greeting ("Handshake flags").
     HandshakeFlags(u16) {
-        /// Options other than EXPORT_NAME are understood, and answered with errors.
+        /// The server understands options other than EXPORT_NAME, and replies to unknown ones with
+        /// an error.
         FIXED_NEWSTYLE = 0,
-        /// The 124 bytes of padding behind EXPORT_NAME can be left out.
+        /// The 124 bytes of padding after the reply to EXPORT_NAME can be omitted.
         NO_ZEROES = 1,
     }
 }
 
 wire_flags! {
-    /// What the client takes up of it ("Client flags").
+    /// Offered features that the client accepts ("Client flags").
     ClientFlags(u32) {
-        /// The client speaks fixed newstyle.
+        /// The client uses fixed newstyle negotiation.
         FIXED_NEWSTYLE = 0,
-        /// The client wants no padding.
+        /// The client accepts that the padding is omitted.
         NO_ZEROES = 1,
     }
 }
@@ -31,15 +32,15 @@ wire_flags! {
 /// The server's greeting: 18 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Greeting {
-    /// What the server offers.
+    /// Features that the server offers.
     pub flags: HandshakeFlags,
 }
 
 impl Greeting {
-    /// Its size on the wire, in bytes.
+    /// Size on the wire, in bytes.
     pub const SIZE: usize = 18;
 
-    /// The bytes to send.
+    /// Encodes the greeting.
     pub fn encode(self) -> Vec<u8> {
         let mut out = Vec::with_capacity(Self::SIZE);
         out.extend(NBDMAGIC.to_be_bytes());
@@ -48,7 +49,10 @@ impl Greeting {
         out
     }
 
-    /// Reads what a newstyle server sends first.
+    /// Decodes the greeting of a newstyle server.
+    ///
+    /// # Errors
+    /// A magic number is wrong, as in the greeting of an oldstyle server.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         for expected in [NBDMAGIC, IHAVEOPT] {

@@ -1,65 +1,65 @@
-//! What a client may ask about an export, and the answers (`NBD_OPT_INFO`,
-//! `NBD_OPT_GO`, `NBD_REP_INFO`).
+//! Information about an export: the client's request (`NBD_OPT_INFO`, `NBD_OPT_GO`) and the
+//! server's replies (`NBD_REP_INFO`).
 
 use super::{Malformed, Reader, clip, wire_flags, wire_number};
 
 wire_number! {
-    /// A kind of information about an export.
+    /// Kind of information about an export.
     InfoType(u16), "NBD_INFO_" {
-        /// Size and transmission flags; always given.
+        /// Size and transmission flags; always sent.
         EXPORT = 0,
-        /// The canonical name.
+        /// Canonical name.
         NAME = 1,
-        /// A description for people.
+        /// Human-readable description.
         DESCRIPTION = 2,
-        /// Minimum, preferred and maximum sizes.
+        /// Minimum and preferred block size, and maximum payload.
         BLOCK_SIZE = 3,
     }
 }
 
 wire_flags! {
-    /// What can be done with an export ("Transmission flags").
+    /// Supported commands and properties of an export ("Transmission flags").
     TransmissionFlags(u16) {
-        /// Always set.
+        /// Always set; marks the other flags as valid.
         HAS_FLAGS = 0,
-        /// Writes are refused.
+        /// The export is read-only; writes are refused.
         READ_ONLY = 1,
-        /// `NBD_CMD_FLUSH` works.
+        /// `NBD_CMD_FLUSH` is supported.
         SEND_FLUSH = 2,
-        /// `NBD_CMD_FLAG_FUA` works.
+        /// `NBD_CMD_FLAG_FUA` is supported.
         SEND_FUA = 3,
-        /// The medium rotates.
+        /// The medium is rotational.
         ROTATIONAL = 4,
-        /// `NBD_CMD_TRIM` works.
+        /// `NBD_CMD_TRIM` is supported.
         SEND_TRIM = 5,
-        /// `NBD_CMD_WRITE_ZEROES` works.
+        /// `NBD_CMD_WRITE_ZEROES` is supported.
         SEND_WRITE_ZEROES = 6,
-        /// `NBD_CMD_FLAG_DF` works.
+        /// `NBD_CMD_FLAG_DF` is supported.
         SEND_DF = 7,
-        /// Several connections see the same data.
+        /// Several connections to the export see consistent data.
         CAN_MULTI_CONN = 8,
-        /// `NBD_CMD_CACHE` works.
+        /// `NBD_CMD_CACHE` is supported.
         SEND_CACHE = 10,
-        /// `NBD_CMD_BLOCK_STATUS` takes a payload that names contexts.
+        /// `NBD_CMD_BLOCK_STATUS` accepts a payload that names contexts.
         BLOCK_STATUS_PAYLOAD = 12,
     }
 }
 
-/// The data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
+/// Data of `NBD_OPT_INFO` and `NBD_OPT_GO`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InfoRequest<'a> {
     /// The export's name, as bytes; empty for the default export.
     pub name: &'a [u8],
-    /// What else the client wants to know. Kinds unknown to us are to be ignored.
+    /// Kinds of information that the client requests. Unknown kinds are to be ignored.
     pub wanted: Vec<InfoType>,
 }
 
 impl<'a> InfoRequest<'a> {
-    /// Reads the option's data.
+    /// Decodes the option's data.
     ///
     /// # Errors
-    /// The name's length "MUST be no larger than the option data length - 6", and the
-    /// number of requests must be what follows it, to the byte.
+    /// The name's length "MUST be no larger than the option data length - 6", and the number of
+    /// requests must match the remaining data exactly.
     pub fn decode(data: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(data);
         let name = reader.string("the export's name")?;
@@ -72,7 +72,7 @@ impl<'a> InfoRequest<'a> {
         Ok(Self { name, wanted })
     }
 
-    /// The bytes that a client sends.
+    /// Encodes the option's data, as a client sends it.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(6 + self.name.len() + 2 * self.wanted.len());
         out.extend(u32::try_from(self.name.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -85,37 +85,37 @@ impl<'a> InfoRequest<'a> {
     }
 }
 
-/// A piece of information about an export.
+/// One piece of information about an export.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Info {
-    /// Size in bytes, and flags.
+    /// Size and transmission flags.
     Export {
-        /// The export's size, in bytes.
+        /// Size of the export, in bytes.
         size: u64,
-        /// What can be done with it.
+        /// Supported commands and properties.
         flags: TransmissionFlags,
     },
-    /// The canonical name.
+    /// Canonical name.
     Name(String),
-    /// A description for people.
+    /// Human-readable description.
     Description(String),
-    /// Size constraints.
+    /// Block size constraints.
     BlockSize(BlockSizes),
 }
 
-/// The sizes that requests should and must keep to, in bytes ("Size constraints").
+/// Constraints on the sizes of requests, in bytes ("Size constraints").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockSizes {
-    /// Requests must be multiples of this, a power of two.
+    /// Power of two of which offsets and lengths of requests must be multiples.
     pub minimum: u32,
-    /// Requests are efficient as multiples of this, a power of two.
+    /// Power of two of which offsets and lengths should be multiples for efficiency.
     pub preferred: u32,
-    /// No request may be longer.
+    /// Maximum length of a payload.
     pub maximum: u32,
 }
 
 impl Info {
-    /// The data of an `NBD_REP_INFO` reply.
+    /// Encodes the data of an `NBD_REP_INFO` reply.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(14);
         match self {
@@ -142,7 +142,11 @@ impl Info {
         out
     }
 
-    /// Reads a reply's data; `None` is a kind unknown to us, which a client ignores.
+    /// Decodes the data of an `NBD_REP_INFO` reply. Returns `None` for an unknown kind, which a
+    /// client ignores.
+    ///
+    /// # Errors
+    /// A field is missing, or bytes are left over.
     pub fn decode(data: &[u8]) -> Result<Option<Self>, Malformed> {
         let mut reader = Reader::new(data);
         let kind = InfoType(reader.u16("the information type")?);
@@ -170,8 +174,8 @@ impl Info {
     }
 }
 
-/// The reply to `NBD_OPT_EXPORT_NAME`: size and flags, and 124 zeros for a client that
-/// did not ask to be spared them.
+/// Encodes the reply to `NBD_OPT_EXPORT_NAME`: size, flags and, unless `no_zeroes` was negotiated,
+/// 124 zero bytes of padding.
 pub fn encode_export_name_reply(size: u64, flags: TransmissionFlags, no_zeroes: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(134);
     out.extend(size.to_be_bytes());

@@ -1,35 +1,35 @@
-//! Metadata contexts in negotiation (`NBD_OPT_LIST_META_CONTEXT`,
-//! `NBD_OPT_SET_META_CONTEXT`, "Metadata querying").
+//! Metadata contexts in negotiation (`NBD_OPT_LIST_META_CONTEXT`, `NBD_OPT_SET_META_CONTEXT`,
+//! "Metadata querying").
 
 use std::collections::HashSet;
 
 use super::{Malformed, Reader, clip};
 
-/// Different queries that one option may hold. They are kept until it has been answered, so
-/// this bounds what a client that doesn't read the answer makes the server hold.
+/// Maximum number of distinct queries in one option. Queries are kept until the option has been
+/// answered, so this bounds the memory that a client can tie up by not reading the reply.
 pub const MAX_QUERIES: usize = 1024;
 
-/// The data of both options.
+/// Data of both options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetaRequest<'a> {
     /// The export's name, as bytes.
     pub name: &'a [u8],
-    /// What is asked for: names of contexts, and patterns.
+    /// Queries: names of contexts, and patterns.
     pub queries: Vec<&'a [u8]>,
 }
 
 impl<'a> MetaRequest<'a> {
-    /// Reads an option's data.
+    /// Decodes an option's data.
     ///
     /// # Errors
-    /// "such as a query length that would require reading beyond the original length given
-    /// in the option header", bytes that are left over, or a query without the colon that
-    /// ends its namespace.
+    /// A length field is wrong, "such as a query length that would require reading beyond the
+    /// original length given in the option header"; bytes are left over; or a query lacks the colon
+    /// that ends its namespace.
     pub fn decode(data: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(data);
         let name = reader.string("the export's name")?;
         let count = reader.u32("the number of queries")? as usize;
-        // Each query has its own length field, so the data bounds them.
+        // Each query has its own length field, so the data's length bounds their number.
         let mut queries = Vec::with_capacity(count.min(data.len() / 4));
         for _ in 0..count {
             let query = reader.string("a query")?;
@@ -42,7 +42,7 @@ impl<'a> MetaRequest<'a> {
         Ok(Self { name, queries })
     }
 
-    /// The bytes that a client sends.
+    /// Encodes the option's data, as a client sends it.
     pub fn encode(&self) -> Vec<u8> {
         let length = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
         let mut out = length(self.name.len()).to_vec();
@@ -56,29 +56,29 @@ impl<'a> MetaRequest<'a> {
     }
 }
 
-/// The contexts that one option asks for. Matching a context takes the same time however many
-/// queries there are.
+/// The set of contexts that one option asks for. The time to match a context does not depend on the
+/// number of queries.
 #[derive(Debug, Clone, Default)]
 pub struct ContextQueries<'a> {
-    /// Queries for the context of that name.
+    /// Queries that match the context of exactly that name.
     names: HashSet<&'a [u8]>,
-    /// Queries that end with a colon, if these match all contexts that begin like them.
+    /// Queries that end with a colon, if these match all contexts with that prefix.
     prefixes: HashSet<&'a [u8]>,
     matches_all: bool,
 }
 
-/// One option holds more than [`MAX_QUERIES`] different queries.
+/// Error for an option with more than [`MAX_QUERIES`] distinct queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("one option may hold {MAX_QUERIES} different queries at most")]
 pub struct TooManyQueries;
 
 impl<'a> ContextQueries<'a> {
-    /// Queries of LIST. They match a context by its name, or by a part of it that ends with a
-    /// colon, as `base:` and `qemu:dirty-bitmap:` do. "If zero queries are sent, then the
-    /// server MUST return all the metadata contexts".
+    /// Creates the queries of LIST. A query matches a context by its name, or by a prefix of it
+    /// that ends with a colon, such as `base:` or `qemu:dirty-bitmap:`. "If zero queries are sent,
+    /// then the server MUST return all the metadata contexts".
     ///
     /// # Errors
-    /// There are too many of them.
+    /// There are more than [`MAX_QUERIES`] distinct queries.
     pub fn listing(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
         let mut listing = Self::selecting(queries)?;
         listing.prefixes = listing.names.iter().copied().filter(|it| it.ends_with(b":")).collect();
@@ -86,11 +86,11 @@ impl<'a> ContextQueries<'a> {
         Ok(listing)
     }
 
-    /// Queries of SET. They match a context by its name alone ("the empty leaf-name … SHOULD
-    /// NOT select any contexts").
+    /// Creates the queries of SET. A query matches a context only by its full name ("the empty
+    /// leaf-name … SHOULD NOT select any contexts").
     ///
     /// # Errors
-    /// There are too many of them.
+    /// There are more than [`MAX_QUERIES`] distinct queries.
     pub fn selecting(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
         let mut names = HashSet::new();
         for query in queries {
@@ -101,7 +101,7 @@ impl<'a> ContextQueries<'a> {
         Ok(Self { names, ..Self::default() })
     }
 
-    /// Returns true if they ask for the context `name`.
+    /// Returns true if a query matches the context `name`.
     pub fn matches(&self, name: &str) -> bool {
         let name = name.as_bytes();
         let has_prefix = || {
@@ -111,14 +111,15 @@ impl<'a> ContextQueries<'a> {
         self.matches_all || self.names.contains(name) || (!self.prefixes.is_empty() && has_prefix())
     }
 
-    /// The queries, each once, if all of them are whole names: then no other context matches.
+    /// Returns the distinct queries if each of them matches only the context of that exact name.
+    /// Returns `None` if other contexts could match.
     pub fn exact_names(&self) -> Option<impl Iterator<Item = &'a [u8]>> {
         let is_exact = self.prefixes.is_empty() && !self.matches_all;
         is_exact.then(|| self.names.iter().copied())
     }
 }
 
-/// The data of `NBD_REP_META_CONTEXT`.
+/// Encodes the data of `NBD_REP_META_CONTEXT`.
 pub fn meta_context_data(id: u32, name: &str) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
     out.extend(clip(name).as_bytes());
@@ -138,7 +139,7 @@ mod tests {
         assert_eq!(request.encode(), data);
     }
 
-    // qemu-nbd: bytes left over, and counts and lengths that promise more than there is.
+    // Seen in qemu-nbd: leftover bytes, and counts and lengths beyond the end of the data.
     #[test]
     fn lengths_that_lie() {
         for bad in [

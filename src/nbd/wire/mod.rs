@@ -1,11 +1,11 @@
-//! The messages of the NBD protocol as bytes, and back.
+//! Encoding and decoding of the messages of the NBD protocol.
 //!
-//! A message family per file, in the order in which they cross the wire:
-//! [`handshake`], [`option`], [`info`], [`meta`], [`request`], [`reply`]. Nothing here does
-//! I/O, waits, or logs. All integers are big-endian ("Conventions").
+//! There is one module per family of messages, in the order in which they are exchanged:
+//! [`handshake`], [`option`], [`info`], [`meta`], [`request`], [`reply`]. Nothing here does I/O,
+//! waits, or logs. All integers are big-endian ("Conventions").
 //!
-//! Numbers that a peer chooses are open types: a value that this program doesn't
-//! know is kept, printed and answered, never a parse error.
+//! Numbers that a peer chooses are represented by open types: an unknown value is kept, can be
+//! printed, and is answered. It is never a parse error.
 
 pub mod handshake;
 pub mod info;
@@ -18,56 +18,60 @@ use std::fmt;
 
 use crate::escape;
 
-/// The longest string of the protocol, in bytes ("Conventions").
+/// Maximum length of a string, in bytes ("Conventions").
 pub const MAX_STRING: usize = MAX_NAME as usize;
 
-/// The same as a length field, for names.
+/// [`MAX_STRING`] in the type of a length field.
 pub const MAX_NAME: u32 = 4096;
 
-/// The largest READ that is answered, and the largest WRITE payload that is drained
-/// for an orderly refusal, in bytes ("Size constraints").
+/// Maximum length of a READ, and of a WRITE payload that is drained in order to refuse it properly,
+/// in bytes ("Size constraints").
 pub const MAX_PAYLOAD: u32 = 32 * 1024 * 1024;
 
-/// A message that breaks its own framing: too short, too long, or out of bounds.
+/// Error for a message that violates its own framing: it is too short, too long, or out of bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// A field runs past the end of the message.
+    /// A field extends past the end of the message; its name is given.
     #[error("the message ends in the middle of {0}")]
     Truncated(&'static str),
-    /// Bytes are left over behind the last field.
+    /// Bytes are left over after the last field; their number is given.
     #[error("{0} bytes are left over behind the last field")]
     TrailingBytes(usize),
-    /// A magic number is wrong, so the stream is out of step.
+    /// A magic number is wrong, so message framing has been lost.
     #[error("{what} has the magic number {got:#x}")]
     BadMagic {
-        /// Which message was expected.
+        /// The message that was expected.
         what: &'static str,
-        /// What came instead.
+        /// The number that was received.
         got: u64,
     },
-    /// A string is longer than [`MAX_STRING`].
+    /// A string is longer than [`MAX_STRING`]; its length in bytes is given.
     #[error("a string of {0} bytes is longer than the protocol's limit of 4096")]
     StringTooLong(usize),
-    /// A metadata context's name has no namespace.
+    /// A query for metadata contexts has no namespace.
     #[error("a query has no colon behind its namespace")]
     NoNamespace,
 }
 
-/// Reads fields from a message whose end is known.
+/// Reader of fields from a complete message.
 ///
-/// Every read is checked against that end, and [`Reader::finish`] rejects what is left.
+/// Every read is checked against the end of the message, and [`Reader::finish`] rejects leftover
+/// bytes. In the methods, `field` is the field's name for error messages.
 #[derive(Debug)]
 pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    /// Starts at the first byte of `message`.
+    /// Creates a reader that starts at the first byte of `message`.
     pub fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
 
-    /// The next `length` bytes; `field` names them in the error.
+    /// Reads the next `length` bytes.
+    ///
+    /// # Errors
+    /// Fewer than `length` bytes are left.
     pub fn bytes(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], Malformed> {
         let (taken, rest) =
             self.rest.split_at_checked(length).ok_or(Malformed::Truncated(field))?;
@@ -75,7 +79,10 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// The next `N` bytes as an array.
+    /// Reads the next `N` bytes as an array.
+    ///
+    /// # Errors
+    /// Fewer than `N` bytes are left.
     pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Malformed> {
         let (taken, rest) =
             self.rest.split_first_chunk::<N>().ok_or(Malformed::Truncated(field))?;
@@ -83,24 +90,36 @@ impl<'a> Reader<'a> {
         Ok(*taken)
     }
 
-    /// A 16-bit integer.
+    /// Reads a 16-bit integer.
+    ///
+    /// # Errors
+    /// Fewer than 2 bytes are left.
     pub fn u16(&mut self, field: &'static str) -> Result<u16, Malformed> {
         self.array(field).map(u16::from_be_bytes)
     }
 
-    /// A 32-bit integer.
+    /// Reads a 32-bit integer.
+    ///
+    /// # Errors
+    /// Fewer than 4 bytes are left.
     pub fn u32(&mut self, field: &'static str) -> Result<u32, Malformed> {
         self.array(field).map(u32::from_be_bytes)
     }
 
-    /// A 64-bit integer.
+    /// Reads a 64-bit integer.
+    ///
+    /// # Errors
+    /// Fewer than 8 bytes are left.
     pub fn u64(&mut self, field: &'static str) -> Result<u64, Malformed> {
         self.array(field).map(u64::from_be_bytes)
     }
 
-    /// A string behind its 32-bit length, at most [`MAX_STRING`] bytes long.
+    /// Reads a string with a 32-bit length prefix, at most [`MAX_STRING`] bytes long.
     ///
     /// The bytes are not checked to be UTF-8: names are compared whole, as bytes.
+    ///
+    /// # Errors
+    /// The string extends past the end of the message, or is too long.
     pub fn string(&mut self, field: &'static str) -> Result<&'a [u8], Malformed> {
         let length = self.u32(field)? as usize;
         let string = self.bytes(length, field)?;
@@ -110,12 +129,15 @@ impl<'a> Reader<'a> {
         Ok(string)
     }
 
-    /// What has not been read yet.
+    /// Returns the bytes that have not been read yet.
     pub fn rest(self) -> &'a [u8] {
         self.rest
     }
 
-    /// Ends the message: bytes left over are an error.
+    /// Checks that the whole message has been read.
+    ///
+    /// # Errors
+    /// Bytes are left over.
     pub fn finish(self) -> Result<(), Malformed> {
         match self.rest.len() {
             0 => Ok(()),
@@ -124,9 +146,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A message of fixed size: its fields one after another.
+/// Concatenates fields into a message of fixed size.
 ///
-/// The fields' sizes have to add up to `N`, which each message's golden bytes test.
+/// The fields' sizes must add up to `N`; each message type has a test against golden bytes for
+/// that.
 fn message<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
     let mut out = [0; N];
     let mut rest = out.as_mut_slice();
@@ -138,7 +161,7 @@ fn message<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
     out
 }
 
-/// Cuts `text` to the protocol's [`MAX_STRING`] bytes, at a character's border.
+/// Truncates `text` to at most [`MAX_STRING`] bytes, at a character boundary.
 pub fn clip(text: &str) -> &str {
     let end = text.floor_char_boundary(MAX_STRING);
     text.get(..end).unwrap_or_default()
@@ -193,24 +216,24 @@ macro_rules! wire_flags {
         impl $name {
             $( $(#[$flag_doc])* pub const $flag: Self = Self(1 << $bit); )*
 
-            /// Whether every bit of `flags` is set here.
+            /// Returns true if all bits of `flags` are set.
             pub const fn contains(self, flags: Self) -> bool {
                 self.0 & flags.0 == flags.0
             }
 
-            /// These flags and those of `other`.
+            /// Returns the union of these flags and `other`.
             #[must_use]
             pub const fn with(self, other: Self) -> Self {
                 Self(self.0 | other.0)
             }
 
-            /// The bits set here that `known` doesn't have.
+            /// Returns the bits that are set here and not in `known`.
             #[must_use]
             pub const fn without(self, known: Self) -> Self {
                 Self(self.0 & !known.0)
             }
 
-            /// Whether no bit is set.
+            /// Returns true if no bit is set.
             pub const fn is_empty(self) -> bool {
                 self.0 == 0
             }
@@ -219,13 +242,14 @@ macro_rules! wire_flags {
 }
 pub(crate) use wire_flags;
 
-/// Shows bytes that a peer chose so that they can't disturb a log or a terminal.
+/// Wrapper that displays bytes chosen by a peer, escaped so that they cannot corrupt a log or a
+/// terminal, and shortened.
 #[derive(Clone, Copy)]
 pub struct Printable<'a>(pub &'a [u8]);
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Enough to recognise a name; a longer one would flood the log.
+        /// Number of bytes shown: enough to recognize a name. Longer ones would flood the log.
         const SHOWN: usize = 128;
         let shown = self.0.get(..SHOWN).unwrap_or(self.0);
         write!(f, "{:?}", escape::bytes(shown))?;

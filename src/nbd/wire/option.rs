@@ -1,99 +1,102 @@
-//! Options and their replies ("Fixed newstyle negotiation", "Option types",
-//! "Option reply types").
+//! Options and option replies ("Fixed newstyle negotiation", "Option types", "Option reply types").
 
 use super::handshake::IHAVEOPT;
 use super::{Malformed, Reader, clip, wire_number};
 
-/// The magic number of an option reply.
+/// Magic number of an option reply.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
-/// The longest option data that is read, in bytes.
+/// Maximum length of option data that is accepted, in bytes.
 ///
-/// An option of one name and some numbers fits sixteen times over; whoever announces
-/// more isn't haggling, and draining it would keep the connection busy for nothing.
+/// This is sixteen times what an option with one name and some numbers needs. A client that
+/// announces more is not negotiating in earnest, and draining the data would keep the connection
+/// busy for nothing.
 pub const MAX_OPTION_DATA: u32 = 64 * 1024;
 
 wire_number! {
-    /// What the client asks for during negotiation.
+    /// Type of a client's option.
     Opt(u32), "NBD_OPT_" {
-        /// Choose an export and begin transmission, with no way to report an error.
+        /// Choice of an export, which starts transmission; errors cannot be reported.
         EXPORT_NAME = 1,
-        /// Leave.
+        /// End of the session.
         ABORT = 2,
-        /// Name the exports.
+        /// List of the exports.
         LIST = 3,
-        /// Go on inside TLS.
+        /// Start of TLS.
         STARTTLS = 5,
-        /// Describe an export.
+        /// Information about an export.
         INFO = 6,
-        /// Describe an export, and begin transmission.
+        /// Information about an export, and start of transmission.
         GO = 7,
-        /// Use structured replies.
+        /// Use of structured replies.
         STRUCTURED_REPLY = 8,
-        /// Name the metadata contexts of an export.
+        /// List of the metadata contexts of an export.
         LIST_META_CONTEXT = 9,
-        /// Select metadata contexts.
+        /// Selection of metadata contexts of an export.
         SET_META_CONTEXT = 10,
-        /// Use extended headers.
+        /// Use of extended headers.
         EXTENDED_HEADERS = 11,
     }
 }
 
 wire_number! {
-    /// What the server answers.
+    /// Type of a server's option reply.
     Rep(u32), "NBD_REP_" {
-        /// Done.
+        /// Success; ends the replies to an option.
         ACK = 1,
-        /// An export's name and description.
+        /// Name and description of an export.
         SERVER = 2,
-        /// A piece of information about an export.
+        /// One piece of information about an export.
         INFO = 3,
         /// A metadata context.
         META_CONTEXT = 4,
-        /// The option is unknown here.
+        /// The option is not supported by this server.
         ERR_UNSUP = 0x8000_0001,
-        /// The option is known, and forbidden here.
+        /// The option is supported but forbidden by the server's policy.
         ERR_POLICY = 0x8000_0002,
-        /// The option's data makes no sense.
+        /// The option's data is malformed, or the option is invalid in the current state.
         ERR_INVALID = 0x8000_0003,
-        /// This platform can't do it.
+        /// The option is not supported on this platform.
         ERR_PLATFORM = 0x8000_0004,
-        /// Not without TLS.
+        /// TLS is required.
         ERR_TLS_REQD = 0x8000_0005,
-        /// There is no such export.
+        /// The export does not exist.
         ERR_UNKNOWN = 0x8000_0006,
         /// The server is shutting down.
         ERR_SHUTDOWN = 0x8000_0007,
-        /// Not without a request for block sizes.
+        /// The client must request block sizes.
         ERR_BLOCK_SIZE_REQD = 0x8000_0008,
-        /// Too large to process.
+        /// The request or the reply is too large.
         ERR_TOO_BIG = 0x8000_0009,
-        /// Not with anything less than extended headers.
+        /// Extended headers are required.
         ERR_EXT_HEADER_REQD = 0x8000_000a,
     }
 }
 
 impl Rep {
-    /// Whether this reply says that the option failed.
+    /// Returns true if this is an error reply.
     pub const fn is_error(self) -> bool {
         self.0 & 0x8000_0000 != 0
     }
 }
 
-/// The head of an option: 16 bytes, then `length` bytes of data.
+/// Header of an option: 16 bytes, followed by `length` bytes of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OptionHeader {
-    /// What is asked for.
+    /// Type of the option.
     pub option: Opt,
-    /// How many bytes of data follow.
+    /// Number of bytes of data that follow.
     pub length: u32,
 }
 
 impl OptionHeader {
-    /// Its size on the wire, in bytes.
+    /// Size on the wire, in bytes.
     pub const SIZE: usize = 16;
 
-    /// Reads the head; the data isn't here yet.
+    /// Decodes the header, without the data that follows.
+    ///
+    /// # Errors
+    /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let got = reader.u64("an option's magic")?;
@@ -107,10 +110,10 @@ impl OptionHeader {
     }
 }
 
-/// A whole option as a client sends it.
+/// Encodes a complete option, as a client sends it.
 ///
 /// # Panics
-/// Never: `data` that is longer than a 32-bit length can say is cut.
+/// Never: `data` longer than `u32::MAX` bytes is truncated.
 pub fn encode_option(option: Opt, data: &[u8]) -> Vec<u8> {
     let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
     let mut out = Vec::with_capacity(OptionHeader::SIZE + data.len());
@@ -121,22 +124,25 @@ pub fn encode_option(option: Opt, data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The head of an option reply: 20 bytes, then `length` bytes of data.
+/// Header of an option reply: 20 bytes, followed by `length` bytes of data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OptionReplyHeader {
-    /// The option that this answers.
+    /// The option to which this replies.
     pub option: Opt,
-    /// The answer.
+    /// Type of the reply.
     pub reply: Rep,
-    /// How many bytes of data follow.
+    /// Number of bytes of data that follow.
     pub length: u32,
 }
 
 impl OptionReplyHeader {
-    /// Its size on the wire, in bytes.
+    /// Size on the wire, in bytes.
     pub const SIZE: usize = 20;
 
-    /// Reads the head; the data isn't here yet.
+    /// Decodes the header, without the data that follows.
+    ///
+    /// # Errors
+    /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let got = reader.u64("a reply's magic")?;
@@ -151,7 +157,7 @@ impl OptionReplyHeader {
     }
 }
 
-/// Appends one reply to `out`, so that several leave in one write.
+/// Appends one option reply to `out`, so that several can be sent in one write.
 pub fn push_reply(out: &mut Vec<u8>, option: Opt, reply: Rep, data: &[u8]) {
     let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
     out.extend(OPTION_REPLY_MAGIC.to_be_bytes());
@@ -161,12 +167,13 @@ pub fn push_reply(out: &mut Vec<u8>, option: Opt, reply: Rep, data: &[u8]) {
     out.extend(data.iter().take(length as usize));
 }
 
-/// Appends an error with a sentence for the person at the other end.
+/// Appends an error reply with a human-readable message, which is truncated to the protocol's
+/// limit.
 pub fn push_error(out: &mut Vec<u8>, option: Opt, reply: Rep, message: &str) {
     push_reply(out, option, reply, clip(message).as_bytes());
 }
 
-/// The data of `NBD_REP_SERVER`: a name, then a description for people.
+/// Encodes the data of `NBD_REP_SERVER`: a name and a human-readable description.
 pub fn server_data(name: &str, description: &str) -> Vec<u8> {
     let name = clip(name).as_bytes();
     let mut data = Vec::with_capacity(4 + name.len() + description.len());

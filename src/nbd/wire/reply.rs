@@ -1,50 +1,50 @@
-//! Replies of the transmission phase ("Simple reply message", "Structured reply chunk
-//! message", "Error values").
+//! Replies of the transmission phase ("Simple reply message", "Structured reply chunk message",
+//! "Error values").
 
 use super::request::Cookie;
 use super::{MAX_STRING, Malformed, Reader, clip, message, wire_flags, wire_number};
 
-/// The magic number of a simple reply.
+/// Magic number of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 
 wire_number! {
-    /// Why a request failed ("Error values").
+    /// Error code of a failed request ("Error values").
     ErrorCode(u32), "NBD_E" {
         /// No error.
         OK = 0,
-        /// Not permitted: a write to a read-only export.
+        /// Operation not permitted, such as a write to a read-only export.
         PERM = 1,
-        /// The data can't be had.
+        /// Input/output error.
         IO = 5,
         /// Out of memory.
         NOMEM = 12,
-        /// The request makes no sense.
+        /// Invalid request.
         INVAL = 22,
-        /// Out of space.
+        /// No space left.
         NOSPC = 28,
-        /// Too large for this way of asking.
+        /// Value too large, such as the length of a read.
         OVERFLOW = 75,
-        /// Not supported.
+        /// Operation not supported.
         NOTSUP = 95,
         /// The server is shutting down.
         SHUTDOWN = 108,
     }
 }
 
-/// A simple reply's head: 16 bytes; behind a successful READ, its data.
+/// Header of a simple reply: 16 bytes, followed by the data of a successful READ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SimpleReply {
-    /// [`ErrorCode::OK`], or why it failed.
+    /// Error code; [`ErrorCode::OK`] on success.
     pub error: ErrorCode,
-    /// The request's mark.
+    /// The request's cookie.
     pub cookie: Cookie,
 }
 
 impl SimpleReply {
-    /// Its size on the wire, in bytes, without data.
+    /// Size on the wire, in bytes, without data.
     pub const SIZE: usize = 16;
 
-    /// The bytes to send.
+    /// Encodes the header.
     pub fn encode(self) -> [u8; Self::SIZE] {
         message(&[
             &SIMPLE_REPLY_MAGIC.to_be_bytes(),
@@ -53,7 +53,10 @@ impl SimpleReply {
         ])
     }
 
-    /// Reads a reply's head.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let magic = reader.u32("a reply's magic")?;
@@ -69,55 +72,55 @@ impl SimpleReply {
     }
 }
 
-/// The magic number of a structured reply chunk.
+/// Magic number of a structured reply chunk.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
 wire_flags! {
     /// Flags of a structured reply chunk ("Structured reply flags").
     ReplyFlags(u16) {
-        /// This chunk is the last one.
+        /// This is the last chunk of the reply.
         DONE = 0,
     }
 }
 
 wire_number! {
-    /// What a structured reply chunk carries ("Structured reply types").
+    /// Type of a structured reply chunk's payload ("Structured reply types").
     ReplyType(u16), "NBD_REPLY_TYPE_" {
-        /// Nothing; the request succeeded unless an error went before.
+        /// No payload; the request succeeded unless an error chunk preceded.
         NONE = 0,
-        /// An offset, then data.
+        /// An offset, followed by data.
         OFFSET_DATA = 1,
-        /// An offset and the length of a run of zeros.
+        /// Offset and length of a run of zeros.
         OFFSET_HOLE = 2,
-        /// Extents of a metadata context.
+        /// Extents of a metadata context, with 32-bit lengths.
         BLOCK_STATUS = 5,
-        /// The same with 64-bit lengths.
+        /// Extents of a metadata context, with 64-bit lengths.
         BLOCK_STATUS_EXT = 6,
-        /// An error and a message.
+        /// Error code and message.
         ERROR = 0x8001,
-        /// An error, a message and an offset.
+        /// Error code, message and offset.
         ERROR_OFFSET = 0x8002,
     }
 }
 
-/// A structured reply chunk's head: 20 bytes, then `length` bytes of payload.
+/// Header of a structured reply chunk: 20 bytes, followed by `length` bytes of payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkHeader {
-    /// Whether it is the last.
+    /// Flags; [`ReplyFlags::DONE`] marks the last chunk.
     pub flags: ReplyFlags,
-    /// What it carries.
+    /// Type of the payload.
     pub kind: ReplyType,
-    /// The request's mark.
+    /// The request's cookie.
     pub cookie: Cookie,
-    /// How many bytes of payload follow.
+    /// Number of bytes of payload that follow.
     pub length: u32,
 }
 
 impl ChunkHeader {
-    /// Its size on the wire, in bytes, without payload.
+    /// Size on the wire, in bytes, without payload.
     pub const SIZE: usize = 20;
 
-    /// The bytes to send.
+    /// Encodes the header.
     pub fn encode(self) -> [u8; Self::SIZE] {
         message(&[
             &STRUCTURED_REPLY_MAGIC.to_be_bytes(),
@@ -128,7 +131,10 @@ impl ChunkHeader {
         ])
     }
 
-    /// Reads a chunk's head.
+    /// Decodes the header.
+    ///
+    /// # Errors
+    /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let magic = reader.u32("a chunk's magic")?;
@@ -146,23 +152,23 @@ impl ChunkHeader {
     }
 }
 
-/// The magic number of an extended reply chunk.
+/// Magic number of an extended reply chunk.
 pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
-/// An extended reply chunk's head: 32 bytes, then `length` bytes of payload.
+/// Header of an extended reply chunk: 32 bytes, followed by `length` bytes of payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExtendedChunkHeader {
-    /// What a structured reply chunk has too.
+    /// Fields in common with a structured reply chunk.
     pub chunk: ChunkHeader,
-    /// The request's offset, whatever offset the payload has.
+    /// Offset of the request, regardless of any offset in the payload.
     pub offset: u64,
 }
 
 impl ExtendedChunkHeader {
-    /// Its size on the wire, in bytes, without payload.
+    /// Size on the wire, in bytes, without payload.
     pub const SIZE: usize = 32;
 
-    /// The bytes to send.
+    /// Encodes the header.
     pub fn encode(self) -> [u8; Self::SIZE] {
         message(&[
             &EXTENDED_REPLY_MAGIC.to_be_bytes(),
@@ -174,10 +180,10 @@ impl ExtendedChunkHeader {
         ])
     }
 
-    /// Reads a chunk's head.
+    /// Decodes the header.
     ///
     /// # Errors
-    /// A wrong magic number, or a length beyond 32 bits, which no payload has.
+    /// The magic number is wrong, or the length exceeds 32 bits, which no payload does.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes);
         let magic = reader.u32("a chunk's magic")?;
@@ -195,26 +201,26 @@ impl ExtendedChunkHeader {
     }
 }
 
-/// An extent of a metadata context.
+/// Extent of a metadata context.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Its length in bytes; never zero.
+    /// Length in bytes; never zero.
     pub length: u64,
-    /// What is so in it, as the context defines it.
+    /// Status of the extent, as defined by the metadata context.
     pub flags: u32,
 }
 
-/// Set where `base:allocation` knows that nothing is stored.
+/// Extent flag of `base:allocation`: nothing is stored in the extent.
 pub const STATE_HOLE: u32 = 1;
-/// Set where `base:allocation` knows that the bytes are zeros.
+/// Extent flag of `base:allocation`: the extent reads as zeros.
 pub const STATE_ZERO: u32 = 2;
 
-/// Extents that one chunk may have ("Servers SHOULD NOT send more than 2^20 extents in a
+/// Maximum number of extents in one chunk ("Servers SHOULD NOT send more than 2^20 extents in a
 /// single reply chunk").
 pub const MAX_EXTENTS: usize = 1 << 20;
 
-/// The payload of `NBD_REPLY_TYPE_BLOCK_STATUS`, for extents within a request whose own
-/// length has 32 bits.
+/// Encodes the payload of `NBD_REPLY_TYPE_BLOCK_STATUS`. The extents must lie within a request
+/// whose own length fits in 32 bits.
 pub fn block_status_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
     let mut out = context.to_be_bytes().to_vec();
     for extent in extents.iter().take(MAX_EXTENTS) {
@@ -224,7 +230,7 @@ pub fn block_status_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
     out
 }
 
-/// The payload of `NBD_REPLY_TYPE_BLOCK_STATUS_EXT`.
+/// Encodes the payload of `NBD_REPLY_TYPE_BLOCK_STATUS_EXT`.
 pub fn block_status_ext_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
     let count = extents.len().min(MAX_EXTENTS);
     let mut out = context.to_be_bytes().to_vec();
@@ -236,8 +242,8 @@ pub fn block_status_ext_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
     out
 }
 
-/// The payload of an error chunk: `NBD_REPLY_TYPE_ERROR_OFFSET` with an offset, else
-/// `NBD_REPLY_TYPE_ERROR`.
+/// Encodes the payload of an error chunk: `NBD_REPLY_TYPE_ERROR_OFFSET` if there is an `offset`,
+/// otherwise `NBD_REPLY_TYPE_ERROR`.
 pub fn error_payload(error: ErrorCode, message: &str, offset: Option<u64>) -> Vec<u8> {
     const _: () = assert!(MAX_STRING <= u16::MAX as usize);
     let message = clip(message).as_bytes();

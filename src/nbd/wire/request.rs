@@ -1,82 +1,82 @@
-//! Requests of the transmission phase ("Request message", "Request types"), with compact
-//! or extended headers.
+//! Requests of the transmission phase ("Request message", "Request types"), with compact or
+//! extended headers.
 
 use super::{Malformed, Reader, message, wire_flags, wire_number};
 
-/// The magic number of a compact request.
+/// Magic number of a compact request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
-/// The magic number of an extended request.
+/// Magic number of an extended request.
 pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
 
 wire_number! {
-    /// What a request asks for.
+    /// Type of a request.
     Command(u16), "NBD_CMD_" {
-        /// Read.
+        /// Read of a range.
         READ = 0,
-        /// Write; a payload follows.
+        /// Write of the data that follows as payload.
         WRITE = 1,
-        /// Leave, once every request is answered.
+        /// Disconnection, once every request has been answered.
         DISC = 2,
-        /// Make writes durable.
+        /// Flush of completed writes to durable storage.
         FLUSH = 3,
-        /// Discard.
+        /// Discard of a range.
         TRIM = 4,
-        /// Prepare for reads.
+        /// Hint to prepare for reads of a range.
         CACHE = 5,
-        /// Write zeros.
+        /// Write of zeros, without a payload.
         WRITE_ZEROES = 6,
-        /// Query metadata.
+        /// Query for the extents of metadata contexts.
         BLOCK_STATUS = 7,
-        /// Change the size.
+        /// Change of the export's size.
         RESIZE = 8,
     }
 }
 
 wire_flags! {
-    /// How a command is to be done ("Command flags").
+    /// Modifiers of a command ("Command flags").
     CommandFlags(u16) {
-        /// Durable before the reply.
+        /// Data must be durable before the reply.
         FUA = 0,
-        /// Zeros without a hole.
+        /// Zeros must be allocated, not stored as a hole.
         NO_HOLE = 1,
-        /// At most one content chunk.
+        /// The reply must have at most one content chunk ("don't fragment").
         DF = 2,
-        /// At most one extent.
+        /// The reply must have at most one extent per context.
         REQ_ONE = 3,
-        /// Zeros only if it's fast.
+        /// Zeros are to be written only if that is faster than writing data.
         FAST_ZERO = 4,
-        /// The length is that of a payload.
+        /// The length is that of a payload, not of a range of the export.
         PAYLOAD_LEN = 5,
     }
 }
 
-/// The client's mark on a request, to be returned verbatim in the reply.
+/// The client's identifier of a request, returned verbatim in the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Cookie(pub u64);
 
-/// A request as it came, judged by nobody yet.
+/// A decoded request, not validated yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
-    /// How.
+    /// Modifiers of the command.
     pub flags: CommandFlags,
-    /// What.
+    /// Type of the request.
     pub command: Command,
-    /// The client's mark.
+    /// The client's identifier of the request.
     pub cookie: Cookie,
-    /// Where, in bytes from the start of the export.
+    /// Start of the range, in bytes from the start of the export.
     pub offset: u64,
-    /// How much, in bytes: of the export, or of a payload that follows. At most 32 bits
-    /// of it in a compact request.
+    /// Length in bytes, of a range of the export or of a payload that follows. Fits in 32 bits in a
+    /// compact request.
     pub length: u64,
 }
 
 impl Request {
-    /// A compact request's size on the wire, in bytes, without a payload.
+    /// Size of a compact request on the wire, in bytes, without payload.
     pub const SIZE: usize = 28;
-    /// An extended request's.
+    /// Size of an extended request on the wire, in bytes, without payload.
     pub const EXTENDED_SIZE: usize = 32;
 
-    /// The bytes of a compact request, as a client sends it.
+    /// Encodes a compact request, as a client sends it.
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let length = u32::try_from(self.length).unwrap_or(u32::MAX);
         message(&[
@@ -89,7 +89,7 @@ impl Request {
         ])
     }
 
-    /// The bytes of an extended request, as a client sends it.
+    /// Encodes an extended request, as a client sends it.
     pub fn encode_extended(&self) -> [u8; Self::EXTENDED_SIZE] {
         message(&[
             &EXTENDED_REQUEST_MAGIC.to_be_bytes(),
@@ -101,16 +101,16 @@ impl Request {
         ])
     }
 
-    /// Reads a compact request.
+    /// Decodes a compact request.
     ///
     /// # Errors
-    /// Only a wrong magic number: then the stream is out of step, and nothing behind it
-    /// can be trusted.
+    /// The magic number is wrong. Message framing has then been lost, and nothing that follows can
+    /// be trusted.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
         Self::fields(bytes, REQUEST_MAGIC, |reader| reader.u32("a length").map(u64::from))
     }
 
-    /// Reads an extended request.
+    /// Decodes an extended request.
     ///
     /// # Errors
     /// As for [`Request::decode`].

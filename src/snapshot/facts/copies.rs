@@ -1,30 +1,29 @@
-//! Which blocks share one stored copy.
+//! Deduplicated count of stored copies, several of which may share one location in the file.
 //!
-//! To tell that, all copies that were met have to be known. Up to a bound they are; of more, a
-//! sample is kept: those whose place in the file has a hash that begins with some zeros, one
-//! more whenever the sample becomes too large. Whether a copy is in the sample depends on its
-//! place alone, so however often it is met it counts once.
+//! An exact count has to remember all copies. Up to a limit, all are remembered. Beyond the limit,
+//! a sample is kept: copies whose file offset has a hash with a number of leading zero bits, one
+//! more bit whenever the sample grows too large. Membership in the sample depends on the offset
+//! alone, so a copy counts once however often it is added.
 
 use std::collections::HashMap;
 
 use crate::snapshot::header::Extent;
 
-/// Copies that are remembered: 36 MB, and half as much again while the table grows. A sample has
-/// some half of that at least, so the error of what is estimated by it is 0.1 % (one standard
-/// deviation).
+/// Maximum number of remembered copies: 36 MB, and half as much again while the table grows. A
+/// sample holds at least about half of that, so the standard deviation of an estimate is 0.1 %.
 const MAX_REMEMBERED: usize = (1 << 21) / 8 * 7;
 
-/// Stored copies that were met.
+/// Set of stored copies, or a sample of it.
 #[derive(Debug)]
 pub(super) struct Copies {
-    /// Length by offset.
+    /// Stored length by file offset.
     remembered: HashMap<u64, u32>,
-    /// One copy of 2^so many is in the sample.
+    /// Binary logarithm of the sampling ratio: one of 2^`sampling` copies is in the sample.
     sampling: u32,
     limit: usize,
 }
 
-/// How many copies there are, in all.
+/// Number and size of distinct copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Distinct {
     pub(super) copies: u64,
@@ -48,7 +47,7 @@ impl Copies {
             *length = place.length;
             return;
         }
-        // Before there is one too many: then the table would double.
+        // Checked before inserting: one more entry would double the table.
         while self.remembered.len() >= self.limit && is_sampled(place.offset, self.sampling) {
             self.sampling += 1;
             let sampling = self.sampling;
@@ -100,7 +99,7 @@ mod tests {
         assert_eq!(of(1000, 999), Distinct { copies: 999, bytes: 499_500, is_estimate: false });
         let many = of(20_000, 300_000);
         assert!(many.is_estimate);
-        // Some 2 % are four standard deviations here.
+        // 2 % is almost three standard deviations here.
         assert!(many.copies.abs_diff(300_000) < 300_000 / 50, "{many:?}");
         assert_eq!(many.bytes, many.copies * 500);
     }

@@ -1,14 +1,14 @@
-//! The lengths of blocks: how many there are of each.
+//! Distribution of block lengths.
 
 use std::collections::BTreeMap;
 
-/// Lengths that are counted each for itself; some 10 MB. Chunkers by content use a few hundred
-/// thousand at most.
+/// Maximum number of distinct lengths that are counted exactly; some 10 MB. Content-defined
+/// chunking produces a few hundred thousand at most.
 const MAX_EXACT: usize = 1 << 18;
-/// Beyond that, a new length is rounded down by less than a part in so many.
+/// Precision beyond that limit: a new length is rounded down by less than one part in `PRECISION`.
 const PRECISION: u32 = 256;
 
-/// How many blocks have which length.
+/// Number of blocks of each length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lengths {
     counts: BTreeMap<u32, u64>,
@@ -29,37 +29,39 @@ impl Lengths {
         }
     }
 
-    /// How many blocks there are.
+    /// Returns the number of blocks.
     pub fn blocks(&self) -> u64 {
         self.blocks
     }
 
-    /// How many bytes all of them have.
+    /// Returns the total length of all blocks, in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Whether there were so many lengths that some were rounded down, by less than 0.4 %.
+    /// Returns true if there were so many distinct lengths that some were rounded down, by less
+    /// than 0.4 %.
     pub fn is_rounded(&self) -> bool {
         self.is_rounded
     }
 
-    /// The least length, in bytes.
+    /// Returns the smallest length, in bytes.
     pub fn smallest(&self) -> Option<u32> {
         self.counts.keys().next().copied()
     }
 
-    /// The greatest length, in bytes.
+    /// Returns the largest length, in bytes.
     pub fn largest(&self) -> Option<u32> {
         self.counts.keys().next_back().copied()
     }
 
-    /// The average length, in whole bytes.
+    /// Returns the mean length, rounded down to whole bytes.
     pub fn mean(&self) -> Option<u64> {
         self.bytes.checked_div(self.blocks)
     }
 
-    /// The length that half of the blocks don't exceed, in bytes.
+    /// Returns the median length, in bytes: the smallest length that at least half of the blocks
+    /// don't exceed.
     pub fn median(&self) -> Option<u32> {
         let half = self.blocks.div_ceil(2);
         let mut counted = 0;
@@ -69,8 +71,9 @@ impl Lengths {
         })
     }
 
-    /// How many blocks have at most so many bytes, and more than the step before allows: steps
-    /// are powers of two, those at the ends that no block reaches are left out.
+    /// Returns pairs of an upper bound and a number of blocks. The bounds are ascending powers of
+    /// two; each pair counts the blocks that exceed the previous bound but not this one. Empty
+    /// pairs at both ends are left out.
     pub fn histogram(&self) -> Vec<(u32, u64)> {
         let mut steps: BTreeMap<u32, u64> = BTreeMap::new();
         for (&length, count) in &self.counts {
@@ -88,11 +91,12 @@ impl Lengths {
     }
 }
 
-/// The power of two that is no less.
+/// Rounds a length up to a power of two.
 fn step(length: u32) -> u32 {
     length.checked_next_power_of_two().unwrap_or(u32::MAX)
 }
 
+/// Rounds a length down to a multiple of about one part in `PRECISION`.
 fn rounded(length: u32) -> u32 {
     let unit = (length / PRECISION).checked_ilog2().map_or(1, |bits| 1 << bits);
     length - length % unit

@@ -1,11 +1,10 @@
-//! What an archive holds, by its header and index alone.
+//! Summary of an archive's content from its header and index alone.
 //!
-//! No block is read but the first, and no password is needed. Index pages are gone through one
-//! after another,
-//! so memory is bounded however large the archive is: what has to be remembered of the blocks
-//! ([`Lengths`], `copies.rs`) becomes an estimate when it is too much. For blocks
-//! in parents that aren't where they are expected, the index of the parents' hashes is made as
-//! for reading, with its own bound ([`limits::MAX_PARENT_BLOCKS`](super::limits)).
+//! Only the first block is read, and no password is needed. Index pages are read one after another,
+//! so memory is bounded regardless of the archive's size: data that has to be remembered about
+//! blocks ([`Lengths`], `copies.rs`) becomes an estimate when it grows too large. To find blocks in
+//! parents that aren't at the expected offset, the index of the parents' hashes is built as for
+//! reading, with its own limit ([`limits::MAX_PARENT_BLOCKS`](super::limits)).
 
 mod copies;
 mod lengths;
@@ -29,121 +28,122 @@ pub use super::metadata::{MAX_METADATA, PackedFile};
 use super::{OpenOptions, Problem, Remark, Snapshot, StreamKind};
 use crate::storage::Storage;
 
-/// Metadata that aren't a manifest are shown up to here, in bytes.
+/// Maximum length of metadata other than a manifest that is included, in bytes.
 const MAX_SHOWN_METADATA: u32 = 4096;
 
-/// What an archive is, and what is in it. All lengths are in bytes.
+/// Summary of an archive and its content. All lengths are in bytes.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Facts {
-    /// The archive's path, as it was given.
+    /// Path of the archive, as given.
     pub path: PathBuf,
-    /// The file's length.
+    /// Length of the file.
     pub file_length: u64,
-    /// Which layout of the format it has, and so which versions of Hexz write it.
+    /// Layout of the format, which identifies the versions of Hexz that write it.
     pub layout: Layout,
-    /// The nominal block size.
+    /// Nominal block size.
     pub block_size: u32,
-    /// How blocks are compressed.
+    /// Compression of the blocks.
     pub compression: Compression,
-    /// The dictionary's length, if there is one.
+    /// Length of the dictionary, if there is one.
     pub dictionary: Option<u32>,
-    /// How often the key derivation of an encrypted archive repeats itself.
+    /// Number of key derivation iterations of an encrypted archive.
     pub key_iterations: Option<u32>,
-    /// Whether the packer says that blocks differ in length.
+    /// True if the packer set the flag for blocks of different lengths.
     pub has_variable_blocks: bool,
-    /// How it cut them.
+    /// Chunking parameters of the packer.
     pub chunking: Option<Chunking>,
-    /// The master index's length.
+    /// Length of the master index.
     pub master_index: u64,
-    /// The signature, if there is one.
+    /// State of the signature, if there is one.
     pub signature: Option<Signature>,
-    /// The manifest, if a directory was packed.
+    /// Manifest, if a directory was packed.
     pub manifest: Option<Manifest>,
     /// Metadata of any other kind.
     pub metadata: Option<OtherMetadata>,
-    /// Format of the main stream if it is an image of a disk, or compressed, and so no raw
-    /// disk. Not known of encrypted archives.
+    /// Format of the main stream if it is a disk image format or compressed, and so not a raw disk.
+    /// Unknown for encrypted archives.
     pub image: Option<ImageFormat>,
-    /// Oddities of the archive that aren't faults.
+    /// Properties of the archive that are valid but may surprise users.
     pub remarks: Vec<Remark>,
-    /// The parents that it and its ancestors name.
+    /// Parents named by the archive and its ancestors.
     pub parents: Vec<Parent>,
-    /// The archives of the chain that were opened, the archive itself first.
+    /// Archives of the chain that were opened, starting with the archive itself.
     pub chain: Vec<Holder>,
-    /// The disk.
+    /// Summary of the main stream (the disk).
     pub main: Stream,
-    /// What goes with it.
+    /// Summary of the auxiliary stream.
     pub auxiliary: Stream,
-    /// Blocks of both streams that are stored here: what they have in common.
+    /// Totals of the blocks of both streams that are stored in this archive.
     pub stored: Stored,
-    /// What is wrong, as far as header and index show it.
+    /// Faults that header and index reveal.
     pub faults: Vec<Error>,
-    /// How many faults there are beyond those.
+    /// Number of further faults, which aren't listed.
     pub more_faults: u64,
 }
 
-/// Whether a signature is good.
+/// Validity of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signature {
-    /// No key was given.
+    /// Not verified, since no key was given.
     Unchecked,
-    /// It is by one of the keys that were given, over what is there.
+    /// Valid for the content, by one of the given keys.
     Valid,
-    /// It isn't.
+    /// Not valid by any of the given keys.
     Invalid,
 }
 
-/// The files of a packed directory.
+/// Totals of the files of a packed directory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// The manifest's own length.
+    /// Length of the manifest itself.
     pub length: u32,
-    /// How many files it lists.
+    /// Number of files.
     pub files: u64,
-    /// Their lengths together.
+    /// Sum of the files' lengths.
     pub bytes: u64,
 }
 
-/// Metadata that aren't a manifest: a commit message, for example.
+/// Metadata other than a manifest, such as a commit message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherMetadata {
-    /// Their length.
+    /// Length of the metadata.
     pub length: u32,
-    /// Their beginning, up to 4096 bytes; what isn't UTF-8 in it is replaced.
+    /// First 4096 bytes at most; invalid UTF-8 is replaced.
     pub text: String,
 }
 
-/// A parent, as an archive names it.
+/// A parent, as named by an archive of the chain.
 #[derive(Debug)]
 pub struct Parent {
-    /// Which archive of the chain names it: 0 is the archive itself.
+    /// Index in the chain of the archive that names it; 0 is the archive itself.
     pub child: usize,
-    /// What it is called there.
+    /// Name of the parent in that archive.
     pub name: String,
-    /// Which archive of the chain it is; `None` if it can't be opened, and then a fault says why.
+    /// Index of the parent in the chain; `None` if it can't be opened, for a reason listed among
+    /// the faults.
     pub found: Option<usize>,
 }
 
-/// An archive of the chain, and which blocks it holds for the streams.
+/// An archive of the chain, with totals of the streams' blocks that it stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
-    /// Its path.
+    /// Path of the archive.
     pub path: PathBuf,
-    /// How many generations it is away: 0 is the archive itself, 1 a parent.
+    /// Number of generations from the archive itself: 0 is the archive itself, 1 a parent.
     pub depth: u32,
-    /// Blocks of the streams that are there, not counting zeros.
+    /// Number of blocks of the streams that are stored there, without zeros.
     pub blocks: u64,
-    /// Their bytes in the streams.
+    /// Length of these blocks in the streams.
     pub bytes: u64,
 }
 
-/// Some blocks.
+/// Number and length of a set of blocks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Amount {
-    /// How many they are.
+    /// Number of blocks.
     pub blocks: u64,
-    /// How many bytes of the stream they are.
+    /// Number of bytes of the stream.
     pub bytes: u64,
 }
 
@@ -154,77 +154,77 @@ impl Amount {
     }
 }
 
-/// What a stream consists of. All blocks whose index page can be read are in exactly one of
+/// Summary of a stream. Each block whose index page can be read is counted in exactly one of
 /// `stored`, `zeros`, `in_parents`, `ambiguous`, `unresolvable` and `contradictory`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stream {
-    /// Its size.
+    /// Size of the stream.
     pub size: u64,
-    /// Its index pages.
+    /// Number of index pages.
     pub pages: u64,
-    /// Their lengths together.
+    /// Sum of the index pages' lengths.
     pub page_bytes: u64,
-    /// The lengths of its blocks.
+    /// Distribution of block lengths.
     pub lengths: Lengths,
-    /// Blocks that are stored here.
+    /// Blocks that are stored in this archive.
     pub stored: Amount,
-    /// Blocks that are known, without reading them, to be zeros.
+    /// Blocks that are known to be zeros without reading them.
     pub zeros: Amount,
-    /// Those of them that are stored nevertheless, as ordinary blocks.
+    /// Blocks among `zeros` that are stored nevertheless, as ordinary blocks.
     pub stored_zeros: Amount,
     /// Blocks that an ancestor has.
     pub in_parents: Amount,
-    /// Blocks that mean an ancestor's bytes by offset or by hash: without reading them it isn't
-    /// known whether both are the same.
+    /// Blocks that mean an ancestor's bytes by offset or by hash. Only reading them would show if
+    /// both are the same.
     pub ambiguous: Amount,
-    /// Blocks that none of the ancestors that were opened has.
+    /// Blocks that none of the opened ancestors has.
     pub unresolvable: Amount,
-    /// Blocks that are said to be zeros and have the hash of something else.
+    /// Blocks whose entry claims zeros but has the hash of other bytes.
     pub contradictory: Amount,
-    /// What is on pages that can't be read, or on none.
+    /// Blocks on pages that can't be read, and bytes that no page covers.
     pub unknown: Amount,
 }
 
-/// What is stored in the archive's own file for blocks of both streams, including zeros that
-/// are stored.
+/// Totals of the blocks of both streams that are stored in the archive's own file, including stored
+/// zeros.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stored {
-    /// Blocks that have a stored copy.
+    /// Number of blocks with a stored copy.
     pub blocks: u64,
-    /// Their bytes in the streams.
+    /// Length of these blocks in the streams.
     pub bytes: u64,
-    /// What their copies would take if none were shared.
+    /// Total length of their copies if no copy were shared.
     pub unshared: u64,
-    /// Copies that there are.
+    /// Number of distinct copies.
     pub copies: u64,
-    /// What they take.
+    /// Total length of the distinct copies.
     pub copy_bytes: u64,
-    /// Whether the last two are estimates: there are too many copies to remember each. The
-    /// error is 0.3 % at the most, in 99 of 100 archives.
+    /// True if `copies` and `copy_bytes` are estimates, since there are too many copies to remember
+    /// each. The error is at most 0.3 % in 99 of 100 archives.
     pub is_estimate: bool,
 }
 
 impl Stored {
-    /// Blocks that share a copy with one before them.
+    /// Returns the number of blocks that share a copy with an earlier block.
     pub fn duplicates(&self) -> u64 {
         self.blocks.saturating_sub(self.copies)
     }
 
-    /// What these would have taken.
+    /// Returns the number of bytes saved by sharing copies.
     pub fn saved(&self) -> u64 {
         self.unshared.saturating_sub(self.copy_bytes)
     }
 }
 
 impl Facts {
-    /// Looks at the archive at `path`. `each` gets the files of a packed directory. Of the
-    /// options, those that say where parents are, and the keys for signatures, count.
+    /// Inspects the archive at `path`. Calls `each` for every file of a packed directory. Ignores
+    /// the password and the digests of the options; an invalid signature is a fault, not an error.
     ///
     /// # Errors
-    /// Its file, header or master index can't be read or are damaged. What is wrong behind that
-    /// is among the [faults](Facts::faults).
+    /// The file, header or master index can't be read or is damaged. Other problems are listed
+    /// among the [faults](Facts::faults).
     pub fn of_file(
         path: &Path,
         options: &OpenOptions,
@@ -233,7 +233,7 @@ impl Facts {
         gather(path, None, options, each)
     }
 
-    /// The same for bytes that are no file, as for [`Snapshot::from_storage`].
+    /// Inspects an archive that isn't a file, as [`Snapshot::from_storage`] opens it.
     ///
     /// # Errors
     /// As for [`Facts::of_file`].
@@ -246,12 +246,12 @@ impl Facts {
         gather(name, Some(storage), options, each)
     }
 
-    /// Whether nothing is wrong, as far as header and index show it.
+    /// Returns true if header and index reveal no fault.
     pub fn is_sound(&self) -> bool {
         self.faults.is_empty() && self.signature != Some(Signature::Invalid)
     }
 
-    /// Both streams, whether or not there is something in them.
+    /// Returns both streams, including empty ones.
     pub fn streams(&self) -> [(StreamKind, &Stream); 2] {
         [(StreamKind::Main, &self.main), (StreamKind::Auxiliary, &self.auxiliary)]
     }
@@ -263,7 +263,7 @@ fn gather(
     options: &OpenOptions,
     mut each: impl FnMut(PackedFile),
 ) -> Result<Facts, Error> {
-    // A signature that isn't valid is a finding here, not a reason to see nothing.
+    // An invalid signature is reported as a fault and must not prevent opening the archive.
     let plain =
         OpenOptions { verify_keys: Arc::default(), digests: None, raw: true, ..options.clone() };
     let (chain, links) = chain::open_for_index(path, storage, &plain)?;
@@ -314,7 +314,7 @@ fn gather(
         signature: signed(own, options, &mut survey.faults)?,
         manifest,
         metadata: other,
-        // If its first block can't be read, that is for "verify" to say.
+        // Whether its first block can be read is left to `verify`.
         image: snapshot.image_format().ok().flatten(),
         remarks: snapshot.remarks(),
         parents,
@@ -362,13 +362,13 @@ fn read_other(own: &Archive, place: Extent) -> Result<OtherMetadata, Error> {
     Ok(OtherMetadata { length: place.length, text })
 }
 
-/// The parents, and how many generations each archive of the chain is away.
+/// Returns the parents, and for each archive of the chain the number of generations to it.
 fn parents(links: Vec<Link>, archives: usize, faults: &mut Faults) -> (Vec<Parent>, Vec<u32>) {
     let mut depths = vec![0; archives];
     let parents = links.into_iter().map(|link| {
         let depth = depths.get(link.child).map_or(1, |child: &u32| child + 1);
         let found = link.found.map_err(|error| faults.add(error)).ok();
-        // Links come nearer ones first, so the first way to an archive is the shortest.
+        // Links are ordered by distance, so the first path to an archive is the shortest.
         if let Some(own) = found.and_then(|place| depths.get_mut(place))
             && *own == 0
         {

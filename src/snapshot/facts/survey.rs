@@ -1,4 +1,4 @@
-//! Going through an archive's index pages.
+//! Traversal of an archive's index pages.
 
 use super::copies::Copies;
 use super::{Holder, Stored, Stream};
@@ -10,10 +10,10 @@ use crate::snapshot::pages::PageId;
 use crate::snapshot::parents::InParent;
 use crate::snapshot::{Snapshot, StreamKind};
 
-/// Faults that are kept; more are only counted.
+/// Maximum number of faults that are listed; further ones are only counted.
 const MAX_FAULTS: usize = 100;
 
-/// Goes through the index pages.
+/// Totals collected while traversing the index pages.
 pub(super) struct Survey<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) holders: Vec<Holder>,
@@ -36,7 +36,7 @@ impl Survey<'_> {
             stream.unknown.bytes += first;
             self.faults.add(own.uncovered(kind, 0));
         }
-        // A converted tar archive is remarked upon.
+        // Not a fault: a converted tar archive ends early, which a remark reports.
         stream.unknown.bytes += index.size.saturating_sub(index.end.max(first));
         for (number, place) in index.pages.iter().enumerate() {
             match own.load_page_and_bytes(kind, number, &self.snapshot.zeros) {
@@ -57,7 +57,8 @@ impl Survey<'_> {
         stream
     }
 
-    /// `place` is what the index says, also where the block is known to be zeros.
+    /// Counts a block. `place` is the location recorded in the index, even for blocks known to be
+    /// zeros.
     fn block(&mut self, stream: &mut Stream, id: PageId, block: Located, place: Extent) {
         let length = block.length;
         stream.lengths.add(length);
@@ -84,8 +85,8 @@ impl Survey<'_> {
         }
     }
 
-    /// Looks for the ancestors' blocks that a reference means: one, or by offset those that
-    /// cover its range.
+    /// Counts a block that is a reference, by the ancestors' blocks that it means: one by hash, or
+    /// all that cover its range by offset.
     fn inherited(&mut self, stream: &mut Stream, id: PageId, located: Located) {
         let (mut is_zeros, mut is_ambiguous) = (true, false);
         let mut at = located.start;
@@ -96,7 +97,7 @@ impl Survey<'_> {
                         Held::Zeros => {}
                         Held::By(archive) => {
                             is_zeros = false;
-                            // A part of a block, whose length has 32 bits.
+                            // Not longer than a block, whose length fits 32 bits.
                             self.hold(archive, u32::try_from(end - at).unwrap_or(u32::MAX));
                         }
                         Held::Ambiguous => is_ambiguous = true,
@@ -105,7 +106,7 @@ impl Survey<'_> {
                 }
                 Err(error) => {
                     stream.unresolvable.add(located.length);
-                    // That parents are missing has been said.
+                    // Missing parents are reported once for all their blocks.
                     let is_told =
                         error.problem.label() == "unresolvable" && stream.unresolvable.blocks > 1;
                     if !is_told {
@@ -123,7 +124,7 @@ impl Survey<'_> {
         kind.add(located.length);
     }
 
-    /// Which archive has the bytes that a reference means from `at` on, and up to where.
+    /// Returns the archive that has the bytes of a reference from `at` on, and their end offset.
     fn held_at(&self, id: PageId, located: Located, at: u64) -> Result<(u64, Held), Error> {
         let block = self.snapshot.follow_or_end(id, located, at).map_err(|(error, _)| error)?;
         let (archive, entry) = match block.located.entry.content {
@@ -146,17 +147,17 @@ impl Survey<'_> {
     }
 }
 
-/// Holder of a part of a block.
+/// Source of a part of a block.
 enum Held {
-    /// Nobody: it is zeros.
+    /// No archive: the bytes are zeros.
     Zeros,
     /// This archive of the chain.
     By(usize),
-    /// One or another, or both.
+    /// One archive by offset, another by hash.
     Ambiguous,
 }
 
-/// What is wrong.
+/// Faults found while traversing the index pages.
 #[derive(Default)]
 pub(super) struct Faults {
     pub(super) kept: Vec<Error>,
