@@ -95,6 +95,11 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         self.cache.contains_key(key)
     }
 
+    /// Adds a value that was made without [`get_or_make`](Self::get_or_make).
+    pub fn insert(&self, key: K, value: Bytes) {
+        self.cache.insert(key, value);
+    }
+
     /// The value, made by `make` if it isn't here.
     ///
     /// Whoever asks for it with the same `flight` meanwhile waits. If `make` fails or is

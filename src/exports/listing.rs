@@ -133,8 +133,8 @@ impl Looks {
             return;
         }
         let found = source.open_index(options).map(|snapshot| Streams::of(&snapshot));
-        // It is this program that is short of something, and that passes.
-        if found.as_ref().is_err_and(Error::is_shortage) {
+        // It says nothing about the file.
+        if found.as_ref().is_err_and(Error::is_transient) {
             return;
         }
         let hint = found.as_ref().err().map_or("", reach::hint);

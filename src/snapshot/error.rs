@@ -23,9 +23,14 @@ pub struct Error {
 }
 
 impl Error {
-    /// Whether the system had no descriptor or memory left, which says nothing of the file.
-    pub fn is_shortage(&self) -> bool {
-        let Problem::Io(_, error) = &self.problem else { return false };
+    /// Returns true if the error says nothing about the file: the system had no descriptor or
+    /// memory left, or nobody waited any more.
+    pub fn is_transient(&self) -> bool {
+        let error = match &self.problem {
+            Problem::Abandoned => return true,
+            Problem::Io(_, error) => error,
+            _ => return false,
+        };
         let errno = Errno::from_io_error(error);
         matches!(errno, Some(Errno::NOMEM | Errno::NFILE | Errno::MFILE))
     }
@@ -39,6 +44,7 @@ impl Error {
                 | Problem::ParentMissing { .. }
                 | Problem::Changed
                 | Problem::IndexNotBuilt
+                | Problem::Abandoned
         )
     }
 
@@ -245,6 +251,9 @@ pub enum Problem {
     /// The index of the parents' hashes is needed, and was not to be built.
     #[error("the index of its parents' blocks hasn't been built")]
     IndexNotBuilt,
+    /// Opening was given up before its key was derived, since nobody waited for it any more.
+    #[error("nobody waits for it any more")]
+    Abandoned,
     /// The iterations of the key derivation are more than is allowed.
     #[error(
         "its key takes {got} iterations of PBKDF2, more than the limit of {limit}: the Hexz tools \
@@ -337,7 +346,8 @@ impl Problem {
             Self::Uncovered { .. } | Self::EndsEarly { .. } => "uncovered",
             Self::NoParentToRead { .. } | Self::Unresolvable { .. } => "unresolvable",
             Self::Ambiguous(_) => "ambiguous",
-            Self::IndexNotBuilt => "panicked",
+            Self::IndexNotBuilt => "index_not_built",
+            Self::Abandoned => "abandoned",
             Self::KeyIterations { .. } => "too_large",
         }
     }

@@ -14,17 +14,17 @@ use crate::storage::FileId;
 /// which nothing becomes untrue. Clients think in sectors, blocks don't.
 const ALIGNMENT: u64 = 512;
 
-/// Index pages of the archive that one question may visit: some 4 GiB of a stream of usual
+/// Index pages of the archive that one question may visit: some 2 GiB of a stream of usual
 /// blocks. Whoever wants more asks again from where the answer ended: no question may keep a
 /// decoder from others for more than a few milliseconds.
-const MAX_PAGES: usize = 16;
+const MAX_PAGES: usize = 8;
 
 /// Index pages that one question may read from files, of the archive, its ancestors and what
 /// it is compared with.
-const MAX_PAGES_READ: u32 = 16;
+const MAX_PAGES_READ: u32 = 8;
 
 /// Pairs of blocks that one question may compare.
-const MAX_BLOCKS_COMPARED: usize = 4 * 4096;
+const MAX_BLOCKS_COMPARED: usize = 2 * 4096;
 
 /// A part of a stream of which something is so, or isn't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -50,7 +50,7 @@ mod zeros;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use archive::Archive;
 pub use digest::{Digest, DigestMemory, Digests, DigestsError, format_line};
@@ -135,6 +135,9 @@ pub struct OpenOptions {
     pub max_key_iterations: u32,
     /// Where keys are derived. Snapshots that are opened with the same one don't do so at once.
     pub background: Arc<Background>,
+    /// Set to true when nobody waits for the snapshot any more. A key whose turn comes later
+    /// isn't derived, and opening fails with [`Problem::Abandoned`].
+    pub is_abandoned: Arc<AtomicBool>,
     /// Whether a directory archive's bare stream is wanted.
     pub raw: bool,
     /// Decisions for references to parents that may be by offset or by hash, and mean
@@ -169,6 +172,7 @@ impl Default for OpenOptions {
             password: None,
             max_key_iterations: limits::DEFAULT_KDF_ITERATIONS,
             background: Arc::default(),
+            is_abandoned: Arc::default(),
             raw: false,
             reference_choices: Arc::default(),
             zero_uncovered: false,
