@@ -97,6 +97,11 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         self.cache.contains_key(key)
     }
 
+    /// Caches a value that was made without [`get_or_make`](Self::get_or_make).
+    pub fn insert(&self, key: K, value: Bytes) {
+        self.cache.insert(key, value);
+    }
+
     /// Returns the cached value, or awaits `make` and caches its result.
     ///
     /// Concurrent callers with the same `flight` wait for the first one. If its `make` fails or

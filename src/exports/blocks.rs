@@ -1,6 +1,7 @@
 //! Reads a stream block by block: at once where all blocks are in memory, otherwise concurrently.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::FuturesUnordered;
@@ -18,10 +19,12 @@ const COPIED_FRACTION: usize = 2;
 
 /// Length in bytes below which a block is read together with its neighbors.
 const SMALL_BLOCK: u32 = 4096;
-/// Maximum number of small blocks that are read together.
-const BLOCKS_IN_GROUP: usize = 256;
-/// Maximum number of groups of one read that wait for the decoders at once.
-const GROUPS_AT_ONCE: usize = 4;
+/// Maximum number of small blocks in one run.
+const BLOCKS_IN_RUN: usize = 256;
+/// Time after which a run ends early, so that other clients get their turn.
+const RUN_TIME: Duration = Duration::from_millis(2);
+/// Maximum number of blocks of one read that wait for the decoders at once.
+const BLOCKS_AT_ONCE: usize = 4;
 /// Maximum number of blocks that one read may touch: a read of 32 MiB over blocks of 512 bytes.
 /// Clients of archives with smaller blocks have to ask for less at a time.
 const MAX_BLOCKS_IN_READ: usize = 65_536;
@@ -29,13 +32,12 @@ const MAX_BLOCKS_IN_READ: usize = 65_536;
 /// asynchronous path.
 const MAX_BLOCKS_AT_ONCE: usize = 64;
 
-/// A run of neighboring blocks that are read together.
-struct Group {
-    is_zeros: bool,
-    /// End of the group in the export, at most the end of the read.
+/// Small neighboring blocks that were read together.
+struct Run {
+    /// End in the export, no farther than the read.
     end: u64,
-    /// Blocks of the group; empty if they are zeros.
-    blocks: Vec<Block>,
+    segment: Segment,
+    blocks: usize,
 }
 
 /// A failure, and the offset in the export from which it affects the read.
@@ -100,26 +102,36 @@ impl Blocks {
         span: Span,
         mut part: impl FnMut(u64, Segment) + Send,
     ) -> Result<(), Unread> {
-        let mut under_way = FuturesUnordered::new();
+        let mut in_flight = FuturesUnordered::new();
         let mut at = span.offset;
         let mut blocks = 0;
         while at < span.end() {
-            let group = self.group(span, at, &mut blocks).await?;
+            if blocks >= MAX_BLOCKS_IN_READ {
+                return Err(Unread { at, cause: Failure::TooManyBlocks });
+            }
+            tokio::task::consume_budget().await;
+            let block = self.locate(at).await?;
             let start = at;
-            at = group.end;
-            if group.is_zeros {
-                part(start, zeros(at - start));
+            if block.length() < SMALL_BLOCK && block.end() < span.end() {
+                let run = self.run_of_blocks(block, span).await?;
+                (at, blocks) = (run.end, blocks + run.blocks);
+                part(start, run.segment);
                 continue;
             }
-            // More groups in flight would only take memory while they wait for their neighbors.
-            while under_way.len() >= GROUPS_AT_ONCE {
-                if let Some((offset, segment)) = under_way.next().await {
+            (at, blocks) = (block.end(), blocks + 1);
+            if let Some(zeros) = zero_part(&block, span) {
+                part(start, zeros);
+                continue;
+            }
+            // No more than keep the decoders busy: a part that waits for others takes memory.
+            while in_flight.len() >= BLOCKS_AT_ONCE {
+                if let Some((offset, segment)) = in_flight.next().await {
                     part(offset, segment?);
                 }
             }
-            under_way.push(async move { (start, self.segment(group, span).await) });
+            in_flight.push(async move { (start, self.segment(block, span).await) });
         }
-        while let Some((offset, segment)) = under_way.next().await {
+        while let Some((offset, segment)) = in_flight.next().await {
             part(offset, segment?);
         }
         Ok(())
@@ -138,6 +150,7 @@ impl Blocks {
                     None => return,
                 }
             }
+            tokio::task::consume_budget().await;
             let Ok(block) = self.locate(at).await else { return };
             at = block.end();
             if block.is_zeros() || self.reader.has(&self.snapshot, self.stream, &block) {
@@ -155,53 +168,69 @@ impl Blocks {
         while under_way.next().await.is_some() {}
     }
 
-    /// Returns the group that starts at `at`: a run of zeros, one block, or several small blocks.
-    async fn group(&self, span: Span, at: u64, blocks: &mut usize) -> Result<Group, Unread> {
-        let first = self.locate(at).await?;
-        let is_zeros = first.is_zeros();
-        let mut group = Group { is_zeros, end: first.end().min(span.end()), blocks: Vec::new() };
-        let mut block = first;
+    /// Waits for the part of `block` that lies in `span`.
+    async fn segment(&self, block: Block, span: Span) -> Result<Segment, Unread> {
+        let bytes = self.reader.block(&self.client, &self.snapshot, self.stream, block).await;
+        let bytes = bytes.map_err(|cause| Unread { at: block.start().max(span.offset), cause })?;
+        Ok(waiting_part(&bytes, &block, span))
+    }
+
+    /// Reads small blocks from `first` on, all of them zeros or none, in one job of the decoders.
+    ///
+    /// An archive may have millions of blocks of a few bytes. Walking over them takes long
+    /// compared with what it yields, so it is done where work is charged to the client, and
+    /// not on the threads that serve everybody.
+    async fn run_of_blocks(&self, first: Block, span: Span) -> Result<Run, Unread> {
+        let at = first.start().max(span.offset);
+        let mut is_indexed = false;
         loop {
-            *blocks += 1;
-            if *blocks > MAX_BLOCKS_IN_READ {
-                return Err(Unread { at, cause: Failure::TooManyBlocks });
+            let blocks = self.clone();
+            let work = move || Ok(blocks.read_run(first, span));
+            let read = self.reader.off_the_runtime(&self.client, first.work(), work).await;
+            match read.map_err(|cause| Unread { at, cause })?? {
+                Some(run) => return Ok(run),
+                None if is_indexed => return Err(Unread { at, cause: Failure::Panicked }),
+                None => self.reader.index_parents(&self.snapshot).await,
             }
-            // An archive may have millions of tiny blocks; yield to other tasks.
-            tokio::task::consume_budget().await;
-            group.end = block.end().min(span.end());
-            if !is_zeros {
-                group.blocks.push(block);
-            }
-            let is_full = !is_zeros
-                && (block.length() >= SMALL_BLOCK || group.blocks.len() >= BLOCKS_IN_GROUP);
-            if is_full || group.end == span.end() {
-                return Ok(group);
-            }
-            let next = self.locate(group.end).await?;
-            let fits = next.is_zeros() == is_zeros && (is_zeros || next.length() < SMALL_BLOCK);
-            if !fits {
-                return Ok(group);
-            }
-            block = next;
+            is_indexed = true;
         }
     }
 
-    /// Waits for a group's blocks, and returns the part that `span` requests.
-    async fn segment(&self, group: Group, span: Span) -> Result<Segment, Unread> {
-        let read = async |block: Block| {
-            let bytes = self.reader.block(&self.client, &self.snapshot, self.stream, block);
-            bytes.await.map_err(|cause| Unread { at: block.start().max(span.offset), cause })
-        };
-        if let [block] = group.blocks.as_slice() {
-            return Ok(waiting_part(&read(*block).await?, block, span));
+    /// Reads a run on the calling thread. Returns `None` if the index of the parents' hashes is needed,
+    /// and hasn't been built.
+    fn read_run(&self, first: Block, span: Span) -> Result<Option<Run>, Unread> {
+        let begun = Instant::now();
+        let is_zeros = first.is_zeros();
+        let (mut block, mut blocks, mut bytes) = (first, 0, BytesMut::new());
+        loop {
+            blocks += 1;
+            let end = block.end().min(span.end());
+            if !is_zeros {
+                let read = self.reader.small_block(&self.snapshot, self.stream, &block);
+                let at = block.start().max(span.offset);
+                let Some(decoded) = read.map_err(|cause| Unread { at, cause })? else {
+                    return Ok(None);
+                };
+                let (start, end) = overlap(&block, span);
+                let range = start as usize..end as usize;
+                bytes.extend_from_slice(decoded.get(range).unwrap_or_default());
+            }
+            let is_over =
+                end == span.end() || blocks == BLOCKS_IN_RUN || begun.elapsed() > RUN_TIME;
+            // An error in the next block is for the run that begins there.
+            let next = if is_over { None } else { self.snapshot.locate(self.stream, end).ok() };
+            match next {
+                Some(next) if next.is_zeros() == is_zeros && next.length() < SMALL_BLOCK => {
+                    block = next;
+                }
+                _ => {
+                    let start = first.start().max(span.offset);
+                    let segment =
+                        if is_zeros { zeros(end - start) } else { Segment::Data(bytes.freeze()) };
+                    return Ok(Some(Run { end, segment, blocks }));
+                }
+            }
         }
-        let mut together = BytesMut::new();
-        for block in group.blocks {
-            let bytes = read(block).await?;
-            let (start, end) = overlap(&block, span);
-            together.extend_from_slice(bytes.get(start as usize..end as usize).unwrap_or_default());
-        }
-        Ok(Segment::Data(together.freeze()))
     }
 }
 

@@ -134,8 +134,8 @@ impl Looks {
             return;
         }
         let found = source.open_index(options).map(|snapshot| Streams::of(&snapshot));
-        // The gateway itself lacks a resource, which is temporary, so nothing is cached.
-        if found.as_ref().is_err_and(Error::is_shortage) {
+        // The error says nothing about the file.
+        if found.as_ref().is_err_and(Error::is_transient) {
             return;
         }
         let hint = found.as_ref().err().map_or("", reach::hint);

@@ -236,16 +236,50 @@ impl BlockReader {
                     self.decode(client, snapshot, block).await?.ok_or(Failure::Panicked)?
                 }
             };
-            self.decoded.fetch_add(1, Ordering::Relaxed);
-            self.decoded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.count_decoded(&bytes);
             Ok(Bytes::from(bytes))
         };
         let bytes = self.cache.get_or_make(&key, &place, make).await?;
-        if bytes.len() != block.decoded_length() as usize {
-            let (cached, listed) = (bytes.len(), block.decoded_length());
-            return Err(Failure::LengthDiffers { cached, listed });
-        }
-        Ok(bytes)
+        of_listed_length(bytes, &block)
+    }
+
+    /// Returns a small block's bytes on the thread of a decoder, without sharing the work with
+    /// other clients that ask for it at the same time. `None` if the index of the parents'
+    /// hashes is needed, and hasn't been built.
+    pub(super) fn small_block(
+        &self,
+        snapshot: &Snapshot,
+        stream: StreamKind,
+        block: &Block,
+    ) -> Result<Option<Bytes>, Failure> {
+        let key = BlockKey::of(block, snapshot, stream);
+        let bytes = match self.cache.get(&key) {
+            Some(bytes) => {
+                self.hits.add(1);
+                bytes
+            }
+            None => {
+                let begun = Instant::now();
+                let read = snapshot.read_indexed_block(block).map_err(Failure::Snapshot)?;
+                self.count_decoding(begun.elapsed());
+                let Some(bytes) = read.map(Bytes::from) else { return Ok(None) };
+                self.misses.add(1);
+                self.count_decoded(&bytes);
+                self.cache.insert(key, bytes.clone());
+                bytes
+            }
+        };
+        of_listed_length(bytes, block).map(Some)
+    }
+
+    fn count_decoding(&self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.decoding.fetch_add(took, Ordering::Relaxed);
+    }
+
+    fn count_decoded(&self, bytes: &[u8]) {
+        self.decoded.fetch_add(1, Ordering::Relaxed);
+        self.decoded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
     /// Decodes a block on a decoder thread. Returns `None` if that needs the index of the
@@ -264,14 +298,13 @@ impl BlockReader {
         };
         let ran = self.decoders.run(client, block.work(), work).await;
         let (read, took) = ran.map_err(|Abandoned| Failure::Panicked)?;
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.decoding.fetch_add(took, Ordering::Relaxed);
+        self.count_decoding(took);
         read.map_err(Failure::Snapshot)
     }
 
     /// Builds the index of a snapshot's parents' hashes, unless it exists. That takes as long as
     /// reading all their index pages, so it runs outside the decoder threads.
-    async fn index_parents(&self, snapshot: &Arc<Snapshot>) {
+    pub(super) async fn index_parents(&self, snapshot: &Arc<Snapshot>) {
         let lock = {
             let mut building = self.building();
             Arc::clone(building.entry(snapshot.id()).or_default())
@@ -320,6 +353,15 @@ impl BlockReader {
             Err(Abandoned) => Err(Failure::Panicked),
         }
     }
+}
+
+/// Returns `bytes` if they are as long as the index says of `block`.
+fn of_listed_length(bytes: Bytes, block: &Block) -> Result<Bytes, Failure> {
+    if bytes.len() != block.decoded_length() as usize {
+        let (cached, listed) = (bytes.len(), block.decoded_length());
+        return Err(Failure::LengthDiffers { cached, listed });
+    }
+    Ok(bytes)
 }
 
 /// Reason for which a block can't be read.

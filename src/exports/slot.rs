@@ -4,6 +4,7 @@
 //! ask for archives on it.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -112,10 +113,14 @@ impl Slot {
     /// Returns the snapshot, opening it if it isn't open or isn't current.
     ///
     /// Cancellation: opening continues if the caller is dropped. Verifying an archive's digest
-    /// can take longer than a client may wait, and the next client must not start it again.
+    /// can take longer than a client may wait, and the next client must not start it again. A
+    /// key derivation that is still queued is skipped, so that clients that come and go don't
+    /// keep the processor busy.
     pub(super) async fn open(&self, options: &OpenOptions) -> Result<Arc<Snapshot>, Unavailable> {
         let mut opened = Arc::clone(&self.opened).lock_owned().await;
-        let (slot, options) = (self.clone(), options.clone());
+        let abandon = AbandonOnDrop(Arc::default());
+        let slot = self.clone();
+        let options = OpenOptions { is_abandoned: Arc::clone(&abandon.0), ..options.clone() };
         let (done, result) = oneshot::channel();
         spawn_blocking(move || {
             let (after, result) = look(opened.clone(), &slot.source, &options);
@@ -129,7 +134,7 @@ impl Slot {
             drop(opened);
             // The caller is gone and the reason won't be reported again, so it is logged here.
             if let Err(Err(Unavailable(Some(error)))) = done.send(result)
-                && !error.is_shortage()
+                && !error.is_transient()
             {
                 tracing::error!("an export can't be served: {error}");
             }
@@ -174,7 +179,16 @@ impl Slot {
     }
 }
 
-/// Checks whether the slot's state is still valid, and opens the snapshot if it isn't.
+/// Sets a flag when the caller that waits for a snapshot is gone.
+struct AbandonOnDrop(Arc<AtomicBool>);
+
+impl Drop for AbandonOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Looks whether what is known of a place is still so, and opens it anew if not.
 fn look(
     before: Opened,
     source: &Source,
@@ -197,8 +211,8 @@ fn look(
             let snapshot = Arc::new(snapshot);
             (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
         }
-        // The gateway itself lacks a resource, which is temporary.
-        Err(error) if error.is_shortage() => (Opened::NotYet, Err(Unavailable(Some(error)))),
+        // It says nothing about the file.
+        Err(error) if error.is_transient() => (Opened::NotYet, Err(Unavailable(Some(error)))),
         Err(error) => {
             let failed = Box::new(Failed::new(stamp, &error));
             let is_new = known_reason.is_none_or(|known| known != failed.reason);
@@ -239,5 +253,29 @@ mod tests {
         assert!(missing.is_known(stamp));
         missing.at = long_ago;
         assert!(!missing.is_known(stamp));
+    }
+
+    /// Keys are derived one after another. A client that leaves before its turn causes no work.
+    #[tokio::test]
+    async fn an_abandoned_open_derives_no_key() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/archives/encrypted-zstd.hxz");
+        let slot = Slot::new(Source::Path(path.into()));
+        let password = crate::snapshot::Password::new(b"not this one".to_vec());
+        let options = OpenOptions { password: Some(password.into()), ..OpenOptions::default() };
+
+        // Occupies the only thread on which keys are derived.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let background = Arc::clone(&options.background);
+        let busy = std::thread::spawn(move || background.run(move || held.recv()).unwrap());
+        let waited = tokio::time::timeout(Duration::from_millis(50), slot.open(&options)).await;
+        assert!(waited.is_err());
+        release.send(()).unwrap();
+        busy.join().unwrap().unwrap();
+
+        assert!(matches!(*slot.opened.lock().await, Opened::NotYet));
+        let again = slot.open(&options).await;
+        assert!(
+            matches!(again, Err(Unavailable(Some(error))) if error.problem.label() == "wrong_password")
+        );
     }
 }

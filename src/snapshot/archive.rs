@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::codec::{self, Codec};
 use super::crypto::BlockKey;
@@ -64,7 +65,12 @@ impl Archive {
                 let password = source
                     .password()
                     .map_err(|error| Problem::Io("get its password", error).of(&archive.path))?;
-                let derived = options.background.run(|| BlockKey::derive(&password, derivation));
+                let derived = options.background.run(|| {
+                    if options.is_abandoned.load(Ordering::Relaxed) {
+                        return Err(Problem::Abandoned);
+                    }
+                    BlockKey::derive(&password, derivation)
+                });
                 let key = derived
                     .map_err(|error| Problem::Io("derive its key", error))
                     .and_then(|key| key);

@@ -23,10 +23,14 @@ pub struct Error {
 }
 
 impl Error {
-    /// Returns true if the system had no file descriptor or memory left, which says nothing about
-    /// the file.
-    pub fn is_shortage(&self) -> bool {
-        let Problem::Io(_, error) = &self.problem else { return false };
+    /// Returns true if the error says nothing about the file: the system had no descriptor or
+    /// memory left, or nobody waited any more.
+    pub fn is_transient(&self) -> bool {
+        let error = match &self.problem {
+            Problem::Abandoned => return true,
+            Problem::Io(_, error) => error,
+            _ => return false,
+        };
         let errno = Errno::from_io_error(error);
         matches!(errno, Some(Errno::NOMEM | Errno::NFILE | Errno::MFILE))
     }
@@ -40,6 +44,7 @@ impl Error {
                 | Problem::ParentMissing { .. }
                 | Problem::Changed
                 | Problem::IndexNotBuilt
+                | Problem::Abandoned
         )
     }
 
@@ -246,6 +251,9 @@ pub enum Problem {
     /// The index of the parents' hashes is needed, but the caller didn't allow building it.
     #[error("the index of its parents' blocks hasn't been built")]
     IndexNotBuilt,
+    /// The caller was gone before its turn to derive a key.
+    #[error("nobody waits for it any more")]
+    Abandoned,
     /// The key derivation requests more iterations than allowed.
     #[error(
         "its key takes {got} iterations of PBKDF2, more than the limit of {limit}: the Hexz tools \
@@ -338,7 +346,8 @@ impl Problem {
             Self::Uncovered { .. } | Self::EndsEarly { .. } => "uncovered",
             Self::NoParentToRead { .. } | Self::Unresolvable { .. } => "unresolvable",
             Self::Ambiguous(_) => "ambiguous",
-            Self::IndexNotBuilt => "panicked",
+            Self::IndexNotBuilt => "index_not_built",
+            Self::Abandoned => "abandoned",
             Self::KeyIterations { .. } => "too_large",
         }
     }

@@ -14,17 +14,17 @@ use crate::storage::FileId;
 /// any length. A border moves in the direction that keeps the answer correct.
 const ALIGNMENT: u64 = 512;
 
-/// Maximum number of the archive's index pages that one query visits: some 4 GiB of a stream with
+/// Maximum number of the archive's index pages that one query visits: some 1 GiB of a stream with
 /// usual blocks. The client continues from the end of the answer. A query must not occupy a decoder
 /// for more than a few milliseconds.
-const MAX_PAGES: usize = 16;
+const MAX_PAGES: usize = 4;
 
 /// Maximum number of index pages that one query reads from files: of the archive, its ancestors and
 /// the reference.
-const MAX_PAGES_READ: u32 = 16;
+const MAX_PAGES_READ: u32 = 8;
 
 /// Maximum number of block pairs that one query compares.
-const MAX_BLOCKS_COMPARED: usize = 4 * 4096;
+const MAX_BLOCKS_COMPARED: usize = 4096;
 
 /// A part of a stream that has the queried property throughout, or lacks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

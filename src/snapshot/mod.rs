@@ -51,7 +51,7 @@ mod zeros;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use archive::Archive;
 pub use digest::{Digest, DigestMemory, Digests, DigestsError, format_line};
@@ -137,6 +137,9 @@ pub struct OpenOptions {
     /// Worker that derives keys. Snapshots opened with the same worker derive their keys one at a
     /// time.
     pub background: Arc<Background>,
+    /// Set to true once the caller no longer waits for the snapshot. A key derivation that is
+    /// still queued is skipped, and opening fails with [`Problem::Abandoned`].
+    pub is_abandoned: Arc<AtomicBool>,
     /// True to open a directory archive as its bare stream.
     pub raw: bool,
     /// Decisions for references to parents that can be read by offset or by hash, with different
@@ -172,6 +175,7 @@ impl Default for OpenOptions {
             password: None,
             max_key_iterations: limits::DEFAULT_KDF_ITERATIONS,
             background: Arc::default(),
+            is_abandoned: Arc::default(),
             raw: false,
             reference_choices: Arc::default(),
             zero_uncovered: false,

@@ -12,6 +12,9 @@ use crate::hostile::{HONEST, HONEST_BLOCK, HONEST_BLOCKS};
 /// Blocks that are read again and again.
 const CACHED_BLOCKS: u64 = 16;
 
+/// Distance of the blocks that are read one after another, prime to their number.
+const STRIDE: u64 = 1009;
+
 /// Times of an honest client's reads.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
@@ -52,7 +55,8 @@ pub(crate) async fn measure(to: SocketAddr, duration: Duration, round: u64) -> R
             if Instant::now() >= end {
                 break;
             }
-            let block = CACHED_BLOCKS + round * half + number;
+            // In no order that readahead could follow.
+            let block = CACHED_BLOCKS + round * half + number * STRIDE % half;
             let begun = Instant::now();
             uncached.read(block * HONEST_BLOCK + 512, 4096).await?;
             times.push(begun.elapsed());
