@@ -55,14 +55,14 @@ check:
 	$(CARGO) fmt $(PEERS) --check
 	$(CARGO) fmt $(FUZZ) --check
 	$(CARGO) fmt $(STRESS) --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked $(PEERS) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(FUZZ) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(STRESS) --target-dir target -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps
 
 unit:
-	$(CARGO) test --locked
+	$(CARGO) test --locked --workspace
 
 fuzz:
 	CARGO='$(CARGO)' fuzz/run.sh $(FUZZ_SECONDS)

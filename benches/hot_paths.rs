@@ -16,8 +16,8 @@ mod support;
 use std::hint::black_box;
 use std::sync::Arc;
 
-use hexz_nbd::exports::SnapshotExport;
-use hexz_nbd::snapshot::{Block, Snapshot};
+use hexz_exports::SnapshotExport;
+use hexz_reader::{Block, Snapshot};
 use tokio::runtime::Runtime;
 use tokio_rustls::server::TlsStream;
 

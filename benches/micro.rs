@@ -15,10 +15,10 @@ mod support;
 use bytes::Bytes;
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
-use hexz_nbd::cache::ByteCache;
-use hexz_nbd::nbd::wire::reply::{ChunkHeader, ErrorCode, ReplyFlags, ReplyType, SimpleReply};
-use hexz_nbd::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
-use hexz_nbd::snapshot::StreamKind;
+use hexz_exports::cache::ByteCache;
+use hexz_reader::StreamKind;
+use nbd_server::wire::reply::{ChunkHeader, ErrorCode, ReplyFlags, ReplyType, SimpleReply};
+use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
 
 use support::{Scripted, blocks, cached_export, requests, runtime, serve, snapshot};
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 
 use crate::cli::check::Check;
 use crate::failure::Failure;

@@ -3,10 +3,10 @@
 
 use std::process::ExitCode;
 
-use hexz_nbd::config::Config;
-use hexz_nbd::escape;
-use hexz_nbd::exports::Catalog;
-use hexz_nbd::gateway::Policy;
+use hexz_exports::Catalog;
+use nbd_gateway::Policy;
+use nbd_gateway::config::Config;
+use nbd_telemetry::escape;
 
 use crate::cli::Serve;
 use crate::failure::Failure;

@@ -1,11 +1,11 @@
 //! Enters the sandbox, and logs the outcome.
 
-use hexz_nbd::sandbox::{self, Confines, Mode, Plan, SandboxError};
+use nbd_sandbox::{Confines, Mode, Plan, SandboxError};
 
 /// Drops the privileges that serving doesn't need. Logs what is enforced and what isn't, and
 /// returns which paths remain readable.
 pub(crate) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
-    let report = sandbox::enter(plan)?;
+    let report = nbd_sandbox::enter(plan)?;
     match (plan.mode, report.enforced.as_slice()) {
         (Mode::Off, []) => tracing::info!("sandbox: off"),
         (Mode::Off, user) => tracing::info!("sandbox: off; {}", user.join("; ")),
@@ -17,7 +17,7 @@ pub(crate) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
     for note in report.notes {
         tracing::warn!("sandbox: {note}");
     }
-    if plan.user.is_none() && sandbox::is_root() {
+    if plan.user.is_none() && nbd_sandbox::is_root() {
         tracing::warn!(
             "running as root: --user USER goes on as another one as soon as sockets are bound and \
              keys are read",

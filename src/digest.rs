@@ -1,8 +1,8 @@
 //! Implements `hexz-nbd digest`: prints the BLAKE3 digests of files, in the format that
 //! `--digest` and `b3sum --check` read.
 
-use hexz_nbd::snapshot::{self, Digest, Error};
-use hexz_nbd::storage::FileStorage;
+use hexz_reader::storage::FileStorage;
+use hexz_reader::{Digest, Error};
 
 use crate::cli;
 use crate::failure::Failure;
@@ -14,7 +14,7 @@ pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {
         let digest = FileStorage::open(path)
             .and_then(|file| Digest::of(&file))
             .map_err(|error| Error::opening(path, error))?;
-        let mut line = snapshot::format_line(digest, path);
+        let mut line = hexz_reader::format_line(digest, path);
         line.push(b'\n');
         output::print(&line)?;
     }

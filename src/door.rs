@@ -8,12 +8,12 @@ use std::os::fd::AsFd;
 use rustix::fs::{FileType, fstat};
 use tokio_util::sync::CancellationToken;
 
-use hexz_nbd::config::Config;
-use hexz_nbd::exports::Catalog;
-use hexz_nbd::gateway::handed::Handed;
-use hexz_nbd::gateway::listen::{self, Bound, ListenAddress, SocketRights};
-use hexz_nbd::gateway::stdio::Stdio;
-use hexz_nbd::gateway::{Gateway, Policy};
+use hexz_exports::Catalog;
+use nbd_gateway::config::Config;
+use nbd_gateway::handed::Handed;
+use nbd_gateway::listen::{self, Bound, ListenAddress, SocketRights};
+use nbd_gateway::stdio::Stdio;
+use nbd_gateway::{Gateway, Policy};
 
 use crate::cli::Serve;
 use crate::failure::Failure;

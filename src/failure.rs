@@ -3,17 +3,17 @@
 use std::io;
 use std::path::PathBuf;
 
-use hexz_nbd::config::ConfigError;
-use hexz_nbd::escape;
-use hexz_nbd::exports::{CatalogError, FolderError};
-use hexz_nbd::gateway::DoorClosed;
-use hexz_nbd::gateway::access::RulesFileError;
-use hexz_nbd::gateway::handed::HandedError;
-use hexz_nbd::gateway::listen::BindError;
-use hexz_nbd::gateway::stdio::StdioError;
-use hexz_nbd::gateway::tls::TlsError;
-use hexz_nbd::sandbox::SandboxError;
-use hexz_nbd::snapshot::Error as SnapshotError;
+use hexz_exports::{CatalogError, FolderError};
+use hexz_reader::Error as SnapshotError;
+use nbd_gateway::DoorClosed;
+use nbd_gateway::access::RulesFileError;
+use nbd_gateway::config::ConfigError;
+use nbd_gateway::handed::HandedError;
+use nbd_gateway::listen::BindError;
+use nbd_gateway::stdio::StdioError;
+use nbd_gateway::tls::TlsError;
+use nbd_sandbox::SandboxError;
+use nbd_telemetry::escape;
 
 use crate::opening::TrustError;
 use crate::output;

@@ -1,6 +1,7 @@
 //! Entry point of `hexz-nbd`: reads the settings, sets up logging, and runs the gateway or a
 //! command.
 
+mod audit;
 mod check;
 mod check_config;
 mod cli;
@@ -14,6 +15,7 @@ mod failure;
 mod inspect;
 mod log;
 mod man;
+mod monitor;
 mod opening;
 mod output;
 mod password;
@@ -32,9 +34,9 @@ mod verify;
 
 use std::process::ExitCode;
 
+use crate::monitor::RecentErrors;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
-use hexz_nbd::monitor::RecentErrors;
 
 use cli::{Cli, Command};
 use settings::Source;

@@ -6,12 +6,10 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hexz_nbd::escape;
-use hexz_nbd::exports::{Catalog, SnapshotExport};
-use hexz_nbd::nbd::Export;
-use hexz_nbd::snapshot::{
-    Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError,
-};
+use hexz_exports::{Catalog, SnapshotExport};
+use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
+use nbd_server::Export;
+use nbd_telemetry::escape;
 
 use crate::cli::{Opening, Snapshots};
 use crate::failure::Failure;

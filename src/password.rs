@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use hexz_nbd::gateway::tls::{TlsProblem, check_secrecy};
-use hexz_nbd::snapshot::{Password, PasswordSource};
+use hexz_reader::{Password, PasswordSource};
+use nbd_gateway::tls::{TlsProblem, check_secrecy};
 
 /// Name of the credential under systemd's `LoadCredential=`.
 const CREDENTIAL: &str = "hexz-nbd.password";
@@ -17,7 +17,7 @@ const VARIABLE: &str = "HEXZ_PASSWORD";
 const MAX_LENGTH: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", hexz_nbd::escape::name(.path))]
+#[error("{}: {problem}", nbd_telemetry::escape::name(.path))]
 pub(crate) struct PasswordError {
     path: PathBuf,
     problem: TlsProblem,

@@ -4,11 +4,11 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use hexz_nbd::config::Config;
-use hexz_nbd::gateway::Policy;
-use hexz_nbd::gateway::access::Rules;
-use hexz_nbd::gateway::listen::ListenAddress;
-use hexz_nbd::gateway::tls::{self, ServerTls};
+use nbd_gateway::Policy;
+use nbd_gateway::access::Rules;
+use nbd_gateway::config::Config;
+use nbd_gateway::listen::ListenAddress;
+use nbd_gateway::tls::{self, ServerTls};
 
 use crate::cli::{Changeable, Tls};
 use crate::failure::Failure;

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hexz_nbd::audit::{Audit, Event, Recorder, StartError, Stop, Target, TargetError, Text};
+use nbd_gateway::audit::{Audit, Event, Stop, Text};
 
-use hexz_nbd::monitor::AuditReport;
+use crate::audit::{Recorder, StartError, Target, TargetError};
+
+use crate::monitor::AuditReport;
 
 use crate::cli::{AuditOptions, Where};
 

@@ -10,14 +10,14 @@ use nix::sys::signal::SigSet;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinSet, spawn_blocking};
 
-use hexz_nbd::audit::{Event, Reload, ReloadFailed, Text};
-use hexz_nbd::config::Config;
-use hexz_nbd::exports::Catalog;
-use hexz_nbd::gateway::tls::ServerTls;
-use hexz_nbd::gateway::{Control, Policy};
-use hexz_nbd::sandbox::{Confines, Plan};
-use hexz_nbd::snapshot::OpenOptions;
-use hexz_nbd::storage::FileStamp;
+use hexz_exports::Catalog;
+use hexz_reader::OpenOptions;
+use hexz_reader::storage::FileStamp;
+use nbd_gateway::audit::{Event, Reload, ReloadFailed, Text};
+use nbd_gateway::config::Config;
+use nbd_gateway::tls::ServerTls;
+use nbd_gateway::{Control, Policy};
+use nbd_sandbox::{Confines, Plan};
 
 use crate::cli::{Changeable, Opening, Snapshots};
 use crate::failure::Failure;

@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use hexz_nbd::exports::{BlockReader, Catalog};
-use hexz_nbd::gateway::Control;
-use hexz_nbd::gateway::listen::{Bound, ListenAddress};
-use hexz_nbd::monitor::{AuditReport, HostName, Monitor, Observed, RecentErrors};
+use crate::monitor::{AuditReport, HostName, Monitor, Observed, RecentErrors};
+use hexz_exports::{BlockReader, Catalog};
+use nbd_gateway::Control;
+use nbd_gateway::listen::{Bound, ListenAddress};
 
 use crate::cli::Serve;
 use crate::failure::Failure;

@@ -11,13 +11,14 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use hexz_nbd::audit::{Event, Start, Target, Text};
-use hexz_nbd::config::Config;
-use hexz_nbd::exports::{BlockReader, Catalog};
-use hexz_nbd::gateway::{Control, Policy};
-use hexz_nbd::monitor::RecentErrors;
-use hexz_nbd::storage;
+use crate::monitor::RecentErrors;
+use hexz_exports::{BlockReader, Catalog};
+use hexz_reader::storage;
+use nbd_gateway::audit::{Event, Start, Text};
+use nbd_gateway::config::Config;
+use nbd_gateway::{Control, Policy};
 
+use crate::audit::Target;
 use crate::cli::Changeable;
 use crate::confine::confine;
 use crate::door::{Door, Entrance};

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
-use hexz_nbd::exports::{BlockReader, Catalog, SnapshotExport};
-use hexz_nbd::gateway::tls::{TlsVersion, without_clients};
-use hexz_nbd::nbd::budget::Budget;
-use hexz_nbd::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
-use hexz_nbd::nbd::{
+use hexz_exports::{BlockReader, Catalog, SnapshotExport};
+use hexz_reader::{Block, OpenOptions, Password, Snapshot, StreamKind};
+use nbd_gateway::tls::{TlsVersion, without_clients};
+use nbd_server::budget::Budget;
+use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
+use nbd_server::{
     Chosen, Export, Exports, Farewell, MayOpen, Offer, ReplyMode, Span, TransmitLimits, transmit,
 };
-use hexz_nbd::snapshot::{Block, OpenOptions, Password, Snapshot, StreamKind};
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::gateway::access::{
+use nbd_gateway::access::{
     CommandLine, Facts, NetworkError, Origin, Peer, Place, PlaceError, Reason, Rules,
 };
 

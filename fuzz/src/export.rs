@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hexz_nbd::nbd::{Export, Exports, Extent, Listing, ReadError, Segment, Span};
+use nbd_server::{Export, Exports, Extent, Listing, ReadError, Segment, Span};
 use tokio::sync::mpsc::Sender;
 
 /// The metadata contexts that every export has.

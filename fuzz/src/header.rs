@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::snapshot::facts::Facts;
-use hexz_nbd::snapshot::{Compression, OpenOptions, Problem, StreamKind};
+use hexz_reader::facts::Facts;
+use hexz_reader::{Compression, OpenOptions, Problem, StreamKind};
 
 use crate::archive::{HEADER, Memory, open, put_parent, put_parents};
 use crate::naive::little_endian;

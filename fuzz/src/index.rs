@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::snapshot::{Snapshot, StreamKind};
+use hexz_reader::{Snapshot, StreamKind};
 
 use crate::archive::{About, Entry, Layout, Memory, Page, Writer, open};
 use crate::naive::Archive;

@@ -4,10 +4,10 @@
 use std::collections::HashSet;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::nbd::wire::handshake::ClientFlags;
-use hexz_nbd::nbd::wire::meta::MAX_QUERIES;
-use hexz_nbd::nbd::wire::option::{Opt, Rep};
-use hexz_nbd::nbd::{
+use nbd_server::wire::handshake::ClientFlags;
+use nbd_server::wire::meta::MAX_QUERIES;
+use nbd_server::wire::option::{Opt, Rep};
+use nbd_server::{
     Chosen, Export, NegotiationLimits, ReplyMode, Security, SessionError, negotiate,
 };
 

@@ -2,9 +2,9 @@
 //! ABORT is answered with anything but an error, and behind STARTTLS not a byte is read.
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::nbd::wire::handshake::Greeting;
-use hexz_nbd::nbd::wire::option::{Opt, Rep};
-use hexz_nbd::nbd::{NegotiationLimits, PlaintextOutcome, greet, plaintext_leg};
+use nbd_server::wire::handshake::Greeting;
+use nbd_server::wire::option::{Opt, Rep};
+use nbd_server::{NegotiationLimits, PlaintextOutcome, greet, plaintext_leg};
 
 use crate::options::{Said, options_of};
 use crate::replies::OptionReplies;

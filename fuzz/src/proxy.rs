@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::gateway::proxy::{Header, HeaderError, NoHeader, read_header};
+use nbd_gateway::proxy::{Header, HeaderError, NoHeader, read_header};
 
 use crate::script::{Script, run};
 

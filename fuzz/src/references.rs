@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::snapshot::{OpenOptions, Run, Snapshot};
+use hexz_reader::{OpenOptions, Run, Snapshot};
 
 use crate::archive::{About, Entry, Layout, Memory, Page, Writer};
 use crate::chain::{Answer, Answers, Archive, Block, Content, bytes_of, judge};

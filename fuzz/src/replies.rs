@@ -1,7 +1,7 @@
 //! A strict reader of what the server says: every field has its value, and nothing is left.
 
-use hexz_nbd::nbd::ReplyMode;
-use hexz_nbd::nbd::wire::option::{Opt, Rep};
+use nbd_server::ReplyMode;
+use nbd_server::wire::option::{Opt, Rep};
 
 /// Fields one behind the other.
 #[derive(Debug, Clone, Copy)]

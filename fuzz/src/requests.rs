@@ -8,8 +8,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::nbd::budget::Budget;
-use hexz_nbd::nbd::{
+use nbd_server::budget::Budget;
+use nbd_server::{
     Chosen, Farewell, ReplyMode, SelectedContext, SessionError, Summary, TransmitLimits, transmit,
 };
 

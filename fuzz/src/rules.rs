@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_nbd::gateway::access::{
+use nbd_gateway::access::{
     Facts, Identity, Known, Moment, Name, NameKind, Peer, Rules, parse_rules,
 };
 

@@ -1,65 +1,12 @@
 //! Serialization of events: one JSON object a line, safe to view in a terminal, with texts of
 //! bounded length.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use serde::ser::Error as _;
-use serde::{Serialize, Serializer};
 
-use super::Event;
-use crate::escape;
-
-/// Maximum length of a text in an event, in bytes: more than names and messages about them have. A
-/// longer text is truncated and ends with `…`.
-pub const MAX_TEXT: usize = 1024;
-
-/// A text of at most [`MAX_TEXT`] bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Text(String);
-
-impl Text {
-    /// Creates a text from anything that can be displayed; truncates it if necessary.
-    pub fn of(text: impl ToString) -> Self {
-        Self::from(text.to_string())
-    }
-}
-
-impl From<String> for Text {
-    fn from(mut text: String) -> Self {
-        const CUT: &str = "…";
-        if text.len() > MAX_TEXT {
-            text.truncate(text.floor_char_boundary(MAX_TEXT - CUT.len()));
-            text.push_str(CUT);
-        }
-        Self(text)
-    }
-}
-
-impl From<&str> for Text {
-    fn from(text: &str) -> Self {
-        Self::from(text.to_owned())
-    }
-}
-
-/// A time, serialized in UTC as RFC 3339 specifies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Time(SystemTime);
-
-impl Time {
-    /// Creates a time from seconds since the Unix epoch. RFC 3339 ends with the year 9999; later
-    /// times are clamped to its last second.
-    pub fn of_unix(seconds: u64) -> Self {
-        const LAST: u64 = 253_402_300_799;
-        Self(UNIX_EPOCH + Duration::from_secs(seconds.min(LAST)))
-    }
-}
-
-impl Serialize for Time {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_rfc3339_seconds(self.0))
-    }
-}
+use nbd_gateway::audit::Event;
+use nbd_telemetry::escape;
 
 /// A serialized event, without the members that are added when it is queued.
 #[derive(Debug, Clone)]
@@ -110,8 +57,8 @@ pub(super) fn body(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::ReloadFailed;
     use super::*;
+    use nbd_gateway::audit::ReloadFailed;
 
     fn line(why: &str) -> String {
         let event = Event::ReloadFailed(ReloadFailed { why: why.into() });
@@ -137,17 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn long_texts_are_cut_between_letters() {
-        assert_eq!(Text::from("x".repeat(MAX_TEXT)).0.len(), MAX_TEXT);
-        let cut = Text::from("ö".repeat(MAX_TEXT)).0;
-        assert!(cut.len() <= MAX_TEXT && cut.ends_with("ö…"));
-        assert!(line(&"\u{1}".repeat(9999)).len() < 6 * MAX_TEXT + 200);
-    }
-
-    #[test]
-    fn times_beyond_all_calendars_are_times() {
-        let text = |seconds| serde_json::to_string(&Time::of_unix(seconds)).unwrap();
-        assert_eq!(text(0), "\"1970-01-01T00:00:00Z\"");
-        assert_eq!(text(u64::MAX), "\"9999-12-31T23:59:59Z\"");
+    fn long_texts_make_bounded_lines() {
+        assert!(line(&"\u{1}".repeat(9999)).len() < 6 * nbd_gateway::audit::MAX_TEXT + 200);
     }
 }

@@ -1,59 +1,12 @@
-//! The audit log: who connected, from where and with which certificate, what was read, and who was
-//! refused and why. It is separate from the program's log, complete, and has one JSON object a
-//! line.
-//!
-//! [`Event`] lists what is recorded; `docs/audit.md` describes each member. Events are emitted
-//! through an [`Audit`], which passes them to a [`Sink`]: a [`Recorder`], which writes lines to a
-//! [`Target`] from its own thread, or any other implementation.
+//! The audit log: a [`Recorder`] that takes events and writes them to a [`Target`], one JSON object
+//! a line, from its own thread.
 
-mod event;
+#[cfg(test)]
+mod documented;
 mod line;
 mod queue;
 mod recorder;
 mod target;
 
-use std::fmt;
-use std::sync::Arc;
-
-pub use event::{
-    Certificate, Dismissed, Ended, Event, ExportDenied, ExportMissing, HandshakeFailed, NotAllowed,
-    Reading, Refused, Reload, ReloadFailed, Served, Start, Stop, Who,
-};
-pub use line::{MAX_TEXT, Text, Time};
-pub use recorder::{Recorder, StartError};
-pub use target::{Target, TargetError};
-
-/// Receiver of audit events. It is called where events happen, including on threads that serve
-/// clients, so it must not block.
-pub trait Sink: fmt::Debug + Send + Sync {
-    /// Records an event. The sink itself must count events that it can't keep.
-    fn take(&self, event: Event);
-}
-
-/// Handle for emitting audit events to a sink, if there is one.
-#[derive(Debug, Clone, Default)]
-pub struct Audit(Option<Arc<dyn Sink>>);
-
-impl Audit {
-    /// Creates a handle that discards all events.
-    pub fn none() -> Self {
-        Self(None)
-    }
-
-    /// Creates a handle that passes events to `sink`.
-    pub fn to(sink: Arc<dyn Sink>) -> Self {
-        Self(Some(sink))
-    }
-
-    /// Returns true if there is a sink.
-    pub fn is_wanted(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Emits an event. The closure runs only if there is a sink.
-    pub fn tell(&self, event: impl FnOnce() -> Event) {
-        if let Some(sink) = &self.0 {
-            sink.take(event());
-        }
-    }
-}
+pub(crate) use recorder::{Recorder, StartError};
+pub(crate) use target::{Target, TargetError};

@@ -1,8 +1,8 @@
 //! Queue of lines to be written, and the batch being written. No locks and no I/O: those are in
 //! `recorder.rs`.
 
-use super::Event;
 use super::line::Line;
+use nbd_gateway::audit::Event;
 
 /// Maximum size of the lines that wait or are being written, in bytes: some 10,000 events. A disk
 /// that hangs for a while loses nothing of an ordinary day, and a flood can't take more memory than
@@ -158,8 +158,8 @@ fn lines(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::ReloadFailed;
     use super::*;
+    use nbd_gateway::audit::ReloadFailed;
 
     fn line(length: usize) -> Line {
         Line::of(&Event::ReloadFailed(ReloadFailed { why: "x".repeat(length).into() })).unwrap()
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn the_last_event_always_has_room() {
-        let why = "\u{1}".repeat(crate::audit::MAX_TEXT).into();
+        let why = "\u{1}".repeat(nbd_gateway::audit::MAX_TEXT).into();
         let longest = Line::of(&Event::ReloadFailed(ReloadFailed { why })).unwrap();
         let mut queue = Queue::new("r".into());
         while queue.push(&line(1)) {}

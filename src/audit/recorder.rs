@@ -11,8 +11,8 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use super::line::Line;
 use super::queue::{Batch, Queue};
 use super::target::Target;
-use super::{Event, Sink};
-use crate::limited::RateLimit;
+use nbd_gateway::audit::{Event, Sink};
+use nbd_telemetry::RateLimit;
 
 /// Maximum time that written lines stay in the page cache alone; a power failure loses no more than
 /// that.
@@ -30,13 +30,13 @@ const RETRY_PIPE: Duration = Duration::from_millis(20);
 
 /// Sink that writes events as lines to a [`Target`].
 #[derive(Debug)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     shared: Arc<Shared>,
 }
 
 /// Reason why the recorder can't start.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The writer thread can't be created.
     #[error("can't start the thread that writes the audit: {0}")]
     Thread(#[source] io::Error),
@@ -74,7 +74,7 @@ impl Recorder {
     ///
     /// # Errors
     /// The thread can't be created, or the system has no random numbers.
-    pub fn start(target: Target) -> Result<Arc<Self>, StartError> {
+    pub(crate) fn start(target: Target) -> Result<Arc<Self>, StartError> {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queue: Queue::new(run()?),
@@ -110,14 +110,14 @@ impl Recorder {
 
     /// Requests that the path be opened again, after log rotation. Events recorded before go to the
     /// old file, unless that can't be written.
-    pub fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         self.shared.lock().reopen = true;
         self.shared.work.notify_one();
     }
 
     /// Writes all recorded events and stops the writer, within `patience`. Returns the number of
     /// events that could not be written.
-    pub fn finish(&self, patience: Duration) -> u64 {
+    pub(crate) fn finish(&self, patience: Duration) -> u64 {
         let until = Instant::now() + patience;
         let mut state = self.shared.lock();
         state.finish = Some(until);
@@ -134,12 +134,12 @@ impl Recorder {
     }
 
     /// Returns the number of events written as complete lines.
-    pub fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.shared.written.load(Ordering::Relaxed)
     }
 
     /// Returns the number of events lost because there was no room to queue them.
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
     }
 }

@@ -1,5 +1,5 @@
-use super::super::event::ReloadFailed;
 use super::*;
+use nbd_gateway::audit::ReloadFailed;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs::{self, File};
 use std::io::Read;

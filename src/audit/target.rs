@@ -25,7 +25,7 @@ const MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP);
 
 /// An open output that lines are appended to.
 #[derive(Debug)]
-pub struct Target {
+pub(crate) struct Target {
     file: File,
     place: Place,
     /// True if the output may end in the middle of a line.
@@ -43,22 +43,22 @@ enum Place {
 
 /// Reason why a target can't be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum TargetError {
+pub(crate) enum TargetError {
     /// The path is a link.
     #[error(
         "{} is a link, which isn't followed: {}",
-        crate::escape::name(.0),
+        nbd_telemetry::escape::name(.0),
         instead_of_link(.0)
     )]
     Link(PathBuf),
     /// The path is a pipe without a reader.
-    #[error("nobody reads the pipe {}: start its reader first", crate::escape::name(.0))]
+    #[error("nobody reads the pipe {}: start its reader first", nbd_telemetry::escape::name(.0))]
     NoReader(PathBuf),
     /// The path is neither a file nor a pipe.
-    #[error("{} is neither a file nor a pipe", crate::escape::name(.0))]
+    #[error("{} is neither a file nor a pipe", nbd_telemetry::escape::name(.0))]
     NoFile(PathBuf),
     /// A system call failed.
-    #[error("can't append to {}: {error}", crate::escape::name(.path))]
+    #[error("can't append to {}: {error}", nbd_telemetry::escape::name(.path))]
     Io {
         /// Path of the file.
         path: PathBuf,
@@ -85,7 +85,7 @@ impl Target {
     ///
     /// # Errors
     /// Standard output is closed, or the process has no descriptors left.
-    pub fn standard_output() -> Result<Self, TargetError> {
+    pub(crate) fn standard_output() -> Result<Self, TargetError> {
         let copy = io::stdout().as_fd().try_clone_to_owned();
         let file = copy.map_err(TargetError::StandardOutput)?.into();
         Ok(Self { file, place: Place::StandardOutput, may_be_within_a_line: false })
@@ -95,7 +95,7 @@ impl Target {
     ///
     /// # Errors
     /// See [`TargetError`].
-    pub fn open(path: &Path) -> Result<Self, TargetError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, TargetError> {
         let mut target = open(path)?;
         // An earlier run may have ended in the middle of a line. If the file can't be read, assume
         // that.
@@ -108,7 +108,7 @@ impl Target {
     ///
     /// # Errors
     /// See [`TargetError`].
-    pub fn check(path: &Path) -> Result<(), TargetError> {
+    pub(crate) fn check(path: &Path) -> Result<(), TargetError> {
         let failed = |error: io::Error| TargetError::Io { path: path.to_owned(), error };
         let asked = match std::fs::symlink_metadata(path) {
             Ok(there) if there.is_symlink() => return Err(TargetError::Link(path.to_owned())),
@@ -181,7 +181,7 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::StandardOutput => f.write_str("the standard output"),
-            Place::File(path) | Place::Other(path) => crate::escape::name(path).fmt(f),
+            Place::File(path) | Place::Other(path) => nbd_telemetry::escape::name(path).fmt(f),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Options of `hexz-nbd check`, which evaluates the access rules for a client.
 
 use clap::Args;
-use hexz_nbd::gateway::access::{Facts, Identity, Known, Moment, Name, NameKind, Peer};
+use nbd_gateway::access::{Facts, Identity, Known, Moment, Name, NameKind, Peer};
 
 use super::network::Access;
 use super::values::moment;

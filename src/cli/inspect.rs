@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use hexz_nbd::snapshot::limits::DEFAULT_KDF_ITERATIONS;
+use hexz_reader::limits::DEFAULT_KDF_ITERATIONS;
 
 use super::Opening;
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::Args;
-use hexz_nbd::config::{Limits, Rate, Timeouts};
-use hexz_nbd::nbd::NegotiationLimits;
-use hexz_nbd::nbd::budget::RESERVE;
-use hexz_nbd::nbd::wire::MAX_PAYLOAD;
+use nbd_gateway::config::{Limits, Rate, Timeouts};
+use nbd_server::NegotiationLimits;
+use nbd_server::budget::RESERVE;
+use nbd_server::wire::MAX_PAYLOAD;
 
 use super::values::{at_least_one, duration, size_within};
 

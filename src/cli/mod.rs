@@ -24,11 +24,12 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hexz_nbd::audit::Audit;
-use hexz_nbd::config::{Config, Memory};
-use hexz_nbd::exports::{BlockReader, Catalog, CatalogError};
-use hexz_nbd::gateway::listen::SocketRights;
-use hexz_nbd::snapshot::{IndexPages, OpenOptions};
+use hexz_exports::Memory;
+use hexz_exports::{BlockReader, Catalog, CatalogError};
+use hexz_reader::{IndexPages, OpenOptions};
+use nbd_gateway::audit::Audit;
+use nbd_gateway::config::Config;
+use nbd_gateway::listen::SocketRights;
 
 pub(crate) use audit::{AuditOptions, Where};
 use check::Check;
@@ -351,7 +352,7 @@ impl Serve {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use hexz_nbd::config::{Limits, Timeouts};
+    use nbd_gateway::config::{Limits, Timeouts};
 
     #[test]
     fn the_command_line_is_consistent() {

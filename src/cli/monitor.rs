@@ -2,9 +2,9 @@
 
 use std::ffi::OsStr;
 
+use crate::monitor::{HostName, MONITOR_PORT};
 use clap::Args;
-use hexz_nbd::gateway::listen::{self, BindError, Bound, ListenAddress, SocketRights};
-use hexz_nbd::monitor::{HostName, MONITOR_PORT};
+use nbd_gateway::listen::{self, BindError, Bound, ListenAddress, SocketRights};
 
 use super::values::{os_text, trimmed};
 

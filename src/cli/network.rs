@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use hexz_nbd::gateway::access::{
-    CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError,
-};
-use hexz_nbd::gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
+use nbd_gateway::access::{CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError};
+use nbd_gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
 
 use super::values::{os_text, trimmed};
 

@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use hexz_nbd::snapshot::ReferenceChoice;
-use hexz_nbd::snapshot::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
+use hexz_reader::ReferenceChoice;
+use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Opening {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use hexz_nbd::gateway::listen::ListenAddress;
-use hexz_nbd::sandbox::{Mode, Plan, User};
+use nbd_gateway::listen::ListenAddress;
+use nbd_sandbox::{Mode, Plan, User};
 
 use super::monitor::MonitorAt;
 use super::{Changeable, Serve};

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
-use hexz_nbd::config::Memory;
-use hexz_nbd::exports::{Choice, Folder, Named};
-use hexz_nbd::sandbox::Plan;
+use hexz_exports::Memory;
+use hexz_exports::{Choice, Folder, Named};
+use nbd_sandbox::Plan;
 
 use super::opening::Opening;
 use super::values::{os_text, size};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use hexz_nbd::gateway::tls::{ClientAuth, ClientFiles, TlsFiles, TlsVersion};
+use nbd_gateway::tls::{ClientAuth, ClientFiles, TlsFiles, TlsVersion};
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Tls {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use hexz_nbd::gateway::access::Moment;
+use nbd_gateway::access::Moment;
 
 /// Maximum of a count: more connections than a machine has ports for.
 const MOST: usize = 1_000_000;

@@ -7,16 +7,16 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use hexz_nbd::audit::Audit;
-use hexz_nbd::config::{Config, Limits, Timeouts};
-use hexz_nbd::escape;
-use hexz_nbd::exports::{BlockReader, Catalog};
-use hexz_nbd::gateway::access::Rules;
-use hexz_nbd::gateway::listen::{self, ListenAddress, NBD_PORT};
-use hexz_nbd::gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
-use hexz_nbd::gateway::{Gateway, Policy};
-use hexz_nbd::snapshot::{OpenOptions, Snapshot};
-use hexz_nbd::storage::Storage;
+use hexz_exports::{BlockReader, Catalog};
+use hexz_reader::storage::Storage;
+use hexz_reader::{OpenOptions, Snapshot};
+use nbd_gateway::access::Rules;
+use nbd_gateway::audit::Audit;
+use nbd_gateway::config::{Config, Limits, Timeouts};
+use nbd_gateway::listen::{self, ListenAddress, NBD_PORT};
+use nbd_gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
+use nbd_gateway::{Gateway, Policy};
+use nbd_telemetry::escape;
 
 use crate::cli::Demo;
 use crate::failure::Failure;

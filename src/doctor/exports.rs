@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use hexz_nbd::nbd::ReplyMode;
-use hexz_nbd::nbd::client::{self, ExportInfo, Transmission};
-use hexz_nbd::nbd::wire::option::Rep;
+use nbd_server::ReplyMode;
+use nbd_server::client::{self, ExportInfo, Transmission};
+use nbd_server::wire::option::Rep;
 
 use super::advice;
 use super::reach::Stream;
@@ -98,7 +98,7 @@ async fn open(
     mut stream: Stream,
     name: &str,
     replies: ReplyMode,
-    flags: hexz_nbd::nbd::wire::handshake::ClientFlags,
+    flags: nbd_server::wire::handshake::ClientFlags,
 ) -> Result<Transmission<Stream>, Trouble> {
     // The stream is only borrowed, because it stays in negotiation after a refusal.
     let refused = match within(visit.timeout, client::go_with(&mut stream, name, replies)).await {
@@ -268,7 +268,7 @@ async fn leave(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hexz_nbd::nbd::wire::info::BlockSizes;
+    use nbd_server::wire::info::BlockSizes;
 
     fn plan(size: u64, sizes: Option<(u32, u32)>) -> Option<(u64, u32, u32)> {
         let block_sizes =

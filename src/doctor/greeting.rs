@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hexz_nbd::nbd::wire::handshake::{Greeting, IHAVEOPT, NBDMAGIC};
+use nbd_server::wire::handshake::{Greeting, IHAVEOPT, NBDMAGIC};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::reach::Stream;
@@ -151,7 +151,7 @@ fn judge(bytes: &[u8]) -> Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hexz_nbd::nbd::wire::handshake::HandshakeFlags;
+    use nbd_server::wire::handshake::HandshakeFlags;
 
     #[test]
     fn first_bytes_are_known() {

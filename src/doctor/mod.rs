@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 use rustls::pki_types::ServerName;
 
 use crate::cli::Doctor;

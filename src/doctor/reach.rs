@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use hexz_nbd::gateway::zone;
+use nbd_gateway::zone;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -54,7 +54,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", hexz_nbd::escape::name(path)),
+            Self::Unix(path) => write!(f, "unix:{}", nbd_telemetry::escape::name(path)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 use serde_json::{Map, Value};
 
 /// Maximum length of text from a server that is shown, in characters.

@@ -5,8 +5,8 @@ use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use hexz_nbd::escape;
-use hexz_nbd::gateway::listen::NBD_PORT;
+use nbd_gateway::listen::NBD_PORT;
+use nbd_telemetry::escape;
 
 /// Maximum length of a host name in DNS, in bytes. Longer names aren't looked up.
 const MAX_HOST: usize = 253;

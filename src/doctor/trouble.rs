@@ -3,9 +3,9 @@
 use std::io;
 use std::time::Duration;
 
-use hexz_nbd::nbd::client::ClientError;
-use hexz_nbd::nbd::wire::option::{Opt, Rep};
-use hexz_nbd::nbd::wire::reply::ErrorCode;
+use nbd_server::client::ClientError;
+use nbd_server::wire::option::{Opt, Rep};
+use nbd_server::wire::reply::ErrorCode;
 
 use super::report::shown;
 

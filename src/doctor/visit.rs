@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use hexz_nbd::nbd::ReplyMode;
-use hexz_nbd::nbd::client::{self, ClientError};
-use hexz_nbd::nbd::wire::handshake::ClientFlags;
+use nbd_server::ReplyMode;
+use nbd_server::client::{self, ClientError};
+use nbd_server::wire::handshake::ClientFlags;
 use rustls::pki_types::ServerName;
 
 use super::advice::{self, Handshake, InClear};

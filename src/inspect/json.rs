@@ -1,7 +1,7 @@
 //! Renders the findings as JSON. `--help` documents the fields.
 
-use hexz_nbd::escape;
-use hexz_nbd::snapshot::facts::{Amount, Facts, PackedFile, Signature, Stream};
+use hexz_reader::facts::{Amount, Facts, PackedFile, Signature, Stream};
+use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
 pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {

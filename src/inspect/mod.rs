@@ -5,9 +5,9 @@ mod text;
 
 use std::process::ExitCode;
 
-use hexz_nbd::escape;
-use hexz_nbd::snapshot::OpenOptions;
-use hexz_nbd::snapshot::facts::{Facts, PackedFile};
+use hexz_reader::OpenOptions;
+use hexz_reader::facts::{Facts, PackedFile};
+use nbd_telemetry::escape;
 
 use crate::cli::Inspect;
 use crate::failure::Failure;

@@ -3,9 +3,9 @@
 use std::fmt::{self, Write as _};
 
 use bytesize::ByteSize;
-use hexz_nbd::escape;
-use hexz_nbd::snapshot::StreamKind;
-use hexz_nbd::snapshot::facts::{Amount, Facts, Holder, Lengths, PackedFile, Signature, Stream};
+use hexz_reader::StreamKind;
+use hexz_reader::facts::{Amount, Facts, Holder, Lengths, PackedFile, Signature, Stream};
+use nbd_telemetry::escape;
 
 /// Maximum length of a bar in a histogram, in characters.
 const BAR: usize = 30;

@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 use socket2::SockRef;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};

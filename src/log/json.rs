@@ -4,7 +4,7 @@
 use std::fmt::{self, Write as _};
 use std::time::SystemTime;
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 use serde_json::{Map, Value};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;

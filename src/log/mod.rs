@@ -6,7 +6,7 @@ mod text;
 
 use std::io::{self, IsTerminal, stderr};
 
-use hexz_nbd::monitor::RecentErrors;
+use crate::monitor::RecentErrors;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
@@ -32,6 +32,28 @@ pub(crate) enum LogError {
     },
 }
 
+/// Packages of the program, which `hexz_nbd` in `RUST_LOG` stands for.
+const PACKAGES: [&str; 7] = [
+    "hexz_nbd",
+    "hexz_exports",
+    "hexz_reader",
+    "nbd_gateway",
+    "nbd_sandbox",
+    "nbd_server",
+    "nbd_telemetry",
+];
+
+/// Returns the directives of a filter with those for `hexz_nbd` repeated for each package.
+fn of_all_packages(directives: &str) -> String {
+    let expand = |directive: &str| match directive.strip_prefix(PACKAGES[0]) {
+        Some(rest) if rest.is_empty() || rest.starts_with('=') => {
+            PACKAGES.map(|package| format!("{package}{rest}")).join(",")
+        }
+        _ => directive.to_owned(),
+    };
+    directives.split(',').map(expand).collect::<Vec<_>>().join(",")
+}
+
 /// Starts logging. The latest errors are remembered in `recent`.
 ///
 /// # Errors
@@ -42,10 +64,9 @@ pub(crate) fn start(options: &Log, recent: &RecentErrors) -> Result<(), LogError
         1 => "hexz_nbd=debug,info",
         _ => "hexz_nbd=trace,debug",
     };
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(wanted) if !wanted.is_empty() => EnvFilter::builder().parse(wanted)?,
-        _ => EnvFilter::new(level),
-    };
+    let directives = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let directives = of_all_packages(directives.as_deref().unwrap_or(level));
+    let filter = EnvFilter::builder().parse(directives)?;
     let lines = || {
         fmt::layer()
             // If a line can't be written, as on a full disk, neither can a message about that,

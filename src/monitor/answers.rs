@@ -185,8 +185,8 @@ fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answ
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exports::BlockReader;
     use crate::monitor::RecentErrors;
+    use hexz_exports::BlockReader;
     use http_body_util::Empty;
 
     fn answers() -> Answers {

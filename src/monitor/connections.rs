@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 
 use super::answers::Answers;
 use super::deadline::Deadline;
-use crate::gateway::listen::{AcceptFault, Incoming, Listener};
-use crate::limited::RateLimit;
+use nbd_gateway::listen::{AcceptFault, Incoming, Listener};
+use nbd_telemetry::RateLimit;
 
 /// Maximum number of connections: enough for a Prometheus or two, and some browsers with two or
 /// three each. Further ones are closed; clients retry.

@@ -13,15 +13,15 @@ const LONGEST: usize = 253;
 
 /// A DNS name that requests to the monitor may use, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostName(String);
+pub(crate) struct HostName(String);
 
 /// Error for a text that isn't a DNS name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{:?} is no DNS name: expected letters, digits, hyphens and dots, without a port",
-    crate::escape::name(.0)
+    nbd_telemetry::escape::name(.0)
 )]
-pub struct HostNameError(String);
+pub(crate) struct HostNameError(String);
 
 impl FromStr for HostName {
     type Err = HostNameError;

@@ -1,7 +1,7 @@
 //! Metrics for Prometheus, derived from [`Status`] alone. `docs/metrics.md` lists them.
 //!
 //! The values of labels are bounded: reasons and the like come from fixed sets, and exports are at
-//! most [`MAX_LISTED`](crate::gateway::MAX_LISTED), plus one that aggregates all others. Peers and
+//! most [`MAX_LISTED`](nbd_gateway::MAX_LISTED), plus one that aggregates all others. Peers and
 //! identities are never labels.
 
 use std::collections::BTreeMap;
@@ -17,9 +17,9 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::status::Status;
-use crate::exports::UNREADABLE;
-use crate::gateway::tls::Cause;
-use crate::gateway::{ExportReport, FAILURES, Histogram, REFUSALS};
+use hexz_exports::UNREADABLE;
+use nbd_gateway::tls::Cause;
+use nbd_gateway::{ExportReport, FAILURES, Histogram, REFUSALS};
 
 /// Prefix of all metric names.
 const PREFIX: &str = "hexz_nbd";

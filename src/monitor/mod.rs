@@ -25,23 +25,22 @@ use std::thread::JoinHandle;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
-use crate::gateway::listen::{Bound, Listener};
 use answers::Answers;
-pub use host::{HostName, HostNameError};
-pub use observed::{AuditReport, Observed};
-pub use recent::{RecentErrors, RememberErrors};
-pub use status::{Cache, Memory, RecentError, Status, Storage};
+pub(crate) use host::HostName;
+use nbd_gateway::listen::{Bound, Listener};
+pub(crate) use observed::{AuditReport, Observed};
+pub(crate) use recent::RecentErrors;
 
 /// Port that the documentation and `hexz-nbd top` assume for the monitor. Nothing listens there by
 /// default.
-pub const MONITOR_PORT: u16 = 10810;
+pub(crate) const MONITOR_PORT: u16 = 10810;
 
 /// Niceness of the monitor's thread. It equals that of the decoder threads.
 const NICE: i32 = 10;
 
 /// A running monitor. Dropping it stops it.
 #[derive(Debug)]
-pub struct Monitor {
+pub(crate) struct Monitor {
     /// Stops the monitor when it is dropped.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -54,7 +53,11 @@ impl Monitor {
     ///
     /// # Errors
     /// The system has no threads or no file descriptors left.
-    pub fn start(socket: Bound, names: Vec<HostName>, observed: Arc<Observed>) -> io::Result<Self> {
+    pub(crate) fn start(
+        socket: Bound,
+        names: Vec<HostName>,
+        observed: Arc<Observed>,
+    ) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let listener = {
             let _within = runtime.enter();
@@ -71,7 +74,7 @@ impl Monitor {
     }
 
     /// Returns the address that it listens on, with the actual port.
-    pub fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 }

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::recent::RecentErrors;
 use super::resident::Resident;
 use super::status::{Cache, Memory, Status, Storage};
-use crate::exports::{BlockReader, Figures};
-use crate::gateway::{Report, unix_seconds};
+use hexz_exports::{BlockReader, Figures};
+use nbd_gateway::{Report, unix_seconds};
 
 /// Version of the format of [`Status`].
 const FORMAT: u32 = 1;
@@ -21,7 +21,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 
 /// Sources of the status. They report from the start of the program on; the gateway may be added
 /// later.
-pub struct Observed {
+pub(crate) struct Observed {
     started: SystemTime,
     resident: Resident,
     /// Memory budget (`--cache-size`), in bytes.
@@ -40,11 +40,11 @@ impl fmt::Debug for Observed {
 
 /// Counts of audit events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct AuditReport {
+pub(crate) struct AuditReport {
     /// Number of events that were written.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Number of events that couldn't be written.
-    pub lost: u64,
+    pub(crate) lost: u64,
 }
 
 impl Observed {
@@ -52,7 +52,7 @@ impl Observed {
     /// entered, because it opens a file in `/proc`.
     ///
     /// `budget` is the memory that decoded blocks, index pages and replies share, in bytes.
-    pub fn new(budget: u64, reader: Arc<BlockReader>, recent: RecentErrors) -> Self {
+    pub(crate) fn new(budget: u64, reader: Arc<BlockReader>, recent: RecentErrors) -> Self {
         Self {
             started: SystemTime::now(),
             resident: Resident::open(),
@@ -65,17 +65,17 @@ impl Observed {
     }
 
     /// Sets the source of the gateway's report. Only the first call has an effect.
-    pub fn gateway(&self, report: impl Fn() -> Report + Send + Sync + 'static) {
+    pub(crate) fn gateway(&self, report: impl Fn() -> Report + Send + Sync + 'static) {
         self.gateway.get_or_init(|| Box::new(report));
     }
 
     /// Sets the source of the audit counts. Only the first call has an effect.
-    pub fn audit(&self, report: impl Fn() -> AuditReport + Send + Sync + 'static) {
+    pub(crate) fn audit(&self, report: impl Fn() -> AuditReport + Send + Sync + 'static) {
         self.audit.get_or_init(|| Box::new(report));
     }
 
     /// Returns the current status.
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let gateway = self.report();
         let figures = self.reader.figures();
         let memory = Memory {

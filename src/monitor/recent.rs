@@ -11,8 +11,8 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::status::RecentError;
-use crate::escape;
-use crate::gateway::unix_seconds;
+use nbd_gateway::unix_seconds;
+use nbd_telemetry::escape;
 
 /// Maximum number of errors that are remembered.
 const MOST: usize = 50;
@@ -22,11 +22,11 @@ const LONGEST: usize = 1000;
 
 /// The latest errors, newest first. Clones share the same errors.
 #[derive(Debug, Clone, Default)]
-pub struct RecentErrors(Arc<Mutex<VecDeque<RecentError>>>);
+pub(crate) struct RecentErrors(Arc<Mutex<VecDeque<RecentError>>>);
 
 impl RecentErrors {
     /// Returns a `tracing` layer that remembers logged errors here.
-    pub fn layer(&self) -> RememberErrors {
+    pub(crate) fn layer(&self) -> RememberErrors {
         RememberErrors(self.clone())
     }
 
@@ -45,7 +45,7 @@ impl RecentErrors {
 /// A `tracing` layer that remembers errors, created by [`RecentErrors::layer`]. It doesn't limit
 /// the rate of errors; the code that logs them has to.
 #[derive(Debug)]
-pub struct RememberErrors(RecentErrors);
+pub(crate) struct RememberErrors(RecentErrors);
 
 impl<S: Subscriber> Layer<S> for RememberErrors {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {

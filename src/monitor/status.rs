@@ -8,90 +8,90 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::observed::AuditReport;
-use crate::gateway::Report;
+use nbd_gateway::Report;
 
 /// Status of the program and its gateway.
 #[derive(Debug, Clone, Serialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Version of this format: 1.
-    pub format: u32,
+    pub(crate) format: u32,
     /// Version of the program.
-    pub version: &'static str,
+    pub(crate) version: &'static str,
     /// Process ID.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Time of this status.
-    pub now: f64,
+    pub(crate) now: f64,
     /// Time at which the program was started.
-    pub started: f64,
+    pub(crate) started: f64,
     /// True if clients can be served.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// Reason why clients can't be served; `None` if they can.
-    pub unready: Option<&'static str>,
+    pub(crate) unready: Option<&'static str>,
     /// Report of the gateway, whose members are on the same level.
     #[serde(flatten)]
-    pub gateway: Report,
+    pub(crate) gateway: Report,
     /// Cache of decoded blocks.
-    pub cache: Cache,
+    pub(crate) cache: Cache,
     /// Reads from archive files.
-    pub storage: Storage,
+    pub(crate) storage: Storage,
     /// Number of requests that failed because a block couldn't be read or verified, by reason.
-    pub verification_failures: BTreeMap<&'static str, u64>,
+    pub(crate) verification_failures: BTreeMap<&'static str, u64>,
     /// Number of archives that couldn't be opened, by reason.
-    pub open_failures: BTreeMap<&'static str, u64>,
+    pub(crate) open_failures: BTreeMap<&'static str, u64>,
     /// Memory use and limits.
-    pub memory: Memory,
+    pub(crate) memory: Memory,
     /// Counts of audit events; `None` without an audit log.
-    pub audit: Option<AuditReport>,
+    pub(crate) audit: Option<AuditReport>,
     /// Latest errors in the log, newest first.
-    pub recent_errors: Vec<RecentError>,
+    pub(crate) recent_errors: Vec<RecentError>,
 }
 
 /// Cache of decoded blocks, and decoding.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Cache {
+pub(crate) struct Cache {
     /// Bytes of decoded blocks in the cache.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// Maximum size of the cache.
-    pub capacity: u64,
+    pub(crate) capacity: u64,
     /// Number of blocks that clients asked for and that were in the cache.
-    pub hits: u64,
+    pub(crate) hits: u64,
     /// Number of blocks that clients asked for and had to wait for.
-    pub misses: u64,
+    pub(crate) misses: u64,
     /// Number of blocks that were decoded, including readahead.
-    pub decoded_blocks: u64,
+    pub(crate) decoded_blocks: u64,
     /// Decoded size of these blocks.
-    pub decoded_bytes: u64,
+    pub(crate) decoded_bytes: u64,
     /// Seconds spent reading, verifying and decoding them, summed over all threads.
-    pub decode_seconds: f64,
+    pub(crate) decode_seconds: f64,
 }
 
 /// Reads from archive files.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Storage {
+pub(crate) struct Storage {
     /// Number of reads.
-    pub reads: u64,
+    pub(crate) reads: u64,
     /// Number of bytes read.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 /// Memory use and limits of the program.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// Resident memory of the process, if the kernel reports it.
-    pub resident: Option<u64>,
+    pub(crate) resident: Option<u64>,
     /// Memory that decoded blocks, index pages and replies share (`--cache-size`).
-    pub budget: u64,
+    pub(crate) budget: u64,
     /// Bytes of the shared memory budget that are held by replies in flight.
-    pub in_flight: u64,
+    pub(crate) in_flight: u64,
     /// Size of the budget for replies in flight.
-    pub in_flight_limit: u64,
+    pub(crate) in_flight_limit: u64,
 }
 
 /// An error in the log.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RecentError {
+pub(crate) struct RecentError {
     /// Time at which it was logged.
-    pub at: f64,
+    pub(crate) at: f64,
     /// Message in the log, with its fields; long ones are cut.
-    pub message: String,
+    pub(crate) message: String,
 }

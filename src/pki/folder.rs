@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use hexz_nbd::gateway::tls::check_secrecy;
+use nbd_gateway::tls::check_secrecy;
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 

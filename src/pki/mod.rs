@@ -24,17 +24,17 @@ use revocations::Revocations;
 pub(crate) enum PkiError {
     #[error("{0}")]
     Usage(String),
-    #[error("can't {what} {path}: {error}", path = hexz_nbd::escape::name(.path))]
+    #[error("can't {what} {path}: {error}", path = nbd_telemetry::escape::name(.path))]
     Io { what: &'static str, path: PathBuf, error: io::Error },
-    #[error("{path}: {problem}", path = hexz_nbd::escape::name(.path))]
+    #[error("{path}: {problem}", path = nbd_telemetry::escape::name(.path))]
     File { path: PathBuf, problem: String },
     #[error(
         "there is no CA in {path}: make one with `hexz-nbd pki init`, or say with --dir where \
          it is",
-        path = hexz_nbd::escape::name(.0)
+        path = nbd_telemetry::escape::name(.0)
     )]
     NoAuthority(PathBuf),
-    #[error("another hexz-nbd pki is at work in {path}, and doesn't end", path = hexz_nbd::escape::name(.0))]
+    #[error("another hexz-nbd pki is at work in {path}, and doesn't end", path = nbd_telemetry::escape::name(.0))]
     Busy(PathBuf),
     #[error("there is no randomness to be had")]
     Random,
@@ -42,7 +42,7 @@ pub(crate) enum PkiError {
     Make(#[from] rcgen::Error),
     #[error("this CA's certificates can't be made here: use the program that made the CA")]
     Foreign,
-    #[error("nothing that was issued here has the name or the serial number {:?}", hexz_nbd::escape::name(.0))]
+    #[error("nothing that was issued here has the name or the serial number {:?}", nbd_telemetry::escape::name(.0))]
     Unknown(String),
     #[error("can't say what was done: {0}")]
     Output(#[from] io::Error),

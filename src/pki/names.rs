@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use aws_lc_rs::digest;
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 use rustls::pki_types::DnsName;
 
 /// Maximum length of a common name, in characters (RFC 5280, `ub-common-name`).

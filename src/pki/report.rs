@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 
 use super::PkiError;
 use super::certificate::Certificate;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 
 /// Maximum length of a status in bytes; the rest is cut off. systemd drops messages of more than
 /// 4096 bytes, and displays a single line.

@@ -8,7 +8,7 @@ use std::path::Path;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgMatches, Command, Error};
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 
 /// ID of the archives' argument in clap.
 const ARCHIVES: &str = "named";

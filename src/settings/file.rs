@@ -10,8 +10,8 @@ use clap::{Arg, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use hexz_nbd::escape;
-use hexz_nbd::exports::Named;
+use hexz_exports::Named;
+use nbd_telemetry::escape;
 
 use super::keys::{self, Kind};
 use super::problem::{Problem, What};

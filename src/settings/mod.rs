@@ -22,10 +22,10 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
-use hexz_nbd::exports::Named;
-use hexz_nbd::monitor::RecentErrors;
-use hexz_nbd::sandbox::Plan;
-use hexz_nbd::storage::FileStamp;
+use crate::monitor::RecentErrors;
+use hexz_exports::Named;
+use hexz_reader::storage::FileStamp;
+use nbd_sandbox::Plan;
 
 use crate::cli::{Changeable, Cli, Log};
 use crate::log;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 
 /// A problem in a configuration file, with its location.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hexz_nbd::escape;
+use nbd_telemetry::escape;
 
 use super::status::Histogram;
 

@@ -7,14 +7,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hexz_nbd::escape;
-use hexz_nbd::gateway::zone;
-use hexz_nbd::monitor::MONITOR_PORT;
+use crate::monitor::MONITOR_PORT;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, HOST};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use nbd_gateway::zone;
+use nbd_telemetry::escape;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;

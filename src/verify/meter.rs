@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use hexz_nbd::snapshot::Progress;
+use hexz_reader::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Interval between updates.

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hexz_nbd::snapshot::{OpenOptions, Progress, Snapshot, StreamKind};
+use hexz_reader::{OpenOptions, Progress, Snapshot, StreamKind};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 

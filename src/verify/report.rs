@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use hexz_nbd::escape;
-use hexz_nbd::snapshot::{Error, Fault, Summary};
+use hexz_reader::{Error, Fault, Summary};
+use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
 /// Reporter of the findings in one archive.

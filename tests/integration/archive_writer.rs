@@ -10,7 +10,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::pbkdf2;
 use aws_lc_rs::signature::Ed25519KeyPair;
-use hexz_nbd::snapshot::{Compression, Layout};
+use hexz_reader::{Compression, Layout};
 
 /// The region that the header has to itself, in bytes.
 pub const HEADER_REGION: usize = 4096;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use hexz_nbd::snapshot::{OpenOptions, Password, Snapshot, StreamKind};
+use hexz_reader::{OpenOptions, Password, Snapshot, StreamKind};
 
 use crate::archive_writer::{ArchiveWriter, Piece, noise};
 use crate::support::server::Server;

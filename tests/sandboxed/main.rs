@@ -22,7 +22,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use hexz_nbd::sandbox::{self, Mode, Plan, SandboxError};
+use nbd_sandbox::{Mode, Plan, SandboxError};
 use rustix::fs::{CWD, Mode as FileMode, OFlags};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
@@ -199,7 +199,7 @@ fn attempt(what: &str, set: &str, side: &str, folder: &str, port: &str) -> io::R
     place.managers[0].connect(place.sockets("manager"))?;
     place.managers[1].connect_addr(&abstract_manager(Path::new(folder)))?;
     if side == INSIDE {
-        let report = sandbox::enter(&place.plan(set == "audit")).unwrap();
+        let report = nbd_sandbox::enter(&place.plan(set == "audit")).unwrap();
         assert!(report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
     }
     let (_, attempts) = SETS.iter().find(|(name, _)| *name == set).unwrap();
@@ -359,15 +359,15 @@ fn panic_in_a_thread(_: &Place) -> io::Result<()> {
 fn a_second_thread() {
     let (release, wait) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || wait.recv());
-    let entered = sandbox::enter(&Plan::default());
+    let entered = nbd_sandbox::enter(&Plan::default());
     assert!(matches!(entered, Err(SandboxError::Threads(2))), "{entered:?}");
     drop(release);
     assert!(thread.join().unwrap().is_err());
 }
 
 fn off() {
-    let report = sandbox::enter(&Plan { mode: Mode::Off, ..Plan::default() }).unwrap();
-    assert_eq!(report, sandbox::Report::default());
+    let report = nbd_sandbox::enter(&Plan { mode: Mode::Off, ..Plan::default() }).unwrap();
+    assert_eq!(report, nbd_sandbox::Report::default());
     assert!(Command::new("/bin/true").status().unwrap().success());
 }
 

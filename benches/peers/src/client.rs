@@ -9,8 +9,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use hexz_nbd::nbd::client::{self, ClientError};
-use hexz_nbd::nbd::wire::request::Command;
+use nbd_server::client::{self, ClientError};
+use nbd_server::wire::request::Command;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 use anyhow::{Result, anyhow, ensure};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use hexz_nbd::snapshot::{OpenOptions, Snapshot, StreamKind};
+use hexz_reader::{OpenOptions, Snapshot, StreamKind};
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::bench::median_of;

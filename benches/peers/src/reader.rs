@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
-use hexz_nbd::nbd::wire::reply::{ChunkHeader, ErrorCode, ReplyFlags, ReplyType, SimpleReply};
-use hexz_nbd::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
+use nbd_server::wire::reply::{ChunkHeader, ErrorCode, ReplyFlags, ReplyType, SimpleReply};
+use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::Connection;

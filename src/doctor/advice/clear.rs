@@ -1,6 +1,6 @@
 //! Advice on the plaintext phase: the replies to LIST and STARTTLS.
 
-use hexz_nbd::nbd::wire::option::Rep;
+use nbd_server::wire::option::Rep;
 
 use super::{Client, Network, Server};
 use crate::doctor::report::{Outcome, Step};

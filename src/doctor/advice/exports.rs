@@ -1,10 +1,10 @@
 //! Advice on exports: listing them, opening one, its properties, and reading from it.
 
-use hexz_nbd::nbd::ReplyMode;
-use hexz_nbd::nbd::client::ExportInfo;
-use hexz_nbd::nbd::wire::info::{BlockSizes, TransmissionFlags};
-use hexz_nbd::nbd::wire::option::Rep;
-use hexz_nbd::nbd::wire::reply::ErrorCode;
+use nbd_server::ReplyMode;
+use nbd_server::client::ExportInfo;
+use nbd_server::wire::info::{BlockSizes, TransmissionFlags};
+use nbd_server::wire::option::Rep;
+use nbd_server::wire::reply::ErrorCode;
 use serde_json::{Value, json};
 
 use super::{Client, Network, Server, few};

@@ -2,11 +2,11 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use hexz_nbd::nbd::client::ExportInfo;
-use hexz_nbd::nbd::wire::handshake::{Greeting, HandshakeFlags};
-use hexz_nbd::nbd::wire::info::{BlockSizes, TransmissionFlags};
-use hexz_nbd::nbd::wire::option::{Opt, Rep};
-use hexz_nbd::nbd::wire::reply::ErrorCode;
+use nbd_server::client::ExportInfo;
+use nbd_server::wire::handshake::{Greeting, HandshakeFlags};
+use nbd_server::wire::info::{BlockSizes, TransmissionFlags};
+use nbd_server::wire::option::{Opt, Rep};
+use nbd_server::wire::reply::ErrorCode;
 use rustls::{AlertDescription, CertificateError, Error, RootCertStore};
 
 use super::*;

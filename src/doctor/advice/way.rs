@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Duration;
 
-use hexz_nbd::nbd::wire::handshake::HandshakeFlags;
+use nbd_server::wire::handshake::HandshakeFlags;
 
 use super::{Client, Network, Server};
 use crate::doctor::greeting::{Protocol, Seen};

@@ -129,7 +129,7 @@ fn lookups_that_fail_are_told_to_the_operator_alone() {
         (b"good.hxz/aux", "no_auxiliary_stream"),
         (b"", "no_default"),
     ] {
-        let shown = format!("{:?}", hexz_nbd::escape::bytes(name));
+        let shown = format!("{:?}", nbd_telemetry::escape::bytes(name));
         let answer = server.greeted().refused(OPT_GO, &info_data(name, &[]), REP_ERR_UNKNOWN);
         answers.insert(answer.replace(&shown, "NAME"));
         let line = server.wait_for_log(reason, |line| {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hexz_nbd::nbd::budget::Budget;
-use hexz_nbd::nbd::{
+use nbd_server::budget::Budget;
+use nbd_server::{
     Chosen, Export, ReadError, ReplyMode, Segment, SelectedContext, Span, TransmitLimits, transmit,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};

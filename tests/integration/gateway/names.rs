@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Stdio};
 
-use hexz_nbd::escape::is_hidden;
+use nbd_telemetry::escape::is_hidden;
 use serde_json::Value;
 
 use super::BASE;

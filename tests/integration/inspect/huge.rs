@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hexz_nbd::snapshot::OpenOptions;
-use hexz_nbd::snapshot::facts::Facts;
-use hexz_nbd::storage::{FileId, Storage};
+use hexz_reader::OpenOptions;
+use hexz_reader::facts::Facts;
+use hexz_reader::storage::{FileId, Storage};
 
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, entry};
 

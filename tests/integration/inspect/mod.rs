@@ -7,8 +7,8 @@ mod naive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hexz_nbd::snapshot::facts::{Amount, Facts, Signature, Stream};
-use hexz_nbd::snapshot::{OpenOptions, Snapshot, StreamKind};
+use hexz_reader::facts::{Amount, Facts, Signature, Stream};
+use hexz_reader::{OpenOptions, Snapshot, StreamKind};
 
 use crate::archive_writer::{ArchiveWriter, Piece, block_entry, noise, text};
 use crate::snapshot::{STREAMS, with_password};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use hexz_nbd::nbd::wire::handshake::ClientFlags;
-use hexz_nbd::nbd::{
+use nbd_server::wire::handshake::ClientFlags;
+use nbd_server::{
     Allowance, Export, Exports, Listing, NegotiationLimits, PlaintextOutcome, ReadError, Security,
     Segment, SessionError, Span, negotiate, plaintext_leg,
 };

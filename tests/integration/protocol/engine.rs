@@ -4,10 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hexz_nbd::nbd::budget::Budget;
-use hexz_nbd::nbd::{
-    Chosen, Export, ReadError, ReplyMode, Segment, Span, TransmitLimits, transmit,
-};
+use nbd_server::budget::Budget;
+use nbd_server::{Chosen, Export, ReadError, ReplyMode, Segment, Span, TransmitLimits, transmit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::support::client::Request;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hexz_nbd::nbd::budget::Budget;
-use hexz_nbd::nbd::{
+use nbd_server::budget::Budget;
+use nbd_server::{
     Chosen, Export, Farewell, ReadError, ReplyMode, Segment, SessionError, Span, Summary, Throttle,
     TransmitLimits, transmit,
 };

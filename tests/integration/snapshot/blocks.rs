@@ -1,6 +1,6 @@
 //! Stored blocks that aren't what the index says, though their checksum fits.
 
-use hexz_nbd::snapshot::{Compression, Problem};
+use hexz_reader::{Compression, Problem};
 
 use super::problem_of_first_byte;
 use crate::archive_writer::{ArchiveWriter, Piece, noise};

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use hexz_nbd::snapshot::limits::MAX_CHAIN;
-use hexz_nbd::snapshot::{Error, OpenOptions, Password, Problem, Snapshot, StreamKind};
+use hexz_reader::limits::MAX_CHAIN;
+use hexz_reader::{Error, OpenOptions, Password, Problem, Snapshot, StreamKind};
 use tempfile::TempDir;
 
 use super::{read, read_whole, with_password};

@@ -16,7 +16,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use hexz_nbd::snapshot::{Compression, Layout, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{Compression, Layout, OpenOptions, Problem, Snapshot, StreamKind};
 
 use proptest::collection::vec;
 use proptest::prelude::*;

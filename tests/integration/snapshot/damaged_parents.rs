@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hexz_nbd::snapshot::{OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{OpenOptions, Problem, Snapshot, StreamKind};
 
 use super::read;
 use crate::archive_writer::{ArchiveWriter, Piece, Written, block_entry, text};

@@ -6,9 +6,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use hexz_nbd::snapshot::limits::MAX_MASTER_INDEX;
-use hexz_nbd::snapshot::{Compression, Error, OpenOptions, Snapshot, StreamKind};
-use hexz_nbd::storage::{FileId, Storage};
+use hexz_reader::limits::MAX_MASTER_INDEX;
+use hexz_reader::storage::{FileId, Storage};
+use hexz_reader::{Compression, Error, OpenOptions, Snapshot, StreamKind};
 
 use super::{read, too_large};
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, entry};

@@ -1,9 +1,9 @@
 //! Hostile headers and indexes: refused before memory is allocated for them.
 
-use hexz_nbd::snapshot::limits::{
+use hexz_reader::limits::{
     MAX_BLOCK, MAX_DICTIONARY, MAX_KDF_ITERATIONS, MAX_STORED_BLOCK, MAX_STREAM, max_stored,
 };
-use hexz_nbd::snapshot::{Layout, Problem, StreamKind};
+use hexz_reader::{Layout, Problem, StreamKind};
 
 use super::{STREAMS, invalid, open, problem_of_first_byte, read, too_large};
 use crate::archive_writer::{

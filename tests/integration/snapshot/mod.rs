@@ -14,7 +14,7 @@ mod work;
 use std::path::Path;
 use std::sync::Arc;
 
-use hexz_nbd::snapshot::{Error, OpenOptions, Password, Problem, Snapshot, StreamKind};
+use hexz_reader::{Error, OpenOptions, Password, Problem, Snapshot, StreamKind};
 
 use crate::archive_writer::{PASSWORD, Written};
 

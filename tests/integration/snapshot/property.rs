@@ -6,12 +6,12 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
-use hexz_nbd::exports::{BlockReader, SnapshotExport};
-use hexz_nbd::nbd::{Export, Extent, Segment, Span};
-use hexz_nbd::snapshot::facts::Facts;
-use hexz_nbd::snapshot::{
+use hexz_exports::{BlockReader, SnapshotExport};
+use hexz_reader::facts::Facts;
+use hexz_reader::{
     Compression, Layout, OpenOptions, Problem, ReferenceChoice, Snapshot, StreamKind,
 };
+use nbd_server::{Export, Extent, Segment, Span};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -357,7 +357,7 @@ fn joined(segments: &[Segment]) -> Vec<u8> {
 
 /// Checks that an error is one that the operator could have decided, where there may be such.
 #[track_caller]
-fn assert_undecided(error: &hexz_nbd::snapshot::Error, may_be_ambiguous: bool) {
+fn assert_undecided(error: &hexz_reader::Error, may_be_ambiguous: bool) {
     let is_ambiguous = matches!(error.problem, Problem::Ambiguous(_));
     assert!(may_be_ambiguous && is_ambiguous, "{error}");
 }

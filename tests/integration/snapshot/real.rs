@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use hexz_nbd::snapshot::{Compression, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{Compression, OpenOptions, Problem, Snapshot, StreamKind};
 
 use super::{STREAMS, read, read_whole, with_password};
 

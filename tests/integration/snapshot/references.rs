@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hexz_nbd::snapshot::{Layout, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{Layout, OpenOptions, Problem, Snapshot, StreamKind};
 use tempfile::TempDir;
 
 use super::{read, read_whole, with_password};

@@ -1,7 +1,7 @@
 //! Work that an archive may cause: in proportion to what is read of it.
 
-use hexz_nbd::snapshot::limits::{DEFAULT_KDF_ITERATIONS, max_stored};
-use hexz_nbd::snapshot::{OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, max_stored};
+use hexz_reader::{OpenOptions, Problem, Snapshot, StreamKind};
 
 use super::{open, read, with_password};
 use crate::archive_writer::{ArchiveWriter, PASSWORD, Piece, noise};

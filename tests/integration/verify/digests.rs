@@ -5,8 +5,8 @@ use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use hexz_nbd::snapshot::{Digests, Error, OpenOptions, Problem, Snapshot, StreamKind};
-use hexz_nbd::storage;
+use hexz_reader::storage;
+use hexz_reader::{Digests, Error, OpenOptions, Problem, Snapshot, StreamKind};
 
 use super::Watched;
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, Piece, Written, image, noise, text};

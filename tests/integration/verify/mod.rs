@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use hexz_nbd::snapshot::{Error, OpenOptions, Snapshot};
-use hexz_nbd::storage::{FileId, Storage};
+use hexz_reader::storage::{FileId, Storage};
+use hexz_reader::{Error, OpenOptions, Snapshot};
 
 use crate::snapshot::with_password;
 

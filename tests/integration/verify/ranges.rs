@@ -4,9 +4,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
 
-use hexz_nbd::snapshot::{
-    Fault, Layout, OpenOptions, Problem, Progress, Snapshot, StreamKind, Summary,
-};
+use hexz_reader::{Fault, Layout, OpenOptions, Problem, Progress, Snapshot, StreamKind, Summary};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;

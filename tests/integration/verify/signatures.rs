@@ -3,7 +3,7 @@
 use std::fs;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use hexz_nbd::snapshot::{Error, OpenOptions, Problem, Snapshot, StreamKind, VerifyKey};
+use hexz_reader::{Error, OpenOptions, Problem, Snapshot, StreamKind, VerifyKey};
 
 use super::Watched;
 use crate::archive_writer::{ArchiveWriter, PASSWORD, Piece, Written, text};

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use hexz_nbd::snapshot::{Snapshot, StreamKind};
+use hexz_reader::{Snapshot, StreamKind};
 
 use super::{DECISIONS, Entry, all, decided, folder, kit, read_whole};
 use crate::clients;

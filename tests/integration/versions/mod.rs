@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use hexz_nbd::snapshot::facts::Facts;
-use hexz_nbd::snapshot::{Error, OpenOptions, Problem, Remark, Snapshot, StreamKind};
+use hexz_reader::facts::Facts;
+use hexz_reader::{Error, OpenOptions, Problem, Remark, Snapshot, StreamKind};
 use serde::Deserialize;
 use serde_json::Value;
 

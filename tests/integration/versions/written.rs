@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use hexz_nbd::snapshot::{Layout, Problem, Snapshot, StreamKind};
+use hexz_reader::{Layout, Problem, Snapshot, StreamKind};
 use tempfile::TempDir;
 
 use super::{decided, folder, inspect, kit, read_whole};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use aws_lc_rs::digest::{SHA256, digest};
-use hexz_nbd::snapshot::{OpenOptions, Snapshot, StreamKind};
+use hexz_reader::{OpenOptions, Snapshot, StreamKind};
 
 use crate::archive_writer::{self, ArchiveWriter, Piece, noise, text};
 

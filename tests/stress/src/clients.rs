@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hexz_nbd::nbd::budget::RESERVE;
-use hexz_nbd::nbd::client::ClientError;
-use hexz_nbd::nbd::wire::option::Rep;
-use hexz_nbd::nbd::wire::reply::ErrorCode;
+use nbd_server::budget::RESERVE;
+use nbd_server::client::ClientError;
+use nbd_server::wire::option::Rep;
+use nbd_server::wire::reply::ErrorCode;
 use rustls::ClientConfig;
 
 use crate::random::Random;

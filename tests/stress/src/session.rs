@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hexz_nbd::nbd::client::{self, ClientError};
-use hexz_nbd::nbd::wire::reply::{ChunkHeader, ErrorCode, ReplyFlags, ReplyType, SimpleReply};
-use hexz_nbd::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
+use nbd_server::client::{self, ClientError};
+use nbd_server::wire::reply::{ChunkHeader, ErrorCode, ReplyFlags, ReplyType, SimpleReply};
+use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
 use rustls::ClientConfig;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufStream};

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hexz_nbd::nbd::client::ClientError;
+use nbd_server::client::ClientError;
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::BufStream;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use hexz_nbd::snapshot::{OpenOptions, Snapshot, StreamKind};
+use hexz_reader::{OpenOptions, Snapshot, StreamKind};
 
 use super::big;
 use crate::bench::{Bench, median_of};

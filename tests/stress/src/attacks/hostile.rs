@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use hexz_nbd::nbd::client;
-use hexz_nbd::nbd::wire::meta::MetaRequest;
-use hexz_nbd::nbd::wire::option::{Opt, encode_option};
-use hexz_nbd::nbd::wire::request::{Command, CommandFlags, Cookie, Request};
+use nbd_server::client;
+use nbd_server::wire::meta::MetaRequest;
+use nbd_server::wire::option::{Opt, encode_option};
+use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hexz_nbd::nbd::client::{self, Transmission};
+use nbd_server::client::{self, Transmission};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::hostile::{HONEST, HONEST_BLOCK, HONEST_BLOCKS};

@@ -1,0 +1,307 @@
+//! Reads a stream block by block: at once where all blocks are in memory, otherwise concurrently.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+
+use super::decoders::Client;
+use super::reader::{BlockKey, BlockReader, Failure};
+use hexz_reader::{Block, Snapshot, StreamKind};
+use nbd_server::{COPIED, Segment, Span};
+
+/// Divisor of a cached block's length: shorter parts of the block are copied, so that a reply
+/// waiting for a slow client doesn't keep a whole block in memory. The shortest parts are copied
+/// anyway when the reply is queued.
+const COPIED_FRACTION: usize = 2;
+
+/// Length in bytes below which a block is read together with its neighbors.
+const SMALL_BLOCK: u32 = 4096;
+/// Maximum number of small blocks in one run.
+const BLOCKS_IN_RUN: usize = 256;
+/// Time after which a run ends early, so that other clients get their turn.
+const RUN_TIME: Duration = Duration::from_millis(2);
+/// Maximum number of blocks of one read that wait for the decoders at once.
+const BLOCKS_AT_ONCE: usize = 4;
+/// Maximum number of blocks that one read may touch: a read of 32 MiB over blocks of 512 bytes.
+/// Clients of archives with smaller blocks have to ask for less at a time.
+const MAX_BLOCKS_IN_READ: usize = 65_536;
+/// Maximum number of blocks that are looked up without yielding; a read over more takes the
+/// asynchronous path.
+const MAX_BLOCKS_AT_ONCE: usize = 64;
+
+/// Small neighboring blocks that were read together.
+struct Run {
+    /// End in the export, no farther than the read.
+    end: u64,
+    segment: Segment,
+    blocks: usize,
+}
+
+/// A failure, and the offset in the export from which it affects the read.
+#[derive(Debug)]
+pub(super) struct Unread {
+    pub(super) at: u64,
+    pub(super) cause: Failure,
+}
+
+/// Estimated time to read and parse an index page, in nanoseconds.
+pub(super) const PAGE_WORK: u64 = 64 * 1024;
+
+/// The blocks of one stream, for one client.
+#[derive(Debug, Clone)]
+pub(super) struct Blocks {
+    pub(super) stream: StreamKind,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) reader: Arc<BlockReader>,
+    pub(super) client: Arc<Client>,
+}
+
+impl Blocks {
+    /// Appends the segments of `span` in order, if all of them are in memory. After `None`,
+    /// `segments` may hold an incomplete read.
+    pub(super) fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> Option<()> {
+        let mut at = span.offset;
+        let mut hits = 0;
+        while at < span.end() {
+            let block = self.snapshot.locate_now(self.stream, at)?.ok()?;
+            if segments.len() >= MAX_BLOCKS_AT_ONCE {
+                return None;
+            }
+            let segment = zero_part(&block, span).or_else(|| {
+                let key = BlockKey::of(&block, &self.snapshot, self.stream);
+                let bytes = self.reader.cache.get(&key)?;
+                (bytes.len() == block.decoded_length() as usize).then(|| part(&bytes, &block, span))
+            })?;
+            hits += u64::from(!block.is_zeros());
+            segments.push(segment);
+            at = block.end();
+        }
+        self.reader.count_hits(hits);
+        Some(())
+    }
+
+    /// Returns the block that covers `at`, loading its index page if necessary.
+    async fn locate(&self, at: u64) -> Result<Block, Unread> {
+        let located = match self.snapshot.locate_now(self.stream, at) {
+            Some(located) => located.map_err(Failure::Snapshot),
+            None => {
+                let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
+                let work = move || snapshot.locate(stream, at);
+                self.reader.off_the_runtime(&self.client, PAGE_WORK, work).await
+            }
+        };
+        located.map_err(|cause| Unread { at, cause })
+    }
+
+    /// Reads `span`, and passes each segment to `part` as soon as it is ready.
+    pub(super) async fn read(
+        &self,
+        span: Span,
+        mut part: impl FnMut(u64, Segment) + Send,
+    ) -> Result<(), Unread> {
+        let mut in_flight = FuturesUnordered::new();
+        let mut at = span.offset;
+        let mut blocks = 0;
+        while at < span.end() {
+            if blocks >= MAX_BLOCKS_IN_READ {
+                return Err(Unread { at, cause: Failure::TooManyBlocks });
+            }
+            tokio::task::consume_budget().await;
+            let block = self.locate(at).await?;
+            let start = at;
+            if block.length() < SMALL_BLOCK && block.end() < span.end() {
+                let run = self.run_of_blocks(block, span).await?;
+                (at, blocks) = (run.end, blocks + run.blocks);
+                part(start, run.segment);
+                continue;
+            }
+            (at, blocks) = (block.end(), blocks + 1);
+            if let Some(zeros) = zero_part(&block, span) {
+                part(start, zeros);
+                continue;
+            }
+            // No more than keep the decoders busy: a part that waits for others takes memory.
+            while in_flight.len() >= BLOCKS_AT_ONCE {
+                if let Some((offset, segment)) = in_flight.next().await {
+                    part(offset, segment?);
+                }
+            }
+            in_flight.push(async move { (start, self.segment(block, span).await) });
+        }
+        while let Some((offset, segment)) = in_flight.next().await {
+            part(offset, segment?);
+        }
+        Ok(())
+    }
+
+    /// Prefetches the blocks of `span` into the cache, but only while the decoders are idle, so
+    /// that requested blocks don't wait for it.
+    pub(super) async fn read_ahead(&self, span: Span) {
+        let mut under_way = FuturesUnordered::new();
+        let mut at = span.offset;
+        while at < span.end() {
+            if !self.reader.is_idle() {
+                // Errors are ignored: a client that requests the block gets them.
+                match under_way.next().await {
+                    Some(_) => continue,
+                    None => return,
+                }
+            }
+            tokio::task::consume_budget().await;
+            let Ok(block) = self.locate(at).await else { return };
+            at = block.end();
+            if block.is_zeros() || self.reader.has(&self.snapshot, self.stream, &block) {
+                continue;
+            }
+            under_way.push(self.reader.block_ahead(
+                &self.client,
+                &self.snapshot,
+                self.stream,
+                block,
+            ));
+            // Polls once, which queues the job.
+            under_way.next().now_or_never();
+        }
+        while under_way.next().await.is_some() {}
+    }
+
+    /// Waits for the part of `block` that lies in `span`.
+    async fn segment(&self, block: Block, span: Span) -> Result<Segment, Unread> {
+        let bytes = self.reader.block(&self.client, &self.snapshot, self.stream, block).await;
+        let bytes = bytes.map_err(|cause| Unread { at: block.start().max(span.offset), cause })?;
+        Ok(waiting_part(&bytes, &block, span))
+    }
+
+    /// Reads small blocks from `first` on, all of them zeros or none, in one job of the decoders.
+    ///
+    /// An archive may have millions of blocks of a few bytes. Walking over them takes long
+    /// compared with what it yields, so it is done where work is charged to the client, and
+    /// not on the threads that serve everybody.
+    async fn run_of_blocks(&self, first: Block, span: Span) -> Result<Run, Unread> {
+        let at = first.start().max(span.offset);
+        let mut is_indexed = false;
+        loop {
+            let blocks = self.clone();
+            let work = move || Ok(blocks.read_run(first, span));
+            let read = self.reader.off_the_runtime(&self.client, first.work(), work).await;
+            match read.map_err(|cause| Unread { at, cause })?? {
+                Some(run) => return Ok(run),
+                None if is_indexed => return Err(Unread { at, cause: Failure::Panicked }),
+                None => self.reader.index_parents(&self.snapshot).await,
+            }
+            is_indexed = true;
+        }
+    }
+
+    /// Reads a run on the calling thread. Returns `None` if the index of the parents' hashes is needed,
+    /// and hasn't been built.
+    fn read_run(&self, first: Block, span: Span) -> Result<Option<Run>, Unread> {
+        let begun = Instant::now();
+        let is_zeros = first.is_zeros();
+        let (mut block, mut blocks, mut bytes) = (first, 0, BytesMut::new());
+        loop {
+            blocks += 1;
+            let end = block.end().min(span.end());
+            if !is_zeros {
+                let read = self.reader.small_block(&self.snapshot, self.stream, &block);
+                let at = block.start().max(span.offset);
+                let Some(decoded) = read.map_err(|cause| Unread { at, cause })? else {
+                    return Ok(None);
+                };
+                let (start, end) = overlap(&block, span);
+                let range = start as usize..end as usize;
+                bytes.extend_from_slice(decoded.get(range).unwrap_or_default());
+            }
+            let is_over =
+                end == span.end() || blocks == BLOCKS_IN_RUN || begun.elapsed() > RUN_TIME;
+            // An error in the next block is for the run that begins there.
+            let next = if is_over { None } else { self.snapshot.locate(self.stream, end).ok() };
+            match next {
+                Some(next) if next.is_zeros() == is_zeros && next.length() < SMALL_BLOCK => {
+                    block = next;
+                }
+                _ => {
+                    let start = first.start().max(span.offset);
+                    let segment =
+                        if is_zeros { zeros(end - start) } else { Segment::Data(bytes.freeze()) };
+                    return Ok(Some(Run { end, segment, blocks }));
+                }
+            }
+        }
+    }
+}
+
+/// Returns the overlap of `block` and `span`: its start and end relative to the start of the
+/// whole block, in bytes.
+fn overlap(block: &Block, span: Span) -> (u32, u32) {
+    let start = span.offset.max(block.start()) - block.decoded_start();
+    let end = span.end().min(block.end()) - block.decoded_start();
+    // Both lie within a block, whose length fits 32 bits.
+    let within = |position| u32::try_from(position).unwrap_or(u32::MAX);
+    (within(start), within(end))
+}
+
+fn zero_part(block: &Block, span: Span) -> Option<Segment> {
+    let (start, end) = overlap(block, span);
+    block.is_zeros().then(|| Segment::Zeros(end - start))
+}
+
+/// Returns a segment of zeros within a read, whose length fits 32 bits.
+fn zeros(length: u64) -> Segment {
+    Segment::Zeros(u32::try_from(length).unwrap_or(u32::MAX))
+}
+
+/// Returns the part of a block's `bytes` that `span` requests, for a reply that may wait for
+/// other blocks to be decoded. It keeps no more memory alive than its length, since a reply's
+/// memory is accounted for by its length.
+fn waiting_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
+    let (start, end) = overlap(block, span);
+    let range = start as usize..(end as usize).min(bytes.len());
+    if range.len() == bytes.len() {
+        return Segment::Data(bytes.clone());
+    }
+    Segment::Data(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default()))
+}
+
+/// Returns the part of a cached block's `bytes` that `span` requests, for a reply that is ready.
+fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
+    let (start, end) = overlap(block, span);
+    let range = start as usize..(end as usize).min(bytes.len());
+    if range.len() >= COPIED && range.len() < bytes.len() / COPIED_FRACTION {
+        Segment::Data(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default()))
+    } else {
+        Segment::Data(bytes.slice(range))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hexz_reader::{OpenOptions, Snapshot};
+
+    /// A waiting reply doesn't keep a whole block in memory if it sends only a part of it.
+    #[test]
+    fn a_waiting_part_does_not_pin_its_block() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/archives/fixed-64k-zstd.hxz");
+        let snapshot = Snapshot::open(path.as_ref(), &OpenOptions::default()).unwrap();
+        let block = snapshot.locate(StreamKind::Main, 0).unwrap();
+        let bytes = Bytes::from(snapshot.read_block(&block).unwrap());
+        for range in [0..1, 1..16, 100..20_100, 1..65_536, 0..65_535] {
+            let span =
+                Span { offset: range.start as u64, length: u32::try_from(range.len()).unwrap() };
+            let Segment::Data(part) = waiting_part(&bytes, &block, span) else {
+                panic!("it is data")
+            };
+            assert_eq!(part, bytes.slice(range.clone()));
+            assert!(!bytes.as_ptr_range().contains(&part.as_ptr()), "{range:?}");
+        }
+        let Segment::Data(whole) = waiting_part(&bytes, &block, Span { offset: 0, length: 65_536 })
+        else {
+            panic!("it is data")
+        };
+        assert_eq!(whole.as_ptr(), bytes.as_ptr());
+    }
+}

@@ -1,0 +1,241 @@
+//! Determines which files are served at a point in time, and under which names.
+//!
+//! Concurrent requests share one read of the metadata. Only one thread reads at a time, however
+//! many clients ask.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::in_folder::InFolder;
+use super::named::NamedSlots;
+use hexz_reader::storage::{FileId, FileStamp};
+
+/// Timeout for a file system that doesn't respond. After it, exports are listed without
+/// descriptions, and comparisons are unavailable.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The files of all served archives at one point in time.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// Stamps of the named archives, in their order; `None` if there is no file.
+    named: Vec<Option<FileStamp>>,
+    /// Names and stamps of the folder's archives, ordered by name; `None` if the folder can't be
+    /// read.
+    folder: Option<Vec<(String, FileStamp)>>,
+    positions: OnceLock<HashMap<FileId, Vec<Position>>>,
+}
+
+/// Index of a file among the named archives or the folder's files.
+#[derive(Debug, Clone, Copy)]
+enum Position {
+    Named(usize),
+    InFolder(usize),
+}
+
+impl Files {
+    /// Reads the metadata of all files. If the folder can't be read, logs why.
+    fn look(named: &[PathBuf], folder: Option<&InFolder>) -> Self {
+        let named = named.iter().map(|path| FileStamp::of(path)).collect();
+        let folder = folder.map_or_else(|| Some(Vec::new()), |folder| folder.read().ok());
+        Self { named, folder, positions: OnceLock::new() }
+    }
+
+    /// Returns the stamp of the named archive at `position`, if its file exists.
+    pub(super) fn named(&self, position: usize) -> Option<FileStamp> {
+        self.named.get(position).copied().flatten()
+    }
+
+    /// Returns true if the folder could be read, so that all files are known.
+    pub(super) fn are_known(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// Returns the folder's files, ordered by name.
+    pub(super) fn in_folder(&self) -> &[(String, FileStamp)] {
+        self.folder.as_deref().unwrap_or_default()
+    }
+
+    /// Returns the stamp of the folder's file with this name, if it exists.
+    pub(super) fn of_name(&self, name: &str) -> Option<FileStamp> {
+        let files = self.in_folder();
+        let found = files.binary_search_by(|(other, _)| other.as_str().cmp(name)).ok()?;
+        files.get(found).map(|(_, stamp)| *stamp)
+    }
+
+    /// Returns up to `count` of the folder's files that follow `name` in order.
+    pub(super) fn behind(&self, name: Option<&str>, count: usize) -> &[(String, FileStamp)] {
+        let files = self.in_folder();
+        let start = name.map_or(0, |name| files.partition_point(|(it, _)| it.as_str() <= name));
+        let rest = files.get(start..).unwrap_or_default();
+        rest.get(..count).unwrap_or(rest)
+    }
+
+    /// Returns the names under which a file is served. A named archive hides a file of the folder
+    /// with the same name.
+    pub(super) fn names_of<'a>(
+        &'a self,
+        file: FileId,
+        named: &'a NamedSlots,
+    ) -> impl Iterator<Item = &'a str> {
+        let positions = self.positions.get_or_init(|| self.by_file());
+        let positions = positions.get(&file).map(Vec::as_slice).unwrap_or_default();
+        positions.iter().filter_map(|position| match *position {
+            Position::Named(position) => named.get(position).map(|(name, _)| name),
+            Position::InFolder(position) => {
+                let (name, _) = self.in_folder().get(position)?;
+                (!named.contains(name)).then_some(name.as_str())
+            }
+        })
+    }
+
+    fn by_file(&self) -> HashMap<FileId, Vec<Position>> {
+        let mut positions: HashMap<FileId, Vec<Position>> = HashMap::new();
+        let named = self.named.iter().enumerate();
+        let named =
+            named.filter_map(|(at, stamp)| Some((stamp.as_ref()?.id(), Position::Named(at))));
+        let in_folder = self.in_folder().iter().enumerate();
+        let in_folder = in_folder.map(|(at, (_, stamp))| (stamp.id(), Position::InFolder(at)));
+        for (file, position) in named.chain(in_folder) {
+            positions.entry(file).or_default().push(position);
+        }
+        positions
+    }
+}
+
+/// Outcome of [`LatestFiles::look`].
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    /// The files; `None` on a timeout.
+    pub(super) files: Option<Arc<Files>>,
+    /// True if this call did the read itself rather than sharing another caller's.
+    pub(super) is_own: bool,
+}
+
+/// Cache of the latest [`Files`], with single flight for reading them.
+#[derive(Debug, Default)]
+pub(super) struct LatestFiles {
+    /// Start of the last read. The lock is held during a read.
+    begun: Arc<Mutex<Option<Instant>>>,
+    latest: Arc<ArcSwapOption<Files>>,
+}
+
+impl LatestFiles {
+    /// Returns the latest files without waiting.
+    ///
+    /// Holding the result keeps the names of all files in memory, so it mustn't be held while
+    /// waiting for a client.
+    pub(super) fn latest(&self) -> Option<Arc<Files>> {
+        self.latest.load_full()
+    }
+
+    /// Returns the files as of now or later; concurrent callers share one read.
+    pub(super) async fn look(&self, named: &NamedSlots, folder: Option<&Arc<InFolder>>) -> Looked {
+        let asked = Instant::now();
+        let looking = async {
+            let mut begun = Arc::clone(&self.begun).lock_owned().await;
+            // Another caller's read started after this call did, so it is fresh enough.
+            if begun.is_some_and(|begun| begun >= asked) {
+                return Looked { files: self.latest(), ..Looked::default() };
+            }
+            let latest = Arc::clone(&self.latest);
+            let paths: Vec<PathBuf> = named.iter().map(|(_, slot)| slot.path().into()).collect();
+            let folder = folder.cloned();
+            // Not canceled when the caller is dropped, so that two reads never run at once.
+            let look = spawn_blocking(move || {
+                let now = Instant::now();
+                let files = Arc::new(Files::look(&paths, folder.as_deref()));
+                latest.store(Some(Arc::clone(&files)));
+                *begun = Some(now);
+                Looked { files: Some(files), is_own: true }
+            });
+            look.await.unwrap_or_default()
+        };
+        timeout(PATIENCE, looking).await.unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::FolderFault;
+    use super::super::slot::Slot;
+    use super::super::source::{Folder, Source};
+    use super::*;
+
+    fn in_folder(path: PathBuf) -> Arc<InFolder> {
+        Arc::new(InFolder::new(Folder::new(path)))
+    }
+
+    #[tokio::test]
+    async fn a_file_has_all_names_under_which_it_is_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a.hxz"), "1").unwrap();
+        std::fs::hard_link(path("a.hxz"), path("b.hxz")).unwrap();
+        std::fs::write(path("c.hxz"), "2").unwrap();
+        std::os::unix::fs::symlink(path("a.hxz"), path("link")).unwrap();
+        let mut named = NamedSlots::default();
+        // The last one hides the folder's file of that name.
+        for (name, path) in [("x", path("link")), ("y", path("none")), ("b.hxz", path("c.hxz"))] {
+            named.push(name.to_owned(), Slot::new(Source::Path(path))).unwrap();
+        }
+        let latest = LatestFiles::default();
+        let looked = latest.look(&named, Some(&in_folder(folder.path().to_owned()))).await;
+        let files = looked.files.unwrap();
+        assert!(looked.is_own && files.are_known());
+        let names = |name: &str| {
+            let file = files.of_name(name).unwrap().id();
+            files.names_of(file, &named).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(names("a.hxz"), ["x", "a.hxz"]);
+        assert_eq!(names("c.hxz"), ["b.hxz", "c.hxz"]);
+        assert!(files.named(1).is_none() && files.of_name("d.hxz").is_none());
+        let behind = |name, count| {
+            let files = files.behind(name, count).iter();
+            files.map(|(name, _)| name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(behind(None, 2), ["a.hxz", "b.hxz"]);
+        assert_eq!(behind(Some("b.hxz"), 9), ["c.hxz"]);
+        assert_eq!(behind(Some("bb"), 9), ["c.hxz"]);
+        assert!(behind(Some("c.hxz"), 9).is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_can_not_be_read_is_not_an_empty_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let gone = in_folder(folder.path().join("gone"));
+        let looked = LatestFiles::default().look(&NamedSlots::default(), Some(&gone)).await;
+        assert!(!looked.files.unwrap().are_known());
+        assert_eq!(gone.fault(), Some(FolderFault::Missing));
+    }
+
+    /// Callers that arrive during a read share one that starts later.
+    #[tokio::test]
+    async fn those_who_wait_share_the_next_look() {
+        let latest = LatestFiles::default();
+        let named = NamedSlots::default();
+        let held = Arc::clone(&latest.begun).lock_owned().await;
+        let mut asking: Vec<_> = (0..10).map(|_| Box::pin(latest.look(&named, None))).collect();
+        for one in &mut asking {
+            let pending = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(one.as_mut().poll(context).is_pending())
+            });
+            assert!(pending.await);
+        }
+        drop(held);
+        let mut own = 0;
+        for one in asking {
+            let looked = one.await;
+            assert!(looked.files.is_some());
+            own += usize::from(looked.is_own);
+        }
+        assert_eq!(own, 1);
+        assert!(latest.look(&named, None).await.is_own);
+    }
+}

@@ -1,0 +1,233 @@
+//! Manages the slots of the archives in an export folder, and limits how many stay open.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use std::sync::{self, Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+
+use super::files::Files;
+use super::reach::{self, FolderError, FolderFault, FolderId};
+use super::slot::Slot;
+use super::source::{Folder, Missing, Source};
+use hexz_reader::storage::FileStamp;
+use nbd_telemetry::RateLimit;
+use nbd_telemetry::escape;
+
+/// Maximum number of snapshots that are kept open; each takes several descriptors.
+pub(super) const MAX_OPEN: usize = 128;
+
+/// An export folder and the slots of its archives.
+#[derive(Debug)]
+pub(super) struct InFolder {
+    folder: Folder,
+    /// Identity of the folder at startup; the sandbox permits only this folder.
+    at_start: Option<FolderId>,
+    /// Fault of the last attempt to read the folder, if it failed.
+    fault: sync::Mutex<Option<FolderFault>>,
+    places: Mutex<Places>,
+    /// Files that the log has reported as not served.
+    unserved: sync::Mutex<Vec<(OsString, Missing)>>,
+    /// Rate limit for the log lines about them.
+    notes: RateLimit,
+}
+
+#[derive(Debug, Default)]
+struct Places {
+    slots: HashMap<String, Slot>,
+    /// Names of the slots that may be open, least recently used first.
+    open: VecDeque<String>,
+}
+
+impl Places {
+    fn forget(&mut self, name: &str) {
+        self.slots.remove(name);
+        self.open.retain(|other| other != name);
+    }
+
+    /// Marks `name` as most recently used. Beyond [`MAX_OPEN`], closes the least recently used
+    /// slot; sessions that read its snapshot continue.
+    fn touch(&mut self, name: &str) {
+        self.open.retain(|other| other != name);
+        self.open.push_back(name.to_owned());
+        if self.open.len() > MAX_OPEN
+            && let Some(oldest) = self.open.pop_front()
+            && let Some(slot) = self.slots.get(&oldest)
+        {
+            slot.close();
+        }
+    }
+}
+
+impl InFolder {
+    pub(super) fn new(folder: Folder) -> Self {
+        let at_start = FolderId::of(folder.path());
+        Self::with(folder, at_start)
+    }
+
+    fn with(folder: Folder, at_start: Option<FolderId>) -> Self {
+        Self {
+            folder,
+            at_start,
+            fault: sync::Mutex::default(),
+            places: Mutex::default(),
+            unserved: sync::Mutex::default(),
+            notes: RateLimit::new(5, Duration::from_secs(60)),
+        }
+    }
+
+    /// Returns the path of the folder.
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Returns the source for a file that is known to exist.
+    pub(super) fn source(&self, name: &str) -> Source {
+        self.folder.source(name)
+    }
+
+    /// Returns the same folder, with no archive opened.
+    pub(super) fn unopened(&self) -> Self {
+        Self::with(self.folder.clone(), self.at_start)
+    }
+
+    /// Checks that the folder can be read, and logs changes of the result.
+    pub(super) async fn check(&self) {
+        let (path, at_start) = (self.path().to_owned(), self.at_start);
+        match spawn_blocking(move || reach::open(&path, at_start)).await {
+            Ok(Ok(())) => self.note_fault(None),
+            Ok(Err(error)) => self.note_fault(Some(&error)),
+            // The runtime is shutting down.
+            Err(_) => {}
+        }
+    }
+
+    /// Returns the fault of the last attempt to read the folder, if it failed.
+    pub(super) fn fault(&self) -> Option<FolderFault> {
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_fault(&self, error: Option<&FolderError>) {
+        let now = error.map(|error| error.cause);
+        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *fault, now);
+        drop(fault);
+        match error {
+            _ if before == now => {}
+            Some(error) => tracing::error!(reason = error.cause.label(), "{error}"),
+            None => {
+                let path = escape::name(self.path());
+                tracing::info!("the export folder {path} can be read again");
+            }
+        }
+    }
+
+    /// Returns the slot of a name, if the file exists.
+    ///
+    /// # Errors
+    /// [`Missing`], for the operator.
+    pub(super) async fn slot(&self, name: &str) -> Result<Slot, Missing> {
+        let (folder, wanted) = (self.folder.clone(), name.to_owned());
+        let found = spawn_blocking(move || folder.find(&wanted)).await;
+        let found = found.unwrap_or(Err(Missing::Unavailable));
+        let mut places = self.places.lock().await;
+        let source = found.inspect_err(|_| places.forget(name))?;
+        places.touch(name);
+        Ok(places.slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
+    }
+
+    /// Reads the folder once, however long it takes.
+    ///
+    /// # Errors
+    /// See [`read`](Self::read).
+    pub(super) async fn look(self: &Arc<Self>) -> Result<(), FolderError> {
+        let folder = Arc::clone(self);
+        match spawn_blocking(move || folder.read()).await {
+            Ok(read) => read.map(|_| ()),
+            // The runtime is shutting down.
+            Err(error) => {
+                let (path, error) = (self.path().to_owned(), io::Error::other(error));
+                Err(FolderError { path, cause: FolderFault::Unreadable, error })
+            }
+        }
+    }
+
+    /// Returns the names and stamps of the folder's archives, ordered by name, and logs which
+    /// files aren't served. Blocking.
+    ///
+    /// # Errors
+    /// The folder can't be read; this is logged as well.
+    pub(super) fn read(&self) -> Result<Vec<(String, FileStamp)>, FolderError> {
+        let content = self.folder.content();
+        let content = content.map_err(|error| reach::explain(self.path(), self.at_start, error));
+        self.note_fault(content.as_ref().err());
+        let content = content?;
+        self.note_unserved(content.unserved);
+        Ok(content.files)
+    }
+
+    /// Discards the slots of files that no longer exist.
+    pub(super) async fn forget_others_than(&self, files: &Files) {
+        let mut places = self.places.lock().await;
+        let names = places.slots.keys();
+        let gone: Vec<String> =
+            names.filter(|name| files.of_name(name).is_none()).cloned().collect();
+        gone.iter().for_each(|name| places.forget(name));
+    }
+
+    /// Pairs each file with its slot, if a client has asked for it.
+    pub(super) async fn with_slots(
+        &self,
+        files: impl Iterator<Item = (String, FileStamp)>,
+    ) -> Vec<(String, FileStamp, Option<Slot>)> {
+        let places = self.places.lock().await;
+        files
+            .map(|(name, stamp)| {
+                let slot = places.slots.get(&name).cloned();
+                (name, stamp, slot)
+            })
+            .collect()
+    }
+
+    /// Logs the files that look like archives but aren't served, whenever their set changes.
+    fn note_unserved(&self, unserved: Vec<(OsString, Missing)>) {
+        /// Maximum number of files named in a log line.
+        const NAMED: usize = 10;
+        let mut known = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known == unserved {
+            return;
+        }
+        let Some(held_back) = self.notes.allow() else { return };
+        if !unserved.is_empty() {
+            let names = unserved.iter().take(NAMED);
+            let names: Vec<String> = names
+                .map(|(name, missing)| format!("{} ({})", escape::name(name), missing.label()))
+                .collect();
+            let more = match unserved.len().saturating_sub(NAMED) {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            tracing::warn!(
+                held_back = held_back.field(),
+                files = unserved.len(),
+                "the export folder {} has files that aren't served: {}{more}",
+                escape::name(self.path()),
+                names.join(", "),
+            );
+        }
+        *known = unserved;
+    }
+
+    /// Returns the slots of requested archives, ordered by name; empty if the lock is taken.
+    pub(super) fn slots(&self) -> Vec<(String, Slot)> {
+        let Ok(places) = self.places.try_lock() else { return Vec::new() };
+        let mut slots: Vec<_> =
+            places.slots.iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();
+        slots.sort_by(|(one, _), (other, _)| one.cmp(other));
+        slots
+    }
+}

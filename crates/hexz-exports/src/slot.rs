@@ -1,0 +1,281 @@
+//! Opens a snapshot on demand, and reopens it when its file has been replaced.
+//!
+//! File access happens on blocking threads: a file system that hangs blocks only the clients that
+//! ask for archives on it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::spawn_blocking;
+
+use super::source::Source;
+use hexz_reader::storage::FileStamp;
+use hexz_reader::{Error, OpenOptions, Snapshot};
+
+/// Time after which an archive that failed to open is retried although no file has changed, since
+/// its parent may have appeared. Clients can't cause retries more often.
+pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The same for failures caused by the file itself or by the password: a retry would repeat the
+/// work, such as a key derivation, and fail again.
+const RETRY_LASTING_AFTER: Duration = Duration::from_secs(300);
+
+/// A snapshot that is opened on demand. One client at a time opens it; others that want the same
+/// snapshot wait, those that want another one don't.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    source: Arc<Source>,
+    opened: Arc<Mutex<Opened>>,
+    /// The snapshot in `opened`, for comparisons and listings, which don't wait while another
+    /// client checks or reopens it.
+    latest: Arc<RwLock<Option<Arc<Snapshot>>>>,
+}
+
+#[derive(Debug, Clone, Default)]
+enum Opened {
+    #[default]
+    NotYet,
+    Open(Arc<Snapshot>),
+    /// Opening it failed.
+    Failed(Box<Failed>),
+}
+
+#[derive(Debug, Clone)]
+struct Failed {
+    /// Stamp of the file, if it existed.
+    stamp: Option<FileStamp>,
+    /// The file that caused the failure, which may be a parent, and its stamp.
+    culprit: (Arc<Path>, Option<FileStamp>),
+    at: Instant,
+    retry_after: Duration,
+    reason: String,
+    /// True if the failure can't be detected from header and index alone.
+    is_beyond_index: bool,
+}
+
+impl Failed {
+    fn new(stamp: Option<FileStamp>, error: &Error) -> Self {
+        let retry_after = if error.is_lasting() { RETRY_LASTING_AFTER } else { RETRY_AFTER };
+        let culprit = (Arc::clone(&error.path), FileStamp::of(&error.path));
+        Self {
+            stamp,
+            culprit,
+            at: Instant::now(),
+            retry_after,
+            reason: error.to_string(),
+            is_beyond_index: error.is_beyond_index(),
+        }
+    }
+
+    /// Returns true if a retry would fail the same way: no file has changed, and the last attempt
+    /// was recent.
+    fn is_known(&self, stamp: Option<FileStamp>) -> bool {
+        let (path, then) = &self.culprit;
+        self.stamp == stamp && self.at.elapsed() < self.retry_after && FileStamp::of(path) == *then
+    }
+}
+
+/// Error of a slot without a snapshot. It carries the reason only the first time, and then none
+/// until the reason changes, so clients can't flood the log.
+pub(super) struct Unavailable(pub(super) Option<Error>);
+
+impl Slot {
+    pub(super) fn new(source: Source) -> Self {
+        Self { source: Arc::new(source), opened: Arc::default(), latest: Arc::default() }
+    }
+
+    /// Creates an unopened slot with the same source.
+    pub(super) fn unopened(&self) -> Self {
+        Self { source: Arc::clone(&self.source), opened: Arc::default(), latest: Arc::default() }
+    }
+
+    /// Returns the source from which it is opened.
+    pub(super) fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
+    /// Returns the path of the archive.
+    pub(super) fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// Creates a slot for a snapshot that is already open.
+    pub(super) fn of(snapshot: Snapshot) -> Self {
+        let slot = Self::new(Source::Path(snapshot.path().to_owned()));
+        let snapshot = Arc::new(snapshot);
+        slot.set_latest(Some(Arc::clone(&snapshot)));
+        Self { opened: Arc::new(Mutex::new(Opened::Open(snapshot))), ..slot }
+    }
+
+    /// Returns the snapshot, opening it if it isn't open or isn't current.
+    ///
+    /// Cancellation: opening continues if the caller is dropped. Verifying an archive's digest
+    /// can take longer than a client may wait, and the next client must not start it again. A
+    /// key derivation that is still queued is skipped, so that clients that come and go don't
+    /// keep the processor busy.
+    pub(super) async fn open(&self, options: &OpenOptions) -> Result<Arc<Snapshot>, Unavailable> {
+        let mut opened = Arc::clone(&self.opened).lock_owned().await;
+        let abandon = AbandonOnDrop(Arc::default());
+        let slot = self.clone();
+        let options = OpenOptions { is_abandoned: Arc::clone(&abandon.0), ..options.clone() };
+        let (done, result) = oneshot::channel();
+        spawn_blocking(move || {
+            let (after, result) = look(opened.clone(), &slot.source, &options);
+            slot.set_latest(match &after {
+                Opened::Open(snapshot) => Some(Arc::clone(snapshot)),
+                Opened::NotYet | Opened::Failed(_) => None,
+            });
+            *opened = after;
+            // Release the lock first: the caller may call `has_failed` as soon as it has the
+            // result.
+            drop(opened);
+            // The caller is gone and the reason won't be reported again, so it is logged here.
+            if let Err(Err(Unavailable(Some(error)))) = done.send(result)
+                && !error.is_transient()
+            {
+                tracing::error!("an export can't be served: {error}");
+            }
+        });
+        // The runtime is shutting down, or opening panicked.
+        result.await.unwrap_or(Err(Unavailable(None)))
+    }
+
+    /// Returns the snapshot that was opened last, whether or not it is current.
+    pub(super) fn latest(&self) -> Option<Arc<Snapshot>> {
+        self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns true if the last attempt to open it failed; false while one is in progress.
+    pub(super) fn has_failed(&self) -> bool {
+        self.opened.try_lock().is_ok_and(|opened| matches!(*opened, Opened::Failed(_)))
+    }
+
+    /// Returns true if opening failed with this file stamp, and inspecting header and index can't
+    /// show that it would succeed now.
+    pub(super) fn has_failed_as(&self, stamp: FileStamp) -> bool {
+        self.opened.try_lock().is_ok_and(|opened| match &*opened {
+            Opened::Failed(failed) if failed.stamp == Some(stamp) => {
+                failed.is_beyond_index || failed.at.elapsed() < RETRY_AFTER
+            }
+            _ => false,
+        })
+    }
+
+    /// Closes the snapshot, unless it is being opened. Sessions that read it continue.
+    pub(super) fn close(&self) {
+        if let Ok(mut opened) = self.opened.try_lock()
+            && matches!(*opened, Opened::Open(_))
+        {
+            *opened = Opened::NotYet;
+            self.set_latest(None);
+        }
+    }
+
+    fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {
+        *self.latest.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+}
+
+/// Sets a flag when the caller that waits for a snapshot is gone.
+struct AbandonOnDrop(Arc<AtomicBool>);
+
+impl Drop for AbandonOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Looks whether what is known of a place is still so, and opens it anew if not.
+fn look(
+    before: Opened,
+    source: &Source,
+    options: &OpenOptions,
+) -> (Opened, Result<Arc<Snapshot>, Unavailable>) {
+    let stamp = FileStamp::of(source.path());
+    let known_reason = match before {
+        Opened::Open(snapshot) if snapshot.is_current() => {
+            return (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot));
+        }
+        Opened::Failed(failed) if failed.is_known(stamp) => {
+            return (Opened::Failed(failed), Err(Unavailable(None)));
+        }
+        Opened::Failed(failed) if failed.stamp == stamp => Some(failed.reason),
+        _ => None,
+    };
+    match source.open(options) {
+        Ok(snapshot) => {
+            snapshot.log_oddities();
+            let snapshot = Arc::new(snapshot);
+            (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
+        }
+        // It says nothing about the file.
+        Err(error) if error.is_transient() => (Opened::NotYet, Err(Unavailable(Some(error)))),
+        Err(error) => {
+            let failed = Box::new(Failed::new(stamp, &error));
+            let is_new = known_reason.is_none_or(|known| known != failed.reason);
+            (Opened::Failed(failed), Err(Unavailable(is_new.then_some(error))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hexz_reader::Problem;
+
+    fn error(path: &Path, problem: Problem) -> Error {
+        Error { path: Arc::from(path), offset: None, problem }
+    }
+
+    /// Detecting a wrong password takes a key derivation, which clients must not be able to
+    /// repeat at will.
+    #[test]
+    fn a_lasting_failure_is_known_until_a_file_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let [own, parent] = ["own.hxz", "parent.hxz"].map(|name| folder.path().join(name));
+        std::fs::write(&own, "own").unwrap();
+        std::fs::write(&parent, "parent").unwrap();
+        let stamp = FileStamp::of(&own);
+        let long_ago = Instant::now().checked_sub(RETRY_AFTER * 2).unwrap();
+
+        let mut wrong = Failed::new(stamp, &error(&parent, Problem::WrongPassword));
+        wrong.at = long_ago;
+        assert!(wrong.is_known(stamp));
+        assert!(!wrong.is_known(None));
+        std::fs::write(&parent, "another parent").unwrap();
+        assert!(!wrong.is_known(stamp));
+
+        let missing = Problem::ParentMissing { name: "x".into(), tried: vec![], elsewhere: false };
+        let mut missing = Failed::new(stamp, &error(&own, missing));
+        assert!(missing.is_known(stamp));
+        missing.at = long_ago;
+        assert!(!missing.is_known(stamp));
+    }
+
+    /// Keys are derived one after another. A client that leaves before its turn causes no work.
+    #[tokio::test]
+    async fn an_abandoned_open_derives_no_key() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/archives/encrypted-zstd.hxz");
+        let slot = Slot::new(Source::Path(path.into()));
+        let password = hexz_reader::Password::new(b"not this one".to_vec());
+        let options = OpenOptions { password: Some(password.into()), ..OpenOptions::default() };
+
+        // Occupies the only thread on which keys are derived.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let background = Arc::clone(&options.background);
+        let busy = std::thread::spawn(move || background.run(move || held.recv()).unwrap());
+        let waited = tokio::time::timeout(Duration::from_millis(50), slot.open(&options)).await;
+        assert!(waited.is_err());
+        release.send(()).unwrap();
+        busy.join().unwrap().unwrap();
+
+        assert!(matches!(*slot.opened.lock().await, Opened::NotYet));
+        let again = slot.open(&options).await;
+        assert!(
+            matches!(again, Err(Unavailable(Some(error))) if error.problem.label() == "wrong_password")
+        );
+    }
+}

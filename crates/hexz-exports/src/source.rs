@@ -1,0 +1,360 @@
+//! Locates archives: at a path that the operator configured, or as a file of a folder that a
+//! client named.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use hexz_reader::storage::{FileStamp, FileStorage};
+use hexz_reader::{Error, OpenOptions, Snapshot};
+use nbd_server::wire::MAX_STRING;
+use nbd_telemetry::escape;
+
+/// Extensions of the files in a folder that are treated as archives.
+const EXTENSIONS: [&str; 2] = ["hxz", "hexz"];
+
+/// Maximum number of unserved files of a folder that are remembered.
+const MAX_UNSERVED: usize = 1000;
+
+/// An archive and its export name, written as `PATH` or `NAME=PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Name of the export.
+    pub name: String,
+    /// Path of the archive.
+    pub path: PathBuf,
+}
+
+/// The selection of archives to serve.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// Archives with export names of their own.
+    pub named: Vec<Named>,
+    /// Folder whose archives are all served; they are looked up on demand.
+    pub folder: Option<Folder>,
+    /// Export for clients that send an empty name. Without it, a single named archive is the
+    /// default if there is no folder.
+    pub default: Option<String>,
+}
+
+/// Reason for which a text isn't a valid archive argument.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NamedError {
+    /// `=PATH` or `NAME=`.
+    #[error("{:?} is neither PATH nor NAME=PATH", escape::name(.0))]
+    Unreadable(OsString),
+    /// The name isn't UTF-8, so no client can ask for it.
+    #[error(
+        "no export can be called {:?}, since that isn't UTF-8: give it another name, NAME=PATH",
+        escape::name(.0)
+    )]
+    NotUtf8(OsString),
+    /// The name is longer than NBD allows, so no client can ask for it.
+    #[error("an export's name has at most 4096 bytes")]
+    NameTooLong,
+}
+
+impl Named {
+    /// Creates an entry that serves the archive at `path` under `name`.
+    ///
+    /// # Errors
+    /// The name or the path is empty, or the name is too long.
+    pub fn new(name: &str, path: impl Into<PathBuf>) -> Result<Self, NamedError> {
+        let (name, path) = (name.to_owned(), path.into());
+        if name.is_empty() || path.as_os_str().is_empty() {
+            let mut text = OsString::from(format!("{name}="));
+            text.push(path);
+            return Err(NamedError::Unreadable(text));
+        }
+        if name.len() > MAX_STRING {
+            return Err(NamedError::NameTooLong);
+        }
+        Ok(Self { name, path })
+    }
+}
+
+impl Named {
+    /// Parses `PATH` or `NAME=PATH`. The name must be UTF-8, the path need not be.
+    ///
+    /// # Errors
+    /// See [`NamedError`].
+    pub fn parse(text: &OsStr) -> Result<Self, NamedError> {
+        let bytes = text.as_bytes();
+        let equals = bytes.iter().position(|byte| *byte == b'=');
+        let parts = equals.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
+        // If a file of the whole text exists, the equals sign is part of its name.
+        let (name, path) = match parts {
+            Some((name, path)) if !Path::new(text).exists() => {
+                (OsStr::from_bytes(name), Path::new(OsStr::from_bytes(path)))
+            }
+            _ => {
+                let path = Path::new(text);
+                (path.file_name().unwrap_or(text), path)
+            }
+        };
+        let name = name.to_str().ok_or_else(|| NamedError::NotUtf8(name.to_owned()))?;
+        Self::new(name, path).map_err(|error| match error {
+            NamedError::Unreadable(_) => NamedError::Unreadable(text.to_owned()),
+            error => error,
+        })
+    }
+}
+
+impl FromStr for Named {
+    type Err = NamedError;
+
+    fn from_str(text: &str) -> Result<Self, NamedError> {
+        Self::parse(OsStr::new(text))
+    }
+}
+
+/// A folder whose archives are served under their file names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Creates a folder without reading it; archives are looked up on demand.
+    pub fn new(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Finds the archive that a client calls `name`. The name must be that of a regular file in
+    /// this folder and not of a link, so it can't lead outside. Files without an archive's
+    /// extension aren't looked up, so timing doesn't reveal whether they exist.
+    ///
+    /// # Errors
+    /// [`Missing`], for the operator.
+    pub(super) fn find(&self, name: &str) -> Result<Source, Missing> {
+        let mut parts = Path::new(name).components();
+        let is_file_name = matches!(
+            (parts.next(), parts.next()),
+            (Some(Component::Normal(part)), None) if part == OsStr::new(name)
+        );
+        if !is_file_name {
+            return Err(Missing::InvalidName);
+        }
+        if !is_archive_name(name) {
+            let is_near = looks_like_archive(OsStr::new(name));
+            return Err(if is_near { Missing::WrongExtension } else { Missing::UnknownName });
+        }
+        let path = self.0.join(name);
+        match std::fs::symlink_metadata(&path).map(|file| file.file_type()) {
+            Ok(kind) if kind.is_file() => Ok(Source::NoLink(path)),
+            Ok(kind) if kind.is_symlink() => Err(Missing::SymbolicLink),
+            Ok(_) => Err(Missing::NotAFile),
+            Err(_) => Err(Missing::UnknownName),
+        }
+    }
+
+    /// Lists the folder.
+    ///
+    /// # Errors
+    /// The error of the system, if the folder can't be read.
+    pub(super) fn content(&self) -> io::Result<Content> {
+        let mut content = Content::default();
+        for entry in std::fs::read_dir(&self.0)?.filter_map(Result::ok) {
+            let Ok(kind) = entry.file_type() else { continue };
+            let name = entry.file_name();
+            if !looks_like_archive(&name) {
+                continue;
+            }
+            let missing = match (name.to_str(), kind.is_file()) {
+                (Some(text), true) if is_archive_name(text) => {
+                    // Doesn't follow a link that has replaced the file in the meantime.
+                    if let Ok(file) = entry.metadata() {
+                        content.files.push((text.to_owned(), FileStamp::from(&file)));
+                    }
+                    continue;
+                }
+                (_, false) if kind.is_symlink() => Missing::SymbolicLink,
+                (_, false) => Missing::NotAFile,
+                (Some(_), true) => Missing::WrongExtension,
+                (None, true) => Missing::NotUtf8,
+            };
+            if content.unserved.len() < MAX_UNSERVED {
+                content.unserved.push((name, missing));
+            }
+        }
+        content.files.sort_by(|(one, _), (other, _)| one.cmp(other));
+        content.unserved.sort();
+        Ok(content)
+    }
+
+    /// Returns the source for a name from [`Content::files`].
+    pub(super) fn source(&self, name: &str) -> Source {
+        Source::NoLink(self.0.join(name))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Contents of a folder.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    /// Names and stamps of its archives, ordered by name.
+    pub(super) files: Vec<(String, FileStamp)>,
+    /// Files that look like archives but aren't served, in order; at most [`MAX_UNSERVED`].
+    pub(super) unserved: Vec<(OsString, Missing)>,
+}
+
+/// Reason for which a name has no export. Only shown to the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Missing {
+    /// The client sent an empty name, and there is no default export.
+    NoDefault,
+    /// The name isn't UTF-8.
+    NotUtf8,
+    /// No archive has this name.
+    UnknownName,
+    /// It is a path, or can't be a file name.
+    InvalidName,
+    /// The extension is almost that of an archive, such as `.HXZ`.
+    WrongExtension,
+    /// It is a symbolic link, which isn't followed.
+    SymbolicLink,
+    /// It is a folder, a pipe or a device.
+    NotAFile,
+    /// The archive has no auxiliary stream.
+    NoAuxiliary,
+    /// The archive can't be opened; the log says why.
+    Unavailable,
+}
+
+impl Missing {
+    /// Returns the label for the log and for audit events.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::NoDefault => "no_default",
+            Self::NotUtf8 => "not_utf8",
+            Self::UnknownName => "unknown_name",
+            Self::InvalidName => "invalid_name",
+            Self::WrongExtension => "wrong_extension",
+            Self::SymbolicLink => "symbolic_link",
+            Self::NotAFile => "not_a_file",
+            Self::NoAuxiliary => "no_auxiliary_stream",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// Returns true if a file name has an archive's extension, ignoring case.
+fn looks_like_archive(name: &OsStr) -> bool {
+    let extension = Path::new(name).extension().map(OsStr::as_bytes);
+    extension.is_some_and(|extension| {
+        EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
+    })
+}
+
+fn is_archive_name(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(OsStr::to_str);
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension))
+}
+
+/// File from which a snapshot is opened.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// A path from the operator, in which links are followed.
+    Path(PathBuf),
+    /// A file that a client named, which must not be a link.
+    NoLink(PathBuf),
+}
+
+impl Source {
+    pub(super) fn open(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
+        match self {
+            Self::Path(path) => Snapshot::open(path, options),
+            Self::NoLink(path) => {
+                let storage =
+                    FileStorage::open_no_link(path).map_err(|error| Error::opening(path, error))?;
+                Snapshot::from_storage(path, Arc::new(storage), options)
+            }
+        }
+    }
+
+    /// Opens it only for what header and index contain ([`Snapshot::open_index`]).
+    pub(super) fn open_index(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
+        match self {
+            Self::Path(path) => Snapshot::open_index(path, None, options),
+            Self::NoLink(path) => {
+                let storage =
+                    FileStorage::open_no_link(path).map_err(|error| Error::opening(path, error))?;
+                Snapshot::open_index(path, Some(Arc::new(storage)), options)
+            }
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        let (Self::Path(path) | Self::NoLink(path)) = self;
+        path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_names() {
+        let named = |name: &str, path: &str| Ok(Named { name: name.into(), path: path.into() });
+        assert_eq!("a/b.hxz".parse(), named("b.hxz", "a/b.hxz"));
+        assert_eq!("disk=a/b.hxz".parse(), named("disk", "a/b.hxz"));
+        assert_eq!("disk=a=b.hxz".parse(), named("disk", "a=b.hxz"));
+        for bad in ["", "=x", "x="] {
+            assert!(bad.parse::<Named>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_stays_in_the_folder() {
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("secret.hxz");
+        std::fs::write(&secret, "x").unwrap();
+        let inside = tempfile::tempdir_in(outside.path()).unwrap();
+        std::fs::write(inside.path().join("a.hxz"), "x").unwrap();
+        std::fs::write(inside.path().join("b.txt"), "x").unwrap();
+        std::fs::create_dir(inside.path().join("c.hxz")).unwrap();
+        std::os::unix::fs::symlink(&secret, inside.path().join("d.hxz")).unwrap();
+
+        let folder = Folder::new(inside.path().to_owned());
+        let odd = OsStr::from_bytes(b"\xff.hxz");
+        std::fs::write(inside.path().join(odd), "x").unwrap();
+        std::fs::write(inside.path().join("e.HXZ"), "x").unwrap();
+        let content = folder.content().unwrap();
+        let names = content.files.into_iter().map(|(name, _)| name);
+        assert_eq!(names.collect::<Vec<_>>(), ["a.hxz"]);
+        let unserved = [
+            ("c.hxz".into(), Missing::NotAFile),
+            ("d.hxz".into(), Missing::SymbolicLink),
+            ("e.HXZ".into(), Missing::WrongExtension),
+            (odd.to_owned(), Missing::NotUtf8),
+        ];
+        assert_eq!(content.unserved, unserved);
+        assert!(folder.find("a.hxz").is_ok());
+        let absolute = secret.to_str().unwrap();
+        for (name, missing) in [
+            ("", Missing::InvalidName),
+            (".", Missing::InvalidName),
+            ("..", Missing::InvalidName),
+            ("../secret.hxz", Missing::InvalidName),
+            ("./a.hxz", Missing::InvalidName),
+            ("a.hxz/", Missing::InvalidName),
+            ("a.hxz/.", Missing::InvalidName),
+            ("/a.hxz", Missing::InvalidName),
+            (absolute, Missing::InvalidName),
+            ("b.txt", Missing::UnknownName),
+            ("c.hxz", Missing::NotAFile),
+            ("d.hxz", Missing::SymbolicLink),
+            ("none.hxz", Missing::UnknownName),
+            ("a.hxz\0", Missing::UnknownName),
+            ("a.HXZ", Missing::WrongExtension),
+            ("c.hxz/../a.hxz", Missing::InvalidName),
+        ] {
+            assert_eq!(folder.find(name).err(), Some(missing), "{name:?}");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Search for an archive's parents and all further ancestors.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use super::OpenOptions;
+use super::archive::Archive;
+use super::error::{Error, Problem};
+use super::limits::MAX_CHAIN;
+use crate::storage::{FileStorage, Storage};
+
+/// Opens the archive at `path` and all its ancestors. Returns the archive itself first, then its
+/// ancestors, nearest first.
+pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, Error> {
+    let path: Arc<Path> = Arc::from(path);
+    let storage =
+        FileStorage::open(&path).map_err(|error| Problem::Io("open it", error).of(&path))?;
+    let identity = storage.identity();
+    let archive = Archive::open(path, Arc::new(storage), options)?;
+    ancestors(archive, Some(identity), options, Archive::open, |link| link.found.map(drop))
+}
+
+/// Opens an archive that isn't a file, and its ancestors, which are files.
+pub(super) fn open_storage(
+    name: &Path,
+    storage: Arc<dyn Storage>,
+    options: &OpenOptions,
+) -> Result<Vec<Archive>, Error> {
+    let archive = Archive::open(Arc::from(name), storage, options)?;
+    ancestors(archive, None, options, Archive::open, |link| link.found.map(drop))
+}
+
+/// Opens as much of a chain as possible to inspect its indexes, without a password. The links list
+/// all parents, including those that couldn't be opened, with the reason.
+pub(super) fn open_for_index(
+    path: &Path,
+    storage: Option<Arc<dyn Storage>>,
+    options: &OpenOptions,
+) -> Result<(Vec<Archive>, Vec<Link>), Error> {
+    let path: Arc<Path> = Arc::from(path);
+    let (storage, identity) = match storage {
+        Some(storage) => (storage, None),
+        None => {
+            let file = FileStorage::open(&path)
+                .map_err(|error| Problem::Io("open it", error).of(&path))?;
+            let identity = file.identity();
+            (Arc::new(file) as Arc<dyn Storage>, Some(identity))
+        }
+    };
+    let archive = Archive::open_locked(path, storage, options)?;
+    let mut links = Vec::new();
+    let chain = ancestors(archive, identity, options, Archive::open_locked, |link| {
+        links.push(link);
+        Ok(())
+    })?;
+    Ok((chain, links))
+}
+
+/// A reference from an archive to a parent, with the result of opening the parent.
+pub(super) struct Link {
+    /// Index of the child in the chain.
+    pub(super) child: usize,
+    /// Name of the parent, as recorded in the child.
+    pub(super) name: String,
+    /// Index of the parent in the chain.
+    pub(super) found: Result<usize, Error>,
+}
+
+/// Device and inode of a file, which are the same for all its names.
+type Identity = (u64, u64);
+
+/// An archive whose parents have yet to be found, with its descendants up to the served archive. A
+/// parent that is one of them closes a cycle.
+struct Pending {
+    archive: usize,
+    lineage: Vec<Identity>,
+}
+
+/// Opens all ancestors of `archive`. Calls `note` for each link and stops at its first error.
+fn ancestors(
+    archive: Archive,
+    identity: Option<Identity>,
+    options: &OpenOptions,
+    open: impl Fn(Arc<Path>, Arc<dyn Storage>, &OpenOptions) -> Result<Archive, Error>,
+    mut note: impl FnMut(Link) -> Result<(), Error>,
+) -> Result<Vec<Archive>, Error> {
+    let mut chain = vec![archive];
+    let lineage: Vec<Identity> = identity.into_iter().collect();
+    let mut opened: Vec<(Identity, usize)> =
+        lineage.iter().map(|&identity| (identity, 0)).collect();
+    let mut queue = std::collections::VecDeque::from([Pending { archive: 0, lineage }]);
+
+    while let Some(Pending { archive, lineage }) = queue.pop_front() {
+        let Some(child) = chain.get_mut(archive) else { continue };
+        child.parents.clear();
+        let child_path = Arc::clone(&child.path);
+        for name in child.header.parent_paths.clone() {
+            let mut follow = || {
+                let (path, storage) = find(&child_path, &name, options)?;
+                let identity = storage.identity();
+                if lineage.contains(&identity) {
+                    return Err(Problem::ParentCycle(name.clone()).of(&child_path));
+                }
+                // A parent that several archives share is opened once.
+                if let Some((_, place)) = opened.iter().find(|(other, _)| *other == identity) {
+                    return Ok(*place);
+                }
+                if chain.len() >= MAX_CHAIN {
+                    return Err(Problem::ChainTooDeep(MAX_CHAIN).of(&chain_start(&chain)));
+                }
+                chain.push(open(Arc::from(path), Arc::new(storage), options)?);
+                let place = chain.len() - 1;
+                opened.push((identity, place));
+                let mut lineage = lineage.clone();
+                lineage.push(identity);
+                queue.push_back(Pending { archive: place, lineage });
+                Ok(place)
+            };
+            let found = follow();
+            let parent = found.as_ref().ok().copied();
+            if let Some(child) = chain.get_mut(archive) {
+                child.parents.push(parent);
+            }
+            note(Link { child: archive, name, found })?;
+        }
+    }
+    Ok(chain)
+}
+
+fn chain_start(chain: &[Archive]) -> Arc<Path> {
+    chain.first().map_or_else(|| Arc::from(Path::new("")), |archive| Arc::clone(&archive.path))
+}
+
+/// Finds the parent that the archive at `child` calls `name`.
+///
+/// An archive's content is untrusted, so the name can only select a file that the operator has put
+/// next to the archive or into a parent directory.
+fn find(
+    child: &Arc<Path>,
+    name: &str,
+    options: &OpenOptions,
+) -> Result<(PathBuf, FileStorage), Error> {
+    let tried = candidates(child, name, options);
+    for path in &tried {
+        match FileStorage::open(path) {
+            Ok(storage) => return Ok((path.clone(), storage)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            Err(error) => {
+                return Err(Problem::Io("open this parent", error).of(&Arc::from(path.as_path())));
+            }
+        }
+    }
+    let elsewhere = !options.parents_anywhere && !is_plain(Path::new(name));
+    Err(Problem::ParentMissing { name: name.to_owned(), tried, elsewhere }.of(child))
+}
+
+/// Returns the paths at which a parent is searched for, in this order.
+fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
+    let name = Path::new(name);
+    let beside = match child.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut paths = Vec::new();
+    for folder in std::iter::once(beside).chain(options.parent_dirs.iter().map(PathBuf::as_path)) {
+        if is_plain(name) {
+            paths.push(folder.join(name));
+        }
+        paths.extend(name.file_name().map(|file| folder.join(file)));
+    }
+    if options.parents_anywhere {
+        // Relative names refer to the packer's working directory, which is unknown.
+        paths.push(beside.join(name));
+        paths.push(name.to_owned());
+    }
+    let mut seen = std::collections::HashSet::new();
+    paths.retain(|path| seen.insert(path.clone()));
+    paths
+}
+
+/// Returns true if a path stays below the directory that it is joined to.
+fn is_plain(path: &Path) -> bool {
+    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(name: &str, anywhere: bool) -> Vec<String> {
+        let options = OpenOptions {
+            parent_dirs: vec!["/p".into()],
+            parents_anywhere: anywhere,
+            ..OpenOptions::default()
+        };
+        candidates(Path::new("/s/child.hxz"), name, &options)
+            .into_iter()
+            .map(|path| nbd_telemetry::escape::name(&path).to_string())
+            .collect()
+    }
+
+    #[test]
+    fn parents_are_looked_for_beside_and_in_the_parent_dirs_only() {
+        assert_eq!(paths("base.hxz", false), ["/s/base.hxz", "/p/base.hxz"]);
+        assert_eq!(
+            paths("images/base.hxz", false),
+            ["/s/images/base.hxz", "/s/base.hxz", "/p/images/base.hxz", "/p/base.hxz"]
+        );
+        assert_eq!(paths("../up/base.hxz", false), ["/s/base.hxz", "/p/base.hxz"]);
+        assert_eq!(paths("/etc/base.hxz", false), ["/s/base.hxz", "/p/base.hxz"]);
+        assert_eq!(paths("..", false), [""; 0]);
+    }
+
+    #[test]
+    fn anywhere_means_anywhere() {
+        assert_eq!(paths("/etc/base.hxz", true), ["/s/base.hxz", "/p/base.hxz", "/etc/base.hxz"]);
+        assert!(paths("../base.hxz", true).contains(&"/s/../base.hxz".to_owned()));
+    }
+
+    #[test]
+    fn an_archive_in_the_current_folder_has_its_parents_there() {
+        let options = OpenOptions::default();
+        assert_eq!(
+            candidates(Path::new("child.hxz"), "base.hxz", &options),
+            [PathBuf::from("./base.hxz")]
+        );
+    }
+}

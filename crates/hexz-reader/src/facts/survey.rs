@@ -1,0 +1,175 @@
+//! Traversal of an archive's index pages.
+
+use super::copies::Copies;
+use super::{Holder, Stored, Stream};
+use crate::archive::Archive;
+use crate::error::Error;
+use crate::header::Extent;
+use crate::index::{self, Content, Located};
+use crate::pages::PageId;
+use crate::parents::InParent;
+use crate::{Snapshot, StreamKind};
+
+/// Maximum number of faults that are listed; further ones are only counted.
+const MAX_FAULTS: usize = 100;
+
+/// Totals collected while traversing the index pages.
+pub(super) struct Survey<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) holders: Vec<Holder>,
+    pub(super) copies: Copies,
+    pub(super) stored: Stored,
+    pub(super) faults: Faults,
+}
+
+impl Survey<'_> {
+    pub(super) fn stream(&mut self, own: &Archive, kind: StreamKind) -> Stream {
+        let index = own.stream(kind);
+        let mut stream = Stream {
+            size: index.size,
+            pages: index.pages.len() as u64,
+            page_bytes: index.pages.iter().map(|page| u64::from(page.place.length)).sum(),
+            ..Stream::default()
+        };
+        let first = index.pages.first().map_or(index.size, |page| page.start_logical);
+        if first > 0 {
+            stream.unknown.bytes += first;
+            self.faults.add(own.uncovered(kind, 0));
+        }
+        // Not a fault: a converted tar archive ends early, which a remark reports.
+        stream.unknown.bytes += index.size.saturating_sub(index.end.max(first));
+        for (number, place) in index.pages.iter().enumerate() {
+            match own.load_page_and_bytes(kind, number, &self.snapshot.zeros) {
+                Ok((page, bytes)) => {
+                    let id = PageId { archive: 0, stream: kind, page: number };
+                    let places = index::places(&bytes, own.entry_form());
+                    for (block, place) in page.blocks().zip(places) {
+                        self.block(&mut stream, id, block, place);
+                    }
+                }
+                Err(error) => {
+                    stream.unknown.blocks += u64::from(place.block_count(own.entry_form()));
+                    stream.unknown.bytes += index.page_end(number) - place.start_logical;
+                    self.faults.add(error);
+                }
+            }
+        }
+        stream
+    }
+
+    /// Counts a block. `place` is the location recorded in the index, even for blocks known to be
+    /// zeros.
+    fn block(&mut self, stream: &mut Stream, id: PageId, block: Located, place: Extent) {
+        let length = block.length;
+        stream.lengths.add(length);
+        let is_stored = place.length > 0 && place.offset != index::IN_PARENT;
+        match block.entry.content {
+            Content::Stored { .. } => {
+                stream.stored.add(length);
+                self.hold(0, length);
+            }
+            Content::Zeros => {
+                stream.zeros.add(length);
+                if is_stored {
+                    stream.stored_zeros.add(length);
+                }
+            }
+            Content::Contradiction => stream.contradictory.add(length),
+            Content::InParent => self.inherited(stream, id, block),
+        }
+        if is_stored {
+            self.stored.blocks += 1;
+            self.stored.bytes += u64::from(length);
+            self.stored.unshared += u64::from(place.length);
+            self.copies.add(place);
+        }
+    }
+
+    /// Counts a block that is a reference, by the ancestors' blocks that it means: one by hash, or
+    /// all that cover its range by offset.
+    fn inherited(&mut self, stream: &mut Stream, id: PageId, located: Located) {
+        let (mut is_zeros, mut is_ambiguous) = (true, false);
+        let mut at = located.start;
+        while at < located.end() {
+            match self.held_at(id, located, at) {
+                Ok((end, held)) => {
+                    match held {
+                        Held::Zeros => {}
+                        Held::By(archive) => {
+                            is_zeros = false;
+                            // Not longer than a block, whose length fits 32 bits.
+                            self.hold(archive, u32::try_from(end - at).unwrap_or(u32::MAX));
+                        }
+                        Held::Ambiguous => is_ambiguous = true,
+                    }
+                    at = end;
+                }
+                Err(error) => {
+                    stream.unresolvable.add(located.length);
+                    // Missing parents are reported once for all their blocks.
+                    let is_told =
+                        error.problem.label() == "unresolvable" && stream.unresolvable.blocks > 1;
+                    if !is_told {
+                        self.faults.add(error);
+                    }
+                    return;
+                }
+            }
+        }
+        let kind = match (is_ambiguous, is_zeros) {
+            (true, _) => &mut stream.ambiguous,
+            (false, true) => &mut stream.zeros,
+            (false, false) => &mut stream.in_parents,
+        };
+        kind.add(located.length);
+    }
+
+    /// Returns the archive that has the bytes of a reference from `at` on, and their end offset.
+    fn held_at(&self, id: PageId, located: Located, at: u64) -> Result<(u64, Held), Error> {
+        let block = self.snapshot.follow_or_end(id, located, at).map_err(|(error, _)| error)?;
+        let (archive, entry) = match block.located.entry.content {
+            Content::InParent if block.is_undecided => return Ok((block.end(), Held::Ambiguous)),
+            Content::InParent => {
+                let InParent { archive, block } = self.snapshot.find_in_parents(&block, true)?;
+                (archive, block.entry)
+            }
+            _ => (block.archive, block.located.entry),
+        };
+        let is_zeros = entry.content == Content::Zeros;
+        Ok((block.end(), if is_zeros { Held::Zeros } else { Held::By(archive) }))
+    }
+
+    fn hold(&mut self, archive: usize, length: u32) {
+        if let Some(holder) = self.holders.get_mut(archive) {
+            holder.blocks += 1;
+            holder.bytes += u64::from(length);
+        }
+    }
+}
+
+/// Source of a part of a block.
+enum Held {
+    /// No archive: the bytes are zeros.
+    Zeros,
+    /// This archive of the chain.
+    By(usize),
+    /// One archive by offset, another by hash.
+    Ambiguous,
+}
+
+/// Faults found while traversing the index pages.
+#[derive(Default)]
+pub(super) struct Faults {
+    pub(super) kept: Vec<Error>,
+    pub(super) more: u64,
+}
+
+impl Faults {
+    pub(super) fn add(&mut self, error: Error) {
+        if self.kept.len() < MAX_FAULTS {
+            self.kept.push(error);
+        } else {
+            self.more += 1;
+        }
+    }
+}

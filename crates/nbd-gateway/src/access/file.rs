@@ -1,0 +1,351 @@
+//! Parses the rules file, which is TOML.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::value::{Date, Datetime, Offset, Time};
+
+use super::identity::{IdentityPattern, IdentityPatternError};
+use super::network::{Place, PlaceError};
+use super::pattern::{Pattern, PatternError};
+use super::rules::{Action, Origin, Rule};
+use super::window::{Moment, TimeWindow, TimeWindowError};
+
+/// Maximum size of a rules file, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Maximum number of rules in a file. Each client may be checked against all of them.
+const MAX_RULES: usize = 10_000;
+
+/// Path of a rules file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulesFile(pub PathBuf);
+
+/// An error in a rules file.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", nbd_telemetry::escape::name(.path))]
+pub struct RulesFileError {
+    /// Path of the file.
+    pub path: PathBuf,
+    /// Problem with the file.
+    pub problem: RulesFileProblem,
+}
+
+/// Problem with a rules file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RulesFileProblem {
+    /// The file can't be read.
+    #[error("can't read it: {0}")]
+    Io(#[from] io::Error),
+    /// The file is larger than any rules file should be.
+    #[error("it is larger than 1 MiB, which no rules file should be")]
+    TooLarge,
+    /// The file isn't valid TOML, or has unknown keys.
+    #[error("it can't be understood: {0}")]
+    Toml(#[from] toml::de::Error),
+    /// The file has no rule, so nobody could connect. More likely, something is missing.
+    #[error("there is no [[rule]] in it; to let nobody in, write one with action = \"deny\"")]
+    NoRule,
+    /// The file has more rules than the maximum.
+    #[error("it has more than 10,000 rules")]
+    TooManyRules,
+    /// A single rule is invalid.
+    #[error("rule {number}, line {line}: {problem}")]
+    Rule {
+        /// Number of the rule, counted from 1.
+        number: usize,
+        /// Line on which the rule begins, counted from 1.
+        line: usize,
+        /// Problem with the rule.
+        problem: RuleProblem,
+    },
+}
+
+/// Problem with a single rule.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuleProblem {
+    /// An empty list, which could mean everybody or nobody.
+    #[error("{0} = [] means nothing: leave it out to mean all, or name some")]
+    Empty(&'static str),
+    /// An invalid network.
+    #[error("network: {0}")]
+    Network(#[from] PlaceError),
+    /// An invalid identity pattern.
+    #[error("identity: {0}")]
+    Identity(#[from] IdentityPatternError),
+    /// An invalid export pattern.
+    #[error("export: {0}")]
+    Export(#[from] PatternError),
+    /// An invalid time window.
+    #[error("hours: {0}")]
+    Hours(#[from] TimeWindowError),
+    /// A time without a date, a time of day or an offset from UTC.
+    #[error("{0} needs a date and a time in UTC or with an offset, as 2027-01-31T18:00:00Z")]
+    Moment(&'static str),
+    /// An empty period.
+    #[error("until is not later than from")]
+    NeverValid,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenFile {
+    #[serde(default)]
+    rule: Vec<Spanned<WrittenRule>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRule {
+    name: Option<String>,
+    action: WrittenAction,
+    network: Option<OneOrMany>,
+    identity: Option<OneOrMany>,
+    export: Option<OneOrMany>,
+    hours: Option<OneOrMany>,
+    from: Option<Datetime>,
+    until: Option<Datetime>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WrittenAction {
+    Allow,
+    Deny,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl RulesFile {
+    /// Reads the rules, in the order of the file.
+    ///
+    /// # Errors
+    /// The file can't be read, or any part of it is invalid; then none of its rules applies.
+    pub fn read(&self) -> Result<Vec<Rule>, RulesFileError> {
+        let text = read(&self.0);
+        text.and_then(|text| parse(&text, &self.0))
+            .map_err(|problem| RulesFileError { path: self.0.clone(), problem })
+    }
+}
+
+fn read(path: &Path) -> Result<String, RulesFileProblem> {
+    let mut text = String::new();
+    File::open(path)?.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE { Err(RulesFileProblem::TooLarge) } else { Ok(text) }
+}
+
+/// Parses the rules in `text`, the content of the file at `path`.
+///
+/// # Errors
+/// Any part of the text is invalid.
+pub fn parse(text: &str, path: &Path) -> Result<Vec<Rule>, RulesFileProblem> {
+    let file: WrittenFile = toml::from_str(text)?;
+    if file.rule.is_empty() {
+        return Err(RulesFileProblem::NoRule);
+    }
+    if file.rule.len() > MAX_RULES {
+        return Err(RulesFileProblem::TooManyRules);
+    }
+    let path = Arc::new(path.to_owned());
+    let mut rules = Vec::with_capacity(file.rule.len());
+    let mut line = 1;
+    let mut counted = 0;
+    for (position, written) in file.rule.into_iter().enumerate() {
+        // Rules come in the order of the text, so each line is counted once.
+        let start = written.span().start;
+        let before = text.get(counted..start).unwrap_or_default();
+        line += before.matches('\n').count();
+        counted = start.max(counted);
+        let number = position + 1;
+        let origin = Origin::File { path: Arc::clone(&path), number, line };
+        let rule = rule(written.into_inner(), origin)
+            .map_err(|problem| RulesFileProblem::Rule { number, line, problem })?;
+        rules.push(rule);
+    }
+    Ok(rules)
+}
+
+fn rule(written: WrittenRule, origin: Origin) -> Result<Rule, RuleProblem> {
+    let action = match written.action {
+        WrittenAction::Allow => Action::Allow,
+        WrittenAction::Deny => Action::Deny,
+    };
+    let rule = Rule {
+        origin,
+        name: written.name,
+        action,
+        places: list::<Place, _>("network", written.network)?,
+        identities: list::<IdentityPattern, _>("identity", written.identity)?,
+        exports: list::<Pattern, _>("export", written.export)?,
+        windows: list::<TimeWindow, _>("hours", written.hours)?,
+        from: written.from.map(|time| moment("from", time)).transpose()?,
+        until: written.until.map(|time| moment("until", time)).transpose()?,
+    };
+    match (rule.from, rule.until) {
+        (Some(from), Some(until)) if until <= from => Err(RuleProblem::NeverValid),
+        _ => Ok(rule),
+    }
+}
+
+fn list<T, E>(key: &'static str, written: Option<OneOrMany>) -> Result<Vec<T>, RuleProblem>
+where
+    T: FromStr<Err = E>,
+    RuleProblem: From<E>,
+{
+    let texts = match written {
+        None => return Ok(Vec::new()),
+        Some(OneOrMany::One(text)) => vec![text],
+        Some(OneOrMany::Many(texts)) if texts.is_empty() => return Err(RuleProblem::Empty(key)),
+        Some(OneOrMany::Many(texts)) => texts,
+    };
+    Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, E>>()?)
+}
+
+fn moment(key: &'static str, written: Datetime) -> Result<Moment, RuleProblem> {
+    let unclear = RuleProblem::Moment(key);
+    let (Some(date), Some(time), Some(offset)) = (written.date, written.time, written.offset)
+    else {
+        return Err(unclear);
+    };
+    let minutes = match offset {
+        Offset::Z => 0,
+        Offset::Custom { minutes } => i64::from(minutes),
+    };
+    let Time { hour, minute, second, .. } = time;
+    let of_day =
+        i64::from(hour) * 3600 + i64::from(minute) * 60 + i64::from(second.unwrap_or_default());
+    let seconds = days_since_1970(date) * 86_400 + of_day - minutes * 60;
+    u64::try_from(seconds).map(Moment).map_err(|_| unclear)
+}
+
+/// Returns the number of days from 1970-01-01 to a date of the Gregorian calendar. Years are
+/// counted from March, so that a leap day is the last day of its year.
+fn days_since_1970(date: Date) -> i64 {
+    const DAYS_OF_400_YEARS: i64 = 146_097;
+    const FROM_MARCH_0_TO_1970: i64 = 719_468;
+    let (year, month, day) = (i64::from(date.year), i64::from(date.month), i64::from(date.day));
+    let year = if month <= 2 { year - 1 } else { year };
+    let month_from_march = (month + 9) % 12;
+    let of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + of_year;
+    era * DAYS_OF_400_YEARS + of_era - FROM_MARCH_0_TO_1970
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rules(text: &str) -> Result<Vec<Rule>, String> {
+        parse(text, Path::new("rules.toml")).map_err(|problem| problem.to_string())
+    }
+
+    #[test]
+    fn a_rule_with_everything() {
+        let text = r#"
+            # Backups at night.
+            [[rule]]
+            name = "backup"
+            action = "allow"
+            network = ["10.0.0.0/8", "unix"]
+            identity = "spiffe://corp/backup/*"
+            export = ["web-*", "db.hxz"]
+            hours = "Mon-Fri 22:00-06:00"
+            from = 2026-12-01T00:00:00Z
+            until = 2027-01-01T02:00:00+02:00
+
+            [[rule]]
+            action = "deny"
+        "#;
+        let rules = rules(text).unwrap();
+        let [first, second] = rules.as_slice() else { panic!("{rules:?}") };
+        assert_eq!(first.to_string(), "rule 1, line 3 of rules.toml (backup)");
+        assert_eq!((first.places.len(), first.exports.len()), (2, 2));
+        assert_eq!((first.identities.len(), first.windows.len()), (1, 1));
+        assert_eq!(first.from, Some(Moment(1_796_083_200)));
+        assert_eq!(first.until, Some(Moment(1_798_761_600)));
+        assert_eq!(second.to_string(), "rule 2, line 13 of rules.toml");
+        assert_eq!(second.action, Action::Deny);
+    }
+
+    #[test]
+    fn junk_is_never_a_rule() {
+        for (text, complaint) in [
+            ("", "no [[rule]]"),
+            ("rule = []", "no [[rule]]"),
+            ("nonsense", "can't be understood"),
+            ("[[rule]]", "action"),
+            ("[[rule]]\naction = \"permit\"", "permit"),
+            ("[[rule]]\naction = \"allow\"\nnetwrok = \"::1\"", "netwrok"),
+            ("[[rules]]\naction = \"allow\"", "rules"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = []", "network = []"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = \"10.0.0.1/8\"", "rule 1, line 1: network"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = 10", "a string or a list"),
+            ("[[rule]]\naction = \"allow\"\nidentity = \"\"", "identity: a pattern"),
+            ("[[rule]]\naction = \"allow\"\nexport = [\"\"]", "export: a pattern"),
+            ("[[rule]]\naction = \"allow\"\nhours = \"always\"", "hours"),
+            ("[[rule]]\naction = \"allow\"\nfrom = 2026-12-01", "from needs"),
+            ("[[rule]]\naction = \"allow\"\nuntil = 2026-12-01T00:00:00", "until needs"),
+            (
+                "[[rule]]\naction = \"allow\"\nfrom = 2026-12-01T00:00:00Z\nuntil = 2026-12-01T00:00:00Z",
+                "not later",
+            ),
+        ] {
+            let error = rules(text).unwrap_err();
+            assert!(error.contains(complaint), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn times_are_exact_to_the_second() {
+        for (text, seconds) in [
+            ("2026-12-01T00:00:00Z", 0),
+            ("2026-12-01T01:02:03Z", 3723),
+            ("2026-12-01T03:32:03+02:30", 3723),
+            ("2026-11-30T23:02:03-02:00", 3723),
+        ] {
+            let rules = rules(&format!("[[rule]]\naction = \"allow\"\nfrom = {text}")).unwrap();
+            assert_eq!(rules[0].from, Some(Moment(1_796_083_200 + seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_file_and_its_rules_are_bounded() {
+        let rule = "[[rule]]\naction = \"allow\"\n";
+        assert_eq!(rules(&rule.repeat(10_000)).unwrap().len(), 10_000);
+        let error = parse(&rule.repeat(10_001), Path::new("x")).unwrap_err();
+        assert!(matches!(error, RulesFileProblem::TooManyRules), "{error}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let file = RulesFile(folder.path().join("rules.toml"));
+        let padded = |length: usize| format!("{rule}#{}", "x".repeat(length - rule.len() - 1));
+        std::fs::write(&file.0, padded(1 << 20)).unwrap();
+        assert_eq!(file.read().unwrap().len(), 1);
+        for length in [(1 << 20) + 1, 2 << 20] {
+            std::fs::write(&file.0, padded(length)).unwrap();
+            let error = file.read().unwrap_err();
+            assert!(matches!(error.problem, RulesFileProblem::TooLarge), "{error}");
+        }
+    }
+
+    #[test]
+    fn days_are_counted_right() {
+        let days = |year, month, day| days_since_1970(Date { year, month, day });
+        assert_eq!(days(1970, 1, 1), 0);
+        assert_eq!((days(2000, 2, 29), days(2000, 3, 1)), (11_016, 11_017));
+        assert_eq!(days(2026, 11, 24), 20_781);
+        assert_eq!(days(1969, 12, 31), -1);
+    }
+}

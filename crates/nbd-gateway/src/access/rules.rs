@@ -1,0 +1,347 @@
+//! Access rules. The first rule that matches a client decides; a client that matches none is
+//! refused.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::facts::{Facts, Known};
+use super::identity::IdentityPattern;
+use super::network::{Network, Place};
+use super::pattern::Pattern;
+use super::window::{Moment, TimeWindow};
+use nbd_telemetry::escape;
+
+/// Effect of a rule on the clients that it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Access is granted.
+    Allow,
+    /// Access is denied.
+    Deny,
+}
+
+/// Source of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// The built-in default, which applies unless other rules are given.
+    Default,
+    /// The options `--allow` and `--allow-identity`.
+    Allow,
+    /// The option `--deny`.
+    Deny,
+    /// A rules file.
+    File {
+        /// Path of the file.
+        path: Arc<PathBuf>,
+        /// Number of the rule in the file, counted from 1.
+        number: usize,
+        /// Line on which the rule begins, counted from 1.
+        line: usize,
+    },
+}
+
+/// An access rule. It matches if each of its criteria does; a criterion without an entry matches
+/// every client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Source of the rule.
+    pub origin: Origin,
+    /// Name that its author gave it.
+    pub name: Option<String>,
+    /// Effect on matching clients.
+    pub action: Action,
+    /// Origins of connections, one of which must match.
+    pub places: Vec<Place>,
+    /// Identity patterns, one of which must match.
+    pub identities: Vec<IdentityPattern>,
+    /// Patterns for the export's name, one of which must match.
+    pub exports: Vec<Pattern>,
+    /// Weekly time windows, one of which must contain the current time.
+    pub windows: Vec<TimeWindow>,
+    /// Time from which the rule applies, inclusive.
+    pub from: Option<Moment>,
+    /// Time until which the rule applies, exclusive.
+    pub until: Option<Moment>,
+}
+
+/// Result of matching a rule, based on the facts known so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    No,
+    /// The result depends on facts that aren't known yet.
+    Maybe,
+    Yes,
+}
+
+impl Rule {
+    /// Creates a rule without criteria, which matches every client.
+    pub fn new(action: Action, origin: Origin) -> Self {
+        Self {
+            origin,
+            name: None,
+            action,
+            places: Vec::new(),
+            identities: Vec::new(),
+            exports: Vec::new(),
+            windows: Vec::new(),
+            from: None,
+            until: None,
+        }
+    }
+
+    fn fit(&self, facts: &Facts<'_>) -> Fit {
+        let identity = match facts.identity {
+            Known::NotYet => Known::NotYet,
+            Known::Known(None) => Known::Known(false),
+            Known::Known(Some(identity)) => {
+                Known::Known(self.identities.iter().any(|pattern| match self.action {
+                    Action::Allow => pattern.matches(identity),
+                    Action::Deny => pattern.may_mean(identity),
+                }))
+            }
+        };
+        let export = match facts.export {
+            Known::NotYet => Known::NotYet,
+            Known::Known(export) => {
+                Known::Known(self.exports.iter().any(|pattern| pattern.matches(export)))
+            }
+        };
+        let place = self.places.iter().any(|place| place.contains(facts.peer));
+        let window = self.windows.iter().any(|window| window.contains(facts.now));
+        let in_period = self.from.is_none_or(|from| from <= facts.now)
+            && self.until.is_none_or(|until| facts.now < until);
+        [
+            criterion(self.places.is_empty(), Known::Known(place)),
+            criterion(self.windows.is_empty(), Known::Known(window)),
+            criterion(false, Known::Known(in_period)),
+            criterion(self.identities.is_empty(), identity),
+            criterion(self.exports.is_empty(), export),
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(Fit::No)
+    }
+}
+
+fn criterion(is_empty: bool, fits: Known<bool>) -> Fit {
+    match fits {
+        _ if is_empty => Fit::Yes,
+        Known::NotYet => Fit::Maybe,
+        Known::Known(true) => Fit::Yes,
+        Known::Known(false) => Fit::No,
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Default => f.write_str("default: this machine")?,
+            Origin::Deny => write!(f, "--deny {}", list(&self.places))?,
+            Origin::Allow => {
+                f.write_str("--allow")?;
+                if !self.places.is_empty() {
+                    write!(f, " {}", list(&self.places))?;
+                }
+                if !self.identities.is_empty() {
+                    write!(f, "-identity {}", list(&self.identities))?;
+                }
+            }
+            Origin::File { path, number, line } => {
+                write!(f, "rule {number}, line {line} of {}", escape::name(path.as_path()))?;
+            }
+        }
+        match &self.name {
+            Some(name) => write!(f, " ({})", escape::name(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn list(items: &[impl fmt::Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Access rules given on the command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommandLine {
+    /// Origins of connections that are allowed.
+    pub allow: Vec<Place>,
+    /// Identities that are allowed. If `allow` has entries too, both must match.
+    pub allow_identity: Vec<IdentityPattern>,
+    /// Origins of connections that are denied, regardless of other rules.
+    pub deny: Vec<Place>,
+}
+
+/// All rules, in the order of evaluation.
+#[derive(Debug, Clone)]
+pub struct Rules(Vec<Arc<Rule>>);
+
+/// Reason for a decision: the rule that matches, or the lack of one.
+#[derive(Debug, Clone)]
+pub enum Reason {
+    /// This rule matches.
+    Rule(Arc<Rule>),
+    /// No rule allows a client with this address.
+    NoRuleForAddress,
+    /// No rule allows this client.
+    NoRuleForClient,
+    /// No rule allows this client to open this export.
+    NoRuleForExport,
+}
+
+/// Decision about a client: `Ok` if it is allowed, `Err` if it is refused.
+pub type Verdict = Result<Reason, Reason>;
+
+impl Default for Rules {
+    /// Returns rules that admit only clients on this machine.
+    fn default() -> Self {
+        Self::of_command_line(&CommandLine::default())
+    }
+}
+
+impl Rules {
+    /// Creates the rules of the command line: `--deny` first, then one rule for `--allow` and
+    /// `--allow-identity`. Without these two, clients on this machine are admitted.
+    pub fn of_command_line(said: &CommandLine) -> Self {
+        let mut allow = Rule::new(Action::Allow, Origin::Allow);
+        allow.places.clone_from(&said.allow);
+        allow.identities.clone_from(&said.allow_identity);
+        if said.allow_identity.is_empty() {
+            // The permissions of a Unix socket authorize its clients. A virtual machine is another
+            // machine, and no permissions apply to it.
+            if !allow.places.contains(&Place::Unix) {
+                allow.places.push(Place::Unix);
+            }
+            if said.allow.is_empty() {
+                allow.origin = Origin::Default;
+                allow.places.extend(Network::loopback().map(Place::from));
+            }
+        }
+        Self::behind_denials(&said.deny, vec![allow])
+    }
+
+    /// Creates rules from `--deny`, followed by the rules of a file.
+    pub fn of_file(deny: &[Place], rules: Vec<Rule>) -> Self {
+        Self::behind_denials(deny, rules)
+    }
+
+    fn behind_denials(deny: &[Place], rules: Vec<Rule>) -> Self {
+        let denials = deny.iter().map(|place| {
+            let mut rule = Rule::new(Action::Deny, Origin::Deny);
+            rule.places = vec![*place];
+            rule
+        });
+        Self(denials.chain(rules).map(Arc::new).collect())
+    }
+
+    /// Evaluates the rules for a client, based on the facts known so far. As long as some are
+    /// missing, returns `Ok` if the client may still turn out to be allowed.
+    ///
+    /// # Errors
+    /// The client isn't authorized to connect, or to open the export.
+    pub fn judge(&self, facts: &Facts<'_>) -> Verdict {
+        for rule in &self.0 {
+            match (rule.fit(facts), rule.action) {
+                (Fit::No, _) | (Fit::Maybe, Action::Deny) => {}
+                (Fit::Yes | Fit::Maybe, Action::Allow) => return Ok(Reason::Rule(rule.clone())),
+                (Fit::Yes, Action::Deny) => return Err(Reason::Rule(rule.clone())),
+            }
+        }
+        Err(match (facts.identity, facts.export) {
+            (_, Known::Known(_)) => Reason::NoRuleForExport,
+            (Known::Known(_), _) => Reason::NoRuleForClient,
+            _ => Reason::NoRuleForAddress,
+        })
+    }
+
+    /// Returns true if the rules admit only local peers (loopback, Unix, vsock). Data sent to these
+    /// crosses no network.
+    pub fn is_local_only(&self) -> bool {
+        let is_local =
+            |rule: &Rule| !rule.places.is_empty() && rule.places.iter().all(Place::is_local);
+        self.0.iter().filter(|rule| rule.action == Action::Allow).all(|rule| is_local(rule))
+    }
+
+    /// Returns true if the rules may admit a virtual machine.
+    pub fn are_open_to_vsock(&self) -> bool {
+        let is_open = |rule: &Rule| {
+            rule.places.is_empty()
+                || rule.places.iter().any(|place| matches!(place, Place::Vsock(_)))
+        };
+        self.0.iter().any(|rule| rule.action == Action::Allow && is_open(rule))
+    }
+
+    /// Returns true if any rule has an identity criterion.
+    pub fn ask_for_identity(&self) -> bool {
+        self.0.iter().any(|rule| !rule.identities.is_empty())
+    }
+
+    /// Returns true if decisions depend on the time.
+    pub fn depend_on_time(&self) -> bool {
+        let depends =
+            |rule: &Rule| !rule.windows.is_empty() || rule.from.is_some() || rule.until.is_some();
+        self.0.iter().any(|rule| depends(rule))
+    }
+}
+
+/// Writes a summary of the clients that are admitted, for people.
+impl fmt::Display for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of_file = self.0.iter().filter(|rule| matches!(rule.origin, Origin::File { .. }));
+        match of_file.count() {
+            0 => {}
+            1 => f.write_str("whom the one rule of the file allows")?,
+            count => write!(f, "whom the {count} rules of the file allow")?,
+        }
+        for rule in &self.0 {
+            match rule.origin {
+                Origin::Default => f.write_str("this machine only")?,
+                Origin::Allow => {
+                    // Clients of Unix sockets are allowed even if `unix` isn't given, so the entry
+                    // isn't shown beside others.
+                    let is_unix = |place: &&Place| **place == Place::Unix;
+                    let networks = rule.places.iter().filter(|place| !is_unix(place));
+                    let mut networks: Vec<_> = networks.collect();
+                    if networks.is_empty() {
+                        networks = rule.places.iter().filter(is_unix).collect();
+                    }
+                    match (rule.identities.as_slice(), networks.as_slice()) {
+                        ([], networks) => f.write_str(&list(networks))?,
+                        (identities, []) => f.write_str(&list(identities))?,
+                        (identities, networks) => {
+                            write!(f, "{} from {}", list(identities), list(networks))?;
+                        }
+                    }
+                }
+                Origin::Deny | Origin::File { .. } => {}
+            }
+        }
+        let denied: Vec<_> = self
+            .0
+            .iter()
+            .filter(|rule| rule.origin == Origin::Deny)
+            .flat_map(|rule| &rule.places)
+            .collect();
+        if denied.is_empty() { Ok(()) } else { write!(f, " except {}", list(&denied)) }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule(rule) => match (&rule.origin, rule.action) {
+                (Origin::Default, _) => f.write_str("it is on this machine"),
+                (_, Action::Allow) => write!(f, "allowed by {rule}"),
+                (_, Action::Deny) => write!(f, "denied by {rule}"),
+            },
+            Self::NoRuleForAddress => f.write_str("not in any allowed network"),
+            Self::NoRuleForClient => f.write_str("no rule allows this client"),
+            Self::NoRuleForExport => f.write_str("no rule allows it to open that export"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+mod tests;

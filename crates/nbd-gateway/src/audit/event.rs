@@ -1,0 +1,274 @@
+//! Audit events. The names of events and members are documented in `docs/audit.md`, which a test
+//! checks. Existing names don't change; new ones may be added.
+
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use super::text::{Text, Time};
+
+/// An audit event.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The program starts serving.
+    Start(Start),
+    /// The program ends.
+    Stop(Stop),
+    /// A reload activated another policy.
+    Reload(Reload),
+    /// A reload failed; the configuration stays as it was.
+    ReloadFailed(ReloadFailed),
+    /// A connection was closed before a byte was sent to it.
+    Refused(Refused),
+    /// A client starts reading an export.
+    Reading(Reading),
+    /// A client asked for an export that it may not open. It may go on and ask for another one.
+    /// Only a limited number of these events is recorded per connection.
+    ExportDenied(ExportDenied),
+    /// A client asked for an export that doesn't exist. It may go on and ask for another one. Only
+    /// a limited number of these events is recorded per connection.
+    ExportMissing(ExportMissing),
+    /// A connection ended because its TLS handshake failed.
+    HandshakeFailed(HandshakeFailed),
+    /// A connection was closed because the authenticated client isn't authorized.
+    NotAllowed(NotAllowed),
+    /// A connection was closed because the client is no longer authorized.
+    Dismissed(Dismissed),
+    /// A connection ended in any other way.
+    Ended(Ended),
+    /// Events are missing just before this one. Created by [`Recorder`](super::Recorder).
+    Lost {
+        /// Number of missing events.
+        count: u64,
+    },
+}
+
+/// Members of [`Event::Start`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Start {
+    /// Version of this program.
+    pub version: Text,
+    /// ID of the process.
+    pub pid: u32,
+    /// Addresses that it listens on.
+    pub listen: Vec<Text>,
+    /// True if TLS is required.
+    pub tls: bool,
+    /// Number of the policy; 0 at the start.
+    pub policy: u64,
+    /// Description of the clients that are admitted.
+    pub open_to: Text,
+}
+
+/// Members of [`Event::Stop`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Stop {
+    /// Label: `told` for a requested shutdown, or `failed`.
+    pub how: Text,
+    /// Error message, if it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<Text>,
+}
+
+/// Members of [`Event::Reload`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Reload {
+    /// Number of the new policy.
+    pub policy: u64,
+    /// Description of the clients that are admitted.
+    pub open_to: Text,
+    /// Number of connections that are dismissed.
+    pub dropped: usize,
+}
+
+/// Members of [`Event::ReloadFailed`].
+#[derive(Debug, Clone, Serialize)]
+pub struct ReloadFailed {
+    /// Error message.
+    pub why: Text,
+}
+
+/// The connection that an event is about, and what is known about its client.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Who {
+    /// Number of the connection, unique within this run.
+    pub id: u64,
+    /// Address of the client, or `unix`.
+    pub peer: Text,
+    /// Load balancer that forwarded the connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub via: Option<Text>,
+    /// Most specific name in the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Text>,
+    /// SHA-256 hash of the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Text>,
+}
+
+/// Members of [`Event::Refused`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Refused {
+    /// The connection.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Stable label, as in the counters.
+    pub reason: Text,
+    /// Message for people.
+    pub why: Text,
+}
+
+/// Description of a client's certificate.
+#[derive(Debug, Clone, Serialize)]
+pub struct Certificate {
+    /// Subject, in the notation of RFC 4514.
+    pub subject: Text,
+    /// Alternative and common names, such as `dns:backup.example.org`.
+    pub names: Vec<Text>,
+    /// Issuer, in the notation of RFC 4514.
+    pub issuer: Text,
+    /// Serial number, in hexadecimal digits.
+    pub serial: Text,
+    /// End of validity.
+    pub not_after: Time,
+}
+
+/// Members of [`Event::Reading`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Reading {
+    /// The client that reads.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Certificate of the client, if it presented one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
+    /// TLS version, if the connection is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Text>,
+    /// IANA name of the cipher suite, if the connection is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cipher: Option<Text>,
+    /// Name of the export.
+    pub export: Text,
+    /// Description of the rule that allows it.
+    pub rule: Text,
+    /// Number of the policy that contains this rule.
+    pub policy: u64,
+}
+
+/// Members of [`Event::ExportDenied`].
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportDenied {
+    /// The client that asked.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Name of the export.
+    pub export: Text,
+    /// Description of the rule that denies it, or of the lack of one that allows it.
+    pub why: Text,
+}
+
+/// Members of [`Event::ExportMissing`].
+#[derive(Debug, Clone, Serialize)]
+pub struct ExportMissing {
+    /// The client that asked.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Name that it asked for.
+    pub export: Text,
+    /// Label of the reason.
+    pub reason: Text,
+}
+
+/// Members of [`Event::HandshakeFailed`].
+#[derive(Debug, Clone, Serialize)]
+pub struct HandshakeFailed {
+    /// The connection.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Stable label, as in the counters.
+    pub cause: Text,
+    /// Message for people.
+    pub why: Text,
+    /// Duration of the connection, in seconds.
+    #[serde(serialize_with = "seconds")]
+    pub duration: Duration,
+}
+
+/// Members of [`Event::NotAllowed`].
+#[derive(Debug, Clone, Serialize)]
+pub struct NotAllowed {
+    /// The client.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Description of the rule that denies it, or of the lack of one that allows it.
+    pub why: Text,
+    /// Duration of the connection, in seconds.
+    #[serde(serialize_with = "seconds")]
+    pub duration: Duration,
+}
+
+/// Activity of a client over its whole connection.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Served {
+    /// Name of the chosen export, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export: Option<Text>,
+    /// Number of requests, if it chose an export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Bytes of data in replies to reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Number of requests that were answered with an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errors: Option<u64>,
+    /// Number of requests for exports that it may not open, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denied: Option<u64>,
+    /// Number of requests for exports that don't exist, if any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<u64>,
+}
+
+/// Members of [`Event::Dismissed`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Dismissed {
+    /// The client.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Activity of the client.
+    #[serde(flatten)]
+    pub served: Served,
+    /// Reason for the dismissal.
+    pub why: Text,
+    /// Duration of the connection, in seconds.
+    #[serde(serialize_with = "seconds")]
+    pub duration: Duration,
+}
+
+/// Members of [`Event::Ended`].
+#[derive(Debug, Clone, Serialize)]
+pub struct Ended {
+    /// The client.
+    #[serde(flatten)]
+    pub who: Who,
+    /// Activity of the client.
+    #[serde(flatten)]
+    pub served: Served,
+    /// Stable label for how the connection ended.
+    pub how: Text,
+    /// Message for people, unless the client just left.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<Text>,
+    /// Duration of the connection, in seconds.
+    #[serde(serialize_with = "seconds")]
+    pub duration: Duration,
+}
+
+/// Serializes a duration in seconds, rounded to microseconds.
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e6)
+}

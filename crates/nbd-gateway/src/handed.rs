@@ -1,0 +1,318 @@
+//! Socket activation (`sd_listen_fds(3)`): takes over sockets that were bound by systemd, or by a
+//! client that starts its own server.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use rustix::cmsg_space;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use socket2::{Domain, MsgHdr, Protocol, Socket, Type};
+
+use super::listen::Bound;
+use super::unix::UnixPath;
+use nbd_telemetry::escape;
+
+/// Number of the first inherited descriptor (`SD_LISTEN_FDS_START`); the others follow it.
+const FIRST: RawFd = 3;
+
+/// Maximum number of sockets to take over: more than any service has. Each one costs a task for as
+/// long as the program runs.
+const MOST: u32 = 256;
+
+/// Name (`FileDescriptorName=`) that marks the socket of the status listener.
+const MONITOR: &str = "monitor";
+
+/// Sockets inherited from the service manager.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// Sockets that serve NBD.
+    pub nbd: Vec<Bound>,
+    /// Socket of the status listener.
+    pub monitor: Option<Bound>,
+}
+
+/// Reason why inherited sockets can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HandedError {
+    /// An environment variable is malformed.
+    #[error("sockets are handed over, but {variable} is {:?}: expected {expected}", escape::name(.value))]
+    Variable {
+        /// Name of the environment variable.
+        variable: &'static str,
+        /// Value of the variable.
+        value: String,
+        /// Description of the values that are accepted.
+        expected: String,
+    },
+    /// A descriptor isn't a socket that accepts stream connections.
+    #[error("the descriptor {number} ({:?}) that is handed over is {what}", escape::name(.name))]
+    Unusable {
+        /// Number of the descriptor.
+        number: RawFd,
+        /// Name of the descriptor, from `LISTEN_FDNAMES`.
+        name: String,
+        /// Description of what the descriptor is instead, and how to fix it.
+        what: String,
+    },
+    /// A system call failed.
+    #[error("can't take over the sockets that are handed over: {0}")]
+    System(#[from] io::Error),
+    /// Two sockets are named for the status listener, which has only one.
+    #[error("two sockets are called \"monitor\", but there is only one status listener")]
+    TwoMonitors,
+}
+
+impl Handed {
+    /// Takes over the sockets that were passed to this process, if any. `variable` looks up an
+    /// environment variable.
+    ///
+    /// The original descriptors are closed afterwards, so this can be called only once.
+    ///
+    /// # Errors
+    /// See [`HandedError`].
+    pub fn take(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HandedError> {
+        let announced = announced(std::process::id(), variable)?;
+        let courier = Courier::new()?;
+        let mut handed = Self::default();
+        for (number, name) in &announced {
+            let socket = courier.duplicate(*number).map_err(|error| format!("no use: {error}"));
+            let bound = socket.and_then(bound).map_err(|what| HandedError::Unusable {
+                number: *number,
+                name: name.clone(),
+                what,
+            })?;
+            if name != MONITOR {
+                handed.nbd.push(bound);
+            } else if handed.monitor.replace(bound).is_some() {
+                return Err(HandedError::TwoMonitors);
+            }
+        }
+        // An original left open would keep the socket listening after our duplicate is closed. They
+        // are closed only once all of them are known to be what was announced: a free number may be
+        // reused for anything a moment later.
+        for (number, _) in announced {
+            nix::unistd::close(number).map_err(io::Error::from)?;
+        }
+        Ok(handed)
+    }
+}
+
+/// Returns the numbers and names of the descriptors that the environment announces for `process`.
+fn announced(
+    process: u32,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Vec<(RawFd, String)>, HandedError> {
+    let number = |name, expected: &str| match variable(name) {
+        None => Ok(None),
+        Some(value) => value.parse::<u32>().map(Some).map_err(|_| HandedError::Variable {
+            variable: name,
+            value,
+            expected: expected.to_owned(),
+        }),
+    };
+    // Variables meant for another process were inherited from a parent.
+    if number("LISTEN_PID", "the number of a process")? != Some(process) {
+        return Ok(Vec::new());
+    }
+    let expected = format!("a number of sockets, at most {MOST}");
+    let count = match number("LISTEN_FDS", &expected)?.unwrap_or(0) {
+        count @ ..=MOST => count,
+        more => {
+            let value = more.to_string();
+            return Err(HandedError::Variable { variable: "LISTEN_FDS", value, expected });
+        }
+    };
+    let numbers = (FIRST..).zip(0..count).map(|(number, _)| number);
+    match variable("LISTEN_FDNAMES") {
+        None => Ok(numbers.map(|number| (number, "unknown".to_owned())).collect()),
+        // An empty list splits into one name, so it is accepted here when there are no sockets.
+        Some(names) if names.is_empty() && count == 0 => Ok(Vec::new()),
+        Some(value) => {
+            let names: Vec<String> = value.split(':').map(str::to_owned).collect();
+            if u32::try_from(names.len()) != Ok(count) {
+                let expected = format!("{count} names with colons between them, as LISTEN_FDS");
+                return Err(HandedError::Variable { variable: "LISTEN_FDNAMES", value, expected });
+            }
+            Ok(numbers.zip(names).collect())
+        }
+    }
+}
+
+/// Duplicates descriptors that are known only by their number. The duplicates are owned and closed
+/// on exec.
+///
+/// Turning a bare number into an owned descriptor would take `unsafe`. So the number is sent
+/// through a socket pair (`SCM_RIGHTS`), and the kernel installs a duplicate that belongs to the
+/// receiver.
+struct Courier {
+    here: Socket,
+    there: Socket,
+}
+
+impl Courier {
+    fn new() -> io::Result<Self> {
+        let (here, there) = Socket::pair(Domain::UNIX, Type::DGRAM, None)?;
+        Ok(Self { here, there })
+    }
+
+    fn duplicate(&self, number: RawFd) -> io::Result<Socket> {
+        // The number was free until this pair got it, so nothing was passed under it.
+        if [&self.here, &self.there].iter().any(|socket| socket.as_raw_fd() == number) {
+            return Err(rustix::io::Errno::BADF.into());
+        }
+        let (byte, control) = ([IoSlice::new(&[0])], rights(number));
+        self.here.sendmsg(&MsgHdr::new().with_buffers(&byte).with_control(&control), 0)?;
+
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut byte = [0];
+        let bytes = &mut [IoSliceMut::new(&mut byte)];
+        recvmsg(&self.there, bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let received = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+            _ => None,
+        });
+        let descriptor: OwnedFd = received.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(descriptor.into())
+    }
+}
+
+/// Builds a control message that carries one descriptor. The layout is that of `cmsg(3)` and the
+/// kernel: length, level, type, descriptor, and padding to a multiple of 8.
+fn rights(number: RawFd) -> Vec<u8> {
+    let length = size_of::<usize>() + 2 * size_of::<libc::c_int>() + size_of::<RawFd>();
+    let mut message = length.to_ne_bytes().to_vec();
+    for part in [libc::SOL_SOCKET, libc::SCM_RIGHTS, number] {
+        message.extend(part.to_ne_bytes());
+    }
+    message.resize(length.next_multiple_of(size_of::<usize>()), 0);
+    message
+}
+
+/// Checks that a socket accepts stream connections of a supported family. The error says what it is
+/// instead.
+fn bound(socket: Socket) -> Result<Bound, String> {
+    let domain = socket.domain().map_err(|error| format!("no socket ({error})"))?;
+    let kind = socket.r#type().map_err(|error| format!("of an unknown type ({error})"))?;
+    match kind {
+        Type::STREAM => {}
+        Type::DGRAM => return Err("a datagram socket: give ListenStream=".to_owned()),
+        Type::SEQPACKET => {
+            return Err("a socket for sequential packets: give ListenStream=".to_owned());
+        }
+        _ => return Err(format!("a socket of the type {kind:?}: give ListenStream=")),
+    }
+    if !socket.is_listener().map_err(|error| format!("a socket that can't be asked: {error}"))? {
+        return Err("connected, or not listening: where a service is started for each connection \
+                    (Accept=yes), give --stdio, and StandardInput=socket"
+            .to_owned());
+    }
+    let failed = |error: io::Error| format!("a socket that can't be used: {error}");
+    socket.set_nonblocking(true).map_err(failed)?;
+    match domain {
+        Domain::IPV4 | Domain::IPV6 => match socket.protocol().map_err(failed)? {
+            Some(Protocol::TCP | Protocol::MPTCP) => Ok(Bound::Tcp(socket.into())),
+            protocol => Err(format!("a stream that isn't TCP, but {protocol:?}")),
+        },
+        Domain::UNIX => {
+            let address = socket.local_addr().map_err(failed)?;
+            let path = match (address.as_pathname(), address.as_abstract_namespace()) {
+                (Some(path), _) => path.to_owned(),
+                (None, Some(name)) => {
+                    let mut path = OsString::from("@");
+                    path.push(OsStr::from_bytes(name));
+                    path.into()
+                }
+                (None, None) => PathBuf::from("(no name)"),
+            };
+            Ok(Bound::Unix(UnixPath::of_another(path), socket.into()))
+        }
+        Domain::VSOCK => Ok(Bound::Vsock(socket)),
+        other => {
+            Err(format!("a socket of the address family {other:?}: TCP, Unix or vsock can be used"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: u32 = 77;
+
+    fn announced(variables: &[(&str, &str)]) -> Result<Vec<(RawFd, String)>, String> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(variable, _)| *variable == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        super::announced(ME, variable).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_for_this_process_is_announced() {
+        let none = Ok(vec![]);
+        assert_eq!(announced(&[]), none);
+        assert_eq!(announced(&[("LISTEN_FDS", "1")]), none);
+        assert_eq!(announced(&[("LISTEN_PID", "78"), ("LISTEN_FDS", "1")]), none);
+        assert_eq!(announced(&[("LISTEN_PID", "77")]), none);
+        let zero = [("LISTEN_PID", "77"), ("LISTEN_FDS", "0"), ("LISTEN_FDNAMES", "")];
+        assert_eq!(announced(&zero), none);
+        let two = [("LISTEN_PID", "77"), ("LISTEN_FDS", "2")];
+        let named = |names: [&str; 2]| Ok(vec![(3, names[0].into()), (4, names[1].into())]);
+        assert_eq!(announced(&two), named(["unknown"; 2]));
+        let with = |names| announced(&[two[0], two[1], ("LISTEN_FDNAMES", names)]);
+        assert_eq!(with("nbd:monitor"), named(["nbd", "monitor"]));
+        assert_eq!(with(":"), named(["", ""]));
+        for names in ["", "one", "a:b:c"] {
+            assert!(with(names).unwrap_err().contains("expected 2 names"), "{names}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_numbers_and_bounded() {
+        for count in ["", "x", "-1", "257", "4294967295", "4294967296"] {
+            let error = announced(&[("LISTEN_PID", "77"), ("LISTEN_FDS", count)]).unwrap_err();
+            assert!(error.contains("LISTEN_FDS") && error.contains("at most 256"), "{error}");
+        }
+        assert!(announced(&[("LISTEN_PID", "me")]).unwrap_err().contains("LISTEN_PID"));
+    }
+
+    #[test]
+    fn a_number_becomes_a_descriptor_of_our_own() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let courier = Courier::new().unwrap();
+        let socket = courier.duplicate(listener.as_raw_fd()).unwrap();
+        assert_ne!(socket.as_raw_fd(), listener.as_raw_fd());
+        let flags = rustix::io::fcntl_getfd(&socket).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        let address = bound(socket).unwrap().address().unwrap();
+        assert_eq!(address.to_string(), listener.local_addr().unwrap().to_string());
+        for nobodys in [1_000_000, courier.here.as_raw_fd(), courier.there.as_raw_fd()] {
+            assert!(courier.duplicate(nobodys).is_err(), "{nobodys}");
+        }
+    }
+
+    #[test]
+    fn only_sockets_that_listen_for_streams_are_of_use() {
+        let what = |socket: Socket| bound(socket).map(drop).unwrap_err();
+        let unix = |kind| Socket::new(Domain::UNIX, kind, None).unwrap();
+        assert!(what(unix(Type::DGRAM)).contains("datagram"));
+        assert!(what(unix(Type::SEQPACKET)).contains("sequential"));
+        assert!(what(unix(Type::STREAM)).contains("not listening"));
+        let (connected, _other) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
+        assert!(what(connected).contains("Accept=yes"));
+        let file = std::fs::File::open("/dev/null").unwrap();
+        assert!(what(OwnedFd::from(file).into()).contains("no socket"));
+        let abstract_one = unix(Type::STREAM);
+        let name = format!("\0hexz-nbd-test-{}\n", std::process::id());
+        abstract_one.bind(&socket2::SockAddr::unix(&name).unwrap()).unwrap();
+        abstract_one.listen(1).unwrap();
+        let address = bound(abstract_one).unwrap().address().unwrap();
+        let expected = format!("unix:@hexz-nbd-test-{}\\n", std::process::id());
+        assert_eq!(address.to_string(), expected);
+    }
+}

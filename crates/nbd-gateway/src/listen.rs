@@ -1,0 +1,488 @@
+//! Listening sockets: addresses, binding, accepting, and classification of `accept` errors.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::io::Join;
+use tokio::net::unix::pipe;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use super::access::Peer;
+use super::unix;
+pub use super::unix::{SocketGroup, SocketMode, SocketRights, UnixPath};
+use super::vsock::{self, SocketStream, VsockListener};
+use super::zone;
+use nbd_telemetry::escape;
+
+/// Port that IANA assigned to NBD.
+pub const NBD_PORT: u16 = 10809;
+
+/// Length of the kernel's queue of established connections that wait to be accepted.
+pub(super) const BACKLOG: i32 = 1024;
+
+/// TCP keepalive: probing starts after [`KEEPALIVE_IDLE`] of silence and repeats every
+/// [`KEEPALIVE_INTERVAL`]; the connection is dropped after [`KEEPALIVE_PROBES`] unanswered probes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_PROBES: u32 = 4;
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A TCP address and port; port 0 picks any free one.
+    Tcp(SocketAddr),
+    /// Path of a Unix socket.
+    Unix(PathBuf),
+    /// A vsock port; port 0 picks any free one.
+    Vsock {
+        /// Context ID to bind; `None` binds all those of this machine.
+        cid: Option<u32>,
+        /// Port number; 0 picks any free one.
+        port: u32,
+    },
+}
+
+impl ListenAddress {
+    /// Parses an address. The path of a Unix socket need not be UTF-8.
+    ///
+    /// # Errors
+    /// The text is malformed; the message says what is expected.
+    pub fn parse(text: &OsStr) -> Result<Self, String> {
+        match (text.to_str(), text.as_bytes().strip_prefix(b"unix:")) {
+            (Some(text), _) => text.parse(),
+            (None, Some(path)) => Ok(Self::Unix(OsStr::from_bytes(path).into())),
+            (None, None) => Err(format!("{:?} isn't UTF-8", escape::name(text))),
+        }
+    }
+
+    /// Returns true if only this machine, including its virtual machines, can reach the address.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) | Self::Vsock { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", escape::name(path)),
+            Self::Vsock { cid: None, port } => write!(f, "vsock:{port}"),
+            Self::Vsock { cid: Some(cid), port } => write!(f, "vsock:{cid}:{port}"),
+        }
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return match path {
+                "" => Err("a path has to follow unix:".to_owned()),
+                path => Ok(Self::Unix(path.into())),
+            };
+        }
+        let expected = || {
+            format!(
+                "{:?} is no address: expected ADDRESS:PORT such as 192.0.2.7:{NBD_PORT} or \
+                 [::]:{NBD_PORT}, unix:PATH, vsock:PORT or vsock:CID:PORT",
+                escape::name(text)
+            )
+        };
+        if let Some(vsock) = text.strip_prefix("vsock:") {
+            return parse_vsock(vsock).ok_or_else(expected);
+        }
+        if text.contains('%') {
+            return parse_zoned(text).map(Self::Tcp);
+        }
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Tcp(address));
+        }
+        // An address without a port. Host names are refused, because one may resolve to several
+        // addresses.
+        text.trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .map(|address| Self::Tcp(SocketAddr::new(address, NBD_PORT)))
+            .map_err(|_| expected())
+    }
+}
+
+/// Parses `[ADDRESS%INTERFACE]:PORT`, or `ADDRESS%INTERFACE` with or without brackets.
+fn parse_zoned(text: &str) -> Result<SocketAddr, String> {
+    let (address, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, "")) => (address, NBD_PORT),
+        Some((address, behind)) => {
+            let port = behind.strip_prefix(':').and_then(|port| port.parse().ok());
+            let expected = || {
+                format!(
+                    "{:?} is no address: expected [ADDRESS%INTERFACE]:PORT, such as \
+                     [fe80::1%eth0]:{NBD_PORT}",
+                    escape::name(text)
+                )
+            };
+            (address, port.ok_or_else(expected)?)
+        }
+        None => (text, NBD_PORT),
+    };
+    let (address, interface) = zone::parse(address).map_err(|error| error.to_string())?;
+    Ok(SocketAddrV6::new(address, port, 0, interface).into())
+}
+
+/// Parses `PORT` or `CID:PORT`. The highest number of either is refused: the kernel reads it as a
+/// wildcard.
+fn parse_vsock(text: &str) -> Option<ListenAddress> {
+    let number = |text: &str| {
+        let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
+        is_plain.then(|| text.parse().ok()).flatten().filter(|number| *number != vsock::ANY)
+    };
+    let (cid, port) = match text.split_once(':') {
+        Some((cid, port)) => (Some(number(cid)?), number(port)?),
+        None => (None, number(text)?),
+    };
+    Some(ListenAddress::Vsock { cid, port })
+}
+
+/// A bound socket. Connecting clients wait until it becomes a [`Listener`].
+///
+/// It needs no tokio runtime, so it can be created while the process has a single thread.
+#[derive(Debug)]
+pub enum Bound {
+    /// A TCP socket.
+    Tcp(std::net::TcpListener),
+    /// A Unix socket and its path.
+    Unix(UnixPath, std::os::unix::net::UnixListener),
+    /// A vsock socket.
+    Vsock(Socket),
+}
+
+/// A listening socket that is registered with the tokio runtime.
+#[derive(Debug)]
+pub enum Listener {
+    /// A TCP socket.
+    Tcp(TcpListener),
+    /// A Unix socket and its path. The path is removed before the socket is closed, so that it
+    /// never leads to a dead socket.
+    Unix(UnixPath, UnixListener),
+    /// A vsock socket.
+    Vsock(VsockListener),
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub enum Incoming {
+    /// A TCP connection and the address of its peer.
+    Tcp(TcpStream, SocketAddr),
+    /// A connection to a Unix socket.
+    Unix(UnixStream),
+    /// A pair of pipes: the first is read, the second written.
+    Pipes(Join<pipe::Receiver, pipe::Sender>),
+    /// A vsock connection and the context ID of its peer.
+    Vsock(SocketStream, u32),
+}
+
+impl Incoming {
+    /// Returns the peer of the connection.
+    pub fn peer(&self) -> Peer {
+        match self {
+            Self::Tcp(_, address) => Peer::ip(address.ip()),
+            Self::Unix(_) | Self::Pipes(_) => Peer::Unix,
+            Self::Vsock(_, cid) => Peer::Vsock(*cid),
+        }
+    }
+}
+
+/// Failure to bind a socket.
+#[derive(Debug, thiserror::Error)]
+#[error("can't listen on {address}: {error}{}", what_to_do(.address, .error))]
+pub struct BindError {
+    /// Address that could not be bound.
+    pub address: ListenAddress,
+    /// Error of the system call.
+    #[source]
+    pub error: io::Error,
+}
+
+/// Returns a hint on the likely cause and how to investigate it.
+fn what_to_do(address: &ListenAddress, error: &io::Error) -> &'static str {
+    match (address, error.kind()) {
+        (ListenAddress::Tcp(_), io::ErrorKind::AddrInUse) => {
+            "; another process listens there (ss -ltnp says which)"
+        }
+        (ListenAddress::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
+            "; it is no address of this machine (ip address lists them)"
+        }
+        (ListenAddress::Tcp(address), io::ErrorKind::PermissionDenied) if address.port() < 1024 => {
+            "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
+        }
+        (ListenAddress::Tcp(SocketAddr::V6(address)), io::ErrorKind::InvalidInput)
+            if address.ip().is_unicast_link_local() && address.scope_id() == 0 =>
+        {
+            "; a link-local address takes its interface, as in [fe80::1%eth0]:10809"
+        }
+        _ => "",
+    }
+}
+
+/// Binds all of `addresses`. Without any, binds the NBD port on every address of this machine, or
+/// on loopback if `loopback_only`. Unix sockets get the permissions in `rights`.
+///
+/// # Errors
+/// One of the addresses can't be bound, for example because it is in use.
+pub fn bind_all(
+    addresses: &[ListenAddress],
+    loopback_only: bool,
+    rights: &SocketRights,
+) -> Result<Vec<Bound>, BindError> {
+    let bind = |address: &ListenAddress| {
+        let failed = |error| BindError { address: address.clone(), error };
+        Bound::bind(address, rights).map_err(failed)
+    };
+    let at = |address: IpAddr| ListenAddress::Tcp(SocketAddr::new(address, NBD_PORT));
+    if !addresses.is_empty() {
+        addresses.iter().map(bind).collect()
+    } else if loopback_only {
+        // Either address family may be missing, but not both.
+        let v4 = bind(&at(Ipv4Addr::LOCALHOST.into()));
+        let v6 = bind(&at(Ipv6Addr::LOCALHOST.into()));
+        match (v4, v6) {
+            (Err(error), Err(other)) if is_missing(&other) || !is_missing(&error) => Err(error),
+            (Err(error), v6) if is_missing(&error) => Ok(vec![v6?]),
+            (v4, Err(error)) if is_missing(&error) => Ok(vec![v4?]),
+            (v4, v6) => Ok(vec![v4?, v6?]),
+        }
+    } else {
+        // [::] accepts IPv4 clients as well, if the machine has IPv6 at all.
+        match bind(&at(Ipv6Addr::UNSPECIFIED.into())) {
+            Err(error) if is_missing(&error) => Ok(vec![bind(&at(Ipv4Addr::UNSPECIFIED.into()))?]),
+            both => Ok(vec![both?]),
+        }
+    }
+}
+
+/// Binds a loopback port: on 127.0.0.1, or on ::1 where the machine doesn't have that.
+///
+/// # Errors
+/// The port can't be bound, for example because it is in use.
+pub fn bind_loopback(port: u16) -> Result<Bound, BindError> {
+    let bind = |address: IpAddr| {
+        let address = ListenAddress::Tcp(SocketAddr::new(address, port));
+        let bound = Bound::bind(&address, &SocketRights::default());
+        bound.map_err(|error| BindError { address, error })
+    };
+    match bind(Ipv4Addr::LOCALHOST.into()) {
+        // With neither address available, the error for the usual one is reported.
+        Err(error) if is_missing(&error) => bind(Ipv6Addr::LOCALHOST.into()).map_err(|_| error),
+        bound => bound,
+    }
+}
+
+/// Returns true if this machine lacks the address or its whole address family.
+fn is_missing(BindError { error, .. }: &BindError) -> bool {
+    error.kind() == io::ErrorKind::AddrNotAvailable
+        || Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
+}
+
+impl Bound {
+    /// Binds `address`. If `rights` has a mode, call this before another thread creates files: it
+    /// changes the umask of the whole process for a moment.
+    ///
+    /// # Errors
+    /// The address can't be bound, for example because it is in use.
+    pub fn bind(address: &ListenAddress, rights: &SocketRights) -> io::Result<Self> {
+        match address {
+            ListenAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
+            ListenAddress::Unix(path) => {
+                unix::bind(path, rights).map(|(path, socket)| Self::Unix(path, socket))
+            }
+            ListenAddress::Vsock { cid, port } => {
+                vsock::bind(*cid, *port, BACKLOG).map(Self::Vsock)
+            }
+        }
+    }
+
+    /// Returns the bound address, with the actual port where port 0 was requested.
+    ///
+    /// # Errors
+    /// The address can't be queried.
+    pub fn address(&self) -> io::Result<ListenAddress> {
+        Ok(match self {
+            Self::Tcp(socket) => ListenAddress::Tcp(socket.local_addr()?),
+            Self::Unix(socket, _) => ListenAddress::Unix(socket.path.clone()),
+            Self::Vsock(socket) => vsock::local_address(socket)?,
+        })
+    }
+}
+
+impl Listener {
+    /// Registers a bound socket with the current tokio runtime.
+    ///
+    /// # Errors
+    /// The runtime can't watch the socket.
+    pub fn new(socket: Bound) -> io::Result<Self> {
+        Ok(match socket {
+            Bound::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
+            Bound::Unix(path, socket) => Self::Unix(path, UnixListener::from_std(socket)?),
+            Bound::Vsock(socket) => Self::Vsock(VsockListener::new(socket)?),
+        })
+    }
+
+    /// Returns the bound address, with the actual port where port 0 was requested.
+    ///
+    /// # Errors
+    /// The address can't be queried.
+    pub fn local_address(&self) -> io::Result<ListenAddress> {
+        Ok(match self {
+            Self::Tcp(listener) => ListenAddress::Tcp(listener.local_addr()?),
+            Self::Unix(socket, _) => ListenAddress::Unix(socket.path.clone()),
+            Self::Vsock(listener) => listener.local_address()?,
+        })
+    }
+
+    /// Accepts the next connection.
+    ///
+    /// # Errors
+    /// See [`AcceptFault`] for how to handle them.
+    pub async fn accept(&self) -> io::Result<Incoming> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                Ok(Incoming::Tcp(stream, address))
+            }
+            Self::Unix(_, listener) => Ok(Incoming::Unix(listener.accept().await?.0)),
+            Self::Vsock(listener) => {
+                let (stream, cid) = listener.accept().await?;
+                Ok(Incoming::Vsock(stream, cid))
+            }
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    // An IPv4-mapped address is bound as IPv4: an IPv6-only socket can't be bound to it.
+    let address = match address.ip().to_canonical() {
+        IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),
+        IpAddr::V6(_) => address,
+    };
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // [::] also accepts IPv4 clients, as mapped addresses, whatever the system's default.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Configures an accepted TCP connection: no delay for small replies, and keepalive so that
+/// connections to dead peers end.
+pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_PROBES);
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Reaction that a failed `accept` calls for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcceptFault {
+    /// One connection was lost before it was accepted: continue.
+    Connection,
+    /// The machine is short of descriptors or memory: pause until clients leave.
+    Shortage,
+    /// Any other error: pause as well, which does no harm.
+    Listener,
+}
+
+impl AcceptFault {
+    /// Classifies an error of `accept`.
+    pub fn of(error: &io::Error) -> Self {
+        match (error.kind(), Errno::from_io_error(error)) {
+            (
+                io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::Interrupted
+                | io::ErrorKind::PermissionDenied
+                | io::ErrorKind::TimedOut
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkDown,
+                _,
+            ) => Self::Connection,
+            (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => Self::Shortage,
+            _ => Self::Listener,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_to_listen_on() {
+        let tcp = |text: &str| ListenAddress::Tcp(text.parse().unwrap());
+        for (text, address) in [
+            ("127.0.0.1:1234", tcp("127.0.0.1:1234")),
+            ("[::]:10809", tcp("[::]:10809")),
+            ("192.0.2.7", tcp("192.0.2.7:10809")),
+            ("::1", tcp("[::1]:10809")),
+            ("[::1]", tcp("[::1]:10809")),
+            ("unix:/run/x", ListenAddress::Unix("/run/x".into())),
+            ("vsock:10809", ListenAddress::Vsock { cid: None, port: 10809 }),
+            ("vsock:2:0", ListenAddress::Vsock { cid: Some(2), port: 0 }),
+            ("[fe80::1%lo]:1234", tcp("[fe80::1%1]:1234")),
+            ("[fe80::1%lo]", tcp("[fe80::1%1]:10809")),
+            ("fe80::1%1", tcp("[fe80::1%1]:10809")),
+        ] {
+            assert_eq!(text.parse(), Ok(address), "{text}");
+        }
+        for junk in [
+            "",
+            "unix:",
+            ":10809",
+            "127.0.0.1:",
+            "127.0.0.1:65536",
+            "a b:1",
+            "vsock",
+            "vsock:",
+            "vsock:+1",
+            "vsock:1:",
+            "vsock::1",
+            "vsock:1:2:3",
+            "vsock:4294967295",
+            "vsock:4294967295:1",
+            "vsock:any:1",
+            "[fe80::1%lo]1",
+            "[fe80::1%lo]:",
+            "fe80::1%none-such",
+            "[::1%lo]:1",
+            "127.0.0.1%lo:1",
+        ] {
+            assert!(junk.parse::<ListenAddress>().is_err(), "{junk}");
+        }
+    }
+
+    #[test]
+    fn accept_errors_are_judged() {
+        let aborted = io::Error::from(io::ErrorKind::ConnectionAborted);
+        assert_eq!(AcceptFault::of(&aborted), AcceptFault::Connection);
+        assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(24)), AcceptFault::Shortage);
+        assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(9)), AcceptFault::Listener);
+    }
+}

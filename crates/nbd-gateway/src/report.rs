@@ -1,0 +1,424 @@
+//! Status report of a gateway, as the monitor serves it: plain numbers and strings. Times are Unix
+//! timestamps in seconds; durations are in seconds.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use rustls::pki_types::UnixTime;
+use serde::Serialize;
+
+use super::live::{One, Seen};
+use super::tls::{Expiry, ServerTls, TlsVersion};
+use super::{Control, Phase, Shared};
+use nbd_server::{Done, Latencies, Offer, Offered, Requests};
+
+/// Maximum number of connections, and of exports, that are listed individually. Nobody reads a
+/// longer list, and clients must not be able to grow it at will.
+pub const MAX_LISTED: usize = 1000;
+
+/// Labels of the reasons for refusing a connection before a byte is sent. Each has a counter from
+/// the start, so that monitoring sees its first increment.
+pub const REFUSALS: [&str; 9] = [
+    "address",
+    "not_local",
+    "connection_rate",
+    "handshakes",
+    "handshakes_per_address",
+    "handshakes_per_network",
+    "connections",
+    "proxy_header",
+    "proxy_address",
+];
+
+/// Labels of the reasons for which admitted connections fail.
+pub const FAILURES: [&str; 11] = [
+    "session",
+    "tls_handshake",
+    "credentials",
+    "not_allowed",
+    "dismissed",
+    "deadline",
+    "connections",
+    "connections_per_address",
+    "connections_per_identity",
+    "tls_key_limit",
+    "panicked",
+];
+
+/// Snapshot of a gateway's status.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Report {
+    /// Reason why no client can be served at the moment; `None` if the gateway is ready.
+    #[serde(skip)]
+    pub unready: Option<&'static str>,
+    /// Time since the last heartbeat of the serving threads.
+    #[serde(skip)]
+    pub silent_for: Duration,
+    /// Addresses that the gateway listens on.
+    pub listen: Vec<String>,
+    /// TLS settings; `None` if connections are in clear.
+    pub tls: Option<TlsReport>,
+    /// Open connections, oldest first, at most [`MAX_LISTED`].
+    pub connections: Vec<ConnectionReport>,
+    /// Counters over all connections.
+    pub connections_total: ConnectionCounts,
+    /// Exports that are known without opening an archive, and those that were read: at most
+    /// [`MAX_LISTED`], plus one entry that aggregates all others.
+    pub exports: Vec<ExportReport>,
+    /// Outcomes of configuration reloads.
+    pub reloads: ReloadsReport,
+    /// Bytes of the shared memory budget that are held by replies in flight.
+    #[serde(skip)]
+    pub in_flight: u64,
+    /// Size of the shared memory budget, in bytes.
+    #[serde(skip)]
+    pub in_flight_limit: u64,
+}
+
+/// TLS settings of the gateway.
+#[derive(Debug, Clone, Serialize)]
+pub struct TlsReport {
+    /// Oldest TLS version that is accepted, if known.
+    pub min_version: Option<&'static str>,
+    /// Client certificates: `none`, `optional` or `required`.
+    pub client_certificates: &'static str,
+    /// Expiry of the server's certificate.
+    pub certificate_expires: Option<f64>,
+    /// Earliest expiry among the CAs that client certificates are verified with.
+    pub client_ca_expires: Option<f64>,
+    /// Earliest expiry among the revocation lists. From then on, clients of that list's CA are
+    /// refused.
+    pub client_crl_expires: Option<f64>,
+}
+
+/// Status of one connection.
+#[derive(Debug, Clone, Serialize)]
+pub struct ConnectionReport {
+    /// Number of the connection, as in the log.
+    pub id: u64,
+    /// `negotiating` or `reading`.
+    pub state: &'static str,
+    /// Address of the client.
+    pub peer: String,
+    /// Load balancer that forwarded it, if any.
+    pub via: Option<String>,
+    /// Identity in the client's certificate, if it has presented one.
+    pub identity: Option<String>,
+    /// Export that it reads.
+    pub export: Option<String>,
+    /// TLS version of the connection, if it is encrypted.
+    pub tls: Option<&'static str>,
+    /// Time at which it was admitted.
+    pub since: f64,
+    /// Number of requests received.
+    pub requests: u64,
+    /// Bytes of data in replies to reads.
+    pub bytes: u64,
+    /// Number of requests in flight: being processed, or with a reply that isn't fully sent.
+    pub in_flight: u64,
+    /// Number of requests that were answered with an error.
+    pub errors: u64,
+}
+
+/// Counters over all connections.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ConnectionCounts {
+    /// Connections that are negotiating now.
+    pub negotiating: u64,
+    /// Connections that are reading an export now.
+    pub reading: u64,
+    /// Connections admitted by their address so far.
+    pub accepted: u64,
+    /// Admitted connections that went on to read an export.
+    pub served: u64,
+    /// Connections refused before a byte was sent, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Connections that were admitted and failed later, by reason.
+    pub failed: BTreeMap<&'static str, u64>,
+    /// Failed TLS handshakes, by cause. Each is counted in `failed` too, as `tls_handshake`.
+    pub handshake_failures: BTreeMap<&'static str, u64>,
+}
+
+/// Status of one export.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ExportReport {
+    /// Name of the export.
+    pub name: String,
+    /// Description of the export, one line.
+    pub description: Option<String>,
+    /// Size in bytes.
+    pub size: Option<u64>,
+    /// Number of connections that read it now.
+    pub readers: u64,
+    /// Number of requests received, by command.
+    pub requests: Requests,
+    /// Bytes of data in replies to reads.
+    pub bytes: u64,
+    /// Number of requests that were answered with an error.
+    pub errors: u64,
+    /// Number of error replies, by NBD error code.
+    pub errors_by_code: BTreeMap<&'static str, u64>,
+    /// Latencies of reads ([`Latencies`]).
+    pub read_seconds: Histogram,
+    /// Number of requests that were delayed by the rate limit.
+    pub throttled: u64,
+    /// Total time that these requests were delayed, in seconds.
+    pub throttled_seconds: f64,
+}
+
+/// Cumulative histogram of durations, in seconds.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Histogram {
+    /// Number of observations.
+    pub count: u64,
+    /// Sum of all observations, in seconds.
+    pub sum: f64,
+    /// Upper bound of each bucket in seconds, and the number of observations up to it, those of
+    /// lower buckets included.
+    pub buckets: Vec<(f64, u64)>,
+}
+
+/// Outcomes of configuration reloads.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct ReloadsReport {
+    /// Number of reloads that took effect.
+    pub succeeded: u64,
+    /// Number of reloads that failed; the configuration stayed as it was.
+    pub failed: u64,
+    /// Time of the last attempt.
+    pub last: Option<f64>,
+    /// Error of the last attempt, if it failed.
+    pub last_error: Option<String>,
+}
+
+impl<X: Offer> Control<X> {
+    /// Takes a snapshot of the gateway's status.
+    pub fn report(&self) -> Report {
+        let shared = &*self.0;
+        let seen = shared.connections.seen();
+        let exports = shared.exports.load();
+        let (in_flight, in_flight_limit) = shared.transmit_limits.budget.in_use();
+        Report {
+            unready: match shared.phase() {
+                Phase::Starting => Some("it is starting"),
+                Phase::Ending => Some("it is shutting down"),
+                Phase::Serving => exports.unready(),
+            },
+            silent_for: shared.pulse.silent_for(),
+            listen: shared.listen.clone(),
+            tls: shared.policy.look(|it| it.policy.tls.as_ref().map(TlsReport::of)),
+            connections_total: counts(shared, &seen),
+            exports: by_export(&seen, exports.offered()),
+            connections: listed(&seen),
+            reloads: reloads(shared),
+            in_flight,
+            in_flight_limit,
+        }
+    }
+}
+
+impl TlsReport {
+    fn of(tls: &ServerTls) -> Self {
+        let Expiry { certificate, client_authority, client_list } = tls.expiry();
+        let seconds = |time: Option<UnixTime>| time.map(|time| seconds(time.as_secs()));
+        Self {
+            min_version: tls.oldest().map(|oldest| match oldest {
+                TlsVersion::V1_2 => "1.2",
+                TlsVersion::V1_3 => "1.3",
+            }),
+            client_certificates: match (tls.asks_for_certificates(), tls.requires_certificates()) {
+                (false, _) => "none",
+                (true, false) => "optional",
+                (true, true) => "required",
+            },
+            certificate_expires: seconds(certificate),
+            client_ca_expires: seconds(client_authority),
+            client_crl_expires: seconds(client_list),
+        }
+    }
+}
+
+impl From<Latencies> for Histogram {
+    fn from(latencies: Latencies) -> Self {
+        let mut so_far = 0;
+        let buckets = latencies.buckets().map(|(bound, count)| {
+            so_far += count;
+            (bound.as_secs_f64(), so_far)
+        });
+        let buckets = buckets.collect();
+        Self { count: latencies.count(), sum: latencies.sum.as_secs_f64(), buckets }
+    }
+}
+
+fn counts<X>(shared: &Shared<X>, seen: &Seen) -> ConnectionCounts {
+    let reading = seen.live.iter().filter(|one| one.reading.is_some()).count() as u64;
+    ConnectionCounts {
+        negotiating: seen.live.len() as u64 - reading,
+        reading,
+        accepted: seen.accepted,
+        served: seen.served,
+        refused: shared.refusals.so_far().0,
+        failed: shared.failures.so_far().0,
+        handshake_failures: shared.handshake_failures.so_far().0,
+    }
+}
+
+fn reloads<X>(shared: &Shared<X>) -> ReloadsReport {
+    let so_far = shared.reloads.so_far();
+    ReloadsReport {
+        succeeded: so_far.succeeded,
+        failed: so_far.failed,
+        last: so_far.last.map(unix_seconds),
+        last_error: so_far.last_error,
+    }
+}
+
+fn listed(seen: &Seen) -> Vec<ConnectionReport> {
+    let one = |one: &One| ConnectionReport {
+        id: one.id,
+        state: if one.reading.is_some() { "reading" } else { "negotiating" },
+        peer: one.route.peer.to_string(),
+        via: one.route.via.map(|balancer| balancer.to_string()),
+        identity: one.identity.clone(),
+        export: one.reading.as_ref().map(|reading| reading.export.clone()),
+        tls: one.tls,
+        since: unix_seconds(one.since),
+        requests: one.done.requests.all(),
+        bytes: one.done.bytes,
+        in_flight: one.in_flight,
+        errors: one.done.errors.all(),
+    };
+    seen.live.iter().take(MAX_LISTED).map(one).collect()
+}
+
+/// Aggregates activity by export: exports that are offered, in their order, then others that were
+/// read. Exports that were read are always listed, since their number is bounded.
+fn by_export(seen: &Seen, offered: Vec<Offered>) -> Vec<ExportReport> {
+    let mut read: BTreeMap<&str, (&Offered, u64, Done)> =
+        seen.read.iter().map(|(name, it)| (name.as_str(), (&it.export, 0, it.done))).collect();
+    for one in &seen.live {
+        if let Some(reading) = &one.reading
+            && let Some((_, readers, done)) = read.get_mut(reading.counted_as.as_str())
+        {
+            *readers += 1;
+            *done += one.done;
+        }
+    }
+    let room = MAX_LISTED.saturating_sub(read.len());
+    let mut unread = 0;
+    let mut all = Vec::with_capacity(read.len());
+    for export in offered {
+        match read.remove(export.name.as_str()) {
+            Some((_, readers, done)) => all.push(report_of(export, readers, &done)),
+            None if unread < room => {
+                unread += 1;
+                all.push(report_of(export, 0, &Done::default()));
+            }
+            None => {}
+        }
+    }
+    all.extend(
+        read.into_values().map(|(export, readers, done)| report_of(export.clone(), readers, &done)),
+    );
+    all
+}
+
+fn report_of(export: Offered, readers: u64, done: &Done) -> ExportReport {
+    ExportReport {
+        name: export.name,
+        description: export.description,
+        size: export.size,
+        readers,
+        requests: done.requests,
+        bytes: done.bytes,
+        errors: done.errors.all(),
+        errors_by_code: done.errors.by_code().filter(|(_, count)| *count > 0).collect(),
+        read_seconds: done.read_latency.into(),
+        throttled: done.held,
+        throttled_seconds: done.held_for.as_secs_f64(),
+    }
+}
+
+/// Converts a time to seconds since the Unix epoch.
+pub fn unix_seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn seconds(whole: u64) -> f64 {
+    Duration::from_secs(whole).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::Peer;
+    use crate::admission::Route;
+    use crate::live::Connections;
+    use nbd_server::{Export, ReadError, Segment, Span};
+
+    struct Named(String);
+
+    impl Export for Named {
+        fn name(&self) -> &str {
+            &self.0
+        }
+
+        fn description(&self) -> &'static str {
+            "nothing"
+        }
+
+        fn size(&self) -> u64 {
+            0
+        }
+
+        async fn read(&self, _: Span, _: impl FnMut(u64, Segment) + Send) -> Result<(), ReadError> {
+            Ok(())
+        }
+    }
+
+    fn named(name: &str) -> Named {
+        Named(name.to_owned())
+    }
+
+    #[test]
+    fn exports_beyond_the_cap_are_counted_together() {
+        let connections = Connections::default();
+        let route = Route::direct(Peer::Unix);
+        let mut staying = Vec::new();
+        for number in 0..2 * MAX_LISTED as u64 {
+            let entry = connections.enter(number, route);
+            connections.begin(&entry.live, &named(&format!("{number}.hxz")));
+            if number % 2 == 0 {
+                staying.push(entry);
+            }
+        }
+        let seen = connections.seen();
+        assert_eq!((seen.accepted, seen.served), (2000, 2000));
+        assert_eq!(listed(&seen).len(), MAX_LISTED);
+        let offered = (0..5000).map(|number| Offered::named(&format!("offered-{number}")));
+        let exports = by_export(&seen, offered.collect());
+        assert_eq!(exports.len(), MAX_LISTED + 1);
+        let others = exports.iter().find(|export| export.name == "other").unwrap();
+        assert_eq!((others.readers, others.size), (500, None));
+        assert_eq!(exports.iter().map(|export| export.readers).sum::<u64>(), 1000);
+    }
+
+    /// Activity is counted once, whether the connection is still open or not.
+    #[test]
+    fn what_was_done_stays_when_who_did_it_leaves() {
+        let connections = Connections::default();
+        let reads = || {
+            let export = by_export(&connections.seen(), vec![Offered::named("x")]).remove(0);
+            (export.requests.read, export.readers)
+        };
+        assert_eq!(reads(), (0, 0));
+        for number in 1..=3 {
+            let entry = connections.enter(number, Route::direct(Peer::Unix));
+            connections.begin(&entry.live, &named("x"));
+            entry.live.activity.set_requests(Requests { read: 10, ..Requests::default() });
+            assert_eq!(reads(), (10 * number, 1));
+            drop(entry);
+            assert_eq!(reads(), (10 * number, 0));
+        }
+    }
+}

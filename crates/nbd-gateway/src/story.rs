@@ -1,0 +1,215 @@
+//! Audit events of one connection: what happens to it, and always how it ended.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::access::{Identity, Name, NameKind, Reason};
+use super::admission::Route;
+use super::connection::{Ending, Failure};
+use super::live::Live;
+use super::tls::Credentials;
+use crate::audit::{
+    Audit, Certificate, Dismissed, Ended, Event, ExportDenied, ExportMissing, HandshakeFailed,
+    NotAllowed, Reading, Refused, Served, Text, Time, Who,
+};
+use nbd_server::Farewell;
+use nbd_telemetry::escape;
+
+/// Maximum number of names of one certificate in an event.
+const MAX_NAMES: usize = 16;
+
+/// Maximum number of events per connection about denied exports, and as many about missing ones.
+/// Further requests are only counted: sending one costs the client less than the audit would have
+/// to write.
+pub(super) const MAX_DENIED: u64 = 16;
+
+/// Audit of an admitted connection. Dropping it records the end of the connection, unless that has
+/// been recorded.
+pub(super) struct Story<'a> {
+    audit: &'a Audit,
+    live: &'a Arc<Live>,
+    started: Instant,
+    has_ended: bool,
+}
+
+/// Encryption of a client's stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Protection {
+    /// TLS version as text, `none` in clear.
+    pub(super) version: &'static str,
+    /// IANA name of the cipher suite, if the stream is encrypted.
+    pub(super) cipher: Option<&'static str>,
+}
+
+impl Protection {
+    /// Returns the TLS version, if the stream is encrypted.
+    pub(super) fn tls(self) -> Option<&'static str> {
+        self.cipher.map(|_| self.version)
+    }
+}
+
+impl<'a> Story<'a> {
+    pub(super) fn new(audit: &'a Audit, live: &'a Arc<Live>, started: Instant) -> Self {
+        Self { audit, live, started, has_ended: false }
+    }
+
+    /// Records how the connection ended.
+    pub(super) fn end(mut self, ended: &Result<Ending, Failure>) {
+        self.has_ended = true;
+        self.audit.tell(|| self.ending(ended));
+    }
+
+    fn ending(&self, ended: &Result<Ending, Failure>) -> Event {
+        let (who, duration) = (who(self.live), self.started.elapsed());
+        let served = served(self.live);
+        match ended {
+            Err(Failure::TlsHandshake(failure)) => Event::HandshakeFailed(HandshakeFailed {
+                who,
+                cause: failure.cause.label().into(),
+                why: Text::of(failure),
+                duration,
+            }),
+            Err(Failure::NotAllowed { why, .. }) => {
+                Event::NotAllowed(NotAllowed { who, why: Text::of(why), duration })
+            }
+            Err(Failure::Dismissed(why)) => {
+                Event::Dismissed(Dismissed { who, served, why: Text::of(why), duration })
+            }
+            other => {
+                let (how, why) = match other {
+                    Ok(Ending::LeftEarly) => ("left_early", None),
+                    Ok(Ending::Served(summary)) => (how(summary.farewell), None),
+                    Err(failure @ Failure::ShutdownDeadline) => (failure.label(), None),
+                    Err(failure) => (failure.label(), Some(Text::of(failure))),
+                };
+                Event::Ended(Ended { who, served, how: how.into(), why, duration })
+            }
+        }
+    }
+}
+
+/// Returns the label for how transmission ended.
+pub(super) fn how(farewell: Farewell) -> &'static str {
+    match farewell {
+        Farewell::ShutDown => "shutting_down",
+        Farewell::Idle => "idle",
+        Farewell::Disconnected | Farewell::HungUp => "left",
+    }
+}
+
+impl Drop for Story<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.audit.tell(|| {
+                Event::Ended(Ended {
+                    who: who(self.live),
+                    served: served(self.live),
+                    how: "dropped".into(),
+                    why: None,
+                    duration: self.started.elapsed(),
+                })
+            });
+        }
+    }
+}
+
+/// Records that a connection was refused.
+pub(super) fn refused(
+    audit: &Audit,
+    id: u64,
+    route: Route,
+    reason: &str,
+    why: &impl std::fmt::Display,
+) {
+    audit.tell(|| {
+        let who = route_of(id, route);
+        Event::Refused(Refused { who, reason: reason.into(), why: Text::of(why) })
+    });
+}
+
+/// Builds the event for a client that starts reading, with the rule that allows it and the number
+/// of its policy.
+pub(super) fn reading(
+    live: &Live,
+    protection: Protection,
+    export: &str,
+    (rule, policy): (&Reason, u64),
+) -> Event {
+    let certificate = live.credentials().as_deref().and_then(certificate);
+    Event::Reading(Reading {
+        who: who(live),
+        certificate,
+        tls: protection.cipher.map(|_| protection.version.into()),
+        cipher: protection.cipher.map(Into::into),
+        export: export.into(),
+        rule: Text::of(rule),
+        policy,
+    })
+}
+
+/// Builds the event for a request for an export that the client may not open.
+pub(super) fn export_denied(live: &Live, export: &str, why: &Reason) -> Event {
+    let who = who(live);
+    Event::ExportDenied(ExportDenied { who, export: export.into(), why: Text::of(why) })
+}
+
+/// Builds the event for a request for an export that doesn't exist.
+pub(super) fn export_missing(live: &Live, name: &[u8], reason: &str) -> Event {
+    let export = Text::of(escape::unicode(OsStr::from_bytes(name)));
+    Event::ExportMissing(ExportMissing { who: who(live), export, reason: reason.into() })
+}
+
+fn route_of(id: u64, route: Route) -> Who {
+    Who { id, peer: Text::of(route.peer), via: route.via.map(Text::of), ..Who::default() }
+}
+
+fn who(live: &Live) -> Who {
+    let credentials = live.credentials();
+    let names = credentials.as_deref().map(Credentials::identity).map(Identity::names);
+    let names = names.unwrap_or_default();
+    let hash = names.iter().find(|name| name.kind == NameKind::Sha256);
+    Who {
+        identity: names.first().map(plain),
+        sha256: hash.map(|hash| hash.text.as_str().into()),
+        ..route_of(live.id, live.route)
+    }
+}
+
+fn served(live: &Live) -> Served {
+    let denied = Some(live.denied()).filter(|count| *count > 0);
+    let missing = Some(live.missing()).filter(|count| *count > 0);
+    let Some(export) = live.export() else {
+        return Served { denied, missing, ..Served::default() };
+    };
+    let done = live.activity.so_far();
+    Served {
+        export: Some(export.into()),
+        requests: Some(done.requests.all()),
+        bytes: Some(done.bytes),
+        errors: Some(done.errors.all()),
+        denied,
+        missing,
+    }
+}
+
+/// Describes the client's certificate. Returns `None` if it can't be parsed.
+fn certificate(credentials: &Credentials) -> Option<Certificate> {
+    let details = credentials.details()?;
+    let names = credentials.identity().names().iter();
+    let names = names.filter(|name| name.kind != NameKind::Sha256);
+    Some(Certificate {
+        subject: details.subject.into(),
+        names: names.take(MAX_NAMES).map(plain).collect(),
+        issuer: details.issuer.into(),
+        serial: details.serial.into(),
+        not_after: Time::of_unix(details.not_after.0),
+    })
+}
+
+/// Returns a name unescaped; escaping happens when the line is written.
+fn plain(name: &Name) -> Text {
+    Text::from(format!("{}{}", name.kind.prefix(), name.text))
+}

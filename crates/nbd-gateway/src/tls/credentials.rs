@@ -1,0 +1,284 @@
+//! Derives a client's identity, and how long it is valid, from its certificates.
+
+use aws_lc_rs::digest;
+use rustls::pki_types::CertificateDer;
+use x509_cert::Certificate;
+use x509_cert::attr::AttributeValue;
+use x509_cert::der::asn1::{
+    BmpString, Ia5StringRef, PrintableStringRef, TeletexStringRef, Utf8StringRef,
+};
+use x509_cert::der::{Decode, Tag, Tagged};
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+
+use crate::access::{Identity, Moment, Name, NameKind};
+
+/// OID of the subject's common name.
+const COMMON_NAME: &str = "2.5.4.3";
+
+/// Maximum number of names in a certificate; real ones have far fewer. All of them are matched
+/// against each rule, time and again.
+const MAX_NAMES: usize = 64;
+
+/// Maximum length of a name, in bytes: the maximum length of a pattern. Names appear in log lines.
+const MAX_NAME: usize = 4096;
+
+/// A client's certificate chain, verified by TLS.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    identity: Identity,
+    chain: Vec<CertificateDer<'static>>,
+    ends: Moment,
+}
+
+/// Reason why no identity can be read from a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialsError {
+    /// The encoding is invalid.
+    #[error("the client's certificate can't be understood: {0}")]
+    Encoding(String),
+    /// There are too many names: matching them against the rules would take too long.
+    #[error("the client's certificate has {0} names, of which there may be {MAX_NAMES}")]
+    TooManyNames(usize),
+    /// A name is too long: it would fill the log. Holds its length in bytes.
+    #[error("a name in the client's certificate has {0} bytes, of which there may be {MAX_NAME}")]
+    LongName(usize),
+}
+
+impl Credentials {
+    /// Reads the names from a chain that is valid at the time `now`, the client's own certificate
+    /// first.
+    ///
+    /// # Errors
+    /// The chain is empty, a certificate is encoded incorrectly, or the client's own has too many
+    /// names or too long a name.
+    pub fn of(chain: &[CertificateDer<'_>], now: Moment) -> Result<Self, CredentialsError> {
+        let not_understood =
+            |error: x509_cert::der::Error| CredentialsError::Encoding(error.to_string());
+        let own =
+            chain.first().ok_or_else(|| CredentialsError::Encoding("there is none".to_owned()))?;
+        let mut ends = Moment(u64::MAX);
+        for certificate in chain {
+            let certificate = Certificate::from_der(certificate).map_err(not_understood)?;
+            let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
+            let end = Moment(end.as_secs());
+            // Clients also send certificates that aren't needed, such as a root that was replaced
+            // long ago. One that had expired before the chain was verified isn't part of the valid
+            // path.
+            if end >= now {
+                ends = ends.min(end);
+            }
+        }
+        let parsed = Certificate::from_der(own).map_err(not_understood)?;
+        let mut names = alternative_names(&parsed).map_err(not_understood)?;
+        names.extend(common_names(&parsed));
+        if names.len() > MAX_NAMES {
+            return Err(CredentialsError::TooManyNames(names.len()));
+        }
+        if let Some(name) = names.iter().find(|name| name.text.len() > MAX_NAME) {
+            return Err(CredentialsError::LongName(name.text.len()));
+        }
+        names.push(Name { kind: NameKind::Sha256, text: sha256(own) });
+        let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+        Ok(Self { identity: Identity::new(names), chain, ends })
+    }
+
+    /// Returns the client's identity.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Returns the certificates, the client's own first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// Returns the details of the client's own certificate; `None` if it can't be parsed.
+    pub fn details(&self) -> Option<Details> {
+        let own = Certificate::from_der(self.chain.first()?).ok()?.tbs_certificate;
+        let serial = own.serial_number.as_bytes().iter().skip_while(|&&byte| byte == 0);
+        Some(Details {
+            subject: own.subject.to_string(),
+            issuer: own.issuer.to_string(),
+            serial: serial.map(|byte| format!("{byte:02x}")).collect(),
+            not_after: Moment(own.validity.not_after.to_unix_duration().as_secs()),
+        })
+    }
+
+    /// Returns the earliest expiry among the certificates that were valid when the chain was read.
+    pub fn ends(&self) -> Moment {
+        self.ends
+    }
+}
+
+/// Details of a certificate, for display.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Details {
+    /// Distinguished name of the owner, in the form of RFC 4514.
+    pub subject: String,
+    /// Distinguished name of the issuer, in the form of RFC 4514.
+    pub issuer: String,
+    /// Serial number in hexadecimal digits, without leading zero bytes.
+    pub serial: String,
+    /// Expiry.
+    pub not_after: Moment,
+}
+
+fn alternative_names(certificate: &Certificate) -> Result<Vec<Name>, x509_cert::der::Error> {
+    let Some((_, SubjectAltName(names))) = certificate.tbs_certificate.get::<SubjectAltName>()?
+    else {
+        return Ok(Vec::new());
+    };
+    let of = |kind, text: &str| Some(Name { kind, text: text.to_owned() });
+    let names = names.iter().filter_map(|name| match name {
+        GeneralName::UniformResourceIdentifier(uri) => of(NameKind::Uri, uri.as_str()),
+        GeneralName::DnsName(name) => of(NameKind::Dns, name.as_str()),
+        GeneralName::Rfc822Name(address) => of(NameKind::Email, address.as_str()),
+        _ => None,
+    });
+    Ok(names.collect())
+}
+
+fn common_names(certificate: &Certificate) -> Vec<Name> {
+    let attributes = certificate.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
+    attributes
+        .filter(|attribute| attribute.oid.to_string() == COMMON_NAME)
+        .filter_map(|attribute| text(&attribute.value))
+        .map(|text| Name { kind: NameKind::CommonName, text })
+        .collect()
+}
+
+/// Decodes a name in any of X.520's encodings. Returns `None` for one that can't be decoded: no
+/// rule can mean it.
+fn text(value: &AttributeValue) -> Option<String> {
+    match value.tag() {
+        Tag::Utf8String => value.decode_as::<Utf8StringRef<'_>>().ok().map(|text| text.to_string()),
+        Tag::PrintableString => {
+            value.decode_as::<PrintableStringRef<'_>>().ok().map(|text| text.to_string())
+        }
+        Tag::Ia5String => value.decode_as::<Ia5StringRef<'_>>().ok().map(|text| text.to_string()),
+        Tag::TeletexString => {
+            value.decode_as::<TeletexStringRef<'_>>().ok().map(|text| text.to_string())
+        }
+        Tag::BmpString => value.decode_as::<BmpString>().ok().map(|text| text.to_string()),
+        _ => None,
+    }
+}
+
+fn sha256(certificate: &CertificateDer<'_>) -> String {
+    let digest = digest::digest(&digest::SHA256, certificate);
+    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::string::Ia5String;
+    use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType};
+
+    /// The beginning of 2026.
+    const NOW: Moment = Moment(1_767_225_600);
+
+    fn certificate(change: impl FnOnce(&mut CertificateParams)) -> rcgen::Certificate {
+        let mut parameters = CertificateParams::default();
+        change(&mut parameters);
+        parameters.self_signed(&KeyPair::generate().unwrap()).unwrap()
+    }
+
+    fn credentials(change: impl FnOnce(&mut CertificateParams)) -> Credentials {
+        let certificate = certificate(change);
+        Credentials::of(&[certificate.der().clone()], NOW).unwrap()
+    }
+
+    fn names(credentials: &Credentials) -> Vec<String> {
+        credentials.identity().names().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn names_of_all_kinds_are_found() {
+        let ia5 = |text: &str| Ia5String::try_from(text).unwrap();
+        let credentials = credentials(|parameters| {
+            parameters.subject_alt_names = vec![
+                SanType::DnsName(ia5("laptop.example.org")),
+                SanType::Rfc822Name(ia5("alice@example.org")),
+                SanType::IpAddress("10.0.0.1".parse().unwrap()),
+                SanType::URI(ia5("spiffe://corp/alice")),
+            ];
+            parameters.distinguished_name.push(DnType::CommonName, "Alice Ünlü");
+            parameters.not_after = rcgen::date_time_ymd(2030, 1, 1);
+        });
+        let hash = sha256(&credentials.chain()[0]);
+        assert_eq!(
+            names(&credentials),
+            [
+                "uri:spiffe://corp/alice",
+                "dns:laptop.example.org",
+                "email:alice@example.org",
+                "cn:Alice Ünlü",
+                &format!("sha256:{hash}"),
+            ]
+        );
+        assert_eq!(credentials.ends(), Moment(1_893_456_000));
+    }
+
+    #[test]
+    fn a_common_name_is_read_in_each_encoding() {
+        let printable = DnValue::PrintableString("bob".try_into().unwrap());
+        let bmp = DnValue::BmpString("böb".try_into().unwrap());
+        for (value, name) in [(printable, "cn:bob"), (bmp, "cn:böb")] {
+            let credentials = credentials(|parameters| {
+                parameters.distinguished_name = rcgen::DistinguishedName::new();
+                parameters.distinguished_name.push(DnType::CommonName, value);
+            });
+            assert_eq!(names(&credentials)[0], name);
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_names_is_its_hash() {
+        let credentials = credentials(|parameters| {
+            parameters.distinguished_name = rcgen::DistinguishedName::new();
+        });
+        assert_eq!(credentials.identity().names().len(), 1);
+        assert!(names(&credentials)[0].starts_with("sha256:"));
+    }
+
+    /// An expired root that wasn't needed used to end every session at once.
+    #[test]
+    fn what_had_run_out_before_does_not_count() {
+        let until = |year| {
+            let end = rcgen::date_time_ymd(year, 1, 1);
+            certificate(|parameters| parameters.not_after = end).der().clone()
+        };
+        let ends = |chain: &[_]| Credentials::of(chain, NOW).unwrap().ends();
+        assert_eq!(ends(&[until(2030), until(2025)]), Moment(1_893_456_000));
+        assert_eq!(ends(&[until(2031), until(2030), until(2025)]), Moment(1_893_456_000));
+    }
+
+    /// Matching a certificate with thousands of names against the rules used to keep the program
+    /// busy.
+    #[test]
+    fn a_certificate_has_only_so_many_names() {
+        let of = |names: Vec<String>| {
+            let dns = |name: String| SanType::DnsName(Ia5String::try_from(name).unwrap());
+            let certificate = certificate(|parameters| {
+                parameters.distinguished_name = rcgen::DistinguishedName::new();
+                parameters.subject_alt_names = names.into_iter().map(dns).collect();
+            });
+            Credentials::of(&[certificate.der().clone()], NOW)
+                .map(|it| it.identity().names().len())
+                .map_err(|error| error.to_string())
+        };
+        let many = |count| (0..count).map(|number| format!("host-{number}")).collect();
+        assert_eq!(of(many(MAX_NAMES)), Ok(MAX_NAMES + 1));
+        assert!(of(many(MAX_NAMES + 1)).unwrap_err().contains("65 names"));
+        assert!(of(vec!["a".repeat(MAX_NAME)]).is_ok());
+        assert!(of(vec!["a".repeat(MAX_NAME + 1)]).unwrap_err().contains("4097 bytes"));
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_nobody() {
+        assert!(Credentials::of(&[], NOW).is_err());
+        assert!(Credentials::of(&[CertificateDer::from(vec![0x30, 0])], NOW).is_err());
+    }
+}

@@ -1,0 +1,200 @@
+//! Sandbox: privileges that the process gives up once its sockets are bound, so that an attacker
+//! who takes it over gains little.
+//!
+//! `paths` determines what stays readable, `calls` which system calls remain, and `rights` under
+//! which user and capabilities the process runs. [`enter`] applies them all, once, before there is
+//! a second thread: Landlock and capabilities belong to a thread and are inherited by those that it
+//! starts.
+
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod calls;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod calls {
+    pub(super) fn restrict(_: bool, _: bool) -> Result<(), &'static str> {
+        Err("nobody has listed the calls for this processor")
+    }
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub use calls::restrict_this_thread;
+mod files;
+mod paths;
+mod rights;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+
+pub use paths::Confines;
+use paths::Readable;
+pub use rights::{User, UserError, is_root};
+
+/// Strictness of the sandbox.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Apply whatever the kernel supports.
+    #[default]
+    Auto,
+    /// Apply all of it, or fail in [`enter`].
+    Require,
+    /// Apply none of it.
+    Off,
+}
+
+/// Resources that the process still needs inside the sandbox.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Strictness of the sandbox.
+    pub mode: Mode,
+    /// User to switch to, if any.
+    pub user: Option<User>,
+    /// Files and block devices to read. A file may be replaced by another of its name, so its whole
+    /// folder stays readable.
+    pub files: Vec<PathBuf>,
+    /// Files that will be read again on reload, such as keys. They are treated like `files`.
+    pub reloaded: Vec<PathBuf>,
+    /// Folders to read, with everything in them, now or later.
+    pub folders: Vec<PathBuf>,
+    /// True if files anywhere have to be readable.
+    pub anywhere: bool,
+    /// Files to append to. One may be rotated and created anew, so all files in its folder can be
+    /// created and appended to.
+    pub appended: Vec<PathBuf>,
+    /// Unix sockets to remove at exit.
+    pub sockets: Vec<PathBuf>,
+}
+
+/// Outcome of applying a [`Plan`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Restrictions that are in force.
+    pub enforced: Vec<String>,
+    /// Restrictions that were wanted but failed, and the reasons.
+    pub missing: Vec<String>,
+    /// Operations that will fail later unless the setup is changed.
+    pub notes: Vec<String>,
+    /// Files and folders that can be read from now on.
+    pub confines: Confines,
+}
+
+/// Reason why the process must not continue.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// The sandbox is required, but a part of it isn't available.
+    #[error("the sandbox is required, but not to be had: {0}")]
+    Missing(String),
+    /// Other threads exist, which would stay outside the sandbox.
+    #[error("there are {0} threads already; this is a fault of this program")]
+    Threads(usize),
+    /// Switching to the user failed.
+    #[error("can't go on as the user {0}: {1}")]
+    User(User, String),
+}
+
+/// Gives up everything that `plan` doesn't list. This can't be undone.
+///
+/// # Errors
+/// See [`SandboxError`]. The process should exit then: it may have given up some privileges
+/// already.
+pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
+    if plan.mode != Mode::Off {
+        one_thread()?;
+    }
+    let mut report = Report::default();
+    if let Some(user) = &plan.user {
+        user.take_over().map_err(|reason| SandboxError::User(user.clone(), reason))?;
+        report.enforced.push(format!("user {user}"));
+        report.notes.extend(out_of_reach(plan, user));
+    }
+    if plan.mode == Mode::Off {
+        return Ok(report);
+    }
+
+    report.add("no new privileges", rustix::thread::set_no_new_privs(true));
+    report.add("capabilities dropped", rights::drop_capabilities(!plan.sockets.is_empty()));
+    report.notes.extend(not_made_anew(plan));
+    // After the last change of user or capabilities, since those reset it.
+    report.add("no core dumps", no_core_dumps());
+
+    let readable = Readable::of(plan);
+    match files::restrict(&readable) {
+        Ok(landlock) => {
+            let appends = readable.appends();
+            report.enforced.push(format!("{landlock}, reads {readable}{appends}"));
+            report.notes.extend(landlock.left_out);
+            report.confines = Confines::new(plan, &readable);
+        }
+        Err(reason) => report.missing.push(format!("Landlock ({reason})")),
+    }
+    report.notes.extend(readable.notes);
+    // Last, because the steps above need system calls that this forbids.
+    let (sockets, appended) = (!plan.sockets.is_empty(), !plan.appended.is_empty());
+    report.add("seccomp", calls::restrict(sockets, appended));
+
+    if plan.mode == Mode::Require && !report.missing.is_empty() {
+        return Err(SandboxError::Missing(report.missing.join("; ")));
+    }
+    Ok(report)
+}
+
+impl Report {
+    fn add(&mut self, part: &str, done: Result<(), impl fmt::Display>) {
+        match done {
+            Ok(()) => self.enforced.push(part.to_owned()),
+            Err(error) => self.missing.push(format!("{part} ({error})")),
+        }
+    }
+}
+
+/// Checks that the process has a single thread. Where /proc isn't mounted, this relies on the
+/// caller.
+fn one_thread() -> Result<(), SandboxError> {
+    match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(threads) if threads > 1 => Err(SandboxError::Threads(threads)),
+        _ => Ok(()),
+    }
+}
+
+/// Keeps the memory, with the keys in it, out of core dumps and away from other processes of the
+/// same user. The limit applies to dumps by the kernel; a program that handles dumps isn't bound by
+/// it.
+fn no_core_dumps() -> io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
+}
+
+/// Returns notes about audit files that can't be created again after log rotation.
+fn not_made_anew(plan: &Plan) -> impl Iterator<Item = String> {
+    let stuck = plan.appended.iter().filter(|path| path.is_file() && !is_writable(path));
+    stuck.map(|path| {
+        format!(
+            "{} can't be made anew when it is rotated: this user may not make files in its folder",
+            path.display()
+        )
+    })
+}
+
+/// Returns true if files can be created and removed in the folder of `path`.
+fn is_writable(path: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    access(folder.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
+/// Returns notes about what the process won't be able to do later as `user`.
+fn out_of_reach(plan: &Plan, user: &User) -> Vec<String> {
+    use rustix::fs::{Access, access};
+    let unreadable = |path: &&PathBuf| access(path.as_path(), Access::READ_OK).is_err();
+    let unreadable = plan.reloaded.iter().filter(unreadable).map(|path| {
+        format!("{} can't be read again: the user {user} may not read it", path.display())
+    });
+    let stuck = plan.sockets.iter().filter(|path| !is_writable(path)).map(|path| {
+        format!(
+            "{} will stay behind at the end, until the next start: the user {user} may not \
+             remove it",
+            path.display()
+        )
+    });
+    unreadable.chain(stuck).collect()
+}

@@ -1,0 +1,263 @@
+//! Counters of a session's activity, readable by others while the session runs.
+
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::wire::reply::ErrorCode;
+use super::wire::request::Command;
+
+/// Upper bounds of the latency buckets, in microseconds: from a cache hit to a read from a failing
+/// disk. Each bound is inclusive. One further bucket counts all latencies above the last bound.
+pub const LATENCY_BOUNDS: [u64; 18] = [
+    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000,
+    1_000_000, 2_500_000, 5_000_000, 10_000_000,
+];
+
+const LATENCIES: usize = LATENCY_BOUNDS.len() + 1;
+
+/// Error codes that clients can be sent, with their labels; the last entry stands for any other.
+const ERRORS: [(ErrorCode, &str); 9] = [
+    (ErrorCode::IO, "io"),
+    (ErrorCode::INVAL, "inval"),
+    (ErrorCode::PERM, "perm"),
+    (ErrorCode::OVERFLOW, "overflow"),
+    (ErrorCode::NOTSUP, "notsup"),
+    (ErrorCode::SHUTDOWN, "shutdown"),
+    (ErrorCode::NOMEM, "nomem"),
+    (ErrorCode::NOSPC, "nospc"),
+    (ErrorCode::OK, "other"),
+];
+
+/// Counters of one session. The engine writes them; others may read them at any time.
+///
+/// Updates never wait, and the counters of two sessions share no cache line: counting must not slow
+/// down a connection that answers hundreds of thousands of requests per second.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Activity {
+    requests: [AtomicU64; 4],
+    in_flight: AtomicU64,
+    bytes: AtomicU64,
+    errors: [AtomicU64; ERRORS.len()],
+    latencies: [AtomicU64; LATENCIES],
+    /// Sum of all latencies, in nanoseconds.
+    latency: AtomicU64,
+    held: AtomicU64,
+    /// Total time that requests were throttled, in nanoseconds.
+    held_for: AtomicU64,
+}
+
+/// Snapshot of the counters of one session, or the sum over several sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Number of requests received, by command.
+    pub requests: Requests,
+    /// Bytes of data in replies to reads.
+    pub bytes: u64,
+    /// Number of requests that were answered with an error, by error code.
+    pub errors: Errors,
+    /// Latencies of reads.
+    pub read_latency: Latencies,
+    /// Number of requests that the client's rate limit ([`Throttle`](super::Throttle)) delayed.
+    pub held: u64,
+    /// Total time that these requests were delayed.
+    pub held_for: Duration,
+}
+
+/// Numbers of requests, by command.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+pub struct Requests {
+    /// `NBD_CMD_READ`.
+    pub read: u64,
+    /// `NBD_CMD_BLOCK_STATUS`.
+    pub block_status: u64,
+    /// `NBD_CMD_CACHE`.
+    pub cache: u64,
+    /// All other commands except `NBD_CMD_DISC`.
+    pub other: u64,
+}
+
+/// Numbers of error replies, by error code.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Errors([u64; ERRORS.len()]);
+
+/// Histogram of the latencies of reads that were attempted. A latency is measured from the arrival
+/// of the request until the last part of its reply, or an error, was ready to be sent. Reads that
+/// arrived together and were answered at once count as ready when the whole batch had been
+/// processed. Time spent waiting for the client's rate limit is included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Latencies {
+    buckets: [u64; LATENCIES],
+    /// Sum of all latencies.
+    pub sum: Duration,
+}
+
+impl Activity {
+    /// Returns a snapshot of the counters.
+    pub fn so_far(&self) -> Done {
+        let [read, block_status, cache, other] = load(&self.requests);
+        Done {
+            requests: Requests { read, block_status, cache, other },
+            bytes: self.bytes.load(Relaxed),
+            errors: Errors(load(&self.errors)),
+            read_latency: Latencies {
+                buckets: load(&self.latencies),
+                sum: Duration::from_nanos(self.latency.load(Relaxed)),
+            },
+            held: self.held.load(Relaxed),
+            held_for: Duration::from_nanos(self.held_for.load(Relaxed)),
+        }
+    }
+
+    /// Returns the number of requests in flight: being processed, or answered but not fully sent.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Sets the numbers of requests. Only the connection's own task may call this: unlike the
+    /// adding methods, it overwrites the counters.
+    pub fn set_requests(&self, requests: Requests) {
+        let Requests { read, block_status, cache, other } = requests;
+        for (counter, count) in self.requests.iter().zip([read, block_status, cache, other]) {
+            counter.store(count, Relaxed);
+        }
+    }
+
+    pub(super) fn set_in_flight(&self, requests: u64) {
+        self.in_flight.store(requests, Relaxed);
+    }
+
+    /// Counts `reads` reads that returned `bytes` bytes in total, each with latency `after`.
+    pub(super) fn add_reads(&self, reads: u64, bytes: u64, after: Duration) {
+        let nanoseconds = nanoseconds(after);
+        let bucket = LATENCY_BOUNDS.partition_point(|bound| bound * 1000 < nanoseconds);
+        if let Some(counter) = self.latencies.get(bucket) {
+            counter.fetch_add(reads, Relaxed);
+        }
+        self.latency.fetch_add(nanoseconds.saturating_mul(reads), Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn add_error(&self, code: ErrorCode) {
+        let known = ERRORS.iter().position(|(known, _)| *known == code);
+        if let Some(counter) = self.errors.get(known.unwrap_or(ERRORS.len() - 1)) {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(super) fn add_held(&self, waited: Duration) {
+        self.held.fetch_add(1, Relaxed);
+        self.held_for.fetch_add(nanoseconds(waited), Relaxed);
+    }
+}
+
+impl Requests {
+    pub(super) fn count(&mut self, command: Command) {
+        match command {
+            Command::READ => self.read += 1,
+            Command::BLOCK_STATUS => self.block_status += 1,
+            Command::CACHE => self.cache += 1,
+            _ => self.other += 1,
+        }
+    }
+
+    /// Returns the number of requests of all kinds.
+    pub fn all(&self) -> u64 {
+        self.read + self.block_status + self.cache + self.other
+    }
+}
+
+impl Errors {
+    /// Returns the number of errors of all kinds.
+    pub fn all(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// Returns the count for each error label: the name of the code in lower case without `NBD_E`,
+    /// or "other". Codes with a count of zero are included.
+    pub fn by_code(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ERRORS.iter().map(|(_, label)| *label).zip(self.0)
+    }
+}
+
+impl Latencies {
+    /// Returns the number of reads counted.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// Returns the upper bound and the count of each bucket in [`LATENCY_BOUNDS`]. Buckets are not
+    /// cumulative. Reads slower than the last bound appear only in [`count`](Self::count).
+    pub fn buckets(&self) -> impl Iterator<Item = (Duration, u64)> {
+        LATENCY_BOUNDS.iter().map(|bound| Duration::from_micros(*bound)).zip(self.buckets)
+    }
+}
+
+impl AddAssign for Done {
+    fn add_assign(&mut self, other: Self) {
+        self.requests.read += other.requests.read;
+        self.requests.block_status += other.requests.block_status;
+        self.requests.cache += other.requests.cache;
+        self.requests.other += other.requests.other;
+        self.bytes += other.bytes;
+        add(&mut self.errors.0, other.errors.0);
+        add(&mut self.read_latency.buckets, other.read_latency.buckets);
+        self.read_latency.sum += other.read_latency.sum;
+        self.held += other.held;
+        self.held_for += other.held_for;
+    }
+}
+
+fn add<const N: usize>(counts: &mut [u64; N], more: [u64; N]) {
+    counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+}
+
+fn load<const N: usize>(counters: &[AtomicU64; N]) -> [u64; N] {
+    counters.each_ref().map(|counter| counter.load(Relaxed))
+}
+
+/// Converts to nanoseconds; 64 bits suffice for centuries.
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_is_in_the_first_bucket_that_it_fits() {
+        let activity = Activity::default();
+        let of = |nanoseconds| {
+            let before = activity.so_far().read_latency.buckets;
+            activity.add_reads(1, 0, Duration::from_nanos(nanoseconds));
+            let after = activity.so_far().read_latency.buckets;
+            (0..LATENCIES).find(|&at| after[at] != before[at])
+        };
+        assert_eq!([of(0), of(25_000), of(25_001)], [Some(0), Some(0), Some(1)]);
+        assert_eq!([of(10_000_000_000), of(10_000_000_001)], [Some(17), Some(18)]);
+        let latencies = activity.so_far().read_latency;
+        assert_eq!(latencies.count(), 5);
+        assert_eq!(latencies.buckets().map(|(_, count)| count).sum::<u64>(), 4);
+        assert!(LATENCY_BOUNDS.is_sorted());
+    }
+
+    #[test]
+    fn what_many_have_done_is_added_up() {
+        let activity = Activity::default();
+        activity.set_requests(Requests { read: 3, block_status: 1, cache: 1, other: 1 });
+        activity.add_reads(2, 1024, Duration::from_millis(3));
+        activity.add_error(ErrorCode::IO);
+        activity.add_error(ErrorCode(77));
+        activity.add_held(Duration::from_secs(1));
+        let mut all = activity.so_far();
+        all += activity.so_far();
+        assert_eq!((all.requests.all(), all.bytes, all.held), (12, 2048, 2));
+        assert_eq!(all.read_latency.sum, Duration::from_millis(12));
+        let errors: Vec<_> = all.errors.by_code().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(errors, [("io", 2), ("other", 2)]);
+        assert_eq!(size_of::<Activity>() % 128, 0);
+    }
+}

@@ -1,0 +1,69 @@
+//! Limits on the options that one client may send.
+
+use crate::SessionError;
+
+/// Limits on the options that one client may send, in plaintext and inside TLS together. An option
+/// may cost the server more than the client, as LIST does in a large folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NegotiationLimits {
+    /// Number of options, including ABORT and those that are refused.
+    pub options: u32,
+    /// Bytes of option data.
+    pub option_bytes: u64,
+}
+
+impl Default for NegotiationLimits {
+    /// Returns limits that suffice for a client that queries hundreds of exports one by one, as
+    /// `nbdinfo --list` does.
+    fn default() -> Self {
+        Self { options: 4096, option_bytes: 1024 * 1024 }
+    }
+}
+
+impl NegotiationLimits {
+    /// Returns the full allowance of a new client.
+    pub fn allowance(self) -> Allowance {
+        Allowance { limits: self, left: self }
+    }
+}
+
+/// Remainder of one client's negotiation limits.
+#[derive(Debug, Clone)]
+pub struct Allowance {
+    limits: NegotiationLimits,
+    left: NegotiationLimits,
+}
+
+impl Allowance {
+    /// Charges an option with `length` bytes of data, before the data is read.
+    ///
+    /// # Errors
+    /// The client exceeds one of the limits.
+    pub(super) fn spend(&mut self, length: u32) -> Result<(), SessionError> {
+        let NegotiationLimits { options, option_bytes } = &mut self.left;
+        match options.checked_sub(1) {
+            Some(left) => *options = left,
+            None => return Err(SessionError::TooManyOptions(self.limits.options)),
+        }
+        match option_bytes.checked_sub(length.into()) {
+            Some(left) => *option_bytes = left,
+            None => return Err(SessionError::TooManyOptionBytes(self.limits.option_bytes)),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_allowance_is_used_up_to_the_last_option_and_byte() {
+        let mut allowance = NegotiationLimits { options: 3, option_bytes: 100 }.allowance();
+        assert!(allowance.spend(0).is_ok() && allowance.spend(60).is_ok());
+        let mut other = allowance.clone();
+        assert!(matches!(other.spend(41), Err(SessionError::TooManyOptionBytes(100))));
+        assert!(allowance.spend(40).is_ok());
+        assert!(matches!(allowance.spend(0), Err(SessionError::TooManyOptions(3))));
+    }
+}

@@ -1,0 +1,155 @@
+//! Encoding of replies: a simple reply, or the chunks of a structured one.
+
+use super::chunks::{self, Chunk};
+use super::outgoing::Outgoing;
+use crate::error::Refusal;
+use crate::wire::reply::{
+    ChunkHeader, ErrorCode, ExtendedChunkHeader, Extent, ReplyFlags, ReplyType, SimpleReply,
+    block_status_ext_payload, block_status_payload, error_payload,
+};
+use crate::wire::request::{Cookie, Request};
+use crate::{ReplyMode, Segment, Span};
+
+/// Encoder of the reply to one request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answer {
+    cookie: Cookie,
+    offset: u64,
+    mode: ReplyMode,
+}
+
+impl Answer {
+    /// Creates the encoder of the reply to `request`.
+    pub(super) fn to(request: &Request, mode: ReplyMode) -> Self {
+        Self { cookie: request.cookie, offset: request.offset, mode }
+    }
+
+    /// Returns true if replies are simple. The data of a read must then be written at once, after
+    /// all of it has been read successfully: a simple reply cannot report an error after its
+    /// header.
+    pub(super) fn is_simple(self) -> bool {
+        self.mode == ReplyMode::Simple
+    }
+
+    /// Writes data of a read: `segments`, which fill `span`. Uses at most one content chunk if
+    /// `whole`, and ends the reply if `last`.
+    pub(super) fn data(
+        self,
+        out: &mut Outgoing,
+        span: Span,
+        whole: bool,
+        last: bool,
+        segments: &mut Vec<Segment>,
+    ) {
+        let is_zeros = |segment: &Segment| matches!(segment, Segment::Zeros(_));
+        let offset = span.offset;
+        if self.mode == ReplyMode::Simple {
+            self.simple(out, ErrorCode::OK);
+            segments.drain(..).for_each(|segment| out.push_segment(segment));
+        } else if span.length == 0 {
+            self.done(out);
+        } else if segments.iter().all(is_zeros) {
+            segments.clear();
+            self.content(out, Chunk::Hole { offset, length: span.length }, last);
+        } else if whole || !segments.iter().any(is_zeros) {
+            // "If the area being read contains both data and a hole, the server MUST use
+            // NBD_REPLY_TYPE_OFFSET_DATA with the zeroes explicitly present."
+            self.content_head(out, offset, span.length, last);
+            segments.drain(..).for_each(|segment| out.push_segment(segment));
+        } else {
+            let chunks = chunks::cut(span, std::mem::take(segments));
+            let mut left = chunks.len();
+            for chunk in chunks {
+                left -= 1;
+                self.content(out, chunk, last && left == 0);
+            }
+        }
+    }
+
+    /// Ends a successful reply without further content.
+    pub(super) fn done(self, out: &mut Outgoing) {
+        match self.mode {
+            ReplyMode::Simple => self.simple(out, ErrorCode::OK),
+            _ => self.chunk(out, ReplyType::NONE, true, 0, &[]),
+        }
+    }
+
+    /// Writes the extents of each metadata context, given with the context's ID, and ends the
+    /// reply.
+    pub(super) fn status(self, out: &mut Outgoing, contexts: &[(u32, Vec<Extent>)]) {
+        let mut left = contexts.len();
+        for (id, extents) in contexts {
+            left -= 1;
+            let (kind, payload) = match self.mode {
+                ReplyMode::Extended => {
+                    (ReplyType::BLOCK_STATUS_EXT, block_status_ext_payload(*id, extents))
+                }
+                _ => (ReplyType::BLOCK_STATUS, block_status_payload(*id, extents)),
+            };
+            // There may be millions of extents, so the payload is not copied into the buffer of
+            // headers.
+            let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            self.chunk(out, kind, left == 0, length, &[]);
+            out.push_segment(Segment::Data(payload.into()));
+        }
+    }
+
+    /// Writes an error reply.
+    pub(super) fn refuse(self, out: &mut Outgoing, refusal: &Refusal) {
+        match self.mode {
+            ReplyMode::Simple => self.simple(out, refusal.code),
+            // "MUST NOT use a simple reply for NBD_CMD_READ", and "SHOULD prefer sending
+            // errors via a structured reply" for the others.
+            ReplyMode::Structured | ReplyMode::Extended => {
+                let kind = match refusal.offset {
+                    Some(_) => ReplyType::ERROR_OFFSET,
+                    None => ReplyType::ERROR,
+                };
+                let payload = error_payload(refusal.code, refusal.message, refusal.offset);
+                self.chunk(out, kind, true, 0, &payload);
+            }
+        }
+    }
+
+    fn simple(self, out: &mut Outgoing, error: ErrorCode) {
+        out.push(&SimpleReply { error, cookie: self.cookie }.encode());
+    }
+
+    fn content(self, out: &mut Outgoing, chunk: Chunk, last: bool) {
+        match chunk {
+            Chunk::Hole { offset, length } => {
+                let mut payload = [0; 12];
+                let (offset_field, length_field) = payload.split_at_mut(8);
+                offset_field.copy_from_slice(&offset.to_be_bytes());
+                length_field.copy_from_slice(&length.to_be_bytes());
+                self.chunk(out, ReplyType::OFFSET_HOLE, last, 0, &payload);
+            }
+            Chunk::Data { offset, segments } => {
+                let length: usize = segments.iter().map(Segment::len).sum();
+                self.content_head(out, offset, u32::try_from(length).unwrap_or(u32::MAX), last);
+                segments.into_iter().for_each(|segment| out.push_segment(segment));
+            }
+        }
+    }
+
+    /// Writes the header of a data chunk, up to and including its offset; `length` bytes of data
+    /// must follow.
+    fn content_head(self, out: &mut Outgoing, offset: u64, length: u32, last: bool) {
+        self.chunk(out, ReplyType::OFFSET_DATA, last, length, &offset.to_be_bytes());
+    }
+
+    /// Writes a chunk's header and `payload`; the caller appends `follows` more bytes of payload.
+    fn chunk(self, out: &mut Outgoing, kind: ReplyType, last: bool, follows: u32, payload: &[u8]) {
+        // Cannot overflow: at most the maximum payload and an offset.
+        let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).saturating_add(follows);
+        let flags = if last { ReplyFlags::DONE } else { ReplyFlags::default() };
+        let chunk = ChunkHeader { flags, kind, cookie: self.cookie, length };
+        match self.mode {
+            ReplyMode::Extended => {
+                out.push(&ExtendedChunkHeader { chunk, offset: self.offset }.encode());
+            }
+            _ => out.push(&chunk.encode()),
+        }
+        out.push(payload);
+    }
+}

@@ -1,0 +1,57 @@
+//! Metrics of requests that arrived together.
+
+use std::mem::take;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::ticket::Noted;
+use crate::wire::request::Request;
+use crate::{Activity, Requests, Span};
+
+/// Requests that arrived together. The clock is read and the metrics are updated once per batch,
+/// not once per request.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) activity: Arc<Activity>,
+    /// Time of arrival.
+    pub(super) arrived: Instant,
+    /// Total number of requests on this connection, by command.
+    requests: Requests,
+    /// Number of reads of this batch that were answered immediately, and their total bytes of data.
+    reads: u64,
+    bytes: u64,
+}
+
+impl Batch {
+    pub(super) fn new(activity: Arc<Activity>) -> Self {
+        let requests = Requests::default();
+        Self { activity, arrived: Instant::now(), requests, reads: 0, bytes: 0 }
+    }
+
+    /// Counts a request that was accepted.
+    pub(super) fn count(&mut self, request: &Request) {
+        self.requests.count(request.command);
+    }
+
+    /// Counts a read that was answered immediately with `bytes` bytes of data.
+    pub(super) fn answered(&mut self, bytes: u32) {
+        self.reads += 1;
+        self.bytes += u64::from(bytes);
+    }
+
+    /// Returns the metrics record of a request that will be answered later; `span` is given for
+    /// reads.
+    pub(super) fn later(&self, span: Option<Span>) -> Noted {
+        let bytes = span.map(|span| span.length.into());
+        Noted { activity: Arc::clone(&self.activity), arrived: self.arrived, bytes }
+    }
+
+    /// Publishes the metrics once the whole batch has been processed.
+    pub(super) fn note(&mut self) {
+        let (reads, bytes) = (take(&mut self.reads), take(&mut self.bytes));
+        if reads > 0 {
+            self.activity.add_reads(reads, bytes, self.arrived.elapsed());
+        }
+        self.activity.set_requests(self.requests);
+    }
+}

@@ -1,0 +1,301 @@
+//! Queue of encoded replies.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::Bytes;
+
+use crate::budget::Hold;
+use crate::export::{COPIED, Segment};
+
+/// Capacity in bytes beyond which an empty buffer is freed.
+const KEPT: usize = 256 * 1024;
+
+/// Source of zeros to send.
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+
+/// A queue of bytes to send: headers and short data are copied into one buffer, long data is kept
+/// as references to blocks. Once grown to what a connection needs, it allocates no more.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    small: Vec<u8>,
+    /// Number of bytes of `small` that have been sent.
+    small_sent: usize,
+    pieces: VecDeque<Piece>,
+    length: usize,
+    receipts: VecDeque<Receipt>,
+    /// Total bytes queued and total bytes sent since creation.
+    queued: u64,
+    sent: u64,
+}
+
+#[derive(Debug)]
+enum Piece {
+    /// Number of bytes in the buffer.
+    Small(usize),
+    /// Referenced data, such as part of a block.
+    Data(Bytes),
+    /// Number of zeros.
+    Zeros(usize),
+}
+
+/// Marker in the queue: when all bytes before `position` have been sent, `hold` is released.
+#[derive(Debug)]
+struct Receipt {
+    position: u64,
+    hold: Option<Hold>,
+    /// True if this is the end of the reply to a request.
+    is_last: bool,
+}
+
+impl Outgoing {
+    /// Returns the number of bytes that wait to be sent.
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Returns true if no bytes wait to be sent.
+    pub(super) fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Appends a copy of `bytes`.
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.small.extend_from_slice(bytes);
+        self.grow(bytes.len());
+        match self.pieces.back_mut() {
+            Some(Piece::Small(length)) => *length += bytes.len(),
+            _ => self.pieces.push_back(Piece::Small(bytes.len())),
+        }
+    }
+
+    /// Appends part of an export. Long data is referenced, not copied. Short data is copied to
+    /// follow its header in the buffer: a slice of its own would cost more, and would keep the
+    /// whole block in memory until the client has read it.
+    pub(super) fn push_segment(&mut self, segment: Segment) {
+        match segment {
+            Segment::Data(bytes) if bytes.len() < COPIED => self.push(&bytes),
+            Segment::Data(bytes) => {
+                self.grow(bytes.len());
+                self.pieces.push_back(Piece::Data(bytes));
+            }
+            Segment::Zeros(0) => {}
+            Segment::Zeros(length) => {
+                self.grow(length as usize);
+                self.pieces.push_back(Piece::Zeros(length as usize));
+            }
+        }
+    }
+
+    /// Marks the current end of the queue. `hold` is released once everything before it has been
+    /// sent. `is_last` says that this is the end of the reply to a request.
+    pub(super) fn push_receipt(&mut self, hold: Option<Hold>, is_last: bool) {
+        if hold.is_some() || is_last {
+            self.receipts.push_back(Receipt { position: self.queued, hold, is_last });
+        }
+    }
+
+    /// Appends another queue, of which nothing may have been sent yet.
+    pub(super) fn append(&mut self, other: Self) {
+        let before = self.queued;
+        let mut small = other.small.as_slice();
+        for piece in other.pieces {
+            match piece {
+                Piece::Small(length) => {
+                    let (now, rest) = small.split_at_checked(length).unwrap_or((small, &[]));
+                    self.push(now);
+                    small = rest;
+                }
+                Piece::Data(bytes) => self.push_segment(Segment::Data(bytes)),
+                piece @ Piece::Zeros(length) => {
+                    self.grow(length);
+                    self.pieces.push_back(piece);
+                }
+            }
+        }
+        let moved = other.receipts.into_iter();
+        self.receipts.extend(moved.map(|r| Receipt { position: before + r.position, ..r }));
+    }
+
+    /// Fills `slices` with the bytes to send next, and returns the number of slices used.
+    pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut small = self.small.get(self.small_sent..).unwrap_or_default();
+        let mut count = 0;
+        let mut slots = slices.iter_mut();
+        for piece in &self.pieces {
+            let mut add = |bytes: &'a [u8]| {
+                let slot = slots.next();
+                let is_added = slot.is_some();
+                if let Some(slot) = slot {
+                    *slot = IoSlice::new(bytes);
+                    count += 1;
+                }
+                is_added
+            };
+            let is_added = match piece {
+                Piece::Small(length) => {
+                    let (now, rest) = small.split_at_checked(*length).unwrap_or((small, &[]));
+                    small = rest;
+                    add(now)
+                }
+                Piece::Data(bytes) => add(bytes),
+                Piece::Zeros(length) => {
+                    let mut left = *length;
+                    loop {
+                        let now = ZEROS.get(..left).unwrap_or(&ZEROS);
+                        left -= now.len();
+                        if !add(now) {
+                            break false;
+                        }
+                        if left == 0 {
+                            break true;
+                        }
+                    }
+                }
+            };
+            if !is_added {
+                break;
+            }
+        }
+        count
+    }
+
+    /// Removes the first `count` bytes, which have been sent. Returns the number of requests whose
+    /// replies are thereby complete.
+    pub(super) fn advance(&mut self, count: usize) -> usize {
+        let mut left = count.min(self.length);
+        self.length -= left;
+        self.sent += left as u64;
+        while left > 0
+            && let Some(first) = self.pieces.front_mut()
+        {
+            let now = match first {
+                Piece::Small(length) => {
+                    let now = left.min(*length);
+                    *length -= now;
+                    self.small_sent += now;
+                    now
+                }
+                Piece::Data(bytes) => {
+                    let now = left.min(bytes.len());
+                    bytes::Buf::advance(bytes, now);
+                    now
+                }
+                Piece::Zeros(length) => {
+                    let now = left.min(*length);
+                    *length -= now;
+                    now
+                }
+            };
+            left -= now;
+            if matches!(first, Piece::Small(0) | Piece::Zeros(0))
+                || matches!(first, Piece::Data(bytes) if bytes.is_empty())
+            {
+                self.pieces.pop_front();
+            }
+        }
+        self.reclaim();
+        let mut answered = 0;
+        while self.receipts.front().is_some_and(|next| next.position <= self.sent)
+            && let Some(Receipt { hold, is_last, .. }) = self.receipts.pop_front()
+        {
+            answered += usize::from(is_last);
+            drop(hold);
+        }
+        answered
+    }
+
+    fn grow(&mut self, length: usize) {
+        self.length += length;
+        self.queued += length as u64;
+    }
+
+    fn reclaim(&mut self) {
+        if self.small_sent == self.small.len() {
+            self.small.clear();
+            self.small_sent = 0;
+            if self.small.capacity() > KEPT {
+                self.small = Vec::new();
+            }
+        } else if self.small_sent > KEPT {
+            self.small.drain(..self.small_sent);
+            self.small_sent = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes_of(queue: &Outgoing, slots: usize) -> Vec<u8> {
+        let mut slices = vec![IoSlice::new(&[]); slots];
+        let count = queue.slices(&mut slices);
+        slices[..count].iter().map(|slice| &slice[..]).collect::<Vec<_>>().concat()
+    }
+
+    fn filled() -> (Outgoing, Vec<u8>) {
+        let long = Bytes::from(vec![7; COPIED + 5]);
+        let mut queue = Outgoing::default();
+        queue.push(b"head");
+        queue.push_segment(Segment::Data(Bytes::from_static(b"short")));
+        queue.push_receipt(None, true);
+        queue.push(b"second");
+        queue.push_segment(Segment::Data(long.clone()));
+        queue.push_segment(Segment::Zeros(100_000));
+        queue.push_receipt(None, true);
+        let expected = [b"headshortsecond".as_slice(), &long, &vec![0; 100_000]].concat();
+        (queue, expected)
+    }
+
+    #[test]
+    fn bytes_come_out_as_they_went_in_whatever_the_steps() {
+        for step in [777, COPIED, 70_000, usize::MAX] {
+            for slots in [1, 2, 64] {
+                let (mut queue, expected) = filled();
+                let (mut out, mut answered) = (Vec::new(), 0);
+                while !queue.is_empty() {
+                    let mut now = bytes_of(&queue, slots);
+                    now.truncate(step);
+                    answered += queue.advance(now.len());
+                    out.extend(now);
+                }
+                assert_eq!(out, expected, "{step} {slots}");
+                assert_eq!(answered, 2);
+                assert!(queue.pieces.is_empty() && queue.small.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn requests_are_answered_once_their_last_byte_is_sent() {
+        let (mut queue, expected) = filled();
+        assert_eq!([queue.advance(8), queue.advance(1), queue.advance(0)], [0, 1, 0]);
+        assert_eq!([queue.advance(expected.len() - 10), queue.advance(1)], [0, 1]);
+    }
+
+    #[test]
+    fn a_queue_goes_behind_another() {
+        let (mut queue, mut expected) = filled();
+        assert_eq!(queue.advance(20), 1);
+        let (other, more) = filled();
+        queue.append(other);
+        expected.extend(more);
+        expected.drain(..20);
+        assert_eq!(bytes_of(&queue, 64), expected);
+        assert_eq!(queue.len(), expected.len());
+        assert_eq!(queue.advance(expected.len()), 3);
+    }
+
+    #[test]
+    fn short_data_joins_its_head() {
+        let mut queue = Outgoing::default();
+        for _ in 0..10 {
+            queue.push(b"head");
+            queue.push_segment(Segment::Data(Bytes::from(vec![1; 4096])));
+            queue.push_receipt(None, true);
+        }
+        let mut slices = [IoSlice::new(&[]); 8];
+        assert_eq!(queue.slices(&mut slices), 1);
+    }
+}

@@ -1,0 +1,9 @@
+//! Support for what a network service reports: escaping of untrusted text ([`escape`]), rate
+//! limits for log lines that peers can cause ([`RateLimit`]), and counters by reason ([`Tally`]).
+
+pub mod escape;
+mod rate_limit;
+mod tally;
+
+pub use rate_limit::{HeldBack, RateLimit};
+pub use tally::{Counts, Tally};
