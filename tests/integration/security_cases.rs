@@ -2,15 +2,19 @@
 
 use std::path::{Path, PathBuf};
 
-/// The file of a test: `src::gateway::access::some_test` is a unit test in
-/// `src/gateway/access.rs`, `gateway::access::some_test` one in `tests/integration`.
+/// Returns the file of a test: `nbd_gateway::access::some_test` is a unit test in
+/// `crates/nbd-gateway/src/access.rs`, `src::cli::some_test` one in `src/cli.rs`, and
+/// `gateway::access::some_test` one in `tests/integration`.
 fn file_of(modules: &[&str]) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let path = match modules {
         ["src", rest @ ..] => root.join("src").join(rest.join("/")),
+        [package, rest @ ..] if package.starts_with("nbd_") || package.starts_with("hexz_") => {
+            root.join("crates").join(package.replace('_', "-")).join("src").join(rest.join("/"))
+        }
         _ => root.join("tests/integration").join(modules.join("/")),
     };
-    [path.with_extension("rs"), path.join("mod.rs")].into_iter().find(|file| file.is_file())
+    [path.with_extension("rs"), path.join("mod.rs"), path.join("lib.rs")].into_iter().find(|file| file.is_file())
 }
 
 /// Whether it is run, and not ignored.
