@@ -285,7 +285,7 @@ mod tests {
     /// A waiting reply doesn't keep a whole block in memory if it sends only a part of it.
     #[test]
     fn a_waiting_part_does_not_pin_its_block() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/archives/fixed-64k-zstd.hxz");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/archives/fixed-64k-zstd.hxz");
         let snapshot = Snapshot::open(path.as_ref(), &OpenOptions::default()).unwrap();
         let block = snapshot.locate(StreamKind::Main, 0).unwrap();
         let bytes = Bytes::from(snapshot.read_block(&block).unwrap());

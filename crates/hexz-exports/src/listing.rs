@@ -321,7 +321,7 @@ mod tests {
     use hexz_reader::{Digests, Password, PasswordSource};
 
     fn archive(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/archives").join(name)
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/archives").join(name)
     }
 
     /// Creates a folder with copies of archives.

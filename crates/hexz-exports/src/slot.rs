@@ -258,7 +258,7 @@ mod tests {
     /// Keys are derived one after another. A client that leaves before its turn causes no work.
     #[tokio::test]
     async fn an_abandoned_open_derives_no_key() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/archives/encrypted-zstd.hxz");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/archives/encrypted-zstd.hxz");
         let slot = Slot::new(Source::Path(path.into()));
         let password = hexz_reader::Password::new(b"not this one".to_vec());
         let options = OpenOptions { password: Some(password.into()), ..OpenOptions::default() };
