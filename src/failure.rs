@@ -15,13 +15,13 @@ use nbd_gateway::tls::TlsError;
 use nbd_sandbox::SandboxError;
 use nbd_telemetry::escape;
 
-use crate::opening::TrustError;
-use crate::output;
-use crate::password::PasswordError;
-use crate::pki::PkiError;
-use crate::record::AuditError;
+use crate::commands::output;
+use crate::commands::pki::PkiError;
+use crate::commands::top::AskError;
+use crate::service::archives::TrustError;
+use crate::service::audit::AuditError;
+use crate::service::password::PasswordError;
 use crate::settings::Refused;
-use crate::top::AskError;
 
 /// Error that ends the program.
 #[derive(Debug, thiserror::Error)]

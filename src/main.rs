@@ -1,36 +1,13 @@
 //! Entry point of `hexz-nbd`: reads the settings, sets up logging, and runs the gateway or a
 //! command.
 
-mod audit;
-mod check;
-mod check_config;
 mod cli;
-mod completions;
-mod confine;
-mod demo;
-mod digest;
-mod doctor;
-mod door;
+mod commands;
 mod failure;
-mod inspect;
 mod log;
-mod man;
 mod monitor;
-mod opening;
-mod output;
-mod password;
-mod pid_file;
-mod pki;
-mod policy;
-mod record;
-mod reload;
-mod runtime;
 mod service;
 mod settings;
-mod show;
-mod start;
-mod top;
-mod verify;
 
 use std::process::ExitCode;
 
@@ -39,6 +16,9 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 use cli::{Cli, Command};
+use commands::{
+    check, check_config, completions, demo, digest, doctor, inspect, man, pki, top, verify,
+};
 use settings::Source;
 
 /// The allocator, jemalloc, configured in `.cargo/config.toml`. Thousands of blocks of all
@@ -53,7 +33,7 @@ const CLOSED_OUTPUT: u8 = 141;
 
 fn main() -> ExitCode {
     let source = Source::of_process();
-    if source.is_for_one_client() && door::spare_the_client().is_err() {
+    if source.is_for_one_client() && service::sockets::spare_the_client().is_err() {
         return ExitCode::FAILURE;
     }
     let recent = RecentErrors::default();
@@ -80,7 +60,7 @@ fn main() -> ExitCode {
             completions::run(options).map(|()| ExitCode::SUCCESS)
         }
         None if settings.cli.file.check_config => check_config::run(&settings),
-        None => start::serve(source, settings, recent).map(|()| ExitCode::SUCCESS),
+        None => service::serve(source, settings, recent).map(|()| ExitCode::SUCCESS),
     };
     match ended {
         Ok(code) => code,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values::duration;
-use crate::doctor::target::Target;
+use crate::commands::doctor::target::Target;
 
 const MORE: &str = "\
 It connects as a client would, tries one thing after another, and says of whatever doesn't work

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rcgen::RevocationReason;
 
-use crate::pki::PkiError;
-use crate::pki::authority::KeyKind;
-use crate::pki::certificate::Kind;
-use crate::pki::names::{self, Name};
+use crate::commands::pki::PkiError;
+use crate::commands::pki::authority::KeyKind;
+use crate::commands::pki::certificate::Kind;
+use crate::commands::pki::names::{self, Name};
 
 /// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;

@@ -8,7 +8,7 @@ use nbd_sandbox::{Mode, Plan, User};
 
 use super::monitor::MonitorAt;
 use super::{Changeable, Serve};
-use crate::{opening, password};
+use crate::service::{archives, password};
 
 #[derive(Debug, Args)]
 pub(crate) struct Sandbox {
@@ -77,6 +77,6 @@ impl Changeable {
         let tls = self.tls.files();
         let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());
         let rules = self.access.file().cloned();
-        tls.chain(rules).chain(opening::files(&self.snapshots.opening)).collect()
+        tls.chain(rules).chain(archives::files(&self.snapshots.opening)).collect()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::values;
-use crate::top::Place;
+use crate::commands::top::Place;
 
 const KEYS: &str = "\
 KEYS

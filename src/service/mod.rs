@@ -1,249 +1,280 @@
-//! Notifies the service manager (`sd_notify(3)`) of readiness, reloads, status and liveness.
-//! Without a service manager, nothing is sent.
+//! Starts the gateway from its settings, runs it, and shuts it down.
 
-mod messages;
+pub(crate) mod access;
+pub(crate) mod archives;
+pub(crate) mod audit;
+mod monitor;
+mod notify;
+pub(crate) mod password;
+mod pid_file;
+mod reload;
+pub(crate) mod runtime;
+mod sandbox;
+pub(crate) mod sockets;
 
-use std::ffi::OsStr;
-use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use nbd_telemetry::escape;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use tokio::net::UnixDatagram;
-use tokio::time::{MissedTickBehavior, interval, interval_at, timeout};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
-/// Timeout of one message: a manager that doesn't read must not block anything.
-const PATIENCE: Duration = Duration::from_secs(1);
+use crate::monitor::RecentErrors;
+use hexz_exports::{BlockReader, Catalog};
+use hexz_reader::storage;
+use nbd_gateway::audit::{Event, Start, Text};
+use nbd_gateway::config::Config;
+use nbd_gateway::{Control, Policy};
 
-/// Minimum interval between status updates.
-const STATUS_EVERY: Duration = Duration::from_secs(1);
+use crate::cli::Changeable;
+use crate::failure::Failure;
+use crate::settings::{Fixed, Settings, Source};
+use audit::{Record, Target};
+use monitor::Show;
+use notify::{Manager, Service};
+use reload::{InForce, Reloading, Served, Stamps};
+use sandbox::confine;
+use sockets::{Door, Entrance};
 
-/// Interval at which more time is requested while a slow startup makes progress. Managers wait 90
-/// seconds by default.
-const EXTEND_EVERY: Duration = Duration::from_secs(10);
-/// Time from each request on.
-const EXTEND_BY: Duration = Duration::from_secs(60);
+/// Interval at which the export folder is checked.
+const LOOK_AT_FOLDER_EVERY: Duration = Duration::from_secs(2);
 
-/// Connection to the service manager. It is set up before the sandbox is entered, since no socket
-/// can be created there.
-#[derive(Debug, Default)]
-pub(crate) struct Manager {
-    socket: Option<std::os::unix::net::UnixDatagram>,
-    /// Interval within which it expects a watchdog notification.
-    watchdog: Option<Duration>,
-}
+/// Opens everything, then serves until a signal, or, with `--stdio`, until its client
+/// disconnects.
+pub(crate) fn serve(
+    source: Source,
+    settings: Settings,
+    recent: RecentErrors,
+) -> Result<(), Failure> {
+    reload::hold_hangups()?;
+    let plan = settings.plan();
+    let Prepared { file, fixed, options, watch, seen, mut config, policy, catalog, at, had } =
+        Prepared::of(settings, recent)?;
+    let runtime = runtime::prepare();
+    let confines = confine(&plan)?;
+    let record = Record::start(had.audit)?;
+    config.audit = record.audit();
+    let shown = had.show.start(record.counts())?;
 
-impl Manager {
-    /// Connects to the manager that the environment names. If that fails, only warns; the manager
-    /// handles a missing notification.
-    pub(crate) fn find() -> Self {
-        let Some(place) = std::env::var_os("NOTIFY_SOCKET").filter(|place| !place.is_empty())
-        else {
-            return Self::default();
+    let mut told_at = None;
+    let patience = config.timeouts.shutdown;
+    let ended = runtime::until_signal(runtime, async |shutdown| {
+        let hangup = reload::hangup()?;
+        let service = Arc::new(Service::new(had.manager)?);
+        // Verifying an archive's digest can take long; a signal must be able to interrupt it.
+        let opening = archives::open(&catalog, &options.snapshots);
+        let opening = shutdown.run_until_cancelled(opening);
+        let opened = service.starting(progress, opening).await;
+        let Some(what) = opened.transpose()? else { return Ok(()) };
+
+        let (to, open_to) = (access::to_whom(&policy), policy.rules.to_string());
+        let (tls, reader) = (policy.tls.clone(), Arc::clone(catalog.reader()));
+        let (has_tls, audit) = (tls.is_some(), config.audit.clone());
+        let open = at.entrance.open(config.clone(), policy, catalog)?;
+        let (control, listen) = (open.gateway.control(), open.listen.clone());
+        shown.watch(control.clone());
+        let served = Served::new(options.snapshots.clone());
+        let reloading = Reloading {
+            source,
+            file,
+            fixed,
+            config,
+            confines,
+            control: control.clone(),
+            service: Arc::clone(&service),
+            seen,
+            on_loopback: at.loopback_alone,
+            in_force: InForce { tls, served },
+            record: record.clone(),
         };
-        let variable = |name: &str| std::env::var(name).ok();
-        match connect(&place) {
-            Ok(socket) => Self {
-                socket: Some(socket),
-                watchdog: watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID")),
-            },
-            Err(error) => {
-                tracing::warn!(
-                    "can't reach the service manager at NOTIFY_SOCKET={:?}: {error}",
-                    escape::name(&place)
-                );
-                Self::default()
-            }
+        let mut beside = JoinSet::new();
+        beside.spawn(reloading.on_signal(hangup, watch));
+        tracing::info!(listen = %listen.join(", "), "ready: serving {what} {to}");
+        service.ready(what, to).await;
+        audit.tell(|| start(&listen, has_tls, open_to));
+        let informed =
+            attend(Arc::clone(&service), control.clone(), Arc::clone(&reader), shutdown.clone());
+        beside.spawn(informed);
+        beside.spawn(keep_looking_at_folder(control.clone()));
+
+        let ended = tokio::select! {
+            // Otherwise the gateway may end before the time of the signal has been recorded.
+            biased;
+            never = note_when(&shutdown, &mut told_at) => match never {},
+            ended = open.run(shutdown.clone()) => ended,
+        };
+        drop(beside);
+        service.stopping().await;
+        say_what_happened(&control, &reader);
+        ended
+    });
+    // All connections have ended by now and reported their events.
+    let until = told_at.map_or_else(Instant::now, |at| at + patience);
+    record.finish(ended.as_ref().err().map(Text::of), until);
+    ended
+}
+
+/// Resources that are acquired before privileges are dropped.
+struct Prepared {
+    /// Path of the configuration file.
+    file: Option<PathBuf>,
+    fixed: Fixed,
+    /// Options that a reload can change.
+    options: Changeable,
+    watch: bool,
+    /// Stamps of the files from before they were read.
+    seen: Stamps,
+    config: Config,
+    policy: Policy,
+    catalog: Catalog,
+    at: Place,
+    had: Beside,
+}
+
+/// Sockets on which clients connect.
+struct Place {
+    entrance: Entrance,
+    /// True if the gateway listens on loopback only, since the rules admit no other clients.
+    loopback_alone: bool,
+}
+
+/// Services besides the gateway: service manager, audit and monitoring.
+struct Beside {
+    manager: Manager,
+    audit: Option<Target>,
+    show: Show,
+}
+
+impl Prepared {
+    /// Reads the files, and binds the sockets.
+    fn of(settings: Settings, recent: RecentErrors) -> Result<Self, Failure> {
+        let Settings { cli, stamp, fixed, .. } = settings;
+        let (file, serve) = (cli.file.config, cli.serve);
+        let mut config = serve.config();
+        let mut door = Door::find(&serve, &mut config)?;
+        let monitor = door.monitor();
+        let manager = Manager::find();
+        let seen = Stamps::of(stamp, &serve.changeable);
+        let policy = access::read(&serve.changeable, &config, None)?;
+        let catalog = serve.catalog(archives::options(&serve.changeable.snapshots.opening)?)?;
+        tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
+        tracing::debug!("memory: {}", serve.memory());
+        access::warn_of_surprises(&config, &policy);
+        let open = catalog.descriptors();
+        raise_descriptor_limit(&config, open);
+        let local_only = policy.rules.is_local_only();
+        let loopback_alone = config.listen.is_empty() && local_only && !serve.stdio();
+        let entrance = door.open(&config, local_only, &serve.socket_rights())?;
+        let audit = audit::open(&serve.audit, serve.stdio())?;
+        let show = Show::prepare(&serve, monitor, catalog.reader(), recent)?;
+        if let Some(path) = serve.pid_file() {
+            pid_file::write(path)?;
         }
+        let watch = serve.watch();
+        let at = Place { entrance, loopback_alone };
+        let had = Beside { manager, audit, show };
+        let options = serve.changeable;
+        Ok(Self { file, fixed, options, watch, seen, config, policy, catalog, at, had })
     }
 }
 
-fn connect(place: &OsStr) -> io::Result<std::os::unix::net::UnixDatagram> {
-    let address = match place.as_bytes() {
-        [b'/', ..] => SocketAddr::from_pathname(place)?,
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => return Err(io::Error::other("expected an absolute path, or @ and a name")),
+/// Records the time at which shutdown was requested. Never returns.
+async fn note_when(told: &CancellationToken, at: &mut Option<Instant>) -> Infallible {
+    told.cancelled().await;
+    *at = Some(Instant::now());
+    std::future::pending().await
+}
+
+/// Builds the audit event of a completed startup.
+fn start(listen: &[String], tls: bool, open_to: String) -> Event {
+    Event::Start(Start {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        listen: listen.iter().map(Text::of).collect(),
+        tls,
+        policy: 0,
+        open_to: open_to.into(),
+    })
+}
+
+/// Keeps the service manager informed while clients are served.
+async fn attend(
+    service: Arc<Service>,
+    control: Control<Catalog>,
+    reader: Arc<BlockReader>,
+    shutdown: CancellationToken,
+) {
+    // Tests both a runtime worker and a decoder thread.
+    let works = || {
+        let reader = Arc::clone(&reader);
+        async move { tokio::spawn(async move { reader.works().await }).await.unwrap_or(false) }
     };
-    let socket = std::os::unix::net::UnixDatagram::unbound()?;
-    socket.connect_addr(&address)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
+    let stopping = async {
+        shutdown.cancelled().await;
+        service.stopping().await;
+    };
+    tokio::join!(service.keep_status(|| control.reading()), service.keep_alive(works), stopping);
 }
 
-/// Returns the watchdog interval, if there is one and it is for this process.
-fn watchdog(time: Option<String>, process: Option<String>) -> Option<Duration> {
-    let is_ours = process.is_none_or(|process| process == std::process::id().to_string());
-    let micros = time?.parse().ok().filter(|micros| *micros > 0 && is_ours)?;
-    Some(Duration::from_micros(micros))
-}
-
-/// The gateway as a service of its manager.
-#[derive(Debug)]
-pub(crate) struct Service {
-    socket: Option<UnixDatagram>,
-    watchdog: Option<Duration>,
-    said: Mutex<Said>,
-    has_stopped: AtomicBool,
-}
-
-/// Parts of the status line.
-#[derive(Debug, Default)]
-struct Said {
-    exports: String,
-    /// Description of how, and to which clients, exports are served.
-    to: String,
-    reload_failed: bool,
-    reading: usize,
-}
-
-impl Said {
-    fn line(&self) -> String {
-        let Self { exports, to, reload_failed, reading } = self;
-        let failed = if *reload_failed { "; not reloaded, see the log" } else { "" };
-        format!("{reading} reading{failed}; serving {exports} {to}")
+/// Checks the export folder periodically: for readiness, and so that problems are logged before a
+/// client asks.
+async fn keep_looking_at_folder(control: Control<Catalog>) {
+    let mut ticks = tokio::time::interval(LOOK_AT_FOLDER_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        control.exports().check_folder().await;
     }
 }
 
-impl Service {
-    /// Creates the service. Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// The runtime can't register the socket.
-    pub(crate) fn new(manager: Manager) -> io::Result<Self> {
-        Ok(Self {
-            socket: manager.socket.map(UnixDatagram::from_std).transpose()?,
-            watchdog: manager.watchdog,
-            said: Mutex::default(),
-            has_stopped: AtomicBool::new(false),
-        })
-    }
+/// Returns a measure that grows while archives are opened: bytes hashed, and CPU time in tenths
+/// of a second, as spent on deriving a key from a password.
+fn progress() -> (u64, i64) {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    (storage::hashed(), time.tv_sec * 10 + time.tv_nsec / 100_000_000)
+}
 
-    /// Runs `work` that precedes readiness. Requests more time from the manager as long as
-    /// `progress` changes, so that a startup that hangs still times out.
-    pub(crate) async fn starting<T, P: PartialEq>(
-        &self,
-        progress: impl Fn() -> P,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let mut work = std::pin::pin!(work);
-        let mut ticks = interval_at(tokio::time::Instant::now() + EXTEND_EVERY, EXTEND_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last = progress();
-        loop {
-            tokio::select! {
-                done = &mut work => return done,
-                _ = ticks.tick() => {}
-            }
-            let now = progress();
-            if now != last {
-                self.tell(&messages::extend(EXTEND_BY)).await;
-            }
-            last = now;
+/// Logs the totals of all connections.
+fn say_what_happened(control: &Control<Catalog>, reader: &BlockReader) {
+    for (what, counts) in [
+        ("connections were refused or failed", control.failures()),
+        ("TLS handshakes failed", control.handshake_failures()),
+    ] {
+        if !counts.0.is_empty() {
+            tracing::info!("{what}: {counts}");
         }
     }
+    tracing::info!(decoded = reader.decoded(), "ended");
+}
 
-    /// Reports readiness, with what is served and to which clients.
-    pub(crate) async fn ready(&self, exports: String, to: String) {
-        let line = self.change(|said| (said.exports, said.to) = (exports, to));
-        self.tell(&messages::ready(&line)).await;
+/// Raises the soft limit of file descriptors to the hard limit: each connection needs a
+/// descriptor, and the usual 1024 is a compatibility limit for programs that use `select`.
+///
+/// Warns if that is fewer than clients and `archives` open archives may need.
+fn raise_descriptor_limit(config: &Config, archives: usize) {
+    /// Descriptors for listeners, the log, the audit and the runtime.
+    const OWN: usize = 32;
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!("the limit of open files stays as it is: {error}");
     }
-
-    /// Reports that a reload begins.
-    pub(crate) async fn reloading(&self) {
-        let now = clock_gettime(ClockId::Monotonic);
-        let now = Duration::new(
-            u64::try_from(now.tv_sec).unwrap_or_default(),
-            u32::try_from(now.tv_nsec).unwrap_or_default(),
+    let (clients, handshakes) = (config.limits.connections, config.limits.handshakes);
+    let needed = [clients, handshakes, archives, OWN].into_iter().fold(0, usize::saturating_add);
+    // `None` means unlimited.
+    let Some(granted) = getrlimit(Resource::Nofile).current else { return };
+    if usize::try_from(granted).is_ok_and(|granted| granted < needed) {
+        tracing::warn!(
+            needed,
+            granted,
+            "too few file descriptors: {clients} clients (--max-connections), {handshakes} that \
+             negotiate (--max-handshakes), archives and sockets may need {needed}, and the system \
+             grants {granted}, so some clients will wait: raise its limit (LimitNOFILE=, ulimit \
+             -Hn), or lower these",
         );
-        self.tell(&messages::reloading(now)).await;
-    }
-
-    /// Reports the end of a reload, with the clients that are now served, or `None` if it failed.
-    pub(crate) async fn reloaded(&self, to: Option<String>) {
-        let line = self.change(|said| {
-            said.reload_failed = to.is_none();
-            said.to = to.unwrap_or(std::mem::take(&mut said.to));
-        });
-        self.tell(&messages::ready(&line)).await;
-    }
-
-    /// Updates what is served in the status, without sending it.
-    pub(crate) fn serves(&self, exports: String) {
-        self.change(|said| said.exports = exports);
-    }
-
-    /// Reports that the service is stopping. Later calls do nothing.
-    pub(crate) async fn stopping(&self) {
-        if !self.has_stopped.swap(true, Ordering::Relaxed) {
-            self.tell(&messages::stopping()).await;
-        }
-    }
-
-    /// Sends the status whenever it changes, from now on; `reading` returns the number of clients
-    /// that read.
-    pub(crate) async fn keep_status(&self, reading: impl Fn() -> usize) {
-        if self.socket.is_none() {
-            return;
-        }
-        let mut ticks = interval(STATUS_EVERY);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut last = self.change(|_| ());
-        loop {
-            ticks.tick().await;
-            if self.has_stopped.load(Ordering::Relaxed) {
-                return;
-            }
-            let line = self.change(|said| said.reading = reading());
-            if line != last {
-                self.tell(&messages::status(&line)).await;
-                last = line;
-            }
-        }
-    }
-
-    /// Sends watchdog notifications, at half the interval that the manager expects, as long as
-    /// `probe` returns true in time.
-    pub(crate) async fn keep_alive<F: Future<Output = bool>>(&self, probe: impl Fn() -> F) {
-        let (Some(_), Some(time)) = (&self.socket, self.watchdog) else { return };
-        let half = time / 2;
-        // Leaves time to notify before the interval is over, even if the probe takes as long as
-        // it may.
-        let patience = half.mul_f32(0.9);
-        let mut ticks = interval(half);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            match timeout(patience, probe()).await {
-                Ok(true) => self.tell(&messages::alive()).await,
-                Ok(false) | Err(_) => tracing::error!(
-                    "this program is stuck: for {patience:?} no thread that decodes has answered, so \
-                     the service manager isn't told that all is well",
-                ),
-            }
-        }
-    }
-
-    /// Changes parts of the status, and returns the status line.
-    fn change(&self, change: impl FnOnce(&mut Said)) -> String {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut said);
-        said.line()
-    }
-
-    async fn tell(&self, message: &str) {
-        let Some(socket) = &self.socket else { return };
-        match timeout(PATIENCE, socket.send(message.as_bytes())).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!("the service manager wasn't told: {error}"),
-            Err(_) => tracing::debug!("the service manager doesn't listen"),
-        }
     }
 }
-
-#[cfg(test)]
-mod tests;

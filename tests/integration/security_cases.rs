@@ -14,7 +14,9 @@ fn file_of(modules: &[&str]) -> Option<PathBuf> {
         }
         _ => root.join("tests/integration").join(modules.join("/")),
     };
-    [path.with_extension("rs"), path.join("mod.rs"), path.join("lib.rs")].into_iter().find(|file| file.is_file())
+    [path.with_extension("rs"), path.join("mod.rs"), path.join("lib.rs")]
+        .into_iter()
+        .find(|file| file.is_file())
 }
 
 /// Whether it is run, and not ignored.

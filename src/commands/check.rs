@@ -1,0 +1,21 @@
+//! Implements `hexz-nbd check`, which evaluates the rules as the gateway would.
+
+use std::process::ExitCode;
+
+use nbd_telemetry::escape;
+
+use crate::cli::check::Check;
+use crate::commands::output;
+use crate::failure::Failure;
+
+/// Prints whether the client may open the export, and which rule decides.
+pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {
+    let rules = options.access.rules()?;
+    let verdict = options.ask(|facts| rules.judge(facts));
+    let said = match &verdict {
+        Ok(reason) => format!("allowed: {reason}"),
+        Err(reason) => format!("not allowed: {reason}"),
+    };
+    output::print(format!("{}\n", escape::text(&said)))?;
+    Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

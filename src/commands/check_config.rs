@@ -1,0 +1,83 @@
+//! Implements `hexz-nbd --check-config`: performs all steps of the startup before listening, and
+//! reports everything that fails.
+
+use std::process::ExitCode;
+
+use hexz_exports::Catalog;
+use nbd_gateway::Policy;
+use nbd_gateway::config::Config;
+use nbd_telemetry::escape;
+
+use crate::cli::Serve;
+use crate::commands::output;
+use crate::failure::Failure;
+use crate::service::{access, archives, audit, password, runtime};
+use crate::settings::Settings;
+
+/// Prints what would be served, or logs all errors. The exit code is the one that the startup
+/// would have had.
+pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
+    let serve = &settings.cli.serve;
+    let config = serve.config();
+    let mut failures = Vec::new();
+    let policy = access::read_all(&serve.changeable, &config);
+    let policy = policy.map_err(|all| failures.extend(all)).ok();
+    if let Some(policy) = &policy {
+        access::warn_of_surprises(&config, policy);
+    }
+    if let Err(error) = audit::check(&serve.audit, serve.stdio()) {
+        failures.push(error.into());
+    }
+    let exports = exports(serve, &mut failures);
+    match (policy, exports, failures.first()) {
+        (Some(policy), Some(exports), None) => {
+            let (to, listen) = (access::to_whom(&policy), listen(&config, &policy));
+            let would = format!("would serve {exports} {to}, on {listen}");
+            output::print(format!("{}\n", escape::text(&would)))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        (_, _, first) => {
+            let code = first.map_or(1, Failure::exit_code);
+            for failure in &failures {
+                tracing::error!("{failure}");
+            }
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+/// Opens the archives as the startup does; skipped if keys or passwords can't be read.
+fn exports(serve: &Serve, failures: &mut Vec<Failure>) -> Option<String> {
+    let snapshots = &serve.changeable.snapshots;
+    let catalog = catalog(serve, failures)?;
+    let mut exports = None;
+    let opened = runtime::until_signal(runtime::prepare(), async |shutdown| {
+        let opened = shutdown.run_until_cancelled(archives::open(&catalog, snapshots)).await;
+        exports = opened.transpose()?;
+        Ok(())
+    });
+    if let Err(failure) = opened {
+        failures.push(failure);
+    }
+    exports
+}
+
+fn catalog(serve: &Serve, failures: &mut Vec<Failure>) -> Option<Catalog> {
+    let opening = &serve.changeable.snapshots.opening;
+    let password = password::find(opening.password_file.as_deref());
+    let password = password.map_err(|error| failures.push(error.into())).ok();
+    let options = archives::with_password(opening, password.clone().flatten());
+    let options = options.map_err(|error| failures.push(error.into())).ok();
+    let is_known = password.is_some() && options.is_some();
+    let catalog = serve.catalog(options.unwrap_or_default());
+    let catalog = catalog.map_err(|error| failures.push(error.into())).ok()?;
+    is_known.then_some(catalog)
+}
+
+fn listen(config: &Config, policy: &Policy) -> String {
+    match config.listen.as_slice() {
+        [] if policy.rules.is_local_only() => "port 10809 of loopback".to_owned(),
+        [] => "port 10809 of every address".to_owned(),
+        all => all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
+}

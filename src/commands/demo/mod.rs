@@ -1,0 +1,127 @@
+//! `hexz-nbd demo`: serves a built-in snapshot and reads it back, without any setup.
+
+mod pki;
+mod reader;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use hexz_exports::{BlockReader, Catalog};
+use hexz_reader::storage::Storage;
+use hexz_reader::{OpenOptions, Snapshot};
+use nbd_gateway::access::Rules;
+use nbd_gateway::audit::Audit;
+use nbd_gateway::config::{Config, Limits, Timeouts};
+use nbd_gateway::listen::{self, ListenAddress, NBD_PORT};
+use nbd_gateway::tls::{self, ServerTls, TlsFiles, TlsVersion};
+use nbd_gateway::{Gateway, Policy};
+use nbd_telemetry::escape;
+
+use crate::cli::Demo;
+use crate::commands::output;
+use crate::failure::Failure;
+use crate::service::runtime;
+
+/// Archive of an ext4 file system of 8 MiB, packed by the Hexz tools.
+static SNAPSHOT: &[u8] = include_bytes!("../../../tests/archives/base-zstd.hxz");
+/// SHA-256 of the image in the archive.
+const IMAGE_SHA256: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c";
+const NAME: &str = "demo.hexz";
+
+/// Prints a line to the standard output. Returns from the caller if that fails.
+macro_rules! say {
+    ($($words:tt)*) => { output::print(format!("{}\n", format_args!($($words)*)))? };
+}
+
+/// Creates a PKI, serves the snapshot and reads it back. Continues to serve unless `--once` is set.
+pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
+    // Deleted with its contents when this function returns.
+    let folder = tempfile::Builder::new().prefix("hexz-nbd-demo-").tempdir()?;
+    let authority = pki::create(folder.path()).map_err(failed)?;
+    say!("1. Made a throw-away CA, and a server certificate for localhost:");
+    say!("     {}", escape::name(folder.path()));
+
+    let files = TlsFiles {
+        certificate: folder.path().join("server-cert.pem"),
+        key: folder.path().join("server-key.pem"),
+        clients: None,
+    };
+    let (tls, _) = tls::load(&files, TlsVersion::default(), None)?;
+    let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
+    let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &OpenOptions::default())?;
+    let reader = BlockReader::new(64 * 1024 * 1024);
+    let exports = Catalog::of_one(NAME, snapshot, reader);
+
+    runtime::until_signal(runtime::prepare(), async |shutdown| {
+        let (gateway, address) = bind(tls, exports)?;
+        let port = address.port();
+        say!("2. Serving a snapshot that is built in, over TLS, to this machine:");
+        say!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
+
+        let stop = shutdown.child_token();
+        let serving = tokio::spawn(gateway.run(stop.clone()));
+        let seen = reader::read_all(address, NAME, authority).await.map_err(failed)?;
+        if seen.sha256 != IMAGE_SHA256 {
+            let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", seen.sha256);
+            return Err(Failure::Demo(message));
+        }
+        say!("3. Read it back whole through a TLS client, and verified:");
+        say!("     the server's certificate against the CA, for the name localhost");
+        say!("     {}", seen.tls);
+        say!("     the export: {}", seen.description);
+        say!("     {} bytes, SHA-256 {} as packed", seen.size, seen.sha256);
+        say!("     a read past the end is refused, and the session goes on");
+
+        if options.once {
+            stop.cancel();
+        } else {
+            print_commands(port, folder.path())?;
+        }
+        Ok(serving.await.map_err(failed)??)
+    })
+}
+
+fn failed(error: impl ToString) -> Failure {
+    Failure::Demo(error.to_string())
+}
+
+/// Listens on the NBD port of loopback, or on a free port if that one is in use.
+fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, SocketAddr), Failure> {
+    let sockets = vec![match listen::bind_loopback(NBD_PORT) {
+        Ok(socket) => socket,
+        Err(_) => listen::bind_loopback(0)?,
+    }];
+    let config = Config {
+        listen: Vec::new(),
+        proxies: Vec::new(),
+        insecure_no_tls: false,
+        limits: Limits::default(),
+        timeouts: Timeouts::default(),
+        audit: Audit::none(),
+    };
+    let policy = Policy { rules: Rules::default(), tls: Some(tls) };
+    let gateway = Gateway::new(sockets, config, policy, exports)?;
+    match gateway.addresses()?.first() {
+        Some(ListenAddress::Tcp(address)) => Ok((gateway, *address)),
+        _ => Err(failed("it listens nowhere")),
+    }
+}
+
+fn print_commands(port: u16, folder: &Path) -> Result<(), Failure> {
+    let uri = format!("nbds://localhost:{port}/{NAME}?tls-certificates={}", escape::name(folder));
+    let qemu = format!(
+        "--object tls-creds-x509,id=tls,endpoint=client,dir={} \\\n         --image-opts \
+         driver=nbd,host=localhost,port={port},export={NAME},tls-creds=tls",
+        escape::name(folder)
+    );
+    say!("4. Serving on, until Ctrl-C. From another terminal, try:");
+    say!("     nbdinfo '{uri}'");
+    say!("     nbdcopy '{uri}' demo.img");
+    say!("     qemu-img info {qemu}");
+    say!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
+    say!("         -A {} -H localhost", escape::name(&folder.join("ca-cert.pem")));
+    say!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
+    say!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
+    Ok(())
+}

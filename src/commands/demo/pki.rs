@@ -1,0 +1,25 @@
+//! Creates the CA and the server certificate of the demonstration.
+
+use std::path::Path;
+
+use rustls::pki_types::CertificateDer;
+
+use crate::commands::pki::PkiError;
+use crate::commands::pki::authority::{Authority, KeyKind};
+use crate::commands::pki::certificate::Kind;
+use crate::commands::pki::folder::write_files;
+use crate::commands::pki::names::Name;
+
+/// Validity of the certificates: longer than any demonstration.
+const DAYS: u32 = 30;
+
+/// Writes the files that a server and its clients need into `folder`, and returns the CA's
+/// certificate. The CA's key is discarded at once.
+pub(crate) fn create(folder: &Path) -> Result<CertificateDer<'static>, PkiError> {
+    let authority = Authority::create("hexz-nbd demo CA", DAYS, KeyKind::P256.generate()?)?;
+    let names = ["localhost", "127.0.0.1", "::1"].map(Name::of_server);
+    let names = names.into_iter().collect::<Result<Vec<_>, _>>().map_err(PkiError::Usage)?;
+    let issued = authority.issue(Kind::Server, &names, DAYS, KeyKind::P256)?;
+    write_files(folder, &authority, &issued)?;
+    Ok(authority.certificate.der)
+}

@@ -1,0 +1,22 @@
+//! Implements `hexz-nbd digest`: prints the BLAKE3 digests of files, in the format that
+//! `--digest` and `b3sum --check` read.
+
+use hexz_reader::storage::FileStorage;
+use hexz_reader::{Digest, Error};
+
+use crate::cli;
+use crate::commands::output;
+use crate::failure::Failure;
+
+/// Prints a line for each file. Stops at the first file that can't be read.
+pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {
+    for path in &options.files {
+        let digest = FileStorage::open(path)
+            .and_then(|file| Digest::of(&file))
+            .map_err(|error| Error::opening(path, error))?;
+        let mut line = hexz_reader::format_line(digest, path);
+        line.push(b'\n');
+        output::print(&line)?;
+    }
+    Ok(())
+}

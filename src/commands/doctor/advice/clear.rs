@@ -1,0 +1,103 @@
+//! Advice on the plaintext phase: the replies to LIST and STARTTLS.
+
+use nbd_server::wire::option::Rep;
+
+use super::{Client, Network, Server};
+use crate::commands::doctor::report::{Outcome, Step};
+use crate::commands::doctor::target::Wanted;
+use crate::commands::doctor::trouble::Trouble;
+
+/// The server's replies to LIST and STARTTLS on a plaintext connection.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct InClear {
+    /// Number of exports, or the reason why LIST failed.
+    pub(crate) list: Result<usize, Trouble>,
+    /// Reply to STARTTLS; `None` if it wasn't sent.
+    pub(crate) starttls: Option<Result<(), Trouble>>,
+}
+
+impl InClear {
+    /// Returns true if the server requires TLS: it answered LIST with `NBD_REP_ERR_TLS_REQD`.
+    pub(crate) fn requires_tls(&self) -> bool {
+        matches!(&self.list, Err(trouble) if trouble.is_refusal(Rep::ERR_TLS_REQD))
+    }
+
+    pub(crate) fn offers_tls(&self) -> bool {
+        matches!(self.starttls, Some(Ok(())))
+    }
+}
+
+pub(crate) fn in_clear(seen: &InClear, wanted: Wanted, is_local: bool) -> Step {
+    const NAME: &str = "in clear";
+    let answers = match &seen.list {
+        Ok(_) => "LIST is answered".to_owned(),
+        Err(trouble) => format!("to LIST {}", trouble.words()),
+    };
+    let word = match (&seen.starttls, seen.requires_tls()) {
+        (_, true) => "required",
+        (Some(Ok(())), false) => "offered",
+        (Some(Err(_)), false) => "refused",
+        (None, false) => "not asked for",
+    };
+    let base = |step: Step| step.line(answers.clone()).detail("tls", word);
+    match (&seen.starttls, seen.requires_tls(), wanted) {
+        (_, true, Wanted::Never) => base(Step::bad(NAME, "the server requires TLS"))
+            .advise(Client, "use TLS: nbds:// instead of nbd://, nbd-client -x, qemu's tls-creds"),
+        (Some(Ok(())), true, _) => base(Step::good(NAME, "TLS is required")),
+        // LIST failed for another reason, so it is unknown whether plaintext clients are served.
+        (Some(Ok(())), false, _) if seen.list.is_err() => base(Step::good(NAME, "TLS is offered")),
+        (Some(Ok(())), false, _) => {
+            let step = base(Step::good(NAME, "TLS is offered, and not required"));
+            if is_local {
+                return step;
+            }
+            step.at_least(Outcome::Warning).advise(
+                Server,
+                "whoever connects without TLS is served in clear; require it (nbdkit \
+                 --tls=require, nbd-server force_tls = true)",
+            )
+        }
+        (Some(Err(trouble)), is_required, _) => {
+            refused_tls(base(Step::good(NAME, "")), trouble, is_required, wanted, is_local)
+        }
+        (None, _, _) => base(Step::good(NAME, "TLS isn't used")),
+    }
+}
+
+/// Completes the step for a server that didn't acknowledge STARTTLS.
+fn refused_tls(
+    step: Step,
+    trouble: &Trouble,
+    is_required: bool,
+    wanted: Wanted,
+    is_local: bool,
+) -> Step {
+    let said = |text: String, step: Step| Step { found: text, ..step };
+    let is_clean = matches!(trouble, Trouble::Refused { .. });
+    let step = said(format!("TLS isn't offered: to STARTTLS {}", trouble.words()), step);
+    if is_required {
+        return step.at_least(Outcome::Bad).advise(
+            Server,
+            "it requires TLS and refuses it: its TLS is not set up, as when certificate or key \
+             couldn't be read; its log says why",
+        );
+    }
+    let set_up = "give it a certificate and key (hexz-nbd --tls-cert and --tls-key, nbdkit \
+                  --tls=require --tls-certificates, qemu-nbd --tls-creds, nbd-server certfile and \
+                  keyfile), or see in its log why it can't use those that it has";
+    match wanted {
+        Wanted::Always => step.at_least(Outcome::Bad).advise(Server, set_up).advise(
+            Client,
+            "or do without TLS (nbd:// instead of nbds://), where nobody can listen on the way",
+        ),
+        _ if !is_clean => step.at_least(Outcome::Bad).advise(
+            Server,
+            "a server has to answer STARTTLS, if only with an error: take a newer one",
+        ),
+        _ if is_local => step,
+        _ => step
+            .at_least(Outcome::Warning)
+            .advise(Server, set_up)
+            .advise(Network, "without TLS anybody on the way can read and change everything"),
+    }
+}

@@ -1,0 +1,182 @@
+//! Examines the server's certificates: contents, trust, name and validity period. Pure.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use nbd_gateway::tls::faults;
+use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, Error, RootCertStore};
+
+use super::advice;
+use super::report::{Outcome, Side, Step, shown};
+use crate::commands::pki::certificate::Certificate;
+
+/// Remaining validity below which there is a warning.
+const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Maximum number of names and of certificates shown. A certificate may have thousands of names.
+const MAX_SHOWN: usize = 20;
+
+/// CAs to verify the server with.
+#[derive(Debug)]
+pub(crate) struct Authorities {
+    pub(crate) roots: RootCertStore,
+    pub(crate) given: Vec<Given>,
+    /// File that they were read from.
+    pub(crate) path: PathBuf,
+}
+
+/// A certificate from the CA file.
+#[derive(Debug)]
+pub(crate) struct Given {
+    /// Subject, in the form in which certificates name their issuer.
+    pub(crate) subject: String,
+    pub(crate) is_authority: bool,
+    /// Reason why signatures by it can't be verified here; `None` if they can.
+    pub(crate) fault: Option<String>,
+}
+
+/// Result of verifying a server's certificate.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Judgement {
+    /// Result of verifying the chain; `None` if no CAs were given.
+    pub(crate) trust: Option<Result<(), Error>>,
+    /// True if the certificate is valid for the expected name.
+    pub(crate) has_name: bool,
+}
+
+impl Judgement {
+    pub(crate) fn of(
+        chain: &[CertificateDer<'_>],
+        authorities: Option<&Authorities>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<Self, Error> {
+        let none = || Error::InvalidCertificate(CertificateError::BadEncoding);
+        let (own, others) = chain.split_first().ok_or_else(none)?;
+        let own = ParsedCertificate::try_from(own)?;
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        let trust = authorities.map(|authorities| {
+            let roots = &authorities.roots;
+            verify_server_cert_signed_by_trust_anchor(&own, roots, others, now, algorithms)
+        });
+        Ok(Self { trust, has_name: verify_server_name(&own, name).is_ok() })
+    }
+
+    /// Returns the first reason to reject the server. Without CAs there is none.
+    pub(crate) fn verdict(&self) -> Result<(), Error> {
+        match &self.trust {
+            None => Ok(()),
+            Some(Err(error)) => Err(error.clone()),
+            Some(Ok(())) if !self.has_name => {
+                Err(Error::InvalidCertificate(CertificateError::NotValidForName))
+            }
+            Some(Ok(())) => Ok(()),
+        }
+    }
+}
+
+/// Builds the step that reports on the certificate chain of a server expected to be `name`.
+pub(crate) fn step(
+    chain: &[CertificateDer<'static>],
+    authorities: Option<&Authorities>,
+    name: &ServerName<'_>,
+    now: SystemTime,
+) -> Step {
+    let unix =
+        UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
+    let Some(own) = chain.first() else { return unreadable("there is none") };
+    if let Some(fault) = faults::certificate_fault(own, false) {
+        return advice::unsupported(&fault);
+    }
+    let judgement = match Judgement::of(chain, authorities, name, unix) {
+        Ok(judgement) => judgement,
+        Err(error) => return unreadable(&error.to_string()),
+    };
+    let own = match Certificate::from_der(own.clone()) {
+        Ok(own) => own,
+        Err(error) => return unreadable(&error.to_string()),
+    };
+    let names: Vec<String> = own.names.iter().map(|name| shown(&name.to_string())).collect();
+    let called = name.to_str().into_owned();
+    let issuer = shown(&own.issuer.to_string());
+    let (from, to) = (moment(own.not_before), moment(own.not_after));
+    let step = match &judgement.trust {
+        None => advice::unverified(judgement.has_name, &called),
+        Some(Ok(())) if judgement.has_name => {
+            Step::good("certificate", format!("trusted, for the name {called}"))
+        }
+        Some(Ok(())) => advice::wrong_name(&called, &names),
+        Some(Err(error)) => {
+            let issuer = own.issuer.to_string();
+            // An unsupported intermediate explains more than the verifier's error does.
+            let between = chain.iter().skip(1).find_map(|it| faults::certificate_fault(it, true));
+            let step = match (between, authorities) {
+                (Some(fault), _) => advice::unsupported(&fault),
+                (None, Some(authorities)) => advice::distrust(error, &issuer, authorities),
+                (None, None) => unreadable("no CA was given"),
+            };
+            if judgement.has_name {
+                step
+            } else {
+                step.advise(Side::Client, advice::name_too(&called, &names))
+            }
+        }
+    };
+    let step = times(step, &own, now);
+    let mut step = step
+        .line(format!("names: {}", listed(&names)))
+        .line(format!("issuer: {issuer}"))
+        .line(format!("valid from {from} to {to}"))
+        .line(format!("SHA-256: {}", own.fingerprint()))
+        .detail("names", names.into_iter().take(MAX_SHOWN).collect::<Vec<_>>())
+        .detail("issuer", issuer)
+        .detail("not_before", from)
+        .detail("not_after", to)
+        .detail("sha256", own.fingerprint())
+        .detail("verified", judgement.trust.is_some() && judgement.verdict().is_ok())
+        .detail("name", called)
+        .detail("name_fits", judgement.has_name)
+        .detail("chain", chain.len());
+    for other in chain.iter().skip(1).take(MAX_SHOWN) {
+        step = step.line(match Certificate::from_der(other.clone()) {
+            Ok(other) => format!("followed by: {}", shown(&other.subject.to_string())),
+            Err(_) => "followed by one that can't be read".to_owned(),
+        });
+    }
+    step
+}
+
+fn unreadable(why: &str) -> Step {
+    Step::bad("certificate", format!("the server's certificate can't be read: {}", shown(why)))
+        .advise(Side::Server, "give the server a certificate as RFC 5280 has it")
+}
+
+/// Adds what is wrong with the validity period, independently of the other findings.
+fn times(step: Step, own: &Certificate, now: SystemTime) -> Step {
+    match (own.not_after.duration_since(now), now.duration_since(own.not_before)) {
+        (Err(ago), _) => advice::expired(step, ago.duration(), now),
+        (_, Err(still)) => advice::not_yet_valid(step, still.duration(), now),
+        (Ok(left), Ok(_)) if left < SOON => step
+            .at_least(Outcome::Warning)
+            .line(format!("it expires in {}", advice::days(left)))
+            .advise(Side::Server, "get a new certificate before it runs out"),
+        _ => step,
+    }
+}
+
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    let more = names.len().saturating_sub(MAX_SHOWN);
+    let first: Vec<&str> = names.iter().take(MAX_SHOWN).map(String::as_str).collect();
+    let end = if more > 0 { format!(" and {more} more") } else { String::new() };
+    first.join(", ") + &end
+}
+
+pub(crate) fn moment(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

@@ -1,0 +1,124 @@
+//! `hexz-nbd doctor`: connects to any NBD server as a client would, and reports step by step what
+//! works and, where something doesn't, what to change on which side.
+//!
+//! Pure functions (`advice/`, `certificate.rs`) turn observations into the steps of a report
+//! ([`report`]), which is rendered as text or JSON. The server isn't trusted: every step has a
+//! timeout, every list is bounded, and everything that is shown is escaped.
+
+mod advice;
+mod certificate;
+mod exports;
+mod greeting;
+mod json;
+mod reach;
+mod report;
+pub(crate) mod target;
+mod text;
+mod tls;
+mod trouble;
+mod visit;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nbd_telemetry::escape;
+use rustls::pki_types::ServerName;
+
+use crate::cli::Doctor;
+use crate::commands::output;
+use crate::failure::Failure;
+use report::{Outcome, Report, Side, Step, shown, whole};
+use target::{Place, Target, Wanted};
+use tls::Own;
+use visit::Visit;
+
+/// Time that a pending name lookup may delay the exit of the program.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Examines a server and prints the report.
+pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut report = Report::new(options.server.place.to_string());
+    runtime.block_on(async {
+        if let Err(last) = examine(options, &mut report).await {
+            report.add(last);
+        }
+    });
+    runtime.shutdown_timeout(PATIENCE);
+    let said = if options.json {
+        format!("{}\n", escape::json(&format!("{:#}", json::object(&report))))
+    } else {
+        text::page(&report)
+    };
+    output::print(said)?;
+    let is_bad = report.outcome() == Outcome::Bad;
+    Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs the steps in order. The error is the step that ended the examination early.
+async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
+    let target = &options.server;
+    let own = own_files(options).map_err(|step| *step)?;
+    let name = server_name(options, target).map_err(|step| *step)?;
+    let (step, addresses) = reach::resolve(&target.place, options.timeout).await;
+    step.into_iter().for_each(|step| report.add(step));
+    let (stream, address, step) = reach::connect(addresses?, options.timeout).await?;
+    report.add(step);
+
+    let (timeout, wanted) = (options.timeout, wanted(options));
+    let visit = Visit { address, timeout, wanted, own, name };
+    let greeted = visit.greet(stream, report).await?;
+    let leg = visit.in_clear(greeted, report).await?;
+    let session = visit.begin(leg, report).await?;
+    let is_newest = session.tls.as_deref() == Some("TLS 1.3");
+    let (session, listed) = exports::list(&visit, session, report).await?;
+    // A URI without a path means the default export, or else the first listed.
+    let of_uri = target.export.as_deref().filter(|name| !name.is_empty());
+    let export = options.export.as_deref().or(of_uri);
+    let transmission = exports::choose(&visit, session, export, &listed, report).await?;
+    exports::read(&visit, transmission, !options.no_speed, report).await?;
+    if is_newest {
+        report.add(visit.older_tls().await);
+    }
+    Ok(())
+}
+
+fn wanted(options: &Doctor) -> Wanted {
+    // Naming CAs asks for the server to be authenticated, which takes TLS.
+    let verifies = options.tls_ca.is_some() || options.tls_dir.is_some();
+    match (options.no_tls, options.require_tls || verifies) {
+        (true, _) => Wanted::Never,
+        (_, true) => Wanted::Always,
+        _ => options.server.tls,
+    }
+}
+
+fn own_files(options: &Doctor) -> Result<Arc<Own>, Box<Step>> {
+    let loaded = tls::load(options, options.server.certificates.as_deref());
+    loaded.map(Arc::new).map_err(|unusable| {
+        let path = escape::name(&unusable.path);
+        let step =
+            Step::bad("own files", format!("{path} can't be used: {}", whole(&unusable.why)));
+        Box::new(step.advise(
+            Side::Client,
+            "name the CA's certificate, and the client's own certificate and key, in PEM form; \
+             whoever runs the server has the first, and perhaps gives out the others",
+        ))
+    })
+}
+
+/// Returns the name that the server's certificate has to be valid for.
+fn server_name(options: &Doctor, target: &Target) -> Result<ServerName<'static>, Box<Step>> {
+    let named = options.tls_hostname.as_deref().or(target.hostname.as_deref());
+    let name = match (&target.place, named) {
+        (_, Some(name)) => name,
+        // The zone is the client's own interface, which no certificate names.
+        (Place::Tcp { host, .. }, None) => host.split_once('%').map_or(&**host, |(host, _)| host),
+        (Place::Unix(_), None) => "localhost",
+    };
+    ServerName::try_from(name.to_owned()).map_err(|_| {
+        let step = Step::bad("name", format!("no certificate can be for \"{}\"", shown(name)));
+        Box::new(step.advise(Side::Client, "give a DNS name or an IP address by --tls-hostname"))
+    })
+}

@@ -1,0 +1,292 @@
+//! TLS client that records which certificates the server presents and asks for.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nbd_gateway::tls::faults;
+use rustls::client::ResolvesClientCert;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::crypto::{self, CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, Error, InconsistentKeys, RootCertStore,
+    SignatureScheme, SupportedProtocolVersion, version,
+};
+use tokio_rustls::TlsConnector;
+use zeroize::Zeroizing;
+
+use super::certificate::{Authorities, Given, Judgement};
+use super::reach::Stream;
+use super::trouble::Trouble;
+use crate::cli::Doctor;
+use crate::commands::pki::certificate::Certificate;
+
+/// Maximum size of a PEM file, in bytes: four times that of a system's CA bundle.
+const MAX_PEM: u64 = 1024 * 1024;
+
+/// This client's own files: CAs to verify the server with, and a certificate to present.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Own {
+    pub(crate) authorities: Option<Arc<Authorities>>,
+    pub(crate) certificate: Option<Arc<CertifiedKey>>,
+}
+
+/// A file that can't be used, and the reason.
+#[derive(Debug)]
+pub(crate) struct Unusable {
+    pub(crate) path: PathBuf,
+    pub(crate) why: String,
+}
+
+/// Reads the files that were named. In a folder, the client's certificate is optional. Options take
+/// precedence over the folder in a URI.
+pub(super) fn load(options: &Doctor, of_uri: Option<&Path>) -> Result<Own, Unusable> {
+    let of_uri = of_uri.filter(|_| options.tls_ca.is_none());
+    let Some(folder) = options.tls_dir.as_deref().or(of_uri) else {
+        let authorities = options.tls_ca.as_deref().map(authorities).transpose()?;
+        let pair = options.tls_cert.as_deref().zip(options.tls_key.as_deref());
+        let certificate = pair.map(|(chain, key)| certified(chain, key)).transpose()?;
+        return Ok(Own { authorities, certificate });
+    };
+    let file = |name: &str| folder.join(name);
+    let [chain, key] = ["client-cert.pem", "client-key.pem"].map(file);
+    let certificate =
+        if chain.exists() || key.exists() { Some(certified(&chain, &key)?) } else { None };
+    Ok(Own { authorities: Some(authorities(&file("ca-cert.pem"))?), certificate })
+}
+
+fn authorities(path: &Path) -> Result<Arc<Authorities>, Unusable> {
+    let certificates = certificates(path)?;
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(certificates.iter().cloned());
+    if added == 0 {
+        return Err(unusable(path, "no certificate in it can vouch for a server"));
+    }
+    let given = certificates.into_iter().filter_map(|der| {
+        let (is_authority, fault) =
+            (faults::is_authority(&der), faults::certificate_fault(&der, true));
+        let subject = Certificate::from_der(der).ok()?.subject.to_string();
+        Some(Given { subject, is_authority, fault })
+    });
+    Ok(Arc::new(Authorities { roots, given: given.collect(), path: path.to_owned() }))
+}
+
+fn certified(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Unusable> {
+    let certificates = certificates(chain)?;
+    let pem = read(key)?;
+    check_file(key, &pem)?;
+    let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        unusable(
+            key,
+            "there is no private key in it, or it is encrypted: write it without a pass phrase",
+        )
+    })?;
+    let signing = any_supported_type(&der).map_err(|error| {
+        unusable(key, &faults::key_fault(&der).unwrap_or_else(|| error.to_string()))
+    })?;
+    let position = signing.public_key().and_then(|it| faults::position_of_key(&certificates, &it));
+    if let Some(position) = position.filter(|position| *position > 0) {
+        let number = position + 1;
+        let why =
+            format!("the client's own certificate has to be the first in it, not number {number}");
+        return Err(unusable(chain, &why));
+    }
+    let fault = certificates.first().and_then(|own| faults::certificate_fault(own, false));
+    if let Some(fault) = fault {
+        return Err(unusable(chain, &fault));
+    }
+    let certified = CertifiedKey::new(certificates, signing);
+    match certified.keys_match() {
+        // If it can't be checked here, the server will check it.
+        Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Arc::new(certified)),
+        Err(Error::InconsistentKeys(_)) => {
+            let chain = chain.display();
+            Err(unusable(key, &format!("this key doesn't belong to the certificate in {chain}")))
+        }
+        Err(other) => Err(unusable(chain, &other.to_string())),
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+    let pem = read(path)?;
+    check_file(path, &pem)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(unusable(path, "there is no \"BEGIN CERTIFICATE\" block in it")),
+        Err(error) => Err(unusable(path, &error.to_string())),
+    }
+}
+
+fn check_file(path: &Path, content: &[u8]) -> Result<(), Unusable> {
+    faults::file_fault(content).map_or(Ok(()), |fault| Err(unusable(path, fault)))
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unusable> {
+    let mut content = Zeroizing::new(Vec::new());
+    let read = File::open(path).and_then(|file| {
+        if file.metadata()?.len() > MAX_PEM {
+            return Err(io::Error::other("it has more than 1 MiB"));
+        }
+        file.take(MAX_PEM).read_to_end(&mut content)
+    });
+    read.map(|_| content).map_err(|error| unusable(path, &error.to_string()))
+}
+
+fn unusable(path: &Path, why: &str) -> Unusable {
+    Unusable { path: path.to_owned(), why: why.to_owned() }
+}
+
+fn provider() -> CryptoProvider {
+    aws_lc_rs::default_provider()
+}
+
+/// Negotiated TLS parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Agreed {
+    pub(crate) version: String,
+    pub(crate) cipher: String,
+    pub(crate) exchange: String,
+}
+
+/// Record of a handshake, as far as it got: the server's certificates, and its request for one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Shown {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) asks_for_certificate: bool,
+}
+
+pub(super) const BOTH: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
+pub(super) const OLD: &[&SupportedProtocolVersion] = &[&version::TLS12];
+
+/// Performs the handshake. The record is complete even if the handshake fails.
+pub(super) async fn handshake(
+    stream: Stream,
+    name: ServerName<'static>,
+    own: &Own,
+    versions: &[&'static SupportedProtocolVersion],
+) -> (Result<(Stream, Agreed), Trouble>, Shown) {
+    let recorder = Arc::new(Recorder { own: own.clone(), shown: Mutex::default() });
+    let agreed = match config(&recorder, versions) {
+        Ok(config) => TlsConnector::from(Arc::new(config)).connect(name, stream).await,
+        Err(error) => Err(io::Error::other(error)),
+    };
+    let agreed = agreed.map_err(|error| Trouble::of_io(&error)).map(|stream| {
+        let agreed = agreed_on(stream.get_ref().1);
+        (Box::new(stream) as Stream, agreed)
+    });
+    let shown = recorder.shown().clone();
+    (agreed, shown)
+}
+
+fn config(
+    recorder: &Arc<Recorder>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<ClientConfig, Error> {
+    let verifier: Arc<dyn ServerCertVerifier> = Arc::<Recorder>::clone(recorder);
+    let resolver: Arc<dyn ResolvesClientCert> = Arc::<Recorder>::clone(recorder);
+    Ok(ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(versions)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_cert_resolver(resolver))
+}
+
+/// Returns the ClientHello of a TLS client, to probe a silent server with.
+pub(super) fn hello() -> Option<Vec<u8>> {
+    let recorder = Arc::new(Recorder { own: Own::default(), shown: Mutex::default() });
+    let config = Arc::new(config(&recorder, BOTH).ok()?);
+    let name = ServerName::try_from("localhost").ok()?;
+    let mut hello = Vec::new();
+    ClientConnection::new(config, name).ok()?.write_tls(&mut hello).ok()?;
+    Some(hello)
+}
+
+fn agreed_on(session: &ClientConnection) -> Agreed {
+    let version = match session.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2".to_owned(),
+        Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3".to_owned(),
+        other => format!("{other:?}"),
+    };
+    let cipher = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
+    let exchange =
+        session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
+    Agreed { version, cipher: cipher.unwrap_or_default(), exchange: exchange.unwrap_or_default() }
+}
+
+/// Certificate verifier that records what the server presents and asks for. Without CAs it accepts
+/// any server; the report then warns that nothing was verified.
+#[derive(Debug)]
+struct Recorder {
+    own: Own,
+    shown: Mutex<Shown>,
+}
+
+impl Recorder {
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ServerCertVerifier for Recorder {
+    fn verify_server_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chain: Vec<CertificateDer<'static>> =
+            std::iter::once(own).chain(others).map(|it| it.clone().into_owned()).collect();
+        self.shown().chain.clone_from(&chain);
+        Judgement::of(&chain, self.own.authorities.as_deref(), name, now)?
+            .verdict()
+            .map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        crypto::verify_tls12_signature(message, own, signature, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        crypto::verify_tls13_signature(message, own, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ResolvesClientCert for Recorder {
+    fn resolve(
+        &self,
+        _authorities: &[&[u8]],
+        _schemes: &[SignatureScheme],
+    ) -> Option<Arc<CertifiedKey>> {
+        self.shown().asks_for_certificate = true;
+        self.own.certificate.clone()
+    }
+
+    /// Returns true even without a certificate, so that a request for one is noticed.
+    fn has_certs(&self) -> bool {
+        true
+    }
+}

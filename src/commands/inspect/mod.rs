@@ -1,0 +1,52 @@
+//! `hexz-nbd inspect`: reports the contents of an archive, from its header and index.
+
+mod json;
+mod text;
+
+use std::process::ExitCode;
+
+use hexz_reader::OpenOptions;
+use hexz_reader::facts::{Facts, PackedFile};
+use nbd_telemetry::escape;
+
+use crate::cli::Inspect;
+use crate::commands::output;
+use crate::failure::Failure;
+use crate::service::archives;
+
+/// Exit code if something is wrong with the archive.
+const FAULTY: u8 = 1;
+/// Exit code if the archive can't be opened.
+const UNOPENED: u8 = 3;
+
+/// Inspects an archive and prints the findings.
+pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
+    let opening = options.opening();
+    let open = OpenOptions {
+        parent_dirs: opening.parent_dir.clone(),
+        parents_anywhere: opening.allow_parent_anywhere,
+        ..archives::trust(&opening)?
+    };
+    // Bounded, because the manifest is.
+    let mut files: Vec<PackedFile> = Vec::new();
+    let looked = Facts::of_file(&options.archive, &open, |file| {
+        if options.files {
+            files.push(file);
+        }
+    });
+    let facts = match looked {
+        Ok(facts) => facts,
+        Err(error) => {
+            tracing::error!("{error}");
+            return Ok(ExitCode::from(UNOPENED));
+        }
+    };
+    let said = if options.json {
+        let object = json::object(&facts, options.files.then_some(files.as_slice()));
+        format!("{}\n", escape::json(&format!("{object:#}")))
+    } else {
+        text::page(&facts, &files)
+    };
+    output::print(said)?;
+    Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAULTY) })
+}

@@ -1,0 +1,146 @@
+//! `hexz-nbd verify`: checks archives one after another, and reports what can't be read.
+
+mod meter;
+mod report;
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hexz_reader::{OpenOptions, Progress, Snapshot, StreamKind};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
+
+use crate::cli::Verify;
+use crate::failure::Failure;
+use crate::service::archives;
+use meter::Meter;
+use report::Report;
+
+/// Exit code if there are faults.
+const FAULTY: u8 = 1;
+/// Exit code if an archive can't be opened.
+const UNOPENED: u8 = 3;
+
+/// Time in which blocks that are being decoded may finish after a signal.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Outcome of checking an archive.
+enum Outcome {
+    /// Completed check, with the minimum for the exit code.
+    Checked(u8),
+    /// Check ended by a signal, with the exit code of the program.
+    Stopped(u8),
+}
+
+/// Checks the named archives, one after another.
+pub(crate) fn run(options: &Verify) -> Result<ExitCode, Failure> {
+    let open = archives::options(&options.opening)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = runtime.block_on(async {
+        let mut signals = Signals::new()?;
+        let mut code = 0;
+        for path in &options.archives {
+            match check(path, &open, options, &mut signals).await? {
+                Outcome::Checked(at_least) => code = code.max(at_least),
+                Outcome::Stopped(code) => return Ok(code),
+            }
+        }
+        Ok(code)
+    });
+    // A thread that hangs in a read from a dead file system must not delay the exit.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    ended.map(ExitCode::from)
+}
+
+async fn check(
+    path: &Path,
+    open: &OpenOptions,
+    options: &Verify,
+    signals: &mut Signals,
+) -> Result<Outcome, Failure> {
+    let report = Report::new(path, options.json);
+    let (owned, open) = (path.to_owned(), open.clone());
+    let opened = tokio::select! {
+        opened = spawn_blocking(move || Snapshot::open(&owned, &open)) => opened,
+        code = signals.next() => {
+            tracing::warn!("{}: told to end while it was opened", report::name(path));
+            return Ok(Outcome::Stopped(code));
+        }
+    };
+    let snapshot = match opened.map_err(io::Error::other)? {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            tracing::error!("{error}");
+            report.unopened(&error).map_err(Failure::Output)?;
+            return Ok(Outcome::Checked(UNOPENED));
+        }
+    };
+
+    let size = snapshot.size(StreamKind::Main).saturating_add(snapshot.size(StreamKind::Auxiliary));
+    let meter = Arc::new(Meter::new(path, size, options.no_progress));
+    let progress = Arc::new(Progress::default());
+    let began = Instant::now();
+    let mut work = spawn_blocking({
+        let (meter, progress, threads) =
+            (Arc::clone(&meter), Arc::clone(&progress), options.threads());
+        move || {
+            let mut printed = Ok(());
+            let summary = snapshot.verify(threads, &progress, |fault| {
+                let now = meter.aside(|| report.fault(&fault));
+                if now.is_err() {
+                    printed = now;
+                    progress.stop();
+                }
+            });
+            (summary, report, printed)
+        }
+    });
+    let mut ticks = tokio::time::interval(meter::INTERVAL);
+    let stopped = loop {
+        tokio::select! {
+            done = &mut work => break (Ok(done), None),
+            code = signals.next() => {
+                progress.stop();
+                break (tokio::time::timeout(PATIENCE, &mut work).await, Some(code));
+            }
+            _ = ticks.tick() => meter.show(&progress),
+        }
+    };
+    meter.finish();
+    let (done, stopped) = stopped;
+    let Ok(done) = done else {
+        tracing::warn!("{}: told to end, but a read of it hangs", report::name(path));
+        return Ok(Outcome::Stopped(stopped.unwrap_or_default()));
+    };
+    let (summary, report, printed) = done.map_err(io::Error::other)?;
+    printed.map_err(Failure::Output)?;
+    report.summary(&summary, size, began.elapsed()).map_err(Failure::Output)?;
+    let code = if summary.faults > 0 { FAULTY } else { 0 };
+    Ok(stopped.map_or(Outcome::Checked(code), Outcome::Stopped))
+}
+
+/// Signals that end the program early.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for a signal, and returns its exit code as in shells: 128 plus its number.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Loads the password, keys and digests that options name, and opens archives with them.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hexz_exports::{Catalog, SnapshotExport};
+use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
+use nbd_server::Export;
+use nbd_telemetry::escape;
+
+use crate::cli::{Opening, Snapshots};
+use crate::failure::Failure;
+use crate::service::password;
+
+/// Maximum length of a key file, in bytes.
+const MAX_KEY: u64 = 64 * 1024;
+/// Maximum length of a list of digests, in bytes; enough for some 100,000 archives.
+const MAX_LIST: u64 = 16 * 1024 * 1024;
+
+/// Reason for which a key or a digest can't be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TrustError {
+    #[error("can't use the key {:?} of --verify-key: {error}", escape::name(.name))]
+    Key { name: OsString, error: VerifyKeyError },
+    #[error("can't read the key {:?} of --verify-key: {error}", escape::name(.name))]
+    KeyFile { name: OsString, error: io::Error },
+    #[error("can't use {:?} of --digest: {error}", escape::name(.name))]
+    Digest { name: OsString, error: DigestsError },
+    #[error(
+        "can't read the list {:?} of --digest: {error}. (A single digest is \
+         NAME=BLAKE3, with 64 hexadecimal digits)",
+        escape::name(.name)
+    )]
+    DigestFile { name: OsString, error: io::Error },
+}
+
+/// Returns the options with which archives are opened.
+pub(crate) fn options(opening: &Opening) -> Result<OpenOptions, Failure> {
+    let password = password::find(opening.password_file.as_deref())?;
+    Ok(with_password(opening, password)?)
+}
+
+/// Returns the same options, with a password that has already been loaded.
+pub(crate) fn with_password(
+    opening: &Opening,
+    password: Option<PasswordSource>,
+) -> Result<OpenOptions, TrustError> {
+    Ok(OpenOptions {
+        parent_dirs: opening.parent_dir.clone(),
+        parents_anywhere: opening.allow_parent_anywhere,
+        password,
+        raw: opening.raw,
+        max_key_iterations: opening.max_key_iterations,
+        reference_choices: Arc::from(opening.resolve_references.as_slice()),
+        zero_uncovered: opening.zero_uncovered,
+        ..trust(opening)?
+    })
+}
+
+/// Returns true if keys or digests restrict which archives may be opened.
+pub(crate) fn has_trust(opening: &Opening) -> bool {
+    !opening.verify_key.is_empty() || !opening.digest.is_empty()
+}
+
+/// Loads the keys and digests that archives are verified with; the other options keep their
+/// defaults.
+pub(crate) fn trust(opening: &Opening) -> Result<OpenOptions, TrustError> {
+    let keys: Result<Vec<_>, TrustError> =
+        opening.verify_key.iter().map(|key| load_key(key)).collect();
+    Ok(OpenOptions {
+        verify_keys: Arc::from(keys?),
+        digests: load_digests(opening)?.map(Arc::new),
+        ..OpenOptions::default()
+    })
+}
+
+/// Returns the arguments of the key and digest options that name files.
+pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
+    let is_key =
+        |text: &&OsString| text.to_str().is_none_or(|text| text.parse::<VerifyKey>().is_err());
+    let keys = opening.verify_key.iter().filter(is_key);
+    let lists = opening.digest.iter().filter(|text| !Digests::is_pin(text));
+    keys.chain(lists).map(PathBuf::from).collect()
+}
+
+/// Opens the named archives, and returns a description of what will be served.
+pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<String, Failure> {
+    let (exports, mut failed) = catalog.open_named().await;
+    let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
+    let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
+    for error in failed {
+        tracing::error!("left out: {error}");
+    }
+    if let Some(error) = fatal {
+        return Err(error.into());
+    }
+    if let Some(name) = options.default_export()
+        && !catalog.has(name).await
+    {
+        tracing::warn!("the default export {:?} isn't there (yet)", escape::name(name));
+    }
+    exports.iter().for_each(note_odd_size);
+    let named = exports
+        .iter()
+        .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
+    catalog.look_into_folder().await?;
+    let folder = options.export_dir();
+    let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
+    Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
+}
+
+fn note_odd_size(export: &SnapshotExport) {
+    const SECTOR: u64 = 512;
+    if !export.size().is_multiple_of(SECTOR) {
+        tracing::warn!(
+            "{} has {} bytes, which is no multiple of 512: some clients, the Linux kernel's \
+             among them, won't see its last {} bytes",
+            escape::name(export.name()),
+            export.size(),
+            export.size() % SECTOR,
+        );
+    }
+}
+
+/// Parses a key from its hexadecimal digits, or reads it from a file.
+fn load_key(text: &OsStr) -> Result<VerifyKey, TrustError> {
+    let name = || text.to_owned();
+    if let Some(key) = text.to_str().and_then(|text| text.parse().ok()) {
+        return Ok(key);
+    }
+    let content = read(Path::new(text), MAX_KEY)
+        .map_err(|error| TrustError::KeyFile { name: name(), error })?;
+    VerifyKey::from_file_content(&content).map_err(|error| TrustError::Key { name: name(), error })
+}
+
+fn load_digests(opening: &Opening) -> Result<Option<Digests>, TrustError> {
+    if opening.digest.is_empty() {
+        return Ok(None);
+    }
+    let mut digests = Digests::default();
+    for text in &opening.digest {
+        let name = || text.to_owned();
+        let added = if Digests::is_pin(text) {
+            digests.add_pin(text)
+        } else {
+            let list = read(Path::new(text), MAX_LIST)
+                .map_err(|error| TrustError::DigestFile { name: name(), error })?;
+            digests.add_list(&list)
+        };
+        added.map_err(|error| TrustError::Digest { name: name(), error })?;
+    }
+    Ok(Some(digests))
+}
+
+fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::open(path)?.take(limit + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > limit {
+        let message = format!("it has more than {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(content)
+}

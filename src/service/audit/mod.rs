@@ -1,0 +1,101 @@
+//! Manages the audit of one run: opened before the sandbox is entered, started after that, and
+//! finished last.
+
+#[cfg(test)]
+mod documented;
+mod line;
+mod queue;
+mod recorder;
+mod target;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nbd_gateway::audit::{Audit, Event, Stop, Text};
+
+use recorder::{Recorder, StartError};
+pub(crate) use target::Target;
+use target::TargetError;
+
+use crate::monitor::AuditReport;
+
+use crate::cli::{AuditOptions, Where};
+
+/// Minimum time to write queued events when the program ends.
+const AT_LEAST: Duration = Duration::from_secs(1);
+
+/// Reason for which auditing can't start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuditError {
+    #[error("can't use --audit: {0}")]
+    Target(#[from] TargetError),
+    #[error("--audit - and --stdio both want the standard output: name a file")]
+    Taken,
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Handle of the recorder, if auditing is enabled.
+#[derive(Debug, Clone)]
+pub(crate) struct Record(Option<Arc<Recorder>>);
+
+/// Opens the target of the audit.
+pub(crate) fn open(options: &AuditOptions, stdio: bool) -> Result<Option<Target>, AuditError> {
+    Ok(match options.place() {
+        None => None,
+        Some(Where::StandardOutput) if stdio => return Err(AuditError::Taken),
+        Some(Where::StandardOutput) => Some(Target::standard_output()?),
+        Some(Where::File(path)) => Some(Target::open(path)?),
+    })
+}
+
+/// Checks that the target could be opened.
+pub(crate) fn check(options: &AuditOptions, stdio: bool) -> Result<(), AuditError> {
+    match options.place() {
+        Some(Where::StandardOutput) if stdio => Err(AuditError::Taken),
+        Some(Where::File(path)) => Ok(Target::check(path)?),
+        None | Some(Where::StandardOutput) => Ok(()),
+    }
+}
+
+impl Record {
+    /// Starts the thread that writes events.
+    pub(crate) fn start(target: Option<Target>) -> Result<Self, AuditError> {
+        Ok(Self(target.map(Recorder::start).transpose()?))
+    }
+
+    /// Returns the handle for reporting events.
+    pub(crate) fn audit(&self) -> Audit {
+        match &self.0 {
+            Some(recorder) => Audit::to(Arc::clone(recorder) as Arc<_>),
+            None => Audit::none(),
+        }
+    }
+
+    /// Reopens the file, for log rotation.
+    pub(crate) fn reopen(&self) {
+        if let Some(recorder) = &self.0 {
+            recorder.reopen();
+        }
+    }
+
+    /// Returns a function that reads the event counters, if auditing is enabled.
+    pub(crate) fn counts(&self) -> Option<impl Fn() -> AuditReport + Send + Sync + use<>> {
+        let recorder = self.0.clone()?;
+        Some(move || AuditReport { written: recorder.written(), lost: recorder.lost() })
+    }
+
+    /// Records the end of the program, and writes all queued events, until `until` at the latest
+    /// but for at least [`AT_LEAST`].
+    pub(crate) fn finish(self, failure: Option<Text>, until: Instant) {
+        let how = if failure.is_some() { "failed" } else { "told" };
+        self.audit().tell(|| Event::Stop(Stop { how: how.into(), why: failure }));
+        let Some(recorder) = self.0 else { return };
+        let left = until.saturating_duration_since(Instant::now()).max(AT_LEAST);
+        let unwritten = recorder.finish(left);
+        let lost = recorder.lost();
+        if unwritten > 0 || lost > 0 {
+            tracing::error!(unwritten, lost, "audit: not all events are written");
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! Reloads the policy and the exports while sessions continue.
+
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::signal::SigSet;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::{JoinSet, spawn_blocking};
+
+use hexz_exports::Catalog;
+use hexz_reader::OpenOptions;
+use hexz_reader::storage::FileStamp;
+use nbd_gateway::audit::{Event, Reload, ReloadFailed, Text};
+use nbd_gateway::config::Config;
+use nbd_gateway::tls::ServerTls;
+use nbd_gateway::{Control, Policy};
+use nbd_sandbox::{Confines, Plan};
+
+use crate::cli::{Changeable, Opening, Snapshots};
+use crate::failure::Failure;
+use crate::service::audit::Record;
+use crate::service::notify::Service;
+use crate::service::{access, archives, password};
+use crate::settings::{Again, Fixed, Source};
+
+/// Interval at which watched files are polled.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Maximum number of polls after a change before the files are read. A writer that doesn't stop
+/// can't delay the reload for longer.
+const MAX_LOOKS: u32 = 5;
+
+/// Blocks SIGHUP until its handler is installed. It would end the program otherwise, and the
+/// startup can take as long as hashing an archive. Threads inherit the signal mask, so this must
+/// be called while there is only one.
+pub(crate) fn hold_hangups() -> io::Result<()> {
+    Ok(hangups().thread_block()?)
+}
+
+/// Returns the stream of SIGHUP signals, including a pending one that was blocked. Must be called
+/// on the thread that blocks it.
+pub(crate) fn hangup() -> io::Result<Signal> {
+    let signal = signal(SignalKind::hangup())?;
+    hangups().thread_unblock()?;
+    Ok(signal)
+}
+
+fn hangups() -> SigSet {
+    SigSet::from(nix::sys::signal::Signal::SIGHUP)
+}
+
+/// Stamps of the files that a reload reads; `None` for files that don't exist.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stamps {
+    config: Option<FileStamp>,
+    others: Vec<(PathBuf, Option<FileStamp>)>,
+}
+
+impl Stamps {
+    /// Takes the stamps of the files that `options` name. The stamp of the configuration file
+    /// must have been taken before it was read.
+    pub(crate) fn of(config: Option<FileStamp>, options: &Changeable) -> Self {
+        Self::with(config, options.policy_files().into_iter())
+    }
+
+    /// Takes the stamps of the same files again; `config` is the configuration file.
+    fn again(self, config: Option<&Path>) -> Self {
+        let config = config.and_then(FileStamp::of);
+        Self::with(config, self.others.into_iter().map(|(path, _)| path))
+    }
+
+    fn with(config: Option<FileStamp>, others: impl Iterator<Item = PathBuf>) -> Self {
+        let others = others.map(|path| {
+            let stamp = FileStamp::of(&path);
+            (path, stamp)
+        });
+        Self { config, others: others.collect() }
+    }
+}
+
+/// State for reloading the files on a signal, or when they have changed.
+#[derive(Debug)]
+pub(crate) struct Reloading {
+    pub(crate) source: Source,
+    /// Path of the configuration file, if there is one.
+    pub(crate) file: Option<PathBuf>,
+    /// Options that can't change while the program runs.
+    pub(crate) fixed: Fixed,
+    pub(crate) config: Config,
+    pub(crate) confines: Confines,
+    pub(crate) control: Control<Catalog>,
+    /// Service manager to notify.
+    pub(crate) service: Arc<Service>,
+    /// Stamps of the files from before they were read.
+    pub(crate) seen: Stamps,
+    /// True if the gateway listens on loopback only, since the rules admitted no other clients at
+    /// startup.
+    pub(crate) on_loopback: bool,
+    pub(crate) in_force: InForce,
+    /// Audit whose file is reopened.
+    pub(crate) record: Record,
+}
+
+/// TLS settings and exports that are active.
+#[derive(Debug, Clone)]
+pub(crate) struct InForce {
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) served: Served,
+}
+
+/// Options from which the served exports were built. They lag behind the current options while
+/// archives are being opened, and for as long as that fails.
+#[derive(Debug, Clone)]
+pub(crate) struct Served(Arc<Mutex<Made>>);
+
+#[derive(Debug)]
+struct Made {
+    of: Snapshots,
+    /// Number of policies that have been activated since startup.
+    policies: u64,
+}
+
+impl Served {
+    pub(crate) fn new(snapshots: Snapshots) -> Self {
+        Self(Arc::new(Mutex::new(Made { of: snapshots, policies: 0 })))
+    }
+
+    /// Returns the served catalog, and the options from which it was built.
+    fn look(&self, control: &Control<Catalog>) -> (Arc<Catalog>, Snapshots) {
+        let made = self.lock();
+        (control.exports(), made.of.clone())
+    }
+
+    /// Activates a policy that belongs to exports built from `snapshots`. Returns the number of
+    /// connections dropped, and the number of the policy.
+    fn judge(
+        &self,
+        control: &Control<Catalog>,
+        policy: Policy,
+        snapshots: &Snapshots,
+    ) -> (usize, u64) {
+        let mut made = self.lock();
+        made.policies += 1;
+        let dropped = if made.of == *snapshots {
+            control.replace(policy)
+        } else {
+            control.replace_early(policy)
+        };
+        (dropped, made.policies)
+    }
+
+    /// Serves the exports that belong to the policy number `policy`, unless a newer policy is
+    /// active. Returns true if they are served.
+    fn replace(
+        &self,
+        control: &Control<Catalog>,
+        policy: u64,
+        catalog: Arc<Catalog>,
+        snapshots: Snapshots,
+    ) -> bool {
+        let mut made = self.lock();
+        let is_wanted = made.policies == policy;
+        if is_wanted {
+            control.serve(catalog);
+            made.of = snapshots;
+        }
+        is_wanted
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Made> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Outcome of reading everything again.
+struct Renewed {
+    snapshots: Snapshots,
+    policy: Policy,
+    catalog: Catalog,
+    /// Consequence for the other archives if one can't be served; part of the error message.
+    and_so: &'static str,
+    /// Options that have changed in the file, but only take effect after a restart.
+    takes_a_restart: Vec<String>,
+}
+
+impl Reloading {
+    /// Reloads on each signal, and, if `watch` is set, when files have changed.
+    pub(crate) async fn on_signal(mut self, mut hangup: Signal, watch: bool) {
+        // Archives are opened in the background. A revoked client must not stay for as long as it
+        // takes to hash an archive, or forever if one can't be opened; nor must the next signal
+        // wait for that.
+        let mut archives: JoinSet<()> = JoinSet::new();
+        loop {
+            tokio::select! {
+                received = hangup.recv() => {
+                    if received.is_none() {
+                        return;
+                    }
+                    self.record.reopen();
+                }
+                () = self.changed(), if watch => {}
+            }
+            self.service.reloading().await;
+            self.seen = self.stamps().await;
+            let reloaded = self.reload().await;
+            let (to, look) = reloaded.unzip();
+            self.service.reloaded(to).await;
+            if let Some(look) = look {
+                archives.shutdown().await;
+                archives.spawn(look);
+            }
+        }
+    }
+
+    /// Waits until the files have changed, and then until they stop changing: related files are
+    /// replaced one after another, and must match.
+    async fn changed(&self) {
+        let mut last = self.seen.clone();
+        let mut looks = 0;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = self.stamps().await;
+            looks = if now == self.seen { 0 } else { looks + 1 };
+            if (now == last && now != self.seen) || looks >= MAX_LOOKS {
+                return;
+            }
+            last = now;
+        }
+    }
+
+    /// Takes the current stamps of the files, without blocking the runtime.
+    async fn stamps(&self) -> Stamps {
+        let (file, seen) = (self.file.clone(), self.seen.clone());
+        spawn_blocking(move || seen.again(file.as_deref())).await.unwrap_or_default()
+    }
+
+    /// Activates a new policy. Returns a description of the clients that it admits, and a future
+    /// that opens the archives. `None` if the reload failed.
+    async fn reload(&mut self) -> Option<(String, impl Future<Output = ()> + Send + use<>)> {
+        let reading = Reading {
+            source: self.source.clone(),
+            file: self.file.clone(),
+            fixed: self.fixed.clone(),
+            config: self.config.clone(),
+            confines: self.confines.clone(),
+            tls: self.in_force.tls.clone(),
+            served: self.in_force.served.look(&self.control),
+        };
+        let read = spawn_blocking(move || {
+            let mut seen = None;
+            (reading.read(&mut seen), seen)
+        });
+        let (read, seen) = match read.await {
+            Ok(read) => read,
+            Err(error) => return self.keep(&error),
+        };
+        // Also after a failure: the fix may be in a file that wasn't watched before.
+        if let Some(seen) = seen {
+            self.seen = seen;
+        }
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => return self.keep(&error),
+        };
+        let Renewed { snapshots, policy, catalog, and_so, takes_a_restart } = read;
+        if !takes_a_restart.is_empty() {
+            tracing::warn!("takes a restart: {}", takes_a_restart.join(", "));
+        }
+        if self.on_loopback && !policy.rules.is_local_only() {
+            tracing::warn!(
+                "others may connect now, but only loopback is listened on since the start: give \
+                 --listen, or start anew",
+            );
+        }
+        self.in_force.tls.clone_from(&policy.tls);
+        let (open_to, to) = (policy.rules.to_string(), access::to_whom(&policy));
+        let served = &self.in_force.served;
+        let (dropped, turn) = served.judge(&self.control, policy, &snapshots);
+        tracing::info!(dropped, "reloaded: open to {open_to}");
+        let policy = self.control.policy();
+        let open_to = open_to.into();
+        self.config.audit.tell(|| Event::Reload(Reload { policy, open_to, dropped }));
+        let looking = Looking {
+            control: self.control.clone(),
+            served: self.in_force.served.clone(),
+            turn,
+            service: Arc::clone(&self.service),
+            catalog,
+            snapshots,
+            and_so,
+        };
+        Some((to, looking.look()))
+    }
+
+    fn keep<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
+        tracing::error!("not reloaded, everything stays as it was: {error}");
+        self.control.note_failed_reload(&error.to_string());
+        self.config.audit.tell(|| Event::ReloadFailed(ReloadFailed { why: Text::of(error) }));
+        None
+    }
+}
+
+/// Inputs for reading everything again on a blocking thread.
+struct Reading {
+    source: Source,
+    file: Option<PathBuf>,
+    fixed: Fixed,
+    config: Config,
+    confines: Confines,
+    tls: Option<ServerTls>,
+    served: (Arc<Catalog>, Snapshots),
+}
+
+impl Reading {
+    /// Reads everything, and checks that it is consistent and can be applied at run time. Sets
+    /// `seen` to the stamps from before the files were read, as soon as it is known which files
+    /// these are.
+    fn read(&self, seen: &mut Option<Stamps>) -> Result<Renewed, Failure> {
+        // Opening a pipe waits for a writer, which may never come.
+        no_pipe(&self.file)?;
+        let Again { options, stamp, fixed } = self.source.read_again()?;
+        *seen = Some(Stamps::of(stamp, &options));
+        let takes_a_restart = self.fixed.differing(&fixed);
+        let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
+        // Existing connections could continue unencrypted after TLS has been required.
+        if options.tls.files().is_some() != self.tls.is_some() {
+            return Err(Failure::TlsSwitched);
+        }
+        let closed = self.confines.closed(&options.add_to(Plan::default()));
+        if !closed.is_empty() {
+            return Err(Failure::OutsideSandbox(closed));
+        }
+        no_pipe(&options.policy_files())?;
+        let policy = access::read(&options, &self.config, self.tls.as_ref())?;
+        let catalog = self.catalog(&options.snapshots)?;
+        let and_so = match options.snapshots == self.served.1 {
+            false => {
+                ", so what is served stays as it was, for those who might open it before and \
+                 still may"
+            }
+            true if archives::has_trust(&options.snapshots.opening) => {
+                ", so keys and digests stay as they were"
+            }
+            true => "",
+        };
+        Ok(Renewed { snapshots: options.snapshots, policy, catalog, and_so, takes_a_restart })
+    }
+
+    /// Builds the new catalog. Archives that are already open stay open, unless all must be
+    /// reopened.
+    fn catalog(&self, wanted: &Snapshots) -> Result<Catalog, Failure> {
+        let (exports, before) = &self.served;
+        let chosen = exports.choosing(wanted.choice())?;
+        Ok(match reopening(exports.options(), &before.opening, &wanted.opening)? {
+            Some(options) => chosen.opened_as(options),
+            None => chosen,
+        })
+    }
+}
+
+/// Returns the options with which all archives must be reopened; `None` if they needn't be. They
+/// must be if there are keys or digests, which may have changed in their files.
+fn reopening(
+    now: &OpenOptions,
+    before: &Opening,
+    wanted: &Opening,
+) -> Result<Option<OpenOptions>, Failure> {
+    if before == wanted && !archives::has_trust(wanted) {
+        return Ok(None);
+    }
+    // It is read from its source when needed; under `--user` it can't be read here.
+    let password = if before.password_file == wanted.password_file {
+        now.password.clone()
+    } else {
+        no_pipe(&wanted.password_file)?;
+        password::find(wanted.password_file.as_deref())?
+    };
+    Ok(Some(archives::with_password(wanted, password)?))
+}
+
+fn no_pipe<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failure> {
+    let is_pipe =
+        |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
+    match paths.into_iter().find(|path| is_pipe(path)) {
+        Some(pipe) => Err(Failure::Pipe(pipe.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Work that remains after a new policy has been activated.
+struct Looking {
+    control: Control<Catalog>,
+    served: Served,
+    /// Number of the policy that it belongs to.
+    turn: u64,
+    service: Arc<Service>,
+    catalog: Catalog,
+    snapshots: Snapshots,
+    and_so: &'static str,
+}
+
+impl Looking {
+    /// Opens archives that are new or have been replaced, so that problems are logged now and not
+    /// only when a client asks for them. The old exports are served until all of this has
+    /// succeeded.
+    async fn look(self) {
+        let catalog = Arc::new(self.catalog);
+        match archives::open(&catalog, &self.snapshots).await {
+            Ok(exports) => {
+                if self.served.replace(&self.control, self.turn, catalog, self.snapshots) {
+                    tracing::info!("served: {exports}");
+                    self.service.serves(exports);
+                }
+            }
+            Err(error) => {
+                let and_so = self.and_so;
+                tracing::error!("an archive can't be served{and_so}: {error}");
+            }
+        }
+    }
+}
