@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use hexz_exports::{CatalogError, FolderError};
 use hexz_reader::Error as SnapshotError;
@@ -15,13 +16,17 @@ use nbd_gateway::tls::TlsError;
 use nbd_sandbox::SandboxError;
 use nbd_telemetry::escape;
 
+use crate::commands::AskError;
 use crate::commands::output;
 use crate::commands::pki::PkiError;
-use crate::commands::top::AskError;
 use crate::service::archives::TrustError;
 use crate::service::audit::AuditError;
 use crate::service::password::PasswordError;
 use crate::settings::Refused;
+
+/// Exit code if the reader of the output has closed it, as with `| head`: the one that shells
+/// report for a program killed by SIGPIPE.
+const CLOSED_OUTPUT: u8 = 141;
 
 /// Error that ends the program.
 #[derive(Debug, thiserror::Error)]
@@ -94,8 +99,17 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// Logs the error, and returns the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        if self.is_closed_output() {
+            return ExitCode::from(CLOSED_OUTPUT);
+        }
+        tracing::error!("{self}");
+        ExitCode::from(self.exit_code())
+    }
+
     /// Returns true if the only error is that the reader of the output closed it.
-    pub(crate) fn is_closed_output(&self) -> bool {
+    fn is_closed_output(&self) -> bool {
         match self {
             Self::Output(error) | Self::Pki(PkiError::Output(error)) => output::is_closed(error),
             _ => false,

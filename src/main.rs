@@ -1,5 +1,31 @@
-//! Entry point of `hexz-nbd`: reads the settings, sets up logging, and runs the gateway or a
-//! command.
+//! `hexz-nbd`: serves Hexz snapshots read-only over NBD and TLS.
+//!
+//! `main` reads the settings ([`settings`], from the options that [`cli`] defines), starts
+//! logging, and runs one of the [`commands`] or the [`service`].
+//!
+//! # The path of a request
+//!
+//! 1. `nbd_gateway::listen` accepts a connection, on a socket that [`service::sockets`] bound or
+//!    took over from a service manager. With `--stdio`, the process inherits a connection.
+//! 2. `nbd_gateway::access` checks the address of the peer, or the one that a load balancer
+//!    reports. A connection that isn't admitted is closed before a byte is sent.
+//! 3. `nbd_gateway` assigns it a handshake permit and a deadline.
+//! 4. `nbd_server` sends the greeting, and handles STARTTLS if TLS is required. `nbd_gateway::tls`
+//!    performs the TLS handshake and authenticates the client. State from the plaintext phase is
+//!    discarded.
+//! 5. `nbd_server` negotiates: the client chooses one of the exports (`hexz_exports`) that the
+//!    rules let it open, and metadata contexts. The client is authorized again whenever rules or
+//!    certificates are reloaded ([`service`]) or have expired.
+//! 6. `nbd_server::transmit` validates requests, processes them concurrently, and sends the
+//!    replies.
+//! 7. `hexz_exports` looks up decoded blocks in the cache. On a miss, the block is decoded once,
+//!    however many clients ask for it, by a decoder thread. Decoding is scheduled fairly: the
+//!    client that has used the least time is next.
+//! 8. `hexz_reader` looks up the block's index entry, and checks, decrypts, decompresses and
+//!    verifies its stored bytes, in this archive or in a parent.
+//! 9. `hexz_reader::storage` reads the stored bytes.
+//!
+//! All steps maintain counters, which [`monitor`] exposes.
 
 mod cli;
 mod commands;
@@ -11,14 +37,12 @@ mod settings;
 
 use std::process::ExitCode;
 
-use crate::monitor::RecentErrors;
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
-use cli::{Cli, Command};
-use commands::{
-    check, check_config, completions, demo, digest, doctor, inspect, man, pki, top, verify,
-};
+use cli::Cli;
+use failure::Failure;
+use monitor::RecentErrors;
 use settings::Source;
 
 /// The allocator, jemalloc, configured in `.cargo/config.toml`. Thousands of blocks of all
@@ -26,10 +50,6 @@ use settings::Source;
 /// retains much of that memory.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// Exit code if the reader of the output has closed it, as with `| head`: the one that shells
-/// report for a program killed by SIGPIPE.
-const CLOSED_OUTPUT: u8 = 141;
 
 fn main() -> ExitCode {
     let source = Source::of_process();
@@ -45,29 +65,9 @@ fn main() -> ExitCode {
         tracing::warn!("{note}");
     }
     let ended = match &settings.cli.command {
-        Some(Command::Demo(options)) => demo::run(options).map(|()| ExitCode::SUCCESS),
-        Some(Command::Check(options)) => check::run(options),
-        Some(Command::Pki(options)) => {
-            pki::run(options).map(|()| ExitCode::SUCCESS).map_err(Into::into)
-        }
-        Some(Command::Verify(options)) => verify::run(options),
-        Some(Command::Doctor(options)) => doctor::run(options),
-        Some(Command::Inspect(options)) => inspect::run(options),
-        Some(Command::Digest(options)) => digest::run(options).map(|()| ExitCode::SUCCESS),
-        Some(Command::Top(options)) => top::run(options),
-        Some(Command::Man(options)) => man::run(options).map(|()| ExitCode::SUCCESS),
-        Some(Command::Completions(options)) => {
-            completions::run(options).map(|()| ExitCode::SUCCESS)
-        }
-        None if settings.cli.file.check_config => check_config::run(&settings),
+        Some(command) => commands::run(command),
+        None if settings.cli.file.check_config => commands::check_config::run(&settings),
         None => service::serve(source, settings, recent).map(|()| ExitCode::SUCCESS),
     };
-    match ended {
-        Ok(code) => code,
-        Err(failure) if failure.is_closed_output() => ExitCode::from(CLOSED_OUTPUT),
-        Err(failure) => {
-            tracing::error!("{failure}");
-            ExitCode::from(failure.exit_code())
-        }
-    }
+    ended.unwrap_or_else(Failure::report)
 }

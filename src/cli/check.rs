@@ -3,7 +3,7 @@
 use clap::Args;
 use nbd_gateway::access::{Facts, Identity, Known, Moment, Name, NameKind, Peer};
 
-use super::network::Access;
+use super::access::Access;
 use super::values::moment;
 
 #[derive(Debug, Args)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::server_target::Target;
 use super::values::duration;
-use crate::commands::doctor::target::Target;
 
 const MORE: &str = "\
 It connects as a client would, tries one thing after another, and says of whatever doesn't work

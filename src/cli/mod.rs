@@ -1,24 +1,27 @@
 //! The command line.
 //!
-//! The options for serving are grouped by topic: snapshots ([`snapshots`]), certificates ([`tls`]),
-//! access and addresses ([`network`]), limits and timeouts ([`limits`]), and privileges
-//! ([`sandbox`]). Options in [`Changeable`] are replaced on reload; all others are fixed at start.
+//! The options for serving are grouped by topic: [`archives`], certificates ([`tls`]), [`access`],
+//! [`sockets`], [`limits`] and timeouts, and privileges ([`sandbox`]). This module knows nothing of
+//! the rest of the program. Options in [`Changeable`] are replaced on reload; all others are fixed at start.
 
+mod access;
+mod archives;
 mod audit;
 pub(crate) mod check;
 mod doctor;
+mod host_name;
 mod inspect;
 mod limits;
 mod man;
 mod monitor;
-mod network;
-mod opening;
+mod monitor_endpoint;
 pub(crate) mod pki;
 mod sandbox;
-mod snapshots;
+pub(crate) mod server_target;
+mod sockets;
 mod tls;
 mod top;
-mod values;
+pub(crate) mod values;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -29,22 +32,24 @@ use hexz_exports::{BlockReader, Catalog, CatalogError};
 use hexz_reader::{IndexPages, OpenOptions};
 use nbd_gateway::audit::Audit;
 use nbd_gateway::config::Config;
-use nbd_gateway::listen::SocketRights;
+use nbd_gateway::listen::{ListenAddress, SocketRights};
 
+pub(crate) use access::Access;
+use archives::Reading;
+pub(crate) use archives::{Opening, Snapshots};
 pub(crate) use audit::{AuditOptions, Where};
 use check::Check;
 pub(crate) use doctor::Doctor;
+pub(crate) use host_name::HostName;
 pub(crate) use inspect::Inspect;
 use limits::Bounds;
 pub(crate) use man::{Completions, Man, Shell};
+pub(crate) use monitor::MonitorAt;
 use monitor::Monitoring;
-pub(crate) use network::Access;
-use network::Network;
-pub(crate) use opening::Opening;
+pub(crate) use monitor_endpoint::Place;
 use pki::Pki;
 use sandbox::Sandbox;
-use snapshots::Reading;
-pub(crate) use snapshots::Snapshots;
+use sockets::Network;
 pub(crate) use tls::Tls;
 pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Verify};
@@ -280,7 +285,7 @@ pub(crate) struct Serve {
     #[arg(long, help_heading = "Access")]
     watch: bool,
     #[command(flatten)]
-    sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
     #[command(flatten)]
     pub(crate) audit: AuditOptions,
     #[command(flatten)]
@@ -313,6 +318,11 @@ impl Serve {
     /// Returns true if the one connection on standard input and output is served.
     pub(crate) fn stdio(&self) -> bool {
         self.network.stdio
+    }
+
+    /// Returns the addresses to listen on.
+    pub(crate) fn listen(&self) -> &[ListenAddress] {
+        &self.network.listen
     }
 
     /// Returns the permissions of the Unix sockets that are created.

@@ -2,11 +2,15 @@
 
 use std::ffi::OsStr;
 
-use crate::monitor::{HostName, MONITOR_PORT};
 use clap::Args;
 use nbd_gateway::listen::{self, BindError, Bound, ListenAddress, SocketRights};
 
+use super::host_name::HostName;
 use super::values::{os_text, trimmed};
+
+/// Port that the documentation and `hexz-nbd top` assume for the monitor. Nothing listens there by
+/// default.
+pub(crate) const MONITOR_PORT: u16 = 10810;
 
 /// Address that the monitor listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,17 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rcgen::RevocationReason;
 
-use crate::commands::pki::PkiError;
-use crate::commands::pki::authority::KeyKind;
-use crate::commands::pki::certificate::Kind;
-use crate::commands::pki::names::{self, Name};
+use super::values::common_name;
 
 /// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;
-/// Default validity of a server's certificate. It suits a renewal once a year.
-const SERVER_DAYS: u32 = 397;
-/// Default validity of a client's certificate. Short, so that a forgotten client soon loses access.
-const CLIENT_DAYS: u32 = 90;
 /// Maximum number of names. More would make a certificate that is too large for TLS.
 const MAX_NAMES: usize = 100;
 
@@ -67,33 +60,33 @@ pub(crate) enum PkiCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Init {
     /// The CA's name [default: "hexz-nbd CA" and a number that no other CA has]
-    #[arg(long, value_parser = names::common_name)]
+    #[arg(long, value_parser = common_name)]
     pub(crate) name: Option<String>,
     /// How long the CA is valid
     #[arg(long, value_name = "N", default_value_t = CA_DAYS, value_parser = days())]
     pub(crate) days: u32,
     #[command(flatten)]
-    key: Key,
+    pub(crate) key: Key,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Issue {
     /// The names; the folder has the first
     #[arg(value_name = "NAME", required = true, num_args = 1..=MAX_NAMES)]
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// How long the certificate is valid, but no longer than the CA [default: 397 for a
     /// server, 90 for a client]
     #[arg(long, value_name = "N", value_parser = days())]
-    days: Option<u32>,
+    pub(crate) days: Option<u32>,
     #[command(flatten)]
-    key: Key,
+    pub(crate) key: Key,
 }
 
 #[derive(Debug, Args)]
-struct Key {
+pub(crate) struct Key {
     /// Make an Ed25519 key instead of one on the curve P-256
     #[arg(long)]
-    ed25519: bool,
+    pub(crate) ed25519: bool,
 }
 
 #[derive(Debug, Args)]
@@ -129,49 +122,6 @@ enum Reason {
     CessationOfOperation,
     /// It shall not come in any more
     PrivilegeWithdrawn,
-}
-
-impl Init {
-    pub(crate) fn key(&self) -> KeyKind {
-        self.key.kind()
-    }
-}
-
-impl Issue {
-    /// Parses the names for a certificate of this kind, and removes duplicates.
-    pub(crate) fn names(&self, kind: Kind) -> Result<Vec<Name>, PkiError> {
-        let parse = if kind == Kind::Server { Name::of_server } else { Name::of_client };
-        let mut names = Vec::new();
-        for text in &self.names {
-            let name = parse(text).map_err(|why| PkiError::Usage(format!("{text:?}: {why}")))?;
-            if !names.contains(&name) {
-                names.push(name);
-            }
-        }
-        let mut plain = names.iter().filter(|name| matches!(name, Name::Plain(_)));
-        if let (Some(first), Some(second)) = (plain.next(), plain.next()) {
-            return Err(PkiError::Usage(format!(
-                "a certificate has one common name, not both {:?} and {:?}",
-                first.to_string(),
-                second.to_string()
-            )));
-        }
-        Ok(names)
-    }
-
-    pub(crate) fn days(&self, kind: Kind) -> u32 {
-        self.days.unwrap_or(if kind == Kind::Server { SERVER_DAYS } else { CLIENT_DAYS })
-    }
-
-    pub(crate) fn key(&self) -> KeyKind {
-        self.key.kind()
-    }
-}
-
-impl Key {
-    fn kind(&self) -> KeyKind {
-        if self.ed25519 { KeyKind::Ed25519 } else { KeyKind::P256 }
-    }
 }
 
 impl Revoke {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::monitor_endpoint::Place;
 use super::values;
-use crate::commands::top::Place;
 
 const KEYS: &str = "\
 KEYS

@@ -8,12 +8,19 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use nbd_gateway::access::Moment;
+use nbd_telemetry::escape;
 
 /// Maximum of a count: more connections than a machine has ports for.
 const MOST: usize = 1_000_000;
 
 /// Maximum duration: longer than anyone waits, and short enough for clocks not to overflow.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// Maximum length of a common name, in characters (RFC 5280, `ub-common-name`).
+pub(crate) const MAX_COMMON_NAME: usize = 64;
+
+/// Maximum length of a name, in bytes: that of a SPIFFE ID.
+const MAX_NAME: usize = 2048;
 
 /// Parses one value of a comma-separated list, without the spaces in front of it.
 pub(super) fn trimmed<T: FromStr>(text: &str) -> Result<T, T::Err> {
@@ -72,4 +79,33 @@ pub(super) fn moment(text: &str) -> Result<Moment, String> {
     humantime::parse_rfc3339_weak(text)
         .map(Moment::from)
         .map_err(|_| "expected a time in UTC such as 2027-01-31T18:00:00Z".to_owned())
+}
+
+/// Validates a subject's common name, which may be any text.
+pub(crate) fn common_name(text: &str) -> Result<String, String> {
+    check_characters(text)?;
+    let length = text.chars().count();
+    if length > MAX_COMMON_NAME {
+        return Err(format!(
+            "a common name has at most {MAX_COMMON_NAME} characters, not {length}"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+/// Rejects characters that can't be seen, since they make different names look the same.
+pub(crate) fn check_characters(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("a name can't be empty".to_owned());
+    }
+    if text.len() > MAX_NAME {
+        return Err(format!("a name has at most {MAX_NAME} bytes, not {}", text.len()));
+    }
+    if text.trim() != text {
+        return Err("a name can't begin or end with a space".to_owned());
+    }
+    match text.chars().find(|&character| escape::is_hidden(character)) {
+        Some(character) => Err(format!("{character:?} can't be in a name")),
+        None => Ok(()),
+    }
 }

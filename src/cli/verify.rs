@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::opening::Opening;
+use super::archives::Opening;
 
 const EXIT_CODES: &str = "\
 A block that lives in a parent is checked there. What a parent holds beyond that is checked

@@ -1,14 +1,36 @@
 //! The subcommands, one module each, and `--check-config`.
 
-pub(crate) mod check;
+mod check;
 pub(crate) mod check_config;
-pub(crate) mod completions;
-pub(crate) mod demo;
-pub(crate) mod digest;
-pub(crate) mod doctor;
-pub(crate) mod inspect;
-pub(crate) mod man;
+mod completions;
+mod demo;
+mod digest;
+mod doctor;
+mod inspect;
+mod man;
 pub(crate) mod output;
 pub(crate) mod pki;
-pub(crate) mod top;
-pub(crate) mod verify;
+mod top;
+mod verify;
+
+use std::process::ExitCode;
+
+use crate::cli::Command;
+use crate::failure::Failure;
+pub(crate) use top::AskError;
+
+/// Runs a subcommand.
+pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Demo(options) => demo::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Check(options) => check::run(options),
+        Command::Pki(options) => Ok(pki::run(options).map(|()| ExitCode::SUCCESS)?),
+        Command::Verify(options) => verify::run(options),
+        Command::Doctor(options) => doctor::run(options),
+        Command::Inspect(options) => inspect::run(options),
+        Command::Digest(options) => digest::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Top(options) => top::run(options),
+        Command::Man(options) => man::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Completions(options) => completions::run(options).map(|()| ExitCode::SUCCESS),
+    }
+}

@@ -11,10 +11,11 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::host::{HostName, may_ask};
+use super::host::may_ask;
 use super::metrics::Format;
 use super::observed::Observed;
 use super::page::Page;
+use crate::cli::HostName;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";

@@ -25,15 +25,11 @@ use std::thread::JoinHandle;
 use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
+use crate::cli::HostName;
 use answers::Answers;
-pub(crate) use host::HostName;
 use nbd_gateway::listen::{Bound, Listener};
 pub(crate) use observed::{AuditReport, Observed};
 pub(crate) use recent::RecentErrors;
-
-/// Port that the documentation and `hexz-nbd top` assume for the monitor. Nothing listens there by
-/// default.
-pub(crate) const MONITOR_PORT: u16 = 10810;
 
 /// Niceness of the monitor's thread. It equals that of the decoder threads.
 const NICE: i32 = 10;

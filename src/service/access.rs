@@ -10,6 +10,7 @@ use nbd_gateway::config::Config;
 use nbd_gateway::listen::ListenAddress;
 use nbd_gateway::tls::{self, ServerTls};
 
+use super::sandbox;
 use crate::cli::{Changeable, Tls};
 use crate::failure::Failure;
 
@@ -58,7 +59,7 @@ fn read_tls(options: &Tls, before: Option<&ServerTls>) -> Result<Option<ServerTl
 /// Warns about policy files that every user of this machine can modify or replace: those that
 /// decide which clients are admitted, and which archives may be opened.
 fn warn_of_writable_files(options: &Changeable) {
-    for path in options.policy_files() {
+    for path in sandbox::policy_files(options) {
         let found = writable_by_all(&path);
         let path = path.display();
         match found {

@@ -1,4 +1,9 @@
-//! Starts the gateway from its settings, runs it, and shuts it down.
+//! The service: starts the gateway from its settings, runs it, and shuts it down.
+//!
+//! [`serve`] is the story. [`start`] acquires what takes privileges: the [`access`] policy, the
+//! catalog of [`archives`], [`sockets`], the [`audit`] file, the [`monitor`]. Then the [`sandbox`]
+//! is entered. While clients are served, [`reload`] replaces policy and exports, and [`notify`]
+//! keeps the service manager informed.
 
 pub(crate) mod access;
 pub(crate) mod archives;
@@ -11,37 +16,31 @@ mod reload;
 pub(crate) mod runtime;
 mod sandbox;
 pub(crate) mod sockets;
+mod start;
 
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use hexz_exports::{BlockReader, Catalog};
+use hexz_reader::storage;
+use nbd_gateway::Control;
+use nbd_gateway::audit::{Event, Start, Text};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::monitor::RecentErrors;
-use hexz_exports::{BlockReader, Catalog};
-use hexz_reader::storage;
-use nbd_gateway::audit::{Event, Start, Text};
-use nbd_gateway::config::Config;
-use nbd_gateway::{Control, Policy};
-
-use crate::cli::Changeable;
 use crate::failure::Failure;
-use crate::settings::{Fixed, Settings, Source};
-use audit::{Record, Target};
-use monitor::Show;
-use notify::{Manager, Service};
-use reload::{InForce, Reloading, Served, Stamps};
-use sandbox::confine;
-use sockets::{Door, Entrance};
+use crate::monitor::RecentErrors;
+use crate::settings::{Settings, Source};
+use audit::Record;
+use notify::Service;
+use reload::{InForce, Reloading, Served};
+use start::Prepared;
 
 /// Interval at which the export folder is checked.
-const LOOK_AT_FOLDER_EVERY: Duration = Duration::from_secs(2);
+const FOLDER_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Opens everything, then serves until a signal, or, with `--stdio`, until its client
 /// disconnects.
@@ -51,33 +50,43 @@ pub(crate) fn serve(
     recent: RecentErrors,
 ) -> Result<(), Failure> {
     reload::hold_hangups()?;
-    let plan = settings.plan();
-    let Prepared { file, fixed, options, watch, seen, mut config, policy, catalog, at, had } =
-        Prepared::of(settings, recent)?;
+    let plan = sandbox::plan(&settings);
+    let Prepared {
+        file,
+        fixed,
+        options,
+        watch,
+        seen,
+        mut config,
+        policy,
+        catalog,
+        listen,
+        services,
+    } = Prepared::new(settings, recent)?;
     let runtime = runtime::prepare();
-    let confines = confine(&plan)?;
-    let record = Record::start(had.audit)?;
+    let confines = sandbox::confine(&plan)?;
+    let record = Record::start(services.audit)?;
     config.audit = record.audit();
-    let shown = had.show.start(record.counts())?;
+    let monitor = services.monitor.start(record.counts())?;
 
-    let mut told_at = None;
+    let mut shutdown_at = None;
     let patience = config.timeouts.shutdown;
     let ended = runtime::until_signal(runtime, async |shutdown| {
         let hangup = reload::hangup()?;
-        let service = Arc::new(Service::new(had.manager)?);
+        let service = Arc::new(Service::new(services.manager)?);
         // Verifying an archive's digest can take long; a signal must be able to interrupt it.
         let opening = archives::open(&catalog, &options.snapshots);
         let opening = shutdown.run_until_cancelled(opening);
         let opened = service.starting(progress, opening).await;
-        let Some(what) = opened.transpose()? else { return Ok(()) };
+        let Some(exports) = opened.transpose()? else { return Ok(()) };
 
-        let (to, open_to) = (access::to_whom(&policy), policy.rules.to_string());
+        let (access, open_to) = (access::to_whom(&policy), policy.rules.to_string());
         let (tls, reader) = (policy.tls.clone(), Arc::clone(catalog.reader()));
         let (has_tls, audit) = (tls.is_some(), config.audit.clone());
-        let open = at.entrance.open(config.clone(), policy, catalog)?;
-        let (control, listen) = (open.gateway.control(), open.listen.clone());
-        shown.watch(control.clone());
-        let served = Served::new(options.snapshots.clone());
+        let open = listen.sockets.open(config.clone(), policy, catalog)?;
+        let (control, addresses) = (open.gateway.control(), open.listen.clone());
+        monitor.watch(control.clone());
+
         let reloading = Reloading {
             source,
             file,
@@ -87,110 +96,45 @@ pub(crate) fn serve(
             control: control.clone(),
             service: Arc::clone(&service),
             seen,
-            on_loopback: at.loopback_alone,
-            in_force: InForce { tls, served },
+            on_loopback: listen.is_loopback_only,
+            in_force: InForce { tls, served: Served::new(options.snapshots.clone()) },
             record: record.clone(),
         };
-        let mut beside = JoinSet::new();
-        beside.spawn(reloading.on_signal(hangup, watch));
-        tracing::info!(listen = %listen.join(", "), "ready: serving {what} {to}");
-        service.ready(what, to).await;
-        audit.tell(|| start(&listen, has_tls, open_to));
-        let informed =
-            attend(Arc::clone(&service), control.clone(), Arc::clone(&reader), shutdown.clone());
-        beside.spawn(informed);
-        beside.spawn(keep_looking_at_folder(control.clone()));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(reloading.on_signal(hangup, watch));
+        tracing::info!(listen = %addresses.join(", "), "ready: serving {exports} {access}");
+        service.ready(exports, access).await;
+        audit.tell(|| start_event(&addresses, has_tls, open_to));
+        let (notifier, stop) = (Arc::clone(&service), shutdown.clone());
+        tasks.spawn(notify_manager(notifier, control.clone(), Arc::clone(&reader), stop));
+        tasks.spawn(poll_folder(control.clone()));
 
         let ended = tokio::select! {
             // Otherwise the gateway may end before the time of the signal has been recorded.
             biased;
-            never = note_when(&shutdown, &mut told_at) => match never {},
+            never = record_time(&shutdown, &mut shutdown_at) => match never {},
             ended = open.run(shutdown.clone()) => ended,
         };
-        drop(beside);
+        drop(tasks);
         service.stopping().await;
-        say_what_happened(&control, &reader);
+        log_totals(&control, &reader);
         ended
     });
     // All connections have ended by now and reported their events.
-    let until = told_at.map_or_else(Instant::now, |at| at + patience);
+    let until = shutdown_at.map_or_else(Instant::now, |at| at + patience);
     record.finish(ended.as_ref().err().map(Text::of), until);
     ended
 }
 
-/// Resources that are acquired before privileges are dropped.
-struct Prepared {
-    /// Path of the configuration file.
-    file: Option<PathBuf>,
-    fixed: Fixed,
-    /// Options that a reload can change.
-    options: Changeable,
-    watch: bool,
-    /// Stamps of the files from before they were read.
-    seen: Stamps,
-    config: Config,
-    policy: Policy,
-    catalog: Catalog,
-    at: Place,
-    had: Beside,
-}
-
-/// Sockets on which clients connect.
-struct Place {
-    entrance: Entrance,
-    /// True if the gateway listens on loopback only, since the rules admit no other clients.
-    loopback_alone: bool,
-}
-
-/// Services besides the gateway: service manager, audit and monitoring.
-struct Beside {
-    manager: Manager,
-    audit: Option<Target>,
-    show: Show,
-}
-
-impl Prepared {
-    /// Reads the files, and binds the sockets.
-    fn of(settings: Settings, recent: RecentErrors) -> Result<Self, Failure> {
-        let Settings { cli, stamp, fixed, .. } = settings;
-        let (file, serve) = (cli.file.config, cli.serve);
-        let mut config = serve.config();
-        let mut door = Door::find(&serve, &mut config)?;
-        let monitor = door.monitor();
-        let manager = Manager::find();
-        let seen = Stamps::of(stamp, &serve.changeable);
-        let policy = access::read(&serve.changeable, &config, None)?;
-        let catalog = serve.catalog(archives::options(&serve.changeable.snapshots.opening)?)?;
-        tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
-        tracing::debug!("memory: {}", serve.memory());
-        access::warn_of_surprises(&config, &policy);
-        let open = catalog.descriptors();
-        raise_descriptor_limit(&config, open);
-        let local_only = policy.rules.is_local_only();
-        let loopback_alone = config.listen.is_empty() && local_only && !serve.stdio();
-        let entrance = door.open(&config, local_only, &serve.socket_rights())?;
-        let audit = audit::open(&serve.audit, serve.stdio())?;
-        let show = Show::prepare(&serve, monitor, catalog.reader(), recent)?;
-        if let Some(path) = serve.pid_file() {
-            pid_file::write(path)?;
-        }
-        let watch = serve.watch();
-        let at = Place { entrance, loopback_alone };
-        let had = Beside { manager, audit, show };
-        let options = serve.changeable;
-        Ok(Self { file, fixed, options, watch, seen, config, policy, catalog, at, had })
-    }
-}
-
 /// Records the time at which shutdown was requested. Never returns.
-async fn note_when(told: &CancellationToken, at: &mut Option<Instant>) -> Infallible {
-    told.cancelled().await;
+async fn record_time(shutdown: &CancellationToken, at: &mut Option<Instant>) -> Infallible {
+    shutdown.cancelled().await;
     *at = Some(Instant::now());
     std::future::pending().await
 }
 
 /// Builds the audit event of a completed startup.
-fn start(listen: &[String], tls: bool, open_to: String) -> Event {
+fn start_event(listen: &[String], tls: bool, open_to: String) -> Event {
     Event::Start(Start {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
@@ -202,7 +146,7 @@ fn start(listen: &[String], tls: bool, open_to: String) -> Event {
 }
 
 /// Keeps the service manager informed while clients are served.
-async fn attend(
+async fn notify_manager(
     service: Arc<Service>,
     control: Control<Catalog>,
     reader: Arc<BlockReader>,
@@ -222,8 +166,8 @@ async fn attend(
 
 /// Checks the export folder periodically: for readiness, and so that problems are logged before a
 /// client asks.
-async fn keep_looking_at_folder(control: Control<Catalog>) {
-    let mut ticks = tokio::time::interval(LOOK_AT_FOLDER_EVERY);
+async fn poll_folder(control: Control<Catalog>) {
+    let mut ticks = tokio::time::interval(FOLDER_CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -239,7 +183,7 @@ fn progress() -> (u64, i64) {
 }
 
 /// Logs the totals of all connections.
-fn say_what_happened(control: &Control<Catalog>, reader: &BlockReader) {
+fn log_totals(control: &Control<Catalog>, reader: &BlockReader) {
     for (what, counts) in [
         ("connections were refused or failed", control.failures()),
         ("TLS handshakes failed", control.handshake_failures()),
@@ -249,32 +193,4 @@ fn say_what_happened(control: &Control<Catalog>, reader: &BlockReader) {
         }
     }
     tracing::info!(decoded = reader.decoded(), "ended");
-}
-
-/// Raises the soft limit of file descriptors to the hard limit: each connection needs a
-/// descriptor, and the usual 1024 is a compatibility limit for programs that use `select`.
-///
-/// Warns if that is fewer than clients and `archives` open archives may need.
-fn raise_descriptor_limit(config: &Config, archives: usize) {
-    /// Descriptors for listeners, the log, the audit and the runtime.
-    const OWN: usize = 32;
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!("the limit of open files stays as it is: {error}");
-    }
-    let (clients, handshakes) = (config.limits.connections, config.limits.handshakes);
-    let needed = [clients, handshakes, archives, OWN].into_iter().fold(0, usize::saturating_add);
-    // `None` means unlimited.
-    let Some(granted) = getrlimit(Resource::Nofile).current else { return };
-    if usize::try_from(granted).is_ok_and(|granted| granted < needed) {
-        tracing::warn!(
-            needed,
-            granted,
-            "too few file descriptors: {clients} clients (--max-connections), {handshakes} that \
-             negotiate (--max-handshakes), archives and sockets may need {needed}, and the system \
-             grants {granted}, so some clients will wait: raise its limit (LimitNOFILE=, ulimit \
-             -Hn), or lower these",
-        );
-    }
 }

@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::monitor::{AuditReport, HostName, Monitor, Observed, RecentErrors};
+use crate::cli::HostName;
+use crate::monitor::{AuditReport, Monitor, Observed, RecentErrors};
 use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::listen::{Bound, ListenAddress};

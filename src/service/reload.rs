@@ -19,11 +19,11 @@ use nbd_gateway::tls::ServerTls;
 use nbd_gateway::{Control, Policy};
 use nbd_sandbox::{Confines, Plan};
 
+use super::{access, archives, password, sandbox};
 use crate::cli::{Changeable, Opening, Snapshots};
 use crate::failure::Failure;
 use crate::service::audit::Record;
 use crate::service::notify::Service;
-use crate::service::{access, archives, password};
 use crate::settings::{Again, Fixed, Source};
 
 /// Interval at which watched files are polled.
@@ -63,7 +63,7 @@ impl Stamps {
     /// Takes the stamps of the files that `options` name. The stamp of the configuration file
     /// must have been taken before it was read.
     pub(crate) fn of(config: Option<FileStamp>, options: &Changeable) -> Self {
-        Self::with(config, options.policy_files().into_iter())
+        Self::with(config, sandbox::policy_files(options).into_iter())
     }
 
     /// Takes the stamps of the same files again; `config` is the configuration file.
@@ -329,11 +329,11 @@ impl Reading {
         if options.tls.files().is_some() != self.tls.is_some() {
             return Err(Failure::TlsSwitched);
         }
-        let closed = self.confines.closed(&options.add_to(Plan::default()));
+        let closed = self.confines.closed(&sandbox::add_files(Plan::default(), &options));
         if !closed.is_empty() {
             return Err(Failure::OutsideSandbox(closed));
         }
-        no_pipe(&options.policy_files())?;
+        no_pipe(&sandbox::policy_files(&options))?;
         let policy = access::read(&options, &self.config, self.tls.as_ref())?;
         let catalog = self.catalog(&options.snapshots)?;
         let and_so = match options.snapshots == self.served.1 {

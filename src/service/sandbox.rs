@@ -1,10 +1,62 @@
-//! Enters the sandbox, and logs the outcome.
+//! Plans what the program still needs inside the sandbox, enters it, and logs the outcome.
 
+use std::path::{Path, PathBuf};
+
+use nbd_gateway::listen::ListenAddress;
 use nbd_sandbox::{Confines, Mode, Plan, SandboxError};
+
+use super::{archives, password};
+use crate::cli::{Changeable, MonitorAt};
+use crate::settings::Settings;
+
+/// Returns the plan of what the program still needs inside the sandbox.
+pub(super) fn plan(settings: &Settings) -> Plan {
+    let serve = &settings.cli.serve;
+    let socket = |address: &ListenAddress| match address {
+        ListenAddress::Unix(path) => Some(path.clone()),
+        ListenAddress::Tcp(_) | ListenAddress::Vsock { .. } => None,
+    };
+    let addresses = serve.listen().iter();
+    let addresses = addresses.chain(serve.monitoring.listen().and_then(MonitorAt::address));
+    let plan = Plan {
+        mode: serve.sandbox.mode(),
+        user: serve.sandbox.user().cloned(),
+        appended: serve.audit.file().map(Path::to_owned).into_iter().collect(),
+        sockets: addresses.filter_map(socket).collect(),
+        ..Plan::default()
+    };
+    let mut plan = add_files(plan, &serve.changeable);
+    plan.reloaded.extend(settings.cli.file.config.clone());
+    plan
+}
+
+/// Adds all files and folders that these options name, and that are read now or later.
+pub(super) fn add_files(plan: Plan, options: &Changeable) -> Plan {
+    let snapshots = &options.snapshots;
+    // A password from a pipe isn't read again.
+    let password = password::file(snapshots.opening.password_file.as_deref());
+    let password = password.filter(|path| path.is_file());
+    let files = policy_files(options).into_iter().chain(password);
+    Plan {
+        reloaded: plan.reloaded.iter().cloned().chain(files).collect(),
+        files: snapshots.paths().map(Path::to_owned).collect(),
+        folders: snapshots.folders().map(Path::to_owned).collect(),
+        anywhere: snapshots.opening.allow_parent_anywhere,
+        ..plan
+    }
+}
+
+/// Returns the files that determine who has access, and which archives may be opened.
+pub(super) fn policy_files(options: &Changeable) -> Vec<PathBuf> {
+    let tls = options.tls.files();
+    let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());
+    let rules = options.access.file().cloned();
+    tls.chain(rules).chain(archives::files(&options.snapshots.opening)).collect()
+}
 
 /// Drops the privileges that serving doesn't need. Logs what is enforced and what isn't, and
 /// returns which paths remain readable.
-pub(crate) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
+pub(super) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
     let report = nbd_sandbox::enter(plan)?;
     match (plan.mode, report.enforced.as_slice()) {
         (Mode::Off, []) => tracing::info!("sandbox: off"),

@@ -25,7 +25,6 @@ use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 use crate::monitor::RecentErrors;
 use hexz_exports::Named;
 use hexz_reader::storage::FileStamp;
-use nbd_sandbox::Plan;
 
 use crate::cli::{Changeable, Cli, Log};
 use crate::log;
@@ -175,15 +174,6 @@ fn read_file(path: &Path, command: &Command) -> Result<(Written, Vec<String>), V
     let (text, note) = file::read(path).map_err(|problem| vec![problem])?;
     let (written, problems) = file::parse(&text, path, command);
     if problems.is_empty() { Ok((written, note.into_iter().collect())) } else { Err(problems) }
-}
-
-impl Settings {
-    /// Returns what the sandbox must permit.
-    pub(crate) fn plan(&self) -> Plan {
-        let mut plan = self.cli.serve.plan();
-        plan.reloaded.extend(self.cli.file.config.clone());
-        plan
-    }
 }
 
 impl Changeable {

@@ -12,7 +12,6 @@ mod greeting;
 mod json;
 mod reach;
 mod report;
-pub(crate) mod target;
 mod text;
 mod tls;
 mod trouble;
@@ -26,10 +25,11 @@ use nbd_telemetry::escape;
 use rustls::pki_types::ServerName;
 
 use crate::cli::Doctor;
+use crate::cli::server_target::{Place, Target, Wanted};
 use crate::commands::output;
 use crate::failure::Failure;
 use report::{Outcome, Report, Side, Step, shown, whole};
-use target::{Place, Target, Wanted};
+
 use tls::Own;
 use visit::Visit;
 

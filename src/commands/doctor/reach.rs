@@ -12,7 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::advice;
 use super::report::{Step, time};
-use super::target::Place;
+use crate::cli::server_target::Place;
 
 /// Maximum number of addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 16;

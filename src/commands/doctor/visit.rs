@@ -14,9 +14,9 @@ use super::certificate;
 use super::greeting::{self, Seen};
 use super::reach::{Address, Stream};
 use super::report::{Outcome, Report, Step};
-use super::target::Wanted;
 use super::tls::{self, Own, Shown};
 use super::trouble::{Trouble, within};
+use crate::cli::server_target::Wanted;
 
 /// Parameters of connections to the server.
 pub(super) struct Visit {

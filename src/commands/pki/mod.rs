@@ -13,11 +13,17 @@ use std::path::{Path, PathBuf};
 
 use rcgen::KeyPair;
 
-use crate::cli::pki::{Init, Issue, Pki, PkiCommand, Revoke, Show};
-use authority::Authority;
+use crate::cli::pki::{Init, Issue, Key, Pki, PkiCommand, Revoke, Show};
+use authority::{Authority, KeyKind};
 use certificate::{Certificate, Kind, Serial};
 use folder::{CA_CERTIFICATE, CA_KEY, Folder, REVOCATIONS};
+use names::Name;
 use revocations::Revocations;
+
+/// Default validity of a server's certificate. It suits a renewal once a year.
+const SERVER_DAYS: u32 = 397;
+/// Default validity of a client's certificate. Short, so that a forgotten client soon loses access.
+const CLIENT_DAYS: u32 = 90;
 
 /// Error of a `pki` command.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +109,8 @@ fn init(folder: &Folder, options: &Init, out: &mut impl Write) -> Result<(), Pki
     let authority = if found.certificate {
         folder.authority()?
     } else {
-        let key = if found.key { key_left_over(folder)? } else { options.key().generate()? };
+        let key =
+            if found.key { key_left_over(folder)? } else { key_kind(&options.key).generate()? };
         let authority = Authority::create(&ca_name(options)?, options.days, key)?;
         if !found.key {
             folder.write_key(&authority)?;
@@ -141,7 +148,7 @@ fn issue(
     options: &Issue,
     out: &mut impl Write,
 ) -> Result<(), PkiError> {
-    let names = options.names(kind)?;
+    let names = parse_names(&options.names, kind)?;
     let Some(first) = names.first() else {
         return Err(PkiError::Usage("a certificate needs a name".to_owned()));
     };
@@ -154,7 +161,8 @@ fn issue(
                      certificate (the old one stays valid, and can still be revoked)";
         return Err(PkiError::file(&bundle, there));
     }
-    let issued = authority.issue(kind, &names, options.days(kind), options.key())?;
+    let days = options.days.unwrap_or(if kind == Kind::Server { SERVER_DAYS } else { CLIENT_DAYS });
+    let issued = authority.issue(kind, &names, days, key_kind(&options.key))?;
     // Recorded first: a certificate that can be used must also be revocable, even if this process
     // ends in between.
     folder.record(&issued)?;
@@ -167,6 +175,31 @@ fn issue(
         }
         _ => report::made_server(out, folder, &bundle, &issued.certificate),
     }
+}
+
+fn key_kind(options: &Key) -> KeyKind {
+    if options.ed25519 { KeyKind::Ed25519 } else { KeyKind::P256 }
+}
+
+/// Parses the names for a certificate of this kind, and removes duplicates.
+fn parse_names(texts: &[String], kind: Kind) -> Result<Vec<Name>, PkiError> {
+    let parse = if kind == Kind::Server { Name::of_server } else { Name::of_client };
+    let mut names = Vec::new();
+    for text in texts {
+        let name = parse(text).map_err(|why| PkiError::Usage(format!("{text:?}: {why}")))?;
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let mut plain = names.iter().filter(|name| matches!(name, Name::Plain(_)));
+    if let (Some(first), Some(second)) = (plain.next(), plain.next()) {
+        return Err(PkiError::Usage(format!(
+            "a certificate has one common name, not both {:?} and {:?}",
+            first.to_string(),
+            second.to_string()
+        )));
+    }
+    Ok(names)
 }
 
 /// Adds certificates to the revocation list.

@@ -8,10 +8,8 @@ use aws_lc_rs::digest;
 use nbd_telemetry::escape;
 use rustls::pki_types::DnsName;
 
-/// Maximum length of a common name, in characters (RFC 5280, `ub-common-name`).
-const MAX_COMMON_NAME: usize = 64;
-/// Maximum length of a name, in bytes: that of a SPIFFE ID.
-const MAX_NAME: usize = 2048;
+use crate::cli::values::{MAX_COMMON_NAME, check_characters, common_name};
+
 /// Maximum length of a folder name in bytes before it is cut and a hash appended; file systems
 /// allow 255 bytes.
 const MAX_FOLDER_NAME: usize = 160;
@@ -116,35 +114,6 @@ impl fmt::Display for Name {
                 f.write_str(text)
             }
         }
-    }
-}
-
-/// Validates a subject's common name, which may be any text.
-pub(crate) fn common_name(text: &str) -> Result<String, String> {
-    check_characters(text)?;
-    let length = text.chars().count();
-    if length > MAX_COMMON_NAME {
-        return Err(format!(
-            "a common name has at most {MAX_COMMON_NAME} characters, not {length}"
-        ));
-    }
-    Ok(text.to_owned())
-}
-
-/// Rejects characters that can't be seen, since they make different names look the same.
-fn check_characters(text: &str) -> Result<(), String> {
-    if text.is_empty() {
-        return Err("a name can't be empty".to_owned());
-    }
-    if text.len() > MAX_NAME {
-        return Err(format!("a name has at most {MAX_NAME} bytes, not {}", text.len()));
-    }
-    if text.trim() != text {
-        return Err("a name can't begin or end with a space".to_owned());
-    }
-    match text.chars().find(|&character| escape::is_hidden(character)) {
-        Some(character) => Err(format!("{character:?} can't be in a name")),
-        None => Ok(()),
     }
 }
 

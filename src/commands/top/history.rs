@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use super::fetch::AskError;
 use super::figures::duration;
-use super::place::AskError;
 use super::status::Status;
 use super::view::{Picture, rise_of_exports};
 
@@ -79,9 +79,9 @@ fn per_second(many: u64, time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::place::Place;
     use super::super::status::Export;
     use super::*;
+    use crate::cli::Place;
 
     fn status(pid: u64, bytes: u64) -> Status {
         Status { pid, exports: vec![Export { bytes, ..Export::default() }], ..Status::default() }

@@ -1,12 +1,12 @@
 //! `hexz-nbd top`: shows the activity of a server in a terminal, as its status listener reports it.
 //!
-//! It queries the listener ([`place`]), keeps the latest answers ([`history`]), turns them into
+//! It queries the listener ([`fetch`]), keeps the latest answers ([`history`]), turns them into
 //! lines ([`view`], [`rows`], [`lines`], [`figures`]), and draws those ([`terminal`]).
 
+mod fetch;
 mod figures;
 mod history;
 mod lines;
-mod place;
 mod rows;
 mod status;
 mod terminal;
@@ -24,8 +24,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cli::Top;
 use crate::failure::Failure;
+pub(crate) use fetch::AskError;
 use history::History;
-pub(crate) use place::{AskError, Place};
 use terminal::Terminal;
 use view::{Choice, longest, plain, screen};
 
@@ -51,9 +51,9 @@ pub(crate) fn run(options: &Top) -> Result<ExitCode, Failure> {
 
 async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
     let mut history = History::default();
-    history.note(Instant::now(), Ok(options.place.ask().await?));
+    history.note(Instant::now(), Ok(fetch::ask(&options.place).await?));
     sleep(options.interval).await;
-    let status = options.place.ask().await?;
+    let status = fetch::ask(&options.place).await?;
     history.note(Instant::now(), Ok(status));
     let lines: String = plain(&history.picture(Instant::now()))
         .iter()
@@ -83,7 +83,7 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
         terminal.draw(&screen(&picture, &choice, columns, height), columns)?;
         tokio::select! {
             _ = ticks.tick(), if question.is_none() => {
-                question = Some(Box::pin(options.place.ask()));
+                question = Some(Box::pin(fetch::ask(&options.place)));
             }
             answer = async { match &mut question {
                 Some(question) => question.await,

@@ -3,8 +3,8 @@
 use nbd_server::wire::option::Rep;
 
 use super::{Client, Network, Server};
+use crate::cli::server_target::Wanted;
 use crate::commands::doctor::report::{Outcome, Step};
-use crate::commands::doctor::target::Wanted;
 use crate::commands::doctor::trouble::Trouble;
 
 /// The server's replies to LIST and STARTTLS on a plaintext connection.

@@ -10,11 +10,11 @@ use nbd_server::wire::reply::ErrorCode;
 use rustls::{AlertDescription, CertificateError, Error, RootCertStore};
 
 use super::*;
+use crate::cli::server_target::Wanted;
 use crate::commands::doctor::certificate::{Authorities, Given};
 use crate::commands::doctor::greeting::{Protocol, Seen};
 use crate::commands::doctor::reach::{Address, Unreached};
 use crate::commands::doctor::report::{Outcome, Side, Step};
-use crate::commands::doctor::target::Wanted;
 use crate::commands::doctor::trouble::Trouble;
 
 fn advice(step: &Step) -> String {

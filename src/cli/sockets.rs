@@ -1,63 +1,12 @@
-//! Options for access control and for addresses to listen on.
+//! Options for the addresses to listen on and the sockets there.
 
 use std::path::PathBuf;
 
 use clap::Args;
-use nbd_gateway::access::{CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError};
+use nbd_gateway::access::Place;
 use nbd_gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
 
 use super::values::{os_text, trimmed};
-
-/// Who may come in: for serving, and for asking what would be answered.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct Access {
-    /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses; unix; virtual
-    /// machines as vsock:CID, or vsock for all of them [comma-separated, repeatable; default: this
-    /// machine only]
-    #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
-        help_heading = "Access"
-    )]
-    allow: Vec<Place>,
-    /// Whose certificate may come in, from where --allow says, or else from anywhere: a
-    /// pattern with * and ? for its URI, DNS name or e-mail address, or, where it has none,
-    /// its common name; for one kind alone uri:…, dns:…, email:…, cn:… or sha256:…
-    /// [repeatable]
-    #[arg(long, value_name = "PATTERN", help_heading = "Access")]
-    allow_identity: Vec<IdentityPattern>,
-    /// Who may not connect, whatever else is said [comma-separated, repeatable]
-    #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
-        help_heading = "Access"
-    )]
-    deny: Vec<Place>,
-    /// Rules for addresses, identities, exports and hours, of which the first that fits
-    /// judges. See examples/rules.toml
-    #[arg(
-        long, value_name = "FILE", conflicts_with_all = ["allow", "allow_identity"],
-        help_heading = "Access"
-    )]
-    rules: Option<PathBuf>,
-}
-
-impl Access {
-    /// Returns the access rules; reads the rules file if there is one.
-    pub(crate) fn rules(&self) -> Result<Rules, RulesFileError> {
-        match &self.rules {
-            Some(path) => Ok(Rules::of_file(&self.deny, RulesFile(path.clone()).read()?)),
-            None => Ok(Rules::of_command_line(&CommandLine {
-                allow: self.allow.clone(),
-                allow_identity: self.allow_identity.clone(),
-                deny: self.deny.clone(),
-            })),
-        }
-    }
-
-    /// Returns the path of the rules file, if there is one.
-    pub(crate) fn file(&self) -> Option<&PathBuf> {
-        self.rules.as_ref()
-    }
-}
 
 #[derive(Debug, Args)]
 pub(super) struct Network {

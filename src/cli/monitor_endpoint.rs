@@ -1,32 +1,14 @@
-//! Address of a status listener, and fetching its status.
+//! Address of a status listener, as `hexz-nbd top` takes it.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
-use crate::monitor::MONITOR_PORT;
-use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
-use hyper::body::Bytes;
-use hyper::header::{ACCEPT, HOST};
-use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use nbd_gateway::zone;
 use nbd_telemetry::escape;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::task::JoinSet;
 
-use super::status::Status;
-
-/// Timeout of a request. A healthy server answers within milliseconds.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Maximum size of an answer, in bytes. A thousand exports and a thousand connections take half a
-/// MiB, or a few MiB if names are long.
-const MOST_BYTES: usize = 8 << 20;
+use super::monitor::MONITOR_PORT;
 
 /// Address of a status listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,82 +19,9 @@ pub(crate) enum Place {
     Unix(PathBuf),
 }
 
-/// Reason why there is no status.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum AskError {
-    #[error("can't connect to {0}: {1}; was the server started with --monitor?")]
-    Connect(Place, io::Error),
-    #[error("{0} didn't answer within {limit} s", limit = PATIENCE.as_secs())]
-    Silent(Place),
-    #[error("{0} doesn't speak HTTP as expected: {1}; is it what --monitor says?")]
-    Http(Place, hyper::Error),
-    #[error("{0} answers to no such name: it takes --monitor-name, or ask for its address")]
-    Name(Place),
-    #[error("{0} answered {1} where its status was asked for; is it a hexz-nbd?")]
-    Refused(Place, StatusCode),
-    #[error("{0} answered with more than {limit} MiB", limit = MOST_BYTES >> 20)]
-    TooLong(Place),
-    #[error("the answer of {0} broke off: {1}")]
-    BrokeOff(Place, String),
-    #[error("{0} answered with something else than the status of a hexz-nbd: {1}")]
-    NotAStatus(Place, String),
-}
-
 impl Place {
-    /// Fetches the status.
-    pub(super) async fn ask(&self) -> Result<Status, AskError> {
-        tokio::time::timeout(PATIENCE, self.ask_at_leisure())
-            .await
-            .unwrap_or_else(|_| Err(AskError::Silent(self.clone())))
-    }
-
-    async fn ask_at_leisure(&self) -> Result<Status, AskError> {
-        let unreachable = |error| AskError::Connect(self.clone(), error);
-        let answer = match self {
-            Self::Tcp(host, port) => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await;
-                self.fetch(stream.map_err(unreachable)?).await?
-            }
-            Self::Unix(path) => {
-                self.fetch(UnixStream::connect(path).await.map_err(unreachable)?).await?
-            }
-        };
-        Status::parse(&answer).map_err(|why| AskError::NotAStatus(self.clone(), why))
-    }
-
-    async fn fetch(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    ) -> Result<Bytes, AskError> {
-        let failed = |error| AskError::Http(self.clone(), error);
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        // Aborts the connection's task when this request ends, however it ends.
-        let mut driver = JoinSet::new();
-        driver.spawn(connection);
-        let mut question = Request::new(Empty::<Bytes>::new());
-        *question.uri_mut() = hyper::Uri::from_static("/status.json");
-        if let Ok(host) = self.authority().parse() {
-            question.headers_mut().insert(HOST, host);
-        }
-        question
-            .headers_mut()
-            .insert(ACCEPT, hyper::header::HeaderValue::from_static("application/json"));
-        let answer = sender.send_request(question).await.map_err(failed)?;
-        match answer.status() {
-            StatusCode::OK => {}
-            StatusCode::MISDIRECTED_REQUEST => return Err(AskError::Name(self.clone())),
-            other => return Err(AskError::Refused(self.clone(), other)),
-        }
-        match Limited::new(answer.into_body(), MOST_BYTES).collect().await {
-            Ok(body) => Ok(body.to_bytes()),
-            Err(error) if error.is::<LengthLimitError>() => Err(AskError::TooLong(self.clone())),
-            Err(error) => Err(AskError::BrokeOff(self.clone(), error.to_string())),
-        }
-    }
-
     /// Returns the value for the `Host` header.
-    fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         match self {
             // The zone of a link-local address means nothing to another machine.
             Self::Tcp(host, port) if host.contains(':') => {
