@@ -15,7 +15,8 @@ use nbd_gateway::tls::{TlsVersion, without_clients};
 use nbd_server::budget::Budget;
 use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
 use nbd_server::{
-    Chosen, Export, Exports, Farewell, MayOpen, Offer, ReplyMode, Span, TransmitLimits, transmit,
+    AccessFilter, CloseReason, Export, ExportCatalog, Exports, Negotiated, ReplyMode, Span,
+    TransmitLimits, transmit,
 };
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
@@ -60,7 +61,7 @@ pub fn runtime() -> Runtime {
 pub fn cached_export(runtime: &Runtime) -> Arc<SnapshotExport> {
     const CACHE: u64 = 256 * 1024 * 1024;
     let catalog = Catalog::of_one("export", snapshot(SERVED), BlockReader::new(CACHE));
-    let catalog = Arc::new(catalog).seen_by(MayOpen::everything());
+    let catalog = Arc::new(catalog).view_for(AccessFilter::allow_all());
     runtime.block_on(async {
         let export = catalog.find(b"export").await.unwrap();
         let all = Span { offset: 0, length: export.size().try_into().unwrap() };
@@ -111,10 +112,10 @@ pub fn serve<S: AsyncRead + AsyncWrite>(
 ) -> u64 {
     let limits = TransmitLimits::new(Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024));
     let export = Arc::clone(export);
-    let chosen = Chosen { export, replies: ReplyMode::Structured, contexts: Vec::new() };
+    let chosen = Negotiated { export, reply_mode: ReplyMode::Structured, contexts: Vec::new() };
     let served = transmit(connection, chosen, &limits, std::future::pending());
     let summary = runtime.block_on(served).unwrap();
-    assert_eq!(summary.farewell, Farewell::Disconnected);
+    assert_eq!(summary.close_reason, CloseReason::Disconnected);
     summary.requests
 }
 

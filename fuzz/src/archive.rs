@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
-use hexz_reader::{Error, OpenOptions, Password, Snapshot};
 use hexz_reader::storage::{FileId, Storage};
+use hexz_reader::{Error, OpenOptions, Password, Snapshot};
 
 /// The region that the header has to itself, in bytes.
 pub const HEADER: usize = 4096;

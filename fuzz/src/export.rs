@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use nbd_server::{Export, Exports, Extent, Listing, ReadError, Segment, Span};
+use nbd_server::{Export, Exports, Extent, ListEntry, ReadError, Segment, Span};
 use tokio::sync::mpsc::Sender;
 
 /// The metadata contexts that every export has.
@@ -230,10 +230,10 @@ impl Exports for Patterns {
         ready(self.by_name(name).cloned())
     }
 
-    async fn list(&self, listings: Sender<Listing>) {
+    async fn list(&self, listings: Sender<ListEntry>) {
         for export in &self.0 {
             let (name, description) = (export.name.clone(), export.description().to_owned());
-            if listings.send(Listing { name, description }).await.is_err() {
+            if listings.send(ListEntry { name, description }).await.is_err() {
                 return;
             }
         }

@@ -8,7 +8,7 @@ use nbd_server::wire::handshake::ClientFlags;
 use nbd_server::wire::meta::MAX_QUERIES;
 use nbd_server::wire::option::{Opt, Rep};
 use nbd_server::{
-    Chosen, Export, NegotiationLimits, ReplyMode, Security, SessionError, negotiate,
+    Export, Negotiated, NegotiationLimits, ReplyMode, Security, SessionError, negotiate,
 };
 
 use crate::export::{CONTEXTS, Pattern, Patterns};
@@ -175,8 +175,8 @@ pub fn check(data: &[u8]) {
     let security = if input.tls { Security::Tls } else { Security::Plain };
     let exports = Patterns::of_size(input.size >> 1);
 
-    let mut allowance = NegotiationLimits::default().allowance();
-    let outcome = run(negotiate(&mut script, flags, security, &exports, &mut allowance));
+    let mut quota = NegotiationLimits::default().quota();
+    let outcome = run(negotiate(&mut script, flags, security, &exports, &mut quota));
     let judge = Judge {
         input: &input,
         exports: &exports,
@@ -203,7 +203,7 @@ struct Selected {
     contexts: Vec<(u32, usize)>,
 }
 
-type Outcome = Result<Option<Chosen<Pattern>>, SessionError>;
+type Outcome = Result<Option<Negotiated<Pattern>>, SessionError>;
 
 impl<'a> Judge<'a> {
     fn judge(mut self, bytes: &[u8], outcome: &Outcome, consumed: usize) {
@@ -388,7 +388,7 @@ impl<'a> Judge<'a> {
         let Ok(Some(chosen)) = outcome else { panic!("nothing was chosen: {outcome:?}") };
         let export = self.exports.by_name(name).expect("an export of that name");
         assert_eq!(chosen.export.name(), export.name());
-        assert_eq!(chosen.replies, self.mode);
+        assert_eq!(chosen.reply_mode, self.mode);
         let contexts: Vec<_> = chosen.contexts.iter().map(|c| (c.id, c.position)).collect();
         assert_eq!(contexts, self.contexts_for(name));
     }

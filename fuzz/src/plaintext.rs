@@ -34,8 +34,8 @@ pub fn check(data: &[u8]) {
     // Bits 0 and 1 are offered, nothing else is.
     assert_eq!(greeted.is_ok(), flags < 4);
     let Ok(greeted) = greeted else { return };
-    let mut allowance = NegotiationLimits::default().allowance();
-    let outcome = run(plaintext_leg(&mut script, greeted, &mut allowance));
+    let mut quota = NegotiationLimits::default().quota();
+    let outcome = run(plaintext_leg(&mut script, greeted, &mut quota));
     let consumed = script.consumed();
     let mut replies = OptionReplies::new(&script.output);
 
@@ -63,7 +63,7 @@ pub fn check(data: &[u8]) {
             Opt::STARTTLS => assert_eq!(replies.next(number).reply, Rep::ERR_INVALID),
             Opt::ABORT => {
                 assert_eq!(replies.next(number).reply, Rep::ACK);
-                assert!(matches!(outcome, Ok(PlaintextOutcome::Ended)) && consumed == at);
+                assert!(matches!(outcome, Ok(PlaintextOutcome::ClientLeft)) && consumed == at);
                 return replies.expect_end();
             }
             Opt::EXPORT_NAME => {
@@ -73,6 +73,6 @@ pub fn check(data: &[u8]) {
             _ => assert_eq!(replies.next(number).reply, Rep::ERR_TLS_REQD),
         }
     }
-    assert!(matches!(outcome, Ok(PlaintextOutcome::Ended)) && consumed == bytes.len());
+    assert!(matches!(outcome, Ok(PlaintextOutcome::ClientLeft)) && consumed == bytes.len());
     replies.expect_end();
 }

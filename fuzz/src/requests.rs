@@ -10,7 +10,8 @@ use std::time::Duration;
 use arbitrary::{Arbitrary, Unstructured};
 use nbd_server::budget::Budget;
 use nbd_server::{
-    Chosen, Farewell, ReplyMode, SelectedContext, SessionError, Summary, TransmitLimits, transmit,
+    CloseReason, Negotiated, ReplyMode, SelectedContext, SessionError, SessionStats,
+    TransmitLimits, transmit,
 };
 
 use crate::export::{Cell, Pattern, byte_at};
@@ -132,8 +133,11 @@ pub fn check(data: &[u8]) {
     let Some((asked, ending)) = session.asked(&bytes) else { return };
 
     let export = Arc::new(Pattern::new(size, input.layout));
-    let chosen =
-        Chosen { export: Arc::clone(&export), replies: mode, contexts: session.contexts.clone() };
+    let chosen = Negotiated {
+        export: Arc::clone(&export),
+        reply_mode: mode,
+        contexts: session.contexts.clone(),
+    };
     let minute = Duration::from_secs(60);
     let budget = Budget::new(0, u32::MAX);
     let limits = TransmitLimits { stall: minute, drain: minute, ..TransmitLimits::new(budget) };
@@ -148,11 +152,12 @@ pub fn check(data: &[u8]) {
     });
     let mut script = Script::new(&bytes, input.pieces);
     let outcome = run(transmit(&mut script, chosen, &limits, shutdown));
-    let has_shut_down = matches!(&outcome, Ok(Summary { farewell: Farewell::ShutDown, .. }));
+    let has_shut_down =
+        matches!(&outcome, Ok(SessionStats { close_reason: CloseReason::ShutDown, .. }));
 
     let answers = Answers { session: &session, export: &export, asked: &asked };
     let count = answers.judge(&script.output);
-    if let Ok(Summary { requests, .. }) = &outcome {
+    if let Ok(SessionStats { requests, .. }) = &outcome {
         assert_eq!(*requests, count as u64);
     }
     if !has_shut_down {
@@ -186,10 +191,13 @@ enum Ending {
 }
 
 impl Ending {
-    fn judge(&self, outcome: &Result<Summary, SessionError>, count: usize, asked: &[Asked]) {
+    fn judge(&self, outcome: &Result<SessionStats, SessionError>, count: usize, asked: &[Asked]) {
         match (self, outcome) {
-            (Self::HungUp, Ok(Summary { farewell: Farewell::HungUp, .. }))
-            | (Self::Disconnected, Ok(Summary { farewell: Farewell::Disconnected, .. })) => {
+            (Self::HungUp, Ok(SessionStats { close_reason: CloseReason::StreamClosed, .. }))
+            | (
+                Self::Disconnected,
+                Ok(SessionStats { close_reason: CloseReason::Disconnected, .. }),
+            ) => {
                 assert_eq!(count, asked.len());
             }
             (Self::Broken, Err(_)) => {

@@ -140,7 +140,7 @@ impl Connection {
 
 /// Chooses an export, with structured replies if the server has them: whether it has.
 fn choose(stream: &mut (impl Read + Write), export: &str) -> Result<bool> {
-    let structured = match wait(client::structured_replies(&mut Blocking(stream))) {
+    let structured = match wait(client::negotiate_structured_replies(&mut Blocking(stream))) {
         Ok(()) => true,
         Err(ClientError::Refused { .. }) => false,
         Err(error) => return Err(error.into()),

@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt};
 use super::decoders::Client;
 use super::reader::{BlockKey, BlockReader, Failure};
 use hexz_reader::{Block, Snapshot, StreamKind};
-use nbd_server::{COPIED, Segment, Span};
+use nbd_server::{COPY_THRESHOLD, Segment, Span};
 
 /// Divisor of a cached block's length: shorter parts of the block are copied, so that a reply
 /// waiting for a slow client doesn't keep a whole block in memory. The shortest parts are copied
@@ -270,7 +270,7 @@ fn waiting_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
 fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     let (start, end) = overlap(block, span);
     let range = start as usize..(end as usize).min(bytes.len());
-    if range.len() >= COPIED && range.len() < bytes.len() / COPIED_FRACTION {
+    if range.len() >= COPY_THRESHOLD && range.len() < bytes.len() / COPIED_FRACTION {
         Segment::Data(Bytes::copy_from_slice(bytes.get(range).unwrap_or_default()))
     } else {
         Segment::Data(bytes.slice(range))

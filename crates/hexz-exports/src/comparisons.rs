@@ -15,7 +15,7 @@ use super::files::{Files, PATIENCE};
 use super::snapshot::{COMPARING, SnapshotExport, comparing};
 use super::{Catalog, file_name, stream_name, stream_of};
 use hexz_reader::{Reference, Snapshot};
-use nbd_server::{ContextQueries, Export, MayOpen};
+use nbd_server::{AccessFilter, ContextQueries, Export};
 
 /// Number of named archives that are checked together.
 const PAGE: usize = 64;
@@ -41,7 +41,7 @@ pub(super) struct Comparisons<'a> {
     catalog: &'a Catalog,
     export: &'a SnapshotExport,
     queries: &'a ContextQueries<'a>,
-    may_open: &'a MayOpen,
+    may_open: &'a AccessFilter,
     next: Next,
     /// True once the metadata of the served files has been read.
     has_looked: bool,
@@ -63,7 +63,7 @@ impl Catalog {
         &'a self,
         export: &'a SnapshotExport,
         queries: &'a ContextQueries<'a>,
-        may_open: &'a MayOpen,
+        may_open: &'a AccessFilter,
     ) -> Comparisons<'a> {
         let next = match queries.exact_names() {
             None => Next::AnyFrom(0),

@@ -248,7 +248,7 @@ impl Catalog {
         }
     }
 
-    /// Checks that the folder can be read, for [`Offer::unready`](nbd_server::Offer::unready).
+    /// Checks that the folder can be read, for [`ExportCatalog::unready_reason`](nbd_server::ExportCatalog::unready_reason).
     /// Logs changes of the result. Blocks for as long as the file system hangs.
     pub async fn check_folder(&self) {
         if let Some(folder) = &self.folder {

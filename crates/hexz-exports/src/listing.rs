@@ -23,7 +23,7 @@ use super::source::Source;
 use super::{Catalog, auxiliary, failures, reach};
 use hexz_reader::storage::FileStamp;
 use hexz_reader::{Error, OpenOptions, Snapshot, StreamKind};
-use nbd_server::{Listing, MayOpen};
+use nbd_server::{AccessFilter, ListEntry};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
 
@@ -159,7 +159,7 @@ impl Looks {
 impl Catalog {
     /// Sends the listings of all exports that may be opened: named archives first, then those of
     /// the folder, by name.
-    pub(super) async fn list(&self, may_open: &MayOpen, listings: Sender<Listing>) {
+    pub(super) async fn list(&self, may_open: &AccessFilter, listings: Sender<ListEntry>) {
         let mut page = Page { catalog: self, may_open, listings, time: TIME_TO_LOOK };
         let is_hung = self.look().await.is_none();
         if is_hung {
@@ -205,8 +205,8 @@ impl Catalog {
 /// State of one LIST, which is answered page by page.
 struct Page<'a> {
     catalog: &'a Catalog,
-    may_open: &'a MayOpen,
-    listings: Sender<Listing>,
+    may_open: &'a AccessFilter,
+    listings: Sender<ListEntry>,
     /// Remaining time for inspecting archives.
     time: Duration,
 }
@@ -230,7 +230,7 @@ impl Page<'_> {
             };
             let second = second.map(|description| (auxiliary(&name), description));
             for (name, description) in [(name, main)].into_iter().chain(second) {
-                let listing = Listing { description: description.to_string(), name };
+                let listing = ListEntry { description: description.to_string(), name };
                 if self.may_open.allows(&listing.name) && self.listings.send(listing).await.is_err()
                 {
                     return false;
@@ -339,11 +339,11 @@ mod tests {
         Catalog::new(choice, options, BlockReader::new(1 << 20)).unwrap()
     }
 
-    async fn list(catalog: &Catalog, may_open: &MayOpen) -> Vec<(String, String)> {
+    async fn list(catalog: &Catalog, may_open: &AccessFilter) -> Vec<(String, String)> {
         let (sender, mut listings) = channel(100);
         catalog.list(may_open, sender).await;
         let mut all = Vec::new();
-        while let Some(Listing { name, description }) = listings.recv().await {
+        while let Some(ListEntry { name, description }) = listings.recv().await {
             all.push((name, description));
         }
         all
@@ -377,7 +377,7 @@ mod tests {
             ..OpenOptions::default()
         };
         let catalog = catalog(folder.path(), options);
-        let listed = list(&catalog, &MayOpen::everything()).await;
+        let listed = list(&catalog, &AccessFilter::allow_all()).await;
         let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["aux-lz4.hxz", "aux-lz4.hxz/aux", ALL[1], ALL[2], ALL[3]]);
         assert!(listed.iter().all(|(_, description)| !description.is_empty()), "{listed:?}");
@@ -389,17 +389,17 @@ mod tests {
 
         // Results are cached until a file changes.
         let before = reads.count();
-        assert_eq!(list(&catalog, &MayOpen::everything()).await, listed);
+        assert_eq!(list(&catalog, &AccessFilter::allow_all()).await, listed);
         assert_eq!(reads.count(), before);
         std::fs::remove_file(folder.path().join(ALL[1])).unwrap();
         std::fs::copy(archive(ALL[1]), folder.path().join(ALL[1])).unwrap();
-        assert_eq!(list(&catalog, &MayOpen::everything()).await, listed);
+        assert_eq!(list(&catalog, &AccessFilter::allow_all()).await, listed);
         assert!(reads.count() > before);
 
         // All digests and the password are wrong, which shows once the archives have been opened.
         assert_eq!(catalog.find_named(ALL[3]).await.err(), Some(Missing::Unavailable));
         assert_eq!(catalog.find_named(ALL[1]).await.err(), Some(Missing::Unavailable));
-        let names = list(&catalog, &MayOpen::everything()).await;
+        let names = list(&catalog, &AccessFilter::allow_all()).await;
         let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["aux-lz4.hxz", "aux-lz4.hxz/aux", ALL[2]]);
     }
@@ -415,7 +415,7 @@ mod tests {
         }
         let listed = |options| {
             let catalog = catalog(folder.path(), options);
-            async move { list(&catalog, &MayOpen::everything()).await }
+            async move { list(&catalog, &AccessFilter::allow_all()).await }
         };
         let digests = Some(Arc::new(digests));
         let names = listed(OpenOptions { digests, ..OpenOptions::default() }).await;
@@ -436,11 +436,11 @@ mod tests {
         let catalog = catalog(folder.path(), options);
         let permits = Arc::clone(&catalog.looks.permits);
         let all = permits.acquire_many_owned(LOOKS_AT_ONCE).await.unwrap();
-        let listed = list(&catalog, &MayOpen::everything()).await;
+        let listed = list(&catalog, &AccessFilter::allow_all()).await;
         let expected = ALL.map(|name| (name.to_owned(), String::new()));
         assert_eq!(listed, expected);
         drop(all);
-        let listed = list(&catalog, &MayOpen::everything()).await;
+        let listed = list(&catalog, &AccessFilter::allow_all()).await;
         assert_eq!(listed.len(), ALL.len() + 1);
         assert!(listed.iter().all(|(_, description)| !description.is_empty()), "{listed:?}");
     }
@@ -449,9 +449,9 @@ mod tests {
     async fn nothing_is_looked_at_for_a_client_that_may_not_open_it() {
         let folder = folder(&ALL);
         let catalog = catalog(folder.path(), OpenOptions { raw: true, ..OpenOptions::default() });
-        assert!(list(&catalog, &MayOpen::new(|_| false)).await.is_empty());
+        assert!(list(&catalog, &AccessFilter::new(|_| false)).await.is_empty());
         assert_eq!(catalog.reader().reads().count(), 0);
-        let auxiliary = MayOpen::new(|name| name.ends_with("/aux"));
+        let auxiliary = AccessFilter::new(|name| name.ends_with("/aux"));
         let listed = list(&catalog, &auxiliary).await;
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].0, "aux-lz4.hxz/aux");
@@ -466,11 +466,11 @@ mod tests {
         let catalog = catalog(&path, OpenOptions::default());
         assert!(catalog.find_named(ALL[1]).await.is_ok());
         std::fs::rename(&path, &aside).unwrap();
-        assert!(list(&catalog, &MayOpen::everything()).await.is_empty());
+        assert!(list(&catalog, &AccessFilter::allow_all()).await.is_empty());
         assert!(catalog.unready().is_some_and(|reason| reason.starts_with("folder_missing")));
         assert_eq!(catalog.open_now().len(), 1);
         std::fs::rename(&aside, &path).unwrap();
-        assert_eq!(list(&catalog, &MayOpen::everything()).await.len(), 1);
+        assert_eq!(list(&catalog, &AccessFilter::allow_all()).await.len(), 1);
         assert!(catalog.unready().is_none());
     }
 
@@ -483,7 +483,7 @@ mod tests {
                 .unwrap();
         }
         let catalog = catalog(folder.path(), OpenOptions { raw: true, ..OpenOptions::default() });
-        let may_open = MayOpen::everything();
+        let may_open = AccessFilter::allow_all();
         let (sender, mut listings) = channel(1);
         let mut listing = Box::pin(catalog.list(&may_open, sender));
         let first = tokio::select! {

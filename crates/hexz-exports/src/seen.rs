@@ -7,27 +7,29 @@ use tokio::sync::mpsc::Sender;
 use super::snapshot::comparing;
 use super::source::Missing;
 use super::{Catalog, SnapshotExport};
-use nbd_server::{ContextQueries, Export, Exports, Listing, MayOpen, Offer, Offered};
+use nbd_server::{
+    AccessFilter, ContextQueries, Export, ExportCatalog, ExportSummary, Exports, ListEntry,
+};
 
 /// View of a catalog that is restricted to what one client may open.
 #[derive(Debug, Clone)]
 pub struct Seen {
     catalog: Arc<Catalog>,
-    may_open: MayOpen,
+    may_open: AccessFilter,
     /// Reason for which the last lookup found nothing.
     missing: Arc<Mutex<Option<Missing>>>,
 }
 
-impl Offer for Catalog {
+impl ExportCatalog for Catalog {
     type Export = SnapshotExport;
-    type Seen = Seen;
+    type View = Seen;
 
-    fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Seen {
+    fn view_for(self: Arc<Self>, may_open: AccessFilter) -> Seen {
         Seen { catalog: self, may_open, missing: Arc::default() }
     }
 
-    fn offered(&self) -> Vec<Offered> {
-        let offered = |export: &SnapshotExport| Offered {
+    fn summaries(&self) -> Vec<ExportSummary> {
+        let offered = |export: &SnapshotExport| ExportSummary {
             name: export.name().to_owned(),
             description: Some(export.description().to_owned()),
             size: Some(export.size()),
@@ -35,7 +37,7 @@ impl Offer for Catalog {
         self.open_now().iter().map(offered).collect()
     }
 
-    fn unready(&self) -> Option<&'static str> {
+    fn unready_reason(&self) -> Option<&'static str> {
         Catalog::unready(self)
     }
 }
@@ -79,7 +81,7 @@ impl Exports for Seen {
         Some(Arc::new(comparable))
     }
 
-    fn missing(&self) -> Option<&'static str> {
+    fn not_found_reason(&self) -> Option<&'static str> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).map(Missing::label)
     }
 
@@ -105,7 +107,7 @@ impl Exports for Seen {
         true
     }
 
-    async fn list(&self, listings: Sender<Listing>) {
+    async fn list(&self, listings: Sender<ListEntry>) {
         self.catalog.list(&self.may_open, listings).await;
     }
 }

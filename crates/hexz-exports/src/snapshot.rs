@@ -192,7 +192,7 @@ impl Export for SnapshotExport {
         self.contexts.iter().map(|(name, _)| name.as_str()).collect()
     }
 
-    fn compared_with(&self, position: usize) -> &[String] {
+    fn related_exports(&self, position: usize) -> &[String] {
         match self.contexts.get(position) {
             Some((_, Meaning::Changed { exports, .. })) => exports,
             _ => &[],

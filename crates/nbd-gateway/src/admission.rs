@@ -19,7 +19,7 @@ use super::listen::{self, Incoming};
 use super::proxy::{self, Header, NoHeader};
 use super::slots::{self, Place};
 use super::{Shared, story, tell};
-use nbd_server::Offer;
+use nbd_server::ExportCatalog;
 
 /// Network origin of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +113,7 @@ struct Admitted {
 }
 
 /// Admits a connection and spawns the task that serves it, or closes it before a byte is sent.
-pub(super) fn admit<X: Offer>(
+pub(super) fn admit<X: ExportCatalog>(
     incoming: Incoming,
     shared: &Arc<Shared<X>>,
     connections: &TaskTracker,
@@ -195,7 +195,7 @@ struct Visitor<X> {
     shutdown: CancellationToken,
 }
 
-impl<X: Offer> Visitor<X> {
+impl<X: ExportCatalog> Visitor<X> {
     /// Reads the PROXY header first where one is expected, then serves the connection.
     async fn come_in<S>(self, mut stream: S)
     where

@@ -24,8 +24,9 @@ use super::{Shared, tell};
 use nbd_server::wire::Printable;
 use nbd_server::wire::handshake::ClientFlags;
 use nbd_server::{
-    Allowance, Chosen, Export, Farewell, MayOpen, Offer, PlaintextOutcome, Security, SessionError,
-    Summary, TransmitLimits, greet, negotiate, plaintext_leg, transmit,
+    AccessFilter, CloseReason, Export, ExportCatalog, Negotiated, NegotiationQuota,
+    PlaintextOutcome, Security, SessionError, SessionStats, TransmitLimits, greet, negotiate,
+    plaintext_leg, transmit,
 };
 use nbd_telemetry::escape;
 
@@ -34,7 +35,7 @@ pub(super) enum Ending {
     /// The client left before it chose an export, as `nbdinfo --list` does.
     LeftEarly,
     /// The client chose an export, and transmission ended normally.
-    Served(Summary),
+    Served(SessionStats),
 }
 
 /// Reason for closing an admitted connection.
@@ -81,7 +82,7 @@ pub(super) struct Connection<'a, X> {
 struct Negotiation {
     flags: ClientFlags,
     security: Security,
-    allowance: Allowance,
+    quota: NegotiationQuota,
 }
 
 /// An authenticated client, or one without a certificate.
@@ -92,7 +93,7 @@ struct Client {
     keys_used_up: CancellationToken,
 }
 
-impl<X: Offer> Connection<'_, X> {
+impl<X: ExportCatalog> Connection<'_, X> {
     /// Serves the client until the connection ends, then audits, counts and logs the outcome.
     pub(super) async fn serve<S>(self, stream: S)
     where
@@ -110,15 +111,15 @@ impl<X: Offer> Connection<'_, X> {
         let duration = started.elapsed();
         match ended {
             Ok(Ending::LeftEarly) => tracing::debug!(?duration, "left without choosing an export"),
-            Ok(Ending::Served(Summary { farewell, requests, bytes, unanswered })) => {
+            Ok(Ending::Served(SessionStats { close_reason, requests, bytes, unanswered })) => {
                 tell(&shared.chatter.sessions, |held_back| {
-                    let how = story::how(farewell);
-                    let sentence = match farewell {
-                        Farewell::ShutDown => "closed for shutdown",
-                        Farewell::Idle => {
+                    let how = story::how(close_reason);
+                    let sentence = match close_reason {
+                        CloseReason::ShutDown => "closed for shutdown",
+                        CloseReason::IdleTimeout => {
                             "closed: it asked for nothing for too long (--idle-timeout)"
                         }
-                        Farewell::Disconnected | Farewell::HungUp => "left",
+                        CloseReason::Disconnected | CloseReason::StreamClosed => "left",
                     };
                     let unanswered = Some(unanswered).filter(|count| *count > 0);
                     tracing::info!(
@@ -145,8 +146,8 @@ impl<X: Offer> Connection<'_, X> {
                         }
                         _ => "closed for shutdown",
                     };
-                    let done = live.activity.so_far();
-                    let (requests, bytes) = (done.requests.all(), done.bytes);
+                    let done = live.activity.totals();
+                    let (requests, bytes) = (done.requests.total(), done.bytes);
                     let unanswered = Some(live.activity.in_flight()).filter(|count| *count > 0);
                     tracing::info!(
                         how,
@@ -195,24 +196,24 @@ impl<X: Offer> Connection<'_, X> {
             shutdown: self.shutdown,
         };
         let flags = handshake.run(greet(&mut stream)).await??;
-        let mut allowance = self.shared.config.limits.negotiation.allowance();
+        let mut quota = self.shared.config.limits.negotiation.quota();
         // Doesn't hold the policy itself, which would stay in memory for the whole session.
         let (in_clear, number) = self.shared.policy.look(|it| (it.policy.tls.is_none(), it.number));
         if in_clear {
             let client = self.meet(None, Protection { version: "none", cipher: None }, number)?;
-            let negotiation = Negotiation { flags, security: Security::Plain, allowance };
+            let negotiation = Negotiation { flags, security: Security::Plain, quota };
             let (stream, chosen) = self.negotiate(stream, &client, negotiation, &handshake).await?;
             return self.transmission(stream, chosen, client).await;
         }
 
-        match handshake.run(plaintext_leg(&mut stream, flags, &mut allowance)).await?? {
-            PlaintextOutcome::Ended => return Ok(Ending::LeftEarly),
+        match handshake.run(plaintext_leg(&mut stream, flags, &mut quota)).await?? {
+            PlaintextOutcome::ClientLeft => return Ok(Ending::LeftEarly),
             PlaintextOutcome::StartTls => {}
         }
         let ends = handshake.ends.min(Instant::now() + timeouts.tls_handshake);
         let tls_handshake = Phase { ends, ..handshake };
         let (stream, client) = self.tls(stream, &tls_handshake).await?;
-        let negotiation = Negotiation { flags, security: Security::Tls, allowance };
+        let negotiation = Negotiation { flags, security: Security::Tls, quota };
         let (stream, chosen) = self.negotiate(stream, &client, negotiation, &handshake).await?;
         self.transmission(stream, chosen, client).await
     }
@@ -225,14 +226,14 @@ impl<X: Offer> Connection<'_, X> {
         client: &Client,
         negotiation: Negotiation,
         phase: &Phase<'_>,
-    ) -> Result<(S, Option<Chosen<X::Export>>), Failure>
+    ) -> Result<(S, Option<Negotiated<X::Export>>), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let seen = self.seen_by(client);
-        let Negotiation { flags, security, mut allowance } = negotiation;
+        let Negotiation { flags, security, mut quota } = negotiation;
         let negotiating = async move {
-            let chosen = negotiate(&mut stream, flags, security, &seen, &mut allowance).await;
+            let chosen = negotiate(&mut stream, flags, security, &seen, &mut quota).await;
             chosen.map(|chosen| (stream, chosen))
         };
         let negotiated = phase.run(self.shared.porch.run(negotiating)).await?;
@@ -309,7 +310,7 @@ impl<X: Offer> Connection<'_, X> {
         let audit = shared.config.audit.clone();
         let denials = Denials::default();
         let noted = audit.is_wanted().then(|| denials.clone());
-        let may_open = MayOpen::new(move |export| {
+        let may_open = AccessFilter::new(move |export| {
             let identity = credentials.as_deref().map(Credentials::identity);
             let facts = Facts::of_peer(peer).with_identity(identity).with_export(export);
             let judged = shared.policy.judge(&facts);
@@ -352,7 +353,7 @@ impl<X: Offer> Connection<'_, X> {
     async fn transmission<S>(
         self,
         stream: S,
-        chosen: Option<Chosen<X::Export>>,
+        chosen: Option<Negotiated<X::Export>>,
         client: Client,
     ) -> Result<Ending, Failure>
     where
@@ -363,7 +364,7 @@ impl<X: Offer> Connection<'_, X> {
         };
         let shared = self.shared;
         let contexts = chosen.contexts.iter();
-        let compared = contexts.flat_map(|it| chosen.export.compared_with(it.position));
+        let compared = contexts.flat_map(|it| chosen.export.related_exports(it.position));
         let compared: BTreeSet<&String> = compared.collect();
         let compared = compared.into_iter().cloned().collect();
         self.live.note_export(chosen.export.name(), compared);
@@ -385,8 +386,8 @@ impl<X: Offer> Connection<'_, X> {
             story::reading(self.live, client.protection, export, (&rule, policy))
         });
         let throttle = shared.throttles.of(self.live.route.peer, client.identity());
-        let activity = Arc::clone(&self.live.activity);
-        let limits = TransmitLimits { throttle, activity, ..shared.transmit_limits.clone() };
+        let metrics = Arc::clone(&self.live.activity);
+        let limits = TransmitLimits { throttle, metrics, ..shared.transmit_limits.clone() };
         let keys_used_up = client.keys_used_up;
         let shutdown = async {
             tokio::select! {
@@ -398,7 +399,7 @@ impl<X: Offer> Connection<'_, X> {
         // TLS may have refused to send the rest by then, which makes the stream fail.
         let is_ended_here = matches!(
             ended,
-            Ok(Summary { farewell: Farewell::ShutDown, .. })
+            Ok(SessionStats { close_reason: CloseReason::ShutDown, .. })
                 | Err(SessionError::Io(_) | SessionError::DrainTimeout)
         );
         if is_ended_here && keys_used_up.is_cancelled() && !self.shutdown.is_cancelled() {

@@ -48,7 +48,7 @@ use admission::admit;
 use listen::{AcceptFault, Bound, ListenAddress, Listener};
 use live::Connections;
 use nbd_server::budget::Budget;
-use nbd_server::{Offer, TransmitLimits};
+use nbd_server::{ExportCatalog, TransmitLimits};
 pub use nbd_telemetry::Counts;
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::Tally;
@@ -166,7 +166,7 @@ impl<X> Clone for Control<X> {
     }
 }
 
-impl<X: Offer> Control<X> {
+impl<X: ExportCatalog> Control<X> {
     /// Replaces the policy atomically, for new and existing connections. Connections that are no
     /// longer authorized are dropped; returns their number.
     pub fn replace(&self, policy: Policy) -> usize {
@@ -270,7 +270,7 @@ impl<X> Shared<X> {
     }
 }
 
-impl<X: Offer> Gateway<X> {
+impl<X: ExportCatalog> Gateway<X> {
     /// Creates a gateway from sockets bound by [`listen::bind_all`]. Clients wait until
     /// [`Gateway::run`]. Call it within a tokio runtime.
     ///
@@ -301,7 +301,7 @@ impl<X: Offer> Gateway<X> {
                 stall: config.timeouts.stall,
                 drain: config.timeouts.stall,
                 // Replaced for each connection.
-                activity: Arc::default(),
+                metrics: Arc::default(),
             },
             throttles: Throttles::new(config.limits.rate),
             next_connection: AtomicU64::new(1),
@@ -392,7 +392,7 @@ impl<X: Offer> Gateway<X> {
 
 /// Reviews all connections every 500 ms, since authorization may depend on the time. Also updates
 /// the heartbeat, and warns when the server's certificate expires.
-async fn review_now_and_then<X: Offer>(shared: Arc<Shared<X>>) {
+async fn review_now_and_then<X: ExportCatalog>(shared: Arc<Shared<X>>) {
     let mut ticks = tokio::time::interval(Duration::from_millis(500));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut certificate = ExpiryWatch::default();
@@ -437,7 +437,7 @@ fn warn_of_expiry(expiring: Option<Expiring>) {
 pub struct DoorClosed;
 
 /// Accepts connections on one socket until shutdown.
-async fn accept<X: Offer>(
+async fn accept<X: ExportCatalog>(
     listener: Listener,
     shared: Arc<Shared<X>>,
     connections: TaskTracker,

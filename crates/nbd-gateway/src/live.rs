@@ -13,7 +13,7 @@ use super::admission::Route;
 use super::policy::{Dismissal, Numbered};
 use super::report::MAX_LISTED;
 use super::tls::Credentials;
-use nbd_server::{Activity, Done, Export, Offered};
+use nbd_server::{Export, ExportSummary, MetricsTotals, SessionMetrics};
 
 /// Label under which exports beyond [`MAX_LISTED`] are aggregated.
 const OTHERS: &str = "other";
@@ -36,8 +36,8 @@ struct There {
 /// An export that was read, with the activity of connections that have ended.
 #[derive(Debug, Clone)]
 pub(super) struct Read {
-    pub(super) export: Offered,
-    pub(super) done: Done,
+    pub(super) export: ExportSummary,
+    pub(super) done: MetricsTotals,
 }
 
 /// Shared state of one open connection.
@@ -47,7 +47,7 @@ pub(super) struct Live {
     pub(super) id: u64,
     pub(super) route: Route,
     /// Requests and bytes since the client chose an export.
-    pub(super) activity: Arc<Activity>,
+    pub(super) activity: Arc<SessionMetrics>,
     /// Number of requests for exports that the client may not open.
     denied: AtomicU64,
     missing: AtomicU64,
@@ -102,7 +102,7 @@ pub(super) struct One {
     pub(super) tls: Option<&'static str>,
     pub(super) reading: Option<Reading>,
     pub(super) since: SystemTime,
-    pub(super) done: Done,
+    pub(super) done: MetricsTotals,
     pub(super) in_flight: u64,
 }
 
@@ -122,7 +122,7 @@ impl Drop for Entry<'_> {
         if let Some(Reading { counted_as, .. }) = &known.reading
             && let Some(read) = there.read.get_mut(counted_as)
         {
-            read.done += self.live.activity.so_far();
+            read.done += self.live.activity.totals();
         }
     }
 }
@@ -156,7 +156,7 @@ impl Connections {
 
     /// Records that a connection starts reading `export`.
     pub(super) fn begin(&self, live: &Live, export: &impl Export) {
-        let offered = Offered {
+        let offered = ExportSummary {
             name: export.name().to_owned(),
             description: Some(export.description().to_owned()),
             size: Some(export.size()),
@@ -167,7 +167,7 @@ impl Connections {
         let (name, offered) = if is_known || there.read.len() < MAX_LISTED {
             (offered.name.clone(), offered)
         } else {
-            (OTHERS.to_owned(), Offered::named(OTHERS))
+            (OTHERS.to_owned(), ExportSummary::name_only(OTHERS))
         };
         let reading = Reading { export: export.name().to_owned(), counted_as: name.clone() };
         lock(&live.known).reading = Some(reading);
@@ -176,7 +176,7 @@ impl Connections {
             .read
             .entry(name)
             .and_modify(|read| read.export = offered.clone())
-            .or_insert_with(|| Read { export: offered.clone(), done: Done::default() });
+            .or_insert_with(|| Read { export: offered.clone(), done: MetricsTotals::default() });
     }
 
     /// Returns the number of connections with unanswered requests.
@@ -264,7 +264,7 @@ impl Live {
             tls: client.and_then(|client| client.tls),
             reading: known.reading.clone(),
             since: self.since,
-            done: self.activity.so_far(),
+            done: self.activity.totals(),
             in_flight: self.activity.in_flight(),
         }
     }

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::live::{One, Seen};
 use super::tls::{Expiry, ServerTls, TlsVersion};
 use super::{Control, Phase, Shared};
-use nbd_server::{Done, Latencies, Offer, Offered, Requests};
+use nbd_server::{ExportCatalog, ExportSummary, LatencyHistogram, MetricsTotals, RequestCounts};
 
 /// Maximum number of connections, and of exports, that are listed individually. Nobody reads a
 /// longer list, and clients must not be able to grow it at will.
@@ -151,14 +151,14 @@ pub struct ExportReport {
     /// Number of connections that read it now.
     pub readers: u64,
     /// Number of requests received, by command.
-    pub requests: Requests,
+    pub requests: RequestCounts,
     /// Bytes of data in replies to reads.
     pub bytes: u64,
     /// Number of requests that were answered with an error.
     pub errors: u64,
     /// Number of error replies, by NBD error code.
     pub errors_by_code: BTreeMap<&'static str, u64>,
-    /// Latencies of reads ([`Latencies`]).
+    /// Latencies of reads ([`LatencyHistogram`]).
     pub read_seconds: Histogram,
     /// Number of requests that were delayed by the rate limit.
     pub throttled: u64,
@@ -191,7 +191,7 @@ pub struct ReloadsReport {
     pub last_error: Option<String>,
 }
 
-impl<X: Offer> Control<X> {
+impl<X: ExportCatalog> Control<X> {
     /// Takes a snapshot of the gateway's status.
     pub fn report(&self) -> Report {
         let shared = &*self.0;
@@ -202,13 +202,13 @@ impl<X: Offer> Control<X> {
             unready: match shared.phase() {
                 Phase::Starting => Some("it is starting"),
                 Phase::Ending => Some("it is shutting down"),
-                Phase::Serving => exports.unready(),
+                Phase::Serving => exports.unready_reason(),
             },
             silent_for: shared.pulse.silent_for(),
             listen: shared.listen.clone(),
             tls: shared.policy.look(|it| it.policy.tls.as_ref().map(TlsReport::of)),
             connections_total: counts(shared, &seen),
-            exports: by_export(&seen, exports.offered()),
+            exports: by_export(&seen, exports.summaries()),
             connections: listed(&seen),
             reloads: reloads(shared),
             in_flight,
@@ -238,8 +238,8 @@ impl TlsReport {
     }
 }
 
-impl From<Latencies> for Histogram {
-    fn from(latencies: Latencies) -> Self {
+impl From<LatencyHistogram> for Histogram {
+    fn from(latencies: LatencyHistogram) -> Self {
         let mut so_far = 0;
         let buckets = latencies.buckets().map(|(bound, count)| {
             so_far += count;
@@ -283,18 +283,18 @@ fn listed(seen: &Seen) -> Vec<ConnectionReport> {
         export: one.reading.as_ref().map(|reading| reading.export.clone()),
         tls: one.tls,
         since: unix_seconds(one.since),
-        requests: one.done.requests.all(),
+        requests: one.done.requests.total(),
         bytes: one.done.bytes,
         in_flight: one.in_flight,
-        errors: one.done.errors.all(),
+        errors: one.done.errors.total(),
     };
     seen.live.iter().take(MAX_LISTED).map(one).collect()
 }
 
 /// Aggregates activity by export: exports that are offered, in their order, then others that were
 /// read. Exports that were read are always listed, since their number is bounded.
-fn by_export(seen: &Seen, offered: Vec<Offered>) -> Vec<ExportReport> {
-    let mut read: BTreeMap<&str, (&Offered, u64, Done)> =
+fn by_export(seen: &Seen, offered: Vec<ExportSummary>) -> Vec<ExportReport> {
+    let mut read: BTreeMap<&str, (&ExportSummary, u64, MetricsTotals)> =
         seen.read.iter().map(|(name, it)| (name.as_str(), (&it.export, 0, it.done))).collect();
     for one in &seen.live {
         if let Some(reading) = &one.reading
@@ -312,7 +312,7 @@ fn by_export(seen: &Seen, offered: Vec<Offered>) -> Vec<ExportReport> {
             Some((_, readers, done)) => all.push(report_of(export, readers, &done)),
             None if unread < room => {
                 unread += 1;
-                all.push(report_of(export, 0, &Done::default()));
+                all.push(report_of(export, 0, &MetricsTotals::default()));
             }
             None => {}
         }
@@ -323,7 +323,7 @@ fn by_export(seen: &Seen, offered: Vec<Offered>) -> Vec<ExportReport> {
     all
 }
 
-fn report_of(export: Offered, readers: u64, done: &Done) -> ExportReport {
+fn report_of(export: ExportSummary, readers: u64, done: &MetricsTotals) -> ExportReport {
     ExportReport {
         name: export.name,
         description: export.description,
@@ -331,11 +331,11 @@ fn report_of(export: Offered, readers: u64, done: &Done) -> ExportReport {
         readers,
         requests: done.requests,
         bytes: done.bytes,
-        errors: done.errors.all(),
+        errors: done.errors.total(),
         errors_by_code: done.errors.by_code().filter(|(_, count)| *count > 0).collect(),
         read_seconds: done.read_latency.into(),
-        throttled: done.held,
-        throttled_seconds: done.held_for.as_secs_f64(),
+        throttled: done.throttled,
+        throttled_seconds: done.throttled_for.as_secs_f64(),
     }
 }
 
@@ -395,7 +395,8 @@ mod tests {
         let seen = connections.seen();
         assert_eq!((seen.accepted, seen.served), (2000, 2000));
         assert_eq!(listed(&seen).len(), MAX_LISTED);
-        let offered = (0..5000).map(|number| Offered::named(&format!("offered-{number}")));
+        let offered =
+            (0..5000).map(|number| ExportSummary::name_only(&format!("offered-{number}")));
         let exports = by_export(&seen, offered.collect());
         assert_eq!(exports.len(), MAX_LISTED + 1);
         let others = exports.iter().find(|export| export.name == "other").unwrap();
@@ -408,14 +409,18 @@ mod tests {
     fn what_was_done_stays_when_who_did_it_leaves() {
         let connections = Connections::default();
         let reads = || {
-            let export = by_export(&connections.seen(), vec![Offered::named("x")]).remove(0);
+            let export =
+                by_export(&connections.seen(), vec![ExportSummary::name_only("x")]).remove(0);
             (export.requests.read, export.readers)
         };
         assert_eq!(reads(), (0, 0));
         for number in 1..=3 {
             let entry = connections.enter(number, Route::direct(Peer::Unix));
             connections.begin(&entry.live, &named("x"));
-            entry.live.activity.set_requests(Requests { read: 10, ..Requests::default() });
+            entry
+                .live
+                .activity
+                .set_requests(RequestCounts { read: 10, ..RequestCounts::default() });
             assert_eq!(reads(), (10 * number, 1));
             drop(entry);
             assert_eq!(reads(), (10 * number, 0));

@@ -15,7 +15,7 @@ use crate::audit::{
     Audit, Certificate, Dismissed, Ended, Event, ExportDenied, ExportMissing, HandshakeFailed,
     NotAllowed, Reading, Refused, Served, Text, Time, Who,
 };
-use nbd_server::Farewell;
+use nbd_server::CloseReason;
 use nbd_telemetry::escape;
 
 /// Maximum number of names of one certificate in an event.
@@ -81,7 +81,7 @@ impl<'a> Story<'a> {
             other => {
                 let (how, why) = match other {
                     Ok(Ending::LeftEarly) => ("left_early", None),
-                    Ok(Ending::Served(summary)) => (how(summary.farewell), None),
+                    Ok(Ending::Served(summary)) => (how(summary.close_reason), None),
                     Err(failure @ Failure::ShutdownDeadline) => (failure.label(), None),
                     Err(failure) => (failure.label(), Some(Text::of(failure))),
                 };
@@ -92,11 +92,11 @@ impl<'a> Story<'a> {
 }
 
 /// Returns the label for how transmission ended.
-pub(super) fn how(farewell: Farewell) -> &'static str {
-    match farewell {
-        Farewell::ShutDown => "shutting_down",
-        Farewell::Idle => "idle",
-        Farewell::Disconnected | Farewell::HungUp => "left",
+pub(super) fn how(close_reason: CloseReason) -> &'static str {
+    match close_reason {
+        CloseReason::ShutDown => "shutting_down",
+        CloseReason::IdleTimeout => "idle",
+        CloseReason::Disconnected | CloseReason::StreamClosed => "left",
     }
 }
 
@@ -184,12 +184,12 @@ fn served(live: &Live) -> Served {
     let Some(export) = live.export() else {
         return Served { denied, missing, ..Served::default() };
     };
-    let done = live.activity.so_far();
+    let done = live.activity.totals();
     Served {
         export: Some(export.into()),
-        requests: Some(done.requests.all()),
+        requests: Some(done.requests.total()),
         bytes: Some(done.bytes),
-        errors: Some(done.errors.all()),
+        errors: Some(done.errors.total()),
         denied,
         missing,
     }

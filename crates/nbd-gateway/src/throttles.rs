@@ -43,7 +43,7 @@ impl Throttles {
             return Some(Arc::clone(throttle));
         }
         let throttle = self.rate.throttle()?;
-        known.retain(|_, throttle| Arc::strong_count(throttle) > 1 || !throttle.is_paid());
+        known.retain(|_, throttle| Arc::strong_count(throttle) > 1 || !throttle.is_debt_free());
         known.insert(client, Arc::clone(&throttle));
         Some(throttle)
     }

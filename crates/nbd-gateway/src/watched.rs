@@ -7,7 +7,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::Shared;
 use super::access::Reason;
-use nbd_server::{ContextQueries, Exports, Listing, MayOpen, Offer};
+use nbd_server::{AccessFilter, ContextQueries, ExportCatalog, Exports, ListEntry};
 
 /// The export that was denied last during the current lookup, and the reason.
 #[derive(Debug, Clone, Default)]
@@ -33,7 +33,7 @@ pub(super) type TellMissing = Box<dyn Fn(&[u8], &'static str) + Send + Sync>;
 /// time. A denial is reported if a client asks for one export, but not while it lists them.
 pub(super) struct Watched<X> {
     pub(super) shared: Arc<Shared<X>>,
-    pub(super) may_open: MayOpen,
+    pub(super) may_open: AccessFilter,
     pub(super) denials: Denials,
     pub(super) tell: Tell,
     pub(super) tell_missing: TellMissing,
@@ -45,27 +45,27 @@ impl<X> fmt::Debug for Watched<X> {
     }
 }
 
-impl<X: Offer> Watched<X> {
+impl<X: ExportCatalog> Watched<X> {
     /// Returns the current exports, and this client's view of them.
-    fn see(&self) -> (Arc<X>, X::Seen) {
+    fn see(&self) -> (Arc<X>, X::View) {
         self.denials.take();
         let exports = self.shared.exports.load_full();
-        let seen = Arc::clone(&exports).seen_by(self.may_open.clone());
+        let seen = Arc::clone(&exports).view_for(self.may_open.clone());
         (exports, seen)
     }
 
     /// Like [`see`](Self::see), but the client may open nothing any more once other exports are
     /// served. That may cut a long list short, but the list never names an export that was checked
     /// against rules for other exports.
-    fn see_while_served(&self) -> (Arc<X>, X::Seen) {
+    fn see_while_served(&self) -> (Arc<X>, X::View) {
         self.denials.take();
         let exports = self.shared.exports.load_full();
         let (may_open, shared) = (self.may_open.clone(), Arc::clone(&self.shared));
         let judged_for = Arc::clone(&exports);
-        let may_open = MayOpen::new(move |export| {
+        let may_open = AccessFilter::new(move |export| {
             may_open.allows(export) && Arc::ptr_eq(&judged_for, &shared.exports.load())
         });
-        let seen = Arc::clone(&exports).seen_by(may_open);
+        let seen = Arc::clone(&exports).view_for(may_open);
         (exports, seen)
     }
 
@@ -76,11 +76,11 @@ impl<X: Offer> Watched<X> {
     }
 
     /// Reports a failed lookup: the denial, or else the reason why there is no such export.
-    fn told<T>(&self, name: &[u8], seen: &X::Seen, found: Option<T>) -> Option<T> {
+    fn told<T>(&self, name: &[u8], seen: &X::View, found: Option<T>) -> Option<T> {
         if found.is_none() {
             if let Some((export, why)) = self.denials.take() {
                 (self.tell)(&export, &why);
-            } else if let Some(reason) = seen.missing() {
+            } else if let Some(reason) = seen.not_found_reason() {
                 (self.tell_missing)(name, reason);
             }
         }
@@ -88,7 +88,7 @@ impl<X: Offer> Watched<X> {
     }
 }
 
-impl<X: Offer> Exports for Watched<X> {
+impl<X: ExportCatalog> Exports for Watched<X> {
     type Export = X::Export;
 
     async fn find(&self, name: &[u8]) -> Option<Arc<X::Export>> {
@@ -131,7 +131,7 @@ impl<X: Offer> Exports for Watched<X> {
         }
     }
 
-    async fn list(&self, listings: Sender<Listing>) {
+    async fn list(&self, listings: Sender<ListEntry>) {
         self.see_while_served().1.list(listings).await;
     }
 }

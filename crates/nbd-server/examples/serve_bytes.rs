@@ -15,7 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use nbd_server::budget::Budget;
 use nbd_server::{
-    Export, Exports, Listing, NegotiationLimits, ReadError, Security, Segment, Span,
+    Export, Exports, ListEntry, NegotiationLimits, ReadError, Security, Segment, Span,
     TransmitLimits, greet, negotiate, transmit,
 };
 use tokio::net::{TcpListener, TcpStream};
@@ -67,10 +67,10 @@ impl Exports for OnlyNumbers {
         ready(matches!(name, b"" | b"numbers").then(|| Arc::clone(&self.0)))
     }
 
-    async fn list(&self, listings: Sender<Listing>) {
+    async fn list(&self, listings: Sender<ListEntry>) {
         let (name, description) = (self.0.name().into(), self.0.description().into());
         // A client that has gone needs no listing.
-        listings.send(Listing { name, description }).await.ok();
+        listings.send(ListEntry { name, description }).await.ok();
     }
 }
 
@@ -98,8 +98,8 @@ async fn serve(
 ) -> Result<(), Box<dyn Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let flags = greet(&mut stream).await?;
-    let mut allowance = NegotiationLimits::default().allowance();
-    let chosen = negotiate(&mut stream, flags, Security::Plain, exports, &mut allowance).await?;
+    let mut quota = NegotiationLimits::default().quota();
+    let chosen = negotiate(&mut stream, flags, Security::Plain, exports, &mut quota).await?;
     if let Some(chosen) = chosen {
         let summary = transmit(stream, chosen, limits, std::future::pending()).await?;
         println!("a client left after {} requests", summary.requests);

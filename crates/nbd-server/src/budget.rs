@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::counted::Counted;
+use super::count_guard::CountGuard;
 use super::wire::MAX_PAYLOAD;
 
 /// Bytes reserved for each connection: one request of the Linux client's default size, or 32
@@ -153,8 +153,8 @@ impl Share {
     async fn wait_for_pool(&self, bytes: u32) -> Hold {
         let _first_in_line = self.line.acquire().await;
         let room = self.part.room.acquire_many(self.part.room_for(bytes)).await;
-        let _in_all = Counted::new(&self.budget.waiting);
-        let _here = Counted::new(&self.waiting);
+        let _in_all = CountGuard::new(&self.budget.waiting);
+        let _here = CountGuard::new(&self.waiting);
         let permit = Arc::clone(&self.budget.pool).acquire_many_owned(bytes).await;
         match (room, permit) {
             (Ok(room), Ok(permit)) => {

@@ -19,7 +19,7 @@ pub enum SessionError {
     /// The client set flags that the server did not offer. "The server MUST drop the TCP connection
     /// if the client sets an unknown flag."
     #[error("the client set flags that were not offered: {0:#x}")]
-    UnknownClientFlags(u32),
+    InvalidClientFlags(u32),
     /// An option announced more data than any valid option needs.
     #[error("the client announced {length} bytes of data for {option}")]
     OptionTooLarge {

@@ -31,7 +31,7 @@ impl Span {
 /// Threshold in bytes below which data is copied when its reply is queued. Longer data is
 /// referenced until it has been sent. A short slice of a long buffer is therefore better passed as
 /// a copy: it would keep the whole buffer in memory.
-pub const COPIED: usize = 16 * 1024;
+pub const COPY_THRESHOLD: usize = 16 * 1024;
 
 /// A part of the data of a read. Segments follow one another without gaps.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,13 +140,13 @@ pub trait Export: Send + Sync + 'static {
     /// Returns the names of the other exports about which the context at `position` of
     /// [`contexts`](Self::contexts) reveals information. A client that is no longer authorized to
     /// open one of them must not query the context either.
-    fn compared_with(&self, position: usize) -> &[String] {
+    fn related_exports(&self, position: usize) -> &[String] {
         let _ = position;
         &[]
     }
 
     /// Returns the extents of the context at `position` of [`contexts`](Self::contexts), from
-    /// `offset` on: at least one and at most `most`. They are consecutive and end no later than
+    /// `offset` on: at least one and at most `max_extents`. They are consecutive and end no later than
     /// `offset + length`; they may end earlier.
     ///
     /// # Errors
@@ -156,9 +156,9 @@ pub trait Export: Send + Sync + 'static {
         position: usize,
         offset: u64,
         length: u64,
-        most: usize,
+        max_extents: usize,
     ) -> impl Future<Output = Result<Vec<Extent>, ReadError>> + Send {
-        let _ = (position, length, most);
+        let _ = (position, length, max_extents);
         std::future::ready(Err(ReadError::Unreadable(offset)))
     }
 }
@@ -187,7 +187,7 @@ pub trait Exports: Send + Sync {
     /// [`find_with_contexts`](Self::find_with_contexts) or [`list_contexts`](Self::list_contexts)
     /// found no export that this client may open. It is for the operator only: to clients, every
     /// missing or forbidden export is unknown.
-    fn missing(&self) -> Option<&'static str> {
+    fn not_found_reason(&self) -> Option<&'static str> {
         None
     }
 
@@ -218,21 +218,21 @@ pub trait Exports: Send + Sync {
     /// Sending waits until the client has read earlier entries, so an implementation with many
     /// exports should not hold all entries in memory meanwhile. Sending fails once no more entries
     /// are wanted.
-    fn list(&self, listings: Sender<Listing>) -> impl Future<Output = ()> + Send;
+    fn list(&self, listings: Sender<ListEntry>) -> impl Future<Output = ()> + Send;
 }
 
 /// Predicate on canonical export names: true for those that a client is authorized to open.
 #[derive(Clone)]
-pub struct MayOpen(Arc<dyn Fn(&str) -> bool + Send + Sync>);
+pub struct AccessFilter(Arc<dyn Fn(&str) -> bool + Send + Sync>);
 
-impl MayOpen {
-    /// Creates a predicate from `judge`, which is called for every check; nothing is cached.
-    pub fn new(judge: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
-        Self(Arc::new(judge))
+impl AccessFilter {
+    /// Creates a predicate from `predicate`, which is called for every check; nothing is cached.
+    pub fn new(predicate: impl Fn(&str) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(predicate))
     }
 
     /// Returns a predicate that allows all exports.
-    pub fn everything() -> Self {
+    pub fn allow_all() -> Self {
         Self::new(|_| true)
     }
 
@@ -242,40 +242,40 @@ impl MayOpen {
     }
 }
 
-impl fmt::Debug for MayOpen {
+impl fmt::Debug for AccessFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("MayOpen(…)")
+        f.write_str("AccessFilter(…)")
     }
 }
 
 /// All exports of a server. Each client gets its own view of them.
-pub trait Offer: Send + Sync + 'static {
+pub trait ExportCatalog: Send + Sync + 'static {
     /// Type of the exports.
     type Export: Export;
     /// One client's view of the exports.
-    type Seen: Exports<Export = Self::Export>;
+    type View: Exports<Export = Self::Export>;
 
     /// Returns the view of a client that may open the exports allowed by `may_open`. To that
     /// client, the others do not exist.
-    fn seen_by(self: Arc<Self>, may_open: MayOpen) -> Self::Seen;
+    fn view_for(self: Arc<Self>, may_open: AccessFilter) -> Self::View;
 
     /// Returns what is known about the exports without opening or reading anything, for status
     /// pages and monitoring.
-    fn offered(&self) -> Vec<Offered> {
+    fn summaries(&self) -> Vec<ExportSummary> {
         Vec::new()
     }
 
     /// Returns the reason why no export can be opened, as far as it is known without opening
     /// anything: a message for the operator, which may start with a label and a colon. Returns
     /// `None` if the server is ready.
-    fn unready(&self) -> Option<&'static str> {
+    fn unready_reason(&self) -> Option<&'static str> {
         None
     }
 }
 
 /// Summary of an export for monitoring.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offered {
+pub struct ExportSummary {
     /// Canonical name.
     pub name: String,
     /// One-line, human-readable description, if the export has been opened.
@@ -284,16 +284,16 @@ pub struct Offered {
     pub size: Option<u64>,
 }
 
-impl Offered {
+impl ExportSummary {
     /// Creates a summary of an export of which only the name is known.
-    pub fn named(name: &str) -> Self {
+    pub fn name_only(name: &str) -> Self {
         Self { name: name.to_owned(), description: None, size: None }
     }
 }
 
 /// Entry of one export in the reply to LIST.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
+pub struct ListEntry {
     /// Canonical name.
     pub name: String,
     /// One-line, human-readable description; empty if there is none.

@@ -24,7 +24,7 @@ where
     // flag that does not match something advertised by the server" ("Client flags")
     let known = ClientFlags::FIXED_NEWSTYLE.with(ClientFlags::NO_ZEROES);
     if !flags.without(known).is_empty() {
-        return Err(SessionError::UnknownClientFlags(flags.0));
+        return Err(SessionError::InvalidClientFlags(flags.0));
     }
     Ok(flags)
 }

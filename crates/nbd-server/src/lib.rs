@@ -4,29 +4,31 @@
 //! [`transmit`], in this order. The engine is independent of sockets, TLS and snapshots: it serves
 //! any implementation of [`Export`] over any `AsyncRead + AsyncWrite`.
 
-mod activity;
 pub mod budget;
 #[cfg(feature = "client")]
 pub mod client;
-mod counted;
+mod count_guard;
 mod error;
 mod export;
 mod greeting;
+mod metrics;
 mod negotiate;
 mod throttle;
 mod transmit;
 pub mod wire;
 
-pub use activity::{Activity, Done, Errors, LATENCY_BOUNDS, Latencies, Requests};
 pub use error::{ReadError, SessionError};
 pub use export::{
-    COPIED, ContextQueries, Export, Exports, Extent, Listing, MayOpen, Offer, Offered, Segment,
-    Span,
+    AccessFilter, COPY_THRESHOLD, ContextQueries, Export, ExportCatalog, ExportSummary, Exports,
+    Extent, ListEntry, Segment, Span,
 };
 pub use greeting::greet;
+pub use metrics::{
+    ErrorCounts, LATENCY_BOUNDS, LatencyHistogram, MetricsTotals, RequestCounts, SessionMetrics,
+};
 pub use negotiate::{
-    Allowance, Chosen, NegotiationLimits, PlaintextOutcome, ReplyMode, Security, SelectedContext,
-    negotiate, plaintext_leg,
+    Negotiated, NegotiationLimits, NegotiationQuota, PlaintextOutcome, ReplyMode, Security,
+    SelectedContext, negotiate, plaintext_leg,
 };
 pub use throttle::Throttle;
-pub use transmit::{Farewell, Summary, TransmitLimits, transmit};
+pub use transmit::{CloseReason, SessionStats, TransmitLimits, transmit};

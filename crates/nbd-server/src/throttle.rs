@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::counted::Counted;
+use super::count_guard::CountGuard;
 
 /// Capacity of the token buckets, as a time at the configured rate: a client that was idle for this
 /// long may send as much at once.
@@ -54,7 +54,7 @@ impl Throttle {
 
     /// Returns true if no debt is outstanding. A new limit would behave identically, so this one
     /// can be discarded.
-    pub fn is_paid(&self) -> bool {
+    pub fn is_debt_free(&self) -> bool {
         let debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
         debts.bytes.max(debts.requests) <= Instant::now()
     }
@@ -68,7 +68,7 @@ impl Throttle {
     ///
     /// Cancel safe: a canceled request leaves the queue and is not charged.
     pub(super) async fn pass(&self, bytes: u32) {
-        let _counted = Counted::new(&self.waiting);
+        let _count = CountGuard::new(&self.waiting);
         let _turn = self.queue.acquire().await;
         while let Err(debt) = self.charge(bytes) {
             tokio::time::sleep(debt).await;
@@ -205,13 +205,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_is_paid_when_all_that_was_asked_for_has_been_paid() {
         let throttle = throttle(0, 1);
-        assert!(throttle.is_paid());
+        assert!(throttle.is_debt_free());
         assert!(throttle.pass_now(0));
-        assert!(!throttle.is_paid());
+        assert!(!throttle.is_debt_free());
         tokio::time::advance(Duration::from_millis(999)).await;
-        assert!(!throttle.is_paid());
+        assert!(!throttle.is_debt_free());
         tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(throttle.is_paid());
+        assert!(throttle.is_debt_free());
     }
 
     #[tokio::test(start_paused = true)]

@@ -101,15 +101,16 @@ async fn open(
     flags: nbd_server::wire::handshake::ClientFlags,
 ) -> Result<Transmission<Stream>, Trouble> {
     // The stream is only borrowed, because it stays in negotiation after a refusal.
-    let refused = match within(visit.timeout, client::go_with(&mut stream, name, replies)).await {
-        Ok(gone) => {
-            let export = gone.export().clone();
-            return Ok(Transmission::new(stream, export, replies));
-        }
-        Err(trouble) => trouble,
-    };
+    let refused =
+        match within(visit.timeout, client::go_with_mode(&mut stream, name, replies)).await {
+            Ok(gone) => {
+                let export = gone.export().clone();
+                return Ok(Transmission::new(stream, export, replies));
+            }
+            Err(trouble) => trouble,
+        };
     if replies == ReplyMode::Simple && refused.is_refusal(Rep::ERR_UNSUP) {
-        return within(visit.timeout, client::export_name(stream, name, flags)).await;
+        return within(visit.timeout, client::choose_by_export_name(stream, name, flags)).await;
     }
     Err(refused)
 }

@@ -78,7 +78,7 @@ impl From<ClientError> for Trouble {
                 Self::Refused { option, reply, message }
             }
             ClientError::Failed(error) => Self::Failed { error, message: String::new() },
-            ClientError::FailedBecause { error, message } => Self::Failed { error, message },
+            ClientError::FailedWithMessage { error, message } => Self::Failed { error, message },
             other => Self::Broken(shown(&other.to_string())),
         }
     }

@@ -73,7 +73,8 @@ impl Visit {
         let (Seen::Newstyle(greeting), Outcome::Good) = (&seen, step.outcome) else {
             return Err(step);
         };
-        let answered = within(self.timeout, client::answer_greeting(&mut stream, *greeting)).await;
+        let answered =
+            within(self.timeout, client::reply_to_greeting(&mut stream, *greeting)).await;
         let flags = answered.map_err(failed)?;
         report.add(step);
         Ok(Greeted { stream, flags })
@@ -206,7 +207,7 @@ impl Visit {
         let mut stream = within(self.timeout, connected).await?;
         match greeting::read(&mut stream, self.timeout).await? {
             Seen::Newstyle(greeting) => {
-                let answered = client::answer_greeting(&mut stream, greeting);
+                let answered = client::reply_to_greeting(&mut stream, greeting);
                 let flags = within(self.timeout, answered).await?;
                 Ok((stream, flags))
             }
@@ -235,14 +236,14 @@ impl Visit {
         &self,
         mut stream: Stream,
     ) -> Result<(Stream, ReplyMode, Option<Trouble>), Trouble> {
-        match within(self.timeout, client::structured_replies(&mut stream)).await {
+        match within(self.timeout, client::negotiate_structured_replies(&mut stream)).await {
             Ok(()) => {}
             Err(refused @ Trouble::Refused { .. }) => {
                 return Ok((stream, ReplyMode::Simple, Some(refused)));
             }
             Err(trouble) => return Err(trouble),
         }
-        match within(self.timeout, client::extended_headers(&mut stream)).await {
+        match within(self.timeout, client::negotiate_extended_headers(&mut stream)).await {
             Ok(()) => Ok((stream, ReplyMode::Extended, None)),
             Err(Trouble::Refused { .. }) => Ok((stream, ReplyMode::Structured, None)),
             Err(trouble) => Err(trouble),

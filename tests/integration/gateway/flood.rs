@@ -7,7 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use nbd_server::budget::Budget;
 use nbd_server::{
-    Chosen, Export, ReadError, ReplyMode, Segment, SelectedContext, Span, TransmitLimits, transmit,
+    Export, Negotiated, ReadError, ReplyMode, Segment, SelectedContext, Span, TransmitLimits,
+    transmit,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::Semaphore;
@@ -75,7 +76,7 @@ impl Export for Slow {
 fn client(export: &Arc<Slow>, limits: &TransmitLimits) -> DuplexStream {
     let (client, server) = tokio::io::duplex(1 << 20);
     let contexts: Vec<SelectedContext> = Vec::new();
-    let chosen = Chosen { export: Arc::clone(export), replies: ReplyMode::Simple, contexts };
+    let chosen = Negotiated { export: Arc::clone(export), reply_mode: ReplyMode::Simple, contexts };
     let limits = limits.clone();
     tokio::spawn(async move {
         transmit(server, chosen, &limits, std::future::pending()).await.unwrap();

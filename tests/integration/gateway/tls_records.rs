@@ -256,7 +256,9 @@ async fn a_session_ends_between_replies_before_its_keys_are_used_up() {
                 Ok(bytes) => assert!(bytes == image()[offset as usize..][..PIECE as usize]),
                 // Announced, or closed before the request came.
                 Err(
-                    ClientError::Failed(_) | ClientError::FailedBecause { .. } | ClientError::Io(_),
+                    ClientError::Failed(_)
+                    | ClientError::FailedWithMessage { .. }
+                    | ClientError::Io(_),
                 ) => break,
                 Err(error) => panic!("{error}"),
             }

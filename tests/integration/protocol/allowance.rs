@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use nbd_server::wire::handshake::ClientFlags;
 use nbd_server::{
-    Allowance, Export, Exports, Listing, NegotiationLimits, PlaintextOutcome, ReadError, Security,
-    Segment, SessionError, Span, negotiate, plaintext_leg,
+    Export, Exports, ListEntry, NegotiationLimits, NegotiationQuota, PlaintextOutcome, ReadError,
+    Security, Segment, SessionError, Span, negotiate, plaintext_leg,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc::Sender;
@@ -45,27 +45,27 @@ impl Exports for Nothing {
         Some(Arc::new(Self))
     }
 
-    async fn list(&self, _: Sender<Listing>) {}
+    async fn list(&self, _: Sender<ListEntry>) {}
 }
 
-fn allowance(options: u32, option_bytes: u64) -> Allowance {
-    NegotiationLimits { options, option_bytes }.allowance()
+fn quota(options: u32, option_bytes: u64) -> NegotiationQuota {
+    NegotiationLimits { options, option_bytes }.quota()
 }
 
 /// What comes of a conversation on either leg; how many bytes the server left unread.
 async fn haggled(
     clear: bool,
     said: &[u8],
-    allowance: &mut Allowance,
+    quota: &mut NegotiationQuota,
 ) -> (Result<bool, String>, usize) {
     let (mut client, mut server) = tokio::io::duplex(1 << 20);
     client.write_all(said).await.unwrap();
     let flags = ClientFlags(FLAGS);
     let ended = if clear {
-        let left = plaintext_leg(&mut server, flags, allowance).await;
+        let left = plaintext_leg(&mut server, flags, quota).await;
         left.map(|outcome| outcome == PlaintextOutcome::StartTls)
     } else {
-        let chosen = negotiate(&mut server, flags, Security::Tls, &Nothing, allowance).await;
+        let chosen = negotiate(&mut server, flags, Security::Tls, &Nothing, quota).await;
         chosen.map(|chosen| chosen.is_some())
     };
     drop(client);
@@ -82,14 +82,14 @@ async fn the_last_option_is_answered_and_the_next_is_not_read() {
         let three = option(99, &data).repeat(3);
         let said = [&three[..], &last].concat();
         // All of it is just allowed.
-        let mut enough = allowance(4, 150 + used);
+        let mut enough = quota(4, 150 + used);
         assert_eq!(haggled(clear, &said, &mut enough).await, (Ok(true), 0));
         // An option less: its head is read, nothing else.
-        let (ended, unread) = haggled(clear, &said, &mut allowance(3, 1 << 20)).await;
+        let (ended, unread) = haggled(clear, &said, &mut quota(3, 1 << 20)).await;
         assert_eq!(ended.unwrap_err(), "the client sent more than 3 options (--max-options)");
         assert_eq!(unread as u64, used);
         // A byte less: the data isn't waited for, let alone kept.
-        let (ended, unread) = haggled(clear, &three, &mut allowance(9, 149)).await;
+        let (ended, unread) = haggled(clear, &three, &mut quota(9, 149)).await;
         let message = "the client sent more than 149 bytes of options (--max-option-bytes)";
         assert_eq!(ended.unwrap_err(), message);
         assert_eq!(unread, data.len());
@@ -99,7 +99,7 @@ async fn the_last_option_is_answered_and_the_next_is_not_read() {
 /// Otherwise there would be twice as much for those who begin in clear.
 #[tokio::test]
 async fn both_legs_share_what_is_allowed() {
-    let mut shared = allowance(5, 1000);
+    let mut shared = quota(5, 1000);
     let in_clear = [option(99, &[1; 300]), option(OPT_STARTTLS, b"")].concat();
     assert_eq!(haggled(true, &in_clear, &mut shared).await.0, Ok(true));
     let mut other = shared.clone();

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use nbd_server::budget::Budget;
 use nbd_server::{
-    Chosen, Export, Farewell, ReadError, ReplyMode, Segment, SessionError, Span, Summary, Throttle,
-    TransmitLimits, transmit,
+    CloseReason, Export, Negotiated, ReadError, ReplyMode, Segment, SessionError, SessionStats,
+    Span, Throttle, TransmitLimits, transmit,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Semaphore, watch};
@@ -58,15 +58,18 @@ impl Export for Gate {
 struct Talk {
     client: DuplexStream,
     gate: Arc<Gate>,
-    ended: JoinHandle<Result<Summary, SessionError>>,
+    ended: JoinHandle<Result<SessionStats, SessionError>>,
 }
 
 fn talk(limits: &TransmitLimits, capacity: usize) -> Talk {
     let (client, server) = tokio::io::duplex(capacity);
     let (asked, mut shutdown) = watch::channel(0);
     let gate = Arc::new(Gate { asked, open: Semaphore::new(0) });
-    let chosen =
-        Chosen { export: Arc::clone(&gate), replies: ReplyMode::Simple, contexts: Vec::new() };
+    let chosen = Negotiated {
+        export: Arc::clone(&gate),
+        reply_mode: ReplyMode::Simple,
+        contexts: Vec::new(),
+    };
     let limits = limits.clone();
     let ended = tokio::spawn(async move {
         transmit(server, chosen, &limits, async { drop(shutdown.changed().await) }).await
@@ -114,7 +117,7 @@ impl Talk {
         cookies
     }
 
-    async fn end(self) -> Result<Summary, SessionError> {
+    async fn end(self) -> Result<SessionStats, SessionError> {
         drop(self.client);
         self.ended.await.unwrap()
     }
@@ -130,7 +133,7 @@ async fn all_that_was_accepted_is_answered() {
     talk.open();
     assert!(talk.answers().await.into_iter().eq(0..IN_FLIGHT + BUFFERED));
     let summary = talk.end().await.unwrap();
-    assert_eq!(summary.farewell, Farewell::ShutDown);
+    assert_eq!(summary.close_reason, CloseReason::ShutDown);
     assert_eq!((summary.requests, summary.unanswered), (IN_FLIGHT + BUFFERED, 0));
 }
 
@@ -146,7 +149,7 @@ async fn what_was_not_accepted_gets_no_reply() {
     talk.open();
     assert_eq!(talk.answers().await, [0, 1, 2]);
     let summary = talk.end().await.unwrap();
-    assert_eq!((summary.farewell, summary.requests), (Farewell::ShutDown, 3));
+    assert_eq!((summary.close_reason, summary.requests), (CloseReason::ShutDown, 3));
 }
 
 /// Work may take as long as it does: who shuts down has a deadline of its own.
@@ -193,7 +196,7 @@ async fn a_payload_that_never_comes_delays_nothing() {
     assert_eq!(bytes.len(), 16 + REPLY);
     // At once; the read had to wait.
     assert_eq!(bytes[..16], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, EPERM, 0, 0, 0, 0, 0, 0, 0, 1]);
-    assert_eq!(talk.end().await.unwrap().farewell, Farewell::ShutDown);
+    assert_eq!(talk.end().await.unwrap().close_reason, CloseReason::ShutDown);
 }
 
 /// What a client asked before it broke the protocol is answered, also while that is found out
@@ -218,7 +221,7 @@ async fn who_has_left_already_has_left() {
     talk.shuts_down().await;
     talk.open();
     assert!(talk.answers().await.into_iter().eq(0..IN_FLIGHT + BUFFERED));
-    assert_eq!(talk.end().await.unwrap().farewell, Farewell::Disconnected);
+    assert_eq!(talk.end().await.unwrap().close_reason, CloseReason::Disconnected);
 }
 
 /// The server ended the session; that the client went, or read nothing more, is no failure of
@@ -235,7 +238,7 @@ async fn who_does_not_wait_for_its_replies_is_shut_down_all_the_same() {
         }
         talk.open();
         let summary = (&mut talk.ended).await.unwrap().unwrap();
-        assert_eq!((summary.farewell, summary.requests), (Farewell::ShutDown, 20));
+        assert_eq!((summary.close_reason, summary.requests), (CloseReason::ShutDown, 20));
         let expected = if leaves { 20..21 } else { 10..20 };
         assert!(expected.contains(&summary.unanswered), "{summary:?}");
     }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nbd_server::budget::Budget;
-use nbd_server::{Chosen, Export, ReadError, ReplyMode, Segment, Span, TransmitLimits, transmit};
+use nbd_server::{
+    Export, Negotiated, ReadError, ReplyMode, Segment, Span, TransmitLimits, transmit,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use crate::support::client::Request;
@@ -73,7 +75,8 @@ impl Export for Recorder {
 fn client(export: &Arc<Recorder>) -> DuplexStream {
     let (client, server) = tokio::io::duplex(64 * 1024);
     let replies = ReplyMode::Structured;
-    let chosen = Chosen { export: Arc::clone(export), replies, contexts: Vec::new() };
+    let chosen =
+        Negotiated { export: Arc::clone(export), reply_mode: replies, contexts: Vec::new() };
     let second = Duration::from_secs(1);
     let limits = TransmitLimits {
         stall: second,

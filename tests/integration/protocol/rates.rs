@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nbd_server::budget::Budget;
 use nbd_server::{
-    Chosen, Export, Farewell, ReadError, ReplyMode, Segment, SessionError, Span, Summary, Throttle,
-    TransmitLimits, transmit,
+    CloseReason, Export, Negotiated, ReadError, ReplyMode, Segment, SessionError, SessionStats,
+    Span, Throttle, TransmitLimits, transmit,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::oneshot;
@@ -59,13 +59,16 @@ impl Export for Sevens {
 struct Talk {
     client: DuplexStream,
     shutdown: oneshot::Sender<()>,
-    ended: JoinHandle<Result<Summary, SessionError>>,
+    ended: JoinHandle<Result<SessionStats, SessionError>>,
 }
 
 fn talk(limits: &TransmitLimits) -> Talk {
     let (client, server) = tokio::io::duplex(64 * 1024);
-    let chosen =
-        Chosen { export: Arc::new(Sevens), replies: ReplyMode::Simple, contexts: Vec::new() };
+    let chosen = Negotiated {
+        export: Arc::new(Sevens),
+        reply_mode: ReplyMode::Simple,
+        contexts: Vec::new(),
+    };
     let limits = limits.clone();
     let (shutdown, told) = oneshot::channel();
     let ended = tokio::spawn(async move {
@@ -86,8 +89,8 @@ impl Talk {
         assert!(reply[..8] == [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0] && reply[16..] == [7; 4096]);
     }
 
-    async fn farewell(self) -> Farewell {
-        self.ended.await.unwrap().unwrap().farewell
+    async fn close_reason(self) -> CloseReason {
+        self.ended.await.unwrap().unwrap().close_reason
     }
 }
 
@@ -196,7 +199,7 @@ async fn a_request_that_is_held_back_is_left_unanswered_at_the_end() {
     assert_eq!(talk.client.read(&mut [0]).await.unwrap(), 0);
     drop(talk.client);
     let summary = talk.ended.await.unwrap().unwrap();
-    assert_eq!((summary.farewell, summary.requests), (Farewell::ShutDown, 2));
+    assert_eq!((summary.close_reason, summary.requests), (CloseReason::ShutDown, 2));
 }
 
 const IDLE: Duration = Duration::from_secs(60);
@@ -219,7 +222,7 @@ async fn who_asks_for_nothing_is_closed_upon() {
         assert_eq!(talk.client.read(&mut [0]).await.unwrap(), 0);
         let taken = started.elapsed();
         assert!((IDLE..IDLE + Duration::from_secs(1)).contains(&taken), "{taken:?}");
-        assert_eq!(talk.farewell().await, Farewell::Idle);
+        assert_eq!(talk.close_reason().await, CloseReason::IdleTimeout);
     }
 }
 
@@ -236,7 +239,7 @@ async fn parts_of_a_request_are_nothing() {
     }
     assert!(started.elapsed() >= IDLE);
     assert_eq!(talk.client.read(&mut [0]).await.unwrap(), 0);
-    assert_eq!(talk.farewell().await, Farewell::Idle);
+    assert_eq!(talk.close_reason().await, CloseReason::IdleTimeout);
 }
 
 #[tokio::test(start_paused = true)]
@@ -259,7 +262,7 @@ async fn who_waits_for_an_answer_is_not_idle() {
     let talks = [waiting, reading_nothing, held_back];
     assert!(talks.iter().all(|talk| !talk.ended.is_finished()));
     for talk in talks {
-        assert_eq!(talk.farewell().await, Farewell::Idle);
+        assert_eq!(talk.close_reason().await, CloseReason::IdleTimeout);
     }
 }
 
@@ -272,7 +275,7 @@ async fn without_a_limit_silence_is_no_reason() {
     talk.ask([Request::disc()]).await;
     drop(talk.client.read(&mut [0]).await);
     drop(talk.client);
-    assert_eq!(talk.ended.await.unwrap().unwrap().farewell, Farewell::Disconnected);
+    assert_eq!(talk.ended.await.unwrap().unwrap().close_reason, CloseReason::Disconnected);
 }
 
 fn servers(args: &[&str]) -> [Server; 2] {

@@ -116,7 +116,7 @@ impl Session {
         structured: bool,
     ) -> Result<(BufStream<Stream>, u64), ClientError> {
         if structured {
-            client::structured_replies(&mut stream).await?;
+            client::negotiate_structured_replies(&mut stream).await?;
         }
         let size = client::go(&mut stream, export).await?.export().size;
         Ok((BufStream::with_capacity(16 * 1024, 256, stream), size))

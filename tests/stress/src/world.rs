@@ -216,7 +216,7 @@ impl World {
         let Some(expected) = self.archives.turning.content(before, after, size) else {
             self.ledger
                 .violation(format_args!("the replaced archive is {size} bytes, at {before}"));
-            return Err(ClientError::Unexpected("GO"));
+            return Err(ClientError::UnexpectedReply("GO"));
         };
         Ok(Session::new(stream, expected, structured))
     }

@@ -53,10 +53,10 @@ pub enum ClientError {
     },
     /// The server's reply is not a valid reply to the request or option, which the field names.
     #[error("the server's answer to {0} makes no sense")]
-    Unexpected(&'static str),
+    UnexpectedReply(&'static str),
     /// The server sent too many replies to an option, or too many bytes.
     #[error("the server sends more than {limit} replies to {option}, or too long ones")]
-    TooMany {
+    TooManyReplies {
         /// The option that was sent.
         option: Opt,
         /// Maximum number of replies accepted.
@@ -67,7 +67,7 @@ pub enum ClientError {
     Failed(ErrorCode),
     /// A request failed, and the server sent a message.
     #[error("the request failed with {error}: {message}")]
-    FailedBecause {
+    FailedWithMessage {
         /// The error code.
         error: ErrorCode,
         /// The server's message.
@@ -104,7 +104,7 @@ where
     if !greeting.flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
         return Err(ClientError::NotFixedNewstyle);
     }
-    answer_greeting(stream, greeting).await.map(drop)
+    reply_to_greeting(stream, greeting).await.map(drop)
 }
 
 /// Replies to a greeting that has been read, accepting the features that it offers. Returns the
@@ -112,7 +112,7 @@ where
 ///
 /// # Errors
 /// The stream failed.
-pub async fn answer_greeting<S>(
+pub async fn reply_to_greeting<S>(
     stream: &mut S,
     greeting: Greeting,
 ) -> Result<ClientFlags, ClientError>
@@ -136,29 +136,29 @@ pub async fn start_tls<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    acknowledged(stream, Opt::STARTTLS, "STARTTLS").await
+    expect_ack(stream, Opt::STARTTLS, "STARTTLS").await
 }
 
-/// Negotiates structured replies. Pass [`ReplyMode::Structured`] to [`go_with`] afterwards.
+/// Negotiates structured replies. Pass [`ReplyMode::Structured`] to [`go_with_mode`] afterwards.
 ///
 /// # Errors
 /// The stream failed, or the server refused.
-pub async fn structured_replies<S>(stream: &mut S) -> Result<(), ClientError>
+pub async fn negotiate_structured_replies<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    acknowledged(stream, Opt::STRUCTURED_REPLY, "STRUCTURED_REPLY").await
+    expect_ack(stream, Opt::STRUCTURED_REPLY, "STRUCTURED_REPLY").await
 }
 
-/// Negotiates extended headers. Pass [`ReplyMode::Extended`] to [`go_with`] afterwards.
+/// Negotiates extended headers. Pass [`ReplyMode::Extended`] to [`go_with_mode`] afterwards.
 ///
 /// # Errors
 /// The stream failed, or the server refused.
-pub async fn extended_headers<S>(stream: &mut S) -> Result<(), ClientError>
+pub async fn negotiate_extended_headers<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    acknowledged(stream, Opt::EXTENDED_HEADERS, "EXTENDED_HEADERS").await
+    expect_ack(stream, Opt::EXTENDED_HEADERS, "EXTENDED_HEADERS").await
 }
 
 /// Ends the session during negotiation, and waits for the server's acknowledgment.
@@ -169,7 +169,7 @@ pub async fn abort<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    acknowledged(stream, Opt::ABORT, "ABORT").await
+    expect_ack(stream, Opt::ABORT, "ABORT").await
 }
 
 /// Returns the names of the exports with their descriptions: at most [`MAX_LISTED`].
@@ -185,7 +185,7 @@ where
     let mut bytes = 0;
     loop {
         if names.len() > MAX_LISTED || bytes > MAX_LISTED_BYTES {
-            return Err(ClientError::TooMany { option: Opt::LIST, limit: MAX_LISTED });
+            return Err(ClientError::TooManyReplies { option: Opt::LIST, limit: MAX_LISTED });
         }
         match option_reply(stream, Opt::LIST).await? {
             (Rep::ACK, _) => return Ok(names),
@@ -195,7 +195,7 @@ where
                 let name = String::from_utf8_lossy(reader.string("an export's name")?).into_owned();
                 names.push((name, String::from_utf8_lossy(reader.rest()).into_owned()));
             }
-            _ => return Err(ClientError::Unexpected("LIST")),
+            _ => return Err(ClientError::UnexpectedReply("LIST")),
         }
     }
 }
@@ -208,23 +208,23 @@ pub async fn go<S>(stream: S, name: &str) -> Result<Transmission<S>, ClientError
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    go_with(stream, name, ReplyMode::Simple).await
+    go_with_mode(stream, name, ReplyMode::Simple).await
 }
 
 /// Chooses the export `name` and starts transmission with the negotiated kind of replies.
 ///
 /// # Errors
 /// The stream failed, or the server refused.
-pub async fn go_with<S>(
+pub async fn go_with_mode<S>(
     mut stream: S,
     name: &str,
-    replies: ReplyMode,
+    reply_mode: ReplyMode,
 ) -> Result<Transmission<S>, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let export = describe(&mut stream, Opt::GO, name).await?;
-    Ok(Transmission::new(stream, export, replies))
+    Ok(Transmission::new(stream, export, reply_mode))
 }
 
 /// Returns information about an export, without choosing it.
@@ -243,7 +243,7 @@ where
 ///
 /// # Errors
 /// The stream failed, or the server closed it.
-pub async fn export_name<S>(
+pub async fn choose_by_export_name<S>(
     mut stream: S,
     name: &str,
     flags: ClientFlags,
@@ -284,7 +284,7 @@ where
 ///
 /// # Errors
 /// The stream failed, the server refused, or its list is too long.
-pub async fn set_contexts<S>(
+pub async fn select_contexts<S>(
     stream: &mut S,
     name: &str,
     queries: &[&str],
@@ -321,10 +321,10 @@ where
                 reader.u32("a context's number")?;
                 names.push(String::from_utf8_lossy(reader.rest()).into_owned());
             }
-            _ => return Err(ClientError::Unexpected("a query for metadata contexts")),
+            _ => return Err(ClientError::UnexpectedReply("a query for metadata contexts")),
         }
     }
-    Err(ClientError::TooMany { option, limit: MAX_REPLIES })
+    Err(ClientError::TooManyReplies { option, limit: MAX_REPLIES })
 }
 
 async fn describe<S>(stream: &mut S, option: Opt, name: &str) -> Result<ExportInfo, ClientError>
@@ -349,20 +349,20 @@ where
                 Some(Info::BlockSize(sizes)) => export.block_sizes = Some(sizes),
                 None => {}
             },
-            _ => return Err(ClientError::Unexpected("GO or INFO")),
+            _ => return Err(ClientError::UnexpectedReply("GO or INFO")),
         }
     }
-    Err(ClientError::TooMany { option, limit: MAX_REPLIES })
+    Err(ClientError::TooManyReplies { option, limit: MAX_REPLIES })
 }
 
-async fn acknowledged<S>(stream: &mut S, option: Opt, name: &'static str) -> Result<(), ClientError>
+async fn expect_ack<S>(stream: &mut S, option: Opt, name: &'static str) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     send_option(stream, option, &[]).await?;
     match option_reply(stream, option).await? {
         (Rep::ACK, _) => Ok(()),
-        _ => Err(ClientError::Unexpected(name)),
+        _ => Err(ClientError::UnexpectedReply(name)),
     }
 }
 
@@ -383,7 +383,7 @@ async fn option_reply<S: AsyncRead + Unpin>(
     stream.read_exact(&mut head).await?;
     let header = OptionReplyHeader::decode(&head)?;
     if header.option != option || header.length > MAX_OPTION_DATA {
-        return Err(ClientError::Unexpected("an option"));
+        return Err(ClientError::UnexpectedReply("an option"));
     }
     let mut data = vec![0; header.length as usize];
     stream.read_exact(&mut data).await?;

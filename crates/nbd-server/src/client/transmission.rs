@@ -26,14 +26,14 @@ const MAX_OTHER_PAYLOAD: u32 = 8192;
 pub struct Transmission<S> {
     stream: S,
     export: ExportInfo,
-    replies: ReplyMode,
+    reply_mode: ReplyMode,
     cookie: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     /// Creates a session on a stream on which `export` has been chosen.
-    pub fn new(stream: S, export: ExportInfo, replies: ReplyMode) -> Self {
-        Self { stream, export, replies, cookie: 0 }
+    pub fn new(stream: S, export: ExportInfo, reply_mode: ReplyMode) -> Self {
+        Self { stream, export, reply_mode, cookie: 0 }
     }
 
     /// Returns the information that the server gave about the export.
@@ -49,13 +49,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     /// Reads `length` bytes at `offset`.
     ///
     /// # Errors
-    /// [`ClientError::Failed`] and [`ClientError::FailedBecause`] leave the session usable; the
+    /// [`ClientError::Failed`] and [`ClientError::FailedWithMessage`] leave the session usable; the
     /// others don't.
     pub async fn read(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, ClientError> {
         self.cookie += 1;
         let cookie = Cookie(self.cookie);
         self.send(Command::READ, cookie, offset, length).await?;
-        match self.replies {
+        match self.reply_mode {
             ReplyMode::Simple => self.simple_reply(cookie, length).await,
             ReplyMode::Structured | ReplyMode::Extended => {
                 self.chunks(cookie, offset, length).await
@@ -68,7 +68,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     /// # Errors
     /// The stream failed.
     pub async fn disconnect(mut self) -> Result<(), ClientError> {
-        self.say_goodbye().await
+        self.send_disconnect().await
     }
 
     /// Sends `NBD_CMD_DISC`, closes the stream and waits until the server has closed it, too.
@@ -76,14 +76,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     /// # Errors
     /// The stream failed, or the server sent data instead of closing it.
     pub async fn disconnect_and_wait(mut self) -> Result<(), ClientError> {
-        self.say_goodbye().await?;
+        self.send_disconnect().await?;
         match self.stream.read(&mut [0; 1]).await? {
             0 => Ok(()),
-            _ => Err(ClientError::Unexpected("DISC")),
+            _ => Err(ClientError::UnexpectedReply("DISC")),
         }
     }
 
-    async fn say_goodbye(&mut self) -> Result<(), ClientError> {
+    async fn send_disconnect(&mut self) -> Result<(), ClientError> {
         self.send(Command::DISC, Cookie(0), 0, 0).await?;
         self.stream.shutdown().await?;
         Ok(())
@@ -98,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
     ) -> io::Result<()> {
         let flags = CommandFlags::default();
         let request = Request { flags, command, cookie, offset, length: length.into() };
-        match self.replies {
+        match self.reply_mode {
             ReplyMode::Extended => self.stream.write_all(&request.encode_extended()).await?,
             _ => self.stream.write_all(&request.encode()).await?,
         }
@@ -110,7 +110,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         self.stream.read_exact(&mut head).await?;
         let reply = SimpleReply::decode(&head)?;
         if reply.cookie != cookie {
-            return Err(ClientError::Unexpected("READ"));
+            return Err(ClientError::UnexpectedReply("READ"));
         }
         if reply.error != ErrorCode::OK {
             return Err(ClientError::Failed(reply.error));
@@ -134,16 +134,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
         for _ in 0..MAX_CHUNKS {
             let chunk = self.chunk_header().await?;
             if chunk.cookie != cookie {
-                return Err(ClientError::Unexpected("READ"));
+                return Err(ClientError::UnexpectedReply("READ"));
             }
             match chunk.kind {
                 ReplyType::OFFSET_DATA => {
                     let count = chunk.length.checked_sub(OFFSET);
                     let at = self.stream.read_u64().await?;
                     let range = count.and_then(|count| within(at, count, offset, length));
-                    let range = range.ok_or(ClientError::Unexpected("READ"))?;
+                    let range = range.ok_or(ClientError::UnexpectedReply("READ"))?;
                     let part = data.get_mut(range.clone());
-                    self.stream.read_exact(part.ok_or(ClientError::Unexpected("READ"))?).await?;
+                    self.stream
+                        .read_exact(part.ok_or(ClientError::UnexpectedReply("READ"))?)
+                        .await?;
                     filled.push(range);
                 }
                 ReplyType::OFFSET_HOLE => {
@@ -154,28 +156,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                     reader.finish()?;
                     // The buffer is zeroed already.
                     let range = within(at, count, offset, length);
-                    filled.push(range.ok_or(ClientError::Unexpected("READ"))?);
+                    filled.push(range.ok_or(ClientError::UnexpectedReply("READ"))?);
                 }
                 ReplyType::NONE if chunk.length == 0 => {}
                 ReplyType::ERROR | ReplyType::ERROR_OFFSET => {
                     let payload = self.payload(chunk.length).await?;
                     failed.get_or_insert(error(&payload)?);
                 }
-                _ => return Err(ClientError::Unexpected("READ")),
+                _ => return Err(ClientError::UnexpectedReply("READ")),
             }
             if chunk.flags.contains(ReplyFlags::DONE) {
                 return match failed {
                     Some(error) => Err(error),
                     None if covers(&mut filled, length as usize) => Ok(data),
-                    None => Err(ClientError::Unexpected("READ")),
+                    None => Err(ClientError::UnexpectedReply("READ")),
                 };
             }
         }
-        Err(ClientError::Unexpected("READ"))
+        Err(ClientError::UnexpectedReply("READ"))
     }
 
     async fn chunk_header(&mut self) -> Result<ChunkHeader, ClientError> {
-        if self.replies == ReplyMode::Extended {
+        if self.reply_mode == ReplyMode::Extended {
             let mut head = [0; ExtendedChunkHeader::SIZE];
             self.stream.read_exact(&mut head).await?;
             return Ok(ExtendedChunkHeader::decode(&head)?.chunk);
@@ -187,7 +189,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
     async fn payload(&mut self, length: u32) -> Result<Vec<u8>, ClientError> {
         if length > MAX_OTHER_PAYLOAD {
-            return Err(ClientError::Unexpected("READ"));
+            return Err(ClientError::UnexpectedReply("READ"));
         }
         let mut payload = vec![0; length as usize];
         self.stream.read_exact(&mut payload).await?;
@@ -219,7 +221,7 @@ fn error(payload: &[u8]) -> Result<ClientError, ClientError> {
         return Ok(ClientError::Failed(error));
     }
     let message = String::from_utf8_lossy(message).into_owned();
-    Ok(ClientError::FailedBecause { error, message })
+    Ok(ClientError::FailedWithMessage { error, message })
 }
 
 #[cfg(test)]

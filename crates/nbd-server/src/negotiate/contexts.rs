@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::io::AsyncWrite;
 
 use super::stream::send_each;
-use super::{Chosen, ReplyMode, found, push_unknown};
+use super::{Negotiated, ReplyMode, found, push_unknown};
 use crate::wire::meta::{MetaRequest, TooManyQueries, meta_context_data};
 use crate::wire::option::{Opt, Rep, push_error, push_reply};
 use crate::{ContextQueries, Export, Exports};
@@ -28,7 +28,7 @@ pub struct SelectedContext {
 /// State of the negotiation until an export is chosen. It is created anew for each phase of the
 /// negotiation, so none of it can survive STARTTLS.
 pub(super) struct Agreed<E> {
-    pub(super) replies: ReplyMode,
+    pub(super) reply_mode: ReplyMode,
     contexts: Option<Selection<E>>,
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Selection<E> {
 
 impl<E: Export> Agreed<E> {
     pub(super) fn new() -> Self {
-        Self { replies: ReplyMode::default(), contexts: None }
+        Self { reply_mode: ReplyMode::default(), contexts: None }
     }
 
     pub(super) fn selection_for(&self, name: &[u8]) -> Option<&Selection<E>> {
@@ -52,10 +52,10 @@ impl<E: Export> Agreed<E> {
     }
 
     /// Combines the negotiated state with the export that the client chose by `name`.
-    pub(super) fn choose(self, name: &[u8], export: Arc<E>) -> Chosen<E> {
+    pub(super) fn choose(self, name: &[u8], export: Arc<E>) -> Negotiated<E> {
         let contexts = self.contexts.filter(|selection| selection.name == name);
         let contexts = contexts.map(|selection| selection.contexts).unwrap_or_default();
-        Chosen { export, replies: self.replies, contexts }
+        Negotiated { export, reply_mode: self.reply_mode, contexts }
     }
 }
 
@@ -95,7 +95,7 @@ pub(super) async fn set<X: Exports>(
     // "MUST NOT be requested unless structured replies or extended headers have been
     // negotiated first. If a client attempts to do so, a server SHOULD send
     // NBD_REP_ERR_INVALID"
-    if agreed.replies == ReplyMode::Simple {
+    if agreed.reply_mode == ReplyMode::Simple {
         let message = "ask for structured replies or extended headers first";
         return push_error(out, option, Rep::ERR_INVALID, message);
     }

@@ -3,8 +3,8 @@
 //! Options are read to their exact length, never through a buffer that reads ahead. No plaintext is
 //! left over after STARTTLS that could be mistaken for data received inside TLS.
 
-mod allowance;
 mod contexts;
+mod quota;
 mod stream;
 
 use std::io;
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::SessionError;
-use super::export::{Export, Exports, Listing};
+use super::export::{Export, Exports, ListEntry};
 use super::wire::handshake::ClientFlags;
 use super::wire::info::{
     BlockSizes, Info, InfoRequest, InfoType, TransmissionFlags, encode_export_name_reply,
@@ -22,9 +22,9 @@ use super::wire::option::{
     MAX_OPTION_DATA, Opt, OptionHeader, Rep, push_error, push_reply, server_data,
 };
 use super::wire::{MAX_NAME, MAX_PAYLOAD, Printable};
-pub use allowance::{Allowance, NegotiationLimits};
 use contexts::Agreed;
 pub use contexts::SelectedContext;
+pub use quota::{NegotiationLimits, NegotiationQuota};
 use stream::send_each;
 
 /// Outcome of the plaintext phase.
@@ -33,7 +33,7 @@ pub enum PlaintextOutcome {
     /// STARTTLS was acknowledged; the client's TLS handshake comes next.
     StartTls,
     /// The client aborted or closed the connection.
-    Ended,
+    ClientLeft,
 }
 
 /// Protection of the stream on which options are negotiated.
@@ -47,15 +47,15 @@ pub enum Security {
 
 /// Runs the plaintext phase of a server that requires TLS ("FORCEDTLS mode"): accepts STARTTLS and
 /// ABORT, and refuses everything else. No state survives STARTTLS except what was spent of the
-/// client's `allowance`.
+/// client's `quota`.
 ///
 /// # Errors
-/// The stream failed, the client broke the protocol or used up its allowance, or it cannot or does
+/// The stream failed, the client broke the protocol or used up its quota, or it cannot or does
 /// not want to use TLS.
 pub async fn plaintext_leg<S>(
     stream: &mut S,
     flags: ClientFlags,
-    allowance: &mut Allowance,
+    quota: &mut NegotiationQuota,
 ) -> Result<PlaintextOutcome, SessionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -65,7 +65,7 @@ where
     if !flags.contains(ClientFlags::FIXED_NEWSTYLE) {
         return Err(SessionError::TlsRequired);
     }
-    while let Some((option, data)) = read_option(stream, allowance).await? {
+    while let Some((option, data)) = read_option(stream, quota).await? {
         let mut out = Vec::new();
         match option {
             Opt::STARTTLS if data.is_empty() => {
@@ -77,7 +77,7 @@ where
             Opt::STARTTLS => push_error(&mut out, option, Rep::ERR_INVALID, NO_DATA_ALLOWED),
             Opt::ABORT => {
                 send_farewell(stream).await;
-                return Ok(PlaintextOutcome::Ended);
+                return Ok(PlaintextOutcome::ClientLeft);
             }
             // "as this request cannot error, it MUST terminate the session"
             Opt::EXPORT_NAME => return Err(SessionError::TlsRequired),
@@ -92,7 +92,7 @@ where
         }
         send(stream, &out).await?;
     }
-    Ok(PlaintextOutcome::Ended)
+    Ok(PlaintextOutcome::ClientLeft)
 }
 
 /// Format of requests and replies in the transmission phase, as negotiated.
@@ -109,11 +109,11 @@ pub enum ReplyMode {
 
 /// Outcome of a successful negotiation.
 #[derive(Debug)]
-pub struct Chosen<E> {
+pub struct Negotiated<E> {
     /// The export to serve.
     pub export: Arc<E>,
     /// Format of requests and replies.
-    pub replies: ReplyMode,
+    pub reply_mode: ReplyMode,
     /// The metadata contexts that the client selected.
     pub contexts: Vec<SelectedContext>,
 }
@@ -121,28 +121,28 @@ pub struct Chosen<E> {
 /// Handles options until the client chooses an export, which is returned, or leaves (`None`).
 ///
 /// # Errors
-/// The stream failed, the client broke the protocol or used up its allowance, or it chose an
+/// The stream failed, the client broke the protocol or used up its quota, or it chose an
 /// unknown export by `NBD_OPT_EXPORT_NAME`.
 pub async fn negotiate<S, X>(
     stream: &mut S,
     flags: ClientFlags,
     security: Security,
     exports: &X,
-    allowance: &mut Allowance,
-) -> Result<Option<Chosen<X::Export>>, SessionError>
+    quota: &mut NegotiationQuota,
+) -> Result<Option<Negotiated<X::Export>>, SessionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
     let mut agreed = Agreed::new();
-    while let Some((option, data)) = read_option(stream, allowance).await? {
+    while let Some((option, data)) = read_option(stream, quota).await? {
         let mut out = Vec::new();
         match option {
             // "a client that has used NBD_OPT_EXTENDED_HEADERS … MUST NOT use this option": handled
             // like an unknown export.
             Opt::EXPORT_NAME => {
                 let unknown = || SessionError::UnknownExport(Printable(&data).to_string());
-                if agreed.replies == ReplyMode::Extended {
+                if agreed.reply_mode == ReplyMode::Extended {
                     return Err(unknown());
                 }
                 let export = resolve(&data, exports, &agreed).await.ok_or_else(unknown)?;
@@ -170,18 +170,18 @@ where
             }
             // "the server is unable to downgrade to structured replies … if extended headers
             // have already been enabled"
-            Opt::STRUCTURED_REPLY if agreed.replies == ReplyMode::Extended => push_error(
+            Opt::STRUCTURED_REPLY if agreed.reply_mode == ReplyMode::Extended => push_error(
                 &mut out,
                 option,
                 Rep::ERR_EXT_HEADER_REQD,
                 "extended headers are in use already",
             ),
             Opt::STRUCTURED_REPLY => {
-                agreed.replies = ReplyMode::Structured;
+                agreed.reply_mode = ReplyMode::Structured;
                 push_reply(&mut out, option, Rep::ACK, &[]);
             }
             Opt::EXTENDED_HEADERS => {
-                agreed.replies = ReplyMode::Extended;
+                agreed.reply_mode = ReplyMode::Extended;
                 push_reply(&mut out, option, Rep::ACK, &[]);
             }
             Opt::LIST_META_CONTEXT => {
@@ -214,7 +214,7 @@ fn offered_flags<E: Export>(agreed: &Agreed<E>, name: &[u8]) -> TransmissionFlag
         .with(TransmissionFlags::SEND_CACHE);
     let has_contexts =
         agreed.selection_for(name).is_some_and(|selection| !selection.contexts.is_empty());
-    match agreed.replies {
+    match agreed.reply_mode {
         ReplyMode::Simple => always,
         // "MUST leave this flag clear if neither structured replies nor extended headers
         // have been negotiated"
@@ -304,7 +304,7 @@ async fn list<S: AsyncWrite + Unpin, X: Exports>(
         push_error(out, Opt::LIST, Rep::ERR_INVALID, NO_DATA_ALLOWED);
         return Ok(());
     }
-    let encode = |Listing { name, description }: &Listing| server_data(name, description);
+    let encode = |ListEntry { name, description }: &ListEntry| server_data(name, description);
     let each = (Opt::LIST, Rep::SERVER);
     send_each(stream, out, each, |listings| exports.list(listings), encode).await?;
     push_reply(out, Opt::LIST, Rep::ACK, &[]);
@@ -327,7 +327,7 @@ fn refuse_starttls(out: &mut Vec<u8>, security: Security) {
 /// two options.
 async fn read_option<S>(
     stream: &mut S,
-    allowance: &mut Allowance,
+    quota: &mut NegotiationQuota,
 ) -> Result<Option<(Opt, Vec<u8>)>, SessionError>
 where
     S: AsyncRead + Unpin,
@@ -350,7 +350,7 @@ where
     if length > cap {
         return Err(SessionError::OptionTooLarge { option, length });
     }
-    allowance.spend(length)?;
+    quota.spend(length)?;
     let mut data = vec![0; length as usize];
     stream.read_exact(&mut data).await?;
     Ok(Some((option, data)))

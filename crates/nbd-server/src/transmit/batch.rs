@@ -6,26 +6,26 @@ use std::time::Instant;
 
 use super::ticket::Noted;
 use crate::wire::request::Request;
-use crate::{Activity, Requests, Span};
+use crate::{RequestCounts, SessionMetrics, Span};
 
 /// Requests that arrived together. The clock is read and the metrics are updated once per batch,
 /// not once per request.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) activity: Arc<Activity>,
+    pub(super) metrics: Arc<SessionMetrics>,
     /// Time of arrival.
     pub(super) arrived: Instant,
     /// Total number of requests on this connection, by command.
-    requests: Requests,
+    requests: RequestCounts,
     /// Number of reads of this batch that were answered immediately, and their total bytes of data.
     reads: u64,
     bytes: u64,
 }
 
 impl Batch {
-    pub(super) fn new(activity: Arc<Activity>) -> Self {
-        let requests = Requests::default();
-        Self { activity, arrived: Instant::now(), requests, reads: 0, bytes: 0 }
+    pub(super) fn new(metrics: Arc<SessionMetrics>) -> Self {
+        let requests = RequestCounts::default();
+        Self { metrics, arrived: Instant::now(), requests, reads: 0, bytes: 0 }
     }
 
     /// Counts a request that was accepted.
@@ -43,15 +43,15 @@ impl Batch {
     /// reads.
     pub(super) fn later(&self, span: Option<Span>) -> Noted {
         let bytes = span.map(|span| span.length.into());
-        Noted { activity: Arc::clone(&self.activity), arrived: self.arrived, bytes }
+        Noted { metrics: Arc::clone(&self.metrics), arrived: self.arrived, bytes }
     }
 
     /// Publishes the metrics once the whole batch has been processed.
     pub(super) fn note(&mut self) {
         let (reads, bytes) = (take(&mut self.reads), take(&mut self.bytes));
         if reads > 0 {
-            self.activity.add_reads(reads, bytes, self.arrived.elapsed());
+            self.metrics.add_reads(reads, bytes, self.arrived.elapsed());
         }
-        self.activity.set_requests(self.requests);
+        self.metrics.set_requests(self.requests);
     }
 }

@@ -13,7 +13,7 @@ use super::sequence::Outlook;
 use super::ticket::Ticket;
 use super::verdict::{BAD_STATUS_PAYLOAD, Verdict, judge, status_range};
 use super::work::{Job, PIECE, StatusQuery, WRONG_PARTS, status_payload};
-use super::{Connection, Farewell};
+use super::{CloseReason, Connection};
 use crate::error::Refusal;
 use crate::wire::MAX_PAYLOAD;
 use crate::wire::request::Request;
@@ -22,7 +22,10 @@ use crate::{Export, Segment, SessionError, Span};
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     /// Handles a request, or holds it until the rate limit admits it. Returns the reason to close
     /// if the client disconnects.
-    pub(super) fn arrived(&mut self, request: Request) -> Result<Option<Farewell>, SessionError> {
+    pub(super) fn arrived(
+        &mut self,
+        request: Request,
+    ) -> Result<Option<CloseReason>, SessionError> {
         let Some(throttle) = &self.throttle else { return self.take_in(&request) };
         let bytes = match judge(&request, self.session) {
             // Requests that end the session are not subject to the rate limit.
@@ -44,10 +47,13 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
 
     /// Answers a request, or starts a task that does. Returns the reason to close if the client
     /// disconnects.
-    pub(super) fn take_in(&mut self, request: &Request) -> Result<Option<Farewell>, SessionError> {
+    pub(super) fn take_in(
+        &mut self,
+        request: &Request,
+    ) -> Result<Option<CloseReason>, SessionError> {
         let verdict = judge(request, self.session);
         match verdict {
-            Verdict::Disconnect => return Ok(Some(Farewell::Disconnected)),
+            Verdict::Disconnect => return Ok(Some(CloseReason::Disconnected)),
             Verdict::TooLarge(length) => return Err(SessionError::PayloadTooLarge(length)),
             _ => self.count(request),
         }
@@ -164,7 +170,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     }
 
     fn refuse(&mut self, answer: Answer, refusal: &Refusal) {
-        self.batch.activity.add_error(refusal.code);
+        self.batch.metrics.add_error(refusal.code);
         self.answer(|out| answer.refuse(out, refusal));
     }
 }
@@ -173,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
 mod tests {
     use super::*;
     use crate::budget::Budget;
-    use crate::{Chosen, ReadError, ReplyMode, TransmitLimits};
+    use crate::{Negotiated, ReadError, ReplyMode, TransmitLimits};
 
     struct Zeros;
 
@@ -205,8 +211,8 @@ mod tests {
     #[tokio::test]
     async fn reading_ahead_leaves_nothing_behind() {
         let (_client, server) = tokio::io::duplex(1);
-        let replies = ReplyMode::Structured;
-        let chosen = Chosen { export: Arc::new(Zeros), replies, contexts: Vec::new() };
+        let reply_mode = ReplyMode::Structured;
+        let chosen = Negotiated { export: Arc::new(Zeros), reply_mode, contexts: Vec::new() };
         let limits = TransmitLimits::new(Budget::new(0, 0));
         let mut connection = Connection::new(server, chosen, &limits);
         let mut begun = 0;

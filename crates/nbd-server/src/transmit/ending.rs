@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Connection, Farewell};
+use super::{CloseReason, Connection};
 use crate::{Export, SessionError};
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
@@ -19,7 +19,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     pub(super) async fn serve_accepted(
         &mut self,
         patience: Duration,
-    ) -> Result<Farewell, SessionError> {
+    ) -> Result<CloseReason, SessionError> {
         self.batch.arrived = Instant::now();
         while self.held.is_none() {
             if !self.may_ask() {
@@ -27,12 +27,12 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                 continue;
             }
             let Some(request) = self.inbox.request_here()? else { break };
-            if let Some(farewell) = self.arrived(request)? {
-                return Ok(farewell);
+            if let Some(close_reason) = self.arrived(request)? {
+                return Ok(close_reason);
             }
         }
         self.held = None;
-        Ok(Farewell::ShutDown)
+        Ok(CloseReason::ShutDown)
     }
 
     /// Sends all outstanding replies, as long as the client keeps reading them, then shuts down the
@@ -58,7 +58,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             Ok(())
         };
         let ended = tokio::time::timeout(patience, step).await;
-        self.batch.activity.set_in_flight(self.in_flight());
+        self.batch.metrics.set_in_flight(self.in_flight());
         match ended {
             Ok(done) => done,
             Err(_) if is_waiting_for_work || self.share.sent() > before => Ok(()),

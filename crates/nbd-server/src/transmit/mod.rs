@@ -34,7 +34,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::budget::{Budget, Share};
-use super::{Activity, Chosen, Export, Segment, SelectedContext, SessionError, Throttle};
+use super::{Export, Negotiated, Segment, SelectedContext, SessionError, SessionMetrics, Throttle};
 use batch::Batch;
 use held::Held;
 use inbox::Inbox;
@@ -67,7 +67,7 @@ pub struct TransmitLimits {
     /// Drain timeout: time that a client has to make progress in reading its last replies.
     pub drain: Duration,
     /// Counters to which the session reports. They should not be shared with other connections.
-    pub activity: Arc<Activity>,
+    pub metrics: Arc<SessionMetrics>,
 }
 
 impl TransmitLimits {
@@ -75,29 +75,29 @@ impl TransmitLimits {
     /// else is limited.
     pub fn new(budget: Arc<Budget>) -> Self {
         const PATIENCE: Duration = Duration::from_secs(10);
-        let activity = Arc::default();
-        Self { budget, throttle: None, idle: None, stall: PATIENCE, drain: PATIENCE, activity }
+        let metrics = Arc::default();
+        Self { budget, throttle: None, idle: None, stall: PATIENCE, drain: PATIENCE, metrics }
     }
 }
 
 /// Reason why transmission ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Farewell {
+pub enum CloseReason {
     /// The client sent `NBD_CMD_DISC`.
     Disconnected,
     /// The client closed the stream between two requests.
-    HungUp,
+    StreamClosed,
     /// The client sent no requests for longer than the idle timeout.
-    Idle,
+    IdleTimeout,
     /// The server is shutting down.
     ShutDown,
 }
 
 /// Statistics of a finished transmission phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Summary {
+pub struct SessionStats {
     /// Reason why it ended.
-    pub farewell: Farewell,
+    pub close_reason: CloseReason,
     /// Number of requests received.
     pub requests: u64,
     /// Total length of the valid reads among them, in bytes.
@@ -121,17 +121,17 @@ pub struct Summary {
 /// The stream failed, or the client broke the protocol or exceeded its limits.
 pub async fn transmit<S, E>(
     stream: S,
-    chosen: Chosen<E>,
+    chosen: Negotiated<E>,
     limits: &TransmitLimits,
     shutdown: impl Future<Output = ()>,
-) -> Result<Summary, SessionError>
+) -> Result<SessionStats, SessionError>
 where
     S: AsyncRead + AsyncWrite,
     E: Export,
 {
     let mut connection = Connection::new(stream, chosen, limits);
     let mut served = connection.serve(pin!(shutdown)).await;
-    let is_shutdown = matches!(served, Ok(Farewell::ShutDown));
+    let is_shutdown = matches!(served, Ok(CloseReason::ShutDown));
     if is_shutdown {
         served = connection.serve_accepted(limits.drain).await;
     }
@@ -143,25 +143,25 @@ where
         _ => connection.drain(limits.drain).await,
     };
     connection.note();
-    let ended = served.and_then(|farewell| drained.map(|()| farewell));
-    let farewell = match ended {
+    let ended = served.and_then(|close_reason| drained.map(|()| close_reason));
+    let close_reason = match ended {
         // The server initiated the end, so it is no failure that the client left or stopped reading
         // in the meantime.
         Err(SessionError::Io(_) | SessionError::Stalled | SessionError::DrainTimeout)
             if is_shutdown =>
         {
-            return Ok(connection.summary(Farewell::ShutDown));
+            return Ok(connection.summary(CloseReason::ShutDown));
         }
         ended => ended?,
     };
-    let linger = match farewell {
-        Farewell::HungUp => Duration::ZERO,
-        Farewell::Disconnected => limits.drain,
-        Farewell::Idle | Farewell::ShutDown => LINGER.min(limits.drain),
+    let linger = match close_reason {
+        CloseReason::StreamClosed => Duration::ZERO,
+        CloseReason::Disconnected => limits.drain,
+        CloseReason::IdleTimeout | CloseReason::ShutDown => LINGER.min(limits.drain),
     };
     // If the client does not close in time, the server does; that is not an error.
     tokio::time::timeout(linger, connection.inbox.discard()).await.unwrap_or_default();
-    Ok(connection.summary(farewell))
+    Ok(connection.summary(close_reason))
 }
 
 /// State of one client's connection in the transmission phase.
@@ -195,8 +195,8 @@ struct Connection<S, E> {
 }
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
-    fn new(stream: S, chosen: Chosen<E>, limits: &TransmitLimits) -> Self {
-        let Chosen { export, replies: mode, contexts } = chosen;
+    fn new(stream: S, chosen: Negotiated<E>, limits: &TransmitLimits) -> Self {
+        let Negotiated { export, reply_mode: mode, contexts } = chosen;
         let (reader, writer) = tokio::io::split(stream);
         let share = Arc::new(Share::new(Arc::clone(&limits.budget)));
         let (replies, ready) = mpsc::unbounded_channel();
@@ -220,52 +220,52 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             throttle: limits.throttle.clone(),
             held: None,
             idle: limits.idle,
-            batch: Batch::new(Arc::clone(&limits.activity)),
+            batch: Batch::new(Arc::clone(&limits.metrics)),
         }
     }
 
-    fn summary(&self, farewell: Farewell) -> Summary {
+    fn summary(&self, close_reason: CloseReason) -> SessionStats {
         let unanswered = self.in_flight();
-        Summary { farewell, requests: self.requests, bytes: self.bytes, unanswered }
+        SessionStats { close_reason, requests: self.requests, bytes: self.bytes, unanswered }
     }
 
     /// Reads and handles requests until the session ends.
     async fn serve(
         &mut self,
         mut shutdown: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<Farewell, SessionError> {
+    ) -> Result<CloseReason, SessionError> {
         loop {
-            self.batch.activity.set_in_flight(self.in_flight());
+            self.batch.metrics.set_in_flight(self.in_flight());
             let may_ask = self.may_ask();
             let is_idle = self.is_idle();
             tokio::select! {
                 biased;
-                () = &mut shutdown => return Ok(Farewell::ShutDown),
+                () = &mut shutdown => return Ok(CloseReason::ShutDown),
                 request = self.inbox.request(), if may_ask => {
-                    let Some(request) = request? else { return Ok(Farewell::HungUp) };
+                    let Some(request) = request? else { return Ok(CloseReason::StreamClosed) };
                     self.batch.arrived = Instant::now();
-                    if let Some(farewell) = self.arrived(request)? {
-                        return Ok(farewell);
+                    if let Some(close_reason) = self.arrived(request)? {
+                        return Ok(close_reason);
                     }
                     // Handles the rest of the batch from the buffer, without another system call.
                     while self.may_ask() && let Some(request) = self.inbox.request_here()? {
-                        if let Some(farewell) = self.arrived(request)? {
-                            return Ok(farewell);
+                        if let Some(close_reason) = self.arrived(request)? {
+                            return Ok(close_reason);
                         }
                     }
                     self.note();
                 }
                 (request, arrived) = held::next(&mut self.held), if self.held.is_some() => {
                     self.batch.arrived = arrived;
-                    self.batch.activity.add_held(arrived.elapsed());
-                    if let Some(farewell) = self.take_in(&request)? {
-                        return Ok(farewell);
+                    self.batch.metrics.add_throttled(arrived.elapsed());
+                    if let Some(close_reason) = self.take_in(&request)? {
+                        return Ok(close_reason);
                     }
                     self.note();
                 }
                 Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
                 sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
-                () = elapsed(self.idle), if is_idle => return Ok(Farewell::Idle),
+                () = elapsed(self.idle), if is_idle => return Ok(CloseReason::IdleTimeout),
             }
         }
     }
@@ -288,7 +288,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     /// Publishes the metrics collected since the last call.
     fn note(&mut self) {
         self.batch.note();
-        self.batch.activity.set_in_flight(self.in_flight());
+        self.batch.metrics.set_in_flight(self.in_flight());
     }
 
     /// Returns the number of requests that have not been answered completely.

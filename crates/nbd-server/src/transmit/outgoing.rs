@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use bytes::Bytes;
 
 use crate::budget::Hold;
-use crate::export::{COPIED, Segment};
+use crate::export::{COPY_THRESHOLD, Segment};
 
 /// Capacity in bytes beyond which an empty buffer is freed.
 const KEPT: usize = 256 * 1024;
@@ -74,7 +74,7 @@ impl Outgoing {
     /// whole block in memory until the client has read it.
     pub(super) fn push_segment(&mut self, segment: Segment) {
         match segment {
-            Segment::Data(bytes) if bytes.len() < COPIED => self.push(&bytes),
+            Segment::Data(bytes) if bytes.len() < COPY_THRESHOLD => self.push(&bytes),
             Segment::Data(bytes) => {
                 self.grow(bytes.len());
                 self.pieces.push_back(Piece::Data(bytes));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     fn filled() -> (Outgoing, Vec<u8>) {
-        let long = Bytes::from(vec![7; COPIED + 5]);
+        let long = Bytes::from(vec![7; COPY_THRESHOLD + 5]);
         let mut queue = Outgoing::default();
         queue.push(b"head");
         queue.push_segment(Segment::Data(Bytes::from_static(b"short")));
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn bytes_come_out_as_they_went_in_whatever_the_steps() {
-        for step in [777, COPIED, 70_000, usize::MAX] {
+        for step in [777, COPY_THRESHOLD, 70_000, usize::MAX] {
             for slots in [1, 2, 64] {
                 let (mut queue, expected) = filled();
                 let (mut out, mut answered) = (Vec::new(), 0);

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::answer::Answer;
 use super::outgoing::Outgoing;
-use crate::Activity;
+use crate::SessionMetrics;
 use crate::budget::Hold;
 use crate::error::Refusal;
 use crate::wire::reply::ErrorCode;
@@ -27,7 +27,7 @@ pub(super) struct Ticket {
 /// Metrics record of one request, written when its reply is complete.
 #[derive(Debug)]
 pub(super) struct Noted {
-    pub(super) activity: Arc<Activity>,
+    pub(super) metrics: Arc<SessionMetrics>,
     pub(super) arrived: Instant,
     /// Length of the read in bytes; `None` for other requests.
     pub(super) bytes: Option<u64>,
@@ -77,11 +77,11 @@ impl Ticket {
 impl Noted {
     fn note(&self, refusal: Option<&Refusal>) {
         if let Some(refusal) = refusal {
-            self.activity.add_error(refusal.code);
+            self.metrics.add_error(refusal.code);
         }
         if let Some(bytes) = self.bytes {
             let bytes = if refusal.is_some() { 0 } else { bytes };
-            self.activity.add_reads(1, bytes, self.arrived.elapsed());
+            self.metrics.add_reads(1, bytes, self.arrived.elapsed());
         }
     }
 }
@@ -101,11 +101,14 @@ mod tests {
     use crate::ReplyMode;
     use crate::wire::request::{Command, CommandFlags, Cookie, Request};
 
-    fn ticket(activity: &Arc<Activity>) -> Ticket {
-        ticket_to(activity, mpsc::unbounded_channel().0)
+    fn ticket(metrics: &Arc<SessionMetrics>) -> Ticket {
+        ticket_to(metrics, mpsc::unbounded_channel().0)
     }
 
-    fn ticket_to(activity: &Arc<Activity>, replies: mpsc::UnboundedSender<Outgoing>) -> Ticket {
+    fn ticket_to(
+        metrics: &Arc<SessionMetrics>,
+        replies: mpsc::UnboundedSender<Outgoing>,
+    ) -> Ticket {
         let request = Request {
             flags: CommandFlags::default(),
             command: Command::READ,
@@ -113,26 +116,26 @@ mod tests {
             offset: 0,
             length: 512,
         };
-        let activity = Arc::clone(activity);
-        let noted = Noted { activity, arrived: Instant::now(), bytes: Some(512) };
+        let metrics = Arc::clone(metrics);
+        let noted = Noted { metrics, arrived: Instant::now(), bytes: Some(512) };
         Ticket::new(Answer::to(&request, ReplyMode::Simple), replies, noted)
     }
 
     #[tokio::test]
     async fn each_answer_is_noted_once() {
-        let activity = Arc::new(Activity::default());
+        let metrics = Arc::new(SessionMetrics::default());
         let noted = || {
-            let done = activity.so_far();
-            (done.errors.all(), done.read_latency.count(), done.bytes)
+            let done = metrics.totals();
+            (done.errors.total(), done.read_latency.count(), done.bytes)
         };
-        ticket(&activity).finish(None, |answer, out| answer.done(out));
+        ticket(&metrics).finish(None, |answer, out| answer.done(out));
         assert_eq!(noted(), (0, 1, 512));
-        ticket(&activity).refuse(&ABANDONED);
+        ticket(&metrics).refuse(&ABANDONED);
         assert_eq!(noted(), (1, 2, 512));
         // The connection has ended, which is not counted as an error.
-        drop(ticket(&activity));
+        drop(ticket(&metrics));
         assert_eq!(noted(), (1, 2, 512));
-        let panics = ticket(&activity);
+        let panics = ticket(&metrics);
         let task = async move {
             let _ticket = panics;
             panic!("as an export may");
@@ -145,10 +148,10 @@ mod tests {
     /// ended.
     #[tokio::test]
     async fn a_cancelled_task_answers_nothing() {
-        let activity = Arc::new(Activity::default());
+        let metrics = Arc::new(SessionMetrics::default());
         let (replies, mut answers) = mpsc::unbounded_channel();
         let (cancelled, panics) =
-            (ticket_to(&activity, replies.clone()), ticket_to(&activity, replies));
+            (ticket_to(&metrics, replies.clone()), ticket_to(&metrics, replies));
         let waits = tokio::spawn(async move {
             let _ticket = cancelled;
             std::future::pending::<()>().await;

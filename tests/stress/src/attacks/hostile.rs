@@ -264,7 +264,7 @@ fn request(command: Command, number: u64, offset: u64, length: u32) -> [u8; Requ
 /// Chooses an export, and returns its size.
 async fn choose(to: SocketAddr, from: Ipv4Addr, name: &str) -> Result<(TcpStream, u64)> {
     let mut stream = connect(from, to).await?;
-    client::structured_replies(&mut stream).await?;
+    client::negotiate_structured_replies(&mut stream).await?;
     let size = client::info(&mut stream, name).await?.size;
     stream.write_all(&encode_option(Opt::GO, &go(name))).await?;
     Ok((stream, size))
@@ -318,9 +318,9 @@ async fn read_for(stream: &mut TcpStream, duration: Duration) -> Result<()> {
 fn block_status(to: SocketAddr, tasks: &mut JoinSet<()>) {
     spawn(tasks, 1, move |number| async move {
         let mut stream = connect(address(number), to).await?;
-        client::structured_replies(&mut stream).await?;
+        client::negotiate_structured_replies(&mut stream).await?;
         let contexts = ["base:allocation", "hexz:changed:tiny-parent.hxz"];
-        client::set_contexts(&mut stream, "tiny.hxz", &contexts).await?;
+        client::select_contexts(&mut stream, "tiny.hxz", &contexts).await?;
         stream.write_all(&encode_option(Opt::GO, &go("tiny.hxz"))).await?;
         for _ in 0..1000 {
             let requests: Vec<u8> = (0..64)
@@ -372,7 +372,7 @@ fn encrypted(to: SocketAddr, tasks: &mut JoinSet<()>) {
 fn queries(to: SocketAddr, tasks: &mut JoinSet<()>) {
     spawn(tasks, 8, move |number| async move {
         let mut stream = connect(address(number), to).await?;
-        client::structured_replies(&mut stream).await?;
+        client::negotiate_structured_replies(&mut stream).await?;
         let queries: Vec<String> =
             (0..1000).map(|number| format!("hexz:changed:name-{number:036}")).collect();
         let queries = queries.iter().map(String::as_bytes).collect();

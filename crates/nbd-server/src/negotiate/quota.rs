@@ -21,20 +21,20 @@ impl Default for NegotiationLimits {
 }
 
 impl NegotiationLimits {
-    /// Returns the full allowance of a new client.
-    pub fn allowance(self) -> Allowance {
-        Allowance { limits: self, left: self }
+    /// Returns the full quota of a new client.
+    pub fn quota(self) -> NegotiationQuota {
+        NegotiationQuota { limits: self, left: self }
     }
 }
 
 /// Remainder of one client's negotiation limits.
 #[derive(Debug, Clone)]
-pub struct Allowance {
+pub struct NegotiationQuota {
     limits: NegotiationLimits,
     left: NegotiationLimits,
 }
 
-impl Allowance {
+impl NegotiationQuota {
     /// Charges an option with `length` bytes of data, before the data is read.
     ///
     /// # Errors
@@ -59,11 +59,11 @@ mod tests {
 
     #[test]
     fn an_allowance_is_used_up_to_the_last_option_and_byte() {
-        let mut allowance = NegotiationLimits { options: 3, option_bytes: 100 }.allowance();
-        assert!(allowance.spend(0).is_ok() && allowance.spend(60).is_ok());
-        let mut other = allowance.clone();
+        let mut quota = NegotiationLimits { options: 3, option_bytes: 100 }.quota();
+        assert!(quota.spend(0).is_ok() && quota.spend(60).is_ok());
+        let mut other = quota.clone();
         assert!(matches!(other.spend(41), Err(SessionError::TooManyOptionBytes(100))));
-        assert!(allowance.spend(40).is_ok());
-        assert!(matches!(allowance.spend(0), Err(SessionError::TooManyOptions(3))));
+        assert!(quota.spend(40).is_ok());
+        assert!(matches!(quota.spend(0), Err(SessionError::TooManyOptions(3))));
     }
 }

@@ -14,10 +14,10 @@ pub const LATENCY_BOUNDS: [u64; 18] = [
     1_000_000, 2_500_000, 5_000_000, 10_000_000,
 ];
 
-const LATENCIES: usize = LATENCY_BOUNDS.len() + 1;
+const BUCKET_COUNT: usize = LATENCY_BOUNDS.len() + 1;
 
 /// Error codes that clients can be sent, with their labels; the last entry stands for any other.
-const ERRORS: [(ErrorCode, &str); 9] = [
+const ERROR_LABELS: [(ErrorCode, &str); 9] = [
     (ErrorCode::IO, "io"),
     (ErrorCode::INVAL, "inval"),
     (ErrorCode::PERM, "perm"),
@@ -35,40 +35,40 @@ const ERRORS: [(ErrorCode, &str); 9] = [
 /// down a connection that answers hundreds of thousands of requests per second.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct Activity {
+pub struct SessionMetrics {
     requests: [AtomicU64; 4],
     in_flight: AtomicU64,
     bytes: AtomicU64,
-    errors: [AtomicU64; ERRORS.len()],
-    latencies: [AtomicU64; LATENCIES],
+    errors: [AtomicU64; ERROR_LABELS.len()],
+    latencies: [AtomicU64; BUCKET_COUNT],
     /// Sum of all latencies, in nanoseconds.
     latency: AtomicU64,
-    held: AtomicU64,
+    throttled: AtomicU64,
     /// Total time that requests were throttled, in nanoseconds.
-    held_for: AtomicU64,
+    throttled_for: AtomicU64,
 }
 
 /// Snapshot of the counters of one session, or the sum over several sessions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Done {
+pub struct MetricsTotals {
     /// Number of requests received, by command.
-    pub requests: Requests,
+    pub requests: RequestCounts,
     /// Bytes of data in replies to reads.
     pub bytes: u64,
     /// Number of requests that were answered with an error, by error code.
-    pub errors: Errors,
+    pub errors: ErrorCounts,
     /// Latencies of reads.
-    pub read_latency: Latencies,
+    pub read_latency: LatencyHistogram,
     /// Number of requests that the client's rate limit ([`Throttle`](super::Throttle)) delayed.
-    pub held: u64,
+    pub throttled: u64,
     /// Total time that these requests were delayed.
-    pub held_for: Duration,
+    pub throttled_for: Duration,
 }
 
 /// Numbers of requests, by command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
-pub struct Requests {
+pub struct RequestCounts {
     /// `NBD_CMD_READ`.
     pub read: u64,
     /// `NBD_CMD_BLOCK_STATUS`.
@@ -81,33 +81,33 @@ pub struct Requests {
 
 /// Numbers of error replies, by error code.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Errors([u64; ERRORS.len()]);
+pub struct ErrorCounts([u64; ERROR_LABELS.len()]);
 
 /// Histogram of the latencies of reads that were attempted. A latency is measured from the arrival
 /// of the request until the last part of its reply, or an error, was ready to be sent. Reads that
 /// arrived together and were answered at once count as ready when the whole batch had been
 /// processed. Time spent waiting for the client's rate limit is included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Latencies {
-    buckets: [u64; LATENCIES],
+pub struct LatencyHistogram {
+    buckets: [u64; BUCKET_COUNT],
     /// Sum of all latencies.
     pub sum: Duration,
 }
 
-impl Activity {
+impl SessionMetrics {
     /// Returns a snapshot of the counters.
-    pub fn so_far(&self) -> Done {
+    pub fn totals(&self) -> MetricsTotals {
         let [read, block_status, cache, other] = load(&self.requests);
-        Done {
-            requests: Requests { read, block_status, cache, other },
+        MetricsTotals {
+            requests: RequestCounts { read, block_status, cache, other },
             bytes: self.bytes.load(Relaxed),
-            errors: Errors(load(&self.errors)),
-            read_latency: Latencies {
+            errors: ErrorCounts(load(&self.errors)),
+            read_latency: LatencyHistogram {
                 buckets: load(&self.latencies),
                 sum: Duration::from_nanos(self.latency.load(Relaxed)),
             },
-            held: self.held.load(Relaxed),
-            held_for: Duration::from_nanos(self.held_for.load(Relaxed)),
+            throttled: self.throttled.load(Relaxed),
+            throttled_for: Duration::from_nanos(self.throttled_for.load(Relaxed)),
         }
     }
 
@@ -118,8 +118,8 @@ impl Activity {
 
     /// Sets the numbers of requests. Only the connection's own task may call this: unlike the
     /// adding methods, it overwrites the counters.
-    pub fn set_requests(&self, requests: Requests) {
-        let Requests { read, block_status, cache, other } = requests;
+    pub fn set_requests(&self, requests: RequestCounts) {
+        let RequestCounts { read, block_status, cache, other } = requests;
         for (counter, count) in self.requests.iter().zip([read, block_status, cache, other]) {
             counter.store(count, Relaxed);
         }
@@ -141,19 +141,19 @@ impl Activity {
     }
 
     pub(super) fn add_error(&self, code: ErrorCode) {
-        let known = ERRORS.iter().position(|(known, _)| *known == code);
-        if let Some(counter) = self.errors.get(known.unwrap_or(ERRORS.len() - 1)) {
+        let known = ERROR_LABELS.iter().position(|(known, _)| *known == code);
+        if let Some(counter) = self.errors.get(known.unwrap_or(ERROR_LABELS.len() - 1)) {
             counter.fetch_add(1, Relaxed);
         }
     }
 
-    pub(super) fn add_held(&self, waited: Duration) {
-        self.held.fetch_add(1, Relaxed);
-        self.held_for.fetch_add(nanoseconds(waited), Relaxed);
+    pub(super) fn add_throttled(&self, waited: Duration) {
+        self.throttled.fetch_add(1, Relaxed);
+        self.throttled_for.fetch_add(nanoseconds(waited), Relaxed);
     }
 }
 
-impl Requests {
+impl RequestCounts {
     pub(super) fn count(&mut self, command: Command) {
         match command {
             Command::READ => self.read += 1,
@@ -164,25 +164,25 @@ impl Requests {
     }
 
     /// Returns the number of requests of all kinds.
-    pub fn all(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.read + self.block_status + self.cache + self.other
     }
 }
 
-impl Errors {
+impl ErrorCounts {
     /// Returns the number of errors of all kinds.
-    pub fn all(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
 
     /// Returns the count for each error label: the name of the code in lower case without `NBD_E`,
     /// or "other". Codes with a count of zero are included.
     pub fn by_code(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        ERRORS.iter().map(|(_, label)| *label).zip(self.0)
+        ERROR_LABELS.iter().map(|(_, label)| *label).zip(self.0)
     }
 }
 
-impl Latencies {
+impl LatencyHistogram {
     /// Returns the number of reads counted.
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
@@ -195,7 +195,7 @@ impl Latencies {
     }
 }
 
-impl AddAssign for Done {
+impl AddAssign for MetricsTotals {
     fn add_assign(&mut self, other: Self) {
         self.requests.read += other.requests.read;
         self.requests.block_status += other.requests.block_status;
@@ -205,8 +205,8 @@ impl AddAssign for Done {
         add(&mut self.errors.0, other.errors.0);
         add(&mut self.read_latency.buckets, other.read_latency.buckets);
         self.read_latency.sum += other.read_latency.sum;
-        self.held += other.held;
-        self.held_for += other.held_for;
+        self.throttled += other.throttled;
+        self.throttled_for += other.throttled_for;
     }
 }
 
@@ -229,16 +229,16 @@ mod tests {
 
     #[test]
     fn a_latency_is_in_the_first_bucket_that_it_fits() {
-        let activity = Activity::default();
+        let metrics = SessionMetrics::default();
         let of = |nanoseconds| {
-            let before = activity.so_far().read_latency.buckets;
-            activity.add_reads(1, 0, Duration::from_nanos(nanoseconds));
-            let after = activity.so_far().read_latency.buckets;
-            (0..LATENCIES).find(|&at| after[at] != before[at])
+            let before = metrics.totals().read_latency.buckets;
+            metrics.add_reads(1, 0, Duration::from_nanos(nanoseconds));
+            let after = metrics.totals().read_latency.buckets;
+            (0..BUCKET_COUNT).find(|&at| after[at] != before[at])
         };
         assert_eq!([of(0), of(25_000), of(25_001)], [Some(0), Some(0), Some(1)]);
         assert_eq!([of(10_000_000_000), of(10_000_000_001)], [Some(17), Some(18)]);
-        let latencies = activity.so_far().read_latency;
+        let latencies = metrics.totals().read_latency;
         assert_eq!(latencies.count(), 5);
         assert_eq!(latencies.buckets().map(|(_, count)| count).sum::<u64>(), 4);
         assert!(LATENCY_BOUNDS.is_sorted());
@@ -246,18 +246,18 @@ mod tests {
 
     #[test]
     fn what_many_have_done_is_added_up() {
-        let activity = Activity::default();
-        activity.set_requests(Requests { read: 3, block_status: 1, cache: 1, other: 1 });
-        activity.add_reads(2, 1024, Duration::from_millis(3));
-        activity.add_error(ErrorCode::IO);
-        activity.add_error(ErrorCode(77));
-        activity.add_held(Duration::from_secs(1));
-        let mut all = activity.so_far();
-        all += activity.so_far();
-        assert_eq!((all.requests.all(), all.bytes, all.held), (12, 2048, 2));
+        let metrics = SessionMetrics::default();
+        metrics.set_requests(RequestCounts { read: 3, block_status: 1, cache: 1, other: 1 });
+        metrics.add_reads(2, 1024, Duration::from_millis(3));
+        metrics.add_error(ErrorCode::IO);
+        metrics.add_error(ErrorCode(77));
+        metrics.add_throttled(Duration::from_secs(1));
+        let mut all = metrics.totals();
+        all += metrics.totals();
+        assert_eq!((all.requests.total(), all.bytes, all.throttled), (12, 2048, 2));
         assert_eq!(all.read_latency.sum, Duration::from_millis(12));
         let errors: Vec<_> = all.errors.by_code().filter(|(_, count)| *count > 0).collect();
         assert_eq!(errors, [("io", 2), ("other", 2)]);
-        assert_eq!(size_of::<Activity>() % 128, 0);
+        assert_eq!(size_of::<SessionMetrics>() % 128, 0);
     }
 }
