@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes what goes into a package beside the program, in FOLDER: manual pages, completions, what
-# has changed, and the licences of the crates in it.
+# prepare.sh PROGRAM FOLDER: creates in FOLDER what a package contains besides the program: manual
+# pages, completions, the changelog, and the licences of the crates.
 set -eu
 program=$1 folder=$2
 

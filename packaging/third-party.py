@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Prints the crates that are in the program, with their licences and the texts of these.
+"""Prints the third-party crates that the program contains, with their licences and licence texts.
 
-Binaries of most of them may be passed on only with their copyright notices. The crates are
-those that Cargo.lock names for this platform, without what only builds or tests.
+Most licences permit binaries to be distributed only with their copyright notices. The crates are
+those that Cargo.lock has for this platform, except build and test dependencies and the packages of
+this workspace.
 """
 
 import json
@@ -14,7 +15,7 @@ NAMES = ("license", "licence", "copying", "copyright", "notice", "unlicense")
 
 
 def packages(metadata):
-    """The crates that the program is linked with, in the order of their names."""
+    """Returns the third-party crates that the program is linked with, sorted by name."""
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
     root = metadata["resolve"]["root"]
     found, todo = set(), [root]
@@ -25,11 +26,12 @@ def packages(metadata):
                 found.add(dependency["pkg"])
                 todo.append(dependency["pkg"])
     linked = (package for package in metadata["packages"] if package["id"] in found)
+    linked = (package for package in linked if package["source"])
     return sorted(linked, key=lambda package: (package["name"], package["version"]))
 
 
 def texts(package):
-    """The texts of a crate's licences: also those of C code that it has in a folder."""
+    """Returns the licence texts of a crate, including those of C code that it bundles."""
     folder = pathlib.Path(package["manifest_path"]).parent
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name.lower().startswith(NAMES) and path.suffix not in (".rs", ".go"):
@@ -39,7 +41,7 @@ def texts(package):
 
 
 def main():
-    # Those of this platform: Linux has no Windows crates.
+    # Only this platform: there are no Windows crates on Linux.
     rustc = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
     host = next(line.split()[1] for line in rustc.splitlines() if line.startswith("host:"))
     command = ["cargo", "metadata", "--locked", "--format-version=1", "--filter-platform", host]
