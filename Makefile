@@ -1,18 +1,18 @@
-# What a developer needs, by name. `make test` is all of it.
+# Development tasks; `make test` runs all tests, `make help` lists the rest.
 
 CARGO ?= cargo
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-# The clients that the tests read with, and what the tests set up with.
-# Not qemu-system-*: those packages replace a newer qemu-utils by an older one.
+# Clients and other programs that the tests use.
+# Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
 PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq libnbd-bin mandoc \
 	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils \
 	strace systemd tmux
 
-# What the test of the Debian package sets up its root with, and reads with.
+# Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
 
-# What is measured, and what it is measured with; qemu-utils is among those above.
+# Servers that the benchmarks measure, and programs that they use.
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \
 	qemu-utils valgrind
 
@@ -20,31 +20,31 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ope
 	container stress attacks long-session bench bench-peers bench-micro bench-tools certs clean
 
 help:
-	@echo 'make test    install what the tests need, and run all of them'
-	@echo 'make check   formatting, lints, documentation'
-	@echo 'make unit    unit and integration tests, with the tools that are there'
-	@echo 'make fuzz    each fuzz target for FUZZ_SECONDS (150, some 20 minutes in all)'
-	@echo 'make fuzz-short   each of them for 10 seconds'
-	@echo 'make tools   install the clients that the tests read with (Debian)'
-	@echo 'make build   the program, in target/release/hexz-nbd'
-	@echo 'make deb     the Debian package, in target/debian'
-	@echo 'make package-test   install it into a clean Debian root, and use what it installed; as root'
-	@echo 'make static  the program without shared libraries, in target/static, by rustup and musl'
-	@echo 'make container      a container with that in it, by buildah'
-	@echo 'make stress  hundreds of clients, and everything that may go wrong meanwhile; two minutes,'
-	@echo '             or STRESS_SECONDS=...'
-	@echo 'make long-session   258 GiB over one TLS 1.2 connection; some minutes, and both cores'
-	@echo 'make attacks   what an honest reader notices of hostile archives and clients'
-	@echo 'make bench   measure against the peers that there are, into docs/performance; some'
-	@echo '             20 minutes, and as much peace as the machine has'
-	@echo 'make bench-micro   parts of the hot paths, and the instructions that these take'
-	@echo 'make certs   a CA to try things out with, and certificates for localhost, in certs/pki'
-	@echo 'make clean   remove what was built'
+	@echo 'make test          install the tools that the tests need, and run all tests'
+	@echo 'make check         formatting, lints, documentation'
+	@echo 'make unit          unit and integration tests, with the tools that are installed'
+	@echo 'make fuzz          each fuzz target for FUZZ_SECONDS (150; some 20 minutes in total)'
+	@echo 'make fuzz-short    each fuzz target for 10 seconds'
+	@echo 'make tools         install the clients that the tests use (Debian)'
+	@echo 'make build         the program, in target/release/hexz-nbd'
+	@echo 'make deb           the Debian package, in target/debian'
+	@echo 'make package-test  install the package into a clean Debian root and use it; as root'
+	@echo 'make static        the program without shared libraries, in target/static; rustup and musl'
+	@echo 'make container     a container image with the static program; buildah'
+	@echo 'make stress        hundreds of clients while faults are injected; two minutes, or'
+	@echo '                   STRESS_SECONDS=...'
+	@echo 'make long-session  258 GiB over one TLS 1.2 connection; some minutes, and both cores'
+	@echo 'make attacks       effect of hostile archives and clients on an honest reader'
+	@echo 'make bench         comparison with other servers, into docs/performance; some 20 minutes'
+	@echo '                   on an otherwise idle machine'
+	@echo 'make bench-micro   parts of the hot paths, and their instruction counts'
+	@echo 'make certs         a CA for experiments, and certificates for localhost, in certs/pki'
+	@echo 'make clean         remove what was built'
 
 test: tools check unit fuzz-short package-test
 
-# The benchmarks, the fuzz targets and the stress test are workspaces of their own, built where
-# the rest is, as much of it is the same.
+# The benchmarks, the fuzz targets and the stress test are workspaces of their own. They share the
+# target folder, since most of their dependencies are the same.
 PEERS := --manifest-path benches/peers/Cargo.toml
 FUZZ := --manifest-path fuzz/Cargo.toml
 FUZZ_SECONDS ?= 150
@@ -70,7 +70,7 @@ fuzz:
 fuzz-short:
 	CARGO='$(CARGO)' fuzz/run.sh 10
 
-# Installs only what is missing, so that it needs no network where nothing is.
+# Installs only missing packages, so that no network is needed if there are none.
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
 tools bench-tools package-tools:
@@ -86,7 +86,7 @@ tools bench-tools package-tools:
 build:
 	$(CARGO) build --locked --release
 
-# What packs the package. Its version is named, so that a newer one surprises nobody.
+# Builds the Debian package. The version is pinned.
 CARGO_DEB := target/tools/bin/cargo-deb
 $(CARGO_DEB):
 	$(CARGO) install cargo-deb --version 3.8.0 --locked --root target/tools
@@ -99,7 +99,7 @@ deb: build $(CARGO_DEB)
 package-test: package-tools deb
 	$(SUDO) tests/package/run.sh target/debian/hexz-nbd_*.deb
 
-# Takes `rustup target add` and Debian's musl-tools, so it isn't part of `make test`.
+# Needs `rustup target add` and Debian's musl-tools, so it isn't part of `make test`.
 STATIC := x86_64-unknown-linux-musl
 static:
 	$(CARGO) build --locked --release --target $(STATIC)
