@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 use hexz_exports::{CatalogError, FolderError};
 use hexz_reader::Error as SnapshotError;
-use nbd_gateway::DoorClosed;
+use nbd_gateway::AcceptLoopFailed;
 use nbd_gateway::access::RulesFileError;
 use nbd_gateway::config::ConfigError;
-use nbd_gateway::handed::HandedError;
+use nbd_gateway::inherited::InheritError;
 use nbd_gateway::listen::BindError;
 use nbd_gateway::stdio::StdioError;
-use nbd_gateway::tls::TlsError;
+use nbd_gateway::tls::TlsFileError;
 use nbd_sandbox::SandboxError;
 use nbd_telemetry::escape;
 
@@ -50,7 +50,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Trust(#[from] TrustError),
     #[error("can't use TLS: {0}")]
-    Tls(#[from] TlsError),
+    Tls(#[from] TlsFileError),
     #[error("can't use the rules: {0}")]
     Rules(#[from] RulesFileError),
     #[error("{} is a pipe, which can be read only once", escape::name(.0))]
@@ -77,7 +77,7 @@ pub(crate) enum Failure {
     )]
     ListenAndHanded,
     #[error(transparent)]
-    Handed(#[from] HandedError),
+    Handed(#[from] InheritError),
     #[error(transparent)]
     Stdio(#[from] StdioError),
     #[error(transparent)]
@@ -85,7 +85,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]
-    Door(#[from] DoorClosed),
+    Door(#[from] AcceptLoopFailed),
     #[error("can't write to the standard output: {0}")]
     Output(#[source] io::Error),
     #[error("the system refused: {0}")]

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Buf, Bytes};
 use hexz_exports::{BlockReader, Catalog, SnapshotExport};
 use hexz_reader::{Block, OpenOptions, Password, Snapshot, StreamKind};
-use nbd_gateway::tls::{TlsVersion, without_clients};
+use nbd_gateway::tls::{TlsVersion, without_client_auth};
 use nbd_server::budget::Budget;
 use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
 use nbd_server::{
@@ -151,7 +151,7 @@ impl Scripted {
         let mut roots = RootCertStore::empty();
         roots.add(chain[0].clone()).unwrap();
         let key = PrivateKeyDer::try_from(certificate.signing_key.serialize_der()).unwrap();
-        let server = without_clients(chain, key, TlsVersion::V1_3).unwrap();
+        let server = without_client_auth(chain, key, TlsVersion::V1_3).unwrap();
         let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let name = ServerName::try_from("localhost").unwrap();
         let mut client = ClientConnection::new(Arc::new(client), name).unwrap();

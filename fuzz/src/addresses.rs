@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use arbitrary::{Arbitrary, Unstructured};
 use nbd_gateway::access::{
-    CommandLine, Facts, NetworkError, Origin, Peer, Place, PlaceError, Reason, Rules,
+    AccessRequest, CommandLineRules, NetworkError, Origin, Peer, PeerMatcher, PeerMatcherError,
+    Reason, Rules,
 };
 
 /// An address: of one family or the other, with its bits from the top.
@@ -59,16 +60,16 @@ pub fn check(data: &[u8]) {
     let Ok(input) = Input::arbitrary_take_rest(Unstructured::new(data)) else { return };
     let (allow, allow_rules) = networks(&input.allow);
     let (deny, deny_rules) = networks(&input.deny);
-    let said = CommandLine { allow, deny, ..CommandLine::default() };
-    let list = Rules::of_command_line(&said);
+    let said = CommandLineRules { allow, deny, ..CommandLineRules::default() };
+    let list = Rules::from_command_line(&said);
     let rules: Vec<Rule> = allow_rules.iter().chain(&deny_rules).copied().collect();
 
-    assert!(list.judge(&Facts::of_peer(Peer::Unix)).is_ok());
+    assert!(list.evaluate(&AccessRequest::from_peer(Peer::Unix)).is_ok());
     for host in &input.hosts {
         let address = host.address(&rules);
         let peer = Peer::ip(address);
         let address = Address::of(address);
-        let judged = list.judge(&Facts::of_peer(peer));
+        let judged = list.evaluate(&AccessRequest::from_peer(peer));
 
         let is_denied = deny_rules.iter().any(|rule| rule.contains(address));
         let is_allowed = match allow_rules.as_slice() {
@@ -93,25 +94,25 @@ pub fn check(data: &[u8]) {
 }
 
 /// What texts mean to the program, and to the judge. Both have to understand the same ones.
-fn networks(written: &[Written<'_>]) -> (Vec<Place>, Vec<Rule>) {
+fn networks(written: &[Written<'_>]) -> (Vec<PeerMatcher>, Vec<Rule>) {
     let mut pairs = Vec::new();
     for written in written {
         let text = written.text();
-        let network = text.parse::<Place>();
+        let network = text.parse::<PeerMatcher>();
         let rule = Rule::parse(&text);
         match (&network, rule) {
             (Ok(network), Some(rule)) if rule.is_whole() => {
-                assert_eq!(network.to_string().parse::<Place>().as_ref(), Ok(network));
+                assert_eq!(network.to_string().parse::<PeerMatcher>().as_ref(), Ok(network));
                 pairs.push((*network, rule));
             }
-            (Err(PlaceError::Network(NetworkError::HostBits { .. })), Some(rule))
+            (Err(PeerMatcherError::Network(NetworkError::HostBits { .. })), Some(rule))
                 if !rule.is_whole() => {}
-            (Err(PlaceError::Unreadable(_) | PlaceError::Cid(_)), None) => {}
-            (Err(PlaceError::Network(NetworkError::Zone(zoned))), None) => {
+            (Err(PeerMatcherError::Invalid(_) | PeerMatcherError::InvalidCid(_)), None) => {}
+            (Err(PeerMatcherError::Network(NetworkError::Zone(zoned))), None) => {
                 assert!(zoned.contains('%'), "{zoned:?}");
             }
             // Words for other places are nobody's on a network.
-            (Ok(place @ (Place::Unix | Place::Vsock(_))), None) => {
+            (Ok(place @ (PeerMatcher::Unix | PeerMatcher::Vsock(_))), None) => {
                 assert!(text == place.to_string(), "{text:?}");
             }
             other => panic!("{text:?}: {other:?}"),

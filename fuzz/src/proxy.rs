@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
-use nbd_gateway::proxy::{Header, HeaderError, NoHeader, read_header};
+use nbd_gateway::proxy::{HeaderError, ProxyHeader, ReadHeaderError, read_header};
 
 use crate::script::{Script, run};
 
@@ -59,21 +59,21 @@ pub fn check(data: &[u8]) {
     assert!(script.output.is_empty(), "nothing is said before it is known to whom");
 
     match (judge(&bytes), read) {
-        (Verdict::Local(length), Ok(Header::Local)) => assert_eq!(consumed, length),
-        (Verdict::Forwarded(address, length), Ok(Header::Forwarded(read))) => {
+        (Verdict::Local(length), Ok(ProxyHeader::Local)) => assert_eq!(consumed, length),
+        (Verdict::Forwarded(address, length), Ok(ProxyHeader::Forwarded(read))) => {
             assert_eq!((read, consumed), (address, length));
         }
-        (Verdict::Cut, Err(NoHeader::Gone)) => assert!(bytes.is_empty()),
-        (Verdict::Cut, Err(NoHeader::Cut(count))) => {
+        (Verdict::Cut, Err(ReadHeaderError::ClosedAtOnce)) => assert!(bytes.is_empty()),
+        (Verdict::Cut, Err(ReadHeaderError::ClosedEarly(count))) => {
             assert_eq!((count, consumed), (bytes.len(), bytes.len()));
         }
-        (Verdict::Version1, Err(NoHeader::Wrong(HeaderError::Version1))) => {}
-        (Verdict::NoHeader, Err(NoHeader::Wrong(HeaderError::NoHeader(start)))) => {
+        (Verdict::Version1, Err(ReadHeaderError::Invalid(HeaderError::Version1))) => {}
+        (Verdict::NoHeader, Err(ReadHeaderError::Invalid(HeaderError::NotAHeader(start)))) => {
             let start = start.to_string();
             assert!(start.is_ascii() && start.bytes().all(|byte| byte >= b' '), "{start:?}");
         }
-        (Verdict::Refused, Err(NoHeader::Wrong(error))) => {
-            let is_other = matches!(error, HeaderError::Version1 | HeaderError::NoHeader(_));
+        (Verdict::Refused, Err(ReadHeaderError::Invalid(error))) => {
+            let is_other = matches!(error, HeaderError::Version1 | HeaderError::NotAHeader(_));
             assert!(!is_other, "{error}");
         }
         (verdict, read) => panic!("{read:?} instead of {verdict:?}"),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use arbitrary::{Arbitrary, Unstructured};
 use nbd_gateway::access::{
-    Facts, Identity, Known, Moment, Name, NameKind, Peer, Rules, parse_rules,
+    AccessRequest, Fact, Identity, IdentityName, NameKind, Peer, Rules, Timestamp, parse_rules,
 };
 
 #[derive(Debug, Arbitrary)]
@@ -93,7 +93,7 @@ pub fn check(data: &[u8]) {
 fn judge(rules: &[Rule], client: &Client) {
     let text: String = rules.iter().map(Rule::text).collect();
     let parsed = match parse_rules(&text, Path::new("rules.toml")) {
-        Ok(parsed) => Rules::of_file(&[], parsed),
+        Ok(parsed) => Rules::from_file(&[], parsed),
         Err(error) => {
             let is_empty = rules.is_empty();
             assert!(is_empty || rules.iter().any(Rule::never_holds), "{error}\n{text}");
@@ -105,23 +105,23 @@ fn judge(rules: &[Rule], client: &Client) {
     let export = client.export.text();
     let identity = client.identity();
     let peer = client.address.map_or(Peer::Unix, |bytes| Peer::ip(Ipv4Addr::from(bytes).into()));
-    let complete = Facts {
+    let complete = AccessRequest {
         peer,
-        identity: Known::Known(identity.as_ref()),
-        export: Known::Known(&export),
-        now: Moment(client.now.into()),
+        identity: Fact::Known(identity.as_ref()),
+        export: Fact::Known(&export),
+        now: Timestamp(client.now.into()),
     };
     let first = rules.iter().find(|rule| rule.fits(client));
     let may = first.is_some_and(|rule| rule.allow);
-    assert_eq!(parsed.judge(&complete).is_ok(), may, "{client:?}\n{text}");
+    assert_eq!(parsed.evaluate(&complete).is_ok(), may, "{client:?}\n{text}");
 
     // Nobody is turned away early who may come in at last.
     for (identity, export) in [
-        (Known::NotYet, Known::NotYet),
-        (complete.identity, Known::NotYet),
-        (Known::NotYet, complete.export),
+        (Fact::Pending, Fact::Pending),
+        (complete.identity, Fact::Pending),
+        (Fact::Pending, complete.export),
     ] {
-        let early = parsed.judge(&Facts { identity, export, ..complete });
+        let early = parsed.evaluate(&AccessRequest { identity, export, ..complete });
         assert!(!may || early.is_ok(), "{client:?}\n{text}");
     }
     if parsed.is_local_only() {
@@ -314,7 +314,7 @@ impl Client {
             let names = self
                 .names
                 .iter()
-                .map(|(kind, text)| Name { kind: kind.name_kind(), text: text.text() });
+                .map(|(kind, text)| IdentityName { kind: kind.name_kind(), text: text.text() });
             Identity::new(names.collect())
         })
     }

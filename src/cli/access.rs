@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use nbd_gateway::access::{CommandLine, IdentityPattern, Place, Rules, RulesFile, RulesFileError};
+use nbd_gateway::access::{
+    CommandLineRules, IdentityPattern, PeerMatcher, Rules, RulesFile, RulesFileError,
+};
 
 use super::values::trimmed;
 
@@ -14,10 +16,10 @@ pub(crate) struct Access {
     /// machines as vsock:CID, or vsock for all of them [comma-separated, repeatable; default: this
     /// machine only]
     #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
+        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>,
         help_heading = "Access"
     )]
-    allow: Vec<Place>,
+    allow: Vec<PeerMatcher>,
     /// Whose certificate may come in, from where --allow says, or else from anywhere: a
     /// pattern with * and ? for its URI, DNS name or e-mail address, or, where it has none,
     /// its common name; for one kind alone uri:…, dns:…, email:…, cn:… or sha256:…
@@ -26,10 +28,10 @@ pub(crate) struct Access {
     allow_identity: Vec<IdentityPattern>,
     /// Who may not connect, whatever else is said [comma-separated, repeatable]
     #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
+        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>,
         help_heading = "Access"
     )]
-    deny: Vec<Place>,
+    deny: Vec<PeerMatcher>,
     /// Rules for addresses, identities, exports and hours, of which the first that fits
     /// judges. See examples/rules.toml
     #[arg(
@@ -43,8 +45,8 @@ impl Access {
     /// Returns the access rules; reads the rules file if there is one.
     pub(crate) fn rules(&self) -> Result<Rules, RulesFileError> {
         match &self.rules {
-            Some(path) => Ok(Rules::of_file(&self.deny, RulesFile(path.clone()).read()?)),
-            None => Ok(Rules::of_command_line(&CommandLine {
+            Some(path) => Ok(Rules::from_file(&self.deny, RulesFile(path.clone()).read()?)),
+            None => Ok(Rules::from_command_line(&CommandLineRules {
                 allow: self.allow.clone(),
                 allow_identity: self.allow_identity.clone(),
                 deny: self.deny.clone(),

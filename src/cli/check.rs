@@ -1,7 +1,7 @@
 //! Options of `hexz-nbd check`, which evaluates the access rules for a client.
 
 use clap::Args;
-use nbd_gateway::access::{Facts, Identity, Known, Moment, Name, NameKind, Peer};
+use nbd_gateway::access::{AccessRequest, Fact, Identity, IdentityName, NameKind, Peer, Timestamp};
 
 use super::access::Access;
 use super::values::moment;
@@ -21,7 +21,7 @@ pub(crate) struct Check {
     who: Vec<String>,
     /// When, as 2027-01-31T18:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    at: Option<Moment>,
+    at: Option<Timestamp>,
     /// The export that it wants to open [default: any]
     #[arg(value_name = "NAME")]
     export: Option<String>,
@@ -29,24 +29,25 @@ pub(crate) struct Check {
 
 impl Check {
     /// Calls `ask` with the access that the options describe.
-    pub(crate) fn ask<T>(&self, ask: impl FnOnce(&Facts<'_>) -> T) -> T {
-        let names: Vec<Name> = self.who.iter().flat_map(|text| names(text)).collect();
+    pub(crate) fn ask<T>(&self, ask: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
+        let names: Vec<IdentityName> = self.who.iter().flat_map(|text| names(text)).collect();
         let identity = (!names.is_empty()).then(|| Identity::new(names));
-        ask(&Facts {
+        ask(&AccessRequest {
             peer: self.from,
-            identity: Known::Known(identity.as_ref()),
-            export: self.export.as_deref().map_or(Known::NotYet, Known::Known),
-            now: self.at.unwrap_or_else(Moment::now),
+            identity: Fact::Known(identity.as_ref()),
+            export: self.export.as_deref().map_or(Fact::Pending, Fact::Known),
+            now: self.at.unwrap_or_else(Timestamp::now),
         })
     }
 }
 
 /// Parses the name of a certificate. A text without a kind gives a name of each kind.
-fn names(text: &str) -> Vec<Name> {
+fn names(text: &str) -> Vec<IdentityName> {
     let kinds = NameKind::ALL.into_iter();
     let of_kind = kinds.clone().find_map(|kind| {
         let name = text.strip_prefix(kind.prefix())?;
-        Some(vec![Name { kind, text: name.to_owned() }])
+        Some(vec![IdentityName { kind, text: name.to_owned() }])
     });
-    of_kind.unwrap_or_else(|| kinds.map(|kind| Name { kind, text: text.to_owned() }).collect())
+    of_kind
+        .unwrap_or_else(|| kinds.map(|kind| IdentityName { kind, text: text.to_owned() }).collect())
 }

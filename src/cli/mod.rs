@@ -32,7 +32,7 @@ use hexz_exports::{BlockReader, Catalog, CatalogError};
 use hexz_reader::{IndexPages, OpenOptions};
 use nbd_gateway::audit::Audit;
 use nbd_gateway::config::Config;
-use nbd_gateway::listen::{ListenAddress, SocketRights};
+use nbd_gateway::listen::{ListenAddress, SocketPermissions};
 
 pub(crate) use access::Access;
 use archives::Reading;
@@ -326,7 +326,7 @@ impl Serve {
     }
 
     /// Returns the permissions of the Unix sockets that are created.
-    pub(crate) fn socket_rights(&self) -> SocketRights {
+    pub(crate) fn socket_rights(&self) -> SocketPermissions {
         self.network.socket_rights()
     }
 
@@ -337,7 +337,7 @@ impl Serve {
             insecure_no_tls: self.network.insecure_no_tls,
             limits: self.bounds.limits(),
             timeouts: self.bounds.timeouts(),
-            audit: Audit::none(),
+            audit: Audit::disabled(),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 
 use clap::Args;
-use nbd_gateway::listen::{self, BindError, Bound, ListenAddress, SocketRights};
+use nbd_gateway::listen::{self, BindError, BoundSocket, ListenAddress, SocketPermissions};
 
 use super::host_name::HostName;
 use super::values::{os_text, trimmed};
@@ -22,10 +22,10 @@ pub(crate) enum MonitorAt {
 
 impl MonitorAt {
     /// Binds a socket to this address.
-    pub(crate) fn bind(&self) -> Result<Bound, BindError> {
+    pub(crate) fn bind(&self) -> Result<BoundSocket, BindError> {
         match self {
             Self::LoopbackPort(port) => listen::bind_loopback(*port),
-            Self::Address(address) => Bound::bind(address, &SocketRights::default())
+            Self::Address(address) => BoundSocket::bind(address, &SocketPermissions::default())
                 .map_err(|error| BindError { address: address.clone(), error }),
         }
     }

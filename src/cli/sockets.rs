@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use nbd_gateway::access::Place;
-use nbd_gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketRights};
+use nbd_gateway::access::PeerMatcher;
+use nbd_gateway::listen::{ListenAddress, SocketGroup, SocketMode, SocketPermissions};
 
 use super::values::{os_text, trimmed};
 
@@ -15,10 +15,10 @@ pub(super) struct Network {
     /// judged, counted and logged instead. Name nobody whom you don't trust to tell the truth
     /// [comma-separated, repeatable]
     #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<Place>,
+        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>,
         help_heading = "Access"
     )]
-    pub(super) proxy_from: Vec<Place>,
+    pub(super) proxy_from: Vec<PeerMatcher>,
     /// Serve other machines without TLS: anyone on the way can read and change everything
     #[arg(long, conflicts_with = "tls_cert", help_heading = "TLS")]
     pub(super) insecure_no_tls: bool,
@@ -58,7 +58,7 @@ pub(super) struct Network {
 
 impl Network {
     /// Returns the permissions of the Unix sockets that are created.
-    pub(super) fn socket_rights(&self) -> SocketRights {
-        SocketRights { mode: self.socket_mode, group: self.socket_group.clone() }
+    pub(super) fn socket_rights(&self) -> SocketPermissions {
+        SocketPermissions { mode: self.socket_mode, group: self.socket_group.clone() }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use nbd_gateway::tls::{ClientAuth, ClientFiles, TlsFiles, TlsVersion};
+use nbd_gateway::tls::{ClientAuth, ClientAuthFiles, TlsFiles, TlsVersion};
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct Tls {
@@ -65,7 +65,7 @@ impl Tls {
             TlsMin::V1_3 => TlsVersion::V1_3,
         };
         let (certificate, key) = self.tls_cert.clone().zip(self.tls_key.clone())?;
-        let clients = self.tls_client_ca.clone().map(|authorities| ClientFiles {
+        let clients = self.tls_client_ca.clone().map(|authorities| ClientAuthFiles {
             authorities,
             revocation_lists: self.tls_client_crl.clone(),
             auth: match self.tls_client_auth {

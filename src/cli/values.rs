@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use nbd_gateway::access::Moment;
+use nbd_gateway::access::Timestamp;
 use nbd_telemetry::escape;
 
 /// Maximum of a count: more connections than a machine has ports for.
@@ -75,9 +75,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub(super) fn moment(text: &str) -> Result<Moment, String> {
+pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
     humantime::parse_rfc3339_weak(text)
-        .map(Moment::from)
+        .map(Timestamp::from)
         .map_err(|_| "expected a time in UTC such as 2027-01-31T18:00:00Z".to_owned())
 }
 

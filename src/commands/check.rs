@@ -11,7 +11,7 @@ use crate::failure::Failure;
 /// Prints whether the client may open the export, and which rule decides.
 pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {
     let rules = options.access.rules()?;
-    let verdict = options.ask(|facts| rules.judge(facts));
+    let verdict = options.ask(|facts| rules.evaluate(facts));
     let said = match &verdict {
         Ok(reason) => format!("allowed: {reason}"),
         Err(reason) => format!("not allowed: {reason}"),

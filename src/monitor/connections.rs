@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use super::answers::Answers;
 use super::deadline::Deadline;
-use nbd_gateway::listen::{AcceptFault, Incoming, Listener};
+use nbd_gateway::listen::{AcceptFault, IncomingConnection, Listener};
 use nbd_telemetry::RateLimit;
 
 /// Maximum number of connections: enough for a Prometheus or two, and some browsers with two or
@@ -65,7 +65,7 @@ pub(super) async fn serve(
                 }
                 Err(_) => tracing::debug!("the monitor has {MOST} connections and closes another"),
             },
-            Err(error) if AcceptFault::of(&error) == AcceptFault::Connection => {}
+            Err(error) if AcceptFault::classify(&error) == AcceptFault::Connection => {}
             Err(error) => {
                 if let Some(held_back) = faults.allow() {
                     let held_back = held_back.field();
@@ -77,12 +77,12 @@ pub(super) async fn serve(
     }
 }
 
-async fn talk(incoming: Incoming, answers: Arc<Answers>, _place: OwnedSemaphorePermit) {
+async fn talk(incoming: IncomingConnection, answers: Arc<Answers>, _place: OwnedSemaphorePermit) {
     let ended = match incoming {
-        Incoming::Tcp(stream, _) => answer_all(stream, &answers, true).await,
-        Incoming::Unix(stream) => answer_all(stream, &answers, false).await,
-        Incoming::Pipes(stream) => answer_all(stream, &answers, false).await,
-        Incoming::Vsock(stream, _) => answer_all(stream, &answers, false).await,
+        IncomingConnection::Tcp(stream, _) => answer_all(stream, &answers, true).await,
+        IncomingConnection::Unix(stream) => answer_all(stream, &answers, false).await,
+        IncomingConnection::Pipes(stream) => answer_all(stream, &answers, false).await,
+        IncomingConnection::Vsock(stream, _) => answer_all(stream, &answers, false).await,
     };
     if let Err(error) = ended {
         tracing::debug!("a connection to the monitor ended: {error}");

@@ -18,8 +18,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::status::Status;
 use hexz_exports::UNREADABLE;
-use nbd_gateway::tls::Cause;
-use nbd_gateway::{ExportReport, FAILURES, Histogram, REFUSALS};
+use nbd_gateway::tls::HandshakeFailureCause;
+use nbd_gateway::{DurationHistogram, ExportReport, FAILURES, REFUSALS};
 
 /// Prefix of all metric names.
 const PREFIX: &str = "hexz_nbd";
@@ -90,7 +90,7 @@ fn connections(out: &mut Out<'_>, status: &Status) -> fmt::Result {
     out.counter("connections_refused", help, None, by_reason(&all.refused, REFUSALS))?;
     let help = "Connections that were let in by their address and failed later";
     out.counter("connections_failed", help, None, by_reason(&all.failed, FAILURES))?;
-    let causes = Cause::ALL.map(Cause::label);
+    let causes = HandshakeFailureCause::ALL.map(HandshakeFailureCause::label);
     let help = "TLS handshakes that failed";
     out.counter("tls_handshake_failures", help, None, by_reason(&all.handshake_failures, causes))?;
 
@@ -267,10 +267,10 @@ impl Out<'_> {
         name: &str,
         help: &str,
         unit: Option<&Unit>,
-        values: impl IntoIterator<Item = ([Label<'l>; N], &'l Histogram)>,
+        values: impl IntoIterator<Item = ([Label<'l>; N], &'l DurationHistogram)>,
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Histogram)?;
-        for (labels, Histogram { count, sum, buckets }) in values {
+        for (labels, DurationHistogram { count, sum, buckets }) in values {
             // The encoder takes counts that aren't cumulative, and an explicit last bucket, which
             // OpenMetrics would lack otherwise.
             let mut before = 0;

@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::cli::HostName;
 use answers::Answers;
-use nbd_gateway::listen::{Bound, Listener};
+use nbd_gateway::listen::{BoundSocket, Listener};
 pub(crate) use observed::{AuditReport, Observed};
 pub(crate) use recent::RecentErrors;
 
@@ -50,7 +50,7 @@ impl Monitor {
     /// # Errors
     /// The system has no threads or no file descriptors left.
     pub(crate) fn start(
-        socket: Bound,
+        socket: BoundSocket,
         names: Vec<HostName>,
         observed: Arc<Observed>,
     ) -> io::Result<Self> {

@@ -10,7 +10,7 @@ use super::recent::RecentErrors;
 use super::resident::Resident;
 use super::status::{Cache, Memory, Status, Storage};
 use hexz_exports::{BlockReader, Figures};
-use nbd_gateway::{Report, unix_seconds};
+use nbd_gateway::{GatewayReport, unix_seconds};
 
 /// Version of the format of [`Status`].
 const FORMAT: u32 = 1;
@@ -28,7 +28,7 @@ pub(crate) struct Observed {
     budget: u64,
     reader: Arc<BlockReader>,
     recent: RecentErrors,
-    gateway: OnceLock<Box<dyn Fn() -> Report + Send + Sync>>,
+    gateway: OnceLock<Box<dyn Fn() -> GatewayReport + Send + Sync>>,
     audit: OnceLock<Box<dyn Fn() -> AuditReport + Send + Sync>>,
 }
 
@@ -65,7 +65,7 @@ impl Observed {
     }
 
     /// Sets the source of the gateway's report. Only the first call has an effect.
-    pub(crate) fn gateway(&self, report: impl Fn() -> Report + Send + Sync + 'static) {
+    pub(crate) fn gateway(&self, report: impl Fn() -> GatewayReport + Send + Sync + 'static) {
         self.gateway.get_or_init(|| Box::new(report));
     }
 
@@ -90,8 +90,8 @@ impl Observed {
             pid: std::process::id(),
             now: unix_seconds(SystemTime::now()),
             started: unix_seconds(self.started),
-            ready: gateway.unready.is_none(),
-            unready: gateway.unready,
+            ready: gateway.not_ready_reason.is_none(),
+            unready: gateway.not_ready_reason,
             gateway,
             cache: Cache {
                 bytes: figures.cached,
@@ -113,19 +113,22 @@ impl Observed {
 
     /// Returns the reason why clients can't be served at the moment, if they can't.
     pub(super) fn unready(&self) -> Option<&'static str> {
-        self.report().unready
+        self.report().not_ready_reason
     }
 
     /// Returns the reason why the program should be restarted, if it should.
     pub(super) fn sick(&self) -> Option<&'static str> {
-        let silent = self.gateway.get().is_some() && self.report().silent_for > SILENCE;
+        let silent = self.gateway.get().is_some() && self.report().since_heartbeat > SILENCE;
         silent.then_some("the threads that serve clients are stuck")
     }
 
-    fn report(&self) -> Report {
+    fn report(&self) -> GatewayReport {
         match self.gateway.get() {
             Some(report) => report(),
-            None => Report { unready: Some("it is starting"), ..Report::default() },
+            None => GatewayReport {
+                not_ready_reason: Some("it is starting"),
+                ..GatewayReport::default()
+            },
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::observed::AuditReport;
-use nbd_gateway::Report;
+use nbd_gateway::GatewayReport;
 
 /// Status of the program and its gateway.
 #[derive(Debug, Clone, Serialize)]
@@ -29,7 +29,7 @@ pub(crate) struct Status {
     pub(crate) unready: Option<&'static str>,
     /// Report of the gateway, whose members are on the same level.
     #[serde(flatten)]
-    pub(crate) gateway: Report,
+    pub(crate) gateway: GatewayReport,
     /// Cache of decoded blocks.
     pub(crate) cache: Cache,
     /// Reads from archive files.

@@ -103,8 +103,8 @@ fn writable_by_all(path: &Path) -> Option<Writable> {
 }
 
 fn who_is_asked(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
-    let asks = tls.is_some_and(ServerTls::asks_for_certificates);
-    if rules.ask_for_identity() && !asks {
+    let asks = tls.is_some_and(ServerTls::requests_certificates);
+    if rules.use_identities() && !asks {
         return Err(Failure::IdentityWithoutCa);
     }
     Ok(())
@@ -135,7 +135,7 @@ pub(crate) fn warn_of_surprises(config: &Config, policy: &Policy) {
     }
     let vsock = config.listen.iter().find(|at| matches!(at, ListenAddress::Vsock { .. }));
     if let Some(address) = vsock
-        && !policy.rules.are_open_to_vsock()
+        && !policy.rules.may_admit_vsock()
     {
         tracing::warn!(
             "listening on {address}, but no virtual machine may connect: --allow vsock:CID or --rules \

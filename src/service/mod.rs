@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use hexz_exports::{BlockReader, Catalog};
 use hexz_reader::storage;
 use nbd_gateway::Control;
-use nbd_gateway::audit::{Event, Start, Text};
+use nbd_gateway::audit::{BoundedText, Event, ServiceStarted};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -104,7 +104,7 @@ pub(crate) fn serve(
         tasks.spawn(reloading.on_signal(hangup, watch));
         tracing::info!(listen = %addresses.join(", "), "ready: serving {exports} {access}");
         service.ready(exports, access).await;
-        audit.tell(|| start_event(&addresses, has_tls, open_to));
+        audit.emit(|| start_event(&addresses, has_tls, open_to));
         let (notifier, stop) = (Arc::clone(&service), shutdown.clone());
         tasks.spawn(notify_manager(notifier, control.clone(), Arc::clone(&reader), stop));
         tasks.spawn(poll_folder(control.clone()));
@@ -122,7 +122,7 @@ pub(crate) fn serve(
     });
     // All connections have ended by now and reported their events.
     let until = shutdown_at.map_or_else(Instant::now, |at| at + patience);
-    record.finish(ended.as_ref().err().map(Text::of), until);
+    record.finish(ended.as_ref().err().map(BoundedText::from_display), until);
     ended
 }
 
@@ -135,10 +135,10 @@ async fn record_time(shutdown: &CancellationToken, at: &mut Option<Instant>) -> 
 
 /// Builds the audit event of a completed startup.
 fn start_event(listen: &[String], tls: bool, open_to: String) -> Event {
-    Event::Start(Start {
+    Event::Start(ServiceStarted {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        listen: listen.iter().map(Text::of).collect(),
+        listen: listen.iter().map(BoundedText::from_display).collect(),
         tls,
         policy: 0,
         open_to: open_to.into(),
@@ -161,7 +161,11 @@ async fn notify_manager(
         shutdown.cancelled().await;
         service.stopping().await;
     };
-    tokio::join!(service.keep_status(|| control.reading()), service.keep_alive(works), stopping);
+    tokio::join!(
+        service.keep_status(|| control.active_sessions()),
+        service.keep_alive(works),
+        stopping
+    );
 }
 
 /// Checks the export folder periodically: for readiness, and so that problems are logged before a
@@ -185,8 +189,8 @@ fn progress() -> (u64, i64) {
 /// Logs the totals of all connections.
 fn log_totals(control: &Control<Catalog>, reader: &BlockReader) {
     for (what, counts) in [
-        ("connections were refused or failed", control.failures()),
-        ("TLS handshakes failed", control.handshake_failures()),
+        ("connections were refused or failed", control.failure_counts()),
+        ("TLS handshakes failed", control.handshake_failure_counts()),
     ] {
         if !counts.0.is_empty() {
             tracing::info!("{what}: {counts}");

@@ -7,14 +7,14 @@ use crate::cli::HostName;
 use crate::monitor::{AuditReport, Monitor, Observed, RecentErrors};
 use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
-use nbd_gateway::listen::{Bound, ListenAddress};
+use nbd_gateway::listen::{BoundSocket, ListenAddress};
 
 use crate::cli::Serve;
 use crate::failure::Failure;
 
 /// Monitoring resources that can't be obtained inside the sandbox.
 pub(crate) struct Show {
-    socket: Option<Bound>,
+    socket: Option<BoundSocket>,
     names: Vec<HostName>,
     observed: Arc<Observed>,
 }
@@ -37,7 +37,7 @@ impl Show {
     /// Binds the monitoring socket, unless the service manager passed one.
     pub(crate) fn prepare(
         options: &Serve,
-        handed: Option<Bound>,
+        handed: Option<BoundSocket>,
         reader: &Arc<BlockReader>,
         recent: RecentErrors,
     ) -> Result<Self, Failure> {
@@ -47,7 +47,7 @@ impl Show {
             (handed, None) => handed,
             (None, Some(at)) => Some(at.bind()?),
         };
-        match socket.as_ref().map(Bound::address) {
+        match socket.as_ref().map(BoundSocket::address) {
             Some(Ok(address @ ListenAddress::Vsock { .. })) => tracing::warn!(
                 "the monitor listens on {address}: every virtual machine can see who is connected",
             ),

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use hexz_reader::{Password, PasswordSource};
-use nbd_gateway::tls::{TlsProblem, check_secrecy};
+use nbd_gateway::tls::{TlsFileProblem, check_not_exposed};
 
 /// Name of the credential under systemd's `LoadCredential=`.
 const CREDENTIAL: &str = "hexz-nbd.password";
@@ -20,7 +20,7 @@ const MAX_LENGTH: usize = 64 * 1024;
 #[error("{}: {problem}", nbd_telemetry::escape::name(.path))]
 pub(crate) struct PasswordError {
     path: PathBuf,
-    problem: TlsProblem,
+    problem: TlsFileProblem,
 }
 
 /// Returns the source of the password, if there is one. A file is read once, so that errors show
@@ -61,7 +61,7 @@ fn read(path: &Path) -> Result<Password, PasswordError> {
     let of = |problem| PasswordError { path: path.to_owned(), problem };
     // The permissions of a pipe, such as a shell's `<(…)`, mean nothing.
     if path.is_file() {
-        check_secrecy(path).map_err(of)?;
+        check_not_exposed(path).map_err(of)?;
     }
     let file = File::open(path).map_err(|error| of(error.into()))?;
     // Allocated at full size: growing would leave copies of the password in memory.

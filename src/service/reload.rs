@@ -13,11 +13,11 @@ use tokio::task::{JoinSet, spawn_blocking};
 use hexz_exports::Catalog;
 use hexz_reader::OpenOptions;
 use hexz_reader::storage::FileStamp;
-use nbd_gateway::audit::{Event, Reload, ReloadFailed, Text};
+use nbd_gateway::audit::{BoundedText, Event, PolicyReloaded, ReloadFailed};
 use nbd_gateway::config::Config;
 use nbd_gateway::tls::ServerTls;
 use nbd_gateway::{Control, Policy};
-use nbd_sandbox::{Confines, Plan};
+use nbd_sandbox::{ReadableSet, SandboxPlan};
 
 use super::{access, archives, password, sandbox};
 use crate::cli::{Changeable, Opening, Snapshots};
@@ -90,7 +90,7 @@ pub(crate) struct Reloading {
     /// Options that can't change while the program runs.
     pub(crate) fixed: Fixed,
     pub(crate) config: Config,
-    pub(crate) confines: Confines,
+    pub(crate) confines: ReadableSet,
     pub(crate) control: Control<Catalog>,
     /// Service manager to notify.
     pub(crate) service: Arc<Service>,
@@ -145,9 +145,9 @@ impl Served {
         let mut made = self.lock();
         made.policies += 1;
         let dropped = if made.of == *snapshots {
-            control.replace(policy)
+            control.replace_policy(policy)
         } else {
-            control.replace_early(policy)
+            control.replace_policy_before_exports(policy)
         };
         (dropped, made.policies)
     }
@@ -164,7 +164,7 @@ impl Served {
         let mut made = self.lock();
         let is_wanted = made.policies == policy;
         if is_wanted {
-            control.serve(catalog);
+            control.replace_exports(catalog);
             made.of = snapshots;
         }
         is_wanted
@@ -280,9 +280,9 @@ impl Reloading {
         let served = &self.in_force.served;
         let (dropped, turn) = served.judge(&self.control, policy, &snapshots);
         tracing::info!(dropped, "reloaded: open to {open_to}");
-        let policy = self.control.policy();
+        let policy = self.control.policy_number();
         let open_to = open_to.into();
-        self.config.audit.tell(|| Event::Reload(Reload { policy, open_to, dropped }));
+        self.config.audit.emit(|| Event::Reload(PolicyReloaded { policy, open_to, dropped }));
         let looking = Looking {
             control: self.control.clone(),
             served: self.in_force.served.clone(),
@@ -297,8 +297,10 @@ impl Reloading {
 
     fn keep<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
         tracing::error!("not reloaded, everything stays as it was: {error}");
-        self.control.note_failed_reload(&error.to_string());
-        self.config.audit.tell(|| Event::ReloadFailed(ReloadFailed { why: Text::of(error) }));
+        self.control.record_failed_reload(&error.to_string());
+        self.config
+            .audit
+            .emit(|| Event::ReloadFailed(ReloadFailed { why: BoundedText::from_display(error) }));
         None
     }
 }
@@ -309,7 +311,7 @@ struct Reading {
     file: Option<PathBuf>,
     fixed: Fixed,
     config: Config,
-    confines: Confines,
+    confines: ReadableSet,
     tls: Option<ServerTls>,
     served: (Arc<Catalog>, Snapshots),
 }
@@ -329,7 +331,8 @@ impl Reading {
         if options.tls.files().is_some() != self.tls.is_some() {
             return Err(Failure::TlsSwitched);
         }
-        let closed = self.confines.closed(&sandbox::add_files(Plan::default(), &options));
+        let closed =
+            self.confines.unreadable(&sandbox::add_files(SandboxPlan::default(), &options));
         if !closed.is_empty() {
             return Err(Failure::OutsideSandbox(closed));
         }

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use nbd_gateway::listen::ListenAddress;
-use nbd_sandbox::{Confines, Mode, Plan, SandboxError};
+use nbd_sandbox::{Mode, ReadableSet, SandboxError, SandboxPlan};
 
 use super::{archives, password};
 use crate::cli::{Changeable, MonitorAt};
 use crate::settings::Settings;
 
 /// Returns the plan of what the program still needs inside the sandbox.
-pub(super) fn plan(settings: &Settings) -> Plan {
+pub(super) fn plan(settings: &Settings) -> SandboxPlan {
     let serve = &settings.cli.serve;
     let socket = |address: &ListenAddress| match address {
         ListenAddress::Unix(path) => Some(path.clone()),
@@ -18,12 +18,12 @@ pub(super) fn plan(settings: &Settings) -> Plan {
     };
     let addresses = serve.listen().iter();
     let addresses = addresses.chain(serve.monitoring.listen().and_then(MonitorAt::address));
-    let plan = Plan {
+    let plan = SandboxPlan {
         mode: serve.sandbox.mode(),
         user: serve.sandbox.user().cloned(),
         appended: serve.audit.file().map(Path::to_owned).into_iter().collect(),
         sockets: addresses.filter_map(socket).collect(),
-        ..Plan::default()
+        ..SandboxPlan::default()
     };
     let mut plan = add_files(plan, &serve.changeable);
     plan.reloaded.extend(settings.cli.file.config.clone());
@@ -31,13 +31,13 @@ pub(super) fn plan(settings: &Settings) -> Plan {
 }
 
 /// Adds all files and folders that these options name, and that are read now or later.
-pub(super) fn add_files(plan: Plan, options: &Changeable) -> Plan {
+pub(super) fn add_files(plan: SandboxPlan, options: &Changeable) -> SandboxPlan {
     let snapshots = &options.snapshots;
     // A password from a pipe isn't read again.
     let password = password::file(snapshots.opening.password_file.as_deref());
     let password = password.filter(|path| path.is_file());
     let files = policy_files(options).into_iter().chain(password);
-    Plan {
+    SandboxPlan {
         reloaded: plan.reloaded.iter().cloned().chain(files).collect(),
         files: snapshots.paths().map(Path::to_owned).collect(),
         folders: snapshots.folders().map(Path::to_owned).collect(),
@@ -56,7 +56,7 @@ pub(super) fn policy_files(options: &Changeable) -> Vec<PathBuf> {
 
 /// Drops the privileges that serving doesn't need. Logs what is enforced and what isn't, and
 /// returns which paths remain readable.
-pub(super) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
+pub(super) fn confine(plan: &SandboxPlan) -> Result<ReadableSet, SandboxError> {
     let report = nbd_sandbox::enter(plan)?;
     match (plan.mode, report.enforced.as_slice()) {
         (Mode::Off, []) => tracing::info!("sandbox: off"),
@@ -75,5 +75,5 @@ pub(super) fn confine(plan: &Plan) -> Result<Confines, SandboxError> {
              keys are read",
         );
     }
-    Ok(report.confines)
+    Ok(report.readable)
 }

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use hexz_exports::Catalog;
 use nbd_gateway::config::Config;
-use nbd_gateway::handed::Handed;
-use nbd_gateway::listen::{self, Bound, ListenAddress, SocketRights};
-use nbd_gateway::stdio::Stdio;
+use nbd_gateway::inherited::InheritedSockets;
+use nbd_gateway::listen::{self, BoundSocket, ListenAddress, SocketPermissions};
+use nbd_gateway::stdio::StdioConnection;
 use nbd_gateway::{Gateway, Policy};
 
 use crate::cli::Serve;
@@ -21,36 +21,37 @@ use crate::failure::Failure;
 /// Sockets that the process was started with.
 pub(crate) enum Door {
     /// A single connection; there are no listeners.
-    Connection(Stdio),
+    Connection(StdioConnection),
     /// Listening sockets from the service manager, or none.
-    Sockets(Handed),
+    Sockets(InheritedSockets),
 }
 
 /// Sockets from which a gateway is built.
 pub(crate) enum Entrance {
-    Connection(Stdio),
-    Sockets(Vec<Bound>),
+    Connection(StdioConnection),
+    Sockets(Vec<BoundSocket>),
 }
 
 impl Door {
     /// Takes over the inherited sockets, and adds their addresses to `config`.
     pub(crate) fn find(options: &Serve, config: &mut Config) -> Result<Self, Failure> {
         if options.stdio() {
-            return Ok(Self::Connection(Stdio::take()?));
+            return Ok(Self::Connection(StdioConnection::take()?));
         }
-        let handed = Handed::take(|name| std::env::var(name).ok())?;
+        let handed = InheritedSockets::take(|name| std::env::var(name).ok())?;
         if !handed.nbd.is_empty() {
             if !config.listen.is_empty() {
                 return Err(Failure::ListenAndHanded);
             }
             // So that they are checked like configured addresses.
-            config.listen = handed.nbd.iter().map(Bound::address).collect::<Result<_, _>>()?;
+            config.listen =
+                handed.nbd.iter().map(BoundSocket::address).collect::<Result<_, _>>()?;
         }
         Ok(Self::Sockets(handed))
     }
 
     /// Returns the socket for monitoring, if the service manager passed one.
-    pub(crate) fn monitor(&mut self) -> Option<Bound> {
+    pub(crate) fn monitor(&mut self) -> Option<BoundSocket> {
         match self {
             Self::Connection(_) => None,
             Self::Sockets(handed) => handed.monitor.take(),
@@ -62,11 +63,12 @@ impl Door {
         self,
         config: &Config,
         loopback_only: bool,
-        rights: &SocketRights,
+        rights: &SocketPermissions,
     ) -> Result<Entrance, Failure> {
         let makes_one = |address: &ListenAddress| matches!(address, ListenAddress::Unix(_));
         let is_handed = matches!(&self, Self::Sockets(handed) if !handed.nbd.is_empty());
-        if *rights != SocketRights::default() && (is_handed || !config.listen.iter().any(makes_one))
+        if *rights != SocketPermissions::default()
+            && (is_handed || !config.listen.iter().any(makes_one))
         {
             tracing::warn!(
                 "--socket-mode and --socket-group are for Unix sockets of --listen, of which there \
@@ -103,7 +105,7 @@ impl Entrance {
 /// A gateway that is ready to run.
 pub(crate) struct Open {
     pub(crate) gateway: Gateway<Catalog>,
-    connection: Option<Stdio>,
+    connection: Option<StdioConnection>,
     /// Addresses of its sockets, for display.
     pub(crate) listen: Vec<String>,
 }

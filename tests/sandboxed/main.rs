@@ -22,7 +22,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use nbd_sandbox::{Mode, Plan, SandboxError};
+use nbd_sandbox::{Mode, SandboxError, SandboxPlan};
 use rustix::fs::{CWD, Mode as FileMode, OFlags};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
@@ -162,13 +162,13 @@ impl Place {
         self.folder.join("audit").join(name)
     }
 
-    fn plan(&self, appends: bool) -> Plan {
-        Plan {
+    fn plan(&self, appends: bool) -> SandboxPlan {
+        SandboxPlan {
             appended: if appends { vec![self.audit("file")] } else { Vec::new() },
             mode: Mode::Require,
             folders: vec![self.inside("")],
             sockets: vec![self.sockets("s")],
-            ..Plan::default()
+            ..SandboxPlan::default()
         }
     }
 }
@@ -359,15 +359,16 @@ fn panic_in_a_thread(_: &Place) -> io::Result<()> {
 fn a_second_thread() {
     let (release, wait) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || wait.recv());
-    let entered = nbd_sandbox::enter(&Plan::default());
+    let entered = nbd_sandbox::enter(&SandboxPlan::default());
     assert!(matches!(entered, Err(SandboxError::Threads(2))), "{entered:?}");
     drop(release);
     assert!(thread.join().unwrap().is_err());
 }
 
 fn off() {
-    let report = nbd_sandbox::enter(&Plan { mode: Mode::Off, ..Plan::default() }).unwrap();
-    assert_eq!(report, nbd_sandbox::Report::default());
+    let report =
+        nbd_sandbox::enter(&SandboxPlan { mode: Mode::Off, ..SandboxPlan::default() }).unwrap();
+    assert_eq!(report, nbd_sandbox::SandboxReport::default());
     assert!(Command::new("/bin/true").status().unwrap().success());
 }
 

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use super::access::{Facts, Peer, Reason};
+use super::access::{AccessRequest, Peer, Reason};
 use super::connection::Connection;
-use super::listen::{self, Incoming};
-use super::proxy::{self, Header, NoHeader};
+use super::listen::{self, IncomingConnection};
+use super::proxy::{self, ProxyHeader, ReadHeaderError};
 use super::slots::{self, Place};
 use super::{Shared, story, tell};
 use nbd_server::ExportCatalog;
@@ -42,10 +42,10 @@ impl Route {
     ///
     /// Loopback, unspecified, multicast and broadcast addresses are refused. They belong to no
     /// remote client, and claiming one must not grant what is reserved for this machine.
-    fn behind(balancer: Peer, header: Header) -> Result<Self, Refusal> {
+    fn behind(balancer: Peer, header: ProxyHeader) -> Result<Self, Refusal> {
         match header {
-            Header::Local => Ok(Self { is_own: true, ..Self::direct(balancer) }),
-            Header::Forwarded(address) => {
+            ProxyHeader::Local => Ok(Self { is_own: true, ..Self::direct(balancer) }),
+            ProxyHeader::Forwarded(address) => {
                 let address = address.to_canonical();
                 let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
                 let is_special =
@@ -78,7 +78,7 @@ enum Refusal {
     #[error(
         "it is in --proxy-from, so that a PROXY header of version 2 has to come first, but {0}"
     )]
-    NoHeader(#[from] NoHeader),
+    NoHeader(#[from] ReadHeaderError),
     #[error("it is in --proxy-from, and forwards {0}, which is no client's address")]
     Claim(IpAddr),
 }
@@ -114,7 +114,7 @@ struct Admitted {
 
 /// Admits a connection and spawns the task that serves it, or closes it before a byte is sent.
 pub(super) fn admit<X: ExportCatalog>(
-    incoming: Incoming,
+    incoming: IncomingConnection,
     shared: &Arc<Shared<X>>,
     connections: &TaskTracker,
     shutdown: &CancellationToken,
@@ -135,13 +135,13 @@ pub(super) fn admit<X: ExportCatalog>(
         Visitor { peer, standing, started, shared: Arc::clone(shared), shutdown: shutdown.clone() };
     connections.spawn(async move {
         match incoming {
-            Incoming::Tcp(stream, _) => match listen::tune(&stream) {
+            IncomingConnection::Tcp(stream, _) => match listen::configure_tcp_stream(&stream) {
                 Ok(()) => visitor.come_in(stream).await,
                 Err(error) => tracing::debug!(%peer, "the connection is gone already: {error}"),
             },
-            Incoming::Unix(stream) => visitor.come_in(stream).await,
-            Incoming::Pipes(stream) => visitor.come_in(stream).await,
-            Incoming::Vsock(stream, _) => visitor.come_in(stream).await,
+            IncomingConnection::Unix(stream) => visitor.come_in(stream).await,
+            IncomingConnection::Pipes(stream) => visitor.come_in(stream).await,
+            IncomingConnection::Vsock(stream, _) => visitor.come_in(stream).await,
         }
     });
 }
@@ -152,7 +152,7 @@ fn refuse<X>(route: Route, refusal: &Refusal, shared: &Shared<X>) {
     let Route { peer, via, is_own } = route;
     let via = via.map(tracing::field::display);
     // Health checks arrive every other second, and most of them only connect.
-    if is_own || matches!(refusal, Refusal::NoHeader(NoHeader::Gone)) {
+    if is_own || matches!(refusal, Refusal::NoHeader(ReadHeaderError::ClosedAtOnce)) {
         tracing::debug!(%peer, via, "the load balancer's own connection: {refusal}");
         return;
     }
@@ -170,7 +170,7 @@ fn judge<X>(route: Route, held: Option<Place>, shared: &Shared<X>) -> Result<Adm
     let peer = route.peer;
     let in_force = shared.policy.now();
     let policy = &in_force.policy;
-    let reason = policy.rules.judge(&Facts::of_peer(peer)).map_err(Refusal::Access)?;
+    let reason = policy.rules.evaluate(&AccessRequest::from_peer(peer)).map_err(Refusal::Access)?;
     // The configuration was validated against this. A remote client can still arrive some other
     // way, such as through an address added to the machine later, and is refused.
     if policy.tls.is_none() && !shared.config.insecure_no_tls && !route.is_local() {
@@ -244,7 +244,7 @@ async fn named<S, X>(
 where
     S: AsyncRead + Unpin,
 {
-    let patience = proxy::PATIENCE.min(shared.config.timeouts.handshake);
+    let patience = proxy::HEADER_TIMEOUT.min(shared.config.timeouts.handshake);
     let header = proxy::read_header(stream, patience).await.map_err(Refusal::from);
     let route = match header.and_then(|header| Route::behind(balancer, header)) {
         Ok(route) => route,

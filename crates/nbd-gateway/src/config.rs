@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use humantime::format_duration;
 
-use crate::access::{Place, Rules};
+use crate::access::{PeerMatcher, Rules};
 use crate::audit::Audit;
 use crate::listen::ListenAddress;
 use nbd_server::{NegotiationLimits, Throttle};
@@ -21,7 +21,7 @@ pub struct Config {
     pub listen: Vec<ListenAddress>,
     /// Load balancers. A connection from one must start with a PROXY header that names the
     /// client, which is then authorized in its place.
-    pub proxies: Vec<Place>,
+    pub proxies: Vec<PeerMatcher>,
     /// True if clients on other machines may be served without TLS.
     pub insecure_no_tls: bool,
     /// Resource limits.
@@ -218,7 +218,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::CommandLine;
+    use crate::access::CommandLineRules;
 
     fn may_serve(listen: &[&str], allow: &[&str], insecure_no_tls: bool, has_tls: bool) -> bool {
         let config = Config {
@@ -227,11 +227,11 @@ mod tests {
             insecure_no_tls,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
-            audit: Audit::none(),
+            audit: Audit::disabled(),
         };
         let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
-        let said = CommandLine { allow, ..CommandLine::default() };
-        config.check(&Rules::of_command_line(&said), has_tls).is_ok()
+        let said = CommandLineRules { allow, ..CommandLineRules::default() };
+        config.check(&Rules::from_command_line(&said), has_tls).is_ok()
     }
 
     #[test]

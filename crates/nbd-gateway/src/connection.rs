@@ -13,12 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::Span;
 use tracing::field::display;
 
-use super::access::{Facts, Moment, Reason};
+use super::access::{AccessRequest, Reason, Timestamp};
 use super::live::Live;
 use super::policy::{Dismissal, Numbered};
 use super::slots::{Full, Place};
 use super::story::{self, Protection, Story};
-use super::tls::{self, Credentials, CredentialsError, Encrypted, HandshakeFailure, Metered};
+use super::tls::{
+    self, Credentials, CredentialsError, EncryptedStream, HandshakeFailure, RecordCountingStream,
+};
 use super::watched::{Denials, Watched};
 use super::{Shared, tell};
 use nbd_server::wire::Printable;
@@ -90,7 +92,7 @@ struct Client {
     credentials: Option<Arc<Credentials>>,
     protection: Protection,
     /// Cancelled when the stream's TLS keys are nearly used up.
-    keys_used_up: CancellationToken,
+    keys_exhausted: CancellationToken,
 }
 
 impl<X: ExportCatalog> Connection<'_, X> {
@@ -245,7 +247,7 @@ impl<X: ExportCatalog> Connection<'_, X> {
         &self,
         stream: S,
         phase: &Phase<'_>,
-    ) -> Result<(TlsStream<Metered<S>>, Client), Failure>
+    ) -> Result<(TlsStream<RecordCountingStream<S>>, Client), Failure>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -254,9 +256,9 @@ impl<X: ExportCatalog> Connection<'_, X> {
         let Some(tls) = &in_force.policy.tls else { return Err(Failure::ShuttingDown) };
         let tls = tls.clone();
         let handshake = async move { tls::handshake(stream, &tls).await };
-        let Encrypted { stream, keys_used_up } =
+        let EncryptedStream { stream, keys_exhausted } =
             match phase.run(self.shared.porch.run(handshake)).await {
-                Err(Failure::Deadline(_)) => return Err(HandshakeFailure::deadline().into()),
+                Err(Failure::Deadline(_)) => return Err(HandshakeFailure::timed_out().into()),
                 shaken => shaken?.ok_or(Failure::Panicked)??,
             };
         let (_, session) = stream.get_ref();
@@ -268,11 +270,11 @@ impl<X: ExportCatalog> Connection<'_, X> {
         let cipher = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
         let protection = Protection { version, cipher };
         let credentials = match session.peer_certificates() {
-            Some(chain) => Some(Arc::new(Credentials::of(chain, Moment::now())?)),
+            Some(chain) => Some(Arc::new(Credentials::from_chain(chain, Timestamp::now())?)),
             None => None,
         };
         let client = self.meet(credentials, protection, in_force.number)?;
-        Ok((stream, Client { keys_used_up, ..client }))
+        Ok((stream, Client { keys_exhausted, ..client }))
     }
 
     /// Authorizes the client now that its identity is known.
@@ -287,15 +289,15 @@ impl<X: ExportCatalog> Connection<'_, X> {
     ) -> Result<Client, Failure> {
         self.live.identify(credentials.clone(), verified_by, protection.tls());
         let in_force = self.shared.policy.now();
-        let client = Client { credentials, protection, keys_used_up: CancellationToken::new() };
+        let client = Client { credentials, protection, keys_exhausted: CancellationToken::new() };
         if let Some(identity) = client.identity() {
             Span::current().record("identity", display(identity));
         }
-        let facts = Facts::of_peer(self.live.route.peer).with_identity(client.identity());
-        if let Err(why) = in_force.policy.rules.judge(&facts) {
+        let facts = AccessRequest::from_peer(self.live.route.peer).with_identity(client.identity());
+        if let Err(why) = in_force.policy.rules.evaluate(&facts) {
             return Err(Failure::NotAllowed { who: client.to_string(), why });
         }
-        self.live.review(&in_force, Moment::now())?;
+        self.live.review(&in_force, Timestamp::now())?;
         if client.credentials.is_some() {
             tracing::debug!("it is {client}");
         }
@@ -309,10 +311,10 @@ impl<X: ExportCatalog> Connection<'_, X> {
         let credentials = client.credentials.clone();
         let audit = shared.config.audit.clone();
         let denials = Denials::default();
-        let noted = audit.is_wanted().then(|| denials.clone());
+        let noted = audit.is_enabled().then(|| denials.clone());
         let may_open = AccessFilter::new(move |export| {
             let identity = credentials.as_deref().map(Credentials::identity);
-            let facts = Facts::of_peer(peer).with_identity(identity).with_export(export);
+            let facts = AccessRequest::from_peer(peer).with_identity(identity).with_export(export);
             let judged = shared.policy.judge(&facts);
             if let (Err(why), Some(noted)) = (&judged, &noted) {
                 noted.note(export, why.clone());
@@ -322,7 +324,7 @@ impl<X: ExportCatalog> Connection<'_, X> {
         let live = Arc::clone(self.live);
         let tell = move |export: &str, why: &Reason| {
             if live.note_denied() <= story::MAX_DENIED {
-                audit.tell(|| story::export_denied(&live, export, why));
+                audit.emit(|| story::export_denied(&live, export, why));
             }
         };
         let (live, shared) = (Arc::clone(self.live), Arc::clone(self.shared));
@@ -330,7 +332,7 @@ impl<X: ExportCatalog> Connection<'_, X> {
             if live.note_missing() > story::MAX_DENIED {
                 return;
             }
-            shared.config.audit.tell(|| story::export_missing(&live, name, reason));
+            shared.config.audit.emit(|| story::export_missing(&live, name, reason));
             super::tell(&shared.chatter.lookups, |held_back| {
                 let name = Printable(name).to_string();
                 let name = escape::text(&name);
@@ -370,17 +372,18 @@ impl<X: ExportCatalog> Connection<'_, X> {
         self.live.note_export(chosen.export.name(), compared);
         Span::current().record("export", chosen.export.name());
         // The rules may have changed since the export was looked up.
-        self.live.review(&shared.policy.now(), Moment::now())?;
+        self.live.review(&shared.policy.now(), Timestamp::now())?;
         let _session = shared.slots.session(self.slot, self.live.route.peer, client.identity())?;
         shared.connections.begin(self.live, &*chosen.export);
         tell(&shared.chatter.sessions, |held_back| {
             tracing::info!(tls = client.protection.version, held_back, "reading");
         });
-        shared.config.audit.tell(|| {
+        shared.config.audit.emit(|| {
             let export = chosen.export.name();
-            let facts = Facts::of_peer(self.live.route.peer).with_identity(client.identity());
+            let facts =
+                AccessRequest::from_peer(self.live.route.peer).with_identity(client.identity());
             let judged =
-                |it: &Numbered| (it.policy.rules.judge(&facts.with_export(export)), it.number);
+                |it: &Numbered| (it.policy.rules.evaluate(&facts.with_export(export)), it.number);
             // If the rules have changed meanwhile, the connection is about to be dismissed.
             let (Ok(rule) | Err(rule), policy) = shared.policy.look(judged);
             story::reading(self.live, client.protection, export, (&rule, policy))
@@ -388,11 +391,11 @@ impl<X: ExportCatalog> Connection<'_, X> {
         let throttle = shared.throttles.of(self.live.route.peer, client.identity());
         let metrics = Arc::clone(&self.live.activity);
         let limits = TransmitLimits { throttle, metrics, ..shared.transmit_limits.clone() };
-        let keys_used_up = client.keys_used_up;
+        let keys_exhausted = client.keys_exhausted;
         let shutdown = async {
             tokio::select! {
                 () = self.shutdown.cancelled() => {}
-                () = keys_used_up.cancelled() => {}
+                () = keys_exhausted.cancelled() => {}
             }
         };
         let ended = transmit(stream, chosen, &limits, shutdown).await;
@@ -402,7 +405,7 @@ impl<X: ExportCatalog> Connection<'_, X> {
             Ok(SessionStats { close_reason: CloseReason::ShutDown, .. })
                 | Err(SessionError::Io(_) | SessionError::DrainTimeout)
         );
-        if is_ended_here && keys_used_up.is_cancelled() && !self.shutdown.is_cancelled() {
+        if is_ended_here && keys_exhausted.is_cancelled() && !self.shutdown.is_cancelled() {
             return Err(Failure::TlsKeyLimit);
         }
         Ok(Ending::Served(ended?))

@@ -12,7 +12,7 @@ mod admission;
 pub mod audit;
 pub mod config;
 mod connection;
-pub mod handed;
+pub mod inherited;
 pub mod listen;
 mod live;
 mod policy;
@@ -43,9 +43,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
-use access::Moment;
+use access::Timestamp;
 use admission::admit;
-use listen::{AcceptFault, Bound, ListenAddress, Listener};
+use listen::{AcceptFault, BoundSocket, ListenAddress, Listener};
 use live::Connections;
 use nbd_server::budget::Budget;
 use nbd_server::{ExportCatalog, TransmitLimits};
@@ -58,11 +58,11 @@ use porch::Porch;
 use rates::Rates;
 use reloads::Reloads;
 pub use report::{
-    ConnectionCounts, ConnectionReport, ExportReport, FAILURES, Histogram, MAX_LISTED, REFUSALS,
-    ReloadsReport, Report, TlsReport, unix_seconds,
+    ConnectionCounts, ConnectionReport, DurationHistogram, ExportReport, FAILURES, GatewayReport,
+    MAX_LISTED, REFUSALS, ReloadsReport, TlsReport, unix_seconds,
 };
 use slots::Slots;
-use stdio::Stdio;
+use stdio::StdioConnection;
 use throttles::Throttles;
 use tls::{Expiring, ExpiryWatch};
 
@@ -124,7 +124,7 @@ impl Pulse {
         self.last.store(now, Ordering::Relaxed);
     }
 
-    fn silent_for(&self) -> Duration {
+    fn since_heartbeat(&self) -> Duration {
         let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
         self.started.elapsed().saturating_sub(last)
     }
@@ -169,36 +169,36 @@ impl<X> Clone for Control<X> {
 impl<X: ExportCatalog> Control<X> {
     /// Replaces the policy atomically, for new and existing connections. Connections that are no
     /// longer authorized are dropped; returns their number.
-    pub fn replace(&self, policy: Policy) -> usize {
+    pub fn replace_policy(&self, policy: Policy) -> usize {
         self.0.policy.replace(policy);
         self.0.reloads.succeeded();
         self.0.review()
     }
 
     /// Replaces the policy before the exports that it is meant for are passed to
-    /// [`Control::serve`].
+    /// [`Control::replace_exports`].
     ///
     /// Until then a client must also be allowed by the previous rules to open an export, because a
     /// name may come to mean a different archive.
-    pub fn replace_early(&self, policy: Policy) -> usize {
+    pub fn replace_policy_before_exports(&self, policy: Policy) -> usize {
         self.0.policy.replace_early(policy);
         self.0.reloads.succeeded();
         self.0.review()
     }
 
     /// Returns the number of the active policy: the number of policies that were active before it.
-    pub fn policy(&self) -> u64 {
+    pub fn policy_number(&self) -> u64 {
         self.0.policy.look(|it| it.number)
     }
 
     /// Records a failed reload and the reason for it.
-    pub fn note_failed_reload(&self, why: &str) {
+    pub fn record_failed_reload(&self, why: &str) {
         self.0.reloads.failed(why);
     }
 
     /// Replaces the exports that clients can choose from. Clients that already read an export keep
     /// it.
-    pub fn serve(&self, exports: Arc<X>) {
+    pub fn replace_exports(&self, exports: Arc<X>) {
         self.0.exports.store(exports);
         self.0.policy.exports_follow();
     }
@@ -209,17 +209,17 @@ impl<X: ExportCatalog> Control<X> {
     }
 
     /// Returns the number of clients that are reading an export.
-    pub fn reading(&self) -> usize {
+    pub fn active_sessions(&self) -> usize {
         self.0.slots.sessions()
     }
 
     /// Returns the number of connections that were refused or failed, by reason.
-    pub fn failures(&self) -> Counts {
+    pub fn failure_counts(&self) -> Counts {
         self.0.refusals.so_far().and(self.0.failures.so_far())
     }
 
-    /// Returns the number of failed TLS handshakes, by cause ([`tls::Cause::label`]).
-    pub fn handshake_failures(&self) -> Counts {
+    /// Returns the number of failed TLS handshakes, by cause ([`tls::HandshakeFailureCause::label`]).
+    pub fn handshake_failure_counts(&self) -> Counts {
         self.0.handshake_failures.so_far()
     }
 }
@@ -244,7 +244,7 @@ impl<X> Shared<X> {
 
     /// Reviews all connections against the active policy at the current time.
     fn review(&self) -> usize {
-        self.connections.review(&self.policy.now(), Moment::now())
+        self.connections.review(&self.policy.now(), Timestamp::now())
     }
 
     /// Waits for open connections to drain, up to the shutdown timeout, then drops the rest.
@@ -277,7 +277,7 @@ impl<X: ExportCatalog> Gateway<X> {
     /// # Errors
     /// The runtime can't watch a socket, or no thread can be created.
     pub fn new(
-        sockets: Vec<Bound>,
+        sockets: Vec<BoundSocket>,
         config: Config,
         policy: Policy,
         exports: X,
@@ -338,8 +338,8 @@ impl<X: ExportCatalog> Gateway<X> {
     /// shutdown timeout.
     ///
     /// # Errors
-    /// [`DoorClosed`] if accepting connections ended before `shutdown` was cancelled.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), DoorClosed> {
+    /// [`AcceptLoopFailed`] if accepting connections ended before `shutdown` was cancelled.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AcceptLoopFailed> {
         self.shared.begin();
         let connections = TaskTracker::new();
         let mut doors = JoinSet::new();
@@ -363,7 +363,7 @@ impl<X: ExportCatalog> Gateway<X> {
             shutdown.cancel();
         }
         self.shared.finish(&connections).await;
-        if is_sound { Ok(()) } else { Err(DoorClosed) }
+        if is_sound { Ok(()) } else { Err(AcceptLoopFailed) }
     }
 
     /// Serves a single connection until it ends. It passes the same admission as any other, and its
@@ -372,7 +372,11 @@ impl<X: ExportCatalog> Gateway<X> {
     ///
     /// # Errors
     /// The runtime can't watch the connection.
-    pub async fn run_one(self, connection: Stdio, shutdown: CancellationToken) -> io::Result<()> {
+    pub async fn run_one(
+        self,
+        connection: StdioConnection,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
         self.shared.begin();
         let connections = TaskTracker::new();
         admit(connection.incoming()?, &self.shared, &connections, &shutdown);
@@ -403,9 +407,9 @@ async fn review_now_and_then<X: ExportCatalog>(shared: Arc<Shared<X>>) {
         let expires = in_force.policy.tls.as_ref().and_then(|tls| tls.expiry().certificate);
         warn_of_expiry(certificate.look(expires, UnixTime::now()));
         let has_certificates =
-            in_force.policy.tls.as_ref().is_some_and(tls::ServerTls::asks_for_certificates);
+            in_force.policy.tls.as_ref().is_some_and(tls::ServerTls::requests_certificates);
         if has_certificates || in_force.policy.rules.depend_on_time() {
-            shared.connections.review(&in_force, Moment::now());
+            shared.connections.review(&in_force, Timestamp::now());
         }
     }
 }
@@ -434,7 +438,7 @@ fn warn_of_expiry(expiring: Option<Expiring>) {
 /// Accepting connections ended although no shutdown was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("accepting connections failed; this is a fault of this program")]
-pub struct DoorClosed;
+pub struct AcceptLoopFailed;
 
 /// Accepts connections on one socket until shutdown.
 async fn accept<X: ExportCatalog>(
@@ -454,7 +458,7 @@ async fn accept<X: ExportCatalog>(
         };
         match accepted {
             Ok(incoming) => admit(incoming, &shared, &connections, &shutdown),
-            Err(error) => match AcceptFault::of(&error) {
+            Err(error) => match AcceptFault::classify(&error) {
                 AcceptFault::Connection => {}
                 AcceptFault::Shortage | AcceptFault::Listener => {
                     if let Some(held_back) = faults.allow() {

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use super::access::Peer;
 use super::unix;
-pub use super::unix::{SocketGroup, SocketMode, SocketRights, UnixPath};
+pub use super::unix::{SocketGroup, SocketMode, SocketPermissions, UnixPath};
 use super::vsock::{self, SocketStream, VsockListener};
 use super::zone;
 use nbd_telemetry::escape;
@@ -157,7 +157,7 @@ fn parse_vsock(text: &str) -> Option<ListenAddress> {
 ///
 /// It needs no tokio runtime, so it can be created while the process has a single thread.
 #[derive(Debug)]
-pub enum Bound {
+pub enum BoundSocket {
     /// A TCP socket.
     Tcp(std::net::TcpListener),
     /// A Unix socket and its path.
@@ -180,7 +180,7 @@ pub enum Listener {
 
 /// An accepted connection.
 #[derive(Debug)]
-pub enum Incoming {
+pub enum IncomingConnection {
     /// A TCP connection and the address of its peer.
     Tcp(TcpStream, SocketAddr),
     /// A connection to a Unix socket.
@@ -191,7 +191,7 @@ pub enum Incoming {
     Vsock(SocketStream, u32),
 }
 
-impl Incoming {
+impl IncomingConnection {
     /// Returns the peer of the connection.
     pub fn peer(&self) -> Peer {
         match self {
@@ -204,7 +204,7 @@ impl Incoming {
 
 /// Failure to bind a socket.
 #[derive(Debug, thiserror::Error)]
-#[error("can't listen on {address}: {error}{}", what_to_do(.address, .error))]
+#[error("can't listen on {address}: {error}{}", bind_hint(.address, .error))]
 pub struct BindError {
     /// Address that could not be bound.
     pub address: ListenAddress,
@@ -214,7 +214,7 @@ pub struct BindError {
 }
 
 /// Returns a hint on the likely cause and how to investigate it.
-fn what_to_do(address: &ListenAddress, error: &io::Error) -> &'static str {
+fn bind_hint(address: &ListenAddress, error: &io::Error) -> &'static str {
     match (address, error.kind()) {
         (ListenAddress::Tcp(_), io::ErrorKind::AddrInUse) => {
             "; another process listens there (ss -ltnp says which)"
@@ -242,11 +242,11 @@ fn what_to_do(address: &ListenAddress, error: &io::Error) -> &'static str {
 pub fn bind_all(
     addresses: &[ListenAddress],
     loopback_only: bool,
-    rights: &SocketRights,
-) -> Result<Vec<Bound>, BindError> {
+    rights: &SocketPermissions,
+) -> Result<Vec<BoundSocket>, BindError> {
     let bind = |address: &ListenAddress| {
         let failed = |error| BindError { address: address.clone(), error };
-        Bound::bind(address, rights).map_err(failed)
+        BoundSocket::bind(address, rights).map_err(failed)
     };
     let at = |address: IpAddr| ListenAddress::Tcp(SocketAddr::new(address, NBD_PORT));
     if !addresses.is_empty() {
@@ -274,10 +274,10 @@ pub fn bind_all(
 ///
 /// # Errors
 /// The port can't be bound, for example because it is in use.
-pub fn bind_loopback(port: u16) -> Result<Bound, BindError> {
+pub fn bind_loopback(port: u16) -> Result<BoundSocket, BindError> {
     let bind = |address: IpAddr| {
         let address = ListenAddress::Tcp(SocketAddr::new(address, port));
-        let bound = Bound::bind(&address, &SocketRights::default());
+        let bound = BoundSocket::bind(&address, &SocketPermissions::default());
         bound.map_err(|error| BindError { address, error })
     };
     match bind(Ipv4Addr::LOCALHOST.into()) {
@@ -293,13 +293,13 @@ fn is_missing(BindError { error, .. }: &BindError) -> bool {
         || Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT)
 }
 
-impl Bound {
+impl BoundSocket {
     /// Binds `address`. If `rights` has a mode, call this before another thread creates files: it
     /// changes the umask of the whole process for a moment.
     ///
     /// # Errors
     /// The address can't be bound, for example because it is in use.
-    pub fn bind(address: &ListenAddress, rights: &SocketRights) -> io::Result<Self> {
+    pub fn bind(address: &ListenAddress, rights: &SocketPermissions) -> io::Result<Self> {
         match address {
             ListenAddress::Tcp(address) => bind_tcp(*address).map(Self::Tcp),
             ListenAddress::Unix(path) => {
@@ -329,11 +329,11 @@ impl Listener {
     ///
     /// # Errors
     /// The runtime can't watch the socket.
-    pub fn new(socket: Bound) -> io::Result<Self> {
+    pub fn new(socket: BoundSocket) -> io::Result<Self> {
         Ok(match socket {
-            Bound::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
-            Bound::Unix(path, socket) => Self::Unix(path, UnixListener::from_std(socket)?),
-            Bound::Vsock(socket) => Self::Vsock(VsockListener::new(socket)?),
+            BoundSocket::Tcp(socket) => Self::Tcp(TcpListener::from_std(socket)?),
+            BoundSocket::Unix(path, socket) => Self::Unix(path, UnixListener::from_std(socket)?),
+            BoundSocket::Vsock(socket) => Self::Vsock(VsockListener::new(socket)?),
         })
     }
 
@@ -353,16 +353,16 @@ impl Listener {
     ///
     /// # Errors
     /// See [`AcceptFault`] for how to handle them.
-    pub async fn accept(&self) -> io::Result<Incoming> {
+    pub async fn accept(&self) -> io::Result<IncomingConnection> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                Ok(Incoming::Tcp(stream, address))
+                Ok(IncomingConnection::Tcp(stream, address))
             }
-            Self::Unix(_, listener) => Ok(Incoming::Unix(listener.accept().await?.0)),
+            Self::Unix(_, listener) => Ok(IncomingConnection::Unix(listener.accept().await?.0)),
             Self::Vsock(listener) => {
                 let (stream, cid) = listener.accept().await?;
-                Ok(Incoming::Vsock(stream, cid))
+                Ok(IncomingConnection::Vsock(stream, cid))
             }
         }
     }
@@ -388,7 +388,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// Configures an accepted TCP connection: no delay for small replies, and keepalive so that
 /// connections to dead peers end.
-pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
+pub(super) fn configure_tcp_stream(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -411,7 +411,7 @@ pub enum AcceptFault {
 
 impl AcceptFault {
     /// Classifies an error of `accept`.
-    pub fn of(error: &io::Error) -> Self {
+    pub fn classify(error: &io::Error) -> Self {
         match (error.kind(), Errno::from_io_error(error)) {
             (
                 io::ErrorKind::ConnectionAborted
@@ -481,8 +481,8 @@ mod tests {
     #[test]
     fn accept_errors_are_judged() {
         let aborted = io::Error::from(io::ErrorKind::ConnectionAborted);
-        assert_eq!(AcceptFault::of(&aborted), AcceptFault::Connection);
-        assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(24)), AcceptFault::Shortage);
-        assert_eq!(AcceptFault::of(&io::Error::from_raw_os_error(9)), AcceptFault::Listener);
+        assert_eq!(AcceptFault::classify(&aborted), AcceptFault::Connection);
+        assert_eq!(AcceptFault::classify(&io::Error::from_raw_os_error(24)), AcceptFault::Shortage);
+        assert_eq!(AcceptFault::classify(&io::Error::from_raw_os_error(9)), AcceptFault::Listener);
     }
 }

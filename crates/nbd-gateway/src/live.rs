@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use tokio_util::sync::CancellationToken;
 
-use super::access::{Facts, Moment};
+use super::access::{AccessRequest, Timestamp};
 use super::admission::Route;
 use super::policy::{Dismissal, Numbered};
 use super::report::MAX_LISTED;
@@ -149,7 +149,7 @@ impl Connections {
 
     /// Reviews all connections against `policy`, dismisses those that are no longer authorized, and
     /// returns their number.
-    pub(super) fn review(&self, policy: &Numbered, now: Moment) -> usize {
+    pub(super) fn review(&self, policy: &Numbered, now: Timestamp) -> usize {
         let all: Vec<Arc<Live>> = lock(&self.there).live.values().cloned().collect();
         all.iter().filter(|live| live.review(policy, now).is_err()).count()
     }
@@ -270,7 +270,7 @@ impl Live {
     }
 
     /// Checks whether the client is still authorized, and dismisses it if not.
-    pub(super) fn review(&self, policy: &Numbered, now: Moment) -> Result<(), Dismissal> {
+    pub(super) fn review(&self, policy: &Numbered, now: Timestamp) -> Result<(), Dismissal> {
         let judged = self.judge(policy, now);
         if let Err(why) = &judged
             && self.why.set(why.clone()).is_ok()
@@ -280,10 +280,10 @@ impl Live {
         judged
     }
 
-    fn judge(&self, policy: &Numbered, now: Moment) -> Result<(), Dismissal> {
+    fn judge(&self, policy: &Numbered, now: Timestamp) -> Result<(), Dismissal> {
         let mut known = lock(&self.known);
         let Known { client, export, compared, .. } = &mut *known;
-        let mut facts = Facts::of_peer(self.route.peer).at(now);
+        let mut facts = AccessRequest::from_peer(self.route.peer).at(now);
         if let Some(client) = client {
             let credentials = client.credentials.as_deref();
             policy.judge_credentials(credentials, client.verified_by, now)?;
@@ -292,12 +292,12 @@ impl Live {
         }
         let rules = &policy.policy.rules;
         for compared in compared.iter() {
-            rules.judge(&facts.with_export(compared)).map_err(Dismissal::Rules)?;
+            rules.evaluate(&facts.with_export(compared)).map_err(Dismissal::Rules)?;
         }
         if let Some(export) = export {
             facts = facts.with_export(export);
         }
-        rules.judge(&facts).map(|_| ()).map_err(Dismissal::Rules)
+        rules.evaluate(&facts).map(|_| ()).map_err(Dismissal::Rules)
     }
 
     /// Waits until the connection is dismissed, and returns the reason.

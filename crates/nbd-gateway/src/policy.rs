@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rustls::pki_types::UnixTime;
 
-use super::access::{Facts, Moment, Reason, Rules};
+use super::access::{AccessRequest, Reason, Rules, Timestamp};
 use super::tls::{Credentials, HandshakeFailure, ServerTls};
 
 /// Access policy of a gateway.
@@ -75,10 +75,10 @@ impl InForce {
     }
 
     /// Checks against the active rules whether a client may open an export.
-    pub(super) fn judge(&self, facts: &Facts<'_>) -> Result<Reason, Reason> {
+    pub(super) fn judge(&self, facts: &AccessRequest<'_>) -> Result<Reason, Reason> {
         self.look(|it| {
-            let reason = it.policy.rules.judge(facts)?;
-            it.before.as_ref().map_or(Ok(reason), |before| before.judge(facts))
+            let reason = it.policy.rules.evaluate(facts)?;
+            it.before.as_ref().map_or(Ok(reason), |before| before.evaluate(facts))
         })
     }
 }
@@ -102,14 +102,18 @@ impl Numbered {
         &self,
         who: Option<&Credentials>,
         verified_by: u64,
-        now: Moment,
+        now: Timestamp,
     ) -> Result<(), Dismissal> {
-        if who.is_some_and(|who| who.ends() < now) {
+        if who.is_some_and(|who| who.expires() < now) {
             return Err(Dismissal::Expired);
         }
         let Some(tls) = &self.policy.tls else { return Ok(()) };
         let now = UnixTime::since_unix_epoch(Duration::from_secs(now.0));
-        let a_ca_has_ended = tls.first_ca_ends().is_some_and(|end| end < now);
-        if verified_by != self.number || a_ca_has_ended { Ok(tls.judge(who, now)?) } else { Ok(()) }
+        let a_ca_has_ended = tls.first_ca_expiry().is_some_and(|end| end < now);
+        if verified_by != self.number || a_ca_has_ended {
+            Ok(tls.reverify(who, now)?)
+        } else {
+            Ok(())
+        }
     }
 }

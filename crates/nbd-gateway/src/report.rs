@@ -47,13 +47,13 @@ pub const FAILURES: [&str; 11] = [
 
 /// Snapshot of a gateway's status.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Report {
+pub struct GatewayReport {
     /// Reason why no client can be served at the moment; `None` if the gateway is ready.
     #[serde(skip)]
-    pub unready: Option<&'static str>,
+    pub not_ready_reason: Option<&'static str>,
     /// Time since the last heartbeat of the serving threads.
     #[serde(skip)]
-    pub silent_for: Duration,
+    pub since_heartbeat: Duration,
     /// Addresses that the gateway listens on.
     pub listen: Vec<String>,
     /// TLS settings; `None` if connections are in clear.
@@ -159,7 +159,7 @@ pub struct ExportReport {
     /// Number of error replies, by NBD error code.
     pub errors_by_code: BTreeMap<&'static str, u64>,
     /// Latencies of reads ([`LatencyHistogram`]).
-    pub read_seconds: Histogram,
+    pub read_seconds: DurationHistogram,
     /// Number of requests that were delayed by the rate limit.
     pub throttled: u64,
     /// Total time that these requests were delayed, in seconds.
@@ -168,7 +168,7 @@ pub struct ExportReport {
 
 /// Cumulative histogram of durations, in seconds.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Histogram {
+pub struct DurationHistogram {
     /// Number of observations.
     pub count: u64,
     /// Sum of all observations, in seconds.
@@ -193,18 +193,18 @@ pub struct ReloadsReport {
 
 impl<X: ExportCatalog> Control<X> {
     /// Takes a snapshot of the gateway's status.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> GatewayReport {
         let shared = &*self.0;
         let seen = shared.connections.seen();
         let exports = shared.exports.load();
         let (in_flight, in_flight_limit) = shared.transmit_limits.budget.in_use();
-        Report {
-            unready: match shared.phase() {
+        GatewayReport {
+            not_ready_reason: match shared.phase() {
                 Phase::Starting => Some("it is starting"),
                 Phase::Ending => Some("it is shutting down"),
                 Phase::Serving => exports.unready_reason(),
             },
-            silent_for: shared.pulse.silent_for(),
+            since_heartbeat: shared.pulse.since_heartbeat(),
             listen: shared.listen.clone(),
             tls: shared.policy.look(|it| it.policy.tls.as_ref().map(TlsReport::of)),
             connections_total: counts(shared, &seen),
@@ -219,26 +219,26 @@ impl<X: ExportCatalog> Control<X> {
 
 impl TlsReport {
     fn of(tls: &ServerTls) -> Self {
-        let Expiry { certificate, client_authority, client_list } = tls.expiry();
+        let Expiry { certificate, client_ca, client_crl } = tls.expiry();
         let seconds = |time: Option<UnixTime>| time.map(|time| seconds(time.as_secs()));
         Self {
-            min_version: tls.oldest().map(|oldest| match oldest {
+            min_version: tls.min_version().map(|oldest| match oldest {
                 TlsVersion::V1_2 => "1.2",
                 TlsVersion::V1_3 => "1.3",
             }),
-            client_certificates: match (tls.asks_for_certificates(), tls.requires_certificates()) {
+            client_certificates: match (tls.requests_certificates(), tls.requires_certificates()) {
                 (false, _) => "none",
                 (true, false) => "optional",
                 (true, true) => "required",
             },
             certificate_expires: seconds(certificate),
-            client_ca_expires: seconds(client_authority),
-            client_crl_expires: seconds(client_list),
+            client_ca_expires: seconds(client_ca),
+            client_crl_expires: seconds(client_crl),
         }
     }
 }
 
-impl From<LatencyHistogram> for Histogram {
+impl From<LatencyHistogram> for DurationHistogram {
     fn from(latencies: LatencyHistogram) -> Self {
         let mut so_far = 0;
         let buckets = latencies.buckets().map(|(bound, count)| {

@@ -236,7 +236,7 @@ fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::{Name, NameKind};
+    use crate::access::{IdentityName, NameKind};
 
     fn slots(connections: usize, handshakes: usize, each: usize) -> Slots {
         Slots::new(&Limits {
@@ -299,8 +299,9 @@ mod tests {
     #[test]
     fn one_identity_can_not_take_all_places_by_many_addresses() {
         let slots = slots(9, 9, 2);
-        let identity =
-            |name: &str| Identity::new(vec![Name { kind: NameKind::Dns, text: name.into() }]);
+        let identity = |name: &str| {
+            Identity::new(vec![IdentityName { kind: NameKind::Dns, text: name.into() }])
+        };
         let (alice, bob) = (identity("alice"), identity("bob"));
         let served = |address, who| {
             slots.session(slots.handshake(peer(address)).unwrap(), peer(address), Some(who))

@@ -12,11 +12,11 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::listen::Incoming;
+use super::listen::IncomingConnection;
 
 /// A connection inherited as standard input and output.
 #[derive(Debug)]
-pub enum Stdio {
+pub enum StdioConnection {
     /// Standard input is a TCP connection.
     Tcp(std::net::TcpStream, SocketAddr),
     /// Standard input is a Unix socket, bound to a name or not.
@@ -33,7 +33,7 @@ pub enum StdioError {
         "standard input and output are no connection ({0}): --stdio is for a program that runs \
          this one with a socket as standard input, or with pipes"
     )]
-    NoConnection(&'static str),
+    NotAConnection(&'static str),
     /// Standard input is a socket of an unsupported kind.
     #[error("standard input is {0}")]
     Unusable(String),
@@ -42,7 +42,7 @@ pub enum StdioError {
     System(#[from] io::Error),
 }
 
-impl Stdio {
+impl StdioConnection {
     /// Takes over the connection. If standard input is a socket, it is written to as well, and
     /// standard output is ignored.
     ///
@@ -54,7 +54,7 @@ impl Stdio {
             Ok::<_, StdioError>(FileType::from_raw_mode(file.st_mode))
         };
         match kind(&stdin())? {
-            FileType::Socket => Self::of_socket(stdin().as_fd().try_clone_to_owned()?.into()),
+            FileType::Socket => Self::from_socket(stdin().as_fd().try_clone_to_owned()?.into()),
             FileType::Fifo if kind(&stdout())? == FileType::Fifo => {
                 let (input, output) =
                     (stdin().as_fd().try_clone_to_owned()?, stdout().as_fd().try_clone_to_owned()?);
@@ -64,12 +64,12 @@ impl Stdio {
                 }
                 Ok(Self::Pipes(input, output))
             }
-            FileType::Fifo => Err(StdioError::NoConnection("standard output is no pipe")),
-            _ => Err(StdioError::NoConnection("standard input is neither a socket nor a pipe")),
+            FileType::Fifo => Err(StdioError::NotAConnection("standard output is no pipe")),
+            _ => Err(StdioError::NotAConnection("standard input is neither a socket nor a pipe")),
         }
     }
 
-    fn of_socket(socket: Socket) -> Result<Self, StdioError> {
+    fn from_socket(socket: Socket) -> Result<Self, StdioError> {
         let unusable = |what: &str| Err(StdioError::Unusable(what.to_owned()));
         if socket.r#type()? != Type::STREAM {
             return unusable("a socket, but none for streams");
@@ -97,17 +97,17 @@ impl Stdio {
     ///
     /// # Errors
     /// The runtime can't watch it.
-    pub(super) fn incoming(self) -> io::Result<Incoming> {
+    pub(super) fn incoming(self) -> io::Result<IncomingConnection> {
         Ok(match self {
             Self::Tcp(stream, address) => {
                 stream.set_nonblocking(true)?;
-                Incoming::Tcp(TcpStream::from_std(stream)?, address)
+                IncomingConnection::Tcp(TcpStream::from_std(stream)?, address)
             }
             Self::Unix(stream) => {
                 stream.set_nonblocking(true)?;
-                Incoming::Unix(UnixStream::from_std(stream)?)
+                IncomingConnection::Unix(UnixStream::from_std(stream)?)
             }
-            Self::Pipes(input, output) => Incoming::Pipes(tokio::io::join(
+            Self::Pipes(input, output) => IncomingConnection::Pipes(tokio::io::join(
                 pipe::Receiver::from_owned_fd(input)?,
                 pipe::Sender::from_owned_fd(output)?,
             )),
@@ -115,7 +115,7 @@ impl Stdio {
     }
 }
 
-impl fmt::Display for Stdio {
+impl fmt::Display for StdioConnection {
     /// Describes the connection and its peer.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

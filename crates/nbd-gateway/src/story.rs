@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::access::{Identity, Name, NameKind, Reason};
+use super::access::{Identity, IdentityName, NameKind, Reason};
 use super::admission::Route;
 use super::connection::{Ending, Failure};
 use super::live::Live;
 use super::tls::Credentials;
 use crate::audit::{
-    Audit, Certificate, Dismissed, Ended, Event, ExportDenied, ExportMissing, HandshakeFailed,
-    NotAllowed, Reading, Refused, Served, Text, Time, Who,
+    ActivityTotals, Audit, BoundedText, ClientCertificate, ClientNotAuthorized,
+    ConnectionDismissed, ConnectionEnded, ConnectionInfo, ConnectionRefused, Event, ExportDenied,
+    ExportMissing, HandshakeFailed, ReadingStarted, Rfc3339Time,
 };
 use nbd_server::CloseReason;
 use nbd_telemetry::escape;
@@ -59,7 +60,7 @@ impl<'a> Story<'a> {
     /// Records how the connection ended.
     pub(super) fn end(mut self, ended: &Result<Ending, Failure>) {
         self.has_ended = true;
-        self.audit.tell(|| self.ending(ended));
+        self.audit.emit(|| self.ending(ended));
     }
 
     fn ending(&self, ended: &Result<Ending, Failure>) -> Event {
@@ -67,25 +68,36 @@ impl<'a> Story<'a> {
         let served = served(self.live);
         match ended {
             Err(Failure::TlsHandshake(failure)) => Event::HandshakeFailed(HandshakeFailed {
-                who,
+                connection: who,
                 cause: failure.cause.label().into(),
-                why: Text::of(failure),
+                why: BoundedText::from_display(failure),
                 duration,
             }),
-            Err(Failure::NotAllowed { why, .. }) => {
-                Event::NotAllowed(NotAllowed { who, why: Text::of(why), duration })
-            }
-            Err(Failure::Dismissed(why)) => {
-                Event::Dismissed(Dismissed { who, served, why: Text::of(why), duration })
-            }
+            Err(Failure::NotAllowed { why, .. }) => Event::NotAllowed(ClientNotAuthorized {
+                connection: who,
+                why: BoundedText::from_display(why),
+                duration,
+            }),
+            Err(Failure::Dismissed(why)) => Event::Dismissed(ConnectionDismissed {
+                connection: who,
+                activity: served,
+                why: BoundedText::from_display(why),
+                duration,
+            }),
             other => {
                 let (how, why) = match other {
                     Ok(Ending::LeftEarly) => ("left_early", None),
                     Ok(Ending::Served(summary)) => (how(summary.close_reason), None),
                     Err(failure @ Failure::ShutdownDeadline) => (failure.label(), None),
-                    Err(failure) => (failure.label(), Some(Text::of(failure))),
+                    Err(failure) => (failure.label(), Some(BoundedText::from_display(failure))),
                 };
-                Event::Ended(Ended { who, served, how: how.into(), why, duration })
+                Event::Ended(ConnectionEnded {
+                    connection: who,
+                    activity: served,
+                    how: how.into(),
+                    why,
+                    duration,
+                })
             }
         }
     }
@@ -103,10 +115,10 @@ pub(super) fn how(close_reason: CloseReason) -> &'static str {
 impl Drop for Story<'_> {
     fn drop(&mut self) {
         if !self.has_ended {
-            self.audit.tell(|| {
-                Event::Ended(Ended {
-                    who: who(self.live),
-                    served: served(self.live),
+            self.audit.emit(|| {
+                Event::Ended(ConnectionEnded {
+                    connection: who(self.live),
+                    activity: served(self.live),
                     how: "dropped".into(),
                     why: None,
                     duration: self.started.elapsed(),
@@ -124,9 +136,13 @@ pub(super) fn refused(
     reason: &str,
     why: &impl std::fmt::Display,
 ) {
-    audit.tell(|| {
+    audit.emit(|| {
         let who = route_of(id, route);
-        Event::Refused(Refused { who, reason: reason.into(), why: Text::of(why) })
+        Event::Refused(ConnectionRefused {
+            connection: who,
+            reason: reason.into(),
+            why: BoundedText::from_display(why),
+        })
     });
 }
 
@@ -139,13 +155,13 @@ pub(super) fn reading(
     (rule, policy): (&Reason, u64),
 ) -> Event {
     let certificate = live.credentials().as_deref().and_then(certificate);
-    Event::Reading(Reading {
-        who: who(live),
+    Event::Reading(ReadingStarted {
+        connection: who(live),
         certificate,
         tls: protection.cipher.map(|_| protection.version.into()),
         cipher: protection.cipher.map(Into::into),
         export: export.into(),
-        rule: Text::of(rule),
+        rule: BoundedText::from_display(rule),
         policy,
     })
 }
@@ -153,39 +169,48 @@ pub(super) fn reading(
 /// Builds the event for a request for an export that the client may not open.
 pub(super) fn export_denied(live: &Live, export: &str, why: &Reason) -> Event {
     let who = who(live);
-    Event::ExportDenied(ExportDenied { who, export: export.into(), why: Text::of(why) })
+    Event::ExportDenied(ExportDenied {
+        connection: who,
+        export: export.into(),
+        why: BoundedText::from_display(why),
+    })
 }
 
 /// Builds the event for a request for an export that doesn't exist.
 pub(super) fn export_missing(live: &Live, name: &[u8], reason: &str) -> Event {
-    let export = Text::of(escape::unicode(OsStr::from_bytes(name)));
-    Event::ExportMissing(ExportMissing { who: who(live), export, reason: reason.into() })
+    let export = BoundedText::from_display(escape::unicode(OsStr::from_bytes(name)));
+    Event::ExportMissing(ExportMissing { connection: who(live), export, reason: reason.into() })
 }
 
-fn route_of(id: u64, route: Route) -> Who {
-    Who { id, peer: Text::of(route.peer), via: route.via.map(Text::of), ..Who::default() }
+fn route_of(id: u64, route: Route) -> ConnectionInfo {
+    ConnectionInfo {
+        id,
+        peer: BoundedText::from_display(route.peer),
+        via: route.via.map(BoundedText::from_display),
+        ..ConnectionInfo::default()
+    }
 }
 
-fn who(live: &Live) -> Who {
+fn who(live: &Live) -> ConnectionInfo {
     let credentials = live.credentials();
     let names = credentials.as_deref().map(Credentials::identity).map(Identity::names);
     let names = names.unwrap_or_default();
     let hash = names.iter().find(|name| name.kind == NameKind::Sha256);
-    Who {
+    ConnectionInfo {
         identity: names.first().map(plain),
         sha256: hash.map(|hash| hash.text.as_str().into()),
         ..route_of(live.id, live.route)
     }
 }
 
-fn served(live: &Live) -> Served {
+fn served(live: &Live) -> ActivityTotals {
     let denied = Some(live.denied()).filter(|count| *count > 0);
     let missing = Some(live.missing()).filter(|count| *count > 0);
     let Some(export) = live.export() else {
-        return Served { denied, missing, ..Served::default() };
+        return ActivityTotals { denied, missing, ..ActivityTotals::default() };
     };
     let done = live.activity.totals();
-    Served {
+    ActivityTotals {
         export: Some(export.into()),
         requests: Some(done.requests.total()),
         bytes: Some(done.bytes),
@@ -196,20 +221,20 @@ fn served(live: &Live) -> Served {
 }
 
 /// Describes the client's certificate. Returns `None` if it can't be parsed.
-fn certificate(credentials: &Credentials) -> Option<Certificate> {
+fn certificate(credentials: &Credentials) -> Option<ClientCertificate> {
     let details = credentials.details()?;
     let names = credentials.identity().names().iter();
     let names = names.filter(|name| name.kind != NameKind::Sha256);
-    Some(Certificate {
+    Some(ClientCertificate {
         subject: details.subject.into(),
         names: names.take(MAX_NAMES).map(plain).collect(),
         issuer: details.issuer.into(),
         serial: details.serial.into(),
-        not_after: Time::of_unix(details.not_after.0),
+        not_after: Rfc3339Time::from_unix(details.not_after.0),
     })
 }
 
 /// Returns a name unescaped; escaping happens when the line is written.
-fn plain(name: &Name) -> Text {
-    Text::from(format!("{}{}", name.kind.prefix(), name.text))
+fn plain(name: &IdentityName) -> BoundedText {
+    BoundedText::from(format!("{}{}", name.kind.prefix(), name.text))
 }

@@ -52,14 +52,14 @@ impl Throttles {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::access::{Name, NameKind};
+    use crate::access::{IdentityName, NameKind};
     use std::num::NonZeroU64;
 
     #[test]
     fn connections_of_one_client_share_a_throttle() {
         let rate = Rate { requests: NonZeroU64::new(10), ..Rate::default() };
         let throttles = Throttles::new(rate);
-        let alice = Identity::new(vec![Name { kind: NameKind::Dns, text: "alice".into() }]);
+        let alice = Identity::new(vec![IdentityName { kind: NameKind::Dns, text: "alice".into() }]);
         let (here, there) = ("10.0.0.1", "10.0.0.2");
         let of =
             |address: &str, who| throttles.of(Peer::ip(address.parse().unwrap()), who).unwrap();

@@ -17,7 +17,7 @@ use super::listen::BACKLOG;
 /// Permissions of a Unix socket. By default the umask determines the mode, and the group is that of
 /// this process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SocketRights {
+pub struct SocketPermissions {
     /// Mode of the socket file.
     pub mode: Option<SocketMode>,
     /// Group of the socket file.
@@ -78,7 +78,10 @@ impl fmt::Display for SocketGroup {
 ///
 /// The mode is set by the umask, which belongs to the whole process: with a mode, call this before
 /// another thread creates files.
-pub(super) fn bind(path: &Path, rights: &SocketRights) -> io::Result<(UnixPath, UnixListener)> {
+pub(super) fn bind(
+    path: &Path,
+    rights: &SocketPermissions,
+) -> io::Result<(UnixPath, UnixListener)> {
     remove_if_stale(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -92,7 +95,7 @@ pub(super) fn bind(path: &Path, rights: &SocketRights) -> io::Result<(UnixPath, 
         }
         None => socket.bind(&address)?,
     }
-    let bound = UnixPath::bound(path);
+    let bound = UnixPath::created(path);
     if let Some(group) = &rights.group {
         let gid = rustix::fs::Gid::from_raw(group.gid.as_raw());
         chownat(CWD, path, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(|error| {
@@ -128,29 +131,29 @@ fn remove_if_stale(path: &Path) -> io::Result<()> {
 pub struct UnixPath {
     pub(super) path: PathBuf,
     /// Device and inode of the socket file, if this program created it.
-    made: Option<(u64, u64)>,
+    created_inode: Option<(u64, u64)>,
 }
 
 impl UnixPath {
-    fn bound(path: &Path) -> Self {
-        Self { path: path.to_owned(), made: identity(path) }
+    fn created(path: &Path) -> Self {
+        Self { path: path.to_owned(), created_inode: device_and_inode(path) }
     }
 
     /// Wraps the path of a socket that another process created. It isn't removed.
-    pub(super) fn of_another(path: PathBuf) -> Self {
-        Self { path, made: None }
+    pub(super) fn not_owned(path: PathBuf) -> Self {
+        Self { path, created_inode: None }
     }
 }
 
 impl Drop for UnixPath {
     fn drop(&mut self) {
-        if self.made.is_some() && identity(&self.path) == self.made {
+        if self.created_inode.is_some() && device_and_inode(&self.path) == self.created_inode {
             std::fs::remove_file(&self.path).unwrap_or_default();
         }
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+fn device_and_inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 

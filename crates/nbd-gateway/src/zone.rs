@@ -13,7 +13,7 @@ use nbd_telemetry::escape;
 pub enum ZoneError {
     /// The text isn't `ADDRESS%INTERFACE` with an IPv6 address.
     #[error("{:?} is no IPv6 address with an interface, such as fe80::1%eth0", escape::name(.0))]
-    Unreadable(String),
+    Malformed(String),
     /// The address isn't link-local, so it takes no interface.
     #[error("{0} is no link-local address (fe80::/10): leave out the interface behind the %")]
     NotLinkLocal(Ipv6Addr),
@@ -28,15 +28,15 @@ pub enum ZoneError {
 /// # Errors
 /// See [`ZoneError`]. Interface names can't be looked up inside the sandbox.
 pub fn parse(text: &str) -> Result<(Ipv6Addr, u32), ZoneError> {
-    let unreadable = || ZoneError::Unreadable(text.to_owned());
-    let (address, zone) = text.split_once('%').ok_or_else(unreadable)?;
-    let address: Ipv6Addr = address.parse().map_err(|_| unreadable())?;
+    let malformed = || ZoneError::Malformed(text.to_owned());
+    let (address, zone) = text.split_once('%').ok_or_else(malformed)?;
+    let address: Ipv6Addr = address.parse().map_err(|_| malformed())?;
     if !address.is_unicast_link_local() {
         return Err(ZoneError::NotLinkLocal(address));
     }
     let number = match zone.bytes().all(|digit| digit.is_ascii_digit()) {
         true => zone.parse().ok(),
-        false => index_of(zone),
+        false => interface_index(zone),
     };
     // The kernel reads index 0 as no interface.
     match number {
@@ -45,7 +45,7 @@ pub fn parse(text: &str) -> Result<(Ipv6Addr, u32), ZoneError> {
     }
 }
 
-fn index_of(interface: &str) -> Option<u32> {
+fn interface_index(interface: &str) -> Option<u32> {
     let socket = socket(AddressFamily::UNIX, SocketType::DGRAM, None).ok()?;
     name_to_index(socket, interface).ok()
 }

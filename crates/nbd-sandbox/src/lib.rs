@@ -26,8 +26,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-pub use paths::Confines;
 use paths::Readable;
+pub use paths::ReadableSet;
 pub use rights::{User, UserError, is_root};
 
 /// Strictness of the sandbox.
@@ -44,7 +44,7 @@ pub enum Mode {
 
 /// Resources that the process still needs inside the sandbox.
 #[derive(Debug, Clone, Default)]
-pub struct Plan {
+pub struct SandboxPlan {
     /// Strictness of the sandbox.
     pub mode: Mode,
     /// User to switch to, if any.
@@ -65,9 +65,9 @@ pub struct Plan {
     pub sockets: Vec<PathBuf>,
 }
 
-/// Outcome of applying a [`Plan`].
+/// Outcome of applying a [`SandboxPlan`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct SandboxReport {
     /// Restrictions that are in force.
     pub enforced: Vec<String>,
     /// Restrictions that were wanted but failed, and the reasons.
@@ -75,7 +75,7 @@ pub struct Report {
     /// Operations that will fail later unless the setup is changed.
     pub notes: Vec<String>,
     /// Files and folders that can be read from now on.
-    pub confines: Confines,
+    pub readable: ReadableSet,
 }
 
 /// Reason why the process must not continue.
@@ -97,11 +97,11 @@ pub enum SandboxError {
 /// # Errors
 /// See [`SandboxError`]. The process should exit then: it may have given up some privileges
 /// already.
-pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
+pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
     if plan.mode != Mode::Off {
         one_thread()?;
     }
-    let mut report = Report::default();
+    let mut report = SandboxReport::default();
     if let Some(user) = &plan.user {
         user.take_over().map_err(|reason| SandboxError::User(user.clone(), reason))?;
         report.enforced.push(format!("user {user}"));
@@ -123,7 +123,7 @@ pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
             let appends = readable.appends();
             report.enforced.push(format!("{landlock}, reads {readable}{appends}"));
             report.notes.extend(landlock.left_out);
-            report.confines = Confines::new(plan, &readable);
+            report.readable = ReadableSet::new(plan, &readable);
         }
         Err(reason) => report.missing.push(format!("Landlock ({reason})")),
     }
@@ -138,7 +138,7 @@ pub fn enter(plan: &Plan) -> Result<Report, SandboxError> {
     Ok(report)
 }
 
-impl Report {
+impl SandboxReport {
     fn add(&mut self, part: &str, done: Result<(), impl fmt::Display>) {
         match done {
             Ok(()) => self.enforced.push(part.to_owned()),
@@ -165,7 +165,7 @@ fn no_core_dumps() -> io::Result<()> {
 }
 
 /// Returns notes about audit files that can't be created again after log rotation.
-fn not_made_anew(plan: &Plan) -> impl Iterator<Item = String> {
+fn not_made_anew(plan: &SandboxPlan) -> impl Iterator<Item = String> {
     let stuck = plan.appended.iter().filter(|path| path.is_file() && !is_writable(path));
     stuck.map(|path| {
         format!(
@@ -183,7 +183,7 @@ fn is_writable(path: &Path) -> bool {
 }
 
 /// Returns notes about what the process won't be able to do later as `user`.
-fn out_of_reach(plan: &Plan, user: &User) -> Vec<String> {
+fn out_of_reach(plan: &SandboxPlan, user: &User) -> Vec<String> {
     use rustix::fs::{Access, access};
     let unreadable = |path: &&PathBuf| access(path.as_path(), Access::READ_OK).is_err();
     let unreadable = plan.reloaded.iter().filter(unreadable).map(|path| {

@@ -10,7 +10,7 @@ use std::fmt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::Plan;
+use super::SandboxPlan;
 
 /// Maximum number of links followed, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -34,24 +34,24 @@ pub(super) struct Readable {
 
 /// Set of paths that stay readable in the sandbox, to check a later configuration against.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Confines(Option<Within>);
+pub struct ReadableSet(Option<ReadablePaths>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Within {
+struct ReadablePaths {
     /// Readable folders and files.
     places: Vec<PathBuf>,
     /// Everything that was named at the start. What of it can't be read was reported then.
     known: BTreeSet<PathBuf>,
 }
 
-impl Confines {
-    pub(super) fn new(plan: &Plan, readable: &Readable) -> Self {
+impl ReadableSet {
+    pub(super) fn new(plan: &SandboxPlan, readable: &Readable) -> Self {
         let places = readable.folders.iter().chain(&readable.files).cloned().collect();
-        Self(Some(Within { places, known: named(plan).cloned().collect() }))
+        Self(Some(ReadablePaths { places, known: named(plan).cloned().collect() }))
     }
 
     /// Returns the paths in `plan` that are new and can't be read inside the sandbox.
-    pub fn closed(&self, plan: &Plan) -> Vec<PathBuf> {
+    pub fn unreadable(&self, plan: &SandboxPlan) -> Vec<PathBuf> {
         let Some(within) = &self.0 else { return Vec::new() };
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         let new = named(plan).filter(|path| !within.known.contains(*path));
@@ -67,7 +67,7 @@ impl Confines {
 }
 
 /// Returns all files and folders to read that a plan names.
-fn named(plan: &Plan) -> impl Iterator<Item = &PathBuf> {
+fn named(plan: &SandboxPlan) -> impl Iterator<Item = &PathBuf> {
     plan.files.iter().chain(&plan.reloaded).chain(&plan.folders)
 }
 
@@ -96,13 +96,13 @@ struct Trail {
 
 impl Readable {
     /// Computes what `plan` needs, based on the links and folders as they are now.
-    pub(super) fn of(plan: &Plan) -> Self {
+    pub(super) fn of(plan: &SandboxPlan) -> Self {
         // Without a current directory, relative paths lead nowhere anyway.
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
         Self::with(plan, &here, look)
     }
 
-    fn with(plan: &Plan, here: &Path, look: impl Fn(&Path) -> Kind) -> Self {
+    fn with(plan: &SandboxPlan, here: &Path, look: impl Fn(&Path) -> Kind) -> Self {
         let mut readable = Self::default();
         for path in plan.files.iter().chain(&plan.reloaded) {
             readable.add_file(path, follow(&here.join(path), &look));

@@ -3,7 +3,7 @@ use super::*;
 /// Computes what is readable in a file system that has the paths in `there`. Folders end with a
 /// slash, block devices with an exclamation mark, pipes with a bar; links have an arrow. All
 /// parents of these paths are folders.
-fn readable(there: &[&str], plan: &Plan) -> Readable {
+fn readable(there: &[&str], plan: &SandboxPlan) -> Readable {
     let look = |path: &Path| {
         let path = path.to_str().unwrap();
         for entry in there {
@@ -27,12 +27,12 @@ fn readable(there: &[&str], plan: &Plan) -> Readable {
 
 fn of_files(there: &[&str], files: &[&str]) -> (Vec<String>, Vec<String>, usize) {
     let files = files.iter().map(PathBuf::from).collect();
-    listed(readable(there, &Plan { files, ..Plan::default() }))
+    listed(readable(there, &SandboxPlan { files, ..SandboxPlan::default() }))
 }
 
 fn of_folders(there: &[&str], folders: &[&str]) -> (Vec<String>, Vec<String>, usize) {
     let folders = folders.iter().map(PathBuf::from).collect();
-    listed(readable(there, &Plan { folders, ..Plan::default() }))
+    listed(readable(there, &SandboxPlan { folders, ..SandboxPlan::default() }))
 }
 
 fn listed(readable: Readable) -> (Vec<String>, Vec<String>, usize) {
@@ -89,7 +89,11 @@ fn devices_and_the_root_are_not_opened_whole() {
 
 #[test]
 fn anywhere_is_everywhere() {
-    let plan = Plan { anywhere: true, files: vec!["/s/a".into(), "/b".into()], ..Plan::default() };
+    let plan = SandboxPlan {
+        anywhere: true,
+        files: vec!["/s/a".into(), "/b".into()],
+        ..SandboxPlan::default()
+    };
     let readable = readable(&["/s/a", "/b"], &plan);
     assert!(readable.to_string().starts_with("everywhere"));
     assert_eq!(listed(readable).0, ["/"]);
@@ -97,10 +101,10 @@ fn anywhere_is_everywhere() {
 
 #[test]
 fn what_is_appended_to_may_be_made_anew() {
-    let plan = |paths: &[&str]| Plan {
+    let plan = |paths: &[&str]| SandboxPlan {
         appended: paths.iter().map(PathBuf::from).collect(),
         folders: vec!["/srv/s".into()],
-        ..Plan::default()
+        ..SandboxPlan::default()
     };
     let there = ["/var/log -> /mnt/log", "/mnt/log/h/", "/srv/s/", "/p|", "/dev/x|"];
     let appends = |paths: &[&str]| {
@@ -125,27 +129,29 @@ fn what_is_new_and_elsewhere_is_closed() {
         std::fs::create_dir(path(name)).unwrap();
     }
     std::os::unix::fs::symlink("../out/a", path("in/link")).unwrap();
-    let plan = |files: &[&str], folders: &[&str]| Plan {
+    let plan = |files: &[&str], folders: &[&str]| SandboxPlan {
         files: files.iter().map(|name| path(name)).collect(),
         folders: folders.iter().map(|name| path(name)).collect(),
-        ..Plan::default()
+        ..SandboxPlan::default()
     };
     // Paths named at the start aren't new, even if they couldn't be read.
     let start = plan(&["in/a"], &["none"]);
-    let confines = Confines::new(&start, &Readable::of(&start));
-    let closed = |files: &[&str], folders: &[&str]| confines.closed(&plan(files, folders));
+    let confines = ReadableSet::new(&start, &Readable::of(&start));
+    let closed = |files: &[&str], folders: &[&str]| confines.unreadable(&plan(files, folders));
     assert!(closed(&["in/a", "in/b", "in/../in/c/d"], &["in", "none"]).is_empty());
     let elsewhere = closed(&["in/b", "out/a", "in/link", "in/../x"], &["out", "."]);
     assert_eq!(elsewhere, ["out/a", "in/link", "in/../x", "out", "."].map(path));
-    let anywhere = Plan { anywhere: true, ..Plan::default() };
-    assert_eq!(confines.closed(&anywhere), [Path::new("/")]);
-    assert!(Confines::default().closed(&anywhere).is_empty());
+    let anywhere = SandboxPlan { anywhere: true, ..SandboxPlan::default() };
+    assert_eq!(confines.unreadable(&anywhere), [Path::new("/")]);
+    assert!(ReadableSet::default().unreadable(&anywhere).is_empty());
 }
 
 #[test]
 fn sockets_are_removed_from_their_folders() {
-    let plan =
-        Plan { sockets: vec!["/var/run/x/s".into(), "/s".into(), "t".into()], ..Plan::default() };
+    let plan = SandboxPlan {
+        sockets: vec!["/var/run/x/s".into(), "/s".into(), "t".into()],
+        ..SandboxPlan::default()
+    };
     let readable = readable(&["/var/run -> /run", "/run/x/", "/home/me/"], &plan);
     let removable: Vec<PathBuf> = vec!["/home/me".into(), "/run/x".into()];
     assert!(readable.removable.iter().eq(&removable));

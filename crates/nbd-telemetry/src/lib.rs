@@ -5,5 +5,5 @@ pub mod escape;
 mod rate_limit;
 mod tally;
 
-pub use rate_limit::{HeldBack, RateLimit};
+pub use rate_limit::{RateLimit, Suppressed};
 pub use tally::{Counts, Tally};

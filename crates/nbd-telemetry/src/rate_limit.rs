@@ -20,9 +20,9 @@ struct State {
 
 /// Number of lines that were suppressed before this one.
 #[derive(Debug, Clone, Copy)]
-pub struct HeldBack(u64);
+pub struct Suppressed(u64);
 
-impl HeldBack {
+impl Suppressed {
     /// Returns the number as a field of a log line; `None`, so that the field is left out, if it
     /// is zero.
     pub fn field(self) -> Option<u64> {
@@ -39,8 +39,8 @@ impl RateLimit {
 
     /// Returns `None` if the line must be suppressed, otherwise the number of lines suppressed
     /// since the last one that was allowed.
-    pub fn allow(&self) -> Option<HeldBack> {
-        self.allow_at(Instant::now()).map(HeldBack)
+    pub fn allow(&self) -> Option<Suppressed> {
+        self.allow_at(Instant::now()).map(Suppressed)
     }
 
     fn allow_at(&self, now: Instant) -> Option<u64> {

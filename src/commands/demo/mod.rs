@@ -98,7 +98,7 @@ fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, SocketAdd
         insecure_no_tls: false,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
-        audit: Audit::none(),
+        audit: Audit::disabled(),
     };
     let policy = Policy { rules: Rules::default(), tls: Some(tls) };
     let gateway = Gateway::new(sockets, config, policy, exports)?;

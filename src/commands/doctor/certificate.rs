@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use nbd_gateway::tls::faults;
+use nbd_gateway::tls::diagnosis;
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -88,7 +88,7 @@ pub(crate) fn step(
     let unix =
         UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
     let Some(own) = chain.first() else { return unreadable("there is none") };
-    if let Some(fault) = faults::certificate_fault(own, false) {
+    if let Some(fault) = diagnosis::certificate_fault(own, false) {
         return advice::unsupported(&fault);
     }
     let judgement = match Judgement::of(chain, authorities, name, unix) {
@@ -112,7 +112,8 @@ pub(crate) fn step(
         Some(Err(error)) => {
             let issuer = own.issuer.to_string();
             // An unsupported intermediate explains more than the verifier's error does.
-            let between = chain.iter().skip(1).find_map(|it| faults::certificate_fault(it, true));
+            let between =
+                chain.iter().skip(1).find_map(|it| diagnosis::certificate_fault(it, true));
             let step = match (between, authorities) {
                 (Some(fault), _) => advice::unsupported(&fault),
                 (None, Some(authorities)) => advice::distrust(error, &issuer, authorities),

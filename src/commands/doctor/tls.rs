@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use nbd_gateway::tls::faults;
+use nbd_gateway::tls::diagnosis;
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -69,7 +69,7 @@ fn authorities(path: &Path) -> Result<Arc<Authorities>, Unusable> {
     }
     let given = certificates.into_iter().filter_map(|der| {
         let (is_authority, fault) =
-            (faults::is_authority(&der), faults::certificate_fault(&der, true));
+            (diagnosis::is_authority(&der), diagnosis::certificate_fault(&der, true));
         let subject = Certificate::from_der(der).ok()?.subject.to_string();
         Some(Given { subject, is_authority, fault })
     });
@@ -87,16 +87,17 @@ fn certified(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Unusable> {
         )
     })?;
     let signing = any_supported_type(&der).map_err(|error| {
-        unusable(key, &faults::key_fault(&der).unwrap_or_else(|| error.to_string()))
+        unusable(key, &diagnosis::key_fault(&der).unwrap_or_else(|| error.to_string()))
     })?;
-    let position = signing.public_key().and_then(|it| faults::position_of_key(&certificates, &it));
+    let position =
+        signing.public_key().and_then(|it| diagnosis::position_of_key(&certificates, &it));
     if let Some(position) = position.filter(|position| *position > 0) {
         let number = position + 1;
         let why =
             format!("the client's own certificate has to be the first in it, not number {number}");
         return Err(unusable(chain, &why));
     }
-    let fault = certificates.first().and_then(|own| faults::certificate_fault(own, false));
+    let fault = certificates.first().and_then(|own| diagnosis::certificate_fault(own, false));
     if let Some(fault) = fault {
         return Err(unusable(chain, &fault));
     }
@@ -124,7 +125,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
 }
 
 fn check_file(path: &Path, content: &[u8]) -> Result<(), Unusable> {
-    faults::file_fault(content).map_or(Ok(()), |fault| Err(unusable(path, fault)))
+    diagnosis::file_fault(content).map_or(Ok(()), |fault| Err(unusable(path, fault)))
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unusable> {

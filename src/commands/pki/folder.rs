@@ -14,7 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nbd_gateway::tls::check_secrecy;
+use nbd_gateway::tls::check_not_exposed;
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
@@ -119,7 +119,7 @@ impl Folder {
     pub(super) fn key(&self) -> Result<Zeroizing<String>, PkiError> {
         let path = self.path(CA_KEY);
         let key = Zeroizing::new(self.read(CA_KEY)?);
-        check_secrecy(&path).map_err(|problem| PkiError::file(&path, problem.to_string()))?;
+        check_not_exposed(&path).map_err(|problem| PkiError::file(&path, problem.to_string()))?;
         match std::str::from_utf8(&key) {
             Ok(text) => Ok(Zeroizing::new(text.to_owned())),
             Err(_) => Err(PkiError::file(&path, "there is no key in it".to_owned())),

@@ -10,8 +10,8 @@ use super::line;
 
 type Members = BTreeMap<String, BTreeSet<String>>;
 
-fn who() -> Who {
-    Who {
+fn who() -> ConnectionInfo {
+    ConnectionInfo {
         id: 7,
         peer: "10.1.2.3".into(),
         via: Some("192.0.2.1".into()),
@@ -20,8 +20,8 @@ fn who() -> Who {
     }
 }
 
-fn served() -> Served {
-    Served {
+fn served() -> ActivityTotals {
+    ActivityTotals {
         export: Some("snap.hexz".into()),
         requests: Some(1),
         bytes: Some(512),
@@ -34,9 +34,9 @@ fn served() -> Served {
 /// Returns one event of each kind, with all optional members present.
 fn all() -> Vec<Event> {
     let duration = Duration::from_micros(1_500_000);
-    let why = || Text::from("because");
+    let why = || BoundedText::from("because");
     vec![
-        Event::Start(Start {
+        Event::Start(ServiceStarted {
             version: "0".into(),
             pid: 1,
             listen: vec!["[::]:10809".into()],
@@ -44,18 +44,22 @@ fn all() -> Vec<Event> {
             policy: 0,
             open_to: "all".into(),
         }),
-        Event::Stop(Stop { how: "failed".into(), why: Some(why()) }),
-        Event::Reload(Reload { policy: 1, open_to: "all".into(), dropped: 2 }),
+        Event::Stop(ServiceStopped { how: "failed".into(), why: Some(why()) }),
+        Event::Reload(PolicyReloaded { policy: 1, open_to: "all".into(), dropped: 2 }),
         Event::ReloadFailed(ReloadFailed { why: why() }),
-        Event::Refused(Refused { who: who(), reason: "address".into(), why: why() }),
-        Event::Reading(Reading {
-            who: who(),
-            certificate: Some(Certificate {
+        Event::Refused(ConnectionRefused {
+            connection: who(),
+            reason: "address".into(),
+            why: why(),
+        }),
+        Event::Reading(ReadingStarted {
+            connection: who(),
+            certificate: Some(ClientCertificate {
                 subject: "CN=x".into(),
                 names: vec!["cn:x".into()],
                 issuer: "CN=ca".into(),
                 serial: "01".into(),
-                not_after: Time::of_unix(0),
+                not_after: Rfc3339Time::from_unix(0),
             }),
             tls: Some("TLS 1.3".into()),
             cipher: Some("TLS13_AES_128_GCM_SHA256".into()),
@@ -63,23 +67,28 @@ fn all() -> Vec<Event> {
             rule: why(),
             policy: 1,
         }),
-        Event::ExportDenied(ExportDenied { who: who(), export: "x".into(), why: why() }),
+        Event::ExportDenied(ExportDenied { connection: who(), export: "x".into(), why: why() }),
         Event::ExportMissing(ExportMissing {
-            who: who(),
+            connection: who(),
             export: "x".into(),
             reason: "unknown_name".into(),
         }),
         Event::HandshakeFailed(HandshakeFailed {
-            who: who(),
+            connection: who(),
             cause: "not_tls".into(),
             why: why(),
             duration,
         }),
-        Event::NotAllowed(NotAllowed { who: who(), why: why(), duration }),
-        Event::Dismissed(Dismissed { who: who(), served: served(), why: why(), duration }),
-        Event::Ended(Ended {
-            who: who(),
-            served: served(),
+        Event::NotAllowed(ClientNotAuthorized { connection: who(), why: why(), duration }),
+        Event::Dismissed(ConnectionDismissed {
+            connection: who(),
+            activity: served(),
+            why: why(),
+            duration,
+        }),
+        Event::Ended(ConnectionEnded {
+            connection: who(),
+            activity: served(),
             how: "left".into(),
             why: Some(why()),
             duration,

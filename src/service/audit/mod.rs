@@ -11,7 +11,7 @@ mod target;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nbd_gateway::audit::{Audit, Event, Stop, Text};
+use nbd_gateway::audit::{Audit, BoundedText, Event, ServiceStopped};
 
 use recorder::{Recorder, StartError};
 pub(crate) use target::Target;
@@ -67,8 +67,8 @@ impl Record {
     /// Returns the handle for reporting events.
     pub(crate) fn audit(&self) -> Audit {
         match &self.0 {
-            Some(recorder) => Audit::to(Arc::clone(recorder) as Arc<_>),
-            None => Audit::none(),
+            Some(recorder) => Audit::with_sink(Arc::clone(recorder) as Arc<_>),
+            None => Audit::disabled(),
         }
     }
 
@@ -87,9 +87,9 @@ impl Record {
 
     /// Records the end of the program, and writes all queued events, until `until` at the latest
     /// but for at least [`AT_LEAST`].
-    pub(crate) fn finish(self, failure: Option<Text>, until: Instant) {
+    pub(crate) fn finish(self, failure: Option<BoundedText>, until: Instant) {
         let how = if failure.is_some() { "failed" } else { "told" };
-        self.audit().tell(|| Event::Stop(Stop { how: how.into(), why: failure }));
+        self.audit().emit(|| Event::Stop(ServiceStopped { how: how.into(), why: failure }));
         let Some(recorder) = self.0 else { return };
         let left = until.saturating_duration_since(Instant::now()).max(AT_LEAST);
         let unwritten = recorder.finish(left);

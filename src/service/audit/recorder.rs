@@ -153,7 +153,7 @@ impl Drop for Recorder {
 }
 
 impl Sink for Recorder {
-    fn take(&self, event: Event) {
+    fn record(&self, event: Event) {
         let shared = &self.shared;
         let line = Line::of(&event);
         let mut state = shared.lock();

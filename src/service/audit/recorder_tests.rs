@@ -9,7 +9,7 @@ use std::path::Path;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn tell(recorder: &Recorder, why: &str) {
-    recorder.take(Event::ReloadFailed(ReloadFailed { why: why.into() }));
+    recorder.record(Event::ReloadFailed(ReloadFailed { why: why.into() }));
 }
 
 fn wait_until(mut done: impl FnMut() -> bool) {

@@ -10,7 +10,7 @@ use hexz_reader::{OpenOptions, Snapshot};
 use nbd_gateway::access::Rules;
 use nbd_gateway::audit::{Audit, Event, Sink};
 use nbd_gateway::config::{Config, Limits, Timeouts};
-use nbd_gateway::listen::{ListenAddress, SocketRights, bind_all};
+use nbd_gateway::listen::{ListenAddress, SocketPermissions, bind_all};
 use nbd_gateway::tls::ServerTls;
 use nbd_gateway::{Gateway, Policy};
 use nbd_server::client::{self, ClientError, Transmission};
@@ -152,7 +152,7 @@ struct Record {
 }
 
 impl Sink for Record {
-    fn take(&self, event: Event) {
+    fn record(&self, event: Event) {
         self.events.lock().unwrap().push(event);
     }
 }
@@ -194,13 +194,13 @@ where
         insecure_no_tls: false,
         limits: Limits::default(),
         timeouts: Timeouts::default(),
-        audit: Audit::to(Arc::new(record.clone())),
+        audit: Audit::with_sink(Arc::new(record.clone())),
     };
     let tls = ServerTls::from(server_config(&pki, limited_to(records)));
     let policy = Policy { rules: Rules::default(), tls: Some(tls) };
     let snapshot = Snapshot::open(&archive(BASE), &OpenOptions::default()).unwrap();
     let exports = Catalog::of_one(BASE, snapshot, BlockReader::new(64 << 20));
-    let sockets = bind_all(&config.listen, true, &SocketRights::default()).unwrap();
+    let sockets = bind_all(&config.listen, true, &SocketPermissions::default()).unwrap();
     let gateway = Gateway::new(sockets, config, policy, exports).unwrap();
     let Some(ListenAddress::Tcp(address)) = gateway.addresses().unwrap().first().cloned() else {
         panic!("it listens nowhere")
@@ -233,7 +233,7 @@ where
     let ended = serde_json::to_value(&ended).unwrap();
     assert_eq!(ended["how"], "tls_key_limit", "{ended}");
     assert_eq!(ended["export"], BASE);
-    assert_eq!(control.failures().to_string(), "tls_key_limit 1");
+    assert_eq!(control.failure_counts().to_string(), "tls_key_limit 1");
     stop.cancel();
     serving.await.unwrap().unwrap();
     let log = String::from_utf8(record.log.lock().unwrap().clone()).unwrap();

@@ -11,10 +11,10 @@ use toml::Spanned;
 use toml::value::{Date, Datetime, Offset, Time};
 
 use super::identity::{IdentityPattern, IdentityPatternError};
-use super::network::{Place, PlaceError};
+use super::network::{PeerMatcher, PeerMatcherError};
 use super::pattern::{Pattern, PatternError};
 use super::rules::{Action, Origin, Rule};
-use super::window::{Moment, TimeWindow, TimeWindowError};
+use super::window::{TimeWindow, TimeWindowError, Timestamp};
 
 /// Maximum size of a rules file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -73,10 +73,10 @@ pub enum RulesFileProblem {
 pub enum RuleProblem {
     /// An empty list, which could mean everybody or nobody.
     #[error("{0} = [] means nothing: leave it out to mean all, or name some")]
-    Empty(&'static str),
+    EmptyList(&'static str),
     /// An invalid network.
     #[error("network: {0}")]
-    Network(#[from] PlaceError),
+    Network(#[from] PeerMatcherError),
     /// An invalid identity pattern.
     #[error("identity: {0}")]
     Identity(#[from] IdentityPatternError),
@@ -88,24 +88,24 @@ pub enum RuleProblem {
     Hours(#[from] TimeWindowError),
     /// A time without a date, a time of day or an offset from UTC.
     #[error("{0} needs a date and a time in UTC or with an offset, as 2027-01-31T18:00:00Z")]
-    Moment(&'static str),
+    InvalidTime(&'static str),
     /// An empty period.
     #[error("until is not later than from")]
-    NeverValid,
+    EmptyPeriod,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenFile {
+struct RulesToml {
     #[serde(default)]
-    rule: Vec<Spanned<WrittenRule>>,
+    rule: Vec<Spanned<RuleToml>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenRule {
+struct RuleToml {
     name: Option<String>,
-    action: WrittenAction,
+    action: ActionToml,
     network: Option<OneOrMany>,
     identity: Option<OneOrMany>,
     export: Option<OneOrMany>,
@@ -116,7 +116,7 @@ struct WrittenRule {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum WrittenAction {
+enum ActionToml {
     Allow,
     Deny,
 }
@@ -151,7 +151,7 @@ fn read(path: &Path) -> Result<String, RulesFileProblem> {
 /// # Errors
 /// Any part of the text is invalid.
 pub fn parse(text: &str, path: &Path) -> Result<Vec<Rule>, RulesFileProblem> {
-    let file: WrittenFile = toml::from_str(text)?;
+    let file: RulesToml = toml::from_str(text)?;
     if file.rule.is_empty() {
         return Err(RulesFileProblem::NoRule);
     }
@@ -170,36 +170,36 @@ pub fn parse(text: &str, path: &Path) -> Result<Vec<Rule>, RulesFileProblem> {
         counted = start.max(counted);
         let number = position + 1;
         let origin = Origin::File { path: Arc::clone(&path), number, line };
-        let rule = rule(written.into_inner(), origin)
+        let rule = build_rule(written.into_inner(), origin)
             .map_err(|problem| RulesFileProblem::Rule { number, line, problem })?;
         rules.push(rule);
     }
     Ok(rules)
 }
 
-fn rule(written: WrittenRule, origin: Origin) -> Result<Rule, RuleProblem> {
+fn build_rule(written: RuleToml, origin: Origin) -> Result<Rule, RuleProblem> {
     let action = match written.action {
-        WrittenAction::Allow => Action::Allow,
-        WrittenAction::Deny => Action::Deny,
+        ActionToml::Allow => Action::Allow,
+        ActionToml::Deny => Action::Deny,
     };
     let rule = Rule {
         origin,
         name: written.name,
         action,
-        places: list::<Place, _>("network", written.network)?,
-        identities: list::<IdentityPattern, _>("identity", written.identity)?,
-        exports: list::<Pattern, _>("export", written.export)?,
-        windows: list::<TimeWindow, _>("hours", written.hours)?,
-        from: written.from.map(|time| moment("from", time)).transpose()?,
-        until: written.until.map(|time| moment("until", time)).transpose()?,
+        places: parse_list::<PeerMatcher, _>("network", written.network)?,
+        identities: parse_list::<IdentityPattern, _>("identity", written.identity)?,
+        exports: parse_list::<Pattern, _>("export", written.export)?,
+        windows: parse_list::<TimeWindow, _>("hours", written.hours)?,
+        from: written.from.map(|time| parse_time("from", time)).transpose()?,
+        until: written.until.map(|time| parse_time("until", time)).transpose()?,
     };
     match (rule.from, rule.until) {
-        (Some(from), Some(until)) if until <= from => Err(RuleProblem::NeverValid),
+        (Some(from), Some(until)) if until <= from => Err(RuleProblem::EmptyPeriod),
         _ => Ok(rule),
     }
 }
 
-fn list<T, E>(key: &'static str, written: Option<OneOrMany>) -> Result<Vec<T>, RuleProblem>
+fn parse_list<T, E>(key: &'static str, written: Option<OneOrMany>) -> Result<Vec<T>, RuleProblem>
 where
     T: FromStr<Err = E>,
     RuleProblem: From<E>,
@@ -207,14 +207,16 @@ where
     let texts = match written {
         None => return Ok(Vec::new()),
         Some(OneOrMany::One(text)) => vec![text],
-        Some(OneOrMany::Many(texts)) if texts.is_empty() => return Err(RuleProblem::Empty(key)),
+        Some(OneOrMany::Many(texts)) if texts.is_empty() => {
+            return Err(RuleProblem::EmptyList(key));
+        }
         Some(OneOrMany::Many(texts)) => texts,
     };
     Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, E>>()?)
 }
 
-fn moment(key: &'static str, written: Datetime) -> Result<Moment, RuleProblem> {
-    let unclear = RuleProblem::Moment(key);
+fn parse_time(key: &'static str, written: Datetime) -> Result<Timestamp, RuleProblem> {
+    let unclear = RuleProblem::InvalidTime(key);
     let (Some(date), Some(time), Some(offset)) = (written.date, written.time, written.offset)
     else {
         return Err(unclear);
@@ -227,7 +229,7 @@ fn moment(key: &'static str, written: Datetime) -> Result<Moment, RuleProblem> {
     let of_day =
         i64::from(hour) * 3600 + i64::from(minute) * 60 + i64::from(second.unwrap_or_default());
     let seconds = days_since_1970(date) * 86_400 + of_day - minutes * 60;
-    u64::try_from(seconds).map(Moment).map_err(|_| unclear)
+    u64::try_from(seconds).map(Timestamp).map_err(|_| unclear)
 }
 
 /// Returns the number of days from 1970-01-01 to a date of the Gregorian calendar. Years are
@@ -274,8 +276,8 @@ mod tests {
         assert_eq!(first.to_string(), "rule 1, line 3 of rules.toml (backup)");
         assert_eq!((first.places.len(), first.exports.len()), (2, 2));
         assert_eq!((first.identities.len(), first.windows.len()), (1, 1));
-        assert_eq!(first.from, Some(Moment(1_796_083_200)));
-        assert_eq!(first.until, Some(Moment(1_798_761_600)));
+        assert_eq!(first.from, Some(Timestamp(1_796_083_200)));
+        assert_eq!(first.until, Some(Timestamp(1_798_761_600)));
         assert_eq!(second.to_string(), "rule 2, line 13 of rules.toml");
         assert_eq!(second.action, Action::Deny);
     }
@@ -317,7 +319,7 @@ mod tests {
             ("2026-11-30T23:02:03-02:00", 3723),
         ] {
             let rules = rules(&format!("[[rule]]\naction = \"allow\"\nfrom = {text}")).unwrap();
-            assert_eq!(rules[0].from, Some(Moment(1_796_083_200 + seconds)), "{text}");
+            assert_eq!(rules[0].from, Some(Timestamp(1_796_083_200 + seconds)), "{text}");
         }
     }
 

@@ -45,14 +45,14 @@ impl NameKind {
 
 /// A name in a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Name {
+pub struct IdentityName {
     /// Kind of the name.
     pub kind: NameKind,
     /// The name itself, without the prefix of its kind.
     pub text: String,
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for IdentityName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The signer of the certificate chose the text, so it is escaped: a log entry must stay one
         // line.
@@ -64,18 +64,18 @@ impl fmt::Display for Name {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Names in the order of [`NameKind`]; the certificate's hash is the last.
-    names: Vec<Name>,
+    names: Vec<IdentityName>,
 }
 
 impl Identity {
     /// Creates an identity from names, one of which is the certificate's hash.
-    pub fn new(mut names: Vec<Name>) -> Self {
+    pub fn new(mut names: Vec<IdentityName>) -> Self {
         names.sort_by_key(|name| NameKind::ALL.iter().position(|kind| *kind == name.kind));
         Self { names }
     }
 
     /// Returns all names.
-    pub fn names(&self) -> &[Name] {
+    pub fn names(&self) -> &[IdentityName] {
         &self.names
     }
 }
@@ -108,7 +108,7 @@ pub enum IdentityPatternError {
         "\"{0}\" is no SHA-256 of a certificate: expected 64 hexadecimal digits, as \
          openssl x509 -noout -fingerprint -sha256 prints them"
     )]
-    NoHash(String),
+    InvalidHash(String),
 }
 
 impl IdentityPattern {
@@ -117,19 +117,25 @@ impl IdentityPattern {
     /// for servers.
     pub fn matches(&self, identity: &Identity) -> bool {
         let has_alternatives = identity.names.iter().any(|name| name.kind.is_alternative());
-        self.matches_one(identity, |name| name.kind != NameKind::CommonName || !has_alternatives)
+        self.matches_any_name(identity, |name| {
+            name.kind != NameKind::CommonName || !has_alternatives
+        })
     }
 
     /// Returns true if the pattern may match an identity that is to be denied: any name is
     /// considered.
-    pub fn may_mean(&self, identity: &Identity) -> bool {
-        self.matches_one(identity, |_| true)
+    pub fn may_match(&self, identity: &Identity) -> bool {
+        self.matches_any_name(identity, |_| true)
     }
 
     /// Returns true if a name matches. Only names of the pattern's kind are considered, or, if it
     /// has none, those for which `counts` returns true.
-    fn matches_one(&self, identity: &Identity, counts: impl Fn(&Name) -> bool) -> bool {
-        let wanted = |name: &&Name| match self.kind {
+    fn matches_any_name(
+        &self,
+        identity: &Identity,
+        counts: impl Fn(&IdentityName) -> bool,
+    ) -> bool {
+        let wanted = |name: &&IdentityName| match self.kind {
             Some(kind) => kind == name.kind,
             None => counts(name),
         };
@@ -167,7 +173,7 @@ fn hash(text: &str) -> Result<String, IdentityPatternError> {
     if digits.len() == DIGITS && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         Ok(digits.to_ascii_lowercase())
     } else {
-        Err(IdentityPatternError::NoHash(text.to_owned()))
+        Err(IdentityPatternError::InvalidHash(text.to_owned()))
     }
 }
 
@@ -182,7 +188,7 @@ mod tests {
     use super::*;
 
     fn somebody() -> Identity {
-        let name = |kind, text: &str| Name { kind, text: text.to_owned() };
+        let name = |kind, text: &str| IdentityName { kind, text: text.to_owned() };
         Identity::new(vec![
             name(NameKind::Sha256, &"ab".repeat(32)),
             name(NameKind::CommonName, "Alice"),
@@ -221,12 +227,12 @@ mod tests {
 
     #[test]
     fn a_common_name_counts_where_there_is_nothing_better() {
-        let alice = Name { kind: NameKind::CommonName, text: "Alice".to_owned() };
+        let alice = IdentityName { kind: NameKind::CommonName, text: "Alice".to_owned() };
         let pattern: IdentityPattern = "Alice".parse().unwrap();
         assert!(pattern.matches(&Identity::new(vec![alice])));
-        assert!(!pattern.matches(&somebody()) && pattern.may_mean(&somebody()));
+        assert!(!pattern.matches(&somebody()) && pattern.may_match(&somebody()));
         for other in ["Bob", "dns:Alice", "Alic", "email:*"] {
-            assert!(!other.parse::<IdentityPattern>().unwrap().may_mean(&somebody()), "{other}");
+            assert!(!other.parse::<IdentityPattern>().unwrap().may_match(&somebody()), "{other}");
         }
     }
 

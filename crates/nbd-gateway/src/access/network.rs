@@ -50,8 +50,8 @@ impl FromStr for Peer {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
-            Ok(Place::Unix) => Ok(Self::Unix),
-            Ok(Place::Vsock(Some(cid))) => Ok(Self::Vsock(cid)),
+            Ok(PeerMatcher::Unix) => Ok(Self::Unix),
+            Ok(PeerMatcher::Vsock(Some(cid))) => Ok(Self::Vsock(cid)),
             // Rules have no zones, so the zone is dropped.
             _ => text
                 .split_once('%')
@@ -100,7 +100,7 @@ pub enum NetworkError {
         "{:?} is no network: expected something like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
         escape::name(.0)
     )]
-    Unreadable(String),
+    Invalid(String),
     /// The address has a zone, which names an interface.
     #[error(
         "{:?} has a zone, and rules have none: without what is behind the % it is that address on \
@@ -128,7 +128,7 @@ impl FromStr for Network {
     type Err = NetworkError;
 
     fn from_str(text: &str) -> Result<Self, NetworkError> {
-        let unreadable = || NetworkError::Unreadable(text.to_owned());
+        let unreadable = || NetworkError::Invalid(text.to_owned());
         if let Some((address, _)) = text.split_once('%')
             && address.parse::<Ipv6Addr>().is_ok()
         {
@@ -170,7 +170,7 @@ fn canonical(network: IpNet) -> IpNet {
 /// Origin of connections that a rule matches: a network, this machine's Unix sockets, or the
 /// virtual machines on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub enum PeerMatcher {
     /// A network, or a single address.
     Network(Network),
     /// The Unix sockets, whose file permissions determine which local users can connect.
@@ -179,7 +179,7 @@ pub enum Place {
     Vsock(Option<u32>),
 }
 
-impl Place {
+impl PeerMatcher {
     /// Returns true if `peer` comes from this origin.
     pub fn contains(&self, peer: Peer) -> bool {
         match (self, peer) {
@@ -199,7 +199,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for PeerMatcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Network(network) => network.fmt(f),
@@ -210,7 +210,7 @@ impl fmt::Display for Place {
     }
 }
 
-impl From<Network> for Place {
+impl From<Network> for PeerMatcher {
     fn from(network: Network) -> Self {
         Self::Network(network)
     }
@@ -218,10 +218,10 @@ impl From<Network> for Place {
 
 /// Reason why a text isn't a valid origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum PlaceError {
+pub enum PeerMatcherError {
     /// The text is neither a network nor one of the keywords.
     #[error("{0}, unix, vsock or vsock:CID")]
-    Unreadable(NetworkError),
+    Invalid(NetworkError),
     /// The text is a network with a zone, or with bits set behind its prefix.
     #[error(transparent)]
     Network(NetworkError),
@@ -230,34 +230,34 @@ pub enum PlaceError {
         "{:?} has no context ID: expected something like vsock:3, or vsock for all of them",
         escape::name(.0)
     )]
-    Cid(String),
+    InvalidCid(String),
 }
 
-impl FromStr for Place {
-    type Err = PlaceError;
+impl FromStr for PeerMatcher {
+    type Err = PeerMatcherError;
 
-    fn from_str(text: &str) -> Result<Self, PlaceError> {
+    fn from_str(text: &str) -> Result<Self, PeerMatcherError> {
         if let Some(cid) = text.strip_prefix("vsock:") {
             // The kernel uses the highest number as a wildcard; no machine has it.
-            let cid = cid_of(cid).filter(|cid| *cid != u32::MAX);
+            let cid = parse_cid(cid).filter(|cid| *cid != u32::MAX);
             return cid
                 .map(|cid| Self::Vsock(Some(cid)))
-                .ok_or_else(|| PlaceError::Cid(text.to_owned()));
+                .ok_or_else(|| PeerMatcherError::InvalidCid(text.to_owned()));
         }
         match text {
             "unix" => Ok(Self::Unix),
             "vsock" => Ok(Self::Vsock(None)),
             network => match network.parse() {
                 Ok(network) => Ok(Self::Network(network)),
-                Err(error @ NetworkError::Unreadable(_)) => Err(PlaceError::Unreadable(error)),
-                Err(error) => Err(PlaceError::Network(error)),
+                Err(error @ NetworkError::Invalid(_)) => Err(PeerMatcherError::Invalid(error)),
+                Err(error) => Err(PeerMatcherError::Network(error)),
             },
         }
     }
 }
 
 /// Parses a decimal number without a sign or leading zeros.
-fn cid_of(text: &str) -> Option<u32> {
+fn parse_cid(text: &str) -> Option<u32> {
     let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
     let is_padded = text.len() > 1 && text.starts_with('0');
     (is_plain && !is_padded).then(|| text.parse().ok()).flatten()
@@ -324,22 +324,25 @@ mod tests {
     #[test]
     fn places_have_their_words() {
         for (text, place) in [
-            ("unix", Place::Unix),
-            ("vsock", Place::Vsock(None)),
-            ("vsock:0", Place::Vsock(Some(0))),
-            ("vsock:3", Place::Vsock(Some(3))),
-            ("vsock:4294967294", Place::Vsock(Some(u32::MAX - 1))),
-            ("10.0.0.0/8", Place::Network("10.0.0.0/8".parse().unwrap())),
+            ("unix", PeerMatcher::Unix),
+            ("vsock", PeerMatcher::Vsock(None)),
+            ("vsock:0", PeerMatcher::Vsock(Some(0))),
+            ("vsock:3", PeerMatcher::Vsock(Some(3))),
+            ("vsock:4294967294", PeerMatcher::Vsock(Some(u32::MAX - 1))),
+            ("10.0.0.0/8", PeerMatcher::Network("10.0.0.0/8".parse().unwrap())),
         ] {
             assert_eq!(text.parse(), Ok(place));
             assert_eq!(place.to_string(), text);
         }
         for junk in ["vsock:", "vsock:a", "vsock:03", "vsock:+3", "vsock:-1", "vsock:4294967295"] {
-            assert_eq!(junk.parse::<Place>(), Err(PlaceError::Cid(junk.to_owned())));
+            assert_eq!(
+                junk.parse::<PeerMatcher>(),
+                Err(PeerMatcherError::InvalidCid(junk.to_owned()))
+            );
             assert!(junk.parse::<Peer>().is_err());
         }
         for junk in ["", "Unix", "unix:", "vsock 3", "vsocks", "10.0.0.1/8", "hv:3"] {
-            assert!(junk.parse::<Place>().is_err(), "{junk}");
+            assert!(junk.parse::<PeerMatcher>().is_err(), "{junk}");
         }
         assert_eq!("vsock:3".parse(), Ok(Peer::Vsock(3)));
         assert_eq!("unix".parse(), Ok(Peer::Unix));
@@ -348,13 +351,14 @@ mod tests {
 
     #[test]
     fn a_virtual_machine_is_in_its_place_alone() {
-        let is_in = |place: &str, cid| place.parse::<Place>().unwrap().contains(Peer::Vsock(cid));
+        let is_in =
+            |place: &str, cid| place.parse::<PeerMatcher>().unwrap().contains(Peer::Vsock(cid));
         assert!(is_in("vsock", 2) && is_in("vsock", 77) && is_in("vsock:77", 77));
         assert!(!is_in("vsock:77", 2) && !is_in("vsock:2", 77));
         for other in ["unix", "0.0.0.0/0", "::/0", "127.0.0.0/8", "::1"] {
             assert!(!is_in(other, 1) && !is_in(other, 77), "{other}");
         }
         let [unix, ip] = [Peer::Unix, Peer::ip(Ipv4Addr::LOCALHOST.into())];
-        assert!(!Place::Vsock(None).contains(unix) && !Place::Vsock(None).contains(ip));
+        assert!(!PeerMatcher::Vsock(None).contains(unix) && !PeerMatcher::Vsock(None).contains(ip));
     }
 }

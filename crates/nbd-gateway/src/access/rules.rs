@@ -5,11 +5,11 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::facts::{Facts, Known};
 use super::identity::IdentityPattern;
-use super::network::{Network, Place};
+use super::network::{Network, PeerMatcher};
 use super::pattern::Pattern;
-use super::window::{Moment, TimeWindow};
+use super::request::{AccessRequest, Fact};
+use super::window::{TimeWindow, Timestamp};
 use nbd_telemetry::escape;
 
 /// Effect of a rule on the clients that it matches.
@@ -52,7 +52,7 @@ pub struct Rule {
     /// Effect on matching clients.
     pub action: Action,
     /// Origins of connections, one of which must match.
-    pub places: Vec<Place>,
+    pub places: Vec<PeerMatcher>,
     /// Identity patterns, one of which must match.
     pub identities: Vec<IdentityPattern>,
     /// Patterns for the export's name, one of which must match.
@@ -60,14 +60,14 @@ pub struct Rule {
     /// Weekly time windows, one of which must contain the current time.
     pub windows: Vec<TimeWindow>,
     /// Time from which the rule applies, inclusive.
-    pub from: Option<Moment>,
+    pub from: Option<Timestamp>,
     /// Time until which the rule applies, exclusive.
-    pub until: Option<Moment>,
+    pub until: Option<Timestamp>,
 }
 
 /// Result of matching a rule, based on the facts known so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Fit {
+enum MatchResult {
     No,
     /// The result depends on facts that aren't known yet.
     Maybe,
@@ -90,21 +90,21 @@ impl Rule {
         }
     }
 
-    fn fit(&self, facts: &Facts<'_>) -> Fit {
+    fn match_request(&self, facts: &AccessRequest<'_>) -> MatchResult {
         let identity = match facts.identity {
-            Known::NotYet => Known::NotYet,
-            Known::Known(None) => Known::Known(false),
-            Known::Known(Some(identity)) => {
-                Known::Known(self.identities.iter().any(|pattern| match self.action {
+            Fact::Pending => Fact::Pending,
+            Fact::Known(None) => Fact::Known(false),
+            Fact::Known(Some(identity)) => {
+                Fact::Known(self.identities.iter().any(|pattern| match self.action {
                     Action::Allow => pattern.matches(identity),
-                    Action::Deny => pattern.may_mean(identity),
+                    Action::Deny => pattern.may_match(identity),
                 }))
             }
         };
         let export = match facts.export {
-            Known::NotYet => Known::NotYet,
-            Known::Known(export) => {
-                Known::Known(self.exports.iter().any(|pattern| pattern.matches(export)))
+            Fact::Pending => Fact::Pending,
+            Fact::Known(export) => {
+                Fact::Known(self.exports.iter().any(|pattern| pattern.matches(export)))
             }
         };
         let place = self.places.iter().any(|place| place.contains(facts.peer));
@@ -112,24 +112,24 @@ impl Rule {
         let in_period = self.from.is_none_or(|from| from <= facts.now)
             && self.until.is_none_or(|until| facts.now < until);
         [
-            criterion(self.places.is_empty(), Known::Known(place)),
-            criterion(self.windows.is_empty(), Known::Known(window)),
-            criterion(false, Known::Known(in_period)),
-            criterion(self.identities.is_empty(), identity),
-            criterion(self.exports.is_empty(), export),
+            match_criterion(self.places.is_empty(), Fact::Known(place)),
+            match_criterion(self.windows.is_empty(), Fact::Known(window)),
+            match_criterion(false, Fact::Known(in_period)),
+            match_criterion(self.identities.is_empty(), identity),
+            match_criterion(self.exports.is_empty(), export),
         ]
         .into_iter()
         .min()
-        .unwrap_or(Fit::No)
+        .unwrap_or(MatchResult::No)
     }
 }
 
-fn criterion(is_empty: bool, fits: Known<bool>) -> Fit {
+fn match_criterion(is_empty: bool, fits: Fact<bool>) -> MatchResult {
     match fits {
-        _ if is_empty => Fit::Yes,
-        Known::NotYet => Fit::Maybe,
-        Known::Known(true) => Fit::Yes,
-        Known::Known(false) => Fit::No,
+        _ if is_empty => MatchResult::Yes,
+        Fact::Pending => MatchResult::Maybe,
+        Fact::Known(true) => MatchResult::Yes,
+        Fact::Known(false) => MatchResult::No,
     }
 }
 
@@ -164,13 +164,13 @@ fn list(items: &[impl fmt::Display]) -> String {
 
 /// Access rules given on the command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CommandLine {
+pub struct CommandLineRules {
     /// Origins of connections that are allowed.
-    pub allow: Vec<Place>,
+    pub allow: Vec<PeerMatcher>,
     /// Identities that are allowed. If `allow` has entries too, both must match.
     pub allow_identity: Vec<IdentityPattern>,
     /// Origins of connections that are denied, regardless of other rules.
-    pub deny: Vec<Place>,
+    pub deny: Vec<PeerMatcher>,
 }
 
 /// All rules, in the order of evaluation.
@@ -191,42 +191,42 @@ pub enum Reason {
 }
 
 /// Decision about a client: `Ok` if it is allowed, `Err` if it is refused.
-pub type Verdict = Result<Reason, Reason>;
+pub type Decision = Result<Reason, Reason>;
 
 impl Default for Rules {
     /// Returns rules that admit only clients on this machine.
     fn default() -> Self {
-        Self::of_command_line(&CommandLine::default())
+        Self::from_command_line(&CommandLineRules::default())
     }
 }
 
 impl Rules {
     /// Creates the rules of the command line: `--deny` first, then one rule for `--allow` and
     /// `--allow-identity`. Without these two, clients on this machine are admitted.
-    pub fn of_command_line(said: &CommandLine) -> Self {
+    pub fn from_command_line(said: &CommandLineRules) -> Self {
         let mut allow = Rule::new(Action::Allow, Origin::Allow);
         allow.places.clone_from(&said.allow);
         allow.identities.clone_from(&said.allow_identity);
         if said.allow_identity.is_empty() {
             // The permissions of a Unix socket authorize its clients. A virtual machine is another
             // machine, and no permissions apply to it.
-            if !allow.places.contains(&Place::Unix) {
-                allow.places.push(Place::Unix);
+            if !allow.places.contains(&PeerMatcher::Unix) {
+                allow.places.push(PeerMatcher::Unix);
             }
             if said.allow.is_empty() {
                 allow.origin = Origin::Default;
-                allow.places.extend(Network::loopback().map(Place::from));
+                allow.places.extend(Network::loopback().map(PeerMatcher::from));
             }
         }
-        Self::behind_denials(&said.deny, vec![allow])
+        Self::with_denials(&said.deny, vec![allow])
     }
 
     /// Creates rules from `--deny`, followed by the rules of a file.
-    pub fn of_file(deny: &[Place], rules: Vec<Rule>) -> Self {
-        Self::behind_denials(deny, rules)
+    pub fn from_file(deny: &[PeerMatcher], rules: Vec<Rule>) -> Self {
+        Self::with_denials(deny, rules)
     }
 
-    fn behind_denials(deny: &[Place], rules: Vec<Rule>) -> Self {
+    fn with_denials(deny: &[PeerMatcher], rules: Vec<Rule>) -> Self {
         let denials = deny.iter().map(|place| {
             let mut rule = Rule::new(Action::Deny, Origin::Deny);
             rule.places = vec![*place];
@@ -240,17 +240,19 @@ impl Rules {
     ///
     /// # Errors
     /// The client isn't authorized to connect, or to open the export.
-    pub fn judge(&self, facts: &Facts<'_>) -> Verdict {
+    pub fn evaluate(&self, facts: &AccessRequest<'_>) -> Decision {
         for rule in &self.0 {
-            match (rule.fit(facts), rule.action) {
-                (Fit::No, _) | (Fit::Maybe, Action::Deny) => {}
-                (Fit::Yes | Fit::Maybe, Action::Allow) => return Ok(Reason::Rule(rule.clone())),
-                (Fit::Yes, Action::Deny) => return Err(Reason::Rule(rule.clone())),
+            match (rule.match_request(facts), rule.action) {
+                (MatchResult::No, _) | (MatchResult::Maybe, Action::Deny) => {}
+                (MatchResult::Yes | MatchResult::Maybe, Action::Allow) => {
+                    return Ok(Reason::Rule(rule.clone()));
+                }
+                (MatchResult::Yes, Action::Deny) => return Err(Reason::Rule(rule.clone())),
             }
         }
         Err(match (facts.identity, facts.export) {
-            (_, Known::Known(_)) => Reason::NoRuleForExport,
-            (Known::Known(_), _) => Reason::NoRuleForClient,
+            (_, Fact::Known(_)) => Reason::NoRuleForExport,
+            (Fact::Known(_), _) => Reason::NoRuleForClient,
             _ => Reason::NoRuleForAddress,
         })
     }
@@ -259,21 +261,21 @@ impl Rules {
     /// crosses no network.
     pub fn is_local_only(&self) -> bool {
         let is_local =
-            |rule: &Rule| !rule.places.is_empty() && rule.places.iter().all(Place::is_local);
+            |rule: &Rule| !rule.places.is_empty() && rule.places.iter().all(PeerMatcher::is_local);
         self.0.iter().filter(|rule| rule.action == Action::Allow).all(|rule| is_local(rule))
     }
 
     /// Returns true if the rules may admit a virtual machine.
-    pub fn are_open_to_vsock(&self) -> bool {
+    pub fn may_admit_vsock(&self) -> bool {
         let is_open = |rule: &Rule| {
             rule.places.is_empty()
-                || rule.places.iter().any(|place| matches!(place, Place::Vsock(_)))
+                || rule.places.iter().any(|place| matches!(place, PeerMatcher::Vsock(_)))
         };
         self.0.iter().any(|rule| rule.action == Action::Allow && is_open(rule))
     }
 
     /// Returns true if any rule has an identity criterion.
-    pub fn ask_for_identity(&self) -> bool {
+    pub fn use_identities(&self) -> bool {
         self.0.iter().any(|rule| !rule.identities.is_empty())
     }
 
@@ -300,7 +302,7 @@ impl fmt::Display for Rules {
                 Origin::Allow => {
                     // Clients of Unix sockets are allowed even if `unix` isn't given, so the entry
                     // isn't shown beside others.
-                    let is_unix = |place: &&Place| **place == Place::Unix;
+                    let is_unix = |place: &&PeerMatcher| **place == PeerMatcher::Unix;
                     let networks = rule.places.iter().filter(|place| !is_unix(place));
                     let mut networks: Vec<_> = networks.collect();
                     if networks.is_empty() {

@@ -1,7 +1,7 @@
 use super::*;
-use crate::access::{Identity, Name, NameKind, Peer};
+use crate::access::{Identity, IdentityName, NameKind, Peer};
 
-fn networks(texts: &[&str]) -> Vec<Place> {
+fn networks(texts: &[&str]) -> Vec<PeerMatcher> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
@@ -10,9 +10,12 @@ fn peer(address: &str) -> Peer {
 }
 
 fn admits(allow: &[&str], deny: &[&str], address: &str) -> bool {
-    let said =
-        CommandLine { allow: networks(allow), deny: networks(deny), ..CommandLine::default() };
-    Rules::of_command_line(&said).judge(&Facts::of_peer(peer(address))).is_ok()
+    let said = CommandLineRules {
+        allow: networks(allow),
+        deny: networks(deny),
+        ..CommandLineRules::default()
+    };
+    Rules::from_command_line(&said).evaluate(&AccessRequest::from_peer(peer(address))).is_ok()
 }
 
 #[test]
@@ -23,7 +26,7 @@ fn without_a_rule_only_this_machine_comes_in() {
     for address in ["10.0.0.1", "0.0.0.0", "::", "fe80::1", "::ffff:10.0.0.1", "::127.0.0.1"] {
         assert!(!admits(&[], &[], address), "{address}");
     }
-    assert!(Rules::default().judge(&Facts::of_peer(Peer::Unix)).is_ok());
+    assert!(Rules::default().evaluate(&AccessRequest::from_peer(Peer::Unix)).is_ok());
 }
 
 #[test]
@@ -72,31 +75,31 @@ fn mapped_addresses_meet_the_ipv4_rules() {
 }
 
 fn somebody(name: &str) -> Identity {
-    Identity::new(vec![Name { kind: NameKind::CommonName, text: name.to_owned() }])
+    Identity::new(vec![IdentityName { kind: NameKind::CommonName, text: name.to_owned() }])
 }
 
 #[test]
 fn identity_and_address_of_the_command_line_have_to_fit_both() {
-    let said = CommandLine {
+    let said = CommandLineRules {
         allow: networks(&["10.0.0.0/8"]),
         allow_identity: vec!["alice".parse().unwrap()],
         deny: Vec::new(),
     };
-    let rules = Rules::of_command_line(&said);
+    let rules = Rules::from_command_line(&said);
     let (alice, bob) = (somebody("alice"), somebody("bob"));
-    let inside = Facts::of_peer(peer("10.1.1.1"));
-    let outside = Facts::of_peer(peer("127.0.0.1"));
-    assert!(rules.judge(&inside).is_ok(), "it may turn out to be alice");
-    assert!(rules.judge(&inside.with_identity(Some(&alice))).is_ok());
-    assert!(rules.judge(&inside.with_identity(Some(&bob))).is_err());
-    assert!(rules.judge(&inside.with_identity(None)).is_err());
-    assert!(rules.judge(&outside).is_err());
-    assert!(rules.judge(&Facts::of_peer(Peer::Unix)).is_err());
-    assert!(rules.ask_for_identity() && !rules.is_local_only());
+    let inside = AccessRequest::from_peer(peer("10.1.1.1"));
+    let outside = AccessRequest::from_peer(peer("127.0.0.1"));
+    assert!(rules.evaluate(&inside).is_ok(), "it may turn out to be alice");
+    assert!(rules.evaluate(&inside.with_identity(Some(&alice))).is_ok());
+    assert!(rules.evaluate(&inside.with_identity(Some(&bob))).is_err());
+    assert!(rules.evaluate(&inside.with_identity(None)).is_err());
+    assert!(rules.evaluate(&outside).is_err());
+    assert!(rules.evaluate(&AccessRequest::from_peer(Peer::Unix)).is_err());
+    assert!(rules.use_identities() && !rules.is_local_only());
 
-    let anywhere = CommandLine { allow: Vec::new(), ..said };
-    let rules = Rules::of_command_line(&anywhere);
-    assert!(rules.judge(&outside.with_identity(Some(&alice))).is_ok());
+    let anywhere = CommandLineRules { allow: Vec::new(), ..said };
+    let rules = Rules::from_command_line(&anywhere);
+    assert!(rules.evaluate(&outside.with_identity(Some(&alice))).is_ok());
     assert!(!rules.is_local_only());
 }
 
@@ -111,15 +114,17 @@ fn rules() -> Rules {
     alice.identities = vec!["alice".parse().unwrap()];
     alice.exports = vec!["web-*".parse().unwrap(), "secret-*".parse().unwrap()];
     let mut unix = rule(Action::Allow);
-    unix.places = vec![Place::Unix];
-    Rules::of_file(&networks(&["10.66.0.0/16"]), vec![secret, alice, unix])
+    unix.places = vec![PeerMatcher::Unix];
+    Rules::from_file(&networks(&["10.66.0.0/16"]), vec![secret, alice, unix])
 }
 
 #[test]
 fn the_first_rule_that_fits_judges() {
     let (rules, alice, bob) = (rules(), somebody("alice"), somebody("bob"));
     let asks = |peer: Peer, who: Option<&Identity>, export: &str| {
-        rules.judge(&Facts::of_peer(peer).with_identity(who).with_export(export)).is_ok()
+        rules
+            .evaluate(&AccessRequest::from_peer(peer).with_identity(who).with_export(export))
+            .is_ok()
     };
     assert!(asks(peer("10.1.1.1"), Some(&alice), "web-1"));
     assert!(asks(peer("10.1.1.1"), Some(&alice), "secret-1"));
@@ -134,22 +139,24 @@ fn the_first_rule_that_fits_judges() {
 #[test]
 fn what_is_not_known_yet_is_not_held_against_anybody() {
     let (rules, alice, bob) = (rules(), somebody("alice"), somebody("bob"));
-    let from_there = Facts::of_peer(peer("10.6.1.1"));
-    assert!(rules.judge(&from_there).is_ok());
-    assert!(rules.judge(&from_there.with_identity(Some(&alice))).is_ok());
-    assert!(rules.judge(&from_there.with_identity(Some(&bob))).is_err());
-    assert!(rules.judge(&Facts::of_peer(peer("10.66.1.1"))).is_err());
+    let from_there = AccessRequest::from_peer(peer("10.6.1.1"));
+    assert!(rules.evaluate(&from_there).is_ok());
+    assert!(rules.evaluate(&from_there.with_identity(Some(&alice))).is_ok());
+    assert!(rules.evaluate(&from_there.with_identity(Some(&bob))).is_err());
+    assert!(rules.evaluate(&AccessRequest::from_peer(peer("10.66.1.1"))).is_err());
 }
 
 #[test]
 fn rules_have_their_time() {
     let mut rule = Rule::new(Action::Allow, Origin::Default);
     rule.windows = vec!["Mon 08:00-09:00".parse().unwrap()];
-    let monday = Moment(4 * 86_400);
-    rule.until = Some(Moment(monday.0 + 7 * 86_400));
-    let rules = Rules::of_file(&[], vec![rule]);
+    let monday = Timestamp(4 * 86_400);
+    rule.until = Some(Timestamp(monday.0 + 7 * 86_400));
+    let rules = Rules::from_file(&[], vec![rule]);
     let may = |seconds: u64| {
-        rules.judge(&Facts::of_peer(Peer::Unix).at(Moment(monday.0 + seconds))).is_ok()
+        rules
+            .evaluate(&AccessRequest::from_peer(Peer::Unix).at(Timestamp(monday.0 + seconds)))
+            .is_ok()
     };
     assert!(may(8 * 3600) && may(9 * 3600 - 1));
     assert!(!may(8 * 3600 - 1) && !may(9 * 3600));
@@ -162,47 +169,50 @@ fn each_criterion_of_time_makes_rules_depend_on_it() {
     let depends = |change: fn(&mut Rule)| {
         let mut rule = Rule::new(Action::Allow, Origin::Default);
         change(&mut rule);
-        Rules::of_file(&[], vec![rule]).depend_on_time()
+        Rules::from_file(&[], vec![rule]).depend_on_time()
     };
     assert!(!depends(|_| ()));
     assert!(depends(|rule| rule.windows = vec!["Mon 08:00-09:00".parse().unwrap()]));
-    assert!(depends(|rule| rule.from = Some(Moment(1))));
-    assert!(depends(|rule| rule.until = Some(Moment(1))));
+    assert!(depends(|rule| rule.from = Some(Timestamp(1))));
+    assert!(depends(|rule| rule.until = Some(Timestamp(1))));
 }
 
 #[test]
 fn who_fits_no_rule_is_told_what_was_asked_last() {
-    let (rules, bob) = (Rules::of_file(&[], Vec::new()), somebody("bob"));
-    let anybody = Facts::of_peer(peer("10.1.1.1"));
-    assert!(matches!(rules.judge(&anybody), Err(Reason::NoRuleForAddress)));
+    let (rules, bob) = (Rules::from_file(&[], Vec::new()), somebody("bob"));
+    let anybody = AccessRequest::from_peer(peer("10.1.1.1"));
+    assert!(matches!(rules.evaluate(&anybody), Err(Reason::NoRuleForAddress)));
     let client = anybody.with_identity(Some(&bob));
-    assert!(matches!(rules.judge(&client), Err(Reason::NoRuleForClient)));
+    assert!(matches!(rules.evaluate(&client), Err(Reason::NoRuleForClient)));
     let reader = client.with_export("disk");
-    assert!(matches!(rules.judge(&reader), Err(Reason::NoRuleForExport)));
-    assert!(!rules.ask_for_identity() && self::rules().ask_for_identity());
+    assert!(matches!(rules.evaluate(&reader), Err(Reason::NoRuleForExport)));
+    assert!(!rules.use_identities() && self::rules().use_identities());
 }
 
 #[test]
 fn a_period_has_its_first_second_and_not_its_last() {
     let mut rule = Rule::new(Action::Allow, Origin::Default);
-    (rule.from, rule.until) = (Some(Moment(1000)), Some(Moment(2000)));
-    let rules = Rules::of_file(&[], vec![rule]);
+    (rule.from, rule.until) = (Some(Timestamp(1000)), Some(Timestamp(2000)));
+    let rules = Rules::from_file(&[], vec![rule]);
     for (seconds, may) in [(999, false), (1000, true), (1999, true), (2000, false)] {
-        let facts = Facts::of_peer(Peer::Unix).at(Moment(seconds));
-        assert_eq!(rules.judge(&facts).is_ok(), may, "{seconds}");
+        let facts = AccessRequest::from_peer(Peer::Unix).at(Timestamp(seconds));
+        assert_eq!(rules.evaluate(&facts).is_ok(), may, "{seconds}");
     }
 }
 
 /// A virtual machine is covered neither by the default for this machine nor by a network.
 #[test]
 fn a_virtual_machine_comes_in_only_if_it_is_named() {
-    let guest = Facts::of_peer(Peer::Vsock(3));
+    let guest = AccessRequest::from_peer(Peer::Vsock(3));
     let judge = |allow: &[&str], deny: &[&str]| {
-        let said =
-            CommandLine { allow: networks(allow), deny: networks(deny), ..CommandLine::default() };
-        let rules = Rules::of_command_line(&said);
-        assert_eq!(rules.are_open_to_vsock(), allow.iter().any(|place| place.starts_with("vsock")));
-        rules.judge(&guest).is_ok()
+        let said = CommandLineRules {
+            allow: networks(allow),
+            deny: networks(deny),
+            ..CommandLineRules::default()
+        };
+        let rules = Rules::from_command_line(&said);
+        assert_eq!(rules.may_admit_vsock(), allow.iter().any(|place| place.starts_with("vsock")));
+        rules.evaluate(&guest).is_ok()
     };
     assert!(!judge(&[], &[]));
     assert!(!judge(&["127.0.0.0/8", "::1", "0.0.0.0/0", "::/0", "unix"], &[]));
@@ -211,55 +221,57 @@ fn a_virtual_machine_comes_in_only_if_it_is_named() {
     assert!(!judge(&["vsock"], &["vsock:3"]) && judge(&["vsock"], &["vsock:4", "0.0.0.0/0"]));
     // If only this virtual machine is allowed, no other peer is; data sent to it crosses no
     // network.
-    let said = CommandLine { allow: networks(&["vsock:3"]), ..CommandLine::default() };
-    let rules = Rules::of_command_line(&said);
-    assert!(rules.judge(&Facts::of_peer(peer("127.0.0.1"))).is_err());
+    let said = CommandLineRules { allow: networks(&["vsock:3"]), ..CommandLineRules::default() };
+    let rules = Rules::from_command_line(&said);
+    assert!(rules.evaluate(&AccessRequest::from_peer(peer("127.0.0.1"))).is_err());
     assert!(rules.is_local_only());
     // A rule without origins matches all of them.
-    let anybody = Rules::of_file(&[], vec![Rule::new(Action::Allow, Origin::Default)]);
-    assert!(anybody.judge(&guest).is_ok() && anybody.are_open_to_vsock());
+    let anybody = Rules::from_file(&[], vec![Rule::new(Action::Allow, Origin::Default)]);
+    assert!(anybody.evaluate(&guest).is_ok() && anybody.may_admit_vsock());
 }
 
 #[test]
 fn the_unix_sockets_can_be_named_too() {
-    let may = |said: &CommandLine, peer| {
-        Rules::of_command_line(said).judge(&Facts::of_peer(peer)).is_ok()
+    let may = |said: &CommandLineRules, peer| {
+        Rules::from_command_line(said).evaluate(&AccessRequest::from_peer(peer)).is_ok()
     };
-    let unix = CommandLine { allow: networks(&["unix"]), ..CommandLine::default() };
+    let unix = CommandLineRules { allow: networks(&["unix"]), ..CommandLineRules::default() };
     assert!(may(&unix, Peer::Unix) && !may(&unix, peer("127.0.0.1")));
-    let denied = CommandLine { deny: networks(&["unix"]), ..CommandLine::default() };
+    let denied = CommandLineRules { deny: networks(&["unix"]), ..CommandLineRules::default() };
     assert!(!may(&denied, Peer::Unix) && may(&denied, peer("127.0.0.1")));
-    let named = CommandLine { allow_identity: vec!["alice".parse().unwrap()], ..unix };
-    let rules = Rules::of_command_line(&named);
-    assert!(rules.judge(&Facts::of_peer(Peer::Unix).with_identity(None)).is_err());
+    let named = CommandLineRules { allow_identity: vec!["alice".parse().unwrap()], ..unix };
+    let rules = Rules::from_command_line(&named);
+    assert!(rules.evaluate(&AccessRequest::from_peer(Peer::Unix).with_identity(None)).is_err());
     assert!(
-        rules.judge(&Facts::of_peer(Peer::Unix).with_identity(Some(&somebody("alice")))).is_ok()
+        rules
+            .evaluate(&AccessRequest::from_peer(Peer::Unix).with_identity(Some(&somebody("alice"))))
+            .is_ok()
     );
 }
 
 #[test]
 fn without_rules_nobody_comes_in() {
-    let nobody = Rules::of_file(&[], Vec::new());
-    assert!(nobody.judge(&Facts::of_peer(Peer::Unix)).is_err());
-    assert!(nobody.judge(&Facts::of_peer(peer("127.0.0.1"))).is_err());
+    let nobody = Rules::from_file(&[], Vec::new());
+    assert!(nobody.evaluate(&AccessRequest::from_peer(Peer::Unix)).is_err());
+    assert!(nobody.evaluate(&AccessRequest::from_peer(peer("127.0.0.1"))).is_err());
 }
 
 #[test]
 fn who_may_come_in_is_said_in_words() {
     assert_eq!(Rules::default().to_string(), "this machine only");
-    let said = |allow: &[&str], identities: &[&str], deny: &[&str]| CommandLine {
+    let said = |allow: &[&str], identities: &[&str], deny: &[&str]| CommandLineRules {
         allow: networks(allow),
         allow_identity: identities.iter().map(|text| text.parse().unwrap()).collect(),
         deny: networks(deny),
     };
-    let words = |said: CommandLine| Rules::of_command_line(&said).to_string();
+    let words = |said: CommandLineRules| Rules::from_command_line(&said).to_string();
     let networks = words(said(&["10.0.0.0/8", "::1"], &[], &["10.6.0.0/16"]));
     assert_eq!(networks, "10.0.0.0/8, ::1/128 except 10.6.0.0/16");
     assert_eq!(words(said(&["10.0.0.0/8"], &["cn:a*"], &[])), "cn:a* from 10.0.0.0/8");
     assert_eq!(words(said(&["unix"], &[], &[])), "unix");
     assert_eq!(words(said(&["unix", "vsock:3"], &[], &["vsock"])), "vsock:3 except vsock");
     assert_eq!(words(said(&["unix"], &["cn:a*"], &[])), "cn:a* from unix");
-    let local = Rules::of_command_line(&said(&["127.0.0.0/8", "::1"], &[], &[]));
+    let local = Rules::from_command_line(&said(&["127.0.0.0/8", "::1"], &[], &[]));
     assert!(local.is_local_only() && Rules::default().is_local_only());
-    assert!(!Rules::of_command_line(&said(&["10.0.0.0/8"], &[], &[])).is_local_only());
+    assert!(!Rules::from_command_line(&said(&["10.0.0.0/8"], &[], &[])).is_local_only());
 }

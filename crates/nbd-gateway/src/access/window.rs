@@ -5,33 +5,33 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-const MINUTE: u64 = 60;
-const HOUR: u32 = 60;
-const MINUTES_OF_DAY: u32 = 24 * HOUR;
-const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
+const SECONDS_PER_MINUTE: u64 = 60;
+const MINUTES_PER_HOUR: u32 = 60;
+const MINUTES_PER_DAY: u32 = 24 * MINUTES_PER_HOUR;
+const DAY_NAMES: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 
 /// A point in time, in whole seconds since 1970-01-01T00:00:00Z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(pub u64);
+pub struct Timestamp(pub u64);
 
-impl Moment {
+impl Timestamp {
     /// Returns the current time.
     pub fn now() -> Self {
         SystemTime::now().into()
     }
 
     /// Returns the day of the week, where Monday is 0, and the minute of the day.
-    fn in_week(self) -> (usize, u32) {
+    fn weekday_and_minute(self) -> (usize, u32) {
         /// 1970-01-01 was a Thursday.
-        const FIRST: u64 = 3;
-        let minutes = self.0 / MINUTE;
-        let day = (minutes / u64::from(MINUTES_OF_DAY) + FIRST) % 7;
-        let minute = minutes % u64::from(MINUTES_OF_DAY);
+        const FIRST_WEEKDAY: u64 = 3;
+        let minutes = self.0 / SECONDS_PER_MINUTE;
+        let day = (minutes / u64::from(MINUTES_PER_DAY) + FIRST_WEEKDAY) % 7;
+        let minute = minutes % u64::from(MINUTES_PER_DAY);
         (usize::try_from(day).unwrap_or(0), u32::try_from(minute).unwrap_or(0))
     }
 }
 
-impl From<SystemTime> for Moment {
+impl From<SystemTime> for Timestamp {
     fn from(time: SystemTime) -> Self {
         // A clock set before 1970 is wrong in any case.
         Self(time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
@@ -61,8 +61,8 @@ pub struct TimeWindowError(String);
 impl TimeWindow {
     /// Returns true if the time is within the window. Times after midnight belong to the day on
     /// which the window began.
-    pub fn contains(&self, moment: Moment) -> bool {
-        let (day, minute) = moment.in_week();
+    pub fn contains(&self, moment: Timestamp) -> bool {
+        let (day, minute) = moment.weekday_and_minute();
         let begins_on = |day: usize| self.days.get(day % 7).copied().unwrap_or(false);
         if self.from < self.until {
             begins_on(day) && (self.from..self.until).contains(&minute)
@@ -79,9 +79,9 @@ impl FromStr for TimeWindow {
     fn from_str(text: &str) -> Result<Self, TimeWindowError> {
         let parse = || {
             let (days, hours) = match text.split_once(' ') {
-                Some((days, hours)) => (days_of(days)?, hours_of(hours)?),
-                None if text.contains(':') => ([true; 7], hours_of(text)?),
-                None => (days_of(text)?, (0, MINUTES_OF_DAY)),
+                Some((days, hours)) => (parse_days(days)?, parse_hours(hours)?),
+                None if text.contains(':') => ([true; 7], parse_hours(text)?),
+                None => (parse_days(text)?, (0, MINUTES_PER_DAY)),
             };
             Some(Self { days, from: hours.0, until: hours.1 })
         };
@@ -90,8 +90,8 @@ impl FromStr for TimeWindow {
 }
 
 /// Parses days, such as `Mon-Fri`, `Sat,Sun` or `Fri-Mon`.
-fn days_of(text: &str) -> Option<[bool; 7]> {
-    let number = |name: &str| DAYS.iter().position(|day| day.eq_ignore_ascii_case(name));
+fn parse_days(text: &str) -> Option<[bool; 7]> {
+    let number = |name: &str| DAY_NAMES.iter().position(|day| day.eq_ignore_ascii_case(name));
     let mut days = [false; 7];
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -107,7 +107,7 @@ fn days_of(text: &str) -> Option<[bool; 7]> {
 
 /// Parses hours, such as `08:00-18:00`; `24:00` is the end of the day. An empty range, such as
 /// `08:00-08:00`, is rejected.
-fn hours_of(text: &str) -> Option<(u32, u32)> {
+fn parse_hours(text: &str) -> Option<(u32, u32)> {
     let minutes = |text: &str| {
         let (hours, minutes) = text.split_once(':')?;
         let number = |text: &str| {
@@ -115,25 +115,25 @@ fn hours_of(text: &str) -> Option<(u32, u32)> {
             is_plain.then(|| text.parse::<u32>().ok()).flatten()
         };
         let (hours, minutes) = (number(hours)?, number(minutes)?);
-        let all = hours * HOUR + minutes;
-        (minutes < HOUR && all <= MINUTES_OF_DAY).then_some(all)
+        let all = hours * MINUTES_PER_HOUR + minutes;
+        (minutes < MINUTES_PER_HOUR && all <= MINUTES_PER_DAY).then_some(all)
     };
     let (from, until) = text.split_once('-')?;
     let (from, until) = (minutes(from)?, minutes(until)?);
-    (from < MINUTES_OF_DAY && from != until).then_some((from, until))
+    (from < MINUTES_PER_DAY && from != until).then_some((from, until))
 }
 
 impl fmt::Display for TimeWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let days: Vec<&str> = DAYS
+        let days: Vec<&str> = DAY_NAMES
             .iter()
             .zip(self.days)
             .filter_map(|(name, is_meant)| is_meant.then_some(*name))
             .collect();
-        if days.len() < DAYS.len() {
+        if days.len() < DAY_NAMES.len() {
             write!(f, "{} ", days.join(","))?;
         }
-        let clock = |minutes: u32| (minutes / HOUR, minutes % HOUR);
+        let clock = |minutes: u32| (minutes / MINUTES_PER_HOUR, minutes % MINUTES_PER_HOUR);
         let ((from_hour, from), (until_hour, until)) = (clock(self.from), clock(self.until));
         write!(f, "{from_hour:02}:{from:02}-{until_hour:02}:{until:02}")
     }
@@ -144,8 +144,8 @@ mod tests {
     use super::*;
 
     /// Returns a time in minutes since Monday, 5 January 1970, 00:00.
-    fn at(minutes: u64) -> Moment {
-        Moment(4 * 86_400 + minutes * MINUTE)
+    fn at(minutes: u64) -> Timestamp {
+        Timestamp(4 * 86_400 + minutes * SECONDS_PER_MINUTE)
     }
 
     fn holds(window: &str, minutes: u64) -> bool {

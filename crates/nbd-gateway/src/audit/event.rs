@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::text::{Text, Time};
+use super::text::{BoundedText, Rfc3339Time};
 
 /// An audit event.
 #[derive(Debug, Clone, Serialize)]
@@ -13,17 +13,17 @@ use super::text::{Text, Time};
 #[non_exhaustive]
 pub enum Event {
     /// The program starts serving.
-    Start(Start),
+    Start(ServiceStarted),
     /// The program ends.
-    Stop(Stop),
+    Stop(ServiceStopped),
     /// A reload activated another policy.
-    Reload(Reload),
+    Reload(PolicyReloaded),
     /// A reload failed; the configuration stays as it was.
     ReloadFailed(ReloadFailed),
     /// A connection was closed before a byte was sent to it.
-    Refused(Refused),
+    Refused(ConnectionRefused),
     /// A client starts reading an export.
-    Reading(Reading),
+    Reading(ReadingStarted),
     /// A client asked for an export that it may not open. It may go on and ask for another one.
     /// Only a limited number of these events is recorded per connection.
     ExportDenied(ExportDenied),
@@ -33,11 +33,11 @@ pub enum Event {
     /// A connection ended because its TLS handshake failed.
     HandshakeFailed(HandshakeFailed),
     /// A connection was closed because the authenticated client isn't authorized.
-    NotAllowed(NotAllowed),
+    NotAllowed(ClientNotAuthorized),
     /// A connection was closed because the client is no longer authorized.
-    Dismissed(Dismissed),
+    Dismissed(ConnectionDismissed),
     /// A connection ended in any other way.
-    Ended(Ended),
+    Ended(ConnectionEnded),
     /// Events are missing just before this one. Created by [`Recorder`](super::Recorder).
     Lost {
         /// Number of missing events.
@@ -47,38 +47,38 @@ pub enum Event {
 
 /// Members of [`Event::Start`].
 #[derive(Debug, Clone, Serialize)]
-pub struct Start {
+pub struct ServiceStarted {
     /// Version of this program.
-    pub version: Text,
+    pub version: BoundedText,
     /// ID of the process.
     pub pid: u32,
     /// Addresses that it listens on.
-    pub listen: Vec<Text>,
+    pub listen: Vec<BoundedText>,
     /// True if TLS is required.
     pub tls: bool,
     /// Number of the policy; 0 at the start.
     pub policy: u64,
     /// Description of the clients that are admitted.
-    pub open_to: Text,
+    pub open_to: BoundedText,
 }
 
 /// Members of [`Event::Stop`].
 #[derive(Debug, Clone, Serialize)]
-pub struct Stop {
+pub struct ServiceStopped {
     /// Label: `told` for a requested shutdown, or `failed`.
-    pub how: Text,
+    pub how: BoundedText,
     /// Error message, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub why: Option<Text>,
+    pub why: Option<BoundedText>,
 }
 
 /// Members of [`Event::Reload`].
 #[derive(Debug, Clone, Serialize)]
-pub struct Reload {
+pub struct PolicyReloaded {
     /// Number of the new policy.
     pub policy: u64,
     /// Description of the clients that are admitted.
-    pub open_to: Text,
+    pub open_to: BoundedText,
     /// Number of connections that are dismissed.
     pub dropped: usize,
 }
@@ -87,73 +87,73 @@ pub struct Reload {
 #[derive(Debug, Clone, Serialize)]
 pub struct ReloadFailed {
     /// Error message.
-    pub why: Text,
+    pub why: BoundedText,
 }
 
 /// The connection that an event is about, and what is known about its client.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Who {
+pub struct ConnectionInfo {
     /// Number of the connection, unique within this run.
     pub id: u64,
     /// Address of the client, or `unix`.
-    pub peer: Text,
+    pub peer: BoundedText,
     /// Load balancer that forwarded the connection.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub via: Option<Text>,
+    pub via: Option<BoundedText>,
     /// Most specific name in the client's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub identity: Option<Text>,
+    pub identity: Option<BoundedText>,
     /// SHA-256 hash of the client's certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<Text>,
+    pub sha256: Option<BoundedText>,
 }
 
 /// Members of [`Event::Refused`].
 #[derive(Debug, Clone, Serialize)]
-pub struct Refused {
+pub struct ConnectionRefused {
     /// The connection.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Stable label, as in the counters.
-    pub reason: Text,
+    pub reason: BoundedText,
     /// Message for people.
-    pub why: Text,
+    pub why: BoundedText,
 }
 
 /// Description of a client's certificate.
 #[derive(Debug, Clone, Serialize)]
-pub struct Certificate {
+pub struct ClientCertificate {
     /// Subject, in the notation of RFC 4514.
-    pub subject: Text,
+    pub subject: BoundedText,
     /// Alternative and common names, such as `dns:backup.example.org`.
-    pub names: Vec<Text>,
+    pub names: Vec<BoundedText>,
     /// Issuer, in the notation of RFC 4514.
-    pub issuer: Text,
+    pub issuer: BoundedText,
     /// Serial number, in hexadecimal digits.
-    pub serial: Text,
+    pub serial: BoundedText,
     /// End of validity.
-    pub not_after: Time,
+    pub not_after: Rfc3339Time,
 }
 
 /// Members of [`Event::Reading`].
 #[derive(Debug, Clone, Serialize)]
-pub struct Reading {
+pub struct ReadingStarted {
     /// The client that reads.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Certificate of the client, if it presented one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<Certificate>,
+    pub certificate: Option<ClientCertificate>,
     /// TLS version, if the connection is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub tls: Option<Text>,
+    pub tls: Option<BoundedText>,
     /// IANA name of the cipher suite, if the connection is encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cipher: Option<Text>,
+    pub cipher: Option<BoundedText>,
     /// Name of the export.
-    pub export: Text,
+    pub export: BoundedText,
     /// Description of the rule that allows it.
-    pub rule: Text,
+    pub rule: BoundedText,
     /// Number of the policy that contains this rule.
     pub policy: u64,
 }
@@ -163,11 +163,11 @@ pub struct Reading {
 pub struct ExportDenied {
     /// The client that asked.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Name of the export.
-    pub export: Text,
+    pub export: BoundedText,
     /// Description of the rule that denies it, or of the lack of one that allows it.
-    pub why: Text,
+    pub why: BoundedText,
 }
 
 /// Members of [`Event::ExportMissing`].
@@ -175,11 +175,11 @@ pub struct ExportDenied {
 pub struct ExportMissing {
     /// The client that asked.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Name that it asked for.
-    pub export: Text,
+    pub export: BoundedText,
     /// Label of the reason.
-    pub reason: Text,
+    pub reason: BoundedText,
 }
 
 /// Members of [`Event::HandshakeFailed`].
@@ -187,11 +187,11 @@ pub struct ExportMissing {
 pub struct HandshakeFailed {
     /// The connection.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Stable label, as in the counters.
-    pub cause: Text,
+    pub cause: BoundedText,
     /// Message for people.
-    pub why: Text,
+    pub why: BoundedText,
     /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
@@ -199,12 +199,12 @@ pub struct HandshakeFailed {
 
 /// Members of [`Event::NotAllowed`].
 #[derive(Debug, Clone, Serialize)]
-pub struct NotAllowed {
+pub struct ClientNotAuthorized {
     /// The client.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Description of the rule that denies it, or of the lack of one that allows it.
-    pub why: Text,
+    pub why: BoundedText,
     /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
@@ -212,10 +212,10 @@ pub struct NotAllowed {
 
 /// Activity of a client over its whole connection.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Served {
+pub struct ActivityTotals {
     /// Name of the chosen export, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub export: Option<Text>,
+    pub export: Option<BoundedText>,
     /// Number of requests, if it chose an export.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
@@ -235,15 +235,15 @@ pub struct Served {
 
 /// Members of [`Event::Dismissed`].
 #[derive(Debug, Clone, Serialize)]
-pub struct Dismissed {
+pub struct ConnectionDismissed {
     /// The client.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Activity of the client.
     #[serde(flatten)]
-    pub served: Served,
+    pub activity: ActivityTotals,
     /// Reason for the dismissal.
-    pub why: Text,
+    pub why: BoundedText,
     /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,
@@ -251,18 +251,18 @@ pub struct Dismissed {
 
 /// Members of [`Event::Ended`].
 #[derive(Debug, Clone, Serialize)]
-pub struct Ended {
+pub struct ConnectionEnded {
     /// The client.
     #[serde(flatten)]
-    pub who: Who,
+    pub connection: ConnectionInfo,
     /// Activity of the client.
     #[serde(flatten)]
-    pub served: Served,
+    pub activity: ActivityTotals,
     /// Stable label for how the connection ended.
-    pub how: Text,
+    pub how: BoundedText,
     /// Message for people, unless the client just left.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub why: Option<Text>,
+    pub why: Option<BoundedText>,
     /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
     pub duration: Duration,

@@ -13,16 +13,17 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use event::{
-    Certificate, Dismissed, Ended, Event, ExportDenied, ExportMissing, HandshakeFailed, NotAllowed,
-    Reading, Refused, Reload, ReloadFailed, Served, Start, Stop, Who,
+    ActivityTotals, ClientCertificate, ClientNotAuthorized, ConnectionDismissed, ConnectionEnded,
+    ConnectionInfo, ConnectionRefused, Event, ExportDenied, ExportMissing, HandshakeFailed,
+    PolicyReloaded, ReadingStarted, ReloadFailed, ServiceStarted, ServiceStopped,
 };
-pub use text::{MAX_TEXT, Text, Time};
+pub use text::{BoundedText, MAX_TEXT, Rfc3339Time};
 
 /// Receiver of audit events. It is called where events happen, including on threads that serve
 /// clients, so it must not block.
 pub trait Sink: fmt::Debug + Send + Sync {
     /// Records an event. The sink itself must count events that it can't keep.
-    fn take(&self, event: Event);
+    fn record(&self, event: Event);
 }
 
 /// Handle for emitting audit events to a sink, if there is one.
@@ -31,24 +32,24 @@ pub struct Audit(Option<Arc<dyn Sink>>);
 
 impl Audit {
     /// Creates a handle that discards all events.
-    pub fn none() -> Self {
+    pub fn disabled() -> Self {
         Self(None)
     }
 
     /// Creates a handle that passes events to `sink`.
-    pub fn to(sink: Arc<dyn Sink>) -> Self {
+    pub fn with_sink(sink: Arc<dyn Sink>) -> Self {
         Self(Some(sink))
     }
 
     /// Returns true if there is a sink.
-    pub fn is_wanted(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 
     /// Emits an event. The closure runs only if there is a sink.
-    pub fn tell(&self, event: impl FnOnce() -> Event) {
+    pub fn emit(&self, event: impl FnOnce() -> Event) {
         if let Some(sink) = &self.0 {
-            sink.take(event());
+            sink.record(event());
         }
     }
 }

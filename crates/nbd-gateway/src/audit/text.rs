@@ -11,16 +11,16 @@ pub const MAX_TEXT: usize = 1024;
 /// A text of at most [`MAX_TEXT`] bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
-pub struct Text(String);
+pub struct BoundedText(String);
 
-impl Text {
+impl BoundedText {
     /// Creates a text from anything that can be displayed; truncates it if necessary.
-    pub fn of(text: impl ToString) -> Self {
+    pub fn from_display(text: impl ToString) -> Self {
         Self::from(text.to_string())
     }
 }
 
-impl From<String> for Text {
+impl From<String> for BoundedText {
     fn from(mut text: String) -> Self {
         const CUT: &str = "…";
         if text.len() > MAX_TEXT {
@@ -31,7 +31,7 @@ impl From<String> for Text {
     }
 }
 
-impl From<&str> for Text {
+impl From<&str> for BoundedText {
     fn from(text: &str) -> Self {
         Self::from(text.to_owned())
     }
@@ -39,18 +39,18 @@ impl From<&str> for Text {
 
 /// A time, serialized in UTC as RFC 3339 specifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Time(SystemTime);
+pub struct Rfc3339Time(SystemTime);
 
-impl Time {
+impl Rfc3339Time {
     /// Creates a time from seconds since the Unix epoch. RFC 3339 ends with the year 9999; later
     /// times are clamped to its last second.
-    pub fn of_unix(seconds: u64) -> Self {
+    pub fn from_unix(seconds: u64) -> Self {
         const LAST: u64 = 253_402_300_799;
         Self(UNIX_EPOCH + Duration::from_secs(seconds.min(LAST)))
     }
 }
 
-impl Serialize for Time {
+impl Serialize for Rfc3339Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_rfc3339_seconds(self.0))
     }
@@ -62,14 +62,14 @@ mod tests {
 
     #[test]
     fn long_texts_are_cut_between_letters() {
-        assert_eq!(Text::from("x".repeat(MAX_TEXT)).0.len(), MAX_TEXT);
-        let cut = Text::from("ö".repeat(MAX_TEXT)).0;
+        assert_eq!(BoundedText::from("x".repeat(MAX_TEXT)).0.len(), MAX_TEXT);
+        let cut = BoundedText::from("ö".repeat(MAX_TEXT)).0;
         assert!(cut.len() <= MAX_TEXT && cut.ends_with("ö…"));
     }
 
     #[test]
     fn times_beyond_all_calendars_are_times() {
-        let text = |seconds| serde_json::to_string(&Time::of_unix(seconds)).unwrap();
+        let text = |seconds| serde_json::to_string(&Rfc3339Time::from_unix(seconds)).unwrap();
         assert_eq!(text(0), "\"1970-01-01T00:00:00Z\"");
         assert_eq!(text(u64::MAX), "\"9999-12-31T23:59:59Z\"");
     }

@@ -8,7 +8,7 @@ pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Length of the fixed part: signature, version and command, family and transport, and the length
 /// of the rest.
-const HEAD: usize = SIGNATURE.len() + 4;
+const FIXED_LENGTH: usize = SIGNATURE.len() + 4;
 
 /// Maximum length of what follows the first 16 bytes: addresses, and TLVs with further information
 /// from the balancer. "This block is always smaller than an MSS", which is 1460 bytes in most
@@ -17,7 +17,7 @@ pub const MAX_LENGTH: u16 = 2048;
 
 /// Content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Header {
+pub enum ProxyHeader {
     /// The balancer connected on its own behalf, for example for a health check (`LOCAL`).
     Local,
     /// The balancer forwards a client with this address, taken from the header unchanged (`PROXY`).
@@ -26,11 +26,11 @@ pub enum Header {
 
 /// Outcome of parsing the bytes received so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum ParseProgress {
     /// Number of further bytes that the header has at least; never 0.
-    More(usize),
+    Incomplete(usize),
     /// The header is complete.
-    Done(Header),
+    Complete(ProxyHeader),
 }
 
 /// Reason for rejecting a header. In the messages, "it" is the sender.
@@ -42,7 +42,7 @@ pub enum HeaderError {
     Version1,
     /// The bytes aren't a PROXY header.
     #[error("it sent {0} (HAProxy: send-proxy-v2; if it is no load balancer, don't name it)")]
-    NoHeader(Start),
+    NotAHeader(UnexpectedStart),
     /// A version other than 2: "the receiver must only accept this value".
     #[error("it sent one of version {0}")]
     Version(u8),
@@ -85,12 +85,12 @@ pub enum HeaderError {
 
 /// First bytes of something that isn't a header, to be shown in a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Start {
+pub struct UnexpectedStart {
     bytes: [u8; SIGNATURE.len()],
     length: usize,
 }
 
-impl Start {
+impl UnexpectedStart {
     fn of(bytes: &[u8]) -> Self {
         let mut start = Self { bytes: [0; SIGNATURE.len()], length: 0 };
         for (to, from) in start.bytes.iter_mut().zip(bytes) {
@@ -101,7 +101,7 @@ impl Start {
     }
 }
 
-impl fmt::Display for Start {
+impl fmt::Display for UnexpectedStart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.bytes.get(..self.length).unwrap_or_default();
         write!(f, "\"{}\"", bytes.escape_ascii())
@@ -109,23 +109,23 @@ impl fmt::Display for Start {
 }
 
 /// Parses the header at the start of `bytes`, which may be incomplete. A caller that reads no more
-/// bytes than [`Step::More`] asks for never consumes a byte behind the header.
+/// bytes than [`ParseProgress::Incomplete`] asks for never consumes a byte behind the header.
 ///
 /// # Errors
 /// The bytes aren't a header, or the header has no address that access rules can be applied to.
-pub fn parse(bytes: &[u8]) -> Result<Step, HeaderError> {
+pub fn parse(bytes: &[u8]) -> Result<ParseProgress, HeaderError> {
     let Some((signature, rest)) = bytes.split_first_chunk() else {
         return if SIGNATURE.starts_with(bytes) {
-            Ok(Step::More(HEAD - bytes.len()))
+            Ok(ParseProgress::Incomplete(FIXED_LENGTH - bytes.len()))
         } else {
-            something_else(bytes)
+            classify_other(bytes)
         };
     };
     if *signature != SIGNATURE {
-        return something_else(bytes);
+        return classify_other(bytes);
     }
     let Some((&[version_and_command, kind, high, low], rest)) = rest.split_first_chunk() else {
-        return Ok(Step::More(HEAD - bytes.len()));
+        return Ok(ParseProgress::Incomplete(FIXED_LENGTH - bytes.len()));
     };
     // "The highest four bits contains the version. … it must always be sent as \x2"
     if version_and_command >> 4 != 2 {
@@ -143,19 +143,19 @@ pub fn parse(bytes: &[u8]) -> Result<Step, HeaderError> {
     // "The receiver must not start to parse an address before the whole address block is
     // received."
     let Some(block) = rest.get(..length.into()) else {
-        return Ok(Step::More(usize::from(length) - rest.len()));
+        return Ok(ParseProgress::Incomplete(usize::from(length) - rest.len()));
     };
     let Some(family) = family else {
         // "The receiver … must use the real connection endpoints and discard the protocol block
         // including the family which is ignored."
-        return Ok(Step::Done(Header::Local));
+        return Ok(ParseProgress::Complete(ProxyHeader::Local));
     };
     let (source, tlvs) = family.split(block).ok_or(HeaderError::TooShort(length))?;
     if let Some(checksum) = checksum(tlvs)? {
         let head = [version_and_command, kind, high, low];
         let before = block.len() - checksum.left;
         let header = SIGNATURE.iter().chain(&head).chain(block).copied();
-        let field = HEAD + before..HEAD + before + 4;
+        let field = FIXED_LENGTH + before..FIXED_LENGTH + before + 4;
         // "replace the 32 bits of the checksum field in the received PROXY header with all '0's"
         let blanked =
             header.enumerate().map(|(at, byte)| if field.contains(&at) { 0 } else { byte });
@@ -163,19 +163,19 @@ pub fn parse(bytes: &[u8]) -> Result<Step, HeaderError> {
             return Err(HeaderError::Checksum);
         }
     }
-    Ok(Step::Done(Header::Forwarded(source)))
+    Ok(ParseProgress::Complete(ProxyHeader::Forwarded(source)))
 }
 
 /// Identifies what was sent instead of a header of version 2, as soon as that is clear.
-fn something_else(bytes: &[u8]) -> Result<Step, HeaderError> {
+fn classify_other(bytes: &[u8]) -> Result<ParseProgress, HeaderError> {
     const VERSION_1: &[u8] = b"PROXY";
     if bytes.starts_with(VERSION_1) {
         return Err(HeaderError::Version1);
     }
     if VERSION_1.starts_with(bytes) {
-        return Ok(Step::More(VERSION_1.len() - bytes.len()));
+        return Ok(ParseProgress::Incomplete(VERSION_1.len() - bytes.len()));
     }
-    Err(HeaderError::NoHeader(Start::of(bytes)))
+    Err(HeaderError::NotAHeader(UnexpectedStart::of(bytes)))
 }
 
 /// Address families that access rules can be applied to.

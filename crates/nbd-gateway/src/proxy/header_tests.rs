@@ -20,8 +20,8 @@ fn tlv(kind: u8, value: &[u8]) -> Vec<u8> {
     [&[kind][..], &u16::try_from(value.len()).unwrap().to_be_bytes(), value].concat()
 }
 
-fn forwarded(address: &str) -> Result<Step, HeaderError> {
-    Ok(Step::Done(Header::Forwarded(address.parse().unwrap())))
+fn forwarded(address: &str) -> Result<ParseProgress, HeaderError> {
+    Ok(ParseProgress::Complete(ProxyHeader::Forwarded(address.parse().unwrap())))
 }
 
 #[test]
@@ -33,14 +33,20 @@ fn golden_bytes() {
     assert_eq!(parse(&header(0x21, 0x21, &v6("2001:db8::7"))), forwarded("2001:db8::7"));
     // Canonicalizing addresses is left to the gateway.
     assert_eq!(parse(&header(0x21, 0x21, &v6("::ffff:1.2.3.4"))), forwarded("::ffff:1.2.3.4"));
-    assert_eq!(parse(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"), Ok(Step::Done(Header::Local)));
+    assert_eq!(
+        parse(b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"),
+        Ok(ParseProgress::Complete(ProxyHeader::Local))
+    );
 }
 
 /// "discard the protocol block including the family which is ignored"
 #[test]
 fn of_a_local_one_nothing_else_is_looked_at() {
     for (kind, block) in [(0x11, &V4[..]), (0xff, b"anything"), (0x31, &[0; 216]), (0x22, b"")] {
-        assert_eq!(parse(&header(0x20, kind, block)), Ok(Step::Done(Header::Local)));
+        assert_eq!(
+            parse(&header(0x20, kind, block)),
+            Ok(ParseProgress::Complete(ProxyHeader::Local))
+        );
     }
 }
 
@@ -78,7 +84,7 @@ fn something_else_is_told_at_its_first_bytes() {
     {
         assert_eq!(parse(line.as_bytes()), Err(HeaderError::Version1));
     }
-    assert_eq!(parse(b"PRO"), Ok(Step::More(2)));
+    assert_eq!(parse(b"PRO"), Ok(ParseProgress::Incomplete(2)));
     for (sent, said) in [
         (&b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03\x55\x44"[..], r"\x16\x03\x01\x02\x00"),
         (b"\0\0\0\x03", r#""\x00\x00\x00\x03""#),
@@ -88,7 +94,7 @@ fn something_else_is_told_at_its_first_bytes() {
         (b"\r\n\r\nx", r"\r\n\r\nx"),
     ] {
         let error = parse(sent).unwrap_err();
-        assert!(matches!(error, HeaderError::NoHeader(_)), "{error}");
+        assert!(matches!(error, HeaderError::NotAHeader(_)), "{error}");
         assert!(error.to_string().contains(said), "{error}");
     }
 }
@@ -170,17 +176,17 @@ proptest! {
         let block = [&source[..], &V4[4..], &tlv(0xe1, &value)].concat();
         let whole = header(command, 0x11, &block);
         let expected = match local {
-            true => Header::Local,
-            false => Header::Forwarded(source.into()),
+            true => ProxyHeader::Local,
+            false => ProxyHeader::Forwarded(source.into()),
         };
         for length in 0..whole.len() {
             match parse(&whole[..length]) {
-                Ok(Step::More(more)) => prop_assert!((1..=whole.len() - length).contains(&more)),
+                Ok(ParseProgress::Incomplete(more)) => prop_assert!((1..=whole.len() - length).contains(&more)),
                 other => prop_assert!(false, "{length}: {other:?}"),
             }
         }
         let sent = [whole, behind].concat();
-        prop_assert_eq!(parse(&sent), Ok(Step::Done(expected)));
+        prop_assert_eq!(parse(&sent), Ok(ParseProgress::Complete(expected)));
     }
 
     /// Any input is parsed, rejected, or incomplete.
@@ -188,7 +194,7 @@ proptest! {
     fn junk_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
         let judged = parse(&bytes);
         let is_start = SIGNATURE.starts_with(&bytes) || b"PROXY".starts_with(bytes.as_slice());
-        prop_assert_eq!(matches!(judged, Ok(Step::More(_))), is_start);
+        prop_assert_eq!(matches!(judged, Ok(ParseProgress::Incomplete(_))), is_start);
         prop_assert!(is_start || judged.is_err());
     }
 }

@@ -16,13 +16,13 @@ use x509_cert::der::Decode;
 use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
+use super::diagnosis;
 use super::failure::HandshakeFailure;
-use super::faults;
 use super::lists::{self, RevocationList};
-use super::problem::{TlsError, TlsProblem};
+use super::problem::{TlsFileError, TlsFileProblem};
 use super::roots::{Root, Roots};
 use super::validity::{SOON, between};
-use super::{Warning, pem};
+use super::{TlsWarning, pem};
 
 /// Remaining validity from which CAs share one verifier and their expiry isn't tracked one by one.
 /// No process is expected to run for longer without a reload, which leaves out expired CAs.
@@ -40,7 +40,7 @@ pub enum ClientAuth {
 
 /// Files that client authentication is based on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientFiles {
+pub struct ClientAuthFiles {
     /// PEM file with the CAs that vouch for clients.
     pub authorities: PathBuf,
     /// PEM files with revocation lists of these CAs, and of intermediates between them and the
@@ -50,7 +50,7 @@ pub struct ClientFiles {
     pub auth: ClientAuth,
 }
 
-impl ClientFiles {
+impl ClientAuthFiles {
     pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         std::iter::once(&self.authorities).chain(&self.revocation_lists)
     }
@@ -106,19 +106,19 @@ impl ClientTrust {
             None => Err(rustls::Error::NoCertificatesPresented),
             Some((own, others)) => self.roots.verify_client_cert(own, others, now).map(|_| ()),
         };
-        verified.map_err(|error| HandshakeFailure::of_rustls(&error))
+        verified.map_err(|error| HandshakeFailure::from_rustls(&error))
     }
 }
 
 /// Reads the CAs and revocation lists.
 pub(super) fn load(
-    files: &ClientFiles,
+    files: &ClientAuthFiles,
     now: UnixTime,
-) -> Result<(ClientTrust, Vec<Warning>), TlsError> {
+) -> Result<(ClientTrust, Vec<TlsWarning>), TlsFileError> {
     let mut warnings = Vec::new();
     let of = |path: &Path| {
         let path = path.to_owned();
-        move |problem| TlsError { path, problem }
+        move |problem| TlsFileError { path, problem }
     };
     let authorities = Authorities::read(&files.authorities, now, &mut warnings)
         .map_err(of(&files.authorities))?;
@@ -144,7 +144,7 @@ pub(super) fn load(
         let root = root(&authorities, end, &lists, needs_lists, files.auth);
         roots.push(root.map_err(of(blamed))?);
     }
-    let none = || of(&files.authorities)(TlsProblem::NoUsableCa("there is none".to_owned()));
+    let none = || of(&files.authorities)(TlsFileProblem::NoUsableCa("there is none".to_owned()));
     let earliest_end = authorities.in_time.iter().map(|it| it.end).min().ok_or_else(none)?;
     let earliest_list_end = lists::earliest_end(&lists);
     let roots = Arc::new(Roots::new(roots).ok_or_else(none)?);
@@ -183,10 +183,10 @@ fn root(
     lists: &[RevocationList],
     needs_lists: bool,
     auth: ClientAuth,
-) -> Result<Root, TlsProblem> {
+) -> Result<Root, TlsFileProblem> {
     let mut store = RootCertStore::empty();
     for authority in authorities {
-        store.add(authority.certificate.clone()).map_err(TlsProblem::Unusable)?;
+        store.add(authority.certificate.clone()).map_err(TlsFileProblem::Unusable)?;
     }
     let store = Arc::new(store);
     let provider = Arc::new(aws_lc_rs::default_provider());
@@ -203,10 +203,10 @@ fn root(
         let built = builder.build();
         built
             .map(|verifier| verifier as Arc<dyn ClientCertVerifier>)
-            .map_err(|error| TlsProblem::BrokenRevocationList(error.to_string()))
+            .map_err(|error| TlsFileProblem::BrokenRevocationList(error.to_string()))
     });
     let mut verifiers = verifiers.collect::<Result<Vec<_>, _>>()?;
-    let none = || TlsProblem::NoUsableCa("there is none".to_owned());
+    let none = || TlsFileProblem::NoUsableCa("there is none".to_owned());
     let verifier = verifiers.pop().ok_or_else(none)?;
     // Without any list, webpki wouldn't check revocation at all.
     let lacks_lists = needs_lists && lists.is_empty();
@@ -230,7 +230,11 @@ struct Authorities {
 }
 
 impl Authorities {
-    fn read(path: &Path, now: UnixTime, warnings: &mut Vec<Warning>) -> Result<Self, TlsProblem> {
+    fn read(
+        path: &Path,
+        now: UnixTime,
+        warnings: &mut Vec<TlsWarning>,
+    ) -> Result<Self, TlsFileProblem> {
         let (mut usable, mut ended) = (Vec::new(), Vec::new());
         let mut last_reason = String::new();
         for certificate in pem::certificates(path)? {
@@ -251,11 +255,11 @@ impl Authorities {
                 Err(reason) => reason,
             };
             let text = format!("a CA is left out: {reason}");
-            warnings.push(Warning::of(path, "client_ca_left_out", text));
+            warnings.push(TlsWarning::of(path, "client_ca_left_out", text));
             last_reason = reason;
         }
         if usable.is_empty() {
-            return Err(TlsProblem::NoUsableCa(last_reason));
+            return Err(TlsFileProblem::NoUsableCa(last_reason));
         }
         Ok(Self { in_time: usable, ended })
     }
@@ -281,8 +285,8 @@ impl Authorities {
         &self,
         list: &RevocationList,
         path: &Path,
-        warnings: &mut Vec<Warning>,
-    ) -> Result<bool, TlsProblem> {
+        warnings: &mut Vec<TlsWarning>,
+    ) -> Result<bool, TlsFileProblem> {
         let has_signed = |it: &Authority| it.subject == list.issuer && list.is_signed_by(&it.key);
         if self.in_time.iter().all(|it| it.subject != list.issuer)
             || self.in_time.iter().any(has_signed)
@@ -291,10 +295,10 @@ impl Authorities {
         }
         if self.ended.iter().any(has_signed) {
             let text = "a list is left out: its CA's certificate ran out";
-            warnings.push(Warning::of(path, "client_crl_left_out", text));
+            warnings.push(TlsWarning::of(path, "client_crl_left_out", text));
             return Ok(false);
         }
-        Err(TlsProblem::ForeignRevocationList(list.issuer.to_string()))
+        Err(TlsFileProblem::RevocationListNotSigned(list.issuer.to_string()))
     }
 }
 
@@ -309,19 +313,19 @@ impl Authority {
     }
 
     /// Returns a warning if the CA can't vouch for any client, although TLS accepts it.
-    fn fault(&self, path: &Path) -> Option<Warning> {
+    fn fault(&self, path: &Path) -> Option<TlsWarning> {
         let (certificate, subject) = (&self.certificate, &self.subject);
-        if !faults::is_authority(certificate) {
+        if !diagnosis::is_authority(certificate) {
             let text = format!(
                 "{subject} is no CA, so that it vouches for nobody, except that a self-signed \
                  certificate vouches for itself: give the certificate of the CA that signed the \
                  clients' (basicConstraints CA:TRUE)"
             );
-            return Some(Warning::of(path, "client_ca_is_none", text));
+            return Some(TlsWarning::of(path, "client_ca_is_none", text));
         }
-        let fault = faults::certificate_fault(certificate, true)?;
+        let fault = diagnosis::certificate_fault(certificate, true)?;
         let text = format!("clients of the CA {subject} will be refused: {fault}");
-        Some(Warning::of(path, "client_ca_unusable", text))
+        Some(TlsWarning::of(path, "client_ca_unusable", text))
     }
 
     /// Returns true if the CA is valid for so long that its expiry needn't be tracked.
@@ -343,7 +347,7 @@ pub(super) fn in_time(
     now: UnixTime,
     what: Limited,
     path: &Path,
-    warnings: &mut Vec<Warning>,
+    warnings: &mut Vec<TlsWarning>,
 ) -> Result<(), String> {
     let (name, reason) = match what {
         Limited::Authority => ("the CA's certificate", "client_ca_expires"),
@@ -354,19 +358,15 @@ pub(super) fn in_time(
     }
     if end.as_secs() < now.as_secs().saturating_add(SOON.as_secs()) {
         let text = format!("{name} runs out in {}", between(now, end));
-        warnings.push(Warning::of(path, reason, text));
+        warnings.push(TlsWarning::of(path, reason, text));
     }
     Ok(())
 }
 
 /// Returns the expiry of a certificate; `None` if it can't be parsed.
-pub(super) fn end_of_certificate(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
-    expiry_of_certificate(certificate).ok()
-}
-
-fn expiry_of_certificate(certificate: &CertificateDer<'_>) -> Result<UnixTime, String> {
-    let parsed = Certificate::from_der(certificate).map_err(|error| error.to_string())?;
-    Ok(unix_time(parsed.tbs_certificate.validity.not_after.to_unix_duration()))
+pub(super) fn certificate_expiry(certificate: &CertificateDer<'_>) -> Option<UnixTime> {
+    let parsed = Certificate::from_der(certificate).ok()?;
+    Some(unix_time(parsed.tbs_certificate.validity.not_after.to_unix_duration()))
 }
 
 pub(super) fn unix_time(since: Duration) -> UnixTime {

@@ -11,7 +11,7 @@ use x509_cert::der::{Decode, Tag, Tagged};
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-use crate::access::{Identity, Moment, Name, NameKind};
+use crate::access::{Identity, IdentityName, NameKind, Timestamp};
 
 /// OID of the subject's common name.
 const COMMON_NAME: &str = "2.5.4.3";
@@ -21,14 +21,14 @@ const COMMON_NAME: &str = "2.5.4.3";
 const MAX_NAMES: usize = 64;
 
 /// Maximum length of a name, in bytes: the maximum length of a pattern. Names appear in log lines.
-const MAX_NAME: usize = 4096;
+const MAX_NAME_LEN: usize = 4096;
 
 /// A client's certificate chain, verified by TLS.
 #[derive(Debug, Clone)]
 pub struct Credentials {
     identity: Identity,
     chain: Vec<CertificateDer<'static>>,
-    ends: Moment,
+    expires: Timestamp,
 }
 
 /// Reason why no identity can be read from a certificate.
@@ -41,7 +41,9 @@ pub enum CredentialsError {
     #[error("the client's certificate has {0} names, of which there may be {MAX_NAMES}")]
     TooManyNames(usize),
     /// A name is too long: it would fill the log. Holds its length in bytes.
-    #[error("a name in the client's certificate has {0} bytes, of which there may be {MAX_NAME}")]
+    #[error(
+        "a name in the client's certificate has {0} bytes, of which there may be {MAX_NAME_LEN}"
+    )]
     LongName(usize),
 }
 
@@ -52,21 +54,24 @@ impl Credentials {
     /// # Errors
     /// The chain is empty, a certificate is encoded incorrectly, or the client's own has too many
     /// names or too long a name.
-    pub fn of(chain: &[CertificateDer<'_>], now: Moment) -> Result<Self, CredentialsError> {
+    pub fn from_chain(
+        chain: &[CertificateDer<'_>],
+        now: Timestamp,
+    ) -> Result<Self, CredentialsError> {
         let not_understood =
             |error: x509_cert::der::Error| CredentialsError::Encoding(error.to_string());
         let own =
             chain.first().ok_or_else(|| CredentialsError::Encoding("there is none".to_owned()))?;
-        let mut ends = Moment(u64::MAX);
+        let mut expires = Timestamp(u64::MAX);
         for certificate in chain {
             let certificate = Certificate::from_der(certificate).map_err(not_understood)?;
             let end = certificate.tbs_certificate.validity.not_after.to_unix_duration();
-            let end = Moment(end.as_secs());
+            let end = Timestamp(end.as_secs());
             // Clients also send certificates that aren't needed, such as a root that was replaced
             // long ago. One that had expired before the chain was verified isn't part of the valid
             // path.
             if end >= now {
-                ends = ends.min(end);
+                expires = expires.min(end);
             }
         }
         let parsed = Certificate::from_der(own).map_err(not_understood)?;
@@ -75,12 +80,12 @@ impl Credentials {
         if names.len() > MAX_NAMES {
             return Err(CredentialsError::TooManyNames(names.len()));
         }
-        if let Some(name) = names.iter().find(|name| name.text.len() > MAX_NAME) {
+        if let Some(name) = names.iter().find(|name| name.text.len() > MAX_NAME_LEN) {
             return Err(CredentialsError::LongName(name.text.len()));
         }
-        names.push(Name { kind: NameKind::Sha256, text: sha256(own) });
+        names.push(IdentityName { kind: NameKind::Sha256, text: sha256(own) });
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        Ok(Self { identity: Identity::new(names), chain, ends })
+        Ok(Self { identity: Identity::new(names), chain, expires })
     }
 
     /// Returns the client's identity.
@@ -94,26 +99,26 @@ impl Credentials {
     }
 
     /// Returns the details of the client's own certificate; `None` if it can't be parsed.
-    pub fn details(&self) -> Option<Details> {
+    pub fn details(&self) -> Option<CertificateDetails> {
         let own = Certificate::from_der(self.chain.first()?).ok()?.tbs_certificate;
         let serial = own.serial_number.as_bytes().iter().skip_while(|&&byte| byte == 0);
-        Some(Details {
+        Some(CertificateDetails {
             subject: own.subject.to_string(),
             issuer: own.issuer.to_string(),
             serial: serial.map(|byte| format!("{byte:02x}")).collect(),
-            not_after: Moment(own.validity.not_after.to_unix_duration().as_secs()),
+            not_after: Timestamp(own.validity.not_after.to_unix_duration().as_secs()),
         })
     }
 
     /// Returns the earliest expiry among the certificates that were valid when the chain was read.
-    pub fn ends(&self) -> Moment {
-        self.ends
+    pub fn expires(&self) -> Timestamp {
+        self.expires
     }
 }
 
 /// Details of a certificate, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Details {
+pub struct CertificateDetails {
     /// Distinguished name of the owner, in the form of RFC 4514.
     pub subject: String,
     /// Distinguished name of the issuer, in the form of RFC 4514.
@@ -121,15 +126,17 @@ pub struct Details {
     /// Serial number in hexadecimal digits, without leading zero bytes.
     pub serial: String,
     /// Expiry.
-    pub not_after: Moment,
+    pub not_after: Timestamp,
 }
 
-fn alternative_names(certificate: &Certificate) -> Result<Vec<Name>, x509_cert::der::Error> {
+fn alternative_names(
+    certificate: &Certificate,
+) -> Result<Vec<IdentityName>, x509_cert::der::Error> {
     let Some((_, SubjectAltName(names))) = certificate.tbs_certificate.get::<SubjectAltName>()?
     else {
         return Ok(Vec::new());
     };
-    let of = |kind, text: &str| Some(Name { kind, text: text.to_owned() });
+    let of = |kind, text: &str| Some(IdentityName { kind, text: text.to_owned() });
     let names = names.iter().filter_map(|name| match name {
         GeneralName::UniformResourceIdentifier(uri) => of(NameKind::Uri, uri.as_str()),
         GeneralName::DnsName(name) => of(NameKind::Dns, name.as_str()),
@@ -139,12 +146,12 @@ fn alternative_names(certificate: &Certificate) -> Result<Vec<Name>, x509_cert::
     Ok(names.collect())
 }
 
-fn common_names(certificate: &Certificate) -> Vec<Name> {
+fn common_names(certificate: &Certificate) -> Vec<IdentityName> {
     let attributes = certificate.tbs_certificate.subject.0.iter().flat_map(|part| part.0.iter());
     attributes
         .filter(|attribute| attribute.oid.to_string() == COMMON_NAME)
         .filter_map(|attribute| text(&attribute.value))
-        .map(|text| Name { kind: NameKind::CommonName, text })
+        .map(|text| IdentityName { kind: NameKind::CommonName, text })
         .collect()
 }
 
@@ -177,7 +184,7 @@ mod tests {
     use rcgen::{CertificateParams, DnType, DnValue, KeyPair, SanType};
 
     /// The beginning of 2026.
-    const NOW: Moment = Moment(1_767_225_600);
+    const NOW: Timestamp = Timestamp(1_767_225_600);
 
     fn certificate(change: impl FnOnce(&mut CertificateParams)) -> rcgen::Certificate {
         let mut parameters = CertificateParams::default();
@@ -187,7 +194,7 @@ mod tests {
 
     fn credentials(change: impl FnOnce(&mut CertificateParams)) -> Credentials {
         let certificate = certificate(change);
-        Credentials::of(&[certificate.der().clone()], NOW).unwrap()
+        Credentials::from_chain(&[certificate.der().clone()], NOW).unwrap()
     }
 
     fn names(credentials: &Credentials) -> Vec<String> {
@@ -218,7 +225,7 @@ mod tests {
                 &format!("sha256:{hash}"),
             ]
         );
-        assert_eq!(credentials.ends(), Moment(1_893_456_000));
+        assert_eq!(credentials.expires(), Timestamp(1_893_456_000));
     }
 
     #[test]
@@ -250,9 +257,9 @@ mod tests {
             let end = rcgen::date_time_ymd(year, 1, 1);
             certificate(|parameters| parameters.not_after = end).der().clone()
         };
-        let ends = |chain: &[_]| Credentials::of(chain, NOW).unwrap().ends();
-        assert_eq!(ends(&[until(2030), until(2025)]), Moment(1_893_456_000));
-        assert_eq!(ends(&[until(2031), until(2030), until(2025)]), Moment(1_893_456_000));
+        let expires = |chain: &[_]| Credentials::from_chain(chain, NOW).unwrap().expires();
+        assert_eq!(expires(&[until(2030), until(2025)]), Timestamp(1_893_456_000));
+        assert_eq!(expires(&[until(2031), until(2030), until(2025)]), Timestamp(1_893_456_000));
     }
 
     /// Matching a certificate with thousands of names against the rules used to keep the program
@@ -265,20 +272,20 @@ mod tests {
                 parameters.distinguished_name = rcgen::DistinguishedName::new();
                 parameters.subject_alt_names = names.into_iter().map(dns).collect();
             });
-            Credentials::of(&[certificate.der().clone()], NOW)
+            Credentials::from_chain(&[certificate.der().clone()], NOW)
                 .map(|it| it.identity().names().len())
                 .map_err(|error| error.to_string())
         };
         let many = |count| (0..count).map(|number| format!("host-{number}")).collect();
         assert_eq!(of(many(MAX_NAMES)), Ok(MAX_NAMES + 1));
         assert!(of(many(MAX_NAMES + 1)).unwrap_err().contains("65 names"));
-        assert!(of(vec!["a".repeat(MAX_NAME)]).is_ok());
-        assert!(of(vec!["a".repeat(MAX_NAME + 1)]).unwrap_err().contains("4097 bytes"));
+        assert!(of(vec!["a".repeat(MAX_NAME_LEN)]).is_ok());
+        assert!(of(vec!["a".repeat(MAX_NAME_LEN + 1)]).unwrap_err().contains("4097 bytes"));
     }
 
     #[test]
     fn what_is_no_certificate_is_nobody() {
-        assert!(Credentials::of(&[], NOW).is_err());
-        assert!(Credentials::of(&[CertificateDer::from(vec![0x30, 0])], NOW).is_err());
+        assert!(Credentials::from_chain(&[], NOW).is_err());
+        assert!(Credentials::from_chain(&[CertificateDer::from(vec![0x30, 0])], NOW).is_err());
     }
 }

@@ -12,7 +12,7 @@ use super::validity::between;
 /// Cause of a failed handshake, as counted in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
-pub enum Cause {
+pub enum HandshakeFailureCause {
     /// The client has no certificate.
     NoCertificate,
     /// The client's certificate was issued by a CA that isn't trusted here.
@@ -24,30 +24,30 @@ pub enum Cause {
     /// The client's certificate has been revoked.
     Revoked,
     /// No revocation list covers the client's certificate, or the list has expired.
-    UnknownRevocation,
+    RevocationStatusUnknown,
     /// The client's certificate isn't intended for client authentication.
     WrongPurpose,
     /// The client's certificate is invalid for another reason.
     BadCertificate,
     /// The client offers no TLS version that this server supports.
-    OldVersion,
+    UnsupportedVersion,
     /// The client and this server have no cipher suite or key exchange in common.
-    NothingInCommon,
+    NoCommonAlgorithm,
     /// The client sent something other than TLS.
     NotTls,
     /// The client doesn't accept this server's certificate.
-    Distrust,
+    ServerCertificateRejected,
     /// The client closed the connection before it sent any TLS message.
-    LeftBefore,
+    ClosedBeforeHello,
     /// The client closed the connection after it had been sent this server's certificate.
-    LeftAfter,
+    ClosedAfterCertificate,
     /// The handshake timed out.
-    Deadline,
+    Timeout,
     /// Any other cause.
     Other,
 }
 
-impl Cause {
+impl HandshakeFailureCause {
     /// All causes.
     pub const ALL: [Self; 16] = [
         Self::NoCertificate,
@@ -55,16 +55,16 @@ impl Cause {
         Self::Expired,
         Self::NotYetValid,
         Self::Revoked,
-        Self::UnknownRevocation,
+        Self::RevocationStatusUnknown,
         Self::WrongPurpose,
         Self::BadCertificate,
-        Self::OldVersion,
-        Self::NothingInCommon,
+        Self::UnsupportedVersion,
+        Self::NoCommonAlgorithm,
         Self::NotTls,
-        Self::Distrust,
-        Self::LeftBefore,
-        Self::LeftAfter,
-        Self::Deadline,
+        Self::ServerCertificateRejected,
+        Self::ClosedBeforeHello,
+        Self::ClosedAfterCertificate,
+        Self::Timeout,
         Self::Other,
     ];
 
@@ -76,16 +76,16 @@ impl Cause {
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
             Self::Revoked => "revoked",
-            Self::UnknownRevocation => "unknown_revocation",
+            Self::RevocationStatusUnknown => "unknown_revocation",
             Self::WrongPurpose => "wrong_purpose",
             Self::BadCertificate => "bad_certificate",
-            Self::OldVersion => "old_version",
-            Self::NothingInCommon => "nothing_in_common",
+            Self::UnsupportedVersion => "old_version",
+            Self::NoCommonAlgorithm => "nothing_in_common",
             Self::NotTls => "not_tls",
-            Self::Distrust => "distrust",
-            Self::LeftBefore => "left_before",
-            Self::LeftAfter => "left_after",
-            Self::Deadline => "deadline",
+            Self::ServerCertificateRejected => "distrust",
+            Self::ClosedBeforeHello => "left_before",
+            Self::ClosedAfterCertificate => "left_after",
+            Self::Timeout => "deadline",
             Self::Other => "other",
         }
     }
@@ -93,65 +93,69 @@ impl Cause {
 
 /// A failed handshake.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{words}")]
+#[error("{message}")]
 pub struct HandshakeFailure {
     /// Cause, as counted in metrics.
-    pub cause: Cause,
-    words: String,
+    pub cause: HandshakeFailureCause,
+    message: String,
 }
 
 /// Progress of a handshake when the stream failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
+pub(crate) enum HandshakeStage {
     /// The client hasn't sent its hello.
     Hello,
     /// The server's certificate is on its way or has arrived.
-    Certificates,
+    CertificateSent,
 }
 
 impl HandshakeFailure {
-    fn new(cause: Cause, words: impl Into<String>) -> Self {
-        Self { cause, words: words.into() }
+    fn new(cause: HandshakeFailureCause, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into() }
     }
 
     /// Describes a handshake that exceeded its timeout.
-    pub(crate) fn deadline() -> Self {
-        Self::new(Cause::Deadline, "it took longer than allowed (--tls-handshake-timeout)")
+    pub(crate) fn timed_out() -> Self {
+        Self::new(
+            HandshakeFailureCause::Timeout,
+            "it took longer than allowed (--tls-handshake-timeout)",
+        )
     }
 
-    pub(crate) fn of(error: &io::Error, stage: Stage) -> Self {
+    pub(crate) fn from_io(error: &io::Error, stage: HandshakeStage) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
         match (cause, error.kind(), stage) {
-            (Some(cause), ..) => Self::of_rustls(cause),
+            (Some(cause), ..) => Self::from_rustls(cause),
             (None, UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe, stage) => {
                 match stage {
-                    Stage::Hello => Self::new(
-                        Cause::LeftBefore,
+                    HandshakeStage::Hello => Self::new(
+                        HandshakeFailureCause::ClosedBeforeHello,
                         "the client went away before it began its TLS handshake",
                     ),
-                    Stage::Certificates => Self::new(
-                        Cause::LeftAfter,
+                    HandshakeStage::CertificateSent => Self::new(
+                        HandshakeFailureCause::ClosedAfterCertificate,
                         "the client went away after it had been sent this server's certificate; \
                          it may not trust it",
                     ),
                 }
             }
-            (None, ..) => Self::new(Cause::Other, error.to_string()),
+            (None, ..) => Self::new(HandshakeFailureCause::Other, error.to_string()),
         }
     }
 
-    pub(crate) fn of_rustls(error: &rustls::Error) -> Self {
+    pub(crate) fn from_rustls(error: &rustls::Error) -> Self {
         match error {
             rustls::Error::NoCertificatesPresented => Self::new(
-                Cause::NoCertificate,
+                HandshakeFailureCause::NoCertificate,
                 "the client has no certificate, and one is required (--tls-client-ca)",
             ),
-            rustls::Error::InvalidCertificate(problem) => of_certificate(problem),
-            rustls::Error::AlertReceived(alert) => of_alert(*alert),
-            rustls::Error::InvalidMessage(_) => {
-                Self::new(Cause::NotTls, "the client sent something else than a TLS handshake")
-            }
+            rustls::Error::InvalidCertificate(problem) => from_certificate_error(problem),
+            rustls::Error::AlertReceived(alert) => from_alert(*alert),
+            rustls::Error::InvalidMessage(_) => Self::new(
+                HandshakeFailureCause::NotTls,
+                "the client sent something else than a TLS handshake",
+            ),
             rustls::Error::PeerIncompatible(
                 // The client lacks features that TLS 1.2 and newer require.
                 PeerIncompatible::SignatureAlgorithmsExtensionRequired
@@ -159,64 +163,66 @@ impl HandshakeFailure {
                 | PeerIncompatible::Tls12NotOfferedOrEnabled
                 | PeerIncompatible::SupportedVersionsExtensionRequired,
             ) => Self::new(
-                Cause::OldVersion,
+                HandshakeFailureCause::UnsupportedVersion,
                 "the client offers only TLS versions that are too old for this server (1.1, say, \
                  or 1.2 where --tls-min is 1.3)",
             ),
             rustls::Error::PeerIncompatible(reason) => Self::new(
-                Cause::NothingInCommon,
+                HandshakeFailureCause::NoCommonAlgorithm,
                 format!("the client offers no cipher or curve that is spoken here ({reason:?})"),
             ),
-            other => Self::new(Cause::Other, other.to_string()),
+            other => Self::new(HandshakeFailureCause::Other, other.to_string()),
         }
     }
 }
 
-fn of_certificate(problem: &CertificateError) -> HandshakeFailure {
-    let (cause, words) = match problem {
+fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
+    let (cause, message) = match problem {
         CertificateError::UnknownIssuer => (
-            Cause::UnknownCa,
+            HandshakeFailureCause::UnknownCa,
             "the client's certificate is from a CA that isn't in --tls-client-ca".to_owned(),
         ),
         CertificateError::Expired => {
-            (Cause::Expired, "the client's certificate has expired".to_owned())
+            (HandshakeFailureCause::Expired, "the client's certificate has expired".to_owned())
         }
         CertificateError::ExpiredContext { time, not_after } => (
-            Cause::Expired,
+            HandshakeFailureCause::Expired,
             format!(
                 "the client's certificate expired at {}, {} ago",
-                at(*not_after),
+                format_time(*not_after),
                 between(*not_after, *time)
             ),
         ),
-        CertificateError::NotValidYet => {
-            (Cause::NotYetValid, "the client's certificate is not valid yet".to_owned())
-        }
+        CertificateError::NotValidYet => (
+            HandshakeFailureCause::NotYetValid,
+            "the client's certificate is not valid yet".to_owned(),
+        ),
         CertificateError::NotValidYetContext { not_before, .. } => (
-            Cause::NotYetValid,
+            HandshakeFailureCause::NotYetValid,
             format!(
                 "the client's certificate is not valid before {}; are both clocks right?",
-                at(*not_before)
+                format_time(*not_before)
             ),
         ),
         CertificateError::Revoked => {
-            (Cause::Revoked, "the client's certificate has been revoked".to_owned())
+            (HandshakeFailureCause::Revoked, "the client's certificate has been revoked".to_owned())
         }
         CertificateError::UnknownRevocationStatus => (
-            Cause::UnknownRevocation,
+            HandshakeFailureCause::RevocationStatusUnknown,
             "no list of --tls-client-crl is signed by the CA of the client's certificate, or by \
              one above it"
                 .to_owned(),
         ),
-        CertificateError::ExpiredRevocationList => {
-            (Cause::UnknownRevocation, "the revocation list has run out".to_owned())
-        }
+        CertificateError::ExpiredRevocationList => (
+            HandshakeFailureCause::RevocationStatusUnknown,
+            "the revocation list has run out".to_owned(),
+        ),
         CertificateError::ExpiredRevocationListContext { next_update, .. } => (
-            Cause::UnknownRevocation,
-            format!("the revocation list ran out at {}: get a new one", at(*next_update)),
+            HandshakeFailureCause::RevocationStatusUnknown,
+            format!("the revocation list ran out at {}: get a new one", format_time(*next_update)),
         ),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => (
-            Cause::WrongPurpose,
+            HandshakeFailureCause::WrongPurpose,
             "the client's certificate is not for clients (extended key usage clientAuth)"
                 .to_owned(),
         ),
@@ -224,7 +230,7 @@ fn of_certificate(problem: &CertificateError) -> HandshakeFailure {
             if other.0.downcast_ref() == Some(&webpki::Error::UnsupportedCertVersion) =>
         {
             (
-                Cause::BadCertificate,
+                HandshakeFailureCause::BadCertificate,
                 "the client's certificate is X.509 of version 1, which says nothing of what it is \
                  for: have it made of version 3 (openssl x509 -req -extfile FILE, with \
                  extendedKeyUsage=clientAuth in that file)"
@@ -233,17 +239,20 @@ fn of_certificate(problem: &CertificateError) -> HandshakeFailure {
         }
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
         | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => (
-            Cause::BadCertificate,
+            HandshakeFailureCause::BadCertificate,
             "the client's certificate, or one above it, is signed by a key of a kind that isn't \
              spoken here: take RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519"
                 .to_owned(),
         ),
-        other => (Cause::BadCertificate, format!("the client's certificate is no good: {other}")),
+        other => (
+            HandshakeFailureCause::BadCertificate,
+            format!("the client's certificate is no good: {other}"),
+        ),
     };
-    HandshakeFailure { cause, words }
+    HandshakeFailure { cause, message }
 }
 
-fn of_alert(alert: AlertDescription) -> HandshakeFailure {
+fn from_alert(alert: AlertDescription) -> HandshakeFailure {
     let reason = match alert {
         AlertDescription::UnknownCA => {
             "it doesn't trust the CA of this server's certificate: give it the CA's certificate"
@@ -256,14 +265,17 @@ fn of_alert(alert: AlertDescription) -> HandshakeFailure {
         }
         AlertDescription::CertificateExpired => "for it, this server's certificate has expired",
         _ => {
-            let words = format!("the client gave up: {alert:?}");
-            return HandshakeFailure::new(Cause::Other, words);
+            let message = format!("the client gave up: {alert:?}");
+            return HandshakeFailure::new(HandshakeFailureCause::Other, message);
         }
     };
-    HandshakeFailure::new(Cause::Distrust, format!("the client gave up: {reason} ({alert:?})"))
+    HandshakeFailure::new(
+        HandshakeFailureCause::ServerCertificateRejected,
+        format!("the client gave up: {reason} ({alert:?})"),
+    )
 }
 
-fn at(time: UnixTime) -> impl fmt::Display {
+fn format_time(time: UnixTime) -> impl fmt::Display {
     let since = Duration::from_secs(time.as_secs());
     humantime::format_rfc3339_seconds(std::time::UNIX_EPOCH + since)
 }
@@ -274,9 +286,9 @@ mod tests {
 
     #[test]
     fn a_handshake_that_fails_is_explained() {
-        let of = |error: rustls::Error| HandshakeFailure::of_rustls(&error);
+        let of = |error: rustls::Error| HandshakeFailure::from_rustls(&error);
         let alert = of(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
-        assert_eq!(alert.cause, Cause::Distrust);
+        assert_eq!(alert.cause, HandshakeFailureCause::ServerCertificateRejected);
         assert!(alert.to_string().contains("give it the CA's certificate"));
 
         let second = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
@@ -285,8 +297,11 @@ mod tests {
         assert!(expired.to_string().contains("expired at 1970-01-01T00:01:00Z, 1m ago"));
 
         let gone = io::Error::from(io::ErrorKind::UnexpectedEof);
-        assert_eq!(HandshakeFailure::of(&gone, Stage::Hello).cause, Cause::LeftBefore);
-        let late = HandshakeFailure::of(&gone, Stage::Certificates);
+        assert_eq!(
+            HandshakeFailure::from_io(&gone, HandshakeStage::Hello).cause,
+            HandshakeFailureCause::ClosedBeforeHello
+        );
+        let late = HandshakeFailure::from_io(&gone, HandshakeStage::CertificateSent);
         assert!(late.to_string().contains("may not trust it"));
     }
 }

@@ -8,18 +8,18 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::ServerTls;
-use super::failure::{HandshakeFailure, Stage};
-use super::records::{self, Metered};
+use super::failure::{HandshakeFailure, HandshakeStage};
+use super::records::{self, RecordCountingStream};
 
 /// Maximum time for a client to read the alert after a failed handshake.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A stream whose TLS handshake is complete.
-pub(crate) struct Encrypted<S> {
-    pub(crate) stream: TlsStream<Metered<S>>,
+pub(crate) struct EncryptedStream<S> {
+    pub(crate) stream: TlsStream<RecordCountingStream<S>>,
     /// Token that is cancelled when the keys are nearly used up and can't be replaced: TLS 1.2 with
     /// AES-GCM.
-    pub(crate) keys_used_up: CancellationToken,
+    pub(crate) keys_exhausted: CancellationToken,
 }
 
 /// Performs the TLS handshake.
@@ -29,18 +29,18 @@ pub(crate) struct Encrypted<S> {
 pub(crate) async fn handshake<S>(
     stream: S,
     tls: &ServerTls,
-) -> Result<Encrypted<S>, HandshakeFailure>
+) -> Result<EncryptedStream<S>, HandshakeFailure>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = Metered::new(stream);
+    let stream = RecordCountingStream::new(stream);
     let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
     let hello = match (&mut hello).await {
         Ok(hello) => hello,
         Err(error) => {
-            let failure = HandshakeFailure::of(&error, Stage::Hello);
+            let failure = HandshakeFailure::from_io(&error, HandshakeStage::Hello);
             if let Some(stream) = hello.take_io() {
-                see_off(stream).await;
+                close_after_alert(stream).await;
             }
             return Err(failure);
         }
@@ -49,12 +49,12 @@ where
         Ok(mut stream) => {
             let (below, session) = stream.get_mut();
             let limit = session.negotiated_cipher_suite().and_then(records::limit);
-            let keys_used_up = limit.map(|limit| below.set_limit(limit)).unwrap_or_default();
-            Ok(Encrypted { stream, keys_used_up })
+            let keys_exhausted = limit.map(|limit| below.set_limit(limit)).unwrap_or_default();
+            Ok(EncryptedStream { stream, keys_exhausted })
         }
         Err((error, stream)) => {
-            let failure = HandshakeFailure::of(&error, Stage::Certificates);
-            see_off(stream).await;
+            let failure = HandshakeFailure::from_io(&error, HandshakeStage::CertificateSent);
+            close_after_alert(stream).await;
             Err(failure)
         }
     }
@@ -62,7 +62,7 @@ where
 
 /// Closes the stream so that the client can read the alert. Closing while bytes from the client are
 /// unread would reset the connection, and the alert would be lost.
-async fn see_off<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+async fn close_after_alert<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     let read_on = async {
         stream.shutdown().await?;
         let mut scratch = [0; 1024];

@@ -17,9 +17,9 @@ use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::clients::{Limited, in_time, unix_time};
-use super::problem::TlsProblem;
+use super::problem::TlsFileProblem;
 use super::validity::between;
-use super::{Warning, pem};
+use super::{TlsWarning, pem};
 
 /// Maximum number of combinations of one key per CA, where CAs have lists of several keys. Each
 /// combination may be tried for each client.
@@ -41,13 +41,13 @@ pub(super) struct RevocationList {
 pub(super) fn read(
     path: &Path,
     now: UnixTime,
-    warnings: &mut Vec<Warning>,
-) -> Result<Vec<RevocationList>, TlsProblem> {
+    warnings: &mut Vec<TlsWarning>,
+) -> Result<Vec<RevocationList>, TlsFileProblem> {
     let mut lists = Vec::new();
     for list in pem::revocation_lists(path)? {
-        let broken = |error: String| TlsProblem::BrokenRevocationList(error);
+        let broken = |error: String| TlsFileProblem::BrokenRevocationList(error);
         if has_no_version(&list).unwrap_or(false) {
-            return Err(TlsProblem::OldRevocationList);
+            return Err(TlsFileProblem::RevocationListV1);
         }
         webpki::BorrowedCertRevocationList::from_der(&list)
             .map_err(|error| broken(error.to_string()))?;
@@ -57,7 +57,7 @@ pub(super) fn read(
         };
         let end = unix_time(end.to_unix_duration());
         in_time(end, now, Limited::RevocationList, path, warnings)
-            .map_err(|_| TlsProblem::ExpiredRevocationList(between(end, now)))?;
+            .map_err(|_| TlsFileProblem::ExpiredRevocationList(between(end, now)))?;
         let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
         let key_id = key_id(&parsed).map_err(|error| broken(error.to_string()))?;
         let age = (parsed.tbs_cert_list.this_update.to_unix_duration(), number);
@@ -101,7 +101,9 @@ impl RevocationList {
 
 /// Splits the lists by issuer, and by key where the lists of an issuer name several keys. Returns
 /// all combinations of one key per issuer; there is at least one.
-pub(super) fn choices(lists: &[RevocationList]) -> Result<Vec<Vec<RevocationList>>, TlsProblem> {
+pub(super) fn choices(
+    lists: &[RevocationList],
+) -> Result<Vec<Vec<RevocationList>>, TlsFileProblem> {
     let mut issuers: Vec<&Name> = Vec::new();
     for list in lists {
         if !issuers.contains(&&list.issuer) {
@@ -113,7 +115,7 @@ pub(super) fn choices(lists: &[RevocationList]) -> Result<Vec<Vec<RevocationList
         let of_issuer: Vec<_> = lists.iter().filter(|list| list.issuer == *issuer).collect();
         let groups = by_key(&of_issuer);
         if choices.len() * groups.len() > MAX_CHOICES {
-            return Err(TlsProblem::TooManyRevocationLists(issuer.to_string()));
+            return Err(TlsFileProblem::TooManyRevocationKeys(issuer.to_string()));
         }
         let with = |group: &Vec<&RevocationList>, choice: &Vec<RevocationList>| {
             choice.iter().chain(group.iter().copied()).cloned().collect()

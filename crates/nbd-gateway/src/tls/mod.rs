@@ -3,8 +3,8 @@
 
 mod clients;
 mod credentials;
+pub mod diagnosis;
 mod failure;
-pub mod faults;
 mod handshake;
 mod lists;
 mod pem;
@@ -29,13 +29,13 @@ use rustls::{
 };
 
 use clients::ClientTrust;
-pub use clients::{ClientAuth, ClientFiles};
-pub use credentials::{Credentials, CredentialsError, Details};
-pub use failure::{Cause, HandshakeFailure};
-pub(super) use handshake::{Encrypted, handshake};
-pub use problem::{TlsError, TlsProblem};
-pub(super) use records::Metered;
-pub use secrecy::check_secrecy;
+pub use clients::{ClientAuth, ClientAuthFiles};
+pub use credentials::{CertificateDetails, Credentials, CredentialsError};
+pub use failure::{HandshakeFailure, HandshakeFailureCause};
+pub(super) use handshake::{EncryptedStream, handshake};
+pub use problem::{TlsFileError, TlsFileProblem};
+pub(super) use records::RecordCountingStream;
+pub use secrecy::check_not_exposed;
 pub(super) use validity::{Expiring, ExpiryWatch};
 
 /// Minimum TLS version that is accepted.
@@ -56,13 +56,13 @@ pub struct TlsFiles {
     /// PEM file with the private key: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
     /// Files for client authentication; without them, clients aren't asked for a certificate.
-    pub clients: Option<ClientFiles>,
+    pub clients: Option<ClientAuthFiles>,
 }
 
 impl TlsFiles {
     /// Returns the paths of all files.
     pub fn paths(&self) -> impl Iterator<Item = &PathBuf> {
-        let of_clients = self.clients.iter().flat_map(ClientFiles::paths);
+        let of_clients = self.clients.iter().flat_map(ClientAuthFiles::paths);
         [&self.certificate, &self.key].into_iter().chain(of_clients)
     }
 }
@@ -70,13 +70,13 @@ impl TlsFiles {
 /// A problem that will occur later, or affects only some clients.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub struct Warning {
+pub struct TlsWarning {
     /// Stable label, such as `certificate_expires`.
     pub reason: &'static str,
     text: String,
 }
 
-impl Warning {
+impl TlsWarning {
     fn new(reason: &'static str, text: impl Into<String>) -> Self {
         Self { reason, text: text.into() }
     }
@@ -94,9 +94,9 @@ pub struct ServerTls {
     /// Private key, if it was read from a file.
     key: Option<Arc<dyn SigningKey>>,
     clients: Option<ClientTrust>,
-    oldest: Option<TlsVersion>,
+    min_version: Option<TlsVersion>,
     /// Expiry of the server's certificate, if known.
-    ends: Option<UnixTime>,
+    expires: Option<UnixTime>,
 }
 
 /// Earliest expiry of each kind of TLS file; `None` if there is no such file, or its expiry isn't
@@ -106,9 +106,9 @@ pub struct Expiry {
     /// Expiry of the server's certificate.
     pub certificate: Option<UnixTime>,
     /// Earliest expiry among the CAs that vouch for clients.
-    pub client_authority: Option<UnixTime>,
+    pub client_ca: Option<UnixTime>,
     /// Earliest expiry among the newest revocation lists of these CAs.
-    pub client_list: Option<UnixTime>,
+    pub client_crl: Option<UnixTime>,
 }
 
 impl ServerTls {
@@ -123,28 +123,28 @@ impl ServerTls {
     }
 
     /// Returns true if clients are asked for a certificate.
-    pub fn asks_for_certificates(&self) -> bool {
+    pub fn requests_certificates(&self) -> bool {
         self.clients.is_some()
     }
 
     /// Returns the earliest time at which the trust in client CAs changes because one of them
     /// expires. From then on, admitted clients have to be verified again.
-    pub fn first_ca_ends(&self) -> Option<UnixTime> {
+    pub fn first_ca_expiry(&self) -> Option<UnixTime> {
         self.clients.as_ref().map(ClientTrust::first_end)
     }
 
     /// Returns the minimum TLS version, if known.
-    pub fn oldest(&self) -> Option<TlsVersion> {
-        self.oldest
+    pub fn min_version(&self) -> Option<TlsVersion> {
+        self.min_version
     }
 
     /// Returns the expiry of what was read from the files.
     pub fn expiry(&self) -> Expiry {
         let clients = self.clients.as_ref();
         Expiry {
-            certificate: self.ends,
-            client_authority: clients.map(ClientTrust::earliest_end),
-            client_list: clients.and_then(ClientTrust::earliest_list_end),
+            certificate: self.expires,
+            client_ca: clients.map(ClientTrust::earliest_end),
+            client_crl: clients.and_then(ClientTrust::earliest_list_end),
         }
     }
 
@@ -153,11 +153,15 @@ impl ServerTls {
     ///
     /// # Errors
     /// A client with these credentials, or without any, would be refused at the time `now`.
-    pub fn judge(&self, who: Option<&Credentials>, now: UnixTime) -> Result<(), HandshakeFailure> {
+    pub fn reverify(
+        &self,
+        who: Option<&Credentials>,
+        now: UnixTime,
+    ) -> Result<(), HandshakeFailure> {
         match (&self.clients, who) {
             (Some(clients), Some(who)) => clients.verify(who.chain(), now),
             (Some(clients), None) if clients.requires_certificates() => {
-                Err(HandshakeFailure::of_rustls(&rustls::Error::NoCertificatesPresented))
+                Err(HandshakeFailure::from_rustls(&rustls::Error::NoCertificatesPresented))
             }
             _ => Ok(()),
         }
@@ -167,7 +171,7 @@ impl ServerTls {
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServerTls")
-            .field("asks_for_certificates", &self.asks_for_certificates())
+            .field("asks_for_certificates", &self.requests_certificates())
             .finish_non_exhaustive()
     }
 }
@@ -175,7 +179,13 @@ impl fmt::Debug for ServerTls {
 /// Wraps a configuration that doesn't authenticate clients.
 impl From<ServerConfig> for ServerTls {
     fn from(config: ServerConfig) -> Self {
-        Self { config: Arc::new(config), key: None, clients: None, oldest: None, ends: None }
+        Self {
+            config: Arc::new(config),
+            key: None,
+            clients: None,
+            min_version: None,
+            expires: None,
+        }
     }
 }
 
@@ -189,30 +199,30 @@ impl From<ServerConfig> for ServerTls {
 /// files don't match each other.
 pub fn load(
     files: &TlsFiles,
-    oldest: TlsVersion,
-    before: Option<&ServerTls>,
-) -> Result<(ServerTls, Vec<Warning>), TlsError> {
+    min_version: TlsVersion,
+    previous: Option<&ServerTls>,
+) -> Result<(ServerTls, Vec<TlsWarning>), TlsFileError> {
     let of = |path: &PathBuf| {
         let path = path.clone();
-        move |problem| TlsError { path, problem }
+        move |problem| TlsFileError { path, problem }
     };
     let chain = pem::certificates(&files.certificate).map_err(of(&files.certificate))?;
     let mut warnings = Vec::new();
-    let key = match (pem::private_key(&files.key), before.and_then(|tls| tls.key.clone())) {
-        (Err(TlsProblem::Io(error)), Some(key)) if error.kind() == PermissionDenied => {
+    let key = match (pem::private_key(&files.key), previous.and_then(|tls| tls.key.clone())) {
+        (Err(TlsFileProblem::Io(error)), Some(key)) if error.kind() == PermissionDenied => {
             let text = format!("the key stays the old one: {error}");
-            warnings.push(Warning::of(&files.key, "key_kept", text));
+            warnings.push(TlsWarning::of(&files.key, "key_kept", text));
             key
         }
         (read, _) => read.and_then(|key| signing_key(&key)).map_err(of(&files.key))?,
     };
-    check_own(&chain, &*key).map_err(of(&files.certificate))?;
+    check_own_certificate(&chain, &*key).map_err(of(&files.certificate))?;
     let more = chain
         .first()
         .map_or(Ok(Vec::new()), |own| validity::check_validity(own, UnixTime::now()))
         .map_err(of(&files.certificate))?
         .into_iter()
-        .map(|warning| Warning::of(&files.certificate, warning.reason, warning.text));
+        .map(|warning| TlsWarning::of(&files.certificate, warning.reason, warning.text));
     warnings.extend(more);
     let clients = match &files.clients {
         Some(files) => {
@@ -223,54 +233,58 @@ pub fn load(
         None => None,
     };
 
-    let ends = chain.first().and_then(clients::end_of_certificate);
-    let configured = configure(chain, Arc::clone(&key), oldest, clients.as_ref());
+    let expires = chain.first().and_then(clients::certificate_expiry);
+    let configured = configure(chain, Arc::clone(&key), min_version, clients.as_ref());
     let config = configured.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
-            of(&files.key)(TlsProblem::WrongKey(files.certificate.clone()))
+            of(&files.key)(TlsFileProblem::KeyMismatch(files.certificate.clone()))
         }
-        other => of(&files.certificate)(TlsProblem::Unusable(other)),
+        other => of(&files.certificate)(TlsFileProblem::Unusable(other)),
     })?;
     let config = Arc::new(config);
-    let tls = ServerTls { config, key: Some(key), clients, oldest: Some(oldest), ends };
+    let tls =
+        ServerTls { config, key: Some(key), clients, min_version: Some(min_version), expires };
     Ok((tls, warnings))
 }
 
-fn signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, TlsProblem> {
-    any_supported_type(key).map_err(|error| match faults::key_fault(key) {
-        Some(fault) => TlsProblem::UnsupportedKey(fault),
-        None => TlsProblem::Unusable(error),
+fn signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, TlsFileProblem> {
+    any_supported_type(key).map_err(|error| match diagnosis::key_fault(key) {
+        Some(fault) => TlsFileProblem::UnsupportedKey(fault),
+        None => TlsFileProblem::Unusable(error),
     })
 }
 
 /// Checks that the first certificate is the server's own, and of a kind that clients accept.
-fn check_own(chain: &[CertificateDer<'_>], key: &dyn SigningKey) -> Result<(), TlsProblem> {
-    let position = key.public_key().and_then(|key| faults::position_of_key(chain, &key));
+fn check_own_certificate(
+    chain: &[CertificateDer<'_>],
+    key: &dyn SigningKey,
+) -> Result<(), TlsFileProblem> {
+    let position = key.public_key().and_then(|key| diagnosis::position_of_key(chain, &key));
     if let Some(position) = position.filter(|position| *position > 0) {
-        return Err(TlsProblem::OwnNotFirst(position + 1));
+        return Err(TlsFileProblem::ServerCertificateNotFirst(position + 1));
     }
-    let fault = chain.first().and_then(|own| faults::certificate_fault(own, false));
-    fault.map_or(Ok(()), |fault| Err(TlsProblem::UnsupportedCertificate(fault)))
+    let fault = chain.first().and_then(|own| diagnosis::certificate_fault(own, false));
+    fault.map_or(Ok(()), |fault| Err(TlsFileProblem::UnsupportedCertificate(fault)))
 }
 
 /// Builds a configuration from a certificate and key in memory, for clients without certificates.
 ///
 /// # Errors
 /// The two don't match, or can't be used.
-pub fn without_clients(
+pub fn without_client_auth(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    oldest: TlsVersion,
+    min_version: TlsVersion,
 ) -> Result<ServerTls, rustls::Error> {
-    let ends = chain.first().and_then(clients::end_of_certificate);
-    let config = configure(chain, any_supported_type(&key)?, oldest, None)?;
-    Ok(ServerTls { oldest: Some(oldest), ends, ..ServerTls::from(config) })
+    let expires = chain.first().and_then(clients::certificate_expiry);
+    let config = configure(chain, any_supported_type(&key)?, min_version, None)?;
+    Ok(ServerTls { min_version: Some(min_version), expires, ..ServerTls::from(config) })
 }
 
 fn configure(
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
-    oldest: TlsVersion,
+    min_version: TlsVersion,
     clients: Option<&ClientTrust>,
 ) -> Result<ServerConfig, rustls::Error> {
     let certified = CertifiedKey::new(chain, key);
@@ -280,7 +294,7 @@ fn configure(
         Err(error) => return Err(error),
     }
     let certified = Arc::new(SingleCertAndKey::from(certified));
-    let versions: &[&SupportedProtocolVersion] = match oldest {
+    let versions: &[&SupportedProtocolVersion] = match min_version {
         TlsVersion::V1_2 => &[&version::TLS13, &version::TLS12],
         TlsVersion::V1_3 => &[&version::TLS13],
     };

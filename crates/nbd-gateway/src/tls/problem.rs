@@ -6,17 +6,17 @@ use std::path::PathBuf;
 /// An error in a TLS file, with advice on how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {problem}", path = .path.display())]
-pub struct TlsError {
+pub struct TlsFileError {
     /// Path of the file.
     pub path: PathBuf,
     /// Problem with the file.
-    pub problem: TlsProblem,
+    pub problem: TlsFileProblem,
 }
 
 /// Problem with a TLS file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum TlsProblem {
+pub enum TlsFileProblem {
     /// The file can't be read.
     #[error("can't read it: {0}")]
     Io(#[from] io::Error),
@@ -62,10 +62,10 @@ pub enum TlsProblem {
         "the server's own certificate has to be the first in the file, and is number {0}: put it \
          first, those that signed it after it in order"
     )]
-    OwnNotFirst(usize),
+    ServerCertificateNotFirst(usize),
     /// The key doesn't match the certificate, which is in the file given here.
     #[error("this key doesn't belong to the certificate in {}", .0.display())]
-    WrongKey(PathBuf),
+    KeyMismatch(PathBuf),
     /// The certificate has expired.
     #[error("the certificate expired {0} ago; clients would refuse it, so get a new one")]
     Expired(humantime::FormattedDuration),
@@ -83,19 +83,19 @@ pub enum TlsProblem {
         "the revocation list is of version 1: have it made of version 2, with a number (openssl ca \
          -gencrl -crlexts SECTION, with authorityKeyIdentifier=keyid and a crlnumber file)"
     )]
-    OldRevocationList,
+    RevocationListV1,
     /// The revocation list bears the name of a known CA, but isn't signed by its key.
     #[error(
         "the revocation list of {0} is signed by none of the CAs of that name in --tls-client-ca: \
          add the certificate of the one that signed it, or take the list away"
     )]
-    ForeignRevocationList(String),
+    RevocationListNotSigned(String),
     /// The revocation lists belong to more keys than can be tried for each client.
     #[error(
         "there are revocation lists of too many keys, of {0} among others: take away those of keys \
          that are no longer in use"
     )]
-    TooManyRevocationLists(String),
+    TooManyRevocationKeys(String),
     /// The revocation list has expired, so later revocations are unknown.
     #[error(
         "the revocation list ran out {0} ago, so no client could be let in: get a new one from \

@@ -29,12 +29,12 @@ pub(super) fn limit(suite: SupportedCipherSuite) -> Option<u64> {
 
 /// The stream below TLS. It counts the records sent, once a limit is set.
 #[derive(Debug)]
-pub(crate) struct Metered<S> {
+pub(crate) struct RecordCountingStream<S> {
     stream: S,
     meter: Option<Meter>,
 }
 
-impl<S> Metered<S> {
+impl<S> RecordCountingStream<S> {
     pub(super) fn new(stream: S) -> Self {
         Self { stream, meter: None }
     }
@@ -102,7 +102,7 @@ impl Meter {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for RecordCountingStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -112,7 +112,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Metered<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for RecordCountingStream<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -12,7 +12,7 @@ use rustix::fs::{
     AtFlags, CWD, StatVfsMountFlags, StatxAttributes, StatxFlags, statfs, statvfs, statx,
 };
 
-use super::problem::TlsProblem;
+use super::problem::TlsFileProblem;
 
 /// Rejects a secret that every user of this machine can read.
 ///
@@ -24,7 +24,7 @@ use super::problem::TlsProblem;
 ///
 /// # Errors
 /// Others can read the file, or it can't be examined.
-pub fn check_secrecy(path: &Path) -> Result<(), TlsProblem> {
+pub fn check_not_exposed(path: &Path) -> Result<(), TlsFileProblem> {
     const READ_BY_OTHERS: u32 = 0o004;
     let mode = std::fs::metadata(path)?.mode() & 0o7777;
     if mode & READ_BY_OTHERS == 0 {
@@ -36,7 +36,11 @@ pub fn check_secrecy(path: &Path) -> Result<(), TlsProblem> {
         is_behind_closed_folder(&real).unwrap_or(false)
             || (is_in_container() && is_mounted_secret(&real).unwrap_or(false))
     });
-    if is_out_of_reach { Ok(()) } else { Err(TlsProblem::Exposed { mode, path: path.to_owned() }) }
+    if is_out_of_reach {
+        Ok(())
+    } else {
+        Err(TlsFileProblem::Exposed { mode, path: path.to_owned() })
+    }
 }
 
 /// Returns true if a folder above the file can be entered only by its owner and its group.
@@ -96,9 +100,9 @@ mod tests {
         let path = below.join("key.pem");
         fs::create_dir(&below).unwrap();
         fs::write(&path, "").unwrap();
-        let is_refused = |path: &Path| match check_secrecy(path) {
+        let is_refused = |path: &Path| match check_not_exposed(path) {
             Ok(()) => false,
-            Err(TlsProblem::Exposed { mode, .. }) => {
+            Err(TlsFileProblem::Exposed { mode, .. }) => {
                 assert_ne!(mode & 0o004, 0);
                 true
             }
@@ -130,6 +134,6 @@ mod tests {
         let link = closed.path().join("link.pem");
         symlink(&path, &link).unwrap();
         assert!(is_refused(&link));
-        assert!(matches!(check_secrecy(&below.join("none")), Err(TlsProblem::Io(_))));
+        assert!(matches!(check_not_exposed(&below.join("none")), Err(TlsFileProblem::Io(_))));
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 
-use super::Warning;
-use super::problem::TlsProblem;
+use super::TlsWarning;
+use super::problem::TlsFileProblem;
 
 const DAY: u64 = 24 * 3600;
 
@@ -70,14 +70,14 @@ impl ExpiryWatch {
 pub(super) fn check_validity(
     certificate: &CertificateDer<'_>,
     now: UnixTime,
-) -> Result<Vec<Warning>, TlsProblem> {
+) -> Result<Vec<TlsWarning>, TlsFileProblem> {
     const FIRST: Duration = Duration::from_secs(WARNING_DAYS[0] * DAY);
     match judge_as_client(certificate, now) {
         webpki::Error::CertExpired { not_after, .. } => {
-            Err(TlsProblem::Expired(between(not_after, now)))
+            Err(TlsFileProblem::Expired(between(not_after, now)))
         }
         webpki::Error::CertNotValidYet { not_before, .. } => {
-            Err(TlsProblem::NotYetValid(between(now, not_before)))
+            Err(TlsFileProblem::NotYetValid(between(now, not_before)))
         }
         // The best possible result without knowing the issuer.
         webpki::Error::UnknownIssuer => {
@@ -87,17 +87,17 @@ pub(super) fn check_validity(
             match judge_as_client(certificate, later) {
                 webpki::Error::CertExpired { not_after, .. } => {
                     let text = format!("the certificate expires in {}", between(now, not_after));
-                    Ok(vec![Warning::new(EXPIRES, text)])
+                    Ok(vec![TlsWarning::new(EXPIRES, text)])
                 }
                 _ => Ok(Vec::new()),
             }
         }
-        webpki::Error::CaUsedAsEndEntity => Ok(vec![Warning::new(
+        webpki::Error::CaUsedAsEndEntity => Ok(vec![TlsWarning::new(
             "certificate_is_ca",
             "the certificate is a CA's own; strict clients want a server certificate that the CA \
              has signed",
         )]),
-        other => Ok(vec![Warning::new(
+        other => Ok(vec![TlsWarning::new(
             "certificate_unusual",
             format!("clients may refuse the certificate: {other}"),
         )]),
@@ -155,8 +155,8 @@ mod tests {
             let warnings = check(-1..days).unwrap();
             assert_eq!(warnings[0].reason, "certificate_expires");
         }
-        assert!(matches!(check(-9..-2), Err(TlsProblem::Expired(_))));
-        assert!(matches!(check(2..9), Err(TlsProblem::NotYetValid(_))));
+        assert!(matches!(check(-9..-2), Err(TlsFileProblem::Expired(_))));
+        assert!(matches!(check(2..9), Err(TlsFileProblem::NotYetValid(_))));
     }
 
     #[test]

@@ -12,32 +12,32 @@ use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use socket2::{Domain, MsgHdr, Protocol, Socket, Type};
 
-use super::listen::Bound;
+use super::listen::BoundSocket;
 use super::unix::UnixPath;
 use nbd_telemetry::escape;
 
 /// Number of the first inherited descriptor (`SD_LISTEN_FDS_START`); the others follow it.
-const FIRST: RawFd = 3;
+const FIRST_DESCRIPTOR: RawFd = 3;
 
 /// Maximum number of sockets to take over: more than any service has. Each one costs a task for as
 /// long as the program runs.
-const MOST: u32 = 256;
+const MAX_SOCKETS: u32 = 256;
 
 /// Name (`FileDescriptorName=`) that marks the socket of the status listener.
-const MONITOR: &str = "monitor";
+const MONITOR_NAME: &str = "monitor";
 
 /// Sockets inherited from the service manager.
 #[derive(Debug, Default)]
-pub struct Handed {
+pub struct InheritedSockets {
     /// Sockets that serve NBD.
-    pub nbd: Vec<Bound>,
+    pub nbd: Vec<BoundSocket>,
     /// Socket of the status listener.
-    pub monitor: Option<Bound>,
+    pub monitor: Option<BoundSocket>,
 }
 
 /// Reason why inherited sockets can't be used.
 #[derive(Debug, thiserror::Error)]
-pub enum HandedError {
+pub enum InheritError {
     /// An environment variable is malformed.
     #[error("sockets are handed over, but {variable} is {:?}: expected {expected}", escape::name(.value))]
     Variable {
@@ -63,32 +63,32 @@ pub enum HandedError {
     System(#[from] io::Error),
     /// Two sockets are named for the status listener, which has only one.
     #[error("two sockets are called \"monitor\", but there is only one status listener")]
-    TwoMonitors,
+    DuplicateMonitor,
 }
 
-impl Handed {
+impl InheritedSockets {
     /// Takes over the sockets that were passed to this process, if any. `variable` looks up an
     /// environment variable.
     ///
     /// The original descriptors are closed afterwards, so this can be called only once.
     ///
     /// # Errors
-    /// See [`HandedError`].
-    pub fn take(variable: impl Fn(&str) -> Option<String>) -> Result<Self, HandedError> {
-        let announced = announced(std::process::id(), variable)?;
-        let courier = Courier::new()?;
+    /// See [`InheritError`].
+    pub fn take(variable: impl Fn(&str) -> Option<String>) -> Result<Self, InheritError> {
+        let announced = announced_descriptors(std::process::id(), variable)?;
+        let duplicator = FdDuplicator::new()?;
         let mut handed = Self::default();
         for (number, name) in &announced {
-            let socket = courier.duplicate(*number).map_err(|error| format!("no use: {error}"));
-            let bound = socket.and_then(bound).map_err(|what| HandedError::Unusable {
+            let socket = duplicator.duplicate(*number).map_err(|error| format!("no use: {error}"));
+            let bound = socket.and_then(check_socket).map_err(|what| InheritError::Unusable {
                 number: *number,
                 name: name.clone(),
                 what,
             })?;
-            if name != MONITOR {
+            if name != MONITOR_NAME {
                 handed.nbd.push(bound);
             } else if handed.monitor.replace(bound).is_some() {
-                return Err(HandedError::TwoMonitors);
+                return Err(InheritError::DuplicateMonitor);
             }
         }
         // An original left open would keep the socket listening after our duplicate is closed. They
@@ -102,13 +102,13 @@ impl Handed {
 }
 
 /// Returns the numbers and names of the descriptors that the environment announces for `process`.
-fn announced(
+fn announced_descriptors(
     process: u32,
     variable: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<(RawFd, String)>, HandedError> {
+) -> Result<Vec<(RawFd, String)>, InheritError> {
     let number = |name, expected: &str| match variable(name) {
         None => Ok(None),
-        Some(value) => value.parse::<u32>().map(Some).map_err(|_| HandedError::Variable {
+        Some(value) => value.parse::<u32>().map(Some).map_err(|_| InheritError::Variable {
             variable: name,
             value,
             expected: expected.to_owned(),
@@ -118,15 +118,15 @@ fn announced(
     if number("LISTEN_PID", "the number of a process")? != Some(process) {
         return Ok(Vec::new());
     }
-    let expected = format!("a number of sockets, at most {MOST}");
+    let expected = format!("a number of sockets, at most {MAX_SOCKETS}");
     let count = match number("LISTEN_FDS", &expected)?.unwrap_or(0) {
-        count @ ..=MOST => count,
+        count @ ..=MAX_SOCKETS => count,
         more => {
             let value = more.to_string();
-            return Err(HandedError::Variable { variable: "LISTEN_FDS", value, expected });
+            return Err(InheritError::Variable { variable: "LISTEN_FDS", value, expected });
         }
     };
-    let numbers = (FIRST..).zip(0..count).map(|(number, _)| number);
+    let numbers = (FIRST_DESCRIPTOR..).zip(0..count).map(|(number, _)| number);
     match variable("LISTEN_FDNAMES") {
         None => Ok(numbers.map(|number| (number, "unknown".to_owned())).collect()),
         // An empty list splits into one name, so it is accepted here when there are no sockets.
@@ -135,7 +135,7 @@ fn announced(
             let names: Vec<String> = value.split(':').map(str::to_owned).collect();
             if u32::try_from(names.len()) != Ok(count) {
                 let expected = format!("{count} names with colons between them, as LISTEN_FDS");
-                return Err(HandedError::Variable { variable: "LISTEN_FDNAMES", value, expected });
+                return Err(InheritError::Variable { variable: "LISTEN_FDNAMES", value, expected });
             }
             Ok(numbers.zip(names).collect())
         }
@@ -148,30 +148,30 @@ fn announced(
 /// Turning a bare number into an owned descriptor would take `unsafe`. So the number is sent
 /// through a socket pair (`SCM_RIGHTS`), and the kernel installs a duplicate that belongs to the
 /// receiver.
-struct Courier {
-    here: Socket,
-    there: Socket,
+struct FdDuplicator {
+    sender: Socket,
+    receiver: Socket,
 }
 
-impl Courier {
+impl FdDuplicator {
     fn new() -> io::Result<Self> {
-        let (here, there) = Socket::pair(Domain::UNIX, Type::DGRAM, None)?;
-        Ok(Self { here, there })
+        let (sender, receiver) = Socket::pair(Domain::UNIX, Type::DGRAM, None)?;
+        Ok(Self { sender, receiver })
     }
 
     fn duplicate(&self, number: RawFd) -> io::Result<Socket> {
         // The number was free until this pair got it, so nothing was passed under it.
-        if [&self.here, &self.there].iter().any(|socket| socket.as_raw_fd() == number) {
+        if [&self.sender, &self.receiver].iter().any(|socket| socket.as_raw_fd() == number) {
             return Err(rustix::io::Errno::BADF.into());
         }
-        let (byte, control) = ([IoSlice::new(&[0])], rights(number));
-        self.here.sendmsg(&MsgHdr::new().with_buffers(&byte).with_control(&control), 0)?;
+        let (byte, control) = ([IoSlice::new(&[0])], scm_rights_message(number));
+        self.sender.sendmsg(&MsgHdr::new().with_buffers(&byte).with_control(&control), 0)?;
 
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
         let bytes = &mut [IoSliceMut::new(&mut byte)];
-        recvmsg(&self.there, bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        recvmsg(&self.receiver, bytes, &mut control, RecvFlags::CMSG_CLOEXEC)?;
         let received = control.drain().find_map(|message| match message {
             RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
             _ => None,
@@ -183,7 +183,7 @@ impl Courier {
 
 /// Builds a control message that carries one descriptor. The layout is that of `cmsg(3)` and the
 /// kernel: length, level, type, descriptor, and padding to a multiple of 8.
-fn rights(number: RawFd) -> Vec<u8> {
+fn scm_rights_message(number: RawFd) -> Vec<u8> {
     let length = size_of::<usize>() + 2 * size_of::<libc::c_int>() + size_of::<RawFd>();
     let mut message = length.to_ne_bytes().to_vec();
     for part in [libc::SOL_SOCKET, libc::SCM_RIGHTS, number] {
@@ -195,7 +195,7 @@ fn rights(number: RawFd) -> Vec<u8> {
 
 /// Checks that a socket accepts stream connections of a supported family. The error says what it is
 /// instead.
-fn bound(socket: Socket) -> Result<Bound, String> {
+fn check_socket(socket: Socket) -> Result<BoundSocket, String> {
     let domain = socket.domain().map_err(|error| format!("no socket ({error})"))?;
     let kind = socket.r#type().map_err(|error| format!("of an unknown type ({error})"))?;
     match kind {
@@ -215,7 +215,7 @@ fn bound(socket: Socket) -> Result<Bound, String> {
     socket.set_nonblocking(true).map_err(failed)?;
     match domain {
         Domain::IPV4 | Domain::IPV6 => match socket.protocol().map_err(failed)? {
-            Some(Protocol::TCP | Protocol::MPTCP) => Ok(Bound::Tcp(socket.into())),
+            Some(Protocol::TCP | Protocol::MPTCP) => Ok(BoundSocket::Tcp(socket.into())),
             protocol => Err(format!("a stream that isn't TCP, but {protocol:?}")),
         },
         Domain::UNIX => {
@@ -229,9 +229,9 @@ fn bound(socket: Socket) -> Result<Bound, String> {
                 }
                 (None, None) => PathBuf::from("(no name)"),
             };
-            Ok(Bound::Unix(UnixPath::of_another(path), socket.into()))
+            Ok(BoundSocket::Unix(UnixPath::not_owned(path), socket.into()))
         }
-        Domain::VSOCK => Ok(Bound::Vsock(socket)),
+        Domain::VSOCK => Ok(BoundSocket::Vsock(socket)),
         other => {
             Err(format!("a socket of the address family {other:?}: TCP, Unix or vsock can be used"))
         }
@@ -242,14 +242,14 @@ fn bound(socket: Socket) -> Result<Bound, String> {
 mod tests {
     use super::*;
 
-    const ME: u32 = 77;
+    const OWN_PID: u32 = 77;
 
     fn announced(variables: &[(&str, &str)]) -> Result<Vec<(RawFd, String)>, String> {
         let variable = |name: &str| {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        super::announced(ME, variable).map_err(|error| error.to_string())
+        super::announced_descriptors(OWN_PID, variable).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -284,21 +284,21 @@ mod tests {
     #[test]
     fn a_number_becomes_a_descriptor_of_our_own() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let courier = Courier::new().unwrap();
-        let socket = courier.duplicate(listener.as_raw_fd()).unwrap();
+        let duplicator = FdDuplicator::new().unwrap();
+        let socket = duplicator.duplicate(listener.as_raw_fd()).unwrap();
         assert_ne!(socket.as_raw_fd(), listener.as_raw_fd());
         let flags = rustix::io::fcntl_getfd(&socket).unwrap();
         assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
-        let address = bound(socket).unwrap().address().unwrap();
+        let address = check_socket(socket).unwrap().address().unwrap();
         assert_eq!(address.to_string(), listener.local_addr().unwrap().to_string());
-        for nobodys in [1_000_000, courier.here.as_raw_fd(), courier.there.as_raw_fd()] {
-            assert!(courier.duplicate(nobodys).is_err(), "{nobodys}");
+        for nobodys in [1_000_000, duplicator.sender.as_raw_fd(), duplicator.receiver.as_raw_fd()] {
+            assert!(duplicator.duplicate(nobodys).is_err(), "{nobodys}");
         }
     }
 
     #[test]
     fn only_sockets_that_listen_for_streams_are_of_use() {
-        let what = |socket: Socket| bound(socket).map(drop).unwrap_err();
+        let what = |socket: Socket| check_socket(socket).map(drop).unwrap_err();
         let unix = |kind| Socket::new(Domain::UNIX, kind, None).unwrap();
         assert!(what(unix(Type::DGRAM)).contains("datagram"));
         assert!(what(unix(Type::SEQPACKET)).contains("sequential"));
@@ -311,7 +311,7 @@ mod tests {
         let name = format!("\0hexz-nbd-test-{}\n", std::process::id());
         abstract_one.bind(&socket2::SockAddr::unix(&name).unwrap()).unwrap();
         abstract_one.listen(1).unwrap();
-        let address = bound(abstract_one).unwrap().address().unwrap();
+        let address = check_socket(abstract_one).unwrap().address().unwrap();
         let expected = format!("unix:@hexz-nbd-test-{}\\n", std::process::id());
         assert_eq!(address.to_string(), expected);
     }
