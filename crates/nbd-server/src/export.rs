@@ -146,8 +146,8 @@ pub trait Export: Send + Sync + 'static {
     }
 
     /// Returns the extents of the context at `position` of [`contexts`](Self::contexts), from
-    /// `offset` on: at least one and at most `max_extents`. They are consecutive and end no later than
-    /// `offset + length`; they may end earlier.
+    /// `offset` on: at least one and at most `max_extents`. They are consecutive and end no later
+    /// than `offset + length`; they may end earlier.
     ///
     /// # Errors
     /// The status could not be determined.

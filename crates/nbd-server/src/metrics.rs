@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_latency_is_in_the_first_bucket_that_it_fits() {
+    fn latency_is_counted_in_the_first_matching_bucket() {
         let metrics = SessionMetrics::default();
         let of = |nanoseconds| {
             let before = metrics.totals().read_latency.buckets;
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_many_have_done_is_added_up() {
+    fn totals_of_several_sessions_are_added() {
         let metrics = SessionMetrics::default();
         metrics.set_requests(RequestCounts { read: 3, block_status: 1, cache: 1, other: 1 });
         metrics.add_reads(2, 1024, Duration::from_millis(3));

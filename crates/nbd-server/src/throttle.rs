@@ -24,14 +24,14 @@ const BURST: Duration = Duration::from_secs(1);
 pub struct Throttle {
     bytes_per_second: Option<NonZeroU64>,
     requests_per_second: Option<NonZeroU64>,
-    debts: Mutex<Debts>,
+    debts: Mutex<DebtDeadlines>,
     queue: Semaphore,
     waiting: AtomicUsize,
 }
 
 /// Times at which all admitted bytes and requests will have been paid for.
 #[derive(Debug, Clone, Copy)]
-struct Debts {
+struct DebtDeadlines {
     bytes: Instant,
     requests: Instant,
 }
@@ -46,7 +46,7 @@ impl Throttle {
         Self {
             bytes_per_second,
             requests_per_second,
-            debts: Mutex::new(Debts { bytes: now, requests: now }),
+            debts: Mutex::new(DebtDeadlines { bytes: now, requests: now }),
             queue: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
         }
@@ -60,14 +60,14 @@ impl Throttle {
     }
 
     /// Admits a request for `bytes` bytes if it need not wait. Returns false otherwise.
-    pub(super) fn pass_now(&self, bytes: u32) -> bool {
+    pub(super) fn try_acquire(&self, bytes: u32) -> bool {
         self.waiting.load(Ordering::Relaxed) == 0 && self.charge(bytes).is_ok()
     }
 
     /// Admits a request for `bytes` bytes, after waiting for its turn.
     ///
     /// Cancel safe: a canceled request leaves the queue and is not charged.
-    pub(super) async fn pass(&self, bytes: u32) {
+    pub(super) async fn acquire(&self, bytes: u32) {
         let _count = CountGuard::new(&self.waiting);
         let _turn = self.queue.acquire().await;
         while let Err(debt) = self.charge(bytes) {
@@ -116,7 +116,7 @@ mod tests {
     async fn taken(throttle: &Throttle, requests: u32, bytes: u32) -> f64 {
         let started = Instant::now();
         for _ in 0..requests {
-            throttle.pass(bytes).await;
+            throttle.acquire(bytes).await;
         }
         started.elapsed().as_secs_f64()
     }
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_burst_of_a_second_then_the_rate() {
+    async fn one_second_burst_is_followed_by_the_rate() {
         let by_bytes = throttle(100 * u64::from(MIB), 0);
         assert_near(taken(&by_bytes, 101, MIB).await, 0.0);
         assert_near(taken(&by_bytes, 1000, MIB).await, 10.0);
@@ -142,19 +142,19 @@ mod tests {
         // After a pause, the bucket is full again, but not fuller than before.
         tokio::time::sleep(Duration::from_secs(100)).await;
         assert_near(taken(&by_requests, 101, 0).await, 0.0);
-        assert!(!by_requests.pass_now(0));
+        assert!(!by_requests.try_acquire(0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_larger_than_the_bucket_passes_and_is_paid_afterwards() {
+    async fn request_larger_than_the_bucket_is_admitted_and_paid_later() {
         let throttle = throttle(u64::from(MIB), 0);
-        assert!(throttle.pass_now(32 * MIB));
-        assert!(!throttle.pass_now(0));
+        assert!(throttle.try_acquire(32 * MIB));
+        assert!(!throttle.try_acquire(0));
         assert_near(taken(&throttle, 1, 1).await, 31.0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_is_not_passed_over() {
+    async fn waiting_connections_are_not_starved() {
         const SECONDS: u32 = 10;
         let throttle = throttle(0, 100);
         let mut connections = Vec::new();
@@ -165,11 +165,11 @@ mod tests {
                 let until = Instant::now() + Duration::from_secs(SECONDS.into());
                 while Instant::now() < until {
                     // One connection tries eagerly; another one is slow to ask.
-                    if number == 0 && throttle.pass_now(0) {
+                    if number == 0 && throttle.try_acquire(0) {
                         passed += 1;
                         continue;
                     }
-                    throttle.pass(0).await;
+                    throttle.acquire(0).await;
                     passed += 1;
                     if number == 1 {
                         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -190,23 +190,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_slips_in_when_a_debt_has_just_been_paid() {
+    async fn new_requests_do_not_overtake_waiting_ones() {
         let throttle = throttle(0, 1);
-        assert!(throttle.pass_now(0) && throttle.pass_now(0));
-        let mut first = Box::pin(throttle.pass(0));
+        assert!(throttle.try_acquire(0) && throttle.try_acquire(0));
+        let mut first = Box::pin(throttle.acquire(0));
         assert!(tokio::time::timeout(Duration::ZERO, &mut first).await.is_err());
         // It may proceed now, but has not been woken up yet.
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(!throttle.pass_now(0));
+        assert!(!throttle.try_acquire(0));
         first.await;
-        assert!(throttle.pass_now(0));
+        assert!(throttle.try_acquire(0));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_is_paid_when_all_that_was_asked_for_has_been_paid() {
+    async fn throttle_is_debt_free_once_all_requests_are_paid() {
         let throttle = throttle(0, 1);
         assert!(throttle.is_debt_free());
-        assert!(throttle.pass_now(0));
+        assert!(throttle.try_acquire(0));
         assert!(!throttle.is_debt_free());
         tokio::time::advance(Duration::from_millis(999)).await;
         assert!(!throttle.is_debt_free());
@@ -215,12 +215,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_goes_leaves_the_queue() {
+    async fn canceled_request_leaves_the_queue() {
         let throttle = throttle(0, 1);
-        assert!(throttle.pass_now(0) && throttle.pass_now(0));
+        assert!(throttle.try_acquire(0) && throttle.try_acquire(0));
         let waiting = tokio::spawn({
             let throttle = Arc::clone(&throttle);
-            async move { throttle.pass(0).await }
+            async move { throttle.acquire(0).await }
         });
         tokio::task::yield_now().await;
         assert_eq!(throttle.waiting.load(Ordering::Relaxed), 1);
@@ -228,6 +228,6 @@ mod tests {
         assert!(waiting.await.is_err());
         assert_near(taken(&throttle, 1, 0).await, 1.0);
         tokio::time::sleep(Duration::from_secs(2)).await;
-        assert!(throttle.pass_now(0));
+        assert!(throttle.try_acquire(0));
     }
 }

@@ -17,7 +17,7 @@ use super::wire::info::{BlockSizes, Info, InfoRequest, InfoType, TransmissionFla
 use super::wire::meta::MetaRequest;
 use super::wire::option::{MAX_OPTION_DATA, Opt, OptionReplyHeader, Rep, encode_option};
 use super::wire::reply::ErrorCode;
-use super::wire::{Malformed, Reader};
+use super::wire::{FieldReader, Malformed};
 
 /// Maximum number of exports accepted in a list; a server could send an endless one.
 pub const MAX_LISTED: usize = 20_000;
@@ -191,7 +191,7 @@ where
             (Rep::ACK, _) => return Ok(names),
             (Rep::SERVER, data) => {
                 bytes += data.len();
-                let mut reader = Reader::new(&data);
+                let mut reader = FieldReader::new(&data);
                 let name = String::from_utf8_lossy(reader.string("an export's name")?).into_owned();
                 names.push((name, String::from_utf8_lossy(reader.rest()).into_owned()));
             }
@@ -317,7 +317,7 @@ where
             (Rep::ACK, _) => return Ok(names),
             (Rep::META_CONTEXT, data) => {
                 bytes += data.len();
-                let mut reader = Reader::new(&data);
+                let mut reader = FieldReader::new(&data);
                 reader.u32("a context's number")?;
                 names.push(String::from_utf8_lossy(reader.rest()).into_owned());
             }

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{ClientError, ExportInfo};
 use crate::ReplyMode;
-use crate::wire::Reader;
+use crate::wire::FieldReader;
 use crate::wire::reply::{
     ChunkHeader, ErrorCode, ExtendedChunkHeader, ReplyFlags, ReplyType, SimpleReply,
 };
@@ -16,7 +16,7 @@ use crate::wire::request::{Command, CommandFlags, Cookie, Request};
 /// Maximum number of chunks in the reply to one read: more than one for each 512 bytes of 32 MiB.
 const MAX_CHUNKS: usize = 1 << 17;
 /// Length of the offset field in front of the data in a data chunk, in bytes.
-const OFFSET: u32 = 8;
+const OFFSET_FIELD_SIZE: u32 = 8;
 /// Longest accepted payload of a chunk without data, in bytes: enough for an error with the longest
 /// message.
 const MAX_OTHER_PAYLOAD: u32 = 8192;
@@ -138,9 +138,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
             }
             match chunk.kind {
                 ReplyType::OFFSET_DATA => {
-                    let count = chunk.length.checked_sub(OFFSET);
+                    let count = chunk.length.checked_sub(OFFSET_FIELD_SIZE);
                     let at = self.stream.read_u64().await?;
-                    let range = count.and_then(|count| within(at, count, offset, length));
+                    let range = count.and_then(|count| buffer_range(at, count, offset, length));
                     let range = range.ok_or(ClientError::UnexpectedReply("READ"))?;
                     let part = data.get_mut(range.clone());
                     self.stream
@@ -150,25 +150,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
                 }
                 ReplyType::OFFSET_HOLE => {
                     let payload = self.payload(chunk.length).await?;
-                    let mut reader = Reader::new(&payload);
+                    let mut reader = FieldReader::new(&payload);
                     let at = reader.u64("a hole's offset")?;
                     let count = reader.u32("a hole's length")?;
                     reader.finish()?;
                     // The buffer is zeroed already.
-                    let range = within(at, count, offset, length);
+                    let range = buffer_range(at, count, offset, length);
                     filled.push(range.ok_or(ClientError::UnexpectedReply("READ"))?);
                 }
                 ReplyType::NONE if chunk.length == 0 => {}
                 ReplyType::ERROR | ReplyType::ERROR_OFFSET => {
                     let payload = self.payload(chunk.length).await?;
-                    failed.get_or_insert(error(&payload)?);
+                    failed.get_or_insert(decode_error(&payload)?);
                 }
                 _ => return Err(ClientError::UnexpectedReply("READ")),
             }
             if chunk.flags.contains(ReplyFlags::DONE) {
                 return match failed {
                     Some(error) => Err(error),
-                    None if covers(&mut filled, length as usize) => Ok(data),
+                    None if cover_exactly(&mut filled, length as usize) => Ok(data),
                     None => Err(ClientError::UnexpectedReply("READ")),
                 };
             }
@@ -199,21 +199,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transmission<S> {
 
 /// Returns the index range of `count` bytes at offset `at` in a buffer that holds `length` bytes
 /// from `offset` on. Returns `None` if it is empty or out of bounds.
-fn within(at: u64, count: u32, offset: u64, length: u32) -> Option<Range<usize>> {
+fn buffer_range(at: u64, count: u32, offset: u64, length: u32) -> Option<Range<usize>> {
     let start = u32::try_from(at.checked_sub(offset)?).ok()?;
     let end = start.checked_add(count).filter(|&end| end <= length && count > 0)?;
     Some(start as usize..end as usize)
 }
 
 /// Returns true if the ranges cover each of the first `length` bytes exactly once.
-fn covers(ranges: &mut [Range<usize>], length: usize) -> bool {
+fn cover_exactly(ranges: &mut [Range<usize>], length: usize) -> bool {
     ranges.sort_unstable_by_key(|range| range.start);
     let end = ranges.iter().try_fold(0, |end, range| (range.start == end).then_some(range.end));
     end == Some(length)
 }
 
-fn error(payload: &[u8]) -> Result<ClientError, ClientError> {
-    let mut reader = Reader::new(payload);
+fn decode_error(payload: &[u8]) -> Result<ClientError, ClientError> {
+    let mut reader = FieldReader::new(payload);
     let error = ErrorCode(reader.u32("an error")?);
     let length = reader.u16("an error's message")?;
     let message = reader.bytes(length.into(), "an error's message")?;
@@ -229,10 +229,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn chunks_have_to_cover_all_of_it_once() {
+    fn chunks_must_cover_the_read_exactly_once() {
         let covered = |ranges: &[(usize, usize)]| {
             let mut ranges: Vec<_> = ranges.iter().map(|&(start, end)| start..end).collect();
-            covers(&mut ranges, 10)
+            cover_exactly(&mut ranges, 10)
         };
         assert!(covered(&[(5, 10), (0, 5)]));
         assert!(covered(&[(0, 10)]));
@@ -240,9 +240,9 @@ mod tests {
         {
             assert!(!covered(bad), "{bad:?}");
         }
-        assert_eq!(within(100, 10, 95, 20), Some(5..15));
+        assert_eq!(buffer_range(100, 10, 95, 20), Some(5..15));
         for (at, count) in [(94, 1), (95, 21), (115, 1), (95, 0), (u64::MAX, 1), (100, u32::MAX)] {
-            assert_eq!(within(at, count, 95, 20), None, "{at} {count}");
+            assert_eq!(buffer_range(at, count, 95, 20), None, "{at} {count}");
         }
     }
 }

@@ -19,13 +19,13 @@ use super::wire::info::{
     BlockSizes, Info, InfoRequest, InfoType, TransmissionFlags, encode_export_name_reply,
 };
 use super::wire::option::{
-    MAX_OPTION_DATA, Opt, OptionHeader, Rep, push_error, push_reply, server_data,
+    MAX_OPTION_DATA, Opt, OptionHeader, Rep, encode_server_data, push_error, push_reply,
 };
 use super::wire::{MAX_NAME, MAX_PAYLOAD, Printable};
-use contexts::Agreed;
+use contexts::NegotiationState;
 pub use contexts::SelectedContext;
 pub use quota::{NegotiationLimits, NegotiationQuota};
-use stream::send_each;
+use stream::stream_replies;
 
 /// Outcome of the plaintext phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ where
             // "The client MUST NOT send any additional data with the option."
             Opt::STARTTLS => push_error(&mut out, option, Rep::ERR_INVALID, NO_DATA_ALLOWED),
             Opt::ABORT => {
-                send_farewell(stream).await;
+                acknowledge_abort(stream).await;
                 return Ok(PlaintextOutcome::ClientLeft);
             }
             // "as this request cannot error, it MUST terminate the session"
@@ -134,7 +134,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
     X: Exports,
 {
-    let mut agreed = Agreed::new();
+    let mut state = NegotiationState::new();
     while let Some((option, data)) = read_option(stream, quota).await? {
         let mut out = Vec::new();
         match option {
@@ -142,26 +142,26 @@ where
             // like an unknown export.
             Opt::EXPORT_NAME => {
                 let unknown = || SessionError::UnknownExport(Printable(&data).to_string());
-                if agreed.reply_mode == ReplyMode::Extended {
+                if state.reply_mode == ReplyMode::Extended {
                     return Err(unknown());
                 }
-                let export = resolve(&data, exports, &agreed).await.ok_or_else(unknown)?;
+                let export = resolve(&data, exports, &state).await.ok_or_else(unknown)?;
                 let no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
-                let flags = offered_flags(&agreed, &data);
+                let flags = offered_flags(&state, &data);
                 send(stream, &encode_export_name_reply(export.size(), flags, no_zeroes)).await?;
-                return Ok(Some(agreed.choose(&data, export)));
+                return Ok(Some(state.into_negotiated(&data, export)));
             }
             Opt::ABORT => {
-                send_farewell(stream).await;
+                acknowledge_abort(stream).await;
                 return Ok(None);
             }
             Opt::GO | Opt::INFO => {
-                let found = describe(&mut out, option, &data, exports, &agreed).await;
+                let found = reply_info(&mut out, option, &data, exports, &state).await;
                 if let Some((name, export)) = found
                     && option == Opt::GO
                 {
                     send(stream, &out).await?;
-                    return Ok(Some(agreed.choose(name, export)));
+                    return Ok(Some(state.into_negotiated(name, export)));
                 }
             }
             // "the server SHOULD reject a request that includes data"
@@ -170,25 +170,25 @@ where
             }
             // "the server is unable to downgrade to structured replies … if extended headers
             // have already been enabled"
-            Opt::STRUCTURED_REPLY if agreed.reply_mode == ReplyMode::Extended => push_error(
+            Opt::STRUCTURED_REPLY if state.reply_mode == ReplyMode::Extended => push_error(
                 &mut out,
                 option,
                 Rep::ERR_EXT_HEADER_REQD,
                 "extended headers are in use already",
             ),
             Opt::STRUCTURED_REPLY => {
-                agreed.reply_mode = ReplyMode::Structured;
+                state.reply_mode = ReplyMode::Structured;
                 push_reply(&mut out, option, Rep::ACK, &[]);
             }
             Opt::EXTENDED_HEADERS => {
-                agreed.reply_mode = ReplyMode::Extended;
+                state.reply_mode = ReplyMode::Extended;
                 push_reply(&mut out, option, Rep::ACK, &[]);
             }
             Opt::LIST_META_CONTEXT => {
-                contexts::list(stream, &mut out, &data, exports).await?;
+                contexts::reply_list(stream, &mut out, &data, exports).await?;
             }
-            Opt::SET_META_CONTEXT => contexts::set(&mut out, &data, exports, &mut agreed).await,
-            Opt::LIST => list(stream, &mut out, &data, exports).await?,
+            Opt::SET_META_CONTEXT => contexts::set(&mut out, &data, exports, &mut state).await,
+            Opt::LIST => reply_list(stream, &mut out, &data, exports).await?,
             Opt::STARTTLS => refuse_starttls(&mut out, security),
             _ => push_error(
                 &mut out,
@@ -206,15 +206,15 @@ const NO_DATA_ALLOWED: &str = "this option takes no data";
 
 /// Returns the transmission flags for the export that the client calls `name`. Only features that
 /// work are advertised ("Transmission flags").
-fn offered_flags<E: Export>(agreed: &Agreed<E>, name: &[u8]) -> TransmissionFlags {
+fn offered_flags<E: Export>(state: &NegotiationState<E>, name: &[u8]) -> TransmissionFlags {
     let always = TransmissionFlags::HAS_FLAGS
         .with(TransmissionFlags::READ_ONLY)
         .with(TransmissionFlags::SEND_FLUSH)
         .with(TransmissionFlags::CAN_MULTI_CONN)
         .with(TransmissionFlags::SEND_CACHE);
     let has_contexts =
-        agreed.selection_for(name).is_some_and(|selection| !selection.contexts.is_empty());
-    match agreed.reply_mode {
+        state.selection_for(name).is_some_and(|selection| !selection.contexts.is_empty());
+    match state.reply_mode {
         ReplyMode::Simple => always,
         // "MUST leave this flag clear if neither structured replies nor extended headers
         // have been negotiated"
@@ -229,12 +229,12 @@ fn offered_flags<E: Export>(agreed: &Agreed<E>, name: &[u8]) -> TransmissionFlag
 
 /// Handles INFO and GO. Returns the export, and its name as the client gave it, if the reply was a
 /// success.
-async fn describe<'a, X: Exports>(
+async fn reply_info<'a, X: Exports>(
     out: &mut Vec<u8>,
     option: Opt,
     data: &'a [u8],
     exports: &X,
-    agreed: &Agreed<X::Export>,
+    state: &NegotiationState<X::Export>,
 ) -> Option<(&'a [u8], Arc<X::Export>)> {
     let request = match InfoRequest::decode(data) {
         Ok(request) => request,
@@ -243,10 +243,11 @@ async fn describe<'a, X: Exports>(
             return None;
         }
     };
-    let export = found(out, option, request.name, resolve(request.name, exports, agreed).await)?;
+    let export =
+        or_reply_unknown(out, option, request.name, resolve(request.name, exports, state).await)?;
 
     let mut push = |info: Info| push_reply(out, option, Rep::INFO, &info.encode());
-    push(Info::Export { size: export.size(), flags: offered_flags(agreed, request.name) });
+    push(Info::Export { size: export.size(), flags: offered_flags(state, request.name) });
     if request.wanted.contains(&InfoType::NAME) {
         push(Info::Name(export.name().to_owned()));
     }
@@ -269,16 +270,21 @@ async fn describe<'a, X: Exports>(
 async fn resolve<X: Exports>(
     name: &[u8],
     exports: &X,
-    agreed: &Agreed<X::Export>,
+    state: &NegotiationState<X::Export>,
 ) -> Option<Arc<X::Export>> {
-    match agreed.selection_for(name) {
+    match state.selection_for(name) {
         Some(selection) => Some(Arc::clone(&selection.export)),
         None => exports.find(name).await,
     }
 }
 
 /// Passes on an export that was `found` by `name`; writes an error reply if there is none.
-fn found<E>(out: &mut Vec<u8>, option: Opt, name: &[u8], found: Option<Arc<E>>) -> Option<Arc<E>> {
+fn or_reply_unknown<E>(
+    out: &mut Vec<u8>,
+    option: Opt,
+    name: &[u8],
+    found: Option<Arc<E>>,
+) -> Option<Arc<E>> {
     if found.is_none() {
         push_unknown(out, option, name);
     }
@@ -293,7 +299,7 @@ fn push_unknown(out: &mut Vec<u8>, option: Opt, name: &[u8]) {
     push_error(out, option, Rep::ERR_UNKNOWN, &message);
 }
 
-async fn list<S: AsyncWrite + Unpin, X: Exports>(
+async fn reply_list<S: AsyncWrite + Unpin, X: Exports>(
     stream: &mut S,
     out: &mut Vec<u8>,
     data: &[u8],
@@ -304,9 +310,10 @@ async fn list<S: AsyncWrite + Unpin, X: Exports>(
         push_error(out, Opt::LIST, Rep::ERR_INVALID, NO_DATA_ALLOWED);
         return Ok(());
     }
-    let encode = |ListEntry { name, description }: &ListEntry| server_data(name, description);
+    let encode =
+        |ListEntry { name, description }: &ListEntry| encode_server_data(name, description);
     let each = (Opt::LIST, Rep::SERVER);
-    send_each(stream, out, each, |listings| exports.list(listings), encode).await?;
+    stream_replies(stream, out, each, |listings| exports.list(listings), encode).await?;
     push_reply(out, Opt::LIST, Rep::ACK, &[]);
     Ok(())
 }
@@ -350,7 +357,7 @@ where
     if length > cap {
         return Err(SessionError::OptionTooLarge { option, length });
     }
-    quota.spend(length)?;
+    quota.charge(length)?;
     let mut data = vec![0; length as usize];
     stream.read_exact(&mut data).await?;
     Ok(Some((option, data)))
@@ -363,7 +370,7 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, bytes: &[u8]) -> io::Result
 
 /// Acknowledges ABORT. "The server SHOULD gracefully handle the client sending an NBD_OPT_ABORT and
 /// closing the connection without waiting for a reply", so errors are ignored.
-async fn send_farewell<S: AsyncWrite + Unpin>(stream: &mut S) {
+async fn acknowledge_abort<S: AsyncWrite + Unpin>(stream: &mut S) {
     let mut out = Vec::new();
     push_reply(&mut out, Opt::ABORT, Rep::ACK, &[]);
     if send(stream, &out).await.is_ok() {

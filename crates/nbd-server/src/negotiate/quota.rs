@@ -39,7 +39,7 @@ impl NegotiationQuota {
     ///
     /// # Errors
     /// The client exceeds one of the limits.
-    pub(super) fn spend(&mut self, length: u32) -> Result<(), SessionError> {
+    pub(super) fn charge(&mut self, length: u32) -> Result<(), SessionError> {
         let NegotiationLimits { options, option_bytes } = &mut self.left;
         match options.checked_sub(1) {
             Some(left) => *options = left,
@@ -58,12 +58,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_allowance_is_used_up_to_the_last_option_and_byte() {
+    fn quota_can_be_used_up_exactly() {
         let mut quota = NegotiationLimits { options: 3, option_bytes: 100 }.quota();
-        assert!(quota.spend(0).is_ok() && quota.spend(60).is_ok());
+        assert!(quota.charge(0).is_ok() && quota.charge(60).is_ok());
         let mut other = quota.clone();
-        assert!(matches!(other.spend(41), Err(SessionError::TooManyOptionBytes(100))));
-        assert!(quota.spend(40).is_ok());
-        assert!(matches!(quota.spend(0), Err(SessionError::TooManyOptions(3))));
+        assert!(matches!(other.charge(41), Err(SessionError::TooManyOptionBytes(100))));
+        assert!(quota.charge(40).is_ok());
+        assert!(matches!(quota.charge(0), Err(SessionError::TooManyOptions(3))));
     }
 }

@@ -13,17 +13,17 @@ use crate::wire::option::{Opt, Rep, push_reply};
 
 /// Capacity of the channel between producer and encoder, in items. With names and descriptions of
 /// maximum length, this is 64 KiB.
-const ITEMS_AHEAD: usize = 8;
+const CHANNEL_CAPACITY: usize = 8;
 
 /// Number of encoded bytes after which replies are sent.
-const PIECE: usize = 16 * 1024;
+const SEND_THRESHOLD: usize = 16 * 1024;
 
 /// Sends a reply for each item that `produce` sends to its channel, and returns the output of
 /// `produce`. The rest left in `out` is to be sent along with what follows.
 ///
-/// `produce` is suspended while the client does not read. Memory per client is bounded by [`PIECE`]
-/// and [`ITEMS_AHEAD`], however long the list is.
-pub(super) async fn send_each<S, T, F>(
+/// `produce` is suspended while the client does not read. Memory per client is bounded by
+/// [`SEND_THRESHOLD`] and [`CHANNEL_CAPACITY`], however long the list is.
+pub(super) async fn stream_replies<S, T, F>(
     stream: &mut S,
     out: &mut Vec<u8>,
     (option, reply): (Opt, Rep),
@@ -34,7 +34,7 @@ where
     S: AsyncWrite + Unpin,
     F: Future,
 {
-    let (sender, mut items) = channel(ITEMS_AHEAD);
+    let (sender, mut items) = channel(CHANNEL_CAPACITY);
     let mut producing = pin!(produce(sender));
     let mut produced = None;
     loop {
@@ -43,7 +43,7 @@ where
             item = items.recv() => match item {
                 Some(item) => {
                     push_reply(out, option, reply, &encode(&item));
-                    if out.len() >= PIECE {
+                    if out.len() >= SEND_THRESHOLD {
                         send(stream, out).await?;
                         out.clear();
                     }
@@ -74,7 +74,7 @@ mod tests {
     const EACH: (Opt, Rep) = (Opt::LIST, Rep::SERVER);
 
     #[tokio::test]
-    async fn every_item_is_sent_and_in_order() {
+    async fn every_item_is_sent_in_order() {
         let (mut server, mut client) = tokio::io::duplex(64);
         let served = tokio::spawn(async move {
             let mut out = Vec::new();
@@ -85,7 +85,8 @@ mod tests {
                 "done"
             };
             let encode = |number: &u32| number.to_be_bytes().to_vec();
-            let output = send_each(&mut server, &mut out, EACH, produce, encode).await.unwrap();
+            let output =
+                stream_replies(&mut server, &mut out, EACH, produce, encode).await.unwrap();
             send(&mut server, &out).await.unwrap();
             output
         });
@@ -101,7 +102,7 @@ mod tests {
 
     /// A client that does not read suspends the producer, so nothing accumulates.
     #[tokio::test]
-    async fn a_client_that_does_not_read_is_produced_nothing_for() {
+    async fn production_pauses_while_the_client_does_not_read() {
         let made = AtomicUsize::new(0);
         let (mut server, client) = tokio::io::duplex(1);
         let mut out = Vec::new();
@@ -113,7 +114,7 @@ mod tests {
         };
         let encode = |(): &()| vec![0; 1024];
         {
-            let mut sending = pin!(send_each(&mut server, &mut out, EACH, produce, encode));
+            let mut sending = pin!(stream_replies(&mut server, &mut out, EACH, produce, encode));
             for _ in 0..1000 {
                 tokio::select! {
                     biased;
@@ -122,14 +123,14 @@ mod tests {
                 }
             }
         }
-        assert!(made.load(Ordering::Relaxed) <= PIECE / 1024 + 2 * ITEMS_AHEAD);
-        assert!(out.capacity() <= 4 * PIECE);
+        assert!(made.load(Ordering::Relaxed) <= SEND_THRESHOLD / 1024 + 2 * CHANNEL_CAPACITY);
+        assert!(out.capacity() <= 4 * SEND_THRESHOLD);
         drop(client);
     }
 
     /// The sender may outlive the future that used it.
     #[tokio::test]
-    async fn it_ends_with_the_producer() {
+    async fn streaming_ends_with_the_producer() {
         let (mut server, _client) = tokio::io::duplex(1024);
         let mut out = Vec::new();
         let mut kept = None;
@@ -139,7 +140,7 @@ mod tests {
             std::future::ready(true)
         };
         let encode = |byte: &u8| vec![*byte];
-        assert!(send_each(&mut server, &mut out, EACH, produce, encode).await.unwrap());
+        assert!(stream_replies(&mut server, &mut out, EACH, produce, encode).await.unwrap());
         assert_eq!(out.last(), Some(&7));
     }
 }

@@ -16,10 +16,10 @@ pub(super) enum Chunk {
 }
 
 /// Divides `segments`, which fill `span`, into as few chunks as their zeros allow.
-pub(super) fn cut(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
+pub(super) fn split_into_chunks(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     let mut offset = span.offset;
-    for segment in joined(segments) {
+    for segment in merge_zeros(segments) {
         let end = offset + segment.len() as u64;
         match segment {
             Segment::Zeros(_) => push_zeros(&mut chunks, span, offset, end),
@@ -32,7 +32,7 @@ pub(super) fn cut(span: Span, segments: Vec<Segment>) -> Vec<Chunk> {
 
 /// Merges adjacent zero segments. A hole that spans several blocks then needs no alignment at the
 /// block boundaries.
-fn joined(segments: Vec<Segment>) -> Vec<Segment> {
+fn merge_zeros(segments: Vec<Segment>) -> Vec<Segment> {
     let mut joined: Vec<Segment> = Vec::with_capacity(segments.len());
     for segment in segments {
         match (joined.last_mut(), segment) {
@@ -96,11 +96,11 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_of_a_kind_are_one_chunk() {
+    fn adjacent_segments_of_a_kind_form_one_chunk() {
         let span = Span { offset: 1024, length: 4096 };
         let segments = vec![data(512), data(512), zeros(1024), zeros(1024), data(1024)];
         assert_eq!(
-            cut(span, segments),
+            split_into_chunks(span, segments),
             [
                 filled(1024, vec![data(512), data(512)]),
                 hole(2048, 2048),
@@ -110,10 +110,10 @@ mod tests {
     }
 
     #[test]
-    fn holes_shrink_to_aligned_borders() {
+    fn holes_shrink_to_aligned_boundaries() {
         let span = Span { offset: 0, length: 3000 };
         assert_eq!(
-            cut(span, vec![data(100), zeros(1500), data(1400)]),
+            split_into_chunks(span, vec![data(100), zeros(1500), data(1400)]),
             [
                 filled(0, vec![data(100), zeros(412)]),
                 hole(512, 1024),
@@ -122,17 +122,20 @@ mod tests {
         );
         // A run of zeros that contains no two aligned boundaries becomes data.
         assert_eq!(
-            cut(span, vec![data(100), zeros(500), data(2400)]),
+            split_into_chunks(span, vec![data(100), zeros(500), data(2400)]),
             [filled(0, vec![data(100), zeros(412), zeros(88), data(2400)])]
         );
     }
 
     #[test]
-    fn a_hole_goes_over_the_borders_of_blocks() {
+    fn holes_span_block_boundaries() {
         let span = Span { offset: 0, length: 3000 };
-        assert_eq!(cut(span, vec![zeros(700), zeros(0), zeros(700), zeros(1600)]), [hole(0, 3000)]);
         assert_eq!(
-            cut(span, vec![data(100), zeros(900), zeros(1000), data(1000)]),
+            split_into_chunks(span, vec![zeros(700), zeros(0), zeros(700), zeros(1600)]),
+            [hole(0, 3000)]
+        );
+        assert_eq!(
+            split_into_chunks(span, vec![data(100), zeros(900), zeros(1000), data(1000)]),
             [
                 filled(0, vec![data(100), zeros(412)]),
                 hole(512, 1024),
@@ -142,9 +145,9 @@ mod tests {
     }
 
     #[test]
-    fn the_requests_own_borders_need_no_alignment() {
+    fn ends_of_the_request_need_no_alignment() {
         let span = Span { offset: 7, length: 100 };
-        assert_eq!(cut(span, vec![zeros(100)]), [hole(7, 100)]);
-        assert_eq!(cut(Span { length: 0, ..span }, vec![]), []);
+        assert_eq!(split_into_chunks(span, vec![zeros(100)]), [hole(7, 100)]);
+        assert_eq!(split_into_chunks(Span { length: 0, ..span }, vec![]), []);
     }
 }

@@ -1,28 +1,29 @@
 //! The transmission phase ("Transmission"): many requests in flight, answered in the order in which
 //! their replies become ready.
 //!
-//! Each connection is one task. It reads requests ([`inbox`]) and validates each of them
-//! ([`verdict`]). Replies that need no waiting are written to a queue immediately ([`dispatch`],
-//! [`answer`], [`outgoing`]). All other requests are processed in tasks of their own ([`work`]),
-//! which return their replies through a channel. For clients that read sequentially, data is read
-//! ahead ([`sequence`]). The queue is sent ([`outbox`]) when no more requests have arrived or
-//! enough bytes are queued, so requests that arrived together are answered together.
+//! Each connection is one task. It reads requests ([`request_reader`]) and validates each of them
+//! ([`action`]). Replies that need no waiting are written to a queue immediately ([`dispatch`],
+//! [`reply_encoder`], [`send_queue`]). All other requests are processed in tasks of their own
+//! ([`worker`]), which return their replies through a channel. For clients that read sequentially,
+//! data is read ahead ([`readahead`]). The queue is sent ([`reply_writer`]) when no more requests
+//! have arrived or enough bytes are queued, so requests that arrived together are answered
+//! together.
 
-mod answer;
+mod action;
 mod assembly;
 mod batch;
 mod chunks;
 mod dispatch;
-mod ending;
-mod held;
-mod inbox;
-mod outbox;
-mod outgoing;
-mod pace;
-mod sequence;
-mod ticket;
-mod verdict;
-mod work;
+mod drain;
+mod readahead;
+mod reply_encoder;
+mod reply_guard;
+mod reply_writer;
+mod request_reader;
+mod send_queue;
+mod stall;
+mod throttled;
+mod worker;
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -33,16 +34,16 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::budget::{Budget, Share};
+use super::budget::{Budget, ConnectionBudget};
 use super::{Export, Negotiated, Segment, SelectedContext, SessionError, SessionMetrics, Throttle};
-use batch::Batch;
-use held::Held;
-use inbox::Inbox;
-use outbox::Outbox;
-use outgoing::Outgoing;
-use sequence::Sequence;
-use verdict::Session;
-use work::{StatusQuery, Worker};
+use action::NegotiatedParams;
+use batch::RequestBatch;
+use readahead::Readahead;
+use reply_writer::ReplyWriter;
+use request_reader::RequestReader;
+use send_queue::SendQueue;
+use throttled::ThrottledRequest;
+use worker::{StatusQuery, Worker};
 
 /// Maximum number of requests in flight on one connection: being processed, or answered but not
 /// fully sent. The Linux client keeps 128 in flight, others fewer.
@@ -71,8 +72,8 @@ pub struct TransmitLimits {
 }
 
 impl TransmitLimits {
-    /// Creates limits with a share of `budget` and stall and drain timeouts of ten seconds; nothing
-    /// else is limited.
+    /// Creates limits with a share of `budget` and stall and drain timeouts of ten seconds;
+    /// nothing else is limited.
     pub fn new(budget: Arc<Budget>) -> Self {
         const PATIENCE: Duration = Duration::from_secs(10);
         let metrics = Arc::default();
@@ -133,16 +134,16 @@ where
     let mut served = connection.serve(pin!(shutdown)).await;
     let is_shutdown = matches!(served, Ok(CloseReason::ShutDown));
     if is_shutdown {
-        served = connection.serve_accepted(limits.drain).await;
+        served = connection.handle_buffered_requests(limits.drain).await;
     }
-    connection.note();
+    connection.publish_metrics();
     // Requests that preceded a protocol violation or the end of the stream are still answered. If
     // the stream has failed, this ends immediately.
     let drained = match served {
         Err(SessionError::Stalled) => Ok(()),
         _ => connection.drain(limits.drain).await,
     };
-    connection.note();
+    connection.publish_metrics();
     let ended = served.and_then(|close_reason| drained.map(|()| close_reason));
     let close_reason = match ended {
         // The server initiated the end, so it is no failure that the client left or stopped reading
@@ -150,7 +151,7 @@ where
         Err(SessionError::Io(_) | SessionError::Stalled | SessionError::DrainTimeout)
             if is_shutdown =>
         {
-            return Ok(connection.summary(CloseReason::ShutDown));
+            return Ok(connection.stats(CloseReason::ShutDown));
         }
         ended => ended?,
     };
@@ -160,28 +161,28 @@ where
         CloseReason::IdleTimeout | CloseReason::ShutDown => LINGER.min(limits.drain),
     };
     // If the client does not close in time, the server does; that is not an error.
-    tokio::time::timeout(linger, connection.inbox.discard()).await.unwrap_or_default();
-    Ok(connection.summary(close_reason))
+    tokio::time::timeout(linger, connection.reader.discard()).await.unwrap_or_default();
+    Ok(connection.stats(close_reason))
 }
 
 /// State of one client's connection in the transmission phase.
 struct Connection<S, E> {
     export: Arc<E>,
-    session: Session,
+    params: NegotiatedParams,
     contexts: Vec<SelectedContext>,
-    inbox: Inbox<ReadHalf<S>>,
-    outbox: Outbox<WriteHalf<S>>,
-    share: Arc<Share>,
+    reader: RequestReader<ReadHalf<S>>,
+    writer: ReplyWriter<WriteHalf<S>>,
+    budget: Arc<ConnectionBudget>,
     worker: Arc<Worker<E>>,
     /// Tasks of requests that have to wait, and of readahead. They are canceled when the
     /// connection is dropped.
     tasks: JoinSet<()>,
-    sequence: Sequence,
+    readahead: Readahead,
     /// The running readahead task, if any.
-    ahead: Option<AbortHandle>,
+    readahead_task: Option<AbortHandle>,
     /// Channel through which `tasks` return replies.
-    replies: mpsc::UnboundedSender<Outgoing>,
-    ready: mpsc::UnboundedReceiver<Outgoing>,
+    reply_sender: mpsc::UnboundedSender<SendQueue>,
+    reply_receiver: mpsc::UnboundedReceiver<SendQueue>,
     /// Number of requests received, and total length of the valid reads among them, in bytes.
     requests: u64,
     bytes: u64,
@@ -189,42 +190,43 @@ struct Connection<S, E> {
     segments: Vec<Segment>,
     throttle: Option<Arc<Throttle>>,
     /// Request that is waiting for the rate limit.
-    held: Option<Held>,
+    throttled: Option<ThrottledRequest>,
     idle: Option<Duration>,
-    batch: Batch,
+    batch: RequestBatch,
 }
 
 impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     fn new(stream: S, chosen: Negotiated<E>, limits: &TransmitLimits) -> Self {
         let Negotiated { export, reply_mode: mode, contexts } = chosen;
         let (reader, writer) = tokio::io::split(stream);
-        let share = Arc::new(Share::new(Arc::clone(&limits.budget)));
-        let (replies, ready) = mpsc::unbounded_channel();
-        let session = Session { size: export.size(), mode, contexts: !contexts.is_empty() };
+        let budget = Arc::new(ConnectionBudget::new(Arc::clone(&limits.budget)));
+        let (reply_sender, reply_receiver) = mpsc::unbounded_channel();
+        let params =
+            NegotiatedParams { size: export.size(), mode, has_contexts: !contexts.is_empty() };
         Self {
-            inbox: Inbox::new(reader, mode, StatusQuery::longest_payload(&contexts)),
-            outbox: Outbox::new(writer, Arc::clone(&share), limits.stall),
-            worker: Arc::new(Worker::new(Arc::clone(&export), Arc::clone(&share))),
+            reader: RequestReader::new(reader, mode, StatusQuery::max_payload(&contexts)),
+            writer: ReplyWriter::new(writer, Arc::clone(&budget), limits.stall),
+            worker: Arc::new(Worker::new(Arc::clone(&export), Arc::clone(&budget))),
             tasks: JoinSet::new(),
-            sequence: Sequence::default(),
-            ahead: None,
+            readahead: Readahead::default(),
+            readahead_task: None,
             export,
-            session,
+            params,
             contexts,
-            share,
-            replies,
-            ready,
+            budget,
+            reply_sender,
+            reply_receiver,
             requests: 0,
             bytes: 0,
             segments: Vec::new(),
             throttle: limits.throttle.clone(),
-            held: None,
+            throttled: None,
             idle: limits.idle,
-            batch: Batch::new(Arc::clone(&limits.metrics)),
+            batch: RequestBatch::new(Arc::clone(&limits.metrics)),
         }
     }
 
-    fn summary(&self, close_reason: CloseReason) -> SessionStats {
+    fn stats(&self, close_reason: CloseReason) -> SessionStats {
         let unanswered = self.in_flight();
         SessionStats { close_reason, requests: self.requests, bytes: self.bytes, unanswered }
     }
@@ -236,43 +238,49 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     ) -> Result<CloseReason, SessionError> {
         loop {
             self.batch.metrics.set_in_flight(self.in_flight());
-            let may_ask = self.may_ask();
+            let can_accept_request = self.can_accept_request();
             let is_idle = self.is_idle();
             tokio::select! {
                 biased;
                 () = &mut shutdown => return Ok(CloseReason::ShutDown),
-                request = self.inbox.request(), if may_ask => {
+                request = self.reader.next_request(), if can_accept_request => {
                     let Some(request) = request? else { return Ok(CloseReason::StreamClosed) };
                     self.batch.arrived = Instant::now();
-                    if let Some(close_reason) = self.arrived(request)? {
+                    if let Some(close_reason) = self.handle_request(request)? {
                         return Ok(close_reason);
                     }
                     // Handles the rest of the batch from the buffer, without another system call.
-                    while self.may_ask() && let Some(request) = self.inbox.request_here()? {
-                        if let Some(close_reason) = self.arrived(request)? {
+                    while self.can_accept_request()
+                        && let Some(request) = self.reader.buffered_request()?
+                    {
+                        if let Some(close_reason) = self.handle_request(request)? {
                             return Ok(close_reason);
                         }
                     }
-                    self.note();
+                    self.publish_metrics();
                 }
-                (request, arrived) = held::next(&mut self.held), if self.held.is_some() => {
+                (request, arrived) = throttled::admitted(&mut self.throttled),
+                    if self.throttled.is_some() =>
+                {
                     self.batch.arrived = arrived;
                     self.batch.metrics.add_throttled(arrived.elapsed());
-                    if let Some(close_reason) = self.take_in(&request)? {
+                    if let Some(close_reason) = self.accept_request(&request)? {
                         return Ok(close_reason);
                     }
-                    self.note();
+                    self.publish_metrics();
                 }
-                Some(reply) = self.ready.recv() => self.outbox.queue.append(reply),
-                sent = self.outbox.send(), if !self.outbox.is_empty() => sent?,
-                () = elapsed(self.idle), if is_idle => return Ok(CloseReason::IdleTimeout),
+                Some(reply) = self.reply_receiver.recv() => self.writer.queue.append(reply),
+                sent = self.writer.send(), if !self.writer.is_empty() => sent?,
+                () = sleep_or_pend(self.idle), if is_idle => return Ok(CloseReason::IdleTimeout),
             }
         }
     }
 
     /// Returns true if another request may be accepted.
-    fn may_ask(&self) -> bool {
-        self.in_flight() < MAX_REQUESTS_IN_FLIGHT && self.outbox.has_room() && self.held.is_none()
+    fn can_accept_request(&self) -> bool {
+        self.in_flight() < MAX_REQUESTS_IN_FLIGHT
+            && self.writer.has_room()
+            && self.throttled.is_none()
     }
 
     /// Returns true if the idle timeout applies: nothing is in flight, so only a request from the
@@ -281,24 +289,24 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     fn is_idle(&self) -> bool {
         self.idle.is_some()
             && self.in_flight() == 0
-            && self.outbox.is_empty()
-            && self.held.is_none()
+            && self.writer.is_empty()
+            && self.throttled.is_none()
     }
 
     /// Publishes the metrics collected since the last call.
-    fn note(&mut self) {
-        self.batch.note();
+    fn publish_metrics(&mut self) {
+        self.batch.publish();
         self.batch.metrics.set_in_flight(self.in_flight());
     }
 
     /// Returns the number of requests that have not been answered completely.
     fn in_flight(&self) -> u64 {
-        self.requests - self.outbox.answered()
+        self.requests - self.writer.answered()
     }
 }
 
 /// Sleeps for `time`; never completes if there is none.
-async fn elapsed(time: Option<Duration>) {
+async fn sleep_or_pend(time: Option<Duration>) {
     match time {
         Some(time) => tokio::time::sleep(time).await,
         None => std::future::pending().await,

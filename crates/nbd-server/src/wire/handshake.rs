@@ -1,7 +1,7 @@
 //! The messages that open a session: the server's greeting and the client's flags ("Newstyle
 //! negotiation").
 
-use super::{Malformed, Reader, wire_flags};
+use super::{FieldReader, Malformed, wire_flags};
 
 /// "NBDMAGIC", the first eight bytes of every session.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -54,7 +54,7 @@ impl Greeting {
     /// # Errors
     /// A magic number is wrong, as in the greeting of an oldstyle server.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = FieldReader::new(bytes);
         for expected in [NBDMAGIC, IHAVEOPT] {
             let got = reader.u64("the greeting")?;
             if got != expected {
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn greeting_both_ways() {
+    fn greeting_round_trip() {
         let greeting =
             Greeting { flags: HandshakeFlags::FIXED_NEWSTYLE.with(HandshakeFlags::NO_ZEROES) };
         assert_eq!(greeting.encode(), b"NBDMAGICIHAVEOPT\0\x03");

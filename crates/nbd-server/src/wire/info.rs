@@ -1,7 +1,7 @@
 //! Information about an export: the client's request (`NBD_OPT_INFO`, `NBD_OPT_GO`) and the
 //! server's replies (`NBD_REP_INFO`).
 
-use super::{Malformed, Reader, clip, wire_flags, wire_number};
+use super::{FieldReader, Malformed, truncate_string, wire_flags, wire_number};
 
 wire_number! {
     /// Kind of information about an export.
@@ -61,7 +61,7 @@ impl<'a> InfoRequest<'a> {
     /// The name's length "MUST be no larger than the option data length - 6", and the number of
     /// requests must match the remaining data exactly.
     pub fn decode(data: &'a [u8]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(data);
+        let mut reader = FieldReader::new(data);
         let name = reader.string("the export's name")?;
         let count = reader.u16("the number of information requests")?;
         let mut wanted = Vec::with_capacity(usize::from(count).min(reader.rest.len() / 2));
@@ -126,11 +126,11 @@ impl Info {
             }
             Self::Name(name) => {
                 out.extend(InfoType::NAME.0.to_be_bytes());
-                out.extend(clip(name).as_bytes());
+                out.extend(truncate_string(name).as_bytes());
             }
             Self::Description(text) => {
                 out.extend(InfoType::DESCRIPTION.0.to_be_bytes());
-                out.extend(clip(text).as_bytes());
+                out.extend(truncate_string(text).as_bytes());
             }
             Self::BlockSize(sizes) => {
                 out.extend(InfoType::BLOCK_SIZE.0.to_be_bytes());
@@ -148,7 +148,7 @@ impl Info {
     /// # Errors
     /// A field is missing, or bytes are left over.
     pub fn decode(data: &[u8]) -> Result<Option<Self>, Malformed> {
-        let mut reader = Reader::new(data);
+        let mut reader = FieldReader::new(data);
         let kind = InfoType(reader.u16("the information type")?);
         let info = match kind {
             InfoType::EXPORT => Self::Export {
@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn info_request_both_ways() {
+    fn info_request_round_trip() {
         let request =
             InfoRequest { name: b"disk", wanted: vec![InfoType::BLOCK_SIZE, InfoType(99)] };
         let bytes = request.encode();
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn info_request_with_wrong_lengths() {
+    fn info_request_with_wrong_lengths_is_rejected() {
         for bad in [
             &b""[..],
             b"\0\0\0",
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn info_both_ways() {
+    fn info_round_trip() {
         let golden: [(Info, &[u8]); 4] = [
             (
                 Info::Export {
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn export_name_reply_pads_unless_told_not_to() {
+    fn export_name_reply_is_padded_unless_no_zeroes() {
         let flags = TransmissionFlags::HAS_FLAGS;
         assert_eq!(encode_export_name_reply(1, flags, true), b"\0\0\0\0\0\0\0\x01\0\x01");
         assert_eq!(encode_export_name_reply(1, flags, false).len(), 134);

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 
-use super::{Malformed, Reader, clip};
+use super::{FieldReader, Malformed, truncate_string};
 
 /// Maximum number of distinct queries in one option. Queries are kept until the option has been
 /// answered, so this bounds the memory that a client can tie up by not reading the reply.
@@ -26,7 +26,7 @@ impl<'a> MetaRequest<'a> {
     /// original length given in the option header"; bytes are left over; or a query lacks the colon
     /// that ends its namespace.
     pub fn decode(data: &'a [u8]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(data);
+        let mut reader = FieldReader::new(data);
         let name = reader.string("the export's name")?;
         let count = reader.u32("the number of queries")? as usize;
         // Each query has its own length field, so the data's length bounds their number.
@@ -79,11 +79,11 @@ impl<'a> ContextQueries<'a> {
     ///
     /// # Errors
     /// There are more than [`MAX_QUERIES`] distinct queries.
-    pub fn listing(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
-        let mut listing = Self::selecting(queries)?;
-        listing.prefixes = listing.names.iter().copied().filter(|it| it.ends_with(b":")).collect();
-        listing.matches_all = queries.is_empty();
-        Ok(listing)
+    pub fn for_list(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
+        let mut all = Self::for_set(queries)?;
+        all.prefixes = all.names.iter().copied().filter(|it| it.ends_with(b":")).collect();
+        all.matches_all = queries.is_empty();
+        Ok(all)
     }
 
     /// Creates the queries of SET. A query matches a context only by its full name ("the empty
@@ -91,7 +91,7 @@ impl<'a> ContextQueries<'a> {
     ///
     /// # Errors
     /// There are more than [`MAX_QUERIES`] distinct queries.
-    pub fn selecting(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
+    pub fn for_set(queries: &[&'a [u8]]) -> Result<Self, TooManyQueries> {
         let mut names = HashSet::new();
         for query in queries {
             if names.insert(*query) && names.len() > MAX_QUERIES {
@@ -120,9 +120,9 @@ impl<'a> ContextQueries<'a> {
 }
 
 /// Encodes the data of `NBD_REP_META_CONTEXT`.
-pub fn meta_context_data(id: u32, name: &str) -> Vec<u8> {
+pub fn encode_meta_context_data(id: u32, name: &str) -> Vec<u8> {
     let mut out = id.to_be_bytes().to_vec();
-    out.extend(clip(name).as_bytes());
+    out.extend(truncate_string(name).as_bytes());
     out
 }
 
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn request() {
+    fn meta_request_round_trip() {
         let data = b"\0\0\0\x01x\0\0\0\x02\0\0\0\x05base:\0\0\0\x03a:b";
         let request = MetaRequest::decode(data).unwrap();
         assert_eq!(request.name, b"x");
@@ -141,7 +141,7 @@ mod tests {
 
     // Seen in qemu-nbd: leftover bytes, and counts and lengths beyond the end of the data.
     #[test]
-    fn lengths_that_lie() {
+    fn wrong_lengths_are_rejected() {
         for bad in [
             &b""[..],
             b"\0\0\0\x01x",
@@ -160,9 +160,8 @@ mod tests {
     #[test]
     fn wildcards_list_and_do_not_select() {
         let name = "qemu:dirty-bitmap:a";
-        let listing = |query: &'static str| ContextQueries::listing(&[query.as_bytes()]).unwrap();
-        let selecting =
-            |query: &'static str| ContextQueries::selecting(&[query.as_bytes()]).unwrap();
+        let listing = |query: &'static str| ContextQueries::for_list(&[query.as_bytes()]).unwrap();
+        let selecting = |query: &'static str| ContextQueries::for_set(&[query.as_bytes()]).unwrap();
         for query in ["qemu:", "qemu:dirty-bitmap:", name] {
             assert!(listing(query).matches(name), "{query}");
             assert_eq!(selecting(query).matches(name), query == name, "{query}");
@@ -174,24 +173,24 @@ mod tests {
     }
 
     #[test]
-    fn no_queries_list_everything_and_select_nothing() {
+    fn empty_query_list_lists_all_and_selects_none() {
         let [listing, selecting] =
-            [ContextQueries::listing(&[]), ContextQueries::selecting(&[])].map(Result::unwrap);
+            [ContextQueries::for_list(&[]), ContextQueries::for_set(&[])].map(Result::unwrap);
         assert!(listing.matches("base:allocation") && listing.exact_names().is_none());
         assert!(!selecting.matches("base:allocation"));
         assert_eq!(selecting.exact_names().unwrap().count(), 0);
     }
 
     #[test]
-    fn different_queries_are_bounded_and_equal_ones_are_one() {
+    fn distinct_queries_are_limited_and_duplicates_counted_once() {
         let names: Vec<String> = (0..=MAX_QUERIES).map(|number| format!("x:{number}")).collect();
         let names: Vec<&[u8]> = names.iter().map(|name| name.as_bytes()).collect();
-        assert!(ContextQueries::listing(&names).is_err());
-        assert!(ContextQueries::selecting(&names).is_err());
+        assert!(ContextQueries::for_list(&names).is_err());
+        assert!(ContextQueries::for_set(&names).is_err());
         let equal = vec![&b"a:"[..]; 10 * MAX_QUERIES];
         let most = [&names[1..], &equal[..]].concat();
-        assert!(ContextQueries::selecting(&most).is_err());
-        let queries = ContextQueries::selecting(&[&names[2..], &equal[..]].concat()).unwrap();
+        assert!(ContextQueries::for_set(&most).is_err());
+        let queries = ContextQueries::for_set(&[&names[2..], &equal[..]].concat()).unwrap();
         assert_eq!(queries.exact_names().unwrap().count(), MAX_QUERIES);
     }
 }

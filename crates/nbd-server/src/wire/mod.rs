@@ -51,16 +51,16 @@ pub enum Malformed {
     NoNamespace,
 }
 
-/// Reader of fields from a complete message.
+/// FieldReader of fields from a complete message.
 ///
-/// Every read is checked against the end of the message, and [`Reader::finish`] rejects leftover
-/// bytes. In the methods, `field` is the field's name for error messages.
+/// Every read is checked against the end of the message, and [`FieldReader::finish`] rejects
+/// leftover bytes. In the methods, `field` is the field's name for error messages.
 #[derive(Debug)]
-pub struct Reader<'a> {
+pub struct FieldReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Reader<'a> {
+impl<'a> FieldReader<'a> {
     /// Creates a reader that starts at the first byte of `message`.
     pub fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
@@ -148,7 +148,7 @@ impl<'a> Reader<'a> {
 ///
 /// The fields' sizes must add up to `N`; each message type has a test against golden bytes for
 /// that.
-fn message<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
+fn concat_fields<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
     let mut out = [0; N];
     let mut rest = out.as_mut_slice();
     for field in fields {
@@ -160,7 +160,7 @@ fn message<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
 }
 
 /// Truncates `text` to at most [`MAX_STRING`] bytes, at a character boundary.
-pub fn clip(text: &str) -> &str {
+pub fn truncate_string(text: &str) -> &str {
     let end = text.floor_char_boundary(MAX_STRING);
     text.get(..end).unwrap_or_default()
 }
@@ -268,38 +268,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reader_stops_at_the_end_and_rejects_what_is_left() {
-        let mut reader = Reader::new(&[0, 1, 2, 3, 4]);
+    fn reader_stops_at_the_end_and_rejects_leftover_bytes() {
+        let mut reader = FieldReader::new(&[0, 1, 2, 3, 4]);
         assert_eq!(reader.u16("a"), Ok(1));
         assert_eq!(reader.u32("b"), Err(Malformed::Truncated("b")));
         assert_eq!(reader.finish(), Err(Malformed::TrailingBytes(3)));
     }
 
     #[test]
-    fn string_lengths_are_judged_before_the_string() {
+    fn string_lengths_are_validated() {
         let huge = [0xff, 0xff, 0xff, 0xff, b'x'];
-        assert_eq!(Reader::new(&huge).string("name"), Err(Malformed::Truncated("name")));
+        assert_eq!(FieldReader::new(&huge).string("name"), Err(Malformed::Truncated("name")));
 
         let mut longest = 4096u32.to_be_bytes().to_vec();
         longest.extend([b'x'; 4096]);
-        assert_eq!(Reader::new(&longest).string("name").unwrap().len(), 4096);
+        assert_eq!(FieldReader::new(&longest).string("name").unwrap().len(), 4096);
 
         let mut too_long = 4097u32.to_be_bytes().to_vec();
         too_long.extend([b'x'; 4097]);
-        assert_eq!(Reader::new(&too_long).string("name"), Err(Malformed::StringTooLong(4097)));
+        assert_eq!(FieldReader::new(&too_long).string("name"), Err(Malformed::StringTooLong(4097)));
     }
 
     #[test]
-    fn clip_keeps_characters_whole() {
+    fn truncation_keeps_characters_whole() {
         let text = "é".repeat(3000);
-        let clipped = clip(&text);
+        let clipped = truncate_string(&text);
         assert!(clipped.len() <= MAX_STRING);
         assert!(text.starts_with(clipped));
-        assert_eq!(clip("short"), "short");
+        assert_eq!(truncate_string("short"), "short");
     }
 
     #[test]
-    fn printable_escapes_and_shortens() {
+    fn printable_escapes_and_truncates() {
         assert_eq!(Printable(b"a\n\x1b[31m\0").to_string(), r#""a\n\u{1b}[31m\0""#);
         assert!(Printable(&[b'x'; 4096]).to_string().len() < 200);
     }

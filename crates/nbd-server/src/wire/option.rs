@@ -1,7 +1,7 @@
 //! Options and option replies ("Fixed newstyle negotiation", "Option types", "Option reply types").
 
 use super::handshake::IHAVEOPT;
-use super::{Malformed, Reader, clip, wire_number};
+use super::{FieldReader, Malformed, truncate_string, wire_number};
 
 /// Magic number of an option reply.
 pub const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
@@ -98,7 +98,7 @@ impl OptionHeader {
     /// # Errors
     /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = FieldReader::new(bytes);
         let got = reader.u64("an option's magic")?;
         if got != IHAVEOPT {
             return Err(Malformed::BadMagic { what: "an option", got });
@@ -144,7 +144,7 @@ impl OptionReplyHeader {
     /// # Errors
     /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = FieldReader::new(bytes);
         let got = reader.u64("a reply's magic")?;
         if got != OPTION_REPLY_MAGIC {
             return Err(Malformed::BadMagic { what: "an option reply", got });
@@ -170,16 +170,16 @@ pub fn push_reply(out: &mut Vec<u8>, option: Opt, reply: Rep, data: &[u8]) {
 /// Appends an error reply with a human-readable message, which is truncated to the protocol's
 /// limit.
 pub fn push_error(out: &mut Vec<u8>, option: Opt, reply: Rep, message: &str) {
-    push_reply(out, option, reply, clip(message).as_bytes());
+    push_reply(out, option, reply, truncate_string(message).as_bytes());
 }
 
 /// Encodes the data of `NBD_REP_SERVER`: a name and a human-readable description.
-pub fn server_data(name: &str, description: &str) -> Vec<u8> {
-    let name = clip(name).as_bytes();
+pub fn encode_server_data(name: &str, description: &str) -> Vec<u8> {
+    let name = truncate_string(name).as_bytes();
     let mut data = Vec::with_capacity(4 + name.len() + description.len());
     data.extend(u32::try_from(name.len()).unwrap_or(0).to_be_bytes());
     data.extend(name);
-    data.extend(clip(description).as_bytes());
+    data.extend(truncate_string(description).as_bytes());
     data
 }
 
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn option_both_ways() {
+    fn option_round_trip() {
         let bytes = encode_option(Opt::LIST, b"");
         assert_eq!(bytes, b"IHAVEOPT\0\0\0\x03\0\0\0\0");
         assert_eq!(
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn reply_both_ways() {
+    fn option_reply_round_trip() {
         let mut out = Vec::new();
         push_error(&mut out, Opt::GO, Rep::ERR_UNKNOWN, "no");
         assert_eq!(out, b"\x00\x03\xe8\x89\x04\x55\x65\xa9\0\0\0\x07\x80\0\0\x06\0\0\0\x02no");
@@ -212,14 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_text_never_exceeds_the_string_limit() {
+    fn error_message_is_truncated_to_the_string_limit() {
         let mut out = Vec::new();
         push_error(&mut out, Opt(77), Rep::ERR_UNSUP, &"x".repeat(10_000));
         assert_eq!(out.len(), OptionReplyHeader::SIZE + 4096);
     }
 
     #[test]
-    fn numbers_unknown_to_us_still_print() {
+    fn unknown_numbers_are_displayed() {
         assert_eq!(Opt::GO.to_string(), "NBD_OPT_GO");
         assert_eq!(Opt(77).to_string(), "NBD_OPT_0x4d");
         assert_eq!(Rep::ERR_POLICY.to_string(), "NBD_REP_ERR_POLICY");

@@ -2,7 +2,9 @@
 //! "Error values").
 
 use super::request::Cookie;
-use super::{MAX_STRING, Malformed, Reader, clip, message, wire_flags, wire_number};
+use super::{
+    FieldReader, MAX_STRING, Malformed, concat_fields, truncate_string, wire_flags, wire_number,
+};
 
 /// Magic number of a simple reply.
 pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
@@ -46,7 +48,7 @@ impl SimpleReply {
 
     /// Encodes the header.
     pub fn encode(self) -> [u8; Self::SIZE] {
-        message(&[
+        concat_fields(&[
             &SIMPLE_REPLY_MAGIC.to_be_bytes(),
             &self.error.0.to_be_bytes(),
             &self.cookie.0.to_be_bytes(),
@@ -58,7 +60,7 @@ impl SimpleReply {
     /// # Errors
     /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = FieldReader::new(bytes);
         let magic = reader.u32("a reply's magic")?;
         if magic != SIMPLE_REPLY_MAGIC {
             return Err(Malformed::BadMagic { what: "a reply", got: magic.into() });
@@ -122,7 +124,7 @@ impl ChunkHeader {
 
     /// Encodes the header.
     pub fn encode(self) -> [u8; Self::SIZE] {
-        message(&[
+        concat_fields(&[
             &STRUCTURED_REPLY_MAGIC.to_be_bytes(),
             &self.flags.0.to_be_bytes(),
             &self.kind.0.to_be_bytes(),
@@ -136,7 +138,7 @@ impl ChunkHeader {
     /// # Errors
     /// The magic number is wrong.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = FieldReader::new(bytes);
         let magic = reader.u32("a chunk's magic")?;
         if magic != STRUCTURED_REPLY_MAGIC {
             return Err(Malformed::BadMagic { what: "a chunk", got: magic.into() });
@@ -170,7 +172,7 @@ impl ExtendedChunkHeader {
 
     /// Encodes the header.
     pub fn encode(self) -> [u8; Self::SIZE] {
-        message(&[
+        concat_fields(&[
             &EXTENDED_REPLY_MAGIC.to_be_bytes(),
             &self.chunk.flags.0.to_be_bytes(),
             &self.chunk.kind.0.to_be_bytes(),
@@ -185,7 +187,7 @@ impl ExtendedChunkHeader {
     /// # Errors
     /// The magic number is wrong, or the length exceeds 32 bits, which no payload does.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = FieldReader::new(bytes);
         let magic = reader.u32("a chunk's magic")?;
         if magic != EXTENDED_REPLY_MAGIC {
             return Err(Malformed::BadMagic { what: "a chunk", got: magic.into() });
@@ -221,7 +223,7 @@ pub const MAX_EXTENTS: usize = 1 << 20;
 
 /// Encodes the payload of `NBD_REPLY_TYPE_BLOCK_STATUS`. The extents must lie within a request
 /// whose own length fits in 32 bits.
-pub fn block_status_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
+pub fn encode_block_status(context: u32, extents: &[Extent]) -> Vec<u8> {
     let mut out = context.to_be_bytes().to_vec();
     for extent in extents.iter().take(MAX_EXTENTS) {
         out.extend(u32::try_from(extent.length).unwrap_or(u32::MAX).to_be_bytes());
@@ -231,7 +233,7 @@ pub fn block_status_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
 }
 
 /// Encodes the payload of `NBD_REPLY_TYPE_BLOCK_STATUS_EXT`.
-pub fn block_status_ext_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
+pub fn encode_block_status_ext(context: u32, extents: &[Extent]) -> Vec<u8> {
     let count = extents.len().min(MAX_EXTENTS);
     let mut out = context.to_be_bytes().to_vec();
     out.extend(u32::try_from(count).unwrap_or(0).to_be_bytes());
@@ -244,9 +246,9 @@ pub fn block_status_ext_payload(context: u32, extents: &[Extent]) -> Vec<u8> {
 
 /// Encodes the payload of an error chunk: `NBD_REPLY_TYPE_ERROR_OFFSET` if there is an `offset`,
 /// otherwise `NBD_REPLY_TYPE_ERROR`.
-pub fn error_payload(error: ErrorCode, message: &str, offset: Option<u64>) -> Vec<u8> {
+pub fn encode_error(error: ErrorCode, message: &str, offset: Option<u64>) -> Vec<u8> {
     const _: () = assert!(MAX_STRING <= u16::MAX as usize);
-    let message = clip(message).as_bytes();
+    let message = truncate_string(message).as_bytes();
     let mut out = Vec::with_capacity(14 + message.len());
     out.extend(error.0.to_be_bytes());
     out.extend(u16::try_from(message.len()).unwrap_or(0).to_be_bytes());
@@ -260,7 +262,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn simple_reply_both_ways() {
+    fn simple_reply_round_trip() {
         let reply = SimpleReply { error: ErrorCode::INVAL, cookie: Cookie(7) };
         let bytes = b"\x67\x44\x66\x98\0\0\0\x16\0\0\0\0\0\0\0\x07";
         assert_eq!(&reply.encode(), bytes);
@@ -269,7 +271,7 @@ mod tests {
         assert_eq!(ErrorCode::INVAL.to_string(), "NBD_EINVAL");
     }
     #[test]
-    fn chunk_both_ways() {
+    fn chunk_header_round_trip() {
         let header = ChunkHeader {
             flags: ReplyFlags::DONE,
             kind: ReplyType::OFFSET_HOLE,
@@ -282,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn extended_chunk_and_its_extents() {
+    fn extended_chunk_header_round_trip() {
         let chunk = ChunkHeader {
             flags: ReplyFlags::DONE,
             kind: ReplyType::BLOCK_STATUS_EXT,
@@ -299,24 +301,24 @@ mod tests {
         assert!(ExtendedChunkHeader::decode(&longer).is_err());
         let extent = Extent { length: 1 << 40, flags: 3 };
         assert_eq!(
-            block_status_ext_payload(5, &[extent]),
+            encode_block_status_ext(5, &[extent]),
             b"\0\0\0\x05\0\0\0\x01\0\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\x03"
         );
     }
 
     #[test]
-    fn compact_extents() {
+    fn compact_extents_are_encoded() {
         let extents = [Extent { length: 512, flags: 3 }, Extent { length: 0xffff_fdff, flags: 0 }];
         assert_eq!(
-            block_status_payload(5, &extents),
+            encode_block_status(5, &extents),
             b"\0\0\0\x05\0\0\x02\0\0\0\0\x03\xff\xff\xfd\xff\0\0\0\0"
         );
     }
 
     #[test]
-    fn errors_carry_a_message_and_perhaps_an_offset() {
-        assert_eq!(error_payload(ErrorCode::IO, "no", None), b"\0\0\0\x05\0\x02no");
-        assert_eq!(error_payload(ErrorCode::IO, "", Some(9)), b"\0\0\0\x05\0\0\0\0\0\0\0\0\0\x09");
-        assert_eq!(error_payload(ErrorCode::IO, &"x".repeat(9999), None).len(), 6 + 4096);
+    fn errors_carry_a_message_and_an_optional_offset() {
+        assert_eq!(encode_error(ErrorCode::IO, "no", None), b"\0\0\0\x05\0\x02no");
+        assert_eq!(encode_error(ErrorCode::IO, "", Some(9)), b"\0\0\0\x05\0\0\0\0\0\0\0\0\0\x09");
+        assert_eq!(encode_error(ErrorCode::IO, &"x".repeat(9999), None).len(), 6 + 4096);
     }
 }

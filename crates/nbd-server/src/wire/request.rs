@@ -1,7 +1,7 @@
 //! Requests of the transmission phase ("Request message", "Request types"), with compact or
 //! extended headers.
 
-use super::{Malformed, Reader, message, wire_flags, wire_number};
+use super::{FieldReader, Malformed, concat_fields, wire_flags, wire_number};
 
 /// Magic number of a compact request.
 pub const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -79,7 +79,7 @@ impl Request {
     /// Encodes a compact request, as a client sends it.
     pub fn encode(&self) -> [u8; Self::SIZE] {
         let length = u32::try_from(self.length).unwrap_or(u32::MAX);
-        message(&[
+        concat_fields(&[
             &REQUEST_MAGIC.to_be_bytes(),
             &self.flags.0.to_be_bytes(),
             &self.command.0.to_be_bytes(),
@@ -91,7 +91,7 @@ impl Request {
 
     /// Encodes an extended request, as a client sends it.
     pub fn encode_extended(&self) -> [u8; Self::EXTENDED_SIZE] {
-        message(&[
+        concat_fields(&[
             &EXTENDED_REQUEST_MAGIC.to_be_bytes(),
             &self.flags.0.to_be_bytes(),
             &self.command.0.to_be_bytes(),
@@ -107,7 +107,7 @@ impl Request {
     /// The magic number is wrong. Message framing has then been lost, and nothing that follows can
     /// be trusted.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, Malformed> {
-        Self::fields(bytes, REQUEST_MAGIC, |reader| reader.u32("a length").map(u64::from))
+        Self::decode_fields(bytes, REQUEST_MAGIC, |reader| reader.u32("a length").map(u64::from))
     }
 
     /// Decodes an extended request.
@@ -115,15 +115,15 @@ impl Request {
     /// # Errors
     /// As for [`Request::decode`].
     pub fn decode_extended(bytes: &[u8; Self::EXTENDED_SIZE]) -> Result<Self, Malformed> {
-        Self::fields(bytes, EXTENDED_REQUEST_MAGIC, |reader| reader.u64("a length"))
+        Self::decode_fields(bytes, EXTENDED_REQUEST_MAGIC, |reader| reader.u64("a length"))
     }
 
-    fn fields(
+    fn decode_fields(
         bytes: &[u8],
         expected: u32,
-        length: impl FnOnce(&mut Reader<'_>) -> Result<u64, Malformed>,
+        length: impl FnOnce(&mut FieldReader<'_>) -> Result<u64, Malformed>,
     ) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes);
+        let mut reader = FieldReader::new(bytes);
         let magic = reader.u32("a request's magic")?;
         if magic != expected {
             return Err(Malformed::BadMagic { what: "a request", got: magic.into() });
@@ -145,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn request_both_ways() {
+    fn request_round_trip() {
         let request = Request {
             flags: CommandFlags::DF,
             command: Command::READ,
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn extended_request() {
+    fn extended_request_round_trip() {
         let bytes = b"\x21\xe4\x1c\x71\0\x20\0\x07\0\0\0\0\0\0\0\x09\
                       \0\0\0\0\0\0\x10\0\x01\0\0\0\0\0\0\0";
         let request = Request {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_magic_is_fatal_and_an_unknown_command_is_not() {
+    fn wrong_magic_is_rejected_and_unknown_command_is_not() {
         let mut bytes = [0; Request::SIZE];
         assert!(Request::decode(&bytes).is_err());
         bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());

@@ -6,50 +6,50 @@ use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
-use super::outgoing::Outgoing;
-use super::pace::Pace;
+use super::send_queue::SendQueue;
+use super::stall::StallDetector;
 use crate::SessionError;
-use crate::budget::Share;
+use crate::budget::ConnectionBudget;
 
 /// Number of queued bytes from which on no further requests are accepted. A longer queue would not
 /// be faster, and a client that does not read must be stopped from asking eventually.
-const ROOM: usize = 256 * 1024;
+const QUEUE_LIMIT: usize = 256 * 1024;
 
 /// Number of bytes sent before yielding to other threads and to other connections of this thread.
-const WITHOUT_A_PAUSE: usize = 256 * 1024;
+const YIELD_INTERVAL: usize = 256 * 1024;
 
 /// Maximum number of slices passed to one vectored write.
 const MAX_SLICES: usize = 64;
 
 /// Sender of replies; counts the requests that have been answered completely.
 #[derive(Debug)]
-pub(super) struct Outbox<W> {
+pub(super) struct ReplyWriter<W> {
     writer: W,
     /// Queue to which replies are appended.
-    pub(super) queue: Outgoing,
+    pub(super) queue: SendQueue,
     is_flushed: bool,
-    since_pause: usize,
+    since_yield: usize,
     answered: u64,
-    share: Arc<Share>,
-    pace: Pace,
+    budget: Arc<ConnectionBudget>,
+    stall_detector: StallDetector,
 }
 
-impl<W: AsyncWrite + Unpin> Outbox<W> {
-    pub(super) fn new(writer: W, share: Arc<Share>, stall: Duration) -> Self {
+impl<W: AsyncWrite + Unpin> ReplyWriter<W> {
+    pub(super) fn new(writer: W, budget: Arc<ConnectionBudget>, stall: Duration) -> Self {
         Self {
             writer,
-            queue: Outgoing::default(),
+            queue: SendQueue::default(),
             is_flushed: true,
-            since_pause: 0,
+            since_yield: 0,
             answered: 0,
-            share,
-            pace: Pace::new(stall),
+            budget,
+            stall_detector: StallDetector::new(stall),
         }
     }
 
     /// Returns true if another request may be accepted.
     pub(super) fn has_room(&self) -> bool {
-        self.queue.len() < ROOM
+        self.queue.len() < QUEUE_LIMIT
     }
 
     /// Returns true if all replies have been written and flushed.
@@ -72,15 +72,15 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
             let now = slices.get(..count).unwrap_or(&slices);
             self.is_flushed = false;
             let write = self.writer.write_vectored(now);
-            let written = self.pace.keep(&self.share, write).await?;
+            let written = self.stall_detector.watch(&self.budget, write).await?;
             if written == 0 {
                 return Err(io::Error::from(io::ErrorKind::WriteZero).into());
             }
-            self.share.note_sent(written);
+            self.budget.record_sent(written);
             self.answered += self.queue.advance(written) as u64;
-            self.since_pause += written;
-            if self.since_pause >= WITHOUT_A_PAUSE {
-                self.since_pause = 0;
+            self.since_yield += written;
+            if self.since_yield >= YIELD_INTERVAL {
+                self.since_yield = 0;
                 // Yields to other threads first: if there are more threads than cores, one with
                 // only a small reply to send would otherwise wait until this one's time slice ends.
                 std::thread::yield_now();
@@ -88,7 +88,7 @@ impl<W: AsyncWrite + Unpin> Outbox<W> {
             }
         }
         if !self.is_flushed {
-            self.pace.keep(&self.share, self.writer.flush()).await?;
+            self.stall_detector.watch(&self.budget, self.writer.flush()).await?;
             self.is_flushed = true;
         }
         Ok(())

@@ -9,13 +9,13 @@ use crate::Throttle;
 use crate::wire::request::Request;
 
 /// A request that waits in the throttle's queue.
-pub(super) struct Held {
+pub(super) struct ThrottledRequest {
     request: Request,
     arrived: Instant,
-    turn: Pin<Box<dyn Future<Output = ()> + Send>>,
+    admission: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
-impl Held {
+impl ThrottledRequest {
     /// Enqueues a request that asks for `bytes` bytes.
     pub(super) fn new(
         request: Request,
@@ -24,20 +24,20 @@ impl Held {
         arrived: Instant,
     ) -> Self {
         let throttle = Arc::clone(throttle);
-        Self { request, arrived, turn: Box::pin(async move { throttle.pass(bytes).await }) }
+        Self { request, arrived, admission: Box::pin(async move { throttle.acquire(bytes).await }) }
     }
 }
 
-/// Waits until the held request is admitted, takes it, and returns it with its time of arrival.
-/// Never completes if no request is held.
+/// Waits until the throttled request is admitted, takes it, and returns it with its time of
+/// arrival. Never completes if no request is throttled.
 ///
 /// Cancel safe: the request keeps its position in the queue.
-pub(super) async fn next(held: &mut Option<Held>) -> (Request, Instant) {
-    match held {
-        Some(Held { turn, request, arrived }) => {
-            turn.await;
+pub(super) async fn admitted(throttled: &mut Option<ThrottledRequest>) -> (Request, Instant) {
+    match throttled {
+        Some(ThrottledRequest { admission, request, arrived }) => {
+            admission.await;
             let taken = (*request, *arrived);
-            *held = None;
+            *throttled = None;
             taken
         }
         None => pending().await,

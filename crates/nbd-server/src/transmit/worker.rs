@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::answer::Answer;
-use super::assembly::{Assembly, Run};
-use super::outgoing::Outgoing;
-use super::ticket::Ticket;
-use crate::budget::{RESERVE, Share};
+use super::assembly::{Assembly, SegmentRun};
+use super::reply_encoder::ReplyEncoder;
+use super::reply_guard::ReplyGuard;
+use super::send_queue::SendQueue;
+use crate::budget::{ConnectionBudget, RESERVE};
 use crate::error::Refusal;
 use crate::wire::MAX_PAYLOAD;
 use crate::wire::reply::{ErrorCode, Extent, MAX_EXTENTS};
@@ -17,18 +17,18 @@ use crate::{Export, Segment, SelectedContext, Span};
 /// Maximum length of the pieces in which a long read is processed, in bytes. Each piece waits for
 /// its turn among the connection's other requests and takes memory of its own, so a read of 32 MiB
 /// is served like many short reads.
-pub(super) const PIECE: u32 = 256 * 1024;
+pub(super) const MAX_PIECE: u32 = 256 * 1024;
 
 /// Alignment of the end of a piece, in bytes, unless it is the end of the read.
 const PIECE_ALIGNMENT: u64 = 4096;
 
 /// Maximum number of requests of one connection that are processed concurrently. The others wait,
 /// so that a flood of requests does not delay all other clients.
-const MAX_WORK_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_JOBS: usize = 8;
 
 /// Error for data that does not fill the requested range exactly. Sending it would corrupt the
 /// framing of all later replies.
-pub(super) const WRONG_PARTS: Refusal =
+pub(super) const DATA_MISMATCH: Refusal =
     Refusal::new(ErrorCode::IO, "the export didn't return exactly what was asked for");
 
 /// Work of a task.
@@ -46,118 +46,133 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) struct Worker<E> {
     export: Arc<E>,
-    share: Arc<Share>,
-    turns: Semaphore,
+    budget: Arc<ConnectionBudget>,
+    permits: Semaphore,
 }
 
 impl<E: Export> Worker<E> {
-    pub(super) fn new(export: Arc<E>, share: Arc<Share>) -> Self {
-        Self { export, share, turns: Semaphore::new(MAX_WORK_AT_ONCE) }
+    pub(super) fn new(export: Arc<E>, budget: Arc<ConnectionBudget>) -> Self {
+        Self { export, budget, permits: Semaphore::new(MAX_CONCURRENT_JOBS) }
     }
 
-    /// Processes a job and replies through `ticket`.
-    pub(super) async fn work(self: Arc<Self>, ticket: Ticket, job: Job) {
+    /// Processes a job and replies through `guard`.
+    pub(super) async fn process(self: Arc<Self>, guard: ReplyGuard, job: Job) {
         match job {
-            Job::Read { span, whole } if whole || ticket.answer.is_simple() => {
-                self.read_whole(ticket, span).await;
+            Job::Read { span, whole } if whole || guard.encoder.is_simple() => {
+                self.read_whole(guard, span).await;
             }
-            Job::Read { span, .. } => self.read_in_pieces(ticket, span).await,
+            Job::Read { span, .. } => self.read_in_pieces(guard, span).await,
             Job::Cache { offset, length } => {
-                let _turn = self.turn().await;
+                let _permit = self.permit().await;
                 match self.export.cache(offset, length).await {
-                    Ok(()) => ticket.finish(None, |answer, out| answer.done(out)),
-                    Err(error) => ticket.refuse(&error.into()),
+                    Ok(()) => guard.finish(None, |encoder, out| encoder.done(out)),
+                    Err(error) => guard.refuse(&error.into()),
                 }
             }
-            Job::Status(query) => self.status(ticket, query).await,
+            Job::Status(query) => self.status(guard, query).await,
         }
     }
 
     /// Waits for a permit to process a request of this connection.
-    async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+    async fn permit(&self) -> Option<SemaphorePermit<'_>> {
         // The semaphore is never closed, so the permit is always granted.
-        self.turns.acquire().await.ok()
+        self.permits.acquire().await.ok()
     }
 
-    async fn read_whole(&self, ticket: Ticket, span: Span) {
-        let _turn = self.turn().await;
-        let hold = self.share.take(span.length).await;
+    async fn read_whole(&self, guard: ReplyGuard, span: Span) {
+        let _permit = self.permit().await;
+        let memory_permit = self.budget.acquire(span.length).await;
         let mut assembly = Assembly::new(span);
-        let mut is_sound = true;
-        let part = |offset, segment| is_sound &= assembly.add(offset, segment);
+        let mut parts_valid = true;
+        let part = |offset, segment| parts_valid &= assembly.add(offset, segment);
         if let Err(error) = self.export.read(span, part).await {
-            return ticket.refuse(&error.into());
+            return guard.refuse(&error.into());
         }
-        if !is_sound || !assembly.is_complete() {
-            return ticket.refuse(&WRONG_PARTS);
+        if !parts_valid || !assembly.is_complete() {
+            return guard.refuse(&DATA_MISMATCH);
         }
         let runs = assembly.take_all();
         let mut segments: Vec<Segment> = runs.into_iter().flat_map(|run| run.segments).collect();
-        ticket.finish(Some(hold), |answer, out| answer.data(out, span, true, true, &mut segments));
+        guard.finish(Some(memory_permit), |encoder, out| {
+            encoder.data(out, span, true, true, &mut segments)
+        });
     }
 
-    async fn read_in_pieces(&self, ticket: Ticket, span: Span) {
+    async fn read_in_pieces(&self, guard: ReplyGuard, span: Span) {
         let mut at = span.offset;
         while at < span.end() {
-            let _turn = self.turn().await;
-            let wanted = piece(at, span.end(), PIECE).length;
-            let (hold, length) = self.share.take_up_to(wanted, RESERVE).await;
-            let piece = piece(at, span.end(), length);
+            let _permit = self.permit().await;
+            let wanted = piece_at(at, span.end(), MAX_PIECE).length;
+            let (memory_permit, length) = self.budget.acquire_up_to(wanted, RESERVE).await;
+            let piece = piece_at(at, span.end(), length);
             at = piece.end();
-            match self.read_piece(&ticket, piece).await {
+            match self.read_piece(&guard, piece).await {
                 Ok(rest) if at < span.end() => {
-                    ticket.part(Some(hold), |answer, out| write(rest, answer, out, false));
+                    guard.send_part(Some(memory_permit), |encoder, out| {
+                        write_runs(rest, encoder, out, false)
+                    });
                 }
                 Ok(rest) => {
-                    return ticket.finish(Some(hold), |answer, out| write(rest, answer, out, true));
+                    return guard.finish(Some(memory_permit), |encoder, out| {
+                        write_runs(rest, encoder, out, true)
+                    });
                 }
-                Err(refusal) => return ticket.refuse(&refusal),
+                Err(refusal) => return guard.refuse(&refusal),
             }
         }
     }
 
     /// Reads a piece, and sends parts of it before all of it has been read. Returns the rest, so
     /// that the caller can send it with or without the end of the reply.
-    async fn read_piece(&self, ticket: &Ticket, piece: Span) -> Result<Vec<Run>, Refusal> {
+    async fn read_piece(
+        &self,
+        guard: &ReplyGuard,
+        piece: Span,
+    ) -> Result<Vec<SegmentRun>, Refusal> {
         let mut assembly = Assembly::new(piece);
-        let mut is_sound = true;
+        let mut parts_valid = true;
         let part = |offset, segment| {
-            is_sound &= assembly.add(offset, segment);
-            if is_sound
+            parts_valid &= assembly.add(offset, segment);
+            if parts_valid
                 && !assembly.is_complete()
                 && let Some(run) = assembly.take_around(offset)
             {
-                ticket.part(None, |answer, out| write(vec![run], answer, out, false));
+                guard.send_part(None, |encoder, out| write_runs(vec![run], encoder, out, false));
             }
         };
         self.export.read(piece, part).await?;
-        if is_sound && assembly.is_complete() { Ok(assembly.take_all()) } else { Err(WRONG_PARTS) }
+        if parts_valid && assembly.is_complete() {
+            Ok(assembly.take_all())
+        } else {
+            Err(DATA_MISMATCH)
+        }
     }
 
-    async fn status(&self, ticket: Ticket, query: StatusQuery) {
+    async fn status(&self, guard: ReplyGuard, query: StatusQuery) {
         /// Refusal of a reply without extents, with which a client would make no progress.
         const NO_EXTENTS: Refusal =
             Refusal::new(ErrorCode::IO, "the export knows nothing of that range");
-        let _turn = self.turn().await;
-        let (mut hold, memory) = self.share.take_up_to(query.memory(), ENOUGH_FOR_STATUS).await;
+        let _permit = self.permit().await;
+        let (mut memory_permit, memory) =
+            self.budget.acquire_up_to(query.memory(), MIN_STATUS_MEMORY).await;
         let mut answers = Vec::with_capacity(query.contexts.len());
         for context in &query.contexts {
             let StatusQuery { offset, length, .. } = query;
-            let most = query.most(memory);
-            match self.export.extents(context.position, offset, length, most).await {
-                Ok(extents) if extents.is_empty() => return ticket.refuse(&NO_EXTENTS),
+            let max_extents = query.max_extents(memory);
+            match self.export.extents(context.position, offset, length, max_extents).await {
+                Ok(extents) if extents.is_empty() => return guard.refuse(&NO_EXTENTS),
                 Ok(extents) => answers.push((context.id, extents)),
-                Err(error) => return ticket.refuse(&error.into()),
+                Err(error) => return guard.refuse(&error.into()),
             }
         }
         let extents: usize = answers.iter().map(|(_, extents)| extents.len()).sum();
-        hold.shrink_to(extents * EXTENT);
-        ticket.finish(Some(hold), |answer, out| answer.status(out, &answers));
+        memory_permit.shrink_to(extents * EXTENT_SIZE);
+        guard.finish(Some(memory_permit), |encoder, out| encoder.status(out, &answers));
     }
 }
 
 /// Returns the piece of a read that starts at `at` and is at most `most` bytes long.
-fn piece(at: u64, end: u64, most: u32) -> Span {
+fn piece_at(at: u64, end: u64, most: u32) -> Span {
     let mut until = at + u64::from(most);
     until -= until % PIECE_ALIGNMENT;
     let until = if until > at { until.min(end) } else { end.min(at + u64::from(most)) };
@@ -166,14 +181,14 @@ fn piece(at: u64, end: u64, most: u32) -> Span {
 }
 
 /// Writes the data that was read, and ends the reply if it is the `last` part.
-fn write(runs: Vec<Run>, answer: Answer, out: &mut Outgoing, last: bool) {
+fn write_runs(runs: Vec<SegmentRun>, encoder: ReplyEncoder, out: &mut SendQueue, last: bool) {
     let mut left = runs.len();
     if left == 0 && last {
-        answer.done(out);
+        encoder.done(out);
     }
     for mut run in runs {
         left -= 1;
-        answer.data(out, run.span, false, last && left == 0, &mut run.segments);
+        encoder.data(out, run.span, false, last && left == 0, &mut run.segments);
     }
 }
 
@@ -183,20 +198,20 @@ pub(super) struct StatusQuery {
     pub(super) offset: u64,
     pub(super) length: u64,
     /// True if at most one extent per context is wanted.
-    pub(super) one: bool,
+    pub(super) single_extent: bool,
     pub(super) contexts: Vec<SelectedContext>,
 }
 
 /// Memory needed for one extent, in bytes.
-const EXTENT: usize = size_of::<Extent>();
+const EXTENT_SIZE: usize = size_of::<Extent>();
 
-/// Memory that always suffices to answer a block status request, if not completely, in bytes.
-const ENOUGH_FOR_STATUS: u32 = RESERVE / 4;
+/// Memory that always suffices to encoder a block status request, if not completely, in bytes.
+const MIN_STATUS_MEMORY: u32 = RESERVE / 4;
 
 impl StatusQuery {
     /// Returns the maximum length of the payload of a block status request for some of `contexts`,
     /// in bytes: an effect length and the contexts' IDs.
-    pub(super) fn longest_payload(contexts: &[SelectedContext]) -> usize {
+    pub(super) fn max_payload(contexts: &[SelectedContext]) -> usize {
         const LENGTH: usize = 8;
         const NUMBER: usize = 4;
         LENGTH + NUMBER * contexts.len()
@@ -207,20 +222,28 @@ impl StatusQuery {
     fn memory(&self) -> u32 {
         const SECTOR: u64 = 512;
         let sectors = usize::try_from(self.length / SECTOR + 2).unwrap_or(usize::MAX);
-        let each = if self.one { 1 } else { sectors.min(MAX_EXTENTS / self.contexts.len().max(1)) };
-        let bytes = each * self.contexts.len() * EXTENT;
+        let each = if self.single_extent {
+            1
+        } else {
+            sectors.min(MAX_EXTENTS / self.contexts.len().max(1))
+        };
+        let bytes = each * self.contexts.len() * EXTENT_SIZE;
         u32::try_from(bytes).unwrap_or(u32::MAX).min(MAX_PAYLOAD)
     }
 
     /// Returns the maximum number of extents per context for the given amount of memory, in bytes.
-    fn most(&self, memory: u32) -> usize {
-        if self.one { 1 } else { (memory as usize / EXTENT / self.contexts.len().max(1)).max(1) }
+    fn max_extents(&self, memory: u32) -> usize {
+        if self.single_extent {
+            1
+        } else {
+            (memory as usize / EXTENT_SIZE / self.contexts.len().max(1)).max(1)
+        }
     }
 }
 
 /// Decodes the payload of a block status request: "64 bits, effect length; n * 32 bits, list of
 /// metacontext ids to use". Returns `None` if it is invalid.
-pub(super) fn status_payload(
+pub(super) fn decode_status_payload(
     payload: &[u8],
     selected: &[SelectedContext],
 ) -> Option<(u64, Vec<SelectedContext>)> {

@@ -5,11 +5,11 @@ use std::io::IoSlice;
 
 use bytes::Bytes;
 
-use crate::budget::Hold;
+use crate::budget::MemoryPermit;
 use crate::export::{COPY_THRESHOLD, Segment};
 
 /// Capacity in bytes beyond which an empty buffer is freed.
-const KEPT: usize = 256 * 1024;
+const MAX_IDLE_CAPACITY: usize = 256 * 1024;
 
 /// Source of zeros to send.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
@@ -17,13 +17,13 @@ static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 /// A queue of bytes to send: headers and short data are copied into one buffer, long data is kept
 /// as references to blocks. Once grown to what a connection needs, it allocates no more.
 #[derive(Debug, Default)]
-pub(super) struct Outgoing {
-    small: Vec<u8>,
-    /// Number of bytes of `small` that have been sent.
-    small_sent: usize,
+pub(super) struct SendQueue {
+    buffer: Vec<u8>,
+    /// Number of bytes of `buffer` that have been sent.
+    buffer_sent: usize,
     pieces: VecDeque<Piece>,
     length: usize,
-    receipts: VecDeque<Receipt>,
+    markers: VecDeque<ReplyMarker>,
     /// Total bytes queued and total bytes sent since creation.
     queued: u64,
     sent: u64,
@@ -32,23 +32,23 @@ pub(super) struct Outgoing {
 #[derive(Debug)]
 enum Piece {
     /// Number of bytes in the buffer.
-    Small(usize),
+    Buffered(usize),
     /// Referenced data, such as part of a block.
     Data(Bytes),
     /// Number of zeros.
     Zeros(usize),
 }
 
-/// Marker in the queue: when all bytes before `position` have been sent, `hold` is released.
+/// Marker in the queue: when all bytes before `position` have been sent, `permit` is released.
 #[derive(Debug)]
-struct Receipt {
+struct ReplyMarker {
     position: u64,
-    hold: Option<Hold>,
+    permit: Option<MemoryPermit>,
     /// True if this is the end of the reply to a request.
     is_last: bool,
 }
 
-impl Outgoing {
+impl SendQueue {
     /// Returns the number of bytes that wait to be sent.
     pub(super) fn len(&self) -> usize {
         self.length
@@ -61,11 +61,11 @@ impl Outgoing {
 
     /// Appends a copy of `bytes`.
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        self.small.extend_from_slice(bytes);
+        self.buffer.extend_from_slice(bytes);
         self.grow(bytes.len());
         match self.pieces.back_mut() {
-            Some(Piece::Small(length)) => *length += bytes.len(),
-            _ => self.pieces.push_back(Piece::Small(bytes.len())),
+            Some(Piece::Buffered(length)) => *length += bytes.len(),
+            _ => self.pieces.push_back(Piece::Buffered(bytes.len())),
         }
     }
 
@@ -87,24 +87,24 @@ impl Outgoing {
         }
     }
 
-    /// Marks the current end of the queue. `hold` is released once everything before it has been
+    /// Marks the current end of the queue. `permit` is released once everything before it has been
     /// sent. `is_last` says that this is the end of the reply to a request.
-    pub(super) fn push_receipt(&mut self, hold: Option<Hold>, is_last: bool) {
-        if hold.is_some() || is_last {
-            self.receipts.push_back(Receipt { position: self.queued, hold, is_last });
+    pub(super) fn push_marker(&mut self, permit: Option<MemoryPermit>, is_last: bool) {
+        if permit.is_some() || is_last {
+            self.markers.push_back(ReplyMarker { position: self.queued, permit, is_last });
         }
     }
 
     /// Appends another queue, of which nothing may have been sent yet.
     pub(super) fn append(&mut self, other: Self) {
         let before = self.queued;
-        let mut small = other.small.as_slice();
+        let mut buffer = other.buffer.as_slice();
         for piece in other.pieces {
             match piece {
-                Piece::Small(length) => {
-                    let (now, rest) = small.split_at_checked(length).unwrap_or((small, &[]));
+                Piece::Buffered(length) => {
+                    let (now, rest) = buffer.split_at_checked(length).unwrap_or((buffer, &[]));
                     self.push(now);
-                    small = rest;
+                    buffer = rest;
                 }
                 Piece::Data(bytes) => self.push_segment(Segment::Data(bytes)),
                 piece @ Piece::Zeros(length) => {
@@ -113,13 +113,13 @@ impl Outgoing {
                 }
             }
         }
-        let moved = other.receipts.into_iter();
-        self.receipts.extend(moved.map(|r| Receipt { position: before + r.position, ..r }));
+        let moved = other.markers.into_iter();
+        self.markers.extend(moved.map(|r| ReplyMarker { position: before + r.position, ..r }));
     }
 
     /// Fills `slices` with the bytes to send next, and returns the number of slices used.
     pub(super) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let mut small = self.small.get(self.small_sent..).unwrap_or_default();
+        let mut buffer = self.buffer.get(self.buffer_sent..).unwrap_or_default();
         let mut count = 0;
         let mut slots = slices.iter_mut();
         for piece in &self.pieces {
@@ -133,9 +133,9 @@ impl Outgoing {
                 is_added
             };
             let is_added = match piece {
-                Piece::Small(length) => {
-                    let (now, rest) = small.split_at_checked(*length).unwrap_or((small, &[]));
-                    small = rest;
+                Piece::Buffered(length) => {
+                    let (now, rest) = buffer.split_at_checked(*length).unwrap_or((buffer, &[]));
+                    buffer = rest;
                     add(now)
                 }
                 Piece::Data(bytes) => add(bytes),
@@ -170,10 +170,10 @@ impl Outgoing {
             && let Some(first) = self.pieces.front_mut()
         {
             let now = match first {
-                Piece::Small(length) => {
+                Piece::Buffered(length) => {
                     let now = left.min(*length);
                     *length -= now;
-                    self.small_sent += now;
+                    self.buffer_sent += now;
                     now
                 }
                 Piece::Data(bytes) => {
@@ -188,7 +188,7 @@ impl Outgoing {
                 }
             };
             left -= now;
-            if matches!(first, Piece::Small(0) | Piece::Zeros(0))
+            if matches!(first, Piece::Buffered(0) | Piece::Zeros(0))
                 || matches!(first, Piece::Data(bytes) if bytes.is_empty())
             {
                 self.pieces.pop_front();
@@ -196,11 +196,11 @@ impl Outgoing {
         }
         self.reclaim();
         let mut answered = 0;
-        while self.receipts.front().is_some_and(|next| next.position <= self.sent)
-            && let Some(Receipt { hold, is_last, .. }) = self.receipts.pop_front()
+        while self.markers.front().is_some_and(|next| next.position <= self.sent)
+            && let Some(ReplyMarker { permit, is_last, .. }) = self.markers.pop_front()
         {
             answered += usize::from(is_last);
-            drop(hold);
+            drop(permit);
         }
         answered
     }
@@ -211,15 +211,15 @@ impl Outgoing {
     }
 
     fn reclaim(&mut self) {
-        if self.small_sent == self.small.len() {
-            self.small.clear();
-            self.small_sent = 0;
-            if self.small.capacity() > KEPT {
-                self.small = Vec::new();
+        if self.buffer_sent == self.buffer.len() {
+            self.buffer.clear();
+            self.buffer_sent = 0;
+            if self.buffer.capacity() > MAX_IDLE_CAPACITY {
+                self.buffer = Vec::new();
             }
-        } else if self.small_sent > KEPT {
-            self.small.drain(..self.small_sent);
-            self.small_sent = 0;
+        } else if self.buffer_sent > MAX_IDLE_CAPACITY {
+            self.buffer.drain(..self.buffer_sent);
+            self.buffer_sent = 0;
         }
     }
 }
@@ -228,28 +228,28 @@ impl Outgoing {
 mod tests {
     use super::*;
 
-    fn bytes_of(queue: &Outgoing, slots: usize) -> Vec<u8> {
+    fn bytes_of(queue: &SendQueue, slots: usize) -> Vec<u8> {
         let mut slices = vec![IoSlice::new(&[]); slots];
         let count = queue.slices(&mut slices);
         slices[..count].iter().map(|slice| &slice[..]).collect::<Vec<_>>().concat()
     }
 
-    fn filled() -> (Outgoing, Vec<u8>) {
+    fn filled() -> (SendQueue, Vec<u8>) {
         let long = Bytes::from(vec![7; COPY_THRESHOLD + 5]);
-        let mut queue = Outgoing::default();
+        let mut queue = SendQueue::default();
         queue.push(b"head");
         queue.push_segment(Segment::Data(Bytes::from_static(b"short")));
-        queue.push_receipt(None, true);
+        queue.push_marker(None, true);
         queue.push(b"second");
         queue.push_segment(Segment::Data(long.clone()));
         queue.push_segment(Segment::Zeros(100_000));
-        queue.push_receipt(None, true);
+        queue.push_marker(None, true);
         let expected = [b"headshortsecond".as_slice(), &long, &vec![0; 100_000]].concat();
         (queue, expected)
     }
 
     #[test]
-    fn bytes_come_out_as_they_went_in_whatever_the_steps() {
+    fn bytes_are_sent_in_order_for_any_write_size() {
         for step in [777, COPY_THRESHOLD, 70_000, usize::MAX] {
             for slots in [1, 2, 64] {
                 let (mut queue, expected) = filled();
@@ -262,20 +262,20 @@ mod tests {
                 }
                 assert_eq!(out, expected, "{step} {slots}");
                 assert_eq!(answered, 2);
-                assert!(queue.pieces.is_empty() && queue.small.is_empty());
+                assert!(queue.pieces.is_empty() && queue.buffer.is_empty());
             }
         }
     }
 
     #[test]
-    fn requests_are_answered_once_their_last_byte_is_sent() {
+    fn requests_count_as_answered_once_their_last_byte_is_sent() {
         let (mut queue, expected) = filled();
         assert_eq!([queue.advance(8), queue.advance(1), queue.advance(0)], [0, 1, 0]);
         assert_eq!([queue.advance(expected.len() - 10), queue.advance(1)], [0, 1]);
     }
 
     #[test]
-    fn a_queue_goes_behind_another() {
+    fn queues_can_be_appended() {
         let (mut queue, mut expected) = filled();
         assert_eq!(queue.advance(20), 1);
         let (other, more) = filled();
@@ -288,12 +288,12 @@ mod tests {
     }
 
     #[test]
-    fn short_data_joins_its_head() {
-        let mut queue = Outgoing::default();
+    fn short_data_shares_the_buffer_of_its_header() {
+        let mut queue = SendQueue::default();
         for _ in 0..10 {
             queue.push(b"head");
             queue.push_segment(Segment::Data(Bytes::from(vec![1; 4096])));
-            queue.push_receipt(None, true);
+            queue.push_marker(None, true);
         }
         let mut slices = [IoSlice::new(&[]); 8];
         assert_eq!(queue.slices(&mut slices), 1);

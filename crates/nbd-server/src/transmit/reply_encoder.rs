@@ -1,26 +1,26 @@
 //! Encoding of replies: a simple reply, or the chunks of a structured one.
 
 use super::chunks::{self, Chunk};
-use super::outgoing::Outgoing;
+use super::send_queue::SendQueue;
 use crate::error::Refusal;
 use crate::wire::reply::{
     ChunkHeader, ErrorCode, ExtendedChunkHeader, Extent, ReplyFlags, ReplyType, SimpleReply,
-    block_status_ext_payload, block_status_payload, error_payload,
+    encode_block_status, encode_block_status_ext, encode_error,
 };
 use crate::wire::request::{Cookie, Request};
 use crate::{ReplyMode, Segment, Span};
 
 /// Encoder of the reply to one request.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer {
+pub(super) struct ReplyEncoder {
     cookie: Cookie,
     offset: u64,
     mode: ReplyMode,
 }
 
-impl Answer {
+impl ReplyEncoder {
     /// Creates the encoder of the reply to `request`.
-    pub(super) fn to(request: &Request, mode: ReplyMode) -> Self {
+    pub(super) fn new(request: &Request, mode: ReplyMode) -> Self {
         Self { cookie: request.cookie, offset: request.offset, mode }
     }
 
@@ -35,7 +35,7 @@ impl Answer {
     /// `whole`, and ends the reply if `last`.
     pub(super) fn data(
         self,
-        out: &mut Outgoing,
+        out: &mut SendQueue,
         span: Span,
         whole: bool,
         last: bool,
@@ -50,24 +50,24 @@ impl Answer {
             self.done(out);
         } else if segments.iter().all(is_zeros) {
             segments.clear();
-            self.content(out, Chunk::Hole { offset, length: span.length }, last);
+            self.content_chunk(out, Chunk::Hole { offset, length: span.length }, last);
         } else if whole || !segments.iter().any(is_zeros) {
             // "If the area being read contains both data and a hole, the server MUST use
             // NBD_REPLY_TYPE_OFFSET_DATA with the zeroes explicitly present."
-            self.content_head(out, offset, span.length, last);
+            self.data_chunk_header(out, offset, span.length, last);
             segments.drain(..).for_each(|segment| out.push_segment(segment));
         } else {
-            let chunks = chunks::cut(span, std::mem::take(segments));
+            let chunks = chunks::split_into_chunks(span, std::mem::take(segments));
             let mut left = chunks.len();
             for chunk in chunks {
                 left -= 1;
-                self.content(out, chunk, last && left == 0);
+                self.content_chunk(out, chunk, last && left == 0);
             }
         }
     }
 
     /// Ends a successful reply without further content.
-    pub(super) fn done(self, out: &mut Outgoing) {
+    pub(super) fn done(self, out: &mut SendQueue) {
         match self.mode {
             ReplyMode::Simple => self.simple(out, ErrorCode::OK),
             _ => self.chunk(out, ReplyType::NONE, true, 0, &[]),
@@ -76,15 +76,15 @@ impl Answer {
 
     /// Writes the extents of each metadata context, given with the context's ID, and ends the
     /// reply.
-    pub(super) fn status(self, out: &mut Outgoing, contexts: &[(u32, Vec<Extent>)]) {
+    pub(super) fn status(self, out: &mut SendQueue, contexts: &[(u32, Vec<Extent>)]) {
         let mut left = contexts.len();
         for (id, extents) in contexts {
             left -= 1;
             let (kind, payload) = match self.mode {
                 ReplyMode::Extended => {
-                    (ReplyType::BLOCK_STATUS_EXT, block_status_ext_payload(*id, extents))
+                    (ReplyType::BLOCK_STATUS_EXT, encode_block_status_ext(*id, extents))
                 }
-                _ => (ReplyType::BLOCK_STATUS, block_status_payload(*id, extents)),
+                _ => (ReplyType::BLOCK_STATUS, encode_block_status(*id, extents)),
             };
             // There may be millions of extents, so the payload is not copied into the buffer of
             // headers.
@@ -95,7 +95,7 @@ impl Answer {
     }
 
     /// Writes an error reply.
-    pub(super) fn refuse(self, out: &mut Outgoing, refusal: &Refusal) {
+    pub(super) fn refuse(self, out: &mut SendQueue, refusal: &Refusal) {
         match self.mode {
             ReplyMode::Simple => self.simple(out, refusal.code),
             // "MUST NOT use a simple reply for NBD_CMD_READ", and "SHOULD prefer sending
@@ -105,17 +105,17 @@ impl Answer {
                     Some(_) => ReplyType::ERROR_OFFSET,
                     None => ReplyType::ERROR,
                 };
-                let payload = error_payload(refusal.code, refusal.message, refusal.offset);
+                let payload = encode_error(refusal.code, refusal.message, refusal.offset);
                 self.chunk(out, kind, true, 0, &payload);
             }
         }
     }
 
-    fn simple(self, out: &mut Outgoing, error: ErrorCode) {
+    fn simple(self, out: &mut SendQueue, error: ErrorCode) {
         out.push(&SimpleReply { error, cookie: self.cookie }.encode());
     }
 
-    fn content(self, out: &mut Outgoing, chunk: Chunk, last: bool) {
+    fn content_chunk(self, out: &mut SendQueue, chunk: Chunk, last: bool) {
         match chunk {
             Chunk::Hole { offset, length } => {
                 let mut payload = [0; 12];
@@ -126,7 +126,12 @@ impl Answer {
             }
             Chunk::Data { offset, segments } => {
                 let length: usize = segments.iter().map(Segment::len).sum();
-                self.content_head(out, offset, u32::try_from(length).unwrap_or(u32::MAX), last);
+                self.data_chunk_header(
+                    out,
+                    offset,
+                    u32::try_from(length).unwrap_or(u32::MAX),
+                    last,
+                );
                 segments.into_iter().for_each(|segment| out.push_segment(segment));
             }
         }
@@ -134,12 +139,12 @@ impl Answer {
 
     /// Writes the header of a data chunk, up to and including its offset; `length` bytes of data
     /// must follow.
-    fn content_head(self, out: &mut Outgoing, offset: u64, length: u32, last: bool) {
+    fn data_chunk_header(self, out: &mut SendQueue, offset: u64, length: u32, last: bool) {
         self.chunk(out, ReplyType::OFFSET_DATA, last, length, &offset.to_be_bytes());
     }
 
     /// Writes a chunk's header and `payload`; the caller appends `follows` more bytes of payload.
-    fn chunk(self, out: &mut Outgoing, kind: ReplyType, last: bool, follows: u32, payload: &[u8]) {
+    fn chunk(self, out: &mut SendQueue, kind: ReplyType, last: bool, follows: u32, payload: &[u8]) {
         // Cannot overflow: at most the maximum payload and an offset.
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).saturating_add(follows);
         let flags = if last { ReplyFlags::DONE } else { ReplyFlags::default() };

@@ -14,30 +14,30 @@ const CAPACITY: usize = 4096;
 
 /// Buffered reader of requests: those that arrived together cost a single read.
 #[derive(Debug)]
-pub(super) struct Inbox<R> {
+pub(super) struct RequestReader<R> {
     reader: R,
     buffer: BytesMut,
     extended: bool,
     /// Bytes of unwanted payload that have not been skipped yet.
     to_skip: u32,
     /// Maximum length of a payload that is kept, in bytes: that of a block status request.
-    most_kept: usize,
+    max_payload: usize,
 }
 
-impl<R: AsyncRead + Unpin> Inbox<R> {
+impl<R: AsyncRead + Unpin> RequestReader<R> {
     /// Creates a reader of requests with compact or, if `mode` is extended, extended headers.
-    pub(super) fn new(reader: R, mode: ReplyMode, most_kept: usize) -> Self {
+    pub(super) fn new(reader: R, mode: ReplyMode, max_payload: usize) -> Self {
         let extended = mode == ReplyMode::Extended;
         let buffer = BytesMut::with_capacity(CAPACITY);
-        Self { reader, buffer, extended, to_skip: 0, most_kept }
+        Self { reader, buffer, extended, to_skip: 0, max_payload }
     }
 
     /// Returns the next request, or `None` if the client closed the stream between two requests.
     ///
     /// Cancel safe: data that has arrived stays in the buffer.
-    pub(super) async fn request(&mut self) -> Result<Option<Request>, SessionError> {
+    pub(super) async fn next_request(&mut self) -> Result<Option<Request>, SessionError> {
         loop {
-            if let Some(request) = self.request_here()? {
+            if let Some(request) = self.buffered_request()? {
                 return Ok(Some(request));
             }
             if !self.fill().await? {
@@ -51,7 +51,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
 
     /// Returns the next request if it is in the buffer, along with its payload if that is to be
     /// kept.
-    pub(super) fn request_here(&mut self) -> Result<Option<Request>, Malformed> {
+    pub(super) fn buffered_request(&mut self) -> Result<Option<Request>, Malformed> {
         let now = self.buffer.len().min(self.to_skip as usize);
         self.buffer.advance(now);
         self.to_skip -= u32::try_from(now).unwrap_or(self.to_skip);
@@ -61,7 +61,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
             (self.buffer.first_chunk().map(Request::decode), Request::SIZE)
         };
         let Some(request) = decoded.transpose()? else { return Ok(None) };
-        if self.buffer.len() < size + self.kept_payload(&request) {
+        if self.buffer.len() < size + self.buffered_payload_len(&request) {
             return Ok(None);
         }
         self.buffer.advance(size);
@@ -69,28 +69,28 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
     }
 
     /// Returns the length of the payload that is buffered along with its request, in bytes.
-    fn kept_payload(&self, request: &Request) -> usize {
+    fn buffered_payload_len(&self, request: &Request) -> usize {
         let has_payload = self.extended
             && request.command == Command::BLOCK_STATUS
             && request.flags.contains(CommandFlags::PAYLOAD_LEN);
         match usize::try_from(request.length) {
-            Ok(length) if has_payload && length <= self.most_kept => length,
+            Ok(length) if has_payload && length <= self.max_payload => length,
             _ => 0,
         }
     }
 
     /// Takes the payload of the request that was returned last, `length` bytes. Returns `None` if
     /// it is too long to be kept, and skips it.
-    pub(super) fn payload(&mut self, length: u32) -> Option<BytesMut> {
-        if length as usize > self.most_kept || length as usize > self.buffer.len() {
-            self.skip(length);
+    pub(super) fn take_payload(&mut self, length: u32) -> Option<BytesMut> {
+        if length as usize > self.max_payload || length as usize > self.buffer.len() {
+            self.skip_payload(length);
             return None;
         }
         Some(self.buffer.split_to(length as usize))
     }
 
     /// Skips the next `length` bytes of payload as they arrive.
-    pub(super) fn skip(&mut self, length: u32) {
+    pub(super) fn skip_payload(&mut self, length: u32) {
         self.to_skip = length;
     }
 
@@ -105,7 +105,7 @@ impl<R: AsyncRead + Unpin> Inbox<R> {
 
     async fn fill(&mut self) -> io::Result<bool> {
         // Makes room for a full read without growing the buffer: consumed bytes are reclaimed.
-        let wanted = CAPACITY.max(Request::EXTENDED_SIZE + self.most_kept);
+        let wanted = CAPACITY.max(Request::EXTENDED_SIZE + self.max_payload);
         self.buffer.reserve(wanted - self.buffer.len().min(wanted - 1));
         match self.reader.read_buf(&mut self.buffer).await {
             Ok(count) => Ok(count > 0),
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn requests_and_payloads_in_pieces() {
+    async fn fragmented_requests_and_payloads_are_read() {
         let mut bytes = Vec::new();
         for cookie in 0..500 {
             bytes.extend(request(cookie).encode());
@@ -145,27 +145,27 @@ mod tests {
             let sender = tokio::spawn(async move {
                 tokio::io::AsyncWriteExt::write_all(&mut client, &sent).await.unwrap();
             });
-            let mut inbox = Inbox::new(server, ReplyMode::Simple, 0);
+            let mut reader = RequestReader::new(server, ReplyMode::Simple, 0);
             for cookie in 0..500 {
-                assert_eq!(inbox.request().await.unwrap(), Some(request(cookie)));
-                inbox.skip(100);
+                assert_eq!(reader.next_request().await.unwrap(), Some(request(cookie)));
+                reader.skip_payload(100);
             }
-            assert_eq!(inbox.request().await.unwrap(), None);
-            assert!(inbox.buffer.capacity() <= 2 * CAPACITY);
+            assert_eq!(reader.next_request().await.unwrap(), None);
+            assert!(reader.buffer.capacity() <= 2 * CAPACITY);
             sender.await.unwrap();
         }
     }
 
     #[tokio::test]
-    async fn an_end_in_the_middle_is_an_error() {
+    async fn end_of_stream_within_a_request_is_an_error() {
         let whole = request(1).encode();
         for cut in 1..whole.len() {
-            let mut inbox = Inbox::new(&whole[..cut], ReplyMode::Simple, 0);
-            assert!(inbox.request().await.is_err());
+            let mut reader = RequestReader::new(&whole[..cut], ReplyMode::Simple, 0);
+            assert!(reader.next_request().await.is_err());
         }
-        let mut inbox = Inbox::new(&whole[..], ReplyMode::Simple, 0);
-        inbox.request().await.unwrap();
-        inbox.skip(1);
-        assert!(inbox.request().await.is_err());
+        let mut reader = RequestReader::new(&whole[..], ReplyMode::Simple, 0);
+        reader.next_request().await.unwrap();
+        reader.skip_payload(1);
+        assert!(reader.next_request().await.is_err());
     }
 }
