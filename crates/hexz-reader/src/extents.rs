@@ -14,10 +14,12 @@ use crate::storage::FileId;
 /// any length. A border moves in the direction that keeps the answer correct.
 const ALIGNMENT: u64 = 512;
 
-/// Maximum number of the archive's index pages that one query visits: some 1 GiB of a stream with
-/// usual blocks. The client continues from the end of the answer. A query must not occupy a decoder
-/// for more than a few milliseconds.
-const MAX_PAGES: usize = 4;
+/// Maximum number of the archive's index pages that one query visits. The client continues from the
+/// end of the answer. A query must not occupy a decoder for more than about a millisecond.
+const MAX_PAGES: usize = 16;
+
+/// Maximum number of blocks that one query visits: some 1 GiB of a stream with usual blocks.
+const MAX_BLOCKS: usize = 4 * 4096;
 
 /// Maximum number of index pages that one query reads from files: of the archive, its ancestors and
 /// the reference.
@@ -117,6 +119,7 @@ impl Snapshot {
         read: &PagesRead,
         mut visit: impl FnMut(&Block, &mut Runs) -> Result<bool, Error>,
     ) -> Result<(), Error> {
+        let mut blocks = 0;
         for _ in 0..MAX_PAGES {
             let start = runs.at;
             if let Some(id) = self.page_covering(0, stream, start) {
@@ -126,7 +129,8 @@ impl Snapshot {
                 {
                     let page = |id| Ok(read.page(self, id)?);
                     let block = self.expect_page(self.follow(id, located, runs.at, page))?;
-                    if !visit(&block, runs)? || read.is_enough() {
+                    blocks += 1;
+                    if !visit(&block, runs)? || read.is_enough() || blocks >= MAX_BLOCKS {
                         return Ok(());
                     }
                 }

@@ -102,8 +102,9 @@ fn options_and_targets_exist() {
 /// stands in the source without what varies.
 #[test]
 fn messages_are_those_of_the_program() {
-    let program =
-        all_source(Path::new(&in_repository("src"))) + &source("examples/incremental-copy.py");
+    let program = all_source(Path::new(&in_repository("src")))
+        + &all_source(Path::new(&in_repository("crates")))
+        + &source("examples/incremental-copy.py");
     let mut seen = 0;
     for page in MESSAGES {
         let text = source(page);

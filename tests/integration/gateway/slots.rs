@@ -1,7 +1,6 @@
 //! Places for clients, and those who would take them all.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Instant;
 
 use super::plain;
 use crate::support::client::FLAGS;
@@ -63,9 +62,8 @@ fn one_network_can_not_take_all_places_to_negotiate() {
 /// the deadline for handshakes is over.
 #[test]
 fn silent_peers_block_nobody_for_longer_than_the_deadline() {
-    let server = plain().args(["--handshake-timeout", "2s"]).start();
+    let server = plain().args(["--handshake-timeout", "10s"]).start();
     let mut served = server.go("");
-    let started = Instant::now();
     let mut silent = Vec::new();
     for from in 0..6 {
         for _ in 0..PER_ADDRESS {
@@ -74,11 +72,8 @@ fn silent_peers_block_nobody_for_longer_than_the_deadline() {
         }
     }
     let greeted = silent.iter_mut().filter_map(|client| client.is_greeted().then_some(())).count();
-    // On a very slow machine the first places are free again before the last are asked for.
-    if started.elapsed().as_secs() < 2 {
-        assert_eq!(greeted, HANDSHAKES);
-        server.wait_for_message("too many connections are still negotiating");
-    }
+    assert_eq!(greeted, HANDSHAKES);
+    server.wait_for_message("too many connections are still negotiating");
     served.read_ok(0, 512);
     wait_until("somebody new comes in", || comes_in(&server, 99));
     served.read_ok(512, 512);
