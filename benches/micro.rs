@@ -69,7 +69,7 @@ fn index_lookup(bencher: Bencher<'_, '_>) {
     let mut at = 0;
     bencher.bench_local(|| {
         at = (at + 12_345_678_901) % size;
-        snapshot.locate_now(StreamKind::Main, black_box(at)).unwrap().unwrap()
+        snapshot.try_locate(StreamKind::Main, black_box(at)).unwrap().unwrap()
     });
 }
 
@@ -117,7 +117,7 @@ mod cache {
         let block = Bytes::from(vec![1; BLOCK]);
         for number in 0..BLOCKS {
             let make = async { Ok::<_, ()>(block.clone()) };
-            runtime.block_on(cache.get_or_make(&key(number), &key(number), make)).unwrap();
+            runtime.block_on(cache.get_or_insert_with(&key(number), &key(number), make)).unwrap();
         }
         let mut number = 0;
         bencher.bench_local(|| {
@@ -136,7 +136,7 @@ mod cache {
             number += 1;
             let make = async { Ok::<_, ()>(block.clone()) };
             runtime
-                .block_on(cache.get_or_make(black_box(&key(number)), &key(number), make))
+                .block_on(cache.get_or_insert_with(black_box(&key(number)), &key(number), make))
                 .unwrap()
         });
     }

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
-use hexz_reader::facts::Facts;
-use hexz_reader::{Compression, OpenOptions, Problem, StreamKind};
+use hexz_reader::summary::ArchiveSummary;
+use hexz_reader::{Compression, ErrorKind, OpenOptions, StreamKind};
 
 use crate::archive::{HEADER, Memory, open, put_parent, put_parents};
 use crate::naive::little_endian;
@@ -57,7 +57,7 @@ fn compare(header: &[u8], length: u64, raw: bool) {
     let opened = open(Memory { bytes, length }, raw, false);
     let Some(judged) = judged else {
         let error = opened.expect_err("a header that makes no sense was taken");
-        assert!(!is_about_use(&error.problem), "{error}");
+        assert!(!is_about_use(&error.kind), "{error}");
         assert!(!error.to_string().is_empty());
         return;
     };
@@ -72,22 +72,23 @@ fn compare(header: &[u8], length: u64, raw: bool) {
             assert_eq!(snapshot.size(StreamKind::Main), 0);
             assert_eq!(snapshot.size(StreamKind::Auxiliary), 0);
         }
-        Err(error) => assert!(needs_more && is_about_use(&error.problem), "{error}"),
+        Err(error) => assert!(needs_more && is_about_use(&error.kind), "{error}"),
     }
 }
 
 /// What the reader says of the header. Neither a password nor parents are needed for that.
 fn facts(memory: Memory) -> Option<Meaning> {
     let name = Path::new("/nonexistent/folder/fuzzed.hxz");
-    let facts = Facts::of_storage(name, Arc::new(memory), &OpenOptions::default(), |_| ()).ok()?;
+    let facts =
+        ArchiveSummary::of_storage(name, Arc::new(memory), &OpenOptions::default(), |_| ()).ok()?;
     assert_eq!((facts.main.size, facts.auxiliary.size), (0, 0));
     let manifest = facts.manifest.map(|manifest| manifest.length);
     assert!(manifest.is_none_or(|length| length > MAX_METADATA));
     Some(Meaning {
         block_size: facts.block_size,
-        index: facts.master_index,
+        index: facts.master_index_length,
         parents: facts.parents.into_iter().map(|parent| parent.name).collect(),
-        dictionary: facts.dictionary,
+        dictionary: facts.dictionary_length,
         metadata: manifest.or(facts.metadata.map(|metadata| metadata.length)),
         has_signature: facts.signature.is_some(),
         iterations: facts.key_iterations,
@@ -306,13 +307,13 @@ impl Sound<'_> {
 }
 
 /// Returns true if that isn't the header's fault.
-fn is_about_use(problem: &Problem) -> bool {
+fn is_about_use(kind: &ErrorKind) -> bool {
     matches!(
-        problem,
-        Problem::PasswordNeeded
-            | Problem::DirectoryArchive
-            | Problem::ParentMissing { .. }
-            | Problem::Io("open this parent", _)
+        kind,
+        ErrorKind::PasswordNeeded
+            | ErrorKind::DirectoryArchive
+            | ErrorKind::ParentMissing { .. }
+            | ErrorKind::Io("open this parent", _)
     )
 }
 

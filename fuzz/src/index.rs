@@ -239,7 +239,7 @@ fn block(
     assert_eq!((found.start(), found.length()), (right.start, right.entry.length));
     let hash = Some(right.entry.hash).filter(|hash| *hash != [0; 32]);
     assert_eq!(found.hash().map(|hash| hash.0), hash);
-    if let Some(offset) = found.stored_at() {
+    if let Some(offset) = found.stored_offset() {
         assert_eq!(offset, right.entry.offset);
     }
     let bytes = snapshot.read_block(&found);
@@ -266,9 +266,9 @@ fn runs(snapshot: &Arc<Snapshot>, judge: &Archive<'_>, stream: usize, looks: &[u
     if length == 0 {
         return;
     }
-    let reference = &snapshot.references()[0];
-    let zeros = snapshot.zeros(kind, start..start + length, most);
-    let changed = snapshot.changed(kind, start..start + length, most, reference);
+    let reference = &snapshot.diff_bases()[0];
+    let zeros = snapshot.zero_runs(kind, start..start + length, most);
+    let changed = snapshot.changed_runs(kind, start..start + length, most, reference);
     for (runs, are_zeros) in [(zeros, true), (changed, false)] {
         let Ok(runs) = runs else {
             // Some block in the range can't be found.
@@ -281,7 +281,7 @@ fn runs(snapshot: &Arc<Snapshot>, judge: &Archive<'_>, stream: usize, looks: &[u
             assert!(run.length > 0);
             let end = at + run.length;
             assert!(end <= start + length);
-            while are_zeros && run.is_so && at < end {
+            while are_zeros && run.has_property && at < end {
                 let block = judge.block_at(stream, at).expect("the block of a run");
                 let bytes = judge.read(&block).expect("the bytes of zeros");
                 assert!(bytes.iter().all(|byte| *byte == 0));

@@ -325,12 +325,12 @@ impl Streams<'_> {
             let found = match self.snapshot.locate(kind, at as u64) {
                 Ok(found) => found,
                 Err(error) => {
-                    assert_failure(&answers[at..=at], error.problem.label());
+                    assert_failure(&answers[at..=at], error.kind.label());
                     at = self.next_border(at);
                     continue;
                 }
             };
-            let now = self.snapshot.locate_now(kind, at as u64);
+            let now = self.snapshot.try_locate(kind, at as u64);
             assert!(now.is_none_or(|now| now.is_ok_and(|now| now == found)));
             assert_eq!(found.start(), at as u64);
             let end = found.end() as usize;
@@ -341,11 +341,11 @@ impl Streams<'_> {
                     let hash = found.hash().map(|hash| hash.0);
                     assert!(hash.is_none_or(|hash| hash == self::hash(&bytes)));
                     assert!(!found.is_zeros() || bytes.iter().all(|byte| *byte == 0));
-                    let skipped = found.skipped() as usize;
+                    let skipped = found.offset_in_decoded() as usize;
                     let right = bytes_of(part).expect("bytes where no others are right");
                     assert!(bytes[skipped..][..part.len()] == right, "{at} to {end}");
                 }
-                Err(error) => assert_failure(part, error.problem.label()),
+                Err(error) => assert_failure(part, error.kind.label()),
             }
             at = end;
         }
@@ -371,7 +371,7 @@ impl Streams<'_> {
             let part = &answers[start..][..length];
             match read {
                 Ok(()) => assert!(bytes_of(part) == Some(buffer), "{length} bytes from {start}"),
-                Err(error) => assert_failure(part, error.problem.label()),
+                Err(error) => assert_failure(part, error.kind.label()),
             }
         }
     }
@@ -387,7 +387,7 @@ impl Streams<'_> {
         }
         let range = start as u64..(start + length) as u64;
         let own_may_fail = own[start..][..length].iter().any(|answer| answer.may_fail);
-        match self.snapshot.zeros(kind, range.clone(), most) {
+        match self.snapshot.zero_runs(kind, range.clone(), most) {
             Ok(runs) => {
                 for_each(start, &runs, |at, is_zeros| {
                     assert!(!is_zeros || own[at].byte == Some(0), "{at}");
@@ -395,10 +395,10 @@ impl Streams<'_> {
             }
             Err(error) => assert!(own_may_fail, "{error}"),
         }
-        for (archive, reference) in self.snapshot.references().iter().enumerate() {
+        for (archive, reference) in self.snapshot.diff_bases().iter().enumerate() {
             let other = self.answers(archive);
             let their = |at: usize| other.get(at).and_then(|answer| answer.byte);
-            match self.snapshot.changed(kind, range.clone(), most, reference) {
+            match self.snapshot.changed_runs(kind, range.clone(), most, reference) {
                 Ok(runs) => for_each(start, &runs, |at, is_changed| {
                     // Nothing is wrong about bytes that can't be read.
                     let is_same = own[at].byte.is_none() || own[at].byte == their(at);
@@ -419,7 +419,7 @@ fn for_each(start: usize, runs: &[Run], mut each: impl FnMut(usize, bool)) {
     let mut at = start;
     for run in runs {
         let end = at + run.length as usize;
-        (at..end).for_each(|at| each(at, run.is_so));
+        (at..end).for_each(|at| each(at, run.has_property));
         at = end;
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 use clap::Args;
-use hexz_exports::{Choice, Folder, Memory, Named};
+use hexz_exports::{ExportFolder, ExportSelection, MemoryPlan, NamedArchive};
 use hexz_reader::ReferenceChoice;
 use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
 
@@ -18,9 +18,9 @@ pub(crate) struct Snapshots {
     /// stream is the export NAME/aux
     #[arg(
         required_unless_present = "export_dir", value_name = "[NAME=]PATH",
-        value_parser = os_text(Named::parse)
+        value_parser = os_text(NamedArchive::parse)
     )]
-    named: Vec<Named>,
+    named: Vec<NamedArchive>,
     /// Serve every .hxz and .hexz archive in this folder too, found when it is asked for
     #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
     export_dir: Option<PathBuf>,
@@ -115,24 +115,24 @@ impl Reading {
     }
 
     /// Returns the division of the memory budget, with `in_flight` bytes for replies in flight.
-    pub(super) fn memory(&self, in_flight: u32) -> Memory {
-        Memory::of(self.cache_size.as_u64(), in_flight)
+    pub(super) fn memory(&self, in_flight: u32) -> MemoryPlan {
+        MemoryPlan::distribute(self.cache_size.as_u64(), in_flight)
     }
 }
 
 impl Snapshots {
     /// Returns the choice of archives to serve.
-    pub(crate) fn choice(&self) -> Choice {
-        Choice {
+    pub(crate) fn choice(&self) -> ExportSelection {
+        ExportSelection {
             named: self.named.clone(),
-            folder: self.export_dir.clone().map(Folder::new),
+            folder: self.export_dir.clone().map(ExportFolder::new),
             default: self.default_export.clone(),
         }
     }
 
     /// Replaces the archives to serve, which were a placeholder on the command line, by those of
     /// the configuration file.
-    pub(crate) fn name(&mut self, named: Vec<Named>) {
+    pub(crate) fn name(&mut self, named: Vec<NamedArchive>) {
         self.named = named;
     }
 

@@ -27,9 +27,9 @@ mod verify;
 use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hexz_exports::Memory;
+use hexz_exports::MemoryPlan;
 use hexz_exports::{BlockReader, Catalog, CatalogError};
-use hexz_reader::{IndexPages, OpenOptions};
+use hexz_reader::{IndexPageCache, OpenOptions};
 use nbd_gateway::audit::Audit;
 use nbd_gateway::config::Config;
 use nbd_gateway::listen::{ListenAddress, SocketPermissions};
@@ -346,14 +346,14 @@ impl Serve {
         let memory = self.memory();
         let options = OpenOptions {
             verify_hashes: self.reading.verify_hashes(),
-            index_pages: IndexPages::new(memory.index),
+            index_pages: IndexPageCache::new(memory.index),
             ..options
         };
         Catalog::new(self.changeable.snapshots.choice(), options, BlockReader::new(memory.blocks))
     }
 
     /// Returns the division of the memory budget.
-    pub(crate) fn memory(&self) -> Memory {
+    pub(crate) fn memory(&self) -> MemoryPlan {
         self.reading.memory(self.bounds.in_flight())
     }
 }

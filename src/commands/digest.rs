@@ -13,7 +13,7 @@ pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {
     for path in &options.files {
         let digest = FileStorage::open(path)
             .and_then(|file| Digest::of(&file))
-            .map_err(|error| Error::opening(path, error))?;
+            .map_err(|error| Error::open_failed(path, error))?;
         let mut line = hexz_reader::format_line(digest, path);
         line.push(b'\n');
         output::print(&line)?;

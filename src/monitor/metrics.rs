@@ -17,7 +17,7 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::status::Status;
-use hexz_exports::UNREADABLE;
+use hexz_exports::READ_FAILURE_LABELS;
 use nbd_gateway::tls::HandshakeFailureCause;
 use nbd_gateway::{DurationHistogram, ExportReport, FAILURES, REFUSALS};
 
@@ -164,7 +164,7 @@ fn reading(out: &mut Out<'_>, status: &Status) -> fmt::Result {
     out.counter("storage_read", "What these came to", BYTES, [(NONE, storage.bytes)])?;
 
     let help = "Requests that couldn't be answered since a block can't be read or trusted";
-    let failures = by_reason(&status.verification_failures, UNREADABLE);
+    let failures = by_reason(&status.verification_failures, READ_FAILURE_LABELS);
     out.counter("verification_failures", help, None, failures)?;
     let help = "Archives that couldn't be opened, each for a reason that was new";
     out.counter("open_failures", help, None, by_reason(&status.open_failures, []))

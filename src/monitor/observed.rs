@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::recent::RecentErrors;
 use super::resident::Resident;
 use super::status::{Cache, Memory, Status, Storage};
-use hexz_exports::{BlockReader, Figures};
+use hexz_exports::{BlockReader, ReaderStats};
 use nbd_gateway::{GatewayReport, unix_seconds};
 
 /// Version of the format of [`Status`].
@@ -77,7 +77,7 @@ impl Observed {
     /// Returns the current status.
     pub(crate) fn status(&self) -> Status {
         let gateway = self.report();
-        let figures = self.reader.figures();
+        let stats = self.reader.stats();
         let memory = Memory {
             resident: self.resident.bytes(),
             budget: self.budget,
@@ -94,17 +94,17 @@ impl Observed {
             unready: gateway.not_ready_reason,
             gateway,
             cache: Cache {
-                bytes: figures.cached,
-                capacity: figures.capacity,
-                hits: figures.hits,
-                misses: figures.misses,
-                decoded_blocks: figures.decoded,
-                decoded_bytes: figures.decoded_bytes,
-                decode_seconds: figures.decoding.as_secs_f64(),
+                bytes: stats.cached,
+                capacity: stats.capacity,
+                hits: stats.hits,
+                misses: stats.misses,
+                decoded_blocks: stats.decoded,
+                decoded_bytes: stats.decoded_bytes,
+                decode_seconds: stats.decode_time.as_secs_f64(),
             },
-            storage: storage(&figures),
-            verification_failures: figures.unread.0,
-            open_failures: figures.unopened.0,
+            storage: storage(&stats),
+            verification_failures: stats.read_failures.0,
+            open_failures: stats.open_failures.0,
             memory,
             audit: self.audit.get().map(|report| report()),
             recent_errors: self.recent.all(),
@@ -133,6 +133,6 @@ impl Observed {
     }
 }
 
-fn storage(figures: &Figures) -> Storage {
-    Storage { reads: figures.storage_reads, bytes: figures.storage_bytes }
+fn storage(stats: &ReaderStats) -> Storage {
+    Storage { reads: stats.storage_reads, bytes: stats.storage_bytes }
 }

@@ -50,7 +50,7 @@ pub(crate) fn with_password(
 ) -> Result<OpenOptions, TrustError> {
     Ok(OpenOptions {
         parent_dirs: opening.parent_dir.clone(),
-        parents_anywhere: opening.allow_parent_anywhere,
+        allow_parent_anywhere: opening.allow_parent_anywhere,
         password,
         raw: opening.raw,
         max_key_iterations: opening.max_key_iterations,
@@ -82,7 +82,7 @@ pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
     let is_key =
         |text: &&OsString| text.to_str().is_none_or(|text| text.parse::<VerifyKey>().is_err());
     let keys = opening.verify_key.iter().filter(is_key);
-    let lists = opening.digest.iter().filter(|text| !Digests::is_pin(text));
+    let lists = opening.digest.iter().filter(|text| !Digests::is_entry(text));
     keys.chain(lists).map(PathBuf::from).collect()
 }
 
@@ -106,7 +106,7 @@ pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<Strin
     let named = exports
         .iter()
         .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
-    catalog.look_into_folder().await?;
+    catalog.read_folder().await?;
     let folder = options.export_dir();
     let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
     Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
@@ -143,8 +143,8 @@ fn load_digests(opening: &Opening) -> Result<Option<Digests>, TrustError> {
     let mut digests = Digests::default();
     for text in &opening.digest {
         let name = || text.to_owned();
-        let added = if Digests::is_pin(text) {
-            digests.add_pin(text)
+        let added = if Digests::is_entry(text) {
+            digests.add_entry(text)
         } else {
             let list = read(Path::new(text), MAX_LIST)
                 .map_err(|error| TrustError::DigestFile { name: name(), error })?;

@@ -155,7 +155,7 @@ async fn notify_manager(
     // Tests both a runtime worker and a decoder thread.
     let works = || {
         let reader = Arc::clone(&reader);
-        async move { tokio::spawn(async move { reader.works().await }).await.unwrap_or(false) }
+        async move { tokio::spawn(async move { reader.is_alive().await }).await.unwrap_or(false) }
     };
     let stopping = async {
         shutdown.cancelled().await;

@@ -57,7 +57,7 @@ impl Show {
             ),
             _ => {}
         }
-        let budget = options.memory().all();
+        let budget = options.memory().total();
         let observed = Arc::new(Observed::new(budget, Arc::clone(reader), recent));
         Ok(Self { socket, names: options.monitoring.names().to_owned(), observed })
     }

@@ -356,9 +356,9 @@ impl Reading {
     /// reopened.
     fn catalog(&self, wanted: &Snapshots) -> Result<Catalog, Failure> {
         let (exports, before) = &self.served;
-        let chosen = exports.choosing(wanted.choice())?;
+        let chosen = exports.with_selection(wanted.choice())?;
         Ok(match reopening(exports.options(), &before.opening, &wanted.opening)? {
-            Some(options) => chosen.opened_as(options),
+            Some(options) => chosen.reopened_with(options),
             None => chosen,
         })
     }

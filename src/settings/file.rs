@@ -10,7 +10,7 @@ use clap::{Arg, Command};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use hexz_exports::Named;
+use hexz_exports::NamedArchive;
 use nbd_telemetry::escape;
 
 use super::keys::{self, Kind};
@@ -44,7 +44,7 @@ pub(super) struct Entry {
 pub(super) struct Written {
     /// Options in their order; flags that are false are left out.
     pub(super) entries: Vec<Entry>,
-    pub(super) exports: Vec<Named>,
+    pub(super) exports: Vec<NamedArchive>,
 }
 
 /// Returns the content of a configuration file, and a warning about its permissions, if any.
@@ -186,7 +186,7 @@ impl Reader<'_> {
                     let what = "a name and a path have one character at the least".to_owned();
                     self.problem(Some(at), What::Export(what));
                 }
-                DeValue::String(path) => match Named::new(name, path.as_ref()) {
+                DeValue::String(path) => match NamedArchive::new(name, path.as_ref()) {
                     Ok(named) => self.written.exports.push(named),
                     Err(error) => self.problem(Some(at), What::Export(error.to_string())),
                 },

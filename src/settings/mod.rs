@@ -23,7 +23,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
 
 use crate::monitor::RecentErrors;
-use hexz_exports::Named;
+use hexz_exports::NamedArchive;
 use hexz_reader::storage::FileStamp;
 
 use crate::cli::{Changeable, Cli, Log};
@@ -79,7 +79,7 @@ pub(crate) struct Again {
 struct Found {
     matches: ArgMatches,
     /// Archives of the file, if these are served.
-    exports: Option<Vec<Named>>,
+    exports: Option<Vec<NamedArchive>>,
     notes: Vec<String>,
     stamp: Option<FileStamp>,
 }
@@ -178,7 +178,7 @@ fn read_file(path: &Path, command: &Command) -> Result<(Written, Vec<String>), V
 
 impl Changeable {
     /// Sets the archives of a file, if these are served.
-    fn name(&mut self, exports: Option<Vec<Named>>) {
+    fn name(&mut self, exports: Option<Vec<NamedArchive>>) {
         if let Some(exports) = exports {
             self.snapshots.name(exports);
         }

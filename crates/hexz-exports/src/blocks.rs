@@ -66,7 +66,7 @@ impl Blocks {
         let mut at = span.offset;
         let mut hits = 0;
         while at < span.end() {
-            let block = self.snapshot.locate_now(self.stream, at)?.ok()?;
+            let block = self.snapshot.try_locate(self.stream, at)?.ok()?;
             if segments.len() >= MAX_BLOCKS_AT_ONCE {
                 return None;
             }
@@ -85,7 +85,7 @@ impl Blocks {
 
     /// Returns the block that covers `at`, loading its index page if necessary.
     async fn locate(&self, at: u64) -> Result<Block, Unread> {
-        let located = match self.snapshot.locate_now(self.stream, at) {
+        let located = match self.snapshot.try_locate(self.stream, at) {
             Some(located) => located.map_err(Failure::Snapshot),
             None => {
                 let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
@@ -186,7 +186,8 @@ impl Blocks {
         loop {
             let blocks = self.clone();
             let work = move || Ok(blocks.read_run(first, span));
-            let read = self.reader.off_the_runtime(&self.client, first.work(), work).await;
+            let read =
+                self.reader.off_the_runtime(&self.client, first.estimated_cost(), work).await;
             match read.map_err(|cause| Unread { at, cause })?? {
                 Some(run) => return Ok(run),
                 None if is_indexed => return Err(Unread { at, cause: Failure::Panicked }),

@@ -61,7 +61,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
     }
 
     /// Returns the total weight of all values and its limit, both in bytes.
-    pub fn fill(&self) -> (u64, u64) {
+    pub fn usage(&self) -> (u64, u64) {
         (self.cache.weight(), self.cache.capacity())
     }
 
@@ -70,7 +70,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         self.cache.contains_key(key)
     }
 
-    /// Caches a value that was made without [`get_or_make`](Self::get_or_make).
+    /// Caches a value that was made without [`get_or_insert_with`](Self::get_or_insert_with).
     pub fn insert(&self, key: K, value: Bytes) {
         self.cache.insert(key, value);
     }
@@ -83,7 +83,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
     ///
     /// # Errors
     /// Those of `make`.
-    pub async fn get_or_make<E>(
+    pub async fn get_or_insert_with<E>(
         &self,
         key: &K,
         flight: &K,
@@ -93,11 +93,11 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
             if let Some(value) = self.get(key) {
                 return Ok(value);
             }
-            match self.board(key, flight) {
-                Boarding::Here(value) => return Ok(value),
-                Boarding::First(flight) => break flight,
+            match self.join_flight(key, flight) {
+                FlightRole::Cached(value) => return Ok(value),
+                FlightRole::Leader(flight) => break flight,
                 // The first caller failed or was dropped; try to take over.
-                Boarding::Later(value) => match value.await {
+                FlightRole::Follower(value) => match value.await {
                     Ok(value) => return Ok(value),
                     Err(_) => continue,
                 },
@@ -112,19 +112,19 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         Ok(value)
     }
 
-    fn board<'a>(&'a self, key: &K, flight: &'a K) -> Boarding<'a, K> {
+    fn join_flight<'a>(&'a self, key: &K, flight: &'a K) -> FlightRole<'a, K> {
         let mut flights = self.flights();
         // It may have been inserted since the last lookup.
         if let Some(value) = self.cache.peek(key) {
-            return Boarding::Here(value);
+            return FlightRole::Cached(value);
         }
         if let Some(waiting) = flights.get_mut(flight) {
             let (sender, value) = oneshot::channel();
             waiting.push(sender);
-            return Boarding::Later(value);
+            return FlightRole::Follower(value);
         }
         flights.insert(flight.clone(), Vec::new());
-        Boarding::First(Flight { cache: self, key: flight, is_over: false })
+        FlightRole::Leader(Flight { cache: self, key: flight, is_over: false })
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<K, Vec<oneshot::Sender<Bytes>>>> {
@@ -134,13 +134,13 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
 }
 
 /// Role of a caller in the flight of a value.
-enum Boarding<'a, K: Hash + Eq + Clone> {
-    /// None: the value is cached already.
-    Here(Bytes),
+enum FlightRole<'a, K: Hash + Eq + Clone> {
+    /// No flight: the value is already cached.
+    Cached(Bytes),
     /// The caller produces the value.
-    First(Flight<'a, K>),
+    Leader(Flight<'a, K>),
     /// The caller waits for the value.
-    Later(oneshot::Receiver<Bytes>),
+    Follower(oneshot::Receiver<Bytes>),
 }
 
 /// Guard of a value in flight. If it is dropped early, the waiters are notified and one of them
@@ -232,7 +232,7 @@ mod tests {
                         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                         Ok::<_, ()>(Bytes::from_static(b"value"))
                     };
-                    cache.get_or_make(&1, &1, make).await
+                    cache.get_or_insert_with(&1, &1, make).await
                 })
             })
             .collect();
@@ -248,7 +248,7 @@ mod tests {
     async fn other_flights_of_a_key_are_not_waited_for() {
         let cache = ByteCache::new(1 << 20, 100);
         let mut stuck =
-            Box::pin(cache.get_or_make(&1, &2, std::future::pending::<Result<_, &str>>()));
+            Box::pin(cache.get_or_insert_with(&1, &2, std::future::pending::<Result<_, &str>>()));
         tokio::select! {
             biased;
             _ = &mut stuck => panic!("nothing ends it"),
@@ -256,19 +256,19 @@ mod tests {
         }
         let value = Bytes::from_static(b"value");
         let make = async { Ok::<_, &str>(value.clone()) };
-        assert_eq!(cache.get_or_make(&1, &3, make).await, Ok(value.clone()));
+        assert_eq!(cache.get_or_insert_with(&1, &3, make).await, Ok(value.clone()));
         // A finished value is shared by its key.
         let never = std::future::pending::<Result<_, &str>>();
-        assert_eq!(cache.get_or_make(&1, &2, never).await, Ok(value));
+        assert_eq!(cache.get_or_insert_with(&1, &2, never).await, Ok(value));
     }
 
     #[tokio::test]
     async fn a_failure_is_not_kept() {
         let cache = ByteCache::new(1 << 20, 100);
-        assert_eq!(cache.get_or_make(&1, &1, async { Err("no") }).await, Err("no"));
+        assert_eq!(cache.get_or_insert_with(&1, &1, async { Err("no") }).await, Err("no"));
         let value = Bytes::from_static(b"yes");
         assert_eq!(
-            cache.get_or_make(&1, &1, async { Ok::<_, &str>(value) }).await,
+            cache.get_or_insert_with(&1, &1, async { Ok::<_, &str>(value) }).await,
             Ok("yes".into())
         );
     }
@@ -277,7 +277,7 @@ mod tests {
     async fn who_waited_takes_over_from_who_failed_or_left() {
         for fails in [true, false] {
             let cache = ByteCache::new(1 << 20, 100);
-            let mut first = Box::pin(cache.get_or_make(&1, &1, async {
+            let mut first = Box::pin(cache.get_or_insert_with(&1, &1, async {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                 if fails { Err("no") } else { std::future::pending().await }
             }));
@@ -288,7 +288,7 @@ mod tests {
             }
             let value = Bytes::from_static(b"value");
             let make = async { Ok::<_, &str>(value.clone()) };
-            let mut second = Box::pin(cache.get_or_make(&1, &1, make));
+            let mut second = Box::pin(cache.get_or_insert_with(&1, &1, make));
             tokio::select! {
                 biased;
                 _ = &mut second => panic!("there are two of them"),
@@ -314,8 +314,8 @@ mod tests {
                 Ok::<_, ()>(Bytes::from(vec![0; 1000]))
             };
             let both = tokio::join!(
-                cache.get_or_make(&key, &key, make()),
-                cache.get_or_make(&key, &key, make())
+                cache.get_or_insert_with(&key, &key, make()),
+                cache.get_or_insert_with(&key, &key, make())
             );
             assert!(both.0.is_ok() && both.1.is_ok());
         }
@@ -327,7 +327,7 @@ mod tests {
         let cache = ByteCache::new(100_000, 1000);
         for key in 0..1000 {
             let make = async { Ok::<_, ()>(Bytes::from(vec![0; 1000])) };
-            cache.get_or_make(&key, &key, make).await.unwrap();
+            cache.get_or_insert_with(&key, &key, make).await.unwrap();
             assert!(cache.cache.weight() <= 100_000);
         }
         assert!(cache.cache.len() > 50);
@@ -351,7 +351,7 @@ mod tests {
     async fn read(cache: &ByteCache<u32>, key: u32) {
         for _ in 0..4 {
             let make = async { Ok::<_, ()>(Bytes::from(vec![0; 1000])) };
-            cache.get_or_make(&key, &key, make).await.unwrap();
+            cache.get_or_insert_with(&key, &key, make).await.unwrap();
         }
     }
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::files::{Files, PATIENCE};
 use super::snapshot::{COMPARING, SnapshotExport, comparing};
 use super::{Catalog, file_name, stream_name, stream_of};
-use hexz_reader::{Reference, Snapshot};
+use hexz_reader::{DiffBase, Snapshot};
 use nbd_server::{AccessFilter, ContextQueries, Export};
 
 /// Number of named archives that are checked together.
@@ -30,7 +30,7 @@ const MAX_NAMES: usize = 64;
 pub(super) struct Comparison {
     /// Name in the client's query.
     pub(super) name: String,
-    pub(super) reference: Reference,
+    pub(super) reference: DiffBase,
     /// Names of the exports that the client must be allowed to open.
     pub(super) exports: Arc<[String]>,
 }
@@ -120,7 +120,7 @@ impl Comparisons<'_> {
 
     /// Returns those of the named archives that are wanted and open, and whose files haven't
     /// changed.
-    async fn named(&self, positions: impl IntoIterator<Item = usize>) -> Vec<(String, Reference)> {
+    async fn named(&self, positions: impl IntoIterator<Item = usize>) -> Vec<(String, DiffBase)> {
         let is_itself = |name: &str| stream_of(self.export.name(), name).is_some();
         let named = positions.into_iter().filter_map(|position| self.catalog.named.get(position));
         let wanted: Vec<_> = named
@@ -138,7 +138,7 @@ impl Comparisons<'_> {
                     slot.close();
                     return None;
                 }
-                Some((name, latest.references().into_iter().next()?))
+                Some((name, latest.diff_bases().into_iter().next()?))
             });
             current.collect()
         });
@@ -149,9 +149,9 @@ impl Comparisons<'_> {
     }
 
     /// Returns the ancestors, under their file names.
-    fn parents(&self) -> Vec<(String, Reference)> {
+    fn parents(&self) -> Vec<(String, DiffBase)> {
         let snapshot: &Arc<Snapshot> = self.export.snapshot();
-        let references = snapshot.references().into_iter().skip(1);
+        let references = snapshot.diff_bases().into_iter().skip(1);
         let parents = snapshot.parents().map(file_name).zip(references);
         let mut names = HashSet::new();
         parents
@@ -169,7 +169,7 @@ impl Comparisons<'_> {
     }
 
     /// Keeps only what the client is authorized to compare with.
-    async fn authorized(&mut self, found: Vec<(String, Reference)>) -> Vec<Comparison> {
+    async fn authorized(&mut self, found: Vec<(String, DiffBase)>) -> Vec<Comparison> {
         let files = match self.has_looked {
             true => self.catalog.files.latest(),
             false => self.catalog.look().await,
@@ -181,7 +181,7 @@ impl Comparisons<'_> {
         found.filter_map(|(name, reference)| self.authorize(name, reference, &files)).collect()
     }
 
-    fn authorize(&self, name: String, reference: Reference, files: &Files) -> Option<Comparison> {
+    fn authorize(&self, name: String, reference: DiffBase, files: &Files) -> Option<Comparison> {
         let named = &self.catalog.named;
         let mut names = vec![name.as_str()];
         if let Some(file) = reference.file_id() {

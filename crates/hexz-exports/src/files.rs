@@ -165,11 +165,11 @@ impl LatestFiles {
 mod tests {
     use super::super::FolderFault;
     use super::super::slot::Slot;
-    use super::super::source::{Folder, Source};
+    use super::super::source::{ExportFolder, Source};
     use super::*;
 
     fn in_folder(path: PathBuf) -> Arc<InFolder> {
-        Arc::new(InFolder::new(Folder::new(path)))
+        Arc::new(InFolder::new(ExportFolder::new(path)))
     }
 
     #[tokio::test]

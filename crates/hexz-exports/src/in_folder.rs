@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use super::files::Files;
 use super::reach::{self, FolderError, FolderFault, FolderId};
 use super::slot::Slot;
-use super::source::{Folder, Missing, Source};
+use super::source::{ExportFolder, Missing, Source};
 use hexz_reader::storage::FileStamp;
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
@@ -24,7 +24,7 @@ pub(super) const MAX_OPEN: usize = 128;
 /// An export folder and the slots of its archives.
 #[derive(Debug)]
 pub(super) struct InFolder {
-    folder: Folder,
+    folder: ExportFolder,
     /// Identity of the folder at startup; the sandbox permits only this folder.
     at_start: Option<FolderId>,
     /// Fault of the last attempt to read the folder, if it failed.
@@ -64,12 +64,12 @@ impl Places {
 }
 
 impl InFolder {
-    pub(super) fn new(folder: Folder) -> Self {
+    pub(super) fn new(folder: ExportFolder) -> Self {
         let at_start = FolderId::of(folder.path());
         Self::with(folder, at_start)
     }
 
-    fn with(folder: Folder, at_start: Option<FolderId>) -> Self {
+    fn with(folder: ExportFolder, at_start: Option<FolderId>) -> Self {
         Self {
             folder,
             at_start,

@@ -30,16 +30,16 @@ use files::{Files, LatestFiles, Looked};
 use hexz_reader::{OpenOptions, Snapshot, StreamKind};
 use in_folder::InFolder;
 use listing::Looks;
-pub use memory::Memory;
+pub use memory::MemoryPlan;
 use named::NamedSlots;
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
 pub use reach::{FolderError, FolderFault};
-pub use reader::{BlockReader, Figures, UNREADABLE};
-pub use seen::Seen;
+pub use reader::{BlockReader, READ_FAILURE_LABELS, ReaderStats};
+pub use seen::CatalogView;
 use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
-pub use source::{Choice, Folder, Named, NamedError};
+pub use source::{ExportFolder, ExportSelection, NamedArchive, NamedArchiveError};
 use source::{Missing, Source};
 
 /// Suffix of a snapshot's name that selects its auxiliary stream.
@@ -80,13 +80,13 @@ impl Catalog {
     /// # Errors
     /// See [`CatalogError`].
     pub fn new(
-        choice: Choice,
+        choice: ExportSelection,
         options: OpenOptions,
         reader: Arc<BlockReader>,
     ) -> Result<Self, CatalogError> {
-        let Choice { named, folder, default } = choice;
+        let ExportSelection { named, folder, default } = choice;
         let mut slots = NamedSlots::default();
-        for Named { name, path } in named {
+        for NamedArchive { name, path } in named {
             slots.push(name, Slot::new(Source::Path(path)))?;
         }
         let default = match (default, &folder) {
@@ -97,7 +97,7 @@ impl Catalog {
             (default, _) => default,
         };
         let folder = folder.map(InFolder::new).map(Arc::new);
-        let options = OpenOptions { reads: Arc::clone(reader.reads()), ..options };
+        let options = OpenOptions { read_counters: Arc::clone(reader.reads()), ..options };
         Ok(Self {
             named: slots,
             folder,
@@ -111,7 +111,7 @@ impl Catalog {
     }
 
     /// Creates a catalog of one snapshot that is already open.
-    pub fn of_one(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
+    pub fn with_snapshot(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
         let mut named = NamedSlots::default();
         // This can't fail: no other archive can have the same name.
         named.push(name.to_owned(), Slot::of(snapshot)).unwrap_or_default();
@@ -133,7 +133,7 @@ impl Catalog {
     ///
     /// # Errors
     /// See [`CatalogError`].
-    pub fn choosing(&self, choice: Choice) -> Result<Self, CatalogError> {
+    pub fn with_selection(&self, choice: ExportSelection) -> Result<Self, CatalogError> {
         let mut chosen = Self::new(choice, self.options.clone(), Arc::clone(&self.reader))?;
         let known: HashMap<&Path, &Slot> =
             self.named.iter().map(|(_, slot)| (slot.path(), slot)).collect();
@@ -155,7 +155,7 @@ impl Catalog {
     /// again against the keys and digests in `options`. Hash verification, read counters, and the
     /// caches of blocks, index pages and hash trees are kept.
     #[must_use]
-    pub fn opened_as(&self, options: OpenOptions) -> Self {
+    pub fn reopened_with(&self, options: OpenOptions) -> Self {
         if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
             now.remember(before);
         }
@@ -167,7 +167,7 @@ impl Catalog {
                 verify_hashes: self.options.verify_hashes,
                 index_pages: Arc::clone(&self.options.index_pages),
                 digest_memory: self.options.digest_memory.clone(),
-                reads: Arc::clone(&self.options.reads),
+                read_counters: Arc::clone(&self.options.read_counters),
                 background: Arc::clone(&self.options.background),
                 ..options
             },
@@ -241,7 +241,7 @@ impl Catalog {
     ///
     /// # Errors
     /// The folder can't be read.
-    pub async fn look_into_folder(&self) -> Result<(), FolderError> {
+    pub async fn read_folder(&self) -> Result<(), FolderError> {
         match &self.folder {
             Some(folder) => folder.look().await,
             None => Ok(()),

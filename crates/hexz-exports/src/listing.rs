@@ -316,7 +316,7 @@ mod tests {
     use tokio::sync::mpsc::channel;
 
     use super::super::source::Missing;
-    use super::super::{BlockReader, Choice, Folder};
+    use super::super::{BlockReader, ExportFolder, ExportSelection};
     use super::*;
     use hexz_reader::{Digests, Password, PasswordSource};
 
@@ -334,8 +334,8 @@ mod tests {
     }
 
     fn catalog(folder: &Path, options: OpenOptions) -> Catalog {
-        let folder = Some(Folder::new(folder.to_owned()));
-        let choice = Choice { folder, ..Choice::default() };
+        let folder = Some(ExportFolder::new(folder.to_owned()));
+        let choice = ExportSelection { folder, ..ExportSelection::default() };
         Catalog::new(choice, options, BlockReader::new(1 << 20)).unwrap()
     }
 
@@ -368,7 +368,7 @@ mod tests {
         let (asked, password) = counted();
         let mut digests = Digests::default();
         for name in ALL {
-            digests.add_pin(format!("{name}={}", "0".repeat(64)).as_ref()).unwrap();
+            digests.add_entry(format!("{name}={}", "0".repeat(64)).as_ref()).unwrap();
         }
         let options = OpenOptions {
             password: Some(password),
@@ -411,7 +411,7 @@ mod tests {
         // The child's parent is missing, and there is no password.
         let mut digests = Digests::default();
         for name in ["child-zstd.hxz", "encrypted-zstd.hxz", "base-lz4.hxz", "broken.hxz"] {
-            digests.add_pin(format!("{name}={}", "0".repeat(64)).as_ref()).unwrap();
+            digests.add_entry(format!("{name}={}", "0".repeat(64)).as_ref()).unwrap();
         }
         let listed = |options| {
             let catalog = catalog(folder.path(), options);

@@ -8,7 +8,7 @@ use hexz_reader::limits::DEFAULT_INDEX_BUDGET;
 /// Distribution of memory, in bytes. Connection buffers, and a few bytes for each block of a thin
 /// archive's parents, come on top.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub struct MemoryPlan {
     /// Memory for decoded blocks.
     pub blocks: u64,
     /// Memory for index pages.
@@ -17,24 +17,24 @@ pub struct Memory {
     pub in_flight: u32,
 }
 
-impl Memory {
+impl MemoryPlan {
     /// Distributes `bytes`, of which `in_flight` are for replies in flight. Blocks get at least
     /// half of it, and of larger amounts all of the rest but 16 MiB.
-    pub fn of(bytes: u64, in_flight: u32) -> Self {
+    pub fn distribute(bytes: u64, in_flight: u32) -> Self {
         let index = (bytes / 16).min(DEFAULT_INDEX_BUDGET);
         let rest = bytes.saturating_sub(index + u64::from(in_flight));
         Self { blocks: rest.max(bytes / 2), index, in_flight }
     }
 }
 
-impl Memory {
+impl MemoryPlan {
     /// Returns the sum.
-    pub fn all(&self) -> u64 {
+    pub fn total(&self) -> u64 {
         self.blocks + self.index + u64::from(self.in_flight)
     }
 }
 
-impl fmt::Display for Memory {
+impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = |bytes: u64| ByteSize(bytes).display().iec();
         let Self { blocks, index, in_flight } = *self;
@@ -55,10 +55,10 @@ mod tests {
     #[test]
     fn memory_is_shared_out() {
         const MIB: u64 = 1 << 20;
-        let blocks = |mib: u64| Memory::of(mib * MIB, 32 << 20).blocks / MIB;
+        let blocks = |mib: u64| MemoryPlan::distribute(mib * MIB, 32 << 20).blocks / MIB;
         assert_eq!([0, 16, 256, 4096].map(blocks), [0, 8, 208, 4048]);
         for in_flight in [32 << 20, 100 << 20] {
-            let all = Memory::of(256 * MIB, in_flight);
+            let all = MemoryPlan::distribute(256 * MIB, in_flight);
             assert_eq!(all.in_flight, in_flight);
             assert_eq!(all.blocks + all.index + u64::from(all.in_flight), 256 * MIB);
         }

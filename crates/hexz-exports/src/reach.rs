@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::fs::{Access, access};
 use tokio::task::spawn_blocking;
 
-use hexz_reader::{Error as SnapshotError, Problem};
+use hexz_reader::{Error as SnapshotError, ErrorKind};
 use nbd_telemetry::escape;
 
 /// Error of reading the export folder.
@@ -121,8 +121,8 @@ pub(super) fn hint(error: &SnapshotError) -> &'static str {
 
 fn is_denied(error: &SnapshotError) -> bool {
     matches!(
-        &error.problem,
-        Problem::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied
+        &error.kind,
+        ErrorKind::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied
     )
 }
 
@@ -212,7 +212,7 @@ mod tests {
     #[tokio::test]
     async fn the_sandbox_is_named_where_permissions_are_fine() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let opening = |path: &Path, kind| SnapshotError::opening(path, io::Error::from(kind));
+        let opening = |path: &Path, kind| SnapshotError::open_failed(path, io::Error::from(kind));
         for (path, kind, is_hinted) in [
             (file.path(), io::ErrorKind::PermissionDenied, true),
             (file.path(), io::ErrorKind::NotFound, false),

@@ -13,8 +13,8 @@ use tokio::task::spawn_blocking;
 use super::decoders::{Abandoned, Client, Decoders};
 use super::striped::Striped;
 use crate::cache::ByteCache;
-use hexz_reader::Background;
-use hexz_reader::storage::Reads;
+use hexz_reader::BackgroundExecutor;
+use hexz_reader::storage::ReadCounters;
 use hexz_reader::{Block, BlockHash, Error, Snapshot, StreamKind};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::{Counts, Tally};
@@ -43,7 +43,7 @@ impl BlockKey {
     fn place(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
         Self::Place {
             snapshot: snapshot.id(),
-            archive: block.archive(),
+            archive: block.chain_index(),
             stream,
             start: block.decoded_start(),
         }
@@ -77,8 +77,8 @@ pub struct BlockReader {
     decoding: AtomicU64,
     /// Locks of the parent hash indexes that are being built, by snapshot.
     building: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
-    background: Arc<Background>,
-    reads: Arc<Reads>,
+    background: Arc<BackgroundExecutor>,
+    reads: Arc<ReadCounters>,
     /// Requests that failed, by reason.
     unread: Tally,
     unopened: Tally,
@@ -86,7 +86,7 @@ pub struct BlockReader {
 }
 
 /// Labels of the reasons for which a request can fail. There is a counter for each from startup.
-pub const UNREADABLE: [&str; 15] = [
+pub const READ_FAILURE_LABELS: [&str; 15] = [
     "crc",
     "tag",
     "decompress",
@@ -106,7 +106,7 @@ pub const UNREADABLE: [&str; 15] = [
 
 /// Statistics of reads so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Figures {
+pub struct ReaderStats {
     /// Current size of the cache, in bytes.
     pub cached: u64,
     /// Maximum size of the cache, in bytes.
@@ -120,12 +120,12 @@ pub struct Figures {
     /// Total size of the decoded blocks, in bytes.
     pub decoded_bytes: u64,
     /// Total time to read, verify and decode blocks, over all threads.
-    pub decoding: Duration,
+    pub decode_time: Duration,
     /// Number of failed requests, by reason.
-    pub unread: Counts,
+    pub read_failures: Counts,
     /// Number of failures to open an archive, by reason; repeated failures for the same reason
     /// count once.
-    pub unopened: Counts,
+    pub open_failures: Counts,
     /// Number of reads from archive files.
     pub storage_reads: u64,
     /// Total size of these reads, in bytes.
@@ -161,28 +161,28 @@ impl BlockReader {
 
     /// Returns true if a decoder thread still runs jobs, by queueing an empty job ahead of the
     /// waiting ones. Doesn't return while all decoder threads hang.
-    pub async fn works(&self) -> bool {
+    pub async fn is_alive(&self) -> bool {
         self.decoders.run(&Arc::default(), 0, || ()).await.is_ok()
     }
 
     /// Returns the counters of reads from archive files.
-    pub fn reads(&self) -> &Arc<Reads> {
+    pub fn reads(&self) -> &Arc<ReadCounters> {
         &self.reads
     }
 
     /// Returns the current statistics.
-    pub fn figures(&self) -> Figures {
-        let (cached, capacity) = self.cache.fill();
-        Figures {
+    pub fn stats(&self) -> ReaderStats {
+        let (cached, capacity) = self.cache.usage();
+        ReaderStats {
             cached,
             capacity,
             hits: self.hits.sum(),
             misses: self.misses.sum(),
             decoded: self.decoded(),
             decoded_bytes: self.decoded_bytes.load(Ordering::Relaxed),
-            decoding: Duration::from_nanos(self.decoding.load(Ordering::Relaxed)),
-            unread: self.unread.so_far(),
-            unopened: self.unopened.so_far(),
+            decode_time: Duration::from_nanos(self.decoding.load(Ordering::Relaxed)),
+            read_failures: self.unread.so_far(),
+            open_failures: self.unopened.so_far(),
             storage_reads: self.reads.count(),
             storage_bytes: self.reads.bytes(),
         }
@@ -200,7 +200,7 @@ impl BlockReader {
 
     /// Counts an archive that couldn't be opened.
     pub(super) fn count_unopened(&self, cause: &Error) {
-        self.unopened.count(cause.problem.label());
+        self.unopened.count(cause.kind.label());
     }
 
     /// Returns a block's bytes for a client, from the cache or decoded, and counts a hit or a
@@ -239,7 +239,7 @@ impl BlockReader {
             self.count_decoded(&bytes);
             Ok(Bytes::from(bytes))
         };
-        let bytes = self.cache.get_or_make(&key, &place, make).await?;
+        let bytes = self.cache.get_or_insert_with(&key, &place, make).await?;
         of_listed_length(bytes, &block)
     }
 
@@ -260,7 +260,7 @@ impl BlockReader {
             }
             None => {
                 let begun = Instant::now();
-                let read = snapshot.read_indexed_block(block).map_err(Failure::Snapshot)?;
+                let read = snapshot.try_read_block(block).map_err(Failure::Snapshot)?;
                 self.count_decoding(begun.elapsed());
                 let Some(bytes) = read.map(Bytes::from) else { return Ok(None) };
                 self.misses.add(1);
@@ -293,10 +293,10 @@ impl BlockReader {
         let snapshot = Arc::clone(snapshot);
         let work = move || {
             let begun = Instant::now();
-            let read = snapshot.read_indexed_block(&block);
+            let read = snapshot.try_read_block(&block);
             (read, begun.elapsed())
         };
-        let ran = self.decoders.run(client, block.work(), work).await;
+        let ran = self.decoders.run(client, block.estimated_cost(), work).await;
         let (read, took) = ran.map_err(|Abandoned| Failure::Panicked)?;
         self.count_decoding(took);
         read.map_err(Failure::Snapshot)
@@ -318,7 +318,7 @@ impl BlockReader {
             if snapshot.has_parent_index() {
                 return Ok(());
             }
-            background.run(|| snapshot.index_parents())
+            background.run(|| snapshot.build_parent_index())
         });
         if let Err(error) = build.await.map_err(io::Error::other).flatten() {
             tracing::error!("the index of parents' blocks can't be built: {error}");
@@ -381,7 +381,7 @@ impl Failure {
     /// Returns the label for counters.
     fn label(&self) -> &'static str {
         match self {
-            Self::Snapshot(error) => error.problem.label(),
+            Self::Snapshot(error) => error.kind.label(),
             Self::Panicked => "panicked",
             Self::TooManyBlocks => "too_many_blocks",
             Self::LengthDiffers { .. } => "length",
@@ -398,7 +398,7 @@ mod tests {
     #[tokio::test]
     async fn decoders_that_all_hang_do_not_work() {
         let reader = BlockReader::new(0);
-        assert!(reader.works().await);
+        assert!(reader.is_alive().await);
         let (release, hang) = mpsc::channel::<()>();
         let (begin, mut begun) = tokio::sync::mpsc::unbounded_channel();
         let hang = Arc::new(Mutex::new(hang));
@@ -417,12 +417,12 @@ mod tests {
         for _ in 0..threads {
             begun.recv().await.unwrap();
         }
-        let answered = tokio::time::timeout(Duration::from_millis(200), reader.works()).await;
+        let answered = tokio::time::timeout(Duration::from_millis(200), reader.is_alive()).await;
         assert!(answered.is_err());
         (0..threads).for_each(|_| release.send(()).unwrap());
         for job in hanging {
             job.await.unwrap().unwrap();
         }
-        assert!(reader.works().await);
+        assert!(reader.is_alive().await);
     }
 }

@@ -13,7 +13,7 @@ use nbd_server::{
 
 /// View of a catalog that is restricted to what one client may open.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct CatalogView {
     catalog: Arc<Catalog>,
     may_open: AccessFilter,
     /// Reason for which the last lookup found nothing.
@@ -22,10 +22,10 @@ pub struct Seen {
 
 impl ExportCatalog for Catalog {
     type Export = SnapshotExport;
-    type View = Seen;
+    type View = CatalogView;
 
-    fn view_for(self: Arc<Self>, may_open: AccessFilter) -> Seen {
-        Seen { catalog: self, may_open, missing: Arc::default() }
+    fn view_for(self: Arc<Self>, may_open: AccessFilter) -> CatalogView {
+        CatalogView { catalog: self, may_open, missing: Arc::default() }
     }
 
     fn summaries(&self) -> Vec<ExportSummary> {
@@ -42,7 +42,7 @@ impl ExportCatalog for Catalog {
     }
 }
 
-impl Seen {
+impl CatalogView {
     /// Returns the export of this name, if the client may open it. Authorization comes before any
     /// lookup, so timing doesn't reveal whether the export exists.
     async fn export(&self, name: &[u8]) -> Option<SnapshotExport> {
@@ -60,7 +60,7 @@ impl Seen {
     }
 }
 
-impl Exports for Seen {
+impl Exports for CatalogView {
     type Export = SnapshotExport;
 
     async fn find(&self, name: &[u8]) -> Option<Arc<SnapshotExport>> {

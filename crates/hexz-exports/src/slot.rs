@@ -53,12 +53,12 @@ struct Failed {
     retry_after: Duration,
     reason: String,
     /// True if the failure can't be detected from header and index alone.
-    is_beyond_index: bool,
+    is_hidden_from_index: bool,
 }
 
 impl Failed {
     fn new(stamp: Option<FileStamp>, error: &Error) -> Self {
-        let retry_after = if error.is_lasting() { RETRY_LASTING_AFTER } else { RETRY_AFTER };
+        let retry_after = if error.is_permanent() { RETRY_LASTING_AFTER } else { RETRY_AFTER };
         let culprit = (Arc::clone(&error.path), FileStamp::of(&error.path));
         Self {
             stamp,
@@ -66,7 +66,7 @@ impl Failed {
             at: Instant::now(),
             retry_after,
             reason: error.to_string(),
-            is_beyond_index: error.is_beyond_index(),
+            is_hidden_from_index: error.is_hidden_from_index(),
         }
     }
 
@@ -158,7 +158,7 @@ impl Slot {
     pub(super) fn has_failed_as(&self, stamp: FileStamp) -> bool {
         self.opened.try_lock().is_ok_and(|opened| match &*opened {
             Opened::Failed(failed) if failed.stamp == Some(stamp) => {
-                failed.is_beyond_index || failed.at.elapsed() < RETRY_AFTER
+                failed.is_hidden_from_index || failed.at.elapsed() < RETRY_AFTER
             }
             _ => false,
         })
@@ -207,7 +207,7 @@ fn look(
     };
     match source.open(options) {
         Ok(snapshot) => {
-            snapshot.log_oddities();
+            snapshot.log_remarks();
             let snapshot = Arc::new(snapshot);
             (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
         }
@@ -224,10 +224,10 @@ fn look(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hexz_reader::Problem;
+    use hexz_reader::ErrorKind;
 
-    fn error(path: &Path, problem: Problem) -> Error {
-        Error { path: Arc::from(path), offset: None, problem }
+    fn error(path: &Path, kind: ErrorKind) -> Error {
+        Error { path: Arc::from(path), offset: None, kind }
     }
 
     /// Detecting a wrong password takes a key derivation, which clients must not be able to
@@ -241,14 +241,15 @@ mod tests {
         let stamp = FileStamp::of(&own);
         let long_ago = Instant::now().checked_sub(RETRY_AFTER * 2).unwrap();
 
-        let mut wrong = Failed::new(stamp, &error(&parent, Problem::WrongPassword));
+        let mut wrong = Failed::new(stamp, &error(&parent, ErrorKind::WrongPassword));
         wrong.at = long_ago;
         assert!(wrong.is_known(stamp));
         assert!(!wrong.is_known(None));
         std::fs::write(&parent, "another parent").unwrap();
         assert!(!wrong.is_known(stamp));
 
-        let missing = Problem::ParentMissing { name: "x".into(), tried: vec![], elsewhere: false };
+        let missing =
+            ErrorKind::ParentMissing { name: "x".into(), tried: vec![], is_outside: false };
         let mut missing = Failed::new(stamp, &error(&own, missing));
         assert!(missing.is_known(stamp));
         missing.at = long_ago;
@@ -275,7 +276,7 @@ mod tests {
         assert!(matches!(*slot.opened.lock().await, Opened::NotYet));
         let again = slot.open(&options).await;
         assert!(
-            matches!(again, Err(Unavailable(Some(error))) if error.problem.label() == "wrong_password")
+            matches!(again, Err(Unavailable(Some(error))) if error.kind.label() == "wrong_password")
         );
     }
 }

@@ -8,7 +8,7 @@ use super::blocks::{Blocks, PAGE_WORK, Unread};
 use super::comparisons::Comparison;
 use super::file_name;
 use super::reader::{BlockReader, Failure};
-use hexz_reader::{Reference, Run, Snapshot, StreamKind};
+use hexz_reader::{DiffBase, Run, Snapshot, StreamKind};
 use nbd_server::wire::MAX_PAYLOAD;
 use nbd_server::wire::reply::{STATE_HOLE, STATE_ZERO};
 use nbd_server::{ContextQueries, Export, Extent, ReadError, Segment, Span};
@@ -20,7 +20,7 @@ enum Meaning {
     Allocation,
     /// Extents that differ from another archive.
     Changed {
-        reference: Reference,
+        reference: DiffBase,
         /// Names of the exports that a client must be allowed to open for that.
         exports: Arc<[String]>,
     },
@@ -76,7 +76,7 @@ impl SnapshotExport {
     /// Adds contexts that compare the export with `reference`, under `name`. If the name is
     /// already in use, the first reference is kept.
     #[must_use]
-    pub fn comparable_with(mut self, name: &str, reference: &Reference) -> Self {
+    pub fn comparable_with(mut self, name: &str, reference: &DiffBase) -> Self {
         for context in comparing(name) {
             if !self.contexts.iter().any(|(known, _)| *known == context) {
                 let (reference, exports) = (reference.clone(), Arc::default());
@@ -118,11 +118,11 @@ impl SnapshotExport {
         self.blocks
             .reader
             .off_the_runtime(&self.blocks.client, STATUS_WORK, move || match meaning {
-                Meaning::Allocation => {
-                    snapshot.zeros(stream, range, most).map(|runs| (STATE_HOLE | STATE_ZERO, runs))
-                }
+                Meaning::Allocation => snapshot
+                    .zero_runs(stream, range, most)
+                    .map(|runs| (STATE_HOLE | STATE_ZERO, runs)),
                 Meaning::Changed { reference, .. } => snapshot
-                    .changed(stream, range, most, &reference)
+                    .changed_runs(stream, range, most, &reference)
                     .map(|runs| (STATE_CHANGED, runs)),
             })
             .await
@@ -209,7 +209,10 @@ impl Export for SnapshotExport {
         match self.runs(position, offset, length, most).await {
             Ok((flags, runs)) => Ok(runs
                 .into_iter()
-                .map(|run| Extent { length: run.length, flags: if run.is_so { flags } else { 0 } })
+                .map(|run| Extent {
+                    length: run.length,
+                    flags: if run.has_property { flags } else { 0 },
+                })
                 .collect()),
             Err(cause) => Err(self.unreadable(offset, &cause)),
         }

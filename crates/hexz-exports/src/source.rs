@@ -21,7 +21,7 @@ const MAX_UNSERVED: usize = 1000;
 
 /// An archive and its export name, written as `PATH` or `NAME=PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
+pub struct NamedArchive {
     /// Name of the export.
     pub name: String,
     /// Path of the archive.
@@ -30,11 +30,11 @@ pub struct Named {
 
 /// The selection of archives to serve.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct ExportSelection {
     /// Archives with export names of their own.
-    pub named: Vec<Named>,
+    pub named: Vec<NamedArchive>,
     /// Folder whose archives are all served; they are looked up on demand.
-    pub folder: Option<Folder>,
+    pub folder: Option<ExportFolder>,
     /// Export for clients that send an empty name. Without it, a single named archive is the
     /// default if there is no folder.
     pub default: Option<String>,
@@ -42,10 +42,10 @@ pub struct Choice {
 
 /// Reason for which a text isn't a valid archive argument.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NamedError {
+pub enum NamedArchiveError {
     /// `=PATH` or `NAME=`.
     #[error("{:?} is neither PATH nor NAME=PATH", escape::name(.0))]
-    Unreadable(OsString),
+    Malformed(OsString),
     /// The name isn't UTF-8, so no client can ask for it.
     #[error(
         "no export can be called {:?}, since that isn't UTF-8: give it another name, NAME=PATH",
@@ -57,31 +57,31 @@ pub enum NamedError {
     NameTooLong,
 }
 
-impl Named {
+impl NamedArchive {
     /// Creates an entry that serves the archive at `path` under `name`.
     ///
     /// # Errors
     /// The name or the path is empty, or the name is too long.
-    pub fn new(name: &str, path: impl Into<PathBuf>) -> Result<Self, NamedError> {
+    pub fn new(name: &str, path: impl Into<PathBuf>) -> Result<Self, NamedArchiveError> {
         let (name, path) = (name.to_owned(), path.into());
         if name.is_empty() || path.as_os_str().is_empty() {
             let mut text = OsString::from(format!("{name}="));
             text.push(path);
-            return Err(NamedError::Unreadable(text));
+            return Err(NamedArchiveError::Malformed(text));
         }
         if name.len() > MAX_STRING {
-            return Err(NamedError::NameTooLong);
+            return Err(NamedArchiveError::NameTooLong);
         }
         Ok(Self { name, path })
     }
 }
 
-impl Named {
+impl NamedArchive {
     /// Parses `PATH` or `NAME=PATH`. The name must be UTF-8, the path need not be.
     ///
     /// # Errors
-    /// See [`NamedError`].
-    pub fn parse(text: &OsStr) -> Result<Self, NamedError> {
+    /// See [`NamedArchiveError`].
+    pub fn parse(text: &OsStr) -> Result<Self, NamedArchiveError> {
         let bytes = text.as_bytes();
         let equals = bytes.iter().position(|byte| *byte == b'=');
         let parts = equals.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
@@ -95,27 +95,27 @@ impl Named {
                 (path.file_name().unwrap_or(text), path)
             }
         };
-        let name = name.to_str().ok_or_else(|| NamedError::NotUtf8(name.to_owned()))?;
+        let name = name.to_str().ok_or_else(|| NamedArchiveError::NotUtf8(name.to_owned()))?;
         Self::new(name, path).map_err(|error| match error {
-            NamedError::Unreadable(_) => NamedError::Unreadable(text.to_owned()),
+            NamedArchiveError::Malformed(_) => NamedArchiveError::Malformed(text.to_owned()),
             error => error,
         })
     }
 }
 
-impl FromStr for Named {
-    type Err = NamedError;
+impl FromStr for NamedArchive {
+    type Err = NamedArchiveError;
 
-    fn from_str(text: &str) -> Result<Self, NamedError> {
+    fn from_str(text: &str) -> Result<Self, NamedArchiveError> {
         Self::parse(OsStr::new(text))
     }
 }
 
 /// A folder whose archives are served under their file names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Folder(PathBuf);
+pub struct ExportFolder(PathBuf);
 
-impl Folder {
+impl ExportFolder {
     /// Creates a folder without reading it; archives are looked up on demand.
     pub fn new(path: PathBuf) -> Self {
         Self(path)
@@ -269,8 +269,8 @@ impl Source {
         match self {
             Self::Path(path) => Snapshot::open(path, options),
             Self::NoLink(path) => {
-                let storage =
-                    FileStorage::open_no_link(path).map_err(|error| Error::opening(path, error))?;
+                let storage = FileStorage::open_no_follow(path)
+                    .map_err(|error| Error::open_failed(path, error))?;
                 Snapshot::from_storage(path, Arc::new(storage), options)
             }
         }
@@ -281,8 +281,8 @@ impl Source {
         match self {
             Self::Path(path) => Snapshot::open_index(path, None, options),
             Self::NoLink(path) => {
-                let storage =
-                    FileStorage::open_no_link(path).map_err(|error| Error::opening(path, error))?;
+                let storage = FileStorage::open_no_follow(path)
+                    .map_err(|error| Error::open_failed(path, error))?;
                 Snapshot::open_index(path, Some(Arc::new(storage)), options)
             }
         }
@@ -300,12 +300,13 @@ mod tests {
 
     #[test]
     fn paths_and_names() {
-        let named = |name: &str, path: &str| Ok(Named { name: name.into(), path: path.into() });
+        let named =
+            |name: &str, path: &str| Ok(NamedArchive { name: name.into(), path: path.into() });
         assert_eq!("a/b.hxz".parse(), named("b.hxz", "a/b.hxz"));
         assert_eq!("disk=a/b.hxz".parse(), named("disk", "a/b.hxz"));
         assert_eq!("disk=a=b.hxz".parse(), named("disk", "a=b.hxz"));
         for bad in ["", "=x", "x="] {
-            assert!(bad.parse::<Named>().is_err(), "{bad}");
+            assert!(bad.parse::<NamedArchive>().is_err(), "{bad}");
         }
     }
 
@@ -320,7 +321,7 @@ mod tests {
         std::fs::create_dir(inside.path().join("c.hxz")).unwrap();
         std::os::unix::fs::symlink(&secret, inside.path().join("d.hxz")).unwrap();
 
-        let folder = Folder::new(inside.path().to_owned());
+        let folder = ExportFolder::new(inside.path().to_owned());
         let odd = OsStr::from_bytes(b"\xff.hxz");
         std::fs::write(inside.path().join(odd), "x").unwrap();
         std::fs::write(inside.path().join("e.HXZ"), "x").unwrap();

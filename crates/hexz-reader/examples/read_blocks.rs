@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             break;
         }
         let block = snapshot.locate(StreamKind::Main, at)?;
-        let kind = match block.stored_at() {
+        let kind = match block.stored_offset() {
             _ if block.is_zeros() => "zeros".to_owned(),
             Some(offset) => format!("stored at byte {offset}"),
             None => "in a parent".to_owned(),

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::codec::{self, Codec};
 use super::crypto::BlockKey;
-use super::error::{Error, Problem, printable};
+use super::error::{Error, ErrorKind, printable};
 use super::header::{Extent, HEADER_REGION, Header, Region};
 use super::index::{Content, Located, MasterIndex, Page, PageLayout, PageRef, StreamIndex};
 use super::layout::{EntryForm, Layout, PAGE_HEAD};
@@ -17,7 +17,7 @@ use super::references::ReferenceMode;
 use super::said::may_say;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
-use crate::storage::{Counted, Storage};
+use crate::storage::{CountedStorage, Storage};
 
 /// Maximum number of index pages that are searched for a block to test the password with.
 const PAGES_TO_TRY_PASSWORD: usize = 256;
@@ -56,25 +56,25 @@ impl Archive {
         let archive = Self::open_locked(path, storage, options)?;
         let key = match (&archive.header.encryption, &options.password) {
             (None, _) => None,
-            (Some(_), None) => return Err(Problem::PasswordNeeded.of(&archive.path)),
+            (Some(_), None) => return Err(ErrorKind::PasswordNeeded.of(&archive.path)),
             (Some(derivation), Some(source)) => {
                 let (got, limit) = (derivation.iterations, options.max_key_iterations);
                 if got > limit {
-                    return Err(Problem::KeyIterations { got, limit }.of(&archive.path));
+                    return Err(ErrorKind::KeyIterations { got, limit }.of(&archive.path));
                 }
                 let password = source
                     .password()
-                    .map_err(|error| Problem::Io("get its password", error).of(&archive.path))?;
+                    .map_err(|error| ErrorKind::Io("get its password", error).of(&archive.path))?;
                 let derived = options.background.run(|| {
                     if options.is_abandoned.load(Ordering::Relaxed) {
-                        return Err(Problem::Abandoned);
+                        return Err(ErrorKind::Abandoned);
                     }
                     BlockKey::derive(&password, derivation)
                 });
                 let key = derived
-                    .map_err(|error| Problem::Io("derive its key", error))
+                    .map_err(|error| ErrorKind::Io("derive its key", error))
                     .and_then(|key| key);
-                Some(key.map_err(|problem| problem.of(&archive.path))?)
+                Some(key.map_err(|kind| kind.of(&archive.path))?)
             }
         };
         let archive = Self { key, ..archive };
@@ -93,7 +93,8 @@ impl Archive {
         if let Some(digests) = &options.digests {
             digests.expect(&path)?;
         }
-        let storage: Arc<dyn Storage> = Arc::new(Counted::new(storage, Arc::clone(&options.reads)));
+        let storage: Arc<dyn Storage> =
+            Arc::new(CountedStorage::new(storage, Arc::clone(&options.read_counters)));
         // Every read from here on is verified against the digest.
         let storage = match &options.digests {
             Some(digests) => digests.verify(&path, storage, &options.digest_memory)?,
@@ -116,7 +117,7 @@ impl Archive {
             header.metadata.map(|place| behind.classify(place))
         };
         let index = MasterIndex::parse(&index, header.index_offset, header.signature.is_some())
-            .map_err(|problem| problem.at(&path, header.index_offset))?;
+            .map_err(|kind| kind.at(&path, header.index_offset))?;
         let entries = match index.first_page() {
             Some(page) => Some(entry_form(&path, storage.as_ref(), page.place)?),
             None => None,
@@ -144,7 +145,7 @@ impl Archive {
     /// size the master index doesn't state, or states differently from the blocks.
     fn complete_index(&mut self) -> Result<(), Error> {
         let (path, offset) = (&self.path, self.header.index_offset);
-        let fail = |problem: Problem| problem.at(path, offset);
+        let fail = |kind: ErrorKind| kind.at(path, offset);
         self.index.check_pages(self.entries).map_err(fail)?;
         for stream in self.index.streams_mut() {
             if stream.has_unstated_size()
@@ -178,12 +179,12 @@ impl Archive {
     /// Returns the error for byte `at` of a stream, which no block covers.
     pub(super) fn uncovered(&self, kind: StreamKind, at: u64) -> Error {
         let StreamIndex { size, end, .. } = *self.stream(kind);
-        let problem = if (end..size).contains(&at) {
-            Problem::EndsEarly { stream: kind, end, size }
+        let kind = if (end..size).contains(&at) {
+            ErrorKind::EndsEarly { stream: kind, end, size }
         } else {
-            Problem::Uncovered { stream: kind, at }
+            ErrorKind::Uncovered { stream: kind, at }
         };
-        problem.of(&self.path)
+        kind.of(&self.path)
     }
 
     /// Loads an index page of a stream.
@@ -207,7 +208,7 @@ impl Archive {
         let place = stream
             .pages
             .get(page)
-            .ok_or_else(|| Problem::Uncovered { stream: kind, at: stream.size }.of(&self.path))?;
+            .ok_or_else(|| ErrorKind::Uncovered { stream: kind, at: stream.size }.of(&self.path))?;
         let bytes = read(&self.path, self.storage.as_ref(), place.place, "read an index page")?;
         let layout = PageLayout {
             form: self.entries,
@@ -216,7 +217,7 @@ impl Archive {
         };
         Page::parse(&bytes, place, stream.page_end(page), self.header.index_offset, layout)
             .map(|page| (page, bytes))
-            .map_err(|problem| problem.at(&self.path, place.place.offset))
+            .map_err(|kind| kind.at(&self.path, place.place.offset))
     }
 
     /// Verifies that one of `keys` has signed the archive.
@@ -227,7 +228,7 @@ impl Archive {
         // The file may have been written to since it was opened.
         let is_same = MasterIndex::parse(&index, self.header.index_offset, true)
             .is_ok_and(|signed| signed.has_same_pages(&self.index));
-        if is_same { Ok(()) } else { Err(Problem::Signature.of(&self.path)) }
+        if is_same { Ok(()) } else { Err(ErrorKind::InvalidSignature.of(&self.path)) }
     }
 
     /// Returns the form of the entries of the index pages.
@@ -265,20 +266,20 @@ impl Archive {
         let (place, checksum) = match block.entry.content {
             Content::Zeros | Content::Contradiction => {
                 let zeros = vec![0; block.length as usize];
-                check_hash(&zeros, block.entry.hash).map_err(|problem| problem.of(&self.path))?;
+                check_hash(&zeros, block.entry.hash).map_err(|kind| kind.of(&self.path))?;
                 return Ok(zeros);
             }
             Content::Stored { place, checksum } => (place, checksum),
             Content::InParent => {
-                return Err(Problem::Invalid("a block's place in the file").of(&self.path));
+                return Err(ErrorKind::Invalid("a block's place in the file").of(&self.path));
             }
         };
         with_buffer(place.length as usize, |stored| {
             self.storage
                 .read_exact_at(stored, place.offset)
-                .map_err(|error| Problem::reading("read a block", error))
+                .map_err(|error| ErrorKind::reading("read a block", error))
                 .and_then(|()| self.decode(stored, checksum, block))
-                .map_err(|problem| problem.at(&self.path, place.offset))
+                .map_err(|kind| kind.at(&self.path, place.offset))
         })
     }
 
@@ -287,14 +288,14 @@ impl Archive {
         stored: &mut [u8],
         checksum: u32,
         block: &Located,
-    ) -> Result<Vec<u8>, Problem> {
+    ) -> Result<Vec<u8>, ErrorKind> {
         let got = crc32fast::hash(stored);
         if got != checksum {
-            return Err(Problem::Checksum { got, expected: checksum });
+            return Err(ErrorKind::ChecksumMismatch { got, expected: checksum });
         }
         let compressed = match &self.key {
             Some(key) => key.open(block.number, stored)?,
-            None if self.header.encryption.is_some() => return Err(Problem::PasswordNeeded),
+            None if self.header.encryption.is_some() => return Err(ErrorKind::PasswordNeeded),
             None => stored,
         };
         let decoded = self.codec.decode(compressed, block.length)?;
@@ -320,17 +321,17 @@ impl Archive {
             let Some(last) = stream.pages.len().checked_sub(1) else { continue };
             for block in self.load_page(kind, last, &zeros)?.blocks() {
                 let Content::Stored { place, .. } = block.entry.content else { continue };
-                let fail = |problem: Problem| problem.at(&self.path, place.offset);
+                let fail = |kind: ErrorKind| kind.at(&self.path, place.offset);
                 match self.stated_length(place).map_err(fail)? {
                     Some(length) if length == block.length => {}
                     Some(length) => {
                         let (got, expected) = (length as usize, block.length);
-                        return Err(fail(Problem::Length { got, expected }));
+                        return Err(fail(ErrorKind::LengthMismatch { got, expected }));
                     }
                     None => {
                         decoded += u64::from(block.length);
                         if decoded > MAX_PROBED {
-                            return Err(Problem::TooLarge {
+                            return Err(ErrorKind::TooLarge {
                                 what: "what has to be decoded to learn the stream's size, in bytes",
                                 got: decoded,
                                 limit: MAX_PROBED,
@@ -347,7 +348,7 @@ impl Archive {
 
     /// Returns the decoded length that a stored block states itself, if it does and isn't
     /// encrypted.
-    fn stated_length(&self, place: Extent) -> Result<Option<u32>, Problem> {
+    fn stated_length(&self, place: Extent) -> Result<Option<u32>, ErrorKind> {
         if self.header.encryption.is_some() {
             return Ok(None);
         }
@@ -356,7 +357,7 @@ impl Archive {
         let head = head.get_mut(..count).unwrap_or_default();
         self.storage
             .read_exact_at(head, place.offset)
-            .map_err(|error| Problem::reading("read a block", error))?;
+            .map_err(|error| ErrorKind::reading("read a block", error))?;
         Ok(self.codec.stated_length(head))
     }
 
@@ -377,8 +378,8 @@ impl Archive {
                     return match self.read_block(&block) {
                         Ok(_) => Ok(()),
                         // The CRC-32 matches, so the stored bytes aren't damaged.
-                        Err(Error { problem: Problem::Tag, .. }) => {
-                            Err(Problem::WrongPassword.of(&self.path))
+                        Err(Error { kind: ErrorKind::AuthenticationTag, .. }) => {
+                            Err(ErrorKind::WrongPassword.of(&self.path))
                         }
                         Err(error) => Err(error),
                     };
@@ -408,7 +409,7 @@ fn classify_metadata(
     }
     metadata::classify(metadata::reader(storage, place))
         .map(Some)
-        .map_err(|error| Problem::reading("read its metadata", error).of(path))
+        .map_err(|error| ErrorKind::reading("read its metadata", error).of(path))
 }
 
 /// The bytes between master index and end of the metadata: metadata and replaced signatures. Empty
@@ -443,8 +444,9 @@ fn entry_form(path: &Arc<Path>, storage: &dyn Storage, place: Extent) -> Result<
     let head = Extent { length: PAGE_HEAD, ..place };
     let head = read(path, storage, head, "read an index page")?;
     let count = head.first_chunk().map(|count| u64::from_le_bytes(*count)).unwrap_or_default();
-    EntryForm::of_page(place.length, count)
-        .ok_or_else(|| Problem::Invalid("an index page's number of blocks").at(path, place.offset))
+    EntryForm::of_page(place.length, count).ok_or_else(|| {
+        ErrorKind::Invalid("an index page's number of blocks").at(path, place.offset)
+    })
 }
 
 /// Calls `work` with this thread's buffer for stored blocks, whose initial content is unspecified.
@@ -466,12 +468,12 @@ fn with_buffer<T>(length: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
 }
 
 /// Compares a block's bytes with its hash, if the packer recorded one.
-fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), Problem> {
-    if !expected.is_given() {
+fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), ErrorKind> {
+    if !expected.is_present() {
         return Ok(());
     }
     let got = BlockHash(*blake3::hash(block).as_bytes());
-    if got == expected { Ok(()) } else { Err(Problem::Hash { got, expected }) }
+    if got == expected { Ok(()) } else { Err(ErrorKind::HashMismatch { got, expected }) }
 }
 
 fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error> {
@@ -483,18 +485,18 @@ fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error>
         Some(part) => {
             storage
                 .read_exact_at(part, 0)
-                .map_err(|e| Problem::reading("read the header", e).of(path))?;
+                .map_err(|e| ErrorKind::reading("read the header", e).of(path))?;
             let foreign = !part.starts_with(b"HEXZ");
-            Err(if foreign { Problem::NotHexz } else { Problem::EndsWithin("its header") })
+            Err(if foreign { ErrorKind::NotHexz } else { ErrorKind::Truncated("its header") })
         }
         None => {
             storage
                 .read_exact_at(region.as_mut_slice(), 0)
-                .map_err(|e| Problem::reading("read the header", e).of(path))?;
+                .map_err(|e| ErrorKind::reading("read the header", e).of(path))?;
             Header::parse(&region, length)
         }
     };
-    result.map_err(|problem| problem.of(path))
+    result.map_err(|kind| kind.of(path))
 }
 
 /// Reads the master index without parsing it: its signature is verified first.
@@ -505,7 +507,7 @@ fn read_master_index(
 ) -> Result<Vec<u8>, Error> {
     let offset = header.index_offset;
     let length = header.index_end - offset;
-    let too_large = Problem::TooLarge {
+    let too_large = ErrorKind::TooLarge {
         what: "the master index's length in bytes",
         got: length,
         limit: MAX_MASTER_INDEX,
@@ -527,6 +529,6 @@ fn read(
     let mut bytes = vec![0; place.length as usize];
     storage
         .read_exact_at(&mut bytes, place.offset)
-        .map_err(|error| Problem::reading(purpose, error).at(path, place.offset))?;
+        .map_err(|error| ErrorKind::reading(purpose, error).at(path, place.offset))?;
     Ok(bytes)
 }

@@ -9,11 +9,11 @@ const NICE: i32 = 15;
 
 /// Executor that runs one job at a time, on a low-priority thread.
 #[derive(Debug, Default)]
-pub struct Background {
+pub struct BackgroundExecutor {
     is_running: Mutex<()>,
 }
 
-impl Background {
+impl BackgroundExecutor {
     /// Waits for other jobs to finish, then runs `work` on a thread of its own.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn one_piece_runs_at_a_time() {
-        let background = Background::default();
+        let background = BackgroundExecutor::default();
         let running = AtomicUsize::new(0);
         let run = || {
             background.run(|| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::OpenOptions;
 use super::archive::Archive;
-use super::error::{Error, Problem};
+use super::error::{Error, ErrorKind};
 use super::limits::MAX_CHAIN;
 use crate::storage::{FileStorage, Storage};
 
@@ -15,7 +15,7 @@ use crate::storage::{FileStorage, Storage};
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, Error> {
     let path: Arc<Path> = Arc::from(path);
     let storage =
-        FileStorage::open(&path).map_err(|error| Problem::Io("open it", error).of(&path))?;
+        FileStorage::open(&path).map_err(|error| ErrorKind::Io("open it", error).of(&path))?;
     let identity = storage.identity();
     let archive = Archive::open(path, Arc::new(storage), options)?;
     ancestors(archive, Some(identity), options, Archive::open, |link| link.found.map(drop))
@@ -43,7 +43,7 @@ pub(super) fn open_for_index(
         Some(storage) => (storage, None),
         None => {
             let file = FileStorage::open(&path)
-                .map_err(|error| Problem::Io("open it", error).of(&path))?;
+                .map_err(|error| ErrorKind::Io("open it", error).of(&path))?;
             let identity = file.identity();
             (Arc::new(file) as Arc<dyn Storage>, Some(identity))
         }
@@ -100,14 +100,14 @@ fn ancestors(
                 let (path, storage) = find(&child_path, &name, options)?;
                 let identity = storage.identity();
                 if lineage.contains(&identity) {
-                    return Err(Problem::ParentCycle(name.clone()).of(&child_path));
+                    return Err(ErrorKind::ParentCycle(name.clone()).of(&child_path));
                 }
                 // A parent that several archives share is opened once.
                 if let Some((_, place)) = opened.iter().find(|(other, _)| *other == identity) {
                     return Ok(*place);
                 }
                 if chain.len() >= MAX_CHAIN {
-                    return Err(Problem::ChainTooDeep(MAX_CHAIN).of(&chain_start(&chain)));
+                    return Err(ErrorKind::ChainTooDeep(MAX_CHAIN).of(&chain_start(&chain)));
                 }
                 chain.push(open(Arc::from(path), Arc::new(storage), options)?);
                 let place = chain.len() - 1;
@@ -148,12 +148,12 @@ fn find(
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
             Err(error) => {
-                return Err(Problem::Io("open this parent", error).of(&Arc::from(path.as_path())));
+                return Err(ErrorKind::Io("open this parent", error).of(&Arc::from(path.as_path())));
             }
         }
     }
-    let elsewhere = !options.parents_anywhere && !is_plain(Path::new(name));
-    Err(Problem::ParentMissing { name: name.to_owned(), tried, elsewhere }.of(child))
+    let is_outside = !options.allow_parent_anywhere && !is_plain(Path::new(name));
+    Err(ErrorKind::ParentMissing { name: name.to_owned(), tried, is_outside }.of(child))
 }
 
 /// Returns the paths at which a parent is searched for, in this order.
@@ -170,7 +170,7 @@ fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
         }
         paths.extend(name.file_name().map(|file| folder.join(file)));
     }
-    if options.parents_anywhere {
+    if options.allow_parent_anywhere {
         // Relative names refer to the packer's working directory, which is unknown.
         paths.push(beside.join(name));
         paths.push(name.to_owned());
@@ -192,7 +192,7 @@ mod tests {
     fn paths(name: &str, anywhere: bool) -> Vec<String> {
         let options = OpenOptions {
             parent_dirs: vec!["/p".into()],
-            parents_anywhere: anywhere,
+            allow_parent_anywhere: anywhere,
             ..OpenOptions::default()
         };
         candidates(Path::new("/s/child.hxz"), name, &options)

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use zstd::bulk::Decompressor;
 
-use super::error::Problem;
+use super::error::ErrorKind;
 use super::header::Compression;
 
 /// Number of leading bytes of a stored block that contain its decoded length, if it is stated: a
@@ -36,7 +36,7 @@ impl Codec {
     }
 
     /// Decompresses `stored` to exactly `length` bytes, without allocating more than that.
-    pub(super) fn decode(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
+    pub(super) fn decode(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, ErrorKind> {
         let block = match self.compression {
             Compression::Lz4 => decode_lz4(stored, length)?,
             Compression::Zstd => self.decode_zstd(stored, length)?,
@@ -44,7 +44,7 @@ impl Codec {
         if block.len() == length as usize {
             Ok(block)
         } else {
-            Err(Problem::Length { got: block.len(), expected: length })
+            Err(ErrorKind::LengthMismatch { got: block.len(), expected: length })
         }
     }
 
@@ -59,12 +59,12 @@ impl Codec {
         }
     }
 
-    fn decode_zstd(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
-        let failed = |error: std::io::Error| Problem::Decompress(error.to_string());
+    fn decode_zstd(&self, stored: &[u8], length: u32) -> Result<Vec<u8>, ErrorKind> {
+        let failed = |error: std::io::Error| ErrorKind::Decompress(error.to_string());
         // The decompressor would treat bytes behind the frame as further frames.
         let frame = zstd::zstd_safe::find_frame_compressed_size(stored);
         if frame.is_ok_and(|length| length != stored.len()) {
-            return Err(Problem::Decompress("there is something behind its frame".to_owned()));
+            return Err(ErrorKind::Decompress("there is something behind its frame".to_owned()));
         }
         let idle = || self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
 
@@ -83,15 +83,15 @@ impl Codec {
 
 /// Decodes a 32-bit decoded size followed by a raw LZ4 block. The size is compared with `length`,
 /// never used for allocation.
-fn decode_lz4(stored: &[u8], length: u32) -> Result<Vec<u8>, Problem> {
-    let (size, raw) = stored.split_first_chunk().ok_or(Problem::EndsWithin("a block's size"))?;
+fn decode_lz4(stored: &[u8], length: u32) -> Result<Vec<u8>, ErrorKind> {
+    let (size, raw) = stored.split_first_chunk().ok_or(ErrorKind::Truncated("a block's size"))?;
     let size = u32::from_le_bytes(*size);
     if size != length {
-        return Err(Problem::Length { got: size as usize, expected: length });
+        return Err(ErrorKind::LengthMismatch { got: size as usize, expected: length });
     }
     let mut block = vec![0; length as usize];
     let written = lz4_flex::block::decompress_into(raw, &mut block)
-        .map_err(|error| Problem::Decompress(error.to_string()))?;
+        .map_err(|error| ErrorKind::Decompress(error.to_string()))?;
     block.truncate(written);
     Ok(block)
 }

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 
-use super::error::{Error, Problem, printable};
+use super::error::{Error, ErrorKind, printable};
 use super::limits::{MAX_RECENT_GROUPS, MAX_TREES};
 use crate::storage::{
     self, FileStamp, HashTree, RecentGroups, Storage, TreeBudget, TreeError, VerifiedStorage,
@@ -136,13 +136,13 @@ impl Digests {
     ///
     /// # Errors
     /// See [`DigestsError`].
-    pub fn add_pin(&mut self, pin: &OsStr) -> Result<(), DigestsError> {
+    pub fn add_entry(&mut self, pin: &OsStr) -> Result<(), DigestsError> {
         let (name, digest) = split_pin(pin).ok_or(DigestsError::Pin)?;
         self.add(name, digest)
     }
 
     /// Returns true if a text has the form `NAME=BLAKE3`, and isn't the path of a list.
-    pub fn is_pin(text: &OsStr) -> bool {
+    pub fn is_entry(text: &OsStr) -> bool {
         split_pin(text).is_some()
     }
 
@@ -202,7 +202,7 @@ impl Digests {
                     self.forget_unused();
                 }
                 let tree = hash(path, storage.as_ref(), &memory.trees)
-                    .map_err(|error| problem(error).of(path))?;
+                    .map_err(|error| kind(error).of(path))?;
                 let digest = Digest(tree.root());
                 let tree = (digest == pin.expected).then(|| Arc::new(tree));
                 *known = stamp.map(|stamp| Hashed { stamp, digest, tree: tree.clone() });
@@ -215,7 +215,7 @@ impl Digests {
                 let recent = Arc::clone(&memory.recent);
                 Ok(Arc::new(VerifiedStorage::new(storage, tree, recent)))
             }
-            Err(got) => Err(Problem::Digest { got, expected: pin.expected }.of(path)),
+            Err(got) => Err(ErrorKind::DigestMismatch { got, expected: pin.expected }.of(path)),
         }
     }
 
@@ -235,7 +235,7 @@ impl Digests {
     fn pin(&self, path: &Arc<Path>) -> Result<&Pin, Error> {
         path.file_name()
             .and_then(|name| self.pins.get(name))
-            .ok_or_else(|| Problem::NoDigest.of(path))
+            .ok_or_else(|| ErrorKind::NoDigest.of(path))
     }
 }
 
@@ -260,10 +260,10 @@ fn hash(
     Ok(tree)
 }
 
-fn problem(error: TreeError) -> Problem {
+fn kind(error: TreeError) -> ErrorKind {
     match error {
-        TreeError::Io(error) => Problem::Io("read all of it for its digest", error),
-        TreeError::Memory { needed, limit } => Problem::TooLarge {
+        TreeError::Io(error) => ErrorKind::Io("read all of it for its digest", error),
+        TreeError::Memory { needed, limit } => ErrorKind::TooLarge {
             what: "the memory for the hashes of all archives of --digest, in bytes,",
             got: needed,
             limit,
@@ -339,7 +339,7 @@ fn digest_of(hex: &[u8]) -> Option<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Counted, FileStorage, GROUP, Reads};
+    use crate::storage::{CountedStorage, FileStorage, GROUP, ReadCounters};
 
     const HEX: &str = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391da";
 
@@ -394,13 +394,13 @@ mod tests {
     fn a_single_digest() {
         let mut digests = Digests::default();
         for good in [format!("a.hxz={HEX}"), format!("b=c={HEX}")] {
-            assert!(Digests::is_pin(good.as_ref()));
-            digests.add_pin(good.as_ref()).unwrap();
+            assert!(Digests::is_entry(good.as_ref()));
+            digests.add_entry(good.as_ref()).unwrap();
         }
         assert!(knows(&digests, "x/a.hxz") && knows(&digests, "b=c"));
         for bad in [HEX.to_owned(), format!("={HEX}"), format!("a/b={HEX}"), format!("a={HEX}0")] {
-            assert!(!Digests::is_pin(bad.as_ref()), "{bad}");
-            assert_eq!(digests.add_pin(bad.as_ref()), Err(DigestsError::Pin));
+            assert!(!Digests::is_entry(bad.as_ref()), "{bad}");
+            assert_eq!(digests.add_entry(bad.as_ref()), Err(DigestsError::Pin));
         }
     }
 
@@ -419,7 +419,7 @@ mod tests {
     /// Files of pseudorandom bytes, with a count of what is read of them.
     struct Files {
         folder: tempfile::TempDir,
-        reads: Arc<Reads>,
+        reads: Arc<ReadCounters>,
         memory: DigestMemory,
     }
 
@@ -443,8 +443,8 @@ mod tests {
         fn verify(&self, digests: &Digests, name: &str) -> Result<Arc<dyn Storage>, &'static str> {
             let path: Arc<Path> = Arc::from(self.folder.path().join(name));
             let file = Arc::new(FileStorage::open(&path).unwrap());
-            let counted = Arc::new(Counted::new(file, Arc::clone(&self.reads)));
-            digests.verify(&path, counted, &self.memory).map_err(|error| error.problem.label())
+            let counted = Arc::new(CountedStorage::new(file, Arc::clone(&self.reads)));
+            digests.verify(&path, counted, &self.memory).map_err(|error| error.kind.label())
         }
     }
 

@@ -19,16 +19,16 @@ pub struct Error {
     /// Offset in the file, in bytes.
     pub offset: Option<u64>,
     /// Description of the error.
-    pub problem: Problem,
+    pub kind: ErrorKind,
 }
 
 impl Error {
     /// Returns true if the error says nothing about the file: the system had no descriptor or
     /// memory left, or nobody waited any more.
     pub fn is_transient(&self) -> bool {
-        let error = match &self.problem {
-            Problem::Abandoned => return true,
-            Problem::Io(_, error) => error,
+        let error = match &self.kind {
+            ErrorKind::Abandoned => return true,
+            ErrorKind::Io(_, error) => error,
             _ => return false,
         };
         let errno = Errno::from_io_error(error);
@@ -37,28 +37,30 @@ impl Error {
 
     /// Returns true if the same file fails in the same way until it or the options change. Returns
     /// false if a parent may appear, or the system may recover.
-    pub fn is_lasting(&self) -> bool {
+    pub fn is_permanent(&self) -> bool {
         !matches!(
-            self.problem,
-            Problem::Io(..)
-                | Problem::ParentMissing { .. }
-                | Problem::Changed
-                | Problem::IndexNotBuilt
-                | Problem::Abandoned
+            self.kind,
+            ErrorKind::Io(..)
+                | ErrorKind::ParentMissing { .. }
+                | ErrorKind::ContentChanged
+                | ErrorKind::IndexNotBuilt
+                | ErrorKind::Abandoned
         )
     }
 
     /// Returns true if header and index alone don't reveal the error.
-    pub fn is_beyond_index(&self) -> bool {
+    pub fn is_hidden_from_index(&self) -> bool {
         matches!(
-            self.problem,
-            Problem::WrongPassword | Problem::KeyIterations { .. } | Problem::Digest { .. }
+            self.kind,
+            ErrorKind::WrongPassword
+                | ErrorKind::KeyIterations { .. }
+                | ErrorKind::DigestMismatch { .. }
         )
     }
 
     /// Creates an error for an archive's file that can't be opened.
-    pub fn opening(path: &Path, error: io::Error) -> Self {
-        Problem::Io("open it", error).of(&Arc::from(path))
+    pub fn open_failed(path: &Path, error: io::Error) -> Self {
+        ErrorKind::Io("open it", error).of(&Arc::from(path))
     }
 }
 
@@ -68,20 +70,20 @@ impl fmt::Display for Error {
         if let Some(offset) = self.offset {
             write!(f, ", byte {offset}")?;
         }
-        write!(f, ": {}", self.problem)
+        write!(f, ": {}", self.kind)
     }
 }
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.problem.source()
+        self.kind.source()
     }
 }
 
 /// Kind of an error about an archive, with its details.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Problem {
+pub enum ErrorKind {
     /// The operating system reported an error.
     #[error("can't {0}: {1}")]
     Io(&'static str, #[source] io::Error),
@@ -96,7 +98,7 @@ pub enum Problem {
     UnknownVersion(u32),
     /// The file is shorter than its header or index requires.
     #[error("the file ends within {0}; it was truncated, or its copying did not finish")]
-    EndsWithin(&'static str),
+    Truncated(&'static str),
     /// A field has an invalid value.
     #[error("{0} is not valid; the file is damaged, or not what it claims to be")]
     Invalid(&'static str),
@@ -127,14 +129,14 @@ pub enum Problem {
     )]
     DirectoryArchive,
     /// A parent wasn't found in any directory that may be searched.
-    #[error("its parent {:?} was not found (looked for {}){}", escape::name(.name), list(.tried), hint(.name, *.elsewhere))]
+    #[error("its parent {:?} was not found (looked for {}){}", escape::name(.name), list(.tried), hint(.name, *.is_outside))]
     ParentMissing {
         /// Name of the parent, as recorded in the archive.
         name: String,
         /// Paths that were tried.
         tried: Vec<PathBuf>,
         /// True if the name points to a directory that may not be searched.
-        elsewhere: bool,
+        is_outside: bool,
     },
     /// The archive is its own ancestor.
     #[error("this archive is its own ancestor: parents go in a circle through {:?}", escape::name(.0))]
@@ -154,7 +156,7 @@ pub enum Problem {
          its master index is not what was signed. Get the archive again from where it comes \
          from; if it is signed with another key that you trust, give that key, too"
     )]
-    Signature,
+    InvalidSignature,
     /// Digests are required, but there is none for this archive.
     #[error(
         "--digest has no BLAKE3 for a file of this name. Each archive and each of its parents \
@@ -166,7 +168,7 @@ pub enum Problem {
         "its BLAKE3 is {got}, --digest says {expected}: it is not the file that the digest was \
          made of, or it was damaged. Get it again from where it comes from"
     )]
-    Digest {
+    DigestMismatch {
         /// Digest of the file.
         got: Digest,
         /// Digest in the list.
@@ -177,12 +179,12 @@ pub enum Problem {
         "these bytes are not those that were compared with --digest: the file has been written to \
          since, or its disk returns other bytes. Put the file that the digest is of in its place"
     )]
-    Changed,
+    ContentChanged,
     /// The stored bytes don't match their CRC-32.
     #[error(
         "the stored block is damaged: its CRC-32 is {got:#010x}, the index says {expected:#010x}"
     )]
-    Checksum {
+    ChecksumMismatch {
         /// CRC-32 of the bytes in the file.
         got: u32,
         /// CRC-32 in the index.
@@ -190,13 +192,13 @@ pub enum Problem {
     },
     /// The authentication tag of AES-GCM doesn't match.
     #[error("the stored block can't be decrypted: its authentication tag is wrong")]
-    Tag,
+    AuthenticationTag,
     /// The stored bytes can't be decompressed.
     #[error("the stored block can't be decompressed: {0}")]
     Decompress(String),
     /// The length of the decompressed block differs from the index.
     #[error("the block has {got} bytes, the index says {expected}")]
-    Length {
+    LengthMismatch {
         /// Number of decompressed bytes.
         got: usize,
         /// Length in the index, in bytes.
@@ -204,7 +206,7 @@ pub enum Problem {
     },
     /// The decompressed block doesn't match its hash.
     #[error("the block's BLAKE3 is {got}, the index says {expected}")]
-    Hash {
+    HashMismatch {
         /// Hash of the decompressed bytes.
         got: BlockHash,
         /// Hash in the index.
@@ -317,14 +319,14 @@ impl fmt::Display for Ambiguity {
     }
 }
 
-impl Problem {
+impl ErrorKind {
     /// Returns a stable label for metrics.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io(..) => "io",
             Self::NotHexz => "not_hexz",
             Self::UnknownVersion(_) => "unknown_version",
-            Self::EndsWithin(_) => "truncated",
+            Self::Truncated(_) => "truncated",
             Self::Invalid(_) => "invalid",
             Self::TooLarge { .. } => "too_large",
             Self::PasswordNeeded => "password_needed",
@@ -334,15 +336,15 @@ impl Problem {
             Self::ParentCycle(_) => "parent_cycle",
             Self::ChainTooDeep(_) => "chain_too_deep",
             Self::NotSigned => "not_signed",
-            Self::Signature => "signature",
+            Self::InvalidSignature => "signature",
             Self::NoDigest => "no_digest",
-            Self::Digest { .. } => "digest",
-            Self::Changed => "changed",
-            Self::Checksum { .. } => "crc",
-            Self::Tag => "tag",
+            Self::DigestMismatch { .. } => "digest",
+            Self::ContentChanged => "changed",
+            Self::ChecksumMismatch { .. } => "crc",
+            Self::AuthenticationTag => "tag",
             Self::Decompress(_) => "decompress",
-            Self::Length { .. } => "length",
-            Self::Hash { .. } => "hash",
+            Self::LengthMismatch { .. } => "length",
+            Self::HashMismatch { .. } => "hash",
             Self::Uncovered { .. } | Self::EndsEarly { .. } => "uncovered",
             Self::NoParentToRead { .. } | Self::Unresolvable { .. } => "unresolvable",
             Self::Ambiguous(_) => "ambiguous",
@@ -354,17 +356,17 @@ impl Problem {
 
     /// Creates a problem for a failed read of an archive's file; `purpose` completes "can't …".
     pub(super) fn reading(purpose: &'static str, error: io::Error) -> Self {
-        if Mismatch::of(&error).is_some() { Self::Changed } else { Self::Io(purpose, error) }
+        if Mismatch::of(&error).is_some() { Self::ContentChanged } else { Self::Io(purpose, error) }
     }
 
     /// Attributes the problem to the file `path`.
     pub(super) fn of(self, path: &Arc<Path>) -> Error {
-        Error { path: Arc::clone(path), offset: None, problem: self }
+        Error { path: Arc::clone(path), offset: None, kind: self }
     }
 
     /// Attributes the problem to the file `path`, at `offset`.
     pub(super) fn at(self, path: &Arc<Path>, offset: u64) -> Error {
-        Error { path: Arc::clone(path), offset: Some(offset), problem: self }
+        Error { path: Arc::clone(path), offset: Some(offset), kind: self }
     }
 }
 
@@ -383,8 +385,8 @@ fn list(paths: &[PathBuf]) -> String {
     }
 }
 
-fn hint(name: &str, elsewhere: bool) -> String {
-    if elsewhere {
+fn hint(name: &str, is_outside: bool) -> String {
+    if is_outside {
         format!(
             ". Put it beside the archive or give its folder as --parent-dir; if the archive is \
              trusted to name any file of this machine, --allow-parent-anywhere looks at {:?} too",

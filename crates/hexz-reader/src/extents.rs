@@ -33,13 +33,14 @@ const MAX_BLOCKS_COMPARED: usize = 4096;
 pub struct Run {
     /// Length in bytes; never zero.
     pub length: u64,
-    /// True if the part is zeros ([`Snapshot::zeros`]) or has changed ([`Snapshot::changed`]).
-    pub is_so: bool,
+    /// True if the part is zeros ([`Snapshot::zero_runs`]) or has changed
+    /// ([`Snapshot::changed_runs`]).
+    pub has_property: bool,
 }
 
 /// An archive that streams are compared with: a member of a snapshot's chain.
 #[derive(Debug, Clone)]
-pub struct Reference {
+pub struct DiffBase {
     snapshot: Arc<Snapshot>,
     archive: usize,
 }
@@ -47,9 +48,9 @@ pub struct Reference {
 impl Snapshot {
     /// Returns the archives that this snapshot offers for comparison: the archive itself, then its
     /// ancestors in the order of [`Snapshot::parents`].
-    pub fn references(self: &Arc<Self>) -> Vec<Reference> {
+    pub fn diff_bases(self: &Arc<Self>) -> Vec<DiffBase> {
         (0..self.chain.len())
-            .map(|archive| Reference { snapshot: Arc::clone(self), archive })
+            .map(|archive| DiffBase { snapshot: Arc::clone(self), archive })
             .collect()
     }
 
@@ -59,7 +60,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// An index page can't be read, or no block covers a part of the range.
-    pub fn zeros(
+    pub fn zero_runs(
         &self,
         stream: StreamKind,
         range: Range<u64>,
@@ -74,17 +75,17 @@ impl Snapshot {
     }
 
     /// Finds the parts of `range` of a stream that differ from the same range of the same stream of
-    /// `reference`. Returns runs as [`Snapshot::zeros`] does. Parts that can't be proven equal,
+    /// `reference`. Returns runs as [`Snapshot::zero_runs`] does. Parts that can't be proven equal,
     /// such as blocks with different boundaries or without a hash, are reported as changed.
     ///
     /// # Errors
-    /// As for [`Snapshot::zeros`], in either archive.
-    pub fn changed(
+    /// As for [`Snapshot::zero_runs`], in either archive.
+    pub fn changed_runs(
         &self,
         stream: StreamKind,
         range: Range<u64>,
         most: usize,
-        reference: &Reference,
+        reference: &DiffBase,
     ) -> Result<Vec<Run>, Error> {
         let mut runs = Runs::new(range, most, Careful::SayYes);
         let mut compared = 0;
@@ -150,7 +151,7 @@ impl Snapshot {
     }
 
     /// Returns true if two blocks are known to have the same bytes where they overlap.
-    fn is_same(&self, block: &Block, reference: &Reference, other: &Block) -> bool {
+    fn is_same(&self, block: &Block, reference: &DiffBase, other: &Block) -> bool {
         let theirs = &reference.snapshot;
         match (block.is_zeros(), other.is_zeros()) {
             (true, true) => return true,
@@ -183,7 +184,7 @@ impl Snapshot {
     }
 }
 
-impl Reference {
+impl DiffBase {
     /// Returns the identity of the archive's file; `None` if it isn't a file.
     pub fn file_id(&self) -> Option<FileId> {
         self.snapshot.chain.get(self.archive)?.storage().file_id()
@@ -200,7 +201,7 @@ impl Reference {
         let page = |id| Ok(read.page(snapshot, id)?);
         match snapshot.expect_page(snapshot.resolve(self.archive, stream, at, page)) {
             Ok(block) => Ok(Some(block)),
-            Err(Error { problem, .. }) if problem.label() == "uncovered" => Ok(None),
+            Err(Error { kind, .. }) if kind.label() == "uncovered" => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -304,9 +305,9 @@ impl Runs {
         };
         let is_full = self.runs.len() == self.most;
         match self.runs.last_mut() {
-            Some(last) if last.is_so == is_so => last.length += length,
+            Some(last) if last.has_property == is_so => last.length += length,
             _ if is_full => return false,
-            _ => self.runs.push(Run { length, is_so }),
+            _ => self.runs.push(Run { length, has_property: is_so }),
         }
         self.made = end;
         true
@@ -324,7 +325,7 @@ mod tests {
                 break;
             }
         }
-        runs.finish().iter().map(|run| (run.length, run.is_so)).collect()
+        runs.finish().iter().map(|run| (run.length, run.has_property)).collect()
     }
 
     #[test]

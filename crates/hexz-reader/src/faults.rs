@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::StreamKind;
-use super::error::{Error, Problem};
-use super::verify::Summary;
+use super::error::{Error, ErrorKind};
+use super::verify::VerifyStats;
 
 /// A cause that makes parts of a stream unreadable.
 #[derive(Debug, Clone)]
@@ -33,7 +33,7 @@ impl Fault {
 /// Faults found so far, and the totals of the verification.
 #[derive(Default)]
 pub(super) struct Found {
-    pub(super) summary: Summary,
+    pub(super) summary: VerifyStats,
     by_cause: HashMap<(StreamKind, String), Fault>,
     /// Number of ranges of all faults together.
     pub(super) ranges: usize,
@@ -48,12 +48,12 @@ impl Found {
         error: Arc<Error>,
     ) {
         self.summary.unreadable += range.end - range.start;
-        let cause = match &error.problem {
+        let cause = match &error.kind {
             // These errors contain the offset in the stream, but have the same cause.
-            Problem::Unresolvable { .. } => "unresolvable".to_owned(),
-            Problem::Uncovered { .. } => "uncovered".to_owned(),
-            Problem::NoParentToRead { .. } => "no parent to read".to_owned(),
-            Problem::Ambiguous(_) => "ambiguous".to_owned(),
+            ErrorKind::Unresolvable { .. } => "unresolvable".to_owned(),
+            ErrorKind::Uncovered { .. } => "uncovered".to_owned(),
+            ErrorKind::NoParentToRead { .. } => "no parent to read".to_owned(),
+            ErrorKind::Ambiguous(_) => "ambiguous".to_owned(),
             _ => error.to_string(),
         };
         let fault = self.by_cause.entry((stream, cause)).or_insert_with(|| Fault {
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn ranges_are_put_together_by_cause_and_in_order() {
         let error =
-            |offset| Arc::new(Problem::Invalid("it").at(&Arc::from(Path::new("a.hxz")), offset));
+            |offset| Arc::new(ErrorKind::Invalid("it").at(&Arc::from(Path::new("a.hxz")), offset));
         let mut found = Found::default();
         let (main, auxiliary) = (StreamKind::Main, StreamKind::Auxiliary);
         for (stream, range, offset) in [

@@ -1,6 +1,6 @@
 //! Parser of little-endian fixed-width fields, as bincode 1 writes them by default.
 
-use super::error::Problem;
+use super::error::ErrorKind;
 
 /// Cursor over consecutive fields. Every read is checked against the end.
 #[derive(Debug)]
@@ -13,35 +13,38 @@ impl<'a> Fields<'a> {
         Self { rest: bytes }
     }
 
-    pub(super) fn bytes(&mut self, length: u64, what: &'static str) -> Result<&'a [u8], Problem> {
+    pub(super) fn bytes(&mut self, length: u64, what: &'static str) -> Result<&'a [u8], ErrorKind> {
         let (taken, rest) = usize::try_from(length)
             .ok()
             .and_then(|length| self.rest.split_at_checked(length))
-            .ok_or(Problem::EndsWithin(what))?;
+            .ok_or(ErrorKind::Truncated(what))?;
         self.rest = rest;
         Ok(taken)
     }
 
-    pub(super) fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], Problem> {
-        let (taken, rest) = self.rest.split_first_chunk().ok_or(Problem::EndsWithin(what))?;
+    pub(super) fn array<const N: usize>(
+        &mut self,
+        what: &'static str,
+    ) -> Result<[u8; N], ErrorKind> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(ErrorKind::Truncated(what))?;
         self.rest = rest;
         Ok(*taken)
     }
 
-    pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, Problem> {
+    pub(super) fn u32(&mut self, what: &'static str) -> Result<u32, ErrorKind> {
         self.array(what).map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self, what: &'static str) -> Result<u64, Problem> {
+    pub(super) fn u64(&mut self, what: &'static str) -> Result<u64, ErrorKind> {
         self.array(what).map(u64::from_le_bytes)
     }
 
     /// Reads one byte, which must be 0 or 1.
-    pub(super) fn bool(&mut self, what: &'static str) -> Result<bool, Problem> {
+    pub(super) fn bool(&mut self, what: &'static str) -> Result<bool, ErrorKind> {
         match self.array(what)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            [_] => Err(Problem::Invalid(what)),
+            [_] => Err(ErrorKind::Invalid(what)),
         }
     }
 
@@ -49,16 +52,16 @@ impl<'a> Fields<'a> {
     pub(super) fn option<T>(
         &mut self,
         what: &'static str,
-        value: impl FnOnce(&mut Self) -> Result<T, Problem>,
-    ) -> Result<Option<T>, Problem> {
+        value: impl FnOnce(&mut Self) -> Result<T, ErrorKind>,
+    ) -> Result<Option<T>, ErrorKind> {
         self.bool(what)?.then(|| value(self)).transpose()
     }
 
     /// Reads UTF-8 text preceded by its 64-bit length.
-    pub(super) fn string(&mut self, what: &'static str) -> Result<String, Problem> {
+    pub(super) fn string(&mut self, what: &'static str) -> Result<String, ErrorKind> {
         let length = self.u64(what)?;
         let bytes = self.bytes(length, what)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| Problem::Invalid(what))
+        String::from_utf8(bytes.to_vec()).map_err(|_| ErrorKind::Invalid(what))
     }
 
     /// Returns the number of bytes left.

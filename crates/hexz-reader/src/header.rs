@@ -1,6 +1,6 @@
 //! Parser of the header in the first 4096 bytes of an archive.
 
-use super::error::Problem;
+use super::error::ErrorKind;
 use super::fields::Fields;
 use super::limits::{MAX_DICTIONARY, MAX_KDF_ITERATIONS};
 
@@ -95,7 +95,7 @@ impl Header {
     /// Both forms have version number 1, so the form that fits is used. No header fits both with
     /// different meanings: padding, flags and lengths of one form contradict the other. If neither
     /// fits, the error is that of the form that the header resembles.
-    pub(super) fn parse(region: &Region, file_length: u64) -> Result<Self, Problem> {
+    pub(super) fn parse(region: &Region, file_length: u64) -> Result<Self, ErrorKind> {
         let forms = [ParentsField::List, ParentsField::Optional];
         let mut malformed = None;
         let mut inconsistent = None;
@@ -103,23 +103,23 @@ impl Header {
             match Self::parse_as(form, region) {
                 Ok(header) => match header.check(file_length) {
                     Ok(header) => return Ok(header),
-                    Err(problem) => inconsistent = inconsistent.or(Some(problem)),
+                    Err(kind) => inconsistent = inconsistent.or(Some(kind)),
                 },
-                Err(problem) => malformed = malformed.or(Some(problem)),
+                Err(kind) => malformed = malformed.or(Some(kind)),
             }
         }
-        Err(inconsistent.or(malformed).unwrap_or(Problem::NotHexz))
+        Err(inconsistent.or(malformed).unwrap_or(ErrorKind::NotHexz))
     }
 
     /// Parses the fields without checking that offsets lie within the file.
-    fn parse_as(parents_field: ParentsField, region: &Region) -> Result<Self, Problem> {
+    fn parse_as(parents_field: ParentsField, region: &Region) -> Result<Self, ErrorKind> {
         let mut fields = Fields::new(region);
         if &fields.array::<4>("the magic number")? != b"HEXZ" {
-            return Err(Problem::NotHexz);
+            return Err(ErrorKind::NotHexz);
         }
         let version = fields.u32("the version")?;
         if version != 1 {
-            return Err(Problem::UnknownVersion(version));
+            return Err(ErrorKind::UnknownVersion(version));
         }
         let block_size = fields.u32("the block size")?;
         let index_offset = fields.u64("the index offset")?;
@@ -141,7 +141,7 @@ impl Header {
         let compression = match fields.u32("the compression")? {
             0 => Compression::Lz4,
             1 => Compression::Zstd,
-            _ => return Err(Problem::Invalid("the compression")),
+            _ => return Err(ErrorKind::Invalid("the compression")),
         };
         for stream in ["the main flag", "the auxiliary flag"] {
             fields.bool(stream)?;
@@ -159,14 +159,14 @@ impl Header {
         if chunking.is_some_and(|Chunking { average_bits, smallest, largest }| {
             average_bits == 0 || smallest == 0 || largest == 0
         }) {
-            return Err(Problem::Invalid("the chunking"));
+            return Err(ErrorKind::Invalid("the chunking"));
         }
         // No version that writes the older form writes chunking parameters.
         if parents_field == ParentsField::Optional && chunking.is_some() {
-            return Err(Problem::Invalid("the chunking flag"));
+            return Err(ErrorKind::Invalid("the chunking flag"));
         }
         if fields.rest().iter().any(|&byte| byte != 0) {
-            return Err(Problem::Invalid("the header's padding"));
+            return Err(ErrorKind::Invalid("the header's padding"));
         }
         Ok(Self {
             parents_field,
@@ -185,7 +185,7 @@ impl Header {
     }
 
     /// Checks limits, and that all offsets lie within the file.
-    fn check(mut self, file_length: u64) -> Result<Self, Problem> {
+    fn check(mut self, file_length: u64) -> Result<Self, ErrorKind> {
         if let Some(KeyDerivation { iterations, .. }) = self.encryption {
             check_iterations(iterations)?;
         }
@@ -193,17 +193,17 @@ impl Header {
             check_dictionary(dictionary, self.index_offset)?;
         }
         if !(HEADER_SIZE..file_length).contains(&self.index_offset) {
-            return Err(Problem::EndsWithin("the part before its master index"));
+            return Err(ErrorKind::Truncated("the part before its master index"));
         }
         // Metadata and signature follow the master index; the first of them ends it.
         self.index_end = file_length;
         for behind in [self.metadata, self.signature].into_iter().flatten() {
-            let end = behind.end().ok_or(Problem::Invalid("the metadata's place"))?;
+            let end = behind.end().ok_or(ErrorKind::Invalid("the metadata's place"))?;
             if end > file_length {
-                return Err(Problem::EndsWithin("its metadata or signature"));
+                return Err(ErrorKind::Truncated("its metadata or signature"));
             }
             if behind.offset < self.index_offset {
-                return Err(Problem::Invalid("the metadata's place"));
+                return Err(ErrorKind::Invalid("the metadata's place"));
             }
             self.index_end = self.index_end.min(behind.offset);
         }
@@ -211,40 +211,40 @@ impl Header {
     }
 }
 
-fn parent_list(fields: &mut Fields<'_>) -> Result<Vec<String>, Problem> {
+fn parent_list(fields: &mut Fields<'_>) -> Result<Vec<String>, ErrorKind> {
     let count = fields.u64("the number of parents")?;
     // Each parent takes at least its own length field, so the region limits their number.
     if count > (fields.left() / 8) as u64 {
-        return Err(Problem::Invalid("the number of parents"));
+        return Err(ErrorKind::Invalid("the number of parents"));
     }
     (0..count).map(|_| parent_path(fields)).collect()
 }
 
-fn parent_path(fields: &mut Fields<'_>) -> Result<String, Problem> {
+fn parent_path(fields: &mut Fields<'_>) -> Result<String, ErrorKind> {
     let path = fields.string("a parent's path")?;
     if path.is_empty() || path.contains('\0') {
-        return Err(Problem::Invalid("a parent's path"));
+        return Err(ErrorKind::Invalid("a parent's path"));
     }
     Ok(path)
 }
 
 /// Parses two consecutive options, an offset and a length, which must be both present or both
 /// missing.
-fn extent(fields: &mut Fields<'_>, what: &'static str) -> Result<Option<Extent>, Problem> {
+fn extent(fields: &mut Fields<'_>, what: &'static str) -> Result<Option<Extent>, ErrorKind> {
     let offset = fields.option(what, |fields| fields.u64(what))?;
     let length = fields.option(what, |fields| fields.u32(what))?;
     match (offset, length) {
         (Some(offset), Some(length)) => Ok(Some(Extent { offset, length })),
         (None, None) => Ok(None),
-        _ => Err(Problem::Invalid(what)),
+        _ => Err(ErrorKind::Invalid(what)),
     }
 }
 
-fn check_iterations(iterations: u32) -> Result<(), Problem> {
+fn check_iterations(iterations: u32) -> Result<(), ErrorKind> {
     match iterations {
-        0 => Err(Problem::Invalid("the iteration count")),
+        0 => Err(ErrorKind::Invalid("the iteration count")),
         1..=MAX_KDF_ITERATIONS => Ok(()),
-        more => Err(Problem::TooLarge {
+        more => Err(ErrorKind::TooLarge {
             what: "the key derivation's iteration count",
             got: more.into(),
             limit: MAX_KDF_ITERATIONS.into(),
@@ -252,9 +252,9 @@ fn check_iterations(iterations: u32) -> Result<(), Problem> {
     }
 }
 
-fn check_dictionary(dictionary: Extent, index_offset: u64) -> Result<(), Problem> {
+fn check_dictionary(dictionary: Extent, index_offset: u64) -> Result<(), ErrorKind> {
     if dictionary.length > MAX_DICTIONARY {
-        return Err(Problem::TooLarge {
+        return Err(ErrorKind::TooLarge {
             what: "the dictionary's length in bytes",
             got: dictionary.length.into(),
             limit: MAX_DICTIONARY.into(),
@@ -262,7 +262,7 @@ fn check_dictionary(dictionary: Extent, index_offset: u64) -> Result<(), Problem
     }
     match dictionary.end() {
         Some(end) if dictionary.offset >= HEADER_SIZE && end <= index_offset => Ok(()),
-        _ => Err(Problem::Invalid("the dictionary's place")),
+        _ => Err(ErrorKind::Invalid("the dictionary's place")),
     }
 }
 
@@ -334,11 +334,11 @@ mod tests {
         // The file ends before the master index.
         for bytes in [golden(), golden_before_lists(Some("base.hxz"))] {
             let error = Header::parse(&region(&bytes), 4096).unwrap_err();
-            assert!(matches!(error, Problem::EndsWithin(_)), "{error}");
+            assert!(matches!(error, ErrorKind::Truncated(_)), "{error}");
         }
         for path in ["", "a\0b"] {
             let error = Header::parse(&region(&golden_before_lists(Some(path))), 5000);
-            assert!(matches!(error, Err(Problem::Invalid(_))), "{error:?}");
+            assert!(matches!(error, Err(ErrorKind::Invalid(_))), "{error:?}");
         }
     }
 
@@ -349,22 +349,22 @@ mod tests {
             bytes[position] = byte;
             Header::parse(&region(&bytes), 5000)
         };
-        assert!(matches!(with(0, b'h'), Err(Problem::NotHexz)));
-        assert!(matches!(with(4, 2), Err(Problem::UnknownVersion(2))));
-        assert!(matches!(with(19, 1), Err(Problem::EndsWithin(_))));
-        assert!(matches!(with(12, 0xff), Err(Problem::EndsWithin(_))) || with(12, 0xff).is_ok());
-        assert!(matches!(with(27, 1), Err(Problem::Invalid(_)))); // 2^56 parents
-        assert!(matches!(with(28, 2), Err(Problem::Invalid(_)))); // neither true nor false
-        assert!(matches!(with(35, 9), Err(Problem::Invalid(_)))); // compression 9
+        assert!(matches!(with(0, b'h'), Err(ErrorKind::NotHexz)));
+        assert!(matches!(with(4, 2), Err(ErrorKind::UnknownVersion(2))));
+        assert!(matches!(with(19, 1), Err(ErrorKind::Truncated(_))));
+        assert!(matches!(with(12, 0xff), Err(ErrorKind::Truncated(_))) || with(12, 0xff).is_ok());
+        assert!(matches!(with(27, 1), Err(ErrorKind::Invalid(_)))); // 2^56 parents
+        assert!(matches!(with(28, 2), Err(ErrorKind::Invalid(_)))); // neither true nor false
+        assert!(matches!(with(35, 9), Err(ErrorKind::Invalid(_)))); // compression 9
         let mut padded = golden();
         padded.push(1);
-        assert!(matches!(Header::parse(&region(&padded), 5000), Err(Problem::Invalid(_))));
+        assert!(matches!(Header::parse(&region(&padded), 5000), Err(ErrorKind::Invalid(_))));
     }
 
     #[test]
     fn iteration_counts_are_bounded() {
         assert!(check_iterations(0).is_err());
         assert!(check_iterations(600_000).is_ok());
-        assert!(matches!(check_iterations(u32::MAX), Err(Problem::TooLarge { .. })));
+        assert!(matches!(check_iterations(u32::MAX), Err(ErrorKind::TooLarge { .. })));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::error::Problem;
+use super::error::ErrorKind;
 use super::fields::Fields;
 use super::header::{Extent, HEADER_SIZE};
 use super::layout::{EntryForm, PAGE_HEAD};
@@ -75,20 +75,20 @@ impl StreamIndex {
         before_last: Option<&[u8]>,
         last: &[u8],
         entries: EntryForm,
-    ) -> Result<(), Problem> {
+    ) -> Result<(), ErrorKind> {
         let end = |page: Option<&PageRef>, bytes| {
             let start = page.map_or(0, |page| page.start_logical);
             let mut lengths = raw_entries(bytes, entries).map(|entry| u64::from(entry.length));
             lengths
                 .try_fold(start, u64::checked_add)
-                .ok_or(Problem::Invalid("an index page's range"))
+                .ok_or(ErrorKind::Invalid("an index page's range"))
         };
         let start = match (self.pages.as_slice(), before_last) {
             ([.., before, _], Some(bytes)) => end(Some(before), bytes)?,
             _ => 0,
         };
         if self.pages.last().is_some_and(|last| last.start_logical != start) {
-            return Err(Problem::Invalid("the order of the index pages"));
+            return Err(ErrorKind::Invalid("the order of the index pages"));
         }
         self.size = end(self.pages.last(), last)?;
         check_size(self.size)?;
@@ -108,7 +108,11 @@ pub(super) struct MasterIndex {
 impl MasterIndex {
     /// Parses the master index. Pages must lie before `index_offset`. If the archive `is_signed`,
     /// replaced signatures may follow the master index.
-    pub(super) fn parse(bytes: &[u8], index_offset: u64, is_signed: bool) -> Result<Self, Problem> {
+    pub(super) fn parse(
+        bytes: &[u8],
+        index_offset: u64,
+        is_signed: bool,
+    ) -> Result<Self, ErrorKind> {
         let mut fields = Fields::new(bytes);
         let main_pages = pages(&mut fields, index_offset)?;
         let auxiliary_pages = pages(&mut fields, index_offset)?;
@@ -117,7 +121,7 @@ impl MasterIndex {
         let auxiliary = stream(auxiliary_pages, fields.u64("the auxiliary stream's size")?)?;
         let left = fields.left();
         if left > 0 && !(is_signed && left.is_multiple_of(OLD_SIGNATURE)) {
-            return Err(Problem::Invalid("the end of the master index"));
+            return Err(ErrorKind::Invalid("the end of the master index"));
         }
         Ok(Self { main, auxiliary })
     }
@@ -147,7 +151,7 @@ impl MasterIndex {
     }
 
     /// Checks that every page has a whole number of entries of the given form, within the limit.
-    pub(super) fn check_pages(&self, entries: EntryForm) -> Result<(), Problem> {
+    pub(super) fn check_pages(&self, entries: EntryForm) -> Result<(), ErrorKind> {
         let is_whole = |page: &PageRef| {
             let count = page.block_count(entries);
             (1..=MAX_PAGE_BLOCKS).contains(&count.into())
@@ -156,15 +160,15 @@ impl MasterIndex {
         if self.main.pages.iter().chain(&self.auxiliary.pages).all(is_whole) {
             Ok(())
         } else {
-            Err(Problem::Invalid("an index page's place"))
+            Err(ErrorKind::Invalid("an index page's place"))
         }
     }
 }
 
-fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Problem> {
+fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, ErrorKind> {
     let count = fields.u64("the number of index pages")?;
     if count > fields.left() as u64 / PAGE_ENTRY {
-        return Err(Problem::EndsWithin("its master index"));
+        return Err(ErrorKind::Truncated("its master index"));
     }
     (0..count)
         .map(|_| {
@@ -180,7 +184,7 @@ fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Pro
             if inside && length > PAGE_HEAD {
                 Ok(page)
             } else {
-                Err(Problem::Invalid("an index page's place"))
+                Err(ErrorKind::Invalid("an index page's place"))
             }
         })
         .collect()
@@ -188,16 +192,16 @@ fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Pro
 
 /// Rejects pages that share bytes. A small file could otherwise claim any number of blocks by
 /// listing one page repeatedly, and one page can't be correct for two ranges.
-fn check_disjoint<'a>(pages: impl Iterator<Item = &'a PageRef>) -> Result<(), Problem> {
+fn check_disjoint<'a>(pages: impl Iterator<Item = &'a PageRef>) -> Result<(), ErrorKind> {
     let mut places: Vec<Extent> = pages.map(|page| page.place).collect();
     places.sort_unstable_by_key(|place| place.offset);
     let disjoint = places
         .windows(2)
         .all(|pair| matches!(pair, [a, b] if a.end().is_some_and(|end| end <= b.offset)));
-    if disjoint { Ok(()) } else { Err(Problem::Invalid("an index page's place")) }
+    if disjoint { Ok(()) } else { Err(ErrorKind::Invalid("an index page's place")) }
 }
 
-fn stream(pages: Vec<PageRef>, size: u64) -> Result<StreamIndex, Problem> {
+fn stream(pages: Vec<PageRef>, size: u64) -> Result<StreamIndex, ErrorKind> {
     check_size(size)?;
     let ascending =
         pages.windows(2).all(|pair| matches!(pair, [a, b] if a.start_logical < b.start_logical));
@@ -205,15 +209,15 @@ fn stream(pages: Vec<PageRef>, size: u64) -> Result<StreamIndex, Problem> {
     if ascending && inside {
         Ok(StreamIndex { size, end: size, is_size_summed: false, pages })
     } else {
-        Err(Problem::Invalid("the order of the index pages"))
+        Err(ErrorKind::Invalid("the order of the index pages"))
     }
 }
 
-fn check_size(size: u64) -> Result<(), Problem> {
+fn check_size(size: u64) -> Result<(), ErrorKind> {
     if size <= MAX_STREAM {
         return Ok(());
     }
-    Err(Problem::TooLarge { what: "a stream's size in bytes", got: size, limit: MAX_STREAM })
+    Err(ErrorKind::TooLarge { what: "a stream's size in bytes", got: size, limit: MAX_STREAM })
 }
 
 /// Source of a block's bytes according to its index entry.
@@ -289,11 +293,11 @@ impl Page {
         end: u64,
         index_offset: u64,
         layout: PageLayout<'_>,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, ErrorKind> {
         let PageLayout { form, references_by_hash, zeros } = layout;
         let count = Fields::new(bytes).u64("the number of blocks")?;
         if count != u64::from(page.block_count(form)) {
-            return Err(Problem::Invalid("an index page's number of blocks"));
+            return Err(ErrorKind::Invalid("an index page's number of blocks"));
         }
         let mut starts = Vec::with_capacity(page.block_count(form) as usize + 1);
         let mut entries = Vec::with_capacity(page.block_count(form) as usize);
@@ -305,11 +309,11 @@ impl Page {
             position = position
                 .checked_add(length.into())
                 .filter(|&position| position <= end)
-                .ok_or(Problem::Invalid("an index page's range"))?;
+                .ok_or(ErrorKind::Invalid("an index page's range"))?;
         }
         // This is the only check that detects a damaged length, which moves all later blocks.
         if position != end {
-            return Err(Problem::Invalid("an index page's range"));
+            return Err(ErrorKind::Invalid("an index page's range"));
         }
         starts.push(position);
         if references_by_hash {
@@ -392,18 +396,18 @@ fn raw_entries(page: &[u8], form: EntryForm) -> impl Iterator<Item = RawEntry> +
 }
 
 impl RawEntry {
-    fn check(&self, index_offset: u64, zeros: &ZeroHashes) -> Result<Entry, Problem> {
+    fn check(&self, index_offset: u64, zeros: &ZeroHashes) -> Result<Entry, ErrorKind> {
         let Self { place, length, checksum, hash } = *self;
         for (what, got, limit) in [
             ("a block's length in bytes", length, MAX_BLOCK),
             ("a block's stored length in bytes", place.length, max_stored(length)),
         ] {
             if got > limit {
-                return Err(Problem::TooLarge { what, got: got.into(), limit: limit.into() });
+                return Err(ErrorKind::TooLarge { what, got: got.into(), limit: limit.into() });
             }
         }
         if length == 0 {
-            return Err(Problem::Invalid("a block's length"));
+            return Err(ErrorKind::Invalid("a block's length"));
         }
         let content = match place {
             Extent { offset: IN_PARENT, .. } => Content::InParent,
@@ -420,7 +424,7 @@ impl RawEntry {
                 && place.length > 0
                 && place.end().is_some_and(|end| end <= index_offset);
             if !inside {
-                return Err(Problem::Invalid("a block's place in the file"));
+                return Err(ErrorKind::Invalid("a block's place in the file"));
             }
         }
         Ok(Entry { content, hash })

@@ -19,7 +19,7 @@
 //! Reading a stored block checks its CRC-32, decrypts and decompresses it, and checks its length
 //! and hash (`archive.rs`). Any mismatch is an error; it never reads as zeros. Before anything in
 //! an archive is used, its signature (`signature.rs`) or its digest (`digest.rs`) can be verified.
-//! `verify.rs` reads every block; `facts/` summarizes the content without reading blocks.
+//! `verify.rs` reads every block; `summary/` summarizes the content without reading blocks.
 //!
 //! All functions block while they read, unless documented otherwise.
 
@@ -32,7 +32,6 @@ mod crypto;
 mod digest;
 mod error;
 mod extents;
-pub mod facts;
 mod faults;
 mod fields;
 mod header;
@@ -48,6 +47,7 @@ mod references;
 mod said;
 mod signature;
 pub mod storage;
+pub mod summary;
 mod verify;
 mod zeros;
 
@@ -59,15 +59,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use archive::Archive;
 pub use digest::{Digest, DigestMemory, Digests, DigestsError, format_line};
 use error::printable;
-pub use error::{Ambiguity, Error, Problem};
-pub use extents::{Reference, Run};
+pub use error::{Ambiguity, Error, ErrorKind};
+pub use extents::{DiffBase, Run};
 pub use faults::Fault;
 pub use header::{Chunking, Compression};
 pub use image::ImageFormat;
 use index::{Content, Entry, Located, Page, StreamIndex};
 pub use layout::Layout;
 use metadata::Metadata;
-pub use pages::IndexPages;
+pub use pages::IndexPageCache;
 use pages::PageId;
 use parents::{HashIndex, InParent, Parents};
 pub use password::{Password, PasswordSource};
@@ -75,11 +75,11 @@ use references::Miss;
 pub use references::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
 use said::may_say;
 pub use signature::{VerifyKey, VerifyKeyError};
-pub use verify::{Progress, Summary};
+pub use verify::{VerifyProgress, VerifyStats};
 use zeros::ZeroHashes;
 
-pub use background::Background;
-use storage::{Reads, Storage};
+pub use background::BackgroundExecutor;
+use storage::{ReadCounters, Storage};
 
 /// One of the two byte streams of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,7 +108,7 @@ impl BlockHash {
     pub(crate) const NONE: Self = Self([0; 32]);
 
     /// Returns true if the packer recorded a hash.
-    pub fn is_given(&self) -> bool {
+    pub fn is_present(&self) -> bool {
         *self != Self::NONE
     }
 }
@@ -131,7 +131,7 @@ pub struct OpenOptions {
     /// Directories that are searched for parents, in addition to the archive's own directory.
     pub parent_dirs: Vec<PathBuf>,
     /// True if the archive may name parents anywhere on this machine.
-    pub parents_anywhere: bool,
+    pub allow_parent_anywhere: bool,
     /// Source of the password for encrypted archives of the chain. The password is wiped once their
     /// keys have been derived.
     pub password: Option<PasswordSource>,
@@ -139,9 +139,9 @@ pub struct OpenOptions {
     pub max_key_iterations: u32,
     /// Worker that derives keys. Snapshots opened with the same worker derive their keys one at a
     /// time.
-    pub background: Arc<Background>,
+    pub background: Arc<BackgroundExecutor>,
     /// Set to true once the caller no longer waits for the snapshot. A key derivation that is
-    /// still queued is skipped, and opening fails with [`Problem::Abandoned`].
+    /// still queued is skipped, and opening fails with [`ErrorKind::Abandoned`].
     pub is_abandoned: Arc<AtomicBool>,
     /// True to open a directory archive as its bare stream.
     pub raw: bool,
@@ -165,16 +165,16 @@ pub struct OpenOptions {
     /// Memory for digest verification, shared with other snapshots.
     pub digest_memory: DigestMemory,
     /// Cache of index pages, shared with other snapshots.
-    pub index_pages: Arc<IndexPages>,
+    pub index_pages: Arc<IndexPageCache>,
     /// Read counters, shared with other snapshots.
-    pub reads: Arc<Reads>,
+    pub read_counters: Arc<ReadCounters>,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             parent_dirs: Vec::new(),
-            parents_anywhere: false,
+            allow_parent_anywhere: false,
             password: None,
             max_key_iterations: limits::DEFAULT_KDF_ITERATIONS,
             background: Arc::default(),
@@ -186,8 +186,8 @@ impl Default for OpenOptions {
             verify_keys: Arc::default(),
             digests: None,
             digest_memory: DigestMemory::default(),
-            index_pages: IndexPages::new(limits::DEFAULT_INDEX_BUDGET),
-            reads: Arc::default(),
+            index_pages: IndexPageCache::new(limits::DEFAULT_INDEX_BUDGET),
+            read_counters: Arc::default(),
         }
     }
 }
@@ -240,7 +240,7 @@ impl Block {
     }
 
     /// Returns the number of bytes of the whole block that precede this part.
-    pub fn skipped(&self) -> u32 {
+    pub fn offset_in_decoded(&self) -> u32 {
         u32::try_from(self.start - self.located.start).unwrap_or_default()
     }
 
@@ -256,7 +256,7 @@ impl Block {
     }
 
     /// Returns the index in the chain of the archive that has the block; 0 is the snapshot's own.
-    pub fn archive(&self) -> usize {
+    pub fn chain_index(&self) -> usize {
         self.archive
     }
 
@@ -269,13 +269,13 @@ impl Block {
     /// bytes, in any archive.
     pub fn hash(&self) -> Option<BlockHash> {
         let hash = self.located.entry.hash;
-        (hash.is_given() && !self.is_undecided).then_some(hash)
+        (hash.is_present() && !self.is_undecided).then_some(hash)
     }
 
     /// Estimates the work to read and decode the block, in nanoseconds: one for each stored byte,
     /// and one for each decoded byte. The stored length of a block in a parent is unknown. An
     /// ambiguous block is also read, hashed and looked up.
-    pub fn work(&self) -> u64 {
+    pub fn estimated_cost(&self) -> u64 {
         let decoded = u64::from(self.decoded_length());
         match self.located.entry.content {
             Content::Stored { place, .. } => decoded + u64::from(place.length),
@@ -287,7 +287,7 @@ impl Block {
 
     /// Returns the file offset of the stored block, in bytes, if it is stored in the snapshot's own
     /// archive.
-    pub fn stored_at(&self) -> Option<u64> {
+    pub fn stored_offset(&self) -> Option<u64> {
         match self.located.entry.content {
             Content::Stored { place, .. } if self.archive == 0 => Some(place.offset),
             _ => None,
@@ -309,7 +309,7 @@ struct Reading {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remark {
     /// The master index states 0 bytes but lists blocks.
-    SizeNotStated {
+    UnstatedSize {
         /// Affected stream.
         stream: StreamKind,
         /// Sum of the blocks' lengths, in bytes, which is served as the size.
@@ -331,7 +331,7 @@ pub enum Remark {
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::SizeNotStated { stream, size } => write!(
+            Self::UnstatedSize { stream, size } => write!(
                 f,
                 "its index states 0 bytes for the {stream} stream, as when a pipe or a block \
                  device is packed: serving the {size} bytes of its blocks"
@@ -358,7 +358,7 @@ pub struct Snapshot {
     id: u64,
     /// The archive itself, followed by its ancestors, nearest first.
     chain: Vec<Archive>,
-    pages: Arc<IndexPages>,
+    pages: Arc<IndexPageCache>,
     parents: Parents,
     zeros: ZeroHashes,
 }
@@ -406,7 +406,7 @@ impl Snapshot {
                 digests.expect(&archive.path)?;
             }
             if archive.header.encryption.is_some() && options.password.is_none() {
-                return Err(Problem::PasswordNeeded.of(&archive.path));
+                return Err(ErrorKind::PasswordNeeded.of(&archive.path));
             }
         }
         Self::from_chain(chain, &unhashed)
@@ -418,7 +418,7 @@ impl Snapshot {
             && archive.metadata == Some(Metadata::Manifest)
             && !options.raw
         {
-            return Err(Problem::DirectoryArchive.of(&archive.path));
+            return Err(ErrorKind::DirectoryArchive.of(&archive.path));
         }
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -483,7 +483,7 @@ impl Snapshot {
         for stream in [StreamKind::Main, StreamKind::Auxiliary] {
             let &StreamIndex { size, end, is_size_summed, .. } = own.stream(stream);
             if is_size_summed {
-                remarks.push(Remark::SizeNotStated { stream, size });
+                remarks.push(Remark::UnstatedSize { stream, size });
             }
             if end < size {
                 let reads_zeros = own.zero_uncovered;
@@ -494,7 +494,7 @@ impl Snapshot {
     }
 
     /// Logs warnings about properties of the archive that may surprise its users.
-    pub fn log_oddities(&self) {
+    pub fn log_remarks(&self) {
         let image = self.image_format().ok().flatten();
         let oddities = self.remarks().into_iter().map(|remark| remark.to_string());
         for oddity in oddities.chain(image.map(|image| image.to_string())) {
@@ -526,7 +526,7 @@ impl Snapshot {
 
     /// Finds the block that covers byte `at` of a stream without blocking. Returns `None` if an
     /// index page isn't in memory.
-    pub fn locate_now(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
+    pub fn try_locate(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
         let in_memory = |id| self.pages.get(self.id, id).ok_or(Miss::NotInMemory);
         match self.resolve(0, stream, at, in_memory) {
             Ok(block) => Some(Ok(block)),
@@ -559,14 +559,13 @@ impl Snapshot {
             Miss::Failed { error, end } => (error, end),
             // Callers load pages that aren't in memory, so this can't happen.
             Miss::NotInMemory => {
-                (Problem::Invalid("an index page").of(&Arc::from(self.path())), u64::MAX)
+                (ErrorKind::Invalid("an index page").of(&Arc::from(self.path())), u64::MAX)
             }
         }
     }
 
     /// Reads, checks and decodes a whole block: exactly [`Block::decoded_length`] bytes. The
-    /// block's own bytes are the [`Block::length`] bytes that follow the first [`Block::skipped`]
-    /// ones.
+    /// block's own bytes are the [`Block::length`] bytes from [`Block::offset_in_decoded`] on.
     ///
     /// # Errors
     /// The stored bytes can't be read or don't match the index, or no parent has the block.
@@ -576,14 +575,14 @@ impl Snapshot {
 
     /// Reads a block like [`Snapshot::read_block`], but never builds the index of the parents'
     /// hashes, which takes as long as reading all their index pages. Returns `None` if the index is
-    /// needed and hasn't been built by [`Snapshot::index_parents`].
+    /// needed and hasn't been built by [`Snapshot::build_parent_index`].
     ///
     /// # Errors
     /// As for [`Snapshot::read_block`].
-    pub fn read_indexed_block(&self, block: &Block) -> Result<Option<Vec<u8>>, Error> {
+    pub fn try_read_block(&self, block: &Block) -> Result<Option<Vec<u8>>, Error> {
         match self.read_block_as(block, Reading { depth: 0, builds_index: false }) {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(Error { problem: Problem::IndexNotBuilt, .. }) => Ok(None),
+            Err(Error { kind: ErrorKind::IndexNotBuilt, .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -594,7 +593,7 @@ impl Snapshot {
     }
 
     /// Builds the index of the parents' hashes, if it hasn't been built.
-    pub fn index_parents(&self) {
+    pub fn build_parent_index(&self) {
         self.parents.index(&self.chain, &self.zeros);
     }
 
@@ -655,7 +654,7 @@ impl Snapshot {
         self.chain.get(index).ok_or_else(|| Error {
             path: Arc::from(self.path()),
             offset: None,
-            problem: Problem::Invalid("the chain of parents"),
+            kind: ErrorKind::Invalid("the chain of parents"),
         })
     }
 
@@ -677,8 +676,8 @@ impl Snapshot {
     fn find_in_parents(&self, block: &Block, builds_index: bool) -> Result<InParent, Error> {
         let Located { start: at, length, entry: Entry { hash, .. }, .. } = block.located;
         let path = &self.archive(block.archive)?.path;
-        let unresolvable = || Problem::Unresolvable { stream: block.stream, at, hash }.of(path);
-        if !hash.is_given() {
+        let unresolvable = || ErrorKind::Unresolvable { stream: block.stream, at, hash }.of(path);
+        if !hash.is_present() {
             return Err(unresolvable());
         }
         // A page that can't be read may list other blocks only, so it isn't an error by itself. If
@@ -691,7 +690,7 @@ impl Snapshot {
                     true => Some(self.parents.index(&self.chain, &self.zeros)),
                     false => self.parents.built(),
                 };
-                let index = index.ok_or_else(|| Problem::IndexNotBuilt.of(path))?;
+                let index = index.ok_or_else(|| ErrorKind::IndexNotBuilt.of(path))?;
                 self.find_by_index(&hash, &index, &mut unread)
             }
         };

@@ -13,7 +13,7 @@ use crate::cache::bounded;
 /// Cache of index pages, bounded in bytes. Snapshots that are opened with the same cache share its
 /// memory.
 #[derive(Debug)]
-pub struct IndexPages {
+pub struct IndexPageCache {
     pages: Cache<Key, Arc<Page>, PageMemory>,
 }
 
@@ -43,7 +43,7 @@ impl Weighter<Key, Arc<Page>> for PageMemory {
     }
 }
 
-impl IndexPages {
+impl IndexPageCache {
     /// Creates a cache of `bytes` bytes, but at least the size of four of the largest pages: a
     /// smaller cache would read pages again and again.
     pub fn new(bytes: u64) -> Arc<Self> {

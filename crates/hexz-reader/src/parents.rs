@@ -134,7 +134,7 @@ impl HashIndex {
                     };
                     for block in loaded.blocks() {
                         let hash = &block.entry.hash;
-                        if hash.is_given() && block.entry.has_bytes_of(hash) {
+                        if hash.is_present() && block.entry.has_bytes_of(hash) {
                             entries.push(Fingerprint::new(hash, ordinal, &key));
                         }
                         ordinal = ordinal.saturating_add(1);

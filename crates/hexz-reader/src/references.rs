@@ -25,7 +25,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use super::archive::Archive;
-use super::error::{Ambiguity, Error, Problem};
+use super::error::{Ambiguity, Error, ErrorKind};
 use super::index::{Content, Entry, Located, Page};
 use super::pages::PageId;
 use super::parents::InParent;
@@ -244,7 +244,7 @@ impl Snapshot {
             return Ok(Target::Hash);
         }
         let Located { start, length, entry: Entry { hash, .. }, .. } = block.located;
-        if !hash.is_given() {
+        if !hash.is_present() {
             return Ok(Target::Offset(self.only_parent(block)?));
         }
         // No version writes references by offset into an archive with several parents.
@@ -294,7 +294,7 @@ impl Snapshot {
         let parent = self.only_parent(block)?;
         let depth = reading.depth + 1;
         if depth > MAX_UNDECIDED {
-            return Err(Problem::TooLarge {
+            return Err(ErrorKind::TooLarge {
                 what: "the number of ambiguous references one behind another",
                 got: depth.into(),
                 limit: MAX_UNDECIDED.into(),
@@ -306,7 +306,7 @@ impl Snapshot {
         {
             Ok(()) => {}
             // No block covers that offset of the parent, so the reference must be by hash.
-            Err(error) if error.problem.label() == "uncovered" => {
+            Err(error) if error.kind.label() == "uncovered" => {
                 let InParent { archive, block } =
                     self.find_in_parents(block, reading.builds_index)?;
                 return self.archive(archive)?.read_block(&block);
@@ -318,7 +318,7 @@ impl Snapshot {
             return Ok(bytes);
         }
         match self.find_in_parents(block, reading.builds_index) {
-            Ok(by_hash) => Err(Problem::Ambiguous(Box::new(Ambiguity {
+            Ok(by_hash) => Err(ErrorKind::Ambiguous(Box::new(Ambiguity {
                 stream: block.stream,
                 at: start,
                 length,
@@ -330,7 +330,7 @@ impl Snapshot {
             }))
             .of(&self.archive(block.archive)?.path)),
             // No archive has a block with that hash, so the reference must be by offset.
-            Err(Error { problem: Problem::Unresolvable { .. }, .. }) => Ok(bytes),
+            Err(Error { kind: ErrorKind::Unresolvable { .. }, .. }) => Ok(bytes),
             Err(error) => Err(error),
         }
     }
@@ -339,11 +339,13 @@ impl Snapshot {
     fn only_parent(&self, block: &Block) -> Result<usize, Error> {
         let child = self.archive(block.archive)?;
         let parents = child.header.parent_paths.len();
-        let problem = match child.parents.as_slice() {
+        let kind = match child.parents.as_slice() {
             [Some(parent)] => return Ok(*parent),
-            _ => Problem::NoParentToRead { stream: block.stream, at: block.located.start, parents },
+            _ => {
+                ErrorKind::NoParentToRead { stream: block.stream, at: block.located.start, parents }
+            }
         };
-        Err(problem.of(&child.path))
+        Err(kind.of(&child.path))
     }
 
     /// Iterates over all ancestors of an archive of the chain, nearest first.

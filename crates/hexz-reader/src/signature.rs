@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::error::{Error, Problem};
+use super::error::{Error, ErrorKind};
 use super::header::Header;
 use crate::storage::Storage;
 
@@ -37,10 +37,10 @@ pub enum VerifyKeyError {
         "it is no Ed25519 public key: neither 32 bytes, nor 64 hexadecimal digits, nor a PEM \
          \"PUBLIC KEY\""
     )]
-    Unreadable,
+    UnknownFormat,
     /// The key is a private key, which must not be given to the gateway.
     #[error("it is a private key; the public key that belongs to it is needed")]
-    Private,
+    PrivateKey,
     /// The key is a public key of another algorithm (RSA, ECDSA and so on).
     #[error("it is a public key, but none of Ed25519")]
     OtherAlgorithm,
@@ -56,16 +56,16 @@ impl VerifyKey {
         if let Ok(key) = content.try_into() {
             return Ok(Self(key));
         }
-        let text = str::from_utf8(content).map_err(|_| VerifyKeyError::Unreadable)?.trim();
+        let text = str::from_utf8(content).map_err(|_| VerifyKeyError::UnknownFormat)?.trim();
         text.parse().or_else(|_| Self::from_pem(text))
     }
 
     fn from_pem(text: &str) -> Result<Self, VerifyKeyError> {
         if text.contains("PRIVATE KEY") {
-            return Err(VerifyKeyError::Private);
+            return Err(VerifyKeyError::PrivateKey);
         }
         let spki = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes())
-            .map_err(|_| VerifyKeyError::Unreadable)?;
+            .map_err(|_| VerifyKeyError::UnknownFormat)?;
         spki.strip_prefix(&SPKI_HEAD)
             .and_then(|key| key.try_into().ok())
             .map(Self)
@@ -84,7 +84,7 @@ impl FromStr for VerifyKey {
     fn from_str(text: &str) -> Result<Self, VerifyKeyError> {
         blake3::Hash::from_hex(text)
             .map(|key| Self(*key.as_bytes()))
-            .map_err(|_| VerifyKeyError::Unreadable)
+            .map_err(|_| VerifyKeyError::UnknownFormat)
     }
 }
 
@@ -119,19 +119,19 @@ pub(super) fn check(
     signed: Signed<'_>,
     keys: &[VerifyKey],
 ) -> Result<(), Error> {
-    let place = header.signature.ok_or_else(|| Problem::NotSigned.of(path))?;
+    let place = header.signature.ok_or_else(|| ErrorKind::NotSigned.of(path))?;
     if place.length as usize != SIGNATURE {
-        return Err(Problem::Invalid("the signature's length").at(path, place.offset));
+        return Err(ErrorKind::Invalid("the signature's length").at(path, place.offset));
     }
     let read = |buffer: &mut [u8], at| {
         storage
             .read_exact_at(buffer, at)
-            .map_err(|error| Problem::reading("read what was signed", error).at(path, at))
+            .map_err(|error| ErrorKind::reading("read what was signed", error).at(path, at))
     };
     let mut digest = Context::new(&SHA256);
     digest.update(signed.index);
     let Some(covered) = place.offset.checked_sub(header.index_end) else {
-        return Err(Problem::Invalid("the signature's place").at(path, place.offset));
+        return Err(ErrorKind::Invalid("the signature's place").at(path, place.offset));
     };
     let covered = usize::try_from(covered).unwrap_or(usize::MAX);
     let behind = signed.behind.get(..covered).unwrap_or(signed.behind);
@@ -154,7 +154,7 @@ pub(super) fn check(
             tracing::debug!(path = %nbd_telemetry::escape::name(&**path), %key, "its signature is valid");
             Ok(())
         }
-        None => Err(Problem::Signature.at(path, place.offset)),
+        None => Err(ErrorKind::InvalidSignature.at(path, place.offset)),
     }
 }
 
@@ -187,11 +187,11 @@ mod tests {
     fn other_files_are_no_keys() {
         let private = PEM.replace("PUBLIC", "PRIVATE");
         for (content, error) in [
-            (&b""[..], VerifyKeyError::Unreadable),
-            (&RAW[..31], VerifyKeyError::Unreadable),
-            (&HEX.as_bytes()[1..], VerifyKeyError::Unreadable),
-            (b"-----BEGIN PUBLIC KEY-----\n", VerifyKeyError::Unreadable),
-            (private.as_bytes(), VerifyKeyError::Private),
+            (&b""[..], VerifyKeyError::UnknownFormat),
+            (&RAW[..31], VerifyKeyError::UnknownFormat),
+            (&HEX.as_bytes()[1..], VerifyKeyError::UnknownFormat),
+            (b"-----BEGIN PUBLIC KEY-----\n", VerifyKeyError::UnknownFormat),
+            (private.as_bytes(), VerifyKeyError::PrivateKey),
             // X25519, whose object identifier is one less.
             (PEM.replace("K2Vw", "K2Vu").as_bytes(), VerifyKeyError::OtherAlgorithm),
         ] {

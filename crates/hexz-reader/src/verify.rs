@@ -35,13 +35,13 @@ const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
 
 /// Progress of one verification, for other threads to observe and stop.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct VerifyProgress {
     bytes: AtomicU64,
     unreadable: AtomicU64,
     is_stopped: AtomicBool,
 }
 
-impl Progress {
+impl VerifyProgress {
     /// Returns the number of stream bytes that have been checked.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
@@ -65,7 +65,7 @@ impl Progress {
 
 /// Totals of a verification.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Summary {
+pub struct VerifyStats {
     /// True if everything was checked; false if the verification was stopped.
     pub is_complete: bool,
     /// Number of blocks in both streams.
@@ -95,9 +95,9 @@ impl Snapshot {
     pub fn verify(
         &self,
         threads: NonZeroUsize,
-        progress: &Progress,
+        progress: &VerifyProgress,
         mut report: impl FnMut(Fault),
-    ) -> Summary {
+    ) -> VerifyStats {
         let check = Check::new(self, progress);
         loop {
             check.round(threads);
@@ -117,7 +117,7 @@ impl Snapshot {
 /// State of one verification of one snapshot.
 struct Check<'a> {
     snapshot: &'a Snapshot,
-    progress: &'a Progress,
+    progress: &'a VerifyProgress,
     cursor: Mutex<Cursor>,
     found: Mutex<Found>,
     copies: Cache<StoredCopy, Result<(), Arc<Error>>>,
@@ -143,7 +143,7 @@ struct Batch {
 }
 
 impl<'a> Check<'a> {
-    fn new(snapshot: &'a Snapshot, progress: &'a Progress) -> Self {
+    fn new(snapshot: &'a Snapshot, progress: &'a VerifyProgress) -> Self {
         let own = snapshot.chain.first();
         let blocks: u64 =
             own.map_or(0, |own| STREAMS.iter().map(|&stream| own.block_count(stream)).sum());
@@ -174,7 +174,7 @@ impl<'a> Check<'a> {
 
     fn work(&self) {
         while let Some(batch) = self.next_batch() {
-            let mut seen = Summary::default();
+            let mut seen = VerifyStats::default();
             for position in batch.positions.clone() {
                 if self.progress.is_stopped() {
                     break;
@@ -206,11 +206,11 @@ impl<'a> Check<'a> {
 
     /// Checks a block on the page `id`. A block that is referenced by offset is checked in parts:
     /// the ancestors' blocks that cover its range.
-    fn block(&self, id: PageId, located: Located, seen: &mut Summary) {
+    fn block(&self, id: PageId, located: Located, seen: &mut VerifyStats) {
         if located.entry.content == Content::InParent {
             seen.in_parents += 1;
         }
-        let mut part = Summary { zeros: 1, ..Summary::default() };
+        let mut part = VerifyStats { zeros: 1, ..VerifyStats::default() };
         let mut at = located.start;
         while at < located.end() {
             let (end, verdict) = match self.snapshot.follow_or_end(id, located, at) {
@@ -229,7 +229,7 @@ impl<'a> Check<'a> {
 
     /// Checks a block or a part of one. Clears `seen.zeros` if it isn't zeros, and sets
     /// `seen.shared` if it shares a stored copy with a block that was checked before.
-    fn part(&self, block: &Block, seen: &mut Summary) -> Result<(), Arc<Error>> {
+    fn part(&self, block: &Block, seen: &mut VerifyStats) -> Result<(), Arc<Error>> {
         let (archive, block) = match block.located.entry.content {
             Content::InParent if block.is_undecided => {
                 seen.zeros = 0;

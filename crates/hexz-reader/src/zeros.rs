@@ -37,12 +37,12 @@ impl ZeroHashes {
     pub(super) fn are_stored(&self, place: Extent, length: u32, hash: &BlockHash) -> bool {
         let at_most = SMALLEST_STORED + u64::from(length) / SUSPICIOUS_RATIO;
         let suspicious = u64::from(place.length) <= at_most;
-        suspicious && hash.is_given() && Some(*hash) == self.hash(length)
+        suspicious && hash.is_present() && Some(*hash) == self.hash(length)
     }
 
     /// Returns true if a block that claims to be zeros has their hash or none.
     pub(super) fn may_have(&self, hash: &BlockHash, length: u32) -> bool {
-        !hash.is_given() || Some(*hash) == self.hash(length)
+        !hash.is_present() || Some(*hash) == self.hash(length)
     }
 
     /// Marks the page's blocks that live in a parent and are zeros.

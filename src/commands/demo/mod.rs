@@ -51,7 +51,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
     let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &OpenOptions::default())?;
     let reader = BlockReader::new(64 * 1024 * 1024);
-    let exports = Catalog::of_one(NAME, snapshot, reader);
+    let exports = Catalog::with_snapshot(NAME, snapshot, reader);
 
     runtime::until_signal(runtime::prepare(), async |shutdown| {
         let (gateway, address) = bind(tls, exports)?;

@@ -1,14 +1,18 @@
 //! Renders the findings as JSON. `--help` documents the fields.
 
-use hexz_reader::facts::{Amount, Facts, PackedFile, Signature, Stream};
+use hexz_reader::summary::{
+    ArchiveSummary, BlockTotals, PackedFile, SignatureStatus, StreamSummary,
+};
 use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
-pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
+pub(super) fn object(facts: &ArchiveSummary, files: Option<&[PackedFile]>) -> Value {
     let parents: Vec<Value> = facts
         .parents
         .iter()
-        .map(|parent| json!({ "child": parent.child, "name": parent.name, "found": parent.found }))
+        .map(
+            |parent| json!({ "child": parent.child, "name": parent.name, "found": parent.archive }),
+        )
         .collect();
     let chain: Vec<Value> = facts
         .chain
@@ -29,7 +33,7 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
             json!({
                 "file": escape::unicode(&*fault.path),
                 "file_offset": fault.offset,
-                "problem": fault.problem.to_string(),
+                "problem": fault.kind.to_string(),
             })
         })
         .collect();
@@ -41,7 +45,7 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
         "layout": facts.layout.label(),
         "writers": facts.layout.writers(),
         "compression": facts.compression.to_string(),
-        "dictionary": facts.dictionary,
+        "dictionary": facts.dictionary_length,
         "encryption": facts.key_iterations.map(|iterations| json!({ "iterations": iterations })),
         "blocks": {
             "nominal": facts.block_size,
@@ -54,9 +58,9 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
         },
         "signature": match facts.signature {
             None => "none",
-            Some(Signature::Unchecked) => "unchecked",
-            Some(Signature::Valid) => "valid",
-            Some(Signature::Invalid) => "invalid",
+            Some(SignatureStatus::NotVerified) => "unchecked",
+            Some(SignatureStatus::Valid) => "valid",
+            Some(SignatureStatus::Invalid) => "invalid",
         },
         "manifest": facts.manifest.map(|manifest| json!({
             "length": manifest.length,
@@ -73,13 +77,13 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
         "index": {
             "pages": facts.main.pages + facts.auxiliary.pages,
             "page_bytes": facts.main.page_bytes + facts.auxiliary.page_bytes,
-            "master_index": facts.master_index,
+            "master_index": facts.master_index_length,
         },
         "streams": { "main": stream(&facts.main), "auxiliary": stream(&facts.auxiliary) },
         "stored": {
             "blocks": stored.blocks,
             "bytes": stored.bytes,
-            "unshared": stored.unshared,
+            "unshared": stored.undeduplicated_bytes,
             "copies": stored.copies,
             "copy_bytes": stored.copy_bytes,
             "duplicates": stored.duplicates(),
@@ -90,7 +94,7 @@ pub(super) fn object(facts: &Facts, files: Option<&[PackedFile]>) -> Value {
         "chain": chain,
         "logical_bytes": facts.main.size.saturating_add(facts.auxiliary.size),
         "faults": faults,
-        "more_faults": facts.more_faults,
+        "more_faults": facts.omitted_faults,
     })
 }
 
@@ -98,7 +102,7 @@ fn list(files: &[PackedFile]) -> Vec<Value> {
     files.iter().map(|file| json!({ "path": file.path, "size": file.size })).collect()
 }
 
-fn stream(stream: &Stream) -> Value {
+fn stream(stream: &StreamSummary) -> Value {
     let lengths = &stream.lengths;
     let histogram: Vec<Value> = lengths
         .histogram()
@@ -124,10 +128,10 @@ fn stream(stream: &Stream) -> Value {
         "ambiguous": amount(stream.ambiguous),
         "unresolvable": amount(stream.unresolvable),
         "contradictory": amount(stream.contradictory),
-        "unknown": amount(stream.unknown),
+        "unknown": amount(stream.unreadable),
     })
 }
 
-fn amount(amount: Amount) -> Value {
+fn amount(amount: BlockTotals) -> Value {
     json!({ "blocks": amount.blocks, "bytes": amount.bytes })
 }

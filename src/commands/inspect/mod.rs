@@ -6,7 +6,7 @@ mod text;
 use std::process::ExitCode;
 
 use hexz_reader::OpenOptions;
-use hexz_reader::facts::{Facts, PackedFile};
+use hexz_reader::summary::{ArchiveSummary, PackedFile};
 use nbd_telemetry::escape;
 
 use crate::cli::Inspect;
@@ -24,12 +24,12 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
     let opening = options.opening();
     let open = OpenOptions {
         parent_dirs: opening.parent_dir.clone(),
-        parents_anywhere: opening.allow_parent_anywhere,
+        allow_parent_anywhere: opening.allow_parent_anywhere,
         ..archives::trust(&opening)?
     };
     // Bounded, because the manifest is.
     let mut files: Vec<PackedFile> = Vec::new();
-    let looked = Facts::of_file(&options.archive, &open, |file| {
+    let looked = ArchiveSummary::of_file(&options.archive, &open, |file| {
         if options.files {
             files.push(file);
         }

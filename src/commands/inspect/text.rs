@@ -4,7 +4,10 @@ use std::fmt::{self, Write as _};
 
 use bytesize::ByteSize;
 use hexz_reader::StreamKind;
-use hexz_reader::facts::{Amount, Facts, Holder, Lengths, PackedFile, Signature, Stream};
+use hexz_reader::summary::{
+    ArchiveSummary, BlockTotals, ChainMember, LengthHistogram, PackedFile, SignatureStatus,
+    StreamSummary,
+};
 use nbd_telemetry::escape;
 
 /// Maximum length of a bar in a histogram, in characters.
@@ -27,7 +30,7 @@ impl Page {
     }
 }
 
-pub(super) fn page(facts: &Facts, files: &[PackedFile]) -> String {
+pub(super) fn page(facts: &ArchiveSummary, files: &[PackedFile]) -> String {
     let mut page = Page::default();
     page.bare(escape::name(&*facts.path));
     archive(&mut page, facts);
@@ -52,8 +55,8 @@ pub(super) fn page(facts: &Facts, files: &[PackedFile]) -> String {
     for fault in &facts.faults {
         page.bare(format_args!("WRONG: {}", escape::text(&fault.to_string())));
     }
-    if facts.more_faults > 0 {
-        page.bare(format_args!("WRONG: {} more like these", facts.more_faults));
+    if facts.omitted_faults > 0 {
+        page.bare(format_args!("WRONG: {} more like these", facts.omitted_faults));
     }
     for file in files {
         page.bare(format_args!("{:>15}  {}", file.size, escape::name(&file.path)));
@@ -61,7 +64,7 @@ pub(super) fn page(facts: &Facts, files: &[PackedFile]) -> String {
     page.0
 }
 
-fn archive(page: &mut Page, facts: &Facts) {
+fn archive(page: &mut Page, facts: &ArchiveSummary) {
     page.line("file", size(facts.file_length));
     let logical = facts.main.size.saturating_add(facts.auxiliary.size);
     page.line(
@@ -73,7 +76,7 @@ fn archive(page: &mut Page, facts: &Facts) {
         format_args!("{} (layout {})", facts.layout.writers(), facts.layout.label()),
     );
     let dictionary = facts
-        .dictionary
+        .dictionary_length
         .map(|length| format!(", with a dictionary of {}", size(length.into())))
         .unwrap_or_default();
     page.line("compression", format_args!("{}{dictionary}", facts.compression));
@@ -103,9 +106,11 @@ fn archive(page: &mut Page, facts: &Facts) {
         "signature",
         match facts.signature {
             None => "none",
-            Some(Signature::Unchecked) => "there is one; --verify-key says whether it is valid",
-            Some(Signature::Valid) => "valid, by a key of --verify-key",
-            Some(Signature::Invalid) => "NOT VALID by any key of --verify-key",
+            Some(SignatureStatus::NotVerified) => {
+                "there is one; --verify-key says whether it is valid"
+            }
+            Some(SignatureStatus::Valid) => "valid, by a key of --verify-key",
+            Some(SignatureStatus::Invalid) => "NOT VALID by any key of --verify-key",
         },
     );
     page.line(
@@ -114,7 +119,7 @@ fn archive(page: &mut Page, facts: &Facts) {
             "{} of {}, master index of {}",
             count(facts.main.pages + facts.auxiliary.pages, "page"),
             size(facts.main.page_bytes + facts.auxiliary.page_bytes),
-            size(facts.master_index),
+            size(facts.master_index_length),
         ),
     );
     if let Some(manifest) = facts.manifest {
@@ -136,9 +141,9 @@ fn archive(page: &mut Page, facts: &Facts) {
     }
 }
 
-fn stream_lines(page: &mut Page, stream: &Stream) {
+fn stream_lines(page: &mut Page, stream: &StreamSummary) {
     page.line("size", size(stream.size));
-    let of = |part: Amount| {
+    let of = |part: BlockTotals| {
         format!(
             "{}, {}{}",
             count(part.blocks, "block"),
@@ -157,16 +162,16 @@ fn stream_lines(page: &mut Page, stream: &Stream) {
         ("ambiguous", stream.ambiguous),
         ("NOT FOUND", stream.unresolvable),
         ("CONTRADICTORY", stream.contradictory),
-        ("UNKNOWN", stream.unknown),
+        ("UNKNOWN", stream.unreadable),
     ] {
-        if part != Amount::default() {
+        if part != BlockTotals::default() {
             page.line(name, of(part));
         }
     }
     lengths(page, &stream.lengths);
 }
 
-fn lengths(page: &mut Page, lengths: &Lengths) {
+fn lengths(page: &mut Page, lengths: &LengthHistogram) {
     let (Some(smallest), Some(median), Some(mean), Some(largest)) =
         (lengths.smallest(), lengths.median(), lengths.mean(), lengths.largest())
     else {
@@ -190,13 +195,13 @@ fn lengths(page: &mut Page, lengths: &Lengths) {
     }
 }
 
-fn stored(page: &mut Page, facts: &Facts) {
+fn stored(page: &mut Page, facts: &ArchiveSummary) {
     let stored = &facts.stored;
     let about = if stored.is_estimate { "about " } else { "" };
     let error = if stored.is_estimate { " (estimated, to 0.3 %)" } else { "" };
     page.line("compressed", {
-        let ratio = times(stored.bytes, stored.unshared, "");
-        format!("{} become {}{ratio}", size(stored.bytes), size(stored.unshared))
+        let ratio = times(stored.bytes, stored.undeduplicated_bytes, "");
+        format!("{} become {}{ratio}", size(stored.bytes), size(stored.undeduplicated_bytes))
     });
     page.line(
         "copies",
@@ -217,10 +222,10 @@ fn stored(page: &mut Page, facts: &Facts) {
     );
 }
 
-fn parents(page: &mut Page, facts: &Facts) {
+fn parents(page: &mut Page, facts: &ArchiveSummary) {
     for parent in facts.parents.iter().take(MAX_PARENTS) {
         let child = facts.chain.get(parent.child).map(|holder| holder.depth).unwrap_or_default();
-        let found = match parent.found.and_then(|place| facts.chain.get(place)) {
+        let found = match parent.archive.and_then(|place| facts.chain.get(place)) {
             Some(holder) => format!("found as {}", escape::name(&*holder.path)),
             None => "NOT FOUND, or not usable".to_owned(),
         };
@@ -234,7 +239,7 @@ fn parents(page: &mut Page, facts: &Facts) {
     }
     page.bare("where blocks are, zeros left out");
     for holder in facts.chain.iter().take(MAX_PARENTS) {
-        let Holder { depth, blocks, bytes, path } = holder;
+        let ChainMember { depth, blocks, bytes, path } = holder;
         let path = escape::name(&**path);
         page.line(
             &generation(*depth),

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use hexz_reader::Progress;
+use hexz_reader::VerifyProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Interval between updates.
@@ -48,7 +48,7 @@ impl Meter {
         Self { name, size, kind }
     }
 
-    pub(super) fn show(&self, progress: &Progress) {
+    pub(super) fn show(&self, progress: &VerifyProgress) {
         let unreadable = match progress.unreadable() {
             0 => String::new(),
             bytes => format!(", {} can't be read", ByteSize::b(bytes).display().iec()),

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hexz_reader::{OpenOptions, Progress, Snapshot, StreamKind};
+use hexz_reader::{OpenOptions, Snapshot, StreamKind, VerifyProgress};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 
@@ -81,7 +81,7 @@ async fn check(
 
     let size = snapshot.size(StreamKind::Main).saturating_add(snapshot.size(StreamKind::Auxiliary));
     let meter = Arc::new(Meter::new(path, size, options.no_progress));
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(VerifyProgress::default());
     let began = Instant::now();
     let mut work = spawn_blocking({
         let (meter, progress, threads) =

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use hexz_reader::{Error, Fault, Summary};
+use hexz_reader::{Error, Fault, VerifyStats};
 use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
@@ -35,7 +35,7 @@ impl Report {
             "event": "unopened",
             "archive": escape::unicode(&self.archive),
             "file": escape::unicode(&*error.path),
-            "problem": error.problem.to_string(),
+            "problem": error.kind.to_string(),
         }))
     }
 
@@ -69,7 +69,7 @@ impl Report {
             "archive": escape::unicode(&self.archive),
             "file": escape::unicode(&*fault.error.path),
             "file_offset": fault.error.offset,
-            "problem": fault.error.problem.to_string(),
+            "problem": fault.error.kind.to_string(),
             "stream": fault.stream.to_string(),
             "blocks": fault.blocks,
             "bytes": fault.bytes(),
@@ -78,7 +78,7 @@ impl Report {
     }
 
     /// Reports the verdict and its numbers. `size` is the length of both streams, in bytes.
-    pub(super) fn summary(&self, seen: &Summary, size: u64, took: Duration) -> io::Result<()> {
+    pub(super) fn summary(&self, seen: &VerifyStats, size: u64, took: Duration) -> io::Result<()> {
         let seconds = took.as_secs_f64();
         if self.is_json {
             return print_json(&json!({

@@ -199,7 +199,7 @@ where
     let tls = ServerTls::from(server_config(&pki, limited_to(records)));
     let policy = Policy { rules: Rules::default(), tls: Some(tls) };
     let snapshot = Snapshot::open(&archive(BASE), &OpenOptions::default()).unwrap();
-    let exports = Catalog::of_one(BASE, snapshot, BlockReader::new(64 << 20));
+    let exports = Catalog::with_snapshot(BASE, snapshot, BlockReader::new(64 << 20));
     let sockets = bind_all(&config.listen, true, &SocketPermissions::default()).unwrap();
     let gateway = Gateway::new(sockets, config, policy, exports).unwrap();
     let Some(ListenAddress::Tcp(address)) = gateway.addresses().unwrap().first().cloned() else {

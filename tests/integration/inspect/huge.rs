@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use hexz_reader::OpenOptions;
-use hexz_reader::facts::Facts;
 use hexz_reader::storage::{FileId, Storage};
+use hexz_reader::summary::ArchiveSummary;
 
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, entry};
 
@@ -94,11 +94,12 @@ fn more_blocks_than_are_remembered() {
     let huge = Arc::new(Huge::new());
     let storage: Arc<Huge> = Arc::clone(&huge);
     let options = OpenOptions::default();
-    let facts = Facts::of_storage(Path::new("huge.hxz"), storage, &options, |_| ()).unwrap();
+    let facts =
+        ArchiveSummary::of_storage(Path::new("huge.hxz"), storage, &options, |_| ()).unwrap();
     assert!(facts.is_sound(), "{:?}", facts.faults);
     assert_eq!(facts.main.size, BLOCKS * BLOCK);
     assert_eq!((facts.main.stored.blocks, facts.stored.blocks), (BLOCKS, BLOCKS));
-    assert_eq!(facts.stored.unshared, BLOCKS * (STORED - 1));
+    assert_eq!(facts.stored.undeduplicated_bytes, BLOCKS * (STORED - 1));
     assert!(facts.stored.is_estimate);
     let copies = facts.stored.copies;
     assert!(copies.abs_diff(COPIES) * 1000 < COPIES * 3, "{copies} instead of {COPIES}");

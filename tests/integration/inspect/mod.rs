@@ -7,7 +7,7 @@ mod naive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hexz_reader::facts::{Amount, Facts, Signature, Stream};
+use hexz_reader::summary::{ArchiveSummary, BlockTotals, SignatureStatus, StreamSummary};
 use hexz_reader::{OpenOptions, Snapshot, StreamKind};
 
 use crate::archive_writer::{ArchiveWriter, Piece, block_entry, noise, text};
@@ -30,20 +30,21 @@ const ARCHIVES: [&str; 13] = [
     "tree.hxz",
 ];
 
-fn facts(path: &Path) -> Facts {
-    Facts::of_file(path, &OpenOptions::default(), |_| ()).unwrap()
+fn facts(path: &Path) -> ArchiveSummary {
+    ArchiveSummary::of_file(path, &OpenOptions::default(), |_| ()).unwrap()
 }
 
-fn of_bytes(bytes: &[u8]) -> Facts {
+fn of_bytes(bytes: &[u8]) -> ArchiveSummary {
     let storage = Arc::new(Arc::<[u8]>::from(bytes));
-    Facts::of_storage(Path::new("alone.hxz"), storage, &OpenOptions::default(), |_| ()).unwrap()
+    ArchiveSummary::of_storage(Path::new("alone.hxz"), storage, &OpenOptions::default(), |_| ())
+        .unwrap()
 }
 
 /// All blocks whose page can be read, in exactly one place each.
-fn parts(stream: &Stream) -> Amount {
+fn parts(stream: &StreamSummary) -> BlockTotals {
     [stream.stored, stream.zeros, stream.in_parents, stream.unresolvable, stream.contradictory]
         .into_iter()
-        .fold(Amount::default(), |sum, part| Amount {
+        .fold(BlockTotals::default(), |sum, part| BlockTotals {
             blocks: sum.blocks + part.blocks,
             bytes: sum.bytes + part.bytes,
         })
@@ -73,7 +74,7 @@ fn each_archive_as_its_raw_index_has_it() {
         }
         let stored = &facts.stored;
         assert_eq!(stored.blocks, naive.stored_blocks, "{name}");
-        assert_eq!(stored.unshared, naive.unshared, "{name}");
+        assert_eq!(stored.undeduplicated_bytes, naive.unshared, "{name}");
         assert_eq!(stored.copies, naive.copies, "{name}");
         assert_eq!(stored.copy_bytes, naive.copy_bytes, "{name}");
         assert!(!stored.is_estimate);
@@ -112,7 +113,7 @@ fn headers() {
         (chunking.average_bits, chunking.smallest, chunking.largest),
         (16, 16 << 10, 256 << 10)
     );
-    assert_eq!((base.key_iterations, base.signature, base.dictionary), (None, None, None));
+    assert_eq!((base.key_iterations, base.signature, base.dictionary_length), (None, None, None));
     assert!(base.has_variable_blocks && base.manifest.is_none() && base.parents.is_empty());
 
     let fixed = facts(&archive("fixed-4k-zstd.hxz"));
@@ -122,9 +123,9 @@ fn headers() {
         (Some(4096), Some(4096))
     );
     assert_eq!(facts(&archive("encrypted-lz4.hxz")).key_iterations, Some(600_000));
-    assert_eq!(facts(&archive("text-dict-zstd.hxz")).dictionary, Some(112_640));
+    assert_eq!(facts(&archive("text-dict-zstd.hxz")).dictionary_length, Some(112_640));
     assert_eq!(facts(&archive("aux-lz4.hxz")).auxiliary.size, 70_000);
-    assert_eq!(facts(&archive("signed-zstd.hxz")).signature, Some(Signature::Unchecked));
+    assert_eq!(facts(&archive("signed-zstd.hxz")).signature, Some(SignatureStatus::NotVerified));
     let manifest = facts(&archive("tree.hxz")).manifest.unwrap();
     assert_eq!((manifest.files, manifest.bytes), (17, 288_662));
 }
@@ -140,7 +141,7 @@ fn blocks_per_parent() {
     let (mut at, mut own, mut others) = (0, 0, 0);
     while at < snapshot.size(StreamKind::Main) {
         let block = snapshot.locate(StreamKind::Main, at).unwrap();
-        match block.stored_at() {
+        match block.stored_offset() {
             Some(_) => own += 1,
             None => others += u64::from(!block.is_zeros()),
         }
@@ -163,13 +164,13 @@ fn duplicates_and_zeros_that_were_made() {
     let facts = of_bytes(&written.bytes);
     assert!(facts.is_sound(), "{:?}", facts.faults);
     assert_eq!((facts.main.pages, facts.main.lengths.blocks()), (4, 12));
-    assert_eq!(facts.main.stored, Amount { blocks: 10, bytes: 30_000 });
-    assert_eq!(facts.main.zeros, Amount { blocks: 2, bytes: 12_288 });
-    assert_eq!(facts.main.stored_zeros, Amount { blocks: 1, bytes: 8192 });
+    assert_eq!(facts.main.stored, BlockTotals { blocks: 10, bytes: 30_000 });
+    assert_eq!(facts.main.zeros, BlockTotals { blocks: 2, bytes: 12_288 });
+    assert_eq!(facts.main.stored_zeros, BlockTotals { blocks: 1, bytes: 8192 });
     assert_eq!((facts.stored.blocks, facts.stored.copies, facts.stored.duplicates()), (11, 5, 6));
     let lengths = written.main.iter().flat_map(|page| &page.blocks).map(|block| block.stored.len());
     let unshared: usize = lengths.sum();
-    assert_eq!(facts.stored.unshared, unshared as u64);
+    assert_eq!(facts.stored.undeduplicated_bytes, unshared as u64);
     assert!(facts.stored.saved() > 6 * 2900);
 }
 
@@ -180,7 +181,7 @@ fn missing_parents_leave_the_rest() {
     std::fs::copy(archive("grandchild-zstd.hxz"), &alone).unwrap();
     let (whole, facts) = (facts(&archive("grandchild-zstd.hxz")), facts(&alone));
     assert!(!facts.is_sound());
-    assert_eq!((facts.parents.len(), facts.parents[0].found), (1, None));
+    assert_eq!((facts.parents.len(), facts.parents[0].archive), (1, None));
     assert_eq!(facts.parents[0].name, "child-zstd.hxz");
     assert_eq!(facts.main.stored, whole.main.stored);
     assert_eq!(facts.stored, whole.stored);
@@ -192,7 +193,7 @@ fn missing_parents_leave_the_rest() {
     // With the parent, but without its own.
     std::fs::copy(archive("child-zstd.hxz"), folder.path().join("child-zstd.hxz")).unwrap();
     let facts = self::facts(&alone);
-    let found: Vec<Option<usize>> = facts.parents.iter().map(|parent| parent.found).collect();
+    let found: Vec<Option<usize>> = facts.parents.iter().map(|parent| parent.archive).collect();
     assert_eq!(found, [Some(1), None]);
     assert_eq!(facts.parents[1].child, 1);
     assert_eq!(facts.chain[1].blocks, whole.chain[1].blocks);
@@ -200,7 +201,7 @@ fn missing_parents_leave_the_rest() {
     // A folder of parents, given.
     let parents = vec![archive("")];
     let options = OpenOptions { parent_dirs: parents, ..OpenOptions::default() };
-    let facts = Facts::of_file(&alone, &options, |_| ()).unwrap();
+    let facts = ArchiveSummary::of_file(&alone, &options, |_| ()).unwrap();
     assert!(facts.is_sound(), "{:?}", facts.faults);
     assert_eq!(facts.main, whole.main);
 }
@@ -230,8 +231,8 @@ fn damaged_pages() {
     written.put(entry + block_entry::LENGTH, &999_u32.to_le_bytes());
     let facts = of_bytes(&written.bytes);
     assert!(!facts.is_sound());
-    assert_eq!(facts.main.unknown, Amount { blocks: 5, bytes: 5000 });
-    assert_eq!(facts.main.stored, Amount { blocks: 25, bytes: 25_000 });
+    assert_eq!(facts.main.unreadable, BlockTotals { blocks: 5, bytes: 5000 });
+    assert_eq!(facts.main.stored, BlockTotals { blocks: 25, bytes: 25_000 });
     assert_eq!(facts.faults.len(), 1);
     assert_eq!(facts.faults[0].offset, Some(written.main[2].place.start as u64));
 }
@@ -246,8 +247,8 @@ fn many_faults_are_counted() {
         written.put(page.blocks[0].entry + block_entry::LENGTH, &99_u32.to_le_bytes());
     }
     let facts = of_bytes(&written.bytes);
-    assert_eq!((facts.faults.len(), facts.more_faults), (100, 50));
-    assert_eq!(facts.main.unknown, Amount { blocks: 150, bytes: 15_000 });
+    assert_eq!((facts.faults.len(), facts.omitted_faults), (100, 50));
+    assert_eq!(facts.main.unreadable, BlockTotals { blocks: 150, bytes: 15_000 });
 }
 
 /// No byte of a damaged header or index makes it panic, loop or take a wrong turn in its sums.
@@ -266,10 +267,10 @@ fn each_damaged_byte_is_survived() {
             let storage = Arc::new(Arc::<[u8]>::from(bytes));
             let options = OpenOptions::default();
             let name = Path::new("damaged.hxz");
-            if let Ok(facts) = Facts::of_storage(name, storage, &options, |_| ()) {
+            if let Ok(facts) = ArchiveSummary::of_storage(name, storage, &options, |_| ()) {
                 for (_, stream) in facts.streams() {
                     assert_eq!(
-                        parts(stream).bytes + stream.unknown.bytes,
+                        parts(stream).bytes + stream.unreadable.bytes,
                         stream.size,
                         "byte {at}"
                     );

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use hexz_reader::limits::MAX_CHAIN;
-use hexz_reader::{Error, OpenOptions, Password, Problem, Snapshot, StreamKind};
+use hexz_reader::{Error, ErrorKind, OpenOptions, Password, Snapshot, StreamKind};
 use tempfile::TempDir;
 
 use super::{read, read_whole, with_password};
@@ -71,7 +71,7 @@ fn a_parent_is_found_beside_or_in_a_parent_directory() {
     assert_reads_shared(&at("beside/below.hxz"), &OpenOptions::default());
 
     let error = refused(at("alone/child.hxz"), &OpenOptions::default());
-    assert!(matches!(error.problem, Problem::ParentMissing { elsewhere: false, .. }), "{error}");
+    assert!(matches!(error.kind, ErrorKind::ParentMissing { is_outside: false, .. }), "{error}");
     let in_dir = |dir: &str| OpenOptions {
         parent_dirs: vec![at("nowhere"), at(dir)],
         ..OpenOptions::default()
@@ -105,12 +105,12 @@ fn an_archive_can_not_name_files_elsewhere() {
         child_of(&[name]).write().save(&child);
 
         let error = refused(child.clone(), &OpenOptions::default());
-        assert!(matches!(error.problem, Problem::ParentMissing { elsewhere: true, .. }), "{error}");
+        assert!(matches!(error.kind, ErrorKind::ParentMissing { is_outside: true, .. }), "{error}");
         let message = error.to_string();
         for part in [child.to_str().unwrap(), name, "--parent-dir", "--allow-parent-anywhere"] {
             assert!(message.contains(part), "\"{part}\" is not in: {message}");
         }
-        let anywhere = OpenOptions { parents_anywhere: true, ..OpenOptions::default() };
+        let anywhere = OpenOptions { allow_parent_anywhere: true, ..OpenOptions::default() };
         assert_reads_shared(&child, &anywhere);
     }
 }
@@ -118,15 +118,15 @@ fn an_archive_can_not_name_files_elsewhere() {
 #[test]
 fn a_missing_parent_is_named_with_what_to_do() {
     let files = folder([("child.hxz", child_of(&["base.hxz"]).write())]);
-    for parents_anywhere in [false, true] {
-        let options = OpenOptions { parents_anywhere, ..OpenOptions::default() };
+    for allow_parent_anywhere in [false, true] {
+        let options = OpenOptions { allow_parent_anywhere, ..OpenOptions::default() };
         let error = refused(files.path().join("child.hxz"), &options);
-        let Problem::ParentMissing { name, tried, elsewhere } = &error.problem else {
+        let ErrorKind::ParentMissing { name, tried, is_outside } = &error.kind else {
             panic!("{error}")
         };
         assert_eq!(name, "base.hxz");
         assert!(tried.contains(&files.path().join("base.hxz")));
-        assert!(!elsewhere);
+        assert!(!is_outside);
         let message = error.to_string();
         assert!(message.contains("child.hxz") && message.contains("--parent-dir"), "{message}");
     }
@@ -148,7 +148,7 @@ fn circles_are_refused() {
     std::os::unix::fs::symlink("linked.hxz", files.path().join("link.hxz")).unwrap();
     for name in ["self.hxz", "a.hxz", "b.hxz", "linked.hxz"] {
         let error = refused(files.path().join(name), &OpenOptions::default());
-        assert!(matches!(error.problem, Problem::ParentCycle(_)), "{error}");
+        assert!(matches!(error.kind, ErrorKind::ParentCycle(_)), "{error}");
     }
 }
 
@@ -162,7 +162,7 @@ fn chains_have_a_greatest_depth() {
     }
     assert_reads_shared(&at(MAX_CHAIN - 1), &OpenOptions::default());
     let error = refused(at(MAX_CHAIN), &OpenOptions::default());
-    assert!(matches!(error.problem, Problem::ChainTooDeep(MAX_CHAIN)), "{error}");
+    assert!(matches!(error.kind, ErrorKind::ChainTooDeep(MAX_CHAIN)), "{error}");
     assert_eq!(*error.path, *at(MAX_CHAIN));
 }
 
@@ -183,7 +183,7 @@ fn every_encrypted_archive_of_a_chain_needs_the_password() {
         let path = files.path().join(name);
         assert_reads_shared(&path, &with_password());
         let error = refused(path.clone(), &OpenOptions::default());
-        assert!(matches!(error.problem, Problem::PasswordNeeded), "{error}");
+        assert!(matches!(error.kind, ErrorKind::PasswordNeeded), "{error}");
         assert_eq!(*error.path, *files.path().join(encrypted));
         for wrong in ["", "correct horse battery stapl", "correct horse battery staple\n"] {
             let password = Some(Password::new(wrong.into()));
@@ -191,7 +191,7 @@ fn every_encrypted_archive_of_a_chain_needs_the_password() {
                 path.clone(),
                 &OpenOptions { password: password.map(Into::into), ..OpenOptions::default() },
             );
-            assert!(matches!(error.problem, Problem::WrongPassword), "{error}");
+            assert!(matches!(error.kind, ErrorKind::WrongPassword), "{error}");
             assert_eq!(*error.path, *files.path().join(encrypted));
         }
     }
@@ -205,20 +205,20 @@ fn a_parent_has_to_be_an_archive() {
 
     std::fs::write(&parent, b"not at all").unwrap();
     let error = refused();
-    assert!(matches!(error.problem, Problem::NotHexz), "{error}");
+    assert!(matches!(error.kind, ErrorKind::NotHexz), "{error}");
     assert_eq!(*error.path, *parent);
 
     std::fs::write(&parent, &base().write().bytes[..4000]).unwrap();
-    assert!(matches!(refused().problem, Problem::EndsWithin(_)));
+    assert!(matches!(refused().kind, ErrorKind::Truncated(_)));
 
     std::fs::remove_file(&parent).unwrap();
     std::fs::create_dir(&parent).unwrap();
-    assert!(matches!(refused().problem, Problem::Io(..)));
+    assert!(matches!(refused().kind, ErrorKind::Io(..)));
 
     // Neither are devices that never end.
     std::fs::remove_dir(&parent).unwrap();
     std::os::unix::fs::symlink("/dev/zero", &parent).unwrap();
-    assert!(matches!(refused().problem, Problem::Io(..)));
+    assert!(matches!(refused().kind, ErrorKind::Io(..)));
 }
 
 #[test]
@@ -252,8 +252,10 @@ fn two_parents_may_share_a_grandparent() {
 #[track_caller]
 fn assert_unresolvable(snapshot: &Snapshot, at: u64, length: usize) {
     let error = read(snapshot, StreamKind::Main, at, length).unwrap_err();
-    match error.problem {
-        Problem::Unresolvable { stream: StreamKind::Main, at: block, .. } => assert_eq!(block, at),
+    match error.kind {
+        ErrorKind::Unresolvable { stream: StreamKind::Main, at: block, .. } => {
+            assert_eq!(block, at)
+        }
         _ => panic!("{error}"),
     }
 }
@@ -392,9 +394,9 @@ fn a_parent_that_lies_about_its_hashes_is_found_out() {
         read(&snapshot, StreamKind::Main, 0, 5000).expect_err("wrong bytes")
     };
     let error = refused(other);
-    assert!(matches!(error.problem, Problem::Hash { .. }), "{error}");
+    assert!(matches!(error.kind, ErrorKind::HashMismatch { .. }), "{error}");
     assert!(error.path.ends_with("base.hxz"), "{error}");
     // Nobody believes zeros with the hash of something else, so nobody has the block.
     let error = refused(zeros);
-    assert!(matches!(error.problem, Problem::Unresolvable { .. }), "{error}");
+    assert!(matches!(error.kind, ErrorKind::Unresolvable { .. }), "{error}");
 }

@@ -16,7 +16,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use hexz_reader::{Compression, Layout, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{Compression, ErrorKind, Layout, OpenOptions, Snapshot, StreamKind};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -360,11 +360,11 @@ fn a_page_of_thirteen_short_entries_is_not_taken_for_five_long_ones() {
     let page = &written.main[0];
     assert_eq!(page.place.len(), 268);
     written.bytes[page.place.start] = 5;
-    let problem = match open(&written) {
-        Ok(snapshot) => read_whole(&snapshot, StreamKind::Main).unwrap_err().problem,
-        Err(error) => error.problem,
+    let kind = match open(&written) {
+        Ok(snapshot) => read_whole(&snapshot, StreamKind::Main).unwrap_err().kind,
+        Err(error) => error.kind,
     };
-    assert!(matches!(problem, Problem::Invalid(_) | Problem::TooLarge { .. }), "{problem}");
+    assert!(matches!(kind, ErrorKind::Invalid(_) | ErrorKind::TooLarge { .. }), "{kind}");
 }
 
 proptest! {
@@ -400,7 +400,7 @@ fn a_damaged_block_leaves_the_others_readable() {
     damaged.bytes[block.start + 5] ^= 1;
     let snapshot = open(&damaged).unwrap();
     let error = read_whole(&snapshot, StreamKind::Main).unwrap_err();
-    assert!(matches!(error.problem, Problem::Checksum { .. }), "{error}");
+    assert!(matches!(error.kind, ErrorKind::ChecksumMismatch { .. }), "{error}");
     assert_eq!(error.offset, Some(block.start as u64));
     let expected = image(&writer.main);
     assert_eq!(read(&snapshot, StreamKind::Main, 0, 700).unwrap(), expected[..700]);
@@ -446,7 +446,7 @@ fn a_file_that_shrinks_while_it_is_open_gives_errors() {
     assert_eq!(read(&warm, StreamKind::Main, 0, 700).unwrap(), text(1, 700));
     for snapshot in [warm, cold] {
         let error = read(&snapshot, StreamKind::Main, 700, 10).unwrap_err();
-        assert!(matches!(error.problem, Problem::Io(..)), "{error}");
+        assert!(matches!(error.kind, ErrorKind::Io(..)), "{error}");
         assert!(error.to_string().contains("disk.hxz"), "{error}");
     }
 }
@@ -455,7 +455,7 @@ fn a_file_that_shrinks_while_it_is_open_gives_errors() {
 fn something_behind_the_last_part_is_refused() {
     let mut written = writer().write();
     written.bytes.push(0);
-    assert!(matches!(open(&written).unwrap_err().problem, Problem::Invalid(_)));
+    assert!(matches!(open(&written).unwrap_err().kind, ErrorKind::Invalid(_)));
 }
 
 #[test]
@@ -464,6 +464,6 @@ fn other_files_are_no_archives() {
     for bytes in [vec![], b"HEX".to_vec(), vec![0; 10_000], noise(1, 5000)] {
         let storage = std::sync::Arc::new(std::sync::Arc::<[u8]>::from(bytes));
         let error = Snapshot::from_storage(Path::new("x"), storage, &none).unwrap_err();
-        assert!(matches!(error.problem, Problem::NotHexz), "{error}");
+        assert!(matches!(error.kind, ErrorKind::NotHexz), "{error}");
     }
 }

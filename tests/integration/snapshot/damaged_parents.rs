@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hexz_reader::{OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{ErrorKind, OpenOptions, Snapshot, StreamKind};
 
 use super::read;
 use crate::archive_writer::{ArchiveWriter, Piece, Written, block_entry, text};
@@ -38,9 +38,9 @@ fn child(folder: &Path, parents: &[&str], blocks: &[u64]) -> Snapshot {
     Snapshot::open(&path, &OpenOptions::default()).unwrap()
 }
 
-fn read_block(snapshot: &Snapshot, position: u64) -> Result<Vec<u8>, Problem> {
+fn read_block(snapshot: &Snapshot, position: u64) -> Result<Vec<u8>, ErrorKind> {
     let at = position * BLOCK as u64;
-    read(snapshot, StreamKind::Main, at, BLOCK).map_err(|error| error.problem)
+    read(snapshot, StreamKind::Main, at, BLOCK).map_err(|error| error.kind)
 }
 
 /// Making the index of all hashes failed with the first page that was damaged, and with it
@@ -88,11 +88,11 @@ fn the_damage_is_named_when_it_hides_a_block() {
     damage(&mut broken, 2);
     broken.save(&folder.path().join("parent.hxz"));
     let snapshot = child(folder.path(), &["parent.hxz"], &[0, 1, 2, 3]);
-    assert!(matches!(read_block(&snapshot, 2), Err(Problem::Invalid(_))));
+    assert!(matches!(read_block(&snapshot, 2), Err(ErrorKind::Invalid(_))));
     assert!(read_block(&snapshot, 3).unwrap() == block(3));
     // Nothing at the place of this one is damaged.
     let snapshot = child(folder.path(), &["parent.hxz"], &[9, 1]);
-    assert!(matches!(read_block(&snapshot, 0), Err(Problem::Unresolvable { .. })));
+    assert!(matches!(read_block(&snapshot, 0), Err(ErrorKind::Unresolvable { .. })));
 }
 
 /// It was made again, from all pages of all parents, for each block that was not found.

@@ -21,7 +21,7 @@ fn open(huge: &Arc<Huge>) -> Result<Snapshot, Error> {
 #[test]
 fn a_master_index_beyond_the_cap_is_not_even_read() {
     let huge = Arc::new(Huge::with_master_index_of(MAX_MASTER_INDEX + 1));
-    assert!(too_large(&open(&huge).unwrap_err().problem));
+    assert!(too_large(&open(&huge).unwrap_err().kind));
     assert!(huge.bytes_read() <= 4096);
 }
 

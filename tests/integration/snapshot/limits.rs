@@ -3,7 +3,7 @@
 use hexz_reader::limits::{
     MAX_BLOCK, MAX_DICTIONARY, MAX_KDF_ITERATIONS, MAX_STORED_BLOCK, MAX_STREAM, max_stored,
 };
-use hexz_reader::{Layout, Problem, StreamKind};
+use hexz_reader::{ErrorKind, Layout, StreamKind};
 
 use super::{STREAMS, invalid, open, problem_of_first_byte, read, too_large};
 use crate::archive_writer::{
@@ -17,15 +17,15 @@ fn three_pages() -> Written {
 }
 
 #[track_caller]
-fn assert_refused(archive: &Written, what: &str, expected: fn(&Problem) -> bool) {
+fn assert_refused(archive: &Written, what: &str, expected: fn(&ErrorKind) -> bool) {
     match open(archive) {
         Ok(_) => panic!("{what}: it is opened"),
-        Err(error) => assert!(expected(&error.problem), "{what}: {error}"),
+        Err(error) => assert!(expected(&error.kind), "{what}: {error}"),
     }
 }
 
-fn ends_within(problem: &Problem) -> bool {
-    matches!(problem, Problem::EndsWithin(_))
+fn ends_within(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Truncated(_))
 }
 
 /// libnbd CVE-2023-5215 | sizes of 2^63 and more look negative
@@ -44,7 +44,7 @@ fn sizes_of_2_to_the_63_are_refused() {
     assert_eq!(snapshot.size(StreamKind::Main), i64::MAX as u64);
     for at in [0, 1 << 40, MAX_STREAM - 1, MAX_STREAM, u64::MAX] {
         let error = read(&snapshot, StreamKind::Main, at, 1).unwrap_err();
-        assert!(matches!(error.problem, Problem::Uncovered { .. }), "{error}");
+        assert!(matches!(error.kind, ErrorKind::Uncovered { .. }), "{error}");
     }
 }
 
@@ -54,7 +54,7 @@ fn other_versions_and_numbers_without_a_meaning_are_refused() {
         let mut archive = three_pages();
         archive.set("version", &version.to_le_bytes());
         assert!(
-            matches!(open(&archive).unwrap_err().problem, Problem::UnknownVersion(v) if v == version)
+            matches!(open(&archive).unwrap_err().kind, ErrorKind::UnknownVersion(v) if v == version)
         );
     }
     for compression in [2_u32, 256, u32::MAX] {
@@ -198,7 +198,7 @@ fn a_page_has_at_most_4096_blocks() {
         archive.put(archive.main[1].place.start, &u64::to_le_bytes(count));
         let snapshot = open(&archive).unwrap();
         let error = read(&snapshot, StreamKind::Main, 2000, 1).unwrap_err();
-        assert!(invalid(&error.problem), "{count} blocks: {error}");
+        assert!(invalid(&error.kind), "{count} blocks: {error}");
         assert!(read(&snapshot, StreamKind::Main, 0, 2000).is_ok());
     }
 }
@@ -243,13 +243,13 @@ fn ranges_that_no_block_covers_are_errors() {
     empty.set("main size", &100_u64.to_le_bytes());
     assert!(matches!(
         problem_of_first_byte(&empty),
-        Problem::Uncovered { stream: StreamKind::Main, at: 0 }
+        ErrorKind::Uncovered { stream: StreamKind::Main, at: 0 }
     ));
     // The first page begins late.
     let mut late = ArchiveWriter::of_image(&text(1, 3000), 1000).write();
     late.put(late.main[0].entry + page_entry::START_LOGICAL, &10_u64.to_le_bytes());
     late.set("main size", &3010_u64.to_le_bytes());
-    assert!(matches!(problem_of_first_byte(&late), Problem::Uncovered { at: 0, .. }));
+    assert!(matches!(problem_of_first_byte(&late), ErrorKind::Uncovered { at: 0, .. }));
 }
 
 /// A gap may as well be a damaged length, by which all blocks behind it would be moved.
@@ -258,8 +258,8 @@ fn pages_reach_from_one_to_the_next() {
     let reads_each_page = |archive: &Written| {
         let snapshot = open(archive).unwrap();
         [0, 1999, 2100, 3999, 4100, 5999]
-            .map(|at| read(&snapshot, StreamKind::Main, at, 1).map_err(|error| error.problem))
-            .map(|outcome| outcome.map_or_else(|problem| !invalid(&problem), |_| true))
+            .map(|at| read(&snapshot, StreamKind::Main, at, 1).map_err(|error| error.kind))
+            .map(|outcome| outcome.map_or_else(|kind| !invalid(&kind), |_| true))
     };
     for start in [1999_u64, 2001] {
         let mut moved = three_pages();
@@ -327,8 +327,8 @@ fn lengths_of_blocks_are_bounded() {
     assert!(invalid(&with(block_entry::STORED_LENGTH, 0)));
     // In proportion, and beyond the end of all blocks.
     let beyond = written.index_offset() as u32 - 4095;
-    let problem = with(block_entry::STORED_LENGTH, beyond);
-    assert!(if beyond > max_stored(own) { too_large(&problem) } else { invalid(&problem) });
+    let kind = with(block_entry::STORED_LENGTH, beyond);
+    assert!(if beyond > max_stored(own) { too_large(&kind) } else { invalid(&kind) });
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod work;
 use std::path::Path;
 use std::sync::Arc;
 
-use hexz_reader::{Error, OpenOptions, Password, Problem, Snapshot, StreamKind};
+use hexz_reader::{Error, ErrorKind, OpenOptions, Password, Snapshot, StreamKind};
 
 use crate::archive_writer::{PASSWORD, Written};
 
@@ -51,17 +51,17 @@ fn read_whole(snapshot: &Snapshot, stream: StreamKind) -> Result<Vec<u8>, Error>
     read(snapshot, stream, 0, snapshot.size(stream) as usize)
 }
 
-fn invalid(problem: &Problem) -> bool {
-    matches!(problem, Problem::Invalid(_))
+fn invalid(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Invalid(_))
 }
 
-fn too_large(problem: &Problem) -> bool {
-    matches!(problem, Problem::TooLarge { .. })
+fn too_large(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::TooLarge { .. })
 }
 
 /// What reading the first byte of the main stream comes to.
 #[track_caller]
-fn problem_of_first_byte(archive: &Written) -> Problem {
+fn problem_of_first_byte(archive: &Written) -> ErrorKind {
     let snapshot = open(archive).unwrap();
-    read(&snapshot, StreamKind::Main, 0, 1).expect_err("the byte is read").problem
+    read(&snapshot, StreamKind::Main, 0, 1).expect_err("the byte is read").kind
 }

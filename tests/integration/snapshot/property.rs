@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hexz_exports::{BlockReader, SnapshotExport};
-use hexz_reader::facts::Facts;
+use hexz_reader::summary::ArchiveSummary;
 use hexz_reader::{
-    Compression, Layout, OpenOptions, Problem, ReferenceChoice, Snapshot, StreamKind,
+    Compression, ErrorKind, Layout, OpenOptions, ReferenceChoice, Snapshot, StreamKind,
 };
 use nbd_server::{Export, Extent, Segment, Span};
 use proptest::collection::vec;
@@ -358,7 +358,7 @@ fn joined(segments: &[Segment]) -> Vec<u8> {
 /// Checks that an error is one that the operator could have decided, where there may be such.
 #[track_caller]
 fn assert_undecided(error: &hexz_reader::Error, may_be_ambiguous: bool) {
-    let is_ambiguous = matches!(error.problem, Problem::Ambiguous(_));
+    let is_ambiguous = matches!(error.kind, ErrorKind::Ambiguous(_));
     assert!(may_be_ambiguous && is_ambiguous, "{error}");
 }
 
@@ -395,7 +395,7 @@ fn check_snapshot(
         match snapshot.read_block(&block) {
             Ok(whole) => {
                 assert_eq!(whole.len(), block.decoded_length() as usize);
-                let skipped = block.skipped() as usize;
+                let skipped = block.offset_in_decoded() as usize;
                 assert!(&whole[skipped..skipped + bytes.len()] == bytes, "{stream}: {block:?}");
                 if let Some(hash) = block.hash() {
                     assert_eq!(hash.0, *blake3::hash(&whole).as_bytes(), "the hash at {at}");
@@ -464,7 +464,7 @@ async fn check_contexts(
 ) {
     let reader = Arc::clone(reader);
     let mut export = SnapshotExport::new("disk".into(), Arc::clone(snapshot), stream, reader);
-    for (path, reference) in snapshot.parents().zip(snapshot.references().iter().skip(1)) {
+    for (path, reference) in snapshot.parents().zip(snapshot.diff_bases().iter().skip(1)) {
         export = export.comparable_with(path.file_name().unwrap().to_str().unwrap(), reference);
     }
     for (position, context) in export.contexts().into_iter().enumerate() {
@@ -564,7 +564,7 @@ fn check_member(
     assert_eq!(snapshot.parents().count(), chain[number].ancestors.len());
     let is_decided = !options.reference_choices.is_empty();
     let may_be_ambiguous = !is_decided && may_be_ambiguous(chain, number);
-    let facts = Facts::of_file(&path, options, |_| ()).unwrap();
+    let facts = ArchiveSummary::of_file(&path, options, |_| ()).unwrap();
     assert!(facts.is_sound(), "{:?}", facts.faults);
     for (stream, facts) in facts.streams() {
         let parts = [facts.stored, facts.zeros, facts.in_parents, facts.ambiguous];

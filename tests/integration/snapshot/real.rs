@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use hexz_reader::{Compression, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{Compression, ErrorKind, OpenOptions, Snapshot, StreamKind};
 
 use super::{STREAMS, read, read_whole, with_password};
 
@@ -84,7 +84,7 @@ fn encrypted_archives_read_with_their_password() {
         assert_reads(name, 8_388_608, BASE);
         assert!(open(name).is_encrypted());
         let refused = Snapshot::open(&archive(name), &OpenOptions::default()).unwrap_err();
-        assert!(matches!(refused.problem, Problem::PasswordNeeded), "{refused}");
+        assert!(matches!(refused.kind, ErrorKind::PasswordNeeded), "{refused}");
     }
 }
 
@@ -116,7 +116,7 @@ fn zero_runs_are_known_however_they_are_stored() {
 #[test]
 fn a_packed_directory_is_served_only_raw() {
     let refused = Snapshot::open(&archive("tree.hxz"), &OpenOptions::default()).unwrap_err();
-    assert!(matches!(refused.problem, Problem::DirectoryArchive), "{refused}");
+    assert!(matches!(refused.kind, ErrorKind::DirectoryArchive), "{refused}");
     assert!(refused.to_string().contains("--raw"), "{refused}");
 
     let tree = read_whole(&open("tree.hxz"), StreamKind::Main).unwrap();
@@ -166,7 +166,7 @@ fn nothing_is_read_beyond_the_end() {
             [(size, 1), (size - 1, 2), (size + 1, 1), (u64::MAX, 1), (0, size as usize + 1)]
         {
             let error = read(&snapshot, stream, at, length).unwrap_err();
-            assert!(matches!(error.problem, Problem::Uncovered { .. }), "{error}");
+            assert!(matches!(error.kind, ErrorKind::Uncovered { .. }), "{error}");
         }
     }
 }

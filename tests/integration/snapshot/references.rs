@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hexz_reader::{Layout, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{ErrorKind, Layout, OpenOptions, Snapshot, StreamKind};
 use tempfile::TempDir;
 
 use super::{read, read_whole, with_password};
@@ -49,14 +49,14 @@ fn open(folder: &TempDir, name: &str, choices: &[&str]) -> Snapshot {
     Snapshot::open(&folder.path().join(name), &options).unwrap()
 }
 
-fn read_main(folder: &TempDir, name: &str, choices: &[&str]) -> Result<Vec<u8>, Problem> {
+fn read_main(folder: &TempDir, name: &str, choices: &[&str]) -> Result<Vec<u8>, ErrorKind> {
     let snapshot = open(folder, name, choices);
-    read_whole(&snapshot, StreamKind::Main).map_err(|error| error.problem)
+    read_whole(&snapshot, StreamKind::Main).map_err(|error| error.kind)
 }
 
 #[track_caller]
-fn assert_ambiguous(result: Result<Vec<u8>, Problem>) {
-    assert!(matches!(result, Err(Problem::Ambiguous(_))), "{:?}", result.map(|_| "bytes"));
+fn assert_ambiguous(result: Result<Vec<u8>, ErrorKind>) {
+    assert!(matches!(result, Err(ErrorKind::Ambiguous(_))), "{:?}", result.map(|_| "bytes"));
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn what_means_two_things_is_an_error_until_it_is_decided() {
         let at = BLOCK as u64;
         assert_eq!(read(&snapshot, StreamKind::Main, 0, BLOCK).unwrap(), image(&base.main)[..300]);
         let error = read(&snapshot, StreamKind::Main, at + 10, 1).unwrap_err();
-        let Problem::Ambiguous(found) = &error.problem else { panic!("{error}") };
+        let ErrorKind::Ambiguous(found) = &error.kind else { panic!("{error}") };
         assert_eq!((found.stream, found.at), (StreamKind::Main, at));
         assert_eq!(found.length, BLOCK as u32);
         assert_eq!(found.hash.0, base.entry_hash(&block(11)));
@@ -137,7 +137,7 @@ fn with_several_parents_references_are_by_hash() {
     child.main = vec![Piece::ByOffset { bytes: text(10, 100), hash: [0; 32] }];
     child.write().save(&files.path().join("child.hxz"));
     let result = read_main(&files, "child.hxz", &[]);
-    assert!(matches!(result, Err(Problem::NoParentToRead { parents: 2, .. })), "{result:?}");
+    assert!(matches!(result, Err(ErrorKind::NoParentToRead { parents: 2, .. })), "{result:?}");
 }
 
 /// By offset nothing could be meant, since the parent ends before.
@@ -204,8 +204,8 @@ fn a_reference_by_offset_without_a_parent_is_an_error() {
     for layout in [Layout::A, Layout::B, Layout::C, Layout::X] {
         let orphan = archive(layout, None, main.clone()).write();
         let snapshot = super::open_bytes(&orphan.bytes, Path::new("orphan.hxz")).unwrap();
-        let problem = read(&snapshot, StreamKind::Main, 0, 1).unwrap_err().problem;
-        assert!(matches!(problem, Problem::NoParentToRead { parents: 0, .. }), "{problem}");
+        let kind = read(&snapshot, StreamKind::Main, 0, 1).unwrap_err().kind;
+        assert!(matches!(kind, ErrorKind::NoParentToRead { parents: 0, .. }), "{kind}");
         assert_eq!(read(&snapshot, StreamKind::Main, 100, BLOCK).unwrap(), text(2, BLOCK));
     }
 }

@@ -1,7 +1,7 @@
 //! Work that an archive may cause: in proportion to what is read of it.
 
 use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, max_stored};
-use hexz_reader::{OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{ErrorKind, OpenOptions, Snapshot, StreamKind};
 
 use super::{open, read, with_password};
 use crate::archive_writer::{ArchiveWriter, PASSWORD, Piece, noise};
@@ -19,7 +19,7 @@ fn a_stored_block_out_of_proportion_is_refused() {
             let archive = ArchiveWriter { main, ..ArchiveWriter::default() }.write();
             let snapshot = open(&archive).unwrap();
             let error = read(&snapshot, StreamKind::Main, 0, 1).unwrap_err();
-            let refused = matches!(error.problem, Problem::TooLarge { .. });
+            let refused = matches!(error.kind, ErrorKind::TooLarge { .. });
             assert_eq!(refused, is_refused, "{stored} for {length}: {error}");
         }
     }
@@ -37,7 +37,7 @@ fn key_derivation_is_limited_unless_more_is_allowed() {
     };
     writer.write().save(&path);
     let error = Snapshot::open(&path, &with_password()).unwrap_err();
-    let Problem::KeyIterations { got, limit } = error.problem else { panic!("{error}") };
+    let ErrorKind::KeyIterations { got, limit } = error.kind else { panic!("{error}") };
     assert_eq!((got, limit), (iterations, DEFAULT_KDF_ITERATIONS));
     let allowed = OpenOptions { max_key_iterations: iterations, ..with_password() };
     let snapshot = Snapshot::open(&path, &allowed).unwrap();

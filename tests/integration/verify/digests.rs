@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use hexz_reader::storage;
-use hexz_reader::{Digests, Error, OpenOptions, Problem, Snapshot, StreamKind};
+use hexz_reader::{Digests, Error, ErrorKind, OpenOptions, Snapshot, StreamKind};
 
 use super::Watched;
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, Piece, Written, image, noise, text};
@@ -90,9 +90,9 @@ fn each_archive_of_a_chain_has_its_digest() {
     ] {
         let error = chain.open(&list(&lines)).unwrap_err();
         assert!(error.path.ends_with(name), "{error}");
-        match error.problem {
-            Problem::Digest { .. } => assert!(is_listed),
-            Problem::NoDigest => assert!(!is_listed),
+        match error.kind {
+            ErrorKind::DigestMismatch { .. } => assert!(is_listed),
+            ErrorKind::NoDigest => assert!(!is_listed),
             other => panic!("{other}"),
         }
     }
@@ -144,9 +144,9 @@ fn bytes_that_change_after_hashing_are_not_used() {
     for at in [field("block size"), HEADER_REGION + 7, field("main size"), field("metadata")] {
         let bad = altered(at);
         let later = Watched::new(&good.bytes, &bad, groups).open("x.hxz", options.clone());
-        assert_eq!(later.unwrap_err().problem.label(), "changed", "{at}");
+        assert_eq!(later.unwrap_err().kind.label(), "changed", "{at}");
         let before = Watched::new(&bad, &bad, groups).open("x.hxz", options.clone());
-        assert_eq!(before.unwrap_err().problem.label(), "digest", "{at}");
+        assert_eq!(before.unwrap_err().kind.label(), "digest", "{at}");
     }
     // What is read later: a block, and the index page that leads to it.
     let page = &good.main[3];
@@ -155,7 +155,7 @@ fn bytes_that_change_after_hashing_are_not_used() {
         let snapshot = Watched::new(&good.bytes, &bad, groups).open("x.hxz", options.clone());
         let snapshot = snapshot.unwrap();
         let block = |number: u64| read(&snapshot, StreamKind::Main, number * BLOCK as u64, BLOCK);
-        assert_eq!(block(3 * 8 + 4).unwrap_err().problem.label(), "changed", "{at}");
+        assert_eq!(block(3 * 8 + 4).unwrap_err().kind.label(), "changed", "{at}");
         for number in [0, 9, 40, 47] {
             assert!(block(number).unwrap() == noise(number, BLOCK), "block {number}");
         }
@@ -176,7 +176,7 @@ fn what_is_written_to_an_open_file_is_not_served() {
         for snapshot in [&pinned, &free] {
             assert!(read(snapshot, StreamKind::Main, at, 10).is_ok());
         }
-        assert_eq!(chain.open(&list(&chain.lines())).unwrap_err().problem.label(), "digest");
+        assert_eq!(chain.open(&list(&chain.lines())).unwrap_err().kind.label(), "digest");
         fs::write(chain.path(name), sound).unwrap();
 
         let pinned = chain.open(&list(&chain.lines())).unwrap();
@@ -184,7 +184,7 @@ fn what_is_written_to_an_open_file_is_not_served() {
         // What was read lately is kept, and is what was hashed.
         assert!(read(&pinned, StreamKind::Main, at, 10).is_ok_and(|bytes| bytes.len() == 10));
         let error = chain.open(&list(&chain.lines())).unwrap_err();
-        assert_eq!(error.problem.label(), "digest");
+        assert_eq!(error.kind.label(), "digest");
         fs::write(chain.path(name), sound).unwrap();
     }
 }
@@ -219,9 +219,9 @@ fn what_is_the_same_file_is_unchanged() {
         (unpinned(), unpinned(), false),
         (by_digest(&one), unpinned(), false),
     ] {
-        let reference = Arc::new(b).references().remove(0);
-        let runs = a.changed(StreamKind::Main, 0..4 * 4096, 9, &reference).unwrap();
-        let runs: Vec<_> = runs.iter().map(|run| (run.length, run.is_so)).collect();
+        let reference = Arc::new(b).diff_bases().remove(0);
+        let runs = a.changed_runs(StreamKind::Main, 0..4 * 4096, 9, &reference).unwrap();
+        let runs: Vec<_> = runs.iter().map(|run| (run.length, run.has_property)).collect();
         assert_eq!(runs, [(4 * 4096, !is_same)]);
     }
 }
@@ -245,7 +245,7 @@ fn a_file_that_was_hashed_before() {
     // The same length, and somebody has set the time back.
     file.set_modified(times).unwrap();
     drop(file);
-    assert!(matches!(chain.open(&options).unwrap_err().problem, Problem::Digest { .. }));
+    assert!(matches!(chain.open(&options).unwrap_err().kind, ErrorKind::DigestMismatch { .. }));
     fs::write(&path, &chain.child).unwrap();
     assert!(chain.open(&options).is_ok());
 }

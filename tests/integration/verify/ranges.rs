@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
 
-use hexz_reader::{Fault, Layout, OpenOptions, Problem, Progress, Snapshot, StreamKind, Summary};
+use hexz_reader::{
+    ErrorKind, Fault, Layout, OpenOptions, Snapshot, StreamKind, VerifyProgress, VerifyStats,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -16,14 +18,14 @@ use crate::snapshot::damage::{child, specimens};
 use crate::snapshot::property::{file_name, plan, write_chain};
 use crate::snapshot::{STREAMS, open_bytes, with_password};
 
-fn check_on(threads: usize, snapshot: &Snapshot) -> (Summary, Vec<Fault>) {
+fn check_on(threads: usize, snapshot: &Snapshot) -> (VerifyStats, Vec<Fault>) {
     let mut faults = Vec::new();
     let threads = NonZeroUsize::new(threads).unwrap();
-    let summary = snapshot.verify(threads, &Progress::default(), |fault| faults.push(fault));
+    let summary = snapshot.verify(threads, &VerifyProgress::default(), |fault| faults.push(fault));
     (summary, faults)
 }
 
-fn check(written: &Written) -> (Summary, Vec<Fault>) {
+fn check(written: &Written) -> (VerifyStats, Vec<Fault>) {
     check_on(3, &open_bytes(&written.bytes, Path::new("alone.hxz")).unwrap())
 }
 
@@ -285,13 +287,13 @@ fn blocks_of_no_parent_and_bytes_of_no_block() {
     let (_, faults) = check(&written);
     assert_eq!(faults.len(), 1);
     assert_eq!((faults[0].blocks, faults[0].ranges.clone()), (3, vec![0..200, 250..350]));
-    assert!(matches!(faults[0].error.problem, Problem::Unresolvable { .. }));
+    assert!(matches!(faults[0].error.kind, ErrorKind::Unresolvable { .. }));
 
     // The first page begins behind the stream's beginning.
     let mut gap = written.clone();
     gap.put(gap.main[0].entry + page_entry::START_LOGICAL, &10_u64.to_le_bytes());
     let (_, faults) = check(&gap);
-    assert!(matches!(faults[0].error.problem, Problem::Uncovered { at: 0, .. }));
+    assert!(matches!(faults[0].error.kind, ErrorKind::Uncovered { at: 0, .. }));
     assert_eq!(faults[0].ranges, one(0..10));
     assert_eq!(faults[1].ranges, one(10..350));
 
@@ -323,8 +325,8 @@ fn very_many_faults() {
 fn a_check_that_is_stopped_says_so() {
     let written = ArchiveWriter::of_image(&text(1, 100_000), 1000).write();
     let snapshot = open_bytes(&written.bytes, Path::new("alone.hxz")).unwrap();
-    let progress = Progress::default();
+    let progress = VerifyProgress::default();
     progress.stop();
     let summary = snapshot.verify(NonZeroUsize::MIN, &progress, |_| panic!("a fault"));
-    assert_eq!(summary, Summary::default());
+    assert_eq!(summary, VerifyStats::default());
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use hexz_reader::{Error, OpenOptions, Problem, Snapshot, StreamKind, VerifyKey};
+use hexz_reader::{Error, ErrorKind, OpenOptions, Snapshot, StreamKind, VerifyKey};
 
 use super::Watched;
 use crate::archive_writer::{ArchiveWriter, PASSWORD, Piece, Written, text};
@@ -40,8 +40,8 @@ fn open(written: &Written, options: OpenOptions) -> Result<Snapshot, Error> {
 }
 
 #[track_caller]
-fn problem(written: &Written, options: OpenOptions) -> Problem {
-    open(written, options).expect_err("it was opened").problem
+fn kind(written: &Written, options: OpenOptions) -> ErrorKind {
+    open(written, options).expect_err("it was opened").kind
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn by_one_of_the_keys() {
             let snapshot = open(&written, by(keys)).unwrap();
             assert_eq!(read(&snapshot, StreamKind::Main, 200, 200).unwrap(), text(1, 200));
         }
-        assert!(matches!(problem(&written, by(&[&other])), Problem::Signature));
+        assert!(matches!(kind(&written, by(&[&other])), ErrorKind::InvalidSignature));
     }
 }
 
@@ -84,7 +84,7 @@ fn every_bit_that_is_signed_counts() {
         for bit in [0, 7] {
             let mut changed = written.clone();
             changed.bytes[at] ^= 1 << bit;
-            assert!(matches!(problem(&changed, by(&[&key])), Problem::Signature), "{at}");
+            assert!(matches!(kind(&changed, by(&[&key])), ErrorKind::InvalidSignature), "{at}");
         }
     }
 }
@@ -94,21 +94,21 @@ fn no_signature_or_one_of_something_else() {
     let key = new_key();
     let unsigned = ArchiveWriter { signature: None, ..signable() }.write();
     let error = open(&unsigned, by(&[&key])).unwrap_err();
-    assert!(matches!(error.problem, Problem::NotSigned));
+    assert!(matches!(error.kind, ErrorKind::NotSigned));
     assert!(error.to_string().starts_with("x.hxz: "), "{error}");
 
     let other = ArchiveWriter { main: vec![Piece::Zeros(7)], ..signable() };
     let other = signed(&other, &key);
     let mut written = signable().write();
     written.set("signature", &other.bytes[other.field("signature")]);
-    assert!(matches!(problem(&written, by(&[&key])), Problem::Signature));
+    assert!(matches!(kind(&written, by(&[&key])), ErrorKind::InvalidSignature));
 
     for length in [0, 32, 63, 65_u32] {
         let mut written = signed(&signable(), &key);
         // So that a longer one is inside the file.
         written.bytes.push(0);
         written.set("signature length", &length.to_le_bytes());
-        assert!(matches!(problem(&written, by(&[&key])), Problem::Invalid(_)), "{length}");
+        assert!(matches!(kind(&written, by(&[&key])), ErrorKind::Invalid(_)), "{length}");
     }
 }
 
@@ -128,7 +128,7 @@ fn a_header_that_leads_elsewhere() {
         let mut shifted = written.clone();
         let offset = (shifted.index_offset() as i64 + shift) as u64;
         shifted.set("index offset", &offset.to_le_bytes());
-        assert!(matches!(problem(&shifted, by(&[&key])), Problem::Signature), "{shift}");
+        assert!(matches!(kind(&shifted, by(&[&key])), ErrorKind::InvalidSignature), "{shift}");
     }
 }
 
@@ -173,10 +173,10 @@ fn the_whole_chain_is_signed() {
     assert!(open(&two, by(&[&key, &other])).is_ok());
     let names_parent = |error: Error| error.path.ends_with("parent.hxz");
     let error = open(&two, by(&[&key])).unwrap_err();
-    assert!(matches!(error.problem, Problem::Signature) && names_parent(error));
+    assert!(matches!(error.kind, ErrorKind::InvalidSignature) && names_parent(error));
     let unsigned = folder_of_chain(&key, None);
     let error = open(&unsigned, by(&[&key])).unwrap_err();
-    assert!(matches!(error.problem, Problem::NotSigned) && names_parent(error));
+    assert!(matches!(error.kind, ErrorKind::NotSigned) && names_parent(error));
     assert!(open(&unsigned, by(&[])).is_ok());
 }
 

@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use hexz_reader::facts::Facts;
-use hexz_reader::{Error, OpenOptions, Problem, Remark, Snapshot, StreamKind};
+use hexz_reader::summary::ArchiveSummary;
+use hexz_reader::{Error, ErrorKind, OpenOptions, Remark, Snapshot, StreamKind};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -120,9 +120,9 @@ fn undecided_blocks_are_errors_and_all_others_are_right() {
                     Err(error) => {
                         failed += 1;
                         assert!(!entry.is_whole(), "{error}");
-                        let is_expected = match &error.problem {
-                            Problem::Ambiguous(_) => entry.ambiguous,
-                            Problem::EndsEarly { .. } => entry.uncovered,
+                        let is_expected = match &error.kind {
+                            ErrorKind::Ambiguous(_) => entry.ambiguous,
+                            ErrorKind::EndsEarly { .. } => entry.uncovered,
                             _ => false,
                         };
                         assert!(is_expected, "{error}");
@@ -187,7 +187,8 @@ fn undecided_bytes(entry: &Entry) -> Vec<bool> {
     let image = image.unwrap();
     let mut undecided = vec![false; image.len()];
     if entry.uncovered {
-        let facts = Facts::of_file(&entry.path(), &OpenOptions::default(), |_| ()).unwrap();
+        let facts =
+            ArchiveSummary::of_file(&entry.path(), &OpenOptions::default(), |_| ()).unwrap();
         let metadata: Value = serde_json::from_str(&facts.metadata.unwrap().text).unwrap();
         let end = metadata["source"]["total_bytes"].as_u64().unwrap() as usize;
         undecided[end..].fill(true);
@@ -238,7 +239,7 @@ fn verify_finds_what_is_undecided_and_nothing_else() {
         let label = if entry.ambiguous { "ambiguous" } else { "uncovered" };
         let snapshot = Snapshot::open(&entry.path(), &with_password()).unwrap();
         snapshot.verify(std::num::NonZeroUsize::MIN, &Default::default(), |fault| {
-            assert_eq!(fault.error.problem.label(), label, "{}", fault.error);
+            assert_eq!(fault.error.kind.label(), label, "{}", fault.error);
         });
     }
     let (code, objects) = verify(&DECISIONS, &kit);
@@ -350,13 +351,14 @@ fn inspect_shows_metadata_that_are_no_manifest() {
 fn inspect_remarks_on_sizes_that_the_blocks_do_not_have() {
     let remarks = |entry: &Entry| {
         let said = inspect(&entry.path())["remarks"].as_array().unwrap().len();
-        let facts = Facts::of_file(&entry.path(), &OpenOptions::default(), |_| ()).unwrap();
+        let facts =
+            ArchiveSummary::of_file(&entry.path(), &OpenOptions::default(), |_| ()).unwrap();
         assert_eq!(said, facts.remarks.len());
         facts.remarks
     };
     for entry in kit() {
         match (entry.file.as_str(), remarks(&entry).as_slice()) {
-            ("0.8.2-pipe.hxz", [Remark::SizeNotStated { stream: StreamKind::Main, size }]) => {
+            ("0.8.2-pipe.hxz", [Remark::UnstatedSize { stream: StreamKind::Main, size }]) => {
                 assert_eq!(*size, entry.main_len);
             }
             ("0.8.2-tar.hxz", [Remark::EndsEarly { end, size, reads_zeros, .. }]) => {
@@ -402,7 +404,8 @@ fn signatures_are_valid_by_the_key_that_made_them_and_no_other() {
     // No other archive is signed.
     let signed: Vec<&str> = SIGNED.iter().flat_map(|(_, files)| files.iter().copied()).collect();
     for entry in kit() {
-        let facts = Facts::of_file(&entry.path(), &OpenOptions::default(), |_| ()).unwrap();
+        let facts =
+            ArchiveSummary::of_file(&entry.path(), &OpenOptions::default(), |_| ()).unwrap();
         assert_eq!(facts.signature.is_some(), signed.contains(&entry.file.as_str()));
     }
 }

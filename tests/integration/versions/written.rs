@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use hexz_reader::{Layout, Problem, Snapshot, StreamKind};
+use hexz_reader::{ErrorKind, Layout, Snapshot, StreamKind};
 use tempfile::TempDir;
 
 use super::{decided, folder, inspect, kit, read_whole};
@@ -147,8 +147,8 @@ fn a_file_that_is_no_archive_is_told_how_to_become_one() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.img");
     fs::write(&path, noise(1, 10_000)).unwrap();
-    let problem = Snapshot::open(&path, &decided()).unwrap_err().problem;
-    assert!(matches!(problem, Problem::NotHexz), "{problem}");
+    let kind = Snapshot::open(&path, &decided()).unwrap_err().kind;
+    assert!(matches!(kind, ErrorKind::NotHexz), "{kind}");
     for command in [&["inspect"][..], &["verify"], &["--listen", "127.0.0.1:0"]] {
         let args = command.iter().map(std::ffi::OsString::from).chain([path.clone().into()]);
         let ended = run(args);

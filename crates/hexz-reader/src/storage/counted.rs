@@ -8,12 +8,12 @@ use super::{FileId, FileStamp, Storage};
 
 /// Counters of reads, shared by any number of storages.
 #[derive(Debug, Default)]
-pub struct Reads {
+pub struct ReadCounters {
     count: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Reads {
+impl ReadCounters {
     /// Returns the number of reads, including failed ones.
     pub fn count(&self) -> u64 {
         self.count.load(Relaxed)
@@ -27,26 +27,26 @@ impl Reads {
 
 /// Storage wrapper that counts reads, including failed ones.
 #[derive(Debug)]
-pub(crate) struct Counted {
+pub(crate) struct CountedStorage {
     source: Arc<dyn Storage>,
-    reads: Arc<Reads>,
+    counters: Arc<ReadCounters>,
 }
 
-impl Counted {
-    pub(crate) fn new(source: Arc<dyn Storage>, reads: Arc<Reads>) -> Self {
-        Self { source, reads }
+impl CountedStorage {
+    pub(crate) fn new(source: Arc<dyn Storage>, counters: Arc<ReadCounters>) -> Self {
+        Self { source, counters }
     }
 }
 
-impl Storage for Counted {
+impl Storage for CountedStorage {
     fn length(&self) -> u64 {
         self.source.length()
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        self.reads.count.fetch_add(1, Relaxed);
+        self.counters.count.fetch_add(1, Relaxed);
         self.source.read_exact_at(buffer, offset)?;
-        self.reads.bytes.fetch_add(buffer.len() as u64, Relaxed);
+        self.counters.bytes.fetch_add(buffer.len() as u64, Relaxed);
         Ok(())
     }
 
@@ -73,9 +73,9 @@ mod tests {
 
     #[test]
     fn reads_are_counted_and_the_bytes_of_those_that_succeed() {
-        let reads = Arc::new(Reads::default());
+        let reads = Arc::new(ReadCounters::default());
         let memory: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(*b"0123456789"));
-        let counted = Counted::new(memory, Arc::clone(&reads));
+        let counted = CountedStorage::new(memory, Arc::clone(&reads));
         let mut buffer = [0; 4];
         counted.read_exact_at(&mut buffer, 3).unwrap();
         assert!(counted.read_exact_at(&mut buffer, 7).is_err());

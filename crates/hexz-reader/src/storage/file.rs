@@ -93,7 +93,7 @@ impl FileStorage {
     ///
     /// # Errors
     /// It can't be opened, or is a symbolic link or not a regular file.
-    pub fn open_no_link(path: &Path) -> io::Result<Self> {
+    pub fn open_no_follow(path: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         if !file.metadata()?.is_file() {

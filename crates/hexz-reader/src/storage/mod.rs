@@ -9,8 +9,8 @@ mod verified;
 use std::io;
 use std::sync::Arc;
 
-pub(crate) use counted::Counted;
-pub use counted::Reads;
+pub(crate) use counted::CountedStorage;
+pub use counted::ReadCounters;
 pub use file::{FileId, FileStamp, FileStorage};
 pub use hash::{blake3, hashed};
 pub use tree::{GROUP, HashTree, TreeBudget, TreeError};

@@ -163,7 +163,7 @@ impl Storage for VerifiedStorage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{Counted, FileStorage, Reads, TreeBudget};
+    use crate::storage::{CountedStorage, FileStorage, ReadCounters, TreeBudget};
     use std::sync::Mutex;
 
     /// Storage in memory whose bytes can be changed.
@@ -192,7 +192,7 @@ mod tests {
     struct Setting {
         bytes: Vec<u8>,
         memory: Arc<Memory>,
-        reads: Arc<Reads>,
+        reads: Arc<ReadCounters>,
         verified: VerifiedStorage,
     }
 
@@ -202,9 +202,9 @@ mod tests {
             blake3::Hasher::new().finalize_xof().fill(&mut bytes);
             let memory = Arc::new(Memory(Mutex::new(bytes.clone())));
             let tree = HashTree::of(memory.as_ref(), &TreeBudget::new(1 << 20)).unwrap();
-            let reads = Arc::new(Reads::default());
+            let reads = Arc::new(ReadCounters::default());
             let source: Arc<dyn Storage> = Arc::<Memory>::clone(&memory);
-            let source = Arc::new(Counted::new(source, Arc::clone(&reads)));
+            let source = Arc::new(CountedStorage::new(source, Arc::clone(&reads)));
             let recent = RecentGroups::new(recent);
             let verified = VerifiedStorage::new(source, Arc::new(tree), recent);
             Self { bytes, memory, reads, verified }

@@ -2,9 +2,9 @@
 //!
 //! Only the first block is read, and no password is needed. Index pages are read one after another,
 //! so memory is bounded regardless of the archive's size: data that has to be remembered about
-//! blocks ([`Lengths`], `copies.rs`) becomes an estimate when it grows too large. To find blocks in
-//! parents that aren't at the expected offset, the index of the parents' hashes is built as for
-//! reading, with its own limit ([`limits::MAX_PARENT_BLOCKS`](super::limits)).
+//! blocks ([`LengthHistogram`], `copies.rs`) becomes an estimate when it grows too large. To find
+//! blocks in parents that aren't at the expected offset, the index of the parents' hashes is built
+//! as for reading, with its own limit ([`limits::MAX_PARENT_BLOCKS`](super::limits)).
 
 mod copies;
 mod lengths;
@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use copies::Copies;
-pub use lengths::Lengths;
+pub use lengths::LengthHistogram;
 use survey::{Faults, Survey};
 
 use super::archive::Archive;
@@ -25,7 +25,7 @@ use super::image::ImageFormat;
 use super::layout::Layout;
 use super::metadata::{self, Metadata};
 pub use super::metadata::{MAX_METADATA, PackedFile};
-use super::{OpenOptions, Problem, Remark, Snapshot, StreamKind};
+use super::{ErrorKind, OpenOptions, Remark, Snapshot, StreamKind};
 use crate::storage::Storage;
 
 /// Maximum length of metadata other than a manifest that is included, in bytes.
@@ -34,7 +34,7 @@ const MAX_SHOWN_METADATA: u32 = 4096;
 /// Summary of an archive and its content. All lengths are in bytes.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Facts {
+pub struct ArchiveSummary {
     /// Path of the archive, as given.
     pub path: PathBuf,
     /// Length of the file.
@@ -46,7 +46,7 @@ pub struct Facts {
     /// Compression of the blocks.
     pub compression: Compression,
     /// Length of the dictionary, if there is one.
-    pub dictionary: Option<u32>,
+    pub dictionary_length: Option<u32>,
     /// Number of key derivation iterations of an encrypted archive.
     pub key_iterations: Option<u32>,
     /// True if the packer set the flag for blocks of different lengths.
@@ -54,9 +54,9 @@ pub struct Facts {
     /// Chunking parameters of the packer.
     pub chunking: Option<Chunking>,
     /// Length of the master index.
-    pub master_index: u64,
+    pub master_index_length: u64,
     /// State of the signature, if there is one.
-    pub signature: Option<Signature>,
+    pub signature: Option<SignatureStatus>,
     /// Manifest, if a directory was packed.
     pub manifest: Option<Manifest>,
     /// Metadata of any other kind.
@@ -67,26 +67,26 @@ pub struct Facts {
     /// Properties of the archive that are valid but may surprise users.
     pub remarks: Vec<Remark>,
     /// Parents named by the archive and its ancestors.
-    pub parents: Vec<Parent>,
+    pub parents: Vec<ParentEntry>,
     /// Archives of the chain that were opened, starting with the archive itself.
-    pub chain: Vec<Holder>,
+    pub chain: Vec<ChainMember>,
     /// Summary of the main stream (the disk).
-    pub main: Stream,
+    pub main: StreamSummary,
     /// Summary of the auxiliary stream.
-    pub auxiliary: Stream,
+    pub auxiliary: StreamSummary,
     /// Totals of the blocks of both streams that are stored in this archive.
-    pub stored: Stored,
+    pub stored: StoredTotals,
     /// Faults that header and index reveal.
     pub faults: Vec<Error>,
     /// Number of further faults, which aren't listed.
-    pub more_faults: u64,
+    pub omitted_faults: u64,
 }
 
 /// Validity of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Signature {
+pub enum SignatureStatus {
     /// Not verified, since no key was given.
-    Unchecked,
+    NotVerified,
     /// Valid for the content, by one of the given keys.
     Valid,
     /// Not valid by any of the given keys.
@@ -115,19 +115,19 @@ pub struct OtherMetadata {
 
 /// A parent, as named by an archive of the chain.
 #[derive(Debug)]
-pub struct Parent {
+pub struct ParentEntry {
     /// Index in the chain of the archive that names it; 0 is the archive itself.
     pub child: usize,
     /// Name of the parent in that archive.
     pub name: String,
     /// Index of the parent in the chain; `None` if it can't be opened, for a reason listed among
     /// the faults.
-    pub found: Option<usize>,
+    pub archive: Option<usize>,
 }
 
 /// An archive of the chain, with totals of the streams' blocks that it stores.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
+pub struct ChainMember {
     /// Path of the archive.
     pub path: PathBuf,
     /// Number of generations from the archive itself: 0 is the archive itself, 1 a parent.
@@ -140,14 +140,14 @@ pub struct Holder {
 
 /// Number and length of a set of blocks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Amount {
+pub struct BlockTotals {
     /// Number of blocks.
     pub blocks: u64,
     /// Number of bytes of the stream.
     pub bytes: u64,
 }
 
-impl Amount {
+impl BlockTotals {
     fn add(&mut self, length: u32) {
         self.blocks += 1;
         self.bytes += u64::from(length);
@@ -158,7 +158,7 @@ impl Amount {
 /// `stored`, `zeros`, `in_parents`, `ambiguous`, `unresolvable` and `contradictory`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Stream {
+pub struct StreamSummary {
     /// Size of the stream.
     pub size: u64,
     /// Number of index pages.
@@ -166,37 +166,37 @@ pub struct Stream {
     /// Sum of the index pages' lengths.
     pub page_bytes: u64,
     /// Distribution of block lengths.
-    pub lengths: Lengths,
+    pub lengths: LengthHistogram,
     /// Blocks that are stored in this archive.
-    pub stored: Amount,
+    pub stored: BlockTotals,
     /// Blocks that are known to be zeros without reading them.
-    pub zeros: Amount,
+    pub zeros: BlockTotals,
     /// Blocks among `zeros` that are stored nevertheless, as ordinary blocks.
-    pub stored_zeros: Amount,
+    pub stored_zeros: BlockTotals,
     /// Blocks that an ancestor has.
-    pub in_parents: Amount,
+    pub in_parents: BlockTotals,
     /// Blocks that mean an ancestor's bytes by offset or by hash. Only reading them would show if
     /// both are the same.
-    pub ambiguous: Amount,
+    pub ambiguous: BlockTotals,
     /// Blocks that none of the opened ancestors has.
-    pub unresolvable: Amount,
+    pub unresolvable: BlockTotals,
     /// Blocks whose entry claims zeros but has the hash of other bytes.
-    pub contradictory: Amount,
+    pub contradictory: BlockTotals,
     /// Blocks on pages that can't be read, and bytes that no page covers.
-    pub unknown: Amount,
+    pub unreadable: BlockTotals,
 }
 
 /// Totals of the blocks of both streams that are stored in the archive's own file, including stored
 /// zeros.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Stored {
+pub struct StoredTotals {
     /// Number of blocks with a stored copy.
     pub blocks: u64,
     /// Length of these blocks in the streams.
     pub bytes: u64,
     /// Total length of their copies if no copy were shared.
-    pub unshared: u64,
+    pub undeduplicated_bytes: u64,
     /// Number of distinct copies.
     pub copies: u64,
     /// Total length of the distinct copies.
@@ -206,7 +206,7 @@ pub struct Stored {
     pub is_estimate: bool,
 }
 
-impl Stored {
+impl StoredTotals {
     /// Returns the number of blocks that share a copy with an earlier block.
     pub fn duplicates(&self) -> u64 {
         self.blocks.saturating_sub(self.copies)
@@ -214,55 +214,55 @@ impl Stored {
 
     /// Returns the number of bytes saved by sharing copies.
     pub fn saved(&self) -> u64 {
-        self.unshared.saturating_sub(self.copy_bytes)
+        self.undeduplicated_bytes.saturating_sub(self.copy_bytes)
     }
 }
 
-impl Facts {
+impl ArchiveSummary {
     /// Inspects the archive at `path`. Calls `each` for every file of a packed directory. Ignores
     /// the password and the digests of the options; an invalid signature is a fault, not an error.
     ///
     /// # Errors
     /// The file, header or master index can't be read or is damaged. Other problems are listed
-    /// among the [faults](Facts::faults).
+    /// among the [faults](ArchiveSummary::faults).
     pub fn of_file(
         path: &Path,
         options: &OpenOptions,
         each: impl FnMut(PackedFile),
     ) -> Result<Self, Error> {
-        gather(path, None, options, each)
+        summarize(path, None, options, each)
     }
 
     /// Inspects an archive that isn't a file, as [`Snapshot::from_storage`] opens it.
     ///
     /// # Errors
-    /// As for [`Facts::of_file`].
+    /// As for [`ArchiveSummary::of_file`].
     pub fn of_storage(
         name: &Path,
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
         each: impl FnMut(PackedFile),
     ) -> Result<Self, Error> {
-        gather(name, Some(storage), options, each)
+        summarize(name, Some(storage), options, each)
     }
 
     /// Returns true if header and index reveal no fault.
     pub fn is_sound(&self) -> bool {
-        self.faults.is_empty() && self.signature != Some(Signature::Invalid)
+        self.faults.is_empty() && self.signature != Some(SignatureStatus::Invalid)
     }
 
     /// Returns both streams, including empty ones.
-    pub fn streams(&self) -> [(StreamKind, &Stream); 2] {
+    pub fn streams(&self) -> [(StreamKind, &StreamSummary); 2] {
         [(StreamKind::Main, &self.main), (StreamKind::Auxiliary, &self.auxiliary)]
     }
 }
 
-fn gather(
+fn summarize(
     path: &Path,
     storage: Option<Arc<dyn Storage>>,
     options: &OpenOptions,
     mut each: impl FnMut(PackedFile),
-) -> Result<Facts, Error> {
+) -> Result<ArchiveSummary, Error> {
     // An invalid signature is reported as a fault and must not prevent opening the archive.
     let plain =
         OpenOptions { verify_keys: Arc::default(), digests: None, raw: true, ..options.clone() };
@@ -288,29 +288,29 @@ fn gather(
         snapshot: &snapshot,
         holders: holders(&snapshot, &depths),
         copies: Copies::default(),
-        stored: Stored::default(),
+        stored: StoredTotals::default(),
         faults,
     };
     let [main, auxiliary] =
         [StreamKind::Main, StreamKind::Auxiliary].map(|kind| survey.stream(own, kind));
     let distinct = survey.copies.distinct();
-    let stored = Stored {
+    let stored = StoredTotals {
         copies: distinct.copies,
         copy_bytes: distinct.bytes,
         is_estimate: distinct.is_estimate,
         ..survey.stored
     };
-    Ok(Facts {
+    Ok(ArchiveSummary {
         path: path.to_owned(),
         file_length: own.file_length(),
         block_size: own.header.block_size,
         layout: own.layout,
         compression: own.header.compression,
-        dictionary: own.header.dictionary.map(|place| place.length),
+        dictionary_length: own.header.dictionary.map(|place| place.length),
         key_iterations: own.header.encryption.map(|derivation| derivation.iterations),
         has_variable_blocks: own.header.has_variable_blocks,
         chunking: own.header.chunking,
-        master_index: own.header.index_end - own.header.index_offset,
+        master_index_length: own.header.index_end - own.header.index_offset,
         signature: signed(own, options, &mut survey.faults)?,
         manifest,
         metadata: other,
@@ -323,7 +323,7 @@ fn gather(
         auxiliary,
         stored,
         faults: survey.faults.kept,
-        more_faults: survey.faults.more,
+        omitted_faults: survey.faults.more,
     })
 }
 
@@ -333,11 +333,11 @@ fn read_manifest(
     each: &mut impl FnMut(PackedFile),
 ) -> (Manifest, Option<Error>) {
     let mut manifest = Manifest { length: place.length, ..Manifest::default() };
-    let fail = |problem: Problem| problem.at(&own.path, place.offset);
+    let fail = |kind: ErrorKind| kind.at(&own.path, place.offset);
     if place.length > MAX_METADATA {
         let what = "the manifest's length in bytes";
         let (got, limit) = (place.length.into(), MAX_METADATA.into());
-        return (manifest, Some(fail(Problem::TooLarge { what, got, limit })));
+        return (manifest, Some(fail(ErrorKind::TooLarge { what, got, limit })));
     }
     let read = metadata::files(own.storage(), place, &mut |file| {
         manifest.files += 1;
@@ -346,8 +346,8 @@ fn read_manifest(
     });
     let error = read.err().map(|error| {
         fail(match error.io_error_kind() {
-            Some(kind) => Problem::Io("read the manifest", kind.into()),
-            None => Problem::Invalid("the manifest of files"),
+            Some(kind) => ErrorKind::Io("read the manifest", kind.into()),
+            None => ErrorKind::Invalid("the manifest of files"),
         })
     });
     (manifest, error)
@@ -357,13 +357,13 @@ fn read_other(own: &Archive, place: Extent) -> Result<OtherMetadata, Error> {
     let mut shown = vec![0; place.length.min(MAX_SHOWN_METADATA) as usize];
     own.storage()
         .read_exact_at(&mut shown, place.offset)
-        .map_err(|error| Problem::Io("read its metadata", error).at(&own.path, place.offset))?;
+        .map_err(|error| ErrorKind::Io("read its metadata", error).at(&own.path, place.offset))?;
     let text = String::from_utf8_lossy(&shown).into_owned();
     Ok(OtherMetadata { length: place.length, text })
 }
 
 /// Returns the parents, and for each archive of the chain the number of generations to it.
-fn parents(links: Vec<Link>, archives: usize, faults: &mut Faults) -> (Vec<Parent>, Vec<u32>) {
+fn parents(links: Vec<Link>, archives: usize, faults: &mut Faults) -> (Vec<ParentEntry>, Vec<u32>) {
     let mut depths = vec![0; archives];
     let parents = links.into_iter().map(|link| {
         let depth = depths.get(link.child).map_or(1, |child: &u32| child + 1);
@@ -374,15 +374,15 @@ fn parents(links: Vec<Link>, archives: usize, faults: &mut Faults) -> (Vec<Paren
         {
             *own = depth;
         }
-        Parent { child: link.child, name: link.name, found }
+        ParentEntry { child: link.child, name: link.name, archive: found }
     });
     (parents.collect(), depths)
 }
 
-fn holders(snapshot: &Snapshot, depths: &[u32]) -> Vec<Holder> {
+fn holders(snapshot: &Snapshot, depths: &[u32]) -> Vec<ChainMember> {
     let archives = snapshot.chain.iter().zip(depths);
     archives
-        .map(|(archive, &depth)| Holder {
+        .map(|(archive, &depth)| ChainMember {
             path: archive.path.to_path_buf(),
             depth,
             blocks: 0,
@@ -395,16 +395,16 @@ fn signed(
     own: &Archive,
     options: &OpenOptions,
     faults: &mut Faults,
-) -> Result<Option<Signature>, Error> {
+) -> Result<Option<SignatureStatus>, Error> {
     if options.verify_keys.is_empty() {
-        return Ok(own.header.signature.map(|_| Signature::Unchecked));
+        return Ok(own.header.signature.map(|_| SignatureStatus::NotVerified));
     }
     match own.check_signature(&options.verify_keys) {
-        Ok(()) => Ok(Some(Signature::Valid)),
+        Ok(()) => Ok(Some(SignatureStatus::Valid)),
         Err(error) => {
             let is_there = own.header.signature.is_some();
             faults.add(error);
-            Ok(is_there.then_some(Signature::Invalid))
+            Ok(is_there.then_some(SignatureStatus::Invalid))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Traversal of an archive's index pages.
 
 use super::copies::Copies;
-use super::{Holder, Stored, Stream};
+use super::{ChainMember, StoredTotals, StreamSummary};
 use crate::archive::Archive;
 use crate::error::Error;
 use crate::header::Extent;
@@ -16,28 +16,28 @@ const MAX_FAULTS: usize = 100;
 /// Totals collected while traversing the index pages.
 pub(super) struct Survey<'a> {
     pub(super) snapshot: &'a Snapshot,
-    pub(super) holders: Vec<Holder>,
+    pub(super) holders: Vec<ChainMember>,
     pub(super) copies: Copies,
-    pub(super) stored: Stored,
+    pub(super) stored: StoredTotals,
     pub(super) faults: Faults,
 }
 
 impl Survey<'_> {
-    pub(super) fn stream(&mut self, own: &Archive, kind: StreamKind) -> Stream {
+    pub(super) fn stream(&mut self, own: &Archive, kind: StreamKind) -> StreamSummary {
         let index = own.stream(kind);
-        let mut stream = Stream {
+        let mut stream = StreamSummary {
             size: index.size,
             pages: index.pages.len() as u64,
             page_bytes: index.pages.iter().map(|page| u64::from(page.place.length)).sum(),
-            ..Stream::default()
+            ..StreamSummary::default()
         };
         let first = index.pages.first().map_or(index.size, |page| page.start_logical);
         if first > 0 {
-            stream.unknown.bytes += first;
+            stream.unreadable.bytes += first;
             self.faults.add(own.uncovered(kind, 0));
         }
         // Not a fault: a converted tar archive ends early, which a remark reports.
-        stream.unknown.bytes += index.size.saturating_sub(index.end.max(first));
+        stream.unreadable.bytes += index.size.saturating_sub(index.end.max(first));
         for (number, place) in index.pages.iter().enumerate() {
             match own.load_page_and_bytes(kind, number, &self.snapshot.zeros) {
                 Ok((page, bytes)) => {
@@ -48,8 +48,8 @@ impl Survey<'_> {
                     }
                 }
                 Err(error) => {
-                    stream.unknown.blocks += u64::from(place.block_count(own.entry_form()));
-                    stream.unknown.bytes += index.page_end(number) - place.start_logical;
+                    stream.unreadable.blocks += u64::from(place.block_count(own.entry_form()));
+                    stream.unreadable.bytes += index.page_end(number) - place.start_logical;
                     self.faults.add(error);
                 }
             }
@@ -59,7 +59,7 @@ impl Survey<'_> {
 
     /// Counts a block. `place` is the location recorded in the index, even for blocks known to be
     /// zeros.
-    fn block(&mut self, stream: &mut Stream, id: PageId, block: Located, place: Extent) {
+    fn block(&mut self, stream: &mut StreamSummary, id: PageId, block: Located, place: Extent) {
         let length = block.length;
         stream.lengths.add(length);
         let is_stored = place.length > 0 && place.offset != index::IN_PARENT;
@@ -80,14 +80,14 @@ impl Survey<'_> {
         if is_stored {
             self.stored.blocks += 1;
             self.stored.bytes += u64::from(length);
-            self.stored.unshared += u64::from(place.length);
+            self.stored.undeduplicated_bytes += u64::from(place.length);
             self.copies.add(place);
         }
     }
 
     /// Counts a block that is a reference, by the ancestors' blocks that it means: one by hash, or
     /// all that cover its range by offset.
-    fn inherited(&mut self, stream: &mut Stream, id: PageId, located: Located) {
+    fn inherited(&mut self, stream: &mut StreamSummary, id: PageId, located: Located) {
         let (mut is_zeros, mut is_ambiguous) = (true, false);
         let mut at = located.start;
         while at < located.end() {
@@ -108,7 +108,7 @@ impl Survey<'_> {
                     stream.unresolvable.add(located.length);
                     // Missing parents are reported once for all their blocks.
                     let is_told =
-                        error.problem.label() == "unresolvable" && stream.unresolvable.blocks > 1;
+                        error.kind.label() == "unresolvable" && stream.unresolvable.blocks > 1;
                     if !is_told {
                         self.faults.add(error);
                     }

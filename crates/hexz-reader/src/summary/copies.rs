@@ -25,7 +25,7 @@ pub(super) struct Copies {
 
 /// Number and size of distinct copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Distinct {
+pub(super) struct CopyTotals {
     pub(super) copies: u64,
     pub(super) bytes: u64,
     pub(super) is_estimate: bool,
@@ -58,9 +58,9 @@ impl Copies {
         }
     }
 
-    pub(super) fn distinct(&self) -> Distinct {
+    pub(super) fn distinct(&self) -> CopyTotals {
         let scaled = |count: u64| count.saturating_mul(1 << self.sampling.min(63));
-        Distinct {
+        CopyTotals {
             copies: scaled(self.remembered.len() as u64),
             bytes: scaled(self.remembered.values().map(|&length| u64::from(length)).sum()),
             is_estimate: self.sampling > 0,
@@ -83,7 +83,7 @@ fn mixed(number: u64) -> u64 {
 mod tests {
     use super::*;
 
-    fn of(limit: usize, count: u64) -> Distinct {
+    fn of(limit: usize, count: u64) -> CopyTotals {
         let mut copies = Copies::remembering(limit);
         for round in 0..2 {
             for number in 0..count {
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn few_are_counted_and_many_are_estimated() {
-        assert_eq!(of(1000, 999), Distinct { copies: 999, bytes: 499_500, is_estimate: false });
+        assert_eq!(of(1000, 999), CopyTotals { copies: 999, bytes: 499_500, is_estimate: false });
         let many = of(20_000, 300_000);
         assert!(many.is_estimate);
         // 2 % is almost three standard deviations here.

@@ -10,14 +10,14 @@ const PRECISION: u32 = 256;
 
 /// Number of blocks of each length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Lengths {
+pub struct LengthHistogram {
     counts: BTreeMap<u32, u64>,
     blocks: u64,
     bytes: u64,
     is_rounded: bool,
 }
 
-impl Lengths {
+impl LengthHistogram {
     pub(super) fn add(&mut self, length: u32) {
         self.blocks += 1;
         self.bytes += u64::from(length);
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn figures_of_a_few_blocks() {
-        let mut lengths = Lengths::default();
+        let mut lengths = LengthHistogram::default();
         assert_eq!((lengths.median(), lengths.mean(), lengths.smallest()), (None, None, None));
         assert!(lengths.histogram().is_empty());
         for length in [4096, 65536, 65536, 100, 4097] {
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn more_lengths_than_are_kept_are_rounded() {
-        let mut lengths = Lengths::default();
+        let mut lengths = LengthHistogram::default();
         let many = u32::try_from(MAX_EXACT).unwrap() + 10_000;
         (1..=many).for_each(|length| lengths.add(length));
         assert!(lengths.is_rounded());
