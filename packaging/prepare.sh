@@ -1,6 +1,6 @@
 #!/bin/sh
 # prepare.sh PROGRAM FOLDER: creates in FOLDER what a package contains besides the program: manual
-# pages, completions, the changelog, and the licences of the crates.
+# pages, completions, the changelog, and the licenses of the crates.
 set -eu
 program=$1 folder=$2
 

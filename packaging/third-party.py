@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Prints the third-party crates that the program contains, with their licences and licence texts.
+"""Prints the third-party crates that the program contains, with their licenses and license texts.
 
-Most licences permit binaries to be distributed only with their copyright notices. The crates are
+Most licenses permit binaries to be distributed only with their copyright notices. The crates are
 those that Cargo.lock has for this platform, except build and test dependencies and the packages of
 this workspace.
 """
@@ -31,7 +31,7 @@ def packages(metadata):
 
 
 def texts(package):
-    """Returns the licence texts of a crate, including those of C code that it bundles."""
+    """Returns the license texts of a crate, including those of C code that it bundles."""
     folder = pathlib.Path(package["manifest_path"]).parent
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name.lower().startswith(NAMES) and path.suffix not in (".rs", ".go"):
@@ -52,8 +52,8 @@ def main():
             where.setdefault(text, []).append(f"{package['name']} {package['version']}: {name}")
     print("The program contains these crates:\n")
     for package in linked:
-        licence = package["license"] or "see its licence file"
-        print(f"  {package['name']} {package['version']}: {licence}")
+        license = package["license"] or "see its license file"
+        print(f"  {package['name']} {package['version']}: {license}")
     for text, places in where.items():
         print("\n" + "=" * 78, *places, "-" * 78, text, sep="\n")
 
