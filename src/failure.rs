@@ -16,13 +16,13 @@ use nbd_gateway::tls::TlsFileError;
 use nbd_sandbox::SandboxError;
 use nbd_telemetry::escape;
 
-use crate::commands::AskError;
+use crate::commands::StatusError;
 use crate::commands::output;
 use crate::commands::pki::PkiError;
 use crate::service::archives::TrustError;
 use crate::service::audit::AuditError;
 use crate::service::password::PasswordError;
-use crate::settings::Refused;
+use crate::settings::SettingsError;
 
 /// Exit code if the reader of the output has closed it, as with `| head`: the one that shells
 /// report for a program killed by SIGPIPE.
@@ -59,14 +59,14 @@ pub(crate) enum Failure {
         "the socket \"monitor\" is handed over, and --monitor is given as well: leave one of them \
          away"
     )]
-    MonitorAndHanded,
+    MonitorAndInherited,
     #[error(transparent)]
-    Settings(#[from] Refused),
+    Settings(#[from] SettingsError),
     #[error("TLS can't be switched on or off while clients are served; it takes a restart")]
-    TlsSwitched,
+    TlsToggled,
     #[error(
         "{} outside what the sandbox lets this program read; it takes a restart",
-        is_or_are(.0)
+        with_verb(.0)
     )]
     OutsideSandbox(Vec<PathBuf>),
     #[error(transparent)]
@@ -75,17 +75,17 @@ pub(crate) enum Failure {
         "--listen is given, but the service manager hands over sockets to listen on (LISTEN_FDS): \
          leave out one of them"
     )]
-    ListenAndHanded,
+    ListenAndInherited,
     #[error(transparent)]
-    Handed(#[from] InheritError),
+    InheritedSockets(#[from] InheritError),
     #[error(transparent)]
-    Stdio(#[from] StdioError),
+    StdioConnection(#[from] StdioError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]
-    Door(#[from] AcceptLoopFailed),
+    AcceptLoop(#[from] AcceptLoopFailed),
     #[error("can't write to the standard output: {0}")]
     Output(#[source] io::Error),
     #[error("the system refused: {0}")]
@@ -95,7 +95,7 @@ pub(crate) enum Failure {
     #[error(transparent)]
     Pki(#[from] PkiError),
     #[error(transparent)]
-    Status(#[from] AskError),
+    Status(#[from] StatusError),
 }
 
 impl Failure {
@@ -118,7 +118,7 @@ impl Failure {
 
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Door(_)
+            Self::AcceptLoop(_)
             | Self::System(_)
             | Self::Write { .. }
             | Self::Output(_)
@@ -126,27 +126,27 @@ impl Failure {
             | Self::Status(_) => 1,
             Self::Usage(_)
             | Self::IdentityWithoutCa
-            | Self::ListenAndHanded
-            | Self::MonitorAndHanded
+            | Self::ListenAndInherited
+            | Self::MonitorAndInherited
             | Self::Catalog(_)
             | Self::Rules(_)
             | Self::Pipe(_)
             | Self::Settings(_)
-            | Self::TlsSwitched
+            | Self::TlsToggled
             | Self::OutsideSandbox(_) => 2,
             Self::Pki(error) => error.exit_code(),
             Self::Snapshot(_) | Self::Folder(_) | Self::Password(_) | Self::Trust(_) => 3,
             Self::Tls(_) => 4,
-            Self::Listen(_) | Self::Handed(_) | Self::Stdio(_) => 5,
+            Self::Listen(_) | Self::InheritedSockets(_) | Self::StdioConnection(_) => 5,
             Self::Sandbox(_) => 6,
-            Self::Audit(AuditError::Taken) => 2,
+            Self::Audit(AuditError::StandardOutputTaken) => 2,
             Self::Audit(_) => 7,
         }
     }
 }
 
 /// Returns "a is" or "a, b are".
-fn is_or_are(paths: &[PathBuf]) -> String {
+fn with_verb(paths: &[PathBuf]) -> String {
     let all: Vec<String> = paths.iter().map(|path| escape::name(path).to_string()).collect();
     format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })
 }

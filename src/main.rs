@@ -43,7 +43,7 @@ use clap::error::ErrorKind;
 use cli::Cli;
 use failure::Failure;
 use monitor::RecentErrors;
-use settings::Source;
+use settings::OptionSource;
 
 /// The allocator, jemalloc, configured in `.cargo/config.toml`. Thousands of blocks of all
 /// lengths are allocated, and freed by threads that didn't allocate them; the system's allocator
@@ -52,16 +52,16 @@ use settings::Source;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let source = Source::of_process();
-    if source.is_for_one_client() && service::sockets::spare_the_client().is_err() {
+    let source = OptionSource::of_process();
+    if source.is_stdio() && service::sockets::redirect_stderr().is_err() {
         return ExitCode::FAILURE;
     }
     let recent = RecentErrors::default();
-    let settings = source.read().unwrap_or_else(|refused| refused.exit());
+    let settings = source.read().unwrap_or_else(|refused| refused.report_and_exit());
     if let Err(error) = log::start(&settings.cli.log, &recent) {
         Cli::command().error(ErrorKind::InvalidValue, error.to_string()).exit();
     }
-    for note in &settings.notes {
+    for note in &settings.warnings {
         tracing::warn!("{note}");
     }
     let ended = match &settings.cli.command {

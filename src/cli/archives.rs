@@ -13,7 +13,7 @@ use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
 use super::values::{os_text, size};
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct Snapshots {
+pub(crate) struct SnapshotOptions {
     /// The archives to serve. The export is called NAME, or like the file; an auxiliary
     /// stream is the export NAME/aux
     #[arg(
@@ -32,12 +32,12 @@ pub(crate) struct Snapshots {
     pub(crate) strict: bool,
 
     #[command(flatten)]
-    pub(crate) opening: Opening,
+    pub(crate) opening: OpenArchiveOptions,
 }
 
 /// Options for opening archives, common to several commands.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct Opening {
+pub(crate) struct OpenArchiveOptions {
     /// Look for parent archives in this folder too, besides the archive's own [repeatable]
     #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
     pub(crate) parent_dir: Vec<PathBuf>,
@@ -95,7 +95,7 @@ pub(crate) struct Opening {
 /// How they are read. All share one cache, and what is in it has been checked by what held
 /// when it was read: so this stays as it is.
 #[derive(Debug, Args)]
-pub(super) struct Reading {
+pub(super) struct ReadOptions {
     /// Memory for decoded blocks, index pages and answers on their way. The program takes up
     /// to 64 MiB more for itself and its connections, and what --digest needs
     #[arg(
@@ -108,7 +108,7 @@ pub(super) struct Reading {
     skip_hashes: bool,
 }
 
-impl Reading {
+impl ReadOptions {
     /// Returns true if decoded blocks are verified against their hash.
     pub(super) fn verify_hashes(&self) -> bool {
         !self.skip_hashes
@@ -120,7 +120,7 @@ impl Reading {
     }
 }
 
-impl Snapshots {
+impl SnapshotOptions {
     /// Returns the choice of archives to serve.
     pub(crate) fn choice(&self) -> ExportSelection {
         ExportSelection {
@@ -132,7 +132,7 @@ impl Snapshots {
 
     /// Replaces the archives to serve, which were a placeholder on the command line, by those of
     /// the configuration file.
-    pub(crate) fn name(&mut self, named: Vec<NamedArchive>) {
+    pub(crate) fn replace_named(&mut self, named: Vec<NamedArchive>) {
         self.named = named;
     }
 

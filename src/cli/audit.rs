@@ -15,24 +15,24 @@ pub(crate) struct AuditOptions {
 
 /// Destination of audit events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Where<'a> {
+pub(crate) enum AuditDestination<'a> {
     StandardOutput,
     File(&'a Path),
 }
 
 impl AuditOptions {
-    pub(crate) fn place(&self) -> Option<Where<'_>> {
+    pub(crate) fn destination(&self) -> Option<AuditDestination<'_>> {
         self.audit.as_deref().map(|path| match path.to_str() {
-            Some("-") => Where::StandardOutput,
-            _ => Where::File(path),
+            Some("-") => AuditDestination::StandardOutput,
+            _ => AuditDestination::File(path),
         })
     }
 
     /// Returns the audit file, if events go to a file.
     pub(crate) fn file(&self) -> Option<&Path> {
-        match self.place()? {
-            Where::File(path) => Some(path),
-            Where::StandardOutput => None,
+        match self.destination()? {
+            AuditDestination::File(path) => Some(path),
+            AuditDestination::StandardOutput => None,
         }
     }
 }

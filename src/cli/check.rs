@@ -4,7 +4,7 @@ use clap::Args;
 use nbd_gateway::access::{AccessRequest, Fact, Identity, IdentityName, NameKind, Peer, Timestamp};
 
 use super::access::Access;
-use super::values::moment;
+use super::values::unix_time;
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
@@ -18,9 +18,9 @@ pub(crate) struct Check {
     /// ask for
     /// [repeatable; default: a client without a certificate]
     #[arg(long = "as", value_name = "IDENTITY")]
-    who: Vec<String>,
+    identities: Vec<String>,
     /// When, as 2027-01-31T18:00:00Z [default: now]
-    #[arg(long, value_name = "TIME", value_parser = moment)]
+    #[arg(long, value_name = "TIME", value_parser = unix_time)]
     at: Option<Timestamp>,
     /// The export that it wants to open [default: any]
     #[arg(value_name = "NAME")]
@@ -29,8 +29,9 @@ pub(crate) struct Check {
 
 impl Check {
     /// Calls `ask` with the access that the options describe.
-    pub(crate) fn ask<T>(&self, ask: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
-        let names: Vec<IdentityName> = self.who.iter().flat_map(|text| names(text)).collect();
+    pub(crate) fn with_request<T>(&self, ask: impl FnOnce(&AccessRequest<'_>) -> T) -> T {
+        let names: Vec<IdentityName> =
+            self.identities.iter().flat_map(|text| names(text)).collect();
         let identity = (!names.is_empty()).then(|| Identity::new(names));
         ask(&AccessRequest {
             peer: self.from,

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::server_target::Target;
+use super::server_target::ServerTarget;
 use super::values::duration;
 
-const MORE: &str = "\
+const LONG_HELP: &str = "\
 It connects as a client would, tries one thing after another, and says of whatever doesn't work
 what to change, and on which side. It works with any NBD server. Nothing is written.
 
@@ -28,12 +28,12 @@ EXIT CODES
   2  the command line is wrong";
 
 #[derive(Debug, Args)]
-#[command(after_long_help = MORE, after_help = "Use --help for more, and for exit codes.")]
+#[command(after_long_help = LONG_HELP, after_help = "Use --help for more, and for exit codes.")]
 pub(crate) struct Doctor {
     /// The server: HOST, HOST:PORT, [IPV6]:PORT, unix:PATH, or an NBD URI such as
     /// nbds://HOST/EXPORT
     #[arg(value_name = "SERVER")]
-    pub(crate) server: Target,
+    pub(crate) server: ServerTarget,
     /// The export to look at [default: the default export, or else the first that is listed]
     #[arg(long, value_name = "NAME")]
     pub(crate) export: Option<String>,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Maximum length of a name in DNS, in bytes.
-const LONGEST: usize = 253;
+const MAX_NAME_BYTES: usize = 253;
 
 /// A DNS name that requests to the monitor may use, in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ impl FromStr for HostName {
 
     fn from_str(text: &str) -> Result<Self, HostNameError> {
         let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-        if text.is_empty() || text.len() > LONGEST || !text.bytes().all(is_known) {
+        if text.is_empty() || text.len() > MAX_NAME_BYTES || !text.bytes().all(is_known) {
             return Err(HostNameError(text.to_owned()));
         }
         Ok(Self(text.trim_end_matches('.').to_ascii_lowercase()))
@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_have_to_be_names() {
+    fn invalid_host_names_are_rejected() {
         for junk in ["", "a b", "a:80", "https://a", "*.example.org", &"a".repeat(254)] {
             assert!(junk.parse::<HostName>().is_err(), "{junk}");
         }

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use hexz_reader::limits::DEFAULT_KDF_ITERATIONS;
 
-use super::Opening;
+use super::OpenArchiveOptions;
 
-const EXIT_CODES: &str = "\
+const LONG_HELP: &str = "\
 Header, master index and index pages say all of this; the password of an encrypted archive isn't
 needed. Of the blocks only the first is read, to see whether it is a raw disk's. Whether all can
 be read is for \"hexz-nbd verify\".
@@ -35,7 +35,7 @@ EXIT CODES
   3  the archive can't be opened at all, or a key can't be used";
 
 #[derive(Debug, Args)]
-#[command(after_long_help = EXIT_CODES, after_help = "Use --help for the fields of --json and exit codes.")]
+#[command(after_long_help = LONG_HELP, after_help = "Use --help for the fields of --json and exit codes.")]
 pub(crate) struct Inspect {
     /// The archive to look at
     #[arg(value_name = "ARCHIVE")]
@@ -60,8 +60,8 @@ pub(crate) struct Inspect {
 
 impl Inspect {
     /// Returns the options for opening the archive.
-    pub(crate) fn opening(&self) -> Opening {
-        Opening {
+    pub(crate) fn opening(&self) -> OpenArchiveOptions {
+        OpenArchiveOptions {
             parent_dir: self.parent_dir.clone(),
             allow_parent_anywhere: self.allow_parent_anywhere,
             password_file: None,

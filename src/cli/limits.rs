@@ -15,7 +15,7 @@ use super::values::{at_least_one, duration, size_within};
 
 /// Range of `--max-option-bytes`. It starts at the longest name: with less, some exports couldn't
 /// be chosen.
-const OPTION_BYTES: RangeInclusive<u64> = 4096..=u32::MAX as u64;
+const OPTION_BYTES_RANGE: RangeInclusive<u64> = 4096..=u32::MAX as u64;
 
 /// Range of `--max-in-flight`. It starts at the longest reply: with less, that reply could never be
 /// sent.
@@ -30,7 +30,7 @@ const IN_FLIGHT_PER_CONNECTION: RangeInclusive<u64> = RESERVE as u64..=u32::MAX 
 const BANDWIDTH: RangeInclusive<u64> = 64 * 1024..=1 << 50;
 
 #[derive(Debug, Args)]
-pub(crate) struct Bounds {
+pub(crate) struct LimitOptions {
     /// How many clients are served at once
     #[arg(
         long, value_name = "N", default_value_t = Limits::default().connections,
@@ -104,7 +104,7 @@ pub(crate) struct Bounds {
     /// How many bytes of data these options may have in all
     #[arg(
         long, value_name = "SIZE", default_value = "1MiB",
-        value_parser = size_within(OPTION_BYTES), help_heading = "Limits"
+        value_parser = size_within(OPTION_BYTES_RANGE), help_heading = "Limits"
     )]
     max_option_bytes: ByteSize,
     /// How long a client may take until it has chosen an export, TLS included
@@ -136,7 +136,7 @@ pub(crate) struct Bounds {
     shutdown_timeout: Duration,
 }
 
-impl Bounds {
+impl LimitOptions {
     /// Returns the limit on memory for replies in flight, in bytes.
     pub(super) fn in_flight(&self) -> u32 {
         bytes(self.max_in_flight)

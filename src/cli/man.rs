@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-const READ: &str = "\
+const MAN_HELP: &str = "\
 EXAMPLES
   To read it now:
     hexz-nbd man | man -l -
@@ -13,7 +13,7 @@ EXAMPLES
     hexz-nbd man --dir ~/.local/share/man/man1";
 
 #[derive(Debug, Args)]
-#[command(after_long_help = READ, after_help = "Use --help for where to put them.")]
+#[command(after_long_help = MAN_HELP, after_help = "Use --help for where to put them.")]
 pub(crate) struct Man {
     /// Write all pages into this folder instead: hexz-nbd.1, one for each command, and
     /// hexz-nbd.toml.5
@@ -21,7 +21,7 @@ pub(crate) struct Man {
     pub(crate) dir: Option<PathBuf>,
 }
 
-const WHERE: &str = "\
+const COMPLETIONS_HELP: &str = "\
 EXAMPLES
   For this user:
     hexz-nbd completions bash > ~/.local/share/bash-completion/completions/hexz-nbd
@@ -31,7 +31,7 @@ EXAMPLES
     hexz-nbd completions zsh > ~/.zfunc/_hexz-nbd";
 
 #[derive(Debug, Args)]
-#[command(after_long_help = WHERE, after_help = "Use --help for where to put it.")]
+#[command(after_long_help = COMPLETIONS_HELP, after_help = "Use --help for where to put it.")]
 pub(crate) struct Completions {
     /// For which shell
     #[arg(value_enum, value_name = "SHELL")]

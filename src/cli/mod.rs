@@ -35,22 +35,22 @@ use nbd_gateway::config::Config;
 use nbd_gateway::listen::{ListenAddress, SocketPermissions};
 
 pub(crate) use access::Access;
-use archives::Reading;
-pub(crate) use archives::{Opening, Snapshots};
-pub(crate) use audit::{AuditOptions, Where};
+use archives::ReadOptions;
+pub(crate) use archives::{OpenArchiveOptions, SnapshotOptions};
+pub(crate) use audit::{AuditDestination, AuditOptions};
 use check::Check;
 pub(crate) use doctor::Doctor;
 pub(crate) use host_name::HostName;
 pub(crate) use inspect::Inspect;
-use limits::Bounds;
+use limits::LimitOptions;
 pub(crate) use man::{Completions, Man, Shell};
-pub(crate) use monitor::MonitorAt;
-use monitor::Monitoring;
-pub(crate) use monitor_endpoint::Place;
+pub(crate) use monitor::MonitorAddress;
+use monitor::MonitorOptions;
+pub(crate) use monitor_endpoint::MonitorEndpoint;
 use pki::Pki;
 use sandbox::Sandbox;
 use sockets::Network;
-pub(crate) use tls::Tls;
+pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Verify};
 
@@ -174,9 +174,9 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) file: ConfigFile,
     #[command(flatten)]
-    pub(crate) serve: Serve,
+    pub(crate) serve: ServeOptions,
     #[command(flatten)]
-    pub(crate) log: Log,
+    pub(crate) log: LogOptions,
 }
 
 #[derive(Debug, Args)]
@@ -241,7 +241,7 @@ pub(crate) struct Demo {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Log {
+pub(crate) struct LogOptions {
     /// How log lines look
     #[arg(
         long,
@@ -270,15 +270,15 @@ pub(crate) enum LogFormat {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Serve {
+pub(crate) struct ServeOptions {
     #[command(flatten)]
-    pub(crate) changeable: Changeable,
+    pub(crate) changeable: ReloadableOptions,
     #[command(flatten)]
-    reading: Reading,
+    reading: ReadOptions,
     #[command(flatten)]
     network: Network,
     #[command(flatten)]
-    bounds: Bounds,
+    bounds: LimitOptions,
     /// Look every second whether certificates, keys, client CAs, revocation lists, rules or
     /// digests, or the file of --config, have changed, and read all of them anew when they
     /// have. SIGHUP does the same at once
@@ -289,34 +289,34 @@ pub(crate) struct Serve {
     #[command(flatten)]
     pub(crate) audit: AuditOptions,
     #[command(flatten)]
-    pub(crate) monitoring: Monitoring,
+    pub(crate) monitoring: MonitorOptions,
 }
 
 /// What is exchanged, all of it at once, when files are read anew. An option that isn't here
 /// takes a restart; a reload says so where the file has changed it.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct Changeable {
+pub(crate) struct ReloadableOptions {
     #[command(flatten)]
-    pub(crate) snapshots: Snapshots,
+    pub(crate) snapshots: SnapshotOptions,
     #[command(flatten)]
-    pub(crate) tls: Tls,
+    pub(crate) tls: TlsOptions,
     #[command(flatten)]
     pub(crate) access: Access,
 }
 
-impl Serve {
+impl ServeOptions {
     /// Returns the path of the PID file, if there is to be one.
     pub(crate) fn pid_file(&self) -> Option<&Path> {
         self.network.pid_file.as_deref()
     }
 
     /// Returns true if files are watched for changes.
-    pub(crate) fn watch(&self) -> bool {
+    pub(crate) fn is_watching(&self) -> bool {
         self.watch
     }
 
     /// Returns true if the one connection on standard input and output is served.
-    pub(crate) fn stdio(&self) -> bool {
+    pub(crate) fn is_stdio(&self) -> bool {
         self.network.stdio
     }
 
@@ -326,7 +326,7 @@ impl Serve {
     }
 
     /// Returns the permissions of the Unix sockets that are created.
-    pub(crate) fn socket_rights(&self) -> SocketPermissions {
+    pub(crate) fn socket_permissions(&self) -> SocketPermissions {
         self.network.socket_rights()
     }
 
@@ -370,14 +370,14 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_those_of_the_settings() {
+    fn defaults_match_those_of_config() {
         let cli = Cli::parse_from(["hexz-nbd", "x.hxz"]);
         assert_eq!(cli.serve.config().timeouts, Timeouts::default());
         assert_eq!(cli.serve.config().limits, Limits::default());
     }
 
     #[test]
-    fn lists_are_separated_by_commas_and_repeated() {
+    fn lists_accept_commas_and_repetition() {
         let cli = Cli::parse_from([
             "hexz-nbd",
             "--allow",

@@ -14,13 +14,13 @@ pub(crate) const MONITOR_PORT: u16 = 10810;
 
 /// Address that the monitor listens on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum MonitorAt {
+pub(crate) enum MonitorAddress {
     /// A port of 127.0.0.1, or of ::1 if there is no 127.0.0.1.
     LoopbackPort(u16),
     Address(ListenAddress),
 }
 
-impl MonitorAt {
+impl MonitorAddress {
     /// Binds a socket to this address.
     pub(crate) fn bind(&self) -> Result<BoundSocket, BindError> {
         match self {
@@ -40,16 +40,16 @@ impl MonitorAt {
 }
 
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Monitoring {
+pub(crate) struct MonitorOptions {
     /// Show by HTTP what goes on: a page for browsers at /, numbers for Prometheus at /metrics,
     /// both as JSON at /status.json, and /healthz and /readyz. On ADDRESS:PORT, on PORT alone of
     /// 127.0.0.1 (or ::1 where there is no 127.0.0.1), or on unix:PATH. There is no TLS, and whoever can reach it sees who is
     /// connected
     #[arg(
-        long, value_name = "WHERE", value_parser = os_text(parse_where),
+        long, value_name = "WHERE", value_parser = os_text(parse_address),
         help_heading = "Monitoring"
     )]
-    monitor: Option<MonitorAt>,
+    monitor: Option<MonitorAddress>,
     /// A DNS name by which browsers and Prometheus ask for it, if they don't ask for an address
     /// or for localhost [comma-separated, repeatable]
     #[arg(
@@ -59,9 +59,9 @@ pub(crate) struct Monitoring {
     monitor_name: Vec<HostName>,
 }
 
-impl Monitoring {
+impl MonitorOptions {
     /// Returns the address of the monitor, if there is to be one.
-    pub(crate) fn listen(&self) -> Option<&MonitorAt> {
+    pub(crate) fn listen(&self) -> Option<&MonitorAddress> {
         self.monitor.as_ref()
     }
 
@@ -71,15 +71,15 @@ impl Monitoring {
     }
 }
 
-fn parse_where(text: &OsStr) -> Result<MonitorAt, String> {
-    let at = MonitorAt::Address;
+fn parse_address(text: &OsStr) -> Result<MonitorAddress, String> {
+    let at = MonitorAddress::Address;
     match text.to_str() {
         None => ListenAddress::parse(text).map(at),
         Some(text) if text.starts_with("unix:") || text.starts_with("[") && text.contains('%') => {
             text.parse().map(at)
         }
         Some(text) => {
-            let port = text.parse().map(MonitorAt::LoopbackPort).ok();
+            let port = text.parse().map(MonitorAddress::LoopbackPort).ok();
             let address = || text.parse().map(ListenAddress::Tcp).map(at).ok();
             port.or_else(address).ok_or_else(|| {
                 format!(
@@ -96,10 +96,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_alone_is_one_of_loopback() {
-        let at = |text: &str| parse_where(text.as_ref());
+    fn a_bare_port_means_loopback() {
+        let at = |text: &str| parse_address(text.as_ref());
         let address = |text: &str| at(text).unwrap().address().unwrap().to_string();
-        assert_eq!(at("10810"), Ok(MonitorAt::LoopbackPort(10810)));
+        assert_eq!(at("10810"), Ok(MonitorAddress::LoopbackPort(10810)));
         assert_eq!(address("[::1]:1"), "[::1]:1");
         assert_eq!(address("[fe80::1%lo]:1"), "[fe80::1%1]:1");
         assert_eq!(address("unix:/run/x"), "unix:/run/x");

@@ -12,16 +12,16 @@ use super::monitor::MONITOR_PORT;
 
 /// Address of a status listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum MonitorEndpoint {
     /// Host name or address without brackets, and port.
     Tcp(String, u16),
     /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
-impl Place {
+impl MonitorEndpoint {
     /// Returns the value for the `Host` header.
-    pub(crate) fn authority(&self) -> String {
+    pub(crate) fn host_header(&self) -> String {
         match self {
             // The zone of a link-local address means nothing to another machine.
             Self::Tcp(host, port) if host.contains(':') => {
@@ -33,17 +33,17 @@ impl Place {
     }
 }
 
-impl Default for Place {
+impl Default for MonitorEndpoint {
     fn default() -> Self {
         Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), MONITOR_PORT)
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for MonitorEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp(..) => f.write_str(&self.authority()),
+            Self::Tcp(..) => f.write_str(&self.host_header()),
             Self::Unix(path) => write!(f, "unix:{}", escape::name(path)),
         }
     }
@@ -54,7 +54,7 @@ fn is_address(text: &str) -> bool {
     text.parse::<IpAddr>().is_ok() || zone::parse(text).is_ok()
 }
 
-impl FromStr for Place {
+impl FromStr for MonitorEndpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -67,19 +67,19 @@ impl FromStr for Place {
         if text.starts_with("https://") {
             return Err("the status listener has no TLS: expected http://".to_owned());
         }
-        let place = text.strip_prefix("http://").unwrap_or(text);
-        let place = place.strip_suffix('/').unwrap_or(place);
-        if let Ok(port) = place.parse::<u16>() {
+        let endpoint = text.strip_prefix("http://").unwrap_or(text);
+        let endpoint = endpoint.strip_suffix('/').unwrap_or(endpoint);
+        if let Ok(port) = endpoint.parse::<u16>() {
             return Ok(Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), port));
         }
-        let (host, port) = match is_address(place) {
-            true => (place, MONITOR_PORT),
-            false => match place.rsplit_once(':') {
+        let (host, port) = match is_address(endpoint) {
+            true => (endpoint, MONITOR_PORT),
+            false => match endpoint.rsplit_once(':') {
                 Some((host, port)) => {
                     let wrong = |_| format!("{:?} is no port", escape::name(port));
                     (host, port.parse().map_err(wrong)?)
                 }
-                None => (place, MONITOR_PORT),
+                None => (endpoint, MONITOR_PORT),
             },
         };
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -105,9 +105,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_named_in_many_ways() {
-        let tcp = |host: &str, port| Place::Tcp(host.to_owned(), port);
-        for (text, place) in [
+    fn all_forms_of_addresses_are_parsed() {
+        let tcp = |host: &str, port| MonitorEndpoint::Tcp(host.to_owned(), port);
+        for (text, endpoint) in [
             ("9000", tcp("127.0.0.1", 9000)),
             ("192.0.2.7:9000", tcp("192.0.2.7", 9000)),
             ("192.0.2.7", tcp("192.0.2.7", MONITOR_PORT)),
@@ -116,14 +116,14 @@ mod tests {
             ("[::1]:9000", tcp("::1", 9000)),
             ("http://[::1]:9000", tcp("::1", 9000)),
             ("::1", tcp("::1", MONITOR_PORT)),
-            ("[fe80::1%lo]:99", Place::Tcp("fe80::1%lo".into(), 99)),
-            ("unix:/run/monitor.sock", Place::Unix("/run/monitor.sock".into())),
+            ("[fe80::1%lo]:99", MonitorEndpoint::Tcp("fe80::1%lo".into(), 99)),
+            ("unix:/run/monitor.sock", MonitorEndpoint::Unix("/run/monitor.sock".into())),
         ] {
-            assert_eq!(text.parse(), Ok(place.clone()), "{text}");
-            assert_eq!(place.to_string().parse(), Ok(place));
+            assert_eq!(text.parse(), Ok(endpoint.clone()), "{text}");
+            assert_eq!(endpoint.to_string().parse(), Ok(endpoint));
         }
         for junk in ["", "unix:", "https://localhost", "http://a/b", "a b:1", "localhost:x", ":1"] {
-            assert!(junk.parse::<Place>().is_err(), "{junk}");
+            assert!(junk.parse::<MonitorEndpoint>().is_err(), "{junk}");
         }
     }
 }

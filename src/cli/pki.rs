@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rcgen::RevocationReason;
 
-use super::values::common_name;
+use super::values::validate_common_name;
 
 /// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;
@@ -60,13 +60,13 @@ pub(crate) enum PkiCommand {
 #[derive(Debug, Args)]
 pub(crate) struct Init {
     /// The CA's name [default: "hexz-nbd CA" and a number that no other CA has]
-    #[arg(long, value_parser = common_name)]
+    #[arg(long, value_parser = validate_common_name)]
     pub(crate) name: Option<String>,
     /// How long the CA is valid
     #[arg(long, value_name = "N", default_value_t = CA_DAYS, value_parser = days())]
     pub(crate) days: u32,
     #[command(flatten)]
-    pub(crate) key: Key,
+    pub(crate) key: KeyOptions,
 }
 
 #[derive(Debug, Args)]
@@ -79,11 +79,11 @@ pub(crate) struct Issue {
     #[arg(long, value_name = "N", value_parser = days())]
     pub(crate) days: Option<u32>,
     #[command(flatten)]
-    pub(crate) key: Key,
+    pub(crate) key: KeyOptions,
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Key {
+pub(crate) struct KeyOptions {
     /// Make an Ed25519 key instead of one on the curve P-256
     #[arg(long)]
     pub(crate) ed25519: bool,
@@ -98,7 +98,7 @@ pub(crate) struct Revoke {
     pub(crate) which: String,
     /// Why
     #[arg(long, value_enum, default_value_t)]
-    reason: Reason,
+    reason: RevocationReasonArg,
 }
 
 #[derive(Debug, Args)]
@@ -109,7 +109,7 @@ pub(crate) struct Show {
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum Reason {
+enum RevocationReasonArg {
     #[default]
     Unspecified,
     /// Somebody else has the key, or may have it
@@ -128,12 +128,14 @@ impl Revoke {
     /// Returns the reason for the revocation, unless it is unspecified.
     pub(crate) fn reason(&self) -> Option<RevocationReason> {
         match self.reason {
-            Reason::Unspecified => None,
-            Reason::KeyCompromise => Some(RevocationReason::KeyCompromise),
-            Reason::AffiliationChanged => Some(RevocationReason::AffiliationChanged),
-            Reason::Superseded => Some(RevocationReason::Superseded),
-            Reason::CessationOfOperation => Some(RevocationReason::CessationOfOperation),
-            Reason::PrivilegeWithdrawn => Some(RevocationReason::PrivilegeWithdrawn),
+            RevocationReasonArg::Unspecified => None,
+            RevocationReasonArg::KeyCompromise => Some(RevocationReason::KeyCompromise),
+            RevocationReasonArg::AffiliationChanged => Some(RevocationReason::AffiliationChanged),
+            RevocationReasonArg::Superseded => Some(RevocationReason::Superseded),
+            RevocationReasonArg::CessationOfOperation => {
+                Some(RevocationReason::CessationOfOperation)
+            }
+            RevocationReasonArg::PrivilegeWithdrawn => Some(RevocationReason::PrivilegeWithdrawn),
         }
     }
 }

@@ -13,31 +13,31 @@ const MAX_HOST: usize = 253;
 
 /// Address of the server, as given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum ServerEndpoint {
     Tcp { host: String, port: u16 },
     Unix(PathBuf),
 }
 
 /// Use of TLS that was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum TlsUse {
     /// TLS if the server offers it.
-    Perhaps,
+    IfOffered,
     Never,
     Always,
 }
 
 /// A server to examine, with everything that an NBD URI can specify.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) place: Place,
-    pub(crate) tls: Wanted,
+pub(crate) struct ServerTarget {
+    pub(crate) endpoint: ServerEndpoint,
+    pub(crate) tls: TlsUse,
     pub(crate) export: Option<String>,
     pub(crate) certificates: Option<PathBuf>,
     pub(crate) hostname: Option<String>,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for ServerEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
@@ -47,29 +47,29 @@ impl fmt::Display for Place {
     }
 }
 
-impl FromStr for Target {
+impl FromStr for ServerTarget {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some((scheme, rest)) = text.split_once("://") {
-            return uri(scheme, rest);
+            return parse_uri(scheme, rest);
         }
-        let place = match text.strip_prefix("unix:") {
+        let endpoint = match text.strip_prefix("unix:") {
             Some("") => return Err("a path has to follow unix:".to_owned()),
-            Some(path) => Place::Unix(path.into()),
-            None => host_and_port(text)?,
+            Some(path) => ServerEndpoint::Unix(path.into()),
+            None => parse_host_and_port(text)?,
         };
-        let tls = Wanted::Perhaps;
-        Ok(Self { place, tls, export: None, certificates: None, hostname: None })
+        let tls = TlsUse::IfOffered;
+        Ok(Self { endpoint: endpoint, tls, export: None, certificates: None, hostname: None })
     }
 }
 
-fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
+fn parse_uri(scheme: &str, rest: &str) -> Result<ServerTarget, String> {
     let (tls, is_unix) = match scheme {
-        "nbd" => (Wanted::Never, false),
-        "nbds" => (Wanted::Always, false),
-        "nbd+unix" => (Wanted::Never, true),
-        "nbds+unix" => (Wanted::Always, true),
+        "nbd" => (TlsUse::Never, false),
+        "nbds" => (TlsUse::Always, false),
+        "nbd+unix" => (TlsUse::Never, true),
+        "nbds+unix" => (TlsUse::Always, true),
         other => {
             return Err(format!(
                 "{:?} is no scheme known here: expected nbd://, nbds://, nbd+unix:// or nbds+unix://",
@@ -83,7 +83,7 @@ fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
     let (mut certificates, mut hostname) = (None, None);
     for pair in query.split(['&', ';']).filter(|pair| !pair.is_empty()) {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let value = decoded(value)?;
+        let value = percent_decode(value)?;
         match key {
             "socket" => socket = Some(value),
             "tls-certificates" => certificates = Some(PathBuf::from(value)),
@@ -95,25 +95,33 @@ fn uri(scheme: &str, rest: &str) -> Result<Target, String> {
             _ => {}
         }
     }
-    let place = match (is_unix, socket) {
-        (true, Some(path)) if !path.is_empty() => Place::Unix(path.into()),
+    let endpoint = match (is_unix, socket) {
+        (true, Some(path)) if !path.is_empty() => ServerEndpoint::Unix(path.into()),
         (true, _) => {
             return Err(format!(
                 "{scheme}:// has no ?socket=PATH, such as {scheme}:///?socket=/run/nbd.sock"
             ));
         }
         (false, _) => match authority.rsplit_once('@').map_or(authority, |(_, host)| host) {
-            "" => Place::Tcp { host: "localhost".to_owned(), port: NBD_PORT },
+            "" => ServerEndpoint::Tcp { host: "localhost".to_owned(), port: NBD_PORT },
             // A URI encodes the % in front of the zone (RFC 6874).
-            authority if authority.starts_with('[') => host_and_port(&decoded(authority)?)?,
-            authority => host_and_port(authority)?,
+            authority if authority.starts_with('[') => {
+                parse_host_and_port(&percent_decode(authority)?)?
+            }
+            authority => parse_host_and_port(authority)?,
         },
     };
-    Ok(Target { place, tls, export: Some(decoded(path)?), certificates, hostname })
+    Ok(ServerTarget {
+        endpoint: endpoint,
+        tls,
+        export: Some(percent_decode(path)?),
+        certificates,
+        hostname,
+    })
 }
 
-fn host_and_port(text: &str) -> Result<Place, String> {
-    let tcp = |host: &str, port: u16| Ok(Place::Tcp { host: host.to_owned(), port });
+fn parse_host_and_port(text: &str) -> Result<ServerEndpoint, String> {
+    let tcp = |host: &str, port: u16| Ok(ServerEndpoint::Tcp { host: host.to_owned(), port });
     let port = |text: &str| match text.parse() {
         Ok(port @ 1..) => Ok(port),
         _ => Err(format!("{:?} is no port: expected a number from 1 to 65535", escape::name(text))),
@@ -163,7 +171,7 @@ fn is_ipv6(text: &str) -> bool {
 }
 
 /// Decodes the percent-encoding of URIs.
-fn decoded(text: &str) -> Result<String, String> {
+fn percent_decode(text: &str) -> Result<String, String> {
     let bad = || format!("{:?} isn't encoded as a URI has to be", escape::name(text));
     let mut bytes = text.bytes();
     let mut out = Vec::new();
@@ -186,16 +194,16 @@ fn decoded(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Target {
+    fn parse(text: &str) -> ServerTarget {
         text.parse().unwrap()
     }
 
-    fn place(text: &str) -> String {
-        parse(text).place.to_string()
+    fn endpoint(text: &str) -> String {
+        parse(text).endpoint.to_string()
     }
 
     #[test]
-    fn hosts_and_ports() {
+    fn hosts_and_ports_are_parsed() {
         for (text, meant) in [
             ("nbd.example.org", "nbd.example.org:10809"),
             ("nbd.example.org:99", "nbd.example.org:99"),
@@ -207,32 +215,32 @@ mod tests {
             ("[fe80::7%eth0]:99", "[fe80::7%eth0]:99"),
             ("unix:/run/a b", "unix:/run/a b"),
         ] {
-            assert_eq!(place(text), meant);
-            assert_eq!(parse(text).tls, Wanted::Perhaps);
+            assert_eq!(endpoint(text), meant);
+            assert_eq!(parse(text).tls, TlsUse::IfOffered);
         }
     }
 
     #[test]
-    fn uris() {
+    fn nbd_uris_are_parsed() {
         let target =
             parse("nbds://nbd.example.org:99/a%2Fb%20c?tls-certificates=/p%C3%A4&tls-hostname=x");
-        assert_eq!(target.place.to_string(), "nbd.example.org:99");
-        assert_eq!((target.tls, target.export.as_deref()), (Wanted::Always, Some("a/b c")));
+        assert_eq!(target.endpoint.to_string(), "nbd.example.org:99");
+        assert_eq!((target.tls, target.export.as_deref()), (TlsUse::Always, Some("a/b c")));
         assert_eq!(target.certificates, Some("/pä".into()));
         assert_eq!(target.hostname.as_deref(), Some("x"));
 
-        assert_eq!(place("nbd://"), "localhost:10809");
-        assert_eq!(place("nbd://[::1]:7/"), "[::1]:7");
-        assert_eq!(place("nbd://[fe80::1%25eth0]:7/x"), "[fe80::1%eth0]:7");
-        assert_eq!(place("nbds://alice@host"), "host:10809");
-        assert_eq!(place("nbd+unix:///x?socket=/run/nbd.sock"), "unix:/run/nbd.sock");
+        assert_eq!(endpoint("nbd://"), "localhost:10809");
+        assert_eq!(endpoint("nbd://[::1]:7/"), "[::1]:7");
+        assert_eq!(endpoint("nbd://[fe80::1%25eth0]:7/x"), "[fe80::1%eth0]:7");
+        assert_eq!(endpoint("nbds://alice@host"), "host:10809");
+        assert_eq!(endpoint("nbd+unix:///x?socket=/run/nbd.sock"), "unix:/run/nbd.sock");
         assert_eq!(parse("nbd+unix:///?socket=/s").export.as_deref(), Some(""));
-        assert_eq!(parse("nbds+unix:///?socket=/s").tls, Wanted::Always);
-        assert_eq!(parse("nbd://h").tls, Wanted::Never);
+        assert_eq!(parse("nbds+unix:///?socket=/s").tls, TlsUse::Always);
+        assert_eq!(parse("nbd://h").tls, TlsUse::Never);
     }
 
     #[test]
-    fn what_is_no_server() {
+    fn invalid_targets_are_rejected() {
         for bad in [
             "",
             ":1",
@@ -257,8 +265,8 @@ mod tests {
             "nbd://a/%ff",
             "nbd://a?tls-psk-file=/x",
         ] {
-            assert!(bad.parse::<Target>().is_err(), "{bad}");
+            assert!(bad.parse::<ServerTarget>().is_err(), "{bad}");
         }
-        assert!("x".repeat(300).parse::<Target>().is_err());
+        assert!("x".repeat(300).parse::<ServerTarget>().is_err());
     }
 }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use nbd_gateway::tls::{ClientAuth, ClientAuthFiles, TlsFiles, TlsVersion};
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub(crate) struct Tls {
+pub(crate) struct TlsOptions {
     /// The server's certificate in PEM form, followed by those that lead to its root.
     /// With it TLS is required
     #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
@@ -32,7 +32,7 @@ pub(crate) struct Tls {
         requires = "tls_client_ca",
         help_heading = "TLS"
     )]
-    tls_client_auth: WantedAuth,
+    tls_client_auth: ClientAuthMode,
     /// The oldest TLS version to speak. nbd-client 3.24 speaks 1.2 only
     #[arg(long, value_enum, value_name = "VERSION", default_value_t, help_heading = "TLS")]
     tls_min: TlsMin,
@@ -50,7 +50,7 @@ enum TlsMin {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-enum WantedAuth {
+enum ClientAuthMode {
     /// They have to
     #[default]
     Require,
@@ -58,7 +58,7 @@ enum WantedAuth {
     Optional,
 }
 
-impl Tls {
+impl TlsOptions {
     pub(crate) fn files(&self) -> Option<(TlsFiles, TlsVersion)> {
         let oldest = match self.tls_min {
             TlsMin::V1_2 => TlsVersion::V1_2,
@@ -69,8 +69,8 @@ impl Tls {
             authorities,
             revocation_lists: self.tls_client_crl.clone(),
             auth: match self.tls_client_auth {
-                WantedAuth::Require => ClientAuth::Required,
-                WantedAuth::Optional => ClientAuth::Optional,
+                ClientAuthMode::Require => ClientAuth::Required,
+                ClientAuthMode::Optional => ClientAuth::Optional,
             },
         });
         Some((TlsFiles { certificate, key, clients }, oldest))

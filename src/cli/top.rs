@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::monitor_endpoint::Place;
+use super::monitor_endpoint::MonitorEndpoint;
 use super::values;
 
 const KEYS: &str = "\
@@ -27,7 +27,7 @@ Characters that could disturb the terminal, or whose width isn't sure, are writt
 pub(crate) struct Top {
     /// Where the server's --monitor listens: ADDRESS:PORT, PORT, unix:PATH, or http://ADDRESS:PORT
     #[arg(value_name = "WHERE", default_value_t)]
-    pub(crate) place: Place,
+    pub(crate) place: MonitorEndpoint,
     /// Print what it says twice asked, as plain text, and end; so does a standard output that is
     /// no terminal
     #[arg(long)]

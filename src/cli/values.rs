@@ -11,16 +11,16 @@ use nbd_gateway::access::Timestamp;
 use nbd_telemetry::escape;
 
 /// Maximum of a count: more connections than a machine has ports for.
-const MOST: usize = 1_000_000;
+const MAX_COUNT: usize = 1_000_000;
 
 /// Maximum duration: longer than anyone waits, and short enough for clocks not to overflow.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Maximum length of a common name, in characters (RFC 5280, `ub-common-name`).
-pub(crate) const MAX_COMMON_NAME: usize = 64;
+pub(crate) const MAX_COMMON_NAME_CHARS: usize = 64;
 
 /// Maximum length of a name, in bytes: that of a SPIFFE ID.
-const MAX_NAME: usize = 2048;
+const MAX_NAME_BYTES: usize = 2048;
 
 /// Parses one value of a comma-separated list, without the spaces in front of it.
 pub(super) fn trimmed<T: FromStr>(text: &str) -> Result<T, T::Err> {
@@ -41,7 +41,7 @@ where
 pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(number) if number > MOST => Err(format!("it must be at most {MOST}")),
+        Ok(number) if number > MAX_COUNT => Err(format!("it must be at most {MAX_COUNT}")),
         Ok(number) => Ok(number),
         Err(error) => Err(format!("{error}")),
     }
@@ -69,25 +69,25 @@ pub(super) fn size_within(
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("it must be more than nothing".to_owned()),
-        Ok(duration) if duration > LONGEST => Err("it must be at most a year".to_owned()),
+        Ok(duration) if duration > MAX_DURATION => Err("it must be at most a year".to_owned()),
         Ok(duration) => Ok(duration),
         Err(error) => Err(format!("{error}; expected something like 30s or 2min")),
     }
 }
 
-pub(super) fn moment(text: &str) -> Result<Timestamp, String> {
+pub(super) fn unix_time(text: &str) -> Result<Timestamp, String> {
     humantime::parse_rfc3339_weak(text)
         .map(Timestamp::from)
         .map_err(|_| "expected a time in UTC such as 2027-01-31T18:00:00Z".to_owned())
 }
 
 /// Validates a subject's common name, which may be any text.
-pub(crate) fn common_name(text: &str) -> Result<String, String> {
+pub(crate) fn validate_common_name(text: &str) -> Result<String, String> {
     check_characters(text)?;
     let length = text.chars().count();
-    if length > MAX_COMMON_NAME {
+    if length > MAX_COMMON_NAME_CHARS {
         return Err(format!(
-            "a common name has at most {MAX_COMMON_NAME} characters, not {length}"
+            "a common name has at most {MAX_COMMON_NAME_CHARS} characters, not {length}"
         ));
     }
     Ok(text.to_owned())
@@ -98,8 +98,8 @@ pub(crate) fn check_characters(text: &str) -> Result<(), String> {
     if text.is_empty() {
         return Err("a name can't be empty".to_owned());
     }
-    if text.len() > MAX_NAME {
-        return Err(format!("a name has at most {MAX_NAME} bytes, not {}", text.len()));
+    if text.len() > MAX_NAME_BYTES {
+        return Err(format!("a name has at most {MAX_NAME_BYTES} bytes, not {}", text.len()));
     }
     if text.trim() != text {
         return Err("a name can't begin or end with a space".to_owned());

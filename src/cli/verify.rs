@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::archives::Opening;
+use super::archives::OpenArchiveOptions;
 
 const EXIT_CODES: &str = "\
 A block that lives in a parent is checked there. What a parent holds beyond that is checked
@@ -37,7 +37,7 @@ pub(crate) struct Verify {
     #[arg(short = 'q', long)]
     pub(crate) no_progress: bool,
     #[command(flatten)]
-    pub(crate) opening: Opening,
+    pub(crate) opening: OpenArchiveOptions,
 }
 
 impl Verify {

@@ -11,11 +11,11 @@ use crate::failure::Failure;
 /// Prints whether the client may open the export, and which rule decides.
 pub(crate) fn run(options: &Check) -> Result<ExitCode, Failure> {
     let rules = options.access.rules()?;
-    let verdict = options.ask(|facts| rules.evaluate(facts));
-    let said = match &verdict {
+    let verdict = options.with_request(|facts| rules.evaluate(facts));
+    let answer = match &verdict {
         Ok(reason) => format!("allowed: {reason}"),
         Err(reason) => format!("not allowed: {reason}"),
     };
-    output::print(format!("{}\n", escape::text(&said)))?;
+    output::print(format!("{}\n", escape::text(&answer)))?;
     Ok(if verdict.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -8,7 +8,7 @@ use nbd_gateway::Policy;
 use nbd_gateway::config::Config;
 use nbd_telemetry::escape;
 
-use crate::cli::Serve;
+use crate::cli::ServeOptions;
 use crate::commands::output;
 use crate::failure::Failure;
 use crate::service::{access, archives, audit, password, runtime};
@@ -20,18 +20,18 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let serve = &settings.cli.serve;
     let config = serve.config();
     let mut failures = Vec::new();
-    let policy = access::read_all(&serve.changeable, &config);
+    let policy = access::read_collecting_errors(&serve.changeable, &config);
     let policy = policy.map_err(|all| failures.extend(all)).ok();
     if let Some(policy) = &policy {
-        access::warn_of_surprises(&config, policy);
+        access::warn_risky(&config, policy);
     }
-    if let Err(error) = audit::check(&serve.audit, serve.stdio()) {
+    if let Err(error) = audit::check(&serve.audit, serve.is_stdio()) {
         failures.push(error.into());
     }
     let exports = exports(serve, &mut failures);
     match (policy, exports, failures.first()) {
         (Some(policy), Some(exports), None) => {
-            let (to, listen) = (access::to_whom(&policy), listen(&config, &policy));
+            let (to, listen) = (access::describe_access(&policy), listen(&config, &policy));
             let would = format!("would serve {exports} {to}, on {listen}");
             output::print(format!("{}\n", escape::text(&would)))?;
             Ok(ExitCode::SUCCESS)
@@ -47,11 +47,11 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
 }
 
 /// Opens the archives as the startup does; skipped if keys or passwords can't be read.
-fn exports(serve: &Serve, failures: &mut Vec<Failure>) -> Option<String> {
+fn exports(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<String> {
     let snapshots = &serve.changeable.snapshots;
     let catalog = catalog(serve, failures)?;
     let mut exports = None;
-    let opened = runtime::until_signal(runtime::prepare(), async |shutdown| {
+    let opened = runtime::run_until_signal(runtime::prepare(), async |shutdown| {
         let opened = shutdown.run_until_cancelled(archives::open(&catalog, snapshots)).await;
         exports = opened.transpose()?;
         Ok(())
@@ -62,9 +62,9 @@ fn exports(serve: &Serve, failures: &mut Vec<Failure>) -> Option<String> {
     exports
 }
 
-fn catalog(serve: &Serve, failures: &mut Vec<Failure>) -> Option<Catalog> {
+fn catalog(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<Catalog> {
     let opening = &serve.changeable.snapshots.opening;
-    let password = password::find(opening.password_file.as_deref());
+    let password = password::password_source(opening.password_file.as_deref());
     let password = password.map_err(|error| failures.push(error.into())).ok();
     let options = archives::with_password(opening, password.clone().flatten());
     let options = options.map_err(|error| failures.push(error.into())).ok();

@@ -19,12 +19,12 @@ pub(crate) fn run(options: &Completions) -> Result<(), Failure> {
     command.build();
     let mut script = Vec::new();
     shell.try_generate(&command, &mut script)?;
-    let script = mended(&String::from_utf8_lossy(&script));
+    let script = patched(&String::from_utf8_lossy(&script));
     output::print(script)
 }
 
 /// Works around two bugs of clap_complete 4.6. A script without them only has a name changed.
-fn mended(script: &str) -> String {
+fn patched(script: &str) -> String {
     script
         // Bash's state and the labels that it is compared with spell a name with a hyphen
         // differently, so that nothing is completed after a command:

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use crate::cli::Command;
 use crate::failure::Failure;
-pub(crate) use top::AskError;
+pub(crate) use top::StatusError;
 
 /// Runs a subcommand.
 pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {

@@ -58,7 +58,7 @@ impl Journal {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let words = format!("{lost} lines of the log are lost: the journal didn't take them");
-            if self.socket.send(&entry_of(Level::WARN, &words, &[])).is_err() {
+            if self.socket.send(&encode_entry(Level::WARN, &words, &[])).is_err() {
                 self.lost.fetch_add(lost + 1, Ordering::Relaxed);
                 return;
             }
@@ -95,7 +95,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
             if let Some(known) = span.extensions().get::<Fields>() {
                 words.push_str(span.name());
                 words.push('{');
-                words.push_str(&known.words());
+                words.push_str(&known.format());
                 words.push_str("}: ");
                 all.extend(known.values.iter().cloned());
             }
@@ -103,10 +103,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
         words.push_str(&own.message);
         if !own.values.is_empty() {
             words.push(' ');
-            words.push_str(&own.words());
+            words.push_str(&own.format());
         }
         all.extend(own.values);
-        self.send(&entry_of(*event.metadata().level(), &words, &all));
+        self.send(&encode_entry(*event.metadata().level(), &words, &all));
     }
 }
 
@@ -128,7 +128,7 @@ impl Fields {
     }
 
     /// Formats the fields for people.
-    fn words(&self) -> String {
+    fn format(&self) -> String {
         let words = self.values.iter().map(|(name, value)| format!("{name}={value}"));
         words.collect::<Vec<_>>().join(" ")
     }
@@ -146,20 +146,20 @@ impl Visit for Fields {
 
 /// Encodes an entry. Hidden characters are escaped, because the journal doesn't show a value with
 /// control characters.
-fn entry_of(level: Level, words: &str, fields: &[(&str, String)]) -> Vec<u8> {
+fn encode_entry(level: Level, words: &str, fields: &[(&str, String)]) -> Vec<u8> {
     let mut entry = Vec::with_capacity(512);
-    add(&mut entry, "MESSAGE", words);
-    add(&mut entry, "PRIORITY", &priority(level).to_string());
-    add(&mut entry, "SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
+    append_field(&mut entry, "MESSAGE", words);
+    append_field(&mut entry, "PRIORITY", &priority(level).to_string());
+    append_field(&mut entry, "SYSLOG_IDENTIFIER", env!("CARGO_PKG_NAME"));
     for (name, value) in fields {
-        add(&mut entry, &format!("HEXZ_NBD_{}", name.to_ascii_uppercase()), value);
+        append_field(&mut entry, &format!("HEXZ_NBD_{}", name.to_ascii_uppercase()), value);
     }
     entry
 }
 
 /// Adds a field with the length of its value, so that nothing in the value can be taken for another
 /// field.
-fn add(entry: &mut Vec<u8>, name: &str, value: &str) {
+fn append_field(entry: &mut Vec<u8>, name: &str, value: &str) {
     let mut clean = String::with_capacity(value.len());
     for letter in value.chars() {
         if clean.len() >= MAX_VALUE {

@@ -12,9 +12,9 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFi
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
 /// Event format that merges fields into one object. The fields have to be formatted as JSON.
-pub(super) struct Flat;
+pub(super) struct FlatJson;
 
-impl<S, N> FormatEvent<S, N> for Flat
+impl<S, N> FormatEvent<S, N> for FlatJson
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,

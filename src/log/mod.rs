@@ -13,12 +13,12 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, registry};
 
-use crate::cli::{Log, LogFormat};
+use crate::cli::{LogFormat, LogOptions};
 use journal::Journal;
 
 /// Reason why logging can't start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LogError {
+pub(crate) enum LogSetupError {
     #[error("RUST_LOG: {0}")]
     Filter(#[from] ParseError),
     #[error(
@@ -58,7 +58,7 @@ fn of_all_packages(directives: &str) -> String {
 ///
 /// # Errors
 /// `RUST_LOG` is invalid, or there is no journal.
-pub(crate) fn start(options: &Log, recent: &RecentErrors) -> Result<(), LogError> {
+pub(crate) fn start(options: &LogOptions, recent: &RecentErrors) -> Result<(), LogSetupError> {
     let level = match options.verbose {
         0 => "info",
         1 => "hexz_nbd=debug,info",
@@ -76,28 +76,30 @@ pub(crate) fn start(options: &Log, recent: &RecentErrors) -> Result<(), LogError
     };
     let registry = registry().with(filter).with(recent.layer());
     match options.log_format {
-        LogFormat::Text if text::is_read_by_the_journal() => {
+        LogFormat::Text if text::is_journal_stream() => {
             registry
                 .with(
                     lines()
-                        .fmt_fields(text::OneLine)
+                        .fmt_fields(text::SingleLineFields)
                         .with_ansi(false)
-                        .event_format(text::WithPriority::new()),
+                        .event_format(text::JournalLine::new()),
                 )
                 .init();
         }
         LogFormat::Text => {
             let ansi = stderr().is_terminal();
             registry
-                .with(lines().fmt_fields(text::OneLine).with_target(false).with_ansi(ansi))
+                .with(lines().fmt_fields(text::SingleLineFields).with_target(false).with_ansi(ansi))
                 .init();
         }
         LogFormat::Json => {
             let fields = lines().fmt_fields(JsonFields::new());
-            registry.with(fields.event_format(json::Flat)).init();
+            registry.with(fields.event_format(json::FlatJson)).init();
         }
         LogFormat::Journal => {
-            registry.with(Journal::connect().map_err(|error| LogError::Journal { error })?).init();
+            registry
+                .with(Journal::connect().map_err(|error| LogSetupError::Journal { error })?)
+                .init();
         }
     }
     Ok(())

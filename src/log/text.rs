@@ -12,7 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// Returns true if the journal reads the standard error stream. `JOURNAL_STREAM` identifies the
 /// stream that it reads, because a process may inherit the variable but have another stream.
-pub(super) fn is_read_by_the_journal() -> bool {
+pub(super) fn is_journal_stream() -> bool {
     let Ok(named) = std::env::var("JOURNAL_STREAM") else { return false };
     let stream = std::fs::metadata("/proc/self/fd/2");
     stream.is_ok_and(|file| named == format!("{}:{}", file.dev(), file.ino()))
@@ -20,9 +20,9 @@ pub(super) fn is_read_by_the_journal() -> bool {
 
 /// Field format that escapes control characters. Text from files, peers and the command line can
 /// neither start another line nor disturb a terminal.
-pub(super) struct OneLine;
+pub(super) struct SingleLineFields;
 
-impl<'writer> FormatFields<'writer> for OneLine {
+impl<'writer> FormatFields<'writer> for SingleLineFields {
     fn format_fields<R: RecordFields>(
         &self,
         mut writer: Writer<'writer>,
@@ -36,15 +36,15 @@ impl<'writer> FormatFields<'writer> for OneLine {
 
 /// Event format for the journal: the level is a syslog priority in front of the line. There is no
 /// time, because the journal records it.
-pub(super) struct WithPriority(Format<Full, ()>);
+pub(super) struct JournalLine(Format<Full, ()>);
 
-impl WithPriority {
+impl JournalLine {
     pub(super) fn new() -> Self {
         Self(format().without_time().with_target(false).with_level(false).with_ansi(false))
     }
 }
 
-impl<S, N> FormatEvent<S, N> for WithPriority
+impl<S, N> FormatEvent<S, N> for JournalLine
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,

@@ -14,43 +14,43 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
-use super::answers::Answers;
-use super::deadline::Deadline;
+use super::responses::RequestHandler;
+use super::write_timeout::WriteTimeout;
 use nbd_gateway::listen::{AcceptFault, IncomingConnection, Listener};
 use nbd_telemetry::RateLimit;
 
 /// Maximum number of connections: enough for a Prometheus or two, and some browsers with two or
 /// three each. Further ones are closed; clients retry.
-const MOST: usize = 16;
+const MAX_CONNECTIONS: usize = 16;
 
 /// Timeout for receiving a request, from the end of the previous one. It is the idle timeout, too.
-const REQUEST: Duration = Duration::from_secs(15);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Maximum lifetime of a connection, however busy it is, and the time after it in which the last
 /// response may still be read. Browsers and Prometheus reconnect on their own.
-const LIFE: Duration = Duration::from_secs(300);
-const LAST_ANSWER: Duration = Duration::from_secs(10);
+const MAX_LIFETIME: Duration = Duration::from_secs(300);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that a client may leave a response unread without any progress.
-const ANSWER: Duration = Duration::from_secs(30);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Maximum size of a request head, in bytes: the smallest value that hyper accepts.
-const HEAD: usize = 8192;
+const MAX_HEAD_BYTES: usize = 8192;
 
 /// Maximum number of header fields in a request. Browsers send about twenty.
-const FIELDS: usize = 64;
+const MAX_HEADER_FIELDS: usize = 64;
 
 /// Pause before the next attempt to accept when the system has no file descriptors left.
-const PAUSE: Duration = Duration::from_millis(200);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Accepts connections and answers requests until the sender of `stop` is dropped.
 pub(super) async fn serve(
     listener: Listener,
-    answers: Arc<Answers>,
+    answers: Arc<RequestHandler>,
     mut stop: oneshot::Receiver<()>,
 ) {
     let faults = RateLimit::new(3, Duration::from_secs(10));
-    let places = Arc::new(Semaphore::new(MOST));
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -59,11 +59,13 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(incoming) => match Arc::clone(&places).try_acquire_owned() {
-                Ok(place) => {
-                    connections.spawn(talk(incoming, Arc::clone(&answers), place));
+            Ok(incoming) => match Arc::clone(&permits).try_acquire_owned() {
+                Ok(permit) => {
+                    connections.spawn(serve_connection(incoming, Arc::clone(&answers), permit));
                 }
-                Err(_) => tracing::debug!("the monitor has {MOST} connections and closes another"),
+                Err(_) => tracing::debug!(
+                    "the monitor has {MAX_CONNECTIONS} connections and closes another"
+                ),
             },
             Err(error) if AcceptFault::classify(&error) == AcceptFault::Connection => {}
             Err(error) => {
@@ -71,18 +73,22 @@ pub(super) async fn serve(
                     let held_back = held_back.field();
                     tracing::error!(held_back, "the monitor can't accept connections: {error}");
                 }
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
-async fn talk(incoming: IncomingConnection, answers: Arc<Answers>, _place: OwnedSemaphorePermit) {
+async fn serve_connection(
+    incoming: IncomingConnection,
+    answers: Arc<RequestHandler>,
+    _permit: OwnedSemaphorePermit,
+) {
     let ended = match incoming {
-        IncomingConnection::Tcp(stream, _) => answer_all(stream, &answers, true).await,
-        IncomingConnection::Unix(stream) => answer_all(stream, &answers, false).await,
-        IncomingConnection::Pipes(stream) => answer_all(stream, &answers, false).await,
-        IncomingConnection::Vsock(stream, _) => answer_all(stream, &answers, false).await,
+        IncomingConnection::Tcp(stream, _) => serve_requests(stream, &answers, true).await,
+        IncomingConnection::Unix(stream) => serve_requests(stream, &answers, false).await,
+        IncomingConnection::Pipes(stream) => serve_requests(stream, &answers, false).await,
+        IncomingConnection::Vsock(stream, _) => serve_requests(stream, &answers, false).await,
     };
     if let Err(error) = ended {
         tracing::debug!("a connection to the monitor ended: {error}");
@@ -90,25 +96,29 @@ async fn talk(incoming: IncomingConnection, answers: Arc<Answers>, _place: Owned
 }
 
 /// Answers the requests of one connection.
-async fn answer_all<S>(stream: S, answers: &Answers, by_network: bool) -> hyper::Result<()>
+async fn serve_requests<S>(
+    stream: S,
+    answers: &RequestHandler,
+    by_network: bool,
+) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let answer = |request: Request<RequestBody>| {
-        let answer = answers.answer(&request, by_network);
+        let answer = answers.respond(&request, by_network);
         std::future::ready(Ok::<_, Infallible>(answer))
     };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(REQUEST)
-        .max_buf_size(HEAD)
-        .max_headers(FIELDS)
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADER_FIELDS)
         .half_close(false);
-    let stream = TokioIo::new(Deadline::new(stream, ANSWER));
+    let stream = TokioIo::new(WriteTimeout::new(stream, WRITE_TIMEOUT));
     let mut connection = pin!(http.serve_connection(stream, service_fn(answer)));
-    if let Ok(ended) = tokio::time::timeout(LIFE, &mut connection).await {
+    if let Ok(ended) = tokio::time::timeout(MAX_LIFETIME, &mut connection).await {
         return ended;
     }
     connection.as_mut().graceful_shutdown();
-    tokio::time::timeout(LAST_ANSWER, connection).await.unwrap_or(Ok(()))
+    tokio::time::timeout(SHUTDOWN_TIMEOUT, connection).await.unwrap_or(Ok(()))
 }

@@ -10,7 +10,7 @@ use crate::cli::HostName;
 
 /// Returns true if a request may ask for `host`, the value of its `Host` field: an address,
 /// `localhost`, or one of `names`, with any port.
-pub(super) fn may_ask(host: &str, names: &[HostName]) -> bool {
+pub(super) fn is_host_allowed(host: &str, names: &[HostName]) -> bool {
     let name = without_port(host);
     let is_address = match name.strip_prefix('[').and_then(|name| name.strip_suffix(']')) {
         Some(v6) => v6.parse::<IpAddr>().is_ok_and(|address| address.is_ipv6()),
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_are_answered_that_nobody_else_can_have() {
+    fn only_addresses_and_configured_names_are_accepted() {
         let names = ["Monitor.example.org".parse().unwrap()];
         for host in [
             "127.0.0.1",
@@ -46,7 +46,7 @@ mod tests {
             "monitor.example.org",
             "MONITOR.example.org.:80",
         ] {
-            assert!(may_ask(host, &names), "{host}");
+            assert!(is_host_allowed(host, &names), "{host}");
         }
         for host in [
             "",
@@ -65,7 +65,7 @@ mod tests {
             "2130706433",
             "0x7f.1",
         ] {
-            assert!(!may_ask(host, &names), "{host}");
+            assert!(!is_host_allowed(host, &names), "{host}");
         }
     }
 }

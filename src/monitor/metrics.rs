@@ -42,9 +42,9 @@ impl Format {
     }
 
     /// Encodes the metrics of a status.
-    pub(super) fn of(self, status: Status) -> Result<String, fmt::Error> {
+    pub(super) fn encode(self, status: Status) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix(PREFIX);
-        registry.register_collector(Box::new(Numbers(status)));
+        registry.register_collector(Box::new(StatusCollector(status)));
         let mut written = String::new();
         match self {
             Self::Text => prometheus_text::encode(&mut written, &registry)?,
@@ -55,37 +55,37 @@ impl Format {
 }
 
 #[derive(Debug)]
-struct Numbers(Status);
+struct StatusCollector(Status);
 
-impl Collector for Numbers {
+impl Collector for StatusCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut out = Out(encoder);
+        let mut out = MetricsWriter(encoder);
         let status = &self.0;
         program(&mut out, status)?;
         connections(&mut out, status)?;
         exports(&mut out, &status.gateway.exports)?;
         reading(&mut out, status)?;
         memory(&mut out, status)?;
-        changes(&mut out, status)
+        reloads_and_audit(&mut out, status)
     }
 }
 
-fn program(out: &mut Out<'_>, status: &Status) -> fmt::Result {
+fn program(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     out.info("build", "The program", &[("version", status.version)])?;
-    let started = [(NONE, status.started)];
+    let started = [(NO_LABELS, status.started)];
     out.gauge("start_time", "When the program was started, by the Unix clock", SECONDS, started)?;
-    let ready = [(NONE, u64::from(status.ready))];
+    let ready = [(NO_LABELS, u64::from(status.ready))];
     out.gauge("ready", "Whether clients can be served (1) or not (0)", None, ready)
 }
 
-fn connections(out: &mut Out<'_>, status: &Status) -> fmt::Result {
+fn connections(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let all = &status.gateway.connections_total;
     let states = [("negotiating", all.negotiating), ("reading", all.reading)];
     out.gauge("connections", "Connections that there are", None, labelled("state", states))?;
     let help = "Connections that were let in by their address";
-    out.counter("connections_accepted", help, None, [(NONE, all.accepted)])?;
+    out.counter("connections_accepted", help, None, [(NO_LABELS, all.accepted)])?;
     let help = "Connections that came to read an export";
-    out.counter("connections_served", help, None, [(NONE, all.served)])?;
+    out.counter("connections_served", help, None, [(NO_LABELS, all.served)])?;
     let help = "Connections that were closed before a byte was sent";
     out.counter("connections_refused", help, None, by_reason(&all.refused, REFUSALS))?;
     let help = "Connections that were let in by their address and failed later";
@@ -105,7 +105,7 @@ fn connections(out: &mut Out<'_>, status: &Status) -> fmt::Result {
     out.gauge("tls_expiry_timestamp", help, SECONDS, labelled("what", ends))
 }
 
-fn exports(out: &mut Out<'_>, exports: &[ExportReport]) -> fmt::Result {
+fn exports(out: &mut MetricsWriter<'_>, exports: &[ExportReport]) -> fmt::Result {
     let each = |number: fn(&ExportReport) -> u64| {
         exports.iter().map(move |export| ([("export", export.name.as_str())], number(export)))
     };
@@ -144,24 +144,24 @@ fn exports(out: &mut Out<'_>, exports: &[ExportReport]) -> fmt::Result {
     out.counter("throttled", "How long these requests waited", SECONDS, waited)
 }
 
-fn reading(out: &mut Out<'_>, status: &Status) -> fmt::Result {
+fn reading(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let cache = &status.cache;
-    out.gauge("cache", "Decoded blocks that are kept", BYTES, [(NONE, cache.bytes)])?;
+    out.gauge("cache", "Decoded blocks that are kept", BYTES, [(NO_LABELS, cache.bytes)])?;
     let help = "How much may be kept";
-    out.gauge("cache_capacity", help, BYTES, [(NONE, cache.capacity)])?;
+    out.gauge("cache_capacity", help, BYTES, [(NO_LABELS, cache.capacity)])?;
     let help = "Blocks that clients asked for and that were kept";
-    out.counter("cache_hits", help, None, [(NONE, cache.hits)])?;
+    out.counter("cache_hits", help, None, [(NO_LABELS, cache.hits)])?;
     let help = "Blocks that clients asked for and had to wait for";
-    out.counter("cache_misses", help, None, [(NONE, cache.misses)])?;
+    out.counter("cache_misses", help, None, [(NO_LABELS, cache.misses)])?;
     let help = "Blocks that were decoded, those that were read ahead included";
-    out.counter("decoded_blocks", help, None, [(NONE, cache.decoded_blocks)])?;
-    out.counter("decoded", "What these blocks came to", BYTES, [(NONE, cache.decoded_bytes)])?;
+    out.counter("decoded_blocks", help, None, [(NO_LABELS, cache.decoded_blocks)])?;
+    out.counter("decoded", "What these blocks came to", BYTES, [(NO_LABELS, cache.decoded_bytes)])?;
     let help = "How long it took to read, check and decode blocks, over all threads";
-    out.counter("decode", help, SECONDS, [(NONE, cache.decode_seconds)])?;
+    out.counter("decode", help, SECONDS, [(NO_LABELS, cache.decode_seconds)])?;
 
     let storage = &status.storage;
-    out.counter("storage_reads", "Reads from archives", None, [(NONE, storage.reads)])?;
-    out.counter("storage_read", "What these came to", BYTES, [(NONE, storage.bytes)])?;
+    out.counter("storage_reads", "Reads from archives", None, [(NO_LABELS, storage.reads)])?;
+    out.counter("storage_read", "What these came to", BYTES, [(NO_LABELS, storage.bytes)])?;
 
     let help = "Requests that couldn't be answered since a block can't be read or trusted";
     let failures = by_reason(&status.verification_failures, READ_FAILURE_LABELS);
@@ -170,27 +170,27 @@ fn reading(out: &mut Out<'_>, status: &Status) -> fmt::Result {
     out.counter("open_failures", help, None, by_reason(&status.open_failures, []))
 }
 
-fn memory(out: &mut Out<'_>, status: &Status) -> fmt::Result {
+fn memory(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let memory = &status.memory;
-    let resident = memory.resident.map(|bytes| (NONE, bytes));
+    let resident = memory.resident.map(|bytes| (NO_LABELS, bytes));
     out.gauge("resident_memory", "What the process has", BYTES, resident)?;
     let help = "What decoded blocks, index pages and answers may take together";
-    out.gauge("memory_budget", help, BYTES, [(NONE, memory.budget)])?;
+    out.gauge("memory_budget", help, BYTES, [(NO_LABELS, memory.budget)])?;
     let help = "What answers on their way take of what connections share";
-    out.gauge("in_flight", help, BYTES, [(NONE, memory.in_flight)])?;
+    out.gauge("in_flight", help, BYTES, [(NO_LABELS, memory.in_flight)])?;
     let help = "How much of that there is";
-    out.gauge("in_flight_limit", help, BYTES, [(NONE, memory.in_flight_limit)])
+    out.gauge("in_flight_limit", help, BYTES, [(NO_LABELS, memory.in_flight_limit)])
 }
 
-fn changes(out: &mut Out<'_>, status: &Status) -> fmt::Result {
+fn reloads_and_audit(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let reloads = &status.gateway.reloads;
     let results = [("succeeded", reloads.succeeded), ("failed", reloads.failed)];
     let help = "How often certificates, rules and the like were read anew";
     out.counter("reloads", help, None, labelled("result", results))?;
-    let last = reloads.last.map(|last| (NONE, last));
+    let last = reloads.last.map(|last| (NO_LABELS, last));
     let help = "When that was tried the last time, by the Unix clock";
     out.gauge("last_reload_timestamp", help, SECONDS, last)?;
-    let succeeded = [(NONE, u64::from(reloads.last_error.is_none()))];
+    let succeeded = [(NO_LABELS, u64::from(reloads.last_error.is_none()))];
     let help = "Whether what was read the last time is in force (1) or something was wrong (0)";
     out.gauge("last_reload_successful", help, None, succeeded)?;
 
@@ -201,7 +201,7 @@ fn changes(out: &mut Out<'_>, status: &Status) -> fmt::Result {
 
 type Label<'a> = (&'a str, &'a str);
 
-const NONE: [Label<'static>; 0] = [];
+const NO_LABELS: [Label<'static>; 0] = [];
 
 static UNIT_SECONDS: Unit = Unit::Seconds;
 static UNIT_BYTES: Unit = Unit::Bytes;
@@ -226,9 +226,9 @@ fn by_reason(
 }
 
 /// Encoder of metric families.
-struct Out<'a>(DescriptorEncoder<'a>);
+struct MetricsWriter<'a>(DescriptorEncoder<'a>);
 
-impl Out<'_> {
+impl MetricsWriter<'_> {
     fn info(&mut self, name: &str, help: &str, labels: &[Label<'_>]) -> fmt::Result {
         self.0.encode_descriptor(name, help, None, MetricType::Info)?.encode_info(&labels)
     }
@@ -242,7 +242,7 @@ impl Out<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
         for (labels, value) in values {
-            with(&mut family, &labels, |metric| metric.encode_gauge(&value))?;
+            encode_labelled(&mut family, &labels, |metric| metric.encode_gauge(&value))?;
         }
         Ok(())
     }
@@ -257,7 +257,7 @@ impl Out<'_> {
         let mut family = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
         let none: Option<&Exemplar<NoLabelSet, u64>> = None;
         for (labels, value) in values {
-            with(&mut family, &labels, |metric| metric.encode_counter(&value, none))?;
+            encode_labelled(&mut family, &labels, |metric| metric.encode_counter(&value, none))?;
         }
         Ok(())
     }
@@ -279,7 +279,7 @@ impl Out<'_> {
             };
             let last = (f64::INFINITY, *count);
             let buckets: Vec<_> = buckets.iter().chain([&last]).map(alone).collect();
-            with(&mut family, &labels, |metric| {
+            encode_labelled(&mut family, &labels, |metric| {
                 metric.encode_histogram::<NoLabelSet>(*sum, *count, &buckets, None)
             })?;
         }
@@ -287,7 +287,7 @@ impl Out<'_> {
     }
 }
 
-fn with<const N: usize>(
+fn encode_labelled<const N: usize>(
     family: &mut MetricEncoder<'_>,
     labels: &[Label<'_>; N],
     write: impl FnOnce(&mut MetricEncoder<'_>) -> fmt::Result,

@@ -3,20 +3,20 @@
 //! readiness (`/healthz`, `/readyz`).
 //!
 //! It is read-only: no request changes anything. [`Observed`] collects the data, [`Status`] is a
-//! snapshot of it, `answers.rs` maps requests to responses, and `connections.rs` accepts
+//! snapshot of it, `responses.rs` maps requests to responses, and `connections.rs` accepts
 //! connections. Everything runs on one thread of low priority with a runtime of its own, so the
 //! monitor answers while the gateway is under load, and takes no time from the gateway's clients.
 
-mod answers;
 mod connections;
-mod deadline;
 mod host;
 mod metrics;
-mod observed;
 mod page;
 mod recent;
 mod resident;
+mod responses;
+mod source;
 mod status;
+mod write_timeout;
 
 use std::io;
 use std::sync::Arc;
@@ -26,10 +26,10 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 
 use crate::cli::HostName;
-use answers::Answers;
 use nbd_gateway::listen::{BoundSocket, Listener};
-pub(crate) use observed::{AuditReport, Observed};
 pub(crate) use recent::RecentErrors;
+use responses::RequestHandler;
+pub(crate) use source::{AuditCounts, StatusSource};
 
 /// Niceness of the monitor's thread. It equals that of the decoder threads.
 const NICE: i32 = 10;
@@ -44,7 +44,7 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// Starts a monitor that serves the status of `observed` on `socket`, on a thread of its own.
+    /// Starts a monitor that serves the status of `source` on `socket`, on a thread of its own.
     /// Requests may use `names`, besides `localhost` and addresses.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl Monitor {
     pub(crate) fn start(
         socket: BoundSocket,
         names: Vec<HostName>,
-        observed: Arc<Observed>,
+        observed: Arc<StatusSource>,
     ) -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let listener = {
@@ -61,9 +61,9 @@ impl Monitor {
         };
         let address = listener.local_address()?.to_string();
         let (stop, stopped) = oneshot::channel();
-        let answers = Arc::new(Answers::new(names, observed));
+        let answers = Arc::new(RequestHandler::new(names, observed));
         let thread = std::thread::Builder::new().name("monitor".to_owned()).spawn(move || {
-            give_way();
+            lower_priority();
             runtime.block_on(connections::serve(listener, answers, stopped));
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread), address })
@@ -85,7 +85,7 @@ impl Drop for Monitor {
     }
 }
 
-fn give_way() {
+fn lower_priority() {
     // On Linux this affects only the calling thread.
     if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!("the monitor keeps its priority: {error}");

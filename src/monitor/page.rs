@@ -10,11 +10,11 @@ const HTML: &str = include_str!("page.html");
 
 /// The page and its content security policy.
 #[derive(Debug)]
-pub(super) struct Page {
+pub(super) struct StatusPage {
     policy: HeaderValue,
 }
 
-impl Page {
+impl StatusPage {
     pub(super) fn new() -> Self {
         let policy = policy(HTML);
         // The policy has only characters that are valid in a header.
@@ -39,7 +39,7 @@ impl Page {
 fn policy(html: &str) -> String {
     let hashes = |tag: &str| {
         let mut all = String::new();
-        for inside in inside(html, tag) {
+        for inside in contents_of(html, tag) {
             let hash = base64(digest(&SHA256, inside.as_bytes()).as_ref());
             // Writing to a string can't fail.
             write!(all, " 'sha256-{hash}'").unwrap_or_default();
@@ -55,7 +55,7 @@ fn policy(html: &str) -> String {
 }
 
 /// Returns the text between each `<tag>` and its end tag.
-fn inside<'a>(html: &'a str, tag: &str) -> impl Iterator<Item = &'a str> {
+fn contents_of<'a>(html: &'a str, tag: &str) -> impl Iterator<Item = &'a str> {
     let (start, end) = (format!("<{tag}>"), format!("</{tag}>"));
     let parts: Vec<_> = html
         .split(&start)
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_policy_names_what_is_in_the_page() {
+    fn the_policy_has_hashes_of_scripts_and_styles() {
         let policy = policy("<style>a{}</style><script>1</script><script>2\n</script>");
         // The hashes were computed with openssl.
         for part in [
@@ -99,10 +99,10 @@ mod tests {
 
     /// The page must not contain anything that its policy blocks: that would fail without notice.
     #[test]
-    fn the_page_is_one_that_its_policy_fits() {
+    fn the_page_complies_with_its_policy() {
         for tag in ["script", "style"] {
             let all = HTML.matches(&format!("<{tag}")).count();
-            assert_eq!(inside(HTML, tag).count(), all, "{tag} with attributes");
+            assert_eq!(contents_of(HTML, tag).count(), all, "{tag} with attributes");
         }
         for forbidden in
             [" style=", " onclick=", " onload=", " src=", "<link", "http://", "@import"]
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_as_in_rfc_4648() {
+    fn base64_matches_rfc_4648() {
         for (bytes, text) in
             [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
         {

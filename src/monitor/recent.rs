@@ -15,10 +15,10 @@ use nbd_gateway::unix_seconds;
 use nbd_telemetry::escape;
 
 /// Maximum number of errors that are remembered.
-const MOST: usize = 50;
+const MAX_ERRORS: usize = 50;
 
 /// Maximum length of a remembered error, in bytes. The log has it in full.
-const LONGEST: usize = 1000;
+const MAX_MESSAGE_BYTES: usize = 1000;
 
 /// The latest errors, newest first. Clones share the same errors.
 #[derive(Debug, Clone, Default)]
@@ -26,18 +26,18 @@ pub(crate) struct RecentErrors(Arc<Mutex<VecDeque<RecentError>>>);
 
 impl RecentErrors {
     /// Returns a `tracing` layer that remembers logged errors here.
-    pub(crate) fn layer(&self) -> RememberErrors {
-        RememberErrors(self.clone())
+    pub(crate) fn layer(&self) -> RecentErrorsLayer {
+        RecentErrorsLayer(self.clone())
     }
 
     /// Returns the remembered errors, newest first.
-    pub(super) fn all(&self) -> Vec<RecentError> {
+    pub(super) fn to_vec(&self) -> Vec<RecentError> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
-    fn remember(&self, error: RecentError) {
+    fn push(&self, error: RecentError) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.truncate(MOST - 1);
+        all.truncate(MAX_ERRORS - 1);
         all.push_front(error);
     }
 }
@@ -45,31 +45,31 @@ impl RecentErrors {
 /// A `tracing` layer that remembers errors, created by [`RecentErrors::layer`]. It doesn't limit
 /// the rate of errors; the code that logs them has to.
 #[derive(Debug)]
-pub(crate) struct RememberErrors(RecentErrors);
+pub(crate) struct RecentErrorsLayer(RecentErrors);
 
-impl<S: Subscriber> Layer<S> for RememberErrors {
+impl<S: Subscriber> Layer<S> for RecentErrorsLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         if *event.metadata().level() != Level::ERROR {
             return;
         }
-        let mut words = Words::default();
+        let mut words = MessageVisitor::default();
         event.record(&mut words);
-        let Words { mut message, fields } = words;
+        let MessageVisitor { mut message, fields } = words;
         message.push_str(&fields);
         let mut message = escape::text(&message).into_owned();
-        message.truncate(message.floor_char_boundary(LONGEST));
-        self.0.remember(RecentError { at: unix_seconds(SystemTime::now()), message });
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        self.0.push(RecentError { at: unix_seconds(SystemTime::now()), message });
     }
 }
 
 /// A log line: the message, and the fields in parentheses.
 #[derive(Default)]
-struct Words {
+struct MessageVisitor {
     message: String,
     fields: String,
 }
 
-impl Visit for Words {
+impl Visit for MessageVisitor {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let (name, Self { message, fields }) = (field.name(), self);
         let written = match name {
@@ -87,19 +87,19 @@ mod tests {
     use tracing_subscriber::layer::SubscriberExt;
 
     #[test]
-    fn errors_are_remembered_and_nothing_else() {
+    fn only_errors_are_remembered() {
         let recent = RecentErrors::default();
         let subscriber = tracing_subscriber::registry().with(recent.layer());
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!("no error");
-            for number in 0..2 * MOST {
+            for number in 0..2 * MAX_ERRORS {
                 tracing::error!(offset = number, export = %"x.hxz", "a read failed");
             }
-            tracing::error!("{}", "ü".repeat(LONGEST));
+            tracing::error!("{}", "ü".repeat(MAX_MESSAGE_BYTES));
         });
-        let all = recent.all();
-        assert_eq!(all.len(), MOST);
-        assert_eq!(all[0].message.chars().count(), LONGEST / 2);
+        let all = recent.to_vec();
+        assert_eq!(all.len(), MAX_ERRORS);
+        assert_eq!(all[0].message.chars().count(), MAX_MESSAGE_BYTES / 2);
         assert_eq!(all[1].message, "a read failed (offset 99) (export x.hxz)");
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::observed::AuditReport;
+use super::source::AuditCounts;
 use nbd_gateway::GatewayReport;
 
 /// Status of the program and its gateway.
@@ -27,28 +27,28 @@ pub(crate) struct Status {
     pub(crate) ready: bool,
     /// Reason why clients can't be served; `None` if they can.
     pub(crate) unready: Option<&'static str>,
-    /// Report of the gateway, whose members are on the same level.
+    /// GatewayReport of the gateway, whose members are on the same level.
     #[serde(flatten)]
     pub(crate) gateway: GatewayReport,
     /// Cache of decoded blocks.
-    pub(crate) cache: Cache,
+    pub(crate) cache: CacheStatus,
     /// Reads from archive files.
-    pub(crate) storage: Storage,
+    pub(crate) storage: StorageStatus,
     /// Number of requests that failed because a block couldn't be read or verified, by reason.
     pub(crate) verification_failures: BTreeMap<&'static str, u64>,
     /// Number of archives that couldn't be opened, by reason.
     pub(crate) open_failures: BTreeMap<&'static str, u64>,
     /// Memory use and limits.
-    pub(crate) memory: Memory,
+    pub(crate) memory: MemoryStatus,
     /// Counts of audit events; `None` without an audit log.
-    pub(crate) audit: Option<AuditReport>,
+    pub(crate) audit: Option<AuditCounts>,
     /// Latest errors in the log, newest first.
     pub(crate) recent_errors: Vec<RecentError>,
 }
 
 /// Cache of decoded blocks, and decoding.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Cache {
+pub(crate) struct CacheStatus {
     /// Bytes of decoded blocks in the cache.
     pub(crate) bytes: u64,
     /// Maximum size of the cache.
@@ -67,7 +67,7 @@ pub(crate) struct Cache {
 
 /// Reads from archive files.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Storage {
+pub(crate) struct StorageStatus {
     /// Number of reads.
     pub(crate) reads: u64,
     /// Number of bytes read.
@@ -76,7 +76,7 @@ pub(crate) struct Storage {
 
 /// Memory use and limits of the program.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryStatus {
     /// Resident memory of the process, if the kernel reports it.
     pub(crate) resident: Option<u64>,
     /// Memory that decoded blocks, index pages and replies share (`--cache-size`).

@@ -11,27 +11,30 @@ use nbd_gateway::listen::ListenAddress;
 use nbd_gateway::tls::{self, ServerTls};
 
 use super::sandbox;
-use crate::cli::{Changeable, Tls};
+use crate::cli::{ReloadableOptions, TlsOptions};
 use crate::failure::Failure;
 
 /// Reads the policy. Keeps the key of `before` if it can't be read again.
 pub(crate) fn read(
-    options: &Changeable,
+    options: &ReloadableOptions,
     config: &Config,
     before: Option<&ServerTls>,
 ) -> Result<Policy, Failure> {
-    warn_of_writable_files(options);
+    warn_world_writable(options);
     let rules = options.access.rules()?;
     config.check(&rules, options.tls.files().is_some())?;
     let tls = read_tls(&options.tls, before)?;
-    who_is_asked(&rules, tls.as_ref())?;
+    check_identity_rules(&rules, tls.as_ref())?;
     Ok(Policy { rules, tls })
 }
 
 /// Reads the policy like [`read`], but collects all errors, in the order in which they would stop
 /// the startup.
-pub(crate) fn read_all(options: &Changeable, config: &Config) -> Result<Policy, Vec<Failure>> {
-    warn_of_writable_files(options);
+pub(crate) fn read_collecting_errors(
+    options: &ReloadableOptions,
+    config: &Config,
+) -> Result<Policy, Vec<Failure>> {
+    warn_world_writable(options);
     let mut failures = Vec::new();
     let rules = options.access.rules().map_err(|error| failures.push(error.into())).ok();
     if let Some(rules) = &rules
@@ -41,13 +44,16 @@ pub(crate) fn read_all(options: &Changeable, config: &Config) -> Result<Policy, 
     }
     let tls = read_tls(&options.tls, None).map_err(|error| failures.push(error)).ok();
     let (Some(rules), Some(tls)) = (rules, tls) else { return Err(failures) };
-    if let Err(error) = who_is_asked(&rules, tls.as_ref()) {
+    if let Err(error) = check_identity_rules(&rules, tls.as_ref()) {
         failures.push(error);
     }
     if failures.is_empty() { Ok(Policy { rules, tls }) } else { Err(failures) }
 }
 
-fn read_tls(options: &Tls, before: Option<&ServerTls>) -> Result<Option<ServerTls>, Failure> {
+fn read_tls(
+    options: &TlsOptions,
+    before: Option<&ServerTls>,
+) -> Result<Option<ServerTls>, Failure> {
     let Some((files, oldest)) = options.files() else { return Ok(None) };
     let (tls, warnings) = tls::load(&files, oldest, before)?;
     for warning in warnings {
@@ -58,17 +64,17 @@ fn read_tls(options: &Tls, before: Option<&ServerTls>) -> Result<Option<ServerTl
 
 /// Warns about policy files that every user of this machine can modify or replace: those that
 /// decide which clients are admitted, and which archives may be opened.
-fn warn_of_writable_files(options: &Changeable) {
+fn warn_world_writable(options: &ReloadableOptions) {
     for path in sandbox::policy_files(options) {
-        let found = writable_by_all(&path);
+        let found = find_world_writable(&path);
         let path = path.display();
         match found {
-            Some(Writable::File) => tracing::warn!(
+            Some(WorldWritable::File) => tracing::warn!(
                 reason = "writable_by_all",
                 "{path} can be changed by every user of this machine, and so can be what it says: \
                  chmod o-w {path}"
             ),
-            Some(Writable::Folder(folder)) => {
+            Some(WorldWritable::Folder(folder)) => {
                 let folder = folder.display();
                 tracing::warn!(
                     reason = "writable_by_all",
@@ -82,27 +88,28 @@ fn warn_of_writable_files(options: &Changeable) {
 }
 
 /// A path that every user of this machine can write to.
-enum Writable {
+enum WorldWritable {
     File,
     Folder(PathBuf),
 }
 
 /// Finds out if every user can modify or replace a file. Symbolic links are followed, since the
 /// location of the file itself counts.
-fn writable_by_all(path: &Path) -> Option<Writable> {
+fn find_world_writable(path: &Path) -> Option<WorldWritable> {
     const BY_OTHERS: u32 = 0o002;
     // In a sticky folder, only owners can remove files.
     const STICKY: u32 = 0o1000;
     let real = path.canonicalize().ok()?;
     let mode = |path: &Path| path.metadata().ok().map(|it| it.mode());
     if real.is_file() && mode(&real)? & BY_OTHERS != 0 {
-        return Some(Writable::File);
+        return Some(WorldWritable::File);
     }
     let folder = real.parent()?;
-    (mode(folder)? & (BY_OTHERS | STICKY) == BY_OTHERS).then(|| Writable::Folder(folder.to_owned()))
+    (mode(folder)? & (BY_OTHERS | STICKY) == BY_OTHERS)
+        .then(|| WorldWritable::Folder(folder.to_owned()))
 }
 
-fn who_is_asked(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
+fn check_identity_rules(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
     let asks = tls.is_some_and(ServerTls::requests_certificates);
     if rules.use_identities() && !asks {
         return Err(Failure::IdentityWithoutCa);
@@ -111,7 +118,7 @@ fn who_is_asked(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
 }
 
 /// Describes how, and to which clients, exports are served.
-pub(crate) fn to_whom(policy: &Policy) -> String {
+pub(crate) fn describe_access(policy: &Policy) -> String {
     let how = match &policy.tls {
         Some(tls) if tls.requires_certificates() => "over TLS with certificates",
         Some(_) => "over TLS",
@@ -121,7 +128,7 @@ pub(crate) fn to_whom(policy: &Policy) -> String {
 }
 
 /// Warns about settings that are valid but probably not intended.
-pub(crate) fn warn_of_surprises(config: &Config, policy: &Policy) {
+pub(crate) fn warn_risky(config: &Config, policy: &Policy) {
     if config.insecure_no_tls {
         tracing::warn!("no TLS: anyone on the way to a client can read and change what it reads",);
     }

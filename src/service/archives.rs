@@ -11,14 +11,14 @@ use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey,
 use nbd_server::Export;
 use nbd_telemetry::escape;
 
-use crate::cli::{Opening, Snapshots};
+use crate::cli::{OpenArchiveOptions, SnapshotOptions};
 use crate::failure::Failure;
 use crate::service::password;
 
 /// Maximum length of a key file, in bytes.
-const MAX_KEY: u64 = 64 * 1024;
+const MAX_KEY_FILE: u64 = 64 * 1024;
 /// Maximum length of a list of digests, in bytes; enough for some 100,000 archives.
-const MAX_LIST: u64 = 16 * 1024 * 1024;
+const MAX_DIGEST_LIST: u64 = 16 * 1024 * 1024;
 
 /// Reason for which a key or a digest can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,14 +38,14 @@ pub(crate) enum TrustError {
 }
 
 /// Returns the options with which archives are opened.
-pub(crate) fn options(opening: &Opening) -> Result<OpenOptions, Failure> {
-    let password = password::find(opening.password_file.as_deref())?;
+pub(crate) fn options(opening: &OpenArchiveOptions) -> Result<OpenOptions, Failure> {
+    let password = password::password_source(opening.password_file.as_deref())?;
     Ok(with_password(opening, password)?)
 }
 
 /// Returns the same options, with a password that has already been loaded.
 pub(crate) fn with_password(
-    opening: &Opening,
+    opening: &OpenArchiveOptions,
     password: Option<PasswordSource>,
 ) -> Result<OpenOptions, TrustError> {
     Ok(OpenOptions {
@@ -56,18 +56,20 @@ pub(crate) fn with_password(
         max_key_iterations: opening.max_key_iterations,
         reference_choices: Arc::from(opening.resolve_references.as_slice()),
         zero_uncovered: opening.zero_uncovered,
-        ..trust(opening)?
+        ..load_keys_and_digests(opening)?
     })
 }
 
 /// Returns true if keys or digests restrict which archives may be opened.
-pub(crate) fn has_trust(opening: &Opening) -> bool {
+pub(crate) fn has_keys_or_digests(opening: &OpenArchiveOptions) -> bool {
     !opening.verify_key.is_empty() || !opening.digest.is_empty()
 }
 
 /// Loads the keys and digests that archives are verified with; the other options keep their
 /// defaults.
-pub(crate) fn trust(opening: &Opening) -> Result<OpenOptions, TrustError> {
+pub(crate) fn load_keys_and_digests(
+    opening: &OpenArchiveOptions,
+) -> Result<OpenOptions, TrustError> {
     let keys: Result<Vec<_>, TrustError> =
         opening.verify_key.iter().map(|key| load_key(key)).collect();
     Ok(OpenOptions {
@@ -78,7 +80,7 @@ pub(crate) fn trust(opening: &Opening) -> Result<OpenOptions, TrustError> {
 }
 
 /// Returns the arguments of the key and digest options that name files.
-pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
+pub(crate) fn key_and_digest_files(opening: &OpenArchiveOptions) -> Vec<PathBuf> {
     let is_key =
         |text: &&OsString| text.to_str().is_none_or(|text| text.parse::<VerifyKey>().is_err());
     let keys = opening.verify_key.iter().filter(is_key);
@@ -87,7 +89,7 @@ pub(crate) fn files(opening: &Opening) -> Vec<PathBuf> {
 }
 
 /// Opens the named archives, and returns a description of what will be served.
-pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<String, Failure> {
+pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result<String, Failure> {
     let (exports, mut failed) = catalog.open_named().await;
     let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
     let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
@@ -102,7 +104,7 @@ pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<Strin
     {
         tracing::warn!("the default export {:?} isn't there (yet)", escape::name(name));
     }
-    exports.iter().for_each(note_odd_size);
+    exports.iter().for_each(warn_unaligned_size);
     let named = exports
         .iter()
         .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
@@ -112,7 +114,7 @@ pub(crate) async fn open(catalog: &Catalog, options: &Snapshots) -> Result<Strin
     Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
 }
 
-fn note_odd_size(export: &SnapshotExport) {
+fn warn_unaligned_size(export: &SnapshotExport) {
     const SECTOR: u64 = 512;
     if !export.size().is_multiple_of(SECTOR) {
         tracing::warn!(
@@ -131,12 +133,12 @@ fn load_key(text: &OsStr) -> Result<VerifyKey, TrustError> {
     if let Some(key) = text.to_str().and_then(|text| text.parse().ok()) {
         return Ok(key);
     }
-    let content = read(Path::new(text), MAX_KEY)
+    let content = read(Path::new(text), MAX_KEY_FILE)
         .map_err(|error| TrustError::KeyFile { name: name(), error })?;
     VerifyKey::from_file_content(&content).map_err(|error| TrustError::Key { name: name(), error })
 }
 
-fn load_digests(opening: &Opening) -> Result<Option<Digests>, TrustError> {
+fn load_digests(opening: &OpenArchiveOptions) -> Result<Option<Digests>, TrustError> {
     if opening.digest.is_empty() {
         return Ok(None);
     }
@@ -146,7 +148,7 @@ fn load_digests(opening: &Opening) -> Result<Option<Digests>, TrustError> {
         let added = if Digests::is_entry(text) {
             digests.add_entry(text)
         } else {
-            let list = read(Path::new(text), MAX_LIST)
+            let list = read(Path::new(text), MAX_DIGEST_LIST)
                 .map_err(|error| TrustError::DigestFile { name: name(), error })?;
             digests.add_list(&list)
         };

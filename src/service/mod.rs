@@ -33,10 +33,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 use crate::monitor::RecentErrors;
-use crate::settings::{Settings, Source};
-use audit::Record;
-use notify::Service;
-use reload::{InForce, Reloading, Served};
+use crate::settings::{OptionSource, Settings};
+use audit::AuditHandle;
+use notify::Notifier;
+use reload::{ActiveState, Reloader, ServedExports};
 use start::Prepared;
 
 /// Interval at which the export folder is checked.
@@ -45,18 +45,18 @@ const FOLDER_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Opens everything, then serves until a signal, or, with `--stdio`, until its client
 /// disconnects.
 pub(crate) fn serve(
-    source: Source,
+    source: OptionSource,
     settings: Settings,
     recent: RecentErrors,
 ) -> Result<(), Failure> {
-    reload::hold_hangups()?;
+    reload::block_sighup()?;
     let plan = sandbox::plan(&settings);
     let Prepared {
         file,
         fixed,
         options,
         watch,
-        seen,
+        stamps: seen,
         mut config,
         policy,
         catalog,
@@ -64,44 +64,44 @@ pub(crate) fn serve(
         services,
     } = Prepared::new(settings, recent)?;
     let runtime = runtime::prepare();
-    let confines = sandbox::confine(&plan)?;
-    let record = Record::start(services.audit)?;
+    let readable = sandbox::enter_sandbox(&plan)?;
+    let record = AuditHandle::start(services.audit)?;
     config.audit = record.audit();
     let monitor = services.monitor.start(record.counts())?;
 
     let mut shutdown_at = None;
     let patience = config.timeouts.shutdown;
-    let ended = runtime::until_signal(runtime, async |shutdown| {
-        let hangup = reload::hangup()?;
-        let service = Arc::new(Service::new(services.manager)?);
+    let ended = runtime::run_until_signal(runtime, async |shutdown| {
+        let hangup = reload::unblock_sighup()?;
+        let service = Arc::new(Notifier::new(services.manager)?);
         // Verifying an archive's digest can take long; a signal must be able to interrupt it.
         let opening = archives::open(&catalog, &options.snapshots);
         let opening = shutdown.run_until_cancelled(opening);
-        let opened = service.starting(progress, opening).await;
+        let opened = service.run_startup(progress, opening).await;
         let Some(exports) = opened.transpose()? else { return Ok(()) };
 
-        let (access, open_to) = (access::to_whom(&policy), policy.rules.to_string());
+        let (access, open_to) = (access::describe_access(&policy), policy.rules.to_string());
         let (tls, reader) = (policy.tls.clone(), Arc::clone(catalog.reader()));
         let (has_tls, audit) = (tls.is_some(), config.audit.clone());
-        let open = listen.sockets.open(config.clone(), policy, catalog)?;
+        let open = listen.sockets.into_gateway(config.clone(), policy, catalog)?;
         let (control, addresses) = (open.gateway.control(), open.listen.clone());
-        monitor.watch(control.clone());
+        monitor.attach(control.clone());
 
-        let reloading = Reloading {
+        let reloading = Reloader {
             source,
             file,
-            fixed,
+            fixed_options: fixed,
             config,
-            confines,
+            readable,
             control: control.clone(),
             service: Arc::clone(&service),
-            seen,
-            on_loopback: listen.is_loopback_only,
-            in_force: InForce { tls, served: Served::new(options.snapshots.clone()) },
+            stamps: seen,
+            is_loopback_only: listen.is_loopback_only,
+            active: ActiveState { tls, served: ServedExports::new(options.snapshots.clone()) },
             record: record.clone(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(reloading.on_signal(hangup, watch));
+        tasks.spawn(reloading.run(hangup, watch));
         tracing::info!(listen = %addresses.join(", "), "ready: serving {exports} {access}");
         service.ready(exports, access).await;
         audit.emit(|| start_event(&addresses, has_tls, open_to));
@@ -147,7 +147,7 @@ fn start_event(listen: &[String], tls: bool, open_to: String) -> Event {
 
 /// Keeps the service manager informed while clients are served.
 async fn notify_manager(
-    service: Arc<Service>,
+    service: Arc<Notifier>,
     control: Control<Catalog>,
     reader: Arc<BlockReader>,
     shutdown: CancellationToken,
@@ -162,8 +162,8 @@ async fn notify_manager(
         service.stopping().await;
     };
     tokio::join!(
-        service.keep_status(|| control.active_sessions()),
-        service.keep_alive(works),
+        service.run_status(|| control.active_sessions()),
+        service.run_watchdog(works),
         stopping
     );
 }

@@ -4,47 +4,47 @@ use std::io;
 use std::sync::Arc;
 
 use crate::cli::HostName;
-use crate::monitor::{AuditReport, Monitor, Observed, RecentErrors};
+use crate::monitor::{AuditCounts, Monitor, RecentErrors, StatusSource};
 use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::listen::{BoundSocket, ListenAddress};
 
-use crate::cli::Serve;
+use crate::cli::ServeOptions;
 use crate::failure::Failure;
 
 /// Monitoring resources that can't be obtained inside the sandbox.
-pub(crate) struct Show {
+pub(crate) struct MonitorSetup {
     socket: Option<BoundSocket>,
     names: Vec<HostName>,
-    observed: Arc<Observed>,
+    observed: Arc<StatusSource>,
 }
 
 /// The running monitor. It stops when this is dropped.
-pub(crate) struct Shown {
+pub(crate) struct RunningMonitor {
     _monitor: Option<Monitor>,
     /// Monitoring data, whether or not it is served.
-    observed: Arc<Observed>,
+    observed: Arc<StatusSource>,
 }
 
-impl Shown {
+impl RunningMonitor {
     /// Connects a gateway's report to the monitoring data.
-    pub(crate) fn watch(&self, control: Control<Catalog>) {
-        self.observed.gateway(move || control.report());
+    pub(crate) fn attach(&self, control: Control<Catalog>) {
+        self.observed.set_gateway(move || control.report());
     }
 }
 
-impl Show {
+impl MonitorSetup {
     /// Binds the monitoring socket, unless the service manager passed one.
     pub(crate) fn prepare(
-        options: &Serve,
-        handed: Option<BoundSocket>,
+        options: &ServeOptions,
+        inherited: Option<BoundSocket>,
         reader: &Arc<BlockReader>,
         recent: RecentErrors,
     ) -> Result<Self, Failure> {
-        let asked = options.monitoring.listen();
-        let socket = match (handed, asked) {
-            (Some(_), Some(_)) => return Err(Failure::MonitorAndHanded),
-            (handed, None) => handed,
+        let configured = options.monitoring.listen();
+        let socket = match (inherited, configured) {
+            (Some(_), Some(_)) => return Err(Failure::MonitorAndInherited),
+            (inherited, None) => inherited,
             (None, Some(at)) => Some(at.bind()?),
         };
         match socket.as_ref().map(BoundSocket::address) {
@@ -58,18 +58,18 @@ impl Show {
             _ => {}
         }
         let budget = options.memory().total();
-        let observed = Arc::new(Observed::new(budget, Arc::clone(reader), recent));
+        let observed = Arc::new(StatusSource::new(budget, Arc::clone(reader), recent));
         Ok(Self { socket, names: options.monitoring.names().to_owned(), observed })
     }
 
     /// Starts serving, on a thread of its own. `audit` returns the event counters.
     pub(crate) fn start(
         self,
-        audit: Option<impl Fn() -> AuditReport + Send + Sync + 'static>,
-    ) -> io::Result<Shown> {
+        audit: Option<impl Fn() -> AuditCounts + Send + Sync + 'static>,
+    ) -> io::Result<RunningMonitor> {
         let Self { socket, names, observed } = self;
         if let Some(counts) = audit {
-            observed.audit(counts);
+            observed.set_audit(counts);
         }
         let monitor = match socket {
             Some(socket) => Some(Monitor::start(socket, names, Arc::clone(&observed))?),
@@ -78,6 +78,6 @@ impl Show {
         if let Some(monitor) = &monitor {
             tracing::info!(monitor = monitor.address(), "what goes on is shown by HTTP");
         }
-        Ok(Shown { _monitor: monitor, observed })
+        Ok(RunningMonitor { _monitor: monitor, observed })
     }
 }

@@ -14,7 +14,7 @@ const CREDENTIAL: &str = "hexz-nbd.password";
 /// Environment variable, which the Hexz tools use as well.
 const VARIABLE: &str = "HEXZ_PASSWORD";
 /// Length in bytes from which on a password file is rejected.
-const MAX_LENGTH: usize = 64 * 1024;
+const LENGTH_LIMIT: usize = 64 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", nbd_telemetry::escape::name(.path))]
@@ -25,8 +25,10 @@ pub(crate) struct PasswordError {
 
 /// Returns the source of the password, if there is one. A file is read once, so that errors show
 /// at startup.
-pub(crate) fn find(file: Option<&Path>) -> Result<Option<PasswordSource>, PasswordError> {
-    if let Some(path) = self::file(file) {
+pub(crate) fn password_source(
+    file: Option<&Path>,
+) -> Result<Option<PasswordSource>, PasswordError> {
+    if let Some(path) = self::password_file(file) {
         return source(&path).map(Some);
     }
     let variable = || std::env::var_os(VARIABLE).map(|value| Password::new(value.into_vec()));
@@ -36,7 +38,7 @@ pub(crate) fn find(file: Option<&Path>) -> Result<Option<PasswordSource>, Passwo
 }
 
 /// Returns the file with the password, if it comes from a file: `given`, or else the credential.
-pub(crate) fn file(given: Option<&Path>) -> Option<PathBuf> {
+pub(crate) fn password_file(given: Option<&Path>) -> Option<PathBuf> {
     let credential = || {
         let folder = std::env::var_os("CREDENTIALS_DIRECTORY")?;
         // If its existence can't be checked, the error shows when it is read.
@@ -65,12 +67,14 @@ fn read(path: &Path) -> Result<Password, PasswordError> {
     }
     let file = File::open(path).map_err(|error| of(error.into()))?;
     // Allocated at full size: growing would leave copies of the password in memory.
-    let mut content = Vec::with_capacity(MAX_LENGTH + 1);
-    let length =
-        file.take(MAX_LENGTH as u64).read_to_end(&mut content).map_err(|error| of(error.into()))?;
+    let mut content = Vec::with_capacity(LENGTH_LIMIT + 1);
+    let length = file
+        .take(LENGTH_LIMIT as u64)
+        .read_to_end(&mut content)
+        .map_err(|error| of(error.into()))?;
     let password = Password::from_file_content(content);
     let invalid = |message| of(io::Error::new(io::ErrorKind::InvalidData, message).into());
-    if length == MAX_LENGTH {
+    if length == LENGTH_LIMIT {
         return Err(invalid("it is too long for a password"));
     }
     if password.is_empty() {

@@ -20,54 +20,54 @@ use nbd_gateway::{Control, Policy};
 use nbd_sandbox::{ReadableSet, SandboxPlan};
 
 use super::{access, archives, password, sandbox};
-use crate::cli::{Changeable, Opening, Snapshots};
+use crate::cli::{OpenArchiveOptions, ReloadableOptions, SnapshotOptions};
 use crate::failure::Failure;
-use crate::service::audit::Record;
-use crate::service::notify::Service;
-use crate::settings::{Again, Fixed, Source};
+use crate::service::audit::AuditHandle;
+use crate::service::notify::Notifier;
+use crate::settings::{FixedOptions, OptionSource, ReloadedOptions};
 
 /// Interval at which watched files are polled.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Maximum number of polls after a change before the files are read. A writer that doesn't stop
 /// can't delay the reload for longer.
-const MAX_LOOKS: u32 = 5;
+const MAX_SETTLE_POLLS: u32 = 5;
 
 /// Blocks SIGHUP until its handler is installed. It would end the program otherwise, and the
 /// startup can take as long as hashing an archive. Threads inherit the signal mask, so this must
 /// be called while there is only one.
-pub(crate) fn hold_hangups() -> io::Result<()> {
-    Ok(hangups().thread_block()?)
+pub(crate) fn block_sighup() -> io::Result<()> {
+    Ok(sighup_set().thread_block()?)
 }
 
 /// Returns the stream of SIGHUP signals, including a pending one that was blocked. Must be called
 /// on the thread that blocks it.
-pub(crate) fn hangup() -> io::Result<Signal> {
+pub(crate) fn unblock_sighup() -> io::Result<Signal> {
     let signal = signal(SignalKind::hangup())?;
-    hangups().thread_unblock()?;
+    sighup_set().thread_unblock()?;
     Ok(signal)
 }
 
-fn hangups() -> SigSet {
+fn sighup_set() -> SigSet {
     SigSet::from(nix::sys::signal::Signal::SIGHUP)
 }
 
 /// Stamps of the files that a reload reads; `None` for files that don't exist.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Stamps {
+pub(crate) struct FileStamps {
     config: Option<FileStamp>,
     others: Vec<(PathBuf, Option<FileStamp>)>,
 }
 
-impl Stamps {
+impl FileStamps {
     /// Takes the stamps of the files that `options` name. The stamp of the configuration file
     /// must have been taken before it was read.
-    pub(crate) fn of(config: Option<FileStamp>, options: &Changeable) -> Self {
+    pub(crate) fn of(config: Option<FileStamp>, options: &ReloadableOptions) -> Self {
         Self::with(config, sandbox::policy_files(options).into_iter())
     }
 
     /// Takes the stamps of the same files again; `config` is the configuration file.
-    fn again(self, config: Option<&Path>) -> Self {
+    fn retake(self, config: Option<&Path>) -> Self {
         let config = config.and_then(FileStamp::of);
         Self::with(config, self.others.into_iter().map(|(path, _)| path))
     }
@@ -83,73 +83,73 @@ impl Stamps {
 
 /// State for reloading the files on a signal, or when they have changed.
 #[derive(Debug)]
-pub(crate) struct Reloading {
-    pub(crate) source: Source,
+pub(crate) struct Reloader {
+    pub(crate) source: OptionSource,
     /// Path of the configuration file, if there is one.
     pub(crate) file: Option<PathBuf>,
     /// Options that can't change while the program runs.
-    pub(crate) fixed: Fixed,
+    pub(crate) fixed_options: FixedOptions,
     pub(crate) config: Config,
-    pub(crate) confines: ReadableSet,
+    pub(crate) readable: ReadableSet,
     pub(crate) control: Control<Catalog>,
     /// Service manager to notify.
-    pub(crate) service: Arc<Service>,
+    pub(crate) service: Arc<Notifier>,
     /// Stamps of the files from before they were read.
-    pub(crate) seen: Stamps,
+    pub(crate) stamps: FileStamps,
     /// True if the gateway listens on loopback only, since the rules admitted no other clients at
     /// startup.
-    pub(crate) on_loopback: bool,
-    pub(crate) in_force: InForce,
+    pub(crate) is_loopback_only: bool,
+    pub(crate) active: ActiveState,
     /// Audit whose file is reopened.
-    pub(crate) record: Record,
+    pub(crate) record: AuditHandle,
 }
 
 /// TLS settings and exports that are active.
 #[derive(Debug, Clone)]
-pub(crate) struct InForce {
+pub(crate) struct ActiveState {
     pub(crate) tls: Option<ServerTls>,
-    pub(crate) served: Served,
+    pub(crate) served: ServedExports,
 }
 
 /// Options from which the served exports were built. They lag behind the current options while
 /// archives are being opened, and for as long as that fails.
 #[derive(Debug, Clone)]
-pub(crate) struct Served(Arc<Mutex<Made>>);
+pub(crate) struct ServedExports(Arc<Mutex<ServedState>>);
 
 #[derive(Debug)]
-struct Made {
-    of: Snapshots,
+struct ServedState {
+    snapshots: SnapshotOptions,
     /// Number of policies that have been activated since startup.
-    policies: u64,
+    policy_count: u64,
 }
 
-impl Served {
-    pub(crate) fn new(snapshots: Snapshots) -> Self {
-        Self(Arc::new(Mutex::new(Made { of: snapshots, policies: 0 })))
+impl ServedExports {
+    pub(crate) fn new(snapshots: SnapshotOptions) -> Self {
+        Self(Arc::new(Mutex::new(ServedState { snapshots, policy_count: 0 })))
     }
 
     /// Returns the served catalog, and the options from which it was built.
-    fn look(&self, control: &Control<Catalog>) -> (Arc<Catalog>, Snapshots) {
+    fn current(&self, control: &Control<Catalog>) -> (Arc<Catalog>, SnapshotOptions) {
         let made = self.lock();
-        (control.exports(), made.of.clone())
+        (control.exports(), made.snapshots.clone())
     }
 
     /// Activates a policy that belongs to exports built from `snapshots`. Returns the number of
     /// connections dropped, and the number of the policy.
-    fn judge(
+    fn activate_policy(
         &self,
         control: &Control<Catalog>,
         policy: Policy,
-        snapshots: &Snapshots,
+        snapshots: &SnapshotOptions,
     ) -> (usize, u64) {
         let mut made = self.lock();
-        made.policies += 1;
-        let dropped = if made.of == *snapshots {
+        made.policy_count += 1;
+        let dropped = if made.snapshots == *snapshots {
             control.replace_policy(policy)
         } else {
             control.replace_policy_before_exports(policy)
         };
-        (dropped, made.policies)
+        (dropped, made.policy_count)
     }
 
     /// Serves the exports that belong to the policy number `policy`, unless a newer policy is
@@ -159,36 +159,36 @@ impl Served {
         control: &Control<Catalog>,
         policy: u64,
         catalog: Arc<Catalog>,
-        snapshots: Snapshots,
+        snapshots: SnapshotOptions,
     ) -> bool {
         let mut made = self.lock();
-        let is_wanted = made.policies == policy;
+        let is_wanted = made.policy_count == policy;
         if is_wanted {
             control.replace_exports(catalog);
-            made.of = snapshots;
+            made.snapshots = snapshots;
         }
         is_wanted
     }
 
-    fn lock(&self) -> MutexGuard<'_, Made> {
+    fn lock(&self) -> MutexGuard<'_, ServedState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Outcome of reading everything again.
-struct Renewed {
-    snapshots: Snapshots,
+struct ReloadPlan {
+    snapshots: SnapshotOptions,
     policy: Policy,
     catalog: Catalog,
     /// Consequence for the other archives if one can't be served; part of the error message.
-    and_so: &'static str,
+    consequence: &'static str,
     /// Options that have changed in the file, but only take effect after a restart.
-    takes_a_restart: Vec<String>,
+    needs_restart: Vec<String>,
 }
 
-impl Reloading {
+impl Reloader {
     /// Reloads on each signal, and, if `watch` is set, when files have changed.
-    pub(crate) async fn on_signal(mut self, mut hangup: Signal, watch: bool) {
+    pub(crate) async fn run(mut self, mut hangup: Signal, watch: bool) {
         // Archives are opened in the background. A revoked client must not stay for as long as it
         // takes to hash an archive, or forever if one can't be opened; nor must the next signal
         // wait for that.
@@ -201,10 +201,10 @@ impl Reloading {
                     }
                     self.record.reopen();
                 }
-                () = self.changed(), if watch => {}
+                () = self.wait_for_change(), if watch => {}
             }
             self.service.reloading().await;
-            self.seen = self.stamps().await;
+            self.stamps = self.stamps().await;
             let reloaded = self.reload().await;
             let (to, look) = reloaded.unzip();
             self.service.reloaded(to).await;
@@ -217,14 +217,14 @@ impl Reloading {
 
     /// Waits until the files have changed, and then until they stop changing: related files are
     /// replaced one after another, and must match.
-    async fn changed(&self) {
-        let mut last = self.seen.clone();
+    async fn wait_for_change(&self) {
+        let mut last = self.stamps.clone();
         let mut looks = 0;
         loop {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
             let now = self.stamps().await;
-            looks = if now == self.seen { 0 } else { looks + 1 };
-            if (now == last && now != self.seen) || looks >= MAX_LOOKS {
+            looks = if now == self.stamps { 0 } else { looks + 1 };
+            if (now == last && now != self.stamps) || looks >= MAX_SETTLE_POLLS {
                 return;
             }
             last = now;
@@ -232,22 +232,22 @@ impl Reloading {
     }
 
     /// Takes the current stamps of the files, without blocking the runtime.
-    async fn stamps(&self) -> Stamps {
-        let (file, seen) = (self.file.clone(), self.seen.clone());
-        spawn_blocking(move || seen.again(file.as_deref())).await.unwrap_or_default()
+    async fn stamps(&self) -> FileStamps {
+        let (file, seen) = (self.file.clone(), self.stamps.clone());
+        spawn_blocking(move || seen.retake(file.as_deref())).await.unwrap_or_default()
     }
 
     /// Activates a new policy. Returns a description of the clients that it admits, and a future
     /// that opens the archives. `None` if the reload failed.
     async fn reload(&mut self) -> Option<(String, impl Future<Output = ()> + Send + use<>)> {
-        let reading = Reading {
+        let reading = ReloadInputs {
             source: self.source.clone(),
             file: self.file.clone(),
-            fixed: self.fixed.clone(),
+            fixed: self.fixed_options.clone(),
             config: self.config.clone(),
-            confines: self.confines.clone(),
-            tls: self.in_force.tls.clone(),
-            served: self.in_force.served.look(&self.control),
+            readable: self.readable.clone(),
+            tls: self.active.tls.clone(),
+            served: self.active.served.current(&self.control),
         };
         let read = spawn_blocking(move || {
             let mut seen = None;
@@ -255,47 +255,53 @@ impl Reloading {
         });
         let (read, seen) = match read.await {
             Ok(read) => read,
-            Err(error) => return self.keep(&error),
+            Err(error) => return self.reject(&error),
         };
         // Also after a failure: the fix may be in a file that wasn't watched before.
         if let Some(seen) = seen {
-            self.seen = seen;
+            self.stamps = seen;
         }
         let read = match read {
             Ok(read) => read,
-            Err(error) => return self.keep(&error),
+            Err(error) => return self.reject(&error),
         };
-        let Renewed { snapshots, policy, catalog, and_so, takes_a_restart } = read;
+        let ReloadPlan {
+            snapshots,
+            policy,
+            catalog,
+            consequence: and_so,
+            needs_restart: takes_a_restart,
+        } = read;
         if !takes_a_restart.is_empty() {
             tracing::warn!("takes a restart: {}", takes_a_restart.join(", "));
         }
-        if self.on_loopback && !policy.rules.is_local_only() {
+        if self.is_loopback_only && !policy.rules.is_local_only() {
             tracing::warn!(
                 "others may connect now, but only loopback is listened on since the start: give \
                  --listen, or start anew",
             );
         }
-        self.in_force.tls.clone_from(&policy.tls);
-        let (open_to, to) = (policy.rules.to_string(), access::to_whom(&policy));
-        let served = &self.in_force.served;
-        let (dropped, turn) = served.judge(&self.control, policy, &snapshots);
+        self.active.tls.clone_from(&policy.tls);
+        let (open_to, to) = (policy.rules.to_string(), access::describe_access(&policy));
+        let served = &self.active.served;
+        let (dropped, turn) = served.activate_policy(&self.control, policy, &snapshots);
         tracing::info!(dropped, "reloaded: open to {open_to}");
         let policy = self.control.policy_number();
         let open_to = open_to.into();
         self.config.audit.emit(|| Event::Reload(PolicyReloaded { policy, open_to, dropped }));
-        let looking = Looking {
+        let looking = OpenArchives {
             control: self.control.clone(),
-            served: self.in_force.served.clone(),
-            turn,
+            served: self.active.served.clone(),
+            policy_number: turn,
             service: Arc::clone(&self.service),
             catalog,
             snapshots,
             and_so,
         };
-        Some((to, looking.look()))
+        Some((to, looking.run()))
     }
 
-    fn keep<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
+    fn reject<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
         tracing::error!("not reloaded, everything stays as it was: {error}");
         self.control.record_failed_reload(&error.to_string());
         self.config
@@ -306,37 +312,37 @@ impl Reloading {
 }
 
 /// Inputs for reading everything again on a blocking thread.
-struct Reading {
-    source: Source,
+struct ReloadInputs {
+    source: OptionSource,
     file: Option<PathBuf>,
-    fixed: Fixed,
+    fixed: FixedOptions,
     config: Config,
-    confines: ReadableSet,
+    readable: ReadableSet,
     tls: Option<ServerTls>,
-    served: (Arc<Catalog>, Snapshots),
+    served: (Arc<Catalog>, SnapshotOptions),
 }
 
-impl Reading {
+impl ReloadInputs {
     /// Reads everything, and checks that it is consistent and can be applied at run time. Sets
     /// `seen` to the stamps from before the files were read, as soon as it is known which files
     /// these are.
-    fn read(&self, seen: &mut Option<Stamps>) -> Result<Renewed, Failure> {
+    fn read(&self, seen: &mut Option<FileStamps>) -> Result<ReloadPlan, Failure> {
         // Opening a pipe waits for a writer, which may never come.
-        no_pipe(&self.file)?;
-        let Again { options, stamp, fixed } = self.source.read_again()?;
-        *seen = Some(Stamps::of(stamp, &options));
-        let takes_a_restart = self.fixed.differing(&fixed);
+        reject_pipes(&self.file)?;
+        let ReloadedOptions { options, stamp, fixed } = self.source.reread()?;
+        *seen = Some(FileStamps::of(stamp, &options));
+        let takes_a_restart = self.fixed.changed_keys(&fixed);
         let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
         // Existing connections could continue unencrypted after TLS has been required.
         if options.tls.files().is_some() != self.tls.is_some() {
-            return Err(Failure::TlsSwitched);
+            return Err(Failure::TlsToggled);
         }
         let closed =
-            self.confines.unreadable(&sandbox::add_files(SandboxPlan::default(), &options));
+            self.readable.unreadable(&sandbox::add_files(SandboxPlan::default(), &options));
         if !closed.is_empty() {
             return Err(Failure::OutsideSandbox(closed));
         }
-        no_pipe(&sandbox::policy_files(&options))?;
+        reject_pipes(&sandbox::policy_files(&options))?;
         let policy = access::read(&options, &self.config, self.tls.as_ref())?;
         let catalog = self.catalog(&options.snapshots)?;
         let and_so = match options.snapshots == self.served.1 {
@@ -344,20 +350,26 @@ impl Reading {
                 ", so what is served stays as it was, for those who might open it before and \
                  still may"
             }
-            true if archives::has_trust(&options.snapshots.opening) => {
+            true if archives::has_keys_or_digests(&options.snapshots.opening) => {
                 ", so keys and digests stay as they were"
             }
             true => "",
         };
-        Ok(Renewed { snapshots: options.snapshots, policy, catalog, and_so, takes_a_restart })
+        Ok(ReloadPlan {
+            snapshots: options.snapshots,
+            policy,
+            catalog,
+            consequence: and_so,
+            needs_restart: takes_a_restart,
+        })
     }
 
     /// Builds the new catalog. Archives that are already open stay open, unless all must be
     /// reopened.
-    fn catalog(&self, wanted: &Snapshots) -> Result<Catalog, Failure> {
+    fn catalog(&self, wanted: &SnapshotOptions) -> Result<Catalog, Failure> {
         let (exports, before) = &self.served;
         let chosen = exports.with_selection(wanted.choice())?;
-        Ok(match reopening(exports.options(), &before.opening, &wanted.opening)? {
+        Ok(match reopen_options(exports.options(), &before.opening, &wanted.opening)? {
             Some(options) => chosen.reopened_with(options),
             None => chosen,
         })
@@ -366,25 +378,25 @@ impl Reading {
 
 /// Returns the options with which all archives must be reopened; `None` if they needn't be. They
 /// must be if there are keys or digests, which may have changed in their files.
-fn reopening(
+fn reopen_options(
     now: &OpenOptions,
-    before: &Opening,
-    wanted: &Opening,
+    before: &OpenArchiveOptions,
+    wanted: &OpenArchiveOptions,
 ) -> Result<Option<OpenOptions>, Failure> {
-    if before == wanted && !archives::has_trust(wanted) {
+    if before == wanted && !archives::has_keys_or_digests(wanted) {
         return Ok(None);
     }
     // It is read from its source when needed; under `--user` it can't be read here.
     let password = if before.password_file == wanted.password_file {
         now.password.clone()
     } else {
-        no_pipe(&wanted.password_file)?;
-        password::find(wanted.password_file.as_deref())?
+        reject_pipes(&wanted.password_file)?;
+        password::password_source(wanted.password_file.as_deref())?
     };
     Ok(Some(archives::with_password(wanted, password)?))
 }
 
-fn no_pipe<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failure> {
+fn reject_pipes<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failure> {
     let is_pipe =
         |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
     match paths.into_iter().find(|path| is_pipe(path)) {
@@ -394,28 +406,28 @@ fn no_pipe<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failu
 }
 
 /// Work that remains after a new policy has been activated.
-struct Looking {
+struct OpenArchives {
     control: Control<Catalog>,
-    served: Served,
+    served: ServedExports,
     /// Number of the policy that it belongs to.
-    turn: u64,
-    service: Arc<Service>,
+    policy_number: u64,
+    service: Arc<Notifier>,
     catalog: Catalog,
-    snapshots: Snapshots,
+    snapshots: SnapshotOptions,
     and_so: &'static str,
 }
 
-impl Looking {
+impl OpenArchives {
     /// Opens archives that are new or have been replaced, so that problems are logged now and not
     /// only when a client asks for them. The old exports are served until all of this has
     /// succeeded.
-    async fn look(self) {
+    async fn run(self) {
         let catalog = Arc::new(self.catalog);
         match archives::open(&catalog, &self.snapshots).await {
             Ok(exports) => {
-                if self.served.replace(&self.control, self.turn, catalog, self.snapshots) {
+                if self.served.replace(&self.control, self.policy_number, catalog, self.snapshots) {
                     tracing::info!("served: {exports}");
-                    self.service.serves(exports);
+                    self.service.set_exports(exports);
                 }
             }
             Err(error) => {

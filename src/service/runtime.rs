@@ -23,7 +23,7 @@ pub(crate) fn prepare() -> Builder {
 
 /// Runs `work` to completion. SIGTERM or SIGINT cancels the token passed to it; a second signal
 /// ends the program immediately.
-pub(crate) fn until_signal(
+pub(crate) fn run_until_signal(
     mut runtime: Builder,
     work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -33,7 +33,7 @@ pub(crate) fn until_signal(
         let shutdown = CancellationToken::new();
         tokio::select! {
             done = work(shutdown.clone()) => done,
-            () = two_signals(signals, &shutdown) => Ok(()),
+            () = wait_for_second_signal(signals, &shutdown) => Ok(()),
         }
     });
     // A thread that hangs in a read from a dead file system must not keep the process alive.
@@ -41,7 +41,7 @@ pub(crate) fn until_signal(
     ended
 }
 
-async fn two_signals(
+async fn wait_for_second_signal(
     (mut terminate, mut interrupt): (Signal, Signal),
     shutdown: &CancellationToken,
 ) {

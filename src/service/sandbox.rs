@@ -6,7 +6,7 @@ use nbd_gateway::listen::ListenAddress;
 use nbd_sandbox::{Mode, ReadableSet, SandboxError, SandboxPlan};
 
 use super::{archives, password};
-use crate::cli::{Changeable, MonitorAt};
+use crate::cli::{MonitorAddress, ReloadableOptions};
 use crate::settings::Settings;
 
 /// Returns the plan of what the program still needs inside the sandbox.
@@ -17,7 +17,7 @@ pub(super) fn plan(settings: &Settings) -> SandboxPlan {
         ListenAddress::Tcp(_) | ListenAddress::Vsock { .. } => None,
     };
     let addresses = serve.listen().iter();
-    let addresses = addresses.chain(serve.monitoring.listen().and_then(MonitorAt::address));
+    let addresses = addresses.chain(serve.monitoring.listen().and_then(MonitorAddress::address));
     let plan = SandboxPlan {
         mode: serve.sandbox.mode(),
         user: serve.sandbox.user().cloned(),
@@ -31,10 +31,10 @@ pub(super) fn plan(settings: &Settings) -> SandboxPlan {
 }
 
 /// Adds all files and folders that these options name, and that are read now or later.
-pub(super) fn add_files(plan: SandboxPlan, options: &Changeable) -> SandboxPlan {
+pub(super) fn add_files(plan: SandboxPlan, options: &ReloadableOptions) -> SandboxPlan {
     let snapshots = &options.snapshots;
     // A password from a pipe isn't read again.
-    let password = password::file(snapshots.opening.password_file.as_deref());
+    let password = password::password_file(snapshots.opening.password_file.as_deref());
     let password = password.filter(|path| path.is_file());
     let files = policy_files(options).into_iter().chain(password);
     SandboxPlan {
@@ -47,16 +47,16 @@ pub(super) fn add_files(plan: SandboxPlan, options: &Changeable) -> SandboxPlan 
 }
 
 /// Returns the files that determine who has access, and which archives may be opened.
-pub(super) fn policy_files(options: &Changeable) -> Vec<PathBuf> {
+pub(super) fn policy_files(options: &ReloadableOptions) -> Vec<PathBuf> {
     let tls = options.tls.files();
     let tls = tls.iter().flat_map(|(files, _)| files.paths().cloned());
     let rules = options.access.file().cloned();
-    tls.chain(rules).chain(archives::files(&options.snapshots.opening)).collect()
+    tls.chain(rules).chain(archives::key_and_digest_files(&options.snapshots.opening)).collect()
 }
 
 /// Drops the privileges that serving doesn't need. Logs what is enforced and what isn't, and
 /// returns which paths remain readable.
-pub(super) fn confine(plan: &SandboxPlan) -> Result<ReadableSet, SandboxError> {
+pub(super) fn enter_sandbox(plan: &SandboxPlan) -> Result<ReadableSet, SandboxError> {
     let report = nbd_sandbox::enter(plan)?;
     match (plan.mode, report.enforced.as_slice()) {
         (Mode::Off, []) => tracing::info!("sandbox: off"),

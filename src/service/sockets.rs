@@ -15,11 +15,11 @@ use nbd_gateway::listen::{self, BoundSocket, ListenAddress, SocketPermissions};
 use nbd_gateway::stdio::StdioConnection;
 use nbd_gateway::{Gateway, Policy};
 
-use crate::cli::Serve;
+use crate::cli::ServeOptions;
 use crate::failure::Failure;
 
 /// Sockets that the process was started with.
-pub(crate) enum Door {
+pub(crate) enum SocketSource {
     /// A single connection; there are no listeners.
     Connection(StdioConnection),
     /// Listening sockets from the service manager, or none.
@@ -27,48 +27,51 @@ pub(crate) enum Door {
 }
 
 /// Sockets from which a gateway is built.
-pub(crate) enum Entrance {
+pub(crate) enum BoundSockets {
     Connection(StdioConnection),
     Sockets(Vec<BoundSocket>),
 }
 
-impl Door {
+impl SocketSource {
     /// Takes over the inherited sockets, and adds their addresses to `config`.
-    pub(crate) fn find(options: &Serve, config: &mut Config) -> Result<Self, Failure> {
-        if options.stdio() {
+    pub(crate) fn take_inherited(
+        options: &ServeOptions,
+        config: &mut Config,
+    ) -> Result<Self, Failure> {
+        if options.is_stdio() {
             return Ok(Self::Connection(StdioConnection::take()?));
         }
-        let handed = InheritedSockets::take(|name| std::env::var(name).ok())?;
-        if !handed.nbd.is_empty() {
+        let inherited = InheritedSockets::take(|name| std::env::var(name).ok())?;
+        if !inherited.nbd.is_empty() {
             if !config.listen.is_empty() {
-                return Err(Failure::ListenAndHanded);
+                return Err(Failure::ListenAndInherited);
             }
             // So that they are checked like configured addresses.
             config.listen =
-                handed.nbd.iter().map(BoundSocket::address).collect::<Result<_, _>>()?;
+                inherited.nbd.iter().map(BoundSocket::address).collect::<Result<_, _>>()?;
         }
-        Ok(Self::Sockets(handed))
+        Ok(Self::Sockets(inherited))
     }
 
     /// Returns the socket for monitoring, if the service manager passed one.
-    pub(crate) fn monitor(&mut self) -> Option<BoundSocket> {
+    pub(crate) fn take_monitor(&mut self) -> Option<BoundSocket> {
         match self {
             Self::Connection(_) => None,
-            Self::Sockets(handed) => handed.monitor.take(),
+            Self::Sockets(inherited) => inherited.monitor.take(),
         }
     }
 
     /// Binds the configured sockets, unless there are inherited ones.
-    pub(crate) fn open(
+    pub(crate) fn bind(
         self,
         config: &Config,
         loopback_only: bool,
         rights: &SocketPermissions,
-    ) -> Result<Entrance, Failure> {
+    ) -> Result<BoundSockets, Failure> {
         let makes_one = |address: &ListenAddress| matches!(address, ListenAddress::Unix(_));
-        let is_handed = matches!(&self, Self::Sockets(handed) if !handed.nbd.is_empty());
+        let is_inherited = matches!(&self, Self::Sockets(inherited) if !inherited.nbd.is_empty());
         if *rights != SocketPermissions::default()
-            && (is_handed || !config.listen.iter().any(makes_one))
+            && (is_inherited || !config.listen.iter().any(makes_one))
         {
             tracing::warn!(
                 "--socket-mode and --socket-group are for Unix sockets of --listen, of which there \
@@ -76,19 +79,24 @@ impl Door {
             );
         }
         match self {
-            Self::Connection(connection) => Ok(Entrance::Connection(connection)),
-            Self::Sockets(handed) if handed.nbd.is_empty() => {
+            Self::Connection(connection) => Ok(BoundSockets::Connection(connection)),
+            Self::Sockets(inherited) if inherited.nbd.is_empty() => {
                 let sockets = listen::bind_all(&config.listen, loopback_only, rights)?;
-                Ok(Entrance::Sockets(sockets))
+                Ok(BoundSockets::Sockets(sockets))
             }
-            Self::Sockets(handed) => Ok(Entrance::Sockets(handed.nbd)),
+            Self::Sockets(inherited) => Ok(BoundSockets::Sockets(inherited.nbd)),
         }
     }
 }
 
-impl Entrance {
+impl BoundSockets {
     /// Creates the gateway. Must be called within a tokio runtime.
-    pub(crate) fn open(self, config: Config, policy: Policy, catalog: Catalog) -> io::Result<Open> {
+    pub(crate) fn into_gateway(
+        self,
+        config: Config,
+        policy: Policy,
+        catalog: Catalog,
+    ) -> io::Result<BoundGateway> {
         let (connection, sockets) = match self {
             Self::Connection(connection) => (Some(connection), Vec::new()),
             Self::Sockets(sockets) => (None, sockets),
@@ -98,19 +106,19 @@ impl Entrance {
             Some(connection) => vec![connection.to_string()],
             None => gateway.addresses()?.iter().map(ToString::to_string).collect(),
         };
-        Ok(Open { gateway, connection, listen })
+        Ok(BoundGateway { gateway, connection, listen })
     }
 }
 
 /// A gateway that is ready to run.
-pub(crate) struct Open {
+pub(crate) struct BoundGateway {
     pub(crate) gateway: Gateway<Catalog>,
     connection: Option<StdioConnection>,
     /// Addresses of its sockets, for display.
     pub(crate) listen: Vec<String>,
 }
 
-impl Open {
+impl BoundGateway {
     /// Serves until `shutdown` is canceled, or, for a single connection, until that ends.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), Failure> {
         match self.connection {
@@ -122,7 +130,7 @@ impl Open {
 
 /// Redirects standard error to `/dev/null` if it is the client's connection: inetd uses one
 /// socket for standard input, output and error. Must be called before anything is written there.
-pub(crate) fn spare_the_client() -> io::Result<()> {
+pub(crate) fn redirect_stderr() -> io::Result<()> {
     let (input, error) = (fstat(stdin().as_fd())?, fstat(stderr().as_fd())?);
     let is_socket = FileType::from_raw_mode(input.st_mode) == FileType::Socket;
     if is_socket && (input.st_dev, input.st_ino) == (error.st_dev, error.st_ino) {

@@ -8,27 +8,27 @@ use nbd_gateway::Policy;
 use nbd_gateway::config::Config;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use super::audit::{self, Target};
-use super::monitor::Show;
-use super::notify::Manager;
-use super::reload::Stamps;
-use super::sockets::{Door, Entrance};
+use super::audit::{self, AuditTarget};
+use super::monitor::MonitorSetup;
+use super::notify::ManagerSocket;
+use super::reload::FileStamps;
+use super::sockets::{BoundSockets, SocketSource};
 use super::{access, archives, pid_file};
-use crate::cli::Changeable;
+use crate::cli::ReloadableOptions;
 use crate::failure::Failure;
 use crate::monitor::RecentErrors;
-use crate::settings::{Fixed, Settings};
+use crate::settings::{FixedOptions, Settings};
 
 /// Resources that are acquired before privileges are dropped.
 pub(super) struct Prepared {
     /// Path of the configuration file.
     pub(super) file: Option<PathBuf>,
-    pub(super) fixed: Fixed,
+    pub(super) fixed: FixedOptions,
     /// Options that a reload can change.
-    pub(super) options: Changeable,
+    pub(super) options: ReloadableOptions,
     pub(super) watch: bool,
     /// Stamps of the files from before they were read.
-    pub(super) seen: Stamps,
+    pub(super) stamps: FileStamps,
     pub(super) config: Config,
     pub(super) policy: Policy,
     pub(super) catalog: Catalog,
@@ -38,16 +38,16 @@ pub(super) struct Prepared {
 
 /// Sockets on which clients connect.
 pub(super) struct ListenPlan {
-    pub(super) sockets: Entrance,
+    pub(super) sockets: BoundSockets,
     /// True if the gateway listens on loopback only, since the rules admit no other clients.
     pub(super) is_loopback_only: bool,
 }
 
 /// Services besides the gateway: service manager, audit and monitoring.
 pub(super) struct Services {
-    pub(super) manager: Manager,
-    pub(super) audit: Option<Target>,
-    pub(super) monitor: Show,
+    pub(super) manager: ManagerSocket,
+    pub(super) audit: Option<AuditTarget>,
+    pub(super) monitor: MonitorSetup,
 }
 
 impl Prepared {
@@ -56,30 +56,41 @@ impl Prepared {
         let Settings { cli, stamp, fixed, .. } = settings;
         let (file, serve) = (cli.file.config, cli.serve);
         let mut config = serve.config();
-        let mut source = Door::find(&serve, &mut config)?;
-        let monitor_socket = source.monitor();
-        let manager = Manager::find();
-        let seen = Stamps::of(stamp, &serve.changeable);
+        let mut source = SocketSource::take_inherited(&serve, &mut config)?;
+        let monitor_socket = source.take_monitor();
+        let manager = ManagerSocket::from_environment();
+        let seen = FileStamps::of(stamp, &serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
         let catalog = serve.catalog(archives::options(&serve.changeable.snapshots.opening)?)?;
         tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
         tracing::debug!("memory: {}", serve.memory());
-        access::warn_of_surprises(&config, &policy);
+        access::warn_risky(&config, &policy);
         let open = catalog.descriptors();
         raise_descriptor_limit(&config, open);
         let is_local_only = policy.rules.is_local_only();
-        let is_loopback_only = config.listen.is_empty() && is_local_only && !serve.stdio();
-        let sockets = source.open(&config, is_local_only, &serve.socket_rights())?;
-        let audit = audit::open(&serve.audit, serve.stdio())?;
-        let monitor = Show::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
+        let is_loopback_only = config.listen.is_empty() && is_local_only && !serve.is_stdio();
+        let sockets = source.bind(&config, is_local_only, &serve.socket_permissions())?;
+        let audit = audit::open(&serve.audit, serve.is_stdio())?;
+        let monitor = MonitorSetup::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
         if let Some(path) = serve.pid_file() {
             pid_file::write(path)?;
         }
-        let watch = serve.watch();
+        let watch = serve.is_watching();
         let listen = ListenPlan { sockets, is_loopback_only };
         let services = Services { manager, audit, monitor };
         let options = serve.changeable;
-        Ok(Self { file, fixed, options, watch, seen, config, policy, catalog, listen, services })
+        Ok(Self {
+            file,
+            fixed,
+            options,
+            watch,
+            stamps: seen,
+            config,
+            policy,
+            catalog,
+            listen,
+            services,
+        })
     }
 }
 
@@ -89,14 +100,16 @@ impl Prepared {
 /// Warns if that is fewer than clients and `archives` open archives may need.
 fn raise_descriptor_limit(config: &Config, archives: usize) {
     /// Descriptors for listeners, the log, the audit and the runtime.
-    const OWN: usize = 32;
+    const RESERVED_DESCRIPTORS: usize = 32;
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::debug!("the limit of open files stays as it is: {error}");
     }
     let (clients, handshakes) = (config.limits.connections, config.limits.handshakes);
-    let needed = [clients, handshakes, archives, OWN].into_iter().fold(0, usize::saturating_add);
+    let needed = [clients, handshakes, archives, RESERVED_DESCRIPTORS]
+        .into_iter()
+        .fold(0, usize::saturating_add);
     // `None` means unlimited.
     let Some(granted) = getrlimit(Resource::Nofile).current else { return };
     if usize::try_from(granted).is_ok_and(|granted| granted < needed) {

@@ -11,10 +11,10 @@ use clap::{ArgMatches, Command, Error};
 use nbd_telemetry::escape;
 
 /// ID of the archives' argument in clap.
-const ARCHIVES: &str = "named";
+const ARCHIVES_ID: &str = "named";
 
 /// Options of nbdkit, qemu-nbd, nbd-server and nginx, and advice on what to use instead.
-const CALLED_OTHERWISE: [(&[&str], &str); 5] = [
+const FOREIGN_OPTIONS: [(&[&str], &str); 5] = [
     (
         &[
             "--port",
@@ -63,7 +63,7 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
             "name an archive, or a folder of them by --export-dir, or a file with all options by \
              --config; \"hexz-nbd demo\" serves an archive that is built in",
         ),
-        ErrorKind::UnknownArgument => CALLED_OTHERWISE
+        ErrorKind::UnknownArgument => FOREIGN_OPTIONS
             .iter()
             .find(|(names, _)| told.iter().any(|said| names.contains(&said.as_str())))
             .map(|(_, advice)| *advice),
@@ -81,7 +81,7 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
 
 /// Prints an error about the command line, and ends the program. Help and version are printed
 /// that way as well.
-pub(super) fn exit(error: Error) -> ! {
+pub(super) fn print_and_exit(error: Error) -> ! {
     if !error.use_stderr() {
         error.exit();
     }
@@ -93,13 +93,13 @@ pub(super) fn exit(error: Error) -> ! {
     }
     let code = error.exit_code();
     // If writing fails, the exit code still reports the error.
-    stderr().write_all(lines(&plain).as_bytes()).unwrap_or_default();
+    stderr().write_all(escape_lines(&plain).as_bytes()).unwrap_or_default();
     std::process::exit(code)
 }
 
 /// Formats clap's error, with hidden characters of the command line escaped.
 pub(super) fn escaped(error: &Error) -> String {
-    lines(&error.to_string())
+    escape_lines(&error.to_string())
 }
 
 /// Escapes the values of the command line that clap's error repeats.
@@ -133,7 +133,7 @@ fn escaped_values(mut error: Error) -> Error {
     error
 }
 
-fn lines(text: &str) -> String {
+fn escape_lines(text: &str) -> String {
     text.split_inclusive('\n')
         .map(|line| match line.strip_suffix('\n') {
             Some(line) => format!("{}\n", escape::text(line)),
@@ -144,8 +144,8 @@ fn lines(text: &str) -> String {
 
 /// Returns a note about the command that may have been meant if the first archive doesn't exist
 /// and has a similar name. It is needed since other archives are served without it.
-pub(super) fn command_meant(command: &Command, matches: &ArgMatches) -> Option<String> {
-    let word = matches.get_raw(ARCHIVES)?.next()?.to_str()?;
+pub(super) fn misspelled_command(command: &Command, matches: &ArgMatches) -> Option<String> {
+    let word = matches.get_raw(ARCHIVES_ID)?.next()?.to_str()?;
     if Path::new(word).exists() {
         return None;
     }
@@ -172,7 +172,7 @@ mod tests {
     use super::super::Cli;
     use super::*;
 
-    fn said_of(arguments: &[&str]) -> String {
+    fn error_for(arguments: &[&str]) -> String {
         let command = Cli::command();
         let line: Vec<OsString> =
             ["hexz-nbd"].iter().chain(arguments).map(|word| word.into()).collect();
@@ -181,18 +181,18 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_names_nothing_is_told_what_could_be_named() {
-        let said = said_of(&[]);
+    fn a_command_line_without_archives_gets_advice() {
+        let said = error_for(&[]);
         for option in ["<[NAME=]PATH>...", "--export-dir", "--config", "hexz-nbd demo"] {
             assert!(said.contains(option), "{said}");
         }
         // Clap's message about another missing argument is unchanged.
-        let said = said_of(&["--tls-cert", "x", "snap.hexz"]);
+        let said = error_for(&["--tls-cert", "x", "snap.hexz"]);
         assert!(said.contains("--tls-key <FILE>") && !said.contains("demo"), "{said}");
     }
 
     #[test]
-    fn options_of_other_programs_lead_to_those_that_there_are() {
+    fn options_of_other_programs_suggest_equivalents() {
         for (option, right) in [
             ("--port=1", "--listen"),
             ("-p", "--listen"),
@@ -200,35 +200,35 @@ mod tests {
             ("-c", "--config"),
             ("--read-only", "nothing is ever written"),
         ] {
-            let said = said_of(&[option, "snap.hexz"]);
+            let said = error_for(&[option, "snap.hexz"]);
             assert!(said.contains(right) && !said.contains("--export-dir"), "{said}");
         }
-        let said = said_of(&["doctor", "--port=1", "nbd.example.org"]);
+        let said = error_for(&["doctor", "--port=1", "nbd.example.org"]);
         assert!(said.contains("'--port'") && !said.contains("--listen"), "{said}");
-        let said = said_of(&["--alow=::1", "snap.hexz"]);
+        let said = error_for(&["--alow=::1", "snap.hexz"]);
         assert!(said.contains("a similar argument exists: '--allow'"), "{said}");
     }
 
     /// None of them may shadow an existing option.
     #[test]
-    fn nothing_that_is_called_otherwise_is_an_option() {
+    fn foreign_options_do_not_shadow_real_ones() {
         let mut command = Cli::command();
         command.build();
         for arg in command.get_arguments() {
             let long = arg.get_long().map(|long| format!("--{long}"));
             let short = arg.get_short().map(|short| format!("-{short}"));
             for name in long.into_iter().chain(short) {
-                assert!(!CALLED_OTHERWISE.iter().any(|(names, _)| names.contains(&name.as_str())));
+                assert!(!FOREIGN_OPTIONS.iter().any(|(names, _)| names.contains(&name.as_str())));
             }
         }
     }
 
     #[test]
-    fn a_command_with_a_wrong_letter_is_recognised() {
+    fn misspelled_commands_are_recognized() {
         let command = Cli::command();
         let meant = |word| {
             let matches = Cli::command().try_get_matches_from(["hexz-nbd", word]).unwrap();
-            command_meant(&command, &matches)
+            misspelled_command(&command, &matches)
         };
         let said = meant("verfy").unwrap();
         assert!(said.contains("\"verfy\"") && said.contains("verify"), "{said}");

@@ -13,14 +13,14 @@ use toml::de::{DeTable, DeValue};
 use hexz_exports::NamedArchive;
 use nbd_telemetry::escape;
 
-use super::keys::{self, Kind};
-use super::problem::{Problem, What};
+use super::keys::{self, ValueKind};
+use super::problem::{ConfigProblem, ProblemKind};
 
 /// Maximum size of a configuration file, in bytes; enough for 10,000 archives.
-const MAX_FILE: u64 = 1024 * 1024;
+const MAX_FILE_SIZE: u64 = 1024 * 1024;
 
 /// Maximum number of repetitions of a counted option; more have no effect.
-const MAX_COUNT: u8 = 9;
+const MAX_REPETITIONS: u8 = 9;
 
 /// Maximum number of problems that are reported: enough to see what is wrong, and a file of
 /// another kind has one on each line.
@@ -31,7 +31,7 @@ const EXPORTS: &str = "exports";
 
 /// An option that a file sets.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct OptionEntry {
     pub(super) key: String,
     /// Line number, starting at 1; `None` for credentials.
     pub(super) line: Option<usize>,
@@ -41,33 +41,35 @@ pub(super) struct Entry {
 
 /// Contents of a configuration file.
 #[derive(Debug, Default)]
-pub(super) struct Written {
+pub(super) struct FileContents {
     /// Options in their order; flags that are false are left out.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<OptionEntry>,
     pub(super) exports: Vec<NamedArchive>,
 }
 
 /// Returns the content of a configuration file, and a warning about its permissions, if any.
-pub(super) fn read(path: &Path) -> Result<(String, Option<String>), Problem> {
-    let problem = |what| Problem { path: path.to_owned(), line: None, what };
+pub(super) fn read(path: &Path) -> Result<(String, Option<String>), ConfigProblem> {
+    let problem = |what| ConfigProblem { path: path.to_owned(), line: None, what };
     let file = File::open(path).map_err(|error| problem(error.into()))?;
     let note = file.metadata().ok().and_then(|file| {
-        who_else_may_write(file.mode(), file.uid(), rustix::process::geteuid().as_raw())
+        describe_other_writers(file.mode(), file.uid(), rustix::process::geteuid().as_raw())
     });
     let note = note.map(|who| {
         format!("{} can be changed by {who}, and so can be who may come in", escape::name(path))
     });
     let mut text = String::new();
-    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(|error| problem(error.into()))?;
-    if text.len() as u64 > MAX_FILE {
-        return Err(problem(What::TooLarge));
+    file.take(MAX_FILE_SIZE + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| problem(error.into()))?;
+    if text.len() as u64 > MAX_FILE_SIZE {
+        return Err(problem(ProblemKind::TooLarge));
     }
     Ok((text, note))
 }
 
 /// Returns who can modify a file of this mode and owner, besides root and the user of this
 /// process. Permissions of its group are left to the owner.
-fn who_else_may_write(mode: u32, owner: u32, own: u32) -> Option<String> {
+fn describe_other_writers(mode: u32, owner: u32, own: u32) -> Option<String> {
     if mode & 0o002 != 0 {
         return Some("every user of this machine".to_owned());
     }
@@ -75,30 +77,35 @@ fn who_else_may_write(mode: u32, owner: u32, own: u32) -> Option<String> {
 }
 
 /// Parses `text`, the content of the file at `path`. Returns its contents and all problems.
-pub(super) fn parse(text: &str, path: &Path, command: &Command) -> (Written, Vec<Problem>) {
-    let mut reader = Reader { text, path, command, written: Written::default(), problems: vec![] };
+pub(super) fn parse(
+    text: &str,
+    path: &Path,
+    command: &Command,
+) -> (FileContents, Vec<ConfigProblem>) {
+    let mut reader =
+        FileParser { text, path, command, contents: FileContents::default(), problems: vec![] };
     match DeTable::parse(text) {
         Ok(table) => reader.table(table.get_ref()),
         Err(error) => {
             let at = error.span().map(|span| span.start);
-            reader.problem(at, What::Syntax(error.message().to_owned()));
+            reader.problem(at, ProblemKind::Syntax(error.message().to_owned()));
         }
     }
     reader.problems.sort_by_key(|problem| problem.line);
-    (reader.written, reader.problems)
+    (reader.contents, reader.problems)
 }
 
-struct Reader<'a> {
+struct FileParser<'a> {
     text: &'a str,
     path: &'a Path,
     command: &'a Command,
-    written: Written,
-    problems: Vec<Problem>,
+    contents: FileContents,
+    problems: Vec<ConfigProblem>,
 }
 
-impl Reader<'_> {
+impl FileParser<'_> {
     fn table(&mut self, table: &DeTable<'_>) {
-        for (key, value) in in_order(table) {
+        for (key, value) in items_in_order(table) {
             let (name, at) = (key.get_ref().as_ref(), key.span().start);
             match (keys::option(self.command, name), value.get_ref()) {
                 (Some(option), _) => self.option(option, name, at, value),
@@ -116,29 +123,33 @@ impl Reader<'_> {
     fn option(&mut self, option: &Arg, key: &str, at: usize, value: &Spanned<DeValue<'_>>) {
         let long = format!("--{key}");
         let arguments = match (keys::kind(option), value.get_ref()) {
-            (Kind::Flag, DeValue::Boolean(true)) => vec![long.into()],
-            (Kind::Flag, DeValue::Boolean(false)) => return,
-            (Kind::Flag, found) => return self.wrong_type(at, key, "true or false", found),
-            (Kind::Count, DeValue::Integer(number)) => match number.to_string().parse::<u8>() {
-                Ok(times) if times <= MAX_COUNT => vec![long.into(); times.into()],
-                _ => {
-                    let why = format!("expected a whole number from 0 to {MAX_COUNT}");
-                    return self.value(at, key, number.to_string(), why);
+            (ValueKind::Flag, DeValue::Boolean(true)) => vec![long.into()],
+            (ValueKind::Flag, DeValue::Boolean(false)) => return,
+            (ValueKind::Flag, found) => return self.wrong_type(at, key, "true or false", found),
+            (ValueKind::Count, DeValue::Integer(number)) => {
+                match number.to_string().parse::<u8>() {
+                    Ok(times) if times <= MAX_REPETITIONS => vec![long.into(); times.into()],
+                    _ => {
+                        let why = format!("expected a whole number from 0 to {MAX_REPETITIONS}");
+                        return self.value(at, key, number.to_string(), why);
+                    }
                 }
-            },
-            (Kind::Count, found) => return self.wrong_type(at, key, "a whole number", found),
-            (Kind::Many, DeValue::Array(values)) if values.is_empty() => {
-                return self.problem(Some(at), What::EmptyList(key.to_owned()));
             }
-            (Kind::Many, DeValue::Array(values)) => {
+            (ValueKind::Count, found) => return self.wrong_type(at, key, "a whole number", found),
+            (ValueKind::Many, DeValue::Array(values)) if values.is_empty() => {
+                return self.problem(Some(at), ProblemKind::EmptyList(key.to_owned()));
+            }
+            (ValueKind::Many, DeValue::Array(values)) => {
                 let values = values.iter().filter_map(|value| self.argument(option, key, value));
                 values.collect()
             }
-            (Kind::One | Kind::Many, _) => self.argument(option, key, value).into_iter().collect(),
+            (ValueKind::One | ValueKind::Many, _) => {
+                self.argument(option, key, value).into_iter().collect()
+            }
         };
         if !arguments.is_empty() {
-            let entry = Entry { key: key.to_owned(), line: Some(self.line(at)), arguments };
-            self.written.entries.push(entry);
+            let entry = OptionEntry { key: key.to_owned(), line: Some(self.line(at)), arguments };
+            self.contents.entries.push(entry);
         }
     }
 
@@ -158,14 +169,14 @@ impl Reader<'_> {
             DeValue::Float(number) => number.as_str().to_owned(),
             found => {
                 let expected = match keys::kind(option) {
-                    Kind::Many => "a string or an array of strings",
+                    ValueKind::Many => "a string or an array of strings",
                     _ => "a string or a number",
                 };
                 self.wrong_type(at, key, expected, found);
                 return None;
             }
         };
-        match keys::accepts(option, &text) {
+        match keys::check_value(option, &text) {
             Ok(()) => Some(format!("--{key}={text}").into()),
             Err((refused, why)) => {
                 self.value(at, key, refused, why);
@@ -175,26 +186,26 @@ impl Reader<'_> {
     }
 
     fn exports(&mut self, table: &DeTable<'_>) {
-        for (key, value) in in_order(table) {
+        for (key, value) in items_in_order(table) {
             let (name, at) = (key.get_ref().as_ref(), key.span().start);
             if keys::option(self.command, name).is_some() {
-                self.problem(Some(at), What::OptionInExports(name.to_owned()));
+                self.problem(Some(at), ProblemKind::OptionInExports(name.to_owned()));
                 continue;
             }
             match value.get_ref() {
                 DeValue::String(path) if name.is_empty() || path.is_empty() => {
                     let what = "a name and a path have one character at the least".to_owned();
-                    self.problem(Some(at), What::Export(what));
+                    self.problem(Some(at), ProblemKind::Export(what));
                 }
                 DeValue::String(path) => match NamedArchive::new(name, path.as_ref()) {
-                    Ok(named) => self.written.exports.push(named),
-                    Err(error) => self.problem(Some(at), What::Export(error.to_string())),
+                    Ok(named) => self.contents.exports.push(named),
+                    Err(error) => self.problem(Some(at), ProblemKind::Export(error.to_string())),
                 },
                 DeValue::Table(inner) => {
                     let rest = inner.keys().next().map(|key| key.get_ref().as_ref());
                     let quoted = format!("{name}.{}", rest.unwrap_or_default());
                     let name = name.to_owned();
-                    self.problem(Some(at), What::DottedExport { name, quoted });
+                    self.problem(Some(at), ProblemKind::DottedExport { name, quoted });
                 }
                 found => {
                     self.wrong_type(at, &format!("[exports] {name}"), "a path in quotes", found);
@@ -204,12 +215,12 @@ impl Reader<'_> {
     }
 
     fn unknown(&mut self, at: usize, key: &str) {
-        let what = match keys::only_on_the_command_line(key) {
-            Some(why) => What::CommandLineOnly { key: key.to_owned(), why },
-            None if key == "password" => What::Password,
+        let what = match keys::command_line_only_reason(key) {
+            Some(why) => ProblemKind::CommandLineOnly { key: key.to_owned(), why },
+            None if key == "password" => ProblemKind::Password,
             None => {
                 let nearest = keys::nearest(self.command, key);
-                What::UnknownKey { key: key.to_owned(), nearest }
+                ProblemKind::UnknownKey { key: key.to_owned(), nearest }
             }
         };
         self.problem(Some(at), what);
@@ -217,7 +228,7 @@ impl Reader<'_> {
 
     /// Reports an unknown table, which may be a group of options, such as `[tls] cert = …`.
     fn unknown_table(&mut self, at: usize, name: &str, table: &DeTable<'_>) {
-        let there = in_order(table).into_iter().filter_map(|(key, _)| {
+        let there = items_in_order(table).into_iter().filter_map(|(key, _)| {
             let key = key.get_ref().as_ref();
             let joined = format!("{name}-{key}");
             let known =
@@ -225,7 +236,7 @@ impl Reader<'_> {
             known.map(str::to_owned).or_else(|| keys::nearest(self.command, key))
         });
         let there = there.collect();
-        self.problem(Some(at), What::UnknownTable { table: name.to_owned(), there });
+        self.problem(Some(at), ProblemKind::UnknownTable { table: name.to_owned(), there });
     }
 
     fn wrong_type(&mut self, at: usize, key: &str, expected: &'static str, found: &DeValue<'_>) {
@@ -237,19 +248,19 @@ impl Reader<'_> {
             DeValue::Array(_) => "an array",
             DeValue::Table(_) => "a table",
         };
-        self.problem(Some(at), What::WrongType { key: key.to_owned(), expected, found });
+        self.problem(Some(at), ProblemKind::WrongType { key: key.to_owned(), expected, found });
     }
 
     fn value(&mut self, at: usize, key: &str, value: String, why: String) {
-        self.problem(Some(at), What::Value { key: key.to_owned(), value, why });
+        self.problem(Some(at), ProblemKind::Value { key: key.to_owned(), value, why });
     }
 
-    fn problem(&mut self, at: Option<usize>, what: What) {
+    fn problem(&mut self, at: Option<usize>, what: ProblemKind) {
         if self.problems.len() >= MAX_PROBLEMS {
             return;
         }
         let line = at.map(|at| self.line(at));
-        self.problems.push(Problem { path: self.path.to_owned(), line, what });
+        self.problems.push(ConfigProblem { path: self.path.to_owned(), line, what });
     }
 
     fn line(&self, at: usize) -> usize {
@@ -261,7 +272,7 @@ impl Reader<'_> {
 type Item<'a, 'i> = (&'a Spanned<toml::de::DeString<'i>>, &'a Spanned<DeValue<'i>>);
 
 /// Returns the items of a table in the order in which they were written.
-fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Item<'a, 'i>> {
+fn items_in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Item<'a, 'i>> {
     let mut items: Vec<_> = table.iter().collect();
     items.sort_by_key(|(key, _)| key.span().start);
     items

@@ -16,19 +16,21 @@ const COMMAND_LINE_ONLY: [(&str, &str); 5] = [
 
 /// Options whose values can't be resolved inside the sandbox. None of them can change at run
 /// time.
-const LOOKED_UP: [&str; 4] = ["listen", "monitor", "socket-group", "user"];
+const RESOLVED_AT_STARTUP: [&str; 4] = ["listen", "monitor", "socket-group", "user"];
 
 /// Returns the command without those lookups, for parsing inside the sandbox.
 pub(super) fn without_lookups(command: Command) -> Command {
     command.mut_args(|arg| match arg.get_long() {
-        Some(long) if LOOKED_UP.contains(&long) => arg.value_parser(ValueParser::os_string()),
+        Some(long) if RESOLVED_AT_STARTUP.contains(&long) => {
+            arg.value_parser(ValueParser::os_string())
+        }
         _ => arg,
     })
 }
 
 /// Type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum ValueKind {
     /// A boolean.
     Flag,
     /// Number of times that the option is given.
@@ -40,7 +42,7 @@ pub(crate) enum Kind {
 }
 
 /// Returns the reason for which a key isn't allowed in a file, if it isn't.
-pub(super) fn only_on_the_command_line(key: &str) -> Option<&'static str> {
+pub(super) fn command_line_only_reason(key: &str) -> Option<&'static str> {
     COMMAND_LINE_ONLY.iter().find(|(only, _)| *only == key).map(|(_, why)| *why)
 }
 
@@ -53,15 +55,15 @@ pub(super) fn option<'a>(command: &'a Command, key: &str) -> Option<&'a Arg> {
 pub(crate) fn all(command: &Command) -> impl Iterator<Item = &Arg> {
     command
         .get_arguments()
-        .filter(|arg| arg.get_long().is_some_and(|long| only_on_the_command_line(long).is_none()))
+        .filter(|arg| arg.get_long().is_some_and(|long| command_line_only_reason(long).is_none()))
 }
 
-pub(crate) fn kind(arg: &Arg) -> Kind {
+pub(crate) fn kind(arg: &Arg) -> ValueKind {
     match arg.get_action() {
-        ArgAction::SetTrue | ArgAction::SetFalse => Kind::Flag,
-        ArgAction::Count => Kind::Count,
-        ArgAction::Append => Kind::Many,
-        _ => Kind::One,
+        ArgAction::SetTrue | ArgAction::SetFalse => ValueKind::Flag,
+        ArgAction::Count => ValueKind::Count,
+        ArgAction::Append => ValueKind::Many,
+        _ => ValueKind::One,
     }
 }
 
@@ -87,7 +89,7 @@ pub(super) fn nearest(command: &Command, key: &str) -> Option<String> {
 
 /// Checks that the option accepts a value. The error is the part that was rejected, and the
 /// reason.
-pub(super) fn accepts(arg: &Arg, value: &str) -> Result<(), (String, String)> {
+pub(super) fn check_value(arg: &Arg, value: &str) -> Result<(), (String, String)> {
     // Uses a separate option, since the real one may require others.
     let parser: ValueParser = arg.get_value_parser().clone();
     let mut alone = Arg::new("value").long("value").action(arg.get_action().clone());
@@ -97,11 +99,11 @@ pub(super) fn accepts(arg: &Arg, value: &str) -> Result<(), (String, String)> {
     }
     let command = Command::new("").no_binary_name(true).disable_help_flag(true).arg(alone);
     let parsed = command.try_get_matches_from([format!("--value={value}")]);
-    parsed.map(|_| ()).map_err(|error| (refused(&error, value), why(&error)))
+    parsed.map(|_| ()).map_err(|error| (rejected_part(&error, value), rejection_reason(&error)))
 }
 
 /// Returns the part of a value that was rejected.
-fn refused(error: &clap::Error, value: &str) -> String {
+fn rejected_part(error: &clap::Error, value: &str) -> String {
     match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(part)) if !part.is_empty() => part.clone(),
         _ => value.to_owned(),
@@ -109,7 +111,7 @@ fn refused(error: &clap::Error, value: &str) -> String {
 }
 
 /// Returns clap's reason for rejecting a value, without its text about the command line.
-fn why(error: &clap::Error) -> String {
+fn rejection_reason(error: &clap::Error) -> String {
     if let Some(source) = std::error::Error::source(error) {
         return source.to_string();
     }

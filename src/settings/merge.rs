@@ -9,19 +9,19 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, Id};
 
-use super::file::{Entry, Written};
-use super::problem::{Problem, What};
+use super::file::{FileContents, OptionEntry};
+use super::problem::{ConfigProblem, ProblemKind};
 
 /// Names of the credentials under systemd's `LoadCredential=`.
 const CERTIFICATE: &str = "hexz-nbd.tls-cert";
 const KEY: &str = "hexz-nbd.tls-key";
 
 /// Placeholder for the archives of a file where clap checks that there are any.
-const ARCHIVES: &str = "[exports]";
+const ARCHIVES_PLACEHOLDER: &str = "[exports]";
 
 /// Returns the command without requirements and conflicts: missing options may be in the file,
 /// and options of the file that conflict with the command line are dropped.
-pub(super) fn lenient(command: Command) -> Command {
+pub(super) fn without_constraints(command: Command) -> Command {
     command.mut_args(|arg| {
         arg.required(false)
             .required_unless_present(Resettable::<Id>::Reset)
@@ -34,12 +34,12 @@ pub(super) fn lenient(command: Command) -> Command {
 pub(super) struct Merge<'a> {
     command: &'a Command,
     /// Keys that the command line sets.
-    said: Vec<String>,
+    command_line_keys: Vec<String>,
     names_archives: bool,
     /// Options of the file and of credentials that apply.
-    kept: Vec<Entry>,
+    applied: Vec<OptionEntry>,
     /// Keys of the file that don't apply, since they conflict with the command line.
-    dropped: Vec<String>,
+    overridden: Vec<String>,
 }
 
 impl<'a> Merge<'a> {
@@ -50,51 +50,54 @@ impl<'a> Merge<'a> {
         let arguments = command.get_arguments().filter(is_said);
         Self {
             command,
-            said: arguments.filter_map(|arg| Some(arg.get_long()?.to_owned())).collect(),
+            command_line_keys: arguments
+                .filter_map(|arg| Some(arg.get_long()?.to_owned()))
+                .collect(),
             names_archives: command.get_positionals().any(|arg| is_said(&arg)),
-            kept: Vec::new(),
-            dropped: Vec::new(),
+            applied: Vec::new(),
+            overridden: Vec::new(),
         }
     }
 
     /// Adds the options of the file that the command line neither sets nor conflicts with.
     /// Options that require a dropped one are dropped as well.
-    pub(super) fn add_file(&mut self, file: &Written) {
+    pub(super) fn add_file(&mut self, file: &FileContents) {
         let (kept, dropped): (Vec<_>, Vec<_>) = file.entries.iter().cloned().partition(|entry| {
-            let contradicts = self.said.iter().any(|said| self.contradict(said, &entry.key));
-            !self.said.contains(&entry.key) && !contradicts
+            let contradicts =
+                self.command_line_keys.iter().any(|said| self.conflict(said, &entry.key));
+            !self.command_line_keys.contains(&entry.key) && !contradicts
         });
         let dropped = dropped.into_iter().map(|entry| entry.key);
-        self.dropped = dropped.filter(|key| !self.said.contains(key)).collect();
-        self.kept = kept;
+        self.overridden = dropped.filter(|key| !self.command_line_keys.contains(key)).collect();
+        self.applied = kept;
         loop {
-            let lost = |entry: &Entry| {
-                self.needs(entry).iter().any(|needed| self.dropped.contains(needed))
+            let lost = |entry: &OptionEntry| {
+                self.requirements(entry).iter().any(|needed| self.overridden.contains(needed))
             };
-            let (lost, kept) = self.kept.iter().cloned().partition::<Vec<_>, _>(lost);
+            let (lost, kept) = self.applied.iter().cloned().partition::<Vec<_>, _>(lost);
             if lost.is_empty() {
                 return;
             }
-            self.dropped.extend(lost.into_iter().map(|entry| entry.key));
-            self.kept = kept;
+            self.overridden.extend(lost.into_iter().map(|entry| entry.key));
+            self.applied = kept;
         }
     }
 
     /// Adds certificate and key from credentials, unless other options decide about them.
-    pub(super) fn add_credentials(&mut self, folder: Option<&Path>) -> Result<(), Problem> {
+    pub(super) fn add_credentials(&mut self, folder: Option<&Path>) -> Result<(), ConfigProblem> {
         let Some((certificate, key)) = folder.map(|it| (it.join(CERTIFICATE), it.join(KEY))) else {
             return Ok(());
         };
         let is_decided = |key: &str| {
             self.has(key)
-                || self.dropped.iter().any(|dropped| dropped == key)
-                || self.keys().any(|other| self.contradict(other, key))
+                || self.overridden.iter().any(|dropped| dropped == key)
+                || self.keys().any(|other| self.conflict(other, key))
         };
         if is_decided("tls-cert") || is_decided("tls-key") {
             return Ok(());
         }
         let missing = |path: PathBuf, other| {
-            Err(Problem { path, line: None, what: What::OneCredential(other) })
+            Err(ConfigProblem { path, line: None, what: ProblemKind::OneCredential(other) })
         };
         // If it can't be checked, assume that it exists: falling back to no TLS would be unsafe.
         let is_there = |path: &Path| path.try_exists().unwrap_or(true);
@@ -107,26 +110,27 @@ impl<'a> Merge<'a> {
         for (key, path) in [("tls-cert", certificate), ("tls-key", key)] {
             let mut argument = OsString::from(format!("--{key}="));
             argument.push(path);
-            let entry = Entry { key: key.to_owned(), line: None, arguments: vec![argument] };
-            self.kept.push(entry);
+            let entry = OptionEntry { key: key.to_owned(), line: None, arguments: vec![argument] };
+            self.applied.push(entry);
         }
         Ok(())
     }
 
     /// Returns the problems of options of the file that conflict with each other, or lack options
     /// that they require.
-    pub(super) fn problems(&self, path: &Path) -> Vec<Problem> {
+    pub(super) fn problems(&self, path: &Path) -> Vec<ConfigProblem> {
         let mut problems = Vec::new();
-        let mut problem = |line, what| problems.push(Problem { path: path.to_owned(), line, what });
-        let mut before: Vec<&Entry> = Vec::new();
-        for entry in self.kept.iter().filter(|entry| entry.line.is_some()) {
+        let mut problem =
+            |line, what| problems.push(ConfigProblem { path: path.to_owned(), line, what });
+        let mut before: Vec<&OptionEntry> = Vec::new();
+        for entry in self.applied.iter().filter(|entry| entry.line.is_some()) {
             let key = entry.key.clone();
-            for other in before.iter().filter(|other| self.contradict(&other.key, &key)) {
+            for other in before.iter().filter(|other| self.conflict(&other.key, &key)) {
                 let (other, other_line) = (other.key.clone(), other.line);
-                problem(entry.line, What::Conflict { key: key.clone(), other, other_line });
+                problem(entry.line, ProblemKind::Conflict { key: key.clone(), other, other_line });
             }
-            for needs in self.needs(entry).into_iter().filter(|needed| !self.has(needed)) {
-                problem(entry.line, What::Needs { key: key.clone(), needs });
+            for needs in self.requirements(entry).into_iter().filter(|needed| !self.has(needed)) {
+                problem(entry.line, ProblemKind::MissingRequirement { key: key.clone(), needs });
             }
             before.push(entry);
         }
@@ -135,7 +139,7 @@ impl<'a> Merge<'a> {
 
     /// Returns true if the archives of the file are served; those of the command line take
     /// precedence.
-    pub(super) fn takes_archives(&self) -> bool {
+    pub(super) fn uses_file_archives(&self) -> bool {
         !self.names_archives
     }
 
@@ -145,32 +149,38 @@ impl<'a> Merge<'a> {
             Some((program, said)) => (program.as_os_str(), said),
             None => (OsStr::new("hexz-nbd"), said),
         };
-        let kept = self.kept.iter().flat_map(|entry| &entry.arguments).map(OsString::as_os_str);
-        let archives = archives.then_some(OsStr::new(ARCHIVES));
+        let kept = self.applied.iter().flat_map(|entry| &entry.arguments).map(OsString::as_os_str);
+        let archives = archives.then_some(OsStr::new(ARCHIVES_PLACEHOLDER));
         let said = said.iter().map(OsString::as_os_str);
         [program].into_iter().chain(kept).chain(archives).chain(said).map(OsStr::to_owned).collect()
     }
 
     /// Attributes a remaining error to the file; `None` if it concerns the command line.
-    pub(super) fn blame(&self, error: &clap::Error, path: &Path) -> Option<Problem> {
-        let names = named_by(error);
+    pub(super) fn attribute_to_file(
+        &self,
+        error: &clap::Error,
+        path: &Path,
+    ) -> Option<ConfigProblem> {
+        let names = argument_names(error);
         let is_of_file = |name: &String| {
             let key = name.trim_start_matches('-');
-            self.kept.iter().any(|entry| entry.line.is_some() && entry.key == key)
+            self.applied.iter().any(|entry| entry.line.is_some() && entry.key == key)
         };
         let is_missing = error.kind() == ErrorKind::MissingRequiredArgument;
         let what = match names.iter().find(|name| !name.starts_with("--")) {
             // The archives are the only positional arguments.
-            Some(_) if is_missing => What::NothingToServe,
-            _ if !is_missing && names.iter().any(is_of_file) => What::Together(names.join(", ")),
+            Some(_) if is_missing => ProblemKind::NothingToServe,
+            _ if !is_missing && names.iter().any(is_of_file) => {
+                ProblemKind::Combination(names.join(", "))
+            }
             _ => return None,
         };
-        Some(Problem { path: path.to_owned(), line: None, what })
+        Some(ConfigProblem { path: path.to_owned(), line: None, what })
     }
 
     fn keys(&self) -> impl Iterator<Item = &str> {
-        let kept = self.kept.iter().map(|entry| entry.key.as_str());
-        self.said.iter().map(String::as_str).chain(kept)
+        let kept = self.applied.iter().map(|entry| entry.key.as_str());
+        self.command_line_keys.iter().map(String::as_str).chain(kept)
     }
 
     fn has(&self, key: &str) -> bool {
@@ -178,7 +188,7 @@ impl<'a> Merge<'a> {
     }
 
     /// Returns true if two options conflict.
-    fn contradict(&self, one: &str, other: &str) -> bool {
+    fn conflict(&self, one: &str, other: &str) -> bool {
         let says = |one: &str, other: &str| {
             let option = |key| self.command.get_arguments().find(|arg| arg.get_long() == Some(key));
             option(one).is_some_and(|one| {
@@ -191,12 +201,12 @@ impl<'a> Merge<'a> {
 
     /// Returns the other options that an option requires: those that clap misses if it is given
     /// alone.
-    fn needs(&self, entry: &Entry) -> Vec<String> {
+    fn requirements(&self, entry: &OptionEntry) -> Vec<String> {
         let alone = [OsString::from("hexz-nbd")].into_iter().chain(entry.arguments.iter().cloned());
-        let alone = alone.chain([ARCHIVES.into()]);
+        let alone = alone.chain([ARCHIVES_PLACEHOLDER.into()]);
         match self.command.clone().try_get_matches_from(alone) {
             Err(error) if error.kind() == ErrorKind::MissingRequiredArgument => {
-                let names = named_by(&error).into_iter();
+                let names = argument_names(&error).into_iter();
                 names.map(|name| name.trim_start_matches('-').to_owned()).collect()
             }
             _ => Vec::new(),
@@ -205,7 +215,7 @@ impl<'a> Merge<'a> {
 }
 
 /// Returns the names of the arguments that an error is about, without their values.
-fn named_by(error: &clap::Error) -> Vec<String> {
+fn argument_names(error: &clap::Error) -> Vec<String> {
     let texts = [ContextKind::InvalidArg, ContextKind::PriorArg].into_iter().flat_map(|kind| {
         match error.get(kind) {
             Some(ContextValue::String(text)) => vec![text.clone()],

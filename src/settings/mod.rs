@@ -26,15 +26,15 @@ use crate::monitor::RecentErrors;
 use hexz_exports::NamedArchive;
 use hexz_reader::storage::FileStamp;
 
-use crate::cli::{Changeable, Cli, Log};
+use crate::cli::{Cli, LogOptions, ReloadableOptions};
 use crate::log;
-use file::Written;
+use file::FileContents;
 use merge::Merge;
-use problem::Problem;
+use problem::ConfigProblem;
 
 /// Source of the options, which can be read again for a reload.
 #[derive(Debug, Clone)]
-pub(crate) struct Source {
+pub(crate) struct OptionSource {
     arguments: Vec<OsString>,
 }
 
@@ -43,40 +43,40 @@ pub(crate) struct Source {
 pub(crate) struct Settings {
     pub(crate) cli: Cli,
     /// Warnings about the configuration file and the command line.
-    pub(crate) notes: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// Stamp of the configuration file from before it was read.
     pub(crate) stamp: Option<FileStamp>,
-    pub(crate) fixed: Fixed,
+    pub(crate) fixed: FixedOptions,
 }
 
 /// Options that can't change at run time, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Fixed(BTreeMap<String, Vec<OsString>>);
+pub(crate) struct FixedOptions(BTreeMap<String, Vec<OsString>>);
 
 /// Reason for which there are no settings.
 #[derive(Debug)]
-pub(crate) enum Refused {
+pub(crate) enum SettingsError {
     /// An invalid command line, or a request for help or the version.
     CommandLine(clap::Error),
     /// An invalid configuration file, or invalid credentials.
     File {
         /// Logging options of the command line.
-        log: Log,
-        problems: Vec<Problem>,
+        log: LogOptions,
+        problems: Vec<ConfigProblem>,
     },
 }
 
 /// Options of a reload.
 #[derive(Debug)]
-pub(crate) struct Again {
-    pub(crate) options: Changeable,
+pub(crate) struct ReloadedOptions {
+    pub(crate) options: ReloadableOptions,
     /// Stamp of the configuration file from before it was read.
     pub(crate) stamp: Option<FileStamp>,
-    pub(crate) fixed: Fixed,
+    pub(crate) fixed: FixedOptions,
 }
 
 /// Parsed options from all sources.
-struct Found {
+struct ParsedOptions {
     matches: ArgMatches,
     /// Archives of the file, if these are served.
     exports: Option<Vec<NamedArchive>>,
@@ -84,7 +84,7 @@ struct Found {
     stamp: Option<FileStamp>,
 }
 
-impl Source {
+impl OptionSource {
     /// Returns the command line of this process as a source.
     pub(crate) fn of_process() -> Self {
         Self { arguments: std::env::args_os().collect() }
@@ -92,38 +92,40 @@ impl Source {
 
     /// Returns true if the command line contains `--stdio`, which isn't allowed in a file:
     /// standard error may be the client's connection.
-    pub(crate) fn is_for_one_client(&self) -> bool {
+    pub(crate) fn is_stdio(&self) -> bool {
         self.arguments.iter().any(|argument| argument == "--stdio")
     }
 
     /// Reads all options. Reports all problems of a configuration file.
-    pub(crate) fn read(&self) -> Result<Settings, Refused> {
+    pub(crate) fn read(&self) -> Result<Settings, SettingsError> {
         let command = Cli::command();
-        let found = self.find(command.clone()).map_err(|refused| match refused {
-            Refused::CommandLine(error) => {
-                Refused::CommandLine(advice::advise(error, &command, &self.arguments))
+        let found = self.parse(command.clone()).map_err(|refused| match refused {
+            SettingsError::CommandLine(error) => {
+                SettingsError::CommandLine(advice::advise(error, &command, &self.arguments))
             }
             file => file,
         });
-        let Found { matches, exports, mut notes, stamp } = found?;
-        notes.extend(advice::command_meant(&command, &matches));
-        let mut cli = Cli::from_arg_matches(&matches).map_err(Refused::CommandLine)?;
-        cli.serve.changeable.name(exports);
-        Ok(Settings { cli, notes, stamp, fixed: Fixed::of(&matches) })
+        let ParsedOptions { matches, exports, mut notes, stamp } = found?;
+        notes.extend(advice::misspelled_command(&command, &matches));
+        let mut cli = Cli::from_arg_matches(&matches).map_err(SettingsError::CommandLine)?;
+        cli.serve.changeable.set_exports(exports);
+        Ok(Settings { cli, warnings: notes, stamp, fixed: FixedOptions::of(&matches) })
     }
 
     /// Reads all options again, inside the sandbox.
-    pub(crate) fn read_again(&self) -> Result<Again, Refused> {
-        let Found { matches, exports, stamp, .. } =
-            self.find(keys::without_lookups(Cli::command()))?;
-        let options = Changeable::from_arg_matches(&matches).map_err(Refused::CommandLine);
+    pub(crate) fn reread(&self) -> Result<ReloadedOptions, SettingsError> {
+        let ParsedOptions { matches, exports, stamp, .. } =
+            self.parse(keys::without_lookups(Cli::command()))?;
+        let options =
+            ReloadableOptions::from_arg_matches(&matches).map_err(SettingsError::CommandLine);
         let mut options = options?;
-        options.name(exports);
-        Ok(Again { options, stamp, fixed: Fixed::of(&matches) })
+        options.set_exports(exports);
+        Ok(ReloadedOptions { options, stamp, fixed: FixedOptions::of(&matches) })
     }
 
-    fn find(&self, command: Command) -> Result<Found, Refused> {
-        let said = merge::lenient(command.clone()).try_get_matches_from(&self.arguments);
+    fn parse(&self, command: Command) -> Result<ParsedOptions, SettingsError> {
+        let said =
+            merge::without_constraints(command.clone()).try_get_matches_from(&self.arguments);
         let mut command = command;
         command.build();
         let said = match said {
@@ -131,13 +133,13 @@ impl Source {
             // Reports errors in terms of the real command.
             _ => {
                 let matches = command.try_get_matches_from(&self.arguments);
-                let matches = matches.map_err(Refused::CommandLine)?;
-                return Ok(Found { matches, exports: None, notes: vec![], stamp: None });
+                let matches = matches.map_err(SettingsError::CommandLine)?;
+                return Ok(ParsedOptions { matches, exports: None, notes: vec![], stamp: None });
             }
         };
-        let refused = |problems| match Log::from_arg_matches(&said) {
-            Ok(log) => Refused::File { log, problems },
-            Err(error) => Refused::CommandLine(error),
+        let refused = |problems| match LogOptions::from_arg_matches(&said) {
+            Ok(log) => SettingsError::File { log, problems },
+            Err(error) => SettingsError::CommandLine(error),
         };
 
         let path = said.get_one::<PathBuf>("config").map(PathBuf::as_path);
@@ -155,40 +157,43 @@ impl Source {
             return Err(refused(problems));
         }
 
-        let takes_archives = merge.takes_archives() && !written.exports.is_empty();
+        let takes_archives = merge.uses_file_archives() && !written.exports.is_empty();
         let arguments = merge.arguments(&self.arguments, takes_archives);
         let matches =
             command.clone().try_get_matches_from(arguments).map_err(|error| {
-                match path.and_then(|path| merge.blame(&error, path)) {
+                match path.and_then(|path| merge.attribute_to_file(&error, path)) {
                     Some(problem) => refused(vec![problem]),
-                    None => Refused::CommandLine(error),
+                    None => SettingsError::CommandLine(error),
                 }
             })?;
         let exports = takes_archives.then_some(written.exports);
-        Ok(Found { matches, exports, notes, stamp })
+        Ok(ParsedOptions { matches, exports, notes, stamp })
     }
 }
 
 /// Returns the contents of the file, and warnings about it.
-fn read_file(path: &Path, command: &Command) -> Result<(Written, Vec<String>), Vec<Problem>> {
+fn read_file(
+    path: &Path,
+    command: &Command,
+) -> Result<(FileContents, Vec<String>), Vec<ConfigProblem>> {
     let (text, note) = file::read(path).map_err(|problem| vec![problem])?;
     let (written, problems) = file::parse(&text, path, command);
     if problems.is_empty() { Ok((written, note.into_iter().collect())) } else { Err(problems) }
 }
 
-impl Changeable {
+impl ReloadableOptions {
     /// Sets the archives of a file, if these are served.
-    fn name(&mut self, exports: Option<Vec<NamedArchive>>) {
+    fn set_exports(&mut self, exports: Option<Vec<NamedArchive>>) {
         if let Some(exports) = exports {
-            self.snapshots.name(exports);
+            self.snapshots.replace_named(exports);
         }
     }
 }
 
-impl Fixed {
+impl FixedOptions {
     /// Collects all options except those of [`Changeable`].
     fn of(matches: &ArgMatches) -> Self {
-        let changeable = Changeable::augment_args(Command::new(""));
+        let changeable = ReloadableOptions::augment_args(Command::new(""));
         let is_changeable =
             |id: &clap::Id| changeable.get_arguments().any(|arg| arg.get_id() == id);
         let command = Cli::command();
@@ -201,22 +206,22 @@ impl Fixed {
     }
 
     /// Returns the keys whose values differ from `other`.
-    pub(crate) fn differing<'a>(&'a self, other: &Self) -> Vec<&'a str> {
+    pub(crate) fn changed_keys<'a>(&'a self, other: &Self) -> Vec<&'a str> {
         let differs = |(key, value): &(&String, &Vec<OsString>)| other.0.get(*key) != Some(*value);
         self.0.iter().filter(differs).map(|(key, _)| key.as_str()).collect()
     }
 }
 
-impl Refused {
+impl SettingsError {
     /// Reports the reason, and ends the program.
-    pub(crate) fn exit(self) -> ! {
+    pub(crate) fn report_and_exit(self) -> ! {
         let (log, problems) = match self {
-            Self::CommandLine(error) => advice::exit(error),
+            Self::CommandLine(error) => advice::print_and_exit(error),
             Self::File { log, problems } => (log, problems),
         };
         if let Err(error) = log::start(&log, &RecentErrors::default()) {
             let why = format!("RUST_LOG: {error}");
-            advice::exit(Cli::command().error(ErrorKind::InvalidValue, why));
+            advice::print_and_exit(Cli::command().error(ErrorKind::InvalidValue, why));
         }
         for problem in problems {
             tracing::error!("{problem}");
@@ -225,9 +230,9 @@ impl Refused {
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for SettingsError {}
 
-impl fmt::Display for Refused {
+impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::CommandLine(error) => advice::escaped(error).fmt(f),

@@ -9,24 +9,24 @@ use nbd_telemetry::escape;
 
 /// A problem in a configuration file, with its location.
 #[derive(Debug, thiserror::Error)]
-#[error("{}{}: {what}", escape::name(.path), Line(*.line))]
-pub(crate) struct Problem {
+#[error("{}{}: {what}", escape::name(.path), LineSuffix(*.line))]
+pub(crate) struct ConfigProblem {
     pub(super) path: PathBuf,
     /// Line number, starting at 1.
     pub(super) line: Option<usize>,
-    pub(super) what: What,
+    pub(super) what: ProblemKind,
 }
 
 /// Description of the problem.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum What {
+pub(super) enum ProblemKind {
     #[error("can't read it: {0}")]
     Io(#[from] io::Error),
     #[error("it is larger than 1 MiB, which no configuration file should be")]
     TooLarge,
     #[error("it isn't TOML: {}", escape::text(.0))]
     Syntax(String),
-    #[error("there is no option {:?}{}", escape::name(.key), Nearest(.nearest.as_deref()))]
+    #[error("there is no option {:?}{}", escape::name(.key), NearestSuffix(.nearest.as_deref()))]
     UnknownKey { key: String, nearest: Option<String> },
     #[error(
         "a password doesn't belong in here: password-file names a file that has it and that only \
@@ -36,7 +36,7 @@ pub(super) enum What {
     #[error(
         "there is no table [{}]: options stand above all tables{}",
         escape::name(.table),
-        There(.there)
+        SuggestionsSuffix(.there)
     )]
     UnknownTable { table: String, there: Vec<String> },
     #[error("{key} is for the command line alone: {why}")]
@@ -61,17 +61,17 @@ pub(super) enum What {
     DottedExport { name: String, quoted: String },
     #[error("[exports]: {}", escape::text(.0))]
     Export(String),
-    #[error("{key} can't stand beside {other}{}", Where(.other_line))]
+    #[error("{key} can't stand beside {other}{}", LocationSuffix(.other_line))]
     Conflict { key: String, other: String, other_line: Option<usize> },
     #[error("{key} takes {needs} as well, which is neither here nor on the command line")]
-    Needs { key: String, needs: String },
+    MissingRequirement { key: String, needs: String },
     #[error(
         "there is nothing to serve, here or on the command line: name archives in the table \
          [exports], or a folder with export-dir"
     )]
     NothingToServe,
     #[error("together with the command line it makes no sense: {}", escape::text(.0))]
-    Together(String),
+    Combination(String),
     #[error(
         "this systemd credential isn't there, but {0} is: pass both with LoadCredential=, or none"
     )]
@@ -79,18 +79,18 @@ pub(super) enum What {
 }
 
 /// Formatter that writes ", line 3" if the line is known.
-struct Line(Option<usize>);
+struct LineSuffix(Option<usize>);
 
-impl fmt::Display for Line {
+impl fmt::Display for LineSuffix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |line| write!(f, ", line {line}"))
     }
 }
 
 /// Formatter that writes " (line 3)", or " (on the command line)".
-struct Where<'a>(&'a Option<usize>);
+struct LocationSuffix<'a>(&'a Option<usize>);
 
-impl fmt::Display for Where<'_> {
+impl fmt::Display for LocationSuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(line) => write!(f, " (line {line})"),
@@ -99,9 +99,9 @@ impl fmt::Display for Where<'_> {
     }
 }
 
-struct Nearest<'a>(Option<&'a str>);
+struct NearestSuffix<'a>(Option<&'a str>);
 
-impl fmt::Display for Nearest<'_> {
+impl fmt::Display for NearestSuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(nearest) => write!(f, "; {nearest} is meant, perhaps"),
@@ -111,9 +111,9 @@ impl fmt::Display for Nearest<'_> {
 }
 
 /// Formatter that writes the options that the keys of an unknown table probably mean.
-struct There<'a>(&'a [String]);
+struct SuggestionsSuffix<'a>(&'a [String]);
 
-impl fmt::Display for There<'_> {
+impl fmt::Display for SuggestionsSuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [] => Ok(()),

@@ -5,12 +5,12 @@ use std::path::Path;
 
 use clap::CommandFactory;
 
-use super::file::{self, Written};
+use super::file::{self, FileContents};
 use super::{Cli, keys};
 
 const SAMPLE: &str = include_str!("../../examples/hexz-nbd.toml");
 
-fn parse(text: &str) -> (Written, Vec<String>) {
+fn parse(text: &str) -> (FileContents, Vec<String>) {
     let mut command = Cli::command();
     command.build();
     let (written, problems) = file::parse(text, Path::new("x.toml"), &command);
@@ -22,7 +22,7 @@ fn problems(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_a_file_says() {
+fn a_file_is_converted_to_arguments() {
     let text = r#"
         strict = true
         raw = false
@@ -57,7 +57,7 @@ fn what_a_file_says() {
 
 /// Each message names the file, the line and the key, and says what to do.
 #[test]
-fn each_message() {
+fn each_problem_has_its_message() {
     let only = "is for the command line alone: it";
     for (text, message) in [
         ("\n\nstrict = true true", "x.toml, line 3: it isn't TOML"),
@@ -118,7 +118,7 @@ fn each_message() {
 }
 
 #[test]
-fn all_that_is_wrong_is_said_in_order() {
+fn all_problems_are_reported_in_order() {
     let found = problems("strict = 1\nx = 1\n[exports]\na = 1\nb = 2\n");
     let lines: Vec<_> = found.iter().map(|problem| problem.split(':').next().unwrap()).collect();
     assert_eq!(lines, [1, 2, 4, 5].map(|line| format!("x.toml, line {line}")));

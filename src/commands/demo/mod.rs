@@ -30,7 +30,7 @@ const IMAGE_SHA256: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b5
 const NAME: &str = "demo.hexz";
 
 /// Prints a line to the standard output. Returns from the caller if that fails.
-macro_rules! say {
+macro_rules! print_line {
     ($($words:tt)*) => { output::print(format!("{}\n", format_args!($($words)*)))? };
 }
 
@@ -39,8 +39,8 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     // Deleted with its contents when this function returns.
     let folder = tempfile::Builder::new().prefix("hexz-nbd-demo-").tempdir()?;
     let authority = pki::create(folder.path()).map_err(failed)?;
-    say!("1. Made a throw-away CA, and a server certificate for localhost:");
-    say!("     {}", escape::name(folder.path()));
+    print_line!("1. Made a throw-away CA, and a server certificate for localhost:");
+    print_line!("     {}", escape::name(folder.path()));
 
     let files = TlsFiles {
         certificate: folder.path().join("server-cert.pem"),
@@ -53,25 +53,25 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let reader = BlockReader::new(64 * 1024 * 1024);
     let exports = Catalog::with_snapshot(NAME, snapshot, reader);
 
-    runtime::until_signal(runtime::prepare(), async |shutdown| {
+    runtime::run_until_signal(runtime::prepare(), async |shutdown| {
         let (gateway, address) = bind(tls, exports)?;
         let port = address.port();
-        say!("2. Serving a snapshot that is built in, over TLS, to this machine:");
-        say!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
+        print_line!("2. Serving a snapshot that is built in, over TLS, to this machine:");
+        print_line!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
 
         let stop = shutdown.child_token();
         let serving = tokio::spawn(gateway.run(stop.clone()));
-        let seen = reader::read_all(address, NAME, authority).await.map_err(failed)?;
-        if seen.sha256 != IMAGE_SHA256 {
-            let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", seen.sha256);
+        let read = reader::read_all(address, NAME, authority).await.map_err(failed)?;
+        if read.sha256 != IMAGE_SHA256 {
+            let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", read.sha256);
             return Err(Failure::Demo(message));
         }
-        say!("3. Read it back whole through a TLS client, and verified:");
-        say!("     the server's certificate against the CA, for the name localhost");
-        say!("     {}", seen.tls);
-        say!("     the export: {}", seen.description);
-        say!("     {} bytes, SHA-256 {} as packed", seen.size, seen.sha256);
-        say!("     a read past the end is refused, and the session goes on");
+        print_line!("3. Read it back whole through a TLS client, and verified:");
+        print_line!("     the server's certificate against the CA, for the name localhost");
+        print_line!("     {}", read.tls);
+        print_line!("     the export: {}", read.description);
+        print_line!("     {} bytes, SHA-256 {} as packed", read.size, read.sha256);
+        print_line!("     a read past the end is refused, and the session goes on");
 
         if options.once {
             stop.cancel();
@@ -115,13 +115,13 @@ fn print_commands(port: u16, folder: &Path) -> Result<(), Failure> {
          driver=nbd,host=localhost,port={port},export={NAME},tls-creds=tls",
         escape::name(folder)
     );
-    say!("4. Serving on, until Ctrl-C. From another terminal, try:");
-    say!("     nbdinfo '{uri}'");
-    say!("     nbdcopy '{uri}' demo.img");
-    say!("     qemu-img info {qemu}");
-    say!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
-    say!("         -A {} -H localhost", escape::name(&folder.join("ca-cert.pem")));
-    say!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
-    say!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
+    print_line!("4. Serving on, until Ctrl-C. From another terminal, try:");
+    print_line!("     nbdinfo '{uri}'");
+    print_line!("     nbdcopy '{uri}' demo.img");
+    print_line!("     qemu-img info {qemu}");
+    print_line!("     sudo nbd-client localhost {port} /dev/nbd0 -N {NAME} -x \\");
+    print_line!("         -A {} -H localhost", escape::name(&folder.join("ca-cert.pem")));
+    print_line!("         then: sudo mount -o ro,noload /dev/nbd0 /mnt; cat /mnt/HELLO");
+    print_line!("         after: sudo umount /mnt; sudo nbd-client -d /dev/nbd0");
     Ok(())
 }

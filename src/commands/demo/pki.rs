@@ -5,10 +5,10 @@ use std::path::Path;
 use rustls::pki_types::CertificateDer;
 
 use crate::commands::pki::PkiError;
-use crate::commands::pki::authority::{Authority, KeyKind};
-use crate::commands::pki::certificate::Kind;
+use crate::commands::pki::authority::{CertificateAuthority, KeyAlgorithm};
+use crate::commands::pki::certificate::CertificateKind;
 use crate::commands::pki::folder::write_files;
-use crate::commands::pki::names::Name;
+use crate::commands::pki::names::SubjectName;
 
 /// Validity of the certificates: longer than any demonstration.
 const DAYS: u32 = 30;
@@ -16,10 +16,11 @@ const DAYS: u32 = 30;
 /// Writes the files that a server and its clients need into `folder`, and returns the CA's
 /// certificate. The CA's key is discarded at once.
 pub(crate) fn create(folder: &Path) -> Result<CertificateDer<'static>, PkiError> {
-    let authority = Authority::create("hexz-nbd demo CA", DAYS, KeyKind::P256.generate()?)?;
-    let names = ["localhost", "127.0.0.1", "::1"].map(Name::of_server);
+    let authority =
+        CertificateAuthority::create("hexz-nbd demo CA", DAYS, KeyAlgorithm::P256.generate()?)?;
+    let names = ["localhost", "127.0.0.1", "::1"].map(SubjectName::parse_server);
     let names = names.into_iter().collect::<Result<Vec<_>, _>>().map_err(PkiError::Usage)?;
-    let issued = authority.issue(Kind::Server, &names, DAYS, KeyKind::P256)?;
+    let issued = authority.issue(CertificateKind::Server, &names, DAYS, KeyAlgorithm::P256)?;
     write_files(folder, &authority, &issued)?;
     Ok(authority.certificate.der)
 }

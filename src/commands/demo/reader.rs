@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// Result of reading an export.
-pub(crate) struct Seen {
+pub(crate) struct ReadBack {
     pub(crate) tls: String,
     pub(crate) size: u64,
     pub(crate) description: String,
@@ -20,19 +20,19 @@ pub(crate) struct Seen {
 }
 
 /// Maximum length of a read, in bytes.
-const CHUNK: u32 = 1024 * 1024;
+const READ_BYTES: u32 = 1024 * 1024;
 
 /// Reads a whole export over TLS, trusting only the given CA.
 pub(crate) async fn read_all(
     address: SocketAddr,
     name: &str,
     authority: CertificateDer<'static>,
-) -> Result<Seen, Box<dyn std::error::Error>> {
+) -> Result<ReadBack, Box<dyn std::error::Error>> {
     let mut stream = TcpStream::connect(address).await?;
     client::greet(&mut stream).await?;
     client::start_tls(&mut stream).await?;
     let server = ServerName::try_from("localhost")?;
-    let mut stream = trusting(authority)?.connect(server, stream).await?;
+    let mut stream = connector_trusting(authority)?.connect(server, stream).await?;
     let (_, session) = stream.get_ref();
     let tls = format!(
         "{}, {}",
@@ -53,7 +53,7 @@ pub(crate) async fn read_all(
     let mut hash = digest::Context::new(&digest::SHA256);
     let mut at = 0;
     while at < size {
-        let length = u32::try_from(size - at).unwrap_or(CHUNK).min(CHUNK);
+        let length = u32::try_from(size - at).unwrap_or(READ_BYTES).min(READ_BYTES);
         hash.update(&transmission.read(at, length).await?);
         at += u64::from(length);
     }
@@ -61,7 +61,7 @@ pub(crate) async fn read_all(
     transmission.disconnect().await?;
 
     let sha256 = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Seen { tls, size, description, sha256 })
+    Ok(ReadBack { tls, size, description, sha256 })
 }
 
 fn expect_refusal(result: Result<Vec<u8>, ClientError>) -> Result<(), String> {
@@ -72,7 +72,7 @@ fn expect_refusal(result: Result<Vec<u8>, ClientError>) -> Result<(), String> {
     }
 }
 
-fn trusting(authority: CertificateDer<'static>) -> Result<TlsConnector, rustls::Error> {
+fn connector_trusting(authority: CertificateDer<'static>) -> Result<TlsConnector, rustls::Error> {
     let mut roots = RootCertStore::empty();
     roots.add(authority)?;
     let config = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))

@@ -11,46 +11,46 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, Error, RootCertStore};
 
 use super::advice;
-use super::report::{Outcome, Side, Step, shown};
-use crate::commands::pki::certificate::Certificate;
+use super::report::{Outcome, Side, Step, escape_and_cut};
+use crate::commands::pki::certificate::CertificateInfo;
 
 /// Remaining validity below which there is a warning.
-const SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 /// Maximum number of names and of certificates shown. A certificate may have thousands of names.
 const MAX_SHOWN: usize = 20;
 
 /// CAs to verify the server with.
 #[derive(Debug)]
-pub(crate) struct Authorities {
+pub(crate) struct TrustedCas {
     pub(crate) roots: RootCertStore,
-    pub(crate) given: Vec<Given>,
+    pub(crate) certificates: Vec<CaCertificate>,
     /// File that they were read from.
     pub(crate) path: PathBuf,
 }
 
 /// A certificate from the CA file.
 #[derive(Debug)]
-pub(crate) struct Given {
+pub(crate) struct CaCertificate {
     /// Subject, in the form in which certificates name their issuer.
     pub(crate) subject: String,
-    pub(crate) is_authority: bool,
+    pub(crate) is_ca: bool,
     /// Reason why signatures by it can't be verified here; `None` if they can.
     pub(crate) fault: Option<String>,
 }
 
 /// Result of verifying a server's certificate.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Judgement {
+pub(crate) struct CertificateCheck {
     /// Result of verifying the chain; `None` if no CAs were given.
     pub(crate) trust: Option<Result<(), Error>>,
     /// True if the certificate is valid for the expected name.
-    pub(crate) has_name: bool,
+    pub(crate) matches_name: bool,
 }
 
-impl Judgement {
-    pub(crate) fn of(
+impl CertificateCheck {
+    pub(crate) fn verify(
         chain: &[CertificateDer<'_>],
-        authorities: Option<&Authorities>,
+        authorities: Option<&TrustedCas>,
         name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<Self, Error> {
@@ -62,15 +62,15 @@ impl Judgement {
             let roots = &authorities.roots;
             verify_server_cert_signed_by_trust_anchor(&own, roots, others, now, algorithms)
         });
-        Ok(Self { trust, has_name: verify_server_name(&own, name).is_ok() })
+        Ok(Self { trust, matches_name: verify_server_name(&own, name).is_ok() })
     }
 
     /// Returns the first reason to reject the server. Without CAs there is none.
-    pub(crate) fn verdict(&self) -> Result<(), Error> {
+    pub(crate) fn result(&self) -> Result<(), Error> {
         match &self.trust {
             None => Ok(()),
             Some(Err(error)) => Err(error.clone()),
-            Some(Ok(())) if !self.has_name => {
+            Some(Ok(())) if !self.matches_name => {
                 Err(Error::InvalidCertificate(CertificateError::NotValidForName))
             }
             Some(Ok(())) => Ok(()),
@@ -81,7 +81,7 @@ impl Judgement {
 /// Builds the step that reports on the certificate chain of a server expected to be `name`.
 pub(crate) fn step(
     chain: &[CertificateDer<'static>],
-    authorities: Option<&Authorities>,
+    authorities: Option<&TrustedCas>,
     name: &ServerName<'_>,
     now: SystemTime,
 ) -> Step {
@@ -91,21 +91,22 @@ pub(crate) fn step(
     if let Some(fault) = diagnosis::certificate_fault(own, false) {
         return advice::unsupported(&fault);
     }
-    let judgement = match Judgement::of(chain, authorities, name, unix) {
+    let judgement = match CertificateCheck::verify(chain, authorities, name, unix) {
         Ok(judgement) => judgement,
         Err(error) => return unreadable(&error.to_string()),
     };
-    let own = match Certificate::from_der(own.clone()) {
+    let own = match CertificateInfo::from_der(own.clone()) {
         Ok(own) => own,
         Err(error) => return unreadable(&error.to_string()),
     };
-    let names: Vec<String> = own.names.iter().map(|name| shown(&name.to_string())).collect();
+    let names: Vec<String> =
+        own.names.iter().map(|name| escape_and_cut(&name.to_string())).collect();
     let called = name.to_str().into_owned();
-    let issuer = shown(&own.issuer.to_string());
-    let (from, to) = (moment(own.not_before), moment(own.not_after));
+    let issuer = escape_and_cut(&own.issuer.to_string());
+    let (from, to) = (format_time(own.not_before), format_time(own.not_after));
     let step = match &judgement.trust {
-        None => advice::unverified(judgement.has_name, &called),
-        Some(Ok(())) if judgement.has_name => {
+        None => advice::unverified(judgement.matches_name, &called),
+        Some(Ok(())) if judgement.matches_name => {
             Step::good("certificate", format!("trusted, for the name {called}"))
         }
         Some(Ok(())) => advice::wrong_name(&called, &names),
@@ -116,19 +117,19 @@ pub(crate) fn step(
                 chain.iter().skip(1).find_map(|it| diagnosis::certificate_fault(it, true));
             let step = match (between, authorities) {
                 (Some(fault), _) => advice::unsupported(&fault),
-                (None, Some(authorities)) => advice::distrust(error, &issuer, authorities),
+                (None, Some(authorities)) => advice::untrusted(error, &issuer, authorities),
                 (None, None) => unreadable("no CA was given"),
             };
-            if judgement.has_name {
+            if judgement.matches_name {
                 step
             } else {
-                step.advise(Side::Client, advice::name_too(&called, &names))
+                step.advise(Side::Client, advice::name_mismatch_advice(&called, &names))
             }
         }
     };
-    let step = times(step, &own, now);
+    let step = check_validity(step, &own, now);
     let mut step = step
-        .line(format!("names: {}", listed(&names)))
+        .line(format!("names: {}", join_names(&names)))
         .line(format!("issuer: {issuer}"))
         .line(format!("valid from {from} to {to}"))
         .line(format!("SHA-256: {}", own.fingerprint()))
@@ -137,13 +138,13 @@ pub(crate) fn step(
         .detail("not_before", from)
         .detail("not_after", to)
         .detail("sha256", own.fingerprint())
-        .detail("verified", judgement.trust.is_some() && judgement.verdict().is_ok())
+        .detail("verified", judgement.trust.is_some() && judgement.result().is_ok())
         .detail("name", called)
-        .detail("name_fits", judgement.has_name)
+        .detail("name_fits", judgement.matches_name)
         .detail("chain", chain.len());
     for other in chain.iter().skip(1).take(MAX_SHOWN) {
-        step = step.line(match Certificate::from_der(other.clone()) {
-            Ok(other) => format!("followed by: {}", shown(&other.subject.to_string())),
+        step = step.line(match CertificateInfo::from_der(other.clone()) {
+            Ok(other) => format!("followed by: {}", escape_and_cut(&other.subject.to_string())),
             Err(_) => "followed by one that can't be read".to_owned(),
         });
     }
@@ -151,24 +152,27 @@ pub(crate) fn step(
 }
 
 fn unreadable(why: &str) -> Step {
-    Step::bad("certificate", format!("the server's certificate can't be read: {}", shown(why)))
-        .advise(Side::Server, "give the server a certificate as RFC 5280 has it")
+    Step::bad(
+        "certificate",
+        format!("the server's certificate can't be read: {}", escape_and_cut(why)),
+    )
+    .advise(Side::Server, "give the server a certificate as RFC 5280 has it")
 }
 
 /// Adds what is wrong with the validity period, independently of the other findings.
-fn times(step: Step, own: &Certificate, now: SystemTime) -> Step {
+fn check_validity(step: Step, own: &CertificateInfo, now: SystemTime) -> Step {
     match (own.not_after.duration_since(now), now.duration_since(own.not_before)) {
         (Err(ago), _) => advice::expired(step, ago.duration(), now),
         (_, Err(still)) => advice::not_yet_valid(step, still.duration(), now),
-        (Ok(left), Ok(_)) if left < SOON => step
+        (Ok(left), Ok(_)) if left < EXPIRY_WARNING => step
             .at_least(Outcome::Warning)
-            .line(format!("it expires in {}", advice::days(left)))
+            .line(format!("it expires in {}", advice::format_validity(left)))
             .advise(Side::Server, "get a new certificate before it runs out"),
         _ => step,
     }
 }
 
-fn listed(names: &[String]) -> String {
+fn join_names(names: &[String]) -> String {
     if names.is_empty() {
         return "none".to_owned();
     }
@@ -178,6 +182,6 @@ fn listed(names: &[String]) -> String {
     first.join(", ") + &end
 }
 
-pub(crate) fn moment(time: SystemTime) -> String {
+pub(crate) fn format_time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }

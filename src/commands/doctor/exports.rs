@@ -7,65 +7,65 @@ use nbd_server::client::{self, ExportInfo, Transmission};
 use nbd_server::wire::option::Rep;
 
 use super::advice;
-use super::reach::Stream;
-use super::report::{Outcome, Report, Step, time};
-use super::trouble::{Trouble, within};
-use super::visit::{Listing, Session, Visit};
+use super::connect::BoxedStream;
+use super::probe::{ExportNames, Probe, ProbeSession};
+use super::probe_error::{ProbeError, with_timeout};
+use super::report::{Outcome, Report, Step, format_duration};
 
 /// Length of the first and of the last read, in bytes.
-const SMALL: u64 = 4096;
+const PROBE_READ_BYTES: u64 = 4096;
 /// Length of each read when throughput is measured, in bytes.
-const LARGE: u64 = 1024 * 1024;
+const THROUGHPUT_READ_BYTES: u64 = 1024 * 1024;
 /// Longest read that a server without advertised block sizes accepts, in bytes ("Size
 /// constraints").
-const MAX_UNTOLD: u32 = 32 * 1024 * 1024;
+const DEFAULT_MAX_READ: u32 = 32 * 1024 * 1024;
 /// Maximum number of round trips measured, and the maximum time spent on that.
-const ROUNDS: usize = 20;
-const ROUNDS_TIME: Duration = Duration::from_secs(2);
+const MAX_ROUND_TRIPS: usize = 20;
+const MAX_LATENCY_TIME: Duration = Duration::from_secs(2);
 /// Bounds of the throughput measurement, which ends when either is reached.
-const SPEED_BYTES: u64 = 64 * 1024 * 1024;
-const SPEED_TIME: Duration = Duration::from_secs(2);
+const MAX_THROUGHPUT_BYTES: u64 = 64 * 1024 * 1024;
+const MAX_THROUGHPUT_TIME: Duration = Duration::from_secs(2);
 
 /// Lists the exports. If the list can't be read to its end, continues on a new connection.
 pub(super) async fn list(
-    visit: &Visit,
-    mut session: Session,
+    probe: &Probe,
+    mut session: ProbeSession,
     report: &mut Report,
-) -> Result<(Session, Listing), Step> {
+) -> Result<(ProbeSession, ExportNames), Step> {
     let listed = match session.listing.take() {
         Some(listed) => listed,
         None => {
-            let listed = within(visit.timeout, client::list(&mut session.stream)).await;
-            if !matches!(listed, Ok(_) | Err(Trouble::Refused { .. })) {
-                let again = visit.again(session.tls.is_some()).await;
-                (session.stream, session.replies) = again.map_err(|_| unlisted(&listed))?;
+            let listed = with_timeout(probe.timeout, client::list(&mut session.stream)).await;
+            if !matches!(listed, Ok(_) | Err(ProbeError::OptionRefused { .. })) {
+                let again = probe.reconnect(session.tls.is_some()).await;
+                (session.stream, session.replies) = again.map_err(|_| list_step(&listed))?;
             }
             listed
         }
     };
-    report.add(unlisted(&listed));
+    report.add(list_step(&listed));
     Ok((session, listed.unwrap_or_default()))
 }
 
-fn unlisted(listed: &Result<Listing, Trouble>) -> Step {
+fn list_step(listed: &Result<ExportNames, ProbeError>) -> Step {
     match listed {
         Ok(names) => advice::listed(names),
-        Err(trouble) => advice::unlisted(trouble),
+        Err(trouble) => advice::list_failed(trouble),
     }
 }
 
 /// Opens an export: the wanted one, or else the default export, or else the first listed.
-pub(super) async fn choose(
-    visit: &Visit,
-    session: Session,
+pub(super) async fn open_export(
+    probe: &Probe,
+    session: ProbeSession,
     wanted: Option<&str>,
-    listed: &Listing,
+    listed: &ExportNames,
     report: &mut Report,
-) -> Result<Transmission<Stream>, Step> {
-    let Session { mut stream, flags, replies, .. } = session;
+) -> Result<Transmission<BoxedStream>, Step> {
+    let ProbeSession { mut stream, flags, replies, .. } = session;
     let mut name = wanted.unwrap_or_default();
-    let unopened = |name: &str, trouble: &Trouble| advice::unopened(name, trouble, listed);
-    match within(visit.timeout, client::info(&mut stream, name)).await {
+    let unopened = |name: &str, trouble: &ProbeError| advice::open_failed(name, trouble, listed);
+    match with_timeout(probe.timeout, client::info(&mut stream, name)).await {
         Ok(_) => {}
         Err(trouble) if trouble.is_refusal(Rep::ERR_UNSUP) => {}
         Err(trouble) if trouble.is_refusal(Rep::ERR_UNKNOWN) && wanted.is_none() => {
@@ -79,14 +79,15 @@ pub(super) async fn choose(
         Err(trouble) => return Err(unopened(name, &trouble)),
     }
     if replies != ReplyMode::Simple {
-        let contexts = within(visit.timeout, client::list_contexts(&mut stream, name, &[])).await;
+        let contexts =
+            with_timeout(probe.timeout, client::list_contexts(&mut stream, name, &[])).await;
         let step = advice::contexts(contexts.as_deref());
         if step.outcome == Outcome::Bad {
             return Err(step);
         }
         report.add(step);
     }
-    let went = open(visit, stream, name, replies, flags).await;
+    let went = open(probe, stream, name, replies, flags).await;
     let transmission = went.map_err(|trouble| unopened(name, &trouble))?;
     report.add(advice::export(name, transmission.export()));
     Ok(transmission)
@@ -94,15 +95,15 @@ pub(super) async fn choose(
 
 /// Opens an export with GO, or with EXPORT_NAME if the server doesn't support GO.
 async fn open(
-    visit: &Visit,
-    mut stream: Stream,
+    probe: &Probe,
+    mut stream: BoxedStream,
     name: &str,
     replies: ReplyMode,
     flags: nbd_server::wire::handshake::ClientFlags,
-) -> Result<Transmission<Stream>, Trouble> {
+) -> Result<Transmission<BoxedStream>, ProbeError> {
     // The stream is only borrowed, because it stays in negotiation after a refusal.
     let refused =
-        match within(visit.timeout, client::go_with_mode(&mut stream, name, replies)).await {
+        match with_timeout(probe.timeout, client::go_with_mode(&mut stream, name, replies)).await {
             Ok(gone) => {
                 let export = gone.export().clone();
                 return Ok(Transmission::new(stream, export, replies));
@@ -110,92 +111,93 @@ async fn open(
             Err(trouble) => trouble,
         };
     if replies == ReplyMode::Simple && refused.is_refusal(Rep::ERR_UNSUP) {
-        return within(visit.timeout, client::choose_by_export_name(stream, name, flags)).await;
+        return with_timeout(probe.timeout, client::choose_by_export_name(stream, name, flags))
+            .await;
     }
     Err(refused)
 }
 
 /// Extent and lengths of the test reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Plan {
+struct ReadPlan {
     /// End of the part that can be read in whole blocks.
     end: u64,
     small: u32,
     large: u32,
 }
 
-impl Plan {
+impl ReadPlan {
     /// Plans the reads of an export. Returns `None` if nothing can be read.
     fn of(info: &ExportInfo) -> Option<Self> {
         let (unit, most) = match info.block_sizes {
             Some(sizes) if sizes.minimum.is_power_of_two() => (sizes.minimum, sizes.maximum),
-            _ => (1, MAX_UNTOLD),
+            _ => (1, DEFAULT_MAX_READ),
         };
         let unit = u64::from(unit);
         let end = info.size - info.size % unit;
         let fit = |wanted: u64| {
-            let most = u64::from(most.min(MAX_UNTOLD));
+            let most = u64::from(most.min(DEFAULT_MAX_READ));
             let length = wanted.max(unit).min(most).min(end);
             u32::try_from(length - length % unit).ok().filter(|&length| length > 0)
         };
-        Some(Self { end, small: fit(SMALL)?, large: fit(LARGE)? })
+        Some(Self { end, small: fit(PROBE_READ_BYTES)?, large: fit(THROUGHPUT_READ_BYTES)? })
     }
 }
 
 /// Reads the first and the last bytes, measures latency and optionally throughput, and
 /// disconnects.
 pub(super) async fn read(
-    visit: &Visit,
-    mut transmission: Transmission<Stream>,
+    probe: &Probe,
+    mut transmission: Transmission<BoxedStream>,
     with_speed: bool,
     report: &mut Report,
 ) -> Result<(), Step> {
-    let Some(plan) = Plan::of(transmission.export()) else {
+    let Some(plan) = ReadPlan::of(transmission.export()) else {
         report.add(Step::warning("first read", "there is nothing to be read"));
-        return leave(visit, transmission, report).await;
+        return disconnect(probe, transmission, report).await;
     };
     let last = plan.end - u64::from(plan.small);
     for (name, offset) in [("first read", 0), ("last read", last)] {
         let where_ = format!("{} bytes at {offset}", plan.small);
         let began = Instant::now();
-        let read = within(visit.timeout, transmission.read(offset, plan.small)).await;
+        let read = with_timeout(probe.timeout, transmission.read(offset, plan.small)).await;
         match read {
             Ok(_) => report.add(Step::good(name, where_).took(began.elapsed())),
             Err(trouble) => {
-                let step = advice::unread(name, &where_, &trouble).took(began.elapsed());
+                let step = advice::read_failed(name, &where_, &trouble).took(began.elapsed());
                 // A failed request leaves the session usable.
-                if !matches!(trouble, Trouble::Failed { .. }) {
+                if !matches!(trouble, ProbeError::RequestFailed { .. }) {
                     return Err(step);
                 }
                 report.add(step);
             }
         }
     }
-    if let Some(step) = latency(visit, &mut transmission, plan).await? {
+    if let Some(step) = measure_latency(probe, &mut transmission, plan).await? {
         report.add(step);
     }
     if with_speed {
-        report.add(speed(visit, &mut transmission, plan).await?);
+        report.add(measure_throughput(probe, &mut transmission, plan).await?);
     }
-    leave(visit, transmission, report).await
+    disconnect(probe, transmission, report).await
 }
 
 /// Measures the round-trip time of short reads at an offset that has just been read. Returns
 /// `None` if such a read fails with an error.
-async fn latency(
-    visit: &Visit,
-    transmission: &mut Transmission<Stream>,
-    plan: Plan,
+async fn measure_latency(
+    probe: &Probe,
+    transmission: &mut Transmission<BoxedStream>,
+    plan: ReadPlan,
 ) -> Result<Option<Step>, Step> {
     let mut times = Vec::new();
     let began = Instant::now();
-    while times.len() < ROUNDS && began.elapsed() < ROUNDS_TIME {
+    while times.len() < MAX_ROUND_TRIPS && began.elapsed() < MAX_LATENCY_TIME {
         let one = Instant::now();
-        match within(visit.timeout, transmission.read(0, plan.small)).await {
+        match with_timeout(probe.timeout, transmission.read(0, plan.small)).await {
             Ok(_) => times.push(one.elapsed()),
-            Err(Trouble::Failed { .. }) => return Ok(None),
+            Err(ProbeError::RequestFailed { .. }) => return Ok(None),
             Err(trouble) => {
-                return Err(advice::unread("latency", "a read that had worked", &trouble));
+                return Err(advice::read_failed("latency", "a read that had worked", &trouble));
             }
         }
     }
@@ -203,7 +205,12 @@ async fn latency(
     let (Some(least), Some(median)) = (times.first(), times.get(times.len() / 2)) else {
         return Ok(None);
     };
-    let found = format!("{} for {} bytes, at best {}", time(*median), plan.small, time(*least));
+    let found = format!(
+        "{} for {} bytes, at best {}",
+        format_duration(*median),
+        plan.small,
+        format_duration(*least)
+    );
     Ok(Some(
         Step::good("latency", found)
             .detail("median_seconds", median.as_secs_f64())
@@ -212,22 +219,22 @@ async fn latency(
 }
 
 /// Measures sequential throughput from the start of the export, one request at a time.
-async fn speed(
-    visit: &Visit,
-    transmission: &mut Transmission<Stream>,
-    plan: Plan,
+async fn measure_throughput(
+    probe: &Probe,
+    transmission: &mut Transmission<BoxedStream>,
+    plan: ReadPlan,
 ) -> Result<Step, Step> {
     let began = Instant::now();
     let mut at: u64 = 0;
-    while at < plan.end && at < SPEED_BYTES && began.elapsed() < SPEED_TIME {
+    while at < plan.end && at < MAX_THROUGHPUT_BYTES && began.elapsed() < MAX_THROUGHPUT_TIME {
         // The remainder is a multiple of the block size, too.
         let length = u32::try_from(plan.end - at).unwrap_or(u32::MAX).min(plan.large);
-        match within(visit.timeout, transmission.read(at, length)).await {
+        match with_timeout(probe.timeout, transmission.read(at, length)).await {
             Ok(data) => at += data.len() as u64,
             Err(trouble) => {
                 let where_ = format!("{length} bytes at {at}");
-                let step = advice::unread("speed", &where_, &trouble);
-                return if matches!(trouble, Trouble::Failed { .. }) {
+                let step = advice::read_failed("speed", &where_, &trouble);
+                return if matches!(trouble, ProbeError::RequestFailed { .. }) {
                     Ok(step)
                 } else {
                     Err(step)
@@ -237,7 +244,8 @@ async fn speed(
     }
     let took = began.elapsed();
     let rate = per_second(at, took);
-    let found = format!("{rate:.0} MiB/s, {at} bytes in {}, one request at a time", time(took));
+    let found =
+        format!("{rate:.0} MiB/s, {at} bytes in {}, one request at a time", format_duration(took));
     Ok(Step::good("speed", found)
         .detail("bytes", at)
         .detail("seconds", took.as_secs_f64())
@@ -249,16 +257,16 @@ fn per_second(bytes: u64, took: Duration) -> f64 {
     bytes as f64 / f64::from(1 << 20) / took.as_secs_f64().max(1e-6)
 }
 
-async fn leave(
-    visit: &Visit,
-    transmission: Transmission<Stream>,
+async fn disconnect(
+    probe: &Probe,
+    transmission: Transmission<BoxedStream>,
     report: &mut Report,
 ) -> Result<(), Step> {
     const NAME: &str = "goodbye";
-    report.add(match within(visit.timeout, transmission.disconnect_and_wait()).await {
+    report.add(match with_timeout(probe.timeout, transmission.disconnect_and_wait()).await {
         // Many servers close TLS without a close_notify alert.
-        Ok(()) | Err(Trouble::Closed) => Step::good(NAME, "after DISC the server closes"),
-        Err(trouble) => Step::warning(NAME, format!("after DISC: {}", trouble.words())).advise(
+        Ok(()) | Err(ProbeError::Closed) => Step::good(NAME, "after DISC the server closes"),
+        Err(trouble) => Step::warning(NAME, format!("after DISC: {}", trouble.describe())).advise(
             advice::Server,
             "it should close the connection; one that doesn't runs out of connections some day",
         ),
@@ -275,7 +283,7 @@ mod tests {
         let block_sizes =
             sizes.map(|(minimum, maximum)| BlockSizes { minimum, preferred: minimum, maximum });
         let info = ExportInfo { size, block_sizes, ..ExportInfo::default() };
-        Plan::of(&info).map(|plan| (plan.end, plan.small, plan.large))
+        ReadPlan::of(&info).map(|plan| (plan.end, plan.small, plan.large))
     }
 
     #[test]

@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::report::{Outcome, Report, Step};
 
-pub(super) fn object(report: &Report) -> Value {
+pub(super) fn render(report: &Report) -> Value {
     let steps: Vec<Value> = report.steps.iter().map(step).collect();
     json!({
         "target": report.target,
-        "outcome": word(report.outcome()),
+        "outcome": outcome_label(report.outcome()),
         "steps": steps,
     })
 }
@@ -21,7 +21,7 @@ fn step(step: &Step) -> Value {
         .collect();
     json!({
         "step": step.name,
-        "outcome": word(step.outcome),
+        "outcome": outcome_label(step.outcome),
         "found": step.found,
         "lines": step.lines,
         "details": step.details,
@@ -30,7 +30,7 @@ fn step(step: &Step) -> Value {
     })
 }
 
-fn word(outcome: Outcome) -> &'static str {
+fn outcome_label(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Good => "good",
         Outcome::Warning => "warning",

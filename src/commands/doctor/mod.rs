@@ -7,15 +7,15 @@
 
 mod advice;
 mod certificate;
+mod connect;
 mod exports;
 mod greeting;
 mod json;
-mod reach;
+mod probe;
+mod probe_error;
 mod report;
 mod text;
 mod tls;
-mod trouble;
-mod visit;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,33 +25,33 @@ use nbd_telemetry::escape;
 use rustls::pki_types::ServerName;
 
 use crate::cli::Doctor;
-use crate::cli::server_target::{Place, Target, Wanted};
+use crate::cli::server_target::{ServerEndpoint, ServerTarget, TlsUse};
 use crate::commands::output;
 use crate::failure::Failure;
-use report::{Outcome, Report, Side, Step, shown, whole};
+use report::{Outcome, Report, Side, Step, escape_all, escape_and_cut};
 
-use tls::Own;
-use visit::Visit;
+use probe::Probe;
+use tls::ClientCredentials;
 
 /// Time that a pending name lookup may delay the exit of the program.
-const PATIENCE: Duration = Duration::from_millis(100);
+const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Examines a server and prints the report.
 pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut report = Report::new(options.server.place.to_string());
+    let mut report = Report::new(options.server.endpoint.to_string());
     runtime.block_on(async {
         if let Err(last) = examine(options, &mut report).await {
             report.add(last);
         }
     });
-    runtime.shutdown_timeout(PATIENCE);
-    let said = if options.json {
-        format!("{}\n", escape::json(&format!("{:#}", json::object(&report))))
+    runtime.shutdown_timeout(EXIT_TIMEOUT);
+    let rendered = if options.json {
+        format!("{}\n", escape::json(&format!("{:#}", json::render(&report))))
     } else {
-        text::page(&report)
+        text::render(&report)
     };
-    output::print(said)?;
+    output::print(rendered)?;
     let is_bad = report.outcome() == Outcome::Bad;
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -59,47 +59,49 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
 /// Runs the steps in order. The error is the step that ended the examination early.
 async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
     let target = &options.server;
-    let own = own_files(options).map_err(|step| *step)?;
+    let own = load_client_files(options).map_err(|step| *step)?;
     let name = server_name(options, target).map_err(|step| *step)?;
-    let (step, addresses) = reach::resolve(&target.place, options.timeout).await;
+    let (step, addresses) = connect::resolve(&target.endpoint, options.timeout).await;
     step.into_iter().for_each(|step| report.add(step));
-    let (stream, address, step) = reach::connect(addresses?, options.timeout).await?;
+    let (stream, address, step) = connect::connect(addresses?, options.timeout).await?;
     report.add(step);
 
-    let (timeout, wanted) = (options.timeout, wanted(options));
-    let visit = Visit { address, timeout, wanted, own, name };
-    let greeted = visit.greet(stream, report).await?;
-    let leg = visit.in_clear(greeted, report).await?;
-    let session = visit.begin(leg, report).await?;
+    let (timeout, wanted) = (options.timeout, tls_use(options));
+    let probe = Probe { address, timeout, tls_use: wanted, credentials: own, name };
+    let greeted = probe.greet(stream, report).await?;
+    let plaintext = probe.probe_plaintext(greeted, report).await?;
+    let session = probe.negotiate(plaintext, report).await?;
     let is_newest = session.tls.as_deref() == Some("TLS 1.3");
-    let (session, listed) = exports::list(&visit, session, report).await?;
+    let (session, listed) = exports::list(&probe, session, report).await?;
     // A URI without a path means the default export, or else the first listed.
     let of_uri = target.export.as_deref().filter(|name| !name.is_empty());
     let export = options.export.as_deref().or(of_uri);
-    let transmission = exports::choose(&visit, session, export, &listed, report).await?;
-    exports::read(&visit, transmission, !options.no_speed, report).await?;
+    let transmission = exports::open_export(&probe, session, export, &listed, report).await?;
+    exports::read(&probe, transmission, !options.no_speed, report).await?;
     if is_newest {
-        report.add(visit.older_tls().await);
+        report.add(probe.probe_tls_1_2().await);
     }
     Ok(())
 }
 
-fn wanted(options: &Doctor) -> Wanted {
+fn tls_use(options: &Doctor) -> TlsUse {
     // Naming CAs asks for the server to be authenticated, which takes TLS.
     let verifies = options.tls_ca.is_some() || options.tls_dir.is_some();
     match (options.no_tls, options.require_tls || verifies) {
-        (true, _) => Wanted::Never,
-        (_, true) => Wanted::Always,
+        (true, _) => TlsUse::Never,
+        (_, true) => TlsUse::Always,
         _ => options.server.tls,
     }
 }
 
-fn own_files(options: &Doctor) -> Result<Arc<Own>, Box<Step>> {
+fn load_client_files(options: &Doctor) -> Result<Arc<ClientCredentials>, Box<Step>> {
     let loaded = tls::load(options, options.server.certificates.as_deref());
     loaded.map(Arc::new).map_err(|unusable| {
         let path = escape::name(&unusable.path);
-        let step =
-            Step::bad("own files", format!("{path} can't be used: {}", whole(&unusable.why)));
+        let step = Step::bad(
+            "own files",
+            format!("{path} can't be used: {}", escape_all(&unusable.reason)),
+        );
         Box::new(step.advise(
             Side::Client,
             "name the CA's certificate, and the client's own certificate and key, in PEM form; \
@@ -109,16 +111,19 @@ fn own_files(options: &Doctor) -> Result<Arc<Own>, Box<Step>> {
 }
 
 /// Returns the name that the server's certificate has to be valid for.
-fn server_name(options: &Doctor, target: &Target) -> Result<ServerName<'static>, Box<Step>> {
+fn server_name(options: &Doctor, target: &ServerTarget) -> Result<ServerName<'static>, Box<Step>> {
     let named = options.tls_hostname.as_deref().or(target.hostname.as_deref());
-    let name = match (&target.place, named) {
+    let name = match (&target.endpoint, named) {
         (_, Some(name)) => name,
         // The zone is the client's own interface, which no certificate names.
-        (Place::Tcp { host, .. }, None) => host.split_once('%').map_or(&**host, |(host, _)| host),
-        (Place::Unix(_), None) => "localhost",
+        (ServerEndpoint::Tcp { host, .. }, None) => {
+            host.split_once('%').map_or(&**host, |(host, _)| host)
+        }
+        (ServerEndpoint::Unix(_), None) => "localhost",
     };
     ServerName::try_from(name.to_owned()).map_err(|_| {
-        let step = Step::bad("name", format!("no certificate can be for \"{}\"", shown(name)));
+        let step =
+            Step::bad("name", format!("no certificate can be for \"{}\"", escape_and_cut(name)));
         Box::new(step.advise(Side::Client, "give a DNS name or an IP address by --tls-hostname"))
     })
 }

@@ -140,12 +140,12 @@ impl fmt::Display for Side {
 
 /// Escapes text from a server, so that it can disturb neither a terminal nor a reader: one line, at
 /// most `MAX_SHOWN` characters, and no invisible characters.
-pub(crate) fn shown(text: &str) -> String {
+pub(crate) fn escape_and_cut(text: &str) -> String {
     escaped(text, MAX_SHOWN)
 }
 
 /// Escapes text like [`shown`], but doesn't cut it. The text has to be of bounded length.
-pub(crate) fn whole(text: &str) -> String {
+pub(crate) fn escape_all(text: &str) -> String {
     escaped(text, usize::MAX)
 }
 
@@ -162,7 +162,7 @@ fn escaped(text: &str, most: usize) -> String {
 }
 
 /// Formats a duration for people.
-pub(crate) fn time(time: Duration) -> String {
+pub(crate) fn format_duration(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds >= 1.0 {
         format!("{seconds:.1} s")
@@ -178,17 +178,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_server_sends_is_tame() {
+    fn text_from_servers_is_escaped_and_cut() {
         assert_eq!(
-            shown("it's \"this\"\n\u{1b}[31m\u{202e}\0"),
+            escape_and_cut("it's \"this\"\n\u{1b}[31m\u{202e}\0"),
             r#"it's "this"\n\u{1b}[31m\u{202e}\0"#
         );
-        let long = shown(&"\u{7}".repeat(10_000));
+        let long = escape_and_cut(&"\u{7}".repeat(10_000));
         assert!(long.ends_with('…') && long.len() < 2000, "{}", long.len());
     }
 
     #[test]
-    fn the_worst_step_counts() {
+    fn the_worst_step_determines_the_outcome() {
         let mut report = Report::new("x".to_owned());
         assert_eq!(report.outcome(), Outcome::Good);
         report.add(Step::warning("a", "b"));

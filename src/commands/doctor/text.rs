@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Outcome, Report, Step, time};
+use super::report::{Outcome, Report, Step, format_duration};
 
-pub(super) fn page(report: &Report) -> String {
+pub(super) fn render(report: &Report) -> String {
     let mut page = format!("{}\n\n", report.target);
     for step in &report.steps {
         push_step(&mut page, step);
@@ -24,7 +24,7 @@ fn push_step(page: &mut String, step: &Step) {
         Outcome::Warning => '!',
         Outcome::Bad => '✗',
     };
-    let took = step.took.map(|took| format!(" ({})", time(took))).unwrap_or_default();
+    let took = step.took.map(|took| format!(" ({})", format_duration(took))).unwrap_or_default();
     // Writing to a string can't fail.
     let _infallible = writeln!(page, "{mark} {}: {}{took}", step.name, step.found);
     for line in &step.lines {

@@ -20,48 +20,51 @@ use rustls::{
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
-use super::certificate::{Authorities, Given, Judgement};
-use super::reach::Stream;
-use super::trouble::Trouble;
+use super::certificate::{CaCertificate, CertificateCheck, TrustedCas};
+use super::connect::BoxedStream;
+use super::probe_error::ProbeError;
 use crate::cli::Doctor;
-use crate::commands::pki::certificate::Certificate;
+use crate::commands::pki::certificate::CertificateInfo;
 
 /// Maximum size of a PEM file, in bytes: four times that of a system's CA bundle.
 const MAX_PEM: u64 = 1024 * 1024;
 
 /// This client's own files: CAs to verify the server with, and a certificate to present.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Own {
-    pub(crate) authorities: Option<Arc<Authorities>>,
+pub(crate) struct ClientCredentials {
+    pub(crate) trusted_cas: Option<Arc<TrustedCas>>,
     pub(crate) certificate: Option<Arc<CertifiedKey>>,
 }
 
 /// A file that can't be used, and the reason.
 #[derive(Debug)]
-pub(crate) struct Unusable {
+pub(crate) struct UnusableFile {
     pub(crate) path: PathBuf,
-    pub(crate) why: String,
+    pub(crate) reason: String,
 }
 
 /// Reads the files that were named. In a folder, the client's certificate is optional. Options take
 /// precedence over the folder in a URI.
-pub(super) fn load(options: &Doctor, of_uri: Option<&Path>) -> Result<Own, Unusable> {
+pub(super) fn load(
+    options: &Doctor,
+    of_uri: Option<&Path>,
+) -> Result<ClientCredentials, UnusableFile> {
     let of_uri = of_uri.filter(|_| options.tls_ca.is_none());
     let Some(folder) = options.tls_dir.as_deref().or(of_uri) else {
-        let authorities = options.tls_ca.as_deref().map(authorities).transpose()?;
+        let authorities = options.tls_ca.as_deref().map(load_cas).transpose()?;
         let pair = options.tls_cert.as_deref().zip(options.tls_key.as_deref());
-        let certificate = pair.map(|(chain, key)| certified(chain, key)).transpose()?;
-        return Ok(Own { authorities, certificate });
+        let certificate = pair.map(|(chain, key)| load_certified_key(chain, key)).transpose()?;
+        return Ok(ClientCredentials { trusted_cas: authorities, certificate });
     };
     let file = |name: &str| folder.join(name);
     let [chain, key] = ["client-cert.pem", "client-key.pem"].map(file);
     let certificate =
-        if chain.exists() || key.exists() { Some(certified(&chain, &key)?) } else { None };
-    Ok(Own { authorities: Some(authorities(&file("ca-cert.pem"))?), certificate })
+        if chain.exists() || key.exists() { Some(load_certified_key(&chain, &key)?) } else { None };
+    Ok(ClientCredentials { trusted_cas: Some(load_cas(&file("ca-cert.pem"))?), certificate })
 }
 
-fn authorities(path: &Path) -> Result<Arc<Authorities>, Unusable> {
-    let certificates = certificates(path)?;
+fn load_cas(path: &Path) -> Result<Arc<TrustedCas>, UnusableFile> {
+    let certificates = load_certificates(path)?;
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(certificates.iter().cloned());
     if added == 0 {
@@ -70,14 +73,14 @@ fn authorities(path: &Path) -> Result<Arc<Authorities>, Unusable> {
     let given = certificates.into_iter().filter_map(|der| {
         let (is_authority, fault) =
             (diagnosis::is_authority(&der), diagnosis::certificate_fault(&der, true));
-        let subject = Certificate::from_der(der).ok()?.subject.to_string();
-        Some(Given { subject, is_authority, fault })
+        let subject = CertificateInfo::from_der(der).ok()?.subject.to_string();
+        Some(CaCertificate { subject, is_ca: is_authority, fault })
     });
-    Ok(Arc::new(Authorities { roots, given: given.collect(), path: path.to_owned() }))
+    Ok(Arc::new(TrustedCas { roots, certificates: given.collect(), path: path.to_owned() }))
 }
 
-fn certified(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Unusable> {
-    let certificates = certificates(chain)?;
+fn load_certified_key(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, UnusableFile> {
+    let certificates = load_certificates(chain)?;
     let pem = read(key)?;
     check_file(key, &pem)?;
     let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
@@ -113,7 +116,7 @@ fn certified(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Unusable> {
     }
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, UnusableFile> {
     let pem = read(path)?;
     check_file(path, &pem)?;
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -124,11 +127,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusable> {
     }
 }
 
-fn check_file(path: &Path, content: &[u8]) -> Result<(), Unusable> {
+fn check_file(path: &Path, content: &[u8]) -> Result<(), UnusableFile> {
     diagnosis::file_fault(content).map_or(Ok(()), |fault| Err(unusable(path, fault)))
 }
 
-fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unusable> {
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, UnusableFile> {
     let mut content = Zeroizing::new(Vec::new());
     let read = File::open(path).and_then(|file| {
         if file.metadata()?.len() > MAX_PEM {
@@ -139,8 +142,8 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Unusable> {
     read.map(|_| content).map_err(|error| unusable(path, &error.to_string()))
 }
 
-fn unusable(path: &Path, why: &str) -> Unusable {
-    Unusable { path: path.to_owned(), why: why.to_owned() }
+fn unusable(path: &Path, why: &str) -> UnusableFile {
+    UnusableFile { path: path.to_owned(), reason: why.to_owned() }
 }
 
 fn provider() -> CryptoProvider {
@@ -149,48 +152,49 @@ fn provider() -> CryptoProvider {
 
 /// Negotiated TLS parameters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Agreed {
+pub(crate) struct TlsParameters {
     pub(crate) version: String,
     pub(crate) cipher: String,
-    pub(crate) exchange: String,
+    pub(crate) key_exchange: String,
 }
 
 /// Record of a handshake, as far as it got: the server's certificates, and its request for one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Shown {
+pub(crate) struct HandshakeRecord {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) asks_for_certificate: bool,
 }
 
-pub(super) const BOTH: &[&SupportedProtocolVersion] = &[&version::TLS13, &version::TLS12];
-pub(super) const OLD: &[&SupportedProtocolVersion] = &[&version::TLS12];
+pub(super) const TLS_1_2_AND_1_3: &[&SupportedProtocolVersion] =
+    &[&version::TLS13, &version::TLS12];
+pub(super) const TLS_1_2_ONLY: &[&SupportedProtocolVersion] = &[&version::TLS12];
 
 /// Performs the handshake. The record is complete even if the handshake fails.
 pub(super) async fn handshake(
-    stream: Stream,
+    stream: BoxedStream,
     name: ServerName<'static>,
-    own: &Own,
+    own: &ClientCredentials,
     versions: &[&'static SupportedProtocolVersion],
-) -> (Result<(Stream, Agreed), Trouble>, Shown) {
-    let recorder = Arc::new(Recorder { own: own.clone(), shown: Mutex::default() });
+) -> (Result<(BoxedStream, TlsParameters), ProbeError>, HandshakeRecord) {
+    let recorder = Arc::new(RecordingVerifier { own: own.clone(), shown: Mutex::default() });
     let agreed = match config(&recorder, versions) {
         Ok(config) => TlsConnector::from(Arc::new(config)).connect(name, stream).await,
         Err(error) => Err(io::Error::other(error)),
     };
-    let agreed = agreed.map_err(|error| Trouble::of_io(&error)).map(|stream| {
-        let agreed = agreed_on(stream.get_ref().1);
-        (Box::new(stream) as Stream, agreed)
+    let agreed = agreed.map_err(|error| ProbeError::from_io(&error)).map(|stream| {
+        let agreed = negotiated_parameters(stream.get_ref().1);
+        (Box::new(stream) as BoxedStream, agreed)
     });
     let shown = recorder.shown().clone();
     (agreed, shown)
 }
 
 fn config(
-    recorder: &Arc<Recorder>,
+    recorder: &Arc<RecordingVerifier>,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ClientConfig, Error> {
-    let verifier: Arc<dyn ServerCertVerifier> = Arc::<Recorder>::clone(recorder);
-    let resolver: Arc<dyn ResolvesClientCert> = Arc::<Recorder>::clone(recorder);
+    let verifier: Arc<dyn ServerCertVerifier> = Arc::<RecordingVerifier>::clone(recorder);
+    let resolver: Arc<dyn ResolvesClientCert> = Arc::<RecordingVerifier>::clone(recorder);
     Ok(ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(versions)?
         .dangerous()
@@ -199,16 +203,17 @@ fn config(
 }
 
 /// Returns the ClientHello of a TLS client, to probe a silent server with.
-pub(super) fn hello() -> Option<Vec<u8>> {
-    let recorder = Arc::new(Recorder { own: Own::default(), shown: Mutex::default() });
-    let config = Arc::new(config(&recorder, BOTH).ok()?);
+pub(super) fn client_hello() -> Option<Vec<u8>> {
+    let recorder =
+        Arc::new(RecordingVerifier { own: ClientCredentials::default(), shown: Mutex::default() });
+    let config = Arc::new(config(&recorder, TLS_1_2_AND_1_3).ok()?);
     let name = ServerName::try_from("localhost").ok()?;
     let mut hello = Vec::new();
     ClientConnection::new(config, name).ok()?.write_tls(&mut hello).ok()?;
     Some(hello)
 }
 
-fn agreed_on(session: &ClientConnection) -> Agreed {
+fn negotiated_parameters(session: &ClientConnection) -> TlsParameters {
     let version = match session.protocol_version() {
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2".to_owned(),
         Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3".to_owned(),
@@ -217,24 +222,28 @@ fn agreed_on(session: &ClientConnection) -> Agreed {
     let cipher = session.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite()));
     let exchange =
         session.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name()));
-    Agreed { version, cipher: cipher.unwrap_or_default(), exchange: exchange.unwrap_or_default() }
+    TlsParameters {
+        version,
+        cipher: cipher.unwrap_or_default(),
+        key_exchange: exchange.unwrap_or_default(),
+    }
 }
 
 /// Certificate verifier that records what the server presents and asks for. Without CAs it accepts
 /// any server; the report then warns that nothing was verified.
 #[derive(Debug)]
-struct Recorder {
-    own: Own,
-    shown: Mutex<Shown>,
+struct RecordingVerifier {
+    own: ClientCredentials,
+    shown: Mutex<HandshakeRecord>,
 }
 
-impl Recorder {
-    fn shown(&self) -> MutexGuard<'_, Shown> {
+impl RecordingVerifier {
+    fn shown(&self) -> MutexGuard<'_, HandshakeRecord> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl ServerCertVerifier for Recorder {
+impl ServerCertVerifier for RecordingVerifier {
     fn verify_server_cert(
         &self,
         own: &CertificateDer<'_>,
@@ -246,8 +255,8 @@ impl ServerCertVerifier for Recorder {
         let chain: Vec<CertificateDer<'static>> =
             std::iter::once(own).chain(others).map(|it| it.clone().into_owned()).collect();
         self.shown().chain.clone_from(&chain);
-        Judgement::of(&chain, self.own.authorities.as_deref(), name, now)?
-            .verdict()
+        CertificateCheck::verify(&chain, self.own.trusted_cas.as_deref(), name, now)?
+            .result()
             .map(|()| ServerCertVerified::assertion())
     }
 
@@ -276,7 +285,7 @@ impl ServerCertVerifier for Recorder {
     }
 }
 
-impl ResolvesClientCert for Recorder {
+impl ResolvesClientCert for RecordingVerifier {
     fn resolve(
         &self,
         _authorities: &[&[u8]],

@@ -6,7 +6,7 @@ use hexz_reader::summary::{
 use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
-pub(super) fn object(facts: &ArchiveSummary, files: Option<&[PackedFile]>) -> Value {
+pub(super) fn render(facts: &ArchiveSummary, files: Option<&[PackedFile]>) -> Value {
     let parents: Vec<Value> = facts
         .parents
         .iter()

@@ -15,9 +15,9 @@ use crate::failure::Failure;
 use crate::service::archives;
 
 /// Exit code if something is wrong with the archive.
-const FAULTY: u8 = 1;
+const EXIT_FAULTY: u8 = 1;
 /// Exit code if the archive can't be opened.
-const UNOPENED: u8 = 3;
+const EXIT_UNOPENED: u8 = 3;
 
 /// Inspects an archive and prints the findings.
 pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
@@ -25,28 +25,28 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
     let open = OpenOptions {
         parent_dirs: opening.parent_dir.clone(),
         allow_parent_anywhere: opening.allow_parent_anywhere,
-        ..archives::trust(&opening)?
+        ..archives::load_keys_and_digests(&opening)?
     };
     // Bounded, because the manifest is.
     let mut files: Vec<PackedFile> = Vec::new();
-    let looked = ArchiveSummary::of_file(&options.archive, &open, |file| {
+    let inspected = ArchiveSummary::of_file(&options.archive, &open, |file| {
         if options.files {
             files.push(file);
         }
     });
-    let facts = match looked {
+    let facts = match inspected {
         Ok(facts) => facts,
         Err(error) => {
             tracing::error!("{error}");
-            return Ok(ExitCode::from(UNOPENED));
+            return Ok(ExitCode::from(EXIT_UNOPENED));
         }
     };
-    let said = if options.json {
-        let object = json::object(&facts, options.files.then_some(files.as_slice()));
+    let rendered = if options.json {
+        let object = json::render(&facts, options.files.then_some(files.as_slice()));
         format!("{}\n", escape::json(&format!("{object:#}")))
     } else {
         text::page(&facts, &files)
     };
-    output::print(said)?;
-    Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(FAULTY) })
+    output::print(rendered)?;
+    Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAULTY) })
 }

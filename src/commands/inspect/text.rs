@@ -11,15 +11,15 @@ use hexz_reader::summary::{
 use nbd_telemetry::escape;
 
 /// Maximum length of a bar in a histogram, in characters.
-const BAR: usize = 30;
+const MAX_BAR: usize = 30;
 /// Maximum number of parents that are listed. A backing chain may have hundreds of archives.
 const MAX_PARENTS: usize = 100;
 
 /// Text of the report. Most lines are a name and a value.
 #[derive(Default)]
-struct Page(String);
+struct TextReport(String);
 
-impl Page {
+impl TextReport {
     fn line(&mut self, name: &str, value: impl fmt::Display) {
         // Writing to a string can't fail.
         let _infallible = writeln!(self.0, "  {name:13} {value}");
@@ -31,7 +31,7 @@ impl Page {
 }
 
 pub(super) fn page(facts: &ArchiveSummary, files: &[PackedFile]) -> String {
-    let mut page = Page::default();
+    let mut page = TextReport::default();
     page.bare(escape::name(&*facts.path));
     archive(&mut page, facts);
     for (kind, stream) in facts.streams() {
@@ -64,12 +64,16 @@ pub(super) fn page(facts: &ArchiveSummary, files: &[PackedFile]) -> String {
     page.0
 }
 
-fn archive(page: &mut Page, facts: &ArchiveSummary) {
-    page.line("file", size(facts.file_length));
+fn archive(page: &mut TextReport, facts: &ArchiveSummary) {
+    page.line("file", format_size(facts.file_length));
     let logical = facts.main.size.saturating_add(facts.auxiliary.size);
     page.line(
         "holds",
-        format_args!("{}{}", size(logical), times(logical, facts.file_length, " the file's size")),
+        format_args!(
+            "{}{}",
+            format_size(logical),
+            format_ratio(logical, facts.file_length, " the file's size")
+        ),
     );
     page.line(
         "written by",
@@ -77,22 +81,25 @@ fn archive(page: &mut Page, facts: &ArchiveSummary) {
     );
     let dictionary = facts
         .dictionary_length
-        .map(|length| format!(", with a dictionary of {}", size(length.into())))
+        .map(|length| format!(", with a dictionary of {}", format_size(length.into())))
         .unwrap_or_default();
     page.line("compression", format_args!("{}{dictionary}", facts.compression));
     let cut = match (facts.chunking, facts.has_variable_blocks) {
         (Some(chunking), _) => format!(
             ", cut by content: {} to {}, on average {}",
-            short(chunking.smallest.into()),
-            short(chunking.largest.into()),
+            format_short_size(chunking.smallest.into()),
+            format_short_size(chunking.largest.into()),
             1_u64
                 .checked_shl(chunking.average_bits)
-                .map_or_else(|| format!("2^{}", chunking.average_bits), short),
+                .map_or_else(|| format!("2^{}", chunking.average_bits), format_short_size),
         ),
         (None, true) => ", of varying length".to_owned(),
         (None, false) => ", of fixed length".to_owned(),
     };
-    page.line("blocks", format_args!("nominally {}{cut}", short(facts.block_size.into())));
+    page.line(
+        "blocks",
+        format_args!("nominally {}{cut}", format_short_size(facts.block_size.into())),
+    );
     page.line(
         "encryption",
         match facts.key_iterations {
@@ -118,8 +125,8 @@ fn archive(page: &mut Page, facts: &ArchiveSummary) {
         format_args!(
             "{} of {}, master index of {}",
             count(facts.main.pages + facts.auxiliary.pages, "page"),
-            size(facts.main.page_bytes + facts.auxiliary.page_bytes),
-            size(facts.master_index_length),
+            format_size(facts.main.page_bytes + facts.auxiliary.page_bytes),
+            format_size(facts.master_index_length),
         ),
     );
     if let Some(manifest) = facts.manifest {
@@ -128,27 +135,27 @@ fn archive(page: &mut Page, facts: &ArchiveSummary) {
             format_args!(
                 "{} of {}; manifest of {}",
                 count(manifest.files, "file"),
-                size(manifest.bytes),
-                size(manifest.length.into()),
+                format_size(manifest.bytes),
+                format_size(manifest.length.into()),
             ),
         );
     }
     if let Some(metadata) = &facts.metadata {
         let shown_length = metadata.text.len() as u64;
         let more = if u64::from(metadata.length) > shown_length { " …" } else { "" };
-        let length = size(metadata.length.into());
+        let length = format_size(metadata.length.into());
         page.line("metadata", format_args!("{length}: {}{more}", escape::name(&metadata.text)));
     }
 }
 
-fn stream_lines(page: &mut Page, stream: &StreamSummary) {
-    page.line("size", size(stream.size));
+fn stream_lines(page: &mut TextReport, stream: &StreamSummary) {
+    page.line("size", format_size(stream.size));
     let of = |part: BlockTotals| {
         format!(
             "{}, {}{}",
             count(part.blocks, "block"),
-            size(part.bytes),
-            share(part.bytes, stream.size)
+            format_size(part.bytes),
+            format_percentage(part.bytes, stream.size)
         )
     };
     page.line("stored here", of(stream.stored));
@@ -171,7 +178,7 @@ fn stream_lines(page: &mut Page, stream: &StreamSummary) {
     lengths(page, &stream.lengths);
 }
 
-fn lengths(page: &mut Page, lengths: &LengthHistogram) {
+fn lengths(page: &mut TextReport, lengths: &LengthHistogram) {
     let (Some(smallest), Some(median), Some(mean), Some(largest)) =
         (lengths.smallest(), lengths.median(), lengths.mean(), lengths.largest())
     else {
@@ -188,27 +195,34 @@ fn lengths(page: &mut Page, lengths: &LengthHistogram) {
     let steps = lengths.histogram();
     let most = steps.iter().map(|(_, blocks)| *blocks).max().unwrap_or(1).max(1);
     for (up_to, blocks) in steps {
-        let length = u128::from(blocks) * BAR as u128 / u128::from(most);
-        let bar = "#".repeat(usize::try_from(length).unwrap_or(BAR));
+        let length = u128::from(blocks) * MAX_BAR as u128 / u128::from(most);
+        let bar = "#".repeat(usize::try_from(length).unwrap_or(MAX_BAR));
         let bar = if bar.is_empty() && blocks > 0 { "." } else { &bar };
-        page.line("", format_args!("up to {:>8}  {bar:BAR$} {blocks}", short(up_to.into())));
+        page.line(
+            "",
+            format_args!("up to {:>8}  {bar:MAX_BAR$} {blocks}", format_short_size(up_to.into())),
+        );
     }
 }
 
-fn stored(page: &mut Page, facts: &ArchiveSummary) {
+fn stored(page: &mut TextReport, facts: &ArchiveSummary) {
     let stored = &facts.stored;
     let about = if stored.is_estimate { "about " } else { "" };
     let error = if stored.is_estimate { " (estimated, to 0.3 %)" } else { "" };
     page.line("compressed", {
-        let ratio = times(stored.bytes, stored.undeduplicated_bytes, "");
-        format!("{} become {}{ratio}", size(stored.bytes), size(stored.undeduplicated_bytes))
+        let ratio = format_ratio(stored.bytes, stored.undeduplicated_bytes, "");
+        format!(
+            "{} become {}{ratio}",
+            format_size(stored.bytes),
+            format_size(stored.undeduplicated_bytes)
+        )
     });
     page.line(
         "copies",
         format_args!(
             "{about}{} of {} for {}{error}",
             stored.copies,
-            size(stored.copy_bytes),
+            format_size(stored.copy_bytes),
             count(stored.blocks, "block")
         ),
     );
@@ -217,12 +231,12 @@ fn stored(page: &mut Page, facts: &ArchiveSummary) {
         format_args!(
             "{about}{} with a copy that is there already, which saves {}",
             count(stored.duplicates(), "block"),
-            size(stored.saved()),
+            format_size(stored.saved()),
         ),
     );
 }
 
-fn parents(page: &mut Page, facts: &ArchiveSummary) {
+fn parents(page: &mut TextReport, facts: &ArchiveSummary) {
     for parent in facts.parents.iter().take(MAX_PARENTS) {
         let child = facts.chain.get(parent.child).map(|holder| holder.depth).unwrap_or_default();
         let found = match parent.archive.and_then(|place| facts.chain.get(place)) {
@@ -243,7 +257,7 @@ fn parents(page: &mut Page, facts: &ArchiveSummary) {
         let path = escape::name(&**path);
         page.line(
             &generation(*depth),
-            format_args!("{}, {}, in {path}", count(*blocks, "block"), size(*bytes)),
+            format_args!("{}, {}, in {path}", count(*blocks, "block"), format_size(*bytes)),
         );
     }
 }
@@ -262,20 +276,20 @@ fn count(number: u64, what: &str) -> String {
 }
 
 /// Formats a size in bytes, and from 10,000 bytes on in a larger unit, too.
-fn size(bytes: u64) -> String {
+fn format_size(bytes: u64) -> String {
     if bytes < 10_000 {
         format!("{bytes} bytes")
     } else {
-        format!("{bytes} bytes ({})", short(bytes))
+        format!("{bytes} bytes ({})", format_short_size(bytes))
     }
 }
 
-fn short(bytes: u64) -> String {
+fn format_short_size(bytes: u64) -> String {
     ByteSize::b(bytes).display().iec().to_string()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
-fn share(part: u64, whole: u64) -> String {
+fn format_percentage(part: u64, whole: u64) -> String {
     if whole == 0 {
         String::new()
     } else {
@@ -284,7 +298,7 @@ fn share(part: u64, whole: u64) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
-fn times(large: u64, small: u64, of: &str) -> String {
+fn format_ratio(large: u64, small: u64, of: &str) -> String {
     if small == 0 {
         String::new()
     } else {

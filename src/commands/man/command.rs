@@ -3,27 +3,33 @@
 use clap::{Arg, Command};
 use roff::{Inline, bold, italic, roman};
 
-use super::page::{Page, usage, words};
+use super::page::{ManualPage, usage, with_bold_options};
 use super::text::{self, Section};
 
 /// Headings that differ between `--help` and manual pages: the former, and the latter.
-const RENAMED: &[(&str, &str)] = &[("EXIT CODES", "EXIT STATUS"), ("EXAMPLE", "EXAMPLES")];
+const RENAMED_HEADINGS: &[(&str, &str)] = &[("EXIT CODES", "EXIT STATUS"), ("EXAMPLE", "EXAMPLES")];
 
 /// Sections that come last, in this order, as is usual for manual pages.
-const LAST: &[&str] = &["EXIT STATUS", "SIGNALS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"];
+const TRAILING_SECTIONS: &[&str] =
+    &["EXIT STATUS", "SIGNALS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"];
 
 /// Place where the subcommands of a command are described.
-pub(super) enum Commands {
+pub(super) enum SubcommandPlacement {
     /// On pages of their own.
-    Elsewhere,
+    OwnPages,
     /// On the page of the command.
-    Here,
+    SamePage,
 }
 
 /// Builds the page of `command`, with the text `more` in addition to that of `--help`. The command
 /// has to have been built.
-pub(super) fn page(command: &Command, name: &str, commands: &Commands, more: &str) -> Page {
-    let mut page = Page::new(name, "1", "User Commands", &about(command));
+pub(super) fn page(
+    command: &Command,
+    name: &str,
+    commands: &SubcommandPlacement,
+    more: &str,
+) -> ManualPage {
+    let mut page = ManualPage::new(name, "1", "User Commands", &about(command));
     page.heading("SYNOPSIS");
     synopsis(&mut page, command);
     let mut sections = sections(command, more);
@@ -38,9 +44,9 @@ pub(super) fn page(command: &Command, name: &str, commands: &Commands, more: &st
     }
     if command.has_subcommands() {
         page.heading("COMMANDS");
-        command.get_subcommands().filter(|it| is_page(it)).for_each(|it| match commands {
-            Commands::Elsewhere => elsewhere(&mut page, name, it),
-            Commands::Here => here(&mut page, it),
+        command.get_subcommands().filter(|it| is_documented(it)).for_each(|it| match commands {
+            SubcommandPlacement::OwnPages => refer_to_page(&mut page, name, it),
+            SubcommandPlacement::SamePage => describe_subcommand(&mut page, it),
         });
     }
     sections.iter().for_each(|section| page.section(section));
@@ -48,7 +54,7 @@ pub(super) fn page(command: &Command, name: &str, commands: &Commands, more: &st
 }
 
 /// Returns true if a command is described: it is neither hidden nor `help`.
-pub(super) fn is_page(command: &Command) -> bool {
+pub(super) fn is_documented(command: &Command) -> bool {
     !command.is_hide_set() && command.get_name() != "help"
 }
 
@@ -58,7 +64,7 @@ pub(super) fn about(command: &Command) -> String {
     about.trim_end_matches('.').to_owned()
 }
 
-fn synopsis(page: &mut Page, command: &Command) {
+fn synopsis(page: &mut ManualPage, command: &Command) {
     let said = command.clone().render_usage().to_string();
     for line in said.trim_start_matches("Usage:").lines() {
         page.paragraph(usage(line.trim()));
@@ -66,7 +72,7 @@ fn synopsis(page: &mut Page, command: &Command) {
 }
 
 /// Writes the description of a command.
-fn describe(page: &mut Page, command: &Command) {
+fn describe(page: &mut ManualPage, command: &Command) {
     let short = command.get_about().map(ToString::to_string).unwrap_or_default();
     let long = command.get_long_about().map(ToString::to_string).unwrap_or_default();
     let more = long.strip_prefix(&short).unwrap_or(&long);
@@ -81,22 +87,24 @@ fn sections(command: &Command, more: &str) -> Vec<Section> {
     let mut sections = text::parse(&help);
     sections.extend(text::parse(more));
     for section in &mut sections {
-        if let Some((_, name)) = RENAMED.iter().find(|(name, _)| *name == section.heading) {
+        if let Some((_, name)) = RENAMED_HEADINGS.iter().find(|(name, _)| *name == section.heading)
+        {
             (*name).clone_into(&mut section.heading);
         }
     }
-    sections.sort_by_key(|section| LAST.iter().position(|name| *name == section.heading));
+    sections
+        .sort_by_key(|section| TRAILING_SECTIONS.iter().position(|name| *name == section.heading));
     sections
 }
 
 /// Writes an entry for a subcommand that has a page of its own.
-fn elsewhere(page: &mut Page, program: &str, command: &Command) {
+fn refer_to_page(page: &mut ManualPage, program: &str, command: &Command) {
     let name = vec![bold(format!("{program}-{}", command.get_name())), roman("(1)")];
-    page.entry(name, &words(&about(command)));
+    page.entry(name, &with_bold_options(&about(command)));
 }
 
 /// Describes a subcommand on the page of its command.
-fn here(page: &mut Page, command: &Command) {
+fn describe_subcommand(page: &mut ManualPage, command: &Command) {
     page.subheading(command.get_name());
     synopsis(page, command);
     describe(page, command);
@@ -104,19 +112,19 @@ fn here(page: &mut Page, command: &Command) {
     command
         .get_arguments()
         .filter(|it| is_shown(it) && !it.is_global_set() && it.get_id() != "help")
-        .for_each(|it| argument(page, names(it), it));
+        .for_each(|it| argument(page, argument_tag(it), it));
 }
 
 /// Writes positional arguments and options, in the order of `--help`.
-fn arguments(page: &mut Page, command: &Command) {
+fn arguments(page: &mut ManualPage, command: &Command) {
     let shown = command.get_arguments().filter(|it| is_shown(it));
     let (positional, options): (Vec<_>, Vec<_>) = shown.partition(|it| it.is_positional());
     let all: Vec<_> = positional.into_iter().chain(options).collect();
-    grouped(page, &all, names);
+    grouped(page, &all, argument_tag);
 }
 
 /// Writes arguments under their headings, each with its tag.
-pub(super) fn grouped(page: &mut Page, all: &[&Arg], tag: impl Fn(&Arg) -> Vec<Inline>) {
+pub(super) fn grouped(page: &mut ManualPage, all: &[&Arg], tag: impl Fn(&Arg) -> Vec<Inline>) {
     // Arguments without a heading come first.
     let mut headings = vec![None];
     for argument in all {
@@ -134,12 +142,12 @@ pub(super) fn grouped(page: &mut Page, all: &[&Arg], tag: impl Fn(&Arg) -> Vec<I
 }
 
 /// Writes an entry with the text of `--help` for an argument.
-fn argument(page: &mut Page, tag: Vec<Inline>, argument: &Arg) {
+fn argument(page: &mut ManualPage, tag: Vec<Inline>, argument: &Arg) {
     let help = argument.get_long_help().or(argument.get_help());
     let help = help.map(ToString::to_string).unwrap_or_default();
     let (values, explained) = values(argument);
     let mut paragraphs = help.split("\n\n");
-    let mut first = words(paragraphs.next().unwrap_or_default());
+    let mut first = with_bold_options(paragraphs.next().unwrap_or_default());
     if !explained && !values.is_empty() {
         let names: Vec<_> = values.iter().map(|(name, _)| name.as_str()).collect();
         first.push(roman(format!(" [possible values: {}]", names.join(", "))));
@@ -148,18 +156,18 @@ fn argument(page: &mut Page, tag: Vec<Inline>, argument: &Arg) {
         first.push(roman(format!(" [default: {default}]")));
     }
     page.entry(tag, &first);
-    paragraphs.for_each(|paragraph| page.further(&words(paragraph)));
+    paragraphs.for_each(|paragraph| page.continue_entry(&with_bold_options(paragraph)));
     if explained {
-        page.inside(|page| {
+        page.nested(|page| {
             for (name, help) in values {
-                page.entry(vec![bold(name)], &words(&help));
+                page.entry(vec![bold(name)], &with_bold_options(&help));
             }
         });
     }
 }
 
 /// Formats the names of an argument, and the placeholder of its value.
-fn names(argument: &Arg) -> Vec<Inline> {
+fn argument_tag(argument: &Arg) -> Vec<Inline> {
     let mut tag = Vec::new();
     if let Some(short) = argument.get_short() {
         tag.push(bold(format!("-{short}")));

@@ -14,11 +14,11 @@ use crate::cli::{Cli, Man};
 use crate::commands::output;
 use crate::failure::Failure;
 
-use command::Commands;
-use page::Page;
+use command::SubcommandPlacement;
+use page::ManualPage;
 
 /// Text of the program's page that `--help` doesn't have.
-const MORE: &str = include_str!("words/hexz-nbd.txt");
+const EXTRA_TEXT: &str = include_str!("words/hexz-nbd.txt");
 
 /// Prints the page of the program, or writes all pages into a folder.
 pub(crate) fn run(options: &Man) -> Result<(), Failure> {
@@ -40,14 +40,19 @@ pub(crate) fn run(options: &Man) -> Result<(), Failure> {
 }
 
 /// Returns all pages with the names of their files; that of the program is first.
-fn pages() -> Vec<(String, Page)> {
+fn pages() -> Vec<(String, ManualPage)> {
     let mut program = Cli::command();
     program.build();
-    let page = command::page(&program, "hexz-nbd", &Commands::Elsewhere, MORE);
+    let page = command::page(&program, "hexz-nbd", &SubcommandPlacement::OwnPages, EXTRA_TEXT);
     let mut pages = vec![("hexz-nbd.1".to_owned(), page)];
-    for command in program.get_subcommands().filter(|it| command::is_page(it)) {
+    for command in program.get_subcommands().filter(|it| command::is_documented(it)) {
         let name = format!("hexz-nbd-{}", command.get_name());
-        let page = command::page(command, &name, &Commands::Here, "SEE ALSO\n  hexz-nbd(1)");
+        let page = command::page(
+            command,
+            &name,
+            &SubcommandPlacement::SamePage,
+            "SEE ALSO\n  hexz-nbd(1)",
+        );
         pages.push((format!("{name}.1"), page));
     }
     pages.push(("hexz-nbd.toml.5".to_owned(), file::page(&program)));

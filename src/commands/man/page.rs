@@ -8,16 +8,16 @@ use super::text::{Block, Section};
 /// builds are reproducible.
 const DATE: &str = "2026-11-25";
 
-pub(super) struct Page {
+pub(super) struct ManualPage {
     roff: Roff,
     /// True directly after a heading, where a paragraph needs no separator.
-    fresh: bool,
+    is_after_heading: bool,
 }
 
-impl Page {
+impl ManualPage {
     /// Creates a page of this name in a section of the manual.
     pub(super) fn new(name: &str, section: &str, manual: &str, about: &str) -> Self {
-        let mut page = Self { roff: Roff::new(), fresh: true };
+        let mut page = Self { roff: Roff::new(), is_after_heading: true };
         let source = concat!("hexz-nbd ", env!("CARGO_PKG_VERSION"));
         page.roff.control("TH", [&name.to_uppercase(), section, DATE, source, manual]);
         // No hyphenation and no justification, so that options and paths stay intact. HY is the
@@ -43,12 +43,12 @@ impl Page {
 
     pub(super) fn heading(&mut self, text: &str) {
         self.roff.control("SH", [text]);
-        self.fresh = true;
+        self.is_after_heading = true;
     }
 
     pub(super) fn subheading(&mut self, text: &str) {
         self.roff.control("SS", [text]);
-        self.fresh = true;
+        self.is_after_heading = true;
     }
 
     /// Writes a heading and its blocks.
@@ -60,34 +60,34 @@ impl Page {
     pub(super) fn blocks(&mut self, blocks: &[Block]) {
         for block in blocks {
             match block {
-                Block::Paragraph(text) => self.paragraph(words(text)),
-                Block::Entry { tag, text } => self.entry(vec![bold(tag)], &words(text)),
+                Block::Paragraph(text) => self.paragraph(with_bold_options(text)),
+                Block::Entry { tag, text } => self.entry(vec![bold(tag)], &with_bold_options(text)),
                 Block::Example(lines) => self.example(lines),
             }
         }
     }
 
     pub(super) fn paragraph(&mut self, text: Vec<Inline>) {
-        if !self.fresh {
+        if !self.is_after_heading {
             self.roff.control("PP", []);
         }
         self.roff.text(text);
-        self.fresh = false;
+        self.is_after_heading = false;
     }
 
     /// Writes a tag with its explanation beside it.
     pub(super) fn entry(&mut self, tag: Vec<Inline>, text: &[Inline]) {
         self.roff.control("TP", []).text(tag).text(text);
-        self.fresh = false;
+        self.is_after_heading = false;
     }
 
     /// Writes a further paragraph of the previous entry.
-    pub(super) fn further(&mut self, text: &[Inline]) {
+    pub(super) fn continue_entry(&mut self, text: &[Inline]) {
         self.roff.control("IP", []).text(text);
     }
 
     /// Writes a nested list that belongs to the previous entry.
-    pub(super) fn inside(&mut self, list: impl FnOnce(&mut Self)) {
+    pub(super) fn nested(&mut self, list: impl FnOnce(&mut Self)) {
         self.roff.control("RS", []);
         list(self);
         self.roff.control("RE", []);
@@ -95,7 +95,7 @@ impl Page {
 
     /// Writes lines verbatim.
     fn example(&mut self, lines: &[String]) {
-        if !self.fresh {
+        if !self.is_after_heading {
             self.roff.control("PP", []);
         }
         self.roff.control("RS", ["4"]).control("EX", []);
@@ -103,19 +103,19 @@ impl Page {
             self.roff.text([roman(line)]);
         }
         self.roff.control("EE", []).control("RE", []);
-        self.fresh = false;
+        self.is_after_heading = false;
     }
 }
 
 /// Formats text, with options in bold.
-pub(super) fn words(text: &str) -> Vec<Inline> {
+pub(super) fn with_bold_options(text: &str) -> Vec<Inline> {
     let mut inlines = Vec::new();
     let mut plain = String::new();
     for (position, word) in text.split(' ').enumerate() {
         if position > 0 {
             plain.push(' ');
         }
-        let (before, option, after) = around_option(word);
+        let (before, option, after) = split_at_option(word);
         plain.push_str(before);
         if !option.is_empty() {
             inlines.push(roman(std::mem::take(&mut plain)));
@@ -148,7 +148,7 @@ pub(super) fn usage(text: &str) -> Vec<Inline> {
 
 /// Splits a word into the text before an option, the option, and the text after it. The option is
 /// empty if there is none.
-fn around_option(word: &str) -> (&str, &str, &str) {
+fn split_at_option(word: &str) -> (&str, &str, &str) {
     let Some((before, rest)) = word.find("--").and_then(|at| word.split_at_checked(at)) else {
         return (word, "", "");
     };
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_stand_out_in_text() {
+    fn options_in_text_are_bold() {
         let expected = [
             roman("as ("),
             bold("--allow"),
@@ -177,11 +177,11 @@ mod tests {
             bold("--rules"),
             roman(" say, a--b -- not"),
         ];
-        assert_eq!(words("as (--allow) or --rules say, a--b -- not"), expected);
+        assert_eq!(with_bold_options("as (--allow) or --rules say, a--b -- not"), expected);
     }
 
     #[test]
-    fn a_usage_shows_what_stands_for_something_else() {
+    fn placeholders_in_usage_are_italic() {
         let expected = [
             bold("hexz-nbd"),
             roman(" "),
@@ -196,9 +196,9 @@ mod tests {
     }
 
     #[test]
-    fn a_page_is_ascii() {
-        let mut page = Page::new("x", "1", "Some Manual", "does it");
-        page.paragraph(words("uri:… and a \\ and\n.SH no heading"));
+    fn non_ascii_characters_are_escaped() {
+        let mut page = ManualPage::new("x", "1", "Some Manual", "does it");
+        page.paragraph(with_bold_options("uri:… and a \\ and\n.SH no heading"));
         let source = page.render();
         assert!(source.contains("uri:\\[u2026] and a \\\\ and\n\\&.SH no heading"), "{source}");
     }

@@ -24,24 +24,24 @@ pub(super) enum Block {
 }
 
 /// Minimum indentation of an example, in spaces.
-const EXAMPLE: usize = 4;
+const EXAMPLE_INDENT: usize = 4;
 
 pub(super) fn parse(text: &str) -> Vec<Section> {
     let mut sections = Vec::new();
     let mut current = Section { heading: String::new(), blocks: Vec::new() };
     // True if the next line may continue the block before it.
-    let mut goes_on = false;
+    let mut continues = false;
     for line in text.lines().map(str::trim_end) {
         if is_heading(line) {
             sections.push(current);
             current = Section { heading: line.to_owned(), blocks: Vec::new() };
         } else if !line.is_empty() {
-            add(&mut current.blocks, line, goes_on);
+            add(&mut current.blocks, line, continues);
         } else if let Some(Block::Example(lines)) = current.blocks.last_mut() {
             // An empty line belongs to the example if the example continues after it.
             lines.push(String::new());
         }
-        goes_on = !line.is_empty() && !is_heading(line);
+        continues = !line.is_empty() && !is_heading(line);
     }
     sections.push(current);
     sections.retain(|section| !section.heading.is_empty() || !section.blocks.is_empty());
@@ -51,20 +51,22 @@ pub(super) fn parse(text: &str) -> Vec<Section> {
 }
 
 /// Adds a line to the last block, or starts a new block with it.
-fn add(blocks: &mut Vec<Block>, line: &str, goes_on: bool) {
+fn add(blocks: &mut Vec<Block>, line: &str, continues: bool) {
     let content = line.trim_start();
     let indent = line.len() - content.len();
-    let entry = content.split_once("  ").filter(|_| indent > 0 && indent < EXAMPLE);
+    let entry = content.split_once("  ").filter(|_| indent > 0 && indent < EXAMPLE_INDENT);
     match (blocks.last_mut(), entry) {
         (_, Some((tag, text))) => {
             blocks.push(Block::Entry { tag: tag.to_owned(), text: text.trim_start().to_owned() });
         }
-        (Some(Block::Entry { text, .. }), None) if goes_on && indent >= EXAMPLE => {
+        (Some(Block::Entry { text, .. }), None) if continues && indent >= EXAMPLE_INDENT => {
             append(text, content);
         }
-        (Some(Block::Example(lines)), None) if indent >= EXAMPLE => lines.push(line.to_owned()),
-        (_, None) if indent >= EXAMPLE => blocks.push(Block::Example(vec![line.to_owned()])),
-        (Some(Block::Paragraph(text)), None) if goes_on => append(text, content),
+        (Some(Block::Example(lines)), None) if indent >= EXAMPLE_INDENT => {
+            lines.push(line.to_owned())
+        }
+        (_, None) if indent >= EXAMPLE_INDENT => blocks.push(Block::Example(vec![line.to_owned()])),
+        (Some(Block::Paragraph(text)), None) if continues => append(text, content),
         (_, None) => blocks.push(Block::Paragraph(content.to_owned())),
     }
 }
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_told_apart() {
+    fn headings_paragraphs_entries_and_examples_are_parsed() {
         let sections = parse(
             "Before it,\nin two lines.\n\nAnd more.\n\nEXIT CODES\n  0    fine\n  130  \
              interrupted; it is\n       not all\n  Those of others: there.\n\nEXAMPLES\n  \
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_nothing() {
+    fn empty_text_has_no_sections() {
         assert_eq!(parse(""), []);
     }
 }

@@ -16,8 +16,8 @@ use x509_cert::name::Name as DistinguishedName;
 use zeroize::Zeroizing;
 
 use super::PkiError;
-use super::certificate::{Certificate, Kind, Serial};
-use super::names::Name;
+use super::certificate::{CertificateInfo, CertificateKind, Serial};
+use super::names::SubjectName;
 use super::revocations::Revocations;
 
 /// Time by which validity begins before now, to allow for clocks that are slow.
@@ -25,31 +25,31 @@ const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Length of serial numbers in bytes: long enough that random ones never collide. RFC 5280 allows
 /// 20 bytes.
-const SERIAL_LENGTH: usize = 16;
+const SERIAL_BYTES: usize = 16;
 
 /// Kind of key to generate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum KeyKind {
+pub(crate) enum KeyAlgorithm {
     /// ECDSA on P-256, which all software supports.
     P256,
     Ed25519,
 }
 
 /// A CA with its private key.
-pub(crate) struct Authority {
-    pub(crate) certificate: Certificate,
+pub(crate) struct CertificateAuthority {
+    pub(crate) certificate: CertificateInfo,
     pub(crate) pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A newly issued certificate with its private key.
-pub(crate) struct Issued {
-    pub(crate) certificate: Certificate,
+pub(crate) struct IssuedCertificate {
+    pub(crate) certificate: CertificateInfo,
     pub(crate) pem: String,
     pub(crate) key: Zeroizing<String>,
 }
 
-impl KeyKind {
+impl KeyAlgorithm {
     pub(crate) fn generate(self) -> Result<KeyPair, PkiError> {
         Ok(match self {
             Self::P256 => KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?,
@@ -66,16 +66,16 @@ impl KeyKind {
     }
 }
 
-impl Authority {
+impl CertificateAuthority {
     /// Creates a CA with the given name and key.
     pub(crate) fn create(name: &str, days: u32, key: KeyPair) -> Result<Self, PkiError> {
-        let mut parameters = parameters(days)?;
+        let mut parameters = base_parameters(days)?;
         parameters.distinguished_name.push(DnType::CommonName, name);
         // The CA signs servers and clients, but no other CA.
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let made = parameters.self_signed(&key)?;
-        let certificate = read_back(&made)?;
+        let certificate = parse_issued(&made)?;
         Ok(Self { certificate, pem: made.pem(), issuer: Issuer::new(parameters, key) })
     }
 
@@ -86,8 +86,8 @@ impl Authority {
     ) -> Result<Self, PkiError> {
         let unusable = |problem: &str| PkiError::file(certificate_path, problem.to_owned());
         let pem = String::from_utf8_lossy(certificate).into_owned();
-        let certificate = Certificate::from_pem(certificate, certificate_path)?;
-        if certificate.kind != Kind::Authority {
+        let certificate = CertificateInfo::from_pem(certificate, certificate_path)?;
+        if certificate.kind != CertificateKind::Authority {
             return Err(unusable("this is no CA's certificate"));
         }
         if certificate.not_after <= SystemTime::now() {
@@ -100,7 +100,7 @@ impl Authority {
             return Err(PkiError::file(key_path, "this key isn't that of ca-cert.pem".to_owned()));
         }
         let mut parameters = CertificateParams::default();
-        parameters.distinguished_name = same_name(&certificate.subject)
+        parameters.distinguished_name = to_rcgen_name(&certificate.subject)
             .ok_or_else(|| unusable("the CA's name has parts that can't be written here"))?;
         if let Some(id) = &certificate.key_id {
             parameters.key_identifier_method = KeyIdMethod::PreSpecified(id.clone());
@@ -116,42 +116,42 @@ impl Authority {
     /// Issues a certificate for `names` with a new key; it expires no later than the CA.
     pub(crate) fn issue(
         &self,
-        kind: Kind,
-        names: &[Name],
+        kind: CertificateKind,
+        names: &[SubjectName],
         days: u32,
-        key: KeyKind,
-    ) -> Result<Issued, PkiError> {
-        let mut parameters = parameters(days)?;
+        key: KeyAlgorithm,
+    ) -> Result<IssuedCertificate, PkiError> {
+        let mut parameters = base_parameters(days)?;
         parameters.not_after = parameters.not_after.min(self.certificate.not_after.into());
-        if let Some(name) = names.iter().find(|name| matches!(name, Name::Plain(_))) {
+        if let Some(name) = names.iter().find(|name| matches!(name, SubjectName::CommonName(_))) {
             parameters.distinguished_name.push(DnType::CommonName, name.to_string());
         } else if let Some(name) = names.first().filter(|name| name.fits_common_name()) {
             parameters.distinguished_name.push(DnType::CommonName, name.to_string());
         }
         parameters.subject_alt_names = names
             .iter()
-            .filter_map(|name| alternative(name).transpose())
+            .filter_map(|name| to_alternative_name(name).transpose())
             .collect::<Result<_, _>>()?;
         parameters.is_ca = IsCa::ExplicitNoCa;
-        parameters.custom_extensions = vec![digital_signature()];
+        parameters.custom_extensions = vec![key_usage_extension()];
         parameters.extended_key_usages = match kind {
-            Kind::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            CertificateKind::Server => vec![ExtendedKeyUsagePurpose::ServerAuth],
             _ => vec![ExtendedKeyUsagePurpose::ClientAuth],
         };
         parameters.use_authority_key_identifier_extension = true;
         let key = key.generate()?;
         let made = parameters.signed_by(&key, &self.issuer)?;
-        let certificate = read_back(&made)?;
+        let certificate = parse_issued(&made)?;
         if !certificate.names_as_issuer(&self.certificate) {
-            return Err(PkiError::Foreign);
+            return Err(PkiError::UnsupportedCa);
         }
         let key = Zeroizing::new(key.serialize_pem());
-        Ok(Issued { certificate, pem: made.pem(), key })
+        Ok(IssuedCertificate { certificate, pem: made.pem(), key })
     }
 
     /// Signs the revocation list, and returns it in PEM form. The list expires only with the CA: it
     /// is distributed by hand, and a server with an expired list refuses every client.
-    pub(super) fn sign(&self, revocations: &Revocations) -> Result<String, PkiError> {
+    pub(super) fn sign_revocations(&self, revocations: &Revocations) -> Result<String, PkiError> {
         let list = CertificateRevocationListParams {
             this_update: (SystemTime::now() - CLOCK_SKEW).into(),
             next_update: self.certificate.not_after.into(),
@@ -168,18 +168,18 @@ impl Authority {
 }
 
 /// Returns the parameters that all certificates have in common.
-fn parameters(days: u32) -> Result<CertificateParams, PkiError> {
+fn base_parameters(days: u32) -> Result<CertificateParams, PkiError> {
     let now = SystemTime::now();
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name = rcgen::DistinguishedName::new();
     parameters.not_before = (now - CLOCK_SKEW).into();
     parameters.not_after = (now + DAY * days).into();
-    parameters.serial_number = Some(SerialNumber::from_slice(&serial()?.0));
+    parameters.serial_number = Some(SerialNumber::from_slice(&random_serial()?.0));
     Ok(parameters)
 }
 
-fn serial() -> Result<Serial, PkiError> {
-    let mut bytes: [u8; SERIAL_LENGTH] = random()?;
+fn random_serial() -> Result<Serial, PkiError> {
+    let mut bytes: [u8; SERIAL_BYTES] = random_bytes()?;
     // Serial numbers must be positive; this also gives all of them the same length.
     if let Some(first) = bytes.first_mut() {
         *first = *first & 0x7f | 0x40;
@@ -187,7 +187,7 @@ fn serial() -> Result<Serial, PkiError> {
     Ok(Serial::new(&bytes))
 }
 
-pub(super) fn random<const N: usize>() -> Result<[u8; N], PkiError> {
+pub(super) fn random_bytes<const N: usize>() -> Result<[u8; N], PkiError> {
     let mut bytes = [0; N];
     rand::fill(&mut bytes).map_err(|_| PkiError::Random)?;
     Ok(bytes)
@@ -196,25 +196,25 @@ pub(super) fn random<const N: usize>() -> Result<[u8; N], PkiError> {
 /// Returns the key usage extension, with digitalSignature only: EC keys can't encipher keys (RFC
 /// 8813). The extension should be critical but isn't: qemu 10.0 and older would then require
 /// keyEncipherment as well, and refuse the certificate.
-fn digital_signature() -> CustomExtension {
+fn key_usage_extension() -> CustomExtension {
     const KEY_USAGE: [u64; 4] = [2, 5, 29, 15];
     const DIGITAL_SIGNATURE: [u8; 4] = [0x03, 0x02, 0x07, 0x80];
     CustomExtension::from_oid_content(&KEY_USAGE, DIGITAL_SIGNATURE.to_vec())
 }
 
-fn alternative(name: &Name) -> Result<Option<SanType>, rcgen::Error> {
+fn to_alternative_name(name: &SubjectName) -> Result<Option<SanType>, rcgen::Error> {
     Ok(match name {
-        Name::Dns(name) => Some(SanType::DnsName(name.as_str().try_into()?)),
-        Name::Email(name) => Some(SanType::Rfc822Name(name.as_str().try_into()?)),
-        Name::Uri(name) => Some(SanType::URI(name.as_str().try_into()?)),
-        Name::Ip(address) => Some(SanType::IpAddress(*address)),
-        Name::Plain(_) => None,
+        SubjectName::Dns(name) => Some(SanType::DnsName(name.as_str().try_into()?)),
+        SubjectName::Email(name) => Some(SanType::Rfc822Name(name.as_str().try_into()?)),
+        SubjectName::Uri(name) => Some(SanType::URI(name.as_str().try_into()?)),
+        SubjectName::Ip(address) => Some(SanType::IpAddress(*address)),
+        SubjectName::CommonName(_) => None,
     })
 }
 
 /// Converts a distinguished name so that it is encoded again byte for byte; returns `None` if that
 /// isn't possible.
-fn same_name(name: &DistinguishedName) -> Option<rcgen::DistinguishedName> {
+fn to_rcgen_name(name: &DistinguishedName) -> Option<rcgen::DistinguishedName> {
     let mut same = rcgen::DistinguishedName::new();
     for part in &name.0 {
         let [attribute] = part.0.as_slice() else { return None };
@@ -235,6 +235,6 @@ fn same_name(name: &DistinguishedName) -> Option<rcgen::DistinguishedName> {
     Some(same)
 }
 
-fn read_back(made: &rcgen::Certificate) -> Result<Certificate, PkiError> {
-    Certificate::from_der(made.der().clone()).map_err(|_| PkiError::Foreign)
+fn parse_issued(made: &rcgen::Certificate) -> Result<CertificateInfo, PkiError> {
+    CertificateInfo::from_der(made.der().clone()).map_err(|_| PkiError::UnsupportedCa)
 }

@@ -19,11 +19,11 @@ use x509_cert::ext::pkix::{
 use x509_cert::name::Name as DistinguishedName;
 
 use super::PkiError;
-use super::names::{Name, visible};
+use super::names::{SubjectName, escape_name};
 
 /// Purpose of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CertificateKind {
     Authority,
     Server,
     Client,
@@ -36,14 +36,14 @@ pub(crate) struct Serial(pub(super) Vec<u8>);
 
 /// A parsed certificate, with the fields that a small CA needs.
 #[derive(Debug, Clone)]
-pub(crate) struct Certificate {
+pub(crate) struct CertificateInfo {
     pub(crate) der: CertificateDer<'static>,
-    pub(super) kind: Kind,
+    pub(super) kind: CertificateKind,
     pub(super) serial: Serial,
     pub(crate) subject: DistinguishedName,
     pub(crate) issuer: DistinguishedName,
     /// Subject alternative names, preceded by the common name unless it is one of them.
-    pub(crate) names: Vec<Name>,
+    pub(crate) names: Vec<SubjectName>,
     pub(super) common_name: Option<String>,
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
@@ -53,7 +53,7 @@ pub(crate) struct Certificate {
     pub(super) authority_key_id: Option<Vec<u8>>,
 }
 
-impl Certificate {
+impl CertificateInfo {
     /// Parses the first certificate of a PEM file; `path` is for error messages.
     pub(super) fn from_pem(pem: &[u8], path: &Path) -> Result<Self, PkiError> {
         let unusable = |problem: String| PkiError::file(path, problem);
@@ -68,22 +68,23 @@ impl Certificate {
         let is_ca = certificate.get::<BasicConstraints>()?.is_some_and(|(_, it)| it.ca);
         let usages = certificate.get::<ExtendedKeyUsage>()?.map_or(Vec::new(), |(_, it)| it.0);
         let kind = if is_ca {
-            Kind::Authority
+            CertificateKind::Authority
         } else if usages.contains(&rfc5280::ID_KP_SERVER_AUTH) {
-            Kind::Server
+            CertificateKind::Server
         } else if usages.contains(&rfc5280::ID_KP_CLIENT_AUTH) {
-            Kind::Client
+            CertificateKind::Client
         } else {
-            Kind::Other
+            CertificateKind::Other
         };
         let common_name = common_name(&certificate.subject);
         let alternatives =
             certificate.get::<SubjectAltName>()?.map_or(Vec::new(), |(_, names)| names.0);
-        let mut names: Vec<Name> = alternatives.iter().filter_map(alternative_name).collect();
+        let mut names: Vec<SubjectName> =
+            alternatives.iter().filter_map(alternative_name).collect();
         if let Some(name) = &common_name
             && names.iter().all(|other| other.to_string() != *name)
         {
-            names.insert(0, Name::Plain(name.clone()));
+            names.insert(0, SubjectName::CommonName(name.clone()));
         }
         let key_id = certificate.get::<SubjectKeyIdentifier>()?;
         let authority_key_id = certificate.get::<AuthorityKeyIdentifier>()?;
@@ -92,8 +93,8 @@ impl Certificate {
             serial: Serial::new(certificate.serial_number.as_bytes()),
             names,
             common_name,
-            not_before: time(certificate.validity.not_before),
-            not_after: time(certificate.validity.not_after),
+            not_before: to_system_time(certificate.validity.not_before),
+            not_after: to_system_time(certificate.validity.not_after),
             public_key: certificate.subject_public_key_info.to_der()?,
             key_id: key_id.map(|(_, id)| id.0.into_bytes()),
             authority_key_id: authority_key_id
@@ -108,7 +109,7 @@ impl Certificate {
     /// Returns true if the given CA has signed this certificate.
     pub(super) fn is_signed_by(&self, authority: &Self) -> bool {
         let usage = match self.kind {
-            Kind::Server => KeyUsage::server_auth(),
+            CertificateKind::Server => KeyUsage::server_auth(),
             _ => KeyUsage::client_auth(),
         };
         // Verified at the start of validity, since it doesn't matter if the certificate has
@@ -133,7 +134,7 @@ impl Certificate {
         self.issuer == authority.subject && same_key
     }
 
-    pub(super) fn is_called(&self, name: &str) -> bool {
+    pub(super) fn has_name(&self, name: &str) -> bool {
         self.names.iter().any(|own| own.to_string() == name)
             || self.common_name.as_deref() == Some(name)
     }
@@ -144,8 +145,8 @@ impl Certificate {
         digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    pub(super) fn names_in_words(&self) -> String {
-        self.names.iter().map(visible).collect::<Vec<_>>().join(", ")
+    pub(super) fn names_for_display(&self) -> String {
+        self.names.iter().map(escape_name).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -178,7 +179,7 @@ impl fmt::Display for Serial {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for CertificateKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Authority => "ca",
@@ -189,7 +190,7 @@ impl fmt::Display for Kind {
     }
 }
 
-pub(super) fn time(time: x509_cert::time::Time) -> SystemTime {
+pub(super) fn to_system_time(time: x509_cert::time::Time) -> SystemTime {
     SystemTime::UNIX_EPOCH + time.to_unix_duration()
 }
 
@@ -199,15 +200,15 @@ fn common_name(name: &DistinguishedName) -> Option<String> {
     String::from_utf8(value.value().to_vec()).ok()
 }
 
-fn alternative_name(name: &GeneralName) -> Option<Name> {
+fn alternative_name(name: &GeneralName) -> Option<SubjectName> {
     match name {
-        GeneralName::DnsName(name) => Some(Name::Dns(name.to_string())),
-        GeneralName::Rfc822Name(name) => Some(Name::Email(name.to_string())),
-        GeneralName::UniformResourceIdentifier(name) => Some(Name::Uri(name.to_string())),
+        GeneralName::DnsName(name) => Some(SubjectName::Dns(name.to_string())),
+        GeneralName::Rfc822Name(name) => Some(SubjectName::Email(name.to_string())),
+        GeneralName::UniformResourceIdentifier(name) => Some(SubjectName::Uri(name.to_string())),
         GeneralName::IpAddress(bytes) => {
             let v4 = <[u8; 4]>::try_from(bytes.as_bytes()).map(IpAddr::from);
             let v6 = || <[u8; 16]>::try_from(bytes.as_bytes()).map(IpAddr::from);
-            v4.or_else(|_| v6()).ok().map(Name::Ip)
+            v4.or_else(|_| v6()).ok().map(SubjectName::Ip)
         }
         _ => None,
     }
@@ -218,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn serials_as_people_write_them() {
+    fn common_serial_formats_are_parsed() {
         let serial = Serial::new(&[0, 1, 0xab, 0xcd]);
         assert_eq!(serial.to_string(), "01abcd");
         for text in ["01abcd", "01ABCD", "1abcd", "01:AB:CD", "0x1abcd", "0001abcd"] {

@@ -19,18 +19,18 @@ use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 use super::PkiError;
-use super::authority::{Authority, Issued};
-use super::certificate::{Certificate, Kind};
-use super::names::Name;
+use super::authority::{CertificateAuthority, IssuedCertificate};
+use super::certificate::{CertificateInfo, CertificateKind};
+use super::names::SubjectName;
 use super::revocations::Revocations;
 
 pub(crate) const CA_CERTIFICATE: &str = "ca-cert.pem";
 pub(super) const CA_KEY: &str = "ca-key.pem";
-pub(super) const REVOCATIONS: &str = "crl.pem";
+pub(super) const REVOCATION_LIST: &str = "crl.pem";
 const ISSUED: &str = "issued";
 const LOCK: &str = ".lock";
 /// Prefix of files and folders that aren't complete yet.
-const UNFINISHED: &str = ".new-";
+const TEMPORARY_PREFIX: &str = ".new-";
 
 const PUBLIC: u32 = 0o644;
 const SECRET: u32 = 0o600;
@@ -39,31 +39,31 @@ const SECRET_FOLDER: u32 = 0o700;
 /// Maximum size of a file, in bytes: a list of some 300,000 revoked certificates.
 const MAX_FILE: u64 = 16 * 1024 * 1024;
 /// Time to wait for another process to release the lock; it normally takes milliseconds.
-const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The folder of a CA.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct CaFolder {
     path: PathBuf,
 }
 
 /// Exclusive lock on the folder, held as long as this value exists.
-pub(super) struct Lock(#[expect(dead_code, reason = "closing it unlocks")] File);
+pub(super) struct FolderLock(#[expect(dead_code, reason = "closing it unlocks")] File);
 
 /// Inventory of the folder.
-pub(super) struct Found {
+pub(super) struct FolderContents {
     pub(super) certificate: bool,
     pub(super) key: bool,
     pub(super) revocations: bool,
     pub(super) issued: bool,
 }
 
-impl Folder {
+impl CaFolder {
     pub(super) fn new(path: &Path) -> Self {
         Self { path: path.to_owned() }
     }
 
-    pub(super) fn here(&self) -> &Path {
+    pub(super) fn root(&self) -> &Path {
         &self.path
     }
 
@@ -72,25 +72,25 @@ impl Folder {
     }
 
     /// Returns the folder of the server or client with the given name.
-    pub(super) fn bundle(&self, kind: Kind, name: &Name) -> PathBuf {
-        self.path.join(format!("{kind}s")).join(name.folder())
+    pub(super) fn bundle_path(&self, kind: CertificateKind, name: &SubjectName) -> PathBuf {
+        self.path.join(format!("{kind}s")).join(name.folder_name())
     }
 
     /// Creates the folder if it doesn't exist, accessible only to its owner.
     pub(super) fn create(&self) -> Result<(), PkiError> {
-        fs::create_dir_all(folder_of(&self.path))
+        fs::create_dir_all(parent_folder(&self.path))
             .and_then(|()| make_folder(&self.path))
             .map_err(PkiError::io("make", &self.path))
     }
 
     /// Waits for exclusive access to the folder, then removes what interrupted processes left
     /// unfinished.
-    pub(super) fn lock(&self) -> Result<Lock, PkiError> {
+    pub(super) fn lock(&self) -> Result<FolderLock, PkiError> {
         let path = self.path(LOCK);
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(SECRET).open(&path);
         let file = file.map_err(PkiError::io("open", &path))?;
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
             match file.try_lock() {
                 Ok(()) => break,
@@ -101,22 +101,22 @@ impl Folder {
                 Err(TryLockError::Error(error)) => return Err(PkiError::io("lock", &path)(error)),
             }
         }
-        self.remove_unfinished().map_err(PkiError::io("tidy up", &self.path))?;
-        Ok(Lock(file))
+        self.remove_temporary().map_err(PkiError::io("tidy up", &self.path))?;
+        Ok(FolderLock(file))
     }
 
-    pub(super) fn look(&self) -> Result<Found, PkiError> {
+    pub(super) fn contents(&self) -> Result<FolderContents, PkiError> {
         let is_there = |name: &str| fs::symlink_metadata(self.path(name)).is_ok();
-        Ok(Found {
+        Ok(FolderContents {
             certificate: is_there(CA_CERTIFICATE),
             key: is_there(CA_KEY),
-            revocations: is_there(REVOCATIONS),
+            revocations: is_there(REVOCATION_LIST),
             issued: !self.issued_files()?.is_empty(),
         })
     }
 
     /// Reads the CA's private key, and checks that other users can't read it.
-    pub(super) fn key(&self) -> Result<Zeroizing<String>, PkiError> {
+    pub(super) fn read_key(&self) -> Result<Zeroizing<String>, PkiError> {
         let path = self.path(CA_KEY);
         let key = Zeroizing::new(self.read(CA_KEY)?);
         check_not_exposed(&path).map_err(|problem| PkiError::file(&path, problem.to_string()))?;
@@ -126,26 +126,29 @@ impl Folder {
         }
     }
 
-    pub(super) fn authority(&self) -> Result<Authority, PkiError> {
+    pub(super) fn authority(&self) -> Result<CertificateAuthority, PkiError> {
         let certificate = self.read(CA_CERTIFICATE)?;
-        let key = self.key()?;
-        Authority::load((&certificate, &self.path(CA_CERTIFICATE)), (&key, &self.path(CA_KEY)))
+        let key = self.read_key()?;
+        CertificateAuthority::load(
+            (&certificate, &self.path(CA_CERTIFICATE)),
+            (&key, &self.path(CA_KEY)),
+        )
     }
 
     /// Reads the CA's certificate; the private key may be stored elsewhere.
-    pub(super) fn authority_certificate(&self) -> Result<Certificate, PkiError> {
-        Certificate::from_pem(&self.read(CA_CERTIFICATE)?, &self.path(CA_CERTIFICATE))
+    pub(super) fn authority_certificate(&self) -> Result<CertificateInfo, PkiError> {
+        CertificateInfo::from_pem(&self.read(CA_CERTIFICATE)?, &self.path(CA_CERTIFICATE))
     }
 
-    pub(super) fn revocations(&self, authority: &Certificate) -> Result<Revocations, PkiError> {
-        Revocations::from_pem(&self.read(REVOCATIONS)?, &self.path(REVOCATIONS), authority)
+    pub(super) fn revocations(&self, authority: &CertificateInfo) -> Result<Revocations, PkiError> {
+        Revocations::from_pem(&self.read(REVOCATION_LIST)?, &self.path(REVOCATION_LIST), authority)
     }
 
     /// Reads all certificates ever issued, sorted by expiry, the earliest first.
-    pub(super) fn issued(&self) -> Result<Vec<Certificate>, PkiError> {
+    pub(super) fn issued(&self) -> Result<Vec<CertificateInfo>, PkiError> {
         let mut issued = Vec::new();
         for path in self.issued_files()? {
-            match read(&path).and_then(|pem| Certificate::from_pem(&pem, &path)) {
+            match read(&path).and_then(|pem| CertificateInfo::from_pem(&pem, &path)) {
                 Ok(certificate) => issued.push(certificate),
                 Err(error) => tracing::warn!("left out: {error}"),
             }
@@ -154,29 +157,32 @@ impl Folder {
         Ok(issued)
     }
 
-    pub(super) fn write_key(&self, authority: &Authority) -> Result<(), PkiError> {
+    pub(super) fn write_key(&self, authority: &CertificateAuthority) -> Result<(), PkiError> {
         write_new(&self.path(CA_KEY), &authority.key(), SECRET)
     }
 
-    pub(super) fn write_certificate(&self, authority: &Authority) -> Result<(), PkiError> {
+    pub(super) fn write_certificate(
+        &self,
+        authority: &CertificateAuthority,
+    ) -> Result<(), PkiError> {
         write_new(&self.path(CA_CERTIFICATE), &authority.pem, PUBLIC)
     }
 
     pub(super) fn write_first_revocations(&self, pem: &str) -> Result<(), PkiError> {
-        write_new(&self.path(REVOCATIONS), pem, PUBLIC)
+        write_new(&self.path(REVOCATION_LIST), pem, PUBLIC)
     }
 
     /// Replaces the revocation list atomically.
     pub(super) fn replace_revocations(&self, pem: &str) -> Result<(), PkiError> {
-        let path = self.path(REVOCATIONS);
-        unfinished(&path, pem, PUBLIC)
+        let path = self.path(REVOCATION_LIST);
+        write_temporary(&path, pem, PUBLIC)
             .and_then(|file| Ok(file.persist(&path)?))
-            .and_then(|_| sync(&self.path))
+            .and_then(|_| sync_folder(&self.path))
             .map_err(PkiError::io("replace", &path))
     }
 
     /// Stores a copy of a certificate, so that it can be revoked even if the original is lost.
-    pub(super) fn record(&self, issued: &Issued) -> Result<(), PkiError> {
+    pub(super) fn record_issued(&self, issued: &IssuedCertificate) -> Result<(), PkiError> {
         let folder = self.path(ISSUED);
         make_folder(&folder).map_err(PkiError::io("make", &folder))?;
         let name = format!("{}.pem", issued.certificate.serial);
@@ -187,20 +193,20 @@ impl Folder {
     pub(super) fn write_bundle(
         &self,
         folder: &Path,
-        authority: &Authority,
-        issued: &Issued,
+        authority: &CertificateAuthority,
+        issued: &IssuedCertificate,
     ) -> Result<(), PkiError> {
-        let parent = folder_of(folder);
+        let parent = parent_folder(folder);
         make_folder(parent).map_err(PkiError::io("make", parent))?;
         let unfinished = tempfile::Builder::new()
-            .prefix(UNFINISHED)
+            .prefix(TEMPORARY_PREFIX)
             .permissions(Permissions::from_mode(SECRET_FOLDER))
             .tempdir_in(parent)
             .map_err(PkiError::io("write into", parent))?;
         write_files(unfinished.path(), authority, issued)?;
         // Existing content is never replaced: renaming to a non-empty folder fails.
         fs::rename(unfinished.path(), folder)
-            .and_then(|()| sync(parent))
+            .and_then(|()| sync_folder(parent))
             .map_err(PkiError::io("make", folder))?;
         // The temporary name no longer exists, so there is nothing to remove.
         drop(unfinished.keep());
@@ -230,7 +236,7 @@ impl Folder {
         read(&path)
     }
 
-    fn remove_unfinished(&self) -> io::Result<()> {
+    fn remove_temporary(&self) -> io::Result<()> {
         for folder in [".", ISSUED, "servers", "clients"] {
             let entries = match fs::read_dir(self.path.join(folder)) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -238,7 +244,7 @@ impl Folder {
             };
             for entry in entries {
                 let entry = entry?;
-                if !entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+                if !entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
                     continue;
                 }
                 if entry.file_type()?.is_dir() {
@@ -256,8 +262,8 @@ impl Folder {
 /// and `server-key.pem` for a server, or `client-cert.pem` and `client-key.pem` for a client.
 pub(crate) fn write_files(
     folder: &Path,
-    authority: &Authority,
-    issued: &Issued,
+    authority: &CertificateAuthority,
+    issued: &IssuedCertificate,
 ) -> Result<(), PkiError> {
     let kind = issued.certificate.kind;
     write_new(&folder.join(CA_CERTIFICATE), &authority.pem, PUBLIC)?;
@@ -279,18 +285,18 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
 
 /// Creates a file atomically; fails if it exists.
 fn write_new(path: &Path, content: &str, mode: u32) -> Result<(), PkiError> {
-    unfinished(path, content, mode)
+    write_temporary(path, content, mode)
         .and_then(|file| Ok(file.persist_noclobber(path)?))
-        .and_then(|_| sync(folder_of(path)))
+        .and_then(|_| sync_folder(parent_folder(path)))
         .map_err(PkiError::io("write", path))
 }
 
 /// Writes the content to a temporary file in the same folder, and syncs it to disk.
-fn unfinished(path: &Path, content: &str, mode: u32) -> io::Result<NamedTempFile> {
+fn write_temporary(path: &Path, content: &str, mode: u32) -> io::Result<NamedTempFile> {
     let mut file = tempfile::Builder::new()
-        .prefix(UNFINISHED)
+        .prefix(TEMPORARY_PREFIX)
         .permissions(Permissions::from_mode(SECRET))
-        .tempfile_in(folder_of(path))?;
+        .tempfile_in(parent_folder(path))?;
     file.write_all(content.as_bytes())?;
     // The mode must not depend on the umask.
     file.as_file().set_permissions(Permissions::from_mode(mode))?;
@@ -301,16 +307,16 @@ fn unfinished(path: &Path, content: &str, mode: u32) -> io::Result<NamedTempFile
 fn make_folder(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(SECRET_FOLDER).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        made => made.and_then(|()| sync(folder_of(path))),
+        made => made.and_then(|()| sync_folder(parent_folder(path))),
     }
 }
 
 /// Returns the parent folder, which may be the current one.
-fn folder_of(path: &Path) -> &Path {
+fn parent_folder(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Syncs a folder, so that new names in it are on disk.
-fn sync(folder: &Path) -> io::Result<()> {
+fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

@@ -6,18 +6,18 @@ pub(crate) mod folder;
 pub(crate) mod names;
 mod report;
 mod revocations;
-mod table;
+mod show;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use rcgen::KeyPair;
 
-use crate::cli::pki::{Init, Issue, Key, Pki, PkiCommand, Revoke, Show};
-use authority::{Authority, KeyKind};
-use certificate::{Certificate, Kind, Serial};
-use folder::{CA_CERTIFICATE, CA_KEY, Folder, REVOCATIONS};
-use names::Name;
+use crate::cli::pki::{Init, Issue, KeyOptions, Pki, PkiCommand, Revoke, Show};
+use authority::{CertificateAuthority, KeyAlgorithm};
+use certificate::{CertificateInfo, CertificateKind, Serial};
+use folder::{CA_CERTIFICATE, CA_KEY, CaFolder, REVOCATION_LIST};
+use names::SubjectName;
 use revocations::Revocations;
 
 /// Default validity of a server's certificate. It suits a renewal once a year.
@@ -45,11 +45,11 @@ pub(crate) enum PkiError {
     #[error("there is no randomness to be had")]
     Random,
     #[error("can't be written into a certificate: {0}")]
-    Make(#[from] rcgen::Error),
+    Encode(#[from] rcgen::Error),
     #[error("this CA's certificates can't be made here: use the program that made the CA")]
-    Foreign,
+    UnsupportedCa,
     #[error("nothing that was issued here has the name or the serial number {:?}", nbd_telemetry::escape::name(.0))]
-    Unknown(String),
+    NotIssued(String),
     #[error("can't say what was done: {0}")]
     Output(#[from] io::Error),
 }
@@ -70,12 +70,12 @@ impl PkiError {
 
 /// Runs the command given on the command line.
 pub(crate) fn run(options: &Pki) -> Result<(), PkiError> {
-    let folder = Folder::new(&options.dir);
+    let folder = CaFolder::new(&options.dir);
     let out = &mut io::stdout().lock();
     match &options.command {
         PkiCommand::Init(options) => init(&folder, options, out),
-        PkiCommand::Server(options) => issue(&folder, Kind::Server, options, out),
-        PkiCommand::Client(options) => issue(&folder, Kind::Client, options, out),
+        PkiCommand::Server(options) => issue(&folder, CertificateKind::Server, options, out),
+        PkiCommand::Client(options) => issue(&folder, CertificateKind::Client, options, out),
         PkiCommand::Revoke(options) => revoke(&folder, options, out),
         PkiCommand::Show(options) => show(&folder, options, out),
     }
@@ -83,10 +83,10 @@ pub(crate) fn run(options: &Pki) -> Result<(), PkiError> {
 
 /// Creates a CA: its key first, then the certificate, then the revocation list. Resumes an earlier
 /// run that was interrupted.
-fn init(folder: &Folder, options: &Init, out: &mut impl Write) -> Result<(), PkiError> {
+fn init(folder: &CaFolder, options: &Init, out: &mut impl Write) -> Result<(), PkiError> {
     folder.create()?;
     let lock = folder.lock()?;
-    let found = folder.look()?;
+    let found = folder.contents()?;
     let missing = |name: &str| {
         let rest = "which belongs to what is in this folder, isn't there: put it back, or \
                     choose another folder with --dir";
@@ -104,27 +104,27 @@ fn init(folder: &Folder, options: &Init, out: &mut impl Write) -> Result<(), Pki
     }
     // An empty list in place of a lost one would admit revoked clients again.
     if !found.revocations && found.issued {
-        return missing(REVOCATIONS);
+        return missing(REVOCATION_LIST);
     }
     let authority = if found.certificate {
         folder.authority()?
     } else {
         let key =
-            if found.key { key_left_over(folder)? } else { key_kind(&options.key).generate()? };
-        let authority = Authority::create(&ca_name(options)?, options.days, key)?;
+            if found.key { existing_key(folder)? } else { key_kind(&options.key).generate()? };
+        let authority = CertificateAuthority::create(&ca_name(options)?, options.days, key)?;
         if !found.key {
             folder.write_key(&authority)?;
         }
         folder.write_certificate(&authority)?;
         authority
     };
-    folder.write_first_revocations(&authority.sign(&Revocations::none())?)?;
+    folder.write_first_revocations(&authority.sign_revocations(&Revocations::empty())?)?;
     drop(lock);
-    report::made_authority(out, folder, &authority.certificate)
+    report::ca_created(out, folder, &authority.certificate)
 }
 
-fn key_left_over(folder: &Folder) -> Result<KeyPair, PkiError> {
-    KeyPair::from_pem(&folder.key()?).map_err(|error| {
+fn existing_key(folder: &CaFolder) -> Result<KeyPair, PkiError> {
+    KeyPair::from_pem(&folder.read_key()?).map_err(|error| {
         PkiError::file(&folder.path(CA_KEY), format!("this key can't be used: {error}"))
     })
 }
@@ -135,7 +135,7 @@ fn ca_name(options: &Init) -> Result<String, PkiError> {
     match &options.name {
         Some(name) => Ok(name.clone()),
         None => {
-            let number = u32::from_be_bytes(authority::random()?);
+            let number = u32::from_be_bytes(authority::random_bytes()?);
             Ok(format!("hexz-nbd CA {number:08x}"))
         }
     }
@@ -143,8 +143,8 @@ fn ca_name(options: &Init) -> Result<String, PkiError> {
 
 /// Issues a certificate and its key, in a folder of their own.
 fn issue(
-    folder: &Folder,
-    kind: Kind,
+    folder: &CaFolder,
+    kind: CertificateKind,
     options: &Issue,
     out: &mut impl Write,
 ) -> Result<(), PkiError> {
@@ -155,35 +155,44 @@ fn issue(
     folder.authority_certificate()?;
     let lock = folder.lock()?;
     let authority = folder.authority()?;
-    let bundle = folder.bundle(kind, first);
+    let bundle = folder.bundle_path(kind, first);
     if bundle.symlink_metadata().is_ok() {
         let there = "it is there already, and isn't overwritten: remove it first for a new \
                      certificate (the old one stays valid, and can still be revoked)";
         return Err(PkiError::file(&bundle, there));
     }
-    let days = options.days.unwrap_or(if kind == Kind::Server { SERVER_DAYS } else { CLIENT_DAYS });
+    let days = options.days.unwrap_or(if kind == CertificateKind::Server {
+        SERVER_DAYS
+    } else {
+        CLIENT_DAYS
+    });
     let issued = authority.issue(kind, &names, days, key_kind(&options.key))?;
     // Recorded first: a certificate that can be used must also be revocable, even if this process
     // ends in between.
-    folder.record(&issued)?;
+    folder.record_issued(&issued)?;
     folder.write_bundle(&bundle, &authority, &issued)?;
     drop(lock);
     match kind {
-        Kind::Client => {
-            let server = folder.issued()?.into_iter().rfind(|it| it.kind == Kind::Server);
-            report::made_client(out, &bundle, &issued.certificate, server.as_ref())
+        CertificateKind::Client => {
+            let server =
+                folder.issued()?.into_iter().rfind(|it| it.kind == CertificateKind::Server);
+            report::client_issued(out, &bundle, &issued.certificate, server.as_ref())
         }
-        _ => report::made_server(out, folder, &bundle, &issued.certificate),
+        _ => report::server_issued(out, folder, &bundle, &issued.certificate),
     }
 }
 
-fn key_kind(options: &Key) -> KeyKind {
-    if options.ed25519 { KeyKind::Ed25519 } else { KeyKind::P256 }
+fn key_kind(options: &KeyOptions) -> KeyAlgorithm {
+    if options.ed25519 { KeyAlgorithm::Ed25519 } else { KeyAlgorithm::P256 }
 }
 
 /// Parses the names for a certificate of this kind, and removes duplicates.
-fn parse_names(texts: &[String], kind: Kind) -> Result<Vec<Name>, PkiError> {
-    let parse = if kind == Kind::Server { Name::of_server } else { Name::of_client };
+fn parse_names(texts: &[String], kind: CertificateKind) -> Result<Vec<SubjectName>, PkiError> {
+    let parse = if kind == CertificateKind::Server {
+        SubjectName::parse_server
+    } else {
+        SubjectName::parse_client
+    };
     let mut names = Vec::new();
     for text in texts {
         let name = parse(text).map_err(|why| PkiError::Usage(format!("{text:?}: {why}")))?;
@@ -191,7 +200,7 @@ fn parse_names(texts: &[String], kind: Kind) -> Result<Vec<Name>, PkiError> {
             names.push(name);
         }
     }
-    let mut plain = names.iter().filter(|name| matches!(name, Name::Plain(_)));
+    let mut plain = names.iter().filter(|name| matches!(name, SubjectName::CommonName(_)));
     if let (Some(first), Some(second)) = (plain.next(), plain.next()) {
         return Err(PkiError::Usage(format!(
             "a certificate has one common name, not both {:?} and {:?}",
@@ -203,12 +212,12 @@ fn parse_names(texts: &[String], kind: Kind) -> Result<Vec<Name>, PkiError> {
 }
 
 /// Adds certificates to the revocation list.
-fn revoke(folder: &Folder, options: &Revoke, out: &mut impl Write) -> Result<(), PkiError> {
+fn revoke(folder: &CaFolder, options: &Revoke, out: &mut impl Write) -> Result<(), PkiError> {
     folder.authority_certificate()?;
     let lock = folder.lock()?;
     let authority = folder.authority()?;
     let mut revocations = folder.revocations(&authority.certificate)?;
-    let certificates = find(folder, &authority.certificate, &options.which)?;
+    let certificates = find_certificates(folder, &authority.certificate, &options.which)?;
     let (old, new): (Vec<_>, Vec<_>) = certificates
         .into_iter()
         .partition(|certificate| revocations.find(&certificate.serial).is_some());
@@ -217,24 +226,24 @@ fn revoke(folder: &Folder, options: &Revoke, out: &mut impl Write) -> Result<(),
             revocations.add(&certificate.serial, options.reason());
         }
         revocations.number += 1;
-        folder.replace_revocations(&authority.sign(&revocations)?)?;
+        folder.replace_revocations(&authority.sign_revocations(&revocations)?)?;
     }
     drop(lock);
     report::revoked(out, folder, &revocations, &old, &new)
 }
 
 /// Finds the certificates meant by a name, a serial number or the path of a certificate file.
-fn find(
-    folder: &Folder,
-    authority: &Certificate,
+fn find_certificates(
+    folder: &CaFolder,
+    authority: &CertificateInfo,
     which: &str,
-) -> Result<Vec<Certificate>, PkiError> {
+) -> Result<Vec<CertificateInfo>, PkiError> {
     let mut issued = folder.issued()?;
     let serial = Serial::parse(which);
     if let Some(at) = issued.iter().position(|it| Some(&it.serial) == serial.as_ref()) {
         return Ok(vec![issued.swap_remove(at)]);
     }
-    let called: Vec<_> = issued.into_iter().filter(|it| it.is_called(which)).collect();
+    let called: Vec<_> = issued.into_iter().filter(|it| it.has_name(which)).collect();
     if let Some(first) = called.first() {
         if called.iter().any(|it| it.kind != first.kind) {
             return Err(PkiError::Usage(format!(
@@ -246,10 +255,10 @@ fn find(
     }
     let path = Path::new(which);
     if !path.is_file() {
-        return Err(PkiError::Unknown(which.to_owned()));
+        return Err(PkiError::NotIssued(which.to_owned()));
     }
-    let certificate = Certificate::from_pem(&folder::read(path)?, path)?;
-    if certificate.kind == Kind::Authority {
+    let certificate = CertificateInfo::from_pem(&folder::read(path)?, path)?;
+    if certificate.kind == CertificateKind::Authority {
         return Err(PkiError::file(path, "a CA can't revoke itself: take it from its users"));
     }
     // A forged certificate must not get the serial number of another one revoked.
@@ -259,14 +268,14 @@ fn find(
     Ok(vec![certificate])
 }
 
-fn show(folder: &Folder, options: &Show, out: &mut impl Write) -> Result<(), PkiError> {
+fn show(folder: &CaFolder, options: &Show, out: &mut impl Write) -> Result<(), PkiError> {
     let authority = folder.authority_certificate()?;
     let revocations = folder.revocations(&authority)?;
     let mut certificates = vec![authority];
     certificates.extend(folder.issued()?);
     if options.json {
-        table::json(out, &certificates, &revocations)
+        show::write_json(out, &certificates, &revocations)
     } else {
-        table::text(out, &certificates, &revocations)
+        show::write_text(out, &certificates, &revocations)
     }
 }

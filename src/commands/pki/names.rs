@@ -8,27 +8,27 @@ use aws_lc_rs::digest;
 use nbd_telemetry::escape;
 use rustls::pki_types::DnsName;
 
-use crate::cli::values::{MAX_COMMON_NAME, check_characters, common_name};
+use crate::cli::values::{MAX_COMMON_NAME_CHARS, check_characters, validate_common_name};
 
 /// Maximum length of a folder name in bytes before it is cut and a hash appended; file systems
 /// allow 255 bytes.
-const MAX_FOLDER_NAME: usize = 160;
-const HASH_LENGTH: usize = 16;
+const MAX_FOLDER_NAME_BYTES: usize = 160;
+const HASH_BYTES: usize = 16;
 
 /// A name in a certificate, by the form that it takes there.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) enum Name {
+pub(crate) enum SubjectName {
     Dns(String),
     Ip(IpAddr),
     Email(String),
     Uri(String),
     /// The subject's common name only.
-    Plain(String),
+    CommonName(String),
 }
 
-impl Name {
+impl SubjectName {
     /// Parses the name of a server: a DNS name or an address.
-    pub(crate) fn of_server(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse_server(text: &str) -> Result<Self, String> {
         check_characters(text)?;
         if let Ok(address) = text.parse() {
             return Ok(Self::Ip(address));
@@ -47,7 +47,7 @@ impl Name {
 
     /// Parses the name of a client: an address, a URI, an e-mail address, a DNS name with a dot in
     /// it, or else any text.
-    pub(crate) fn of_client(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse_client(text: &str) -> Result<Self, String> {
         check_characters(text)?;
         if let Ok(address) = text.parse() {
             Ok(Self::Ip(address))
@@ -60,13 +60,13 @@ impl Name {
         } else if text.contains('.') && is_dns_name(text) {
             Ok(Self::Dns(text.to_owned()))
         } else {
-            common_name(text).map(Self::Plain)
+            validate_common_name(text).map(Self::CommonName)
         }
     }
 
     /// Returns true if the name fits into a subject's common name.
     pub(super) fn fits_common_name(&self) -> bool {
-        self.to_string().chars().count() <= MAX_COMMON_NAME
+        self.to_string().chars().count() <= MAX_COMMON_NAME_CHARS
     }
 
     pub(super) fn kind(&self) -> &'static str {
@@ -75,14 +75,14 @@ impl Name {
             Self::Ip(_) => "ip",
             Self::Email(_) => "email",
             Self::Uri(_) => "uri",
-            Self::Plain(_) => "cn",
+            Self::CommonName(_) => "cn",
         }
     }
 
     /// Returns the folder's name, which is different for each name. It contains only characters
     /// without special meaning in a shell, a URI and qemu's options. All other bytes are written as
     /// `=` and two hexadecimal digits, as in quoted-printable.
-    pub(super) fn folder(&self) -> String {
+    pub(super) fn folder_name(&self) -> String {
         let text = self.to_string();
         let mut folder = String::new();
         for (at, byte) in text.bytes().enumerate() {
@@ -95,22 +95,22 @@ impl Name {
                 folder += &format!("={byte:02X}");
             }
         }
-        if folder.len() > MAX_FOLDER_NAME {
+        if folder.len() > MAX_FOLDER_NAME_BYTES {
             let hash = digest::digest(&digest::SHA256, text.as_bytes());
-            folder.truncate(MAX_FOLDER_NAME);
+            folder.truncate(MAX_FOLDER_NAME_BYTES);
             // In complete names a digit follows each `=`, so none of them can look like this.
             folder += "==";
-            folder.extend(hash.as_ref().iter().take(HASH_LENGTH).map(|byte| format!("{byte:02x}")));
+            folder.extend(hash.as_ref().iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")));
         }
         folder
     }
 }
 
-impl fmt::Display for Name {
+impl fmt::Display for SubjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(address) => address.fmt(f),
-            Self::Dns(text) | Self::Email(text) | Self::Uri(text) | Self::Plain(text) => {
+            Self::Dns(text) | Self::Email(text) | Self::Uri(text) | Self::CommonName(text) => {
                 f.write_str(text)
             }
         }
@@ -118,7 +118,7 @@ impl fmt::Display for Name {
 }
 
 /// Escapes a name for a terminal; it may come from an untrusted source.
-pub(super) fn visible(name: &Name) -> String {
+pub(super) fn escape_name(name: &SubjectName) -> String {
     escape::text(&name.to_string()).into_owned()
 }
 
@@ -162,13 +162,13 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn what_a_server_may_be_called() {
+    fn server_names_are_validated() {
         for good in ["localhost", "nbd.example.org", "*.example.org", "my_host", "xn--bcher-kva.de"]
         {
-            assert_eq!(Name::of_server(good), Ok(Name::Dns(good.to_owned())));
+            assert_eq!(SubjectName::parse_server(good), Ok(SubjectName::Dns(good.to_owned())));
         }
         for good in ["192.0.2.7", "::1", "2001:db8::7"] {
-            assert_eq!(Name::of_server(good), Ok(Name::Ip(good.parse().unwrap())));
+            assert_eq!(SubjectName::parse_server(good), Ok(SubjectName::Ip(good.parse().unwrap())));
         }
         for bad in [
             "",
@@ -194,13 +194,13 @@ mod tests {
             &"a".repeat(64),
             &"a.".repeat(150),
         ] {
-            assert!(Name::of_server(bad).is_err(), "{bad:?}");
+            assert!(SubjectName::parse_server(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn who_a_client_may_be() {
-        let kind = |text: &str| Name::of_client(text).map(|name| name.kind());
+    fn client_names_are_classified() {
+        let kind = |text: &str| SubjectName::parse_client(text).map(|name| name.kind());
         for (text, expected) in [
             ("backup.example.org", "dns"),
             ("192.0.2.9", "ip"),
@@ -243,14 +243,14 @@ mod tests {
     }
 
     #[test]
-    fn a_terminal_is_not_at_the_mercy_of_a_name() {
-        let name = Name::Plain("Büro \"2\"\u{1b}[2J\u{202e}".to_owned());
-        assert_eq!(visible(&name), "Büro \"2\"\\u{1b}[2J\\u{202e}");
+    fn control_characters_are_escaped() {
+        let name = SubjectName::CommonName("Büro \"2\"\u{1b}[2J\u{202e}".to_owned());
+        assert_eq!(escape_name(&name), "Büro \"2\"\\u{1b}[2J\\u{202e}");
     }
 
     #[test]
-    fn folders_are_safe_and_never_the_same() {
-        let plain = |text: &str| Name::Plain(text.to_owned()).folder();
+    fn folder_names_are_safe_and_unique() {
+        let plain = |text: &str| SubjectName::CommonName(text.to_owned()).folder_name();
         assert_eq!(plain("nbd.example.org"), "nbd.example.org");
         assert_eq!(plain("spiffe://corp/backup/1"), "spiffe=3A=2F=2Fcorp=2Fbackup=2F1");
         assert_eq!(plain(".."), "=2E.");

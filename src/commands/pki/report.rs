@@ -8,26 +8,26 @@ use std::path::{Path, PathBuf};
 use nbd_telemetry::escape;
 
 use super::PkiError;
-use super::certificate::Certificate;
-use super::folder::{CA_CERTIFICATE, CA_KEY, Folder, REVOCATIONS};
-use super::names::Name;
+use super::certificate::CertificateInfo;
+use super::folder::{CA_CERTIFICATE, CA_KEY, CaFolder, REVOCATION_LIST};
+use super::names::SubjectName;
 use super::revocations::Revocations;
-use super::table::day;
+use super::show::format_date;
 
 /// Server name in example commands, as long as no server has been issued a certificate.
-const SOME_SERVER: &str = "nbd.example.org";
+const EXAMPLE_SERVER: &str = "nbd.example.org";
 
-pub(super) fn made_authority(
+pub(super) fn ca_created(
     out: &mut impl Write,
-    folder: &Folder,
-    authority: &Certificate,
+    folder: &CaFolder,
+    authority: &CertificateInfo,
 ) -> Result<(), PkiError> {
-    let option = match folder.here() {
+    let option = match folder.root() {
         path if path == Path::new("pki") => String::new(),
-        path => format!(" --dir {}", for_shell(path)),
+        path => format!(" --dir {}", shell_quote_path(path)),
     };
     let [certificate, key, list] =
-        [CA_CERTIFICATE, CA_KEY, REVOCATIONS].map(|name| folder.path(name));
+        [CA_CERTIFICATE, CA_KEY, REVOCATION_LIST].map(|name| folder.path(name));
     writeln!(
         out,
         "made the CA {:?}, valid until {}\n\
@@ -37,8 +37,8 @@ pub(super) fn made_authority(
          next:\n\
          \x20   hexz-nbd pki{option} server nbd.example.org 192.0.2.7\n\
          \x20   hexz-nbd pki{option} client backup.example.org",
-        authority.names_in_words(),
-        day(authority.not_after),
+        authority.names_for_display(),
+        format_date(authority.not_after),
         escape::name(&certificate),
         escape::name(&key),
         escape::name(&list),
@@ -46,14 +46,14 @@ pub(super) fn made_authority(
     Ok(())
 }
 
-pub(super) fn made_server(
+pub(super) fn server_issued(
     out: &mut impl Write,
-    folder: &Folder,
+    folder: &CaFolder,
     bundle: &Path,
-    server: &Certificate,
+    server: &CertificateInfo,
 ) -> Result<(), PkiError> {
-    made(out, bundle, server)?;
-    let file = |name: &str| for_shell(&absolute(bundle).join(name));
+    issued(out, bundle, server)?;
+    let file = |name: &str| shell_quote_path(&absolute(bundle).join(name));
     writeln!(
         out,
         "on the server (where the folder is another one, with its path):\n\
@@ -66,30 +66,31 @@ pub(super) fn made_server(
         file("server-cert.pem"),
         file("server-key.pem"),
         file(CA_CERTIFICATE),
-        for_shell(&absolute(&folder.path(REVOCATIONS))),
+        shell_quote_path(&absolute(&folder.path(REVOCATION_LIST))),
     )?;
     Ok(())
 }
 
-pub(super) fn made_client(
+pub(super) fn client_issued(
     out: &mut impl Write,
     bundle: &Path,
-    client: &Certificate,
-    server: Option<&Certificate>,
+    client: &CertificateInfo,
+    server: Option<&CertificateInfo>,
 ) -> Result<(), PkiError> {
-    made(out, bundle, client)?;
-    let host = server.and_then(host).unwrap_or_else(|| SOME_SERVER.to_owned());
+    issued(out, bundle, client)?;
+    let host = server.and_then(host_of_server).unwrap_or_else(|| EXAMPLE_SERVER.to_owned());
     // An IPv6 address needs brackets, since its colons would be taken for a port.
     let authority = if host.contains(':') { format!("[{host}]") } else { host.clone() };
     let folder = absolute(bundle);
     let uri = |host: &str| format!("nbds://{host}/snap.hexz");
-    let with_folder = quoted(&format!("{}?tls-certificates={}", uri(&authority), for_uri(&folder)));
+    let with_folder =
+        shell_quote(&format!("{}?tls-certificates={}", uri(&authority), percent_encode(&folder)));
     let mut credentials = OsString::from("tls-creds-x509,id=tls,endpoint=client,dir=");
-    credentials.push(for_qemu(&folder));
-    let credentials = quoted(&credentials);
+    credentials.push(escape_for_qemu(&folder));
+    let credentials = shell_quote(&credentials);
     let image =
-        quoted(&format!("driver=nbd,host={host},port=10809,export=snap.hexz,tls-creds=tls"));
-    let file = |name: &str| for_shell(&folder.join(name));
+        shell_quote(&format!("driver=nbd,host={host},port=10809,export=snap.hexz,tls-creds=tls"));
+    let file = |name: &str| shell_quote_path(&folder.join(name));
     writeln!(
         out,
         "on the client (where the folder is another one, with its path):\n\
@@ -108,26 +109,26 @@ pub(super) fn made_client(
         file(CA_CERTIFICATE),
         file("client-cert.pem"),
         file("client-key.pem"),
-        for_shell(&folder),
-        quoted(&uri(&authority)),
+        shell_quote_path(&folder),
+        shell_quote(&uri(&authority)),
     )?;
     Ok(())
 }
 
 pub(super) fn revoked(
     out: &mut impl Write,
-    folder: &Folder,
+    folder: &CaFolder,
     revocations: &Revocations,
-    old: &[Certificate],
-    new: &[Certificate],
+    old: &[CertificateInfo],
+    new: &[CertificateInfo],
 ) -> Result<(), PkiError> {
     for (certificates, done) in [(old, "had been revoked already"), (new, "is revoked")] {
         for certificate in certificates {
-            let names = certificate.names_in_words();
+            let names = certificate.names_for_display();
             writeln!(out, "{} {names} ({}) {done}", certificate.kind, certificate.serial)?;
         }
     }
-    let path = folder.path(REVOCATIONS);
+    let path = folder.path(REVOCATION_LIST);
     let count = revocations.entries.len();
     if !new.is_empty() {
         writeln!(
@@ -141,23 +142,23 @@ pub(super) fn revoked(
     Ok(())
 }
 
-fn made(out: &mut impl Write, bundle: &Path, made: &Certificate) -> Result<(), PkiError> {
+fn issued(out: &mut impl Write, bundle: &Path, made: &CertificateInfo) -> Result<(), PkiError> {
     writeln!(
         out,
         "made {} for the {} {}, valid until {}",
         escape::name(bundle),
         made.kind,
-        made.names_in_words(),
-        day(made.not_after),
+        made.names_for_display(),
+        format_date(made.not_after),
     )?;
     Ok(())
 }
 
 /// Returns a name or address by which clients can connect to the server.
-fn host(server: &Certificate) -> Option<String> {
+fn host_of_server(server: &CertificateInfo) -> Option<String> {
     server.names.iter().find_map(|name| match name {
-        Name::Dns(name) if !name.starts_with('*') => Some(name.clone()),
-        Name::Ip(address) => Some(address.to_string()),
+        SubjectName::Dns(name) if !name.starts_with('*') => Some(name.clone()),
+        SubjectName::Ip(address) => Some(address.to_string()),
         _ => None,
     })
 }
@@ -167,18 +168,18 @@ fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
-fn for_shell(path: &Path) -> String {
+fn shell_quote_path(path: &Path) -> String {
     let bytes = path.as_os_str().as_bytes();
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-=@+:,".contains(byte);
     match path.to_str() {
         Some(text) if bytes.iter().all(plain) => text.to_owned(),
-        _ => quoted(path.as_os_str()),
+        _ => shell_quote(path.as_os_str()),
     }
 }
 
 /// Quotes one word for the shell. Hidden characters and bytes that aren't UTF-8 take the form
 /// `$'\x1b'`, which bash, zsh and POSIX.1-2024 support.
-fn quoted(word: &(impl AsRef<OsStr> + ?Sized)) -> String {
+fn shell_quote(word: &(impl AsRef<OsStr> + ?Sized)) -> String {
     let word = word.as_ref();
     match word.to_str() {
         Some(text) if !text.contains(escape::is_hidden) => {
@@ -198,7 +199,7 @@ fn quoted(word: &(impl AsRef<OsStr> + ?Sized)) -> String {
     }
 }
 
-fn for_uri(path: &Path) -> String {
+fn percent_encode(path: &Path) -> String {
     let mut uri = String::new();
     for byte in path.as_os_str().as_bytes().iter().copied() {
         if byte.is_ascii_alphanumeric() || b"/._-=@~".contains(&byte) {
@@ -210,7 +211,7 @@ fn for_uri(path: &Path) -> String {
     uri
 }
 
-fn for_qemu(path: &Path) -> OsString {
+fn escape_for_qemu(path: &Path) -> OsString {
     let bytes = path.as_os_str().as_bytes();
     OsString::from_vec(bytes.split(|byte| *byte == b',').collect::<Vec<_>>().join(&b",,"[..]))
 }
@@ -220,14 +221,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_stay_one_word() {
+    fn paths_are_quoted_as_one_word() {
         let odd = Path::new("/a b/it's,100%/ü&?");
-        assert_eq!(for_shell(odd), r"'/a b/it'\''s,100%/ü&?'");
-        assert_eq!(for_uri(odd), "/a%20b/it%27s%2C100%25/%C3%BC%26%3F");
-        assert_eq!(for_qemu(odd), "/a b/it's,,100%/ü&?");
-        assert_eq!(for_shell(Path::new("pki/a=2Fb@c")), "pki/a=2Fb@c");
+        assert_eq!(shell_quote_path(odd), r"'/a b/it'\''s,100%/ü&?'");
+        assert_eq!(percent_encode(odd), "/a%20b/it%27s%2C100%25/%C3%BC%26%3F");
+        assert_eq!(escape_for_qemu(odd), "/a b/it's,,100%/ü&?");
+        assert_eq!(shell_quote_path(Path::new("pki/a=2Fb@c")), "pki/a=2Fb@c");
         let hostile = Path::new(OsStr::from_bytes(b"/a'\\\n\x1b[2J\xff"));
-        assert_eq!(for_shell(hostile), r"$'/a\'\\\x0a\x1b[2J\xff'");
-        assert_eq!(for_uri(hostile), "/a%27%5C%0A%1B%5B2J%FF");
+        assert_eq!(shell_quote_path(hostile), r"$'/a\'\\\x0a\x1b[2J\xff'");
+        assert_eq!(percent_encode(hostile), "/a%27%5C%0A%1B%5B2J%FF");
     }
 }

@@ -15,7 +15,7 @@ use x509_cert::ext::Extension;
 use x509_cert::ext::pkix::{CrlNumber, CrlReason};
 
 use super::PkiError;
-use super::certificate::{Certificate, Serial, time};
+use super::certificate::{CertificateInfo, Serial, to_system_time};
 
 /// Content of a CA's revocation list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub(super) struct Revocations {
 
 impl Revocations {
     /// Returns the first list of a CA, which is empty.
-    pub(super) fn none() -> Self {
+    pub(super) fn empty() -> Self {
         Self { number: 1, entries: Vec::new() }
     }
 
@@ -35,7 +35,7 @@ impl Revocations {
     pub(super) fn from_pem(
         pem: &[u8],
         path: &Path,
-        authority: &Certificate,
+        authority: &CertificateInfo,
     ) -> Result<Self, PkiError> {
         let unusable = |problem: String| PkiError::file(path, problem);
         let der = CertificateRevocationListDer::from_pem_slice(pem)
@@ -47,12 +47,12 @@ impl Revocations {
             return Err(unusable("this is another CA's revocation list".to_owned()));
         }
         let number = extension(list.crl_extensions.as_deref(), CrlNumber::OID)
-            .map_or(Ok(0), |number| be_number(CrlNumber::from_der(number)?.0.as_bytes()))
+            .map_or(Ok(0), |number| parse_crl_number(CrlNumber::from_der(number)?.0.as_bytes()))
             .map_err(|error| unusable(format!("its number can't be read: {error}")))?;
         let entries = list.revoked_certificates.unwrap_or_default();
         let entries = entries
             .iter()
-            .map(entry)
+            .map(parse_entry)
             .collect::<Result<_, _>>()
             .map_err(|error| unusable(format!("an entry can't be read: {error}")))?;
         Ok(Self { number, entries })
@@ -73,16 +73,16 @@ impl Revocations {
     }
 }
 
-fn entry(entry: &RevokedCert) -> der::Result<RevokedCertParams> {
+fn parse_entry(entry: &RevokedCert) -> der::Result<RevokedCertParams> {
     let extensions = entry.crl_entry_extensions.as_deref();
     let invalid_since = extension(extensions, ID_CE_INVALIDITY_DATE)
-        .map(|date| GeneralizedTime::from_der(date).map(|date| time(date.into()).into()))
+        .map(|date| GeneralizedTime::from_der(date).map(|date| to_system_time(date.into()).into()))
         .transpose()?;
     Ok(RevokedCertParams {
         serial_number: SerialNumber::from_slice(&Serial::new(entry.serial_number.as_bytes()).0),
-        revocation_time: time(entry.revocation_date).into(),
+        revocation_time: to_system_time(entry.revocation_date).into(),
         reason_code: extension(extensions, CrlReason::OID)
-            .map(|reason| CrlReason::from_der(reason).map(same_reason))
+            .map(|reason| CrlReason::from_der(reason).map(to_rcgen_reason))
             .transpose()?,
         invalidity_date: invalid_since,
     })
@@ -96,7 +96,7 @@ fn extension(
     Some(wanted.extn_value.as_bytes())
 }
 
-fn be_number(bytes: &[u8]) -> der::Result<u128> {
+fn parse_crl_number(bytes: &[u8]) -> der::Result<u128> {
     if bytes.len() >= size_of::<u128>() {
         // The next number has to fit as well.
         return Err(ErrorKind::Overlength.into());
@@ -104,7 +104,7 @@ fn be_number(bytes: &[u8]) -> der::Result<u128> {
     Ok(bytes.iter().fold(0, |number, &byte| number << 8 | u128::from(byte)))
 }
 
-fn same_reason(reason: CrlReason) -> RevocationReason {
+fn to_rcgen_reason(reason: CrlReason) -> RevocationReason {
     match reason {
         CrlReason::Unspecified => RevocationReason::Unspecified,
         CrlReason::KeyCompromise => RevocationReason::KeyCompromise,
@@ -120,7 +120,7 @@ fn same_reason(reason: CrlReason) -> RevocationReason {
 }
 
 /// Returns the reason's name in RFC 5280.
-pub(super) fn reason_in_words(reason: RevocationReason) -> &'static str {
+pub(super) fn reason_name(reason: RevocationReason) -> &'static str {
     match reason {
         RevocationReason::Unspecified => "unspecified",
         RevocationReason::KeyCompromise => "keyCompromise",
@@ -138,16 +138,17 @@ pub(super) fn reason_in_words(reason: RevocationReason) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::pki::authority::{Authority, KeyKind};
+    use crate::commands::pki::authority::{CertificateAuthority, KeyAlgorithm};
 
     #[test]
-    fn a_list_reads_back_as_it_was_written() {
+    fn revocation_list_round_trips() {
         let path = Path::new("crl.pem");
-        let authority = |name| Authority::create(name, 30, KeyKind::P256.generate().unwrap());
+        let authority =
+            |name| CertificateAuthority::create(name, 30, KeyAlgorithm::P256.generate().unwrap());
         let ours = authority("ours").unwrap();
-        let mut list = Revocations::none();
+        let mut list = Revocations::empty();
         for (first, reason) in [(1, None), (2, Some(RevocationReason::KeyCompromise))] {
-            let pem = ours.sign(&list).unwrap();
+            let pem = ours.sign_revocations(&list).unwrap();
             let read = Revocations::from_pem(pem.as_bytes(), path, &ours.certificate).unwrap();
             assert_eq!(read.number, list.number);
             assert_eq!(read.entries.len(), list.entries.len());
@@ -157,7 +158,7 @@ mod tests {
             }
             // Written again, the list stays the same, to the second.
             let again = Revocations { number: read.number, ..read.clone() };
-            let pem = ours.sign(&again).unwrap();
+            let pem = ours.sign_revocations(&again).unwrap();
             assert_eq!(
                 Revocations::from_pem(pem.as_bytes(), path, &ours.certificate).unwrap(),
                 read
@@ -168,7 +169,7 @@ mod tests {
         assert!(list.find(&Serial::new(&[0, 1, 0xff])).is_some());
         assert!(list.find(&Serial::new(&[1])).is_none());
 
-        let pem = ours.sign(&list).unwrap();
+        let pem = ours.sign_revocations(&list).unwrap();
         let other = authority("others").unwrap();
         for (pem, authority) in [(pem.as_str(), &other), (ours.pem.as_str(), &ours), ("", &ours)] {
             let read = Revocations::from_pem(pem.as_bytes(), path, &authority.certificate);

@@ -1,5 +1,5 @@
 //! Styled lines of text, and tables made of them. Every character is one column wide: untrusted
-//! text has gone through [`clean`](super::figures::clean).
+//! text has gone through [`clean`](super::format::clean).
 
 /// Style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,10 +13,10 @@ pub(super) enum Style {
 
 /// A line of text, as pieces of one style each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Line(pub(super) Vec<(Style, String)>);
+pub(super) struct StyledLine(pub(super) Vec<(Style, String)>);
 
-impl Line {
-    pub(super) fn of(style: Style, text: impl Into<String>) -> Self {
+impl StyledLine {
+    pub(super) fn styled(style: Style, text: impl Into<String>) -> Self {
         Self(vec![(style, text.into())])
     }
 
@@ -49,12 +49,12 @@ impl Line {
 }
 
 /// Lays out phrases side by side, on as many lines as they need.
-pub(super) fn flow(facts: Vec<(Style, String)>, most: usize) -> Vec<Line> {
+pub(super) fn flow(facts: Vec<(Style, String)>, most: usize) -> Vec<StyledLine> {
     fill(facts, "   ", most)
 }
 
 /// Wraps text at spaces.
-pub(super) fn wrap(style: Style, text: &str, most: usize) -> Vec<Line> {
+pub(super) fn wrap(style: Style, text: &str, most: usize) -> Vec<StyledLine> {
     fill(text.split(' ').map(|word| (style, word.to_owned())), " ", most)
 }
 
@@ -62,15 +62,15 @@ fn fill(
     pieces: impl IntoIterator<Item = (Style, String)>,
     between: &str,
     most: usize,
-) -> Vec<Line> {
-    let mut lines: Vec<Line> = Vec::new();
+) -> Vec<StyledLine> {
+    let mut lines: Vec<StyledLine> = Vec::new();
     for (style, text) in pieces {
         match lines.last_mut() {
             Some(line) if line.width() + between.len() + width(&text) <= most => {
                 line.push(Style::Plain, between);
                 line.push(style, text);
             }
-            _ => lines.push(Line::of(style, text)),
+            _ => lines.push(StyledLine::styled(style, text)),
         }
     }
     lines
@@ -82,23 +82,23 @@ pub(super) struct Column {
     title: &'static str,
     /// True for text, which is aligned to the left and may be cut. Numbers are aligned to the right
     /// and aren't cut.
-    is_words: bool,
+    is_text: bool,
     /// Rank for removal if there isn't room for all columns: the highest goes first, 0 never goes.
-    spare: u8,
+    removal_rank: u8,
     cells: Vec<(Style, String)>,
 }
 
 /// Width below which text isn't cut while there is a column that can be left out instead.
-const SHORTEST: usize = 16;
+const MIN_TEXT_WIDTH: usize = 16;
 
 impl Column {
-    pub(super) fn words(title: &'static str, spare: u8, cells: Vec<String>) -> Self {
+    pub(super) fn text(title: &'static str, spare: u8, cells: Vec<String>) -> Self {
         let cells = cells.into_iter().map(|text| (Style::Plain, text)).collect();
-        Self { title, is_words: true, spare, cells }
+        Self { title, is_text: true, removal_rank: spare, cells }
     }
 
-    pub(super) fn figures(title: &'static str, spare: u8, cells: Vec<(Style, String)>) -> Self {
-        Self { title, is_words: false, spare, cells }
+    pub(super) fn numbers(title: &'static str, spare: u8, cells: Vec<(Style, String)>) -> Self {
+        Self { title, is_text: false, removal_rank: spare, cells }
     }
 
     fn natural_width(&self) -> usize {
@@ -107,20 +107,21 @@ impl Column {
 }
 
 /// Lays out a table: a header line and a line for each row, no wider than `most` if given.
-pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<Line> {
+pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<StyledLine> {
     let mut widths = fit(&columns, most);
     while widths.is_none() {
-        let Some(spare) = columns.iter().map(|column| column.spare).max().filter(|most| *most > 0)
+        let Some(spare) =
+            columns.iter().map(|column| column.removal_rank).max().filter(|most| *most > 0)
         else {
             break;
         };
-        columns.retain(|column| column.spare != spare);
+        columns.retain(|column| column.removal_rank != spare);
         widths = fit(&columns, most);
     }
     let widths = widths.unwrap_or_else(|| columns.iter().map(Column::natural_width).collect());
 
     let rows = columns.iter().map(|column| column.cells.len()).max().unwrap_or(0);
-    let mut lines = vec![Line::default(); rows + 1];
+    let mut lines = vec![StyledLine::default(); rows + 1];
     for (position, (column, width)) in columns.into_iter().zip(widths).enumerate() {
         let head = (Style::Strong, column.title.to_owned());
         for (line, (style, text)) in lines.iter_mut().zip(std::iter::once(head).chain(column.cells))
@@ -131,7 +132,7 @@ pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<Line> 
             let text = cut(text, width);
             line.push(
                 style,
-                if column.is_words { format!("{text:<width$}") } else { format!("{text:>width$}") },
+                if column.is_text { format!("{text:<width$}") } else { format!("{text:>width$}") },
             );
         }
     }
@@ -149,7 +150,7 @@ fn fit(columns: &[Column], most: Option<usize>) -> Option<Vec<usize>> {
     // Text may be of any length. Starting at the screen's width bounds the loop below, which
     // shrinks columns by one character at a time.
     let limit = |(column, natural): (&Column, usize)| {
-        if column.is_words { natural.min(most) } else { natural }
+        if column.is_text { natural.min(most) } else { natural }
     };
     let mut widths: Vec<usize> = columns.iter().zip(natural).map(limit).collect();
     let room = most.checked_sub(2 * columns.len().saturating_sub(1))?;
@@ -157,7 +158,7 @@ fn fit(columns: &[Column], most: Option<usize>) -> Option<Vec<usize>> {
         let widest = columns
             .iter()
             .zip(&mut widths)
-            .filter(|(column, width)| column.is_words && **width > SHORTEST)
+            .filter(|(column, width)| column.is_text && **width > MIN_TEXT_WIDTH)
             .map(|(_, width)| width)
             .max_by_key(|width| **width)?;
         *widest -= 1;

@@ -1,10 +1,10 @@
 //! `hexz-nbd top`: shows the activity of a server in a terminal, as its status listener reports it.
 //!
 //! It queries the listener ([`fetch`]), keeps the latest answers ([`history`]), turns them into
-//! lines ([`view`], [`rows`], [`lines`], [`figures`]), and draws those ([`terminal`]).
+//! lines ([`view`], [`rows`], [`lines`], [`format`]), and draws those ([`terminal`]).
 
 mod fetch;
-mod figures;
+mod format;
 mod history;
 mod lines;
 mod rows;
@@ -24,16 +24,16 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cli::Top;
 use crate::failure::Failure;
-pub(crate) use fetch::AskError;
+pub(crate) use fetch::StatusError;
 use history::History;
 use terminal::Terminal;
-use view::{Choice, longest, plain, screen};
+use view::{ViewOptions, plain, screen, scrollable_rows};
 
 /// Action that a key stands for.
 #[derive(Debug, PartialEq, Eq)]
-enum Wish {
-    End,
-    See(Choice),
+enum KeyAction {
+    Quit,
+    Show(ViewOptions),
 }
 
 /// Shows the server's activity until the user quits, or prints it once.
@@ -51,11 +51,11 @@ pub(crate) fn run(options: &Top) -> Result<ExitCode, Failure> {
 
 async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
     let mut history = History::default();
-    history.note(Instant::now(), Ok(fetch::ask(&options.place).await?));
+    history.record(Instant::now(), Ok(fetch::fetch_status(&options.place).await?));
     sleep(options.interval).await;
-    let status = fetch::ask(&options.place).await?;
-    history.note(Instant::now(), Ok(status));
-    let lines: String = plain(&history.picture(Instant::now()))
+    let status = fetch::fetch_status(&options.place).await?;
+    history.record(Instant::now(), Ok(status));
+    let lines: String = plain(&history.frame(Instant::now()))
         .iter()
         .map(|line| format!("{}\n", line.text()))
         .collect();
@@ -67,35 +67,35 @@ async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
 }
 
 async fn watch(options: &Top) -> Result<ExitCode, Failure> {
-    let mut signals = Signals::new()?;
-    let mut terminal = Terminal::take()?;
+    let mut signals = ExitSignals::new()?;
+    let mut terminal = Terminal::enter()?;
     let mut events = terminal::events();
     let mut ticks = interval(options.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut history = History::default();
-    let mut choice = Choice::default();
+    let mut choice = ViewOptions::default();
     // The request in flight. It continues while keys are handled.
     let mut question = None;
     loop {
         let (columns, height) = terminal.size();
-        let picture = history.picture(Instant::now());
-        let rows = longest(&picture, &choice);
-        terminal.draw(&screen(&picture, &choice, columns, height), columns)?;
+        let frame = history.frame(Instant::now());
+        let rows = scrollable_rows(&frame, &choice);
+        terminal.draw(&screen(&frame, &choice, columns, height), columns)?;
         tokio::select! {
             _ = ticks.tick(), if question.is_none() => {
-                question = Some(Box::pin(fetch::ask(&options.place)));
+                question = Some(Box::pin(fetch::fetch_status(&options.place)));
             }
             answer = async { match &mut question {
                 Some(question) => question.await,
                 None => std::future::pending().await,
             } } => {
                 question = None;
-                history.note(Instant::now(), answer);
+                history.record(Instant::now(), answer);
             }
             event = events.recv() => match event {
-                Some(Event::Key(key)) => match wish(key, choice, height, rows) {
-                    Some(Wish::End) => return Ok(ExitCode::SUCCESS),
-                    Some(Wish::See(other)) => choice = other,
+                Some(Event::Key(key)) => match key_action(key, choice, height, rows) {
+                    Some(KeyAction::Quit) => return Ok(ExitCode::SUCCESS),
+                    Some(KeyAction::Show(other)) => choice = other,
                     None => {}
                 },
                 // Other events, such as a resize, only need a redraw.
@@ -108,30 +108,32 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
 }
 
 /// Maps a key to an action, for a screen of `height` lines and a list of `rows` rows.
-fn wish(key: KeyEvent, choice: Choice, height: usize, rows: usize) -> Option<Wish> {
+fn key_action(key: KeyEvent, choice: ViewOptions, height: usize, rows: usize) -> Option<KeyAction> {
     if key.kind == KeyEventKind::Release {
         return None;
     }
     let page = height.saturating_sub(10).max(1);
-    let see = |choice| Some(Wish::See(choice));
+    let see = |choice| Some(KeyAction::Show(choice));
     match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Some(Wish::End),
-        KeyCode::Char('q') | KeyCode::Esc => Some(Wish::End),
-        KeyCode::Char('s') => see(Choice { sort: choice.sort.next(), ..choice }),
-        KeyCode::Char('e') => see(Choice { show: choice.show.next(), skip: 0, ..choice }),
-        KeyCode::Down => see(choice.below(1, rows)),
-        KeyCode::Up => see(choice.above(1)),
-        KeyCode::PageDown => see(choice.below(page, rows)),
-        KeyCode::PageUp => see(choice.above(page)),
-        KeyCode::Home => see(Choice { skip: 0, ..choice }),
+        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => {
+            Some(KeyAction::Quit)
+        }
+        KeyCode::Char('q') | KeyCode::Esc => Some(KeyAction::Quit),
+        KeyCode::Char('s') => see(ViewOptions { sort: choice.sort.next(), ..choice }),
+        KeyCode::Char('e') => see(ViewOptions { show: choice.show.next(), skip: 0, ..choice }),
+        KeyCode::Down => see(choice.scroll_down(1, rows)),
+        KeyCode::Up => see(choice.scroll_up(1)),
+        KeyCode::PageDown => see(choice.scroll_down(page, rows)),
+        KeyCode::PageUp => see(choice.scroll_up(page)),
+        KeyCode::Home => see(ViewOptions { skip: 0, ..choice }),
         _ => None,
     }
 }
 
 /// Signals that end the program, with their exit codes.
-struct Signals([(Signal, u8); 4]);
+struct ExitSignals([(Signal, u8); 4]);
 
-impl Signals {
+impl ExitSignals {
     fn new() -> io::Result<Self> {
         Ok(Self([
             (signal(SignalKind::hangup())?, 129),
@@ -159,18 +161,23 @@ mod tests {
 
     #[test]
     fn keys_do_what_the_help_says() {
-        let see = |code| match wish(KeyEvent::from(code), Choice::default(), 24, 12) {
-            Some(Wish::See(choice)) => choice,
+        let see = |code| match key_action(KeyEvent::from(code), ViewOptions::default(), 24, 12) {
+            Some(KeyAction::Show(choice)) => choice,
             other => panic!("{other:?}"),
         };
-        let end = |key| assert_eq!(wish(key, Choice::default(), 24, 12), Some(Wish::End));
+        let end = |key| {
+            assert_eq!(key_action(key, ViewOptions::default(), 24, 12), Some(KeyAction::Quit))
+        };
         end(KeyEvent::from(KeyCode::Char('q')));
         end(KeyEvent::from(KeyCode::Esc));
         end(KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL));
         assert_eq!(see(KeyCode::Char('s')).sort, view::Sort::Requests);
-        assert_eq!(see(KeyCode::Char('e')).show, view::Show::Exports);
+        assert_eq!(see(KeyCode::Char('e')).show, view::TableSelection::Exports);
         assert_eq!(see(KeyCode::PageDown).skip, 11);
         assert_eq!(see(KeyCode::Up).skip, 0);
-        assert_eq!(wish(KeyEvent::from(KeyCode::Char('x')), Choice::default(), 24, 12), None);
+        assert_eq!(
+            key_action(KeyEvent::from(KeyCode::Char('x')), ViewOptions::default(), 24, 12),
+            None
+        );
     }
 }

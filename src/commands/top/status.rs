@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer};
 /// Status of a server. Times are Unix times in seconds, sizes are in bytes.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Status {
+pub(super) struct ServerStatus {
     pub(super) format: u64,
     pub(super) version: String,
     pub(super) pid: u64,
@@ -31,7 +31,7 @@ pub(super) struct Status {
     pub(super) recent_errors: Vec<RecentError>,
 }
 
-impl Status {
+impl ServerStatus {
     /// Parses an answer. Newer formats are accepted: members that are shown here have either kept
     /// their names or are missing.
     pub(super) fn parse(answer: &[u8]) -> Result<Self, String> {
@@ -91,7 +91,7 @@ pub(super) struct Export {
 
 impl Export {
     /// Returns the number of requests of all kinds.
-    pub(super) fn requests(&self) -> u64 {
+    pub(super) fn total_requests(&self) -> u64 {
         self.requests.values().fold(0, |sum, many| sum.saturating_add(*many))
     }
 }
@@ -165,18 +165,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_or_unknown_does_no_harm() {
-        let status = Status::parse(
+    fn missing_and_unknown_members_are_tolerated() {
+        let status = ServerStatus::parse(
             br#"{ "format": 2, "tls": null, "audit": null, "weather": ["fine"],
                  "exports": [{ "name": "a", "size": null, "requests": { "read": 2, "other": 3 },
                    "read_seconds": { "buckets": [[0.5, 1], [null, 2], ["+Inf", 2]] } }] }"#,
         )
         .unwrap();
-        assert_eq!(status.exports[0].requests(), 5);
+        assert_eq!(status.exports[0].total_requests(), 5);
         let limits = status.exports[0].read_seconds.buckets.iter().map(|bucket| bucket.0.0);
         assert_eq!(limits.collect::<Vec<_>>(), [0.5, f64::INFINITY, f64::INFINITY]);
         for other in ["[]", "{}", "7", r#"{ "format": "1" }"#, "{"] {
-            assert!(Status::parse(other.as_bytes()).is_err(), "{other}");
+            assert!(ServerStatus::parse(other.as_bytes()).is_err(), "{other}");
         }
     }
 }

@@ -14,14 +14,14 @@ use crossterm::terminal::{
 use crossterm::{cursor, execute, queue};
 use tokio::sync::mpsc;
 
-use super::lines::{Line, Style};
+use super::lines::{Style, StyledLine};
 
 /// Interval at which the thread that reads input checks whether its receiver is gone.
-const LOOK_UP: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Capacity of the event queue. It is bounded, so that a key held down can't fill the memory if
 /// drawing is slow.
-const KEYS: usize = 64;
+const EVENT_QUEUE_CAPACITY: usize = 64;
 
 /// The terminal in raw mode. Dropping this restores it.
 pub(super) struct Terminal {
@@ -29,8 +29,8 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    pub(super) fn take() -> io::Result<Self> {
-        give_back_on_panic();
+    pub(super) fn enter() -> io::Result<Self> {
+        restore_on_panic();
         enable_raw_mode()?;
         // From here on dropping it restores the terminal, even if the next line fails.
         let mut terminal = Self { out: stdout() };
@@ -45,7 +45,7 @@ impl Terminal {
     }
 
     /// Draws a screen that is `columns` wide.
-    pub(super) fn draw(&mut self, lines: &[Line], columns: usize) -> io::Result<()> {
+    pub(super) fn draw(&mut self, lines: &[StyledLine], columns: usize) -> io::Result<()> {
         queue!(self.out, BeginSynchronizedUpdate)?;
         for (row, line) in (0_u16..).zip(lines) {
             queue!(self.out, cursor::MoveTo(0, row))?;
@@ -71,11 +71,11 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        give_back();
+        restore();
     }
 }
 
-fn give_back() {
+fn restore() {
     // If the terminal is gone, there is nothing to restore.
     let _gone = execute!(stdout(), EnableLineWrap, cursor::Show, LeaveAlternateScreen);
     let _gone = disable_raw_mode();
@@ -83,20 +83,20 @@ fn give_back() {
 
 /// Makes a panic restore the terminal first: its message must not go to the alternate screen,
 /// which is about to vanish.
-fn give_back_on_panic() {
+fn restore_on_panic() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        give_back();
+        restore();
         before(panic);
     }));
 }
 
 /// Returns a channel of input events. It closes when the terminal is gone.
 pub(super) fn events() -> mpsc::Receiver<Event> {
-    let (sender, receiver) = mpsc::channel(KEYS);
+    let (sender, receiver) = mpsc::channel(EVENT_QUEUE_CAPACITY);
     thread::spawn(move || {
         while !sender.is_closed() {
-            match event::poll(LOOK_UP) {
+            match event::poll(POLL_INTERVAL) {
                 Ok(false) => continue,
                 Ok(true) => {}
                 Err(_) => break,

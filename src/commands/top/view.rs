@@ -3,31 +3,33 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
-use super::figures::{bytes, clean, count, duration, per_second, percent, rate, rise};
-use super::lines::{Line, Style, flow, table, width, wrap};
+use super::format::{
+    bytes, duration, escape_untrusted, format_count, increase, per_second, percent, rate,
+};
+use super::lines::{Style, StyledLine, flow, table, width, wrap};
 use super::rows::{connection_columns, export_columns};
-use super::status::{Export, Status};
+use super::status::{Export, ServerStatus};
 
 const DAY: f64 = 86_400.0;
 
 /// Data to show.
 #[derive(Debug)]
-pub(super) struct Picture<'a> {
+pub(super) struct Frame<'a> {
     /// Latest answer; `None` before the first.
-    pub(super) now: Option<&'a Status>,
+    pub(super) latest: Option<&'a ServerStatus>,
     /// Earlier answer of the same process, and the seconds between the two.
-    pub(super) before: Option<(&'a Status, f64)>,
+    pub(super) earlier: Option<(&'a ServerStatus, f64)>,
     /// Bytes per second between consecutive answers, latest last.
     pub(super) rates: &'a [f64],
     /// Error of the last request, if it failed.
-    pub(super) trouble: Option<String>,
+    pub(super) error: Option<String>,
 }
 
 /// Choices of the user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Choice {
+pub(super) struct ViewOptions {
     pub(super) sort: Sort,
-    pub(super) show: Show,
+    pub(super) show: TableSelection,
     /// Number of rows above the first one shown.
     pub(super) skip: usize,
 }
@@ -44,21 +46,21 @@ pub(super) enum Sort {
 
 /// Selection of the tables shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Show {
+pub(super) enum TableSelection {
     #[default]
     Both,
     Exports,
     Connections,
 }
 
-impl Choice {
+impl ViewOptions {
     /// Scrolls down by `rows`, at most to the last of `all` rows.
-    pub(super) fn below(self, rows: usize, all: usize) -> Self {
+    pub(super) fn scroll_down(self, rows: usize, all: usize) -> Self {
         Self { skip: self.skip.saturating_add(rows).min(all.saturating_sub(1)), ..self }
     }
 
     /// Scrolls up by `rows`.
-    pub(super) fn above(self, rows: usize) -> Self {
+    pub(super) fn scroll_up(self, rows: usize) -> Self {
         Self { skip: self.skip.saturating_sub(rows), ..self }
     }
 }
@@ -83,7 +85,7 @@ impl Sort {
     }
 }
 
-impl Show {
+impl TableSelection {
     pub(super) fn next(self) -> Self {
         match self {
             Self::Both => Self::Exports,
@@ -94,99 +96,103 @@ impl Show {
 }
 
 /// Returns the number of rows of the table that can be scrolled.
-pub(super) fn longest(picture: &Picture<'_>, choice: &Choice) -> usize {
-    match (picture.now, choice.show) {
+pub(super) fn scrollable_rows(frame: &Frame<'_>, choice: &ViewOptions) -> usize {
+    match (frame.latest, choice.show) {
         (None, _) => 0,
-        (Some(now), Show::Exports) => now.exports.len(),
-        (Some(now), Show::Both | Show::Connections) => now.connections.len(),
+        (Some(now), TableSelection::Exports) => now.exports.len(),
+        (Some(now), TableSelection::Both | TableSelection::Connections) => now.connections.len(),
     }
 }
 
 /// Builds the whole screen: `height` lines of at most `columns` characters.
 pub(super) fn screen(
-    picture: &Picture<'_>,
-    choice: &Choice,
+    frame: &Frame<'_>,
+    choice: &ViewOptions,
     columns: usize,
     height: usize,
-) -> Vec<Line> {
-    let mut lines = head(picture, columns);
+) -> Vec<StyledLine> {
+    let mut lines = head(frame, columns);
     // The tables get half of a small screen, however long the head is.
     lines.truncate((height / 2).max(2));
-    let foot = Line::of(
+    let foot = StyledLine::styled(
         Style::Soft,
         format!("q end   s sort: {}   e exports, connections   arrows scroll", choice.sort.name()),
     );
-    if let Some(now) = picture.now {
+    if let Some(now) = frame.latest {
         if columns >= 40 {
-            lines.push(sparkline(picture.rates, columns));
+            lines.push(sparkline(frame.rates, columns));
         }
         let room = height.saturating_sub(lines.len() + 1);
-        lines.extend(tables(picture, now, choice, columns, room));
+        lines.extend(tables(frame, now, choice, columns, room));
     }
     lines.truncate(height.saturating_sub(1));
-    lines.resize(height.saturating_sub(1), Line::default());
+    lines.resize(height.saturating_sub(1), StyledLine::default());
     lines.push(foot);
     lines.truncate(height);
     lines.into_iter().map(|line| line.cut(columns)).collect()
 }
 
 /// Builds the output for pipes: nothing is cut or left out.
-pub(super) fn plain(picture: &Picture<'_>) -> Vec<Line> {
-    let mut lines = head(picture, 100);
-    if let Some(now) = picture.now {
+pub(super) fn plain(frame: &Frame<'_>) -> Vec<StyledLine> {
+    let mut lines = head(frame, 100);
+    if let Some(now) = frame.latest {
         for (title, rows) in [
-            (exports_title(now), export_columns(picture, now, Sort::Rate)),
-            (connections_title(now), connection_columns(picture, now, Sort::Rate)),
+            (exports_title(now), export_columns(frame, now, Sort::Rate)),
+            (connections_title(now), connection_columns(frame, now, Sort::Rate)),
         ] {
-            lines.push(Line::default());
-            lines.push(Line::of(Style::Strong, title));
+            lines.push(StyledLine::default());
+            lines.push(StyledLine::styled(Style::Strong, title));
             lines.extend(table(rows, None));
         }
     }
     lines
 }
 
-fn head(picture: &Picture<'_>, columns: usize) -> Vec<Line> {
+fn head(frame: &Frame<'_>, columns: usize) -> Vec<StyledLine> {
     let mut lines = Vec::new();
-    if let Some(now) = picture.now {
+    if let Some(now) = frame.latest {
         let mut facts = vec![
-            (Style::Strong, format!("hexz-nbd {}", clean(&now.version))),
-            (Style::Soft, clean(&now.listen.join(", "))),
+            (Style::Strong, format!("hexz-nbd {}", escape_untrusted(&now.version))),
+            (Style::Soft, escape_untrusted(&now.listen.join(", "))),
             (Style::Plain, format!("up {}", duration(now.now - now.started))),
         ];
         if !now.ready {
-            let why = now.unready.as_deref().map(|why| format!(": {}", clean(why)));
+            let why = now.unready.as_deref().map(|why| format!(": {}", escape_untrusted(why)));
             facts.push((Style::Warn, format!("not ready{}", why.unwrap_or_default())));
         }
         lines.extend(flow(facts, columns));
     }
-    if let Some(trouble) = &picture.trouble {
-        lines.extend(wrap(Style::Bad, &clean(trouble), columns));
+    if let Some(trouble) = &frame.error {
+        lines.extend(wrap(Style::Bad, &escape_untrusted(trouble), columns));
     }
-    if let Some(now) = picture.now {
-        lines.extend(flow(traffic(picture, now), columns));
-        lines.extend(flow(worries(now), columns));
+    if let Some(now) = frame.latest {
+        lines.extend(flow(traffic(frame, now), columns));
+        lines.extend(flow(problems(now), columns));
     }
     lines
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
-fn traffic(picture: &Picture<'_>, now: &Status) -> Vec<(Style, String)> {
+fn traffic(frame: &Frame<'_>, now: &ServerStatus) -> Vec<(Style, String)> {
     let mut facts = Vec::new();
     let total = &now.connections_total;
-    if let Some((before, seconds)) = picture.before {
-        let read = rise_of_exports(now, before, |export| export.bytes);
-        let requests = rise_of_exports(now, before, Export::requests);
+    if let Some((before, seconds)) = frame.earlier {
+        let read = total_increase(now, before, |export| export.bytes);
+        let requests = total_increase(now, before, Export::total_requests);
         facts.push((Style::Strong, format!("read {}", rate(read as f64 / seconds))));
         facts.push((Style::Plain, format!("requests {}", per_second(requests as f64 / seconds))));
     }
     facts.push((
         Style::Plain,
-        format!("{} reading, {} negotiating", count(total.reading), count(total.negotiating)),
+        format!(
+            "{} reading, {} negotiating",
+            format_count(total.reading),
+            format_count(total.negotiating)
+        ),
     ));
-    let then = picture.before.map(|(before, _)| (before.cache.hits, before.cache.misses));
+    let then = frame.earlier.map(|(before, _)| (before.cache.hits, before.cache.misses));
     let (hits, misses) = then.unwrap_or_default();
-    let (hits, misses) = (rise(now.cache.hits, hits), rise(now.cache.misses, misses));
+    let (hits, misses) = (increase(now.cache.hits, hits), increase(now.cache.misses, misses));
     let all = hits.saturating_add(misses);
     if all > 0 {
         let part = hits as f64 / all as f64;
@@ -216,7 +222,7 @@ fn certificate(left: f64) -> String {
 }
 
 /// Lists refusals and failures since the start.
-fn worries(now: &Status) -> Vec<(Style, String)> {
+fn problems(now: &ServerStatus) -> Vec<(Style, String)> {
     let total = &now.connections_total;
     let mut facts = Vec::new();
     for (style, what, counts) in [
@@ -231,20 +237,29 @@ fn worries(now: &Status) -> Vec<(Style, String)> {
         }
     }
     if now.reloads.failed > 0 {
-        let why =
-            now.reloads.last_error.as_deref().map(|why| format!(", the last one: {}", clean(why)));
-        let text =
-            format!("failed reloads: {}{}", count(now.reloads.failed), why.unwrap_or_default());
+        let why = now
+            .reloads
+            .last_error
+            .as_deref()
+            .map(|why| format!(", the last one: {}", escape_untrusted(why)));
+        let text = format!(
+            "failed reloads: {}{}",
+            format_count(now.reloads.failed),
+            why.unwrap_or_default()
+        );
         facts.push((Style::Warn, text));
     }
     if let Some(audit) = &now.audit
         && audit.lost > 0
     {
-        facts.push((Style::Bad, format!("audit events lost: {}", count(audit.lost))));
+        facts.push((Style::Bad, format!("audit events lost: {}", format_count(audit.lost))));
     }
     if let Some(error) = now.recent_errors.first() {
         let ago = duration(now.now - error.at);
-        facts.push((Style::Soft, format!("last error, {ago} ago: {}", clean(&error.message))));
+        facts.push((
+            Style::Soft,
+            format!("last error, {ago} ago: {}", escape_untrusted(&error.message)),
+        ));
     }
     facts
 }
@@ -254,12 +269,14 @@ fn reasons(counts: &BTreeMap<String, u64>) -> Option<String> {
     let mut counts: Vec<(&String, u64)> =
         counts.iter().map(|(reason, many)| (reason, *many)).filter(|(_, many)| *many > 0).collect();
     counts.sort_by_key(|(_, many)| Reverse(*many));
-    let each = counts.iter().map(|(reason, many)| format!("{} {}", clean(reason), count(*many)));
+    let each = counts
+        .iter()
+        .map(|(reason, many)| format!("{} {}", escape_untrusted(reason), format_count(*many)));
     (!counts.is_empty()).then(|| each.collect::<Vec<_>>().join(", "))
 }
 
 /// Draws the latest rates as bars, scaled to the highest one.
-fn sparkline(rates: &[f64], columns: usize) -> Line {
+fn sparkline(rates: &[f64], columns: usize) -> StyledLine {
     const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let most = rates.iter().copied().fold(0.0, f64::max);
     let note = format!(" at most {}", rate(most));
@@ -274,43 +291,47 @@ fn sparkline(rates: &[f64], columns: usize) -> Line {
             reached.last().map_or(' ', |(bar, _)| *bar)
         })
         .collect();
-    let mut line = Line::of(Style::Plain, bars);
+    let mut line = StyledLine::styled(Style::Plain, bars);
     line.push(Style::Soft, note);
     line
 }
 
 fn tables(
-    picture: &Picture<'_>,
-    now: &Status,
-    choice: &Choice,
+    frame: &Frame<'_>,
+    now: &ServerStatus,
+    choice: &ViewOptions,
     columns: usize,
     room: usize,
-) -> Vec<Line> {
+) -> Vec<StyledLine> {
     let exports = || {
-        let rows = table(export_columns(picture, now, choice.sort), Some(columns));
+        let rows = table(export_columns(frame, now, choice.sort), Some(columns));
         (exports_title(now), rows)
     };
     let connections = || {
-        let rows = table(connection_columns(picture, now, choice.sort), Some(columns));
+        let rows = table(connection_columns(frame, now, choice.sort), Some(columns));
         (connections_title(now), rows)
     };
     match choice.show {
-        Show::Exports => part(exports(), choice.skip, room),
-        Show::Connections => part(connections(), choice.skip, room),
-        Show::Both => {
+        TableSelection::Exports => visible_part(exports(), choice.skip, room),
+        TableSelection::Connections => visible_part(connections(), choice.skip, room),
+        TableSelection::Both => {
             let (exports, connections) = (exports(), connections());
             // Connections get half of the room, and whatever exports leave of the rest.
             let wanted = connections.1.len() + 1;
             let above = (exports.1.len() + 1).min(room.saturating_sub(wanted.min(room / 2)));
-            let mut lines = part(exports, 0, above);
-            lines.extend(part(connections, choice.skip, room.saturating_sub(above)));
+            let mut lines = visible_part(exports, 0, above);
+            lines.extend(visible_part(connections, choice.skip, room.saturating_sub(above)));
             lines
         }
     }
 }
 
 /// Returns the title, the header and as many rows as fit, after skipping `skip` rows.
-fn part((title, lines): (String, Vec<Line>), skip: usize, room: usize) -> Vec<Line> {
+fn visible_part(
+    (title, lines): (String, Vec<StyledLine>),
+    skip: usize,
+    room: usize,
+) -> Vec<StyledLine> {
     let mut lines = lines.into_iter();
     let head = lines.next().unwrap_or_default();
     let rows = lines.len();
@@ -318,36 +339,40 @@ fn part((title, lines): (String, Vec<Line>), skip: usize, room: usize) -> Vec<Li
     // Don't scroll beyond the last row.
     let skip = skip.min(rows.saturating_sub(fit));
     let hidden = rows.saturating_sub(skip + fit);
-    let mut first = Line::of(Style::Strong, title);
+    let mut first = StyledLine::styled(Style::Strong, title);
     if skip > 0 || hidden > 0 {
         first.push(Style::Soft, format!("   {skip} more above, {hidden} below"));
     }
     [first, head].into_iter().chain(lines.skip(skip)).take(room).collect()
 }
 
-fn exports_title(now: &Status) -> String {
+fn exports_title(now: &ServerStatus) -> String {
     format!("EXPORTS {}", count_of(now.exports.len()))
 }
 
-fn connections_title(now: &Status) -> String {
+fn connections_title(now: &ServerStatus) -> String {
     let total = now.connections_total.reading.saturating_add(now.connections_total.negotiating);
     let listed = count_of(now.connections.len());
     match total.saturating_sub(u64::try_from(now.connections.len()).unwrap_or(u64::MAX)) {
         0 => format!("CONNECTIONS {listed}"),
-        more => format!("CONNECTIONS {listed}, and {} that aren't listed", count(more)),
+        more => format!("CONNECTIONS {listed}, and {} that aren't listed", format_count(more)),
     }
 }
 
 fn count_of(length: usize) -> String {
-    count(u64::try_from(length).unwrap_or(u64::MAX))
+    format_count(u64::try_from(length).unwrap_or(u64::MAX))
 }
 
 /// Returns the increase of a counter, summed over all exports.
-pub(super) fn rise_of_exports(now: &Status, before: &Status, of: impl Fn(&Export) -> u64) -> u64 {
+pub(super) fn total_increase(
+    now: &ServerStatus,
+    before: &ServerStatus,
+    of: impl Fn(&Export) -> u64,
+) -> u64 {
     let before: HashMap<&str, u64> =
         before.exports.iter().map(|export| (export.name.as_str(), of(export))).collect();
     now.exports.iter().fold(0_u64, |sum, export| {
         let was = before.get(export.name.as_str()).copied().unwrap_or(0);
-        sum.saturating_add(rise(of(export), was))
+        sum.saturating_add(increase(of(export), was))
     })
 }

@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use super::lines::Style;
-use super::status::Status;
-use super::view::{Choice, Picture, Show, Sort, plain, screen};
+use super::status::ServerStatus;
+use super::view::{Frame, Sort, TableSelection, ViewOptions, plain, screen};
 
 const NOW: f64 = 1_795_600_000.0;
 
 /// Returns the status of a server at `second`, with counters that grow steadily.
-fn status(second: u64) -> Status {
+fn status(second: u64) -> ServerStatus {
     let reads = |all: u64| json!({ "count": all, "buckets": [[0.000_1, all / 2], [0.001, all * 9 / 10], [0.01, all]] });
     let status = json!({
         "format": 1, "version": "0.1.0", "pid": 1, "ready": true, "listen": ["127.0.0.1:10809"],
@@ -40,19 +40,20 @@ fn status(second: u64) -> Status {
     serde_json::from_value(status).unwrap()
 }
 
-fn text(columns: usize, height: usize, choice: Choice, trouble: Option<&str>) -> String {
+fn text(columns: usize, height: usize, choice: ViewOptions, trouble: Option<&str>) -> String {
     let (before, now) = (status(10), status(14));
     let rates = [0.0, 1e5, 7e5, 1.4e6];
     let trouble = trouble.map(str::to_owned);
-    let picture = Picture { now: Some(&now), before: Some((&before, 4.0)), rates: &rates, trouble };
-    let lines = screen(&picture, &choice, columns, height);
+    let frame =
+        Frame { latest: Some(&now), earlier: Some((&before, 4.0)), rates: &rates, error: trouble };
+    let lines = screen(&frame, &choice, columns, height);
     assert_eq!(lines.len(), height);
     assert!(lines.iter().all(|line| line.width() <= columns));
-    lines.iter().map(super::lines::Line::text).collect::<Vec<_>>().join("\n")
+    lines.iter().map(super::lines::StyledLine::text).collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn a_wide_terminal_shows_everything() {
+fn wide_terminals_show_all_columns() {
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
 read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %   cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB
 certificate ends in 20 days
@@ -73,11 +74,11 @@ not known yet           10.1.2.5                –         negotiating  –    
 
 
 q end   s sort: rate   e exports, connections   arrows scroll";
-    assert_eq!(text(140, 20, Choice::default(), None), expected);
+    assert_eq!(text(140, 20, ViewOptions::default(), None), expected);
 }
 
 #[test]
-fn a_narrow_terminal_shows_what_matters_most() {
+fn narrow_terminals_drop_columns_by_rank() {
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
 read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating
 cache hits 90.0 %   cache 200 MiB of 256 MiB
@@ -98,12 +99,15 @@ uri:spiffe://exampl…  10.1.2.3 via 192.0…  1.0 MiB/s       0
 
 
 q end   s sort: errors   e exports, connections   arrows sc…";
-    assert_eq!(text(60, 20, Choice { sort: Sort::Errors, ..Choice::default() }, None), expected);
+    assert_eq!(
+        text(60, 20, ViewOptions { sort: Sort::Errors, ..ViewOptions::default() }, None),
+        expected
+    );
 }
 
 #[test]
-fn a_list_can_be_longer_than_the_screen() {
-    let choice = Choice { sort: Sort::Name, show: Show::Connections, skip: 900 };
+fn long_lists_can_be_scrolled() {
+    let choice = ViewOptions { sort: Sort::Name, show: TableSelection::Connections, skip: 900 };
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
 nobody is there
 read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %
@@ -122,19 +126,20 @@ q end   s sort: name   e exports, connections   arrows scroll";
 }
 
 #[test]
-fn without_an_answer_it_says_why() {
-    let picture =
-        Picture { now: None, before: None, rates: &[], trouble: Some("nobody\u{7}".to_owned()) };
-    let lines = screen(&picture, &Choice::default(), 80, 4);
+fn errors_are_shown_before_the_first_answer() {
+    let frame =
+        Frame { latest: None, earlier: None, rates: &[], error: Some("nobody\u{7}".to_owned()) };
+    let lines = screen(&frame, &ViewOptions::default(), 80, 4);
     assert_eq!(lines[0].0, [(Style::Bad, r"nobody\u{7}".to_owned())]);
 }
 
 #[test]
-fn a_pipe_gets_all_of_it() {
+fn output_to_a_pipe_is_not_cut() {
     let (before, now) = (status(10), status(14));
-    let picture =
-        Picture { now: Some(&now), before: Some((&before, 4.0)), rates: &[1.0], trouble: None };
-    let lines = plain(&picture).iter().map(super::lines::Line::text).collect::<Vec<_>>().join("\n");
+    let frame =
+        Frame { latest: Some(&now), earlier: Some((&before, 4.0)), rates: &[1.0], error: None };
+    let lines =
+        plain(&frame).iter().map(super::lines::StyledLine::text).collect::<Vec<_>>().join("\n");
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
 read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %
 cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB   certificate ends in 20 days
@@ -156,7 +161,7 @@ not known yet                      10.1.2.5                –         negotiati
 
 /// Counters may have any value: sums must not overflow.
 #[test]
-fn the_largest_counts_are_shown() {
+fn extreme_counters_do_not_overflow() {
     let (before, mut now) = (status(10), status(14));
     for count in [&mut now.cache.hits, &mut now.cache.misses, &mut now.connections_total.accepted] {
         *count = u64::MAX;
@@ -166,8 +171,8 @@ fn the_largest_counts_are_shown() {
         export.requests.values_mut().for_each(|count| *count = u64::MAX);
         export.read_seconds.count = u64::MAX;
     }
-    let picture =
-        Picture { now: Some(&now), before: Some((&before, 4.0)), rates: &[], trouble: None };
-    let text: String = plain(&picture).iter().map(super::lines::Line::text).collect();
+    let frame =
+        Frame { latest: Some(&now), earlier: Some((&before, 4.0)), rates: &[], error: None };
+    let text: String = plain(&frame).iter().map(super::lines::StyledLine::text).collect();
     assert!(text.contains("cache hits 100 %"), "{text}");
 }

@@ -10,40 +10,40 @@ use hexz_reader::VerifyProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Interval between updates.
-pub(super) const INTERVAL: Duration = Duration::from_millis(100);
+pub(super) const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
 /// Interval between log lines if there is no terminal.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-const BAR: &str = "{prefix} [{bar:24}] {percent:>3}% of {binary_total_bytes}, \
+const BAR_TEMPLATE: &str = "{prefix} [{bar:24}] {percent:>3}% of {binary_total_bytes}, \
                    {binary_bytes_per_sec}, {eta} left{msg}";
 
 /// Progress display for the check of one archive.
-pub(super) struct Meter {
+pub(super) struct ProgressMeter {
     name: String,
     size: u64,
-    kind: Kind,
+    kind: Display,
 }
 
-enum Kind {
+enum Display {
     Bar(ProgressBar),
     Lines(Mutex<Instant>),
     Silent,
 }
 
-impl Meter {
+impl ProgressMeter {
     pub(super) fn new(path: &Path, size: u64, is_silent: bool) -> Self {
-        let name = super::report::name(path);
+        let name = super::report::escape_path(path);
         let kind = if is_silent {
-            Kind::Silent
+            Display::Silent
         } else if stderr().is_terminal() {
             let bar = ProgressBar::new(size).with_prefix(name.clone());
             // The template is a constant. If it were invalid, the bar would only look different.
-            if let Ok(style) = ProgressStyle::with_template(BAR) {
+            if let Ok(style) = ProgressStyle::with_template(BAR_TEMPLATE) {
                 bar.set_style(style.progress_chars("=> "));
             }
-            Kind::Bar(bar)
+            Display::Bar(bar)
         } else {
-            Kind::Lines(Mutex::new(Instant::now()))
+            Display::Lines(Mutex::new(Instant::now()))
         };
         Self { name, size, kind }
     }
@@ -54,33 +54,33 @@ impl Meter {
             bytes => format!(", {} can't be read", ByteSize::b(bytes).display().iec()),
         };
         match &self.kind {
-            Kind::Bar(bar) => {
+            Display::Bar(bar) => {
                 bar.set_position(progress.bytes());
                 bar.set_message(unreadable);
             }
-            Kind::Lines(last) => {
+            Display::Lines(last) => {
                 let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-                if last.elapsed() >= LINE_EVERY {
+                if last.elapsed() >= LINE_INTERVAL {
                     *last = Instant::now();
                     let done = ByteSize::b(progress.bytes()).display().iec();
                     let all = ByteSize::b(self.size).display().iec();
                     tracing::info!("{}: checked {done} of {all}{unreadable}", self.name);
                 }
             }
-            Kind::Silent => {}
+            Display::Silent => {}
         }
     }
 
     /// Hides the bar while `print` runs.
-    pub(super) fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+    pub(super) fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
         match &self.kind {
-            Kind::Bar(bar) => bar.suspend(print),
-            Kind::Lines(_) | Kind::Silent => print(),
+            Display::Bar(bar) => bar.suspend(print),
+            Display::Lines(_) | Display::Silent => print(),
         }
     }
 
     pub(super) fn finish(&self) {
-        if let Kind::Bar(bar) = &self.kind {
+        if let Display::Bar(bar) = &self.kind {
             bar.finish_and_clear();
         }
     }

@@ -16,8 +16,8 @@ use tokio::task::spawn_blocking;
 use crate::cli::Verify;
 use crate::failure::Failure;
 use crate::service::archives;
-use meter::Meter;
-use report::Report;
+use meter::ProgressMeter;
+use report::Reporter;
 
 /// Exit code if there are faults.
 const FAULTY: u8 = 1;
@@ -25,10 +25,10 @@ const FAULTY: u8 = 1;
 const UNOPENED: u8 = 3;
 
 /// Time in which blocks that are being decoded may finish after a signal.
-const PATIENCE: Duration = Duration::from_secs(1);
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Outcome of checking an archive.
-enum Outcome {
+enum CheckOutcome {
     /// Completed check, with the minimum for the exit code.
     Checked(u8),
     /// Check ended by a signal, with the exit code of the program.
@@ -40,12 +40,12 @@ pub(crate) fn run(options: &Verify) -> Result<ExitCode, Failure> {
     let open = archives::options(&options.opening)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let mut signals = Signals::new()?;
+        let mut signals = ExitSignals::new()?;
         let mut code = 0;
         for path in &options.archives {
             match check(path, &open, options, &mut signals).await? {
-                Outcome::Checked(at_least) => code = code.max(at_least),
-                Outcome::Stopped(code) => return Ok(code),
+                CheckOutcome::Checked(at_least) => code = code.max(at_least),
+                CheckOutcome::Stopped(code) => return Ok(code),
             }
         }
         Ok(code)
@@ -59,15 +59,15 @@ async fn check(
     path: &Path,
     open: &OpenOptions,
     options: &Verify,
-    signals: &mut Signals,
-) -> Result<Outcome, Failure> {
-    let report = Report::new(path, options.json);
+    signals: &mut ExitSignals,
+) -> Result<CheckOutcome, Failure> {
+    let report = Reporter::new(path, options.json);
     let (owned, open) = (path.to_owned(), open.clone());
     let opened = tokio::select! {
         opened = spawn_blocking(move || Snapshot::open(&owned, &open)) => opened,
         code = signals.next() => {
-            tracing::warn!("{}: told to end while it was opened", report::name(path));
-            return Ok(Outcome::Stopped(code));
+            tracing::warn!("{}: told to end while it was opened", report::escape_path(path));
+            return Ok(CheckOutcome::Stopped(code));
         }
     };
     let snapshot = match opened.map_err(io::Error::other)? {
@@ -75,12 +75,12 @@ async fn check(
         Err(error) => {
             tracing::error!("{error}");
             report.unopened(&error).map_err(Failure::Output)?;
-            return Ok(Outcome::Checked(UNOPENED));
+            return Ok(CheckOutcome::Checked(UNOPENED));
         }
     };
 
     let size = snapshot.size(StreamKind::Main).saturating_add(snapshot.size(StreamKind::Auxiliary));
-    let meter = Arc::new(Meter::new(path, size, options.no_progress));
+    let meter = Arc::new(ProgressMeter::new(path, size, options.no_progress));
     let progress = Arc::new(VerifyProgress::default());
     let began = Instant::now();
     let mut work = spawn_blocking({
@@ -89,7 +89,7 @@ async fn check(
         move || {
             let mut printed = Ok(());
             let summary = snapshot.verify(threads, &progress, |fault| {
-                let now = meter.aside(|| report.fault(&fault));
+                let now = meter.suspend(|| report.fault(&fault));
                 if now.is_err() {
                     printed = now;
                     progress.stop();
@@ -98,13 +98,13 @@ async fn check(
             (summary, report, printed)
         }
     });
-    let mut ticks = tokio::time::interval(meter::INTERVAL);
+    let mut ticks = tokio::time::interval(meter::UPDATE_INTERVAL);
     let stopped = loop {
         tokio::select! {
             done = &mut work => break (Ok(done), None),
             code = signals.next() => {
                 progress.stop();
-                break (tokio::time::timeout(PATIENCE, &mut work).await, Some(code));
+                break (tokio::time::timeout(STOP_TIMEOUT, &mut work).await, Some(code));
             }
             _ = ticks.tick() => meter.show(&progress),
         }
@@ -112,23 +112,23 @@ async fn check(
     meter.finish();
     let (done, stopped) = stopped;
     let Ok(done) = done else {
-        tracing::warn!("{}: told to end, but a read of it hangs", report::name(path));
-        return Ok(Outcome::Stopped(stopped.unwrap_or_default()));
+        tracing::warn!("{}: told to end, but a read of it hangs", report::escape_path(path));
+        return Ok(CheckOutcome::Stopped(stopped.unwrap_or_default()));
     };
     let (summary, report, printed) = done.map_err(io::Error::other)?;
     printed.map_err(Failure::Output)?;
     report.summary(&summary, size, began.elapsed()).map_err(Failure::Output)?;
     let code = if summary.faults > 0 { FAULTY } else { 0 };
-    Ok(stopped.map_or(Outcome::Checked(code), Outcome::Stopped))
+    Ok(stopped.map_or(CheckOutcome::Checked(code), CheckOutcome::Stopped))
 }
 
 /// Signals that end the program early.
-struct Signals {
+struct ExitSignals {
     interrupt: Signal,
     terminate: Signal,
 }
 
-impl Signals {
+impl ExitSignals {
     fn new() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,

@@ -11,17 +11,17 @@ use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
 /// Reporter of the findings in one archive.
-pub(super) struct Report {
+pub(super) struct Reporter {
     archive: PathBuf,
     is_json: bool,
 }
 
 /// Escapes a path, so that it can't disturb a terminal.
-pub(super) fn name(path: &Path) -> String {
+pub(super) fn escape_path(path: &Path) -> String {
     escape::name(path).to_string()
 }
 
-impl Report {
+impl Reporter {
     pub(super) fn new(path: &Path, is_json: bool) -> Self {
         Self { archive: path.to_owned(), is_json }
     }
@@ -46,7 +46,7 @@ impl Report {
         }
         let mut text = format!(
             "FAULT in {}: {}\n",
-            name(&self.archive),
+            escape_path(&self.archive),
             escape::text(&fault.error.to_string())
         );
         for range in &fault.ranges {
@@ -112,7 +112,7 @@ impl Report {
             stdout(),
             "{}: {verdict}\n  checked {checked} in {} blocks: {} of zeros, {} in parents, {} that \
              share another's stored copy; {seconds:.1} s, {:.0} MiB/s",
-            name(&self.archive),
+            escape_path(&self.archive),
             seen.blocks,
             seen.zeros,
             seen.in_parents,

@@ -102,7 +102,7 @@ fn all() -> Vec<Event> {
 fn emitted() -> Members {
     let mut members = Members::new();
     for event in all() {
-        let line = line::body(&event).unwrap();
+        let line = line::serialize_members(&event).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&line).unwrap();
         let name = json["event"].as_str().unwrap().to_owned();
         let of = members.entry(name).or_default();
@@ -159,7 +159,7 @@ fn the_page_has_what_is_emitted_and_nothing_else() {
 
 #[test]
 fn times_are_in_seconds() {
-    let line = line::body(&all()[9]).unwrap();
+    let line = line::serialize_members(&all()[9]).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&line).unwrap();
     assert_eq!(json["duration"].as_f64(), Some(1.5));
 }

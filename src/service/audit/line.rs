@@ -10,19 +10,19 @@ use nbd_telemetry::escape;
 
 /// A serialized event, without the members that are added when it is queued.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
+pub(super) struct EventLine {
     time: SystemTime,
     /// JSON of the event without its opening brace, with the newline.
     rest: Vec<u8>,
 }
 
-impl Line {
+impl EventLine {
     /// Serializes an event, with the current time.
     ///
     /// # Errors
     /// The event doesn't serialize to a JSON object, which isn't known to happen.
-    pub(super) fn of(event: &Event) -> Result<Self, serde_json::Error> {
-        let mut rest = body(event)?;
+    pub(super) fn new(event: &Event) -> Result<Self, serde_json::Error> {
+        let mut rest = serialize_members(event)?;
         if rest.first() != Some(&b'{') {
             return Err(serde_json::Error::custom("an event is no object"));
         }
@@ -32,7 +32,7 @@ impl Line {
     }
 
     /// Builds the complete line. `seq` reveals gaps; `run` needs no escaping.
-    pub(super) fn numbered(&self, seq: u64, run: &str) -> Vec<u8> {
+    pub(super) fn to_bytes(&self, seq: u64, run: &str) -> Vec<u8> {
         let time = humantime::format_rfc3339_micros(self.time);
         let mut line =
             format!("{{\"time\":\"{time}\",\"run\":\"{run}\",\"seq\":{seq},").into_bytes();
@@ -41,7 +41,7 @@ impl Line {
     }
 
     /// Returns an upper bound of the line's length, in bytes.
-    pub(super) fn length(&self, run: &str) -> usize {
+    pub(super) fn max_length(&self, run: &str) -> usize {
         /// Room for the time, the sequence number and their member names.
         const HEAD: usize = 96;
         HEAD + run.len() + self.rest.len()
@@ -49,7 +49,7 @@ impl Line {
 }
 
 /// Serializes an event's own members.
-pub(super) fn body(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
+pub(super) fn serialize_members(event: &Event) -> Result<Vec<u8>, serde_json::Error> {
     // Hidden characters that JSON leaves alone are escaped too, so that lines are safe to view in a
     // terminal.
     Ok(escape::json(&serde_json::to_string(event)?).into_owned().into_bytes())
@@ -62,14 +62,14 @@ mod tests {
 
     fn line(why: &str) -> String {
         let event = Event::ReloadFailed(ReloadFailed { why: why.into() });
-        let line = Line::of(&event).unwrap();
-        let bytes = line.numbered(3, "r");
-        assert!(bytes.len() <= line.length("r"));
+        let line = EventLine::new(&event).unwrap();
+        let bytes = line.to_bytes(3, "r");
+        assert!(bytes.len() <= line.max_length("r"));
         String::from_utf8(bytes).unwrap()
     }
 
     #[test]
-    fn a_line_is_one_whatever_is_in_it() {
+    fn hostile_text_stays_on_one_line() {
         let hostile =
             "a\n{\"event\":\"stop\"}\r\u{1b}[2J\u{9b}\u{7f}\u{85}\u{61c}\u{2028}\u{202e}\"\\ö";
         let line = line(hostile);

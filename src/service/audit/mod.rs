@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use nbd_gateway::audit::{Audit, BoundedText, Event, ServiceStopped};
 
-use recorder::{Recorder, StartError};
-pub(crate) use target::Target;
+use recorder::{Recorder, RecorderStartError};
+pub(crate) use target::AuditTarget;
 use target::TargetError;
 
-use crate::monitor::AuditReport;
+use crate::monitor::AuditCounts;
 
-use crate::cli::{AuditOptions, Where};
+use crate::cli::{AuditDestination, AuditOptions};
 
 /// Minimum time to write queued events when the program ends.
-const AT_LEAST: Duration = Duration::from_secs(1);
+const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
 
 /// Reason for which auditing can't start.
 #[derive(Debug, thiserror::Error)]
@@ -30,37 +30,39 @@ pub(crate) enum AuditError {
     #[error("can't use --audit: {0}")]
     Target(#[from] TargetError),
     #[error("--audit - and --stdio both want the standard output: name a file")]
-    Taken,
+    StandardOutputTaken,
     #[error(transparent)]
-    Start(#[from] StartError),
+    Start(#[from] RecorderStartError),
 }
 
 /// Handle of the recorder, if auditing is enabled.
 #[derive(Debug, Clone)]
-pub(crate) struct Record(Option<Arc<Recorder>>);
+pub(crate) struct AuditHandle(Option<Arc<Recorder>>);
 
 /// Opens the target of the audit.
-pub(crate) fn open(options: &AuditOptions, stdio: bool) -> Result<Option<Target>, AuditError> {
-    Ok(match options.place() {
+pub(crate) fn open(options: &AuditOptions, stdio: bool) -> Result<Option<AuditTarget>, AuditError> {
+    Ok(match options.destination() {
         None => None,
-        Some(Where::StandardOutput) if stdio => return Err(AuditError::Taken),
-        Some(Where::StandardOutput) => Some(Target::standard_output()?),
-        Some(Where::File(path)) => Some(Target::open(path)?),
+        Some(AuditDestination::StandardOutput) if stdio => {
+            return Err(AuditError::StandardOutputTaken);
+        }
+        Some(AuditDestination::StandardOutput) => Some(AuditTarget::standard_output()?),
+        Some(AuditDestination::File(path)) => Some(AuditTarget::open(path)?),
     })
 }
 
 /// Checks that the target could be opened.
 pub(crate) fn check(options: &AuditOptions, stdio: bool) -> Result<(), AuditError> {
-    match options.place() {
-        Some(Where::StandardOutput) if stdio => Err(AuditError::Taken),
-        Some(Where::File(path)) => Ok(Target::check(path)?),
-        None | Some(Where::StandardOutput) => Ok(()),
+    match options.destination() {
+        Some(AuditDestination::StandardOutput) if stdio => Err(AuditError::StandardOutputTaken),
+        Some(AuditDestination::File(path)) => Ok(AuditTarget::check(path)?),
+        None | Some(AuditDestination::StandardOutput) => Ok(()),
     }
 }
 
-impl Record {
+impl AuditHandle {
     /// Starts the thread that writes events.
-    pub(crate) fn start(target: Option<Target>) -> Result<Self, AuditError> {
+    pub(crate) fn start(target: Option<AuditTarget>) -> Result<Self, AuditError> {
         Ok(Self(target.map(Recorder::start).transpose()?))
     }
 
@@ -80,9 +82,9 @@ impl Record {
     }
 
     /// Returns a function that reads the event counters, if auditing is enabled.
-    pub(crate) fn counts(&self) -> Option<impl Fn() -> AuditReport + Send + Sync + use<>> {
+    pub(crate) fn counts(&self) -> Option<impl Fn() -> AuditCounts + Send + Sync + use<>> {
         let recorder = self.0.clone()?;
-        Some(move || AuditReport { written: recorder.written(), lost: recorder.lost() })
+        Some(move || AuditCounts { written: recorder.written(), lost: recorder.lost() })
     }
 
     /// Records the end of the program, and writes all queued events, until `until` at the latest
@@ -91,7 +93,7 @@ impl Record {
         let how = if failure.is_some() { "failed" } else { "told" };
         self.audit().emit(|| Event::Stop(ServiceStopped { how: how.into(), why: failure }));
         let Some(recorder) = self.0 else { return };
-        let left = until.saturating_duration_since(Instant::now()).max(AT_LEAST);
+        let left = until.saturating_duration_since(Instant::now()).max(MIN_FLUSH_TIME);
         let unwritten = recorder.finish(left);
         let lost = recorder.lost();
         if unwritten > 0 || lost > 0 {

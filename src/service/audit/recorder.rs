@@ -8,35 +8,35 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 
-use super::line::Line;
-use super::queue::{Batch, Queue};
-use super::target::Target;
+use super::line::EventLine;
+use super::queue::{LineBatch, LineQueue};
+use super::target::AuditTarget;
 use nbd_gateway::audit::{Event, Sink};
 use nbd_telemetry::RateLimit;
 
 /// Maximum time that written lines stay in the page cache alone; a power failure loses no more than
 /// that.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time that events are gathered after a write. A flood then takes few writes, and rarely wakes the
 /// writer.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER_TIME: Duration = Duration::from_millis(1);
 
 /// Delay before a failed write is retried.
-const RETRY: Duration = Duration::from_millis(250);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// Delay before a write to a full pipe is retried.
-const RETRY_PIPE: Duration = Duration::from_millis(20);
+const PIPE_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Sink that writes events as lines to a [`Target`].
 #[derive(Debug)]
 pub(crate) struct Recorder {
-    shared: Arc<Shared>,
+    shared: Arc<RecorderState>,
 }
 
 /// Reason why the recorder can't start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
+pub(crate) enum RecorderStartError {
     /// The writer thread can't be created.
     #[error("can't start the thread that writes the audit: {0}")]
     Thread(#[source] io::Error),
@@ -46,8 +46,8 @@ pub(crate) enum StartError {
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+struct RecorderState {
+    state: Mutex<WriterQueue>,
     /// Wakes the writer: there is something to do.
     work: Condvar,
     /// Wakes [`Recorder::finish`]: the writer has ended.
@@ -55,17 +55,17 @@ struct Shared {
     written: AtomicU64,
     lost: AtomicU64,
     /// Rate limit on log lines about lost events.
-    losses: RateLimit,
+    loss_log_limit: RateLimit,
 }
 
 #[derive(Debug)]
-struct State {
-    queue: Queue,
+struct WriterQueue {
+    queue: LineQueue,
     /// True if the writer waits for lines and nothing else.
     is_idle: bool,
     reopen: bool,
     /// Deadline for writing everything that is queued.
-    finish: Option<Instant>,
+    finish_by: Option<Instant>,
     has_ended: bool,
 }
 
@@ -74,37 +74,37 @@ impl Recorder {
     ///
     /// # Errors
     /// The thread can't be created, or the system has no random numbers.
-    pub(crate) fn start(target: Target) -> Result<Arc<Self>, StartError> {
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                queue: Queue::new(run()?),
+    pub(crate) fn start(target: AuditTarget) -> Result<Arc<Self>, RecorderStartError> {
+        let shared = Arc::new(RecorderState {
+            state: Mutex::new(WriterQueue {
+                queue: LineQueue::new(run()?),
                 is_idle: false,
                 reopen: false,
-                finish: None,
+                finish_by: None,
                 has_ended: false,
             }),
             work: Condvar::new(),
             ended: Condvar::new(),
             written: AtomicU64::new(0),
             lost: AtomicU64::new(0),
-            losses: RateLimit::new(1, Duration::from_secs(10)),
+            loss_log_limit: RateLimit::new(1, Duration::from_secs(10)),
         });
         let writer = Writer {
             shared: Arc::clone(&shared),
             target,
-            batch: Batch::default(),
-            is_last: false,
+            batch: LineBatch::default(),
+            is_last_before_reopen: false,
             gather_until: None,
             retry_at: None,
-            in_trouble: false,
-            length: None,
+            is_failing: false,
+            length_at_failure: None,
             unsynced_since: None,
-            troubles: RateLimit::new(1, Duration::from_secs(60)),
+            error_log_limit: RateLimit::new(1, Duration::from_secs(60)),
         };
         std::thread::Builder::new()
             .name("audit".to_owned())
             .spawn(|| writer.run())
-            .map_err(StartError::Thread)?;
+            .map_err(RecorderStartError::Thread)?;
         Ok(Arc::new(Self { shared }))
     }
 
@@ -120,7 +120,7 @@ impl Recorder {
     pub(crate) fn finish(&self, patience: Duration) -> u64 {
         let until = Instant::now() + patience;
         let mut state = self.shared.lock();
-        state.finish = Some(until);
+        state.finish_by = Some(until);
         self.shared.work.notify_one();
         while !state.has_ended {
             let left = until.saturating_duration_since(Instant::now());
@@ -130,7 +130,7 @@ impl Recorder {
             let waited = self.shared.ended.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-        state.queue.count().saturating_sub(self.written())
+        state.queue.line_count().saturating_sub(self.written())
     }
 
     /// Returns the number of events written as complete lines.
@@ -147,7 +147,7 @@ impl Recorder {
 /// Stops the writer. Queued events are still written if that is possible at once.
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.shared.lock().finish.get_or_insert_with(Instant::now);
+        self.shared.lock().finish_by.get_or_insert_with(Instant::now);
         self.shared.work.notify_one();
     }
 }
@@ -155,13 +155,13 @@ impl Drop for Recorder {
 impl Sink for Recorder {
     fn record(&self, event: Event) {
         let shared = &self.shared;
-        let line = Line::of(&event);
+        let line = EventLine::new(&event);
         let mut state = shared.lock();
         let is_kept = match &line {
             Ok(line) if matches!(event, Event::Stop(_)) => state.queue.push_last(line),
             Ok(line) => state.queue.push(line),
             Err(_) => {
-                state.queue.count_as_missing(1);
+                state.queue.count_lost(1);
                 false
             }
         };
@@ -174,7 +174,7 @@ impl Sink for Recorder {
             return;
         }
         let lost = shared.lost.fetch_add(1, Ordering::Relaxed) + 1;
-        if shared.losses.allow().is_some() {
+        if shared.loss_log_limit.allow().is_some() {
             tracing::error!(
                 lost,
                 "audit: events are lost: they can't be written as fast as they come, or not at all",
@@ -183,56 +183,56 @@ impl Sink for Recorder {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl RecorderState {
+    fn lock(&self) -> MutexGuard<'_, WriterQueue> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Returns a random name for this run of the program.
-fn run() -> Result<String, StartError> {
+fn run() -> Result<String, RecorderStartError> {
     let mut bytes = [0; 8];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| StartError::Random)?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| RecorderStartError::Random)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// State of the writer thread.
 struct Writer {
-    shared: Arc<Shared>,
-    target: Target,
-    batch: Batch,
+    shared: Arc<RecorderState>,
+    target: AuditTarget,
+    batch: LineBatch,
     /// True if a reopen was requested when this batch was taken, so that it is the last one for the
     /// old file.
-    is_last: bool,
+    is_last_before_reopen: bool,
     /// Time until which lines are gathered before the next write.
     gather_until: Option<Instant>,
     /// Time of the next attempt after a failed write.
     retry_at: Option<Instant>,
     /// True if the log reports that writing fails.
-    in_trouble: bool,
+    is_failing: bool,
     /// Length of the file at a failure in the middle of a line.
-    length: Option<u64>,
+    length_at_failure: Option<u64>,
     unsynced_since: Option<Instant>,
-    troubles: RateLimit,
+    error_log_limit: RateLimit,
 }
 
 /// Next action of the writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum WriterAction {
     Write,
     Sync,
     Reopen,
-    End,
+    Stop,
 }
 
 impl Writer {
     fn run(mut self) {
         loop {
-            match self.next() {
-                Step::Write => self.write(),
-                Step::Sync => self.sync(),
-                Step::Reopen => self.reopen(),
-                Step::End => break,
+            match self.next_action() {
+                WriterAction::Write => self.write(),
+                WriterAction::Sync => self.sync(),
+                WriterAction::Reopen => self.reopen(),
+                WriterAction::Stop => break,
             }
         }
         self.sync();
@@ -241,40 +241,41 @@ impl Writer {
     }
 
     /// Waits until there is something to do.
-    fn next(&mut self) -> Step {
+    fn next_action(&mut self) -> WriterAction {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         loop {
             let now = Instant::now();
             // Events recorded before the reopen belong in the old file, if it can be written.
             let is_stuck = self.retry_at.is_some();
-            let all_is_told = self.batch.is_done() && (self.is_last || state.queue.is_empty());
+            let all_is_told =
+                self.batch.is_done() && (self.is_last_before_reopen || state.queue.is_empty());
             if state.reopen && (is_stuck || all_is_told) {
                 state.reopen = false;
-                self.is_last = false;
-                return Step::Reopen;
+                self.is_last_before_reopen = false;
+                return WriterAction::Reopen;
             }
-            let is_urgent = state.reopen || state.finish.is_some();
+            let is_urgent = state.reopen || state.finish_by.is_some();
             self.gather_until = self.gather_until.filter(|&until| now < until && !is_urgent);
             let may_take = self.batch.is_done() && self.gather_until.is_none();
             if may_take && !state.queue.is_empty() {
                 let emptied = std::mem::take(&mut self.batch).into_bytes();
-                self.batch = state.queue.take(emptied);
-                self.is_last = state.reopen;
+                self.batch = state.queue.take_batch(emptied);
+                self.is_last_before_reopen = state.reopen;
             }
             if !self.batch.is_done() && self.retry_at.is_none_or(|at| at <= now) {
-                return Step::Write;
+                return WriterAction::Write;
             }
-            let sync_at = self.unsynced_since.map(|since| since + SYNC_EVERY);
+            let sync_at = self.unsynced_since.map(|since| since + SYNC_INTERVAL);
             if sync_at.is_some_and(|at| at <= now) {
-                return Step::Sync;
+                return WriterAction::Sync;
             }
-            match state.finish {
-                Some(_) if self.batch.is_done() => return Step::End,
-                Some(until) if until <= now => return Step::End,
+            match state.finish_by {
+                Some(_) if self.batch.is_done() => return WriterAction::Stop,
+                Some(until) if until <= now => return WriterAction::Stop,
                 _ => {}
             }
-            let times = [self.gather_until, self.retry_at, sync_at, state.finish];
+            let times = [self.gather_until, self.retry_at, sync_at, state.finish_by];
             let wake_at = times.into_iter().flatten().min();
             state.is_idle = may_take;
             state = match wake_at {
@@ -290,11 +291,12 @@ impl Writer {
 
     fn write(&mut self) {
         // The rest of a line is useful only behind its start, which may have been truncated away.
-        if self.length.take().is_some_and(|before| self.target.length() != Some(before)) {
-            self.batch.rewind();
-            self.target.begin_a_line();
+        if self.length_at_failure.take().is_some_and(|before| self.target.length() != Some(before))
+        {
+            self.batch.rewind_to_line_start();
+            self.target.start_new_line();
         }
-        let at_line = self.batch.is_at_line();
+        let at_line = self.batch.is_at_line_start();
         match self.target.write(self.batch.rest(), at_line) {
             Ok(bytes) => {
                 self.retry_at = None;
@@ -302,22 +304,22 @@ impl Writer {
                 self.shared.written.fetch_add(lines, Ordering::Relaxed);
                 let now = Instant::now();
                 self.unsynced_since.get_or_insert(now);
-                self.gather_until = Some(now + GATHER);
-                if std::mem::take(&mut self.in_trouble) {
+                self.gather_until = Some(now + GATHER_TIME);
+                if std::mem::take(&mut self.is_failing) {
                     tracing::info!("audit: {} can be written again", self.target);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                self.retry_at = Some(Instant::now() + RETRY_PIPE);
+                self.retry_at = Some(Instant::now() + PIPE_RETRY_DELAY);
             }
             Err(error) => {
-                self.retry_at = Some(Instant::now() + RETRY);
-                self.length = if at_line { None } else { self.target.length() };
-                if !self.in_trouble
-                    && let Some(held_back) = self.troubles.allow()
+                self.retry_at = Some(Instant::now() + RETRY_DELAY);
+                self.length_at_failure = if at_line { None } else { self.target.length() };
+                if !self.is_failing
+                    && let Some(held_back) = self.error_log_limit.allow()
                 {
-                    self.in_trouble = true;
+                    self.is_failing = true;
                     tracing::error!(
                         held_back = held_back.field(),
                         "audit: {} can't be written, events wait: {error}",
@@ -333,7 +335,7 @@ impl Writer {
             return;
         }
         if let Err(error) = self.target.sync()
-            && let Some(held_back) = self.troubles.allow()
+            && let Some(held_back) = self.error_log_limit.allow()
         {
             let held_back = held_back.field();
             tracing::error!(held_back, "audit: {} may lack events: {error}", self.target);
@@ -345,8 +347,8 @@ impl Writer {
         match self.target.reopen() {
             Ok(false) => {}
             Ok(true) => {
-                self.batch.rewind();
-                self.length = None;
+                self.batch.rewind_to_line_start();
+                self.length_at_failure = None;
                 self.retry_at = None;
                 tracing::info!("audit: {} was put out of the way, and is made anew", self.target);
             }

@@ -6,14 +6,14 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-fn tell(recorder: &Recorder, why: &str) {
+fn record(recorder: &Recorder, why: &str) {
     recorder.record(Event::ReloadFailed(ReloadFailed { why: why.into() }));
 }
 
 fn wait_until(mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + TIMEOUT;
     while !done() {
         assert!(Instant::now() < until, "waited in vain");
         std::thread::sleep(Duration::from_millis(5));
@@ -22,7 +22,7 @@ fn wait_until(mut done: impl FnMut() -> bool) {
 
 /// Checks that sequence numbers are consecutive but for the reported losses. Returns the number of
 /// lines and of lost events.
-fn check(text: &str) -> (u64, u64) {
+fn count_lines_and_losses(text: &str) -> (u64, u64) {
     assert!(text.ends_with('\n'));
     let (mut next, mut lines, mut lost) = (1, 0, 0);
     for line in text.lines() {
@@ -37,17 +37,17 @@ fn check(text: &str) -> (u64, u64) {
 }
 
 #[test]
-fn all_that_was_told_is_written_before_the_end() {
+fn finish_writes_all_recorded_events() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a");
-    let recorder = Recorder::start(Target::open(&path).unwrap()).unwrap();
+    let recorder = Recorder::start(AuditTarget::open(&path).unwrap()).unwrap();
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| (0..500).for_each(|_| tell(&recorder, "x")));
+            scope.spawn(|| (0..500).for_each(|_| record(&recorder, "x")));
         }
     });
-    assert_eq!(recorder.finish(PATIENCE), 0);
-    assert_eq!(check(&fs::read_to_string(&path).unwrap()), (2000, 0));
+    assert_eq!(recorder.finish(TIMEOUT), 0);
+    assert_eq!(count_lines_and_losses(&fs::read_to_string(&path).unwrap()), (2000, 0));
     assert_eq!((recorder.written(), recorder.lost()), (2000, 0));
 }
 
@@ -58,16 +58,16 @@ fn pipe(path: &Path) -> File {
 
 /// The reader of a pipe stops, and resumes after many events have been lost.
 #[test]
-fn a_reader_that_stalls_holds_up_nobody() {
+fn stalled_pipe_reader_does_not_block_recording() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pipe");
     let mut reader = pipe(&path);
-    let recorder = Recorder::start(Target::open(&path).unwrap()).unwrap();
+    let recorder = Recorder::start(AuditTarget::open(&path).unwrap()).unwrap();
     let long = "x".repeat(1000);
     let mut told = 0;
     let begun = Instant::now();
     while recorder.lost() < 100 {
-        tell(&recorder, &long);
+        record(&recorder, &long);
         told += 1;
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
@@ -83,7 +83,7 @@ fn a_reader_that_stalls_holds_up_nobody() {
     };
     // All events that were kept, and the line that reports the lost ones.
     read(told - 100 + 1);
-    tell(&recorder, "at last");
+    record(&recorder, "at last");
     read(told - 100 + 2);
     let mut rest = Vec::new();
     if let Err(error) = reader.read_to_end(&mut rest) {
@@ -91,14 +91,14 @@ fn a_reader_that_stalls_holds_up_nobody() {
     }
     text.extend(rest);
     let text = String::from_utf8(text).unwrap();
-    assert_eq!(check(&text), (told - 100 + 2, 100));
+    assert_eq!(count_lines_and_losses(&text), (told - 100 + 2, 100));
     assert!(text.trim_end().lines().last().unwrap().contains("at last"));
 }
 
 #[test]
-fn what_can_not_be_written_delays_the_end_until_the_deadline() {
-    let recorder = Recorder::start(Target::open(Path::new("/dev/full")).unwrap()).unwrap();
-    (0..3).for_each(|_| tell(&recorder, "x"));
+fn finish_returns_at_the_deadline_if_writing_fails() {
+    let recorder = Recorder::start(AuditTarget::open(Path::new("/dev/full")).unwrap()).unwrap();
+    (0..3).for_each(|_| record(&recorder, "x"));
     let begun = Instant::now();
     assert_eq!(recorder.finish(Duration::from_millis(300)), 3);
     assert!((300..5000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
@@ -106,12 +106,12 @@ fn what_can_not_be_written_delays_the_end_until_the_deadline() {
 }
 
 #[test]
-fn a_rotation_loses_nothing() {
+fn log_rotation_loses_no_events() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    let recorder = Recorder::start(Target::open(&at("a")).unwrap()).unwrap();
+    let recorder = Recorder::start(AuditTarget::open(&at("a")).unwrap()).unwrap();
     std::thread::scope(|scope| {
-        let told = scope.spawn(|| (0..20_000).for_each(|_| tell(&recorder, "x")));
+        let told = scope.spawn(|| (0..20_000).for_each(|_| record(&recorder, "x")));
         for number in 1..=5 {
             fs::rename(at("a"), at(&format!("a.{number}"))).unwrap();
             recorder.reopen();
@@ -119,8 +119,8 @@ fn a_rotation_loses_nothing() {
         }
         told.join().unwrap();
     });
-    assert_eq!(recorder.finish(PATIENCE), 0);
+    assert_eq!(recorder.finish(TIMEOUT), 0);
     let files = ["a.1", "a.2", "a.3", "a.4", "a.5", "a"];
     let text: String = files.iter().map(|name| fs::read_to_string(at(name)).unwrap()).collect();
-    assert_eq!(check(&text), (20_000, 0));
+    assert_eq!(count_lines_and_losses(&text), (20_000, 0));
 }

@@ -25,15 +25,15 @@ const MODE: Mode = Mode::RUSR.union(Mode::WUSR).union(Mode::RGRP);
 
 /// An open output that lines are appended to.
 #[derive(Debug)]
-pub(crate) struct Target {
+pub(crate) struct AuditTarget {
     file: File,
-    place: Place,
+    kind: SinkKind,
     /// True if the output may end in the middle of a line.
-    may_be_within_a_line: bool,
+    may_end_mid_line: bool,
 }
 
 #[derive(Debug)]
-enum Place {
+enum SinkKind {
     StandardOutput,
     /// A regular file, which can be rotated.
     File(PathBuf),
@@ -48,7 +48,7 @@ pub(crate) enum TargetError {
     #[error(
         "{} is a link, which isn't followed: {}",
         nbd_telemetry::escape::name(.0),
-        instead_of_link(.0)
+        link_hint(.0)
     )]
     Link(PathBuf),
     /// The path is a pipe without a reader.
@@ -56,7 +56,7 @@ pub(crate) enum TargetError {
     NoReader(PathBuf),
     /// The path is neither a file nor a pipe.
     #[error("{} is neither a file nor a pipe", nbd_telemetry::escape::name(.0))]
-    NoFile(PathBuf),
+    NotAppendable(PathBuf),
     /// A system call failed.
     #[error("can't append to {}: {error}", nbd_telemetry::escape::name(.path))]
     Io {
@@ -72,7 +72,7 @@ pub(crate) enum TargetError {
 }
 
 /// Returns a hint on what to give instead of a link.
-fn instead_of_link(path: &Path) -> &'static str {
+fn link_hint(path: &Path) -> &'static str {
     let standard_output = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
     match standard_output.iter().any(|known| path == Path::new(known)) {
         true => "the standard output is written as -",
@@ -80,7 +80,7 @@ fn instead_of_link(path: &Path) -> &'static str {
     }
 }
 
-impl Target {
+impl AuditTarget {
     /// Returns a target that writes to standard output.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Target {
     pub(crate) fn standard_output() -> Result<Self, TargetError> {
         let copy = io::stdout().as_fd().try_clone_to_owned();
         let file = copy.map_err(TargetError::StandardOutput)?.into();
-        Ok(Self { file, place: Place::StandardOutput, may_be_within_a_line: false })
+        Ok(Self { file, kind: SinkKind::StandardOutput, may_end_mid_line: false })
     }
 
     /// Opens a file or a pipe. A missing file is created with mode 0640.
@@ -99,7 +99,7 @@ impl Target {
         let mut target = open(path)?;
         // An earlier run may have ended in the middle of a line. If the file can't be read, assume
         // that.
-        target.may_be_within_a_line &= !ends_with_newline(path).unwrap_or(false);
+        target.may_end_mid_line &= !ends_with_newline(path).unwrap_or(false);
         Ok(target)
     }
 
@@ -112,7 +112,7 @@ impl Target {
         let failed = |error: io::Error| TargetError::Io { path: path.to_owned(), error };
         let asked = match std::fs::symlink_metadata(path) {
             Ok(there) if there.is_symlink() => return Err(TargetError::Link(path.to_owned())),
-            Ok(there) if there.is_dir() => return Err(TargetError::NoFile(path.to_owned())),
+            Ok(there) if there.is_dir() => return Err(TargetError::NotAppendable(path.to_owned())),
             Ok(_) => access(path, Access::WRITE_OK),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let folder = path.parent().filter(|folder| *folder != Path::new(""));
@@ -129,7 +129,7 @@ impl Target {
     /// # Errors
     /// See [`TargetError`]; the target is unchanged then.
     pub(super) fn reopen(&mut self) -> Result<bool, TargetError> {
-        let Place::File(path) = &self.place else { return Ok(false) };
+        let SinkKind::File(path) = &self.kind else { return Ok(false) };
         let same = |there: &std::fs::Metadata, here: &std::fs::Metadata| {
             (there.dev(), there.ino()) == (here.dev(), here.ino())
         };
@@ -145,10 +145,10 @@ impl Target {
     /// Writes some of `bytes` and returns how many. `at_line` says that they begin at the start of
     /// a line.
     pub(super) fn write(&mut self, bytes: &[u8], at_line: bool) -> io::Result<usize> {
-        if self.may_be_within_a_line && at_line {
+        if self.may_end_mid_line && at_line {
             self.file.write_all(b"\n")?;
         }
-        self.may_be_within_a_line = false;
+        self.may_end_mid_line = false;
         match self.file.write(bytes) {
             Ok(0) if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),
             written => written,
@@ -157,36 +157,38 @@ impl Target {
 
     /// Returns the current length, if it is a file.
     pub(super) fn length(&self) -> Option<u64> {
-        match self.place {
-            Place::File(_) => self.file.metadata().ok().map(|file| file.len()),
-            Place::Other(_) | Place::StandardOutput => None,
+        match self.kind {
+            SinkKind::File(_) => self.file.metadata().ok().map(|file| file.len()),
+            SinkKind::Other(_) | SinkKind::StandardOutput => None,
         }
     }
 
     /// Ensures that the next line starts a new one, whatever precedes it.
-    pub(super) fn begin_a_line(&mut self) {
-        self.may_be_within_a_line = self.length() != Some(0);
+    pub(super) fn start_new_line(&mut self) {
+        self.may_end_mid_line = self.length() != Some(0);
     }
 
     /// Waits until the data is on disk. Does nothing for pipes, devices and standard output.
     pub(super) fn sync(&self) -> io::Result<()> {
-        match self.place {
-            Place::File(_) => self.file.sync_data(),
-            Place::Other(_) | Place::StandardOutput => Ok(()),
+        match self.kind {
+            SinkKind::File(_) => self.file.sync_data(),
+            SinkKind::Other(_) | SinkKind::StandardOutput => Ok(()),
         }
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for AuditTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Place::StandardOutput => f.write_str("the standard output"),
-            Place::File(path) | Place::Other(path) => nbd_telemetry::escape::name(path).fmt(f),
+        match &self.kind {
+            SinkKind::StandardOutput => f.write_str("the standard output"),
+            SinkKind::File(path) | SinkKind::Other(path) => {
+                nbd_telemetry::escape::name(path).fmt(f)
+            }
         }
     }
 }
 
-fn open(path: &Path) -> Result<Target, TargetError> {
+fn open(path: &Path) -> Result<AuditTarget, TargetError> {
     let failed = |error: io::Error| TargetError::Io { path: path.to_owned(), error };
     let file = openat(CWD, path, FLAGS, MODE).map(File::from).map_err(|error| match error {
         Errno::LOOP => TargetError::Link(path.to_owned()),
@@ -196,13 +198,13 @@ fn open(path: &Path) -> Result<Target, TargetError> {
     let there = file.metadata().map_err(failed)?;
     let kind = there.file_type();
     let place = if kind.is_file() {
-        Place::File(path.to_owned())
+        SinkKind::File(path.to_owned())
     } else if kind.is_fifo() || kind.is_char_device() {
-        Place::Other(path.to_owned())
+        SinkKind::Other(path.to_owned())
     } else {
-        return Err(TargetError::NoFile(path.to_owned()));
+        return Err(TargetError::NotAppendable(path.to_owned()));
     };
-    Ok(Target { file, place, may_be_within_a_line: kind.is_file() && there.len() > 0 })
+    Ok(AuditTarget { file, kind: place, may_end_mid_line: kind.is_file() && there.len() > 0 })
 }
 
 fn ends_with_newline(path: &Path) -> io::Result<bool> {
@@ -232,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_made_or_kept() {
+    fn missing_file_is_created_and_existing_one_kept() {
         let folder = tempfile::tempdir().unwrap();
         let (new, old) = (folder.path().join("new"), folder.path().join("old"));
-        Target::open(&new).unwrap();
+        AuditTarget::open(&new).unwrap();
         assert_eq!(mode(&new) & !0o640, 0);
         fs::write(&old, "before\n").unwrap();
         fs::set_permissions(&old, fs::Permissions::from_mode(0o604)).unwrap();
-        Target::open(&old).unwrap().write(b"after\n", true).unwrap();
+        AuditTarget::open(&old).unwrap().write(b"after\n", true).unwrap();
         assert_eq!(
             (mode(&old), fs::read_to_string(&old).unwrap().as_str()),
             (0o604, "before\nafter\n")
@@ -247,43 +249,43 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_of_an_earlier_run_stays_by_itself() {
+    fn partial_line_of_an_earlier_run_is_terminated() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         fs::write(&path, "{\"half").unwrap();
-        Target::open(&path).unwrap().write(b"{}\n", true).unwrap();
+        AuditTarget::open(&path).unwrap().write(b"{}\n", true).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"half\n{}\n");
     }
 
     #[test]
-    fn what_is_no_file_is_refused() {
+    fn links_folders_and_unread_pipes_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::write(at("file"), "").unwrap();
         symlink("file", at("link")).unwrap();
-        assert!(matches!(Target::open(&at("link")), Err(TargetError::Link(_))));
+        assert!(matches!(AuditTarget::open(&at("link")), Err(TargetError::Link(_))));
         let link = |path: &str| TargetError::Link(path.into()).to_string();
         assert!(link("/dev/stdout").ends_with("written as -"));
         assert!(link("/dev/log").ends_with("name the file itself"));
-        assert!(matches!(Target::open(folder.path()), Err(TargetError::Io { .. })));
-        assert!(matches!(Target::open(&at("none/file")), Err(TargetError::Io { .. })));
+        assert!(matches!(AuditTarget::open(folder.path()), Err(TargetError::Io { .. })));
+        assert!(matches!(AuditTarget::open(&at("none/file")), Err(TargetError::Io { .. })));
         mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
-        assert!(matches!(Target::open(&at("pipe")), Err(TargetError::NoReader(_))));
+        assert!(matches!(AuditTarget::open(&at("pipe")), Err(TargetError::NoReader(_))));
 
-        assert!(matches!(Target::check(&at("link")), Err(TargetError::Link(_))));
-        assert!(matches!(Target::check(folder.path()), Err(TargetError::NoFile(_))));
-        assert!(matches!(Target::check(&at("none/file")), Err(TargetError::Io { .. })));
+        assert!(matches!(AuditTarget::check(&at("link")), Err(TargetError::Link(_))));
+        assert!(matches!(AuditTarget::check(folder.path()), Err(TargetError::NotAppendable(_))));
+        assert!(matches!(AuditTarget::check(&at("none/file")), Err(TargetError::Io { .. })));
         for good in ["file", "pipe", "new"] {
-            Target::check(&at(good)).unwrap();
+            AuditTarget::check(&at(good)).unwrap();
         }
         assert!(!at("new").exists());
     }
 
     #[test]
-    fn what_was_put_out_of_the_way_is_made_anew() {
+    fn rotated_file_is_created_again_on_reopen() {
         let folder = tempfile::tempdir().unwrap();
         let (path, old) = (folder.path().join("a"), folder.path().join("a.1"));
-        let mut target = Target::open(&path).unwrap();
+        let mut target = AuditTarget::open(&path).unwrap();
         assert!(!target.reopen().unwrap());
         target.write(b"1\n", true).unwrap();
         fs::rename(&path, &old).unwrap();

@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_as_systemd_wants_them() {
+    fn messages_match_the_systemd_protocol() {
         assert_eq!(ready("serving x"), "READY=1\nSTATUS=serving x\n");
         let clock = Duration::new(12, 345_678_000);
         assert_eq!(reloading(clock), "RELOADING=1\nMONOTONIC_USEC=12345678\n");

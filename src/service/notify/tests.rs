@@ -5,30 +5,30 @@ use std::time::Instant;
 use super::*;
 
 /// Creates a service, and the socket on which its manager receives.
-fn service(watchdog: Option<Duration>) -> (Service, UnixDatagram) {
+fn service(watchdog: Option<Duration>) -> (Notifier, UnixDatagram) {
     let (ours, managers) = std::os::unix::net::UnixDatagram::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
     managers.set_nonblocking(true).unwrap();
-    let manager = Manager { socket: Some(ours), watchdog };
-    (Service::new(manager).unwrap(), UnixDatagram::from_std(managers).unwrap())
+    let manager = ManagerSocket { socket: Some(ours), watchdog };
+    (Notifier::new(manager).unwrap(), UnixDatagram::from_std(managers).unwrap())
 }
 
-fn heard(manager: &UnixDatagram) -> Option<String> {
+fn try_receive(manager: &UnixDatagram) -> Option<String> {
     let mut message = [0; 8192];
     let length = manager.try_recv(&mut message).ok()?;
     Some(String::from_utf8(message[..length].to_vec()).unwrap())
 }
 
-async fn hear(manager: &UnixDatagram) -> String {
+async fn receive(manager: &UnixDatagram) -> String {
     manager.readable().await.unwrap();
-    heard(manager).unwrap()
+    try_receive(manager).unwrap()
 }
 
 #[test]
-fn the_watchdogs_time_is_for_this_process() {
+fn the_watchdog_applies_only_to_this_process() {
     let me = std::process::id().to_string();
     let of = |time: &str, process: Option<&str>| {
-        watchdog(Some(time.to_owned()), process.map(str::to_owned))
+        watchdog_interval(Some(time.to_owned()), process.map(str::to_owned))
     };
     assert_eq!(of("2000000", None), Some(Duration::from_secs(2)));
     assert_eq!(of("2000000", Some(&me)), Some(Duration::from_secs(2)));
@@ -36,11 +36,11 @@ fn the_watchdogs_time_is_for_this_process() {
     for junk in ["", "0", "-1", "2s"] {
         assert_eq!(of(junk, None), None, "{junk}");
     }
-    assert_eq!(watchdog(None, None), None);
+    assert_eq!(watchdog_interval(None, None), None);
 }
 
 #[test]
-fn places_of_managers() {
+fn manager_addresses_are_parsed() {
     for nowhere in ["relative", "vsock:2:1", "@nobody here", "/no/such/socket"] {
         assert!(connect(OsStr::new(nowhere)).is_err(), "{nowhere}");
     }
@@ -55,37 +55,37 @@ fn places_of_managers() {
 }
 
 #[tokio::test]
-async fn without_a_manager_nothing_happens() {
-    let service = Service::new(Manager::default()).unwrap();
+async fn without_a_manager_nothing_is_sent() {
+    let service = Notifier::new(ManagerSocket::default()).unwrap();
     service.ready("x".to_owned(), String::new()).await;
-    service.keep_status(|| 1).await;
-    service.keep_alive(|| async { true }).await;
+    service.run_status(|| 1).await;
+    service.run_watchdog(|| async { true }).await;
 }
 
 #[tokio::test]
-async fn a_reload_is_reported_whatever_comes_of_it() {
+async fn failed_and_successful_reloads_are_reported() {
     let (service, manager) = service(None);
     service.ready("a.hxz".to_owned(), "to all".to_owned()).await;
-    assert_eq!(hear(&manager).await, "READY=1\nSTATUS=0 reading; serving a.hxz to all\n");
+    assert_eq!(receive(&manager).await, "READY=1\nSTATUS=0 reading; serving a.hxz to all\n");
     service.reloading().await;
-    let message = hear(&manager).await;
+    let message = receive(&manager).await;
     let clock = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap().trim_end();
     assert!(clock.parse::<u64>().unwrap() > 0);
     service.reloaded(None).await;
     let failed = "READY=1\nSTATUS=0 reading; not reloaded, see the log; serving a.hxz to all\n";
-    assert_eq!(hear(&manager).await, failed);
-    service.serves("b.hxz".to_owned());
+    assert_eq!(receive(&manager).await, failed);
+    service.set_exports("b.hxz".to_owned());
     service.reloaded(Some("to some".to_owned())).await;
-    assert_eq!(hear(&manager).await, "READY=1\nSTATUS=0 reading; serving b.hxz to some\n");
+    assert_eq!(receive(&manager).await, "READY=1\nSTATUS=0 reading; serving b.hxz to some\n");
     service.stopping().await;
     service.stopping().await;
-    assert!(hear(&manager).await.starts_with("STOPPING=1\n"));
-    assert_eq!(heard(&manager), None);
+    assert!(receive(&manager).await.starts_with("STOPPING=1\n"));
+    assert_eq!(try_receive(&manager), None);
 }
 
 /// Paused time advances as soon as all tasks wait.
 #[tokio::test(start_paused = true)]
-async fn the_status_changes_at_most_once_a_second() {
+async fn the_status_is_sent_at_most_once_a_second() {
     let (service, manager) = service(None);
     let count = Cell::new(0);
     let counting = async {
@@ -96,23 +96,23 @@ async fn the_status_changes_at_most_once_a_second() {
         tokio::time::sleep(Duration::from_secs(5)).await;
     };
     tokio::select! {
-        () = service.keep_status(|| count.get()) => panic!("it ended"),
+        () = service.run_status(|| count.get()) => panic!("it ended"),
         () = counting => {}
     }
-    let lines: Vec<String> = std::iter::from_fn(|| heard(&manager)).collect();
+    let lines: Vec<String> = std::iter::from_fn(|| try_receive(&manager)).collect();
     // Seven seconds of changes, and none afterwards.
     assert!((7..=8).contains(&lines.len()), "{lines:?}");
     assert_eq!(lines.last().unwrap(), "STATUS=100 reading; serving  \n");
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_watchdog_hears_twice_in_its_time() {
+async fn the_watchdog_is_notified_twice_per_interval() {
     let (service, manager) = service(Some(Duration::from_secs(10)));
     let started = tokio::time::Instant::now();
     let works = || async { true };
-    let alive = timeout(Duration::from_secs(101), service.keep_alive(works)).await;
+    let alive = timeout(Duration::from_secs(101), service.run_watchdog(works)).await;
     assert!(alive.is_err());
-    let count = std::iter::from_fn(|| heard(&manager)).inspect(|message| {
+    let count = std::iter::from_fn(|| try_receive(&manager)).inspect(|message| {
         assert_eq!(message, "WATCHDOG=1\n");
     });
     assert_eq!(count.count(), 21);
@@ -121,46 +121,50 @@ async fn the_watchdog_hears_twice_in_its_time() {
 
 /// Anything that hangs makes the probe hang.
 #[tokio::test(start_paused = true)]
-async fn the_watchdog_hears_nothing_of_what_is_stuck() {
+async fn the_watchdog_is_not_notified_while_the_probe_hangs() {
     let (service, manager) = service(Some(Duration::from_secs(10)));
-    let stuck = service.keep_alive(pending::<bool>);
+    let stuck = service.run_watchdog(pending::<bool>);
     assert!(timeout(Duration::from_secs(100), stuck).await.is_err());
-    let failed = service.keep_alive(|| async { false });
+    let failed = service.run_watchdog(|| async { false });
     assert!(timeout(Duration::from_secs(100), failed).await.is_err());
-    assert_eq!(heard(&manager), None);
+    assert_eq!(try_receive(&manager), None);
     // It recovers if the probe succeeds again.
     let rounds = Cell::new(0);
-    let later = service.keep_alive(|| {
+    let later = service.run_watchdog(|| {
         rounds.set(rounds.get() + 1);
         let works = rounds.get() > 3;
         async move { if works { true } else { pending().await } }
     });
     assert!(timeout(Duration::from_secs(31), later).await.is_err());
-    assert!(heard(&manager).is_some());
+    assert!(try_receive(&manager).is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_that_gets_on_may_take_its_time() {
+async fn a_startup_that_makes_progress_extends_its_timeout() {
     let (service, manager) = service(None);
     let work = tokio::time::sleep(Duration::from_secs(65));
     let begun = tokio::time::Instant::now();
-    service.starting(|| begun.elapsed().as_secs().min(35), work).await;
-    let messages: Vec<String> = std::iter::from_fn(|| heard(&manager)).collect();
+    service.run_startup(|| begun.elapsed().as_secs().min(35), work).await;
+    let messages: Vec<String> = std::iter::from_fn(|| try_receive(&manager)).collect();
     // There was progress for 35 seconds.
     assert_eq!(messages, ["EXTEND_TIMEOUT_USEC=60000000\n"; 4]);
 }
 
 /// The manager doesn't read, so the socket's buffer fills up.
 #[tokio::test]
-async fn a_manager_that_does_not_listen_is_not_waited_for() {
+async fn an_unresponsive_manager_does_not_block() {
     let (service, _manager) = service(None);
     let started = Instant::now();
     let long = "x".repeat(1000);
     for _ in 0..10_000 {
         service.ready(long.clone(), String::new()).await;
-        if started.elapsed() > PATIENCE {
+        if started.elapsed() > SEND_TIMEOUT {
             break;
         }
     }
-    assert!((PATIENCE..PATIENCE * 5).contains(&started.elapsed()), "{:?}", started.elapsed());
+    assert!(
+        (SEND_TIMEOUT..SEND_TIMEOUT * 5).contains(&started.elapsed()),
+        "{:?}",
+        started.elapsed()
+    );
 }

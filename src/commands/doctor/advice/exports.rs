@@ -7,19 +7,19 @@ use nbd_server::wire::option::Rep;
 use nbd_server::wire::reply::ErrorCode;
 use serde_json::{Value, json};
 
-use super::{Client, Network, Server, few};
-use crate::commands::doctor::report::{Outcome, Step, shown};
-use crate::commands::doctor::trouble::Trouble;
+use super::{Client, Network, Server, join_first};
+use crate::commands::doctor::probe_error::ProbeError;
+use crate::commands::doctor::report::{Outcome, Step, escape_and_cut};
 
 pub(crate) fn listed(names: &[(String, String)]) -> Step {
     /// Number of exports shown to people: about a screenful.
-    const LINES: usize = 20;
+    const MAX_SHOWN_EXPORTS: usize = 20;
     /// Number of exports in the details for programs.
-    const NAMES: usize = 1000;
+    const MAX_LISTED: usize = 1000;
     const NAME: &str = "exports";
     let all: Vec<Value> = names
         .iter()
-        .take(NAMES)
+        .take(MAX_LISTED)
         .map(|(name, text)| json!({ "name": name, "description": text }))
         .collect();
     let step = match names.len() {
@@ -32,74 +32,76 @@ pub(crate) fn listed(names: &[(String, String)]) -> Step {
         count => Step::good(NAME, count.to_string()),
     };
     let mut step = step.detail("count", names.len()).detail("names", all);
-    for (name, text) in names.iter().take(LINES) {
-        let text = if text.is_empty() { String::new() } else { format!(": {}", shown(text)) };
-        step = step.line(format!("\"{}\"{text}", shown(name)));
+    for (name, text) in names.iter().take(MAX_SHOWN_EXPORTS) {
+        let text =
+            if text.is_empty() { String::new() } else { format!(": {}", escape_and_cut(text)) };
+        step = step.line(format!("\"{}\"{text}", escape_and_cut(name)));
     }
-    if let Some(more @ 1..) = names.len().checked_sub(LINES) {
+    if let Some(more @ 1..) = names.len().checked_sub(MAX_SHOWN_EXPORTS) {
         step = step.line(format!("and {more} more"));
     }
     step
 }
 
-pub(crate) fn unlisted(trouble: &Trouble) -> Step {
+pub(crate) fn list_failed(trouble: &ProbeError) -> Step {
     const NAME: &str = "exports";
     let step = |outcome: Outcome| {
-        Step::good(NAME, format!("to LIST {}", trouble.words())).at_least(outcome)
+        Step::good(NAME, format!("to LIST {}", trouble.describe())).at_least(outcome)
     };
     match trouble {
-        Trouble::Refused { reply: Rep::ERR_POLICY | Rep::ERR_UNSUP, .. } => step(Outcome::Warning)
-            .advise(
+        ProbeError::OptionRefused { reply: Rep::ERR_POLICY | Rep::ERR_UNSUP, .. } => {
+            step(Outcome::Warning).advise(
                 Server,
                 "it doesn't list its exports, so clients have to know their names (nbd-server: \
                  allowlist = true)",
-            ),
-        Trouble::Refused { .. } => step(Outcome::Warning),
-        Trouble::Broken(_) => step(Outcome::Bad)
+            )
+        }
+        ProbeError::OptionRefused { .. } => step(Outcome::Warning),
+        ProbeError::ProtocolViolation(_) => step(Outcome::Bad)
             .advise(Server, "no client can use such a list; is it really an NBD server?"),
         _ => step(Outcome::Bad).advise(Server, "its log may say why"),
     }
 }
 
 /// Builds the step for an export that can't be opened.
-pub(crate) fn unopened(name: &str, trouble: &Trouble, listed: &[(String, String)]) -> Step {
+pub(crate) fn open_failed(name: &str, trouble: &ProbeError, listed: &[(String, String)]) -> Step {
     let called = if name.is_empty() {
         "the default export".to_owned()
     } else {
-        format!("\"{}\"", shown(name))
+        format!("\"{}\"", escape_and_cut(name))
     };
-    let step = Step::bad("export", format!("{called} can't be opened: {}", trouble.words()))
+    let step = Step::bad("export", format!("{called} can't be opened: {}", trouble.describe()))
         .detail("name", name);
     let names: Vec<String> =
-        listed.iter().map(|(name, _)| format!("\"{}\"", shown(name))).collect();
+        listed.iter().map(|(name, _)| format!("\"{}\"", escape_and_cut(name))).collect();
     match trouble {
-        Trouble::Refused { reply: Rep::ERR_UNKNOWN, .. } if names.is_empty() => step.advise(
+        ProbeError::OptionRefused { reply: Rep::ERR_UNKNOWN, .. } if names.is_empty() => step.advise(
             Server,
             "there is no export of that name, or none that this client may open; its log or its \
              administrator knows",
         ),
-        Trouble::Refused { reply: Rep::ERR_UNKNOWN, .. } => {
-            step.advise(Client, format!("name one that is listed: {}", few(&names))).advise(
+        ProbeError::OptionRefused { reply: Rep::ERR_UNKNOWN, .. } => {
+            step.advise(Client, format!("name one that is listed: {}", join_first(&names))).advise(
                 Server,
                 "or serve it under that name (hexz-nbd: NAME=PATH, --default-export; qemu-nbd: -x; \
                  nbd-server: [NAME]), or let this client open it",
             )
         }
-        Trouble::Refused { reply: Rep::ERR_POLICY, .. } => step.advise(
+        ProbeError::OptionRefused { reply: Rep::ERR_POLICY, .. } => step.advise(
             Server,
             "this client may not open it: see its rules for this address or certificate",
         ),
-        Trouble::Refused { reply: Rep::ERR_TLS_REQD, .. } => {
+        ProbeError::OptionRefused { reply: Rep::ERR_TLS_REQD, .. } => {
             step.advise(Client, "this export takes TLS: nbds:// instead of nbd://")
         }
-        Trouble::Refused { reply: Rep::ERR_SHUTDOWN, .. } => {
+        ProbeError::OptionRefused { reply: Rep::ERR_SHUTDOWN, .. } => {
             step.advise(Server, "it is about to end; try again when it has been started anew")
         }
-        Trouble::Refused { reply: Rep::ERR_BLOCK_SIZE_REQD, .. } => step.advise(
+        ProbeError::OptionRefused { reply: Rep::ERR_BLOCK_SIZE_REQD, .. } => step.advise(
             Client,
             "this export takes clients that ask for block sizes, as libnbd and qemu do",
         ),
-        Trouble::Closed => step.advise(
+        ProbeError::Closed => step.advise(
             Server,
             "it gave up instead of answering: the file behind the export may be missing or \
              unreadable; its log says why",
@@ -109,38 +111,40 @@ pub(crate) fn unopened(name: &str, trouble: &Trouble, listed: &[(String, String)
 }
 
 /// Builds the step for a read that wasn't answered with data.
-pub(crate) fn unread(name: &'static str, where_: &str, trouble: &Trouble) -> Step {
-    let step = Step::bad(name, format!("{where_}: {}", trouble.words()));
+pub(crate) fn read_failed(name: &'static str, where_: &str, trouble: &ProbeError) -> Step {
+    let step = Step::bad(name, format!("{where_}: {}", trouble.describe()));
     match trouble {
-        Trouble::Failed { error: ErrorCode::IO, .. } => step.detail("error", "NBD_EIO").advise(
-            Server,
-            "what is behind the export can't be read there: a damaged or truncated file, a \
+        ProbeError::RequestFailed { error: ErrorCode::IO, .. } => {
+            step.detail("error", "NBD_EIO").advise(
+                Server,
+                "what is behind the export can't be read there: a damaged or truncated file, a \
                  missing parent or backing file, a bad disk. Its log says which (of Hexz archives: \
                  hexz-nbd verify)",
-        ),
-        Trouble::Failed { error: ErrorCode::PERM, .. } => {
+            )
+        }
+        ProbeError::RequestFailed { error: ErrorCode::PERM, .. } => {
             step.advise(Server, "this client may not read; see its rules")
         }
-        Trouble::Failed { error: ErrorCode::INVAL, .. } => step.advise(
+        ProbeError::RequestFailed { error: ErrorCode::INVAL, .. } => step.advise(
             Server,
             "it refuses a read within the size and block sizes that it gave itself: a fault of the \
              server's",
         ),
-        Trouble::Failed { error: ErrorCode::SHUTDOWN, .. } => {
+        ProbeError::RequestFailed { error: ErrorCode::SHUTDOWN, .. } => {
             step.advise(Server, "it is about to end; try again when it has been started anew")
         }
-        Trouble::Closed => step.advise(
+        ProbeError::Closed => step.advise(
             Server,
             "it gave up in the middle of a read: it may have crashed, or been told to end, or have \
              dropped this client by its rules or limits; its log says which",
         ),
-        Trouble::Silence => step
+        ProbeError::Timeout => step
             .advise(Server, "its storage hangs or is very slow (a network file system?)")
             .advise(
                 Network,
                 "or large packets get lost on the way (MTU, VPN), while small ones pass",
             ),
-        Trouble::Broken(_) => {
+        ProbeError::ProtocolViolation(_) => {
             step.advise(Server, "it breaks the protocol; a newer version may be better")
         }
         _ => step.advise(Server, "its log may say why"),
@@ -148,7 +152,7 @@ pub(crate) fn unread(name: &'static str, where_: &str, trouble: &Trouble) -> Ste
 }
 
 /// Builds the step that reports the negotiated kind of replies.
-pub(crate) fn replies(mode: ReplyMode, trouble: Option<&Trouble>) -> Step {
+pub(crate) fn replies(mode: ReplyMode, trouble: Option<&ProbeError>) -> Step {
     const NAME: &str = "replies";
     let step = match mode {
         ReplyMode::Simple => Step::good(NAME, "simple ones only"),
@@ -159,29 +163,30 @@ pub(crate) fn replies(mode: ReplyMode, trouble: Option<&Trouble>) -> Step {
         .detail("structured", mode != ReplyMode::Simple)
         .detail("extended", mode == ReplyMode::Extended);
     match trouble {
-        Some(trouble) => step.line(trouble.words()),
+        Some(trouble) => step.line(trouble.describe()),
         None => step,
     }
 }
 
 /// Builds the step that reports the metadata contexts of the export.
-pub(crate) fn contexts(names: Result<&[String], &Trouble>) -> Step {
+pub(crate) fn contexts(names: Result<&[String], &ProbeError>) -> Step {
     const NAME: &str = "metadata contexts";
     /// Number of contexts shown to people.
-    const LINES: usize = 20;
+    const MAX_SHOWN_CONTEXTS: usize = 20;
     match names {
         Ok(names) => {
-            let shown_names: Vec<String> = names.iter().map(|name| shown(name)).collect();
-            let first = shown_names.iter().take(LINES).map(String::as_str).collect::<Vec<_>>();
+            let shown_names: Vec<String> = names.iter().map(|name| escape_and_cut(name)).collect();
+            let first =
+                shown_names.iter().take(MAX_SHOWN_CONTEXTS).map(String::as_str).collect::<Vec<_>>();
             let found = match names.len() {
                 0 => "none".to_owned(),
-                1..=LINES => first.join(", "),
-                more => format!("{}, and {} more", first.join(", "), more - LINES),
+                1..=MAX_SHOWN_CONTEXTS => first.join(", "),
+                more => format!("{}, and {} more", first.join(", "), more - MAX_SHOWN_CONTEXTS),
             };
             Step::good(NAME, found).detail("names", shown_names)
         }
-        Err(Trouble::Refused { .. }) => Step::good(NAME, "none"),
-        Err(trouble) => Step::bad(NAME, trouble.words()).advise(Server, "its log may say why"),
+        Err(ProbeError::OptionRefused { .. }) => Step::good(NAME, "none"),
+        Err(trouble) => Step::bad(NAME, trouble.describe()).advise(Server, "its log may say why"),
     }
 }
 
@@ -190,7 +195,7 @@ pub(crate) fn export(name: &str, info: &ExportInfo) -> Step {
     let called = info.name.as_deref().filter(|_| name.is_empty()).unwrap_or(name);
     let called = match called {
         "" => "the default export".to_owned(),
-        called => format!("\"{}\"", shown(called)),
+        called => format!("\"{}\"", escape_and_cut(called)),
     };
     let flags = flags(info.flags);
     let mut step = Step::good("export", format!("{called}, {} bytes", info.size))
@@ -200,14 +205,15 @@ pub(crate) fn export(name: &str, info: &ExportInfo) -> Step {
         .detail("flags", flags)
         .detail("read_only", info.flags.contains(TransmissionFlags::READ_ONLY));
     if let Some(text) = &info.description {
-        step =
-            step.line(format!("description: {}", shown(text))).detail("description", text.as_str());
+        step = step
+            .line(format!("description: {}", escape_and_cut(text)))
+            .detail("description", text.as_str());
     }
-    step = sizes(step, info.block_sizes);
-    judge_size(step, info.size)
+    step = check_block_sizes(step, info.block_sizes);
+    check_size(step, info.size)
 }
 
-fn judge_size(step: Step, size: u64) -> Step {
+fn check_size(step: Step, size: u64) -> Step {
     /// Sector size in which the kernel and most clients address a device, in bytes.
     const SECTOR: u64 = 512;
     if size == 0 {
@@ -233,7 +239,7 @@ fn judge_size(step: Step, size: u64) -> Step {
     }
 }
 
-fn sizes(step: Step, sizes: Option<BlockSizes>) -> Step {
+fn check_block_sizes(step: Step, sizes: Option<BlockSizes>) -> Step {
     let Some(BlockSizes { minimum, preferred, maximum }) = sizes else {
         return step.line("block sizes: not told").detail("block_sizes", Value::Null);
     };

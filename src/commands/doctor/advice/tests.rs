@@ -10,12 +10,12 @@ use nbd_server::wire::reply::ErrorCode;
 use rustls::{AlertDescription, CertificateError, Error, RootCertStore};
 
 use super::*;
-use crate::cli::server_target::Wanted;
-use crate::commands::doctor::certificate::{Authorities, Given};
-use crate::commands::doctor::greeting::{Protocol, Seen};
-use crate::commands::doctor::reach::{Address, Unreached};
+use crate::cli::server_target::TlsUse;
+use crate::commands::doctor::certificate::{CaCertificate, TrustedCas};
+use crate::commands::doctor::connect::{Address, ConnectFailure};
+use crate::commands::doctor::greeting::{ForeignProtocol, ServerGreeting};
+use crate::commands::doctor::probe_error::ProbeError;
 use crate::commands::doctor::report::{Outcome, Side, Step};
-use crate::commands::doctor::trouble::Trouble;
 
 fn advice(step: &Step) -> String {
     let lines = step.advice.iter().map(|advice| format!("{}: {}", advice.side, advice.text));
@@ -30,22 +30,22 @@ fn assert_bad(step: &Step, side: Side, words: &str) {
     assert!(found, "no \"{words}\" for the {side}: {}", advice(step));
 }
 
-fn refused(option: Opt, reply: Rep) -> Trouble {
-    Trouble::Refused { option, reply, message: String::new() }
+fn refused(option: Opt, reply: Rep) -> ProbeError {
+    ProbeError::OptionRefused { option, reply, message: String::new() }
 }
 
 #[test]
-fn ways_not_to_get_there() {
+fn connection_failures_lead_to_advice() {
     let tcp = || Address::Tcp("192.0.2.7:10809".parse().unwrap());
     let unix = || Address::Unix(PathBuf::from("/run/nbd.sock"));
     let of = |address, what| unconnected(&[(address, what, "why".to_owned())]);
-    let kind = Unreached::Refused;
+    let kind = ConnectFailure::Io;
     assert_bad(
         &of(tcp(), kind(ErrorKind::ConnectionRefused)),
         Server,
         "nothing listens on that port",
     );
-    assert_bad(&of(tcp(), Unreached::Silence), Network, "a firewall on the way");
+    assert_bad(&of(tcp(), ConnectFailure::Timeout), Network, "a firewall on the way");
     assert_bad(&of(tcp(), kind(ErrorKind::TimedOut)), Network, "packets are dropped");
     assert_bad(&of(tcp(), kind(ErrorKind::HostUnreachable)), Network, "no route");
     assert_bad(&of(tcp(), kind(ErrorKind::ConnectionReset)), Server, "--allow");
@@ -55,7 +55,7 @@ fn ways_not_to_get_there() {
     assert_bad(&unresolved("nbd.example.org", "x"), Client, "spelled");
 
     // One address of the name fails: a client connects only if it tries the others.
-    let failed = [(tcp(), Unreached::Silence, "no answer".to_owned())];
+    let failed = [(tcp(), ConnectFailure::Timeout, "no answer".to_owned())];
     let step = connected(&unix(), &failed);
     assert_eq!(step.outcome, Outcome::Warning);
     assert!(step.lines[0].contains("192.0.2.7:10809: no answer"));
@@ -63,67 +63,75 @@ fn ways_not_to_get_there() {
 }
 
 #[test]
-fn greetings() {
+fn greetings_are_assessed() {
     let second = Duration::from_secs(1);
-    let new = |flags| greeting(&Seen::Newstyle(Greeting { flags }), second);
+    let new = |flags| greeting(&ServerGreeting::Newstyle(Greeting { flags }), second);
     assert_eq!(new(HandshakeFlags::FIXED_NEWSTYLE).outcome, Outcome::Good);
     assert_bad(&new(HandshakeFlags::default()), Server, "so old");
-    assert_bad(&greeting(&Seen::Oldstyle, second), Server, "before 2011");
-    assert_bad(&greeting(&Seen::Closed, second), Server, "--allow");
-    assert_bad(&greeting(&Seen::Closed, second), Server, "hosts.deny");
-    assert_bad(&greeting(&Seen::Silence, second), Server, "speaks first");
-    assert_bad(&greeting(&Seen::Partial(3), second), Server, "its log");
+    assert_bad(&greeting(&ServerGreeting::Oldstyle, second), Server, "before 2011");
+    assert_bad(&greeting(&ServerGreeting::Closed, second), Server, "--allow");
+    assert_bad(&greeting(&ServerGreeting::Closed, second), Server, "hosts.deny");
+    assert_bad(&greeting(&ServerGreeting::Silence, second), Server, "speaks first");
+    assert_bad(&greeting(&ServerGreeting::Partial(3), second), Server, "its log");
     for (protocol, words) in [
-        (Protocol::Ssh, "SSH"),
-        (Protocol::Http, "HTTP"),
-        (Protocol::Vnc, "VNC"),
-        (Protocol::Mail, "mail"),
+        (ForeignProtocol::Ssh, "SSH"),
+        (ForeignProtocol::Http, "HTTP"),
+        (ForeignProtocol::Vnc, "VNC"),
+        (ForeignProtocol::Mail, "mail"),
     ] {
-        let step = greeting(&Seen::Foreign(protocol), second);
+        let step = greeting(&ServerGreeting::Foreign(protocol), second);
         assert!(step.found.contains(words), "{step:?}");
         assert_bad(&step, Client, "10809");
     }
-    assert_bad(&greeting(&Seen::Foreign(Protocol::Tls), second), Server, "STARTTLS");
-    let step = greeting(&Seen::Foreign(Protocol::Unknown(b"\x1b[31m\n".to_vec())), second);
+    assert_bad(
+        &greeting(&ServerGreeting::Foreign(ForeignProtocol::Tls), second),
+        Server,
+        "STARTTLS",
+    );
+    let step = greeting(
+        &ServerGreeting::Foreign(ForeignProtocol::Unknown(b"\x1b[31m\n".to_vec())),
+        second,
+    );
     assert!(step.lines[0].contains("\\x1b[31m"), "{step:?}");
 }
 
 #[test]
-fn tls_offered_required_refused() {
+fn tls_offers_and_refusals_are_assessed() {
     let required = || Err(refused(Opt::LIST, Rep::ERR_TLS_REQD));
     let no = |reply| Some(Err(refused(Opt::STARTTLS, reply)));
-    let step =
-        |list, starttls, wanted, is_local| in_clear(&InClear { list, starttls }, wanted, is_local);
-    let good = step(required(), Some(Ok(())), Wanted::Perhaps, false);
+    let step = |list, starttls, wanted, is_local| {
+        plaintext(&PlaintextProbe { list, starttls }, wanted, is_local)
+    };
+    let good = step(required(), Some(Ok(())), TlsUse::IfOffered, false);
     assert_eq!((good.outcome, good.found.as_str()), (Outcome::Good, "TLS is required"));
-    assert_bad(&step(required(), None, Wanted::Never, true), Client, "nbds://");
-    let broken = step(required(), no(Rep::ERR_POLICY), Wanted::Perhaps, false);
+    assert_bad(&step(required(), None, TlsUse::Never, true), Client, "nbds://");
+    let broken = step(required(), no(Rep::ERR_POLICY), TlsUse::IfOffered, false);
     assert_bad(&broken, Server, "requires TLS and refuses it");
 
-    let offered = step(Ok(1), Some(Ok(())), Wanted::Perhaps, false);
+    let offered = step(Ok(1), Some(Ok(())), TlsUse::IfOffered, false);
     assert_eq!(offered.outcome, Outcome::Warning);
     assert!(advice(&offered).contains("server: whoever connects without TLS"));
-    assert_eq!(step(Ok(1), Some(Ok(())), Wanted::Perhaps, true).outcome, Outcome::Good);
-    let unknown = step(Err(Trouble::Closed), Some(Ok(())), Wanted::Perhaps, false);
+    assert_eq!(step(Ok(1), Some(Ok(())), TlsUse::IfOffered, true).outcome, Outcome::Good);
+    let unknown = step(Err(ProbeError::Closed), Some(Ok(())), TlsUse::IfOffered, false);
     assert_eq!((unknown.outcome, unknown.found.as_str()), (Outcome::Good, "TLS is offered"));
 
     for reply in [Rep::ERR_UNSUP, Rep::ERR_POLICY] {
-        assert_bad(&step(Ok(1), no(reply), Wanted::Always, true), Server, "--tls-cert");
-        let across = step(Ok(1), no(reply), Wanted::Perhaps, false);
+        assert_bad(&step(Ok(1), no(reply), TlsUse::Always, true), Server, "--tls-cert");
+        let across = step(Ok(1), no(reply), TlsUse::IfOffered, false);
         assert_eq!(across.outcome, Outcome::Warning);
         assert!(advice(&across).contains("network: without TLS anybody"));
-        assert_eq!(step(Ok(1), no(reply), Wanted::Perhaps, true).outcome, Outcome::Good);
+        assert_eq!(step(Ok(1), no(reply), TlsUse::IfOffered, true).outcome, Outcome::Good);
     }
-    let gone = step(Ok(1), Some(Err(Trouble::Closed)), Wanted::Perhaps, true);
+    let gone = step(Ok(1), Some(Err(ProbeError::Closed)), TlsUse::IfOffered, true);
     assert_bad(&gone, Server, "has to answer STARTTLS");
 }
 
 #[test]
-fn alerts_and_what_they_mean() {
-    let nobody = Handshake::default();
-    let asked = Handshake { asks: true, has_own: false };
-    let shown = Handshake { asks: true, has_own: true };
-    let of = |alert, seen| handshake(&Trouble::Tls(Error::AlertReceived(alert)), seen);
+fn tls_alerts_are_explained() {
+    let nobody = ClientAuthState::default();
+    let asked = ClientAuthState { is_certificate_requested: true, has_certificate: false };
+    let shown = ClientAuthState { is_certificate_requested: true, has_certificate: true };
+    let of = |alert, seen| handshake_failed(&ProbeError::Tls(Error::AlertReceived(alert)), seen);
     for (alert, seen, name, side, words) in [
         (AlertDescription::CertificateRequired, asked, "client certificate", Client, "--tls-cert"),
         (AlertDescription::HandshakeFailure, asked, "client certificate", Client, "--tls-cert"),
@@ -151,47 +159,54 @@ fn alerts_and_what_they_mean() {
         assert_bad(&step, side, words);
         assert!(step.lines[0].contains("TLS fails"), "{step:?}");
     }
-    assert_bad(&handshake(&Trouble::Closed, nobody), Server, "its TLS isn't set up");
-    assert_bad(&handshake(&Trouble::Closed, asked), Client, "--tls-cert");
-    assert_bad(&handshake(&Trouble::Silence, nobody), Network, "MTU");
+    assert_bad(&handshake_failed(&ProbeError::Closed, nobody), Server, "its TLS isn't set up");
+    assert_bad(&handshake_failed(&ProbeError::Closed, asked), Client, "--tls-cert");
+    assert_bad(&handshake_failed(&ProbeError::Timeout, nobody), Network, "MTU");
     let garbage = Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
-    assert_bad(&handshake(&Trouble::Tls(garbage), nobody), Server, "acknowledges STARTTLS");
+    assert_bad(
+        &handshake_failed(&ProbeError::Tls(garbage), nobody),
+        Server,
+        "acknowledges STARTTLS",
+    );
 
     // With TLS 1.3 the alert arrives after the handshake.
-    let late = Trouble::Tls(Error::AlertReceived(AlertDescription::CertificateRequired));
-    assert_bad(&after_handshake(&late, asked).unwrap(), Client, "--tls-cert");
-    assert_bad(&after_handshake(&Trouble::Closed, shown).unwrap(), Server, "Its log");
-    assert!(after_handshake(&Trouble::Closed, nobody).is_none());
+    let late = ProbeError::Tls(Error::AlertReceived(AlertDescription::CertificateRequired));
+    assert_bad(&rejected_after_handshake(&late, asked).unwrap(), Client, "--tls-cert");
+    assert_bad(&rejected_after_handshake(&ProbeError::Closed, shown).unwrap(), Server, "Its log");
+    assert!(rejected_after_handshake(&ProbeError::Closed, nobody).is_none());
 
     assert_eq!(client_certificate(nobody).outcome, Outcome::Good);
     assert_eq!(client_certificate(shown).outcome, Outcome::Good);
-    let unasked = client_certificate(Handshake { asks: false, has_own: true });
+    let unasked = client_certificate(ClientAuthState {
+        is_certificate_requested: false,
+        has_certificate: true,
+    });
     assert_eq!(unasked.outcome, Outcome::Warning);
-    let old = older_tls(Err(&Trouble::Closed));
+    let old = older_tls(Err(&ProbeError::Closed));
     assert_eq!(old.outcome, Outcome::Warning);
     assert!(advice(&old).contains("nbd-client"));
 }
 
 #[test]
-fn servers_that_are_not_trusted() {
-    let given = |is_authority, fault: Option<&str>| Authorities {
+fn untrusted_certificates_are_explained() {
+    let given = |is_ca, fault: Option<&str>| TrustedCas {
         roots: RootCertStore::empty(),
-        given: vec![Given {
+        certificates: vec![CaCertificate {
             subject: "CN=our CA".to_owned(),
-            is_authority,
+            is_ca,
             fault: fault.map(str::to_owned),
         }],
         path: "ca.pem".into(),
     };
     let of = |error, issuer: &str| {
-        distrust(&Error::InvalidCertificate(error), issuer, &given(true, None))
+        untrusted(&Error::InvalidCertificate(error), issuer, &given(true, None))
     };
     let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
-    assert_bad(&distrust(&unknown, "CN=x", &given(false, None)), Client, "is no CA");
-    assert_bad(&distrust(&unknown, "CN=our CA", &given(true, Some("weak"))), Server, "weak");
-    assert_bad(&distrust(&unknown, "CN=x", &given(true, Some("weak"))), Client, "CN=x");
+    assert_bad(&untrusted(&unknown, "CN=x", &given(false, None)), Client, "is no CA");
+    assert_bad(&untrusted(&unknown, "CN=our CA", &given(true, Some("weak"))), Server, "weak");
+    assert_bad(&untrusted(&unknown, "CN=x", &given(true, Some("weak"))), Client, "CN=x");
     let expired_ca = Error::InvalidCertificate(CertificateError::Expired);
-    assert_bad(&distrust(&expired_ca, "CN=x", &given(false, None)), Server, "in between");
+    assert_bad(&untrusted(&expired_ca, "CN=x", &given(false, None)), Server, "in between");
     assert_bad(&of(CertificateError::UnknownIssuer, "CN=other CA"), Client, "CN=other CA");
     assert_bad(&of(CertificateError::UnknownIssuer, "CN=other CA"), Server, "append");
     assert_bad(&of(CertificateError::UnknownIssuer, "CN=our CA"), Client, "another key");
@@ -215,12 +230,12 @@ fn servers_that_are_not_trusted() {
     assert!(old.lines[0].contains("2001-09-09T01:46:40Z"), "{old:?}");
     assert_bad(&not_yet_valid(Step::good("certificate", ""), ago, now), Client, "clock");
     for (seconds, words) in [(59, "0 minutes"), (7199, "119 minutes"), (7200, "2 hours")] {
-        assert_eq!(days(Duration::from_secs(seconds)), words);
+        assert_eq!(format_validity(Duration::from_secs(seconds)), words);
     }
 }
 
 #[test]
-fn lists_of_exports() {
+fn export_lists_are_bounded_and_escaped() {
     let one = |name: &str| (name.to_owned(), String::new());
     assert_eq!(listed(&[]).outcome, Outcome::Warning);
     assert_eq!(listed(&[one("a")]).lines, ["\"a\""]);
@@ -235,26 +250,26 @@ fn lists_of_exports() {
         ["\"\\u{1b}x\": \\u{7}"]
     );
 
-    assert_eq!(unlisted(&refused(Opt::LIST, Rep::ERR_POLICY)).outcome, Outcome::Warning);
-    assert_bad(&unlisted(&Trouble::Closed), Server, "log");
-    assert_bad(&unlisted(&Trouble::Broken("x".to_owned())), Server, "no client");
+    assert_eq!(list_failed(&refused(Opt::LIST, Rep::ERR_POLICY)).outcome, Outcome::Warning);
+    assert_bad(&list_failed(&ProbeError::Closed), Server, "log");
+    assert_bad(&list_failed(&ProbeError::ProtocolViolation("x".to_owned())), Server, "no client");
 }
 
 #[test]
-fn exports_that_are_not_to_be_had() {
+fn refused_exports_are_explained() {
     let listed = [("a".to_owned(), String::new())];
-    let of = |reply| unopened("x", &refused(Opt::GO, reply), &listed);
+    let of = |reply| open_failed("x", &refused(Opt::GO, reply), &listed);
     assert_bad(&of(Rep::ERR_UNKNOWN), Client, "\"a\"");
-    assert_bad(&unopened("x", &refused(Opt::GO, Rep::ERR_UNKNOWN), &[]), Server, "no export");
+    assert_bad(&open_failed("x", &refused(Opt::GO, Rep::ERR_UNKNOWN), &[]), Server, "no export");
     assert_bad(&of(Rep::ERR_POLICY), Server, "rules");
     assert_bad(&of(Rep::ERR_TLS_REQD), Client, "nbds://");
     assert_bad(&of(Rep::ERR_BLOCK_SIZE_REQD), Client, "block sizes");
     assert_bad(&of(Rep::ERR_SHUTDOWN), Server, "about to end");
-    assert_bad(&unopened("", &Trouble::Closed, &listed), Server, "missing");
+    assert_bad(&open_failed("", &ProbeError::Closed, &listed), Server, "missing");
 }
 
 #[test]
-fn what_an_export_says_of_itself() {
+fn export_size_block_sizes_and_flags_are_assessed() {
     let sizes = |minimum, preferred, maximum| Some(BlockSizes { minimum, preferred, maximum });
     let of =
         |size, block_sizes| export("x", &ExportInfo { size, block_sizes, ..ExportInfo::default() });
@@ -283,15 +298,16 @@ fn what_an_export_says_of_itself() {
 }
 
 #[test]
-fn reads_that_fail() {
-    let failed = |error| Trouble::Failed { error, message: String::new() };
-    let of = |trouble: &Trouble| unread("first read", "4096 bytes at 0", trouble);
+fn failed_reads_are_explained() {
+    let failed = |error| ProbeError::RequestFailed { error, message: String::new() };
+    let of = |trouble: &ProbeError| read_failed("first read", "4096 bytes at 0", trouble);
     assert_bad(&of(&failed(ErrorCode::IO)), Server, "hexz-nbd verify");
     assert_bad(&of(&failed(ErrorCode::INVAL)), Server, "a fault of the server's");
     assert_bad(&of(&failed(ErrorCode::PERM)), Server, "rules");
-    assert_bad(&of(&Trouble::Closed), Server, "crashed");
-    assert_bad(&of(&Trouble::Silence), Network, "MTU");
-    assert_bad(&of(&Trouble::Broken("x".to_owned())), Server, "protocol");
-    let said = Trouble::Failed { error: ErrorCode::IO, message: "disk\n gone".to_owned() };
+    assert_bad(&of(&ProbeError::Closed), Server, "crashed");
+    assert_bad(&of(&ProbeError::Timeout), Network, "MTU");
+    assert_bad(&of(&ProbeError::ProtocolViolation("x".to_owned())), Server, "protocol");
+    let said =
+        ProbeError::RequestFailed { error: ErrorCode::IO, message: "disk\n gone".to_owned() };
     assert_eq!(of(&said).found, "4096 bytes at 0: it answers with NBD_EIO (\"disk\\n gone\")");
 }

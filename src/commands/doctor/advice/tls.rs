@@ -3,66 +3,70 @@
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
 use super::{Client, Network, Server};
+use crate::commands::doctor::probe_error::ProbeError;
 use crate::commands::doctor::report::Step;
-use crate::commands::doctor::trouble::Trouble;
 
 /// State of client authentication when a handshake fails, or shortly after it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Handshake {
+pub(crate) struct ClientAuthState {
     /// True if the server has asked for a client certificate.
-    pub(crate) asks: bool,
+    pub(crate) is_certificate_requested: bool,
     /// True if this client has a certificate to present.
-    pub(crate) has_own: bool,
+    pub(crate) has_certificate: bool,
 }
 
 /// Builds the step for a handshake that failed for a reason other than an untrusted server.
-pub(crate) fn handshake(trouble: &Trouble, seen: Handshake) -> Step {
+pub(crate) fn handshake_failed(trouble: &ProbeError, seen: ClientAuthState) -> Step {
     const NAME: &str = "TLS";
-    let words = |text: &str| Step::bad(NAME, text).line(trouble.words());
+    let words = |text: &str| Step::bad(NAME, text).line(trouble.describe());
     match trouble {
-        Trouble::Tls(Error::AlertReceived(alert)) => alerted(*alert, seen).line(trouble.words()),
-        Trouble::Tls(Error::InvalidMessage(_)) => {
+        ProbeError::Tls(Error::AlertReceived(alert)) => {
+            alert_received(*alert, seen).line(trouble.describe())
+        }
+        ProbeError::Tls(Error::InvalidMessage(_)) => {
             words("after STARTTLS the server sends something else than TLS").advise(
                 Server,
                 "it acknowledges STARTTLS and doesn't do it: take a newer one; or a proxy in \
                  between changes what is sent",
             )
         }
-        Trouble::Tls(Error::PeerIncompatible(reason)) => incompatible(reason).line(trouble.words()),
-        Trouble::Closed | Trouble::Silence if seen.asks => {
-            without_reason(seen).line(trouble.words())
+        ProbeError::Tls(Error::PeerIncompatible(reason)) => {
+            incompatible(reason).line(trouble.describe())
         }
-        Trouble::Closed => words("the server closes the connection after STARTTLS")
+        ProbeError::Closed | ProbeError::Timeout if seen.is_certificate_requested => {
+            client_certificate_rejected_silently(seen).line(trouble.describe())
+        }
+        ProbeError::Closed => words("the server closes the connection after STARTTLS")
             .advise(
                 Server,
                 "its TLS isn't set up or broke down: a missing or unreadable certificate or key, \
                  pre-shared keys only, no cipher in common; its log says which",
             )
             .advise(Network, "or something in between lets TLS not through"),
-        Trouble::Silence => words("the server doesn't answer the TLS handshake")
+        ProbeError::Timeout => words("the server doesn't answer the TLS handshake")
             .advise(Server, "it hangs, or waits for entropy or a lock; its log may say more")
             .advise(
                 Network,
                 "or large packets get lost on the way (MTU, VPN): a small greeting passes, and a \
                  certificate doesn't",
             ),
-        Trouble::Tls(Error::InvalidCertificate(_)) => {
+        ProbeError::Tls(Error::InvalidCertificate(_)) => {
             words("the server's signature doesn't fit its certificate").advise(
                 Server,
                 "the key isn't that of the certificate; or it uses an algorithm that isn't known \
                  here",
             )
         }
-        other => Step::bad(NAME, other.words())
+        other => Step::bad(NAME, other.describe())
             .advise(Server, "see its log for what it makes of the handshake"),
     }
 }
 
 /// Builds the step for a server that asked for a certificate and then gave up without an alert.
-fn without_reason(seen: Handshake) -> Step {
+fn client_certificate_rejected_silently(seen: ClientAuthState) -> Step {
     let step = Step::bad("client certificate", "the server asks for one, and then gives up")
         .detail("asked_for", true);
-    if seen.has_own {
+    if seen.has_certificate {
         step.advise(
             Server,
             "it doesn't accept this client's certificate: is the CA that signed it among those \
@@ -78,7 +82,7 @@ const GIVE_CERTIFICATE: &str = "it wants a client certificate: give one that a C
     and client-key.pem; nbd-client: -certfile and -keyfile)";
 
 /// Builds the step for an alert from the server.
-fn alerted(alert: AlertDescription, seen: Handshake) -> Step {
+fn alert_received(alert: AlertDescription, seen: ClientAuthState) -> Step {
     const OWN: &str = "client certificate";
     let own =
         |found: &str| Step::bad(OWN, found).detail("asked_for", true).detail("accepted", false);
@@ -87,7 +91,7 @@ fn alerted(alert: AlertDescription, seen: Handshake) -> Step {
         AlertDescription::CertificateRequired => {
             own("the server requires one").advise(Client, GIVE_CERTIFICATE)
         }
-        AlertDescription::UnknownCA if seen.has_own || seen.asks => own(
+        AlertDescription::UnknownCA if seen.has_certificate || seen.is_certificate_requested => own(
             "the server doesn't know the CA that signed it",
         )
         .advise(
@@ -107,7 +111,7 @@ fn alerted(alert: AlertDescription, seen: Handshake) -> Step {
         AlertDescription::BadCertificate
         | AlertDescription::CertificateUnknown
         | AlertDescription::AccessDenied
-            if seen.has_own =>
+            if seen.has_certificate =>
         {
             own("the server doesn't accept it").advise(
                 Server,
@@ -118,11 +122,11 @@ fn alerted(alert: AlertDescription, seen: Handshake) -> Step {
         | AlertDescription::HandshakeFailure
         | AlertDescription::AccessDenied
         | AlertDescription::NoCertificate
-            if seen.asks && !seen.has_own =>
+            if seen.is_certificate_requested && !seen.has_certificate =>
         {
             own("the server requires one").advise(Client, GIVE_CERTIFICATE)
         }
-        AlertDescription::DecryptError if seen.has_own => {
+        AlertDescription::DecryptError if seen.has_certificate => {
             own("the server says that its signature is wrong").advise(
                 Server,
                 "it may trust another CA of the same name: give it the right CA's certificate",
@@ -169,19 +173,24 @@ fn incompatible(reason: &PeerIncompatible) -> Step {
 /// Builds the step for a first option inside TLS that wasn't answered. With TLS 1.3 the client
 /// learns only then that its certificate was rejected. Returns `None` if the failure has another
 /// reason.
-pub(crate) fn after_handshake(trouble: &Trouble, seen: Handshake) -> Option<Step> {
+pub(crate) fn rejected_after_handshake(
+    trouble: &ProbeError,
+    seen: ClientAuthState,
+) -> Option<Step> {
     match trouble {
-        Trouble::Tls(Error::AlertReceived(alert)) => {
-            Some(alerted(*alert, seen).line(trouble.words()))
+        ProbeError::Tls(Error::AlertReceived(alert)) => {
+            Some(alert_received(*alert, seen).line(trouble.describe()))
         }
-        Trouble::Closed if seen.asks => Some(without_reason(seen).line(trouble.words())),
+        ProbeError::Closed if seen.is_certificate_requested => {
+            Some(client_certificate_rejected_silently(seen).line(trouble.describe()))
+        }
         _ => None,
     }
 }
 
-pub(crate) fn client_certificate(seen: Handshake) -> Step {
+pub(crate) fn client_certificate(seen: ClientAuthState) -> Step {
     const NAME: &str = "client certificate";
-    let step = match (seen.asks, seen.has_own) {
+    let step = match (seen.is_certificate_requested, seen.has_certificate) {
         (false, false) => Step::good(NAME, "none is asked for"),
         (false, true) => Step::warning(NAME, "none is asked for, so this one wasn't shown").advise(
             Server,
@@ -193,13 +202,13 @@ pub(crate) fn client_certificate(seen: Handshake) -> Step {
             .detail("accepted", true),
         (true, false) => Step::good(NAME, "the server asks for one, and lets in without"),
     };
-    step.detail("asked_for", seen.asks)
+    step.detail("asked_for", seen.is_certificate_requested)
 }
 
 /// Builds the step for a server that took the first connection, but not another one.
-pub(crate) fn no_second_connection(trouble: &Trouble) -> Step {
+pub(crate) fn no_second_connection(trouble: &ProbeError) -> Step {
     Step::warning("TLS 1.2", "can't be tried: there is no second connection")
-        .line(trouble.words())
+        .line(trouble.describe())
         .advise(
             Server,
             "it takes one client, or ends with its first one (qemu-nbd without --persistent and \
@@ -208,12 +217,12 @@ pub(crate) fn no_second_connection(trouble: &Trouble) -> Step {
 }
 
 /// Builds the step that reports whether a server that speaks TLS 1.3 also accepts TLS 1.2.
-pub(crate) fn older_tls(spoken: Result<(), &Trouble>) -> Step {
+pub(crate) fn older_tls(spoken: Result<(), &ProbeError>) -> Step {
     const NAME: &str = "TLS 1.2";
     match spoken {
         Ok(()) => Step::good(NAME, "is spoken, too").detail("spoken", true),
         Err(trouble) => Step::warning(NAME, "isn't spoken")
-            .line(trouble.words())
+            .line(trouble.describe())
             .detail("spoken", false)
             .advise(
                 Client,

@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use rustls::{CertificateError, Error};
 
-use super::{Client, Server, few};
-use crate::commands::doctor::certificate::{Authorities, moment};
-use crate::commands::doctor::report::{Outcome, Step, shown};
+use super::{Client, Server, join_first};
+use crate::commands::doctor::certificate::{TrustedCas, format_time};
+use crate::commands::doctor::report::{Outcome, Step, escape_and_cut};
 
 pub(crate) fn unverified(has_name: bool, name: &str) -> Step {
     let step = Step::warning("certificate", "nothing was verified: no CA was given").advise(
@@ -31,7 +31,7 @@ pub(crate) fn wrong_name(name: &str, names: &[String]) -> Step {
         format!(
             "call the server by a name that its certificate has ({}), or say which to expect \
              (--tls-hostname; libnbd: tls-hostname=, qemu: tls-hostname=, nbd-client: -H)",
-            few(names)
+            join_first(names)
         ),
     )
     .advise(
@@ -44,8 +44,8 @@ pub(crate) fn wrong_name(name: &str, names: &[String]) -> Step {
 }
 
 /// Returns the advice that the name doesn't match either, to add to another problem.
-pub(crate) fn name_too(name: &str, names: &[String]) -> String {
-    format!("it isn't for the name {name} either; it has: {}", few(names))
+pub(crate) fn name_mismatch_advice(name: &str, names: &[String]) -> String {
+    format!("it isn't for the name {name} either; it has: {}", join_first(names))
 }
 
 /// Builds the step for a server certificate, or an intermediate one, of an unsupported kind.
@@ -55,10 +55,13 @@ pub(crate) fn unsupported(fault: &str) -> Step {
 }
 
 /// Builds the step for a certificate that doesn't verify against the given CAs.
-pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -> Step {
+pub(crate) fn untrusted(error: &Error, issuer: &str, authorities: &TrustedCas) -> Step {
     const NAME: &str = "certificate";
     let Error::InvalidCertificate(error) = error else {
-        return Step::bad(NAME, format!("it can't be judged: {}", shown(&error.to_string())));
+        return Step::bad(
+            NAME,
+            format!("it can't be judged: {}", escape_and_cut(&error.to_string())),
+        );
     };
     let is_unknown = matches!(
         error,
@@ -67,13 +70,13 @@ pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -
             | CertificateError::UnsupportedSignatureAlgorithmContext { .. }
             | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
     );
-    if is_unknown && let Some(step) = no_use(issuer, authorities) {
+    if is_unknown && let Some(step) = unusable_ca_file(issuer, authorities) {
         return step;
     }
     match error {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             let step = Step::bad(NAME, "it is by none of the CAs that were given");
-            if authorities.given.iter().any(|it| it.subject == issuer) {
+            if authorities.certificates.iter().any(|it| it.subject == issuer) {
                 return step.advise(
                     Client,
                     "a CA of that name was given, with another key: get the CA's present \
@@ -82,7 +85,10 @@ pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -
             }
             step.advise(
                 Client,
-                format!("give the certificate of the CA that signed it: {}", shown(issuer)),
+                format!(
+                    "give the certificate of the CA that signed it: {}",
+                    escape_and_cut(issuer)
+                ),
             )
             .advise(
                 Server,
@@ -109,7 +115,7 @@ pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -
         }
         other => {
             let text = other.to_string();
-            let step = Step::bad(NAME, format!("clients refuse it: {}", shown(&text)));
+            let step = Step::bad(NAME, format!("clients refuse it: {}", escape_and_cut(&text)));
             if text.contains("CaUsedAsEndEntity") {
                 step.advise(
                     Server,
@@ -125,31 +131,39 @@ pub(crate) fn distrust(error: &Error, issuer: &str, authorities: &Authorities) -
 
 /// Returns a step if the CA file itself is the problem: it has no CA in it, or the issuer's
 /// certificate in it can't be used.
-fn no_use(issuer: &str, authorities: &Authorities) -> Option<Step> {
+fn unusable_ca_file(issuer: &str, authorities: &TrustedCas) -> Option<Step> {
     const NAME: &str = "certificate";
-    let path = shown(&authorities.path.to_string_lossy());
-    if authorities.given.iter().all(|it| !it.is_authority) {
-        let subject = authorities.given.first().map(|it| shown(&it.subject)).unwrap_or_default();
+    let path = escape_and_cut(&authorities.path.to_string_lossy());
+    if authorities.certificates.iter().all(|it| !it.is_ca) {
+        let subject = authorities
+            .certificates
+            .first()
+            .map(|it| escape_and_cut(&it.subject))
+            .unwrap_or_default();
         let step = Step::bad(NAME, format!("there is no CA's certificate in {path}"));
         return Some(step.advise(
             Client,
             format!(
                 "{path} holds that of {subject}, which is no CA: give the certificate of the CA \
                  that signed the server's: {}",
-                shown(issuer)
+                escape_and_cut(issuer)
             ),
         ));
     }
-    let of_issuer = authorities.given.iter().filter(|it| it.subject == issuer);
+    let of_issuer = authorities.certificates.iter().filter(|it| it.subject == issuer);
     let fault = of_issuer.filter_map(|it| it.fault.as_ref()).next()?;
-    let found = format!("the CA that signed it can't be used: {}", shown(issuer));
+    let found = format!("the CA that signed it can't be used: {}", escape_and_cut(issuer));
     let advice = format!("renew the CA in {path}: {fault}");
     Some(Step::bad(NAME, found).advise(Server, advice))
 }
 
 pub(crate) fn expired(step: Step, ago: Duration, now: SystemTime) -> Step {
     step.at_least(Outcome::Bad)
-        .line(format!("it expired {} ago; this machine's clock says {}", days(ago), moment(now)))
+        .line(format!(
+            "it expired {} ago; this machine's clock says {}",
+            format_validity(ago),
+            format_time(now)
+        ))
         .detail("expired", true)
         .advise(Server, "get a new certificate, and let the server read it (hexz-nbd: SIGHUP)")
         .advise(Client, "or is this machine's clock wrong?")
@@ -159,8 +173,8 @@ pub(crate) fn not_yet_valid(step: Step, still: Duration, now: SystemTime) -> Ste
     step.at_least(Outcome::Bad)
         .line(format!(
             "it is valid only in {}; this machine's clock says {}",
-            days(still),
-            moment(now)
+            format_validity(still),
+            format_time(now)
         ))
         .detail("not_yet_valid", true)
         .advise(Client, "is this machine's clock right? It may be behind")
@@ -168,7 +182,7 @@ pub(crate) fn not_yet_valid(step: Step, still: Duration, now: SystemTime) -> Ste
 }
 
 /// Formats a duration in days, or, below two days, in hours or minutes.
-pub(crate) fn days(time: Duration) -> String {
+pub(crate) fn format_validity(time: Duration) -> String {
     const DAY: u64 = 24 * 3600;
     match time.as_secs() {
         seconds if seconds >= 2 * DAY => format!("{} days", seconds / DAY),

@@ -10,34 +10,34 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// A stream whose writes fail once the peer hasn't accepted anything for a given time.
-pub(super) struct Deadline<S> {
+pub(super) struct WriteTimeout<S> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     /// Timer that runs while a write makes no progress.
-    waiting: Option<Pin<Box<Sleep>>>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S: AsyncWrite + Unpin> Deadline<S> {
+impl<S: AsyncWrite + Unpin> WriteTimeout<S> {
     pub(super) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, waiting: None }
+        Self { stream, timeout: patience, timer: None }
     }
 
-    fn keep<T>(
+    fn poll_with_timeout<T>(
         &mut self,
         context: &mut Context<'_>,
         progress: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
         if let Poll::Ready(done) = progress(Pin::new(&mut self.stream), context) {
-            self.waiting = None;
+            self.timer = None;
             return Poll::Ready(done);
         }
-        let patience = self.patience;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
+        let patience = self.timeout;
+        let waiting = self.timer.get_or_insert_with(|| Box::pin(sleep(patience)));
         waiting.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Deadline<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -47,13 +47,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Deadline<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Deadline<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.keep(context, |stream, context| stream.poll_write(context, bytes))
+        self.poll_with_timeout(context, |stream, context| stream.poll_write(context, bytes))
     }
 
     fn poll_write_vectored(
@@ -61,7 +61,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deadline<S> {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.keep(context, |stream, context| stream.poll_write_vectored(context, parts))
+        self.poll_with_timeout(context, |stream, context| {
+            stream.poll_write_vectored(context, parts)
+        })
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -69,11 +71,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Deadline<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.keep(context, |stream, context| stream.poll_flush(context))
+        self.poll_with_timeout(context, |stream, context| stream.poll_flush(context))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.keep(context, |stream, context| stream.poll_shutdown(context))
+        self.poll_with_timeout(context, |stream, context| stream.poll_shutdown(context))
     }
 }
 
@@ -83,11 +85,13 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[tokio::test(start_paused = true)]
-    async fn who_reads_nothing_is_given_up_and_who_reads_slowly_is_not() {
+    async fn stalled_readers_time_out_and_slow_readers_do_not() {
         const PATIENCE: Duration = Duration::from_secs(30);
         let (mut client, server) = tokio::io::duplex(16);
         let writing =
-            tokio::spawn(async move { Deadline::new(server, PATIENCE).write_all(&[1; 64]).await });
+            tokio::spawn(
+                async move { WriteTimeout::new(server, PATIENCE).write_all(&[1; 64]).await },
+            );
         for _ in 0..3 {
             tokio::time::sleep(PATIENCE - Duration::from_secs(1)).await;
             client.read_exact(&mut [0; 16]).await.unwrap();
@@ -95,7 +99,7 @@ mod tests {
         writing.await.unwrap().unwrap();
 
         let (_client, server) = tokio::io::duplex(16);
-        let failed = Deadline::new(server, PATIENCE).write_all(&[1; 64]).await;
+        let failed = WriteTimeout::new(server, PATIENCE).write_all(&[1; 64]).await;
         assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 }

@@ -7,29 +7,29 @@ use nbd_server::client::ClientError;
 use nbd_server::wire::option::{Opt, Rep};
 use nbd_server::wire::reply::ErrorCode;
 
-use super::report::shown;
+use super::report::escape_and_cut;
 
 /// Reason why an exchange with the server failed.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Trouble {
+pub(crate) enum ProbeError {
     /// No answer within the timeout of a step.
-    Silence,
+    Timeout,
     /// End of the connection.
     Closed,
     /// TLS error, detected on either side.
     Tls(rustls::Error),
     /// Error reply to an option.
-    Refused { option: Opt, reply: Rep, message: String },
+    OptionRefused { option: Opt, reply: Rep, message: String },
     /// Error reply to a request.
-    Failed { error: ErrorCode, message: String },
+    RequestFailed { error: ErrorCode, message: String },
     /// Violation of the protocol.
-    Broken(String),
+    ProtocolViolation(String),
     /// Error from the operating system.
-    System(String),
+    Io(String),
 }
 
-impl Trouble {
-    pub(crate) fn of_io(error: &io::Error) -> Self {
+impl ProbeError {
+    pub(crate) fn from_io(error: &io::Error) -> Self {
         use io::ErrorKind::{
             BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
         };
@@ -40,57 +40,61 @@ impl Trouble {
                 None,
                 BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof,
             ) => Self::Closed,
-            (None, _) => Self::System(shown(&error.to_string())),
+            (None, _) => Self::Io(escape_and_cut(&error.to_string())),
         }
     }
 
     /// Returns true if an option was refused with this reply.
     pub(crate) fn is_refusal(&self, with: Rep) -> bool {
-        matches!(self, Self::Refused { reply, .. } if *reply == with)
+        matches!(self, Self::OptionRefused { reply, .. } if *reply == with)
     }
 
     /// Describes the failure as a clause about the server, to be put into a sentence.
-    pub(crate) fn words(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match self {
-            Self::Silence => "it doesn't answer in time".to_owned(),
+            Self::Timeout => "it doesn't answer in time".to_owned(),
             Self::Closed => "it closes the connection".to_owned(),
-            Self::Tls(error) => format!("TLS fails: {}", shown(&error.to_string())),
-            Self::Refused { reply, message, .. } => {
-                format!("it answers with {reply}{}", said(message))
+            Self::Tls(error) => format!("TLS fails: {}", escape_and_cut(&error.to_string())),
+            Self::OptionRefused { reply, message, .. } => {
+                format!("it answers with {reply}{}", format_message(message))
             }
-            Self::Failed { error, message } => format!("it answers with {error}{}", said(message)),
-            Self::Broken(what) => what.clone(),
-            Self::System(error) => format!("the system refuses: {error}"),
+            Self::RequestFailed { error, message } => {
+                format!("it answers with {error}{}", format_message(message))
+            }
+            Self::ProtocolViolation(what) => what.clone(),
+            Self::Io(error) => format!("the system refuses: {error}"),
         }
     }
 }
 
 /// Formats the server's own message, if there is one.
-fn said(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(" (\"{}\")", shown(message)) }
+fn format_message(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!(" (\"{}\")", escape_and_cut(message)) }
 }
 
-impl From<ClientError> for Trouble {
+impl From<ClientError> for ProbeError {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::Io(error) => Self::of_io(&error),
+            ClientError::Io(error) => Self::from_io(&error),
             ClientError::Refused { option, reply, message } => {
-                Self::Refused { option, reply, message }
+                Self::OptionRefused { option, reply, message }
             }
-            ClientError::Failed(error) => Self::Failed { error, message: String::new() },
-            ClientError::FailedWithMessage { error, message } => Self::Failed { error, message },
-            other => Self::Broken(shown(&other.to_string())),
+            ClientError::Failed(error) => Self::RequestFailed { error, message: String::new() },
+            ClientError::FailedWithMessage { error, message } => {
+                Self::RequestFailed { error, message }
+            }
+            other => Self::ProtocolViolation(escape_and_cut(&other.to_string())),
         }
     }
 }
 
 /// Waits for an answer, at most for `timeout`.
-pub(crate) async fn within<T, E: Into<Trouble>>(
+pub(crate) async fn with_timeout<T, E: Into<ProbeError>>(
     timeout: Duration,
     answer: impl Future<Output = Result<T, E>>,
-) -> Result<T, Trouble> {
+) -> Result<T, ProbeError> {
     match tokio::time::timeout(timeout, answer).await {
         Ok(answer) => answer.map_err(Into::into),
-        Err(_) => Err(Trouble::Silence),
+        Err(_) => Err(ProbeError::Timeout),
     }
 }

@@ -6,22 +6,22 @@ use std::time::Duration;
 use nbd_server::wire::handshake::HandshakeFlags;
 
 use super::{Client, Network, Server};
-use crate::commands::doctor::greeting::{Protocol, Seen};
-use crate::commands::doctor::reach::{Address, Attempt, Unreached};
-use crate::commands::doctor::report::{Outcome, Step, shown, time};
+use crate::commands::doctor::connect::{Address, ConnectFailure, FailedAttempt};
+use crate::commands::doctor::greeting::{ForeignProtocol, ServerGreeting};
+use crate::commands::doctor::report::{Outcome, Step, escape_and_cut, format_duration};
 
 pub(crate) fn unresolved(host: &str, error: &str) -> Step {
-    let host = shown(host);
-    Step::bad("name", format!("{host} has no address: {}", shown(error)))
+    let host = escape_and_cut(host);
+    Step::bad("name", format!("{host} has no address: {}", escape_and_cut(error)))
         .advise(Client, format!("is {host} spelled as it should be? Try its IP address"))
         .advise(Network, "see that this machine's name service knows it: getent hosts NAME")
 }
 
-fn attempts(failed: &[Attempt]) -> Vec<String> {
+fn attempts(failed: &[FailedAttempt]) -> Vec<String> {
     failed.iter().map(|(address, _, error)| format!("{address}: {error}")).collect()
 }
 
-pub(crate) fn connected(address: &Address, failed: &[Attempt]) -> Step {
+pub(crate) fn connected(address: &Address, failed: &[FailedAttempt]) -> Step {
     let step =
         Step::good("connection", format!("to {address}")).detail("address", address.to_string());
     if failed.is_empty() {
@@ -36,12 +36,12 @@ pub(crate) fn connected(address: &Address, failed: &[Attempt]) -> Step {
     )
 }
 
-pub(crate) fn unconnected(failed: &[Attempt]) -> Step {
+pub(crate) fn unconnected(failed: &[FailedAttempt]) -> Step {
     let step = Step::bad("connection", "there is none").detail("failed", attempts(failed));
     let step = attempts(failed).into_iter().fold(step, Step::line);
-    let has = |what: Unreached| failed.iter().any(|(_, unreached, _)| *unreached == what);
+    let has = |what: ConnectFailure| failed.iter().any(|(_, unreached, _)| *unreached == what);
     let mut step = step;
-    if has(Unreached::Refused(ErrorKind::ConnectionRefused)) {
+    if has(ConnectFailure::Io(ErrorKind::ConnectionRefused)) {
         let is_unix = failed.iter().any(|(address, ..)| matches!(address, Address::Unix(_)));
         step = if is_unix {
             step.advise(Server, "the socket is there, and nobody listens on it: start the server")
@@ -55,7 +55,7 @@ pub(crate) fn unconnected(failed: &[Attempt]) -> Step {
             .advise(Network, "or a firewall rejects the connection")
         };
     }
-    if has(Unreached::Silence) || has(Unreached::Refused(ErrorKind::TimedOut)) {
+    if has(ConnectFailure::Timeout) || has(ConnectFailure::Io(ErrorKind::TimedOut)) {
         step = step
             .advise(
                 Network,
@@ -64,24 +64,24 @@ pub(crate) fn unconnected(failed: &[Attempt]) -> Step {
             )
             .advise(Server, "let the port through in its firewall, for the addresses of clients");
     }
-    if has(Unreached::Refused(ErrorKind::HostUnreachable))
-        || has(Unreached::Refused(ErrorKind::NetworkUnreachable))
+    if has(ConnectFailure::Io(ErrorKind::HostUnreachable))
+        || has(ConnectFailure::Io(ErrorKind::NetworkUnreachable))
     {
         step = step.advise(Network, "there is no route to it: is it in another network or VPN?");
     }
-    if has(Unreached::Refused(ErrorKind::NotFound)) {
+    if has(ConnectFailure::Io(ErrorKind::NotFound)) {
         step = step.advise(
             Client,
             "there is no such socket: is the path right, and does the server run (in this file \
              system, not in that of a container)?",
         );
     }
-    if has(Unreached::Refused(ErrorKind::ConnectionReset))
-        || has(Unreached::Refused(ErrorKind::ConnectionAborted))
+    if has(ConnectFailure::Io(ErrorKind::ConnectionReset))
+        || has(ConnectFailure::Io(ErrorKind::ConnectionAborted))
     {
-        step = turned_away(step);
+        step = dropped_before_greeting(step);
     }
-    if has(Unreached::Refused(ErrorKind::PermissionDenied)) {
+    if has(ConnectFailure::Io(ErrorKind::PermissionDenied)) {
         step = step.advise(
             Server,
             "this user may not connect to the socket: it takes the right to write to it, and to \
@@ -91,10 +91,10 @@ pub(crate) fn unconnected(failed: &[Attempt]) -> Step {
     step
 }
 
-pub(crate) fn greeting(seen: &Seen, timeout: Duration) -> Step {
+pub(crate) fn greeting(seen: &ServerGreeting, timeout: Duration) -> Step {
     const NAME: &str = "greeting";
     match seen {
-        Seen::Newstyle(greeting) => {
+        ServerGreeting::Newstyle(greeting) => {
             let is_fixed = greeting.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
             let style = if is_fixed { "fixed newstyle" } else { "newstyle, not fixed" };
             let step = Step::good(NAME, format!("NBD, {style}")).detail("style", style);
@@ -107,22 +107,25 @@ pub(crate) fn greeting(seen: &Seen, timeout: Duration) -> Step {
                  one (nbd-server since 3.3, nbdkit, qemu-nbd)",
             )
         }
-        Seen::Oldstyle => Step::bad(NAME, "NBD, oldstyle").detail("style", "oldstyle").advise(
-            Server,
-            "it speaks the dialect of before 2011, which has no names and no TLS, and which \
+        ServerGreeting::Oldstyle => {
+            Step::bad(NAME, "NBD, oldstyle").detail("style", "oldstyle").advise(
+                Server,
+                "it speaks the dialect of before 2011, which has no names and no TLS, and which \
                  most clients have given up: take a newer server, or switch the new dialect on \
                  (nbdkit: without -o; qemu-nbd: with -x NAME)",
-        ),
-        Seen::Partial(length) => Step::bad(
+            )
+        }
+        ServerGreeting::Partial(length) => Step::bad(
             NAME,
             format!("it ends after {length} bytes of NBD's greeting"),
         )
         .advise(Server, "it broke down in the middle of its first words; its log may say why"),
-        Seen::Closed => {
-            turned_away(Step::bad(NAME, "the connection is closed before a word is said"))
-        }
-        Seen::Silence => {
-            let waited = time(timeout);
+        ServerGreeting::Closed => dropped_before_greeting(Step::bad(
+            NAME,
+            "the connection is closed before a word is said",
+        )),
+        ServerGreeting::Silence => {
+            let waited = format_duration(timeout);
             Step::bad(NAME, format!("nothing was said in {waited}"))
                 .advise(
                     Server,
@@ -136,12 +139,12 @@ pub(crate) fn greeting(seen: &Seen, timeout: Duration) -> Step {
                 )
                 .advise(Client, "is it the right port? NBD's is 10809")
         }
-        Seen::Foreign(protocol) => foreign(NAME, protocol),
+        ServerGreeting::Foreign(protocol) => foreign(NAME, protocol),
     }
 }
 
 /// Adds advice for a server that closes or resets the connection before it sends anything.
-fn turned_away(step: Step) -> Step {
+fn dropped_before_greeting(step: Step) -> Step {
     step.advise(
         Server,
         "that is how servers turn away addresses that they don't let in: look for this machine's \
@@ -156,22 +159,26 @@ fn turned_away(step: Step) -> Step {
     .advise(Network, "or a proxy or port forwarding in between reaches no server behind it")
 }
 
-fn foreign(name: &'static str, protocol: &Protocol) -> Step {
+fn foreign(name: &'static str, protocol: &ForeignProtocol) -> Step {
     let (what, key) = match protocol {
-        Protocol::Ssh => ("this is SSH", "ssh"),
-        Protocol::Http => ("this seems to be a web server (HTTP)", "http"),
-        Protocol::Tls => ("this seems to be TLS from the first byte (HTTPS, or a stunnel)", "tls"),
-        Protocol::Mail => ("this seems to be a mail or FTP server", "mail"),
-        Protocol::Vnc => ("this is VNC", "vnc"),
-        Protocol::Unknown(_) => ("this is something else than NBD", "unknown"),
+        ForeignProtocol::Ssh => ("this is SSH", "ssh"),
+        ForeignProtocol::Http => ("this seems to be a web server (HTTP)", "http"),
+        ForeignProtocol::Tls => {
+            ("this seems to be TLS from the first byte (HTTPS, or a stunnel)", "tls")
+        }
+        ForeignProtocol::Mail => ("this seems to be a mail or FTP server", "mail"),
+        ForeignProtocol::Vnc => ("this is VNC", "vnc"),
+        ForeignProtocol::Unknown(_) => ("this is something else than NBD", "unknown"),
     };
     let mut step = Step::bad(name, what).detail("protocol", key);
-    if let Protocol::Unknown(bytes) = protocol {
-        step =
-            step.line(format!("it begins with \"{}\"", shown(&bytes.escape_ascii().to_string())));
+    if let ForeignProtocol::Unknown(bytes) = protocol {
+        step = step.line(format!(
+            "it begins with \"{}\"",
+            escape_and_cut(&bytes.escape_ascii().to_string())
+        ));
     }
     match protocol {
-        Protocol::Tls => step.advise(
+        ForeignProtocol::Tls => step.advise(
             Server,
             "NBD begins in clear and goes over to TLS by STARTTLS: take the TLS wrapper away and \
              let the server do TLS, or connect through the other end of the wrapper",

@@ -7,32 +7,32 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::recent::RecentErrors;
-use super::resident::Resident;
-use super::status::{Cache, Memory, Status, Storage};
+use super::resident::ResidentMemory;
+use super::status::{CacheStatus, MemoryStatus, Status, StorageStatus};
 use hexz_exports::{BlockReader, ReaderStats};
 use nbd_gateway::{GatewayReport, unix_seconds};
 
 /// Version of the format of [`Status`].
-const FORMAT: u32 = 1;
+const STATUS_FORMAT: u32 = 1;
 
 /// Time without a heartbeat after which the serving threads count as stuck. They send two per
 /// second.
-const SILENCE: Duration = Duration::from_secs(15);
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Sources of the status. They report from the start of the program on; the gateway may be added
 /// later.
-pub(crate) struct Observed {
+pub(crate) struct StatusSource {
     started: SystemTime,
-    resident: Resident,
+    resident: ResidentMemory,
     /// Memory budget (`--cache-size`), in bytes.
     budget: u64,
     reader: Arc<BlockReader>,
     recent: RecentErrors,
     gateway: OnceLock<Box<dyn Fn() -> GatewayReport + Send + Sync>>,
-    audit: OnceLock<Box<dyn Fn() -> AuditReport + Send + Sync>>,
+    audit: OnceLock<Box<dyn Fn() -> AuditCounts + Send + Sync>>,
 }
 
-impl fmt::Debug for Observed {
+impl fmt::Debug for StatusSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Observed").finish_non_exhaustive()
     }
@@ -40,14 +40,14 @@ impl fmt::Debug for Observed {
 
 /// Counts of audit events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct AuditReport {
+pub(crate) struct AuditCounts {
     /// Number of events that were written.
     pub(crate) written: u64,
     /// Number of events that couldn't be written.
     pub(crate) lost: u64,
 }
 
-impl Observed {
+impl StatusSource {
     /// Creates the sources for a program that is starting. This has to happen before the sandbox is
     /// entered, because it opens a file in `/proc`.
     ///
@@ -55,7 +55,7 @@ impl Observed {
     pub(crate) fn new(budget: u64, reader: Arc<BlockReader>, recent: RecentErrors) -> Self {
         Self {
             started: SystemTime::now(),
-            resident: Resident::open(),
+            resident: ResidentMemory::open(),
             budget,
             reader,
             recent,
@@ -65,27 +65,27 @@ impl Observed {
     }
 
     /// Sets the source of the gateway's report. Only the first call has an effect.
-    pub(crate) fn gateway(&self, report: impl Fn() -> GatewayReport + Send + Sync + 'static) {
+    pub(crate) fn set_gateway(&self, report: impl Fn() -> GatewayReport + Send + Sync + 'static) {
         self.gateway.get_or_init(|| Box::new(report));
     }
 
     /// Sets the source of the audit counts. Only the first call has an effect.
-    pub(crate) fn audit(&self, report: impl Fn() -> AuditReport + Send + Sync + 'static) {
+    pub(crate) fn set_audit(&self, report: impl Fn() -> AuditCounts + Send + Sync + 'static) {
         self.audit.get_or_init(|| Box::new(report));
     }
 
     /// Returns the current status.
     pub(crate) fn status(&self) -> Status {
-        let gateway = self.report();
+        let gateway = self.gateway_report();
         let stats = self.reader.stats();
-        let memory = Memory {
+        let memory = MemoryStatus {
             resident: self.resident.bytes(),
             budget: self.budget,
             in_flight: gateway.in_flight,
             in_flight_limit: gateway.in_flight_limit,
         };
         Status {
-            format: FORMAT,
+            format: STATUS_FORMAT,
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             now: unix_seconds(SystemTime::now()),
@@ -93,7 +93,7 @@ impl Observed {
             ready: gateway.not_ready_reason.is_none(),
             unready: gateway.not_ready_reason,
             gateway,
-            cache: Cache {
+            cache: CacheStatus {
                 bytes: stats.cached,
                 capacity: stats.capacity,
                 hits: stats.hits,
@@ -107,22 +107,23 @@ impl Observed {
             open_failures: stats.open_failures.0,
             memory,
             audit: self.audit.get().map(|report| report()),
-            recent_errors: self.recent.all(),
+            recent_errors: self.recent.to_vec(),
         }
     }
 
     /// Returns the reason why clients can't be served at the moment, if they can't.
-    pub(super) fn unready(&self) -> Option<&'static str> {
-        self.report().not_ready_reason
+    pub(super) fn unready_reason(&self) -> Option<&'static str> {
+        self.gateway_report().not_ready_reason
     }
 
     /// Returns the reason why the program should be restarted, if it should.
-    pub(super) fn sick(&self) -> Option<&'static str> {
-        let silent = self.gateway.get().is_some() && self.report().since_heartbeat > SILENCE;
+    pub(super) fn unhealthy_reason(&self) -> Option<&'static str> {
+        let silent = self.gateway.get().is_some()
+            && self.gateway_report().since_heartbeat > HEARTBEAT_TIMEOUT;
         silent.then_some("the threads that serve clients are stuck")
     }
 
-    fn report(&self) -> GatewayReport {
+    fn gateway_report(&self) -> GatewayReport {
         match self.gateway.get() {
             Some(report) => report(),
             None => GatewayReport {
@@ -133,6 +134,6 @@ impl Observed {
     }
 }
 
-fn storage(stats: &ReaderStats) -> Storage {
-    Storage { reads: stats.storage_reads, bytes: stats.storage_bytes }
+fn storage(stats: &ReaderStats) -> StorageStatus {
+    StorageStatus { reads: stats.storage_reads, bytes: stats.storage_bytes }
 }

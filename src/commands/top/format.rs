@@ -33,7 +33,7 @@ fn scaled(mut value: f64) -> String {
 }
 
 /// Formats an integer, with commas between thousands.
-pub(super) fn count(value: u64) -> String {
+pub(super) fn format_count(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::new();
     for (position, digit) in digits.chars().enumerate() {
@@ -48,7 +48,7 @@ pub(super) fn count(value: u64) -> String {
 /// Formats a rate in events per second.
 pub(super) fn per_second(value: f64) -> String {
     let whole = format!("{value:.0}").parse().unwrap_or(u64::MAX);
-    format!("{}/s", count(whole))
+    format!("{}/s", format_count(whole))
 }
 
 pub(super) fn percent(part: f64) -> String {
@@ -80,7 +80,7 @@ pub(super) fn duration(seconds: f64) -> String {
 }
 
 /// Returns the increase of a counter. A counter that fell has been reset, and counts from zero.
-pub(super) fn rise(now: u64, before: u64) -> u64 {
+pub(super) fn increase(now: u64, before: u64) -> u64 {
     now.checked_sub(before).unwrap_or(now)
 }
 
@@ -97,9 +97,9 @@ pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -
         .buckets
         .iter()
         .enumerate()
-        .map(|(position, (limit, many))| (limit.0, rise(*many, earlier(position)) as f64))
+        .map(|(position, (limit, many))| (limit.0, increase(*many, earlier(position)) as f64))
         .collect();
-    let all = rise(now.count, before.map_or(0, |histogram| histogram.count));
+    let all = increase(now.count, before.map_or(0, |histogram| histogram.count));
     if all == 0 {
         return None;
     }
@@ -117,7 +117,7 @@ pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -
 
 /// Escapes untrusted text, so that it can't disturb the terminal. Characters that are invisible, or
 /// whose width isn't certain, are written as `\u{…}`.
-pub(super) fn clean(text: &str) -> String {
+pub(super) fn escape_untrusted(text: &str) -> String {
     let mut cleaned = String::new();
     for character in text.chars() {
         match character {
@@ -139,14 +139,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_short() {
+    fn formatted_numbers_are_short() {
         let sizes = [0, 1023, 1024, 102_300, 102_400, 1 << 20, (1 << 30) - 1, u64::MAX];
         assert_eq!(
             sizes.map(bytes),
             ["0 B", "1023 B", "1.0 KiB", "99.9 KiB", "100 KiB", "1.0 MiB", "1.0 GiB", "16.0 EiB"]
         );
         assert_eq!(
-            [0, 999, 1000, 1_234_567].map(count),
+            [0, 999, 1000, 1_234_567].map(format_count),
             ["0", "999", "1,000", "1,234,567"].map(String::from)
         );
         assert_eq!([0.0, 0.5, 1.0].map(percent), ["0 %", "50.0 %", "100 %"].map(String::from));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn quantiles_are_of_what_is_new() {
+    fn quantiles_cover_only_reads_since_the_earlier_answer() {
         let histogram = |counts: [u64; 2], count| Histogram {
             count,
             buckets: [0.001, 0.01].map(Limit).into_iter().zip(counts).collect(),
@@ -186,11 +186,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_others_reaches_the_terminal_unseen() {
-        assert_eq!(clean("dns:büro.example.org"), "dns:büro.example.org");
-        assert_eq!(clean("a\u{1b}[31m\r\n\u{9b}b"), r"a\u{1b}[31m\r\n\u{9b}b");
+    fn untrusted_text_is_escaped() {
+        assert_eq!(escape_untrusted("dns:büro.example.org"), "dns:büro.example.org");
+        assert_eq!(escape_untrusted("a\u{1b}[31m\r\n\u{9b}b"), r"a\u{1b}[31m\r\n\u{9b}b");
         assert_eq!(
-            clean("\u{202e}x\u{200d}\u{ad}\u{301}北"),
+            escape_untrusted("\u{202e}x\u{200d}\u{ad}\u{301}北"),
             r"\u{202e}x\u{200d}\u{ad}\u{301}\u{5317}"
         );
     }

@@ -11,10 +11,10 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::host::may_ask;
+use super::host::is_host_allowed;
 use super::metrics::Format;
-use super::observed::Observed;
-use super::page::Page;
+use super::page::StatusPage;
+use super::source::StatusSource;
 use crate::cli::HostName;
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -22,19 +22,19 @@ const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
 
 /// A complete response.
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(super) type HttpResponse = Response<Full<Bytes>>;
 
 /// Handler of HTTP requests.
 #[derive(Debug)]
-pub(super) struct Answers {
+pub(super) struct RequestHandler {
     names: Vec<HostName>,
-    observed: Arc<Observed>,
-    page: Page,
+    observed: Arc<StatusSource>,
+    page: StatusPage,
 }
 
 /// Resource that a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
+enum Resource {
     Page,
     Status,
     Metrics(Format),
@@ -44,7 +44,7 @@ enum Asked {
 
 /// Reason why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+enum RequestRefusal {
     /// A method other than GET and HEAD.
     Method,
     /// A request body.
@@ -55,66 +55,71 @@ enum Refusal {
     Path,
 }
 
-impl Answers {
-    pub(super) fn new(names: Vec<HostName>, observed: Arc<Observed>) -> Self {
-        Self { names, observed, page: Page::new() }
+impl RequestHandler {
+    pub(super) fn new(names: Vec<HostName>, observed: Arc<StatusSource>) -> Self {
+        Self { names, observed, page: StatusPage::new() }
     }
 
     /// Returns the response to a request. `by_network` is false for requests over sockets that no
     /// browser can reach, such as Unix sockets; their host isn't checked.
-    pub(super) fn answer(&self, request: &Request<impl Body>, by_network: bool) -> Answer {
-        match self.judge(request, by_network) {
-            Ok(asked) => self.give(asked),
+    pub(super) fn respond(&self, request: &Request<impl Body>, by_network: bool) -> HttpResponse {
+        match self.route(request, by_network) {
+            Ok(asked) => self.serve(asked),
             Err(refusal) => refuse(refusal),
         }
     }
 
-    fn judge(&self, request: &Request<impl Body>, by_network: bool) -> Result<Asked, Refusal> {
+    fn route(
+        &self,
+        request: &Request<impl Body>,
+        by_network: bool,
+    ) -> Result<Resource, RequestRefusal> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(Refusal::Method);
+            return Err(RequestRefusal::Method);
         }
         if !request.body().is_end_stream() {
-            return Err(Refusal::Body);
+            return Err(RequestRefusal::Body);
         }
-        if by_network && !self.knows_host(request) {
-            return Err(Refusal::Host);
+        if by_network && !self.is_host_accepted(request) {
+            return Err(RequestRefusal::Host);
         }
         match request.uri().path() {
-            "/" => Ok(Asked::Page),
-            "/status.json" => Ok(Asked::Status),
-            "/metrics" => Ok(Asked::Metrics(format(request.headers()))),
-            "/healthz" => Ok(Asked::Health),
-            "/readyz" => Ok(Asked::Readiness),
-            _ => Err(Refusal::Path),
+            "/" => Ok(Resource::Page),
+            "/status.json" => Ok(Resource::Status),
+            "/metrics" => Ok(Resource::Metrics(format(request.headers()))),
+            "/healthz" => Ok(Resource::Health),
+            "/readyz" => Ok(Resource::Readiness),
+            _ => Err(RequestRefusal::Path),
         }
     }
 
     /// Returns true if every host that the request names, in its `Host` field or its target, is
     /// this machine. Browsers always name one.
-    fn knows_host(&self, request: &Request<impl Body>) -> bool {
+    fn is_host_accepted(&self, request: &Request<impl Body>) -> bool {
         let said = request.headers().get_all(HOST).iter().map(|value| value.to_str().ok());
         let in_target = request.uri().authority().map(|authority| Some(authority.as_str()));
-        said.chain(in_target).all(|host| host.is_some_and(|host| may_ask(host, &self.names)))
+        said.chain(in_target)
+            .all(|host| host.is_some_and(|host| is_host_allowed(host, &self.names)))
     }
 
-    fn give(&self, asked: Asked) -> Answer {
+    fn serve(&self, asked: Resource) -> HttpResponse {
         let ok = StatusCode::OK;
         match asked {
-            Asked::Page => {
-                let mut answer = whole(ok, HTML, self.page.html());
+            Resource::Page => {
+                let mut answer = complete_response(ok, HTML, self.page.html());
                 answer.headers_mut().insert(CONTENT_SECURITY_POLICY, self.page.policy().clone());
                 answer
             }
-            Asked::Status => match serde_json::to_vec(&self.observed.status()) {
-                Ok(json) => whole(ok, JSON, json),
-                Err(error) => fault(&error),
+            Resource::Status => match serde_json::to_vec(&self.observed.status()) {
+                Ok(json) => complete_response(ok, JSON, json),
+                Err(error) => internal_error(&error),
             },
-            Asked::Metrics(format) => match format.of(self.observed.status()) {
-                Ok(text) => whole(ok, format.content_type(), text),
-                Err(error) => fault(&error),
+            Resource::Metrics(format) => match format.encode(self.observed.status()) {
+                Ok(text) => complete_response(ok, format.content_type(), text),
+                Err(error) => internal_error(&error),
             },
-            Asked::Health => verdict(self.observed.sick()),
-            Asked::Readiness => verdict(self.observed.unready()),
+            Resource::Health => health_response(self.observed.unhealthy_reason()),
+            Resource::Readiness => health_response(self.observed.unready_reason()),
         }
     }
 }
@@ -128,44 +133,54 @@ fn format(headers: &HeaderMap) -> Format {
     if wants_newer { Format::OpenMetrics } else { Format::Text }
 }
 
-fn verdict(problem: Option<&'static str>) -> Answer {
+fn health_response(problem: Option<&'static str>) -> HttpResponse {
     match problem {
-        None => whole(StatusCode::OK, TEXT, "ok\n"),
-        Some(why) => whole(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
+        None => complete_response(StatusCode::OK, TEXT, "ok\n"),
+        Some(why) => complete_response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
     }
 }
 
-fn refuse(refusal: Refusal) -> Answer {
+fn refuse(refusal: RequestRefusal) -> HttpResponse {
     let (status, words) = match refusal {
-        Refusal::Method => (StatusCode::METHOD_NOT_ALLOWED, "this can only be looked at (GET)\n"),
-        Refusal::Body => (StatusCode::PAYLOAD_TOO_LARGE, "a request has no body here\n"),
-        Refusal::Host => (
+        RequestRefusal::Method => {
+            (StatusCode::METHOD_NOT_ALLOWED, "this can only be looked at (GET)\n")
+        }
+        RequestRefusal::Body => (StatusCode::PAYLOAD_TOO_LARGE, "a request has no body here\n"),
+        RequestRefusal::Host => (
             StatusCode::MISDIRECTED_REQUEST,
             "ask for an address or localhost, or give the name that you ask for by --monitor-name\n",
         ),
-        Refusal::Path => (
+        RequestRefusal::Path => (
             StatusCode::NOT_FOUND,
             "there are / and /status.json, /metrics, /healthz and /readyz\n",
         ),
     };
-    let mut answer = whole(status, TEXT, words);
-    if refusal == Refusal::Method {
+    let mut answer = complete_response(status, TEXT, words);
+    if refusal == RequestRefusal::Method {
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
-    if matches!(refusal, Refusal::Method | Refusal::Body) {
+    if matches!(refusal, RequestRefusal::Method | RequestRefusal::Body) {
         // A body may follow, which isn't read.
         answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     answer
 }
 
-fn fault(error: &dyn std::fmt::Display) -> Answer {
-    whole(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("it can't be written: {error}\n"))
+fn internal_error(error: &dyn std::fmt::Display) -> HttpResponse {
+    complete_response(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        TEXT,
+        format!("it can't be written: {error}\n"),
+    )
 }
 
 /// Builds a response with the headers that all of them have: they forbid browsers to guess the
 /// content type, to embed or share the response with other sites, and to cache it.
-fn whole(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+fn complete_response(
+    status: StatusCode,
+    kind: &'static str,
+    body: impl Into<Bytes>,
+) -> HttpResponse {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -190,9 +205,9 @@ mod tests {
     use hexz_exports::BlockReader;
     use http_body_util::Empty;
 
-    fn answers() -> Answers {
-        let observed = Observed::new(0, BlockReader::new(0), RecentErrors::default());
-        Answers::new(vec!["monitor.example.org".parse().unwrap()], Arc::new(observed))
+    fn answers() -> RequestHandler {
+        let observed = StatusSource::new(0, BlockReader::new(0), RecentErrors::default());
+        RequestHandler::new(vec!["monitor.example.org".parse().unwrap()], Arc::new(observed))
     }
 
     fn request(target: &str, host: Option<&str>) -> Request<Empty<Bytes>> {
@@ -205,10 +220,10 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_another_machine_is_refused() {
+    fn requests_for_other_hosts_are_refused() {
         let answers = answers();
         let status =
-            |target, host, by_network| answers.answer(&request(target, host), by_network).status();
+            |target, host, by_network| answers.respond(&request(target, host), by_network).status();
         for host in [None, Some("localhost"), Some("[::1]:1"), Some("monitor.example.org")] {
             assert_eq!(status("/healthz", host, true), 200);
         }
@@ -218,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_five_things_to_see() {
+    fn five_resources_are_served() {
         let answers = answers();
         for (target, code, kind) in [
             ("/", 200, HTML),
@@ -230,7 +245,7 @@ mod tests {
             ("/../etc/passwd", 404, TEXT),
             ("/metrics/", 404, TEXT),
         ] {
-            let answer = answers.answer(&request(target, None), true);
+            let answer = answers.respond(&request(target, None), true);
             assert_eq!((answer.status().as_u16(), target), (code, target));
             assert_eq!(answer.headers()[CONTENT_TYPE], kind);
             assert_eq!(answer.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
@@ -240,15 +255,15 @@ mod tests {
     }
 
     #[test]
-    fn nothing_can_be_done_but_look() {
+    fn other_methods_and_bodies_are_refused() {
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
             let mut request = request("/metrics", None);
             *request.method_mut() = method;
-            let answer = answers().answer(&request, true);
+            let answer = answers().respond(&request, true);
             assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
             assert_eq!(answer.headers()[ALLOW], "GET, HEAD");
         }
         let body = Request::new(Full::new(Bytes::from_static(b"x")));
-        assert_eq!(answers().answer(&body, true).status(), 413);
+        assert_eq!(answers().respond(&body, true).status(), 413);
     }
 }

@@ -3,20 +3,20 @@
 use nbd_server::wire::option::Rep;
 
 use super::{Client, Network, Server};
-use crate::cli::server_target::Wanted;
+use crate::cli::server_target::TlsUse;
+use crate::commands::doctor::probe_error::ProbeError;
 use crate::commands::doctor::report::{Outcome, Step};
-use crate::commands::doctor::trouble::Trouble;
 
 /// The server's replies to LIST and STARTTLS on a plaintext connection.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct InClear {
+pub(crate) struct PlaintextProbe {
     /// Number of exports, or the reason why LIST failed.
-    pub(crate) list: Result<usize, Trouble>,
+    pub(crate) list: Result<usize, ProbeError>,
     /// Reply to STARTTLS; `None` if it wasn't sent.
-    pub(crate) starttls: Option<Result<(), Trouble>>,
+    pub(crate) starttls: Option<Result<(), ProbeError>>,
 }
 
-impl InClear {
+impl PlaintextProbe {
     /// Returns true if the server requires TLS: it answered LIST with `NBD_REP_ERR_TLS_REQD`.
     pub(crate) fn requires_tls(&self) -> bool {
         matches!(&self.list, Err(trouble) if trouble.is_refusal(Rep::ERR_TLS_REQD))
@@ -27,11 +27,11 @@ impl InClear {
     }
 }
 
-pub(crate) fn in_clear(seen: &InClear, wanted: Wanted, is_local: bool) -> Step {
+pub(crate) fn plaintext(seen: &PlaintextProbe, wanted: TlsUse, is_local: bool) -> Step {
     const NAME: &str = "in clear";
     let answers = match &seen.list {
         Ok(_) => "LIST is answered".to_owned(),
-        Err(trouble) => format!("to LIST {}", trouble.words()),
+        Err(trouble) => format!("to LIST {}", trouble.describe()),
     };
     let word = match (&seen.starttls, seen.requires_tls()) {
         (_, true) => "required",
@@ -41,7 +41,7 @@ pub(crate) fn in_clear(seen: &InClear, wanted: Wanted, is_local: bool) -> Step {
     };
     let base = |step: Step| step.line(answers.clone()).detail("tls", word);
     match (&seen.starttls, seen.requires_tls(), wanted) {
-        (_, true, Wanted::Never) => base(Step::bad(NAME, "the server requires TLS"))
+        (_, true, TlsUse::Never) => base(Step::bad(NAME, "the server requires TLS"))
             .advise(Client, "use TLS: nbds:// instead of nbd://, nbd-client -x, qemu's tls-creds"),
         (Some(Ok(())), true, _) => base(Step::good(NAME, "TLS is required")),
         // LIST failed for another reason, so it is unknown whether plaintext clients are served.
@@ -58,23 +58,23 @@ pub(crate) fn in_clear(seen: &InClear, wanted: Wanted, is_local: bool) -> Step {
             )
         }
         (Some(Err(trouble)), is_required, _) => {
-            refused_tls(base(Step::good(NAME, "")), trouble, is_required, wanted, is_local)
+            tls_refused(base(Step::good(NAME, "")), trouble, is_required, wanted, is_local)
         }
         (None, _, _) => base(Step::good(NAME, "TLS isn't used")),
     }
 }
 
 /// Completes the step for a server that didn't acknowledge STARTTLS.
-fn refused_tls(
+fn tls_refused(
     step: Step,
-    trouble: &Trouble,
+    trouble: &ProbeError,
     is_required: bool,
-    wanted: Wanted,
+    wanted: TlsUse,
     is_local: bool,
 ) -> Step {
     let said = |text: String, step: Step| Step { found: text, ..step };
-    let is_clean = matches!(trouble, Trouble::Refused { .. });
-    let step = said(format!("TLS isn't offered: to STARTTLS {}", trouble.words()), step);
+    let is_clean = matches!(trouble, ProbeError::OptionRefused { .. });
+    let step = said(format!("TLS isn't offered: to STARTTLS {}", trouble.describe()), step);
     if is_required {
         return step.at_least(Outcome::Bad).advise(
             Server,
@@ -86,7 +86,7 @@ fn refused_tls(
                   --tls=require --tls-certificates, qemu-nbd --tls-creds, nbd-server certfile and \
                   keyfile), or see in its log why it can't use those that it has";
     match wanted {
-        Wanted::Always => step.at_least(Outcome::Bad).advise(Server, set_up).advise(
+        TlsUse::Always => step.at_least(Outcome::Bad).advise(Server, set_up).advise(
             Client,
             "or do without TLS (nbd:// instead of nbds://), where nobody can listen on the way",
         ),

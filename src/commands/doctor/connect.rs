@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::advice;
-use super::report::{Step, time};
-use crate::cli::server_target::Place;
+use super::report::{Step, format_duration};
+use crate::cli::server_target::ServerEndpoint;
 
 /// Maximum number of addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 16;
@@ -20,7 +20,7 @@ const MAX_ADDRESSES: usize = 16;
 /// A bidirectional byte stream, with or without TLS.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Duplex for S {}
-pub(crate) type Stream = Box<dyn Duplex>;
+pub(crate) type BoxedStream = Box<dyn Duplex>;
 
 /// Resolved address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Address {
         }
     }
 
-    pub(crate) async fn connect(&self) -> io::Result<Stream> {
+    pub(crate) async fn connect(&self) -> io::Result<BoxedStream> {
         Ok(match self {
             Self::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -61,24 +61,24 @@ impl fmt::Display for Address {
 
 /// Reason why a connection attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unreached {
+pub(crate) enum ConnectFailure {
     /// No answer within the timeout.
-    Silence,
+    Timeout,
     /// Error from the operating system.
-    Refused(io::ErrorKind),
+    Io(io::ErrorKind),
 }
 
 /// A failed connection attempt: address, reason and error message.
-pub(crate) type Attempt = (Address, Unreached, String);
+pub(crate) type FailedAttempt = (Address, ConnectFailure, String);
 
 /// Resolves a target to its addresses. A name that was looked up also gets a step with the result.
 pub(super) async fn resolve(
-    place: &Place,
+    endpoint: &ServerEndpoint,
     timeout: Duration,
 ) -> (Option<Step>, Result<Vec<Address>, Step>) {
-    let (host, port) = match place {
-        Place::Unix(path) => return (None, Ok(vec![Address::Unix(path.clone())])),
-        Place::Tcp { host, port } => (host, *port),
+    let (host, port) = match endpoint {
+        ServerEndpoint::Unix(path) => return (None, Ok(vec![Address::Unix(path.clone())])),
+        ServerEndpoint::Tcp { host, port } => (host, *port),
     };
     if let Ok(ip) = host.parse::<IpAddr>() {
         return (None, Ok(vec![Address::Tcp(SocketAddr::new(ip, port))]));
@@ -115,8 +115,8 @@ pub(super) async fn resolve(
 pub(super) async fn connect(
     addresses: Vec<Address>,
     timeout: Duration,
-) -> Result<(Stream, Address, Step), Step> {
-    let mut failed: Vec<Attempt> = Vec::new();
+) -> Result<(BoxedStream, Address, Step), Step> {
+    let mut failed: Vec<FailedAttempt> = Vec::new();
     for address in addresses {
         let began = Instant::now();
         let unreached = match tokio::time::timeout(timeout, address.connect()).await {
@@ -124,8 +124,10 @@ pub(super) async fn connect(
                 let step = advice::connected(&address, &failed).took(began.elapsed());
                 return Ok((stream, address, step));
             }
-            Ok(Err(error)) => (Unreached::Refused(error.kind()), error.to_string()),
-            Err(_) => (Unreached::Silence, format!("no answer in {}", time(timeout))),
+            Ok(Err(error)) => (ConnectFailure::Io(error.kind()), error.to_string()),
+            Err(_) => {
+                (ConnectFailure::Timeout, format!("no answer in {}", format_duration(timeout)))
+            }
         };
         failed.push((address, unreached.0, unreached.1));
     }

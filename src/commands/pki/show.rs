@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Value, json};
 
 use super::PkiError;
-use super::certificate::{Certificate, Kind};
-use super::revocations::{Revocations, reason_in_words};
+use super::certificate::{CertificateInfo, CertificateKind};
+use super::revocations::{Revocations, reason_name};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Status of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum CertificateStatus {
     Revoked,
     Expired,
     /// Valid for this number of whole days.
@@ -21,9 +21,9 @@ enum State {
 }
 
 /// Writes a table with a header and a line for each certificate.
-pub(super) fn text(
+pub(super) fn write_text(
     out: &mut impl Write,
-    certificates: &[Certificate],
+    certificates: &[CertificateInfo],
     revocations: &Revocations,
 ) -> Result<(), PkiError> {
     let now = SystemTime::now();
@@ -34,29 +34,29 @@ pub(super) fn text(
     )?;
     for certificate in certificates {
         let state = match state(certificate, revocations, now) {
-            State::Revoked => "revoked".to_owned(),
-            State::Expired => "expired".to_owned(),
-            State::Valid(0) => "expires in a day".to_owned(),
-            State::Valid(1) => "expires in 1 day".to_owned(),
-            State::Valid(days) => format!("expires in {days} days"),
+            CertificateStatus::Revoked => "revoked".to_owned(),
+            CertificateStatus::Expired => "expired".to_owned(),
+            CertificateStatus::Valid(0) => "expires in a day".to_owned(),
+            CertificateStatus::Valid(1) => "expires in 1 day".to_owned(),
+            CertificateStatus::Valid(days) => format!("expires in {days} days"),
         };
         writeln!(
             out,
             "{:6}  {state:20}  {:10}  {:32}  {}  {}",
             certificate.kind,
-            day(certificate.not_after),
+            format_date(certificate.not_after),
             certificate.serial.to_string(),
             certificate.fingerprint(),
-            certificate.names_in_words(),
+            certificate.names_for_display(),
         )?;
     }
     Ok(())
 }
 
 /// Writes a JSON array with an object for each certificate.
-pub(super) fn json(
+pub(super) fn write_json(
     out: &mut impl Write,
-    certificates: &[Certificate],
+    certificates: &[CertificateInfo],
     revocations: &Revocations,
 ) -> Result<(), PkiError> {
     let now = SystemTime::now();
@@ -64,14 +64,14 @@ pub(super) fn json(
         .iter()
         .map(|certificate| {
             let (state, days) = match state(certificate, revocations, now) {
-                State::Revoked => ("revoked", None),
-                State::Expired => ("expired", None),
-                State::Valid(days) => ("valid", Some(days)),
+                CertificateStatus::Revoked => ("revoked", None),
+                CertificateStatus::Expired => ("expired", None),
+                CertificateStatus::Valid(days) => ("valid", Some(days)),
             };
             let revoked = revocations.find(&certificate.serial).map(|entry| {
                 json!({
-                    "at": moment(entry.revocation_time.into()),
-                    "reason": entry.reason_code.map(reason_in_words),
+                    "at": format_time(entry.revocation_time.into()),
+                    "reason": entry.reason_code.map(reason_name),
                 })
             });
             let names: Value = certificate
@@ -83,8 +83,8 @@ pub(super) fn json(
                 "kind": certificate.kind.to_string(),
                 "names": names,
                 "serial": certificate.serial.to_string(),
-                "not_before": moment(certificate.not_before),
-                "not_after": moment(certificate.not_after),
+                "not_before": format_time(certificate.not_before),
+                "not_after": format_time(certificate.not_after),
                 "state": state,
                 "expires_in_days": days,
                 "revoked": revoked,
@@ -97,20 +97,26 @@ pub(super) fn json(
 }
 
 /// Formats the date of a time, in UTC.
-pub(super) fn day(time: SystemTime) -> String {
-    moment(time).split('T').next().unwrap_or_default().to_owned()
+pub(super) fn format_date(time: SystemTime) -> String {
+    format_time(time).split('T').next().unwrap_or_default().to_owned()
 }
 
-fn moment(time: SystemTime) -> String {
+fn format_time(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-fn state(certificate: &Certificate, revocations: &Revocations, now: SystemTime) -> State {
-    if certificate.kind != Kind::Authority && revocations.find(&certificate.serial).is_some() {
-        return State::Revoked;
+fn state(
+    certificate: &CertificateInfo,
+    revocations: &Revocations,
+    now: SystemTime,
+) -> CertificateStatus {
+    if certificate.kind != CertificateKind::Authority
+        && revocations.find(&certificate.serial).is_some()
+    {
+        return CertificateStatus::Revoked;
     }
     match certificate.not_after.duration_since(now) {
-        Ok(left) if !left.is_zero() => State::Valid(left.as_secs() / DAY.as_secs()),
-        _ => State::Expired,
+        Ok(left) if !left.is_zero() => CertificateStatus::Valid(left.as_secs() / DAY.as_secs()),
+        _ => CertificateStatus::Expired,
     }
 }
