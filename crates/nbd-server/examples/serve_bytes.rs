@@ -1,27 +1,22 @@
-//! Serves any sequence of bytes through the engine: here, text that is made up as it is
-//! read, a gigabyte of it that is stored nowhere.
+//! Serves an export of its own making: text that is generated as it is read, a gigabyte of it that
+//! is stored nowhere.
 //!
 //!     cargo run -p nbd-server --example serve_bytes
 //!     nbdcopy nbd://localhost:10811/numbers - | head -3
 //!
-//! The engine takes any stream. This program gives it TCP connections of this machine and
-//! neither TLS nor deadlines; see `nbd_gateway` for what a server on a network needs.
+//! All clients share one memory budget, and Ctrl-C drains their requests in flight. There is no
+//! TLS; see `nbd-gateway` for what a server on a network needs.
 
 use std::error::Error;
-use std::future::{Future, ready};
 use std::io::Write;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use nbd_server::budget::Budget;
-use nbd_server::{
-    Export, Exports, ListEntry, NegotiationLimits, ReadError, Security, Segment, Span,
-    TransmitLimits, greet, negotiate, transmit,
-};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc::Sender;
+use nbd_server::{Export, ExportSet, ReadError, Segment, SessionOptions, Span, handle_client_with};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 
-/// A line for each number: "line 0000000001\n", 16 bytes and a newline.
+/// A line for each number: "line 00000000001\n", 17 bytes.
 struct Numbers;
 
 const LINE: u64 = 17;
@@ -57,52 +52,32 @@ impl Export for Numbers {
     }
 }
 
-/// One export, which is the default one too.
-struct OnlyNumbers(Arc<Numbers>);
-
-impl Exports for OnlyNumbers {
-    type Export = Numbers;
-
-    fn find(&self, name: &[u8]) -> impl Future<Output = Option<Arc<Numbers>>> + Send {
-        ready(matches!(name, b"" | b"numbers").then(|| Arc::clone(&self.0)))
-    }
-
-    async fn list(&self, listings: Sender<ListEntry>) {
-        let (name, description) = (self.0.name().into(), self.0.description().into());
-        // A client that has gone needs no listing.
-        listings.send(ListEntry { name, description }).await.ok();
-    }
-}
-
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let exports = Arc::new(OnlyNumbers(Arc::new(Numbers)));
-    let limits = TransmitLimits::new(Budget::new(64 * 1024 * 1024, 8 * 1024 * 1024));
+    let exports = ExportSet::single(Numbers);
+    let options = SessionOptions::default();
+    let (shutdown, _) = watch::channel(false);
     let listener = TcpListener::bind("127.0.0.1:10811").await?;
     println!("serving on {}", listener.local_addr()?);
+    let mut sessions = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await?;
-        let (exports, limits) = (Arc::clone(&exports), limits.clone());
-        tokio::spawn(async move {
-            if let Err(error) = serve(stream, &exports, &limits).await {
-                eprintln!("a connection ended: {error}");
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted?.0,
+            _ = sessions.join_next(), if !sessions.is_empty() => continue,
+            interrupted = tokio::signal::ctrl_c() => break interrupted?,
+        };
+        stream.set_nodelay(true)?;
+        let (exports, options, mut stop) = (exports.clone(), options.clone(), shutdown.subscribe());
+        sessions.spawn(async move {
+            let stopped = async move { drop(stop.wait_for(|stop| *stop).await) };
+            match handle_client_with(stream, &exports, &options, stopped).await {
+                Ok(Some(stats)) => println!("a client left after {} requests", stats.requests),
+                Ok(None) => println!("a client left without choosing an export"),
+                Err(error) => eprintln!("session failed: {error}"),
             }
         });
     }
-}
-
-async fn serve(
-    mut stream: TcpStream,
-    exports: &OnlyNumbers,
-    limits: &TransmitLimits,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
-    stream.set_nodelay(true)?;
-    let flags = greet(&mut stream).await?;
-    let mut quota = NegotiationLimits::default().quota();
-    let chosen = negotiate(&mut stream, flags, Security::Plain, exports, &mut quota).await?;
-    if let Some(chosen) = chosen {
-        let summary = transmit(stream, chosen, limits, std::future::pending()).await?;
-        println!("a client left after {} requests", summary.requests);
-    }
+    shutdown.send_replace(true);
+    while sessions.join_next().await.is_some() {}
     Ok(())
 }

@@ -34,6 +34,11 @@ pub enum SessionError {
     /// The client's options carried more bytes of data than the limit, which the field holds.
     #[error("the client sent more than {0} bytes of options (--max-option-bytes)")]
     TooManyOptionBytes(u64),
+    /// The client did not choose an export in time ([`SessionOptions::negotiation_timeout`]).
+    ///
+    /// [`SessionOptions::negotiation_timeout`]: super::SessionOptions::negotiation_timeout
+    #[error("the client did not choose an export in time")]
+    NegotiationTimeout,
     /// The client asked for an unknown export by `NBD_OPT_EXPORT_NAME`. That option has no error
     /// reply, so the connection is closed.
     #[error("the client chose an export that isn't served: {0}")]

@@ -13,6 +13,8 @@ mod export;
 mod greeting;
 mod metrics;
 mod negotiate;
+mod ready_made;
+mod serve;
 mod throttle;
 mod transmit;
 pub mod wire;
@@ -30,5 +32,9 @@ pub use negotiate::{
     Negotiated, NegotiationLimits, NegotiationQuota, PlaintextOutcome, ReplyMode, Security,
     SelectedContext, negotiate, plaintext_leg,
 };
+#[cfg(unix)]
+pub use ready_made::FileExport;
+pub use ready_made::{BytesExport, ExportSet};
+pub use serve::{SessionOptions, handle_client, handle_client_with};
 pub use throttle::Throttle;
 pub use transmit::{CloseReason, SessionStats, TransmitLimits, transmit};

@@ -1,0 +1,3 @@
+//! Tests of the engine over in-process streams.
+
+mod handle_client;
