@@ -29,7 +29,7 @@
 
 mod cli;
 mod commands;
-mod failure;
+mod exit_status;
 mod log;
 mod monitor;
 mod service;
@@ -41,7 +41,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 
 use cli::Cli;
-use failure::Failure;
+use exit_status::Failure;
 use monitor::RecentErrors;
 use settings::OptionSource;
 

@@ -10,7 +10,7 @@ use nbd_telemetry::escape;
 
 use crate::cli::ServeOptions;
 use crate::commands::output;
-use crate::failure::Failure;
+use crate::exit_status::{self, Failure};
 use crate::service::{access, archives, audit, password, runtime};
 use crate::settings::Settings;
 
@@ -21,7 +21,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let config = serve.config();
     let mut failures = Vec::new();
     let policy = access::read_collecting_errors(&serve.changeable, &config);
-    let policy = policy.map_err(|all| failures.extend(all)).ok();
+    let policy = policy.map_err(|all| failures.extend(all.into_iter().map(Failure::from))).ok();
     if let Some(policy) = &policy {
         access::warn_risky(&config, policy);
     }
@@ -37,7 +37,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
             Ok(ExitCode::SUCCESS)
         }
         (_, _, first) => {
-            let code = first.map_or(1, Failure::exit_code);
+            let code = first.map_or(exit_status::FAILED, Failure::exit_status);
             for failure in &failures {
                 tracing::error!("{failure}");
             }

@@ -5,7 +5,7 @@ use clap_complete::{Generator, Shell as Known};
 
 use crate::cli::{Cli, Completions, Shell};
 use crate::commands::output;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 /// Prints the completion script for a shell.
 pub(crate) fn run(options: &Completions) -> Result<(), Failure> {

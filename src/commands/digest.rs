@@ -6,7 +6,7 @@ use hexz_reader::{Digest, Error};
 
 use crate::cli;
 use crate::commands::output;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 /// Prints a line for each file. Stops at the first file that can't be read.
 pub(crate) fn run(options: &cli::Digest) -> Result<(), Failure> {

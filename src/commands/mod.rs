@@ -8,16 +8,16 @@ mod digest;
 mod doctor;
 mod inspect;
 mod man;
-pub(crate) mod output;
-pub(crate) mod pki;
+mod output;
+mod pki;
+mod signals;
 mod top;
 mod verify;
 
 use std::process::ExitCode;
 
 use crate::cli::Command;
-use crate::failure::Failure;
-pub(crate) use top::StatusError;
+use crate::exit_status::Failure;
 
 /// Runs a subcommand.
 pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {

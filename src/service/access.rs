@@ -5,21 +5,45 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nbd_gateway::Policy;
-use nbd_gateway::access::Rules;
-use nbd_gateway::config::Config;
+use nbd_gateway::access::{Rules, RulesFileError};
+use nbd_gateway::config::{Config, ConfigError};
 use nbd_gateway::listen::ListenAddress;
-use nbd_gateway::tls::{self, ServerTls};
+use nbd_gateway::tls::{self, ServerTls, TlsFileError};
 
 use super::sandbox;
 use crate::cli::{ReloadableOptions, TlsOptions};
-use crate::failure::Failure;
+use crate::exit_status::{self, ExitStatus};
+
+/// Reason for which there is no policy.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AccessError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("can't use the rules: {0}")]
+    Rules(#[from] RulesFileError),
+    #[error("can't use TLS: {0}")]
+    Tls(#[from] TlsFileError),
+    #[error(
+        "rules ask who a client is, but clients aren't asked for a certificate: give --tls-client-ca"
+    )]
+    IdentityWithoutCa,
+}
+
+impl ExitStatus for AccessError {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::Tls(_) => exit_status::TLS,
+            Self::Config(_) | Self::Rules(_) | Self::IdentityWithoutCa => exit_status::USAGE,
+        }
+    }
+}
 
 /// Reads the policy. Keeps the key of `before` if it can't be read again.
 pub(crate) fn read(
     options: &ReloadableOptions,
     config: &Config,
     before: Option<&ServerTls>,
-) -> Result<Policy, Failure> {
+) -> Result<Policy, AccessError> {
     warn_world_writable(options);
     let rules = options.access.rules()?;
     config.check(&rules, options.tls.files().is_some())?;
@@ -33,7 +57,7 @@ pub(crate) fn read(
 pub(crate) fn read_collecting_errors(
     options: &ReloadableOptions,
     config: &Config,
-) -> Result<Policy, Vec<Failure>> {
+) -> Result<Policy, Vec<AccessError>> {
     warn_world_writable(options);
     let mut failures = Vec::new();
     let rules = options.access.rules().map_err(|error| failures.push(error.into())).ok();
@@ -53,7 +77,7 @@ pub(crate) fn read_collecting_errors(
 fn read_tls(
     options: &TlsOptions,
     before: Option<&ServerTls>,
-) -> Result<Option<ServerTls>, Failure> {
+) -> Result<Option<ServerTls>, AccessError> {
     let Some((files, oldest)) = options.files() else { return Ok(None) };
     let (tls, warnings) = tls::load(&files, oldest, before)?;
     for warning in warnings {
@@ -109,10 +133,10 @@ fn find_world_writable(path: &Path) -> Option<WorldWritable> {
         .then(|| WorldWritable::Folder(folder.to_owned()))
 }
 
-fn check_identity_rules(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), Failure> {
+fn check_identity_rules(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), AccessError> {
     let asks = tls.is_some_and(ServerTls::requests_certificates);
     if rules.use_identities() && !asks {
-        return Err(Failure::IdentityWithoutCa);
+        return Err(AccessError::IdentityWithoutCa);
     }
     Ok(())
 }

@@ -6,13 +6,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hexz_exports::{Catalog, SnapshotExport};
+use hexz_exports::{Catalog, CatalogError, FolderError, SnapshotExport};
 use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
 use nbd_server::Export;
 use nbd_telemetry::escape;
 
 use crate::cli::{OpenArchiveOptions, SnapshotOptions};
-use crate::failure::Failure;
+use crate::exit_status::{self, ExitStatus, Failure};
 use crate::service::password;
 
 /// Maximum length of a key file, in bytes.
@@ -35,6 +35,30 @@ pub(crate) enum TrustError {
         escape::name(.name)
     )]
     DigestFile { name: OsString, error: io::Error },
+}
+
+impl ExitStatus for TrustError {
+    fn exit_status(&self) -> u8 {
+        exit_status::ARCHIVE
+    }
+}
+
+impl ExitStatus for CatalogError {
+    fn exit_status(&self) -> u8 {
+        exit_status::USAGE
+    }
+}
+
+impl ExitStatus for FolderError {
+    fn exit_status(&self) -> u8 {
+        exit_status::ARCHIVE
+    }
+}
+
+impl ExitStatus for hexz_reader::Error {
+    fn exit_status(&self) -> u8 {
+        exit_status::ARCHIVE
+    }
 }
 
 /// Returns the options with which archives are opened.

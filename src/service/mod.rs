@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 use crate::monitor::RecentErrors;
 use crate::settings::{OptionSource, Settings};
 use audit::AuditHandle;

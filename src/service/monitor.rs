@@ -10,7 +10,20 @@ use nbd_gateway::Control;
 use nbd_gateway::listen::{BoundSocket, ListenAddress};
 
 use crate::cli::ServeOptions;
-use crate::failure::Failure;
+use crate::exit_status::{self, ExitStatus, Failure};
+
+/// Error for a monitor that is given twice.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the socket \"monitor\" is handed over, and --monitor is given as well: leave one of them away"
+)]
+struct MonitorAndInherited;
+
+impl ExitStatus for MonitorAndInherited {
+    fn exit_status(&self) -> u8 {
+        exit_status::USAGE
+    }
+}
 
 /// Monitoring resources that can't be obtained inside the sandbox.
 pub(crate) struct MonitorSetup {
@@ -43,7 +56,7 @@ impl MonitorSetup {
     ) -> Result<Self, Failure> {
         let configured = options.monitoring.listen();
         let socket = match (inherited, configured) {
-            (Some(_), Some(_)) => return Err(Failure::MonitorAndInherited),
+            (Some(_), Some(_)) => return Err(MonitorAndInherited.into()),
             (inherited, None) => inherited,
             (None, Some(at)) => Some(at.bind()?),
         };

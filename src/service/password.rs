@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use hexz_reader::{Password, PasswordSource};
 use nbd_gateway::tls::{TlsFileProblem, check_not_exposed};
 
+use crate::exit_status::{self, ExitStatus};
+
 /// Name of the credential under systemd's `LoadCredential=`.
 const CREDENTIAL: &str = "hexz-nbd.password";
 /// Environment variable, which the Hexz tools use as well.
@@ -16,9 +18,21 @@ const VARIABLE: &str = "HEXZ_PASSWORD";
 /// Length in bytes from which on a password file is rejected.
 const LENGTH_LIMIT: usize = 64 * 1024;
 
+/// Reason for which there is no password.
+#[derive(Debug, thiserror::Error)]
+#[error("can't use the password: {0}")]
+pub(crate) struct PasswordError(#[from] PasswordFileError);
+
+impl ExitStatus for PasswordError {
+    fn exit_status(&self) -> u8 {
+        exit_status::ARCHIVE
+    }
+}
+
+/// A password file that can't be used.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {problem}", nbd_telemetry::escape::name(.path))]
-pub(crate) struct PasswordError {
+struct PasswordFileError {
     path: PathBuf,
     problem: TlsFileProblem,
 }
@@ -29,7 +43,7 @@ pub(crate) fn password_source(
     file: Option<&Path>,
 ) -> Result<Option<PasswordSource>, PasswordError> {
     if let Some(path) = self::password_file(file) {
-        return source(&path).map(Some);
+        return Ok(Some(source(&path)?));
     }
     let variable = || std::env::var_os(VARIABLE).map(|value| Password::new(value.into_vec()));
     Ok(variable().map(|_| {
@@ -50,7 +64,7 @@ pub(crate) fn password_file(given: Option<&Path>) -> Option<PathBuf> {
 
 /// Creates a source that rereads a regular file each time. The content of anything else, such as
 /// a pipe, is kept, since it can be read only once.
-fn source(path: &Path) -> Result<PasswordSource, PasswordError> {
+fn source(path: &Path) -> Result<PasswordSource, PasswordFileError> {
     let password = read(path)?;
     if !path.is_file() {
         return Ok(password.into());
@@ -59,8 +73,8 @@ fn source(path: &Path) -> Result<PasswordSource, PasswordError> {
     Ok(PasswordSource::new(move || read(&path).map_err(io::Error::other)))
 }
 
-fn read(path: &Path) -> Result<Password, PasswordError> {
-    let of = |problem| PasswordError { path: path.to_owned(), problem };
+fn read(path: &Path) -> Result<Password, PasswordFileError> {
+    let of = |problem| PasswordFileError { path: path.to_owned(), problem };
     // The permissions of a pipe, such as a shell's `<(…)`, mean nothing.
     if path.is_file() {
         check_not_exposed(path).map_err(of)?;

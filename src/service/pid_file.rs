@@ -5,14 +5,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::failure::Failure;
+use crate::exit_status::WriteError;
 
 /// Permissions: readable by everyone.
 const MODE: u32 = 0o644;
 
 /// Writes the file atomically, so that readers never see a partial number. A symbolic link at
 /// `path` is replaced, not followed.
-pub(crate) fn write(path: &Path) -> Result<(), Failure> {
+pub(crate) fn write(path: &Path) -> Result<(), WriteError> {
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     let written = || -> io::Result<()> {
         let mut file = tempfile::Builder::new()
@@ -23,5 +23,5 @@ pub(crate) fn write(path: &Path) -> Result<(), Failure> {
         file.persist(path)?;
         Ok(())
     };
-    written().map_err(|error| Failure::Write { path: path.to_owned(), error })
+    written().map_err(|error| WriteError { path: path.to_owned(), error })
 }

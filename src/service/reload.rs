@@ -18,10 +18,11 @@ use nbd_gateway::config::Config;
 use nbd_gateway::tls::ServerTls;
 use nbd_gateway::{Control, Policy};
 use nbd_sandbox::{ReadableSet, SandboxPlan};
+use nbd_telemetry::escape;
 
 use super::{access, archives, password, sandbox};
 use crate::cli::{OpenArchiveOptions, ReloadableOptions, SnapshotOptions};
-use crate::failure::Failure;
+use crate::exit_status::{self, ExitStatus, Failure};
 use crate::service::audit::AuditHandle;
 use crate::service::notify::Notifier;
 use crate::settings::{FixedOptions, OptionSource, ReloadedOptions};
@@ -50,6 +51,32 @@ pub(crate) fn unblock_sighup() -> io::Result<Signal> {
 
 fn sighup_set() -> SigSet {
     SigSet::from(nix::sys::signal::Signal::SIGHUP)
+}
+
+/// Change that can't be made at run time.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    #[error("{} is a pipe, which can be read only once", escape::name(.0))]
+    Pipe(PathBuf),
+    #[error("TLS can't be switched on or off while clients are served; it takes a restart")]
+    TlsToggled,
+    #[error(
+        "{} outside what the sandbox lets this program read; it takes a restart",
+        with_verb(.0)
+    )]
+    OutsideSandbox(Vec<PathBuf>),
+}
+
+impl ExitStatus for ReloadError {
+    fn exit_status(&self) -> u8 {
+        exit_status::USAGE
+    }
+}
+
+/// Returns "a is" or "a, b are".
+fn with_verb(paths: &[PathBuf]) -> String {
+    let all: Vec<String> = paths.iter().map(|path| escape::name(path).to_string()).collect();
+    format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })
 }
 
 /// Stamps of the files that a reload reads; `None` for files that don't exist.
@@ -335,12 +362,12 @@ impl ReloadInputs {
         let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
         // Existing connections could continue unencrypted after TLS has been required.
         if options.tls.files().is_some() != self.tls.is_some() {
-            return Err(Failure::TlsToggled);
+            return Err(ReloadError::TlsToggled.into());
         }
         let closed =
             self.readable.unreadable(&sandbox::add_files(SandboxPlan::default(), &options));
         if !closed.is_empty() {
-            return Err(Failure::OutsideSandbox(closed));
+            return Err(ReloadError::OutsideSandbox(closed).into());
         }
         reject_pipes(&sandbox::policy_files(&options))?;
         let policy = access::read(&options, &self.config, self.tls.as_ref())?;
@@ -396,11 +423,11 @@ fn reopen_options(
     Ok(Some(archives::with_password(wanted, password)?))
 }
 
-fn reject_pipes<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Failure> {
+fn reject_pipes<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), ReloadError> {
     let is_pipe =
         |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.file_type().is_fifo());
     match paths.into_iter().find(|path| is_pipe(path)) {
-        Some(pipe) => Err(Failure::Pipe(pipe.clone())),
+        Some(pipe) => Err(ReloadError::Pipe(pipe.clone())),
         None => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 
 /// Prepares the runtime without starting it. The number of threads is determined here, since the
 /// limit of the control group can't be read in the sandbox.

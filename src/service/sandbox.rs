@@ -7,7 +7,14 @@ use nbd_sandbox::{Mode, ReadableSet, SandboxError, SandboxPlan};
 
 use super::{archives, password};
 use crate::cli::{MonitorAddress, ReloadableOptions};
+use crate::exit_status::{self, ExitStatus};
 use crate::settings::Settings;
+
+impl ExitStatus for SandboxError {
+    fn exit_status(&self) -> u8 {
+        exit_status::SANDBOX
+    }
+}
 
 /// Returns the plan of what the program still needs inside the sandbox.
 pub(super) fn plan(settings: &Settings) -> SandboxPlan {

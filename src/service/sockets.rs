@@ -10,13 +10,51 @@ use tokio_util::sync::CancellationToken;
 
 use hexz_exports::Catalog;
 use nbd_gateway::config::Config;
-use nbd_gateway::inherited::InheritedSockets;
-use nbd_gateway::listen::{self, BoundSocket, ListenAddress, SocketPermissions};
-use nbd_gateway::stdio::StdioConnection;
-use nbd_gateway::{Gateway, Policy};
+use nbd_gateway::inherited::{InheritError, InheritedSockets};
+use nbd_gateway::listen::{self, BindError, BoundSocket, ListenAddress, SocketPermissions};
+use nbd_gateway::stdio::{StdioConnection, StdioError};
+use nbd_gateway::{AcceptLoopFailed, Gateway, Policy};
 
 use crate::cli::ServeOptions;
-use crate::failure::Failure;
+use crate::exit_status::{self, ExitStatus, Failure};
+
+/// Error for addresses to listen on that are given twice.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "--listen is given, but the service manager hands over sockets to listen on (LISTEN_FDS): \
+     leave out one of them"
+)]
+struct ListenAndInherited;
+
+impl ExitStatus for ListenAndInherited {
+    fn exit_status(&self) -> u8 {
+        exit_status::USAGE
+    }
+}
+
+impl ExitStatus for BindError {
+    fn exit_status(&self) -> u8 {
+        exit_status::LISTEN
+    }
+}
+
+impl ExitStatus for InheritError {
+    fn exit_status(&self) -> u8 {
+        exit_status::LISTEN
+    }
+}
+
+impl ExitStatus for StdioError {
+    fn exit_status(&self) -> u8 {
+        exit_status::LISTEN
+    }
+}
+
+impl ExitStatus for AcceptLoopFailed {
+    fn exit_status(&self) -> u8 {
+        exit_status::FAILED
+    }
+}
 
 /// Sockets that the process was started with.
 pub(crate) enum SocketSource {
@@ -44,7 +82,7 @@ impl SocketSource {
         let inherited = InheritedSockets::take(|name| std::env::var(name).ok())?;
         if !inherited.nbd.is_empty() {
             if !config.listen.is_empty() {
-                return Err(Failure::ListenAndInherited);
+                return Err(ListenAndInherited.into());
             }
             // So that they are checked like configured addresses.
             config.listen =

@@ -15,7 +15,7 @@ use super::reload::FileStamps;
 use super::sockets::{BoundSockets, SocketSource};
 use super::{access, archives, pid_file};
 use crate::cli::ReloadableOptions;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 use crate::monitor::RecentErrors;
 use crate::settings::{FixedOptions, Settings};
 

@@ -27,6 +27,7 @@ use hexz_exports::NamedArchive;
 use hexz_reader::storage::FileStamp;
 
 use crate::cli::{Cli, LogOptions, ReloadableOptions};
+use crate::exit_status::{self, ExitStatus};
 use crate::log;
 use file::FileContents;
 use merge::Merge;
@@ -226,7 +227,13 @@ impl SettingsError {
         for problem in problems {
             tracing::error!("{problem}");
         }
-        std::process::exit(2)
+        std::process::exit(exit_status::USAGE.into())
+    }
+}
+
+impl ExitStatus for SettingsError {
+    fn exit_status(&self) -> u8 {
+        exit_status::USAGE
     }
 }
 

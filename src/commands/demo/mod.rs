@@ -20,7 +20,8 @@ use nbd_telemetry::escape;
 
 use crate::cli::Demo;
 use crate::commands::output;
-use crate::failure::Failure;
+use crate::exit_status::{self, ExitStatus, Failure};
+use crate::service::access::AccessError;
 use crate::service::runtime;
 
 /// Archive of an ext4 file system of 8 MiB, packed by the Hexz tools.
@@ -28,6 +29,16 @@ static SNAPSHOT: &[u8] = include_bytes!("../../../tests/archives/base-zstd.hxz")
 /// SHA-256 of the image in the archive.
 const IMAGE_SHA256: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c";
 const NAME: &str = "demo.hexz";
+
+#[derive(Debug, thiserror::Error)]
+#[error("the demonstration failed: {0}")]
+struct DemoError(String);
+
+impl ExitStatus for DemoError {
+    fn exit_status(&self) -> u8 {
+        exit_status::FAILED
+    }
+}
 
 /// Prints a line to the standard output. Returns from the caller if that fails.
 macro_rules! print_line {
@@ -47,7 +58,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
         key: folder.path().join("server-key.pem"),
         clients: None,
     };
-    let (tls, _) = tls::load(&files, TlsVersion::default(), None)?;
+    let (tls, _) = tls::load(&files, TlsVersion::default(), None).map_err(AccessError::from)?;
     let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
     let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &OpenOptions::default())?;
     let reader = BlockReader::new(64 * 1024 * 1024);
@@ -64,7 +75,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
         let read = reader::read_all(address, NAME, authority).await.map_err(failed)?;
         if read.sha256 != IMAGE_SHA256 {
             let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", read.sha256);
-            return Err(Failure::Demo(message));
+            return Err(DemoError(message).into());
         }
         print_line!("3. Read it back whole through a TLS client, and verified:");
         print_line!("     the server's certificate against the CA, for the name localhost");
@@ -83,7 +94,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
 }
 
 fn failed(error: impl ToString) -> Failure {
-    Failure::Demo(error.to_string())
+    DemoError(error.to_string()).into()
 }
 
 /// Listens on the NBD port of loopback, or on a free port if that one is in use.

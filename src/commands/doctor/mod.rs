@@ -27,7 +27,7 @@ use rustls::pki_types::ServerName;
 use crate::cli::Doctor;
 use crate::cli::server_target::{ServerEndpoint, ServerTarget, TlsUse};
 use crate::commands::output;
-use crate::failure::Failure;
+use crate::exit_status::Failure;
 use report::{Outcome, Report, Side, Step, escape_all, escape_and_cut};
 
 use probe::Probe;

@@ -11,13 +11,8 @@ use nbd_telemetry::escape;
 
 use crate::cli::Inspect;
 use crate::commands::output;
-use crate::failure::Failure;
+use crate::exit_status::{self, Failure};
 use crate::service::archives;
-
-/// Exit code if something is wrong with the archive.
-const EXIT_FAULTY: u8 = 1;
-/// Exit code if the archive can't be opened.
-const EXIT_UNOPENED: u8 = 3;
 
 /// Inspects an archive and prints the findings.
 pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
@@ -38,7 +33,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
         Ok(facts) => facts,
         Err(error) => {
             tracing::error!("{error}");
-            return Ok(ExitCode::from(EXIT_UNOPENED));
+            return Ok(ExitCode::from(exit_status::ARCHIVE));
         }
     };
     let rendered = if options.json {
@@ -48,5 +43,5 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
         text::page(&facts, &files)
     };
     output::print(rendered)?;
-    Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAULTY) })
+    Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(exit_status::FAILED) })
 }

@@ -12,7 +12,7 @@ use clap::CommandFactory;
 
 use crate::cli::{Cli, Man};
 use crate::commands::output;
-use crate::failure::Failure;
+use crate::exit_status::{Failure, WriteError};
 
 use command::SubcommandPlacement;
 use page::ManualPage;
@@ -29,7 +29,7 @@ pub(crate) fn run(options: &Man) -> Result<(), Failure> {
     };
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |error| Failure::Write { path, error }
+        move |error| WriteError { path, error }
     };
     fs::create_dir_all(dir).map_err(failed(dir))?;
     for (name, page) in pages {

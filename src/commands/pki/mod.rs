@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rcgen::KeyPair;
 
 use crate::cli::pki::{Init, Issue, KeyOptions, Pki, PkiCommand, Revoke, Show};
+use crate::exit_status::{self, ExitStatus};
 use authority::{CertificateAuthority, KeyAlgorithm};
 use certificate::{CertificateInfo, CertificateKind, Serial};
 use folder::{CA_CERTIFICATE, CA_KEY, CaFolder, REVOCATION_LIST};
@@ -54,11 +55,17 @@ pub(crate) enum PkiError {
     Output(#[from] io::Error),
 }
 
-impl PkiError {
-    pub(crate) fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Usage(_)) { 2 } else { 1 }
+impl ExitStatus for PkiError {
+    fn exit_status(&self) -> u8 {
+        if matches!(self, Self::Usage(_)) { exit_status::USAGE } else { exit_status::FAILED }
     }
 
+    fn is_closed_output(&self) -> bool {
+        matches!(self, Self::Output(error) if exit_status::is_closed(error))
+    }
+}
+
+impl PkiError {
     fn file(path: &Path, problem: impl Into<String>) -> Self {
         Self::File { path: path.to_owned(), problem: problem.into() }
     }

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::status::ServerStatus;
 use crate::cli::MonitorEndpoint;
+use crate::exit_status::{self, ExitStatus};
 
 /// Timeout of a request. A healthy server answers within milliseconds.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +42,12 @@ pub(crate) enum StatusError {
     Truncated(MonitorEndpoint, String),
     #[error("{0} answered with something else than the status of a hexz-nbd: {1}")]
     NotAStatus(MonitorEndpoint, String),
+}
+
+impl ExitStatus for StatusError {
+    fn exit_status(&self) -> u8 {
+        exit_status::FAILED
+    }
 }
 
 /// Fetches the status.

@@ -19,12 +19,12 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cli::Top;
-use crate::failure::Failure;
-pub(crate) use fetch::StatusError;
+use crate::commands::signals::ExitSignals;
+use crate::exit_status::Failure;
 use history::History;
 use terminal::Terminal;
 use view::{ViewOptions, plain, screen, scrollable_rows};
@@ -67,7 +67,12 @@ async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
 }
 
 async fn watch(options: &Top) -> Result<ExitCode, Failure> {
-    let mut signals = ExitSignals::new()?;
+    let mut signals = ExitSignals::new([
+        SignalKind::hangup(),
+        SignalKind::interrupt(),
+        SignalKind::quit(),
+        SignalKind::terminate(),
+    ])?;
     let mut terminal = Terminal::enter()?;
     let mut events = terminal::events();
     let mut ticks = interval(options.interval);
@@ -127,31 +132,6 @@ fn key_action(key: KeyEvent, choice: ViewOptions, height: usize, rows: usize) ->
         KeyCode::PageUp => see(choice.scroll_up(page)),
         KeyCode::Home => see(ViewOptions { skip: 0, ..choice }),
         _ => None,
-    }
-}
-
-/// Signals that end the program, with their exit codes.
-struct ExitSignals([(Signal, u8); 4]);
-
-impl ExitSignals {
-    fn new() -> io::Result<Self> {
-        Ok(Self([
-            (signal(SignalKind::hangup())?, 129),
-            (signal(SignalKind::interrupt())?, 130),
-            (signal(SignalKind::quit())?, 131),
-            (signal(SignalKind::terminate())?, 143),
-        ]))
-    }
-
-    /// Waits for a signal, and returns its exit code as in shells: 128 plus its number.
-    async fn next(&mut self) -> u8 {
-        let [(hangup, one), (interrupt, two), (quit, three), (terminate, four)] = &mut self.0;
-        tokio::select! {
-            _ = hangup.recv() => *one,
-            _ = interrupt.recv() => *two,
-            _ = quit.recv() => *three,
-            _ = terminate.recv() => *four,
-        }
     }
 }
 

@@ -10,19 +10,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hexz_reader::{OpenOptions, Snapshot, StreamKind, VerifyProgress};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::task::spawn_blocking;
 
 use crate::cli::Verify;
-use crate::failure::Failure;
+use crate::commands::signals::ExitSignals;
+use crate::exit_status::{self, Failure, OutputError};
 use crate::service::archives;
 use meter::ProgressMeter;
 use report::Reporter;
-
-/// Exit code if there are faults.
-const FAULTY: u8 = 1;
-/// Exit code if an archive can't be opened.
-const UNOPENED: u8 = 3;
 
 /// Time in which blocks that are being decoded may finish after a signal.
 const STOP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,7 +36,7 @@ pub(crate) fn run(options: &Verify) -> Result<ExitCode, Failure> {
     let open = archives::options(&options.opening)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let mut signals = ExitSignals::new()?;
+        let mut signals = ExitSignals::new([SignalKind::interrupt(), SignalKind::terminate()])?;
         let mut code = 0;
         for path in &options.archives {
             match check(path, &open, options, &mut signals).await? {
@@ -74,8 +70,8 @@ async fn check(
         Ok(snapshot) => snapshot,
         Err(error) => {
             tracing::error!("{error}");
-            report.unopened(&error).map_err(Failure::Output)?;
-            return Ok(CheckOutcome::Checked(UNOPENED));
+            report.unopened(&error).map_err(OutputError)?;
+            return Ok(CheckOutcome::Checked(exit_status::ARCHIVE));
         }
     };
 
@@ -116,31 +112,8 @@ async fn check(
         return Ok(CheckOutcome::Stopped(stopped.unwrap_or_default()));
     };
     let (summary, report, printed) = done.map_err(io::Error::other)?;
-    printed.map_err(Failure::Output)?;
-    report.summary(&summary, size, began.elapsed()).map_err(Failure::Output)?;
-    let code = if summary.faults > 0 { FAULTY } else { 0 };
+    printed.map_err(OutputError)?;
+    report.summary(&summary, size, began.elapsed()).map_err(OutputError)?;
+    let code = if summary.faults > 0 { exit_status::FAILED } else { 0 };
     Ok(stopped.map_or(CheckOutcome::Checked(code), CheckOutcome::Stopped))
-}
-
-/// Signals that end the program early.
-struct ExitSignals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl ExitSignals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    /// Waits for a signal, and returns its exit code as in shells: 128 plus its number.
-    async fn next(&mut self) -> u8 {
-        tokio::select! {
-            _ = self.interrupt.recv() => 130,
-            _ = self.terminate.recv() => 143,
-        }
-    }
 }

@@ -20,6 +20,7 @@ use target::TargetError;
 use crate::monitor::AuditCounts;
 
 use crate::cli::{AuditDestination, AuditOptions};
+use crate::exit_status::{self, ExitStatus};
 
 /// Minimum time to write queued events when the program ends.
 const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
@@ -33,6 +34,15 @@ pub(crate) enum AuditError {
     StandardOutputTaken,
     #[error(transparent)]
     Start(#[from] RecorderStartError),
+}
+
+impl ExitStatus for AuditError {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::StandardOutputTaken => exit_status::USAGE,
+            Self::Target(_) | Self::Start(_) => exit_status::AUDIT,
+        }
+    }
 }
 
 /// Handle of the recorder, if auditing is enabled.
