@@ -67,7 +67,7 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                 self.update_readahead(span);
             }
             Action::Cache { offset, length } => {
-                self.spawn_job(encoder, Job::Cache { offset, length })
+                self.spawn_job(encoder, Job::Cache { offset, length });
             }
             Action::Status { offset, length, single_extent } => {
                 let contexts = self.contexts.clone();

@@ -94,7 +94,7 @@ impl<E: Export> Worker<E> {
         let runs = assembly.take_all();
         let mut segments: Vec<Segment> = runs.into_iter().flat_map(|run| run.segments).collect();
         guard.finish(Some(memory_permit), |encoder, out| {
-            encoder.data(out, span, true, true, &mut segments)
+            encoder.data(out, span, true, true, &mut segments);
         });
     }
 
@@ -109,12 +109,12 @@ impl<E: Export> Worker<E> {
             match self.read_piece(&guard, piece).await {
                 Ok(rest) if at < span.end() => {
                     guard.send_part(Some(memory_permit), |encoder, out| {
-                        write_runs(rest, encoder, out, false)
+                        write_runs(rest, encoder, out, false);
                     });
                 }
                 Ok(rest) => {
                     return guard.finish(Some(memory_permit), |encoder, out| {
-                        write_runs(rest, encoder, out, true)
+                        write_runs(rest, encoder, out, true);
                     });
                 }
                 Err(refusal) => return guard.refuse(&refusal),

@@ -56,13 +56,13 @@ pub enum Malformed {
 /// Every read is checked against the end of the message, and [`FieldReader::finish`] rejects
 /// leftover bytes. In the methods, `field` is the field's name for error messages.
 #[derive(Debug)]
-pub struct FieldReader<'a> {
+pub(crate) struct FieldReader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> FieldReader<'a> {
     /// Creates a reader that starts at the first byte of `message`.
-    pub fn new(message: &'a [u8]) -> Self {
+    pub(crate) fn new(message: &'a [u8]) -> Self {
         Self { rest: message }
     }
 
@@ -70,7 +70,11 @@ impl<'a> FieldReader<'a> {
     ///
     /// # Errors
     /// Fewer than `length` bytes are left.
-    pub fn bytes(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn bytes(
+        &mut self,
+        length: usize,
+        field: &'static str,
+    ) -> Result<&'a [u8], Malformed> {
         let (taken, rest) =
             self.rest.split_at_checked(length).ok_or(Malformed::Truncated(field))?;
         self.rest = rest;
@@ -81,7 +85,10 @@ impl<'a> FieldReader<'a> {
     ///
     /// # Errors
     /// Fewer than `N` bytes are left.
-    pub fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], Malformed> {
+    pub(crate) fn array<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<[u8; N], Malformed> {
         let (taken, rest) =
             self.rest.split_first_chunk::<N>().ok_or(Malformed::Truncated(field))?;
         self.rest = rest;
@@ -92,7 +99,7 @@ impl<'a> FieldReader<'a> {
     ///
     /// # Errors
     /// Fewer than 2 bytes are left.
-    pub fn u16(&mut self, field: &'static str) -> Result<u16, Malformed> {
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, Malformed> {
         self.array(field).map(u16::from_be_bytes)
     }
 
@@ -100,7 +107,7 @@ impl<'a> FieldReader<'a> {
     ///
     /// # Errors
     /// Fewer than 4 bytes are left.
-    pub fn u32(&mut self, field: &'static str) -> Result<u32, Malformed> {
+    pub(crate) fn u32(&mut self, field: &'static str) -> Result<u32, Malformed> {
         self.array(field).map(u32::from_be_bytes)
     }
 
@@ -108,7 +115,7 @@ impl<'a> FieldReader<'a> {
     ///
     /// # Errors
     /// Fewer than 8 bytes are left.
-    pub fn u64(&mut self, field: &'static str) -> Result<u64, Malformed> {
+    pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, Malformed> {
         self.array(field).map(u64::from_be_bytes)
     }
 
@@ -118,7 +125,7 @@ impl<'a> FieldReader<'a> {
     ///
     /// # Errors
     /// The string extends past the end of the message, or is too long.
-    pub fn string(&mut self, field: &'static str) -> Result<&'a [u8], Malformed> {
+    pub(crate) fn string(&mut self, field: &'static str) -> Result<&'a [u8], Malformed> {
         let length = self.u32(field)? as usize;
         let string = self.bytes(length, field)?;
         if length > MAX_STRING {
@@ -128,7 +135,7 @@ impl<'a> FieldReader<'a> {
     }
 
     /// Returns the bytes that have not been read yet.
-    pub fn rest(self) -> &'a [u8] {
+    pub(crate) fn rest(self) -> &'a [u8] {
         self.rest
     }
 
@@ -136,7 +143,7 @@ impl<'a> FieldReader<'a> {
     ///
     /// # Errors
     /// Bytes are left over.
-    pub fn finish(self) -> Result<(), Malformed> {
+    pub(crate) fn finish(self) -> Result<(), Malformed> {
         match self.rest.len() {
             0 => Ok(()),
             left => Err(Malformed::TrailingBytes(left)),
@@ -160,7 +167,7 @@ fn concat_fields<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
 }
 
 /// Truncates `text` to at most [`MAX_STRING`] bytes, at a character boundary.
-pub fn truncate_string(text: &str) -> &str {
+pub(crate) fn truncate_string(text: &str) -> &str {
     let end = text.floor_char_boundary(MAX_STRING);
     text.get(..end).unwrap_or_default()
 }
