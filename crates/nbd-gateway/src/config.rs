@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn in_clear_only_this_machine_is_served() {
+    fn remote_clients_need_tls_or_an_explicit_exception() {
         assert!(may_serve(&[], &[], false, false));
         assert!(may_serve(&["unix:/x"], &[], false, false));
         assert!(!may_serve(&["0.0.0.0:1"], &[], false, false));

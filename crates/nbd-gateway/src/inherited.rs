@@ -12,8 +12,8 @@ use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use socket2::{Domain, MsgHdr, Protocol, Socket, Type};
 
-use super::listen::BoundSocket;
-use super::unix::UnixPath;
+use crate::listen::BoundSocket;
+use crate::unix::UnixPath;
 use nbd_telemetry::escape;
 
 /// Number of the first inherited descriptor (`SD_LISTEN_FDS_START`); the others follow it.
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_this_process_is_announced() {
+    fn only_descriptors_for_this_process_are_announced() {
         let none = Ok(vec![]);
         assert_eq!(announced(&[]), none);
         assert_eq!(announced(&[("LISTEN_FDS", "1")]), none);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_numbers_and_bounded() {
+    fn malformed_and_excessive_counts_are_rejected() {
         for count in ["", "x", "-1", "257", "4294967295", "4294967296"] {
             let error = announced(&[("LISTEN_PID", "77"), ("LISTEN_FDS", count)]).unwrap_err();
             assert!(error.contains("LISTEN_FDS") && error.contains("at most 256"), "{error}");
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_becomes_a_descriptor_of_our_own() {
+    fn duplicated_descriptor_is_owned_and_close_on_exec() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let duplicator = FdDuplicator::new().unwrap();
         let socket = duplicator.duplicate(listener.as_raw_fd()).unwrap();
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn only_sockets_that_listen_for_streams_are_of_use() {
+    fn only_listening_stream_sockets_are_accepted() {
         let what = |socket: Socket| check_socket(socket).map(drop).unwrap_err();
         let unix = |kind| Socket::new(Domain::UNIX, kind, None).unwrap();
         assert!(what(unix(Type::DGRAM)).contains("datagram"));

@@ -15,18 +15,18 @@ use tokio::io::Join;
 use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::access::Peer;
-use super::unix;
-pub use super::unix::{SocketGroup, SocketMode, SocketPermissions, UnixPath};
-use super::vsock::{self, SocketStream, VsockListener};
-use super::zone;
+use crate::access::Peer;
+use crate::unix;
+pub use crate::unix::{SocketGroup, SocketMode, SocketPermissions, UnixPath};
+use crate::vsock::{self, SocketStream, VsockListener};
+use crate::zone;
 use nbd_telemetry::escape;
 
 /// Port that IANA assigned to NBD.
 pub const NBD_PORT: u16 = 10809;
 
 /// Length of the kernel's queue of established connections that wait to be accepted.
-pub(super) const BACKLOG: i32 = 1024;
+pub(crate) const BACKLOG: i32 = 1024;
 
 /// TCP keepalive: probing starts after [`KEEPALIVE_IDLE`] of silence and repeats every
 /// [`KEEPALIVE_INTERVAL`]; the connection is dropped after [`KEEPALIVE_PROBES`] unanswered probes.
@@ -388,7 +388,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// Configures an accepted TCP connection: no delay for small replies, and keepalive so that
 /// connections to dead peers end.
-pub(super) fn configure_tcp_stream(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn configure_tcp_stream(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new()
@@ -435,7 +435,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_to_listen_on() {
+    fn listen_addresses_are_parsed() {
         let tcp = |text: &str| ListenAddress::Tcp(text.parse().unwrap());
         for (text, address) in [
             ("127.0.0.1:1234", tcp("127.0.0.1:1234")),
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn accept_errors_are_judged() {
+    fn accept_errors_are_classified() {
         let aborted = io::Error::from(io::ErrorKind::ConnectionAborted);
         assert_eq!(AcceptFault::classify(&aborted), AcceptFault::Connection);
         assert_eq!(AcceptFault::classify(&io::Error::from_raw_os_error(24)), AcceptFault::Shortage);

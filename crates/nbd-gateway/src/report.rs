@@ -7,9 +7,10 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::UnixTime;
 use serde::Serialize;
 
-use super::live::{One, Seen};
-use super::tls::{Expiry, ServerTls, TlsVersion};
-use super::{Control, Phase, Shared};
+use crate::control::Control;
+use crate::registry::{ConnectionStatus, RegistrySnapshot};
+use crate::stats::{GatewayPhase, Stats};
+use crate::tls::{Expiry, ServerTls, TlsVersion};
 use nbd_server::{ExportCatalog, ExportSummary, LatencyHistogram, MetricsTotals, RequestCounts};
 
 /// Maximum number of connections, and of exports, that are listed individually. Nobody reads a
@@ -194,23 +195,23 @@ pub struct ReloadsReport {
 impl<X: ExportCatalog> Control<X> {
     /// Takes a snapshot of the gateway's status.
     pub fn report(&self) -> GatewayReport {
-        let shared = &*self.0;
-        let seen = shared.connections.seen();
-        let exports = shared.exports.load();
-        let (in_flight, in_flight_limit) = shared.transmit_limits.budget.in_use();
+        let Self { policy, exports, registry, budget, stats, .. } = self;
+        let snapshot = registry.snapshot();
+        let exports = exports.load();
+        let (in_flight, in_flight_limit) = budget.in_use();
         GatewayReport {
-            not_ready_reason: match shared.phase() {
-                Phase::Starting => Some("it is starting"),
-                Phase::Ending => Some("it is shutting down"),
-                Phase::Serving => exports.unready_reason(),
+            not_ready_reason: match stats.phase() {
+                GatewayPhase::Starting => Some("it is starting"),
+                GatewayPhase::Draining => Some("it is shutting down"),
+                GatewayPhase::Serving => exports.unready_reason(),
             },
-            since_heartbeat: shared.pulse.since_heartbeat(),
-            listen: shared.listen.clone(),
-            tls: shared.policy.look(|it| it.policy.tls.as_ref().map(TlsReport::of)),
-            connections_total: counts(shared, &seen),
-            exports: by_export(&seen, exports.summaries()),
-            connections: listed(&seen),
-            reloads: reloads(shared),
+            since_heartbeat: stats.heartbeat.elapsed(),
+            listen: stats.listen.clone(),
+            tls: policy.with(|it| it.policy.tls.as_ref().map(TlsReport::of)),
+            connections_total: connection_counts(stats, &snapshot),
+            exports: export_reports(&snapshot, exports.summaries()),
+            connections: connection_reports(&snapshot),
+            reloads: reloads_report(stats),
             in_flight,
             in_flight_limit,
         }
@@ -250,21 +251,21 @@ impl From<LatencyHistogram> for DurationHistogram {
     }
 }
 
-fn counts<X>(shared: &Shared<X>, seen: &Seen) -> ConnectionCounts {
-    let reading = seen.live.iter().filter(|one| one.reading.is_some()).count() as u64;
+fn connection_counts(stats: &Stats, snapshot: &RegistrySnapshot) -> ConnectionCounts {
+    let reading = snapshot.connections.iter().filter(|one| one.reading.is_some()).count() as u64;
     ConnectionCounts {
-        negotiating: seen.live.len() as u64 - reading,
+        negotiating: snapshot.connections.len() as u64 - reading,
         reading,
-        accepted: seen.accepted,
-        served: seen.served,
-        refused: shared.refusals.so_far().0,
-        failed: shared.failures.so_far().0,
-        handshake_failures: shared.handshake_failures.so_far().0,
+        accepted: snapshot.accepted,
+        served: snapshot.served,
+        refused: stats.refusals.so_far().0,
+        failed: stats.failures.so_far().0,
+        handshake_failures: stats.handshake_failures.so_far().0,
     }
 }
 
-fn reloads<X>(shared: &Shared<X>) -> ReloadsReport {
-    let so_far = shared.reloads.so_far();
+fn reloads_report(stats: &Stats) -> ReloadsReport {
+    let so_far = stats.reloads.snapshot();
     ReloadsReport {
         succeeded: so_far.succeeded,
         failed: so_far.failed,
@@ -273,8 +274,8 @@ fn reloads<X>(shared: &Shared<X>) -> ReloadsReport {
     }
 }
 
-fn listed(seen: &Seen) -> Vec<ConnectionReport> {
-    let one = |one: &One| ConnectionReport {
+fn connection_reports(snapshot: &RegistrySnapshot) -> Vec<ConnectionReport> {
+    let one = |one: &ConnectionStatus| ConnectionReport {
         id: one.id,
         state: if one.reading.is_some() { "reading" } else { "negotiating" },
         peer: one.route.peer.to_string(),
@@ -288,17 +289,20 @@ fn listed(seen: &Seen) -> Vec<ConnectionReport> {
         in_flight: one.in_flight,
         errors: one.done.errors.total(),
     };
-    seen.live.iter().take(MAX_LISTED).map(one).collect()
+    snapshot.connections.iter().take(MAX_LISTED).map(one).collect()
 }
 
 /// Aggregates activity by export: exports that are offered, in their order, then others that were
 /// read. Exports that were read are always listed, since their number is bounded.
-fn by_export(seen: &Seen, offered: Vec<ExportSummary>) -> Vec<ExportReport> {
-    let mut read: BTreeMap<&str, (&ExportSummary, u64, MetricsTotals)> =
-        seen.read.iter().map(|(name, it)| (name.as_str(), (&it.export, 0, it.done))).collect();
-    for one in &seen.live {
+fn export_reports(snapshot: &RegistrySnapshot, offered: Vec<ExportSummary>) -> Vec<ExportReport> {
+    let mut read: BTreeMap<&str, (&ExportSummary, u64, MetricsTotals)> = snapshot
+        .exports
+        .iter()
+        .map(|(name, it)| (name.as_str(), (&it.export, 0, it.done)))
+        .collect();
+    for one in &snapshot.connections {
         if let Some(reading) = &one.reading
-            && let Some((_, readers, done)) = read.get_mut(reading.counted_as.as_str())
+            && let Some((_, readers, done)) = read.get_mut(reading.label.as_str())
         {
             *readers += 1;
             *done += one.done;
@@ -309,21 +313,22 @@ fn by_export(seen: &Seen, offered: Vec<ExportSummary>) -> Vec<ExportReport> {
     let mut all = Vec::with_capacity(read.len());
     for export in offered {
         match read.remove(export.name.as_str()) {
-            Some((_, readers, done)) => all.push(report_of(export, readers, &done)),
+            Some((_, readers, done)) => all.push(export_report(export, readers, &done)),
             None if unread < room => {
                 unread += 1;
-                all.push(report_of(export, 0, &MetricsTotals::default()));
+                all.push(export_report(export, 0, &MetricsTotals::default()));
             }
             None => {}
         }
     }
     all.extend(
-        read.into_values().map(|(export, readers, done)| report_of(export.clone(), readers, &done)),
+        read.into_values()
+            .map(|(export, readers, done)| export_report(export.clone(), readers, &done)),
     );
     all
 }
 
-fn report_of(export: ExportSummary, readers: u64, done: &MetricsTotals) -> ExportReport {
+fn export_report(export: ExportSummary, readers: u64, done: &MetricsTotals) -> ExportReport {
     ExportReport {
         name: export.name,
         description: export.description,
@@ -352,8 +357,8 @@ fn seconds(whole: u64) -> f64 {
 mod tests {
     use super::*;
     use crate::access::Peer;
-    use crate::admission::Route;
-    use crate::live::Connections;
+    use crate::registry::ConnectionRegistry;
+    use crate::route::Route;
     use nbd_server::{Export, ReadError, Segment, Span};
 
     struct Named(String);
@@ -381,23 +386,23 @@ mod tests {
     }
 
     #[test]
-    fn exports_beyond_the_cap_are_counted_together() {
-        let connections = Connections::default();
+    fn exports_beyond_the_cap_are_aggregated() {
+        let registry = ConnectionRegistry::default();
         let route = Route::direct(Peer::Unix);
         let mut staying = Vec::new();
         for number in 0..2 * MAX_LISTED as u64 {
-            let entry = connections.enter(number, route);
-            connections.begin(&entry.live, &named(&format!("{number}.hxz")));
+            let registration = registry.register(number, route);
+            registry.start_reading(&registration.entry, &named(&format!("{number}.hxz")));
             if number % 2 == 0 {
-                staying.push(entry);
+                staying.push(registration);
             }
         }
-        let seen = connections.seen();
-        assert_eq!((seen.accepted, seen.served), (2000, 2000));
-        assert_eq!(listed(&seen).len(), MAX_LISTED);
+        let snapshot = registry.snapshot();
+        assert_eq!((snapshot.accepted, snapshot.served), (2000, 2000));
+        assert_eq!(connection_reports(&snapshot).len(), MAX_LISTED);
         let offered =
             (0..5000).map(|number| ExportSummary::name_only(&format!("offered-{number}")));
-        let exports = by_export(&seen, offered.collect());
+        let exports = export_reports(&snapshot, offered.collect());
         assert_eq!(exports.len(), MAX_LISTED + 1);
         let others = exports.iter().find(|export| export.name == "other").unwrap();
         assert_eq!((others.readers, others.size), (500, None));
@@ -406,23 +411,23 @@ mod tests {
 
     /// Activity is counted once, whether the connection is still open or not.
     #[test]
-    fn what_was_done_stays_when_who_did_it_leaves() {
-        let connections = Connections::default();
+    fn activity_remains_after_the_connection_ends() {
+        let registry = ConnectionRegistry::default();
         let reads = || {
             let export =
-                by_export(&connections.seen(), vec![ExportSummary::name_only("x")]).remove(0);
+                export_reports(&registry.snapshot(), vec![ExportSummary::name_only("x")]).remove(0);
             (export.requests.read, export.readers)
         };
         assert_eq!(reads(), (0, 0));
         for number in 1..=3 {
-            let entry = connections.enter(number, Route::direct(Peer::Unix));
-            connections.begin(&entry.live, &named("x"));
-            entry
-                .live
+            let registration = registry.register(number, Route::direct(Peer::Unix));
+            registry.start_reading(&registration.entry, &named("x"));
+            registration
+                .entry
                 .activity
                 .set_requests(RequestCounts { read: 10, ..RequestCounts::default() });
             assert_eq!(reads(), (10 * number, 1));
-            drop(entry);
+            drop(registration);
             assert_eq!(reads(), (10 * number, 0));
         }
     }

@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::listen::IncomingConnection;
+use crate::listen::IncomingConnection;
 
 /// A connection inherited as standard input and output.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl StdioConnection {
     ///
     /// # Errors
     /// The runtime can't watch it.
-    pub(super) fn incoming(self) -> io::Result<IncomingConnection> {
+    pub(crate) fn incoming(self) -> io::Result<IncomingConnection> {
         Ok(match self {
             Self::Tcp(stream, address) => {
                 stream.set_nonblocking(true)?;

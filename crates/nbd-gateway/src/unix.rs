@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, chownat};
 use rustix::process::umask;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::listen::BACKLOG;
+use crate::listen::BACKLOG;
 
 /// Permissions of a Unix socket. By default the umask determines the mode, and the group is that of
 /// this process.
@@ -78,7 +78,7 @@ impl fmt::Display for SocketGroup {
 ///
 /// The mode is set by the umask, which belongs to the whole process: with a mode, call this before
 /// another thread creates files.
-pub(super) fn bind(
+pub(crate) fn bind(
     path: &Path,
     rights: &SocketPermissions,
 ) -> io::Result<(UnixPath, UnixListener)> {
@@ -129,7 +129,7 @@ fn remove_if_stale(path: &Path) -> io::Result<()> {
 /// leads to another file by then.
 #[derive(Debug)]
 pub struct UnixPath {
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Device and inode of the socket file, if this program created it.
     created_inode: Option<(u64, u64)>,
 }
@@ -140,7 +140,7 @@ impl UnixPath {
     }
 
     /// Wraps the path of a socket that another process created. It isn't removed.
-    pub(super) fn not_owned(path: PathBuf) -> Self {
+    pub(crate) fn not_owned(path: PathBuf) -> Self {
         Self { path, created_inode: None }
     }
 }
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modes_are_octal() {
+    fn socket_modes_are_octal() {
         for (text, mode) in [("0660", 0o660), ("777", 0o777), ("0", 0)] {
             assert_eq!(text.parse(), Ok(SocketMode(mode)));
         }
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_have_names_and_numbers() {
+    fn groups_are_parsed_by_name_and_number() {
         let gid = |text: &str| text.parse::<SocketGroup>().map(|group| group.gid.as_raw());
         assert_eq!([gid("root"), gid("daemon"), gid("4000000")], [Ok(0), Ok(1), Ok(4_000_000)]);
         for nobody in ["", "no such group", "-1", "4294967295", "4294967296"] {

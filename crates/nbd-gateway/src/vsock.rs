@@ -12,13 +12,13 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
-use super::listen::ListenAddress;
+use crate::listen::ListenAddress;
 
 /// Wildcard for a context ID or port (`VMADDR_CID_ANY`, `VMADDR_PORT_ANY`).
-pub(super) const ANY: u32 = u32::MAX;
+pub(crate) const ANY: u32 = u32::MAX;
 
 /// Binds a port on one context ID of this machine, or on all of them; port 0 picks any free one.
-pub(super) fn bind(cid: Option<u32>, port: u32, backlog: i32) -> io::Result<Socket> {
+pub(crate) fn bind(cid: Option<u32>, port: u32, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     let port = if port == 0 { ANY } else { port };
@@ -28,7 +28,7 @@ pub(super) fn bind(cid: Option<u32>, port: u32, backlog: i32) -> io::Result<Sock
 }
 
 /// Returns the address that a socket is bound to.
-pub(super) fn local_address(socket: &Socket) -> io::Result<ListenAddress> {
+pub(crate) fn local_address(socket: &Socket) -> io::Result<ListenAddress> {
     let (cid, port) = address(&socket.local_addr()?)?;
     Ok(ListenAddress::Vsock { cid: Some(cid).filter(|cid| *cid != ANY), port })
 }
@@ -39,16 +39,16 @@ pub struct VsockListener(AsyncFd<Socket>);
 
 impl VsockListener {
     /// Registers a bound socket with the current tokio runtime.
-    pub(super) fn new(socket: Socket) -> io::Result<Self> {
+    pub(crate) fn new(socket: Socket) -> io::Result<Self> {
         Ok(Self(watch(socket, Interest::READABLE)?))
     }
 
-    pub(super) fn local_address(&self) -> io::Result<ListenAddress> {
+    pub(crate) fn local_address(&self) -> io::Result<ListenAddress> {
         local_address(self.0.get_ref())
     }
 
     /// Accepts the next connection; returns it with the context ID of its peer.
-    pub(super) async fn accept(&self) -> io::Result<(SocketStream, u32)> {
+    pub(crate) async fn accept(&self) -> io::Result<(SocketStream, u32)> {
         let accepted = self.0.async_io(Interest::READABLE, Socket::accept).await;
         let (socket, from) = accepted?;
         let (cid, _) = address(&from)?;
@@ -168,7 +168,7 @@ mod tests {
 
     /// Sends more than the kernel buffers, so that both ends have to wait for each other.
     #[tokio::test]
-    async fn what_is_written_is_read() {
+    async fn written_bytes_are_read_back() {
         let (mut one, mut other) = pair();
         let sent = pattern(4 << 20);
         let writing = tokio::spawn({
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_waits_without_blocking() {
+    async fn reads_and_writes_wait_without_blocking() {
         let (mut one, mut other) = pair();
         let soon = Duration::from_millis(50);
         assert!(timeout(soon, other.read_u8()).await.is_err());
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_is_bound() {
+    async fn free_and_taken_ports_are_handled() {
         if let Err(error) = Socket::new(Domain::VSOCK, Type::STREAM, None) {
             // The kernel lacks vsock, or this container may not use it.
             let refused = bind(None, 0, 1).unwrap_err();

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zones_are_interfaces() {
+    fn zones_are_parsed_as_interfaces() {
         let address: Ipv6Addr = "fe80::1".parse().unwrap();
         assert_eq!(parse("fe80::1%lo"), Ok((address, 1)));
         assert_eq!(parse("fe80::1%7"), Ok((address, 7)));

@@ -7,18 +7,18 @@
 //! starts.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod calls;
+mod seccomp;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-mod calls {
+mod seccomp {
     pub(super) fn restrict(_: bool, _: bool) -> Result<(), &'static str> {
         Err("nobody has listed the calls for this processor")
     }
 }
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub use calls::restrict_this_thread;
-mod files;
+pub use seccomp::restrict_this_thread;
+mod landlock;
 mod paths;
-mod rights;
+mod privileges;
 
 use std::fmt;
 use std::io;
@@ -26,9 +26,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-use paths::Readable;
+use paths::AllowedPaths;
 pub use paths::ReadableSet;
-pub use rights::{User, UserError, is_root};
+pub use privileges::{User, UserError, is_root};
 
 /// Strictness of the sandbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -99,28 +99,28 @@ pub enum SandboxError {
 /// already.
 pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
     if plan.mode != Mode::Off {
-        one_thread()?;
+        ensure_single_thread()?;
     }
     let mut report = SandboxReport::default();
     if let Some(user) = &plan.user {
-        user.take_over().map_err(|reason| SandboxError::User(user.clone(), reason))?;
+        user.switch_to().map_err(|reason| SandboxError::User(user.clone(), reason))?;
         report.enforced.push(format!("user {user}"));
-        report.notes.extend(out_of_reach(plan, user));
+        report.notes.extend(user_permission_notes(plan, user));
     }
     if plan.mode == Mode::Off {
         return Ok(report);
     }
 
     report.add("no new privileges", rustix::thread::set_no_new_privs(true));
-    report.add("capabilities dropped", rights::drop_capabilities(!plan.sockets.is_empty()));
-    report.notes.extend(not_made_anew(plan));
+    report.add("capabilities dropped", privileges::drop_capabilities(!plan.sockets.is_empty()));
+    report.notes.extend(rotation_notes(plan));
     // After the last change of user or capabilities, since those reset it.
-    report.add("no core dumps", no_core_dumps());
+    report.add("no core dumps", disable_core_dumps());
 
-    let readable = Readable::of(plan);
-    match files::restrict(&readable) {
+    let readable = AllowedPaths::for_plan(plan);
+    match landlock::restrict(&readable) {
         Ok(landlock) => {
-            let appends = readable.appends();
+            let appends = readable.describe_appendable();
             report.enforced.push(format!("{landlock}, reads {readable}{appends}"));
             report.notes.extend(landlock.left_out);
             report.readable = ReadableSet::new(plan, &readable);
@@ -130,7 +130,7 @@ pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
     report.notes.extend(readable.notes);
     // Last, because the steps above need system calls that this forbids.
     let (sockets, appended) = (!plan.sockets.is_empty(), !plan.appended.is_empty());
-    report.add("seccomp", calls::restrict(sockets, appended));
+    report.add("seccomp", seccomp::restrict(sockets, appended));
 
     if plan.mode == Mode::Require && !report.missing.is_empty() {
         return Err(SandboxError::Missing(report.missing.join("; ")));
@@ -149,7 +149,7 @@ impl SandboxReport {
 
 /// Checks that the process has a single thread. Where /proc isn't mounted, this relies on the
 /// caller.
-fn one_thread() -> Result<(), SandboxError> {
+fn ensure_single_thread() -> Result<(), SandboxError> {
     match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
         Ok(threads) if threads > 1 => Err(SandboxError::Threads(threads)),
         _ => Ok(()),
@@ -159,14 +159,14 @@ fn one_thread() -> Result<(), SandboxError> {
 /// Keeps the memory, with the keys in it, out of core dumps and away from other processes of the
 /// same user. The limit applies to dumps by the kernel; a program that handles dumps isn't bound by
 /// it.
-fn no_core_dumps() -> io::Result<()> {
+fn disable_core_dumps() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 /// Returns notes about audit files that can't be created again after log rotation.
-fn not_made_anew(plan: &SandboxPlan) -> impl Iterator<Item = String> {
-    let stuck = plan.appended.iter().filter(|path| path.is_file() && !is_writable(path));
+fn rotation_notes(plan: &SandboxPlan) -> impl Iterator<Item = String> {
+    let stuck = plan.appended.iter().filter(|path| path.is_file() && !is_folder_writable(path));
     stuck.map(|path| {
         format!(
             "{} can't be made anew when it is rotated: this user may not make files in its folder",
@@ -176,20 +176,20 @@ fn not_made_anew(plan: &SandboxPlan) -> impl Iterator<Item = String> {
 }
 
 /// Returns true if files can be created and removed in the folder of `path`.
-fn is_writable(path: &Path) -> bool {
+fn is_folder_writable(path: &Path) -> bool {
     use rustix::fs::{Access, access};
     let folder = path.parent().filter(|folder| *folder != Path::new(""));
     access(folder.unwrap_or(Path::new(".")), Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }
 
 /// Returns notes about what the process won't be able to do later as `user`.
-fn out_of_reach(plan: &SandboxPlan, user: &User) -> Vec<String> {
+fn user_permission_notes(plan: &SandboxPlan, user: &User) -> Vec<String> {
     use rustix::fs::{Access, access};
     let unreadable = |path: &&PathBuf| access(path.as_path(), Access::READ_OK).is_err();
     let unreadable = plan.reloaded.iter().filter(unreadable).map(|path| {
         format!("{} can't be read again: the user {user} may not read it", path.display())
     });
-    let stuck = plan.sockets.iter().filter(|path| !is_writable(path)).map(|path| {
+    let stuck = plan.sockets.iter().filter(|path| !is_folder_writable(path)).map(|path| {
         format!(
             "{} will stay behind at the end, until the next start: the user {user} may not \
              remove it",

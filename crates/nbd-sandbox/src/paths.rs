@@ -17,7 +17,7 @@ const MAX_LINKS: usize = 40;
 
 /// Paths that may be read, appended to, or removed.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Readable {
+pub(super) struct AllowedPaths {
     /// Readable folders, with everything below them.
     pub(super) folders: BTreeSet<PathBuf>,
     /// Readable single files and block devices.
@@ -45,18 +45,18 @@ struct ReadablePaths {
 }
 
 impl ReadableSet {
-    pub(super) fn new(plan: &SandboxPlan, readable: &Readable) -> Self {
+    pub(super) fn new(plan: &SandboxPlan, readable: &AllowedPaths) -> Self {
         let places = readable.folders.iter().chain(&readable.files).cloned().collect();
-        Self(Some(ReadablePaths { places, known: named(plan).cloned().collect() }))
+        Self(Some(ReadablePaths { places, known: readable_paths_of(plan).cloned().collect() }))
     }
 
     /// Returns the paths in `plan` that are new and can't be read inside the sandbox.
     pub fn unreadable(&self, plan: &SandboxPlan) -> Vec<PathBuf> {
         let Some(within) = &self.0 else { return Vec::new() };
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-        let new = named(plan).filter(|path| !within.known.contains(*path));
+        let new = readable_paths_of(plan).filter(|path| !within.known.contains(*path));
         let is_closed = |path: &&PathBuf| {
-            let end = follow(&here.join(path), &look).end;
+            let end = resolve(&here.join(path), &file_kind).end;
             !end.ancestors().any(|above| within.places.iter().any(|place| place == above))
         };
         let everywhere =
@@ -67,13 +67,13 @@ impl ReadableSet {
 }
 
 /// Returns all files and folders to read that a plan names.
-fn named(plan: &SandboxPlan) -> impl Iterator<Item = &PathBuf> {
+fn readable_paths_of(plan: &SandboxPlan) -> impl Iterator<Item = &PathBuf> {
     plan.files.iter().chain(&plan.reloaded).chain(&plan.folders)
 }
 
 /// Kind of file at a path whose parents aren't links.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Kind {
+enum FileKind {
     Link(PathBuf),
     Folder,
     File,
@@ -84,88 +84,90 @@ enum Kind {
 }
 
 /// Result of following a path.
-struct Trail {
+struct ResolvedPath {
     /// Folders of links that are the last component of a path.
     links: Vec<PathBuf>,
     /// Folders of links that lead to a place below their own folder, such as `current` to
     /// `releases/7`: such links are meant to be switched.
-    switches: Vec<PathBuf>,
+    switchable_links: Vec<PathBuf>,
     end: PathBuf,
-    kind: Kind,
+    kind: FileKind,
 }
 
-impl Readable {
+impl AllowedPaths {
     /// Computes what `plan` needs, based on the links and folders as they are now.
-    pub(super) fn of(plan: &SandboxPlan) -> Self {
+    pub(super) fn for_plan(plan: &SandboxPlan) -> Self {
         // Without a current directory, relative paths lead nowhere anyway.
         let here = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
-        Self::with(plan, &here, look)
+        Self::with(plan, &here, file_kind)
     }
 
-    fn with(plan: &SandboxPlan, here: &Path, look: impl Fn(&Path) -> Kind) -> Self {
+    fn with(plan: &SandboxPlan, here: &Path, file_kind: impl Fn(&Path) -> FileKind) -> Self {
         let mut readable = Self::default();
         for path in plan.files.iter().chain(&plan.reloaded) {
-            readable.add_file(path, follow(&here.join(path), &look));
+            readable.add_file(path, resolve(&here.join(path), &file_kind));
         }
         for path in &plan.folders {
-            readable.add_folder(path, follow(&here.join(path), &look));
+            readable.add_folder(path, resolve(&here.join(path), &file_kind));
         }
         for path in &plan.appended {
-            readable.add_appended(path, follow(&here.join(path), &look));
+            readable.add_appended(path, resolve(&here.join(path), &file_kind));
         }
         for path in &plan.sockets {
             let folder = here.join(path).parent().map(Path::to_owned).unwrap_or_default();
-            readable.add_socket(path, follow(&folder, &look).end);
+            readable.add_socket(path, resolve(&folder, &file_kind).end);
         }
         if plan.anywhere {
             readable.folders.insert("/".into());
         }
-        readable.drop_what_is_within();
-        readable.note_what_is_both();
+        readable.drop_nested();
+        readable.note_readable_and_appendable();
         readable
     }
 
-    fn add_file(&mut self, path: &Path, trail: Trail) {
-        match (&trail.kind, trail.end.parent()) {
+    fn add_file(&mut self, path: &Path, resolved: ResolvedPath) {
+        match (&resolved.kind, resolved.end.parent()) {
             // The device's folder isn't allowed, since it contains other devices.
-            (Kind::Device, _) => {
-                self.files.insert(trail.end);
+            (FileKind::Device, _) => {
+                self.files.insert(resolved.end);
                 return;
             }
-            (Kind::Folder, _) | (_, None) => return,
+            (FileKind::Folder, _) | (_, None) => return,
             (_, Some(root)) if root == Path::new("/") => {
                 self.notes.push(format!(
                     "{} is in the folder /, which doesn't stay readable: a file that replaces it \
                      can be read after a restart only",
                     path.display()
                 ));
-                self.files.insert(trail.end);
+                self.files.insert(resolved.end);
             }
             (_, Some(folder)) => {
                 self.folders.insert(folder.to_owned());
             }
         }
-        let links = trail.links.into_iter().chain(trail.switches);
+        let links = resolved.links.into_iter().chain(resolved.switchable_links);
         self.folders.extend(links.filter(|folder| folder != Path::new("/")));
     }
 
-    fn add_folder(&mut self, path: &Path, trail: Trail) {
-        if trail.kind == Kind::Nothing {
+    fn add_folder(&mut self, path: &Path, resolved: ResolvedPath) {
+        if resolved.kind == FileKind::Nothing {
             self.notes.push(format!(
                 "there is no folder {}: what comes there later can be read after a restart only",
                 path.display()
             ));
             return;
         }
-        self.folders.insert(trail.end);
-        self.folders.extend(trail.switches.into_iter().filter(|folder| folder != Path::new("/")));
+        self.folders.insert(resolved.end);
+        self.folders.extend(
+            resolved.switchable_links.into_iter().filter(|folder| folder != Path::new("/")),
+        );
     }
 
-    fn add_appended(&mut self, path: &Path, trail: Trail) {
-        match (&trail.kind, trail.end.parent()) {
+    fn add_appended(&mut self, path: &Path, resolved: ResolvedPath) {
+        match (&resolved.kind, resolved.end.parent()) {
             // Its folder contains other devices, and it is never rotated.
-            (Kind::Other, _) => {
-                self.appendable_files.insert(trail.end);
+            (FileKind::Other, _) => {
+                self.appendable_files.insert(resolved.end);
             }
             (_, Some(root)) if root == Path::new("/") => {
                 self.notes.push(format!(
@@ -173,7 +175,7 @@ impl Readable {
                      it takes a restart",
                     path.display()
                 ));
-                self.appendable_files.insert(trail.end);
+                self.appendable_files.insert(resolved.end);
             }
             (_, Some(folder)) => {
                 self.appendable.insert(folder.to_owned());
@@ -183,7 +185,7 @@ impl Readable {
     }
 
     /// Adds a note if an attacker inside the sandbox could append to what is read.
-    fn note_what_is_both(&mut self) {
+    fn note_readable_and_appendable(&mut self) {
         for folder in &self.appendable {
             let is_within = |path: &&PathBuf| path.starts_with(folder);
             if let Some(both) = self.folders.iter().chain(&self.files).find(is_within) {
@@ -197,7 +199,7 @@ impl Readable {
     }
 
     /// Describes what can be appended to.
-    pub(super) fn appends(&self) -> String {
+    pub(super) fn describe_appendable(&self) -> String {
         let folders = self.appendable.iter().map(|folder| format!("{}/", folder.display()));
         let files = self.appendable_files.iter().map(|file| file.display().to_string());
         match folders.chain(files).collect::<Vec<_>>() {
@@ -219,7 +221,7 @@ impl Readable {
     }
 
     /// Drops folders and files that are below others.
-    fn drop_what_is_within(&mut self) {
+    fn drop_nested(&mut self) {
         let all = self.folders.clone();
         let within = |path: &Path| path.ancestors().skip(1).any(|above| all.contains(above));
         self.folders.retain(|folder| !within(folder));
@@ -227,7 +229,7 @@ impl Readable {
     }
 }
 
-impl fmt::Display for Readable {
+impl fmt::Display for AllowedPaths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.folders.contains(Path::new("/")) {
             return f.write_str("everywhere, as parents may be anywhere");
@@ -242,44 +244,41 @@ impl fmt::Display for Readable {
 }
 
 /// Follows an absolute path as the kernel would.
-fn follow(path: &Path, look: &impl Fn(&Path) -> Kind) -> Trail {
-    let mut parts: VecDeque<OsString> = parts(path).collect();
-    let mut trail = Trail { links: vec![], switches: vec![], end: "/".into(), kind: Kind::Folder };
+fn resolve(path: &Path, file_kind: &impl Fn(&Path) -> FileKind) -> ResolvedPath {
+    let mut parts: VecDeque<OsString> = components(path).collect();
+    let (mut links, mut switchable_links, mut end) = (vec![], vec![], PathBuf::from("/"));
     let mut followed = 0;
     while let Some(part) = parts.pop_front() {
         if part == ".." {
-            trail.end.pop();
+            end.pop();
             continue;
         }
-        let next = trail.end.join(part);
-        match look(&next) {
-            Kind::Link(target) if followed < MAX_LINKS => {
+        let next = end.join(part);
+        match file_kind(&next) {
+            FileKind::Link(target) if followed < MAX_LINKS => {
                 followed += 1;
                 if parts.is_empty() {
-                    trail.links.push(trail.end.clone());
+                    links.push(end.clone());
                 }
-                if leads_below(&trail.end, &target) {
-                    trail.switches.push(trail.end.clone());
+                if leads_below(&end, &target) {
+                    switchable_links.push(end.clone());
                 }
                 if target.is_absolute() {
-                    trail.end = "/".into();
+                    end = "/".into();
                 }
-                for part in self::parts(&target).collect::<Vec<_>>().into_iter().rev() {
+                for part in components(&target).collect::<Vec<_>>().into_iter().rev() {
                     parts.push_front(part);
                 }
             }
-            kind => {
-                trail.end = next;
-                trail.kind = kind;
-            }
+            _ => end = next,
         }
     }
-    // After a `..` the kind of the last component no longer applies.
-    trail.kind = look(&trail.end);
-    trail
+    // Looked up last, because the path may end with a `..`.
+    let kind = file_kind(&end);
+    ResolvedPath { links, switchable_links, end, kind }
 }
 
-fn parts(path: &Path) -> impl Iterator<Item = OsString> {
+fn components(path: &Path) -> impl Iterator<Item = OsString> {
     path.components().filter_map(|part| match part {
         Component::Normal(part) => Some(part.to_owned()),
         Component::ParentDir => Some("..".into()),
@@ -293,19 +292,19 @@ fn leads_below(folder: &Path, target: &Path) -> bool {
     is_plain && folder.join(target).starts_with(folder)
 }
 
-fn look(path: &Path) -> Kind {
-    let Ok(there) = std::fs::symlink_metadata(path) else { return Kind::Nothing };
+fn file_kind(path: &Path) -> FileKind {
+    let Ok(there) = std::fs::symlink_metadata(path) else { return FileKind::Nothing };
     let kind = there.file_type();
     if kind.is_symlink() {
-        std::fs::read_link(path).map_or(Kind::Nothing, Kind::Link)
+        std::fs::read_link(path).map_or(FileKind::Nothing, FileKind::Link)
     } else if kind.is_dir() {
-        Kind::Folder
+        FileKind::Folder
     } else if kind.is_block_device() {
-        Kind::Device
+        FileKind::Device
     } else if kind.is_fifo() || kind.is_char_device() {
-        Kind::Other
+        FileKind::Other
     } else {
-        Kind::File
+        FileKind::File
     }
 }
 

@@ -3,26 +3,26 @@ use super::*;
 /// Computes what is readable in a file system that has the paths in `there`. Folders end with a
 /// slash, block devices with an exclamation mark, pipes with a bar; links have an arrow. All
 /// parents of these paths are folders.
-fn readable(there: &[&str], plan: &SandboxPlan) -> Readable {
+fn readable(there: &[&str], plan: &SandboxPlan) -> AllowedPaths {
     let look = |path: &Path| {
         let path = path.to_str().unwrap();
         for entry in there {
             match entry.split_once(" -> ") {
-                Some((link, target)) if link == path => return Kind::Link(target.into()),
+                Some((link, target)) if link == path => return FileKind::Link(target.into()),
                 None if entry.trim_end_matches('/') == path && entry.ends_with('/') => {
-                    return Kind::Folder;
+                    return FileKind::Folder;
                 }
-                None if *entry == path => return Kind::File,
-                None if *entry == format!("{path}!") => return Kind::Device,
-                None if *entry == format!("{path}|") => return Kind::Other,
+                None if *entry == path => return FileKind::File,
+                None if *entry == format!("{path}!") => return FileKind::Device,
+                None if *entry == format!("{path}|") => return FileKind::Other,
                 _ => {}
             }
         }
         let above = format!("{}/", path.trim_end_matches('/'));
         let is_above = there.iter().any(|entry| entry.starts_with(&above));
-        if is_above { Kind::Folder } else { Kind::Nothing }
+        if is_above { FileKind::Folder } else { FileKind::Nothing }
     };
-    Readable::with(plan, Path::new("/home/me"), look)
+    AllowedPaths::with(plan, Path::new("/home/me"), look)
 }
 
 fn of_files(there: &[&str], files: &[&str]) -> (Vec<String>, Vec<String>, usize) {
@@ -35,7 +35,7 @@ fn of_folders(there: &[&str], folders: &[&str]) -> (Vec<String>, Vec<String>, us
     listed(readable(there, &SandboxPlan { folders, ..SandboxPlan::default() }))
 }
 
-fn listed(readable: Readable) -> (Vec<String>, Vec<String>, usize) {
+fn listed(readable: AllowedPaths) -> (Vec<String>, Vec<String>, usize) {
     let list =
         |set: BTreeSet<PathBuf>| set.iter().map(|path| path.to_str().unwrap().to_owned()).collect();
     (list(readable.folders), list(readable.files), readable.notes.len())
@@ -46,18 +46,21 @@ fn folders(paths: &[&str]) -> (Vec<String>, Vec<String>, usize) {
 }
 
 #[test]
-fn a_file_is_its_folder() {
+fn file_makes_its_folder_readable() {
     assert_eq!(of_files(&["/s/a.hxz", "/s/b.hxz"], &["/s/a.hxz", "/s/b.hxz"]), folders(&["/s"]));
     assert_eq!(of_files(&["/home/me/x/a.hxz"], &["x/a.hxz"]), folders(&["/home/me/x"]));
     assert_eq!(of_files(&["/home/a.hxz", "/home/me/"], &["../a.hxz"]), folders(&["/home"]));
     // The file may be created later.
     assert_eq!(of_files(&["/s/"], &["/s/a.hxz"]), folders(&["/s"]));
+    // A path may end with a `..` behind a folder or a link to one.
+    assert_eq!(of_folders(&["/s/t/u/"], &["/s/t/u/.."]), folders(&["/s/t"]));
+    assert_eq!(of_folders(&["/l -> /s/t", "/s/t/"], &["/l/.."]), folders(&["/s"]));
     // A folder below another one isn't listed.
     assert_eq!(of_files(&["/s/a.hxz", "/s/t/b"], &["/s/a.hxz", "/s/t/b"]), folders(&["/s"]));
 }
 
 #[test]
-fn links_are_followed_and_may_be_exchanged() {
+fn folders_of_switchable_links_stay_readable() {
     let there = ["/s/a.hxz -> ../t/b.hxz", "/t/b.hxz -> /u/c.hxz", "/u/c.hxz"];
     assert_eq!(of_files(&there, &["/s/a.hxz"]), folders(&["/s", "/t", "/u"]));
     // Kubernetes mounts secrets this way.
@@ -76,7 +79,7 @@ fn links_are_followed_and_may_be_exchanged() {
 }
 
 #[test]
-fn devices_and_the_root_are_not_opened_whole() {
+fn device_and_root_folders_are_not_made_readable() {
     let there = ["/dev/vg/snap -> ../dm-3", "/dev/dm-3!"];
     assert_eq!(of_files(&there, &["/dev/vg/snap"]), (vec![], vec!["/dev/dm-3".into()], 0));
     assert_eq!(of_files(&["/a.hxz"], &["/a.hxz"]), (vec![], vec!["/a.hxz".into()], 1));
@@ -88,7 +91,7 @@ fn devices_and_the_root_are_not_opened_whole() {
 }
 
 #[test]
-fn anywhere_is_everywhere() {
+fn anywhere_makes_the_root_folder_readable() {
     let plan = SandboxPlan {
         anywhere: true,
         files: vec!["/s/a".into(), "/b".into()],
@@ -100,7 +103,7 @@ fn anywhere_is_everywhere() {
 }
 
 #[test]
-fn what_is_appended_to_may_be_made_anew() {
+fn folders_of_appended_files_allow_creation() {
     let plan = |paths: &[&str]| SandboxPlan {
         appended: paths.iter().map(PathBuf::from).collect(),
         folders: vec!["/srv/s".into()],
@@ -109,7 +112,7 @@ fn what_is_appended_to_may_be_made_anew() {
     let there = ["/var/log -> /mnt/log", "/mnt/log/h/", "/srv/s/", "/p|", "/dev/x|"];
     let appends = |paths: &[&str]| {
         let readable = readable(&there, &plan(paths));
-        (readable.appends(), readable.notes.len())
+        (readable.describe_appendable(), readable.notes.len())
     };
     assert_eq!(appends(&["/var/log/h/a"]), (", appends to /mnt/log/h/".to_owned(), 0));
     assert_eq!(appends(&["/dev/x", "/p"]), (", appends to /dev/x, /p".to_owned(), 0));
@@ -122,7 +125,7 @@ fn what_is_appended_to_may_be_made_anew() {
 }
 
 #[test]
-fn what_is_new_and_elsewhere_is_closed() {
+fn new_paths_outside_the_sandbox_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     for name in ["in", "out"] {
@@ -136,7 +139,7 @@ fn what_is_new_and_elsewhere_is_closed() {
     };
     // Paths named at the start aren't new, even if they couldn't be read.
     let start = plan(&["in/a"], &["none"]);
-    let confines = ReadableSet::new(&start, &Readable::of(&start));
+    let confines = ReadableSet::new(&start, &AllowedPaths::for_plan(&start));
     let closed = |files: &[&str], folders: &[&str]| confines.unreadable(&plan(files, folders));
     assert!(closed(&["in/a", "in/b", "in/../in/c/d"], &["in", "none"]).is_empty());
     let elsewhere = closed(&["in/b", "out/a", "in/link", "in/../x"], &["out", "."]);
@@ -147,7 +150,7 @@ fn what_is_new_and_elsewhere_is_closed() {
 }
 
 #[test]
-fn sockets_are_removed_from_their_folders() {
+fn socket_folders_allow_removal() {
     let plan = SandboxPlan {
         sockets: vec!["/var/run/x/s".into(), "/s".into(), "t".into()],
         ..SandboxPlan::default()

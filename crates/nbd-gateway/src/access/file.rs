@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_with_everything() {
+    fn all_keys_of_a_rule_are_parsed() {
         let text = r#"
             # Backups at night.
             [[rule]]
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_never_a_rule() {
+    fn invalid_rules_are_rejected() {
         for (text, complaint) in [
             ("", "no [[rule]]"),
             ("rule = []", "no [[rule]]"),
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_exact_to_the_second() {
+    fn times_are_converted_to_utc_seconds() {
         for (text, seconds) in [
             ("2026-12-01T00:00:00Z", 0),
             ("2026-12-01T01:02:03Z", 3723),
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_and_its_rules_are_bounded() {
+    fn file_size_and_rule_count_are_limited() {
         let rule = "[[rule]]\naction = \"allow\"\n";
         assert_eq!(rules(&rule.repeat(10_000)).unwrap().len(), 10_000);
         let error = parse(&rule.repeat(10_001), Path::new("x")).unwrap_err();
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn days_are_counted_right() {
+    fn dates_are_converted_to_days_since_1970() {
         let days = |year, month, day| days_since_1970(Date { year, month, day });
         assert_eq!(days(1970, 1, 1), 0);
         assert_eq!((days(2000, 2, 29), days(2000, 3, 1)), (11_016, 11_017));

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn one_name_is_enough_and_it_matches_whole() {
+    fn patterns_match_any_whole_name() {
         for pattern in [
             "cn:Alice",
             "*.EXAMPLE.org",
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_common_name_counts_where_there_is_nothing_better() {
+    fn common_name_matches_only_without_alternative_names() {
         let alice = IdentityName { kind: NameKind::CommonName, text: "Alice".to_owned() };
         let pattern: IdentityPattern = "Alice".parse().unwrap();
         assert!(pattern.matches(&Identity::new(vec![alice])));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_nobody() {
+    fn invalid_identity_patterns_are_rejected() {
         for junk in ["", "cn:", "sha256:", "sha256:ab", "sha256:*", &"sha256:g".repeat(64)] {
             assert!(junk.parse::<IdentityPattern>().is_err(), "{junk}");
         }

@@ -268,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn junk_is_never_a_rule() {
+    fn invalid_networks_are_rejected() {
         for junk in [
             "",
             " ",
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_on_the_way_to_who_is_local() {
+    fn loopback_unix_and_vsock_peers_are_local() {
         let is_local = |text: &str| text.parse::<Peer>().unwrap().is_local();
         for local in ["127.0.0.1", "127.255.255.255", "::1", "::ffff:127.0.0.1", "unix", "vsock:3"]
         {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_loopback_if_all_of_it_is() {
+    fn network_is_loopback_only_if_all_addresses_are() {
         let is_loopback = |text: &str| text.parse::<Network>().unwrap().is_loopback();
         for loopback in ["127.0.0.0/8", "127.0.0.1", "127.255.255.255", "::1"] {
             assert!(is_loopback(loopback), "{loopback}");
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn places_have_their_words() {
+    fn peer_matchers_round_trip_through_text() {
         for (text, place) in [
             ("unix", PeerMatcher::Unix),
             ("vsock", PeerMatcher::Vsock(None)),
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_virtual_machine_is_in_its_place_alone() {
+    fn vsock_peers_match_only_vsock() {
         let is_in =
             |place: &str, cid| place.parse::<PeerMatcher>().unwrap().contains(Peer::Vsock(cid));
         assert!(is_in("vsock", 2) && is_in("vsock", 77) && is_in("vsock:77", 77));

@@ -90,8 +90,8 @@ impl Rule {
         }
     }
 
-    fn match_request(&self, facts: &AccessRequest<'_>) -> MatchResult {
-        let identity = match facts.identity {
+    fn match_request(&self, request: &AccessRequest<'_>) -> MatchResult {
+        let identity = match request.identity {
             Fact::Pending => Fact::Pending,
             Fact::Known(None) => Fact::Known(false),
             Fact::Known(Some(identity)) => {
@@ -101,16 +101,16 @@ impl Rule {
                 }))
             }
         };
-        let export = match facts.export {
+        let export = match request.export {
             Fact::Pending => Fact::Pending,
             Fact::Known(export) => {
                 Fact::Known(self.exports.iter().any(|pattern| pattern.matches(export)))
             }
         };
-        let place = self.places.iter().any(|place| place.contains(facts.peer));
-        let window = self.windows.iter().any(|window| window.contains(facts.now));
-        let in_period = self.from.is_none_or(|from| from <= facts.now)
-            && self.until.is_none_or(|until| facts.now < until);
+        let place = self.places.iter().any(|place| place.contains(request.peer));
+        let window = self.windows.iter().any(|window| window.contains(request.now));
+        let in_period = self.from.is_none_or(|from| from <= request.now)
+            && self.until.is_none_or(|until| request.now < until);
         [
             match_criterion(self.places.is_empty(), Fact::Known(place)),
             match_criterion(self.windows.is_empty(), Fact::Known(window)),
@@ -240,9 +240,9 @@ impl Rules {
     ///
     /// # Errors
     /// The client isn't authorized to connect, or to open the export.
-    pub fn evaluate(&self, facts: &AccessRequest<'_>) -> Decision {
+    pub fn evaluate(&self, request: &AccessRequest<'_>) -> Decision {
         for rule in &self.0 {
-            match (rule.match_request(facts), rule.action) {
+            match (rule.match_request(request), rule.action) {
                 (MatchResult::No, _) | (MatchResult::Maybe, Action::Deny) => {}
                 (MatchResult::Yes | MatchResult::Maybe, Action::Allow) => {
                     return Ok(Reason::Rule(rule.clone()));
@@ -250,7 +250,7 @@ impl Rules {
                 (MatchResult::Yes, Action::Deny) => return Err(Reason::Rule(rule.clone())),
             }
         }
-        Err(match (facts.identity, facts.export) {
+        Err(match (request.identity, request.export) {
             (_, Fact::Known(_)) => Reason::NoRuleForExport,
             (Fact::Known(_), _) => Reason::NoRuleForClient,
             _ => Reason::NoRuleForAddress,

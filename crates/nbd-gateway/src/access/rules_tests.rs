@@ -19,7 +19,7 @@ fn admits(allow: &[&str], deny: &[&str], address: &str) -> bool {
 }
 
 #[test]
-fn without_a_rule_only_this_machine_comes_in() {
+fn only_loopback_is_admitted_by_default() {
     for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"] {
         assert!(admits(&[], &[], address), "{address}");
     }
@@ -30,13 +30,13 @@ fn without_a_rule_only_this_machine_comes_in() {
 }
 
 #[test]
-fn with_a_rule_loopback_needs_one_too() {
+fn allow_rules_replace_the_loopback_default() {
     assert!(!admits(&["10.0.0.0/8"], &[], "127.0.0.1"));
 }
 
 // nbd-server CVE-2013-6410 | partial address match in the access list
 #[test]
-fn addresses_match_whole() {
+fn whole_addresses_are_compared() {
     assert!(admits(&["10.1.2.3"], &[], "10.1.2.3"));
     for address in ["10.1.2.30", "10.1.2.2", "110.1.2.3", "10.1.2.31"] {
         assert!(!admits(&["10.1.2.3"], &[], address), "{address}");
@@ -44,7 +44,7 @@ fn addresses_match_whole() {
 }
 
 #[test]
-fn prefixes_at_their_ends() {
+fn prefix_boundaries_are_exact() {
     assert!(admits(&["0.0.0.0/0"], &[], "255.255.255.255"));
     assert!(!admits(&["0.0.0.0/0"], &[], "::1"));
     assert!(admits(&["::/0"], &[], "2001:db8::1"));
@@ -57,7 +57,7 @@ fn prefixes_at_their_ends() {
 }
 
 #[test]
-fn deny_wins() {
+fn deny_overrides_allow() {
     let (allow, deny) = (&["10.0.0.0/8"], &["10.66.0.0/16"]);
     assert!(admits(allow, deny, "10.65.1.1"));
     assert!(!admits(allow, deny, "10.66.1.1"));
@@ -67,7 +67,7 @@ fn deny_wins() {
 
 // nbdkit's ip filter before 1.40 | another spelling of the address was admitted
 #[test]
-fn mapped_addresses_meet_the_ipv4_rules() {
+fn ipv4_rules_apply_to_mapped_addresses() {
     assert!(admits(&["10.0.0.0/8"], &[], "::ffff:10.1.2.3"));
     assert!(!admits(&["::/0"], &["10.0.0.0/8"], "::ffff:10.1.2.3"));
     assert!(!admits(&["0.0.0.0/0"], &["::ffff:10.0.0.0/104"], "10.1.2.3"));
@@ -79,7 +79,7 @@ fn somebody(name: &str) -> Identity {
 }
 
 #[test]
-fn identity_and_address_of_the_command_line_have_to_fit_both() {
+fn command_line_requires_both_identity_and_address() {
     let said = CommandLineRules {
         allow: networks(&["10.0.0.0/8"]),
         allow_identity: vec!["alice".parse().unwrap()],
@@ -119,7 +119,7 @@ fn rules() -> Rules {
 }
 
 #[test]
-fn the_first_rule_that_fits_judges() {
+fn first_matching_rule_decides() {
     let (rules, alice, bob) = (rules(), somebody("alice"), somebody("bob"));
     let asks = |peer: Peer, who: Option<&Identity>, export: &str| {
         rules
@@ -137,7 +137,7 @@ fn the_first_rule_that_fits_judges() {
 }
 
 #[test]
-fn what_is_not_known_yet_is_not_held_against_anybody() {
+fn unknown_facts_do_not_deny() {
     let (rules, alice, bob) = (rules(), somebody("alice"), somebody("bob"));
     let from_there = AccessRequest::from_peer(peer("10.6.1.1"));
     assert!(rules.evaluate(&from_there).is_ok());
@@ -147,7 +147,7 @@ fn what_is_not_known_yet_is_not_held_against_anybody() {
 }
 
 #[test]
-fn rules_have_their_time() {
+fn rules_apply_only_in_their_time_window() {
     let mut rule = Rule::new(Action::Allow, Origin::Default);
     rule.windows = vec!["Mon 08:00-09:00".parse().unwrap()];
     let monday = Timestamp(4 * 86_400);
@@ -165,7 +165,7 @@ fn rules_have_their_time() {
 }
 
 #[test]
-fn each_criterion_of_time_makes_rules_depend_on_it() {
+fn any_time_criterion_makes_rules_time_dependent() {
     let depends = |change: fn(&mut Rule)| {
         let mut rule = Rule::new(Action::Allow, Origin::Default);
         change(&mut rule);
@@ -178,7 +178,7 @@ fn each_criterion_of_time_makes_rules_depend_on_it() {
 }
 
 #[test]
-fn who_fits_no_rule_is_told_what_was_asked_last() {
+fn refusal_reason_names_the_last_known_fact() {
     let (rules, bob) = (Rules::from_file(&[], Vec::new()), somebody("bob"));
     let anybody = AccessRequest::from_peer(peer("10.1.1.1"));
     assert!(matches!(rules.evaluate(&anybody), Err(Reason::NoRuleForAddress)));
@@ -190,7 +190,7 @@ fn who_fits_no_rule_is_told_what_was_asked_last() {
 }
 
 #[test]
-fn a_period_has_its_first_second_and_not_its_last() {
+fn period_includes_start_and_excludes_end() {
     let mut rule = Rule::new(Action::Allow, Origin::Default);
     (rule.from, rule.until) = (Some(Timestamp(1000)), Some(Timestamp(2000)));
     let rules = Rules::from_file(&[], vec![rule]);
@@ -202,7 +202,7 @@ fn a_period_has_its_first_second_and_not_its_last() {
 
 /// A virtual machine is covered neither by the default for this machine nor by a network.
 #[test]
-fn a_virtual_machine_comes_in_only_if_it_is_named() {
+fn vsock_peers_need_an_explicit_rule() {
     let guest = AccessRequest::from_peer(Peer::Vsock(3));
     let judge = |allow: &[&str], deny: &[&str]| {
         let said = CommandLineRules {
@@ -231,7 +231,7 @@ fn a_virtual_machine_comes_in_only_if_it_is_named() {
 }
 
 #[test]
-fn the_unix_sockets_can_be_named_too() {
+fn unix_sockets_can_be_allowed_and_denied() {
     let may = |said: &CommandLineRules, peer| {
         Rules::from_command_line(said).evaluate(&AccessRequest::from_peer(peer)).is_ok()
     };
@@ -250,14 +250,14 @@ fn the_unix_sockets_can_be_named_too() {
 }
 
 #[test]
-fn without_rules_nobody_comes_in() {
+fn empty_rules_admit_nobody() {
     let nobody = Rules::from_file(&[], Vec::new());
     assert!(nobody.evaluate(&AccessRequest::from_peer(Peer::Unix)).is_err());
     assert!(nobody.evaluate(&AccessRequest::from_peer(peer("127.0.0.1"))).is_err());
 }
 
 #[test]
-fn who_may_come_in_is_said_in_words() {
+fn rules_are_summarized_for_people() {
     assert_eq!(Rules::default().to_string(), "this machine only");
     let said = |allow: &[&str], identities: &[&str], deny: &[&str]| CommandLineRules {
         allow: networks(allow),

@@ -155,7 +155,7 @@ mod tests {
     const DAY: u64 = 24 * 60;
 
     #[test]
-    fn hours_of_days() {
+    fn windows_match_hours_of_their_days() {
         assert!(holds("08:00-18:00", 8 * 60) && !holds("08:00-18:00", 18 * 60));
         assert!(holds("Mon-Fri 08:00-18:00", 17 * 60 + 59));
         assert!(!holds("Mon-Fri 08:00-18:00", 5 * DAY + 9 * 60));
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hours_behind_midnight_belong_to_the_day_before() {
+    fn hours_after_midnight_belong_to_the_previous_day() {
         let window = "Fri 22:00-06:00";
         assert!(holds(window, 4 * DAY + 22 * 60) && holds(window, 5 * DAY + 5 * 60 + 59));
         assert!(!holds(window, 4 * DAY + 5 * 60) && !holds(window, 5 * DAY + 6 * 60));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_no_window() {
+    fn invalid_windows_are_rejected() {
         for junk in [
             "",
             "always",

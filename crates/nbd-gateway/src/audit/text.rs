@@ -61,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_texts_are_cut_between_letters() {
+    fn long_texts_are_truncated_at_character_boundaries() {
         assert_eq!(BoundedText::from("x".repeat(MAX_TEXT)).0.len(), MAX_TEXT);
         let cut = BoundedText::from("ö".repeat(MAX_TEXT)).0;
         assert!(cut.len() <= MAX_TEXT && cut.ends_with("ö…"));
     }
 
     #[test]
-    fn times_beyond_all_calendars_are_times() {
+    fn times_are_clamped_to_year_9999() {
         let text = |seconds| serde_json::to_string(&Rfc3339Time::from_unix(seconds)).unwrap();
         assert_eq!(text(0), "\"1970-01-01T00:00:00Z\"");
         assert_eq!(text(u64::MAX), "\"9999-12-31T23:59:59Z\"");

@@ -25,7 +25,7 @@ fn forwarded(address: &str) -> Result<ParseProgress, HeaderError> {
 }
 
 #[test]
-fn golden_bytes() {
+fn golden_headers_are_parsed() {
     let sent =
         b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\xc3\x50\x2a\x39";
     assert_eq!(parse(sent), forwarded("192.0.2.7"));
@@ -41,7 +41,7 @@ fn golden_bytes() {
 
 /// "discard the protocol block including the family which is ignored"
 #[test]
-fn of_a_local_one_nothing_else_is_looked_at() {
+fn local_headers_ignore_family_and_block() {
     for (kind, block) in [(0x11, &V4[..]), (0xff, b"anything"), (0x31, &[0; 216]), (0x22, b"")] {
         assert_eq!(
             parse(&header(0x20, kind, block)),
@@ -51,7 +51,7 @@ fn of_a_local_one_nothing_else_is_looked_at() {
 }
 
 #[test]
-fn what_nobody_can_be_judged_by_is_refused() {
+fn headers_without_a_usable_address_are_rejected() {
     for (command, kind, block, error) in [
         (0x21, 0x00, &[][..], HeaderError::Unspecified),
         (0x21, 0x01, &V4, HeaderError::Unspecified),
@@ -79,7 +79,7 @@ fn what_nobody_can_be_judged_by_is_refused() {
 }
 
 #[test]
-fn something_else_is_told_at_its_first_bytes() {
+fn other_protocols_are_detected_at_their_first_bytes() {
     for line in ["PROXY TCP4 192.0.2.7 198.51.100.1 50000 10809\r\n", "PROXY UNKNOWN\r\n", "PROXY"]
     {
         assert_eq!(parse(line.as_bytes()), Err(HeaderError::Version1));
@@ -100,7 +100,7 @@ fn something_else_is_told_at_its_first_bytes() {
 }
 
 #[test]
-fn lengths_have_a_cap() {
+fn header_length_is_capped() {
     let most = usize::from(MAX_LENGTH);
     let filler = tlv(0x04, &vec![0; most - V4.len() - 3]);
     let bytes = header(0x21, 0x11, &[&V4[..], &filler].concat());
@@ -113,7 +113,7 @@ fn lengths_have_a_cap() {
 }
 
 #[test]
-fn tlvs_are_skipped_if_they_are_whole() {
+fn complete_tlvs_are_skipped_and_broken_ones_rejected() {
     let ssl = [&[7, 0, 0, 0, 0][..], &tlv(0x21, b"TLSv1.3")].concat();
     let several = [tlv(0x01, b"nbd"), tlv(0x20, &ssl), tlv(0x04, b""), tlv(0xe0, b"x")].concat();
     let with = |tlvs: &[u8]| parse(&header(0x21, 0x11, &[&V4[..], tlvs].concat()));
@@ -125,7 +125,7 @@ fn tlvs_are_skipped_if_they_are_whole() {
 
 /// Checks the examples of RFC 3720, B.4, and the usual check value of the CRC.
 #[test]
-fn the_checksum_is_castagnoli_s() {
+fn checksum_is_crc32c() {
     assert_eq!(crc32c([0; 32].into_iter()), 0x8a91_36aa);
     assert_eq!(crc32c([0xff; 32].into_iter()), 0x62a8_ab43);
     assert_eq!(crc32c(b"123456789".iter().copied()), 0xe306_9283);
@@ -142,7 +142,7 @@ fn with_checksum(before: &[u8], behind: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn a_checksum_counts_if_there_is_one() {
+fn checksum_is_verified_if_present() {
     let noop = tlv(0x04, b"abc");
     for (before, behind) in [(&[][..], &[][..]), (&noop, &[]), (&[], &noop), (&noop, &noop)] {
         let bytes = with_checksum(before, behind);
@@ -166,7 +166,7 @@ fn a_checksum_counts_if_there_is_one() {
 proptest! {
     /// However the header is split, the result is the same, and no byte behind it is requested.
     #[test]
-    fn a_header_is_read_to_its_last_byte(
+    fn parsing_never_asks_for_bytes_behind_the_header(
         source: [u8; 4],
         value in proptest::collection::vec(any::<u8>(), 0..300),
         behind in proptest::collection::vec(any::<u8>(), 0..50),
@@ -191,7 +191,7 @@ proptest! {
 
     /// Any input is parsed, rejected, or incomplete.
     #[test]
-    fn junk_is_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+    fn junk_is_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
         let judged = parse(&bytes);
         let is_start = SIGNATURE.starts_with(&bytes) || b"PROXY".starts_with(bytes.as_slice());
         prop_assert_eq!(matches!(judged, Ok(ParseProgress::Incomplete(_))), is_start);

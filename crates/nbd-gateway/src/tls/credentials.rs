@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_all_kinds_are_found() {
+    fn all_kinds_of_names_are_read() {
         let ia5 = |text: &str| Ia5String::try_from(text).unwrap();
         let credentials = credentials(|parameters| {
             parameters.subject_alt_names = vec![
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_without_names_is_its_hash() {
+    fn certificate_without_names_is_identified_by_hash() {
         let credentials = credentials(|parameters| {
             parameters.distinguished_name = rcgen::DistinguishedName::new();
         });
@@ -252,7 +252,7 @@ mod tests {
 
     /// An expired root that wasn't needed used to end every session at once.
     #[test]
-    fn what_had_run_out_before_does_not_count() {
+    fn already_expired_certificates_are_ignored() {
         let until = |year| {
             let end = rcgen::date_time_ymd(year, 1, 1);
             certificate(|parameters| parameters.not_after = end).der().clone()
@@ -265,7 +265,7 @@ mod tests {
     /// Matching a certificate with thousands of names against the rules used to keep the program
     /// busy.
     #[test]
-    fn a_certificate_has_only_so_many_names() {
+    fn names_are_limited_in_count_and_length() {
         let of = |names: Vec<String>| {
             let dns = |name: String| SanType::DnsName(Ia5String::try_from(name).unwrap());
             let certificate = certificate(|parameters| {
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_certificate_is_nobody() {
+    fn invalid_certificates_are_rejected() {
         assert!(Credentials::from_chain(&[], NOW).is_err());
         assert!(Credentials::from_chain(&[CertificateDer::from(vec![0x30, 0])], NOW).is_err());
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustls::pki_types::UnixTime;
 use rustls::{AlertDescription, CertificateError, PeerIncompatible};
 
-use super::validity::between;
+use super::validity::duration_between;
 
 /// Cause of a failed handshake, as counted in metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -190,7 +190,7 @@ fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
             format!(
                 "the client's certificate expired at {}, {} ago",
                 format_time(*not_after),
-                between(*not_after, *time)
+                duration_between(*not_after, *time)
             ),
         ),
         CertificateError::NotValidYet => (
@@ -285,7 +285,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handshake_that_fails_is_explained() {
+    fn handshake_failures_are_explained() {
         let of = |error: rustls::Error| HandshakeFailure::from_rustls(&error);
         let alert = of(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
         assert_eq!(alert.cause, HandshakeFailureCause::ServerCertificateRejected);

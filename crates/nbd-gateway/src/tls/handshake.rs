@@ -48,7 +48,7 @@ where
     match hello.into_stream(tls.config().clone()).into_fallible().await {
         Ok(mut stream) => {
             let (below, session) = stream.get_mut();
-            let limit = session.negotiated_cipher_suite().and_then(records::limit);
+            let limit = session.negotiated_cipher_suite().and_then(records::record_limit);
             let keys_exhausted = limit.map(|limit| below.set_limit(limit)).unwrap_or_default();
             Ok(EncryptedStream { stream, keys_exhausted })
         }

@@ -1,17 +1,17 @@
 //! TLS: builds the server's configuration from PEM files, performs handshakes, and authenticates
 //! clients.
 
-mod clients;
+mod client_auth;
 mod credentials;
 pub mod diagnosis;
+mod exposure;
 mod failure;
 mod handshake;
-mod lists;
 mod pem;
 mod problem;
 mod records;
+mod revocation_lists;
 mod roots;
-mod secrecy;
 mod validity;
 
 use std::fmt;
@@ -28,15 +28,15 @@ use rustls::{
     InconsistentKeys, ServerConfig, SupportedCipherSuite, SupportedProtocolVersion, version,
 };
 
-use clients::ClientTrust;
-pub use clients::{ClientAuth, ClientAuthFiles};
+use client_auth::ClientVerifier;
+pub use client_auth::{ClientAuth, ClientAuthFiles};
 pub use credentials::{CertificateDetails, Credentials, CredentialsError};
+pub use exposure::check_not_exposed;
 pub use failure::{HandshakeFailure, HandshakeFailureCause};
 pub(super) use handshake::{EncryptedStream, handshake};
 pub use problem::{TlsFileError, TlsFileProblem};
 pub(super) use records::RecordCountingStream;
-pub use secrecy::check_not_exposed;
-pub(super) use validity::{Expiring, ExpiryWatch};
+pub(super) use validity::{ExpiryWarning, ExpiryWatch};
 
 /// Minimum TLS version that is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,7 +93,7 @@ pub struct ServerTls {
     config: Arc<ServerConfig>,
     /// Private key, if it was read from a file.
     key: Option<Arc<dyn SigningKey>>,
-    clients: Option<ClientTrust>,
+    clients: Option<ClientVerifier>,
     min_version: Option<TlsVersion>,
     /// Expiry of the server's certificate, if known.
     expires: Option<UnixTime>,
@@ -119,7 +119,7 @@ impl ServerTls {
 
     /// Returns true if clients must present a certificate.
     pub fn requires_certificates(&self) -> bool {
-        self.clients.as_ref().is_some_and(ClientTrust::requires_certificates)
+        self.clients.as_ref().is_some_and(ClientVerifier::requires_certificates)
     }
 
     /// Returns true if clients are asked for a certificate.
@@ -130,7 +130,7 @@ impl ServerTls {
     /// Returns the earliest time at which the trust in client CAs changes because one of them
     /// expires. From then on, admitted clients have to be verified again.
     pub fn first_ca_expiry(&self) -> Option<UnixTime> {
-        self.clients.as_ref().map(ClientTrust::first_end)
+        self.clients.as_ref().map(ClientVerifier::earliest_verifier_expiry)
     }
 
     /// Returns the minimum TLS version, if known.
@@ -143,8 +143,8 @@ impl ServerTls {
         let clients = self.clients.as_ref();
         Expiry {
             certificate: self.expires,
-            client_ca: clients.map(ClientTrust::earliest_end),
-            client_crl: clients.and_then(ClientTrust::earliest_list_end),
+            client_ca: clients.map(ClientVerifier::earliest_ca_expiry),
+            client_crl: clients.and_then(ClientVerifier::earliest_crl_expiry),
         }
     }
 
@@ -226,14 +226,14 @@ pub fn load(
     warnings.extend(more);
     let clients = match &files.clients {
         Some(files) => {
-            let (clients, more) = clients::load(files, UnixTime::now())?;
+            let (clients, more) = client_auth::load(files, UnixTime::now())?;
             warnings.extend(more);
             Some(clients)
         }
         None => None,
     };
 
-    let expires = chain.first().and_then(clients::certificate_expiry);
+    let expires = chain.first().and_then(client_auth::certificate_expiry);
     let configured = configure(chain, Arc::clone(&key), min_version, clients.as_ref());
     let config = configured.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
@@ -276,7 +276,7 @@ pub fn without_client_auth(
     key: PrivateKeyDer<'static>,
     min_version: TlsVersion,
 ) -> Result<ServerTls, rustls::Error> {
-    let expires = chain.first().and_then(clients::certificate_expiry);
+    let expires = chain.first().and_then(client_auth::certificate_expiry);
     let config = configure(chain, any_supported_type(&key)?, min_version, None)?;
     Ok(ServerTls { min_version: Some(min_version), expires, ..ServerTls::from(config) })
 }
@@ -285,7 +285,7 @@ fn configure(
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
     min_version: TlsVersion,
-    clients: Option<&ClientTrust>,
+    clients: Option<&ClientVerifier>,
 ) -> Result<ServerConfig, rustls::Error> {
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
@@ -322,7 +322,7 @@ fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| match suite {
         SupportedCipherSuite::Tls13(_) => 0,
-        SupportedCipherSuite::Tls12(_) if records::limit(*suite).is_none() => 1,
+        SupportedCipherSuite::Tls12(_) if records::record_limit(*suite).is_none() => 1,
         SupportedCipherSuite::Tls12(_) => 2,
     });
     provider

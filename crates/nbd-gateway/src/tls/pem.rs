@@ -8,8 +8,8 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKey
 use zeroize::Zeroizing;
 
 use super::diagnosis;
+use super::exposure::check_not_exposed;
 use super::problem::TlsFileProblem;
-use super::secrecy::check_not_exposed;
 
 /// Maximum size of a PEM file, in bytes. Revocation lists of large CAs are long.
 const MAX_PEM: u64 = 16 * 1024 * 1024;

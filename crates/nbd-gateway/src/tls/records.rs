@@ -15,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Divisor of the limit that gives the records reserved for replies to requests that have arrived
 /// already: one sixteenth. Of 2^24 records that is 16 GiB, twice what 256 requests of 32 MiB need.
-const RESERVE: u64 = 16;
+const RESERVE_DIVISOR: u64 = 16;
 
 /// Returns the number of records that may be sent with one key of the suite; `None` if there is no
 /// limit, or if the keys are replaced in time.
-pub(super) fn limit(suite: SupportedCipherSuite) -> Option<u64> {
+pub(super) fn record_limit(suite: SupportedCipherSuite) -> Option<u64> {
     match suite {
         SupportedCipherSuite::Tls12(suite) => Some(suite.common.confidentiality_limit),
         SupportedCipherSuite::Tls13(_) => None,
@@ -31,7 +31,7 @@ pub(super) fn limit(suite: SupportedCipherSuite) -> Option<u64> {
 #[derive(Debug)]
 pub(crate) struct RecordCountingStream<S> {
     stream: S,
-    meter: Option<Meter>,
+    meter: Option<RecordCounter>,
 }
 
 impl<S> RecordCountingStream<S> {
@@ -42,59 +42,59 @@ impl<S> RecordCountingStream<S> {
     /// Starts counting with the next record. Must be called when the handshake is complete and all
     /// of it has been sent. The token is cancelled when the session should end.
     pub(super) fn set_limit(&mut self, records: u64) -> CancellationToken {
-        let meter = Meter::new(records);
-        let is_due = meter.is_due.clone();
+        let meter = RecordCounter::new(records);
+        let threshold_reached = meter.threshold_reached.clone();
         self.meter = Some(meter);
-        is_due
+        threshold_reached
     }
 }
 
 /// Finds the records in a stream of bytes by the lengths in their headers (RFC 5246, section
 /// 6.2.1).
 #[derive(Debug)]
-struct Meter {
+struct RecordCounter {
     /// Bytes of the current header processed so far.
     in_header: u8,
     /// Length stated by the current header, as far as it has been processed.
     length: usize,
     /// Remaining bytes of the current record.
-    to_come: usize,
+    remaining: usize,
     sent: u64,
-    due_at: u64,
-    is_due: CancellationToken,
+    threshold: u64,
+    threshold_reached: CancellationToken,
 }
 
-impl Meter {
+impl RecordCounter {
     fn new(limit: u64) -> Self {
-        let due_at = limit.saturating_sub(limit / RESERVE);
-        let is_due = CancellationToken::new();
+        let threshold = limit.saturating_sub(limit / RESERVE_DIVISOR);
+        let threshold_reached = CancellationToken::new();
         // The handshake's last message was the first record with this key.
-        Self { in_header: 0, length: 0, to_come: 0, sent: 1, due_at, is_due }
+        Self { in_header: 0, length: 0, remaining: 0, sent: 1, threshold, threshold_reached }
     }
 
-    fn note(&mut self, mut bytes: &[u8]) {
+    fn count(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (body, rest) = bytes.split_at(self.to_come.min(bytes.len()));
-            self.to_come -= body.len();
+            let (body, rest) = bytes.split_at(self.remaining.min(bytes.len()));
+            self.remaining -= body.len();
             bytes = rest;
             if let Some((byte, rest)) = bytes.split_first() {
-                self.note_header(*byte);
+                self.count_header_byte(*byte);
                 bytes = rest;
             }
         }
     }
 
     /// Processes one byte of a header: one for the type, two for the version, two for the length.
-    fn note_header(&mut self, byte: u8) {
+    fn count_header_byte(&mut self, byte: u8) {
         self.in_header += 1;
         match self.in_header {
             4 => self.length = usize::from(byte) << 8,
             5 => {
-                self.to_come = self.length | usize::from(byte);
+                self.remaining = self.length | usize::from(byte);
                 self.in_header = 0;
                 self.sent += 1;
-                if self.sent >= self.due_at {
-                    self.is_due.cancel();
+                if self.sent >= self.threshold {
+                    self.threshold_reached.cancel();
                 }
             }
             _ => {}
@@ -131,7 +131,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for RecordCountingStream<S> {
             let mut left = *written;
             for part in parts {
                 let (sent, _) = part.split_at(left.min(part.len()));
-                meter.note(sent);
+                meter.count(sent);
                 left -= sent.len();
             }
         }
@@ -168,30 +168,30 @@ mod tests {
     }
 
     #[test]
-    fn records_are_counted_however_they_are_cut() {
+    fn records_are_counted_across_write_boundaries() {
         let records = [0, 1, 16_413, 5, 300].map(record).concat();
         for piece in [1, 2, 3, 4, 5, 6, 7, 1000, 16_000, records.len()] {
-            let mut meter = Meter::new(1 << 24);
-            records.chunks(piece).for_each(|piece| meter.note(piece));
-            assert_eq!((meter.sent, meter.in_header, meter.to_come), (6, 0, 0), "{piece}");
+            let mut meter = RecordCounter::new(1 << 24);
+            records.chunks(piece).for_each(|piece| meter.count(piece));
+            assert_eq!((meter.sent, meter.in_header, meter.remaining), (6, 0, 0), "{piece}");
         }
     }
 
     #[test]
-    fn the_end_is_due_before_the_limit() {
-        let mut meter = Meter::new(32);
+    fn threshold_is_reached_before_the_limit() {
+        let mut meter = RecordCounter::new(32);
         for _ in 2..30 {
-            meter.note(&record(9));
-            assert!(!meter.is_due.is_cancelled());
+            meter.count(&record(9));
+            assert!(!meter.threshold_reached.is_cancelled());
         }
-        meter.note(&record(9));
+        meter.count(&record(9));
         assert_eq!(meter.sent, 30);
-        assert!(meter.is_due.is_cancelled());
+        assert!(meter.threshold_reached.is_cancelled());
     }
 
     #[test]
-    fn only_aes_gcm_of_tls_1_2_is_limited() {
-        let of = |suite| limit(suite);
+    fn only_tls_1_2_aes_gcm_is_limited() {
+        let of = |suite| record_limit(suite);
         assert_eq!(of(cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384), Some(1 << 24));
         assert_eq!(of(cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256), None);
         assert_eq!(of(cipher_suite::TLS13_AES_128_GCM_SHA256), None);

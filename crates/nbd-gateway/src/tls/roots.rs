@@ -9,7 +9,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
 
 /// A verifier for one CA, or for several that share it, with its expiry.
-pub(super) struct Root {
+pub(super) struct RootVerifier {
     pub(super) end: UnixTime,
     /// Verifier that trusts only this CA, or this group.
     pub(super) verifier: Arc<dyn ClientCertVerifier>,
@@ -20,7 +20,7 @@ pub(super) struct Root {
     pub(super) lacks_lists: bool,
 }
 
-impl Root {
+impl RootVerifier {
     /// Verifies a client. It is accepted if at least one set of lists accepts it, and none says
     /// that it is revoked. A list counts only with its issuer's signature, so both can happen only
     /// if one of the lists is out of date.
@@ -69,35 +69,35 @@ fn weight(reason: &Error) -> u8 {
 }
 
 /// Verifies clients against all CAs that haven't expired; there is at least one.
-pub(super) struct Roots {
-    first: Root,
-    others: Vec<Root>,
+pub(super) struct RootVerifiers {
+    first: RootVerifier,
+    others: Vec<RootVerifier>,
 }
 
-impl fmt::Debug for Roots {
+impl fmt::Debug for RootVerifiers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Roots").field("count", &(1 + self.others.len())).finish_non_exhaustive()
     }
 }
 
-impl Roots {
+impl RootVerifiers {
     /// Returns `None` if there are no roots.
-    pub(super) fn new(mut roots: Vec<Root>) -> Option<Self> {
+    pub(super) fn new(mut roots: Vec<RootVerifier>) -> Option<Self> {
         let others = roots.split_off(roots.len().min(1));
         roots.pop().map(|first| Self { first, others })
     }
 
-    fn all(&self) -> impl Iterator<Item = &Root> {
+    fn all(&self) -> impl Iterator<Item = &RootVerifier> {
         std::iter::once(&self.first).chain(&self.others)
     }
 
     /// Returns the earliest expiry.
-    pub(super) fn first_end(&self) -> UnixTime {
+    pub(super) fn earliest_verifier_expiry(&self) -> UnixTime {
         self.all().map(|root| root.end).min().unwrap_or(self.first.end)
     }
 }
 
-impl ClientCertVerifier for Roots {
+impl ClientCertVerifier for RootVerifiers {
     fn client_auth_mandatory(&self) -> bool {
         self.first.verifier.client_auth_mandatory()
     }

@@ -10,38 +10,38 @@ use super::problem::TlsFileProblem;
 const DAY: u64 = 24 * 3600;
 
 /// Remaining validity below which a warning is given when CAs and revocation lists are read.
-pub(super) const SOON: Duration = Duration::from_secs(14 * DAY);
+pub(super) const EXPIRY_WARNING_PERIOD: Duration = Duration::from_secs(14 * DAY);
 
 /// Days before the server's certificate expires on which a warning is due.
 const WARNING_DAYS: [u64; 3] = [30, 7, 1];
 
 /// Label of the warning about a certificate that expires soon.
-const EXPIRES: &str = "certificate_expires";
+const CERTIFICATE_EXPIRES: &str = "certificate_expires";
 
 /// Watches the expiry of the server's certificate while the program runs. The first check of a
 /// certificate yields nothing: warnings due at that time were given when it was read.
 #[derive(Debug, Default)]
 pub(crate) struct ExpiryWatch {
-    watched: Option<(UnixTime, Stage)>,
+    watched: Option<(UnixTime, WarningStage)>,
 }
 
 /// Number of warnings due so far; the last one says that the certificate has expired.
-type Stage = usize;
+type WarningStage = usize;
 
 /// Warning about the expiry of the server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Expiring {
+pub(crate) enum ExpiryWarning {
     /// The certificate expires in this number of seconds.
     Soon(u64),
     /// The certificate has expired.
     Expired,
 }
 
-impl Expiring {
+impl ExpiryWarning {
     /// Returns the label for the log.
     pub(crate) fn reason(self) -> &'static str {
         match self {
-            Self::Soon(_) => EXPIRES,
+            Self::Soon(_) => CERTIFICATE_EXPIRES,
             Self::Expired => "certificate_expired",
         }
     }
@@ -50,7 +50,11 @@ impl Expiring {
 impl ExpiryWatch {
     /// Checks the certificate in use, which expires at `expires`. Returns the warning that became
     /// due since the last check.
-    pub(crate) fn look(&mut self, expires: Option<UnixTime>, now: UnixTime) -> Option<Expiring> {
+    pub(crate) fn check(
+        &mut self,
+        expires: Option<UnixTime>,
+        now: UnixTime,
+    ) -> Option<ExpiryWarning> {
         let expires = expires?;
         let left = expires.as_secs().saturating_sub(now.as_secs());
         let due = WARNING_DAYS.iter().filter(|days| left <= **days * DAY).count();
@@ -59,9 +63,9 @@ impl ExpiryWatch {
         let before = self.watched.replace((expires, stage));
         let (_, before) = before.filter(|(watched, _)| *watched == expires)?;
         (stage > before).then_some(if has_expired {
-            Expiring::Expired
+            ExpiryWarning::Expired
         } else {
-            Expiring::Soon(left)
+            ExpiryWarning::Soon(left)
         })
     }
 }
@@ -72,22 +76,23 @@ pub(super) fn check_validity(
     now: UnixTime,
 ) -> Result<Vec<TlsWarning>, TlsFileProblem> {
     const FIRST: Duration = Duration::from_secs(WARNING_DAYS[0] * DAY);
-    match judge_as_client(certificate, now) {
+    match verify_as_client(certificate, now) {
         webpki::Error::CertExpired { not_after, .. } => {
-            Err(TlsFileProblem::Expired(between(not_after, now)))
+            Err(TlsFileProblem::Expired(duration_between(not_after, now)))
         }
         webpki::Error::CertNotValidYet { not_before, .. } => {
-            Err(TlsFileProblem::NotYetValid(between(now, not_before)))
+            Err(TlsFileProblem::NotYetValid(duration_between(now, not_before)))
         }
         // The best possible result without knowing the issuer.
         webpki::Error::UnknownIssuer => {
             let later = UnixTime::since_unix_epoch(
                 Duration::from_secs(now.as_secs()).saturating_add(FIRST),
             );
-            match judge_as_client(certificate, later) {
+            match verify_as_client(certificate, later) {
                 webpki::Error::CertExpired { not_after, .. } => {
-                    let text = format!("the certificate expires in {}", between(now, not_after));
-                    Ok(vec![TlsWarning::new(EXPIRES, text)])
+                    let text =
+                        format!("the certificate expires in {}", duration_between(now, not_after));
+                    Ok(vec![TlsWarning::new(CERTIFICATE_EXPIRES, text)])
                 }
                 _ => Ok(Vec::new()),
             }
@@ -104,7 +109,7 @@ pub(super) fn check_validity(
     }
 }
 
-fn judge_as_client(certificate: &CertificateDer<'_>, now: UnixTime) -> webpki::Error {
+fn verify_as_client(certificate: &CertificateDer<'_>, now: UnixTime) -> webpki::Error {
     let verified = webpki::EndEntityCert::try_from(certificate).and_then(|certificate| {
         certificate
             .verify_for_usage(
@@ -122,7 +127,7 @@ fn judge_as_client(certificate: &CertificateDer<'_>, now: UnixTime) -> webpki::E
     verified.err().unwrap_or(webpki::Error::UnknownIssuer)
 }
 
-pub(super) fn between(earlier: UnixTime, later: UnixTime) -> humantime::FormattedDuration {
+pub(super) fn duration_between(earlier: UnixTime, later: UnixTime) -> humantime::FormattedDuration {
     const MINUTE: u64 = 60;
     let seconds = later.as_secs().saturating_sub(earlier.as_secs());
     // Seconds matter only if there are no minutes.
@@ -147,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_has_its_time() {
+    fn validity_period_is_checked() {
         let check = |days| check_validity(&certificate(days), UnixTime::now());
         assert!(check(-1..365).unwrap().is_empty());
         assert!(check(-1..31).unwrap().is_empty());
@@ -160,11 +165,11 @@ mod tests {
     }
 
     #[test]
-    fn an_expiring_certificate_is_warned_of_once_a_stage() {
+    fn expiry_warnings_are_given_once_per_stage() {
         const END: u64 = 100 * DAY;
         let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let mut watch = ExpiryWatch::default();
-        let mut look = |end, now| watch.look(Some(at(end)), at(now));
+        let mut look = |end, now| watch.check(Some(at(end)), at(now));
         let mut seen = Vec::new();
         for hour in 0..=101 * 24 {
             let now = hour * 3600;
@@ -173,19 +178,19 @@ mod tests {
         assert_eq!(
             seen,
             [
-                (70, Expiring::Soon(30 * DAY)),
-                (93, Expiring::Soon(7 * DAY)),
-                (99, Expiring::Soon(DAY)),
-                (100, Expiring::Expired),
+                (70, ExpiryWarning::Soon(30 * DAY)),
+                (93, ExpiryWarning::Soon(7 * DAY)),
+                (99, ExpiryWarning::Soon(DAY)),
+                (100, ExpiryWarning::Expired),
             ]
         );
         assert_eq!(seen[3].1.reason(), "certificate_expired");
         // A new certificate has its own stages; those that are over were reported when it was read.
         assert_eq!(look(END + 5 * DAY, END), None);
-        assert_eq!(look(END + 5 * DAY, END + 4 * DAY), Some(Expiring::Soon(DAY)));
+        assert_eq!(look(END + 5 * DAY, END + 4 * DAY), Some(ExpiryWarning::Soon(DAY)));
         // After a suspend, only the current state is reported.
         assert_eq!(look(END + 60 * DAY, END), None);
-        assert_eq!(look(END + 60 * DAY, END + 61 * DAY), Some(Expiring::Expired));
+        assert_eq!(look(END + 60 * DAY, END + 61 * DAY), Some(ExpiryWarning::Expired));
         assert_eq!(look(END + 60 * DAY, END + 61 * DAY), None);
     }
 }

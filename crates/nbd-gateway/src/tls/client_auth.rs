@@ -18,15 +18,15 @@ use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::diagnosis;
 use super::failure::HandshakeFailure;
-use super::lists::{self, RevocationList};
 use super::problem::{TlsFileError, TlsFileProblem};
-use super::roots::{Root, Roots};
-use super::validity::{SOON, between};
+use super::revocation_lists::{self, RevocationList};
+use super::roots::{RootVerifier, RootVerifiers};
+use super::validity::{EXPIRY_WARNING_PERIOD, duration_between};
 use super::{TlsWarning, pem};
 
 /// Remaining validity from which CAs share one verifier and their expiry isn't tracked one by one.
 /// No process is expected to run for longer without a reload, which leaves out expired CAs.
-const LONG: Duration = Duration::from_secs(366 * 24 * 3600);
+const LONG_LIVED: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// Policy for client certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,38 +58,38 @@ impl ClientAuthFiles {
 
 /// Verifies clients by their certificates.
 #[derive(Clone)]
-pub(super) struct ClientTrust {
-    roots: Arc<Roots>,
+pub(super) struct ClientVerifier {
+    roots: Arc<RootVerifiers>,
     auth: ClientAuth,
-    earliest_end: UnixTime,
-    earliest_list_end: Option<UnixTime>,
+    earliest_ca_expiry: UnixTime,
+    earliest_crl_expiry: Option<UnixTime>,
 }
 
-impl fmt::Debug for ClientTrust {
+impl fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientTrust").field("auth", &self.auth).finish_non_exhaustive()
     }
 }
 
-impl ClientTrust {
+impl ClientVerifier {
     pub(super) fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
         Arc::clone(&self.roots) as Arc<dyn ClientCertVerifier>
     }
 
     /// Returns the earliest expiry of a verifier. One that several long-lived CAs share expires
     /// with the last of them.
-    pub(super) fn first_end(&self) -> UnixTime {
-        self.roots.first_end()
+    pub(super) fn earliest_verifier_expiry(&self) -> UnixTime {
+        self.roots.earliest_verifier_expiry()
     }
 
     /// Returns the earliest expiry of a single CA, including those that share a verifier.
-    pub(super) fn earliest_end(&self) -> UnixTime {
-        self.earliest_end
+    pub(super) fn earliest_ca_expiry(&self) -> UnixTime {
+        self.earliest_ca_expiry
     }
 
     /// Returns the earliest expiry of a revocation list, if there are any.
-    pub(super) fn earliest_list_end(&self) -> Option<UnixTime> {
-        self.earliest_list_end
+    pub(super) fn earliest_crl_expiry(&self) -> Option<UnixTime> {
+        self.earliest_crl_expiry
     }
 
     pub(super) fn requires_certificates(&self) -> bool {
@@ -114,23 +114,23 @@ impl ClientTrust {
 pub(super) fn load(
     files: &ClientAuthFiles,
     now: UnixTime,
-) -> Result<(ClientTrust, Vec<TlsWarning>), TlsFileError> {
+) -> Result<(ClientVerifier, Vec<TlsWarning>), TlsFileError> {
     let mut warnings = Vec::new();
     let of = |path: &Path| {
         let path = path.to_owned();
         move |problem| TlsFileError { path, problem }
     };
-    let authorities = Authorities::read(&files.authorities, now, &mut warnings)
-        .map_err(of(&files.authorities))?;
+    let authorities =
+        ClientCas::read(&files.authorities, now, &mut warnings).map_err(of(&files.authorities))?;
     let mut lists = Vec::new();
     for path in &files.revocation_lists {
-        for list in lists::read(path, now, &mut warnings).map_err(of(path))? {
-            if authorities.check(&list, path, &mut warnings).map_err(of(path))? {
+        for list in revocation_lists::read(path, now, &mut warnings).map_err(of(path))? {
+            if authorities.check_signer(&list, path, &mut warnings).map_err(of(path))? {
                 lists.push(list);
             }
         }
     }
-    lists::sort(&mut lists);
+    revocation_lists::sort(&mut lists);
     // Lists were configured, so each CA needs one even if all of them were left out.
     let needs_lists = !files.revocation_lists.is_empty();
     // The verifier's builder parses the lists late, and doesn't say which of them is broken.
@@ -139,33 +139,36 @@ pub(super) fn load(
         _ => &files.authorities,
     };
     let mut roots = Vec::new();
-    for (authorities, lists) in together(&authorities, &lists, now) {
+    for (authorities, lists) in group_by_verifier(&authorities, &lists, now) {
         let end = authorities.iter().map(|it| it.end).max().unwrap_or(now);
-        let root = root(&authorities, end, &lists, needs_lists, files.auth);
+        let root = build_root(&authorities, end, &lists, needs_lists, files.auth);
         roots.push(root.map_err(of(blamed))?);
     }
     let none = || of(&files.authorities)(TlsFileProblem::NoUsableCa("there is none".to_owned()));
-    let earliest_end = authorities.in_time.iter().map(|it| it.end).min().ok_or_else(none)?;
-    let earliest_list_end = lists::earliest_end(&lists);
-    let roots = Arc::new(Roots::new(roots).ok_or_else(none)?);
-    Ok((ClientTrust { roots, auth: files.auth, earliest_end, earliest_list_end }, warnings))
+    let earliest_ca_expiry = authorities.valid.iter().map(|it| it.end).min().ok_or_else(none)?;
+    let earliest_crl_expiry = revocation_lists::earliest_end(&lists);
+    let roots = Arc::new(RootVerifiers::new(roots).ok_or_else(none)?);
+    Ok((
+        ClientVerifier { roots, auth: files.auth, earliest_ca_expiry, earliest_crl_expiry },
+        warnings,
+    ))
 }
 
 /// CAs that share a verifier, and the revocation lists that apply to them.
-type Together<'a> = (Vec<&'a Authority>, Vec<RevocationList>);
+type VerifierGroup<'a> = (Vec<&'a ClientCa>, Vec<RevocationList>);
 
 /// Groups CAs by verifier: long-lived CAs with unique names share one.
-fn together<'a>(
-    authorities: &'a Authorities,
+fn group_by_verifier<'a>(
+    authorities: &'a ClientCas,
     lists: &[RevocationList],
     now: UnixTime,
-) -> Vec<Together<'a>> {
-    let all = &authorities.in_time;
+) -> Vec<VerifierGroup<'a>> {
+    let all = &authorities.valid;
     let shares_name =
-        |one: &Authority| all.iter().filter(|other| other.subject == one.subject).count() > 1;
+        |one: &ClientCa| all.iter().filter(|other| other.subject == one.subject).count() > 1;
     let (grouped, alone): (Vec<_>, Vec<_>) =
-        all.iter().partition(|it| it.lasts(now) && !shares_name(it));
-    let mut groups: Vec<Together<'_>> =
+        all.iter().partition(|it| it.is_long_lived(now) && !shares_name(it));
+    let mut groups: Vec<VerifierGroup<'_>> =
         alone.into_iter().map(|it| (vec![it], authorities.lists_for(it, lists))).collect();
     if let Some(first) = grouped.first() {
         // Names are unique within the group, and each list under such a name is signed by that CA,
@@ -177,20 +180,20 @@ fn together<'a>(
 }
 
 /// Builds verifiers that trust the given CAs, one for each choice of lists.
-fn root(
-    authorities: &[&Authority],
+fn build_root(
+    authorities: &[&ClientCa],
     end: UnixTime,
     lists: &[RevocationList],
     needs_lists: bool,
     auth: ClientAuth,
-) -> Result<Root, TlsFileProblem> {
+) -> Result<RootVerifier, TlsFileProblem> {
     let mut store = RootCertStore::empty();
     for authority in authorities {
         store.add(authority.certificate.clone()).map_err(TlsFileProblem::Unusable)?;
     }
     let store = Arc::new(store);
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let verifiers = lists::choices(lists)?.into_iter().map(|lists| {
+    let verifiers = revocation_lists::key_combinations(lists)?.into_iter().map(|lists| {
         let lists = lists.into_iter().map(|list| list.encoded);
         let mut builder =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&store), Arc::clone(&provider))
@@ -210,11 +213,11 @@ fn root(
     let verifier = verifiers.pop().ok_or_else(none)?;
     // Without any list, webpki wouldn't check revocation at all.
     let lacks_lists = needs_lists && lists.is_empty();
-    Ok(Root { end, verifier, alternatives: verifiers, lacks_lists })
+    Ok(RootVerifier { end, verifier, alternatives: verifiers, lacks_lists })
 }
 
 /// A CA certificate from the file.
-struct Authority {
+struct ClientCa {
     certificate: CertificateDer<'static>,
     subject: Name,
     key: SubjectPublicKeyInfoOwned,
@@ -222,32 +225,32 @@ struct Authority {
 }
 
 /// The CA certificates of a file, by validity.
-struct Authorities {
-    in_time: Vec<Authority>,
+struct ClientCas {
+    valid: Vec<ClientCa>,
     /// Expired CAs. Certificates that they signed are no longer accepted, whatever their own
     /// validity.
-    ended: Vec<Authority>,
+    expired: Vec<ClientCa>,
 }
 
-impl Authorities {
+impl ClientCas {
     fn read(
         path: &Path,
         now: UnixTime,
         warnings: &mut Vec<TlsWarning>,
     ) -> Result<Self, TlsFileProblem> {
-        let (mut usable, mut ended) = (Vec::new(), Vec::new());
+        let (mut usable, mut expired) = (Vec::new(), Vec::new());
         let mut last_reason = String::new();
         for certificate in pem::certificates(path)? {
-            let reason = match Authority::of(certificate) {
+            let reason = match ClientCa::parse(certificate) {
                 Ok(authority) => {
-                    match in_time(authority.end, now, Limited::Authority, path, warnings) {
+                    match check_not_expired(authority.end, now, ExpiringInput::Ca, path, warnings) {
                         Ok(()) => {
-                            warnings.extend(authority.fault(path));
+                            warnings.extend(authority.unusable_warning(path));
                             usable.push(authority);
                             continue;
                         }
                         Err(reason) => {
-                            ended.push(authority);
+                            expired.push(authority);
                             reason
                         }
                     }
@@ -261,19 +264,19 @@ impl Authorities {
         if usable.is_empty() {
             return Err(TlsFileProblem::NoUsableCa(last_reason));
         }
-        Ok(Self { in_time: usable, ended })
+        Ok(Self { valid: usable, expired })
     }
 
     /// Returns the revocation lists that apply to a CA: those that its own key has signed, and
     /// those of other issuers, which may be intermediates between the CA and its clients. Lists of
     /// an issuer whose name several other CAs of the file share are left out: they can't be of use
     /// there.
-    fn lists_for(&self, authority: &Authority, lists: &[RevocationList]) -> Vec<RevocationList> {
+    fn lists_for(&self, authority: &ClientCa, lists: &[RevocationList]) -> Vec<RevocationList> {
         let concerns = |list: &&RevocationList| {
             if list.issuer == authority.subject {
                 return list.is_signed_by(&authority.key);
             }
-            self.in_time.iter().filter(|other| other.subject == list.issuer).count() < 2
+            self.valid.iter().filter(|other| other.subject == list.issuer).count() < 2
         };
         lists.iter().filter(concerns).cloned().collect()
     }
@@ -281,19 +284,19 @@ impl Authorities {
     /// Checks that a list in the name of a CA of the file is signed by that CA's key, or by the key
     /// of another CA of the same name. Returns false for lists of expired CAs, which are to be left
     /// out.
-    fn check(
+    fn check_signer(
         &self,
         list: &RevocationList,
         path: &Path,
         warnings: &mut Vec<TlsWarning>,
     ) -> Result<bool, TlsFileProblem> {
-        let has_signed = |it: &Authority| it.subject == list.issuer && list.is_signed_by(&it.key);
-        if self.in_time.iter().all(|it| it.subject != list.issuer)
-            || self.in_time.iter().any(has_signed)
+        let has_signed = |it: &ClientCa| it.subject == list.issuer && list.is_signed_by(&it.key);
+        if self.valid.iter().all(|it| it.subject != list.issuer)
+            || self.valid.iter().any(has_signed)
         {
             return Ok(true);
         }
-        if self.ended.iter().any(has_signed) {
+        if self.expired.iter().any(has_signed) {
             let text = "a list is left out: its CA's certificate ran out";
             warnings.push(TlsWarning::of(path, "client_crl_left_out", text));
             return Ok(false);
@@ -302,8 +305,8 @@ impl Authorities {
     }
 }
 
-impl Authority {
-    fn of(certificate: CertificateDer<'static>) -> Result<Self, String> {
+impl ClientCa {
+    fn parse(certificate: CertificateDer<'static>) -> Result<Self, String> {
         let parsed = Certificate::from_der(&certificate).map_err(|error| error.to_string())?;
         let parsed = parsed.tbs_certificate;
         webpki::anchor_from_trusted_cert(&certificate).map_err(|error| error.to_string())?;
@@ -313,7 +316,7 @@ impl Authority {
     }
 
     /// Returns a warning if the CA can't vouch for any client, although TLS accepts it.
-    fn fault(&self, path: &Path) -> Option<TlsWarning> {
+    fn unusable_warning(&self, path: &Path) -> Option<TlsWarning> {
         let (certificate, subject) = (&self.certificate, &self.subject);
         if !diagnosis::is_authority(certificate) {
             let text = format!(
@@ -329,35 +332,35 @@ impl Authority {
     }
 
     /// Returns true if the CA is valid for so long that its expiry needn't be tracked.
-    fn lasts(&self, now: UnixTime) -> bool {
-        self.end.as_secs() >= now.as_secs().saturating_add(LONG.as_secs())
+    fn is_long_lived(&self, now: UnixTime) -> bool {
+        self.end.as_secs() >= now.as_secs().saturating_add(LONG_LIVED.as_secs())
     }
 }
 
 /// Kind of input that must not have expired, or no client is accepted.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Limited {
-    Authority,
+pub(super) enum ExpiringInput {
+    Ca,
     RevocationList,
 }
 
 /// Checks that something hasn't expired, and warns if it soon will.
-pub(super) fn in_time(
+pub(super) fn check_not_expired(
     end: UnixTime,
     now: UnixTime,
-    what: Limited,
+    what: ExpiringInput,
     path: &Path,
     warnings: &mut Vec<TlsWarning>,
 ) -> Result<(), String> {
     let (name, reason) = match what {
-        Limited::Authority => ("the CA's certificate", "client_ca_expires"),
-        Limited::RevocationList => ("the revocation list", "client_crl_expires"),
+        ExpiringInput::Ca => ("the CA's certificate", "client_ca_expires"),
+        ExpiringInput::RevocationList => ("the revocation list", "client_crl_expires"),
     };
     if end < now {
-        return Err(format!("{name} ran out {} ago", between(end, now)));
+        return Err(format!("{name} ran out {} ago", duration_between(end, now)));
     }
-    if end.as_secs() < now.as_secs().saturating_add(SOON.as_secs()) {
-        let text = format!("{name} runs out in {}", between(now, end));
+    if end.as_secs() < now.as_secs().saturating_add(EXPIRY_WARNING_PERIOD.as_secs()) {
+        let text = format!("{name} runs out in {}", duration_between(now, end));
         warnings.push(TlsWarning::of(path, reason, text));
     }
     Ok(())

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::access::{Identity, Peer};
+use crate::access::{Identity, Peer};
 use crate::config::Limits;
 
 /// Both pools of permits.
 #[derive(Debug)]
-pub(super) struct Slots {
+pub(crate) struct Slots {
     handshakes: Pool,
     sessions: Pool,
     limits: Limits,
@@ -20,7 +20,7 @@ pub(super) struct Slots {
 
 /// Limit that has been reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Full {
+pub(crate) enum LimitReached {
     #[error(
         "too many connections from its address are still negotiating (--max-handshakes-per-address)"
     )]
@@ -45,9 +45,9 @@ pub(super) enum Full {
     Sessions,
 }
 
-impl Full {
+impl LimitReached {
     /// Returns the stable label that counters use.
-    pub(super) fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::PeerHandshakes => "handshakes_per_address",
             Self::NetworkHandshakes => "handshakes_per_network",
@@ -60,7 +60,7 @@ impl Full {
 }
 
 impl Slots {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(crate) fn new(limits: &Limits) -> Self {
         Self {
             handshakes: Pool::new(limits.handshakes),
             sessions: Pool::new(limits.connections),
@@ -69,94 +69,102 @@ impl Slots {
     }
 
     /// Returns the number of connections that are being served.
-    pub(super) fn sessions(&self) -> usize {
+    pub(crate) fn active_sessions(&self) -> usize {
         self.limits.connections.saturating_sub(self.sessions.free.available_permits())
     }
 
     /// Acquires a handshake permit for `peer`.
-    pub(super) fn handshake(&self, peer: Peer) -> Result<Place, Full> {
-        self.count(self.nameless()?, peer)
+    pub(crate) fn handshake(&self, peer: Peer) -> Result<SlotPermit, LimitReached> {
+        self.assign(self.unassigned_handshake()?, peer)
     }
 
     /// Acquires a handshake permit for a connection whose client the load balancer hasn't named
     /// yet. It counts against the pool alone, because all clients come from the balancer's address.
-    pub(super) fn nameless(&self) -> Result<Place, Full> {
+    pub(crate) fn unassigned_handshake(&self) -> Result<SlotPermit, LimitReached> {
         // A client that couldn't be served in the end needn't negotiate.
         if self.sessions.free.available_permits() == 0 {
-            return Err(Full::Sessions);
+            return Err(LimitReached::Sessions);
         }
-        self.handshakes.place(Full::Handshakes)
+        self.handshakes.acquire(LimitReached::Handshakes)
     }
 
     /// Charges a handshake permit to `peer`, now that the client is known.
-    pub(super) fn count(&self, place: Place, peer: Peer) -> Result<Place, Full> {
+    pub(crate) fn assign(
+        &self,
+        permit: SlotPermit,
+        peer: Peer,
+    ) -> Result<SlotPermit, LimitReached> {
         let mut shares = Vec::new();
-        if let Some(client) = counted_as(peer) {
+        if let Some(client) = client_key(peer) {
             let most = self.limits.handshakes_per_address;
-            shares.push((Holder::Client(client), most, Full::PeerHandshakes));
-            if let Counted::Address(address) = client {
+            shares.push((PermitHolder::Client(client), most, LimitReached::PeerHandshakes));
+            if let ClientKey::Address(address) = client {
                 let most = self.limits.handshakes_per_network;
-                shares.push((Holder::Network(network_of(address)), most, Full::NetworkHandshakes));
+                shares.push((
+                    PermitHolder::Network(network_of(address)),
+                    most,
+                    LimitReached::NetworkHandshakes,
+                ));
             }
         }
-        place.count_for(shares)
+        permit.charge(shares)
     }
 
     /// Exchanges the handshake permit for a session permit.
-    pub(super) fn session(
+    pub(crate) fn session(
         &self,
-        handshake: Place,
+        handshake: SlotPermit,
         peer: Peer,
         identity: Option<&Identity>,
-    ) -> Result<Place, Full> {
+    ) -> Result<SlotPermit, LimitReached> {
         drop(handshake);
         let mut shares = Vec::new();
-        if let Some(client) = counted_as(peer) {
+        if let Some(client) = client_key(peer) {
             let most = self.limits.connections_per_address;
-            shares.push((Holder::Client(client), most, Full::PeerSessions));
+            shares.push((PermitHolder::Client(client), most, LimitReached::PeerSessions));
         }
         if let Some(identity) = identity {
             let most = self.limits.connections_per_identity;
-            let holder = Holder::Identity(identity.to_string());
-            shares.push((holder, most, Full::IdentitySessions));
+            let holder = PermitHolder::Identity(identity.to_string());
+            shares.push((holder, most, LimitReached::IdentitySessions));
         }
-        self.sessions.place(Full::Sessions)?.count_for(shares)
+        self.sessions.acquire(LimitReached::Sessions)?.charge(shares)
     }
 }
 
 /// Key under which permits are counted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Holder {
-    Client(Counted),
+enum PermitHolder {
+    Client(ClientKey),
     Network(IpAddr),
     Identity(String),
 }
 
 /// Number of permits that each holder has.
-type Taken = HashMap<Holder, usize>;
+type HolderCounts = HashMap<PermitHolder, usize>;
 
 #[derive(Debug)]
 struct Pool {
     free: Arc<Semaphore>,
-    taken: Arc<Mutex<Taken>>,
+    taken: Arc<Mutex<HolderCounts>>,
 }
 
 impl Pool {
-    fn new(places: usize) -> Self {
-        let free = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
+    fn new(permits: usize) -> Self {
+        let free = Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
         Self { free, taken: Arc::default() }
     }
 
     /// Acquires a permit that isn't charged to a holder yet.
-    fn place(&self, full: Full) -> Result<Place, Full> {
+    fn acquire(&self, full: LimitReached) -> Result<SlotPermit, LimitReached> {
         let permit = Arc::clone(&self.free).try_acquire_owned().map_err(|_| full)?;
-        Ok(Place { holders: Vec::new(), taken: Arc::clone(&self.taken), _permit: permit })
+        Ok(SlotPermit { holders: Vec::new(), taken: Arc::clone(&self.taken), _permit: permit })
     }
 }
 
 /// Client as it is counted: an address, a network or a virtual machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Counted {
+pub(crate) enum ClientKey {
     /// An IPv4 address, or an IPv6 /64 network, since one machine can have every address of it.
     Address(IpAddr),
     /// A virtual machine, identified by its context ID.
@@ -165,14 +173,14 @@ pub(super) enum Counted {
 
 /// Returns the key that a peer is counted under. Peers of a Unix socket aren't counted: the
 /// socket's permissions control who can connect.
-pub(super) fn counted_as(peer: Peer) -> Option<Counted> {
+pub(crate) fn client_key(peer: Peer) -> Option<ClientKey> {
     const NETWORK: u128 = !0 << 64;
     Some(match peer {
         Peer::Unix => return None,
-        Peer::Vsock(cid) => Counted::Vsock(cid),
-        Peer::Ip(IpAddr::V4(address)) => Counted::Address(address.into()),
+        Peer::Vsock(cid) => ClientKey::Vsock(cid),
+        Peer::Ip(IpAddr::V4(address)) => ClientKey::Address(address.into()),
         Peer::Ip(IpAddr::V6(address)) => {
-            Counted::Address(Ipv6Addr::from_bits(address.to_bits() & NETWORK).into())
+            ClientKey::Address(Ipv6Addr::from_bits(address.to_bits() & NETWORK).into())
         }
     })
 }
@@ -188,15 +196,18 @@ fn network_of(address: IpAddr) -> IpAddr {
 
 /// A permit; dropping it returns it to its pool.
 #[derive(Debug)]
-pub(super) struct Place {
-    holders: Vec<Holder>,
-    taken: Arc<Mutex<Taken>>,
+pub(crate) struct SlotPermit {
+    holders: Vec<PermitHolder>,
+    taken: Arc<Mutex<HolderCounts>>,
     _permit: OwnedSemaphorePermit,
 }
 
-impl Place {
+impl SlotPermit {
     /// Charges the permit to each holder, unless one of them has reached its limit.
-    fn count_for(mut self, shares: Vec<(Holder, usize, Full)>) -> Result<Self, Full> {
+    fn charge(
+        mut self,
+        shares: Vec<(PermitHolder, usize, LimitReached)>,
+    ) -> Result<Self, LimitReached> {
         let all = Arc::clone(&self.taken);
         let mut taken = lock(&all);
         for (holder, most, full) in &shares {
@@ -215,7 +226,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for SlotPermit {
     fn drop(&mut self) {
         let mut taken = lock(&self.taken);
         for holder in &self.holders {
@@ -229,7 +240,7 @@ impl Drop for Place {
     }
 }
 
-fn lock(taken: &Mutex<Taken>) -> MutexGuard<'_, Taken> {
+fn lock(taken: &Mutex<HolderCounts>) -> MutexGuard<'_, HolderCounts> {
     taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -254,25 +265,28 @@ mod tests {
     }
 
     #[test]
-    fn one_address_can_not_take_all_places_to_negotiate() {
+    fn one_address_cannot_take_all_handshake_permits() {
         let slots = slots(10, 3, 2);
         let first = slots.handshake(peer("10.0.0.1")).unwrap();
         let _second = slots.handshake(peer("10.0.0.1")).unwrap();
-        assert_eq!(slots.handshake(peer("10.0.0.1")).unwrap_err(), Full::PeerHandshakes);
+        assert_eq!(slots.handshake(peer("10.0.0.1")).unwrap_err(), LimitReached::PeerHandshakes);
         let _other = slots.handshake(peer("10.0.0.2")).unwrap();
-        assert_eq!(slots.handshake(peer("10.0.0.3")).unwrap_err(), Full::Handshakes);
+        assert_eq!(slots.handshake(peer("10.0.0.3")).unwrap_err(), LimitReached::Handshakes);
         drop(first);
         assert!(slots.handshake(peer("10.0.0.1")).is_ok());
     }
 
     #[test]
-    fn one_network_can_not_take_all_places_to_negotiate() {
+    fn one_network_cannot_take_all_handshake_permits() {
         let limits = Limits { handshakes_per_network: 2, ..Limits::default() };
         let slots = Slots::new(&limits);
         let _taken = ["10.0.0.1", "10.0.0.2", "2001:db8:1:1::", "2001:db8:1:2::"]
             .map(|address| slots.handshake(peer(address)).unwrap());
         for address in ["10.0.0.3", "2001:db8:1:3::"] {
-            assert_eq!(slots.handshake(peer(address)).unwrap_err(), Full::NetworkHandshakes);
+            assert_eq!(
+                slots.handshake(peer(address)).unwrap_err(),
+                LimitReached::NetworkHandshakes
+            );
         }
         for address in ["10.0.1.1", "2001:db8:2:1::"] {
             assert!(slots.handshake(peer(address)).is_ok());
@@ -280,24 +294,24 @@ mod tests {
     }
 
     #[test]
-    fn one_address_can_not_take_all_places_to_be_served() {
+    fn one_address_cannot_take_all_session_permits() {
         let slots = slots(3, 9, 2);
         let served =
             |address| slots.session(slots.handshake(peer(address)).unwrap(), peer(address), None);
-        assert_eq!(slots.sessions(), 0);
+        assert_eq!(slots.active_sessions(), 0);
         let first = served("10.0.0.1").unwrap();
         let _second = served("10.0.0.1").unwrap();
-        assert_eq!(served("10.0.0.1").unwrap_err(), Full::PeerSessions);
-        assert_eq!(slots.sessions(), 2);
+        assert_eq!(served("10.0.0.1").unwrap_err(), LimitReached::PeerSessions);
+        assert_eq!(slots.active_sessions(), 2);
         let _other = served("10.0.0.2").unwrap();
-        assert_eq!(slots.handshake(peer("10.0.0.3")).unwrap_err(), Full::Sessions);
+        assert_eq!(slots.handshake(peer("10.0.0.3")).unwrap_err(), LimitReached::Sessions);
         drop(first);
-        assert_eq!(slots.sessions(), 2);
+        assert_eq!(slots.active_sessions(), 2);
         assert!(served("10.0.0.1").is_ok());
     }
 
     #[test]
-    fn one_identity_can_not_take_all_places_by_many_addresses() {
+    fn one_identity_cannot_take_all_session_permits_from_many_addresses() {
         let slots = slots(9, 9, 2);
         let identity = |name: &str| {
             Identity::new(vec![IdentityName { kind: NameKind::Dns, text: name.into() }])
@@ -308,7 +322,7 @@ mod tests {
         };
         let _first = served("10.0.0.1", &alice).unwrap();
         let second = served("10.0.0.2", &alice).unwrap();
-        assert_eq!(served("10.0.0.3", &alice).unwrap_err(), Full::IdentitySessions);
+        assert_eq!(served("10.0.0.3", &alice).unwrap_err(), LimitReached::IdentitySessions);
         assert!(served("10.0.0.3", &bob).is_ok());
         drop(second);
         assert!(served("10.0.0.3", &alice).is_ok());
@@ -318,29 +332,32 @@ mod tests {
     fn an_ipv6_network_counts_as_one_address() {
         let slots = slots(10, 10, 1);
         let _one = slots.handshake(peer("2001:db8::1")).unwrap();
-        assert_eq!(slots.handshake(peer("2001:db8::2:1")).unwrap_err(), Full::PeerHandshakes);
+        assert_eq!(
+            slots.handshake(peer("2001:db8::2:1")).unwrap_err(),
+            LimitReached::PeerHandshakes
+        );
         assert!(slots.handshake(peer("2001:db8:0:1::1")).is_ok());
         assert!(slots.handshake(Peer::Unix).is_ok() && slots.handshake(Peer::Unix).is_ok());
     }
 
     #[test]
-    fn a_virtual_machine_counts_by_itself() {
+    fn virtual_machines_are_counted_separately() {
         let slots = slots(10, 10, 1);
         let _one = slots.handshake(Peer::Vsock(3)).unwrap();
-        assert_eq!(slots.handshake(Peer::Vsock(3)).unwrap_err(), Full::PeerHandshakes);
+        assert_eq!(slots.handshake(Peer::Vsock(3)).unwrap_err(), LimitReached::PeerHandshakes);
         assert!(slots.handshake(Peer::Vsock(4)).is_ok());
     }
 
     /// Behind a load balancer, the holder is known only after the permit was acquired.
     #[test]
-    fn a_place_is_counted_when_it_is_known_whose_it_is() {
+    fn unassigned_permit_is_charged_once_the_client_is_known() {
         let slots = slots(10, 4, 2);
-        let mut nameless = [(); 4].map(|()| slots.nameless().unwrap()).into_iter();
-        assert_eq!(slots.nameless().unwrap_err(), Full::Handshakes);
-        let mut count = |address| slots.count(nameless.next().unwrap(), peer(address));
+        let mut unassigned = [(); 4].map(|()| slots.unassigned_handshake().unwrap()).into_iter();
+        assert_eq!(slots.unassigned_handshake().unwrap_err(), LimitReached::Handshakes);
+        let mut count = |address| slots.assign(unassigned.next().unwrap(), peer(address));
         let first = count("10.0.0.1").unwrap();
         let _second = count("10.0.0.1").unwrap();
-        assert_eq!(count("10.0.0.1").unwrap_err(), Full::PeerHandshakes);
+        assert_eq!(count("10.0.0.1").unwrap_err(), LimitReached::PeerHandshakes);
         let _other = count("10.0.0.2").unwrap();
         // The refused permit was returned, and is charged to no holder.
         drop(first);
@@ -349,20 +366,20 @@ mod tests {
     }
 
     #[test]
-    fn each_reason_has_a_label_of_its_own() {
+    fn each_limit_has_a_distinct_label() {
         let reasons = [
-            (Full::PeerHandshakes, "handshakes_per_address"),
-            (Full::NetworkHandshakes, "handshakes_per_network"),
-            (Full::Handshakes, "handshakes"),
-            (Full::PeerSessions, "connections_per_address"),
-            (Full::IdentitySessions, "connections_per_identity"),
-            (Full::Sessions, "connections"),
+            (LimitReached::PeerHandshakes, "handshakes_per_address"),
+            (LimitReached::NetworkHandshakes, "handshakes_per_network"),
+            (LimitReached::Handshakes, "handshakes"),
+            (LimitReached::PeerSessions, "connections_per_address"),
+            (LimitReached::IdentitySessions, "connections_per_identity"),
+            (LimitReached::Sessions, "connections"),
         ];
         assert!(reasons.iter().all(|(reason, label)| reason.label() == *label));
     }
 
     #[test]
-    fn nothing_is_left_behind() {
+    fn dropped_permits_leave_no_counts() {
         let slots = slots(1, 1, 1);
         drop(slots.handshake(peer("10.0.0.1")).unwrap());
         assert!(slots.handshakes.taken.lock().unwrap().is_empty());

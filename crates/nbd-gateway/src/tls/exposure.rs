@@ -33,7 +33,7 @@ pub fn check_not_exposed(path: &Path) -> Result<(), TlsFileProblem> {
     // A file without a path, such as one that was removed, counts as exposed: processes that have
     // it open can read it.
     let is_out_of_reach = std::fs::canonicalize(path).is_ok_and(|real| {
-        is_behind_closed_folder(&real).unwrap_or(false)
+        has_private_ancestor(&real).unwrap_or(false)
             || (is_in_container() && is_mounted_secret(&real).unwrap_or(false))
     });
     if is_out_of_reach {
@@ -44,7 +44,7 @@ pub fn check_not_exposed(path: &Path) -> Result<(), TlsFileProblem> {
 }
 
 /// Returns true if a folder above the file can be entered only by its owner and its group.
-fn is_behind_closed_folder(real: &Path) -> io::Result<bool> {
+fn has_private_ancestor(real: &Path) -> io::Result<bool> {
     const ENTERED_BY_OTHERS: u32 = 0o001;
     for folder in real.ancestors().skip(1) {
         if std::fs::metadata(folder)?.mode() & ENTERED_BY_OTHERS == 0 {
@@ -67,7 +67,7 @@ fn is_mounted_secret(real: &Path) -> rustix::io::Result<bool> {
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58F6;
     /// Mounts of the host that a service sees, possibly read-only (systemd: `ProtectSystem=`).
-    const OF_SYSTEMS: [&str; 6] = ["/", "/run", "/tmp", "/var/tmp", "/dev", "/dev/shm"];
+    const SYSTEM_MOUNTS: [&str; 6] = ["/", "/run", "/tmp", "/var/tmp", "/dev", "/dev/shm"];
     let is_in_memory = [TMPFS, RAMFS].contains(&statfs(real)?.f_type);
     let is_read_only = statvfs(real)?.f_flag.contains(StatVfsMountFlags::RDONLY);
     if !is_in_memory || !is_read_only {
@@ -76,7 +76,7 @@ fn is_mounted_secret(real: &Path) -> rustix::io::Result<bool> {
     for folder in real.ancestors() {
         let status = statx(CWD, folder, AtFlags::empty(), StatxFlags::empty())?;
         if status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-            return Ok(OF_SYSTEMS.iter().all(|place| folder != Path::new(place)));
+            return Ok(SYSTEM_MOUNTS.iter().all(|place| folder != Path::new(place)));
         }
     }
     Ok(false)
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_folder_keeps_others_away() {
+    fn private_ancestor_protects_readable_file() {
         let folder = tempfile::tempdir().unwrap();
         let below = folder.path().join("below");
         let path = below.join("key.pem");

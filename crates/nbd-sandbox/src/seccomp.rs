@@ -44,7 +44,7 @@ fn filters(removes_sockets: bool, appends: bool) -> Result<[BpfProgram; 2], Erro
     let here = TargetArch::try_from(std::env::consts::ARCH)?;
     let refusal = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let allowed = allowed(removes_sockets, appends)?;
-    let deadly: Calls = DEADLY.iter().map(|call| (*call, Vec::new())).collect();
+    let deadly: Calls = KILLING_CALLS.iter().map(|call| (*call, Vec::new())).collect();
     let deadly =
         SeccompFilter::new(deadly, SeccompAction::Allow, SeccompAction::KillProcess, here)?;
     let allowed = SeccompFilter::new(allowed, refusal, SeccompAction::Allow, here)?;
@@ -53,7 +53,7 @@ fn filters(removes_sockets: bool, appends: bool) -> Result<[BpfProgram; 2], Erro
 
 /// Calls that kill the process. They run programs, access other processes, change identity or
 /// namespaces, or change the kernel; no library makes them on its own.
-const DEADLY: &[i64] = &[
+const KILLING_CALLS: &[i64] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -81,7 +81,7 @@ const DEADLY: &[i64] = &[
 ];
 
 /// Calls that are allowed with any arguments.
-const HARMLESS: &[i64] = &[
+const UNCONDITIONAL_CALLS: &[i64] = &[
     // Clients: existing sockets accept and receive.
     libc::SYS_accept,
     libc::SYS_accept4,
@@ -163,7 +163,7 @@ const HARMLESS: &[i64] = &[
 
 /// Older variants of the calls above, which newer architectures don't have.
 #[cfg(target_arch = "x86_64")]
-const OLDER: &[i64] = &[
+const LEGACY_CALLS: &[i64] = &[
     libc::SYS_access,
     libc::SYS_arch_prctl,
     libc::SYS_epoll_create,
@@ -178,7 +178,7 @@ const OLDER: &[i64] = &[
     libc::SYS_time,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const OLDER: &[i64] = &[];
+const LEGACY_CALLS: &[i64] = &[];
 
 // C libraries disagree about the type of these numbers.
 const TCGETS: u64 = 0x5401;
@@ -187,7 +187,7 @@ const FIOCLEX: u64 = 0x5451;
 
 /// Flags for files that are appended to: write-only, at the end, never truncated; created if
 /// missing; links aren't followed.
-const APPENDING: u64 = (libc::O_WRONLY
+const APPEND_FLAGS: u64 = (libc::O_WRONLY
     | libc::O_APPEND
     | libc::O_CREAT
     | libc::O_CLOEXEC
@@ -195,13 +195,13 @@ const APPENDING: u64 = (libc::O_WRONLY
     | libc::O_NONBLOCK)
     .cast_unsigned() as u64;
 /// Mode of files created that way.
-const APPENDED_MODE: u64 = 0o640;
+const APPEND_MODE: u64 = 0o640;
 /// Flag that C libraries may or may not add.
-const LARGE_FILE: u64 = rustix::fs::OFlags::LARGEFILE.bits() as u64;
+const LARGE_FILE_FLAG: u64 = rustix::fs::OFlags::LARGEFILE.bits() as u64;
 const LOWER: u64 = 0xffff_ffff;
 
 /// Socket options set after the sandbox is entered, each with its level.
-const OPTIONS: [[libc::c_int; 2]; 5] = [
+const SOCKET_OPTIONS: [[libc::c_int; 2]; 5] = [
     [libc::SOL_SOCKET, libc::SO_KEEPALIVE],
     [libc::IPPROTO_TCP, libc::TCP_NODELAY],
     [libc::IPPROTO_TCP, libc::TCP_KEEPIDLE],
@@ -210,7 +210,8 @@ const OPTIONS: [[libc::c_int; 2]; 5] = [
 ];
 
 fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
-    let mut calls: Calls = HARMLESS.iter().chain(OLDER).map(|call| (*call, Vec::new())).collect();
+    let mut calls: Calls =
+        UNCONDITIONAL_CALLS.iter().chain(LEGACY_CALLS).map(|call| (*call, Vec::new())).collect();
     let process = std::process::id().into();
     let mut add = |call: i64, rules: Vec<Result<SeccompRule, Error>>| -> Result<(), Error> {
         calls.insert(call, rules.into_iter().collect::<Result<_, _>>()?);
@@ -222,8 +223,8 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
     let mut opened = vec![to_read(2)];
     if appends {
         // Exactly these flags and this mode, so that existing contents can't be truncated.
-        let flags = condition(2, SeccompCmpOp::MaskedEq(!LARGE_FILE & LOWER), APPENDING)?;
-        opened.push(both(flags, is_so(3, APPENDED_MODE)?));
+        let flags = condition(2, SeccompCmpOp::MaskedEq(!LARGE_FILE_FLAG & LOWER), APPEND_FLAGS)?;
+        opened.push(both(flags, is_so(3, APPEND_MODE)?));
         add(libc::SYS_fdatasync, vec![])?;
     }
     add(libc::SYS_openat, opened)?;
@@ -262,7 +263,7 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
     // A listener that is shut down for reading turns into a socket that can be connected.
     add(libc::SYS_shutdown, vec![is(1, bits(libc::SHUT_WR))])?;
     let options =
-        OPTIONS.map(|[level, option]| both(is_so(1, bits(level))?, is_so(2, bits(option))?));
+        SOCKET_OPTIONS.map(|[level, option]| both(is_so(1, bits(level))?, is_so(2, bits(option))?));
     add(libc::SYS_setsockopt, options.into())?;
     let error = both(is_so(1, bits(libc::SOL_SOCKET))?, is_so(2, bits(libc::SO_ERROR))?);
     add(libc::SYS_getsockopt, vec![error])?;
@@ -334,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filters_fit_into_what_the_kernel_takes() {
+    fn filters_fit_the_kernel_limit() {
         for all in [false, true] {
             for filter in filters(all, all).unwrap() {
                 assert!((10..4096).contains(&filter.len()), "{}", filter.len());
@@ -343,9 +344,9 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_both_allowed_and_deadly() {
+    fn no_call_is_both_allowed_and_killing() {
         let [less, more] = [false, true].map(|all| allowed(all, all).unwrap());
-        assert!(DEADLY.iter().all(|call| !more.contains_key(call)));
+        assert!(KILLING_CALLS.iter().all(|call| !more.contains_key(call)));
         for call in [libc::SYS_unlinkat, libc::SYS_fdatasync] {
             assert!(more.contains_key(&call) && !less.contains_key(&call));
         }

@@ -73,7 +73,7 @@ impl fmt::Display for User {
 
 impl User {
     /// Switches the process to this user irrevocably, and verifies that.
-    pub(super) fn take_over(&self) -> Result<(), String> {
+    pub(super) fn switch_to(&self) -> Result<(), String> {
         let is_it = || -> nix::Result<bool> {
             let (uids, gids) = (getresuid()?, getresgid()?);
             Ok([uids.real, uids.effective, uids.saved].iter().all(|uid| *uid == self.uid)
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_and_groups_by_name_and_number() {
+    fn users_and_groups_are_parsed_by_name_and_number() {
         let user =
             |text: &str| text.parse::<User>().map(|user| (user.uid.as_raw(), user.gid.as_raw()));
         assert_eq!(user("root"), Ok((0, 0)));

@@ -16,14 +16,14 @@ use x509_cert::ext::pkix::{AuthorityKeyIdentifier, CrlNumber};
 use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
-use super::clients::{Limited, in_time, unix_time};
+use super::client_auth::{ExpiringInput, check_not_expired, unix_time};
 use super::problem::TlsFileProblem;
-use super::validity::between;
+use super::validity::duration_between;
 use super::{TlsWarning, pem};
 
 /// Maximum number of combinations of one key per CA, where CAs have lists of several keys. Each
 /// combination may be tried for each client.
-const MAX_CHOICES: usize = 16;
+const MAX_KEY_COMBINATIONS: usize = 16;
 
 /// A parsed revocation list.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ pub(super) fn read(
     let mut lists = Vec::new();
     for list in pem::revocation_lists(path)? {
         let broken = |error: String| TlsFileProblem::BrokenRevocationList(error);
-        if has_no_version(&list).unwrap_or(false) {
+        if is_version_1(&list).unwrap_or(false) {
             return Err(TlsFileProblem::RevocationListV1);
         }
         webpki::BorrowedCertRevocationList::from_der(&list)
@@ -56,8 +56,8 @@ pub(super) fn read(
             return Err(broken("it doesn't say when it runs out".to_owned()));
         };
         let end = unix_time(end.to_unix_duration());
-        in_time(end, now, Limited::RevocationList, path, warnings)
-            .map_err(|_| TlsFileProblem::ExpiredRevocationList(between(end, now)))?;
+        check_not_expired(end, now, ExpiringInput::RevocationList, path, warnings)
+            .map_err(|_| TlsFileProblem::ExpiredRevocationList(duration_between(end, now)))?;
         let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
         let key_id = key_id(&parsed).map_err(|error| broken(error.to_string()))?;
         let age = (parsed.tbs_cert_list.this_update.to_unix_duration(), number);
@@ -101,7 +101,7 @@ impl RevocationList {
 
 /// Splits the lists by issuer, and by key where the lists of an issuer name several keys. Returns
 /// all combinations of one key per issuer; there is at least one.
-pub(super) fn choices(
+pub(super) fn key_combinations(
     lists: &[RevocationList],
 ) -> Result<Vec<Vec<RevocationList>>, TlsFileProblem> {
     let mut issuers: Vec<&Name> = Vec::new();
@@ -113,8 +113,8 @@ pub(super) fn choices(
     let mut choices: Vec<Vec<RevocationList>> = vec![Vec::new()];
     for issuer in issuers {
         let of_issuer: Vec<_> = lists.iter().filter(|list| list.issuer == *issuer).collect();
-        let groups = by_key(&of_issuer);
-        if choices.len() * groups.len() > MAX_CHOICES {
+        let groups = group_by_key(&of_issuer);
+        if choices.len() * groups.len() > MAX_KEY_COMBINATIONS {
             return Err(TlsFileProblem::TooManyRevocationKeys(issuer.to_string()));
         }
         let with = |group: &Vec<&RevocationList>, choice: &Vec<RevocationList>| {
@@ -130,7 +130,7 @@ pub(super) fn choices(
 
 /// Splits the lists of one issuer by key. A list that doesn't name its key may belong to any of
 /// them, so the lists can't be told apart then.
-fn by_key<'a>(lists: &[&'a RevocationList]) -> Vec<Vec<&'a RevocationList>> {
+fn group_by_key<'a>(lists: &[&'a RevocationList]) -> Vec<Vec<&'a RevocationList>> {
     let mut groups: Vec<Vec<&RevocationList>> = Vec::new();
     for list in lists {
         if list.key_id.is_none() {
@@ -163,7 +163,7 @@ pub(super) fn earliest_end(lists: &[RevocationList]) -> Option<UnixTime> {
 
 /// Returns true if a list begins with its signature algorithm, as in version 1, rather than with a
 /// version number (RFC 5280, section 5.1.2.1).
-fn has_no_version(list: &[u8]) -> Result<bool, x509_cert::der::Error> {
+fn is_version_1(list: &[u8]) -> Result<bool, x509_cert::der::Error> {
     let whole = AnyRef::from_der(list)?;
     let to_be_signed = AnyRef::decode(&mut SliceReader::new(whole.value())?)?;
     let first = AnyRef::decode(&mut SliceReader::new(to_be_signed.value())?)?;

@@ -4,47 +4,51 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::access::{Identity, Peer};
-use super::slots::{Counted, counted_as};
+use crate::access::{Identity, Peer};
+use crate::admission::slots::{ClientKey, client_key};
 use crate::config::Rate;
 use nbd_server::Throttle;
 
 /// Throttles of connected clients, and of those that left while in debt: reconnecting doesn't clear
 /// a debt.
 #[derive(Debug)]
-pub(super) struct Throttles {
+pub(crate) struct Throttles {
     rate: Rate,
-    known: Mutex<HashMap<Client, Arc<Throttle>>>,
+    by_client: Mutex<HashMap<ThrottleKey, Arc<Throttle>>>,
 }
 
 /// Key under which connections share a throttle.
 #[derive(Debug, PartialEq, Eq, Hash)]
-enum Client {
+enum ThrottleKey {
     Identity(String),
-    Counted(Counted),
+    Client(ClientKey),
     Unix,
 }
 
 impl Throttles {
-    pub(super) fn new(rate: Rate) -> Self {
-        Self { rate, known: Mutex::default() }
+    pub(crate) fn new(rate: Rate) -> Self {
+        Self { rate, by_client: Mutex::default() }
     }
 
     /// Returns the throttle that the client's connections share, or `None` if there is no rate
     /// limit.
-    pub(super) fn of(&self, peer: Peer, identity: Option<&Identity>) -> Option<Arc<Throttle>> {
-        let client = match (identity, counted_as(peer)) {
-            (Some(identity), _) => Client::Identity(identity.to_string()),
-            (None, Some(client)) => Client::Counted(client),
-            (None, None) => Client::Unix,
+    pub(crate) fn get_or_create(
+        &self,
+        peer: Peer,
+        identity: Option<&Identity>,
+    ) -> Option<Arc<Throttle>> {
+        let client = match (identity, client_key(peer)) {
+            (Some(identity), _) => ThrottleKey::Identity(identity.to_string()),
+            (None, Some(client)) => ThrottleKey::Client(client),
+            (None, None) => ThrottleKey::Unix,
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(throttle) = known.get(&client) {
+        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(throttle) = by_client.get(&client) {
             return Some(Arc::clone(throttle));
         }
         let throttle = self.rate.throttle()?;
-        known.retain(|_, throttle| Arc::strong_count(throttle) > 1 || !throttle.is_debt_free());
-        known.insert(client, Arc::clone(&throttle));
+        by_client.retain(|_, throttle| Arc::strong_count(throttle) > 1 || !throttle.is_debt_free());
+        by_client.insert(client, Arc::clone(&throttle));
         Some(throttle)
     }
 }
@@ -61,19 +65,20 @@ mod tests {
         let throttles = Throttles::new(rate);
         let alice = Identity::new(vec![IdentityName { kind: NameKind::Dns, text: "alice".into() }]);
         let (here, there) = ("10.0.0.1", "10.0.0.2");
-        let of =
-            |address: &str, who| throttles.of(Peer::ip(address.parse().unwrap()), who).unwrap();
+        let of = |address: &str, who| {
+            throttles.get_or_create(Peer::ip(address.parse().unwrap()), who).unwrap()
+        };
         let first = of(here, Some(&alice));
         assert!(Arc::ptr_eq(&first, &of(there, Some(&alice))));
         let nameless = of(here, None);
         assert!(!Arc::ptr_eq(&first, &nameless));
         assert!(Arc::ptr_eq(&nameless, &of(here, None)));
         assert!(!Arc::ptr_eq(&nameless, &of(there, None)));
-        assert_eq!(throttles.known.lock().unwrap().len(), 3);
+        assert_eq!(throttles.by_client.lock().unwrap().len(), 3);
         // A client that has left without a debt is forgotten.
         drop((first, nameless));
         of("10.0.0.3", None);
-        assert_eq!(throttles.known.lock().unwrap().len(), 1);
-        assert!(Throttles::new(Rate::default()).of(Peer::Unix, None).is_none());
+        assert_eq!(throttles.by_client.lock().unwrap().len(), 1);
+        assert!(Throttles::new(Rate::default()).get_or_create(Peer::Unix, None).is_none());
     }
 }

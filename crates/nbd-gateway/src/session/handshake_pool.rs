@@ -17,24 +17,24 @@ use tracing::Instrument;
 const NICE: i32 = 10;
 
 /// A separate tokio runtime with low-priority threads.
-pub(super) struct Porch {
+pub(crate) struct HandshakePool {
     /// `None` only while being dropped.
     runtime: Option<Runtime>,
 }
 
-impl fmt::Debug for Porch {
+impl fmt::Debug for HandshakePool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Porch(…)")
+        f.write_str("HandshakePool(…)")
     }
 }
 
-impl Porch {
+impl HandshakePool {
     /// Starts one thread per core.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(1, usize::from))
             .thread_name("handshakes")
-            .on_thread_start(give_way)
+            .on_thread_start(lower_priority)
             .enable_time()
             .build()?;
         Ok(Self { runtime: Some(runtime) })
@@ -42,7 +42,7 @@ impl Porch {
 
     /// Runs `work` on the pool. Dropping the returned future aborts it. Returns `None` if it
     /// panicked.
-    pub(super) async fn run<T: Send + 'static>(
+    pub(crate) async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Option<T> {
@@ -51,7 +51,7 @@ impl Porch {
     }
 }
 
-impl Drop for Porch {
+impl Drop for HandshakePool {
     fn drop(&mut self) {
         // Dropping a runtime waits for its threads, which isn't allowed in async code.
         if let Some(runtime) = self.runtime.take() {
@@ -60,7 +60,7 @@ impl Drop for Porch {
     }
 }
 
-fn give_way() {
+fn lower_priority() {
     // On Linux, niceness applies to the calling thread alone.
     if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!("handshakes keep their priority: {error}");

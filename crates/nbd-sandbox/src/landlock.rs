@@ -10,7 +10,7 @@ use landlock::{
     RulesetStatus, Scope,
 };
 
-use super::paths::Readable;
+use super::paths::AllowedPaths;
 
 /// Newest ABI that has been tested. An older kernel enforces what it supports: files from ABI 1,
 /// TCP from ABI 4, signals and abstract sockets from ABI 6. Seccomp refuses in another way what an
@@ -19,7 +19,7 @@ const ABI_TRIED: ABI = ABI::V7;
 
 /// Restrictions that were applied.
 #[derive(Debug)]
-pub(super) struct Landlock {
+pub(super) struct AppliedLandlock {
     abi: i32,
     /// Folders and files that could not be allowed, and the reasons.
     pub(super) left_out: Vec<String>,
@@ -28,7 +28,7 @@ pub(super) struct Landlock {
 /// Restricts this thread and the threads that it starts. They may read only what is in `readable`
 /// and append only where it says so, and may not run programs or bind or connect further TCP
 /// sockets.
-pub(super) fn restrict(readable: &Readable) -> Result<Landlock, String> {
+pub(super) fn restrict(readable: &AllowedPaths) -> Result<AppliedLandlock, String> {
     let mut left_out = Vec::new();
     let status = apply(readable, &mut left_out).map_err(|error| error.to_string())?;
     match (status.ruleset, status.landlock) {
@@ -37,14 +37,14 @@ pub(super) fn restrict(readable: &Readable) -> Result<Landlock, String> {
         }
         (RulesetStatus::NotEnforced, _) => Err("the kernel doesn't have it".to_owned()),
         (_, LandlockStatus::Available { effective_abi, kernel_abi }) => {
-            Ok(Landlock { abi: kernel_abi.unwrap_or(effective_abi as i32), left_out })
+            Ok(AppliedLandlock { abi: kernel_abi.unwrap_or(effective_abi as i32), left_out })
         }
         _ => Err("its version is unknown".to_owned()),
     }
 }
 
 fn apply(
-    readable: &Readable,
+    readable: &AllowedPaths,
     left_out: &mut Vec<String>,
 ) -> Result<RestrictionStatus, RulesetError> {
     let mut rules = Ruleset::default()
@@ -88,7 +88,7 @@ fn allow(
     }
 }
 
-impl fmt::Display for Landlock {
+impl fmt::Display for AppliedLandlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.abi {
             ..4 => "files",
