@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hexz_exports::{BlockReader, Catalog};
-use hexz_reader::storage;
 use nbd_gateway::Control;
 use nbd_gateway::audit::{BoundedText, Event, ServiceStarted};
 use rustix::time::{ClockId, clock_gettime};
@@ -77,7 +76,7 @@ pub(crate) fn serve(
         // Verifying an archive's digest can take long; a signal must be able to interrupt it.
         let opening = archives::open(&catalog, &options.snapshots);
         let opening = shutdown.run_until_cancelled(opening);
-        let opened = service.run_startup(progress, opening).await;
+        let opened = service.run_startup(|| progress(catalog.reader()), opening).await;
         let Some(exports) = opened.transpose()? else { return Ok(()) };
 
         let (access, open_to) = (access::describe_access(&policy), policy.rules.to_string());
@@ -179,11 +178,11 @@ async fn poll_folder(control: Control<Catalog>) {
     }
 }
 
-/// Returns a measure that grows while archives are opened: bytes hashed, and CPU time in tenths
-/// of a second, as spent on deriving a key from a password.
-fn progress() -> (u64, i64) {
+/// Returns a measure that grows while archives are opened: bytes read from them, as for a digest,
+/// and CPU time in tenths of a second, as spent on deriving a key from a password.
+fn progress(reader: &BlockReader) -> (u64, i64) {
     let time = clock_gettime(ClockId::ProcessCPUTime);
-    (storage::hashed(), time.tv_sec * 10 + time.tv_nsec / 100_000_000)
+    (reader.reads().bytes(), time.tv_sec * 10 + time.tv_nsec / 100_000_000)
 }
 
 /// Logs the totals of all connections.

@@ -168,6 +168,7 @@ impl Catalog {
                 index_pages: Arc::clone(&self.options.index_pages),
                 digest_memory: self.options.digest_memory.clone(),
                 read_counters: Arc::clone(&self.options.read_counters),
+                log_limit: Arc::clone(&self.options.log_limit),
                 background: Arc::clone(&self.options.background),
                 ..options
             },

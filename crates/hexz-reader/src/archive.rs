@@ -12,9 +12,9 @@ use super::header::{Extent, HEADER_REGION, Header, Region};
 use super::index::{Content, Located, MasterIndex, Page, PageLayout, PageRef, StreamIndex};
 use super::layout::{EntryForm, Layout, PAGE_HEAD};
 use super::limits::{MAX_MASTER_INDEX, MAX_PROBED};
+use super::log_limit::LogLimit;
 use super::metadata::{self, MAX_METADATA, Metadata};
 use super::references::ReferenceMode;
-use super::said::may_say;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
 use crate::storage::{CountedStorage, Storage};
@@ -78,8 +78,8 @@ impl Archive {
             }
         };
         let archive = Self { key, ..archive };
-        archive.try_password()?;
-        archive.probe_lengths()?;
+        archive.test_password(&options.log_limit)?;
+        archive.verify_stated_lengths()?;
         Ok(archive)
     }
 
@@ -310,7 +310,7 @@ impl Archive {
     /// of a stream whose size isn't stated.
     ///
     /// A frame that states its decoded length isn't decoded for this check.
-    fn probe_lengths(&self) -> Result<(), Error> {
+    fn verify_stated_lengths(&self) -> Result<(), Error> {
         let zeros = ZeroHashes::default();
         let mut decoded: u64 = 0;
         for kind in [StreamKind::Main, StreamKind::Auxiliary] {
@@ -362,7 +362,7 @@ impl Archive {
     }
 
     /// Decrypts one block, so that a wrong password is detected before the archive is served.
-    fn try_password(&self) -> Result<(), Error> {
+    fn test_password(&self, log_limit: &LogLimit) -> Result<(), Error> {
         if self.key.is_none() {
             return Ok(());
         }
@@ -386,7 +386,7 @@ impl Archive {
                 }
             }
         }
-        if let Some(held_back) = may_say() {
+        if let Some(held_back) = log_limit.allow() {
             tracing::warn!(
                 held_back,
                 "{}: the password could not be tried, since no block near the beginning of its \

@@ -58,6 +58,17 @@ impl Error {
         )
     }
 
+    /// Returns true if a reference leads to no block: none of the parents has it, or there is no
+    /// parent to read from.
+    pub(super) fn is_unresolvable(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unresolvable { .. } | ErrorKind::NoParentToRead { .. })
+    }
+
+    /// Returns true if no block covers the requested byte.
+    pub(super) fn is_uncovered(&self) -> bool {
+        matches!(self.kind, ErrorKind::Uncovered { .. } | ErrorKind::EndsEarly { .. })
+    }
+
     /// Creates an error for an archive's file that can't be opened.
     pub fn open_failed(path: &Path, error: io::Error) -> Self {
         ErrorKind::Io("open it", error).of(&Arc::from(path))

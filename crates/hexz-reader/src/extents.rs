@@ -201,7 +201,7 @@ impl DiffBase {
         let page = |id| Ok(read.page(snapshot, id)?);
         match snapshot.expect_page(snapshot.resolve(self.archive, stream, at, page)) {
             Ok(block) => Ok(Some(block)),
-            Err(Error { kind, .. }) if kind.label() == "uncovered" => Ok(None),
+            Err(error) if error.is_uncovered() => Ok(None),
             Err(error) => Err(error),
         }
     }

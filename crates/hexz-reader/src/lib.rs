@@ -39,12 +39,12 @@ mod image;
 mod index;
 mod layout;
 pub mod limits;
+mod log_limit;
 mod metadata;
 mod pages;
 mod parents;
 mod password;
 mod references;
-mod said;
 mod signature;
 pub mod storage;
 pub mod summary;
@@ -66,6 +66,7 @@ pub use header::{Chunking, Compression};
 pub use image::ImageFormat;
 use index::{Content, Entry, Located, Page, StreamIndex};
 pub use layout::Layout;
+pub use log_limit::LogLimit;
 use metadata::Metadata;
 pub use pages::IndexPageCache;
 use pages::PageId;
@@ -73,7 +74,6 @@ use parents::{HashIndex, InParent, Parents};
 pub use password::{Password, PasswordSource};
 use references::Miss;
 pub use references::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
-use said::may_say;
 pub use signature::{VerifyKey, VerifyKeyError};
 pub use verify::{VerifyProgress, VerifyStats};
 use zeros::ZeroHashes;
@@ -168,6 +168,8 @@ pub struct OpenOptions {
     pub index_pages: Arc<IndexPageCache>,
     /// Read counters, shared with other snapshots.
     pub read_counters: Arc<ReadCounters>,
+    /// Rate limit for log lines, shared with other snapshots.
+    pub log_limit: Arc<LogLimit>,
 }
 
 impl Default for OpenOptions {
@@ -188,6 +190,7 @@ impl Default for OpenOptions {
             digest_memory: DigestMemory::default(),
             index_pages: IndexPageCache::new(limits::DEFAULT_INDEX_BUDGET),
             read_counters: Arc::default(),
+            log_limit: Arc::default(),
         }
     }
 }
@@ -361,6 +364,7 @@ pub struct Snapshot {
     pages: Arc<IndexPageCache>,
     parents: Parents,
     zeros: ZeroHashes,
+    log_limit: Arc<LogLimit>,
 }
 
 impl Snapshot {
@@ -426,6 +430,7 @@ impl Snapshot {
             pages: Arc::clone(&options.index_pages),
             parents: Parents::default(),
             zeros: ZeroHashes::default(),
+            log_limit: Arc::clone(&options.log_limit),
         })
     }
 
@@ -498,7 +503,7 @@ impl Snapshot {
         let image = self.image_format().ok().flatten();
         let oddities = self.remarks().into_iter().map(|remark| remark.to_string());
         for oddity in oddities.chain(image.map(|image| image.to_string())) {
-            if let Some(held_back) = may_say() {
+            if let Some(held_back) = self.log_limit.allow() {
                 tracing::warn!(held_back, "{}: {oddity}", printable(self.path()));
             }
         }
@@ -594,7 +599,11 @@ impl Snapshot {
 
     /// Builds the index of the parents' hashes, if it hasn't been built.
     pub fn build_parent_index(&self) {
-        self.parents.index(&self.chain, &self.zeros);
+        self.parent_index();
+    }
+
+    fn parent_index(&self) -> Arc<HashIndex> {
+        self.parents.index(&self.chain, &self.zeros, &self.log_limit)
     }
 
     fn read_block_as(&self, block: &Block, reading: Reading) -> Result<Vec<u8>, Error> {
@@ -687,7 +696,7 @@ impl Snapshot {
             Some(found) => Some(found),
             None => {
                 let index = match builds_index {
-                    true => Some(self.parents.index(&self.chain, &self.zeros)),
+                    true => Some(self.parent_index()),
                     false => self.parents.built(),
                 };
                 let index = index.ok_or_else(|| ErrorKind::IndexNotBuilt.of(path))?;

@@ -14,8 +14,8 @@ use super::archive::Archive;
 use super::error::{Error, printable};
 use super::index::Located;
 use super::limits::MAX_PARENT_BLOCKS;
+use super::log_limit::LogLimit;
 use super::pages::PageId;
-use super::said::may_say;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, StreamKind};
 
@@ -44,8 +44,14 @@ impl Parents {
     }
 
     /// Returns the index. The first caller builds it while others wait.
-    pub(super) fn index(&self, chain: &[Archive], zeros: &ZeroHashes) -> Arc<HashIndex> {
-        Arc::clone(self.lock().get_or_insert_with(|| Arc::new(HashIndex::build(chain, zeros))))
+    pub(super) fn index(
+        &self,
+        chain: &[Archive],
+        zeros: &ZeroHashes,
+        log_limit: &LogLimit,
+    ) -> Arc<HashIndex> {
+        let build = || Arc::new(HashIndex::build(chain, zeros, log_limit));
+        Arc::clone(self.lock().get_or_insert_with(build))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<HashIndex>>> {
@@ -101,9 +107,9 @@ impl Damaged {
         self.count += 1;
     }
 
-    fn log(&self) {
+    fn log(&self, log_limit: &LogLimit) {
         if let Some(error) = &self.first
-            && let Some(held_back) = may_say()
+            && let Some(held_back) = log_limit.allow()
         {
             let pages = self.count;
             tracing::error!(pages, held_back, "blocks of a parent can't be found: {error}");
@@ -114,7 +120,7 @@ impl Damaged {
 impl HashIndex {
     /// Builds the index of all blocks whose pages can be read. Blocks on damaged pages, and blocks
     /// beyond the limit, can't be found; both are logged once.
-    fn build(chain: &[Archive], zeros: &ZeroHashes) -> Self {
+    fn build(chain: &[Archive], zeros: &ZeroHashes, log_limit: &LogLimit) -> Self {
         let mut entries = Vec::new();
         let mut pages = Vec::new();
         let mut ordinal: u32 = 0;
@@ -140,7 +146,7 @@ impl HashIndex {
                         ordinal = ordinal.saturating_add(1);
                     }
                     if entries.len() > MAX_PARENT_BLOCKS || ordinal == u32::MAX {
-                        if let Some(held_back) = may_say() {
+                        if let Some(held_back) = log_limit.allow() {
                             tracing::error!(
                                 held_back,
                                 "{} and the parents behind it have more blocks than can be \
@@ -153,7 +159,7 @@ impl HashIndex {
                 }
             }
         }
-        damaged.log();
+        damaged.log(log_limit);
         entries.shrink_to_fit();
         entries.sort_unstable();
         Self { entries, pages, key }

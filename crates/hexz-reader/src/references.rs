@@ -306,7 +306,7 @@ impl Snapshot {
         {
             Ok(()) => {}
             // No block covers that offset of the parent, so the reference must be by hash.
-            Err(error) if error.kind.label() == "uncovered" => {
+            Err(error) if error.is_uncovered() => {
                 let InParent { archive, block } =
                     self.find_in_parents(block, reading.builds_index)?;
                 return self.archive(archive)?.read_block(&block);

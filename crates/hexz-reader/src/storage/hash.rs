@@ -23,15 +23,6 @@ const PIECE: usize = 256 * 1024;
 /// meanwhile.
 const NICE: i32 = 10;
 
-/// Counter behind [`hashed`].
-static HASHED: AtomicU64 = AtomicU64::new(0);
-
-/// Returns the number of bytes that this process has hashed so far, which lets callers observe
-/// progress.
-pub fn hashed() -> u64 {
-    HASHED.load(Ordering::Relaxed)
-}
-
 /// Hashes all of `storage`. The result is the same as that of the program `b3sum`. Memory is one
 /// buffer of 256 KiB per thread, and 32 bytes for each 8 MiB.
 ///
@@ -173,7 +164,6 @@ fn hash_range(
         storage.read_exact_at(piece, at)?;
         hasher.update(piece);
         at += length as u64;
-        HASHED.fetch_add(length as u64, Ordering::Relaxed);
     }
     Ok(())
 }

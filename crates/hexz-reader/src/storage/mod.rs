@@ -12,7 +12,7 @@ use std::sync::Arc;
 pub(crate) use counted::CountedStorage;
 pub use counted::ReadCounters;
 pub use file::{FileId, FileStamp, FileStorage};
-pub use hash::{blake3, hashed};
+pub use hash::blake3;
 pub use tree::{GROUP, HashTree, TreeBudget, TreeError};
 pub use verified::{Mismatch, RecentGroups, VerifiedStorage};
 

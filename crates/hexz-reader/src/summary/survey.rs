@@ -107,9 +107,8 @@ impl Survey<'_> {
                 Err(error) => {
                     stream.unresolvable.add(located.length);
                     // Missing parents are reported once for all their blocks.
-                    let is_told =
-                        error.kind.label() == "unresolvable" && stream.unresolvable.blocks > 1;
-                    if !is_told {
+                    let is_reported = error.is_unresolvable() && stream.unresolvable.blocks > 1;
+                    if !is_reported {
                         self.faults.add(error);
                     }
                     return;
