@@ -35,9 +35,9 @@
 //! 2. [`plaintext_leg`], if TLS is required, answers options until the client starts TLS. It
 //!    refuses all others, and reads no byte beyond STARTTLS. The front end then runs the TLS
 //!    handshake and continues on the encrypted stream. The greeting is not repeated.
-//! 3. [`negotiate`] answers options until the client chooses an export. Which exports there are is
+//! 3. [`negotiate()`] answers options until the client chooses an export. Which exports there are is
 //!    up to [`Exports`]: one client's view of them.
-//! 4. [`transmit`] serves the [`Negotiated`] export until the client leaves or the server shuts
+//! 4. [`transmit()`] serves the [`Negotiated`] export until the client leaves or the server shuts
 //!    down, and returns [`SessionStats`].
 //!
 //! ```
@@ -86,7 +86,7 @@
 //! | rate | optional: bytes and requests per second ([`Throttle`]) |
 //! | time | idle, stall and drain timeouts ([`TransmitLimits`]) |
 //!
-//! [`greet`], [`plaintext_leg`] and [`negotiate`] have no deadlines of their own: wrap them in
+//! [`greet`], [`plaintext_leg`] and [`negotiate()`] have no deadlines of their own: wrap them in
 //! [`tokio::time::timeout`], as [`handle_client`] does.
 //!
 //! # Errors and cancellation
@@ -96,7 +96,7 @@
 //! I/O error, too.
 //!
 //! The futures of all steps can be dropped at any time. The stream is then in an undefined state
-//! and should be closed. Dropping the future of [`transmit`] cancels all tasks that it has spawned;
+//! and should be closed. Dropping the future of [`transmit()`] cancels all tasks that it has spawned;
 //! to let it answer the requests in flight, complete its `shutdown` future instead.
 //!
 //! # Monitoring

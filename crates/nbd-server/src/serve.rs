@@ -116,7 +116,7 @@ where
 /// completes.
 ///
 /// At shutdown, a client in the transmission phase receives the replies to all requests in flight
-/// (see [`transmit`]). One that is still negotiating is disconnected, and `None` is returned.
+/// (see [`transmit()`]). One that is still negotiating is disconnected, and `None` is returned.
 ///
 /// Dropping the future closes the stream without draining replies in flight. It leaves no tasks
 /// behind.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::chunks::ALIGNMENT;
+use super::reply_encoder::ALIGNMENT;
 use crate::{Segment, Span};
 
 /// Parts of one read that have arrived and have not been sent yet.

@@ -1,13 +1,15 @@
-//! Reading of requests from the stream.
+//! Reading of requests from the stream, and their validation into an [`Action`].
 
 use std::io;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::wire::Malformed;
+use crate::error::Refusal;
+use crate::wire::reply::ErrorCode;
 use crate::wire::request::{Command, CommandFlags, Request};
-use crate::{ReplyMode, SessionError};
+use crate::wire::{MAX_PAYLOAD, Malformed};
+use crate::{ReplyMode, SessionError, Span};
 
 /// Capacity of the read buffer, in bytes: about 140 requests.
 const CAPACITY: usize = 4096;
@@ -117,8 +119,171 @@ impl<R: AsyncRead + Unpin> RequestReader<R> {
     }
 }
 
+/// Parameters negotiated before the first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NegotiatedParams {
+    /// Size of the export, in bytes.
+    pub(super) size: u64,
+    /// Format of requests and replies.
+    pub(super) mode: ReplyMode,
+    /// True if metadata contexts were selected.
+    pub(super) has_contexts: bool,
+}
+
+/// Action that a request results in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Action {
+    /// Read of this range; if `whole`, the reply has at most one content chunk.
+    Read { span: Span, whole: bool },
+    /// Preparation for reads of this range.
+    Cache { offset: u64, length: u64 },
+    /// Status of this range in all selected contexts; if `single_extent`, at most one extent each.
+    Status { offset: u64, length: u64, single_extent: bool },
+    /// Status of a range that starts at `offset`. Its length and the contexts are specified by a
+    /// payload of `payload` bytes.
+    StatusWithPayload { offset: u64, payload: u32, single_extent: bool },
+    /// Success reply; there is no work to do.
+    Succeed,
+    /// Error reply, and `payload` bytes of payload to skip.
+    Refuse { refusal: Refusal, payload: u32 },
+    /// Close, once the requests in flight have been answered.
+    Disconnect,
+    /// Close with an error: the payload, whose length is given, is too long to be skipped.
+    PayloadTooLarge(u64),
+}
+
+/// Validates a request and returns the action to take.
+pub(super) fn validate(request: &Request, params: NegotiatedParams) -> Action {
+    // "a server SHOULD initiate hard disconnect if a client sets the
+    // NBD_CMD_FLAG_PAYLOAD_LEN flag and uses a length larger than a server's … maximum
+    // payload length; in all other cases, … gracefully consume length bytes of payload"
+    let payload = match payload_len(request, params.mode) {
+        length if length > u64::from(MAX_PAYLOAD) => return Action::PayloadTooLarge(length),
+        length => u32::try_from(length).unwrap_or(MAX_PAYLOAD),
+    };
+    let refuse = |refusal| Action::Refuse { refusal, payload };
+    let unknown_flags = request.flags.without(valid_flags(request.command, params));
+    let single_extent = request.flags.contains(CommandFlags::REQ_ONE);
+    let Request { offset, length, .. } = *request;
+
+    match request.command {
+        // "A client MUST NOT send anything to the server after sending an NBD_CMD_DISC", and there
+        // is no reply to it, so invalid flags cannot be reported.
+        Command::DISC => Action::Disconnect,
+        Command::WRITE if params.mode == ReplyMode::Extended && payload == 0 => {
+            refuse(WRITE_WITHOUT_PAYLOAD)
+        }
+        // "If this flag [READ_ONLY] is set, the server MUST error subsequent write
+        // operations"; "it SHOULD return NBD_EPERM".
+        Command::WRITE | Command::TRIM | Command::WRITE_ZEROES => refuse(READ_ONLY),
+        // "The server SHOULD return NBD_EINVAL if it receives an unknown command flag",
+        // or one that doesn't apply.
+        _ if !unknown_flags.is_empty() => refuse(UNKNOWN_FLAG),
+        Command::READ => match validate_span(offset, length, params) {
+            Ok(span) => Action::Read { span, whole: request.flags.contains(CommandFlags::DF) },
+            Err(refusal) => refuse(refusal),
+        },
+        Command::CACHE if is_within(offset, length, params.size) => {
+            Action::Cache { offset, length }
+        }
+        Command::CACHE => refuse(BEYOND_END),
+        // "Servers SHOULD reply with NBD_EINVAL to clients sending NBD_CMD_BLOCK_STATUS
+        // without selecting at least one metadata context."
+        Command::BLOCK_STATUS if !params.has_contexts => refuse(NO_CONTEXT),
+        Command::BLOCK_STATUS if payload > 0 => {
+            Action::StatusWithPayload { offset, payload, single_extent }
+        }
+        Command::BLOCK_STATUS => match validate_status_range(offset, length, params.size) {
+            Ok(()) => Action::Status { offset, length, single_extent },
+            Err(refusal) => refuse(refusal),
+        },
+        // "length and offset are reserved, and MUST be set to all-zero"
+        Command::FLUSH if offset == 0 && length == 0 => Action::Succeed,
+        Command::FLUSH => refuse(FLUSH_WITH_RANGE),
+        // "NBD_EINVAL if it receives an unknown command"
+        _ => refuse(UNKNOWN_COMMAND),
+    }
+}
+
+const READ_ONLY: Refusal = Refusal::new(ErrorCode::PERM, "this export is read-only");
+const WRITE_WITHOUT_PAYLOAD: Refusal =
+    Refusal::new(ErrorCode::INVAL, "with extended headers a write has a payload and says so");
+const UNKNOWN_FLAG: Refusal =
+    Refusal::new(ErrorCode::INVAL, "this command was sent with a flag that doesn't apply to it");
+const UNKNOWN_COMMAND: Refusal =
+    Refusal::new(ErrorCode::INVAL, "this server doesn't know that command");
+const FLUSH_WITH_RANGE: Refusal =
+    Refusal::new(ErrorCode::INVAL, "a flush has neither offset nor length");
+const BEYOND_END: Refusal =
+    Refusal::new(ErrorCode::INVAL, "the range is beyond the end of the export");
+const NO_CONTEXT: Refusal =
+    Refusal::new(ErrorCode::INVAL, "no metadata context was selected for this export");
+const EMPTY_STATUS: Refusal =
+    Refusal::new(ErrorCode::INVAL, "the status of an empty range is nothing");
+pub(super) const BAD_STATUS_PAYLOAD: Refusal = Refusal::new(
+    ErrorCode::INVAL,
+    "the payload has to be a length and the numbers of selected contexts, each once",
+);
+const TOO_LONG: &str = "a read is at most 32 MiB long: ask for less at a time";
+
+/// Returns the number of payload bytes that follow the request's header.
+fn payload_len(request: &Request, mode: ReplyMode) -> u64 {
+    match mode {
+        ReplyMode::Extended if request.flags.contains(CommandFlags::PAYLOAD_LEN) => request.length,
+        ReplyMode::Extended => 0,
+        // "the only command where length represents payload length instead of effect length
+        // is NBD_CMD_WRITE"
+        _ if request.command == Command::WRITE => request.length,
+        _ => 0,
+    }
+}
+
+/// Returns the flags that are valid for a command.
+fn valid_flags(command: Command, params: NegotiatedParams) -> CommandFlags {
+    let none = CommandFlags::default();
+    match (command, params.mode) {
+        (_, ReplyMode::Simple) => none,
+        // "MUST NOT be set unless the transmission flags include NBD_FLAG_SEND_DF", which are sent
+        // with structured replies.
+        (Command::READ, _) => CommandFlags::DF,
+        (Command::BLOCK_STATUS, ReplyMode::Extended) if params.has_contexts => {
+            CommandFlags::REQ_ONE.with(CommandFlags::PAYLOAD_LEN)
+        }
+        (Command::BLOCK_STATUS, _) => CommandFlags::REQ_ONE,
+        _ => none,
+    }
+}
+
+fn is_within(offset: u64, length: u64, size: u64) -> bool {
+    offset.checked_add(length).is_some_and(|end| end <= size)
+}
+
+fn validate_span(offset: u64, length: u64, params: NegotiatedParams) -> Result<Span, Refusal> {
+    if !is_within(offset, length, params.size) {
+        return Err(BEYOND_END);
+    }
+    match u32::try_from(length) {
+        Ok(length) if length <= MAX_PAYLOAD => Ok(Span { offset, length }),
+        // "the server is also permitted to reject large read requests up front with NBD_EOVERFLOW";
+        // without structured replies clients do not expect that error.
+        _ if params.mode == ReplyMode::Simple => Err(Refusal::new(ErrorCode::INVAL, TOO_LONG)),
+        _ => Err(Refusal::new(ErrorCode::OVERFLOW, TOO_LONG)),
+    }
+}
+
+/// Validates the range of a block status request.
+pub(super) fn validate_status_range(offset: u64, length: u64, size: u64) -> Result<(), Refusal> {
+    if length == 0 {
+        Err(EMPTY_STATUS)
+    } else if is_within(offset, length, size) {
+        Ok(())
+    } else {
+        Err(BEYOND_END)
+    }
+}
+
 #[cfg(test)]
-mod tests {
+mod reader_tests {
     use super::*;
     use crate::wire::request::Cookie;
 
@@ -167,5 +332,113 @@ mod tests {
         reader.next_request().await.unwrap();
         reader.skip_payload(1);
         assert!(reader.next_request().await.is_err());
+    }
+}
+
+#[cfg(test)]
+mod validation_tests {
+    use super::*;
+    use crate::wire::request::Cookie;
+
+    const SIMPLE: NegotiatedParams =
+        NegotiatedParams { size: 1000, mode: ReplyMode::Simple, has_contexts: false };
+    const STRUCTURED: NegotiatedParams =
+        NegotiatedParams { mode: ReplyMode::Structured, has_contexts: true, ..SIMPLE };
+    const EXTENDED: NegotiatedParams = NegotiatedParams { mode: ReplyMode::Extended, ..STRUCTURED };
+
+    fn request(command: Command, offset: u64, length: u64) -> Request {
+        Request { flags: CommandFlags::default(), command, cookie: Cookie(1), offset, length }
+    }
+
+    fn flagged(flags: CommandFlags, request: Request) -> Request {
+        Request { flags, ..request }
+    }
+
+    fn action(command: Command, offset: u64, length: u64) -> Action {
+        validate(&request(command, offset, length), SIMPLE)
+    }
+
+    fn refused(refusal: Refusal) -> Action {
+        Action::Refuse { refusal, payload: 0 }
+    }
+
+    #[test]
+    fn reads_beyond_the_end_are_refused() {
+        for (offset, length) in [(0, 1000), (999, 1), (1000, 0)] {
+            let read = Action::Read { span: Span { offset, length }, whole: false };
+            assert_eq!(action(Command::READ, offset, length.into()), read);
+        }
+        for (offset, length) in [(0, 1001), (999, 2), (1001, 0), (u64::MAX, 1), (u64::MAX, 0)] {
+            assert_eq!(action(Command::READ, offset, length), refused(BEYOND_END));
+        }
+    }
+
+    #[test]
+    fn reads_longer_than_the_maximum_payload_are_refused() {
+        for (params, code) in [(SIMPLE, ErrorCode::INVAL), (EXTENDED, ErrorCode::OVERFLOW)] {
+            let large = NegotiatedParams { size: u64::MAX >> 1, ..params };
+            let read = |length| validate(&request(Command::READ, 0, length), large);
+            assert!(matches!(read(MAX_PAYLOAD.into()), Action::Read { .. }));
+            let too_long = refused(Refusal::new(code, TOO_LONG));
+            assert_eq!(read(u64::from(MAX_PAYLOAD) + 1), too_long);
+            assert_eq!(read(u64::MAX >> 1), too_long);
+        }
+    }
+
+    #[test]
+    fn writes_are_refused() {
+        let written = Action::Refuse { refusal: READ_ONLY, payload: 10 };
+        assert_eq!(action(Command::WRITE, 0, 10), written);
+        let long = u64::from(MAX_PAYLOAD) + 1;
+        assert_eq!(action(Command::WRITE, 0, long), Action::PayloadTooLarge(long));
+        assert_eq!(action(Command::TRIM, 0, u64::MAX), refused(READ_ONLY));
+        assert_eq!(action(Command::WRITE_ZEROES, 0, u64::MAX), refused(READ_ONLY));
+        let write = request(Command::WRITE, 0, 10);
+        assert_eq!(validate(&write, EXTENDED), refused(WRITE_WITHOUT_PAYLOAD));
+        assert_eq!(validate(&flagged(CommandFlags::PAYLOAD_LEN, write), EXTENDED), written);
+    }
+
+    #[test]
+    fn unknown_commands_are_refused() {
+        assert_eq!(action(Command::FLUSH, 0, 0), Action::Succeed);
+        assert_eq!(action(Command::FLUSH, 1, 0), refused(FLUSH_WITH_RANGE));
+        assert_eq!(action(Command::RESIZE, 0, 1), refused(UNKNOWN_COMMAND));
+        assert_eq!(action(Command(99), 0, 0), refused(UNKNOWN_COMMAND));
+    }
+
+    #[test]
+    fn inapplicable_flags_are_refused() {
+        let with = |flags, params| validate(&flagged(flags, request(Command::READ, 0, 1)), params);
+        assert_eq!(with(CommandFlags::FUA, STRUCTURED), refused(UNKNOWN_FLAG));
+        assert_eq!(with(CommandFlags::DF, SIMPLE), refused(UNKNOWN_FLAG));
+        assert_eq!(with(CommandFlags::PAYLOAD_LEN, STRUCTURED), refused(UNKNOWN_FLAG));
+        // An unexpected payload is skipped nevertheless.
+        let skipped = Action::Refuse { refusal: UNKNOWN_FLAG, payload: 1 };
+        assert_eq!(with(CommandFlags::PAYLOAD_LEN, EXTENDED), skipped);
+        assert!(matches!(with(CommandFlags::DF, EXTENDED), Action::Read { whole: true, .. }));
+    }
+
+    // nbdkit CVE-2025-47711, -47712 | block status of the largest length
+    // qemu-nbd 10.0 | BLOCK_STATUS with a payload and no context selected
+    #[test]
+    fn block_status_requires_a_context_and_a_range() {
+        let status = |offset, length, params| {
+            validate(&request(Command::BLOCK_STATUS, offset, length), params)
+        };
+        assert_eq!(status(0, 10, SIMPLE), refused(NO_CONTEXT));
+        let no_context = NegotiatedParams { has_contexts: false, ..EXTENDED };
+        let payload = flagged(CommandFlags::PAYLOAD_LEN, request(Command::BLOCK_STATUS, 0, 12));
+        let skipped = Action::Refuse { refusal: UNKNOWN_FLAG, payload: 12 };
+        assert_eq!(validate(&payload, no_context), skipped);
+        assert_eq!(
+            validate(&payload, EXTENDED),
+            Action::StatusWithPayload { offset: 0, payload: 12, single_extent: false }
+        );
+        let range = Action::Status { offset: 990, length: 10, single_extent: false };
+        assert_eq!(status(990, 10, STRUCTURED), range);
+        assert_eq!(status(0, 0, STRUCTURED), refused(EMPTY_STATUS));
+        for length in [11, 0xffff_ffff, 0xffff_f000, u64::MAX] {
+            assert_eq!(status(990, length, STRUCTURED), refused(BEYOND_END));
+        }
     }
 }
