@@ -26,7 +26,7 @@ mod verify;
 
 use std::path::{Path, PathBuf};
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_exports::MemoryPlan;
 use hexz_exports::{BlockReader, Catalog, CatalogError};
 use hexz_reader::{IndexPageCache, OpenOptions};
@@ -152,6 +152,31 @@ ENVIRONMENT
   RUST_LOG       which lines there are in the log, whatever -v says: error, hexz_nbd=debug,
                  or as the documentation of the crate tracing-subscriber has it";
 
+/// Options of the first hour, by their IDs, with what `-h` says of them. It leaves out all others.
+const FIRST_OPTIONS: [(&str, &str); 10] = [
+    ("named", "The archives to serve; the export is called NAME, or like the file"),
+    ("config", "Take options from this TOML file, too"),
+    ("check_config", "Check all options and files, and say what would be served"),
+    ("export_dir", "Serve every archive in this folder, too"),
+    ("password_file", "A file with the password of encrypted archives"),
+    ("tls_cert", "The server's certificate, in PEM form; TLS is required then"),
+    ("tls_key", "The certificate's private key, in PEM form"),
+    ("allow", "Who may connect: networks, addresses, unix, vsock:CID [default: this machine]"),
+    ("listen", "Where to listen: ADDRESS:PORT, unix:PATH or vsock:PORT [default: port 10809]"),
+    ("verbose", "Say more; twice for still more"),
+];
+
+/// Hides an option from `-h`, or replaces its text there; `--help` keeps both.
+fn shorten_help(arg: Arg) -> Arg {
+    match FIRST_OPTIONS.iter().find(|(id, _)| arg.get_id() == id) {
+        Some((_, short)) => {
+            let long = arg.get_long_help().or(arg.get_help()).cloned().unwrap_or_default();
+            arg.help(*short).long_help(long)
+        }
+        None => arg.hide_short_help(true),
+    }
+}
+
 /// Serves Hexz snapshots read-only over NBD and TLS.
 ///
 /// A client sees disks. Their blocks are read from the compressed, de-duplicated archives
@@ -162,9 +187,10 @@ ENVIRONMENT
 /// Other machines are served through TLS alone, unless --insecure-no-tls is given.
 #[derive(Debug, Parser)]
 #[command(
-    version,
+    version = env!("HEXZ_NBD_VERSION"),
     after_long_help = EXAMPLES,
-    after_help = "Use --help for examples, passwords and exit codes.",
+    after_help = "--help has all options, examples, passwords and exit codes.",
+    mut_args(shorten_help),
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
 )]
@@ -367,6 +393,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_short_help_has_the_first_options() {
+        let mut command = Cli::command();
+        let help = command.render_help().to_string();
+        for (id, short) in FIRST_OPTIONS {
+            assert!(command.get_arguments().any(|arg| arg.get_id() == id), "{id}");
+            assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(short), "{id}");
+        }
+        assert!(help.lines().count() <= 46, "{help}");
+        assert!(!help.contains("--max-connections"));
+        assert!(command.render_long_help().to_string().contains("--max-connections"));
     }
 
     #[test]

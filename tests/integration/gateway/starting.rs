@@ -138,17 +138,36 @@ fn an_odd_size_is_noted() {
     assert!(!even.log_text().contains("multiple of 512"));
 }
 
+/// The commit behind the version of a program that was built from a checkout.
+fn commit() -> String {
+    let repository = env!("CARGO_MANIFEST_DIR");
+    let mut git = std::process::Command::new("git");
+    git.args(["-C", repository, "rev-parse", "--short=12", "HEAD"]);
+    match git.env_remove("GIT_DIR").env_remove("GIT_WORK_TREE").output() {
+        Ok(output) if output.status.success() && Path::new(repository).join(".git").exists() => {
+            format!(" ({})", String::from_utf8(output.stdout).unwrap().trim())
+        }
+        _ => String::new(),
+    }
+}
+
 #[test]
 fn version_and_help() {
     let version = run(["--version"]);
     assert_eq!(version.code, Some(0));
-    assert_eq!(version.stdout, format!("hexz-nbd {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(version.stdout, format!("hexz-nbd {}{}\n", env!("CARGO_PKG_VERSION"), commit()));
     let help = run(["--help"]);
     assert_eq!(help.code, Some(0));
     for words in ["EXIT CODES", "EXAMPLES", "HEXZ_PASSWORD", "--tls-cert", "--allow", "--listen"] {
         assert!(help.stdout.contains(words), "{words}");
     }
-    assert_eq!(run(["-h"]).code, Some(0));
+    let short = run(["-h"]);
+    assert_eq!(short.code, Some(0));
+    for words in ["--tls-cert", "--allow", "--listen", "--export-dir", "--config", "doctor"] {
+        assert!(short.stdout.contains(words), "{words}");
+    }
+    assert!(!short.stdout.contains("--max-connections"), "{}", short.stdout);
+    assert!(short.stdout.lines().count() <= 46, "{}", short.stdout);
 }
 
 #[test]
