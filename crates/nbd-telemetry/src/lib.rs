@@ -4,6 +4,8 @@
 pub mod escape;
 mod rate_limit;
 mod tally;
+mod token_bucket;
 
 pub use rate_limit::{RateLimit, Suppressed};
 pub use tally::{Counts, Tally};
+pub use token_bucket::{TokenBucket, TokenRate};

@@ -1,21 +1,21 @@
 //! Limits the rate of log lines that a peer can cause at will, so that they can't fill the disk.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::{TokenBucket, TokenRate};
 
 /// A token bucket that also counts what it suppressed.
 #[derive(Debug)]
 pub struct RateLimit {
-    burst: u32,
-    every: Duration,
+    rate: TokenRate,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    tokens: u32,
-    refilled: Instant,
-    held_back: u64,
+    bucket: TokenBucket,
+    suppressed: u64,
 }
 
 /// Number of lines that were suppressed before this one.
@@ -31,10 +31,11 @@ impl Suppressed {
 }
 
 impl RateLimit {
-    /// Creates a limit that allows `burst` lines at once, and then one per `every`.
-    pub fn new(burst: u32, every: Duration) -> Self {
-        let state = State { tokens: burst, refilled: Instant::now(), held_back: 0 };
-        Self { burst, every, state: Mutex::new(state) }
+    /// Creates a limit that allows `burst` lines at once, and then one per `interval`.
+    pub fn new(burst: u32, interval: Duration) -> Self {
+        let rate = TokenRate::new(burst, interval);
+        let bucket = TokenBucket::full(&rate, Instant::now());
+        Self { rate, state: Mutex::new(State { bucket, suppressed: 0 }) }
     }
 
     /// Returns `None` if the line must be suppressed, otherwise the number of lines suppressed
@@ -44,20 +45,12 @@ impl RateLimit {
     }
 
     fn allow_at(&self, now: Instant) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let passed = now.saturating_duration_since(state.refilled);
-        let earned = passed.as_nanos() / self.every.as_nanos().max(1);
-        if earned > 0 {
-            let earned = u32::try_from(earned).unwrap_or(u32::MAX);
-            state.tokens = state.tokens.saturating_add(earned).min(self.burst);
-            state.refilled = now;
-        }
-        if state.tokens == 0 {
-            state.held_back += 1;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !state.bucket.take(&self.rate, now) {
+            state.suppressed += 1;
             return None;
         }
-        state.tokens -= 1;
-        Some(std::mem::take(&mut state.held_back))
+        Some(std::mem::take(&mut state.suppressed))
     }
 }
 
@@ -66,12 +59,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_then_a_trickle() {
+    fn burst_is_followed_by_a_steady_rate() {
         let limit = RateLimit::new(3, Duration::from_secs(1));
         let start = Instant::now();
         let at = |seconds| limit.allow_at(start + Duration::from_secs(seconds));
         assert_eq!([at(0), at(0), at(0), at(0), at(0)], [Some(0), Some(0), Some(0), None, None]);
         assert_eq!([at(2), at(2), at(2)], [Some(2), Some(0), None]);
         assert_eq!([at(100), at(100), at(100), at(100)], [Some(1), Some(0), Some(0), None]);
+    }
+
+    #[test]
+    fn fractions_of_an_interval_are_not_lost() {
+        let limit = RateLimit::new(1, Duration::from_secs(1));
+        let start = Instant::now();
+        let at = |millis| limit.allow_at(start + Duration::from_millis(millis)).is_some();
+        assert_eq!([at(0), at(999), at(1000), at(1999), at(2000)], [true, false, true, false, true]);
+        let limit = RateLimit::new(2, Duration::from_secs(1));
+        let start = Instant::now();
+        let at = |millis| limit.allow_at(start + Duration::from_millis(millis)).is_some();
+        // At 1.5 s, half an interval is left over, and earns the next line at 2 s.
+        assert_eq!([at(0), at(0), at(1500), at(1999), at(2000)], [true, true, true, false, true]);
     }
 }

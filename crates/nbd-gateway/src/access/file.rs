@@ -186,7 +186,7 @@ fn build_rule(written: RuleToml, origin: Origin) -> Result<Rule, RuleProblem> {
         origin,
         name: written.name,
         action,
-        places: parse_list::<PeerMatcher, _>("network", written.network)?,
+        peers: parse_list::<PeerMatcher, _>("network", written.network)?,
         identities: parse_list::<IdentityPattern, _>("identity", written.identity)?,
         exports: parse_list::<Pattern, _>("export", written.export)?,
         windows: parse_list::<TimeWindow, _>("hours", written.hours)?,
@@ -274,7 +274,7 @@ mod tests {
         let rules = rules(text).unwrap();
         let [first, second] = rules.as_slice() else { panic!("{rules:?}") };
         assert_eq!(first.to_string(), "rule 1, line 3 of rules.toml (backup)");
-        assert_eq!((first.places.len(), first.exports.len()), (2, 2));
+        assert_eq!((first.peers.len(), first.exports.len()), (2, 2));
         assert_eq!((first.identities.len(), first.windows.len()), (1, 1));
         assert_eq!(first.from, Some(Timestamp(1_796_083_200)));
         assert_eq!(first.until, Some(Timestamp(1_798_761_600)));

@@ -52,7 +52,7 @@ pub struct Rule {
     /// Effect on matching clients.
     pub action: Action,
     /// Origins of connections, one of which must match.
-    pub places: Vec<PeerMatcher>,
+    pub peers: Vec<PeerMatcher>,
     /// Identity patterns, one of which must match.
     pub identities: Vec<IdentityPattern>,
     /// Patterns for the export's name, one of which must match.
@@ -81,7 +81,7 @@ impl Rule {
             origin,
             name: None,
             action,
-            places: Vec::new(),
+            peers: Vec::new(),
             identities: Vec::new(),
             exports: Vec::new(),
             windows: Vec::new(),
@@ -107,12 +107,12 @@ impl Rule {
                 Fact::Known(self.exports.iter().any(|pattern| pattern.matches(export)))
             }
         };
-        let place = self.places.iter().any(|place| place.contains(request.peer));
+        let peer = self.peers.iter().any(|peer| peer.contains(request.peer));
         let window = self.windows.iter().any(|window| window.contains(request.now));
         let in_period = self.from.is_none_or(|from| from <= request.now)
             && self.until.is_none_or(|until| request.now < until);
         [
-            match_criterion(self.places.is_empty(), Fact::Known(place)),
+            match_criterion(self.peers.is_empty(), Fact::Known(peer)),
             match_criterion(self.windows.is_empty(), Fact::Known(window)),
             match_criterion(false, Fact::Known(in_period)),
             match_criterion(self.identities.is_empty(), identity),
@@ -137,14 +137,14 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
             Origin::Default => f.write_str("default: this machine")?,
-            Origin::Deny => write!(f, "--deny {}", list(&self.places))?,
+            Origin::Deny => write!(f, "--deny {}", list(&self.peers))?,
             Origin::Allow => {
-                f.write_str("--allow")?;
-                if !self.places.is_empty() {
-                    write!(f, " {}", list(&self.places))?;
+                if !self.peers.is_empty() {
+                    write!(f, "--allow {}", list(&self.peers))?;
                 }
                 if !self.identities.is_empty() {
-                    write!(f, "-identity {}", list(&self.identities))?;
+                    let gap = if self.peers.is_empty() { "" } else { " " };
+                    write!(f, "{gap}--allow-identity {}", list(&self.identities))?;
                 }
             }
             Origin::File { path, number, line } => {
@@ -205,17 +205,17 @@ impl Rules {
     /// `--allow-identity`. Without these two, clients on this machine are admitted.
     pub fn from_command_line(said: &CommandLineRules) -> Self {
         let mut allow = Rule::new(Action::Allow, Origin::Allow);
-        allow.places.clone_from(&said.allow);
+        allow.peers.clone_from(&said.allow);
         allow.identities.clone_from(&said.allow_identity);
         if said.allow_identity.is_empty() {
             // The permissions of a Unix socket authorize its clients. A virtual machine is another
             // machine, and no permissions apply to it.
-            if !allow.places.contains(&PeerMatcher::Unix) {
-                allow.places.push(PeerMatcher::Unix);
+            if !allow.peers.contains(&PeerMatcher::Unix) {
+                allow.peers.push(PeerMatcher::Unix);
             }
             if said.allow.is_empty() {
                 allow.origin = Origin::Default;
-                allow.places.extend(Network::loopback().map(PeerMatcher::from));
+                allow.peers.extend(Network::loopback().map(PeerMatcher::from));
             }
         }
         Self::with_denials(&said.deny, vec![allow])
@@ -227,9 +227,9 @@ impl Rules {
     }
 
     fn with_denials(deny: &[PeerMatcher], rules: Vec<Rule>) -> Self {
-        let denials = deny.iter().map(|place| {
+        let denials = deny.iter().map(|peer| {
             let mut rule = Rule::new(Action::Deny, Origin::Deny);
-            rule.places = vec![*place];
+            rule.peers = vec![*peer];
             rule
         });
         Self(denials.chain(rules).map(Arc::new).collect())
@@ -261,15 +261,15 @@ impl Rules {
     /// crosses no network.
     pub fn is_local_only(&self) -> bool {
         let is_local =
-            |rule: &Rule| !rule.places.is_empty() && rule.places.iter().all(PeerMatcher::is_local);
+            |rule: &Rule| !rule.peers.is_empty() && rule.peers.iter().all(PeerMatcher::is_local);
         self.0.iter().filter(|rule| rule.action == Action::Allow).all(|rule| is_local(rule))
     }
 
     /// Returns true if the rules may admit a virtual machine.
     pub fn may_admit_vsock(&self) -> bool {
         let is_open = |rule: &Rule| {
-            rule.places.is_empty()
-                || rule.places.iter().any(|place| matches!(place, PeerMatcher::Vsock(_)))
+            rule.peers.is_empty()
+                || rule.peers.iter().any(|peer| matches!(peer, PeerMatcher::Vsock(_)))
         };
         self.0.iter().any(|rule| rule.action == Action::Allow && is_open(rule))
     }
@@ -300,13 +300,14 @@ impl fmt::Display for Rules {
             match rule.origin {
                 Origin::Default => f.write_str("this machine only")?,
                 Origin::Allow => {
-                    // Clients of Unix sockets are allowed even if `unix` isn't given, so the entry
-                    // isn't shown beside others.
-                    let is_unix = |place: &&PeerMatcher| **place == PeerMatcher::Unix;
-                    let networks = rule.places.iter().filter(|place| !is_unix(place));
-                    let mut networks: Vec<_> = networks.collect();
+                    // Without identities, clients of Unix sockets are allowed even if `unix` isn't
+                    // given, so the entry isn't shown beside others.
+                    let is_shown = |peer: &&PeerMatcher| {
+                        **peer != PeerMatcher::Unix || !rule.identities.is_empty()
+                    };
+                    let mut networks: Vec<_> = rule.peers.iter().filter(is_shown).collect();
                     if networks.is_empty() {
-                        networks = rule.places.iter().filter(is_unix).collect();
+                        networks = rule.peers.iter().collect();
                     }
                     match (rule.identities.as_slice(), networks.as_slice()) {
                         ([], networks) => f.write_str(&list(networks))?,
@@ -323,7 +324,7 @@ impl fmt::Display for Rules {
             .0
             .iter()
             .filter(|rule| rule.origin == Origin::Deny)
-            .flat_map(|rule| &rule.places)
+            .flat_map(|rule| &rule.peers)
             .collect();
         if denied.is_empty() { Ok(()) } else { write!(f, " except {}", list(&denied)) }
     }

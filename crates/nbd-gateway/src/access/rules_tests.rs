@@ -108,13 +108,13 @@ fn command_line_requires_both_identity_and_address() {
 fn rules() -> Rules {
     let rule = |action| Rule::new(action, Origin::Default);
     let mut secret = rule(Action::Deny);
-    secret.places = vec!["10.6.0.0/16".parse().unwrap()];
+    secret.peers = vec!["10.6.0.0/16".parse().unwrap()];
     secret.exports = vec!["secret-*".parse().unwrap()];
     let mut alice = rule(Action::Allow);
     alice.identities = vec!["alice".parse().unwrap()];
     alice.exports = vec!["web-*".parse().unwrap(), "secret-*".parse().unwrap()];
     let mut unix = rule(Action::Allow);
-    unix.places = vec![PeerMatcher::Unix];
+    unix.peers = vec![PeerMatcher::Unix];
     Rules::from_file(&networks(&["10.66.0.0/16"]), vec![secret, alice, unix])
 }
 
@@ -271,6 +271,13 @@ fn rules_are_summarized_for_people() {
     assert_eq!(words(said(&["unix"], &[], &[])), "unix");
     assert_eq!(words(said(&["unix", "vsock:3"], &[], &["vsock"])), "vsock:3 except vsock");
     assert_eq!(words(said(&["unix"], &["cn:a*"], &[])), "cn:a* from unix");
+    let both = said(&["unix", "10.0.0.0/8"], &["cn:a*"], &[]);
+    assert_eq!(words(both.clone()), "cn:a* from unix, 10.0.0.0/8");
+    let identity = Identity::new(vec![IdentityName { kind: NameKind::CommonName, text: "a".into() }]);
+    let client = AccessRequest::from_peer(Peer::Unix).with_identity(Some(&identity));
+    let reason = Rules::from_command_line(&both).evaluate(&client).unwrap();
+    let rule = "allowed by --allow unix, 10.0.0.0/8 --allow-identity cn:a*";
+    assert_eq!(reason.to_string(), rule);
     let local = Rules::from_command_line(&said(&["127.0.0.0/8", "::1"], &[], &[]));
     assert!(local.is_local_only() && Rules::default().is_local_only());
     assert!(!Rules::from_command_line(&said(&["10.0.0.0/8"], &[], &[])).is_local_only());

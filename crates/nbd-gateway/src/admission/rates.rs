@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nbd_telemetry::{TokenBucket, TokenRate};
+
 use crate::admission::slots::ClientKey;
 
 /// Burst, in seconds' worth of connections: a machine may reconnect at once all that it had open.
@@ -13,39 +15,29 @@ const BURST_SECONDS: u32 = 10;
 /// dropped; if that isn't enough, all further addresses share one bucket.
 const MAX_ADDRESSES: usize = 65_536;
 
-/// A token bucket for each address. Tokens are kept as time: a connection costs `token_interval`.
+/// A token bucket for each address; a connection costs one token.
 #[derive(Debug)]
 pub(crate) struct ConnectionRateLimiter {
-    /// Time that earns one connection.
-    token_interval: Duration,
-    /// Capacity of a bucket.
-    capacity: Duration,
+    rate: TokenRate,
     table: Mutex<BucketTable>,
 }
 
 #[derive(Debug)]
 struct BucketTable {
     /// Buckets by address. `None` is the shared bucket of addresses beyond [`MAX_ADDRESSES`].
-    buckets: HashMap<Option<ClientKey>, Bucket>,
+    buckets: HashMap<Option<ClientKey>, TokenBucket>,
     /// Time at which full buckets were last dropped.
     swept: Option<Instant>,
 }
 
-/// Time saved up by `at`.
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    saved: Duration,
-    at: Instant,
-}
-
 impl ConnectionRateLimiter {
-    /// Allows each address `per_second` connections on average, with bursts of [`BURST_SECONDS`] seconds'
-    /// worth.
+    /// Allows each address `per_second` connections on average, with bursts of [`BURST_SECONDS`]
+    /// seconds' worth.
     pub(crate) fn new(per_second: u32) -> Self {
-        let token_interval = Duration::from_secs(1) / per_second.max(1);
+        let per_second = per_second.max(1);
+        let interval = Duration::from_secs(1) / per_second;
         Self {
-            token_interval,
-            capacity: token_interval * per_second.max(1).saturating_mul(BURST_SECONDS),
+            rate: TokenRate::new(per_second.saturating_mul(BURST_SECONDS), interval),
             table: Mutex::new(BucketTable { buckets: HashMap::new(), swept: None }),
         }
     }
@@ -62,26 +54,13 @@ impl ConnectionRateLimiter {
         let BucketTable { buckets, swept } = &mut *table;
         let is_full = buckets.len() >= MAX_ADDRESSES;
         if is_full && swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP) {
-            buckets.retain(|_, bucket| bucket.saved_at(now, self.capacity) < self.capacity);
+            buckets.retain(|_, bucket| !bucket.is_full(&self.rate, now));
             *swept = Some(now);
         }
-        let counted = Some(address)
+        let key = Some(address)
             .filter(|_| buckets.len() < MAX_ADDRESSES || buckets.contains_key(&Some(address)));
-        let bucket = buckets.entry(counted).or_insert(Bucket { saved: self.capacity, at: now });
-        *bucket = Bucket { saved: bucket.saved_at(now, self.capacity), at: now };
-        match bucket.saved.checked_sub(self.token_interval) {
-            Some(rest) => {
-                bucket.saved = rest;
-                true
-            }
-            None => false,
-        }
-    }
-}
-
-impl Bucket {
-    fn saved_at(&self, now: Instant, capacity: Duration) -> Duration {
-        self.saved.saturating_add(now.saturating_duration_since(self.at)).min(capacity)
+        let bucket = buckets.entry(key).or_insert_with(|| TokenBucket::full(&self.rate, now));
+        bucket.take(&self.rate, now)
     }
 }
 
