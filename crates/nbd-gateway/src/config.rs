@@ -13,8 +13,9 @@ use crate::audit::Audit;
 use crate::listen::ListenAddress;
 use nbd_server::{NegotiationLimits, Throttle};
 
-/// Settings of the gateway.
-#[derive(Debug, Clone)]
+/// Settings of the gateway. By default it listens on the NBD port, has no load balancers, doesn't
+/// serve other machines without TLS, and emits no audit events.
+#[derive(Debug, Clone, Default)]
 pub struct Config {
     /// Addresses to listen on. If empty: the NBD port of every address from which the rules admit
     /// clients.

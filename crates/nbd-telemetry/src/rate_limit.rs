@@ -73,7 +73,10 @@ mod tests {
         let limit = RateLimit::new(1, Duration::from_secs(1));
         let start = Instant::now();
         let at = |millis| limit.allow_at(start + Duration::from_millis(millis)).is_some();
-        assert_eq!([at(0), at(999), at(1000), at(1999), at(2000)], [true, false, true, false, true]);
+        assert_eq!(
+            [at(0), at(999), at(1000), at(1999), at(2000)],
+            [true, false, true, false, true]
+        );
         let limit = RateLimit::new(2, Duration::from_secs(1));
         let start = Instant::now();
         let at = |millis| limit.allow_at(start + Duration::from_millis(millis)).is_some();

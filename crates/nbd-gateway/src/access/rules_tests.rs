@@ -273,7 +273,8 @@ fn rules_are_summarized_for_people() {
     assert_eq!(words(said(&["unix"], &["cn:a*"], &[])), "cn:a* from unix");
     let both = said(&["unix", "10.0.0.0/8"], &["cn:a*"], &[]);
     assert_eq!(words(both.clone()), "cn:a* from unix, 10.0.0.0/8");
-    let identity = Identity::new(vec![IdentityName { kind: NameKind::CommonName, text: "a".into() }]);
+    let identity =
+        Identity::new(vec![IdentityName { kind: NameKind::CommonName, text: "a".into() }]);
     let client = AccessRequest::from_peer(Peer::Unix).with_identity(Some(&identity));
     let reason = Rules::from_command_line(&both).evaluate(&client).unwrap();
     let rule = "allowed by --allow unix, 10.0.0.0/8 --allow-identity cn:a*";

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Signature that starts every header.
-pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
+pub(super) const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
 /// Length of the fixed part: signature, version and command, family and transport, and the length
 /// of the rest.
@@ -13,7 +13,7 @@ const FIXED_LENGTH: usize = SIGNATURE.len() + 4;
 /// Maximum length of what follows the first 16 bytes: addresses, and TLVs with further information
 /// from the balancer. "This block is always smaller than an MSS", which is 1460 bytes in most
 /// networks; the limit bounds the memory that a sender can make us hold.
-pub const MAX_LENGTH: u16 = 2048;
+pub(super) const MAX_LENGTH: u16 = 2048;
 
 /// Content of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum ProxyHeader {
 
 /// Outcome of parsing the bytes received so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ParseProgress {
+pub(super) enum ParseProgress {
     /// Number of further bytes that the header has at least; never 0.
     Incomplete(usize),
     /// The header is complete.
@@ -113,7 +113,7 @@ impl fmt::Display for UnexpectedStart {
 ///
 /// # Errors
 /// The bytes aren't a header, or the header has no address that access rules can be applied to.
-pub fn parse(bytes: &[u8]) -> Result<ParseProgress, HeaderError> {
+pub(super) fn parse(bytes: &[u8]) -> Result<ParseProgress, HeaderError> {
     let Some((signature, rest)) = bytes.split_first_chunk() else {
         return if SIGNATURE.starts_with(bytes) {
             Ok(ParseProgress::Incomplete(FIXED_LENGTH - bytes.len()))

@@ -11,9 +11,8 @@ use humantime::format_duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::{Instant, timeout_at};
 
-pub use header::{
-    HeaderError, MAX_LENGTH, ParseProgress, ProxyHeader, SIGNATURE, UnexpectedStart, parse,
-};
+pub use header::{HeaderError, ProxyHeader, UnexpectedStart};
+use header::{ParseProgress, parse};
 
 /// Timeout for the header, counted from the start of reading. Balancers send it at once; this
 /// leaves time for a segment to be retransmitted twice ("at least 3 seconds to cover a TCP

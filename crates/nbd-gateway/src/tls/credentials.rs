@@ -25,7 +25,7 @@ const MAX_NAME_LEN: usize = 4096;
 
 /// A client's certificate chain, verified by TLS.
 #[derive(Debug, Clone)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     identity: Identity,
     chain: Vec<CertificateDer<'static>>,
     expires: Timestamp,
@@ -33,7 +33,7 @@ pub struct Credentials {
 
 /// Reason why no identity can be read from a certificate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CredentialsError {
+pub(crate) enum CredentialsError {
     /// The encoding is invalid.
     #[error("the client's certificate can't be understood: {0}")]
     Encoding(String),
@@ -54,7 +54,7 @@ impl Credentials {
     /// # Errors
     /// The chain is empty, a certificate is encoded incorrectly, or the client's own has too many
     /// names or too long a name.
-    pub fn from_chain(
+    pub(crate) fn from_chain(
         chain: &[CertificateDer<'_>],
         now: Timestamp,
     ) -> Result<Self, CredentialsError> {
@@ -89,17 +89,17 @@ impl Credentials {
     }
 
     /// Returns the client's identity.
-    pub fn identity(&self) -> &Identity {
+    pub(crate) fn identity(&self) -> &Identity {
         &self.identity
     }
 
     /// Returns the certificates, the client's own first.
-    pub fn chain(&self) -> &[CertificateDer<'static>] {
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
     }
 
     /// Returns the details of the client's own certificate; `None` if it can't be parsed.
-    pub fn details(&self) -> Option<CertificateDetails> {
+    pub(crate) fn details(&self) -> Option<CertificateDetails> {
         let own = Certificate::from_der(self.chain.first()?).ok()?.tbs_certificate;
         let serial = own.serial_number.as_bytes().iter().skip_while(|&&byte| byte == 0);
         Some(CertificateDetails {
@@ -111,22 +111,22 @@ impl Credentials {
     }
 
     /// Returns the earliest expiry among the certificates that were valid when the chain was read.
-    pub fn expires(&self) -> Timestamp {
+    pub(crate) fn expires(&self) -> Timestamp {
         self.expires
     }
 }
 
 /// Details of a certificate, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertificateDetails {
+pub(crate) struct CertificateDetails {
     /// Distinguished name of the owner, in the form of RFC 4514.
-    pub subject: String,
+    pub(crate) subject: String,
     /// Distinguished name of the issuer, in the form of RFC 4514.
-    pub issuer: String,
+    pub(crate) issuer: String,
     /// Serial number in hexadecimal digits, without leading zero bytes.
-    pub serial: String,
+    pub(crate) serial: String,
     /// Expiry.
-    pub not_after: Timestamp,
+    pub(crate) not_after: Timestamp,
 }
 
 fn alternative_names(

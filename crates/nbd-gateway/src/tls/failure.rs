@@ -94,9 +94,9 @@ impl HandshakeFailureCause {
 /// A failed handshake.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct HandshakeFailure {
+pub(crate) struct HandshakeFailure {
     /// Cause, as counted in metrics.
-    pub cause: HandshakeFailureCause,
+    pub(crate) cause: HandshakeFailureCause,
     message: String,
 }
 

@@ -30,9 +30,10 @@ use rustls::{
 
 use client_auth::ClientVerifier;
 pub use client_auth::{ClientAuth, ClientAuthFiles};
-pub use credentials::{CertificateDetails, Credentials, CredentialsError};
+pub(crate) use credentials::{Credentials, CredentialsError};
 pub use exposure::check_not_exposed;
-pub use failure::{HandshakeFailure, HandshakeFailureCause};
+pub(crate) use failure::HandshakeFailure;
+pub use failure::HandshakeFailureCause;
 pub(super) use handshake::{EncryptedStream, handshake};
 pub use problem::{TlsFileError, TlsFileProblem};
 pub(super) use records::RecordCountingStream;
@@ -129,7 +130,7 @@ impl ServerTls {
 
     /// Returns the earliest time at which the trust in client CAs changes because one of them
     /// expires. From then on, admitted clients have to be verified again.
-    pub fn first_ca_expiry(&self) -> Option<UnixTime> {
+    pub(crate) fn first_ca_expiry(&self) -> Option<UnixTime> {
         self.clients.as_ref().map(ClientVerifier::earliest_verifier_expiry)
     }
 
@@ -153,7 +154,7 @@ impl ServerTls {
     ///
     /// # Errors
     /// A client with these credentials, or without any, would be refused at the time `now`.
-    pub fn reverify(
+    pub(crate) fn reverify(
         &self,
         who: Option<&Credentials>,
         now: UnixTime,
