@@ -23,10 +23,11 @@ impl FromStr for HostName {
 
     fn from_str(text: &str) -> Result<Self, HostNameError> {
         let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-        if text.is_empty() || text.len() > MAX_NAME_BYTES || !text.bytes().all(is_known) {
+        let name = text.trim_end_matches('.');
+        if name.is_empty() || text.len() > MAX_NAME_BYTES || !text.bytes().all(is_known) {
             return Err(HostNameError(text.to_owned()));
         }
-        Ok(Self(text.trim_end_matches('.').to_ascii_lowercase()))
+        Ok(Self(name.to_ascii_lowercase()))
     }
 }
 
@@ -49,7 +50,7 @@ mod tests {
 
     #[test]
     fn invalid_host_names_are_rejected() {
-        for junk in ["", "a b", "a:80", "https://a", "*.example.org", &"a".repeat(254)] {
+        for junk in ["", ".", "..", "a b", "a:80", "https://a", "*.example.org", &"a".repeat(254)] {
             assert!(junk.parse::<HostName>().is_err(), "{junk}");
         }
     }

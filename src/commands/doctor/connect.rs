@@ -96,9 +96,14 @@ pub(super) async fn resolve(
         Err(_) => return (None, Err(advice::unresolved(host, "no answer in time"))),
         Ok(Err(error)) => return (None, Err(advice::unresolved(host, &error.to_string()))),
         Ok(Ok(addresses)) => {
-            let mut addresses: Vec<_> = addresses.take(MAX_ADDRESSES).collect();
-            addresses.dedup();
-            addresses
+            let mut distinct = Vec::new();
+            for address in addresses.take(MAX_ADDRESSES) {
+                // In the order of the resolver, which is the order of preference.
+                if !distinct.contains(&address) {
+                    distinct.push(address);
+                }
+            }
+            distinct
         }
     };
     if addresses.is_empty() {

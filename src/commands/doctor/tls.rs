@@ -133,13 +133,13 @@ fn check_file(path: &Path, content: &[u8]) -> Result<(), UnusableFile> {
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, UnusableFile> {
     let mut content = Zeroizing::new(Vec::new());
-    let read = File::open(path).and_then(|file| {
-        if file.metadata()?.len() > MAX_PEM {
-            return Err(io::Error::other("it has more than 1 MiB"));
-        }
-        file.take(MAX_PEM).read_to_end(&mut content)
-    });
-    read.map(|_| content).map_err(|error| unusable(path, &error.to_string()))
+    // The length of a pipe isn't known before it has been read.
+    let read = File::open(path).and_then(|file| file.take(MAX_PEM + 1).read_to_end(&mut content));
+    let length = read.map_err(|error| unusable(path, &error.to_string()))?;
+    if length as u64 > MAX_PEM {
+        return Err(unusable(path, "it has more than 1 MiB"));
+    }
+    Ok(content)
 }
 
 fn unusable(path: &Path, why: &str) -> UnusableFile {
@@ -298,5 +298,29 @@ impl ResolvesClientCert for RecordingVerifier {
     /// Returns true even without a certificate, so that a request for one is noticed.
     fn has_certs(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+    #[test]
+    fn long_input_is_rejected_from_files_and_pipes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, pipe) = (folder.path().join("file"), folder.path().join("pipe"));
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
+        for (length, is_accepted) in [(MAX_PEM, true), (MAX_PEM + 1, false)] {
+            let content = vec![b'x'; length as usize];
+            std::fs::write(&file, &content).unwrap();
+            assert_eq!(read(&file).is_ok(), is_accepted);
+            let writer = std::thread::spawn({
+                let pipe = pipe.clone();
+                move || std::fs::write(pipe, content)
+            });
+            assert_eq!(read(&pipe).is_ok(), is_accepted);
+            writer.join().unwrap().unwrap();
+        }
     }
 }

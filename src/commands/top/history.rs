@@ -92,6 +92,19 @@ mod tests {
     }
 
     #[test]
+    fn a_new_export_has_no_rate_yet() {
+        let start = Instant::now();
+        let mut history = History::default();
+        history.record(start, Ok(status(1, 1000)));
+        let mut two = status(1, 1010);
+        two.exports.push(Export { name: "new".into(), bytes: 5000, ..Export::default() });
+        history.record(start + Duration::from_secs(1), Ok(two.clone()));
+        two.exports[1].bytes = 5007;
+        history.record(start + Duration::from_secs(2), Ok(two));
+        assert_eq!(history.frame(start + Duration::from_secs(2)).rates, [10.0, 7.0]);
+    }
+
+    #[test]
     fn rates_do_not_span_a_restart() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);

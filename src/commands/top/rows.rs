@@ -43,12 +43,11 @@ pub(super) fn export_columns(frame: &Frame<'_>, now: &ServerStatus, sort: Sort) 
         .map(|export| {
             let was = before.get(export.name.as_str());
             let key = SortKey {
-                rate: increase_per_second(frame, export.bytes, was.map(|was| was.bytes)),
-                requests: increase_per_second(
-                    frame,
-                    export.total_requests(),
-                    was.map(|was| was.total_requests()),
-                ),
+                // The total of an export that wasn't listed may be older than the earlier answer.
+                rate: was.map_or(0.0, |was| increase_per_second(frame, export.bytes, was.bytes)),
+                requests: was.map_or(0.0, |was| {
+                    increase_per_second(frame, export.total_requests(), was.total_requests())
+                }),
                 errors: export.errors,
                 name: escape_untrusted(&export.name),
             };
@@ -105,11 +104,11 @@ pub(super) fn connection_columns(frame: &Frame<'_>, now: &ServerStatus, sort: So
         .map(|connection| {
             let was = before.get(&connection.id);
             let key = SortKey {
-                rate: increase_per_second(frame, connection.bytes, was.map(|was| was.bytes)),
+                rate: increase_per_second(frame, connection.bytes, was.map_or(0, |was| was.bytes)),
                 requests: increase_per_second(
                     frame,
                     connection.requests,
-                    was.map(|was| was.requests),
+                    was.map_or(0, |was| was.requests),
                 ),
                 errors: connection.errors,
                 name: format_identity(connection),
@@ -177,9 +176,9 @@ fn errors(counts: impl Iterator<Item = u64>) -> Column {
 
 /// Returns the increase of a counter per second; 0 without an earlier answer.
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
-fn increase_per_second(frame: &Frame<'_>, now: u64, before: Option<u64>) -> f64 {
+fn increase_per_second(frame: &Frame<'_>, now: u64, before: u64) -> f64 {
     let Some((_, seconds)) = frame.earlier else { return 0.0 };
-    increase(now, before.unwrap_or(0)) as f64 / seconds
+    increase(now, before) as f64 / seconds
 }
 
 /// Formats a rate; a dash without an earlier answer to derive it from.

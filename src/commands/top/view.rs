@@ -363,7 +363,8 @@ fn count_of(length: usize) -> String {
     format_count(u64::try_from(length).unwrap_or(u64::MAX))
 }
 
-/// Returns the increase of a counter, summed over all exports.
+/// Returns the increase of a counter, summed over all exports. An export that wasn't listed before
+/// doesn't count: its total may be older than the earlier answer.
 pub(super) fn total_increase(
     now: &ServerStatus,
     before: &ServerStatus,
@@ -372,7 +373,7 @@ pub(super) fn total_increase(
     let before: HashMap<&str, u64> =
         before.exports.iter().map(|export| (export.name.as_str(), of(export))).collect();
     now.exports.iter().fold(0_u64, |sum, export| {
-        let was = before.get(export.name.as_str()).copied().unwrap_or(0);
-        sum.saturating_add(increase(of(export), was))
+        let was = before.get(export.name.as_str());
+        sum.saturating_add(was.map_or(0, |was| increase(of(export), *was)))
     })
 }

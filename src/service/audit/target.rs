@@ -138,7 +138,7 @@ impl AuditTarget {
         {
             return Ok(false);
         }
-        *self = open(path)?;
+        *self = Self::open(path)?;
         Ok(true)
     }
 
@@ -279,6 +279,20 @@ mod tests {
             AuditTarget::check(&at(good)).unwrap();
         }
         assert!(!at("new").exists());
+    }
+
+    #[test]
+    fn reopening_a_file_of_whole_lines_adds_no_empty_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, new) = (folder.path().join("a"), folder.path().join("new"));
+        let mut target = AuditTarget::open(&path).unwrap();
+        for (before, after) in [("1\n", "1\n2\n"), ("half", "half\n2\n"), ("", "2\n")] {
+            fs::write(&new, before).unwrap();
+            fs::rename(&new, &path).unwrap();
+            assert!(target.reopen().unwrap());
+            target.write(b"2\n", true).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), after);
+        }
     }
 
     #[test]
