@@ -157,7 +157,7 @@ impl Catalog {
     #[must_use]
     pub fn reopened_with(&self, options: OpenOptions) -> Self {
         if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
-            now.remember(before);
+            now.reuse_hashes_of(before);
         }
         Self {
             named: self.named.unopened(),

@@ -8,19 +8,21 @@ use std::sync::atomic::Ordering;
 use super::codec::{self, Codec};
 use super::crypto::BlockKey;
 use super::error::{Error, ErrorKind, printable};
-use super::header::{Extent, HEADER_REGION, Header, Region};
-use super::index::{Content, Located, MasterIndex, Page, PageLayout, PageRef, StreamIndex};
-use super::layout::{EntryForm, Layout, PAGE_HEAD};
-use super::limits::{MAX_MASTER_INDEX, MAX_PROBED};
+use super::header::{Extent, HEADER_REGION, Header, HeaderRegion};
+use super::index::{
+    Content, IndexPage, LocatedBlock, MasterIndex, PageLayout, PageRef, StreamIndex,
+};
+use super::layout::{EntryForm, Layout, PAGE_HEADER_LEN};
+use super::limits::{MAX_MASTER_INDEX, MAX_PROBED_BYTES};
 use super::log_limit::LogLimit;
-use super::metadata::{self, MAX_METADATA, Metadata};
+use super::metadata::{self, MAX_METADATA, StreamOrigin};
 use super::references::ReferenceMode;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
 use crate::storage::{CountedStorage, Storage};
 
 /// Maximum number of index pages that are searched for a block to test the password with.
-const PAGES_TO_TRY_PASSWORD: usize = 256;
+const MAX_PASSWORD_TEST_PAGES: usize = 256;
 
 /// An open archive.
 #[derive(Debug)]
@@ -30,7 +32,7 @@ pub(super) struct Archive {
     pub(super) index: MasterIndex,
     pub(super) layout: Layout,
     /// Kind of the main stream according to the metadata, if there is any.
-    pub(super) metadata: Option<Metadata>,
+    pub(super) metadata: Option<StreamOrigin>,
     /// Parents in the order of the header: their indexes in the chain, or `None` for those that
     /// couldn't be opened. Empty until the parents have been searched for.
     pub(super) parents: Vec<Option<usize>>,
@@ -53,7 +55,7 @@ impl Archive {
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
     ) -> Result<Self, Error> {
-        let archive = Self::open_locked(path, storage, options)?;
+        let archive = Self::open_without_password(path, storage, options)?;
         let key = match (&archive.header.encryption, &options.password) {
             (None, _) => None,
             (Some(_), None) => return Err(ErrorKind::PasswordNeeded.of(&archive.path)),
@@ -85,13 +87,13 @@ impl Archive {
 
     /// Opens an archive without a password: the index can be read, but blocks of an encrypted
     /// archive can't.
-    pub(super) fn open_locked(
+    pub(super) fn open_without_password(
         path: Arc<Path>,
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
     ) -> Result<Self, Error> {
         if let Some(digests) = &options.digests {
-            digests.expect(&path)?;
+            digests.require(&path)?;
         }
         let storage: Arc<dyn Storage> =
             Arc::new(CountedStorage::new(storage, Arc::clone(&options.read_counters)));
@@ -111,10 +113,10 @@ impl Archive {
         let metadata = if options.verify_keys.is_empty() {
             classify_metadata(&path, storage.as_ref(), &header)?
         } else {
-            let behind = Behind::read(&path, storage.as_ref(), &header)?;
-            let signed = signature::Signed { index: &index, behind: &behind.bytes };
+            let trailer = Trailer::read(&path, storage.as_ref(), &header)?;
+            let signed = signature::SignedBytes { index: &index, trailer: &trailer.bytes };
             signature::check(&path, storage.as_ref(), &header, signed, &options.verify_keys)?;
-            header.metadata.map(|place| behind.classify(place))
+            header.metadata.map(|place| trailer.classify(place))
         };
         let index = MasterIndex::parse(&index, header.index_offset, header.signature.is_some())
             .map_err(|kind| kind.at(&path, header.index_offset))?;
@@ -158,7 +160,7 @@ impl Archive {
                 stream.set_size(before.as_deref(), &last, self.entries).map_err(fail)?;
             }
         }
-        if let Some(Metadata::Tar { total_bytes }) = self.metadata {
+        if let Some(StreamOrigin::Tar { total_bytes }) = self.metadata {
             let main = &mut self.index.main;
             let start = main.pages.last().map_or(0, |page| page.start_logical);
             if total_bytes < main.size && total_bytes >= start {
@@ -177,7 +179,7 @@ impl Archive {
     }
 
     /// Returns the error for byte `at` of a stream, which no block covers.
-    pub(super) fn uncovered(&self, kind: StreamKind, at: u64) -> Error {
+    pub(super) fn uncovered_error(&self, kind: StreamKind, at: u64) -> Error {
         let StreamIndex { size, end, .. } = *self.stream(kind);
         let kind = if (end..size).contains(&at) {
             ErrorKind::EndsEarly { stream: kind, end, size }
@@ -193,7 +195,7 @@ impl Archive {
         kind: StreamKind,
         page: usize,
         zeros: &ZeroHashes,
-    ) -> Result<Page, Error> {
+    ) -> Result<IndexPage, Error> {
         self.load_page_and_bytes(kind, page, zeros).map(|(page, _)| page)
     }
 
@@ -203,7 +205,7 @@ impl Archive {
         kind: StreamKind,
         page: usize,
         zeros: &ZeroHashes,
-    ) -> Result<(Page, Vec<u8>), Error> {
+    ) -> Result<(IndexPage, Vec<u8>), Error> {
         let stream = self.stream(kind);
         let place = stream
             .pages
@@ -215,7 +217,7 @@ impl Archive {
             references_by_hash: self.layout.references_by_hash(),
             zeros,
         };
-        Page::parse(&bytes, place, stream.page_end(page), self.header.index_offset, layout)
+        IndexPage::parse(&bytes, place, stream.page_end(page), self.header.index_offset, layout)
             .map(|page| (page, bytes))
             .map_err(|kind| kind.at(&self.path, place.place.offset))
     }
@@ -223,7 +225,7 @@ impl Archive {
     /// Verifies that one of `keys` has signed the archive.
     pub(super) fn check_signature(&self, keys: &[VerifyKey]) -> Result<(), Error> {
         let index = read_master_index(&self.path, self.storage.as_ref(), &self.header)?;
-        let signed = signature::Signed { index: &index, behind: &[] };
+        let signed = signature::SignedBytes { index: &index, trailer: &[] };
         signature::check(&self.path, self.storage.as_ref(), &self.header, signed, keys)?;
         // The file may have been written to since it was opened.
         let is_same = MasterIndex::parse(&index, self.header.index_offset, true)
@@ -262,7 +264,7 @@ impl Archive {
 
     /// Reads and decodes a block that needs no parent. A stored block passes these steps: CRC-32,
     /// decryption, decompression, length, and BLAKE3 if the index has a hash.
-    pub(super) fn read_block(&self, block: &Located) -> Result<Vec<u8>, Error> {
+    pub(super) fn read_block(&self, block: &LocatedBlock) -> Result<Vec<u8>, Error> {
         let (place, checksum) = match block.entry.content {
             Content::Zeros | Content::Contradiction => {
                 let zeros = vec![0; block.length as usize];
@@ -277,7 +279,7 @@ impl Archive {
         with_buffer(place.length as usize, |stored| {
             self.storage
                 .read_exact_at(stored, place.offset)
-                .map_err(|error| ErrorKind::reading("read a block", error))
+                .map_err(|error| ErrorKind::from_read_error("read a block", error))
                 .and_then(|()| self.decode(stored, checksum, block))
                 .map_err(|kind| kind.at(&self.path, place.offset))
         })
@@ -287,7 +289,7 @@ impl Archive {
         &self,
         stored: &mut [u8],
         checksum: u32,
-        block: &Located,
+        block: &LocatedBlock,
     ) -> Result<Vec<u8>, ErrorKind> {
         let got = crc32fast::hash(stored);
         if got != checksum {
@@ -330,11 +332,11 @@ impl Archive {
                     }
                     None => {
                         decoded += u64::from(block.length);
-                        if decoded > MAX_PROBED {
+                        if decoded > MAX_PROBED_BYTES {
                             return Err(ErrorKind::TooLarge {
                                 what: "what has to be decoded to learn the stream's size, in bytes",
                                 got: decoded,
-                                limit: MAX_PROBED,
+                                limit: MAX_PROBED_BYTES,
                             }
                             .of(&self.path));
                         }
@@ -352,12 +354,12 @@ impl Archive {
         if self.header.encryption.is_some() {
             return Ok(None);
         }
-        let mut head = [0; codec::STATED_LENGTH_HEAD];
+        let mut head = [0; codec::MAX_FRAME_HEADER_LEN];
         let count = head.len().min(place.length as usize);
         let head = head.get_mut(..count).unwrap_or_default();
         self.storage
             .read_exact_at(head, place.offset)
-            .map_err(|error| ErrorKind::reading("read a block", error))?;
+            .map_err(|error| ErrorKind::from_read_error("read a block", error))?;
         Ok(self.codec.stated_length(head))
     }
 
@@ -368,7 +370,7 @@ impl Archive {
         }
         let zeros = ZeroHashes::default();
         for kind in [StreamKind::Main, StreamKind::Auxiliary] {
-            let pages = self.stream(kind).pages.len().min(PAGES_TO_TRY_PASSWORD);
+            let pages = self.stream(kind).pages.len().min(MAX_PASSWORD_TEST_PAGES);
             for page in 0..pages {
                 let page = self.load_page(kind, page, &zeros)?;
                 let stored = page
@@ -402,24 +404,24 @@ fn classify_metadata(
     path: &Arc<Path>,
     storage: &dyn Storage,
     header: &Header,
-) -> Result<Option<Metadata>, Error> {
+) -> Result<Option<StreamOrigin>, Error> {
     let Some(place) = header.metadata else { return Ok(None) };
     if place.length > MAX_METADATA {
-        return Ok(Some(Metadata::TOO_LONG));
+        return Ok(Some(StreamOrigin::TOO_LONG));
     }
     metadata::classify(metadata::reader(storage, place))
         .map(Some)
-        .map_err(|error| ErrorKind::reading("read its metadata", error).of(path))
+        .map_err(|error| ErrorKind::from_read_error("read its metadata", error).of(path))
 }
 
 /// The bytes between master index and end of the metadata: metadata and replaced signatures. Empty
 /// if they are longer than the metadata that can be parsed.
-struct Behind {
+struct Trailer {
     offset: u64,
     bytes: Vec<u8>,
 }
 
-impl Behind {
+impl Trailer {
     fn read(path: &Arc<Path>, storage: &dyn Storage, header: &Header) -> Result<Self, Error> {
         let offset = header.index_end;
         let end = header.metadata.and_then(Extent::end).unwrap_or(offset);
@@ -430,18 +432,18 @@ impl Behind {
     }
 
     /// Classifies the main stream by the metadata at `place`.
-    fn classify(&self, place: Extent) -> Metadata {
+    fn classify(&self, place: Extent) -> StreamOrigin {
         let start = place.offset.checked_sub(self.offset);
         let range = start.and_then(|start| usize::try_from(start).ok());
         let bytes = range.and_then(|start| self.bytes.get(start..)?.get(..place.length as usize));
         // Reading from memory can't fail.
-        bytes.and_then(|bytes| metadata::classify(bytes).ok()).unwrap_or(Metadata::TOO_LONG)
+        bytes.and_then(|bytes| metadata::classify(bytes).ok()).unwrap_or(StreamOrigin::TOO_LONG)
     }
 }
 
 /// Determines the form of the entries from the archive's first page, at `place`.
 fn entry_form(path: &Arc<Path>, storage: &dyn Storage, place: Extent) -> Result<EntryForm, Error> {
-    let head = Extent { length: PAGE_HEAD, ..place };
+    let head = Extent { length: PAGE_HEADER_LEN, ..place };
     let head = read(path, storage, head, "read an index page")?;
     let count = head.first_chunk().map(|count| u64::from_le_bytes(*count)).unwrap_or_default();
     EntryForm::of_page(place.length, count).ok_or_else(|| {
@@ -478,21 +480,21 @@ fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), ErrorKind> {
 
 fn read_header(path: &Arc<Path>, storage: &dyn Storage) -> Result<Header, Error> {
     let length = storage.length();
-    let mut region: Box<Region> = Box::new([0; HEADER_REGION]);
+    let mut region: Box<HeaderRegion> = Box::new([0; HEADER_REGION]);
     let there = region.get_mut(..usize::try_from(length).unwrap_or(usize::MAX));
     let result = match there {
         // The file is shorter than a header, but its start may still identify another file type.
         Some(part) => {
             storage
                 .read_exact_at(part, 0)
-                .map_err(|e| ErrorKind::reading("read the header", e).of(path))?;
+                .map_err(|e| ErrorKind::from_read_error("read the header", e).of(path))?;
             let foreign = !part.starts_with(b"HEXZ");
             Err(if foreign { ErrorKind::NotHexz } else { ErrorKind::Truncated("its header") })
         }
         None => {
             storage
                 .read_exact_at(region.as_mut_slice(), 0)
-                .map_err(|e| ErrorKind::reading("read the header", e).of(path))?;
+                .map_err(|e| ErrorKind::from_read_error("read the header", e).of(path))?;
             Header::parse(&region, length)
         }
     };
@@ -529,6 +531,6 @@ fn read(
     let mut bytes = vec![0; place.length as usize];
     storage
         .read_exact_at(&mut bytes, place.offset)
-        .map_err(|error| ErrorKind::reading(purpose, error).at(path, place.offset))?;
+        .map_err(|error| ErrorKind::from_read_error(purpose, error).at(path, place.offset))?;
     Ok(bytes)
 }

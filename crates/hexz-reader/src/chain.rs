@@ -37,7 +37,7 @@ pub(super) fn open_for_index(
     path: &Path,
     storage: Option<Arc<dyn Storage>>,
     options: &OpenOptions,
-) -> Result<(Vec<Archive>, Vec<Link>), Error> {
+) -> Result<(Vec<Archive>, Vec<ParentLink>), Error> {
     let path: Arc<Path> = Arc::from(path);
     let (storage, identity) = match storage {
         Some(storage) => (storage, None),
@@ -48,9 +48,9 @@ pub(super) fn open_for_index(
             (Arc::new(file) as Arc<dyn Storage>, Some(identity))
         }
     };
-    let archive = Archive::open_locked(path, storage, options)?;
+    let archive = Archive::open_without_password(path, storage, options)?;
     let mut links = Vec::new();
-    let chain = ancestors(archive, identity, options, Archive::open_locked, |link| {
+    let chain = ancestors(archive, identity, options, Archive::open_without_password, |link| {
         links.push(link);
         Ok(())
     })?;
@@ -58,7 +58,7 @@ pub(super) fn open_for_index(
 }
 
 /// A reference from an archive to a parent, with the result of opening the parent.
-pub(super) struct Link {
+pub(super) struct ParentLink {
     /// Index of the child in the chain.
     pub(super) child: usize,
     /// Name of the parent, as recorded in the child.
@@ -68,30 +68,29 @@ pub(super) struct Link {
 }
 
 /// Device and inode of a file, which are the same for all its names.
-type Identity = (u64, u64);
+type FileKey = (u64, u64);
 
 /// An archive whose parents have yet to be found, with its descendants up to the served archive. A
 /// parent that is one of them closes a cycle.
-struct Pending {
+struct PendingArchive {
     archive: usize,
-    lineage: Vec<Identity>,
+    lineage: Vec<FileKey>,
 }
 
 /// Opens all ancestors of `archive`. Calls `note` for each link and stops at its first error.
 fn ancestors(
     archive: Archive,
-    identity: Option<Identity>,
+    identity: Option<FileKey>,
     options: &OpenOptions,
     open: impl Fn(Arc<Path>, Arc<dyn Storage>, &OpenOptions) -> Result<Archive, Error>,
-    mut note: impl FnMut(Link) -> Result<(), Error>,
+    mut note: impl FnMut(ParentLink) -> Result<(), Error>,
 ) -> Result<Vec<Archive>, Error> {
     let mut chain = vec![archive];
-    let lineage: Vec<Identity> = identity.into_iter().collect();
-    let mut opened: Vec<(Identity, usize)> =
-        lineage.iter().map(|&identity| (identity, 0)).collect();
-    let mut queue = std::collections::VecDeque::from([Pending { archive: 0, lineage }]);
+    let lineage: Vec<FileKey> = identity.into_iter().collect();
+    let mut opened: Vec<(FileKey, usize)> = lineage.iter().map(|&identity| (identity, 0)).collect();
+    let mut queue = std::collections::VecDeque::from([PendingArchive { archive: 0, lineage }]);
 
-    while let Some(Pending { archive, lineage }) = queue.pop_front() {
+    while let Some(PendingArchive { archive, lineage }) = queue.pop_front() {
         let Some(child) = chain.get_mut(archive) else { continue };
         child.parents.clear();
         let child_path = Arc::clone(&child.path);
@@ -114,7 +113,7 @@ fn ancestors(
                 opened.push((identity, place));
                 let mut lineage = lineage.clone();
                 lineage.push(identity);
-                queue.push_back(Pending { archive: place, lineage });
+                queue.push_back(PendingArchive { archive: place, lineage });
                 Ok(place)
             };
             let found = follow();
@@ -122,7 +121,7 @@ fn ancestors(
             if let Some(child) = chain.get_mut(archive) {
                 child.parents.push(parent);
             }
-            note(Link { child: archive, name, found })?;
+            note(ParentLink { child: archive, name, found })?;
         }
     }
     Ok(chain)
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn parents_are_looked_for_beside_and_in_the_parent_dirs_only() {
+    fn parents_are_searched_next_to_the_archive_and_in_parent_dirs_only() {
         assert_eq!(paths("base.hxz", false), ["/s/base.hxz", "/p/base.hxz"]);
         assert_eq!(
             paths("images/base.hxz", false),
@@ -214,13 +213,13 @@ mod tests {
     }
 
     #[test]
-    fn anywhere_means_anywhere() {
+    fn parents_anywhere_allows_any_path() {
         assert_eq!(paths("/etc/base.hxz", true), ["/s/base.hxz", "/p/base.hxz", "/etc/base.hxz"]);
         assert!(paths("../base.hxz", true).contains(&"/s/../base.hxz".to_owned()));
     }
 
     #[test]
-    fn an_archive_in_the_current_folder_has_its_parents_there() {
+    fn parents_of_a_relative_path_are_searched_in_the_current_directory() {
         let options = OpenOptions::default();
         assert_eq!(
             candidates(Path::new("child.hxz"), "base.hxz", &options),

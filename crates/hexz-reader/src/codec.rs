@@ -10,7 +10,7 @@ use super::header::Compression;
 
 /// Number of leading bytes of a stored block that contain its decoded length, if it is stated: a
 /// Zstandard frame header (RFC 8878, section 3.1.1.1).
-pub(super) const STATED_LENGTH_HEAD: usize = 18;
+pub(super) const MAX_FRAME_HEADER_LEN: usize = 18;
 
 /// Decompressor for the blocks of one archive.
 pub(super) struct Codec {
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_are_exact() {
+    fn wrong_lengths_are_rejected() {
         let text = b"abcabcabcabcabcabcabcabcabc";
         let lz4 = lz4_flex::block::compress_prepend_size(text);
         let zstd = zstd::bulk::compress(text, 3).unwrap();
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn two_frames_in_a_row_are_not_one_block() {
+    fn consecutive_frames_are_rejected() {
         let frame = zstd::bulk::compress(b"abc", 3).unwrap();
         let codec = Codec::new(Compression::Zstd, Vec::new());
         let twice = [frame.clone(), frame].concat();

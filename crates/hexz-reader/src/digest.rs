@@ -18,24 +18,24 @@ use std::time::Instant;
 use bytesize::ByteSize;
 
 use super::error::{Error, ErrorKind, printable};
-use super::limits::{MAX_RECENT_GROUPS, MAX_TREES};
+use super::limits::{GROUP_CACHE_BYTES, MAX_TREE_MEMORY};
 use crate::storage::{
-    self, FileStamp, HashTree, RecentGroups, Storage, TreeBudget, TreeError, VerifiedStorage,
+    self, FileStamp, GroupCache, HashTree, Storage, TreeBudget, TreeError, VerifiedStorage,
 };
 
 /// Minimum length of a file for which hashing is logged, in bytes.
-const BIG: u64 = 1 << 30;
+const MIN_LOGGED_LENGTH: u64 = 1 << 30;
 
 /// Memory for verifying reads of archives with digests, shared by all of them.
 #[derive(Debug, Clone)]
 pub struct DigestMemory {
     trees: Arc<TreeBudget>,
-    recent: Arc<RecentGroups>,
+    recent: Arc<GroupCache>,
 }
 
 impl Default for DigestMemory {
     fn default() -> Self {
-        Self { trees: TreeBudget::new(MAX_TREES), recent: RecentGroups::new(MAX_RECENT_GROUPS) }
+        Self { trees: TreeBudget::new(MAX_TREE_MEMORY), recent: GroupCache::new(GROUP_CACHE_BYTES) }
     }
 }
 
@@ -68,21 +68,21 @@ impl fmt::Debug for Digest {
 /// Required digests of archives, by file name.
 #[derive(Debug, Default)]
 pub struct Digests {
-    pins: HashMap<OsString, Pin>,
+    entries: HashMap<OsString, RequiredDigest>,
 }
 
 /// Required digest of one archive.
 #[derive(Debug)]
-struct Pin {
+struct RequiredDigest {
     expected: Digest,
     /// Result of the last hashing under this name. Thanks to it, a parent of many archives isn't
     /// hashed again for each of them, nor a file with a wrong digest for each attempt to open it.
-    known: Mutex<Option<Hashed>>,
+    known: Mutex<Option<FileHash>>,
 }
 
 /// Result of hashing a file.
 #[derive(Debug, Clone)]
-struct Hashed {
+struct FileHash {
     /// Stamp of the file when it was opened.
     stamp: FileStamp,
     digest: Digest,
@@ -101,13 +101,13 @@ pub enum DigestsError {
     Line(usize),
     /// The text isn't `NAME=BLAKE3`.
     #[error("it is not NAME=BLAKE3, with a file's name and 64 hexadecimal digits")]
-    Pin,
+    Entry,
     /// Two different digests are given for one file name.
     #[error(
         "there are two digests for {}; archives are told apart by their file names, without \
          folders: give one of them another name", printable(Path::new(.0))
     )]
-    Twice(OsString),
+    Duplicate(OsString),
     /// The list is empty.
     #[error("there is no digest in it")]
     Empty,
@@ -136,45 +136,45 @@ impl Digests {
     ///
     /// # Errors
     /// See [`DigestsError`].
-    pub fn add_entry(&mut self, pin: &OsStr) -> Result<(), DigestsError> {
-        let (name, digest) = split_pin(pin).ok_or(DigestsError::Pin)?;
+    pub fn add_entry(&mut self, entry: &OsStr) -> Result<(), DigestsError> {
+        let (name, digest) = parse_entry(entry).ok_or(DigestsError::Entry)?;
         self.add(name, digest)
     }
 
     /// Returns true if a text has the form `NAME=BLAKE3`, and isn't the path of a list.
     pub fn is_entry(text: &OsStr) -> bool {
-        split_pin(text).is_some()
+        parse_entry(text).is_some()
     }
 
     fn add(&mut self, name: &OsStr, expected: Digest) -> Result<(), DigestsError> {
-        match self.pins.entry(name.to_owned()) {
-            Entry::Occupied(pin) if pin.get().expected == expected => Ok(()),
-            Entry::Occupied(pin) => Err(DigestsError::Twice(pin.key().clone())),
+        match self.entries.entry(name.to_owned()) {
+            Entry::Occupied(entry) if entry.get().expected == expected => Ok(()),
+            Entry::Occupied(entry) => Err(DigestsError::Duplicate(entry.key().clone())),
             Entry::Vacant(place) => {
-                place.insert(Pin { expected, known: Mutex::default() });
+                place.insert(RequiredDigest { expected, known: Mutex::default() });
                 Ok(())
             }
         }
     }
 
     /// Copies the hashing results of a previous list, so that unchanged archives aren't read again.
-    pub fn remember(&self, before: &Self) {
-        for (name, pin) in &self.pins {
+    pub fn reuse_hashes_of(&self, before: &Self) {
+        for (name, entry) in &self.entries {
             // A file that is being hashed right now will be hashed again.
-            if let Some(before) = before.pins.get(name)
-                && let (Ok(mut known), Ok(before)) = (pin.known.lock(), before.known.try_lock())
+            if let Some(before) = before.entries.get(name)
+                && let (Ok(mut known), Ok(before)) = (entry.known.lock(), before.known.try_lock())
             {
                 *known = before.clone().map(|hashed| {
-                    let tree = hashed.tree.filter(|_| hashed.digest == pin.expected);
-                    Hashed { tree, ..hashed }
+                    let tree = hashed.tree.filter(|_| hashed.digest == entry.expected);
+                    FileHash { tree, ..hashed }
                 });
             }
         }
     }
 
     /// Checks that an archive has a digest, before any of its bytes are read.
-    pub(super) fn expect(&self, path: &Arc<Path>) -> Result<(), Error> {
-        self.pin(path).map(|_| ())
+    pub(super) fn require(&self, path: &Arc<Path>) -> Result<(), Error> {
+        self.entry(path).map(|_| ())
     }
 
     /// Compares a whole archive with its digest. Every read of the returned storage is verified
@@ -185,27 +185,27 @@ impl Digests {
         storage: Arc<dyn Storage>,
         memory: &DigestMemory,
     ) -> Result<Arc<dyn Storage>, Error> {
-        let pin = self.pin(path)?;
+        let entry = self.entry(path)?;
         // Only threads that need the same file wait here.
-        let mut known = pin.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = entry.known.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = storage.stamp();
         let tree = match &*known {
-            Some(Hashed { stamp: then, digest, tree })
-                if Some(*then) == stamp && (tree.is_some() || *digest != pin.expected) =>
+            Some(FileHash { stamp: then, digest, tree })
+                if Some(*then) == stamp && (tree.is_some() || *digest != entry.expected) =>
             {
-                tree.clone().filter(|_| *digest == pin.expected).ok_or(*digest)
+                tree.clone().filter(|_| *digest == entry.expected).ok_or(*digest)
             }
             _ => {
                 // Frees the memory of the previous file's tree first.
                 *known = None;
                 if !memory.trees.has_room_for(storage.length()) {
-                    self.forget_unused();
+                    self.evict_unused();
                 }
-                let tree = hash(path, storage.as_ref(), &memory.trees)
-                    .map_err(|error| kind(error).of(path))?;
+                let tree = hash_archive(path, storage.as_ref(), &memory.trees)
+                    .map_err(|error| error_kind(error).of(path))?;
                 let digest = Digest(tree.root());
-                let tree = (digest == pin.expected).then(|| Arc::new(tree));
-                *known = stamp.map(|stamp| Hashed { stamp, digest, tree: tree.clone() });
+                let tree = (digest == entry.expected).then(|| Arc::new(tree));
+                *known = stamp.map(|stamp| FileHash { stamp, digest, tree: tree.clone() });
                 tree.ok_or(digest)
             }
         };
@@ -215,16 +215,16 @@ impl Digests {
                 let recent = Arc::clone(&memory.recent);
                 Ok(Arc::new(VerifiedStorage::new(storage, tree, recent)))
             }
-            Err(got) => Err(ErrorKind::DigestMismatch { got, expected: pin.expected }.of(path)),
+            Err(got) => Err(ErrorKind::DigestMismatch { got, expected: entry.expected }.of(path)),
         }
     }
 
     /// Drops the trees of archives that aren't open any more. They are hashed again on demand.
-    fn forget_unused(&self) {
-        for pin in self.pins.values() {
+    fn evict_unused(&self) {
+        for entry in self.entries.values() {
             // A locked entry is being hashed right now, so it is in use.
-            if let Ok(mut known) = pin.known.try_lock()
-                && let Some(Hashed { tree: Some(tree), .. }) = &*known
+            if let Ok(mut known) = entry.known.try_lock()
+                && let Some(FileHash { tree: Some(tree), .. }) = &*known
                 && Arc::strong_count(tree) == 1
             {
                 *known = None;
@@ -232,27 +232,27 @@ impl Digests {
         }
     }
 
-    fn pin(&self, path: &Arc<Path>) -> Result<&Pin, Error> {
+    fn entry(&self, path: &Arc<Path>) -> Result<&RequiredDigest, Error> {
         path.file_name()
-            .and_then(|name| self.pins.get(name))
+            .and_then(|name| self.entries.get(name))
             .ok_or_else(|| ErrorKind::NoDigest.of(path))
     }
 }
 
 /// Hashes all of an archive, and logs that for a large one.
-fn hash(
+fn hash_archive(
     path: &Path,
     storage: &dyn Storage,
     budget: &Arc<TreeBudget>,
 ) -> Result<HashTree, TreeError> {
     let length = storage.length();
     let size = ByteSize::b(length).display().iec();
-    if length >= BIG {
+    if length >= MIN_LOGGED_LENGTH {
         tracing::info!("{}: comparing all of its {size} with its digest", printable(path));
     }
     let start = Instant::now();
     let tree = HashTree::of(storage, budget)?;
-    if length >= BIG {
+    if length >= MIN_LOGGED_LENGTH {
         let seconds = start.elapsed().as_secs().max(1);
         let rate = ByteSize::b(length / seconds).display().iec();
         tracing::info!("{}: hashed {size} in {seconds} s, {rate}/s", printable(path));
@@ -260,7 +260,7 @@ fn hash(
     Ok(tree)
 }
 
-fn kind(error: TreeError) -> ErrorKind {
+fn error_kind(error: TreeError) -> ErrorKind {
     match error {
         TreeError::Io(error) => ErrorKind::Io("read all of it for its digest", error),
         TreeError::Memory { needed, limit } => ErrorKind::TooLarge {
@@ -299,7 +299,7 @@ fn parse_line(line: &[u8]) -> Option<(Digest, OsString)> {
         None => (line, false),
     };
     let (digest, path) = line.split_at_checked(64)?;
-    let digest = digest_of(digest)?;
+    let digest = parse_digest(digest)?;
     // An asterisk marks binary mode in the formats of related tools.
     let path = path.strip_prefix(b"  ").or_else(|| path.strip_prefix(b" *"))?;
     let path = if is_escaped { unescape(path)? } else { path.to_vec() };
@@ -324,22 +324,22 @@ fn unescape(path: &[u8]) -> Option<Vec<u8>> {
     Some(plain)
 }
 
-fn split_pin(pin: &OsStr) -> Option<(&OsStr, Digest)> {
-    let (rest, digest) = pin.as_bytes().split_last_chunk::<64>()?;
+fn parse_entry(entry: &OsStr) -> Option<(&OsStr, Digest)> {
+    let (rest, digest) = entry.as_bytes().split_last_chunk::<64>()?;
     let name = OsStr::from_bytes(rest.strip_suffix(b"=")?);
     // A plain file name, without directories.
     let is_name = Path::new(name).file_name() == Some(name);
-    is_name.then_some((name, digest_of(digest)?))
+    is_name.then_some((name, parse_digest(digest)?))
 }
 
-fn digest_of(hex: &[u8]) -> Option<Digest> {
+fn parse_digest(hex: &[u8]) -> Option<Digest> {
     blake3::Hash::from_hex(hex).ok().map(|hash| Digest(*hash.as_bytes()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{CountedStorage, FileStorage, GROUP, ReadCounters};
+    use crate::storage::{CountedStorage, FileStorage, GROUP_LEN, ReadCounters};
 
     const HEX: &str = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391da";
 
@@ -348,24 +348,24 @@ mod tests {
         digests.add_list(list.as_bytes()).map(|()| digests)
     }
 
-    fn knows(digests: &Digests, path: &str) -> bool {
-        digests.expect(&Arc::from(Path::new(path))).is_ok()
+    fn has_digest_for(digests: &Digests, path: &str) -> bool {
+        digests.require(&Arc::from(Path::new(path))).is_ok()
     }
 
     #[test]
-    fn archives_are_told_by_their_file_name() {
+    fn digests_are_matched_by_file_name() {
         let list = format!("{HEX}  a/b.hxz\r\n\n{}  with  two.hxz\n{HEX} *c", HEX.to_uppercase());
         let digests = digests(&list).unwrap();
         for path in ["b.hxz", "/x/b.hxz", "with  two.hxz", "c"] {
-            assert!(knows(&digests, path), "{path}");
+            assert!(has_digest_for(&digests, path), "{path}");
         }
         for path in ["a", "B.hxz", "b.hxz.old", "two.hxz", "b.hxz/..", ""] {
-            assert!(!knows(&digests, path), "{path}");
+            assert!(!has_digest_for(&digests, path), "{path}");
         }
     }
 
     #[test]
-    fn what_is_no_list() {
+    fn malformed_lists_are_rejected() {
         for (list, number) in [
             (HEX.to_owned(), 1),
             (format!("{HEX}  a\n{HEX} b"), 2),
@@ -383,30 +383,30 @@ mod tests {
     }
 
     #[test]
-    fn one_name_has_one_digest() {
+    fn conflicting_digests_of_one_name_are_rejected() {
         assert!(digests(&format!("{HEX}  a/x\n{HEX}  b/x")).is_ok());
         let other = HEX.replace('3', "4");
         let twice = digests(&format!("{HEX}  a/x\n{other}  b/x"));
-        assert_eq!(twice.unwrap_err(), DigestsError::Twice("x".into()));
+        assert_eq!(twice.unwrap_err(), DigestsError::Duplicate("x".into()));
     }
 
     #[test]
-    fn a_single_digest() {
+    fn single_digests_are_parsed() {
         let mut digests = Digests::default();
         for good in [format!("a.hxz={HEX}"), format!("b=c={HEX}")] {
             assert!(Digests::is_entry(good.as_ref()));
             digests.add_entry(good.as_ref()).unwrap();
         }
-        assert!(knows(&digests, "x/a.hxz") && knows(&digests, "b=c"));
+        assert!(has_digest_for(&digests, "x/a.hxz") && has_digest_for(&digests, "b=c"));
         for bad in [HEX.to_owned(), format!("={HEX}"), format!("a/b={HEX}"), format!("a={HEX}0")] {
             assert!(!Digests::is_entry(bad.as_ref()), "{bad}");
-            assert_eq!(digests.add_entry(bad.as_ref()), Err(DigestsError::Pin));
+            assert_eq!(digests.add_entry(bad.as_ref()), Err(DigestsError::Entry));
         }
     }
 
     #[test]
-    fn lines_are_read_as_they_are_written() {
-        let digest = digest_of(HEX.as_bytes()).unwrap();
+    fn formatted_lines_round_trip() {
+        let digest = parse_digest(HEX.as_bytes()).unwrap();
         for name in ["plain.hxz", "a b", "line\nbreak", "back\\slash", "\\n", "cr\r"] {
             let line = format_line(digest, &Path::new("folder").join(name));
             assert_eq!(parse_line(&line), Some((digest, name.into())), "{name:?}");
@@ -417,24 +417,22 @@ mod tests {
     }
 
     /// Files of pseudorandom bytes, with a count of what is read of them.
-    struct Files {
+    struct TestFiles {
         folder: tempfile::TempDir,
         reads: Arc<ReadCounters>,
         memory: DigestMemory,
     }
 
-    impl Files {
+    impl TestFiles {
         /// Creates a budget for this number of trees, each of two groups.
         fn new(trees: u64) -> Self {
-            let memory = DigestMemory {
-                trees: TreeBudget::new(trees * 2 * 32),
-                recent: RecentGroups::new(0),
-            };
+            let memory =
+                DigestMemory { trees: TreeBudget::new(trees * 2 * 32), recent: GroupCache::new(0) };
             Self { folder: tempfile::tempdir().unwrap(), reads: Arc::default(), memory }
         }
 
         fn write(&self, name: &str) -> Digest {
-            let mut bytes = vec![0; 2 * usize::try_from(GROUP).unwrap()];
+            let mut bytes = vec![0; 2 * usize::try_from(GROUP_LEN).unwrap()];
             blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut bytes);
             std::fs::write(self.folder.path().join(name), &bytes).unwrap();
             Digest(*blake3::hash(&bytes).as_bytes())
@@ -448,40 +446,40 @@ mod tests {
         }
     }
 
-    fn of_all(pins: &[(&str, Digest)]) -> Digests {
+    fn digests_of(entries: &[(&str, Digest)]) -> Digests {
         let mut digests = Digests::default();
-        for (name, digest) in pins {
+        for (name, digest) in entries {
             digests.add(OsStr::new(name), *digest).unwrap();
         }
         digests
     }
 
     #[test]
-    fn a_file_is_hashed_once_and_judged_by_the_list_that_is_used() {
-        let files = Files::new(9);
+    fn unchanged_files_are_hashed_once_and_compared_with_the_current_list() {
+        let files = TestFiles::new(9);
         let right = files.write("a");
         let wrong = Digest([7; 32]);
-        let first = of_all(&[("a", right)]);
+        let first = digests_of(&[("a", right)]);
         assert!(files.verify(&first, "a").is_ok());
         let hashed = files.reads.bytes();
-        assert_eq!(hashed, 2 * GROUP);
+        assert_eq!(hashed, 2 * GROUP_LEN);
         assert!(files.verify(&first, "a").is_ok());
-        let again = of_all(&[("a", right)]);
-        again.remember(&first);
+        let again = digests_of(&[("a", right)]);
+        again.reuse_hashes_of(&first);
         drop(first);
         assert!(files.verify(&again, "a").is_ok());
         assert_eq!(files.reads.bytes(), hashed);
         // Another list expects a different digest of the same file. It isn't read again for that.
-        let second = of_all(&[("a", wrong)]);
-        second.remember(&again);
+        let second = digests_of(&[("a", wrong)]);
+        second.reuse_hashes_of(&again);
         drop(again);
         assert_eq!(files.memory.trees.used(), 0);
         assert_eq!(files.verify(&second, "a").err(), Some("digest"));
         assert_eq!(files.verify(&second, "a").err(), Some("digest"));
         assert_eq!(files.reads.bytes(), hashed);
         // The first digest is expected again, which needs the tree that was dropped.
-        let third = of_all(&[("a", right)]);
-        third.remember(&second);
+        let third = digests_of(&[("a", right)]);
+        third.reuse_hashes_of(&second);
         assert!(files.verify(&third, "a").is_ok());
         assert_eq!(files.reads.bytes(), 2 * hashed);
         // The name now belongs to another file.
@@ -492,16 +490,16 @@ mod tests {
     }
 
     #[test]
-    fn trees_share_their_memory_and_those_of_closed_archives_make_room() {
-        let files = Files::new(2);
-        let pins: Vec<_> = ["a", "b", "c"].map(|name| (name, files.write(name))).into();
-        let digests = of_all(&pins);
+    fn trees_of_closed_archives_are_evicted_when_memory_is_short() {
+        let files = TestFiles::new(2);
+        let entries: Vec<_> = ["a", "b", "c"].map(|name| (name, files.write(name))).into();
+        let digests = digests_of(&entries);
         let verify = |name| files.verify(&digests, name);
         let [a, b] = ["a", "b"].map(|name| verify(name).unwrap());
         assert_eq!(verify("c").err(), Some("too_large"));
         // Open archives are still verified.
         let mut buffer = [0; 10];
-        a.read_exact_at(&mut buffer, GROUP).unwrap();
+        a.read_exact_at(&mut buffer, GROUP_LEN).unwrap();
         drop(a);
         let _c = verify("c").unwrap();
         assert_eq!(verify("a").err(), Some("too_large"));
@@ -510,9 +508,9 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_that_no_file_has_any_more_takes_no_memory() {
-        let files = Files::new(1);
-        let digests = of_all(&[("a", files.write("a"))]);
+    fn tree_of_a_replaced_file_is_freed() {
+        let files = TestFiles::new(1);
+        let digests = digests_of(&[("a", files.write("a"))]);
         drop(files.verify(&digests, "a").unwrap());
         assert_eq!(files.memory.trees.used(), 64);
         // The replaced file is hashed again, in the memory of the previous tree.

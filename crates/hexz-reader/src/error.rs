@@ -366,7 +366,7 @@ impl ErrorKind {
     }
 
     /// Creates a problem for a failed read of an archive's file; `purpose` completes "can't …".
-    pub(super) fn reading(purpose: &'static str, error: io::Error) -> Self {
+    pub(super) fn from_read_error(purpose: &'static str, error: io::Error) -> Self {
         if Mismatch::of(&error).is_some() { Self::ContentChanged } else { Self::Io(purpose, error) }
     }
 

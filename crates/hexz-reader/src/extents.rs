@@ -5,8 +5,8 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::index::{Content, Page};
-use super::pages::PageId;
+use super::index::{Content, IndexPage};
+use super::page_cache::PageId;
 use super::{Block, Error, Snapshot, StreamKind};
 use crate::storage::FileId;
 
@@ -55,7 +55,7 @@ impl Snapshot {
     }
 
     /// Finds the parts of `range` of a stream that are known to be zeros. Returns at least one run
-    /// and at most `most`, from the start of the range. The runs may end before the range does.
+    /// and at most `max_runs`, from the start of the range. The runs may end before the range does.
     /// Zeros stored as ordinary blocks may be reported as not zeros.
     ///
     /// # Errors
@@ -64,11 +64,11 @@ impl Snapshot {
         &self,
         stream: StreamKind,
         range: Range<u64>,
-        most: usize,
+        max_runs: usize,
     ) -> Result<Vec<Run>, Error> {
-        let mut runs = Runs::new(range, most, Careful::SayNo);
+        let mut runs = RunBuilder::new(range, max_runs, SafeAnswer::No);
         let read = PagesRead::default();
-        self.walk(stream, &mut runs, &read, |block, runs| {
+        self.visit_blocks(stream, &mut runs, &read, |block, runs| {
             Ok(runs.push(block.end(), block.is_zeros()))
         })?;
         Ok(runs.finish())
@@ -84,13 +84,13 @@ impl Snapshot {
         &self,
         stream: StreamKind,
         range: Range<u64>,
-        most: usize,
+        max_runs: usize,
         reference: &DiffBase,
     ) -> Result<Vec<Run>, Error> {
-        let mut runs = Runs::new(range, most, Careful::SayYes);
+        let mut runs = RunBuilder::new(range, max_runs, SafeAnswer::Yes);
         let mut compared = 0;
         let read = PagesRead::default();
-        self.walk(stream, &mut runs, &read, |block, runs| {
+        self.visit_blocks(stream, &mut runs, &read, |block, runs| {
             let mut at = runs.at;
             while at < block.end().min(runs.range.end) {
                 let (end, changed) = match reference.block_at(stream, at, &read)? {
@@ -101,7 +101,7 @@ impl Snapshot {
                 };
                 at = end;
                 compared += 1;
-                let is_enough = compared >= MAX_BLOCKS_COMPARED || read.is_enough();
+                let is_enough = compared >= MAX_BLOCKS_COMPARED || read.is_exhausted();
                 if !runs.push(at, changed) || is_enough {
                     return Ok(false);
                 }
@@ -113,12 +113,12 @@ impl Snapshot {
 
     /// Calls `visit` for the blocks from the start of `runs` on, until it returns false or a limit
     /// is reached.
-    fn walk(
+    fn visit_blocks(
         &self,
         stream: StreamKind,
-        runs: &mut Runs,
+        runs: &mut RunBuilder,
         read: &PagesRead,
-        mut visit: impl FnMut(&Block, &mut Runs) -> Result<bool, Error>,
+        mut visit: impl FnMut(&Block, &mut RunBuilder) -> Result<bool, Error>,
     ) -> Result<(), Error> {
         let mut blocks = 0;
         for _ in 0..MAX_PAGES {
@@ -129,9 +129,9 @@ impl Snapshot {
                     && let Some(located) = page.block_at(runs.at)
                 {
                     let page = |id| Ok(read.page(self, id)?);
-                    let block = self.expect_page(self.follow(id, located, runs.at, page))?;
+                    let block = self.or_read_error(self.follow(id, located, runs.at, page))?;
                     blocks += 1;
-                    if !visit(&block, runs)? || read.is_enough() || blocks >= MAX_BLOCKS {
+                    if !visit(&block, runs)? || read.is_exhausted() || blocks >= MAX_BLOCKS {
                         return Ok(());
                     }
                 }
@@ -179,8 +179,8 @@ impl Snapshot {
 
     /// Returns true if a block is a reference by hash, and the hash is that of zeros.
     fn is_zero_reference(&self, block: &Block) -> bool {
-        !block.is_undecided
-            && self.zeros.are_in_parent(&block.located.entry, block.decoded_length())
+        !block.is_ambiguous
+            && self.zeros.is_zeros_in_parent(&block.located.entry, block.decoded_length())
     }
 }
 
@@ -199,7 +199,7 @@ impl DiffBase {
     ) -> Result<Option<Block>, Error> {
         let snapshot = &self.snapshot;
         let page = |id| Ok(read.page(snapshot, id)?);
-        match snapshot.expect_page(snapshot.resolve(self.archive, stream, at, page)) {
+        match snapshot.or_read_error(snapshot.resolve(self.archive, stream, at, page)) {
             Ok(block) => Ok(Some(block)),
             Err(error) if error.is_uncovered() => Ok(None),
             Err(error) => Err(error),
@@ -212,7 +212,7 @@ impl DiffBase {
 struct PagesRead(Cell<u32>);
 
 impl PagesRead {
-    fn page(&self, snapshot: &Snapshot, id: PageId) -> Result<Arc<Page>, Error> {
+    fn page(&self, snapshot: &Snapshot, id: PageId) -> Result<Arc<IndexPage>, Error> {
         if let Some(page) = snapshot.pages.get(snapshot.id, id) {
             return Ok(page);
         }
@@ -220,38 +220,46 @@ impl PagesRead {
         snapshot.page(id)
     }
 
-    fn is_enough(&self) -> bool {
+    fn is_exhausted(&self) -> bool {
         self.0.get() >= MAX_PAGES_READ
     }
 }
 
 /// The answer that is always correct, and may therefore extend to aligned borders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Careful {
-    SayYes,
-    SayNo,
+enum SafeAnswer {
+    Yes,
+    No,
 }
 
 /// Builder of the runs of an answer.
 #[derive(Debug)]
-struct Runs {
+struct RunBuilder {
     range: Range<u64>,
-    most: usize,
-    careful: bool,
+    max_runs: usize,
+    safe_answer: bool,
     /// End offset of the blocks that have been visited.
     at: u64,
     /// Start offset and answer of the last blocks with the same answer, which end at `at`.
     pending: Option<(u64, bool)>,
     /// End offset of the runs that have been built.
-    made: u64,
+    built_end: u64,
     runs: Vec<Run>,
 }
 
-impl Runs {
-    fn new(range: Range<u64>, most: usize, careful: Careful) -> Self {
-        let careful = careful == Careful::SayYes;
-        let (at, made) = (range.start, range.start);
-        Self { range, most: most.max(1), careful, at, pending: None, made, runs: Vec::new() }
+impl RunBuilder {
+    fn new(range: Range<u64>, max_runs: usize, safe_answer: SafeAnswer) -> Self {
+        let safe_answer = safe_answer == SafeAnswer::Yes;
+        let (at, built_end) = (range.start, range.start);
+        Self {
+            range,
+            max_runs: max_runs.max(1),
+            safe_answer,
+            at,
+            pending: None,
+            built_end,
+            runs: Vec::new(),
+        }
     }
 
     /// Adds the answer for the bytes up to `end`. Returns false if there is no room for more runs.
@@ -259,7 +267,7 @@ impl Runs {
         let has_room = match self.pending {
             Some((_, pending)) if pending == is_so => true,
             Some((start, pending)) => {
-                let has_room = self.settle(start, self.at, pending);
+                let has_room = self.append_aligned(start, self.at, pending);
                 // If runs were left out, later ones can't be appended.
                 self.pending = has_room.then_some((self.at, is_so));
                 has_room
@@ -275,15 +283,15 @@ impl Runs {
 
     fn finish(mut self) -> Vec<Run> {
         if let Some((start, is_so)) = self.pending {
-            self.settle(start, self.at, is_so);
+            self.append_aligned(start, self.at, is_so);
         }
         self.runs
     }
 
     /// Appends runs for the answer from `start` to `end`. Returns false if there is no room for
     /// more runs.
-    fn settle(&mut self, start: u64, end: u64, is_so: bool) -> bool {
-        if is_so == self.careful {
+    fn append_aligned(&mut self, start: u64, end: u64, is_so: bool) -> bool {
+        if is_so == self.safe_answer {
             return self.extend(end, is_so);
         }
         // The answer that isn't always correct shrinks to aligned borders, or to those of the
@@ -292,24 +300,24 @@ impl Runs {
             if start == self.range.start { start } else { start.next_multiple_of(ALIGNMENT) };
         let bold_end = if end == self.range.end { end } else { end - end % ALIGNMENT };
         if bold_start >= bold_end {
-            return self.extend(end, self.careful);
+            return self.extend(end, self.safe_answer);
         }
-        self.extend(bold_start, self.careful)
+        self.extend(bold_start, self.safe_answer)
             && self.extend(bold_end, is_so)
-            && self.extend(end, self.careful)
+            && self.extend(end, self.safe_answer)
     }
 
     fn extend(&mut self, end: u64, is_so: bool) -> bool {
-        let Some(length) = end.checked_sub(self.made).filter(|&length| length > 0) else {
+        let Some(length) = end.checked_sub(self.built_end).filter(|&length| length > 0) else {
             return true;
         };
-        let is_full = self.runs.len() == self.most;
+        let is_full = self.runs.len() == self.max_runs;
         match self.runs.last_mut() {
             Some(last) if last.has_property == is_so => last.length += length,
             _ if is_full => return false,
             _ => self.runs.push(Run { length, has_property: is_so }),
         }
-        self.made = end;
+        self.built_end = end;
         true
     }
 }
@@ -318,8 +326,8 @@ impl Runs {
 mod tests {
     use super::*;
 
-    fn runs(careful: Careful, most: usize, blocks: &[(u64, bool)]) -> Vec<(u64, bool)> {
-        let mut runs = Runs::new(100..10_000, most, careful);
+    fn runs(safe_answer: SafeAnswer, max_runs: usize, blocks: &[(u64, bool)]) -> Vec<(u64, bool)> {
+        let mut runs = RunBuilder::new(100..10_000, max_runs, safe_answer);
         for (end, is_so) in blocks {
             if !runs.push(*end, *is_so) {
                 break;
@@ -329,28 +337,28 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_of_a_kind_are_one_run() {
+    fn adjacent_equal_blocks_are_merged() {
         let blocks = [(612, true), (1124, true), (2148, false), (20_000, false)];
         // From 100 to 1124: the start of the query needn't be aligned, but 1124 becomes 1024.
-        assert_eq!(runs(Careful::SayNo, 9, &blocks), [(924, true), (8976, false)]);
+        assert_eq!(runs(SafeAnswer::No, 9, &blocks), [(924, true), (8976, false)]);
     }
 
     #[test]
-    fn borders_move_to_where_nothing_becomes_untrue() {
+    fn borders_are_aligned_without_false_answers() {
         let blocks = [(1000, false), (3000, true), (20_000, false)];
-        assert_eq!(runs(Careful::SayNo, 9, &blocks), [(924, false), (1536, true), (7440, false)]);
-        assert_eq!(runs(Careful::SayYes, 9, &blocks), [(412, false), (2560, true), (6928, false)]);
+        assert_eq!(runs(SafeAnswer::No, 9, &blocks), [(924, false), (1536, true), (7440, false)]);
+        assert_eq!(runs(SafeAnswer::Yes, 9, &blocks), [(412, false), (2560, true), (6928, false)]);
         // A run without an aligned part disappears if it must shrink, and remains if it may grow.
         let small = [(1000, false), (1010, true), (20_000, false)];
-        assert_eq!(runs(Careful::SayNo, 9, &small), [(9900, false)]);
-        assert_eq!(runs(Careful::SayYes, 9, &small), [(412, false), (512, true), (8976, false)]);
+        assert_eq!(runs(SafeAnswer::No, 9, &small), [(9900, false)]);
+        assert_eq!(runs(SafeAnswer::Yes, 9, &small), [(412, false), (512, true), (8976, false)]);
     }
 
     #[test]
-    fn no_more_runs_than_asked_for() {
+    fn number_of_runs_is_limited() {
         let blocks = [(1024, false), (2048, true), (4096, false), (20_000, true)];
-        assert_eq!(runs(Careful::SayNo, 1, &blocks), [(924, false)]);
-        assert_eq!(runs(Careful::SayNo, 2, &blocks), [(924, false), (1024, true)]);
-        assert_eq!(runs(Careful::SayNo, 4, &blocks).len(), 4);
+        assert_eq!(runs(SafeAnswer::No, 1, &blocks), [(924, false)]);
+        assert_eq!(runs(SafeAnswer::No, 2, &blocks), [(924, false), (1024, true)]);
+        assert_eq!(runs(SafeAnswer::No, 4, &blocks).len(), 4);
     }
 }

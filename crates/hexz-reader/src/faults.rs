@@ -32,14 +32,14 @@ impl Fault {
 
 /// Faults found so far, and the totals of the verification.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct FaultCollector {
     pub(super) summary: VerifyStats,
     by_cause: HashMap<(StreamKind, String), Fault>,
     /// Number of ranges of all faults together.
     pub(super) ranges: usize,
 }
 
-impl Found {
+impl FaultCollector {
     pub(super) fn add(
         &mut self,
         stream: StreamKind,
@@ -104,10 +104,10 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_put_together_by_cause_and_in_order() {
+    fn ranges_are_grouped_by_cause_and_sorted() {
         let error =
             |offset| Arc::new(ErrorKind::Invalid("it").at(&Arc::from(Path::new("a.hxz")), offset));
-        let mut found = Found::default();
+        let mut found = FaultCollector::default();
         let (main, auxiliary) = (StreamKind::Main, StreamKind::Auxiliary);
         for (stream, range, offset) in [
             (auxiliary, 0..1, 1),

@@ -4,11 +4,11 @@ use super::error::ErrorKind;
 
 /// Cursor over consecutive fields. Every read is checked against the end.
 #[derive(Debug)]
-pub(super) struct Fields<'a> {
+pub(super) struct FieldReader<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Fields<'a> {
+impl<'a> FieldReader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }

@@ -1,13 +1,13 @@
 //! Parser of the header in the first 4096 bytes of an archive.
 
 use super::error::ErrorKind;
-use super::fields::Fields;
+use super::fields::FieldReader;
 use super::limits::{MAX_DICTIONARY, MAX_KDF_ITERATIONS};
 
 /// Length of the region reserved for the header, in bytes. Unused bytes are zero.
 pub(super) const HEADER_REGION: usize = 4096;
 /// Content of that region.
-pub(super) type Region = [u8; HEADER_REGION];
+pub(super) type HeaderRegion = [u8; HEADER_REGION];
 /// Length of that region as a file offset: everything else is stored behind it.
 pub(super) const HEADER_SIZE: u64 = HEADER_REGION as u64;
 
@@ -95,7 +95,7 @@ impl Header {
     /// Both forms have version number 1, so the form that fits is used. No header fits both with
     /// different meanings: padding, flags and lengths of one form contradict the other. If neither
     /// fits, the error is that of the form that the header resembles.
-    pub(super) fn parse(region: &Region, file_length: u64) -> Result<Self, ErrorKind> {
+    pub(super) fn parse(region: &HeaderRegion, file_length: u64) -> Result<Self, ErrorKind> {
         let forms = [ParentsField::List, ParentsField::Optional];
         let mut malformed = None;
         let mut inconsistent = None;
@@ -112,8 +112,8 @@ impl Header {
     }
 
     /// Parses the fields without checking that offsets lie within the file.
-    fn parse_as(parents_field: ParentsField, region: &Region) -> Result<Self, ErrorKind> {
-        let mut fields = Fields::new(region);
+    fn parse_as(parents_field: ParentsField, region: &HeaderRegion) -> Result<Self, ErrorKind> {
+        let mut fields = FieldReader::new(region);
         if &fields.array::<4>("the magic number")? != b"HEXZ" {
             return Err(ErrorKind::NotHexz);
         }
@@ -211,7 +211,7 @@ impl Header {
     }
 }
 
-fn parent_list(fields: &mut Fields<'_>) -> Result<Vec<String>, ErrorKind> {
+fn parent_list(fields: &mut FieldReader<'_>) -> Result<Vec<String>, ErrorKind> {
     let count = fields.u64("the number of parents")?;
     // Each parent takes at least its own length field, so the region limits their number.
     if count > (fields.left() / 8) as u64 {
@@ -220,7 +220,7 @@ fn parent_list(fields: &mut Fields<'_>) -> Result<Vec<String>, ErrorKind> {
     (0..count).map(|_| parent_path(fields)).collect()
 }
 
-fn parent_path(fields: &mut Fields<'_>) -> Result<String, ErrorKind> {
+fn parent_path(fields: &mut FieldReader<'_>) -> Result<String, ErrorKind> {
     let path = fields.string("a parent's path")?;
     if path.is_empty() || path.contains('\0') {
         return Err(ErrorKind::Invalid("a parent's path"));
@@ -230,7 +230,7 @@ fn parent_path(fields: &mut Fields<'_>) -> Result<String, ErrorKind> {
 
 /// Parses two consecutive options, an offset and a length, which must be both present or both
 /// missing.
-fn extent(fields: &mut Fields<'_>, what: &'static str) -> Result<Option<Extent>, ErrorKind> {
+fn extent(fields: &mut FieldReader<'_>, what: &'static str) -> Result<Option<Extent>, ErrorKind> {
     let offset = fields.option(what, |fields| fields.u64(what))?;
     let length = fields.option(what, |fields| fields.u32(what))?;
     match (offset, length) {
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_header() {
+    fn smallest_header_is_parsed() {
         let header = Header::parse(&region(&golden()), 5000).unwrap();
         assert_eq!(header.block_size, 4096);
         assert_eq!((header.index_offset, header.index_end), (4096, 5000));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parents_field_tells_older_headers() {
+    fn older_headers_are_detected_by_the_parents_field() {
         for parent in [None, Some("b"), Some("base.hxz"), Some("/srv/images/base.hxz")] {
             let header = Header::parse(&region(&golden_before_lists(parent)), 5000).unwrap();
             assert_eq!(header.parents_field, ParentsField::Optional);
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_those_of_the_form_that_fits() {
+    fn errors_refer_to_the_matching_form() {
         // The file ends before the master index.
         for bytes in [golden(), golden_before_lists(Some("base.hxz"))] {
             let error = Header::parse(&region(&bytes), 4096).unwrap_err();
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn each_bad_byte_has_its_error() {
+    fn invalid_bytes_are_rejected() {
         let with = |position: usize, byte: u8| {
             let mut bytes = golden();
             bytes[position] = byte;

@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn signatures_are_found_where_they_belong() {
+    fn signatures_are_detected_at_their_offsets() {
         let name = |start: &[u8]| ImageFormat::of(start).map(|format| format.name());
         assert_eq!(name(b"QFI\xfb\0\0\0\x03"), Some("qcow2"));
         assert_eq!(name(b"vhdxfileM\0i\0"), Some("VHDX"));

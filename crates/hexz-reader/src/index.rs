@@ -6,9 +6,9 @@
 use std::ops::Range;
 
 use super::error::ErrorKind;
-use super::fields::Fields;
+use super::fields::FieldReader;
 use super::header::{Extent, HEADER_SIZE};
-use super::layout::{EntryForm, PAGE_HEAD};
+use super::layout::{EntryForm, PAGE_HEADER_LEN};
 use super::limits::{MAX_BLOCK, MAX_PAGE_BLOCKS, MAX_STREAM, max_stored};
 use super::zeros::ZeroHashes;
 use super::{BlockHash, StreamKind};
@@ -33,7 +33,7 @@ pub(super) struct PageRef {
 
 impl PageRef {
     pub(super) fn block_count(&self, entries: EntryForm) -> u32 {
-        self.place.length.saturating_sub(PAGE_HEAD) / entries.size()
+        self.place.length.saturating_sub(PAGE_HEADER_LEN) / entries.size()
     }
 }
 
@@ -113,7 +113,7 @@ impl MasterIndex {
         index_offset: u64,
         is_signed: bool,
     ) -> Result<Self, ErrorKind> {
-        let mut fields = Fields::new(bytes);
+        let mut fields = FieldReader::new(bytes);
         let main_pages = pages(&mut fields, index_offset)?;
         let auxiliary_pages = pages(&mut fields, index_offset)?;
         check_disjoint(main_pages.iter().chain(&auxiliary_pages))?;
@@ -155,7 +155,7 @@ impl MasterIndex {
         let is_whole = |page: &PageRef| {
             let count = page.block_count(entries);
             (1..=MAX_PAGE_BLOCKS).contains(&count.into())
-                && count * entries.size() + PAGE_HEAD == page.place.length
+                && count * entries.size() + PAGE_HEADER_LEN == page.place.length
         };
         if self.main.pages.iter().chain(&self.auxiliary.pages).all(is_whole) {
             Ok(())
@@ -165,7 +165,7 @@ impl MasterIndex {
     }
 }
 
-fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, ErrorKind> {
+fn pages(fields: &mut FieldReader<'_>, index_offset: u64) -> Result<Vec<PageRef>, ErrorKind> {
     let count = fields.u64("the number of index pages")?;
     if count > fields.left() as u64 / PAGE_ENTRY {
         return Err(ErrorKind::Truncated("its master index"));
@@ -181,7 +181,7 @@ fn pages(fields: &mut Fields<'_>, index_offset: u64) -> Result<Vec<PageRef>, Err
             };
             let inside =
                 offset >= HEADER_SIZE && page.place.end().is_some_and(|end| end <= index_offset);
-            if inside && length > PAGE_HEAD {
+            if inside && length > PAGE_HEADER_LEN {
                 Ok(page)
             } else {
                 Err(ErrorKind::Invalid("an index page's place"))
@@ -236,12 +236,12 @@ pub(super) enum Content {
 
 /// Index entry of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct IndexEntry {
     pub(super) content: Content,
     pub(super) hash: BlockHash,
 }
 
-impl Entry {
+impl IndexEntry {
     /// Returns true if this archive itself has the bytes with that hash.
     pub(super) fn has_bytes_of(&self, hash: &BlockHash) -> bool {
         self.hash == *hash && matches!(self.content, Content::Zeros | Content::Stored { .. })
@@ -250,17 +250,17 @@ impl Entry {
 
 /// An index page, prepared for binary search.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Page {
+pub(super) struct IndexPage {
     pub(super) start_block: u64,
     /// Start offset of each block in the stream, followed by the end offset of the last block.
     starts: Vec<u64>,
-    entries: Vec<Entry>,
+    entries: Vec<IndexEntry>,
 }
 
 /// A block with its number and its range of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Located {
-    pub(super) entry: Entry,
+pub(super) struct LocatedBlock {
+    pub(super) entry: IndexEntry,
     /// Number of the block within the archive, part of the nonce of encrypted blocks.
     pub(super) number: u64,
     /// Start offset in the stream, in bytes.
@@ -268,7 +268,7 @@ pub(super) struct Located {
     pub(super) length: u32,
 }
 
-impl Located {
+impl LocatedBlock {
     /// Returns the end offset in the stream, in bytes.
     pub(super) fn end(&self) -> u64 {
         self.start + u64::from(self.length)
@@ -284,7 +284,7 @@ pub(super) struct PageLayout<'a> {
     pub(super) zeros: &'a ZeroHashes,
 }
 
-impl Page {
+impl IndexPage {
     /// Parses the bytes of `page`. Its blocks must end at byte `end` of the stream, and must be
     /// stored before `index_offset`.
     pub(super) fn parse(
@@ -295,7 +295,7 @@ impl Page {
         layout: PageLayout<'_>,
     ) -> Result<Self, ErrorKind> {
         let PageLayout { form, references_by_hash, zeros } = layout;
-        let count = Fields::new(bytes).u64("the number of blocks")?;
+        let count = FieldReader::new(bytes).u64("the number of blocks")?;
         if count != u64::from(page.block_count(form)) {
             return Err(ErrorKind::Invalid("an index page's number of blocks"));
         }
@@ -323,16 +323,16 @@ impl Page {
     }
 
     /// Returns the block that covers byte `at` of the stream, if any does.
-    pub(super) fn block_at(&self, at: u64) -> Option<Located> {
+    pub(super) fn block_at(&self, at: u64) -> Option<LocatedBlock> {
         self.block(self.starts.partition_point(|&start| start <= at).checked_sub(1)?)
     }
 
     /// Returns the block at a position of the page.
-    pub(super) fn block(&self, position: usize) -> Option<Located> {
+    pub(super) fn block(&self, position: usize) -> Option<LocatedBlock> {
         let entry = *self.entries.get(position)?;
         let start = *self.starts.get(position)?;
         let end = *self.starts.get(position + 1)?;
-        Some(Located {
+        Some(LocatedBlock {
             entry,
             number: self.start_block.checked_add(position as u64)?,
             start,
@@ -346,19 +346,19 @@ impl Page {
     }
 
     /// Iterates over the blocks in order.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Located> + '_ {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = LocatedBlock> + '_ {
         (0..self.entries.len()).filter_map(|position| self.block(position))
     }
 
     /// Returns the first block with that hash whose bytes this archive itself has.
-    pub(super) fn block_with_hash(&self, hash: &BlockHash) -> Option<Located> {
+    pub(super) fn block_with_hash(&self, hash: &BlockHash) -> Option<LocatedBlock> {
         self.block(self.entries.iter().position(|entry| entry.has_bytes_of(hash))?)
     }
 
     /// Returns the memory that the page takes, in bytes.
     pub(super) fn memory(&self) -> u64 {
         let starts = self.starts.capacity() * size_of::<u64>();
-        let entries = self.entries.capacity() * size_of::<Entry>();
+        let entries = self.entries.capacity() * size_of::<IndexEntry>();
         (size_of::<Self>() + starts + entries) as u64
     }
 }
@@ -378,9 +378,9 @@ struct RawEntry {
 }
 
 fn raw_entries(page: &[u8], form: EntryForm) -> impl Iterator<Item = RawEntry> + '_ {
-    let entries = page.get(PAGE_HEAD as usize..).unwrap_or_default();
+    let entries = page.get(PAGE_HEADER_LEN as usize..).unwrap_or_default();
     entries.chunks_exact(form.size() as usize).map_while(move |entry| {
-        let mut fields = Fields::new(entry);
+        let mut fields = FieldReader::new(entry);
         let offset = fields.u64("a block's offset").ok()?;
         let place = Extent { offset, length: fields.u32("a block's stored length").ok()? };
         Some(RawEntry {
@@ -396,7 +396,7 @@ fn raw_entries(page: &[u8], form: EntryForm) -> impl Iterator<Item = RawEntry> +
 }
 
 impl RawEntry {
-    fn check(&self, index_offset: u64, zeros: &ZeroHashes) -> Result<Entry, ErrorKind> {
+    fn check(&self, index_offset: u64, zeros: &ZeroHashes) -> Result<IndexEntry, ErrorKind> {
         let Self { place, length, checksum, hash } = *self;
         for (what, got, limit) in [
             ("a block's length in bytes", length, MAX_BLOCK),
@@ -412,11 +412,11 @@ impl RawEntry {
         let content = match place {
             Extent { offset: IN_PARENT, .. } => Content::InParent,
             // Packers write no hash for zeros. A hash that is there must be that of zeros.
-            Extent { offset: 0, length: 0 } if !zeros.may_have(&hash, length) => {
+            Extent { offset: 0, length: 0 } if !zeros.is_consistent(&hash, length) => {
                 Content::Contradiction
             }
             Extent { offset: 0, length: 0 } => Content::Zeros,
-            _ if zeros.are_stored(place, length, &hash) => Content::Zeros,
+            _ if zeros.is_stored_zeros(place, length, &hash) => Content::Zeros,
             _ => Content::Stored { place, checksum },
         };
         if let Content::Stored { place, .. } = content {
@@ -427,6 +427,6 @@ impl RawEntry {
                 return Err(ErrorKind::Invalid("a block's place in the file"));
             }
         }
-        Ok(Entry { content, hash })
+        Ok(IndexEntry { content, hash })
     }
 }

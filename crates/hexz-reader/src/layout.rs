@@ -16,7 +16,7 @@ pub(super) enum EntryForm {
 }
 
 /// Size of the entry count at the start of a page, in bytes.
-pub(super) const PAGE_HEAD: u32 = 8;
+pub(super) const PAGE_HEADER_LEN: u32 = 8;
 
 impl EntryForm {
     /// Returns the size of an entry, in bytes.
@@ -33,7 +33,7 @@ impl EntryForm {
         [Self::WithHash, Self::WithoutHash].into_iter().find(|form| {
             let entries = count.checked_mul(form.size().into());
             count > 0
-                && entries.and_then(|size| size.checked_add(PAGE_HEAD.into()))
+                && entries.and_then(|size| size.checked_add(PAGE_HEADER_LEN.into()))
                     == Some(length.into())
         })
     }
@@ -106,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_page_has_entries_of_one_form() {
+    fn entry_form_follows_from_length_and_count() {
         // 13 short entries are as long as 5 long ones; the count identifies the form.
         assert_eq!(EntryForm::of_page(268, 13), Some(EntryForm::WithoutHash));
         assert_eq!(EntryForm::of_page(268, 5), Some(EntryForm::WithHash));
@@ -115,7 +115,7 @@ mod tests {
         assert_eq!(EntryForm::of_page(u32::MAX, u64::MAX), None);
         for count in 1..=4096_u32 {
             for form in [EntryForm::WithoutHash, EntryForm::WithHash] {
-                let length = PAGE_HEAD + count * form.size();
+                let length = PAGE_HEADER_LEN + count * form.size();
                 assert_eq!(EntryForm::of_page(length, count.into()), Some(form));
             }
         }

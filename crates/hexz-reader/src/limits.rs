@@ -45,12 +45,12 @@ pub const DEFAULT_INDEX_BUDGET: u64 = 16 * 1024 * 1024;
 
 /// Maximum number of bytes that are decoded while opening an archive to learn the size of a stream
 /// that its master index doesn't state: an index page of 256 KiB blocks.
-pub const MAX_PROBED: u64 = 1 << 30;
+pub const MAX_PROBED_BYTES: u64 = 1 << 30;
 
 /// Maximum memory for the hash trees of archives with a digest, in bytes: 32 for each 256 KiB of
 /// archive, so enough for 8 TiB.
-pub const MAX_TREES: u64 = 1 << 30;
+pub const MAX_TREE_MEMORY: u64 = 1 << 30;
 
 /// Memory for recently verified parts of archives with a digest, in bytes: 32 groups, each of which
 /// serves further reads of the same group.
-pub const MAX_RECENT_GROUPS: u64 = 8 * 1024 * 1024;
+pub const GROUP_CACHE_BYTES: u64 = 8 * 1024 * 1024;

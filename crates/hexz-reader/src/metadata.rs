@@ -20,7 +20,7 @@ use crate::storage::Storage;
 /// name may be as long as all of it, and is held in memory.
 pub const MAX_METADATA: u32 = 64 * 1024 * 1024;
 /// Number of bytes that are read at a time.
-const PIECE: usize = 64 * 1024;
+const BUFFER_LEN: usize = 64 * 1024;
 
 /// A file of a packed directory.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -33,7 +33,7 @@ pub struct PackedFile {
 
 /// Kind of the main stream according to the metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Metadata {
+pub(super) enum StreamOrigin {
     /// The stream is a packed directory: the files' contents one after another.
     Manifest,
     /// The stream was converted from a tar archive: the files' contents one after another,
@@ -46,7 +46,7 @@ pub(super) enum Metadata {
     Other,
 }
 
-impl Metadata {
+impl StreamOrigin {
     /// Classification of metadata that is too long to be parsed. Nothing else is as long as a large
     /// manifest, and a manifest must not be served as a disk.
     pub(super) const TOO_LONG: Self = Self::Manifest;
@@ -56,10 +56,10 @@ impl Metadata {
 ///
 /// # Errors
 /// The metadata can't be read.
-pub(super) fn classify(metadata: impl Read) -> io::Result<Metadata> {
+pub(super) fn classify(metadata: impl Read) -> io::Result<StreamOrigin> {
     // The first file identifies a manifest, so parsing stops there.
     let mut is_manifest = false;
-    let mut found = Found::default();
+    let mut found = ScanResult::default();
     let parsed = parse(metadata, &mut found, &mut |_| {
         is_manifest = true;
         false
@@ -71,15 +71,18 @@ pub(super) fn classify(metadata: impl Read) -> io::Result<Metadata> {
     };
     let is_empty_manifest = is_whole && found.has_files;
     Ok(match found.tar_bytes {
-        _ if is_manifest || is_empty_manifest => Metadata::Manifest,
-        Some(total_bytes) if is_whole => Metadata::Tar { total_bytes },
-        _ => Metadata::Other,
+        _ if is_manifest || is_empty_manifest => StreamOrigin::Manifest,
+        Some(total_bytes) if is_whole => StreamOrigin::Tar { total_bytes },
+        _ => StreamOrigin::Other,
     })
 }
 
 /// Returns a buffered reader of the bytes at `place`.
 pub(super) fn reader(storage: &dyn Storage, place: Extent) -> impl Read {
-    BufReader::with_capacity(PIECE, Bytes { storage, at: place.offset, left: place.length })
+    BufReader::with_capacity(
+        BUFFER_LEN,
+        ExtentReader { storage, at: place.offset, left: place.length },
+    )
 }
 
 /// Returns true if reading failed, as opposed to parsing.
@@ -91,12 +94,12 @@ fn is_failure(error: &serde_json::Error) -> bool {
 ///
 /// # Errors
 /// The metadata can't be read, or isn't a manifest.
-pub(super) fn files(
+pub(super) fn for_each_file(
     storage: &dyn Storage,
     place: Extent,
     each: &mut dyn FnMut(PackedFile),
 ) -> Result<(), serde_json::Error> {
-    let mut found = Found::default();
+    let mut found = ScanResult::default();
     parse(reader(storage, place), &mut found, &mut |file| {
         each(file);
         true
@@ -106,7 +109,7 @@ pub(super) fn files(
 
 /// Content of the metadata other than the files.
 #[derive(Debug, Default)]
-struct Found {
+struct ScanResult {
     has_files: bool,
     tar_bytes: Option<u64>,
 }
@@ -115,22 +118,22 @@ struct Found {
 /// stops with an error.
 fn parse(
     bytes: impl Read,
-    found: &mut Found,
+    found: &mut ScanResult,
     each: &mut dyn FnMut(PackedFile) -> bool,
 ) -> Result<(), serde_json::Error> {
     let mut json = serde_json::Deserializer::from_reader(bytes);
-    Object { found, each }.deserialize(&mut json)?;
+    MetadataVisitor { found, each }.deserialize(&mut json)?;
     json.end()
 }
 
 /// Reader of a range of an archive.
-struct Bytes<'a> {
+struct ExtentReader<'a> {
     storage: &'a dyn Storage,
     at: u64,
     left: u32,
 }
 
-impl Read for Bytes<'_> {
+impl Read for ExtentReader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = buffer.len().min(self.left as usize);
         let part = buffer.get_mut(..count).unwrap_or_default();
@@ -142,12 +145,12 @@ impl Read for Bytes<'_> {
 }
 
 /// Visitor of the outermost object.
-struct Object<'a> {
-    found: &'a mut Found,
+struct MetadataVisitor<'a> {
+    found: &'a mut ScanResult,
     each: &'a mut dyn FnMut(PackedFile) -> bool,
 }
 
-impl<'de> DeserializeSeed<'de> for Object<'_> {
+impl<'de> DeserializeSeed<'de> for MetadataVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -155,7 +158,7 @@ impl<'de> DeserializeSeed<'de> for Object<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Object<'_> {
+impl<'de> Visitor<'de> for MetadataVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -166,7 +169,7 @@ impl<'de> Visitor<'de> for Object<'_> {
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {
                 "files" => {
-                    map.next_value_seed(Files(&mut *self.each))?;
+                    map.next_value_seed(FilesVisitor(&mut *self.each))?;
                     self.found.has_files = true;
                 }
                 "source" => self.found.tar_bytes = map.next_value::<Source>()?.tar_bytes(),
@@ -180,9 +183,9 @@ impl<'de> Visitor<'de> for Object<'_> {
 }
 
 /// Visitor of the list of files.
-struct Files<'a>(&'a mut dyn FnMut(PackedFile) -> bool);
+struct FilesVisitor<'a>(&'a mut dyn FnMut(PackedFile) -> bool);
 
-impl<'de> DeserializeSeed<'de> for Files<'_> {
+impl<'de> DeserializeSeed<'de> for FilesVisitor<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -190,7 +193,7 @@ impl<'de> DeserializeSeed<'de> for Files<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Files<'_> {
+impl<'de> Visitor<'de> for FilesVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -224,20 +227,20 @@ impl Source {
 mod tests {
     use super::*;
 
-    fn classified(json: &str) -> Metadata {
+    fn classified(json: &str) -> StreamOrigin {
         classify(json.as_bytes()).unwrap()
     }
 
     #[test]
-    fn metadata_are_told_apart_by_their_content() {
+    fn metadata_is_classified_by_content() {
         let file = r#"{"path":"a","offset":0,"size":1,"mode":33188,"mtime":0}"#;
         for manifest in [r#"{"files":[]}"#, &format!(r#"{{"files":[{file},{file}]}}"#)] {
-            assert_eq!(classified(manifest), Metadata::Manifest, "{manifest}");
+            assert_eq!(classified(manifest), StreamOrigin::Manifest, "{manifest}");
         }
         // A manifest that is damaged behind its first file is still a manifest.
-        assert_eq!(classified(&format!(r#"{{"files":[{file},"#)), Metadata::Manifest);
+        assert_eq!(classified(&format!(r#"{{"files":[{file},"#)), StreamOrigin::Manifest);
         let tar = r#"{"source":{"format":"tar","source_files":[{"name":"a"}],"total_bytes":7}}"#;
-        assert_eq!(classified(tar), Metadata::Tar { total_bytes: 7 });
+        assert_eq!(classified(tar), StreamOrigin::Tar { total_bytes: 7 });
         for other in [
             "",
             "a commit message",
@@ -249,7 +252,7 @@ mod tests {
             r#"{"source":{"format":"tar","total_bytes":7}"#,
             r#"{"tensors":[{"name":"w","shape":[2,3]}]}"#,
         ] {
-            assert_eq!(classified(other), Metadata::Other, "{other}");
+            assert_eq!(classified(other), StreamOrigin::Other, "{other}");
         }
     }
 }

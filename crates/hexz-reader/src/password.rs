@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_break_is_cut_off() {
+    fn one_trailing_line_break_is_stripped() {
         for (content, password) in [("a b\n", "a b"), ("a\r\n", "a"), ("a\n\n", "a\n"), ("", "")] {
             let read = Password::from_file_content(content.into());
             assert_eq!(read.bytes(), password.as_bytes());

@@ -26,16 +26,17 @@ use std::sync::Arc;
 
 use super::archive::Archive;
 use super::error::{Ambiguity, Error, ErrorKind};
-use super::index::{Content, Entry, Located, Page};
-use super::pages::PageId;
-use super::parents::InParent;
-use super::{Block, BlockHash, OpenOptions, Reading, Snapshot, StreamKind};
+use super::index::{Content, IndexEntry, IndexPage, LocatedBlock};
+use super::page_cache::PageId;
+use super::parent_index::ParentBlock;
+use super::snapshot::ReadContext;
+use super::{Block, BlockHash, OpenOptions, Snapshot, StreamKind};
 
 /// Maximum number of ambiguous references that are followed one after another to read one block.
 /// Each needs memory for a block and a hash of it.
-const MAX_UNDECIDED: u32 = 8;
+const MAX_AMBIGUOUS_DEPTH: u32 = 8;
 /// Maximum length of a block of zeros that replaces a range that no block covers, in bytes.
-const UNCOVERED_BLOCK: u32 = 1 << 20;
+const MAX_UNCOVERED_BLOCK: u32 = 1 << 20;
 
 /// Interpretation of a reference to a parent that may be by offset or by hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +98,7 @@ impl OpenOptions {
 
 /// Reason why a block couldn't be located.
 #[derive(Debug)]
-pub(super) enum Miss {
+pub(super) enum LocateError {
     /// A page isn't in memory, and loading it isn't allowed.
     NotInMemory,
     /// A page can't be read or is damaged, or no block covers the requested byte.
@@ -109,9 +110,9 @@ pub(super) enum Miss {
     },
 }
 
-impl Miss {
+impl LocateError {
     /// Limits the affected range of a failure to `end`.
-    fn until(self, end: u64) -> Self {
+    fn limit_to(self, end: u64) -> Self {
         match self {
             Self::Failed { error, end: known } => Self::Failed { error, end: known.min(end) },
             Self::NotInMemory => Self::NotInMemory,
@@ -119,7 +120,7 @@ impl Miss {
     }
 }
 
-impl From<Error> for Miss {
+impl From<Error> for LocateError {
     fn from(error: Error) -> Self {
         Self::Failed { error, end: u64::MAX }
     }
@@ -127,15 +128,15 @@ impl From<Error> for Miss {
 
 /// Meaning of a reference to a parent.
 #[derive(Clone, Copy)]
-enum Target {
+enum ReferenceTarget {
     /// The block with that hash, which has yet to be looked up.
     Hash,
     /// The bytes at the same offset of this archive of the chain.
     Offset(usize),
     /// This block of an ancestor, which has the same range and hash.
-    Block(usize, Located),
+    Block(usize, LocatedBlock),
     /// By offset or by hash; only reading the bytes can tell.
-    Undecided,
+    Ambiguous,
 }
 
 impl Snapshot {
@@ -146,8 +147,8 @@ impl Snapshot {
         archive: usize,
         stream: StreamKind,
         at: u64,
-        page: impl Fn(PageId) -> Result<Arc<Page>, Miss>,
-    ) -> Result<Block, Miss> {
+        page: impl Fn(PageId) -> Result<Arc<IndexPage>, LocateError>,
+    ) -> Result<Block, LocateError> {
         let (page_id, own) = match self.page_covering(archive, stream, at) {
             Some(id) => (id, page(id)?),
             None => return Ok(self.uncovered_block(archive, stream, at)?),
@@ -163,39 +164,40 @@ impl Snapshot {
     pub(super) fn follow(
         &self,
         id: PageId,
-        located: Located,
+        located: LocatedBlock,
         at: u64,
-        page: impl Fn(PageId) -> Result<Arc<Page>, Miss>,
-    ) -> Result<Block, Miss> {
+        page: impl Fn(PageId) -> Result<Arc<IndexPage>, LocateError>,
+    ) -> Result<Block, LocateError> {
         let mut block = Block::whole(id.archive, id.stream, located);
         // The chain has no cycles, so this loop ends.
         while block.located.entry.content == Content::InParent {
-            let parent = match self.target(&block, &page).map_err(|miss| miss.until(block.end()))? {
-                Target::Hash => break,
-                Target::Undecided => {
-                    block.is_undecided = true;
-                    break;
-                }
-                Target::Block(archive, located) => {
-                    block = block.part_of(archive, located);
-                    break;
-                }
-                Target::Offset(parent) => parent,
-            };
+            let parent =
+                match self.target(&block, &page).map_err(|error| error.limit_to(block.end()))? {
+                    ReferenceTarget::Hash => break,
+                    ReferenceTarget::Ambiguous => {
+                        block.is_ambiguous = true;
+                        break;
+                    }
+                    ReferenceTarget::Block(archive, located) => {
+                        block = block.intersect(archive, located);
+                        break;
+                    }
+                    ReferenceTarget::Offset(parent) => parent,
+                };
             let located = match self.page_covering(parent, id.stream, at) {
                 Some(id) => {
                     let end = self.page_end(id);
-                    page(id).map_err(|miss| miss.until(end))?.block_at(at)
+                    page(id).map_err(|error| error.limit_to(end))?.block_at(at)
                 }
                 None => None,
             };
             block = match located {
-                Some(located) => block.part_of(parent, located),
+                Some(located) => block.intersect(parent, located),
                 None => {
                     let end = self.next_page_start(parent, id.stream, at);
                     let zeros = self.uncovered_block(parent, id.stream, at);
-                    let zeros = zeros.map_err(|error| Miss::Failed { error, end })?;
-                    block.part_of(parent, zeros.located)
+                    let zeros = zeros.map_err(|error| LocateError::Failed { error, end })?;
+                    block.intersect(parent, zeros.located)
                 }
             };
         }
@@ -222,34 +224,34 @@ impl Snapshot {
     fn target(
         &self,
         block: &Block,
-        page: &impl Fn(PageId) -> Result<Arc<Page>, Miss>,
-    ) -> Result<Target, Miss> {
-        let target = self.evident_target(block, page)?;
-        let Target::Undecided = target else { return Ok(target) };
+        page: &impl Fn(PageId) -> Result<Arc<IndexPage>, LocateError>,
+    ) -> Result<ReferenceTarget, LocateError> {
+        let target = self.unambiguous_target(block, page)?;
+        let ReferenceTarget::Ambiguous = target else { return Ok(target) };
         match self.archive(block.archive)?.reference_mode {
-            Some(ReferenceMode::Offset) => Ok(Target::Offset(self.only_parent(block)?)),
-            Some(ReferenceMode::Hash) => Ok(Target::Hash),
-            None => Ok(Target::Undecided),
+            Some(ReferenceMode::Offset) => Ok(ReferenceTarget::Offset(self.single_parent(block)?)),
+            Some(ReferenceMode::Hash) => Ok(ReferenceTarget::Hash),
+            None => Ok(ReferenceTarget::Ambiguous),
         }
     }
 
     /// Determines the meaning of a reference to a parent as far as the archives reveal it.
-    fn evident_target(
+    fn unambiguous_target(
         &self,
         block: &Block,
-        page: &impl Fn(PageId) -> Result<Arc<Page>, Miss>,
-    ) -> Result<Target, Miss> {
+        page: &impl Fn(PageId) -> Result<Arc<IndexPage>, LocateError>,
+    ) -> Result<ReferenceTarget, LocateError> {
         let child = self.archive(block.archive)?;
         if child.layout.references_by_hash() {
-            return Ok(Target::Hash);
+            return Ok(ReferenceTarget::Hash);
         }
-        let Located { start, length, entry: Entry { hash, .. }, .. } = block.located;
+        let LocatedBlock { start, length, entry: IndexEntry { hash, .. }, .. } = block.located;
         if !hash.is_present() {
-            return Ok(Target::Offset(self.only_parent(block)?));
+            return Ok(ReferenceTarget::Offset(self.single_parent(block)?));
         }
         // No version writes references by offset into an archive with several parents.
         if child.header.parent_paths.len() != 1 {
-            return Ok(Target::Hash);
+            return Ok(ReferenceTarget::Hash);
         }
         let mut is_covered = false;
         for ancestor in self.ancestors(block.archive) {
@@ -266,22 +268,22 @@ impl Snapshot {
                     // By offset, this reference means whatever the parent's reference means. If the
                     // parent's reference can't be by hash, this one can't either.
                     let parents = Block::whole(ancestor, block.stream, covering);
-                    return Ok(match self.evident_target(&parents, page)? {
-                        Target::Offset(_) => Target::Offset(ancestor),
+                    return Ok(match self.unambiguous_target(&parents, page)? {
+                        ReferenceTarget::Offset(_) => ReferenceTarget::Offset(ancestor),
                         target => target,
                     });
                 }
                 is_covered = true;
             } else if is_same_range && !is_covered {
-                return Ok(Target::Block(ancestor, covering));
+                return Ok(ReferenceTarget::Block(ancestor, covering));
             } else if covering.length != length {
                 // The block with that hash has another length, so the reference isn't by hash.
-                return Ok(Target::Offset(self.only_parent(block)?));
+                return Ok(ReferenceTarget::Offset(self.single_parent(block)?));
             } else {
                 is_covered = true;
             }
         }
-        Ok(if is_covered { Target::Undecided } else { Target::Hash })
+        Ok(if is_covered { ReferenceTarget::Ambiguous } else { ReferenceTarget::Hash })
     }
 
     /// Reads a block that may be referenced by offset or by hash. Returns the bytes if both
@@ -289,26 +291,35 @@ impl Snapshot {
     ///
     /// # Errors
     /// The two interpretations mean different bytes, or the parent can't be read.
-    pub(super) fn read_undecided(&self, block: &Block, reading: Reading) -> Result<Vec<u8>, Error> {
-        let Located { start, length, entry: Entry { hash, .. }, .. } = block.located;
-        let parent = self.only_parent(block)?;
+    pub(super) fn read_ambiguous(
+        &self,
+        block: &Block,
+        reading: ReadContext,
+    ) -> Result<Vec<u8>, Error> {
+        let LocatedBlock { start, length, entry: IndexEntry { hash, .. }, .. } = block.located;
+        let parent = self.single_parent(block)?;
         let depth = reading.depth + 1;
-        if depth > MAX_UNDECIDED {
+        if depth > MAX_AMBIGUOUS_DEPTH {
             return Err(ErrorKind::TooLarge {
                 what: "the number of ambiguous references one behind another",
                 got: depth.into(),
-                limit: MAX_UNDECIDED.into(),
+                limit: MAX_AMBIGUOUS_DEPTH.into(),
             }
             .of(&self.archive(block.archive)?.path));
         }
         let mut bytes = vec![0; length as usize];
-        match self.read_from(parent, block.stream, &mut bytes, start, Reading { depth, ..reading })
-        {
+        match self.read_from(
+            parent,
+            block.stream,
+            &mut bytes,
+            start,
+            ReadContext { depth, ..reading },
+        ) {
             Ok(()) => {}
             // No block covers that offset of the parent, so the reference must be by hash.
             Err(error) if error.is_uncovered() => {
-                let InParent { archive, block } =
-                    self.find_in_parents(block, reading.builds_index)?;
+                let ParentBlock { archive, block } =
+                    self.find_in_parents(block, reading.may_build_index)?;
                 return self.archive(archive)?.read_block(&block);
             }
             Err(error) => return Err(error),
@@ -317,7 +328,7 @@ impl Snapshot {
         if by_offset == hash {
             return Ok(bytes);
         }
-        match self.find_in_parents(block, reading.builds_index) {
+        match self.find_in_parents(block, reading.may_build_index) {
             Ok(by_hash) => Err(ErrorKind::Ambiguous(Box::new(Ambiguity {
                 stream: block.stream,
                 at: start,
@@ -336,7 +347,7 @@ impl Snapshot {
     }
 
     /// Returns the parent that a reference by offset reads from.
-    fn only_parent(&self, block: &Block) -> Result<usize, Error> {
+    fn single_parent(&self, block: &Block) -> Result<usize, Error> {
         let child = self.archive(block.archive)?;
         let parents = child.header.parent_paths.len();
         let kind = match child.parents.as_slice() {
@@ -384,11 +395,12 @@ impl Snapshot {
         let next = index.pages.partition_point(|page| page.start_logical <= at);
         let end = index.pages.get(next).map_or(index.size, |page| page.start_logical);
         if !file.zero_uncovered || at >= end {
-            return Err(file.uncovered(stream, at));
+            return Err(file.uncovered_error(stream, at));
         }
-        let length = u32::try_from(end - at).unwrap_or(UNCOVERED_BLOCK).min(UNCOVERED_BLOCK);
-        let entry = Entry { content: Content::Zeros, hash: BlockHash::NONE };
-        Ok(Block::whole(archive, stream, Located { entry, number: 0, start: at, length }))
+        let length =
+            u32::try_from(end - at).unwrap_or(MAX_UNCOVERED_BLOCK).min(MAX_UNCOVERED_BLOCK);
+        let entry = IndexEntry { content: Content::Zeros, hash: BlockHash::NONE };
+        Ok(Block::whole(archive, stream, LocatedBlock { entry, number: 0, start: at, length }))
     }
 }
 
@@ -397,7 +409,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_name_a_file_or_none() {
+    fn choices_are_parsed_with_and_without_file_name() {
         let choice = |text: &str| text.parse::<ReferenceChoice>();
         let named = |file: &str, mode| Ok(ReferenceChoice { file: Some(file.into()), mode });
         assert_eq!(
@@ -412,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_choice_for_an_archive_counts() {
+    fn last_matching_choice_wins() {
         let choices = ["offset", "a.hxz=hash", "b.hxz=hash", "b.hxz=offset", "hash"];
         let choices = choices.iter().map(|text| text.parse().unwrap()).collect();
         let options = OpenOptions { reference_choices: choices, ..OpenOptions::default() };

@@ -16,18 +16,18 @@ use super::header::Header;
 use crate::storage::Storage;
 
 /// Length of a signature, in bytes.
-const SIGNATURE: usize = 64;
+const SIGNATURE_LEN: usize = 64;
 /// Length of a public key, in bytes.
-const KEY: usize = 32;
+const KEY_LEN: usize = 32;
 /// Prefix of a SubjectPublicKeyInfo that precedes the 32 bytes of an Ed25519 key (RFC 8410).
-const SPKI_HEAD: [u8; 12] =
+const SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// Number of bytes that are read at a time.
-const PIECE: u64 = 256 * 1024;
+const BUFFER_LEN: u64 = 256 * 1024;
 
 /// Public key for verifying signatures of archives.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct VerifyKey([u8; KEY]);
+pub struct VerifyKey([u8; KEY_LEN]);
 
 /// Reason why a text or file isn't an Ed25519 public key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,7 +66,7 @@ impl VerifyKey {
         }
         let spki = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes())
             .map_err(|_| VerifyKeyError::UnknownFormat)?;
-        spki.strip_prefix(&SPKI_HEAD)
+        spki.strip_prefix(&SPKI_PREFIX)
             .and_then(|key| key.try_into().ok())
             .map(Self)
             .ok_or(VerifyKeyError::OtherAlgorithm)
@@ -101,11 +101,11 @@ impl fmt::Debug for VerifyKey {
 }
 
 /// Signed bytes that have already been read.
-pub(super) struct Signed<'a> {
+pub(super) struct SignedBytes<'a> {
     /// Bytes of the master index.
     pub(super) index: &'a [u8],
     /// First bytes behind the master index, possibly none.
-    pub(super) behind: &'a [u8],
+    pub(super) trailer: &'a [u8],
 }
 
 /// Verifies that one of `keys` has signed an archive.
@@ -116,17 +116,17 @@ pub(super) fn check(
     path: &Arc<Path>,
     storage: &dyn Storage,
     header: &Header,
-    signed: Signed<'_>,
+    signed: SignedBytes<'_>,
     keys: &[VerifyKey],
 ) -> Result<(), Error> {
     let place = header.signature.ok_or_else(|| ErrorKind::NotSigned.of(path))?;
-    if place.length as usize != SIGNATURE {
+    if place.length as usize != SIGNATURE_LEN {
         return Err(ErrorKind::Invalid("the signature's length").at(path, place.offset));
     }
     let read = |buffer: &mut [u8], at| {
         storage
             .read_exact_at(buffer, at)
-            .map_err(|error| ErrorKind::reading("read what was signed", error).at(path, at))
+            .map_err(|error| ErrorKind::from_read_error("read what was signed", error).at(path, at))
     };
     let mut digest = Context::new(&SHA256);
     digest.update(signed.index);
@@ -134,18 +134,18 @@ pub(super) fn check(
         return Err(ErrorKind::Invalid("the signature's place").at(path, place.offset));
     };
     let covered = usize::try_from(covered).unwrap_or(usize::MAX);
-    let behind = signed.behind.get(..covered).unwrap_or(signed.behind);
-    digest.update(behind);
-    let mut at = header.index_end + behind.len() as u64;
+    let trailer = signed.trailer.get(..covered).unwrap_or(signed.trailer);
+    digest.update(trailer);
+    let mut at = header.index_end + trailer.len() as u64;
     let mut buffer = Vec::new();
     while at < place.offset {
-        let length = (place.offset - at).min(PIECE);
+        let length = (place.offset - at).min(BUFFER_LEN);
         buffer.resize(usize::try_from(length).unwrap_or_default(), 0);
         read(&mut buffer, at)?;
         digest.update(&buffer);
         at += length;
     }
-    let mut signature = [0; SIGNATURE];
+    let mut signature = [0; SIGNATURE_LEN];
     read(&mut signature, place.offset)?;
 
     let digest = digest.finish();
@@ -172,7 +172,7 @@ mod tests {
         -----END PUBLIC KEY-----\n";
 
     #[test]
-    fn a_key_in_every_form() {
+    fn keys_are_parsed_in_every_form() {
         let upper = HEX.to_uppercase();
         let lines = format!("{HEX}\n");
         let forms: [&[u8]; 5] =
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn other_files_are_no_keys() {
+    fn other_files_are_rejected() {
         let private = PEM.replace("PUBLIC", "PRIVATE");
         for (content, error) in [
             (&b""[..], VerifyKeyError::UnknownFormat),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_is_of_one_key_over_one_digest() {
+    fn signatures_match_one_key_and_digest() {
         let pair = Ed25519KeyPair::generate().unwrap();
         let key = VerifyKey(pair.public_key().as_ref().try_into().unwrap());
         let signature = pair.sign(b"digest");

@@ -14,11 +14,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use quick_cache::sync::Cache;
 
 use super::error::Error;
-use super::faults::{Fault, Found};
+use super::faults::{Fault, FaultCollector};
 use super::header::Extent;
-use super::index::{Content, Located, Page, PageRef};
-use super::pages::PageId;
-use super::parents::InParent;
+use super::index::{Content, IndexPage, LocatedBlock, PageRef};
+use super::page_cache::PageId;
+use super::parent_index::ParentBlock;
 use super::{Block, BlockHash, Snapshot, StreamKind};
 
 /// Maximum number of blocks that a thread takes from the cursor at a time.
@@ -26,10 +26,10 @@ const BATCH_BLOCKS: usize = 256;
 /// Number of stream bytes after which a batch ends.
 const BATCH_BYTES: u64 = 1 << 20;
 /// Number of ranges of faults at which the faults are reported; some 400 bytes each.
-const MAX_GATHERED: usize = 1 << 16;
+const MAX_PENDING_RANGES: usize = 1 << 16;
 /// Maximum number of stored copies whose result is cached for other blocks that share them, some
 /// 100 bytes each. Copies that were evicted are decoded again.
-const MAX_COPIES: u64 = 1 << 19;
+const MAX_CACHED_COPIES: u64 = 1 << 19;
 
 const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
 
@@ -98,7 +98,7 @@ impl Snapshot {
         progress: &VerifyProgress,
         mut report: impl FnMut(Fault),
     ) -> VerifyStats {
-        let check = Check::new(self, progress);
+        let check = Verification::new(self, progress);
         loop {
             check.round(threads);
             let is_done = check.lock(&check.cursor).is_done;
@@ -115,11 +115,11 @@ impl Snapshot {
 }
 
 /// State of one verification of one snapshot.
-struct Check<'a> {
+struct Verification<'a> {
     snapshot: &'a Snapshot,
     progress: &'a VerifyProgress,
     cursor: Mutex<Cursor>,
-    found: Mutex<Found>,
+    found: Mutex<FaultCollector>,
     copies: Cache<StoredCopy, Result<(), Arc<Error>>>,
 }
 
@@ -136,19 +136,19 @@ struct StoredCopy {
 }
 
 /// Positions of consecutive blocks on a page.
-struct Batch {
+struct BlockBatch {
     id: PageId,
-    page: Arc<Page>,
+    page: Arc<IndexPage>,
     positions: Range<usize>,
 }
 
-impl<'a> Check<'a> {
+impl<'a> Verification<'a> {
     fn new(snapshot: &'a Snapshot, progress: &'a VerifyProgress) -> Self {
         let own = snapshot.chain.first();
         let blocks: u64 =
             own.map_or(0, |own| STREAMS.iter().map(|&stream| own.block_count(stream)).sum());
         // Twice the number of blocks, since the cache's shards don't fill evenly.
-        let copies = (2 * blocks + 1024).min(MAX_COPIES);
+        let copies = (2 * blocks + 1024).min(MAX_CACHED_COPIES);
         Self {
             snapshot,
             progress,
@@ -194,26 +194,26 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn note_unnumbered(&self, batch: &Batch, position: usize) {
+    fn note_unnumbered(&self, batch: &BlockBatch, position: usize) {
         if let Some(range) = batch.page.range(position)
             && let Some(own) = self.snapshot.chain.first()
         {
             let stream = batch.id.stream;
-            let error = own.uncovered(stream, range.start);
+            let error = own.uncovered_error(stream, range.start);
             self.note(stream, range, 1, Err(Arc::new(error)));
         }
     }
 
     /// Checks a block on the page `id`. A block that is referenced by offset is checked in parts:
     /// the ancestors' blocks that cover its range.
-    fn block(&self, id: PageId, located: Located, seen: &mut VerifyStats) {
+    fn block(&self, id: PageId, located: LocatedBlock, seen: &mut VerifyStats) {
         if located.entry.content == Content::InParent {
             seen.in_parents += 1;
         }
         let mut part = VerifyStats { zeros: 1, ..VerifyStats::default() };
         let mut at = located.start;
         while at < located.end() {
-            let (end, verdict) = match self.snapshot.follow_or_end(id, located, at) {
+            let (end, verdict) = match self.snapshot.follow_with_end(id, located, at) {
                 Ok(block) => (block.end(), self.part(&block, &mut part)),
                 Err((error, end)) => (end, Err(Arc::new(error))),
             };
@@ -231,12 +231,12 @@ impl<'a> Check<'a> {
     /// `seen.shared` if it shares a stored copy with a block that was checked before.
     fn part(&self, block: &Block, seen: &mut VerifyStats) -> Result<(), Arc<Error>> {
         let (archive, block) = match block.located.entry.content {
-            Content::InParent if block.is_undecided => {
+            Content::InParent if block.is_ambiguous => {
                 seen.zeros = 0;
                 return Ok(self.snapshot.read_block(block).map(drop)?);
             }
             Content::InParent => {
-                let InParent { archive, block } = self.snapshot.find_in_parents(block, true)?;
+                let ParentBlock { archive, block } = self.snapshot.find_in_parents(block, true)?;
                 (archive, block)
             }
             _ => (block.archive, block.located),
@@ -265,10 +265,10 @@ impl<'a> Check<'a> {
     }
 
     /// Returns the next blocks, or `None` if it is time to pause or all blocks are taken.
-    fn next_batch(&self) -> Option<Batch> {
+    fn next_batch(&self) -> Option<BlockBatch> {
         let mut cursor = self.lock(&self.cursor);
         loop {
-            if self.progress.is_stopped() || self.lock(&self.found).ranges >= MAX_GATHERED {
+            if self.progress.is_stopped() || self.lock(&self.found).ranges >= MAX_PENDING_RANGES {
                 return None;
             }
             if let Some(batch) = cursor.batch_of_page() {
@@ -358,12 +358,12 @@ struct Cursor {
     /// Number of the next page.
     page: usize,
     /// Page that is being divided into batches, and the next position on it.
-    loaded: Option<(PageId, Arc<Page>, usize)>,
+    loaded: Option<(PageId, Arc<IndexPage>, usize)>,
     is_done: bool,
 }
 
 impl Cursor {
-    fn batch_of_page(&mut self) -> Option<Batch> {
+    fn batch_of_page(&mut self) -> Option<BlockBatch> {
         let (id, page, position) = self.loaded.as_mut()?;
         let (start, mut bytes) = (*position, 0);
         while bytes < BATCH_BYTES
@@ -373,7 +373,7 @@ impl Cursor {
             bytes += range.end - range.start;
             *position += 1;
         }
-        let batch = Batch { id: *id, page: Arc::clone(page), positions: start..*position };
+        let batch = BlockBatch { id: *id, page: Arc::clone(page), positions: start..*position };
         if batch.positions.is_empty() {
             self.loaded = None;
             return None;

@@ -9,12 +9,12 @@ use std::sync::Mutex;
 
 use super::BlockHash;
 use super::header::Extent;
-use super::index::{Content, Entry};
+use super::index::{Content, IndexEntry};
 
 /// Ratio of decoded to stored length above which a block may be zeros.
 const SUSPICIOUS_RATIO: u64 = 64;
 /// Stored length that compression may produce for zeros of any length, in bytes.
-const SMALLEST_STORED: u64 = 64;
+const MIN_STORED_ALLOWANCE: u64 = 64;
 /// Maximum number of zero bytes that are hashed for one snapshot. Packers use few lengths for runs
 /// of zeros; an archive that lists thousands of large ones must not keep a core busy. Blocks of
 /// further lengths are read like any other.
@@ -23,25 +23,25 @@ const MAX_HASHED: u64 = 1 << 30;
 /// Hashes of zeros, by length.
 #[derive(Debug, Default)]
 pub(super) struct ZeroHashes {
-    known: Mutex<Known>,
+    known: Mutex<HashedLengths>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct HashedLengths {
     by_length: HashMap<u32, BlockHash>,
     hashed: u64,
 }
 
 impl ZeroHashes {
     /// Returns true if the block stored at `place` is zeros, judged by its hash alone.
-    pub(super) fn are_stored(&self, place: Extent, length: u32, hash: &BlockHash) -> bool {
-        let at_most = SMALLEST_STORED + u64::from(length) / SUSPICIOUS_RATIO;
+    pub(super) fn is_stored_zeros(&self, place: Extent, length: u32, hash: &BlockHash) -> bool {
+        let at_most = MIN_STORED_ALLOWANCE + u64::from(length) / SUSPICIOUS_RATIO;
         let suspicious = u64::from(place.length) <= at_most;
         suspicious && hash.is_present() && Some(*hash) == self.hash(length)
     }
 
     /// Returns true if a block that claims to be zeros has their hash or none.
-    pub(super) fn may_have(&self, hash: &BlockHash, length: u32) -> bool {
+    pub(super) fn is_consistent(&self, hash: &BlockHash, length: u32) -> bool {
         !hash.is_present() || Some(*hash) == self.hash(length)
     }
 
@@ -49,7 +49,7 @@ impl ZeroHashes {
     ///
     /// A run of zeros is cut into blocks of one length, so only lengths that occur at least twice
     /// are hashed. Zeros missed that way are read from the parent.
-    pub(super) fn mark_parents_zeros(&self, entries: &mut [Entry], starts: &[u64]) {
+    pub(super) fn mark_parents_zeros(&self, entries: &mut [IndexEntry], starts: &[u64]) {
         let length_of = |position: usize| {
             let start = starts.get(position)?;
             u32::try_from(starts.get(position + 1)?.checked_sub(*start)?).ok()
@@ -73,7 +73,7 @@ impl ZeroHashes {
     /// Returns true if a block that lives in a parent is zeros, judged by its hash.
     ///
     /// Hashes `length` zeros, so call it only for blocks that are likely to be zeros.
-    pub(super) fn are_in_parent(&self, entry: &Entry, length: u32) -> bool {
+    pub(super) fn is_zeros_in_parent(&self, entry: &IndexEntry, length: u32) -> bool {
         entry.content == Content::InParent && Some(entry.hash) == self.hash(length)
     }
 
@@ -110,30 +110,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_are_known_by_hash_and_length() {
+    fn stored_zeros_are_detected_by_hash_and_length() {
         let zeros = ZeroHashes::default();
         let place = Extent { offset: 4096, length: 20 };
         let hash = BlockHash(*blake3::hash(&vec![0; 100_000]).as_bytes());
-        assert!(zeros.are_stored(place, 100_000, &hash));
-        assert!(!zeros.are_stored(place, 100_001, &hash));
-        assert!(!zeros.are_stored(place, 100_000, &BlockHash([0; 32])));
+        assert!(zeros.is_stored_zeros(place, 100_000, &hash));
+        assert!(!zeros.is_stored_zeros(place, 100_001, &hash));
+        assert!(!zeros.is_stored_zeros(place, 100_000, &BlockHash([0; 32])));
         // 64 bytes plus a 64th of the length.
         let of = |length| Extent { length, ..place };
-        assert!(zeros.are_stored(of(64 + 1562), 100_000, &hash));
-        assert!(!zeros.are_stored(of(64 + 1563), 100_000, &hash));
+        assert!(zeros.is_stored_zeros(of(64 + 1562), 100_000, &hash));
+        assert!(!zeros.is_stored_zeros(of(64 + 1563), 100_000, &hash));
     }
 
     #[test]
-    fn what_is_said_to_be_zeros_has_their_hash_or_none() {
+    fn claimed_zeros_have_the_zero_hash_or_none() {
         let zeros = ZeroHashes::default();
-        assert!(zeros.may_have(&BlockHash::NONE, 5));
-        assert!(zeros.may_have(&hash_zeros(5), 5));
-        assert!(!zeros.may_have(&hash_zeros(5), 6) && !zeros.may_have(&BlockHash([1; 32]), 5));
+        assert!(zeros.is_consistent(&BlockHash::NONE, 5));
+        assert!(zeros.is_consistent(&hash_zeros(5), 5));
+        assert!(
+            !zeros.is_consistent(&hash_zeros(5), 6) && !zeros.is_consistent(&BlockHash([1; 32]), 5)
+        );
     }
 
     #[test]
-    fn zeros_of_a_parent_are_those_with_the_hash_of_a_length_that_occurs_twice() {
-        let in_parent = |hash| Entry { content: Content::InParent, hash };
+    fn parent_zeros_are_marked_if_their_length_occurs_twice() {
+        let in_parent = |hash| IndexEntry { content: Content::InParent, hash };
         let place = Extent { offset: 4096, length: 9000 };
         let stored = Content::Stored { place, checksum: 0 };
         let other = BlockHash([1; 32]);
@@ -144,12 +146,12 @@ mod tests {
             (300, in_parent(hash_zeros(300)), true),
             (300, in_parent(hash_zeros(300)), true),
             (300, in_parent(hash_zeros(100)), false),
-            (100, Entry { content: stored, hash: hash_zeros(100) }, false),
+            (100, IndexEntry { content: stored, hash: hash_zeros(100) }, false),
         ];
         let zeros = ZeroHashes::default();
         for (length, entry, _) in &blocks {
             let has_hash = entry.content == Content::InParent && entry.hash == hash_zeros(*length);
-            assert_eq!(zeros.are_in_parent(entry, *length), has_hash, "{entry:?}");
+            assert_eq!(zeros.is_zeros_in_parent(entry, *length), has_hash, "{entry:?}");
         }
         let mut entries = blocks.map(|(_, entry, _)| entry);
         let mut starts = vec![1000];
@@ -162,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn zeros_without_end_are_not_hashed() {
+    fn hashing_of_zeros_is_limited() {
         let zeros = ZeroHashes::default();
         let all = u32::try_from(MAX_HASHED).unwrap();
         assert!(zeros.hash(all).is_some() && zeros.hash(5).is_some());

@@ -18,7 +18,7 @@ use crate::support::{archive, wait_until};
 /// Length of a block, in bytes.
 pub(super) const BLOCK: usize = 64 * 1024;
 /// Bytes that are verified together.
-const GROUP: usize = storage::GROUP as usize;
+const GROUP: usize = storage::GROUP_LEN as usize;
 
 fn with(digests: Digests) -> OpenOptions {
     OpenOptions { digests: Some(Arc::new(digests)), ..OpenOptions::default() }

@@ -19,7 +19,7 @@ const BLOCK: usize = 64 * 1024;
 const BLOCKS: u64 = 256;
 /// The block that the writer forges.
 const FORGED: u64 = 20;
-const GROUP: usize = hexz_reader::storage::GROUP as usize;
+const GROUP: usize = hexz_reader::storage::GROUP_LEN as usize;
 
 /// Maps the file, shared, makes all its pages dirty, and then copies ranges of another file into
 /// it, one for each line of its input.

@@ -28,42 +28,42 @@ impl ReadCounters {
 /// Storage wrapper that counts reads, including failed ones.
 #[derive(Debug)]
 pub(crate) struct CountedStorage {
-    source: Arc<dyn Storage>,
+    inner: Arc<dyn Storage>,
     counters: Arc<ReadCounters>,
 }
 
 impl CountedStorage {
-    pub(crate) fn new(source: Arc<dyn Storage>, counters: Arc<ReadCounters>) -> Self {
-        Self { source, counters }
+    pub(crate) fn new(inner: Arc<dyn Storage>, counters: Arc<ReadCounters>) -> Self {
+        Self { inner, counters }
     }
 }
 
 impl Storage for CountedStorage {
     fn length(&self) -> u64 {
-        self.source.length()
+        self.inner.length()
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.counters.count.fetch_add(1, Relaxed);
-        self.source.read_exact_at(buffer, offset)?;
+        self.inner.read_exact_at(buffer, offset)?;
         self.counters.bytes.fetch_add(buffer.len() as u64, Relaxed);
         Ok(())
     }
 
     fn is_current(&self) -> bool {
-        self.source.is_current()
+        self.inner.is_current()
     }
 
     fn stamp(&self) -> Option<FileStamp> {
-        self.source.stamp()
+        self.inner.stamp()
     }
 
     fn verified_blake3(&self) -> Option<[u8; 32]> {
-        self.source.verified_blake3()
+        self.inner.verified_blake3()
     }
 
     fn file_id(&self) -> Option<FileId> {
-        self.source.file_id()
+        self.inner.file_id()
     }
 }
 
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_are_counted_and_the_bytes_of_those_that_succeed() {
+    fn all_reads_and_successful_bytes_are_counted() {
         let reads = Arc::new(ReadCounters::default());
         let memory: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(*b"0123456789"));
         let counted = CountedStorage::new(memory, Arc::clone(&reads));

@@ -16,9 +16,9 @@ use blake3::hazmat::{
 use super::Storage;
 
 /// Number of bytes that a thread takes at a time.
-const SHARE: u64 = 8 * 1024 * 1024;
+const TASK_BYTES: u64 = 8 * 1024 * 1024;
 /// Number of bytes that are read at a time.
-const PIECE: usize = 256 * 1024;
+const BUFFER_LEN: usize = 256 * 1024;
 /// Niceness of the hashing threads. Hashing an archive isn't urgent, and clients are being served
 /// meanwhile.
 const NICE: i32 = 10;
@@ -28,14 +28,14 @@ const NICE: i32 = 10;
 ///
 /// # Errors
 /// A part of the storage can't be read.
-pub fn blake3(storage: &dyn Storage) -> io::Result<[u8; 32]> {
-    Ok(Units::of(storage, SHARE)?.root())
+pub(crate) fn blake3(storage: &dyn Storage) -> io::Result<[u8; 32]> {
+    Ok(SubtreeHashes::of(storage, TASK_BYTES)?.root())
 }
 
 /// Chaining values of a storage, one for each unit.
 #[derive(Debug)]
-pub(super) struct Units {
-    /// Length of a unit in bytes: a power of two, and at most [`SHARE`].
+pub(super) struct SubtreeHashes {
+    /// Length of a unit in bytes: a power of two, and at most [`TASK_BYTES`].
     unit: u64,
     /// Chaining value of each unit, in order. Empty if there is at most one unit, which has no
     /// chaining value because it is the root.
@@ -44,7 +44,7 @@ pub(super) struct Units {
     root: [u8; 32],
 }
 
-impl Units {
+impl SubtreeHashes {
     /// Hashes all of `storage`. Memory is one buffer of 256 KiB per thread, and 32 bytes for each
     /// unit.
     pub(super) fn of(storage: &dyn Storage, unit: u64) -> io::Result<Self> {
@@ -55,9 +55,10 @@ impl Units {
             let root = *hasher.finalize().as_bytes();
             return Ok(Self { unit, values: Vec::new(), root });
         }
-        let values = values(storage, unit)?;
-        let (left, right) = values.split_at(left_of(values.len()));
-        let root = *merge_subtrees_root(&merge(left), &merge(right), Mode::Hash).as_bytes();
+        let values = hash_units(storage, unit)?;
+        let (left, right) = values.split_at(left_subtree_count(values.len()));
+        let root = *merge_subtrees_root(&merge_subtrees(left), &merge_subtrees(right), Mode::Hash)
+            .as_bytes();
         Ok(Self { unit, values, root })
     }
 
@@ -84,7 +85,7 @@ impl Units {
 }
 
 /// Computes the chaining values of a storage of more than one unit.
-fn values(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
+fn hash_units(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
     let length = storage.length();
     let count = usize::try_from(length.div_ceil(unit)).unwrap_or(usize::MAX);
     let values = Mutex::new(vec![ChainingValue::default(); count]);
@@ -100,7 +101,7 @@ fn values(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
         }
         Ok(())
     };
-    let per_share = SHARE / unit;
+    let per_share = TASK_BYTES / unit;
     let work = || {
         let mut buffer = Vec::new();
         while !has_failed.load(Ordering::Relaxed) {
@@ -116,7 +117,7 @@ fn values(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
         }
         Ok(())
     };
-    let shares = usize::try_from(length.div_ceil(SHARE)).unwrap_or(usize::MAX);
+    let shares = usize::try_from(length.div_ceil(TASK_BYTES)).unwrap_or(usize::MAX);
     on_all_cores(shares, &work)?;
     Ok(values.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
@@ -125,7 +126,7 @@ fn values(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
 fn on_all_cores(most: usize, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(most);
     std::thread::scope(|scope| {
-        let nicely = || {
+        let low_priority_work = || {
             // On Linux, the niceness applies to the calling thread only.
             if let Err(error) = rustix::process::nice(NICE) {
                 tracing::debug!("hashing threads keep their priority: {error}");
@@ -134,7 +135,10 @@ fn on_all_cores(most: usize, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::
         };
         let threads: Vec<_> = (0..cores)
             .map_while(|_| {
-                std::thread::Builder::new().name("hash".to_owned()).spawn_scoped(scope, nicely).ok()
+                std::thread::Builder::new()
+                    .name("hash".to_owned())
+                    .spawn_scoped(scope, low_priority_work)
+                    .ok()
             })
             .collect();
         // If no thread can be spawned, the calling thread does the work.
@@ -156,7 +160,7 @@ fn hash_range(
 ) -> io::Result<()> {
     let mut at = range.start;
     while at < range.end {
-        let length = usize::try_from(range.end - at).unwrap_or(PIECE).min(PIECE);
+        let length = usize::try_from(range.end - at).unwrap_or(BUFFER_LEN).min(BUFFER_LEN);
         if buffer.len() < length {
             buffer.resize(length, 0);
         }
@@ -169,20 +173,20 @@ fn hash_range(
 }
 
 /// Merges adjacent subtrees into one chaining value.
-fn merge(values: &[ChainingValue]) -> ChainingValue {
+fn merge_subtrees(values: &[ChainingValue]) -> ChainingValue {
     match values {
         [] => ChainingValue::default(),
         [value] => *value,
         values => {
-            let (left, right) = values.split_at(left_of(values.len()));
-            merge_subtrees_non_root(&merge(left), &merge(right), Mode::Hash)
+            let (left, right) = values.split_at(left_subtree_count(values.len()));
+            merge_subtrees_non_root(&merge_subtrees(left), &merge_subtrees(right), Mode::Hash)
         }
     }
 }
 
 /// Returns the number of subtrees in the left half: the largest power of two that leaves at least
 /// one for the right half.
-fn left_of(subtrees: usize) -> usize {
+fn left_subtree_count(subtrees: usize) -> usize {
     subtrees.div_ceil(2).next_power_of_two()
 }
 
@@ -199,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_the_blake3_of_all_bytes() {
+    fn parallel_hash_equals_blake3() {
         const UNIT: u64 = 256 * 1024;
         for length in [
             0,
@@ -209,21 +213,21 @@ mod tests {
             UNIT,
             UNIT + 1,
             3 * UNIT,
-            SHARE - 1,
-            SHARE,
-            SHARE + 1,
-            2 * SHARE,
-            3 * SHARE,
-            3 * SHARE + 1025,
-            4 * SHARE + 1,
-            5 * SHARE,
-            6 * SHARE + 77,
+            TASK_BYTES - 1,
+            TASK_BYTES,
+            TASK_BYTES + 1,
+            2 * TASK_BYTES,
+            3 * TASK_BYTES,
+            3 * TASK_BYTES + 1025,
+            4 * TASK_BYTES + 1,
+            5 * TASK_BYTES,
+            6 * TASK_BYTES + 77,
         ] {
             let bytes = noise(length);
             let expected = *blake3::hash(&bytes).as_bytes();
             let storage: Arc<[u8]> = Arc::from(bytes);
             assert_eq!(blake3(&storage).unwrap(), expected, "{length}");
-            assert_eq!(Units::of(&storage, UNIT).unwrap().root(), expected, "{length}");
+            assert_eq!(SubtreeHashes::of(&storage, UNIT).unwrap().root(), expected, "{length}");
         }
     }
 
@@ -250,8 +254,8 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_can_not_be_read_is_an_error() {
-        for (length, bad) in [(10, 9), (5 * SHARE, 0), (5 * SHARE, 5 * SHARE - 1)] {
+    fn read_errors_are_returned() {
+        for (length, bad) in [(10, 9), (5 * TASK_BYTES, 0), (5 * TASK_BYTES, 5 * TASK_BYTES - 1)] {
             let error = blake3(&Broken { length, bad }).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::NotSeekable);
         }

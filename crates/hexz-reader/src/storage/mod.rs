@@ -12,9 +12,10 @@ use std::sync::Arc;
 pub(crate) use counted::CountedStorage;
 pub use counted::ReadCounters;
 pub use file::{FileId, FileStamp, FileStorage};
-pub use hash::blake3;
-pub use tree::{GROUP, HashTree, TreeBudget, TreeError};
-pub use verified::{Mismatch, RecentGroups, VerifiedStorage};
+pub(crate) use hash::blake3;
+pub use tree::GROUP_LEN;
+pub(crate) use tree::{HashTree, TreeBudget, TreeError};
+pub(crate) use verified::{GroupCache, Mismatch, VerifiedStorage};
 
 /// A read-only source of bytes with random access.
 ///

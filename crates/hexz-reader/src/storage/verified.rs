@@ -7,7 +7,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::tree::{GROUP, HashTree};
+use super::tree::{GROUP_LEN, HashTree};
 use super::{FileId, FileStamp, Storage};
 use crate::cache::bounded;
 
@@ -17,15 +17,15 @@ use crate::cache::bounded;
 /// it. Reading a part of a group reads and hashes the whole group. Recently read groups are kept,
 /// since subsequent reads mostly hit the same group.
 #[derive(Debug)]
-pub struct VerifiedStorage {
+pub(crate) struct VerifiedStorage {
     source: Arc<dyn Storage>,
     tree: Arc<HashTree>,
-    recent: Arc<RecentGroups>,
+    recent: Arc<GroupCache>,
 }
 
 /// Cache of recently verified groups, shared by all storages.
 #[derive(Debug)]
-pub struct RecentGroups {
+pub(crate) struct GroupCache {
     groups: Cache<Key, Bytes, Length>,
 }
 
@@ -45,17 +45,17 @@ impl Weighter<Key, Bytes> for Length {
     }
 }
 
-impl RecentGroups {
+impl GroupCache {
     /// Creates a cache of `bytes` bytes.
-    pub fn new(bytes: u64) -> Arc<Self> {
-        Arc::new(Self { groups: bounded(bytes, GROUP, bytes.max(GROUP), Length) })
+    pub(crate) fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Self { groups: bounded(bytes, GROUP_LEN, bytes.max(GROUP_LEN), Length) })
     }
 }
 
 /// Error inside an [`io::Error`] for a rejected read: the bytes differ from those that were hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the {length} bytes at byte {start} are not those that were hashed")]
-pub struct Mismatch {
+pub(crate) struct Mismatch {
     /// Start offset of the group, in bytes.
     pub start: u64,
     /// Length of the group, in bytes.
@@ -64,7 +64,7 @@ pub struct Mismatch {
 
 impl Mismatch {
     /// Returns the mismatch inside an error, if there is one.
-    pub fn of(error: &io::Error) -> Option<Self> {
+    pub(crate) fn of(error: &io::Error) -> Option<Self> {
         error.get_ref()?.downcast_ref().copied()
     }
 }
@@ -77,14 +77,18 @@ impl From<Mismatch> for io::Error {
 
 impl VerifiedStorage {
     /// Creates a storage that verifies reads of `source` against `tree`.
-    pub fn new(source: Arc<dyn Storage>, tree: Arc<HashTree>, recent: Arc<RecentGroups>) -> Self {
+    pub(crate) fn new(
+        source: Arc<dyn Storage>,
+        tree: Arc<HashTree>,
+        recent: Arc<GroupCache>,
+    ) -> Self {
         Self { source, tree, recent }
     }
 
     /// Fills `buffer` from within one group, starting `skipped` bytes behind its start.
     fn read_part(&self, group: u64, buffer: &mut [u8], skipped: u64) -> io::Result<()> {
-        let start = group * GROUP;
-        let length = (self.tree.length() - start).min(GROUP);
+        let start = group * GROUP_LEN;
+        let length = (self.tree.length() - start).min(GROUP_LEN);
         if buffer.len() as u64 == length {
             return self.read_group(group, buffer);
         }
@@ -103,7 +107,7 @@ impl VerifiedStorage {
 
     /// Fills `buffer` with a whole group and verifies it.
     fn read_group(&self, group: u64, buffer: &mut [u8]) -> io::Result<()> {
-        let start = group * GROUP;
+        let start = group * GROUP_LEN;
         let mismatch = Mismatch { start, length: buffer.len() as u64 };
         match self.source.read_exact_at(buffer, start) {
             // These bytes existed when the storage was hashed, so their absence is a mismatch.
@@ -133,8 +137,8 @@ impl Storage for VerifiedStorage {
         }
         let (mut left, mut at) = (buffer, offset);
         while !left.is_empty() {
-            let (group, skipped) = (at / GROUP, at % GROUP);
-            let count = usize::try_from(GROUP - skipped).unwrap_or_default().min(left.len());
+            let (group, skipped) = (at / GROUP_LEN, at % GROUP_LEN);
+            let count = usize::try_from(GROUP_LEN - skipped).unwrap_or_default().min(left.len());
             let (part, rest) = left.split_at_mut(count);
             self.read_part(group, part, skipped)?;
             left = rest;
@@ -205,7 +209,7 @@ mod tests {
             let reads = Arc::new(ReadCounters::default());
             let source: Arc<dyn Storage> = Arc::<Memory>::clone(&memory);
             let source = Arc::new(CountedStorage::new(source, Arc::clone(&reads)));
-            let recent = RecentGroups::new(recent);
+            let recent = GroupCache::new(recent);
             let verified = VerifiedStorage::new(source, Arc::new(tree), recent);
             Self { bytes, memory, reads, verified }
         }
@@ -221,15 +225,15 @@ mod tests {
 
     #[test]
     fn reads_are_exact_across_groups() {
-        let length = 3 * GROUP + 100;
-        let setting = Setting::new(length, 8 * GROUP);
+        let length = 3 * GROUP_LEN + 100;
+        let setting = Setting::new(length, 8 * GROUP_LEN);
         for (at, count) in [
             (0, 1),
-            (GROUP - 1, 2),
-            (10, 2 * GROUP),
+            (GROUP_LEN - 1, 2),
+            (10, 2 * GROUP_LEN),
             (0, length),
-            (GROUP, GROUP),
-            (3 * GROUP, 100),
+            (GROUP_LEN, GROUP_LEN),
+            (3 * GROUP_LEN, 100),
             (length - 1, 1),
             (length, 0),
         ] {
@@ -243,15 +247,16 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_was_changed_is_an_error_and_the_others_are_read() {
-        let length = 3 * GROUP + 100;
+    fn changed_groups_fail_and_others_are_read() {
+        let length = 3 * GROUP_LEN + 100;
         // The cache is empty, so each read shows the current bytes.
         let setting = Setting::new(length, 0);
         for changed in [0, 2, 3] {
-            let at = changed * GROUP + 50;
+            let at = changed * GROUP_LEN + 50;
             setting.memory.0.lock().unwrap()[size(at)] ^= 1;
             for group in 0..4 {
-                let (start, count) = (group * GROUP, (length - group * GROUP).min(GROUP));
+                let (start, count) =
+                    (group * GROUP_LEN, (length - group * GROUP_LEN).min(GROUP_LEN));
                 let expected = &setting.bytes[size(start)..size(start + count)];
                 let mismatch = Some(Mismatch { start, length: count });
                 let (part, whole) = (setting.read(start + 7, 3), setting.read(start, size(count)));
@@ -267,30 +272,30 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_changed_group_is_left_in_the_buffer() {
-        let setting = Setting::new(2 * GROUP, 0);
+    fn buffer_is_cleared_on_a_mismatch() {
+        let setting = Setting::new(2 * GROUP_LEN, 0);
         setting.memory.0.lock().unwrap()[0] ^= 1;
-        let mut buffer = vec![0xa5; size(GROUP)];
+        let mut buffer = vec![0xa5; size(GROUP_LEN)];
         assert!(setting.verified.read_exact_at(&mut buffer, 0).is_err());
         assert!(buffer.iter().all(|&byte| byte == 0));
     }
 
     #[test]
-    fn a_storage_that_became_shorter_is_a_mismatch() {
-        let setting = Setting::new(2 * GROUP, 0);
-        setting.memory.0.lock().unwrap().truncate(size(GROUP) + 10);
+    fn truncated_storage_is_a_mismatch() {
+        let setting = Setting::new(2 * GROUP_LEN, 0);
+        setting.memory.0.lock().unwrap().truncate(size(GROUP_LEN) + 10);
         assert!(setting.read(0, 10).is_ok());
-        assert!(matches!(setting.read(GROUP, 5), Err(Some(_))));
+        assert!(matches!(setting.read(GROUP_LEN, 5), Err(Some(_))));
     }
 
     #[test]
-    fn it_is_the_file_that_is_behind_it() {
+    fn stamp_and_currency_are_those_of_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, b"0123456789").unwrap();
         let file: Arc<dyn Storage> = Arc::new(FileStorage::open(&path).unwrap());
         let tree = Arc::new(HashTree::of(file.as_ref(), &TreeBudget::new(99)).unwrap());
-        let recent = RecentGroups::new(0);
+        let recent = GroupCache::new(0);
         let verified = VerifiedStorage::new(Arc::clone(&file), tree, recent);
         assert!(verified.stamp().is_some() && verified.stamp() == file.stamp());
         assert_eq!(verified.verified_blake3(), Some(*blake3::hash(b"0123456789").as_bytes()));
@@ -319,30 +324,30 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_read_has_not_been_changed() {
+    fn read_errors_are_not_mismatches() {
         let sound: Arc<[u8]> = Arc::from(*b"0123456789");
         let tree = Arc::new(HashTree::of(&sound, &TreeBudget::new(99)).unwrap());
-        let verified = VerifiedStorage::new(Arc::new(Broken), tree, RecentGroups::new(0));
+        let verified = VerifiedStorage::new(Arc::new(Broken), tree, GroupCache::new(0));
         let error = verified.read_exact_at(&mut [0; 3], 1).unwrap_err();
         assert_eq!((error.kind(), Mismatch::of(&error)), (io::ErrorKind::TimedOut, None));
     }
 
     #[test]
-    fn groups_that_were_read_lately_are_kept_within_bounds() {
-        let setting = Setting::new(64 * GROUP, 8 * GROUP);
+    fn group_cache_is_bounded() {
+        let setting = Setting::new(64 * GROUP_LEN, 8 * GROUP_LEN);
         for at in 0..8 {
             setting.read(at * 1000, 1000).unwrap();
         }
         assert_eq!(setting.reads.count(), 1);
         for group in 0..64 {
-            setting.read(group * GROUP, 10).unwrap();
+            setting.read(group * GROUP_LEN, 10).unwrap();
         }
         assert!(setting.verified.recent.groups.len() <= 8);
         // Cached groups have been verified.
         setting.memory.0.lock().unwrap().fill(0);
         for group in 0..64 {
-            if let Ok(bytes) = setting.read(group * GROUP, 10) {
-                let start = size(group * GROUP);
+            if let Ok(bytes) = setting.read(group * GROUP_LEN, 10) {
+                let start = size(group * GROUP_LEN);
                 assert_eq!(bytes, setting.bytes[start..start + 10]);
             }
         }

@@ -15,7 +15,7 @@ const MAX_REMEMBERED: usize = (1 << 21) / 8 * 7;
 
 /// Set of stored copies, or a sample of it.
 #[derive(Debug)]
-pub(super) struct Copies {
+pub(super) struct DistinctCopies {
     /// Stored length by file offset.
     remembered: HashMap<u64, u32>,
     /// Binary logarithm of the sampling ratio: one of 2^`sampling` copies is in the sample.
@@ -31,13 +31,13 @@ pub(super) struct CopyTotals {
     pub(super) is_estimate: bool,
 }
 
-impl Default for Copies {
+impl Default for DistinctCopies {
     fn default() -> Self {
         Self::remembering(MAX_REMEMBERED)
     }
 }
 
-impl Copies {
+impl DistinctCopies {
     fn remembering(limit: usize) -> Self {
         Self { remembered: HashMap::new(), sampling: 0, limit }
     }
@@ -58,7 +58,7 @@ impl Copies {
         }
     }
 
-    pub(super) fn distinct(&self) -> CopyTotals {
+    pub(super) fn totals(&self) -> CopyTotals {
         let scaled = |count: u64| count.saturating_mul(1 << self.sampling.min(63));
         CopyTotals {
             copies: scaled(self.remembered.len() as u64),
@@ -69,11 +69,11 @@ impl Copies {
 }
 
 fn is_sampled(offset: u64, sampling: u32) -> bool {
-    mixed(offset).leading_zeros() >= sampling
+    mix(offset).leading_zeros() >= sampling
 }
 
 /// Spreads numbers that lie close together (the finalizer of splitmix64).
-fn mixed(number: u64) -> u64 {
+fn mix(number: u64) -> u64 {
     let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     number ^ (number >> 31)
@@ -84,18 +84,18 @@ mod tests {
     use super::*;
 
     fn of(limit: usize, count: u64) -> CopyTotals {
-        let mut copies = Copies::remembering(limit);
+        let mut copies = DistinctCopies::remembering(limit);
         for round in 0..2 {
             for number in 0..count {
                 copies.add(Extent { offset: 4096 + number * 1000, length: 500 });
             }
             assert!(copies.remembered.len() <= limit, "round {round}");
         }
-        copies.distinct()
+        copies.totals()
     }
 
     #[test]
-    fn few_are_counted_and_many_are_estimated() {
+    fn few_copies_are_counted_and_many_are_estimated() {
         assert_eq!(of(1000, 999), CopyTotals { copies: 999, bytes: 499_500, is_estimate: false });
         let many = of(20_000, 300_000);
         assert!(many.is_estimate);

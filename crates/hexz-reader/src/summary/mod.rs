@@ -7,29 +7,29 @@
 //! as for reading, with its own limit ([`limits::MAX_PARENT_BLOCKS`](super::limits)).
 
 mod copies;
-mod lengths;
-mod survey;
+mod length_histogram;
+mod traversal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use copies::Copies;
-pub use lengths::LengthHistogram;
-use survey::{Faults, Survey};
+use copies::DistinctCopies;
+pub use length_histogram::LengthHistogram;
+use traversal::{FaultList, IndexTraversal};
 
 use super::archive::Archive;
-use super::chain::{self, Link};
+use super::chain::{self, ParentLink};
 use super::error::Error;
 use super::header::{Chunking, Compression, Extent};
 use super::image::ImageFormat;
 use super::layout::Layout;
-use super::metadata::{self, Metadata};
+use super::metadata::{self, StreamOrigin};
 pub use super::metadata::{MAX_METADATA, PackedFile};
 use super::{ErrorKind, OpenOptions, Remark, Snapshot, StreamKind};
 use crate::storage::Storage;
 
 /// Maximum length of metadata other than a manifest that is included, in bytes.
-const MAX_SHOWN_METADATA: u32 = 4096;
+const MAX_METADATA_EXCERPT: u32 = 4096;
 
 /// Summary of an archive and its content. All lengths are in bytes.
 #[derive(Debug)]
@@ -219,8 +219,9 @@ impl StoredTotals {
 }
 
 impl ArchiveSummary {
-    /// Inspects the archive at `path`. Calls `each` for every file of a packed directory. Ignores
-    /// the password and the digests of the options; an invalid signature is a fault, not an error.
+    /// Inspects the archive at `path`. Calls `on_file` for every file of a packed directory.
+    /// Ignores the password and the digests of the options; an invalid signature is a fault, not an
+    /// error.
     ///
     /// # Errors
     /// The file, header or master index can't be read or is damaged. Other problems are listed
@@ -228,9 +229,9 @@ impl ArchiveSummary {
     pub fn of_file(
         path: &Path,
         options: &OpenOptions,
-        each: impl FnMut(PackedFile),
+        on_file: impl FnMut(PackedFile),
     ) -> Result<Self, Error> {
-        summarize(path, None, options, each)
+        summarize(path, None, options, on_file)
     }
 
     /// Inspects an archive that isn't a file, as [`Snapshot::from_storage`] opens it.
@@ -241,9 +242,9 @@ impl ArchiveSummary {
         name: &Path,
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
-        each: impl FnMut(PackedFile),
+        on_file: impl FnMut(PackedFile),
     ) -> Result<Self, Error> {
-        summarize(name, Some(storage), options, each)
+        summarize(name, Some(storage), options, on_file)
     }
 
     /// Returns true if header and index reveal no fault.
@@ -261,44 +262,44 @@ fn summarize(
     path: &Path,
     storage: Option<Arc<dyn Storage>>,
     options: &OpenOptions,
-    mut each: impl FnMut(PackedFile),
+    mut on_file: impl FnMut(PackedFile),
 ) -> Result<ArchiveSummary, Error> {
     // An invalid signature is reported as a fault and must not prevent opening the archive.
     let plain =
         OpenOptions { verify_keys: Arc::default(), digests: None, raw: true, ..options.clone() };
     let (chain, links) = chain::open_for_index(path, storage, &plain)?;
-    let mut faults = Faults::default();
+    let mut faults = FaultList::default();
     let (parents, depths) = parents(links, chain.len(), &mut faults);
     let snapshot = Snapshot::from_chain(chain, &plain)?;
     let own = snapshot.archive(0)?;
     let (mut manifest, mut other) = (None, None);
     match (own.header.metadata, own.metadata) {
-        (Some(place), Some(Metadata::Manifest)) => {
-            let (read, error) = read_manifest(own, place, &mut each);
+        (Some(place), Some(StreamOrigin::Manifest)) => {
+            let (read, error) = read_manifest(own, place, &mut on_file);
             error.into_iter().for_each(|error| faults.add(error));
             manifest = Some(read);
         }
-        (Some(place), Some(_)) => match read_other(own, place) {
+        (Some(place), Some(_)) => match read_other_metadata(own, place) {
             Ok(read) => other = Some(read),
             Err(error) => faults.add(error),
         },
         _ => {}
     }
-    let mut survey = Survey {
+    let mut traversal = IndexTraversal {
         snapshot: &snapshot,
         holders: holders(&snapshot, &depths),
-        copies: Copies::default(),
+        copies: DistinctCopies::default(),
         stored: StoredTotals::default(),
         faults,
     };
     let [main, auxiliary] =
-        [StreamKind::Main, StreamKind::Auxiliary].map(|kind| survey.stream(own, kind));
-    let distinct = survey.copies.distinct();
+        [StreamKind::Main, StreamKind::Auxiliary].map(|kind| traversal.summarize_stream(own, kind));
+    let distinct = traversal.copies.totals();
     let stored = StoredTotals {
         copies: distinct.copies,
         copy_bytes: distinct.bytes,
         is_estimate: distinct.is_estimate,
-        ..survey.stored
+        ..traversal.stored
     };
     Ok(ArchiveSummary {
         path: path.to_owned(),
@@ -311,26 +312,26 @@ fn summarize(
         has_variable_blocks: own.header.has_variable_blocks,
         chunking: own.header.chunking,
         master_index_length: own.header.index_end - own.header.index_offset,
-        signature: signed(own, options, &mut survey.faults)?,
+        signature: signature_status(own, options, &mut traversal.faults)?,
         manifest,
         metadata: other,
         // Whether its first block can be read is left to `verify`.
         image: snapshot.image_format().ok().flatten(),
         remarks: snapshot.remarks(),
         parents,
-        chain: survey.holders,
+        chain: traversal.holders,
         main,
         auxiliary,
         stored,
-        faults: survey.faults.kept,
-        omitted_faults: survey.faults.more,
+        faults: traversal.faults.listed,
+        omitted_faults: traversal.faults.omitted,
     })
 }
 
 fn read_manifest(
     own: &Archive,
     place: Extent,
-    each: &mut impl FnMut(PackedFile),
+    on_file: &mut impl FnMut(PackedFile),
 ) -> (Manifest, Option<Error>) {
     let mut manifest = Manifest { length: place.length, ..Manifest::default() };
     let fail = |kind: ErrorKind| kind.at(&own.path, place.offset);
@@ -339,10 +340,10 @@ fn read_manifest(
         let (got, limit) = (place.length.into(), MAX_METADATA.into());
         return (manifest, Some(fail(ErrorKind::TooLarge { what, got, limit })));
     }
-    let read = metadata::files(own.storage(), place, &mut |file| {
+    let read = metadata::for_each_file(own.storage(), place, &mut |file| {
         manifest.files += 1;
         manifest.bytes = manifest.bytes.saturating_add(file.size);
-        each(file);
+        on_file(file);
     });
     let error = read.err().map(|error| {
         fail(match error.io_error_kind() {
@@ -353,8 +354,8 @@ fn read_manifest(
     (manifest, error)
 }
 
-fn read_other(own: &Archive, place: Extent) -> Result<OtherMetadata, Error> {
-    let mut shown = vec![0; place.length.min(MAX_SHOWN_METADATA) as usize];
+fn read_other_metadata(own: &Archive, place: Extent) -> Result<OtherMetadata, Error> {
+    let mut shown = vec![0; place.length.min(MAX_METADATA_EXCERPT) as usize];
     own.storage()
         .read_exact_at(&mut shown, place.offset)
         .map_err(|error| ErrorKind::Io("read its metadata", error).at(&own.path, place.offset))?;
@@ -363,7 +364,11 @@ fn read_other(own: &Archive, place: Extent) -> Result<OtherMetadata, Error> {
 }
 
 /// Returns the parents, and for each archive of the chain the number of generations to it.
-fn parents(links: Vec<Link>, archives: usize, faults: &mut Faults) -> (Vec<ParentEntry>, Vec<u32>) {
+fn parents(
+    links: Vec<ParentLink>,
+    archives: usize,
+    faults: &mut FaultList,
+) -> (Vec<ParentEntry>, Vec<u32>) {
     let mut depths = vec![0; archives];
     let parents = links.into_iter().map(|link| {
         let depth = depths.get(link.child).map_or(1, |child: &u32| child + 1);
@@ -391,10 +396,10 @@ fn holders(snapshot: &Snapshot, depths: &[u32]) -> Vec<ChainMember> {
         .collect()
 }
 
-fn signed(
+fn signature_status(
     own: &Archive,
     options: &OpenOptions,
-    faults: &mut Faults,
+    faults: &mut FaultList,
 ) -> Result<Option<SignatureStatus>, Error> {
     if options.verify_keys.is_empty() {
         return Ok(own.header.signature.map(|_| SignatureStatus::NotVerified));

@@ -1,29 +1,29 @@
 //! Traversal of an archive's index pages.
 
-use super::copies::Copies;
+use super::copies::DistinctCopies;
 use super::{ChainMember, StoredTotals, StreamSummary};
 use crate::archive::Archive;
 use crate::error::Error;
 use crate::header::Extent;
-use crate::index::{self, Content, Located};
-use crate::pages::PageId;
-use crate::parents::InParent;
+use crate::index::{self, Content, LocatedBlock};
+use crate::page_cache::PageId;
+use crate::parent_index::ParentBlock;
 use crate::{Snapshot, StreamKind};
 
 /// Maximum number of faults that are listed; further ones are only counted.
 const MAX_FAULTS: usize = 100;
 
 /// Totals collected while traversing the index pages.
-pub(super) struct Survey<'a> {
+pub(super) struct IndexTraversal<'a> {
     pub(super) snapshot: &'a Snapshot,
     pub(super) holders: Vec<ChainMember>,
-    pub(super) copies: Copies,
+    pub(super) copies: DistinctCopies,
     pub(super) stored: StoredTotals,
-    pub(super) faults: Faults,
+    pub(super) faults: FaultList,
 }
 
-impl Survey<'_> {
-    pub(super) fn stream(&mut self, own: &Archive, kind: StreamKind) -> StreamSummary {
+impl IndexTraversal<'_> {
+    pub(super) fn summarize_stream(&mut self, own: &Archive, kind: StreamKind) -> StreamSummary {
         let index = own.stream(kind);
         let mut stream = StreamSummary {
             size: index.size,
@@ -34,7 +34,7 @@ impl Survey<'_> {
         let first = index.pages.first().map_or(index.size, |page| page.start_logical);
         if first > 0 {
             stream.unreadable.bytes += first;
-            self.faults.add(own.uncovered(kind, 0));
+            self.faults.add(own.uncovered_error(kind, 0));
         }
         // Not a fault: a converted tar archive ends early, which a remark reports.
         stream.unreadable.bytes += index.size.saturating_sub(index.end.max(first));
@@ -44,7 +44,7 @@ impl Survey<'_> {
                     let id = PageId { archive: 0, stream: kind, page: number };
                     let places = index::places(&bytes, own.entry_form());
                     for (block, place) in page.blocks().zip(places) {
-                        self.block(&mut stream, id, block, place);
+                        self.count_block(&mut stream, id, block, place);
                     }
                 }
                 Err(error) => {
@@ -59,14 +59,20 @@ impl Survey<'_> {
 
     /// Counts a block. `place` is the location recorded in the index, even for blocks known to be
     /// zeros.
-    fn block(&mut self, stream: &mut StreamSummary, id: PageId, block: Located, place: Extent) {
+    fn count_block(
+        &mut self,
+        stream: &mut StreamSummary,
+        id: PageId,
+        block: LocatedBlock,
+        place: Extent,
+    ) {
         let length = block.length;
         stream.lengths.add(length);
         let is_stored = place.length > 0 && place.offset != index::IN_PARENT;
         match block.entry.content {
             Content::Stored { .. } => {
                 stream.stored.add(length);
-                self.hold(0, length);
+                self.count_source(0, length);
             }
             Content::Zeros => {
                 stream.zeros.add(length);
@@ -75,7 +81,7 @@ impl Survey<'_> {
                 }
             }
             Content::Contradiction => stream.contradictory.add(length),
-            Content::InParent => self.inherited(stream, id, block),
+            Content::InParent => self.count_reference(stream, id, block),
         }
         if is_stored {
             self.stored.blocks += 1;
@@ -87,20 +93,20 @@ impl Survey<'_> {
 
     /// Counts a block that is a reference, by the ancestors' blocks that it means: one by hash, or
     /// all that cover its range by offset.
-    fn inherited(&mut self, stream: &mut StreamSummary, id: PageId, located: Located) {
+    fn count_reference(&mut self, stream: &mut StreamSummary, id: PageId, located: LocatedBlock) {
         let (mut is_zeros, mut is_ambiguous) = (true, false);
         let mut at = located.start;
         while at < located.end() {
-            match self.held_at(id, located, at) {
-                Ok((end, held)) => {
-                    match held {
-                        Held::Zeros => {}
-                        Held::By(archive) => {
+            match self.source_at(id, located, at) {
+                Ok((end, source)) => {
+                    match source {
+                        BlockSource::Zeros => {}
+                        BlockSource::Archive(archive) => {
                             is_zeros = false;
                             // Not longer than a block, whose length fits 32 bits.
-                            self.hold(archive, u32::try_from(end - at).unwrap_or(u32::MAX));
+                            self.count_source(archive, u32::try_from(end - at).unwrap_or(u32::MAX));
                         }
-                        Held::Ambiguous => is_ambiguous = true,
+                        BlockSource::Ambiguous => is_ambiguous = true,
                     }
                     at = end;
                 }
@@ -124,21 +130,28 @@ impl Survey<'_> {
     }
 
     /// Returns the archive that has the bytes of a reference from `at` on, and their end offset.
-    fn held_at(&self, id: PageId, located: Located, at: u64) -> Result<(u64, Held), Error> {
-        let block = self.snapshot.follow_or_end(id, located, at).map_err(|(error, _)| error)?;
+    fn source_at(
+        &self,
+        id: PageId,
+        located: LocatedBlock,
+        at: u64,
+    ) -> Result<(u64, BlockSource), Error> {
+        let block = self.snapshot.follow_with_end(id, located, at).map_err(|(error, _)| error)?;
         let (archive, entry) = match block.located.entry.content {
-            Content::InParent if block.is_undecided => return Ok((block.end(), Held::Ambiguous)),
+            Content::InParent if block.is_ambiguous => {
+                return Ok((block.end(), BlockSource::Ambiguous));
+            }
             Content::InParent => {
-                let InParent { archive, block } = self.snapshot.find_in_parents(&block, true)?;
+                let ParentBlock { archive, block } = self.snapshot.find_in_parents(&block, true)?;
                 (archive, block.entry)
             }
             _ => (block.archive, block.located.entry),
         };
         let is_zeros = entry.content == Content::Zeros;
-        Ok((block.end(), if is_zeros { Held::Zeros } else { Held::By(archive) }))
+        Ok((block.end(), if is_zeros { BlockSource::Zeros } else { BlockSource::Archive(archive) }))
     }
 
-    fn hold(&mut self, archive: usize, length: u32) {
+    fn count_source(&mut self, archive: usize, length: u32) {
         if let Some(holder) = self.holders.get_mut(archive) {
             holder.blocks += 1;
             holder.bytes += u64::from(length);
@@ -147,28 +160,28 @@ impl Survey<'_> {
 }
 
 /// Source of a part of a block.
-enum Held {
+enum BlockSource {
     /// No archive: the bytes are zeros.
     Zeros,
     /// This archive of the chain.
-    By(usize),
+    Archive(usize),
     /// One archive by offset, another by hash.
     Ambiguous,
 }
 
 /// Faults found while traversing the index pages.
 #[derive(Default)]
-pub(super) struct Faults {
-    pub(super) kept: Vec<Error>,
-    pub(super) more: u64,
+pub(super) struct FaultList {
+    pub(super) listed: Vec<Error>,
+    pub(super) omitted: u64,
 }
 
-impl Faults {
+impl FaultList {
     pub(super) fn add(&mut self, error: Error) {
-        if self.kept.len() < MAX_FAULTS {
-            self.kept.push(error);
+        if self.listed.len() < MAX_FAULTS {
+            self.listed.push(error);
         } else {
-            self.more += 1;
+            self.omitted += 1;
         }
     }
 }

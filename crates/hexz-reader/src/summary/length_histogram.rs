@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 /// Maximum number of distinct lengths that are counted exactly; some 10 MB. Content-defined
 /// chunking produces a few hundred thousand at most.
-const MAX_EXACT: usize = 1 << 18;
+const MAX_EXACT_LENGTHS: usize = 1 << 18;
 /// Precision beyond that limit: a new length is rounded down by less than one part in `PRECISION`.
 const PRECISION: u32 = 256;
 
@@ -21,9 +21,9 @@ impl LengthHistogram {
     pub(super) fn add(&mut self, length: u32) {
         self.blocks += 1;
         self.bytes += u64::from(length);
-        if self.counts.len() >= MAX_EXACT && !self.counts.contains_key(&length) {
+        if self.counts.len() >= MAX_EXACT_LENGTHS && !self.counts.contains_key(&length) {
             self.is_rounded = true;
-            *self.counts.entry(rounded(length)).or_default() += 1;
+            *self.counts.entry(round_down(length)).or_default() += 1;
         } else {
             *self.counts.entry(length).or_default() += 1;
         }
@@ -97,7 +97,7 @@ fn step(length: u32) -> u32 {
 }
 
 /// Rounds a length down to a multiple of about one part in `PRECISION`.
-fn rounded(length: u32) -> u32 {
+fn round_down(length: u32) -> u32 {
     let unit = (length / PRECISION).checked_ilog2().map_or(1, |bits| 1 << bits);
     length - length % unit
 }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_of_a_few_blocks() {
+    fn statistics_of_a_few_blocks_are_exact() {
         let mut lengths = LengthHistogram::default();
         assert_eq!((lengths.median(), lengths.mean(), lengths.smallest()), (None, None, None));
         assert!(lengths.histogram().is_empty());
@@ -136,15 +136,15 @@ mod tests {
     }
 
     #[test]
-    fn more_lengths_than_are_kept_are_rounded() {
+    fn lengths_beyond_the_limit_are_rounded() {
         let mut lengths = LengthHistogram::default();
-        let many = u32::try_from(MAX_EXACT).unwrap() + 10_000;
+        let many = u32::try_from(MAX_EXACT_LENGTHS).unwrap() + 10_000;
         (1..=many).for_each(|length| lengths.add(length));
         assert!(lengths.is_rounded());
-        assert!(lengths.counts.len() < MAX_EXACT + 1000);
+        assert!(lengths.counts.len() < MAX_EXACT_LENGTHS + 1000);
         assert_eq!(lengths.blocks(), u64::from(many));
         for length in [1, 255, 256, 300, 65537, 33_554_432, u32::MAX] {
-            let lost = length - rounded(length);
+            let lost = length - round_down(length);
             assert!(u64::from(lost) * u64::from(PRECISION) <= u64::from(length), "{length}");
         }
     }

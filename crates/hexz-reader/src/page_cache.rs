@@ -7,14 +7,14 @@ use quick_cache::sync::Cache;
 
 use super::StreamKind;
 use super::error::Error;
-use super::index::Page;
+use super::index::IndexPage;
 use crate::cache::bounded;
 
 /// Cache of index pages, bounded in bytes. Snapshots that are opened with the same cache share its
 /// memory.
 #[derive(Debug)]
 pub struct IndexPageCache {
-    pages: Cache<Key, Arc<Page>, PageMemory>,
+    pages: Cache<Key, Arc<IndexPage>, PageMemory>,
 }
 
 /// Identity of an index page within a chain.
@@ -37,8 +37,8 @@ struct Key {
 #[derive(Debug, Clone)]
 struct PageMemory;
 
-impl Weighter<Key, Arc<Page>> for PageMemory {
-    fn weight(&self, _: &Key, page: &Arc<Page>) -> u64 {
+impl Weighter<Key, Arc<IndexPage>> for PageMemory {
+    fn weight(&self, _: &Key, page: &Arc<IndexPage>) -> u64 {
         page.memory()
     }
 }
@@ -55,7 +55,7 @@ impl IndexPageCache {
     }
 
     /// Returns a page if it is in memory.
-    pub(super) fn get(&self, snapshot: u64, page: PageId) -> Option<Arc<Page>> {
+    pub(super) fn get(&self, snapshot: u64, page: PageId) -> Option<Arc<IndexPage>> {
         self.pages.get(&Key { snapshot, page })
     }
 
@@ -65,8 +65,8 @@ impl IndexPageCache {
         &self,
         snapshot: u64,
         page: PageId,
-        load: impl FnOnce() -> Result<Page, Error>,
-    ) -> Result<Arc<Page>, Error> {
+        load: impl FnOnce() -> Result<IndexPage, Error>,
+    ) -> Result<Arc<IndexPage>, Error> {
         self.pages.get_or_insert_with(&Key { snapshot, page }, || load().map(Arc::new))
     }
 }

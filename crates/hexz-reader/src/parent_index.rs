@@ -12,19 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::archive::Archive;
 use super::error::{Error, printable};
-use super::index::Located;
+use super::index::LocatedBlock;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::log_limit::LogLimit;
-use super::pages::PageId;
+use super::page_cache::PageId;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, StreamKind};
 
 /// A block found in an ancestor.
 #[derive(Debug)]
-pub(super) struct InParent {
+pub(super) struct ParentBlock {
     /// Index of the ancestor in the chain.
     pub(super) archive: usize,
-    pub(super) block: Located,
+    pub(super) block: LocatedBlock,
 }
 
 /// Maximum number of blocks with a matching fingerprint whose hashes are compared. With the maximum
@@ -33,18 +33,18 @@ const MAX_CANDIDATES: usize = 16;
 
 /// Index of the parents' hashes, built on first use.
 #[derive(Debug, Default)]
-pub(super) struct Parents {
+pub(super) struct LazyParentIndex {
     index: Mutex<Option<Arc<HashIndex>>>,
 }
 
-impl Parents {
+impl LazyParentIndex {
     /// Returns the index, if it has been built.
-    pub(super) fn built(&self) -> Option<Arc<HashIndex>> {
+    pub(super) fn get(&self) -> Option<Arc<HashIndex>> {
         self.lock().clone()
     }
 
     /// Returns the index. The first caller builds it while others wait.
-    pub(super) fn index(
+    pub(super) fn get_or_build(
         &self,
         chain: &[Archive],
         zeros: &ZeroHashes,
@@ -88,7 +88,7 @@ impl Fingerprint {
         u32::from_be_bytes(ordinal)
     }
 
-    fn same_hash_bits(self, other: Self) -> bool {
+    fn has_same_hash_bits(self, other: Self) -> bool {
         self.0 >> 32 == other.0 >> 32
     }
 }
@@ -96,13 +96,13 @@ impl Fingerprint {
 /// Index pages that can't be read. They are logged in one line: an archive may have millions of
 /// pages, and must not control the number of our log lines.
 #[derive(Default)]
-struct Damaged {
+struct DamagedPages {
     first: Option<Error>,
     count: usize,
 }
 
-impl Damaged {
-    fn note(&mut self, error: Error) {
+impl DamagedPages {
+    fn record(&mut self, error: Error) {
         self.first.get_or_insert(error);
         self.count += 1;
     }
@@ -124,7 +124,7 @@ impl HashIndex {
         let mut entries = Vec::new();
         let mut pages = Vec::new();
         let mut ordinal: u32 = 0;
-        let mut damaged = Damaged::default();
+        let mut damaged = DamagedPages::default();
         let key = RandomState::new();
         // The first archive is the served one, whose own blocks need no lookup.
         'archives: for (archive, ancestor) in chain.iter().enumerate().skip(1) {
@@ -134,7 +134,7 @@ impl HashIndex {
                     let loaded = match ancestor.load_page(stream, page, zeros) {
                         Ok(loaded) => loaded,
                         Err(error) => {
-                            damaged.note(error);
+                            damaged.record(error);
                             continue;
                         }
                     };
@@ -173,7 +173,7 @@ impl HashIndex {
         self.entries
             .iter()
             .skip(first)
-            .take_while(move |entry| entry.same_hash_bits(lowest))
+            .take_while(move |entry| entry.has_same_hash_bits(lowest))
             .take(MAX_CANDIDATES)
             .filter_map(|entry| {
                 let page = self.pages.partition_point(|(start, _)| *start <= entry.ordinal());

@@ -1,0 +1,86 @@
+//! Options for opening a snapshot.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::background::BackgroundExecutor;
+use super::digest::{DigestMemory, Digests};
+use super::limits;
+use super::log_limit::LogLimit;
+use super::page_cache::IndexPageCache;
+use super::password::PasswordSource;
+use super::references::ReferenceChoice;
+use super::signature::VerifyKey;
+use crate::storage::ReadCounters;
+
+/// Options for opening a snapshot.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Directories that are searched for parents, in addition to the archive's own directory.
+    pub parent_dirs: Vec<PathBuf>,
+    /// True if the archive may name parents anywhere on this machine.
+    pub allow_parent_anywhere: bool,
+    /// Source of the password for encrypted archives of the chain. The password is wiped once their
+    /// keys have been derived.
+    pub password: Option<PasswordSource>,
+    /// Maximum number of key derivation iterations that an encrypted archive may request.
+    pub max_key_iterations: u32,
+    /// Worker that derives keys. Snapshots opened with the same worker derive their keys one at a
+    /// time.
+    pub background: Arc<BackgroundExecutor>,
+    /// Set to true once the caller no longer waits for the snapshot. A key derivation that is
+    /// still queued is skipped, and opening fails with
+    /// [`ErrorKind::Abandoned`](crate::ErrorKind::Abandoned).
+    pub is_abandoned: Arc<AtomicBool>,
+    /// True to open a directory archive as its bare stream.
+    pub raw: bool,
+    /// Decisions for references to parents that can be read by offset or by hash, with different
+    /// bytes. Without a decision, reading such a block is an error.
+    pub reference_choices: Arc<[ReferenceChoice]>,
+    /// True to read ranges that no block covers as zeros instead of failing.
+    pub zero_uncovered: bool,
+    /// True to compare each decoded block with its BLAKE3 hash. Without that, damage to stored
+    /// bytes is still detected (CRC-32), but an index entry that points to another block of the
+    /// same length is not. Blocks of encrypted archives have no hash in any case.
+    pub verify_hashes: bool,
+    /// Keys for required signatures. Unless empty, each archive of the chain must have a valid
+    /// signature by one of these keys. The signature covers the master index and the metadata, but
+    /// not the header, the index pages or the blocks.
+    pub verify_keys: Arc<[VerifyKey]>,
+    /// Required digests. If given, the digest of each archive of the chain must be among them.
+    /// Opening an archive then reads all of it; later reads are verified against the resulting hash
+    /// tree.
+    pub digests: Option<Arc<Digests>>,
+    /// Memory for digest verification, shared with other snapshots.
+    pub digest_memory: DigestMemory,
+    /// Cache of index pages, shared with other snapshots.
+    pub index_pages: Arc<IndexPageCache>,
+    /// Read counters, shared with other snapshots.
+    pub read_counters: Arc<ReadCounters>,
+    /// Rate limit for log lines, shared with other snapshots.
+    pub log_limit: Arc<LogLimit>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self {
+            parent_dirs: Vec::new(),
+            allow_parent_anywhere: false,
+            password: None,
+            max_key_iterations: limits::DEFAULT_KDF_ITERATIONS,
+            background: Arc::default(),
+            is_abandoned: Arc::default(),
+            raw: false,
+            reference_choices: Arc::default(),
+            zero_uncovered: false,
+            verify_hashes: true,
+            verify_keys: Arc::default(),
+            digests: None,
+            digest_memory: DigestMemory::default(),
+            index_pages: IndexPageCache::new(limits::DEFAULT_INDEX_BUDGET),
+            read_counters: Arc::default(),
+            log_limit: Arc::default(),
+        }
+    }
+}

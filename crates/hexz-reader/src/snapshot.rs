@@ -1,0 +1,446 @@
+//! A snapshot: an archive with its ancestors.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::archive::Archive;
+use super::error::{Error, ErrorKind, printable};
+use super::header::Compression;
+use super::image::{self, ImageFormat};
+use super::index::{Content, IndexEntry, IndexPage, LocatedBlock, StreamIndex};
+use super::log_limit::LogLimit;
+use super::metadata::StreamOrigin;
+use super::page_cache::{IndexPageCache, PageId};
+use super::parent_index::{HashIndex, LazyParentIndex, ParentBlock};
+use super::references::LocateError;
+use super::zeros::ZeroHashes;
+use super::{Block, BlockHash, OpenOptions, Remark, StreamKind, chain};
+use crate::storage::Storage;
+
+/// Context of a block read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadContext {
+    /// Number of ambiguous references followed to reach the block.
+    pub(crate) depth: u32,
+    /// True to build the index of the parents' hashes when it is needed. If false, a missing index
+    /// is an error.
+    pub(crate) may_build_index: bool,
+}
+
+/// An archive and all its ancestors, open for reading.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub(crate) id: u64,
+    /// The archive itself, followed by its ancestors, nearest first.
+    pub(crate) chain: Vec<Archive>,
+    pub(crate) pages: Arc<IndexPageCache>,
+    parents: LazyParentIndex,
+    pub(crate) zeros: ZeroHashes,
+    log_limit: Arc<LogLimit>,
+}
+
+impl Snapshot {
+    /// Opens the archive at `path` and all its ancestors, and checks header and master index of
+    /// each.
+    ///
+    /// # Errors
+    /// An archive is missing, unreadable, damaged, encrypted with another password, or not the
+    /// expected one. The error names the file and suggests a remedy.
+    pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
+        Self::from_chain(chain::open(path, options)?, options)
+    }
+
+    /// Opens an archive that isn't a file. `name` identifies it in messages, and its directory is
+    /// searched for parents.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::open`].
+    pub fn from_storage(
+        name: &Path,
+        storage: Arc<dyn Storage>,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        Self::from_chain(chain::open_storage(name, storage, options)?, options)
+    }
+
+    /// Opens the archive at `path`, or in `storage`, to inspect header and index only. Derives no
+    /// key, hashes no file and reads no block, so a wrong password or a mismatching digest isn't
+    /// detected.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::open`], as far as header and index reveal the problem.
+    pub fn open_index(
+        path: &Path,
+        storage: Option<Arc<dyn Storage>>,
+        options: &OpenOptions,
+    ) -> Result<Self, Error> {
+        let unhashed = OpenOptions { digests: None, ..options.clone() };
+        let (chain, links) = chain::open_for_index(path, storage, &unhashed)?;
+        links.into_iter().try_for_each(|link| link.found.map(drop))?;
+        for archive in &chain {
+            if let Some(digests) = &options.digests {
+                digests.require(&archive.path)?;
+            }
+            if archive.header.encryption.is_some() && options.password.is_none() {
+                return Err(ErrorKind::PasswordNeeded.of(&archive.path));
+            }
+        }
+        Self::from_chain(chain, &unhashed)
+    }
+
+    pub(crate) fn from_chain(chain: Vec<Archive>, options: &OpenOptions) -> Result<Self, Error> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        if let Some(archive) = chain.first()
+            && archive.metadata == Some(StreamOrigin::Manifest)
+            && !options.raw
+        {
+            return Err(ErrorKind::DirectoryArchive.of(&archive.path));
+        }
+        Ok(Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            chain,
+            pages: Arc::clone(&options.index_pages),
+            parents: LazyParentIndex::default(),
+            zeros: ZeroHashes::default(),
+            log_limit: Arc::clone(&options.log_limit),
+        })
+    }
+
+    /// Returns a number that no other snapshot of this process has.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Returns the archive's path as given when it was opened.
+    pub fn path(&self) -> &Path {
+        self.chain.first().map_or(Path::new(""), |archive| &archive.path)
+    }
+
+    /// Returns the paths of the ancestors, nearest first.
+    pub fn parents(&self) -> impl Iterator<Item = &Path> {
+        self.chain.iter().skip(1).map(|archive| archive.path.as_ref())
+    }
+
+    /// Returns true if opening the snapshot again would find the same files: no archive of the
+    /// chain has been replaced or written to.
+    pub fn is_current(&self) -> bool {
+        self.chain.iter().all(Archive::is_current)
+    }
+
+    /// Returns the size of a stream in bytes; zero if the stream doesn't exist.
+    pub fn size(&self, stream: StreamKind) -> u64 {
+        self.chain.first().map_or(0, |archive| archive.stream(stream).size)
+    }
+
+    /// Returns the compression of the archive's own blocks.
+    pub fn compression(&self) -> Compression {
+        self.chain.first().map_or(Compression::Zstd, |archive| archive.header.compression)
+    }
+
+    /// Returns true if blocks are compared with their hashes, so that equal hashes guarantee equal
+    /// bytes.
+    pub fn verifies_hashes(&self) -> bool {
+        self.chain.first().is_some_and(|archive| archive.verify_hashes)
+    }
+
+    /// Returns true if the archive's own blocks are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.chain.first().is_some_and(|archive| archive.header.encryption.is_some())
+    }
+
+    /// Returns the nominal block size, in bytes. Actual blocks may be larger or smaller.
+    pub fn block_size(&self) -> u32 {
+        self.chain.first().map_or(0, |archive| archive.header.block_size)
+    }
+
+    /// Returns the properties of the archive itself that users should know about.
+    pub fn remarks(&self) -> Vec<Remark> {
+        let Some(own) = self.chain.first() else { return Vec::new() };
+        let mut remarks = Vec::new();
+        for stream in [StreamKind::Main, StreamKind::Auxiliary] {
+            let &StreamIndex { size, end, is_size_summed, .. } = own.stream(stream);
+            if is_size_summed {
+                remarks.push(Remark::UnstatedSize { stream, size });
+            }
+            if end < size {
+                let reads_zeros = own.zero_uncovered;
+                remarks.push(Remark::EndsEarly { stream, end, size, reads_zeros });
+            }
+        }
+        remarks
+    }
+
+    /// Logs warnings about properties of the archive that may surprise its users.
+    pub fn log_remarks(&self) {
+        let image = self.image_format().ok().flatten();
+        let oddities = self.remarks().into_iter().map(|remark| remark.to_string());
+        for oddity in oddities.chain(image.map(|image| image.to_string())) {
+            if let Some(held_back) = self.log_limit.allow() {
+                tracing::warn!(held_back, "{}: {oddity}", printable(self.path()));
+            }
+        }
+    }
+
+    /// Detects the format of the main stream, if it starts like a disk image format or a compressed
+    /// file.
+    ///
+    /// # Errors
+    /// The first bytes of the stream can't be read.
+    pub fn image_format(&self) -> Result<Option<ImageFormat>, Error> {
+        let length = self.size(StreamKind::Main).min(image::SIGNATURES_END as u64);
+        let mut start = vec![0; usize::try_from(length).unwrap_or_default()];
+        self.read_exact_at(StreamKind::Main, &mut start, 0)?;
+        Ok(ImageFormat::of(&start))
+    }
+
+    /// Finds the block that covers byte `at` of a stream.
+    ///
+    /// # Errors
+    /// The index page can't be read or is damaged, or no block covers that byte.
+    pub fn locate(&self, stream: StreamKind, at: u64) -> Result<Block, Error> {
+        self.locate_in(0, stream, at)
+    }
+
+    /// Finds the block that covers byte `at` of a stream without blocking. Returns `None` if an
+    /// index page isn't in memory.
+    pub fn try_locate(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
+        let in_memory = |id| self.pages.get(self.id, id).ok_or(LocateError::NotInMemory);
+        match self.resolve(0, stream, at, in_memory) {
+            Ok(block) => Some(Ok(block)),
+            Err(LocateError::Failed { error, .. }) => Some(Err(error)),
+            Err(LocateError::NotInMemory) => None,
+        }
+    }
+
+    /// Finds the block that covers byte `at` of a stream of an archive of the chain.
+    fn locate_in(&self, archive: usize, stream: StreamKind, at: u64) -> Result<Block, Error> {
+        self.or_read_error(self.resolve(archive, stream, at, |id| Ok(self.page(id)?)))
+    }
+
+    /// Resolves the part around byte `at` of a block on the page `id`. An error comes with the end
+    /// offset of the part that it affects.
+    pub(crate) fn follow_with_end(
+        &self,
+        id: PageId,
+        located: LocatedBlock,
+        at: u64,
+    ) -> Result<Block, (Error, u64)> {
+        let block = self.follow(id, located, at, |id| Ok(self.page(id)?));
+        block.map_err(|error| {
+            let (error, end) = self.failure(error);
+            (error, end.clamp(at + 1, located.end()))
+        })
+    }
+
+    pub(crate) fn or_read_error(&self, block: Result<Block, LocateError>) -> Result<Block, Error> {
+        block.map_err(|error| self.failure(error).0)
+    }
+
+    pub(crate) fn failure(&self, error: LocateError) -> (Error, u64) {
+        match error {
+            LocateError::Failed { error, end } => (error, end),
+            // Callers load pages that aren't in memory, so this can't happen.
+            LocateError::NotInMemory => {
+                (ErrorKind::Invalid("an index page").of(&Arc::from(self.path())), u64::MAX)
+            }
+        }
+    }
+
+    /// Reads, checks and decodes a whole block: exactly [`Block::decoded_length`] bytes. The
+    /// block's own bytes are the [`Block::length`] bytes from [`Block::offset_in_decoded`] on.
+    ///
+    /// # Errors
+    /// The stored bytes can't be read or don't match the index, or no parent has the block.
+    pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
+        self.read_block_as(block, ReadContext { depth: 0, may_build_index: true })
+    }
+
+    /// Reads a block like [`Snapshot::read_block`], but never builds the index of the parents'
+    /// hashes, which takes as long as reading all their index pages. Returns `None` if the index is
+    /// needed and hasn't been built by [`Snapshot::build_parent_index`].
+    ///
+    /// # Errors
+    /// As for [`Snapshot::read_block`].
+    pub fn try_read_block(&self, block: &Block) -> Result<Option<Vec<u8>>, Error> {
+        match self.read_block_as(block, ReadContext { depth: 0, may_build_index: false }) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error { kind: ErrorKind::IndexNotBuilt, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns true if the index of the parents' hashes has been built.
+    pub fn has_parent_index(&self) -> bool {
+        self.parents.get().is_some()
+    }
+
+    /// Builds the index of the parents' hashes, if it hasn't been built.
+    pub fn build_parent_index(&self) {
+        self.parent_index();
+    }
+
+    fn parent_index(&self) -> Arc<HashIndex> {
+        self.parents.get_or_build(&self.chain, &self.zeros, &self.log_limit)
+    }
+
+    fn read_block_as(&self, block: &Block, reading: ReadContext) -> Result<Vec<u8>, Error> {
+        match block.located.entry.content {
+            Content::InParent if block.is_ambiguous => self.read_ambiguous(block, reading),
+            Content::InParent => {
+                let ParentBlock { archive, block } =
+                    self.find_in_parents(block, reading.may_build_index)?;
+                self.archive(archive)?.read_block(&block)
+            }
+            _ => self.archive(block.archive)?.read_block(&block.located),
+        }
+    }
+
+    /// Fills `buffer` with the bytes of a stream, starting at `offset`.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::locate`] and [`Snapshot::read_block`]; also if the range exceeds the
+    /// stream.
+    pub fn read_exact_at(
+        &self,
+        stream: StreamKind,
+        buffer: &mut [u8],
+        offset: u64,
+    ) -> Result<(), Error> {
+        let reading = ReadContext { depth: 0, may_build_index: true };
+        self.read_from(0, stream, buffer, offset, reading)
+    }
+
+    /// Fills `buffer` from a stream of an archive of the chain.
+    pub(crate) fn read_from(
+        &self,
+        archive: usize,
+        stream: StreamKind,
+        buffer: &mut [u8],
+        offset: u64,
+        reading: ReadContext,
+    ) -> Result<(), Error> {
+        let mut at = offset;
+        let mut left = buffer;
+        while !left.is_empty() {
+            let block = self.locate_in(archive, stream, at)?;
+            let data = self.read_block_as(&block, reading)?;
+            let skipped = usize::try_from(at - block.decoded_start()).unwrap_or(usize::MAX);
+            let wanted = data.get(skipped..).unwrap_or_default();
+            let rest = usize::try_from(block.end() - at).unwrap_or(usize::MAX);
+            let count = wanted.len().min(left.len()).min(rest);
+            let (now, rest) = left.split_at_mut(count);
+            now.copy_from_slice(wanted.get(..count).unwrap_or_default());
+            left = rest;
+            at += count as u64;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn archive(&self, index: usize) -> Result<&Archive, Error> {
+        self.chain.get(index).ok_or_else(|| Error {
+            path: Arc::from(self.path()),
+            offset: None,
+            kind: ErrorKind::Invalid("the chain of parents"),
+        })
+    }
+
+    pub(crate) fn page_covering(
+        &self,
+        archive: usize,
+        stream: StreamKind,
+        at: u64,
+    ) -> Option<PageId> {
+        let index = self.chain.get(archive)?.stream(stream);
+        let page = index.page_at(at).filter(|_| at < index.size)?;
+        Some(PageId { archive, stream, page })
+    }
+
+    /// Returns a page from the cache, or loads it. Concurrent loads of a page are deduplicated.
+    pub(crate) fn page(&self, id: PageId) -> Result<Arc<IndexPage>, Error> {
+        self.pages.get_or_load(self.id, id, || {
+            self.archive(id.archive)?.load_page(id.stream, id.page, &self.zeros)
+        })
+    }
+
+    /// Finds the ancestor's block that a reference by hash means. If that needs the index of hashes
+    /// and it hasn't been built, builds it or fails, depending on `may_build_index`.
+    pub(crate) fn find_in_parents(
+        &self,
+        block: &Block,
+        may_build_index: bool,
+    ) -> Result<ParentBlock, Error> {
+        let LocatedBlock { start: at, length, entry: IndexEntry { hash, .. }, .. } = block.located;
+        let path = &self.archive(block.archive)?.path;
+        let unresolvable = || ErrorKind::Unresolvable { stream: block.stream, at, hash }.of(path);
+        if !hash.is_present() {
+            return Err(unresolvable());
+        }
+        // A page that can't be read may list other blocks only, so it isn't an error by itself. If
+        // the block isn't found, it is the better explanation.
+        let mut unread = None;
+        let found = match self.find_at_same_offset(block, &mut unread) {
+            Some(found) => Some(found),
+            None => {
+                let index = match may_build_index {
+                    true => Some(self.parent_index()),
+                    false => self.parents.get(),
+                };
+                let index = index.ok_or_else(|| ErrorKind::IndexNotBuilt.of(path))?;
+                self.find_by_index(&hash, &index, &mut unread)
+            }
+        };
+        // Blocks with the same hash have the same length, unless an index is damaged.
+        found
+            .filter(|found| found.block.length == length)
+            .ok_or_else(|| unread.unwrap_or_else(unresolvable))
+    }
+
+    /// Searches each ancestor's page that covers the same offset of the same stream.
+    fn find_at_same_offset(
+        &self,
+        block: &Block,
+        unread: &mut Option<Error>,
+    ) -> Option<ParentBlock> {
+        let LocatedBlock { start, entry: IndexEntry { hash, .. }, .. } = block.located;
+        for archive in 1..self.chain.len() {
+            if let Some(page) = self.page_covering(archive, block.stream, start)
+                && let Some(page) = self.page_or_record_error(page, unread)
+            {
+                let same_place =
+                    page.block_at(start).filter(|candidate| candidate.entry.has_bytes_of(&hash));
+                if let Some(block) = same_place.or_else(|| page.block_with_hash(&hash)) {
+                    return Some(ParentBlock { archive, block });
+                }
+            }
+        }
+        None
+    }
+
+    fn find_by_index(
+        &self,
+        hash: &BlockHash,
+        index: &HashIndex,
+        unread: &mut Option<Error>,
+    ) -> Option<ParentBlock> {
+        for (page, position) in index.candidates(hash) {
+            let archive = page.archive;
+            let block =
+                self.page_or_record_error(page, unread).and_then(|page| page.block(position));
+            if let Some(block) = block.filter(|block| block.entry.hash == *hash) {
+                return Some(ParentBlock { archive, block });
+            }
+        }
+        tracing::debug!(path = %nbd_telemetry::escape::name(self.path()), blocks = index.len(), "hash in no parent");
+        None
+    }
+
+    /// Returns a page, or records the first reason why a page can't be loaded.
+    fn page_or_record_error(
+        &self,
+        id: PageId,
+        unread: &mut Option<Error>,
+    ) -> Option<Arc<IndexPage>> {
+        self.page(id).map_err(|error| unread.get_or_insert(error)).ok()
+    }
+}
