@@ -14,4 +14,10 @@
     reason = "a test that can't go on shall panic"
 )]
 
+mod draining;
+mod flood;
 mod handle_client;
+mod quota;
+mod rates;
+mod raw;
+mod reads;

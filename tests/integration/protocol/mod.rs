@@ -1,8 +1,6 @@
 //! What the NBD specification says of a server, section by section.
 
 mod allowance;
-mod draining;
-mod engine;
 mod extended;
 mod greeting;
 mod info;

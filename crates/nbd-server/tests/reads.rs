@@ -1,4 +1,4 @@
-//! The engine over exports of our own: long reads, and what is read ahead.
+//! Long reads, readahead, and exports that return incomplete data.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -10,24 +10,24 @@ use nbd_server::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use crate::support::client::Request;
+use super::raw::{CMD_WRITE, Request};
 
 const SIZE: u64 = 64 << 20;
 const EIO: u32 = 5;
 
-/// Bytes that tell where they are from.
+/// Returns the byte at `offset` of the export.
 fn byte_at(offset: u64) -> u8 {
     (offset / 4096 % 251) as u8
 }
 
-/// An export that writes down what it is asked for.
+/// An export that records its reads.
 #[derive(Default)]
 struct Recorder {
     reads: Mutex<Vec<Span>>,
     ahead: Mutex<Vec<Span>>,
-    /// How often reading ahead was given up.
-    given_up: Arc<Mutex<usize>>,
-    /// How many bytes each read is short of.
+    /// Number of canceled readaheads.
+    canceled: Arc<Mutex<usize>>,
+    /// Number of bytes by which each read is too short.
     missing: u32,
 }
 
@@ -67,7 +67,7 @@ impl Export for Recorder {
 
     async fn read_ahead(&self, span: Span) {
         self.ahead.lock().unwrap().push(span);
-        let _counts = CountsWhenDropped(Arc::clone(&self.given_up));
+        let _counts = CountsWhenDropped(Arc::clone(&self.canceled));
         std::future::pending::<()>().await;
     }
 }
@@ -84,13 +84,13 @@ fn client(export: &Arc<Recorder>) -> DuplexStream {
         ..TransmitLimits::new(Budget::new(1 << 25, 1 << 23))
     };
     tokio::spawn(async move {
-        // How it ends is for the client to see.
+        // The client sees how it ends.
         transmit(server, chosen, &limits, std::future::pending()).await.ok();
     });
     client
 }
 
-/// A chunk: its type, whether it is the last, and its payload.
+/// Receives a chunk: its type, true if it is the last, and its payload.
 async fn chunk(client: &mut DuplexStream) -> (u16, bool, Vec<u8>) {
     let mut head = [0; 20];
     client.read_exact(&mut head).await.unwrap();
@@ -100,8 +100,8 @@ async fn chunk(client: &mut DuplexStream) -> (u16, bool, Vec<u8>) {
     (u16::from_be_bytes([head[6], head[7]]), head[5] == 1, payload)
 }
 
-/// All content of one answer, or its error.
-async fn answer(client: &mut DuplexStream, offset: u64, length: u32) -> Result<usize, u32> {
+/// Reads a range. Returns the number of bytes received, or the error.
+async fn read(client: &mut DuplexStream, offset: u64, length: u32) -> Result<usize, u32> {
     client.write_all(&Request::read(1, offset, length).encode()).await.unwrap();
     let mut received = 0;
     loop {
@@ -127,56 +127,55 @@ async fn answer(client: &mut DuplexStream, offset: u64, length: u32) -> Result<u
 }
 
 #[tokio::test]
-async fn a_long_read_is_worked_on_in_pieces() {
+async fn long_reads_are_processed_in_pieces() {
     let export = Arc::<Recorder>::default();
     let mut client = client(&export);
     for (offset, length) in [(0, 32 << 20), (1000, 1_000_000), (4095, 262_145), (7, 1), (9, 0)] {
-        assert_eq!(answer(&mut client, offset, length).await, Ok(length as usize));
+        assert_eq!(read(&mut client, offset, length).await, Ok(length as usize));
         let reads = std::mem::take(&mut *export.reads.lock().unwrap());
         assert!(reads.iter().all(|read| read.length <= 256 * 1024));
         assert_eq!(reads.iter().map(|read| read.length).sum::<u32>(), length);
-        // Borders of pieces are those of pages.
+        // Pieces start at page boundaries.
         assert!(reads.iter().skip(1).all(|read| read.offset.is_multiple_of(4096)));
     }
 }
 
-/// What isn't as long as the question would shift everything behind it.
+/// Data of another length than the request's would corrupt the framing of later replies.
 #[tokio::test]
-async fn an_export_that_returns_too_little_is_an_error() {
+async fn incomplete_data_is_an_error() {
     let export = Arc::new(Recorder { missing: 1, ..Recorder::default() });
     let mut client = client(&export);
     for length in [1, 4096, 1 << 20] {
-        assert_eq!(answer(&mut client, 0, length).await, Err(EIO));
+        assert_eq!(read(&mut client, 0, length).await, Err(EIO));
     }
 }
 
 #[tokio::test]
-async fn who_reads_in_order_is_read_ahead_of_until_it_stops() {
+async fn sequential_reads_are_read_ahead_until_they_stop() {
     let export = Arc::<Recorder>::default();
     let mut client = client(&export);
     for number in 0..8 {
-        answer(&mut client, number * 65_536, 65_536).await.unwrap();
+        read(&mut client, number * 65_536, 65_536).await.unwrap();
     }
     let ahead = export.ahead.lock().unwrap().clone();
-    // The first doesn't end, so there is no second.
+    // The first readahead never ends, so there is no second.
     assert!(matches!(ahead.as_slice(), [span] if span.offset == 2 * 65_536));
-    assert_eq!(*export.given_up.lock().unwrap(), 0);
-    answer(&mut client, SIZE / 2, 4096).await.unwrap();
-    answer(&mut client, 0, 4096).await.unwrap();
-    assert_eq!(*export.given_up.lock().unwrap(), 1);
+    assert_eq!(*export.canceled.lock().unwrap(), 0);
+    read(&mut client, SIZE / 2, 4096).await.unwrap();
+    read(&mut client, 0, 4096).await.unwrap();
+    assert_eq!(*export.canceled.lock().unwrap(), 1);
     assert_eq!(export.ahead.lock().unwrap().len(), 1);
 }
 
-/// What was asked before a client broke the protocol got no answer.
+/// Regression test: requests before a protocol violation got no reply.
 #[tokio::test]
-async fn requests_before_a_broken_one_are_answered() {
-    const WRITE: u16 = 1;
+async fn requests_before_a_malformed_one_are_answered() {
     let export = Arc::<Recorder>::default();
-    let too_large = Request { command: WRITE, length: u32::MAX, ..Request::default() }.encode();
-    for broken in [vec![0x55; 28], too_large] {
+    let too_large = Request { command: CMD_WRITE, length: u32::MAX, ..Request::default() }.encode();
+    for malformed in [vec![0x55; 28], too_large] {
         let mut client = client(&export);
         let reads = (0..3).flat_map(|cookie| Request::read(cookie, 4096, 4096).encode());
-        client.write_all(&reads.chain(broken).collect::<Vec<u8>>()).await.unwrap();
+        client.write_all(&reads.chain(malformed).collect::<Vec<u8>>()).await.unwrap();
         for _ in 0..3 {
             assert!(matches!(chunk(&mut client).await, (1, true, data) if data.len() == 8 + 4096));
         }
