@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use hexz_exports::Catalog;
 use nbd_gateway::config::Config;
-use nbd_gateway::inherited::{InheritError, InheritedSockets};
-use nbd_gateway::listen::{self, BindError, BoundSocket, ListenAddress, SocketPermissions};
-use nbd_gateway::stdio::{StdioConnection, StdioError};
+use nbd_gateway::listen::{
+    self, BindError, BoundSocket, InheritError, InheritedSockets, ListenAddress, SocketPermissions,
+    StdioConnection, StdioError,
+};
 use nbd_gateway::{AcceptLoopFailed, Gateway, Policy};
 
 use crate::cli::ServeOptions;

@@ -18,13 +18,12 @@ use crate::admission::AdmissionControl;
 use crate::admission::slots::Slots;
 use crate::config::Config;
 use crate::control::Control;
-use crate::listen::{BoundSocket, ListenAddress, Listener};
+use crate::listen::{BoundSocket, ListenAddress, Listener, StdioConnection};
 use crate::observer::Observer;
 use crate::policy::{ActivePolicy, Policy};
 use crate::registry::ConnectionRegistry;
 use crate::session::Sessions;
 use crate::stats::{GatewayPhase, Stats};
-use crate::stdio::StdioConnection;
 use crate::tls::{ExpiryWarning, ExpiryWatch, ServerTls};
 
 /// A gateway whose sockets are bound.

@@ -84,7 +84,6 @@ pub mod audit;
 pub mod config;
 mod control;
 mod gateway;
-pub mod inherited;
 pub mod listen;
 mod observer;
 mod outcome;
@@ -96,10 +95,7 @@ mod report;
 mod route;
 mod session;
 mod stats;
-pub mod stdio;
 pub mod tls;
-mod unix;
-mod vsock;
 pub mod zone;
 
 pub use control::Control;

@@ -1,10 +1,30 @@
-//! Sandbox: privileges that the process gives up once its sockets are bound, so that an attacker
-//! who takes it over gains little.
+//! Confines a network service that reads files: privileges that the process gives up once its
+//! sockets are bound, so that an attacker who takes it over gains little. Linux only.
 //!
-//! `paths` determines what stays readable, `calls` which system calls remain, and `rights` under
-//! which user and capabilities the process runs. [`enter`] applies them all, once, before there is
-//! a second thread: Landlock and capabilities belong to a thread and are inherited by those that it
-//! starts.
+//! A [`SandboxPlan`] lists what the process still needs. [`enter`] gives up the rest, once, before
+//! there is a second thread: Landlock and capabilities belong to a thread and are inherited by those
+//! that it starts. The [`SandboxReport`] says what is enforced, what isn't available, and what will
+//! fail later.
+//!
+//! ```no_run
+//! use nbd_sandbox::{SandboxPlan, enter};
+//!
+//! # fn main() -> Result<(), nbd_sandbox::SandboxError> {
+//! let plan = SandboxPlan { files: vec!["/srv/disk.img".into()], ..SandboxPlan::default() };
+//! let report = enter(&plan)?;
+//! println!("enforced: {}", report.enforced.join(", "));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `paths` determines what stays readable, `landlock` enforces it, `seccomp` limits the system
+//! calls, and `privileges` drops capabilities and switches the user.
+
+#![deny(missing_docs, clippy::missing_errors_doc)]
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod seccomp;

@@ -1,5 +1,24 @@
 //! Support for what a network service reports: escaping of untrusted text ([`escape`]), rate
 //! limits for log lines that peers can cause ([`RateLimit`]), and counters by reason ([`Tally`]).
+//! Nothing is global, and there are no dependencies.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use nbd_telemetry::{RateLimit, escape};
+//!
+//! // A hundred lines at once, then ten per second.
+//! let limit = RateLimit::new(100, Duration::from_millis(100));
+//! if limit.allow().is_some() {
+//!     println!("no such file: {}", escape::name("a\nb"));
+//! }
+//! ```
+
+#![deny(missing_docs, clippy::missing_errors_doc)]
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeExamples;
 
 pub mod escape;
 mod rate_limit;

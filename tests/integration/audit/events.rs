@@ -140,6 +140,7 @@ fn who_is_kept_out_is_told_with_the_reason() {
     assert_eq!(events.iter().filter(|event| event["event"] == "export_denied").count(), 1);
 
     // Then it is no longer allowed at all.
+    record.wait_for_any("reading");
     authority.revoke(&[&known]);
     server.signal("HUP");
     let dismissed = record.wait_for_any("dismissed");

@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, CWD, Mode, chownat};
 use rustix::process::umask;
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::listen::BACKLOG;
+use super::BACKLOG;
 
 /// Permissions of a Unix socket. By default the umask determines the mode, and the group is that of
 /// this process.

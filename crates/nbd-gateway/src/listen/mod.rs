@@ -1,4 +1,11 @@
-//! Listening sockets: addresses, binding, accepting, and classification of `accept` errors.
+//! Where connections come from: listening sockets (TCP, Unix, vsock, or inherited from a service
+//! manager), and a single connection on standard input and output. Addresses, binding, accepting,
+//! and classification of `accept` errors.
+
+mod inherited;
+mod stdio;
+mod unix;
+mod vsock;
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -16,11 +23,14 @@ use tokio::net::unix::pipe;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use crate::access::Peer;
-use crate::unix;
-pub use crate::unix::{SocketGroup, SocketMode, SocketPermissions, UnixPath};
-use crate::vsock::{self, SocketStream, VsockListener};
 use crate::zone;
 use nbd_telemetry::escape;
+
+pub use inherited::{InheritError, InheritedSockets};
+pub use stdio::{StdioConnection, StdioError};
+pub use unix::{SocketGroup, SocketMode, SocketPermissions, UnixPath};
+pub use vsock::SocketStream;
+use vsock::VsockListener;
 
 /// Port that IANA assigned to NBD.
 pub const NBD_PORT: u16 = 10809;

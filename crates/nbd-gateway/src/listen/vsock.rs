@@ -12,7 +12,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
-use crate::listen::ListenAddress;
+use super::ListenAddress;
 
 /// Wildcard for a context ID or port (`VMADDR_CID_ANY`, `VMADDR_PORT_ANY`).
 pub(crate) const ANY: u32 = u32::MAX;

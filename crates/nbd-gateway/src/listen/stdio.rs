@@ -12,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::unix::pipe;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::listen::IncomingConnection;
+use super::IncomingConnection;
 
 /// A connection inherited as standard input and output.
 #[derive(Debug)]

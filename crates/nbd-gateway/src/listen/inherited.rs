@@ -12,8 +12,8 @@ use rustix::cmsg_space;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use socket2::{Domain, MsgHdr, Protocol, Socket, Type};
 
-use crate::listen::BoundSocket;
-use crate::unix::UnixPath;
+use super::BoundSocket;
+use super::unix::UnixPath;
 use nbd_telemetry::escape;
 
 /// Number of the first inherited descriptor (`SD_LISTEN_FDS_START`); the others follow it.
