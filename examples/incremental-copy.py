@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""Brings a copy of an older snapshot up to date, reading only what may have changed.
+"""Updates a copy of an older snapshot to a newer one, reading only what may have changed.
 
     incremental-copy.py URI OLDER COPY
 
-URI is the newer export, OLDER the name of the snapshot that COPY is a copy of (a parent of
-the newer one, or another export of the same server), COPY a raw image, which is changed
-in place. Needs python3-libnbd. For example:
+URI is the newer export. COPY is a raw image of the snapshot OLDER, and is updated in place.
+OLDER is the name of a parent of the newer snapshot, or of another export of the same server.
+Requires python3-libnbd. For example:
 
     nbdcopy nbd://localhost/monday.hexz disk.img
     incremental-copy.py nbd://localhost/tuesday.hexz monday.hexz disk.img
@@ -15,13 +15,13 @@ import sys
 
 import nbd
 
-# Extents are asked for, and data is read, in pieces of at most so many bytes.
+# Maximum lengths of block status requests and reads, in bytes.
 STATUS_PIECE = 1 << 30
 READ_PIECE = 1 << 22
 
 
 def changed_extents(handle, context):
-    """Yields (offset, length) of what may differ."""
+    """Yields (offset, length) of each extent that may differ."""
     size, at = handle.get_size(), 0
     while at < size:
         runs = []

@@ -135,7 +135,7 @@ fn the_page_of_the_file_has_each_key() {
         "max-connections = N How many clients are served at once [default: 256]",
         "strict = true or false Don't start ",
         "EXPORTS The table [exports] ",
-        "RELOAD At a SIGHUP",
+        "RELOAD On SIGHUP",
     ] {
         assert!(page.contains(part), "{part:?} isn't in {page}");
     }
