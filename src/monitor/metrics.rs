@@ -71,27 +71,27 @@ impl Collector for StatusCollector {
 }
 
 fn program(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
-    out.info("build", "The program", &[("version", status.version)])?;
+    out.info("build", "Version of the program", &[("version", status.version)])?;
     let started = [(NO_LABELS, status.started)];
-    out.gauge("start_time", "When the program was started, by the Unix clock", SECONDS, started)?;
+    out.gauge("start_time", "Unix time at which the program started", SECONDS, started)?;
     let ready = [(NO_LABELS, u64::from(status.ready))];
-    out.gauge("ready", "Whether clients can be served (1) or not (0)", None, ready)
+    out.gauge("ready", "1 if clients can be served, else 0", None, ready)
 }
 
 fn connections(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let all = &status.gateway.connections_total;
     let states = [("negotiating", all.negotiating), ("reading", all.reading)];
-    out.gauge("connections", "Connections that there are", None, labelled("state", states))?;
-    let help = "Connections that were let in by their address";
+    out.gauge("connections", "Open connections", None, labelled("state", states))?;
+    let help = "Connections admitted by their address";
     out.counter("connections_accepted", help, None, [(NO_LABELS, all.accepted)])?;
-    let help = "Connections that came to read an export";
+    let help = "Connections whose clients selected an export";
     out.counter("connections_served", help, None, [(NO_LABELS, all.served)])?;
-    let help = "Connections that were closed before a byte was sent";
+    let help = "Connections closed before anything was sent";
     out.counter("connections_refused", help, None, by_reason(&all.refused, REFUSALS))?;
-    let help = "Connections that were let in by their address and failed later";
+    let help = "Connections admitted by their address that failed or were dropped later";
     out.counter("connections_failed", help, None, by_reason(&all.failed, FAILURES))?;
     let causes = HandshakeFailureCause::ALL.map(HandshakeFailureCause::label);
-    let help = "TLS handshakes that failed";
+    let help = "Failed TLS handshakes";
     out.counter("tls_handshake_failures", help, None, by_reason(&all.handshake_failures, causes))?;
 
     let tls = status.gateway.tls.as_ref();
@@ -101,7 +101,7 @@ fn connections(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
         ("client_crl", tls.and_then(|tls| tls.client_crl_expires)),
     ];
     let ends = ends.into_iter().filter_map(|(what, end)| Some((what, end?)));
-    let help = "When this runs out, by the Unix clock; of several CAs or lists, the first";
+    let help = "Unix time at which this expires; of several CAs or lists, the earliest";
     out.gauge("tls_expiry_timestamp", help, SECONDS, labelled("what", ends))
 }
 
@@ -109,9 +109,9 @@ fn exports(out: &mut MetricsWriter<'_>, exports: &[ExportReport]) -> fmt::Result
     let each = |number: fn(&ExportReport) -> u64| {
         exports.iter().map(move |export| ([("export", export.name.as_str())], number(export)))
     };
-    out.gauge("export_readers", "Connections that read an export", None, each(|it| it.readers))?;
+    out.gauge("export_readers", "Connections reading the export", None, each(|it| it.readers))?;
     let sizes = exports.iter().filter_map(|it| Some(([("export", it.name.as_str())], it.size?)));
-    out.gauge("export_size", "How large an export is", BYTES, sizes)?;
+    out.gauge("export_size", "Size of the export", BYTES, sizes)?;
 
     let commands = |export: &ExportReport| {
         let all = &export.requests;
@@ -126,72 +126,82 @@ fn exports(out: &mut MetricsWriter<'_>, exports: &[ExportReport]) -> fmt::Result
         let name = export.name.as_str();
         commands(export).map(|(command, count)| ([("export", name), ("command", command)], count))
     });
-    out.counter("requests", "Requests that came", None, requests)?;
+    out.counter("requests", "Requests received", None, requests)?;
     let errors = exports.iter().flat_map(|export| {
         let name = export.name.as_str();
         let by_code = export.errors_by_code.iter();
         by_code.map(move |(code, count)| ([("export", name), ("error", *code)], *count))
     });
-    out.counter("request_errors", "Requests that were answered with an error", None, errors)?;
-    let help = "What reads were answered with";
+    out.counter("request_errors", "Requests answered with an NBD error", None, errors)?;
+    let help = "Bytes sent in reply to reads";
     out.counter("read", help, BYTES, each(|it| it.bytes))?;
-    let help = "How long reads took, from when they came to when their answer was ready to be sent";
+    let help = "Time from when a read was received until its reply was ready to be sent";
     let latencies = exports.iter().map(|it| ([("export", it.name.as_str())], &it.read_seconds));
     out.histogram("read_latency", help, SECONDS, latencies)?;
-    let help = "Requests that came sooner than their client may ask, and had to wait";
+    let help = "Requests delayed by the limits on requests and bandwidth per client";
     out.counter("throttled_requests", help, None, each(|it| it.throttled))?;
     let waited = exports.iter().map(|it| ([("export", it.name.as_str())], it.throttled_seconds));
-    out.counter("throttled", "How long these requests waited", SECONDS, waited)
+    out.counter("throttled", "Total delay of throttled requests", SECONDS, waited)
 }
 
 fn reading(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let cache = &status.cache;
-    out.gauge("cache", "Decoded blocks that are kept", BYTES, [(NO_LABELS, cache.bytes)])?;
-    let help = "How much may be kept";
+    out.gauge(
+        "cache",
+        "Size of the decoded blocks in the cache",
+        BYTES,
+        [(NO_LABELS, cache.bytes)],
+    )?;
+    let help = "Capacity of the cache";
     out.gauge("cache_capacity", help, BYTES, [(NO_LABELS, cache.capacity)])?;
-    let help = "Blocks that clients asked for and that were kept";
+    let help = "Requested blocks that were in the cache";
     out.counter("cache_hits", help, None, [(NO_LABELS, cache.hits)])?;
-    let help = "Blocks that clients asked for and had to wait for";
+    let help = "Requested blocks that clients had to wait for";
     out.counter("cache_misses", help, None, [(NO_LABELS, cache.misses)])?;
-    let help = "Blocks that were decoded, those that were read ahead included";
+    let help = "Decoded blocks, including readahead";
     out.counter("decoded_blocks", help, None, [(NO_LABELS, cache.decoded_blocks)])?;
-    out.counter("decoded", "What these blocks came to", BYTES, [(NO_LABELS, cache.decoded_bytes)])?;
-    let help = "How long it took to read, check and decode blocks, over all threads";
+    out.counter(
+        "decoded",
+        "Size of the decoded blocks",
+        BYTES,
+        [(NO_LABELS, cache.decoded_bytes)],
+    )?;
+    let help = "Time spent reading, verifying and decoding blocks, over all threads";
     out.counter("decode", help, SECONDS, [(NO_LABELS, cache.decode_seconds)])?;
 
     let storage = &status.storage;
     out.counter("storage_reads", "Reads from archives", None, [(NO_LABELS, storage.reads)])?;
-    out.counter("storage_read", "What these came to", BYTES, [(NO_LABELS, storage.bytes)])?;
+    out.counter("storage_read", "Bytes read from archives", BYTES, [(NO_LABELS, storage.bytes)])?;
 
-    let help = "Requests that couldn't be answered since a block can't be read or trusted";
+    let help = "Requests that failed because a block couldn't be read or verified";
     let failures = by_reason(&status.verification_failures, READ_FAILURE_LABELS);
     out.counter("verification_failures", help, None, failures)?;
-    let help = "Archives that couldn't be opened, each for a reason that was new";
+    let help = "Archives that couldn't be opened; repeated failures count once";
     out.counter("open_failures", help, None, by_reason(&status.open_failures, []))
 }
 
 fn memory(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let memory = &status.memory;
     let resident = memory.resident.map(|bytes| (NO_LABELS, bytes));
-    out.gauge("resident_memory", "What the process has", BYTES, resident)?;
-    let help = "What decoded blocks, index pages and answers may take together";
+    out.gauge("resident_memory", "Resident memory of the process", BYTES, resident)?;
+    let help = "Budget for decoded blocks, index pages and replies in flight";
     out.gauge("memory_budget", help, BYTES, [(NO_LABELS, memory.budget)])?;
-    let help = "What answers on their way take of what connections share";
+    let help = "Part of the shared memory for replies that is in use";
     out.gauge("in_flight", help, BYTES, [(NO_LABELS, memory.in_flight)])?;
-    let help = "How much of that there is";
+    let help = "Size of the shared memory for replies";
     out.gauge("in_flight_limit", help, BYTES, [(NO_LABELS, memory.in_flight_limit)])
 }
 
 fn reloads_and_audit(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let reloads = &status.gateway.reloads;
     let results = [("succeeded", reloads.succeeded), ("failed", reloads.failed)];
-    let help = "How often certificates, rules and the like were read anew";
+    let help = "Reloads of certificates, rules and the like";
     out.counter("reloads", help, None, labelled("result", results))?;
     let last = reloads.last.map(|last| (NO_LABELS, last));
-    let help = "When that was tried the last time, by the Unix clock";
+    let help = "Unix time of the last reload";
     out.gauge("last_reload_timestamp", help, SECONDS, last)?;
     let succeeded = [(NO_LABELS, u64::from(reloads.last_error.is_none()))];
-    let help = "Whether what was read the last time is in force (1) or something was wrong (0)";
+    let help = "1 if the last reload succeeded, else 0";
     out.gauge("last_reload_successful", help, None, succeeded)?;
 
     let events = status.audit.map(|audit| [("written", audit.written), ("lost", audit.lost)]);
