@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
-use super::decoders::Client;
-use super::reader::{BlockKey, BlockReader, Failure};
+use super::decoders::DecoderClient;
+use super::reader::{BlockError, BlockKey, BlockReader};
 use hexz_reader::{Block, Snapshot, StreamKind};
 use nbd_server::{COPY_THRESHOLD, Segment, Span};
 
@@ -18,13 +18,13 @@ use nbd_server::{COPY_THRESHOLD, Segment, Span};
 const COPIED_FRACTION: usize = 2;
 
 /// Length in bytes below which a block is read together with its neighbors.
-const SMALL_BLOCK: u32 = 4096;
+const SMALL_BLOCK_LIMIT: u32 = 4096;
 /// Maximum number of small blocks in one run.
-const BLOCKS_IN_RUN: usize = 256;
+const MAX_BLOCKS_IN_RUN: usize = 256;
 /// Time after which a run ends early, so that other clients get their turn.
 const RUN_TIME: Duration = Duration::from_millis(2);
 /// Maximum number of blocks of one read that wait for the decoders at once.
-const BLOCKS_AT_ONCE: usize = 4;
+const MAX_BLOCKS_IN_FLIGHT: usize = 4;
 /// Maximum number of blocks that one read may touch: a read of 32 MiB over blocks of 512 bytes.
 /// Clients of archives with smaller blocks have to ask for less at a time.
 const MAX_BLOCKS_IN_READ: usize = 65_536;
@@ -42,13 +42,13 @@ struct Run {
 
 /// A failure, and the offset in the export from which it affects the read.
 #[derive(Debug)]
-pub(super) struct Unread {
+pub(super) struct BlockReadFailure {
     pub(super) at: u64,
-    pub(super) cause: Failure,
+    pub(super) cause: BlockError,
 }
 
 /// Estimated time to read and parse an index page, in nanoseconds.
-pub(super) const PAGE_WORK: u64 = 64 * 1024;
+pub(super) const INDEX_PAGE_WORK: u64 = 64 * 1024;
 
 /// The blocks of one stream, for one client.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ pub(super) struct Blocks {
     pub(super) stream: StreamKind,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) reader: Arc<BlockReader>,
-    pub(super) client: Arc<Client>,
+    pub(super) client: Arc<DecoderClient>,
 }
 
 impl Blocks {
@@ -73,7 +73,8 @@ impl Blocks {
             let segment = zero_part(&block, span).or_else(|| {
                 let key = BlockKey::of(&block, &self.snapshot, self.stream);
                 let bytes = self.reader.cache.get(&key)?;
-                (bytes.len() == block.decoded_length() as usize).then(|| part(&bytes, &block, span))
+                (bytes.len() == block.decoded_length() as usize)
+                    .then(|| cached_part(&bytes, &block, span))
             })?;
             hits += u64::from(!block.is_zeros());
             segments.push(segment);
@@ -84,16 +85,16 @@ impl Blocks {
     }
 
     /// Returns the block that covers `at`, loading its index page if necessary.
-    async fn locate(&self, at: u64) -> Result<Block, Unread> {
+    async fn locate(&self, at: u64) -> Result<Block, BlockReadFailure> {
         let located = match self.snapshot.try_locate(self.stream, at) {
-            Some(located) => located.map_err(Failure::Snapshot),
+            Some(located) => located.map_err(BlockError::Snapshot),
             None => {
                 let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
                 let work = move || snapshot.locate(stream, at);
-                self.reader.off_the_runtime(&self.client, PAGE_WORK, work).await
+                self.reader.run_on_decoder(&self.client, INDEX_PAGE_WORK, work).await
             }
         };
-        located.map_err(|cause| Unread { at, cause })
+        located.map_err(|cause| BlockReadFailure { at, cause })
     }
 
     /// Reads `span`, and passes each segment to `part` as soon as it is ready.
@@ -101,18 +102,18 @@ impl Blocks {
         &self,
         span: Span,
         mut part: impl FnMut(u64, Segment) + Send,
-    ) -> Result<(), Unread> {
+    ) -> Result<(), BlockReadFailure> {
         let mut in_flight = FuturesUnordered::new();
         let mut at = span.offset;
         let mut blocks = 0;
         while at < span.end() {
             if blocks >= MAX_BLOCKS_IN_READ {
-                return Err(Unread { at, cause: Failure::TooManyBlocks });
+                return Err(BlockReadFailure { at, cause: BlockError::TooManyBlocks });
             }
             tokio::task::consume_budget().await;
             let block = self.locate(at).await?;
             let start = at;
-            if block.length() < SMALL_BLOCK && block.end() < span.end() {
+            if block.length() < SMALL_BLOCK_LIMIT && block.end() < span.end() {
                 let run = self.run_of_blocks(block, span).await?;
                 (at, blocks) = (run.end, blocks + run.blocks);
                 part(start, run.segment);
@@ -124,7 +125,7 @@ impl Blocks {
                 continue;
             }
             // No more than keep the decoders busy: a part that waits for others takes memory.
-            while in_flight.len() >= BLOCKS_AT_ONCE {
+            while in_flight.len() >= MAX_BLOCKS_IN_FLIGHT {
                 if let Some((offset, segment)) = in_flight.next().await {
                     part(offset, segment?);
                 }
@@ -143,7 +144,7 @@ impl Blocks {
         let mut under_way = FuturesUnordered::new();
         let mut at = span.offset;
         while at < span.end() {
-            if !self.reader.is_idle() {
+            if !self.reader.has_idle_decoder() {
                 // Errors are ignored: a client that requests the block gets them.
                 match under_way.next().await {
                     Some(_) => continue,
@@ -153,10 +154,10 @@ impl Blocks {
             tokio::task::consume_budget().await;
             let Ok(block) = self.locate(at).await else { return };
             at = block.end();
-            if block.is_zeros() || self.reader.has(&self.snapshot, self.stream, &block) {
+            if block.is_zeros() || self.reader.is_cached(&self.snapshot, self.stream, &block) {
                 continue;
             }
-            under_way.push(self.reader.block_ahead(
+            under_way.push(self.reader.prefetch_block(
                 &self.client,
                 &self.snapshot,
                 self.stream,
@@ -169,10 +170,11 @@ impl Blocks {
     }
 
     /// Waits for the part of `block` that lies in `span`.
-    async fn segment(&self, block: Block, span: Span) -> Result<Segment, Unread> {
+    async fn segment(&self, block: Block, span: Span) -> Result<Segment, BlockReadFailure> {
         let bytes = self.reader.block(&self.client, &self.snapshot, self.stream, block).await;
-        let bytes = bytes.map_err(|cause| Unread { at: block.start().max(span.offset), cause })?;
-        Ok(waiting_part(&bytes, &block, span))
+        let bytes = bytes
+            .map_err(|cause| BlockReadFailure { at: block.start().max(span.offset), cause })?;
+        Ok(unpinned_part(&bytes, &block, span))
     }
 
     /// Reads small blocks from `first` on, all of them zeros or none, in one job of the decoders.
@@ -180,17 +182,18 @@ impl Blocks {
     /// An archive may have millions of blocks of a few bytes. Walking over them takes long
     /// compared with what it yields, so it is done where work is charged to the client, and
     /// not on the threads that serve everybody.
-    async fn run_of_blocks(&self, first: Block, span: Span) -> Result<Run, Unread> {
+    async fn run_of_blocks(&self, first: Block, span: Span) -> Result<Run, BlockReadFailure> {
         let at = first.start().max(span.offset);
         let mut is_indexed = false;
         loop {
             let blocks = self.clone();
             let work = move || Ok(blocks.read_run(first, span));
-            let read =
-                self.reader.off_the_runtime(&self.client, first.estimated_cost(), work).await;
-            match read.map_err(|cause| Unread { at, cause })?? {
+            let read = self.reader.run_on_decoder(&self.client, first.estimated_cost(), work).await;
+            match read.map_err(|cause| BlockReadFailure { at, cause })?? {
                 Some(run) => return Ok(run),
-                None if is_indexed => return Err(Unread { at, cause: Failure::Panicked }),
+                None if is_indexed => {
+                    return Err(BlockReadFailure { at, cause: BlockError::Panicked });
+                }
                 None => self.reader.index_parents(&self.snapshot).await,
             }
             is_indexed = true;
@@ -199,7 +202,7 @@ impl Blocks {
 
     /// Reads a run on the calling thread. Returns `None` if the index of the parents' hashes is needed,
     /// and hasn't been built.
-    fn read_run(&self, first: Block, span: Span) -> Result<Option<Run>, Unread> {
+    fn read_run(&self, first: Block, span: Span) -> Result<Option<Run>, BlockReadFailure> {
         let begun = Instant::now();
         let is_zeros = first.is_zeros();
         let (mut block, mut blocks, mut bytes) = (first, 0, BytesMut::new());
@@ -209,7 +212,7 @@ impl Blocks {
             if !is_zeros {
                 let read = self.reader.small_block(&self.snapshot, self.stream, &block);
                 let at = block.start().max(span.offset);
-                let Some(decoded) = read.map_err(|cause| Unread { at, cause })? else {
+                let Some(decoded) = read.map_err(|cause| BlockReadFailure { at, cause })? else {
                     return Ok(None);
                 };
                 let (start, end) = overlap(&block, span);
@@ -217,11 +220,11 @@ impl Blocks {
                 bytes.extend_from_slice(decoded.get(range).unwrap_or_default());
             }
             let is_over =
-                end == span.end() || blocks == BLOCKS_IN_RUN || begun.elapsed() > RUN_TIME;
+                end == span.end() || blocks == MAX_BLOCKS_IN_RUN || begun.elapsed() > RUN_TIME;
             // An error in the next block is for the run that begins there.
             let next = if is_over { None } else { self.snapshot.locate(self.stream, end).ok() };
             match next {
-                Some(next) if next.is_zeros() == is_zeros && next.length() < SMALL_BLOCK => {
+                Some(next) if next.is_zeros() == is_zeros && next.length() < SMALL_BLOCK_LIMIT => {
                     block = next;
                 }
                 _ => {
@@ -258,7 +261,7 @@ fn zeros(length: u64) -> Segment {
 /// Returns the part of a block's `bytes` that `span` requests, for a reply that may wait for
 /// other blocks to be decoded. It keeps no more memory alive than its length, since a reply's
 /// memory is accounted for by its length.
-fn waiting_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
+fn unpinned_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     let (start, end) = overlap(block, span);
     let range = start as usize..(end as usize).min(bytes.len());
     if range.len() == bytes.len() {
@@ -268,7 +271,7 @@ fn waiting_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
 }
 
 /// Returns the part of a cached block's `bytes` that `span` requests, for a reply that is ready.
-fn part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
+fn cached_part(bytes: &Bytes, block: &Block, span: Span) -> Segment {
     let (start, end) = overlap(block, span);
     let range = start as usize..(end as usize).min(bytes.len());
     if range.len() >= COPY_THRESHOLD && range.len() < bytes.len() / COPIED_FRACTION {
@@ -293,13 +296,14 @@ mod tests {
         for range in [0..1, 1..16, 100..20_100, 1..65_536, 0..65_535] {
             let span =
                 Span { offset: range.start as u64, length: u32::try_from(range.len()).unwrap() };
-            let Segment::Data(part) = waiting_part(&bytes, &block, span) else {
+            let Segment::Data(part) = unpinned_part(&bytes, &block, span) else {
                 panic!("it is data")
             };
             assert_eq!(part, bytes.slice(range.clone()));
             assert!(!bytes.as_ptr_range().contains(&part.as_ptr()), "{range:?}");
         }
-        let Segment::Data(whole) = waiting_part(&bytes, &block, Span { offset: 0, length: 65_536 })
+        let Segment::Data(whole) =
+            unpinned_part(&bytes, &block, Span { offset: 0, length: 65_536 })
         else {
             panic!("it is data")
         };

@@ -19,7 +19,7 @@ const OVERHEAD: u64 = 128;
 
 /// Minimum size of a shard in bytes. A shard must hold several of the largest values, or it
 /// wouldn't keep them.
-const SMALLEST_SHARD: u64 = 128 * 1024 * 1024;
+const MIN_SHARD_SIZE: u64 = 128 * 1024 * 1024;
 
 /// A cache of byte strings.
 ///
@@ -28,17 +28,17 @@ const SMALLEST_SHARD: u64 = 128 * 1024 * 1024;
 /// reason to keep it.
 #[derive(Debug)]
 pub struct ByteCache<K> {
-    cache: Cache<K, Bytes, ByLength>,
-    recent: Recent,
+    cache: Cache<K, Bytes, LengthWeighter>,
+    recent: RecentUses,
     /// Values in flight, each with its waiters. (The underlying cache has a similar feature, but
     /// counts each waiter as a use of the value.)
     flights: Mutex<HashMap<K, Vec<oneshot::Sender<Bytes>>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct ByLength;
+struct LengthWeighter;
 
-impl<K> Weighter<K, Bytes> for ByLength {
+impl<K> Weighter<K, Bytes> for LengthWeighter {
     fn weight(&self, _: &K, value: &Bytes) -> u64 {
         value.len() as u64 + OVERHEAD
     }
@@ -51,13 +51,13 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
     }
 
     fn with_clock(budget: u64, typical: u64, clock: fn() -> u64) -> Self {
-        let cache = bounded(budget, typical, SMALLEST_SHARD, ByLength);
-        Self { cache, recent: Recent::new(clock), flights: Mutex::default() }
+        let cache = bounded(budget, typical, MIN_SHARD_SIZE, LengthWeighter);
+        Self { cache, recent: RecentUses::new(clock), flights: Mutex::default() }
     }
 
     /// Returns the value if it is cached, and counts a use of it.
     pub fn get(&self, key: &K) -> Option<Bytes> {
-        if self.recent.is_use_of_its_own(key) { self.cache.get(key) } else { self.cache.peek(key) }
+        if self.recent.is_separate_use(key) { self.cache.get(key) } else { self.cache.peek(key) }
     }
 
     /// Returns the total weight of all values and its limit, both in bytes.
@@ -105,7 +105,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         };
         let value = make.await?;
         self.cache.insert(key.clone(), value.clone());
-        for waiting in flight.end() {
+        for waiting in flight.finish() {
             // The waiter may be gone.
             waiting.send(value.clone()).unwrap_or_else(drop);
         }
@@ -124,7 +124,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
             return FlightRole::Follower(value);
         }
         flights.insert(flight.clone(), Vec::new());
-        FlightRole::Leader(Flight { cache: self, key: flight, is_over: false })
+        FlightRole::Leader(Flight { cache: self, key: flight, is_finished: false })
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<K, Vec<oneshot::Sender<Bytes>>>> {
@@ -148,20 +148,20 @@ enum FlightRole<'a, K: Hash + Eq + Clone> {
 struct Flight<'a, K: Hash + Eq + Clone> {
     cache: &'a ByteCache<K>,
     key: &'a K,
-    is_over: bool,
+    is_finished: bool,
 }
 
 impl<K: Hash + Eq + Clone> Flight<'_, K> {
     /// Ends the flight and returns its waiters.
-    fn end(mut self) -> Vec<oneshot::Sender<Bytes>> {
-        self.is_over = true;
+    fn finish(mut self) -> Vec<oneshot::Sender<Bytes>> {
+        self.is_finished = true;
         self.cache.flights().remove(self.key).unwrap_or_default()
     }
 }
 
 impl<K: Hash + Eq + Clone> Drop for Flight<'_, K> {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.is_finished {
             self.cache.flights().remove(self.key);
         }
     }
@@ -172,13 +172,13 @@ impl<K: Hash + Eq + Clone> Drop for Flight<'_, K> {
 /// table of atomic integers, each with part of a key's hash and the second of the last counted
 /// use.
 #[derive(Debug)]
-struct Recent {
+struct RecentUses {
     slots: Box<[AtomicU64]>,
     hasher: RandomState,
     clock: fn() -> u64,
 }
 
-impl Recent {
+impl RecentUses {
     /// Number of slots: twice the number of blocks in a cache of 2 GiB.
     const SLOTS: u64 = 1 << 16;
     /// Mask of the time within a slot; the other bits are the hash.
@@ -191,7 +191,7 @@ impl Recent {
 
     /// Returns true if this is a separate use, rather than part of one that was counted a moment
     /// ago.
-    fn is_use_of_its_own(&self, key: &impl Hash) -> bool {
+    fn is_separate_use(&self, key: &impl Hash) -> bool {
         let hash = self.hasher.hash_one(key);
         let place = usize::try_from(hash % Self::SLOTS).unwrap_or(0);
         let Some(slot) = self.slots.get(place) else { return true };
@@ -220,7 +220,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[tokio::test]
-    async fn many_ask_and_one_makes() {
+    async fn concurrent_requests_make_a_value_once() {
         let cache = Arc::new(ByteCache::new(1 << 20, 100));
         let made = Arc::new(AtomicUsize::new(0));
         let tasks: Vec<_> = (0..20)
@@ -245,7 +245,7 @@ mod tests {
     /// A hostile archive may claim the hash of a block in another one: a value that never arrives
     /// delays only those who asked for it in the same flight.
     #[tokio::test]
-    async fn other_flights_of_a_key_are_not_waited_for() {
+    async fn separate_flights_of_a_key_do_not_wait_for_each_other() {
         let cache = ByteCache::new(1 << 20, 100);
         let mut stuck =
             Box::pin(cache.get_or_insert_with(&1, &2, std::future::pending::<Result<_, &str>>()));
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_is_not_kept() {
+    async fn failures_are_not_cached() {
         let cache = ByteCache::new(1 << 20, 100);
         assert_eq!(cache.get_or_insert_with(&1, &1, async { Err("no") }).await, Err("no"));
         let value = Bytes::from_static(b"yes");
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waited_takes_over_from_who_failed_or_left() {
+    async fn a_waiter_takes_over_when_the_leader_fails_or_leaves() {
         for fails in [true, false] {
             let cache = ByteCache::new(1 << 20, 100);
             let mut first = Box::pin(cache.get_or_insert_with(&1, &1, async {
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_value_is_no_reason_to_keep_it() {
+    async fn waiters_do_not_count_as_uses() {
         let cache = ByteCache::with_clock(200_000, 1000, || NOW.get());
         boot(&cache).await;
         for key in 1000..3000 {
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_stays_within_its_budget() {
+    async fn the_cache_stays_within_its_budget() {
         let cache = ByteCache::new(100_000, 1000);
         for key in 0..1000 {
             let make = async { Ok::<_, ()>(Bytes::from(vec![0; 1000])) };
@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_reads_everything_once_pushes_out_nothing_that_is_in_use() {
+    async fn a_full_scan_does_not_evict_values_in_use() {
         let cache = ByteCache::with_clock(200_000, 1000, || NOW.get());
         boot(&cache).await;
         // A backup of ten times the cache's capacity.
@@ -369,14 +369,14 @@ mod tests {
     }
 
     #[test]
-    fn uses_in_quick_succession_are_one() {
-        let recent = Recent::new(|| NOW.get());
-        let uses = |key: u32| (0..3).filter(|_| recent.is_use_of_its_own(&key)).count();
+    fn uses_in_quick_succession_count_once() {
+        let recent = RecentUses::new(|| NOW.get());
+        let uses = |key: u32| (0..3).filter(|_| recent.is_separate_use(&key)).count();
         assert_eq!([uses(1), uses(1)], [1, 0]);
         NOW.set(NOW.get() + 2);
         assert_eq!(uses(1), 1);
         // The time in the table wraps around.
-        NOW.set(NOW.get() + Recent::TIME + 3);
+        NOW.set(NOW.get() + RecentUses::TIME + 3);
         assert_eq!(uses(1), 1);
     }
 }

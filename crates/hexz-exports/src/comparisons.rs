@@ -11,14 +11,16 @@ use std::sync::Arc;
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::timeout;
 
-use super::files::{Files, PATIENCE};
-use super::snapshot::{COMPARING, SnapshotExport, comparing};
-use super::{Catalog, file_name, stream_name, stream_of};
+use super::Catalog;
+use super::catalog::{stream_name, stream_of};
+use super::files::{PATIENCE, ServedFiles};
+use super::snapshot::{COMPARISON_NAMESPACES, SnapshotExport, comparison_contexts};
+use super::source::file_name;
 use hexz_reader::{DiffBase, Snapshot};
 use nbd_server::{AccessFilter, ContextQueries, Export};
 
 /// Number of named archives that are checked together.
-const PAGE: usize = 64;
+const PAGE_SIZE: usize = 64;
 
 /// Maximum number of names of one file. The names are kept while an export is read, so that a
 /// client that loses the right to open one of them is disconnected. A file with more names can't
@@ -42,13 +44,13 @@ pub(super) struct Comparisons<'a> {
     export: &'a SnapshotExport,
     queries: &'a ContextQueries<'a>,
     may_open: &'a AccessFilter,
-    next: Next,
+    next: NextPage,
     /// True once the metadata of the served files has been read.
     has_looked: bool,
 }
 
 /// The archives of the next page.
-enum Next {
+enum NextPage {
     /// All named archives from this position on.
     AnyFrom(usize),
     /// The named archives at these positions.
@@ -66,12 +68,12 @@ impl Catalog {
         may_open: &'a AccessFilter,
     ) -> Comparisons<'a> {
         let next = match queries.exact_names() {
-            None => Next::AnyFrom(0),
+            None => NextPage::AnyFrom(0),
             Some(names) => {
                 let named = names.filter_map(compared_name);
                 let positions: BTreeSet<usize> =
                     named.filter_map(|name| self.named.position(name)).collect();
-                Next::These(positions.into_iter().collect())
+                NextPage::These(positions.into_iter().collect())
             }
         };
         Comparisons { catalog: self, export, queries, may_open, next, has_looked: false }
@@ -81,34 +83,36 @@ impl Catalog {
 /// Extracts the name that a query's context compares the export with.
 fn compared_name(query: &[u8]) -> Option<&str> {
     let query = str::from_utf8(query).ok()?;
-    COMPARING.iter().find_map(|namespace| query.strip_prefix(namespace)?.strip_prefix(':'))
+    COMPARISON_NAMESPACES
+        .iter()
+        .find_map(|namespace| query.strip_prefix(namespace)?.strip_prefix(':'))
 }
 
 impl Comparisons<'_> {
     /// Returns the next page of comparisons, which may be empty. `None` follows the last one.
     pub(super) async fn page(&mut self) -> Option<Vec<Comparison>> {
         let found = match &mut self.next {
-            Next::AnyFrom(start) => {
-                let positions = *start..self.catalog.named.len().min(*start + PAGE);
+            NextPage::AnyFrom(start) => {
+                let positions = *start..self.catalog.named.len().min(*start + PAGE_SIZE);
                 *start = positions.end;
                 if *start == self.catalog.named.len() {
-                    self.next = Next::Parents;
+                    self.next = NextPage::Parents;
                 }
                 self.named(positions).await
             }
-            Next::These(positions) => {
-                let count = positions.len().min(PAGE);
+            NextPage::These(positions) => {
+                let count = positions.len().min(PAGE_SIZE);
                 let now: Vec<usize> = positions.drain(..count).collect();
                 if positions.is_empty() {
-                    self.next = Next::Parents;
+                    self.next = NextPage::Parents;
                 }
                 self.named(now).await
             }
-            Next::Parents => {
-                self.next = Next::Nothing;
+            NextPage::Parents => {
+                self.next = NextPage::Nothing;
                 self.parents()
             }
-            Next::Nothing => return None,
+            NextPage::Nothing => return None,
         };
         if found.is_empty() {
             // Yield: walking a large catalog mustn't monopolize the thread.
@@ -164,7 +168,7 @@ impl Comparisons<'_> {
 
     /// Returns true if the client asks for a comparison with `name` and may open it.
     fn is_wanted(&self, name: &str) -> bool {
-        comparing(name).any(|context| self.queries.matches(&context))
+        comparison_contexts(name).any(|context| self.queries.matches(&context))
             && self.may_open.allows(&stream_name(name, self.export.stream()))
     }
 
@@ -181,7 +185,12 @@ impl Comparisons<'_> {
         found.filter_map(|(name, reference)| self.authorize(name, reference, &files)).collect()
     }
 
-    fn authorize(&self, name: String, reference: DiffBase, files: &Files) -> Option<Comparison> {
+    fn authorize(
+        &self,
+        name: String,
+        reference: DiffBase,
+        files: &ServedFiles,
+    ) -> Option<Comparison> {
         let named = &self.catalog.named;
         let mut names = vec![name.as_str()];
         if let Some(file) = reference.file_id() {

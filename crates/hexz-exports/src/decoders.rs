@@ -22,7 +22,7 @@ const NICE: i32 = 10;
 
 /// A thread pool. Dropping it ends the threads and drops the waiting jobs.
 pub(super) struct Decoders {
-    shared: Arc<Shared>,
+    shared: Arc<DecoderState>,
     cores: usize,
     /// Set once the threads have been started. They are started for the first job, since a thread
     /// keeps the privileges that the process has when it starts.
@@ -31,30 +31,30 @@ pub(super) struct Decoders {
 
 /// A client whose jobs share one queue. Its state is only accessed under the lock of [`Queue`].
 #[derive(Default)]
-pub(super) struct Client(Mutex<ClientQueue>);
+pub(super) struct DecoderClient(Mutex<ClientQueue>);
 
 #[derive(Default)]
 struct ClientQueue {
     /// Virtual clock: work done for this client, in nanoseconds.
     clock: u64,
-    jobs: VecDeque<Job>,
+    jobs: VecDeque<DecodeJob>,
     /// Number of its valid turn in [`Queue::clients`]; set while it has jobs.
     turn: Option<u64>,
 }
 
 /// Error of a job that was dropped or panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Abandoned;
+pub(super) struct JobAbandoned;
 
 #[derive(Default)]
-struct Shared {
-    queue: Mutex<Queue>,
+struct DecoderState {
+    queue: Mutex<FairQueue>,
     /// Signaled when a job is added and when the pool is closed.
     news: Condvar,
 }
 
 #[derive(Default)]
-struct Queue {
+struct FairQueue {
     clients: BinaryHeap<Reverse<Turn>>,
     /// Number of waiting jobs.
     jobs: usize,
@@ -73,10 +73,10 @@ struct Turn {
     clock: u64,
     /// Sequence number; clients with equal clocks are served in the order they were queued.
     number: u64,
-    client: Arc<Client>,
+    client: Arc<DecoderClient>,
 }
 
-struct Job {
+struct DecodeJob {
     /// Estimated work, in nanoseconds.
     estimate: u64,
     run: Box<dyn FnOnce() + Send>,
@@ -108,10 +108,10 @@ impl Decoders {
     /// Cancellation: if this future is dropped before the work starts, the work never runs.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<DecoderClient>,
         estimate: u64,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Abandoned> {
+    ) -> Result<T, JobAbandoned> {
         self.started.get_or_init(|| self.start());
         let (done, result) = oneshot::channel();
         let run = Box::new(move || {
@@ -122,12 +122,12 @@ impl Decoders {
                 done.send(result).unwrap_or_else(drop);
             }
         });
-        self.shared.add(client, Job { estimate, run });
-        result.await.map_err(|_| Abandoned)
+        self.shared.add(client, DecodeJob { estimate, run });
+        result.await.map_err(|_| JobAbandoned)
     }
 
     /// Returns true if a job would start immediately.
-    pub(super) fn are_idle(&self) -> bool {
+    pub(super) fn has_idle_thread(&self) -> bool {
         let queue = self.shared.queue();
         queue.idle > queue.jobs
     }
@@ -144,13 +144,13 @@ impl Drop for Decoders {
     }
 }
 
-impl Shared {
-    fn queue(&self) -> MutexGuard<'_, Queue> {
+impl DecoderState {
+    fn queue(&self) -> MutexGuard<'_, FairQueue> {
         // Nothing panics while it is locked.
         self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn add(&self, client: &Arc<Client>, job: Job) {
+    fn add(&self, client: &Arc<DecoderClient>, job: DecodeJob) {
         let mut queue = self.queue();
         if queue.is_closed {
             return;
@@ -162,7 +162,7 @@ impl Shared {
     }
 
     fn work(&self) {
-        give_way();
+        lower_priority();
         let mut queue = self.queue();
         while !queue.is_closed {
             match queue.next() {
@@ -187,8 +187,8 @@ impl Shared {
     }
 }
 
-impl Queue {
-    fn add(&mut self, client: &Arc<Client>, job: Job) {
+impl FairQueue {
+    fn add(&mut self, client: &Arc<DecoderClient>, job: DecodeJob) {
         self.jobs += 1;
         let mut own = client.lock();
         own.jobs.push_back(job);
@@ -199,7 +199,7 @@ impl Queue {
     }
 
     /// Queues a turn for a client that has jobs.
-    fn push(&mut self, client: &Arc<Client>, own: &mut ClientQueue) {
+    fn push(&mut self, client: &Arc<DecoderClient>, own: &mut ClientQueue) {
         let (clock, number) = (own.clock, self.count);
         self.count += 1;
         own.turn = Some(number);
@@ -207,7 +207,7 @@ impl Queue {
     }
 
     /// Takes the next job, and charges its client the estimate.
-    fn next(&mut self) -> Option<(Arc<Client>, Job)> {
+    fn next(&mut self) -> Option<(Arc<DecoderClient>, DecodeJob)> {
         while let Some(Reverse(Turn { number, client, .. })) = self.clients.pop() {
             let mut own = client.lock();
             if own.turn != Some(number) {
@@ -228,7 +228,7 @@ impl Queue {
     }
 
     /// Replaces a job's estimate on its client's clock by the measured time.
-    fn correct(&mut self, client: &Arc<Client>, estimate: u64, took: Duration) {
+    fn correct(&mut self, client: &Arc<DecoderClient>, estimate: u64, took: Duration) {
         let mut own = client.lock();
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         own.clock = own.clock.saturating_sub(estimate).saturating_add(took);
@@ -238,7 +238,7 @@ impl Queue {
     }
 }
 
-impl Client {
+impl DecoderClient {
     fn lock(&self) -> MutexGuard<'_, ClientQueue> {
         // Nothing panics while it is locked.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -249,7 +249,7 @@ impl Client {
 /// aren't enough cores for all: a block that must be decoded takes long anyway, and a cached one
 /// shouldn't wait for it. Other programs aren't affected where each service has its own CPU
 /// share, as under systemd.
-fn give_way() {
+fn lower_priority() {
     // On Linux, the nice value is per thread.
     if let Err(error) = rustix::process::nice(NICE) {
         tracing::debug!("decoding threads keep their priority: {error}");
@@ -262,7 +262,7 @@ impl fmt::Debug for Decoders {
     }
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for DecoderClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client").field("waiting", &self.lock().jobs.len()).finish()
     }
@@ -293,15 +293,15 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    fn job(estimate: u64) -> Job {
-        Job { estimate, run: Box::new(|| ()) }
+    fn job(estimate: u64) -> DecodeJob {
+        DecodeJob { estimate, run: Box::new(|| ()) }
     }
 
     /// Returns the order in which one thread runs the queued jobs, by client. A job is given as
     /// client, estimate and measured time.
     fn order(jobs: &[(usize, u64, u64)]) -> Vec<usize> {
-        let mut queue = Queue::default();
-        let clients: Vec<Arc<Client>> = (0..3).map(|_| Arc::default()).collect();
+        let mut queue = FairQueue::default();
+        let clients: Vec<Arc<DecoderClient>> = (0..3).map(|_| Arc::default()).collect();
         let mut took = vec![VecDeque::new(); 3];
         for &(client, estimate, takes) in jobs {
             queue.add(&clients[client], job(estimate));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn small_jobs_have_more_turns() {
+    fn small_jobs_get_more_turns() {
         let jobs = [[(0, 100, 100); 4], [(1, 25, 25); 4]].concat();
         assert_eq!(order(&jobs), [0, 1, 1, 1, 1, 0, 0, 0]);
     }
@@ -343,9 +343,9 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_client_saves_up_nothing() {
-        let mut queue = Queue { now: 1000, ..Queue::default() };
-        let [early, late] = [Arc::<Client>::default(), Arc::default()];
+    fn an_idle_client_accumulates_no_credit() {
+        let mut queue = FairQueue { now: 1000, ..FairQueue::default() };
+        let [early, late] = [Arc::<DecoderClient>::default(), Arc::default()];
         early.lock().clock = 1000;
         queue.add(&late, job(100));
         queue.add(&early, job(100));
@@ -360,26 +360,26 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_threads_nobody_waits() {
+    async fn jobs_fail_without_threads() {
         let decoders = Decoders { shared: Arc::default(), cores: 0, started: OnceLock::new() };
-        assert_eq!(decoders.run(&Arc::default(), 1, || 7).await, Err(Abandoned));
+        assert_eq!(decoders.run(&Arc::default(), 1, || 7).await, Err(JobAbandoned));
     }
 
     #[tokio::test]
-    async fn a_panic_is_an_answer_and_harms_nobody_else() {
+    async fn a_panicking_job_fails_without_affecting_others() {
         let decoders = Decoders::new();
         let client = Arc::default();
         for _ in 0..10 {
             assert_eq!(
                 decoders.run(&client, 1, || panic!("for a test")).await,
-                Err::<(), _>(Abandoned)
+                Err::<(), _>(JobAbandoned)
             );
         }
         assert_eq!(decoders.run(&client, 1, || 7).await, Ok(7));
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_is_not_begun() {
+    async fn canceled_jobs_are_not_started() {
         let decoders = Decoders::new();
         let client = Arc::default();
         let (release, blocked) = mpsc::channel::<()>();

@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::in_folder::InFolder;
+use super::folder_slots::FolderSlots;
 use super::named::NamedSlots;
 use hexz_reader::storage::{FileId, FileStamp};
 
@@ -23,7 +23,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The files of all served archives at one point in time.
 #[derive(Debug)]
-pub(super) struct Files {
+pub(super) struct ServedFiles {
     /// Stamps of the named archives, in their order; `None` if there is no file.
     named: Vec<Option<FileStamp>>,
     /// Names and stamps of the folder's archives, ordered by name; `None` if the folder can't be
@@ -36,12 +36,12 @@ pub(super) struct Files {
 #[derive(Debug, Clone, Copy)]
 enum Position {
     Named(usize),
-    InFolder(usize),
+    FolderSlots(usize),
 }
 
-impl Files {
+impl ServedFiles {
     /// Reads the metadata of all files. If the folder can't be read, logs why.
-    fn look(named: &[PathBuf], folder: Option<&InFolder>) -> Self {
+    fn look(named: &[PathBuf], folder: Option<&FolderSlots>) -> Self {
         let named = named.iter().map(|path| FileStamp::of(path)).collect();
         let folder = folder.map_or_else(|| Some(Vec::new()), |folder| folder.read().ok());
         Self { named, folder, positions: OnceLock::new() }
@@ -88,7 +88,7 @@ impl Files {
         let positions = positions.get(&file).map(Vec::as_slice).unwrap_or_default();
         positions.iter().filter_map(|position| match *position {
             Position::Named(position) => named.get(position).map(|(name, _)| name),
-            Position::InFolder(position) => {
+            Position::FolderSlots(position) => {
                 let (name, _) = self.in_folder().get(position)?;
                 (!named.contains(name)).then_some(name.as_str())
             }
@@ -101,7 +101,7 @@ impl Files {
         let named =
             named.filter_map(|(at, stamp)| Some((stamp.as_ref()?.id(), Position::Named(at))));
         let in_folder = self.in_folder().iter().enumerate();
-        let in_folder = in_folder.map(|(at, (_, stamp))| (stamp.id(), Position::InFolder(at)));
+        let in_folder = in_folder.map(|(at, (_, stamp))| (stamp.id(), Position::FolderSlots(at)));
         for (file, position) in named.chain(in_folder) {
             positions.entry(file).or_default().push(position);
         }
@@ -111,38 +111,42 @@ impl Files {
 
 /// Outcome of [`LatestFiles::look`].
 #[derive(Debug, Default)]
-pub(super) struct Looked {
+pub(super) struct RefreshOutcome {
     /// The files; `None` on a timeout.
-    pub(super) files: Option<Arc<Files>>,
+    pub(super) files: Option<Arc<ServedFiles>>,
     /// True if this call did the read itself rather than sharing another caller's.
-    pub(super) is_own: bool,
+    pub(super) is_leader: bool,
 }
 
 /// Cache of the latest [`Files`], with single flight for reading them.
 #[derive(Debug, Default)]
-pub(super) struct LatestFiles {
+pub(super) struct ServedFilesCache {
     /// Start of the last read. The lock is held during a read.
     begun: Arc<Mutex<Option<Instant>>>,
-    latest: Arc<ArcSwapOption<Files>>,
+    latest: Arc<ArcSwapOption<ServedFiles>>,
 }
 
-impl LatestFiles {
+impl ServedFilesCache {
     /// Returns the latest files without waiting.
     ///
     /// Holding the result keeps the names of all files in memory, so it mustn't be held while
     /// waiting for a client.
-    pub(super) fn latest(&self) -> Option<Arc<Files>> {
+    pub(super) fn latest(&self) -> Option<Arc<ServedFiles>> {
         self.latest.load_full()
     }
 
     /// Returns the files as of now or later; concurrent callers share one read.
-    pub(super) async fn look(&self, named: &NamedSlots, folder: Option<&Arc<InFolder>>) -> Looked {
+    pub(super) async fn look(
+        &self,
+        named: &NamedSlots,
+        folder: Option<&Arc<FolderSlots>>,
+    ) -> RefreshOutcome {
         let asked = Instant::now();
         let looking = async {
             let mut begun = Arc::clone(&self.begun).lock_owned().await;
             // Another caller's read started after this call did, so it is fresh enough.
             if begun.is_some_and(|begun| begun >= asked) {
-                return Looked { files: self.latest(), ..Looked::default() };
+                return RefreshOutcome { files: self.latest(), ..RefreshOutcome::default() };
             }
             let latest = Arc::clone(&self.latest);
             let paths: Vec<PathBuf> = named.iter().map(|(_, slot)| slot.path().into()).collect();
@@ -150,10 +154,10 @@ impl LatestFiles {
             // Not canceled when the caller is dropped, so that two reads never run at once.
             let look = spawn_blocking(move || {
                 let now = Instant::now();
-                let files = Arc::new(Files::look(&paths, folder.as_deref()));
+                let files = Arc::new(ServedFiles::look(&paths, folder.as_deref()));
                 latest.store(Some(Arc::clone(&files)));
                 *begun = Some(now);
-                Looked { files: Some(files), is_own: true }
+                RefreshOutcome { files: Some(files), is_leader: true }
             });
             look.await.unwrap_or_default()
         };
@@ -164,12 +168,12 @@ impl LatestFiles {
 #[cfg(test)]
 mod tests {
     use super::super::FolderFault;
-    use super::super::slot::Slot;
-    use super::super::source::{ExportFolder, Source};
+    use super::super::slot::SnapshotSlot;
+    use super::super::source::{ArchiveSource, ExportFolder};
     use super::*;
 
-    fn in_folder(path: PathBuf) -> Arc<InFolder> {
-        Arc::new(InFolder::new(ExportFolder::new(path)))
+    fn in_folder(path: PathBuf) -> Arc<FolderSlots> {
+        Arc::new(FolderSlots::new(ExportFolder::new(path)))
     }
 
     #[tokio::test]
@@ -183,12 +187,12 @@ mod tests {
         let mut named = NamedSlots::default();
         // The last one hides the folder's file of that name.
         for (name, path) in [("x", path("link")), ("y", path("none")), ("b.hxz", path("c.hxz"))] {
-            named.push(name.to_owned(), Slot::new(Source::Path(path))).unwrap();
+            named.push(name.to_owned(), SnapshotSlot::new(ArchiveSource::Path(path))).unwrap();
         }
-        let latest = LatestFiles::default();
+        let latest = ServedFilesCache::default();
         let looked = latest.look(&named, Some(&in_folder(folder.path().to_owned()))).await;
         let files = looked.files.unwrap();
-        assert!(looked.is_own && files.are_known());
+        assert!(looked.is_leader && files.are_known());
         let names = |name: &str| {
             let file = files.of_name(name).unwrap().id();
             files.names_of(file, &named).map(str::to_owned).collect::<Vec<_>>()
@@ -207,18 +211,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_can_not_be_read_is_not_an_empty_one() {
+    async fn an_unreadable_folder_is_not_treated_as_empty() {
         let folder = tempfile::tempdir().unwrap();
         let gone = in_folder(folder.path().join("gone"));
-        let looked = LatestFiles::default().look(&NamedSlots::default(), Some(&gone)).await;
+        let looked = ServedFilesCache::default().look(&NamedSlots::default(), Some(&gone)).await;
         assert!(!looked.files.unwrap().are_known());
-        assert_eq!(gone.fault(), Some(FolderFault::Missing));
+        assert_eq!(gone.fault(), Some(FolderFault::NotFoundReason));
     }
 
     /// Callers that arrive during a read share one that starts later.
     #[tokio::test]
-    async fn those_who_wait_share_the_next_look() {
-        let latest = LatestFiles::default();
+    async fn waiting_callers_share_the_next_read() {
+        let latest = ServedFilesCache::default();
         let named = NamedSlots::default();
         let held = Arc::clone(&latest.begun).lock_owned().await;
         let mut asking: Vec<_> = (0..10).map(|_| Box::pin(latest.look(&named, None))).collect();
@@ -233,9 +237,9 @@ mod tests {
         for one in asking {
             let looked = one.await;
             assert!(looked.files.is_some());
-            own += usize::from(looked.is_own);
+            own += usize::from(looked.is_leader);
         }
         assert_eq!(own, 1);
-        assert!(latest.look(&named, None).await.is_own);
+        assert!(latest.look(&named, None).await.is_leader);
     }
 }

@@ -1,406 +1,69 @@
-//! Maps export names to archives, and opens an archive when a client asks for it.
+//! Hexz snapshots as exports of [`nbd_server`]: a block cache that is shared by all clients, decoder
+//! threads that are fair to each of them, and readahead.
 //!
-//! An archive that has been replaced on disk is reopened for the next client; sessions that read
-//! the old file keep reading it.
+//! One snapshot is served in a few lines:
+//!
+//! ```no_run
+//! use hexz_exports::SnapshotExports;
+//! use nbd_server::handle_client;
+//! use tokio::net::TcpListener;
+//!
+//! # async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//! let exports = SnapshotExports::open("disk.hxz")?;
+//! let listener = TcpListener::bind("127.0.0.1:10809").await?;
+//! loop {
+//!     let (stream, _) = listener.accept().await?;
+//!     let exports = exports.clone();
+//!     tokio::spawn(async move { handle_client(stream, &exports).await });
+//! }
+//! # }
+//! ```
+//!
+//! - [`SnapshotExports`] are the exports of one snapshot.
+//! - [`Catalog`] has any number of them: archives with names ([`NamedArchive`]), and a folder whose
+//!   archives are opened when a client asks for them ([`ExportFolder`]). It is an
+//!   [`ExportCatalog`](nbd_server::ExportCatalog), of which each client gets a [`CatalogView`]. An
+//!   archive that has been replaced on disk is reopened for the next client; sessions that read the
+//!   old file keep reading it.
+//! - [`SnapshotExport`] is one stream of a snapshot. Besides `base:allocation` it answers which
+//!   ranges differ from another archive (`hexz:changed:NAME` and `qemu:dirty-bitmap:NAME`).
+//! - [`BlockReader`] is the cache and the decoders behind all exports, with their
+//!   [statistics](ReaderStats). [`MemoryPlan`] divides a memory budget.
+//!
+//! All of it needs a Tokio runtime. Archives are read on threads of their own, so a file system that
+//! hangs delays only those who read from it.
+
+#![deny(missing_docs)]
 
 mod blocks;
 pub mod cache;
+mod catalog;
 mod comparisons;
 mod decoders;
 mod files;
-mod in_folder;
+mod folder_access;
+mod folder_slots;
 mod listing;
 mod memory;
 mod named;
-mod reach;
 mod reader;
-mod seen;
+mod sharded_counter;
 mod slot;
 mod snapshot;
+mod snapshot_exports;
 mod source;
-mod striped;
+mod view;
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
-use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
-
-use files::{Files, LatestFiles, Looked};
-use hexz_reader::{OpenOptions, Snapshot, StreamKind};
-use in_folder::InFolder;
-use listing::Looks;
+pub use catalog::{Catalog, CatalogError};
+pub use folder_access::{FolderError, FolderFault};
 pub use memory::MemoryPlan;
-use named::NamedSlots;
-use nbd_telemetry::RateLimit;
-use nbd_telemetry::escape;
-pub use reach::{FolderError, FolderFault};
 pub use reader::{BlockReader, READ_FAILURE_LABELS, ReaderStats};
-pub use seen::CatalogView;
-use slot::{Slot, Unavailable};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
+pub use snapshot_exports::SnapshotExports;
 pub use source::{ExportFolder, ExportSelection, NamedArchive, NamedArchiveError};
-use source::{Missing, Source};
+pub use view::CatalogView;
 
-/// Suffix of a snapshot's name that selects its auxiliary stream.
-const AUXILIARY: &str = "/aux";
-
-/// Reason for which a catalog can't be created.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum CatalogError {
-    /// Two archives have the same export name.
-    #[error(
-        "two archives would be the export {:?}: give one of them another name, NAME=PATH",
-        escape::name(.0)
-    )]
-    SameName(String),
-    /// The default export isn't one of the named archives.
-    #[error("the default export {:?} is none of those that are served", escape::name(.0))]
-    NoSuchDefault(String),
-}
-
-/// The registry of served snapshots.
-#[derive(Debug)]
-pub struct Catalog {
-    named: NamedSlots,
-    folder: Option<Arc<InFolder>>,
-    default: Option<String>,
-    options: OpenOptions,
-    reader: Arc<BlockReader>,
-    files: LatestFiles,
-    looks: Arc<Looks>,
-    /// Rate limit for log lines about archives that can't be served, since clients can cause
-    /// them.
-    failures: RateLimit,
-}
-
-impl Catalog {
-    /// Creates a catalog of the chosen archives without opening any.
-    ///
-    /// # Errors
-    /// See [`CatalogError`].
-    pub fn new(
-        choice: ExportSelection,
-        options: OpenOptions,
-        reader: Arc<BlockReader>,
-    ) -> Result<Self, CatalogError> {
-        let ExportSelection { named, folder, default } = choice;
-        let mut slots = NamedSlots::default();
-        for NamedArchive { name, path } in named {
-            slots.push(name, Slot::new(Source::Path(path)))?;
-        }
-        let default = match (default, &folder) {
-            (None, None) if slots.len() == 1 => slots.get(0).map(|(only, _)| only.to_owned()),
-            (Some(name), None) if slots.find(&name).is_none() => {
-                return Err(CatalogError::NoSuchDefault(name));
-            }
-            (default, _) => default,
-        };
-        let folder = folder.map(InFolder::new).map(Arc::new);
-        let options = OpenOptions { read_counters: Arc::clone(reader.reads()), ..options };
-        Ok(Self {
-            named: slots,
-            folder,
-            default,
-            options,
-            reader,
-            files: LatestFiles::default(),
-            looks: Arc::new(Looks::new()),
-            failures: failures(),
-        })
-    }
-
-    /// Creates a catalog of one snapshot that is already open.
-    pub fn with_snapshot(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
-        let mut named = NamedSlots::default();
-        // This can't fail: no other archive can have the same name.
-        named.push(name.to_owned(), Slot::of(snapshot)).unwrap_or_default();
-        Self {
-            named,
-            folder: None,
-            default: Some(name.to_owned()),
-            options: OpenOptions::default(),
-            reader,
-            files: LatestFiles::default(),
-            looks: Arc::new(Looks::new()),
-            failures: failures(),
-        }
-    }
-
-    /// Creates a catalog of another choice of archives, with the same open options, block cache
-    /// and index page cache. Archives that are in both catalogs keep their slots, so those that
-    /// are open stay open.
-    ///
-    /// # Errors
-    /// See [`CatalogError`].
-    pub fn with_selection(&self, choice: ExportSelection) -> Result<Self, CatalogError> {
-        let mut chosen = Self::new(choice, self.options.clone(), Arc::clone(&self.reader))?;
-        let known: HashMap<&Path, &Slot> =
-            self.named.iter().map(|(_, slot)| (slot.path(), slot)).collect();
-        for slot in chosen.named.slots_mut() {
-            if let Some(known) = known.get(slot.path()) {
-                *slot = (*known).clone();
-            }
-        }
-        if let (Some(folder), Some(known)) = (&mut chosen.folder, &self.folder)
-            && folder.path() == known.path()
-        {
-            *folder = Arc::clone(known);
-        }
-        chosen.looks = Arc::clone(&self.looks);
-        Ok(chosen)
-    }
-
-    /// Creates a catalog of the same archives that are reopened with `options`, and so checked
-    /// again against the keys and digests in `options`. Hash verification, read counters, and the
-    /// caches of blocks, index pages and hash trees are kept.
-    #[must_use]
-    pub fn reopened_with(&self, options: OpenOptions) -> Self {
-        if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
-            now.reuse_hashes_of(before);
-        }
-        Self {
-            named: self.named.unopened(),
-            folder: self.folder.as_ref().map(|folder| Arc::new(folder.unopened())),
-            default: self.default.clone(),
-            options: OpenOptions {
-                verify_hashes: self.options.verify_hashes,
-                index_pages: Arc::clone(&self.options.index_pages),
-                digest_memory: self.options.digest_memory.clone(),
-                read_counters: Arc::clone(&self.options.read_counters),
-                log_limit: Arc::clone(&self.options.log_limit),
-                background: Arc::clone(&self.options.background),
-                ..options
-            },
-            reader: Arc::clone(&self.reader),
-            files: LatestFiles::default(),
-            looks: Arc::new(Looks::new()),
-            failures: failures(),
-        }
-    }
-
-    /// Returns the options with which archives are opened.
-    pub fn options(&self) -> &OpenOptions {
-        &self.options
-    }
-
-    /// Returns the block reader shared by all exports.
-    pub fn reader(&self) -> &Arc<BlockReader> {
-        &self.reader
-    }
-
-    /// Opens the named archives. Returns the resulting exports, and an error for each archive
-    /// that can't be opened.
-    pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<hexz_reader::Error>) {
-        let mut failed = Vec::new();
-        for (_, slot) in self.named.iter() {
-            if let Err(Unavailable(Some(error))) = slot.open(&self.options).await {
-                self.reader.count_unopened(&error);
-                failed.push(error);
-            }
-        }
-        let mut exports = Vec::new();
-        for (name, slot) in self.named.iter() {
-            exports.extend(self.exports_of(name, slot).await);
-        }
-        (exports, failed)
-    }
-
-    /// Returns the exports of the snapshots that are open, without opening any.
-    pub(crate) fn open_now(&self) -> Vec<SnapshotExport> {
-        let in_folder = self.folder.as_deref().map(InFolder::slots).unwrap_or_default();
-        let in_folder = in_folder.iter().map(|(name, slot)| (name.as_str(), slot));
-        let in_folder = in_folder.filter(|(name, _)| !self.named.contains(name));
-        let mut exports = Vec::new();
-        for (name, slot) in self.named.iter().chain(in_folder) {
-            if let Some(snapshot) = slot.latest() {
-                exports.extend(self.streams(name, &snapshot));
-            }
-        }
-        exports
-    }
-
-    /// Returns the reason for which no archive can be opened, if there is one: no named archive
-    /// could be opened, and the folder couldn't be read the last time or isn't configured.
-    pub(crate) fn unready(&self) -> Option<&'static str> {
-        if self.named.iter().any(|(_, slot)| !slot.has_failed()) {
-            return None;
-        }
-        match &self.folder {
-            Some(folder) => folder.fault().map(FolderFault::unready),
-            None => Some("no export can be opened"),
-        }
-    }
-
-    /// Returns the maximum number of descriptors that archives take at once, not counting their
-    /// parents.
-    pub fn descriptors(&self) -> usize {
-        self.named.len() + if self.folder.is_some() { in_folder::MAX_OPEN } else { 0 }
-    }
-
-    /// Reads the folder, and logs which of its files aren't served.
-    ///
-    /// # Errors
-    /// The folder can't be read.
-    pub async fn read_folder(&self) -> Result<(), FolderError> {
-        match &self.folder {
-            Some(folder) => folder.look().await,
-            None => Ok(()),
-        }
-    }
-
-    /// Checks that the folder can be read, for [`ExportCatalog::unready_reason`](nbd_server::ExportCatalog::unready_reason).
-    /// Logs changes of the result. Blocks for as long as the file system hangs.
-    pub async fn check_folder(&self) {
-        if let Some(folder) = &self.folder {
-            folder.check().await;
-        }
-    }
-
-    /// Returns true if an export of this canonical name can be opened.
-    pub async fn has(&self, name: &str) -> bool {
-        self.find_named(name).await.is_ok()
-    }
-
-    /// Opens the snapshot of a slot. Logs why it can't be opened.
-    async fn open(&self, name: &str, slot: &Slot) -> Option<Arc<Snapshot>> {
-        match slot.open(&self.options).await {
-            Ok(snapshot) => Some(snapshot),
-            Err(Unavailable(reason)) => {
-                if let Some(error) = reason {
-                    self.reader.count_unopened(&error);
-                    if let Some(held_back) = self.failures.allow() {
-                        let held_back = held_back.field();
-                        let name = escape::name(name);
-                        let (error, hint) = reach::with_hint(error).await;
-                        tracing::error!(
-                            held_back,
-                            "the export {name:?} can't be served: {error}{hint}"
-                        );
-                    }
-                }
-                None
-            }
-        }
-    }
-
-    /// Reads the metadata of all archives' files. Returns `None` on a timeout.
-    async fn look(&self) -> Option<Arc<Files>> {
-        let Looked { files, is_own } = self.files.look(&self.named, self.folder.as_ref()).await;
-        // The log says why a folder can't be read. Its files may still exist, so nothing is
-        // discarded.
-        if let Some(files) = files.as_ref().filter(|files| is_own && files.are_known()) {
-            self.forget_others_than(files).await;
-        }
-        files
-    }
-
-    /// Discards what is remembered of files that no longer exist.
-    async fn forget_others_than(&self, files: &Files) {
-        let folder = self.folder.as_deref();
-        if let Some(folder) = folder {
-            folder.forget_others_than(files).await;
-        }
-        if self.looks.count() <= self.named.len() + files.in_folder().len() {
-            return;
-        }
-        let named: HashSet<&Path> = self.named.iter().map(|(_, slot)| slot.path()).collect();
-        let is_in_folder = |path: &Path| {
-            let name = path.file_name().and_then(OsStr::to_str);
-            path.parent() == folder.map(InFolder::path)
-                && name.is_some_and(|name| files.of_name(name).is_some())
-        };
-        self.looks.forget(|path| named.contains(path) || is_in_folder(path));
-    }
-
-    /// Opens a slot and returns its exports: the main stream, and the auxiliary stream if it
-    /// isn't empty.
-    async fn exports_of(&self, name: &str, slot: &Slot) -> Vec<SnapshotExport> {
-        match self.open(name, slot).await {
-            Some(snapshot) => self.streams(name, &snapshot),
-            None => Vec::new(),
-        }
-    }
-
-    fn streams(&self, name: &str, snapshot: &Arc<Snapshot>) -> Vec<SnapshotExport> {
-        let mut exports = vec![self.export(name, snapshot, StreamKind::Main)];
-        if snapshot.size(StreamKind::Auxiliary) > 0 {
-            exports.push(self.export(name, snapshot, StreamKind::Auxiliary));
-        }
-        exports
-    }
-
-    fn export(&self, name: &str, snapshot: &Arc<Snapshot>, stream: StreamKind) -> SnapshotExport {
-        let name = stream_name(name, stream);
-        SnapshotExport::new(name, Arc::clone(snapshot), stream, Arc::clone(&self.reader))
-    }
-
-    /// Resolves the name that a client sent; an empty name means the default export.
-    fn resolve<'a>(&'a self, name: &'a [u8]) -> Result<&'a str, Missing> {
-        match name {
-            [] => self.default.as_deref().ok_or(Missing::NoDefault),
-            // Export names are UTF-8, so other bytes can't match one.
-            name => str::from_utf8(name).map_err(|_| Missing::NotUtf8),
-        }
-    }
-
-    async fn find_named(&self, name: &str) -> Result<SnapshotExport, Missing> {
-        if let Some((name, slot, stream)) = self.named.find(name) {
-            return self.find_stream(name, slot, stream).await;
-        }
-        let folder = self.folder.as_ref().ok_or(Missing::UnknownName)?;
-        let missing = match folder.slot(name).await {
-            Ok(slot) => return self.find_stream(name, &slot, StreamKind::Main).await,
-            Err(missing) => missing,
-        };
-        let base = name.strip_suffix(AUXILIARY).ok_or(missing)?;
-        let slot = folder.slot(base).await?;
-        self.find_stream(base, &slot, StreamKind::Auxiliary).await
-    }
-
-    async fn find_stream(
-        &self,
-        name: &str,
-        slot: &Slot,
-        stream: StreamKind,
-    ) -> Result<SnapshotExport, Missing> {
-        let snapshot = self.open(name, slot).await.ok_or(Missing::Unavailable)?;
-        if stream == StreamKind::Auxiliary && snapshot.size(stream) == 0 {
-            return Err(Missing::NoAuxiliary);
-        }
-        Ok(self.export(name, &snapshot, stream))
-    }
-}
-
-/// Returns the rate limit for failures: enough to see what is wrong, though clients can ask for a
-/// broken archive as often as they like.
-fn failures() -> RateLimit {
-    RateLimit::new(100, Duration::from_secs(1))
-}
-
-/// Returns the stream of `snapshot` that is served as the export `name`, if any.
-fn stream_of(name: &str, snapshot: &str) -> Option<StreamKind> {
-    match name.strip_prefix(snapshot)? {
-        "" => Some(StreamKind::Main),
-        AUXILIARY => Some(StreamKind::Auxiliary),
-        _ => None,
-    }
-}
-
-/// Returns the export name of a snapshot's auxiliary stream.
-fn auxiliary(snapshot: &str) -> String {
-    format!("{snapshot}{AUXILIARY}")
-}
-
-/// Returns the export name of a snapshot's stream.
-fn stream_name(snapshot: &str, stream: StreamKind) -> String {
-    match stream {
-        StreamKind::Main => snapshot.to_owned(),
-        StreamKind::Auxiliary => auxiliary(snapshot),
-    }
-}
-
-/// Returns the last component of a path, for display to clients.
-pub fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
-}
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

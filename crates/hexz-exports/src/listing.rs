@@ -16,11 +16,12 @@ use tokio::sync::mpsc::Sender;
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::timeout;
 
+use super::catalog::{auxiliary_name, failure_log_limit};
 use super::files::PATIENCE;
-use super::slot::{RETRY_AFTER, Slot};
+use super::slot::{RETRY_AFTER, SnapshotSlot};
 use super::snapshot::describe;
-use super::source::Source;
-use super::{Catalog, auxiliary, failures, reach};
+use super::source::ArchiveSource;
+use super::{Catalog, folder_access};
 use hexz_reader::storage::FileStamp;
 use hexz_reader::{Error, OpenOptions, Snapshot, StreamKind};
 use nbd_server::{AccessFilter, ListEntry};
@@ -29,15 +30,15 @@ use nbd_telemetry::escape;
 
 /// Number of archives that are described together, which bounds the memory held for a client that
 /// doesn't read.
-const PAGE: usize = 32;
+const PAGE_SIZE: usize = 32;
 
 /// Maximum number of archives that are inspected concurrently, over all clients: each may have an
 /// index of [`MAX_MASTER_INDEX`](hexz_reader::limits::MAX_MASTER_INDEX), and so may its
 /// parents.
-const LOOKS_AT_ONCE: u32 = 4;
+const MAX_CONCURRENT_INSPECTIONS: u32 = 4;
 
 /// Time budget of one LIST for inspecting archives.
-const TIME_TO_LOOK: Duration = Duration::from_secs(2);
+const INSPECTION_TIME_BUDGET: Duration = Duration::from_secs(2);
 
 /// Descriptions of an archive's streams.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,46 +60,46 @@ impl Streams {
 
 /// Result of inspecting an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Known {
+enum InspectionResult {
     Streams(Streams),
     /// The file doesn't exist, or can't be served.
     Unservable,
-    Unknown,
+    NotInspected,
 }
 
 /// An archive to be listed.
 #[derive(Debug)]
 struct Entry {
     name: String,
-    source: Arc<Source>,
+    source: Arc<ArchiveSource>,
     /// Slot of the archive, if a client has asked for it.
-    slot: Option<Slot>,
+    slot: Option<SnapshotSlot>,
     /// Stamp of the file, if it exists.
     stamp: Option<FileStamp>,
 }
 
 /// Cache of inspection results, including failures.
 #[derive(Debug)]
-pub(super) struct Looks {
-    remembered: Mutex<HashMap<PathBuf, Look>>,
+pub(super) struct Inspections {
+    remembered: Mutex<HashMap<PathBuf, Inspection>>,
     permits: Arc<Semaphore>,
-    failures: RateLimit,
+    failure_log_limit: RateLimit,
 }
 
 #[derive(Debug)]
-struct Look {
+struct Inspection {
     stamp: FileStamp,
     at: Instant,
     /// Descriptions of its streams, or the reason for which it can't be served.
     found: Result<Streams, String>,
 }
 
-impl Looks {
+impl Inspections {
     pub(super) fn new() -> Self {
         Self {
             remembered: Mutex::default(),
-            permits: Arc::new(Semaphore::new(LOOKS_AT_ONCE as usize)),
-            failures: failures(),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_INSPECTIONS as usize)),
+            failure_log_limit: failure_log_limit(),
         }
     }
 
@@ -115,22 +116,22 @@ impl Looks {
 
     /// Returns the cached result for a file. Failures expire, since a missing parent may have
     /// appeared in the meantime.
-    fn recall(&self, path: &Path, stamp: FileStamp) -> Known {
+    fn recall(&self, path: &Path, stamp: FileStamp) -> InspectionResult {
         let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         match remembered.get(path) {
             Some(look) if look.stamp == stamp => match &look.found {
-                Ok(streams) => Known::Streams(streams.clone()),
-                Err(_) if look.at.elapsed() < RETRY_AFTER => Known::Unservable,
-                Err(_) => Known::Unknown,
+                Ok(streams) => InspectionResult::Streams(streams.clone()),
+                Err(_) if look.at.elapsed() < RETRY_AFTER => InspectionResult::Unservable,
+                Err(_) => InspectionResult::NotInspected,
             },
-            _ => Known::Unknown,
+            _ => InspectionResult::NotInspected,
         }
     }
 
     /// Inspects a file and caches the result. Blocking.
-    fn look(&self, name: &str, source: &Source, stamp: FileStamp, options: &OpenOptions) {
+    fn look(&self, name: &str, source: &ArchiveSource, stamp: FileStamp, options: &OpenOptions) {
         // Another task may have inspected it while this one waited for a permit.
-        if self.recall(source.path(), stamp) != Known::Unknown {
+        if self.recall(source.path(), stamp) != InspectionResult::NotInspected {
             return;
         }
         let found = source.open_index(options).map(|snapshot| Streams::of(&snapshot));
@@ -138,17 +139,17 @@ impl Looks {
         if found.as_ref().is_err_and(Error::is_transient) {
             return;
         }
-        let hint = found.as_ref().err().map_or("", reach::hint);
+        let hint = found.as_ref().err().map_or("", folder_access::hint);
         let found = found.map_err(|error| error.to_string());
         let reason = found.as_ref().err().cloned();
-        let look = Look { stamp, at: Instant::now(), found };
+        let look = Inspection { stamp, at: Instant::now(), found };
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let before = remembered.insert(source.path().to_owned(), look);
         drop(remembered);
         let before = before.and_then(|look| look.found.err());
         if let Some(reason) = reason
             && before.as_ref() != Some(&reason)
-            && let Some(held_back) = self.failures.allow()
+            && let Some(held_back) = self.failure_log_limit.allow()
         {
             let (held_back, name) = (held_back.field(), escape::name(name));
             tracing::warn!(held_back, "the archive {name:?} isn't listed: {reason}{hint}");
@@ -160,15 +161,16 @@ impl Catalog {
     /// Sends the listings of all exports that may be opened: named archives first, then those of
     /// the folder, by name.
     pub(super) async fn list(&self, may_open: &AccessFilter, listings: Sender<ListEntry>) {
-        let mut page = Page { catalog: self, may_open, listings, time: TIME_TO_LOOK };
+        let mut page =
+            ListWriter { catalog: self, may_open, listings, time: INSPECTION_TIME_BUDGET };
         let is_hung = self.look().await.is_none();
         if is_hung {
             page.time = Duration::ZERO;
         }
-        for start in (0..self.named.len()).step_by(PAGE) {
+        for start in (0..self.named.len()).step_by(PAGE_SIZE) {
             // Dropped before anything is sent; see `LatestFiles::latest`.
             let files = self.files.latest();
-            let entries = (start..start + PAGE).filter_map(|position| {
+            let entries = (start..start + PAGE_SIZE).filter_map(|position| {
                 let (name, slot) = self.named.get(position)?;
                 let stamp = files.as_ref().and_then(|files| files.named(position));
                 let (source, slot) = (Arc::clone(slot.source()), Some(slot.clone()));
@@ -184,7 +186,7 @@ impl Catalog {
         let mut last = None;
         loop {
             let Some(files) = self.files.latest() else { return };
-            let behind = files.behind(last.as_deref(), PAGE).to_vec();
+            let behind = files.behind(last.as_deref(), PAGE_SIZE).to_vec();
             drop(files);
             let Some((name, _)) = behind.last() else { return };
             last = Some(name.clone());
@@ -203,7 +205,7 @@ impl Catalog {
 }
 
 /// State of one LIST, which is answered page by page.
-struct Page<'a> {
+struct ListWriter<'a> {
     catalog: &'a Catalog,
     may_open: &'a AccessFilter,
     listings: Sender<ListEntry>,
@@ -211,24 +213,24 @@ struct Page<'a> {
     time: Duration,
 }
 
-impl Page<'_> {
+impl ListWriter<'_> {
     fn sees(&self, name: &str) -> bool {
-        self.may_open.allows(name) || self.may_open.allows(&auxiliary(name))
+        self.may_open.allows(name) || self.may_open.allows(&auxiliary_name(name))
     }
 
     /// Sends the listings of some archives. Returns false if the receiver is gone.
     async fn send(&mut self, entries: Vec<Entry>, is_hung: bool) -> bool {
         let known = match is_hung {
-            true => entries.iter().map(|_| Known::Unknown).collect(),
+            true => entries.iter().map(|_| InspectionResult::NotInspected).collect(),
             false => self.known(&entries).await,
         };
         for (Entry { name, .. }, known) in entries.into_iter().zip(known) {
             let (main, second) = match known {
-                Known::Streams(Streams { main, auxiliary }) => (main, auxiliary),
-                Known::Unknown => (Arc::from(""), None),
-                Known::Unservable => continue,
+                InspectionResult::Streams(Streams { main, auxiliary }) => (main, auxiliary),
+                InspectionResult::NotInspected => (Arc::from(""), None),
+                InspectionResult::Unservable => continue,
             };
-            let second = second.map(|description| (auxiliary(&name), description));
+            let second = second.map(|description| (auxiliary_name(&name), description));
             for (name, description) in [(name, main)].into_iter().chain(second) {
                 let listing = ListEntry { description: description.to_string(), name };
                 if self.may_open.allows(&listing.name) && self.listings.send(listing).await.is_err()
@@ -243,20 +245,22 @@ impl Page<'_> {
 
     /// Returns the results for some archives, after inspecting unknown ones within the time
     /// budget.
-    async fn known(&mut self, entries: &[Entry]) -> Vec<Known> {
+    async fn known(&mut self, entries: &[Entry]) -> Vec<InspectionResult> {
         let open = open_streams(entries).await;
-        let looks = &self.catalog.looks;
+        let inspections = &self.catalog.inspections;
         let recall = |entry: &Entry| match entry.stamp {
-            None => Known::Unservable,
-            Some(stamp) if entry.slot.as_ref().is_some_and(|it| it.has_failed_as(stamp)) => {
-                Known::Unservable
+            None => InspectionResult::Unservable,
+            Some(stamp) if entry.slot.as_ref().is_some_and(|it| it.has_failed_with(stamp)) => {
+                InspectionResult::Unservable
             }
-            Some(stamp) => looks.recall(entry.source.path(), stamp),
+            Some(stamp) => inspections.recall(entry.source.path(), stamp),
         };
         let all: Vec<_> = entries.iter().zip(open).collect();
         let unknown: Vec<&Entry> = all
             .iter()
-            .filter(|(entry, open)| open.is_none() && recall(entry) == Known::Unknown)
+            .filter(|(entry, open)| {
+                open.is_none() && recall(entry) == InspectionResult::NotInspected
+            })
             .map(|(entry, _)| *entry)
             .collect();
         if !unknown.is_empty() && !self.time.is_zero() {
@@ -269,14 +273,14 @@ impl Page<'_> {
                 in_time.map_or(Duration::ZERO, |_| self.time.saturating_sub(begun.elapsed()));
         }
         all.into_iter()
-            .map(|(entry, open)| open.map_or_else(|| recall(entry), Known::Streams))
+            .map(|(entry, open)| open.map_or_else(|| recall(entry), InspectionResult::Streams))
             .collect()
     }
 }
 
 /// Returns the streams of archives that are open and whose files haven't changed.
 async fn open_streams(entries: &[Entry]) -> Vec<Option<Streams>> {
-    let latest = |entry: &Entry| entry.slot.as_ref().and_then(Slot::latest);
+    let latest = |entry: &Entry| entry.slot.as_ref().and_then(SnapshotSlot::latest);
     let latest: Vec<Option<Arc<Snapshot>>> = entries.iter().map(latest).collect();
     let none = vec![None; entries.len()];
     if latest.iter().all(Option::is_none) {
@@ -298,11 +302,11 @@ async fn open_streams(entries: &[Entry]) -> Vec<Option<Streams>> {
 /// Inspects an archive on a blocking thread, once it gets a permit.
 async fn look(catalog: &Catalog, entry: &Entry) {
     let Some(stamp) = entry.stamp else { return };
-    let Ok(permit) = Arc::clone(&catalog.looks.permits).acquire_owned().await else { return };
-    let (looks, options) = (Arc::clone(&catalog.looks), catalog.options.clone());
+    let Ok(permit) = Arc::clone(&catalog.inspections.permits).acquire_owned().await else { return };
+    let (inspections, options) = (Arc::clone(&catalog.inspections), catalog.options.clone());
     let (name, source) = (entry.name.clone(), Arc::clone(&entry.source));
     let looking = spawn_blocking(move || {
-        looks.look(&name, &source, stamp, &options);
+        inspections.look(&name, &source, stamp, &options);
         drop(permit);
     });
     // If the inspection panics, the archive is listed by name alone.
@@ -315,7 +319,7 @@ mod tests {
 
     use tokio::sync::mpsc::channel;
 
-    use super::super::source::Missing;
+    use super::super::source::NotFoundReason;
     use super::super::{BlockReader, ExportFolder, ExportSelection};
     use super::*;
     use hexz_reader::{Digests, Password, PasswordSource};
@@ -397,15 +401,15 @@ mod tests {
         assert!(reads.count() > before);
 
         // All digests and the password are wrong, which shows once the archives have been opened.
-        assert_eq!(catalog.find_named(ALL[3]).await.err(), Some(Missing::Unavailable));
-        assert_eq!(catalog.find_named(ALL[1]).await.err(), Some(Missing::Unavailable));
+        assert_eq!(catalog.find_named(ALL[3]).await.err(), Some(NotFoundReason::Unavailable));
+        assert_eq!(catalog.find_named(ALL[1]).await.err(), Some(NotFoundReason::Unavailable));
         let names = list(&catalog, &AccessFilter::allow_all()).await;
         let names: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["aux-lz4.hxz", "aux-lz4.hxz/aux", ALL[2]]);
     }
 
     #[tokio::test]
-    async fn what_header_and_index_show_to_be_broken_is_not_listed() {
+    async fn unservable_archives_are_not_listed() {
         let folder = folder(&["child-zstd.hxz", "encrypted-zstd.hxz", "base-lz4.hxz"]);
         std::fs::write(folder.path().join("broken.hxz"), "no archive").unwrap();
         // The child's parent is missing, and there is no password.
@@ -429,13 +433,13 @@ mod tests {
 
     /// The names are complete, however slowly archives can be inspected.
     #[tokio::test(start_paused = true)]
-    async fn archives_that_can_not_be_looked_at_in_time_are_listed_by_name() {
+    async fn archives_not_inspected_in_time_are_listed_by_name() {
         let folder = folder(&ALL);
         let (_, password) = counted();
         let options = OpenOptions { password: Some(password), raw: true, ..OpenOptions::default() };
         let catalog = catalog(folder.path(), options);
-        let permits = Arc::clone(&catalog.looks.permits);
-        let all = permits.acquire_many_owned(LOOKS_AT_ONCE).await.unwrap();
+        let permits = Arc::clone(&catalog.inspections.permits);
+        let all = permits.acquire_many_owned(MAX_CONCURRENT_INSPECTIONS).await.unwrap();
         let listed = list(&catalog, &AccessFilter::allow_all()).await;
         let expected = ALL.map(|name| (name.to_owned(), String::new()));
         assert_eq!(listed, expected);
@@ -446,7 +450,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_looked_at_for_a_client_that_may_not_open_it() {
+    async fn archives_that_a_client_may_not_open_are_not_inspected() {
         let folder = folder(&ALL);
         let catalog = catalog(folder.path(), OpenOptions { raw: true, ..OpenOptions::default() });
         assert!(list(&catalog, &AccessFilter::new(|_| false)).await.is_empty());
@@ -458,7 +462,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_that_can_not_be_read_for_a_while_closes_nothing() {
+    async fn a_temporarily_unreadable_folder_closes_no_archives() {
         let above = tempfile::tempdir().unwrap();
         let (path, aside) = (above.path().join("exports"), above.path().join("aside"));
         std::fs::create_dir(&path).unwrap();
@@ -468,7 +472,7 @@ mod tests {
         std::fs::rename(&path, &aside).unwrap();
         assert!(list(&catalog, &AccessFilter::allow_all()).await.is_empty());
         assert!(catalog.unready().is_some_and(|reason| reason.starts_with("folder_missing")));
-        assert_eq!(catalog.open_now().len(), 1);
+        assert_eq!(catalog.open_exports().len(), 1);
         std::fs::rename(&aside, &path).unwrap();
         assert_eq!(list(&catalog, &AccessFilter::allow_all()).await.len(), 1);
         assert!(catalog.unready().is_none());
@@ -476,9 +480,9 @@ mod tests {
 
     /// A client that doesn't read holds at most a page of listings.
     #[tokio::test]
-    async fn a_list_that_nobody_reads_makes_no_more_than_a_page() {
+    async fn an_unread_list_buffers_at_most_one_page() {
         let folder = folder(&[]);
-        for number in 0..10 * PAGE {
+        for number in 0..10 * PAGE_SIZE {
             std::fs::copy(archive("aux-lz4.hxz"), folder.path().join(format!("{number:03}.hxz")))
                 .unwrap();
         }
@@ -498,7 +502,7 @@ mod tests {
             () = tokio::task::yield_now() => true,
         };
         assert!(is_pending);
-        assert!(catalog.looks.count() <= PAGE);
+        assert!(catalog.inspections.count() <= PAGE_SIZE);
         // The names of all files are kept once, independent of the number of clients.
         assert_eq!(Arc::strong_count(&catalog.files.latest().unwrap()), 2);
     }

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_shared_out() {
+    fn memory_is_distributed() {
         const MIB: u64 = 1 << 20;
         let blocks = |mib: u64| MemoryPlan::distribute(mib * MIB, 32 << 20).blocks / MIB;
         assert_eq!([0, 16, 256, 4096].map(blocks), [0, 8, 208, 4048]);

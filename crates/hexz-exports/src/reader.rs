@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
-use super::decoders::{Abandoned, Client, Decoders};
-use super::striped::Striped;
+use super::decoders::{DecoderClient, Decoders, JobAbandoned};
+use super::sharded_counter::ShardedCounter;
 use crate::cache::ByteCache;
 use hexz_reader::BackgroundExecutor;
 use hexz_reader::storage::ReadCounters;
@@ -25,7 +25,7 @@ pub(super) enum BlockKey {
     /// Verified hash: equal hashes mean equal bytes, in whatever archive they are.
     Content(BlockHash),
     /// Location, for a block without a verified hash; such a block only equals itself.
-    Place { snapshot: u64, archive: usize, stream: StreamKind, start: u64 },
+    Location { snapshot: u64, archive: usize, stream: StreamKind, start: u64 },
 }
 
 impl BlockKey {
@@ -34,14 +34,14 @@ impl BlockKey {
         match block.hash() {
             // An unverified block must not be served for another archive's block.
             Some(hash) if snapshot.verifies_hashes() => Self::Content(hash),
-            _ => Self::place(block, snapshot, stream),
+            _ => Self::location(block, snapshot, stream),
         }
     }
 
     /// Returns the key under which a block is decoded. Until its bytes have been verified, a
     /// block only equals itself, so no client waits for another archive's block.
-    fn place(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
-        Self::Place {
+    fn location(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
+        Self::Location {
             snapshot: snapshot.id(),
             archive: block.chain_index(),
             stream,
@@ -57,7 +57,7 @@ impl Hash for BlockKey {
             Self::Content(BlockHash([a, b, c, d, e, f, g, h, ..])) => {
                 state.write_u64(u64::from_ne_bytes([*a, *b, *c, *d, *e, *f, *g, *h]));
             }
-            Self::Place { snapshot, archive, stream, start } => {
+            Self::Location { snapshot, archive, stream, start } => {
                 (snapshot, archive, stream, start).hash(state);
             }
         }
@@ -69,19 +69,19 @@ impl Hash for BlockKey {
 pub struct BlockReader {
     pub(super) cache: ByteCache<BlockKey>,
     decoders: Decoders,
-    hits: Striped,
-    misses: Striped,
+    hits: ShardedCounter,
+    misses: ShardedCounter,
     decoded: AtomicU64,
     decoded_bytes: AtomicU64,
     /// Total decoding time, in nanoseconds.
-    decoding: AtomicU64,
+    decode_nanos: AtomicU64,
     /// Locks of the parent hash indexes that are being built, by snapshot.
     building: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
     background: Arc<BackgroundExecutor>,
     reads: Arc<ReadCounters>,
     /// Requests that failed, by reason.
-    unread: Tally,
-    unopened: Tally,
+    read_failures: Tally,
+    open_failures: Tally,
     pub(super) failures: RateLimit,
 }
 
@@ -140,16 +140,16 @@ impl BlockReader {
         Arc::new(Self {
             cache: ByteCache::new(cache_size, TYPICAL_BLOCK),
             decoders: Decoders::new(),
-            hits: Striped::default(),
-            misses: Striped::default(),
+            hits: ShardedCounter::default(),
+            misses: ShardedCounter::default(),
             decoded: AtomicU64::new(0),
             decoded_bytes: AtomicU64::new(0),
-            decoding: AtomicU64::new(0),
+            decode_nanos: AtomicU64::new(0),
             building: Mutex::default(),
             background: Arc::default(),
             reads: Arc::default(),
-            unread: Tally::default(),
-            unopened: Tally::default(),
+            read_failures: Tally::default(),
+            open_failures: Tally::default(),
             failures: RateLimit::new(20, Duration::from_secs(1)),
         })
     }
@@ -180,9 +180,9 @@ impl BlockReader {
             misses: self.misses.sum(),
             decoded: self.decoded(),
             decoded_bytes: self.decoded_bytes.load(Ordering::Relaxed),
-            decode_time: Duration::from_nanos(self.decoding.load(Ordering::Relaxed)),
-            read_failures: self.unread.so_far(),
-            open_failures: self.unopened.so_far(),
+            decode_time: Duration::from_nanos(self.decode_nanos.load(Ordering::Relaxed)),
+            read_failures: self.read_failures.so_far(),
+            open_failures: self.open_failures.so_far(),
             storage_reads: self.reads.count(),
             storage_bytes: self.reads.bytes(),
         }
@@ -194,46 +194,47 @@ impl BlockReader {
     }
 
     /// Counts a request that failed.
-    pub(super) fn count_unread(&self, cause: &Failure) {
-        self.unread.count(cause.label());
+    pub(super) fn count_read_failure(&self, cause: &BlockError) {
+        self.read_failures.count(cause.label());
     }
 
     /// Counts an archive that couldn't be opened.
-    pub(super) fn count_unopened(&self, cause: &Error) {
-        self.unopened.count(cause.kind.label());
+    pub(super) fn count_open_failure(&self, cause: &Error) {
+        self.open_failures.count(cause.kind.label());
     }
 
     /// Returns a block's bytes for a client, from the cache or decoded, and counts a hit or a
     /// miss.
     pub(super) async fn block(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<DecoderClient>,
         snapshot: &Arc<Snapshot>,
         stream: StreamKind,
         block: Block,
-    ) -> Result<Bytes, Failure> {
-        let counter = if self.has(snapshot, stream, &block) { &self.hits } else { &self.misses };
+    ) -> Result<Bytes, BlockError> {
+        let counter =
+            if self.is_cached(snapshot, stream, &block) { &self.hits } else { &self.misses };
         counter.add(1);
-        self.block_ahead(client, snapshot, stream, block).await
+        self.prefetch_block(client, snapshot, stream, block).await
     }
 
     /// Returns a block's bytes like [`block`](Self::block), but counts no hit or miss, as for a
     /// prefetch.
-    pub(super) async fn block_ahead(
+    pub(super) async fn prefetch_block(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<DecoderClient>,
         snapshot: &Arc<Snapshot>,
         stream: StreamKind,
         block: Block,
-    ) -> Result<Bytes, Failure> {
+    ) -> Result<Bytes, BlockError> {
         let key = BlockKey::of(&block, snapshot, stream);
-        let place = BlockKey::place(&block, snapshot, stream);
+        let place = BlockKey::location(&block, snapshot, stream);
         let make = async {
             let bytes = match self.decode(client, snapshot, block).await? {
                 Some(bytes) => bytes,
                 None => {
                     self.index_parents(snapshot).await;
-                    self.decode(client, snapshot, block).await?.ok_or(Failure::Panicked)?
+                    self.decode(client, snapshot, block).await?.ok_or(BlockError::Panicked)?
                 }
             };
             self.count_decoded(&bytes);
@@ -251,7 +252,7 @@ impl BlockReader {
         snapshot: &Snapshot,
         stream: StreamKind,
         block: &Block,
-    ) -> Result<Option<Bytes>, Failure> {
+    ) -> Result<Option<Bytes>, BlockError> {
         let key = BlockKey::of(block, snapshot, stream);
         let bytes = match self.cache.get(&key) {
             Some(bytes) => {
@@ -260,7 +261,7 @@ impl BlockReader {
             }
             None => {
                 let begun = Instant::now();
-                let read = snapshot.try_read_block(block).map_err(Failure::Snapshot)?;
+                let read = snapshot.try_read_block(block).map_err(BlockError::Snapshot)?;
                 self.count_decoding(begun.elapsed());
                 let Some(bytes) = read.map(Bytes::from) else { return Ok(None) };
                 self.misses.add(1);
@@ -274,7 +275,7 @@ impl BlockReader {
 
     fn count_decoding(&self, took: Duration) {
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.decoding.fetch_add(took, Ordering::Relaxed);
+        self.decode_nanos.fetch_add(took, Ordering::Relaxed);
     }
 
     fn count_decoded(&self, bytes: &[u8]) {
@@ -286,10 +287,10 @@ impl BlockReader {
     /// parents' hashes, which hasn't been built.
     async fn decode(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<DecoderClient>,
         snapshot: &Arc<Snapshot>,
         block: Block,
-    ) -> Result<Option<Vec<u8>>, Failure> {
+    ) -> Result<Option<Vec<u8>>, BlockError> {
         let snapshot = Arc::clone(snapshot);
         let work = move || {
             let begun = Instant::now();
@@ -297,9 +298,9 @@ impl BlockReader {
             (read, begun.elapsed())
         };
         let ran = self.decoders.run(client, block.estimated_cost(), work).await;
-        let (read, took) = ran.map_err(|Abandoned| Failure::Panicked)?;
+        let (read, took) = ran.map_err(|JobAbandoned| BlockError::Panicked)?;
         self.count_decoding(took);
-        read.map_err(Failure::Snapshot)
+        read.map_err(BlockError::Snapshot)
     }
 
     /// Builds the index of a snapshot's parents' hashes, unless it exists. That takes as long as
@@ -332,41 +333,41 @@ impl BlockReader {
     }
 
     /// Returns true if a block is in the cache.
-    pub(super) fn has(&self, snapshot: &Snapshot, stream: StreamKind, block: &Block) -> bool {
+    pub(super) fn is_cached(&self, snapshot: &Snapshot, stream: StreamKind, block: &Block) -> bool {
         self.cache.contains(&BlockKey::of(block, snapshot, stream))
     }
 
     /// Returns true if a block would be decoded immediately, without queueing.
-    pub(super) fn is_idle(&self) -> bool {
-        self.decoders.are_idle()
+    pub(super) fn has_idle_decoder(&self) -> bool {
+        self.decoders.has_idle_thread()
     }
 
     /// Runs blocking `work`, which takes about `estimate` nanoseconds, on a decoder thread.
-    pub(super) async fn off_the_runtime<T: Send + 'static>(
+    pub(super) async fn run_on_decoder<T: Send + 'static>(
         &self,
-        client: &Arc<Client>,
+        client: &Arc<DecoderClient>,
         estimate: u64,
         work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, BlockError> {
         match self.decoders.run(client, estimate, work).await {
-            Ok(result) => result.map_err(Failure::Snapshot),
-            Err(Abandoned) => Err(Failure::Panicked),
+            Ok(result) => result.map_err(BlockError::Snapshot),
+            Err(JobAbandoned) => Err(BlockError::Panicked),
         }
     }
 }
 
 /// Returns `bytes` if they are as long as the index says of `block`.
-fn of_listed_length(bytes: Bytes, block: &Block) -> Result<Bytes, Failure> {
+fn of_listed_length(bytes: Bytes, block: &Block) -> Result<Bytes, BlockError> {
     if bytes.len() != block.decoded_length() as usize {
         let (cached, listed) = (bytes.len(), block.decoded_length());
-        return Err(Failure::LengthDiffers { cached, listed });
+        return Err(BlockError::LengthDiffers { cached, listed });
     }
     Ok(bytes)
 }
 
 /// Reason for which a block can't be read.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(super) enum BlockError {
     #[error(transparent)]
     Snapshot(Error),
     #[error("decoding panicked; this is a fault of this program")]
@@ -377,7 +378,7 @@ pub(super) enum Failure {
     LengthDiffers { cached: usize, listed: u32 },
 }
 
-impl Failure {
+impl BlockError {
     /// Returns the label for counters.
     fn label(&self) -> &'static str {
         match self {
@@ -396,7 +397,7 @@ mod tests {
 
     /// Simulates decoders that all read from a dead disk.
     #[tokio::test]
-    async fn decoders_that_all_hang_do_not_work() {
+    async fn liveness_check_blocks_while_all_decoders_hang() {
         let reader = BlockReader::new(0);
         assert!(reader.is_alive().await);
         let (release, hang) = mpsc::channel::<()>();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
 
-use super::source::Source;
+use super::source::ArchiveSource;
 use hexz_reader::storage::FileStamp;
 use hexz_reader::{Error, OpenOptions, Snapshot};
 
@@ -21,34 +21,34 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The same for failures caused by the file itself or by the password: a retry would repeat the
 /// work, such as a key derivation, and fail again.
-const RETRY_LASTING_AFTER: Duration = Duration::from_secs(300);
+const RETRY_PERMANENT_AFTER: Duration = Duration::from_secs(300);
 
 /// A snapshot that is opened on demand. One client at a time opens it; others that want the same
 /// snapshot wait, those that want another one don't.
 #[derive(Debug, Clone)]
-pub(super) struct Slot {
-    source: Arc<Source>,
-    opened: Arc<Mutex<Opened>>,
+pub(super) struct SnapshotSlot {
+    source: Arc<ArchiveSource>,
+    opened: Arc<Mutex<SlotState>>,
     /// The snapshot in `opened`, for comparisons and listings, which don't wait while another
     /// client checks or reopens it.
     latest: Arc<RwLock<Option<Arc<Snapshot>>>>,
 }
 
 #[derive(Debug, Clone, Default)]
-enum Opened {
+enum SlotState {
     #[default]
-    NotYet,
+    Closed,
     Open(Arc<Snapshot>),
     /// Opening it failed.
-    Failed(Box<Failed>),
+    Failed(Box<OpenFailure>),
 }
 
 #[derive(Debug, Clone)]
-struct Failed {
+struct OpenFailure {
     /// Stamp of the file, if it existed.
     stamp: Option<FileStamp>,
     /// The file that caused the failure, which may be a parent, and its stamp.
-    culprit: (Arc<Path>, Option<FileStamp>),
+    cause: (Arc<Path>, Option<FileStamp>),
     at: Instant,
     retry_after: Duration,
     reason: String,
@@ -56,13 +56,13 @@ struct Failed {
     is_hidden_from_index: bool,
 }
 
-impl Failed {
+impl OpenFailure {
     fn new(stamp: Option<FileStamp>, error: &Error) -> Self {
-        let retry_after = if error.is_permanent() { RETRY_LASTING_AFTER } else { RETRY_AFTER };
-        let culprit = (Arc::clone(&error.path), FileStamp::of(&error.path));
+        let retry_after = if error.is_permanent() { RETRY_PERMANENT_AFTER } else { RETRY_AFTER };
+        let cause = (Arc::clone(&error.path), FileStamp::of(&error.path));
         Self {
             stamp,
-            culprit,
+            cause,
             at: Instant::now(),
             retry_after,
             reason: error.to_string(),
@@ -72,18 +72,18 @@ impl Failed {
 
     /// Returns true if a retry would fail the same way: no file has changed, and the last attempt
     /// was recent.
-    fn is_known(&self, stamp: Option<FileStamp>) -> bool {
-        let (path, then) = &self.culprit;
+    fn would_repeat(&self, stamp: Option<FileStamp>) -> bool {
+        let (path, then) = &self.cause;
         self.stamp == stamp && self.at.elapsed() < self.retry_after && FileStamp::of(path) == *then
     }
 }
 
 /// Error of a slot without a snapshot. It carries the reason only the first time, and then none
 /// until the reason changes, so clients can't flood the log.
-pub(super) struct Unavailable(pub(super) Option<Error>);
+pub(super) struct SlotUnavailable(pub(super) Option<Error>);
 
-impl Slot {
-    pub(super) fn new(source: Source) -> Self {
+impl SnapshotSlot {
+    pub(super) fn new(source: ArchiveSource) -> Self {
         Self { source: Arc::new(source), opened: Arc::default(), latest: Arc::default() }
     }
 
@@ -93,7 +93,7 @@ impl Slot {
     }
 
     /// Returns the source from which it is opened.
-    pub(super) fn source(&self) -> &Arc<Source> {
+    pub(super) fn source(&self) -> &Arc<ArchiveSource> {
         &self.source
     }
 
@@ -104,10 +104,10 @@ impl Slot {
 
     /// Creates a slot for a snapshot that is already open.
     pub(super) fn of(snapshot: Snapshot) -> Self {
-        let slot = Self::new(Source::Path(snapshot.path().to_owned()));
+        let slot = Self::new(ArchiveSource::Path(snapshot.path().to_owned()));
         let snapshot = Arc::new(snapshot);
         slot.set_latest(Some(Arc::clone(&snapshot)));
-        Self { opened: Arc::new(Mutex::new(Opened::Open(snapshot))), ..slot }
+        Self { opened: Arc::new(Mutex::new(SlotState::Open(snapshot))), ..slot }
     }
 
     /// Returns the snapshot, opening it if it isn't open or isn't current.
@@ -116,31 +116,34 @@ impl Slot {
     /// can take longer than a client may wait, and the next client must not start it again. A
     /// key derivation that is still queued is skipped, so that clients that come and go don't
     /// keep the processor busy.
-    pub(super) async fn open(&self, options: &OpenOptions) -> Result<Arc<Snapshot>, Unavailable> {
+    pub(super) async fn open(
+        &self,
+        options: &OpenOptions,
+    ) -> Result<Arc<Snapshot>, SlotUnavailable> {
         let mut opened = Arc::clone(&self.opened).lock_owned().await;
         let abandon = AbandonOnDrop(Arc::default());
         let slot = self.clone();
         let options = OpenOptions { is_abandoned: Arc::clone(&abandon.0), ..options.clone() };
         let (done, result) = oneshot::channel();
         spawn_blocking(move || {
-            let (after, result) = look(opened.clone(), &slot.source, &options);
+            let (after, result) = revalidate(opened.clone(), &slot.source, &options);
             slot.set_latest(match &after {
-                Opened::Open(snapshot) => Some(Arc::clone(snapshot)),
-                Opened::NotYet | Opened::Failed(_) => None,
+                SlotState::Open(snapshot) => Some(Arc::clone(snapshot)),
+                SlotState::Closed | SlotState::Failed(_) => None,
             });
             *opened = after;
             // Release the lock first: the caller may call `has_failed` as soon as it has the
             // result.
             drop(opened);
             // The caller is gone and the reason won't be reported again, so it is logged here.
-            if let Err(Err(Unavailable(Some(error)))) = done.send(result)
+            if let Err(Err(SlotUnavailable(Some(error)))) = done.send(result)
                 && !error.is_transient()
             {
                 tracing::error!("an export can't be served: {error}");
             }
         });
         // The runtime is shutting down, or opening panicked.
-        result.await.unwrap_or(Err(Unavailable(None)))
+        result.await.unwrap_or(Err(SlotUnavailable(None)))
     }
 
     /// Returns the snapshot that was opened last, whether or not it is current.
@@ -150,14 +153,14 @@ impl Slot {
 
     /// Returns true if the last attempt to open it failed; false while one is in progress.
     pub(super) fn has_failed(&self) -> bool {
-        self.opened.try_lock().is_ok_and(|opened| matches!(*opened, Opened::Failed(_)))
+        self.opened.try_lock().is_ok_and(|opened| matches!(*opened, SlotState::Failed(_)))
     }
 
     /// Returns true if opening failed with this file stamp, and inspecting header and index can't
     /// show that it would succeed now.
-    pub(super) fn has_failed_as(&self, stamp: FileStamp) -> bool {
+    pub(super) fn has_failed_with(&self, stamp: FileStamp) -> bool {
         self.opened.try_lock().is_ok_and(|opened| match &*opened {
-            Opened::Failed(failed) if failed.stamp == Some(stamp) => {
+            SlotState::Failed(failed) if failed.stamp == Some(stamp) => {
                 failed.is_hidden_from_index || failed.at.elapsed() < RETRY_AFTER
             }
             _ => false,
@@ -167,9 +170,9 @@ impl Slot {
     /// Closes the snapshot, unless it is being opened. Sessions that read it continue.
     pub(super) fn close(&self) {
         if let Ok(mut opened) = self.opened.try_lock()
-            && matches!(*opened, Opened::Open(_))
+            && matches!(*opened, SlotState::Open(_))
         {
-            *opened = Opened::NotYet;
+            *opened = SlotState::Closed;
             self.set_latest(None);
         }
     }
@@ -189,34 +192,36 @@ impl Drop for AbandonOnDrop {
 }
 
 /// Looks whether what is known of a place is still so, and opens it anew if not.
-fn look(
-    before: Opened,
-    source: &Source,
+fn revalidate(
+    before: SlotState,
+    source: &ArchiveSource,
     options: &OpenOptions,
-) -> (Opened, Result<Arc<Snapshot>, Unavailable>) {
+) -> (SlotState, Result<Arc<Snapshot>, SlotUnavailable>) {
     let stamp = FileStamp::of(source.path());
     let known_reason = match before {
-        Opened::Open(snapshot) if snapshot.is_current() => {
-            return (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot));
+        SlotState::Open(snapshot) if snapshot.is_current() => {
+            return (SlotState::Open(Arc::clone(&snapshot)), Ok(snapshot));
         }
-        Opened::Failed(failed) if failed.is_known(stamp) => {
-            return (Opened::Failed(failed), Err(Unavailable(None)));
+        SlotState::Failed(failed) if failed.would_repeat(stamp) => {
+            return (SlotState::Failed(failed), Err(SlotUnavailable(None)));
         }
-        Opened::Failed(failed) if failed.stamp == stamp => Some(failed.reason),
+        SlotState::Failed(failed) if failed.stamp == stamp => Some(failed.reason),
         _ => None,
     };
     match source.open(options) {
         Ok(snapshot) => {
             snapshot.log_remarks();
             let snapshot = Arc::new(snapshot);
-            (Opened::Open(Arc::clone(&snapshot)), Ok(snapshot))
+            (SlotState::Open(Arc::clone(&snapshot)), Ok(snapshot))
         }
         // It says nothing about the file.
-        Err(error) if error.is_transient() => (Opened::NotYet, Err(Unavailable(Some(error)))),
+        Err(error) if error.is_transient() => {
+            (SlotState::Closed, Err(SlotUnavailable(Some(error))))
+        }
         Err(error) => {
-            let failed = Box::new(Failed::new(stamp, &error));
+            let failed = Box::new(OpenFailure::new(stamp, &error));
             let is_new = known_reason.is_none_or(|known| known != failed.reason);
-            (Opened::Failed(failed), Err(Unavailable(is_new.then_some(error))))
+            (SlotState::Failed(failed), Err(SlotUnavailable(is_new.then_some(error))))
         }
     }
 }
@@ -233,7 +238,7 @@ mod tests {
     /// Detecting a wrong password takes a key derivation, which clients must not be able to
     /// repeat at will.
     #[test]
-    fn a_lasting_failure_is_known_until_a_file_changes() {
+    fn a_permanent_failure_is_not_retried_until_a_file_changes() {
         let folder = tempfile::tempdir().unwrap();
         let [own, parent] = ["own.hxz", "parent.hxz"].map(|name| folder.path().join(name));
         std::fs::write(&own, "own").unwrap();
@@ -241,26 +246,26 @@ mod tests {
         let stamp = FileStamp::of(&own);
         let long_ago = Instant::now().checked_sub(RETRY_AFTER * 2).unwrap();
 
-        let mut wrong = Failed::new(stamp, &error(&parent, ErrorKind::WrongPassword));
+        let mut wrong = OpenFailure::new(stamp, &error(&parent, ErrorKind::WrongPassword));
         wrong.at = long_ago;
-        assert!(wrong.is_known(stamp));
-        assert!(!wrong.is_known(None));
+        assert!(wrong.would_repeat(stamp));
+        assert!(!wrong.would_repeat(None));
         std::fs::write(&parent, "another parent").unwrap();
-        assert!(!wrong.is_known(stamp));
+        assert!(!wrong.would_repeat(stamp));
 
         let missing =
             ErrorKind::ParentMissing { name: "x".into(), tried: vec![], is_outside: false };
-        let mut missing = Failed::new(stamp, &error(&own, missing));
-        assert!(missing.is_known(stamp));
+        let mut missing = OpenFailure::new(stamp, &error(&own, missing));
+        assert!(missing.would_repeat(stamp));
         missing.at = long_ago;
-        assert!(!missing.is_known(stamp));
+        assert!(!missing.would_repeat(stamp));
     }
 
     /// Keys are derived one after another. A client that leaves before its turn causes no work.
     #[tokio::test]
     async fn an_abandoned_open_derives_no_key() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/archives/encrypted-zstd.hxz");
-        let slot = Slot::new(Source::Path(path.into()));
+        let slot = SnapshotSlot::new(ArchiveSource::Path(path.into()));
         let password = hexz_reader::Password::new(b"not this one".to_vec());
         let options = OpenOptions { password: Some(password.into()), ..OpenOptions::default() };
 
@@ -273,10 +278,10 @@ mod tests {
         release.send(()).unwrap();
         busy.join().unwrap().unwrap();
 
-        assert!(matches!(*slot.opened.lock().await, Opened::NotYet));
+        assert!(matches!(*slot.opened.lock().await, SlotState::Closed));
         let again = slot.open(&options).await;
         assert!(
-            matches!(again, Err(Unavailable(Some(error))) if error.kind.label() == "wrong_password")
+            matches!(again, Err(SlotUnavailable(Some(error))) if error.kind.label() == "wrong_password")
         );
     }
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use bytesize::ByteSize;
 
-use super::blocks::{Blocks, PAGE_WORK, Unread};
+use super::blocks::{BlockReadFailure, Blocks, INDEX_PAGE_WORK};
 use super::comparisons::Comparison;
-use super::file_name;
-use super::reader::{BlockReader, Failure};
+use super::reader::{BlockError, BlockReader};
+use super::source::file_name;
 use hexz_reader::{DiffBase, Run, Snapshot, StreamKind};
 use nbd_server::wire::MAX_PAYLOAD;
 use nbd_server::wire::reply::{STATE_HOLE, STATE_ZERO};
@@ -15,7 +15,7 @@ use nbd_server::{ContextQueries, Export, Extent, ReadError, Segment, Span};
 
 /// Information that a metadata context reports about an export.
 #[derive(Debug, Clone)]
-enum Meaning {
+enum ContextKind {
     /// Extents that are zeros.
     Allocation,
     /// Extents that differ from another archive.
@@ -27,11 +27,11 @@ enum Meaning {
 }
 
 /// Namespaces of the contexts that compare an export with another archive.
-pub(super) const COMPARING: [&str; 2] = ["hexz:changed", "qemu:dirty-bitmap"];
+pub(super) const COMPARISON_NAMESPACES: [&str; 2] = ["hexz:changed", "qemu:dirty-bitmap"];
 
 /// Returns the contexts that compare an export with the archive that the client calls `name`.
-pub(super) fn comparing(name: &str) -> impl Iterator<Item = String> {
-    COMPARING.iter().map(move |namespace| format!("{namespace}:{name}"))
+pub(super) fn comparison_contexts(name: &str) -> impl Iterator<Item = String> {
+    COMPARISON_NAMESPACES.iter().map(move |namespace| format!("{namespace}:{name}"))
 }
 
 /// Status flag of extents for which `hexz:changed:NAME` and `qemu:dirty-bitmap:NAME` can't rule
@@ -39,7 +39,7 @@ pub(super) fn comparing(name: &str) -> impl Iterator<Item = String> {
 pub const STATE_CHANGED: u32 = 1;
 
 /// Estimated time to answer a block status request, in nanoseconds.
-const STATUS_WORK: u64 = 4 * PAGE_WORK;
+const STATUS_WORK: u64 = 4 * INDEX_PAGE_WORK;
 
 /// One stream of a snapshot, as an export for one client.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ pub struct SnapshotExport {
     name: String,
     description: String,
     blocks: Blocks,
-    contexts: Vec<(String, Meaning)>,
+    contexts: Vec<(String, ContextKind)>,
 }
 
 impl SnapshotExport {
@@ -59,7 +59,7 @@ impl SnapshotExport {
         reader: Arc<BlockReader>,
     ) -> Self {
         let description = describe(&snapshot, stream);
-        let contexts = vec![("base:allocation".to_owned(), Meaning::Allocation)];
+        let contexts = vec![("base:allocation".to_owned(), ContextKind::Allocation)];
         let blocks = Blocks { stream, snapshot, reader, client: Arc::default() };
         Self { name, description, blocks, contexts }
     }
@@ -76,27 +76,27 @@ impl SnapshotExport {
     /// Adds contexts that compare the export with `reference`, under `name`. If the name is
     /// already in use, the first reference is kept.
     #[must_use]
-    pub fn comparable_with(mut self, name: &str, reference: &DiffBase) -> Self {
-        for context in comparing(name) {
+    pub fn with_comparison(mut self, name: &str, reference: &DiffBase) -> Self {
+        for context in comparison_contexts(name) {
             if !self.contexts.iter().any(|(known, _)| *known == context) {
                 let (reference, exports) = (reference.clone(), Arc::default());
-                self.contexts.push((context, Meaning::Changed { reference, exports }));
+                self.contexts.push((context, ContextKind::Changed { reference, exports }));
             }
         }
         self
     }
 
     /// Adds the contexts of those comparisons that `queries` match. Their names must be new.
-    pub(super) fn compare_with(
+    pub(super) fn add_comparisons(
         &mut self,
         comparisons: Vec<Comparison>,
         queries: &ContextQueries<'_>,
     ) {
         for Comparison { name, reference, exports } in comparisons {
-            let wanted = comparing(&name).filter(|context| queries.matches(context));
+            let wanted = comparison_contexts(&name).filter(|context| queries.matches(context));
             self.contexts.extend(wanted.map(|context| {
                 let (reference, exports) = (reference.clone(), Arc::clone(&exports));
-                (context, Meaning::Changed { reference, exports })
+                (context, ContextKind::Changed { reference, exports })
             }));
         }
     }
@@ -109,7 +109,7 @@ impl SnapshotExport {
         offset: u64,
         length: u64,
         most: usize,
-    ) -> Result<(u32, Vec<Run>), Failure> {
+    ) -> Result<(u32, Vec<Run>), BlockError> {
         let Some((_, meaning)) = self.contexts.get(position).cloned() else {
             return Ok((0, Vec::new()));
         };
@@ -117,24 +117,24 @@ impl SnapshotExport {
         let range = offset..offset.saturating_add(length);
         self.blocks
             .reader
-            .off_the_runtime(&self.blocks.client, STATUS_WORK, move || match meaning {
-                Meaning::Allocation => snapshot
+            .run_on_decoder(&self.blocks.client, STATUS_WORK, move || match meaning {
+                ContextKind::Allocation => snapshot
                     .zero_runs(stream, range, most)
                     .map(|runs| (STATE_HOLE | STATE_ZERO, runs)),
-                Meaning::Changed { reference, .. } => snapshot
+                ContextKind::Changed { reference, .. } => snapshot
                     .changed_runs(stream, range, most, &reference)
                     .map(|runs| (STATE_CHANGED, runs)),
             })
             .await
     }
 
-    fn unreadable(&self, at: u64, cause: &Failure) -> ReadError {
-        self.blocks.reader.count_unread(cause);
-        self.report(at, cause);
+    fn read_error(&self, at: u64, cause: &BlockError) -> ReadError {
+        self.blocks.reader.count_read_failure(cause);
+        self.log_failure(at, cause);
         ReadError::Unreadable(at)
     }
 
-    fn report(&self, at: u64, cause: &Failure) {
+    fn log_failure(&self, at: u64, cause: &BlockError) {
         if let Some(held_back) = self.blocks.reader.failures.allow() {
             tracing::error!(
                 export = self.name,
@@ -175,7 +175,7 @@ impl Export for SnapshotExport {
         part: impl FnMut(u64, Segment) + Send,
     ) -> Result<(), ReadError> {
         let read = self.blocks.read(span, part).await;
-        read.map_err(|Unread { at, cause }| self.unreadable(at, &cause))
+        read.map_err(|BlockReadFailure { at, cause }| self.read_error(at, &cause))
     }
 
     async fn read_ahead(&self, span: Span) {
@@ -194,7 +194,7 @@ impl Export for SnapshotExport {
 
     fn related_exports(&self, position: usize) -> &[String] {
         match self.contexts.get(position) {
-            Some((_, Meaning::Changed { exports, .. })) => exports,
+            Some((_, ContextKind::Changed { exports, .. })) => exports,
             _ => &[],
         }
     }
@@ -214,7 +214,7 @@ impl Export for SnapshotExport {
                     flags: if run.has_property { flags } else { 0 },
                 })
                 .collect()),
-            Err(cause) => Err(self.unreadable(offset, &cause)),
+            Err(cause) => Err(self.read_error(offset, &cause)),
         }
     }
 }

@@ -127,25 +127,29 @@ impl ExportFolder {
     ///
     /// # Errors
     /// [`Missing`], for the operator.
-    pub(super) fn find(&self, name: &str) -> Result<Source, Missing> {
+    pub(super) fn find(&self, name: &str) -> Result<ArchiveSource, NotFoundReason> {
         let mut parts = Path::new(name).components();
         let is_file_name = matches!(
             (parts.next(), parts.next()),
             (Some(Component::Normal(part)), None) if part == OsStr::new(name)
         );
         if !is_file_name {
-            return Err(Missing::InvalidName);
+            return Err(NotFoundReason::InvalidName);
         }
         if !is_archive_name(name) {
             let is_near = looks_like_archive(OsStr::new(name));
-            return Err(if is_near { Missing::WrongExtension } else { Missing::UnknownName });
+            return Err(if is_near {
+                NotFoundReason::WrongExtension
+            } else {
+                NotFoundReason::UnknownName
+            });
         }
         let path = self.0.join(name);
         match std::fs::symlink_metadata(&path).map(|file| file.file_type()) {
-            Ok(kind) if kind.is_file() => Ok(Source::NoLink(path)),
-            Ok(kind) if kind.is_symlink() => Err(Missing::SymbolicLink),
-            Ok(_) => Err(Missing::NotAFile),
-            Err(_) => Err(Missing::UnknownName),
+            Ok(kind) if kind.is_file() => Ok(ArchiveSource::RegularFile(path)),
+            Ok(kind) if kind.is_symlink() => Err(NotFoundReason::SymbolicLink),
+            Ok(_) => Err(NotFoundReason::NotAFile),
+            Err(_) => Err(NotFoundReason::UnknownName),
         }
     }
 
@@ -153,8 +157,8 @@ impl ExportFolder {
     ///
     /// # Errors
     /// The error of the system, if the folder can't be read.
-    pub(super) fn content(&self) -> io::Result<Content> {
-        let mut content = Content::default();
+    pub(super) fn content(&self) -> io::Result<FolderContents> {
+        let mut content = FolderContents::default();
         for entry in std::fs::read_dir(&self.0)?.filter_map(Result::ok) {
             let Ok(kind) = entry.file_type() else { continue };
             let name = entry.file_name();
@@ -169,10 +173,10 @@ impl ExportFolder {
                     }
                     continue;
                 }
-                (_, false) if kind.is_symlink() => Missing::SymbolicLink,
-                (_, false) => Missing::NotAFile,
-                (Some(_), true) => Missing::WrongExtension,
-                (None, true) => Missing::NotUtf8,
+                (_, false) if kind.is_symlink() => NotFoundReason::SymbolicLink,
+                (_, false) => NotFoundReason::NotAFile,
+                (Some(_), true) => NotFoundReason::WrongExtension,
+                (None, true) => NotFoundReason::NotUtf8,
             };
             if content.unserved.len() < MAX_UNSERVED {
                 content.unserved.push((name, missing));
@@ -184,8 +188,8 @@ impl ExportFolder {
     }
 
     /// Returns the source for a name from [`Content::files`].
-    pub(super) fn source(&self, name: &str) -> Source {
-        Source::NoLink(self.0.join(name))
+    pub(super) fn source(&self, name: &str) -> ArchiveSource {
+        ArchiveSource::RegularFile(self.0.join(name))
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -195,16 +199,16 @@ impl ExportFolder {
 
 /// Contents of a folder.
 #[derive(Debug, Default)]
-pub(super) struct Content {
+pub(super) struct FolderContents {
     /// Names and stamps of its archives, ordered by name.
     pub(super) files: Vec<(String, FileStamp)>,
     /// Files that look like archives but aren't served, in order; at most [`MAX_UNSERVED`].
-    pub(super) unserved: Vec<(OsString, Missing)>,
+    pub(super) unserved: Vec<(OsString, NotFoundReason)>,
 }
 
 /// Reason for which a name has no export. Only shown to the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Missing {
+pub(super) enum NotFoundReason {
     /// The client sent an empty name, and there is no default export.
     NoDefault,
     /// The name isn't UTF-8.
@@ -225,7 +229,7 @@ pub(super) enum Missing {
     Unavailable,
 }
 
-impl Missing {
+impl NotFoundReason {
     /// Returns the label for the log and for audit events.
     pub(super) fn label(self) -> &'static str {
         match self {
@@ -257,18 +261,18 @@ fn is_archive_name(name: &str) -> bool {
 
 /// File from which a snapshot is opened.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum ArchiveSource {
     /// A path from the operator, in which links are followed.
     Path(PathBuf),
     /// A file that a client named, which must not be a link.
-    NoLink(PathBuf),
+    RegularFile(PathBuf),
 }
 
-impl Source {
+impl ArchiveSource {
     pub(super) fn open(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
         match self {
             Self::Path(path) => Snapshot::open(path, options),
-            Self::NoLink(path) => {
+            Self::RegularFile(path) => {
                 let storage = FileStorage::open_no_follow(path)
                     .map_err(|error| Error::open_failed(path, error))?;
                 Snapshot::from_storage(path, Arc::new(storage), options)
@@ -280,7 +284,7 @@ impl Source {
     pub(super) fn open_index(&self, options: &OpenOptions) -> Result<Snapshot, Error> {
         match self {
             Self::Path(path) => Snapshot::open_index(path, None, options),
-            Self::NoLink(path) => {
+            Self::RegularFile(path) => {
                 let storage = FileStorage::open_no_follow(path)
                     .map_err(|error| Error::open_failed(path, error))?;
                 Snapshot::open_index(path, Some(Arc::new(storage)), options)
@@ -289,9 +293,14 @@ impl Source {
     }
 
     pub(super) fn path(&self) -> &Path {
-        let (Self::Path(path) | Self::NoLink(path)) = self;
+        let (Self::Path(path) | Self::RegularFile(path)) = self;
         path
     }
+}
+
+/// Returns the last component of a path, for display to clients.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 #[cfg(test)]
@@ -299,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_and_names() {
+    fn archive_arguments_are_parsed() {
         let named =
             |name: &str, path: &str| Ok(NamedArchive { name: name.into(), path: path.into() });
         assert_eq!("a/b.hxz".parse(), named("b.hxz", "a/b.hxz"));
@@ -311,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_stays_in_the_folder() {
+    fn names_cannot_escape_the_folder() {
         let outside = tempfile::tempdir().unwrap();
         let secret = outside.path().join("secret.hxz");
         std::fs::write(&secret, "x").unwrap();
@@ -329,31 +338,31 @@ mod tests {
         let names = content.files.into_iter().map(|(name, _)| name);
         assert_eq!(names.collect::<Vec<_>>(), ["a.hxz"]);
         let unserved = [
-            ("c.hxz".into(), Missing::NotAFile),
-            ("d.hxz".into(), Missing::SymbolicLink),
-            ("e.HXZ".into(), Missing::WrongExtension),
-            (odd.to_owned(), Missing::NotUtf8),
+            ("c.hxz".into(), NotFoundReason::NotAFile),
+            ("d.hxz".into(), NotFoundReason::SymbolicLink),
+            ("e.HXZ".into(), NotFoundReason::WrongExtension),
+            (odd.to_owned(), NotFoundReason::NotUtf8),
         ];
         assert_eq!(content.unserved, unserved);
         assert!(folder.find("a.hxz").is_ok());
         let absolute = secret.to_str().unwrap();
         for (name, missing) in [
-            ("", Missing::InvalidName),
-            (".", Missing::InvalidName),
-            ("..", Missing::InvalidName),
-            ("../secret.hxz", Missing::InvalidName),
-            ("./a.hxz", Missing::InvalidName),
-            ("a.hxz/", Missing::InvalidName),
-            ("a.hxz/.", Missing::InvalidName),
-            ("/a.hxz", Missing::InvalidName),
-            (absolute, Missing::InvalidName),
-            ("b.txt", Missing::UnknownName),
-            ("c.hxz", Missing::NotAFile),
-            ("d.hxz", Missing::SymbolicLink),
-            ("none.hxz", Missing::UnknownName),
-            ("a.hxz\0", Missing::UnknownName),
-            ("a.HXZ", Missing::WrongExtension),
-            ("c.hxz/../a.hxz", Missing::InvalidName),
+            ("", NotFoundReason::InvalidName),
+            (".", NotFoundReason::InvalidName),
+            ("..", NotFoundReason::InvalidName),
+            ("../secret.hxz", NotFoundReason::InvalidName),
+            ("./a.hxz", NotFoundReason::InvalidName),
+            ("a.hxz/", NotFoundReason::InvalidName),
+            ("a.hxz/.", NotFoundReason::InvalidName),
+            ("/a.hxz", NotFoundReason::InvalidName),
+            (absolute, NotFoundReason::InvalidName),
+            ("b.txt", NotFoundReason::UnknownName),
+            ("c.hxz", NotFoundReason::NotAFile),
+            ("d.hxz", NotFoundReason::SymbolicLink),
+            ("none.hxz", NotFoundReason::UnknownName),
+            ("a.hxz\0", NotFoundReason::UnknownName),
+            ("a.HXZ", NotFoundReason::WrongExtension),
+            ("c.hxz/../a.hxz", NotFoundReason::InvalidName),
         ] {
             assert_eq!(folder.find(name).err(), Some(missing), "{name:?}");
         }

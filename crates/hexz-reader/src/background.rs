@@ -44,7 +44,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn one_piece_runs_at_a_time() {
+    fn one_job_runs_at_a_time() {
         let background = BackgroundExecutor::default();
         let running = AtomicUsize::new(0);
         let run = || {

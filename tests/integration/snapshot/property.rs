@@ -465,7 +465,7 @@ async fn check_contexts(
     let reader = Arc::clone(reader);
     let mut export = SnapshotExport::new("disk".into(), Arc::clone(snapshot), stream, reader);
     for (path, reference) in snapshot.parents().zip(snapshot.diff_bases().iter().skip(1)) {
-        export = export.comparable_with(path.file_name().unwrap().to_str().unwrap(), reference);
+        export = export.with_comparison(path.file_name().unwrap().to_str().unwrap(), reference);
     }
     for (position, context) in export.contexts().into_iter().enumerate() {
         let reference = ["hexz:changed:", "qemu:dirty-bitmap:"]

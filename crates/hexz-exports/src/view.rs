@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc::Sender;
 
-use super::snapshot::comparing;
-use super::source::Missing;
+use super::snapshot::comparison_contexts;
+use super::source::NotFoundReason;
 use super::{Catalog, SnapshotExport};
 use nbd_server::{
     AccessFilter, ContextQueries, Export, ExportCatalog, ExportSummary, Exports, ListEntry,
@@ -17,7 +17,7 @@ pub struct CatalogView {
     catalog: Arc<Catalog>,
     may_open: AccessFilter,
     /// Reason for which the last lookup found nothing.
-    missing: Arc<Mutex<Option<Missing>>>,
+    missing: Arc<Mutex<Option<NotFoundReason>>>,
 }
 
 impl ExportCatalog for Catalog {
@@ -34,7 +34,7 @@ impl ExportCatalog for Catalog {
             description: Some(export.description().to_owned()),
             size: Some(export.size()),
         };
-        self.open_now().iter().map(offered).collect()
+        self.open_exports().iter().map(offered).collect()
     }
 
     fn unready_reason(&self) -> Option<&'static str> {
@@ -55,7 +55,7 @@ impl CatalogView {
         found.inspect_err(|missing| self.note(Some(*missing))).ok()
     }
 
-    fn note(&self, missing: Option<Missing>) {
+    fn note(&self, missing: Option<NotFoundReason>) {
         *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
     }
 }
@@ -76,13 +76,13 @@ impl Exports for CatalogView {
         let mut comparable = export.clone();
         let mut comparisons = self.catalog.comparisons(&export, queries, &self.may_open);
         while let Some(page) = comparisons.page().await {
-            comparable.compare_with(page, queries);
+            comparable.add_comparisons(page, queries);
         }
         Some(Arc::new(comparable))
     }
 
     fn not_found_reason(&self) -> Option<&'static str> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner).map(Missing::label)
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).map(NotFoundReason::label)
     }
 
     async fn list_contexts(
@@ -102,7 +102,8 @@ impl Exports for CatalogView {
                 }
             }
             let page = comparisons.page().await;
-            next = page.map(|page| page.iter().flat_map(|it| comparing(&it.name)).collect());
+            next =
+                page.map(|page| page.iter().flat_map(|it| comparison_contexts(&it.name)).collect());
         }
         true
     }

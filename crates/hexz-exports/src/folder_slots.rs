@@ -10,10 +10,10 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
-use super::files::Files;
-use super::reach::{self, FolderError, FolderFault, FolderId};
-use super::slot::Slot;
-use super::source::{ExportFolder, Missing, Source};
+use super::files::ServedFiles;
+use super::folder_access::{self, FolderError, FolderFault, FolderId};
+use super::slot::SnapshotSlot;
+use super::source::{ArchiveSource, ExportFolder, NotFoundReason};
 use hexz_reader::storage::FileStamp;
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
@@ -23,27 +23,27 @@ pub(super) const MAX_OPEN: usize = 128;
 
 /// An export folder and the slots of its archives.
 #[derive(Debug)]
-pub(super) struct InFolder {
+pub(super) struct FolderSlots {
     folder: ExportFolder,
     /// Identity of the folder at startup; the sandbox permits only this folder.
     at_start: Option<FolderId>,
     /// Fault of the last attempt to read the folder, if it failed.
     fault: sync::Mutex<Option<FolderFault>>,
-    places: Mutex<Places>,
+    places: Mutex<SlotTable>,
     /// Files that the log has reported as not served.
-    unserved: sync::Mutex<Vec<(OsString, Missing)>>,
+    unserved: sync::Mutex<Vec<(OsString, NotFoundReason)>>,
     /// Rate limit for the log lines about them.
     notes: RateLimit,
 }
 
 #[derive(Debug, Default)]
-struct Places {
-    slots: HashMap<String, Slot>,
+struct SlotTable {
+    slots: HashMap<String, SnapshotSlot>,
     /// Names of the slots that may be open, least recently used first.
     open: VecDeque<String>,
 }
 
-impl Places {
+impl SlotTable {
     fn forget(&mut self, name: &str) {
         self.slots.remove(name);
         self.open.retain(|other| other != name);
@@ -63,7 +63,7 @@ impl Places {
     }
 }
 
-impl InFolder {
+impl FolderSlots {
     pub(super) fn new(folder: ExportFolder) -> Self {
         let at_start = FolderId::of(folder.path());
         Self::with(folder, at_start)
@@ -86,7 +86,7 @@ impl InFolder {
     }
 
     /// Returns the source for a file that is known to exist.
-    pub(super) fn source(&self, name: &str) -> Source {
+    pub(super) fn source(&self, name: &str) -> ArchiveSource {
         self.folder.source(name)
     }
 
@@ -98,7 +98,7 @@ impl InFolder {
     /// Checks that the folder can be read, and logs changes of the result.
     pub(super) async fn check(&self) {
         let (path, at_start) = (self.path().to_owned(), self.at_start);
-        match spawn_blocking(move || reach::open(&path, at_start)).await {
+        match spawn_blocking(move || folder_access::open(&path, at_start)).await {
             Ok(Ok(())) => self.note_fault(None),
             Ok(Err(error)) => self.note_fault(Some(&error)),
             // The runtime is shutting down.
@@ -130,14 +130,14 @@ impl InFolder {
     ///
     /// # Errors
     /// [`Missing`], for the operator.
-    pub(super) async fn slot(&self, name: &str) -> Result<Slot, Missing> {
+    pub(super) async fn slot(&self, name: &str) -> Result<SnapshotSlot, NotFoundReason> {
         let (folder, wanted) = (self.folder.clone(), name.to_owned());
         let found = spawn_blocking(move || folder.find(&wanted)).await;
-        let found = found.unwrap_or(Err(Missing::Unavailable));
+        let found = found.unwrap_or(Err(NotFoundReason::Unavailable));
         let mut places = self.places.lock().await;
         let source = found.inspect_err(|_| places.forget(name))?;
         places.touch(name);
-        Ok(places.slots.entry(name.to_owned()).or_insert_with(|| Slot::new(source)).clone())
+        Ok(places.slots.entry(name.to_owned()).or_insert_with(|| SnapshotSlot::new(source)).clone())
     }
 
     /// Reads the folder once, however long it takes.
@@ -163,7 +163,8 @@ impl InFolder {
     /// The folder can't be read; this is logged as well.
     pub(super) fn read(&self) -> Result<Vec<(String, FileStamp)>, FolderError> {
         let content = self.folder.content();
-        let content = content.map_err(|error| reach::explain(self.path(), self.at_start, error));
+        let content =
+            content.map_err(|error| folder_access::explain(self.path(), self.at_start, error));
         self.note_fault(content.as_ref().err());
         let content = content?;
         self.note_unserved(content.unserved);
@@ -171,7 +172,7 @@ impl InFolder {
     }
 
     /// Discards the slots of files that no longer exist.
-    pub(super) async fn forget_others_than(&self, files: &Files) {
+    pub(super) async fn discard_missing(&self, files: &ServedFiles) {
         let mut places = self.places.lock().await;
         let names = places.slots.keys();
         let gone: Vec<String> =
@@ -183,7 +184,7 @@ impl InFolder {
     pub(super) async fn with_slots(
         &self,
         files: impl Iterator<Item = (String, FileStamp)>,
-    ) -> Vec<(String, FileStamp, Option<Slot>)> {
+    ) -> Vec<(String, FileStamp, Option<SnapshotSlot>)> {
         let places = self.places.lock().await;
         files
             .map(|(name, stamp)| {
@@ -194,7 +195,7 @@ impl InFolder {
     }
 
     /// Logs the files that look like archives but aren't served, whenever their set changes.
-    fn note_unserved(&self, unserved: Vec<(OsString, Missing)>) {
+    fn note_unserved(&self, unserved: Vec<(OsString, NotFoundReason)>) {
         /// Maximum number of files named in a log line.
         const NAMED: usize = 10;
         let mut known = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
@@ -223,7 +224,7 @@ impl InFolder {
     }
 
     /// Returns the slots of requested archives, ordered by name; empty if the lock is taken.
-    pub(super) fn slots(&self) -> Vec<(String, Slot)> {
+    pub(super) fn slots(&self) -> Vec<(String, SnapshotSlot)> {
         let Ok(places) = self.places.try_lock() else { return Vec::new() };
         let mut slots: Vec<_> =
             places.slots.iter().map(|(name, slot)| (name.clone(), slot.clone())).collect();

@@ -31,7 +31,7 @@ pub struct FolderError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FolderFault {
     /// The folder doesn't exist.
-    Missing,
+    NotFoundReason,
     /// Another file system was mounted on it, which the sandbox doesn't permit.
     MountedSinceStart,
     /// It was replaced by another folder, which the sandbox doesn't permit.
@@ -46,7 +46,7 @@ impl FolderFault {
     /// Returns a stable label for logs and programs.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Missing => "folder_missing",
+            Self::NotFoundReason => "folder_missing",
             Self::MountedSinceStart => "folder_mounted_since_start",
             Self::ReplacedSinceStart => "folder_replaced_since_start",
             Self::OutsideSandbox => "folder_outside_sandbox",
@@ -57,7 +57,9 @@ impl FolderFault {
     /// Returns the label and a message for the readiness check.
     pub(super) fn unready(self) -> &'static str {
         match self {
-            Self::Missing => "folder_missing: there is no folder at the path of --export-dir",
+            Self::NotFoundReason => {
+                "folder_missing: there is no folder at the path of --export-dir"
+            }
             Self::MountedSinceStart => {
                 "folder_mounted_since_start: a file system was mounted on the folder of \
                  --export-dir, which the sandbox doesn't admit; it takes a restart"
@@ -80,7 +82,7 @@ impl fmt::Display for FolderError {
         let Self { path, cause, error } = self;
         write!(f, "the export folder {} can't be read: ", escape::name(path))?;
         match cause {
-            FolderFault::Missing | FolderFault::Unreadable => error.fmt(f),
+            FolderFault::NotFoundReason | FolderFault::Unreadable => error.fmt(f),
             FolderFault::MountedSinceStart => f.write_str(
                 "a file system has been mounted on it since the start, and the sandbox admits only \
                  what was there then: restart, or unmount it",
@@ -166,7 +168,7 @@ pub(super) fn open(path: &Path, before: Option<FolderId>) -> Result<(), FolderEr
 pub(super) fn explain(path: &Path, before: Option<FolderId>, error: io::Error) -> FolderError {
     let is_permitted = || access(path, Access::READ_OK | Access::EXEC_OK).is_ok();
     let cause = match error.kind() {
-        io::ErrorKind::NotFound => FolderFault::Missing,
+        io::ErrorKind::NotFound => FolderFault::NotFoundReason,
         // Permissions alone don't explain it.
         io::ErrorKind::PermissionDenied if is_permitted() => moved(before, FolderId::of(path)),
         _ => FolderFault::Unreadable,
@@ -187,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_told_apart() {
+    fn causes_of_unreadable_folders_are_distinguished() {
         let id = |device, inode| Some(FolderId { device, inode });
         assert_eq!(moved(id(1, 2), id(3, 2)), FolderFault::MountedSinceStart);
         assert_eq!(moved(id(1, 2), id(1, 3)), FolderFault::ReplacedSinceStart);
@@ -198,7 +200,7 @@ mod tests {
         let before = FolderId::of(folder.path());
         assert!(open(folder.path(), before).is_ok());
         let missing = open(&folder.path().join("none"), None).unwrap_err();
-        assert_eq!(missing.cause, FolderFault::Missing);
+        assert_eq!(missing.cause, FolderFault::NotFoundReason);
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert_eq!(open(&file, None).unwrap_err().cause, FolderFault::Unreadable);
@@ -210,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sandbox_is_named_where_permissions_are_fine() {
+    async fn denial_despite_permissions_hints_at_the_sandbox() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let opening = |path: &Path, kind| SnapshotError::open_failed(path, io::Error::from(kind));
         for (path, kind, is_hinted) in [

@@ -5,38 +5,38 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 /// Number of stripes: covers the threads that serve clients on common machines. With more
 /// threads, some share a stripe.
-const STRIPES: usize = 16;
+const SHARDS: usize = 16;
 
 /// A counter sharded over several cache lines, each used by some of the threads only, so that
 /// threads don't contend.
 #[derive(Debug, Default)]
-pub(super) struct Striped([Stripe; STRIPES]);
+pub(super) struct ShardedCounter([CounterShard; SHARDS]);
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Stripe(AtomicU64);
+struct CounterShard(AtomicU64);
 
-impl Striped {
+impl ShardedCounter {
     pub(super) fn add(&self, count: u64) {
-        if let Some(Stripe(part)) = self.0.get(stripe()) {
+        if let Some(CounterShard(part)) = self.0.get(shard_index()) {
             part.fetch_add(count, Relaxed);
         }
     }
 
     pub(super) fn sum(&self) -> u64 {
-        self.0.iter().map(|Stripe(part)| part.load(Relaxed)).sum()
+        self.0.iter().map(|CounterShard(part)| part.load(Relaxed)).sum()
     }
 }
 
 /// Returns the index of this thread's stripe.
-fn stripe() -> usize {
+fn shard_index() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
         static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
     }
     MINE.with(|mine| {
         if mine.get() == usize::MAX {
-            mine.set(NEXT.fetch_add(1, Relaxed) % STRIPES);
+            mine.set(NEXT.fetch_add(1, Relaxed) % SHARDS);
         }
         mine.get()
     })
@@ -47,13 +47,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_lost_whoever_counts() {
-        let counter = Striped::default();
+    fn concurrent_additions_are_all_counted() {
+        let counter = ShardedCounter::default();
         std::thread::scope(|scope| {
-            for _ in 0..2 * STRIPES {
+            for _ in 0..2 * SHARDS {
                 scope.spawn(|| (0..1000).for_each(|_| counter.add(2)));
             }
         });
-        assert_eq!(counter.sum(), 4000 * STRIPES as u64);
+        assert_eq!(counter.sum(), 4000 * SHARDS as u64);
     }
 }
