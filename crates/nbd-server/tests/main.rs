@@ -17,6 +17,7 @@
 mod draining;
 mod flood;
 mod handle_client;
+mod negotiation;
 mod quota;
 mod rates;
 mod raw;

@@ -55,7 +55,7 @@ fn opening_time(archive: &Path) -> Result<f64> {
 fn resident(bench: &Bench, archive: &Path) -> Result<f64> {
     let running = bench.start(&Setup::tls(Server::HexzNbd).of(archive))?;
     let order = Order::Sequential;
-    let load = Load { order, until: Until::ReadCounters(1), places: [0].into(), ..bench.random(0) };
+    let load = Load { order, until: Until::Reads(1), places: [0].into(), ..bench.random(0) };
     load.run(&running.target)?;
     Ok(memory(running.group, "VmRSS")? as f64)
 }
