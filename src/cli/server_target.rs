@@ -60,7 +60,7 @@ impl FromStr for ServerTarget {
             None => parse_host_and_port(text)?,
         };
         let tls = TlsUse::IfOffered;
-        Ok(Self { endpoint: endpoint, tls, export: None, certificates: None, hostname: None })
+        Ok(Self { endpoint, tls, export: None, certificates: None, hostname: None })
     }
 }
 
@@ -111,13 +111,7 @@ fn parse_uri(scheme: &str, rest: &str) -> Result<ServerTarget, String> {
             authority => parse_host_and_port(authority)?,
         },
     };
-    Ok(ServerTarget {
-        endpoint: endpoint,
-        tls,
-        export: Some(percent_decode(path)?),
-        certificates,
-        hostname,
-    })
+    Ok(ServerTarget { endpoint, tls, export: Some(percent_decode(path)?), certificates, hostname })
 }
 
 fn parse_host_and_port(text: &str) -> Result<ServerEndpoint, String> {

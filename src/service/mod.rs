@@ -55,7 +55,7 @@ pub(crate) fn serve(
         fixed,
         options,
         watch,
-        stamps: seen,
+        stamps,
         mut config,
         policy,
         catalog,
@@ -71,7 +71,7 @@ pub(crate) fn serve(
     let mut shutdown_at = None;
     let patience = config.timeouts.shutdown;
     let ended = runtime::run_until_signal(runtime, async |shutdown| {
-        let hangup = reload::unblock_sighup()?;
+        let sighup = reload::unblock_sighup()?;
         let service = Arc::new(Notifier::new(services.manager)?);
         // Verifying an archive's digest can take long; a signal must be able to interrupt it.
         let opening = archives::open(&catalog, &options.snapshots);
@@ -86,7 +86,7 @@ pub(crate) fn serve(
         let (control, addresses) = (open.gateway.control(), open.listen.clone());
         monitor.attach(control.clone());
 
-        let reloading = Reloader {
+        let reloader = Reloader {
             source,
             file,
             fixed_options: fixed,
@@ -94,13 +94,13 @@ pub(crate) fn serve(
             readable,
             control: control.clone(),
             service: Arc::clone(&service),
-            stamps: seen,
+            stamps,
             is_loopback_only: listen.is_loopback_only,
             active: ActiveState { tls, served: ServedExports::new(options.snapshots.clone()) },
             record: record.clone(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(reloading.run(hangup, watch));
+        tasks.spawn(reloader.run(sighup, watch));
         tracing::info!(listen = %addresses.join(", "), "ready: serving {exports} {access}");
         service.ready(exports, access).await;
         audit.emit(|| start_event(&addresses, has_tls, open_to));

@@ -157,8 +157,8 @@ impl ServedExports {
 
     /// Returns the served catalog, and the options from which it was built.
     fn current(&self, control: &Control<Catalog>) -> (Arc<Catalog>, SnapshotOptions) {
-        let made = self.lock();
-        (control.exports(), made.snapshots.clone())
+        let state = self.lock();
+        (control.exports(), state.snapshots.clone())
     }
 
     /// Activates a policy that belongs to exports built from `snapshots`. Returns the number of
@@ -169,14 +169,14 @@ impl ServedExports {
         policy: Policy,
         snapshots: &SnapshotOptions,
     ) -> (usize, u64) {
-        let mut made = self.lock();
-        made.policy_count += 1;
-        let dropped = if made.snapshots == *snapshots {
+        let mut state = self.lock();
+        state.policy_count += 1;
+        let dropped = if state.snapshots == *snapshots {
             control.replace_policy(policy)
         } else {
             control.replace_policy_before_exports(policy)
         };
-        (dropped, made.policy_count)
+        (dropped, state.policy_count)
     }
 
     /// Serves the exports that belong to the policy number `policy`, unless a newer policy is
@@ -188,11 +188,11 @@ impl ServedExports {
         catalog: Arc<Catalog>,
         snapshots: SnapshotOptions,
     ) -> bool {
-        let mut made = self.lock();
-        let is_wanted = made.policy_count == policy;
+        let mut state = self.lock();
+        let is_wanted = state.policy_count == policy;
         if is_wanted {
             control.replace_exports(catalog);
-            made.snapshots = snapshots;
+            state.snapshots = snapshots;
         }
         is_wanted
     }
@@ -215,14 +215,14 @@ struct ReloadPlan {
 
 impl Reloader {
     /// Reloads on each signal, and, if `watch` is set, when files have changed.
-    pub(crate) async fn run(mut self, mut hangup: Signal, watch: bool) {
+    pub(crate) async fn run(mut self, mut sighup: Signal, watch: bool) {
         // Archives are opened in the background. A revoked client must not stay for as long as it
         // takes to hash an archive, or forever if one can't be opened; nor must the next signal
         // wait for that.
         let mut archives: JoinSet<()> = JoinSet::new();
         loop {
             tokio::select! {
-                received = hangup.recv() => {
+                received = sighup.recv() => {
                     if received.is_none() {
                         return;
                     }
@@ -233,11 +233,11 @@ impl Reloader {
             self.service.reloading().await;
             self.stamps = self.stamps().await;
             let reloaded = self.reload().await;
-            let (to, look) = reloaded.unzip();
+            let (to, open_archives) = reloaded.unzip();
             self.service.reloaded(to).await;
-            if let Some(look) = look {
+            if let Some(open_archives) = open_archives {
                 archives.shutdown().await;
-                archives.spawn(look);
+                archives.spawn(open_archives);
             }
         }
     }
@@ -246,12 +246,12 @@ impl Reloader {
     /// replaced one after another, and must match.
     async fn wait_for_change(&self) {
         let mut last = self.stamps.clone();
-        let mut looks = 0;
+        let mut polls = 0;
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
             let now = self.stamps().await;
-            looks = if now == self.stamps { 0 } else { looks + 1 };
-            if (now == last && now != self.stamps) || looks >= MAX_SETTLE_POLLS {
+            polls = if now == self.stamps { 0 } else { polls + 1 };
+            if (now == last && now != self.stamps) || polls >= MAX_SETTLE_POLLS {
                 return;
             }
             last = now;
@@ -260,8 +260,8 @@ impl Reloader {
 
     /// Takes the current stamps of the files, without blocking the runtime.
     async fn stamps(&self) -> FileStamps {
-        let (file, seen) = (self.file.clone(), self.stamps.clone());
-        spawn_blocking(move || seen.retake(file.as_deref())).await.unwrap_or_default()
+        let (file, stamps) = (self.file.clone(), self.stamps.clone());
+        spawn_blocking(move || stamps.retake(file.as_deref())).await.unwrap_or_default()
     }
 
     /// Activates a new policy. Returns a description of the clients that it admits, and a future
@@ -277,30 +277,24 @@ impl Reloader {
             served: self.active.served.current(&self.control),
         };
         let read = spawn_blocking(move || {
-            let mut seen = None;
-            (reading.read(&mut seen), seen)
+            let mut stamps = None;
+            (reading.read(&mut stamps), stamps)
         });
-        let (read, seen) = match read.await {
+        let (read, stamps) = match read.await {
             Ok(read) => read,
             Err(error) => return self.reject(&error),
         };
         // Also after a failure: the fix may be in a file that wasn't watched before.
-        if let Some(seen) = seen {
-            self.stamps = seen;
+        if let Some(stamps) = stamps {
+            self.stamps = stamps;
         }
         let read = match read {
             Ok(read) => read,
             Err(error) => return self.reject(&error),
         };
-        let ReloadPlan {
-            snapshots,
-            policy,
-            catalog,
-            consequence: and_so,
-            needs_restart: takes_a_restart,
-        } = read;
-        if !takes_a_restart.is_empty() {
-            tracing::warn!("takes a restart: {}", takes_a_restart.join(", "));
+        let ReloadPlan { snapshots, policy, catalog, consequence, needs_restart } = read;
+        if !needs_restart.is_empty() {
+            tracing::warn!("takes a restart: {}", needs_restart.join(", "));
         }
         if self.is_loopback_only && !policy.rules.is_local_only() {
             tracing::warn!(
@@ -311,21 +305,21 @@ impl Reloader {
         self.active.tls.clone_from(&policy.tls);
         let (open_to, to) = (policy.rules.to_string(), access::describe_access(&policy));
         let served = &self.active.served;
-        let (dropped, turn) = served.activate_policy(&self.control, policy, &snapshots);
+        let (dropped, policy_number) = served.activate_policy(&self.control, policy, &snapshots);
         tracing::info!(dropped, "reloaded: open to {open_to}");
         let policy = self.control.policy_number();
         let open_to = open_to.into();
         self.config.audit.emit(|| Event::Reload(PolicyReloaded { policy, open_to, dropped }));
-        let looking = OpenArchives {
+        let open_archives = OpenArchives {
             control: self.control.clone(),
             served: self.active.served.clone(),
-            policy_number: turn,
+            policy_number,
             service: Arc::clone(&self.service),
             catalog,
             snapshots,
-            and_so,
+            consequence,
         };
-        Some((to, looking.run()))
+        Some((to, open_archives.run()))
     }
 
     fn reject<T>(&self, error: &dyn std::fmt::Display) -> Option<T> {
@@ -353,13 +347,13 @@ impl ReloadInputs {
     /// Reads everything, and checks that it is consistent and can be applied at run time. Sets
     /// `seen` to the stamps from before the files were read, as soon as it is known which files
     /// these are.
-    fn read(&self, seen: &mut Option<FileStamps>) -> Result<ReloadPlan, Failure> {
+    fn read(&self, stamps: &mut Option<FileStamps>) -> Result<ReloadPlan, Failure> {
         // Opening a pipe waits for a writer, which may never come.
         reject_pipes(&self.file)?;
         let ReloadedOptions { options, stamp, fixed } = self.source.reread()?;
-        *seen = Some(FileStamps::of(stamp, &options));
-        let takes_a_restart = self.fixed.changed_keys(&fixed);
-        let takes_a_restart = takes_a_restart.into_iter().map(str::to_owned).collect();
+        *stamps = Some(FileStamps::of(stamp, &options));
+        let needs_restart = self.fixed.changed_keys(&fixed);
+        let needs_restart = needs_restart.into_iter().map(str::to_owned).collect();
         // Existing connections could continue unencrypted after TLS has been required.
         if options.tls.files().is_some() != self.tls.is_some() {
             return Err(ReloadError::TlsToggled.into());
@@ -372,7 +366,7 @@ impl ReloadInputs {
         reject_pipes(&sandbox::policy_files(&options))?;
         let policy = access::read(&options, &self.config, self.tls.as_ref())?;
         let catalog = self.catalog(&options.snapshots)?;
-        let and_so = match options.snapshots == self.served.1 {
+        let consequence = match options.snapshots == self.served.1 {
             false => {
                 ", so what is served stays as it was, for those who might open it before and \
                  still may"
@@ -382,13 +376,7 @@ impl ReloadInputs {
             }
             true => "",
         };
-        Ok(ReloadPlan {
-            snapshots: options.snapshots,
-            policy,
-            catalog,
-            consequence: and_so,
-            needs_restart: takes_a_restart,
-        })
+        Ok(ReloadPlan { snapshots: options.snapshots, policy, catalog, consequence, needs_restart })
     }
 
     /// Builds the new catalog. Archives that are already open stay open, unless all must be
@@ -441,7 +429,7 @@ struct OpenArchives {
     service: Arc<Notifier>,
     catalog: Catalog,
     snapshots: SnapshotOptions,
-    and_so: &'static str,
+    consequence: &'static str,
 }
 
 impl OpenArchives {
@@ -458,8 +446,8 @@ impl OpenArchives {
                 }
             }
             Err(error) => {
-                let and_so = self.and_so;
-                tracing::error!("an archive can't be served{and_so}: {error}");
+                let consequence = self.consequence;
+                tracing::error!("an archive can't be served{consequence}: {error}");
             }
         }
     }

@@ -59,7 +59,7 @@ impl Prepared {
         let mut source = SocketSource::take_inherited(&serve, &mut config)?;
         let monitor_socket = source.take_monitor();
         let manager = ManagerSocket::from_environment();
-        let seen = FileStamps::of(stamp, &serve.changeable);
+        let stamps = FileStamps::of(stamp, &serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
         let catalog = serve.catalog(archives::options(&serve.changeable.snapshots.opening)?)?;
         tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
@@ -79,18 +79,7 @@ impl Prepared {
         let listen = ListenPlan { sockets, is_loopback_only };
         let services = Services { manager, audit, monitor };
         let options = serve.changeable;
-        Ok(Self {
-            file,
-            fixed,
-            options,
-            watch,
-            stamps: seen,
-            config,
-            policy,
-            catalog,
-            listen,
-            services,
-        })
+        Ok(Self { file, fixed, options, watch, stamps, config, policy, catalog, listen, services })
     }
 }
 

@@ -44,9 +44,10 @@ pub(super) struct Merge<'a> {
 
 impl<'a> Merge<'a> {
     /// Starts with the leniently parsed command line.
-    pub(super) fn new(command: &'a Command, said: &ArgMatches) -> Self {
-        let is_said =
-            |arg: &&Arg| said.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    pub(super) fn new(command: &'a Command, command_line: &ArgMatches) -> Self {
+        let is_said = |arg: &&Arg| {
+            command_line.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine)
+        };
         let arguments = command.get_arguments().filter(is_said);
         Self {
             command,
@@ -63,8 +64,10 @@ impl<'a> Merge<'a> {
     /// Options that require a dropped one are dropped as well.
     pub(super) fn add_file(&mut self, file: &FileContents) {
         let (kept, dropped): (Vec<_>, Vec<_>) = file.entries.iter().cloned().partition(|entry| {
-            let contradicts =
-                self.command_line_keys.iter().any(|said| self.conflict(said, &entry.key));
+            let contradicts = self
+                .command_line_keys
+                .iter()
+                .any(|command_line| self.conflict(command_line, &entry.key));
             !self.command_line_keys.contains(&entry.key) && !contradicts
         });
         let dropped = dropped.into_iter().map(|entry| entry.key);
@@ -144,15 +147,21 @@ impl<'a> Merge<'a> {
     }
 
     /// Returns a command line with all options.
-    pub(super) fn arguments(&self, said: &[OsString], archives: bool) -> Vec<OsString> {
-        let (program, said) = match said.split_first() {
-            Some((program, said)) => (program.as_os_str(), said),
-            None => (OsStr::new("hexz-nbd"), said),
+    pub(super) fn arguments(&self, command_line: &[OsString], archives: bool) -> Vec<OsString> {
+        let (program, command_line) = match command_line.split_first() {
+            Some((program, command_line)) => (program.as_os_str(), command_line),
+            None => (OsStr::new("hexz-nbd"), command_line),
         };
         let kept = self.applied.iter().flat_map(|entry| &entry.arguments).map(OsString::as_os_str);
         let archives = archives.then_some(OsStr::new(ARCHIVES_PLACEHOLDER));
-        let said = said.iter().map(OsString::as_os_str);
-        [program].into_iter().chain(kept).chain(archives).chain(said).map(OsStr::to_owned).collect()
+        let command_line = command_line.iter().map(OsString::as_os_str);
+        [program]
+            .into_iter()
+            .chain(kept)
+            .chain(archives)
+            .chain(command_line)
+            .map(OsStr::to_owned)
+            .collect()
     }
 
     /// Attributes a remaining error to the file; `None` if it concerns the command line.

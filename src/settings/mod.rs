@@ -81,7 +81,7 @@ struct ParsedOptions {
     matches: ArgMatches,
     /// Archives of the file, if these are served.
     exports: Option<Vec<NamedArchive>>,
-    notes: Vec<String>,
+    warnings: Vec<String>,
     stamp: Option<FileStamp>,
 }
 
@@ -106,11 +106,11 @@ impl OptionSource {
             }
             file => file,
         });
-        let ParsedOptions { matches, exports, mut notes, stamp } = found?;
-        notes.extend(advice::misspelled_command(&command, &matches));
+        let ParsedOptions { matches, exports, mut warnings, stamp } = found?;
+        warnings.extend(advice::misspelled_command(&command, &matches));
         let mut cli = Cli::from_arg_matches(&matches).map_err(SettingsError::CommandLine)?;
         cli.serve.changeable.set_exports(exports);
-        Ok(Settings { cli, warnings: notes, stamp, fixed: FixedOptions::of(&matches) })
+        Ok(Settings { cli, warnings, stamp, fixed: FixedOptions::of(&matches) })
     }
 
     /// Reads all options again, inside the sandbox.
@@ -125,31 +125,31 @@ impl OptionSource {
     }
 
     fn parse(&self, command: Command) -> Result<ParsedOptions, SettingsError> {
-        let said =
+        let command_line =
             merge::without_constraints(command.clone()).try_get_matches_from(&self.arguments);
         let mut command = command;
         command.build();
-        let said = match said {
-            Ok(said) if said.subcommand().is_none() => said,
+        let command_line = match command_line {
+            Ok(command_line) if command_line.subcommand().is_none() => command_line,
             // Reports errors in terms of the real command.
             _ => {
                 let matches = command.try_get_matches_from(&self.arguments);
                 let matches = matches.map_err(SettingsError::CommandLine)?;
-                return Ok(ParsedOptions { matches, exports: None, notes: vec![], stamp: None });
+                return Ok(ParsedOptions { matches, exports: None, warnings: vec![], stamp: None });
             }
         };
-        let refused = |problems| match LogOptions::from_arg_matches(&said) {
+        let refused = |problems| match LogOptions::from_arg_matches(&command_line) {
             Ok(log) => SettingsError::File { log, problems },
             Err(error) => SettingsError::CommandLine(error),
         };
 
-        let path = said.get_one::<PathBuf>("config").map(PathBuf::as_path);
+        let path = command_line.get_one::<PathBuf>("config").map(PathBuf::as_path);
         let stamp = path.and_then(FileStamp::of);
-        let (written, notes) = match path {
+        let (written, warnings) = match path {
             Some(path) => read_file(path, &command).map_err(refused)?,
             None => Default::default(),
         };
-        let mut merge = Merge::new(&command, &said);
+        let mut merge = Merge::new(&command, &command_line);
         merge.add_file(&written);
         let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         merge.add_credentials(folder.as_deref()).map_err(|problem| refused(vec![problem]))?;
@@ -168,7 +168,7 @@ impl OptionSource {
                 }
             })?;
         let exports = takes_archives.then_some(written.exports);
-        Ok(ParsedOptions { matches, exports, notes, stamp })
+        Ok(ParsedOptions { matches, exports, warnings, stamp })
     }
 }
 

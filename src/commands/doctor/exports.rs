@@ -50,7 +50,7 @@ pub(super) async fn list(
 fn list_step(listed: &Result<ExportNames, ProbeError>) -> Step {
     match listed {
         Ok(names) => advice::listed(names),
-        Err(trouble) => advice::list_failed(trouble),
+        Err(failure) => advice::list_failed(failure),
     }
 }
 
@@ -64,19 +64,19 @@ pub(super) async fn open_export(
 ) -> Result<Transmission<BoxedStream>, Step> {
     let ProbeSession { mut stream, flags, replies, .. } = session;
     let mut name = wanted.unwrap_or_default();
-    let unopened = |name: &str, trouble: &ProbeError| advice::open_failed(name, trouble, listed);
+    let unopened = |name: &str, failure: &ProbeError| advice::open_failed(name, failure, listed);
     match with_timeout(probe.timeout, client::info(&mut stream, name)).await {
         Ok(_) => {}
-        Err(trouble) if trouble.is_refusal(Rep::ERR_UNSUP) => {}
-        Err(trouble) if trouble.is_refusal(Rep::ERR_UNKNOWN) && wanted.is_none() => {
-            let (first, _) = listed.first().ok_or_else(|| unopened(name, &trouble))?;
+        Err(failure) if failure.is_refusal(Rep::ERR_UNSUP) => {}
+        Err(failure) if failure.is_refusal(Rep::ERR_UNKNOWN) && wanted.is_none() => {
+            let (first, _) = listed.first().ok_or_else(|| unopened(name, &failure))?;
             report.add(Step::warning("default export", "there is none").advise(
                 advice::Client,
                 "clients have to name an export: nbd://HOST/NAME, nbd-client -N NAME",
             ));
             name = first;
         }
-        Err(trouble) => return Err(unopened(name, &trouble)),
+        Err(failure) => return Err(unopened(name, &failure)),
     }
     if replies != ReplyMode::Simple {
         let contexts =
@@ -88,7 +88,7 @@ pub(super) async fn open_export(
         report.add(step);
     }
     let went = open(probe, stream, name, replies, flags).await;
-    let transmission = went.map_err(|trouble| unopened(name, &trouble))?;
+    let transmission = went.map_err(|failure| unopened(name, &failure))?;
     report.add(advice::export(name, transmission.export()));
     Ok(transmission)
 }
@@ -108,7 +108,7 @@ async fn open(
                 let export = gone.export().clone();
                 return Ok(Transmission::new(stream, export, replies));
             }
-            Err(trouble) => trouble,
+            Err(failure) => failure,
         };
     if replies == ReplyMode::Simple && refused.is_refusal(Rep::ERR_UNSUP) {
         return with_timeout(probe.timeout, client::choose_by_export_name(stream, name, flags))
@@ -163,10 +163,10 @@ pub(super) async fn read(
         let read = with_timeout(probe.timeout, transmission.read(offset, plan.small)).await;
         match read {
             Ok(_) => report.add(Step::good(name, where_).took(began.elapsed())),
-            Err(trouble) => {
-                let step = advice::read_failed(name, &where_, &trouble).took(began.elapsed());
+            Err(failure) => {
+                let step = advice::read_failed(name, &where_, &failure).took(began.elapsed());
                 // A failed request leaves the session usable.
-                if !matches!(trouble, ProbeError::RequestFailed { .. }) {
+                if !matches!(failure, ProbeError::RequestFailed { .. }) {
                     return Err(step);
                 }
                 report.add(step);
@@ -196,8 +196,8 @@ async fn measure_latency(
         match with_timeout(probe.timeout, transmission.read(0, plan.small)).await {
             Ok(_) => times.push(one.elapsed()),
             Err(ProbeError::RequestFailed { .. }) => return Ok(None),
-            Err(trouble) => {
-                return Err(advice::read_failed("latency", "a read that had worked", &trouble));
+            Err(failure) => {
+                return Err(advice::read_failed("latency", "a read that had worked", &failure));
             }
         }
     }
@@ -231,10 +231,10 @@ async fn measure_throughput(
         let length = u32::try_from(plan.end - at).unwrap_or(u32::MAX).min(plan.large);
         match with_timeout(probe.timeout, transmission.read(at, length)).await {
             Ok(data) => at += data.len() as u64,
-            Err(trouble) => {
+            Err(failure) => {
                 let where_ = format!("{length} bytes at {at}");
-                let step = advice::read_failed("speed", &where_, &trouble);
-                return if matches!(trouble, ProbeError::RequestFailed { .. }) {
+                let step = advice::read_failed("speed", &where_, &failure);
+                return if matches!(failure, ProbeError::RequestFailed { .. }) {
                     Ok(step)
                 } else {
                     Err(step)
@@ -266,7 +266,7 @@ async fn disconnect(
     report.add(match with_timeout(probe.timeout, transmission.disconnect_and_wait()).await {
         // Many servers close TLS without a close_notify alert.
         Ok(()) | Err(ProbeError::Closed) => Step::good(NAME, "after DISC the server closes"),
-        Err(trouble) => Step::warning(NAME, format!("after DISC: {}", trouble.describe())).advise(
+        Err(failure) => Step::warning(NAME, format!("after DISC: {}", failure.describe())).advise(
             advice::Server,
             "it should close the connection; one that doesn't runs out of connections some day",
         ),

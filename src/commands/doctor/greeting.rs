@@ -71,8 +71,8 @@ pub(super) async fn read(
         Ok(())
     };
     // On a timeout, classify the bytes that have arrived.
-    if let Ok(Err(trouble)) = tokio::time::timeout(timeout, whole).await {
-        return Err(trouble);
+    if let Ok(Err(failure)) = tokio::time::timeout(timeout, whole).await {
+        return Err(failure);
     }
     if bytes.is_empty() && is_closed {
         return Ok(ServerGreeting::Closed);

@@ -59,15 +59,15 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
 /// Runs the steps in order. The error is the step that ended the examination early.
 async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
     let target = &options.server;
-    let own = load_client_files(options).map_err(|step| *step)?;
+    let credentials = load_client_files(options).map_err(|step| *step)?;
     let name = server_name(options, target).map_err(|step| *step)?;
     let (step, addresses) = connect::resolve(&target.endpoint, options.timeout).await;
     step.into_iter().for_each(|step| report.add(step));
     let (stream, address, step) = connect::connect(addresses?, options.timeout).await?;
     report.add(step);
 
-    let (timeout, wanted) = (options.timeout, tls_use(options));
-    let probe = Probe { address, timeout, tls_use: wanted, credentials: own, name };
+    let (timeout, tls_use) = (options.timeout, tls_use(options));
+    let probe = Probe { address, timeout, tls_use, credentials, name };
     let greeted = probe.greet(stream, report).await?;
     let plaintext = probe.probe_plaintext(greeted, report).await?;
     let session = probe.negotiate(plaintext, report).await?;

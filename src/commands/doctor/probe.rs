@@ -64,13 +64,13 @@ impl Probe {
         report: &mut Report,
     ) -> Result<GreetedConnection, Step> {
         let began = Instant::now();
-        let seen = greeting::read(&mut stream, self.timeout).await;
-        let failed = |trouble: ProbeError| {
-            Step::bad("greeting", trouble.describe()).advise(advice::Server, "its log may say why")
+        let observed = greeting::read(&mut stream, self.timeout).await;
+        let failed = |failure: ProbeError| {
+            Step::bad("greeting", failure.describe()).advise(advice::Server, "its log may say why")
         };
-        let seen = seen.map_err(failed)?;
-        let step = advice::greeting(&seen, self.timeout).took(began.elapsed());
-        let (ServerGreeting::Newstyle(greeting), Outcome::Good) = (&seen, step.outcome) else {
+        let observed = observed.map_err(failed)?;
+        let step = advice::greeting(&observed, self.timeout).took(began.elapsed());
+        let (ServerGreeting::Newstyle(greeting), Outcome::Good) = (&observed, step.outcome) else {
             return Err(step);
         };
         let answered =
@@ -88,9 +88,9 @@ impl Probe {
     ) -> Result<PlaintextSession, Step> {
         let GreetedConnection { mut stream, mut flags } = greeted;
         let list = with_timeout(self.timeout, client::list(&mut stream)).await;
-        let nowhere = |trouble: ProbeError| {
+        let nowhere = |failure: ProbeError| {
             let first = list.as_ref().err().map_or("it answers".to_owned(), ProbeError::describe);
-            let again = trouble.describe();
+            let again = failure.describe();
             let found = format!("to LIST {first}, and then to a new connection {again}");
             Step::bad("in clear", found).advise(
                 advice::Server,
@@ -113,13 +113,13 @@ impl Probe {
             starttls = Some(with_timeout(self.timeout, client::start_tls(&mut stream)).await);
         }
         let count = list.as_ref().map(Vec::len).map_err(ProbeError::clone);
-        let seen = PlaintextProbe { list: count, starttls };
-        let step = advice::plaintext(&seen, self.tls_use, self.address.is_local());
+        let observed = PlaintextProbe { list: count, starttls };
+        let step = advice::plaintext(&observed, self.tls_use, self.address.is_local());
         if step.outcome == Outcome::Bad {
             return Err(step);
         }
         report.add(step);
-        let is_tls_next = seen.offers_tls();
+        let is_tls_next = observed.offers_tls();
         // The server may list more exports, or other ones, inside TLS.
         let listing = if is_tls_next { None } else { Some(list) };
         Ok(PlaintextSession { stream, flags, is_tls_next, listing })
@@ -132,23 +132,24 @@ impl Probe {
         report: &mut Report,
     ) -> Result<ProbeSession, Step> {
         if !plaintext.is_tls_next {
-            let (stream, replies, trouble) =
-                self.negotiate_replies(plaintext.stream).await.map_err(|trouble| {
-                    Step::bad("replies", trouble.describe()).advise(
+            let (stream, replies, failure) =
+                self.negotiate_replies(plaintext.stream).await.map_err(|failure| {
+                    Step::bad("replies", failure.describe()).advise(
                         advice::Server,
                         "a server has to answer options that it doesn't know with an error; take a \
                      newer one",
                     )
                 })?;
-            report.add(advice::replies(replies, trouble.as_ref()));
+            report.add(advice::replies(replies, failure.as_ref()));
             let PlaintextSession { flags, listing, .. } = plaintext;
             return Ok(ProbeSession { stream, flags, replies, listing, tls: None });
         }
         let began = Instant::now();
-        let (agreed, shown) = self.handshake(plaintext.stream).await?;
+        let (agreed, record) = self.handshake(plaintext.stream).await?;
         let took = began.elapsed();
-        let seen = self.client_auth_state(&shown);
-        let (stream, agreed) = agreed.map_err(|trouble| self.handshake_failed(&trouble, &shown))?;
+        let observed = self.client_auth_state(&record);
+        let (stream, agreed) =
+            agreed.map_err(|failure| self.handshake_failed(&failure, &record))?;
         report.add(
             Step::good(
                 "TLS",
@@ -159,16 +160,16 @@ impl Probe {
             .detail("key_exchange", agreed.key_exchange)
             .took(took),
         );
-        report.add(self.certificate(&shown));
+        report.add(self.certificate(&record));
         let agreed_on = self.negotiate_replies(stream).await;
-        let (stream, replies, trouble) = agreed_on.map_err(|trouble| {
-            advice::rejected_after_handshake(&trouble, seen).unwrap_or_else(|| {
-                Step::bad("replies", trouble.describe())
+        let (stream, replies, failure) = agreed_on.map_err(|failure| {
+            advice::rejected_after_handshake(&failure, observed).unwrap_or_else(|| {
+                Step::bad("replies", failure.describe())
                     .advise(advice::Server, "its log may say why")
             })
         })?;
-        report.add(advice::client_certificate(seen));
-        report.add(advice::replies(replies, trouble.as_ref()));
+        report.add(advice::client_certificate(observed));
+        report.add(advice::replies(replies, failure.as_ref()));
         let (flags, tls) = (plaintext.flags, Some(agreed.version));
         Ok(ProbeSession { stream, flags, replies, listing: None, tls })
     }
@@ -199,7 +200,7 @@ impl Probe {
         };
         let stream = match connected.await {
             Ok(stream) => stream,
-            Err(trouble) => return advice::no_second_connection(&trouble),
+            Err(failure) => return advice::no_second_connection(&failure),
         };
         let handshake =
             tls::handshake(stream, self.name.clone(), &self.credentials, tls::TLS_1_2_ONLY);
@@ -209,7 +210,7 @@ impl Probe {
                 let _goodbye = with_timeout(self.timeout, client::abort(&mut stream)).await;
                 advice::older_tls(Ok(()))
             }
-            Err(trouble) => advice::older_tls(Err(&trouble)),
+            Err(failure) => advice::older_tls(Err(&failure)),
         }
     }
 
@@ -240,7 +241,7 @@ impl Probe {
         let handshake =
             tls::handshake(stream, self.name.clone(), &self.credentials, tls::TLS_1_2_AND_1_3);
         let done = self.with_timeout(handshake).await;
-        done.map_err(|trouble| advice::handshake_failed(&trouble, ClientAuthState::default()))
+        done.map_err(|failure| advice::handshake_failed(&failure, ClientAuthState::default()))
     }
 
     /// Asks for structured replies and extended headers. A refusal isn't an error; that of
@@ -254,37 +255,37 @@ impl Probe {
             Err(refused @ ProbeError::OptionRefused { .. }) => {
                 return Ok((stream, ReplyMode::Simple, Some(refused)));
             }
-            Err(trouble) => return Err(trouble),
+            Err(failure) => return Err(failure),
         }
         match with_timeout(self.timeout, client::negotiate_extended_headers(&mut stream)).await {
             Ok(()) => Ok((stream, ReplyMode::Extended, None)),
             Err(ProbeError::OptionRefused { .. }) => Ok((stream, ReplyMode::Structured, None)),
-            Err(trouble) => Err(trouble),
+            Err(failure) => Err(failure),
         }
     }
 
-    fn client_auth_state(&self, shown: &HandshakeRecord) -> ClientAuthState {
+    fn client_auth_state(&self, record: &HandshakeRecord) -> ClientAuthState {
         ClientAuthState {
-            is_certificate_requested: shown.asks_for_certificate,
+            is_certificate_requested: record.asks_for_certificate,
             has_certificate: self.credentials.certificate.is_some(),
         }
     }
 
-    fn certificate(&self, shown: &HandshakeRecord) -> Step {
+    fn certificate(&self, record: &HandshakeRecord) -> Step {
         let authorities = self.credentials.trusted_cas.as_deref();
-        certificate::step(&shown.chain, authorities, &self.name, SystemTime::now())
+        certificate::step(&record.chain, authorities, &self.name, SystemTime::now())
     }
 
     /// Builds the step for a failed handshake: the certificate's, if the server isn't trusted.
-    fn handshake_failed(&self, trouble: &ProbeError, shown: &HandshakeRecord) -> Step {
-        if matches!(trouble, ProbeError::Tls(rustls::Error::InvalidCertificate(_)))
-            && !shown.chain.is_empty()
+    fn handshake_failed(&self, failure: &ProbeError, record: &HandshakeRecord) -> Step {
+        if matches!(failure, ProbeError::Tls(rustls::Error::InvalidCertificate(_)))
+            && !record.chain.is_empty()
         {
-            let step = self.certificate(shown);
+            let step = self.certificate(record);
             if step.outcome == Outcome::Bad {
                 return step;
             }
         }
-        advice::handshake_failed(trouble, self.client_auth_state(shown))
+        advice::handshake_failed(failure, self.client_auth_state(record))
     }
 }

@@ -312,7 +312,7 @@ mod tests {
         let (file, pipe) = (folder.path().join("file"), folder.path().join("pipe"));
         mknodat(CWD, &pipe, FileType::Fifo, Mode::RWXU, 0).unwrap();
         for (length, is_accepted) in [(MAX_PEM, true), (MAX_PEM + 1, false)] {
-            let content = vec![b'x'; length as usize];
+            let content = vec![b'x'; usize::try_from(length).unwrap()];
             std::fs::write(&file, &content).unwrap();
             assert_eq!(read(&file).is_ok(), is_accepted);
             let writer = std::thread::spawn({

@@ -63,7 +63,7 @@ fn add(blocks: &mut Vec<Block>, line: &str, continues: bool) {
             append(text, content);
         }
         (Some(Block::Example(lines)), None) if indent >= EXAMPLE_INDENT => {
-            lines.push(line.to_owned())
+            lines.push(line.to_owned());
         }
         (_, None) if indent >= EXAMPLE_INDENT => blocks.push(Block::Example(vec![line.to_owned()])),
         (Some(Block::Paragraph(text)), None) if continues => append(text, content),

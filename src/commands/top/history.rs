@@ -68,7 +68,7 @@ impl History {
             None => error.clone(),
         });
         let now = newest.map(|(_, status)| status);
-        Frame { latest: now, earlier: before, rates: self.rates.make_contiguous(), error: error }
+        Frame { latest: now, earlier: before, rates: self.rates.make_contiguous(), error }
     }
 }
 

@@ -92,13 +92,17 @@ pub(super) struct Column {
 const MIN_TEXT_WIDTH: usize = 16;
 
 impl Column {
-    pub(super) fn text(title: &'static str, spare: u8, cells: Vec<String>) -> Self {
+    pub(super) fn text(title: &'static str, removal_rank: u8, cells: Vec<String>) -> Self {
         let cells = cells.into_iter().map(|text| (Style::Plain, text)).collect();
-        Self { title, is_text: true, removal_rank: spare, cells }
+        Self { title, is_text: true, removal_rank, cells }
     }
 
-    pub(super) fn numbers(title: &'static str, spare: u8, cells: Vec<(Style, String)>) -> Self {
-        Self { title, is_text: false, removal_rank: spare, cells }
+    pub(super) fn numbers(
+        title: &'static str,
+        removal_rank: u8,
+        cells: Vec<(Style, String)>,
+    ) -> Self {
+        Self { title, is_text: false, removal_rank, cells }
     }
 
     fn natural_width(&self) -> usize {
@@ -110,12 +114,12 @@ impl Column {
 pub(super) fn table(mut columns: Vec<Column>, most: Option<usize>) -> Vec<StyledLine> {
     let mut widths = fit(&columns, most);
     while widths.is_none() {
-        let Some(spare) =
+        let Some(removal_rank) =
             columns.iter().map(|column| column.removal_rank).max().filter(|most| *most > 0)
         else {
             break;
         };
-        columns.retain(|column| column.removal_rank != spare);
+        columns.retain(|column| column.removal_rank != removal_rank);
         widths = fit(&columns, most);
     }
     let widths = widths.unwrap_or_else(|| columns.iter().map(Column::natural_width).collect());

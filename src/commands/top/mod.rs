@@ -146,7 +146,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let end = |key| {
-            assert_eq!(key_action(key, ViewOptions::default(), 24, 12), Some(KeyAction::Quit))
+            assert_eq!(key_action(key, ViewOptions::default(), 24, 12), Some(KeyAction::Quit));
         };
         end(KeyEvent::from(KeyCode::Char('q')));
         end(KeyEvent::from(KeyCode::Esc));

@@ -162,8 +162,8 @@ fn head(frame: &Frame<'_>, columns: usize) -> Vec<StyledLine> {
         }
         lines.extend(flow(facts, columns));
     }
-    if let Some(trouble) = &frame.error {
-        lines.extend(wrap(Style::Bad, &escape_untrusted(trouble), columns));
+    if let Some(error) = &frame.error {
+        lines.extend(wrap(Style::Bad, &escape_untrusted(error), columns));
     }
     if let Some(now) = frame.latest {
         lines.extend(flow(traffic(frame, now), columns));

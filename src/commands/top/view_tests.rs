@@ -40,12 +40,11 @@ fn status(second: u64) -> ServerStatus {
     serde_json::from_value(status).unwrap()
 }
 
-fn text(columns: usize, height: usize, choice: ViewOptions, trouble: Option<&str>) -> String {
+fn text(columns: usize, height: usize, choice: ViewOptions, error: Option<&str>) -> String {
     let (before, now) = (status(10), status(14));
     let rates = [0.0, 1e5, 7e5, 1.4e6];
-    let trouble = trouble.map(str::to_owned);
-    let frame =
-        Frame { latest: Some(&now), earlier: Some((&before, 4.0)), rates: &rates, error: trouble };
+    let error = error.map(str::to_owned);
+    let frame = Frame { latest: Some(&now), earlier: Some((&before, 4.0)), rates: &rates, error };
     let lines = screen(&frame, &choice, columns, height);
     assert_eq!(lines.len(), height);
     assert!(lines.iter().all(|line| line.width() <= columns));

@@ -78,46 +78,46 @@ impl Reporter {
     }
 
     /// Reports the verdict and its numbers. `size` is the length of both streams, in bytes.
-    pub(super) fn summary(&self, seen: &VerifyStats, size: u64, took: Duration) -> io::Result<()> {
+    pub(super) fn summary(&self, stats: &VerifyStats, size: u64, took: Duration) -> io::Result<()> {
         let seconds = took.as_secs_f64();
         if self.is_json {
             return print_json(&json!({
                 "event": "summary",
                 "archive": escape::unicode(&self.archive),
-                "is_complete": seen.is_complete,
-                "is_sound": seen.is_complete && seen.faults == 0,
-                "faults": seen.faults,
+                "is_complete": stats.is_complete,
+                "is_sound": stats.is_complete && stats.faults == 0,
+                "faults": stats.faults,
                 "size": size,
-                "bytes": seen.bytes,
-                "unreadable_bytes": seen.unreadable,
-                "blocks": seen.blocks,
-                "zero_blocks": seen.zeros,
-                "blocks_in_parents": seen.in_parents,
-                "shared_blocks": seen.shared,
+                "bytes": stats.bytes,
+                "unreadable_bytes": stats.unreadable,
+                "blocks": stats.blocks,
+                "zero_blocks": stats.zeros,
+                "blocks_in_parents": stats.in_parents,
+                "shared_blocks": stats.shared,
                 "seconds": seconds,
             }));
         }
-        let faults = if seen.faults == 1 { "fault" } else { "faults" };
-        let verdict = match (seen.is_complete, seen.faults) {
+        let faults = if stats.faults == 1 { "fault" } else { "faults" };
+        let verdict = match (stats.is_complete, stats.faults) {
             (true, 0) => "sound".to_owned(),
             (true, count) => {
-                format!("{count} {faults}, {} of {size} bytes can't be read", seen.unreadable)
+                format!("{count} {faults}, {} of {size} bytes can't be read", stats.unreadable)
             }
             (false, count) => {
-                format!("stopped after {} of {size} bytes, {count} {faults} so far", seen.bytes)
+                format!("stopped after {} of {size} bytes, {count} {faults} so far", stats.bytes)
             }
         };
-        let checked = ByteSize::b(seen.bytes).display().iec();
+        let checked = ByteSize::b(stats.bytes).display().iec();
         writeln!(
             stdout(),
             "{}: {verdict}\n  checked {checked} in {} blocks: {} of zeros, {} in parents, {} that \
              share another's stored copy; {seconds:.1} s, {:.0} MiB/s",
             escape_path(&self.archive),
-            seen.blocks,
-            seen.zeros,
-            seen.in_parents,
-            seen.shared,
-            mebibytes(seen.bytes) / seconds.max(0.001),
+            stats.blocks,
+            stats.zeros,
+            stats.in_parents,
+            stats.shared,
+            mebibytes(stats.bytes) / seconds.max(0.001),
         )
     }
 }

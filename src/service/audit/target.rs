@@ -197,14 +197,14 @@ fn open(path: &Path) -> Result<AuditTarget, TargetError> {
     })?;
     let there = file.metadata().map_err(failed)?;
     let kind = there.file_type();
-    let place = if kind.is_file() {
+    let sink = if kind.is_file() {
         SinkKind::File(path.to_owned())
     } else if kind.is_fifo() || kind.is_char_device() {
         SinkKind::Other(path.to_owned())
     } else {
         return Err(TargetError::NotAppendable(path.to_owned()));
     };
-    Ok(AuditTarget { file, kind: place, may_end_mid_line: kind.is_file() && there.len() > 0 })
+    Ok(AuditTarget { file, kind: sink, may_end_mid_line: kind.is_file() && there.len() > 0 })
 }
 
 fn ends_with_newline(path: &Path) -> io::Result<bool> {

@@ -103,9 +103,9 @@ struct StatusParts {
 
 impl StatusParts {
     fn line(&self) -> String {
-        let Self { exports, access: to, reload_failed, active_clients: reading } = self;
+        let Self { exports, access, reload_failed, active_clients } = self;
         let failed = if *reload_failed { "; not reloaded, see the log" } else { "" };
-        format!("{reading} reading{failed}; serving {exports} {to}")
+        format!("{active_clients} reading{failed}; serving {exports} {access}")
     }
 }
 

@@ -254,7 +254,7 @@ fn assert_unresolvable(snapshot: &Snapshot, at: u64, length: usize) {
     let error = read(snapshot, StreamKind::Main, at, length).unwrap_err();
     match error.kind {
         ErrorKind::Unresolvable { stream: StreamKind::Main, at: block, .. } => {
-            assert_eq!(block, at)
+            assert_eq!(block, at);
         }
         _ => panic!("{error}"),
     }

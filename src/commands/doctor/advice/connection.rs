@@ -91,9 +91,9 @@ pub(crate) fn unconnected(failed: &[FailedAttempt]) -> Step {
     step
 }
 
-pub(crate) fn greeting(seen: &ServerGreeting, timeout: Duration) -> Step {
+pub(crate) fn greeting(observed: &ServerGreeting, timeout: Duration) -> Step {
     const NAME: &str = "greeting";
-    match seen {
+    match observed {
         ServerGreeting::Newstyle(greeting) => {
             let is_fixed = greeting.flags.contains(HandshakeFlags::FIXED_NEWSTYLE);
             let style = if is_fixed { "fixed newstyle" } else { "newstyle, not fixed" };

@@ -43,12 +43,12 @@ pub(crate) fn listed(names: &[(String, String)]) -> Step {
     step
 }
 
-pub(crate) fn list_failed(trouble: &ProbeError) -> Step {
+pub(crate) fn list_failed(failure: &ProbeError) -> Step {
     const NAME: &str = "exports";
     let step = |outcome: Outcome| {
-        Step::good(NAME, format!("to LIST {}", trouble.describe())).at_least(outcome)
+        Step::good(NAME, format!("to LIST {}", failure.describe())).at_least(outcome)
     };
-    match trouble {
+    match failure {
         ProbeError::OptionRefused { reply: Rep::ERR_POLICY | Rep::ERR_UNSUP, .. } => {
             step(Outcome::Warning).advise(
                 Server,
@@ -64,17 +64,17 @@ pub(crate) fn list_failed(trouble: &ProbeError) -> Step {
 }
 
 /// Builds the step for an export that can't be opened.
-pub(crate) fn open_failed(name: &str, trouble: &ProbeError, listed: &[(String, String)]) -> Step {
+pub(crate) fn open_failed(name: &str, failure: &ProbeError, listed: &[(String, String)]) -> Step {
     let called = if name.is_empty() {
         "the default export".to_owned()
     } else {
         format!("\"{}\"", escape_and_cut(name))
     };
-    let step = Step::bad("export", format!("{called} can't be opened: {}", trouble.describe()))
+    let step = Step::bad("export", format!("{called} can't be opened: {}", failure.describe()))
         .detail("name", name);
     let names: Vec<String> =
         listed.iter().map(|(name, _)| format!("\"{}\"", escape_and_cut(name))).collect();
-    match trouble {
+    match failure {
         ProbeError::OptionRefused { reply: Rep::ERR_UNKNOWN, .. } if names.is_empty() => step.advise(
             Server,
             "there is no export of that name, or none that this client may open; its log or its \
@@ -111,9 +111,9 @@ pub(crate) fn open_failed(name: &str, trouble: &ProbeError, listed: &[(String, S
 }
 
 /// Builds the step for a read that wasn't answered with data.
-pub(crate) fn read_failed(name: &'static str, where_: &str, trouble: &ProbeError) -> Step {
-    let step = Step::bad(name, format!("{where_}: {}", trouble.describe()));
-    match trouble {
+pub(crate) fn read_failed(name: &'static str, where_: &str, failure: &ProbeError) -> Step {
+    let step = Step::bad(name, format!("{where_}: {}", failure.describe()));
+    match failure {
         ProbeError::RequestFailed { error: ErrorCode::IO, .. } => {
             step.detail("error", "NBD_EIO").advise(
                 Server,
@@ -152,7 +152,7 @@ pub(crate) fn read_failed(name: &'static str, where_: &str, trouble: &ProbeError
 }
 
 /// Builds the step that reports the negotiated kind of replies.
-pub(crate) fn replies(mode: ReplyMode, trouble: Option<&ProbeError>) -> Step {
+pub(crate) fn replies(mode: ReplyMode, failure: Option<&ProbeError>) -> Step {
     const NAME: &str = "replies";
     let step = match mode {
         ReplyMode::Simple => Step::good(NAME, "simple ones only"),
@@ -162,8 +162,8 @@ pub(crate) fn replies(mode: ReplyMode, trouble: Option<&ProbeError>) -> Step {
     let step = step
         .detail("structured", mode != ReplyMode::Simple)
         .detail("extended", mode == ReplyMode::Extended);
-    match trouble {
-        Some(trouble) => step.line(trouble.describe()),
+    match failure {
+        Some(failure) => step.line(failure.describe()),
         None => step,
     }
 }
@@ -186,7 +186,7 @@ pub(crate) fn contexts(names: Result<&[String], &ProbeError>) -> Step {
             Step::good(NAME, found).detail("names", shown_names)
         }
         Err(ProbeError::OptionRefused { .. }) => Step::good(NAME, "none"),
-        Err(trouble) => Step::bad(NAME, trouble.describe()).advise(Server, "its log may say why"),
+        Err(failure) => Step::bad(NAME, failure.describe()).advise(Server, "its log may say why"),
     }
 }
 

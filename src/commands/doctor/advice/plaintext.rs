@@ -19,7 +19,7 @@ pub(crate) struct PlaintextProbe {
 impl PlaintextProbe {
     /// Returns true if the server requires TLS: it answered LIST with `NBD_REP_ERR_TLS_REQD`.
     pub(crate) fn requires_tls(&self) -> bool {
-        matches!(&self.list, Err(trouble) if trouble.is_refusal(Rep::ERR_TLS_REQD))
+        matches!(&self.list, Err(failure) if failure.is_refusal(Rep::ERR_TLS_REQD))
     }
 
     pub(crate) fn offers_tls(&self) -> bool {
@@ -27,25 +27,27 @@ impl PlaintextProbe {
     }
 }
 
-pub(crate) fn plaintext(seen: &PlaintextProbe, wanted: TlsUse, is_local: bool) -> Step {
+pub(crate) fn plaintext(observed: &PlaintextProbe, wanted: TlsUse, is_local: bool) -> Step {
     const NAME: &str = "in clear";
-    let answers = match &seen.list {
+    let answers = match &observed.list {
         Ok(_) => "LIST is answered".to_owned(),
-        Err(trouble) => format!("to LIST {}", trouble.describe()),
+        Err(failure) => format!("to LIST {}", failure.describe()),
     };
-    let word = match (&seen.starttls, seen.requires_tls()) {
+    let word = match (&observed.starttls, observed.requires_tls()) {
         (_, true) => "required",
         (Some(Ok(())), false) => "offered",
         (Some(Err(_)), false) => "refused",
         (None, false) => "not asked for",
     };
     let base = |step: Step| step.line(answers.clone()).detail("tls", word);
-    match (&seen.starttls, seen.requires_tls(), wanted) {
+    match (&observed.starttls, observed.requires_tls(), wanted) {
         (_, true, TlsUse::Never) => base(Step::bad(NAME, "the server requires TLS"))
             .advise(Client, "use TLS: nbds:// instead of nbd://, nbd-client -x, qemu's tls-creds"),
         (Some(Ok(())), true, _) => base(Step::good(NAME, "TLS is required")),
         // LIST failed for another reason, so it is unknown whether plaintext clients are served.
-        (Some(Ok(())), false, _) if seen.list.is_err() => base(Step::good(NAME, "TLS is offered")),
+        (Some(Ok(())), false, _) if observed.list.is_err() => {
+            base(Step::good(NAME, "TLS is offered"))
+        }
         (Some(Ok(())), false, _) => {
             let step = base(Step::good(NAME, "TLS is offered, and not required"));
             if is_local {
@@ -57,8 +59,8 @@ pub(crate) fn plaintext(seen: &PlaintextProbe, wanted: TlsUse, is_local: bool) -
                  --tls=require, nbd-server force_tls = true)",
             )
         }
-        (Some(Err(trouble)), is_required, _) => {
-            tls_refused(base(Step::good(NAME, "")), trouble, is_required, wanted, is_local)
+        (Some(Err(failure)), is_required, _) => {
+            tls_refused(base(Step::good(NAME, "")), failure, is_required, wanted, is_local)
         }
         (None, _, _) => base(Step::good(NAME, "TLS isn't used")),
     }
@@ -67,14 +69,14 @@ pub(crate) fn plaintext(seen: &PlaintextProbe, wanted: TlsUse, is_local: bool) -
 /// Completes the step for a server that didn't acknowledge STARTTLS.
 fn tls_refused(
     step: Step,
-    trouble: &ProbeError,
+    failure: &ProbeError,
     is_required: bool,
     wanted: TlsUse,
     is_local: bool,
 ) -> Step {
     let said = |text: String, step: Step| Step { found: text, ..step };
-    let is_clean = matches!(trouble, ProbeError::OptionRefused { .. });
-    let step = said(format!("TLS isn't offered: to STARTTLS {}", trouble.describe()), step);
+    let is_clean = matches!(failure, ProbeError::OptionRefused { .. });
+    let step = said(format!("TLS isn't offered: to STARTTLS {}", failure.describe()), step);
     if is_required {
         return step.at_least(Outcome::Bad).advise(
             Server,

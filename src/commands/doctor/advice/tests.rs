@@ -131,8 +131,9 @@ fn tls_alerts_are_explained() {
     let nobody = ClientAuthState::default();
     let asked = ClientAuthState { is_certificate_requested: true, has_certificate: false };
     let shown = ClientAuthState { is_certificate_requested: true, has_certificate: true };
-    let of = |alert, seen| handshake_failed(&ProbeError::Tls(Error::AlertReceived(alert)), seen);
-    for (alert, seen, name, side, words) in [
+    let of =
+        |alert, observed| handshake_failed(&ProbeError::Tls(Error::AlertReceived(alert)), observed);
+    for (alert, observed, name, side, words) in [
         (AlertDescription::CertificateRequired, asked, "client certificate", Client, "--tls-cert"),
         (AlertDescription::HandshakeFailure, asked, "client certificate", Client, "--tls-cert"),
         (AlertDescription::BadCertificate, asked, "client certificate", Client, "--tls-cert"),
@@ -154,7 +155,7 @@ fn tls_alerts_are_explained() {
         (AlertDescription::UnrecognisedName, nobody, "TLS", Client, "--tls-hostname"),
         (AlertDescription::InternalError, nobody, "TLS", Server, "its log"),
     ] {
-        let step = of(alert, seen);
+        let step = of(alert, observed);
         assert_eq!(step.name, name, "{alert:?}");
         assert_bad(&step, side, words);
         assert!(step.lines[0].contains("TLS fails"), "{step:?}");
@@ -300,7 +301,7 @@ fn export_size_block_sizes_and_flags_are_assessed() {
 #[test]
 fn failed_reads_are_explained() {
     let failed = |error| ProbeError::RequestFailed { error, message: String::new() };
-    let of = |trouble: &ProbeError| read_failed("first read", "4096 bytes at 0", trouble);
+    let of = |failure: &ProbeError| read_failed("first read", "4096 bytes at 0", failure);
     assert_bad(&of(&failed(ErrorCode::IO)), Server, "hexz-nbd verify");
     assert_bad(&of(&failed(ErrorCode::INVAL)), Server, "a fault of the server's");
     assert_bad(&of(&failed(ErrorCode::PERM)), Server, "rules");

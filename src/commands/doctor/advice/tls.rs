@@ -16,12 +16,12 @@ pub(crate) struct ClientAuthState {
 }
 
 /// Builds the step for a handshake that failed for a reason other than an untrusted server.
-pub(crate) fn handshake_failed(trouble: &ProbeError, seen: ClientAuthState) -> Step {
+pub(crate) fn handshake_failed(failure: &ProbeError, observed: ClientAuthState) -> Step {
     const NAME: &str = "TLS";
-    let words = |text: &str| Step::bad(NAME, text).line(trouble.describe());
-    match trouble {
+    let words = |text: &str| Step::bad(NAME, text).line(failure.describe());
+    match failure {
         ProbeError::Tls(Error::AlertReceived(alert)) => {
-            alert_received(*alert, seen).line(trouble.describe())
+            alert_received(*alert, observed).line(failure.describe())
         }
         ProbeError::Tls(Error::InvalidMessage(_)) => {
             words("after STARTTLS the server sends something else than TLS").advise(
@@ -31,10 +31,10 @@ pub(crate) fn handshake_failed(trouble: &ProbeError, seen: ClientAuthState) -> S
             )
         }
         ProbeError::Tls(Error::PeerIncompatible(reason)) => {
-            incompatible(reason).line(trouble.describe())
+            incompatible(reason).line(failure.describe())
         }
-        ProbeError::Closed | ProbeError::Timeout if seen.is_certificate_requested => {
-            client_certificate_rejected_silently(seen).line(trouble.describe())
+        ProbeError::Closed | ProbeError::Timeout if observed.is_certificate_requested => {
+            client_certificate_rejected_silently(observed).line(failure.describe())
         }
         ProbeError::Closed => words("the server closes the connection after STARTTLS")
             .advise(
@@ -63,10 +63,10 @@ pub(crate) fn handshake_failed(trouble: &ProbeError, seen: ClientAuthState) -> S
 }
 
 /// Builds the step for a server that asked for a certificate and then gave up without an alert.
-fn client_certificate_rejected_silently(seen: ClientAuthState) -> Step {
+fn client_certificate_rejected_silently(observed: ClientAuthState) -> Step {
     let step = Step::bad("client certificate", "the server asks for one, and then gives up")
         .detail("asked_for", true);
-    if seen.has_certificate {
+    if observed.has_certificate {
         step.advise(
             Server,
             "it doesn't accept this client's certificate: is the CA that signed it among those \
@@ -82,7 +82,7 @@ const GIVE_CERTIFICATE: &str = "it wants a client certificate: give one that a C
     and client-key.pem; nbd-client: -certfile and -keyfile)";
 
 /// Builds the step for an alert from the server.
-fn alert_received(alert: AlertDescription, seen: ClientAuthState) -> Step {
+fn alert_received(alert: AlertDescription, observed: ClientAuthState) -> Step {
     const OWN: &str = "client certificate";
     let own =
         |found: &str| Step::bad(OWN, found).detail("asked_for", true).detail("accepted", false);
@@ -91,7 +91,7 @@ fn alert_received(alert: AlertDescription, seen: ClientAuthState) -> Step {
         AlertDescription::CertificateRequired => {
             own("the server requires one").advise(Client, GIVE_CERTIFICATE)
         }
-        AlertDescription::UnknownCA if seen.has_certificate || seen.is_certificate_requested => own(
+        AlertDescription::UnknownCA if observed.has_certificate || observed.is_certificate_requested => own(
             "the server doesn't know the CA that signed it",
         )
         .advise(
@@ -111,7 +111,7 @@ fn alert_received(alert: AlertDescription, seen: ClientAuthState) -> Step {
         AlertDescription::BadCertificate
         | AlertDescription::CertificateUnknown
         | AlertDescription::AccessDenied
-            if seen.has_certificate =>
+            if observed.has_certificate =>
         {
             own("the server doesn't accept it").advise(
                 Server,
@@ -122,11 +122,11 @@ fn alert_received(alert: AlertDescription, seen: ClientAuthState) -> Step {
         | AlertDescription::HandshakeFailure
         | AlertDescription::AccessDenied
         | AlertDescription::NoCertificate
-            if seen.is_certificate_requested && !seen.has_certificate =>
+            if observed.is_certificate_requested && !observed.has_certificate =>
         {
             own("the server requires one").advise(Client, GIVE_CERTIFICATE)
         }
-        AlertDescription::DecryptError if seen.has_certificate => {
+        AlertDescription::DecryptError if observed.has_certificate => {
             own("the server says that its signature is wrong").advise(
                 Server,
                 "it may trust another CA of the same name: give it the right CA's certificate",
@@ -174,23 +174,23 @@ fn incompatible(reason: &PeerIncompatible) -> Step {
 /// learns only then that its certificate was rejected. Returns `None` if the failure has another
 /// reason.
 pub(crate) fn rejected_after_handshake(
-    trouble: &ProbeError,
-    seen: ClientAuthState,
+    failure: &ProbeError,
+    observed: ClientAuthState,
 ) -> Option<Step> {
-    match trouble {
+    match failure {
         ProbeError::Tls(Error::AlertReceived(alert)) => {
-            Some(alert_received(*alert, seen).line(trouble.describe()))
+            Some(alert_received(*alert, observed).line(failure.describe()))
         }
-        ProbeError::Closed if seen.is_certificate_requested => {
-            Some(client_certificate_rejected_silently(seen).line(trouble.describe()))
+        ProbeError::Closed if observed.is_certificate_requested => {
+            Some(client_certificate_rejected_silently(observed).line(failure.describe()))
         }
         _ => None,
     }
 }
 
-pub(crate) fn client_certificate(seen: ClientAuthState) -> Step {
+pub(crate) fn client_certificate(observed: ClientAuthState) -> Step {
     const NAME: &str = "client certificate";
-    let step = match (seen.is_certificate_requested, seen.has_certificate) {
+    let step = match (observed.is_certificate_requested, observed.has_certificate) {
         (false, false) => Step::good(NAME, "none is asked for"),
         (false, true) => Step::warning(NAME, "none is asked for, so this one wasn't shown").advise(
             Server,
@@ -202,13 +202,13 @@ pub(crate) fn client_certificate(seen: ClientAuthState) -> Step {
             .detail("accepted", true),
         (true, false) => Step::good(NAME, "the server asks for one, and lets in without"),
     };
-    step.detail("asked_for", seen.is_certificate_requested)
+    step.detail("asked_for", observed.is_certificate_requested)
 }
 
 /// Builds the step for a server that took the first connection, but not another one.
-pub(crate) fn no_second_connection(trouble: &ProbeError) -> Step {
+pub(crate) fn no_second_connection(failure: &ProbeError) -> Step {
     Step::warning("TLS 1.2", "can't be tried: there is no second connection")
-        .line(trouble.describe())
+        .line(failure.describe())
         .advise(
             Server,
             "it takes one client, or ends with its first one (qemu-nbd without --persistent and \
@@ -221,8 +221,8 @@ pub(crate) fn older_tls(spoken: Result<(), &ProbeError>) -> Step {
     const NAME: &str = "TLS 1.2";
     match spoken {
         Ok(()) => Step::good(NAME, "is spoken, too").detail("spoken", true),
-        Err(trouble) => Step::warning(NAME, "isn't spoken")
-            .line(trouble.describe())
+        Err(failure) => Step::warning(NAME, "isn't spoken")
+            .line(failure.describe())
             .detail("spoken", false)
             .advise(
                 Client,
