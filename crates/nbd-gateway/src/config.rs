@@ -231,8 +231,8 @@ mod tests {
             audit: Audit::disabled(),
         };
         let allow = allow.iter().map(|text| text.parse().unwrap()).collect();
-        let said = CommandLineRules { allow, ..CommandLineRules::default() };
-        config.check(&Rules::from_command_line(&said), has_tls).is_ok()
+        let options = CommandLineRules { allow, ..CommandLineRules::default() };
+        config.check(&Rules::from_command_line(&options), has_tls).is_ok()
     }
 
     #[test]

@@ -323,7 +323,7 @@ mod tests {
 
     #[test]
     fn peer_matchers_round_trip_through_text() {
-        for (text, place) in [
+        for (text, matcher) in [
             ("unix", PeerMatcher::Unix),
             ("vsock", PeerMatcher::Vsock(None)),
             ("vsock:0", PeerMatcher::Vsock(Some(0))),
@@ -331,8 +331,8 @@ mod tests {
             ("vsock:4294967294", PeerMatcher::Vsock(Some(u32::MAX - 1))),
             ("10.0.0.0/8", PeerMatcher::Network("10.0.0.0/8".parse().unwrap())),
         ] {
-            assert_eq!(text.parse(), Ok(place));
-            assert_eq!(place.to_string(), text);
+            assert_eq!(text.parse(), Ok(matcher));
+            assert_eq!(matcher.to_string(), text);
         }
         for junk in ["vsock:", "vsock:a", "vsock:03", "vsock:+3", "vsock:-1", "vsock:4294967295"] {
             assert_eq!(
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn vsock_peers_match_only_vsock() {
         let is_in =
-            |place: &str, cid| place.parse::<PeerMatcher>().unwrap().contains(Peer::Vsock(cid));
+            |matcher: &str, cid| matcher.parse::<PeerMatcher>().unwrap().contains(Peer::Vsock(cid));
         assert!(is_in("vsock", 2) && is_in("vsock", 77) && is_in("vsock:77", 77));
         assert!(!is_in("vsock:77", 2) && !is_in("vsock:2", 77));
         for other in ["unix", "0.0.0.0/0", "::/0", "127.0.0.0/8", "::1"] {

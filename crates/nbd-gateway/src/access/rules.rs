@@ -203,22 +203,22 @@ impl Default for Rules {
 impl Rules {
     /// Creates the rules of the command line: `--deny` first, then one rule for `--allow` and
     /// `--allow-identity`. Without these two, clients on this machine are admitted.
-    pub fn from_command_line(said: &CommandLineRules) -> Self {
+    pub fn from_command_line(options: &CommandLineRules) -> Self {
         let mut allow = Rule::new(Action::Allow, Origin::Allow);
-        allow.peers.clone_from(&said.allow);
-        allow.identities.clone_from(&said.allow_identity);
-        if said.allow_identity.is_empty() {
+        allow.peers.clone_from(&options.allow);
+        allow.identities.clone_from(&options.allow_identity);
+        if options.allow_identity.is_empty() {
             // The permissions of a Unix socket authorize its clients. A virtual machine is another
             // machine, and no permissions apply to it.
             if !allow.peers.contains(&PeerMatcher::Unix) {
                 allow.peers.push(PeerMatcher::Unix);
             }
-            if said.allow.is_empty() {
+            if options.allow.is_empty() {
                 allow.origin = Origin::Default;
                 allow.peers.extend(Network::loopback().map(PeerMatcher::from));
             }
         }
-        Self::with_denials(&said.deny, vec![allow])
+        Self::with_denials(&options.deny, vec![allow])
     }
 
     /// Creates rules from `--deny`, followed by the rules of a file.

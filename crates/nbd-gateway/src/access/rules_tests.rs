@@ -10,12 +10,12 @@ fn peer(address: &str) -> Peer {
 }
 
 fn admits(allow: &[&str], deny: &[&str], address: &str) -> bool {
-    let said = CommandLineRules {
+    let options = CommandLineRules {
         allow: networks(allow),
         deny: networks(deny),
         ..CommandLineRules::default()
     };
-    Rules::from_command_line(&said).evaluate(&AccessRequest::from_peer(peer(address))).is_ok()
+    Rules::from_command_line(&options).evaluate(&AccessRequest::from_peer(peer(address))).is_ok()
 }
 
 #[test]
@@ -80,12 +80,12 @@ fn somebody(name: &str) -> Identity {
 
 #[test]
 fn command_line_requires_both_identity_and_address() {
-    let said = CommandLineRules {
+    let options = CommandLineRules {
         allow: networks(&["10.0.0.0/8"]),
         allow_identity: vec!["alice".parse().unwrap()],
         deny: Vec::new(),
     };
-    let rules = Rules::from_command_line(&said);
+    let rules = Rules::from_command_line(&options);
     let (alice, bob) = (somebody("alice"), somebody("bob"));
     let inside = AccessRequest::from_peer(peer("10.1.1.1"));
     let outside = AccessRequest::from_peer(peer("127.0.0.1"));
@@ -97,7 +97,7 @@ fn command_line_requires_both_identity_and_address() {
     assert!(rules.evaluate(&AccessRequest::from_peer(Peer::Unix)).is_err());
     assert!(rules.use_identities() && !rules.is_local_only());
 
-    let anywhere = CommandLineRules { allow: Vec::new(), ..said };
+    let anywhere = CommandLineRules { allow: Vec::new(), ..options };
     let rules = Rules::from_command_line(&anywhere);
     assert!(rules.evaluate(&outside.with_identity(Some(&alice))).is_ok());
     assert!(!rules.is_local_only());
@@ -205,12 +205,12 @@ fn period_includes_start_and_excludes_end() {
 fn vsock_peers_need_an_explicit_rule() {
     let guest = AccessRequest::from_peer(Peer::Vsock(3));
     let judge = |allow: &[&str], deny: &[&str]| {
-        let said = CommandLineRules {
+        let options = CommandLineRules {
             allow: networks(allow),
             deny: networks(deny),
             ..CommandLineRules::default()
         };
-        let rules = Rules::from_command_line(&said);
+        let rules = Rules::from_command_line(&options);
         assert_eq!(rules.may_admit_vsock(), allow.iter().any(|place| place.starts_with("vsock")));
         rules.evaluate(&guest).is_ok()
     };
@@ -221,8 +221,8 @@ fn vsock_peers_need_an_explicit_rule() {
     assert!(!judge(&["vsock"], &["vsock:3"]) && judge(&["vsock"], &["vsock:4", "0.0.0.0/0"]));
     // If only this virtual machine is allowed, no other peer is; data sent to it crosses no
     // network.
-    let said = CommandLineRules { allow: networks(&["vsock:3"]), ..CommandLineRules::default() };
-    let rules = Rules::from_command_line(&said);
+    let options = CommandLineRules { allow: networks(&["vsock:3"]), ..CommandLineRules::default() };
+    let rules = Rules::from_command_line(&options);
     assert!(rules.evaluate(&AccessRequest::from_peer(peer("127.0.0.1"))).is_err());
     assert!(rules.is_local_only());
     // A rule without origins matches all of them.
@@ -232,8 +232,8 @@ fn vsock_peers_need_an_explicit_rule() {
 
 #[test]
 fn unix_sockets_can_be_allowed_and_denied() {
-    let may = |said: &CommandLineRules, peer| {
-        Rules::from_command_line(said).evaluate(&AccessRequest::from_peer(peer)).is_ok()
+    let may = |options: &CommandLineRules, peer| {
+        Rules::from_command_line(options).evaluate(&AccessRequest::from_peer(peer)).is_ok()
     };
     let unix = CommandLineRules { allow: networks(&["unix"]), ..CommandLineRules::default() };
     assert!(may(&unix, Peer::Unix) && !may(&unix, peer("127.0.0.1")));
@@ -259,19 +259,19 @@ fn empty_rules_admit_nobody() {
 #[test]
 fn rules_are_summarized_for_people() {
     assert_eq!(Rules::default().to_string(), "this machine only");
-    let said = |allow: &[&str], identities: &[&str], deny: &[&str]| CommandLineRules {
+    let options = |allow: &[&str], identities: &[&str], deny: &[&str]| CommandLineRules {
         allow: networks(allow),
         allow_identity: identities.iter().map(|text| text.parse().unwrap()).collect(),
         deny: networks(deny),
     };
-    let words = |said: CommandLineRules| Rules::from_command_line(&said).to_string();
-    let networks = words(said(&["10.0.0.0/8", "::1"], &[], &["10.6.0.0/16"]));
+    let words = |options: CommandLineRules| Rules::from_command_line(&options).to_string();
+    let networks = words(options(&["10.0.0.0/8", "::1"], &[], &["10.6.0.0/16"]));
     assert_eq!(networks, "10.0.0.0/8, ::1/128 except 10.6.0.0/16");
-    assert_eq!(words(said(&["10.0.0.0/8"], &["cn:a*"], &[])), "cn:a* from 10.0.0.0/8");
-    assert_eq!(words(said(&["unix"], &[], &[])), "unix");
-    assert_eq!(words(said(&["unix", "vsock:3"], &[], &["vsock"])), "vsock:3 except vsock");
-    assert_eq!(words(said(&["unix"], &["cn:a*"], &[])), "cn:a* from unix");
-    let both = said(&["unix", "10.0.0.0/8"], &["cn:a*"], &[]);
+    assert_eq!(words(options(&["10.0.0.0/8"], &["cn:a*"], &[])), "cn:a* from 10.0.0.0/8");
+    assert_eq!(words(options(&["unix"], &[], &[])), "unix");
+    assert_eq!(words(options(&["unix", "vsock:3"], &[], &["vsock"])), "vsock:3 except vsock");
+    assert_eq!(words(options(&["unix"], &["cn:a*"], &[])), "cn:a* from unix");
+    let both = options(&["unix", "10.0.0.0/8"], &["cn:a*"], &[]);
     assert_eq!(words(both.clone()), "cn:a* from unix, 10.0.0.0/8");
     let identity =
         Identity::new(vec![IdentityName { kind: NameKind::CommonName, text: "a".into() }]);
@@ -279,7 +279,7 @@ fn rules_are_summarized_for_people() {
     let reason = Rules::from_command_line(&both).evaluate(&client).unwrap();
     let rule = "allowed by --allow unix, 10.0.0.0/8 --allow-identity cn:a*";
     assert_eq!(reason.to_string(), rule);
-    let local = Rules::from_command_line(&said(&["127.0.0.0/8", "::1"], &[], &[]));
+    let local = Rules::from_command_line(&options(&["127.0.0.0/8", "::1"], &[], &[]));
     assert!(local.is_local_only() && Rules::default().is_local_only());
-    assert!(!Rules::from_command_line(&said(&["10.0.0.0/8"], &[], &[])).is_local_only());
+    assert!(!Rules::from_command_line(&options(&["10.0.0.0/8"], &[], &[])).is_local_only());
 }

@@ -1,5 +1,4 @@
-//! Audit events. The names of events and members are documented in `docs/audit.md`, which a test
-//! checks. Existing names don't change; new ones may be added.
+//! Audit events. Existing names of events and members don't change; new ones may be added.
 
 use std::time::Duration;
 
@@ -38,7 +37,7 @@ pub enum Event {
     Dismissed(ConnectionDismissed),
     /// A connection ended in any other way.
     Ended(ConnectionEnded),
-    /// Events are missing just before this one. Created by [`Recorder`](super::Recorder).
+    /// Events are missing just before this one. Created by sinks that may lose events.
     Lost {
         /// Number of missing events.
         count: u64,

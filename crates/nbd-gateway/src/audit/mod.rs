@@ -1,10 +1,8 @@
-//! The audit log: who connected, from where and with which certificate, what was read, and who was
-//! refused and why. It is separate from the program's log, complete, and has one JSON object a
-//! line.
+//! Audit events: who connected, from where and with which certificate, what was read, and who was
+//! refused and why. They are separate from the log, and complete.
 //!
-//! [`Event`] lists what is recorded; `docs/audit.md` describes each member. Events are emitted
-//! through an [`Audit`], which passes them to a [`Sink`]: a [`Recorder`], which writes lines to a
-//! [`Target`] from its own thread, or any other implementation.
+//! [`Event`] lists what is recorded, and its serialization is a stable format. Events are emitted
+//! through an [`Audit`], which passes them to a [`Sink`], if there is one.
 
 mod event;
 mod text;

@@ -308,11 +308,11 @@ mod tests {
         let file = std::fs::File::open("/dev/null").unwrap();
         assert!(what(OwnedFd::from(file).into()).contains("no socket"));
         let abstract_one = unix(Type::STREAM);
-        let name = format!("\0hexz-nbd-test-{}\n", std::process::id());
+        let name = format!("\0nbd-gateway-test-{}\n", std::process::id());
         abstract_one.bind(&socket2::SockAddr::unix(&name).unwrap()).unwrap();
         abstract_one.listen(1).unwrap();
         let address = check_socket(abstract_one).unwrap().address().unwrap();
-        let expected = format!("unix:@hexz-nbd-test-{}\\n", std::process::id());
+        let expected = format!("unix:@nbd-gateway-test-{}\\n", std::process::id());
         assert_eq!(address.to_string(), expected);
     }
 }

@@ -154,7 +154,7 @@ fn parse_zoned(text: &str) -> Result<SocketAddr, String> {
 fn parse_vsock(text: &str) -> Option<ListenAddress> {
     let number = |text: &str| {
         let is_plain = text.bytes().all(|digit| digit.is_ascii_digit());
-        is_plain.then(|| text.parse().ok()).flatten().filter(|number| *number != vsock::ANY)
+        is_plain.then(|| text.parse().ok()).flatten().filter(|number| *number != vsock::WILDCARD)
     };
     let (cid, port) = match text.split_once(':') {
         Some((cid, port)) => (Some(number(cid)?), number(port)?),

@@ -15,14 +15,14 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use super::ListenAddress;
 
 /// Wildcard for a context ID or port (`VMADDR_CID_ANY`, `VMADDR_PORT_ANY`).
-pub(crate) const ANY: u32 = u32::MAX;
+pub(crate) const WILDCARD: u32 = u32::MAX;
 
 /// Binds a port on one context ID of this machine, or on all of them; port 0 picks any free one.
 pub(crate) fn bind(cid: Option<u32>, port: u32, backlog: i32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::VSOCK, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
-    let port = if port == 0 { ANY } else { port };
-    socket.bind(&SockAddr::vsock(cid.unwrap_or(ANY), port))?;
+    let port = if port == 0 { WILDCARD } else { port };
+    socket.bind(&SockAddr::vsock(cid.unwrap_or(WILDCARD), port))?;
     socket.listen(backlog)?;
     Ok(socket)
 }
@@ -30,7 +30,7 @@ pub(crate) fn bind(cid: Option<u32>, port: u32, backlog: i32) -> io::Result<Sock
 /// Returns the address that a socket is bound to.
 pub(crate) fn local_address(socket: &Socket) -> io::Result<ListenAddress> {
     let (cid, port) = address(&socket.local_addr()?)?;
-    Ok(ListenAddress::Vsock { cid: Some(cid).filter(|cid| *cid != ANY), port })
+    Ok(ListenAddress::Vsock { cid: Some(cid).filter(|cid| *cid != WILDCARD), port })
 }
 
 /// A listening vsock socket.
@@ -250,7 +250,7 @@ mod tests {
         let ListenAddress::Vsock { cid: None, port } = listener.local_address().unwrap() else {
             panic!("{listener:?}");
         };
-        assert!(port != 0 && port != ANY);
+        assert!(port != 0 && port != WILDCARD);
         let taken = bind(None, port, 1).unwrap_err();
         assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
         let soon = Duration::from_millis(50);

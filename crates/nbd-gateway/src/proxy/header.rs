@@ -49,7 +49,7 @@ pub enum HeaderError {
     /// An unknown command: "Receivers must drop connections presenting unexpected values here."
     #[error("it sent one that has the unknown command {0:#x}")]
     Command(u8),
-    /// The header announces more than [`MAX_LENGTH`] bytes.
+    /// The header announces more than 2048 bytes.
     #[error(
         "it sent one that announces {0} bytes of addresses and TLVs, of which {MAX_LENGTH} are allowed"
     )]

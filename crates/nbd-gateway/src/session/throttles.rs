@@ -70,13 +70,13 @@ mod tests {
         };
         let first = of(here, Some(&alice));
         assert!(Arc::ptr_eq(&first, &of(there, Some(&alice))));
-        let nameless = of(here, None);
-        assert!(!Arc::ptr_eq(&first, &nameless));
-        assert!(Arc::ptr_eq(&nameless, &of(here, None)));
-        assert!(!Arc::ptr_eq(&nameless, &of(there, None)));
+        let anonymous = of(here, None);
+        assert!(!Arc::ptr_eq(&first, &anonymous));
+        assert!(Arc::ptr_eq(&anonymous, &of(here, None)));
+        assert!(!Arc::ptr_eq(&anonymous, &of(there, None)));
         assert_eq!(throttles.by_client.lock().unwrap().len(), 3);
         // A client that has left without a debt is forgotten.
-        drop((first, nameless));
+        drop((first, anonymous));
         of("10.0.0.3", None);
         assert_eq!(throttles.by_client.lock().unwrap().len(), 1);
         assert!(Throttles::new(Rate::default()).get_or_create(Peer::Unix, None).is_none());

@@ -17,7 +17,7 @@ const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1
 const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 
 /// Unsupported keys, by algorithm.
-const OTHERS: [(&str, &str); 5] = [
+const UNSUPPORTED_KEYS: [(&str, &str); 5] = [
     ("1.3.101.113", "an Ed448 key"),
     ("1.3.101.110", "an X25519 key, which can't sign"),
     ("1.3.101.111", "an X448 key, which can't sign"),
@@ -26,10 +26,10 @@ const OTHERS: [(&str, &str); 5] = [
 ];
 
 /// Supported curves: P-256, P-384 and P-521.
-const CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
+const SUPPORTED_CURVES: [&str; 3] = ["1.2.840.10045.3.1.7", "1.3.132.0.34", "1.3.132.0.35"];
 
 /// Names of unsupported curves.
-const OTHER_CURVES: [(&str, &str); 6] = [
+const UNSUPPORTED_CURVES: [(&str, &str); 6] = [
     ("1.3.132.0.10", "secp256k1"),
     ("1.3.132.0.33", "P-224"),
     ("1.2.840.10045.3.1.1", "P-192"),
@@ -114,9 +114,9 @@ pub fn position_of_key(chain: &[CertificateDer<'_>], key: &[u8]) -> Option<usize
 }
 
 /// Description of an unsupported key; `None` if it is supported or not recognized.
-type Kind = Result<Option<String>, der::Error>;
+type KeyCheck = Result<Option<String>, der::Error>;
 
-fn of_pkcs8(key: &[u8]) -> Kind {
+fn of_pkcs8(key: &[u8]) -> KeyCheck {
     // RFC 5958: version, algorithm and key, then optional fields.
     let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
     parts.tlv_bytes()?;
@@ -128,7 +128,7 @@ fn of_pkcs8(key: &[u8]) -> Kind {
     }
 }
 
-fn of_sec1(key: &[u8]) -> Kind {
+fn of_sec1(key: &[u8]) -> KeyCheck {
     // RFC 5915: version, key, [0] parameters, [1] public key.
     let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
     parts.tlv_bytes()?;
@@ -140,7 +140,7 @@ fn of_sec1(key: &[u8]) -> Kind {
     of_algorithm(EC, Some(AnyRef::from_der(parameters.value())?))
 }
 
-fn of_public_key(key: &SubjectPublicKeyInfoOwned) -> Kind {
+fn of_public_key(key: &SubjectPublicKeyInfoOwned) -> KeyCheck {
     let parameters = key.algorithm.parameters.as_ref().map(AnyRef::from);
     match key.algorithm.oid {
         RSA => of_rsa_key(key.subject_public_key.raw_bytes(), false),
@@ -150,7 +150,7 @@ fn of_public_key(key: &SubjectPublicKeyInfoOwned) -> Kind {
 
 /// Checks the length of an RSA key's modulus. It is the first field of a public key, and follows
 /// the version in a private key (RFC 8017, appendix A.1).
-fn of_rsa_key(key: &[u8], is_private: bool) -> Kind {
+fn of_rsa_key(key: &[u8], is_private: bool) -> KeyCheck {
     let mut parts = SliceReader::new(AnyRef::from_der(key)?.value())?;
     if is_private {
         parts.tlv_bytes()?;
@@ -162,12 +162,12 @@ fn of_rsa_key(key: &[u8], is_private: bool) -> Kind {
     Ok((!RSA_BITS.contains(&bits)).then(|| format!("an RSA key of {bits} bits")))
 }
 
-fn of_algorithm(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>) -> Kind {
+fn of_algorithm(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>) -> KeyCheck {
     if oid == RSA_PSS {
         return Ok(Some("an RSA key for RSA-PSS alone".to_owned()));
     }
     if oid != EC {
-        let other = OTHERS.iter().find(|(known, _)| oid.to_string() == *known);
+        let other = UNSUPPORTED_KEYS.iter().find(|(known, _)| oid.to_string() == *known);
         return Ok(other.map(|(_, name)| (*name).to_owned()));
     }
     let curve = match parameters {
@@ -176,10 +176,10 @@ fn of_algorithm(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>) -> Kind {
         }
         _ => return Ok(Some("a key on a curve without a name".to_owned())),
     };
-    if CURVES.contains(&curve.as_str()) {
+    if SUPPORTED_CURVES.contains(&curve.as_str()) {
         return Ok(None);
     }
-    let name = OTHER_CURVES.iter().find(|(known, _)| *known == curve);
+    let name = UNSUPPORTED_CURVES.iter().find(|(known, _)| *known == curve);
     let name = name.map_or(curve.as_str(), |(_, name)| name);
     Ok(Some(format!("a key on the curve {name}")))
 }

@@ -76,7 +76,7 @@ fn is_mounted_secret(real: &Path) -> rustix::io::Result<bool> {
     for folder in real.ancestors() {
         let status = statx(CWD, folder, AtFlags::empty(), StatxFlags::empty())?;
         if status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
-            return Ok(SYSTEM_MOUNTS.iter().all(|place| folder != Path::new(place)));
+            return Ok(SYSTEM_MOUNTS.iter().all(|mount| folder != Path::new(mount)));
         }
     }
     Ok(false)
