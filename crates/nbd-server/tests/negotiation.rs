@@ -1,11 +1,15 @@
 //! Option negotiation, byte by byte ("Option haggling", "TLS support", "Metadata querying").
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use nbd_server::wire::handshake::ClientFlags;
 use nbd_server::{
     Export, ExportSet, Negotiated, NegotiationLimits, PlaintextOutcome, ReadError, ReplyMode,
     Security, Segment, SessionError, Span, greet, negotiate, plaintext_leg,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf, join};
 
 use super::raw::{FLAGS, OPT_GO, OPT_LIST, OPT_STARTTLS, option};
 
@@ -384,4 +388,33 @@ async fn at_most_64_contexts_can_be_selected() {
         let refused = kinds(&replies(&received)).contains(&ERR_TOO_BIG);
         assert_eq!((selected, refused), if is_accepted { (count, false) } else { (0, true) });
     }
+}
+
+/// A stream whose reads fail.
+struct Reset;
+
+impl AsyncRead for Reset {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+}
+
+/// Only the end of the stream means that the client has left.
+#[tokio::test]
+async fn a_failing_stream_is_an_error() {
+    let mut stream = join(Reset, tokio::io::sink());
+    let mut quota = NegotiationLimits::default().quota();
+    let flags = ClientFlags(FLAGS);
+    let is_reset = |error: SessionError| match error {
+        SessionError::Io(error) => error.kind() == io::ErrorKind::ConnectionReset,
+        _ => false,
+    };
+    let left = plaintext_leg(&mut stream, flags, &mut quota).await;
+    assert!(left.is_err_and(is_reset));
+    let outcome = negotiate(&mut stream, flags, Security::Plain, &Disk::new(0), &mut quota).await;
+    assert!(outcome.is_err_and(is_reset));
 }
