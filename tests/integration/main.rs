@@ -14,6 +14,7 @@
 )]
 
 mod admission;
+#[allow(dead_code, reason = "tests of the packages need more of it")]
 mod archive_writer;
 mod audit;
 mod changed;

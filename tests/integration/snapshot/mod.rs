@@ -1,67 +1,10 @@
-//! The snapshot reader.
+//! Tests of the snapshot reader together with its exports, and with checking. Those of the reader
+//! alone are in its package.
 
-mod blocks;
-mod chain;
 pub(crate) mod damage;
-mod damaged_parents;
-mod huge;
-mod limits;
 pub(crate) mod property;
-mod real;
-mod references;
-mod work;
+#[path = "../../../crates/hexz-reader/tests/support.rs"]
+#[allow(dead_code, reason = "the reader's own tests need more of it")]
+mod support;
 
-use std::path::Path;
-use std::sync::Arc;
-
-use hexz_reader::{Error, ErrorKind, OpenOptions, Password, Snapshot, StreamKind};
-
-use crate::archive_writer::{PASSWORD, Written};
-
-pub(crate) const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
-
-/// With the password of encrypted archives.
-pub(crate) fn with_password() -> OpenOptions {
-    OpenOptions { password: Some(Password::new(PASSWORD.into()).into()), ..OpenOptions::default() }
-}
-
-/// Opens an archive that has no parents.
-fn open(archive: &Written) -> Result<Snapshot, Error> {
-    open_bytes(&archive.bytes, Path::new("alone.hxz"))
-}
-
-/// Opens an archive as if it were the file `path`, beside which its parents are.
-pub(crate) fn open_bytes(bytes: &[u8], path: &Path) -> Result<Snapshot, Error> {
-    let options = OpenOptions { raw: true, ..with_password() };
-    Snapshot::from_storage(path, Arc::new(Arc::<[u8]>::from(bytes)), &options)
-}
-
-pub(crate) fn read(
-    snapshot: &Snapshot,
-    stream: StreamKind,
-    at: u64,
-    length: usize,
-) -> Result<Vec<u8>, Error> {
-    let mut buffer = vec![0xa5; length];
-    snapshot.read_exact_at(stream, &mut buffer, at)?;
-    Ok(buffer)
-}
-
-fn read_whole(snapshot: &Snapshot, stream: StreamKind) -> Result<Vec<u8>, Error> {
-    read(snapshot, stream, 0, snapshot.size(stream) as usize)
-}
-
-fn invalid(kind: &ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Invalid(_))
-}
-
-fn too_large(kind: &ErrorKind) -> bool {
-    matches!(kind, ErrorKind::TooLarge { .. })
-}
-
-/// What reading the first byte of the main stream comes to.
-#[track_caller]
-fn problem_of_first_byte(archive: &Written) -> ErrorKind {
-    let snapshot = open(archive).unwrap();
-    read(&snapshot, StreamKind::Main, 0, 1).expect_err("the byte is read").kind
-}
+pub(crate) use support::{STREAMS, open, open_bytes, read, read_whole, with_password};

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hexz_reader::{ErrorKind, OpenOptions, Snapshot, StreamKind};
 
-use super::read;
 use crate::archive_writer::{ArchiveWriter, Piece, Written, block_entry, text};
+use crate::support::read;
 
 const BLOCK: usize = 1000;
 

@@ -2,8 +2,8 @@
 
 use hexz_reader::{Compression, ErrorKind};
 
-use super::problem_of_first_byte;
 use crate::archive_writer::{ArchiveWriter, Piece, noise};
+use crate::support::problem_of_first_byte;
 
 /// A block that claims to be of 1000 bytes.
 fn stored_as(compression: Compression, stored: Vec<u8>) -> ErrorKind {

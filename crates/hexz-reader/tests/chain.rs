@@ -7,10 +7,10 @@ use hexz_reader::limits::MAX_CHAIN;
 use hexz_reader::{Error, ErrorKind, OpenOptions, Password, Snapshot, StreamKind};
 use tempfile::TempDir;
 
-use super::{read, read_whole, with_password};
 use crate::archive_writer::{
     ArchiveWriter, PASSWORD, Piece, Written, block_entry, image, noise, text,
 };
+use crate::support::{read, read_whole, with_password};
 
 /// What the parents of these tests hold, and their children leave to them.
 fn shared() -> Vec<u8> {

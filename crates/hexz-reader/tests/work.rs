@@ -3,8 +3,8 @@
 use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, max_stored};
 use hexz_reader::{ErrorKind, OpenOptions, Snapshot, StreamKind};
 
-use super::{open, read, with_password};
 use crate::archive_writer::{ArchiveWriter, PASSWORD, Piece, noise};
+use crate::support::{open, read, with_password};
 
 /// A block of one byte whose stored frame is long: whoever reads it would have all of the
 /// frame read, checked and decoded.

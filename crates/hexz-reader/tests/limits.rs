@@ -5,10 +5,10 @@ use hexz_reader::limits::{
 };
 use hexz_reader::{ErrorKind, Layout, StreamKind};
 
-use super::{STREAMS, invalid, open, problem_of_first_byte, read, too_large};
 use crate::archive_writer::{
     ArchiveWriter, PASSWORD, Piece, Written, block_entry, page_entry, text,
 };
+use crate::support::{STREAMS, invalid, open, problem_of_first_byte, read, too_large};
 
 /// Three pages of two blocks of 1000 bytes.
 fn three_pages() -> Written {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use aws_lc_rs::digest::{SHA256, digest};
 use hexz_reader::{Compression, ErrorKind, OpenOptions, Snapshot, StreamKind};
 
-use super::{STREAMS, read, read_whole, with_password};
+use crate::support::{STREAMS, read, read_whole, with_password};
 
 const BASE: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c";
 const CHILD: &str = "bdfb933e575594c1e7909a1d8cac0836966fad767893806bd8303d0b2ce7c8d1";
@@ -15,7 +15,7 @@ const TEXT: &str = "c12f9f46eb3393106b75ecbd89218fe2cca06d9d636d42dcc6ffeea1eeea
 const AUXILIARY: &str = "5a42555d1241e69065fc93ebac465c5ba48699ba1cb1fe8d81778da49e6b270d";
 
 fn archive(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/archives").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/archives").join(name)
 }
 
 fn open(name: &str) -> Snapshot {

@@ -5,8 +5,8 @@ use std::path::Path;
 use hexz_reader::{ErrorKind, Layout, OpenOptions, Snapshot, StreamKind};
 use tempfile::TempDir;
 
-use super::{read, read_whole, with_password};
 use crate::archive_writer::{ArchiveWriter, PASSWORD, Piece, image, noise, text};
+use crate::support::{read, read_whole, with_password};
 
 /// Length of most blocks of these tests, in bytes.
 const BLOCK: usize = 300;
@@ -203,7 +203,7 @@ fn a_reference_by_offset_without_a_parent_is_an_error() {
     let main = vec![Piece::ByOffset { bytes: text(1, 100), hash: [0; 32] }, block(2)];
     for layout in [Layout::A, Layout::B, Layout::C, Layout::X] {
         let orphan = archive(layout, None, main.clone()).write();
-        let snapshot = super::open_bytes(&orphan.bytes, Path::new("orphan.hxz")).unwrap();
+        let snapshot = crate::support::open_bytes(&orphan.bytes, Path::new("orphan.hxz")).unwrap();
         let kind = read(&snapshot, StreamKind::Main, 0, 1).unwrap_err().kind;
         assert!(matches!(kind, ErrorKind::NoParentToRead { parents: 0, .. }), "{kind}");
         assert_eq!(read(&snapshot, StreamKind::Main, 100, BLOCK).unwrap(), text(2, BLOCK));

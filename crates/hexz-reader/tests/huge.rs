@@ -10,8 +10,8 @@ use hexz_reader::limits::MAX_MASTER_INDEX;
 use hexz_reader::storage::{FileId, Storage};
 use hexz_reader::{Compression, Error, OpenOptions, Snapshot, StreamKind};
 
-use super::{read, too_large};
 use crate::archive_writer::{ArchiveWriter, HEADER_REGION, entry};
+use crate::support::{read, too_large};
 
 fn open(huge: &Arc<Huge>) -> Result<Snapshot, Error> {
     let storage: Arc<Huge> = Arc::clone(huge);
