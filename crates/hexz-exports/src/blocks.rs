@@ -200,8 +200,8 @@ impl Blocks {
         }
     }
 
-    /// Reads a run on the calling thread. Returns `None` if the index of the parents' hashes is needed,
-    /// and hasn't been built.
+    /// Reads a run on the calling thread. Returns `None` if the index of the parents' hashes is
+    /// needed, and hasn't been built.
     fn read_run(&self, first: Block, span: Span) -> Result<Option<Run>, BlockReadFailure> {
         let begun = Instant::now();
         let is_zeros = first.is_zeros();

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::files::{RefreshOutcome, ServedFiles, ServedFilesCache};
 use super::folder_access::{self, FolderError, FolderFault};
 use super::folder_slots::{self, FolderSlots};
-use super::listing::Inspections;
+use super::inspection::Inspections;
 use super::named::NamedSlots;
 use super::reader::BlockReader;
 use super::slot::{SlotUnavailable, SnapshotSlot};
@@ -226,7 +226,8 @@ impl Catalog {
         }
     }
 
-    /// Checks that the folder can be read, for [`ExportCatalog::unready_reason`](nbd_server::ExportCatalog::unready_reason).
+    /// Checks that the folder can be read, for
+    /// [`ExportCatalog::unready_reason`](nbd_server::ExportCatalog::unready_reason).
     /// Logs changes of the result. Blocks for as long as the file system hangs.
     pub async fn check_folder(&self) {
         if let Some(folder) = &self.folder {
@@ -288,7 +289,7 @@ impl Catalog {
             path.parent() == folder.map(FolderSlots::path)
                 && name.is_some_and(|name| files.of_name(name).is_some())
         };
-        self.inspections.forget(|path| named.contains(path) || is_in_folder(path));
+        self.inspections.retain(|path| named.contains(path) || is_in_folder(path));
     }
 
     /// Opens a slot and returns its exports: the main stream, and the auxiliary stream if it

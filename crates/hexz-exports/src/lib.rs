@@ -1,5 +1,5 @@
-//! Hexz snapshots as exports of [`nbd_server`]: a block cache that is shared by all clients, decoder
-//! threads that are fair to each of them, and readahead.
+//! Hexz snapshots as exports of [`nbd_server`]: a block cache that is shared by all clients,
+//! decoder threads that are fair to each of them, and readahead.
 //!
 //! One snapshot is served in a few lines:
 //!
@@ -30,8 +30,8 @@
 //! - [`BlockReader`] is the cache and the decoders behind all exports, with their
 //!   [statistics](ReaderStats). [`MemoryPlan`] divides a memory budget.
 //!
-//! All of it needs a Tokio runtime. Archives are read on threads of their own, so a file system that
-//! hangs delays only those who read from it.
+//! All of it needs a Tokio runtime. Archives are read on threads of their own, so a file system
+//! that hangs delays only those who read from it.
 
 #![deny(missing_docs)]
 
@@ -43,6 +43,7 @@ mod decoders;
 mod files;
 mod folder_access;
 mod folder_slots;
+mod inspection;
 mod listing;
 mod memory;
 mod named;

@@ -5,67 +5,30 @@
 //! changes. No key is derived and no file is hashed, so an archive may be listed that can't be
 //! opened. Archives that can't be inspected in time are listed by name alone.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::Sender;
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::timeout;
 
-use super::catalog::{auxiliary_name, failure_log_limit};
+use super::Catalog;
+use super::catalog::auxiliary_name;
 use super::files::PATIENCE;
-use super::slot::{RETRY_AFTER, SnapshotSlot};
-use super::snapshot::describe;
+use super::inspection::{InspectionResult, Streams};
+use super::slot::SnapshotSlot;
 use super::source::ArchiveSource;
-use super::{Catalog, folder_access};
+use hexz_reader::Snapshot;
 use hexz_reader::storage::FileStamp;
-use hexz_reader::{Error, OpenOptions, Snapshot, StreamKind};
 use nbd_server::{AccessFilter, ListEntry};
-use nbd_telemetry::RateLimit;
-use nbd_telemetry::escape;
 
 /// Number of archives that are described together, which bounds the memory held for a client that
 /// doesn't read.
 const PAGE_SIZE: usize = 32;
 
-/// Maximum number of archives that are inspected concurrently, over all clients: each may have an
-/// index of [`MAX_MASTER_INDEX`](hexz_reader::limits::MAX_MASTER_INDEX), and so may its
-/// parents.
-const MAX_CONCURRENT_INSPECTIONS: u32 = 4;
-
 /// Time budget of one LIST for inspecting archives.
 const INSPECTION_TIME_BUDGET: Duration = Duration::from_secs(2);
-
-/// Descriptions of an archive's streams.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Streams {
-    main: Arc<str>,
-    auxiliary: Option<Arc<str>>,
-}
-
-impl Streams {
-    fn of(snapshot: &Snapshot) -> Self {
-        let of = |stream| Arc::from(describe(snapshot, stream));
-        let has_auxiliary = snapshot.size(StreamKind::Auxiliary) > 0;
-        Self {
-            main: of(StreamKind::Main),
-            auxiliary: has_auxiliary.then(|| of(StreamKind::Auxiliary)),
-        }
-    }
-}
-
-/// Result of inspecting an archive.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum InspectionResult {
-    Streams(Streams),
-    /// The file doesn't exist, or can't be served.
-    Unservable,
-    NotInspected,
-}
 
 /// An archive to be listed.
 #[derive(Debug)]
@@ -76,85 +39,6 @@ struct Entry {
     slot: Option<SnapshotSlot>,
     /// Stamp of the file, if it exists.
     stamp: Option<FileStamp>,
-}
-
-/// Cache of inspection results, including failures.
-#[derive(Debug)]
-pub(super) struct Inspections {
-    remembered: Mutex<HashMap<PathBuf, Inspection>>,
-    permits: Arc<Semaphore>,
-    failure_log_limit: RateLimit,
-}
-
-#[derive(Debug)]
-struct Inspection {
-    stamp: FileStamp,
-    at: Instant,
-    /// Descriptions of its streams, or the reason for which it can't be served.
-    found: Result<Streams, String>,
-}
-
-impl Inspections {
-    pub(super) fn new() -> Self {
-        Self {
-            remembered: Mutex::default(),
-            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_INSPECTIONS as usize)),
-            failure_log_limit: failure_log_limit(),
-        }
-    }
-
-    /// Returns the number of cached files.
-    pub(super) fn count(&self) -> usize {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Removes the files for which `there` returns false.
-    pub(super) fn forget(&self, there: impl Fn(&Path) -> bool) {
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        remembered.retain(|path, _| there(path));
-    }
-
-    /// Returns the cached result for a file. Failures expire, since a missing parent may have
-    /// appeared in the meantime.
-    fn recall(&self, path: &Path, stamp: FileStamp) -> InspectionResult {
-        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        match remembered.get(path) {
-            Some(look) if look.stamp == stamp => match &look.found {
-                Ok(streams) => InspectionResult::Streams(streams.clone()),
-                Err(_) if look.at.elapsed() < RETRY_AFTER => InspectionResult::Unservable,
-                Err(_) => InspectionResult::NotInspected,
-            },
-            _ => InspectionResult::NotInspected,
-        }
-    }
-
-    /// Inspects a file and caches the result. Blocking.
-    fn look(&self, name: &str, source: &ArchiveSource, stamp: FileStamp, options: &OpenOptions) {
-        // Another task may have inspected it while this one waited for a permit.
-        if self.recall(source.path(), stamp) != InspectionResult::NotInspected {
-            return;
-        }
-        let found = source.open_index(options).map(|snapshot| Streams::of(&snapshot));
-        // The error says nothing about the file.
-        if found.as_ref().is_err_and(Error::is_transient) {
-            return;
-        }
-        let hint = found.as_ref().err().map_or("", folder_access::hint);
-        let found = found.map_err(|error| error.to_string());
-        let reason = found.as_ref().err().cloned();
-        let look = Inspection { stamp, at: Instant::now(), found };
-        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = remembered.insert(source.path().to_owned(), look);
-        drop(remembered);
-        let before = before.and_then(|look| look.found.err());
-        if let Some(reason) = reason
-            && before.as_ref() != Some(&reason)
-            && let Some(held_back) = self.failure_log_limit.allow()
-        {
-            let (held_back, name) = (held_back.field(), escape::name(name));
-            tracing::warn!(held_back, "the archive {name:?} isn't listed: {reason}{hint}");
-        }
-    }
 }
 
 impl Catalog {
@@ -222,7 +106,7 @@ impl ListWriter<'_> {
     async fn send(&mut self, entries: Vec<Entry>, is_hung: bool) -> bool {
         let known = match is_hung {
             true => entries.iter().map(|_| InspectionResult::NotInspected).collect(),
-            false => self.known(&entries).await,
+            false => self.inspect_all(&entries).await,
         };
         for (Entry { name, .. }, known) in entries.into_iter().zip(known) {
             let (main, second) = match known {
@@ -245,7 +129,7 @@ impl ListWriter<'_> {
 
     /// Returns the results for some archives, after inspecting unknown ones within the time
     /// budget.
-    async fn known(&mut self, entries: &[Entry]) -> Vec<InspectionResult> {
+    async fn inspect_all(&mut self, entries: &[Entry]) -> Vec<InspectionResult> {
         let open = open_streams(entries).await;
         let inspections = &self.catalog.inspections;
         let recall = |entry: &Entry| match entry.stamp {
@@ -253,7 +137,7 @@ impl ListWriter<'_> {
             Some(stamp) if entry.slot.as_ref().is_some_and(|it| it.has_failed_with(stamp)) => {
                 InspectionResult::Unservable
             }
-            Some(stamp) => inspections.recall(entry.source.path(), stamp),
+            Some(stamp) => inspections.cached(entry.source.path(), stamp),
         };
         let all: Vec<_> = entries.iter().zip(open).collect();
         let unknown: Vec<&Entry> = all
@@ -265,10 +149,10 @@ impl ListWriter<'_> {
             .collect();
         if !unknown.is_empty() && !self.time.is_zero() {
             let begun = tokio::time::Instant::now();
-            let looking = unknown.into_iter().map(|entry| look(self.catalog, entry));
+            let inspecting = unknown.into_iter().map(|entry| inspect(self.catalog, entry));
             // On a timeout, inspections that have started run to completion and are cached for
             // the next client.
-            let in_time = timeout(self.time, join_all(looking)).await;
+            let in_time = timeout(self.time, join_all(inspecting)).await;
             self.time =
                 in_time.map_or(Duration::ZERO, |_| self.time.saturating_sub(begun.elapsed()));
         }
@@ -300,29 +184,31 @@ async fn open_streams(entries: &[Entry]) -> Vec<Option<Streams>> {
 }
 
 /// Inspects an archive on a blocking thread, once it gets a permit.
-async fn look(catalog: &Catalog, entry: &Entry) {
+async fn inspect(catalog: &Catalog, entry: &Entry) {
     let Some(stamp) = entry.stamp else { return };
     let Ok(permit) = Arc::clone(&catalog.inspections.permits).acquire_owned().await else { return };
     let (inspections, options) = (Arc::clone(&catalog.inspections), catalog.options.clone());
     let (name, source) = (entry.name.clone(), Arc::clone(&entry.source));
-    let looking = spawn_blocking(move || {
-        inspections.look(&name, &source, stamp, &options);
+    let inspecting = spawn_blocking(move || {
+        inspections.inspect(&name, &source, stamp, &options);
         drop(permit);
     });
     // If the inspection panics, the archive is listed by name alone.
-    looking.await.unwrap_or_default();
+    inspecting.await.unwrap_or_default();
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::sync::mpsc::channel;
 
+    use super::super::inspection::MAX_CONCURRENT_INSPECTIONS;
     use super::super::source::NotFoundReason;
     use super::super::{BlockReader, ExportFolder, ExportSelection};
     use super::*;
-    use hexz_reader::{Digests, Password, PasswordSource};
+    use hexz_reader::{Digests, OpenOptions, Password, PasswordSource};
 
     fn archive(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/archives").join(name)

@@ -191,7 +191,7 @@ impl Drop for AbandonOnDrop {
     }
 }
 
-/// Looks whether what is known of a place is still so, and opens it anew if not.
+/// Returns the new state of a slot: reopens the archive unless the previous state still holds.
 fn revalidate(
     before: SlotState,
     source: &ArchiveSource,

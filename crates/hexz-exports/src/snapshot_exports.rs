@@ -13,8 +13,8 @@ use super::{BlockReader, Catalog, CatalogView, MemoryPlan, SnapshotExport};
 /// The exports of one snapshot: its main stream, which is the default export, under the name of the
 /// archive's file, and the auxiliary stream, if there is one, under the same name with `/aux`.
 ///
-/// Clones share the open archive and the cache of decoded blocks. If the archive's file is replaced,
-/// it is reopened for the next client.
+/// Clones share the open archive and the cache of decoded blocks. If the archive's file is
+/// replaced, it is reopened for the next client.
 #[derive(Debug, Clone)]
 pub struct SnapshotExports(Arc<Catalog>);
 

@@ -1,0 +1,135 @@
+//! Inspects archives that aren't open, from their header and index, and caches the results.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Semaphore;
+
+use super::catalog::failure_log_limit;
+use super::folder_access;
+use super::slot::RETRY_AFTER;
+use super::snapshot::describe;
+use super::source::ArchiveSource;
+use hexz_reader::storage::FileStamp;
+use hexz_reader::{Error, OpenOptions, Snapshot, StreamKind};
+use nbd_telemetry::RateLimit;
+use nbd_telemetry::escape;
+
+/// Maximum number of archives that are inspected concurrently, over all clients: each may have an
+/// index of [`MAX_MASTER_INDEX`](hexz_reader::limits::MAX_MASTER_INDEX), and so may its
+/// parents.
+pub(super) const MAX_CONCURRENT_INSPECTIONS: u32 = 4;
+
+/// Descriptions of an archive's streams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Streams {
+    pub(super) main: Arc<str>,
+    pub(super) auxiliary: Option<Arc<str>>,
+}
+
+impl Streams {
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let of = |stream| Arc::from(describe(snapshot, stream));
+        let has_auxiliary = snapshot.size(StreamKind::Auxiliary) > 0;
+        Self {
+            main: of(StreamKind::Main),
+            auxiliary: has_auxiliary.then(|| of(StreamKind::Auxiliary)),
+        }
+    }
+}
+
+/// Result of inspecting an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum InspectionResult {
+    Streams(Streams),
+    /// The file doesn't exist, or can't be served.
+    Unservable,
+    NotInspected,
+}
+
+/// Cache of inspection results, including failures.
+#[derive(Debug)]
+pub(super) struct Inspections {
+    cache: Mutex<HashMap<PathBuf, Inspection>>,
+    pub(super) permits: Arc<Semaphore>,
+    failure_log_limit: RateLimit,
+}
+
+#[derive(Debug)]
+struct Inspection {
+    stamp: FileStamp,
+    at: Instant,
+    /// Descriptions of its streams, or the reason for which it can't be served.
+    result: Result<Streams, String>,
+}
+
+impl Inspections {
+    pub(super) fn new() -> Self {
+        Self {
+            cache: Mutex::default(),
+            permits: Arc::new(Semaphore::new(MAX_CONCURRENT_INSPECTIONS as usize)),
+            failure_log_limit: failure_log_limit(),
+        }
+    }
+
+    /// Returns the number of cached files.
+    pub(super) fn count(&self) -> usize {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Removes the files for which `is_kept` returns false.
+    pub(super) fn retain(&self, is_kept: impl Fn(&Path) -> bool) {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|path, _| is_kept(path));
+    }
+
+    /// Returns the cached result for a file. Failures expire, since a missing parent may have
+    /// appeared in the meantime.
+    pub(super) fn cached(&self, path: &Path, stamp: FileStamp) -> InspectionResult {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        match cache.get(path) {
+            Some(inspection) if inspection.stamp == stamp => match &inspection.result {
+                Ok(streams) => InspectionResult::Streams(streams.clone()),
+                Err(_) if inspection.at.elapsed() < RETRY_AFTER => InspectionResult::Unservable,
+                Err(_) => InspectionResult::NotInspected,
+            },
+            _ => InspectionResult::NotInspected,
+        }
+    }
+
+    /// Inspects a file and caches the result. Blocking.
+    pub(super) fn inspect(
+        &self,
+        name: &str,
+        source: &ArchiveSource,
+        stamp: FileStamp,
+        options: &OpenOptions,
+    ) {
+        // Another task may have inspected it while this one waited for a permit.
+        if self.cached(source.path(), stamp) != InspectionResult::NotInspected {
+            return;
+        }
+        let found = source.open_index(options).map(|snapshot| Streams::of(&snapshot));
+        // The error says nothing about the file.
+        if found.as_ref().is_err_and(Error::is_transient) {
+            return;
+        }
+        let hint = found.as_ref().err().map_or("", folder_access::hint);
+        let result = found.map_err(|error| error.to_string());
+        let reason = result.as_ref().err().cloned();
+        let inspection = Inspection { stamp, at: Instant::now(), result };
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = cache.insert(source.path().to_owned(), inspection);
+        drop(cache);
+        let before = before.and_then(|inspection| inspection.result.err());
+        if let Some(reason) = reason
+            && before.as_ref() != Some(&reason)
+            && let Some(held_back) = self.failure_log_limit.allow()
+        {
+            let (held_back, name) = (held_back.field(), escape::name(name));
+            tracing::warn!(held_back, "the archive {name:?} isn't listed: {reason}{hint}");
+        }
+    }
+}
