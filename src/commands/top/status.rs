@@ -28,7 +28,7 @@ pub(super) struct ServerStatus {
     pub(super) memory: Memory,
     pub(super) reloads: Reloads,
     pub(super) audit: Option<Audit>,
-    pub(super) recent_errors: Vec<RecentError>,
+    pub(super) recent_errors: Vec<LoggedError>,
 }
 
 impl ServerStatus {
@@ -149,7 +149,7 @@ pub(super) struct Audit {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct RecentError {
+pub(super) struct LoggedError {
     pub(super) at: f64,
     pub(super) message: String,
 }
