@@ -59,7 +59,7 @@ check:
 	$(CARGO) clippy --locked $(PEERS) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(FUZZ) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(STRESS) --target-dir target -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --no-deps
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --exclude hexz-nbd --no-deps
 
 unit:
 	$(CARGO) test --locked --workspace
