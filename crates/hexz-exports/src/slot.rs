@@ -271,8 +271,14 @@ mod tests {
 
         // Occupies the only thread on which keys are derived.
         let (release, held) = std::sync::mpsc::channel::<()>();
+        let (occupy, occupied) = std::sync::mpsc::channel::<()>();
         let background = Arc::clone(&options.background);
-        let busy = std::thread::spawn(move || background.run(move || held.recv()).unwrap());
+        let occupy_and_wait = move || {
+            occupy.send(()).unwrap();
+            held.recv()
+        };
+        let busy = std::thread::spawn(move || background.run(occupy_and_wait).unwrap());
+        occupied.recv().unwrap();
         let waited = tokio::time::timeout(Duration::from_millis(50), slot.open(&options)).await;
         assert!(waited.is_err());
         release.send(()).unwrap();

@@ -26,12 +26,12 @@ pub(crate) struct VerifiedStorage {
 /// Cache of recently verified groups, shared by all storages.
 #[derive(Debug)]
 pub(crate) struct GroupCache {
-    groups: Cache<Key, Bytes, Length>,
+    groups: Cache<GroupKey, Bytes, Length>,
 }
 
 /// Cache key: a group of one storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
+struct GroupKey {
     tree: u64,
     group: u64,
 }
@@ -39,8 +39,8 @@ struct Key {
 #[derive(Debug, Clone, Copy)]
 struct Length;
 
-impl Weighter<Key, Bytes> for Length {
-    fn weight(&self, _: &Key, group: &Bytes) -> u64 {
+impl Weighter<GroupKey, Bytes> for Length {
+    fn weight(&self, _: &GroupKey, group: &Bytes) -> u64 {
         group.len() as u64
     }
 }
@@ -92,7 +92,7 @@ impl VerifiedStorage {
         if buffer.len() as u64 == length {
             return self.read_group(group, buffer);
         }
-        let key = Key { tree: self.tree.id(), group };
+        let key = GroupKey { tree: self.tree.id(), group };
         let bytes = self.recent.groups.get_or_insert_with(&key, || {
             let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
             self.read_group(group, &mut bytes).map(|()| Bytes::from(bytes))
