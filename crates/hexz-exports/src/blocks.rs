@@ -141,12 +141,12 @@ impl Blocks {
     /// Prefetches the blocks of `span` into the cache, but only while the decoders are idle, so
     /// that requested blocks don't wait for it.
     pub(super) async fn read_ahead(&self, span: Span) {
-        let mut under_way = FuturesUnordered::new();
+        let mut in_flight = FuturesUnordered::new();
         let mut at = span.offset;
         while at < span.end() {
             if !self.reader.has_idle_decoder() {
                 // Errors are ignored: a client that requests the block gets them.
-                match under_way.next().await {
+                match in_flight.next().await {
                     Some(_) => continue,
                     None => return,
                 }
@@ -157,16 +157,16 @@ impl Blocks {
             if block.is_zeros() || self.reader.is_cached(&self.snapshot, self.stream, &block) {
                 continue;
             }
-            under_way.push(self.reader.prefetch_block(
+            in_flight.push(self.reader.prefetch_block(
                 &self.client,
                 &self.snapshot,
                 self.stream,
                 block,
             ));
             // Polls once, which queues the job.
-            under_way.next().now_or_never();
+            in_flight.next().now_or_never();
         }
-        while under_way.next().await.is_some() {}
+        while in_flight.next().await.is_some() {}
     }
 
     /// Waits for the part of `block` that lies in `span`.
@@ -183,21 +183,18 @@ impl Blocks {
     /// compared with what it yields, so it is done where work is charged to the client, and
     /// not on the threads that serve everybody.
     async fn run_of_blocks(&self, first: Block, span: Span) -> Result<Run, BlockReadFailure> {
-        let at = first.start().max(span.offset);
-        let mut is_indexed = false;
-        loop {
+        let failure = |cause| BlockReadFailure { at: first.start().max(span.offset), cause };
+        let read = async || {
             let blocks = self.clone();
             let work = move || Ok(blocks.read_run(first, span));
-            let read = self.reader.run_on_decoder(&self.client, first.estimated_cost(), work).await;
-            match read.map_err(|cause| BlockReadFailure { at, cause })?? {
-                Some(run) => return Ok(run),
-                None if is_indexed => {
-                    return Err(BlockReadFailure { at, cause: BlockError::Panicked });
-                }
-                None => self.reader.index_parents(&self.snapshot).await,
-            }
-            is_indexed = true;
+            let cost = first.estimated_cost();
+            self.reader.run_on_decoder(&self.client, cost, work).await.map_err(failure)?
+        };
+        if let Some(run) = read().await? {
+            return Ok(run);
         }
+        self.reader.index_parents(&self.snapshot).await;
+        read().await?.ok_or(failure(BlockError::Panicked))
     }
 
     /// Reads a run on the calling thread. Returns `None` if the index of the parents' hashes is

@@ -77,8 +77,10 @@ pub trait Export: Send + Sync + 'static {
     /// Returns the canonical name, as LIST reports it.
     fn name(&self) -> &str;
 
-    /// Returns a one-line, human-readable description.
-    fn description(&self) -> &str;
+    /// Returns a one-line, human-readable description; empty if there is none.
+    fn description(&self) -> &str {
+        ""
+    }
 
     /// Returns the size in bytes, which is less than 2^63 and never changes.
     fn size(&self) -> u64;

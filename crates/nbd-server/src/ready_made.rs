@@ -39,10 +39,6 @@ impl Export for BytesExport {
         &self.name
     }
 
-    fn description(&self) -> &'static str {
-        ""
-    }
-
     fn size(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -98,10 +94,6 @@ impl FileExport {
 impl Export for FileExport {
     fn name(&self) -> &str {
         &self.name
-    }
-
-    fn description(&self) -> &'static str {
-        ""
     }
 
     fn size(&self) -> u64 {

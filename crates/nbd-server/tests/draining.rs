@@ -33,10 +33,6 @@ impl Export for Gate {
         "gate"
     }
 
-    fn description(&self) -> &'static str {
-        ""
-    }
-
     fn size(&self) -> u64 {
         1 << 30
     }

@@ -47,10 +47,6 @@ impl Export for Slow {
         "slow"
     }
 
-    fn description(&self) -> &'static str {
-        ""
-    }
-
     fn size(&self) -> u64 {
         1 << 30
     }

@@ -19,10 +19,6 @@ impl Export for Nothing {
         "nothing"
     }
 
-    fn description(&self) -> &'static str {
-        ""
-    }
-
     fn size(&self) -> u64 {
         0
     }

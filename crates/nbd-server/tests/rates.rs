@@ -30,10 +30,6 @@ impl Export for Sevens {
         "sevens"
     }
 
-    fn description(&self) -> &'static str {
-        ""
-    }
-
     fn size(&self) -> u64 {
         1 << 30
     }

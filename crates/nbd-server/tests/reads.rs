@@ -44,10 +44,6 @@ impl Export for Recorder {
         "recorder"
     }
 
-    fn description(&self) -> &'static str {
-        ""
-    }
-
     fn size(&self) -> u64 {
         SIZE
     }

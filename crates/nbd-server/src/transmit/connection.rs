@@ -492,10 +492,6 @@ mod tests {
             "zeros"
         }
 
-        fn description(&self) -> &'static str {
-            ""
-        }
-
         fn size(&self) -> u64 {
             1 << 40
         }
