@@ -1,10 +1,12 @@
-//! Checks that every guarantee of `SECURITY.md` is mapped to tests in `security-guarantees.md`, and
-//! that the tests named there and in `security-cases.md` exist and are run.
+//! Checks that every guarantee of `docs/threat-model.md` is summarized in `SECURITY.md` and mapped to
+//! tests in `security-guarantees.md`, and that the tests named there and in `security-cases.md`
+//! exist and are run.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const SECURITY: &str = include_str!("../../SECURITY.md");
+const SUMMARY: &str = include_str!("../../SECURITY.md");
+const THREATS: &str = include_str!("../../docs/threat-model.md");
 const GUARANTEES: &str = include_str!("../security-guarantees.md");
 const CASES: &str = include_str!("../security-cases.md");
 
@@ -99,7 +101,7 @@ fn every_guarantee_has_tests_that_exist() {
         }
         ids
     };
-    let (promised, shown) = (ids(SECURITY), ids(GUARANTEES));
+    let (promised, shown) = (ids(THREATS), ids(GUARANTEES));
     assert!(promised.len() >= 70, "{}", promised.len());
     assert_eq!(promised, shown);
     for row in guarantees(GUARANTEES) {
@@ -107,10 +109,39 @@ fn every_guarantee_has_tests_that_exist() {
     }
 }
 
+/// Returns the ids that `page` mentions, including those of ranges such as `NET-1 to NET-7`.
+fn mentioned_ids(page: &str) -> Vec<String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let words: Vec<&str> =
+        page.split_whitespace().map(|word| word.trim_matches(|c| !is_part(c))).collect();
+    let number = |id: &str| id.split_once('-').unwrap().1.parse::<u32>().unwrap();
+    // CRC-32 is a checksum.
+    let is_mention = |word: &str| is_id(word) && word != "CRC-32";
+    let mut ids = Vec::new();
+    for (at, word) in words.iter().enumerate().filter(|(_, word)| is_mention(word)) {
+        let range_start = match words[..at] {
+            [.., start, "to"] if is_id(start) => number(start) + 1,
+            _ => number(word),
+        };
+        let section = word.split_once('-').unwrap().0;
+        ids.extend((range_start..=number(word)).map(|number| format!("{section}-{number}")));
+    }
+    ids
+}
+
+#[test]
+fn every_guarantee_is_summarized_once() {
+    let mut summarized = mentioned_ids(SUMMARY);
+    let mut ids: Vec<&str> = guarantees(THREATS).iter().map(|row| row[0]).collect();
+    summarized.sort();
+    ids.sort();
+    assert_eq!(summarized, ids);
+}
+
 #[test]
 fn every_row_of_a_table_of_guarantees_has_an_id() {
     // A row without an id would be a guarantee that nothing checks.
-    for page in [SECURITY, GUARANTEES] {
+    for page in [THREATS, GUARANTEES] {
         let mut is_of_guarantees = false;
         for line in page.lines() {
             let columns = columns(line);

@@ -28,7 +28,7 @@ const NOT_RUN: [(&str, usize); 9] = [
 ];
 
 /// The pages with commands, by their paths in the repository.
-const PAGES: [&str; 16] = [
+const PAGES: [&str; 17] = [
     "README.md",
     "docs/README.md",
     "docs/as-a-service.md",
@@ -44,6 +44,7 @@ const PAGES: [&str; 16] = [
     "docs/performance.md",
     "docs/serve-many.md",
     "docs/serve-one-snapshot.md",
+    "docs/threat-model.md",
     "docs/troubleshooting.md",
 ];
 
@@ -129,6 +130,11 @@ fn serve_many() {
 #[test]
 fn serve_one_snapshot() {
     run("docs/serve-one-snapshot.md");
+}
+
+#[test]
+fn threat_model() {
+    run("docs/threat-model.md");
 }
 
 #[test]
