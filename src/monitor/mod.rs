@@ -63,7 +63,7 @@ impl Monitor {
         let (stop, stopped) = oneshot::channel();
         let answers = Arc::new(RequestHandler::new(names, observed));
         let thread = std::thread::Builder::new().name("monitor".to_owned()).spawn(move || {
-            lower_priority();
+            nbd_telemetry::lower_thread_priority(NICE);
             runtime.block_on(connections::serve(listener, answers, stopped));
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread), address })
@@ -82,12 +82,5 @@ impl Drop for Monitor {
             // The thread ends without delay. A panic has already been reported.
             thread.join().unwrap_or_default();
         }
-    }
-}
-
-fn lower_priority() {
-    // On Linux this affects only the calling thread.
-    if let Err(error) = rustix::process::nice(NICE) {
-        tracing::debug!("the monitor keeps its priority: {error}");
     }
 }

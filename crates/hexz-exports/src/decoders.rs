@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// Nice value added for decoder threads: under contention they get about a tenth of the share of
-/// other threads.
+/// the threads that serve clients. A block that must be decoded takes long anyway, and a cached one
+/// shouldn't wait for it.
 const NICE: i32 = 10;
 
 /// A thread pool. Dropping it ends the threads and drops the waiting jobs.
@@ -162,7 +163,7 @@ impl DecoderState {
     }
 
     fn work(&self) {
-        lower_priority();
+        nbd_telemetry::lower_thread_priority(NICE);
         let mut queue = self.queue();
         while !queue.is_closed {
             match queue.next() {
@@ -242,17 +243,6 @@ impl DecoderClient {
     fn lock(&self) -> MutexGuard<'_, ClientQueue> {
         // Nothing panics while it is locked.
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-/// Lowers the priority of the calling thread below the threads that serve clients, for when there
-/// aren't enough cores for all: a block that must be decoded takes long anyway, and a cached one
-/// shouldn't wait for it. Other programs aren't affected where each service has its own CPU
-/// share, as under systemd.
-fn lower_priority() {
-    // On Linux, the nice value is per thread.
-    if let Err(error) = rustix::process::nice(NICE) {
-        tracing::debug!("decoding threads keep their priority: {error}");
     }
 }
 

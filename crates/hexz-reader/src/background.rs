@@ -27,10 +27,7 @@ impl BackgroundExecutor {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("background".to_owned());
             let thread = thread.spawn_scoped(scope, || {
-                // On Linux, the nice value is per thread.
-                if let Err(error) = rustix::process::nice(NICE) {
-                    tracing::debug!("a background thread keeps its priority: {error}");
-                }
+                nbd_telemetry::lower_thread_priority(NICE);
                 work()
             })?;
             thread.join().or_else(|panic| resume_unwind(panic))

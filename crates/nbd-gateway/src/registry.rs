@@ -3,9 +3,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::access::{AccessRequest, Timestamp};
@@ -115,10 +116,10 @@ pub(crate) struct Registration<'a> {
 
 impl Drop for Registration<'_> {
     fn drop(&mut self) {
-        let mut state = lock(&self.connections.state);
+        let mut state = self.connections.state.lock();
         state.entries.remove(&self.entry.id);
         // Under the same lock, so that a snapshot neither counts the activity twice nor misses it.
-        let client = lock(&self.entry.client);
+        let client = self.entry.client.lock();
         if let Some(OpenExport { label, .. }) = &client.reading
             && let Some(read) = state.exports.get_mut(label)
         {
@@ -141,7 +142,7 @@ impl ConnectionRegistry {
             dismissed: CancellationToken::new(),
             dismissal: OnceLock::new(),
         });
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.accepted += 1;
         state.entries.insert(id, Arc::clone(&entry));
         Registration { connections: self, entry }
@@ -150,7 +151,7 @@ impl ConnectionRegistry {
     /// Reviews all connections against `policy`, dismisses those that are no longer authorized, and
     /// returns their number.
     pub(crate) fn review(&self, policy: &VersionedPolicy, now: Timestamp) -> usize {
-        let all: Vec<Arc<RegistryEntry>> = lock(&self.state).entries.values().cloned().collect();
+        let all: Vec<Arc<RegistryEntry>> = self.state.lock().entries.values().cloned().collect();
         all.iter().filter(|entry| entry.review(policy, now).is_err()).count()
     }
 
@@ -161,7 +162,7 @@ impl ConnectionRegistry {
             description: Some(export.description().to_owned()),
             size: Some(export.size()),
         };
-        let mut state = lock(&self.state);
+        let mut state = self.state.lock();
         state.served += 1;
         let is_known = state.exports.contains_key(&offered.name);
         let (name, offered) = if is_known || state.exports.len() < MAX_LISTED {
@@ -170,7 +171,7 @@ impl ConnectionRegistry {
             (OTHER_EXPORTS.to_owned(), ExportSummary::name_only(OTHER_EXPORTS))
         };
         let reading = OpenExport { export: export.name().to_owned(), label: name.clone() };
-        lock(&entry.client).reading = Some(reading);
+        entry.client.lock().reading = Some(reading);
         // The archive behind the name may have been replaced.
         state.exports.entry(name).and_modify(|read| read.export = offered.clone()).or_insert_with(
             || ExportTotals { export: offered.clone(), done: MetricsTotals::default() },
@@ -179,13 +180,13 @@ impl ConnectionRegistry {
 
     /// Returns the number of connections with unanswered requests.
     pub(crate) fn busy_count(&self) -> usize {
-        lock(&self.state).entries.values().filter(|entry| entry.is_busy()).count()
+        self.state.lock().entries.values().filter(|entry| entry.is_busy()).count()
     }
 
     /// Takes a snapshot of all connections.
     pub(crate) fn snapshot(&self) -> RegistrySnapshot {
         let (mut entries, exports, accepted, served) = {
-            let state = lock(&self.state);
+            let state = self.state.lock();
             let entries: Vec<_> = state.entries.values().map(Arc::clone).collect();
             (entries, state.exports.clone(), state.accepted, state.served)
         };
@@ -206,25 +207,25 @@ impl RegistryEntry {
         verified_by: u64,
         tls: Option<&'static str>,
     ) {
-        lock(&self.client).authentication =
+        self.client.lock().authentication =
             Some(ClientAuthentication { credentials, verified_by, tls });
     }
 
     /// Records the chosen export and the other exports that its metadata contexts reveal.
     pub(crate) fn set_export(&self, name: &str, compared: Vec<String>) {
-        let mut client = lock(&self.client);
+        let mut client = self.client.lock();
         client.export = Some(name.to_owned());
         client.compared = compared;
     }
 
     /// Returns the client's credentials, if it has presented a certificate.
     pub(crate) fn credentials(&self) -> Option<Arc<Credentials>> {
-        lock(&self.client).authentication.as_ref()?.credentials.clone()
+        self.client.lock().authentication.as_ref()?.credentials.clone()
     }
 
     /// Returns the name of the chosen export, if any.
     pub(crate) fn export(&self) -> Option<String> {
-        lock(&self.client).export.clone()
+        self.client.lock().export.clone()
     }
 
     /// Counts a request for an export that the client may not open, and returns the new total.
@@ -253,7 +254,7 @@ impl RegistryEntry {
     }
 
     fn status(&self) -> ConnectionStatus {
-        let client = lock(&self.client);
+        let client = self.client.lock();
         let authentication = client.authentication.as_ref();
         let credentials = authentication.and_then(|it| it.credentials.as_deref());
         ConnectionStatus {
@@ -280,7 +281,7 @@ impl RegistryEntry {
     }
 
     fn check(&self, policy: &VersionedPolicy, now: Timestamp) -> Result<(), Dismissal> {
-        let mut client = lock(&self.client);
+        let mut client = self.client.lock();
         let ClientInfo { authentication, export, compared, .. } = &mut *client;
         let mut request = AccessRequest::from_peer(self.route.peer).at(now);
         if let Some(authentication) = authentication {
@@ -308,8 +309,4 @@ impl RegistryEntry {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

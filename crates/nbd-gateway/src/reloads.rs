@@ -1,7 +1,8 @@
 //! Counters and last outcome of configuration reloads.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 /// Maximum length of the error text that is kept, in bytes.
 const MAX_ERROR_LENGTH: usize = 1000;
@@ -38,12 +39,12 @@ impl ReloadCounters {
     }
 
     fn record(&self, change: impl FnOnce(&mut ReloadStats)) {
-        let mut so_far = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut so_far = self.0.lock();
         so_far.last = Some(SystemTime::now());
         change(&mut so_far);
     }
 
     pub(crate) fn snapshot(&self) -> ReloadStats {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 }

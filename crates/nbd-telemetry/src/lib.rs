@@ -1,6 +1,8 @@
 //! Support for what a network service reports: escaping of untrusted text ([`escape`]), rate
 //! limits for log lines that peers can cause ([`RateLimit`]), and counters by reason ([`Tally`]).
-//! Nothing is global, and there are no dependencies.
+//! Threads that must not delay others lower their priority with [`lower_thread_priority`].
+//!
+//! Nothing is global.
 //!
 //! ```
 //! use std::time::Duration;
@@ -21,10 +23,12 @@
 struct ReadmeExamples;
 
 pub mod escape;
+mod priority;
 mod rate_limit;
 mod tally;
 mod token_bucket;
 
+pub use priority::lower_thread_priority;
 pub use rate_limit::{RateLimit, Suppressed};
 pub use tally::{Counts, Tally};
 pub use token_bucket::{TokenBucket, TokenRate};

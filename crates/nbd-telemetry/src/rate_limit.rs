@@ -1,7 +1,8 @@
 //! Limits the rate of log lines that a peer can cause at will, so that they can't fill the disk.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::{TokenBucket, TokenRate};
 
@@ -45,7 +46,7 @@ impl RateLimit {
     }
 
     fn allow_at(&self, now: Instant) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if !state.bucket.take(&self.rate, now) {
             state.suppressed += 1;
             return None;

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 /// Counters by label.
 #[derive(Debug, Default)]
@@ -15,12 +16,12 @@ pub struct Counts(pub BTreeMap<&'static str, u64>);
 impl Tally {
     /// Adds one to the counter of `label`.
     pub fn count(&self, label: &'static str) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+        *self.0.lock().entry(label).or_default() += 1;
     }
 
     /// Returns the counts so far.
     pub fn so_far(&self) -> Counts {
-        Counts(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Counts(self.0.lock().clone())
     }
 }
 

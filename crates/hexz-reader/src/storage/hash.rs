@@ -127,10 +127,7 @@ fn on_all_cores(most: usize, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(most);
     std::thread::scope(|scope| {
         let low_priority_work = || {
-            // On Linux, the niceness applies to the calling thread only.
-            if let Err(error) = rustix::process::nice(NICE) {
-                tracing::debug!("hashing threads keep their priority: {error}");
-            }
+            nbd_telemetry::lower_thread_priority(NICE);
             work()
         };
         let threads: Vec<_> = (0..cores)

@@ -1,10 +1,10 @@
 //! Rate limit on new connections per address.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd_telemetry::{TokenBucket, TokenRate};
+use parking_lot::Mutex;
 
 use crate::admission::slots::ClientKey;
 
@@ -50,7 +50,7 @@ impl ConnectionRateLimiter {
     fn allow_at(&self, address: ClientKey, now: Instant) -> bool {
         /// Minimum time between sweeps; one takes a millisecond.
         const SWEEP: Duration = Duration::from_secs(1);
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.lock();
         let BucketTable { buckets, swept } = &mut *table;
         let is_full = buckets.len() >= MAX_ADDRESSES;
         if is_full && swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP) {
@@ -93,8 +93,8 @@ mod tests {
         let addresses = u32::try_from(MAX_ADDRESSES).unwrap() + 1000;
         let allowed = (0..addresses).filter(|&number| rates.allow_at(address(number), start));
         assert_eq!(allowed.count(), MAX_ADDRESSES + BURST_SECONDS as usize);
-        assert_eq!(rates.table.lock().unwrap().buckets.len(), MAX_ADDRESSES + 1);
+        assert_eq!(rates.table.lock().buckets.len(), MAX_ADDRESSES + 1);
         assert!(rates.allow_at(address(addresses), start + Duration::from_secs(100)));
-        assert!(rates.table.lock().unwrap().buckets.len() < 10);
+        assert!(rates.table.lock().buckets.len() < 10);
     }
 }

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::access::{Identity, Peer};
@@ -209,7 +210,7 @@ impl SlotPermit {
         shares: Vec<(PermitHolder, usize, LimitReached)>,
     ) -> Result<Self, LimitReached> {
         let all = Arc::clone(&self.taken);
-        let mut taken = lock(&all);
+        let mut taken = all.lock();
         for (holder, most, full) in &shares {
             if taken.get(holder).is_some_and(|count| count >= most) {
                 // Dropping the permit takes the same lock.
@@ -228,7 +229,7 @@ impl SlotPermit {
 
 impl Drop for SlotPermit {
     fn drop(&mut self) {
-        let mut taken = lock(&self.taken);
+        let mut taken = self.taken.lock();
         for holder in &self.holders {
             if let Some(count) = taken.get_mut(holder) {
                 *count -= 1;
@@ -238,10 +239,6 @@ impl Drop for SlotPermit {
             }
         }
     }
-}
-
-fn lock(taken: &Mutex<HolderCounts>) -> MutexGuard<'_, HolderCounts> {
-    taken.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[cfg(test)]
@@ -382,6 +379,6 @@ mod tests {
     fn dropped_permits_leave_no_counts() {
         let slots = slots(1, 1, 1);
         drop(slots.handshake(peer("10.0.0.1")).unwrap());
-        assert!(slots.handshakes.taken.lock().unwrap().is_empty());
+        assert!(slots.handshakes.taken.lock().is_empty());
     }
 }

@@ -2,10 +2,11 @@
 //! ones to the observer.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use nbd_server::{AccessFilter, ContextQueries, ExportCatalog, Exports, ListEntry};
+use parking_lot::Mutex;
 use tokio::sync::mpsc::Sender;
 
 use crate::access::{AccessRequest, Reason};
@@ -31,11 +32,11 @@ struct LastDenial(Arc<Mutex<Option<(String, Reason)>>>);
 
 impl LastDenial {
     fn set(&self, export: &str, why: Reason) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((export.to_owned(), why));
+        *self.0.lock() = Some((export.to_owned(), why));
     }
 
     fn take(&self) -> Option<(String, Reason)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 
+use nbd_telemetry::lower_thread_priority;
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
@@ -34,7 +35,7 @@ impl HandshakePool {
         let runtime = Builder::new_multi_thread()
             .worker_threads(std::thread::available_parallelism().map_or(1, usize::from))
             .thread_name("handshakes")
-            .on_thread_start(lower_priority)
+            .on_thread_start(|| lower_thread_priority(NICE))
             .enable_time()
             .build()?;
         Ok(Self { runtime: Some(runtime) })
@@ -57,12 +58,5 @@ impl Drop for HandshakePool {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-    }
-}
-
-fn lower_priority() {
-    // On Linux, niceness applies to the calling thread alone.
-    if let Err(error) = rustix::process::nice(NICE) {
-        tracing::debug!("handshakes keep their priority: {error}");
     }
 }
