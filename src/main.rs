@@ -5,24 +5,30 @@
 //!
 //! # The path of a request
 //!
-//! 1. `nbd_gateway::listen` accepts a connection, on a socket that [`service::sockets`] bound or
-//!    took over from a service manager. With `--stdio`, the process inherits a connection.
-//! 2. `nbd_gateway::access` checks the address of the peer, or the one that a load balancer
-//!    reports. A connection that isn't admitted is closed before a byte is sent.
-//! 3. `nbd_gateway` assigns it a handshake permit and a deadline.
-//! 4. `nbd_server` sends the greeting, and handles STARTTLS if TLS is required. `nbd_gateway::tls`
-//!    performs the TLS handshake and authenticates the client. State from the plaintext phase is
-//!    discarded.
-//! 5. `nbd_server` negotiates: the client chooses one of the exports (`hexz_exports`) that the
-//!    rules let it open, and metadata contexts. The client is authorized again whenever rules or
-//!    certificates are reloaded ([`service`]) or have expired.
-//! 6. `nbd_server::transmit` validates requests, processes them concurrently, and sends the
-//!    replies.
-//! 7. `hexz_exports` looks up decoded blocks in the cache. On a miss, the block is decoded once,
-//!    however many clients ask for it, by a decoder thread. Decoding is scheduled fairly: the
-//!    client that has used the least time is next.
-//! 8. `hexz_reader` looks up the block's index entry, and checks, decrypts, decompresses and
-//!    verifies its stored bytes, in this archive or in a parent.
+//! 1. `nbd_gateway`: [`service::serve`] runs a `Gateway`, which accepts connections (`accept`) on
+//!    the sockets that [`service::sockets`] bound or took over from a service manager. With
+//!    `--stdio`, the process inherits a connection.
+//! 2. `admission` checks the address of the peer, or the one that a load balancer reports
+//!    (`proxy`), against the rules (`access`) and the limits, and grants a handshake permit. A
+//!    connection that isn't admitted is closed before a byte is sent.
+//! 3. `session` runs the phases of the connection, up to step 5 under a deadline. The first is the
+//!    greeting (`nbd_server::greet`). If TLS is required, STARTTLS (`nbd_server::plaintext_leg`)
+//!    and the TLS handshake (`tls`) follow; state from the plaintext phase is discarded.
+//! 4. The client is authorized by its certificate (`session`), and again whenever rules or
+//!    certificates are reloaded ([`service`]) or have expired (`registry`).
+//! 5. `nbd_server::negotiate`: the client chooses an export, and metadata contexts. It sees only
+//!    those exports that the rules let it open (`session::audited_exports`), in its
+//!    `hexz_exports::CatalogView` of the `Catalog`, which opens the archive if it isn't open yet.
+//! 6. `nbd_server::transmit` reads and validates requests (`connection`, `request_reader`). A read
+//!    of cached data is answered immediately; other requests are processed in tasks (`worker`),
+//!    whose replies return to `connection` through a channel. It sends them (`reply_writer`).
+//! 7. `hexz_exports`: the export (`snapshot`) divides the read into blocks (`blocks`), which are
+//!    looked up in the cache (`reader`). On a miss, the block is decoded once, however many clients
+//!    ask for it, by a decoder thread (`decoders`). Decoding is scheduled fairly: the client that
+//!    has used the least time is next.
+//! 8. `hexz_reader` looks up the block's index entry (`snapshot`, `references`), and checks,
+//!    decrypts, decompresses and verifies its stored bytes, in this archive or in a parent
+//!    (`archive`).
 //! 9. `hexz_reader::storage` reads the stored bytes.
 //!
 //! All steps maintain counters, which [`monitor`] exposes.

@@ -30,7 +30,8 @@ pub(super) struct Decoders {
     started: OnceLock<()>,
 }
 
-/// A client whose jobs share one queue. Its state is only accessed under the lock of [`Queue`].
+/// A client whose jobs share one queue. Its state is only accessed under the lock of
+/// [`FairQueue`].
 #[derive(Default)]
 pub(super) struct DecoderClient(Mutex<ClientQueue>);
 
@@ -39,7 +40,7 @@ struct ClientQueue {
     /// Virtual clock: work done for this client, in nanoseconds.
     clock: u64,
     jobs: VecDeque<DecodeJob>,
-    /// Number of its valid turn in [`Queue::clients`]; set while it has jobs.
+    /// Number of its valid turn in [`FairQueue::clients`]; set while it has jobs.
     turn: Option<u64>,
 }
 

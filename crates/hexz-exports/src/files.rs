@@ -109,7 +109,7 @@ impl ServedFiles {
     }
 }
 
-/// Outcome of [`LatestFiles::look`].
+/// Outcome of [`ServedFilesCache::look`].
 #[derive(Debug, Default)]
 pub(super) struct RefreshOutcome {
     /// The files; `None` on a timeout.
@@ -118,7 +118,7 @@ pub(super) struct RefreshOutcome {
     pub(super) is_leader: bool,
 }
 
-/// Cache of the latest [`Files`], with single flight for reading them.
+/// Cache of the latest [`ServedFiles`], with single flight for reading them.
 #[derive(Debug, Default)]
 pub(super) struct ServedFilesCache {
     /// Start of the last read. The lock is held during a read.

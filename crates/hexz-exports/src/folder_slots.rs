@@ -129,7 +129,7 @@ impl FolderSlots {
     /// Returns the slot of a name, if the file exists.
     ///
     /// # Errors
-    /// [`Missing`], for the operator.
+    /// The reason for which there is none, for the operator.
     pub(super) async fn slot(&self, name: &str) -> Result<SnapshotSlot, NotFoundReason> {
         let (folder, wanted) = (self.folder.clone(), name.to_owned());
         let found = spawn_blocking(move || folder.find(&wanted)).await;

@@ -30,8 +30,20 @@
 //! - [`BlockReader`] is the cache and the decoders behind all exports, with their
 //!   [statistics](ReaderStats). [`MemoryPlan`] divides a memory budget.
 //!
-//! All of it needs a Tokio runtime. Archives are read on threads of their own, so a file system
-//! that hangs delays only those who read from it.
+//! All of it needs a Tokio runtime. Archives are read on dedicated threads, so a file system that
+//! hangs delays only the clients that read from it.
+//!
+//! # The path of a read
+//!
+//! 1. Negotiation: [`CatalogView`] (`view.rs`) checks that the client may open the export, and
+//!    [`Catalog`] (`catalog.rs`) finds the archive: by name (`named.rs`) or in the folder
+//!    (`folder_slots.rs`). Its slot (`slot.rs`) opens it, unless it is open and unchanged.
+//! 2. [`SnapshotExport`] (`snapshot.rs`) implements [`nbd_server::Export`]. `blocks.rs` divides a
+//!    read into blocks: immediately if index pages and blocks are in memory (`read_now`), otherwise
+//!    concurrently (`read`).
+//! 3. [`BlockReader`] (`reader.rs`) looks up each block in the cache ([`cache`]). On a miss, a
+//!    decoder thread (`decoders.rs`) has [`hexz_reader`] read and verify it, once for all clients
+//!    that wait for it.
 
 #![deny(missing_docs)]
 

@@ -126,7 +126,7 @@ impl ExportFolder {
     /// extension aren't looked up, so timing doesn't reveal whether they exist.
     ///
     /// # Errors
-    /// [`Missing`], for the operator.
+    /// The reason for which there is none, for the operator.
     pub(super) fn find(&self, name: &str) -> Result<ArchiveSource, NotFoundReason> {
         let mut parts = Path::new(name).components();
         let is_file_name = matches!(
@@ -187,7 +187,7 @@ impl ExportFolder {
         Ok(content)
     }
 
-    /// Returns the source for a name from [`Content::files`].
+    /// Returns the source for a name from [`FolderContents::files`].
     pub(super) fn source(&self, name: &str) -> ArchiveSource {
         ArchiveSource::RegularFile(self.0.join(name))
     }

@@ -1,4 +1,9 @@
 //! A snapshot: an archive with its ancestors.
+//!
+//! Reading has two steps: [`Snapshot::locate`] finds the block that covers an offset, and
+//! [`Snapshot::read_block`] reads it from the archive that stores it ([`Archive::read_block`]).
+//! References to parents are followed in `references.rs` (`resolve`, `follow`, `read_ambiguous`);
+//! `extents.rs` and `verify.rs` have further methods.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! A front end for read-only NBD servers: it listens, admits and authenticates clients, hands them
-//! to the engine ([`nbd_server`]), and shuts down gracefully. It serves any set of exports
+//! A front end for read-only NBD servers: it listens, admits, authenticates and authorizes clients,
+//! passes them to the engine ([`nbd_server`]), and shuts down gracefully. It serves any set of exports
 //! ([`ExportCatalog`](nbd_server::ExportCatalog)), and needs a Tokio runtime with
 //! I/O and time enabled. Linux only.
 //!
@@ -34,21 +34,23 @@
 //! # }
 //! ```
 //!
-//! # The way of a connection
+//! # The path of a connection
 //!
-//! 1. `accept` accepts it on a [`Listener`](listen::Listener) and spawns its task.
+//! 1. `accept` accepts it on a [`Listener`](listen::Listener), and spawns its task once it has been
+//!    admitted. [`Gateway::run`] starts an accept loop for each listener.
 //! 2. `admission` checks its address against the rules ([`access`]), the connection rate and the
-//!    limits, and hands out a handshake permit. Behind a load balancer, the address is read from
+//!    limits, and grants a handshake permit. Behind a load balancer, the address is read from
 //!    the PROXY header ([`proxy`]). A connection that is refused is closed before a byte is sent.
-//! 3. `session` takes over: greeting, TLS handshake ([`tls`]), authorization of the authenticated
-//!    client, and negotiation. These run on low-priority threads, under a deadline. Each export
-//!    that the client asks for is checked against the rules that are active at that time.
+//! 3. `session` runs the next phases under a deadline: greeting, TLS handshake ([`tls`]),
+//!    authorization of the authenticated client, and negotiation. TLS handshakes and negotiation
+//!    run on low-priority threads. Each export that the client asks for is checked against the
+//!    rules that are active at that time (`session::audited_exports`).
 //! 4. With a session permit, [`transmit`](nbd_server::transmit) serves the chosen export, within
 //!    the client's rate limits, until the client leaves, is idle for too long, is dismissed, or the
 //!    gateway shuts down.
 //!
-//! `registry` knows all open connections, so that a new [`Policy`] can be applied to them. Each
-//! event is told once to `observer`, which feeds counters, audit ([`audit`]) and log.
+//! `registry` lists all open connections, so that a new [`Policy`] can be applied to them. Each
+//! event is reported once to `observer`, which feeds counters, audit ([`audit`]) and log.
 //!
 //! # While it runs
 //!
@@ -61,15 +63,15 @@
 //!
 //! - [`Config::check`](config::Config::check) refuses settings that serve other machines without
 //!   TLS, unless that is explicitly waived; a connection that gets here some other way is refused.
-//! - With TLS, nothing but STARTTLS and ABORT is answered in clear.
+//! - With TLS, nothing but STARTTLS and ABORT is answered in plaintext.
 //! - Everything that a client can take is limited ([`Limits`](config::Limits)), and every wait has
 //!   a deadline ([`Timeouts`](config::Timeouts)).
 //!
 //! # Cancellation
 //!
 //! Cancel the token passed to [`Gateway::run`] for a graceful shutdown: accepted requests are
-//! answered within the shutdown timeout. Dropping the future stops accepting, but connections that
-//! are open go on in their own tasks.
+//! answered within the shutdown timeout. Dropping the future stops accepting, but open
+//! connections continue in their own tasks.
 
 #![deny(missing_docs, clippy::missing_errors_doc)]
 

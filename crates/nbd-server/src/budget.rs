@@ -2,8 +2,8 @@
 //!
 //! Bytes for a reply are taken from the budget before work on its request starts, and returned once
 //! the socket has accepted them. Small requests fit in the connection's own reserve and so make
-//! progress whatever other clients do. Large requests, and many at once, connection the pool, of
-//! which no connection may hold more than its cap. A client that does not read its replies soon
+//! progress whatever other clients do. Large requests, and many at once, share the pool, of which
+//! no connection may hold more than its cap. A client that does not read its replies soon
 //! exhausts what it can take; then no more requests are read from it.
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::wire::MAX_PAYLOAD;
 /// requests of 4 KiB.
 pub const RESERVE: u32 = 128 * 1024;
 
-/// The memory pool that all connections connection.
+/// The memory pool that all connections share.
 #[derive(Debug)]
 pub struct Budget {
     pool: Arc<Semaphore>,

@@ -29,15 +29,16 @@
 //!
 //! # A session, step by step
 //!
-//! A front end that adds TLS, access rules or auditing calls the steps itself, in this order:
+//! A front end that adds TLS, access rules or auditing calls the steps itself, in this order
+//! (in `serve.rs`, [`handle_client_with`] does the same without TLS):
 //!
-//! 1. [`greet`] sends the greeting and reads the client's flags.
-//! 2. [`plaintext_leg`], if TLS is required, answers options until the client starts TLS. It
-//!    refuses all others, and reads no byte beyond STARTTLS. The front end then runs the TLS
+//! 1. [`greet`] (`greeting.rs`) sends the greeting and reads the client's flags.
+//! 2. [`plaintext_leg`] (`negotiate/mod.rs`), if TLS is required, waits for the client to start TLS.
+//!    It refuses all other options, and reads no byte beyond STARTTLS. The front end then runs the TLS
 //!    handshake and continues on the encrypted stream. The greeting is not repeated.
-//! 3. [`negotiate()`] answers options until the client chooses an export. Which exports there are is
-//!    up to [`Exports`]: one client's view of them.
-//! 4. [`transmit()`] serves the [`Negotiated`] export until the client leaves or the server shuts
+//! 3. [`negotiate()`] answers options until the client chooses an export. [`Exports`], one client's
+//!    view of the exports, finds and lists them.
+//! 4. [`transmit()`] (`transmit/connection.rs`) serves the [`Negotiated`] export until the client leaves or the server shuts
 //!    down, and returns [`SessionStats`].
 //!
 //! ```

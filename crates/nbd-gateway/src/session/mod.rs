@@ -1,4 +1,6 @@
-//! The life of one connection: handshake, TLS, choice of an export, and transmission.
+//! One admitted connection: [`Sessions::serve`] registers it and watches for dismissal and
+//! shutdown, and [`AdmittedConnection::run_phases`] runs its phases: greeting, TLS, authorization,
+//! negotiation, transmission. The protocol itself is that of [`nbd_server`].
 
 mod audited_exports;
 mod handshake_pool;

@@ -1,5 +1,9 @@
 //! The task of one connection: it reads requests, answers them or starts tasks that do, and sends
 //! the replies, until the session ends.
+//!
+//! [`Connection::serve`] is the main loop. [`Connection::accept_request`] dispatches each request;
+//! tasks return their replies to the loop through a channel. [`Connection::run`] also drains and
+//! closes the connection at the end.
 
 use std::future::{Future, pending};
 use std::pin::Pin;

@@ -205,7 +205,8 @@ pub(super) struct StatusQuery {
 /// Memory needed for one extent, in bytes.
 const EXTENT_SIZE: usize = size_of::<Extent>();
 
-/// Memory that always suffices to encoder a block status request, if not completely, in bytes.
+/// Memory that always suffices for a reply to a block status request, if an incomplete one, in
+/// bytes.
 const MIN_STATUS_MEMORY: u32 = RESERVE / 4;
 
 impl StatusQuery {
