@@ -13,9 +13,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 
 use super::responses::RequestHandler;
-use super::write_timeout::WriteTimeout;
 use nbd_gateway::listen::{AcceptFault, IncomingConnection, Listener};
 use nbd_telemetry::RateLimit;
 
@@ -64,14 +64,17 @@ pub(super) async fn serve(
                     connections.spawn(serve_connection(incoming, Arc::clone(&answers), permit));
                 }
                 Err(_) => tracing::debug!(
-                    "the monitor has {MAX_CONNECTIONS} connections and closes another"
+                    "monitor connection closed: the limit is {MAX_CONNECTIONS} connections"
                 ),
             },
             Err(error) if AcceptFault::classify(&error) == AcceptFault::Connection => {}
             Err(error) => {
                 if let Some(held_back) = faults.allow() {
-                    let held_back = held_back.field();
-                    tracing::error!(held_back, "the monitor can't accept connections: {error}");
+                    tracing::error!(
+                        reason = "monitor_accept_failed",
+                        held_back = held_back.field(),
+                        "the monitor can't accept connections: {error}"
+                    );
                 }
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
@@ -91,7 +94,7 @@ async fn serve_connection(
         IncomingConnection::Vsock(stream, _) => serve_requests(stream, &answers, false).await,
     };
     if let Err(error) = ended {
-        tracing::debug!("a connection to the monitor ended: {error}");
+        tracing::debug!("monitor connection failed: {error}");
     }
 }
 
@@ -114,7 +117,9 @@ where
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADER_FIELDS)
         .half_close(false);
-    let stream = TokioIo::new(WriteTimeout::new(stream, WRITE_TIMEOUT));
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    let stream = TokioIo::new(Box::pin(stream));
     let mut connection = pin!(http.serve_connection(stream, service_fn(answer)));
     if let Ok(ended) = tokio::time::timeout(MAX_LIFETIME, &mut connection).await {
         return ended;

@@ -2,7 +2,7 @@
 //! Prometheus (`/metrics`), the same data as JSON (`/status.json`), and checks of health and
 //! readiness (`/healthz`, `/readyz`).
 //!
-//! It is read-only: no request changes anything. [`Observed`] collects the data, [`Status`] is a
+//! It is read-only: no request changes anything. [`StatusSource`] collects the data, [`Status`] is a
 //! snapshot of it, `responses.rs` maps requests to responses, and `connections.rs` accepts
 //! connections. Everything runs on one thread of low priority with a runtime of its own, so the
 //! monitor answers while the gateway is under load, and takes no time from the gateway's clients.
@@ -16,7 +16,6 @@ mod resident;
 mod responses;
 mod source;
 mod status;
-mod write_timeout;
 
 use std::io;
 use std::sync::Arc;

@@ -3,9 +3,10 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use nbd_gateway::tls::diagnosis;
+use parking_lot::{Mutex, MutexGuard};
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
@@ -239,7 +240,7 @@ struct RecordingVerifier {
 
 impl RecordingVerifier {
     fn shown(&self) -> MutexGuard<'_, HandshakeRecord> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shown.lock()
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::io::{IsTerminal, stderr};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use hexz_reader::VerifyProgress;
 use indicatif::{ProgressBar, ProgressStyle};
+use parking_lot::Mutex;
 
 /// Interval between updates.
 pub(super) const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
@@ -59,7 +59,7 @@ impl ProgressMeter {
                 bar.set_message(unreadable);
             }
             Display::Lines(last) => {
-                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut last = last.lock();
                 if last.elapsed() >= LINE_INTERVAL {
                     *last = Instant::now();
                     let done = ByteSize::b(progress.bytes()).display().iec();

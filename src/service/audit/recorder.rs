@@ -2,11 +2,12 @@
 //! a disk or for the reader of a pipe.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
+use parking_lot::{Condvar, Mutex};
 
 use super::line::EventLine;
 use super::queue::{LineBatch, LineQueue};
@@ -38,10 +39,10 @@ pub(crate) struct Recorder {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecorderStartError {
     /// The writer thread can't be created.
-    #[error("can't start the thread that writes the audit: {0}")]
+    #[error("can't start the audit thread: {0}")]
     Thread(#[source] io::Error),
     /// The system has no random numbers, which name this run.
-    #[error("the system has no random numbers")]
+    #[error("the system provides no random numbers")]
     Random,
 }
 
@@ -111,7 +112,7 @@ impl Recorder {
     /// Requests that the path be opened again, after log rotation. Events recorded before go to the
     /// old file, unless that can't be written.
     pub(crate) fn reopen(&self) {
-        self.shared.lock().reopen = true;
+        self.shared.state.lock().reopen = true;
         self.shared.work.notify_one();
     }
 
@@ -119,17 +120,10 @@ impl Recorder {
     /// events that could not be written.
     pub(crate) fn finish(&self, patience: Duration) -> u64 {
         let until = Instant::now() + patience;
-        let mut state = self.shared.lock();
+        let mut state = self.shared.state.lock();
         state.finish_by = Some(until);
         self.shared.work.notify_one();
-        while !state.has_ended {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
-            }
-            let waited = self.shared.ended.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        while !state.has_ended && !self.shared.ended.wait_until(&mut state, until).timed_out() {}
         state.queue.line_count().saturating_sub(self.written())
     }
 
@@ -147,7 +141,7 @@ impl Recorder {
 /// Stops the writer. Queued events are still written if that is possible at once.
 impl Drop for Recorder {
     fn drop(&mut self) {
-        self.shared.lock().finish_by.get_or_insert_with(Instant::now);
+        self.shared.state.lock().finish_by.get_or_insert_with(Instant::now);
         self.shared.work.notify_one();
     }
 }
@@ -156,7 +150,7 @@ impl Sink for Recorder {
     fn record(&self, event: Event) {
         let shared = &self.shared;
         let line = EventLine::new(&event);
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         let is_kept = match &line {
             Ok(line) if matches!(event, Event::Stop(_)) => state.queue.push_last(line),
             Ok(line) => state.queue.push(line),
@@ -175,17 +169,9 @@ impl Sink for Recorder {
         }
         let lost = shared.lost.fetch_add(1, Ordering::Relaxed) + 1;
         if shared.loss_log_limit.allow().is_some() {
-            tracing::error!(
-                lost,
-                "audit: events are lost: they can't be written as fast as they come, or not at all",
-            );
+            let reason = "audit_events_lost";
+            tracing::error!(reason, lost, "audit: events lost, because the queue is full");
         }
-    }
-}
-
-impl RecorderState {
-    fn lock(&self) -> MutexGuard<'_, WriterQueue> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -193,7 +179,7 @@ impl RecorderState {
 fn run() -> Result<String, RecorderStartError> {
     let mut bytes = [0; 8];
     SystemRandom::new().fill(&mut bytes).map_err(|_| RecorderStartError::Random)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
 }
 
 /// State of the writer thread.
@@ -236,21 +222,21 @@ impl Writer {
             }
         }
         self.sync();
-        self.shared.lock().has_ended = true;
+        self.shared.state.lock().has_ended = true;
         self.shared.ended.notify_all();
     }
 
     /// Waits until there is something to do.
     fn next_action(&mut self) -> WriterAction {
         let shared = Arc::clone(&self.shared);
-        let mut state = shared.lock();
+        let mut state = shared.state.lock();
         loop {
             let now = Instant::now();
             // Events recorded before the reopen belong in the old file, if it can be written.
             let is_stuck = self.retry_at.is_some();
-            let all_is_told =
+            let all_is_written =
                 self.batch.is_done() && (self.is_last_before_reopen || state.queue.is_empty());
-            if state.reopen && (is_stuck || all_is_told) {
+            if state.reopen && (is_stuck || all_is_written) {
                 state.reopen = false;
                 self.is_last_before_reopen = false;
                 return WriterAction::Reopen;
@@ -278,13 +264,10 @@ impl Writer {
             let times = [self.gather_until, self.retry_at, sync_at, state.finish_by];
             let wake_at = times.into_iter().flatten().min();
             state.is_idle = may_take;
-            state = match wake_at {
-                Some(at) => {
-                    let waited = shared.work.wait_timeout(state, at.saturating_duration_since(now));
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => shared.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
+            match wake_at {
+                Some(at) => drop(shared.work.wait_until(&mut state, at)),
+                None => shared.work.wait(&mut state),
+            }
             state.is_idle = false;
         }
     }
@@ -306,7 +289,7 @@ impl Writer {
                 self.unsynced_since.get_or_insert(now);
                 self.gather_until = Some(now + GATHER_TIME);
                 if std::mem::take(&mut self.is_failing) {
-                    tracing::info!("audit: {} can be written again", self.target);
+                    tracing::info!("audit: {} is writable again", self.target);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -321,8 +304,9 @@ impl Writer {
                 {
                     self.is_failing = true;
                     tracing::error!(
+                        reason = "audit_write_failed",
                         held_back = held_back.field(),
-                        "audit: {} can't be written, events wait: {error}",
+                        "audit: can't write to {}, events are queued: {error}",
                         self.target
                     );
                 }
@@ -337,8 +321,12 @@ impl Writer {
         if let Err(error) = self.target.sync()
             && let Some(held_back) = self.error_log_limit.allow()
         {
-            let held_back = held_back.field();
-            tracing::error!(held_back, "audit: {} may lack events: {error}", self.target);
+            tracing::error!(
+                reason = "audit_sync_failed",
+                held_back = held_back.field(),
+                "audit: can't sync {}: {error}",
+                self.target
+            );
         }
     }
 
@@ -350,9 +338,12 @@ impl Writer {
                 self.batch.rewind_to_line_start();
                 self.length_at_failure = None;
                 self.retry_at = None;
-                tracing::info!("audit: {} was put out of the way, and is made anew", self.target);
+                tracing::info!("audit: reopened {} after rotation", self.target);
             }
-            Err(error) => tracing::error!("audit: the old file goes on: {error}"),
+            Err(error) => tracing::error!(
+                reason = "audit_reopen_failed",
+                "audit: can't reopen the file, still writing to the old one: {error}"
+            ),
         }
     }
 }

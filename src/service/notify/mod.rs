@@ -1,5 +1,8 @@
 //! Notifies the service manager (`sd_notify(3)`) of readiness, reloads, status and liveness.
 //! Without a service manager, nothing is sent.
+//!
+//! The crate `sd-notify` creates a socket for each message, which the sandbox forbids, and blocks
+//! while the manager doesn't read. Here, one socket is connected before the sandbox is entered.
 
 mod messages;
 
@@ -9,10 +12,10 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nbd_telemetry::escape;
+use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::net::UnixDatagram;
 use tokio::time::{MissedTickBehavior, interval, interval_at, timeout};
@@ -54,6 +57,7 @@ impl ManagerSocket {
             },
             Err(error) => {
                 tracing::warn!(
+                    reason = "service_manager_unreachable",
                     "can't reach the service manager at NOTIFY_SOCKET={:?}: {error}",
                     escape::name(&address)
                 );
@@ -104,7 +108,7 @@ struct StatusParts {
 impl StatusParts {
     fn line(&self) -> String {
         let Self { exports, access, reload_failed, active_clients } = self;
-        let failed = if *reload_failed { "; not reloaded, see the log" } else { "" };
+        let failed = if *reload_failed { "; reload failed, see the log" } else { "" };
         format!("{active_clients} reading{failed}; serving {exports} {access}")
     }
 }
@@ -221,8 +225,8 @@ impl Notifier {
             match timeout(patience, probe()).await {
                 Ok(true) => self.send(&messages::alive()).await,
                 Ok(false) | Err(_) => tracing::error!(
-                    "this program is stuck: for {patience:?} no thread that decodes has answered, so \
-                     the service manager isn't told that all is well",
+                    reason = "watchdog",
+                    "no watchdog notification: no decoder thread responded within {patience:?}",
                 ),
             }
         }
@@ -230,7 +234,7 @@ impl Notifier {
 
     /// Changes parts of the status, and returns the status line.
     fn update_status(&self, change: impl FnOnce(&mut StatusParts)) -> String {
-        let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut status = self.status.lock();
         change(&mut status);
         status.line()
     }
@@ -239,8 +243,8 @@ impl Notifier {
         let Some(socket) = &self.socket else { return };
         match timeout(SEND_TIMEOUT, socket.send(message.as_bytes())).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!("the service manager wasn't told: {error}"),
-            Err(_) => tracing::debug!("the service manager doesn't listen"),
+            Ok(Err(error)) => tracing::debug!("can't notify the service manager: {error}"),
+            Err(_) => tracing::debug!("the service manager doesn't read notifications"),
         }
     }
 }
