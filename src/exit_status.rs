@@ -31,10 +31,45 @@ pub(crate) trait ExitStatus: fmt::Debug + fmt::Display + Send + Sync {
     /// Returns the exit code of the program.
     fn exit_status(&self) -> u8;
 
+    /// Returns the label of the error: the `reason` of its log line, listed in
+    /// `docs/troubleshooting.md`.
+    fn label(&self) -> &'static str {
+        match self.exit_status() {
+            USAGE => "usage",
+            ARCHIVE => "archive",
+            TLS => "tls",
+            LISTEN => "listen",
+            SANDBOX => "sandbox",
+            AUDIT => "audit",
+            _ => "failed",
+        }
+    }
+
     /// Returns true if the only error is that the reader of the output closed it.
     fn is_closed_output(&self) -> bool {
         false
     }
+}
+
+/// Implements [`ExitStatus`] for errors that always have the same exit code and label.
+macro_rules! fixed_exit_status {
+    ($($error:ty => $code:ident, $label:literal;)+) => {$(
+        impl $crate::exit_status::ExitStatus for $error {
+            fn exit_status(&self) -> u8 {
+                $crate::exit_status::$code
+            }
+
+            fn label(&self) -> &'static str {
+                $label
+            }
+        }
+    )+};
+}
+pub(crate) use fixed_exit_status;
+
+fixed_exit_status! {
+    SystemError => FAILED, "system_error";
+    WriteError => FAILED, "write_failed";
 }
 
 /// Error that ends the program.
@@ -47,8 +82,18 @@ impl Failure {
         if self.0.is_closed_output() {
             return ExitCode::from(CLOSED_OUTPUT);
         }
-        tracing::error!("{self}");
+        self.log();
         ExitCode::from(self.exit_status())
+    }
+
+    /// Logs the error with its label.
+    pub(crate) fn log(&self) {
+        tracing::error!(reason = self.label(), "{self}");
+    }
+
+    /// Returns the label of the error.
+    pub(crate) fn label(&self) -> &'static str {
+        self.0.label()
     }
 
     /// Returns the exit code of the program.
@@ -71,14 +116,8 @@ impl<E: ExitStatus + 'static> From<E> for Failure {
 
 /// Error of a system call that no other error describes.
 #[derive(Debug, thiserror::Error)]
-#[error("the system refused: {0}")]
+#[error("system error: {0}")]
 struct SystemError(io::Error);
-
-impl ExitStatus for SystemError {
-    fn exit_status(&self) -> u8 {
-        FAILED
-    }
-}
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
@@ -94,20 +133,18 @@ pub(crate) struct WriteError {
     pub(crate) error: io::Error,
 }
 
-impl ExitStatus for WriteError {
-    fn exit_status(&self) -> u8 {
-        FAILED
-    }
-}
-
 /// Error of the standard output.
 #[derive(Debug, thiserror::Error)]
-#[error("can't write to the standard output: {0}")]
+#[error("can't write to standard output: {0}")]
 pub(crate) struct OutputError(pub(crate) io::Error);
 
 impl ExitStatus for OutputError {
     fn exit_status(&self) -> u8 {
         FAILED
+    }
+
+    fn label(&self) -> &'static str {
+        "output_failed"
     }
 
     fn is_closed_output(&self) -> bool {

@@ -38,9 +38,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
         }
         (_, _, first) => {
             let code = first.map_or(exit_status::FAILED, Failure::exit_status);
-            for failure in &failures {
-                tracing::error!("{failure}");
-            }
+            failures.iter().for_each(Failure::log);
             Ok(ExitCode::from(code))
         }
     }
@@ -51,7 +49,7 @@ fn exports(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<String> 
     let snapshots = &serve.changeable.snapshots;
     let catalog = catalog(serve, failures)?;
     let mut exports = None;
-    let opened = runtime::run_until_signal(runtime::prepare(), async |shutdown| {
+    let opened = runtime::run_until_signal(runtime::prepare(), &mut None, async |shutdown| {
         let opened = shutdown.run_until_cancelled(archives::open(&catalog, snapshots)).await;
         exports = opened.transpose()?;
         Ok(())

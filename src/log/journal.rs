@@ -2,7 +2,9 @@
 //! that can be queried, as in `journalctl HEXZ_NBD_EXPORT=snap.hexz`.
 //!
 //! <https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>. The protocol passes long entries as memory files,
-//! which the sandbox forbids. Values are cut instead, so that each entry fits into a datagram.
+//! which the sandbox forbids. Values are cut instead, so that each entry fits into a datagram. The
+//! crate `tracing-journald` needs memory files, blocks while the journal is slow, and drops entries
+//! without counting them.
 
 use std::fmt::Debug;
 use std::io;
@@ -57,8 +59,9 @@ impl Journal {
     fn send(&self, entry: &[u8]) {
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
-            let words = format!("{lost} lines of the log are lost: the journal didn't take them");
-            if self.socket.send(&encode_entry(Level::WARN, &words, &[])).is_err() {
+            let words = format!("{lost} log lines were lost: the journal didn't accept them");
+            let reason = [("reason", "log_lines_lost".to_owned())];
+            if self.socket.send(&encode_entry(Level::WARN, &words, &reason)).is_err() {
                 self.lost.fetch_add(lost + 1, Ordering::Relaxed);
                 return;
             }
@@ -160,16 +163,10 @@ fn encode_entry(level: Level, words: &str, fields: &[(&str, String)]) -> Vec<u8>
 /// Adds a field with the length of its value, so that nothing in the value can be taken for another
 /// field.
 fn append_field(entry: &mut Vec<u8>, name: &str, value: &str) {
-    let mut clean = String::with_capacity(value.len());
-    for letter in value.chars() {
-        if clean.len() >= MAX_VALUE {
-            clean.push('…');
-            break;
-        }
-        match escape::is_hidden(letter) {
-            true => escape::push_escape(&mut clean, letter),
-            false => clean.push(letter),
-        }
+    let mut clean = escape::text(value).into_owned();
+    if clean.len() > MAX_VALUE {
+        clean.truncate(clean.floor_char_boundary(MAX_VALUE));
+        clean.push('…');
     }
     entry.extend_from_slice(name.as_bytes());
     entry.push(b'\n');

@@ -22,8 +22,8 @@ pub(crate) enum LogSetupError {
     #[error("RUST_LOG: {0}")]
     Filter(#[from] ParseError),
     #[error(
-        "--log-format journal: there is no journal at {socket}: {error}; with --log-format text \
-         lines go to the standard error stream",
+        "--log-format journal: can't connect to the journal at {socket}: {error}; use --log-format \
+         text to log to standard error",
         socket = journal::SOCKET
     )]
     Journal {

@@ -143,16 +143,18 @@ fn health_response(problem: Option<&'static str>) -> HttpResponse {
 fn refuse(refusal: RequestRefusal) -> HttpResponse {
     let (status, words) = match refusal {
         RequestRefusal::Method => {
-            (StatusCode::METHOD_NOT_ALLOWED, "this can only be looked at (GET)\n")
+            (StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET or HEAD\n")
         }
-        RequestRefusal::Body => (StatusCode::PAYLOAD_TOO_LARGE, "a request has no body here\n"),
+        RequestRefusal::Body => {
+            (StatusCode::PAYLOAD_TOO_LARGE, "request bodies are not accepted\n")
+        }
         RequestRefusal::Host => (
             StatusCode::MISDIRECTED_REQUEST,
-            "ask for an address or localhost, or give the name that you ask for by --monitor-name\n",
+            "unknown host name: use an address or localhost, or allow the name with --monitor-name\n",
         ),
         RequestRefusal::Path => (
             StatusCode::NOT_FOUND,
-            "there are / and /status.json, /metrics, /healthz and /readyz\n",
+            "not found: try /, /status.json, /metrics, /healthz or /readyz\n",
         ),
     };
     let mut answer = complete_response(status, TEXT, words);
@@ -167,11 +169,7 @@ fn refuse(refusal: RequestRefusal) -> HttpResponse {
 }
 
 fn internal_error(error: &dyn std::fmt::Display) -> HttpResponse {
-    complete_response(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        TEXT,
-        format!("it can't be written: {error}\n"),
-    )
+    complete_response(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("internal error: {error}\n"))
 }
 
 /// Builds a response with the headers that all of them have: they forbid browsers to guess the

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::recent::RecentErrors;
 use super::resident::ResidentMemory;
 use super::status::{CacheStatus, MemoryStatus, Status, StorageStatus};
-use hexz_exports::{BlockReader, ReaderStats};
+use hexz_exports::BlockReader;
 use nbd_gateway::{GatewayReport, unix_seconds};
 
 /// Version of the format of [`Status`].
@@ -34,7 +34,7 @@ pub(crate) struct StatusSource {
 
 impl fmt::Debug for StatusSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Observed").finish_non_exhaustive()
+        f.debug_struct("StatusSource").finish_non_exhaustive()
     }
 }
 
@@ -102,7 +102,7 @@ impl StatusSource {
                 decoded_bytes: stats.decoded_bytes,
                 decode_seconds: stats.decode_time.as_secs_f64(),
             },
-            storage: storage(&stats),
+            storage: StorageStatus { reads: stats.storage_reads, bytes: stats.storage_bytes },
             verification_failures: stats.read_failures.0,
             open_failures: stats.open_failures.0,
             memory,
@@ -120,20 +120,15 @@ impl StatusSource {
     pub(super) fn unhealthy_reason(&self) -> Option<&'static str> {
         let silent = self.gateway.get().is_some()
             && self.gateway_report().since_heartbeat > HEARTBEAT_TIMEOUT;
-        silent.then_some("the threads that serve clients are stuck")
+        silent.then_some("stuck: no heartbeat from the serving threads")
     }
 
     fn gateway_report(&self) -> GatewayReport {
         match self.gateway.get() {
             Some(report) => report(),
-            None => GatewayReport {
-                not_ready_reason: Some("it is starting"),
-                ..GatewayReport::default()
-            },
+            None => {
+                GatewayReport { not_ready_reason: Some("starting"), ..GatewayReport::default() }
+            }
         }
     }
-}
-
-fn storage(stats: &ReaderStats) -> StorageStatus {
-    StorageStatus { reads: stats.storage_reads, bytes: stats.storage_bytes }
 }

@@ -27,7 +27,7 @@ pub(crate) struct Status {
     pub(crate) ready: bool,
     /// Reason why clients can't be served; `None` if they can.
     pub(crate) unready: Option<&'static str>,
-    /// GatewayReport of the gateway, whose members are on the same level.
+    /// Report of the gateway, whose members are on the same level.
     #[serde(flatten)]
     pub(crate) gateway: GatewayReport,
     /// Cache of decoded blocks.

@@ -9,6 +9,7 @@ use nbd_gateway::access::{Rules, RulesFileError};
 use nbd_gateway::config::{Config, ConfigError};
 use nbd_gateway::listen::ListenAddress;
 use nbd_gateway::tls::{self, ServerTls, TlsFileError};
+use nbd_telemetry::escape;
 
 use super::sandbox;
 use crate::cli::{ReloadableOptions, TlsOptions};
@@ -24,7 +25,8 @@ pub(crate) enum AccessError {
     #[error("can't use TLS: {0}")]
     Tls(#[from] TlsFileError),
     #[error(
-        "rules ask who a client is, but clients aren't asked for a certificate: give --tls-client-ca"
+        "rules require client identities, but clients aren't asked for certificates: set \
+         --tls-client-ca"
     )]
     IdentityWithoutCa,
 }
@@ -34,6 +36,15 @@ impl ExitStatus for AccessError {
         match self {
             Self::Tls(_) => exit_status::TLS,
             Self::Config(_) | Self::Rules(_) | Self::IdentityWithoutCa => exit_status::USAGE,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Config(_) => "tls_required",
+            Self::Rules(_) => "invalid_rules",
+            Self::Tls(_) => "tls",
+            Self::IdentityWithoutCa => "identity_without_ca",
         }
     }
 }
@@ -90,47 +101,29 @@ fn read_tls(
 /// decide which clients are admitted, and which archives may be opened.
 fn warn_world_writable(options: &ReloadableOptions) {
     for path in sandbox::policy_files(options) {
-        let found = find_world_writable(&path);
-        let path = path.display();
-        match found {
-            Some(WorldWritable::File) => tracing::warn!(
+        if let Some(writable) = find_world_writable(&path) {
+            let (path, writable) = (escape::name(&path), escape::name(&writable));
+            tracing::warn!(
                 reason = "writable_by_all",
-                "{path} can be changed by every user of this machine, and so can be what it says: \
-                 chmod o-w {path}"
-            ),
-            Some(WorldWritable::Folder(folder)) => {
-                let folder = folder.display();
-                tracing::warn!(
-                    reason = "writable_by_all",
-                    "{path} can be replaced by every user of this machine, who can write to its \
-                     folder: chmod o-w {folder}"
-                );
-            }
-            None => {}
+                "every user of this machine can modify or replace {path}: chmod o-w {writable}"
+            );
         }
     }
 }
 
-/// A path that every user of this machine can write to.
-enum WorldWritable {
-    File,
-    Folder(PathBuf),
-}
-
-/// Finds out if every user can modify or replace a file. Symbolic links are followed, since the
-/// location of the file itself counts.
-fn find_world_writable(path: &Path) -> Option<WorldWritable> {
+/// Returns the file, or its folder, if every user can write to it and so modify or replace the
+/// file. Symbolic links are followed, since the location of the file itself counts.
+fn find_world_writable(path: &Path) -> Option<PathBuf> {
     const BY_OTHERS: u32 = 0o002;
     // In a sticky folder, only owners can remove files.
     const STICKY: u32 = 0o1000;
     let real = path.canonicalize().ok()?;
     let mode = |path: &Path| path.metadata().ok().map(|it| it.mode());
     if real.is_file() && mode(&real)? & BY_OTHERS != 0 {
-        return Some(WorldWritable::File);
+        return Some(path.to_owned());
     }
     let folder = real.parent()?;
-    (mode(folder)? & (BY_OTHERS | STICKY) == BY_OTHERS)
-        .then(|| WorldWritable::Folder(folder.to_owned()))
+    (mode(folder)? & (BY_OTHERS | STICKY) == BY_OTHERS).then(|| folder.to_owned())
 }
 
 fn check_identity_rules(rules: &Rules, tls: Option<&ServerTls>) -> Result<(), AccessError> {
@@ -154,14 +147,18 @@ pub(crate) fn describe_access(policy: &Policy) -> String {
 /// Warns about settings that are valid but probably not intended.
 pub(crate) fn warn_risky(config: &Config, policy: &Policy) {
     if config.insecure_no_tls {
-        tracing::warn!("no TLS: anyone on the way to a client can read and change what it reads",);
+        tracing::warn!(
+            reason = "no_tls",
+            "TLS is off: traffic can be read and modified in transit"
+        );
     }
     let exposed = config.listen.iter().find(|address| !address.is_local());
     if let Some(address) = exposed
         && policy.rules.is_local_only()
     {
         tracing::warn!(
-            "listening on {address}, but no other machine may connect: --allow or --rules lets them in",
+            reason = "no_remote_clients",
+            "listening on {address}, but the rules admit no other machine: use --allow or --rules"
         );
     }
     let vsock = config.listen.iter().find(|at| matches!(at, ListenAddress::Vsock { .. }));
@@ -169,14 +166,15 @@ pub(crate) fn warn_risky(config: &Config, policy: &Policy) {
         && !policy.rules.may_admit_vsock()
     {
         tracing::warn!(
-            "listening on {address}, but no virtual machine may connect: --allow vsock:CID or --rules \
-             lets them in",
+            reason = "no_vsock_clients",
+            "listening on {address}, but the rules admit no virtual machine: use --allow \
+             vsock:CID or --rules"
         );
     }
     if !config.proxies.is_empty() && policy.rules.is_local_only() {
         tracing::warn!(
-            "--proxy-from names load balancers, but no other machine may connect, so none of their \
-             clients: --allow or --rules lets them in",
+            reason = "no_proxied_clients",
+            "--proxy-from is set, but the rules admit no other machine: use --allow or --rules"
         );
     }
 }

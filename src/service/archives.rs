@@ -23,15 +23,15 @@ const MAX_DIGEST_LIST: u64 = 16 * 1024 * 1024;
 /// Reason for which a key or a digest can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
-    #[error("can't use the key {:?} of --verify-key: {error}", escape::name(.name))]
+    #[error("invalid key {:?} in --verify-key: {error}", escape::name(.name))]
     Key { name: OsString, error: VerifyKeyError },
-    #[error("can't read the key {:?} of --verify-key: {error}", escape::name(.name))]
+    #[error("can't read the key file {:?} of --verify-key: {error}", escape::name(.name))]
     KeyFile { name: OsString, error: io::Error },
-    #[error("can't use {:?} of --digest: {error}", escape::name(.name))]
+    #[error("invalid --digest {:?}: {error}", escape::name(.name))]
     Digest { name: OsString, error: DigestsError },
     #[error(
-        "can't read the list {:?} of --digest: {error}. (A single digest is \
-         NAME=BLAKE3, with 64 hexadecimal digits)",
+        "can't read the list {:?} of --digest: {error} (a single digest is NAME=BLAKE3, with 64 \
+         hexadecimal digits)",
         escape::name(.name)
     )]
     DigestFile { name: OsString, error: io::Error },
@@ -41,11 +41,27 @@ impl ExitStatus for TrustError {
     fn exit_status(&self) -> u8 {
         exit_status::ARCHIVE
     }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Key { .. } => "invalid_key",
+            Self::KeyFile { .. } => "unreadable_key",
+            Self::Digest { .. } => "invalid_digest",
+            Self::DigestFile { .. } => "unreadable_digests",
+        }
+    }
 }
 
 impl ExitStatus for CatalogError {
     fn exit_status(&self) -> u8 {
         exit_status::USAGE
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::SameName(_) => "duplicate_export",
+            Self::NoSuchDefault(_) => "unknown_default_export",
+        }
     }
 }
 
@@ -53,11 +69,19 @@ impl ExitStatus for FolderError {
     fn exit_status(&self) -> u8 {
         exit_status::ARCHIVE
     }
+
+    fn label(&self) -> &'static str {
+        self.cause.label()
+    }
 }
 
 impl ExitStatus for hexz_reader::Error {
     fn exit_status(&self) -> u8 {
         exit_status::ARCHIVE
+    }
+
+    fn label(&self) -> &'static str {
+        self.kind.label()
     }
 }
 
@@ -118,7 +142,7 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
     let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
     for error in failed {
-        tracing::error!("left out: {error}");
+        tracing::error!(reason = error.kind.label(), "archive skipped: {error}");
     }
     if let Some(error) = fatal {
         return Err(error.into());
@@ -126,7 +150,11 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     if let Some(name) = options.default_export()
         && !catalog.has(name).await
     {
-        tracing::warn!("the default export {:?} isn't there (yet)", escape::name(name));
+        tracing::warn!(
+            reason = "default_export_missing",
+            "default export {:?} not found; clients that name no export are refused until it exists",
+            escape::name(name)
+        );
     }
     exports.iter().for_each(warn_unaligned_size);
     let named = exports
@@ -142,8 +170,9 @@ fn warn_unaligned_size(export: &SnapshotExport) {
     const SECTOR: u64 = 512;
     if !export.size().is_multiple_of(SECTOR) {
         tracing::warn!(
-            "{} has {} bytes, which is no multiple of 512: some clients, the Linux kernel's \
-             among them, won't see its last {} bytes",
+            reason = "unaligned_size",
+            "{}: the size of {} bytes is not a multiple of 512; some clients, such as the Linux \
+             kernel, don't show the last {} bytes",
             escape::name(export.name()),
             export.size(),
             export.size() % SECTOR,
@@ -185,7 +214,7 @@ fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     File::open(path)?.take(limit + 1).read_to_end(&mut content)?;
     if content.len() as u64 > limit {
-        let message = format!("it has more than {limit} bytes");
+        let message = format!("the file has more than {limit} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     Ok(content)

@@ -1,6 +1,6 @@
 //! The service: starts the gateway from its settings, runs it, and shuts it down.
 //!
-//! [`serve`] is the story. [`start`] acquires what takes privileges: the [`access`] policy, the
+//! [`serve`] lists the steps. [`start`] acquires what takes privileges: the [`access`] policy, the
 //! catalog of [`archives`], [`sockets`], the [`audit`] file, the [`monitor`]. Then the [`sandbox`]
 //! is entered. While clients are served, [`reload`] replaces policy and exports, and [`notify`]
 //! keeps the service manager informed.
@@ -17,8 +17,8 @@ pub(crate) mod runtime;
 mod sandbox;
 pub(crate) mod sockets;
 mod start;
+mod watch;
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ use crate::monitor::RecentErrors;
 use crate::settings::{OptionSource, Settings};
 use audit::AuditHandle;
 use notify::Notifier;
-use reload::{ActiveState, Reloader, ServedExports};
+use reload::{ReloadInputs, Reloader, ServedExports};
 use start::Prepared;
 
 /// Interval at which the export folder is checked.
@@ -55,100 +55,83 @@ pub(crate) fn serve(
         fixed,
         options,
         watch,
-        stamps,
+        files,
         mut config,
         policy,
         catalog,
-        listen,
-        services,
+        sockets,
+        is_loopback_only,
+        manager,
+        audit,
+        monitor,
     } = Prepared::new(settings, recent)?;
     let runtime = runtime::prepare();
     let readable = sandbox::enter_sandbox(&plan)?;
-    let record = AuditHandle::start(services.audit)?;
-    config.audit = record.audit();
-    let monitor = services.monitor.start(record.counts())?;
+    let audit = AuditHandle::start(audit)?;
+    config.audit = audit.audit();
+    let monitor = monitor.start(audit.counts())?;
 
     let mut shutdown_at = None;
-    let patience = config.timeouts.shutdown;
-    let ended = runtime::run_until_signal(runtime, async |shutdown| {
+    let shutdown_timeout = config.timeouts.shutdown;
+    let ended = runtime::run_until_signal(runtime, &mut shutdown_at, async |shutdown| {
         let sighup = reload::unblock_sighup()?;
-        let service = Arc::new(Notifier::new(services.manager)?);
+        let notifier = Arc::new(Notifier::new(manager)?);
+        let reader = Arc::clone(catalog.reader());
         // Verifying an archive's digest can take long; a signal must be able to interrupt it.
         let opening = archives::open(&catalog, &options.snapshots);
         let opening = shutdown.run_until_cancelled(opening);
-        let opened = service.run_startup(|| progress(catalog.reader()), opening).await;
+        let opened = notifier.run_startup(|| progress(&reader), opening).await;
         let Some(exports) = opened.transpose()? else { return Ok(()) };
 
         let (access, open_to) = (access::describe_access(&policy), policy.rules.to_string());
-        let (tls, reader) = (policy.tls.clone(), Arc::clone(catalog.reader()));
-        let (has_tls, audit) = (tls.is_some(), config.audit.clone());
-        let open = listen.sockets.into_gateway(config.clone(), policy, catalog)?;
-        let (control, addresses) = (open.gateway.control(), open.listen.clone());
+        let tls = policy.tls.clone();
+        let gateway = sockets.into_gateway(config.clone(), policy, catalog)?;
+        let control = gateway.control();
         monitor.attach(control.clone());
 
+        let started = ServiceStarted {
+            version: env!("CARGO_PKG_VERSION").into(),
+            pid: std::process::id(),
+            listen: gateway.listen().iter().map(BoundedText::from_display).collect(),
+            tls: tls.is_some(),
+            policy: 0,
+            open_to: open_to.into(),
+        };
+        let record = config.audit.clone();
         let reloader = Reloader {
-            source,
-            file,
-            fixed_options: fixed,
-            config,
-            readable,
-            control: control.clone(),
-            service: Arc::clone(&service),
-            stamps,
-            is_loopback_only: listen.is_loopback_only,
-            active: ActiveState { tls, served: ServedExports::new(options.snapshots.clone()) },
-            record: record.clone(),
+            inputs: Arc::new(ReloadInputs { source, file, fixed, config, readable }),
+            files,
+            tls,
+            served: ServedExports::new(control.clone(), options.snapshots),
+            is_loopback_only,
+            notifier: Arc::clone(&notifier),
+            audit: audit.clone(),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(reloader.run(sighup, watch));
-        tracing::info!(listen = %addresses.join(", "), "ready: serving {exports} {access}");
-        service.ready(exports, access).await;
-        audit.emit(|| start_event(&addresses, has_tls, open_to));
-        let (notifier, stop) = (Arc::clone(&service), shutdown.clone());
-        tasks.spawn(notify_manager(notifier, control.clone(), Arc::clone(&reader), stop));
+        let listen = gateway.listen().join(", ");
+        tracing::info!(%listen, "ready: serving {exports} {access}");
+        notifier.ready(exports, access).await;
+        record.emit(|| Event::Start(started));
+        let notifying = (Arc::clone(&notifier), control.clone(), Arc::clone(&reader));
+        tasks.spawn(notify_manager(notifying, shutdown.clone()));
         tasks.spawn(poll_folder(control.clone()));
 
-        let ended = tokio::select! {
-            // Otherwise the gateway may end before the time of the signal has been recorded.
-            biased;
-            never = record_time(&shutdown, &mut shutdown_at) => match never {},
-            ended = open.run(shutdown.clone()) => ended,
-        };
+        let ended = gateway.run(shutdown).await;
         drop(tasks);
-        service.stopping().await;
+        notifier.stopping().await;
         log_totals(&control, &reader);
         ended
     });
     // All connections have ended by now and reported their events.
-    let until = shutdown_at.map_or_else(Instant::now, |at| at + patience);
-    record.finish(ended.as_ref().err().map(BoundedText::from_display), until);
+    let until = shutdown_at.map_or_else(Instant::now, |at| at + shutdown_timeout);
+    audit.finish(ended.as_ref().err().map(BoundedText::from_display), until);
     ended
-}
-
-/// Records the time at which shutdown was requested. Never returns.
-async fn record_time(shutdown: &CancellationToken, at: &mut Option<Instant>) -> Infallible {
-    shutdown.cancelled().await;
-    *at = Some(Instant::now());
-    std::future::pending().await
-}
-
-/// Builds the audit event of a completed startup.
-fn start_event(listen: &[String], tls: bool, open_to: String) -> Event {
-    Event::Start(ServiceStarted {
-        version: env!("CARGO_PKG_VERSION").into(),
-        pid: std::process::id(),
-        listen: listen.iter().map(BoundedText::from_display).collect(),
-        tls,
-        policy: 0,
-        open_to: open_to.into(),
-    })
 }
 
 /// Keeps the service manager informed while clients are served.
 async fn notify_manager(
-    service: Arc<Notifier>,
-    control: Control<Catalog>,
-    reader: Arc<BlockReader>,
+    (notifier, control, reader): (Arc<Notifier>, Control<Catalog>, Arc<BlockReader>),
     shutdown: CancellationToken,
 ) {
     // Tests both a runtime worker and a decoder thread.
@@ -158,11 +141,11 @@ async fn notify_manager(
     };
     let stopping = async {
         shutdown.cancelled().await;
-        service.stopping().await;
+        notifier.stopping().await;
     };
     tokio::join!(
-        service.run_status(|| control.active_sessions()),
-        service.run_watchdog(works),
+        notifier.run_status(|| control.active_sessions()),
+        notifier.run_watchdog(works),
         stopping
     );
 }
@@ -188,12 +171,12 @@ fn progress(reader: &BlockReader) -> (u64, i64) {
 /// Logs the totals of all connections.
 fn log_totals(control: &Control<Catalog>, reader: &BlockReader) {
     for (what, counts) in [
-        ("connections were refused or failed", control.failure_counts()),
-        ("TLS handshakes failed", control.handshake_failure_counts()),
+        ("refused and failed connections", control.failure_counts()),
+        ("failed TLS handshakes", control.handshake_failure_counts()),
     ] {
         if !counts.0.is_empty() {
             tracing::info!("{what}: {counts}");
         }
     }
-    tracing::info!(decoded = reader.decoded(), "ended");
+    tracing::info!(decoded = reader.decoded(), "stopped");
 }

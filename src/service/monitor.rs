@@ -10,20 +10,16 @@ use nbd_gateway::Control;
 use nbd_gateway::listen::{BoundSocket, ListenAddress};
 
 use crate::cli::ServeOptions;
-use crate::exit_status::{self, ExitStatus, Failure};
+use crate::exit_status::{Failure, fixed_exit_status};
 
 /// Error for a monitor that is given twice.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the socket \"monitor\" is handed over, and --monitor is given as well: leave one of them away"
+    "--monitor conflicts with the socket \"monitor\" passed by the service manager: remove one of them"
 )]
 struct MonitorAndInherited;
 
-impl ExitStatus for MonitorAndInherited {
-    fn exit_status(&self) -> u8 {
-        exit_status::USAGE
-    }
-}
+fixed_exit_status! { MonitorAndInherited => USAGE, "monitor_given_twice"; }
 
 /// Monitoring resources that can't be obtained inside the sandbox.
 pub(crate) struct MonitorSetup {
@@ -62,11 +58,13 @@ impl MonitorSetup {
         };
         match socket.as_ref().map(BoundSocket::address) {
             Some(Ok(address @ ListenAddress::Vsock { .. })) => tracing::warn!(
+                reason = "monitor_exposed",
                 "the monitor listens on {address}: every virtual machine can see who is connected",
             ),
             Some(Ok(address)) if !address.is_local() => tracing::warn!(
-                "the monitor listens on {address}: whoever can reach it sees who is connected, and \
-                 anyone on the way can read it",
+                reason = "monitor_exposed",
+                "the monitor listens on {address} without TLS: anyone who can reach it sees who \
+                 is connected",
             ),
             _ => {}
         }
@@ -89,7 +87,7 @@ impl MonitorSetup {
             None => None,
         };
         if let Some(monitor) = &monitor {
-            tracing::info!(monitor = monitor.address(), "what goes on is shown by HTTP");
+            tracing::info!(monitor = monitor.address(), "monitor started");
         }
         Ok(RunningMonitor { _monitor: monitor, observed })
     }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use hexz_reader::{Password, PasswordSource};
 use nbd_gateway::tls::{TlsFileProblem, check_not_exposed};
+use nbd_telemetry::escape;
 
-use crate::exit_status::{self, ExitStatus};
+use crate::exit_status::fixed_exit_status;
 
 /// Name of the credential under systemd's `LoadCredential=`.
 const CREDENTIAL: &str = "hexz-nbd.password";
@@ -23,15 +24,11 @@ const LENGTH_LIMIT: usize = 64 * 1024;
 #[error("can't use the password: {0}")]
 pub(crate) struct PasswordError(#[from] PasswordFileError);
 
-impl ExitStatus for PasswordError {
-    fn exit_status(&self) -> u8 {
-        exit_status::ARCHIVE
-    }
-}
+fixed_exit_status! { PasswordError => ARCHIVE, "password"; }
 
 /// A password file that can't be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", nbd_telemetry::escape::name(.path))]
+#[error("{}: {problem}", escape::name(.path))]
 struct PasswordFileError {
     path: PathBuf,
     problem: TlsFileProblem,
@@ -89,10 +86,10 @@ fn read(path: &Path) -> Result<Password, PasswordFileError> {
     let password = Password::from_file_content(content);
     let invalid = |message| of(io::Error::new(io::ErrorKind::InvalidData, message).into());
     if length == LENGTH_LIMIT {
-        return Err(invalid("it is too long for a password"));
+        return Err(invalid("the password is too long"));
     }
     if password.is_empty() {
-        return Err(invalid("there is no password in it"));
+        return Err(invalid("the file contains no password"));
     }
     Ok(password)
 }

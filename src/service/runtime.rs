@@ -1,6 +1,6 @@
 //! Sets up the tokio runtime, and handles the signals that end the program.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,9 +22,10 @@ pub(crate) fn prepare() -> Builder {
 }
 
 /// Runs `work` to completion. SIGTERM or SIGINT cancels the token passed to it; a second signal
-/// ends the program immediately.
+/// ends the program immediately. Stores the time of the first one in `shutdown_at`.
 pub(crate) fn run_until_signal(
     mut runtime: Builder,
+    shutdown_at: &mut Option<Instant>,
     work: impl AsyncFnOnce(CancellationToken) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let runtime = runtime.build()?;
@@ -33,7 +34,7 @@ pub(crate) fn run_until_signal(
         let shutdown = CancellationToken::new();
         tokio::select! {
             done = work(shutdown.clone()) => done,
-            () = wait_for_second_signal(signals, &shutdown) => Ok(()),
+            () = wait_for_second_signal(signals, &shutdown, shutdown_at) => Ok(()),
         }
     });
     // A thread that hangs in a read from a dead file system must not keep the process alive.
@@ -44,16 +45,18 @@ pub(crate) fn run_until_signal(
 async fn wait_for_second_signal(
     (mut terminate, mut interrupt): (Signal, Signal),
     shutdown: &CancellationToken,
+    shutdown_at: &mut Option<Instant>,
 ) {
     let mut either = async || {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
         }
     };
-    either().await;
-    tracing::info!("told to end: answering what has been asked, accepting nothing new");
+    let signal = either().await;
+    tracing::info!(signal, "shutting down: draining in-flight requests");
+    *shutdown_at = Some(Instant::now());
     shutdown.cancel();
-    either().await;
-    tracing::warn!("told to end again: ending at once");
+    let signal = either().await;
+    tracing::warn!(reason = "second_signal", signal, "second signal: terminating immediately");
 }

@@ -14,6 +14,14 @@ impl ExitStatus for SandboxError {
     fn exit_status(&self) -> u8 {
         exit_status::SANDBOX
     }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "sandbox_unavailable",
+            Self::Threads(_) => "sandbox_threads",
+            Self::User(..) => "user",
+        }
+    }
 }
 
 /// Returns the plan of what the program still needs inside the sandbox.
@@ -71,16 +79,15 @@ pub(super) fn enter_sandbox(plan: &SandboxPlan) -> Result<ReadableSet, SandboxEr
         (_, enforced) => tracing::info!("sandbox: {}", enforced.join("; ")),
     }
     if !report.missing.is_empty() {
-        tracing::warn!("sandbox: not to be had here: {}", report.missing.join("; "));
+        let reason = "sandbox_incomplete";
+        tracing::warn!(reason, "sandbox: not available here: {}", report.missing.join("; "));
     }
     for note in report.notes {
-        tracing::warn!("sandbox: {note}");
+        tracing::warn!(reason = "sandbox_note", "sandbox: {note}");
     }
     if plan.user.is_none() && nbd_sandbox::is_root() {
-        tracing::warn!(
-            "running as root: --user USER goes on as another one as soon as sockets are bound and \
-             keys are read",
-        );
+        let reason = "running_as_root";
+        tracing::warn!(reason, "running as root: use --user USER to drop privileges after startup");
     }
     Ok(report.readable)
 }

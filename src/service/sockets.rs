@@ -14,47 +14,25 @@ use nbd_gateway::listen::{
     self, BindError, BoundSocket, InheritError, InheritedSockets, ListenAddress, SocketPermissions,
     StdioConnection, StdioError,
 };
-use nbd_gateway::{AcceptLoopFailed, Gateway, Policy};
+use nbd_gateway::{AcceptLoopFailed, Control, Gateway, Policy};
 
 use crate::cli::ServeOptions;
-use crate::exit_status::{self, ExitStatus, Failure};
+use crate::exit_status::{Failure, fixed_exit_status};
 
 /// Error for addresses to listen on that are given twice.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "--listen is given, but the service manager hands over sockets to listen on (LISTEN_FDS): \
-     leave out one of them"
+    "--listen conflicts with the sockets passed by the service manager (LISTEN_FDS): remove one of \
+     them"
 )]
 struct ListenAndInherited;
 
-impl ExitStatus for ListenAndInherited {
-    fn exit_status(&self) -> u8 {
-        exit_status::USAGE
-    }
-}
-
-impl ExitStatus for BindError {
-    fn exit_status(&self) -> u8 {
-        exit_status::LISTEN
-    }
-}
-
-impl ExitStatus for InheritError {
-    fn exit_status(&self) -> u8 {
-        exit_status::LISTEN
-    }
-}
-
-impl ExitStatus for StdioError {
-    fn exit_status(&self) -> u8 {
-        exit_status::LISTEN
-    }
-}
-
-impl ExitStatus for AcceptLoopFailed {
-    fn exit_status(&self) -> u8 {
-        exit_status::FAILED
-    }
+fixed_exit_status! {
+    ListenAndInherited => USAGE, "listen_given_twice";
+    BindError => LISTEN, "listen";
+    InheritError => LISTEN, "inherited_socket";
+    StdioError => LISTEN, "stdio";
+    AcceptLoopFailed => FAILED, "accept_loop_failed";
 }
 
 /// Sockets that the process was started with.
@@ -113,8 +91,8 @@ impl SocketSource {
             && (is_inherited || !config.listen.iter().any(makes_one))
         {
             tracing::warn!(
-                "--socket-mode and --socket-group are for Unix sockets of --listen, of which there \
-                 are none",
+                reason = "no_unix_socket",
+                "--socket-mode and --socket-group have no effect: --listen names no Unix socket"
             );
         }
         match self {
@@ -151,13 +129,22 @@ impl BoundSockets {
 
 /// A gateway that is ready to run.
 pub(crate) struct BoundGateway {
-    pub(crate) gateway: Gateway<Catalog>,
+    gateway: Gateway<Catalog>,
     connection: Option<StdioConnection>,
-    /// Addresses of its sockets, for display.
-    pub(crate) listen: Vec<String>,
+    listen: Vec<String>,
 }
 
 impl BoundGateway {
+    /// Returns the handle for reconfiguring and querying it.
+    pub(crate) fn control(&self) -> Control<Catalog> {
+        self.gateway.control()
+    }
+
+    /// Returns the addresses of its sockets, for display.
+    pub(crate) fn listen(&self) -> &[String] {
+        &self.listen
+    }
+
     /// Serves until `shutdown` is canceled, or, for a single connection, until that ends.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), Failure> {
         match self.connection {

@@ -11,8 +11,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::audit::{self, AuditTarget};
 use super::monitor::MonitorSetup;
 use super::notify::ManagerSocket;
-use super::reload::FileStamps;
 use super::sockets::{BoundSockets, SocketSource};
+use super::watch::WatchedFiles;
 use super::{access, archives, pid_file};
 use crate::cli::ReloadableOptions;
 use crate::exit_status::Failure;
@@ -26,25 +26,16 @@ pub(super) struct Prepared {
     pub(super) fixed: FixedOptions,
     /// Options that a reload can change.
     pub(super) options: ReloadableOptions,
+    /// True if a reload follows when files have changed.
     pub(super) watch: bool,
     /// Stamps of the files from before they were read.
-    pub(super) stamps: FileStamps,
+    pub(super) files: WatchedFiles,
     pub(super) config: Config,
     pub(super) policy: Policy,
     pub(super) catalog: Catalog,
-    pub(super) listen: ListenPlan,
-    pub(super) services: Services,
-}
-
-/// Sockets on which clients connect.
-pub(super) struct ListenPlan {
     pub(super) sockets: BoundSockets,
     /// True if the gateway listens on loopback only, since the rules admit no other clients.
     pub(super) is_loopback_only: bool,
-}
-
-/// Services besides the gateway: service manager, audit and monitoring.
-pub(super) struct Services {
     pub(super) manager: ManagerSocket,
     pub(super) audit: Option<AuditTarget>,
     pub(super) monitor: MonitorSetup,
@@ -59,14 +50,13 @@ impl Prepared {
         let mut source = SocketSource::take_inherited(&serve, &mut config)?;
         let monitor_socket = source.take_monitor();
         let manager = ManagerSocket::from_environment();
-        let stamps = FileStamps::of(stamp, &serve.changeable);
+        let files = WatchedFiles::new(file.as_deref(), stamp, &serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
         let catalog = serve.catalog(archives::options(&serve.changeable.snapshots.opening)?)?;
         tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
         tracing::debug!("memory: {}", serve.memory());
         access::warn_risky(&config, &policy);
-        let open = catalog.descriptors();
-        raise_descriptor_limit(&config, open);
+        raise_descriptor_limit(&config, catalog.descriptors());
         let is_local_only = policy.rules.is_local_only();
         let is_loopback_only = config.listen.is_empty() && is_local_only && !serve.is_stdio();
         let sockets = source.bind(&config, is_local_only, &serve.socket_permissions())?;
@@ -75,11 +65,21 @@ impl Prepared {
         if let Some(path) = serve.pid_file() {
             pid_file::write(path)?;
         }
-        let watch = serve.is_watching();
-        let listen = ListenPlan { sockets, is_loopback_only };
-        let services = Services { manager, audit, monitor };
-        let options = serve.changeable;
-        Ok(Self { file, fixed, options, watch, stamps, config, policy, catalog, listen, services })
+        Ok(Self {
+            file,
+            fixed,
+            watch: serve.is_watching(),
+            options: serve.changeable,
+            files,
+            config,
+            policy,
+            catalog,
+            sockets,
+            is_loopback_only,
+            manager,
+            audit,
+            monitor,
+        })
     }
 }
 
@@ -93,7 +93,7 @@ fn raise_descriptor_limit(config: &Config, archives: usize) {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!("the limit of open files stays as it is: {error}");
+        tracing::debug!("can't raise the limit of open files: {error}");
     }
     let (clients, handshakes) = (config.limits.connections, config.limits.handshakes);
     let needed = [clients, handshakes, archives, RESERVED_DESCRIPTORS]
@@ -103,12 +103,12 @@ fn raise_descriptor_limit(config: &Config, archives: usize) {
     let Some(granted) = getrlimit(Resource::Nofile).current else { return };
     if usize::try_from(granted).is_ok_and(|granted| granted < needed) {
         tracing::warn!(
+            reason = "few_descriptors",
             needed,
             granted,
-            "too few file descriptors: {clients} clients (--max-connections), {handshakes} that \
-             negotiate (--max-handshakes), archives and sockets may need {needed}, and the system \
-             grants {granted}, so some clients will wait: raise its limit (LimitNOFILE=, ulimit \
-             -Hn), or lower these",
+            "too few file descriptors for {clients} clients (--max-connections), {handshakes} \
+             handshakes (--max-handshakes), archives and sockets: raise the limit (LimitNOFILE=, \
+             ulimit -Hn), or lower these options; otherwise some clients have to wait"
         );
     }
 }

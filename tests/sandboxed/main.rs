@@ -403,7 +403,7 @@ fn auto_goes_on() {
         let (code, stderr) = server_without(call, "auto");
         assert_eq!(code, Some(3), "{stderr}");
         let line = |start: &str| stderr.lines().find(|line| line.contains(start)).unwrap();
-        assert!(line("WARN sandbox: not to be had here").contains(gone), "{stderr}");
+        assert!(line("reason=\"sandbox_incomplete\"").contains(gone), "{stderr}");
         let enforced = line("INFO sandbox: no new privileges");
         assert!(enforced.contains(there) && !enforced.contains(gone), "{stderr}");
     }

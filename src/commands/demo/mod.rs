@@ -64,7 +64,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     let reader = BlockReader::new(64 * 1024 * 1024);
     let exports = Catalog::with_snapshot(NAME, snapshot, reader);
 
-    runtime::run_until_signal(runtime::prepare(), async |shutdown| {
+    runtime::run_until_signal(runtime::prepare(), &mut None, async |shutdown| {
         let (gateway, address) = bind(tls, exports)?;
         let port = address.port();
         print_line!("2. Serving a snapshot that is built in, over TLS, to this machine:");

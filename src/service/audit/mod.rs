@@ -30,7 +30,7 @@ const MIN_FLUSH_TIME: Duration = Duration::from_secs(1);
 pub(crate) enum AuditError {
     #[error("can't use --audit: {0}")]
     Target(#[from] TargetError),
-    #[error("--audit - and --stdio both want the standard output: name a file")]
+    #[error("--audit - and --stdio both use standard output: give --audit a file")]
     StandardOutputTaken,
     #[error(transparent)]
     Start(#[from] RecorderStartError),
@@ -41,6 +41,14 @@ impl ExitStatus for AuditError {
         match self {
             Self::StandardOutputTaken => exit_status::USAGE,
             Self::Target(_) | Self::Start(_) => exit_status::AUDIT,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::StandardOutputTaken => "audit_stdout_taken",
+            Self::Target(error) => error.label(),
+            Self::Start(_) => "audit_thread",
         }
     }
 }
@@ -98,7 +106,7 @@ impl AuditHandle {
     }
 
     /// Records the end of the program, and writes all queued events, until `until` at the latest
-    /// but for at least [`AT_LEAST`].
+    /// but for at least [`MIN_FLUSH_TIME`].
     pub(crate) fn finish(self, failure: Option<BoundedText>, until: Instant) {
         let how = if failure.is_some() { "failed" } else { "told" };
         self.audit().emit(|| Event::Stop(ServiceStopped { how: how.into(), why: failure }));
@@ -107,7 +115,8 @@ impl AuditHandle {
         let unwritten = recorder.finish(left);
         let lost = recorder.lost();
         if unwritten > 0 || lost > 0 {
-            tracing::error!(unwritten, lost, "audit: not all events are written");
+            let reason = "audit_events_unwritten";
+            tracing::error!(reason, unwritten, lost, "audit: not all events were written");
         }
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use nbd_telemetry::escape;
 use rustix::fs::{Access, CWD, Mode, OFlags, access, openat};
 use rustix::io::Errno;
 
@@ -45,20 +46,16 @@ enum SinkKind {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TargetError {
     /// The path is a link.
-    #[error(
-        "{} is a link, which isn't followed: {}",
-        nbd_telemetry::escape::name(.0),
-        link_hint(.0)
-    )]
+    #[error("{} is a symbolic link, which isn't followed: {}", escape::name(.0), link_hint(.0))]
     Link(PathBuf),
     /// The path is a pipe without a reader.
-    #[error("nobody reads the pipe {}: start its reader first", nbd_telemetry::escape::name(.0))]
+    #[error("the pipe {} has no reader: start the reader first", escape::name(.0))]
     NoReader(PathBuf),
     /// The path is neither a file nor a pipe.
-    #[error("{} is neither a file nor a pipe", nbd_telemetry::escape::name(.0))]
+    #[error("{} is neither a regular file nor a pipe", escape::name(.0))]
     NotAppendable(PathBuf),
     /// A system call failed.
-    #[error("can't append to {}: {error}", nbd_telemetry::escape::name(.path))]
+    #[error("can't append to {}: {error}", escape::name(.path))]
     Io {
         /// Path of the file.
         path: PathBuf,
@@ -67,16 +64,29 @@ pub(crate) enum TargetError {
         error: io::Error,
     },
     /// Standard output can't be used.
-    #[error("can't use the standard output: {0}")]
+    #[error("can't use standard output: {0}")]
     StandardOutput(#[source] io::Error),
+}
+
+impl TargetError {
+    /// Returns the label of the error.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Link(_) => "audit_link",
+            Self::NoReader(_) => "audit_no_reader",
+            Self::NotAppendable(_) => "audit_not_appendable",
+            Self::Io { .. } => "audit_unwritable",
+            Self::StandardOutput(_) => "audit_stdout",
+        }
+    }
 }
 
 /// Returns a hint on what to give instead of a link.
 fn link_hint(path: &Path) -> &'static str {
     let standard_output = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
     match standard_output.iter().any(|known| path == Path::new(known)) {
-        true => "the standard output is written as -",
-        false => "name the file itself",
+        true => "use - for standard output",
+        false => "give the path of the file itself",
     }
 }
 
@@ -97,8 +107,8 @@ impl AuditTarget {
     /// See [`TargetError`].
     pub(crate) fn open(path: &Path) -> Result<Self, TargetError> {
         let mut target = open(path)?;
-        // An earlier run may have ended in the middle of a line. If the file can't be read, assume
-        // that.
+        // An earlier run may have ended in the middle of a line. If the file can't be read, as in
+        // the sandbox, assume that: an empty line is harmless.
         target.may_end_mid_line &= !ends_with_newline(path).unwrap_or(false);
         Ok(target)
     }
@@ -180,10 +190,8 @@ impl AuditTarget {
 impl fmt::Display for AuditTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            SinkKind::StandardOutput => f.write_str("the standard output"),
-            SinkKind::File(path) | SinkKind::Other(path) => {
-                nbd_telemetry::escape::name(path).fmt(f)
-            }
+            SinkKind::StandardOutput => f.write_str("standard output"),
+            SinkKind::File(path) | SinkKind::Other(path) => escape::name(path).fmt(f),
         }
     }
 }
@@ -264,9 +272,6 @@ mod tests {
         fs::write(at("file"), "").unwrap();
         symlink("file", at("link")).unwrap();
         assert!(matches!(AuditTarget::open(&at("link")), Err(TargetError::Link(_))));
-        let link = |path: &str| TargetError::Link(path.into()).to_string();
-        assert!(link("/dev/stdout").ends_with("written as -"));
-        assert!(link("/dev/log").ends_with("name the file itself"));
         assert!(matches!(AuditTarget::open(folder.path()), Err(TargetError::Io { .. })));
         assert!(matches!(AuditTarget::open(&at("none/file")), Err(TargetError::Io { .. })));
         mknodat(CWD, at("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
@@ -279,6 +284,13 @@ mod tests {
             AuditTarget::check(&at(good)).unwrap();
         }
         assert!(!at("new").exists());
+    }
+
+    #[test]
+    fn wording_of_hints_about_links() {
+        let link = |path: &str| TargetError::Link(path.into()).to_string();
+        assert!(link("/dev/stdout").ends_with("use - for standard output"));
+        assert!(link("/dev/log").ends_with("give the path of the file itself"));
     }
 
     #[test]

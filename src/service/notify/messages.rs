@@ -20,7 +20,7 @@ pub(super) fn reloading(monotonic: Duration) -> String {
 }
 
 pub(super) fn stopping() -> String {
-    format!("STOPPING=1\n{}", status("answering what has been asked"))
+    format!("STOPPING=1\n{}", status("draining in-flight requests"))
 }
 
 pub(super) fn alive() -> String {

@@ -50,9 +50,9 @@ fn what_is_wrong_changes_nothing() {
     let mut refuses = |complaint: &str| {
         failed += 1;
         server.signal("HUP");
-        wait_for(&server, "not reloaded", failed);
+        wait_for(&server, "reload failed", failed);
         let log = server.log();
-        let line = log.iter().rfind(|line| line.message().starts_with("not reloaded")).unwrap();
+        let line = log.iter().rfind(|line| line.reason() == "reload_failed").unwrap();
         assert!(line.message().contains(complaint), "{}", line.text);
         assert!(reads(&server, alice.config(server.pki())), "{complaint}");
     };
@@ -111,14 +111,14 @@ fn an_archive_that_was_replaced_is_opened_and_a_broken_one_is_said() {
     fs::copy(crate::support::archive("text-dict-zstd.hxz"), &new).unwrap();
     fs::rename(new, &path).unwrap();
     reload(&server, 1);
-    let line = server.wait_for_message("served:");
+    let line = server.wait_for_message("now serving");
     assert!(line.message().contains("683.6 KiB"), "{}", line.text);
     before.read_ok(0, 512);
 
     fs::write(folder.path().join("junk"), "junk").unwrap();
     fs::rename(folder.path().join("junk"), &path).unwrap();
     server.signal("HUP");
-    server.wait_for_message("an archive can't be served");
+    server.wait_for_reason("archives_not_reloaded");
 }
 
 /// With --user the key is usually one that can't be read again; until a restart nobody could
@@ -160,7 +160,7 @@ fn a_key_that_can_not_be_read_again_stays() {
     // It has to fit the certificate all the same.
     replace(&path("cert.pem"), &fs::read_to_string(Pki::new().server_cert()).unwrap());
     server.signal("HUP");
-    server.wait_for_message("not reloaded");
+    server.wait_for_reason("reload_failed");
 }
 
 /// Who was revoked stayed in, and came in again, when an archive was gone as well.
@@ -179,7 +179,7 @@ fn a_revocation_holds_whatever_becomes_of_the_archives() {
     reload(&server, 1);
     client.expect_closed();
     assert!(!reads(&server, alice.config(server.pki())));
-    server.wait_for_message("an archive can't be served");
+    server.wait_for_reason("archives_not_reloaded");
 }
 
 #[test]
@@ -350,15 +350,15 @@ fn a_new_list_of_digests_is_heeded() {
     fs::copy(crate::support::archive("text-dict-zstd.hxz"), &new).unwrap();
     fs::rename(new, &disk).unwrap();
     server.signal("HUP");
-    wait_for(&server, "an archive can't be served, so keys and digests stay", 1);
+    wait_for(&server, "archives not reloaded, keeping the previous keys and digests", 1);
     pin();
     server.signal("HUP");
-    server.wait_for_message("served: ");
+    server.wait_for_message("now serving");
     assert_eq!(server.go("").read_ok(0, 512).len(), 512);
     before.read_ok(0, 512);
     // A list that doesn't have it any more lets nobody open it, and isn't taken over.
     replace(&list, &format!("{}  other.hxz\n", "0".repeat(64)));
     server.signal("HUP");
-    wait_for(&server, "an archive can't be served, so keys and digests stay", 2);
+    wait_for(&server, "archives not reloaded, keeping the previous keys and digests", 2);
     server.assert_alive();
 }

@@ -96,7 +96,7 @@ fn a_list_of_no_key_is_refused() {
     let server = start().start();
     replace(&old.revocation_list(), &foreign);
     server.signal("HUP");
-    wait_for(&server, "not reloaded", 1);
+    wait_for(&server, "reload failed", 1);
     assert!(comes_in(&server, &old.alice()) && comes_in(&server, &new.alice()));
     let (code, error) = start().fail();
     assert_eq!(code, 4, "{error}");

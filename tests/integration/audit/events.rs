@@ -78,7 +78,7 @@ fn who_reads_what_is_told_with_all_that_is_known() {
     assert_eq!(ended["errors"], 1);
     assert!((0.0..30.0).contains(&ended["duration"].as_f64().unwrap()));
     // The log speaks of the same connection, flat.
-    let line = server.wait_for_message("left");
+    let line = server.wait_for_log("it left", |line| line.json["how"] == "left");
     assert_eq!(line.json["id"], reading["id"]);
     assert_eq!(line.json["identity"], reading["identity"]);
     assert_eq!(line.json["export"], BASE);

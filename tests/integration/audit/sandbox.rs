@@ -18,13 +18,14 @@ fn the_folder_is_named_and_should_be_its_own() {
     let enforced = line(&server, "sandbox: ");
     let folder = fs::canonicalize(record.0.path()).unwrap();
     assert!(enforced.contains(&format!(", appends to {}/", folder.display())), "{enforced}");
-    assert!(!server.log_text().contains("a folder of its own"));
+    assert!(!server.has_reason("sandbox_note"), "{}", server.log_text());
 
     let served = record.at("served.hxz");
     fs::copy(archive(BASE), &served).unwrap();
     let server = Server::builder().arg(&served).args(["--sandbox", "auto"]);
     let server = server.arg("--audit").arg(record.path()).start();
-    line(&server, "give that one a folder of its own");
+    let note = server.wait_for_reason("sandbox_note");
+    assert!(note.message().contains(folder.to_str().unwrap()), "{}", note.text);
 
     let server = Server::builder().archive(BASE).args(["--sandbox", "auto"]).start();
     assert!(!line(&server, "sandbox: ").contains("appends"));
@@ -50,10 +51,11 @@ fn another_user_needs_the_folder() {
     }
     let server = start("nobody").args(["--sandbox", "auto", "--audit"]).arg(record.path());
     let mut server = server.start();
-    server.wait_for_message("can't be made anew when it is rotated");
+    let note = server.wait_for_reason("sandbox_note");
+    assert!(note.message().contains(record.path().to_str().unwrap()), "{}", note.text);
     fs::rename(record.path(), record.at("old")).unwrap();
     server.signal("HUP");
-    server.wait_for_message("audit: the old file goes on: can't append to");
+    server.wait_for_reason("audit_reopen_failed");
     server.assert_alive();
     server.terminate();
     let events = read(&record.at("old"));
@@ -67,6 +69,6 @@ fn another_user_needs_the_folder() {
     server.signal("HUP");
     wait_until("there is a new one", || record.path().exists());
     server.terminate();
-    assert!(!server.log_text().contains("can't be made anew"), "{}", server.log_text());
+    assert!(!server.has_reason("sandbox_note"), "{}", server.log_text());
     assert_eq!(record.events().last().unwrap()["event"], "stop");
 }

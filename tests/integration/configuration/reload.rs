@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use super::{BASE, CHILD, Site, replace};
 use crate::support::client::{FLAGS, OPT_GO, OPT_STARTTLS, REP_ERR_UNKNOWN, info_data};
 use crate::support::pki::Pki;
-use crate::support::server::Server;
+use crate::support::server::{Line, Server};
 use crate::support::{PASSWORD, image, wait_until};
 
 /// Sends SIGHUP and waits for what comes of it: so many lines that begin like that.
@@ -18,15 +18,19 @@ fn reload(server: &Server, text: &str, times: usize) {
 fn wait_for(server: &Server, text: &str, times: usize) {
     wait_until(text, || {
         let log = server.log();
-        log.iter().filter(|line| line.message().starts_with(text)).count() >= times
+        log.iter().filter(|line| is(line, text)).count() >= times
     });
 }
 
-/// What the last line says that begins like that.
-fn last(server: &Server, text: &str) -> String {
-    let log = server.log();
-    let line = log.iter().rfind(|line| line.message().starts_with(text));
-    line.unwrap_or_else(|| panic!("{text}: {}", server.log_text())).message().to_owned()
+/// Whether a line begins like that, or has this label.
+fn is(line: &Line, text: &str) -> bool {
+    line.message().starts_with(text) || line.reason() == text
+}
+
+/// The last line with this label.
+fn last(server: &Server, reason: &str) -> Line {
+    let line = server.log().into_iter().rfind(|line| line.reason() == reason);
+    line.unwrap_or_else(|| panic!("{reason}: {}", server.log_text()))
 }
 
 #[test]
@@ -39,14 +43,14 @@ fn exports_come_and_go_and_open_sessions_go_on() {
     site.say(&format!(
         "default-export = 'c'\n[exports]\na = '{{archives}}/{BASE}'\nc = '{{archives}}/{CHILD}'"
     ));
-    reload(&server, "served:", 1);
+    reload(&server, "now serving", 1);
     assert_eq!(server.greeted().list(), ["a", "c"]);
     let mut child = server.go("c");
     child.read_ok(0, 512);
     server.assert_alive();
 
     site.say("export-dir = '{archives}'\ndefault-export = 'base-lz4.hxz'");
-    reload(&server, "served:", 2);
+    reload(&server, "now serving", 2);
     server.greeted().go("base-lz4.hxz");
     server.greeted().refused(OPT_GO, &info_data(b"a", &[]), REP_ERR_UNKNOWN);
     // What they read isn't served any more, but they go on.
@@ -67,7 +71,7 @@ fn what_stays_stays_open_and_cached() {
     let size = fs::metadata(site.path("a.hxz")).unwrap().len();
     let before = server.file_bytes_read();
     site.say("digest = '{}/digests'\ndefault-export = 'b'\n[exports]\nb = '{}/a.hxz'");
-    reload(&server, "served:", 1);
+    reload(&server, "now serving", 1);
     let mut client = server.go("b");
     assert_eq!(client.read_ok(0, 512), image()[..512]);
     // The header and the index are read, but not all of it to be hashed once more.
@@ -115,7 +119,7 @@ fn rules_for_other_archives_open_none_that_were_there() {
     early.refused(OPT_GO, &info_data(b"x", &[]), REP_ERR_UNKNOWN);
 
     say("{}/later.hxz", everything);
-    reload(&server, "an archive can't be served, so what is served stays as it was", 1);
+    reload(&server, "archives_not_reloaded", 1);
     for client in [&mut early, &mut server.greeted()] {
         client.refused(OPT_GO, &info_data(b"x", &[]), REP_ERR_UNKNOWN);
         assert_eq!(client.list(), ["y"]);
@@ -123,7 +127,7 @@ fn rules_for_other_archives_open_none_that_were_there() {
 
     site.copy(CHILD, "later.hxz");
     site.copy(BASE, BASE);
-    reload(&server, "served:", 1);
+    reload(&server, "now serving", 1);
     let mut same = server.go("y");
     let (mut one, mut two) = (early, server.greeted());
     for client in [&mut one, &mut two] {
@@ -161,8 +165,8 @@ fn another_certificate_is_shown() {
 
     // Those who are in would go on in clear, or would have been promised TLS.
     site.say(&format!("[exports]\na = '{{archives}}/{BASE}'"));
-    reload(&server, "not reloaded", 1);
-    assert!(last(&server, "not reloaded").contains("TLS can't be switched on or off"));
+    reload(&server, "reload_failed", 1);
+    assert_eq!(last(&server, "reload_failed").json["cause"], "tls_toggled");
     assert!(comes_in(&new));
 }
 
@@ -193,14 +197,14 @@ fn a_broken_file_changes_nothing_and_says_why() {
     ] {
         site.say(text);
         failed += 1;
-        reload(&server, "not reloaded, everything stays as it was: ", failed);
-        let said = last(&server, "not reloaded");
-        assert!(said.contains(complaint), "{complaint}: {said}");
+        reload(&server, "reload_failed", failed);
+        let said = last(&server, "reload_failed");
+        assert!(said.message().contains(complaint), "{complaint}: {said:?}");
         server.assert_alive();
     }
     fs::remove_file(site.file()).unwrap();
-    reload(&server, "not reloaded", failed + 1);
-    assert!(last(&server, "not reloaded").contains("hexz-nbd.toml: can't read it"));
+    reload(&server, "reload_failed", failed + 1);
+    assert!(last(&server, "reload_failed").message().contains("hexz-nbd.toml: can't read it"));
     client.read_ok(0, 512);
     site.say(&sound);
     reload(&server, "reloaded", 1);
@@ -213,11 +217,11 @@ fn archives_that_can_not_be_opened_stay_what_they_were() {
     let site = Site::new(&format!("[exports]\na = '{{archives}}/{BASE}'"));
     let server = site.server().start();
     site.say("[exports]\nb = '{}/none'");
-    reload(&server, "an archive can't be served, so what is served stays as it was", 1);
+    reload(&server, "archives_not_reloaded", 1);
     assert_eq!(server.greeted().list(), ["a"]);
     // As soon as it is there, it is.
     site.copy(BASE, "none");
-    reload(&server, "served: b", 1);
+    reload(&server, "now serving b", 1);
     assert_eq!(server.greeted().list(), ["b"]);
 }
 
@@ -228,16 +232,14 @@ fn what_can_not_change_is_named_and_stays() {
     // The command line's --listen counts, whatever the file says.
     let server = site.server().start();
     reload(&server, "reloaded", 1);
-    assert!(!server.log_text().contains("takes a restart"), "{}", server.log_text());
+    assert!(!server.has_reason("needs_restart"), "{}", server.log_text());
     site.say(&format!(
         "max-connections = 2\ncache-size = '32MiB'\nlisten = '127.0.0.1:1'\nverbose = 1\n\
          audit = '{{}}/audit'\ninsecure-no-tls = true\nuser = 'nobody'\nstrict = true\n{exports}"
     ));
     reload(&server, "reloaded", 2);
-    assert_eq!(
-        last(&server, "takes a restart"),
-        "takes a restart: audit, cache-size, insecure-no-tls, max-connections, user, verbose"
-    );
+    let named = "audit, cache-size, insecure-no-tls, max-connections, user, verbose";
+    assert!(last(&server, "needs_restart").message().ends_with(named), "{}", server.log_text());
     let mut first = server.go("");
     first.read_ok(0, 1);
     assert!(server.connect().rest().0.is_empty());
@@ -263,10 +265,10 @@ fn parents_and_passwords_are_found_where_the_file_says() {
     let server = site.server().start();
     assert_eq!(server.greeted().list(), ["base"]);
     site.say(&format!("parent-dir = '{{}}/parents'\n{exports}"));
-    reload(&server, "served:", 1);
+    reload(&server, "now serving", 1);
     assert_eq!(server.greeted().list(), ["child", "base"]);
     site.say(&format!("parent-dir = '{{}}/parents'\npassword-file = '{{}}/password'\n{exports}"));
-    reload(&server, "served:", 2);
+    reload(&server, "now serving", 2);
     assert_eq!(server.greeted().list(), ["child", "secret", "base"]);
     assert_eq!(server.go("secret").read_ok(4096, 512), image()[4096..4608]);
 }
@@ -284,13 +286,10 @@ fn what_the_sandbox_closes_takes_a_restart() {
         own.display(),
         other.display()
     ));
-    reload(&server, "not reloaded", 1);
-    let said = last(&server, "not reloaded");
-    let expected = format!(
-        "{} is outside what the sandbox lets this program read; it takes a restart",
-        other.display()
-    );
-    assert!(said.ends_with(&expected), "{said}");
+    reload(&server, "reload_failed", 1);
+    let line = last(&server, "reload_failed");
+    assert_eq!(line.json["cause"], "outside_sandbox");
+    assert!(line.message().contains(other.to_str().unwrap()), "{}", line.text);
     server.assert_alive();
 
     // A new one beside the old ones can be read.
@@ -299,7 +298,7 @@ fn what_the_sandbox_closes_takes_a_restart() {
     site.say(
         "sandbox = 'require'\ndefault-export = 'c'\n[exports]\na = '{}/a.hxz'\nc = '{}/c.hxz'",
     );
-    reload(&server, "served:", 1);
+    reload(&server, "now serving", 1);
     server.assert_alive();
     assert_eq!(server.greeted().list(), ["a", "c"]);
 }
@@ -310,7 +309,7 @@ fn the_file_is_watched() {
     let site = Site::new(&format!("watch = true\n{exports}"));
     let server = site.server().start();
     site.say(&format!("watch = true\nlisen = 7\n{exports}"));
-    wait_for(&server, "not reloaded", 1);
+    wait_for(&server, "reload_failed", 1);
     replace(&site.path("rules"), "[[rule]]\naction = 'allow'");
     site.say(&format!("watch = true\nrules = '{{}}/rules'\n{exports}"));
     wait_for(&server, "reloaded", 1);
@@ -322,7 +321,7 @@ fn the_file_is_watched() {
     // And so is what it names when that can't be used.
     replace(&site.path("others"), "nonsense");
     site.say(&format!("watch = true\nrules = '{{}}/others'\n{exports}"));
-    wait_for(&server, "not reloaded", 2);
+    wait_for(&server, "reload_failed", 2);
     replace(&site.path("others"), "[[rule]]\naction = 'allow'");
     wait_for(&server, "reloaded", 3);
     server.assert_alive();

@@ -137,6 +137,35 @@ fn messages_are_those_of_the_program() {
     assert!(seen > 40, "{seen}");
 }
 
+/// Labels of the program's own log lines and errors, which log monitors look for.
+#[test]
+fn labels_are_listed() {
+    let mut code = source("src/exit_status.rs");
+    for folder in ["src/service", "src/monitor", "src/log"] {
+        code += &all_source(Path::new(&in_repository(folder)));
+    }
+    let is_label = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let in_lines = code.split("reason = \"").skip(1);
+    let in_lines = in_lines.chain(code.split("(\"reason\", \"").skip(1));
+    let mut labels: BTreeSet<String> =
+        in_lines.filter_map(|rest| Some(rest.split('"').next()?.to_owned())).collect();
+    let tables = code.split("fixed_exit_status! {").skip(1).filter_map(|it| it.split('}').next());
+    labels.extend(tables.flat_map(|it| it.split('"').skip(1).step_by(2)).map(str::to_owned));
+    for function in code.split("fn label(").skip(1) {
+        let body = function.split("\n    }\n").next().unwrap();
+        labels.extend(body.split('"').skip(1).step_by(2).map(str::to_owned));
+    }
+    assert!(labels.len() > 50 && labels.iter().all(|label| is_label(label)), "{labels:?}");
+
+    let page = source("docs/troubleshooting.md");
+    let table = page.split("## Labels of the program's log lines").nth(1).unwrap();
+    let rows = table.split("\n## ").next().unwrap().lines().filter_map(|it| it.strip_prefix("| `"));
+    let names = rows.flat_map(|row| row.split(" |").next().unwrap().split("`, `"));
+    let listed: BTreeSet<String> = names.map(|name| name.trim_matches('`').to_owned()).collect();
+    let listed: BTreeSet<String> = listed.into_iter().filter(|name| name != "reason").collect();
+    assert_eq!(listed, labels);
+}
+
 /// What is compared with what programs say when the page is run.
 fn shown_by(step: &Step) -> &[String] {
     match step {

@@ -113,9 +113,8 @@ fn every_name_once() {
         ([named("a"), named("a/aux")], "a/aux"),
         ([named("a/aux"), named("a")], "a/aux"),
     ] {
-        let (code, stderr) = run_to_failure(&archives);
-        assert_eq!(code, 2, "{stderr}");
-        assert!(stderr.contains(&format!("\"{name}\"")), "{stderr}");
+        let twice = Server::builder().args(&archives).fails_with(2, "duplicate_export");
+        assert!(twice.contains(&format!("\"{name}\"")), "{twice}");
     }
     for bad in ["=x.hxz", "a=", ""] {
         assert_eq!(run_to_failure([bad]).0, 2);
@@ -140,9 +139,9 @@ fn the_default_export() {
         assert_eq!(canonical(&two().args(["--default-export", name]).start()), name);
     }
     for name in ["nothing", "base", "aux", ""] {
-        let (code, stderr) = two().args(["--default-export", name]).fail();
-        assert_eq!(code, 2, "{stderr}");
-        assert!(stderr.contains("default export") && stderr.contains(name), "{stderr}");
+        let unknown = two().args(["--default-export", name]);
+        let message = unknown.fails_with(2, "unknown_default_export");
+        assert!(message.contains(&format!("\"{name}\"")), "{message}");
     }
 
     // What is in a folder may change at any time.
@@ -166,7 +165,7 @@ fn what_can_not_be_opened_stops_nobody_else() {
     };
 
     let server = with(&["good.hxz"]).start();
-    let line = server.wait_for_message("left out");
+    let line = server.wait_for_reason("not_hexz");
     assert!(line.message().contains("broken.hxz"), "{}", line.text);
     assert_eq!(line.json["level"], "ERROR");
     is_unknown(&server, "broken.hxz");

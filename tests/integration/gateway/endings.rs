@@ -107,7 +107,7 @@ fn what_was_not_accepted_gets_no_reply() {
         // By now some have been accepted, and more has to be sent than a socket holds.
         let first = client.receive(1);
         server.signal("TERM");
-        server.wait_for_message("told to end: answering");
+        server.wait_for_message("shutting down: draining");
         let answered = answered(&[first, read_slowly(&mut client)].concat());
         let count = answered.len() as u64;
         assert!((1..REQUESTS / 2).contains(&count), "{count}");

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use super::{BASE, plain};
 use crate::archive_writer::{ArchiveWriter, Piece};
 use crate::support::client::{Client, FLAGS, Plain, connect_from};
-use crate::support::server::Server;
+use crate::support::server::Line;
 use crate::support::{IMAGE_SHA256, archive, wait_until};
 
 /// A server whose standard error stream is not the test's. It is killed on drop.
@@ -106,8 +106,8 @@ fn commands_end_quietly_when_nobody_reads_them() {
     const CLOSED: i32 = 141;
     let folder = tempfile::tempdir().unwrap();
     let server = plain().args(["--monitor", "127.0.0.1:0"]).start();
-    let monitor =
-        server.wait_for_message("shown by HTTP").json["monitor"].as_str().unwrap().to_owned();
+    let monitor = server.wait_for_log("the monitor runs", |line| line.json["monitor"].is_string());
+    let monitor = monitor.json["monitor"].as_str().unwrap().to_owned();
     let (address, base) = (server.address().to_string(), archive(BASE).display().to_string());
     let dir = folder.path().join("pki").display().to_string();
     for (args, code) in [
@@ -157,13 +157,11 @@ fn refused_peers_use_up_no_lines_of_served_ones() {
         flood(10);
         server.assert_alive();
     }
-    let lines = |text: &str| server.log().iter().filter(|line| line.message() == text).count();
-    wait_until("all have left", || lines("left") == SERVED);
-    assert_eq!(lines("reading"), SERVED);
-    let refused = |server: &Server| {
-        server.log().iter().filter(|line| line.message().starts_with("refused")).count()
-    };
-    assert!(refused(&server) < 250, "{}", refused(&server));
+    let count = |wanted: fn(&Line) -> bool| server.log().into_iter().filter(wanted).count();
+    wait_until("all have left", || count(|line| line.json["how"] == "left") == SERVED);
+    assert_eq!(count(|line| line.json["tls"] == "none"), SERVED);
+    let refused = count(|line| line.json["peer"] == "127.0.0.2");
+    assert!(refused < 250, "{refused}");
 }
 
 /// Standard error of a server that doesn't start, as people see it.
@@ -171,7 +169,7 @@ fn stderr_for(archive: &Path) -> (i32, String) {
     let args = [Path::new("--listen=127.0.0.1:0"), archive];
     let (code, stderr) = crate::support::server::run_to_failure(args);
     // Lines that there are whatever the archive says.
-    let is_usual = |line: &&str| line.contains(" sandbox: ") || line.contains(" running as root: ");
+    let is_usual = |line: &&str| line.contains(" sandbox: ") || line.contains("running_as_root");
     (code, stderr.lines().filter(|line| !is_usual(line)).collect::<Vec<_>>().join("\n"))
 }
 
@@ -240,7 +238,7 @@ fn the_limits_are_in_the_log() {
 fn an_empty_filter_is_none() {
     let server = plain().env("RUST_LOG", "").start();
     server.assert_alive();
-    server.wait_for_message("reading");
+    server.wait_for_log("it reads", |line| line.json["tls"] == "none");
     assert!(!server.log_text().contains("\"DEBUG\""));
 }
 

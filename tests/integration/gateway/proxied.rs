@@ -249,7 +249,7 @@ fn the_balancer_s_own_connections_are_its_own() {
 #[test]
 fn nobody_is_on_this_machine_by_saying_so() {
     let default = plain().args(["--proxy-from", "127.0.0.1"]).start();
-    default.wait_for_message("--proxy-from names load balancers, but no other machine may connect");
+    default.wait_for_reason("no_proxied_clients");
     let named = plain()
         .args(["--proxy-from", "127.0.0.1,unix", "--allow", "127.0.0.0/8,::1", "--insecure-no-tls"])
         .start();

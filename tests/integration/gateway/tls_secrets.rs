@@ -27,7 +27,7 @@ fn a_key_behind_a_closed_folder_is_taken() {
     server.wait_for_message("reloaded");
     set(server.pki().folder(), 0o755);
     server.signal("HUP");
-    server.wait_for_message("not reloaded");
+    server.wait_for_reason("reload_failed");
     server.assert_alive();
 }
 

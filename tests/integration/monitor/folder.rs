@@ -95,7 +95,7 @@ fn what_is_mounted_on_it_since_the_start_is_named() {
     // A reload can't admit it, and says so; nobody is served less by it.
     server.signal("HUP");
     server.wait_for_log("a reload tries it", |line| {
-        line.message().starts_with("an archive can't be served") && line.text.contains("mounted")
+        line.reason() == "archives_not_reloaded" && line.json["cause"] == label
     });
     assert!(!ready(&server));
 

@@ -20,7 +20,7 @@ use crate::support::server::Server;
 
 /// Where it is shown, as ADDRESS:PORT.
 fn monitor_of(server: &Server) -> String {
-    let line = server.wait_for_message("what goes on is shown by HTTP");
+    let line = server.wait_for_log("the monitor runs", |line| line.json["monitor"].is_string());
     line.json["monitor"].as_str().unwrap().to_owned()
 }
 

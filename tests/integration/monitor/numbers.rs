@@ -269,14 +269,19 @@ fn reloads_are_counted_with_what_was_wrong() {
 fn who_asks_too_fast_is_seen_to_wait() {
     let server = shown().archive(BASE).args(["--max-requests", "20"]).start();
     let mut client = server.go("");
-    for _ in 0..25 {
-        client.read_ok(0, 512);
-    }
+    let mut sent = 0;
+    let mut throttled = 0;
+    wait_until("some of them wait", || {
+        (0..40).for_each(|cookie| client.send_request(Request::read(cookie, 0, 512)));
+        client.receive(40 * (16 + 512));
+        sent += 40;
+        throttled = status(&server)["exports"][0]["throttled"].as_u64().unwrap();
+        throttled > 0
+    });
+    // A second's worth passes at once.
+    assert!(throttled <= sent - 20, "{throttled} of {sent}");
     let export = &status(&server)["exports"][0];
-    // A second's worth passes at once, and some of the rest when it has been earned meanwhile.
-    let held = export["throttled"].as_u64().unwrap();
-    assert!((1..=5).contains(&held), "{held}");
-    assert!(export["throttled_seconds"].as_f64().unwrap() > 0.01, "{export}");
+    assert!(export["throttled_seconds"].as_f64().unwrap() > 0.0, "{export}");
 }
 
 /// What nobody waits for any more is no error.

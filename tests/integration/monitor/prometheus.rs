@@ -27,7 +27,7 @@ fn busy() -> Server {
     assert!(client.read(u64::MAX - 512, 512).is_err());
     client.disconnect();
     server.signal("HUP");
-    server.wait_for_message("reloaded");
+    server.wait_for_log("it is reloaded", |line| line.json["dropped"].is_u64());
     server
 }
 

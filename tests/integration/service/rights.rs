@@ -83,12 +83,12 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn where_there_is_no_unix_socket_they_are_of_no_use() {
-    let line = "--socket-mode and --socket-group are for Unix sockets";
-    plain().args(["--socket-mode", "0600"]).start().wait_for_message(line);
+    let label = "no_unix_socket";
+    plain().args(["--socket-mode", "0600"]).start().wait_for_reason(label);
     let (_folder, path) = socket_path();
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let before = mode(&path);
-    super::handed(listener, "nbd").args(["--socket-mode", "0600"]).start().wait_for_message(line);
+    super::handed(listener, "nbd").args(["--socket-mode", "0600"]).start().wait_for_reason(label);
     assert_eq!(mode(&path), before);
 }
 

@@ -92,7 +92,7 @@ fn the_command_of_the_service_serves_reloads_and_ends() {
     let builder = Server::builder().within(activate).bare().args(&words[1..]);
     let mut server = builder.start();
     let ready = manager.hears_until("READY=1");
-    assert!(ready[1].contains("every archive in") && ready[1].contains("over TLS"), "{ready:?}");
+    assert!(ready[1].contains(text(&archives)) && ready[1].contains("TLS"), "{ready:?}");
 
     let mut client = Client::new(Plain::Unix(client.join().unwrap()));
     client.greet(FLAGS);

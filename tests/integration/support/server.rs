@@ -194,6 +194,15 @@ impl Builder {
         run_command(command, output)
     }
 
+    /// Runs it; it must refuse to start, with this exit code and label. Returns the message.
+    pub fn fails_with(self, code: i32, reason: &str) -> String {
+        let (ended, stderr) = self.fail();
+        let last = stderr.lines().next_back().unwrap_or_default();
+        let line = Line { text: last.to_owned(), json: serde_json::from_str(last).expect(&stderr) };
+        assert_eq!((ended, line.reason()), (code, reason), "{stderr}");
+        line.message().to_owned()
+    }
+
     /// Runs it; it must refuse to start.
     pub fn fail(self) -> (i32, String) {
         let ended = self.run();
@@ -216,6 +225,11 @@ impl Address {
 impl Line {
     pub fn message(&self) -> &str {
         self.json["message"].as_str().unwrap_or_default()
+    }
+
+    /// The label of the line, if it has one.
+    pub fn reason(&self) -> &str {
+        self.json["reason"].as_str().unwrap_or_default()
     }
 }
 
@@ -334,6 +348,16 @@ impl Server {
     /// The first line whose message, or error text, contains `text`.
     pub fn wait_for_message(&self, text: &str) -> Line {
         self.wait_for_log(text, |line| line.message().contains(text))
+    }
+
+    /// The first line with this label.
+    pub fn wait_for_reason(&self, reason: &str) -> Line {
+        self.wait_for_log(reason, |line| line.reason() == reason)
+    }
+
+    /// Whether the log has a line with this label so far.
+    pub fn has_reason(&self, reason: &str) -> bool {
+        self.log().iter().any(|line| line.reason() == reason)
     }
 
     /// Its resident memory, in KiB.

@@ -165,7 +165,7 @@ fn follow(stderr: ChildStderr, mut log: File, tell: &watch::Sender<Seen>) {
                 seen.reloaded += 1;
                 seen.dropped += json["dropped"].as_u64().unwrap_or_default();
                 seen.at = Some(Instant::now());
-            } else if message.starts_with("not reloaded") {
+            } else if json["reason"] == "reload_failed" {
                 seen.refused += 1;
             } else if json.is_null() || line.contains("panicked") {
                 seen.panics.push(line.clone());
