@@ -1,4 +1,4 @@
-//! The demonstration, and the examples of code.
+//! The demonstration, and the example programs.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use crate::support::server::run as run_binary;
 use crate::support::{IMAGE_SHA256, archive, nbd_port};
 
 #[test]
-fn the_demonstration_verifies_what_it_reads() {
+fn demo_verifies_the_bytes_that_it_reads() {
     let _port = nbd_port();
     let ended = run_binary(["demo", "--once"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -16,7 +16,7 @@ fn the_demonstration_verifies_what_it_reads() {
 }
 
 #[test]
-fn the_example_that_serves_bytes_serves_them() {
+fn serve_bytes_serves_bytes() {
     /// Kills the example when the test ends.
     struct Running(std::process::Child);
     impl Drop for Running {
@@ -43,7 +43,7 @@ fn the_example_that_serves_bytes_serves_them() {
 }
 
 #[test]
-fn the_example_that_reads_blocks_reads_them() {
+fn read_blocks_lists_blocks() {
     let mut command = Command::new(example("read_blocks"));
     command.arg(archive("grandchild-zstd.hxz"));
     let said = run_command(command).ok();
@@ -52,7 +52,7 @@ fn the_example_that_reads_blocks_reads_them() {
     }
 }
 
-/// Examples are built beside the tests.
+/// Returns the path of an example, which is built beside the tests.
 fn example(name: &str) -> std::path::PathBuf {
     let test = std::env::current_exe().unwrap();
     test.parent().unwrap().parent().unwrap().join("examples").join(name)

@@ -1,4 +1,4 @@
-//! Runs a page's steps on a machine of its own, as far as namespaces make one.
+//! Runs a page's steps in namespaces that imitate a machine.
 
 use std::fs;
 use std::path::Path;
@@ -9,12 +9,12 @@ use super::page::{self, Step};
 use crate::archive_writer::{ArchiveWriter, Piece, image, noise, text};
 use crate::support::archive;
 
-/// More than any page takes on a busy machine.
+/// Deadline for a page; none takes that long, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(150);
 
 pub const REPOSITORY: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Runs all steps of a page, and compares what was seen with what it says.
+/// Runs all steps of a page, and compares their output with the page.
 pub fn run(name: &str, steps: &[Step]) {
     let folder = tempfile::tempdir().unwrap();
     let (tools, archives) = (folder.path().join("tools"), folder.path().join("archives"));
@@ -39,7 +39,7 @@ pub fn run(name: &str, steps: &[Step]) {
     assert_eq!(code, Some(0), "{name}: {}", read(&said));
 }
 
-/// A line for each step; what a step is stands in a file of its number.
+/// Returns a script with a line for each step. The content of a step is in a file with its number.
 fn write_steps(folder: &Path, steps: &[Step]) -> String {
     let mut script = String::new();
     for (at, step) in steps.iter().enumerate() {
@@ -79,7 +79,7 @@ fn wait_for(mut command: Command, said: &Path) -> Option<i32> {
             return status.code();
         }
         if Instant::now() > deadline {
-            // All processes of the namespace go with it.
+            // That kills all processes of the namespace.
             let _ = child.kill();
             let _ = child.wait();
             return None;
@@ -104,7 +104,7 @@ fn compare(name: &str, folder: &Path, steps: &[Step]) {
         if let Some(wanted) = &command.prints {
             let mut wanted = wanted.clone();
             if command.is_server {
-                // Of a log, what matters is shown.
+                // Pages show only some lines of a log.
                 wanted = wanted.into_iter().flat_map(|line| ["…".to_owned(), line]).collect();
                 wanted.push("…".to_owned());
             }
@@ -116,7 +116,7 @@ fn compare(name: &str, folder: &Path, steps: &[Step]) {
     for step in steps {
         let Step::Log { line, wanted } = step else { continue };
         for wanted in wanted {
-            // Not everybody wants to see the time.
+            // Pages may omit the timestamp.
             let anywhere = format!("…{wanted}");
             let said = log.lines().any(|said| page::fits(&anywhere, said));
             assert!(said, "{name}:{line}: no server says\n{wanted}\nbut\n{log}");
@@ -136,10 +136,10 @@ pub fn in_repository(path: &str) -> String {
     format!("{REPOSITORY}/{path}")
 }
 
-/// What is found before Debian's own programs.
+/// Installs the programs that precede Debian's in PATH.
 fn put_tools(tools: &Path) {
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hexz-nbd"), tools.join("hexz-nbd")).unwrap();
-    // The other machine is this one; what is said to it passes pipes, as it does there.
+    // Stands in for ssh: runs the command on this machine, connected by pipes.
     put_script(&tools.join("ssh"), "#!/bin/bash\nshift\ncat | \"$@\" | cat\n");
 }
 
@@ -149,8 +149,8 @@ fn put_script(path: &Path, text: &str) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-/// The snapshots that the pages speak of: `snap.hexz` is thin over `base.hexz`, `tuesday.hexz`
-/// over `monday.hexz`; the others are those of the Hexz tools under other names.
+/// Creates the snapshots that the pages use: `snap.hexz` is thin over `base.hexz`, `tuesday.hexz`
+/// over `monday.hexz`; the others were written by the Hexz tools.
 fn put_archives(folder: &Path) {
     const PIECE: usize = 128 << 10;
     let whole: Vec<Piece> = (0..64)

@@ -1,13 +1,13 @@
-# A machine for one page: name, network, processes, /etc, /run and /srv of its own. The caller
-# gives STEPS, a folder with a file for each step and the script of them; TOOLS, a folder with the
-# program; ARCHIVES, a folder with what is served; and runs this in new namespaces.
+# Imitates a machine for one page, with its own network, processes, /etc, /run and /srv. The caller
+# runs this in new namespaces, and sets STEPS, a folder with a file for each step and their script;
+# TOOLS, a folder with the program; and ARCHIVES, a folder with the archives.
 set -u
 fail() { echo "machine: $*" >&2; exit 99; }
 
 mount -t proc proc /proc || fail 'no /proc'
 mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /srv || fail 'no folders'
 mkdir /run/etc /run/log /run/home
-# What can't be read isn't needed.
+# Files that can't be read aren't needed.
 cp -a /etc/. /run/etc 2> /dev/null || true
 mount --bind /run/etc /etc && mount --bind /run/log /var/log || fail 'no /etc'
 rm -f /etc/hosts
@@ -19,7 +19,7 @@ cat > /etc/hosts <<'HOSTS'
 10.0.0.7 server.example.org
 HOSTS
 ip link set lo up || fail 'no loopback'
-# Machines, and from which address whoever connects to them comes: clients of 192.0.2.7 are
+# Machines, each with the address from which connections to it come: clients of 192.0.2.7 have
 # 192.0.2.50, those of the balancer 10.1.2.3, and the gateways 21 and 22 see the balancer.
 for pair in 192.0.2.7=192.0.2.50 192.0.2.10=10.1.2.3 192.0.2.21=192.0.2.10 \
     192.0.2.22=192.0.2.10 10.0.0.7=10.0.0.50; do
@@ -32,7 +32,7 @@ mkdir -p /srv/hexz-nbd /srv/snapshots /etc/hexz-nbd /var/log/hexz-nbd /run/hexz-
 for archive in web-1 web-2 db; do
     cp "$ARCHIVES/$archive.hexz" /srv/hexz-nbd && cp "$ARCHIVES/$archive.hexz" /srv/snapshots
 done
-# What the caller's environment says must not change what is tested.
+# The caller's environment must not affect the test.
 unset HEXZ_PASSWORD RUST_LOG CREDENTIALS_DIRECTORY LISTEN_PID LISTEN_FDS NOTIFY_SOCKET WATCHDOG_USEC
 export HOME=/run/home PATH="$TOOLS:/usr/sbin:/usr/bin:/sbin:/bin"
 mkdir "$HOME/work"
@@ -57,7 +57,7 @@ serve() {
     eval "$(cat "$STEPS/$1.command") &" < /dev/null > "$STEPS/$1.out" 2>&1
     server=$!
     for tries in $(seq 400); do
-        # Its log may be in a file, and there are those that start a server.
+        # The log may be in a file; some commands start a server themselves.
         grep -qsE 'ready|Serving on|Listening on' "$STEPS/$1.out" ./*.jsonl && return
         kill -0 $server 2> /dev/null || break
         sleep 0.05
@@ -72,16 +72,16 @@ end() {
     wait "$server"
     code=$?
     server=
-    # Whatever happened to it meanwhile, it has to be there, and to end well.
+    # It has to be running still, and to exit successfully.
     [ $code = 0 ] || { echo "it ended with $code" > "$STEPS/$serving.wrong"; exit 1; }
 }
 
-# Waits for lines in the servers' logs; whether they are there is found out at the end.
+# Waits for lines in the servers' logs. They are compared at the end.
 wait_for_log() {
     while read -r line; do said "$line"; done < "$STEPS/$1.fixed"
 }
 
-# For what pages prepare: waits until a server has said something.
+# For the preparations of pages: waits until a server's log contains a text.
 said() {
     for tries in $(seq 200); do
         grep -qF -- "$1" "$STEPS"/*.out && return
@@ -90,7 +90,7 @@ said() {
     return 1
 }
 
-# What is built is built elsewhere: here it is asked whether that could be.
+# Doesn't build anything; checks that make has the targets.
 make() { command make --directory "$REPOSITORY" --dry-run "$@" > /dev/null; }
 
 source "$STEPS/script"

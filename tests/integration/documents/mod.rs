@@ -1,5 +1,5 @@
-//! What the documents tell people: every command is run, page by page, on a machine of its own,
-//! and what is shown beside it is compared ([`page`] says how pages mark what they are).
+//! Runs every command in the documents, page by page, each page in its own namespaces, and compares
+//! the output that pages show. [`page`] describes how pages are marked up.
 
 mod examples;
 mod machine;
@@ -14,7 +14,7 @@ use page::Step;
 
 use crate::support::server::run as run_binary;
 
-/// What no test can run, and in how many blocks of all pages. Who adds some has to say so here.
+/// Reasons for blocks that no test can run, each with the number of such blocks on all pages.
 const NOT_RUN: [(&str, usize); 9] = [
     ("a kernel's command line", 1),
     ("builds the program", 1),
@@ -142,10 +142,10 @@ fn troubleshooting() {
     run("docs/troubleshooting.md");
 }
 
-/// The examples of --help are a page, too, but one without comments.
+/// The examples of --help are run like a page, but have no comments.
 #[test]
 fn help() {
-    // What the examples take for granted.
+    // Files that the examples assume.
     const BEFORE: &str = "\
 <!-- prepare: hexz-nbd pki --dir given init && hexz-nbd pki --dir given server server.example.org
 cp given/servers/*/*.pem given/crl.pem .
@@ -176,7 +176,7 @@ fn help_of_commands() {
     }
 }
 
-/// What stands below EXAMPLES in a help, as a page has it.
+/// Returns the examples of a command's help, marked up like a page.
 fn examples(command: &[&str]) -> String {
     let help = run_binary(command.iter().copied().chain(["--help"])).stdout;
     let from = help.find("\nEXAMPLE").unwrap_or_else(|| panic!("{command:?} has no examples"));
@@ -209,7 +209,7 @@ fn every_page_is_run() {
 }
 
 #[test]
-fn what_is_not_run_is_known() {
+fn blocks_not_run_have_listed_reasons() {
     let mut reasons = BTreeMap::new();
     for page in PAGES {
         for step in page::steps(&source(page)) {

@@ -1,32 +1,32 @@
-//! A page as steps: what its source says is to be run, to be written, to be seen.
+//! Parses a page into steps: commands to run, files to write, output and log lines to compare.
 //!
-//! An indented block holds commands. A `console` block holds commands behind `$ ` and what
-//! they print below, in which `…` stands for anything. Every other block needs a comment
-//! just before it that says what it is:
+//! An indented block contains commands. A `console` block contains commands, each after a `$ `,
+//! and their output, in which `…` stands for any text. Every other block needs a comment just
+//! before it that states its purpose:
 //!
 //! ```text
-//! <!-- not run: why -->       nothing; the test asserts which reasons there are
-//! <!-- file: PATH -->         it is put into that file
-//! <!-- output -->             the command before it has printed this
-//! <!-- log -->                lines that servers of this page write, in any order
+//! <!-- not run: REASON -->    not run; a test lists the permitted reasons
+//! <!-- file: PATH -->         content of that file
+//! <!-- output -->             output of the previous command
+//! <!-- log -->                log lines of the page's servers, in any order
 //! ```
 //!
-//! and these go with blocks of commands, the first also with none:
+//! These comments belong to blocks of commands; the first can also stand alone:
 //!
 //! ```text
-//! <!-- prepare: COMMANDS -->  what the reader has done already, such as copying a file
-//! <!-- fails: CODE -->        the last command ends with that exit code
+//! <!-- prepare: COMMANDS -->  commands that the reader has run already, such as copying a file
+//! <!-- fails: CODE -->        exit code of the block's last command
 //! ```
 
-/// A command, as a shell takes it.
+/// A shell command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     pub line: usize,
     pub text: String,
-    /// What it prints; nothing is compared if the page doesn't say.
+    /// Expected output; not compared if the page doesn't show it.
     pub prints: Option<Vec<String>>,
     pub code: u8,
-    /// Whether it goes on until it is told to end.
+    /// True if it runs until it is terminated.
     pub is_server: bool,
 }
 
@@ -38,7 +38,7 @@ pub enum Step {
     NotRun { line: usize, why: String },
 }
 
-/// What a comment says of the block behind it.
+/// Content of the comments before a block.
 #[derive(Default)]
 struct Notes {
     not_run: Option<String>,
@@ -48,7 +48,7 @@ struct Notes {
     fails: Option<u8>,
 }
 
-/// A page's steps, in order.
+/// Returns a page's steps, in order.
 pub fn steps(page: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut notes = Notes::default();
@@ -109,7 +109,8 @@ fn read_comment(at: usize, comment: &str, notes: &mut Notes, steps: &mut Vec<Ste
     }
 }
 
-/// What a block is, by the comment before it, or else by its language.
+/// Adds the steps of a block. Its kind follows from the comments before it, or else from its
+/// language.
 fn add(steps: &mut Vec<Step>, notes: Notes, language: &str, block: &[(usize, &str)]) {
     let line = block.first().expect("a block that isn't empty").0;
     let lines = || block.iter().map(|&(_, line)| line.to_owned()).collect::<Vec<_>>();
@@ -142,7 +143,7 @@ fn last_command(steps: &mut [Step]) -> Option<&mut Command> {
     })
 }
 
-/// Commands alone, which a backslash continues on the next line.
+/// Adds the commands of a block without output. A backslash continues a command on the next line.
 fn commands(steps: &mut Vec<Step>, block: &[(usize, &str)]) {
     let mut block = block.iter().filter(|(_, line)| !line.trim().is_empty());
     while let Some(&(at, line)) = block.next() {
@@ -154,7 +155,7 @@ fn commands(steps: &mut Vec<Step>, block: &[(usize, &str)]) {
     }
 }
 
-/// Commands behind prompts, with what they print.
+/// Adds the commands of a block with prompts, and their output.
 fn console(steps: &mut Vec<Step>, block: &[(usize, &str)]) {
     let mut block = block.iter();
     while let Some(&(at, line)) = block.next() {
@@ -176,9 +177,9 @@ fn command(line: usize, text: String) -> Command {
     Command { line, text, prints: None, code: 0, is_server }
 }
 
-/// Whether that serves until it is ended.
+/// Returns true if the command is a server, which runs until it is terminated.
 fn is_server(text: &str) -> bool {
-    // What else the program can be told to do, and what makes it end soon.
+    // Subcommands and options with which the program doesn't serve.
     const ENDS: [&str; 11] = [
         "check",
         "pki",
@@ -201,7 +202,7 @@ fn is_server(text: &str) -> bool {
     !rest.iter().any(|word| ENDS.contains(word) || ["--help", "--version", "--once"].contains(word))
 }
 
-/// Whether `text` is what `pattern` says, in which `…` stands for anything.
+/// Returns true if `text` matches `pattern`, in which `…` stands for any text.
 pub fn fits(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.trim_end(), text.trim_end());
     let mut parts = pattern.split('…');
@@ -217,7 +218,8 @@ pub fn fits(pattern: &str, text: &str) -> bool {
     rest.ends_with(last)
 }
 
-/// Whether lines are those of a page, where a line `…` stands for any number of them.
+/// Returns true if `lines` match the `wanted` ones, in which a line `…` stands for any number of
+/// lines.
 pub fn fit(wanted: &[String], lines: &[&str]) -> bool {
     match wanted.split_first() {
         None => lines.is_empty(),
@@ -231,7 +233,7 @@ pub fn fit(wanted: &[String], lines: &[&str]) -> bool {
 }
 
 #[test]
-fn dots_stand_for_anything() {
+fn ellipses_match_any_text() {
     for (pattern, text, expected) in [
         ("ready", "ready", true),
         ("ready", "ready, or not", false),
@@ -250,7 +252,7 @@ fn dots_stand_for_anything() {
 }
 
 #[test]
-fn a_page_is_its_steps() {
+fn pages_are_parsed_into_steps() {
     let page = "\
 Text, with
     no block.
@@ -294,6 +296,6 @@ key = 1
 
 #[test]
 #[should_panic(expected = "whose comment doesn't say")]
-fn a_block_that_nobody_knows_is_no_page() {
+fn blocks_of_unknown_purpose_are_rejected() {
     steps("```toml\nkey = 1\n```\n");
 }

@@ -1,4 +1,4 @@
-//! What the pages say besides their commands: links, options, targets of make, messages.
+//! Checks the other facts in the pages: links, options, targets of make, messages.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use super::page::{Command, Step, steps};
 use super::{PAGES, in_repository, source};
 use crate::support::server::run as run_binary;
 
-/// Pages with links that are no pages of commands.
+/// Pages without commands, whose links are checked.
 const OTHERS: [&str; 6] = [
     "CONTRIBUTING.md",
     "SECURITY.md",
@@ -18,11 +18,11 @@ const OTHERS: [&str; 6] = [
     "tests/security-guarantees.md",
 ];
 
-/// Pages that go by messages.
+/// Pages that are organized by messages.
 const MESSAGES: [&str; 3] =
     ["docs/behind-a-load-balancer.md", "docs/incremental-copies.md", "docs/troubleshooting.md"];
 
-/// What is between backticks on one line, outside blocks.
+/// Returns the texts between backticks, outside blocks.
 fn quoted(page: &str) -> Vec<String> {
     let mut inside = false;
     let mut found = Vec::new();
@@ -36,7 +36,7 @@ fn quoted(page: &str) -> Vec<String> {
     found
 }
 
-/// As GitHub makes it of a heading.
+/// Returns the anchor that GitHub derives from a heading.
 fn anchor(heading: &str) -> String {
     let heading = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
@@ -44,7 +44,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_resolve() {
     let mut links = 0;
     for page in PAGES.iter().chain(&OTHERS).filter(|page| page.ends_with(".md")) {
         let text = source(page);
@@ -83,7 +83,7 @@ fn options_and_targets_exist() {
         text.split(is_end).filter(|w| w.starts_with("--")).map(str::to_owned).collect::<Vec<_>>()
     };
     let known: BTreeSet<String> = words(&known).into_iter().collect();
-    // Of other programs.
+    // Options of other programs.
     let others = ["--path", "--list", "--requests"];
     let makefile = source("Makefile");
     // A rule may have several targets.
@@ -108,8 +108,8 @@ fn options_and_targets_exist() {
     assert!(seen > 50, "{seen}");
 }
 
-/// A message in a heading, or that an item of a list begins with, is shown as it is printed, or
-/// stands in the source without what varies.
+/// Messages in headings and at the beginning of list items must appear in an output that the page
+/// shows, or in the source, apart from their variable parts.
 #[test]
 fn messages_are_those_of_the_program() {
     let program = all_source(Path::new(&in_repository("src")))
@@ -120,7 +120,7 @@ fn messages_are_those_of_the_program() {
         let text = source(page);
         let all = steps(&text);
         let shown: Vec<&String> = all.iter().flat_map(shown_by).collect();
-        // What comes behind a colon is often another message.
+        // A colon is often followed by another message.
         let is_known = |said: &str| {
             let mut parts = said.split(['…', ':']).map(str::trim).filter(|part| part.len() > 2);
             parts.all(|part| program.contains(part) || shown.iter().any(|line| line.contains(part)))
@@ -166,7 +166,7 @@ fn labels_are_listed() {
     assert_eq!(listed, labels);
 }
 
-/// What is compared with what programs say when the page is run.
+/// Returns the lines of a step that are compared with output when the page is run.
 fn shown_by(step: &Step) -> &[String] {
     match step {
         Step::Run(Command { prints: Some(lines), .. }) | Step::Log { wanted: lines, .. } => lines,
@@ -174,7 +174,7 @@ fn shown_by(step: &Step) -> &[String] {
     }
 }
 
-/// All source, with texts that go over several lines on one.
+/// Returns all source of a folder, with string literals that span several lines joined.
 fn all_source(folder: &Path) -> String {
     let mut all = String::new();
     for entry in fs::read_dir(folder).unwrap() {
