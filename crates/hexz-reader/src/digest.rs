@@ -508,6 +508,22 @@ mod tests {
     }
 
     #[test]
+    fn trees_of_open_archives_are_kept_when_memory_is_short() {
+        let files = TestFiles::new(1);
+        let digests = digests_of(&["a", "b"].map(|name| (name, files.write(name))));
+        let verify = |name| files.verify(&digests, name);
+        drop(verify("b").unwrap());
+        // Takes the place of the closed archive's tree.
+        let a = verify("a").unwrap();
+        assert_eq!(verify("b").err(), Some("too_large"));
+        // The open archive isn't hashed again.
+        let hashed = files.reads.bytes();
+        assert!(verify("a").is_ok());
+        assert_eq!(files.reads.bytes(), hashed);
+        drop(a);
+    }
+
+    #[test]
     fn tree_of_a_replaced_file_is_freed() {
         let files = TestFiles::new(1);
         let digests = digests_of(&[("a", files.write("a"))]);

@@ -1,12 +1,13 @@
 //! Parents of which a part can't be read.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hexz_reader::{ErrorKind, OpenOptions, Snapshot, StreamKind};
+use hexz_reader::{ErrorKind, Layout, OpenOptions, Snapshot, StreamKind, VerifyProgress};
 
-use crate::archive_writer::{ArchiveWriter, Piece, Written, block_entry, text};
+use crate::archive_writer::{ArchiveWriter, Piece, Written, block_entry, page_entry, text};
 use crate::support::read;
 
 const BLOCK: usize = 1000;
@@ -149,4 +150,58 @@ fn the_index_of_hashes_is_made_once() {
         }
     }
     panic!("it never says what can't be found");
+}
+
+/// The child refers to the parent's bytes by offset.
+#[test]
+fn a_fault_of_the_child_ends_where_that_of_the_parent_does() {
+    let bytes: Vec<u8> = (0..3).flat_map(block).collect();
+    let faults = |change: fn(&mut Written)| {
+        let folder = tempfile::tempdir().unwrap();
+        let main = bytes.chunks(BLOCK).map(|chunk| Piece::Data(chunk.to_vec())).collect();
+        let mut parent = ArchiveWriter {
+            layout: Layout::C,
+            main,
+            blocks_per_page: 1,
+            ..ArchiveWriter::default()
+        }
+        .write();
+        change(&mut parent);
+        parent.save(&folder.path().join("parent.hxz"));
+        let child = ArchiveWriter {
+            layout: Layout::C,
+            parents: vec!["parent.hxz".to_owned()],
+            main: vec![Piece::ByOffset { bytes: bytes.clone(), hash: [0; 32] }],
+            ..ArchiveWriter::default()
+        };
+        let path = folder.path().join("child.hxz");
+        child.write().save(&path);
+        let snapshot = Snapshot::open(&path, &OpenOptions::default()).unwrap();
+        let mut ranges = Vec::new();
+        snapshot.verify(NonZeroUsize::MIN, &VerifyProgress::default(), |fault| {
+            ranges.push((fault.error.kind.label(), fault.blocks, fault.ranges));
+        });
+        ranges
+    };
+    assert_eq!(faults(|_| ()), []);
+    for (change, label, range) in [
+        ((|parent| damage(parent, 0)) as fn(&mut Written), "invalid", 0..1000),
+        (|parent| damage(parent, 1), "invalid", 1000..2000),
+        (|parent| damage(parent, 2), "invalid", 2000..3000),
+        // No block covers the first bytes.
+        (
+            |parent| {
+                for (page, start) in (0..3).map(|page| (page, page as u64 * 1000 + 10)) {
+                    let entry = parent.main[page].entry + page_entry::START_LOGICAL;
+                    parent.put(entry, &start.to_le_bytes());
+                }
+                parent.set("main size", &3010_u64.to_le_bytes());
+            },
+            "uncovered",
+            0..10,
+        ),
+    ] {
+        let found = faults(change);
+        assert_eq!(found, [(label, 1, vec![range])]);
+    }
 }

@@ -26,4 +26,6 @@ mod limits;
 mod real;
 mod references;
 mod support;
+mod uncovered;
+mod unstated_size;
 mod work;

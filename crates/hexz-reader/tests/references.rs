@@ -250,3 +250,38 @@ fn a_size_that_is_not_stated_is_that_of_the_blocks() {
         }
     }
 }
+
+/// All references have the range of the block that they mean, so nothing is ambiguous.
+#[test]
+fn block_that_a_whole_chain_refers_to_is_located_in_the_last_archive() {
+    let base = archive(Layout::C, None, vec![block(1), block(2)]);
+    let parent = archive(Layout::C, Some("base.hxz"), overlay(&base, BLOCK));
+    let child = archive(Layout::C, Some("parent.hxz"), overlay(&parent, BLOCK));
+    let files = folder([("base.hxz", &base), ("parent.hxz", &parent), ("child.hxz", &child)]);
+    let snapshot = open(&files, "child.hxz", &[]);
+    for (at, piece) in [(0, block(1)), (BLOCK as u64, block(2))] {
+        let located = snapshot.locate(StreamKind::Main, at).unwrap();
+        assert_eq!(located.chain_index(), 2);
+        assert_eq!(located.hash().map(|hash| hash.0), Some(base.entry_hash(&piece)));
+    }
+}
+
+/// Each of them takes a read of its parent, whose bytes are compared with the hash.
+#[test]
+fn ambiguous_references_one_behind_another_are_limited() {
+    const MAX_DEPTH: usize = 8;
+    // As `what_means_the_same_either_way_is_read`: the second block begins within a reference.
+    let blocks = [100, BLOCK, BLOCK].map(|length| Piece::Data(vec![0xaa; length]));
+    let mut chain = vec![archive(Layout::C, None, blocks.to_vec())];
+    for number in 0..=MAX_DEPTH {
+        let parent = format!("{number}.hxz");
+        chain.push(archive(Layout::C, Some(&parent), overlay(&chain[number], BLOCK)));
+    }
+    let files = tempfile::tempdir().unwrap();
+    for (number, archive) in chain.iter().enumerate() {
+        archive.write().save(&files.path().join(format!("{number}.hxz")));
+    }
+    assert!(read_main(&files, "8.hxz", &[]).unwrap() == image(&blocks));
+    let error = read_main(&files, "9.hxz", &[]).unwrap_err();
+    assert!(matches!(error, ErrorKind::TooLarge { got: 9, limit: 8, .. }), "{error}");
+}

@@ -100,6 +100,27 @@ mod tests {
         assert!(received == expected);
     }
 
+    /// Each write costs a system call, and a record inside TLS.
+    #[tokio::test]
+    async fn replies_are_sent_in_batches() {
+        for (count, are_sent) in [(15, false), (16, true)] {
+            let (mut server, mut client) = tokio::io::duplex(1 << 20);
+            let mut out = Vec::new();
+            let produce = |items: Sender<()>| async move {
+                for _ in 0..count {
+                    items.send(()).await.unwrap();
+                }
+            };
+            let encode = |(): &()| vec![0; 1024];
+            stream_replies(&mut server, &mut out, EACH, produce, encode).await.unwrap();
+            drop(server);
+            let mut sent = Vec::new();
+            client.read_to_end(&mut sent).await.unwrap();
+            let all = count * (20 + 1024);
+            assert_eq!((sent.len(), out.len()), if are_sent { (all, 0) } else { (0, all) });
+        }
+    }
+
     /// A client that does not read suspends the producer, so nothing accumulates.
     #[tokio::test]
     async fn production_pauses_while_the_client_does_not_read() {
