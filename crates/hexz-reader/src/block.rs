@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use nbd_telemetry::Hex;
+
 use super::index::{Content, LocatedBlock};
 
 /// One of the two byte streams of an archive.
@@ -38,7 +40,7 @@ impl BlockHash {
 
 impl fmt::Display for BlockHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        Hex(&self.0).fmt(f)
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytesize::ByteSize;
+use nbd_telemetry::Hex;
 
 use super::error::{Error, ErrorKind, printable};
 use super::limits::{GROUP_CACHE_BYTES, MAX_TREE_MEMORY};
@@ -55,7 +56,7 @@ impl Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        Hex(&self.0).fmt(f)
     }
 }
 

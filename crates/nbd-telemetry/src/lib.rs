@@ -1,5 +1,6 @@
 //! Support for what a network service reports: escaping of untrusted text ([`escape`]), rate
-//! limits for log lines that peers can cause ([`RateLimit`]), and counters by reason ([`Tally`]).
+//! limits for log lines that peers can cause ([`RateLimit`]), counters by reason ([`Tally`]), and
+//! hexadecimal digits ([`Hex`]).
 //! Threads that must not delay others lower their priority with [`lower_thread_priority`].
 //!
 //! Nothing is global.
@@ -23,11 +24,13 @@
 struct ReadmeExamples;
 
 pub mod escape;
+mod hex;
 mod priority;
 mod rate_limit;
 mod tally;
 mod token_bucket;
 
+pub use hex::Hex;
 pub use priority::lower_thread_priority;
 pub use rate_limit::{RateLimit, Suppressed};
 pub use tally::{Counts, Tally};

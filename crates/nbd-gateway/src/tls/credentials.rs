@@ -1,6 +1,7 @@
 //! Derives a client's identity, and how long it is valid, from its certificates.
 
 use aws_lc_rs::digest;
+use nbd_telemetry::Hex;
 use rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::attr::AttributeValue;
@@ -101,11 +102,12 @@ impl Credentials {
     /// Returns the details of the client's own certificate; `None` if it can't be parsed.
     pub(crate) fn details(&self) -> Option<CertificateDetails> {
         let own = Certificate::from_der(self.chain.first()?).ok()?.tbs_certificate;
-        let serial = own.serial_number.as_bytes().iter().skip_while(|&&byte| byte == 0);
+        let serial = own.serial_number.as_bytes();
+        let zeros = serial.iter().take_while(|&&byte| byte == 0).count();
         Some(CertificateDetails {
             subject: own.subject.to_string(),
             issuer: own.issuer.to_string(),
-            serial: serial.map(|byte| format!("{byte:02x}")).collect(),
+            serial: Hex(serial.get(zeros..).unwrap_or_default()).to_string(),
             not_after: Timestamp(own.validity.not_after.to_unix_duration().as_secs()),
         })
     }
@@ -173,8 +175,7 @@ fn text(value: &AttributeValue) -> Option<String> {
 }
 
 fn sha256(certificate: &CertificateDer<'_>) -> String {
-    let digest = digest::digest(&digest::SHA256, certificate);
-    digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    Hex(digest::digest(&digest::SHA256, certificate).as_ref()).to_string()
 }
 
 #[cfg(test)]
