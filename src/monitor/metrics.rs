@@ -19,7 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::status::Status;
 use hexz_exports::READ_FAILURE_LABELS;
 use nbd_gateway::tls::HandshakeFailureCause;
-use nbd_gateway::{DurationHistogram, ExportReport, FAILURES, REFUSALS};
+use nbd_gateway::{DurationHistogram, ExportReport, FAILURES, LabelCounts, REFUSALS};
 
 /// Prefix of all metric names.
 const PREFIX: &str = "hexz_nbd";
@@ -71,7 +71,7 @@ impl Collector for StatusCollector {
 }
 
 fn program(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
-    out.info("build", "Version of the program", &[("version", status.version)])?;
+    out.info("build", "Version of the program", &[("version", &status.version)])?;
     let started = [(NO_LABELS, status.started)];
     out.gauge("start_time", "Unix time at which the program started", SECONDS, started)?;
     let ready = [(NO_LABELS, u64::from(status.ready))];
@@ -130,7 +130,7 @@ fn exports(out: &mut MetricsWriter<'_>, exports: &[ExportReport]) -> fmt::Result
     let errors = exports.iter().flat_map(|export| {
         let name = export.name.as_str();
         let by_code = export.errors_by_code.iter();
-        by_code.map(move |(code, count)| ([("export", name), ("error", *code)], *count))
+        by_code.map(move |(code, count)| ([("export", name), ("error", &**code)], *count))
     });
     out.counter("request_errors", "Requests answered with an NBD error", None, errors)?;
     let help = "Bytes sent in reply to reads";
@@ -226,12 +226,12 @@ fn labelled<'a, V>(
 }
 
 /// Returns counts by reason, with zeros for reasons in `known` that haven't occurred.
-fn by_reason(
-    counts: &BTreeMap<&'static str, u64>,
+fn by_reason<'a>(
+    counts: &'a LabelCounts,
     known: impl IntoIterator<Item = &'static str>,
-) -> impl Iterator<Item = ([Label<'static>; 1], u64)> {
-    let mut all: BTreeMap<_, _> = known.into_iter().map(|reason| (reason, 0)).collect();
-    all.extend(counts);
+) -> impl Iterator<Item = ([Label<'a>; 1], u64)> {
+    let mut all: BTreeMap<&str, u64> = known.into_iter().map(|reason| (reason, 0)).collect();
+    all.extend(counts.iter().map(|(reason, count)| (&**reason, *count)));
     labelled("reason", all)
 }
 

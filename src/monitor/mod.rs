@@ -29,6 +29,7 @@ use nbd_gateway::listen::{BoundSocket, Listener};
 pub(crate) use recent::RecentErrors;
 use responses::RequestHandler;
 pub(crate) use source::{AuditCounts, StatusSource};
+pub(crate) use status::Status;
 
 /// Niceness of the monitor's thread. It equals that of the decoder threads.
 const NICE: i32 = 10;

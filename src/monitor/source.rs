@@ -4,13 +4,13 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::recent::RecentErrors;
 use super::resident::ResidentMemory;
 use super::status::{CacheStatus, MemoryStatus, Status, StorageStatus};
 use hexz_exports::BlockReader;
-use nbd_gateway::{GatewayReport, unix_seconds};
+use nbd_gateway::{GatewayReport, label_counts, unix_seconds};
 
 /// Version of the format of [`Status`].
 const STATUS_FORMAT: u32 = 1;
@@ -39,7 +39,8 @@ impl fmt::Debug for StatusSource {
 }
 
 /// Counts of audit events.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct AuditCounts {
     /// Number of events that were written.
     pub(crate) written: u64,
@@ -86,12 +87,12 @@ impl StatusSource {
         };
         Status {
             format: STATUS_FORMAT,
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             now: unix_seconds(SystemTime::now()),
             started: unix_seconds(self.started),
             ready: gateway.not_ready_reason.is_none(),
-            unready: gateway.not_ready_reason,
+            unready: gateway.not_ready_reason.map(Into::into),
             gateway,
             cache: CacheStatus {
                 bytes: stats.cached,
@@ -103,8 +104,8 @@ impl StatusSource {
                 decode_seconds: stats.decode_time.as_secs_f64(),
             },
             storage: StorageStatus { reads: stats.storage_reads, bytes: stats.storage_bytes },
-            verification_failures: stats.read_failures.0,
-            open_failures: stats.open_failures.0,
+            verification_failures: label_counts(stats.read_failures.0),
+            open_failures: label_counts(stats.open_failures.0),
             memory,
             audit: self.audit.get().map(|report| report()),
             recent_errors: self.recent.to_vec(),

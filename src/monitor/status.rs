@@ -1,22 +1,24 @@
 //! Status at one moment, in the format of `/status.json`.
 //!
 //! Members may be added. Existing ones keep their name and meaning as long as [`Status::format`]
-//! stays the same. Times are Unix times in seconds, sizes are in bytes.
+//! stays the same. Times are Unix times in seconds, sizes are in bytes. `hexz-nbd top` reads the
+//! status of other versions: missing members take their default, and unknown ones are ignored.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
-use serde::Serialize;
+use nbd_gateway::{GatewayReport, LabelCounts};
+use serde::{Deserialize, Serialize};
 
 use super::source::AuditCounts;
-use nbd_gateway::GatewayReport;
 
 /// Status of the program and its gateway.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Status {
     /// Version of this format: 1.
     pub(crate) format: u32,
     /// Version of the program.
-    pub(crate) version: &'static str,
+    pub(crate) version: Cow<'static, str>,
     /// Process ID.
     pub(crate) pid: u32,
     /// Time of this status.
@@ -26,7 +28,7 @@ pub(crate) struct Status {
     /// True if clients can be served.
     pub(crate) ready: bool,
     /// Reason why clients can't be served; `None` if they can.
-    pub(crate) unready: Option<&'static str>,
+    pub(crate) unready: Option<Cow<'static, str>>,
     /// Report of the gateway, whose members are on the same level.
     #[serde(flatten)]
     pub(crate) gateway: GatewayReport,
@@ -35,9 +37,9 @@ pub(crate) struct Status {
     /// Reads from archive files.
     pub(crate) storage: StorageStatus,
     /// Number of requests that failed because a block couldn't be read or verified, by reason.
-    pub(crate) verification_failures: BTreeMap<&'static str, u64>,
+    pub(crate) verification_failures: LabelCounts,
     /// Number of archives that couldn't be opened, by reason.
-    pub(crate) open_failures: BTreeMap<&'static str, u64>,
+    pub(crate) open_failures: LabelCounts,
     /// Memory use and limits.
     pub(crate) memory: MemoryStatus,
     /// Counts of audit events; `None` without an audit log.
@@ -46,8 +48,20 @@ pub(crate) struct Status {
     pub(crate) recent_errors: Vec<RecentError>,
 }
 
+impl Status {
+    /// Parses a status in JSON. Newer formats are accepted: members that both versions have kept
+    /// their meaning.
+    pub(crate) fn parse(json: &[u8]) -> Result<Self, String> {
+        match serde_json::from_slice(json) {
+            Ok(Self { format: 0, .. }) => Err("it has no format".to_owned()),
+            parsed => parsed.map_err(|error| error.to_string()),
+        }
+    }
+}
+
 /// Cache of decoded blocks, and decoding.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct CacheStatus {
     /// Bytes of decoded blocks in the cache.
     pub(crate) bytes: u64,
@@ -66,7 +80,8 @@ pub(crate) struct CacheStatus {
 }
 
 /// Reads from archive files.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct StorageStatus {
     /// Number of reads.
     pub(crate) reads: u64,
@@ -75,7 +90,8 @@ pub(crate) struct StorageStatus {
 }
 
 /// Memory use and limits of the program.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct MemoryStatus {
     /// Resident memory of the process, if the kernel reports it.
     pub(crate) resident: Option<u64>,
@@ -88,10 +104,40 @@ pub(crate) struct MemoryStatus {
 }
 
 /// An error in the log.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct RecentError {
     /// Time at which it was logged.
     pub(crate) at: f64,
     /// Message in the log, with its fields; long ones are cut.
     pub(crate) message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_and_unknown_members_are_tolerated() {
+        let status = Status::parse(
+            br#"{ "format": 2, "tls": null, "audit": null, "weather": ["fine"],
+                 "exports": [{ "name": "a", "size": null, "requests": { "read": 2, "other": 3 },
+                   "read_seconds": { "buckets": [[0.5, 1]] } }] }"#,
+        );
+        let export = &status.unwrap().gateway.exports[0];
+        assert_eq!((export.requests.total(), export.read_seconds.buckets[0]), (5, (0.5, 1)));
+        for other in ["[]", "{}", "7", r#"{ "format": "1" }"#, "{"] {
+            assert!(Status::parse(other.as_bytes()).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_status_survives_serialization() {
+        let mut status = Status { format: 1, version: "1".into(), ..Status::default() };
+        status.gateway.listen.push("x".to_owned());
+        status.open_failures.insert("io".into(), 7);
+        let json = serde_json::to_string(&status).unwrap();
+        let parsed = Status::parse(json.as_bytes()).unwrap();
+        assert_eq!(serde_json::to_string(&parsed).unwrap(), json);
+    }
 }

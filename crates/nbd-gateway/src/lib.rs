@@ -106,6 +106,6 @@ pub use nbd_telemetry::Counts;
 pub use policy::Policy;
 pub use report::{
     ConnectionCounts, ConnectionReport, DurationHistogram, ExportReport, FAILURES, GatewayReport,
-    MAX_LISTED, REFUSALS, ReloadsReport, TlsReport, unix_seconds,
+    LabelCounts, MAX_LISTED, REFUSALS, ReloadsReport, TlsReport, label_counts, unix_seconds,
 };
 pub use tokio_util::sync::CancellationToken;

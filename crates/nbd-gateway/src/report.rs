@@ -1,11 +1,13 @@
 //! Status report of a gateway, as the monitor serves it: plain numbers and strings. Times are Unix
-//! timestamps in seconds; durations are in seconds.
+//! timestamps in seconds; durations are in seconds. Reports can be deserialized, too: missing members
+//! take their default, and unknown ones are ignored, since another version may have written them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::UnixTime;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
 use crate::registry::{ConnectionStatus, RegistrySnapshot};
@@ -46,8 +48,12 @@ pub const FAILURES: [&str; 11] = [
     "panicked",
 ];
 
+/// Counters by label.
+pub type LabelCounts = BTreeMap<Cow<'static, str>, u64>;
+
 /// Snapshot of a gateway's status.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GatewayReport {
     /// Reason why no client can be served at the moment; `None` if the gateway is ready.
     #[serde(skip)]
@@ -77,12 +83,13 @@ pub struct GatewayReport {
 }
 
 /// TLS settings of the gateway.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TlsReport {
     /// Oldest TLS version that is accepted, if known.
-    pub min_version: Option<&'static str>,
+    pub min_version: Option<Cow<'static, str>>,
     /// Client certificates: `none`, `optional` or `required`.
-    pub client_certificates: &'static str,
+    pub client_certificates: Cow<'static, str>,
     /// Expiry of the server's certificate.
     pub certificate_expires: Option<f64>,
     /// Earliest expiry among the CAs that client certificates are verified with.
@@ -93,12 +100,13 @@ pub struct TlsReport {
 }
 
 /// Status of one connection.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ConnectionReport {
     /// Number of the connection, as in the log.
     pub id: u64,
     /// `negotiating` or `reading`.
-    pub state: &'static str,
+    pub state: Cow<'static, str>,
     /// Address of the client.
     pub peer: String,
     /// Load balancer that forwarded it, if any.
@@ -108,7 +116,7 @@ pub struct ConnectionReport {
     /// Export that it reads.
     pub export: Option<String>,
     /// TLS version of the connection, if it is encrypted.
-    pub tls: Option<&'static str>,
+    pub tls: Option<Cow<'static, str>>,
     /// Time at which it was admitted.
     pub since: f64,
     /// Number of requests received.
@@ -122,7 +130,8 @@ pub struct ConnectionReport {
 }
 
 /// Counters over all connections.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ConnectionCounts {
     /// Connections that are negotiating now.
     pub negotiating: u64,
@@ -133,15 +142,16 @@ pub struct ConnectionCounts {
     /// Admitted connections that went on to read an export.
     pub served: u64,
     /// Connections refused before a byte was sent, by reason.
-    pub refused: BTreeMap<&'static str, u64>,
+    pub refused: LabelCounts,
     /// Connections that were admitted and failed later, by reason.
-    pub failed: BTreeMap<&'static str, u64>,
+    pub failed: LabelCounts,
     /// Failed TLS handshakes, by cause. Each is counted in `failed` too, as `tls_handshake`.
-    pub handshake_failures: BTreeMap<&'static str, u64>,
+    pub handshake_failures: LabelCounts,
 }
 
 /// Status of one export.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ExportReport {
     /// Name of the export.
     pub name: String,
@@ -158,7 +168,7 @@ pub struct ExportReport {
     /// Number of requests that were answered with an error.
     pub errors: u64,
     /// Number of error replies, by NBD error code.
-    pub errors_by_code: BTreeMap<&'static str, u64>,
+    pub errors_by_code: LabelCounts,
     /// Latencies of reads ([`LatencyHistogram`]).
     pub read_seconds: DurationHistogram,
     /// Number of requests that were delayed by the rate limit.
@@ -168,7 +178,8 @@ pub struct ExportReport {
 }
 
 /// Cumulative histogram of durations, in seconds.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DurationHistogram {
     /// Number of observations.
     pub count: u64,
@@ -180,7 +191,8 @@ pub struct DurationHistogram {
 }
 
 /// Outcomes of configuration reloads.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ReloadsReport {
     /// Number of reloads that took effect.
     pub succeeded: u64,
@@ -224,13 +236,13 @@ impl TlsReport {
         let seconds = |time: Option<UnixTime>| time.map(|time| seconds(time.as_secs()));
         Self {
             min_version: tls.min_version().map(|oldest| match oldest {
-                TlsVersion::V1_2 => "1.2",
-                TlsVersion::V1_3 => "1.3",
+                TlsVersion::V1_2 => "1.2".into(),
+                TlsVersion::V1_3 => "1.3".into(),
             }),
             client_certificates: match (tls.requests_certificates(), tls.requires_certificates()) {
-                (false, _) => "none",
-                (true, false) => "optional",
-                (true, true) => "required",
+                (false, _) => "none".into(),
+                (true, false) => "optional".into(),
+                (true, true) => "required".into(),
             },
             certificate_expires: seconds(certificate),
             client_ca_expires: seconds(client_ca),
@@ -258,9 +270,9 @@ fn connection_counts(stats: &Stats, snapshot: &RegistrySnapshot) -> ConnectionCo
         reading,
         accepted: snapshot.accepted,
         served: snapshot.served,
-        refused: stats.refusals.so_far().0,
-        failed: stats.failures.so_far().0,
-        handshake_failures: stats.handshake_failures.so_far().0,
+        refused: label_counts(stats.refusals.so_far().0),
+        failed: label_counts(stats.failures.so_far().0),
+        handshake_failures: label_counts(stats.handshake_failures.so_far().0),
     }
 }
 
@@ -277,12 +289,12 @@ fn reloads_report(stats: &Stats) -> ReloadsReport {
 fn connection_reports(snapshot: &RegistrySnapshot) -> Vec<ConnectionReport> {
     let one = |one: &ConnectionStatus| ConnectionReport {
         id: one.id,
-        state: if one.reading.is_some() { "reading" } else { "negotiating" },
+        state: if one.reading.is_some() { "reading".into() } else { "negotiating".into() },
         peer: one.route.peer.to_string(),
         via: one.route.via.map(|balancer| balancer.to_string()),
         identity: one.identity.clone(),
         export: one.reading.as_ref().map(|reading| reading.export.clone()),
-        tls: one.tls,
+        tls: one.tls.map(Cow::Borrowed),
         since: unix_seconds(one.since),
         requests: one.done.requests.total(),
         bytes: one.done.bytes,
@@ -337,11 +349,16 @@ fn export_report(export: ExportSummary, readers: u64, done: &MetricsTotals) -> E
         requests: done.requests,
         bytes: done.bytes,
         errors: done.errors.total(),
-        errors_by_code: done.errors.by_code().filter(|(_, count)| *count > 0).collect(),
+        errors_by_code: label_counts(done.errors.by_code().filter(|(_, count)| *count > 0)),
         read_seconds: done.read_latency.into(),
         throttled: done.throttled,
         throttled_seconds: done.throttled_for.as_secs_f64(),
     }
+}
+
+/// Collects counters whose labels are constants.
+pub fn label_counts(counts: impl IntoIterator<Item = (&'static str, u64)>) -> LabelCounts {
+    counts.into_iter().map(|(label, count)| (label.into(), count)).collect()
 }
 
 /// Converts a time to seconds since the Unix epoch.

@@ -107,7 +107,7 @@
 //! # Feature flags
 //!
 //! - `client`: a scripted client (module `client`), for tests and probes.
-//! - `serde`: serialization of [`RequestCounts`].
+//! - `serde`: serialization and deserialization of [`RequestCounts`].
 
 #![deny(missing_docs, clippy::missing_errors_doc)]
 

@@ -67,7 +67,7 @@ pub struct MetricsTotals {
 
 /// Numbers of requests, by command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 pub struct RequestCounts {
     /// `NBD_CMD_READ`.
     pub read: u64,

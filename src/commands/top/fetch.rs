@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::body::Bytes;
-use hyper::header::{ACCEPT, HOST};
-use hyper::{Request, StatusCode};
+use hyper::header::{ACCEPT, HOST, HeaderValue};
+use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 
-use super::status::ServerStatus;
 use crate::cli::MonitorEndpoint;
 use crate::exit_status::{self, ExitStatus};
+use crate::monitor::Status;
 
 /// Timeout of a request. A healthy server answers within milliseconds.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,45 +23,44 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// MiB, or a few MiB if names are long.
 const MAX_RESPONSE_BYTES: usize = 8 << 20;
 
-/// Reason why there is no status.
+/// Reason why there is no status: its label and its description.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StatusError {
-    #[error("can't connect to {0}: {1}; was the server started with --monitor?")]
-    Connect(MonitorEndpoint, io::Error),
-    #[error("{0} didn't answer within {limit} s", limit = REQUEST_TIMEOUT.as_secs())]
-    Timeout(MonitorEndpoint),
-    #[error("{0} doesn't speak HTTP as expected: {1}; is it what --monitor says?")]
-    Http(MonitorEndpoint, hyper::Error),
-    #[error("{0} answers to no such name: it takes --monitor-name, or ask for its address")]
-    UnknownHost(MonitorEndpoint),
-    #[error("{0} answered {1} where its status was asked for; is it a hexz-nbd?")]
-    Refused(MonitorEndpoint, StatusCode),
-    #[error("{0} answered with more than {limit} MiB", limit = MAX_RESPONSE_BYTES >> 20)]
-    TooLong(MonitorEndpoint),
-    #[error("the answer of {0} broke off: {1}")]
-    Truncated(MonitorEndpoint, String),
-    #[error("{0} answered with something else than the status of a hexz-nbd: {1}")]
-    NotAStatus(MonitorEndpoint, String),
+#[error("{endpoint}: {problem}")]
+pub(crate) struct StatusError {
+    pub(super) endpoint: MonitorEndpoint,
+    pub(super) reason: &'static str,
+    pub(super) problem: String,
 }
 
 impl ExitStatus for StatusError {
     fn exit_status(&self) -> u8 {
         exit_status::FAILED
     }
+
+    fn label(&self) -> &'static str {
+        self.reason
+    }
 }
 
 /// Fetches the status.
-pub(super) async fn fetch_status(endpoint: &MonitorEndpoint) -> Result<ServerStatus, StatusError> {
-    tokio::time::timeout(REQUEST_TIMEOUT, fetch_status_without_timeout(endpoint))
-        .await
-        .unwrap_or_else(|_| Err(StatusError::Timeout(endpoint.clone())))
+pub(super) async fn fetch_status(endpoint: &MonitorEndpoint) -> Result<Status, StatusError> {
+    let result = tokio::time::timeout(REQUEST_TIMEOUT, connect_and_fetch(endpoint)).await;
+    let no_response = format!("no response within {} s", REQUEST_TIMEOUT.as_secs());
+    result.unwrap_or(Err(("timeout", no_response))).map_err(|(reason, problem)| StatusError {
+        endpoint: endpoint.clone(),
+        reason,
+        problem,
+    })
 }
 
-async fn fetch_status_without_timeout(
-    endpoint: &MonitorEndpoint,
-) -> Result<ServerStatus, StatusError> {
-    let unreachable = |error| StatusError::Connect(endpoint.clone(), error);
-    let answer = match endpoint {
+/// A label and a description.
+type Problem = (&'static str, String);
+
+async fn connect_and_fetch(endpoint: &MonitorEndpoint) -> Result<Status, Problem> {
+    let unreachable = |error: io::Error| {
+        ("connect_failed", format!("can't connect: {error}; start the server with --monitor"))
+    };
+    let response = match endpoint {
         MonitorEndpoint::Tcp(host, port) => {
             let stream = TcpStream::connect((host.as_str(), *port)).await;
             fetch(endpoint, stream.map_err(unreachable)?).await?
@@ -70,36 +69,46 @@ async fn fetch_status_without_timeout(
             fetch(endpoint, UnixStream::connect(path).await.map_err(unreachable)?).await?
         }
     };
-    ServerStatus::parse(&answer).map_err(|why| StatusError::NotAStatus(endpoint.clone(), why))
+    let problem = |error| ("not_a_status", format!("not a status of hexz-nbd: {error}"));
+    Status::parse(&response).map_err(problem)
 }
 
 async fn fetch(
     endpoint: &MonitorEndpoint,
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-) -> Result<Bytes, StatusError> {
-    let failed = |error| StatusError::Http(endpoint.clone(), error);
+) -> Result<Bytes, Problem> {
+    let failed = |error: hyper::Error| {
+        ("not_http", format!("not HTTP: {error}; check the address of the server's --monitor"))
+    };
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
     // Aborts the connection's task when this request ends, however it ends.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let mut question = Request::new(Empty::<Bytes>::new());
-    *question.uri_mut() = hyper::Uri::from_static("/status.json");
+    let mut request = Request::new(Empty::<Bytes>::new());
+    *request.uri_mut() = Uri::from_static("/status.json");
     if let Ok(host) = endpoint.host_header().parse() {
-        question.headers_mut().insert(HOST, host);
+        request.headers_mut().insert(HOST, host);
     }
-    question
-        .headers_mut()
-        .insert(ACCEPT, hyper::header::HeaderValue::from_static("application/json"));
-    let answer = sender.send_request(question).await.map_err(failed)?;
-    match answer.status() {
+    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("application/json"));
+    let response = sender.send_request(request).await.map_err(failed)?;
+    match response.status() {
         StatusCode::OK => {}
-        StatusCode::MISDIRECTED_REQUEST => return Err(StatusError::UnknownHost(endpoint.clone())),
-        other => return Err(StatusError::Refused(endpoint.clone(), other)),
+        StatusCode::MISDIRECTED_REQUEST => {
+            let problem = "unknown host name: use the address, or give the server --monitor-name";
+            return Err(("unknown_host", problem.to_owned()));
+        }
+        other => {
+            let problem = format!("/status.json: HTTP status {other}; check that it is hexz-nbd");
+            return Err(("http_status", problem));
+        }
     }
-    match Limited::new(answer.into_body(), MAX_RESPONSE_BYTES).collect().await {
+    match Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await {
         Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(StatusError::TooLong(endpoint.clone())),
-        Err(error) => Err(StatusError::Truncated(endpoint.clone(), error.to_string())),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let problem = format!("the response is longer than {} MiB", MAX_RESPONSE_BYTES >> 20);
+            Err(("too_long", problem))
+        }
+        Err(error) => Err(("truncated", format!("the response was cut off: {error}"))),
     }
 }

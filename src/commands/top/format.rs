@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
+use nbd_gateway::DurationHistogram;
 use nbd_telemetry::escape;
-
-use super::status::Histogram;
 
 /// Formats a number of bytes, in units of powers of 1024.
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
@@ -56,16 +55,6 @@ pub(super) fn percent(part: f64) -> String {
     format!("{:.digits$} %", 100.0 * part)
 }
 
-/// Formats a latency, given in seconds.
-pub(super) fn latency(seconds: f64) -> String {
-    match seconds {
-        s if s < 0.000_999_5 => format!("{:.0} µs", s * 1e6),
-        s if s < 0.009_95 => format!("{:.1} ms", s * 1e3),
-        s if s < 0.999_5 => format!("{:.0} ms", s * 1e3),
-        s => format!("{s:.1} s"),
-    }
-}
-
 /// Formats a duration, given in seconds, in its two largest units.
 pub(super) fn duration(seconds: f64) -> String {
     let whole = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
@@ -89,7 +78,11 @@ pub(super) fn increase(now: u64, before: u64) -> u64 {
 /// The estimate is that of Prometheus: reads count as evenly spread within a bucket, and a quantile
 /// beyond the last finite limit is that limit.
 #[expect(clippy::cast_precision_loss, reason = "counts of some seconds")]
-pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -> Option<f64> {
+pub(super) fn quantile(
+    now: &DurationHistogram,
+    before: Option<&DurationHistogram>,
+    part: f64,
+) -> Option<f64> {
     let earlier = |position: usize| {
         before.and_then(|histogram| histogram.buckets.get(position)).map_or(0, |bucket| bucket.1)
     };
@@ -97,7 +90,7 @@ pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -
         .buckets
         .iter()
         .enumerate()
-        .map(|(position, (limit, many))| (limit.0, increase(*many, earlier(position)) as f64))
+        .map(|(position, (limit, many))| (*limit, increase(*many, earlier(position)) as f64))
         .collect();
     let all = increase(now.count, before.map_or(0, |histogram| histogram.count));
     if all == 0 {
@@ -108,7 +101,7 @@ pub(super) fn quantile(now: &Histogram, before: Option<&Histogram>, part: f64) -
     for (limit, many) in buckets {
         if many >= wanted {
             let share = if many > below { (wanted - below) / (many - below) } else { 1.0 };
-            return Some(if limit.is_finite() { from + (limit - from) * share } else { from });
+            return Some(from + (limit - from) * share);
         }
         (from, below) = (limit, many);
     }
@@ -135,7 +128,6 @@ pub(super) fn escape_untrusted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::status::Limit;
     use super::*;
 
     #[test]
@@ -150,10 +142,6 @@ mod tests {
             ["0", "999", "1,000", "1,234,567"].map(String::from)
         );
         assert_eq!([0.0, 0.5, 1.0].map(percent), ["0 %", "50.0 %", "100 %"].map(String::from));
-        assert_eq!(
-            [0.000_025, 0.001, 0.025, 1.25].map(latency),
-            ["25 µs", "1.0 ms", "25 ms", "1.2 s"].map(String::from)
-        );
         assert_eq!(
             [-1.0, 59.9, 61.0, 3600.0, 90_000.0, 1e9, f64::INFINITY].map(duration),
             [
@@ -172,9 +160,10 @@ mod tests {
 
     #[test]
     fn quantiles_cover_only_reads_since_the_earlier_answer() {
-        let histogram = |counts: [u64; 2], count| Histogram {
+        let histogram = |counts: [u64; 2], count| DurationHistogram {
             count,
-            buckets: [0.001, 0.01].map(Limit).into_iter().zip(counts).collect(),
+            buckets: [0.001, 0.01].into_iter().zip(counts).collect(),
+            sum: 0.0,
         };
         let (before, now) = (histogram([100, 100], 100), histogram([150, 200], 200));
         assert_eq!(quantile(&now, Some(&before), 0.25), Some(0.0005));
@@ -182,7 +171,7 @@ mod tests {
         assert!((0.005_499..0.005_501).contains(&upper), "{upper}");
         assert_eq!(quantile(&histogram([0, 0], 9), None, 0.5), Some(0.01));
         assert_eq!(quantile(&now, Some(&now), 0.5), None);
-        assert_eq!(quantile(&Histogram::default(), None, 0.5), None);
+        assert_eq!(quantile(&DurationHistogram::default(), None, 0.5), None);
     }
 
     #[test]

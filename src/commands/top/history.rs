@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::fetch::StatusError;
 use super::format::duration;
-use super::status::ServerStatus;
 use super::view::{Frame, total_increase};
+use crate::exit_status::ExitStatus;
+use crate::monitor::Status;
 
 /// Number of answers that are kept. Rates and latencies in tables span all of them.
 const MAX_ANSWERS: usize = 4;
@@ -20,18 +21,18 @@ const MIN_INTERVAL: Duration = Duration::from_millis(1);
 /// The latest answers, oldest first.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    answers: VecDeque<(Instant, ServerStatus)>,
+    answers: VecDeque<(Instant, Status)>,
     rates: VecDeque<f64>,
     last_error: Option<String>,
 }
 
 impl History {
     /// Records the result of a request, and its time.
-    pub(super) fn record(&mut self, at: Instant, answer: Result<ServerStatus, StatusError>) {
+    pub(super) fn record(&mut self, at: Instant, answer: Result<Status, StatusError>) {
         let status = match answer {
             Ok(status) => status,
             Err(error) => {
-                self.last_error = Some(error.to_string());
+                self.last_error = Some(format!("{error} [{}]", error.label()));
                 return;
             }
         };
@@ -64,7 +65,7 @@ impl History {
         });
         let age = newest.map(|(then, _)| duration(at.duration_since(*then).as_secs_f64()));
         let error = self.last_error.as_ref().map(|error| match age {
-            Some(age) => format!("{error} (what is shown is {age} old)"),
+            Some(age) => format!("{error} (the data is {age} old)"),
             None => error.clone(),
         });
         let now = newest.map(|(_, status)| status);
@@ -79,15 +80,16 @@ fn per_second(many: u64, time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::status::Export;
     use super::*;
     use crate::cli::MonitorEndpoint;
+    use nbd_gateway::{ExportReport, GatewayReport};
 
-    fn status(pid: u64, bytes: u64) -> ServerStatus {
-        ServerStatus {
+    fn status(pid: u32, bytes: u64) -> Status {
+        let exports = vec![ExportReport { bytes, ..ExportReport::default() }];
+        Status {
             pid,
-            exports: vec![Export { bytes, ..Export::default() }],
-            ..ServerStatus::default()
+            gateway: GatewayReport { exports, ..Default::default() },
+            ..Default::default()
         }
     }
 
@@ -97,9 +99,10 @@ mod tests {
         let mut history = History::default();
         history.record(start, Ok(status(1, 1000)));
         let mut two = status(1, 1010);
-        two.exports.push(Export { name: "new".into(), bytes: 5000, ..Export::default() });
+        let new = ExportReport { name: "new".into(), bytes: 5000, ..ExportReport::default() };
+        two.gateway.exports.push(new);
         history.record(start + Duration::from_secs(1), Ok(two.clone()));
-        two.exports[1].bytes = 5007;
+        two.gateway.exports[1].bytes = 5007;
         history.record(start + Duration::from_secs(2), Ok(two));
         assert_eq!(history.frame(start + Duration::from_secs(2)).rates, [10.0, 7.0]);
     }
@@ -117,11 +120,13 @@ mod tests {
         let frame = history.frame(at(5));
         assert_eq!(frame.rates, [10.0, 30.0, 50.0, 70.0, 90.0]);
         let (before, seconds) = frame.earlier.unwrap();
-        assert_eq!((before.exports[0].bytes, seconds), (1040, 3.0));
+        assert_eq!((before.gateway.exports[0].bytes, seconds), (1040, 3.0));
 
-        history.record(at(7), Err(StatusError::Timeout(MonitorEndpoint::default())));
+        let endpoint = MonitorEndpoint::default();
+        let error = StatusError { endpoint, reason: "timeout", problem: String::new() };
+        history.record(at(7), Err(error));
         let frame = history.frame(at(7));
-        assert!(frame.error.unwrap().ends_with("(what is shown is 2 s old)"));
+        assert!(frame.error.unwrap().contains("2 s old"));
         assert!(frame.latest.is_some());
 
         history.record(at(8), Ok(status(2, 5)));

@@ -1,5 +1,5 @@
 //! Styled lines of text, and tables made of them. Every character is one column wide: untrusted
-//! text has gone through [`clean`](super::format::clean).
+//! text has gone through [`escape_untrusted`](super::format::escape_untrusted).
 
 /// Style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,6 @@ mod format;
 mod history;
 mod lines;
 mod rows;
-mod status;
 mod terminal;
 mod view;
 #[cfg(test)]
@@ -60,7 +59,7 @@ async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
         .map(|line| format!("{}\n", line.text()))
         .collect();
     match stdout().write_all(lines.as_bytes()) {
-        // The reader of the pipe, such as `head`, has seen enough.
+        // The reader of the pipe, such as `head`, has closed it.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
         written => Ok(written.map(|()| ExitCode::SUCCESS)?),
     }
@@ -105,7 +104,7 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
                 },
                 // Other events, such as a resize, only need a redraw.
                 Some(_) => {}
-                None => return Err(io::Error::other("the terminal can't be read any more").into()),
+                None => return Err(io::Error::other("can't read from the terminal").into()),
             },
             code = signals.next() => return Ok(ExitCode::from(code)),
         }

@@ -2,12 +2,19 @@
 
 use std::collections::HashMap;
 
+use nbd_gateway::{ConnectionReport, ExportReport};
+use nbd_server::RequestCounts;
+
 use super::format::{
-    bytes, duration, escape_untrusted, format_count, increase, latency, per_second, quantile, rate,
+    bytes, duration, escape_untrusted, format_count, increase, per_second, quantile, rate,
 };
 use super::lines::{Column, Style};
-use super::status::{Connection, Export, ServerStatus};
 use super::view::{Frame, Sort};
+use crate::commands::output::format_seconds;
+use crate::monitor::Status;
+
+/// Shown where there is no value.
+const DASH: &str = "–";
 
 /// Sort key of a row.
 struct SortKey {
@@ -30,14 +37,15 @@ impl SortKey {
 }
 
 /// Returns the columns of the export table, with rows in the order of `sort`.
-pub(super) fn export_columns(frame: &Frame<'_>, now: &ServerStatus, sort: Sort) -> Vec<Column> {
-    let before: HashMap<&str, &Export> = frame
+pub(super) fn export_columns(frame: &Frame<'_>, now: &Status, sort: Sort) -> Vec<Column> {
+    let before: HashMap<&str, &ExportReport> = frame
         .earlier
         .iter()
-        .flat_map(|(before, _)| &before.exports)
+        .flat_map(|(before, _)| &before.gateway.exports)
         .map(|export| (export.name.as_str(), export))
         .collect();
-    let mut rows: Vec<(SortKey, &Export)> = now
+    let mut rows: Vec<Row<'_, ExportReport>> = now
+        .gateway
         .exports
         .iter()
         .map(|export| {
@@ -46,7 +54,7 @@ pub(super) fn export_columns(frame: &Frame<'_>, now: &ServerStatus, sort: Sort) 
                 // The total of an export that wasn't listed may be older than the earlier answer.
                 rate: was.map_or(0.0, |was| increase_per_second(frame, export.bytes, was.bytes)),
                 requests: was.map_or(0.0, |was| {
-                    increase_per_second(frame, export.total_requests(), was.total_requests())
+                    increase_per_second(frame, total_requests(export), total_requests(was))
                 }),
                 errors: export.errors,
                 name: escape_untrusted(&export.name),
@@ -55,50 +63,34 @@ pub(super) fn export_columns(frame: &Frame<'_>, now: &ServerStatus, sort: Sort) 
         })
         .collect();
     rows.sort_by(|(a, _), (b, _)| a.order(b, sort));
-    let quantile = |part| {
-        number_cells(&rows, |(_, export)| {
-            let was = before.get(export.name.as_str()).map(|was| &was.read_seconds);
-            quantile(&export.read_seconds, was, part).map_or("–".to_owned(), latency)
-        })
+    let quantile = |export: &ExportReport, part| {
+        let was = before.get(export.name.as_str()).map(|was| &was.read_seconds);
+        quantile(&export.read_seconds, was, part).map_or(DASH.to_owned(), format_seconds)
     };
+    let size = |size: Option<u64>| size.map_or(DASH.to_owned(), bytes);
     vec![
-        Column::text("NAME", 0, rows.iter().map(|(key, _)| key.name.clone()).collect()),
-        Column::numbers(
-            "SIZE",
-            2,
-            number_cells(&rows, |(_, export)| export.size.map_or("–".to_owned(), bytes)),
-        ),
-        Column::numbers(
-            "READERS",
-            1,
-            number_cells(&rows, |(_, export)| format_count(export.readers)),
-        ),
-        Column::numbers(
-            "RATE",
-            0,
-            number_cells(&rows, |(key, _)| format_rate_if_known(frame, rate, key.rate)),
-        ),
-        Column::numbers(
-            "REQUESTS",
-            3,
-            number_cells(&rows, |(key, _)| format_rate_if_known(frame, per_second, key.requests)),
-        ),
-        Column::numbers("P50", 4, quantile(0.5)),
-        Column::numbers("P99", 4, quantile(0.99)),
-        Column::numbers("IN ALL", 5, number_cells(&rows, |(_, export)| bytes(export.bytes))),
-        errors(rows.iter().map(|(key, _)| key.errors)),
+        text(&rows, "NAME", 0, |key, _| key.name.clone()),
+        numbers(&rows, "SIZE", 2, |_, it| size(it.size)),
+        numbers(&rows, "READERS", 1, |_, it| format_count(it.readers)),
+        numbers(&rows, "RATE", 0, |key, _| if_known(frame, rate, key.rate)),
+        numbers(&rows, "REQUESTS", 3, |key, _| if_known(frame, per_second, key.requests)),
+        numbers(&rows, "READ P50", 4, |_, it| quantile(it, 0.5)),
+        numbers(&rows, "P99", 4, |_, it| quantile(it, 0.99)),
+        numbers(&rows, "TOTAL READ", 5, |_, it| bytes(it.bytes)),
+        errors(&rows),
     ]
 }
 
 /// Returns the columns of the connection table, with rows in the order of `sort`.
-pub(super) fn connection_columns(frame: &Frame<'_>, now: &ServerStatus, sort: Sort) -> Vec<Column> {
-    let before: HashMap<u64, &Connection> = frame
+pub(super) fn connection_columns(frame: &Frame<'_>, now: &Status, sort: Sort) -> Vec<Column> {
+    let before: HashMap<u64, &ConnectionReport> = frame
         .earlier
         .iter()
-        .flat_map(|(before, _)| &before.connections)
+        .flat_map(|(before, _)| &before.gateway.connections)
         .map(|connection| (connection.id, connection))
         .collect();
-    let mut rows: Vec<(SortKey, &Connection)> = now
+    let mut rows: Vec<Row<'_, ConnectionReport>> = now
+        .gateway
         .connections
         .iter()
         .map(|connection| {
@@ -117,61 +109,64 @@ pub(super) fn connection_columns(frame: &Frame<'_>, now: &ServerStatus, sort: So
         })
         .collect();
     rows.sort_by(|(a, one), (b, other)| a.order(b, sort).then(one.id.cmp(&other.id)));
-    let words = |text: fn(&Connection) -> String| {
-        rows.iter().map(|(_, connection)| text(connection)).collect()
-    };
-    let known = |text: &Option<String>| text.as_deref().map_or("–".to_owned(), escape_untrusted);
+    let optional = |text: Option<&str>| text.map_or(DASH.to_owned(), escape_untrusted);
     vec![
-        Column::text("WHO", 0, rows.iter().map(|(key, _)| key.name.clone()).collect()),
-        Column::text(
-            "FROM",
-            1,
-            words(|connection| match &connection.via {
-                Some(via) => {
-                    format!("{} via {}", escape_untrusted(&connection.peer), escape_untrusted(via))
-                }
-                None => escape_untrusted(&connection.peer),
-            }),
-        ),
-        Column::text("EXPORT", 2, rows.iter().map(|(_, row)| known(&row.export)).collect()),
-        Column::text("STATE", 6, words(|connection| escape_untrusted(&connection.state))),
-        Column::text("TLS", 5, rows.iter().map(|(_, row)| known(&row.tls)).collect()),
-        Column::numbers("SINCE", 4, number_cells(&rows, |(_, row)| duration(now.now - row.since))),
-        Column::numbers(
-            "RATE",
-            0,
-            number_cells(&rows, |(key, _)| format_rate_if_known(frame, rate, key.rate)),
-        ),
-        Column::numbers(
-            "REQUESTS",
-            3,
-            number_cells(&rows, |(key, _)| format_rate_if_known(frame, per_second, key.requests)),
-        ),
-        Column::numbers(
-            "IN FLIGHT",
-            7,
-            number_cells(&rows, |(_, row)| format_count(row.in_flight)),
-        ),
-        Column::numbers("IN ALL", 7, number_cells(&rows, |(_, row)| bytes(row.bytes))),
-        errors(rows.iter().map(|(key, _)| key.errors)),
+        text(&rows, "IDENTITY", 0, |key, _| key.name.clone()),
+        text(&rows, "PEER", 1, |_, it| match &it.via {
+            Some(via) => format!("{} via {}", escape_untrusted(&it.peer), escape_untrusted(via)),
+            None => escape_untrusted(&it.peer),
+        }),
+        text(&rows, "EXPORT", 2, |_, it| optional(it.export.as_deref())),
+        text(&rows, "STATE", 6, |_, it| escape_untrusted(&it.state)),
+        text(&rows, "TLS", 5, |_, it| escape_untrusted(it.tls.as_deref().unwrap_or("none"))),
+        numbers(&rows, "DURATION", 4, |_, it| duration(now.now - it.since)),
+        numbers(&rows, "RATE", 0, |key, _| if_known(frame, rate, key.rate)),
+        numbers(&rows, "REQUESTS", 3, |key, _| if_known(frame, per_second, key.requests)),
+        numbers(&rows, "IN FLIGHT", 7, |_, it| format_count(it.in_flight)),
+        numbers(&rows, "TOTAL READ", 7, |_, it| bytes(it.bytes)),
+        errors(&rows),
     ]
 }
 
-fn format_identity(connection: &Connection) -> String {
+/// Returns the number of requests of all kinds. It may have any value, so the sum must not overflow.
+pub(super) fn total_requests(export: &ExportReport) -> u64 {
+    let RequestCounts { read, block_status, cache, other } = export.requests;
+    [read, block_status, cache, other].into_iter().fold(0, u64::saturating_add)
+}
+
+fn format_identity(connection: &ConnectionReport) -> String {
     match &connection.identity {
         Some(identity) => escape_untrusted(identity),
-        None if connection.state == "negotiating" => "not known yet".to_owned(),
+        None if connection.state == "negotiating" => "unknown yet".to_owned(),
         None => "no certificate".to_owned(),
     }
 }
 
-fn number_cells<T>(rows: &[T], text: impl Fn(&T) -> String) -> Vec<(Style, String)> {
-    rows.iter().map(|row| (Style::Plain, text(row))).collect()
+/// A row of a table: its sort key, and the export or connection.
+type Row<'a, T> = (SortKey, &'a T);
+
+fn text<T>(
+    rows: &[Row<'_, T>],
+    title: &'static str,
+    removal_rank: u8,
+    cell: impl Fn(&SortKey, &T) -> String,
+) -> Column {
+    Column::text(title, removal_rank, rows.iter().map(|(key, row)| cell(key, row)).collect())
 }
 
-fn errors(counts: impl Iterator<Item = u64>) -> Column {
-    let style = |many| if many > 0 { Style::Bad } else { Style::Plain };
-    Column::numbers("ERRORS", 1, counts.map(|many| (style(many), format_count(many))).collect())
+fn numbers<T>(
+    rows: &[Row<'_, T>],
+    title: &'static str,
+    removal_rank: u8,
+    cell: impl Fn(&SortKey, &T) -> String,
+) -> Column {
+    let cells = rows.iter().map(|(key, row)| (Style::Plain, cell(key, row)));
+    Column::numbers(title, removal_rank, cells.collect())
+}
+
+fn errors<T>(rows: &[Row<'_, T>]) -> Column {
+    let cell = |count| (if count > 0 { Style::Bad } else { Style::Plain }, format_count(count));
+    Column::numbers("ERRORS", 1, rows.iter().map(|(key, _)| cell(key.errors)).collect())
 }
 
 /// Returns the increase of a counter per second; 0 without an earlier answer.
@@ -182,6 +177,6 @@ fn increase_per_second(frame: &Frame<'_>, now: u64, before: u64) -> f64 {
 }
 
 /// Formats a rate; a dash without an earlier answer to derive it from.
-fn format_rate_if_known(frame: &Frame<'_>, text: fn(f64) -> String, value: f64) -> String {
-    frame.earlier.map_or("–".to_owned(), |_| text(value))
+fn if_known(frame: &Frame<'_>, text: fn(f64) -> String, value: f64) -> String {
+    frame.earlier.map_or(DASH.to_owned(), |_| text(value))
 }

@@ -1,14 +1,16 @@
 //! Turns two answers of the server into the lines to show. Pure, so that it can be tested.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+
+use nbd_gateway::{ExportReport, LabelCounts};
 
 use super::format::{
     bytes, duration, escape_untrusted, format_count, increase, per_second, percent, rate,
 };
 use super::lines::{Style, StyledLine, flow, table, width, wrap};
-use super::rows::{connection_columns, export_columns};
-use super::status::{Export, ServerStatus};
+use super::rows::{connection_columns, export_columns, total_requests};
+use crate::monitor::Status;
 
 const DAY: f64 = 86_400.0;
 
@@ -16,9 +18,9 @@ const DAY: f64 = 86_400.0;
 #[derive(Debug)]
 pub(super) struct Frame<'a> {
     /// Latest answer; `None` before the first.
-    pub(super) latest: Option<&'a ServerStatus>,
+    pub(super) latest: Option<&'a Status>,
     /// Earlier answer of the same process, and the seconds between the two.
-    pub(super) earlier: Option<(&'a ServerStatus, f64)>,
+    pub(super) earlier: Option<(&'a Status, f64)>,
     /// Bytes per second between consecutive answers, latest last.
     pub(super) rates: &'a [f64],
     /// Error of the last request, if it failed.
@@ -99,8 +101,10 @@ impl TableSelection {
 pub(super) fn scrollable_rows(frame: &Frame<'_>, choice: &ViewOptions) -> usize {
     match (frame.latest, choice.show) {
         (None, _) => 0,
-        (Some(now), TableSelection::Exports) => now.exports.len(),
-        (Some(now), TableSelection::Both | TableSelection::Connections) => now.connections.len(),
+        (Some(now), TableSelection::Exports) => now.gateway.exports.len(),
+        (Some(now), TableSelection::Both | TableSelection::Connections) => {
+            now.gateway.connections.len()
+        }
     }
 }
 
@@ -116,7 +120,7 @@ pub(super) fn screen(
     lines.truncate((height / 2).max(2));
     let foot = StyledLine::styled(
         Style::Soft,
-        format!("q end   s sort: {}   e exports, connections   arrows scroll", choice.sort.name()),
+        format!("q quit   s sort: {}   e exports, connections   arrows scroll", choice.sort.name()),
     );
     if let Some(now) = frame.latest {
         if columns >= 40 {
@@ -153,7 +157,7 @@ fn head(frame: &Frame<'_>, columns: usize) -> Vec<StyledLine> {
     if let Some(now) = frame.latest {
         let mut facts = vec![
             (Style::Strong, format!("hexz-nbd {}", escape_untrusted(&now.version))),
-            (Style::Soft, escape_untrusted(&now.listen.join(", "))),
+            (Style::Soft, escape_untrusted(&now.gateway.listen.join(", "))),
             (Style::Plain, format!("up {}", duration(now.now - now.started))),
         ];
         if !now.ready {
@@ -173,12 +177,12 @@ fn head(frame: &Frame<'_>, columns: usize) -> Vec<StyledLine> {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
-fn traffic(frame: &Frame<'_>, now: &ServerStatus) -> Vec<(Style, String)> {
+fn traffic(frame: &Frame<'_>, now: &Status) -> Vec<(Style, String)> {
     let mut facts = Vec::new();
-    let total = &now.connections_total;
+    let total = &now.gateway.connections_total;
     if let Some((before, seconds)) = frame.earlier {
         let read = total_increase(now, before, |export| export.bytes);
-        let requests = total_increase(now, before, Export::total_requests);
+        let requests = total_increase(now, before, total_requests);
         facts.push((Style::Strong, format!("read {}", rate(read as f64 / seconds))));
         facts.push((Style::Plain, format!("requests {}", per_second(requests as f64 / seconds))));
     }
@@ -203,12 +207,12 @@ fn traffic(frame: &Frame<'_>, now: &ServerStatus) -> Vec<(Style, String)> {
         format!("cache {} of {}", bytes(now.cache.bytes), bytes(now.cache.capacity)),
     ));
     if let Some(resident) = now.memory.resident {
-        let text = format!("memory {}, budget {}", bytes(resident), bytes(now.memory.budget));
+        let text = format!("resident {} of {}", bytes(resident), bytes(now.memory.budget));
         facts.push((Style::Plain, text));
     }
-    if let Some(expires) = now.tls.certificate_expires {
+    if let Some(expires) = now.gateway.tls.as_ref().and_then(|tls| tls.certificate_expires) {
         facts.push(match expires - now.now {
-            left if left <= 0.0 => (Style::Bad, "certificate has ended".to_owned()),
+            left if left <= 0.0 => (Style::Bad, "certificate expired".to_owned()),
             left if left < 7.0 * DAY => (Style::Bad, certificate(left)),
             left if left < 30.0 * DAY => (Style::Warn, certificate(left)),
             left => (Style::Plain, certificate(left)),
@@ -218,33 +222,34 @@ fn traffic(frame: &Frame<'_>, now: &ServerStatus) -> Vec<(Style, String)> {
 }
 
 fn certificate(left: f64) -> String {
-    format!("certificate ends in {}", duration(left))
+    format!("certificate expires in {}", duration(left))
 }
 
 /// Lists refusals and failures since the start.
-fn problems(now: &ServerStatus) -> Vec<(Style, String)> {
-    let total = &now.connections_total;
+fn problems(now: &Status) -> Vec<(Style, String)> {
+    let total = &now.gateway.connections_total;
     let mut facts = Vec::new();
     for (style, what, counts) in [
         (Style::Soft, "refused", &total.refused),
         (Style::Soft, "failed", &total.failed),
-        (Style::Soft, "TLS failures", &total.handshake_failures),
-        (Style::Bad, "unreadable", &now.verification_failures),
-        (Style::Bad, "can't be opened", &now.open_failures),
+        (Style::Soft, "TLS", &total.handshake_failures),
+        (Style::Bad, "unreadable blocks", &now.verification_failures),
+        (Style::Bad, "unreadable archives", &now.open_failures),
     ] {
         if let Some(text) = reasons(counts) {
             facts.push((style, format!("{what}: {text}")));
         }
     }
-    if now.reloads.failed > 0 {
+    if now.gateway.reloads.failed > 0 {
         let why = now
+            .gateway
             .reloads
             .last_error
             .as_deref()
-            .map(|why| format!(", the last one: {}", escape_untrusted(why)));
+            .map(|why| format!(", last error: {}", escape_untrusted(why)));
         let text = format!(
             "failed reloads: {}{}",
-            format_count(now.reloads.failed),
+            format_count(now.gateway.reloads.failed),
             why.unwrap_or_default()
         );
         facts.push((Style::Warn, text));
@@ -252,7 +257,7 @@ fn problems(now: &ServerStatus) -> Vec<(Style, String)> {
     if let Some(audit) = &now.audit
         && audit.lost > 0
     {
-        facts.push((Style::Bad, format!("audit events lost: {}", format_count(audit.lost))));
+        facts.push((Style::Bad, format!("lost audit events: {}", format_count(audit.lost))));
     }
     if let Some(error) = now.recent_errors.first() {
         let ago = duration(now.now - error.at);
@@ -265,9 +270,12 @@ fn problems(now: &ServerStatus) -> Vec<(Style, String)> {
 }
 
 /// Formats reasons with their counts, most frequent first; `None` if all counts are zero.
-fn reasons(counts: &BTreeMap<String, u64>) -> Option<String> {
-    let mut counts: Vec<(&String, u64)> =
-        counts.iter().map(|(reason, many)| (reason, *many)).filter(|(_, many)| *many > 0).collect();
+fn reasons(counts: &LabelCounts) -> Option<String> {
+    let mut counts: Vec<(&str, u64)> = counts
+        .iter()
+        .map(|(reason, many)| (&**reason, *many))
+        .filter(|(_, many)| *many > 0)
+        .collect();
     counts.sort_by_key(|(_, many)| Reverse(*many));
     let each = counts
         .iter()
@@ -279,7 +287,7 @@ fn reasons(counts: &BTreeMap<String, u64>) -> Option<String> {
 fn sparkline(rates: &[f64], columns: usize) -> StyledLine {
     const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let most = rates.iter().copied().fold(0.0, f64::max);
-    let note = format!(" at most {}", rate(most));
+    let note = format!(" max {}", rate(most));
     let room = columns.saturating_sub(width(&note));
     let shown = rates.iter().skip(rates.len().saturating_sub(room));
     let bars: String = shown
@@ -298,7 +306,7 @@ fn sparkline(rates: &[f64], columns: usize) -> StyledLine {
 
 fn tables(
     frame: &Frame<'_>,
-    now: &ServerStatus,
+    now: &Status,
     choice: &ViewOptions,
     columns: usize,
     room: usize,
@@ -346,16 +354,20 @@ fn visible_part(
     [first, head].into_iter().chain(lines.skip(skip)).take(room).collect()
 }
 
-fn exports_title(now: &ServerStatus) -> String {
-    format!("EXPORTS {}", count_of(now.exports.len()))
+fn exports_title(now: &Status) -> String {
+    format!("EXPORTS {}", count_of(now.gateway.exports.len()))
 }
 
-fn connections_title(now: &ServerStatus) -> String {
-    let total = now.connections_total.reading.saturating_add(now.connections_total.negotiating);
-    let listed = count_of(now.connections.len());
-    match total.saturating_sub(u64::try_from(now.connections.len()).unwrap_or(u64::MAX)) {
+fn connections_title(now: &Status) -> String {
+    let total = now
+        .gateway
+        .connections_total
+        .reading
+        .saturating_add(now.gateway.connections_total.negotiating);
+    let listed = count_of(now.gateway.connections.len());
+    match total.saturating_sub(u64::try_from(now.gateway.connections.len()).unwrap_or(u64::MAX)) {
         0 => format!("CONNECTIONS {listed}"),
-        more => format!("CONNECTIONS {listed}, and {} that aren't listed", format_count(more)),
+        more => format!("CONNECTIONS {listed}, {} not listed", format_count(more)),
     }
 }
 
@@ -366,13 +378,13 @@ fn count_of(length: usize) -> String {
 /// Returns the increase of a counter, summed over all exports. An export that wasn't listed before
 /// doesn't count: its total may be older than the earlier answer.
 pub(super) fn total_increase(
-    now: &ServerStatus,
-    before: &ServerStatus,
-    of: impl Fn(&Export) -> u64,
+    now: &Status,
+    before: &Status,
+    of: impl Fn(&ExportReport) -> u64,
 ) -> u64 {
     let before: HashMap<&str, u64> =
-        before.exports.iter().map(|export| (export.name.as_str(), of(export))).collect();
-    now.exports.iter().fold(0_u64, |sum, export| {
+        before.gateway.exports.iter().map(|export| (export.name.as_str(), of(export))).collect();
+    now.gateway.exports.iter().fold(0_u64, |sum, export| {
         let was = before.get(export.name.as_str());
         sum.saturating_add(was.map_or(0, |was| increase(of(export), *was)))
     })

@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use super::lines::Style;
-use super::status::ServerStatus;
 use super::view::{Frame, Sort, TableSelection, ViewOptions, plain, screen};
+use crate::monitor::Status;
 
 const NOW: f64 = 1_795_600_000.0;
 
 /// Returns the status of a server at `second`, with counters that grow steadily.
-fn status(second: u64) -> ServerStatus {
+fn status(second: u64) -> Status {
     let reads = |all: u64| json!({ "count": all, "buckets": [[0.000_1, all / 2], [0.001, all * 9 / 10], [0.01, all]] });
     let status = json!({
         "format": 1, "version": "0.1.0", "pid": 1, "ready": true, "listen": ["127.0.0.1:10809"],
@@ -54,25 +54,25 @@ fn text(columns: usize, height: usize, choice: ViewOptions, error: Option<&str>)
 #[test]
 fn wide_terminals_show_all_columns() {
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
-read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %   cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB
-certificate ends in 20 days
-refused: address 12, full 3   TLS failures: no certificate 7   unreadable: crc32 1
+read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %   cache 200 MiB of 256 MiB   resident 250 MiB of 256 MiB
+certificate expires in 20 days
+refused: address 12, full 3   TLS: no certificate 7   unreadable blocks: crc32 1
 last error, 14 s ago: db.hexz, byte 20552: the stored block is damaged
-▁▁▄█ at most 1.3 MiB/s
+▁▁▄█ max 1.3 MiB/s
 EXPORTS 2
-NAME         SIZE  READERS       RATE  REQUESTS     P50     P99    IN ALL  ERRORS
-web.hexz        –        1  1.0 MiB/s     100/s  100 µs  9.1 ms  14.0 MiB       0
-db.hexz   8.0 GiB        1  400 KiB/s     300/s  100 µs  9.1 ms   5.5 MiB       2
+NAME         SIZE  READERS       RATE  REQUESTS  READ P50     P99  TOTAL READ  ERRORS
+web.hexz        –        1  1.0 MiB/s     100/s    100 µs  9.1 ms    14.0 MiB       0
+db.hexz   8.0 GiB        1  400 KiB/s     300/s    100 µs  9.1 ms     5.5 MiB       2
 CONNECTIONS 3
-WHO                     FROM                    EXPORT    STATE        TLS           SINCE       RATE  REQUESTS  IN FLIGHT    IN ALL  ERRORS
-uri:spiffe://example.…  10.1.2.3 via 192.0.2.1  web.hexz  reading      TLS 1.3  1 min 14 s  1.0 MiB/s     100/s          4  14.0 MiB       0
-cn:\u{1b}[31m<b>        10.1.2.4                db.hexz   reading      TLS 1.2   1 h 1 min  400 KiB/s     300/s          0   5.5 MiB       2
-not known yet           10.1.2.5                –         negotiating  –              14 s      0 B/s       0/s          0       0 B       0
+IDENTITY               PEER                   EXPORT    STATE        TLS        DURATION       RATE  REQUESTS  IN FLIGHT  TOTAL READ  ERRORS
+uri:spiffe://example…  10.1.2.3 via 192.0.2…  web.hexz  reading      TLS 1.3  1 min 14 s  1.0 MiB/s     100/s          4    14.0 MiB       0
+cn:\u{1b}[31m<b>       10.1.2.4               db.hexz   reading      TLS 1.2   1 h 1 min  400 KiB/s     300/s          0     5.5 MiB       2
+unknown yet            10.1.2.5               –         negotiating  none           14 s      0 B/s       0/s          0         0 B       0
 
 
 
 
-q end   s sort: rate   e exports, connections   arrows scroll";
+q quit   s sort: rate   e exports, connections   arrows scroll";
     assert_eq!(text(140, 20, ViewOptions::default(), None), expected);
 }
 
@@ -81,23 +81,23 @@ fn narrow_terminals_drop_columns_by_rank() {
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
 read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating
 cache hits 90.0 %   cache 200 MiB of 256 MiB
-memory 250 MiB, budget 256 MiB   certificate ends in 20 days
-refused: address 12, full 3   TLS failures: no certificate 7
-unreadable: crc32 1
+resident 250 MiB of 256 MiB   certificate expires in 20 days
+refused: address 12, full 3   TLS: no certificate 7
+unreadable blocks: crc32 1
 last error, 14 s ago: db.hexz, byte 20552: the stored block…
-▁▁▄█ at most 1.3 MiB/s
+▁▁▄█ max 1.3 MiB/s
 EXPORTS 2
 NAME         SIZE  READERS       RATE  REQUESTS  ERRORS
 db.hexz   8.0 GiB        1  400 KiB/s     300/s       2
 web.hexz        –        1  1.0 MiB/s     100/s       0
 CONNECTIONS 3
-WHO                   FROM                      RATE  ERRORS
+IDENTITY              PEER                      RATE  ERRORS
 cn:\u{1b}[31m<b>      10.1.2.4             400 KiB/s       2
-not known yet         10.1.2.5                 0 B/s       0
+unknown yet           10.1.2.5                 0 B/s       0
 uri:spiffe://exampl…  10.1.2.3 via 192.0…  1.0 MiB/s       0
 
 
-q end   s sort: errors   e exports, connections   arrows sc…";
+q quit   s sort: errors   e exports, connections   arrows s…";
     assert_eq!(
         text(60, 20, ViewOptions { sort: Sort::Errors, ..ViewOptions::default() }, None),
         expected
@@ -110,13 +110,13 @@ fn long_lists_can_be_scrolled() {
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
 nobody is there
 read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %
-cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB
-certificate ends in 20 days
-▁▁▄█ at most 1.3 MiB/s
+cache 200 MiB of 256 MiB   resident 250 MiB of 256 MiB
+certificate expires in 20 days
+▁▁▄█ max 1.3 MiB/s
 CONNECTIONS 3   2 more above, 0 below
-WHO                   FROM                 EXPORT         RATE  REQUESTS  ERRORS
+IDENTITY              PEER                 EXPORT         RATE  REQUESTS  ERRORS
 uri:spiffe://exampl…  10.1.2.3 via 192.0…  web.hexz  1.0 MiB/s     100/s       0
-q end   s sort: name   e exports, connections   arrows scroll";
+q quit   s sort: name   e exports, connections   arrows scroll";
     assert_eq!(text(80, 10, choice, Some("nobody is there")), expected);
     // No size is too small.
     for (columns, height) in [(0, 0), (1, 1), (5, 3), (20, 8), (39, 12)] {
@@ -141,20 +141,20 @@ fn output_to_a_pipe_is_not_cut() {
         plain(&frame).iter().map(super::lines::StyledLine::text).collect::<Vec<_>>().join("\n");
     let expected = r"hexz-nbd 0.1.0   127.0.0.1:10809   up 1 d 1 h
 read 1.4 MiB/s   requests 400/s   2 reading, 1 negotiating   cache hits 90.0 %
-cache 200 MiB of 256 MiB   memory 250 MiB, budget 256 MiB   certificate ends in 20 days
-refused: address 12, full 3   TLS failures: no certificate 7   unreadable: crc32 1
+cache 200 MiB of 256 MiB   resident 250 MiB of 256 MiB   certificate expires in 20 days
+refused: address 12, full 3   TLS: no certificate 7   unreadable blocks: crc32 1
 last error, 14 s ago: db.hexz, byte 20552: the stored block is damaged
 
 EXPORTS 2
-NAME         SIZE  READERS       RATE  REQUESTS     P50     P99    IN ALL  ERRORS
-web.hexz        –        1  1.0 MiB/s     100/s  100 µs  9.1 ms  14.0 MiB       0
-db.hexz   8.0 GiB        1  400 KiB/s     300/s  100 µs  9.1 ms   5.5 MiB       2
+NAME         SIZE  READERS       RATE  REQUESTS  READ P50     P99  TOTAL READ  ERRORS
+web.hexz        –        1  1.0 MiB/s     100/s    100 µs  9.1 ms    14.0 MiB       0
+db.hexz   8.0 GiB        1  400 KiB/s     300/s    100 µs  9.1 ms     5.5 MiB       2
 
 CONNECTIONS 3
-WHO                                FROM                    EXPORT    STATE        TLS           SINCE       RATE  REQUESTS  IN FLIGHT    IN ALL  ERRORS
-uri:spiffe://example.org/backup/7  10.1.2.3 via 192.0.2.1  web.hexz  reading      TLS 1.3  1 min 14 s  1.0 MiB/s     100/s          4  14.0 MiB       0
-cn:\u{1b}[31m<b>                   10.1.2.4                db.hexz   reading      TLS 1.2   1 h 1 min  400 KiB/s     300/s          0   5.5 MiB       2
-not known yet                      10.1.2.5                –         negotiating  –              14 s      0 B/s       0/s          0       0 B       0";
+IDENTITY                           PEER                    EXPORT    STATE        TLS        DURATION       RATE  REQUESTS  IN FLIGHT  TOTAL READ  ERRORS
+uri:spiffe://example.org/backup/7  10.1.2.3 via 192.0.2.1  web.hexz  reading      TLS 1.3  1 min 14 s  1.0 MiB/s     100/s          4    14.0 MiB       0
+cn:\u{1b}[31m<b>                   10.1.2.4                db.hexz   reading      TLS 1.2   1 h 1 min  400 KiB/s     300/s          0     5.5 MiB       2
+unknown yet                        10.1.2.5                –         negotiating  none           14 s      0 B/s       0/s          0         0 B       0";
     assert_eq!(lines, expected);
 }
 
@@ -162,12 +162,14 @@ not known yet                      10.1.2.5                –         negotiati
 #[test]
 fn extreme_counters_do_not_overflow() {
     let (before, mut now) = (status(10), status(14));
-    for count in [&mut now.cache.hits, &mut now.cache.misses, &mut now.connections_total.accepted] {
+    for count in
+        [&mut now.cache.hits, &mut now.cache.misses, &mut now.gateway.connections_total.accepted]
+    {
         *count = u64::MAX;
     }
-    for export in &mut now.exports {
+    for export in &mut now.gateway.exports {
         export.bytes = u64::MAX;
-        export.requests.values_mut().for_each(|count| *count = u64::MAX);
+        (export.requests.read, export.requests.other) = (u64::MAX, u64::MAX);
         export.read_seconds.count = u64::MAX;
     }
     let frame =
