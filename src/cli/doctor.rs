@@ -20,7 +20,8 @@ to be offered, with nbd:// and nbd+unix:// it isn't used. The parts of a URI tha
 the export, tls-certificates, tls-hostname and socket.
 
 With --json there is one object: target, outcome (good, warning, bad), and steps, each with step,
-outcome, found, lines, details, advice [{side (client, server, network), text}] and seconds.
+outcome, reasons (labels of its problems), found, lines, details,
+advice [{side (client, server, network), reason, text}] and seconds.
 
 EXIT CODES
   0  it works, perhaps with warnings

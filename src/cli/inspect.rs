@@ -17,13 +17,13 @@ With --json there is one object. Lengths are in bytes; what doesn't apply is nul
   archive, file_length, format, layout, writers, compression, dictionary, encryption {iterations},
   blocks {nominal, vary, chunking {average, smallest, largest}}, signature (none, unchecked,
   valid, invalid), manifest {length, files, bytes, list with --files},
-  metadata {length, text}, image, remarks,
+  metadata {length, text}, image, remarks [{reason, text}],
   index {pages, page_bytes, master_index}, streams {main, auxiliary: {size, pages, blocks,
   lengths {smallest, median, mean, largest, is_rounded, histogram [{up_to, blocks}]}, and each
   with blocks and bytes: stored, zeros, stored_zeros, in_parents, ambiguous, unresolvable,
   contradictory, unknown}}, stored {blocks, bytes, unshared, copies, copy_bytes, duplicates, saved,
   is_estimate}, parents [{child, name, found}], chain [{file, depth, blocks, bytes}],
-  logical_bytes, faults, more_faults
+  logical_bytes, faults [{file, file_offset, reason, problem}], more_faults
 \"stored\" counts blocks of both streams that have a copy in this file; \"chain\" says where blocks
 that aren't zeros are, and parents are told by their places in it.
 

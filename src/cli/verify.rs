@@ -12,6 +12,14 @@ A block that lives in a parent is checked there. What a parent holds beyond that
 when the parent is given as an ARCHIVE itself. Blocks of zeros that are known by their index
 entry or their hash are not read, as they never are.
 
+With --json there is one object per line. Lengths are in bytes:
+  event unopened: archive, file, reason, problem
+  event fault: archive, file, file_offset, reason, problem, stream, blocks, bytes,
+    ranges [{offset, length}]
+  event summary: archive, is_complete, is_sound, faults, size, bytes, unreadable_bytes, blocks,
+    zero_blocks, blocks_in_parents, shared_blocks, seconds
+docs/check-archives.md lists the reasons.
+
 EXIT CODES
   0    every block of every archive can be read
   1    there are faults, or it failed for a reason not named below

@@ -27,6 +27,16 @@ pub enum Remark {
     },
 }
 
+impl Remark {
+    /// Returns a stable label.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::UnstatedSize { .. } => "unstated_size",
+            Self::EndsEarly { .. } => "ends_early",
+        }
+    }
+}
+
 impl fmt::Display for Remark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -31,12 +31,16 @@ const IMAGE_SHA256: &str = "f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b5
 const NAME: &str = "demo.hexz";
 
 #[derive(Debug, thiserror::Error)]
-#[error("the demonstration failed: {0}")]
+#[error("the demo failed: {0}")]
 struct DemoError(String);
 
 impl ExitStatus for DemoError {
     fn exit_status(&self) -> u8 {
         exit_status::FAILED
+    }
+
+    fn label(&self) -> &'static str {
+        "demo_failed"
     }
 }
 
@@ -50,7 +54,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     // Deleted with its contents when this function returns.
     let folder = tempfile::Builder::new().prefix("hexz-nbd-demo-").tempdir()?;
     let authority = pki::create(folder.path()).map_err(failed)?;
-    print_line!("1. Made a throw-away CA, and a server certificate for localhost:");
+    print_line!("1. Created a temporary CA, and a server certificate for localhost:");
     print_line!("     {}", escape::name(folder.path()));
 
     let files = TlsFiles {
@@ -67,7 +71,7 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     runtime::run_until_signal(runtime::prepare(), &mut None, async |shutdown| {
         let (gateway, address) = bind(tls, exports)?;
         let port = address.port();
-        print_line!("2. Serving a snapshot that is built in, over TLS, to this machine:");
+        print_line!("2. Serving the built-in snapshot over TLS on loopback:");
         print_line!("     {NAME}, an archive of {} bytes, on port {port}", SNAPSHOT.len());
 
         let stop = shutdown.child_token();
@@ -77,12 +81,12 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
             let message = format!("read SHA-256 {}, expected {IMAGE_SHA256}", read.sha256);
             return Err(DemoError(message).into());
         }
-        print_line!("3. Read it back whole through a TLS client, and verified:");
+        print_line!("3. Read all of it with a TLS client, and verified:");
         print_line!("     the server's certificate against the CA, for the name localhost");
         print_line!("     {}", read.tls);
         print_line!("     the export: {}", read.description);
-        print_line!("     {} bytes, SHA-256 {} as packed", read.size, read.sha256);
-        print_line!("     a read past the end is refused, and the session goes on");
+        print_line!("     the content: {} bytes, SHA-256 {}", read.size, read.sha256);
+        print_line!("     a read past the end is rejected, and the session continues");
 
         if options.once {
             stop.cancel();
@@ -115,7 +119,7 @@ fn bind(tls: ServerTls, exports: Catalog) -> Result<(Gateway<Catalog>, SocketAdd
     let gateway = Gateway::new(sockets, config, policy, exports)?;
     match gateway.addresses()?.first() {
         Some(ListenAddress::Tcp(address)) => Ok((gateway, *address)),
-        _ => Err(failed("it listens nowhere")),
+        _ => Err(failed("no listener")),
     }
 }
 
@@ -126,7 +130,7 @@ fn print_commands(port: u16, folder: &Path) -> Result<(), Failure> {
          driver=nbd,host=localhost,port={port},export={NAME},tls-creds=tls",
         escape::name(folder)
     );
-    print_line!("4. Serving on, until Ctrl-C. From another terminal, try:");
+    print_line!("4. Serving until Ctrl-C. In another terminal, try:");
     print_line!("     nbdinfo '{uri}'");
     print_line!("     nbdcopy '{uri}' demo.img");
     print_line!("     qemu-img info {qemu}");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use nbd_server::client::{self, ClientError};
+use nbd_telemetry::Hex;
 use rustls::crypto::aws_lc_rs as provider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -40,12 +41,12 @@ pub(crate) async fn read_all(
         session
             .negotiated_cipher_suite()
             .and_then(|suite| suite.suite().as_str())
-            .unwrap_or("an unnamed cipher"),
+            .unwrap_or("unknown cipher"),
     );
 
     let names = client::list(&mut stream).await?;
     if !names.iter().any(|(listed, _)| listed == name) {
-        return Err(format!("{name} is not among the exports: {names:?}").into());
+        return Err(format!("{name} isn't listed: {names:?}").into());
     }
     let mut transmission = client::go(stream, name).await?;
     let size = transmission.export().size;
@@ -60,14 +61,14 @@ pub(crate) async fn read_all(
     expect_refusal(transmission.read(size, 1).await)?;
     transmission.disconnect().await?;
 
-    let sha256 = hash.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let sha256 = Hex(hash.finish().as_ref()).to_string();
     Ok(ReadBack { tls, size, description, sha256 })
 }
 
 fn expect_refusal(result: Result<Vec<u8>, ClientError>) -> Result<(), String> {
     match result {
         Err(ClientError::Failed(_)) => Ok(()),
-        Err(other) => Err(format!("a read past the end broke the session: {other}")),
+        Err(other) => Err(format!("a read past the end ended the session: {other}")),
         Ok(_) => Err("a read past the end was answered with data".to_owned()),
     }
 }

@@ -12,6 +12,7 @@ use rustls::{CertificateError, Error, RootCertStore};
 
 use super::advice;
 use super::report::{Outcome, Side, Step, escape_and_cut};
+use crate::commands::output::{format_time, join_first};
 use crate::commands::pki::certificate::CertificateInfo;
 
 /// Remaining validity below which there is a warning.
@@ -87,7 +88,7 @@ pub(crate) fn step(
 ) -> Step {
     let unix =
         UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
-    let Some(own) = chain.first() else { return unreadable("there is none") };
+    let Some(own) = chain.first() else { return unreadable("the server sent none") };
     if let Some(fault) = diagnosis::certificate_fault(own, false) {
         return advice::unsupported(&fault);
     }
@@ -107,7 +108,7 @@ pub(crate) fn step(
     let step = match &judgement.trust {
         None => advice::unverified(judgement.matches_name, &called),
         Some(Ok(())) if judgement.matches_name => {
-            Step::good("certificate", format!("trusted, for the name {called}"))
+            Step::good("certificate", format!("trusted, and valid for the name {called}"))
         }
         Some(Ok(())) => advice::wrong_name(&called, &names),
         Some(Err(error)) => {
@@ -123,13 +124,13 @@ pub(crate) fn step(
             if judgement.matches_name {
                 step
             } else {
-                step.advise(Side::Client, advice::name_mismatch_advice(&called, &names))
+                advice::also_wrong_name(step, &called, &names)
             }
         }
     };
     let step = check_validity(step, &own, now);
     let mut step = step
-        .line(format!("names: {}", join_names(&names)))
+        .line(format!("names: {}", join_first(&names, MAX_SHOWN)))
         .line(format!("issuer: {issuer}"))
         .line(format!("valid from {from} to {to}"))
         .line(format!("SHA-256: {}", own.fingerprint()))
@@ -144,19 +145,17 @@ pub(crate) fn step(
         .detail("chain", chain.len());
     for other in chain.iter().skip(1).take(MAX_SHOWN) {
         step = step.line(match CertificateInfo::from_der(other.clone()) {
-            Ok(other) => format!("followed by: {}", escape_and_cut(&other.subject.to_string())),
-            Err(_) => "followed by one that can't be read".to_owned(),
+            Ok(other) => format!("intermediate: {}", escape_and_cut(&other.subject.to_string())),
+            Err(_) => "intermediate: can't be parsed".to_owned(),
         });
     }
     step
 }
 
 fn unreadable(why: &str) -> Step {
-    Step::bad(
-        "certificate",
-        format!("the server's certificate can't be read: {}", escape_and_cut(why)),
-    )
-    .advise(Side::Server, "give the server a certificate as RFC 5280 has it")
+    let found = format!("can't parse the server's certificate: {}", escape_and_cut(why));
+    Step::bad("certificate", "malformed_certificate", found)
+        .advise(Side::Server, "use a certificate that conforms to RFC 5280")
 }
 
 /// Adds what is wrong with the validity period, independently of the other findings.
@@ -165,23 +164,9 @@ fn check_validity(step: Step, own: &CertificateInfo, now: SystemTime) -> Step {
         (Err(ago), _) => advice::expired(step, ago.duration(), now),
         (_, Err(still)) => advice::not_yet_valid(step, still.duration(), now),
         (Ok(left), Ok(_)) if left < EXPIRY_WARNING => step
-            .at_least(Outcome::Warning)
-            .line(format!("it expires in {}", advice::format_validity(left)))
-            .advise(Side::Server, "get a new certificate before it runs out"),
+            .problem(Outcome::Warning, "expires_soon")
+            .line(format!("expires in {}", advice::format_validity(left)))
+            .advise(Side::Server, "renew the certificate before it expires"),
         _ => step,
     }
-}
-
-fn join_names(names: &[String]) -> String {
-    if names.is_empty() {
-        return "none".to_owned();
-    }
-    let more = names.len().saturating_sub(MAX_SHOWN);
-    let first: Vec<&str> = names.iter().take(MAX_SHOWN).map(String::as_str).collect();
-    let end = if more > 0 { format!(" and {more} more") } else { String::new() };
-    first.join(", ") + &end
-}
-
-pub(crate) fn format_time(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
 }

@@ -11,8 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::advice;
-use super::report::{Step, format_duration};
+use super::report::Step;
 use crate::cli::server_target::ServerEndpoint;
+use crate::commands::output::format_seconds;
 
 /// Maximum number of addresses of a name that are tried.
 const MAX_ADDRESSES: usize = 16;
@@ -93,7 +94,7 @@ pub(super) async fn resolve(
     let began = Instant::now();
     let looked = tokio::time::timeout(timeout, tokio::net::lookup_host((host.as_str(), port)));
     let addresses: Vec<SocketAddr> = match looked.await {
-        Err(_) => return (None, Err(advice::unresolved(host, "no answer in time"))),
+        Err(_) => return (None, Err(advice::unresolved(host, "no answer within the timeout"))),
         Ok(Err(error)) => return (None, Err(advice::unresolved(host, &error.to_string()))),
         Ok(Ok(addresses)) => {
             let mut distinct = Vec::new();
@@ -107,10 +108,10 @@ pub(super) async fn resolve(
         }
     };
     if addresses.is_empty() {
-        return (None, Err(advice::unresolved(host, "it has no address")));
+        return (None, Err(advice::unresolved(host, "the name has no address")));
     }
     let ips: Vec<String> = addresses.iter().map(|address| address.ip().to_string()).collect();
-    let step = Step::good("name", format!("{host} is {}", ips.join(", ")))
+    let step = Step::good("name", format!("{host} resolves to {}", ips.join(", ")))
         .detail("addresses", ips)
         .took(began.elapsed());
     (Some(step), Ok(addresses.into_iter().map(Address::Tcp).collect()))
@@ -130,9 +131,10 @@ pub(super) async fn connect(
                 return Ok((stream, address, step));
             }
             Ok(Err(error)) => (ConnectFailure::Io(error.kind()), error.to_string()),
-            Err(_) => {
-                (ConnectFailure::Timeout, format!("no answer in {}", format_duration(timeout)))
-            }
+            Err(_) => (
+                ConnectFailure::Timeout,
+                format!("no answer within {}", format_seconds(timeout.as_secs_f64())),
+            ),
         };
         failed.push((address, unreached.0, unreached.1));
     }

@@ -10,7 +10,8 @@ use super::advice;
 use super::connect::BoxedStream;
 use super::probe::{ExportNames, Probe, ProbeSession};
 use super::probe_error::{ProbeError, with_timeout};
-use super::report::{Outcome, Report, Step, format_duration};
+use super::report::{Outcome, Report, Step};
+use crate::commands::output::{format_seconds, mebibytes_per_second};
 
 /// Length of the first and of the last read, in bytes.
 const PROBE_READ_BYTES: u64 = 4096;
@@ -70,9 +71,9 @@ pub(super) async fn open_export(
         Err(failure) if failure.is_refusal(Rep::ERR_UNSUP) => {}
         Err(failure) if failure.is_refusal(Rep::ERR_UNKNOWN) && wanted.is_none() => {
             let (first, _) = listed.first().ok_or_else(|| unopened(name, &failure))?;
-            report.add(Step::warning("default export", "there is none").advise(
+            report.add(Step::warning("default export", "no_default_export", "none").advise(
                 advice::Client,
-                "clients have to name an export: nbd://HOST/NAME, nbd-client -N NAME",
+                "clients need to name an export: nbd://HOST/NAME, nbd-client -N NAME",
             ));
             name = first;
         }
@@ -87,8 +88,8 @@ pub(super) async fn open_export(
         }
         report.add(step);
     }
-    let went = open(probe, stream, name, replies, flags).await;
-    let transmission = went.map_err(|failure| unopened(name, &failure))?;
+    let opened = open(probe, stream, name, replies, flags).await;
+    let transmission = opened.map_err(|failure| unopened(name, &failure))?;
     report.add(advice::export(name, transmission.export()));
     Ok(transmission)
 }
@@ -153,7 +154,7 @@ pub(super) async fn read(
     report: &mut Report,
 ) -> Result<(), Step> {
     let Some(plan) = ReadPlan::of(transmission.export()) else {
-        report.add(Step::warning("first read", "there is nothing to be read"));
+        report.add(Step::warning("first read", "nothing_to_read", "nothing to read"));
         return disconnect(probe, transmission, report).await;
     };
     let last = plan.end - u64::from(plan.small);
@@ -197,7 +198,7 @@ async fn measure_latency(
             Ok(_) => times.push(one.elapsed()),
             Err(ProbeError::RequestFailed { .. }) => return Ok(None),
             Err(failure) => {
-                return Err(advice::read_failed("latency", "a read that had worked", &failure));
+                return Err(advice::read_failed("latency", "a repeated read", &failure));
             }
         }
     }
@@ -206,10 +207,10 @@ async fn measure_latency(
         return Ok(None);
     };
     let found = format!(
-        "{} for {} bytes, at best {}",
-        format_duration(*median),
+        "{} for {} bytes, minimum {}",
+        format_seconds(median.as_secs_f64()),
         plan.small,
-        format_duration(*least)
+        format_seconds(least.as_secs_f64())
     );
     Ok(Some(
         Step::good("latency", found)
@@ -243,18 +244,15 @@ async fn measure_throughput(
         }
     }
     let took = began.elapsed();
-    let rate = per_second(at, took);
-    let found =
-        format!("{rate:.0} MiB/s, {at} bytes in {}, one request at a time", format_duration(took));
+    let rate = mebibytes_per_second(at, took);
+    let found = format!(
+        "{rate:.0} MiB/s, {at} bytes in {}, one request at a time",
+        format_seconds(took.as_secs_f64())
+    );
     Ok(Step::good("speed", found)
         .detail("bytes", at)
         .detail("seconds", took.as_secs_f64())
         .detail("request", plan.large))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
-fn per_second(bytes: u64, took: Duration) -> f64 {
-    bytes as f64 / f64::from(1 << 20) / took.as_secs_f64().max(1e-6)
 }
 
 async fn disconnect(
@@ -265,10 +263,10 @@ async fn disconnect(
     const NAME: &str = "goodbye";
     report.add(match with_timeout(probe.timeout, transmission.disconnect_and_wait()).await {
         // Many servers close TLS without a close_notify alert.
-        Ok(()) | Err(ProbeError::Closed) => Step::good(NAME, "after DISC the server closes"),
-        Err(failure) => Step::warning(NAME, format!("after DISC: {}", failure.describe())).advise(
+        Ok(()) | Err(ProbeError::Closed) => Step::good(NAME, "the server closes after DISC"),
+        Err(failure) => Step::warning(NAME, failure.label(), format!("DISC: {failure}")).advise(
             advice::Server,
-            "it should close the connection; one that doesn't runs out of connections some day",
+            "it must close the connection after DISC, or it runs out of connections eventually",
         ),
     });
     Ok(())

@@ -100,7 +100,7 @@ async fn probe_silent_server(stream: &mut BoxedStream, timeout: Duration) -> Ser
         ServerGreeting::Foreign(ForeignProtocol::Unknown(_))
         | ServerGreeting::Closed
         | ServerGreeting::Partial(_) => ServerGreeting::Silence,
-        seen => seen,
+        greeting => greeting,
     }
 }
 

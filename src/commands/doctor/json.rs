@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::report::{Outcome, Report, Step};
+use super::report::{Advice, Outcome, Report, Step};
 
 pub(super) fn render(report: &Report) -> Value {
     let steps: Vec<Value> = report.steps.iter().map(step).collect();
@@ -17,11 +17,14 @@ fn step(step: &Step) -> Value {
     let advice: Vec<Value> = step
         .advice
         .iter()
-        .map(|advice| json!({ "side": advice.side.to_string(), "text": advice.text }))
+        .map(|Advice { side, reason, text }| {
+            json!({ "side": side.to_string(), "reason": reason, "text": text })
+        })
         .collect();
     json!({
         "step": step.name,
         "outcome": outcome_label(step.outcome),
+        "reasons": step.reasons,
         "found": step.found,
         "lines": step.lines,
         "details": step.details,

@@ -1,5 +1,5 @@
 //! `hexz-nbd doctor`: connects to any NBD server as a client would, and reports step by step what
-//! works and, where something doesn't, what to change on which side.
+//! works and, if something doesn't, what to change and on which side.
 //!
 //! Pure functions (`advice/`, `certificate.rs`) turn observations into the steps of a report
 //! ([`report`]), which is rendered as text or JSON. The server isn't trusted: every step has a
@@ -28,10 +28,10 @@ use crate::cli::Doctor;
 use crate::cli::server_target::{ServerEndpoint, ServerTarget, TlsUse};
 use crate::commands::output;
 use crate::exit_status::Failure;
-use report::{Outcome, Report, Side, Step, escape_all, escape_and_cut};
+use report::{Outcome, Report, Side, Step, escape_and_cut};
 
 use probe::Probe;
-use tls::ClientCredentials;
+use tls::{ClientCredentials, UnusableFile};
 
 /// Time that a pending name lookup may delay the exit of the program.
 const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
@@ -46,12 +46,11 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
         }
     });
     runtime.shutdown_timeout(EXIT_TIMEOUT);
-    let rendered = if options.json {
-        format!("{}\n", escape::json(&format!("{:#}", json::render(&report))))
+    output::print(if options.json {
+        output::pretty_json(&json::render(&report))
     } else {
         text::render(&report)
-    };
-    output::print(rendered)?;
+    })?;
     let is_bad = report.outcome() == Outcome::Bad;
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -97,15 +96,12 @@ fn tls_use(options: &Doctor) -> TlsUse {
 fn load_client_files(options: &Doctor) -> Result<Arc<ClientCredentials>, Box<Step>> {
     let loaded = tls::load(options, options.server.certificates.as_deref());
     loaded.map(Arc::new).map_err(|unusable| {
-        let path = escape::name(&unusable.path);
-        let step = Step::bad(
-            "own files",
-            format!("{path} can't be used: {}", escape_all(&unusable.reason)),
-        );
-        Box::new(step.advise(
+        let UnusableFile { path, reason, problem } = unusable;
+        let found = format!("can't use {}: {}", escape::name(&path), escape::text(&problem));
+        Box::new(Step::bad("own files", reason, found).advise(
             Side::Client,
-            "name the CA's certificate, and the client's own certificate and key, in PEM form; \
-             whoever runs the server has the first, and perhaps gives out the others",
+            "give the CA's certificate, and the client's certificate and key, in PEM format; the \
+             server's operator has them",
         ))
     })
 }
@@ -122,8 +118,8 @@ fn server_name(options: &Doctor, target: &ServerTarget) -> Result<ServerName<'st
         (ServerEndpoint::Unix(_), None) => "localhost",
     };
     ServerName::try_from(name.to_owned()).map_err(|_| {
-        let step =
-            Step::bad("name", format!("no certificate can be for \"{}\"", escape_and_cut(name)));
-        Box::new(step.advise(Side::Client, "give a DNS name or an IP address by --tls-hostname"))
+        let found = format!("\"{}\" can't be a certificate's name", escape_and_cut(name));
+        let step = Step::bad("name", "invalid_name", found);
+        Box::new(step.advise(Side::Client, "give a DNS name or an IP address with --tls-hostname"))
     })
 }

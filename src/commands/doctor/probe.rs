@@ -66,7 +66,8 @@ impl Probe {
         let began = Instant::now();
         let observed = greeting::read(&mut stream, self.timeout).await;
         let failed = |failure: ProbeError| {
-            Step::bad("greeting", failure.describe()).advise(advice::Server, "its log may say why")
+            Step::bad("greeting", failure.label(), failure.to_string())
+                .advise(advice::Server, "check its log")
         };
         let observed = observed.map_err(failed)?;
         let step = advice::greeting(&observed, self.timeout).took(began.elapsed());
@@ -89,13 +90,11 @@ impl Probe {
         let GreetedConnection { mut stream, mut flags } = greeted;
         let list = with_timeout(self.timeout, client::list(&mut stream)).await;
         let nowhere = |failure: ProbeError| {
-            let first = list.as_ref().err().map_or("it answers".to_owned(), ProbeError::describe);
-            let again = failure.describe();
-            let found = format!("to LIST {first}, and then to a new connection {again}");
-            Step::bad("in clear", found).advise(
+            let first = list.as_ref().err().map_or("answered".to_owned(), ProbeError::to_string);
+            let found = format!("LIST: {first}; then a new connection: {failure}");
+            Step::bad("in clear", "no_second_connection", found).advise(
                 advice::Server,
-                "it may take one client only, or end with its first one, or have crashed; its log \
-                 says which",
+                "it accepts one client only, exits after the first, or has crashed; check its log",
             )
         };
         if !matches!(list, Ok(_) | Err(ProbeError::OptionRefused { .. })) {
@@ -134,10 +133,9 @@ impl Probe {
         if !plaintext.is_tls_next {
             let (stream, replies, failure) =
                 self.negotiate_replies(plaintext.stream).await.map_err(|failure| {
-                    Step::bad("replies", failure.describe()).advise(
+                    Step::bad("replies", failure.label(), failure.to_string()).advise(
                         advice::Server,
-                        "a server has to answer options that it doesn't know with an error; take a \
-                     newer one",
+                        "a server must answer unknown options with an error: use a newer one",
                     )
                 })?;
             report.add(advice::replies(replies, failure.as_ref()));
@@ -164,8 +162,8 @@ impl Probe {
         let agreed_on = self.negotiate_replies(stream).await;
         let (stream, replies, failure) = agreed_on.map_err(|failure| {
             advice::rejected_after_handshake(&failure, observed).unwrap_or_else(|| {
-                Step::bad("replies", failure.describe())
-                    .advise(advice::Server, "its log may say why")
+                Step::bad("replies", failure.label(), failure.to_string())
+                    .advise(advice::Server, "check its log")
             })
         })?;
         report.add(advice::client_certificate(observed));
@@ -225,7 +223,9 @@ impl Probe {
             }
             ServerGreeting::Closed => Err(ProbeError::Closed),
             ServerGreeting::Silence => Err(ProbeError::Timeout),
-            _ => Err(ProbeError::ProtocolViolation("a second greeting is another one".to_owned())),
+            _ => Err(ProbeError::ProtocolViolation(
+                "the second connection has a different greeting".to_owned(),
+            )),
         }
     }
 

@@ -1,5 +1,6 @@
 //! Failures of exchanges with the server, common to all steps.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -49,20 +50,34 @@ impl ProbeError {
         matches!(self, Self::OptionRefused { reply, .. } if *reply == with)
     }
 
-    /// Describes the failure as a clause about the server, to be put into a sentence.
-    pub(crate) fn describe(&self) -> String {
+    /// Returns the stable label of the failure.
+    pub(crate) fn label(&self) -> &'static str {
         match self {
-            Self::Timeout => "it doesn't answer in time".to_owned(),
-            Self::Closed => "it closes the connection".to_owned(),
-            Self::Tls(error) => format!("TLS fails: {}", escape_and_cut(&error.to_string())),
+            Self::Timeout => "timeout",
+            Self::Closed => "closed",
+            Self::Tls(_) => "tls_error",
+            Self::OptionRefused { .. } => "option_refused",
+            Self::RequestFailed { .. } => "request_failed",
+            Self::ProtocolViolation(_) => "protocol_violation",
+            Self::Io(_) => "io_error",
+        }
+    }
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Timeout => f.write_str("no answer within the timeout"),
+            Self::Closed => f.write_str("the server closed the connection"),
+            Self::Tls(error) => write!(f, "TLS error: {}", escape_and_cut(&error.to_string())),
             Self::OptionRefused { reply, message, .. } => {
-                format!("it answers with {reply}{}", format_message(message))
+                write!(f, "{reply}{}", format_message(message))
             }
             Self::RequestFailed { error, message } => {
-                format!("it answers with {error}{}", format_message(message))
+                write!(f, "{error}{}", format_message(message))
             }
-            Self::ProtocolViolation(what) => what.clone(),
-            Self::Io(error) => format!("the system refuses: {error}"),
+            Self::ProtocolViolation(what) => f.write_str(what),
+            Self::Io(error) => write!(f, "I/O error: {error}"),
         }
     }
 }

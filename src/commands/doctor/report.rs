@@ -35,6 +35,8 @@ pub(crate) enum Side {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Advice {
     pub(crate) side: Side,
+    /// Label of the problem that it is about.
+    pub(crate) reason: &'static str,
     pub(crate) text: String,
 }
 
@@ -44,6 +46,8 @@ pub(crate) struct Step {
     /// Label of the thing that was tried, such as `greeting`.
     pub(crate) name: &'static str,
     pub(crate) outcome: Outcome,
+    /// Labels of the problems; empty if the outcome is good.
+    pub(crate) reasons: Vec<&'static str>,
     /// Result, in one phrase.
     pub(crate) found: String,
     /// Further lines, for people.
@@ -56,21 +60,10 @@ pub(crate) struct Step {
 
 impl Step {
     pub(crate) fn good(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, Outcome::Good, found)
-    }
-
-    pub(crate) fn warning(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, Outcome::Warning, found)
-    }
-
-    pub(crate) fn bad(name: &'static str, found: impl Into<String>) -> Self {
-        Self::new(name, Outcome::Bad, found)
-    }
-
-    fn new(name: &'static str, outcome: Outcome, found: impl Into<String>) -> Self {
         Self {
             name,
-            outcome,
+            outcome: Outcome::Good,
+            reasons: Vec::new(),
             found: found.into(),
             lines: Vec::new(),
             details: Map::new(),
@@ -79,9 +72,22 @@ impl Step {
         }
     }
 
-    /// Makes the outcome at least as bad as `outcome`. It never becomes better.
-    pub(crate) fn at_least(mut self, outcome: Outcome) -> Self {
+    pub(crate) fn warning(
+        name: &'static str,
+        reason: &'static str,
+        found: impl Into<String>,
+    ) -> Self {
+        Self::good(name, found).problem(Outcome::Warning, reason)
+    }
+
+    pub(crate) fn bad(name: &'static str, reason: &'static str, found: impl Into<String>) -> Self {
+        Self::good(name, found).problem(Outcome::Bad, reason)
+    }
+
+    /// Adds a problem, given by its label. The outcome never becomes better.
+    pub(crate) fn problem(mut self, outcome: Outcome, reason: &'static str) -> Self {
         self.outcome = self.outcome.max(outcome);
+        self.reasons.push(reason);
         self
     }
 
@@ -95,8 +101,10 @@ impl Step {
         self
     }
 
+    /// Adds advice on the latest problem.
     pub(crate) fn advise(mut self, side: Side, text: impl Into<String>) -> Self {
-        self.advice.push(Advice { side, text: text.into() });
+        let reason = self.reasons.last().copied().unwrap_or_default();
+        self.advice.push(Advice { side, reason, text: text.into() });
         self
     }
 
@@ -141,35 +149,9 @@ impl fmt::Display for Side {
 /// Escapes text from a server, so that it can disturb neither a terminal nor a reader: one line, at
 /// most `MAX_SHOWN` characters, and no invisible characters.
 pub(crate) fn escape_and_cut(text: &str) -> String {
-    escaped(text, MAX_SHOWN)
-}
-
-/// Escapes text like [`shown`], but doesn't cut it. The text has to be of bounded length.
-pub(crate) fn escape_all(text: &str) -> String {
-    escaped(text, usize::MAX)
-}
-
-fn escaped(text: &str, most: usize) -> String {
-    let mut shown = String::new();
-    for (position, character) in text.chars().enumerate() {
-        if position == most {
-            shown.push('…');
-            break;
-        }
-        shown.push(character);
-    }
-    escape::name(&shown).to_string()
-}
-
-/// Formats a duration for people.
-pub(crate) fn format_duration(time: Duration) -> String {
-    let seconds = time.as_secs_f64();
-    if seconds >= 1.0 {
-        format!("{seconds:.1} s")
-    } else if seconds >= 0.01 {
-        format!("{:.0} ms", seconds * 1e3)
-    } else {
-        format!("{:.2} ms", seconds * 1e3)
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", escape::name(text.get(..end).unwrap_or_default())),
+        None => escape::name(text).to_string(),
     }
 }
 
@@ -191,10 +173,10 @@ mod tests {
     fn the_worst_step_determines_the_outcome() {
         let mut report = Report::new("x".to_owned());
         assert_eq!(report.outcome(), Outcome::Good);
-        report.add(Step::warning("a", "b"));
+        report.add(Step::warning("a", "x", "b"));
         report.add(Step::good("c", "d"));
         assert_eq!(report.outcome(), Outcome::Warning);
-        report.add(Step::good("e", "f").at_least(Outcome::Bad).at_least(Outcome::Warning));
+        report.add(Step::bad("e", "x", "f").problem(Outcome::Warning, "y"));
         assert_eq!(report.outcome(), Outcome::Bad);
     }
 }

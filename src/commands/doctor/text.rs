@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Outcome, Report, Step, format_duration};
+use super::report::{Outcome, Report, Step};
+use crate::commands::output::format_seconds;
 
 pub(super) fn render(report: &Report) -> String {
     let mut page = format!("{}\n\n", report.target);
@@ -11,9 +12,9 @@ pub(super) fn render(report: &Report) -> String {
     }
     page.push('\n');
     page.push_str(match report.outcome() {
-        Outcome::Good => "All of it works.\n",
-        Outcome::Warning => "It works; see what is marked with !.\n",
-        Outcome::Bad => "It doesn't work; see what is marked with ✗.\n",
+        Outcome::Good => "Everything works.\n",
+        Outcome::Warning => "It works, with warnings (marked !).\n",
+        Outcome::Bad => "It doesn't work; the problems are marked ✗.\n",
     });
     page
 }
@@ -24,9 +25,16 @@ fn push_step(page: &mut String, step: &Step) {
         Outcome::Warning => '!',
         Outcome::Bad => '✗',
     };
-    let took = step.took.map(|took| format!(" ({})", format_duration(took))).unwrap_or_default();
+    let took = step
+        .took
+        .map(|took| format!(" ({})", format_seconds(took.as_secs_f64())))
+        .unwrap_or_default();
+    let labels = match step.reasons.join(", ") {
+        none if none.is_empty() => none,
+        labels => format!(" [{labels}]"),
+    };
     // Writing to a string can't fail.
-    let _infallible = writeln!(page, "{mark} {}: {}{took}", step.name, step.found);
+    let _infallible = writeln!(page, "{mark} {}: {}{labels}{took}", step.name, step.found);
     for line in &step.lines {
         let _infallible = writeln!(page, "    {line}");
     }

@@ -37,11 +37,12 @@ pub(crate) struct ClientCredentials {
     pub(crate) certificate: Option<Arc<CertifiedKey>>,
 }
 
-/// A file that can't be used, and the reason.
+/// A file that can't be used, and the problem: its label and its description.
 #[derive(Debug)]
 pub(crate) struct UnusableFile {
     pub(crate) path: PathBuf,
-    pub(crate) reason: String,
+    pub(crate) reason: &'static str,
+    pub(crate) problem: String,
 }
 
 /// Reads the files that were named. In a folder, the client's certificate is optional. Options take
@@ -69,7 +70,7 @@ fn load_cas(path: &Path) -> Result<Arc<TrustedCas>, UnusableFile> {
     let mut roots = RootCertStore::empty();
     let (added, _) = roots.add_parsable_certificates(certificates.iter().cloned());
     if added == 0 {
-        return Err(unusable(path, "no certificate in it can vouch for a server"));
+        return Err(unusable(path, "no_trust_anchor", "no certificate in it can verify a server"));
     }
     let given = certificates.into_iter().filter_map(|der| {
         let (is_authority, fault) =
@@ -87,33 +88,35 @@ fn load_certified_key(chain: &Path, key: &Path) -> Result<Arc<CertifiedKey>, Unu
     let der = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
         unusable(
             key,
-            "there is no private key in it, or it is encrypted: write it without a pass phrase",
+            "no_private_key",
+            "it has no private key, or an encrypted one: store the key without a passphrase",
         )
     })?;
     let signing = any_supported_type(&der).map_err(|error| {
-        unusable(key, &diagnosis::key_fault(&der).unwrap_or_else(|| error.to_string()))
+        let fault = diagnosis::key_fault(&der).unwrap_or_else(|| error.to_string());
+        unusable(key, "unsupported_key", fault)
     })?;
     let position =
         signing.public_key().and_then(|it| diagnosis::position_of_key(&certificates, &it));
     if let Some(position) = position.filter(|position| *position > 0) {
         let number = position + 1;
-        let why =
-            format!("the client's own certificate has to be the first in it, not number {number}");
-        return Err(unusable(chain, &why));
+        let problem =
+            format!("the client's certificate must be the first in it, not number {number}");
+        return Err(unusable(chain, "certificate_order", problem));
     }
     let fault = certificates.first().and_then(|own| diagnosis::certificate_fault(own, false));
     if let Some(fault) = fault {
-        return Err(unusable(chain, &fault));
+        return Err(unusable(chain, "unsupported_certificate", fault));
     }
     let certified = CertifiedKey::new(certificates, signing);
     match certified.keys_match() {
         // If it can't be checked here, the server will check it.
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(Arc::new(certified)),
         Err(Error::InconsistentKeys(_)) => {
-            let chain = chain.display();
-            Err(unusable(key, &format!("this key doesn't belong to the certificate in {chain}")))
+            let problem = format!("the key doesn't match the certificate in {}", chain.display());
+            Err(unusable(key, "key_mismatch", problem))
         }
-        Err(other) => Err(unusable(chain, &other.to_string())),
+        Err(other) => Err(unusable(chain, "unusable_certificate", other.to_string())),
     }
 }
 
@@ -123,28 +126,28 @@ fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Unusab
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(unusable(path, "there is no \"BEGIN CERTIFICATE\" block in it")),
-        Err(error) => Err(unusable(path, &error.to_string())),
+        Ok(_) => Err(unusable(path, "no_certificate", "it has no \"BEGIN CERTIFICATE\" block")),
+        Err(error) => Err(unusable(path, "malformed_pem", error.to_string())),
     }
 }
 
 fn check_file(path: &Path, content: &[u8]) -> Result<(), UnusableFile> {
-    diagnosis::file_fault(content).map_or(Ok(()), |fault| Err(unusable(path, fault)))
+    diagnosis::file_fault(content).map_or(Ok(()), |fault| Err(unusable(path, "file_format", fault)))
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, UnusableFile> {
     let mut content = Zeroizing::new(Vec::new());
     // The length of a pipe isn't known before it has been read.
     let read = File::open(path).and_then(|file| file.take(MAX_PEM + 1).read_to_end(&mut content));
-    let length = read.map_err(|error| unusable(path, &error.to_string()))?;
+    let length = read.map_err(|error| unusable(path, "unreadable", error.to_string()))?;
     if length as u64 > MAX_PEM {
-        return Err(unusable(path, "it has more than 1 MiB"));
+        return Err(unusable(path, "too_long", "it is longer than 1 MiB"));
     }
     Ok(content)
 }
 
-fn unusable(path: &Path, why: &str) -> UnusableFile {
-    UnusableFile { path: path.to_owned(), reason: why.to_owned() }
+fn unusable(path: &Path, reason: &'static str, problem: impl Into<String>) -> UnusableFile {
+    UnusableFile { path: path.to_owned(), reason, problem: problem.into() }
 }
 
 fn provider() -> CryptoProvider {
@@ -177,7 +180,7 @@ pub(super) async fn handshake(
     own: &ClientCredentials,
     versions: &[&'static SupportedProtocolVersion],
 ) -> (Result<(BoxedStream, TlsParameters), ProbeError>, HandshakeRecord) {
-    let recorder = Arc::new(RecordingVerifier { own: own.clone(), shown: Mutex::default() });
+    let recorder = Arc::new(RecordingVerifier { own: own.clone(), record: Mutex::default() });
     let agreed = match config(&recorder, versions) {
         Ok(config) => TlsConnector::from(Arc::new(config)).connect(name, stream).await,
         Err(error) => Err(io::Error::other(error)),
@@ -186,8 +189,8 @@ pub(super) async fn handshake(
         let agreed = negotiated_parameters(stream.get_ref().1);
         (Box::new(stream) as BoxedStream, agreed)
     });
-    let shown = recorder.shown().clone();
-    (agreed, shown)
+    let record = recorder.record().clone();
+    (agreed, record)
 }
 
 fn config(
@@ -206,7 +209,7 @@ fn config(
 /// Returns the ClientHello of a TLS client, to probe a silent server with.
 pub(super) fn client_hello() -> Option<Vec<u8>> {
     let recorder =
-        Arc::new(RecordingVerifier { own: ClientCredentials::default(), shown: Mutex::default() });
+        Arc::new(RecordingVerifier { own: ClientCredentials::default(), record: Mutex::default() });
     let config = Arc::new(config(&recorder, TLS_1_2_AND_1_3).ok()?);
     let name = ServerName::try_from("localhost").ok()?;
     let mut hello = Vec::new();
@@ -235,12 +238,12 @@ fn negotiated_parameters(session: &ClientConnection) -> TlsParameters {
 #[derive(Debug)]
 struct RecordingVerifier {
     own: ClientCredentials,
-    shown: Mutex<HandshakeRecord>,
+    record: Mutex<HandshakeRecord>,
 }
 
 impl RecordingVerifier {
-    fn shown(&self) -> MutexGuard<'_, HandshakeRecord> {
-        self.shown.lock()
+    fn record(&self) -> MutexGuard<'_, HandshakeRecord> {
+        self.record.lock()
     }
 }
 
@@ -255,7 +258,7 @@ impl ServerCertVerifier for RecordingVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let chain: Vec<CertificateDer<'static>> =
             std::iter::once(own).chain(others).map(|it| it.clone().into_owned()).collect();
-        self.shown().chain.clone_from(&chain);
+        self.record().chain.clone_from(&chain);
         CertificateCheck::verify(&chain, self.own.trusted_cas.as_deref(), name, now)?
             .result()
             .map(|()| ServerCertVerified::assertion())
@@ -292,7 +295,7 @@ impl ResolvesClientCert for RecordingVerifier {
         _authorities: &[&[u8]],
         _schemes: &[SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
-        self.shown().asks_for_certificate = true;
+        self.record().asks_for_certificate = true;
         self.own.certificate.clone()
     }
 

@@ -33,9 +33,15 @@ pub(super) fn render(facts: &ArchiveSummary, files: Option<&[PackedFile]>) -> Va
             json!({
                 "file": escape::unicode(&*fault.path),
                 "file_offset": fault.offset,
+                "reason": fault.kind.label(),
                 "problem": fault.kind.to_string(),
             })
         })
+        .collect();
+    let remarks: Vec<Value> = facts
+        .remarks
+        .iter()
+        .map(|remark| json!({ "reason": remark.label(), "text": remark.to_string() }))
         .collect();
     let stored = &facts.stored;
     json!({
@@ -73,7 +79,7 @@ pub(super) fn render(facts: &ArchiveSummary, files: Option<&[PackedFile]>) -> Va
             "text": metadata.text,
         })),
         "image": facts.image.map(|image| image.name()),
-        "remarks": facts.remarks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "remarks": remarks,
         "index": {
             "pages": facts.main.pages + facts.auxiliary.pages,
             "page_bytes": facts.main.page_bytes + facts.auxiliary.page_bytes,

@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use hexz_reader::OpenOptions;
 use hexz_reader::summary::{ArchiveSummary, PackedFile};
-use nbd_telemetry::escape;
 
 use crate::cli::Inspect;
 use crate::commands::output;
@@ -32,16 +31,14 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
     let facts = match inspected {
         Ok(facts) => facts,
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!(reason = error.kind.label(), "{error}");
             return Ok(ExitCode::from(exit_status::ARCHIVE));
         }
     };
-    let rendered = if options.json {
-        let object = json::render(&facts, options.files.then_some(files.as_slice()));
-        format!("{}\n", escape::json(&format!("{object:#}")))
+    output::print(if options.json {
+        output::pretty_json(&json::render(&facts, options.files.then_some(files.as_slice())))
     } else {
         text::page(&facts, &files)
-    };
-    output::print(rendered)?;
+    })?;
     Ok(if facts.is_sound() { ExitCode::SUCCESS } else { ExitCode::from(exit_status::FAILED) })
 }

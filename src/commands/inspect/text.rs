@@ -47,16 +47,17 @@ pub(super) fn page(facts: &ArchiveSummary, files: &[PackedFile]) -> String {
         parents(&mut page, facts);
     }
     for remark in &facts.remarks {
-        page.bare(format_args!("NOTE: {}", escape::text(&remark.to_string())));
+        page.bare(format_args!("NOTE: {} [{}]", escape::text(&remark.to_string()), remark.label()));
     }
     if let Some(image) = facts.image {
-        page.bare(format_args!("NOTE: {image}"));
+        page.bare(format_args!("NOTE: {image} [{}]", image.name()));
     }
     for fault in &facts.faults {
-        page.bare(format_args!("WRONG: {}", escape::text(&fault.to_string())));
+        let label = fault.kind.label();
+        page.bare(format_args!("FAULT: {} [{label}]", escape::text(&fault.to_string())));
     }
     if facts.omitted_faults > 0 {
-        page.bare(format_args!("WRONG: {} more like these", facts.omitted_faults));
+        page.bare(format_args!("FAULT: {} more faults", facts.omitted_faults));
     }
     for file in files {
         page.bare(format_args!("{:>15}  {}", file.size, escape::name(&file.path)));
@@ -68,11 +69,11 @@ fn archive(page: &mut TextReport, facts: &ArchiveSummary) {
     page.line("file", format_size(facts.file_length));
     let logical = facts.main.size.saturating_add(facts.auxiliary.size);
     page.line(
-        "holds",
+        "contents",
         format_args!(
             "{}{}",
             format_size(logical),
-            format_ratio(logical, facts.file_length, " the file's size")
+            format_ratio(logical, facts.file_length, " the file size")
         ),
     );
     page.line(
@@ -86,25 +87,22 @@ fn archive(page: &mut TextReport, facts: &ArchiveSummary) {
     page.line("compression", format_args!("{}{dictionary}", facts.compression));
     let cut = match (facts.chunking, facts.has_variable_blocks) {
         (Some(chunking), _) => format!(
-            ", cut by content: {} to {}, on average {}",
+            " nominal, cut by content: {} to {}, average {}",
             format_short_size(chunking.smallest.into()),
             format_short_size(chunking.largest.into()),
             1_u64
                 .checked_shl(chunking.average_bits)
                 .map_or_else(|| format!("2^{}", chunking.average_bits), format_short_size),
         ),
-        (None, true) => ", of varying length".to_owned(),
+        (None, true) => " nominal, of variable length".to_owned(),
         (None, false) => ", of fixed length".to_owned(),
     };
-    page.line(
-        "blocks",
-        format_args!("nominally {}{cut}", format_short_size(facts.block_size.into())),
-    );
+    page.line("blocks", format_args!("{}{cut}", format_short_size(facts.block_size.into())));
     page.line(
         "encryption",
         match facts.key_iterations {
             Some(iterations) => {
-                format!("AES-256-GCM; key by PBKDF2 with a salt and {iterations} iterations")
+                format!("AES-256-GCM, key derived with PBKDF2 in {iterations} iterations")
             }
             None => "none".to_owned(),
         },
@@ -113,11 +111,9 @@ fn archive(page: &mut TextReport, facts: &ArchiveSummary) {
         "signature",
         match facts.signature {
             None => "none",
-            Some(SignatureStatus::NotVerified) => {
-                "there is one; --verify-key says whether it is valid"
-            }
-            Some(SignatureStatus::Valid) => "valid, by a key of --verify-key",
-            Some(SignatureStatus::Invalid) => "NOT VALID by any key of --verify-key",
+            Some(SignatureStatus::NotVerified) => "present; validate it with --verify-key",
+            Some(SignatureStatus::Valid) => "valid for a key of --verify-key",
+            Some(SignatureStatus::Invalid) => "NOT VALID for any key of --verify-key",
         },
     );
     page.line(
@@ -161,7 +157,7 @@ fn stream_lines(page: &mut TextReport, stream: &StreamSummary) {
     page.line("stored here", of(stream.stored));
     let kept = match stream.stored_zeros.blocks {
         0 => String::new(),
-        blocks => format!("; {} stored nevertheless", count(blocks, "block")),
+        blocks => format!("; {} stored anyway", count(blocks, "block")),
     };
     page.line("zeros", format_args!("{}{kept}", of(stream.zeros)));
     page.line("in parents", of(stream.in_parents));
@@ -208,11 +204,11 @@ fn lengths(page: &mut TextReport, lengths: &LengthHistogram) {
 fn stored(page: &mut TextReport, facts: &ArchiveSummary) {
     let stored = &facts.stored;
     let about = if stored.is_estimate { "about " } else { "" };
-    let error = if stored.is_estimate { " (estimated, to 0.3 %)" } else { "" };
+    let error = if stored.is_estimate { " (estimated within 0.3 %)" } else { "" };
     page.line("compressed", {
         let ratio = format_ratio(stored.bytes, stored.undeduplicated_bytes, "");
         format!(
-            "{} become {}{ratio}",
+            "{} to {}{ratio}",
             format_size(stored.bytes),
             format_size(stored.undeduplicated_bytes)
         )
@@ -229,7 +225,7 @@ fn stored(page: &mut TextReport, facts: &ArchiveSummary) {
     page.line(
         "duplicates",
         format_args!(
-            "{about}{} with a copy that is there already, which saves {}",
+            "{about}{} with the copy of another block, saving {}",
             count(stored.duplicates(), "block"),
             format_size(stored.saved()),
         ),
@@ -240,8 +236,8 @@ fn parents(page: &mut TextReport, facts: &ArchiveSummary) {
     for parent in facts.parents.iter().take(MAX_PARENTS) {
         let child = facts.chain.get(parent.child).map(|holder| holder.depth).unwrap_or_default();
         let found = match parent.archive.and_then(|place| facts.chain.get(place)) {
-            Some(holder) => format!("found as {}", escape::name(&*holder.path)),
-            None => "NOT FOUND, or not usable".to_owned(),
+            Some(holder) => format!("found at {}", escape::name(&*holder.path)),
+            None => "NOT FOUND or not usable".to_owned(),
         };
         page.line(
             &generation(child + 1),
@@ -251,7 +247,7 @@ fn parents(page: &mut TextReport, facts: &ArchiveSummary) {
     if let Some(more @ 1..) = facts.parents.len().checked_sub(MAX_PARENTS) {
         page.line("", format_args!("and {more} more"));
     }
-    page.bare("where blocks are, zeros left out");
+    page.bare("blocks by archive, without zeros");
     for holder in facts.chain.iter().take(MAX_PARENTS) {
         let ChainMember { depth, blocks, bytes, path } = holder;
         let path = escape::name(&**path);
@@ -267,7 +263,7 @@ fn generation(depth: u32) -> String {
         0 => "here".to_owned(),
         1 => "parent".to_owned(),
         2 => "grandparent".to_owned(),
-        more => format!("{more} up"),
+        more => format!("parent {more}"),
     }
 }
 

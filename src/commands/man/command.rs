@@ -65,8 +65,8 @@ pub(super) fn about(command: &Command) -> String {
 }
 
 fn synopsis(page: &mut ManualPage, command: &Command) {
-    let said = command.clone().render_usage().to_string();
-    for line in said.trim_start_matches("Usage:").lines() {
+    let usage_text = command.clone().render_usage().to_string();
+    for line in usage_text.trim_start_matches("Usage:").lines() {
         page.paragraph(usage(line.trim()));
     }
 }
@@ -77,8 +77,8 @@ fn describe(page: &mut ManualPage, command: &Command) {
     let long = command.get_long_about().map(ToString::to_string).unwrap_or_default();
     let more = long.strip_prefix(&short).unwrap_or(&long);
     let more = more.trim_start_matches(['.', '\n']);
-    let said = if more.is_empty() { &short } else { more };
-    text::parse(said).iter().for_each(|section| page.blocks(&section.blocks));
+    let description = if more.is_empty() { &short } else { more };
+    text::parse(description).iter().for_each(|section| page.blocks(&section.blocks));
 }
 
 /// Returns the sections that follow the options, in the order of a manual page.

@@ -1,4 +1,8 @@
 //! `hexz-nbd man`: generates the manual pages from the definitions behind `--help`.
+//!
+//! clap_mangen 0.3 can't replace this code: it has no page for a configuration file, joins the lines
+//! of lists and examples into one paragraph, lists all options in the synopsis, and describes no
+//! subcommands on the page of their command.
 
 mod command;
 mod file;

@@ -74,9 +74,9 @@ impl CertificateAuthority {
         // The CA signs servers and clients, but no other CA.
         parameters.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let made = parameters.self_signed(&key)?;
-        let certificate = parse_issued(&made)?;
-        Ok(Self { certificate, pem: made.pem(), issuer: Issuer::new(parameters, key) })
+        let signed = parameters.self_signed(&key)?;
+        let certificate = parse_issued(&signed)?;
+        Ok(Self { certificate, pem: signed.pem(), issuer: Issuer::new(parameters, key) })
     }
 
     /// Loads a CA from its files, which may come from another program.
@@ -84,24 +84,30 @@ impl CertificateAuthority {
         (certificate, certificate_path): (&[u8], &Path),
         (key, key_path): (&str, &Path),
     ) -> Result<Self, PkiError> {
-        let unusable = |problem: &str| PkiError::file(certificate_path, problem.to_owned());
+        let unusable = |reason, problem: &str| PkiError::file(certificate_path, reason, problem);
         let pem = String::from_utf8_lossy(certificate).into_owned();
         let certificate = CertificateInfo::from_pem(certificate, certificate_path)?;
         if certificate.kind != CertificateKind::Authority {
-            return Err(unusable("this is no CA's certificate"));
+            return Err(unusable("not_a_ca", "not a CA certificate"));
         }
         if certificate.not_after <= SystemTime::now() {
-            return Err(unusable("the CA has expired: make a new one in another folder"));
+            return Err(unusable(
+                "ca_expired",
+                "the CA has expired: create a new one in another folder",
+            ));
         }
-        let key = KeyPair::from_pem(key).map_err(|error| {
-            PkiError::file(key_path, format!("this key can't be used: {error}"))
-        })?;
+        let key =
+            KeyPair::from_pem(key).map_err(|error| PkiError::unusable_key(key_path, &error))?;
         if key.subject_public_key_info() != certificate.public_key {
-            return Err(PkiError::file(key_path, "this key isn't that of ca-cert.pem".to_owned()));
+            return Err(PkiError::file(
+                key_path,
+                "key_mismatch",
+                "the key doesn't match ca-cert.pem",
+            ));
         }
         let mut parameters = CertificateParams::default();
         parameters.distinguished_name = to_rcgen_name(&certificate.subject)
-            .ok_or_else(|| unusable("the CA's name has parts that can't be written here"))?;
+            .ok_or_else(|| unusable("unsupported_name", "the CA's name has unsupported parts"))?;
         if let Some(id) = &certificate.key_id {
             parameters.key_identifier_method = KeyIdMethod::PreSpecified(id.clone());
         }
@@ -140,13 +146,13 @@ impl CertificateAuthority {
         };
         parameters.use_authority_key_identifier_extension = true;
         let key = key.generate()?;
-        let made = parameters.signed_by(&key, &self.issuer)?;
-        let certificate = parse_issued(&made)?;
+        let signed = parameters.signed_by(&key, &self.issuer)?;
+        let certificate = parse_issued(&signed)?;
         if !certificate.names_as_issuer(&self.certificate) {
             return Err(PkiError::UnsupportedCa);
         }
         let key = Zeroizing::new(key.serialize_pem());
-        Ok(IssuedCertificate { certificate, pem: made.pem(), key })
+        Ok(IssuedCertificate { certificate, pem: signed.pem(), key })
     }
 
     /// Signs the revocation list, and returns it in PEM form. The list expires only with the CA: it
@@ -235,6 +241,6 @@ fn to_rcgen_name(name: &DistinguishedName) -> Option<rcgen::DistinguishedName> {
     Some(same)
 }
 
-fn parse_issued(made: &rcgen::Certificate) -> Result<CertificateInfo, PkiError> {
-    CertificateInfo::from_der(made.der().clone()).map_err(|_| PkiError::UnsupportedCa)
+fn parse_issued(signed: &rcgen::Certificate) -> Result<CertificateInfo, PkiError> {
+    CertificateInfo::from_der(signed.der().clone()).map_err(|_| PkiError::UnsupportedCa)
 }

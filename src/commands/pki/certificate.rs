@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use aws_lc_rs::digest;
+use nbd_telemetry::Hex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::KeyUsage;
@@ -56,11 +57,13 @@ pub(crate) struct CertificateInfo {
 impl CertificateInfo {
     /// Parses the first certificate of a PEM file; `path` is for error messages.
     pub(super) fn from_pem(pem: &[u8], path: &Path) -> Result<Self, PkiError> {
-        let unusable = |problem: String| PkiError::file(path, problem);
-        let der = CertificateDer::from_pem_slice(pem)
-            .map_err(|error| unusable(format!("there is no certificate in it: {error}")))?;
-        Self::from_der(der)
-            .map_err(|error| unusable(format!("this certificate can't be read: {error}")))
+        let der = CertificateDer::from_pem_slice(pem).map_err(|error| {
+            PkiError::file(path, "no_certificate", format!("it has no certificate: {error}"))
+        })?;
+        Self::from_der(der).map_err(|error| {
+            let problem = format!("can't parse the certificate: {error}");
+            PkiError::file(path, "malformed_certificate", problem)
+        })
     }
 
     pub(crate) fn from_der(der: CertificateDer<'static>) -> Result<Self, x509_cert::der::Error> {
@@ -141,8 +144,7 @@ impl CertificateInfo {
 
     /// Returns the SHA-256 of the whole certificate, in hexadecimal digits.
     pub(crate) fn fingerprint(&self) -> String {
-        let digest = digest::digest(&digest::SHA256, &self.der);
-        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+        Hex(digest::digest(&digest::SHA256, &self.der).as_ref()).to_string()
     }
 
     pub(super) fn names_for_display(&self) -> String {
@@ -175,7 +177,7 @@ impl Serial {
 
 impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        Hex(&self.0).fmt(f)
     }
 }
 

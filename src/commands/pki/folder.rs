@@ -5,7 +5,7 @@
 //! issued/SERIAL.pem                    a copy of each certificate
 //! servers/NAME/                        what a server needs
 //! clients/NAME/                        what a client needs
-//! .lock                                held while one of them is made
+//! .lock                                locked while files are created
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -23,6 +23,7 @@ use super::authority::{CertificateAuthority, IssuedCertificate};
 use super::certificate::{CertificateInfo, CertificateKind};
 use super::names::SubjectName;
 use super::revocations::Revocations;
+use crate::exit_status::ExitStatus;
 
 pub(crate) const CA_CERTIFICATE: &str = "ca-cert.pem";
 pub(super) const CA_KEY: &str = "ca-key.pem";
@@ -80,7 +81,7 @@ impl CaFolder {
     pub(super) fn create(&self) -> Result<(), PkiError> {
         fs::create_dir_all(parent_folder(&self.path))
             .and_then(|()| make_folder(&self.path))
-            .map_err(PkiError::io("make", &self.path))
+            .map_err(PkiError::io("create", &self.path))
     }
 
     /// Waits for exclusive access to the folder, then removes what interrupted processes left
@@ -101,7 +102,7 @@ impl CaFolder {
                 Err(TryLockError::Error(error)) => return Err(PkiError::io("lock", &path)(error)),
             }
         }
-        self.remove_temporary().map_err(PkiError::io("tidy up", &self.path))?;
+        self.remove_temporary().map_err(PkiError::io("clean up", &self.path))?;
         Ok(FolderLock(file))
     }
 
@@ -119,10 +120,11 @@ impl CaFolder {
     pub(super) fn read_key(&self) -> Result<Zeroizing<String>, PkiError> {
         let path = self.path(CA_KEY);
         let key = Zeroizing::new(self.read(CA_KEY)?);
-        check_not_exposed(&path).map_err(|problem| PkiError::file(&path, problem.to_string()))?;
+        check_not_exposed(&path)
+            .map_err(|problem| PkiError::file(&path, "exposed_key", problem.to_string()))?;
         match std::str::from_utf8(&key) {
             Ok(text) => Ok(Zeroizing::new(text.to_owned())),
-            Err(_) => Err(PkiError::file(&path, "there is no key in it".to_owned())),
+            Err(_) => Err(PkiError::file(&path, "unusable_key", "it has no key in PEM format")),
         }
     }
 
@@ -150,7 +152,9 @@ impl CaFolder {
         for path in self.issued_files()? {
             match read(&path).and_then(|pem| CertificateInfo::from_pem(&pem, &path)) {
                 Ok(certificate) => issued.push(certificate),
-                Err(error) => tracing::warn!("left out: {error}"),
+                Err(error) => {
+                    tracing::warn!(reason = error.label(), "certificate skipped: {error}")
+                }
             }
         }
         issued.sort_by_key(|certificate| certificate.not_after);
@@ -184,7 +188,7 @@ impl CaFolder {
     /// Stores a copy of a certificate, so that it can be revoked even if the original is lost.
     pub(super) fn record_issued(&self, issued: &IssuedCertificate) -> Result<(), PkiError> {
         let folder = self.path(ISSUED);
-        make_folder(&folder).map_err(PkiError::io("make", &folder))?;
+        make_folder(&folder).map_err(PkiError::io("create", &folder))?;
         let name = format!("{}.pem", issued.certificate.serial);
         write_new(&folder.join(name), &issued.pem, PUBLIC)
     }
@@ -197,17 +201,17 @@ impl CaFolder {
         issued: &IssuedCertificate,
     ) -> Result<(), PkiError> {
         let parent = parent_folder(folder);
-        make_folder(parent).map_err(PkiError::io("make", parent))?;
+        make_folder(parent).map_err(PkiError::io("create", parent))?;
         let unfinished = tempfile::Builder::new()
             .prefix(TEMPORARY_PREFIX)
             .permissions(Permissions::from_mode(SECRET_FOLDER))
             .tempdir_in(parent)
-            .map_err(PkiError::io("write into", parent))?;
+            .map_err(PkiError::io("write to", parent))?;
         write_files(unfinished.path(), authority, issued)?;
         // Existing content is never replaced: renaming to a non-empty folder fails.
         fs::rename(unfinished.path(), folder)
             .and_then(|()| sync_folder(parent))
-            .map_err(PkiError::io("make", folder))?;
+            .map_err(PkiError::io("create", folder))?;
         // The temporary name no longer exists, so there is nothing to remove.
         drop(unfinished.keep());
         Ok(())
@@ -277,7 +281,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {
     let length = file.take(MAX_FILE + 1).read_to_end(&mut content);
     match length.map_err(PkiError::io("read", path))? {
         length if length as u64 > MAX_FILE => {
-            Err(PkiError::file(path, "it has more than 16 MiB, which is too much".to_owned()))
+            Err(PkiError::file(path, "too_long", "it is longer than 16 MiB"))
         }
         _ => Ok(content),
     }

@@ -33,25 +33,25 @@ pub(crate) enum PkiError {
     Usage(String),
     #[error("can't {what} {path}: {error}", path = nbd_telemetry::escape::name(.path))]
     Io { what: &'static str, path: PathBuf, error: io::Error },
+    /// A file that can't be used, and the problem: its label and its description.
     #[error("{path}: {problem}", path = nbd_telemetry::escape::name(.path))]
-    File { path: PathBuf, problem: String },
+    File { path: PathBuf, reason: &'static str, problem: String },
     #[error(
-        "there is no CA in {path}: make one with `hexz-nbd pki init`, or say with --dir where \
-         it is",
+        "no CA in {path}: create one with `hexz-nbd pki init`, or give its folder with --dir",
         path = nbd_telemetry::escape::name(.0)
     )]
     NoAuthority(PathBuf),
-    #[error("another hexz-nbd pki is at work in {path}, and doesn't end", path = nbd_telemetry::escape::name(.0))]
+    #[error("{path} is locked by another hexz-nbd pki", path = nbd_telemetry::escape::name(.0))]
     Busy(PathBuf),
-    #[error("there is no randomness to be had")]
+    #[error("the system's random number generator failed")]
     Random,
-    #[error("can't be written into a certificate: {0}")]
+    #[error("can't encode the certificate: {0}")]
     Encode(#[from] rcgen::Error),
-    #[error("this CA's certificates can't be made here: use the program that made the CA")]
+    #[error("can't issue certificates of this CA: use the program that created the CA")]
     UnsupportedCa,
-    #[error("nothing that was issued here has the name or the serial number {:?}", nbd_telemetry::escape::name(.0))]
+    #[error("no issued certificate has the name or serial number {:?}", nbd_telemetry::escape::name(.0))]
     NotIssued(String),
-    #[error("can't say what was done: {0}")]
+    #[error("can't write to standard output: {0}")]
     Output(#[from] io::Error),
 }
 
@@ -60,14 +60,33 @@ impl ExitStatus for PkiError {
         if matches!(self, Self::Usage(_)) { exit_status::USAGE } else { exit_status::FAILED }
     }
 
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Usage(_) => "usage",
+            Self::Io { .. } => "io_error",
+            Self::File { reason, .. } => reason,
+            Self::NoAuthority(_) => "no_ca",
+            Self::Busy(_) => "locked",
+            Self::Random => "no_randomness",
+            Self::Encode(_) => "encoding_failed",
+            Self::UnsupportedCa => "unsupported_ca",
+            Self::NotIssued(_) => "not_issued",
+            Self::Output(_) => "output_failed",
+        }
+    }
+
     fn is_closed_output(&self) -> bool {
         matches!(self, Self::Output(error) if exit_status::is_closed(error))
     }
 }
 
 impl PkiError {
-    fn file(path: &Path, problem: impl Into<String>) -> Self {
-        Self::File { path: path.to_owned(), problem: problem.into() }
+    fn file(path: &Path, reason: &'static str, problem: impl Into<String>) -> Self {
+        Self::File { path: path.to_owned(), reason, problem: problem.into() }
+    }
+
+    fn unusable_key(path: &Path, error: &rcgen::Error) -> Self {
+        Self::file(path, "unusable_key", format!("can't use this key: {error}"))
     }
 
     fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -95,13 +114,13 @@ fn init(folder: &CaFolder, options: &Init, out: &mut impl Write) -> Result<(), P
     let lock = folder.lock()?;
     let found = folder.contents()?;
     let missing = |name: &str| {
-        let rest = "which belongs to what is in this folder, isn't there: put it back, or \
-                    choose another folder with --dir";
-        Err(PkiError::file(&folder.path(name), rest))
+        let problem = "missing, although the rest of the CA exists: restore it, or choose another \
+                       folder with --dir";
+        Err(PkiError::file(&folder.path(name), "missing_file", problem))
     };
     if found.certificate && found.key && found.revocations {
-        let there = "there is a CA already: go on with it, or choose another folder with --dir";
-        return Err(PkiError::file(&folder.path(CA_CERTIFICATE), there));
+        let problem = "the CA already exists: use it, or choose another folder with --dir";
+        return Err(PkiError::file(&folder.path(CA_CERTIFICATE), "already_exists", problem));
     }
     if found.certificate && !found.key {
         return missing(CA_KEY);
@@ -131,9 +150,8 @@ fn init(folder: &CaFolder, options: &Init, out: &mut impl Write) -> Result<(), P
 }
 
 fn existing_key(folder: &CaFolder) -> Result<KeyPair, PkiError> {
-    KeyPair::from_pem(&folder.read_key()?).map_err(|error| {
-        PkiError::file(&folder.path(CA_KEY), format!("this key can't be used: {error}"))
-    })
+    let key = KeyPair::from_pem(&folder.read_key()?);
+    key.map_err(|error| PkiError::unusable_key(&folder.path(CA_KEY), &error))
 }
 
 /// Returns the name of a new CA: the given one, or else a random one, because clients can't tell
@@ -164,9 +182,9 @@ fn issue(
     let authority = folder.authority()?;
     let bundle = folder.bundle_path(kind, first);
     if bundle.symlink_metadata().is_ok() {
-        let there = "it is there already, and isn't overwritten: remove it first for a new \
-                     certificate (the old one stays valid, and can still be revoked)";
-        return Err(PkiError::file(&bundle, there));
+        let problem = "already exists: remove it first to issue a new certificate (the old one \
+                       stays valid, and can still be revoked)";
+        return Err(PkiError::file(&bundle, "already_exists", problem));
     }
     let days = options.days.unwrap_or(if kind == CertificateKind::Server {
         SERVER_DAYS
@@ -210,7 +228,7 @@ fn parse_names(texts: &[String], kind: CertificateKind) -> Result<Vec<SubjectNam
     let mut plain = names.iter().filter(|name| matches!(name, SubjectName::CommonName(_)));
     if let (Some(first), Some(second)) = (plain.next(), plain.next()) {
         return Err(PkiError::Usage(format!(
-            "a certificate has one common name, not both {:?} and {:?}",
+            "a certificate can have one common name only, not both {:?} and {:?}",
             first.to_string(),
             second.to_string()
         )));
@@ -254,8 +272,8 @@ fn find_certificates(
     if let Some(first) = called.first() {
         if called.iter().any(|it| it.kind != first.kind) {
             return Err(PkiError::Usage(format!(
-                "both a server and a client are called {which:?}: give the serial number, which \
-                 `hexz-nbd pki show` shows"
+                "both a server and a client have the name {which:?}: give the serial number \
+                 (hexz-nbd pki show)"
             )));
         }
         return Ok(called);
@@ -266,11 +284,15 @@ fn find_certificates(
     }
     let certificate = CertificateInfo::from_pem(&folder::read(path)?, path)?;
     if certificate.kind == CertificateKind::Authority {
-        return Err(PkiError::file(path, "a CA can't revoke itself: take it from its users"));
+        return Err(PkiError::file(
+            path,
+            "ca_certificate",
+            "a CA can't revoke itself: remove it from the servers and clients that trust it",
+        ));
     }
     // A forged certificate must not get the serial number of another one revoked.
     if !certificate.is_signed_by(authority) {
-        return Err(PkiError::file(path, "this CA hasn't issued this certificate"));
+        return Err(PkiError::file(path, "other_ca", "not issued by this CA"));
     }
     Ok(vec![certificate])
 }

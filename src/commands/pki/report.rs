@@ -30,10 +30,10 @@ pub(super) fn ca_created(
         [CA_CERTIFICATE, CA_KEY, REVOCATION_LIST].map(|name| folder.path(name));
     writeln!(
         out,
-        "made the CA {:?}, valid until {}\n\
-         \x20   {}: for every client and every server\n\
-         \x20   {}: signs certificates; it stays here, and is worth a backup\n\
-         \x20   {}: what is revoked, which is nothing yet; for every server\n\
+        "created the CA {:?}, valid until {}\n\
+         \x20   {}: its certificate, for all clients and servers\n\
+         \x20   {}: its private key; keep it here, and back it up\n\
+         \x20   {}: its revocation list, still empty, for all servers\n\
          next:\n\
          \x20   hexz-nbd pki{option} server nbd.example.org 192.0.2.7\n\
          \x20   hexz-nbd pki{option} client backup.example.org",
@@ -56,11 +56,11 @@ pub(super) fn server_issued(
     let file = |name: &str| shell_quote_path(&absolute(bundle).join(name));
     writeln!(
         out,
-        "on the server (where the folder is another one, with its path):\n\
+        "on the server (adapt the paths if you copy the folder):\n\
          \x20   hexz-nbd --tls-cert {} \\\n\
          \x20       --tls-key {} \\\n\
          \x20       --allow 192.0.2.0/24 snap.hexz\n\
-         and, to let in only who has a certificate of this CA:\n\
+         to require client certificates from this CA, add:\n\
          \x20       --tls-client-ca {} \\\n\
          \x20       --tls-client-crl {}",
         file("server-cert.pem"),
@@ -93,7 +93,7 @@ pub(super) fn client_issued(
     let file = |name: &str| shell_quote_path(&folder.join(name));
     writeln!(
         out,
-        "on the client (where the folder is another one, with its path):\n\
+        "on the client (adapt the paths if you copy the folder):\n\
          \x20   nbdinfo {with_folder}\n\
          \x20   nbdcopy {with_folder} disk.img\n\
          \x20   qemu-img convert -O qcow2 --object {credentials} \\\n\
@@ -102,8 +102,8 @@ pub(super) fn client_issued(
          \x20       -A {} \\\n\
          \x20       -certfile {} \\\n\
          \x20       -keyfile {}\n\
-         nbdfuse looks for the files in ~/.pki/libnbd, as root in /etc/pki/libnbd, and doesn't\n\
-         check the server where there are none:\n\
+         nbdfuse reads the files from ~/.pki/libnbd, or as root from /etc/pki/libnbd; without them\n\
+         it doesn't verify the server:\n\
          \x20   mkdir -p -m 700 ~/.pki/libnbd mnt && cp {}/*.pem ~/.pki/libnbd\n\
          \x20   nbdfuse mnt {}",
         file(CA_CERTIFICATE),
@@ -122,10 +122,10 @@ pub(super) fn revoked(
     old: &[CertificateInfo],
     new: &[CertificateInfo],
 ) -> Result<(), PkiError> {
-    for (certificates, done) in [(old, "had been revoked already"), (new, "is revoked")] {
+    for (certificates, done) in [(old, "was already revoked"), (new, "revoked")] {
         for certificate in certificates {
             let names = certificate.names_for_display();
-            writeln!(out, "{} {names} ({}) {done}", certificate.kind, certificate.serial)?;
+            writeln!(out, "{done}: {} {names} ({})", certificate.kind, certificate.serial)?;
         }
     }
     let path = folder.path(REVOCATION_LIST);
@@ -133,23 +133,26 @@ pub(super) fn revoked(
     if !new.is_empty() {
         writeln!(
             out,
-            "{} lists {count} now; a server goes by it when it has been told:\n\
-             \x20   copy it to where --tls-client-crl says, then: systemctl reload hexz-nbd,\n\
-             \x20   or kill -HUP and its process number; with --watch that does by itself",
+            "{} now has {count}; to make a server use it, copy it there (--tls-client-crl), and\n\
+             reload: systemctl reload hexz-nbd, or kill -HUP PID (not needed with --watch)",
             escape::name(&path)
         )?;
     }
     Ok(())
 }
 
-fn issued(out: &mut impl Write, bundle: &Path, made: &CertificateInfo) -> Result<(), PkiError> {
+fn issued(
+    out: &mut impl Write,
+    bundle: &Path,
+    certificate: &CertificateInfo,
+) -> Result<(), PkiError> {
     writeln!(
         out,
-        "made {} for the {} {}, valid until {}",
+        "created {} for the {} {}, valid until {}",
         escape::name(bundle),
-        made.kind,
-        made.names_for_display(),
-        format_date(made.not_after),
+        certificate.kind,
+        certificate.names_for_display(),
+        format_date(certificate.not_after),
     )?;
     Ok(())
 }

@@ -37,24 +37,27 @@ impl Revocations {
         path: &Path,
         authority: &CertificateInfo,
     ) -> Result<Self, PkiError> {
-        let unusable = |problem: String| PkiError::file(path, problem);
-        let der = CertificateRevocationListDer::from_pem_slice(pem)
-            .map_err(|error| unusable(format!("there is no revocation list in it: {error}")))?;
+        let malformed = |what: &str, error: der::Error| {
+            PkiError::file(path, "malformed_crl", format!("can't parse {what}: {error}"))
+        };
+        let der = CertificateRevocationListDer::from_pem_slice(pem).map_err(|error| {
+            PkiError::file(path, "no_crl", format!("it has no revocation list: {error}"))
+        })?;
         let list = CertificateList::from_der(&der)
-            .map_err(|error| unusable(format!("this revocation list can't be read: {error}")))?
+            .map_err(|error| malformed("the revocation list", error))?
             .tbs_cert_list;
         if list.issuer != authority.subject {
-            return Err(unusable("this is another CA's revocation list".to_owned()));
+            return Err(PkiError::file(path, "other_ca", "the revocation list of another CA"));
         }
         let number = extension(list.crl_extensions.as_deref(), CrlNumber::OID)
             .map_or(Ok(0), |number| parse_crl_number(CrlNumber::from_der(number)?.0.as_bytes()))
-            .map_err(|error| unusable(format!("its number can't be read: {error}")))?;
+            .map_err(|error| malformed("its number", error))?;
         let entries = list.revoked_certificates.unwrap_or_default();
         let entries = entries
             .iter()
             .map(parse_entry)
             .collect::<Result<_, _>>()
-            .map_err(|error| unusable(format!("an entry can't be read: {error}")))?;
+            .map_err(|error| malformed("an entry", error))?;
         Ok(Self { number, entries })
     }
 

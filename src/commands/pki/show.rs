@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::PkiError;
 use super::certificate::{CertificateInfo, CertificateKind};
 use super::revocations::{Revocations, reason_name};
+use crate::commands::output::format_time;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -36,7 +37,7 @@ pub(super) fn write_text(
         let state = match state(certificate, revocations, now) {
             CertificateStatus::Revoked => "revoked".to_owned(),
             CertificateStatus::Expired => "expired".to_owned(),
-            CertificateStatus::Valid(0) => "expires in a day".to_owned(),
+            CertificateStatus::Valid(0) => "expires within 1 day".to_owned(),
             CertificateStatus::Valid(1) => "expires in 1 day".to_owned(),
             CertificateStatus::Valid(days) => format!("expires in {days} days"),
         };
@@ -99,10 +100,6 @@ pub(super) fn write_json(
 /// Formats the date of a time, in UTC.
 pub(super) fn format_date(time: SystemTime) -> String {
     format_time(time).split('T').next().unwrap_or_default().to_owned()
-}
-
-fn format_time(time: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 fn state(

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use hexz_reader::VerifyProgress;
 use indicatif::{ProgressBar, ProgressStyle};
+use nbd_telemetry::escape;
 use parking_lot::Mutex;
 
 /// Interval between updates.
@@ -32,7 +33,7 @@ enum Display {
 
 impl ProgressMeter {
     pub(super) fn new(path: &Path, size: u64, is_silent: bool) -> Self {
-        let name = super::report::escape_path(path);
+        let name = escape::name(path).to_string();
         let kind = if is_silent {
             Display::Silent
         } else if stderr().is_terminal() {

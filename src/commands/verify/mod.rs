@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hexz_reader::{OpenOptions, Snapshot, StreamKind, VerifyProgress};
+use nbd_telemetry::escape;
 use tokio::signal::unix::SignalKind;
 use tokio::task::spawn_blocking;
 
@@ -62,14 +63,14 @@ async fn check(
     let opened = tokio::select! {
         opened = spawn_blocking(move || Snapshot::open(&owned, &open)) => opened,
         code = signals.next() => {
-            tracing::warn!("{}: told to end while it was opened", report::escape_path(path));
+            tracing::warn!("{}: interrupted while it was being opened", escape::name(path));
             return Ok(CheckOutcome::Stopped(code));
         }
     };
     let snapshot = match opened.map_err(io::Error::other)? {
         Ok(snapshot) => snapshot,
         Err(error) => {
-            tracing::error!("{error}");
+            tracing::error!(reason = error.kind.label(), "{error}");
             report.unopened(&error).map_err(OutputError)?;
             return Ok(CheckOutcome::Checked(exit_status::ARCHIVE));
         }
@@ -108,7 +109,7 @@ async fn check(
     meter.finish();
     let (done, stopped) = stopped;
     let Ok(done) = done else {
-        tracing::warn!("{}: told to end, but a read of it hangs", report::escape_path(path));
+        tracing::warn!("{}: interrupted, but a read hangs", escape::name(path));
         return Ok(CheckOutcome::Stopped(stopped.unwrap_or_default()));
     };
     let (summary, report, printed) = done.map_err(io::Error::other)?;

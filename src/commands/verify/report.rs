@@ -10,15 +10,12 @@ use hexz_reader::{Error, Fault, VerifyStats};
 use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
+use crate::commands::output::mebibytes_per_second;
+
 /// Reporter of the findings in one archive.
 pub(super) struct Reporter {
     archive: PathBuf,
     is_json: bool,
-}
-
-/// Escapes a path, so that it can't disturb a terminal.
-pub(super) fn escape_path(path: &Path) -> String {
-    escape::name(path).to_string()
 }
 
 impl Reporter {
@@ -26,7 +23,7 @@ impl Reporter {
         Self { archive: path.to_owned(), is_json }
     }
 
-    /// Reports that the archive can't be opened, in JSON only: the log tells people.
+    /// Reports that the archive can't be opened, in JSON only: people read it in the log.
     pub(super) fn unopened(&self, error: &Error) -> io::Result<()> {
         if !self.is_json {
             return Ok(());
@@ -35,6 +32,7 @@ impl Reporter {
             "event": "unopened",
             "archive": escape::unicode(&self.archive),
             "file": escape::unicode(&*error.path),
+            "reason": error.kind.label(),
             "problem": error.kind.to_string(),
         }))
     }
@@ -45,9 +43,10 @@ impl Reporter {
             return print_json(&self.fault_json(fault));
         }
         let mut text = format!(
-            "FAULT in {}: {}\n",
-            escape_path(&self.archive),
-            escape::text(&fault.error.to_string())
+            "FAULT in {}: {} [{}]\n",
+            escape::name(&self.archive),
+            escape::text(&fault.error.to_string()),
+            fault.error.kind.label()
         );
         for range in &fault.ranges {
             let (stream, last) = (fault.stream, range.end.saturating_sub(1));
@@ -69,6 +68,7 @@ impl Reporter {
             "archive": escape::unicode(&self.archive),
             "file": escape::unicode(&*fault.error.path),
             "file_offset": fault.error.offset,
+            "reason": fault.error.kind.label(),
             "problem": fault.error.kind.to_string(),
             "stream": fault.stream.to_string(),
             "blocks": fault.blocks,
@@ -111,20 +111,15 @@ impl Reporter {
         writeln!(
             stdout(),
             "{}: {verdict}\n  checked {checked} in {} blocks: {} of zeros, {} in parents, {} that \
-             share another's stored copy; {seconds:.1} s, {:.0} MiB/s",
-            escape_path(&self.archive),
+             share a stored copy; {seconds:.1} s, {:.0} MiB/s",
+            escape::name(&self.archive),
             stats.blocks,
             stats.zeros,
             stats.in_parents,
             stats.shared,
-            mebibytes(stats.bytes) / seconds.max(0.001),
+            mebibytes_per_second(stats.bytes, took),
         )
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "for people, who don't read so many digits")]
-fn mebibytes(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
 }
 
 fn print_json(object: &Value) -> io::Result<()> {

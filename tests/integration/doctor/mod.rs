@@ -12,6 +12,9 @@ use serde_json::Value;
 
 use crate::support::server::{Ended, run};
 
+/// The page that lists the labels.
+const DOCUMENTED: &str = include_str!("../../../docs/troubleshooting.md");
+
 fn doctor<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Ended {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
     let patience =
@@ -61,45 +64,41 @@ impl Found {
         self.assert_outcome("goodbye", "good")
     }
 
-    /// That step is the last one and failed, found these words, and has advice with those for
-    /// that side.
+    /// That step is the last one and failed for that reason, and has advice on it for that side.
     #[track_caller]
-    fn assert_ends(&self, name: &str, found: &str, side: &str, advice: &str) -> &Self {
-        assert_eq!(self.code, Some(1), "{:#}", self.report);
+    fn assert_ends(&self, name: &str, reason: &str, side: &str) -> &Self {
         let last = self.report["steps"].as_array().unwrap().last().unwrap();
         assert_eq!(last["step"], name, "{:#}", self.report);
-        self.assert_bad(name, found, side, advice)
+        self.assert_bad(name, reason, side)
     }
 
     #[track_caller]
-    fn assert_bad(&self, name: &str, found: &str, side: &str, advice: &str) -> &Self {
+    fn assert_bad(&self, name: &str, reason: &str, side: &str) -> &Self {
         assert_eq!((self.code, &self.report["outcome"]), (Some(1), &Value::from("bad")));
-        let step = self.assert_outcome(name, "bad").step(name);
-        assert!(step["found"].as_str().unwrap().contains(found), "{step:#}");
-        self.assert_advice(name, side, advice)
+        self.assert_outcome(name, "bad").assert_advice(name, reason, side)
     }
 
+    /// That step has a problem with that label, which is documented, and advice on it for that side.
     #[track_caller]
-    fn assert_advice(&self, name: &str, side: &str, advice: &str) -> &Self {
+    fn assert_advice(&self, name: &str, reason: &str, side: &str) -> &Self {
         let step = self.step(name);
-        let told =
-            step["advice"].as_array().unwrap().iter().any(|told| {
-                told["side"] == side && told["text"].as_str().unwrap().contains(advice)
-            });
-        assert!(told, "no \"{advice}\" for the {side}: {step:#}");
+        assert!(step["reasons"].as_array().unwrap().contains(&reason.into()), "{reason}: {step:#}");
+        let is_advised = |advice: &Value| advice["side"] == side && advice["reason"] == reason;
+        let advice = step["advice"].as_array().unwrap();
+        assert!(advice.iter().any(is_advised), "no advice on {reason} for the {side}: {step:#}");
+        assert!(DOCUMENTED.contains(&format!("`{reason}`")), "{reason} isn't documented");
         self
+    }
+
+    /// What it found in a step, for paths, names and numbers.
+    #[track_caller]
+    fn found(&self, name: &str) -> &str {
+        self.step(name)["found"].as_str().unwrap()
     }
 
     /// A detail of a step.
     #[track_caller]
     pub(crate) fn detail(&self, name: &str, detail: &str) -> &Value {
         &self.step(name)["details"][detail]
-    }
-
-    /// The lines of a step.
-    #[track_caller]
-    fn lines(&self, name: &str) -> String {
-        let lines = self.step(name)["lines"].as_array().unwrap();
-        lines.iter().map(|line| line.as_str().unwrap()).collect::<Vec<_>>().join("\n")
     }
 }

@@ -48,9 +48,7 @@ fn without_tls() {
 
     let ended = doctor([format!("127.0.0.1:{}", server.port())]);
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
-    for line in
-        ["✓ greeting: NBD, fixed newstyle (", "✓ first read: 4096 bytes at 0 (", "All of it works."]
-    {
+    for line in ["✓ greeting: ", "✓ first read: 4096 bytes at 0 ("] {
         assert!(ended.stdout.lines().any(|told| told.starts_with(line)), "{}", ended.stdout);
     }
 }
@@ -66,13 +64,17 @@ fn over_a_unix_socket() {
     found.assert_works();
     assert_eq!(found.detail("export", "size"), 70_000);
     // 70,000 isn't a multiple of 512.
-    found.assert_outcome("export", "warning").assert_advice("export", "server", "multiple of 512");
+    found.assert_outcome("export", "warning").assert_advice(
+        "export",
+        "size_not_multiple_of_512",
+        "server",
+    );
     assert!(!found.has("speed"));
     let uri = format!("nbd+unix:///{}?socket={}", "aux-lz4.hxz%2Faux", path.display());
     examine([uri]).assert_works();
 
     let nowhere = format!("unix:{}", folder.path().join("nowhere").display());
-    examine([nowhere]).assert_ends("connection", "there is none", "client", "no such socket");
+    examine([nowhere]).assert_ends("connection", "no_socket", "client");
 }
 
 #[test]
@@ -86,7 +88,7 @@ fn with_tls() {
     assert_eq!(found.detail("TLS", "key_exchange"), "X25519MLKEM768");
     assert_eq!(found.detail("certificate", "verified"), true);
     assert_eq!(found.detail("certificate", "names")[0], "localhost");
-    assert!(found.lines("certificate").contains("issuer: CN=hexz-nbd test CA"));
+    assert_eq!(found.detail("certificate", "issuer"), "CN=hexz-nbd test CA");
     assert_eq!(found.detail("client certificate", "asked_for"), false);
     assert_eq!(found.detail("TLS 1.2", "spoken"), true);
 
@@ -100,14 +102,14 @@ fn with_tls() {
     // Nobody vouches for it.
     let found = examine([localhost(&server)]);
     found.assert_works().assert_outcome("certificate", "warning");
-    found.assert_advice("certificate", "client", "anybody may be that server");
+    found.assert_advice("certificate", "not_verified", "client");
     assert_eq!(found.detail("certificate", "verified"), false);
     // In clear there is nothing.
     for args in [
         vec!["--no-tls".into(), localhost(&server)],
         vec![format!("nbd://localhost:{}", server.port()).into()],
     ] {
-        examine(args).assert_ends("in clear", "the server requires TLS", "client", "nbds://");
+        examine(args).assert_ends("in clear", "tls_required", "client");
     }
 }
 
@@ -119,25 +121,31 @@ fn servers_that_are_not_the_right_one() {
         vec!["--tls-ca".into(), pki.ca_cert().into(), localhost(&server)]
     };
     // Both have the same name, as a CA has that was made anew.
-    examine(args(&other)).assert_ends("certificate", "by none of the CAs", "client", "another key");
+    examine(args(&other)).assert_ends("certificate", "ca_key_differs", "client");
     let named = Pki::made_by(&crate::support::pki::Recipe {
         authority: "somebody else",
         ..crate::support::pki::Recipe::default()
     });
-    examine(args(&named)).assert_ends("certificate", "by none of", "client", "CN=hexz-nbd test CA");
+    let found = examine(args(&named));
+    found.assert_ends("certificate", "unknown_ca", "client");
+    let advice = found.step("certificate")["advice"][0]["text"].as_str().unwrap();
+    assert!(advice.ends_with(": CN=hexz-nbd test CA"), "{advice}");
 
     let mut wrong_name = with_ca(&server);
     wrong_name.extend(["--tls-hostname".into(), "nbd.example.org".into()]);
     let found = examine(wrong_name);
-    found.assert_ends("certificate", "not for the name nbd.example.org", "client", "localhost");
-    found.assert_advice("certificate", "server", "subject alternative names");
+    found.assert_ends("certificate", "wrong_name", "client");
+    found.assert_advice("certificate", "wrong_name", "server");
+    assert_eq!(found.detail("certificate", "name"), "nbd.example.org");
     assert_eq!(found.detail("certificate", "name_fits"), false);
 
     let missing = vec!["--tls-ca".into(), "/nowhere/ca.pem".into(), localhost(&server)];
-    examine(missing).assert_ends("own files", "/nowhere/ca.pem", "client", "the CA's certificate");
+    let found = examine(missing);
+    found.assert_ends("own files", "unreadable", "client");
+    assert!(found.found("own files").contains("/nowhere/ca.pem"), "{:#}", found.report);
     let no_pem: Vec<OsString> =
         vec!["--tls-ca".into(), server.pki().server_key().into(), localhost(&server)];
-    examine(no_pem).assert_ends("own files", "BEGIN CERTIFICATE", "client", "PEM");
+    examine(no_pem).assert_ends("own files", "no_certificate", "client");
 }
 
 #[test]
@@ -151,28 +159,23 @@ fn client_certificates() {
     assert_eq!(found.detail("client certificate", "accepted"), true);
 
     let found = examine(with_ca(&server));
-    found.assert_ends("client certificate", "requires one", "client", "--tls-cert and --tls-key");
+    found.assert_ends("client certificate", "client_certificate_required", "client");
     assert_eq!(found.detail("client certificate", "alert"), "CertificateRequired");
 
     let stranger = Authority::named("hexz-nbd test other CA").alice().folder(server.pki());
     let found = examine(with_folder(stranger.path(), &server));
-    found.assert_ends("client certificate", "doesn't know the CA", "server", "--tls-client-ca");
+    found.assert_ends("client certificate", "client_certificate_unknown_ca", "server");
 
     let seconds = (-9 * DAY, -2 * DAY);
     let old = authority.certify(&Recipe { seconds, ..Recipe::default() }).folder(server.pki());
     let found = examine(with_folder(old.path(), &server));
-    found.assert_ends("client certificate", "expired", "client", "a new one");
+    found.assert_ends("client certificate", "client_certificate_expired", "client");
 
     // Its key is another one.
     std::fs::copy(stranger.path().join("client-key.pem"), alice.path().join("client-key.pem"))
         .unwrap();
     let found = examine(with_folder(alice.path(), &server));
-    found.assert_ends(
-        "own files",
-        "doesn't belong to the certificate",
-        "client",
-        "own certificate",
-    );
+    found.assert_ends("own files", "key_mismatch", "client");
 }
 
 /// A server that isn't trusted doesn't learn who the client is.
@@ -182,7 +185,7 @@ fn no_certificate_for_strangers() {
     let server = tls().clients_of(&authority).start();
     let alice = authority.alice().folder(&Pki::new());
     let found = examine(with_folder(alice.path(), &server));
-    found.assert_ends("certificate", "by none of the CAs", "client", "another key");
+    found.assert_ends("certificate", "ca_key_differs", "client");
     server.wait_for_log("the client gave up", |line| line.message().contains("the client gave up"));
     assert!(!server.log_text().contains("alice"), "{}", server.log_text());
     // Nor does one of which nobody can say who it is.
@@ -193,7 +196,8 @@ fn no_certificate_for_strangers() {
     assert_eq!(ended.code, Some(2), "{}", ended.stdout);
     std::fs::remove_file(file("ca-cert.pem")).unwrap();
     let found = examine(with_folder(alice.path(), &server));
-    found.assert_ends("own files", "ca-cert.pem", "client", "the CA's certificate");
+    found.assert_ends("own files", "unreadable", "client");
+    assert!(found.found("own files").contains("ca-cert.pem"), "{:#}", found.report);
 }
 
 #[test]
@@ -201,12 +205,7 @@ fn a_ca_means_that_there_has_to_be_tls() {
     let server = Server::start([archive("base-zstd.hxz")]);
     let pki = Pki::new();
     let args: [OsString; 3] = ["--tls-ca".into(), pki.ca_cert().into(), localhost(&server)];
-    examine(args).assert_ends(
-        "in clear",
-        "TLS isn't offered",
-        "server",
-        "--tls-cert and --tls-key",
-    );
+    examine(args).assert_ends("in clear", "tls_not_offered", "server");
 }
 
 #[test]
@@ -215,7 +214,7 @@ fn client_certificates_that_nobody_asks_for() {
     let folder = Authority::new().alice().folder(server.pki());
     let found = examine(with_folder(folder.path(), &server));
     found.assert_works().assert_outcome("client certificate", "warning");
-    found.assert_advice("client certificate", "server", "--tls-client-ca");
+    found.assert_advice("client certificate", "client_certificate_not_requested", "server");
 }
 
 #[test]
@@ -223,7 +222,7 @@ fn tls_1_3_alone_is_told() {
     let server = tls().args(["--tls-min", "1.3"]).start();
     let found = examine(with_ca(&server));
     found.assert_works().assert_outcome("TLS 1.2", "warning");
-    found.assert_advice("TLS 1.2", "client", "nbd-client 3.24");
+    found.assert_advice("TLS 1.2", "no_tls_1_2", "client");
 }
 
 #[test]
@@ -233,12 +232,11 @@ fn addresses_that_are_not_let_in() {
         .args(["--deny", "127.0.0.1", "--allow", "127.0.0.0/8"])
         .start();
     let found = examine([format!("127.0.0.1:{}", server.port())]);
-    found.assert_ends("greeting", "before a word is said", "server", "--allow, --deny");
-    found.assert_advice("greeting", "server", "hosts.deny");
+    found.assert_ends("greeting", "closed_before_greeting", "server");
     let port = server.port();
     drop(server);
     let found = examine([format!("127.0.0.1:{port}")]);
-    found.assert_ends("connection", "there is none", "server", "nothing listens on that port");
+    found.assert_ends("connection", "connection_refused", "server");
 }
 
 #[test]
@@ -250,7 +248,7 @@ fn exports() {
     found.assert_works().assert_outcome("default export", "warning");
     assert_eq!(found.detail("exports", "count"), 2);
     let found = examine(["--export", "nowhere.hxz", &target]);
-    found.assert_ends("export", "NBD_REP_ERR_UNKNOWN", "client", "base-lz4.hxz");
+    found.assert_ends("export", "unknown_export", "client");
     let found = examine([format!("nbd://{target}/base-lz4.hxz")]);
     found.assert_works();
     assert_eq!(found.detail("export", "name"), "base-lz4.hxz");
@@ -266,13 +264,11 @@ fn damaged_archives() {
     written.save(&path);
     let server = Server::start([path]);
     let found = examine([format!("localhost:{}", server.port())]);
-    found.assert_bad("first read", "NBD_EIO", "server", "hexz-nbd verify");
+    found.assert_bad("first read", "read_error", "server");
+    assert_eq!(found.detail("first read", "error"), "NBD_EIO");
     // The session goes on.
     found.assert_outcome("last read", "good").assert_outcome("speed", "bad");
     found.assert_outcome("goodbye", "good");
-    assert!(
-        found.step("first read")["found"].as_str().unwrap().contains("the server's log says why")
-    );
 }
 
 #[test]
@@ -290,5 +286,5 @@ fn command_lines_that_are_wrong() {
     }
     // What is no name of a host ends before anything is sent.
     let found = examine(["--tls-hostname", "a b", "localhost:1"]);
-    found.assert_ends("name", "no certificate can be for", "client", "--tls-hostname");
+    found.assert_ends("name", "invalid_name", "client");
 }

@@ -58,7 +58,7 @@ serve() {
     server=$!
     for tries in $(seq 400); do
         # The log may be in a file; some commands start a server themselves.
-        grep -qsE 'ready|Serving on|Listening on' "$STEPS/$1.out" ./*.jsonl && return
+        grep -qsE 'ready|Serving until|Listening on' "$STEPS/$1.out" ./*.jsonl && return
         kill -0 $server 2> /dev/null || break
         sleep 0.05
     done

@@ -14,10 +14,19 @@ fn inspect<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Ended {
 }
 
 fn json(args: &[&str], name: &str) -> Value {
-    let args = ["--json"].iter().chain(args).map(OsString::from);
-    let ended = inspect(args.chain([archive(name).into()]));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    json_of(args.iter().map(OsString::from).chain([archive(name).into()]), 0)
+}
+
+fn json_of<A: Into<OsString>>(args: impl IntoIterator<Item = A>, code: i32) -> Value {
+    let ended = inspect(["--json".into()].into_iter().chain(args.into_iter().map(Into::into)));
+    assert_eq!(ended.code, Some(code), "{}", ended.stderr);
     serde_json::from_str(&ended.stdout).unwrap()
+}
+
+/// Returns the labels of the faults.
+fn reasons(seen: &Value) -> Vec<&str> {
+    let faults = seen["faults"].as_array().unwrap().iter();
+    faults.map(|fault| fault["reason"].as_str().unwrap()).collect()
 }
 
 #[test]
@@ -60,20 +69,20 @@ fn json_has_what_help_says() {
 }
 
 #[test]
-fn text_for_people() {
+fn wording() {
     let ended = inspect([archive("base-zstd.hxz")]);
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
     for line in [
         "  file          164658 bytes (160.8 KiB)",
-        "  blocks        nominally 64.0 KiB, cut by content: 16.0 KiB to 256.0 KiB, on average 64.0 KiB",
+        "  blocks        64.0 KiB nominal, cut by content: 16.0 KiB to 256.0 KiB, average 64.0 KiB",
         "  signature     none",
-        "  duplicates    27 blocks with a copy that is there already, which saves 702 bytes",
+        "  duplicates    27 blocks with the copy of another block, saving 702 bytes",
     ] {
         assert!(ended.stdout.lines().any(|told| told == line), "{line}\n{}", ended.stdout);
     }
     let ended = inspect([archive("encrypted-zstd.hxz")]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert!(ended.stdout.contains("with a salt and 600000 iterations"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("in 600000 iterations"), "{}", ended.stdout);
     let ended = inspect(["--files".into(), archive("tree.hxz")]);
     assert_eq!(ended.code, Some(0));
     assert!(ended.stdout.contains("17 files of 288662 bytes"), "{}", ended.stdout);
@@ -93,20 +102,16 @@ fn files_for_machines() {
 #[test]
 fn signatures() {
     let key = archive("signed.public.key");
-    let with_key = |name: &str| {
-        inspect(["--verify-key".into(), key.clone().into_os_string(), archive(name).into()])
+    let with_key = |key: &OsString, name: &str, code| {
+        json_of(["--verify-key".into(), key.clone(), archive(name).into()], code)
     };
-    let good = with_key("signed-zstd.hxz");
-    assert_eq!(good.code, Some(0), "{}", good.stderr);
-    assert!(good.stdout.contains("valid, by a key of --verify-key"));
-    let none = with_key("base-zstd.hxz");
-    assert_eq!(none.code, Some(1));
-    assert!(none.stdout.contains("WRONG: ") && none.stdout.contains("isn't signed"));
-    let other: OsString = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391db".into();
-    let args = ["--verify-key".into(), other, archive("signed-zstd.hxz").into()];
-    let other = inspect(args);
-    assert_eq!(other.code, Some(1));
-    assert!(other.stdout.contains("NOT VALID"), "{}", other.stdout);
+    let key = key.into_os_string();
+    assert_eq!(with_key(&key, "signed-zstd.hxz", 0)["signature"], "valid");
+    let none = with_key(&key, "base-zstd.hxz", 1);
+    assert_eq!((&none["signature"], reasons(&none)), (&"none".into(), vec!["not_signed"]));
+    let other = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391db".into();
+    let other = with_key(&other, "signed-zstd.hxz", 1);
+    assert_eq!((&other["signature"], reasons(&other)), (&"invalid".into(), vec!["signature"]));
 }
 
 #[test]
@@ -114,21 +119,20 @@ fn exit_codes() {
     assert_eq!(inspect(["/nowhere.hxz"]).code, Some(3));
     let none = inspect([archive("signed.public.key")]);
     assert_eq!((none.code, none.stdout.as_str()), (Some(3), ""));
-    assert!(none.stderr.contains("no Hexz archive"), "{}", none.stderr);
+    assert!(none.stderr.contains("reason=\"not_hexz\""), "{}", none.stderr);
     assert_eq!(inspect::<OsString>([]).code, Some(2));
     assert_eq!(inspect(["--verify-key", "/nowhere", "x.hxz"]).code, Some(3));
 
     let folder = tempfile::tempdir().unwrap();
     let alone = folder.path().join("alone.hxz");
     fs::copy(archive("child-zstd.hxz"), &alone).unwrap();
+    let seen = json_of([&alone], 1);
+    let parent = &seen["parents"][0];
+    assert_eq!((&parent["name"], &parent["found"]), (&"base-zstd.hxz".into(), &Value::Null));
+    assert_eq!(reasons(&seen), ["parent_missing", "unresolvable"]);
     let ended = inspect([alone]);
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert!(ended.stdout.contains("NOT FOUND, or not usable"), "{}", ended.stdout);
-    assert!(
-        ended.stdout.contains("its parent \"base-zstd.hxz\" was not found"),
-        "{}",
-        ended.stdout
-    );
+    assert!(ended.stdout.contains("[parent_missing]\n"), "{}", ended.stdout);
 }
 
 /// Names that others chose can't disturb a terminal.

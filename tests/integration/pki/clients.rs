@@ -26,11 +26,13 @@ const SERVER: &str = "servers/localhost";
 const P256: &str = "--log-format=text";
 const ED25519: &str = "--ed25519";
 
-/// The commands after the line that begins with these words.
-fn commands(said: &str, after: &str) -> Vec<String> {
+/// The commands in what was printed: those of each paragraph.
+fn commands(said: &str) -> Vec<Vec<String>> {
     let joined = said.replace("\\\n", " ");
-    let lines = joined.lines().skip_while(|line| !line.starts_with(after)).skip(1);
-    lines.take_while(|line| line.starts_with("    ")).map(|it| it.trim().to_owned()).collect()
+    let lines: Vec<_> = joined.lines().collect();
+    let paragraphs = lines.split(|line| !line.starts_with("    "));
+    let commands = paragraphs.filter(|lines| !lines.is_empty());
+    commands.map(|lines| lines.iter().map(|line| line.trim().to_owned()).collect()).collect()
 }
 
 /// The words that a shell makes of a command.
@@ -45,7 +47,7 @@ fn printed_commands_work() {
     let ca = Ca::nowhere_called("it's, a \"100%\" & $odd ü?");
     ca.make(["init"]);
     let said = ca.make(["server", "localhost", "127.0.0.1"]);
-    let [command] = &commands(&said, "on the server")[..] else { panic!("{said}") };
+    let [command] = &commands(&said)[0][..] else { panic!("{said}") };
     let here = tempfile::tempdir().unwrap();
     let snapshot = here.path().join("snap.hexz");
     fs::copy(archive("base-zstd.hxz"), &snapshot).unwrap();
@@ -70,9 +72,7 @@ fn printed_commands_work() {
         shell.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         run_command(shell).ok()
     };
-    let [info, copy, convert, nbd_client] = &commands(&said, "on the client")[..] else {
-        panic!("{said}")
-    };
+    let [info, copy, convert, nbd_client] = &commands(&said)[0][..] else { panic!("{said}") };
     assert!(sh(info).contains("export-size: 8388608"));
     sh(copy);
     assert!(fs::read(here.join("disk.img")).unwrap() == image());
@@ -82,7 +82,7 @@ fn printed_commands_work() {
     assert!(sh(nbd_client).contains("snap.hexz"));
 
     // nbdfuse itself needs a right that tests may not have; what counts is where libnbd looks.
-    let [install, mount] = &commands(&said, "check the server")[..] else { panic!("{said}") };
+    let [install, mount] = &commands(&said)[1][..] else { panic!("{said}") };
     sh(install);
     let uri = mount.strip_prefix("nbdfuse mnt ").unwrap();
     // Root would look in /etc.

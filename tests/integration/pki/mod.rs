@@ -52,12 +52,20 @@ impl Ca {
         ended.stdout
     }
 
-    /// Runs it; it must fail with that code, and say these words.
-    fn fail<const N: usize>(&self, args: [&str; N], code: i32, words: &str) {
+    /// Runs it; it must fail for that reason. Returns what it logged.
+    fn fail<const N: usize>(&self, args: [&str; N], reason: &str) -> String {
         let ended = self.run(args);
-        assert_eq!(ended.code, Some(code), "{args:?}: {}{}", ended.stdout, ended.stderr);
-        assert!(ended.stderr.contains(words), "{words} isn't in {}", ended.stderr);
-        assert_eq!(ended.stdout, "");
+        let code = if reason == "usage" { 2 } else { 1 };
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
+        let label = format!("reason=\"{reason}\"");
+        assert!(ended.stderr.contains(&label), "{args:?}: no {label} in {}", ended.stderr);
+        ended.stderr
+    }
+
+    /// Runs it; the command line must be wrong.
+    fn reject<const N: usize>(&self, args: [&str; N]) {
+        let ended = self.run(args);
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{args:?}");
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -26,7 +26,7 @@ fn by_name_by_serial_and_by_file() {
     }
     ca.verify(BACKUP, "sslclient").ok();
     let said = ca.make(["revoke", "backup"]);
-    assert!(said.contains("client backup (") && said.contains("kill -HUP"), "{said}");
+    assert!(said.contains("client backup (") && said.contains(&ca.text("crl.pem")), "{said}");
     assert_revoked(&ca, BACKUP);
 
     // As openssl shows it, and with colons.
@@ -58,7 +58,7 @@ fn twice_is_said_and_changes_nothing() {
     ca.make(["revoke", "backup"]);
     let before = contents(&ca.folder);
     let said = ca.make(["revoke", "backup", "--reason", "key-compromise"]);
-    assert!(said.contains("had been revoked already"), "{said}");
+    assert!(!said.contains(&ca.text("crl.pem")), "{said}");
     assert!(contents(&ca.folder) == before);
 }
 
@@ -70,7 +70,7 @@ fn a_name_stands_for_all_its_certificates() {
     fs::rename(ca.path("clients/backup"), ca.path("clients/old")).unwrap();
     ca.make(["client", "backup"]);
     let said = ca.make(["revoke", "backup"]);
-    assert_eq!(said.matches("is revoked").count(), 2, "{said}");
+    assert_eq!(said.matches("client backup (").count(), 2, "{said}");
     assert_revoked(&ca, BACKUP);
     assert_revoked(&ca, "clients/old/client-cert.pem");
     // One of a certificate's further names will do.
@@ -86,16 +86,16 @@ fn what_is_not_meant_is_not_revoked() {
     ca.make(["client", "nbd.example.org"]);
     ca.make(["server", "nbd.example.org"]);
     let before = contents(&ca.folder);
-    ca.fail(["revoke", "nbd.example.org"], 2, "both a server and a client");
-    ca.fail(["revoke", "nbd"], 1, "nothing that was issued here");
-    ca.fail(["revoke", ""], 1, "nothing that was issued here");
-    ca.fail(["revoke", "00ff"], 1, "nothing that was issued here");
-    ca.fail(["revoke", &ca.text("ca-cert.pem")], 1, "a CA can't revoke itself");
-    ca.fail(["revoke", &ca.text("ca-key.pem")], 1, "there is no certificate in it");
-    ca.fail(["revoke", "nbd.example.org", "--reason", "x"], 2, "invalid value");
+    ca.fail(["revoke", "nbd.example.org"], "usage");
+    ca.fail(["revoke", "nbd"], "not_issued");
+    ca.fail(["revoke", ""], "not_issued");
+    ca.fail(["revoke", "00ff"], "not_issued");
+    ca.fail(["revoke", &ca.text("ca-cert.pem")], "ca_certificate");
+    ca.fail(["revoke", &ca.text("ca-key.pem")], "no_certificate");
+    ca.reject(["revoke", "nbd.example.org", "--reason", "x"]);
     let other = Ca::new();
     other.make(["client", "backup"]);
-    ca.fail(["revoke", &other.text(BACKUP)], 1, "this CA hasn't issued this");
+    ca.fail(["revoke", &other.text(BACKUP)], "other_ca");
     // Nor is one that somebody has written who would like another one to be revoked.
     let forge =
         "cd \"$0\" && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
@@ -106,7 +106,7 @@ fn what_is_not_meant_is_not_revoked() {
     let serial = ca.serial("clients/nbd.example.org/client-cert.pem");
     let there = other.folder.to_str().unwrap();
     run("sh", &["-c", forge, there, subject, &serial]).ok();
-    ca.fail(["revoke", &other.text("forged")], 1, "this CA hasn't issued this");
+    ca.fail(["revoke", &other.text("forged")], "other_ca");
     assert!(contents(&ca.folder) == before);
     // By its serial number it's one of the two.
     ca.make(["revoke", &ca.serial("clients/nbd.example.org/client-cert.pem")]);

@@ -23,10 +23,12 @@ fn objects(ended: &Ended) -> Vec<Value> {
 #[test]
 fn sound_archives() {
     let names = ["base-zstd.hxz", "grandchild-zstd.hxz", "aux-lz4.hxz", "tree.hxz"];
-    let ended = verify(["--raw".into()].into_iter().chain(names.map(archive)));
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert_eq!(ended.stdout.matches("hxz: sound\n").count(), 4, "{}", ended.stdout);
-    assert_eq!(ended.stderr, "");
+    let args = ["--raw".into(), "--json".into()].into_iter().chain(names.map(archive));
+    let ended = verify(args);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+    let objects = objects(&ended);
+    assert_eq!(objects.len(), 4, "{}", ended.stdout);
+    assert!(objects.iter().all(|it| it["is_sound"] == true), "{}", ended.stdout);
 }
 
 #[test]
@@ -40,21 +42,27 @@ fn archives_that_cannot_be_opened() {
     }
     let encrypted = archive("encrypted-zstd.hxz");
     let with = |file: &Path| {
-        verify([OsString::from("--password-file"), file.into(), encrypted.clone().into()])
+        let options = ["--json", "--password-file"].map(OsString::from);
+        verify(options.into_iter().chain([file.into(), encrypted.clone().into()]))
     };
     assert_eq!(with(&password).code, Some(0));
-    for (ended, words) in [
-        (with(&wrong), "the password is wrong"),
-        (with(Path::new("/nowhere")), "can't use the password"),
-        (verify([encrypted.clone()]), "give its password"),
-        (verify([archive("tree.hxz")]), "give --raw"),
-        (verify(["/nowhere.hxz"]), "can't open it"),
-        (verify(["/dev/null"]), "neither a regular file"),
+    let unreadable = with(Path::new("/nowhere"));
+    assert_eq!((unreadable.code, unreadable.stdout.as_str()), (Some(3), ""));
+    assert!(unreadable.stderr.contains("/nowhere"), "{}", unreadable.stderr);
+    for (ended, reason) in [
+        (with(&wrong), "wrong_password"),
+        (verify(["--json".into(), encrypted.clone()]), "password_needed"),
+        (verify(["--json".into(), archive("tree.hxz")]), "directory_archive"),
+        (verify(["--json", "/nowhere.hxz"]), "io"),
+        (verify(["--json", "/dev/null"]), "io"),
     ] {
         assert_eq!(ended.code, Some(3), "{}", ended.stderr);
-        assert!(ended.stderr.contains(words), "{}", ended.stderr);
-        assert_eq!(ended.stdout, "");
+        assert_eq!(objects(&ended)[0]["reason"], reason, "{}", ended.stdout);
     }
+    // Without JSON, people read the reason in the log.
+    let ended = verify([&encrypted]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(3), ""));
+    assert!(ended.stderr.contains("reason=\"password_needed\""), "{}", ended.stderr);
     // The others are checked all the same.
     let ended = verify(["--json".into(), encrypted.clone(), archive("base-zstd.hxz")]);
     assert_eq!(ended.code, Some(3));
@@ -88,7 +96,7 @@ fn damage_as_clients_see_it() {
         let objects = objects(&ended);
         assert_eq!(objects.len(), 2);
         let (fault, summary) = (&objects[0], &objects[1]);
-        assert_eq!(fault["event"], "fault");
+        assert_eq!((&fault["event"], &fault["reason"]), (&"fault".into(), &"crc".into()));
         assert_eq!(fault["archive"], path.to_str().unwrap());
         assert_eq!(fault["file"], folder.path().join("parent.hxz").to_str().unwrap());
         assert_eq!((&fault["file_offset"], &fault["stream"]), (&stored.into(), &"main".into()));
@@ -99,12 +107,8 @@ fn damage_as_clients_see_it() {
     }
     let ended = verify([&path]);
     assert_eq!(ended.code, Some(1));
-    for words in [
-        "can't be read: main stream, bytes 16384 to 20479\n",
-        "can't be read: main stream, bytes 45056 to 49151\n",
-        "child.hxz: 1 fault, 8192 of 65536 bytes can't be read\n",
-    ] {
-        assert!(ended.stdout.contains(words), "{}", ended.stdout);
+    for part in ["[crc]\n", "16384 to 20479\n", "45056 to 49151\n", "8192 of 65536 bytes"] {
+        assert!(ended.stdout.contains(part), "{}", ended.stdout);
     }
 
     let server = Server::start([&path]);
@@ -171,6 +175,7 @@ fn interrupted_while_it_checks() {
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let args = [
             "verify".into(),
+            "--json".into(),
             "--jobs".into(),
             "2".into(),
             path.clone().into(),
@@ -180,9 +185,9 @@ fn interrupted_while_it_checks() {
         wait_until("it checks", || has_thread(&child, "verify"));
         let ended = end_by(child, signal);
         assert_eq!(ended.status.code(), Some(code));
-        let stdout = String::from_utf8_lossy(&ended.stdout);
-        assert_eq!(stdout.matches("large.hxz: stopped after ").count(), 1, "{stdout}");
-        assert!(stdout.contains("0 faults so far"), "{stdout}");
+        // The summary of the first archive alone.
+        let summary: Value = serde_json::from_slice(&ended.stdout).unwrap();
+        assert_eq!((&summary["is_complete"], &summary["faults"]), (&false.into(), &0.into()));
     }
 }
 

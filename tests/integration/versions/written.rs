@@ -128,7 +128,7 @@ fn an_image_that_is_no_raw_disk_is_noted() {
         let said = run(["inspect".into(), path.as_os_str().to_owned()]);
         assert_eq!(said.code, Some(0));
         assert!(
-            said.stdout.lines().any(|line| line.starts_with("NOTE: ") && line.contains("qcow2"))
+            said.stdout.lines().any(|line| line.starts_with("NOTE: ") && line.ends_with("[qcow2]"))
         );
         let server = Server::builder().arg(&path).start();
         assert_eq!(server.go("").read_ok(0, 4), b"QFI\xfb");

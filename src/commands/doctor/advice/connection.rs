@@ -8,13 +8,14 @@ use nbd_server::wire::handshake::HandshakeFlags;
 use super::{Client, Network, Server};
 use crate::commands::doctor::connect::{Address, ConnectFailure, FailedAttempt};
 use crate::commands::doctor::greeting::{ForeignProtocol, ServerGreeting};
-use crate::commands::doctor::report::{Outcome, Step, escape_and_cut, format_duration};
+use crate::commands::doctor::report::{Outcome, Step, escape_and_cut};
+use crate::commands::output::format_seconds;
 
 pub(crate) fn unresolved(host: &str, error: &str) -> Step {
     let host = escape_and_cut(host);
-    Step::bad("name", format!("{host} has no address: {}", escape_and_cut(error)))
-        .advise(Client, format!("is {host} spelled as it should be? Try its IP address"))
-        .advise(Network, "see that this machine's name service knows it: getent hosts NAME")
+    Step::bad("name", "unresolved", format!("can't resolve {host}: {}", escape_and_cut(error)))
+        .advise(Client, format!("check the spelling of {host}, or use its IP address"))
+        .advise(Network, "check this machine's name service: getent hosts NAME")
 }
 
 fn attempts(failed: &[FailedAttempt]) -> Vec<String> {
@@ -29,66 +30,73 @@ pub(crate) fn connected(address: &Address, failed: &[FailedAttempt]) -> Step {
     }
     let lines = attempts(failed);
     let step = lines.iter().fold(step, |step, line| step.line(line.clone()));
-    step.at_least(Outcome::Warning).detail("failed", lines).advise(
+    step.problem(Outcome::Warning, "some_addresses_failed").detail("failed", lines).advise(
         Server,
-        "it doesn't listen on all addresses of its name; clients that don't try others wait or \
-         fail. Let it listen there, too, or take these addresses out of DNS",
+        "it doesn't listen on all addresses of its name, so clients that try only one of them \
+         wait or fail: make it listen on them, or remove them from DNS",
     )
 }
 
 pub(crate) fn unconnected(failed: &[FailedAttempt]) -> Step {
-    let step = Step::bad("connection", "there is none").detail("failed", attempts(failed));
-    let step = attempts(failed).into_iter().fold(step, Step::line);
-    let has = |what: ConnectFailure| failed.iter().any(|(_, unreached, _)| *unreached == what);
-    let mut step = step;
-    if has(ConnectFailure::Io(ErrorKind::ConnectionRefused)) {
+    let lines = attempts(failed);
+    let step = Step::good("connection", "can't connect").detail("failed", lines.clone());
+    let mut step = lines.into_iter().fold(step, Step::line);
+    let has = |kinds: &[ErrorKind]| {
+        failed.iter().any(|(_, failure, _)| match failure {
+            ConnectFailure::Io(kind) => kinds.contains(kind),
+            ConnectFailure::Timeout => kinds.contains(&ErrorKind::TimedOut),
+        })
+    };
+    let bad = Outcome::Bad;
+    if has(&[ErrorKind::ConnectionRefused]) {
         let is_unix = failed.iter().any(|(address, ..)| matches!(address, Address::Unix(_)));
+        step = step.problem(bad, "connection_refused");
         step = if is_unix {
-            step.advise(Server, "the socket is there, and nobody listens on it: start the server")
+            step.advise(Server, "the socket exists, but nothing listens on it: start the server")
         } else {
             step.advise(
                 Server,
-                "nothing listens on that port of that address: is the server running, on this \
-                 port, and not on loopback alone? (ss -ltn on the server says so; hexz-nbd and \
-                 others have --listen or --ipaddr, -b)",
+                "nothing listens on this port of this address: start the server, and check its \
+                 port, and that it doesn't listen on loopback only (ss -ltn; hexz-nbd --listen, \
+                 nbdkit --ipaddr, qemu-nbd -b)",
             )
             .advise(Network, "or a firewall rejects the connection")
         };
     }
-    if has(ConnectFailure::Timeout) || has(ConnectFailure::Io(ErrorKind::TimedOut)) {
+    if has(&[ErrorKind::TimedOut]) {
         step = step
+            .problem(bad, "connection_timeout")
             .advise(
                 Network,
-                "packets are dropped: a firewall on the way or on the server lets this port not \
-                 through, or the address is that of no machine",
+                "packets are dropped: a firewall on the path or on the server blocks the port, or \
+                 no machine has this address",
             )
-            .advise(Server, "let the port through in its firewall, for the addresses of clients");
+            .advise(Server, "open the port in its firewall for the addresses of its clients");
     }
-    if has(ConnectFailure::Io(ErrorKind::HostUnreachable))
-        || has(ConnectFailure::Io(ErrorKind::NetworkUnreachable))
-    {
-        step = step.advise(Network, "there is no route to it: is it in another network or VPN?");
+    if has(&[ErrorKind::HostUnreachable, ErrorKind::NetworkUnreachable]) {
+        step = step.problem(bad, "no_route").advise(
+            Network,
+            "there is no route to it: check whether it needs another network or VPN",
+        );
     }
-    if has(ConnectFailure::Io(ErrorKind::NotFound)) {
-        step = step.advise(
+    if has(&[ErrorKind::NotFound]) {
+        step = step.problem(bad, "no_socket").advise(
             Client,
-            "there is no such socket: is the path right, and does the server run (in this file \
-             system, not in that of a container)?",
+            "the socket doesn't exist: check the path, and whether the server is running (in this \
+             file system, not in that of a container)",
         );
     }
-    if has(ConnectFailure::Io(ErrorKind::ConnectionReset))
-        || has(ConnectFailure::Io(ErrorKind::ConnectionAborted))
-    {
-        step = dropped_before_greeting(step);
+    if has(&[ErrorKind::ConnectionReset, ErrorKind::ConnectionAborted]) {
+        step = dropped_before_greeting(step.problem(bad, "connection_reset"));
     }
-    if has(ConnectFailure::Io(ErrorKind::PermissionDenied)) {
-        step = step.advise(
+    if has(&[ErrorKind::PermissionDenied]) {
+        step = step.problem(bad, "permission_denied").advise(
             Server,
-            "this user may not connect to the socket: it takes the right to write to it, and to \
-             enter all folders above it",
+            "this user may not connect to the socket: that takes write permission on the socket, \
+             and search permission on all folders above it",
         );
     }
-    step
+    if step.reasons.is_empty() { step.problem(bad, "unreachable") } else { step }
 }
 
 pub(crate) fn greeting(observed: &ServerGreeting, timeout: Duration) -> Step {
@@ -101,43 +109,43 @@ pub(crate) fn greeting(observed: &ServerGreeting, timeout: Duration) -> Step {
             if is_fixed {
                 return step;
             }
-            step.at_least(Outcome::Bad).advise(
+            step.problem(Outcome::Bad, "not_fixed_newstyle").advise(
                 Server,
-                "it is so old that it has neither TLS nor a way to say what is wrong: take a newer \
-                 one (nbd-server since 3.3, nbdkit, qemu-nbd)",
+                "it is too old to support TLS or to report errors: use a newer one (nbd-server \
+                 3.3 or later, nbdkit, qemu-nbd)",
             )
         }
         ServerGreeting::Oldstyle => {
-            Step::bad(NAME, "NBD, oldstyle").detail("style", "oldstyle").advise(
+            Step::bad(NAME, "oldstyle", "NBD, oldstyle").detail("style", "oldstyle").advise(
                 Server,
-                "it speaks the dialect of before 2011, which has no names and no TLS, and which \
-                 most clients have given up: take a newer server, or switch the new dialect on \
+                "it uses the protocol from before 2011, which has neither export names nor TLS, \
+                 and which most clients no longer support: use a newer server, or enable newstyle \
                  (nbdkit: without -o; qemu-nbd: with -x NAME)",
             )
         }
-        ServerGreeting::Partial(length) => Step::bad(
-            NAME,
-            format!("it ends after {length} bytes of NBD's greeting"),
-        )
-        .advise(Server, "it broke down in the middle of its first words; its log may say why"),
+        ServerGreeting::Partial(length) => {
+            Step::bad(NAME, "partial_greeting", format!("NBD, but it ends after {length} bytes"))
+                .advise(Server, "it failed while it sent the greeting; check its log")
+        }
         ServerGreeting::Closed => dropped_before_greeting(Step::bad(
             NAME,
-            "the connection is closed before a word is said",
+            "closed_before_greeting",
+            "the connection was closed before the greeting",
         )),
         ServerGreeting::Silence => {
-            let waited = format_duration(timeout);
-            Step::bad(NAME, format!("nothing was said in {waited}"))
+            let waited = format_seconds(timeout.as_secs_f64());
+            Step::bad(NAME, "no_greeting", format!("no data within {waited}"))
                 .advise(
                     Server,
-                    "an NBD server speaks first: this is another service, or one that hangs, or one \
-                     that is busy with another client (qemu-nbd serves one at a time unless --shared \
-                     says more)",
+                    "an NBD server sends first: this is another service, or it hangs, or it is \
+                     busy with another client (qemu-nbd serves one at a time without --shared)",
                 )
                 .advise(
                     Server,
-                    "or it waits for a load balancer's PROXY header and takes this machine for one",
+                    "or it waits for a PROXY header, because it takes this machine for a load \
+                     balancer",
                 )
-                .advise(Client, "is it the right port? NBD's is 10809")
+                .advise(Client, "check the port; NBD's is 10809")
         }
         ServerGreeting::Foreign(protocol) => foreign(NAME, protocol),
     }
@@ -147,42 +155,38 @@ pub(crate) fn greeting(observed: &ServerGreeting, timeout: Duration) -> Step {
 fn dropped_before_greeting(step: Step) -> Step {
     step.advise(
         Server,
-        "that is how servers turn away addresses that they don't let in: look for this machine's \
-         address in hexz-nbd's --allow, --deny and --rules, in nbd-server's authfile, in \
+        "servers do that to addresses that they don't admit: look for this machine's address in \
+         hexz-nbd's --allow, --deny and --rules, in nbd-server's authfile, and in \
          /etc/hosts.allow and hosts.deny",
     )
     .advise(
         Server,
-        "or it has as many clients as it takes (qemu-nbd: --shared, nbd-server: max_connections, \
-         hexz-nbd: --max-connections), or it can't open what it serves; its log says which",
+        "or it has reached its limit of clients (qemu-nbd: --shared, nbd-server: max_connections, \
+         hexz-nbd: --max-connections), or can't open what it serves; check its log",
     )
-    .advise(Network, "or a proxy or port forwarding in between reaches no server behind it")
+    .advise(Network, "or a proxy or port forwarding on the path reaches no server")
 }
 
 fn foreign(name: &'static str, protocol: &ForeignProtocol) -> Step {
     let (what, key) = match protocol {
-        ForeignProtocol::Ssh => ("this is SSH", "ssh"),
-        ForeignProtocol::Http => ("this seems to be a web server (HTTP)", "http"),
-        ForeignProtocol::Tls => {
-            ("this seems to be TLS from the first byte (HTTPS, or a stunnel)", "tls")
-        }
-        ForeignProtocol::Mail => ("this seems to be a mail or FTP server", "mail"),
-        ForeignProtocol::Vnc => ("this is VNC", "vnc"),
-        ForeignProtocol::Unknown(_) => ("this is something else than NBD", "unknown"),
+        ForeignProtocol::Ssh => ("SSH, not NBD", "ssh"),
+        ForeignProtocol::Http => ("HTTP, not NBD", "http"),
+        ForeignProtocol::Tls => ("TLS from the first byte (HTTPS or stunnel), not NBD", "tls"),
+        ForeignProtocol::Mail => ("a mail or FTP server, not NBD", "mail"),
+        ForeignProtocol::Vnc => ("VNC, not NBD", "vnc"),
+        ForeignProtocol::Unknown(_) => ("an unknown protocol, not NBD", "unknown"),
     };
-    let mut step = Step::bad(name, what).detail("protocol", key);
+    let mut step = Step::bad(name, "other_protocol", what).detail("protocol", key);
     if let ForeignProtocol::Unknown(bytes) = protocol {
-        step = step.line(format!(
-            "it begins with \"{}\"",
-            escape_and_cut(&bytes.escape_ascii().to_string())
-        ));
+        let text = escape_and_cut(&bytes.escape_ascii().to_string());
+        step = step.line(format!("first bytes: \"{text}\""));
     }
     match protocol {
         ForeignProtocol::Tls => step.advise(
             Server,
-            "NBD begins in clear and goes over to TLS by STARTTLS: take the TLS wrapper away and \
+            "NBD starts in plaintext and switches to TLS with STARTTLS: remove the TLS wrapper and \
              let the server do TLS, or connect through the other end of the wrapper",
         ),
-        _ => step.advise(Client, "it is another port, or another machine: NBD's port is 10809"),
+        _ => step.advise(Client, "check host and port; NBD's port is 10809"),
     }
 }

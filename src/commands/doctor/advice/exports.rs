@@ -7,13 +7,17 @@ use nbd_server::wire::option::Rep;
 use nbd_server::wire::reply::ErrorCode;
 use serde_json::{Value, json};
 
-use super::{Client, Network, Server, join_first};
+use super::{Client, FEW, Network, Server};
 use crate::commands::doctor::probe_error::ProbeError;
 use crate::commands::doctor::report::{Outcome, Step, escape_and_cut};
+use crate::commands::output::join_first;
+
+/// Maximum number of names that are shown to people: about a screenful.
+const MAX_SHOWN: usize = 20;
+/// Advice if nothing is known about the reason.
+const CHECK_LOG: &str = "check its log";
 
 pub(crate) fn listed(names: &[(String, String)]) -> Step {
-    /// Number of exports shown to people: about a screenful.
-    const MAX_SHOWN_EXPORTS: usize = 20;
     /// Number of exports in the details for programs.
     const MAX_LISTED: usize = 1000;
     const NAME: &str = "exports";
@@ -23,147 +27,137 @@ pub(crate) fn listed(names: &[(String, String)]) -> Step {
         .map(|(name, text)| json!({ "name": name, "description": text }))
         .collect();
     let step = match names.len() {
-        0 => Step::warning(NAME, "none").advise(
+        0 => Step::warning(NAME, "no_exports", "none").advise(
             Server,
-            "it serves nothing, or nothing that this client may see; a name that is known can be \
-             tried with --export",
+            "it serves nothing, or nothing that this client may see; try an export by its name \
+             (--export)",
         ),
-        1 => Step::good(NAME, "1"),
         count => Step::good(NAME, count.to_string()),
     };
     let mut step = step.detail("count", names.len()).detail("names", all);
-    for (name, text) in names.iter().take(MAX_SHOWN_EXPORTS) {
+    for (name, text) in names.iter().take(MAX_SHOWN) {
         let text =
             if text.is_empty() { String::new() } else { format!(": {}", escape_and_cut(text)) };
-        step = step.line(format!("\"{}\"{text}", escape_and_cut(name)));
+        step = step.line(format!("{}{text}", quoted(name)));
     }
-    if let Some(more @ 1..) = names.len().checked_sub(MAX_SHOWN_EXPORTS) {
+    if let Some(more @ 1..) = names.len().checked_sub(MAX_SHOWN) {
         step = step.line(format!("and {more} more"));
     }
     step
 }
 
 pub(crate) fn list_failed(failure: &ProbeError) -> Step {
-    const NAME: &str = "exports";
-    let step = |outcome: Outcome| {
-        Step::good(NAME, format!("to LIST {}", failure.describe())).at_least(outcome)
-    };
+    let found = format!("LIST: {failure}");
+    let warning = |reason| Step::warning("exports", reason, &*found);
+    let bad = || Step::bad("exports", failure.label(), &*found);
     match failure {
         ProbeError::OptionRefused { reply: Rep::ERR_POLICY | Rep::ERR_UNSUP, .. } => {
-            step(Outcome::Warning).advise(
+            warning("not_listed").advise(
                 Server,
-                "it doesn't list its exports, so clients have to know their names (nbd-server: \
+                "it doesn't list its exports, so clients need to know their names (nbd-server: \
                  allowlist = true)",
             )
         }
-        ProbeError::OptionRefused { .. } => step(Outcome::Warning),
-        ProbeError::ProtocolViolation(_) => step(Outcome::Bad)
-            .advise(Server, "no client can use such a list; is it really an NBD server?"),
-        _ => step(Outcome::Bad).advise(Server, "its log may say why"),
+        ProbeError::OptionRefused { .. } => warning(failure.label()),
+        ProbeError::ProtocolViolation(_) => {
+            bad().advise(Server, "clients can't use this list; check that it is an NBD server")
+        }
+        _ => bad().advise(Server, CHECK_LOG),
     }
 }
 
 /// Builds the step for an export that can't be opened.
 pub(crate) fn open_failed(name: &str, failure: &ProbeError, listed: &[(String, String)]) -> Step {
-    let called = if name.is_empty() {
-        "the default export".to_owned()
-    } else {
-        format!("\"{}\"", escape_and_cut(name))
+    let step = |reason| {
+        let found = format!("can't open {}: {failure}", display_name(name));
+        Step::bad("export", reason, found).detail("name", name)
     };
-    let step = Step::bad("export", format!("{called} can't be opened: {}", failure.describe()))
-        .detail("name", name);
-    let names: Vec<String> =
-        listed.iter().map(|(name, _)| format!("\"{}\"", escape_and_cut(name))).collect();
+    let names: Vec<String> = listed.iter().map(|(name, _)| quoted(name)).collect();
     match failure {
-        ProbeError::OptionRefused { reply: Rep::ERR_UNKNOWN, .. } if names.is_empty() => step.advise(
-            Server,
-            "there is no export of that name, or none that this client may open; its log or its \
-             administrator knows",
-        ),
-        ProbeError::OptionRefused { reply: Rep::ERR_UNKNOWN, .. } => {
-            step.advise(Client, format!("name one that is listed: {}", join_first(&names))).advise(
+        ProbeError::OptionRefused { reply: Rep::ERR_UNKNOWN, .. } if names.is_empty() => {
+            step("unknown_export").advise(
                 Server,
-                "or serve it under that name (hexz-nbd: NAME=PATH, --default-export; qemu-nbd: -x; \
-                 nbd-server: [NAME]), or let this client open it",
+                "it has no export with that name, or none that this client may open; check its \
+                 log, or ask its operator",
             )
         }
-        ProbeError::OptionRefused { reply: Rep::ERR_POLICY, .. } => step.advise(
-            Server,
-            "this client may not open it: see its rules for this address or certificate",
-        ),
-        ProbeError::OptionRefused { reply: Rep::ERR_TLS_REQD, .. } => {
-            step.advise(Client, "this export takes TLS: nbds:// instead of nbd://")
+        ProbeError::OptionRefused { reply: Rep::ERR_UNKNOWN, .. } => step("unknown_export")
+            .advise(Client, format!("use a name that is listed: {}", join_first(&names, FEW)))
+            .advise(
+                Server,
+                "or serve it under that name (hexz-nbd: NAME=PATH, --default-export; qemu-nbd: -x; \
+                 nbd-server: [NAME]), or allow this client to open it",
+            ),
+        ProbeError::OptionRefused { reply: Rep::ERR_POLICY, .. } => step("export_not_allowed")
+            .advise(
+                Server,
+                "this client may not open it: check the rules for its address or certificate",
+            ),
+        ProbeError::OptionRefused { reply: Rep::ERR_TLS_REQD, .. } => step("tls_required")
+            .advise(Client, "use TLS for this export: nbds:// instead of nbd://"),
+        ProbeError::OptionRefused { reply: Rep::ERR_SHUTDOWN, .. } => step("shutting_down")
+            .advise(Server, "it is shutting down: retry after it has restarted"),
+        ProbeError::OptionRefused { reply: Rep::ERR_BLOCK_SIZE_REQD, .. } => {
+            step("block_size_required")
+                .advise(Client, "use a client that requests block sizes, such as libnbd or qemu")
         }
-        ProbeError::OptionRefused { reply: Rep::ERR_SHUTDOWN, .. } => {
-            step.advise(Server, "it is about to end; try again when it has been started anew")
-        }
-        ProbeError::OptionRefused { reply: Rep::ERR_BLOCK_SIZE_REQD, .. } => step.advise(
-            Client,
-            "this export takes clients that ask for block sizes, as libnbd and qemu do",
-        ),
-        ProbeError::Closed => step.advise(
+        ProbeError::Closed => step("closed").advise(
             Server,
-            "it gave up instead of answering: the file behind the export may be missing or \
-             unreadable; its log says why",
+            "it closed the connection instead of answering: the file behind the export may be \
+             missing or unreadable; check its log",
         ),
-        _ => step.advise(Server, "its log may say why"),
+        _ => step(failure.label()).advise(Server, CHECK_LOG),
     }
 }
 
 /// Builds the step for a read that wasn't answered with data.
 pub(crate) fn read_failed(name: &'static str, where_: &str, failure: &ProbeError) -> Step {
-    let step = Step::bad(name, format!("{where_}: {}", failure.describe()));
+    let step = |reason| Step::bad(name, reason, format!("{where_}: {failure}"));
     match failure {
         ProbeError::RequestFailed { error: ErrorCode::IO, .. } => {
-            step.detail("error", "NBD_EIO").advise(
+            step("read_error").detail("error", "NBD_EIO").advise(
                 Server,
-                "what is behind the export can't be read there: a damaged or truncated file, a \
-                 missing parent or backing file, a bad disk. Its log says which (of Hexz archives: \
+                "the data behind the export can't be read there: a damaged or truncated file, a \
+                 missing parent or backing file, or a disk error; check its log (Hexz archives: \
                  hexz-nbd verify)",
             )
         }
         ProbeError::RequestFailed { error: ErrorCode::PERM, .. } => {
-            step.advise(Server, "this client may not read; see its rules")
+            step("read_not_allowed").advise(Server, "this client may not read: check the rules")
         }
-        ProbeError::RequestFailed { error: ErrorCode::INVAL, .. } => step.advise(
+        ProbeError::RequestFailed { error: ErrorCode::INVAL, .. } => step("read_rejected").advise(
             Server,
-            "it refuses a read within the size and block sizes that it gave itself: a fault of the \
-             server's",
+            "it rejects a read within the size and block sizes that it advertised: a defect of the \
+             server",
         ),
-        ProbeError::RequestFailed { error: ErrorCode::SHUTDOWN, .. } => {
-            step.advise(Server, "it is about to end; try again when it has been started anew")
-        }
-        ProbeError::Closed => step.advise(
+        ProbeError::RequestFailed { error: ErrorCode::SHUTDOWN, .. } => step("shutting_down")
+            .advise(Server, "it is shutting down: retry after it has restarted"),
+        ProbeError::Closed => step("closed").advise(
             Server,
-            "it gave up in the middle of a read: it may have crashed, or been told to end, or have \
-             dropped this client by its rules or limits; its log says which",
+            "it closed the connection during a read: it crashed, was shut down, or dropped this \
+             client because of rules or limits; check its log",
         ),
-        ProbeError::Timeout => step
+        ProbeError::Timeout => step("timeout")
             .advise(Server, "its storage hangs or is very slow (a network file system?)")
-            .advise(
-                Network,
-                "or large packets get lost on the way (MTU, VPN), while small ones pass",
-            ),
-        ProbeError::ProtocolViolation(_) => {
-            step.advise(Server, "it breaks the protocol; a newer version may be better")
-        }
-        _ => step.advise(Server, "its log may say why"),
+            .advise(Network, "or large packets are lost on the path (MTU, VPN)"),
+        ProbeError::ProtocolViolation(_) => step("protocol_violation")
+            .advise(Server, "it violates the NBD protocol; try a newer version"),
+        _ => step(failure.label()).advise(Server, CHECK_LOG),
     }
 }
 
 /// Builds the step that reports the negotiated kind of replies.
 pub(crate) fn replies(mode: ReplyMode, failure: Option<&ProbeError>) -> Step {
-    const NAME: &str = "replies";
-    let step = match mode {
-        ReplyMode::Simple => Step::good(NAME, "simple ones only"),
-        ReplyMode::Structured => Step::good(NAME, "structured"),
-        ReplyMode::Extended => Step::good(NAME, "structured, with extended headers"),
+    let found = match mode {
+        ReplyMode::Simple => "simple only",
+        ReplyMode::Structured => "structured",
+        ReplyMode::Extended => "structured, with extended headers",
     };
-    let step = step
+    let step = Step::good("replies", found)
         .detail("structured", mode != ReplyMode::Simple)
         .detail("extended", mode == ReplyMode::Extended);
     match failure {
-        Some(failure) => step.line(failure.describe()),
+        Some(failure) => step.line(failure.to_string()),
         None => step,
     }
 }
@@ -171,34 +165,31 @@ pub(crate) fn replies(mode: ReplyMode, failure: Option<&ProbeError>) -> Step {
 /// Builds the step that reports the metadata contexts of the export.
 pub(crate) fn contexts(names: Result<&[String], &ProbeError>) -> Step {
     const NAME: &str = "metadata contexts";
-    /// Number of contexts shown to people.
-    const MAX_SHOWN_CONTEXTS: usize = 20;
     match names {
         Ok(names) => {
-            let shown_names: Vec<String> = names.iter().map(|name| escape_and_cut(name)).collect();
-            let first =
-                shown_names.iter().take(MAX_SHOWN_CONTEXTS).map(String::as_str).collect::<Vec<_>>();
-            let found = match names.len() {
-                0 => "none".to_owned(),
-                1..=MAX_SHOWN_CONTEXTS => first.join(", "),
-                more => format!("{}, and {} more", first.join(", "), more - MAX_SHOWN_CONTEXTS),
-            };
-            Step::good(NAME, found).detail("names", shown_names)
+            let shown: Vec<String> = names.iter().map(|name| escape_and_cut(name)).collect();
+            Step::good(NAME, join_first(&shown, MAX_SHOWN)).detail("names", shown)
         }
         Err(ProbeError::OptionRefused { .. }) => Step::good(NAME, "none"),
-        Err(failure) => Step::bad(NAME, failure.describe()).advise(Server, "its log may say why"),
+        Err(failure) => {
+            Step::bad(NAME, failure.label(), failure.to_string()).advise(Server, CHECK_LOG)
+        }
     }
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", escape_and_cut(name))
+}
+
+fn display_name(name: &str) -> String {
+    if name.is_empty() { "the default export".to_owned() } else { quoted(name) }
 }
 
 /// Builds the step that reports an export's name, size, flags, description and block sizes.
 pub(crate) fn export(name: &str, info: &ExportInfo) -> Step {
     let called = info.name.as_deref().filter(|_| name.is_empty()).unwrap_or(name);
-    let called = match called {
-        "" => "the default export".to_owned(),
-        called => format!("\"{}\"", escape_and_cut(called)),
-    };
     let flags = flags(info.flags);
-    let mut step = Step::good("export", format!("{called}, {} bytes", info.size))
+    let mut step = Step::good("export", format!("{}, {} bytes", display_name(called), info.size))
         .line(format!("flags: {}", flags.join(", ")))
         .detail("name", name)
         .detail("size", info.size)
@@ -217,22 +208,24 @@ fn check_size(step: Step, size: u64) -> Step {
     /// Sector size in which the kernel and most clients address a device, in bytes.
     const SECTOR: u64 = 512;
     if size == 0 {
-        return step.at_least(Outcome::Warning).advise(Server, "the export is empty");
+        return step
+            .problem(Outcome::Warning, "empty_export")
+            .advise(Server, "the export is empty");
     }
     if i64::try_from(size).is_err() {
-        return step.at_least(Outcome::Bad).advise(
+        return step.problem(Outcome::Bad, "size_too_large").advise(
             Server,
-            "no client takes a size of 2^63 bytes or more: is that a fault, or a device that is \
-             gone?",
+            "no client accepts a size of 2^63 bytes or more: a defect of the server, or a device \
+             that is gone",
         );
     }
     match size % SECTOR {
         0 => step,
-        odd => step.at_least(Outcome::Warning).advise(
+        odd => step.problem(Outcome::Warning, "size_not_multiple_of_512").advise(
             Server,
             format!(
-                "the size is no multiple of 512: the Linux kernel (nbd-client) leaves the last \
-                 {odd} bytes out. Pad the image (truncate --size=%512; nbdkit: \
+                "the size isn't a multiple of 512: the Linux kernel (nbd-client) omits the last \
+                 {odd} bytes. Pad the image (truncate --size=%512; nbdkit: \
                  --filter=truncate round-up=512)"
             ),
         ),
@@ -241,10 +234,10 @@ fn check_size(step: Step, size: u64) -> Step {
 
 fn check_block_sizes(step: Step, sizes: Option<BlockSizes>) -> Step {
     let Some(BlockSizes { minimum, preferred, maximum }) = sizes else {
-        return step.line("block sizes: not told").detail("block_sizes", Value::Null);
+        return step.line("block sizes: not advertised").detail("block_sizes", Value::Null);
     };
     let step = step
-        .line(format!("block sizes: {minimum} at least, {preferred} preferred, {maximum} at most"))
+        .line(format!("block sizes: minimum {minimum}, preferred {preferred}, maximum {maximum}"))
         .detail(
             "block_sizes",
             json!({ "minimum": minimum, "preferred": preferred, "maximum": maximum }),
@@ -256,18 +249,17 @@ fn check_block_sizes(step: Step, sizes: Option<BlockSizes>) -> Step {
         || preferred < minimum
         || maximum < minimum
     {
-        return step.at_least(Outcome::Bad).advise(
+        return step.problem(Outcome::Bad, "invalid_block_sizes").advise(
             Server,
-            "these block sizes contradict the NBD specification, and clients go by them: a fault \
-             of the server's",
+            "these block sizes violate the NBD specification, and clients rely on them: a defect \
+             of the server",
         );
     }
     if minimum > 512 {
-        return step.at_least(Outcome::Warning).advise(
+        return step.problem(Outcome::Warning, "large_minimum_block_size").advise(
             Client,
             format!(
-                "clients that don't ask for block sizes need to be told: nbd-client -block-size \
-                 {minimum}"
+                "clients that don't request block sizes need: nbd-client -block-size {minimum}"
             ),
         );
     }
@@ -283,7 +275,7 @@ fn flags(flags: TransmissionFlags) -> Vec<String> {
         (TransmissionFlags::SEND_TRIM, "trim"),
         (TransmissionFlags::SEND_WRITE_ZEROES, "write zeroes"),
         (TransmissionFlags::SEND_DF, "don't fragment"),
-        (TransmissionFlags::CAN_MULTI_CONN, "several connections"),
+        (TransmissionFlags::CAN_MULTI_CONN, "multiple connections"),
         (TransmissionFlags::SEND_CACHE, "cache"),
         // Only servers that support writes set these two, so the library has no names for them.
         (TransmissionFlags(1 << 9), "resize"),
@@ -299,7 +291,7 @@ fn flags(flags: TransmissionFlags) -> Vec<String> {
     let all = WORDS.iter().fold(TransmissionFlags::HAS_FLAGS, |all, (flag, _)| all.with(*flag));
     let others = flags.without(all);
     if !others.is_empty() {
-        words.push(format!("others ({:#x})", others.0));
+        words.push(format!("other ({:#x})", others.0));
     }
     words
 }

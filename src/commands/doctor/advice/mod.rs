@@ -22,16 +22,11 @@ pub(crate) use tls::{
     rejected_after_handshake,
 };
 pub(crate) use trust::{
-    expired, format_validity, name_mismatch_advice, not_yet_valid, unsupported, untrusted,
-    unverified, wrong_name,
+    also_wrong_name, expired, format_validity, not_yet_valid, unsupported, untrusted, unverified,
+    wrong_name,
 };
 
 pub(crate) use super::report::Side::{Client, Network, Server};
 
-/// Joins the first few names, followed by an ellipsis if there are more.
-fn join_first(names: &[String]) -> String {
-    const FEW: usize = 5;
-    let first: Vec<&str> = names.iter().take(FEW).map(String::as_str).collect();
-    let more = if names.len() > FEW { ", …" } else { "" };
-    if first.is_empty() { "none".to_owned() } else { first.join(", ") + more }
-}
+/// Number of names in a piece of advice.
+const FEW: usize = 5;

@@ -28,41 +28,41 @@ impl PlaintextProbe {
 }
 
 pub(crate) fn plaintext(observed: &PlaintextProbe, wanted: TlsUse, is_local: bool) -> Step {
-    const NAME: &str = "in clear";
-    let answers = match &observed.list {
-        Ok(_) => "LIST is answered".to_owned(),
-        Err(failure) => format!("to LIST {}", failure.describe()),
+    let is_required = observed.requires_tls();
+    let answer = match &observed.list {
+        Ok(_) => "LIST: answered".to_owned(),
+        Err(failure) => format!("LIST: {failure}"),
     };
-    let word = match (&observed.starttls, observed.requires_tls()) {
+    let tls = match (&observed.starttls, is_required) {
         (_, true) => "required",
         (Some(Ok(())), false) => "offered",
         (Some(Err(_)), false) => "refused",
         (None, false) => "not asked for",
     };
-    let base = |step: Step| step.line(answers.clone()).detail("tls", word);
-    match (&observed.starttls, observed.requires_tls(), wanted) {
-        (_, true, TlsUse::Never) => base(Step::bad(NAME, "the server requires TLS"))
+    let step = |found: &str| Step::good("in clear", found).line(answer.clone()).detail("tls", tls);
+    match &observed.starttls {
+        None if is_required => step("the server requires TLS")
+            .problem(Outcome::Bad, "tls_required")
             .advise(Client, "use TLS: nbds:// instead of nbd://, nbd-client -x, qemu's tls-creds"),
-        (Some(Ok(())), true, _) => base(Step::good(NAME, "TLS is required")),
+        None => step("TLS isn't used"),
+        Some(Ok(())) if is_required => step("TLS is required"),
         // LIST failed for another reason, so it is unknown whether plaintext clients are served.
-        (Some(Ok(())), false, _) if observed.list.is_err() => {
-            base(Step::good(NAME, "TLS is offered"))
-        }
-        (Some(Ok(())), false, _) => {
-            let step = base(Step::good(NAME, "TLS is offered, and not required"));
+        Some(Ok(())) if observed.list.is_err() => step("TLS is offered"),
+        Some(Ok(())) => {
+            let step = step("TLS is offered, but not required");
             if is_local {
                 return step;
             }
-            step.at_least(Outcome::Warning).advise(
+            step.problem(Outcome::Warning, "tls_not_required").advise(
                 Server,
-                "whoever connects without TLS is served in clear; require it (nbdkit \
+                "clients that don't use TLS are served in plaintext: require TLS (nbdkit \
                  --tls=require, nbd-server force_tls = true)",
             )
         }
-        (Some(Err(failure)), is_required, _) => {
-            tls_refused(base(Step::good(NAME, "")), failure, is_required, wanted, is_local)
+        Some(Err(failure)) => {
+            let step = step(&format!("TLS isn't offered: STARTTLS: {failure}"));
+            tls_refused(step, failure, is_required, wanted, is_local)
         }
-        (None, _, _) => base(Step::good(NAME, "TLS isn't used")),
     }
 }
 
@@ -74,32 +74,28 @@ fn tls_refused(
     wanted: TlsUse,
     is_local: bool,
 ) -> Step {
-    let said = |text: String, step: Step| Step { found: text, ..step };
+    const SET_UP: &str = "give it a certificate and key (hexz-nbd --tls-cert and --tls-key, nbdkit \
+        --tls=require --tls-certificates, qemu-nbd --tls-creds, nbd-server certfile and keyfile); \
+        if it has them, its log says why it can't use them";
     let is_clean = matches!(failure, ProbeError::OptionRefused { .. });
-    let step = said(format!("TLS isn't offered: to STARTTLS {}", failure.describe()), step);
-    if is_required {
-        return step.at_least(Outcome::Bad).advise(
-            Server,
-            "it requires TLS and refuses it: its TLS is not set up, as when certificate or key \
-             couldn't be read; its log says why",
-        );
-    }
-    let set_up = "give it a certificate and key (hexz-nbd --tls-cert and --tls-key, nbdkit \
-                  --tls=require --tls-certificates, qemu-nbd --tls-creds, nbd-server certfile and \
-                  keyfile), or see in its log why it can't use those that it has";
     match wanted {
-        TlsUse::Always => step.at_least(Outcome::Bad).advise(Server, set_up).advise(
-            Client,
-            "or do without TLS (nbd:// instead of nbds://), where nobody can listen on the way",
-        ),
-        _ if !is_clean => step.at_least(Outcome::Bad).advise(
+        _ if is_required => step.problem(Outcome::Bad, "tls_broken").advise(
             Server,
-            "a server has to answer STARTTLS, if only with an error: take a newer one",
+            "it requires TLS and refuses it, so its TLS isn't set up: perhaps it couldn't read \
+             certificate or key; check its log",
+        ),
+        TlsUse::Always => step
+            .problem(Outcome::Bad, "tls_not_offered")
+            .advise(Server, SET_UP)
+            .advise(Client, "or connect without TLS (nbd://), if nobody can eavesdrop on the path"),
+        _ if !is_clean => step.problem(Outcome::Bad, "starttls_unanswered").advise(
+            Server,
+            "a server must answer STARTTLS, at least with an error: use a newer one",
         ),
         _ if is_local => step,
         _ => step
-            .at_least(Outcome::Warning)
-            .advise(Server, set_up)
-            .advise(Network, "without TLS anybody on the way can read and change everything"),
+            .problem(Outcome::Warning, "tls_not_offered")
+            .advise(Server, SET_UP)
+            .advise(Network, "without TLS, anyone on the path can read and change all traffic"),
     }
 }

@@ -7,7 +7,9 @@ use nbd_server::wire::handshake::{Greeting, HandshakeFlags};
 use nbd_server::wire::info::{BlockSizes, TransmissionFlags};
 use nbd_server::wire::option::{Opt, Rep};
 use nbd_server::wire::reply::ErrorCode;
-use rustls::{AlertDescription, CertificateError, Error, RootCertStore};
+use rustls::{
+    AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible, RootCertStore,
+};
 
 use super::*;
 use crate::cli::server_target::TlsUse;
@@ -17,17 +19,28 @@ use crate::commands::doctor::greeting::{ForeignProtocol, ServerGreeting};
 use crate::commands::doctor::probe_error::ProbeError;
 use crate::commands::doctor::report::{Outcome, Side, Step};
 
-fn advice(step: &Step) -> String {
-    let lines = step.advice.iter().map(|advice| format!("{}: {}", advice.side, advice.text));
-    lines.collect::<Vec<_>>().join("\n")
+/// Page that lists the labels.
+const DOCUMENTED: &str = include_str!("../../../../docs/troubleshooting.md");
+
+/// Asserts the outcome of a step and that it has a problem with this label, which is documented and
+/// which there is advice on for `side`.
+#[track_caller]
+fn assert_problem(step: &Step, outcome: Outcome, side: Side, reason: &str) {
+    assert_eq!(step.outcome, outcome, "{step:?}");
+    assert!(step.reasons.contains(&reason), "{reason}: {step:?}");
+    assert!(DOCUMENTED.contains(&format!("`{reason}`")), "{reason} isn't documented");
+    let is_advised = step.advice.iter().any(|it| it.side == side && it.reason == reason);
+    assert!(is_advised, "no advice on {reason} for the {side}: {step:?}");
 }
 
-/// Asserts that the step is bad and that its advice for `side` contains `words`.
 #[track_caller]
-fn assert_bad(step: &Step, side: Side, words: &str) {
-    assert_eq!(step.outcome, Outcome::Bad, "{step:?}");
-    let found = step.advice.iter().any(|advice| advice.side == side && advice.text.contains(words));
-    assert!(found, "no \"{words}\" for the {side}: {}", advice(step));
+fn assert_bad(step: &Step, side: Side, reason: &str) {
+    assert_problem(step, Outcome::Bad, side, reason);
+}
+
+#[track_caller]
+fn assert_warning(step: &Step, side: Side, reason: &str) {
+    assert_problem(step, Outcome::Warning, side, reason);
 }
 
 fn refused(option: Opt, reply: Rep) -> ProbeError {
@@ -40,24 +53,25 @@ fn connection_failures_lead_to_advice() {
     let unix = || Address::Unix(PathBuf::from("/run/nbd.sock"));
     let of = |address, what| unconnected(&[(address, what, "why".to_owned())]);
     let kind = ConnectFailure::Io;
-    assert_bad(
-        &of(tcp(), kind(ErrorKind::ConnectionRefused)),
-        Server,
-        "nothing listens on that port",
-    );
-    assert_bad(&of(tcp(), ConnectFailure::Timeout), Network, "a firewall on the way");
-    assert_bad(&of(tcp(), kind(ErrorKind::TimedOut)), Network, "packets are dropped");
-    assert_bad(&of(tcp(), kind(ErrorKind::HostUnreachable)), Network, "no route");
-    assert_bad(&of(tcp(), kind(ErrorKind::ConnectionReset)), Server, "--allow");
-    assert_bad(&of(unix(), kind(ErrorKind::NotFound)), Client, "no such socket");
-    assert_bad(&of(unix(), kind(ErrorKind::ConnectionRefused)), Server, "nobody listens on it");
-    assert_bad(&of(unix(), kind(ErrorKind::PermissionDenied)), Server, "write to it");
-    assert_bad(&unresolved("nbd.example.org", "x"), Client, "spelled");
+    for (address, failure, side, reason) in [
+        (tcp(), kind(ErrorKind::ConnectionRefused), Server, "connection_refused"),
+        (unix(), kind(ErrorKind::ConnectionRefused), Server, "connection_refused"),
+        (tcp(), ConnectFailure::Timeout, Network, "connection_timeout"),
+        (tcp(), kind(ErrorKind::TimedOut), Network, "connection_timeout"),
+        (tcp(), kind(ErrorKind::HostUnreachable), Network, "no_route"),
+        (tcp(), kind(ErrorKind::ConnectionReset), Server, "connection_reset"),
+        (unix(), kind(ErrorKind::NotFound), Client, "no_socket"),
+        (unix(), kind(ErrorKind::PermissionDenied), Server, "permission_denied"),
+    ] {
+        assert_bad(&of(address, failure), side, reason);
+    }
+    assert_eq!(of(tcp(), kind(ErrorKind::AddrInUse)).reasons, ["unreachable"]);
+    assert_bad(&unresolved("nbd.example.org", "x"), Client, "unresolved");
 
     // One address of the name fails: a client connects only if it tries the others.
     let failed = [(tcp(), ConnectFailure::Timeout, "no answer".to_owned())];
     let step = connected(&unix(), &failed);
-    assert_eq!(step.outcome, Outcome::Warning);
+    assert_warning(&step, Server, "some_addresses_failed");
     assert!(step.lines[0].contains("192.0.2.7:10809: no answer"));
     assert_eq!(connected(&tcp(), &[]).outcome, Outcome::Good);
 }
@@ -67,27 +81,26 @@ fn greetings_are_assessed() {
     let second = Duration::from_secs(1);
     let new = |flags| greeting(&ServerGreeting::Newstyle(Greeting { flags }), second);
     assert_eq!(new(HandshakeFlags::FIXED_NEWSTYLE).outcome, Outcome::Good);
-    assert_bad(&new(HandshakeFlags::default()), Server, "so old");
-    assert_bad(&greeting(&ServerGreeting::Oldstyle, second), Server, "before 2011");
-    assert_bad(&greeting(&ServerGreeting::Closed, second), Server, "--allow");
-    assert_bad(&greeting(&ServerGreeting::Closed, second), Server, "hosts.deny");
-    assert_bad(&greeting(&ServerGreeting::Silence, second), Server, "speaks first");
-    assert_bad(&greeting(&ServerGreeting::Partial(3), second), Server, "its log");
-    for (protocol, words) in [
-        (ForeignProtocol::Ssh, "SSH"),
-        (ForeignProtocol::Http, "HTTP"),
-        (ForeignProtocol::Vnc, "VNC"),
-        (ForeignProtocol::Mail, "mail"),
+    assert_bad(&new(HandshakeFlags::default()), Server, "not_fixed_newstyle");
+    for (observed, reason) in [
+        (ServerGreeting::Oldstyle, "oldstyle"),
+        (ServerGreeting::Closed, "closed_before_greeting"),
+        (ServerGreeting::Silence, "no_greeting"),
+        (ServerGreeting::Partial(3), "partial_greeting"),
+    ] {
+        assert_bad(&greeting(&observed, second), Server, reason);
+    }
+    for (protocol, label, side) in [
+        (ForeignProtocol::Ssh, "ssh", Client),
+        (ForeignProtocol::Http, "http", Client),
+        (ForeignProtocol::Vnc, "vnc", Client),
+        (ForeignProtocol::Mail, "mail", Client),
+        (ForeignProtocol::Tls, "tls", Server),
     ] {
         let step = greeting(&ServerGreeting::Foreign(protocol), second);
-        assert!(step.found.contains(words), "{step:?}");
-        assert_bad(&step, Client, "10809");
+        assert_eq!(step.details["protocol"], label);
+        assert_bad(&step, side, "other_protocol");
     }
-    assert_bad(
-        &greeting(&ServerGreeting::Foreign(ForeignProtocol::Tls), second),
-        Server,
-        "STARTTLS",
-    );
     let step = greeting(
         &ServerGreeting::Foreign(ForeignProtocol::Unknown(b"\x1b[31m\n".to_vec())),
         second,
@@ -103,27 +116,25 @@ fn tls_offers_and_refusals_are_assessed() {
         plaintext(&PlaintextProbe { list, starttls }, wanted, is_local)
     };
     let good = step(required(), Some(Ok(())), TlsUse::IfOffered, false);
-    assert_eq!((good.outcome, good.found.as_str()), (Outcome::Good, "TLS is required"));
-    assert_bad(&step(required(), None, TlsUse::Never, true), Client, "nbds://");
+    assert_eq!((good.outcome, &good.details["tls"]), (Outcome::Good, &"required".into()));
+    assert_bad(&step(required(), None, TlsUse::Never, true), Client, "tls_required");
     let broken = step(required(), no(Rep::ERR_POLICY), TlsUse::IfOffered, false);
-    assert_bad(&broken, Server, "requires TLS and refuses it");
+    assert_bad(&broken, Server, "tls_broken");
 
     let offered = step(Ok(1), Some(Ok(())), TlsUse::IfOffered, false);
-    assert_eq!(offered.outcome, Outcome::Warning);
-    assert!(advice(&offered).contains("server: whoever connects without TLS"));
+    assert_warning(&offered, Server, "tls_not_required");
     assert_eq!(step(Ok(1), Some(Ok(())), TlsUse::IfOffered, true).outcome, Outcome::Good);
     let unknown = step(Err(ProbeError::Closed), Some(Ok(())), TlsUse::IfOffered, false);
-    assert_eq!((unknown.outcome, unknown.found.as_str()), (Outcome::Good, "TLS is offered"));
+    assert_eq!((unknown.outcome, &unknown.details["tls"]), (Outcome::Good, &"offered".into()));
 
     for reply in [Rep::ERR_UNSUP, Rep::ERR_POLICY] {
-        assert_bad(&step(Ok(1), no(reply), TlsUse::Always, true), Server, "--tls-cert");
+        assert_bad(&step(Ok(1), no(reply), TlsUse::Always, true), Server, "tls_not_offered");
         let across = step(Ok(1), no(reply), TlsUse::IfOffered, false);
-        assert_eq!(across.outcome, Outcome::Warning);
-        assert!(advice(&across).contains("network: without TLS anybody"));
+        assert_warning(&across, Network, "tls_not_offered");
         assert_eq!(step(Ok(1), no(reply), TlsUse::IfOffered, true).outcome, Outcome::Good);
     }
     let gone = step(Ok(1), Some(Err(ProbeError::Closed)), TlsUse::IfOffered, true);
-    assert_bad(&gone, Server, "has to answer STARTTLS");
+    assert_bad(&gone, Server, "starttls_unanswered");
 }
 
 #[test]
@@ -133,59 +144,57 @@ fn tls_alerts_are_explained() {
     let shown = ClientAuthState { is_certificate_requested: true, has_certificate: true };
     let of =
         |alert, observed| handshake_failed(&ProbeError::Tls(Error::AlertReceived(alert)), observed);
-    for (alert, observed, name, side, words) in [
-        (AlertDescription::CertificateRequired, asked, "client certificate", Client, "--tls-cert"),
-        (AlertDescription::HandshakeFailure, asked, "client certificate", Client, "--tls-cert"),
-        (AlertDescription::BadCertificate, asked, "client certificate", Client, "--tls-cert"),
-        (AlertDescription::UnknownCA, shown, "client certificate", Server, "--tls-client-ca"),
-        (AlertDescription::CertificateExpired, shown, "client certificate", Client, "a new one"),
-        (AlertDescription::CertificateRevoked, shown, "client certificate", Client, "a new one"),
-        (
-            AlertDescription::UnsupportedCertificate,
-            shown,
-            "client certificate",
-            Client,
-            "clientAuth",
-        ),
-        (AlertDescription::BadCertificate, shown, "client certificate", Server, "its log"),
-        (AlertDescription::DecryptError, shown, "client certificate", Server, "same name"),
-        (AlertDescription::ProtocolVersion, nobody, "TLS", Server, "1.2 or newer"),
-        (AlertDescription::HandshakeFailure, nobody, "TLS", Server, "pre-shared keys"),
-        (AlertDescription::InsufficientSecurity, nobody, "TLS", Server, "ECDHE"),
-        (AlertDescription::UnrecognisedName, nobody, "TLS", Client, "--tls-hostname"),
-        (AlertDescription::InternalError, nobody, "TLS", Server, "its log"),
+    for (alert, observed, side, reason) in [
+        (AlertDescription::CertificateRequired, asked, Client, "client_certificate_required"),
+        (AlertDescription::HandshakeFailure, asked, Client, "client_certificate_required"),
+        (AlertDescription::BadCertificate, asked, Client, "client_certificate_required"),
+        (AlertDescription::UnknownCA, shown, Server, "client_certificate_unknown_ca"),
+        (AlertDescription::CertificateExpired, shown, Client, "client_certificate_expired"),
+        (AlertDescription::CertificateRevoked, shown, Client, "client_certificate_revoked"),
+        (AlertDescription::UnsupportedCertificate, shown, Client, "client_certificate_unsupported"),
+        (AlertDescription::BadCertificate, shown, Server, "client_certificate_rejected"),
+        (AlertDescription::DecryptError, shown, Server, "client_certificate_signature"),
+        (AlertDescription::ProtocolVersion, nobody, Server, "tls_version"),
+        (AlertDescription::HandshakeFailure, nobody, Server, "no_common_parameters"),
+        (AlertDescription::InsufficientSecurity, nobody, Server, "no_common_parameters"),
+        (AlertDescription::UnrecognisedName, nobody, Client, "unrecognized_name"),
+        (AlertDescription::InternalError, nobody, Server, "alert"),
     ] {
         let step = of(alert, observed);
-        assert_eq!(step.name, name, "{alert:?}");
-        assert_bad(&step, side, words);
-        assert!(step.lines[0].contains("TLS fails"), "{step:?}");
+        let is_own = reason.starts_with("client_certificate");
+        assert_eq!(step.name, if is_own { "client certificate" } else { "TLS" }, "{alert:?}");
+        assert_eq!(step.details["alert"], format!("{alert:?}"));
+        assert_bad(&step, side, reason);
     }
-    assert_bad(&handshake_failed(&ProbeError::Closed, nobody), Server, "its TLS isn't set up");
-    assert_bad(&handshake_failed(&ProbeError::Closed, asked), Client, "--tls-cert");
-    assert_bad(&handshake_failed(&ProbeError::Timeout, nobody), Network, "MTU");
-    let garbage = Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
-    assert_bad(
-        &handshake_failed(&ProbeError::Tls(garbage), nobody),
-        Server,
-        "acknowledges STARTTLS",
-    );
+    let incompatible = PeerIncompatible::ServerDoesNotSupportTls12Or13;
+    for (failure, observed, side, reason) in [
+        (ProbeError::Closed, nobody, Server, "closed_after_starttls"),
+        (ProbeError::Closed, asked, Client, "client_certificate_required"),
+        (ProbeError::Timeout, nobody, Network, "handshake_timeout"),
+        (ProbeError::Tls(InvalidMessage::InvalidContentType.into()), nobody, Server, "not_tls"),
+        (ProbeError::Tls(incompatible.into()), nobody, Server, "tls_version"),
+        (ProbeError::Tls(CertificateError::BadSignature.into()), nobody, Server, "wrong_signature"),
+        (ProbeError::Io("x".to_owned()), nobody, Server, "handshake_failed"),
+    ] {
+        assert_bad(&handshake_failed(&failure, observed), side, reason);
+    }
 
     // With TLS 1.3 the alert arrives after the handshake.
     let late = ProbeError::Tls(Error::AlertReceived(AlertDescription::CertificateRequired));
-    assert_bad(&rejected_after_handshake(&late, asked).unwrap(), Client, "--tls-cert");
-    assert_bad(&rejected_after_handshake(&ProbeError::Closed, shown).unwrap(), Server, "Its log");
+    for (failure, observed, side, reason) in [
+        (&late, asked, Client, "client_certificate_required"),
+        (&ProbeError::Closed, shown, Server, "client_certificate_rejected"),
+    ] {
+        assert_bad(&rejected_after_handshake(failure, observed).unwrap(), side, reason);
+    }
     assert!(rejected_after_handshake(&ProbeError::Closed, nobody).is_none());
 
     assert_eq!(client_certificate(nobody).outcome, Outcome::Good);
     assert_eq!(client_certificate(shown).outcome, Outcome::Good);
-    let unasked = client_certificate(ClientAuthState {
-        is_certificate_requested: false,
-        has_certificate: true,
-    });
-    assert_eq!(unasked.outcome, Outcome::Warning);
-    let old = older_tls(Err(&ProbeError::Closed));
-    assert_eq!(old.outcome, Outcome::Warning);
-    assert!(advice(&old).contains("nbd-client"));
+    let unasked = ClientAuthState { is_certificate_requested: false, has_certificate: true };
+    assert_warning(&client_certificate(unasked), Server, "client_certificate_not_requested");
+    assert_warning(&older_tls(Err(&ProbeError::Closed)), Client, "no_tls_1_2");
+    assert_warning(&no_second_connection(&ProbeError::Closed), Server, "no_second_connection");
 }
 
 #[test]
@@ -199,46 +208,55 @@ fn untrusted_certificates_are_explained() {
         }],
         path: "ca.pem".into(),
     };
-    let of = |error, issuer: &str| {
-        untrusted(&Error::InvalidCertificate(error), issuer, &given(true, None))
-    };
-    let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
-    assert_bad(&untrusted(&unknown, "CN=x", &given(false, None)), Client, "is no CA");
-    assert_bad(&untrusted(&unknown, "CN=our CA", &given(true, Some("weak"))), Server, "weak");
-    assert_bad(&untrusted(&unknown, "CN=x", &given(true, Some("weak"))), Client, "CN=x");
-    let expired_ca = Error::InvalidCertificate(CertificateError::Expired);
-    assert_bad(&untrusted(&expired_ca, "CN=x", &given(false, None)), Server, "in between");
-    assert_bad(&of(CertificateError::UnknownIssuer, "CN=other CA"), Client, "CN=other CA");
-    assert_bad(&of(CertificateError::UnknownIssuer, "CN=other CA"), Server, "append");
-    assert_bad(&of(CertificateError::UnknownIssuer, "CN=our CA"), Client, "another key");
-    assert_bad(&of(CertificateError::BadSignature, "CN=our CA"), Client, "another key");
-    assert_bad(&of(CertificateError::InvalidPurpose, ""), Server, "serverAuth");
-    assert_bad(&of(CertificateError::Revoked, ""), Server, "a new one");
-    assert_bad(&of(CertificateError::Expired, ""), Server, "in between");
+    for (error, issuer, given, side, reason) in [
+        (CertificateError::UnknownIssuer, "CN=x", given(false, None), Client, "no_ca"),
+        (
+            CertificateError::UnknownIssuer,
+            "CN=our CA",
+            given(true, Some("weak")),
+            Server,
+            "unsupported_ca",
+        ),
+        (CertificateError::UnknownIssuer, "CN=x", given(true, Some("weak")), Client, "unknown_ca"),
+        (CertificateError::UnknownIssuer, "CN=x", given(true, None), Server, "unknown_ca"),
+        (CertificateError::UnknownIssuer, "CN=our CA", given(true, None), Client, "ca_key_differs"),
+        (CertificateError::BadSignature, "CN=our CA", given(true, None), Client, "ca_key_differs"),
+        (CertificateError::InvalidPurpose, "", given(true, None), Server, "not_for_servers"),
+        (CertificateError::Revoked, "", given(true, None), Server, "revoked"),
+        (CertificateError::Expired, "CN=x", given(false, None), Server, "outside_validity"),
+        (CertificateError::Expired, "", given(true, None), Server, "outside_validity"),
+        (CertificateError::BadEncoding, "", given(true, None), Server, "certificate_rejected"),
+    ] {
+        assert_bad(&untrusted(&Error::InvalidCertificate(error), issuer, &given), side, reason);
+    }
 
     let names = ["a.example.org".to_owned(), "b.example.org".to_owned()];
-    assert_bad(&wrong_name("192.0.2.7", &names), Client, "a.example.org, b.example.org");
-    assert_bad(&wrong_name("192.0.2.7", &names), Server, "subject alternative names");
-    assert_bad(&wrong_name("x", &[]), Server, "names x");
-    assert_eq!(unverified(true, "x").outcome, Outcome::Warning);
-    assert!(advice(&unverified(false, "x")).contains("it isn't for x"));
+    let step = wrong_name("192.0.2.7", &names);
+    assert_bad(&step, Client, "wrong_name");
+    assert_bad(&step, Server, "wrong_name");
+    assert!(step.advice[0].text.contains("(a.example.org, b.example.org)"), "{step:?}");
+    assert_bad(&wrong_name("x", &[]), Server, "wrong_name");
+    assert_warning(&unverified(true, "x"), Client, "not_verified");
+    assert_warning(&unverified(false, "x"), Client, "wrong_name");
+    assert_bad(&also_wrong_name(unsupported("weak"), "x", &names), Client, "wrong_name");
+    assert_bad(&unsupported("weak"), Server, "unsupported_certificate");
 
     let now = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     let ago = Duration::from_secs(3 * 24 * 3600);
     let old = expired(Step::good("certificate", ""), ago, now);
-    assert_bad(&old, Client, "clock");
-    assert!(old.lines[0].contains("3 days ago"), "{old:?}");
+    assert_bad(&old, Client, "expired");
+    assert!(old.lines[0].contains("3 days"), "{old:?}");
     assert!(old.lines[0].contains("2001-09-09T01:46:40Z"), "{old:?}");
-    assert_bad(&not_yet_valid(Step::good("certificate", ""), ago, now), Client, "clock");
-    for (seconds, words) in [(59, "0 minutes"), (7199, "119 minutes"), (7200, "2 hours")] {
-        assert_eq!(format_validity(Duration::from_secs(seconds)), words);
+    assert_bad(&not_yet_valid(Step::good("certificate", ""), ago, now), Client, "not_yet_valid");
+    for (seconds, expected) in [(59, "0 minutes"), (7199, "119 minutes"), (7200, "2 hours")] {
+        assert_eq!(format_validity(Duration::from_secs(seconds)), expected);
     }
 }
 
 #[test]
 fn export_lists_are_bounded_and_escaped() {
     let one = |name: &str| (name.to_owned(), String::new());
-    assert_eq!(listed(&[]).outcome, Outcome::Warning);
+    assert_warning(&listed(&[]), Server, "no_exports");
     assert_eq!(listed(&[one("a")]).lines, ["\"a\""]);
     let many: Vec<_> = (0..5000).map(|number| one(&number.to_string())).collect();
     let step = listed(&many);
@@ -251,22 +269,30 @@ fn export_lists_are_bounded_and_escaped() {
         ["\"\\u{1b}x\": \\u{7}"]
     );
 
-    assert_eq!(list_failed(&refused(Opt::LIST, Rep::ERR_POLICY)).outcome, Outcome::Warning);
-    assert_bad(&list_failed(&ProbeError::Closed), Server, "log");
-    assert_bad(&list_failed(&ProbeError::ProtocolViolation("x".to_owned())), Server, "no client");
+    assert_warning(&list_failed(&refused(Opt::LIST, Rep::ERR_POLICY)), Server, "not_listed");
+    assert_bad(&list_failed(&ProbeError::Closed), Server, "closed");
+    let garbage = ProbeError::ProtocolViolation("x".to_owned());
+    assert_bad(&list_failed(&garbage), Server, "protocol_violation");
 }
 
 #[test]
 fn refused_exports_are_explained() {
     let listed = [("a".to_owned(), String::new())];
     let of = |reply| open_failed("x", &refused(Opt::GO, reply), &listed);
-    assert_bad(&of(Rep::ERR_UNKNOWN), Client, "\"a\"");
-    assert_bad(&open_failed("x", &refused(Opt::GO, Rep::ERR_UNKNOWN), &[]), Server, "no export");
-    assert_bad(&of(Rep::ERR_POLICY), Server, "rules");
-    assert_bad(&of(Rep::ERR_TLS_REQD), Client, "nbds://");
-    assert_bad(&of(Rep::ERR_BLOCK_SIZE_REQD), Client, "block sizes");
-    assert_bad(&of(Rep::ERR_SHUTDOWN), Server, "about to end");
-    assert_bad(&open_failed("", &ProbeError::Closed, &listed), Server, "missing");
+    let unknown = refused(Opt::GO, Rep::ERR_UNKNOWN);
+    assert!(of(Rep::ERR_UNKNOWN).advice[0].text.ends_with(": \"a\""));
+    assert_bad(&open_failed("x", &unknown, &[]), Server, "unknown_export");
+    for (reply, side, reason) in [
+        (Rep::ERR_UNKNOWN, Client, "unknown_export"),
+        (Rep::ERR_POLICY, Server, "export_not_allowed"),
+        (Rep::ERR_TLS_REQD, Client, "tls_required"),
+        (Rep::ERR_BLOCK_SIZE_REQD, Client, "block_size_required"),
+        (Rep::ERR_SHUTDOWN, Server, "shutting_down"),
+        (Rep::ERR_TOO_BIG, Server, "option_refused"),
+    ] {
+        assert_bad(&of(reply), side, reason);
+    }
+    assert_bad(&open_failed("", &ProbeError::Closed, &listed), Server, "closed");
 }
 
 #[test]
@@ -277,38 +303,47 @@ fn export_size_block_sizes_and_flags_are_assessed() {
     assert_eq!(of(1 << 20, None).outcome, Outcome::Good);
     assert_eq!(of(1 << 20, sizes(1, 4096, 1 << 25)).outcome, Outcome::Good);
     let odd = of(1000, None);
-    assert_eq!(odd.outcome, Outcome::Warning);
-    assert!(advice(&odd).contains("the last 488 bytes"), "{}", advice(&odd));
-    assert_eq!(of(0, None).outcome, Outcome::Warning);
-    assert_bad(&of(1 << 63, None), Server, "2^63");
+    assert_warning(&odd, Server, "size_not_multiple_of_512");
+    assert!(odd.advice[0].text.contains("488 bytes"), "{odd:?}");
+    assert_warning(&of(0, None), Server, "empty_export");
+    assert_bad(&of(1 << 63, None), Server, "size_too_large");
     for bad in [sizes(0, 4096, 1 << 25), sizes(3, 4, 8), sizes(4096, 512, 8192), sizes(512, 512, 1)]
     {
-        assert_bad(&of(1 << 20, bad), Server, "specification");
+        assert_bad(&of(1 << 20, bad), Server, "invalid_block_sizes");
     }
     let large = of(1 << 20, sizes(4096, 4096, 1 << 25));
-    assert!(advice(&large).contains("nbd-client -block-size 4096"));
+    assert_warning(&large, Client, "large_minimum_block_size");
+    assert!(large.advice[0].text.ends_with("-block-size 4096"), "{large:?}");
 
     let flags = TransmissionFlags::HAS_FLAGS
         .with(TransmissionFlags::READ_ONLY)
         .with(TransmissionFlags::CAN_MULTI_CONN)
         .with(TransmissionFlags(1 << 15));
     let step = export("", &ExportInfo { flags, size: 512, ..ExportInfo::default() });
-    assert_eq!(step.lines[0], "flags: read-only, several connections, others (0x8000)");
-    assert_eq!(step.found, "the default export, 512 bytes");
-    assert_eq!(of(512, None).lines[0], "flags: writable");
+    let flags = ["read-only", "multiple connections", "other (0x8000)"];
+    assert_eq!(step.details["flags"], serde_json::json!(flags));
+    assert_eq!(of(512, None).details["flags"], serde_json::json!(["writable"]));
 }
 
 #[test]
 fn failed_reads_are_explained() {
     let failed = |error| ProbeError::RequestFailed { error, message: String::new() };
     let of = |failure: &ProbeError| read_failed("first read", "4096 bytes at 0", failure);
-    assert_bad(&of(&failed(ErrorCode::IO)), Server, "hexz-nbd verify");
-    assert_bad(&of(&failed(ErrorCode::INVAL)), Server, "a fault of the server's");
-    assert_bad(&of(&failed(ErrorCode::PERM)), Server, "rules");
-    assert_bad(&of(&ProbeError::Closed), Server, "crashed");
-    assert_bad(&of(&ProbeError::Timeout), Network, "MTU");
-    assert_bad(&of(&ProbeError::ProtocolViolation("x".to_owned())), Server, "protocol");
-    let said =
-        ProbeError::RequestFailed { error: ErrorCode::IO, message: "disk\n gone".to_owned() };
-    assert_eq!(of(&said).found, "4096 bytes at 0: it answers with NBD_EIO (\"disk\\n gone\")");
+    for (failure, side, reason) in [
+        (failed(ErrorCode::IO), Server, "read_error"),
+        (failed(ErrorCode::INVAL), Server, "read_rejected"),
+        (failed(ErrorCode::PERM), Server, "read_not_allowed"),
+        (failed(ErrorCode::SHUTDOWN), Server, "shutting_down"),
+        (failed(ErrorCode::NOMEM), Server, "request_failed"),
+        (ProbeError::Closed, Server, "closed"),
+        (ProbeError::Timeout, Network, "timeout"),
+        (ProbeError::ProtocolViolation("x".to_owned()), Server, "protocol_violation"),
+        (ProbeError::Tls(Error::DecryptError), Server, "tls_error"),
+        (ProbeError::Io("x".to_owned()), Server, "io_error"),
+    ] {
+        assert_bad(&of(&failure), side, reason);
+    }
+    let message = "disk\n gone".to_owned();
+    let step = of(&ProbeError::RequestFailed { error: ErrorCode::IO, message });
+    assert!(step.found.ends_with("NBD_EIO (\"disk\\n gone\")"), "{step:?}");
 }

@@ -6,6 +6,16 @@ use super::{Client, Network, Server};
 use crate::commands::doctor::probe_error::ProbeError;
 use crate::commands::doctor::report::Step;
 
+/// Names of the steps.
+const TLS: &str = "TLS";
+const CLIENT_CERTIFICATE: &str = "client certificate";
+const TLS_1_2: &str = "TLS 1.2";
+
+const ALLOW_TLS_1_2: &str = "TLS 1.0 and 1.1 are insecure: allow 1.2 or newer";
+const GIVE_CERTIFICATE: &str = "give a certificate from a CA that the server trusts (--tls-cert and \
+    --tls-key; libnbd: tls-certificates=DIR with client-cert.pem and client-key.pem; nbd-client: \
+    -certfile and -keyfile)";
+
 /// State of client authentication when a handshake fails, or shortly after it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ClientAuthState {
@@ -17,105 +27,114 @@ pub(crate) struct ClientAuthState {
 
 /// Builds the step for a handshake that failed for a reason other than an untrusted server.
 pub(crate) fn handshake_failed(failure: &ProbeError, observed: ClientAuthState) -> Step {
-    const NAME: &str = "TLS";
-    let words = |text: &str| Step::bad(NAME, text).line(failure.describe());
-    match failure {
-        ProbeError::Tls(Error::AlertReceived(alert)) => {
-            alert_received(*alert, observed).line(failure.describe())
-        }
+    let step = match failure {
+        ProbeError::Tls(Error::AlertReceived(alert)) => alert_received(*alert, observed),
         ProbeError::Tls(Error::InvalidMessage(_)) => {
-            words("after STARTTLS the server sends something else than TLS").advise(
+            Step::bad(TLS, "not_tls", "the server doesn't speak TLS after STARTTLS").advise(
                 Server,
-                "it acknowledges STARTTLS and doesn't do it: take a newer one; or a proxy in \
-                 between changes what is sent",
+                "it acknowledges STARTTLS without implementing it: use a newer one; or a proxy on \
+                 the path changes the data",
             )
         }
-        ProbeError::Tls(Error::PeerIncompatible(reason)) => {
-            incompatible(reason).line(failure.describe())
-        }
+        ProbeError::Tls(Error::PeerIncompatible(reason)) => incompatible(reason),
         ProbeError::Closed | ProbeError::Timeout if observed.is_certificate_requested => {
-            client_certificate_rejected_silently(observed).line(failure.describe())
+            client_certificate_rejected_silently(observed)
         }
-        ProbeError::Closed => words("the server closes the connection after STARTTLS")
-            .advise(
-                Server,
-                "its TLS isn't set up or broke down: a missing or unreadable certificate or key, \
-                 pre-shared keys only, no cipher in common; its log says which",
-            )
-            .advise(Network, "or something in between lets TLS not through"),
-        ProbeError::Timeout => words("the server doesn't answer the TLS handshake")
-            .advise(Server, "it hangs, or waits for entropy or a lock; its log may say more")
-            .advise(
-                Network,
-                "or large packets get lost on the way (MTU, VPN): a small greeting passes, and a \
-                 certificate doesn't",
-            ),
+        ProbeError::Closed => Step::bad(
+            TLS,
+            "closed_after_starttls",
+            "the server closed the connection after STARTTLS",
+        )
+        .advise(
+            Server,
+            "its TLS isn't set up or failed: certificate or key are missing or unreadable, \
+                     it has pre-shared keys only, or no cipher in common; check its log",
+        )
+        .advise(Network, "or a middlebox is blocking TLS"),
+        ProbeError::Timeout => {
+            Step::bad(TLS, "handshake_timeout", "the server doesn't answer the TLS handshake")
+                .advise(Server, "it hangs; check its log")
+                .advise(
+                    Network,
+                    "or large packets are lost on the path (MTU, VPN): a greeting is small, a \
+                     certificate isn't",
+                )
+        }
         ProbeError::Tls(Error::InvalidCertificate(_)) => {
-            words("the server's signature doesn't fit its certificate").advise(
+            let found = "the server's signature doesn't match its certificate";
+            Step::bad(TLS, "wrong_signature", found).advise(
                 Server,
-                "the key isn't that of the certificate; or it uses an algorithm that isn't known \
-                 here",
+                "its key doesn't belong to the certificate, or it uses an unsupported algorithm",
             )
         }
-        other => Step::bad(NAME, other.describe())
-            .advise(Server, "see its log for what it makes of the handshake"),
-    }
+        other => {
+            return Step::bad(TLS, "handshake_failed", other.to_string())
+                .advise(Server, "check its log for the handshake");
+        }
+    };
+    step.line(failure.to_string())
 }
 
 /// Builds the step for a server that asked for a certificate and then gave up without an alert.
 fn client_certificate_rejected_silently(observed: ClientAuthState) -> Step {
-    let step = Step::bad("client certificate", "the server asks for one, and then gives up")
-        .detail("asked_for", true);
+    let step = |reason| {
+        let found = "the server asks for a certificate, and then closes the connection";
+        Step::bad(CLIENT_CERTIFICATE, reason, found).detail("asked_for", true)
+    };
     if observed.has_certificate {
-        step.advise(
+        step("client_certificate_rejected").advise(
             Server,
-            "it doesn't accept this client's certificate: is the CA that signed it among those \
-             that the server trusts, and has it expired or been revoked? Its log says which",
+            "it doesn't accept this client's certificate: it doesn't trust the CA that signed it, \
+             or the certificate has expired or been revoked; check its log",
         )
     } else {
-        step.advise(Client, GIVE_CERTIFICATE)
+        step("client_certificate_required").advise(Client, GIVE_CERTIFICATE)
     }
 }
 
-const GIVE_CERTIFICATE: &str = "it wants a client certificate: give one that a CA has signed which \
-    the server trusts (--tls-cert and --tls-key; libnbd: tls-certificates=DIR with client-cert.pem \
-    and client-key.pem; nbd-client: -certfile and -keyfile)";
-
 /// Builds the step for an alert from the server.
 fn alert_received(alert: AlertDescription, observed: ClientAuthState) -> Step {
-    const OWN: &str = "client certificate";
-    let own =
-        |found: &str| Step::bad(OWN, found).detail("asked_for", true).detail("accepted", false);
-    let tls = |found: &str| Step::bad("TLS", found);
+    let own = |reason, found: &str| {
+        let step = Step::bad(CLIENT_CERTIFICATE, reason, found);
+        step.detail("asked_for", true).detail("accepted", false)
+    };
     let step = match alert {
         AlertDescription::CertificateRequired => {
-            own("the server requires one").advise(Client, GIVE_CERTIFICATE)
+            own("client_certificate_required", "the server requires one")
+                .advise(Client, GIVE_CERTIFICATE)
         }
-        AlertDescription::UnknownCA if observed.has_certificate || observed.is_certificate_requested => own(
-            "the server doesn't know the CA that signed it",
-        )
-        .advise(
-            Server,
-            "add that CA to those of its clients (hexz-nbd --tls-client-ca; nbdkit and qemu: \
+        AlertDescription::UnknownCA
+            if observed.has_certificate || observed.is_certificate_requested =>
+        {
+            own("client_certificate_unknown_ca", "the server doesn't trust the CA that signed it")
+                .advise(
+                    Server,
+                    "add that CA to the trusted ones (hexz-nbd --tls-client-ca; nbdkit and qemu: \
                      ca-cert.pem; nbd-server: cacertfile)",
-        )
-        .advise(Client, "or take a certificate of the CA that the server trusts"),
-        AlertDescription::CertificateExpired => own("it has expired, says the server")
-            .advise(Client, "get a new one")
-            .advise(Server, "or is its clock wrong?"),
-        AlertDescription::CertificateRevoked => {
-            own("it has been revoked, says the server").advise(Client, "get a new one")
+                )
+                .advise(Client, "or use a certificate from a CA that the server trusts")
         }
-        AlertDescription::UnsupportedCertificate => own("it isn't for clients, says the server")
-            .advise(Client, "get one with the extended key usage clientAuth"),
+        AlertDescription::CertificateExpired => {
+            own("client_certificate_expired", "expired, according to the server")
+                .advise(Client, "get a new one")
+                .advise(Server, "or correct its clock, if it is wrong")
+        }
+        AlertDescription::CertificateRevoked => {
+            own("client_certificate_revoked", "revoked, according to the server")
+                .advise(Client, "get a new one")
+        }
+        AlertDescription::UnsupportedCertificate => {
+            own("client_certificate_unsupported", "not for clients, according to the server")
+                .advise(Client, "get one with the extended key usage clientAuth")
+        }
         AlertDescription::BadCertificate
         | AlertDescription::CertificateUnknown
         | AlertDescription::AccessDenied
             if observed.has_certificate =>
         {
-            own("the server doesn't accept it").advise(
+            own("client_certificate_rejected", "the server rejects it").advise(
                 Server,
-                "its log says why: another CA, out of its time, revoked, or not for clients",
+                "check its log for the reason: another CA, expired, revoked, or not for clients",
             )
         }
         AlertDescription::BadCertificate
@@ -124,48 +143,54 @@ fn alert_received(alert: AlertDescription, observed: ClientAuthState) -> Step {
         | AlertDescription::NoCertificate
             if observed.is_certificate_requested && !observed.has_certificate =>
         {
-            own("the server requires one").advise(Client, GIVE_CERTIFICATE)
+            own("client_certificate_required", "the server requires one")
+                .advise(Client, GIVE_CERTIFICATE)
         }
-        AlertDescription::DecryptError if observed.has_certificate => {
-            own("the server says that its signature is wrong").advise(
-                Server,
-                "it may trust another CA of the same name: give it the right CA's certificate",
-            )
-        }
-        AlertDescription::ProtocolVersion => tls("the server speaks neither TLS 1.2 nor 1.3")
-            .advise(Server, "TLS 1.0 and 1.1 are no longer safe: allow 1.2 or newer"),
-        AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => tls(
-            "the server finds no way of TLS that both sides know",
+        AlertDescription::DecryptError if observed.has_certificate => own(
+            "client_certificate_signature",
+            "its signature is wrong, according to the server",
         )
         .advise(
             Server,
-            "it may want pre-shared keys only (nbdkit --tls-psk, qemu's tls-creds-psk), which \
-                     this client and nbd-client don't have: give it a certificate as well",
-        )
-        .advise(
-            Server,
-            "or it has no usable certificate, or allows only ciphers without forward \
-                     secrecy: allow ECDHE with AES-GCM or ChaCha20",
+            "it may trust another CA with the same name: give it the right CA's certificate",
         ),
-        AlertDescription::UnrecognisedName => tls("the server isn't called by that name")
-            .advise(Client, "give a name that the server has (--tls-hostname)"),
-        _ => tls("the server gives up")
-            .advise(Server, "its log may say why; this is the alert that it sent"),
+        AlertDescription::ProtocolVersion => tls_version(),
+        AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
+            Step::bad(TLS, "no_common_parameters", "no cipher or key exchange in common")
+                .advise(
+                    Server,
+                    "it may accept pre-shared keys only (nbdkit --tls-psk, qemu's tls-creds-psk), \
+                     which neither doctor nor nbd-client supports: give it a certificate as well",
+                )
+                .advise(
+                    Server,
+                    "or it has no usable certificate, or allows only ciphers without forward \
+                     secrecy: allow ECDHE with AES-GCM or ChaCha20",
+                )
+        }
+        AlertDescription::UnrecognisedName => {
+            Step::bad(TLS, "unrecognized_name", "the server doesn't have that name")
+                .advise(Client, "give a name that the server has (--tls-hostname)")
+        }
+        _ => Step::bad(TLS, "alert", "the server aborts the handshake")
+            .advise(Server, "check its log for the reason; the alert that it sent is shown above"),
     };
     step.detail("alert", format!("{alert:?}"))
+}
+
+fn tls_version() -> Step {
+    Step::bad(TLS, "tls_version", "the server supports neither TLS 1.2 nor 1.3")
+        .advise(Server, ALLOW_TLS_1_2)
 }
 
 fn incompatible(reason: &PeerIncompatible) -> Step {
     match reason {
         PeerIncompatible::ServerDoesNotSupportTls12Or13
-        | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => {
-            Step::bad("TLS", "the server speaks neither TLS 1.2 nor 1.3")
-                .advise(Server, "TLS 1.0 and 1.1 are no longer safe: allow 1.2 or newer")
-        }
-        _ => Step::bad("TLS", "the two sides have nothing in common").advise(
+        | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig => tls_version(),
+        _ => Step::bad(TLS, "no_common_parameters", "no TLS parameters in common").advise(
             Server,
-            "allow ECDHE (X25519, P-256 or P-384) with AES-GCM or ChaCha20, and a certificate with \
-             an ECDSA, Ed25519 or RSA key of 2048 bits or more",
+            "allow ECDHE (X25519, P-256 or P-384) with AES-GCM or ChaCha20, and use a certificate \
+             with an ECDSA, Ed25519 or RSA key (2048 bits or more)",
         ),
     }
 }
@@ -177,57 +202,60 @@ pub(crate) fn rejected_after_handshake(
     failure: &ProbeError,
     observed: ClientAuthState,
 ) -> Option<Step> {
-    match failure {
-        ProbeError::Tls(Error::AlertReceived(alert)) => {
-            Some(alert_received(*alert, observed).line(failure.describe()))
-        }
+    let step = match failure {
+        ProbeError::Tls(Error::AlertReceived(alert)) => alert_received(*alert, observed),
         ProbeError::Closed if observed.is_certificate_requested => {
-            Some(client_certificate_rejected_silently(observed).line(failure.describe()))
+            client_certificate_rejected_silently(observed)
         }
-        _ => None,
-    }
+        _ => return None,
+    };
+    Some(step.line(failure.to_string()))
 }
 
 pub(crate) fn client_certificate(observed: ClientAuthState) -> Step {
-    const NAME: &str = "client certificate";
+    let good = |found| Step::good(CLIENT_CERTIFICATE, found);
     let step = match (observed.is_certificate_requested, observed.has_certificate) {
-        (false, false) => Step::good(NAME, "none is asked for"),
-        (false, true) => Step::warning(NAME, "none is asked for, so this one wasn't shown").advise(
+        (false, false) => good("not requested"),
+        (false, true) => Step::warning(
+            CLIENT_CERTIFICATE,
+            "client_certificate_not_requested",
+            "not requested, so it wasn't presented",
+        )
+        .advise(
             Server,
-            "if only some clients may come in, it has to ask for certificates (hexz-nbd \
-             --tls-client-ca, nbdkit --tls-verify-peer, qemu's verify-peer=yes, nbd-server \
-             cacertfile)",
+            "to admit only some clients, it must request certificates (hexz-nbd --tls-client-ca, \
+             nbdkit --tls-verify-peer, qemu's verify-peer=yes, nbd-server cacertfile)",
         ),
-        (true, true) => Step::good(NAME, "the server asks for one and accepts this one")
-            .detail("accepted", true),
-        (true, false) => Step::good(NAME, "the server asks for one, and lets in without"),
+        (true, true) => good("requested and accepted").detail("accepted", true),
+        (true, false) => good("requested, but not required"),
     };
     step.detail("asked_for", observed.is_certificate_requested)
 }
 
 /// Builds the step for a server that took the first connection, but not another one.
 pub(crate) fn no_second_connection(failure: &ProbeError) -> Step {
-    Step::warning("TLS 1.2", "can't be tried: there is no second connection")
-        .line(failure.describe())
+    Step::warning(TLS_1_2, "no_second_connection", "not tested: no second connection")
+        .line(failure.to_string())
         .advise(
             Server,
-            "it takes one client, or ends with its first one (qemu-nbd without --persistent and \
-             --shared, nbd-server -d, nbdkit --filter=limit): let it take more if clients reconnect",
+            "it accepts one client at a time, or exits after the first (qemu-nbd without \
+             --persistent and --shared, nbd-server -d, nbdkit --filter=limit): allow more, so that \
+             clients can reconnect",
         )
 }
 
 /// Builds the step that reports whether a server that speaks TLS 1.3 also accepts TLS 1.2.
 pub(crate) fn older_tls(spoken: Result<(), &ProbeError>) -> Step {
-    const NAME: &str = "TLS 1.2";
     match spoken {
-        Ok(()) => Step::good(NAME, "is spoken, too").detail("spoken", true),
-        Err(failure) => Step::warning(NAME, "isn't spoken")
-            .line(failure.describe())
+        Ok(()) => Step::good(TLS_1_2, "supported, too").detail("spoken", true),
+        Err(failure) => Step::warning(TLS_1_2, "no_tls_1_2", "not supported")
+            .line(failure.to_string())
             .detail("spoken", false)
             .advise(
                 Client,
-                "nbd-client 3.24 and older have no TLS 1.3 and can't come in; libnbd and qemu can",
+                "nbd-client 3.24 and older can't connect, because they lack TLS 1.3; libnbd and \
+                 qemu can",
             )
-            .advise(Server, "allow TLS 1.2 if nbd-client is to be used (hexz-nbd: --tls-min 1.2)"),
+            .advise(Server, "allow TLS 1.2 if nbd-client is used (hexz-nbd: --tls-min 1.2)"),
     }
 }

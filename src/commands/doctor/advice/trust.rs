@@ -4,65 +4,70 @@ use std::time::{Duration, SystemTime};
 
 use rustls::{CertificateError, Error};
 
-use super::{Client, Server, join_first};
-use crate::commands::doctor::certificate::{TrustedCas, format_time};
+use super::{Client, FEW, Server};
+use crate::commands::doctor::certificate::TrustedCas;
 use crate::commands::doctor::report::{Outcome, Step, escape_and_cut};
+use crate::commands::output::{format_time, join_first};
+
+/// Name of the steps.
+const NAME: &str = "certificate";
 
 pub(crate) fn unverified(has_name: bool, name: &str) -> Step {
-    let step = Step::warning("certificate", "nothing was verified: no CA was given").advise(
+    let step = Step::warning(NAME, "not_verified", "not verified, because no CA was given").advise(
         Client,
-        "give the CA's certificate (--tls-ca, or --tls-dir with ca-cert.pem), or anybody may be \
-         that server. libnbd 1.14 doesn't verify either where it finds no CA",
+        "give the CA's certificate (--tls-ca, or --tls-dir with ca-cert.pem); otherwise anyone can \
+         impersonate this server. libnbd 1.14 doesn't verify it either if it finds no CA",
     );
     if has_name {
         return step;
     }
-    step.line(format!("it isn't for the name {name}"))
-        .advise(Client, format!("clients that verify will refuse it: it isn't for {name}"))
+    step.problem(Outcome::Warning, "wrong_name")
+        .line(format!("not valid for the name {name}"))
+        .advise(Client, format!("clients that verify it will reject it: it isn't valid for {name}"))
 }
 
 pub(crate) fn wrong_name(name: &str, names: &[String]) -> Step {
-    let step = Step::bad("certificate", format!("trusted, but not for the name {name}"));
+    let step = Step::bad(NAME, "wrong_name", format!("trusted, but not valid for the name {name}"));
     if names.is_empty() {
-        return step.advise(Server, format!("get a certificate that names {name}"));
+        return step.advise(Server, format!("get a certificate for the name {name}"));
     }
     step.advise(
         Client,
         format!(
-            "call the server by a name that its certificate has ({}), or say which to expect \
-             (--tls-hostname; libnbd: tls-hostname=, qemu: tls-hostname=, nbd-client: -H)",
-            join_first(names)
+            "connect to a name that the certificate has ({}), or give the name to expect \
+             (--tls-hostname; libnbd and qemu: tls-hostname=, nbd-client: -H)",
+            join_first(names, FEW)
         ),
     )
     .advise(
         Server,
         format!(
-            "or get a certificate with {name} among its subject alternative names; the common \
-             name alone doesn't count"
+            "or get a certificate with {name} among its subject alternative names; clients ignore \
+             the common name"
         ),
     )
 }
 
-/// Returns the advice that the name doesn't match either, to add to another problem.
-pub(crate) fn name_mismatch_advice(name: &str, names: &[String]) -> String {
-    format!("it isn't for the name {name} either; it has: {}", join_first(names))
+/// Adds that the name doesn't match either to a step with another problem.
+pub(crate) fn also_wrong_name(step: Step, name: &str, names: &[String]) -> Step {
+    let names = join_first(names, FEW);
+    step.problem(Outcome::Bad, "wrong_name")
+        .advise(Client, format!("it isn't valid for the name {name} either, only for: {names}"))
 }
 
 /// Builds the step for a server certificate, or an intermediate one, of an unsupported kind.
 pub(crate) fn unsupported(fault: &str) -> Step {
-    Step::bad("certificate", "it is of a kind that clients like this one refuse")
+    Step::bad(NAME, "unsupported_certificate", "of a kind that clients reject")
         .advise(Server, fault)
 }
 
 /// Builds the step for a certificate that doesn't verify against the given CAs.
 pub(crate) fn untrusted(error: &Error, issuer: &str, authorities: &TrustedCas) -> Step {
-    const NAME: &str = "certificate";
-    let Error::InvalidCertificate(error) = error else {
-        return Step::bad(
-            NAME,
-            format!("it can't be judged: {}", escape_and_cut(&error.to_string())),
-        );
+    let rejected = |reason: &str| {
+        let found = format!("rejected: {}", escape_and_cut(reason));
+        Step::bad(NAME, "certificate_rejected", found)
     };
+    let Error::InvalidCertificate(error) = error else { return rejected(&error.to_string()) };
     let is_unknown = matches!(
         error,
         CertificateError::UnknownIssuer
@@ -75,55 +80,55 @@ pub(crate) fn untrusted(error: &Error, issuer: &str, authorities: &TrustedCas) -
     }
     match error {
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            let step = Step::bad(NAME, "it is by none of the CAs that were given");
+            let step = |reason| Step::bad(NAME, reason, "not signed by any of the given CAs");
             if authorities.certificates.iter().any(|it| it.subject == issuer) {
-                return step.advise(
+                return step("ca_key_differs").advise(
                     Client,
-                    "a CA of that name was given, with another key: get the CA's present \
-                     certificate from who runs the server",
+                    "the given CA has the same name but another key: get the CA's current \
+                     certificate from the server's operator",
                 );
             }
-            step.advise(
-                Client,
-                format!(
-                    "give the certificate of the CA that signed it: {}",
-                    escape_and_cut(issuer)
-                ),
-            )
-            .advise(
-                Server,
-                "or, if a CA in between signed it, append that one's certificate to the server's",
-            )
+            step("unknown_ca")
+                .advise(
+                    Client,
+                    format!(
+                        "give the certificate of the CA that signed it: {}",
+                        escape_and_cut(issuer)
+                    ),
+                )
+                .advise(
+                    Server,
+                    "or, if an intermediate CA signed it, append that CA's certificate to the \
+                     server's",
+                )
         }
         // The validity period of the server's own certificate gets lines of its own, which compare
         // it with this machine's clock: see `expired` and `not_yet_valid`.
         CertificateError::Expired
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
-        | CertificateError::NotValidYetContext { .. } => {
-            Step::bad(NAME, "it, or one between it and the CA, is out of its time").advise(
-                Server,
-                "renew whichever has run out; those of CAs in between have their time, too",
-            )
-        }
+        | CertificateError::NotValidYetContext { .. } => Step::bad(
+            NAME,
+            "outside_validity",
+            "a certificate of the chain has expired or isn't valid yet",
+        )
+        .advise(Server, "renew it; certificates of intermediate CAs expire, too"),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
-            Step::bad(NAME, "it isn't for servers")
+            Step::bad(NAME, "not_for_servers", "not for servers")
                 .advise(Server, "get one with the extended key usage serverAuth")
         }
-        CertificateError::Revoked => {
-            Step::bad(NAME, "it has been revoked").advise(Server, "get a new one, with a new key")
-        }
+        CertificateError::Revoked => Step::bad(NAME, "revoked", "revoked")
+            .advise(Server, "get a new certificate with a new key"),
         other => {
             let text = other.to_string();
-            let step = Step::bad(NAME, format!("clients refuse it: {}", escape_and_cut(&text)));
             if text.contains("CaUsedAsEndEntity") {
-                step.advise(
+                Step::bad(NAME, "ca_as_server", "the CA's own certificate").advise(
                     Server,
-                    "it is a CA's own certificate, as self-signed ones often are: let the server \
-                     have one that the CA has signed (hexz-nbd pki makes such)",
+                    "self-signed certificates are often CA certificates, which clients reject: use \
+                     a certificate that the CA has signed (hexz-nbd pki creates those)",
                 )
             } else {
-                step.advise(Server, "get a certificate as RFC 5280 has it")
+                rejected(&text).advise(Server, "get a certificate that conforms to RFC 5280")
             }
         }
     }
@@ -132,53 +137,42 @@ pub(crate) fn untrusted(error: &Error, issuer: &str, authorities: &TrustedCas) -
 /// Returns a step if the CA file itself is the problem: it has no CA in it, or the issuer's
 /// certificate in it can't be used.
 fn unusable_ca_file(issuer: &str, authorities: &TrustedCas) -> Option<Step> {
-    const NAME: &str = "certificate";
     let path = escape_and_cut(&authorities.path.to_string_lossy());
+    let issuer_name = escape_and_cut(issuer);
     if authorities.certificates.iter().all(|it| !it.is_ca) {
-        let subject = authorities
-            .certificates
-            .first()
-            .map(|it| escape_and_cut(&it.subject))
-            .unwrap_or_default();
-        let step = Step::bad(NAME, format!("there is no CA's certificate in {path}"));
-        return Some(step.advise(
+        let subject = authorities.certificates.first().map(|it| escape_and_cut(&it.subject));
+        let subject = subject.unwrap_or_default();
+        return Some(Step::bad(NAME, "no_ca", format!("{path} has no CA certificate")).advise(
             Client,
             format!(
-                "{path} holds that of {subject}, which is no CA: give the certificate of the CA \
-                 that signed the server's: {}",
-                escape_and_cut(issuer)
+                "{path} has the certificate of {subject}, which isn't a CA: give that of the CA \
+                 that signed the server's: {issuer_name}"
             ),
         ));
     }
     let of_issuer = authorities.certificates.iter().filter(|it| it.subject == issuer);
     let fault = of_issuer.filter_map(|it| it.fault.as_ref()).next()?;
-    let found = format!("the CA that signed it can't be used: {}", escape_and_cut(issuer));
+    let found = format!("the CA that signed it can't be used: {issuer_name}");
     let advice = format!("renew the CA in {path}: {fault}");
-    Some(Step::bad(NAME, found).advise(Server, advice))
+    Some(Step::bad(NAME, "unsupported_ca", found).advise(Server, advice))
 }
 
 pub(crate) fn expired(step: Step, ago: Duration, now: SystemTime) -> Step {
-    step.at_least(Outcome::Bad)
-        .line(format!(
-            "it expired {} ago; this machine's clock says {}",
-            format_validity(ago),
-            format_time(now)
-        ))
+    let (ago, now) = (format_validity(ago), format_time(now));
+    step.problem(Outcome::Bad, "expired")
+        .line(format!("expired {ago} ago, by this machine's clock ({now})"))
         .detail("expired", true)
-        .advise(Server, "get a new certificate, and let the server read it (hexz-nbd: SIGHUP)")
-        .advise(Client, "or is this machine's clock wrong?")
+        .advise(Server, "get a new certificate, and make the server read it (hexz-nbd: SIGHUP)")
+        .advise(Client, "or correct this machine's clock, if it is wrong")
 }
 
 pub(crate) fn not_yet_valid(step: Step, still: Duration, now: SystemTime) -> Step {
-    step.at_least(Outcome::Bad)
-        .line(format!(
-            "it is valid only in {}; this machine's clock says {}",
-            format_validity(still),
-            format_time(now)
-        ))
+    let (still, now) = (format_validity(still), format_time(now));
+    step.problem(Outcome::Bad, "not_yet_valid")
+        .line(format!("becomes valid in {still}, by this machine's clock ({now})"))
         .detail("not_yet_valid", true)
-        .advise(Client, "is this machine's clock right? It may be behind")
-        .advise(Server, "or that of the machine that made the certificate was ahead")
+        .advise(Client, "correct this machine's clock, if it is slow")
+        .advise(Server, "or the clock of the machine that issued the certificate was fast")
 }
 
 /// Formats a duration in days, or, below two days, in hours or minutes.
