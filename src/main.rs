@@ -49,7 +49,7 @@ use clap::error::ErrorKind;
 use cli::Cli;
 use exit_status::Failure;
 use monitor::RecentErrors;
-use settings::OptionSource;
+use settings::{Settings, Warning};
 
 /// The allocator, jemalloc, configured in `.cargo/config.toml`. Thousands of blocks of all
 /// lengths are allocated, and freed by threads that didn't allocate them; the system's allocator
@@ -58,22 +58,22 @@ use settings::OptionSource;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let source = OptionSource::of_process();
-    if source.is_stdio() && service::sockets::redirect_stderr().is_err() {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    if settings::is_stdio(&arguments) && service::sockets::redirect_stderr().is_err() {
         return ExitCode::FAILURE;
     }
     let recent = RecentErrors::default();
-    let settings = source.read().unwrap_or_else(|refused| refused.report_and_exit());
+    let settings = Settings::read(&arguments).unwrap_or_else(|refused| refused.report_and_exit());
     if let Err(error) = log::start(&settings.cli.log, &recent) {
         Cli::command().error(ErrorKind::InvalidValue, error.to_string()).exit();
     }
-    for note in &settings.warnings {
-        tracing::warn!("{note}");
+    for Warning { label, text } in &settings.warnings {
+        tracing::warn!(reason = label, "{text}");
     }
     let ended = match &settings.cli.command {
         Some(command) => commands::run(command),
         None if settings.cli.file.check_config => commands::check_config::run(&settings),
-        None => service::serve(source, settings, recent).map(|()| ExitCode::SUCCESS),
+        None => service::serve(settings, recent).map(|()| ExitCode::SUCCESS),
     };
     ended.unwrap_or_else(Failure::report)
 }

@@ -9,37 +9,44 @@ use clap::Args;
 use hexz_exports::{ExportFolder, ExportSelection, MemoryPlan, NamedArchive};
 use hexz_reader::ReferenceChoice;
 use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
+use serde::Deserialize;
 
-use super::values::{os_text, size};
+use super::from_file;
+use super::values::{number, os_text, size};
 
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct SnapshotOptions {
     /// The archives to serve. The export is called NAME, or like the file; an auxiliary
     /// stream is the export NAME/aux
     #[arg(
-        required_unless_present = "export_dir", value_name = "[NAME=]PATH",
+        required_unless_present_any = ["export_dir", "config"], value_name = "[NAME=]PATH",
         value_parser = os_text(NamedArchive::parse)
     )]
-    named: Vec<NamedArchive>,
+    #[serde(skip)]
+    pub(crate) named: Vec<NamedArchive>,
     /// Serve every .hxz and .hexz archive in this folder too, found when it is asked for
     #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
-    export_dir: Option<PathBuf>,
+    pub(crate) export_dir: Option<PathBuf>,
     /// The export for clients that name none [default: the only snapshot, if it is one]
     #[arg(long, value_name = "NAME", help_heading = "Snapshots")]
-    default_export: Option<String>,
+    pub(crate) default_export: Option<String>,
     /// Don't start if one of the archives given here can't be opened
     #[arg(long, help_heading = "Snapshots")]
     pub(crate) strict: bool,
 
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) opening: OpenArchiveOptions,
 }
 
 /// Options for opening archives, common to several commands.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct OpenArchiveOptions {
     /// Look for parent archives in this folder too, besides the archive's own [repeatable]
     #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    #[serde(deserialize_with = "from_file::list")]
     pub(crate) parent_dir: Vec<PathBuf>,
     /// Let an archive name a parent anywhere on this machine
     #[arg(long, help_heading = "Snapshots")]
@@ -51,9 +58,10 @@ pub(crate) struct OpenArchiveOptions {
     /// 600000; each million takes some 0.3 s of a processor when the archive is opened
     #[arg(
         long, value_name = "N", default_value_t = DEFAULT_KDF_ITERATIONS,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_KDF_ITERATIONS)),
+        value_parser = number::<u32, 1, MAX_KDF_ITERATIONS>,
         help_heading = "Snapshots"
     )]
+    #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_KDF_ITERATIONS>")]
     pub(crate) max_key_iterations: u32,
     /// Use the bare stream of an archive that holds a packed directory
     #[arg(long, help_heading = "Snapshots")]
@@ -66,6 +74,7 @@ pub(crate) struct OpenArchiveOptions {
     /// for those that were packed against their parent. FILE is an archive's file name without
     /// folders. Whatever isn't ambiguous is read as it is meant, whatever is decided.
     #[arg(long, value_name = "[FILE=]offset|hash", help_heading = "Snapshots")]
+    #[serde(deserialize_with = "from_file::list")]
     pub(crate) resolve_references: Vec<ReferenceChoice>,
     /// Read ranges that no block covers as zeros, as the Hexz tools do, not as I/O errors
     #[arg(long, help_heading = "Snapshots")]
@@ -79,6 +88,7 @@ pub(crate) struct OpenArchiveOptions {
     /// whoever can write to the archive can still change what it reads as. --digest covers
     /// everything.
     #[arg(long, value_name = "FILE|HEX", help_heading = "Integrity")]
+    #[serde(deserialize_with = "from_file::list")]
     pub(crate) verify_key: Vec<OsString>,
     /// Open an archive only if it and all its parents are the files that these BLAKE3 are of:
     /// a list as of "hexz-nbd digest" or b3sum, or NAME=BLAKE3 [repeatable].
@@ -89,31 +99,29 @@ pub(crate) struct OpenArchiveOptions {
     /// while it is served gives I/O errors; that takes 128 KiB of memory for each GiB. The list
     /// is read anew with everything else (SIGHUP).
     #[arg(long, value_name = "FILE|NAME=BLAKE3", help_heading = "Integrity")]
+    #[serde(deserialize_with = "from_file::list")]
     pub(crate) digest: Vec<OsString>,
 }
 
 /// How they are read. All share one cache, and what is in it has been checked by what held
 /// when it was read: so this stays as it is.
-#[derive(Debug, Args)]
-pub(super) struct ReadOptions {
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct ReadOptions {
     /// Memory for decoded blocks, index pages and answers on their way. The program takes up
     /// to 64 MiB more for itself and its connections, and what --digest needs
     #[arg(
         long, value_name = "SIZE", default_value = "256MiB",
-        value_parser = size, help_heading = "Snapshots"
+        value_parser = size::<0, { u64::MAX }>, help_heading = "Snapshots"
     )]
+    #[serde(deserialize_with = "from_file::size::<_, _, 0, { u64::MAX }>")]
     cache_size: ByteSize,
     /// Don't compare decoded blocks with their BLAKE3; CRC-32 and length still have to fit
     #[arg(long, help_heading = "Snapshots")]
-    skip_hashes: bool,
+    pub(super) skip_hashes: bool,
 }
 
 impl ReadOptions {
-    /// Returns true if decoded blocks are verified against their hash.
-    pub(super) fn verify_hashes(&self) -> bool {
-        !self.skip_hashes
-    }
-
     /// Returns the division of the memory budget, with `in_flight` bytes for replies in flight.
     pub(super) fn memory(&self, in_flight: u32) -> MemoryPlan {
         MemoryPlan::distribute(self.cache_size.as_u64(), in_flight)
@@ -130,12 +138,6 @@ impl SnapshotOptions {
         }
     }
 
-    /// Replaces the archives to serve, which were a placeholder on the command line, by those of
-    /// the configuration file.
-    pub(crate) fn replace_named(&mut self, named: Vec<NamedArchive>) {
-        self.named = named;
-    }
-
     /// Returns the paths of the archives to serve.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.named.iter().map(|named| named.path.as_path())
@@ -144,15 +146,5 @@ impl SnapshotOptions {
     /// Returns the folders that archives and their parents are read from.
     pub(crate) fn folders(&self) -> impl Iterator<Item = &Path> {
         self.export_dir.iter().chain(&self.opening.parent_dir).map(PathBuf::as_path)
-    }
-
-    /// Returns the export for clients that name none.
-    pub(crate) fn default_export(&self) -> Option<&str> {
-        self.default_export.as_deref()
-    }
-
-    /// Returns the folder whose archives are served.
-    pub(crate) fn export_dir(&self) -> Option<&Path> {
-        self.export_dir.as_deref()
     }
 }

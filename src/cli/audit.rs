@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde::Deserialize;
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct AuditOptions {
     /// Append audit events to this file, or to the standard output with -: who came in, from
     /// where, with which certificate, what it read, who was kept out and why; a JSON object a

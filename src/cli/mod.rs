@@ -9,6 +9,7 @@ mod archives;
 mod audit;
 pub(crate) mod check;
 mod doctor;
+mod from_file;
 mod host_name;
 mod inspect;
 mod limits;
@@ -24,7 +25,7 @@ mod top;
 pub(crate) mod values;
 mod verify;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_exports::MemoryPlan;
@@ -32,7 +33,7 @@ use hexz_exports::{BlockReader, Catalog, CatalogError};
 use hexz_reader::{IndexPageCache, OpenOptions};
 use nbd_gateway::audit::Audit;
 use nbd_gateway::config::Config;
-use nbd_gateway::listen::{ListenAddress, SocketPermissions};
+use serde::Deserialize;
 
 pub(crate) use access::Access;
 use archives::ReadOptions;
@@ -266,20 +267,17 @@ pub(crate) struct Demo {
     pub(crate) once: bool,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args, Deserialize)]
+#[command(next_help_heading = "Log")]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct LogOptions {
     /// How log lines look
-    #[arg(
-        long,
-        value_enum,
-        value_name = "FORMAT",
-        default_value_t,
-        global = true,
-        help_heading = "Log"
-    )]
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t, global = true)]
+    #[serde(deserialize_with = "from_file::choice")]
     pub(crate) log_format: LogFormat,
     /// Say more; twice for still more
-    #[arg(short, long, action = ArgAction::Count, global = true, help_heading = "Log")]
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[serde(deserialize_with = "from_file::number::<_, _, 0, 9>")]
     pub(crate) verbose: u8,
 }
 
@@ -295,74 +293,61 @@ pub(crate) enum LogFormat {
     Journal,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct ServeOptions {
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) changeable: ReloadableOptions,
     #[command(flatten)]
+    #[serde(flatten)]
     reading: ReadOptions,
     #[command(flatten)]
-    network: Network,
+    #[serde(flatten)]
+    pub(crate) network: Network,
     #[command(flatten)]
-    bounds: LimitOptions,
+    #[serde(flatten)]
+    limits: LimitOptions,
     /// Look every second whether certificates, keys, client CAs, revocation lists, rules or
     /// digests, or the file of --config, have changed, and read all of them anew when they
     /// have. SIGHUP does the same at once
     #[arg(long, help_heading = "Access")]
-    watch: bool,
+    pub(crate) watch: bool,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) sandbox: Sandbox,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) audit: AuditOptions,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) monitoring: MonitorOptions,
 }
 
 /// What is exchanged, all of it at once, when files are read anew. An option that isn't here
 /// takes a restart; a reload says so where the file has changed it.
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct ReloadableOptions {
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) snapshots: SnapshotOptions,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) tls: TlsOptions,
     #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) access: Access,
 }
 
 impl ServeOptions {
-    /// Returns the path of the PID file, if there is to be one.
-    pub(crate) fn pid_file(&self) -> Option<&Path> {
-        self.network.pid_file.as_deref()
-    }
-
-    /// Returns true if files are watched for changes.
-    pub(crate) fn is_watching(&self) -> bool {
-        self.watch
-    }
-
-    /// Returns true if the one connection on standard input and output is served.
-    pub(crate) fn is_stdio(&self) -> bool {
-        self.network.stdio
-    }
-
-    /// Returns the addresses to listen on.
-    pub(crate) fn listen(&self) -> &[ListenAddress] {
-        &self.network.listen
-    }
-
-    /// Returns the permissions of the Unix sockets that are created.
-    pub(crate) fn socket_permissions(&self) -> SocketPermissions {
-        self.network.socket_rights()
-    }
-
     pub(crate) fn config(&self) -> Config {
         Config {
             listen: self.network.listen.clone(),
             proxies: self.network.proxy_from.clone(),
             insecure_no_tls: self.network.insecure_no_tls,
-            limits: self.bounds.limits(),
-            timeouts: self.bounds.timeouts(),
+            limits: self.limits.limits(),
+            timeouts: self.limits.timeouts(),
             audit: Audit::disabled(),
         }
     }
@@ -371,7 +356,7 @@ impl ServeOptions {
     pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
         let memory = self.memory();
         let options = OpenOptions {
-            verify_hashes: self.reading.verify_hashes(),
+            verify_hashes: !self.reading.skip_hashes,
             index_pages: IndexPageCache::new(memory.index),
             ..options
         };
@@ -380,7 +365,7 @@ impl ServeOptions {
 
     /// Returns the division of the memory budget.
     pub(crate) fn memory(&self) -> MemoryPlan {
-        self.reading.memory(self.bounds.in_flight())
+        self.reading.memory(self.limits.in_flight())
     }
 }
 

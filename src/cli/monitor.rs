@@ -1,10 +1,13 @@
 //! Options for the monitor.
 
 use std::ffi::OsStr;
+use std::str::FromStr;
 
 use clap::Args;
 use nbd_gateway::listen::{self, BindError, BoundSocket, ListenAddress, SocketPermissions};
+use serde::Deserialize;
 
+use super::from_file;
 use super::host_name::HostName;
 use super::values::{os_text, trimmed};
 
@@ -21,6 +24,29 @@ pub(crate) enum MonitorAddress {
 }
 
 impl MonitorAddress {
+    /// Parses an address. The path of a Unix socket need not be UTF-8.
+    fn parse(text: &OsStr) -> Result<Self, String> {
+        let at = Self::Address;
+        match text.to_str() {
+            None => ListenAddress::parse(text).map(at),
+            Some(text)
+                if text.starts_with("unix:") || text.starts_with("[") && text.contains('%') =>
+            {
+                text.parse().map(at)
+            }
+            Some(text) => {
+                let port = text.parse().map(Self::LoopbackPort).ok();
+                let address = || text.parse().map(ListenAddress::Tcp).map(at).ok();
+                port.or_else(address).ok_or_else(|| {
+                    format!(
+                        "expected PORT such as {MONITOR_PORT}, ADDRESS:PORT such as \
+                     192.0.2.7:{MONITOR_PORT}, or unix:PATH"
+                    )
+                })
+            }
+        }
+    }
+
     /// Binds a socket to this address.
     pub(crate) fn bind(&self) -> Result<BoundSocket, BindError> {
         match self {
@@ -39,56 +65,35 @@ impl MonitorAddress {
     }
 }
 
-#[derive(Debug, Clone, Args)]
+impl FromStr for MonitorAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text.as_ref())
+    }
+}
+
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
 pub(crate) struct MonitorOptions {
     /// Show by HTTP what goes on: a page for browsers at /, numbers for Prometheus at /metrics,
     /// both as JSON at /status.json, and /healthz and /readyz. On ADDRESS:PORT, on PORT alone of
     /// 127.0.0.1 (or ::1 where there is no 127.0.0.1), or on unix:PATH. There is no TLS, and whoever can reach it sees who is
     /// connected
     #[arg(
-        long, value_name = "WHERE", value_parser = os_text(parse_address),
+        long, value_name = "WHERE", value_parser = os_text(MonitorAddress::parse),
         help_heading = "Monitoring"
     )]
-    monitor: Option<MonitorAddress>,
+    #[serde(deserialize_with = "from_file::text")]
+    pub(crate) monitor: Option<MonitorAddress>,
     /// A DNS name by which browsers and Prometheus ask for it, if they don't ask for an address
     /// or for localhost [comma-separated, repeatable]
     #[arg(
         long, value_name = "NAME", value_delimiter = ',', value_parser = trimmed::<HostName>,
         help_heading = "Monitoring"
     )]
-    monitor_name: Vec<HostName>,
-}
-
-impl MonitorOptions {
-    /// Returns the address of the monitor, if there is to be one.
-    pub(crate) fn listen(&self) -> Option<&MonitorAddress> {
-        self.monitor.as_ref()
-    }
-
-    /// Returns the names that requests may use.
-    pub(crate) fn names(&self) -> &[HostName] {
-        &self.monitor_name
-    }
-}
-
-fn parse_address(text: &OsStr) -> Result<MonitorAddress, String> {
-    let at = MonitorAddress::Address;
-    match text.to_str() {
-        None => ListenAddress::parse(text).map(at),
-        Some(text) if text.starts_with("unix:") || text.starts_with("[") && text.contains('%') => {
-            text.parse().map(at)
-        }
-        Some(text) => {
-            let port = text.parse().map(MonitorAddress::LoopbackPort).ok();
-            let address = || text.parse().map(ListenAddress::Tcp).map(at).ok();
-            port.or_else(address).ok_or_else(|| {
-                format!(
-                    "expected PORT such as {MONITOR_PORT}, ADDRESS:PORT such as \
-                     192.0.2.7:{MONITOR_PORT}, or unix:PATH"
-                )
-            })
-        }
-    }
+    #[serde(deserialize_with = "from_file::comma_list")]
+    pub(crate) monitor_name: Vec<HostName>,
 }
 
 #[cfg(test)]
@@ -97,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_bare_port_means_loopback() {
-        let at = |text: &str| parse_address(text.as_ref());
+        let at = |text: &str| text.parse::<MonitorAddress>();
         let address = |text: &str| at(text).unwrap().address().unwrap().to_string();
         assert_eq!(at("10810"), Ok(MonitorAddress::LoopbackPort(10810)));
         assert_eq!(address("[::1]:1"), "[::1]:1");

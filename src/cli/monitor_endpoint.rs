@@ -1,14 +1,14 @@
 //! Address of a status listener, as `hexz-nbd top` takes it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use nbd_gateway::zone;
 use nbd_telemetry::escape;
 
 use super::monitor::MONITOR_PORT;
+use super::server_target::parse_host_and_port;
 
 /// Address of a status listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,11 +49,6 @@ impl fmt::Display for MonitorEndpoint {
     }
 }
 
-/// Returns true for an IP address, with or without a zone: `fe80::1%eth0`.
-fn is_address(text: &str) -> bool {
-    text.parse::<IpAddr>().is_ok() || zone::parse(text).is_ok()
-}
-
 impl FromStr for MonitorEndpoint {
     type Err = String;
 
@@ -72,31 +67,7 @@ impl FromStr for MonitorEndpoint {
         if let Ok(port) = endpoint.parse::<u16>() {
             return Ok(Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), port));
         }
-        let (host, port) = match is_address(endpoint) {
-            true => (endpoint, MONITOR_PORT),
-            false => match endpoint.rsplit_once(':') {
-                Some((host, port)) => {
-                    let wrong = |_| format!("{:?} is no port", escape::name(port));
-                    (host, port.parse().map_err(wrong)?)
-                }
-                None => (endpoint, MONITOR_PORT),
-            },
-        };
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let is_name = |host: &str| {
-            !host.is_empty()
-                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-        };
-        if is_address(host) || is_name(host) {
-            Ok(Self::Tcp(host.to_owned(), port))
-        } else {
-            Err(format!(
-                "{:?} is no status listener: expected ADDRESS:PORT such as {}, PORT, \
-                 unix:PATH, or http://ADDRESS:PORT",
-                escape::name(text),
-                Self::default()
-            ))
-        }
+        parse_host_and_port(endpoint, MONITOR_PORT).map(|(host, port)| Self::Tcp(host, port))
     }
 }
 

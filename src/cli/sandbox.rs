@@ -2,15 +2,22 @@
 
 use clap::{Args, ValueEnum};
 use nbd_sandbox::{Mode, User};
+use serde::Deserialize;
 
-#[derive(Debug, Args)]
+use super::from_file;
+
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "Sandbox")]
 pub(crate) struct Sandbox {
     /// Give up all rights that serving doesn't need, once sockets are bound
-    #[arg(long, value_enum, value_name = "MODE", default_value_t, help_heading = "Sandbox")]
+    #[arg(long, value_enum, value_name = "MODE", default_value_t)]
+    #[serde(deserialize_with = "from_file::choice")]
     sandbox: SandboxMode,
     /// Go on as this user, once sockets are bound and keys are read; takes root
-    #[arg(long, value_name = "USER[:GROUP]", help_heading = "Sandbox")]
-    user: Option<User>,
+    #[arg(long, value_name = "USER[:GROUP]")]
+    #[serde(deserialize_with = "from_file::text")]
+    pub(crate) user: Option<User>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -32,10 +39,5 @@ impl Sandbox {
             SandboxMode::Require => Mode::Require,
             SandboxMode::Off => Mode::Off,
         }
-    }
-
-    /// Returns the user to continue as, if one is given.
-    pub(crate) fn user(&self) -> Option<&User> {
-        self.user.as_ref()
     }
 }

@@ -4,37 +4,38 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use nbd_gateway::tls::{ClientAuth, ClientAuthFiles, TlsFiles, TlsVersion};
+use serde::Deserialize;
 
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
+use super::from_file;
+
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "TLS")]
 pub(crate) struct TlsOptions {
     /// The server's certificate in PEM form, followed by those that lead to its root.
     /// With it TLS is required
-    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "TLS")]
-    tls_cert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_cert: Option<PathBuf>,
     /// The certificate's private key in PEM form (PKCS#8, PKCS#1 or SEC1)
-    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
-    tls_key: Option<PathBuf>,
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// The CAs of clients, in PEM form: clients have to show a certificate that one of them
     /// signed
-    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "TLS")]
+    #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
     /// Certificates that have been revoked, in PEM form [repeatable]. Each CA between a
     /// client and its root has to have a list that hasn't run out; of several lists of one CA
     /// the newest counts
-    #[arg(long, value_name = "FILE", requires = "tls_client_ca", help_heading = "TLS")]
+    #[arg(long, value_name = "FILE")]
+    #[serde(deserialize_with = "from_file::list")]
     tls_client_crl: Vec<PathBuf>,
     /// Whether clients have to have a certificate
-    #[arg(
-        long,
-        value_enum,
-        value_name = "WHETHER",
-        default_value_t,
-        requires = "tls_client_ca",
-        help_heading = "TLS"
-    )]
+    #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
+    #[serde(deserialize_with = "from_file::choice")]
     tls_client_auth: ClientAuthMode,
     /// The oldest TLS version to speak. nbd-client 3.24 speaks 1.2 only
-    #[arg(long, value_enum, value_name = "VERSION", default_value_t, help_heading = "TLS")]
+    #[arg(long, value_enum, value_name = "VERSION", default_value_t)]
+    #[serde(deserialize_with = "from_file::choice")]
     tls_min: TlsMin,
 }
 

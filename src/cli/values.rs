@@ -1,7 +1,6 @@
 //! Parsers for the values of options, with their error messages.
 
 use std::ffi::OsStr;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,7 +10,7 @@ use nbd_gateway::access::Timestamp;
 use nbd_telemetry::escape;
 
 /// Maximum of a count: more connections than a machine has ports for.
-const MAX_COUNT: usize = 1_000_000;
+pub(super) const MAX_COUNT: u32 = 1_000_000;
 
 /// Maximum duration: longer than anyone waits, and short enough for clocks not to overflow.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -38,40 +37,40 @@ where
     OsStringValueParser::new().try_map(move |text| parse(&text).map_err(|error| error.to_string()))
 }
 
-pub(super) fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".to_owned()),
-        Ok(number) if number > MAX_COUNT => Err(format!("it must be at most {MAX_COUNT}")),
-        Ok(number) => Ok(number),
-        Err(error) => Err(format!("{error}")),
+/// Parses a whole number from `MIN` to `MAX`.
+pub(super) fn number<T, const MIN: u32, const MAX: u32>(text: &str) -> Result<T, String>
+where
+    T: TryFrom<u32>,
+{
+    let number = text.parse().ok().filter(|number| (MIN..=MAX).contains(number));
+    number
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| format!("expected a whole number from {MIN} to {MAX}"))
+}
+
+/// Parses a number of clients or connections.
+pub(super) fn count(text: &str) -> Result<usize, String> {
+    number::<usize, 1, MAX_COUNT>(text)
+}
+
+/// Parses a size from `MIN` to `MAX` bytes, with or without a unit.
+pub(super) fn size<const MIN: u64, const MAX: u64>(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize =
+        text.parse().map_err(|error| format!("{error}; expected a size such as 256MiB or 1GiB"))?;
+    match size.as_u64() {
+        bytes if bytes < MIN => Err(format!("it must be at least {}", ByteSize(MIN))),
+        bytes if bytes > MAX => Err(format!("it must be at most {}", ByteSize(MAX))),
+        _ => Ok(size),
     }
 }
 
-pub(super) fn size(text: &str) -> Result<ByteSize, String> {
-    text.parse().map_err(|error| format!("{error}; expected something like 256MiB or 1GiB"))
-}
-
-/// Returns a parser for sizes within `range`, in bytes.
-pub(super) fn size_within(
-    range: RangeInclusive<u64>,
-) -> impl Fn(&str) -> Result<ByteSize, String> + Clone {
-    move |text| match size(text)? {
-        size if size.as_u64() < *range.start() => {
-            Err(format!("it must be at least {}", ByteSize(*range.start())))
-        }
-        size if size.as_u64() > *range.end() => {
-            Err(format!("it must be at most {}", ByteSize(*range.end())))
-        }
-        size => Ok(size),
-    }
-}
-
+/// Parses a duration with a unit.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it must be more than nothing".to_owned()),
+        Ok(Duration::ZERO) => Err("it must be longer than zero".to_owned()),
         Ok(duration) if duration > MAX_DURATION => Err("it must be at most a year".to_owned()),
         Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; expected something like 30s or 2min")),
+        Err(error) => Err(format!("{error}; expected a duration such as 30s or 2min")),
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     if let Some(policy) = &policy {
         access::warn_risky(&config, policy);
     }
-    if let Err(error) = audit::check(&serve.audit, serve.is_stdio()) {
+    if let Err(error) = audit::check(&serve.audit, serve.network.stdio) {
         failures.push(error.into());
     }
     let exports = exports(serve, &mut failures);

@@ -139,7 +139,7 @@ pub(crate) fn key_and_digest_files(opening: &OpenArchiveOptions) -> Vec<PathBuf>
 /// Opens the named archives, and returns a description of what will be served.
 pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result<String, Failure> {
     let (exports, mut failed) = catalog.open_named().await;
-    let nothing_is_left = exports.is_empty() && options.export_dir().is_none();
+    let nothing_is_left = exports.is_empty() && options.export_dir.is_none();
     let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
     for error in failed {
         tracing::error!(reason = error.kind.label(), "archive skipped: {error}");
@@ -147,7 +147,7 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     if let Some(error) = fatal {
         return Err(error.into());
     }
-    if let Some(name) = options.default_export()
+    if let Some(name) = options.default_export.as_deref()
         && !catalog.has(name).await
     {
         tracing::warn!(
@@ -161,7 +161,7 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
         .iter()
         .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
     catalog.read_folder().await?;
-    let folder = options.export_dir();
+    let folder = options.export_dir.as_deref();
     let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
     Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
 }

@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::exit_status::Failure;
 use crate::monitor::RecentErrors;
-use crate::settings::{OptionSource, Settings};
+use crate::settings::Settings;
 use audit::AuditHandle;
 use notify::Notifier;
 use reload::{ReloadInputs, Reloader, ServedExports};
@@ -43,12 +43,9 @@ const FOLDER_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Opens everything, then serves until a signal, or, with `--stdio`, until its client
 /// disconnects.
-pub(crate) fn serve(
-    source: OptionSource,
-    settings: Settings,
-    recent: RecentErrors,
-) -> Result<(), Failure> {
+pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Failure> {
     reload::block_sighup()?;
+    let source = settings.source.clone();
     let plan = sandbox::plan(&settings);
     let Prepared {
         file,

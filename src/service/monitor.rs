@@ -50,7 +50,7 @@ impl MonitorSetup {
         reader: &Arc<BlockReader>,
         recent: RecentErrors,
     ) -> Result<Self, Failure> {
-        let configured = options.monitoring.listen();
+        let configured = options.monitoring.monitor.as_ref();
         let socket = match (inherited, configured) {
             (Some(_), Some(_)) => return Err(MonitorAndInherited.into()),
             (inherited, None) => inherited,
@@ -70,7 +70,7 @@ impl MonitorSetup {
         }
         let budget = options.memory().total();
         let observed = Arc::new(StatusSource::new(budget, Arc::clone(reader), recent));
-        Ok(Self { socket, names: options.monitoring.names().to_owned(), observed })
+        Ok(Self { socket, names: options.monitoring.monitor_name.clone(), observed })
     }
 
     /// Starts serving, on a thread of its own. `audit` returns the event counters.

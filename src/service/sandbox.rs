@@ -31,11 +31,12 @@ pub(super) fn plan(settings: &Settings) -> SandboxPlan {
         ListenAddress::Unix(path) => Some(path.clone()),
         ListenAddress::Tcp(_) | ListenAddress::Vsock { .. } => None,
     };
-    let addresses = serve.listen().iter();
-    let addresses = addresses.chain(serve.monitoring.listen().and_then(MonitorAddress::address));
+    let addresses = serve.network.listen.iter();
+    let addresses =
+        addresses.chain(serve.monitoring.monitor.as_ref().and_then(MonitorAddress::address));
     let plan = SandboxPlan {
         mode: serve.sandbox.mode(),
-        user: serve.sandbox.user().cloned(),
+        user: serve.sandbox.user.clone(),
         appended: serve.audit.file().map(Path::to_owned).into_iter().collect(),
         sockets: addresses.filter_map(socket).collect(),
         ..SandboxPlan::default()

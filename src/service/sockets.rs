@@ -55,7 +55,7 @@ impl SocketSource {
         options: &ServeOptions,
         config: &mut Config,
     ) -> Result<Self, Failure> {
-        if options.is_stdio() {
+        if options.network.stdio {
             return Ok(Self::Connection(StdioConnection::take()?));
         }
         let inherited = InheritedSockets::take(|name| std::env::var(name).ok())?;

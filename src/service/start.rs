@@ -58,17 +58,17 @@ impl Prepared {
         access::warn_risky(&config, &policy);
         raise_descriptor_limit(&config, catalog.descriptors());
         let is_local_only = policy.rules.is_local_only();
-        let is_loopback_only = config.listen.is_empty() && is_local_only && !serve.is_stdio();
-        let sockets = source.bind(&config, is_local_only, &serve.socket_permissions())?;
-        let audit = audit::open(&serve.audit, serve.is_stdio())?;
+        let is_loopback_only = config.listen.is_empty() && is_local_only && !serve.network.stdio;
+        let sockets = source.bind(&config, is_local_only, &serve.network.socket_permissions())?;
+        let audit = audit::open(&serve.audit, serve.network.stdio)?;
         let monitor = MonitorSetup::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
-        if let Some(path) = serve.pid_file() {
+        if let Some(path) = &serve.network.pid_file {
             pid_file::write(path)?;
         }
         Ok(Self {
             file,
             fixed,
-            watch: serve.is_watching(),
+            watch: serve.watch,
             options: serve.changeable,
             files,
             config,

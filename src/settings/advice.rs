@@ -14,29 +14,22 @@ use nbd_telemetry::escape;
 const ARCHIVES_ID: &str = "named";
 
 /// Options of nbdkit, qemu-nbd, nbd-server and nginx, and advice on what to use instead.
+#[rustfmt::skip]
 const FOREIGN_OPTIONS: [(&[&str], &str); 5] = [
     (
-        &[
-            "--port",
-            "-p",
-            "--bind",
-            "-b",
-            "--address",
-            "--ipaddr",
-            "-i",
-            "--socket",
-            "-k",
-            "--unix",
-        ],
-        "where to listen is said by --listen: ADDRESS:PORT, or unix:PATH",
+        &["--port", "-p", "--bind", "-b", "--address", "--ipaddr", "-i", "--socket", "-k", "--unix"],
+        "--listen sets the address: ADDRESS:PORT or unix:PATH",
     ),
-    (&["--readonly", "--read-only", "-r"], "nothing is ever written, so no option says so"),
+    (
+        &["--readonly", "--read-only", "-r"],
+        "all exports are read-only, so there is no option for it",
+    ),
     (
         &["--tls", "--tls-creds", "--tls-certificates", "--cert", "--key"],
-        "a certificate is given by --tls-cert, its key by --tls-key",
+        "--tls-cert sets the certificate, --tls-key its key",
     ),
-    (&["--export-name", "-x", "--name"], "an archive is given another name by NAME=PATH"),
-    (&["-c", "--config-file", "-f"], "a configuration file is given by --config"),
+    (&["--export-name", "-x", "--name"], "NAME=PATH sets the name of an export"),
+    (&["-c", "--config-file", "-f"], "--config sets the configuration file"),
 ];
 
 /// Adds advice to clap's error about `arguments`. Commands have other options, for which clap's
@@ -49,23 +42,23 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
     if error.kind() == ErrorKind::InvalidUtf8 {
         let odd = arguments.iter().filter(|word| word.to_str().is_none());
         let odd: Vec<String> = odd.map(|word| format!("{:?}", escape::name(word))).collect();
-        let what = format!("this isn't UTF-8: {}", odd.join(", "));
+        let what = format!("invalid UTF-8: {}", odd.join(", "));
         return command.clone().error(ErrorKind::InvalidUtf8, what);
     }
-    let said = |kind| match error.get(kind) {
+    let strings = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => vec![text.clone()],
         Some(ContextValue::Strings(texts)) => texts.clone(),
         _ => Vec::new(),
     };
-    let told = said(ContextKind::InvalidArg);
+    let names = strings(ContextKind::InvalidArg);
     let advice = match error.kind() {
-        ErrorKind::MissingRequiredArgument if told == ["<[NAME=]PATH>..."] => Some(
-            "name an archive, or a folder of them by --export-dir, or a file with all options by \
-             --config; \"hexz-nbd demo\" serves an archive that is built in",
+        ErrorKind::MissingRequiredArgument if names == ["<[NAME=]PATH>..."] => Some(
+            "name an archive, a folder of archives with --export-dir, or a configuration file with \
+             --config; \"hexz-nbd demo\" serves a built-in archive",
         ),
         ErrorKind::UnknownArgument => FOREIGN_OPTIONS
             .iter()
-            .find(|(names, _)| told.iter().any(|said| names.contains(&said.as_str())))
+            .find(|(foreign, _)| names.iter().any(|name| foreign.contains(&name.as_str())))
             .map(|(_, advice)| *advice),
         _ => None,
     };
@@ -151,8 +144,8 @@ pub(super) fn misspelled_command(command: &Command, matches: &ArgMatches) -> Opt
     }
     let nearest = nearest_command(command, word)?;
     Some(format!(
-        "{:?} is taken for an archive, and there is no such file; the command {nearest} is \
-         meant, perhaps",
+        "{:?} is treated as an archive, but there is no such file; did you mean the command \
+         {nearest}?",
         escape::name(word)
     ))
 }
@@ -169,26 +162,26 @@ fn nearest_command<'a>(command: &'a Command, word: &str) -> Option<&'a str> {
 mod tests {
     use clap::CommandFactory;
 
-    use super::super::Cli;
+    use super::super::{Cli, Settings};
     use super::*;
 
     fn error_for(arguments: &[&str]) -> String {
-        let command = Cli::command();
         let line: Vec<OsString> =
             ["hexz-nbd"].iter().chain(arguments).map(|word| word.into()).collect();
-        let error = command.clone().try_get_matches_from(&line).unwrap_err();
-        advise(error, &command, &line).to_string()
+        Settings::read(&line).unwrap_err().to_string()
     }
 
     #[test]
     fn a_command_line_without_archives_gets_advice() {
-        let said = error_for(&[]);
+        let error = error_for(&[]);
         for option in ["<[NAME=]PATH>...", "--export-dir", "--config", "hexz-nbd demo"] {
-            assert!(said.contains(option), "{said}");
+            assert!(error.contains(option), "{error}");
         }
-        // Clap's message about another missing argument is unchanged.
-        let said = error_for(&["--tls-cert", "x", "snap.hexz"]);
-        assert!(said.contains("--tls-key <FILE>") && !said.contains("demo"), "{said}");
+        // There is none about another missing argument.
+        let error = error_for(&["--tls-cert", "x", "snap.hexz"]);
+        assert!(error.contains("--tls-key") && !error.contains("demo"), "{error}");
+        let error = error_for(&["check", "--from=::1", "--rules=x", "--allow=::1"]);
+        assert!(error.contains("--rules conflicts with --allow"), "{error}");
     }
 
     #[test]
@@ -198,15 +191,15 @@ mod tests {
             ("-p", "--listen"),
             ("--cert=x", "--tls-cert"),
             ("-c", "--config"),
-            ("--read-only", "nothing is ever written"),
+            ("--read-only", "read-only"),
         ] {
-            let said = error_for(&[option, "snap.hexz"]);
-            assert!(said.contains(right) && !said.contains("--export-dir"), "{said}");
+            let error = error_for(&[option, "snap.hexz"]);
+            assert!(error.contains(right) && !error.contains("--export-dir"), "{error}");
         }
-        let said = error_for(&["doctor", "--port=1", "nbd.example.org"]);
-        assert!(said.contains("'--port'") && !said.contains("--listen"), "{said}");
-        let said = error_for(&["--alow=::1", "snap.hexz"]);
-        assert!(said.contains("a similar argument exists: '--allow'"), "{said}");
+        let error = error_for(&["doctor", "--port=1", "nbd.example.org"]);
+        assert!(error.contains("'--port'") && !error.contains("--listen"), "{error}");
+        let error = error_for(&["--alow=::1", "snap.hexz"]);
+        assert!(error.contains("a similar argument exists: '--allow'"), "{error}");
     }
 
     /// None of them may shadow an existing option.
@@ -230,8 +223,8 @@ mod tests {
             let matches = Cli::command().try_get_matches_from(["hexz-nbd", word]).unwrap();
             misspelled_command(&command, &matches)
         };
-        let said = meant("verfy").unwrap();
-        assert!(said.contains("\"verfy\"") && said.contains("verify"), "{said}");
+        let error = meant("verfy").unwrap();
+        assert!(error.contains("\"verfy\"") && error.contains("verify"), "{error}");
         assert!(meant("inspetc").unwrap().contains("inspect"));
         for word in ["snap.hexz", "web=verfy", "/srv/verfy", "web", "Cargo.toml"] {
             assert_eq!(meant(word), None, "{word}");

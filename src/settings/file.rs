@@ -1,61 +1,60 @@
-//! Reads the configuration file: converts TOML to options of the command line.
+//! Reads a configuration file.
 
-use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use clap::{Arg, Command};
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
-
+use clap::Command;
 use hexz_exports::NamedArchive;
 use nbd_telemetry::escape;
+use serde::de::{Error, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+use toml::de::{DeArray, DeString, DeTable, DeValue};
 
-use super::keys::{self, ValueKind};
+use super::Warning;
+use super::keys::{self, EXPORTS, ValueKind};
 use super::problem::{ConfigProblem, ProblemKind};
+use crate::cli::{LogOptions, ServeOptions};
 
 /// Maximum size of a configuration file, in bytes; enough for 10,000 archives.
 const MAX_FILE_SIZE: u64 = 1024 * 1024;
 
-/// Maximum number of repetitions of a counted option; more have no effect.
-const MAX_REPETITIONS: u8 = 9;
-
-/// Maximum number of problems that are reported: enough to see what is wrong, and a file of
-/// another kind has one on each line.
+/// Maximum number of problems that are reported: a file of another kind has one on each line.
 const MAX_PROBLEMS: usize = 50;
 
-/// Name of the table of archives.
-const EXPORTS: &str = "exports";
-
-/// An option that a file sets.
-#[derive(Debug, Clone)]
-pub(super) struct OptionEntry {
-    pub(super) key: String,
-    /// Line number, starting at 1; `None` for credentials.
-    pub(super) line: Option<usize>,
-    /// Equivalent arguments of the command line.
-    pub(super) arguments: Vec<OsString>,
+/// All options of a configuration file. Those that it doesn't set have arbitrary values.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct FileOptions {
+    #[serde(deserialize_with = "archives")]
+    pub(super) exports: Vec<NamedArchive>,
+    #[serde(flatten)]
+    pub(super) serve: ServeOptions,
+    #[serde(flatten)]
+    pub(super) log: LogOptions,
 }
 
-/// Contents of a configuration file.
-#[derive(Debug, Default)]
-pub(super) struct FileContents {
-    /// Options in their order; flags that are false are left out.
-    pub(super) entries: Vec<OptionEntry>,
-    pub(super) exports: Vec<NamedArchive>,
+type Key<'a> = Spanned<DeString<'a>>;
+type Value<'a> = Spanned<DeValue<'a>>;
+
+/// A parsed configuration file.
+pub(super) struct ConfigFile<'a> {
+    path: &'a Path,
+    text: &'a str,
+    table: DeTable<'a>,
+    /// Keys whose values are ignored.
+    ignored: &'static [&'static str],
 }
 
 /// Returns the content of a configuration file, and a warning about its permissions, if any.
-pub(super) fn read(path: &Path) -> Result<(String, Option<String>), ConfigProblem> {
+pub(super) fn read(path: &Path) -> Result<(String, Option<Warning>), ConfigProblem> {
     let problem = |what| ConfigProblem { path: path.to_owned(), line: None, what };
     let file = File::open(path).map_err(|error| problem(error.into()))?;
-    let note = file.metadata().ok().and_then(|file| {
-        describe_other_writers(file.mode(), file.uid(), rustix::process::geteuid().as_raw())
-    });
-    let note = note.map(|who| {
-        format!("{} can be changed by {who}, and so can be who may come in", escape::name(path))
+    let warning = file.metadata().ok().and_then(|file| {
+        warn_other_writers(path, file.mode(), file.uid(), rustix::process::geteuid().as_raw())
     });
     let mut text = String::new();
     file.take(MAX_FILE_SIZE + 1)
@@ -64,216 +63,241 @@ pub(super) fn read(path: &Path) -> Result<(String, Option<String>), ConfigProble
     if text.len() as u64 > MAX_FILE_SIZE {
         return Err(problem(ProblemKind::TooLarge));
     }
-    Ok((text, note))
+    Ok((text, warning))
 }
 
-/// Returns who can modify a file of this mode and owner, besides root and the user of this
-/// process. Permissions of its group are left to the owner.
-fn describe_other_writers(mode: u32, owner: u32, own: u32) -> Option<String> {
+/// Returns a warning if others than root and the user of this process can modify a file of this
+/// mode and owner. Permissions of its group are left to the owner.
+fn warn_other_writers(path: &Path, mode: u32, owner: u32, own: u32) -> Option<Warning> {
+    let path = escape::name(path);
+    let text = |who: &str| format!("{path} determines who has access, and {who} can change it");
     if mode & 0o002 != 0 {
-        return Some("every user of this machine".to_owned());
+        let text = text("every user of this machine");
+        return Some(Warning { label: "writable_by_all", text });
     }
-    (owner != 0 && owner != own).then(|| format!("the user with the number {owner}"))
+    let is_foreign = owner != 0 && owner != own;
+    let text = text(&format!("its owner, user {owner},"));
+    is_foreign.then_some(Warning { label: "writable_by_owner", text })
 }
 
-/// Parses `text`, the content of the file at `path`. Returns its contents and all problems.
-pub(super) fn parse(
-    text: &str,
-    path: &Path,
-    command: &Command,
-) -> (FileContents, Vec<ConfigProblem>) {
-    let mut reader =
-        FileParser { text, path, command, contents: FileContents::default(), problems: vec![] };
-    match DeTable::parse(text) {
-        Ok(table) => reader.table(table.get_ref()),
-        Err(error) => {
-            let at = error.span().map(|span| span.start);
-            reader.problem(at, ProblemKind::Syntax(error.message().to_owned()));
-        }
-    }
-    reader.problems.sort_by_key(|problem| problem.line);
-    (reader.contents, reader.problems)
-}
-
-struct FileParser<'a> {
-    text: &'a str,
-    path: &'a Path,
-    command: &'a Command,
-    contents: FileContents,
-    problems: Vec<ConfigProblem>,
-}
-
-impl FileParser<'_> {
-    fn table(&mut self, table: &DeTable<'_>) {
-        for (key, value) in items_in_order(table) {
-            let (name, at) = (key.get_ref().as_ref(), key.span().start);
-            match (keys::option(self.command, name), value.get_ref()) {
-                (Some(option), _) => self.option(option, name, at, value),
-                (None, DeValue::Table(exports)) if name == EXPORTS => self.exports(exports),
-                (None, found) if name == EXPORTS => {
-                    let expected = "a table of NAME = \"PATH\"";
-                    self.wrong_type(at, name, expected, found);
-                }
-                (None, DeValue::Table(table)) => self.unknown_table(at, name, table),
-                (None, _) => self.unknown(at, name),
-            }
+impl<'a> ConfigFile<'a> {
+    /// Parses the content of the file at `path`, without its values. Those of `ignored` keys are
+    /// never parsed.
+    pub(super) fn parse(
+        text: &'a str,
+        path: &'a Path,
+        ignored: &'static [&'static str],
+    ) -> Result<Self, ConfigProblem> {
+        match DeTable::parse(text) {
+            Ok(table) => Ok(Self { path, text, table: table.into_inner(), ignored }),
+            Err(error) => Err(ConfigProblem {
+                path: path.to_owned(),
+                line: error.span().map(|span| line(text, span.start)),
+                what: ProblemKind::Syntax(error.message().to_owned()),
+            }),
         }
     }
 
-    fn option(&mut self, option: &Arg, key: &str, at: usize, value: &Spanned<DeValue<'_>>) {
-        let long = format!("--{key}");
-        let arguments = match (keys::kind(option), value.get_ref()) {
-            (ValueKind::Flag, DeValue::Boolean(true)) => vec![long.into()],
-            (ValueKind::Flag, DeValue::Boolean(false)) => return,
-            (ValueKind::Flag, found) => return self.wrong_type(at, key, "true or false", found),
-            (ValueKind::Count, DeValue::Integer(number)) => {
-                match number.to_string().parse::<u8>() {
-                    Ok(times) if times <= MAX_REPETITIONS => vec![long.into(); times.into()],
-                    _ => {
-                        let why = format!("expected a whole number from 0 to {MAX_REPETITIONS}");
-                        return self.value(at, key, number.to_string(), why);
-                    }
-                }
+    /// Returns all problems of keys and values, in the order of their lines. `command` has the
+    /// options that the keys mean.
+    pub(super) fn problems(&self, command: &Command) -> Vec<ConfigProblem> {
+        let mut items: Vec<_> = self.table.iter().collect();
+        items.sort_by_key(|(key, _)| key.span().start);
+        let problems = items.into_iter().flat_map(|(key, value)| {
+            let name = key.get_ref().as_ref();
+            let option = keys::option(command, name);
+            if option.is_none() && name != EXPORTS {
+                let what = unknown_key(command, name, value.get_ref());
+                return vec![self.problem(key.span().start, what)];
             }
-            (ValueKind::Count, found) => return self.wrong_type(at, key, "a whole number", found),
-            (ValueKind::Many, DeValue::Array(values)) if values.is_empty() => {
-                return self.problem(Some(at), ProblemKind::EmptyList(key.to_owned()));
-            }
-            (ValueKind::Many, DeValue::Array(values)) => {
-                let values = values.iter().filter_map(|value| self.argument(option, key, value));
-                values.collect()
-            }
-            (ValueKind::One | ValueKind::Many, _) => {
-                self.argument(option, key, value).into_iter().collect()
-            }
-        };
-        if !arguments.is_empty() {
-            let entry = OptionEntry { key: key.to_owned(), line: Some(self.line(at)), arguments };
-            self.contents.entries.push(entry);
-        }
-    }
-
-    /// Converts one value to an argument of the command line.
-    fn argument(
-        &mut self,
-        option: &Arg,
-        key: &str,
-        value: &Spanned<DeValue<'_>>,
-    ) -> Option<OsString> {
-        let at = value.span().start;
-        let text = match value.get_ref() {
-            DeValue::String(text) => text.to_string(),
-            // As written: a number that isn't decimal is kept as it is, and rejected by the
-            // option's parser.
-            DeValue::Integer(number) => number.to_string(),
-            DeValue::Float(number) => number.as_str().to_owned(),
-            found => {
-                let expected = match keys::kind(option) {
-                    ValueKind::Many => "a string or an array of strings",
-                    _ => "a string or a number",
-                };
-                self.wrong_type(at, key, expected, found);
-                return None;
-            }
-        };
-        match keys::check_value(option, &text) {
-            Ok(()) => Some(format!("--{key}={text}").into()),
-            Err((refused, why)) => {
-                self.value(at, key, refused, why);
-                None
-            }
-        }
-    }
-
-    fn exports(&mut self, table: &DeTable<'_>) {
-        for (key, value) in items_in_order(table) {
-            let (name, at) = (key.get_ref().as_ref(), key.span().start);
-            if keys::option(self.command, name).is_some() {
-                self.problem(Some(at), ProblemKind::OptionInExports(name.to_owned()));
-                continue;
-            }
-            match value.get_ref() {
-                DeValue::String(path) if name.is_empty() || path.is_empty() => {
-                    let what = "a name and a path have one character at the least".to_owned();
-                    self.problem(Some(at), ProblemKind::Export(what));
-                }
-                DeValue::String(path) => match NamedArchive::new(name, path.as_ref()) {
-                    Ok(named) => self.contents.exports.push(named),
-                    Err(error) => self.problem(Some(at), ProblemKind::Export(error.to_string())),
-                },
-                DeValue::Table(inner) => {
-                    let rest = inner.keys().next().map(|key| key.get_ref().as_ref());
-                    let quoted = format!("{name}.{}", rest.unwrap_or_default());
-                    let name = name.to_owned();
-                    self.problem(Some(at), ProblemKind::DottedExport { name, quoted });
-                }
-                found => {
-                    self.wrong_type(at, &format!("[exports] {name}"), "a path in quotes", found);
-                }
-            }
-        }
-    }
-
-    fn unknown(&mut self, at: usize, key: &str) {
-        let what = match keys::command_line_only_reason(key) {
-            Some(why) => ProblemKind::CommandLineOnly { key: key.to_owned(), why },
-            None if key == "password" => ProblemKind::Password,
-            None => {
-                let nearest = keys::nearest(self.command, key);
-                ProblemKind::UnknownKey { key: key.to_owned(), nearest }
-            }
-        };
-        self.problem(Some(at), what);
-    }
-
-    /// Reports an unknown table, which may be a group of options, such as `[tls] cert = …`.
-    fn unknown_table(&mut self, at: usize, name: &str, table: &DeTable<'_>) {
-        let there = items_in_order(table).into_iter().filter_map(|(key, _)| {
-            let key = key.get_ref().as_ref();
-            let joined = format!("{name}-{key}");
-            let known =
-                [&joined, key].into_iter().find(|key| keys::option(self.command, key).is_some());
-            known.map(str::to_owned).or_else(|| keys::nearest(self.command, key))
+            // Each part is deserialized alone, so that every problem is found.
+            let is_list = option.is_some_and(|option| keys::kind(option) == ValueKind::Many);
+            let parts = parts(key, value, is_list).into_iter();
+            parts.filter_map(|part| self.problem_of_part(command, part)).collect()
         });
-        let there = there.collect();
-        self.problem(Some(at), ProblemKind::UnknownTable { table: name.to_owned(), there });
+        problems.take(MAX_PROBLEMS).collect()
     }
 
-    fn wrong_type(&mut self, at: usize, key: &str, expected: &'static str, found: &DeValue<'_>) {
-        let found = match found {
-            DeValue::String(_) => "a string",
-            DeValue::Integer(_) | DeValue::Float(_) => "a number",
-            DeValue::Boolean(_) => "true or false",
-            DeValue::Datetime(_) => "a date",
-            DeValue::Array(_) => "an array",
-            DeValue::Table(_) => "a table",
-        };
-        self.problem(Some(at), ProblemKind::WrongType { key: key.to_owned(), expected, found });
-    }
-
-    fn value(&mut self, at: usize, key: &str, value: String, why: String) {
-        self.problem(Some(at), ProblemKind::Value { key: key.to_owned(), value, why });
-    }
-
-    fn problem(&mut self, at: Option<usize>, what: ProblemKind) {
-        if self.problems.len() >= MAX_PROBLEMS {
-            return;
+    fn problem_of_part(&self, command: &Command, part: Part<'a>) -> Option<ConfigProblem> {
+        let Part { start, key, name, item, is_empty } = part;
+        if self.ignored.contains(&key.as_str()) {
+            return None;
         }
-        let line = at.map(|at| self.line(at));
-        self.problems.push(ConfigProblem { path: self.path.to_owned(), line, what });
+        if key == EXPORTS && keys::option(command, &name).is_some() {
+            return Some(self.problem(start, ProblemKind::OptionInExports(name)));
+        }
+        let why = match is_empty {
+            true => "it must not be empty".to_owned(),
+            false => deserialize(item).err()?.message().to_owned(),
+        };
+        let key = if key == name { key } else { format!("[{key}] {name}") };
+        Some(self.problem(start, ProblemKind::InvalidValue { key, why }))
     }
 
-    fn line(&self, at: usize) -> usize {
-        let before = self.text.as_bytes().iter().take(at);
-        before.filter(|byte| **byte == b'\n').count() + 1
+    /// Returns the keys that set something, with their line numbers.
+    pub(super) fn set_keys(&self) -> impl Iterator<Item = (String, usize)> {
+        let set = self.table.iter().filter(|(_, value)| {
+            !matches!(value.get_ref(), DeValue::Boolean(false) | DeValue::Table(_))
+        });
+        set.map(|(key, _)| (key.get_ref().to_string(), line(self.text, key.span().start)))
+    }
+
+    /// Removes all keys that `is_used` rejects.
+    pub(super) fn retain(&mut self, is_used: impl Fn(&str) -> bool) {
+        let unused = self.table.keys().filter(|key| !is_used(key.get_ref()));
+        for key in unused.cloned().collect::<Vec<_>>() {
+            self.table.remove(&key);
+        }
+    }
+
+    /// Returns true if the file contains a key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.keys().any(|name| name.get_ref() == key)
+    }
+
+    /// Returns the values of a key as they are written.
+    pub(super) fn values(&self, key: &str) -> Option<Vec<String>> {
+        let text = |value: &Value<'_>| match value.get_ref() {
+            DeValue::String(text) => text.to_string(),
+            DeValue::Integer(number) => number.to_string(),
+            other => other.as_bool().map_or_else(String::new, |flag| flag.to_string()),
+        };
+        let (_, value) = self.table.iter().find(|(name, _)| name.get_ref() == key)?;
+        Some(match value.get_ref() {
+            DeValue::Array(values) => values.iter().map(text).collect(),
+            _ => vec![text(value)],
+        })
+    }
+
+    /// Returns the options of a file without [`problems`](Self::problems).
+    pub(super) fn options(mut self) -> Result<FileOptions, ConfigProblem> {
+        let ignored = self.ignored;
+        self.retain(|key| !ignored.contains(&key));
+        let problem = |error| ConfigProblem { path: self.path.to_owned(), line: None, what: error };
+        deserialize(self.table).map_err(|error| problem(ProblemKind::Syntax(error.to_string())))
+    }
+
+    fn problem(&self, start: usize, what: ProblemKind) -> ConfigProblem {
+        ConfigProblem { path: self.path.to_owned(), line: Some(line(self.text, start)), what }
     }
 }
 
-type Item<'a, 'i> = (&'a Spanned<toml::de::DeString<'i>>, &'a Spanned<DeValue<'i>>);
+fn deserialize(table: DeTable<'_>) -> Result<FileOptions, toml::de::Error> {
+    FileOptions::deserialize(Spanned::new(0..0, table).into_deserializer())
+}
 
-/// Returns the items of a table in the order in which they were written.
-fn items_in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Item<'a, 'i>> {
-    let mut items: Vec<_> = table.iter().collect();
-    items.sort_by_key(|(key, _)| key.span().start);
-    items
+/// A value, an element of a list or an archive, as a table of its own.
+struct Part<'a> {
+    /// Offset of the part in the file.
+    start: usize,
+    key: String,
+    /// Name of the archive, or else the key.
+    name: String,
+    item: DeTable<'a>,
+    /// True for an empty string.
+    is_empty: bool,
+}
+
+/// Splits the value of a key into parts.
+fn parts<'a>(key: &Key<'a>, value: &Value<'a>, is_list: bool) -> Vec<Part<'a>> {
+    let part = |start: usize, name: &str, value: &Value<'a>, wrapped: DeValue<'a>| {
+        let mut item = DeTable::new();
+        item.insert(key.clone(), Spanned::new(value.span(), wrapped));
+        let is_empty = value.get_ref().as_str() == Some("");
+        Part { start, key: key.get_ref().to_string(), name: name.to_owned(), item, is_empty }
+    };
+    let name = key.get_ref().as_ref();
+    match value.get_ref() {
+        DeValue::Array(elements) if is_list && !elements.is_empty() => {
+            let parts = elements.iter().map(|element| {
+                let mut array = DeArray::new();
+                array.push(element.clone());
+                part(element.span().start, name, element, DeValue::Array(array))
+            });
+            parts.collect()
+        }
+        DeValue::Table(archives) if name == EXPORTS => {
+            let parts = archives.iter().map(|(name, path)| {
+                let mut table = DeTable::new();
+                table.insert(name.clone(), path.clone());
+                part(name.span().start, name.get_ref(), path, DeValue::Table(table))
+            });
+            let mut parts: Vec<_> = parts.collect();
+            parts.sort_by_key(|part| part.start);
+            parts
+        }
+        whole => vec![part(key.span().start, name, value, whole.clone())],
+    }
+}
+
+/// Deserializes the table of archives, in the order of the file.
+fn archives<'de, D>(deserializer: D) -> Result<Vec<NamedArchive>, D::Error>
+where
+    D: Deserializer<'de>,
+{
+    struct ArchivesVisitor;
+
+    impl<'de> Visitor<'de> for ArchivesVisitor {
+        type Value = Vec<(usize, NamedArchive)>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a table of NAME = \"PATH\"")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut archives = Vec::new();
+            while let Some((name, path)) = map.next_entry::<Spanned<String>, toml::Value>()? {
+                let path = archive_path(name.get_ref(), path).map_err(A::Error::custom)?;
+                let archive = NamedArchive::new(name.get_ref(), path).map_err(A::Error::custom)?;
+                archives.push((name.span().start, archive));
+            }
+            Ok(archives)
+        }
+    }
+
+    let mut archives = deserializer.deserialize_map(ArchivesVisitor)?;
+    archives.sort_by_key(|(start, _)| *start);
+    Ok(archives.into_iter().map(|(_, archive)| archive).collect())
+}
+
+/// Returns the path of an archive.
+fn archive_path(name: &str, value: toml::Value) -> Result<String, String> {
+    match value {
+        toml::Value::String(path) => Ok(path),
+        toml::Value::Table(inner) => {
+            let rest = inner.keys().next().map_or("", String::as_str);
+            let name = format!("{name}.{rest}");
+            Err(format!("a name with dots must be in quotes: {:?}", escape::name(&name)))
+        }
+        other => Err(format!("invalid type: {}, expected a path in quotes", other.type_str())),
+    }
+}
+
+/// Describes a key that means nothing.
+fn unknown_key(command: &Command, key: &str, value: &DeValue<'_>) -> ProblemKind {
+    if let Some(why) = keys::command_line_only_reason(key) {
+        return ProblemKind::CommandLineOnly { key: key.to_owned(), why };
+    }
+    match value {
+        // It may be a group of options, such as `[tls] cert = …`.
+        DeValue::Table(table) => {
+            let options = table.keys().filter_map(|inner| {
+                let inner = inner.get_ref().as_ref();
+                let joined = format!("{key}-{inner}");
+                let known =
+                    [&joined, inner].into_iter().find(|key| keys::option(command, key).is_some());
+                known.map(str::to_owned).or_else(|| keys::nearest(command, inner))
+            });
+            ProblemKind::UnknownTable { table: key.to_owned(), options: options.take(3).collect() }
+        }
+        _ if key == "password" => ProblemKind::Password,
+        _ => {
+            ProblemKind::UnknownOption { key: key.to_owned(), nearest: keys::nearest(command, key) }
+        }
+    }
+}
+
+/// Returns the number of the line that contains the offset `start`.
+fn line(text: &str, start: usize) -> usize {
+    text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1
 }

@@ -1,15 +1,16 @@
 //! Reads all options: from the command line, then from the configuration file, then certificate
 //! and key from the service manager's credentials.
 //!
-//! `keys` determines the available options from clap, `file` converts a file to arguments, and
-//! `merge` combines these with the command line. Clap parses the result, so every option can be
-//! used in the file and has the same meaning in both. `advice` improves the errors for command
-//! lines that clap rejects.
+//! Clap and serde fill the same structures of [`cli`](crate::cli), which define each option once.
+//! `constraints` decides which source of an option takes precedence, and rejects options that
+//! exclude or lack another one. What remains of the file (`file`) is deserialized, and everything
+//! else is updated from the command line and its defaults. `advice` improves the errors for
+//! command lines that clap rejects.
 
 mod advice;
+mod constraints;
 mod file;
 pub(crate) mod keys;
-mod merge;
 mod problem;
 #[cfg(test)]
 mod tests;
@@ -20,39 +21,72 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
-use clap::{ArgMatches, Args, Command, CommandFactory, FromArgMatches};
-
-use crate::monitor::RecentErrors;
-use hexz_exports::NamedArchive;
+use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use hexz_reader::storage::FileStamp;
 
-use crate::cli::{Cli, LogOptions, ReloadableOptions};
+use crate::cli::{Cli, LogOptions, ReloadableOptions, ServeOptions};
 use crate::exit_status::{self, ExitStatus};
 use crate::log;
-use file::FileContents;
-use merge::Merge;
-use problem::ConfigProblem;
+use crate::monitor::RecentErrors;
+use constraints::OptionSources;
+use file::{ConfigFile, FileOptions};
+use keys::EXPORTS;
+use problem::{ConfigProblem, ProblemKind};
 
-/// Source of the options, which can be read again for a reload.
-#[derive(Debug, Clone)]
-pub(crate) struct OptionSource {
-    arguments: Vec<OsString>,
-}
+/// Names of the credentials under systemd's `LoadCredential=`.
+const CERTIFICATE: &str = "hexz-nbd.tls-cert";
+const KEY: &str = "hexz-nbd.tls-key";
+
+/// Options whose values can't be resolved inside the sandbox. None of them can change at run
+/// time.
+const RESOLVED_AT_STARTUP: &[&str] = &["listen", "monitor", "socket-group", "user"];
+
+/// Options that a reload replaces.
+#[rustfmt::skip]
+const RELOADABLE: [&str; 22] = [
+    "allow", "allow-identity", "allow-parent-anywhere", "default-export", "deny", "digest",
+    "export-dir", "max-key-iterations", "parent-dir", "password-file", "raw", "resolve-references",
+    "rules", "strict", "tls-cert", "tls-client-auth", "tls-client-ca", "tls-client-crl", "tls-key",
+    "tls-min", "verify-key", "zero-uncovered",
+];
 
 /// All options at startup.
 #[derive(Debug)]
 pub(crate) struct Settings {
     pub(crate) cli: Cli,
-    /// Warnings about the configuration file and the command line.
-    pub(crate) warnings: Vec<String>,
+    pub(crate) warnings: Vec<Warning>,
     /// Stamp of the configuration file from before it was read.
     pub(crate) stamp: Option<FileStamp>,
     pub(crate) fixed: FixedOptions,
+    pub(crate) source: OptionSource,
+}
+
+/// A warning about the configuration file or the command line.
+#[derive(Debug)]
+pub(crate) struct Warning {
+    /// Stable name of the kind of warning.
+    pub(crate) label: &'static str,
+    pub(crate) text: String,
+}
+
+/// Source of the options, which can be read again for a reload.
+#[derive(Debug, Clone)]
+pub(crate) struct OptionSource {
+    command_line: ArgMatches,
 }
 
 /// Options that can't change at run time, as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FixedOptions(BTreeMap<String, Vec<OsString>>);
+
+/// Options of a reload.
+#[derive(Debug)]
+pub(crate) struct ReloadedOptions {
+    pub(crate) options: ReloadableOptions,
+    /// Stamp of the configuration file from before it was read.
+    pub(crate) stamp: Option<FileStamp>,
+    pub(crate) fixed: FixedOptions,
+}
 
 /// Reason for which there are no settings.
 #[derive(Debug)]
@@ -67,141 +101,183 @@ pub(crate) enum SettingsError {
     },
 }
 
-/// Options of a reload.
-#[derive(Debug)]
-pub(crate) struct ReloadedOptions {
-    pub(crate) options: ReloadableOptions,
-    /// Stamp of the configuration file from before it was read.
-    pub(crate) stamp: Option<FileStamp>,
-    pub(crate) fixed: FixedOptions,
-}
-
-/// Parsed options from all sources.
-struct ParsedOptions {
-    matches: ArgMatches,
-    /// Archives of the file, if these are served.
-    exports: Option<Vec<NamedArchive>>,
-    warnings: Vec<String>,
+/// Options of all sources.
+struct MergedOptions {
+    serve: ServeOptions,
+    log: LogOptions,
+    fixed: FixedOptions,
+    warning: Option<Warning>,
     stamp: Option<FileStamp>,
 }
 
-impl OptionSource {
-    /// Returns the command line of this process as a source.
-    pub(crate) fn of_process() -> Self {
-        Self { arguments: std::env::args_os().collect() }
-    }
+/// Returns true if the command line contains `--stdio`, which isn't allowed in a file: standard
+/// error may be the client's connection.
+pub(crate) fn is_stdio(arguments: &[OsString]) -> bool {
+    arguments.iter().any(|argument| argument == "--stdio")
+}
 
-    /// Returns true if the command line contains `--stdio`, which isn't allowed in a file:
-    /// standard error may be the client's connection.
-    pub(crate) fn is_stdio(&self) -> bool {
-        self.arguments.iter().any(|argument| argument == "--stdio")
-    }
-
+impl Settings {
     /// Reads all options. Reports all problems of a configuration file.
-    pub(crate) fn read(&self) -> Result<Settings, SettingsError> {
-        let command = Cli::command();
-        let found = self.parse(command.clone()).map_err(|refused| match refused {
-            SettingsError::CommandLine(error) => {
-                SettingsError::CommandLine(advice::advise(error, &command, &self.arguments))
-            }
-            file => file,
-        });
-        let ParsedOptions { matches, exports, mut warnings, stamp } = found?;
-        warnings.extend(advice::misspelled_command(&command, &matches));
-        let mut cli = Cli::from_arg_matches(&matches).map_err(SettingsError::CommandLine)?;
-        cli.serve.changeable.set_exports(exports);
-        Ok(Settings { cli, warnings, stamp, fixed: FixedOptions::of(&matches) })
+    pub(crate) fn read(arguments: &[OsString]) -> Result<Self, SettingsError> {
+        let mut command = Cli::command();
+        let command_line = command.try_get_matches_from_mut(arguments).map_err(|error| {
+            SettingsError::CommandLine(advice::advise(error, &command, arguments))
+        })?;
+        let source = OptionSource { command_line };
+        let merged = source.merge(&command, &[])?;
+        let cli =
+            Cli::from_arg_matches(&source.command_line).map_err(SettingsError::CommandLine)?;
+        let cli = Cli { serve: merged.serve, log: merged.log, ..cli };
+        let misspelled = advice::misspelled_command(&command, &source.command_line)
+            .map(|text| Warning { label: "misspelled_command", text });
+        let warnings = merged.warning.into_iter().chain(misspelled).collect();
+        Ok(Self { cli, warnings, stamp: merged.stamp, fixed: merged.fixed, source })
     }
+}
 
-    /// Reads all options again, inside the sandbox.
+impl OptionSource {
+    /// Reads the configuration file and the credentials again, inside the sandbox.
     pub(crate) fn reread(&self) -> Result<ReloadedOptions, SettingsError> {
-        let ParsedOptions { matches, exports, stamp, .. } =
-            self.parse(keys::without_lookups(Cli::command()))?;
-        let options =
-            ReloadableOptions::from_arg_matches(&matches).map_err(SettingsError::CommandLine);
-        let mut options = options?;
-        options.set_exports(exports);
-        Ok(ReloadedOptions { options, stamp, fixed: FixedOptions::of(&matches) })
+        let mut command = Cli::command();
+        command.build();
+        let merged = self.merge(&command, RESOLVED_AT_STARTUP)?;
+        let options = merged.serve.changeable;
+        Ok(ReloadedOptions { options, stamp: merged.stamp, fixed: merged.fixed })
     }
 
-    fn parse(&self, command: Command) -> Result<ParsedOptions, SettingsError> {
-        let command_line =
-            merge::without_constraints(command.clone()).try_get_matches_from(&self.arguments);
-        let mut command = command;
-        command.build();
-        let command_line = match command_line {
-            Ok(command_line) if command_line.subcommand().is_none() => command_line,
-            // Reports errors in terms of the real command.
-            _ => {
-                let matches = command.try_get_matches_from(&self.arguments);
-                let matches = matches.map_err(SettingsError::CommandLine)?;
-                return Ok(ParsedOptions { matches, exports: None, warnings: vec![], stamp: None });
-            }
-        };
-        let refused = |problems| match LogOptions::from_arg_matches(&command_line) {
-            Ok(log) => SettingsError::File { log, problems },
-            Err(error) => SettingsError::CommandLine(error),
-        };
-
-        let path = command_line.get_one::<PathBuf>("config").map(PathBuf::as_path);
+    /// Merges the options of all sources. Values of the file for `ignored` keys aren't parsed.
+    fn merge(
+        &self,
+        command: &Command,
+        ignored: &'static [&'static str],
+    ) -> Result<MergedOptions, SettingsError> {
+        let matches = &self.command_line;
+        let path = matches.get_one::<PathBuf>("config").map(PathBuf::as_path);
         let stamp = path.and_then(FileStamp::of);
-        let (written, warnings) = match path {
-            Some(path) => read_file(path, &command).map_err(refused)?,
+        let (text, warning) = match path {
+            Some(path) => file::read(path).map_err(|problem| self.refused(vec![problem]))?,
             None => Default::default(),
         };
-        let mut merge = Merge::new(&command, &command_line);
-        merge.add_file(&written);
-        let folder = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        merge.add_credentials(folder.as_deref()).map_err(|problem| refused(vec![problem]))?;
-        let problems = path.map(|path| merge.problems(path)).unwrap_or_default();
+        let mut file = ConfigFile::parse(&text, path.unwrap_or(Path::new("")), ignored)
+            .map_err(|problem| self.refused(vec![problem]))?;
+        let problems = file.problems(command);
         if !problems.is_empty() {
-            return Err(refused(problems));
+            return Err(self.refused(problems));
         }
 
-        let takes_archives = merge.uses_file_archives() && !written.exports.is_empty();
-        let arguments = merge.arguments(&self.arguments, takes_archives);
-        let matches =
-            command.clone().try_get_matches_from(arguments).map_err(|error| {
-                match path.and_then(|path| merge.attribute_to_file(&error, path)) {
-                    Some(problem) => refused(vec![problem]),
-                    None => SettingsError::CommandLine(error),
-                }
-            })?;
-        let exports = takes_archives.then_some(written.exports);
-        Ok(ParsedOptions { matches, exports, warnings, stamp })
+        // The command line of a subcommand has options of its own.
+        let (command, given) = match matches.subcommand() {
+            Some((name, given)) => (command.find_subcommand(name).unwrap_or(command), given),
+            None => (command, matches),
+        };
+        let mut sources = OptionSources::of_command_line(command, given);
+        sources.add_file(file.set_keys());
+        let credentials = match matches.subcommand() {
+            Some(_) => None,
+            None => find_credentials(&sources).map_err(|problem| self.refused(vec![problem]))?,
+        };
+        if credentials.is_some() {
+            sources.add_credential("tls-cert");
+            sources.add_credential("tls-key");
+        }
+        self.check_constraints(command, &sources, path.unwrap_or(Path::new("")))?;
+
+        // What remains of the file takes precedence over defaults.
+        let has_archives = matches.contains_id("named");
+        file.retain(|key| if key == EXPORTS { !has_archives } else { sources.uses_file(key) });
+        let fixed = FixedOptions::of(command, given, &file);
+        let mut matches = matches.clone();
+        for arg in keys::all(command).filter(|arg| arg.get_long().is_some_and(|key| file.has(key)))
+        {
+            matches.try_clear_id(arg.get_id().as_str()).unwrap_or_default();
+        }
+        let options = file.options().map_err(|problem| self.refused(vec![problem]))?;
+        let FileOptions { exports, mut serve, mut log } = options;
+        // Without a file, clap requires an archive.
+        if let Some(path) = path
+            && !has_archives
+            && exports.is_empty()
+            && !sources.contains("export-dir")
+        {
+            let what = ProblemKind::NothingToServe;
+            let problem = ConfigProblem { path: path.to_owned(), line: None, what };
+            return Err(self.refused(vec![problem]));
+        }
+        serve.changeable.snapshots.named = exports;
+        serve.update_from_arg_matches(&matches).map_err(SettingsError::CommandLine)?;
+        log.update_from_arg_matches(&matches).map_err(SettingsError::CommandLine)?;
+        if let Some((certificate, key)) = credentials {
+            let tls = &mut serve.changeable.tls;
+            (tls.tls_cert, tls.tls_key) = (Some(certificate), Some(key));
+        }
+        Ok(MergedOptions { serve, log, fixed, warning, stamp })
+    }
+
+    /// Checks constraints between options. Violations are attributed to the command line or to the
+    /// file at `path`.
+    fn check_constraints(
+        &self,
+        command: &Command,
+        sources: &OptionSources,
+        path: &Path,
+    ) -> Result<(), SettingsError> {
+        let mut problems = Vec::new();
+        for (source, what) in sources.violations() {
+            let line = source.line();
+            if line.is_none() {
+                let error = command.clone().error(ErrorKind::ArgumentConflict, what);
+                return Err(SettingsError::CommandLine(error));
+            }
+            problems.push(ConfigProblem { path: path.to_owned(), line, what });
+        }
+        problems.sort_by_key(|problem| problem.line);
+        if problems.is_empty() { Ok(()) } else { Err(self.refused(problems)) }
+    }
+
+    fn refused(&self, problems: Vec<ConfigProblem>) -> SettingsError {
+        match LogOptions::from_arg_matches(&self.command_line) {
+            Ok(log) => SettingsError::File { log, problems },
+            Err(error) => SettingsError::CommandLine(error),
+        }
     }
 }
 
-/// Returns the contents of the file, and warnings about it.
-fn read_file(
-    path: &Path,
-    command: &Command,
-) -> Result<(FileContents, Vec<String>), Vec<ConfigProblem>> {
-    let (text, note) = file::read(path).map_err(|problem| vec![problem])?;
-    let (written, problems) = file::parse(&text, path, command);
-    if problems.is_empty() { Ok((written, note.into_iter().collect())) } else { Err(problems) }
-}
-
-impl ReloadableOptions {
-    /// Sets the archives of a file, if these are served.
-    fn set_exports(&mut self, exports: Option<Vec<NamedArchive>>) {
-        if let Some(exports) = exports {
-            self.snapshots.replace_named(exports);
-        }
+/// Returns the paths of certificate and key in credentials, unless other options determine them.
+fn find_credentials(sources: &OptionSources) -> Result<Option<(PathBuf, PathBuf)>, ConfigProblem> {
+    let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from) else {
+        return Ok(None);
+    };
+    if sources.determine("tls-cert") || sources.determine("tls-key") {
+        return Ok(None);
+    }
+    let (certificate, key) = (folder.join(CERTIFICATE), folder.join(KEY));
+    let missing = |path, other| {
+        Err(ConfigProblem { path, line: None, what: ProblemKind::MissingCredential(other) })
+    };
+    // If it can't be checked, assume that it exists: falling back to no TLS would be unsafe.
+    let exists = |path: &Path| path.try_exists().unwrap_or(true);
+    match (exists(&certificate), exists(&key)) {
+        (false, false) => Ok(None),
+        (true, false) => missing(key, CERTIFICATE),
+        (false, true) => missing(certificate, KEY),
+        (true, true) => Ok(Some((certificate, key))),
     }
 }
 
 impl FixedOptions {
-    /// Collects all options except those of [`Changeable`].
-    fn of(matches: &ArgMatches) -> Self {
-        let changeable = ReloadableOptions::augment_args(Command::new(""));
-        let is_changeable =
-            |id: &clap::Id| changeable.get_arguments().any(|arg| arg.get_id() == id);
-        let command = Cli::command();
-        let fixed = keys::all(&command).filter(|arg| !is_changeable(arg.get_id()));
-        let values = fixed.filter_map(|arg| {
-            let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
-            Some((arg.get_long()?.to_owned(), values.map(ToOwned::to_owned).collect()))
+    /// Collects the options that a reload can't replace, from the file or else from the command
+    /// line, whose defaults are included.
+    fn of(command: &Command, matches: &ArgMatches, file: &ConfigFile<'_>) -> Self {
+        let values = keys::all(command).filter_map(|arg| {
+            let key = arg.get_long().filter(|key| !RELOADABLE.contains(key))?;
+            let values = match file.values(key) {
+                Some(values) => values.into_iter().map(OsString::from).collect(),
+                None => {
+                    let values = matches.get_raw(arg.get_id().as_str()).into_iter().flatten();
+                    values.map(ToOwned::to_owned).collect()
+                }
+            };
+            Some((key.to_owned(), values))
         });
         Self(values.collect())
     }
@@ -225,7 +301,7 @@ impl SettingsError {
             advice::print_and_exit(Cli::command().error(ErrorKind::InvalidValue, why));
         }
         for problem in problems {
-            tracing::error!("{problem}");
+            tracing::error!(reason = problem.label(), "{problem}");
         }
         std::process::exit(exit_status::USAGE.into())
     }
@@ -234,6 +310,14 @@ impl SettingsError {
 impl ExitStatus for SettingsError {
     fn exit_status(&self) -> u8 {
         exit_status::USAGE
+    }
+
+    /// Returns the label of the first problem.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::File { problems, .. } => problems.first().map_or("usage", ConfigProblem::label),
+            Self::CommandLine(_) => "usage",
+        }
     }
 }
 

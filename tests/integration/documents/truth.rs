@@ -141,12 +141,13 @@ fn messages_are_those_of_the_program() {
 #[test]
 fn labels_are_listed() {
     let mut code = source("src/exit_status.rs");
-    for folder in ["src/service", "src/monitor", "src/log"] {
+    for folder in ["src/service", "src/settings", "src/monitor", "src/log"] {
         code += &all_source(Path::new(&in_repository(folder)));
     }
     let is_label = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     let in_lines = code.split("reason = \"").skip(1);
     let in_lines = in_lines.chain(code.split("(\"reason\", \"").skip(1));
+    let in_lines = in_lines.chain(code.split("label: \"").skip(1));
     let mut labels: BTreeSet<String> =
         in_lines.filter_map(|rest| Some(rest.split('"').next()?.to_owned())).collect();
     let tables = code.split("fixed_exit_status! {").skip(1).filter_map(|it| it.split('}').next());
