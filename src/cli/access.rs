@@ -11,34 +11,34 @@ use serde::Deserialize;
 use super::from_file;
 use super::values::trimmed;
 
-/// Who may come in: for serving, and for asking what would be answered.
+/// Access rules, for serving and for checking what they decide.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 #[command(next_help_heading = "Access")]
 pub(crate) struct Access {
-    /// Who may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses; unix; virtual
-    /// machines as vsock:CID, or vsock for all of them [comma-separated, repeatable; default: this
-    /// machine only]
+    /// Peers that may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, addresses, unix, or
+    /// virtual machines as vsock:CID or vsock [comma-separated, repeatable; default: this machine
+    /// only]
     #[arg(
         long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>
     )]
     #[serde(deserialize_with = "from_file::comma_list")]
     allow: Vec<PeerMatcher>,
-    /// Whose certificate may come in, from where --allow says, or else from anywhere: a
-    /// pattern with * and ? for its URI, DNS name or e-mail address, or, where it has none,
-    /// its common name; for one kind alone uri:…, dns:…, email:…, cn:… or sha256:…
-    /// [repeatable]
+    /// Clients that are authorized by their certificate, from the peers of --allow, or from
+    /// anywhere without --allow: a pattern with * and ? for the URI, DNS name or e-mail address, or
+    /// the common name if the certificate has none of these; uri:…, dns:…, email:…, cn:… or
+    /// sha256:… matches one kind only [repeatable]
     #[arg(long, value_name = "PATTERN")]
     #[serde(deserialize_with = "from_file::list")]
     allow_identity: Vec<IdentityPattern>,
-    /// Who may not connect, whatever else is said [comma-separated, repeatable]
+    /// Peers that may not connect, whatever the other options admit [comma-separated, repeatable]
     #[arg(
         long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>
     )]
     #[serde(deserialize_with = "from_file::comma_list")]
     deny: Vec<PeerMatcher>,
-    /// Rules for addresses, identities, exports and hours, of which the first that fits
-    /// judges. See examples/rules.toml
+    /// File with rules for addresses, identities, exports and hours; the first rule that matches
+    /// decides. See examples/rules.toml
     #[arg(long, value_name = "FILE")]
     rules: Option<PathBuf>,
 }

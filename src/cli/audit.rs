@@ -8,9 +8,9 @@ use serde::Deserialize;
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct AuditOptions {
-    /// Append audit events to this file, or to the standard output with -: who came in, from
-    /// where, with which certificate, what it read, who was kept out and why; a JSON object a
-    /// line. It is opened anew at a SIGHUP, and read by nobody here. See docs/audit.md
+    /// Append audit events to this file, or write them to the standard output with -: clients,
+    /// their addresses and certificates, what they read, refusals and their reasons; one JSON
+    /// object per line. SIGHUP reopens the file. See docs/audit.md
     #[arg(long, value_name = "FILE", help_heading = "Monitoring")]
     audit: Option<PathBuf>,
 }

@@ -10,19 +10,18 @@ use super::values::unix_time;
 pub(crate) struct Check {
     #[command(flatten)]
     pub(crate) access: Access,
-    /// Where the client comes from: an address, unix, or vsock:CID
+    /// Address of the client: an IP address, unix, or vsock:CID
     #[arg(long, value_name = "ADDRESS")]
     from: Peer,
-    /// Who it is: a name of its certificate, such as uri:spiffe://corp/backup/1, dns:NAME,
-    /// email:ADDRESS, cn:NAME or sha256:HASH; without such a beginning, whichever the rules
-    /// ask for
+    /// Name in the client's certificate, such as uri:spiffe://corp/backup/1, dns:NAME,
+    /// email:ADDRESS, cn:NAME or sha256:HASH; without such a prefix, it matches rules for any kind
     /// [repeatable; default: a client without a certificate]
     #[arg(long = "as", value_name = "IDENTITY")]
     identities: Vec<String>,
-    /// When, as 2027-01-31T18:00:00Z [default: now]
+    /// Time of the request, such as 2027-01-31T18:00:00Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = unix_time)]
     at: Option<Timestamp>,
-    /// The export that it wants to open [default: any]
+    /// Export that the client requests [default: any]
     #[arg(value_name = "NAME")]
     export: Option<String>,
 }

@@ -9,49 +9,49 @@ use super::server_target::ServerTarget;
 use super::values::duration;
 
 const LONG_HELP: &str = "\
-It connects as a client would, tries one thing after another, and says of whatever doesn't work
-what to change, and on which side. It works with any NBD server. Nothing is written.
+Connects as a client, performs one check after another, and prints for each problem what to change,
+and on which side. It works with any NBD server, and never writes.
 
-Without --tls-ca or --tls-dir the server's certificate is shown but not verified: anybody could
-have made it. --tls-ca /etc/ssl/certs/ca-certificates.crt verifies it by the CAs of the system.
+Without --tls-ca or --tls-dir, the server's certificate is shown but not verified: it proves
+nothing. --tls-ca /etc/ssl/certs/ca-certificates.crt verifies it with the CAs of the system.
 
-TLS is used if the server offers it; with --tls-ca or --tls-dir, nbds:// and nbds+unix:// it has
-to be offered, with nbd:// and nbd+unix:// it isn't used. The parts of a URI that are known are
-the export, tls-certificates, tls-hostname and socket.
+TLS is used if the server offers it. It is required with --tls-ca, --tls-dir, nbds:// and
+nbds+unix://, and not used with nbd:// and nbd+unix://. Supported parts of a URI are the export,
+tls-certificates, tls-hostname and socket.
 
-With --json there is one object: target, outcome (good, warning, bad), and steps, each with step,
-outcome, reasons (labels of its problems), found, lines, details,
+With --json, the output is one object: target, outcome (good, warning, bad), and steps, each with
+step, outcome, reasons (labels of its problems), found, lines, details,
 advice [{side (client, server, network), reason, text}] and seconds.
 
-EXIT CODES
-  0  it works, perhaps with warnings
-  1  something doesn't work
-  2  the command line is wrong";
+EXIT STATUS
+  0  everything works, possibly with warnings
+  1  a check failed
+  2  invalid command line";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = LONG_HELP, after_help = "Use --help for more, and for exit codes.")]
 pub(crate) struct Doctor {
-    /// The server: HOST, HOST:PORT, [IPV6]:PORT, unix:PATH, or an NBD URI such as
+    /// Server to check: HOST, HOST:PORT, [IPV6]:PORT, unix:PATH, or an NBD URI such as
     /// nbds://HOST/EXPORT
     #[arg(value_name = "SERVER")]
     pub(crate) server: ServerTarget,
-    /// The export to look at [default: the default export, or else the first that is listed]
+    /// Export to check [default: the default export, or else the first one listed]
     #[arg(long, value_name = "NAME")]
     pub(crate) export: Option<String>,
-    /// How long each step may take
+    /// Time limit for each step
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) timeout: Duration,
-    /// Don't measure how fast the export can be read, which takes two seconds or 64 MiB
+    /// Don't measure the read speed, which takes two seconds or reads 64 MiB
     #[arg(long)]
     pub(crate) no_speed: bool,
-    /// Print one object for machines
+    /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
-    /// Verify the server's certificate by these CAs, in PEM form
+    /// CAs to verify the server's certificate with, in PEM format
     #[arg(long, value_name = "FILE", help_heading = "TLS", conflicts_with = "tls_dir")]
     pub(crate) tls_ca: Option<PathBuf>,
-    /// Show this certificate to the server if it asks for one, in PEM form, followed by those
-    /// that lead to its root
+    /// Client certificate for servers that request one, in PEM format, followed by its
+    /// intermediate CAs
     #[arg(
         long,
         value_name = "FILE",
@@ -60,15 +60,15 @@ pub(crate) struct Doctor {
         requires = "tls_ca"
     )]
     pub(crate) tls_cert: Option<PathBuf>,
-    /// The private key of --tls-cert, in PEM form
+    /// Private key of --tls-cert, in PEM format
     #[arg(long, value_name = "FILE", help_heading = "TLS", requires = "tls_cert")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// Take ca-cert.pem, client-cert.pem and client-key.pem from this folder, as libnbd and qemu
-    /// do; the last two needn't be there
+    /// Folder with ca-cert.pem and, optionally, client-cert.pem and client-key.pem, as for libnbd
+    /// and qemu
     #[arg(long, value_name = "DIR", help_heading = "TLS")]
     pub(crate) tls_dir: Option<PathBuf>,
-    /// The name that the server's certificate has to have [default: that of the server; of a
-    /// Unix socket: localhost]
+    /// Name that the server's certificate must contain [default: that of the server; localhost for
+    /// a Unix socket]
     #[arg(long, value_name = "NAME", help_heading = "TLS")]
     pub(crate) tls_hostname: Option<String>,
     /// Don't use TLS, even if the server offers it

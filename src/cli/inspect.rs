@@ -9,11 +9,11 @@ use hexz_reader::limits::DEFAULT_KDF_ITERATIONS;
 use super::OpenArchiveOptions;
 
 const LONG_HELP: &str = "\
-Header, master index and index pages say all of this; the password of an encrypted archive isn't
-needed. Of the blocks only the first is read, to see whether it is a raw disk's. Whether all can
-be read is for \"hexz-nbd verify\".
+The information comes from the header, the master index and the index pages, so the password of an
+encrypted archive isn't needed. Of the blocks, only the first is read, to recognize a raw disk. Use
+\"hexz-nbd verify\" to check that all blocks can be read.
 
-With --json there is one object. Lengths are in bytes; what doesn't apply is null:
+With --json, the output is one object. Lengths are in bytes; fields that don't apply are null:
   archive, file_length, format, layout, writers, compression, dictionary, encryption {iterations},
   blocks {nominal, vary, chunking {average, smallest, largest}}, signature (none, unchecked,
   valid, invalid), manifest {length, files, bytes, list with --files},
@@ -24,36 +24,36 @@ With --json there is one object. Lengths are in bytes; what doesn't apply is nul
   contradictory, unknown}}, stored {blocks, bytes, unshared, copies, copy_bytes, duplicates, saved,
   is_estimate}, parents [{child, name, found}], chain [{file, depth, blocks, bytes}],
   logical_bytes, faults [{file, file_offset, reason, problem}], more_faults
-\"stored\" counts blocks of both streams that have a copy in this file; \"chain\" says where blocks
-that aren't zeros are, and parents are told by their places in it.
+\"stored\" counts blocks of both streams that are stored in this file; \"chain\" counts the blocks
+other than zeros by file, and parents are identified by their positions in it.
 
-EXIT CODES
-  0  nothing is wrong with header and index
-  1  an index page is damaged, a parent or a block in it is missing, a signature isn't valid, or
-     it failed for a reason not named below
-  2  the command line is wrong
-  3  the archive can't be opened at all, or a key can't be used";
+EXIT STATUS
+  0  header and index are intact
+  1  an index page is damaged, a parent or a block in it is missing, a signature is invalid, or
+     any other error
+  2  invalid command line
+  3  the archive can't be opened, or a key can't be used";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = LONG_HELP, after_help = "Use --help for the fields of --json and exit codes.")]
 pub(crate) struct Inspect {
-    /// The archive to look at
+    /// Archive to describe
     #[arg(value_name = "ARCHIVE")]
     pub(crate) archive: PathBuf,
-    /// Print one object for machines
+    /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
     /// List the files of a packed directory
     #[arg(long)]
     pub(crate) files: bool,
-    /// Look for parent archives in this folder too, besides the archive's own [repeatable]
+    /// Search this folder for parent archives, besides the archive's own folder [repeatable]
     #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
     parent_dir: Vec<PathBuf>,
-    /// Let an archive name a parent anywhere on this machine
+    /// Allow parent archives anywhere on this machine
     #[arg(long, help_heading = "Snapshots")]
     allow_parent_anywhere: bool,
-    /// Say whether the archive is signed with this Ed25519 key: a file (32 bytes, 64 hexadecimal
-    /// digits or PEM) or the digits [repeatable: one of them]
+    /// Verify the archive's signature with this Ed25519 key: a file (32 bytes, 64 hexadecimal
+    /// digits or PEM) or the digits [repeatable: any of the keys]
     #[arg(long, value_name = "FILE|HEX", help_heading = "Integrity")]
     verify_key: Vec<OsString>,
 }

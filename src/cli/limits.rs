@@ -38,89 +38,89 @@ const MAX_BANDWIDTH: u64 = 1 << 50;
 #[serde(default, rename_all = "kebab-case")]
 #[command(next_help_heading = "Limits")]
 pub(crate) struct LimitOptions {
-    /// How many clients are served at once
+    /// Number of clients that are served at the same time
     #[arg(long, value_name = "N", default_value = "256", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_connections: usize,
-    /// How many of them may come from one address, or one IPv6 network of 64 bits
+    /// Number of served clients per address, or per IPv6 network of 64 bits
     #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_connections_per_address: usize,
-    /// How many of them may have the same identity, by its certificate
+    /// Number of served clients per identity, according to their certificates
     #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_connections_per_identity: usize,
-    /// How many clients may negotiate at once, besides those that are served
+    /// Number of clients that negotiate at the same time, besides those that are served
     #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_handshakes: usize,
-    /// How many of them may come from one address, or one IPv6 network of 64 bits
+    /// Number of negotiating clients per address, or per IPv6 network of 64 bits
     #[arg(long, value_name = "N", default_value = "32", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_handshakes_per_address: usize,
-    /// How many of them may come from one network: 24 bits of IPv4, 48 of IPv6
+    /// Number of negotiating clients per network: 24 bits of IPv4, 48 bits of IPv6
     #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_handshakes_per_network: usize,
-    /// How many connections an address, or an IPv6 network of 64 bits, may begin in a
-    /// second, averaged over ten
+    /// Rate limit for new connections per address, or per IPv6 network of 64 bits: connections per
+    /// second, averaged over ten seconds
     #[arg(
         long, value_name = "N", default_value = "100",
         value_parser = number::<u32, 1, MAX_COUNT>
     )]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     connection_rate: u32,
-    /// Memory for answers on their way, of all clients. It is a part of --cache-size
+    /// Memory for replies in flight to all clients, which is a part of --cache-size
     #[arg(
         long, value_name = "SIZE", default_value = "32MiB",
         value_parser = size::<MIN_IN_FLIGHT, MAX_SIZE>
     )]
     #[serde(deserialize_with = "from_file::size::<_, _, MIN_IN_FLIGHT, MAX_SIZE>")]
     max_in_flight: ByteSize,
-    /// How much of that one connection may take, but for one larger answer at a time
+    /// Memory for replies in flight per connection; a single larger reply may exceed it
     #[arg(
         long, value_name = "SIZE", default_value = "8MiB",
         value_parser = size::<MIN_PER_CONNECTION, MAX_SIZE>
     )]
     #[serde(deserialize_with = "from_file::size::<_, _, MIN_PER_CONNECTION, MAX_SIZE>")]
     max_in_flight_per_connection: ByteSize,
-    /// How much a client may ask to read a second, in short bursts more [default: no limit]
+    /// Bandwidth per client, in bytes per second; short bursts may exceed it [default: unlimited]
     #[arg(long, value_name = "SIZE", value_parser = size::<MIN_BANDWIDTH, MAX_BANDWIDTH>)]
     #[serde(deserialize_with = "from_file::size::<_, _, MIN_BANDWIDTH, MAX_BANDWIDTH>")]
     max_bandwidth: Option<ByteSize>,
-    /// How many requests a client may send a second, in short bursts more [default: no limit]
+    /// Requests per client and second; short bursts may exceed it [default: unlimited]
     #[arg(long, value_name = "N")]
     #[serde(deserialize_with = "from_file::text")]
     max_requests: Option<NonZeroU32>,
-    /// How many options a client may send until it has chosen an export. Some send two for
-    /// each export that there is
+    /// Number of options that a client may send before it has chosen an export. Some clients send
+    /// two per export
     #[arg(long, value_name = "N", default_value = "4096", value_parser = number::<u32, 1, { u32::MAX }>)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, { u32::MAX }>")]
     max_options: u32,
-    /// How many bytes of data these options may have in all
+    /// Total size of these options
     #[arg(
         long, value_name = "SIZE", default_value = "1MiB",
         value_parser = size::<MIN_OPTION_BYTES, MAX_SIZE>
     )]
     #[serde(deserialize_with = "from_file::size::<_, _, MIN_OPTION_BYTES, MAX_SIZE>")]
     max_option_bytes: ByteSize,
-    /// How long a client may take until it has chosen an export, TLS included
+    /// Time until a client must have chosen an export, including the TLS handshake
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]
     handshake_timeout: Duration,
-    /// How long a client may take for the TLS handshake
+    /// Time limit for the TLS handshake
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]
     tls_handshake_timeout: Duration,
-    /// How long a client may read nothing while its answers keep memory from others
+    /// Time for which a client may stop reading while its replies occupy memory that others need
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]
     stall_timeout: Duration,
-    /// How long a client that is served may ask for nothing [default: as long as it likes]
+    /// Time for which a served client may send no request [default: unlimited]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]
     idle_timeout: Option<Duration>,
-    /// How long clients may delay the end, once this program is told to end
+    /// Time limit for draining in-flight requests at shutdown
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]
     shutdown_timeout: Duration,

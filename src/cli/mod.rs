@@ -1,8 +1,9 @@
 //! The command line.
 //!
 //! The options for serving are grouped by topic: [`archives`], certificates ([`tls`]), [`access`],
-//! [`sockets`], [`limits`] and timeouts, and privileges ([`sandbox`]). This module knows nothing of
-//! the rest of the program. Options in [`Changeable`] are replaced on reload; all others are fixed at start.
+//! [`sockets`], [`limits`] and timeouts, and privileges ([`sandbox`]). A reload replaces
+//! [`ReloadableOptions`]; all other options are fixed at startup. This module doesn't depend on the
+//! rest of the program.
 
 mod access;
 mod archives;
@@ -57,114 +58,115 @@ pub(crate) use verify::{Digest, Verify};
 
 const EXAMPLES: &str = "\
 EXAMPLES
-  Look at it first; nothing needs to be set up:
+  Try it without any setup:
     hexz-nbd demo
 
   Serve a snapshot to this machine:
     hexz-nbd snap.hexz
     nbdinfo nbd://localhost
 
-  Serve it across a network that nobody trusts:
+  Serve it over TLS to an untrusted network:
     hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem --allow 10.0.0.0/8 snap.hexz
     nbdinfo 'nbds://server.example.org/?tls-certificates=/etc/pki/libnbd'
 
-  Make the certificates for that, and for clients:
+  Issue the certificates for that, and for clients:
     hexz-nbd pki init
     hexz-nbd pki server server.example.org
     hexz-nbd pki client backup.example.org
 
-  Let in only who has a certificate, or only some of them:
+  Require client certificates, and admit only some of them:
     hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem --tls-client-ca ca-cert.pem \\
         --tls-client-crl crl.pem --allow-identity 'uri:spiffe://example.org/backup/*' snap.hexz
     hexz-nbd check --rules rules.toml --from 10.1.2.3 --as dns:backup.example.org snap.hexz
 
-  Serve many:
+  Serve several archives, or a folder of them:
     hexz-nbd web=web-server.hexz db.hexz --default-export web
     hexz-nbd --export-dir /srv/snapshots
     nbdinfo --list nbd://localhost
 
-  Let a client start it, without any socket that others could find:
+  Let the client start the server, without a socket that others could connect to:
     nbdinfo [ hexz-nbd snap.hexz ]
     nbdsh -c 'h.connect_command([\"ssh\", \"host\", \"hexz-nbd\", \"--stdio\", \"snap.hexz\"])'
 
-  Keep all options in a file, and see whether it is sound:
+  Keep the options in a file, and check it before use:
     hexz-nbd --config hexz-nbd.toml --check-config
     hexz-nbd --config hexz-nbd.toml
 
-  See who reads what, how fast, in a browser (http://localhost:10810) or a terminal:
+  Monitor connections and rates in a browser (http://localhost:10810) or in a terminal:
     hexz-nbd --monitor 10810 snap.hexz
     hexz-nbd top
 
-  Check an archive, say what it holds, or serve only what is known to be the file that it was:
+  Verify an archive, describe it, or serve it only if it is unchanged:
     hexz-nbd verify snap.hexz
     hexz-nbd inspect snap.hexz
     hexz-nbd digest base.hexz snap.hexz > digests
     hexz-nbd --digest digests snap.hexz
 
-  Find out why a client can't connect, or can't read:
+  Find out why a client can't connect or read:
     hexz-nbd doctor --tls-ca ca-cert.pem server.example.org
 
 CHANGED BLOCKS
-  Clients can ask what differs from a parent or another snapshot that is served:
+  Clients can query the differences from a parent or another served snapshot:
     nbdinfo --map=hexz:changed:monday.hexz nbd://localhost/tuesday.hexz
 
 CONFIGURATION FILE
-  Each option has its place in the file of --config, but those that only make sense on the
-  command line. Relative paths are relative to the working directory, as they are here. An
-  option that is given here replaces the file's, lists too, and whatever of the file
-  contradicts it; archives that are named here replace [exports]. What SIGHUP can't change
-  while it runs is named in the log: it takes a restart.
+  The file of --config has a key for each option except those that are useful on the command
+  line only. Relative paths are relative to the working directory. The command line takes
+  precedence: an option replaces the one in the file, including lists, and overrides options in
+  the file that conflict with it; archives replace the table [exports]. A reload (SIGHUP) can't
+  change all options; the log names those that require a restart.
 
 CERTIFICATE AND KEY
-  Unless --tls-cert or --tls-key is given, they are taken from the systemd credentials
-  hexz-nbd.tls-cert and hexz-nbd.tls-key, if there are both.
+  Without --tls-cert and --tls-key, the server uses the systemd credentials hexz-nbd.tls-cert
+  and hexz-nbd.tls-key if both exist.
 
 PASSWORDS
-  The password of an encrypted archive is taken from --password-file, else from the
-  systemd credential hexz-nbd.password, else from the environment variable HEXZ_PASSWORD.
+  The password of encrypted archives comes from --password-file, else from the systemd
+  credential hexz-nbd.password, else from the environment variable HEXZ_PASSWORD.
 
 SERVICES
-  Sockets that a service manager hands over (LISTEN_FDS) are listened on; --listen can't be
-  given then. It is told when clients are served, what of, of reloads, and, if it has a
-  watchdog, that all is well (NOTIFY_SOCKET).
+  Sockets that a service manager passes (LISTEN_FDS) replace --listen, which can't be used with
+  them. The service manager is notified of startup, reloads, shutdown and the served exports,
+  and, if it has a watchdog, that the server is alive (NOTIFY_SOCKET).
 
 SANDBOX
-  Once its sockets are bound, the program can read the folders of the archives, of parents
-  and of the files that are given here, and nothing else; and append to files in the folder
-  of --audit. If a parent is a link into another folder, name that one with --parent-dir.
+  After binding its sockets, the program can only read the folders of the archives, of their
+  parents and of the files named here, and append to files in the folder of --audit. If a
+  parent is a link into another folder, name that folder with --parent-dir.
 
-EXIT CODES
-  0  it was told to end and did
-  1  it failed for a reason not named below
-  2  the command line or the configuration file is wrong
-  3  no snapshot can be opened (with --strict: one of them), or the password, a key of
+EXIT STATUS
+  0  clean shutdown
+  1  any other error
+  2  invalid command line or configuration file
+  3  no snapshot could be opened (with --strict: one couldn't), or the password, a key of
      --verify-key or a list of --digest can't be used
-  4  the certificate or the key can't be used
-  5  it can't listen where it should, or can't use the sockets that were handed over
-  6  it can't go on as --user, or --sandbox require asks for more than the kernel has
-  7  the file of --audit can't be appended to
-  141  whoever reads the output of a command has ended, as behind \"| head\"
-  Those of \"hexz-nbd verify\", \"inspect\" and \"doctor\" are in their --help
+  4  the certificate or its key can't be used
+  5  the server can't listen, or can't use the sockets that it was passed
+  6  can't change to --user, or the kernel lacks what --sandbox require needs
+  7  can't append to the file of --audit
+  141  the reader of a command's output closed it, as with \"| head\"
+  For \"hexz-nbd verify\", \"inspect\" and \"doctor\", see their --help
 
 ENVIRONMENT
-  HEXZ_PASSWORD  the password, if neither a file nor a credential has it
-  LISTEN_FDS     how many sockets are handed over; LISTEN_PID and LISTEN_FDNAMES go with it
-  NOTIFY_SOCKET  where the service manager listens; WATCHDOG_USEC goes with it
-  RUST_LOG       which lines there are in the log, whatever -v says: error, hexz_nbd=debug,
-                 or as the documentation of the crate tracing-subscriber has it";
+  HEXZ_PASSWORD  the password, unless a file or a credential contains it
+  LISTEN_FDS     number of sockets passed by the service manager, with LISTEN_PID and
+                 LISTEN_FDNAMES
+  NOTIFY_SOCKET  socket of the service manager, with WATCHDOG_USEC
+  RUST_LOG       filter for log lines, which overrides -v: error, hexz_nbd=debug, or any other
+                 directive of the crate tracing-subscriber";
 
-/// Options of the first hour, by their IDs, with what `-h` says of them. It leaves out all others.
+/// The most used options, by their IDs, with their descriptions in `-h`, which omits all others.
 const FIRST_OPTIONS: [(&str, &str); 10] = [
-    ("named", "The archives to serve; the export is called NAME, or like the file"),
-    ("config", "Take options from this TOML file, too"),
-    ("check_config", "Check all options and files, and say what would be served"),
-    ("export_dir", "Serve every archive in this folder, too"),
-    ("password_file", "A file with the password of encrypted archives"),
-    ("tls_cert", "The server's certificate, in PEM form; TLS is required then"),
-    ("tls_key", "The certificate's private key, in PEM form"),
-    ("allow", "Who may connect: networks, addresses, unix, vsock:CID [default: this machine]"),
-    ("listen", "Where to listen: ADDRESS:PORT, unix:PATH or vsock:PORT [default: port 10809]"),
-    ("verbose", "Say more; twice for still more"),
+    ("named", "Archives to serve; the export is called NAME, or like the file"),
+    ("config", "Read options from this TOML file"),
+    ("check_config", "Check all options and files, print what would be served, and exit"),
+    ("export_dir", "Serve all archives in this folder"),
+    ("password_file", "File with the password of encrypted archives"),
+    ("tls_cert", "Certificate of the server, in PEM format; requires clients to use TLS"),
+    ("tls_key", "Private key of the certificate, in PEM format"),
+    ("allow", "Peers that may connect: CIDR, unix or vsock:CID [default: this machine]"),
+    ("listen", "Listen on ADDRESS:PORT, unix:PATH or vsock:PORT [default: port 10809]"),
+    ("verbose", "Increase verbosity; repeat for more"),
 ];
 
 /// Hides an option from `-h`, or replaces its text there; `--help` keeps both.
@@ -180,17 +182,17 @@ fn shorten_help(arg: Arg) -> Arg {
 
 /// Serves Hexz snapshots read-only over NBD and TLS.
 ///
-/// A client sees disks. Their blocks are read from the compressed, de-duplicated archives
-/// and their parents as they are asked for; each is checked before it is sent, and a block
-/// that can't be trusted is an I/O error.
+/// Each snapshot is a disk to clients. Blocks are read on demand from the compressed,
+/// deduplicated archives and their parents, and verified before they are sent; a block that
+/// fails verification is an I/O error.
 ///
-/// Only this machine may connect, unless --allow, --allow-identity or --rules say who else.
-/// Other machines are served through TLS alone, unless --insecure-no-tls is given.
+/// By default, only this machine may connect; --allow, --allow-identity and --rules admit
+/// others. Other machines must use TLS, unless --insecure-no-tls is set.
 #[derive(Debug, Parser)]
 #[command(
     version = env!("HEXZ_NBD_VERSION"),
     after_long_help = EXAMPLES,
-    after_help = "--help has all options, examples, passwords and exit codes.",
+    after_help = "Use --help for all options, examples, passwords and exit codes.",
     mut_args(shorten_help),
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true
@@ -208,61 +210,59 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct ConfigFile {
-    /// Take options from this TOML file, too: max-connections = 100 is --max-connections 100,
-    /// and the table [exports] has archives as NAME = "PATH". What is given here as well, or
-    /// contradicts it, counts instead. Read anew with everything else (SIGHUP). See
-    /// examples/hexz-nbd.toml
+    /// Read options from this TOML file: max-connections = 100 means --max-connections 100, and
+    /// the table [exports] lists archives as NAME = "PATH". The command line takes precedence.
+    /// A reload (SIGHUP) reads the file again. See examples/hexz-nbd.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Check options and all files that they name, open the archives, say what would be
-    /// served, and end with the exit code that the start would have
+    /// Check all options and the files that they name, open the archives, print what would be
+    /// served, and exit with the status that the start would have
     #[arg(long)]
     pub(crate) check_config: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Serve a small snapshot that is built in, over TLS on loopback, and try it out
+    /// Serve a small built-in snapshot over TLS on loopback, and read it back
     Demo(Demo),
-    /// Make certificates: a small CA in a folder, for servers and clients
+    /// Manage a small CA in a folder: issue and revoke certificates for servers and clients
     Pki(Pki),
-    /// Say whether a client would be let in, and which rule says so
+    /// Check whether the access rules admit a client, and which rule decides
     ///
-    /// Ends with 0 if it would, and with 1 if it wouldn't.
+    /// The exit status is 0 if the client is admitted, and 1 if it isn't.
     Check(Check),
-    /// Connect to an NBD server, any one, as a client would, and say what works and what doesn't
+    /// Diagnose problems with any NBD server by connecting as a client
     ///
-    /// Name, connection, greeting, TLS, certificates, exports, reads, speed: one step after
-    /// another, and where one fails, what to change on which side.
+    /// Checks name resolution, connection, greeting, TLS, certificates, exports, reads and speed,
+    /// one after another. If one fails, it prints what to change, and on which side.
     Doctor(Doctor),
-    /// Show in the terminal what a running server does: rates, exports, connections
+    /// Show rates, exports and connections of a running server in the terminal
     ///
-    /// It asks the status listener of a server that was started with --monitor.
+    /// Queries the monitor of a server that was started with --monitor.
     Top(Top),
-    /// Say what an archive holds: streams, blocks, duplicates, parents, signature
+    /// Describe an archive: streams, blocks, duplicates, parents, signature
     ///
-    /// Reads its header and index alone, not the blocks.
+    /// Reads only the header and the index, not the blocks.
     Inspect(Inspect),
-    /// Check every block of archives, and say which bytes of the disk a fault touches
+    /// Verify every block of archives, and print the ranges of the disk that faults affect
     ///
-    /// Reads everything that the disk needs, in the archive and its parents, on all cores:
-    /// index pages, CRC-32, decryption, decompression, length and BLAKE3. For each fault it
-    /// prints what is wrong, in which file, and all byte ranges of the disk that can't be
-    /// read because of it.
+    /// Reads everything that the disk consists of, in the archive and its parents, on all cores,
+    /// and checks index pages, CRC-32, decryption, decompression, length and BLAKE3. For each
+    /// fault, it prints the cause, the file, and all byte ranges of the disk that can't be read.
     Verify(Verify),
-    /// Print the BLAKE3 of whole files, as --digest takes them
+    /// Print the BLAKE3 digests of files, as a list for --digest
     ///
-    /// Prints a line "BLAKE3  PATH" for each, as b3sum does.
+    /// Prints a line "BLAKE3  PATH" for each file, as b3sum does.
     Digest(Digest),
-    /// Print the manual page, or write all pages into a folder
+    /// Print the manual page, or write all manual pages into a folder
     Man(Man),
-    /// Print what bash, zsh or fish needs to complete commands and options
+    /// Print a completion script for bash, zsh or fish
     Completions(Completions),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// End after reading the snapshot back, instead of going on serving
+    /// Exit after reading the snapshot back
     #[arg(long)]
     pub(crate) once: bool,
 }
@@ -271,11 +271,11 @@ pub(crate) struct Demo {
 #[command(next_help_heading = "Log")]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct LogOptions {
-    /// How log lines look
+    /// Format of log lines
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t, global = true)]
     #[serde(deserialize_with = "from_file::choice")]
     pub(crate) log_format: LogFormat,
-    /// Say more; twice for still more
+    /// Increase verbosity; repeat for more
     #[arg(short, long, action = ArgAction::Count, global = true)]
     #[serde(deserialize_with = "from_file::number::<_, _, 0, 9>")]
     pub(crate) verbose: u8,
@@ -283,12 +283,12 @@ pub(crate) struct LogOptions {
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 pub(crate) enum LogFormat {
-    /// For people
+    /// Lines for people
     #[default]
     Text,
-    /// For machines: a flat JSON object a line
+    /// One flat JSON object per line
     Json,
-    /// To the systemd journal itself, with fields such as HEXZ_NBD_PEER, HEXZ_NBD_IDENTITY and
+    /// Entries of the systemd journal with fields such as HEXZ_NBD_PEER, HEXZ_NBD_IDENTITY and
     /// HEXZ_NBD_EXPORT
     Journal,
 }
@@ -308,9 +308,8 @@ pub(crate) struct ServeOptions {
     #[command(flatten)]
     #[serde(flatten)]
     limits: LimitOptions,
-    /// Look every second whether certificates, keys, client CAs, revocation lists, rules or
-    /// digests, or the file of --config, have changed, and read all of them anew when they
-    /// have. SIGHUP does the same at once
+    /// Reload when certificates, keys, client CAs, revocation lists, rules, digests or the file of
+    /// --config have changed. They are checked every second. SIGHUP reloads at once
     #[arg(long, help_heading = "Access")]
     pub(crate) watch: bool,
     #[command(flatten)]
@@ -324,8 +323,8 @@ pub(crate) struct ServeOptions {
     pub(crate) monitoring: MonitorOptions,
 }
 
-/// What is exchanged, all of it at once, when files are read anew. An option that isn't here
-/// takes a restart; a reload says so where the file has changed it.
+/// Options that a reload replaces, all together. Changes to any other option require a restart,
+/// and a reload logs them.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct ReloadableOptions {

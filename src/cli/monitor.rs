@@ -76,18 +76,17 @@ impl FromStr for MonitorAddress {
 #[derive(Debug, Default, Clone, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct MonitorOptions {
-    /// Show by HTTP what goes on: a page for browsers at /, numbers for Prometheus at /metrics,
-    /// both as JSON at /status.json, and /healthz and /readyz. On ADDRESS:PORT, on PORT alone of
-    /// 127.0.0.1 (or ::1 where there is no 127.0.0.1), or on unix:PATH. There is no TLS, and whoever can reach it sees who is
-    /// connected
+    /// Serve monitoring over HTTP: a page at /, Prometheus metrics at /metrics, the same as JSON at
+    /// /status.json, /healthz and /readyz. The address is ADDRESS:PORT, PORT of 127.0.0.1 (or ::1),
+    /// or unix:PATH. Without TLS or authentication: anyone who can connect sees all clients
     #[arg(
         long, value_name = "WHERE", value_parser = os_text(MonitorAddress::parse),
         help_heading = "Monitoring"
     )]
     #[serde(deserialize_with = "from_file::text")]
     pub(crate) monitor: Option<MonitorAddress>,
-    /// A DNS name by which browsers and Prometheus ask for it, if they don't ask for an address
-    /// or for localhost [comma-separated, repeatable]
+    /// Host names, besides addresses and localhost, that HTTP requests to the monitor may use
+    /// [comma-separated, repeatable]
     #[arg(
         long, value_name = "NAME", value_delimiter = ',', value_parser = trimmed::<HostName>,
         help_heading = "Monitoring"

@@ -14,44 +14,44 @@ const MAX_NAMES: usize = 100;
 
 const AFTER_HELP: &str = "\
 EXAMPLE
-  On a machine that is neither the server nor a client:
+  On a machine that is neither a server nor a client:
     hexz-nbd pki init
     hexz-nbd pki server nbd.example.org 192.0.2.7
     hexz-nbd pki client backup.example.org
     hexz-nbd pki show
     hexz-nbd pki revoke backup.example.org
 
-EXIT CODES
-  0  it was done
-  1  it failed
-  2  the command line is wrong";
+EXIT STATUS
+  0  success
+  1  failure
+  2  invalid command line";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Pki {
     #[command(subcommand)]
     pub(crate) command: PkiCommand,
-    /// The folder with the CA and everything that it has made
+    /// Folder of the CA and of all files that it creates
     #[arg(long, value_name = "FOLDER", default_value = "pki", global = true)]
     pub(crate) dir: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum PkiCommand {
-    /// Make a CA: its key, its certificate, and an empty revocation list
+    /// Create a CA: its key, its certificate, and an empty revocation list
     Init(Init),
-    /// Make a certificate for a server
+    /// Issue a certificate for a server
     ///
-    /// NAME is each DNS name or address by which clients call it. Certificate, key and the
-    /// CA's certificate go into the folder servers/NAME.
+    /// Each NAME is a DNS name or an address that clients use for it. The certificate, its key and
+    /// the CA's certificate are written to the folder servers/NAME.
     Server(Issue),
-    /// Make a certificate for a client
+    /// Issue a certificate for a client
     ///
-    /// NAME is who the client is: a DNS name with a dot in it, an e-mail address, a URI such
-    /// as spiffe://example.org/backup, an address, or any words, which become the common
-    /// name. Certificate, key and the CA's certificate go into the folder clients/NAME.
+    /// NAME identifies the client: a DNS name with a dot, an e-mail address, a URI such as
+    /// spiffe://example.org/backup, an address, or other text, which becomes the common name. The
+    /// certificate, its key and the CA's certificate are written to the folder clients/NAME.
     Client(Issue),
-    /// Put a certificate on the revocation list
+    /// Add a certificate to the revocation list
     Revoke(Revoke),
     /// List the CA and the certificates that it has issued
     Show(Show),
@@ -59,10 +59,10 @@ pub(crate) enum PkiCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct Init {
-    /// The CA's name [default: "hexz-nbd CA" and a number that no other CA has]
+    /// Name of the CA [default: "hexz-nbd CA" and a unique number]
     #[arg(long, value_parser = validate_common_name)]
     pub(crate) name: Option<String>,
-    /// How long the CA is valid
+    /// Validity of the CA, in days
     #[arg(long, value_name = "N", default_value_t = CA_DAYS, value_parser = days())]
     pub(crate) days: u32,
     #[command(flatten)]
@@ -71,11 +71,11 @@ pub(crate) struct Init {
 
 #[derive(Debug, Args)]
 pub(crate) struct Issue {
-    /// The names; the folder has the first
+    /// Names for the certificate; the folder is named after the first
     #[arg(value_name = "NAME", required = true, num_args = 1..=MAX_NAMES)]
     pub(crate) names: Vec<String>,
-    /// How long the certificate is valid, but no longer than the CA [default: 397 for a
-    /// server, 90 for a client]
+    /// Validity of the certificate in days, limited by that of the CA [default: 397 for a server,
+    /// 90 for a client]
     #[arg(long, value_name = "N", value_parser = days())]
     pub(crate) days: Option<u32>,
     #[command(flatten)]
@@ -84,26 +84,26 @@ pub(crate) struct Issue {
 
 #[derive(Debug, Args)]
 pub(crate) struct KeyOptions {
-    /// Make an Ed25519 key instead of one on the curve P-256
+    /// Create an Ed25519 key instead of an ECDSA key on P-256
     #[arg(long)]
     pub(crate) ed25519: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Revoke {
-    /// A name, a serial number, or the file of a certificate
+    /// Name, serial number, or file of a certificate
     ///
-    /// All certificates of a name are revoked.
+    /// A name revokes all its certificates.
     #[arg(value_name = "NAME|SERIAL|FILE")]
     pub(crate) which: String,
-    /// Why
+    /// Reason for the revocation
     #[arg(long, value_enum, default_value_t)]
     reason: RevocationReasonArg,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -112,15 +112,15 @@ pub(crate) struct Show {
 enum RevocationReasonArg {
     #[default]
     Unspecified,
-    /// Somebody else has the key, or may have it
+    /// The key is known to others, or may be
     KeyCompromise,
-    /// It belongs to somebody else now
+    /// The owner has changed
     AffiliationChanged,
-    /// There is a new certificate
+    /// A new certificate replaces it
     Superseded,
-    /// It isn't needed any more
+    /// It is no longer needed
     CessationOfOperation,
-    /// It shall not come in any more
+    /// The client is no longer authorized
     PrivilegeWithdrawn,
 }
 

@@ -10,11 +10,11 @@ use super::from_file;
 #[serde(default, rename_all = "kebab-case")]
 #[command(next_help_heading = "Sandbox")]
 pub(crate) struct Sandbox {
-    /// Give up all rights that serving doesn't need, once sockets are bound
+    /// Drop all privileges that serving doesn't need, after sockets are bound
     #[arg(long, value_enum, value_name = "MODE", default_value_t)]
     #[serde(deserialize_with = "from_file::choice")]
     sandbox: SandboxMode,
-    /// Go on as this user, once sockets are bound and keys are read; takes root
+    /// Change to this user after sockets are bound and keys are read; requires root
     #[arg(long, value_name = "USER[:GROUP]")]
     #[serde(deserialize_with = "from_file::text")]
     pub(crate) user: Option<User>,
@@ -22,12 +22,12 @@ pub(crate) struct Sandbox {
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
 enum SandboxMode {
-    /// As far as the kernel can; a warning says what is missing
+    /// As far as the kernel supports it; a warning lists what is missing
     #[default]
     Auto,
-    /// Don't start if a part of it is missing
+    /// Don't start if the kernel lacks a part of it
     Require,
-    /// Keep all rights
+    /// Keep all privileges
     Off,
 }
 

@@ -12,28 +12,27 @@ use super::from_file;
 #[serde(default, rename_all = "kebab-case")]
 #[command(next_help_heading = "TLS")]
 pub(crate) struct TlsOptions {
-    /// The server's certificate in PEM form, followed by those that lead to its root.
-    /// With it TLS is required
+    /// Certificate of the server in PEM format, followed by its intermediate CAs. Clients must use
+    /// TLS then
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_cert: Option<PathBuf>,
-    /// The certificate's private key in PEM form (PKCS#8, PKCS#1 or SEC1)
+    /// Private key of the certificate in PEM format (PKCS#8, PKCS#1 or SEC1)
     #[arg(long, value_name = "FILE")]
     pub(crate) tls_key: Option<PathBuf>,
-    /// The CAs of clients, in PEM form: clients have to show a certificate that one of them
-    /// signed
+    /// CAs for client authentication, in PEM format: clients must present a certificate from one
+    /// of them
     #[arg(long, value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
-    /// Certificates that have been revoked, in PEM form [repeatable]. Each CA between a
-    /// client and its root has to have a list that hasn't run out; of several lists of one CA
-    /// the newest counts
+    /// Revocation lists (CRLs) in PEM format [repeatable]. Each CA of a client's chain must have a
+    /// list that hasn't expired; the newest list of a CA applies
     #[arg(long, value_name = "FILE")]
     #[serde(deserialize_with = "from_file::list")]
     tls_client_crl: Vec<PathBuf>,
-    /// Whether clients have to have a certificate
-    #[arg(long, value_enum, value_name = "WHETHER", default_value_t)]
+    /// Client authentication
+    #[arg(long, value_enum, value_name = "MODE", default_value_t)]
     #[serde(deserialize_with = "from_file::choice")]
     tls_client_auth: ClientAuthMode,
-    /// The oldest TLS version to speak. nbd-client 3.24 speaks 1.2 only
+    /// Minimum TLS version. nbd-client 3.24 supports only 1.2
     #[arg(long, value_enum, value_name = "VERSION", default_value_t)]
     #[serde(deserialize_with = "from_file::choice")]
     tls_min: TlsMin,
@@ -41,7 +40,7 @@ pub(crate) struct TlsOptions {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum TlsMin {
-    /// TLS 1.2, with its forward-secret AEAD suites alone
+    /// TLS 1.2, with forward-secret AEAD cipher suites only
     #[default]
     #[value(name = "1.2")]
     V1_2,
@@ -52,10 +51,10 @@ enum TlsMin {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 enum ClientAuthMode {
-    /// They have to
+    /// Clients must present a certificate
     #[default]
     Require,
-    /// They needn't, but one that they show has to be good
+    /// Clients may present a certificate, which must be valid
     Optional,
 }
 

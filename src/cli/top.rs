@@ -9,30 +9,30 @@ use super::values;
 
 const KEYS: &str = "\
 KEYS
-  q, Esc, Ctrl-C  end
-  s               sort by something else: rate, requests, errors, name
-  e               exports, connections, or both
-  up, down, PgUp, PgDn, Home   through lists that are longer than the screen
+  q, Esc, Ctrl-C  quit
+  s               change the sort order: rate, requests, errors, name
+  e               show exports, connections, or both
+  up, down, PgUp, PgDn, Home   scroll
 
-EXIT CODES
-    0  it was told to end and did
-    1  with --once: the server doesn't answer, or not as expected
-    2  the command line is wrong
-  130  it was interrupted (143: told to end, 129: the terminal went away)
+EXIT STATUS
+    0  quit with a key
+    1  with --once: the server doesn't answer, or its answer is invalid
+    2  invalid command line
+  130  interrupted (143: terminated, 129: the terminal was closed)
 
-Characters that could disturb the terminal, or whose width isn't sure, are written as \\u{…}.";
+Characters that could disturb the terminal, or whose width is uncertain, are shown as \\u{…}.";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = KEYS, after_help = "Use --help for keys and exit codes.")]
 pub(crate) struct Top {
-    /// Where the server's --monitor listens: ADDRESS:PORT, PORT, unix:PATH, or http://ADDRESS:PORT
+    /// Address of the server's --monitor: ADDRESS:PORT, PORT, unix:PATH, or http://ADDRESS:PORT
     #[arg(value_name = "WHERE", default_value_t)]
     pub(crate) place: MonitorEndpoint,
-    /// Print what it says twice asked, as plain text, and end; so does a standard output that is
-    /// no terminal
+    /// Query twice, print plain text, and exit; also the default if the standard output isn't a
+    /// terminal
     #[arg(long)]
     pub(crate) once: bool,
-    /// How long to wait between two questions, from 200ms to 1h
+    /// Time between two queries, from 200ms to 1h
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     pub(crate) interval: Duration,
 }

@@ -8,11 +8,11 @@ use clap::Args;
 use super::archives::OpenArchiveOptions;
 
 const EXIT_CODES: &str = "\
-A block that lives in a parent is checked there. What a parent holds beyond that is checked
-when the parent is given as an ARCHIVE itself. Blocks of zeros that are known by their index
-entry or their hash are not read, as they never are.
+A block that is stored in a parent is verified there. Other blocks of a parent are verified only
+if the parent is an ARCHIVE on the command line. Blocks whose index entry or hash shows that they
+are zeros are never read.
 
-With --json there is one object per line. Lengths are in bytes:
+With --json, the output is one object per line. Lengths are in bytes:
   event unopened: archive, file, reason, problem
   event fault: archive, file, file_offset, reason, problem, stream, blocks, bytes,
     ranges [{offset, length}]
@@ -20,28 +20,27 @@ With --json there is one object per line. Lengths are in bytes:
     zero_blocks, blocks_in_parents, shared_blocks, seconds
 docs/check-archives.md lists the reasons.
 
-EXIT CODES
+EXIT STATUS
   0    every block of every archive can be read
-  1    there are faults, or it failed for a reason not named below
-  2    the command line is wrong
-  3    one of the archives can't be opened at all, or the password, a key or a list of digests
-       can't be used
-  130  it was interrupted (143: told to end, 141: nobody reads its output any more); what it has
-       printed is true, but not all";
+  1    faults were found, or any other error
+  2    invalid command line
+  3    an archive can't be opened, or the password, a key or a list of digests can't be used
+  130  interrupted (143: terminated, 141: the reader of its output closed it); the output is
+       correct but incomplete";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, after_help = "Use --help for exit codes.")]
 pub(crate) struct Verify {
-    /// The archives to check
+    /// Archives to verify
     #[arg(required = true, value_name = "ARCHIVE")]
     pub(crate) archives: Vec<PathBuf>,
-    /// How many threads check [default: as many as there are cores]
+    /// Number of threads [default: number of cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     jobs: Option<u16>,
-    /// Print the results for machines, an object a line
+    /// Print results as JSON, one object per line
     #[arg(long)]
     pub(crate) json: bool,
-    /// Don't say how far it has come
+    /// Don't show progress
     #[arg(short = 'q', long)]
     pub(crate) no_progress: bool,
     #[command(flatten)]
@@ -60,7 +59,7 @@ impl Verify {
 
 #[derive(Debug, Args)]
 pub(crate) struct Digest {
-    /// The files; give the parents of thin archives, too
+    /// Files to read; include the parents of thin archives
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
 }

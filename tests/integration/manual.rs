@@ -87,7 +87,7 @@ fn each_command_has_its_page_and_each_option_stands_there() {
         }
     }
     let pki = manual.read("hexz-nbd-pki.1");
-    assert!(pki.contains("key-compromise Somebody else has the key, or may have it"), "{pki}");
+    assert!(pki.contains("key-compromise The key is known to others, or may be"), "{pki}");
 }
 
 #[test]
@@ -96,16 +96,16 @@ fn the_page_of_the_program_has_what_a_reader_looks_for() {
     let page = manual.read("hexz-nbd.1");
     for part in [
         "NAME hexz-nbd - Serves Hexz snapshots read-only over NBD and TLS SYNOPSIS hexz-nbd [OPTIONS]",
-        "DESCRIPTION A client sees disks.",
-        "--tls-min VERSION The oldest TLS version to speak. nbd-client 3.24 speaks 1.2 only \
-         [default: 1.2] 1.2 TLS 1.2, with its forward-secret AEAD suites alone",
-        "COMMANDS hexz-nbd-demo(1) Serve a small snapshot",
-        "PASSWORDS The password of an encrypted archive is taken from --password-file,",
-        "EXIT STATUS 0 it was told to end and did 1 ",
+        "DESCRIPTION Each snapshot is a disk to clients.",
+        "--tls-min VERSION Minimum TLS version. nbd-client 3.24 supports only 1.2 [default: 1.2] \
+         1.2 TLS 1.2, with forward-secret AEAD cipher suites only",
+        "COMMANDS hexz-nbd-demo(1) Serve a small built-in snapshot",
+        "PASSWORDS The password of encrypted archives comes from --password-file,",
+        "EXIT STATUS 0 clean shutdown 1 ",
         "SIGNALS SIGHUP ",
         "ENVIRONMENT HEXZ_PASSWORD ",
         "FILES ",
-        "EXAMPLES Look at it first; nothing needs to be set up: hexz-nbd demo Serve ",
+        "EXAMPLES Try it without any setup: hexz-nbd demo Serve ",
         "uri:…",
         concat!("hexz-nbd ", env!("CARGO_PKG_VERSION")),
     ] {
@@ -131,8 +131,8 @@ fn the_page_of_the_file_has_each_key() {
     }
     assert!(keys > 40, "{keys} keys were found in {help}");
     for part in [
-        "allow = \"CIDR\" or [\"CIDR\", ...] Who may connect: ",
-        "max-connections = N How many clients are served at once [default: 256]",
+        "allow = \"CIDR\" or [\"CIDR\", ...] Peers that may connect: ",
+        "max-connections = N Number of clients that are served at the same time [default: 256]",
         "strict = true or false Don't start ",
         "EXPORTS The table [exports] ",
         "RELOAD On SIGHUP",

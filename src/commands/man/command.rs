@@ -7,7 +7,7 @@ use super::page::{ManualPage, usage, with_bold_options};
 use super::text::{self, Section};
 
 /// Headings that differ between `--help` and manual pages: the former, and the latter.
-const RENAMED_HEADINGS: &[(&str, &str)] = &[("EXIT CODES", "EXIT STATUS"), ("EXAMPLE", "EXAMPLES")];
+const RENAMED_HEADINGS: &[(&str, &str)] = &[("EXAMPLE", "EXAMPLES")];
 
 /// Sections that come last, in this order, as is usual for manual pages.
 const TRAILING_SECTIONS: &[&str] =

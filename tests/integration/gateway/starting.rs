@@ -151,7 +151,7 @@ fn version_and_help() {
     assert_eq!(version.stdout, format!("hexz-nbd {}{}\n", env!("CARGO_PKG_VERSION"), commit()));
     let help = run(["--help"]);
     assert_eq!(help.code, Some(0));
-    for words in ["EXIT CODES", "EXAMPLES", "HEXZ_PASSWORD", "--tls-cert", "--allow", "--listen"] {
+    for words in ["EXIT STATUS", "EXAMPLES", "HEXZ_PASSWORD", "--tls-cert", "--allow", "--listen"] {
         assert!(help.stdout.contains(words), "{words}");
     }
     let short = run(["-h"]);

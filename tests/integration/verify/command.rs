@@ -213,7 +213,7 @@ fn interrupted_while_it_hashes() {
 fn help_says_what_the_exit_codes_are() {
     let ended = verify(["--help"]);
     assert_eq!(ended.code, Some(0));
-    for words in ["EXIT CODES", "--verify-key", "--digest", "--jobs", "--no-progress", "130"] {
+    for words in ["EXIT STATUS", "--verify-key", "--digest", "--jobs", "--no-progress", "130"] {
         assert!(ended.stdout.contains(words), "{words}");
     }
 }
