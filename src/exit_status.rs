@@ -45,6 +45,11 @@ pub(crate) trait ExitStatus: fmt::Debug + fmt::Display + Send + Sync {
         }
     }
 
+    /// Returns advice for the error, such as the option that helps: the `hint` of its log line.
+    fn hint(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Returns true if the only error is that the reader of the output closed it.
     fn is_closed_output(&self) -> bool {
         false
@@ -86,9 +91,9 @@ impl Failure {
         ExitCode::from(self.exit_status())
     }
 
-    /// Logs the error with its label.
+    /// Logs the error with its label and hint.
     pub(crate) fn log(&self) {
-        tracing::error!(reason = self.label(), "{self}");
+        tracing::error!(reason = self.label(), hint = self.hint(), "{self}");
     }
 
     /// Returns the label of the error.
@@ -99,6 +104,11 @@ impl Failure {
     /// Returns the exit code of the program.
     pub(crate) fn exit_status(&self) -> u8 {
         self.0.exit_status()
+    }
+
+    /// Returns advice for the error, if there is any.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        self.0.hint()
     }
 }
 

@@ -36,6 +36,7 @@
 mod cli;
 mod commands;
 mod exit_status;
+mod hints;
 mod log;
 mod monitor;
 mod service;

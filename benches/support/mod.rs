@@ -60,7 +60,9 @@ pub fn runtime() -> Runtime {
 /// An export whose blocks are all in the cache.
 pub fn cached_export(runtime: &Runtime) -> Arc<SnapshotExport> {
     const CACHE: u64 = 256 * 1024 * 1024;
-    let catalog = Catalog::with_snapshot("export", snapshot(SERVED), BlockReader::new(CACHE));
+    let reader = BlockReader::new(CACHE);
+    let options = OpenOptions::default();
+    let catalog = Catalog::with_snapshot("export", snapshot(SERVED), options, reader);
     let catalog = Arc::new(catalog).view_for(AccessFilter::allow_all());
     runtime.block_on(async {
         let export = catalog.find(b"export").await.unwrap();

@@ -313,7 +313,7 @@ fn is_about_use(kind: &ErrorKind) -> bool {
         ErrorKind::PasswordNeeded
             | ErrorKind::DirectoryArchive
             | ErrorKind::ParentMissing { .. }
-            | ErrorKind::Io("open this parent", _)
+            | ErrorKind::Io("open the parent", _)
     )
 }
 

@@ -28,6 +28,7 @@ mod verify;
 
 use std::path::PathBuf;
 
+use crate::hints::HINTS;
 use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_exports::MemoryPlan;
 use hexz_exports::{BlockReader, Catalog, CatalogError};
@@ -359,7 +360,8 @@ impl ServeOptions {
             index_pages: IndexPageCache::new(memory.index),
             ..options
         };
-        Catalog::new(self.changeable.snapshots.choice(), options, BlockReader::new(memory.blocks))
+        let reader = BlockReader::with_hints(memory.blocks, HINTS);
+        Catalog::new(self.changeable.snapshots.choice(), options, reader)
     }
 
     /// Returns the division of the memory budget.

@@ -13,6 +13,7 @@ use nbd_telemetry::escape;
 
 use crate::cli::{OpenArchiveOptions, SnapshotOptions};
 use crate::exit_status::{self, ExitStatus, Failure};
+use crate::hints;
 use crate::service::password;
 
 /// Maximum length of a key file, in bytes.
@@ -83,6 +84,10 @@ impl ExitStatus for hexz_reader::Error {
     fn label(&self) -> &'static str {
         self.kind.label()
     }
+
+    fn hint(&self) -> Option<&'static str> {
+        hints::of_error(&self.kind)
+    }
 }
 
 /// Returns the options with which archives are opened.
@@ -142,7 +147,8 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     let nothing_is_left = exports.is_empty() && options.export_dir.is_none();
     let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
     for error in failed {
-        tracing::error!(reason = error.kind.label(), "archive skipped: {error}");
+        let hint = hints::of_error(&error.kind);
+        tracing::error!(reason = error.label(), hint, "archive skipped: {error}");
     }
     if let Some(error) = fatal {
         return Err(error.into());

@@ -7,8 +7,9 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
+use super::block_key::BlockKey;
 use super::decoders::DecoderClient;
-use super::reader::{BlockError, BlockKey, BlockReader};
+use super::reader::{BlockError, BlockReader};
 use hexz_reader::{Block, Snapshot, StreamKind};
 use nbd_server::{COPY_THRESHOLD, Segment, Span};
 
@@ -80,7 +81,7 @@ impl Blocks {
             segments.push(segment);
             at = block.end();
         }
-        self.reader.count_hits(hits);
+        self.reader.counters.hits.add(hits);
         Some(())
     }
 

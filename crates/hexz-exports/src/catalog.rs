@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::files::{RefreshOutcome, ServedFiles, ServedFilesCache};
-use super::folder_access::{self, FolderError, FolderFault};
+use super::folder_access::{FolderError, FolderFault};
 use super::folder_slots::{self, FolderSlots};
 use super::inspection::Inspections;
 use super::named::NamedSlots;
 use super::reader::BlockReader;
-use super::slot::{SlotUnavailable, SnapshotSlot};
+use super::slot::{OpenError, SlotUnavailable, SnapshotSlot};
 use super::snapshot::SnapshotExport;
 use super::source::{ArchiveSource, ExportSelection, NamedArchive, NotFoundReason};
 use hexz_reader::{OpenOptions, Snapshot, StreamKind};
@@ -27,12 +27,12 @@ pub(super) const AUXILIARY_SUFFIX: &str = "/aux";
 pub enum CatalogError {
     /// Two archives have the same export name.
     #[error(
-        "two archives would be the export {:?}: give one of them another name, NAME=PATH",
+        "two archives have the export name {:?}: give one of them another one (NAME=PATH)",
         escape::name(.0)
     )]
     SameName(String),
     /// The default export isn't one of the named archives.
-    #[error("the default export {:?} is none of those that are served", escape::name(.0))]
+    #[error("the default export {:?} isn't among the served exports", escape::name(.0))]
     NoSuchDefault(String),
 }
 
@@ -87,8 +87,14 @@ impl Catalog {
         })
     }
 
-    /// Creates a catalog of one snapshot that is already open.
-    pub fn with_snapshot(name: &str, snapshot: Snapshot, reader: Arc<BlockReader>) -> Self {
+    /// Creates a catalog of one snapshot that has been opened with `options`. If its file is
+    /// replaced, it is reopened with the same options.
+    pub fn with_snapshot(
+        name: &str,
+        snapshot: Snapshot,
+        options: OpenOptions,
+        reader: Arc<BlockReader>,
+    ) -> Self {
         let mut named = NamedSlots::default();
         // This can't fail: no other archive can have the same name.
         named.push(name.to_owned(), SnapshotSlot::of(snapshot)).unwrap_or_default();
@@ -96,7 +102,7 @@ impl Catalog {
             named,
             folder: None,
             default: Some(name.to_owned()),
-            options: OpenOptions::default(),
+            options: OpenOptions { read_counters: Arc::clone(reader.reads()), ..options },
             reader,
             files: ServedFilesCache::default(),
             inspections: Arc::new(Inspections::new()),
@@ -171,9 +177,10 @@ impl Catalog {
     pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<hexz_reader::Error>) {
         let mut failed = Vec::new();
         for (_, slot) in self.named.iter() {
-            if let Err(SlotUnavailable(Some(error))) = slot.open(&self.options).await {
-                self.reader.count_open_failure(&error);
-                failed.push(error);
+            let opened = slot.open(&self.options, self.reader.hints).await;
+            if let Err(SlotUnavailable(Some(failure))) = opened {
+                self.reader.counters.open_failures.count(failure.error.label());
+                failed.push(failure.error);
             }
         }
         let mut exports = Vec::new();
@@ -242,18 +249,18 @@ impl Catalog {
 
     /// Opens the snapshot of a slot. Logs why it can't be opened.
     async fn open(&self, name: &str, slot: &SnapshotSlot) -> Option<Arc<Snapshot>> {
-        match slot.open(&self.options).await {
+        match slot.open(&self.options, self.reader.hints).await {
             Ok(snapshot) => Some(snapshot),
             Err(SlotUnavailable(reason)) => {
-                if let Some(error) = reason {
-                    self.reader.count_open_failure(&error);
+                if let Some(OpenError { error, hint }) = reason {
+                    self.reader.counters.open_failures.count(error.label());
                     if let Some(held_back) = self.failure_log_limit.allow() {
-                        let held_back = held_back.field();
-                        let name = escape::name(name);
-                        let (error, hint) = folder_access::with_hint(error).await;
                         tracing::error!(
-                            held_back,
-                            "the export {name:?} can't be served: {error}{hint}"
+                            reason = error.label(),
+                            hint,
+                            held_back = held_back.field(),
+                            "export {:?} can't be served: {error}",
+                            escape::name(name),
                         );
                     }
                 }

@@ -95,10 +95,13 @@ impl Decoders {
         let mut started = 0;
         for number in 0..self.cores {
             let shared = Arc::clone(&self.shared);
-            let thread = std::thread::Builder::new().name(format!("decoder-{number}"));
+            let name = format!("decoder-{number}");
+            let thread = std::thread::Builder::new().name(name.clone());
             match thread.spawn(move || shared.work()) {
                 Ok(_) => started += 1,
-                Err(error) => tracing::error!("can't start a thread for decoding: {error}"),
+                Err(error) => {
+                    tracing::error!(reason = "decoder_thread", "can't start {name}: {error}");
+                }
             }
         }
         // One thread is enough, if slow. Without any, reads must fail instead of waiting forever.

@@ -216,7 +216,7 @@ mod tests {
         let gone = in_folder(folder.path().join("gone"));
         let looked = ServedFilesCache::default().look(&NamedSlots::default(), Some(&gone)).await;
         assert!(!looked.files.unwrap().are_known());
-        assert_eq!(gone.fault(), Some(FolderFault::NotFoundReason));
+        assert_eq!(gone.fault(), Some(FolderFault::Missing));
     }
 
     /// Callers that arrive during a read share one that starts later.

@@ -1,4 +1,4 @@
-//! Checks access to the folder of `--export-dir`, and diagnoses why it can't be read.
+//! Checks access to the export folder, and diagnoses why it can't be read.
 //!
 //! The sandbox permits the folder as it was when the sandbox was entered. A file system mounted
 //! on it later is a different one, which can't be read, not even by root, whatever its
@@ -8,10 +8,8 @@ use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{Access, access};
-use tokio::task::spawn_blocking;
 
 use hexz_reader::{Error as SnapshotError, ErrorKind};
 use nbd_telemetry::escape;
@@ -31,7 +29,7 @@ pub struct FolderError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FolderFault {
     /// The folder doesn't exist.
-    NotFoundReason,
+    Missing,
     /// Another file system was mounted on it, which the sandbox doesn't permit.
     MountedSinceStart,
     /// It was replaced by another folder, which the sandbox doesn't permit.
@@ -46,7 +44,7 @@ impl FolderFault {
     /// Returns a stable label for logs and programs.
     pub fn label(self) -> &'static str {
         match self {
-            Self::NotFoundReason => "folder_missing",
+            Self::Missing => "folder_missing",
             Self::MountedSinceStart => "folder_mounted_since_start",
             Self::ReplacedSinceStart => "folder_replaced_since_start",
             Self::OutsideSandbox => "folder_outside_sandbox",
@@ -57,22 +55,19 @@ impl FolderFault {
     /// Returns the label and a message for the readiness check.
     pub(super) fn unready(self) -> &'static str {
         match self {
-            Self::NotFoundReason => {
-                "folder_missing: there is no folder at the path of --export-dir"
-            }
+            Self::Missing => "folder_missing: the export folder doesn't exist",
             Self::MountedSinceStart => {
-                "folder_mounted_since_start: a file system was mounted on the folder of \
-                 --export-dir, which the sandbox doesn't admit; it takes a restart"
+                "folder_mounted_since_start: a file system was mounted on the export folder after \
+                 startup, which the sandbox doesn't permit; restart"
             }
             Self::ReplacedSinceStart => {
-                "folder_replaced_since_start: another folder is at the path of --export-dir, which \
-                 the sandbox doesn't admit; it takes a restart"
+                "folder_replaced_since_start: the export folder was replaced after startup, which \
+                 the sandbox doesn't permit; restart"
             }
             Self::OutsideSandbox => {
-                "folder_outside_sandbox: the sandbox doesn't admit the folder of --export-dir; it \
-                 takes a restart"
+                "folder_outside_sandbox: the sandbox doesn't permit the export folder; restart"
             }
-            Self::Unreadable => "folder_unreadable: the folder of --export-dir can't be read",
+            Self::Unreadable => "folder_unreadable: the export folder can't be read",
         }
     }
 }
@@ -80,20 +75,18 @@ impl FolderFault {
 impl fmt::Display for FolderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, cause, error } = self;
-        write!(f, "the export folder {} can't be read: ", escape::name(path))?;
+        write!(f, "export folder {} can't be read: ", escape::name(path))?;
         match cause {
-            FolderFault::NotFoundReason | FolderFault::Unreadable => error.fmt(f),
+            FolderFault::Missing | FolderFault::Unreadable => error.fmt(f),
             FolderFault::MountedSinceStart => f.write_str(
-                "a file system has been mounted on it since the start, and the sandbox admits only \
-                 what was there then: restart, or unmount it",
+                "a file system was mounted on it after startup, and the sandbox permits only the \
+                 folder as it was; restart, or unmount it",
             ),
             FolderFault::ReplacedSinceStart => f.write_str(
-                "another folder has taken its place since the start, and the sandbox admits only \
-                 the one that was there then: restart, or put that one back",
+                "it was replaced after startup, and the sandbox permits only the previous folder; \
+                 restart, or restore that folder",
             ),
-            FolderFault::OutsideSandbox => {
-                f.write_str("the sandbox doesn't admit it: restart, or see --sandbox")
-            }
+            FolderFault::OutsideSandbox => f.write_str("the sandbox doesn't permit it; restart"),
         }
     }
 }
@@ -104,38 +97,17 @@ impl std::error::Error for FolderError {
     }
 }
 
-/// Pairs the error with its [`hint`], without blocking the runtime.
-pub(super) async fn with_hint(error: SnapshotError) -> (SnapshotError, &'static str) {
-    if !is_denied(&error) {
-        return (error, "");
-    }
-    let path = Arc::clone(&error.path);
-    let hint = spawn_blocking(move || hint_at(&path)).await;
-    (error, hint.unwrap_or(""))
-}
-
 /// Returns the likely cause if a file can't be opened although its permissions allow it: the
-/// sandbox denies what was mounted or placed there since startup. Empty if that isn't the case.
-/// Blocking.
-pub(super) fn hint(error: &SnapshotError) -> &'static str {
-    if is_denied(error) { hint_at(&error.path) } else { "" }
-}
-
-fn is_denied(error: &SnapshotError) -> bool {
-    matches!(
+/// sandbox denies what was mounted or placed there since startup. Blocking.
+pub(super) fn hint(error: &SnapshotError) -> Option<&'static str> {
+    let is_denied = matches!(
         &error.kind,
         ErrorKind::Io(_, error) if error.kind() == io::ErrorKind::PermissionDenied
+    );
+    (is_denied && access(&*error.path, Access::READ_OK).is_ok()).then_some(
+        "the file permissions allow access, so the sandbox denies it: it permits folders as they \
+         were at startup, without what was mounted on them later",
     )
-}
-
-fn hint_at(path: &Path) -> &'static str {
-    match access(path, Access::READ_OK) {
-        Ok(()) => {
-            "; its permissions allow it, so it is the sandbox that doesn't: it admits folders as \
-             they were at the start, without what has been mounted on them since"
-        }
-        Err(_) => "",
-    }
 }
 
 /// Identity of a folder, independent of its path: device and inode number.
@@ -168,7 +140,7 @@ pub(super) fn open(path: &Path, before: Option<FolderId>) -> Result<(), FolderEr
 pub(super) fn explain(path: &Path, before: Option<FolderId>, error: io::Error) -> FolderError {
     let is_permitted = || access(path, Access::READ_OK | Access::EXEC_OK).is_ok();
     let cause = match error.kind() {
-        io::ErrorKind::NotFound => FolderFault::NotFoundReason,
+        io::ErrorKind::NotFound => FolderFault::Missing,
         // Permissions alone don't explain it.
         io::ErrorKind::PermissionDenied if is_permitted() => moved(before, FolderId::of(path)),
         _ => FolderFault::Unreadable,
@@ -200,7 +172,7 @@ mod tests {
         let before = FolderId::of(folder.path());
         assert!(open(folder.path(), before).is_ok());
         let missing = open(&folder.path().join("none"), None).unwrap_err();
-        assert_eq!(missing.cause, FolderFault::NotFoundReason);
+        assert_eq!(missing.cause, FolderFault::Missing);
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         assert_eq!(open(&file, None).unwrap_err().cause, FolderFault::Unreadable);
@@ -211,18 +183,16 @@ mod tests {
         assert!(error.cause.unready().starts_with(error.cause.label()));
     }
 
-    #[tokio::test]
-    async fn denial_despite_permissions_hints_at_the_sandbox() {
+    #[test]
+    fn denial_despite_permissions_hints_at_the_sandbox() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let opening = |path: &Path, kind| SnapshotError::open_failed(path, io::Error::from(kind));
         for (path, kind, is_hinted) in [
             (file.path(), io::ErrorKind::PermissionDenied, true),
             (file.path(), io::ErrorKind::NotFound, false),
             (Path::new("/none"), io::ErrorKind::PermissionDenied, false),
         ] {
-            let error = opening(path, kind);
-            assert_eq!(hint(&error).contains("sandbox"), is_hinted, "{error}");
-            assert_eq!(with_hint(opening(path, kind)).await.1, hint(&error));
+            let error = SnapshotError::open_failed(path, io::Error::from(kind));
+            assert_eq!(hint(&error).is_some(), is_hinted, "{error}");
         }
     }
 }

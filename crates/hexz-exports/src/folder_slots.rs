@@ -121,7 +121,7 @@ impl FolderSlots {
             Some(error) => tracing::error!(reason = error.cause.label(), "{error}"),
             None => {
                 let path = escape::name(self.path());
-                tracing::info!("the export folder {path} can be read again");
+                tracing::info!("export folder {path} is readable again");
             }
         }
     }
@@ -213,9 +213,10 @@ impl FolderSlots {
                 more => format!(" and {more} more"),
             };
             tracing::warn!(
+                reason = "unserved_files",
                 held_back = held_back.field(),
                 files = unserved.len(),
-                "the export folder {} has files that aren't served: {}{more}",
+                "export folder {} has files that aren't served: {}{more}",
                 escape::name(self.path()),
                 names.join(", "),
             );

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 
 use super::catalog::failure_log_limit;
-use super::folder_access;
+use super::hints::Hints;
 use super::slot::RETRY_AFTER;
 use super::snapshot::describe;
 use super::source::ArchiveSource;
@@ -106,6 +106,7 @@ impl Inspections {
         source: &ArchiveSource,
         stamp: FileStamp,
         options: &OpenOptions,
+        hints: Hints,
     ) {
         // Another task may have inspected it while this one waited for a permit.
         if self.cached(source.path(), stamp) != InspectionResult::NotInspected {
@@ -116,20 +117,21 @@ impl Inspections {
         if found.as_ref().is_err_and(Error::is_transient) {
             return;
         }
-        let hint = found.as_ref().err().map_or("", folder_access::hint);
+        let label = found.as_ref().err().map(Error::label);
+        let hint = found.as_ref().err().and_then(|error| hints.for_open_error(error));
         let result = found.map_err(|error| error.to_string());
-        let reason = result.as_ref().err().cloned();
+        let error = result.as_ref().err().cloned();
         let inspection = Inspection { stamp, at: Instant::now(), result };
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let before = cache.insert(source.path().to_owned(), inspection);
         drop(cache);
         let before = before.and_then(|inspection| inspection.result.err());
-        if let Some(reason) = reason
-            && before.as_ref() != Some(&reason)
+        if let Some(error) = error
+            && before.as_ref() != Some(&error)
             && let Some(held_back) = self.failure_log_limit.allow()
         {
             let (held_back, name) = (held_back.field(), escape::name(name));
-            tracing::warn!(held_back, "the archive {name:?} isn't listed: {reason}{hint}");
+            tracing::warn!(reason = label, hint, held_back, "archive {name:?} not listed: {error}");
         }
     }
 }

@@ -47,6 +47,7 @@
 
 #![deny(missing_docs)]
 
+mod block_key;
 mod blocks;
 pub mod cache;
 mod catalog;
@@ -55,11 +56,13 @@ mod decoders;
 mod files;
 mod folder_access;
 mod folder_slots;
+mod hints;
 mod inspection;
 mod listing;
 mod memory;
 mod named;
 mod reader;
+mod reader_stats;
 mod sharded_counter;
 mod slot;
 mod snapshot;
@@ -69,8 +72,10 @@ mod view;
 
 pub use catalog::{Catalog, CatalogError};
 pub use folder_access::{FolderError, FolderFault};
+pub use hints::Hints;
 pub use memory::MemoryPlan;
-pub use reader::{BlockReader, READ_FAILURE_LABELS, ReaderStats};
+pub use reader::BlockReader;
+pub use reader_stats::{READ_FAILURE_LABELS, ReaderStats};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 pub use snapshot_exports::SnapshotExports;
 pub use source::{ExportFolder, ExportSelection, NamedArchive, NamedArchiveError};

@@ -188,9 +188,10 @@ async fn inspect(catalog: &Catalog, entry: &Entry) {
     let Some(stamp) = entry.stamp else { return };
     let Ok(permit) = Arc::clone(&catalog.inspections.permits).acquire_owned().await else { return };
     let (inspections, options) = (Arc::clone(&catalog.inspections), catalog.options.clone());
+    let hints = catalog.reader.hints;
     let (name, source) = (entry.name.clone(), Arc::clone(&entry.source));
     let inspecting = spawn_blocking(move || {
-        inspections.inspect(&name, &source, stamp, &options);
+        inspections.inspect(&name, &source, stamp, &options, hints);
         drop(permit);
     });
     // If the inspection panics, the archive is listed by name alone.

@@ -1,162 +1,63 @@
 //! Caches decoded blocks, and schedules decoding on the decoder threads.
 
 use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 
+use super::block_key::BlockKey;
 use super::decoders::{DecoderClient, Decoders, JobAbandoned};
-use super::sharded_counter::ShardedCounter;
+use super::hints::Hints;
+use super::reader_stats::{ReaderCounters, ReaderStats};
 use crate::cache::ByteCache;
 use hexz_reader::BackgroundExecutor;
 use hexz_reader::storage::ReadCounters;
-use hexz_reader::{Block, BlockHash, Error, Snapshot, StreamKind};
+use hexz_reader::{Block, Error, Snapshot, StreamKind};
 use nbd_telemetry::RateLimit;
-use nbd_telemetry::{Counts, Tally};
-
-/// Cache key of a block.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum BlockKey {
-    /// Verified hash: equal hashes mean equal bytes, in whatever archive they are.
-    Content(BlockHash),
-    /// Location, for a block without a verified hash; such a block only equals itself.
-    Location { snapshot: u64, archive: usize, stream: StreamKind, start: u64 },
-}
-
-impl BlockKey {
-    /// Returns the key under which a block is cached.
-    pub(super) fn of(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
-        match block.hash() {
-            // An unverified block must not be served for another archive's block.
-            Some(hash) if snapshot.verifies_hashes() => Self::Content(hash),
-            _ => Self::location(block, snapshot, stream),
-        }
-    }
-
-    /// Returns the key under which a block is decoded. Until its bytes have been verified, a
-    /// block only equals itself, so no client waits for another archive's block.
-    fn location(block: &Block, snapshot: &Snapshot, stream: StreamKind) -> Self {
-        Self::Location {
-            snapshot: snapshot.id(),
-            archive: block.chain_index(),
-            stream,
-            start: block.decoded_start(),
-        }
-    }
-}
-
-impl Hash for BlockKey {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        match self {
-            // Any eight bytes of a cryptographic hash are uniformly distributed.
-            Self::Content(BlockHash([a, b, c, d, e, f, g, h, ..])) => {
-                state.write_u64(u64::from_ne_bytes([*a, *b, *c, *d, *e, *f, *g, *h]));
-            }
-            Self::Location { snapshot, archive, stream, start } => {
-                (snapshot, archive, stream, start).hash(state);
-            }
-        }
-    }
-}
 
 /// The block cache and the decoder threads, shared by all exports.
 #[derive(Debug)]
 pub struct BlockReader {
     pub(super) cache: ByteCache<BlockKey>,
     decoders: Decoders,
-    hits: ShardedCounter,
-    misses: ShardedCounter,
-    decoded: AtomicU64,
-    decoded_bytes: AtomicU64,
-    /// Total decoding time, in nanoseconds.
-    decode_nanos: AtomicU64,
+    pub(super) counters: ReaderCounters,
     /// Locks of the parent hash indexes that are being built, by snapshot.
     building: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
     background: Arc<BackgroundExecutor>,
     reads: Arc<ReadCounters>,
-    /// Requests that failed, by reason.
-    read_failures: Tally,
-    open_failures: Tally,
     pub(super) failures: RateLimit,
-}
-
-/// Labels of the reasons for which a request can fail. There is a counter for each from startup.
-pub const READ_FAILURE_LABELS: [&str; 15] = [
-    "crc",
-    "tag",
-    "decompress",
-    "length",
-    "hash",
-    "unresolvable",
-    "uncovered",
-    "ambiguous",
-    "io",
-    "truncated",
-    "changed",
-    "invalid",
-    "too_large",
-    "too_many_blocks",
-    "panicked",
-];
-
-/// Statistics of reads so far.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ReaderStats {
-    /// Current size of the cache, in bytes.
-    pub cached: u64,
-    /// Maximum size of the cache, in bytes.
-    pub capacity: u64,
-    /// Number of requested blocks that were in the cache.
-    pub hits: u64,
-    /// Number of requested blocks that weren't. Blocks of zeros count as neither.
-    pub misses: u64,
-    /// Number of decoded blocks, including prefetched ones.
-    pub decoded: u64,
-    /// Total size of the decoded blocks, in bytes.
-    pub decoded_bytes: u64,
-    /// Total time to read, verify and decode blocks, over all threads.
-    pub decode_time: Duration,
-    /// Number of failed requests, by reason.
-    pub read_failures: Counts,
-    /// Number of failures to open an archive, by reason; repeated failures for the same reason
-    /// count once.
-    pub open_failures: Counts,
-    /// Number of reads from archive files.
-    pub storage_reads: u64,
-    /// Total size of these reads, in bytes.
-    pub storage_bytes: u64,
+    pub(super) hints: Hints,
 }
 
 impl BlockReader {
     /// Creates a reader with a cache of `cache_size` bytes.
     pub fn new(cache_size: u64) -> Arc<Self> {
+        Self::with_hints(cache_size, Hints::default())
+    }
+
+    /// Creates a reader with a cache of `cache_size` bytes. Log lines about archives contain
+    /// `hints`.
+    pub fn with_hints(cache_size: u64, hints: Hints) -> Arc<Self> {
         /// Average block size that packers produce, in bytes.
         const TYPICAL_BLOCK: u64 = 64 * 1024;
         Arc::new(Self {
             cache: ByteCache::new(cache_size, TYPICAL_BLOCK),
             decoders: Decoders::new(),
-            hits: ShardedCounter::default(),
-            misses: ShardedCounter::default(),
-            decoded: AtomicU64::new(0),
-            decoded_bytes: AtomicU64::new(0),
-            decode_nanos: AtomicU64::new(0),
+            counters: ReaderCounters::default(),
             building: Mutex::default(),
             background: Arc::default(),
             reads: Arc::default(),
-            read_failures: Tally::default(),
-            open_failures: Tally::default(),
             failures: RateLimit::new(20, Duration::from_secs(1)),
+            hints,
         })
     }
 
     /// Returns the number of blocks that were read and decoded so far.
     pub fn decoded(&self) -> u64 {
-        self.decoded.load(Ordering::Relaxed)
+        self.counters.decoded()
     }
 
     /// Returns true if a decoder thread still runs jobs, by queueing an empty job ahead of the
@@ -172,35 +73,15 @@ impl BlockReader {
 
     /// Returns the current statistics.
     pub fn stats(&self) -> ReaderStats {
-        let (cached, capacity) = self.cache.usage();
-        ReaderStats {
-            cached,
-            capacity,
-            hits: self.hits.sum(),
-            misses: self.misses.sum(),
-            decoded: self.decoded(),
-            decoded_bytes: self.decoded_bytes.load(Ordering::Relaxed),
-            decode_time: Duration::from_nanos(self.decode_nanos.load(Ordering::Relaxed)),
-            read_failures: self.read_failures.so_far(),
-            open_failures: self.open_failures.so_far(),
-            storage_reads: self.reads.count(),
-            storage_bytes: self.reads.bytes(),
+        self.counters.stats(self.cache.usage(), &self.reads)
+    }
+
+    /// Returns the advice for a failed read, for the log.
+    pub(super) fn hint(&self, cause: &BlockError) -> Option<&'static str> {
+        match cause {
+            BlockError::Snapshot(error) => (self.hints.for_error)(&error.kind),
+            _ => None,
         }
-    }
-
-    /// Counts requested blocks that were in the cache.
-    pub(super) fn count_hits(&self, blocks: u64) {
-        self.hits.add(blocks);
-    }
-
-    /// Counts a request that failed.
-    pub(super) fn count_read_failure(&self, cause: &BlockError) {
-        self.read_failures.count(cause.label());
-    }
-
-    /// Counts an archive that couldn't be opened.
-    pub(super) fn count_open_failure(&self, cause: &Error) {
-        self.open_failures.count(cause.kind.label());
     }
 
     /// Returns a block's bytes for a client, from the cache or decoded, and counts a hit or a
@@ -212,9 +93,9 @@ impl BlockReader {
         stream: StreamKind,
         block: Block,
     ) -> Result<Bytes, BlockError> {
-        let counter =
-            if self.is_cached(snapshot, stream, &block) { &self.hits } else { &self.misses };
-        counter.add(1);
+        let is_cached = self.is_cached(snapshot, stream, &block);
+        let ReaderCounters { hits, misses, .. } = &self.counters;
+        (if is_cached { hits } else { misses }).add(1);
         self.prefetch_block(client, snapshot, stream, block).await
     }
 
@@ -237,7 +118,7 @@ impl BlockReader {
                     self.decode(client, snapshot, block).await?.ok_or(BlockError::Panicked)?
                 }
             };
-            self.count_decoded(&bytes);
+            self.counters.count_decoded(&bytes);
             Ok(Bytes::from(bytes))
         };
         let bytes = self.cache.get_or_insert_with(&key, &place, make).await?;
@@ -256,31 +137,21 @@ impl BlockReader {
         let key = BlockKey::of(block, snapshot, stream);
         let bytes = match self.cache.get(&key) {
             Some(bytes) => {
-                self.hits.add(1);
+                self.counters.hits.add(1);
                 bytes
             }
             None => {
                 let begun = Instant::now();
                 let read = snapshot.try_read_block(block).map_err(BlockError::Snapshot)?;
-                self.count_decoding(begun.elapsed());
+                self.counters.count_decoding(begun.elapsed());
                 let Some(bytes) = read.map(Bytes::from) else { return Ok(None) };
-                self.misses.add(1);
-                self.count_decoded(&bytes);
+                self.counters.misses.add(1);
+                self.counters.count_decoded(&bytes);
                 self.cache.insert(key, bytes.clone());
                 bytes
             }
         };
         of_listed_length(bytes, block).map(Some)
-    }
-
-    fn count_decoding(&self, took: Duration) {
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        self.decode_nanos.fetch_add(took, Ordering::Relaxed);
-    }
-
-    fn count_decoded(&self, bytes: &[u8]) {
-        self.decoded.fetch_add(1, Ordering::Relaxed);
-        self.decoded_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     }
 
     /// Decodes a block on a decoder thread. Returns `None` if that needs the index of the
@@ -299,7 +170,7 @@ impl BlockReader {
         };
         let ran = self.decoders.run(client, block.estimated_cost(), work).await;
         let (read, took) = ran.map_err(|JobAbandoned| BlockError::Panicked)?;
-        self.count_decoding(took);
+        self.counters.count_decoding(took);
         read.map_err(BlockError::Snapshot)
     }
 
@@ -322,7 +193,7 @@ impl BlockReader {
             background.run(|| snapshot.build_parent_index())
         });
         if let Err(error) = build.await.map_err(io::Error::other).flatten() {
-            tracing::error!("the index of parents' blocks can't be built: {error}");
+            tracing::error!(reason = "parent_index", "can't index the parents' blocks: {error}");
         }
         self.building().remove(&id);
     }
@@ -370,19 +241,19 @@ fn of_listed_length(bytes: Bytes, block: &Block) -> Result<Bytes, BlockError> {
 pub(super) enum BlockError {
     #[error(transparent)]
     Snapshot(Error),
-    #[error("decoding panicked; this is a fault of this program")]
+    #[error("decoding panicked, which is a bug")]
     Panicked,
-    #[error("more than 65,536 blocks in one read: ask for less at a time")]
+    #[error("the read covers more than 65,536 blocks")]
     TooManyBlocks,
-    #[error("the index gives one hash to blocks of {cached} and of {listed} bytes")]
+    #[error("the index has one hash for blocks of {cached} and of {listed} bytes")]
     LengthDiffers { cached: usize, listed: u32 },
 }
 
 impl BlockError {
-    /// Returns the label for counters.
-    fn label(&self) -> &'static str {
+    /// Returns the label for counters and the log.
+    pub(super) fn label(&self) -> &'static str {
         match self {
-            Self::Snapshot(error) => error.kind.label(),
+            Self::Snapshot(error) => error.label(),
             Self::Panicked => "panicked",
             Self::TooManyBlocks => "too_many_blocks",
             Self::LengthDiffers { .. } => "length",

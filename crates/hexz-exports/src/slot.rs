@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
 
+use super::hints::Hints;
 use super::source::ArchiveSource;
 use hexz_reader::storage::FileStamp;
 use hexz_reader::{Error, OpenOptions, Snapshot};
@@ -80,7 +81,13 @@ impl OpenFailure {
 
 /// Error of a slot without a snapshot. It carries the reason only the first time, and then none
 /// until the reason changes, so clients can't flood the log.
-pub(super) struct SlotUnavailable(pub(super) Option<Error>);
+pub(super) struct SlotUnavailable(pub(super) Option<OpenError>);
+
+/// Error of opening an archive, with advice for the log.
+pub(super) struct OpenError {
+    pub(super) error: Error,
+    pub(super) hint: Option<&'static str>,
+}
 
 impl SnapshotSlot {
     pub(super) fn new(source: ArchiveSource) -> Self {
@@ -119,6 +126,7 @@ impl SnapshotSlot {
     pub(super) async fn open(
         &self,
         options: &OpenOptions,
+        hints: Hints,
     ) -> Result<Arc<Snapshot>, SlotUnavailable> {
         let mut opened = Arc::clone(&self.opened).lock_owned().await;
         let abandon = AbandonOnDrop(Arc::default());
@@ -126,7 +134,7 @@ impl SnapshotSlot {
         let options = OpenOptions { is_abandoned: Arc::clone(&abandon.0), ..options.clone() };
         let (done, result) = oneshot::channel();
         spawn_blocking(move || {
-            let (after, result) = revalidate(opened.clone(), &slot.source, &options);
+            let (after, result) = revalidate(opened.clone(), &slot.source, &options, hints);
             slot.set_latest(match &after {
                 SlotState::Open(snapshot) => Some(Arc::clone(snapshot)),
                 SlotState::Closed | SlotState::Failed(_) => None,
@@ -136,10 +144,10 @@ impl SnapshotSlot {
             // result.
             drop(opened);
             // The caller is gone and the reason won't be reported again, so it is logged here.
-            if let Err(Err(SlotUnavailable(Some(error)))) = done.send(result)
+            if let Err(Err(SlotUnavailable(Some(OpenError { error, hint })))) = done.send(result)
                 && !error.is_transient()
             {
-                tracing::error!("an export can't be served: {error}");
+                tracing::error!(reason = error.label(), hint, "export can't be served: {error}");
             }
         });
         // The runtime is shutting down, or opening panicked.
@@ -196,6 +204,7 @@ fn revalidate(
     before: SlotState,
     source: &ArchiveSource,
     options: &OpenOptions,
+    hints: Hints,
 ) -> (SlotState, Result<Arc<Snapshot>, SlotUnavailable>) {
     let stamp = FileStamp::of(source.path());
     let known_reason = match before {
@@ -208,20 +217,23 @@ fn revalidate(
         SlotState::Failed(failed) if failed.stamp == stamp => Some(failed.reason),
         _ => None,
     };
+    let unavailable = |error: Error| {
+        let hint = hints.for_open_error(&error);
+        SlotUnavailable(Some(OpenError { error, hint }))
+    };
     match source.open(options) {
         Ok(snapshot) => {
-            snapshot.log_remarks();
+            snapshot.log_remarks(hints.for_remark);
             let snapshot = Arc::new(snapshot);
             (SlotState::Open(Arc::clone(&snapshot)), Ok(snapshot))
         }
         // It says nothing about the file.
-        Err(error) if error.is_transient() => {
-            (SlotState::Closed, Err(SlotUnavailable(Some(error))))
-        }
+        Err(error) if error.is_transient() => (SlotState::Closed, Err(unavailable(error))),
         Err(error) => {
             let failed = Box::new(OpenFailure::new(stamp, &error));
             let is_new = known_reason.is_none_or(|known| known != failed.reason);
-            (SlotState::Failed(failed), Err(SlotUnavailable(is_new.then_some(error))))
+            let failure = if is_new { unavailable(error) } else { SlotUnavailable(None) };
+            (SlotState::Failed(failed), Err(failure))
         }
     }
 }
@@ -279,15 +291,16 @@ mod tests {
         };
         let busy = std::thread::spawn(move || background.run(occupy_and_wait).unwrap());
         occupied.recv().unwrap();
-        let waited = tokio::time::timeout(Duration::from_millis(50), slot.open(&options)).await;
+        let waited =
+            tokio::time::timeout(Duration::from_millis(50), slot.open(&options, Hints::default()))
+                .await;
         assert!(waited.is_err());
         release.send(()).unwrap();
         busy.join().unwrap().unwrap();
 
         assert!(matches!(*slot.opened.lock().await, SlotState::Closed));
-        let again = slot.open(&options).await;
-        assert!(
-            matches!(again, Err(SlotUnavailable(Some(error))) if error.kind.label() == "wrong_password")
-        );
+        let again = slot.open(&options, Hints::default()).await;
+        let Err(SlotUnavailable(Some(failure))) = again else { panic!("it was opened") };
+        assert_eq!(failure.error.label(), "wrong_password");
     }
 }

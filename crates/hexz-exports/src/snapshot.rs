@@ -129,7 +129,7 @@ impl SnapshotExport {
     }
 
     fn read_error(&self, at: u64, cause: &BlockError) -> ReadError {
-        self.blocks.reader.count_read_failure(cause);
+        self.blocks.reader.counters.read_failures.count(cause.label());
         self.log_failure(at, cause);
         ReadError::Unreadable(at)
     }
@@ -137,10 +137,12 @@ impl SnapshotExport {
     fn log_failure(&self, at: u64, cause: &BlockError) {
         if let Some(held_back) = self.blocks.reader.failures.allow() {
             tracing::error!(
+                reason = cause.label(),
+                hint = self.blocks.reader.hint(cause),
                 export = self.name,
                 offset = at,
                 held_back = held_back.field(),
-                "a read failed, the client gets an I/O error: {cause}",
+                "read failed, the client gets an I/O error: {cause}",
             );
         }
     }

@@ -40,9 +40,9 @@ impl SnapshotExports {
         let reader = BlockReader::new(MemoryPlan::distribute(Self::MEMORY, 0).blocks);
         let options = OpenOptions { read_counters: Arc::clone(reader.reads()), ..options };
         let snapshot = Snapshot::open(path, &options)?;
-        snapshot.log_remarks();
-        let catalog = Catalog::with_snapshot(&file_name(path), snapshot, reader);
-        Ok(Self(Arc::new(Catalog { options, ..catalog })))
+        snapshot.log_remarks(|_| None);
+        let catalog = Catalog::with_snapshot(&file_name(path), snapshot, options, reader);
+        Ok(Self(Arc::new(catalog)))
     }
 
     fn view(&self) -> CatalogView {
@@ -124,6 +124,6 @@ mod tests {
 
     #[test]
     fn a_missing_archive_is_an_error() {
-        assert_eq!(SnapshotExports::open("/none.hxz").unwrap_err().kind.label(), "io");
+        assert_eq!(SnapshotExports::open("/none.hxz").unwrap_err().label(), "io");
     }
 }

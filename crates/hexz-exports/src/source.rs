@@ -44,16 +44,16 @@ pub struct ExportSelection {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NamedArchiveError {
     /// `=PATH` or `NAME=`.
-    #[error("{:?} is neither PATH nor NAME=PATH", escape::name(.0))]
+    #[error("expected PATH or NAME=PATH, got {:?}", escape::name(.0))]
     Malformed(OsString),
     /// The name isn't UTF-8, so no client can ask for it.
     #[error(
-        "no export can be called {:?}, since that isn't UTF-8: give it another name, NAME=PATH",
+        "the export name {:?} isn't UTF-8: give it another one (NAME=PATH)",
         escape::name(.0)
     )]
     NotUtf8(OsString),
     /// The name is longer than NBD allows, so no client can ask for it.
-    #[error("an export's name has at most 4096 bytes")]
+    #[error("the export name is longer than 4096 bytes")]
     NameTooLong,
 }
 

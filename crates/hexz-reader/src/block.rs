@@ -4,7 +4,7 @@ use std::fmt;
 
 use nbd_telemetry::Hex;
 
-use super::index::{Content, LocatedBlock};
+use super::index_page::{Content, LocatedBlock};
 
 /// One of the two byte streams of an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -13,6 +13,11 @@ pub enum StreamKind {
     Main,
     /// Data that accompanies the disk, such as a virtual machine's memory.
     Auxiliary,
+}
+
+impl StreamKind {
+    /// Both streams, in the order of the master index.
+    pub(crate) const ALL: [Self; 2] = [Self::Main, Self::Auxiliary];
 }
 
 impl fmt::Display for StreamKind {

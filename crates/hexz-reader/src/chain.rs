@@ -14,8 +14,8 @@ use crate::storage::{FileStorage, Storage};
 /// ancestors, nearest first.
 pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, Error> {
     let path: Arc<Path> = Arc::from(path);
-    let storage =
-        FileStorage::open(&path).map_err(|error| ErrorKind::Io("open it", error).of(&path))?;
+    let storage = FileStorage::open(&path)
+        .map_err(|error| ErrorKind::Io("open the archive", error).of(&path))?;
     let identity = storage.identity();
     let archive = Archive::open(path, Arc::new(storage), options)?;
     ancestors(archive, Some(identity), options, Archive::open, |link| link.found.map(drop))
@@ -43,7 +43,7 @@ pub(super) fn open_for_index(
         Some(storage) => (storage, None),
         None => {
             let file = FileStorage::open(&path)
-                .map_err(|error| ErrorKind::Io("open it", error).of(&path))?;
+                .map_err(|error| ErrorKind::Io("open the archive", error).of(&path))?;
             let identity = file.identity();
             (Arc::new(file) as Arc<dyn Storage>, Some(identity))
         }
@@ -93,7 +93,7 @@ fn ancestors(
     while let Some(PendingArchive { archive, lineage }) = queue.pop_front() {
         let Some(child) = chain.get_mut(archive) else { continue };
         child.parents.clear();
-        let child_path = Arc::clone(&child.path);
+        let child_path = Arc::clone(&child.file.path);
         for name in child.header.parent_paths.clone() {
             let mut follow = || {
                 let (path, storage) = find(&child_path, &name, options)?;
@@ -128,7 +128,7 @@ fn ancestors(
 }
 
 fn chain_start(chain: &[Archive]) -> Arc<Path> {
-    chain.first().map_or_else(|| Arc::from(Path::new("")), |archive| Arc::clone(&archive.path))
+    chain.first().map_or_else(|| Arc::from(Path::new("")), |archive| Arc::clone(&archive.file.path))
 }
 
 /// Finds the parent that the archive at `child` calls `name`.
@@ -147,7 +147,7 @@ fn find(
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
             Err(error) => {
-                return Err(ErrorKind::Io("open this parent", error).of(&Arc::from(path.as_path())));
+                return Err(ErrorKind::Io("open the parent", error).of(&Arc::from(path.as_path())));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Required digests of archives: lists of BLAKE3 hashes in the format of `b3sum`.
+//! Required digests of archives, with which their content is verified.
 //!
 //! Unlike a signature, a digest covers every byte of an archive. It is verified when the archive is
 //! opened, which takes reading all of it. The resulting BLAKE3 tree is kept, and all later reads
@@ -8,20 +8,17 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use bytesize::ByteSize;
-use nbd_telemetry::Hex;
 
+use super::digest_list::{Digest, DigestsError, parse_entry, parse_line};
 use super::error::{Error, ErrorKind, printable};
 use super::limits::{GROUP_CACHE_BYTES, MAX_TREE_MEMORY};
 use crate::storage::{
-    self, FileStamp, GroupCache, HashTree, Storage, TreeBudget, TreeError, VerifiedStorage,
+    FileStamp, GroupCache, HashTree, Storage, TreeBudget, TreeError, VerifiedStorage,
 };
 
 /// Minimum length of a file for which hashing is logged, in bytes.
@@ -40,32 +37,6 @@ impl Default for DigestMemory {
     }
 }
 
-/// BLAKE3-256 hash of a whole file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// Hashes all of `storage` on all cores, in bounded memory.
-    ///
-    /// # Errors
-    /// The storage can't be read.
-    pub fn of(storage: &dyn Storage) -> io::Result<Self> {
-        storage::blake3(storage).map(Self)
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Hex(&self.0).fmt(f)
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// Required digests of archives, by file name.
 #[derive(Debug, Default)]
 pub struct Digests {
@@ -81,37 +52,21 @@ struct RequiredDigest {
     known: Mutex<Option<FileHash>>,
 }
 
+impl RequiredDigest {
+    /// Returns the tree if its digest is the expected one, or else the digest.
+    fn check(&self, tree: Arc<HashTree>) -> Result<Arc<HashTree>, Digest> {
+        let digest = Digest(tree.root());
+        if digest == self.expected { Ok(tree) } else { Err(digest) }
+    }
+}
+
 /// Result of hashing a file.
 #[derive(Debug, Clone)]
 struct FileHash {
     /// Stamp of the file when it was opened.
     stamp: FileStamp,
-    digest: Digest,
-    /// Hash tree; `None` if the digest isn't the expected one.
-    tree: Option<Arc<HashTree>>,
-}
-
-/// Error in a list of digests.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum DigestsError {
-    /// The line with this number isn't in the format of b3sum.
-    #[error(
-        "line {0} is not a BLAKE3 of 64 hexadecimal digits, two spaces and a path, as \
-         \"hexz-nbd digest\" and b3sum write it"
-    )]
-    Line(usize),
-    /// The text isn't `NAME=BLAKE3`.
-    #[error("it is not NAME=BLAKE3, with a file's name and 64 hexadecimal digits")]
-    Entry,
-    /// Two different digests are given for one file name.
-    #[error(
-        "there are two digests for {}; archives are told apart by their file names, without \
-         folders: give one of them another name", printable(Path::new(.0))
-    )]
-    Duplicate(OsString),
-    /// The list is empty.
-    #[error("there is no digest in it")]
-    Empty,
+    /// Hash tree if the digest is the expected one, or the other digest.
+    result: Result<Arc<HashTree>, Digest>,
 }
 
 impl Digests {
@@ -165,9 +120,9 @@ impl Digests {
             if let Some(before) = before.entries.get(name)
                 && let (Ok(mut known), Ok(before)) = (entry.known.lock(), before.known.try_lock())
             {
-                *known = before.clone().map(|hashed| {
-                    let tree = hashed.tree.filter(|_| hashed.digest == entry.expected);
-                    FileHash { tree, ..hashed }
+                *known = before.clone().map(|FileHash { stamp, result }| {
+                    let result = result.and_then(|tree| entry.check(tree));
+                    FileHash { stamp, result }
                 });
             }
         }
@@ -187,14 +142,16 @@ impl Digests {
         memory: &DigestMemory,
     ) -> Result<Arc<dyn Storage>, Error> {
         let entry = self.entry(path)?;
+        let expected = entry.expected;
         // Only threads that need the same file wait here.
         let mut known = entry.known.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = storage.stamp();
-        let tree = match &*known {
-            Some(FileHash { stamp: then, digest, tree })
-                if Some(*then) == stamp && (tree.is_some() || *digest != entry.expected) =>
+        let result = match &*known {
+            // A digest that only this list expects needs the tree, which was dropped.
+            Some(hash)
+                if Some(hash.stamp) == stamp && hash.result.as_ref().err() != Some(&expected) =>
             {
-                tree.clone().filter(|_| *digest == entry.expected).ok_or(*digest)
+                hash.result.clone()
             }
             _ => {
                 // Frees the memory of the previous file's tree first.
@@ -204,20 +161,14 @@ impl Digests {
                 }
                 let tree = hash_archive(path, storage.as_ref(), &memory.trees)
                     .map_err(|error| error_kind(error).of(path))?;
-                let digest = Digest(tree.root());
-                let tree = (digest == entry.expected).then(|| Arc::new(tree));
-                *known = stamp.map(|stamp| FileHash { stamp, digest, tree: tree.clone() });
-                tree.ok_or(digest)
+                let result = entry.check(Arc::new(tree));
+                *known = stamp.map(|stamp| FileHash { stamp, result: result.clone() });
+                result
             }
         };
         drop(known);
-        match tree {
-            Ok(tree) => {
-                let recent = Arc::clone(&memory.recent);
-                Ok(Arc::new(VerifiedStorage::new(storage, tree, recent)))
-            }
-            Err(got) => Err(ErrorKind::DigestMismatch { got, expected: entry.expected }.of(path)),
-        }
+        let tree = result.map_err(|got| ErrorKind::DigestMismatch { got, expected }.of(path))?;
+        Ok(Arc::new(VerifiedStorage::new(storage, tree, Arc::clone(&memory.recent))))
     }
 
     /// Drops the trees of archives that aren't open any more. They are hashed again on demand.
@@ -225,7 +176,7 @@ impl Digests {
         for entry in self.entries.values() {
             // A locked entry is being hashed right now, so it is in use.
             if let Ok(mut known) = entry.known.try_lock()
-                && let Some(FileHash { tree: Some(tree), .. }) = &*known
+                && let Some(FileHash { result: Ok(tree), .. }) = &*known
                 && Arc::strong_count(tree) == 1
             {
                 *known = None;
@@ -249,173 +200,33 @@ fn hash_archive(
     let length = storage.length();
     let size = ByteSize::b(length).display().iec();
     if length >= MIN_LOGGED_LENGTH {
-        tracing::info!("{}: comparing all of its {size} with its digest", printable(path));
+        tracing::info!("{}: hashing {size} to verify its digest", printable(path));
     }
     let start = Instant::now();
     let tree = HashTree::of(storage, budget)?;
     if length >= MIN_LOGGED_LENGTH {
         let seconds = start.elapsed().as_secs().max(1);
         let rate = ByteSize::b(length / seconds).display().iec();
-        tracing::info!("{}: hashed {size} in {seconds} s, {rate}/s", printable(path));
+        tracing::info!("{}: hashed {size} in {seconds} s ({rate}/s)", printable(path));
     }
     Ok(tree)
 }
 
 fn error_kind(error: TreeError) -> ErrorKind {
     match error {
-        TreeError::Io(error) => ErrorKind::Io("read all of it for its digest", error),
+        TreeError::Io(error) => ErrorKind::Io("hash the file", error),
         TreeError::Memory { needed, limit } => ErrorKind::TooLarge {
-            what: "the memory for the hashes of all archives of --digest, in bytes,",
+            what: "the memory for verifying archives by digest, in bytes,",
             got: needed,
             limit,
         },
     }
 }
 
-/// Formats a line of a list, without a line break.
-pub fn format_line(digest: Digest, path: &Path) -> Vec<u8> {
-    let mut line = Vec::new();
-    let path = path.as_os_str().as_bytes();
-    let is_odd = path.iter().any(|byte| b"\\\n\r".contains(byte));
-    if is_odd {
-        line.push(b'\\');
-    }
-    line.extend(format!("{digest}  ").as_bytes());
-    for &byte in path {
-        match byte {
-            b'\\' => line.extend(br"\\"),
-            b'\n' => line.extend(br"\n"),
-            b'\r' => line.extend(br"\r"),
-            byte => line.push(byte),
-        }
-    }
-    line
-}
-
-/// Parses the digest and the file name of a line. A leading backslash means that line breaks and
-/// backslashes in the path are escaped.
-fn parse_line(line: &[u8]) -> Option<(Digest, OsString)> {
-    let (line, is_escaped) = match line.strip_prefix(b"\\") {
-        Some(line) => (line, true),
-        None => (line, false),
-    };
-    let (digest, path) = line.split_at_checked(64)?;
-    let digest = parse_digest(digest)?;
-    // An asterisk marks binary mode in the formats of related tools.
-    let path = path.strip_prefix(b"  ").or_else(|| path.strip_prefix(b" *"))?;
-    let path = if is_escaped { unescape(path)? } else { path.to_vec() };
-    let name = Path::new(&OsString::from_vec(path)).file_name()?.to_owned();
-    Some((digest, name))
-}
-
-fn unescape(path: &[u8]) -> Option<Vec<u8>> {
-    let mut plain = Vec::with_capacity(path.len());
-    let mut bytes = path.iter();
-    while let Some(&byte) = bytes.next() {
-        plain.push(match (byte, byte == b'\\') {
-            (byte, false) => byte,
-            (_, true) => match bytes.next()? {
-                b'n' => b'\n',
-                b'r' => b'\r',
-                b'\\' => b'\\',
-                _ => return None,
-            },
-        });
-    }
-    Some(plain)
-}
-
-fn parse_entry(entry: &OsStr) -> Option<(&OsStr, Digest)> {
-    let (rest, digest) = entry.as_bytes().split_last_chunk::<64>()?;
-    let name = OsStr::from_bytes(rest.strip_suffix(b"=")?);
-    // A plain file name, without directories.
-    let is_name = Path::new(name).file_name() == Some(name);
-    is_name.then_some((name, parse_digest(digest)?))
-}
-
-fn parse_digest(hex: &[u8]) -> Option<Digest> {
-    blake3::Hash::from_hex(hex).ok().map(|hash| Digest(*hash.as_bytes()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::storage::{CountedStorage, FileStorage, GROUP_LEN, ReadCounters};
-
-    const HEX: &str = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391da";
-
-    fn digests(list: &str) -> Result<Digests, DigestsError> {
-        let mut digests = Digests::default();
-        digests.add_list(list.as_bytes()).map(|()| digests)
-    }
-
-    fn has_digest_for(digests: &Digests, path: &str) -> bool {
-        digests.require(&Arc::from(Path::new(path))).is_ok()
-    }
-
-    #[test]
-    fn digests_are_matched_by_file_name() {
-        let list = format!("{HEX}  a/b.hxz\r\n\n{}  with  two.hxz\n{HEX} *c", HEX.to_uppercase());
-        let digests = digests(&list).unwrap();
-        for path in ["b.hxz", "/x/b.hxz", "with  two.hxz", "c"] {
-            assert!(has_digest_for(&digests, path), "{path}");
-        }
-        for path in ["a", "B.hxz", "b.hxz.old", "two.hxz", "b.hxz/..", ""] {
-            assert!(!has_digest_for(&digests, path), "{path}");
-        }
-    }
-
-    #[test]
-    fn malformed_lists_are_rejected() {
-        for (list, number) in [
-            (HEX.to_owned(), 1),
-            (format!("{HEX}  a\n{HEX} b"), 2),
-            (format!("{HEX}  "), 1),
-            (format!("{HEX}  .."), 1),
-            (format!("  {HEX}  a"), 1),
-            (format!("{}  a", &HEX[1..]), 1),
-            (format!("BLAKE3 (a) = {HEX}"), 1),
-            (format!("\\{HEX}  a\\b"), 1),
-            (format!("\u{e9}{HEX}  a"), 1),
-        ] {
-            assert_eq!(digests(&list).unwrap_err(), DigestsError::Line(number), "{list}");
-        }
-        assert_eq!(digests("\n\n").unwrap_err(), DigestsError::Empty);
-    }
-
-    #[test]
-    fn conflicting_digests_of_one_name_are_rejected() {
-        assert!(digests(&format!("{HEX}  a/x\n{HEX}  b/x")).is_ok());
-        let other = HEX.replace('3', "4");
-        let twice = digests(&format!("{HEX}  a/x\n{other}  b/x"));
-        assert_eq!(twice.unwrap_err(), DigestsError::Duplicate("x".into()));
-    }
-
-    #[test]
-    fn single_digests_are_parsed() {
-        let mut digests = Digests::default();
-        for good in [format!("a.hxz={HEX}"), format!("b=c={HEX}")] {
-            assert!(Digests::is_entry(good.as_ref()));
-            digests.add_entry(good.as_ref()).unwrap();
-        }
-        assert!(has_digest_for(&digests, "x/a.hxz") && has_digest_for(&digests, "b=c"));
-        for bad in [HEX.to_owned(), format!("={HEX}"), format!("a/b={HEX}"), format!("a={HEX}0")] {
-            assert!(!Digests::is_entry(bad.as_ref()), "{bad}");
-            assert_eq!(digests.add_entry(bad.as_ref()), Err(DigestsError::Entry));
-        }
-    }
-
-    #[test]
-    fn formatted_lines_round_trip() {
-        let digest = parse_digest(HEX.as_bytes()).unwrap();
-        for name in ["plain.hxz", "a b", "line\nbreak", "back\\slash", "\\n", "cr\r"] {
-            let line = format_line(digest, &Path::new("folder").join(name));
-            assert_eq!(parse_line(&line), Some((digest, name.into())), "{name:?}");
-            assert!(!line.contains(&b'\n'));
-        }
-        let plain = format_line(digest, Path::new("a.hxz"));
-        assert_eq!(plain, format!("{HEX}  a.hxz").into_bytes());
-    }
 
     /// Files of pseudorandom bytes, with a count of what is read of them.
     struct TestFiles {

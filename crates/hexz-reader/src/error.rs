@@ -23,6 +23,11 @@ pub struct Error {
 }
 
 impl Error {
+    /// Returns the stable label of the [kind](ErrorKind::label).
+    pub fn label(&self) -> &'static str {
+        self.kind.label()
+    }
+
     /// Returns true if the error says nothing about the file: the system had no descriptor or
     /// memory left, or nobody waited any more.
     pub fn is_transient(&self) -> bool {
@@ -71,7 +76,7 @@ impl Error {
 
     /// Creates an error for an archive's file that can't be opened.
     pub fn open_failed(path: &Path, error: io::Error) -> Self {
-        ErrorKind::Io("open it", error).of(&Arc::from(path))
+        ErrorKind::Io("open the archive", error).of(&Arc::from(path))
     }
 }
 
@@ -99,22 +104,19 @@ pub enum ErrorKind {
     #[error("can't {0}: {1}")]
     Io(&'static str, #[source] io::Error),
     /// The file isn't a Hexz archive.
-    #[error(
-        "this is no Hexz archive: it doesn't begin with \"HEXZ\". To make one of a disk image: \
-         hexz pack disk.img disk.hxz"
-    )]
+    #[error("not a Hexz archive: it doesn't start with \"HEXZ\"")]
     NotHexz,
     /// The format version is unknown.
-    #[error("this archive has format version {0}; only version 1 is known")]
+    #[error("the format version is {0}, expected 1")]
     UnknownVersion(u32),
     /// The file is shorter than its header or index requires.
-    #[error("the file ends within {0}; it was truncated, or its copying did not finish")]
+    #[error("the file ends within {0}: it was truncated, or not copied completely")]
     Truncated(&'static str),
     /// A field has an invalid value.
-    #[error("{0} is not valid; the file is damaged, or not what it claims to be")]
+    #[error("{0} is invalid: the file is damaged or malformed")]
     Invalid(&'static str),
     /// A length exceeds the limit for memory allocation.
-    #[error("{what} is {got}, more than the limit of {limit}")]
+    #[error("{what} is {got}, the limit is {limit}")]
     TooLarge {
         /// Name of the length.
         what: &'static str,
@@ -124,23 +126,21 @@ pub enum ErrorKind {
         limit: u64,
     },
     /// A password is needed.
-    #[error(
-        "this archive is encrypted: give its password by --password-file, the systemd \
-         credential \"hexz-nbd.password\" or the environment variable HEXZ_PASSWORD"
-    )]
+    #[error("the archive is encrypted, and no password was given")]
     PasswordNeeded,
     /// The password doesn't decrypt the archive.
-    #[error("the password is wrong for this archive")]
+    #[error("the password doesn't decrypt the archive")]
     WrongPassword,
     /// The archive holds a packed directory, not a disk.
-    #[error(
-        "this archive holds a packed directory, not a disk image: its stream is the files' \
-         contents one after another. Extract it with the Hexz tools, or give --raw to use \
-         the bare stream"
-    )]
+    #[error("the archive contains a packed directory, not a disk image")]
     DirectoryArchive,
     /// A parent wasn't found in any directory that may be searched.
-    #[error("its parent {:?} was not found (looked for {}){}", escape::name(.name), list(.tried), hint(.name, *.is_outside))]
+    #[error(
+        "the parent {:?} was not found (searched for {}){}",
+        escape::name(.name),
+        list(.tried),
+        outside(*.is_outside)
+    )]
     ParentMissing {
         /// Name of the parent, as recorded in the archive.
         name: String,
@@ -150,34 +150,28 @@ pub enum ErrorKind {
         is_outside: bool,
     },
     /// The archive is its own ancestor.
-    #[error("this archive is its own ancestor: parents go in a circle through {:?}", escape::name(.0))]
+    #[error("the parents form a cycle through {:?}", escape::name(.0))]
     ParentCycle(String),
     /// The backing chain has too many archives.
-    #[error("its chain of parents has more than {0} archives")]
+    #[error("the backing chain has more than {0} archives")]
     ChainTooDeep(usize),
     /// A signature is required, but the archive has none.
-    #[error(
-        "this archive isn't signed, and --verify-key asks for a signature: sign it with the \
-         Hexz tools (hexz sign). The parents of a signed archive have to be signed, too"
-    )]
+    #[error("the archive isn't signed, and a signature is required")]
     NotSigned,
     /// The signature isn't valid for the content by any of the given keys.
     #[error(
-        "its signature is not valid by any key of --verify-key: somebody else has signed it, or \
-         its master index is not what was signed. Get the archive again from where it comes \
-         from; if it is signed with another key that you trust, give that key, too"
+        "the signature isn't valid for any of the required keys: the archive was changed, or signed \
+         with another key"
     )]
     InvalidSignature,
     /// Digests are required, but there is none for this archive.
     #[error(
-        "--digest has no BLAKE3 for a file of this name. Each archive and each of its parents \
-         needs one; if you trust the file, add what \"hexz-nbd digest\" prints for it"
+        "no digest is given for a file of this name, and one is required of each archive and parent"
     )]
     NoDigest,
     /// The file doesn't match its digest.
     #[error(
-        "its BLAKE3 is {got}, --digest says {expected}: it is not the file that the digest was \
-         made of, or it was damaged. Get it again from where it comes from"
+        "the BLAKE3 digest is {got}, expected {expected}: the file was replaced, changed or damaged"
     )]
     DigestMismatch {
         /// Digest of the file.
@@ -187,14 +181,12 @@ pub enum ErrorKind {
     },
     /// A part of the file has changed since the file was compared with its digest.
     #[error(
-        "these bytes are not those that were compared with --digest: the file has been written to \
-         since, or its disk returns other bytes. Put the file that the digest is of in its place"
+        "the content differs from that verified by digest: the file was changed, or its disk \
+         returns other bytes"
     )]
     ContentChanged,
     /// The stored bytes don't match their CRC-32.
-    #[error(
-        "the stored block is damaged: its CRC-32 is {got:#010x}, the index says {expected:#010x}"
-    )]
+    #[error("the stored block is damaged: its CRC-32 is {got:#010x}, expected {expected:#010x}")]
     ChecksumMismatch {
         /// CRC-32 of the bytes in the file.
         got: u32,
@@ -202,13 +194,13 @@ pub enum ErrorKind {
         expected: u32,
     },
     /// The authentication tag of AES-GCM doesn't match.
-    #[error("the stored block can't be decrypted: its authentication tag is wrong")]
+    #[error("can't decrypt the stored block: its authentication tag is wrong")]
     AuthenticationTag,
     /// The stored bytes can't be decompressed.
-    #[error("the stored block can't be decompressed: {0}")]
+    #[error("can't decompress the stored block: {0}")]
     Decompress(String),
     /// The length of the decompressed block differs from the index.
-    #[error("the block has {got} bytes, the index says {expected}")]
+    #[error("the block has {got} bytes, expected {expected}")]
     LengthMismatch {
         /// Number of decompressed bytes.
         got: usize,
@@ -216,7 +208,7 @@ pub enum ErrorKind {
         expected: u32,
     },
     /// The decompressed block doesn't match its hash.
-    #[error("the block's BLAKE3 is {got}, the index says {expected}")]
+    #[error("the block's BLAKE3 is {got}, expected {expected}")]
     HashMismatch {
         /// Hash of the decompressed bytes.
         got: BlockHash,
@@ -224,7 +216,7 @@ pub enum ErrorKind {
         expected: BlockHash,
     },
     /// No block covers a range of the stream.
-    #[error("no block covers the {stream} stream at byte {at}")]
+    #[error("no block covers byte {at} of the {stream} stream")]
     Uncovered {
         /// Affected stream.
         stream: super::StreamKind,
@@ -234,8 +226,7 @@ pub enum ErrorKind {
     /// The blocks end before the stated length.
     #[error(
         "the blocks of the {stream} stream end at byte {end}, before its stated length of {size} \
-         bytes, as \"hexz convert tar\" writes it: nothing is known of the bytes in between. \
-         --zero-uncovered reads them as zeros, as Hexz does"
+         bytes (\"hexz convert tar\" writes such archives): the content in between is unknown"
     )]
     EndsEarly {
         /// Affected stream.
@@ -247,8 +238,8 @@ pub enum ErrorKind {
     },
     /// A reference by offset has no unique parent to read from.
     #[error(
-        "the block at byte {at} of the {stream} stream is left to the parent's bytes at the same \
-         offset, but the archive names {parents} parents, or its parent can't be opened"
+        "the block at byte {at} of the {stream} stream refers to the same offset of a parent, \
+         which takes exactly one readable parent; the archive names {parents}"
     )]
     NoParentToRead {
         /// Affected stream.
@@ -262,15 +253,15 @@ pub enum ErrorKind {
     #[error("{0}")]
     Ambiguous(Box<Ambiguity>),
     /// The index of the parents' hashes is needed, but the caller didn't allow building it.
-    #[error("the index of its parents' blocks hasn't been built")]
+    #[error("the index of the parents' blocks hasn't been built")]
     IndexNotBuilt,
     /// The caller was gone before its turn to derive a key.
-    #[error("nobody waits for it any more")]
+    #[error("canceled: the caller no longer waits")]
     Abandoned,
     /// The key derivation requests more iterations than allowed.
     #[error(
-        "its key takes {got} iterations of PBKDF2, more than the limit of {limit}: the Hexz tools \
-         use 600000. If you trust the archive, allow more with --max-key-iterations"
+        "the key derivation takes {got} iterations of PBKDF2, the limit is {limit}; the Hexz tools \
+         use 600000"
     )]
     KeyIterations {
         /// Number of iterations in the header.
@@ -280,8 +271,8 @@ pub enum ErrorKind {
     },
     /// No parent has the block.
     #[error(
-        "the block at byte {at} of the {stream} stream (BLAKE3 {hash}) is in none of its \
-         parents; is one of them not the file that it was packed against?"
+        "no parent has the block at byte {at} of the {stream} stream (BLAKE3 {hash}); one of them \
+         may differ from the file that the archive was packed against"
     )]
     Unresolvable {
         /// Affected stream.
@@ -321,9 +312,7 @@ impl fmt::Display for Ambiguity {
             f,
             "the reference at byte {at} of the {stream} stream is ambiguous: by offset it means \
              {length} bytes at the same offset of {} (BLAKE3 {by_offset}), by hash the block at \
-             byte {holder_at} of {} (BLAKE3 {hash}). Decide with --resolve-references FILE=offset \
-             if \"hexz commit --thin\" or merge_overlay made the archive, or FILE=hash if it was \
-             packed against its parent",
+             byte {holder_at} of {} (BLAKE3 {hash})",
             printable(parent),
             printable(holder),
         )
@@ -331,7 +320,7 @@ impl fmt::Display for Ambiguity {
 }
 
 impl ErrorKind {
-    /// Returns a stable label for metrics.
+    /// Returns a stable label for metrics, logs and programs.
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io(..) => "io",
@@ -374,11 +363,6 @@ impl ErrorKind {
     pub(super) fn of(self, path: &Arc<Path>) -> Error {
         Error { path: Arc::clone(path), offset: None, kind: self }
     }
-
-    /// Attributes the problem to the file `path`, at `offset`.
-    pub(super) fn at(self, path: &Arc<Path>, offset: u64) -> Error {
-        Error { path: Arc::clone(path), offset: Some(offset), kind: self }
-    }
 }
 
 /// Escapes a path for log lines and messages: the names of parents come from untrusted archives.
@@ -396,14 +380,6 @@ fn list(paths: &[PathBuf]) -> String {
     }
 }
 
-fn hint(name: &str, is_outside: bool) -> String {
-    if is_outside {
-        format!(
-            ". Put it beside the archive or give its folder as --parent-dir; if the archive is \
-             trusted to name any file of this machine, --allow-parent-anywhere looks at {:?} too",
-            escape::name(name)
-        )
-    } else {
-        ". Put it beside the archive or give its folder as --parent-dir".to_owned()
-    }
+fn outside(is_outside: bool) -> &'static str {
+    if is_outside { "; its name leads outside the directories that are searched" } else { "" }
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::index::{Content, IndexPage};
+use super::index_page::{Content, IndexPage};
 use super::page_cache::PageId;
 use super::{Block, Error, Snapshot, StreamKind};
 use crate::storage::FileId;
@@ -187,7 +187,7 @@ impl Snapshot {
 impl DiffBase {
     /// Returns the identity of the archive's file; `None` if it isn't a file.
     pub fn file_id(&self) -> Option<FileId> {
-        self.snapshot.chain.get(self.archive)?.storage().file_id()
+        self.snapshot.chain.get(self.archive)?.file.storage.file_id()
     }
 
     /// Returns the block of the reference that covers byte `at`; `None` if none does.

@@ -105,8 +105,11 @@ mod tests {
 
     #[test]
     fn ranges_are_grouped_by_cause_and_sorted() {
-        let error =
-            |offset| Arc::new(ErrorKind::Invalid("it").at(&Arc::from(Path::new("a.hxz")), offset));
+        let path: Arc<Path> = Arc::from(Path::new("a.hxz"));
+        let error = |offset| {
+            let kind = ErrorKind::Invalid("it");
+            Arc::new(Error { path: Arc::clone(&path), offset: Some(offset), kind })
+        };
         let mut found = FaultCollector::default();
         let (main, auxiliary) = (StreamKind::Main, StreamKind::Auxiliary);
         for (stream, range, offset) in [

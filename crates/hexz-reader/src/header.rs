@@ -129,9 +129,9 @@ impl Header {
                 fields.option("the parent flag", parent_path)?.into_iter().collect()
             }
         };
-        let dictionary = extent(&mut fields, "the dictionary's place")?;
-        let metadata = extent(&mut fields, "the metadata's place")?;
-        let signature = extent(&mut fields, "the signature's place")?;
+        let dictionary = extent(&mut fields, "the dictionary's location")?;
+        let metadata = extent(&mut fields, "the metadata's location")?;
+        let signature = extent(&mut fields, "the signature's location")?;
         let encryption = fields.option("the encryption flag", |fields| {
             Ok(KeyDerivation {
                 salt: fields.array("the salt")?,
@@ -193,17 +193,17 @@ impl Header {
             check_dictionary(dictionary, self.index_offset)?;
         }
         if !(HEADER_SIZE..file_length).contains(&self.index_offset) {
-            return Err(ErrorKind::Truncated("the part before its master index"));
+            return Err(ErrorKind::Truncated("the part before the master index"));
         }
         // Metadata and signature follow the master index; the first of them ends it.
         self.index_end = file_length;
         for behind in [self.metadata, self.signature].into_iter().flatten() {
-            let end = behind.end().ok_or(ErrorKind::Invalid("the metadata's place"))?;
+            let end = behind.end().ok_or(ErrorKind::Invalid("the metadata's location"))?;
             if end > file_length {
-                return Err(ErrorKind::Truncated("its metadata or signature"));
+                return Err(ErrorKind::Truncated("the metadata or signature"));
             }
             if behind.offset < self.index_offset {
-                return Err(ErrorKind::Invalid("the metadata's place"));
+                return Err(ErrorKind::Invalid("the metadata's location"));
             }
             self.index_end = self.index_end.min(behind.offset);
         }
@@ -245,7 +245,7 @@ fn check_iterations(iterations: u32) -> Result<(), ErrorKind> {
         0 => Err(ErrorKind::Invalid("the iteration count")),
         1..=MAX_KDF_ITERATIONS => Ok(()),
         more => Err(ErrorKind::TooLarge {
-            what: "the key derivation's iteration count",
+            what: "the number of key derivation iterations",
             got: more.into(),
             limit: MAX_KDF_ITERATIONS.into(),
         }),
@@ -255,14 +255,14 @@ fn check_iterations(iterations: u32) -> Result<(), ErrorKind> {
 fn check_dictionary(dictionary: Extent, index_offset: u64) -> Result<(), ErrorKind> {
     if dictionary.length > MAX_DICTIONARY {
         return Err(ErrorKind::TooLarge {
-            what: "the dictionary's length in bytes",
+            what: "the length of the dictionary in bytes",
             got: dictionary.length.into(),
             limit: MAX_DICTIONARY.into(),
         });
     }
     match dictionary.end() {
         Some(end) if dictionary.offset >= HEADER_SIZE && end <= index_offset => Ok(()),
-        _ => Err(ErrorKind::Invalid("the dictionary's place")),
+        _ => Err(ErrorKind::Invalid("the dictionary's location")),
     }
 }
 

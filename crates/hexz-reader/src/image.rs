@@ -63,8 +63,8 @@ impl fmt::Display for ImageFormat {
         let Self { name, convert, .. } = self;
         write!(
             f,
-            "its main stream is a {name} file, not a raw disk, and is served as it is. Convert \
-             the original before packing it ({convert})"
+            "the main stream is a {name} file, not a raw disk image, and is used unchanged; \
+             convert the original before packing it ({convert})"
         )
     }
 }

@@ -34,8 +34,8 @@
 //! ```text
 //! 0             header, in a region of 4096 bytes            header.rs
 //! 4096          dictionary, if any                           codec.rs
-//!   …           compressed blocks and index pages, mixed     index.rs
-//! index_offset  master index                                 index.rs
+//!   …           compressed blocks and index pages, mixed     index_page.rs
+//! index_offset  master index                                 master_index.rs
 //!   …           metadata and signature, if any
 //! ```
 //!
@@ -58,6 +58,7 @@
 #![deny(missing_docs)]
 
 mod archive;
+mod archive_file;
 mod background;
 mod block;
 pub mod cache;
@@ -65,21 +66,26 @@ mod chain;
 mod codec;
 mod crypto;
 mod digest;
+mod digest_list;
 mod error;
 mod extents;
 mod faults;
 mod fields;
 mod header;
 mod image;
-mod index;
+mod index_page;
 mod layout;
 pub mod limits;
 mod log_limit;
+mod master_index;
 mod metadata;
+mod open_checks;
 mod options;
 mod page_cache;
 mod parent_index;
+mod parent_lookup;
 mod password;
+mod reference_choice;
 mod references;
 mod remark;
 mod signature;
@@ -91,7 +97,8 @@ mod zeros;
 
 pub use background::BackgroundExecutor;
 pub use block::{Block, BlockHash, StreamKind};
-pub use digest::{Digest, DigestMemory, Digests, DigestsError, format_line};
+pub use digest::{DigestMemory, Digests};
+pub use digest_list::{Digest, DigestsError, format_line};
 pub use error::{Ambiguity, Error, ErrorKind};
 pub use extents::{DiffBase, Run};
 pub use faults::Fault;
@@ -102,7 +109,7 @@ pub use log_limit::LogLimit;
 pub use options::OpenOptions;
 pub use page_cache::IndexPageCache;
 pub use password::{Password, PasswordSource};
-pub use references::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
+pub use reference_choice::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
 pub use remark::Remark;
 pub use signature::{VerifyKey, VerifyKeyError};
 pub use snapshot::Snapshot;

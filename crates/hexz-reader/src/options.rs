@@ -10,7 +10,7 @@ use super::limits;
 use super::log_limit::LogLimit;
 use super::page_cache::IndexPageCache;
 use super::password::PasswordSource;
-use super::references::ReferenceChoice;
+use super::reference_choice::ReferenceChoice;
 use super::signature::VerifyKey;
 use crate::storage::ReadCounters;
 

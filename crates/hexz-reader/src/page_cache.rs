@@ -7,7 +7,7 @@ use quick_cache::sync::Cache;
 
 use super::StreamKind;
 use super::error::Error;
-use super::index::IndexPage;
+use super::index_page::IndexPage;
 use crate::cache::bounded;
 
 /// Cache of index pages, bounded in bytes. Snapshots that are opened with the same cache share its

@@ -1,10 +1,8 @@
-//! Lookup of blocks in parents by their hash.
+//! Index of the parents' blocks by their hash.
 //!
-//! Most blocks that a thin archive leaves to its parents are at the same offset there, so the page
-//! at that offset is searched first. Only if it doesn't list the block, an index of all parents'
-//! hashes is built. It takes 8 bytes for each stored block: a 32-bit fingerprint of its hash, and
-//! its ordinal number. Blocks with equal fingerprints are distinguished by the whole hash on their
-//! page. Fingerprints are keyed at random, so an attacker can't construct blocks with the same
+//! It takes 8 bytes for each stored block: a 32-bit fingerprint of its hash, and its ordinal
+//! number. Blocks with equal fingerprints are distinguished by the whole hash on their page.
+//! Fingerprints are keyed at random, so an attacker can't construct blocks with the same
 //! fingerprint.
 
 use std::hash::{BuildHasher, RandomState};
@@ -12,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::archive::Archive;
 use super::error::{Error, printable};
-use super::index::LocatedBlock;
+use super::index_page::LocatedBlock;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::log_limit::LogLimit;
 use super::page_cache::PageId;
@@ -111,8 +109,12 @@ impl DamagedPages {
         if let Some(error) = &self.first
             && let Some(held_back) = log_limit.allow()
         {
-            let pages = self.count;
-            tracing::error!(pages, held_back, "blocks of a parent can't be found: {error}");
+            tracing::error!(
+                reason = error.label(),
+                pages = self.count,
+                held_back,
+                "index pages of a parent can't be read, so their blocks can't be found: {error}",
+            );
         }
     }
 }
@@ -128,7 +130,7 @@ impl HashIndex {
         let key = RandomState::new();
         // The first archive is the served one, whose own blocks need no lookup.
         'archives: for (archive, ancestor) in chain.iter().enumerate().skip(1) {
-            for stream in [StreamKind::Main, StreamKind::Auxiliary] {
+            for stream in StreamKind::ALL {
                 for page in 0..ancestor.stream(stream).pages.len() {
                     pages.push((ordinal, PageId { archive, stream, page }));
                     let loaded = match ancestor.load_page(stream, page, zeros) {
@@ -148,10 +150,11 @@ impl HashIndex {
                     if entries.len() > MAX_PARENT_BLOCKS || ordinal == u32::MAX {
                         if let Some(held_back) = log_limit.allow() {
                             tracing::error!(
+                                reason = "parent_index_full",
                                 held_back,
-                                "{} and the parents behind it have more blocks than can be \
-                                 indexed ({MAX_PARENT_BLOCKS})",
-                                printable(&ancestor.path),
+                                "{}: the index of parents' blocks is full ({MAX_PARENT_BLOCKS}), \
+                                 so some blocks can't be found",
+                                printable(&ancestor.file.path),
                             );
                         }
                         break 'archives;

@@ -19,82 +19,22 @@
 //! cover its range, each with its own hash. Other modules never see references by offset.
 
 use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use super::archive::Archive;
 use super::error::{Ambiguity, Error, ErrorKind};
-use super::index::{Content, IndexEntry, IndexPage, LocatedBlock};
+use super::index_page::{Content, IndexEntry, IndexPage, LocatedBlock};
 use super::page_cache::PageId;
 use super::parent_index::ParentBlock;
+use super::reference_choice::ReferenceMode;
 use super::snapshot::ReadContext;
-use super::{Block, BlockHash, OpenOptions, Snapshot, StreamKind};
+use super::{Block, BlockHash, Snapshot, StreamKind};
 
 /// Maximum number of ambiguous references that are followed one after another to read one block.
 /// Each needs memory for a block and a hash of it.
 const MAX_AMBIGUOUS_DEPTH: u32 = 8;
 /// Maximum length of a block of zeros that replaces a range that no block covers, in bytes.
 const MAX_UNCOVERED_BLOCK: u32 = 1 << 20;
-
-/// Interpretation of a reference to a parent that may be by offset or by hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReferenceMode {
-    /// The parent's bytes at the same offset, as written by `hexz commit --thin` and
-    /// `merge_overlay`.
-    Offset,
-    /// The block with the same hash, as written by `Writer(parent=…)`.
-    Hash,
-}
-
-/// An operator's decision for ambiguous references: `MODE`, or `FILE=MODE` for the archive with
-/// that file name, without directories.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReferenceChoice {
-    file: Option<OsString>,
-    mode: ReferenceMode,
-}
-
-/// Error for text that isn't a valid [`ReferenceChoice`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("expected \"offset\" or \"hash\", or FILE=offset or FILE=hash with a file name")]
-pub struct ReferenceChoiceError;
-
-impl FromStr for ReferenceChoice {
-    type Err = ReferenceChoiceError;
-
-    fn from_str(text: &str) -> Result<Self, ReferenceChoiceError> {
-        let (file, mode) = match text.rsplit_once('=') {
-            Some((file, mode)) => (Some(OsString::from(file)), mode),
-            None => (None, text),
-        };
-        let mode = match mode {
-            "offset" => ReferenceMode::Offset,
-            "hash" => ReferenceMode::Hash,
-            _ => return Err(ReferenceChoiceError),
-        };
-        let is_name = |file: &OsString| Path::new(file).file_name() == Some(file);
-        if file.as_ref().is_none_or(is_name) {
-            Ok(Self { file, mode })
-        } else {
-            Err(ReferenceChoiceError)
-        }
-    }
-}
-
-impl OpenOptions {
-    /// Returns the decision for the archive at `path`: the last one that names it, or else the last
-    /// one that names no file.
-    pub(super) fn reference_mode(&self, path: &Path) -> Option<ReferenceMode> {
-        let last = |names: &dyn Fn(&ReferenceChoice) -> bool| {
-            self.reference_choices.iter().rev().find(|choice| names(choice))
-        };
-        last(&|choice| choice.file.is_some() && choice.file.as_deref() == path.file_name())
-            .or_else(|| last(&|choice| choice.file.is_none()))
-            .map(|choice| choice.mode)
-    }
-}
 
 /// Reason why a block couldn't be located.
 #[derive(Debug)]
@@ -297,15 +237,15 @@ impl Snapshot {
         reading: ReadContext,
     ) -> Result<Vec<u8>, Error> {
         let LocatedBlock { start, length, entry: IndexEntry { hash, .. }, .. } = block.located;
+        let file = &self.archive(block.archive)?.file;
         let parent = self.single_parent(block)?;
         let depth = reading.depth + 1;
         if depth > MAX_AMBIGUOUS_DEPTH {
-            return Err(ErrorKind::TooLarge {
-                what: "the number of ambiguous references one behind another",
+            return Err(file.error(ErrorKind::TooLarge {
+                what: "the number of nested ambiguous references",
                 got: depth.into(),
                 limit: MAX_AMBIGUOUS_DEPTH.into(),
-            }
-            .of(&self.archive(block.archive)?.path));
+            }));
         }
         let mut bytes = vec![0; length as usize];
         match self.read_from(
@@ -329,17 +269,16 @@ impl Snapshot {
             return Ok(bytes);
         }
         match self.find_in_parents(block, reading.may_build_index) {
-            Ok(by_hash) => Err(ErrorKind::Ambiguous(Box::new(Ambiguity {
+            Ok(by_hash) => Err(file.error(ErrorKind::Ambiguous(Box::new(Ambiguity {
                 stream: block.stream,
                 at: start,
                 length,
                 hash,
-                parent: self.archive(parent)?.path.to_path_buf(),
+                parent: self.archive(parent)?.file.path.to_path_buf(),
                 by_offset,
-                holder: self.archive(by_hash.archive)?.path.to_path_buf(),
+                holder: self.archive(by_hash.archive)?.file.path.to_path_buf(),
                 holder_at: by_hash.block.start,
-            }))
-            .of(&self.archive(block.archive)?.path)),
+            })))),
             // No archive has a block with that hash, so the reference must be by offset.
             Err(Error { kind: ErrorKind::Unresolvable { .. }, .. }) => Ok(bytes),
             Err(error) => Err(error),
@@ -349,14 +288,12 @@ impl Snapshot {
     /// Returns the parent that a reference by offset reads from.
     fn single_parent(&self, block: &Block) -> Result<usize, Error> {
         let child = self.archive(block.archive)?;
+        if let [Some(parent)] = child.parents.as_slice() {
+            return Ok(*parent);
+        }
+        let (stream, at) = (block.stream, block.located.start);
         let parents = child.header.parent_paths.len();
-        let kind = match child.parents.as_slice() {
-            [Some(parent)] => return Ok(*parent),
-            _ => {
-                ErrorKind::NoParentToRead { stream: block.stream, at: block.located.start, parents }
-            }
-        };
-        Err(kind.of(&child.path))
+        Err(child.file.error(ErrorKind::NoParentToRead { stream, at, parents }))
     }
 
     /// Iterates over all ancestors of an archive of the chain, nearest first.
@@ -401,37 +338,5 @@ impl Snapshot {
             u32::try_from(end - at).unwrap_or(MAX_UNCOVERED_BLOCK).min(MAX_UNCOVERED_BLOCK);
         let entry = IndexEntry { content: Content::Zeros, hash: BlockHash::NONE };
         Ok(Block::whole(archive, stream, LocatedBlock { entry, number: 0, start: at, length }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn choices_are_parsed_with_and_without_file_name() {
-        let choice = |text: &str| text.parse::<ReferenceChoice>();
-        let named = |file: &str, mode| Ok(ReferenceChoice { file: Some(file.into()), mode });
-        assert_eq!(
-            choice("offset"),
-            Ok(ReferenceChoice { file: None, mode: ReferenceMode::Offset })
-        );
-        assert_eq!(choice("a.hxz=hash"), named("a.hxz", ReferenceMode::Hash));
-        assert_eq!(choice("a=b.hxz=offset"), named("a=b.hxz", ReferenceMode::Offset));
-        for bad in ["", "=", "=hash", "a.hxz", "a.hxz=", "a.hxz=both", "f/a.hxz=hash", "..=hash"] {
-            assert_eq!(choice(bad), Err(ReferenceChoiceError), "{bad}");
-        }
-    }
-
-    #[test]
-    fn last_matching_choice_wins() {
-        let choices = ["offset", "a.hxz=hash", "b.hxz=hash", "b.hxz=offset", "hash"];
-        let choices = choices.iter().map(|text| text.parse().unwrap()).collect();
-        let options = OpenOptions { reference_choices: choices, ..OpenOptions::default() };
-        let mode = |path: &str| options.reference_mode(Path::new(path));
-        assert_eq!(mode("/x/a.hxz"), Some(ReferenceMode::Hash));
-        assert_eq!(mode("/x/b.hxz"), Some(ReferenceMode::Offset));
-        assert_eq!(mode("c.hxz"), Some(ReferenceMode::Hash));
-        assert_eq!(OpenOptions::default().reference_mode(Path::new("a.hxz")), None);
     }
 }

@@ -28,7 +28,7 @@ pub enum Remark {
 }
 
 impl Remark {
-    /// Returns a stable label.
+    /// Returns a stable label for logs and programs.
     pub fn label(&self) -> &'static str {
         match self {
             Self::UnstatedSize { .. } => "unstated_size",
@@ -42,18 +42,14 @@ impl fmt::Display for Remark {
         match self {
             Self::UnstatedSize { stream, size } => write!(
                 f,
-                "its index states 0 bytes for the {stream} stream, as when a pipe or a block \
-                 device is packed: serving the {size} bytes of its blocks"
+                "the index states 0 bytes for the {stream} stream, as when a pipe or a block \
+                 device is packed; its size is taken from its blocks: {size} bytes"
             ),
             Self::EndsEarly { stream, end, size, reads_zeros } => {
-                let then = if *reads_zeros {
-                    "read as zeros"
-                } else {
-                    "can't be read (--zero-uncovered reads them as zeros)"
-                };
+                let then = if *reads_zeros { "read as zeros" } else { "can't be read" };
                 write!(
                     f,
-                    "blocks end before the stated length, as \"hexz convert tar\" writes it: \
+                    "the blocks end before the stated length, as \"hexz convert tar\" writes it: \
                      bytes {end} to {size} of the {stream} stream {then}"
                 )
             }

@@ -2,9 +2,7 @@
 //! master index up to the signature.
 
 use std::fmt;
-use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
@@ -12,9 +10,9 @@ use nbd_telemetry::Hex;
 use rustls_pki_types::SubjectPublicKeyInfoDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::error::{Error, ErrorKind};
+use super::archive_file::ArchiveFile;
+use super::error::{Error, ErrorKind, printable};
 use super::header::Header;
-use crate::storage::Storage;
 
 /// Length of a signature, in bytes.
 const SIGNATURE_LEN: usize = 64;
@@ -35,16 +33,27 @@ pub struct VerifyKey([u8; KEY_LEN]);
 pub enum VerifyKeyError {
     /// The format isn't recognized.
     #[error(
-        "it is no Ed25519 public key: neither 32 bytes, nor 64 hexadecimal digits, nor a PEM \
+        "not an Ed25519 public key: expected 32 bytes, 64 hexadecimal digits or a PEM \
          \"PUBLIC KEY\""
     )]
     UnknownFormat,
     /// The key is a private key, which must not be given to the gateway.
-    #[error("it is a private key; the public key that belongs to it is needed")]
+    #[error("a private key: expected the public key that belongs to it")]
     PrivateKey,
     /// The key is a public key of another algorithm (RSA, ECDSA and so on).
-    #[error("it is a public key, but none of Ed25519")]
+    #[error("a public key of another algorithm: expected Ed25519")]
     OtherAlgorithm,
+}
+
+impl VerifyKeyError {
+    /// Returns a stable label for logs and programs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::UnknownFormat => "key_format",
+            Self::PrivateKey => "private_key",
+            Self::OtherAlgorithm => "key_algorithm",
+        }
+    }
 }
 
 impl VerifyKey {
@@ -82,6 +91,9 @@ impl FromStr for VerifyKey {
     type Err = VerifyKeyError;
 
     /// Parses 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`VerifyKeyError::UnknownFormat`] for any other text.
     fn from_str(text: &str) -> Result<Self, VerifyKeyError> {
         blake3::Hash::from_hex(text)
             .map(|key| Self(*key.as_bytes()))
@@ -114,25 +126,20 @@ pub(super) struct SignedBytes<'a> {
 /// The bytes in `signed` are hashed as they were read, and only the rest is read here. No byte is
 /// read twice, since the second read could return another value.
 pub(super) fn check(
-    path: &Arc<Path>,
-    storage: &dyn Storage,
+    file: &ArchiveFile,
     header: &Header,
     signed: SignedBytes<'_>,
     keys: &[VerifyKey],
 ) -> Result<(), Error> {
-    let place = header.signature.ok_or_else(|| ErrorKind::NotSigned.of(path))?;
+    let place = header.signature.ok_or_else(|| file.error(ErrorKind::NotSigned))?;
     if place.length as usize != SIGNATURE_LEN {
-        return Err(ErrorKind::Invalid("the signature's length").at(path, place.offset));
+        return Err(file.error_at(ErrorKind::Invalid("the signature's length"), place.offset));
     }
-    let read = |buffer: &mut [u8], at| {
-        storage
-            .read_exact_at(buffer, at)
-            .map_err(|error| ErrorKind::from_read_error("read what was signed", error).at(path, at))
-    };
+    let read = |buffer: &mut [u8], at| file.read_exact_at(buffer, at, "read the signed bytes");
     let mut digest = Context::new(&SHA256);
     digest.update(signed.index);
     let Some(covered) = place.offset.checked_sub(header.index_end) else {
-        return Err(ErrorKind::Invalid("the signature's place").at(path, place.offset));
+        return Err(file.error_at(ErrorKind::Invalid("the signature's location"), place.offset));
     };
     let covered = usize::try_from(covered).unwrap_or(usize::MAX);
     let trailer = signed.trailer.get(..covered).unwrap_or(signed.trailer);
@@ -152,10 +159,10 @@ pub(super) fn check(
     let digest = digest.finish();
     match keys.iter().find(|key| key.has_signed(digest.as_ref(), &signature)) {
         Some(key) => {
-            tracing::debug!(path = %nbd_telemetry::escape::name(&**path), %key, "its signature is valid");
+            tracing::debug!(%key, "{}: the signature is valid", printable(&file.path));
             Ok(())
         }
-        None => Err(ErrorKind::InvalidSignature.at(path, place.offset)),
+        None => Err(file.error_at(ErrorKind::InvalidSignature, place.offset)),
     }
 }
 

@@ -5,6 +5,7 @@
 //! References to parents are followed in `references.rs` (`resolve`, `follow`, `read_ambiguous`);
 //! `extents.rs` and `verify.rs` have further methods.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,14 +14,15 @@ use super::archive::Archive;
 use super::error::{Error, ErrorKind, printable};
 use super::header::Compression;
 use super::image::{self, ImageFormat};
-use super::index::{Content, IndexEntry, IndexPage, LocatedBlock, StreamIndex};
+use super::index_page::{Content, IndexPage, LocatedBlock};
 use super::log_limit::LogLimit;
+use super::master_index::StreamIndex;
 use super::metadata::StreamOrigin;
 use super::page_cache::{IndexPageCache, PageId};
-use super::parent_index::{HashIndex, LazyParentIndex, ParentBlock};
+use super::parent_index::{LazyParentIndex, ParentBlock};
 use super::references::LocateError;
 use super::zeros::ZeroHashes;
-use super::{Block, BlockHash, OpenOptions, Remark, StreamKind, chain};
+use super::{Block, OpenOptions, Remark, StreamKind, chain};
 use crate::storage::Storage;
 
 /// Context of a block read.
@@ -40,9 +42,9 @@ pub struct Snapshot {
     /// The archive itself, followed by its ancestors, nearest first.
     pub(crate) chain: Vec<Archive>,
     pub(crate) pages: Arc<IndexPageCache>,
-    parents: LazyParentIndex,
+    pub(crate) parents: LazyParentIndex,
     pub(crate) zeros: ZeroHashes,
-    log_limit: Arc<LogLimit>,
+    pub(crate) log_limit: Arc<LogLimit>,
 }
 
 impl Snapshot {
@@ -85,10 +87,10 @@ impl Snapshot {
         links.into_iter().try_for_each(|link| link.found.map(drop))?;
         for archive in &chain {
             if let Some(digests) = &options.digests {
-                digests.require(&archive.path)?;
+                digests.require(&archive.file.path)?;
             }
             if archive.header.encryption.is_some() && options.password.is_none() {
-                return Err(ErrorKind::PasswordNeeded.of(&archive.path));
+                return Err(archive.file.error(ErrorKind::PasswordNeeded));
             }
         }
         Self::from_chain(chain, &unhashed)
@@ -100,7 +102,7 @@ impl Snapshot {
             && archive.metadata == Some(StreamOrigin::Manifest)
             && !options.raw
         {
-            return Err(ErrorKind::DirectoryArchive.of(&archive.path));
+            return Err(archive.file.error(ErrorKind::DirectoryArchive));
         }
         Ok(Self {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -119,12 +121,12 @@ impl Snapshot {
 
     /// Returns the archive's path as given when it was opened.
     pub fn path(&self) -> &Path {
-        self.chain.first().map_or(Path::new(""), |archive| &archive.path)
+        &self.own().file.path
     }
 
     /// Returns the paths of the ancestors, nearest first.
     pub fn parents(&self) -> impl Iterator<Item = &Path> {
-        self.chain.iter().skip(1).map(|archive| archive.path.as_ref())
+        self.chain.iter().skip(1).map(|archive| archive.file.path.as_ref())
     }
 
     /// Returns true if opening the snapshot again would find the same files: no archive of the
@@ -135,35 +137,35 @@ impl Snapshot {
 
     /// Returns the size of a stream in bytes; zero if the stream doesn't exist.
     pub fn size(&self, stream: StreamKind) -> u64 {
-        self.chain.first().map_or(0, |archive| archive.stream(stream).size)
+        self.own().stream(stream).size
     }
 
     /// Returns the compression of the archive's own blocks.
     pub fn compression(&self) -> Compression {
-        self.chain.first().map_or(Compression::Zstd, |archive| archive.header.compression)
+        self.own().header.compression
     }
 
     /// Returns true if blocks are compared with their hashes, so that equal hashes guarantee equal
     /// bytes.
     pub fn verifies_hashes(&self) -> bool {
-        self.chain.first().is_some_and(|archive| archive.verify_hashes)
+        self.own().verify_hashes
     }
 
     /// Returns true if the archive's own blocks are encrypted.
     pub fn is_encrypted(&self) -> bool {
-        self.chain.first().is_some_and(|archive| archive.header.encryption.is_some())
+        self.own().header.encryption.is_some()
     }
 
     /// Returns the nominal block size, in bytes. Actual blocks may be larger or smaller.
     pub fn block_size(&self) -> u32 {
-        self.chain.first().map_or(0, |archive| archive.header.block_size)
+        self.own().header.block_size
     }
 
     /// Returns the properties of the archive itself that users should know about.
     pub fn remarks(&self) -> Vec<Remark> {
-        let Some(own) = self.chain.first() else { return Vec::new() };
+        let own = self.own();
         let mut remarks = Vec::new();
-        for stream in [StreamKind::Main, StreamKind::Auxiliary] {
+        for stream in StreamKind::ALL {
             let &StreamIndex { size, end, is_size_summed, .. } = own.stream(stream);
             if is_size_summed {
                 remarks.push(Remark::UnstatedSize { stream, size });
@@ -176,14 +178,19 @@ impl Snapshot {
         remarks
     }
 
-    /// Logs warnings about properties of the archive that may surprise its users.
-    pub fn log_remarks(&self) {
-        let image = self.image_format().ok().flatten();
-        let oddities = self.remarks().into_iter().map(|remark| remark.to_string());
-        for oddity in oddities.chain(image.map(|image| image.to_string())) {
+    /// Logs the [remarks](Self::remarks) as warnings, each with the advice that `hint` returns for
+    /// it, and a main stream in another [format](Self::image_format) than that of a raw disk.
+    pub fn log_remarks(&self, hint: impl Fn(&Remark) -> Option<&'static str>) {
+        let warn = |reason: &str, hint: Option<&str>, what: &dyn fmt::Display| {
             if let Some(held_back) = self.log_limit.allow() {
-                tracing::warn!(held_back, "{}: {oddity}", printable(self.path()));
+                tracing::warn!(reason, hint, held_back, "{}: {what}", printable(self.path()));
             }
+        };
+        for remark in self.remarks() {
+            warn(remark.label(), hint(&remark), &remark);
+        }
+        if let Ok(Some(image)) = self.image_format() {
+            warn("not_a_raw_image", None, &image);
         }
     }
 
@@ -247,7 +254,7 @@ impl Snapshot {
             LocateError::Failed { error, end } => (error, end),
             // Callers load pages that aren't in memory, so this can't happen.
             LocateError::NotInMemory => {
-                (ErrorKind::Invalid("an index page").of(&Arc::from(self.path())), u64::MAX)
+                (self.own().file.error(ErrorKind::Invalid("an index page")), u64::MAX)
             }
         }
     }
@@ -273,20 +280,6 @@ impl Snapshot {
             Err(Error { kind: ErrorKind::IndexNotBuilt, .. }) => Ok(None),
             Err(error) => Err(error),
         }
-    }
-
-    /// Returns true if the index of the parents' hashes has been built.
-    pub fn has_parent_index(&self) -> bool {
-        self.parents.get().is_some()
-    }
-
-    /// Builds the index of the parents' hashes, if it hasn't been built.
-    pub fn build_parent_index(&self) {
-        self.parent_index();
-    }
-
-    fn parent_index(&self) -> Arc<HashIndex> {
-        self.parents.get_or_build(&self.chain, &self.zeros, &self.log_limit)
     }
 
     fn read_block_as(&self, block: &Block, reading: ReadContext) -> Result<Vec<u8>, Error> {
@@ -342,12 +335,15 @@ impl Snapshot {
         Ok(())
     }
 
+    /// Returns the archive itself.
+    #[expect(clippy::indexing_slicing, reason = "a chain starts with the archive itself")]
+    pub(crate) fn own(&self) -> &Archive {
+        &self.chain[0]
+    }
+
     pub(crate) fn archive(&self, index: usize) -> Result<&Archive, Error> {
-        self.chain.get(index).ok_or_else(|| Error {
-            path: Arc::from(self.path()),
-            offset: None,
-            kind: ErrorKind::Invalid("the chain of parents"),
-        })
+        let invalid = || self.own().file.error(ErrorKind::Invalid("the chain of parents"));
+        self.chain.get(index).ok_or_else(invalid)
     }
 
     pub(crate) fn page_covering(
@@ -366,86 +362,5 @@ impl Snapshot {
         self.pages.get_or_load(self.id, id, || {
             self.archive(id.archive)?.load_page(id.stream, id.page, &self.zeros)
         })
-    }
-
-    /// Finds the ancestor's block that a reference by hash means. If that needs the index of hashes
-    /// and it hasn't been built, builds it or fails, depending on `may_build_index`.
-    pub(crate) fn find_in_parents(
-        &self,
-        block: &Block,
-        may_build_index: bool,
-    ) -> Result<ParentBlock, Error> {
-        let LocatedBlock { start: at, length, entry: IndexEntry { hash, .. }, .. } = block.located;
-        let path = &self.archive(block.archive)?.path;
-        let unresolvable = || ErrorKind::Unresolvable { stream: block.stream, at, hash }.of(path);
-        if !hash.is_present() {
-            return Err(unresolvable());
-        }
-        // A page that can't be read may list other blocks only, so it isn't an error by itself. If
-        // the block isn't found, it is the better explanation.
-        let mut unread = None;
-        let found = match self.find_at_same_offset(block, &mut unread) {
-            Some(found) => Some(found),
-            None => {
-                let index = match may_build_index {
-                    true => Some(self.parent_index()),
-                    false => self.parents.get(),
-                };
-                let index = index.ok_or_else(|| ErrorKind::IndexNotBuilt.of(path))?;
-                self.find_by_index(&hash, &index, &mut unread)
-            }
-        };
-        // Blocks with the same hash have the same length, unless an index is damaged.
-        found
-            .filter(|found| found.block.length == length)
-            .ok_or_else(|| unread.unwrap_or_else(unresolvable))
-    }
-
-    /// Searches each ancestor's page that covers the same offset of the same stream.
-    fn find_at_same_offset(
-        &self,
-        block: &Block,
-        unread: &mut Option<Error>,
-    ) -> Option<ParentBlock> {
-        let LocatedBlock { start, entry: IndexEntry { hash, .. }, .. } = block.located;
-        for archive in 1..self.chain.len() {
-            if let Some(page) = self.page_covering(archive, block.stream, start)
-                && let Some(page) = self.page_or_record_error(page, unread)
-            {
-                let same_place =
-                    page.block_at(start).filter(|candidate| candidate.entry.has_bytes_of(&hash));
-                if let Some(block) = same_place.or_else(|| page.block_with_hash(&hash)) {
-                    return Some(ParentBlock { archive, block });
-                }
-            }
-        }
-        None
-    }
-
-    fn find_by_index(
-        &self,
-        hash: &BlockHash,
-        index: &HashIndex,
-        unread: &mut Option<Error>,
-    ) -> Option<ParentBlock> {
-        for (page, position) in index.candidates(hash) {
-            let archive = page.archive;
-            let block =
-                self.page_or_record_error(page, unread).and_then(|page| page.block(position));
-            if let Some(block) = block.filter(|block| block.entry.hash == *hash) {
-                return Some(ParentBlock { archive, block });
-            }
-        }
-        tracing::debug!(path = %nbd_telemetry::escape::name(self.path()), blocks = index.len(), "hash in no parent");
-        None
-    }
-
-    /// Returns a page, or records the first reason why a page can't be loaded.
-    fn page_or_record_error(
-        &self,
-        id: PageId,
-        unread: &mut Option<Error>,
-    ) -> Option<Arc<IndexPage>> {
-        self.page(id).map_err(|error| unread.get_or_insert(error)).ok()
     }
 }

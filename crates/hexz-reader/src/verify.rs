@@ -16,7 +16,7 @@ use quick_cache::sync::Cache;
 use super::error::Error;
 use super::faults::{Fault, FaultCollector};
 use super::header::Extent;
-use super::index::{Content, IndexPage, LocatedBlock, PageRef};
+use super::index_page::{Content, IndexPage, LocatedBlock};
 use super::page_cache::PageId;
 use super::parent_index::ParentBlock;
 use super::{Block, BlockHash, Snapshot, StreamKind};
@@ -30,8 +30,6 @@ const MAX_PENDING_RANGES: usize = 1 << 16;
 /// Maximum number of stored copies whose result is cached for other blocks that share them, some
 /// 100 bytes each. Copies that were evicted are decoded again.
 const MAX_CACHED_COPIES: u64 = 1 << 19;
-
-const STREAMS: [StreamKind; 2] = [StreamKind::Main, StreamKind::Auxiliary];
 
 /// Progress of one verification, for other threads to observe and stop.
 #[derive(Debug, Default)]
@@ -144,9 +142,8 @@ struct BlockBatch {
 
 impl<'a> Verification<'a> {
     fn new(snapshot: &'a Snapshot, progress: &'a VerifyProgress) -> Self {
-        let own = snapshot.chain.first();
         let blocks: u64 =
-            own.map_or(0, |own| STREAMS.iter().map(|&stream| own.block_count(stream)).sum());
+            StreamKind::ALL.map(|stream| snapshot.own().block_count(stream)).iter().sum();
         // Twice the number of blocks, since the cache's shards don't fill evenly.
         let copies = (2 * blocks + 1024).min(MAX_CACHED_COPIES);
         Self {
@@ -164,7 +161,7 @@ impl<'a> Verification<'a> {
             for _ in 1..threads.get() {
                 let thread = std::thread::Builder::new().name("verify".to_owned());
                 if let Err(error) = thread.spawn_scoped(scope, || self.work()) {
-                    tracing::debug!("checking with fewer threads: {error}");
+                    tracing::debug!("verifying with fewer threads: {error}");
                     break;
                 }
             }
@@ -195,11 +192,9 @@ impl<'a> Verification<'a> {
     }
 
     fn note_unnumbered(&self, batch: &BlockBatch, position: usize) {
-        if let Some(range) = batch.page.range(position)
-            && let Some(own) = self.snapshot.chain.first()
-        {
+        if let Some(range) = batch.page.range(position) {
             let stream = batch.id.stream;
-            let error = own.uncovered_error(stream, range.start);
+            let error = self.snapshot.own().uncovered_error(stream, range.start);
             self.note(stream, range, 1, Err(Arc::new(error)));
         }
     }
@@ -274,7 +269,7 @@ impl<'a> Verification<'a> {
             if let Some(batch) = cursor.batch_of_page() {
                 return Some(batch);
             }
-            let Some(&stream) = STREAMS.get(cursor.stream) else {
+            let Some(&stream) = StreamKind::ALL.get(cursor.stream) else {
                 cursor.is_done = true;
                 return None;
             };
@@ -284,17 +279,15 @@ impl<'a> Verification<'a> {
 
     /// Advances to the next page of `stream`, or to the next stream behind the last page.
     fn turn_page(&self, cursor: &mut Cursor, stream: StreamKind) {
-        let pages = own_pages(self.snapshot, stream);
+        let own = self.snapshot.own();
+        let index = own.stream(stream);
+        let pages = index.pages.as_slice();
         if cursor.page == 0 {
-            let size = self.snapshot.size(stream);
-            let start = pages.first().map_or(size, |page| page.start_logical);
+            let start = pages.first().map_or(index.size, |page| page.start_logical);
             self.gap(stream, 0..start);
         }
         let Some(place) = pages.get(cursor.page) else {
-            if let Some(own) = self.snapshot.chain.first()
-                && !pages.is_empty()
-            {
-                let index = own.stream(stream);
+            if !pages.is_empty() {
                 self.gap(stream, index.end..index.size);
             }
             cursor.stream += 1;
@@ -305,9 +298,8 @@ impl<'a> Verification<'a> {
         match self.snapshot.page(id) {
             Ok(page) => cursor.loaded = Some((id, page, 0)),
             Err(error) => {
-                let own = self.snapshot.chain.first();
-                let end = own.map_or(0, |own| own.stream(stream).page_end(cursor.page));
-                let blocks = own.map_or(0, |own| place.block_count(own.entry_form()).into());
+                let end = index.page_end(cursor.page);
+                let blocks = place.block_count(own.entry_form()).into();
                 self.lock(&self.found).summary.blocks += blocks;
                 self.note(stream, place.start_logical..end, blocks, Err(Arc::new(error)));
             }
@@ -345,15 +337,10 @@ impl<'a> Verification<'a> {
     }
 }
 
-/// Returns the index pages of the archive itself.
-fn own_pages(snapshot: &Snapshot, stream: StreamKind) -> &[PageRef] {
-    snapshot.chain.first().map_or(&[], |archive| &archive.stream(stream).pages)
-}
-
 /// Position of the verification in the streams.
 #[derive(Default)]
 struct Cursor {
-    /// Index into [`STREAMS`].
+    /// Index into [`StreamKind::ALL`].
     stream: usize,
     /// Number of the next page.
     page: usize,

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 
 use super::BlockHash;
 use super::header::Extent;
-use super::index::{Content, IndexEntry};
+use super::index_page::{Content, IndexEntry};
 
 /// Ratio of decoded to stored length above which a block may be zeros.
 const SUSPICIOUS_RATIO: u64 = 64;

@@ -117,7 +117,6 @@ fn zero_runs_are_known_however_they_are_stored() {
 fn a_packed_directory_is_served_only_raw() {
     let refused = Snapshot::open(&archive("tree.hxz"), &OpenOptions::default()).unwrap_err();
     assert!(matches!(refused.kind, ErrorKind::DirectoryArchive), "{refused}");
-    assert!(refused.to_string().contains("--raw"), "{refused}");
 
     let tree = read_whole(&open("tree.hxz"), StreamKind::Main).unwrap();
     assert_eq!(tree.len(), 288_662);

@@ -64,9 +64,10 @@ pub(crate) fn run(options: &Demo) -> Result<(), Failure> {
     };
     let (tls, _) = tls::load(&files, TlsVersion::default(), None).map_err(AccessError::from)?;
     let storage: Arc<dyn Storage> = Arc::new(Arc::<[u8]>::from(SNAPSHOT));
-    let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &OpenOptions::default())?;
+    let open = OpenOptions::default();
+    let snapshot = Snapshot::from_storage(Path::new(NAME), storage, &open)?;
     let reader = BlockReader::new(64 * 1024 * 1024);
-    let exports = Catalog::with_snapshot(NAME, snapshot, reader);
+    let exports = Catalog::with_snapshot(NAME, snapshot, open, reader);
 
     runtime::run_until_signal(runtime::prepare(), &mut None, async |shutdown| {
         let (gateway, address) = bind(tls, exports)?;

@@ -28,13 +28,7 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
             files.push(file);
         }
     });
-    let facts = match inspected {
-        Ok(facts) => facts,
-        Err(error) => {
-            tracing::error!(reason = error.kind.label(), "{error}");
-            return Ok(ExitCode::from(exit_status::ARCHIVE));
-        }
-    };
+    let facts = inspected?;
     output::print(if options.json {
         output::pretty_json(&json::render(&facts, options.files.then_some(files.as_slice())))
     } else {

@@ -10,6 +10,8 @@ use hexz_reader::summary::{
 };
 use nbd_telemetry::escape;
 
+use crate::hints;
+
 /// Maximum length of a bar in a histogram, in characters.
 const MAX_BAR: usize = 30;
 /// Maximum number of parents that are listed. A backing chain may have hundreds of archives.
@@ -47,14 +49,16 @@ pub(super) fn page(facts: &ArchiveSummary, files: &[PackedFile]) -> String {
         parents(&mut page, facts);
     }
     for remark in &facts.remarks {
-        page.bare(format_args!("NOTE: {} [{}]", escape::text(&remark.to_string()), remark.label()));
+        let hint = hints::of_remark(remark).map(|hint| format!("; {hint}")).unwrap_or_default();
+        let (label, remark) = (remark.label(), remark.to_string());
+        page.bare(format_args!("NOTE: {}{hint} [{label}]", escape::text(&remark)));
     }
     if let Some(image) = facts.image {
         page.bare(format_args!("NOTE: {image} [{}]", image.name()));
     }
     for fault in &facts.faults {
         let label = fault.kind.label();
-        page.bare(format_args!("FAULT: {} [{label}]", escape::text(&fault.to_string())));
+        page.bare(format_args!("FAULT: {} [{label}]", escape::text(&hints::with_hint(fault))));
     }
     if facts.omitted_faults > 0 {
         page.bare(format_args!("FAULT: {} more faults", facts.omitted_faults));

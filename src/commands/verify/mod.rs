@@ -17,6 +17,7 @@ use tokio::task::spawn_blocking;
 use crate::cli::Verify;
 use crate::commands::signals::ExitSignals;
 use crate::exit_status::{self, Failure, OutputError};
+use crate::hints;
 use crate::service::archives;
 use meter::ProgressMeter;
 use report::Reporter;
@@ -70,7 +71,8 @@ async fn check(
     let snapshot = match opened.map_err(io::Error::other)? {
         Ok(snapshot) => snapshot,
         Err(error) => {
-            tracing::error!(reason = error.kind.label(), "{error}");
+            let hint = hints::of_error(&error.kind);
+            tracing::error!(reason = error.label(), hint, "{error}");
             report.unopened(&error).map_err(OutputError)?;
             return Ok(CheckOutcome::Checked(exit_status::ARCHIVE));
         }

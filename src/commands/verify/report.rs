@@ -11,6 +11,7 @@ use nbd_telemetry::escape;
 use serde_json::{Value, json};
 
 use crate::commands::output::mebibytes_per_second;
+use crate::hints;
 
 /// Reporter of the findings in one archive.
 pub(super) struct Reporter {
@@ -45,7 +46,7 @@ impl Reporter {
         let mut text = format!(
             "FAULT in {}: {} [{}]\n",
             escape::name(&self.archive),
-            escape::text(&fault.error.to_string()),
+            escape::text(&hints::with_hint(&fault.error)),
             fault.error.kind.label()
         );
         for range in &fault.ranges {

@@ -106,7 +106,7 @@ fn all_that_is_wrong_is_said_and_the_exit_code_is_the_starts() {
                 "can't use TLS",
                 "can't use the password",
                 "of --digest",
-                "two archives would be the export \"a/aux\"",
+                "two archives have the export name \"a/aux\"",
             ][..],
         ),
         ("allow = '10.0.0.0/8'\n[exports]\na = '{}/none'", 2, &["there is no TLS", "none"]),

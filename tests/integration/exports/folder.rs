@@ -106,7 +106,7 @@ fn lookups_that_fail_are_told_to_the_operator_alone() {
     fs::create_dir(folder.path().join("sub.hxz")).unwrap();
     symlink("good.hxz", folder.path().join("link.hxz")).unwrap();
     let server = dir(folder.path()).start();
-    let line = server.wait_for_message("has files that aren't served");
+    let line = server.wait_for_reason("unserved_files");
     assert_eq!(line.json["files"], 4, "{}", line.text);
     for named in [
         r"odd-\xff.hxz (not_utf8)",
@@ -230,9 +230,11 @@ fn a_broken_archive_in_a_folder_is_logged_once() {
         assert_eq!(server.greeted().list(), ["good.hxz"]);
         is_unknown(&server, "broken.hxz");
     }
-    let line = server.wait_for_message("can't be served");
+    let is_open_error =
+        |line: &Line| line.json["level"] == "ERROR" && line.json["reason"] == "not_hexz";
+    let line = server.wait_for_log("it can't be opened", is_open_error);
     assert!(line.message().contains("broken.hxz"), "{}", line.text);
-    assert_eq!(server.log_text().matches("can't be served").count(), 1);
+    assert_eq!(server.log().iter().filter(|line| is_open_error(line)).count(), 1);
     // It is one that can be opened now.
     replace(folder.path(), "broken.hxz", &fs::read(archive(TEXT)).unwrap());
     assert_eq!(server.greeted().go("broken.hxz").size, TEXT_SIZE);
@@ -260,7 +262,7 @@ fn encrypted_archives_in_a_folder() {
     fs::remove_file(&file).unwrap();
     later("too-late.hxz");
     is_unknown(&server, "too-late.hxz");
-    server.wait_for_message("can't get its password");
+    assert!(server.wait_for_reason("io").message().contains("too-late.hxz"));
     assert_eq!(first_bytes(&server, "later.hxz"), image()[..4096]);
 
     const ALL: [&str; 4] = ["later.hxz", "open.hxz", "secret.hxz", "too-late.hxz"];
@@ -268,7 +270,8 @@ fn encrypted_archives_in_a_folder() {
     assert_eq!(server.greeted().list(), ["open.hxz"]);
     is_unknown(&server, "secret.hxz");
     assert_eq!(first_bytes(&server, "open.hxz"), image()[..4096]);
-    assert!(server.wait_for_message("can't be served").message().contains("--password-file"));
+    let line = server.wait_for_reason("password_needed");
+    assert!(line.json["hint"].as_str().unwrap().contains("--password-file"), "{}", line.text);
     let server = dir(folder.path()).env("HEXZ_PASSWORD", "wrong horse").start();
     // No key is derived for a list, so that the password is wrong turns out when one is opened.
     assert_eq!(server.greeted().list(), ALL);

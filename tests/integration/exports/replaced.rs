@@ -6,7 +6,7 @@ use super::{
     BASE, CHILD, CHILD_SHA256, TEXT, TEXT_SIZE, dir, first_bytes, folder, is_unknown, read_whole,
     replace,
 };
-use crate::support::server::Server;
+use crate::support::server::{Line, Server};
 use crate::support::{IMAGE_SIZE, PASSWORD, archive, image, sha256, wait_until};
 
 /// Nothing is cached when the file is replaced: what the old client reads comes from the
@@ -81,7 +81,7 @@ fn a_file_that_is_broken_for_a_while() {
         }
         fs::remove_file(&path).unwrap();
         is_unknown(&server, "disk.hxz");
-        server.wait_for_message("can't be served");
+        server.wait_for_reason("io");
         replace(folder.path(), "disk.hxz", &good);
         assert_eq!(first_bytes(&server, "disk.hxz"), image()[..4096]);
         assert_eq!(server.greeted().list(), ["disk.hxz"]);
@@ -96,10 +96,12 @@ fn a_parent_that_comes_later() {
     let folder = folder(&[(CHILD, CHILD)]);
     let server = dir(folder.path()).start();
     is_unknown(&server, CHILD);
-    let line = server.wait_for_message("can't be served");
+    let line = server.wait_for_reason("parent_missing");
     assert!(line.message().contains(BASE), "{}", line.text);
     fs::copy(archive(BASE), folder.path().join(BASE)).unwrap();
     wait_until("the child is served", || server.greeted().list().contains(&CHILD.to_owned()));
     assert_eq!(sha256(&read_whole(&mut server.go(CHILD))), CHILD_SHA256);
-    assert_eq!(server.log_text().matches("can't be served").count(), 1);
+    let is_error =
+        |line: &&Line| line.json["level"] == "ERROR" && line.json["reason"] == "parent_missing";
+    assert_eq!(server.log().iter().filter(is_error).count(), 1);
 }

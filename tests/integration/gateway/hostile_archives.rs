@@ -168,9 +168,9 @@ fn encrypted(pages: usize) -> Builder {
 #[test]
 fn a_password_that_could_not_be_tried_is_warned_of() {
     const SEARCHED: usize = 256;
-    let warned = "the password could not be tried";
+    let warned = "password_not_verified";
     let server = encrypted(SEARCHED).env("HEXZ_PASSWORD", "wrong").start();
-    assert_eq!(server.wait_for_message(warned).json["level"], "WARN");
+    assert_eq!(server.wait_for_reason(warned).json["level"], "WARN");
     assert_eq!(server.go("").read(SEARCHED as u64, 10), Err(EIO));
     // A block that is just near enough is tried.
     let (code, stderr) = encrypted(SEARCHED - 1).env("HEXZ_PASSWORD", "wrong").fail();

@@ -50,7 +50,7 @@ fn an_unreadable_block_is_an_error_and_the_others_are_read() {
             assert_eq!(client.read(bad[0] + 1, 1), Err(EIO));
             assert_eq!(client.read(bad[0], 0), Ok(Vec::new()));
         }
-        let line = server.wait_for_message("a read failed, the client gets an I/O error");
+        let line = server.wait_for_reason("crc");
         assert_eq!(line.json["level"], "ERROR");
         assert!(line.text.contains("damaged.hxz"), "{}", line.text);
         client.disconnect();

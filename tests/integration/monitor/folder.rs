@@ -89,7 +89,7 @@ fn what_is_mounted_on_it_since_the_start_is_named() {
     let mut client = server.greeted();
     client.refused(OPT_GO, &info_data(b"new.hxz", &[]), REP_ERR_UNKNOWN);
     server.wait_for_log("the sandbox", |line| {
-        line.message().contains("\"new.hxz\"") && line.message().contains("it is the sandbox")
+        line.message().contains("\"new.hxz\"") && line.text.contains("the sandbox")
     });
 
     // A reload can't admit it, and says so; nobody is served less by it.

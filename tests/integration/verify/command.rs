@@ -68,6 +68,7 @@ fn archives_that_cannot_be_opened() {
     assert_eq!(ended.code, Some(3));
     let objects = objects(&ended);
     assert_eq!(objects[0]["event"], "unopened");
+    assert_eq!(objects[0]["reason"], "password_needed");
     assert_eq!((&objects[1]["event"], &objects[1]["is_sound"]), (&"summary".into(), &true.into()));
     for bad in [&["--jobs", "0", "x"][..], &["--jobs", "1025", "x"], &[], &["--nonsense", "x"]] {
         assert_eq!(verify(bad.iter()).code, Some(2), "{bad:?}");

@@ -194,7 +194,7 @@ fn a_server_that_asks_for_signatures() {
         .start();
     assert_eq!(server.go("signed-zstd.hxz").read_ok(0, 4096), image()[..4096]);
     assert_eq!(server.greeted().list(), ["signed-zstd.hxz"]);
-    let line = server.wait_for_message("isn't signed");
+    let line = server.wait_for_reason("not_signed");
     assert!(line.message().contains("base-zstd.hxz"), "{}", line.text);
 
     // Replaced by one that isn't signed: whoever reads goes on, nobody else comes in.
@@ -216,8 +216,8 @@ fn keys_on_the_command_line() {
         .start()
         .assert_alive();
     for (key, archive, words) in [
-        (hex, &plain, "isn't signed"),
-        (&other, &signed, "not valid by any key"),
+        (hex, &plain, "not_signed"),
+        (&other, &signed, "signature"),
         (&hex[1..], &signed, "can't read the key"),
         (&signed, &signed, "has more than"),
         ("/dev/null", &signed, "no Ed25519 public key"),

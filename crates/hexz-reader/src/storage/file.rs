@@ -79,10 +79,10 @@ impl FileStorage {
     pub fn open(path: &Path) -> io::Result<Self> {
         let kind = std::fs::metadata(path)?.file_type();
         if kind.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "is a directory"));
         }
         if !kind.is_file() && !kind.is_block_device() {
-            let message = "it is neither a regular file nor a block device";
+            let message = "neither a regular file nor a block device";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         Self::of(File::open(path)?, path)
@@ -97,7 +97,7 @@ impl FileStorage {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
         if !file.metadata()?.is_file() {
-            let message = "it is not a regular file";
+            let message = "not a regular file";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
         Self::of(file, path)

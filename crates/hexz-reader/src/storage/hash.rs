@@ -2,12 +2,14 @@
 //!
 //! BLAKE3 is a binary tree. A storage is divided into units whose length is a power of two. Each
 //! unit is a subtree with a chaining value, and the hash is computed from these values.
+//!
+//! The functions of [`blake3`](::blake3) that use several threads (`update_rayon`) return the hash
+//! alone. Here the values of the units are needed too, so the units are distributed to threads.
 
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
@@ -35,7 +37,7 @@ pub(crate) fn blake3(storage: &dyn Storage) -> io::Result<[u8; 32]> {
 /// Chaining values of a storage, one for each unit.
 #[derive(Debug)]
 pub(super) struct SubtreeHashes {
-    /// Length of a unit in bytes: a power of two, and at most [`TASK_BYTES`].
+    /// Length of a unit in bytes, a power of two.
     unit: u64,
     /// Chaining value of each unit, in order. Empty if there is at most one unit, which has no
     /// chaining value because it is the root.
@@ -50,16 +52,13 @@ impl SubtreeHashes {
     pub(super) fn of(storage: &dyn Storage, unit: u64) -> io::Result<Self> {
         let length = storage.length();
         if length <= unit {
-            let mut hasher = blake3::Hasher::new();
-            hash_range(storage, 0..length, &mut hasher, &mut Vec::new())?;
-            let root = *hasher.finalize().as_bytes();
-            return Ok(Self { unit, values: Vec::new(), root });
+            let root = hash_range(storage, 0..length, &mut vec![0; BUFFER_LEN])?.finalize();
+            return Ok(Self { unit, values: Vec::new(), root: root.into() });
         }
         let values = hash_units(storage, unit)?;
         let (left, right) = values.split_at(left_subtree_count(values.len()));
-        let root = *merge_subtrees_root(&merge_subtrees(left), &merge_subtrees(right), Mode::Hash)
-            .as_bytes();
-        Ok(Self { unit, values, root })
+        let root = merge_subtrees_root(&merge_subtrees(left), &merge_subtrees(right), Mode::Hash);
+        Ok(Self { unit, values, root: root.into() })
     }
 
     /// Returns the BLAKE3 hash of all bytes.
@@ -88,85 +87,77 @@ impl SubtreeHashes {
 fn hash_units(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>> {
     let length = storage.length();
     let count = usize::try_from(length.div_ceil(unit)).unwrap_or(usize::MAX);
-    let values = Mutex::new(vec![ChainingValue::default(); count]);
-    let (next, has_failed) = (AtomicU64::new(0), AtomicBool::new(false));
-    let hash_unit = |number: u64, buffer: &mut Vec<u8>| {
-        let start = number.saturating_mul(unit);
-        let mut hasher = blake3::Hasher::new();
-        hasher.set_input_offset(start);
-        hash_range(storage, start..length.min(start.saturating_add(unit)), &mut hasher, buffer)?;
-        let mut values = values.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(value) = usize::try_from(number).ok().and_then(|at| values.get_mut(at)) {
-            *value = hasher.finalize_non_root();
-        }
-        Ok(())
-    };
-    let per_share = TASK_BYTES / unit;
-    let work = || {
-        let mut buffer = Vec::new();
-        while !has_failed.load(Ordering::Relaxed) {
-            let first = next.fetch_add(1, Ordering::Relaxed).saturating_mul(per_share);
-            let end = first.saturating_add(per_share).min(count as u64);
-            if first >= end {
-                break;
-            }
-            if let Err(error) = (first..end).try_for_each(|number| hash_unit(number, &mut buffer)) {
-                has_failed.store(true, Ordering::Relaxed);
-                return Err(error);
+    let mut values = vec![ChainingValue::default(); count];
+    let units_per_task = usize::try_from(TASK_BYTES / unit).unwrap_or(usize::MAX).max(1);
+    let task_count = count.div_ceil(units_per_task);
+    let starts = (0..).step_by(units_per_task).map(|number: u64| number * unit);
+    let tasks = Mutex::new(starts.zip(values.chunks_mut(units_per_task)));
+    let lock = || tasks.lock().unwrap_or_else(PoisonError::into_inner);
+
+    on_all_cores(task_count, || {
+        let mut buffer = vec![0; BUFFER_LEN];
+        loop {
+            let Some((mut start, task)) = lock().next() else { return Ok(()) };
+            for value in task {
+                let end = length.min(start.saturating_add(unit));
+                match hash_range(storage, start..end, &mut buffer) {
+                    Ok(hasher) => *value = hasher.finalize_non_root(),
+                    Err(error) => {
+                        // The other threads stop after the task that they have begun.
+                        lock().by_ref().for_each(drop);
+                        return Err(error);
+                    }
+                }
+                start = end;
             }
         }
-        Ok(())
-    };
-    let shares = usize::try_from(length.div_ceil(TASK_BYTES)).unwrap_or(usize::MAX);
-    on_all_cores(shares, &work)?;
-    Ok(values.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    })?;
+    drop(tasks);
+    Ok(values)
 }
 
-/// Runs `work` on one thread per core, but on at most `most` threads.
-fn on_all_cores(most: usize, work: &(dyn Fn() -> io::Result<()> + Sync)) -> io::Result<()> {
+/// Runs `work` on one low-priority thread per core, but on at most `most` threads.
+fn on_all_cores(most: usize, work: impl Fn() -> io::Result<()> + Sync) -> io::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(most);
+    let low_priority_work = || {
+        nbd_telemetry::lower_thread_priority(NICE);
+        work()
+    };
     std::thread::scope(|scope| {
-        let low_priority_work = || {
-            nbd_telemetry::lower_thread_priority(NICE);
-            work()
+        let spawn = || {
+            let thread = std::thread::Builder::new().name("hash".to_owned());
+            thread.spawn_scoped(scope, low_priority_work).ok()
         };
-        let threads: Vec<_> = (0..cores)
-            .map_while(|_| {
-                std::thread::Builder::new()
-                    .name("hash".to_owned())
-                    .spawn_scoped(scope, low_priority_work)
-                    .ok()
-            })
-            .collect();
+        let threads: Vec<_> = (0..cores).map_while(|_| spawn()).collect();
         // If no thread can be spawned, the calling thread does the work.
         let alone = if threads.is_empty() { work() } else { Ok(()) };
-        let results: Vec<io::Result<()>> = threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("it panicked"))))
-            .collect();
-        results.into_iter().fold(alone, Result::and)
+        let join = |thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>| {
+            thread.join().unwrap_or_else(|_| Err(io::Error::other("hashing panicked")))
+        };
+        threads.into_iter().map(join).fold(alone, Result::and)
     })
 }
 
-/// Feeds `range` of the storage to the hasher, using `buffer` for reading.
+/// Returns a hasher that has been fed with `range` of the storage, read by means of `buffer`.
 fn hash_range(
     storage: &dyn Storage,
     range: Range<u64>,
-    hasher: &mut blake3::Hasher,
-    buffer: &mut Vec<u8>,
-) -> io::Result<()> {
+    buffer: &mut [u8],
+) -> io::Result<blake3::Hasher> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(range.start);
     let mut at = range.start;
     while at < range.end {
-        let length = usize::try_from(range.end - at).unwrap_or(BUFFER_LEN).min(BUFFER_LEN);
-        if buffer.len() < length {
-            buffer.resize(length, 0);
-        }
-        let piece = buffer.get_mut(..length).unwrap_or_default();
+        let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+        let piece = match buffer.get_mut(..left) {
+            Some(last) => last,
+            None => &mut *buffer,
+        };
         storage.read_exact_at(piece, at)?;
         hasher.update(piece);
-        at += length as u64;
+        at += piece.len() as u64;
     }
-    Ok(())
+    Ok(hasher)
 }
 
 /// Merges adjacent subtrees into one chaining value.
@@ -224,7 +215,9 @@ mod tests {
             let expected = *blake3::hash(&bytes).as_bytes();
             let storage: Arc<[u8]> = Arc::from(bytes);
             assert_eq!(blake3(&storage).unwrap(), expected, "{length}");
-            assert_eq!(SubtreeHashes::of(&storage, UNIT).unwrap().root(), expected, "{length}");
+            for unit in [UNIT, 2 * TASK_BYTES] {
+                assert_eq!(SubtreeHashes::of(&storage, unit).unwrap().root(), expected, "{length}");
+            }
         }
     }
 

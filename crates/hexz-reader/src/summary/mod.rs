@@ -271,7 +271,7 @@ fn summarize(
     let mut faults = FaultList::default();
     let (parents, depths) = parents(links, chain.len(), &mut faults);
     let snapshot = Snapshot::from_chain(chain, &plain)?;
-    let own = snapshot.archive(0)?;
+    let own = snapshot.own();
     let (mut manifest, mut other) = (None, None);
     match (own.header.metadata, own.metadata) {
         (Some(place), Some(StreamOrigin::Manifest)) => {
@@ -292,8 +292,7 @@ fn summarize(
         stored: StoredTotals::default(),
         faults,
     };
-    let [main, auxiliary] =
-        [StreamKind::Main, StreamKind::Auxiliary].map(|kind| traversal.summarize_stream(own, kind));
+    let [main, auxiliary] = StreamKind::ALL.map(|kind| traversal.summarize_stream(own, kind));
     let distinct = traversal.copies.totals();
     let stored = StoredTotals {
         copies: distinct.copies,
@@ -334,13 +333,13 @@ fn read_manifest(
     on_file: &mut impl FnMut(PackedFile),
 ) -> (Manifest, Option<Error>) {
     let mut manifest = Manifest { length: place.length, ..Manifest::default() };
-    let fail = |kind: ErrorKind| kind.at(&own.path, place.offset);
+    let fail = |kind: ErrorKind| own.file.error_at(kind, place.offset);
     if place.length > MAX_METADATA {
         let what = "the manifest's length in bytes";
         let (got, limit) = (place.length.into(), MAX_METADATA.into());
         return (manifest, Some(fail(ErrorKind::TooLarge { what, got, limit })));
     }
-    let read = metadata::for_each_file(own.storage(), place, &mut |file| {
+    let read = metadata::for_each_file(own.file.storage.as_ref(), place, &mut |file| {
         manifest.files += 1;
         manifest.bytes = manifest.bytes.saturating_add(file.size);
         on_file(file);
@@ -356,9 +355,7 @@ fn read_manifest(
 
 fn read_other_metadata(own: &Archive, place: Extent) -> Result<OtherMetadata, Error> {
     let mut shown = vec![0; place.length.min(MAX_METADATA_EXCERPT) as usize];
-    own.storage()
-        .read_exact_at(&mut shown, place.offset)
-        .map_err(|error| ErrorKind::Io("read its metadata", error).at(&own.path, place.offset))?;
+    own.file.read_exact_at(&mut shown, place.offset, "read the metadata")?;
     let text = String::from_utf8_lossy(&shown).into_owned();
     Ok(OtherMetadata { length: place.length, text })
 }
@@ -388,7 +385,7 @@ fn holders(snapshot: &Snapshot, depths: &[u32]) -> Vec<ChainMember> {
     let archives = snapshot.chain.iter().zip(depths);
     archives
         .map(|(archive, &depth)| ChainMember {
-            path: archive.path.to_path_buf(),
+            path: archive.file.path.to_path_buf(),
             depth,
             blocks: 0,
             bytes: 0,

@@ -5,7 +5,7 @@ use super::{ChainMember, StoredTotals, StreamSummary};
 use crate::archive::Archive;
 use crate::error::Error;
 use crate::header::Extent;
-use crate::index::{self, Content, LocatedBlock};
+use crate::index_page::{self, Content, LocatedBlock};
 use crate::page_cache::PageId;
 use crate::parent_index::ParentBlock;
 use crate::{Snapshot, StreamKind};
@@ -42,7 +42,7 @@ impl IndexTraversal<'_> {
             match own.load_page_and_bytes(kind, number, &self.snapshot.zeros) {
                 Ok((page, bytes)) => {
                     let id = PageId { archive: 0, stream: kind, page: number };
-                    let places = index::places(&bytes, own.entry_form());
+                    let places = index_page::places(&bytes, own.entry_form());
                     for (block, place) in page.blocks().zip(places) {
                         self.count_block(&mut stream, id, block, place);
                     }
@@ -68,7 +68,7 @@ impl IndexTraversal<'_> {
     ) {
         let length = block.length;
         stream.lengths.add(length);
-        let is_stored = place.length > 0 && place.offset != index::IN_PARENT;
+        let is_stored = place.length > 0 && place.offset != index_page::IN_PARENT;
         match block.entry.content {
             Content::Stored { .. } => {
                 stream.stored.add(length);
