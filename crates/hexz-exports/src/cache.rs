@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, MutexGuard};
 use std::time::Instant;
 
 use bytes::Bytes;
 use hexz_reader::cache::bounded;
+use parking_lot::Mutex;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use tokio::sync::oneshot;
@@ -113,7 +114,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
     }
 
     fn join_flight<'a>(&'a self, key: &K, flight: &'a K) -> FlightRole<'a, K> {
-        let mut flights = self.flights();
+        let mut flights = self.flights.lock();
         // It may have been inserted since the last lookup.
         if let Some(value) = self.cache.peek(key) {
             return FlightRole::Cached(value);
@@ -125,11 +126,6 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         }
         flights.insert(flight.clone(), Vec::new());
         FlightRole::Leader(Flight { cache: self, key: flight, is_finished: false })
-    }
-
-    fn flights(&self) -> MutexGuard<'_, HashMap<K, Vec<oneshot::Sender<Bytes>>>> {
-        // Nothing panics while it is locked.
-        self.flights.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -155,14 +151,14 @@ impl<K: Hash + Eq + Clone> Flight<'_, K> {
     /// Ends the flight and returns its waiters.
     fn finish(mut self) -> Vec<oneshot::Sender<Bytes>> {
         self.is_finished = true;
-        self.cache.flights().remove(self.key).unwrap_or_default()
+        self.cache.flights.lock().remove(self.key).unwrap_or_default()
     }
 }
 
 impl<K: Hash + Eq + Clone> Drop for Flight<'_, K> {
     fn drop(&mut self) {
         if !self.is_finished {
-            self.cache.flights().remove(self.key);
+            self.cache.flights.lock().remove(self.key);
         }
     }
 }
@@ -300,7 +296,7 @@ mod tests {
                 drop(first);
             }
             assert_eq!(second.await, Ok(value));
-            assert!(cache.flights().is_empty());
+            assert!(cache.flights.lock().is_empty());
         }
     }
 

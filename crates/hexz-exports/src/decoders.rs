@@ -11,9 +11,10 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 /// Nice value added for decoder threads: under contention they get about a tenth of the share of
@@ -105,7 +106,7 @@ impl Decoders {
             }
         }
         // One thread is enough, if slow. Without any, reads must fail instead of waiting forever.
-        self.shared.queue().is_closed = started == 0;
+        self.shared.queue.lock().is_closed = started == 0;
     }
 
     /// Runs `work`, which takes about `estimate` nanoseconds, when it is the client's turn.
@@ -133,30 +134,25 @@ impl Decoders {
 
     /// Returns true if a job would start immediately.
     pub(super) fn has_idle_thread(&self) -> bool {
-        let queue = self.shared.queue();
+        let queue = self.shared.queue.lock();
         queue.idle > queue.jobs
     }
 }
 
 impl Drop for Decoders {
     fn drop(&mut self) {
-        let mut queue = self.shared.queue();
+        let mut queue = self.shared.queue.lock();
         queue.is_closed = true;
         for Reverse(turn) in queue.clients.drain() {
-            turn.client.lock().jobs.clear();
+            turn.client.0.lock().jobs.clear();
         }
         self.shared.news.notify_all();
     }
 }
 
 impl DecoderState {
-    fn queue(&self) -> MutexGuard<'_, FairQueue> {
-        // Nothing panics while it is locked.
-        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     fn add(&self, client: &Arc<DecoderClient>, job: DecodeJob) {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         if queue.is_closed {
             return;
         }
@@ -168,7 +164,7 @@ impl DecoderState {
 
     fn work(&self) {
         nbd_telemetry::lower_thread_priority(NICE);
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         while !queue.is_closed {
             match queue.next() {
                 Some((client, job)) => {
@@ -179,12 +175,12 @@ impl DecoderState {
                     // Lets the threads that send replies run before this thread's time slice
                     // ends.
                     std::thread::yield_now();
-                    queue = self.queue();
+                    queue = self.queue.lock();
                     queue.correct(&client, job.estimate, took);
                 }
                 None => {
                     queue.idle += 1;
-                    queue = self.news.wait(queue).unwrap_or_else(|poisoned| poisoned.into_inner());
+                    self.news.wait(&mut queue);
                     queue.idle -= 1;
                 }
             }
@@ -195,7 +191,7 @@ impl DecoderState {
 impl FairQueue {
     fn add(&mut self, client: &Arc<DecoderClient>, job: DecodeJob) {
         self.jobs += 1;
-        let mut own = client.lock();
+        let mut own = client.0.lock();
         own.jobs.push_back(job);
         if own.turn.is_none() {
             own.clock = own.clock.max(self.now);
@@ -214,7 +210,7 @@ impl FairQueue {
     /// Takes the next job, and charges its client the estimate.
     fn next(&mut self) -> Option<(Arc<DecoderClient>, DecodeJob)> {
         while let Some(Reverse(Turn { number, client, .. })) = self.clients.pop() {
-            let mut own = client.lock();
+            let mut own = client.0.lock();
             if own.turn != Some(number) {
                 continue;
             }
@@ -234,7 +230,7 @@ impl FairQueue {
 
     /// Replaces a job's estimate on its client's clock by the measured time.
     fn correct(&mut self, client: &Arc<DecoderClient>, estimate: u64, took: Duration) {
-        let mut own = client.lock();
+        let mut own = client.0.lock();
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         own.clock = own.clock.saturating_sub(estimate).saturating_add(took);
         if own.turn.is_some() {
@@ -243,22 +239,15 @@ impl FairQueue {
     }
 }
 
-impl DecoderClient {
-    fn lock(&self) -> MutexGuard<'_, ClientQueue> {
-        // Nothing panics while it is locked.
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
 impl fmt::Debug for Decoders {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Decoders").field("waiting", &self.shared.queue().jobs).finish()
+        f.debug_struct("Decoders").field("waiting", &self.shared.queue.lock().jobs).finish()
     }
 }
 
 impl fmt::Debug for DecoderClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("waiting", &self.lock().jobs.len()).finish()
+        f.debug_struct("Client").field("waiting", &self.0.lock().jobs.len()).finish()
     }
 }
 
@@ -340,13 +329,13 @@ mod tests {
     fn an_idle_client_accumulates_no_credit() {
         let mut queue = FairQueue { now: 1000, ..FairQueue::default() };
         let [early, late] = [Arc::<DecoderClient>::default(), Arc::default()];
-        early.lock().clock = 1000;
+        early.0.lock().clock = 1000;
         queue.add(&late, job(100));
         queue.add(&early, job(100));
         queue.add(&late, job(100));
         let clocks: Vec<u64> = std::iter::from_fn(|| {
             let (client, job) = queue.next()?;
-            let after = client.lock().clock;
+            let after = client.0.lock().clock;
             Some(after - job.estimate)
         })
         .collect();
@@ -383,7 +372,7 @@ mod tests {
         let busy: Vec<_> = (0..threads)
             .map(|_| {
                 let blocked = Arc::clone(&blocked);
-                Box::pin(decoders.run(&client, 1, move || blocked.lock().unwrap().recv().unwrap()))
+                Box::pin(decoders.run(&client, 1, move || blocked.lock().recv().unwrap()))
             })
             .collect();
         let mut dropped = Box::pin(decoders.run(&client, 1, || panic!("it was begun")));

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
-use std::sync::{self, Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
@@ -28,10 +28,10 @@ pub(super) struct FolderSlots {
     /// Identity of the folder at startup; the sandbox permits only this folder.
     at_start: Option<FolderId>,
     /// Fault of the last attempt to read the folder, if it failed.
-    fault: sync::Mutex<Option<FolderFault>>,
+    fault: parking_lot::Mutex<Option<FolderFault>>,
     places: Mutex<SlotTable>,
     /// Files that the log has reported as not served.
-    unserved: sync::Mutex<Vec<(OsString, NotFoundReason)>>,
+    unserved: parking_lot::Mutex<Vec<(OsString, NotFoundReason)>>,
     /// Rate limit for the log lines about them.
     notes: RateLimit,
 }
@@ -73,9 +73,9 @@ impl FolderSlots {
         Self {
             folder,
             at_start,
-            fault: sync::Mutex::default(),
+            fault: parking_lot::Mutex::default(),
             places: Mutex::default(),
-            unserved: sync::Mutex::default(),
+            unserved: parking_lot::Mutex::default(),
             notes: RateLimit::new(5, Duration::from_secs(60)),
         }
     }
@@ -108,12 +108,12 @@ impl FolderSlots {
 
     /// Returns the fault of the last attempt to read the folder, if it failed.
     pub(super) fn fault(&self) -> Option<FolderFault> {
-        *self.fault.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.fault.lock()
     }
 
     fn note_fault(&self, error: Option<&FolderError>) {
         let now = error.map(|error| error.cause);
-        let mut fault = self.fault.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fault = self.fault.lock();
         let before = std::mem::replace(&mut *fault, now);
         drop(fault);
         match error {
@@ -198,7 +198,7 @@ impl FolderSlots {
     fn note_unserved(&self, unserved: Vec<(OsString, NotFoundReason)>) {
         /// Maximum number of files named in a log line.
         const NAMED: usize = 10;
-        let mut known = self.unserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.unserved.lock();
         if *known == unserved {
             return;
         }

@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use super::catalog::failure_log_limit;
@@ -76,19 +77,19 @@ impl Inspections {
 
     /// Returns the number of cached files.
     pub(super) fn count(&self) -> usize {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.cache.lock().len()
     }
 
     /// Removes the files for which `is_kept` returns false.
     pub(super) fn retain(&self, is_kept: impl Fn(&Path) -> bool) {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         cache.retain(|path, _| is_kept(path));
     }
 
     /// Returns the cached result for a file. Failures expire, since a missing parent may have
     /// appeared in the meantime.
     pub(super) fn cached(&self, path: &Path, stamp: FileStamp) -> InspectionResult {
-        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.cache.lock();
         match cache.get(path) {
             Some(inspection) if inspection.stamp == stamp => match &inspection.result {
                 Ok(streams) => InspectionResult::Streams(streams.clone()),
@@ -122,7 +123,7 @@ impl Inspections {
         let result = found.map_err(|error| error.to_string());
         let error = result.as_ref().err().cloned();
         let inspection = Inspection { stamp, at: Instant::now(), result };
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock();
         let before = cache.insert(source.path().to_owned(), inspection);
         drop(cache);
         let before = before.and_then(|inspection| inspection.result.err());

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::block_key::BlockKey;
@@ -177,10 +178,7 @@ impl BlockReader {
     /// Builds the index of a snapshot's parents' hashes, unless it exists. That takes as long as
     /// reading all their index pages, so it runs outside the decoder threads.
     pub(super) async fn index_parents(&self, snapshot: &Arc<Snapshot>) {
-        let lock = {
-            let mut building = self.building();
-            Arc::clone(building.entry(snapshot.id()).or_default())
-        };
+        let lock = Arc::clone(self.building.lock().entry(snapshot.id()).or_default());
         // If the waiting task is canceled, the build goes on and holds the lock until it is done.
         let lock = lock.lock_owned().await;
         let id = snapshot.id();
@@ -195,12 +193,7 @@ impl BlockReader {
         if let Err(error) = build.await.map_err(io::Error::other).flatten() {
             tracing::error!(reason = "parent_index", "can't index the parents' blocks: {error}");
         }
-        self.building().remove(&id);
-    }
-
-    fn building(&self) -> MutexGuard<'_, HashMap<u64, Arc<tokio::sync::Mutex<()>>>> {
-        // Nothing panics while it is locked.
-        self.building.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.building.lock().remove(&id);
     }
 
     /// Returns true if a block is in the cache.
@@ -281,7 +274,7 @@ mod tests {
                 let begin = begin.clone();
                 let job = move || {
                     begin.send(()).unwrap();
-                    hang.lock().unwrap().recv().unwrap();
+                    hang.lock().recv().unwrap();
                 };
                 tokio::spawn(async move { reader.decoders.run(&Arc::default(), 1, job).await })
             })

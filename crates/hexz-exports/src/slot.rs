@@ -4,10 +4,11 @@
 //! ask for archives on it.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
 
@@ -156,7 +157,7 @@ impl SnapshotSlot {
 
     /// Returns the snapshot that was opened last, whether or not it is current.
     pub(super) fn latest(&self) -> Option<Arc<Snapshot>> {
-        self.latest.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.latest.read().clone()
     }
 
     /// Returns true if the last attempt to open it failed; false while one is in progress.
@@ -186,7 +187,7 @@ impl SnapshotSlot {
     }
 
     fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {
-        *self.latest.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
+        *self.latest.write() = snapshot;
     }
 }
 

@@ -1,6 +1,8 @@
 //! Presents the catalog to one client: exports that it may not open don't exist for it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use tokio::sync::mpsc::Sender;
 
@@ -56,7 +58,7 @@ impl CatalogView {
     }
 
     fn note(&self, missing: Option<NotFoundReason>) {
-        *self.missing.lock().unwrap_or_else(PoisonError::into_inner) = missing;
+        *self.missing.lock() = missing;
     }
 }
 
@@ -82,7 +84,7 @@ impl Exports for CatalogView {
     }
 
     fn not_found_reason(&self) -> Option<&'static str> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner).map(NotFoundReason::label)
+        self.missing.lock().map(NotFoundReason::label)
     }
 
     async fn list_contexts(

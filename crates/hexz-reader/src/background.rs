@@ -2,7 +2,8 @@
 
 use std::io;
 use std::panic::resume_unwind;
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 /// Nice value added for the thread, so that it gets a small share under contention.
 const NICE: i32 = 15;
@@ -23,7 +24,7 @@ impl BackgroundExecutor {
     /// If `work` panics.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> io::Result<T> {
         // A panic of an earlier job doesn't affect this one.
-        let _running = self.is_running.lock().unwrap_or_else(PoisonError::into_inner);
+        let _running = self.is_running.lock();
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("background".to_owned());
             let thread = thread.spawn_scoped(scope, || {

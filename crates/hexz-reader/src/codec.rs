@@ -1,8 +1,8 @@
 //! Decompression of blocks to the exact length that the index states.
 
 use std::fmt;
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use zstd::bulk::Decompressor;
 
 use super::error::ErrorKind;
@@ -66,16 +66,14 @@ impl Codec {
         if frame.is_ok_and(|length| length != stored.len()) {
             return Err(ErrorKind::Decompress("there is something behind its frame".to_owned()));
         }
-        let idle = || self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-
-        let waiting = idle().pop();
+        let waiting = self.idle.lock().pop();
         let mut context = match waiting {
             Some(context) => context,
             None => Decompressor::with_dictionary(&self.dictionary).map_err(failed)?,
         };
         let mut block = Vec::with_capacity(length as usize);
         let decoded = context.decompress_to_buffer(stored, &mut block);
-        idle().push(context);
+        self.idle.lock().push(context);
         decoded.map_err(failed)?;
         Ok(block)
     }

@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytesize::ByteSize;
+use parking_lot::Mutex;
 
 use super::digest_list::{Digest, DigestsError, parse_entry, parse_line};
 use super::error::{Error, ErrorKind, printable};
@@ -118,9 +119,9 @@ impl Digests {
         for (name, entry) in &self.entries {
             // A file that is being hashed right now will be hashed again.
             if let Some(before) = before.entries.get(name)
-                && let (Ok(mut known), Ok(before)) = (entry.known.lock(), before.known.try_lock())
+                && let Some(before) = before.known.try_lock()
             {
-                *known = before.clone().map(|FileHash { stamp, result }| {
+                *entry.known.lock() = before.clone().map(|FileHash { stamp, result }| {
                     let result = result.and_then(|tree| entry.check(tree));
                     FileHash { stamp, result }
                 });
@@ -144,7 +145,7 @@ impl Digests {
         let entry = self.entry(path)?;
         let expected = entry.expected;
         // Only threads that need the same file wait here.
-        let mut known = entry.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = entry.known.lock();
         let stamp = storage.stamp();
         let result = match &*known {
             // A digest that only this list expects needs the tree, which was dropped.
@@ -175,7 +176,7 @@ impl Digests {
     fn evict_unused(&self) {
         for entry in self.entries.values() {
             // A locked entry is being hashed right now, so it is in use.
-            if let Ok(mut known) = entry.known.try_lock()
+            if let Some(mut known) = entry.known.try_lock()
                 && let Some(FileHash { result: Ok(tree), .. }) = &*known
                 && Arc::strong_count(tree) == 1
             {

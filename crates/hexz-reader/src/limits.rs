@@ -16,7 +16,7 @@ pub const fn max_stored(length: u32) -> u32 {
 pub const MAX_STORED_BLOCK: u32 = max_stored(MAX_BLOCK);
 
 /// Maximum number of blocks on an index page, fixed by the format.
-pub const MAX_PAGE_BLOCKS: u64 = 4096;
+pub(crate) const MAX_PAGE_BLOCKS: u64 = 4096;
 
 /// Maximum length of a master index, in bytes: pages for more than 9 billion blocks.
 pub const MAX_MASTER_INDEX: u64 = 64 * 1024 * 1024;
@@ -29,7 +29,7 @@ pub const MAX_CHAIN: usize = 256;
 
 /// Maximum number of stored blocks in the index of the parents' hashes, of all parents together (8
 /// bytes each).
-pub const MAX_PARENT_BLOCKS: usize = 1 << 27;
+pub(crate) const MAX_PARENT_BLOCKS: usize = 1 << 27;
 
 /// Maximum size of a stream, in bytes: protocols and clients use signed 64-bit offsets.
 pub const MAX_STREAM: u64 = i64::MAX as u64;
@@ -45,12 +45,12 @@ pub const DEFAULT_INDEX_BUDGET: u64 = 16 * 1024 * 1024;
 
 /// Maximum number of bytes that are decoded while opening an archive to learn the size of a stream
 /// that its master index doesn't state: an index page of 256 KiB blocks.
-pub const MAX_PROBED_BYTES: u64 = 1 << 30;
+pub(crate) const MAX_PROBED_BYTES: u64 = 1 << 30;
 
 /// Maximum memory for the hash trees of archives with a digest, in bytes: 32 for each 256 KiB of
 /// archive, so enough for 8 TiB.
-pub const MAX_TREE_MEMORY: u64 = 1 << 30;
+pub(crate) const MAX_TREE_MEMORY: u64 = 1 << 30;
 
 /// Memory for recently verified parts of archives with a digest, in bytes: 32 groups, each of which
 /// serves further reads of the same group.
-pub const GROUP_CACHE_BYTES: u64 = 8 * 1024 * 1024;
+pub(crate) const GROUP_CACHE_BYTES: u64 = 8 * 1024 * 1024;

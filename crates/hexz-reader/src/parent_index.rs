@@ -6,7 +6,9 @@
 //! fingerprint.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::archive::Archive;
 use super::error::{Error, printable};
@@ -38,7 +40,7 @@ pub(super) struct LazyParentIndex {
 impl LazyParentIndex {
     /// Returns the index, if it has been built.
     pub(super) fn get(&self) -> Option<Arc<HashIndex>> {
-        self.lock().clone()
+        self.index.lock().clone()
     }
 
     /// Returns the index. The first caller builds it while others wait.
@@ -49,11 +51,7 @@ impl LazyParentIndex {
         log_limit: &LogLimit,
     ) -> Arc<HashIndex> {
         let build = || Arc::new(HashIndex::build(chain, zeros, log_limit));
-        Arc::clone(self.lock().get_or_insert_with(build))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<HashIndex>>> {
-        self.index.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        Arc::clone(self.index.lock().get_or_insert_with(build))
     }
 }
 

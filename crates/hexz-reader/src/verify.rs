@@ -8,9 +8,10 @@
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
 use super::error::Error;
@@ -99,11 +100,11 @@ impl Snapshot {
         let check = Verification::new(self, progress);
         loop {
             check.round(threads);
-            let is_done = check.lock(&check.cursor).is_done;
-            let faults = check.lock(&check.found).take();
+            let is_done = check.cursor.lock().is_done;
+            let faults = check.found.lock().take();
             faults.into_iter().for_each(&mut report);
             if is_done || progress.is_stopped() {
-                let mut summary = check.lock(&check.found).summary;
+                let mut summary = check.found.lock().summary;
                 summary.bytes = progress.bytes();
                 summary.is_complete = is_done && !progress.is_stopped();
                 return summary;
@@ -183,7 +184,7 @@ impl<'a> Verification<'a> {
                     None => self.note_unnumbered(&batch, position),
                 }
             }
-            let mut found = self.lock(&self.found);
+            let mut found = self.found.lock();
             found.summary.blocks += seen.blocks;
             found.summary.zeros += seen.zeros;
             found.summary.in_parents += seen.in_parents;
@@ -261,9 +262,9 @@ impl<'a> Verification<'a> {
 
     /// Returns the next blocks, or `None` if it is time to pause or all blocks are taken.
     fn next_batch(&self) -> Option<BlockBatch> {
-        let mut cursor = self.lock(&self.cursor);
+        let mut cursor = self.cursor.lock();
         loop {
-            if self.progress.is_stopped() || self.lock(&self.found).ranges >= MAX_PENDING_RANGES {
+            if self.progress.is_stopped() || self.found.lock().ranges >= MAX_PENDING_RANGES {
                 return None;
             }
             if let Some(batch) = cursor.batch_of_page() {
@@ -300,7 +301,7 @@ impl<'a> Verification<'a> {
             Err(error) => {
                 let end = index.page_end(cursor.page);
                 let blocks = place.block_count(own.entry_form()).into();
-                self.lock(&self.found).summary.blocks += blocks;
+                self.found.lock().summary.blocks += blocks;
                 self.note(stream, place.start_logical..end, blocks, Err(Arc::new(error)));
             }
         }
@@ -325,15 +326,10 @@ impl<'a> Verification<'a> {
     ) {
         let length = range.end - range.start;
         if let Err(error) = verdict {
-            self.lock(&self.found).add(stream, range, blocks, error);
+            self.found.lock().add(stream, range, blocks, error);
             self.progress.unreadable.fetch_add(length, Ordering::Relaxed);
         }
         self.progress.bytes.fetch_add(length, Ordering::Relaxed);
-    }
-
-    fn lock<'m, T>(&self, mutex: &'m Mutex<T>) -> MutexGuard<'m, T> {
-        // No code panics while it holds a lock.
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

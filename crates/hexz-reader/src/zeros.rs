@@ -5,7 +5,8 @@
 //! so only blocks that are likely to be zeros are considered.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use super::BlockHash;
 use super::header::Extent;
@@ -79,7 +80,7 @@ impl ZeroHashes {
 
     fn hash(&self, length: u32) -> Option<BlockHash> {
         // Entries are inserted whole, so a poisoned lock does no harm.
-        let mut known = self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut known = self.known.lock();
         if let Some(hash) = known.by_length.get(&length) {
             return Some(*hash);
         }

@@ -9,11 +9,11 @@
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use blake3::hazmat::{
     ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root,
 };
+use parking_lot::Mutex;
 
 use super::Storage;
 
@@ -92,19 +92,18 @@ fn hash_units(storage: &dyn Storage, unit: u64) -> io::Result<Vec<ChainingValue>
     let task_count = count.div_ceil(units_per_task);
     let starts = (0..).step_by(units_per_task).map(|number: u64| number * unit);
     let tasks = Mutex::new(starts.zip(values.chunks_mut(units_per_task)));
-    let lock = || tasks.lock().unwrap_or_else(PoisonError::into_inner);
 
     on_all_cores(task_count, || {
         let mut buffer = vec![0; BUFFER_LEN];
         loop {
-            let Some((mut start, task)) = lock().next() else { return Ok(()) };
+            let Some((mut start, task)) = tasks.lock().next() else { return Ok(()) };
             for value in task {
                 let end = length.min(start.saturating_add(unit));
                 match hash_range(storage, start..end, &mut buffer) {
                     Ok(hasher) => *value = hasher.finalize_non_root(),
                     Err(error) => {
                         // The other threads stop after the task that they have begun.
-                        lock().by_ref().for_each(drop);
+                        tasks.lock().by_ref().for_each(drop);
                         return Err(error);
                     }
                 }

@@ -168,7 +168,7 @@ impl Storage for VerifiedStorage {
 mod tests {
     use super::*;
     use crate::storage::{CountedStorage, FileStorage, ReadCounters, TreeBudget};
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     /// Storage in memory whose bytes can be changed.
     #[derive(Debug)]
@@ -180,11 +180,11 @@ mod tests {
         }
 
         fn length(&self) -> u64 {
-            self.0.lock().unwrap().len() as u64
+            self.0.lock().len() as u64
         }
 
         fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-            let bytes: Arc<[u8]> = Arc::from(self.0.lock().unwrap().as_slice());
+            let bytes: Arc<[u8]> = Arc::from(self.0.lock().as_slice());
             bytes.read_exact_at(buffer, offset)
         }
     }
@@ -253,7 +253,7 @@ mod tests {
         let setting = Setting::new(length, 0);
         for changed in [0, 2, 3] {
             let at = changed * GROUP_LEN + 50;
-            setting.memory.0.lock().unwrap()[size(at)] ^= 1;
+            setting.memory.0.lock()[size(at)] ^= 1;
             for group in 0..4 {
                 let (start, count) =
                     (group * GROUP_LEN, (length - group * GROUP_LEN).min(GROUP_LEN));
@@ -267,14 +267,14 @@ mod tests {
                     assert!(whole.unwrap() == expected);
                 }
             }
-            setting.memory.0.lock().unwrap()[size(at)] ^= 1;
+            setting.memory.0.lock()[size(at)] ^= 1;
         }
     }
 
     #[test]
     fn buffer_is_cleared_on_a_mismatch() {
         let setting = Setting::new(2 * GROUP_LEN, 0);
-        setting.memory.0.lock().unwrap()[0] ^= 1;
+        setting.memory.0.lock()[0] ^= 1;
         let mut buffer = vec![0xa5; size(GROUP_LEN)];
         assert!(setting.verified.read_exact_at(&mut buffer, 0).is_err());
         assert!(buffer.iter().all(|&byte| byte == 0));
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn truncated_storage_is_a_mismatch() {
         let setting = Setting::new(2 * GROUP_LEN, 0);
-        setting.memory.0.lock().unwrap().truncate(size(GROUP_LEN) + 10);
+        setting.memory.0.lock().truncate(size(GROUP_LEN) + 10);
         assert!(setting.read(0, 10).is_ok());
         assert!(matches!(setting.read(GROUP_LEN, 5), Err(Some(_))));
     }
@@ -344,7 +344,7 @@ mod tests {
         }
         assert!(setting.verified.recent.groups.len() <= 8);
         // Cached groups have been verified.
-        setting.memory.0.lock().unwrap().fill(0);
+        setting.memory.0.lock().fill(0);
         for group in 0..64 {
             if let Ok(bytes) = setting.read(group * GROUP_LEN, 10) {
                 let start = size(group * GROUP_LEN);
