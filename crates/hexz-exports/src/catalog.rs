@@ -36,7 +36,36 @@ pub enum CatalogError {
     NoSuchDefault(String),
 }
 
+impl CatalogError {
+    /// Returns a stable label for logs and programs.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::SameName(_) => "same_name",
+            Self::NoSuchDefault(_) => "no_such_default",
+        }
+    }
+}
+
 /// The registry of served snapshots.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use hexz_exports::{BlockReader, Catalog, ExportFolder, ExportSelection};
+/// use hexz_reader::OpenOptions;
+/// use nbd_server::{AccessFilter, ExportCatalog, Exports};
+///
+/// # async fn example() -> Result<(), hexz_exports::CatalogError> {
+/// let folder = Some(ExportFolder::new("/srv/archives".into()));
+/// let selection = ExportSelection { folder, ..ExportSelection::default() };
+/// let reader = BlockReader::new(512 << 20);
+/// let catalog = Arc::new(Catalog::new(selection, OpenOptions::default(), reader)?);
+/// // Each client gets a view of the exports that it may open.
+/// let exports = catalog.view_for(AccessFilter::allow_all());
+/// let disk = exports.find(b"disk.hxz").await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Catalog {
     pub(super) named: NamedSlots,
@@ -75,16 +104,7 @@ impl Catalog {
         };
         let folder = folder.map(FolderSlots::new).map(Arc::new);
         let options = OpenOptions { read_counters: Arc::clone(reader.reads()), ..options };
-        Ok(Self {
-            named: slots,
-            folder,
-            default,
-            options,
-            reader,
-            files: ServedFilesCache::default(),
-            inspections: Arc::new(Inspections::new()),
-            failure_log_limit: failure_log_limit(),
-        })
+        Ok(Self::of(slots, folder, default, options, reader))
     }
 
     /// Creates a catalog of one snapshot that has been opened with `options`. If its file is
@@ -98,11 +118,22 @@ impl Catalog {
         let mut named = NamedSlots::default();
         // This can't fail: no other archive can have the same name.
         named.push(name.to_owned(), SnapshotSlot::of(snapshot)).unwrap_or_default();
+        let options = OpenOptions { read_counters: Arc::clone(reader.reads()), ..options };
+        Self::of(named, None, Some(name.to_owned()), options, reader)
+    }
+
+    fn of(
+        named: NamedSlots,
+        folder: Option<Arc<FolderSlots>>,
+        default: Option<String>,
+        options: OpenOptions,
+        reader: Arc<BlockReader>,
+    ) -> Self {
         Self {
             named,
-            folder: None,
-            default: Some(name.to_owned()),
-            options: OpenOptions { read_counters: Arc::clone(reader.reads()), ..options },
+            folder,
+            default,
+            options,
             reader,
             files: ServedFilesCache::default(),
             inspections: Arc::new(Inspections::new()),
@@ -142,24 +173,18 @@ impl Catalog {
         if let (Some(now), Some(before)) = (&options.digests, &self.options.digests) {
             now.reuse_hashes_of(before);
         }
-        Self {
-            named: self.named.unopened(),
-            folder: self.folder.as_ref().map(|folder| Arc::new(folder.unopened())),
-            default: self.default.clone(),
-            options: OpenOptions {
-                verify_hashes: self.options.verify_hashes,
-                index_pages: Arc::clone(&self.options.index_pages),
-                digest_memory: self.options.digest_memory.clone(),
-                read_counters: Arc::clone(&self.options.read_counters),
-                log_limit: Arc::clone(&self.options.log_limit),
-                background: Arc::clone(&self.options.background),
-                ..options
-            },
-            reader: Arc::clone(&self.reader),
-            files: ServedFilesCache::default(),
-            inspections: Arc::new(Inspections::new()),
-            failure_log_limit: failure_log_limit(),
-        }
+        let folder = self.folder.as_ref().map(|folder| Arc::new(folder.unopened()));
+        let options = OpenOptions {
+            verify_hashes: self.options.verify_hashes,
+            index_pages: Arc::clone(&self.options.index_pages),
+            digest_memory: self.options.digest_memory.clone(),
+            read_counters: Arc::clone(&self.options.read_counters),
+            log_limit: Arc::clone(&self.options.log_limit),
+            background: Arc::clone(&self.options.background),
+            ..options
+        };
+        let reader = Arc::clone(&self.reader);
+        Self::of(self.named.unopened(), folder, self.default.clone(), options, reader)
     }
 
     /// Returns the options with which archives are opened.

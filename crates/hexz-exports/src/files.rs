@@ -36,7 +36,7 @@ pub(super) struct ServedFiles {
 #[derive(Debug, Clone, Copy)]
 enum Position {
     Named(usize),
-    FolderSlots(usize),
+    InFolder(usize),
 }
 
 impl ServedFiles {
@@ -88,7 +88,7 @@ impl ServedFiles {
         let positions = positions.get(&file).map(Vec::as_slice).unwrap_or_default();
         positions.iter().filter_map(|position| match *position {
             Position::Named(position) => named.get(position).map(|(name, _)| name),
-            Position::FolderSlots(position) => {
+            Position::InFolder(position) => {
                 let (name, _) = self.in_folder().get(position)?;
                 (!named.contains(name)).then_some(name.as_str())
             }
@@ -101,7 +101,7 @@ impl ServedFiles {
         let named =
             named.filter_map(|(at, stamp)| Some((stamp.as_ref()?.id(), Position::Named(at))));
         let in_folder = self.in_folder().iter().enumerate();
-        let in_folder = in_folder.map(|(at, (_, stamp))| (stamp.id(), Position::FolderSlots(at)));
+        let in_folder = in_folder.map(|(at, (_, stamp))| (stamp.id(), Position::InFolder(at)));
         for (file, position) in named.chain(in_folder) {
             positions.entry(file).or_default().push(position);
         }

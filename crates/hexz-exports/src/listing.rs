@@ -52,7 +52,7 @@ impl Catalog {
             page.time = Duration::ZERO;
         }
         for start in (0..self.named.len()).step_by(PAGE_SIZE) {
-            // Dropped before anything is sent; see `LatestFiles::latest`.
+            // Dropped before anything is sent; see `ServedFilesCache::latest`.
             let files = self.files.latest();
             let entries = (start..start + PAGE_SIZE).filter_map(|position| {
                 let (name, slot) = self.named.get(position)?;

@@ -57,6 +57,17 @@ pub enum NamedArchiveError {
     NameTooLong,
 }
 
+impl NamedArchiveError {
+    /// Returns a stable label for logs and programs.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::NotUtf8(_) => "not_utf8",
+            Self::NameTooLong => "name_too_long",
+        }
+    }
+}
+
 impl NamedArchive {
     /// Creates an entry that serves the archive at `path` under `name`.
     ///
@@ -74,9 +85,7 @@ impl NamedArchive {
         }
         Ok(Self { name, path })
     }
-}
 
-impl NamedArchive {
     /// Parses `PATH` or `NAME=PATH`. The name must be UTF-8, the path need not be.
     ///
     /// # Errors

@@ -8,27 +8,16 @@ use super::OpenOptions;
 use super::archive::Archive;
 use super::error::{Error, ErrorKind};
 use super::limits::MAX_CHAIN;
-use crate::storage::{FileStorage, Storage};
+use crate::storage::{FileId, FileStorage, Storage};
 
-/// Opens the archive at `path` and all its ancestors. Returns the archive itself first, then its
-/// ancestors, nearest first.
-pub(super) fn open(path: &Path, options: &OpenOptions) -> Result<Vec<Archive>, Error> {
-    let path: Arc<Path> = Arc::from(path);
-    let storage = FileStorage::open(&path)
-        .map_err(|error| ErrorKind::Io("open the archive", error).of(&path))?;
-    let identity = storage.identity();
-    let archive = Archive::open(path, Arc::new(storage), options)?;
-    ancestors(archive, Some(identity), options, Archive::open, |link| link.found.map(drop))
-}
-
-/// Opens an archive that isn't a file, and its ancestors, which are files.
-pub(super) fn open_storage(
-    name: &Path,
-    storage: Arc<dyn Storage>,
+/// Opens the archive at `path`, or in `storage`, and all its ancestors, which are files. Returns the
+/// archive itself first, then its ancestors, nearest first.
+pub(super) fn open(
+    path: &Path,
+    storage: Option<Arc<dyn Storage>>,
     options: &OpenOptions,
 ) -> Result<Vec<Archive>, Error> {
-    let archive = Archive::open(Arc::from(name), storage, options)?;
-    ancestors(archive, None, options, Archive::open, |link| link.found.map(drop))
+    open_with(Archive::open, path, storage, options, |link| link.found.map(drop))
 }
 
 /// Opens as much of a chain as possible to inspect its indexes, without a password. The links list
@@ -38,23 +27,30 @@ pub(super) fn open_for_index(
     storage: Option<Arc<dyn Storage>>,
     options: &OpenOptions,
 ) -> Result<(Vec<Archive>, Vec<ParentLink>), Error> {
-    let path: Arc<Path> = Arc::from(path);
-    let (storage, identity) = match storage {
-        Some(storage) => (storage, None),
-        None => {
-            let file = FileStorage::open(&path)
-                .map_err(|error| ErrorKind::Io("open the archive", error).of(&path))?;
-            let identity = file.identity();
-            (Arc::new(file) as Arc<dyn Storage>, Some(identity))
-        }
-    };
-    let archive = Archive::open_without_password(path, storage, options)?;
     let mut links = Vec::new();
-    let chain = ancestors(archive, identity, options, Archive::open_without_password, |link| {
+    let chain = open_with(Archive::open_without_password, path, storage, options, |link| {
         links.push(link);
         Ok(())
     })?;
     Ok((chain, links))
+}
+
+/// Opens the archive at `path`, or in `storage`, and all its ancestors. Calls `note` for each link
+/// and stops at its first error.
+fn open_with(
+    open: impl Fn(Arc<Path>, Arc<dyn Storage>, &OpenOptions) -> Result<Archive, Error>,
+    path: &Path,
+    storage: Option<Arc<dyn Storage>>,
+    options: &OpenOptions,
+    note: impl FnMut(ParentLink) -> Result<(), Error>,
+) -> Result<Vec<Archive>, Error> {
+    let storage = match storage {
+        Some(storage) => storage,
+        None => Arc::new(FileStorage::open(path).map_err(|error| Error::open_failed(path, error))?),
+    };
+    let identity = storage.file_id();
+    let archive = open(Arc::from(path), storage, options)?;
+    ancestors(archive, identity, options, open, note)
 }
 
 /// A reference from an archive to a parent, with the result of opening the parent.
@@ -67,27 +63,24 @@ pub(super) struct ParentLink {
     pub(super) found: Result<usize, Error>,
 }
 
-/// Device and inode of a file, which are the same for all its names.
-type FileKey = (u64, u64);
-
 /// An archive whose parents have yet to be found, with its descendants up to the served archive. A
 /// parent that is one of them closes a cycle.
 struct PendingArchive {
     archive: usize,
-    lineage: Vec<FileKey>,
+    lineage: Vec<FileId>,
 }
 
 /// Opens all ancestors of `archive`. Calls `note` for each link and stops at its first error.
 fn ancestors(
     archive: Archive,
-    identity: Option<FileKey>,
+    identity: Option<FileId>,
     options: &OpenOptions,
     open: impl Fn(Arc<Path>, Arc<dyn Storage>, &OpenOptions) -> Result<Archive, Error>,
     mut note: impl FnMut(ParentLink) -> Result<(), Error>,
 ) -> Result<Vec<Archive>, Error> {
     let mut chain = vec![archive];
-    let lineage: Vec<FileKey> = identity.into_iter().collect();
-    let mut opened: Vec<(FileKey, usize)> = lineage.iter().map(|&identity| (identity, 0)).collect();
+    let lineage: Vec<FileId> = identity.into_iter().collect();
+    let mut opened: Vec<(FileId, usize)> = lineage.iter().map(|&identity| (identity, 0)).collect();
     let mut queue = std::collections::VecDeque::from([PendingArchive { archive: 0, lineage }]);
 
     while let Some(PendingArchive { archive, lineage }) = queue.pop_front() {
@@ -97,7 +90,7 @@ fn ancestors(
         for name in child.header.parent_paths.clone() {
             let mut follow = || {
                 let (path, storage) = find(&child_path, &name, options)?;
-                let identity = storage.identity();
+                let identity = storage.id();
                 if lineage.contains(&identity) {
                     return Err(ErrorKind::ParentCycle(name.clone()).of(&child_path));
                 }

@@ -39,6 +39,16 @@ impl Default for DigestMemory {
 }
 
 /// Required digests of archives, by file name.
+///
+/// ```
+/// use hexz_reader::{Digests, OpenOptions};
+///
+/// let list = "3ebfc4fd8c2484be73524c218d5260fc92dcb080dee526a6be43df65755391da  disk.hxz\n";
+/// let mut digests = Digests::default();
+/// digests.add_list(list.as_bytes())?;
+/// let options = OpenOptions { digests: Some(digests.into()), ..OpenOptions::default() };
+/// # Ok::<(), hexz_reader::DigestsError>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Digests {
     entries: HashMap<OsString, RequiredDigest>,

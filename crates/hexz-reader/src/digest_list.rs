@@ -73,22 +73,16 @@ impl DigestsError {
 
 /// Formats a line of a list, without a line break.
 pub fn format_line(digest: Digest, path: &Path) -> Vec<u8> {
-    let mut line = Vec::new();
     let path = path.as_os_str().as_bytes();
-    let is_odd = path.iter().any(|byte| b"\\\n\r".contains(byte));
-    if is_odd {
-        line.push(b'\\');
-    }
-    line.extend(format!("{digest}  ").as_bytes());
-    for &byte in path {
-        match byte {
-            b'\\' => line.extend(br"\\"),
-            b'\n' => line.extend(br"\n"),
-            b'\r' => line.extend(br"\r"),
-            byte => line.push(byte),
-        }
-    }
-    line
+    let escaped = path.iter().flat_map(|byte| match byte {
+        b'\\' => br"\\",
+        b'\n' => br"\n",
+        b'\r' => br"\r",
+        byte => std::slice::from_ref(byte),
+    });
+    let escaped: Vec<u8> = escaped.copied().collect();
+    let mark = if escaped.len() > path.len() { "\\" } else { "" };
+    [format!("{mark}{digest}  ").as_bytes(), &escaped].concat()
 }
 
 /// Parses the digest and the file name of a line. A leading backslash means that line breaks and
@@ -111,14 +105,14 @@ fn unescape(path: &[u8]) -> Option<Vec<u8>> {
     let mut plain = Vec::with_capacity(path.len());
     let mut bytes = path.iter();
     while let Some(&byte) = bytes.next() {
-        plain.push(match (byte, byte == b'\\') {
-            (byte, false) => byte,
-            (_, true) => match bytes.next()? {
+        plain.push(match byte {
+            b'\\' => match bytes.next()? {
                 b'n' => b'\n',
                 b'r' => b'\r',
                 b'\\' => b'\\',
                 _ => return None,
             },
+            byte => byte,
         });
     }
     Some(plain)

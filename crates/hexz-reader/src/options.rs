@@ -15,6 +15,16 @@ use super::signature::VerifyKey;
 use crate::storage::ReadCounters;
 
 /// Options for opening a snapshot.
+///
+/// ```
+/// use hexz_reader::{OpenOptions, Password};
+///
+/// let options = OpenOptions {
+///     parent_dirs: vec!["/srv/base".into()],
+///     password: Some(Password::new(b"secret".to_vec()).into()),
+///     ..OpenOptions::default()
+/// };
+/// ```
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
     /// Directories that are searched for parents, in addition to the archive's own directory.

@@ -36,6 +36,24 @@ pub(crate) struct ReadContext {
 }
 
 /// An archive and all its ancestors, open for reading.
+///
+/// ```no_run
+/// use hexz_reader::{OpenOptions, Snapshot, StreamKind};
+///
+/// # fn main() -> Result<(), hexz_reader::Error> {
+/// let snapshot = Snapshot::open("disk.hxz".as_ref(), &OpenOptions::default())?;
+/// let mut at = 0;
+/// while at < snapshot.size(StreamKind::Main) {
+///     let block = snapshot.locate(StreamKind::Main, at)?;
+///     if !block.is_zeros() {
+///         let bytes = snapshot.read_block(&block)?;
+///         println!("{} bytes at {at}", bytes.len());
+///     }
+///     at = block.end();
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Snapshot {
     pub(crate) id: u64,
@@ -55,7 +73,7 @@ impl Snapshot {
     /// An archive is missing, unreadable, damaged, encrypted with another password, or not the
     /// expected one. The error names the file and suggests a remedy.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
-        Self::from_chain(chain::open(path, options)?, options)
+        Self::from_chain(chain::open(path, None, options)?, options)
     }
 
     /// Opens an archive that isn't a file. `name` identifies it in messages, and its directory is
@@ -68,7 +86,7 @@ impl Snapshot {
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
     ) -> Result<Self, Error> {
-        Self::from_chain(chain::open_storage(name, storage, options)?, options)
+        Self::from_chain(chain::open(name, Some(storage), options)?, options)
     }
 
     /// Opens the archive at `path`, or in `storage`, to inspect header and index only. Derives no

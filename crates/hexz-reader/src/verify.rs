@@ -91,6 +91,22 @@ impl Snapshot {
     /// Calls `report` once for each fault, in ascending order of stream and start offset. If there
     /// are very many, faults are reported in several lots, and a cause that occurs in several lots
     /// is reported once in each.
+    ///
+    /// ```no_run
+    /// use std::num::NonZeroUsize;
+    ///
+    /// use hexz_reader::{OpenOptions, Snapshot, VerifyProgress};
+    ///
+    /// # fn main() -> Result<(), hexz_reader::Error> {
+    /// let snapshot = Snapshot::open("disk.hxz".as_ref(), &OpenOptions::default())?;
+    /// let progress = VerifyProgress::default();
+    /// let stats = snapshot.verify(NonZeroUsize::MIN, &progress, |fault| {
+    ///     eprintln!("{} bytes can't be read: {}", fault.bytes(), fault.error);
+    /// });
+    /// assert!(stats.is_complete);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn verify(
         &self,
         threads: NonZeroUsize,

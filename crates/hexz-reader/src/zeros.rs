@@ -79,7 +79,6 @@ impl ZeroHashes {
     }
 
     fn hash(&self, length: u32) -> Option<BlockHash> {
-        // Entries are inserted whole, so a poisoned lock does no harm.
         let mut known = self.known.lock();
         if let Some(hash) = known.by_length.get(&length) {
             return Some(*hash);

@@ -111,9 +111,9 @@ impl FileStorage {
         Ok(Self { file, path: path.to_owned(), length, stamp, is_file })
     }
 
-    /// Returns device and inode, which are the same for all names of a file.
-    pub fn identity(&self) -> (u64, u64) {
-        (self.stamp.device, self.stamp.inode)
+    /// Returns the identity of the file.
+    pub(crate) fn id(&self) -> FileId {
+        self.stamp.id()
     }
 }
 

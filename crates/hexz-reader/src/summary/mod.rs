@@ -32,6 +32,18 @@ use crate::storage::Storage;
 const MAX_METADATA_EXCERPT: u32 = 4096;
 
 /// Summary of an archive and its content. All lengths are in bytes.
+///
+/// ```no_run
+/// use hexz_reader::OpenOptions;
+/// use hexz_reader::summary::ArchiveSummary;
+///
+/// # fn main() -> Result<(), hexz_reader::Error> {
+/// let options = OpenOptions::default();
+/// let summary = ArchiveSummary::of_file("disk.hxz".as_ref(), &options, |_file| ())?;
+/// println!("written by {}, {} bytes", summary.layout.writers(), summary.main.size);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ArchiveSummary {
