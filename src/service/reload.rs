@@ -206,6 +206,7 @@ impl Reloader {
                 Err(error) => tracing::error!(
                     reason = "archives_not_reloaded",
                     cause = error.label(),
+                    hint = error.hint(),
                     "archives not reloaded{consequence}: {error}"
                 ),
             }
@@ -217,6 +218,7 @@ impl Reloader {
         tracing::error!(
             reason = "reload_failed",
             cause = error.label(),
+            hint = error.hint(),
             "reload failed, keeping the previous settings: {error}"
         );
         self.served.control.record_failed_reload(&error.to_string());

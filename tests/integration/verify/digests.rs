@@ -393,10 +393,10 @@ fn lists_on_the_command_line() {
     for (digest, label) in [
         (format!("base-zstd.hxz={zeros}"), "digest"),
         (format!("other.hxz={hex}"), "no_digest"),
-        (format!("base-zstd.hxz={}", &hex[1..]), "io"),
-        (file("bad", &format!("{hex}  a\n{hex} b\n")), "digest_line"),
-        (file("empty", "\n"), "no_digests"),
-        (file("twice", &format!("{hex}  a/x\n{zeros}  b/x\n")), "duplicate_digest"),
+        (format!("base-zstd.hxz={}", &hex[1..]), "unreadable_digests"),
+        (file("bad", &format!("{hex}  a\n{hex} b\n")), "invalid_digest"),
+        (file("empty", "\n"), "invalid_digest"),
+        (file("twice", &format!("{hex}  a/x\n{zeros}  b/x\n")), "invalid_digest"),
     ] {
         let (code, stderr) = run_to_failure(["--digest", &digest, base]);
         assert_eq!(code, 3, "{stderr}");

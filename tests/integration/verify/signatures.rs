@@ -218,9 +218,9 @@ fn keys_on_the_command_line() {
     for (key, archive, words) in [
         (hex, &plain, "not_signed"),
         (&other, &signed, "signature"),
-        (&hex[1..], &signed, "can't read the key"),
-        (&signed, &signed, "has more than"),
-        ("/dev/null", &signed, "no Ed25519 public key"),
+        (&hex[1..], &signed, "unreadable_key"),
+        (&signed, &signed, "unreadable_key"),
+        ("/dev/null", &signed, "invalid_key"),
     ] {
         let (code, stderr) = run_to_failure(["--verify-key", key, archive]);
         assert_eq!(code, 3, "{stderr}");
