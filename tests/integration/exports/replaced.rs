@@ -81,7 +81,7 @@ fn a_file_that_is_broken_for_a_while() {
         }
         fs::remove_file(&path).unwrap();
         is_unknown(&server, "disk.hxz");
-        server.wait_for_reason("io");
+        server.wait_for_reason("not_hexz");
         replace(folder.path(), "disk.hxz", &good);
         assert_eq!(first_bytes(&server, "disk.hxz"), image()[..4096]);
         assert_eq!(server.greeted().list(), ["disk.hxz"]);

@@ -71,7 +71,7 @@ fn what_the_hexz_tools_have_signed() {
     let error =
         Snapshot::open(&archive("signed-zstd.hxz"), &options(public(&new_key()))).unwrap_err();
     assert!(error.to_string().contains("signed-zstd.hxz"), "{error}");
-    assert!(error.to_string().contains("--verify-key"), "{error}");
+    assert_eq!(error.label(), "signature");
 }
 
 #[test]
