@@ -59,10 +59,7 @@ impl ExitStatus for CatalogError {
     }
 
     fn label(&self) -> &'static str {
-        match self {
-            Self::SameName(_) => "duplicate_export",
-            Self::NoSuchDefault(_) => "unknown_default_export",
-        }
+        Self::label(self)
     }
 }
 

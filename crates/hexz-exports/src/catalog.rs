@@ -40,8 +40,8 @@ impl CatalogError {
     /// Returns a stable label for logs and programs.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::SameName(_) => "same_name",
-            Self::NoSuchDefault(_) => "no_such_default",
+            Self::SameName(_) => "duplicate_export",
+            Self::NoSuchDefault(_) => "unknown_default_export",
         }
     }
 }
