@@ -45,7 +45,7 @@ pub const DEFAULT_INDEX_BUDGET: u64 = 16 * 1024 * 1024;
 
 /// Maximum number of bytes that are decoded while opening an archive to learn the size of a stream
 /// that its master index doesn't state: an index page of 256 KiB blocks.
-pub(crate) const MAX_PROBED_BYTES: u64 = 1 << 30;
+pub const MAX_PROBED_BYTES: u64 = 1 << 30;
 
 /// Maximum memory for the hash trees of archives with a digest, in bytes: 32 for each 256 KiB of
 /// archive, so enough for 8 TiB.
