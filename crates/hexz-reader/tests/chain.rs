@@ -107,7 +107,7 @@ fn an_archive_can_not_name_files_elsewhere() {
         let error = refused(child.clone(), &OpenOptions::default());
         assert!(matches!(error.kind, ErrorKind::ParentMissing { is_outside: true, .. }), "{error}");
         let message = error.to_string();
-        for part in [child.to_str().unwrap(), name] {
+        for part in [child.to_str().unwrap(), name, "--parent-dir", "--allow-parent-anywhere"] {
             assert!(message.contains(part), "\"{part}\" is not in: {message}");
         }
         let anywhere = OpenOptions { allow_parent_anywhere: true, ..OpenOptions::default() };
@@ -116,7 +116,7 @@ fn an_archive_can_not_name_files_elsewhere() {
 }
 
 #[test]
-fn a_missing_parent_is_named_with_the_paths_that_were_tried() {
+fn a_missing_parent_is_named_with_what_to_do() {
     let files = folder([("child.hxz", child_of(&["base.hxz"]).write())]);
     for allow_parent_anywhere in [false, true] {
         let options = OpenOptions { allow_parent_anywhere, ..OpenOptions::default() };
@@ -127,7 +127,8 @@ fn a_missing_parent_is_named_with_the_paths_that_were_tried() {
         assert_eq!(name, "base.hxz");
         assert!(tried.contains(&files.path().join("base.hxz")));
         assert!(!is_outside);
-        assert!(error.to_string().contains("child.hxz"), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("child.hxz") && message.contains("--parent-dir"), "{message}");
     }
     // The same for a grandparent, which the parent misses.
     child_of(&["gone.hxz"]).write().save(&files.path().join("base.hxz"));
@@ -398,4 +399,39 @@ fn a_parent_that_lies_about_its_hashes_is_found_out() {
     // Nobody believes zeros with the hash of something else, so nobody has the block.
     let error = refused(zeros);
     assert!(matches!(error.kind, ErrorKind::Unresolvable { .. }), "{error}");
+}
+
+#[test]
+fn replaced_and_changed_archives_of_a_chain_are_noticed() {
+    for name in ["child.hxz", "base.hxz"] {
+        for is_replaced in [false, true] {
+            let files = folder([
+                ("child.hxz", child_of(&["base.hxz"]).write()),
+                ("base.hxz", base().write()),
+            ]);
+            let snapshot = open(files.path().join("child.hxz")).unwrap();
+            assert!(snapshot.is_current());
+            let path = files.path().join(name);
+            let mut bytes = std::fs::read(&path).unwrap();
+            if is_replaced {
+                let copy = files.path().join("copy.hxz");
+                std::fs::write(&copy, &bytes).unwrap();
+                std::fs::rename(&copy, &path).unwrap();
+            } else {
+                bytes.push(0);
+                std::fs::write(&path, &bytes).unwrap();
+            }
+            assert!(!snapshot.is_current(), "{name} {is_replaced}");
+        }
+    }
+}
+
+#[test]
+fn blocks_of_an_encrypted_archive_cannot_be_read_through_its_index_alone() {
+    let files = folder([("a.hxz", ArchiveWriter { password: Some(PASSWORD), ..base() }.write())]);
+    let path = files.path().join("a.hxz");
+    let snapshot = Snapshot::open_index(&path, None, &with_password()).unwrap();
+    assert_eq!(snapshot.size(StreamKind::Main), shared().len() as u64);
+    let error = read(&snapshot, StreamKind::Main, 0, 1).unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::PasswordNeeded), "{error}");
 }
