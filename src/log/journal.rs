@@ -95,12 +95,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
         let mut words = String::new();
         let mut all: Vec<(&'static str, String)> = Vec::new();
         for span in context.event_scope(event).into_iter().flat_map(Scope::from_root) {
-            if let Some(known) = span.extensions().get::<Fields>() {
+            if let Some(fields) = span.extensions().get::<Fields>() {
                 words.push_str(span.name());
                 words.push('{');
-                words.push_str(&known.format());
+                words.push_str(&fields.format());
                 words.push_str("}: ");
-                all.extend(known.values.iter().cloned());
+                all.extend(fields.values.iter().cloned());
             }
         }
         words.push_str(&own.message);
@@ -122,10 +122,10 @@ struct Fields {
 
 impl Fields {
     fn set(&mut self, field: &Field, value: String) {
-        let known = self.values.iter_mut().find(|(name, _)| *name == field.name());
-        match (field.name(), known) {
+        let earlier = self.values.iter_mut().find(|(name, _)| *name == field.name());
+        match (field.name(), earlier) {
             ("message", _) => self.message = value,
-            (_, Some((_, known))) => *known = value,
+            (_, Some((_, earlier))) => *earlier = value,
             (name, None) => self.values.push((name, value)),
         }
     }

@@ -27,8 +27,8 @@ where
     ) -> fmt::Result {
         let mut fields = Map::new();
         for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
-            if let Some(known) = span.extensions().get::<FormattedFields<N>>() {
-                add(&mut fields, known);
+            if let Some(formatted) = span.extensions().get::<FormattedFields<N>>() {
+                add(&mut fields, formatted);
             }
         }
         let mut own = String::new();

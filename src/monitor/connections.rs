@@ -46,7 +46,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Accepts connections and answers requests until the sender of `stop` is dropped.
 pub(super) async fn serve(
     listener: Listener,
-    answers: Arc<RequestHandler>,
+    handler: Arc<RequestHandler>,
     mut stop: oneshot::Receiver<()>,
 ) {
     let faults = RateLimit::new(3, Duration::from_secs(10));
@@ -61,7 +61,7 @@ pub(super) async fn serve(
         match accepted {
             Ok(incoming) => match Arc::clone(&permits).try_acquire_owned() {
                 Ok(permit) => {
-                    connections.spawn(serve_connection(incoming, Arc::clone(&answers), permit));
+                    connections.spawn(serve_connection(incoming, Arc::clone(&handler), permit));
                 }
                 Err(_) => tracing::debug!(
                     "monitor connection closed: the limit is {MAX_CONNECTIONS} connections"
@@ -84,14 +84,14 @@ pub(super) async fn serve(
 
 async fn serve_connection(
     incoming: IncomingConnection,
-    answers: Arc<RequestHandler>,
+    handler: Arc<RequestHandler>,
     _permit: OwnedSemaphorePermit,
 ) {
     let ended = match incoming {
-        IncomingConnection::Tcp(stream, _) => serve_requests(stream, &answers, true).await,
-        IncomingConnection::Unix(stream) => serve_requests(stream, &answers, false).await,
-        IncomingConnection::Pipes(stream) => serve_requests(stream, &answers, false).await,
-        IncomingConnection::Vsock(stream, _) => serve_requests(stream, &answers, false).await,
+        IncomingConnection::Tcp(stream, _) => serve_requests(stream, &handler, true).await,
+        IncomingConnection::Unix(stream) => serve_requests(stream, &handler, false).await,
+        IncomingConnection::Pipes(stream) => serve_requests(stream, &handler, false).await,
+        IncomingConnection::Vsock(stream, _) => serve_requests(stream, &handler, false).await,
     };
     if let Err(error) = ended {
         tracing::debug!("monitor connection failed: {error}");
@@ -101,15 +101,14 @@ async fn serve_connection(
 /// Answers the requests of one connection.
 async fn serve_requests<S>(
     stream: S,
-    answers: &RequestHandler,
+    handler: &RequestHandler,
     by_network: bool,
 ) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let answer = |request: Request<RequestBody>| {
-        let answer = answers.respond(&request, by_network);
-        std::future::ready(Ok::<_, Infallible>(answer))
+    let respond = |request: Request<RequestBody>| {
+        std::future::ready(Ok::<_, Infallible>(handler.respond(&request, by_network)))
     };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -120,7 +119,7 @@ where
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE_TIMEOUT));
     let stream = TokioIo::new(Box::pin(stream));
-    let mut connection = pin!(http.serve_connection(stream, service_fn(answer)));
+    let mut connection = pin!(http.serve_connection(stream, service_fn(respond)));
     if let Ok(ended) = tokio::time::timeout(MAX_LIFETIME, &mut connection).await {
         return ended;
     }

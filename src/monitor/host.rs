@@ -17,7 +17,7 @@ pub(super) fn is_host_allowed(host: &str, names: &[HostName]) -> bool {
         None => name.parse::<IpAddr>().is_ok_and(|address| address.is_ipv4()),
     };
     let name = name.trim_end_matches('.').to_ascii_lowercase();
-    is_address || name == "localhost" || names.iter().any(|known| known.as_str() == name)
+    is_address || name == "localhost" || names.iter().any(|allowed| allowed.as_str() == name)
 }
 
 fn without_port(host: &str) -> &str {

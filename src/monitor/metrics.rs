@@ -225,12 +225,12 @@ fn labelled<'a, V>(
     values.into_iter().map(move |(label, value)| ([(name, label)], value))
 }
 
-/// Returns counts by reason, with zeros for reasons in `known` that haven't occurred.
+/// Returns counts by reason, with zeros for reasons in `all_reasons` that haven't occurred.
 fn by_reason<'a>(
     counts: &'a LabelCounts,
-    known: impl IntoIterator<Item = &'static str>,
+    all_reasons: impl IntoIterator<Item = &'static str>,
 ) -> impl Iterator<Item = ([Label<'a>; 1], u64)> {
-    let mut all: BTreeMap<&str, u64> = known.into_iter().map(|reason| (reason, 0)).collect();
+    let mut all: BTreeMap<&str, u64> = all_reasons.into_iter().map(|reason| (reason, 0)).collect();
     all.extend(counts.iter().map(|(reason, count)| (&**reason, *count)));
     labelled("reason", all)
 }

@@ -61,10 +61,10 @@ impl Monitor {
         };
         let address = listener.local_address()?.to_string();
         let (stop, stopped) = oneshot::channel();
-        let answers = Arc::new(RequestHandler::new(names, observed));
+        let handler = Arc::new(RequestHandler::new(names, observed));
         let thread = std::thread::Builder::new().name("monitor".to_owned()).spawn(move || {
             nbd_telemetry::lower_thread_priority(NICE);
-            runtime.block_on(connections::serve(listener, answers, stopped));
+            runtime.block_on(connections::serve(listener, handler, stopped));
         })?;
         Ok(Self { stop: Some(stop), thread: Some(thread), address })
     }

@@ -42,18 +42,20 @@ enum Resource {
     Readiness,
 }
 
-/// Reason why a request is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum RequestRefusal {
-    /// A method other than GET and HEAD.
-    Method,
-    /// A request body.
-    Body,
-    /// A host name that isn't this machine's.
-    Host,
-    /// An unknown path.
-    Path,
-}
+/// Status and text of the response to a request that is refused.
+type RequestRefusal = (StatusCode, &'static str);
+
+const METHOD_NOT_ALLOWED: RequestRefusal =
+    (StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET or HEAD\n");
+const HAS_BODY: RequestRefusal =
+    (StatusCode::PAYLOAD_TOO_LARGE, "request bodies are not accepted\n");
+/// The host name isn't this machine's.
+const UNKNOWN_HOST: RequestRefusal = (
+    StatusCode::MISDIRECTED_REQUEST,
+    "unknown host name: use an address or localhost, or allow the name with --monitor-name\n",
+);
+const NOT_FOUND: RequestRefusal =
+    (StatusCode::NOT_FOUND, "not found: try /, /status.json, /metrics, /healthz or /readyz\n");
 
 impl RequestHandler {
     pub(super) fn new(names: Vec<HostName>, observed: Arc<StatusSource>) -> Self {
@@ -64,7 +66,7 @@ impl RequestHandler {
     /// browser can reach, such as Unix sockets; their host isn't checked.
     pub(super) fn respond(&self, request: &Request<impl Body>, by_network: bool) -> HttpResponse {
         match self.route(request, by_network) {
-            Ok(asked) => self.serve(asked),
+            Ok(resource) => self.serve(resource),
             Err(refusal) => refuse(refusal),
         }
     }
@@ -75,13 +77,13 @@ impl RequestHandler {
         by_network: bool,
     ) -> Result<Resource, RequestRefusal> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err(RequestRefusal::Method);
+            return Err(METHOD_NOT_ALLOWED);
         }
         if !request.body().is_end_stream() {
-            return Err(RequestRefusal::Body);
+            return Err(HAS_BODY);
         }
         if by_network && !self.is_host_accepted(request) {
-            return Err(RequestRefusal::Host);
+            return Err(UNKNOWN_HOST);
         }
         match request.uri().path() {
             "/" => Ok(Resource::Page),
@@ -89,26 +91,27 @@ impl RequestHandler {
             "/metrics" => Ok(Resource::Metrics(format(request.headers()))),
             "/healthz" => Ok(Resource::Health),
             "/readyz" => Ok(Resource::Readiness),
-            _ => Err(RequestRefusal::Path),
+            _ => Err(NOT_FOUND),
         }
     }
 
     /// Returns true if every host that the request names, in its `Host` field or its target, is
     /// this machine. Browsers always name one.
     fn is_host_accepted(&self, request: &Request<impl Body>) -> bool {
-        let said = request.headers().get_all(HOST).iter().map(|value| value.to_str().ok());
+        let in_header = request.headers().get_all(HOST).iter().map(|value| value.to_str().ok());
         let in_target = request.uri().authority().map(|authority| Some(authority.as_str()));
-        said.chain(in_target)
+        in_header
+            .chain(in_target)
             .all(|host| host.is_some_and(|host| is_host_allowed(host, &self.names)))
     }
 
-    fn serve(&self, asked: Resource) -> HttpResponse {
+    fn serve(&self, resource: Resource) -> HttpResponse {
         let ok = StatusCode::OK;
-        match asked {
+        match resource {
             Resource::Page => {
-                let mut answer = complete_response(ok, HTML, self.page.html());
-                answer.headers_mut().insert(CONTENT_SECURITY_POLICY, self.page.policy().clone());
-                answer
+                let mut response = complete_response(ok, HTML, self.page.html());
+                response.headers_mut().insert(CONTENT_SECURITY_POLICY, self.page.policy().clone());
+                response
             }
             Resource::Status => match serde_json::to_vec(&self.observed.status()) {
                 Ok(json) => complete_response(ok, JSON, json),
@@ -141,31 +144,16 @@ fn health_response(problem: Option<&'static str>) -> HttpResponse {
 }
 
 fn refuse(refusal: RequestRefusal) -> HttpResponse {
-    let (status, words) = match refusal {
-        RequestRefusal::Method => {
-            (StatusCode::METHOD_NOT_ALLOWED, "method not allowed: use GET or HEAD\n")
-        }
-        RequestRefusal::Body => {
-            (StatusCode::PAYLOAD_TOO_LARGE, "request bodies are not accepted\n")
-        }
-        RequestRefusal::Host => (
-            StatusCode::MISDIRECTED_REQUEST,
-            "unknown host name: use an address or localhost, or allow the name with --monitor-name\n",
-        ),
-        RequestRefusal::Path => (
-            StatusCode::NOT_FOUND,
-            "not found: try /, /status.json, /metrics, /healthz or /readyz\n",
-        ),
-    };
-    let mut answer = complete_response(status, TEXT, words);
-    if refusal == RequestRefusal::Method {
-        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    let (status, text) = refusal;
+    let mut response = complete_response(status, TEXT, text);
+    if refusal == METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
-    if matches!(refusal, RequestRefusal::Method | RequestRefusal::Body) {
+    if refusal == METHOD_NOT_ALLOWED || refusal == HAS_BODY {
         // A body may follow, which isn't read.
-        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    answer
+    response
 }
 
 fn internal_error(error: &dyn std::fmt::Display) -> HttpResponse {
@@ -179,9 +167,9 @@ fn complete_response(
     kind: &'static str,
     body: impl Into<Bytes>,
 ) -> HttpResponse {
-    let mut answer = Response::new(Full::new(body.into()));
-    *answer.status_mut() = status;
-    let headers = answer.headers_mut();
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
     for (name, value) in [
         (CONTENT_TYPE, kind),
         (CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
@@ -193,7 +181,7 @@ fn complete_response(
         headers.insert(name, HeaderValue::from_static(value));
     }
     headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
-    answer
+    response
 }
 
 #[cfg(test)]
@@ -203,7 +191,7 @@ mod tests {
     use hexz_exports::BlockReader;
     use http_body_util::Empty;
 
-    fn answers() -> RequestHandler {
+    fn handler() -> RequestHandler {
         let observed = StatusSource::new(0, BlockReader::new(0), RecentErrors::default());
         RequestHandler::new(vec!["monitor.example.org".parse().unwrap()], Arc::new(observed))
     }
@@ -219,9 +207,9 @@ mod tests {
 
     #[test]
     fn requests_for_other_hosts_are_refused() {
-        let answers = answers();
+        let handler = handler();
         let status =
-            |target, host, by_network| answers.respond(&request(target, host), by_network).status();
+            |target, host, by_network| handler.respond(&request(target, host), by_network).status();
         for host in [None, Some("localhost"), Some("[::1]:1"), Some("monitor.example.org")] {
             assert_eq!(status("/healthz", host, true), 200);
         }
@@ -232,7 +220,7 @@ mod tests {
 
     #[test]
     fn five_resources_are_served() {
-        let answers = answers();
+        let handler = handler();
         for (target, code, kind) in [
             ("/", 200, HTML),
             ("/status.json?x", 200, JSON),
@@ -243,11 +231,11 @@ mod tests {
             ("/../etc/passwd", 404, TEXT),
             ("/metrics/", 404, TEXT),
         ] {
-            let answer = answers.respond(&request(target, None), true);
-            assert_eq!((answer.status().as_u16(), target), (code, target));
-            assert_eq!(answer.headers()[CONTENT_TYPE], kind);
-            assert_eq!(answer.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
-            let policy = answer.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
+            let response = handler.respond(&request(target, None), true);
+            assert_eq!((response.status().as_u16(), target), (code, target));
+            assert_eq!(response.headers()[CONTENT_TYPE], kind);
+            assert_eq!(response.headers()[X_CONTENT_TYPE_OPTIONS], "nosniff");
+            let policy = response.headers()[CONTENT_SECURITY_POLICY].to_str().unwrap();
             assert!(policy.starts_with("default-src 'none'"), "{policy}");
         }
     }
@@ -257,11 +245,11 @@ mod tests {
         for method in [Method::POST, Method::PUT, Method::DELETE, Method::OPTIONS] {
             let mut request = request("/metrics", None);
             *request.method_mut() = method;
-            let answer = answers().respond(&request, true);
-            assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
-            assert_eq!(answer.headers()[ALLOW], "GET, HEAD");
+            let response = handler().respond(&request, true);
+            assert_eq!(response.status(), StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(response.headers()[ALLOW], "GET, HEAD");
         }
         let body = Request::new(Full::new(Bytes::from_static(b"x")));
-        assert_eq!(answers().respond(&body, true).status(), 413);
+        assert_eq!(handler().respond(&body, true).status(), 413);
     }
 }

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::audit::{BoundedText, Event, ServiceStarted};
+use nbd_gateway::config::Config;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -47,42 +48,30 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     reload::block_sighup()?;
     let source = settings.source.clone();
     let plan = sandbox::plan(&settings);
-    let Prepared {
-        file,
-        fixed,
-        options,
-        watch,
-        files,
-        mut config,
-        policy,
-        catalog,
-        sockets,
-        is_loopback_only,
-        manager,
-        audit,
-        monitor,
-    } = Prepared::new(settings, recent)?;
+    let prepared = Prepared::new(settings, recent)?;
     let runtime = runtime::prepare();
     let readable = sandbox::enter_sandbox(&plan)?;
-    let audit = AuditHandle::start(audit)?;
-    config.audit = audit.audit();
-    let monitor = monitor.start(audit.counts())?;
+    let audit = AuditHandle::start(prepared.audit)?;
+    let monitor = prepared.monitor.start(audit.counts())?;
+    let config = Config { audit: audit.audit(), ..prepared.config };
 
     let mut shutdown_at = None;
     let shutdown_timeout = config.timeouts.shutdown;
     let ended = runtime::run_until_signal(runtime, &mut shutdown_at, async |shutdown| {
         let sighup = reload::unblock_sighup()?;
-        let notifier = Arc::new(Notifier::new(manager)?);
+        let notifier = Arc::new(Notifier::new(prepared.manager)?);
+        let (catalog, policy, snapshots) =
+            (prepared.catalog, prepared.policy, prepared.options.snapshots);
         let reader = Arc::clone(catalog.reader());
         // Verifying an archive's digest can take long; a signal must be able to interrupt it.
-        let opening = archives::open(&catalog, &options.snapshots);
+        let opening = archives::open(&catalog, &snapshots);
         let opening = shutdown.run_until_cancelled(opening);
         let opened = notifier.run_startup(|| progress(&reader), opening).await;
         let Some(exports) = opened.transpose()? else { return Ok(()) };
 
         let (access, open_to) = (access::describe_access(&policy), policy.rules.to_string());
         let tls = policy.tls.clone();
-        let gateway = sockets.into_gateway(config.clone(), policy, catalog)?;
+        let gateway = prepared.sockets.into_gateway(config.clone(), policy, catalog)?;
         let control = gateway.control();
         monitor.attach(control.clone());
 
@@ -96,16 +85,22 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         };
         let record = config.audit.clone();
         let reloader = Reloader {
-            inputs: Arc::new(ReloadInputs { source, file, fixed, config, readable }),
-            files,
+            inputs: Arc::new(ReloadInputs {
+                source,
+                file: prepared.file,
+                fixed: prepared.fixed,
+                config,
+                readable,
+            }),
+            files: prepared.files,
             tls,
-            served: ServedExports::new(control.clone(), options.snapshots),
-            is_loopback_only,
+            served: ServedExports::new(control.clone(), snapshots),
+            is_loopback_only: prepared.is_loopback_only,
             notifier: Arc::clone(&notifier),
             audit: audit.clone(),
         };
         let mut tasks = JoinSet::new();
-        tasks.spawn(reloader.run(sighup, watch));
+        tasks.spawn(reloader.run(sighup, prepared.watch));
         let listen = gateway.listen().join(", ");
         tracing::info!(%listen, "ready: serving {exports} {access}");
         notifier.ready(exports, access).await;

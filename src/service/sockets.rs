@@ -35,28 +35,24 @@ fixed_exit_status! {
     AcceptLoopFailed => FAILED, "accept_loop_failed";
 }
 
-/// Sockets that the process was started with.
-pub(crate) enum SocketSource {
-    /// A single connection; there are no listeners.
-    Connection(StdioConnection),
-    /// Listening sockets from the service manager, or none.
-    Sockets(InheritedSockets),
+/// Sockets of the gateway and its monitor. There are no listeners for the gateway if it serves a
+/// single connection.
+pub(crate) struct Sockets {
+    connection: Option<StdioConnection>,
+    listeners: Vec<BoundSocket>,
+    monitor: Option<BoundSocket>,
 }
 
-/// Sockets from which a gateway is built.
-pub(crate) enum BoundSockets {
-    Connection(StdioConnection),
-    Sockets(Vec<BoundSocket>),
-}
-
-impl SocketSource {
-    /// Takes over the inherited sockets, and adds their addresses to `config`.
+impl Sockets {
+    /// Takes over the sockets that the process was started with, and adds their addresses to
+    /// `config`.
     pub(crate) fn take_inherited(
         options: &ServeOptions,
         config: &mut Config,
     ) -> Result<Self, Failure> {
         if options.network.stdio {
-            return Ok(Self::Connection(StdioConnection::take()?));
+            let connection = Some(StdioConnection::take()?);
+            return Ok(Self { connection, listeners: Vec::new(), monitor: None });
         }
         let inherited = InheritedSockets::take(|name| std::env::var(name).ok())?;
         if !inherited.nbd.is_empty() {
@@ -67,46 +63,37 @@ impl SocketSource {
             config.listen =
                 inherited.nbd.iter().map(BoundSocket::address).collect::<Result<_, _>>()?;
         }
-        Ok(Self::Sockets(inherited))
+        Ok(Self { connection: None, listeners: inherited.nbd, monitor: inherited.monitor })
     }
 
     /// Returns the socket for monitoring, if the service manager passed one.
     pub(crate) fn take_monitor(&mut self) -> Option<BoundSocket> {
-        match self {
-            Self::Connection(_) => None,
-            Self::Sockets(inherited) => inherited.monitor.take(),
-        }
+        self.monitor.take()
     }
 
     /// Binds the configured sockets, unless there are inherited ones.
     pub(crate) fn bind(
-        self,
+        &mut self,
         config: &Config,
         loopback_only: bool,
-        rights: &SocketPermissions,
-    ) -> Result<BoundSockets, Failure> {
-        let makes_one = |address: &ListenAddress| matches!(address, ListenAddress::Unix(_));
-        let is_inherited = matches!(&self, Self::Sockets(inherited) if !inherited.nbd.is_empty());
-        if *rights != SocketPermissions::default()
-            && (is_inherited || !config.listen.iter().any(makes_one))
+        permissions: &SocketPermissions,
+    ) -> Result<(), Failure> {
+        let is_inherited = !self.listeners.is_empty();
+        let is_unix = |address: &ListenAddress| matches!(address, ListenAddress::Unix(_));
+        if *permissions != SocketPermissions::default()
+            && (is_inherited || !config.listen.iter().any(is_unix))
         {
             tracing::warn!(
                 reason = "no_unix_socket",
                 "--socket-mode and --socket-group have no effect: --listen names no Unix socket"
             );
         }
-        match self {
-            Self::Connection(connection) => Ok(BoundSockets::Connection(connection)),
-            Self::Sockets(inherited) if inherited.nbd.is_empty() => {
-                let sockets = listen::bind_all(&config.listen, loopback_only, rights)?;
-                Ok(BoundSockets::Sockets(sockets))
-            }
-            Self::Sockets(inherited) => Ok(BoundSockets::Sockets(inherited.nbd)),
+        if self.connection.is_none() && !is_inherited {
+            self.listeners = listen::bind_all(&config.listen, loopback_only, permissions)?;
         }
+        Ok(())
     }
-}
 
-impl BoundSockets {
     /// Creates the gateway. Must be called within a tokio runtime.
     pub(crate) fn into_gateway(
         self,
@@ -114,16 +101,12 @@ impl BoundSockets {
         policy: Policy,
         catalog: Catalog,
     ) -> io::Result<BoundGateway> {
-        let (connection, sockets) = match self {
-            Self::Connection(connection) => (Some(connection), Vec::new()),
-            Self::Sockets(sockets) => (None, sockets),
-        };
-        let gateway = Gateway::new(sockets, config, policy, catalog)?;
-        let listen = match &connection {
+        let gateway = Gateway::new(self.listeners, config, policy, catalog)?;
+        let listen = match &self.connection {
             Some(connection) => vec![connection.to_string()],
             None => gateway.addresses()?.iter().map(ToString::to_string).collect(),
         };
-        Ok(BoundGateway { gateway, connection, listen })
+        Ok(BoundGateway { gateway, connection: self.connection, listen })
     }
 }
 

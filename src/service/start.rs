@@ -11,7 +11,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::audit::{self, AuditTarget};
 use super::monitor::MonitorSetup;
 use super::notify::ManagerSocket;
-use super::sockets::{BoundSockets, SocketSource};
+use super::sockets::Sockets;
 use super::watch::WatchedFiles;
 use super::{access, archives, pid_file};
 use crate::cli::ReloadableOptions;
@@ -33,7 +33,7 @@ pub(super) struct Prepared {
     pub(super) config: Config,
     pub(super) policy: Policy,
     pub(super) catalog: Catalog,
-    pub(super) sockets: BoundSockets,
+    pub(super) sockets: Sockets,
     /// True if the gateway listens on loopback only, since the rules admit no other clients.
     pub(super) is_loopback_only: bool,
     pub(super) manager: ManagerSocket,
@@ -47,8 +47,8 @@ impl Prepared {
         let Settings { cli, stamp, fixed, .. } = settings;
         let (file, serve) = (cli.file.config, cli.serve);
         let mut config = serve.config();
-        let mut source = SocketSource::take_inherited(&serve, &mut config)?;
-        let monitor_socket = source.take_monitor();
+        let mut sockets = Sockets::take_inherited(&serve, &mut config)?;
+        let monitor_socket = sockets.take_monitor();
         let manager = ManagerSocket::from_environment();
         let files = WatchedFiles::new(file.as_deref(), stamp, &serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
@@ -59,7 +59,7 @@ impl Prepared {
         raise_descriptor_limit(&config, catalog.descriptors());
         let is_local_only = policy.rules.is_local_only();
         let is_loopback_only = config.listen.is_empty() && is_local_only && !serve.network.stdio;
-        let sockets = source.bind(&config, is_local_only, &serve.network.socket_permissions())?;
+        sockets.bind(&config, is_local_only, &serve.network.socket_permissions())?;
         let audit = audit::open(&serve.audit, serve.network.stdio)?;
         let monitor = MonitorSetup::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
         if let Some(path) = &serve.network.pid_file {

@@ -64,11 +64,11 @@ fn stalled_pipe_reader_does_not_block_recording() {
     let mut reader = pipe(&path);
     let recorder = Recorder::start(AuditTarget::open(&path).unwrap()).unwrap();
     let long = "x".repeat(1000);
-    let mut told = 0;
+    let mut recorded = 0;
     let begun = Instant::now();
     while recorder.lost() < 100 {
         record(&recorder, &long);
-        told += 1;
+        recorded += 1;
     }
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     let mut text = Vec::new();
@@ -82,16 +82,16 @@ fn stalled_pipe_reader_does_not_block_recording() {
         });
     };
     // All events that were kept, and the line that reports the lost ones.
-    read(told - 100 + 1);
+    read(recorded - 100 + 1);
     record(&recorder, "at last");
-    read(told - 100 + 2);
+    read(recorded - 100 + 2);
     let mut rest = Vec::new();
     if let Err(error) = reader.read_to_end(&mut rest) {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     }
     text.extend(rest);
     let text = String::from_utf8(text).unwrap();
-    assert_eq!(count_lines_and_losses(&text), (told - 100 + 2, 100));
+    assert_eq!(count_lines_and_losses(&text), (recorded - 100 + 2, 100));
     assert!(text.trim_end().lines().last().unwrap().contains("at last"));
 }
 
@@ -111,13 +111,13 @@ fn log_rotation_loses_no_events() {
     let at = |name: &str| folder.path().join(name);
     let recorder = Recorder::start(AuditTarget::open(&at("a")).unwrap()).unwrap();
     std::thread::scope(|scope| {
-        let told = scope.spawn(|| (0..20_000).for_each(|_| record(&recorder, "x")));
+        let recorded = scope.spawn(|| (0..20_000).for_each(|_| record(&recorder, "x")));
         for number in 1..=5 {
             fs::rename(at("a"), at(&format!("a.{number}"))).unwrap();
             recorder.reopen();
             wait_until(|| at("a").exists());
         }
-        told.join().unwrap();
+        recorded.join().unwrap();
     });
     assert_eq!(recorder.finish(TIMEOUT), 0);
     let files = ["a.1", "a.2", "a.3", "a.4", "a.5", "a"];

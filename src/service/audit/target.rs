@@ -84,7 +84,7 @@ impl TargetError {
 /// Returns a hint on what to give instead of a link.
 fn link_hint(path: &Path) -> &'static str {
     let standard_output = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
-    match standard_output.iter().any(|known| path == Path::new(known)) {
+    match standard_output.iter().any(|name| path == Path::new(name)) {
         true => "use - for standard output",
         false => "give the path of the file itself",
     }
@@ -120,7 +120,7 @@ impl AuditTarget {
     /// See [`TargetError`].
     pub(crate) fn check(path: &Path) -> Result<(), TargetError> {
         let failed = |error: io::Error| TargetError::Io { path: path.to_owned(), error };
-        let asked = match std::fs::symlink_metadata(path) {
+        let checked = match std::fs::symlink_metadata(path) {
             Ok(there) if there.is_symlink() => return Err(TargetError::Link(path.to_owned())),
             Ok(there) if there.is_dir() => return Err(TargetError::NotAppendable(path.to_owned())),
             Ok(_) => access(path, Access::WRITE_OK),
@@ -130,7 +130,7 @@ impl AuditTarget {
             }
             Err(error) => return Err(failed(error)),
         };
-        asked.map_err(|error| failed(error.into()))
+        checked.map_err(|error| failed(error.into()))
     }
 
     /// Opens the path again if it leads to another file by now, as after log rotation by renaming.
