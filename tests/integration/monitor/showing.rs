@@ -251,7 +251,7 @@ fn who_can_open_nothing_is_not_ready() {
     assert_eq!((answer.code, answer.body.as_str()), (503, "no export can be opened\n"));
     assert_eq!(metrics(&server)["hexz_nbd_open_failures_total{reason=\"not_hexz\"}"], 1.0);
     let errors = &status(&server)["recent_errors"];
-    assert!(errors[0]["message"].as_str().unwrap().contains("can't be served"), "{errors}");
+    assert!(errors[0]["message"].as_str().unwrap().contains("not_hexz"), "{errors}");
 }
 
 #[test]
