@@ -2,9 +2,9 @@
 
 use std::io;
 
-use super::wire::Malformed;
 use super::wire::option::Opt;
 use super::wire::reply::ErrorCode;
+use super::wire::{MAX_PAYLOAD, Malformed};
 
 /// Reason why a session ended abnormally. Other sessions are not affected.
 #[derive(Debug, thiserror::Error)]
@@ -14,14 +14,14 @@ pub enum SessionError {
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
     /// The client sent bytes that are not NBD, or lost message framing.
-    #[error("the client broke the protocol: {0}")]
+    #[error("the client violated the protocol: {0}")]
     Malformed(#[from] Malformed),
     /// The client set flags that the server did not offer. "The server MUST drop the TCP connection
     /// if the client sets an unknown flag."
-    #[error("the client set flags that were not offered: {0:#x}")]
+    #[error("unknown client flags {0:#x}")]
     InvalidClientFlags(u32),
     /// An option announced more data than any valid option needs.
-    #[error("the client announced {length} bytes of data for {option}")]
+    #[error("{option} announced {length} bytes of data, more than any valid option has")]
     OptionTooLarge {
         /// The option.
         option: Opt,
@@ -29,32 +29,52 @@ pub enum SessionError {
         length: u32,
     },
     /// The client sent more options than the limit, which the field holds.
-    #[error("the client sent more than {0} options (--max-options)")]
+    #[error("limit of {0} options per negotiation exceeded")]
     TooManyOptions(u32),
     /// The client's options carried more bytes of data than the limit, which the field holds.
-    #[error("the client sent more than {0} bytes of options (--max-option-bytes)")]
+    #[error("limit of {0} bytes of option data per negotiation exceeded")]
     TooManyOptionBytes(u64),
     /// The client did not choose an export in time ([`SessionOptions::negotiation_timeout`]).
     ///
     /// [`SessionOptions::negotiation_timeout`]: super::SessionOptions::negotiation_timeout
-    #[error("the client did not choose an export in time")]
+    #[error("negotiation timed out: the client did not choose an export")]
     NegotiationTimeout,
     /// The client asked for an unknown export by `NBD_OPT_EXPORT_NAME`. That option has no error
     /// reply, so the connection is closed.
-    #[error("the client chose an export that isn't served: {0}")]
+    #[error("no export named {0}, which NBD_OPT_EXPORT_NAME asked for")]
     UnknownExport(String),
     /// TLS is required, but the client tried to continue without it or is unable to negotiate it.
-    #[error("the client did not start TLS, which this server requires")]
+    #[error("the client did not start TLS, which is required")]
     TlsRequired,
     /// A request announced a payload too long to be drained; the field is its length in bytes.
-    #[error("the client announced a payload of {0} bytes")]
+    #[error("request payload of {0} bytes exceeds the limit of {MAX_PAYLOAD} bytes")]
     PayloadTooLarge(u64),
     /// The client stopped reading while it held memory that other connections were waiting for.
-    #[error("the client stopped reading its replies while others waited for memory")]
+    #[error("the client stopped reading replies while other connections waited for memory")]
     Stalled,
     /// The client disconnected, then did not read its last replies before the drain timeout.
-    #[error("the client did not read its last replies in time")]
+    #[error("the client did not read its last replies before the drain timeout")]
     DrainTimeout,
+}
+
+impl SessionError {
+    /// Returns the stable label for counters and log fields.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "connection_failed",
+            Self::Malformed(_) => "malformed_message",
+            Self::InvalidClientFlags(_) => "unknown_client_flags",
+            Self::OptionTooLarge { .. } => "option_too_large",
+            Self::TooManyOptions(_) => "too_many_options",
+            Self::TooManyOptionBytes(_) => "too_many_option_bytes",
+            Self::NegotiationTimeout => "negotiation_timeout",
+            Self::UnknownExport(_) => "unknown_export",
+            Self::TlsRequired => "tls_required",
+            Self::PayloadTooLarge(_) => "payload_too_large",
+            Self::Stalled => "stalled",
+            Self::DrainTimeout => "drain_timeout",
+        }
+    }
 }
 
 /// Reason why an export could not be read. Details go to the server's log, not to the client.
@@ -62,10 +82,10 @@ pub enum SessionError {
 #[non_exhaustive]
 pub enum ReadError {
     /// The data at this byte offset of the export is unavailable or failed verification.
-    #[error("the data at byte {0} is unreadable")]
+    #[error("data at offset {0} can't be read or failed verification")]
     Unreadable(u64),
     /// The range reaches beyond the end of the export.
-    #[error("the range is beyond the end")]
+    #[error("the range exceeds the size of the export")]
     OutOfRange,
     /// The export is shutting down.
     #[error("the export is shutting down")]
@@ -88,18 +108,19 @@ impl Refusal {
     }
 }
 
+pub(super) const OUT_OF_RANGE: Refusal =
+    Refusal::new(ErrorCode::INVAL, "the range exceeds the size of the export");
+
 /// Maps an export's errors to the protocol's. This is the only such mapping.
 impl From<ReadError> for Refusal {
     fn from(error: ReadError) -> Self {
         match error {
             ReadError::Unreadable(offset) => Self {
                 code: ErrorCode::IO,
-                message: "the data can't be read or can't be trusted; the server's log says why",
+                message: "data can't be read or failed verification; see the server's log",
                 offset: Some(offset),
             },
-            ReadError::OutOfRange => {
-                Self::new(ErrorCode::INVAL, "the range is beyond the end of the export")
-            }
+            ReadError::OutOfRange => OUT_OF_RANGE,
             ReadError::ShuttingDown => {
                 Self::new(ErrorCode::SHUTDOWN, "the server is shutting down")
             }

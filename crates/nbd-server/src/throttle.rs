@@ -1,8 +1,13 @@
 //! Rate limit of a client, shared by all of its connections.
+//!
+//! This isn't the token bucket of nbd-telemetry, which limits log lines and new connections. That
+//! one grants or denies one token at once; this one grants amounts larger than the bucket, which
+//! are paid for later, makes others wait in a queue, and follows tokio's clock. The engine also
+//! depends on no other package of this workspace.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -24,6 +29,7 @@ const BURST: Duration = Duration::from_secs(1);
 pub struct Throttle {
     bytes_per_second: Option<NonZeroU64>,
     requests_per_second: Option<NonZeroU64>,
+    /// A mutex of the standard library: a single one isn't worth another dependency of the engine.
     debts: Mutex<DebtDeadlines>,
     queue: Semaphore,
     waiting: AtomicUsize,
@@ -55,7 +61,7 @@ impl Throttle {
     /// Returns true if no debt is outstanding. A new limit would behave identically, so this one
     /// can be discarded.
     pub fn is_debt_free(&self) -> bool {
-        let debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
+        let debts = self.debts();
         debts.bytes.max(debts.requests) <= Instant::now()
     }
 
@@ -75,13 +81,17 @@ impl Throttle {
         }
     }
 
+    fn debts(&self) -> MutexGuard<'_, DebtDeadlines> {
+        self.debts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Charges a request.
     ///
     /// # Errors
     /// The remaining time until no bucket is in debt.
     fn charge(&self, bytes: u32) -> Result<(), Duration> {
         let now = Instant::now();
-        let mut debts = self.debts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut debts = self.debts();
         let paid = debts.bytes.max(debts.requests);
         let debt = paid.saturating_duration_since(now).saturating_sub(BURST);
         if !debt.is_zero() {

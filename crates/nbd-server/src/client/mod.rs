@@ -36,13 +36,13 @@ pub enum ClientError {
     #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
     /// The server sent bytes that are not valid NBD.
-    #[error("the server broke the protocol: {0}")]
+    #[error("the server violated the protocol: {0}")]
     Malformed(#[from] Malformed),
     /// The server does not offer the fixed newstyle negotiation.
-    #[error("the server doesn't speak fixed newstyle NBD")]
+    #[error("the server doesn't support fixed newstyle negotiation")]
     NotFixedNewstyle,
     /// The server refused an option.
-    #[error("the server answers {option} with {reply}: {message}")]
+    #[error("the server replied to {option} with {reply}: {message}")]
     Refused {
         /// The option that was sent.
         option: Opt,
@@ -51,11 +51,19 @@ pub enum ClientError {
         /// The server's message, which may be empty.
         message: String,
     },
-    /// The server's reply is not a valid reply to the request or option, which the field names.
-    #[error("the server's answer to {0} makes no sense")]
+    /// The server's reply is not a valid reply to the option.
+    #[error("unexpected reply {reply} to {option}")]
+    UnexpectedOptionReply {
+        /// The option that was sent.
+        option: Opt,
+        /// The server's reply.
+        reply: Rep,
+    },
+    /// The server's reply is not a valid reply to the request, which the field names.
+    #[error("unexpected reply to {0}")]
     UnexpectedReply(&'static str),
     /// The server sent too many replies to an option, or too many bytes.
-    #[error("the server sends more than {limit} replies to {option}, or too long ones")]
+    #[error("more than {limit} replies to {option}, or more than {MAX_LISTED_BYTES} bytes")]
     TooManyReplies {
         /// The option that was sent.
         option: Opt,
@@ -136,7 +144,7 @@ pub async fn start_tls<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    expect_ack(stream, Opt::STARTTLS, "STARTTLS").await
+    expect_ack(stream, Opt::STARTTLS).await
 }
 
 /// Negotiates structured replies. Pass [`ReplyMode::Structured`] to [`go_with_mode`] afterwards.
@@ -147,7 +155,7 @@ pub async fn negotiate_structured_replies<S>(stream: &mut S) -> Result<(), Clien
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    expect_ack(stream, Opt::STRUCTURED_REPLY, "STRUCTURED_REPLY").await
+    expect_ack(stream, Opt::STRUCTURED_REPLY).await
 }
 
 /// Negotiates extended headers. Pass [`ReplyMode::Extended`] to [`go_with_mode`] afterwards.
@@ -158,7 +166,7 @@ pub async fn negotiate_extended_headers<S>(stream: &mut S) -> Result<(), ClientE
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    expect_ack(stream, Opt::EXTENDED_HEADERS, "EXTENDED_HEADERS").await
+    expect_ack(stream, Opt::EXTENDED_HEADERS).await
 }
 
 /// Ends the session during negotiation, and waits for the server's acknowledgment.
@@ -169,7 +177,7 @@ pub async fn abort<S>(stream: &mut S) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    expect_ack(stream, Opt::ABORT, "ABORT").await
+    expect_ack(stream, Opt::ABORT).await
 }
 
 /// Returns the names of the exports with their descriptions: at most [`MAX_LISTED`].
@@ -180,24 +188,15 @@ pub async fn list<S>(stream: &mut S) -> Result<Vec<(String, String)>, ClientErro
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    send_option(stream, Opt::LIST, &[]).await?;
-    let mut names = Vec::new();
-    let mut bytes = 0;
-    loop {
-        if names.len() > MAX_LISTED || bytes > MAX_LISTED_BYTES {
-            return Err(ClientError::TooManyReplies { option: Opt::LIST, limit: MAX_LISTED });
-        }
-        match option_reply(stream, Opt::LIST).await? {
-            (Rep::ACK, _) => return Ok(names),
-            (Rep::SERVER, data) => {
-                bytes += data.len();
-                let mut reader = FieldReader::new(&data);
-                let name = String::from_utf8_lossy(reader.string("an export's name")?).into_owned();
-                names.push((name, String::from_utf8_lossy(reader.rest()).into_owned()));
-            }
-            _ => return Err(ClientError::UnexpectedReply("LIST")),
-        }
-    }
+    let mut exports = Vec::new();
+    collect(stream, Opt::LIST, &[], Rep::SERVER, MAX_LISTED, |data| {
+        let mut reader = FieldReader::new(data);
+        let name = String::from_utf8_lossy(reader.string("an export's name")?).into_owned();
+        exports.push((name, String::from_utf8_lossy(reader.rest()).into_owned()));
+        Ok(())
+    })
+    .await?;
+    Ok(exports)
 }
 
 /// Chooses the export `name` and starts transmission with simple replies.
@@ -305,26 +304,16 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let queries = queries.iter().map(|query| query.as_bytes()).collect();
-    let request = MetaRequest { name: name.as_bytes(), queries };
-    send_option(stream, option, &request.encode()).await?;
+    let request = MetaRequest { name: name.as_bytes(), queries }.encode();
     let mut names = Vec::new();
-    let mut bytes = 0;
-    for _ in 0..MAX_REPLIES {
-        if bytes > MAX_LISTED_BYTES {
-            break;
-        }
-        match option_reply(stream, option).await? {
-            (Rep::ACK, _) => return Ok(names),
-            (Rep::META_CONTEXT, data) => {
-                bytes += data.len();
-                let mut reader = FieldReader::new(&data);
-                reader.u32("a context's number")?;
-                names.push(String::from_utf8_lossy(reader.rest()).into_owned());
-            }
-            _ => return Err(ClientError::UnexpectedReply("a query for metadata contexts")),
-        }
-    }
-    Err(ClientError::TooManyReplies { option, limit: MAX_REPLIES })
+    collect(stream, option, &request, Rep::META_CONTEXT, MAX_REPLIES, |data| {
+        let mut reader = FieldReader::new(data);
+        reader.u32("a context's number")?;
+        names.push(String::from_utf8_lossy(reader.rest()).into_owned());
+        Ok(())
+    })
+    .await?;
+    Ok(names)
 }
 
 async fn describe<S>(stream: &mut S, option: Opt, name: &str) -> Result<ExportInfo, ClientError>
@@ -332,38 +321,64 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let wanted = vec![InfoType::NAME, InfoType::DESCRIPTION, InfoType::BLOCK_SIZE];
-    let request = InfoRequest { name: name.as_bytes(), wanted };
-    send_option(stream, option, &request.encode()).await?;
-
+    let request = InfoRequest { name: name.as_bytes(), wanted }.encode();
     let mut export = ExportInfo::default();
-    for _ in 0..MAX_REPLIES {
-        match option_reply(stream, option).await? {
-            (Rep::ACK, _) => return Ok(export),
-            (Rep::INFO, data) => match Info::decode(&data)? {
-                Some(Info::Export { size, flags }) => {
-                    export.size = size;
-                    export.flags = flags;
-                }
-                Some(Info::Name(name)) => export.name = Some(name),
-                Some(Info::Description(text)) => export.description = Some(text),
-                Some(Info::BlockSize(sizes)) => export.block_sizes = Some(sizes),
-                None => {}
-            },
-            _ => return Err(ClientError::UnexpectedReply("GO or INFO")),
+    collect(stream, option, &request, Rep::INFO, MAX_REPLIES, |data| {
+        match Info::decode(data)? {
+            Some(Info::Export { size, flags }) => {
+                export.size = size;
+                export.flags = flags;
+            }
+            Some(Info::Name(name)) => export.name = Some(name),
+            Some(Info::Description(text)) => export.description = Some(text),
+            Some(Info::BlockSize(sizes)) => export.block_sizes = Some(sizes),
+            None => {}
         }
-    }
-    Err(ClientError::TooManyReplies { option, limit: MAX_REPLIES })
+        Ok(())
+    })
+    .await?;
+    Ok(export)
 }
 
-async fn expect_ack<S>(stream: &mut S, option: Opt, name: &'static str) -> Result<(), ClientError>
+/// Sends an option, and passes the data of each reply to `take` until the server acknowledges the
+/// option. All replies but the last must be of the type `expected`, and there may be `limit` of
+/// them.
+async fn collect<S>(
+    stream: &mut S,
+    option: Opt,
+    data: &[u8],
+    expected: Rep,
+    limit: usize,
+    mut take: impl FnMut(&[u8]) -> Result<(), Malformed>,
+) -> Result<(), ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    send_option(stream, option, &[]).await?;
-    match option_reply(stream, option).await? {
-        (Rep::ACK, _) => Ok(()),
-        _ => Err(ClientError::UnexpectedReply(name)),
+    send_option(stream, option, data).await?;
+    let mut bytes = 0;
+    for _ in 0..=limit {
+        let (reply, data) = option_reply(stream, option).await?;
+        if reply == Rep::ACK {
+            return Ok(());
+        }
+        if reply != expected {
+            return Err(ClientError::UnexpectedOptionReply { option, reply });
+        }
+        bytes += data.len();
+        if bytes > MAX_LISTED_BYTES {
+            break;
+        }
+        take(&data)?;
     }
+    Err(ClientError::TooManyReplies { option, limit })
+}
+
+async fn expect_ack<S>(stream: &mut S, option: Opt) -> Result<(), ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // No other reply is expected, whatever its type.
+    collect(stream, option, &[], Rep::ACK, 0, |_| Ok(())).await
 }
 
 async fn send_option<S: AsyncWrite + Unpin>(
@@ -383,7 +398,7 @@ async fn option_reply<S: AsyncRead + Unpin>(
     stream.read_exact(&mut head).await?;
     let header = OptionReplyHeader::decode(&head)?;
     if header.option != option || header.length > MAX_OPTION_DATA {
-        return Err(ClientError::UnexpectedReply("an option"));
+        return Err(ClientError::UnexpectedOptionReply { option, reply: header.reply });
     }
     let mut data = vec![0; header.length as usize];
     stream.read_exact(&mut data).await?;

@@ -96,7 +96,7 @@ pub(super) async fn set<X: Exports>(
     // negotiated first. If a client attempts to do so, a server SHOULD send
     // NBD_REP_ERR_INVALID"
     if state.reply_mode == ReplyMode::Simple {
-        let message = "ask for structured replies or extended headers first";
+        let message = "negotiate structured replies or extended headers first";
         return push_error(out, option, Rep::ERR_INVALID, message);
     }
     let Some((name, queries)) = decode_request(out, option, data, ContextQueries::for_set) else {
@@ -113,7 +113,7 @@ pub(super) async fn set<X: Exports>(
         .collect();
     // "The request or the reply is too large to process"
     if selected.len() > MAX_SELECTED {
-        let message = format!("one client may select {MAX_SELECTED} contexts at most");
+        let message = format!("at most {MAX_SELECTED} metadata contexts can be selected");
         return push_error(out, option, Rep::ERR_TOO_BIG, &message);
     }
     let mut contexts = Vec::new();

@@ -87,7 +87,7 @@ where
                 &mut out,
                 option,
                 Rep::ERR_TLS_REQD,
-                "this server requires TLS: connect with TLS switched on",
+                "TLS is required: enable TLS in the client",
             ),
         }
         send(stream, &out).await?;
@@ -174,7 +174,7 @@ where
                 &mut out,
                 option,
                 Rep::ERR_EXT_HEADER_REQD,
-                "extended headers are in use already",
+                "extended headers are already negotiated",
             ),
             Opt::STRUCTURED_REPLY => {
                 state.reply_mode = ReplyMode::Structured;
@@ -194,7 +194,7 @@ where
                 &mut out,
                 option,
                 Rep::ERR_UNSUP,
-                &format!("this server doesn't know the option {option}"),
+                &format!("unsupported option {option}"),
             ),
         }
         send(stream, &out).await?;
@@ -293,8 +293,8 @@ fn or_reply_unknown<E>(
 
 fn push_unknown(out: &mut Vec<u8>, option: Opt, name: &[u8]) {
     let message = match name {
-        [] => "there is no default export here; LIST names the exports".to_owned(),
-        name => format!("there is no export {} here", Printable(name)),
+        [] => "no default export; NBD_OPT_LIST lists the exports".to_owned(),
+        name => format!("no export named {}", Printable(name)),
     };
     push_error(out, option, Rep::ERR_UNKNOWN, &message);
 }
@@ -322,9 +322,9 @@ fn refuse_starttls(out: &mut Vec<u8>, security: Security) {
     let (reply, message) = match security {
         // "If the server receives NBD_OPT_STARTTLS when TLS has already been negotiated,
         // it MUST reply with NBD_REP_ERR_INVALID."
-        Security::Tls => (Rep::ERR_INVALID, "TLS is already running"),
+        Security::Tls => (Rep::ERR_INVALID, "TLS is already active"),
         Security::Plain => {
-            (Rep::ERR_POLICY, "this server runs without TLS: connect with TLS switched off")
+            (Rep::ERR_POLICY, "this server doesn't offer TLS: disable TLS in the client")
         }
     };
     push_error(out, Opt::STARTTLS, reply, message);

@@ -5,7 +5,7 @@ use std::io;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::error::Refusal;
+use crate::error::{OUT_OF_RANGE, Refusal};
 use crate::wire::reply::ErrorCode;
 use crate::wire::request::{Command, CommandFlags, Request};
 use crate::wire::{MAX_PAYLOAD, Malformed};
@@ -186,7 +186,7 @@ pub(super) fn validate(request: &Request, params: NegotiatedParams) -> Action {
         Command::CACHE if is_within(offset, length, params.size) => {
             Action::Cache { offset, length }
         }
-        Command::CACHE => refuse(BEYOND_END),
+        Command::CACHE => refuse(OUT_OF_RANGE),
         // "Servers SHOULD reply with NBD_EINVAL to clients sending NBD_CMD_BLOCK_STATUS
         // without selecting at least one metadata context."
         Command::BLOCK_STATUS if !params.has_contexts => refuse(NO_CONTEXT),
@@ -205,26 +205,22 @@ pub(super) fn validate(request: &Request, params: NegotiatedParams) -> Action {
     }
 }
 
-const READ_ONLY: Refusal = Refusal::new(ErrorCode::PERM, "this export is read-only");
+const READ_ONLY: Refusal = Refusal::new(ErrorCode::PERM, "the export is read-only");
 const WRITE_WITHOUT_PAYLOAD: Refusal =
-    Refusal::new(ErrorCode::INVAL, "with extended headers a write has a payload and says so");
-const UNKNOWN_FLAG: Refusal =
-    Refusal::new(ErrorCode::INVAL, "this command was sent with a flag that doesn't apply to it");
-const UNKNOWN_COMMAND: Refusal =
-    Refusal::new(ErrorCode::INVAL, "this server doesn't know that command");
+    Refusal::new(ErrorCode::INVAL, "a write needs NBD_CMD_FLAG_PAYLOAD_LEN and a payload");
+const UNKNOWN_FLAG: Refusal = Refusal::new(ErrorCode::INVAL, "unsupported flag for this command");
+const UNKNOWN_COMMAND: Refusal = Refusal::new(ErrorCode::INVAL, "unknown command");
 const FLUSH_WITH_RANGE: Refusal =
-    Refusal::new(ErrorCode::INVAL, "a flush has neither offset nor length");
-const BEYOND_END: Refusal =
-    Refusal::new(ErrorCode::INVAL, "the range is beyond the end of the export");
+    Refusal::new(ErrorCode::INVAL, "offset and length of a flush must be zero");
 const NO_CONTEXT: Refusal =
-    Refusal::new(ErrorCode::INVAL, "no metadata context was selected for this export");
+    Refusal::new(ErrorCode::INVAL, "block status needs a selected metadata context");
 const EMPTY_STATUS: Refusal =
-    Refusal::new(ErrorCode::INVAL, "the status of an empty range is nothing");
+    Refusal::new(ErrorCode::INVAL, "block status needs a non-zero length");
 pub(super) const BAD_STATUS_PAYLOAD: Refusal = Refusal::new(
     ErrorCode::INVAL,
-    "the payload has to be a length and the numbers of selected contexts, each once",
+    "the payload must contain a length and ids of selected metadata contexts, each at most once",
 );
-const TOO_LONG: &str = "a read is at most 32 MiB long: ask for less at a time";
+const TOO_LONG: &str = "read length exceeds the maximum of 32 MiB";
 
 /// Returns the number of payload bytes that follow the request's header.
 fn payload_len(request: &Request, mode: ReplyMode) -> u64 {
@@ -260,7 +256,7 @@ fn is_within(offset: u64, length: u64, size: u64) -> bool {
 
 fn validate_span(offset: u64, length: u64, params: NegotiatedParams) -> Result<Span, Refusal> {
     if !is_within(offset, length, params.size) {
-        return Err(BEYOND_END);
+        return Err(OUT_OF_RANGE);
     }
     match u32::try_from(length) {
         Ok(length) if length <= MAX_PAYLOAD => Ok(Span { offset, length }),
@@ -278,7 +274,7 @@ pub(super) fn validate_status_range(offset: u64, length: u64, size: u64) -> Resu
     } else if is_within(offset, length, size) {
         Ok(())
     } else {
-        Err(BEYOND_END)
+        Err(OUT_OF_RANGE)
     }
 }
 
@@ -369,7 +365,7 @@ mod validation_tests {
             assert_eq!(action(Command::READ, offset, length.into()), read);
         }
         for (offset, length) in [(0, 1001), (999, 2), (1001, 0), (u64::MAX, 1), (u64::MAX, 0)] {
-            assert_eq!(action(Command::READ, offset, length), refused(BEYOND_END));
+            assert_eq!(action(Command::READ, offset, length), refused(OUT_OF_RANGE));
         }
     }
 
@@ -438,7 +434,7 @@ mod validation_tests {
         assert_eq!(status(990, 10, STRUCTURED), range);
         assert_eq!(status(0, 0, STRUCTURED), refused(EMPTY_STATUS));
         for length in [11, 0xffff_ffff, 0xffff_f000, u64::MAX] {
-            assert_eq!(status(990, length, STRUCTURED), refused(BEYOND_END));
+            assert_eq!(status(990, length, STRUCTURED), refused(OUT_OF_RANGE));
         }
     }
 }

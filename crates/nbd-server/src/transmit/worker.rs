@@ -28,8 +28,10 @@ const MAX_CONCURRENT_JOBS: usize = 8;
 
 /// Error for data that does not fill the requested range exactly. Sending it would corrupt the
 /// framing of all later replies.
-pub(super) const DATA_MISMATCH: Refusal =
-    Refusal::new(ErrorCode::IO, "the export didn't return exactly what was asked for");
+pub(super) const DATA_MISMATCH: Refusal = Refusal::new(
+    ErrorCode::IO,
+    "internal server error: the export returned the wrong amount of data",
+);
 
 /// Work of a task.
 #[derive(Debug)]
@@ -151,7 +153,7 @@ impl<E: Export> Worker<E> {
     async fn status(&self, guard: ReplyGuard, query: StatusQuery) {
         /// Refusal of a reply without extents, with which a client would make no progress.
         const NO_EXTENTS: Refusal =
-            Refusal::new(ErrorCode::IO, "the export knows nothing of that range");
+            Refusal::new(ErrorCode::IO, "internal server error: the export returned no extents");
         let _permit = self.permit().await;
         let (mut memory_permit, memory) =
             self.budget.acquire_up_to(query.memory(), MIN_STATUS_MEMORY).await;
@@ -275,7 +277,7 @@ pub(super) struct ReplyGuard {
 }
 
 const WORKER_PANICKED: Refusal =
-    Refusal::new(ErrorCode::IO, "the server failed; its log says how, and it is its fault");
+    Refusal::new(ErrorCode::IO, "internal server error; see the server's log");
 
 impl ReplyGuard {
     pub(super) fn new(

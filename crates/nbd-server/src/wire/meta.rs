@@ -69,7 +69,7 @@ pub struct ContextQueries<'a> {
 
 /// Error for an option with more than [`MAX_QUERIES`] distinct queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("one option may hold {MAX_QUERIES} different queries at most")]
+#[error("limit of {MAX_QUERIES} different queries per option exceeded")]
 pub struct TooManyQueries;
 
 impl<'a> ContextQueries<'a> {

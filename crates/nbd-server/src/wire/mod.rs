@@ -30,13 +30,13 @@ pub const MAX_PAYLOAD: u32 = 32 * 1024 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     /// A field extends past the end of the message; its name is given.
-    #[error("the message ends in the middle of {0}")]
+    #[error("the message ends within {0}")]
     Truncated(&'static str),
     /// Bytes are left over after the last field; their number is given.
-    #[error("{0} bytes are left over behind the last field")]
+    #[error("{0} unexpected bytes after the last field")]
     TrailingBytes(usize),
     /// A magic number is wrong, so message framing has been lost.
-    #[error("{what} has the magic number {got:#x}")]
+    #[error("{what} has the wrong magic number {got:#x}")]
     BadMagic {
         /// The message that was expected.
         what: &'static str,
@@ -44,14 +44,14 @@ pub enum Malformed {
         got: u64,
     },
     /// A string is longer than [`MAX_STRING`]; its length in bytes is given.
-    #[error("a string of {0} bytes is longer than the protocol's limit of 4096")]
+    #[error("string of {0} bytes exceeds the limit of {MAX_STRING} bytes")]
     StringTooLong(usize),
     /// A query for metadata contexts has no namespace.
-    #[error("a query has no colon behind its namespace")]
+    #[error("query without a colon after its namespace")]
     NoNamespace,
 }
 
-/// FieldReader of fields from a complete message.
+/// Reader of fields from a complete message.
 ///
 /// Every read is checked against the end of the message, and [`FieldReader::finish`] rejects
 /// leftover bytes. In the methods, `field` is the field's name for error messages.
@@ -249,6 +249,9 @@ pub(crate) use wire_flags;
 
 /// Wrapper that displays bytes chosen by a peer, escaped so that they cannot corrupt a log or a
 /// terminal, and shortened.
+///
+/// Embedders may log it as it is. The package nbd-telemetry escapes more than this, such as invisible
+/// characters, but the engine depends on no other package of this workspace.
 #[derive(Clone, Copy)]
 pub struct Printable<'a>(pub &'a [u8]);
 
