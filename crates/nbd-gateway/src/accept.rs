@@ -52,9 +52,10 @@ impl<X: ExportCatalog> Acceptor<X> {
                 Ok(incoming) => self.admit(incoming),
                 Err(error) => match AcceptFault::classify(&error) {
                     AcceptFault::Connection => {}
-                    AcceptFault::Shortage | AcceptFault::Listener => {
+                    fault @ (AcceptFault::Shortage | AcceptFault::Listener) => {
                         if let Some(suppressed) = faults.allow() {
                             tracing::error!(
+                                reason = fault.label(),
                                 held_back = suppressed.field(),
                                 "can't accept connections: {error}"
                             );
@@ -82,7 +83,7 @@ impl<X: ExportCatalog> Acceptor<X> {
             match incoming {
                 IncomingConnection::Tcp(stream, _) => match listen::configure_tcp_stream(&stream) {
                     Ok(()) => pending.serve(stream).await,
-                    Err(error) => tracing::debug!(%peer, "the connection is gone already: {error}"),
+                    Err(error) => tracing::debug!(%peer, "connection lost early: {error}"),
                 },
                 IncomingConnection::Unix(stream) => pending.serve(stream).await,
                 IncomingConnection::Pipes(stream) => pending.serve(stream).await,

@@ -183,18 +183,21 @@ impl fmt::Display for Timeouts {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// The rules admit clients on other machines, but there is no TLS.
-    #[error(
-        "the rules let in clients from other machines ({0}), but there is no TLS: give --tls-cert \
-         and --tls-key, or --insecure-no-tls if every machine on the way can be trusted"
-    )]
+    #[error("the rules admit remote clients ({0}), but TLS is not configured")]
     AllowWithoutTls(String),
     /// A socket can be reached from other machines, but there is no TLS.
-    #[error(
-        "{0} can be reached from other machines, but there is no TLS: give --tls-cert and \
-         --tls-key, listen on 127.0.0.1, [::1] or unix:PATH, or give --insecure-no-tls if every \
-         machine on the way can be trusted"
-    )]
+    #[error("{0} is reachable from other machines, but TLS is not configured")]
     ListenWithoutTls(ListenAddress),
+}
+
+impl ConfigError {
+    /// Returns the stable label for log fields.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::AllowWithoutTls(_) => "remote_clients_without_tls",
+            Self::ListenWithoutTls(_) => "remote_listener_without_tls",
+        }
+    }
 }
 
 impl Config {

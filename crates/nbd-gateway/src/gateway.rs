@@ -38,7 +38,7 @@ pub struct Gateway<X> {
 
 /// Accepting connections ended although no shutdown was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("accepting connections failed; this is a fault of this program")]
+#[error("internal error: a task that accepts or reviews connections ended unexpectedly")]
 pub struct AcceptLoopFailed;
 
 impl<X: ExportCatalog> Gateway<X> {
@@ -190,8 +190,9 @@ impl<X: ExportCatalog> Gateway<X> {
             let busy = self.control.registry.busy_count();
             if busy > 0 {
                 tracing::warn!(
+                    reason = "shutdown_deadline",
                     connections = busy,
-                    "clients were still busy at the shutdown deadline and are dropped",
+                    "shutdown deadline reached: dropping connections with requests in flight",
                 );
             }
             self.sessions.shutdown_deadline.cancel();
@@ -233,14 +234,12 @@ fn log_certificate_expiry(warning: Option<ExpiryWarning>) {
             let left = humantime::format_duration(Duration::from_secs(seconds / 60 * 60));
             tracing::warn!(
                 reason,
-                "the server's certificate expires in {left}: put a new one in its place and send a \
-                 SIGHUP",
+                "the server's certificate expires in {left}: replace it and reload",
             );
         }
         ExpiryWarning::Expired => tracing::error!(
             reason,
-            "the server's certificate has expired, so that clients refuse it: put a new one in its \
-             place and send a SIGHUP",
+            "the server's certificate has expired and clients reject it: replace it and reload",
         ),
     }
 }

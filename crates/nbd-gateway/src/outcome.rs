@@ -16,17 +16,15 @@ use crate::tls::{CredentialsError, HandshakeFailure};
 pub(crate) enum Refusal {
     #[error("{0}")]
     Access(Reason),
-    #[error("it is on another machine, and there is no TLS")]
+    #[error("remote clients are not admitted without TLS")]
     NotLocal,
     #[error("{0}")]
     LimitReached(#[from] LimitReached),
-    #[error("its address begins connections more often than allowed (--connection-rate)")]
+    #[error("connection rate limit of the address exceeded")]
     ConnectionRate,
-    #[error(
-        "it is in --proxy-from, so that a PROXY header of version 2 has to come first, but {0}"
-    )]
+    #[error("no valid PROXY header of version 2 from the load balancer: {0}")]
     ProxyHeader(#[from] ReadHeaderError),
-    #[error("it is in --proxy-from, and forwards {0}, which is no client's address")]
+    #[error("the PROXY header names {0}, which can't be the address of a client")]
     ForwardedAddress(IpAddr),
 }
 
@@ -42,6 +40,18 @@ impl Refusal {
             Self::ForwardedAddress(_) => "proxy_address",
         }
     }
+
+    /// Returns the stable label of the cause, if the reason has several.
+    pub(crate) fn cause(&self) -> Option<&'static str> {
+        match self {
+            Self::Access(reason) => Some(reason.label()),
+            Self::ProxyHeader(error) => Some(error.label()),
+            Self::NotLocal
+            | Self::LimitReached(_)
+            | Self::ConnectionRate
+            | Self::ForwardedAddress(_) => None,
+        }
+    }
 }
 
 /// Outcome of a connection that didn't fail.
@@ -52,6 +62,9 @@ pub(crate) enum ConnectionOutcome {
     /// The client chose an export, and transmission ended normally.
     Served(SessionStats),
 }
+
+/// Label for the end of a connection that chose no export.
+pub(crate) const LEFT_EARLY: &str = "left_early";
 
 /// Returns the label for how transmission ended.
 pub(crate) fn close_label(close_reason: CloseReason) -> &'static str {
@@ -67,28 +80,28 @@ pub(crate) fn close_label(close_reason: CloseReason) -> &'static str {
 pub(crate) enum ConnectionFailure {
     #[error(transparent)]
     Session(#[from] SessionError),
-    #[error("the TLS handshake failed: {0}")]
+    #[error("TLS handshake failed: {0}")]
     TlsHandshake(#[from] HandshakeFailure),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
-    #[error("{client} may not come in: {why}")]
+    #[error("{client} is not authorized: {why}")]
     NotAllowed { client: String, why: Reason },
-    #[error("it may not stay: {0}")]
+    #[error("no longer authorized: {0}")]
     Dismissed(#[from] Dismissal),
     #[error(
-        "its TLS keys are used up: with TLS 1.2 and AES-GCM they may protect 2^24 records and can't \
-         be replaced; it can connect again, and isn't limited with ChaCha20-Poly1305 or TLS 1.3"
+        "TLS key limit reached: with TLS 1.2 and AES-GCM, a key may protect 2^24 records and can't \
+         be replaced; reconnect, or use TLS 1.3 or ChaCha20-Poly1305, which have no limit"
     )]
     TlsKeyLimit,
-    #[error("its handshake panicked; this is a fault of this program")]
+    #[error("internal error: the handshake task panicked")]
     Panicked,
-    #[error("{0} took longer than allowed")]
+    #[error("{0} timed out")]
     Deadline(&'static str),
     #[error("{0}")]
     LimitReached(#[from] LimitReached),
-    #[error("this server is shutting down")]
+    #[error("the server is shutting down")]
     ShuttingDown,
-    #[error("it was still busy at the shutdown deadline (--shutdown-timeout)")]
+    #[error("requests were in flight at the shutdown deadline")]
     ShutdownDeadline,
 }
 
@@ -113,6 +126,23 @@ impl ConnectionFailure {
             Self::LimitReached(limit) => limit.label(),
             Self::ShuttingDown => "shutting_down",
             Self::ShutdownDeadline => "dropped",
+        }
+    }
+
+    /// Returns the stable label of the cause, if the reason has several.
+    pub(crate) fn cause(&self) -> Option<&'static str> {
+        match self {
+            Self::Session(error) => Some(error.label()),
+            Self::TlsHandshake(failure) => Some(failure.cause.label()),
+            Self::Credentials(error) => Some(error.label()),
+            Self::NotAllowed { why, .. } => Some(why.label()),
+            Self::Dismissed(dismissal) => Some(dismissal.label()),
+            Self::TlsKeyLimit
+            | Self::Panicked
+            | Self::Deadline(_)
+            | Self::LimitReached(_)
+            | Self::ShuttingDown
+            | Self::ShutdownDeadline => None,
         }
     }
 }

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use rustls::pki_types::UnixTime;
 
 use crate::access::{AccessRequest, Reason, Rules, Timestamp};
-use crate::tls::{Credentials, HandshakeFailure, ServerTls};
+use crate::tls::{Credentials, HandshakeFailure, HandshakeFailureCause, ServerTls};
 
 /// Access policy of a gateway.
 #[derive(Debug, Clone)]
@@ -92,8 +92,19 @@ pub(crate) enum Dismissal {
     Rules(Reason),
     #[error("{0}")]
     Certificate(#[from] HandshakeFailure),
-    #[error("its certificate has expired")]
+    #[error("the client's certificate has expired")]
     Expired,
+}
+
+impl Dismissal {
+    /// Returns the stable label for log fields and audit events.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Rules(reason) => reason.label(),
+            Self::Certificate(failure) => failure.cause.label(),
+            Self::Expired => HandshakeFailureCause::Expired.label(),
+        }
+    }
 }
 
 impl VersionedPolicy {

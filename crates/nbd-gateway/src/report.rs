@@ -213,8 +213,8 @@ impl<X: ExportCatalog> Control<X> {
         let (in_flight, in_flight_limit) = budget.in_use();
         GatewayReport {
             not_ready_reason: match stats.phase() {
-                GatewayPhase::Starting => Some("it is starting"),
-                GatewayPhase::Draining => Some("it is shutting down"),
+                GatewayPhase::Starting => Some("starting"),
+                GatewayPhase::Draining => Some("shutting down"),
                 GatewayPhase::Serving => exports.unready_reason(),
             },
             since_heartbeat: stats.heartbeat.elapsed(),

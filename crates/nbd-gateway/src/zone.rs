@@ -12,13 +12,13 @@ use nbd_telemetry::escape;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ZoneError {
     /// The text isn't `ADDRESS%INTERFACE` with an IPv6 address.
-    #[error("{:?} is no IPv6 address with an interface, such as fe80::1%eth0", escape::name(.0))]
+    #[error("invalid address {:?}: expected an IPv6 address with an interface, such as fe80::1%eth0", escape::name(.0))]
     Malformed(String),
     /// The address isn't link-local, so it takes no interface.
-    #[error("{0} is no link-local address (fe80::/10): leave out the interface behind the %")]
+    #[error("{0} is not a link-local address (fe80::/10): omit the interface after %")]
     NotLinkLocal(Ipv6Addr),
     /// There is no interface of that name.
-    #[error("there is no network interface {:?} (ip link lists them)", escape::name(.0))]
+    #[error("no network interface named {:?} (ip link lists them)", escape::name(.0))]
     NoInterface(String),
 }
 

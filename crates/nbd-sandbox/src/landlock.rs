@@ -10,6 +10,9 @@ use landlock::{
     RulesetStatus, Scope,
 };
 
+use nbd_telemetry::escape;
+
+use super::SandboxNote;
 use super::paths::AllowedPaths;
 
 /// Newest ABI that has been tested. An older kernel enforces what it supports: files from ABI 1,
@@ -22,30 +25,30 @@ const ABI_TRIED: ABI = ABI::V7;
 pub(super) struct AppliedLandlock {
     abi: i32,
     /// Folders and files that could not be allowed, and the reasons.
-    pub(super) left_out: Vec<String>,
+    pub(super) not_allowed: Vec<SandboxNote>,
 }
 
 /// Restricts this thread and the threads that it starts. They may read only what is in `readable`
 /// and append only where it says so, and may not run programs or bind or connect further TCP
 /// sockets.
 pub(super) fn restrict(readable: &AllowedPaths) -> Result<AppliedLandlock, String> {
-    let mut left_out = Vec::new();
-    let status = apply(readable, &mut left_out).map_err(|error| error.to_string())?;
+    let mut not_allowed = Vec::new();
+    let status = apply(readable, &mut not_allowed).map_err(|error| error.to_string())?;
     match (status.ruleset, status.landlock) {
         (RulesetStatus::NotEnforced, LandlockStatus::NotEnabled) => {
-            Err("the kernel has it, but it isn't switched on".to_owned())
+            Err("disabled in the kernel".to_owned())
         }
-        (RulesetStatus::NotEnforced, _) => Err("the kernel doesn't have it".to_owned()),
+        (RulesetStatus::NotEnforced, _) => Err("not supported by the kernel".to_owned()),
         (_, LandlockStatus::Available { effective_abi, kernel_abi }) => {
-            Ok(AppliedLandlock { abi: kernel_abi.unwrap_or(effective_abi as i32), left_out })
+            Ok(AppliedLandlock { abi: kernel_abi.unwrap_or(effective_abi as i32), not_allowed })
         }
-        _ => Err("its version is unknown".to_owned()),
+        _ => Err("unknown version".to_owned()),
     }
 }
 
 fn apply(
     readable: &AllowedPaths,
-    left_out: &mut Vec<String>,
+    not_allowed: &mut Vec<SandboxNote>,
 ) -> Result<RestrictionStatus, RulesetError> {
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI_TRIED))?
@@ -53,7 +56,7 @@ fn apply(
         .scope(Scope::from_all(ABI_TRIED))?
         .create()?;
     let mut allow = |rules: RulesetCreated, path: &PathBuf, access: BitFlags<AccessFs>| {
-        allow(rules, path, access, left_out)
+        allow(rules, path, access, not_allowed)
     };
     for folder in &readable.folders {
         rules = allow(rules, folder, AccessFs::ReadFile | AccessFs::ReadDir)?;
@@ -77,12 +80,13 @@ fn allow(
     rules: RulesetCreated,
     path: &Path,
     access: BitFlags<AccessFs>,
-    left_out: &mut Vec<String>,
+    not_allowed: &mut Vec<SandboxNote>,
 ) -> Result<RulesetCreated, RulesetError> {
     match PathFd::new(path) {
         Ok(place) => rules.add_rule(PathBeneath::new(place, access)),
         Err(error) => {
-            left_out.push(format!("what is in {} stays closed: {error}", path.display()));
+            let text = format!("access to {} can't be allowed: {error}", escape::name(path));
+            not_allowed.push(SandboxNote::new("path_not_allowed", text));
             Ok(rules)
         }
     }

@@ -31,7 +31,7 @@ mod seccomp;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod seccomp {
     pub(super) fn restrict(_: bool, _: bool) -> Result<(), &'static str> {
-        Err("nobody has listed the calls for this processor")
+        Err("not supported on this processor architecture")
     }
 }
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -46,9 +46,13 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+use nbd_telemetry::escape;
 use paths::AllowedPaths;
 pub use paths::ReadableSet;
 pub use privileges::{User, UserError, is_root};
+
+/// Label of notes about Unix sockets that stay at exit.
+const SOCKET_NOT_REMOVABLE: &str = "socket_not_removable";
 
 /// Strictness of the sandbox.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -93,22 +97,37 @@ pub struct SandboxReport {
     /// Restrictions that were wanted but failed, and the reasons.
     pub missing: Vec<String>,
     /// Operations that will fail later unless the setup is changed.
-    pub notes: Vec<String>,
+    pub notes: Vec<SandboxNote>,
     /// Files and folders that can be read from now on.
     pub readable: ReadableSet,
+}
+
+/// An operation that will fail later, or a risk that remains.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct SandboxNote {
+    /// Stable label, such as `socket_not_removable`.
+    pub reason: &'static str,
+    text: String,
+}
+
+impl SandboxNote {
+    fn new(reason: &'static str, text: String) -> Self {
+        Self { reason, text }
+    }
 }
 
 /// Reason why the process must not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum SandboxError {
     /// The sandbox is required, but a part of it isn't available.
-    #[error("the sandbox is required, but not to be had: {0}")]
+    #[error("the sandbox is required, but not available: {0}")]
     Missing(String),
     /// Other threads exist, which would stay outside the sandbox.
-    #[error("there are {0} threads already; this is a fault of this program")]
+    #[error("internal error: the sandbox must be entered by the only thread, found {0} threads")]
     Threads(usize),
     /// Switching to the user failed.
-    #[error("can't go on as the user {0}: {1}")]
+    #[error("can't switch to the user {0}: {1}")]
     User(User, String),
 }
 
@@ -142,7 +161,7 @@ pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
         Ok(landlock) => {
             let appends = readable.describe_appendable();
             report.enforced.push(format!("{landlock}, reads {readable}{appends}"));
-            report.notes.extend(landlock.left_out);
+            report.notes.extend(landlock.not_allowed);
             report.readable = ReadableSet::new(plan, &readable);
         }
         Err(reason) => report.missing.push(format!("Landlock ({reason})")),
@@ -156,6 +175,17 @@ pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
         return Err(SandboxError::Missing(report.missing.join("; ")));
     }
     Ok(report)
+}
+
+impl SandboxError {
+    /// Returns the stable label for log fields.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Missing(_) => "sandbox_unavailable",
+            Self::Threads(_) => "sandbox_threads",
+            Self::User(..) => "user",
+        }
+    }
 }
 
 impl SandboxReport {
@@ -185,13 +215,15 @@ fn disable_core_dumps() -> io::Result<()> {
 }
 
 /// Returns notes about audit files that can't be created again after log rotation.
-fn rotation_notes(plan: &SandboxPlan) -> impl Iterator<Item = String> {
+fn rotation_notes(plan: &SandboxPlan) -> impl Iterator<Item = SandboxNote> {
     let stuck = plan.appended.iter().filter(|path| path.is_file() && !is_folder_writable(path));
     stuck.map(|path| {
-        format!(
-            "{} can't be made anew when it is rotated: this user may not make files in its folder",
-            path.display()
-        )
+        let text = format!(
+            "{} can't be created again after log rotation: this user can't create files in its \
+             folder",
+            escape::name(path)
+        );
+        SandboxNote::new("file_not_recreatable", text)
     })
 }
 
@@ -203,18 +235,19 @@ fn is_folder_writable(path: &Path) -> bool {
 }
 
 /// Returns notes about what the process won't be able to do later as `user`.
-fn user_permission_notes(plan: &SandboxPlan, user: &User) -> Vec<String> {
+fn user_permission_notes(plan: &SandboxPlan, user: &User) -> Vec<SandboxNote> {
     use rustix::fs::{Access, access};
     let unreadable = |path: &&PathBuf| access(path.as_path(), Access::READ_OK).is_err();
     let unreadable = plan.reloaded.iter().filter(unreadable).map(|path| {
-        format!("{} can't be read again: the user {user} may not read it", path.display())
+        let text = format!("{} can't be read again by the user {user}", escape::name(path));
+        SandboxNote::new("file_not_rereadable", text)
     });
     let stuck = plan.sockets.iter().filter(|path| !is_folder_writable(path)).map(|path| {
-        format!(
-            "{} will stay behind at the end, until the next start: the user {user} may not \
-             remove it",
-            path.display()
-        )
+        let text = format!(
+            "{} can't be removed at exit by the user {user}, and stays until the next start",
+            escape::name(path)
+        );
+        SandboxNote::new(SOCKET_NOT_REMOVABLE, text)
     });
     unreadable.chain(stuck).collect()
 }

@@ -10,7 +10,9 @@ use std::fmt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Component, Path, PathBuf};
 
-use super::SandboxPlan;
+use nbd_telemetry::escape;
+
+use super::{SOCKET_NOT_REMOVABLE, SandboxNote, SandboxPlan};
 
 /// Maximum number of links followed, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -29,7 +31,7 @@ pub(super) struct AllowedPaths {
     /// Folders of Unix sockets, in which files may be removed.
     pub(super) removable: BTreeSet<PathBuf>,
     /// Operations that won't work, and the reasons.
-    pub(super) notes: Vec<String>,
+    pub(super) notes: Vec<SandboxNote>,
 }
 
 /// Set of paths that stay readable in the sandbox, to check a later configuration against.
@@ -134,11 +136,12 @@ impl AllowedPaths {
             }
             (FileKind::Folder, _) | (_, None) => return,
             (_, Some(root)) if root == Path::new("/") => {
-                self.notes.push(format!(
+                let text = format!(
                     "{} is in the folder /, which doesn't stay readable: a file that replaces it \
-                     can be read after a restart only",
-                    path.display()
-                ));
+                     can be read only after a restart",
+                    escape::name(path)
+                );
+                self.notes.push(SandboxNote::new("replacement_not_readable", text));
                 self.files.insert(resolved.end);
             }
             (_, Some(folder)) => {
@@ -151,10 +154,11 @@ impl AllowedPaths {
 
     fn add_folder(&mut self, path: &Path, resolved: ResolvedPath) {
         if resolved.kind == FileKind::Nothing {
-            self.notes.push(format!(
-                "there is no folder {}: what comes there later can be read after a restart only",
-                path.display()
-            ));
+            let text = format!(
+                "no folder {}: if it is created later, it can be read only after a restart",
+                escape::name(path)
+            );
+            self.notes.push(SandboxNote::new("folder_missing", text));
             return;
         }
         self.folders.insert(resolved.end);
@@ -170,11 +174,12 @@ impl AllowedPaths {
                 self.appendable_files.insert(resolved.end);
             }
             (_, Some(root)) if root == Path::new("/") => {
-                self.notes.push(format!(
-                    "{} is in the folder /, where no file can be made: when it has been rotated, \
-                     it takes a restart",
-                    path.display()
-                ));
+                let text = format!(
+                    "{} is in the folder /, where files can't be created: log rotation needs a \
+                     restart",
+                    escape::name(path)
+                );
+                self.notes.push(SandboxNote::new("file_not_recreatable", text));
                 self.appendable_files.insert(resolved.end);
             }
             (_, Some(folder)) => {
@@ -189,19 +194,20 @@ impl AllowedPaths {
         for folder in &self.appendable {
             let is_within = |path: &&PathBuf| path.starts_with(folder);
             if let Some(both) = self.folders.iter().chain(&self.files).find(is_within) {
-                self.notes.push(format!(
-                    "{} is read, and can be appended to, since it is in the folder of a file that \
-                     is: give that one a folder of its own",
-                    both.display()
-                ));
+                let text = format!(
+                    "{} can be appended to, since a file that is written is in the same folder: \
+                     move that file to a folder of its own",
+                    escape::name(both)
+                );
+                self.notes.push(SandboxNote::new("readable_and_appendable", text));
             }
         }
     }
 
     /// Describes what can be appended to.
     pub(super) fn describe_appendable(&self) -> String {
-        let folders = self.appendable.iter().map(|folder| format!("{}/", folder.display()));
-        let files = self.appendable_files.iter().map(|file| file.display().to_string());
+        let folders = self.appendable.iter().map(|folder| format!("{}/", escape::name(folder)));
+        let files = self.appendable_files.iter().map(|file| escape::name(file).to_string());
         match folders.chain(files).collect::<Vec<_>>() {
             none if none.is_empty() => String::new(),
             some => format!(", appends to {}", some.join(", ")),
@@ -210,11 +216,11 @@ impl AllowedPaths {
 
     fn add_socket(&mut self, path: &Path, folder: PathBuf) {
         if folder == Path::new("/") {
-            self.notes.push(format!(
-                "{} will stay behind at the end, until the next start: nothing may be removed \
-                 from the folder /",
-                path.display()
-            ));
+            let text = format!(
+                "{} can't be removed at exit from the folder /, and stays until the next start",
+                escape::name(path)
+            );
+            self.notes.push(SandboxNote::new(SOCKET_NOT_REMOVABLE, text));
         } else {
             self.removable.insert(folder);
         }
@@ -234,8 +240,8 @@ impl fmt::Display for AllowedPaths {
         if self.folders.contains(Path::new("/")) {
             return f.write_str("everywhere, as parents may be anywhere");
         }
-        let folders = self.folders.iter().map(|folder| format!("{}/", folder.display()));
-        let files = self.files.iter().map(|file| file.display().to_string());
+        let folders = self.folders.iter().map(|folder| format!("{}/", escape::name(folder)));
+        let files = self.files.iter().map(|file| escape::name(file).to_string());
         match folders.chain(files).collect::<Vec<_>>() {
             none if none.is_empty() => f.write_str("no file"),
             some => f.write_str(&some.join(", ")),

@@ -21,13 +21,13 @@ pub struct User {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UserError {
     /// There is no such user.
-    #[error("there is no user {:?}", nbd_telemetry::escape::name(.0))]
+    #[error("no user named {:?}", nbd_telemetry::escape::name(.0))]
     NoUser(String),
     /// There is no such group.
-    #[error("there is no group {:?}", nbd_telemetry::escape::name(.0))]
+    #[error("no group named {:?}", nbd_telemetry::escape::name(.0))]
     NoGroup(String),
     /// The user is given by an unknown number, so its group has to be given too.
-    #[error("the system knows no user {0}, so the group has to be given too: {0}:GROUP")]
+    #[error("no user with the number {0}: add a group, as in {0}:GROUP")]
     GroupMissing(u32),
     /// The user database can't be read.
     #[error("can't look up {name:?}: {1}", name = nbd_telemetry::escape::name(.0))]
@@ -80,11 +80,11 @@ impl User {
                 && [gids.real, gids.effective, gids.saved].iter().all(|gid| *gid == self.gid))
         };
         let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
-        if !self.uid.is_root() && is_it().map_err(failed("who am I"))? {
+        if !self.uid.is_root() && is_it().map_err(failed("getresuid"))? {
             return Ok(());
         }
         if !unistd::geteuid().is_root() {
-            return Err("only root can become another user".to_owned());
+            return Err("only root can switch to another user".to_owned());
         }
         // In this order, because each step needs root.
         unistd::setgroups(&[]).map_err(failed("setgroups"))?;
@@ -92,12 +92,12 @@ impl User {
         unistd::setresuid(self.uid, self.uid, self.uid).map_err(failed("setresuid"))?;
 
         let root = Uid::from_raw(0);
-        let is_done = is_it().map_err(failed("who am I"))?
+        let is_done = is_it().map_err(failed("getresuid"))?
             && getgroups().is_ok_and(|groups| groups.is_empty())
             && (self.uid.is_root()
                 || unistd::setresuid(root, root, root).is_err()
                     && capabilities(None).is_ok_and(|held| held.permitted.is_empty()));
-        if is_done { Ok(()) } else { Err("the rights of root are still there".to_owned()) }
+        if is_done { Ok(()) } else { Err("root privileges were not dropped".to_owned()) }
     }
 }
 

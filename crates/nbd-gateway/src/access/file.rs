@@ -41,19 +41,24 @@ pub struct RulesFileError {
 #[non_exhaustive]
 pub enum RulesFileProblem {
     /// The file can't be read.
-    #[error("can't read it: {0}")]
+    #[error("can't be read: {0}")]
     Io(#[from] io::Error),
     /// The file is larger than any rules file should be.
-    #[error("it is larger than 1 MiB, which no rules file should be")]
+    #[error("the file is larger than {MAX_FILE} bytes")]
     TooLarge,
     /// The file isn't valid TOML, or has unknown keys.
-    #[error("it can't be understood: {0}")]
-    Toml(#[from] toml::de::Error),
+    #[error("line {line}: {message}")]
+    Toml {
+        /// Line of the error, counted from 1.
+        line: usize,
+        /// Message of the parser.
+        message: String,
+    },
     /// The file has no rule, so nobody could connect. More likely, something is missing.
-    #[error("there is no [[rule]] in it; to let nobody in, write one with action = \"deny\"")]
+    #[error("no [[rule]] found; to admit nobody, add one with action = \"deny\"")]
     NoRule,
     /// The file has more rules than the maximum.
-    #[error("it has more than 10,000 rules")]
+    #[error("the file has more than {MAX_RULES} rules")]
     TooManyRules,
     /// A single rule is invalid.
     #[error("rule {number}, line {line}: {problem}")]
@@ -72,7 +77,7 @@ pub enum RulesFileProblem {
 #[non_exhaustive]
 pub enum RuleProblem {
     /// An empty list, which could mean everybody or nobody.
-    #[error("{0} = [] means nothing: leave it out to mean all, or name some")]
+    #[error("{0} = [] is ambiguous: omit {0} to match everything, or list some")]
     EmptyList(&'static str),
     /// An invalid network.
     #[error("network: {0}")]
@@ -87,11 +92,25 @@ pub enum RuleProblem {
     #[error("hours: {0}")]
     Hours(#[from] TimeWindowError),
     /// A time without a date, a time of day or an offset from UTC.
-    #[error("{0} needs a date and a time in UTC or with an offset, as 2027-01-31T18:00:00Z")]
+    #[error("{0} needs a date, a time and an offset from UTC, as 2027-01-31T18:00:00Z has")]
     InvalidTime(&'static str),
     /// An empty period.
-    #[error("until is not later than from")]
+    #[error("until must be later than from")]
     EmptyPeriod,
+}
+
+impl RulesFileProblem {
+    /// Returns the stable label for log fields.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Io(_) => "rules_unreadable",
+            Self::TooLarge => "rules_too_large",
+            Self::Toml { .. } => "rules_malformed",
+            Self::NoRule => "rules_empty",
+            Self::TooManyRules => "too_many_rules",
+            Self::Rule { .. } => "invalid_rule",
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -151,7 +170,11 @@ fn read(path: &Path) -> Result<String, RulesFileProblem> {
 /// # Errors
 /// Any part of the text is invalid.
 pub fn parse(text: &str, path: &Path) -> Result<Vec<Rule>, RulesFileProblem> {
-    let file: RulesToml = toml::from_str(text)?;
+    let file: RulesToml = toml::from_str(text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        RulesFileProblem::Toml { line, message: error.message().replace('\n', "; ") }
+    })?;
     if file.rule.is_empty() {
         return Err(RulesFileProblem::NoRule);
     }
@@ -250,8 +273,8 @@ fn days_since_1970(date: Date) -> i64 {
 mod tests {
     use super::*;
 
-    fn rules(text: &str) -> Result<Vec<Rule>, String> {
-        parse(text, Path::new("rules.toml")).map_err(|problem| problem.to_string())
+    fn rules(text: &str) -> Result<Vec<Rule>, RulesFileProblem> {
+        parse(text, Path::new("rules.toml"))
     }
 
     #[test]
@@ -284,29 +307,40 @@ mod tests {
 
     #[test]
     fn invalid_rules_are_rejected() {
-        for (text, complaint) in [
-            ("", "no [[rule]]"),
-            ("rule = []", "no [[rule]]"),
-            ("nonsense", "can't be understood"),
-            ("[[rule]]", "action"),
-            ("[[rule]]\naction = \"permit\"", "permit"),
-            ("[[rule]]\naction = \"allow\"\nnetwrok = \"::1\"", "netwrok"),
-            ("[[rules]]\naction = \"allow\"", "rules"),
-            ("[[rule]]\naction = \"allow\"\nnetwork = []", "network = []"),
-            ("[[rule]]\naction = \"allow\"\nnetwork = \"10.0.0.1/8\"", "rule 1, line 1: network"),
-            ("[[rule]]\naction = \"allow\"\nnetwork = 10", "a string or a list"),
-            ("[[rule]]\naction = \"allow\"\nidentity = \"\"", "identity: a pattern"),
-            ("[[rule]]\naction = \"allow\"\nexport = [\"\"]", "export: a pattern"),
-            ("[[rule]]\naction = \"allow\"\nhours = \"always\"", "hours"),
-            ("[[rule]]\naction = \"allow\"\nfrom = 2026-12-01", "from needs"),
-            ("[[rule]]\naction = \"allow\"\nuntil = 2026-12-01T00:00:00", "until needs"),
+        for (text, label, named) in [
+            ("", "rules_empty", "[[rule]]"),
+            ("rule = []", "rules_empty", "[[rule]]"),
+            ("nonsense", "rules_malformed", "line 1"),
+            ("[[rule]]", "rules_malformed", "`action`"),
+            ("[[rule]]\naction = \"permit\"", "rules_malformed", "`permit`"),
+            (
+                "\n[[rule]]\naction = \"allow\"\nnetwrok = \"::1\"",
+                "rules_malformed",
+                "line 4: unknown field `netwrok`",
+            ),
+            ("[[rules]]\naction = \"allow\"", "rules_malformed", "`rules`"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = 10", "rules_malformed", "line 3"),
+            ("[[rule]]\naction = \"allow\"\nnetwork = []", "invalid_rule", "network = []"),
+            (
+                "[[rule]]\naction = \"allow\"\nnetwork = \"10.0.0.1/8\"",
+                "invalid_rule",
+                "rule 1, line 1: network: ",
+            ),
+            ("[[rule]]\naction = \"allow\"\nidentity = \"\"", "invalid_rule", "identity: "),
+            ("[[rule]]\naction = \"allow\"\nexport = [\"\"]", "invalid_rule", "export: "),
+            ("[[rule]]\naction = \"allow\"\nhours = \"always\"", "invalid_rule", "hours: "),
+            ("[[rule]]\naction = \"allow\"\nfrom = 2026-12-01", "invalid_rule", "from "),
+            ("[[rule]]\naction = \"allow\"\nuntil = 2026-12-01T00:00:00", "invalid_rule", "until "),
             (
                 "[[rule]]\naction = \"allow\"\nfrom = 2026-12-01T00:00:00Z\nuntil = 2026-12-01T00:00:00Z",
-                "not later",
+                "invalid_rule",
+                "until ",
             ),
         ] {
-            let error = rules(text).unwrap_err();
-            assert!(error.contains(complaint), "{text}: {error}");
+            let problem = rules(text).unwrap_err();
+            assert_eq!(problem.label(), label, "{text}: {problem}");
+            let message = problem.to_string();
+            assert!(message.contains(named) && !message.contains('\n'), "{text}: {message}");
         }
     }
 

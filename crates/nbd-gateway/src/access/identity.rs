@@ -105,8 +105,9 @@ pub enum IdentityPatternError {
     Pattern(#[from] PatternError),
     /// The text after `sha256:` isn't a hash.
     #[error(
-        "\"{0}\" is no SHA-256 of a certificate: expected 64 hexadecimal digits, as \
-         openssl x509 -noout -fingerprint -sha256 prints them"
+        "invalid SHA-256 of a certificate {:?}: expected 64 hexadecimal digits, as printed by \
+         openssl x509 -noout -fingerprint -sha256",
+        escape::name(.0)
     )]
     InvalidHash(String),
 }

@@ -97,21 +97,20 @@ impl fmt::Display for Network {
 pub enum NetworkError {
     /// The text isn't a network or an address.
     #[error(
-        "{:?} is no network: expected something like 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
+        "invalid network {:?}: expected for example 10.0.0.0/8, 192.0.2.7 or 2001:db8::/32",
         escape::name(.0)
     )]
     Invalid(String),
     /// The address has a zone, which names an interface.
     #[error(
-        "{:?} has a zone, and rules have none: without what is behind the % it is that address on \
-         every interface; to serve one interface alone, give --listen an address of it",
+        "{:?} has a zone, which rules don't support: without it, the rule applies to the address on \
+         every interface; to serve one interface only, listen on its address",
         escape::name(.0)
     )]
     Zone(String),
     /// Bits behind the prefix are set, so it isn't clear what was meant.
     #[error(
-        "{:?} has bits set behind its prefix: write {network} for the network or {address} for the one \
-         address",
+        "{:?} has host bits set: use {network} for the network, or {address} for the single address",
         escape::name(.given)
     )]
     HostBits {
@@ -220,14 +219,14 @@ impl From<Network> for PeerMatcher {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PeerMatcherError {
     /// The text is neither a network nor one of the keywords.
-    #[error("{0}, unix, vsock or vsock:CID")]
+    #[error("{0}, or unix, vsock, vsock:CID")]
     Invalid(NetworkError),
     /// The text is a network with a zone, or with bits set behind its prefix.
     #[error(transparent)]
     Network(NetworkError),
     /// The text after `vsock:` isn't a context ID.
     #[error(
-        "{:?} has no context ID: expected something like vsock:3, or vsock for all of them",
+        "invalid context ID in {:?}: expected for example vsock:3, or vsock for all of them",
         escape::name(.0)
     )]
     InvalidCid(String),

@@ -14,10 +14,10 @@ pub struct Pattern {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PatternError {
     /// The pattern is empty, so it would match only an empty name, which nobody has.
-    #[error("a pattern can't be empty; * matches everything")]
+    #[error("empty pattern; * matches everything")]
     Empty,
     /// The pattern is longer than any name.
-    #[error("a pattern has at most 4096 characters")]
+    #[error("pattern is longer than {MAX_LENGTH} characters")]
     TooLong,
 }
 

@@ -136,7 +136,7 @@ fn match_criterion(is_empty: bool, fits: Fact<bool>) -> MatchResult {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
-            Origin::Default => f.write_str("default: this machine")?,
+            Origin::Default => f.write_str("the default rule for local clients")?,
             Origin::Deny => write!(f, "--deny {}", list(&self.peers))?,
             Origin::Allow => {
                 if !self.peers.is_empty() {
@@ -293,8 +293,8 @@ impl fmt::Display for Rules {
         let of_file = self.0.iter().filter(|rule| matches!(rule.origin, Origin::File { .. }));
         match of_file.count() {
             0 => {}
-            1 => f.write_str("whom the one rule of the file allows")?,
-            count => write!(f, "whom the {count} rules of the file allow")?,
+            1 => f.write_str("clients that 1 rule of the file allows")?,
+            count => write!(f, "clients that {count} rules of the file allow")?,
         }
         for rule in &self.0 {
             match rule.origin {
@@ -330,17 +330,33 @@ impl fmt::Display for Rules {
     }
 }
 
+impl Reason {
+    /// Returns the stable label for log fields and audit events.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Rule(rule) => match (&rule.origin, rule.action) {
+                (Origin::Default, _) => "default",
+                (_, Action::Allow) => "allowed_by_rule",
+                (_, Action::Deny) => "denied_by_rule",
+            },
+            Self::NoRuleForAddress => "no_rule_for_address",
+            Self::NoRuleForClient => "no_rule_for_client",
+            Self::NoRuleForExport => "no_rule_for_export",
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rule(rule) => match (&rule.origin, rule.action) {
-                (Origin::Default, _) => f.write_str("it is on this machine"),
+                (Origin::Default, _) => f.write_str("local client, allowed by default"),
                 (_, Action::Allow) => write!(f, "allowed by {rule}"),
                 (_, Action::Deny) => write!(f, "denied by {rule}"),
             },
-            Self::NoRuleForAddress => f.write_str("not in any allowed network"),
+            Self::NoRuleForAddress => f.write_str("no rule allows this address"),
             Self::NoRuleForClient => f.write_str("no rule allows this client"),
-            Self::NoRuleForExport => f.write_str("no rule allows it to open that export"),
+            Self::NoRuleForExport => f.write_str("no rule allows access to this export"),
         }
     }
 }

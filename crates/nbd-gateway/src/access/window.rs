@@ -53,8 +53,9 @@ pub struct TimeWindow {
 /// Error for a text that isn't a time window.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "\"{0}\" is no time of the week: expected something like \"22:00-06:00\", \"Sat,Sun\" or \
-     \"Mon-Fri 08:00-18:00\" (in UTC)"
+    "invalid time window {:?}: expected for example \"22:00-06:00\", \"Sat,Sun\" or \
+     \"Mon-Fri 08:00-18:00\" (in UTC)",
+    nbd_telemetry::escape::name(.0)
 )]
 pub struct TimeWindowError(String);
 

@@ -22,27 +22,17 @@ pub(crate) struct Slots {
 /// Limit that has been reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LimitReached {
-    #[error(
-        "too many connections from its address are still negotiating (--max-handshakes-per-address)"
-    )]
+    #[error("limit of negotiating connections per address reached")]
     PeerHandshakes,
-    #[error(
-        "too many connections from its network are still negotiating (--max-handshakes-per-network)"
-    )]
+    #[error("limit of negotiating connections per network reached")]
     NetworkHandshakes,
-    #[error("too many connections are still negotiating (--max-handshakes)")]
+    #[error("limit of negotiating connections reached")]
     Handshakes,
-    #[error(
-        "as many connections from its address as allowed (--max-connections-per-address) are \
-         being served"
-    )]
+    #[error("limit of connections per address reached")]
     PeerSessions,
-    #[error(
-        "as many connections of its identity as allowed (--max-connections-per-identity) are \
-         being served"
-    )]
+    #[error("limit of connections per identity reached")]
     IdentitySessions,
-    #[error("as many connections as allowed (--max-connections) are being served")]
+    #[error("limit of connections reached")]
     Sessions,
 }
 

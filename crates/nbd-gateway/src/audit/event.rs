@@ -115,6 +115,9 @@ pub struct ConnectionRefused {
     pub connection: ConnectionInfo,
     /// Stable label, as in the counters.
     pub reason: BoundedText,
+    /// Stable label of the cause, if the reason has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<BoundedText>,
     /// Message for people.
     pub why: BoundedText,
 }
@@ -165,6 +168,8 @@ pub struct ExportDenied {
     pub connection: ConnectionInfo,
     /// Name of the export.
     pub export: BoundedText,
+    /// Stable label of the cause.
+    pub cause: BoundedText,
     /// Description of the rule that denies it, or of the lack of one that allows it.
     pub why: BoundedText,
 }
@@ -202,6 +207,8 @@ pub struct ClientNotAuthorized {
     /// The client.
     #[serde(flatten)]
     pub connection: ConnectionInfo,
+    /// Stable label of the cause.
+    pub cause: BoundedText,
     /// Description of the rule that denies it, or of the lack of one that allows it.
     pub why: BoundedText,
     /// Duration of the connection, in seconds.
@@ -241,7 +248,9 @@ pub struct ConnectionDismissed {
     /// Activity of the client.
     #[serde(flatten)]
     pub activity: ActivityTotals,
-    /// Reason for the dismissal.
+    /// Stable label of the cause.
+    pub cause: BoundedText,
+    /// Message for people.
     pub why: BoundedText,
     /// Duration of the connection, in seconds.
     #[serde(serialize_with = "seconds")]
@@ -259,6 +268,9 @@ pub struct ConnectionEnded {
     pub activity: ActivityTotals,
     /// Stable label for how the connection ended.
     pub how: BoundedText,
+    /// Stable label of the cause, if the reason has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<BoundedText>,
     /// Message for people, unless the client just left.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<BoundedText>,

@@ -39,7 +39,7 @@ pub struct InheritedSockets {
 #[derive(Debug, thiserror::Error)]
 pub enum InheritError {
     /// An environment variable is malformed.
-    #[error("sockets are handed over, but {variable} is {:?}: expected {expected}", escape::name(.value))]
+    #[error("invalid {variable} {:?}: expected {expected}", escape::name(.value))]
     Variable {
         /// Name of the environment variable.
         variable: &'static str,
@@ -49,21 +49,60 @@ pub enum InheritError {
         expected: String,
     },
     /// A descriptor isn't a socket that accepts stream connections.
-    #[error("the descriptor {number} ({:?}) that is handed over is {what}", escape::name(.name))]
+    #[error("inherited descriptor {number} ({:?}) can't be used: {problem}", escape::name(.name))]
     Unusable {
         /// Number of the descriptor.
         number: RawFd,
         /// Name of the descriptor, from `LISTEN_FDNAMES`.
         name: String,
-        /// Description of what the descriptor is instead, and how to fix it.
-        what: String,
+        /// Problem with the descriptor.
+        problem: SocketProblem,
     },
     /// A system call failed.
-    #[error("can't take over the sockets that are handed over: {0}")]
+    #[error("can't take over inherited sockets: {0}")]
     System(#[from] io::Error),
     /// Two sockets are named for the status listener, which has only one.
-    #[error("two sockets are called \"monitor\", but there is only one status listener")]
+    #[error("two inherited sockets are named \"monitor\", but there is only one status listener")]
     DuplicateMonitor,
+}
+
+/// Reason why a descriptor isn't a usable socket.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SocketProblem {
+    /// The descriptor isn't open, or isn't a socket.
+    #[error("not a socket: {0}")]
+    NotASocket(io::Error),
+    /// The socket isn't a stream socket.
+    #[error("the socket type is {0:?}, expected a stream socket (ListenStream=)")]
+    NotAStream(Type),
+    /// The socket is connected, or doesn't listen.
+    #[error(
+        "not listening; a service that is started for each connection (Accept=yes) takes it as \
+         standard input (StandardInput=socket)"
+    )]
+    NotListening,
+    /// The socket is a stream socket of another protocol than TCP.
+    #[error("the protocol is {0:?}, expected TCP")]
+    NotTcp(Option<Protocol>),
+    /// The address family isn't supported.
+    #[error("the address family is {0:?}, expected TCP, Unix or vsock")]
+    UnsupportedFamily(Domain),
+    /// A system call failed.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl InheritError {
+    /// Returns the stable label for log fields.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Variable { .. } => "invalid_variable",
+            Self::Unusable { .. } => "unusable_socket",
+            Self::System(_) => "inheriting_failed",
+            Self::DuplicateMonitor => "duplicate_monitor_socket",
+        }
+    }
 }
 
 impl InheritedSockets {
@@ -79,11 +118,9 @@ impl InheritedSockets {
         let duplicator = FdDuplicator::new()?;
         let mut handed = Self::default();
         for (number, name) in &announced {
-            let socket = duplicator.duplicate(*number).map_err(|error| format!("no use: {error}"));
-            let bound = socket.and_then(check_socket).map_err(|what| InheritError::Unusable {
-                number: *number,
-                name: name.clone(),
-                what,
+            let socket = duplicator.duplicate(*number).map_err(SocketProblem::NotASocket);
+            let bound = socket.and_then(check_socket).map_err(|problem| {
+                InheritError::Unusable { number: *number, name: name.clone(), problem }
             })?;
             if name != MONITOR_NAME {
                 handed.nbd.push(bound);
@@ -115,7 +152,7 @@ fn announced_descriptors(
         }),
     };
     // Variables meant for another process were inherited from a parent.
-    if number("LISTEN_PID", "the number of a process")? != Some(process) {
+    if number("LISTEN_PID", "a process ID")? != Some(process) {
         return Ok(Vec::new());
     }
     let expected = format!("a number of sockets, at most {MAX_SOCKETS}");
@@ -134,7 +171,7 @@ fn announced_descriptors(
         Some(value) => {
             let names: Vec<String> = value.split(':').map(str::to_owned).collect();
             if u32::try_from(names.len()) != Ok(count) {
-                let expected = format!("{count} names with colons between them, as LISTEN_FDS");
+                let expected = format!("{count} names separated by colons, as LISTEN_FDS says");
                 return Err(InheritError::Variable { variable: "LISTEN_FDNAMES", value, expected });
             }
             Ok(numbers.zip(names).collect())
@@ -193,33 +230,24 @@ fn scm_rights_message(number: RawFd) -> Vec<u8> {
     message
 }
 
-/// Checks that a socket accepts stream connections of a supported family. The error says what it is
-/// instead.
-fn check_socket(socket: Socket) -> Result<BoundSocket, String> {
-    let domain = socket.domain().map_err(|error| format!("no socket ({error})"))?;
-    let kind = socket.r#type().map_err(|error| format!("of an unknown type ({error})"))?;
-    match kind {
+/// Checks that a socket accepts stream connections of a supported family.
+fn check_socket(socket: Socket) -> Result<BoundSocket, SocketProblem> {
+    let domain = socket.domain().map_err(SocketProblem::NotASocket)?;
+    match socket.r#type()? {
         Type::STREAM => {}
-        Type::DGRAM => return Err("a datagram socket: give ListenStream=".to_owned()),
-        Type::SEQPACKET => {
-            return Err("a socket for sequential packets: give ListenStream=".to_owned());
-        }
-        _ => return Err(format!("a socket of the type {kind:?}: give ListenStream=")),
+        other => return Err(SocketProblem::NotAStream(other)),
     }
-    if !socket.is_listener().map_err(|error| format!("a socket that can't be asked: {error}"))? {
-        return Err("connected, or not listening: where a service is started for each connection \
-                    (Accept=yes), give --stdio, and StandardInput=socket"
-            .to_owned());
+    if !socket.is_listener()? {
+        return Err(SocketProblem::NotListening);
     }
-    let failed = |error: io::Error| format!("a socket that can't be used: {error}");
-    socket.set_nonblocking(true).map_err(failed)?;
+    socket.set_nonblocking(true)?;
     match domain {
-        Domain::IPV4 | Domain::IPV6 => match socket.protocol().map_err(failed)? {
+        Domain::IPV4 | Domain::IPV6 => match socket.protocol()? {
             Some(Protocol::TCP | Protocol::MPTCP) => Ok(BoundSocket::Tcp(socket.into())),
-            protocol => Err(format!("a stream that isn't TCP, but {protocol:?}")),
+            protocol => Err(SocketProblem::NotTcp(protocol)),
         },
         Domain::UNIX => {
-            let address = socket.local_addr().map_err(failed)?;
+            let address = socket.local_addr()?;
             let path = match (address.as_pathname(), address.as_abstract_namespace()) {
                 (Some(path), _) => path.to_owned(),
                 (None, Some(name)) => {
@@ -232,9 +260,7 @@ fn check_socket(socket: Socket) -> Result<BoundSocket, String> {
             Ok(BoundSocket::Unix(UnixPath::not_owned(path), socket.into()))
         }
         Domain::VSOCK => Ok(BoundSocket::Vsock(socket)),
-        other => {
-            Err(format!("a socket of the address family {other:?}: TCP, Unix or vsock can be used"))
-        }
+        other => Err(SocketProblem::UnsupportedFamily(other)),
     }
 }
 
@@ -244,12 +270,18 @@ mod tests {
 
     const OWN_PID: u32 = 77;
 
-    fn announced(variables: &[(&str, &str)]) -> Result<Vec<(RawFd, String)>, String> {
+    /// Returns the announced descriptors, or the name of the invalid variable.
+    fn announced(
+        variables: &[(&str, &str)],
+    ) -> Result<Vec<(RawFd, String)>, (&'static str, String)> {
         let variable = |name: &str| {
             let found = variables.iter().find(|(variable, _)| *variable == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        super::announced_descriptors(OWN_PID, variable).map_err(|error| error.to_string())
+        super::announced_descriptors(OWN_PID, variable).map_err(|error| match error {
+            InheritError::Variable { variable, value, .. } => (variable, value),
+            other => panic!("{other}"),
+        })
     }
 
     #[test]
@@ -268,7 +300,7 @@ mod tests {
         assert_eq!(with("nbd:monitor"), named(["nbd", "monitor"]));
         assert_eq!(with(":"), named(["", ""]));
         for names in ["", "one", "a:b:c"] {
-            assert!(with(names).unwrap_err().contains("expected 2 names"), "{names}");
+            assert_eq!(with(names).unwrap_err(), ("LISTEN_FDNAMES", names.to_owned()));
         }
     }
 
@@ -276,9 +308,9 @@ mod tests {
     fn malformed_and_excessive_counts_are_rejected() {
         for count in ["", "x", "-1", "257", "4294967295", "4294967296"] {
             let error = announced(&[("LISTEN_PID", "77"), ("LISTEN_FDS", count)]).unwrap_err();
-            assert!(error.contains("LISTEN_FDS") && error.contains("at most 256"), "{error}");
+            assert_eq!(error, ("LISTEN_FDS", count.to_owned()));
         }
-        assert!(announced(&[("LISTEN_PID", "me")]).unwrap_err().contains("LISTEN_PID"));
+        assert_eq!(announced(&[("LISTEN_PID", "me")]), Err(("LISTEN_PID", "me".to_owned())));
     }
 
     #[test]
@@ -298,15 +330,17 @@ mod tests {
 
     #[test]
     fn only_listening_stream_sockets_are_accepted() {
-        let what = |socket: Socket| check_socket(socket).map(drop).unwrap_err();
+        let problem = |socket: Socket| check_socket(socket).map(drop).unwrap_err();
         let unix = |kind| Socket::new(Domain::UNIX, kind, None).unwrap();
-        assert!(what(unix(Type::DGRAM)).contains("datagram"));
-        assert!(what(unix(Type::SEQPACKET)).contains("sequential"));
-        assert!(what(unix(Type::STREAM)).contains("not listening"));
+        for other in [Type::DGRAM, Type::SEQPACKET] {
+            let found = problem(unix(other));
+            assert!(matches!(found, SocketProblem::NotAStream(kind) if kind == other), "{found}");
+        }
+        assert!(matches!(problem(unix(Type::STREAM)), SocketProblem::NotListening));
         let (connected, _other) = Socket::pair(Domain::UNIX, Type::STREAM, None).unwrap();
-        assert!(what(connected).contains("Accept=yes"));
+        assert!(matches!(problem(connected), SocketProblem::NotListening));
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(what(OwnedFd::from(file).into()).contains("no socket"));
+        assert!(matches!(problem(OwnedFd::from(file).into()), SocketProblem::NotASocket(_)));
         let abstract_one = unix(Type::STREAM);
         let name = format!("\0nbd-gateway-test-{}\n", std::process::id());
         abstract_one.bind(&socket2::SockAddr::unix(&name).unwrap()).unwrap();

@@ -30,16 +30,27 @@ pub enum StdioConnection {
 pub enum StdioError {
     /// Standard input or output is a terminal, a file, or closed.
     #[error(
-        "standard input and output are no connection ({0}): --stdio is for a program that runs \
-         this one with a socket as standard input, or with pipes"
+        "standard input and output are not a connection: {0}; expected a stream socket as standard \
+         input, or two pipes"
     )]
     NotAConnection(&'static str),
     /// Standard input is a socket of an unsupported kind.
-    #[error("standard input is {0}")]
+    #[error("standard input can't be used: {0}")]
     Unusable(String),
     /// A system call failed.
-    #[error("standard input or output can't be used: {0}")]
+    #[error("can't use standard input and output: {0}")]
     System(#[from] io::Error),
+}
+
+impl StdioError {
+    /// Returns the stable label for log fields.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::NotAConnection(_) => "stdio_not_a_connection",
+            Self::Unusable(_) => "stdio_unusable",
+            Self::System(_) => "stdio_failed",
+        }
+    }
 }
 
 impl StdioConnection {
@@ -64,7 +75,7 @@ impl StdioConnection {
                 }
                 Ok(Self::Pipes(input, output))
             }
-            FileType::Fifo => Err(StdioError::NotAConnection("standard output is no pipe")),
+            FileType::Fifo => Err(StdioError::NotAConnection("standard output is not a pipe")),
             _ => Err(StdioError::NotAConnection("standard input is neither a socket nor a pipe")),
         }
     }
@@ -72,23 +83,23 @@ impl StdioConnection {
     fn from_socket(socket: Socket) -> Result<Self, StdioError> {
         let unusable = |what: &str| Err(StdioError::Unusable(what.to_owned()));
         if socket.r#type()? != Type::STREAM {
-            return unusable("a socket, but none for streams");
+            return unusable("not a stream socket");
         }
         if socket.is_listener()? {
             return unusable(
-                "a socket that listens: the program that starts this one has to accept \
-                 connections (nowait in inetd.conf, Accept=yes in a socket unit)",
+                "a listening socket; the parent process must accept connections (nowait in \
+                 inetd.conf, Accept=yes in a socket unit)",
             );
         }
         let peer = socket.peer_addr();
         match socket.domain()? {
             Domain::IPV4 | Domain::IPV6 => match peer?.as_socket() {
                 Some(address) => Ok(Self::Tcp(socket.into(), address)),
-                None => unusable("a socket without an address at the other end"),
+                None => unusable("a socket without a peer address"),
             },
             Domain::UNIX => peer.map(|_| Self::Unix(socket.into())).map_err(StdioError::System),
             other => {
-                unusable(&format!("a socket of the address family {other:?}: expected TCP or Unix"))
+                unusable(&format!("unsupported address family {other:?}, expected TCP or Unix"))
             }
         }
     }

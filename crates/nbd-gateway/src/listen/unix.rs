@@ -60,7 +60,7 @@ impl FromStr for SocketGroup {
             // To `chown`, the highest number means "leave unchanged".
             (None, Ok(number)) if number != u32::MAX => Gid::from_raw(number),
             (None, _) => {
-                return Err(format!("there is no group {:?}", nbd_telemetry::escape::name(text)));
+                return Err(format!("no group named {:?}", nbd_telemetry::escape::name(text)));
             }
         };
         Ok(Self { gid, text: text.to_owned() })
@@ -100,7 +100,7 @@ pub(crate) fn bind(
         let gid = rustix::fs::Gid::from_raw(group.gid.as_raw());
         chownat(CWD, path, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(|error| {
             let error = io::Error::from(error);
-            let text = format!("the socket can't be given to the group {group}: {error}");
+            let text = format!("can't change the group of the socket to {group}: {error}");
             io::Error::new(error.kind(), text)
         })?;
     }

@@ -1,7 +1,8 @@
 //! vsock: connections between a virtual machine and its host, without a network.
 //!
 //! tokio doesn't support this address family, so this wraps a stream socket of any family for async
-//! I/O.
+//! I/O. The crate tokio-vsock (0.7) isn't used: its streams have no vectored writes, so each reply
+//! would be copied or take several system calls.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;

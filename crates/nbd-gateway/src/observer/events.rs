@@ -13,7 +13,7 @@ use crate::audit::{
     ConnectionEnded, ConnectionInfo, ConnectionRefused, Event, ExportDenied, ExportMissing,
     HandshakeFailed, ReadingStarted, Rfc3339Time,
 };
-use crate::outcome::{ConnectionFailure, ConnectionOutcome, Refusal, close_label};
+use crate::outcome::{ConnectionFailure, ConnectionOutcome, LEFT_EARLY, Refusal, close_label};
 use crate::registry::RegistryEntry;
 use crate::route::Route;
 use crate::tls::Credentials;
@@ -37,21 +37,23 @@ pub(super) fn ended(
             duration,
         }),
         Err(ConnectionFailure::NotAllowed { why, .. }) => {
-            let why = BoundedText::from_display(why);
-            Event::NotAllowed(ClientNotAuthorized { connection, why, duration })
+            let (cause, why) = (why.label().into(), BoundedText::from_display(why));
+            Event::NotAllowed(ClientNotAuthorized { connection, cause, why, duration })
         }
         Err(ConnectionFailure::Dismissed(why)) => {
-            let why = BoundedText::from_display(why);
-            Event::Dismissed(ConnectionDismissed { connection, activity, why, duration })
+            let (cause, why) = (why.label().into(), BoundedText::from_display(why));
+            Event::Dismissed(ConnectionDismissed { connection, activity, cause, why, duration })
         }
         other => {
             let (how, why) = match other {
-                Ok(ConnectionOutcome::LeftEarly) => ("left_early", None),
+                Ok(ConnectionOutcome::LeftEarly) => (LEFT_EARLY, None),
                 Ok(ConnectionOutcome::Served(stats)) => (close_label(stats.close_reason), None),
                 Err(failure @ ConnectionFailure::ShutdownDeadline) => (failure.label(), None),
                 Err(failure) => (failure.label(), Some(BoundedText::from_display(failure))),
             };
-            Event::Ended(ConnectionEnded { connection, activity, how: how.into(), why, duration })
+            let cause = other.as_ref().err().and_then(ConnectionFailure::cause).map(Into::into);
+            let how = how.into();
+            Event::Ended(ConnectionEnded { connection, activity, how, cause, why, duration })
         }
     }
 }
@@ -62,6 +64,7 @@ pub(super) fn dropped(entry: &RegistryEntry, duration: Duration) -> Event {
         connection: connection_info(entry),
         activity: activity_totals(entry),
         how: "dropped".into(),
+        cause: None,
         why: None,
         duration,
     })
@@ -72,6 +75,7 @@ pub(super) fn refused(id: u64, route: Route, refusal: &Refusal) -> Event {
     Event::Refused(ConnectionRefused {
         connection: route_info(id, route),
         reason: refusal.label().into(),
+        cause: refusal.cause().map(Into::into),
         why: BoundedText::from_display(refusal),
     })
 }
@@ -102,6 +106,7 @@ pub(super) fn export_denied(entry: &RegistryEntry, export: &str, why: &Reason) -
     Event::ExportDenied(ExportDenied {
         connection,
         export: export.into(),
+        cause: why.label().into(),
         why: BoundedText::from_display(why),
     })
 }

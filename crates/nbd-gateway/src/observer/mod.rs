@@ -1,5 +1,5 @@
-//! The observer of connections: each event is told to it once, and it updates the counters, emits
-//! the audit event, and writes the log line.
+//! The observer of connections: it is notified of each event once, updates the counters, emits the
+//! audit event, and writes the log line.
 
 mod events;
 
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::access::Reason;
 use crate::audit::Audit;
-use crate::outcome::{ConnectionFailure, ConnectionOutcome, Refusal, close_label};
+use crate::outcome::{ConnectionFailure, ConnectionOutcome, LEFT_EARLY, Refusal, close_label};
 use crate::proxy::ReadHeaderError;
 use crate::registry::RegistryEntry;
 use crate::route::Route;
@@ -69,17 +69,18 @@ impl Observer {
     pub(crate) fn refused(&self, route: Route, refusal: &Refusal, next_id: impl FnOnce() -> u64) {
         let Route { peer, via, is_health_check } = route;
         let via = via.map(tracing::field::display);
+        let (reason, cause) = (refusal.label(), refusal.cause());
         // Health checks arrive every other second, and most of them only connect.
         let only_connected = matches!(refusal, Refusal::ProxyHeader(ReadHeaderError::ClosedAtOnce));
         if is_health_check || only_connected {
-            tracing::debug!(%peer, via, "the load balancer's own connection: {refusal}");
+            tracing::debug!(%peer, via, reason, cause, health_check = true, "health check: {refusal}");
             return;
         }
-        self.stats.refusals.count(refusal.label());
+        self.stats.refusals.count(reason);
         let id = next_id();
         self.audit.emit(|| events::refused(id, route, refusal));
         log_limited(&self.log_limits.refusals, |held_back| {
-            tracing::warn!(id, %peer, via, held_back, "refused: {refusal}");
+            tracing::warn!(id, %peer, via, reason, cause, held_back, "connection refused: {refusal}");
         });
     }
 
@@ -119,12 +120,13 @@ impl Observer {
         log_limited(&self.log_limits.lookups, |held_back| {
             let name = Printable(name).to_string();
             let name = escape::text(&name);
-            tracing::info!(reason, held_back, "it asked for an export that isn't there: {name}");
+            tracing::info!(reason, held_back, "export not found: {name}");
         });
     }
 
-    /// A connection was admitted and accepted at the time `started`. The returned value must be
-    /// told how it ended; dropping it records that the connection was dropped.
+    /// A connection was admitted and accepted at the time `started`. Call
+    /// [`ConnectionAudit::ended`] on the returned value; dropping it records that the connection
+    /// was dropped.
     pub(crate) fn admitted<'a>(
         &'a self,
         entry: &'a RegistryEntry,
@@ -150,12 +152,14 @@ impl ConnectionAudit<'_> {
         self.observer.audit.emit(|| events::ended(self.entry, duration, outcome));
         match outcome {
             Ok(ConnectionOutcome::LeftEarly) => {
-                tracing::debug!(?duration, "left without choosing an export");
+                let how = LEFT_EARLY;
+                tracing::debug!(how, ?duration, "disconnected without choosing an export");
             }
             Ok(ConnectionOutcome::Served(stats)) => self.log_served(stats, duration),
             // The client hadn't chosen an export, so the shutdown interrupted nothing.
             Err(ConnectionFailure::ShuttingDown) if self.entry.export().is_none() => {
-                tracing::debug!(?duration, "closed for shutdown");
+                let how = ConnectionFailure::ShuttingDown.label();
+                tracing::debug!(how, ?duration, "connection closed: server shutdown");
             }
             Err(
                 failure @ (ConnectionFailure::ShuttingDown | ConnectionFailure::ShutdownDeadline),
@@ -164,7 +168,7 @@ impl ConnectionAudit<'_> {
             Err(ConnectionFailure::Session(SessionError::Io(failure)))
                 if self.entry.route.is_health_check =>
             {
-                tracing::debug!("the load balancer's own connection failed: {failure}");
+                tracing::debug!(health_check = true, "health check: {failure}");
             }
             Err(failure) => self.count_and_log(failure, duration),
         }
@@ -175,11 +179,9 @@ impl ConnectionAudit<'_> {
         log_limited(&self.observer.log_limits.sessions, |held_back| {
             let how = close_label(close_reason);
             let sentence = match close_reason {
-                CloseReason::ShutDown => "closed for shutdown",
-                CloseReason::IdleTimeout => {
-                    "closed: it asked for nothing for too long (--idle-timeout)"
-                }
-                CloseReason::Disconnected | CloseReason::StreamClosed => "left",
+                CloseReason::ShutDown => "connection closed: server shutdown",
+                CloseReason::IdleTimeout => "connection closed: idle timeout",
+                CloseReason::Disconnected | CloseReason::StreamClosed => "disconnected",
             };
             let unanswered = Some(unanswered).filter(|count| *count > 0);
             tracing::info!(how, requests, bytes, unanswered, ?duration, held_back, "{sentence}");
@@ -191,9 +193,9 @@ impl ConnectionAudit<'_> {
             let how = failure.label();
             let sentence = match failure {
                 ConnectionFailure::ShutdownDeadline => {
-                    "closed for shutdown: it was still busy (--shutdown-timeout)"
+                    "connection dropped: requests were in flight at the shutdown deadline"
                 }
-                _ => "closed for shutdown",
+                _ => "connection closed: server shutdown",
             };
             let totals = self.entry.activity.totals();
             let (requests, bytes) = (totals.requests.total(), totals.bytes);
@@ -204,14 +206,15 @@ impl ConnectionAudit<'_> {
 
     fn count_and_log(&self, failure: &ConnectionFailure, duration: Duration) {
         let stats = &self.observer.stats;
-        let reason = failure.label();
+        let (reason, cause) = (failure.label(), failure.cause());
         stats.failures.count(reason);
         if let ConnectionFailure::TlsHandshake(failure) = failure {
             stats.handshake_failures.count(failure.cause.label());
         }
         log_limited(&self.observer.log_limits.failures, |held_back| {
             let failure = failure.to_string();
-            tracing::warn!(reason, ?duration, held_back, "closed: {}", escape::text(&failure));
+            let failure = escape::text(&failure);
+            tracing::warn!(reason, cause, ?duration, held_back, "connection closed: {failure}");
         });
     }
 }

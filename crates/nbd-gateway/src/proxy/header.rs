@@ -33,54 +33,68 @@ pub(super) enum ParseProgress {
     Complete(ProxyHeader),
 }
 
-/// Reason for rejecting a header. In the messages, "it" is the sender.
+/// Reason for rejecting a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HeaderError {
     /// A header of version 1, which is a line of text.
-    #[error("it sent one of version 1 (HAProxy: send-proxy-v2 instead of send-proxy)")]
+    #[error("version 1 is not supported (HAProxy: use send-proxy-v2 instead of send-proxy)")]
     Version1,
     /// The bytes aren't a PROXY header.
-    #[error("it sent {0} (HAProxy: send-proxy-v2; if it is no load balancer, don't name it)")]
+    #[error("received {0} instead (HAProxy: use send-proxy-v2)")]
     NotAHeader(UnexpectedStart),
     /// A version other than 2: "the receiver must only accept this value".
-    #[error("it sent one of version {0}")]
+    #[error("unsupported version {0}")]
     Version(u8),
     /// An unknown command: "Receivers must drop connections presenting unexpected values here."
-    #[error("it sent one that has the unknown command {0:#x}")]
+    #[error("unknown command {0:#x}")]
     Command(u8),
     /// The header announces more than 2048 bytes.
-    #[error(
-        "it sent one that announces {0} bytes of addresses and TLVs, of which {MAX_LENGTH} are allowed"
-    )]
+    #[error("{0} bytes of addresses and TLVs exceed the limit of {MAX_LENGTH} bytes")]
     TooLong(u16),
     /// The announced length is too short for the addresses of its family.
-    #[error("it sent one that announces {0} bytes, which its addresses don't fit into")]
+    #[error("the announced length of {0} bytes is too short for the addresses")]
     TooShort(u16),
     /// The balancer doesn't report the client's address.
-    #[error(
-        "it sent one that doesn't say the client's address (AF_UNSPEC), so that nobody can judge it"
-    )]
+    #[error("the address of the client is not specified (AF_UNSPEC)")]
     Unspecified,
     /// The client connected to a Unix socket of the balancer.
-    #[error(
-        "it sent one that forwards a client of a Unix socket, which has no address to be judged by"
-    )]
+    #[error("the client is on a Unix socket of the load balancer and has no IP address")]
     Unix,
     /// The transport is a datagram protocol.
-    #[error("it sent one that forwards datagrams; NBD is spoken over TCP")]
+    #[error("the transport is a datagram protocol, expected TCP")]
     Datagram,
     /// An unknown family or transport: "other values are unspecified and … must be rejected as
     /// invalid by receivers".
-    #[error("it sent one that has the unknown family and transport {0:#04x}")]
+    #[error("unknown address family and transport {0:#04x}")]
     Family(u8),
     /// The bytes after the addresses aren't a list of TLVs.
-    #[error("it sent one that has TLVs which don't fit into its length")]
+    #[error("the TLVs don't match the announced length")]
     Tlv,
     /// The checksum doesn't match: "the receiver MUST treat the TCP connection providing the header
     /// as invalid".
-    #[error("it sent one that has a checksum which isn't its own")]
+    #[error("checksum mismatch")]
     Checksum,
+}
+
+impl HeaderError {
+    /// Returns the stable label for log fields and audit events.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Version1 => "version_1",
+            Self::NotAHeader(_) => "not_a_header",
+            Self::Version(_) => "unsupported_version",
+            Self::Command(_) => "unknown_command",
+            Self::TooLong(_) => "too_long",
+            Self::TooShort(_) => "too_short",
+            Self::Unspecified => "no_address",
+            Self::Unix => "unix_client",
+            Self::Datagram => "datagram",
+            Self::Family(_) => "unknown_family",
+            Self::Tlv => "malformed_tlv",
+            Self::Checksum => "checksum_mismatch",
+        }
+    }
 }
 
 /// First bytes of something that isn't a header, to be shown in a message.

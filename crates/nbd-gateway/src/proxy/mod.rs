@@ -24,20 +24,19 @@ pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 #[non_exhaustive]
 pub enum ReadHeaderError {
     /// The peer closed the connection without sending anything, as a health check does.
-    #[error("it has gone without a word")]
+    #[error("the connection was closed before any byte arrived")]
     ClosedAtOnce,
     /// The peer closed the connection after this many bytes of the header.
-    #[error("it has gone after {0} bytes of it")]
+    #[error("the connection was closed after {0} bytes of it")]
     ClosedEarly(usize),
     /// The peer sent nothing before the timeout.
     #[error(
-        "it sent nothing within {} (a load balancer has to send it before the client has sent \
-         anything; if it is no load balancer, don't name it)",
+        "nothing arrived within {} (a load balancer must send it before the client sends anything)",
         format_duration(*.0)
     )]
     NothingSent(Duration),
     /// The peer sent an incomplete header before the timeout.
-    #[error("it sent {bytes} bytes of it within {}", format_duration(*.within))]
+    #[error("only {bytes} bytes of it arrived within {}", format_duration(*.within))]
     TimedOut {
         /// Number of bytes received.
         bytes: usize,
@@ -47,6 +46,19 @@ pub enum ReadHeaderError {
     /// The peer sent something that isn't an acceptable header.
     #[error(transparent)]
     Invalid(#[from] HeaderError),
+}
+
+impl ReadHeaderError {
+    /// Returns the stable label for log fields and audit events.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::ClosedAtOnce => "closed_at_once",
+            Self::ClosedEarly(_) => "closed_early",
+            Self::NothingSent(_) => "nothing_sent",
+            Self::TimedOut { .. } => "timed_out",
+            Self::Invalid(error) => error.label(),
+        }
+    }
 }
 
 /// Reads the header within `patience`, and not a byte beyond it.

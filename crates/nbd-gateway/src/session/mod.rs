@@ -158,7 +158,7 @@ impl<X: ExportCatalog> AdmittedConnection<'_, X> {
     {
         let timeouts = &self.sessions.timeouts;
         let handshake = PhaseDeadline {
-            name: "the NBD handshake",
+            name: "NBD handshake",
             ends: self.started + timeouts.handshake,
             shutdown: self.shutdown,
         };
@@ -276,7 +276,7 @@ impl<X: ExportCatalog> AdmittedConnection<'_, X> {
         }
         self.entry.review(&active, Timestamp::now())?;
         if client.credentials.is_some() {
-            tracing::debug!("it is {client}");
+            tracing::debug!("authenticated: {client}");
         }
         Ok(client)
     }

@@ -144,7 +144,8 @@ pub(super) fn load(
         let root = build_root(&authorities, end, &lists, needs_lists, files.auth);
         roots.push(root.map_err(of(blamed))?);
     }
-    let none = || of(&files.authorities)(TlsFileProblem::NoUsableCa("there is none".to_owned()));
+    let none =
+        || of(&files.authorities)(TlsFileProblem::NoUsableCa("there is no certificate".to_owned()));
     let earliest_ca_expiry = authorities.valid.iter().map(|it| it.end).min().ok_or_else(none)?;
     let earliest_crl_expiry = revocation_lists::earliest_end(&lists);
     let roots = Arc::new(RootVerifiers::new(roots).ok_or_else(none)?);
@@ -209,7 +210,7 @@ fn build_root(
             .map_err(|error| TlsFileProblem::BrokenRevocationList(error.to_string()))
     });
     let mut verifiers = verifiers.collect::<Result<Vec<_>, _>>()?;
-    let none = || TlsFileProblem::NoUsableCa("there is none".to_owned());
+    let none = || TlsFileProblem::NoUsableCa("there is no certificate".to_owned());
     let verifier = verifiers.pop().ok_or_else(none)?;
     // Without any list, webpki wouldn't check revocation at all.
     let lacks_lists = needs_lists && lists.is_empty();
@@ -257,7 +258,7 @@ impl ClientCas {
                 }
                 Err(reason) => reason,
             };
-            let text = format!("a CA is left out: {reason}");
+            let text = format!("a CA is ignored: {reason}");
             warnings.push(TlsWarning::of(path, "client_ca_left_out", text));
             last_reason = reason;
         }
@@ -297,7 +298,7 @@ impl ClientCas {
             return Ok(true);
         }
         if self.expired.iter().any(has_signed) {
-            let text = "a list is left out: its CA's certificate ran out";
+            let text = "a revocation list is ignored: the certificate of its CA has expired";
             warnings.push(TlsWarning::of(path, "client_crl_left_out", text));
             return Ok(false);
         }
@@ -320,14 +321,13 @@ impl ClientCa {
         let (certificate, subject) = (&self.certificate, &self.subject);
         if !diagnosis::is_authority(certificate) {
             let text = format!(
-                "{subject} is no CA, so that it vouches for nobody, except that a self-signed \
-                 certificate vouches for itself: give the certificate of the CA that signed the \
-                 clients' (basicConstraints CA:TRUE)"
+                "{subject} is not a CA (basicConstraints CA:TRUE) and authenticates no client, except \
+                 itself if it is self-signed: use the certificate of the CA that signed the clients'"
             );
             return Some(TlsWarning::of(path, "client_ca_is_none", text));
         }
         let fault = diagnosis::certificate_fault(certificate, true)?;
-        let text = format!("clients of the CA {subject} will be refused: {fault}");
+        let text = format!("clients of the CA {subject} will be rejected: {fault}");
         Some(TlsWarning::of(path, "client_ca_unusable", text))
     }
 
@@ -357,10 +357,10 @@ pub(super) fn check_not_expired(
         ExpiringInput::RevocationList => ("the revocation list", "client_crl_expires"),
     };
     if end < now {
-        return Err(format!("{name} ran out {} ago", duration_between(end, now)));
+        return Err(format!("{name} expired {} ago", duration_between(end, now)));
     }
     if end.as_secs() < now.as_secs().saturating_add(EXPIRY_WARNING_PERIOD.as_secs()) {
-        let text = format!("{name} runs out in {}", duration_between(now, end));
+        let text = format!("{name} expires in {}", duration_between(now, end));
         warnings.push(TlsWarning::of(path, reason, text));
     }
     Ok(())

@@ -18,11 +18,11 @@ const EC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
 
 /// Unsupported keys, by algorithm.
 const UNSUPPORTED_KEYS: [(&str, &str); 5] = [
-    ("1.3.101.113", "an Ed448 key"),
-    ("1.3.101.110", "an X25519 key, which can't sign"),
-    ("1.3.101.111", "an X448 key, which can't sign"),
-    ("1.2.840.10040.4.1", "a DSA key"),
-    ("1.2.840.113549.1.3.1", "a Diffie-Hellman key, which can't sign"),
+    ("1.3.101.113", "Ed448 key"),
+    ("1.3.101.110", "X25519 key, which can't sign"),
+    ("1.3.101.111", "X448 key, which can't sign"),
+    ("1.2.840.10040.4.1", "DSA key"),
+    ("1.2.840.113549.1.3.1", "Diffie-Hellman key, which can't sign"),
 ];
 
 /// Supported curves: P-256, P-384 and P-521.
@@ -43,13 +43,13 @@ const UNSUPPORTED_CURVES: [(&str, &str); 6] = [
 pub fn file_fault(content: &[u8]) -> Option<&'static str> {
     if content.starts_with(&[0xEF, 0xBB, 0xBF]) {
         return Some(
-            "it begins with a byte order mark, which hides its first block from PEM readers: write \
-             it without one: tail -c +4 FILE > NEW-FILE",
+            "the file starts with a byte order mark, which hides its first block from PEM readers: \
+             remove it with tail -c +4 FILE > NEW-FILE",
         );
     }
     let is_utf16 = content.starts_with(&[0xFF, 0xFE]) || content.starts_with(&[0xFE, 0xFF]);
     is_utf16.then_some(
-        "it is written in UTF-16, which is no PEM: write it in ASCII: iconv -f UTF-16 -t ASCII \
+        "the file is encoded in UTF-16, PEM must be ASCII: convert it with iconv -f UTF-16 -t ASCII \
          FILE > NEW-FILE",
     )
 }
@@ -66,8 +66,8 @@ pub fn key_fault(key: &PrivateKeyDer<'_>) -> Option<String> {
     };
     kind.ok().flatten().map(|kind| {
         format!(
-            "it is {kind}, which isn't spoken here: make one on P-256 (openssl genpkey -algorithm \
-             EC -pkeyopt ec_paramgen_curve:P-256 -out KEY), and have a certificate made for it"
+            "unsupported {kind}: create a P-256 key (openssl genpkey -algorithm EC -pkeyopt \
+             ec_paramgen_curve:P-256 -out KEY), and have a certificate issued for it"
         )
     })
 }
@@ -80,16 +80,16 @@ pub fn certificate_fault(certificate: &CertificateDer<'_>, is_ca: bool) -> Optio
     let parsed = Certificate::from_der(certificate).ok()?.tbs_certificate;
     if parsed.version == Version::V1 && !is_ca {
         return Some(
-            "it is X.509 of version 1, which has no names that TLS compares: have it made of \
-             version 3, with a subject alternative name (openssl x509 -req -extfile FILE, with \
-             subjectAltName=DNS:NAME in that file)"
+            "X.509 version 1 has no subject alternative names, which clients require: issue a \
+             version 3 certificate (openssl x509 -req -extfile FILE, with subjectAltName=DNS:NAME in \
+             that file)"
                 .to_owned(),
         );
     }
     let kind = of_public_key(&parsed.subject_public_key_info).ok().flatten()?;
     Some(format!(
-        "its key is {kind}, which isn't spoken here: have it made anew for a key on P-256 (openssl \
-         genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256)"
+        "unsupported {kind}: have a certificate issued for a P-256 key (openssl genpkey -algorithm \
+         EC -pkeyopt ec_paramgen_curve:P-256)"
     ))
 }
 
@@ -159,12 +159,12 @@ fn of_rsa_key(key: &[u8], is_private: bool) -> KeyCheck {
     let digits = modulus.as_bytes();
     let unused = digits.first().map_or(0, |first| first.leading_zeros());
     let bits = (digits.len() * 8).saturating_sub(usize::try_from(unused).unwrap_or(0));
-    Ok((!RSA_BITS.contains(&bits)).then(|| format!("an RSA key of {bits} bits")))
+    Ok((!RSA_BITS.contains(&bits)).then(|| format!("RSA key of {bits} bits")))
 }
 
 fn of_algorithm(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>) -> KeyCheck {
     if oid == RSA_PSS {
-        return Ok(Some("an RSA key for RSA-PSS alone".to_owned()));
+        return Ok(Some("RSA key that is restricted to RSA-PSS".to_owned()));
     }
     if oid != EC {
         let other = UNSUPPORTED_KEYS.iter().find(|(known, _)| oid.to_string() == *known);
@@ -174,12 +174,12 @@ fn of_algorithm(oid: ObjectIdentifier, parameters: Option<AnyRef<'_>>) -> KeyChe
         Some(parameters) if parameters.tag() == Tag::ObjectIdentifier => {
             parameters.decode_as::<ObjectIdentifier>()?.to_string()
         }
-        _ => return Ok(Some("a key on a curve without a name".to_owned())),
+        _ => return Ok(Some("key on a curve without a name".to_owned())),
     };
     if SUPPORTED_CURVES.contains(&curve.as_str()) {
         return Ok(None);
     }
     let name = UNSUPPORTED_CURVES.iter().find(|(known, _)| *known == curve);
     let name = name.map_or(curve.as_str(), |(_, name)| name);
-    Ok(Some(format!("a key on the curve {name}")))
+    Ok(Some(format!("key on the curve {name}")))
 }

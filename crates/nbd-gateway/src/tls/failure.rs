@@ -116,10 +116,7 @@ impl HandshakeFailure {
 
     /// Describes a handshake that exceeded its timeout.
     pub(crate) fn timed_out() -> Self {
-        Self::new(
-            HandshakeFailureCause::Timeout,
-            "it took longer than allowed (--tls-handshake-timeout)",
-        )
+        Self::new(HandshakeFailureCause::Timeout, "timed out")
     }
 
     pub(crate) fn from_io(error: &io::Error, stage: HandshakeStage) -> Self {
@@ -131,12 +128,12 @@ impl HandshakeFailure {
                 match stage {
                     HandshakeStage::Hello => Self::new(
                         HandshakeFailureCause::ClosedBeforeHello,
-                        "the client went away before it began its TLS handshake",
+                        "the client closed the connection before it sent its ClientHello",
                     ),
                     HandshakeStage::CertificateSent => Self::new(
                         HandshakeFailureCause::ClosedAfterCertificate,
-                        "the client went away after it had been sent this server's certificate; \
-                         it may not trust it",
+                        "the client closed the connection after the server's certificate was sent; \
+                         it may not trust the certificate",
                     ),
                 }
             }
@@ -148,14 +145,13 @@ impl HandshakeFailure {
         match error {
             rustls::Error::NoCertificatesPresented => Self::new(
                 HandshakeFailureCause::NoCertificate,
-                "the client has no certificate, and one is required (--tls-client-ca)",
+                "the client presented no certificate, and one is required",
             ),
             rustls::Error::InvalidCertificate(problem) => from_certificate_error(problem),
             rustls::Error::AlertReceived(alert) => from_alert(*alert),
-            rustls::Error::InvalidMessage(_) => Self::new(
-                HandshakeFailureCause::NotTls,
-                "the client sent something else than a TLS handshake",
-            ),
+            rustls::Error::InvalidMessage(_) => {
+                Self::new(HandshakeFailureCause::NotTls, "the client sent data that is not TLS")
+            }
             rustls::Error::PeerIncompatible(
                 // The client lacks features that TLS 1.2 and newer require.
                 PeerIncompatible::SignatureAlgorithmsExtensionRequired
@@ -164,12 +160,11 @@ impl HandshakeFailure {
                 | PeerIncompatible::SupportedVersionsExtensionRequired,
             ) => Self::new(
                 HandshakeFailureCause::UnsupportedVersion,
-                "the client offers only TLS versions that are too old for this server (1.1, say, \
-                 or 1.2 where --tls-min is 1.3)",
+                "the client offers only TLS versions older than the minimum",
             ),
             rustls::Error::PeerIncompatible(reason) => Self::new(
                 HandshakeFailureCause::NoCommonAlgorithm,
-                format!("the client offers no cipher or curve that is spoken here ({reason:?})"),
+                format!("no common cipher suite or key exchange ({reason:?})"),
             ),
             other => Self::new(HandshakeFailureCause::Other, other.to_string()),
         }
@@ -180,7 +175,7 @@ fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
     let (cause, message) = match problem {
         CertificateError::UnknownIssuer => (
             HandshakeFailureCause::UnknownCa,
-            "the client's certificate is from a CA that isn't in --tls-client-ca".to_owned(),
+            "the client's certificate is issued by an untrusted CA".to_owned(),
         ),
         CertificateError::Expired => {
             (HandshakeFailureCause::Expired, "the client's certificate has expired".to_owned())
@@ -200,7 +195,7 @@ fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
         CertificateError::NotValidYetContext { not_before, .. } => (
             HandshakeFailureCause::NotYetValid,
             format!(
-                "the client's certificate is not valid before {}; are both clocks right?",
+                "the client's certificate is not valid before {}; check both clocks",
                 format_time(*not_before)
             ),
         ),
@@ -209,21 +204,20 @@ fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
         }
         CertificateError::UnknownRevocationStatus => (
             HandshakeFailureCause::RevocationStatusUnknown,
-            "no list of --tls-client-crl is signed by the CA of the client's certificate, or by \
-             one above it"
+            "no revocation list is signed by the CA of the client's certificate, or by a CA above it"
                 .to_owned(),
         ),
         CertificateError::ExpiredRevocationList => (
             HandshakeFailureCause::RevocationStatusUnknown,
-            "the revocation list has run out".to_owned(),
+            "the revocation list has expired".to_owned(),
         ),
         CertificateError::ExpiredRevocationListContext { next_update, .. } => (
             HandshakeFailureCause::RevocationStatusUnknown,
-            format!("the revocation list ran out at {}: get a new one", format_time(*next_update)),
+            format!("the revocation list expired at {}: install a new one", format_time(*next_update)),
         ),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => (
             HandshakeFailureCause::WrongPurpose,
-            "the client's certificate is not for clients (extended key usage clientAuth)"
+            "the client's certificate lacks the extended key usage clientAuth"
                 .to_owned(),
         ),
         CertificateError::Other(other)
@@ -231,8 +225,8 @@ fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
         {
             (
                 HandshakeFailureCause::BadCertificate,
-                "the client's certificate is X.509 of version 1, which says nothing of what it is \
-                 for: have it made of version 3 (openssl x509 -req -extfile FILE, with \
+                "the client's certificate is X.509 version 1 and has no extended key usage: issue a \
+                 version 3 certificate (openssl x509 -req -extfile FILE, with \
                  extendedKeyUsage=clientAuth in that file)"
                     .to_owned(),
             )
@@ -240,13 +234,13 @@ fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
         CertificateError::UnsupportedSignatureAlgorithmContext { .. }
         | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => (
             HandshakeFailureCause::BadCertificate,
-            "the client's certificate, or one above it, is signed by a key of a kind that isn't \
-             spoken here: take RSA of 2048 bits or more, P-256, P-384, P-521 or Ed25519"
+            "the client's certificate, or a CA certificate above it, is signed with an unsupported \
+             key: use RSA with 2048 bits or more, P-256, P-384, P-521 or Ed25519"
                 .to_owned(),
         ),
         other => (
             HandshakeFailureCause::BadCertificate,
-            format!("the client's certificate is no good: {other}"),
+            format!("the client's certificate is invalid: {other}"),
         ),
     };
     HandshakeFailure { cause, message }
@@ -255,23 +249,25 @@ fn from_certificate_error(problem: &CertificateError) -> HandshakeFailure {
 fn from_alert(alert: AlertDescription) -> HandshakeFailure {
     let reason = match alert {
         AlertDescription::UnknownCA => {
-            "it doesn't trust the CA of this server's certificate: give it the CA's certificate"
+            "it doesn't trust the CA of the server's certificate; install that CA on the client"
         }
         AlertDescription::BadCertificate | AlertDescription::CertificateUnknown => {
-            "it doesn't accept this server's certificate; is the name that it connects to in it?"
+            "it rejects the server's certificate; check that it has the name that the client uses"
         }
         AlertDescription::DecryptError => {
-            "a signature is wrong for it; does it trust another CA of the same name?"
+            "a signature doesn't verify; the client may trust another CA of the same name"
         }
-        AlertDescription::CertificateExpired => "for it, this server's certificate has expired",
+        AlertDescription::CertificateExpired => {
+            "the server's certificate has expired by the client's clock"
+        }
         _ => {
-            let message = format!("the client gave up: {alert:?}");
+            let message = format!("the client aborted the handshake: {alert:?}");
             return HandshakeFailure::new(HandshakeFailureCause::Other, message);
         }
     };
     HandshakeFailure::new(
         HandshakeFailureCause::ServerCertificateRejected,
-        format!("the client gave up: {reason} ({alert:?})"),
+        format!("the client aborted the handshake: {reason} ({alert:?})"),
     )
 }
 
@@ -285,23 +281,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn handshake_failures_are_explained() {
-        let of = |error: rustls::Error| HandshakeFailure::from_rustls(&error);
-        let alert = of(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
-        assert_eq!(alert.cause, HandshakeFailureCause::ServerCertificateRejected);
-        assert!(alert.to_string().contains("give it the CA's certificate"));
-
-        let second = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
-        let expired = CertificateError::ExpiredContext { time: second(120), not_after: second(60) };
-        let expired = of(rustls::Error::InvalidCertificate(expired));
-        assert!(expired.to_string().contains("expired at 1970-01-01T00:01:00Z, 1m ago"));
-
-        let gone = io::Error::from(io::ErrorKind::UnexpectedEof);
+    fn errors_are_mapped_to_causes() {
+        let of = |error: rustls::Error| HandshakeFailure::from_rustls(&error).cause;
         assert_eq!(
-            HandshakeFailure::from_io(&gone, HandshakeStage::Hello).cause,
-            HandshakeFailureCause::ClosedBeforeHello
+            of(rustls::Error::AlertReceived(AlertDescription::UnknownCA)),
+            HandshakeFailureCause::ServerCertificateRejected
         );
-        let late = HandshakeFailure::from_io(&gone, HandshakeStage::CertificateSent);
-        assert!(late.to_string().contains("may not trust it"));
+        assert_eq!(
+            of(rustls::Error::InvalidCertificate(CertificateError::Expired)),
+            HandshakeFailureCause::Expired
+        );
+        let gone = io::Error::from(io::ErrorKind::UnexpectedEof);
+        for (stage, cause) in [
+            (HandshakeStage::Hello, HandshakeFailureCause::ClosedBeforeHello),
+            (HandshakeStage::CertificateSent, HandshakeFailureCause::ClosedAfterCertificate),
+        ] {
+            assert_eq!(HandshakeFailure::from_io(&gone, stage).cause, cause);
+        }
+    }
+
+    /// Sentences: they say what to do.
+    mod wording {
+        use super::*;
+
+        #[test]
+        fn failures_are_explained() {
+            let of = |error: rustls::Error| HandshakeFailure::from_rustls(&error).to_string();
+            let alert = of(rustls::Error::AlertReceived(AlertDescription::UnknownCA));
+            assert!(alert.contains("install that CA on the client"), "{alert}");
+
+            let second = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let expired =
+                CertificateError::ExpiredContext { time: second(120), not_after: second(60) };
+            let expired = of(rustls::Error::InvalidCertificate(expired));
+            assert!(expired.contains("expired at 1970-01-01T00:01:00Z, 1m ago"), "{expired}");
+        }
     }
 }

@@ -71,6 +71,6 @@ async fn close_after_alert<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
     };
     // The handshake has failed already; an error here changes nothing.
     if let Ok(Err(error)) = tokio::time::timeout(LINGER, read_on).await {
-        tracing::trace!("while seeing the client off: {error}");
+        tracing::trace!("can't close the stream after a failed TLS handshake: {error}");
     }
 }

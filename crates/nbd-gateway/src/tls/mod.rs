@@ -84,7 +84,7 @@ impl TlsWarning {
 
     /// Creates a warning that names the file it is about.
     fn of(path: &Path, reason: &'static str, text: impl fmt::Display) -> Self {
-        Self::new(reason, format!("{}: {text}", path.display()))
+        Self::new(reason, format!("{}: {text}", nbd_telemetry::escape::name(path)))
     }
 }
 
@@ -211,7 +211,7 @@ pub fn load(
     let mut warnings = Vec::new();
     let key = match (pem::private_key(&files.key), previous.and_then(|tls| tls.key.clone())) {
         (Err(TlsFileProblem::Io(error)), Some(key)) if error.kind() == PermissionDenied => {
-            let text = format!("the key stays the old one: {error}");
+            let text = format!("can't be read again, keeping the previous key: {error}");
             warnings.push(TlsWarning::of(&files.key, "key_kept", text));
             key
         }

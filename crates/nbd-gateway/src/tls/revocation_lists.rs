@@ -53,7 +53,7 @@ pub(super) fn read(
             .map_err(|error| broken(error.to_string()))?;
         let parsed = CertificateList::from_der(&list).map_err(|error| broken(error.to_string()))?;
         let Some(end) = parsed.tbs_cert_list.next_update else {
-            return Err(broken("it doesn't say when it runs out".to_owned()));
+            return Err(broken("next update is missing".to_owned()));
         };
         let end = unix_time(end.to_unix_duration());
         check_not_expired(end, now, ExpiringInput::RevocationList, path, warnings)

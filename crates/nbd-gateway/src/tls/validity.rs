@@ -99,12 +99,12 @@ pub(super) fn check_validity(
         }
         webpki::Error::CaUsedAsEndEntity => Ok(vec![TlsWarning::new(
             "certificate_is_ca",
-            "the certificate is a CA's own; strict clients want a server certificate that the CA \
-             has signed",
+            "the certificate is a CA certificate; strict clients require a server certificate signed \
+             by the CA",
         )]),
         other => Ok(vec![TlsWarning::new(
             "certificate_unusual",
-            format!("clients may refuse the certificate: {other}"),
+            format!("clients may reject the certificate: {other}"),
         )]),
     }
 }
