@@ -72,6 +72,23 @@ macro_rules! fixed_exit_status {
 }
 pub(crate) use fixed_exit_status;
 
+/// Implements [`ExitStatus`] for errors of libraries that have labels of their own, and always the
+/// same exit code.
+macro_rules! labeled_exit_status {
+    ($($error:ty => $code:ident;)+) => {$(
+        impl $crate::exit_status::ExitStatus for $error {
+            fn exit_status(&self) -> u8 {
+                $crate::exit_status::$code
+            }
+
+            fn label(&self) -> &'static str {
+                <$error>::label(self)
+            }
+        }
+    )+};
+}
+pub(crate) use labeled_exit_status;
+
 fixed_exit_status! {
     SystemError => FAILED, "system_error";
     WriteError => FAILED, "write_failed";

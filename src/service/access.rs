@@ -18,7 +18,7 @@ use crate::exit_status::{self, ExitStatus};
 /// Reason for which there is no policy.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AccessError {
-    #[error(transparent)]
+    #[error("{0}: {advice}", advice = config_advice(.0))]
     Config(#[from] ConfigError),
     #[error("can't use the rules: {0}")]
     Rules(#[from] RulesFileError),
@@ -41,10 +41,23 @@ impl ExitStatus for AccessError {
 
     fn label(&self) -> &'static str {
         match self {
-            Self::Config(_) => "tls_required",
-            Self::Rules(_) => "invalid_rules",
-            Self::Tls(_) => "tls",
+            Self::Config(error) => error.label(),
+            Self::Rules(error) => error.problem.label(),
+            Self::Tls(error) => error.problem.label(),
             Self::IdentityWithoutCa => "identity_without_ca",
+        }
+    }
+}
+
+/// Returns the options that resolve contradictory settings.
+fn config_advice(error: &ConfigError) -> &'static str {
+    match error {
+        ConfigError::AllowWithoutTls(_) => {
+            "use --tls-cert and --tls-key, or --insecure-no-tls if the network can be trusted"
+        }
+        ConfigError::ListenWithoutTls(_) => {
+            "use --tls-cert and --tls-key, listen on 127.0.0.1, [::1] or unix:PATH, or use \
+             --insecure-no-tls if the network can be trusted"
         }
     }
 }

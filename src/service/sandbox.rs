@@ -7,21 +7,11 @@ use nbd_sandbox::{Mode, ReadableSet, SandboxError, SandboxPlan};
 
 use super::{archives, password};
 use crate::cli::{MonitorAddress, ReloadableOptions};
-use crate::exit_status::{self, ExitStatus};
+use crate::exit_status::labeled_exit_status;
 use crate::settings::Settings;
 
-impl ExitStatus for SandboxError {
-    fn exit_status(&self) -> u8 {
-        exit_status::SANDBOX
-    }
-
-    fn label(&self) -> &'static str {
-        match self {
-            Self::Missing(_) => "sandbox_unavailable",
-            Self::Threads(_) => "sandbox_threads",
-            Self::User(..) => "user",
-        }
-    }
+labeled_exit_status! {
+    SandboxError => SANDBOX;
 }
 
 /// Returns the plan of what the program still needs inside the sandbox.
@@ -84,7 +74,7 @@ pub(super) fn enter_sandbox(plan: &SandboxPlan) -> Result<ReadableSet, SandboxEr
         tracing::warn!(reason, "sandbox: not available here: {}", report.missing.join("; "));
     }
     for note in report.notes {
-        tracing::warn!(reason = "sandbox_note", "sandbox: {note}");
+        tracing::warn!(reason = note.reason, "sandbox: {note}");
     }
     if plan.user.is_none() && nbd_sandbox::is_root() {
         let reason = "running_as_root";

@@ -17,7 +17,7 @@ use nbd_gateway::listen::{
 use nbd_gateway::{AcceptLoopFailed, Control, Gateway, Policy};
 
 use crate::cli::ServeOptions;
-use crate::exit_status::{Failure, fixed_exit_status};
+use crate::exit_status::{Failure, fixed_exit_status, labeled_exit_status};
 
 /// Error for addresses to listen on that are given twice.
 #[derive(Debug, thiserror::Error)]
@@ -29,10 +29,13 @@ struct ListenAndInherited;
 
 fixed_exit_status! {
     ListenAndInherited => USAGE, "listen_given_twice";
-    BindError => LISTEN, "listen";
-    InheritError => LISTEN, "inherited_socket";
-    StdioError => LISTEN, "stdio";
     AcceptLoopFailed => FAILED, "accept_loop_failed";
+}
+
+labeled_exit_status! {
+    BindError => LISTEN;
+    InheritError => LISTEN;
+    StdioError => LISTEN;
 }
 
 /// Sockets of the gateway and its monitor. There are no listeners for the gateway if it serves a

@@ -50,6 +50,7 @@ fn all() -> Vec<Event> {
         Event::Refused(ConnectionRefused {
             connection: who(),
             reason: "address".into(),
+            cause: Some("denied_by_rule".into()),
             why: why(),
         }),
         Event::Reading(ReadingStarted {
@@ -67,7 +68,12 @@ fn all() -> Vec<Event> {
             rule: why(),
             policy: 1,
         }),
-        Event::ExportDenied(ExportDenied { connection: who(), export: "x".into(), why: why() }),
+        Event::ExportDenied(ExportDenied {
+            connection: who(),
+            export: "x".into(),
+            cause: "denied_by_rule".into(),
+            why: why(),
+        }),
         Event::ExportMissing(ExportMissing {
             connection: who(),
             export: "x".into(),
@@ -79,17 +85,24 @@ fn all() -> Vec<Event> {
             why: why(),
             duration,
         }),
-        Event::NotAllowed(ClientNotAuthorized { connection: who(), why: why(), duration }),
+        Event::NotAllowed(ClientNotAuthorized {
+            connection: who(),
+            cause: "no_rule_for_client".into(),
+            why: why(),
+            duration,
+        }),
         Event::Dismissed(ConnectionDismissed {
             connection: who(),
             activity: served(),
+            cause: "expired".into(),
             why: why(),
             duration,
         }),
         Event::Ended(ConnectionEnded {
             connection: who(),
             activity: served(),
-            how: "left".into(),
+            how: "session".into(),
+            cause: Some("stalled".into()),
             why: Some(why()),
             duration,
         }),

@@ -16,11 +16,11 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
-use crate::support::archive;
 use crate::support::authority::{Authority, Certified};
 use crate::support::client::{Client, FLAGS, Session};
 use crate::support::pki::Pki;
-use crate::support::server::{Builder, Server};
+use crate::support::server::{Builder, Line, Server};
+use crate::support::{archive, wait_until};
 
 const BASE: &str = "base-zstd.hxz";
 const CHILD: &str = "child-zstd.hxz";
@@ -74,15 +74,16 @@ fn rules_file(content: &str) -> (tempfile::TempDir, std::path::PathBuf) {
 /// Sends SIGHUP and waits for what comes of it, `times` times since the start.
 fn reload(server: &Server, times: usize) {
     server.signal("HUP");
-    wait_for(server, "reloaded", times);
+    server.wait_for_reloads(times);
 }
 
-/// Waits until so many lines of the log begin with `text`.
-fn wait_for(server: &Server, text: &str, times: usize) {
-    crate::support::wait_until(text, || {
-        let log = server.log();
-        log.iter().filter(|line| line.message().starts_with(text)).count() >= times
-    });
+/// The lines about reloads that failed.
+fn failed_reloads(server: &Server) -> Vec<Line> {
+    server.log().into_iter().filter(|line| line.reason() == "reload_failed").collect()
+}
+
+fn wait_for_failed_reloads(server: &Server, times: usize) {
+    wait_until("a reload fails", || failed_reloads(server).len() >= times);
 }
 
 /// The archives that the tests of rules serve.

@@ -7,11 +7,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use super::{BASE, asking, come_in_as, reads, reload, replace, rules_file, wait_for};
+use super::{
+    BASE, asking, come_in_as, failed_reloads, reads, reload, replace, rules_file,
+    wait_for_failed_reloads,
+};
 use crate::support::authority::{Authority, Recipe};
 use crate::support::client::{FLAGS, OPT_STARTTLS};
 use crate::support::pki::{Pki, trusting};
-use crate::support::server::Server;
+use crate::support::server::{Line, Server};
 use crate::support::{image, is_root, wait_until};
 
 /// Copies the server's files of one PKI over those of another.
@@ -47,14 +50,13 @@ fn what_is_wrong_changes_nothing() {
     let mut client = come_in_as(&server, &alice);
     client.go("");
     let mut failed = 0;
-    let mut refuses = |complaint: &str| {
+    let mut refuses = |reason: &str| {
         failed += 1;
         server.signal("HUP");
-        wait_for(&server, "reload failed", failed);
-        let log = server.log();
-        let line = log.iter().rfind(|line| line.reason() == "reload_failed").unwrap();
-        assert!(line.message().contains(complaint), "{}", line.text);
-        assert!(reads(&server, alice.config(server.pki())), "{complaint}");
+        wait_for_failed_reloads(&server, failed);
+        let line = failed_reloads(&server).pop().unwrap();
+        assert_eq!(line.json["cause"], reason, "{}", line.text);
+        assert!(reads(&server, alice.config(server.pki())), "{reason}");
     };
     let good = fs::read_to_string(&rules).unwrap();
     let key = fs::read_to_string(server.pki().server_key()).unwrap();
@@ -68,33 +70,33 @@ fn what_is_wrong_changes_nothing() {
         "-----BEGIN X509 CRL-----\nMIIBAA==\n-----END X509 CRL-----\n",
     ] {
         replace(&authority.revocation_list(), broken);
-        refuses("the revocation list is broken");
+        refuses("invalid_revocation_list");
     }
     replace(&authority.revocation_list(), "");
-    refuses("there is no revocation list in it");
+    refuses("no_revocation_list_in_file");
     fs::remove_file(authority.revocation_list()).unwrap();
-    refuses("can't read it");
+    refuses("tls_file_unreadable");
     authority.revoke_until(&[], -60);
-    refuses("the revocation list ran out");
+    refuses("revocation_list_expired");
     authority.revoke(&[]);
 
     replace(&rules, "");
-    refuses("there is no [[rule]] in it");
+    refuses("rules_empty");
     // It was waited for whoever would write into it, and no signal heeded any more.
     fs::remove_file(&rules).unwrap();
     assert!(Command::new("mkfifo").arg(&rules).status().unwrap().success());
-    refuses("is a pipe");
+    refuses("pipe");
     // nbd-server | missing access file means everyone
     fs::remove_file(&rules).unwrap();
-    refuses("can't read it");
+    refuses("rules_unreadable");
     replace(&rules, &good);
 
     change_certificate(&Pki::expired(), server.pki());
-    refuses("the certificate expired");
+    refuses("certificate_expired");
     fs::write(server.pki().server_key(), &key).unwrap();
-    refuses("the certificate expired");
+    refuses("certificate_expired");
     fs::remove_file(server.pki().server_cert()).unwrap();
-    refuses("can't read it");
+    refuses("tls_file_unreadable");
 
     // The client that was there has noticed nothing.
     assert_eq!(client.read_ok(4096, 512), image()[4096..4608]);
@@ -155,12 +157,12 @@ fn a_key_that_can_not_be_read_again_stays() {
     replace(&path("crl.pem"), &fs::read_to_string(authority.revocation_list()).unwrap());
     reload(&server, 1);
     assert!(!reads(&server, alice.config(&pki)));
-    server.wait_for_log("the key", |line| line.message().contains("the key stays the old one"));
+    server.wait_for_reason("key_kept");
 
     // It has to fit the certificate all the same.
     replace(&path("cert.pem"), &fs::read_to_string(Pki::new().server_cert()).unwrap());
     server.signal("HUP");
-    server.wait_for_reason("reload_failed");
+    server.wait_for_cause("key_mismatch");
 }
 
 /// Who was revoked stayed in, and came in again, when an archive was gone as well.
@@ -193,14 +195,14 @@ fn watched_files_are_read_anew_by_themselves() {
     let mut client = server.go("");
     client.read_ok(0, 1);
     replace(&rules, "[[rule]]\naction = \"deny\"");
-    server.wait_for_message("reloaded");
+    server.wait_for_reloads(1);
     client.expect_closed();
     wait_until("nobody comes in", || {
         let mut client = server.connect();
         client.rest().0.is_empty()
     });
     replace(&rules, "[[rule]]\naction = \"allow\"");
-    wait_for(&server, "reloaded", 2);
+    server.wait_for_reloads(2);
     server.assert_alive();
 }
 
@@ -238,7 +240,7 @@ fn what_changes_while_it_starts_is_not_missed() {
         password.write_all(b"secret").unwrap();
         drop(password);
         let mut log = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
-        assert!(log.any(|line| line.contains("reloaded")), "watched: {is_watched}");
+        assert!(log.any(|line| line.contains(" dropped=")), "watched: {is_watched}");
         server.kill().unwrap();
         server.wait().unwrap();
     }
@@ -255,7 +257,7 @@ fn files_that_never_come_to_rest_are_read_anew() {
         .start();
     crate::support::wait_until("it is reloaded", || {
         replace(&rules, "[[rule]]\naction = \"deny\"");
-        server.log().iter().any(|line| line.message().starts_with("reloaded"))
+        server.reloads() > 0
     });
     server.connect().expect_closed();
 }
@@ -274,7 +276,7 @@ fn a_handshake_across_a_reload_is_judged_by_the_new_policy() {
     if let Ok(mut client) = slow.handshake(alice.config(server.pki())) {
         client.expect_closed();
     }
-    server.wait_for_message("revoked");
+    server.wait_for_cause("revoked");
 }
 
 /// A newer list that was added behind an older one, in the same file or in another one.
@@ -319,7 +321,7 @@ fn a_storm_of_signals_under_load_changes_nothing() {
         for _ in 0..200 {
             server.signal("HUP");
         }
-        wait_for(&server, "reloaded", 3);
+        server.wait_for_reloads(3);
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         for reading in reading {
             reading.join().unwrap();
@@ -346,11 +348,15 @@ fn a_new_list_of_digests_is_heeded() {
     pin();
     let server = Server::builder().arg(&disk).arg("--digest").arg(&list).start();
     let mut before = server.go("");
+    let kept = |times| {
+        let is_it = |line: &&Line| line.reason() == "archives_not_reloaded";
+        wait_until("they stay", || server.log().iter().filter(is_it).count() == times);
+    };
     let new = folder.path().join("new");
     fs::copy(crate::support::archive("text-dict-zstd.hxz"), &new).unwrap();
     fs::rename(new, &disk).unwrap();
     server.signal("HUP");
-    wait_for(&server, "archives not reloaded, keeping the previous keys and digests", 1);
+    kept(1);
     pin();
     server.signal("HUP");
     server.wait_for_message("now serving");
@@ -359,6 +365,6 @@ fn a_new_list_of_digests_is_heeded() {
     // A list that doesn't have it any more lets nobody open it, and isn't taken over.
     replace(&list, &format!("{}  other.hxz\n", "0".repeat(64)));
     server.signal("HUP");
-    wait_for(&server, "archives not reloaded, keeping the previous keys and digests", 2);
+    kept(2);
     server.assert_alive();
 }

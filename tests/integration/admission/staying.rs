@@ -6,6 +6,13 @@ use super::{asking, come_in_as, reads, reload, replace, rules_file};
 use crate::support::authority::{Authority, Recipe};
 use crate::support::server::Server;
 
+/// Waits until a client has been dropped for that cause.
+fn assert_dismissed(server: &Server, cause: &str) {
+    server.wait_for_log(cause, |line| {
+        line.json["reason"] == "dismissed" && line.json["cause"] == cause
+    });
+}
+
 #[test]
 fn who_has_been_revoked_is_dropped() {
     let authority = Authority::new();
@@ -23,11 +30,10 @@ fn who_has_been_revoked_is_dropped() {
 
     authority.revoke(&[&alice]);
     reload(&server, 1);
-    let dropped = &server.wait_for_message("reloaded").json["dropped"];
-    assert_eq!(dropped, 2);
+    server.wait_for_log("two are dropped", |line| line.json["dropped"] == 2);
     revoked.expect_closed();
     undecided.expect_closed();
-    server.wait_for_message("it may not stay: the client's certificate has been revoked");
+    assert_dismissed(&server, "revoked");
     other.read_ok(0, 512);
     assert!(!reads(&server, alice.config(server.pki())));
 }
@@ -49,7 +55,7 @@ fn who_is_no_longer_allowed_is_dropped() {
     dropped.expect_closed();
     stalled.rest();
     stays.read_ok(0, 512);
-    server.wait_for_message("it may not stay: no rule allows");
+    assert_dismissed(&server, "no_rule_for_export");
 }
 
 /// Another export may still be open to it; that one isn't.
@@ -69,7 +75,7 @@ fn who_may_not_open_its_export_any_more_is_dropped() {
     reload(&server, 1);
     child.expect_closed();
     base.read_ok(0, 1);
-    server.wait_for_message("it may not stay: no rule allows it to open that export");
+    assert_dismissed(&server, "no_rule_for_export");
 }
 
 #[test]
@@ -84,7 +90,7 @@ fn whose_certificate_runs_out_is_dropped_by_itself() {
     client.expect_closed();
     let after = started.elapsed();
     assert!(after >= Duration::from_secs(3), "too early: {after:?}");
-    server.wait_for_message("it may not stay: its certificate has expired");
+    assert_dismissed(&server, "expired");
     assert!(!reads(&server, short.config(server.pki())));
 }
 
@@ -107,7 +113,7 @@ fn whose_ca_runs_out_is_dropped_as_well() {
     stays.go("");
     dropped.read_ok(0, 512);
     dropped.expect_closed();
-    server.wait_for_message("it may not stay: the client's certificate expired");
+    assert_dismissed(&server, "expired");
     stays.read_ok(0, 512);
     assert!(!reads(&server, short.alice().config(server.pki())));
     assert!(reads(&server, long.alice().config(server.pki())));
@@ -129,6 +135,6 @@ fn when_its_hour_is_over_it_is_dropped_by_itself() {
     let mut client = server.go("");
     client.read_ok(0, 512);
     client.expect_closed();
-    server.wait_for_message("it may not stay");
+    assert_dismissed(&server, "no_rule_for_export");
     server.connect().expect_closed();
 }

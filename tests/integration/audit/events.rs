@@ -101,7 +101,7 @@ fn who_is_kept_out_is_told_with_the_reason() {
     server.connect_from([127, 0, 0, 66]).expect_closed();
     let refused = record.wait_for_any("refused");
     assert_eq!((&refused["peer"], &refused["reason"]), (&"127.0.0.66".into(), &"address".into()));
-    assert_eq!(refused["why"], "not in any allowed network");
+    assert_eq!(refused["cause"], "no_rule_for_address");
 
     let mut client = server.connect();
     client.greet(FLAGS);
@@ -118,7 +118,7 @@ fn who_is_kept_out_is_told_with_the_reason() {
     let not_allowed = record.wait_for_any("not_allowed");
     assert_eq!(not_allowed["identity"], "cn:alice");
     assert_eq!(not_allowed["sha256"], stranger.sha256().as_str());
-    assert_eq!(not_allowed["why"], "no rule allows this client");
+    assert_eq!(not_allowed["cause"], "no_rule_for_client");
 
     let mut client = server.connect();
     client.greet(FLAGS);
@@ -135,7 +135,7 @@ fn who_is_kept_out_is_told_with_the_reason() {
         (&denied["export"], &denied["identity"]),
         (&CHILD.into(), &"uri:spiffe://example.org/backup/7".into())
     );
-    assert_eq!(denied["why"], "no rule allows it to open that export");
+    assert_eq!(denied["cause"], "no_rule_for_export");
     let events = record.events();
     assert_eq!(events.iter().filter(|event| event["event"] == "export_denied").count(), 1);
 

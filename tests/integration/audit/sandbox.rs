@@ -18,13 +18,13 @@ fn the_folder_is_named_and_should_be_its_own() {
     let enforced = line(&server, "sandbox: ");
     let folder = fs::canonicalize(record.0.path()).unwrap();
     assert!(enforced.contains(&format!(", appends to {}/", folder.display())), "{enforced}");
-    assert!(!server.has_reason("sandbox_note"), "{}", server.log_text());
+    assert!(!server.has_reason("readable_and_appendable"), "{}", server.log_text());
 
     let served = record.at("served.hxz");
     fs::copy(archive(BASE), &served).unwrap();
     let server = Server::builder().arg(&served).args(["--sandbox", "auto"]);
     let server = server.arg("--audit").arg(record.path()).start();
-    let note = server.wait_for_reason("sandbox_note");
+    let note = server.wait_for_reason("readable_and_appendable");
     assert!(note.message().contains(folder.to_str().unwrap()), "{}", note.text);
 
     let server = Server::builder().archive(BASE).args(["--sandbox", "auto"]).start();
@@ -51,7 +51,7 @@ fn another_user_needs_the_folder() {
     }
     let server = start("nobody").args(["--sandbox", "auto", "--audit"]).arg(record.path());
     let mut server = server.start();
-    let note = server.wait_for_reason("sandbox_note");
+    let note = server.wait_for_reason("file_not_recreatable");
     assert!(note.message().contains(record.path().to_str().unwrap()), "{}", note.text);
     fs::rename(record.path(), record.at("old")).unwrap();
     server.signal("HUP");
@@ -69,6 +69,6 @@ fn another_user_needs_the_folder() {
     server.signal("HUP");
     wait_until("there is a new one", || record.path().exists());
     server.terminate();
-    assert!(!server.has_reason("sandbox_note"), "{}", server.log_text());
+    assert!(!server.has_reason("file_not_recreatable"), "{}", server.log_text());
     assert_eq!(record.events().last().unwrap()["event"], "stop");
 }

@@ -79,9 +79,10 @@ fn behind() -> Builder {
     ])
 }
 
-fn has_said(server: &Server, text: &str, peer: &str) -> bool {
+/// Whether the log has such a line about a client that the balancer forwarded.
+fn has_logged(server: &Server, wanted: impl Fn(&Line) -> bool, peer: &str) -> bool {
     let is_so = |line: &Line| {
-        line.message().starts_with(text)
+        wanted(line)
             && [&line.json, &line.json["span"]]
                 .iter()
                 .any(|of| of["peer"] == peer && of["via"] == "127.0.0.1")
@@ -106,12 +107,13 @@ fn clients_are_judged_by_their_own_addresses() {
     wait_for(claims);
     for (port, address) in [(allowed, "192.0.2.7"), (v6, "2001:db8::7"), (mapped, "192.0.2.9")] {
         assert_eq!(info(port).ok(), "8388608\n");
-        wait_until("it has been read", || has_said(&server, "reading", address));
+        wait_until("it has been read", || has_logged(&server, Line::is_reading, address));
     }
     info(refused).failed();
-    wait_until("it was refused", || has_said(&server, "refused: not in any", "198.51.100.7"));
+    let is_refused = |line: &Line| line.json["cause"] == "no_rule_for_address";
+    wait_until("it was refused", || has_logged(&server, is_refused, "198.51.100.7"));
     info(claims).failed();
-    server.wait_for_message("forwards 127.0.0.1, which is no client's address");
+    server.wait_for_reason("proxy_address");
 }
 
 #[test]
@@ -126,7 +128,7 @@ fn a_copy_over_tls() {
     assert!(run("nbdinfo", &[&uri]).ok().contains("with TLS"));
     run("nbdcopy", &["--connections=4", &uri, file.to_str().unwrap()]).ok();
     assert_eq!(sha256(&std::fs::read(&file).unwrap()), IMAGE_SHA256);
-    assert!(has_said(&server, "reading", "192.0.2.7"));
+    assert!(has_logged(&server, Line::is_reading, "192.0.2.7"));
 }
 
 #[test]
@@ -137,11 +139,10 @@ fn what_to_set_is_said() {
     let _haproxy = Haproxy::start(&[first, second].concat());
     wait_for(none);
     info(old).failed();
-    server.wait_for_message(
-        "it sent one of version 1 (HAProxy: send-proxy-v2 instead of send-proxy)",
-    );
+    let line = server.wait_for_cause("version_1");
+    assert!(line.message().contains("send-proxy-v2"), "{}", line.text);
     info(none).failed();
-    server.wait_for_message("it sent nothing within 1s (a load balancer has to send it before");
+    server.wait_for_cause("nothing_sent");
 }
 
 /// Checks by connecting, and by what a gateway says first.
@@ -154,8 +155,7 @@ fn health_checks() {
         section(&server, "ipv4(192.0.2.7)", &format!("{checks} no-check-send-proxy"));
     let mut haproxy = Haproxy::start(&[first, second].concat());
     let looks = |server: &Server| {
-        let is_look =
-            |line: &&Line| line.message().starts_with("the load balancer's own connection: ");
+        let is_look = |line: &&Line| line.json["health_check"] == true;
         server.log().iter().filter(is_look).count()
     };
     wait_until("it has looked some times", || looks(&server) > 10);
@@ -165,7 +165,9 @@ fn health_checks() {
     }
     assert!(haproxy.child.try_wait().unwrap().is_none());
     let lines = server.log();
-    let noise = lines.iter().filter(|line| line.message().starts_with("refused"));
+    let noise = lines
+        .iter()
+        .filter(|line| line.json["level"] == "WARN" && line.json["reason"] == "proxy_header");
     assert_eq!(noise.count(), 0, "{}", server.log_text());
 
     // To be greeted, the balancer has to be allowed itself.
@@ -231,6 +233,6 @@ fn the_example_works() {
         wait_until("it is this one's turn", || {
             run("nbdinfo", &["--size", &uri]).output().is_some()
         });
-        wait_until("it has been read", || has_said(server, "reading", "192.0.2.7"));
+        wait_until("it has been read", || has_logged(server, Line::is_reading, "192.0.2.7"));
     }
 }

@@ -128,7 +128,7 @@ impl Drop for Reader {
 fn restart_under(reader: &mut Reader, place: &mut Place, args: &[&str], mut server: Server) {
     for restart in 1..=RESTARTS {
         // The client is back. It may be through before the last restart.
-        server.wait_for_message("reading");
+        server.wait_for_reading();
         // Each time at another moment of what it does.
         std::thread::sleep(Duration::from_millis(10 * restart));
         if reader.status().is_some() {

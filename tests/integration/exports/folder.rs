@@ -171,7 +171,7 @@ fn lookups_that_fail_are_logged_at_a_limited_rate() {
     server.wait_for_log("the first", |line| line.json["reason"] == "unknown_name");
     // Its connection is over when another one has been served.
     server.go("good.hxz").disconnect();
-    server.wait_for_message("left");
+    server.wait_for_how("left");
     assert_eq!(count(&server), 16, "{}", server.log_text());
 }
 

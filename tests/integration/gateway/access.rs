@@ -20,7 +20,7 @@ fn assert_closed(server: &Server, from: IpAddr) {
     server.connect_from(from).expect_closed();
     let peer = from.to_string();
     server.wait_for_log("it was refused", |line| {
-        line.message().starts_with("refused: ") && line.json["peer"] == peer.as_str()
+        line.json["reason"] == "address" && line.json["peer"] == peer.as_str()
     });
 }
 
@@ -34,7 +34,7 @@ fn only_who_is_allowed_comes_in() {
         let server = allowing(server, &["--allow", "127.0.0.1"]);
         assert_let_in(&server, v4(1));
         assert_closed(&server, v4(2));
-        server.wait_for_message("refused: not in any allowed network");
+        server.wait_for_cause("no_rule_for_address");
     }
 }
 
@@ -58,7 +58,8 @@ fn deny_wins() {
     let server = allowing(plain(), &["--allow", "127.0.0.2,127.0.0.0/8", "--deny", "127.0.0.2"]);
     assert_let_in(&server, v4(1));
     assert_closed(&server, v4(2));
-    server.wait_for_message("refused: denied by --deny 127.0.0.2/32");
+    let line = server.wait_for_cause("denied_by_rule");
+    assert!(line.message().ends_with("--deny 127.0.0.2/32"), "{}", line.text);
     // Without --allow, deny takes away from what is allowed by default.
     let server = allowing(plain(), &["--deny", "127.0.0.0/29"]);
     assert_let_in(&server, v4(8));
@@ -96,7 +97,8 @@ fn mapped_addresses_are_judged_as_ipv4() {
     };
     connect(v4(1)).expect(crate::support::client::GREETING);
     connect(v4(2)).expect_closed();
-    server.wait_for_message("refused: denied by --deny 127.0.0.2/32");
+    let line = server.wait_for_cause("denied_by_rule");
+    assert!(line.message().ends_with("--deny 127.0.0.2/32"), "{}", line.text);
     connect(v4(3)).expect_closed();
     // IPv6 isn't let in because IPv4 is.
     connect(Ipv6Addr::LOCALHOST.into()).expect_closed();
@@ -167,17 +169,19 @@ fn junk_in_a_list_refuses_to_start() {
 
 #[test]
 fn others_are_not_served_without_tls() {
-    for (listen, args) in [
-        ("0.0.0.0:0", &[][..]),
-        ("[::]:0", &[]),
-        ("127.0.0.1:0", &["--allow", "10.0.0.0/8"]),
-        ("127.0.0.1:0", &["--allow", "127.0.0.1,0.0.0.0/0"]),
-        ("127.0.0.1:0", &["--allow", "::/0"]),
-        ("127.0.0.1:0", &["--allow", "126.0.0.0/7"]),
+    let (listener, clients) = ("remote_listener_without_tls", "remote_clients_without_tls");
+    for (listen, args, reason) in [
+        ("0.0.0.0:0", &[][..], listener),
+        ("[::]:0", &[], listener),
+        ("127.0.0.1:0", &["--allow", "10.0.0.0/8"], clients),
+        ("127.0.0.1:0", &["--allow", "127.0.0.1,0.0.0.0/0"], clients),
+        ("127.0.0.1:0", &["--allow", "::/0"], clients),
+        ("127.0.0.1:0", &["--allow", "126.0.0.0/7"], clients),
     ] {
-        let (code, stderr) = plain().listen(listen).args(args.iter().copied()).fail();
-        assert_eq!(code, 2, "{stderr}");
-        assert!(stderr.contains("--tls-cert") && stderr.contains("--insecure-no-tls"), "{stderr}");
+        let message = plain().listen(listen).args(args.iter().copied()).fails_with(2, reason);
+        for option in ["--tls-cert", "--tls-key", "--insecure-no-tls"] {
+            assert!(message.contains(option), "{message}");
+        }
     }
     // Unless that is wanted, which is said in the log.
     let server = plain().args(["--insecure-no-tls", "--allow", "127.0.0.1,192.0.2.0/24"]).start();

@@ -74,8 +74,8 @@ fn the_handshake_has_a_deadline_however_slowly_bytes_drip() {
             drip(client, &[0], started);
         });
     });
-    in_clear.wait_for_message("the NBD handshake took longer than allowed");
-    with_tls.wait_for_message("the NBD handshake took longer than allowed");
+    in_clear.wait_for_reason("deadline");
+    with_tls.wait_for_reason("deadline");
     in_clear.assert_alive();
     with_tls.assert_alive();
 }
@@ -90,7 +90,8 @@ fn the_tls_handshake_has_a_deadline_of_its_own() {
     assert_eq!(client.option_replies(OPT_STARTTLS), [ack()]);
     client.rest();
     assert!(started.elapsed() >= DEADLINE);
-    server.wait_for_message("the TLS handshake failed: it took longer than allowed");
+    let line = server.wait_for_reason("tls_handshake");
+    assert_eq!(line.json["cause"], "deadline");
 }
 
 /// The deadline is for the handshake: a client that is served may be silent for longer.
@@ -191,7 +192,7 @@ fn vanished_clients_leave_nothing_behind() {
         }
         wait_for_descriptors(&server, before);
         wait_until("their places are free", || {
-            server.log().iter().filter(|line| line.message() == "left").count() >= 1
+            server.log().iter().filter(|line| line.json["how"] == "left").count() >= 1
         });
     }
 }

@@ -198,7 +198,7 @@ fn who_compares_with_what_is_denied_since_a_reload_is_dropped() {
     let mut reads = reading(ALLOCATION);
     allowing(&folder, &[CHILD]);
     server.signal("HUP");
-    server.wait_for_message("reloaded");
+    server.wait_for_reloads(1);
     compares.expect_closed();
     let question = Question::status(0, 4096);
     reads.send(&question.encode(Mode::Structured));

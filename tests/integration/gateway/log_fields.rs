@@ -39,6 +39,8 @@ fn lines_of_a_connection_are_flat_and_say_whose_they_are() {
     for (id, who) in [(1, "cn:alice"), (2, "cn:bob")] {
         let lines: Vec<_> = server.log().into_iter().filter(|line| line.json["id"] == id).collect();
         assert!(lines.len() >= 4, "{}", server.log_text());
+        let first = &lines[0].json;
+        assert!(first.get("identity").is_none() && first.get("export").is_none(), "{first}");
         for line in &lines {
             let json = &line.json;
             assert_eq!(json["peer"], "127.0.0.1", "{}", line.text);

@@ -194,7 +194,7 @@ fn json_keeps_names_and_hides_nothing() {
     let mut client = server.go(FORGED);
     client.read_ok(0, 1);
     client.disconnect();
-    let line = server.wait_for_message("left");
+    let line = server.wait_for_how("left");
     assert_eq!(line.json["export"], FORGED);
     assert!(!server.log_text().chars().any(|it| it != '\n' && is_hidden(it)));
 
@@ -236,7 +236,7 @@ fn a_certificates_subject_forges_no_line() {
     let mut client = client.starttls(certified.config(server.pki())).boxed();
     client.go("");
     client.disconnect();
-    let line = server.wait_for_message("left");
+    let line = server.wait_for_how("left");
     let identity = line.json["identity"].as_str().unwrap();
     assert_eq!(identity, r"cn:x\n2026-01-01T00:00:00Z ERROR forged \u{1b}[2J\u{202e}y");
     let mut text = String::new();

@@ -105,7 +105,7 @@ fn never_read(server: &Server) {
     assert_eq!(modest.request(write), EPERM);
     // A large one waits until those who are in the way are let go.
     assert!(modest.read_ok(0, IMAGE_SIZE as u32) == image());
-    server.wait_for_message("stopped reading its replies while others waited for memory");
+    server.wait_for_cause("stalled");
     let peak = server.peak_rss_kib();
     assert!(peak < LIMIT_KIB, "{peak} KiB");
     drop(greedy);

@@ -229,11 +229,10 @@ fn another_user_goes_on() {
     // Who gives up root can't read root's files.
     let (code, stderr) = user("require").fail();
     assert_eq!(code, 3, "{stderr}");
-    for path in [&password, &socket] {
-        let is_note = |line: &&str| {
-            line.contains("\"sandbox_note\"") && line.contains(path.to_str().unwrap())
-        };
-        assert!(stderr.lines().any(|line| is_note(&line)), "{}: {stderr}", path.display());
+    for (path, reason) in [(&password, "file_not_rereadable"), (&socket, "socket_not_removable")] {
+        let parts = [path.to_str().unwrap(), &format!("\"{reason}\"")];
+        let is_note = |line: &str| parts.iter().all(|part| line.contains(part));
+        assert!(stderr.lines().any(is_note), "{reason}: {stderr}");
     }
 
     std::os::unix::fs::chown(&password, Some(65534), Some(65534)).unwrap();

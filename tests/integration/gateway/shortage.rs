@@ -23,7 +23,7 @@ fn without_descriptors_those_who_are_in_go_on() {
     set_descriptors(&server, now + 1);
     // One more comes in; the others wait until there are descriptors.
     let mut waiting: Vec<_> = (0..5).map(|_| server.connect()).collect();
-    server.wait_for_message("can't accept connections");
+    server.wait_for_reason("resource_shortage");
     for at in 0..100 {
         let at = at * 4096;
         assert_eq!(served.read_ok(at, 4096), image()[at as usize..at as usize + 4096]);
@@ -38,7 +38,7 @@ fn without_descriptors_those_who_are_in_go_on() {
     wait_until("their descriptors are free", || server.fd_count() <= now);
     // It has been said, and not once for each attempt.
     let log = server.log();
-    let said = log.iter().filter(|line| line.message().starts_with("can't accept"));
+    let said = log.iter().filter(|line| line.json["reason"] == "resource_shortage");
     assert!(said.count() <= 4, "{}", server.log_text());
 }
 
@@ -87,7 +87,7 @@ fn who_begins_connections_too_often_is_refused() {
     let refused = (0..60).filter(|_| !server.connect().is_greeted());
     // A burst of ten seconds' worth, and two a second.
     assert!(refused.count() >= 20);
-    server.wait_for_message("refused: its address begins connections more often than allowed");
+    server.wait_for_reason("connection_rate");
     served.read_ok(0, 1);
     let mut other = server.connect_from([127, 0, 0, 9]);
     other.greet(crate::support::client::FLAGS);

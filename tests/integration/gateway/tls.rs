@@ -10,7 +10,7 @@ use super::{BASE, connect, tls};
 use crate::support::client::{Client, FLAGS, OPT_STARTTLS, Plain, Request, Tls, ack, option};
 use crate::support::image;
 use crate::support::pki::{Pki, Recipe};
-use crate::support::server::Server;
+use crate::support::server::{Line, Server};
 
 /// What a TLS client sends first.
 pub(super) fn client_hello(config: Arc<ClientConfig>) -> Vec<u8> {
@@ -49,9 +49,8 @@ fn both_versions_are_spoken() {
         assert_eq!(client.stream.conn.protocol_version(), Some(number));
         read_something(client);
     }
-    let reading = |tls: &str| {
-        server.wait_for_log(tls, |line| line.message() == "reading" && line.json["tls"] == tls)
-    };
+    let reading =
+        |tls: &str| server.wait_for_log(tls, |line| line.is_reading() && line.json["tls"] == tls);
     reading("TLS 1.2");
     reading("TLS 1.3");
 }
@@ -62,8 +61,7 @@ fn an_old_client_is_refused_where_that_is_wanted() {
     let old = server.pki().client_config_for(&[&version::TLS12]);
     let error = told_to_start(&server).handshake(old).unwrap_err();
     assert!(error.to_string().contains("ProtocolVersion"), "{error}");
-    // Whoever runs the server is told what to change.
-    server.wait_for_message("where --tls-min is 1.3");
+    server.wait_for_cause("old_version");
     let new = server.pki().client_config_for(&[&version::TLS13]);
     read_something(told_to_start(&server).handshake(new).unwrap());
 }
@@ -73,10 +71,13 @@ fn a_client_that_does_not_trust_the_server_is_explained() {
     let server = tls().start();
     let stranger = Pki::made_by(&Recipe { authority: "somebody else", ..Recipe::default() });
     told_to_start(&server).handshake(stranger.client_config()).unwrap_err();
-    server.wait_for_message("it doesn't trust the CA");
+    let line = server.wait_for_cause("distrust");
+    assert!(line.message().contains("UnknownCA"), "{}", line.text);
     // A CA that was made anew under its old name is known, but its signatures don't fit.
     told_to_start(&server).handshake(Pki::new().client_config()).unwrap_err();
-    server.wait_for_message("another CA of the same name");
+    server.wait_for_log("another alert", |line| {
+        line.json["cause"] == "distrust" && line.message().contains("DecryptError")
+    });
     server.assert_alive();
 }
 
@@ -86,9 +87,9 @@ fn a_client_without_tls_is_explained() {
     let mut client = told_to_start(&server);
     client.send(b"IHAVEOPT\0\0\0\x03\0\0\0\0");
     client.rest();
-    server.wait_for_message("the client sent something else than a TLS handshake");
+    server.wait_for_cause("not_tls");
     told_to_start(&server).stream.shutdown(std::net::Shutdown::Write);
-    server.wait_for_message("the client went away before it began its TLS handshake");
+    server.wait_for_cause("left_before");
 }
 
 /// Sends what the connection has to say, in whatever pieces, until the handshake is over.
@@ -195,7 +196,7 @@ fn an_end_with_and_without_close_notify() {
     }
     super::wait_for_descriptors(&server, before);
     // Neither is a failure; requests carry their own lengths.
-    assert!(!server.log_text().contains("closed:"), "{}", server.log_text());
+    assert!(!server.log().iter().any(Line::is_failure), "{}", server.log_text());
 }
 
 /// `NBD_CMD_DISC`: "shut down the TLS session …, and close the TCP session", seen on the

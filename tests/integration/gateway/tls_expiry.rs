@@ -26,7 +26,7 @@ fn a_certificate_that_expires_within_a_month_is_warned_of_at_the_start() {
         assert_eq!(reasons(&server, "WARN"), expected);
         // At a reload as well.
         server.signal("HUP");
-        server.wait_for_message("reloaded");
+        server.wait_for_reloads(1);
         assert_eq!(reasons(&server, "WARN").len(), 2 * expected.len());
     }
 }
@@ -69,10 +69,7 @@ fn files_that_anybody_may_change_are_warned_of() {
     for (number, (path, mode)) in files.iter().enumerate() {
         set(path, mode | 0o002);
         server.signal("HUP");
-        crate::support::wait_until("it is reloaded", || {
-            let log = server.log();
-            log.iter().filter(|line| line.message().starts_with("reloaded")).count() == number + 1
-        });
+        server.wait_for_reloads(number + 1);
         let log = server.log();
         let warned: Vec<_> =
             log.iter().filter(|line| line.json["reason"] == "writable_by_all").collect();

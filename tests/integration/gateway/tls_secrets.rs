@@ -24,7 +24,7 @@ fn a_key_behind_a_closed_folder_is_taken() {
     server.assert_alive();
     // At a reload as well, in the sandbox.
     server.signal("HUP");
-    server.wait_for_message("reloaded");
+    server.wait_for_reloads(1);
     set(server.pki().folder(), 0o755);
     server.signal("HUP");
     server.wait_for_reason("reload_failed");

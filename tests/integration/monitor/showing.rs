@@ -230,7 +230,7 @@ fn who_shuts_down_is_not_ready_and_goes_on_showing() {
     wait_until("it is busy", || status(&server)["connections"][0]["in_flight"] == 8);
     server.signal("TERM");
     wait_until("it is shutting down", || get(&server, "/readyz").code == 503);
-    assert_eq!(get(&server, "/readyz").body, "it is shutting down\n");
+    assert_eq!(get(&server, "/readyz").body, "shutting down\n");
     assert_eq!(get(&server, "/healthz").code, 200);
     assert_eq!(status(&server)["connections_total"]["reading"], 1);
 }

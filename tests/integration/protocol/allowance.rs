@@ -28,7 +28,7 @@ fn who_haggles_for_ever_is_closed() {
         send_unknown(&mut client, all);
         client.send(&option(OPT_LIST, b""));
         client.expect_closed();
-        server.wait_for_message("the client sent more than 10 options (--max-options)");
+        server.wait_for_cause("too_many_options");
         // One that stops in time is served, and so is the next one.
         let mut client = server.greeted();
         send_unknown(&mut client, all - 1);
@@ -42,7 +42,7 @@ fn who_haggles_for_ever_is_closed() {
         assert_eq!(client.list(), [BASE]);
         client.send(&option_head(99, 241));
         client.expect_closed();
-        server.wait_for_message("more than 10240 bytes of options (--max-option-bytes)");
+        server.wait_for_cause("too_many_option_bytes");
         server.assert_alive();
     }
     // In clear, before TLS.

@@ -5,7 +5,7 @@ use crate::support::client::{
     OPT_ABORT, OPT_GO, OPT_LIST, OPT_PEEK_EXPORT, OPT_STARTTLS, REP_ERR_INVALID, REP_ERR_POLICY,
     REP_ERR_UNSUP, REP_SERVER, ack, info_data, option,
 };
-use crate::support::server::Server;
+use crate::support::server::{Line, Server};
 
 /// Numbers that no specification has given to anything, and a withdrawn one.
 const UNKNOWN: [u32; 5] = [0, OPT_PEEK_EXPORT, 12, 99, u32::MAX];
@@ -70,8 +70,7 @@ fn abort_without_waiting_for_the_reply() {
         client.send(&option(OPT_ABORT, b""));
     }
     server.assert_alive();
-    let log = server.log_text();
-    assert!(!log.contains("closed:"), "{log}");
+    assert!(!server.log().iter().any(Line::is_failure), "{}", server.log_text());
 }
 
 /// "Fixed newstyle negotiation": `NBD_REP_ERR_UNSUP` marks "use of an option not known by
@@ -97,8 +96,7 @@ fn unknown_options_are_unsupported() {
 fn starttls_without_tls_is_against_the_policy() {
     let server = base();
     let mut client = server.greeted();
-    let text = client.refused(OPT_STARTTLS, b"", REP_ERR_POLICY);
-    assert!(text.contains("without TLS"), "{text}");
+    client.refused(OPT_STARTTLS, b"", REP_ERR_POLICY);
     assert_eq!(client.list(), [BASE]);
 }
 

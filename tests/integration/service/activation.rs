@@ -66,7 +66,7 @@ fn no_second_descriptor_stays_open() {
 #[test]
 fn real_addresses_are_judged() {
     let everywhere = || TcpListener::bind("0.0.0.0:0").unwrap();
-    let message = handed(everywhere(), "nbd").fails_with(2, "tls_required");
+    let message = handed(everywhere(), "nbd").fails_with(2, "remote_listener_without_tls");
     assert!(message.contains("0.0.0.0:"), "{message}");
 
     let server = handed(everywhere(), "nbd").tls(Pki::new()).start();
@@ -100,7 +100,7 @@ fn other_sockets_are_refused_by_what_they_are() {
         std::fs::File::open(archive(BASE)).unwrap().into(),
     ];
     for socket in others {
-        let message = handed(socket, "odd").fails_with(5, "inherited_socket");
+        let message = handed(socket, "odd").fails_with(5, "unusable_socket");
         assert!(message.contains('3') && message.contains("\"odd\""), "{message}");
     }
 }
@@ -115,14 +115,14 @@ fn what_is_announced_and_not_there_is_an_error() {
         ("LISTEN_FDNAMES", "a:b", "LISTEN_FDNAMES"),
     ] {
         let given = handed(listener(), "a").env(variable, value);
-        let message = given.fails_with(5, "inherited_socket");
+        let message = given.fails_with(5, "invalid_variable");
         assert!(message.contains(named), "{message}");
     }
     // A number that nobody has yet may be the next one's that is opened.
     for count in 2..10 {
         let names = ["a"].repeat(count).join(":");
         let announced = handed(listener(), &names).env("LISTEN_FDS", count.to_string());
-        let message = announced.fails_with(5, "inherited_socket");
+        let message = announced.fails_with(5, "unusable_socket");
         assert!(message.contains("descriptor 4"), "{message}");
     }
 }

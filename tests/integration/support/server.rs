@@ -177,7 +177,7 @@ impl Builder {
         let reader = Some(reader);
         let mut server = Server { child, lines, reader, addresses: Vec::new(), pki: self.pki };
         // If it ends instead, so does the log.
-        let ready = server.wait_for_log("it is ready", |line| line.message().starts_with("ready"));
+        let ready = server.wait_for_log("it is ready", |line| line.json["listen"].is_string());
         let listen = ready.json["listen"].as_str().unwrap_or_else(|| panic!("{}", ready.text));
         server.addresses = match listen.starts_with("standard input") {
             true => vec![Address::Stdio],
@@ -230,6 +230,16 @@ impl Line {
     /// The label of the line, if it has one.
     pub fn reason(&self) -> &str {
         self.json["reason"].as_str().unwrap_or_default()
+    }
+
+    /// Whether it says that a connection was refused or failed.
+    pub fn is_failure(&self) -> bool {
+        self.json["id"].is_u64() && self.json["reason"].is_string() && self.json["level"] == "WARN"
+    }
+
+    /// Whether it says that a client starts reading.
+    pub fn is_reading(&self) -> bool {
+        self.json["tls"].is_string() && self.json["export"].is_string()
     }
 }
 
@@ -345,6 +355,35 @@ impl Server {
         }
     }
 
+    /// The first line whose field `name` has that value.
+    pub fn wait_for_field(&self, name: &str, value: &str) -> Line {
+        self.wait_for_log(&format!("{name} is {value}"), |line| line.json[name] == value)
+    }
+
+    /// The first line about a refusal or failure whose cause has that label.
+    pub fn wait_for_cause(&self, cause: &str) -> Line {
+        self.wait_for_field("cause", cause)
+    }
+
+    /// The first line about a session that ended like that.
+    pub fn wait_for_how(&self, how: &str) -> Line {
+        self.wait_for_field("how", how)
+    }
+
+    /// The first line about a client that starts reading.
+    pub fn wait_for_reading(&self) -> Line {
+        self.wait_for_log("a client reads", Line::is_reading)
+    }
+
+    /// How many reloads took effect so far.
+    pub fn reloads(&self) -> usize {
+        self.log().iter().filter(|line| line.json["dropped"].is_u64()).count()
+    }
+
+    pub fn wait_for_reloads(&self, times: usize) {
+        super::wait_until("it is reloaded", || self.reloads() >= times);
+    }
+
     /// The first line whose message, or error text, contains `text`.
     pub fn wait_for_message(&self, text: &str) -> Line {
         self.wait_for_log(text, |line| line.message().contains(text))
@@ -352,7 +391,7 @@ impl Server {
 
     /// The first line with this label.
     pub fn wait_for_reason(&self, reason: &str) -> Line {
-        self.wait_for_log(reason, |line| line.reason() == reason)
+        self.wait_for_field("reason", reason)
     }
 
     /// Whether the log has a line with this label so far.
