@@ -107,7 +107,7 @@ fn an_archive_can_not_name_files_elsewhere() {
         let error = refused(child.clone(), &OpenOptions::default());
         assert!(matches!(error.kind, ErrorKind::ParentMissing { is_outside: true, .. }), "{error}");
         let message = error.to_string();
-        for part in [child.to_str().unwrap(), name, "--parent-dir", "--allow-parent-anywhere"] {
+        for part in [child.to_str().unwrap(), name] {
             assert!(message.contains(part), "\"{part}\" is not in: {message}");
         }
         let anywhere = OpenOptions { allow_parent_anywhere: true, ..OpenOptions::default() };
@@ -116,7 +116,7 @@ fn an_archive_can_not_name_files_elsewhere() {
 }
 
 #[test]
-fn a_missing_parent_is_named_with_what_to_do() {
+fn a_missing_parent_is_named_with_the_paths_that_were_tried() {
     let files = folder([("child.hxz", child_of(&["base.hxz"]).write())]);
     for allow_parent_anywhere in [false, true] {
         let options = OpenOptions { allow_parent_anywhere, ..OpenOptions::default() };
@@ -127,8 +127,7 @@ fn a_missing_parent_is_named_with_what_to_do() {
         assert_eq!(name, "base.hxz");
         assert!(tried.contains(&files.path().join("base.hxz")));
         assert!(!is_outside);
-        let message = error.to_string();
-        assert!(message.contains("child.hxz") && message.contains("--parent-dir"), "{message}");
+        assert!(error.to_string().contains("child.hxz"), "{error}");
     }
     // The same for a grandparent, which the parent misses.
     child_of(&["gone.hxz"]).write().save(&files.path().join("base.hxz"));
