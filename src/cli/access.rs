@@ -19,9 +19,7 @@ pub(crate) struct Access {
     /// Peers that may connect: networks such as 10.0.0.0/8 or 2001:db8::/32, addresses, unix, or
     /// virtual machines as vsock:CID or vsock [comma-separated, repeatable; default: this machine
     /// only]
-    #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>
-    )]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>)]
     #[serde(deserialize_with = "from_file::comma_list")]
     allow: Vec<PeerMatcher>,
     /// Clients that are authorized by their certificate, from the peers of --allow, or from
@@ -32,9 +30,7 @@ pub(crate) struct Access {
     #[serde(deserialize_with = "from_file::list")]
     allow_identity: Vec<IdentityPattern>,
     /// Peers that may not connect, whatever the other options admit [comma-separated, repeatable]
-    #[arg(
-        long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>
-    )]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = trimmed::<PeerMatcher>)]
     #[serde(deserialize_with = "from_file::comma_list")]
     deny: Vec<PeerMatcher>,
     /// File with rules for addresses, identities, exports and hours; the first rule that matches

@@ -75,22 +75,17 @@ impl FromStr for MonitorAddress {
 
 #[derive(Debug, Default, Clone, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "Monitoring")]
 pub(crate) struct MonitorOptions {
     /// Serve monitoring over HTTP: a page at /, Prometheus metrics at /metrics, the same as JSON at
     /// /status.json, /healthz and /readyz. The address is ADDRESS:PORT, PORT of 127.0.0.1 (or ::1),
     /// or unix:PATH. Without TLS or authentication: anyone who can connect sees all clients
-    #[arg(
-        long, value_name = "WHERE", value_parser = os_text(MonitorAddress::parse),
-        help_heading = "Monitoring"
-    )]
+    #[arg(long, value_name = "WHERE", value_parser = os_text(MonitorAddress::parse))]
     #[serde(deserialize_with = "from_file::text")]
     pub(crate) monitor: Option<MonitorAddress>,
     /// Host names, besides addresses and localhost, that HTTP requests to the monitor may use
     /// [comma-separated, repeatable]
-    #[arg(
-        long, value_name = "NAME", value_delimiter = ',', value_parser = trimmed::<HostName>,
-        help_heading = "Monitoring"
-    )]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = trimmed::<HostName>)]
     #[serde(deserialize_with = "from_file::comma_list")]
     pub(crate) monitor_name: Vec<HostName>,
 }

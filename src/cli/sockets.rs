@@ -12,6 +12,7 @@ use super::values::{os_text, trimmed};
 
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
+#[command(next_help_heading = "Network")]
 pub(crate) struct Network {
     /// Load balancers, in the format of --allow. Their connections must begin with a PROXY header
     /// of version 2; the client's address in it is used for access rules, limits and the log. List
@@ -28,24 +29,21 @@ pub(crate) struct Network {
     /// Address to listen on: ADDRESS:PORT, or ADDRESS alone for port 10809; unix:PATH; vsock:PORT or
     /// vsock:CID:PORT. A link-local address includes its interface: [fe80::1%eth0]:PORT [repeatable;
     /// default: port 10809 of all addresses, or of loopback if only this machine may connect]
-    #[arg(
-        long, value_name = "WHERE", value_parser = os_text(ListenAddress::parse),
-        help_heading = "Network"
-    )]
+    #[arg(long, value_name = "WHERE", value_parser = os_text(ListenAddress::parse))]
     #[serde(deserialize_with = "from_file::list")]
     pub(crate) listen: Vec<ListenAddress>,
     /// Permissions of the Unix sockets of --listen, in octal digits such as 0660; users with write
     /// permission can connect [default: according to the umask]
-    #[arg(long, value_name = "MODE", help_heading = "Network")]
+    #[arg(long, value_name = "MODE")]
     #[serde(deserialize_with = "from_file::text")]
     socket_mode: Option<SocketMode>,
     /// Group of the Unix sockets of --listen, by name or number [default: that of this process]
-    #[arg(long, value_name = "GROUP", help_heading = "Network")]
+    #[arg(long, value_name = "GROUP")]
     #[serde(deserialize_with = "from_file::text")]
     socket_group: Option<SocketGroup>,
     /// Write the process ID to this file when sockets are bound and clients can connect. An
     /// existing file is replaced, and the file isn't removed on exit
-    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
     /// Serve a single connection on standard input and output, for inetd, ssh, and clients that
     /// start their server themselves.
@@ -53,7 +51,7 @@ pub(crate) struct Network {
     /// Standard input is a socket, or both are pipes. Access rules apply to the address of a TCP
     /// connection; Unix sockets and pipes count as this machine. Log lines go to standard error,
     /// unless that is the same socket. The exit status is 0 however the connection ends.
-    #[arg(long, help_heading = "Network")]
+    #[arg(long)]
     #[serde(skip)]
     pub(crate) stdio: bool,
 }

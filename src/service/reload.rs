@@ -25,7 +25,7 @@ use super::watch::WatchedFiles;
 use super::{access, archives, password, sandbox};
 use crate::cli::{OpenArchiveOptions, ReloadableOptions, SnapshotOptions};
 use crate::exit_status::{self, ExitStatus, Failure};
-use crate::settings::{FixedOptions, OptionSource, ReloadedOptions};
+use crate::settings::{FixedOptions, MergedOptions, OptionSource};
 
 /// Blocks SIGHUP until its handler is installed. It would end the program otherwise, and the
 /// startup can take as long as hashing an archive. Threads inherit the signal mask, so this must
@@ -239,7 +239,8 @@ impl ReloadInputs {
     ) -> Result<ReloadPlan, Failure> {
         // Opening a pipe waits for a writer, which may never come.
         reject_pipes(&self.file)?;
-        let ReloadedOptions { options, stamp, fixed } = self.source.reread()?;
+        let MergedOptions { serve, stamp, fixed, .. } = self.source.reread()?;
+        let options = serve.changeable;
         *files = Some(WatchedFiles::new(self.file.as_deref(), stamp, &options));
         // Existing connections could continue unencrypted after TLS has been required.
         if options.tls.files().is_some() != tls.is_some() {

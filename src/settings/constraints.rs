@@ -164,22 +164,6 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_overrides_what_contradicts_it() {
-        let file = ["tls-cert", "tls-key", "tls-client-crl", "tls-min", "tls-client-ca"];
-        let file: Vec<_> = file.into_iter().map(|key| (key, 1)).collect();
-        let merged = sources(&["insecure-no-tls"], &file);
-        assert!(merged.violations().is_empty());
-        assert!(merged.uses_file("tls-min") && merged.determine("tls-key"));
-        for key in ["tls-cert", "tls-key", "tls-client-ca", "tls-client-crl"] {
-            assert!(!merged.contains(key), "{key}");
-        }
-        // A value that the command line replaces satisfies requirements of the file.
-        let merged = sources(&["tls-cert"], &file);
-        assert!(merged.violations().is_empty());
-        assert!(!merged.uses_file("tls-cert") && merged.uses_file("tls-key"));
-    }
-
-    #[test]
     fn violations_name_the_later_option() {
         let file = [("rules", 2), ("allow", 1), ("allow-identity", 3), ("tls-client-ca", 4)];
         let violations = sources(&["tls-key"], &file).violations();

@@ -288,11 +288,16 @@ fn unknown_key(command: &Command, key: &str, value: &DeValue<'_>) -> ProblemKind
                     [&joined, inner].into_iter().find(|key| keys::option(command, key).is_some());
                 known.map(str::to_owned).or_else(|| keys::nearest(command, inner))
             });
-            ProblemKind::UnknownTable { table: key.to_owned(), options: options.take(3).collect() }
+            let options: Vec<_> = options.take(3).collect();
+            let examples = format!(", as {}", options.join(", "));
+            let examples = if options.is_empty() { String::new() } else { examples };
+            ProblemKind::UnknownTable { table: key.to_owned(), examples }
         }
         _ if key == "password" => ProblemKind::Password,
         _ => {
-            ProblemKind::UnknownOption { key: key.to_owned(), nearest: keys::nearest(command, key) }
+            let nearest = keys::nearest(command, key).map(|key| format!("did you mean {key}?"));
+            let hint = nearest.unwrap_or_else(|| "hexz-nbd --help lists all options".to_owned());
+            ProblemKind::UnknownOption { key: key.to_owned(), hint }
         }
     }
 }

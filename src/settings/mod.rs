@@ -24,7 +24,7 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use hexz_reader::storage::FileStamp;
 
-use crate::cli::{Cli, LogOptions, ReloadableOptions, ServeOptions};
+use crate::cli::{Cli, LogOptions, ServeOptions};
 use crate::exit_status::{self, ExitStatus};
 use crate::log;
 use crate::monitor::RecentErrors;
@@ -79,15 +79,6 @@ pub(crate) struct OptionSource {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FixedOptions(BTreeMap<String, Vec<OsString>>);
 
-/// Options of a reload.
-#[derive(Debug)]
-pub(crate) struct ReloadedOptions {
-    pub(crate) options: ReloadableOptions,
-    /// Stamp of the configuration file from before it was read.
-    pub(crate) stamp: Option<FileStamp>,
-    pub(crate) fixed: FixedOptions,
-}
-
 /// Reason for which there are no settings.
 #[derive(Debug)]
 pub(crate) enum SettingsError {
@@ -102,12 +93,14 @@ pub(crate) enum SettingsError {
 }
 
 /// Options of all sources.
-struct MergedOptions {
-    serve: ServeOptions,
+#[derive(Debug)]
+pub(crate) struct MergedOptions {
+    pub(crate) serve: ServeOptions,
     log: LogOptions,
-    fixed: FixedOptions,
+    pub(crate) fixed: FixedOptions,
     warning: Option<Warning>,
-    stamp: Option<FileStamp>,
+    /// Stamp of the configuration file from before it was read.
+    pub(crate) stamp: Option<FileStamp>,
 }
 
 /// Returns true if the command line contains `--stdio`, which isn't allowed in a file: standard
@@ -137,12 +130,10 @@ impl Settings {
 
 impl OptionSource {
     /// Reads the configuration file and the credentials again, inside the sandbox.
-    pub(crate) fn reread(&self) -> Result<ReloadedOptions, SettingsError> {
+    pub(crate) fn reread(&self) -> Result<MergedOptions, SettingsError> {
         let mut command = Cli::command();
         command.build();
-        let merged = self.merge(&command, RESOLVED_AT_STARTUP)?;
-        let options = merged.serve.changeable;
-        Ok(ReloadedOptions { options, stamp: merged.stamp, fixed: merged.fixed })
+        self.merge(&command, RESOLVED_AT_STARTUP)
     }
 
     /// Merges the options of all sources. Values of the file for `ignored` keys aren't parsed.

@@ -25,14 +25,10 @@ pub(super) enum ProblemKind {
     TooLarge,
     #[error("invalid TOML: {}", escape::text(.0))]
     Syntax(String),
-    #[error("unknown option {:?}{}", escape::name(.key), Suggestion(.nearest.as_deref()))]
-    UnknownOption { key: String, nearest: Option<String> },
-    #[error(
-        "unknown table [{}]: options belong above all tables{}",
-        escape::name(.table),
-        Examples(.options)
-    )]
-    UnknownTable { table: String, options: Vec<String> },
+    #[error("unknown option {:?}; {hint}", escape::name(.key))]
+    UnknownOption { key: String, hint: String },
+    #[error("unknown table [{}]: options belong above all tables{examples}", escape::name(.table))]
+    UnknownTable { table: String, examples: String },
     #[error("a password can't be in this file: set password-file to the file that contains it")]
     Password,
     #[error("{key} is allowed on the command line only: {why}")]
@@ -82,29 +78,5 @@ struct Line(Option<usize>);
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |line| write!(f, ", line {line}"))
-    }
-}
-
-/// Formatter that writes the key that was probably meant.
-struct Suggestion<'a>(Option<&'a str>);
-
-impl fmt::Display for Suggestion<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(nearest) => write!(f, "; did you mean {nearest}?"),
-            None => f.write_str("; hexz-nbd --help lists all options"),
-        }
-    }
-}
-
-/// Formatter that writes the options that the keys of an unknown table probably mean.
-struct Examples<'a>(&'a [String]);
-
-impl fmt::Display for Examples<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            [] => Ok(()),
-            options => write!(f, ", as {}", options.join(", ")),
-        }
     }
 }

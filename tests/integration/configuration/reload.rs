@@ -186,7 +186,7 @@ fn a_broken_file_changes_nothing_and_says_why() {
         ("allow = '127.0.0.2'\nmax-connections = 0", "line 2: max-connections: "),
         ("allow = '127.0.0.2'\nrules = '{}/none'\n[exports]\na = '{}/x'", "line 2: rules "),
         ("rules = '{}/none'\n[exports]\na = '{}/x'", "can't use the rules"),
-        ("default-export = 'b'\n[exports]\na = '{}/x'", "the default export \"b\" is none"),
+        ("default-export = 'b'\n[exports]\na = '{}/x'", "the default export \"b\""),
         ("digest = '{}/none'\n[exports]\na = '{}/x'", "can't read the list"),
         ("password-file = '{}/none'\n[exports]\na = '{}/x'", "can't use the password"),
         ("x = 1\ny = 2", "\"x\""),
