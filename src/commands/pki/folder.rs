@@ -153,7 +153,7 @@ impl CaFolder {
             match read(&path).and_then(|pem| CertificateInfo::from_pem(&pem, &path)) {
                 Ok(certificate) => issued.push(certificate),
                 Err(error) => {
-                    tracing::warn!(reason = error.label(), "certificate skipped: {error}")
+                    tracing::warn!(reason = error.label(), "certificate skipped: {error}");
                 }
             }
         }

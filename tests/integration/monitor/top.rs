@@ -85,6 +85,9 @@ impl Drop for Terminal {
 
 const BINARY: &str = env!("CARGO_BIN_EXE_hexz-nbd");
 
+/// The page that lists the labels.
+const DOCUMENTED: &str = include_str!("../../../docs/troubleshooting.md");
+
 fn server() -> Server {
     Server::builder().archive("base-zstd.hxz").args(["--monitor", "127.0.0.1:0"]).start()
 }
@@ -201,6 +204,7 @@ fn whatever_answers_can_not_disturb_it() {
         let ended = once(&place);
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{reason}");
         assert!(ended.stderr.contains(&format!("reason=\"{reason}\"")), "{}", ended.stderr);
+        assert!(DOCUMENTED.contains(&format!("`{reason}`")), "{reason} isn't documented");
     };
     refused(ok("[1, 2"), "not_a_status");
     refused(ok("[]"), "not_a_status");

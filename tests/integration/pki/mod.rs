@@ -15,6 +15,9 @@ use tempfile::TempDir;
 use crate::clients::{Said, run};
 use crate::support::server::{Ended, run as run_binary};
 
+/// The page that lists the labels.
+const DOCUMENTED: &str = include_str!("../../../docs/troubleshooting.md");
+
 /// A CA's folder. It goes when this is dropped.
 struct Ca {
     // The folder is made inside it.
@@ -59,6 +62,7 @@ impl Ca {
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(code), ""), "{}", ended.stderr);
         let label = format!("reason=\"{reason}\"");
         assert!(ended.stderr.contains(&label), "{args:?}: no {label} in {}", ended.stderr);
+        assert!(DOCUMENTED.contains(&format!("`{reason}`")), "{reason} isn't documented");
         ended.stderr
     }
 
