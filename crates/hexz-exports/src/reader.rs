@@ -284,6 +284,7 @@ mod tests {
         }
         let answered = tokio::time::timeout(Duration::from_millis(200), reader.is_alive()).await;
         assert!(answered.is_err());
+        assert!(!reader.has_idle_decoder());
         (0..threads).for_each(|_| release.send(()).unwrap());
         for job in hanging {
             job.await.unwrap().unwrap();
