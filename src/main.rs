@@ -41,13 +41,10 @@ mod log;
 mod monitor;
 mod service;
 mod settings;
+mod usage_error;
 
 use std::process::ExitCode;
 
-use clap::CommandFactory;
-use clap::error::ErrorKind;
-
-use cli::Cli;
 use exit_status::Failure;
 use monitor::RecentErrors;
 use settings::{Settings, Warning};
@@ -64,9 +61,10 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let recent = RecentErrors::default();
-    let settings = Settings::read(&arguments).unwrap_or_else(|refused| refused.report_and_exit());
+    let settings =
+        Settings::read(&arguments).unwrap_or_else(|error| usage_error::report_and_exit(error));
     if let Err(error) = log::start(&settings.cli.log, &recent) {
-        Cli::command().error(ErrorKind::InvalidValue, error.to_string()).exit();
+        usage_error::log_unavailable(&error);
     }
     for Warning { label, text } in &settings.warnings {
         tracing::warn!(reason = label, "{text}");

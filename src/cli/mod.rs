@@ -10,6 +10,7 @@ mod archives;
 mod audit;
 pub(crate) mod check;
 mod doctor;
+pub(crate) mod escaped_error;
 mod from_file;
 mod host_name;
 mod inspect;

@@ -2,7 +2,6 @@
 //! archive or a misspelled command.
 
 use std::ffi::OsString;
-use std::io::{Write, stderr};
 use std::path::Path;
 
 use clap::builder::StyledStr;
@@ -70,69 +69,6 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
         error.insert(ContextKind::Suggested, advice);
     }
     error
-}
-
-/// Prints an error about the command line, and ends the program. Help and version are printed
-/// that way as well.
-pub(super) fn print_and_exit(error: Error) -> ! {
-    if !error.use_stderr() {
-        error.exit();
-    }
-    let error = escaped_values(error);
-    let plain = error.render().to_string();
-    let is_layout = |character: char| character == '\n' || !escape::is_hidden(character);
-    if plain.chars().all(is_layout) {
-        error.exit();
-    }
-    let code = error.exit_code();
-    // If writing fails, the exit code still reports the error.
-    stderr().write_all(escape_lines(&plain).as_bytes()).unwrap_or_default();
-    std::process::exit(code)
-}
-
-/// Formats clap's error, with hidden characters of the command line escaped.
-pub(super) fn escaped(error: &Error) -> String {
-    escape_lines(&error.to_string())
-}
-
-/// Escapes the values of the command line that clap's error repeats.
-fn escaped_values(mut error: Error) -> Error {
-    let escaped = |text: &String| escape::text(text).into_owned();
-    let unstyled = |text: &StyledStr| {
-        let plain = text.to_string();
-        match plain.contains(escape::is_hidden) {
-            true => StyledStr::from(escape::text(&plain).into_owned()),
-            false => text.clone(),
-        }
-    };
-    let values: Vec<_> = error
-        .context()
-        .filter_map(|(kind, value)| match value {
-            ContextValue::String(text) => Some((kind, ContextValue::String(escaped(text)))),
-            ContextValue::Strings(texts) => {
-                Some((kind, ContextValue::Strings(texts.iter().map(escaped).collect())))
-            }
-            // Suggestions repeat values as well.
-            ContextValue::StyledStr(text) => Some((kind, ContextValue::StyledStr(unstyled(text)))),
-            ContextValue::StyledStrs(texts) => {
-                Some((kind, ContextValue::StyledStrs(texts.iter().map(unstyled).collect())))
-            }
-            _ => None,
-        })
-        .collect();
-    for (kind, value) in values {
-        error.insert(kind, value);
-    }
-    error
-}
-
-fn escape_lines(text: &str) -> String {
-    text.split_inclusive('\n')
-        .map(|line| match line.strip_suffix('\n') {
-            Some(line) => format!("{}\n", escape::text(line)),
-            None => escape::text(line).into_owned(),
-        })
-        .collect()
 }
 
 /// Returns a note about the command that may have been meant if the first archive doesn't exist

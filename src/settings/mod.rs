@@ -24,10 +24,9 @@ use clap::error::ErrorKind;
 use clap::{ArgMatches, Command, CommandFactory, FromArgMatches};
 use hexz_reader::storage::FileStamp;
 
+use crate::cli::escaped_error::escaped_text;
 use crate::cli::{Cli, LogOptions, ServeOptions};
 use crate::exit_status::{self, ExitStatus};
-use crate::log;
-use crate::monitor::RecentErrors;
 use constraints::OptionSources;
 use file::{ConfigFile, FileOptions};
 use keys::EXPORTS;
@@ -280,24 +279,6 @@ impl FixedOptions {
     }
 }
 
-impl SettingsError {
-    /// Reports the reason, and ends the program.
-    pub(crate) fn report_and_exit(self) -> ! {
-        let (log, problems) = match self {
-            Self::CommandLine(error) => advice::print_and_exit(error),
-            Self::File { log, problems } => (log, problems),
-        };
-        if let Err(error) = log::start(&log, &RecentErrors::default()) {
-            let why = format!("RUST_LOG: {error}");
-            advice::print_and_exit(Cli::command().error(ErrorKind::InvalidValue, why));
-        }
-        for problem in problems {
-            tracing::error!(reason = problem.label(), "{problem}");
-        }
-        std::process::exit(exit_status::USAGE.into())
-    }
-}
-
 impl ExitStatus for SettingsError {
     fn exit_status(&self) -> u8 {
         exit_status::USAGE
@@ -317,7 +298,7 @@ impl std::error::Error for SettingsError {}
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CommandLine(error) => advice::escaped(error).fmt(f),
+            Self::CommandLine(error) => escaped_text(error).fmt(f),
             Self::File { problems, .. } => {
                 let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
                 f.write_str(&problems.join("; "))
