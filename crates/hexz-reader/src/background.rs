@@ -39,6 +39,7 @@ impl BackgroundExecutor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::panic::AssertUnwindSafe;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
@@ -58,7 +59,8 @@ mod tests {
                 assert_eq!(thread.join().unwrap().unwrap(), 1);
             }
         });
-        let panicked = std::panic::catch_unwind(|| background.run(|| panic!("for a test")));
+        let panicking = AssertUnwindSafe(|| background.run(|| panic!("for a test")));
+        let panicked = std::panic::catch_unwind(panicking);
         assert!(panicked.is_err());
         assert_eq!(background.run(|| 7).unwrap(), 7);
     }
