@@ -324,3 +324,29 @@ fn check_hash(block: &[u8], expected: BlockHash) -> Result<(), ErrorKind> {
     let got = BlockHash(*blake3::hash(block).as_bytes());
     if got == expected { Ok(()) } else { Err(ErrorKind::HashMismatch { got, expected }) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threads_buffer_is_reused_unless_it_is_large() {
+        const KEPT: usize = 1024 * 1024;
+        // Returns the previous content of the buffer's first byte.
+        let fill = |length, byte| {
+            with_buffer(length, |buffer| {
+                assert_eq!(buffer.len(), length);
+                let before = buffer[0];
+                buffer.fill(byte);
+                before
+            })
+        };
+        assert_eq!(fill(1000, 1), 0);
+        assert_eq!(fill(1, 2), 1);
+        assert_eq!(fill(KEPT, 3), 2);
+        assert_eq!(fill(KEPT, 4), 3);
+        // A larger buffer is freed after its use.
+        assert_eq!(fill(KEPT + 1, 5), 4);
+        assert_eq!(fill(1000, 6), 0);
+    }
+}

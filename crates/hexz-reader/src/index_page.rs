@@ -229,3 +229,105 @@ impl RawEntry {
         Ok(IndexEntry { content, hash })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORM: EntryForm = EntryForm::WithHash;
+    const INDEX_OFFSET: u64 = 1 << 40;
+    /// Start offset of the pages in the stream, in bytes.
+    const START: u64 = 1000;
+
+    /// An entry of a block that lives in a parent.
+    const PARENTS: RawEntry = RawEntry {
+        place: Extent { offset: IN_PARENT, length: 0 },
+        length: 10,
+        checksum: 0,
+        hash: BlockHash([1; 32]),
+    };
+
+    /// Parses a page of these entries.
+    fn parse(entries: &[RawEntry]) -> Result<IndexPage, ErrorKind> {
+        let mut bytes = (entries.len() as u64).to_le_bytes().to_vec();
+        for RawEntry { place, length, checksum, hash } in entries {
+            bytes.extend(place.offset.to_le_bytes());
+            bytes.extend([place.length, *length, *checksum].map(u32::to_le_bytes).as_flattened());
+            bytes.extend(hash.0);
+        }
+        let place = Extent { offset: HEADER_SIZE, length: u32::try_from(bytes.len()).unwrap() };
+        let page = PageRef { place, start_block: 7, start_logical: START };
+        let end = START + entries.iter().map(|entry| u64::from(entry.length)).sum::<u64>();
+        let zeros = ZeroHashes::default();
+        let layout = PageLayout { form: FORM, references_by_hash: false, zeros: &zeros };
+        IndexPage::parse(&bytes, &page, end, INDEX_OFFSET, layout)
+    }
+
+    #[test]
+    fn blocks_follow_one_another_from_the_start_of_the_page() {
+        let lengths = [10, 1, 300];
+        let page = parse(&lengths.map(|length| RawEntry { length, ..PARENTS })).unwrap();
+        let blocks: Vec<_> = page.blocks().collect();
+        let found: Vec<_> =
+            blocks.iter().map(|block| (block.number, block.start, block.end())).collect();
+        assert_eq!(found, [(7, 1000, 1010), (8, 1010, 1011), (9, 1011, 1311)]);
+        for (position, block) in blocks.iter().enumerate() {
+            assert_eq!(page.block(position), Some(*block));
+            assert_eq!(page.range(position), Some(block.start..block.end()));
+            for at in [block.start, block.end() - 1] {
+                assert_eq!(page.block_at(at), Some(*block));
+            }
+        }
+        assert_eq!((page.block(3), page.range(3)), (None, None));
+        assert_eq!((page.block_at(START - 1), page.block_at(1311)), (None, None));
+    }
+
+    #[test]
+    fn lengths_and_places_of_blocks_are_checked() {
+        let stored = |offset, length| Extent { offset, length };
+        let entry = |place, length| RawEntry { place, length, ..PARENTS };
+        let allowed = max_stored(10);
+        for (entry, is_valid) in [
+            (entry(PARENTS.place, 0), false),
+            (entry(PARENTS.place, 1), true),
+            (entry(PARENTS.place, MAX_BLOCK), true),
+            (entry(PARENTS.place, MAX_BLOCK + 1), false),
+            (entry(stored(HEADER_SIZE, allowed), 10), true),
+            (entry(stored(HEADER_SIZE, allowed + 1), 10), false),
+            (entry(stored(HEADER_SIZE, 1), 10), true),
+            (entry(stored(HEADER_SIZE, 0), 10), false),
+            (entry(stored(HEADER_SIZE - 1, 1), 10), false),
+            (entry(stored(INDEX_OFFSET - 9, 9), 10), true),
+            (entry(stored(INDEX_OFFSET - 9, 10), 10), false),
+            (entry(stored(INDEX_OFFSET, 1), 10), false),
+            (entry(stored(u64::MAX - 1, 9), 10), false),
+        ] {
+            let RawEntry { place, length, .. } = entry;
+            assert_eq!(parse(&[entry]).is_ok(), is_valid, "{place:?} {length}");
+        }
+    }
+
+    #[test]
+    fn a_parents_block_with_the_same_hash_is_not_the_archives_own() {
+        let place = Extent { offset: HEADER_SIZE, length: 5 };
+        let [one, other] = [BlockHash([1; 32]), BlockHash([2; 32])];
+        let parents = RawEntry { hash: one, ..PARENTS };
+        let of_other = RawEntry { place, hash: other, ..PARENTS };
+        let own = RawEntry { place, hash: one, ..PARENTS };
+        let page = parse(&[parents, of_other, own]).unwrap();
+        let start = |hash| page.block_with_hash(&hash).map(|block| block.start);
+        assert_eq!((start(one), start(other)), (Some(START + 20), Some(START + 10)));
+        assert_eq!(start(BlockHash([3; 32])), None);
+    }
+
+    #[test]
+    fn memory_of_a_page_grows_with_its_blocks() {
+        for blocks in [1, 2, 1000] {
+            let entries: Vec<_> = (0..blocks).map(|_| PARENTS).collect();
+            let page = parse(&entries).unwrap();
+            let starts = (blocks + 1) * size_of::<u64>();
+            let entries = blocks * size_of::<IndexEntry>();
+            assert_eq!(page.memory(), (size_of::<IndexPage>() + starts + entries) as u64);
+        }
+    }
+}

@@ -213,3 +213,135 @@ fn check_size(size: u64) -> Result<(), ErrorKind> {
     }
     Err(ErrorKind::TooLarge { what: "the size of a stream in bytes", got: size, limit: MAX_STREAM })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDEX_OFFSET: u64 = HEADER_SIZE + 1000;
+    const ENTRY: u32 = 52;
+
+    /// A page of `blocks` blocks, from byte `start_logical` of the stream.
+    fn page(offset: u64, blocks: u32, start_logical: u64) -> PageRef {
+        let place = Extent { offset, length: PAGE_HEADER_LEN + blocks * ENTRY };
+        PageRef { place, start_block: 0, start_logical }
+    }
+
+    fn encode(main: &[PageRef], auxiliary: &[PageRef], sizes: [u64; 2]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for pages in [main, auxiliary] {
+            bytes.extend((pages.len() as u64).to_le_bytes());
+            for page in pages {
+                bytes.extend(page.place.offset.to_le_bytes());
+                bytes.extend(page.place.length.to_le_bytes());
+                bytes.extend(page.start_block.to_le_bytes());
+                bytes.extend(page.start_logical.to_le_bytes());
+            }
+        }
+        bytes.extend(sizes.map(u64::to_le_bytes).as_flattened());
+        bytes
+    }
+
+    fn is_accepted(main: &[PageRef], auxiliary: &[PageRef]) -> bool {
+        let bytes = encode(main, auxiliary, [1000, 1000]);
+        MasterIndex::parse(&bytes, INDEX_OFFSET, false).is_ok()
+    }
+
+    #[test]
+    fn pages_lie_between_the_header_and_the_master_index() {
+        let at = |offset, length| PageRef { place: Extent { offset, length }, ..page(0, 1, 0) };
+        for (page, is_valid) in [
+            (at(HEADER_SIZE, 60), true),
+            (at(HEADER_SIZE - 1, 60), false),
+            (at(INDEX_OFFSET - 60, 60), true),
+            (at(INDEX_OFFSET - 59, 60), false),
+            (at(u64::MAX, 60), false),
+            // A page has a header and at least one entry.
+            (at(HEADER_SIZE, PAGE_HEADER_LEN), false),
+            (at(HEADER_SIZE, 0), false),
+        ] {
+            assert_eq!(is_accepted(&[page], &[]), is_valid, "{page:?}");
+            assert_eq!(is_accepted(&[], &[page]), is_valid, "{page:?}");
+        }
+    }
+
+    #[test]
+    fn pages_that_share_bytes_are_rejected() {
+        let first = page(HEADER_SIZE, 2, 0);
+        let end = first.place.end().unwrap();
+        for (offset, is_valid) in [(end, true), (end - 1, false), (HEADER_SIZE, false)] {
+            let second = page(offset, 1, 500);
+            assert_eq!(is_accepted(&[first, second], &[]), is_valid, "{offset}");
+            assert_eq!(is_accepted(&[first], &[second]), is_valid, "{offset}");
+            // Pages may be stored in any order.
+            assert_eq!(is_accepted(&[second], &[first]), is_valid, "{offset}");
+        }
+    }
+
+    #[test]
+    fn only_replaced_signatures_of_a_signed_archive_follow_the_master_index() {
+        for (count, is_signed, is_valid) in [
+            (0, false, true),
+            (0, true, true),
+            (OLD_SIGNATURE, true, true),
+            (2 * OLD_SIGNATURE, true, true),
+            (OLD_SIGNATURE, false, false),
+            (OLD_SIGNATURE - 1, true, false),
+            (OLD_SIGNATURE + 1, true, false),
+            (1, false, false),
+        ] {
+            let mut bytes = encode(&[], &[], [0, 0]);
+            bytes.resize(bytes.len() + count, 0x5a);
+            let parsed = MasterIndex::parse(&bytes, INDEX_OFFSET, is_signed);
+            assert_eq!(parsed.is_ok(), is_valid, "{count} {is_signed}");
+        }
+    }
+
+    #[test]
+    fn changed_pages_and_sizes_are_detected() {
+        let index = |main: u64, auxiliary: u64, pages: &[PageRef]| {
+            MasterIndex::parse(&encode(pages, &[], [main, auxiliary]), INDEX_OFFSET, false).unwrap()
+        };
+        let pages = [page(HEADER_SIZE, 1, 0), page(HEADER_SIZE + 100, 1, 50)];
+        let opened = index(80, 7, &pages);
+        assert!(opened.has_same_pages(&index(80, 7, &pages)));
+        let moved = [pages[0], PageRef { start_logical: 51, ..pages[1] }];
+        for changed in [
+            index(81, 7, &pages),
+            index(80, 8, &pages),
+            index(80, 7, &pages[..1]),
+            index(80, 7, &moved),
+        ] {
+            assert!(!opened.has_same_pages(&changed) && !changed.has_same_pages(&opened));
+        }
+        // A size that isn't stated is 0 in the file, whatever the blocks add up to.
+        let mut summed = index(0, 7, &pages);
+        summed.main.size = 80;
+        summed.main.is_size_summed = true;
+        assert!(summed.has_same_pages(&index(0, 7, &pages)));
+        assert!(!summed.has_same_pages(&opened));
+    }
+
+    #[test]
+    fn a_page_has_a_whole_number_of_entries() {
+        let check = |length: u32, entries| {
+            let place = Extent { offset: HEADER_SIZE, length };
+            let pages = vec![PageRef { place, ..page(0, 1, 0) }];
+            let stream = || StreamIndex { pages: pages.clone(), ..StreamIndex::default() };
+            let main = MasterIndex { main: stream(), ..MasterIndex::default() };
+            let auxiliary = MasterIndex { auxiliary: stream(), ..MasterIndex::default() };
+            let results = [main, auxiliary].map(|index| index.check_pages(entries).is_ok());
+            assert_eq!(results[0], results[1]);
+            results[0]
+        };
+        let most = u32::try_from(MAX_PAGE_BLOCKS).unwrap();
+        for (count, is_valid) in [(0, false), (1, true), (2, true), (most, true), (most + 1, false)]
+        {
+            for entries in [EntryForm::WithHash, EntryForm::WithoutHash] {
+                let length = PAGE_HEADER_LEN + count * entries.size();
+                assert_eq!(check(length, entries), is_valid, "{count} {entries:?}");
+                assert!(!check(length + 1, entries) && !check(length - 1, entries), "{count}");
+            }
+        }
+    }
+}
