@@ -52,7 +52,7 @@ pub(super) enum ProblemKind {
 
 impl ConfigProblem {
     /// Returns the stable name of the kind of problem.
-    pub(super) fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self.what {
             ProblemKind::Unreadable(_) | ProblemKind::TooLarge => "config_unreadable",
             ProblemKind::Syntax(_) => "config_syntax",
