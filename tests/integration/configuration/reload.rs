@@ -240,7 +240,7 @@ fn what_can_not_change_is_named_and_stays() {
     let mut first = server.go("");
     first.read_ok(0, 1);
     assert!(server.connect().rest().0.is_empty());
-    server.wait_for_message("(--max-connections) are being served");
+    server.wait_for_reason("connections");
     drop(first);
 }
 
