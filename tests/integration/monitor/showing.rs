@@ -281,7 +281,7 @@ fn what_makes_no_sense_stops_the_start() {
     let base = base.to_str().unwrap();
     let (code, said) = run_to_failure(["--listen", "127.0.0.1:0", "--monitor", &port, base]);
     assert_eq!(code, 5);
-    assert!(said.contains("reason=\"listen\"") && said.contains(&port), "{said}");
+    assert!(said.contains("reason=\"address_in_use\"") && said.contains(&port), "{said}");
     let (code, said) = run_to_failure(["--monitor", "localhost:1", base]);
     assert_eq!(code, 2);
     assert!(said.contains("--monitor") && said.contains("localhost:1"), "{said}");
