@@ -116,13 +116,43 @@ where
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADER_FIELDS)
         .half_close(false);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(WRITE_TIMEOUT));
-    let stream = TokioIo::new(Box::pin(stream));
+    let stream = TokioIo::new(Box::pin(with_write_timeout(stream)));
     let mut connection = pin!(http.serve_connection(stream, service_fn(respond)));
     if let Ok(ended) = tokio::time::timeout(MAX_LIFETIME, &mut connection).await {
         return ended;
     }
     connection.as_mut().graceful_shutdown();
     tokio::time::timeout(SHUTDOWN_TIMEOUT, connection).await.unwrap_or(Ok(()))
+}
+
+/// Wraps a stream whose writes fail once its reader has read nothing for [`WRITE_TIMEOUT`].
+fn with_write_timeout<S: AsyncRead + AsyncWrite>(stream: S) -> TimeoutStream<S> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_TIMEOUT));
+    stream
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test(start_paused = true)]
+    async fn stalled_readers_time_out_and_slow_readers_do_not() {
+        let (mut client, server) = tokio::io::duplex(16);
+        let writing =
+            tokio::spawn(
+                async move { Box::pin(with_write_timeout(server)).write_all(&[1; 64]).await },
+            );
+        for _ in 0..3 {
+            tokio::time::sleep(WRITE_TIMEOUT - Duration::from_secs(1)).await;
+            client.read_exact(&mut [0; 16]).await.unwrap();
+        }
+        writing.await.unwrap().unwrap();
+
+        let (_client, server) = tokio::io::duplex(16);
+        let failed = Box::pin(with_write_timeout(server)).write_all(&[1; 64]).await;
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 }
