@@ -203,7 +203,7 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Option<Command>,
     #[command(flatten)]
-    pub(crate) file: ConfigFile,
+    pub(crate) file: ConfigFileOptions,
     #[command(flatten)]
     pub(crate) serve: ServeOptions,
     #[command(flatten)]
@@ -211,7 +211,7 @@ pub(crate) struct Cli {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct ConfigFile {
+pub(crate) struct ConfigFileOptions {
     /// Read options from this TOML file: max-connections = 100 means --max-connections 100, and
     /// the table [exports] lists archives as NAME = "PATH". The command line takes precedence.
     /// A reload (SIGHUP) reads the file again. See examples/hexz-nbd.toml
