@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 
+use super::block_decoding::{BlockGroup, BlockRequest, BlockResult, is_full};
 use super::block_key::BlockKey;
 use super::decoders::DecoderClient;
 use super::reader::{BlockError, BlockReader};
@@ -24,8 +25,8 @@ const SMALL_BLOCK_LIMIT: u32 = 4096;
 const MAX_BLOCKS_IN_RUN: usize = 256;
 /// Time after which a run ends early, so that other clients get their turn.
 const RUN_TIME: Duration = Duration::from_millis(2);
-/// Maximum number of blocks of one read that wait for the decoders at once.
-const MAX_BLOCKS_IN_FLIGHT: usize = 4;
+/// Maximum number of batches of one read that wait for the decoders at once.
+const MAX_BATCHES_IN_FLIGHT: usize = 4;
 /// Maximum number of blocks that one read may touch: a read of 32 MiB over blocks of 512 bytes.
 /// Clients of archives with smaller blocks have to ask for less at a time.
 const MAX_BLOCKS_IN_READ: usize = 65_536;
@@ -81,7 +82,7 @@ impl Blocks {
             segments.push(segment);
             at = block.end();
         }
-        self.reader.counters.hits.add(hits);
+        self.count_hits(hits);
         Some(())
     }
 
@@ -104,7 +105,7 @@ impl Blocks {
         span: Span,
         mut part: impl FnMut(u64, Segment) + Send,
     ) -> Result<(), BlockReadFailure> {
-        let mut in_flight = FuturesUnordered::new();
+        let (mut group, mut waiting) = (BlockGroup::default(), FuturesUnordered::new());
         let mut at = span.offset;
         let mut blocks = 0;
         while at < span.end() {
@@ -125,16 +126,34 @@ impl Blocks {
                 part(start, zeros);
                 continue;
             }
-            // No more than keep the decoders busy: a part that waits for others takes memory.
-            while in_flight.len() >= MAX_BLOCKS_IN_FLIGHT {
-                if let Some((offset, segment)) = in_flight.next().await {
-                    part(offset, segment?);
+            match self.request(&block) {
+                BlockRequest::Ready(bytes) => part(start, segment(bytes, &block, span)?),
+                BlockRequest::Decoded(bytes) => {
+                    part(start, segment(bytes, &block, span)?);
+                    if at < span.end() {
+                        // Other tasks have waited for it, such as the one that sends the part.
+                        tokio::task::yield_now().await;
+                    }
+                }
+                BlockRequest::Pending(pending) => group.push(block, pending),
+            }
+            if group.is_full() {
+                self.decode_group(std::mem::take(&mut group), &waiting);
+                // Polls once, which queues the jobs.
+                let mut next = waiting.next().now_or_never().flatten();
+                // No more than keep the decoders busy: a part that waits for others takes memory.
+                while next.is_some() || waiting.len() >= MAX_BATCHES_IN_FLIGHT {
+                    let decoded = match next.take() {
+                        Some(decoded) => decoded,
+                        None => waiting.next().await.unwrap_or_default(),
+                    };
+                    deliver(decoded, span, &mut part)?;
                 }
             }
-            in_flight.push(async move { (start, self.segment(block, span).await) });
         }
-        while let Some((offset, segment)) = in_flight.next().await {
-            part(offset, segment?);
+        self.decode_group(group, &waiting);
+        while let Some(decoded) = waiting.next().await {
+            deliver(decoded, span, &mut part)?;
         }
         Ok(())
     }
@@ -142,40 +161,32 @@ impl Blocks {
     /// Prefetches the blocks of `span` into the cache, but only while the decoders are idle, so
     /// that requested blocks don't wait for it.
     pub(super) async fn read_ahead(&self, span: Span) {
-        let mut in_flight = FuturesUnordered::new();
-        let mut at = span.offset;
+        let mut waiting = FuturesUnordered::new();
+        let (mut group, mut at) = (Vec::new(), span.offset);
         while at < span.end() {
-            if !self.reader.has_idle_decoder() {
-                // Errors are ignored: a client that requests the block gets them.
-                match in_flight.next().await {
-                    Some(_) => continue,
-                    None => return,
-                }
-            }
             tokio::task::consume_budget().await;
+            // Errors are ignored: a client that requests the block gets them.
             let Ok(block) = self.locate(at).await else { return };
             at = block.end();
-            if block.is_zeros() || self.reader.is_cached(&self.snapshot, self.stream, &block) {
+            if !block.is_zeros() && !self.is_cached(&block) {
+                group.push(block);
+            }
+            if at < span.end() && !is_full(&group) {
                 continue;
             }
-            in_flight.push(self.reader.prefetch_block(
-                &self.client,
-                &self.snapshot,
-                self.stream,
-                block,
-            ));
+            while !self.reader.has_idle_decoder() {
+                if waiting.next().await.is_none() {
+                    return;
+                }
+            }
+            // Not earlier: a client that requests one of the blocks would wait until its job is
+            // queued.
+            let batch = group.drain(..).filter_map(|block| self.lead(block)).collect();
+            waiting.push(self.decode_batch(batch));
             // Polls once, which queues the job.
-            in_flight.next().now_or_never();
+            waiting.next().now_or_never();
         }
-        while in_flight.next().await.is_some() {}
-    }
-
-    /// Waits for the part of `block` that lies in `span`.
-    async fn segment(&self, block: Block, span: Span) -> Result<Segment, BlockReadFailure> {
-        let bytes = self.reader.block(&self.client, &self.snapshot, self.stream, block).await;
-        let bytes = bytes
-            .map_err(|cause| BlockReadFailure { at: block.start().max(span.offset), cause })?;
-        Ok(unpinned_part(&bytes, &block, span))
+        while waiting.next().await.is_some() {}
     }
 
     /// Reads small blocks from `first` on, all of them zeros or none, in one job of the decoders.
@@ -208,7 +219,7 @@ impl Blocks {
             blocks += 1;
             let end = block.end().min(span.end());
             if !is_zeros {
-                let read = self.reader.small_block(&self.snapshot, self.stream, &block);
+                let read = self.small_block(&block);
                 let at = block.start().max(span.offset);
                 let Some(decoded) = read.map_err(|cause| BlockReadFailure { at, cause })? else {
                     return Ok(None);
@@ -254,6 +265,30 @@ fn zero_part(block: &Block, span: Span) -> Option<Segment> {
 /// Returns a segment of zeros within a read, whose length fits 32 bits.
 fn zeros(length: u64) -> Segment {
     Segment::Zeros(u32::try_from(length).unwrap_or(u32::MAX))
+}
+
+/// Passes the segments of blocks to `part`.
+fn deliver(
+    decoded: Vec<BlockResult>,
+    span: Span,
+    part: &mut impl FnMut(u64, Segment),
+) -> Result<(), BlockReadFailure> {
+    decoded.into_iter().try_for_each(|(block, bytes)| {
+        part(block.start().max(span.offset), segment(bytes, &block, span)?);
+        Ok(())
+    })
+}
+
+/// Returns the part of a `block` that `span` requests, or the reason why it can't be read.
+fn segment(
+    bytes: Result<Bytes, BlockError>,
+    block: &Block,
+    span: Span,
+) -> Result<Segment, BlockReadFailure> {
+    match bytes {
+        Ok(bytes) => Ok(unpinned_part(&bytes, block, span)),
+        Err(cause) => Err(BlockReadFailure { at: block.start().max(span.offset), cause }),
+    }
 }
 
 /// Returns the part of a block's `bytes` that `span` requests, for a reply that may wait for

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -33,8 +33,11 @@ pub struct ByteCache<K> {
     recent: RecentUses,
     /// Values in flight, each with its waiters. (The underlying cache has a similar feature, but
     /// counts each waiter as a use of the value.)
-    flights: Mutex<HashMap<K, Vec<oneshot::Sender<Bytes>>>>,
+    flights: Arc<Flights<K>>,
 }
+
+/// Waiters of each value in flight.
+type Flights<K> = Mutex<HashMap<K, Vec<oneshot::Sender<Bytes>>>>;
 
 #[derive(Debug, Clone, Copy)]
 struct LengthWeighter;
@@ -53,7 +56,7 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
 
     fn with_clock(budget: u64, typical: u64, clock: fn() -> u64) -> Self {
         let cache = bounded(budget, typical, MIN_SHARD_SIZE, LengthWeighter);
-        Self { cache, recent: RecentUses::new(clock), flights: Mutex::default() }
+        Self { cache, recent: RecentUses::new(clock), flights: Arc::default() }
     }
 
     /// Returns the value if it is cached, and counts a use of it.
@@ -91,75 +94,83 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         make: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<Bytes, E> {
         let flight = loop {
-            if let Some(value) = self.get(key) {
-                return Ok(value);
-            }
-            match self.join_flight(key, flight) {
-                FlightRole::Cached(value) => return Ok(value),
-                FlightRole::Leader(flight) => break flight,
+            match self.get_or_join(key, flight) {
+                Role::Cached(value) => return Ok(value),
+                Role::Leader(flight) => break flight,
                 // The first caller failed or was dropped; try to take over.
-                FlightRole::Follower(value) => match value.await {
+                Role::Follower(value) => match value.await {
                     Ok(value) => return Ok(value),
                     Err(_) => continue,
                 },
             }
         };
         let value = make.await?;
-        self.cache.insert(key.clone(), value.clone());
-        for waiting in flight.finish() {
-            // The waiter may be gone.
-            waiting.send(value.clone()).unwrap_or_else(drop);
-        }
+        flight.finish(self, key.clone(), &value);
         Ok(value)
     }
 
-    fn join_flight<'a>(&'a self, key: &K, flight: &'a K) -> FlightRole<'a, K> {
+    /// Returns the cached value, or the caller's role in the `flight` that produces it.
+    pub fn get_or_join(&self, key: &K, flight: &K) -> Role<K> {
+        if let Some(value) = self.get(key) {
+            return Role::Cached(value);
+        }
         let mut flights = self.flights.lock();
         // It may have been inserted since the last lookup.
         if let Some(value) = self.cache.peek(key) {
-            return FlightRole::Cached(value);
+            return Role::Cached(value);
         }
         if let Some(waiting) = flights.get_mut(flight) {
             let (sender, value) = oneshot::channel();
             waiting.push(sender);
-            return FlightRole::Follower(value);
+            return Role::Follower(value);
         }
         flights.insert(flight.clone(), Vec::new());
-        FlightRole::Leader(Flight { cache: self, key: flight, is_finished: false })
+        let key = Some(flight.clone());
+        Role::Leader(Flight { flights: Arc::clone(&self.flights), key })
     }
 }
 
 /// Role of a caller in the flight of a value.
-enum FlightRole<'a, K: Hash + Eq + Clone> {
+#[derive(Debug)]
+pub enum Role<K: Hash + Eq + Clone> {
     /// No flight: the value is already cached.
     Cached(Bytes),
     /// The caller produces the value.
-    Leader(Flight<'a, K>),
-    /// The caller waits for the value.
+    Leader(Flight<K>),
+    /// The caller waits for the value. An error means that the leader has failed or is gone, and
+    /// that another caller may take over.
     Follower(oneshot::Receiver<Bytes>),
 }
 
-/// Guard of a value in flight. If it is dropped early, the waiters are notified and one of them
-/// takes over.
-struct Flight<'a, K: Hash + Eq + Clone> {
-    cache: &'a ByteCache<K>,
-    key: &'a K,
-    is_finished: bool,
+/// Guard of a value in flight. If it is dropped before the value is there, the waiters are notified
+/// and one of them takes over.
+#[derive(Debug)]
+pub struct Flight<K: Hash + Eq + Clone> {
+    flights: Arc<Flights<K>>,
+    /// Identifies the flight until it is finished.
+    key: Option<K>,
 }
 
-impl<K: Hash + Eq + Clone> Flight<'_, K> {
+impl<K: Hash + Eq + Clone> Flight<K> {
+    /// Caches the value under `key`, and passes it to the waiters.
+    pub fn finish(mut self, cache: &ByteCache<K>, key: K, value: &Bytes) {
+        cache.insert(key, value.clone());
+        for waiting in self.end() {
+            // The waiter may be gone.
+            waiting.send(value.clone()).unwrap_or_else(drop);
+        }
+    }
+
     /// Ends the flight and returns its waiters.
-    fn finish(mut self) -> Vec<oneshot::Sender<Bytes>> {
-        self.is_finished = true;
-        self.cache.flights.lock().remove(self.key).unwrap_or_default()
+    fn end(&mut self) -> Vec<oneshot::Sender<Bytes>> {
+        let ended = self.key.take().and_then(|key| self.flights.lock().remove(&key));
+        ended.unwrap_or_default()
     }
 }
 
-impl<K: Hash + Eq + Clone> Drop for Flight<'_, K> {
+impl<K: Hash + Eq + Clone> Drop for Flight<K> {
     fn drop(&mut self) {
-        if !self.is_finished {
-            self.cache.flights.lock().remove(self.key);
-        }
+        self.end();
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::{BinaryHeap, VecDeque};
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -31,10 +32,14 @@ pub(super) struct Decoders {
     started: OnceLock<()>,
 }
 
-/// A client whose jobs share one queue. Its state is only accessed under the lock of
-/// [`FairQueue`].
+/// A client whose jobs share one queue.
 #[derive(Default)]
-pub(super) struct DecoderClient(Mutex<ClientQueue>);
+pub(super) struct DecoderClient {
+    /// Only accessed under the lock of [`FairQueue`].
+    queue: Mutex<ClientQueue>,
+    /// Number of blocks that the client has requested.
+    requested: AtomicU64,
+}
 
 #[derive(Default)]
 struct ClientQueue {
@@ -132,10 +137,33 @@ impl Decoders {
         result.await.map_err(|_| JobAbandoned)
     }
 
-    /// Returns true if a job would start immediately.
-    pub(super) fn has_idle_thread(&self) -> bool {
+    /// Returns the number of jobs that would start immediately.
+    pub(super) fn idle_threads(&self) -> usize {
         let queue = self.shared.queue.lock();
-        queue.idle > queue.jobs
+        queue.idle.saturating_sub(queue.jobs)
+    }
+
+    /// Returns true if jobs of other clients than `client` wait for a thread.
+    pub(super) fn has_others_waiting(&self, client: &DecoderClient) -> bool {
+        let queue = self.shared.queue.lock();
+        queue.jobs > client.queue.lock().jobs.len()
+    }
+
+    /// Charges a client for work that was done for it elsewhere.
+    pub(super) fn charge(&self, client: &Arc<DecoderClient>, took: Duration) {
+        self.shared.queue.lock().charge(client, took);
+    }
+}
+
+impl DecoderClient {
+    /// Counts blocks that the client has requested.
+    pub(super) fn count_requested(&self, blocks: u64) {
+        self.requested.fetch_add(blocks, Relaxed);
+    }
+
+    /// Returns the number of blocks that the client has requested.
+    pub(super) fn requested(&self) -> u64 {
+        self.requested.load(Relaxed)
     }
 }
 
@@ -144,7 +172,7 @@ impl Drop for Decoders {
         let mut queue = self.shared.queue.lock();
         queue.is_closed = true;
         for Reverse(turn) in queue.clients.drain() {
-            turn.client.0.lock().jobs.clear();
+            turn.client.queue.lock().jobs.clear();
         }
         self.shared.news.notify_all();
     }
@@ -191,7 +219,7 @@ impl DecoderState {
 impl FairQueue {
     fn add(&mut self, client: &Arc<DecoderClient>, job: DecodeJob) {
         self.jobs += 1;
-        let mut own = client.0.lock();
+        let mut own = client.queue.lock();
         own.jobs.push_back(job);
         if own.turn.is_none() {
             own.clock = own.clock.max(self.now);
@@ -210,7 +238,7 @@ impl FairQueue {
     /// Takes the next job, and charges its client the estimate.
     fn next(&mut self) -> Option<(Arc<DecoderClient>, DecodeJob)> {
         while let Some(Reverse(Turn { number, client, .. })) = self.clients.pop() {
-            let mut own = client.0.lock();
+            let mut own = client.queue.lock();
             if own.turn != Some(number) {
                 continue;
             }
@@ -228,9 +256,22 @@ impl FairQueue {
         None
     }
 
+    /// Charges a client for work that was done without a job.
+    fn charge(&mut self, client: &Arc<DecoderClient>, took: Duration) {
+        let mut own = client.queue.lock();
+        own.clock = own.clock.max(self.now);
+        // As if a thread had taken a job: other clients gain no credit from the time in which no
+        // job of theirs waited.
+        if self.jobs == 0 {
+            self.now = own.clock;
+        }
+        drop(own);
+        self.correct(client, 0, took);
+    }
+
     /// Replaces a job's estimate on its client's clock by the measured time.
     fn correct(&mut self, client: &Arc<DecoderClient>, estimate: u64, took: Duration) {
-        let mut own = client.0.lock();
+        let mut own = client.queue.lock();
         let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         own.clock = own.clock.saturating_sub(estimate).saturating_add(took);
         if own.turn.is_some() {
@@ -247,7 +288,7 @@ impl fmt::Debug for Decoders {
 
 impl fmt::Debug for DecoderClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("waiting", &self.0.lock().jobs.len()).finish()
+        f.debug_struct("Client").field("waiting", &self.queue.lock().jobs.len()).finish()
     }
 }
 
@@ -329,17 +370,36 @@ mod tests {
     fn an_idle_client_accumulates_no_credit() {
         let mut queue = FairQueue { now: 1000, ..FairQueue::default() };
         let [early, late] = [Arc::<DecoderClient>::default(), Arc::default()];
-        early.0.lock().clock = 1000;
+        early.queue.lock().clock = 1000;
         queue.add(&late, job(100));
         queue.add(&early, job(100));
         queue.add(&late, job(100));
         let clocks: Vec<u64> = std::iter::from_fn(|| {
             let (client, job) = queue.next()?;
-            let after = client.0.lock().clock;
+            let after = client.queue.lock().clock;
             Some(after - job.estimate)
         })
         .collect();
         assert_eq!(clocks, [1000, 1000, 1100]);
+    }
+
+    #[test]
+    fn work_done_elsewhere_is_charged_and_gives_others_no_credit() {
+        let mut queue = FairQueue::default();
+        let [working, other] = [Arc::<DecoderClient>::default(), Arc::default()];
+        for _ in 0..3 {
+            queue.charge(&working, Duration::from_nanos(1000));
+        }
+        assert_eq!((working.queue.lock().clock, queue.now), (3000, 2000));
+        queue.add(&working, job(10));
+        queue.add(&other, job(10));
+        let (next, _) = queue.next().unwrap();
+        assert!(Arc::ptr_eq(&next, &other));
+        assert_eq!(other.queue.lock().clock, 2010);
+        // While jobs of others wait, the time is theirs.
+        queue.add(&other, job(10));
+        queue.charge(&working, Duration::from_nanos(1000));
+        assert_eq!((working.queue.lock().clock, queue.now), (4000, 2000));
     }
 
     #[tokio::test]

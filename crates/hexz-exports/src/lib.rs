@@ -41,12 +41,15 @@
 //! 2. [`SnapshotExport`] (`snapshot.rs`) implements [`nbd_server::Export`]. `blocks.rs` divides a
 //!    read into blocks: immediately if index pages and blocks are in memory (`read_now`), otherwise
 //!    concurrently (`read`).
-//! 3. [`BlockReader`] (`reader.rs`) looks up each block in the cache ([`cache`]). On a miss, a
-//!    decoder thread (`decoders.rs`) has [`hexz_reader`] read and verify it, once for all clients
-//!    that wait for it.
+//! 3. `block_decoding.rs` looks up each block in the cache ([`cache`]) of the [`BlockReader`]
+//!    (`reader.rs`). On a miss, it has [`hexz_reader`] read and verify the block, once for all
+//!    clients that wait for it: on the task of the read, if the block is small, its stored bytes are
+//!    in memory and no other client reads (`inline_gate.rs`), otherwise together with its neighbors
+//!    on a decoder thread (`decoders.rs`).
 
 #![deny(missing_docs)]
 
+mod block_decoding;
 mod block_key;
 mod blocks;
 pub mod cache;
@@ -57,6 +60,7 @@ mod files;
 mod folder_access;
 mod folder_slots;
 mod hints;
+mod inline_gate;
 mod inspection;
 mod listing;
 mod memory;

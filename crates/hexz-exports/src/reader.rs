@@ -3,27 +3,28 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::block_key::BlockKey;
 use super::decoders::{DecoderClient, Decoders, JobAbandoned};
 use super::hints::Hints;
+use super::inline_gate::InlineGate;
 use super::reader_stats::{ReaderCounters, ReaderStats};
 use crate::cache::ByteCache;
 use hexz_reader::BackgroundExecutor;
 use hexz_reader::storage::ReadCounters;
-use hexz_reader::{Block, Error, Snapshot, StreamKind};
+use hexz_reader::{Error, Snapshot};
 use nbd_telemetry::RateLimit;
 
 /// The block cache and the decoder threads, shared by all exports.
 #[derive(Debug)]
 pub struct BlockReader {
     pub(super) cache: ByteCache<BlockKey>,
-    decoders: Decoders,
+    pub(super) decoders: Decoders,
+    pub(super) inline_gate: InlineGate,
     pub(super) counters: ReaderCounters,
     /// Locks of the parent hash indexes that are being built, by snapshot.
     building: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
@@ -47,6 +48,7 @@ impl BlockReader {
         Arc::new(Self {
             cache: ByteCache::new(cache_size, TYPICAL_BLOCK),
             decoders: Decoders::new(),
+            inline_gate: InlineGate::default(),
             counters: ReaderCounters::default(),
             building: Mutex::default(),
             background: Arc::default(),
@@ -85,94 +87,9 @@ impl BlockReader {
         }
     }
 
-    /// Returns a block's bytes for a client, from the cache or decoded, and counts a hit or a
-    /// miss.
-    pub(super) async fn block(
-        &self,
-        client: &Arc<DecoderClient>,
-        snapshot: &Arc<Snapshot>,
-        stream: StreamKind,
-        block: Block,
-    ) -> Result<Bytes, BlockError> {
-        let is_cached = self.is_cached(snapshot, stream, &block);
-        let ReaderCounters { hits, misses, .. } = &self.counters;
-        (if is_cached { hits } else { misses }).add(1);
-        self.prefetch_block(client, snapshot, stream, block).await
-    }
-
-    /// Returns a block's bytes like [`block`](Self::block), but counts no hit or miss, as for a
-    /// prefetch.
-    pub(super) async fn prefetch_block(
-        &self,
-        client: &Arc<DecoderClient>,
-        snapshot: &Arc<Snapshot>,
-        stream: StreamKind,
-        block: Block,
-    ) -> Result<Bytes, BlockError> {
-        let key = BlockKey::of(&block, snapshot, stream);
-        let place = BlockKey::location(&block, snapshot, stream);
-        let make = async {
-            let bytes = match self.decode(client, snapshot, block).await? {
-                Some(bytes) => bytes,
-                None => {
-                    self.index_parents(snapshot).await;
-                    self.decode(client, snapshot, block).await?.ok_or(BlockError::Panicked)?
-                }
-            };
-            self.counters.count_decoded(&bytes);
-            Ok(Bytes::from(bytes))
-        };
-        let bytes = self.cache.get_or_insert_with(&key, &place, make).await?;
-        of_listed_length(bytes, &block)
-    }
-
-    /// Returns a small block's bytes on the thread of a decoder, without sharing the work with
-    /// other clients that ask for it at the same time. `None` if the index of the parents'
-    /// hashes is needed, and hasn't been built.
-    pub(super) fn small_block(
-        &self,
-        snapshot: &Snapshot,
-        stream: StreamKind,
-        block: &Block,
-    ) -> Result<Option<Bytes>, BlockError> {
-        let key = BlockKey::of(block, snapshot, stream);
-        let bytes = match self.cache.get(&key) {
-            Some(bytes) => {
-                self.counters.hits.add(1);
-                bytes
-            }
-            None => {
-                let begun = Instant::now();
-                let read = snapshot.try_read_block(block).map_err(BlockError::Snapshot)?;
-                self.counters.count_decoding(begun.elapsed());
-                let Some(bytes) = read.map(Bytes::from) else { return Ok(None) };
-                self.counters.misses.add(1);
-                self.counters.count_decoded(&bytes);
-                self.cache.insert(key, bytes.clone());
-                bytes
-            }
-        };
-        of_listed_length(bytes, block).map(Some)
-    }
-
-    /// Decodes a block on a decoder thread. Returns `None` if that needs the index of the
-    /// parents' hashes, which hasn't been built.
-    async fn decode(
-        &self,
-        client: &Arc<DecoderClient>,
-        snapshot: &Arc<Snapshot>,
-        block: Block,
-    ) -> Result<Option<Vec<u8>>, BlockError> {
-        let snapshot = Arc::clone(snapshot);
-        let work = move || {
-            let begun = Instant::now();
-            let read = snapshot.try_read_block(&block);
-            (read, begun.elapsed())
-        };
-        let ran = self.decoders.run(client, block.estimated_cost(), work).await;
-        let (read, took) = ran.map_err(|JobAbandoned| BlockError::Panicked)?;
-        self.counters.count_decoding(took);
-        read.map_err(BlockError::Snapshot)
+    /// Returns the number of blocks that all clients have requested.
+    pub(super) fn requested(&self) -> u64 {
+        self.counters.hits.sum() + self.counters.misses.sum()
     }
 
     /// Builds the index of a snapshot's parents' hashes, unless it exists. That takes as long as
@@ -196,14 +113,9 @@ impl BlockReader {
         self.building.lock().remove(&id);
     }
 
-    /// Returns true if a block is in the cache.
-    pub(super) fn is_cached(&self, snapshot: &Snapshot, stream: StreamKind, block: &Block) -> bool {
-        self.cache.contains(&BlockKey::of(block, snapshot, stream))
-    }
-
     /// Returns true if a block would be decoded immediately, without queueing.
     pub(super) fn has_idle_decoder(&self) -> bool {
-        self.decoders.has_idle_thread()
+        self.decoders.idle_threads() > 0
     }
 
     /// Runs blocking `work`, which takes about `estimate` nanoseconds, on a decoder thread.
@@ -218,15 +130,6 @@ impl BlockReader {
             Err(JobAbandoned) => Err(BlockError::Panicked),
         }
     }
-}
-
-/// Returns `bytes` if they are as long as the index says of `block`.
-fn of_listed_length(bytes: Bytes, block: &Block) -> Result<Bytes, BlockError> {
-    if bytes.len() != block.decoded_length() as usize {
-        let (cached, listed) = (bytes.len(), block.decoded_length());
-        return Err(BlockError::LengthDiffers { cached, listed });
-    }
-    Ok(bytes)
 }
 
 /// Reason for which a block can't be read.

@@ -1,30 +1,15 @@
 //! The block cache that exports share, and what a reader counts.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test that can't go on shall panic"
-)]
-
-#[path = "../../../tests/integration/archive_writer.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod archive_writer;
-
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hexz_exports::{BlockReader, Catalog, ExportSelection, NamedArchive, SnapshotExport};
-use hexz_reader::{Compression, OpenOptions, Snapshot, StreamKind};
-use nbd_server::{Export, ReadError, Segment, Span};
+use hexz_reader::{Compression, OpenOptions};
+use nbd_server::{Export, ReadError};
 
-use archive_writer::{ArchiveWriter, Piece, Written, image, noise};
+use crate::archive_writer::{ArchiveWriter, Piece, Written, image, noise};
+use crate::support::{self, open_storage, span, whole};
 
 /// Length of a block, in bytes: more than that of blocks that are read together.
 const BLOCK: usize = 10_000;
@@ -41,23 +26,11 @@ fn written(main: &[Piece]) -> Written {
 
 fn export(archive: &Written, options: &OpenOptions, reader: &Arc<BlockReader>) -> SnapshotExport {
     let storage = Arc::new(Arc::<[u8]>::from(archive.bytes.as_slice()));
-    let snapshot = Snapshot::from_storage(Path::new("alone.hxz"), storage, options).unwrap();
-    SnapshotExport::new("disk".into(), Arc::new(snapshot), StreamKind::Main, Arc::clone(reader))
-}
-
-fn whole(export: &SnapshotExport) -> Span {
-    Span { offset: 0, length: export.size() as u32 }
+    support::export(&Arc::new(open_storage(storage, options)), reader)
 }
 
 async fn read_whole(export: &SnapshotExport) -> Result<Vec<u8>, ReadError> {
-    let mut bytes = vec![0; export.size() as usize];
-    let part = |offset: u64, segment| {
-        if let Segment::Data(data) = segment {
-            bytes[offset as usize..][..data.len()].copy_from_slice(&data);
-        }
-    };
-    export.read(whole(export), part).await?;
-    Ok(bytes)
+    support::read(export, whole(export)).await
 }
 
 /// Returns the numbers of hits, misses and decoded blocks.
@@ -82,7 +55,7 @@ async fn hits_misses_and_decoded_blocks_are_counted() {
     assert!(read_whole(&export).await.unwrap() == image(&main));
     assert_eq!(counts(&reader), [3, 3, 3]);
     // A read that doesn't wait counts, too.
-    assert!(export.read_now(whole(&export), &mut Vec::new()));
+    assert!(export.read_now(span(&whole(&export)), &mut Vec::new()));
     assert_eq!(counts(&reader), [6, 3, 3]);
 }
 
@@ -95,7 +68,7 @@ async fn read_ahead_fills_the_cache_and_counts_no_misses() {
     let prefetch = async {
         while reader.decoded() < 3 {
             assert!(reader.is_alive().await);
-            export.read_ahead(whole(&export)).await;
+            export.read_ahead(span(&whole(&export))).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(30), prefetch).await.unwrap();

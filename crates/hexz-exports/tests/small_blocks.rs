@@ -1,29 +1,14 @@
 //! Reads over small blocks, of which many are read in one job of the decoders.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test that can't go on shall panic"
-)]
-
-#[path = "../../../tests/integration/archive_writer.rs"]
-#[allow(dead_code, reason = "other tests need more of it")]
-mod archive_writer;
-
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 
 use hexz_exports::{BlockReader, SnapshotExport};
-use hexz_reader::{Compression, OpenOptions, Snapshot, StreamKind};
-use nbd_server::{Export, ReadError, Segment, Span};
+use hexz_reader::{Compression, OpenOptions, Snapshot};
+use nbd_server::ReadError;
 
-use archive_writer::{ArchiveWriter, Piece, Written, image, noise};
+use crate::archive_writer::{ArchiveWriter, Piece, image, noise};
+use crate::support::{export, open, read};
 
 /// Maximum number of blocks in one read.
 const MAX_BLOCKS: u64 = 65_536;
@@ -31,31 +16,7 @@ const MAX_BLOCKS: u64 = 65_536;
 const MAX_RUN: u64 = 256;
 
 fn export_of(snapshot: Snapshot, cache: u64) -> SnapshotExport {
-    let reader = BlockReader::new(cache);
-    SnapshotExport::new("disk".into(), Arc::new(snapshot), StreamKind::Main, reader)
-}
-
-fn open(written: &Written) -> Snapshot {
-    let storage = Arc::new(Arc::<[u8]>::from(written.bytes.as_slice()));
-    Snapshot::from_storage(Path::new("alone.hxz"), storage, &OpenOptions::default()).unwrap()
-}
-
-/// Reads a range. Checks that the parts cover it exactly once.
-async fn read(export: &SnapshotExport, range: Range<u64>) -> Result<Vec<u8>, ReadError> {
-    let mut parts = Vec::new();
-    let span = Span { offset: range.start, length: (range.end - range.start) as u32 };
-    export.read(span, |offset, segment| parts.push((offset, segment))).await?;
-    parts.sort_by_key(|(offset, _)| *offset);
-    let mut bytes = Vec::new();
-    for (offset, segment) in parts {
-        assert_eq!(offset, range.start + bytes.len() as u64);
-        match segment {
-            Segment::Data(data) => bytes.extend_from_slice(&data),
-            Segment::Zeros(length) => bytes.resize(bytes.len() + length as usize, 0),
-        }
-    }
-    assert_eq!(bytes.len() as u64, range.end - range.start);
-    Ok(bytes)
+    export(&Arc::new(snapshot), &BlockReader::new(cache))
 }
 
 /// Returns data and zeros in blocks of 1 to 4095 bytes, in runs of different lengths, with some
@@ -163,9 +124,7 @@ async fn small_blocks_of_a_parent_are_found_by_the_index_of_its_hashes() {
     let expected = image(&main);
     let snapshot = Arc::new(Snapshot::open(&path, &OpenOptions::default()).unwrap());
     assert!(!snapshot.has_parent_index());
-    let reader = BlockReader::new(64 << 20);
-    let export =
-        SnapshotExport::new("disk".into(), Arc::clone(&snapshot), StreamKind::Main, reader);
+    let export = export(&snapshot, &BlockReader::new(64 << 20));
     let whole = 0..expected.len() as u64;
     // Several clients need the index at the same time.
     let clients: Vec<_> = (0..4)

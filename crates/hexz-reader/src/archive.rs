@@ -201,19 +201,35 @@ impl Archive {
         page: usize,
         zeros: &ZeroHashes,
     ) -> Result<(IndexPage, Vec<u8>), Error> {
-        let stream = self.stream(kind);
-        let place = stream.pages.get(page).ok_or_else(|| {
-            self.file.error(ErrorKind::Uncovered { stream: kind, at: stream.size })
-        })?;
-        let bytes = self.file.read(place.place, "read an index page")?;
+        let place = self.page_ref(kind, page)?.place;
+        let bytes = self.file.read(place, "read an index page")?;
+        Ok((self.parse_page(kind, page, &bytes, zeros)?, bytes))
+    }
+
+    /// Parses the bytes of an index page of a stream.
+    pub(super) fn parse_page(
+        &self,
+        kind: StreamKind,
+        page: usize,
+        bytes: &[u8],
+        zeros: &ZeroHashes,
+    ) -> Result<IndexPage, Error> {
+        let (reference, end) = (self.page_ref(kind, page)?, self.stream(kind).page_end(page));
         let layout = PageLayout {
             form: self.entries,
             references_by_hash: self.layout.references_by_hash(),
             zeros,
         };
-        IndexPage::parse(&bytes, place, stream.page_end(page), self.header.index_offset, layout)
-            .map(|page| (page, bytes))
-            .map_err(|kind| self.file.error_at(kind, place.place.offset))
+        IndexPage::parse(bytes, reference, end, self.header.index_offset, layout)
+            .map_err(|kind| self.file.error_at(kind, reference.place.offset))
+    }
+
+    fn page_ref(&self, kind: StreamKind, page: usize) -> Result<&PageRef, Error> {
+        let stream = self.stream(kind);
+        stream
+            .pages
+            .get(page)
+            .ok_or_else(|| self.file.error(ErrorKind::Uncovered { stream: kind, at: stream.size }))
     }
 
     /// Verifies that one of `keys` has signed the archive.
@@ -254,32 +270,55 @@ impl Archive {
         }
     }
 
-    /// Reads and decodes a block that needs no parent. A stored block passes these steps: CRC-32,
-    /// decryption, decompression, length, and BLAKE3 if the index has a hash.
+    /// Reads and decodes a block that needs no parent.
     pub(super) fn read_block(&self, block: &LocatedBlock) -> Result<Vec<u8>, Error> {
-        let (place, checksum) = match block.entry.content {
-            Content::Zeros | Content::Contradiction => {
-                let zeros = vec![0; block.length as usize];
-                check_hash(&zeros, block.entry.hash).map_err(|kind| self.file.error(kind))?;
-                return Ok(zeros);
-            }
-            Content::Stored { place, checksum } => (place, checksum),
-            Content::InParent => {
-                return Err(self.file.error(ErrorKind::Invalid("a block's location")));
-            }
-        };
+        let Some(place) = block.entry.stored_place() else { return self.decode(block, &mut []) };
         with_buffer(place.length as usize, |stored| {
             self.file.read_exact_at(stored, place.offset, "read a block")?;
-            self.decode(stored, checksum, block)
-                .map_err(|kind| self.file.error_at(kind, place.offset))
+            self.decode(block, stored)
         })
     }
 
-    fn decode(
+    /// Reads and decodes a block like [`read_block`](Self::read_block), but only if its stored
+    /// bytes are in memory. Returns `None` if they may have to be read from a disk.
+    pub(super) fn read_block_in_memory(
         &self,
+        block: &LocatedBlock,
+    ) -> Option<Result<Vec<u8>, Error>> {
+        let Some(place) = block.entry.stored_place() else {
+            return Some(self.decode(block, &mut []));
+        };
+        with_buffer(place.length as usize, |stored| {
+            // The error is for the read that waits.
+            let is_read = self.file.storage.try_read_exact_at(stored, place.offset);
+            is_read.unwrap_or(false).then(|| self.decode(block, stored))
+        })
+    }
+
+    /// Decodes a block that needs no parent from its `stored` bytes, of which nothing but a
+    /// [`stored_place`](IndexEntry::stored_place) has any. They are decrypted in place.
+    ///
+    /// A stored block passes these steps: CRC-32, decryption, decompression, length, and BLAKE3 if
+    /// the index has a hash.
+    pub(super) fn decode(&self, block: &LocatedBlock, stored: &mut [u8]) -> Result<Vec<u8>, Error> {
+        match block.entry.content {
+            Content::Zeros | Content::Contradiction => {
+                let zeros = vec![0; block.length as usize];
+                check_hash(&zeros, block.entry.hash).map_err(|kind| self.file.error(kind))?;
+                Ok(zeros)
+            }
+            Content::Stored { place, checksum } => self
+                .decode_stored(block, stored, checksum)
+                .map_err(|kind| self.file.error_at(kind, place.offset)),
+            Content::InParent => Err(self.file.error(ErrorKind::Invalid("a block's location"))),
+        }
+    }
+
+    fn decode_stored(
+        &self,
+        block: &LocatedBlock,
         stored: &mut [u8],
         checksum: u32,
-        block: &LocatedBlock,
     ) -> Result<Vec<u8>, ErrorKind> {
         let got = crc32fast::hash(stored);
         if got != checksum {

@@ -36,6 +36,14 @@ pub(super) struct IndexEntry {
 }
 
 impl IndexEntry {
+    /// Returns the range of the archive that has the block's bytes, if it stores them.
+    pub(super) fn stored_place(&self) -> Option<Extent> {
+        match self.content {
+            Content::Stored { place, .. } => Some(place),
+            Content::Zeros | Content::Contradiction | Content::InParent => None,
+        }
+    }
+
     /// Returns true if this archive itself has the bytes with that hash.
     pub(super) fn has_bytes_of(&self, hash: &BlockHash) -> bool {
         self.hash == *hash && matches!(self.content, Content::Zeros | Content::Stored { .. })

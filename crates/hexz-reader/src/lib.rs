@@ -14,7 +14,8 @@
 //!
 //! - [`Snapshot`] opens an archive and its parents. [`Snapshot::read_exact_at`] reads bytes;
 //!   [`Snapshot::locate`] and [`Snapshot::read_block`] are the two steps behind it, for callers
-//!   with a cache of their own.
+//!   with a cache of their own. [`Snapshot::stored_block`] and [`Snapshot::decode`] are for callers
+//!   that also fetch the stored bytes on their own.
 //! - [`OpenOptions`] says where parents are searched, how the archive is decrypted, and which
 //!   signatures or digests it must have.
 //! - [`Snapshot::verify`] reads every block; [`ArchiveSummary`](summary::ArchiveSummary) describes
@@ -61,6 +62,7 @@ mod archive;
 mod archive_file;
 mod background;
 mod block;
+mod block_read;
 pub mod cache;
 mod chain;
 mod codec;
@@ -97,6 +99,7 @@ mod zeros;
 
 pub use background::BackgroundExecutor;
 pub use block::{Block, BlockHash, StreamKind};
+pub use block_read::{Lookup, Missing, StoredBlock};
 pub use digest::{DigestMemory, Digests};
 pub use digest_list::{Digest, DigestsError, format_line};
 pub use error::{Ambiguity, Error, ErrorKind};
@@ -107,7 +110,7 @@ pub use image::ImageFormat;
 pub use layout::Layout;
 pub use log_limit::LogLimit;
 pub use options::OpenOptions;
-pub use page_cache::IndexPageCache;
+pub use page_cache::{IndexPageCache, PageId};
 pub use password::{Password, PasswordSource};
 pub use reference_choice::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
 pub use remark::Remark;

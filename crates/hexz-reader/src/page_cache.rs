@@ -19,7 +19,7 @@ pub struct IndexPageCache {
 
 /// Identity of an index page within a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct PageId {
+pub struct PageId {
     /// Index of the archive in the chain.
     pub(super) archive: usize,
     pub(super) stream: StreamKind,

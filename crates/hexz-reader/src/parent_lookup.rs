@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
-use super::error::{Error, ErrorKind, printable};
+use super::block_read::Missing;
+use super::error::{ErrorKind, printable};
 use super::index_page::{IndexEntry, IndexPage, LocatedBlock};
 use super::page_cache::PageId;
 use super::parent_index::{HashIndex, ParentBlock};
+use super::references::LocateError;
 use super::{Block, BlockHash, Snapshot};
 
 impl Snapshot {
@@ -22,86 +24,81 @@ impl Snapshot {
         self.parent_index();
     }
 
-    fn parent_index(&self) -> Arc<HashIndex> {
+    pub(crate) fn parent_index(&self) -> Arc<HashIndex> {
         self.parents.get_or_build(&self.chain, &self.zeros, &self.log_limit)
     }
 
-    /// Finds the ancestor's block that a reference by hash means. If that needs the index of hashes
-    /// and it hasn't been built, builds it or fails, depending on `may_build_index`.
-    pub(crate) fn find_in_parents(
+    /// Finds the ancestor's block that a reference by hash means. Gets index pages from `page`, and
+    /// the index of hashes, if it is needed, from `index`.
+    pub(super) fn find_in_parents(
         &self,
         block: &Block,
-        may_build_index: bool,
-    ) -> Result<ParentBlock, Error> {
+        page: impl Fn(PageId) -> Result<Arc<IndexPage>, LocateError>,
+        index: impl FnOnce() -> Result<Arc<HashIndex>, Missing>,
+    ) -> Result<ParentBlock, LocateError> {
         let LocatedBlock { start: at, length, entry: IndexEntry { hash, .. }, .. } = block.located;
         let file = &self.archive(block.archive)?.file;
         let unresolvable =
             || file.error(ErrorKind::Unresolvable { stream: block.stream, at, hash });
         if !hash.is_present() {
-            return Err(unresolvable());
+            return Err(unresolvable().into());
         }
         // A page that can't be read may list other blocks only, so it isn't an error by itself. If
         // the block isn't found, it is the better explanation.
         let mut unread = None;
-        let mut load = |page| match self.page(page) {
-            Ok(page) => Some(page),
-            Err(error) => {
+        let mut load = |id| match page(id) {
+            Ok(page) => Ok(Some(page)),
+            Err(LocateError::Failed { error, .. }) => {
                 unread.get_or_insert(error);
-                None
+                Ok(None)
             }
+            Err(LocateError::NotInMemory(missing)) => Err(missing),
         };
-        let found = match self.find_at_same_offset(block, &mut load) {
+        let found = match self.find_at_same_offset(block, &mut load)? {
             Some(found) => Some(found),
-            None => {
-                let index = match may_build_index {
-                    true => Some(self.parent_index()),
-                    false => self.parents.get(),
-                };
-                let index = index.ok_or_else(|| file.error(ErrorKind::IndexNotBuilt))?;
-                self.find_by_index(&hash, &index, &mut load)
-            }
+            None => self.find_by_index(&hash, &*index()?, &mut load)?,
         };
         // Blocks with the same hash have the same length, unless an index is damaged.
         found
             .filter(|found| found.block.length == length)
-            .ok_or_else(|| unread.unwrap_or_else(unresolvable))
+            .ok_or_else(|| unread.unwrap_or_else(unresolvable).into())
     }
 
     /// Searches each ancestor's page that covers the same offset of the same stream.
     fn find_at_same_offset(
         &self,
         block: &Block,
-        load: &mut impl FnMut(PageId) -> Option<Arc<IndexPage>>,
-    ) -> Option<ParentBlock> {
+        load: &mut impl FnMut(PageId) -> Result<Option<Arc<IndexPage>>, Missing>,
+    ) -> Result<Option<ParentBlock>, Missing> {
         let LocatedBlock { start, entry: IndexEntry { hash, .. }, .. } = block.located;
         for archive in 1..self.chain.len() {
             if let Some(page) = self.page_covering(archive, block.stream, start)
-                && let Some(page) = load(page)
+                && let Some(page) = load(page)?
             {
                 let same_place =
                     page.block_at(start).filter(|candidate| candidate.entry.has_bytes_of(&hash));
                 if let Some(block) = same_place.or_else(|| page.block_with_hash(&hash)) {
-                    return Some(ParentBlock { archive, block });
+                    return Ok(Some(ParentBlock { archive, block }));
                 }
             }
         }
-        None
+        Ok(None)
     }
 
     fn find_by_index(
         &self,
         hash: &BlockHash,
         index: &HashIndex,
-        load: &mut impl FnMut(PageId) -> Option<Arc<IndexPage>>,
-    ) -> Option<ParentBlock> {
+        load: &mut impl FnMut(PageId) -> Result<Option<Arc<IndexPage>>, Missing>,
+    ) -> Result<Option<ParentBlock>, Missing> {
         for (page, position) in index.candidates(hash) {
             let archive = page.archive;
-            let block = load(page).and_then(|page| page.block(position));
+            let block = load(page)?.and_then(|page| page.block(position));
             if let Some(block) = block.filter(|block| block.entry.hash == *hash) {
-                return Some(ParentBlock { archive, block });
+                return Ok(Some(ParentBlock { archive, block }));
             }
         }
         tracing::debug!(blocks = index.len(), "{}: no parent has {hash}", printable(self.path()));
-        None
+        Ok(None)
     }
 }

@@ -22,12 +22,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::archive::Archive;
+use super::block_read::{Missing, ReadContext};
 use super::error::{Ambiguity, Error, ErrorKind};
 use super::index_page::{Content, IndexEntry, IndexPage, LocatedBlock};
 use super::page_cache::PageId;
 use super::parent_index::ParentBlock;
 use super::reference_choice::ReferenceMode;
-use super::snapshot::ReadContext;
 use super::{Block, BlockHash, Snapshot, StreamKind};
 
 /// Maximum number of ambiguous references that are followed one after another to read one block.
@@ -39,8 +39,8 @@ const MAX_UNCOVERED_BLOCK: u32 = 1 << 20;
 /// Reason why a block couldn't be located.
 #[derive(Debug)]
 pub(super) enum LocateError {
-    /// A page isn't in memory, and loading it isn't allowed.
-    NotInMemory,
+    /// Something isn't in memory, and loading it isn't allowed.
+    NotInMemory(Missing),
     /// A page can't be read or is damaged, or no block covers the requested byte.
     Failed {
         error: Error,
@@ -55,8 +55,14 @@ impl LocateError {
     fn limit_to(self, end: u64) -> Self {
         match self {
             Self::Failed { error, end: known } => Self::Failed { error, end: known.min(end) },
-            Self::NotInMemory => Self::NotInMemory,
+            Self::NotInMemory(missing) => Self::NotInMemory(missing),
         }
+    }
+}
+
+impl From<Missing> for LocateError {
+    fn from(missing: Missing) -> Self {
+        Self::NotInMemory(missing)
     }
 }
 
@@ -258,8 +264,7 @@ impl Snapshot {
             Ok(()) => {}
             // No block covers that offset of the parent, so the reference must be by hash.
             Err(error) if error.is_uncovered() => {
-                let ParentBlock { archive, block } =
-                    self.find_in_parents(block, reading.may_build_index)?;
+                let ParentBlock { archive, block } = self.load_from_parents(block, reading)?;
                 return self.archive(archive)?.read_block(&block);
             }
             Err(error) => return Err(error),
@@ -268,7 +273,7 @@ impl Snapshot {
         if by_offset == hash {
             return Ok(bytes);
         }
-        match self.find_in_parents(block, reading.may_build_index) {
+        match self.load_from_parents(block, reading) {
             Ok(by_hash) => Err(file.error(ErrorKind::Ambiguous(Box::new(Ambiguity {
                 stream: block.stream,
                 at: start,

@@ -1,7 +1,7 @@
 //! A snapshot: an archive with its ancestors.
 //!
 //! Reading has two steps: [`Snapshot::locate`] finds the block that covers an offset, and
-//! [`Snapshot::read_block`] reads it from the archive that stores it ([`Archive::read_block`]).
+//! [`Snapshot::read_block`] reads it from the archive that stores it (`block_read.rs`).
 //! References to parents are followed in `references.rs` (`resolve`, `follow`, `read_ambiguous`);
 //! `extents.rs` and `verify.rs` have further methods.
 
@@ -11,29 +11,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::archive::Archive;
+use super::block_read::ReadContext;
 use super::error::{Error, ErrorKind, printable};
 use super::header::Compression;
 use super::image::{self, ImageFormat};
-use super::index_page::{Content, IndexPage, LocatedBlock};
+use super::index_page::{IndexPage, LocatedBlock};
 use super::log_limit::LogLimit;
 use super::master_index::StreamIndex;
 use super::metadata::StreamOrigin;
 use super::page_cache::{IndexPageCache, PageId};
-use super::parent_index::{LazyParentIndex, ParentBlock};
+use super::parent_index::LazyParentIndex;
 use super::references::LocateError;
 use super::zeros::ZeroHashes;
 use super::{Block, OpenOptions, Remark, StreamKind, chain};
 use crate::storage::Storage;
-
-/// Context of a block read.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ReadContext {
-    /// Number of ambiguous references followed to reach the block.
-    pub(crate) depth: u32,
-    /// True to build the index of the parents' hashes when it is needed. If false, a missing index
-    /// is an error.
-    pub(crate) may_build_index: bool,
-}
 
 /// An archive and all its ancestors, open for reading.
 ///
@@ -235,11 +226,10 @@ impl Snapshot {
     /// Finds the block that covers byte `at` of a stream without blocking. Returns `None` if an
     /// index page isn't in memory.
     pub fn try_locate(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
-        let in_memory = |id| self.pages.get(self.id, id).ok_or(LocateError::NotInMemory);
-        match self.resolve(0, stream, at, in_memory) {
+        match self.resolve(0, stream, at, |id| self.page_in_memory(id)) {
             Ok(block) => Some(Ok(block)),
             Err(LocateError::Failed { error, .. }) => Some(Err(error)),
-            Err(LocateError::NotInMemory) => None,
+            Err(LocateError::NotInMemory(_)) => None,
         }
     }
 
@@ -271,44 +261,9 @@ impl Snapshot {
         match error {
             LocateError::Failed { error, end } => (error, end),
             // Callers load pages that aren't in memory, so this can't happen.
-            LocateError::NotInMemory => {
+            LocateError::NotInMemory(_) => {
                 (self.own().file.error(ErrorKind::Invalid("an index page")), u64::MAX)
             }
-        }
-    }
-
-    /// Reads, checks and decodes a whole block: exactly [`Block::decoded_length`] bytes. The
-    /// block's own bytes are the [`Block::length`] bytes from [`Block::offset_in_decoded`] on.
-    ///
-    /// # Errors
-    /// The stored bytes can't be read or don't match the index, or no parent has the block.
-    pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
-        self.read_block_as(block, ReadContext { depth: 0, may_build_index: true })
-    }
-
-    /// Reads a block like [`Snapshot::read_block`], but never builds the index of the parents'
-    /// hashes, which takes as long as reading all their index pages. Returns `None` if the index is
-    /// needed and hasn't been built by [`Snapshot::build_parent_index`].
-    ///
-    /// # Errors
-    /// As for [`Snapshot::read_block`].
-    pub fn try_read_block(&self, block: &Block) -> Result<Option<Vec<u8>>, Error> {
-        match self.read_block_as(block, ReadContext { depth: 0, may_build_index: false }) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(Error { kind: ErrorKind::IndexNotBuilt, .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn read_block_as(&self, block: &Block, reading: ReadContext) -> Result<Vec<u8>, Error> {
-        match block.located.entry.content {
-            Content::InParent if block.is_ambiguous => self.read_ambiguous(block, reading),
-            Content::InParent => {
-                let ParentBlock { archive, block } =
-                    self.find_in_parents(block, reading.may_build_index)?;
-                self.archive(archive)?.read_block(&block)
-            }
-            _ => self.archive(block.archive)?.read_block(&block.located),
         }
     }
 
@@ -323,8 +278,7 @@ impl Snapshot {
         buffer: &mut [u8],
         offset: u64,
     ) -> Result<(), Error> {
-        let reading = ReadContext { depth: 0, may_build_index: true };
-        self.read_from(0, stream, buffer, offset, reading)
+        self.read_from(0, stream, buffer, offset, ReadContext::UNLIMITED)
     }
 
     /// Fills `buffer` from a stream of an archive of the chain.

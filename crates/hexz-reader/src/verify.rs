@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
 
+use super::block_read::ReadContext;
 use super::error::Error;
 use super::faults::{Fault, FaultCollector};
 use super::header::Extent;
@@ -248,7 +249,8 @@ impl<'a> Verification<'a> {
                 return Ok(self.snapshot.read_block(block).map(drop)?);
             }
             Content::InParent => {
-                let ParentBlock { archive, block } = self.snapshot.find_in_parents(block, true)?;
+                let ParentBlock { archive, block } =
+                    self.snapshot.load_from_parents(block, ReadContext::UNLIMITED)?;
                 (archive, block)
             }
             _ => (block.archive, block.located),

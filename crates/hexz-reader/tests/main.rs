@@ -18,6 +18,7 @@
 #[path = "../../../tests/integration/archive_writer.rs"]
 #[allow(dead_code, reason = "other tests need more of it")]
 mod archive_writer;
+mod block_read;
 mod blocks;
 mod chain;
 mod damaged_parents;

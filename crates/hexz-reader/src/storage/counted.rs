@@ -25,7 +25,8 @@ impl ReadCounters {
     }
 }
 
-/// Storage wrapper that counts reads, including failed ones.
+/// Storage wrapper that counts reads, including failed ones, but not those that would have had to
+/// wait.
 #[derive(Debug)]
 pub(crate) struct CountedStorage {
     inner: Arc<dyn Storage>,
@@ -48,6 +49,15 @@ impl Storage for CountedStorage {
         self.inner.read_exact_at(buffer, offset)?;
         self.counters.bytes.fetch_add(buffer.len() as u64, Relaxed);
         Ok(())
+    }
+
+    fn try_read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let is_read = self.inner.try_read_exact_at(buffer, offset)?;
+        if is_read {
+            self.counters.count.fetch_add(1, Relaxed);
+            self.counters.bytes.fetch_add(buffer.len() as u64, Relaxed);
+        }
+        Ok(is_read)
     }
 
     fn is_current(&self) -> bool {
@@ -80,6 +90,8 @@ mod tests {
         counted.read_exact_at(&mut buffer, 3).unwrap();
         assert!(counted.read_exact_at(&mut buffer, 7).is_err());
         assert_eq!((&buffer, reads.count(), reads.bytes()), (b"3456", 2, 4));
+        assert!(counted.try_read_exact_at(&mut buffer, 4).unwrap());
+        assert_eq!((&buffer, reads.count(), reads.bytes()), (b"4567", 3, 8));
         assert_eq!(counted.length(), 10);
     }
 }

@@ -1,11 +1,12 @@
 //! Storage backed by a local file or block device.
 
 use std::fs::{File, Metadata};
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::Storage;
 
@@ -126,6 +127,15 @@ impl Storage for FileStorage {
         self.file.read_exact_at(buffer, offset)
     }
 
+    fn try_read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let length = buffer.len();
+        let mut buffers = [IoSliceMut::new(buffer)];
+        // A failed or partial read is left to `read_exact_at`: bytes behind the part may have to be
+        // read from the disk, and a file system may not support the flag.
+        let read = preadv2(&self.file, &mut buffers, offset, ReadWriteFlags::NOWAIT);
+        Ok(read.is_ok_and(|count| count == length))
+    }
+
     fn is_current(&self) -> bool {
         FileStamp::of(&self.path) == Some(self.stamp)
     }
@@ -137,5 +147,28 @@ impl Storage for FileStorage {
 
     fn file_id(&self) -> Option<FileId> {
         Some(self.stamp.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn cached_bytes_are_read_without_waiting() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let storage = FileStorage::open(file.path()).unwrap();
+        let mut buffer = [0; 4];
+        // They have just been written, so they are in the page cache. Not every file system
+        // supports such reads.
+        if storage.try_read_exact_at(&mut buffer, 3).unwrap() {
+            assert_eq!(&buffer, b"3456");
+        }
+        for offset in [7, 10, u64::MAX] {
+            assert!(!storage.try_read_exact_at(&mut buffer, offset).unwrap(), "{offset}");
+            assert!(storage.read_exact_at(&mut buffer, offset).is_err(), "{offset}");
+        }
     }
 }

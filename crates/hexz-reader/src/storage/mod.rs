@@ -31,6 +31,17 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// [`io::ErrorKind::UnexpectedEof`].
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Fills `buffer` like [`read_exact_at`](Self::read_exact_at), but only if that needs no
+    /// waiting: the bytes are in memory, such as in the page cache. Otherwise returns false, and
+    /// the content of `buffer` is unspecified.
+    ///
+    /// # Errors
+    /// As for `read_exact_at`. A source may also return false and leave the error to it.
+    fn try_read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let _ = (buffer, offset);
+        Ok(false)
+    }
+
     /// Returns true if opening the same name again would give the same bytes, as far as can be told
     /// without reading them.
     fn is_current(&self) -> bool {
@@ -64,6 +75,10 @@ impl Storage for Arc<[u8]> {
             .and_then(|start| self.get(start..start.checked_add(buffer.len())?))
             .map(|bytes| buffer.copy_from_slice(bytes))
             .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn try_read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        self.read_exact_at(buffer, offset).map(|()| true)
     }
 
     fn file_id(&self) -> Option<FileId> {

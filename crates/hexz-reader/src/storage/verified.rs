@@ -147,6 +147,22 @@ impl Storage for VerifiedStorage {
         Ok(())
     }
 
+    /// Reads from groups that have been verified recently. Others are left to `read_exact_at`,
+    /// since hashing a group takes long compared with decoding a block.
+    fn try_read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        let (group, skipped) = (offset / GROUP_LEN, offset % GROUP_LEN);
+        let recent = self.recent.groups.get(&GroupKey { tree: self.tree.id(), group });
+        let part = recent.as_ref().and_then(|bytes| {
+            let start = usize::try_from(skipped).ok()?;
+            bytes.get(start..start.checked_add(buffer.len())?)
+        });
+        match part {
+            Some(part) => buffer.copy_from_slice(part),
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
     fn is_current(&self) -> bool {
         self.source.is_current()
     }
@@ -243,6 +259,27 @@ mod tests {
         }
         for (at, count) in [(length, 1), (length - 1, 2), (u64::MAX, 1), (u64::MAX, 2)] {
             assert_eq!(setting.read(at, count), Err(None), "{count} bytes at {at}");
+        }
+    }
+
+    #[test]
+    fn only_groups_that_were_verified_are_read_without_waiting() {
+        let length = 2 * GROUP_LEN + 100;
+        let setting = Setting::new(length, 8 * GROUP_LEN);
+        let try_read = |at: u64, count: usize| {
+            let mut buffer = vec![0; count];
+            setting.verified.try_read_exact_at(&mut buffer, at).unwrap().then_some(buffer)
+        };
+        let expected = |at: u64, count: usize| setting.bytes[size(at)..][..count].to_vec();
+        assert_eq!(try_read(5, 10), None);
+        setting.read(5, 10).unwrap();
+        // The group is read once more from memory, whatever happens to the source.
+        setting.memory.0.lock().fill(0);
+        for (at, count) in [(5, 10), (0, size(GROUP_LEN)), (GROUP_LEN - 1, 1)] {
+            assert_eq!(try_read(at, count), Some(expected(at, count)), "{count} bytes at {at}");
+        }
+        for (at, count) in [(GROUP_LEN - 1, 2), (GROUP_LEN, 1), (length, 1), (u64::MAX, 1)] {
+            assert_eq!(try_read(at, count), None, "{count} bytes at {at}");
         }
     }
 

@@ -3,6 +3,7 @@
 use super::copies::DistinctCopies;
 use super::{ChainMember, StoredTotals, StreamSummary};
 use crate::archive::Archive;
+use crate::block_read::ReadContext;
 use crate::error::Error;
 use crate::header::Extent;
 use crate::index_page::{self, Content, LocatedBlock};
@@ -142,7 +143,8 @@ impl IndexTraversal<'_> {
                 return Ok((block.end(), BlockSource::Ambiguous));
             }
             Content::InParent => {
-                let ParentBlock { archive, block } = self.snapshot.find_in_parents(&block, true)?;
+                let ParentBlock { archive, block } =
+                    self.snapshot.load_from_parents(&block, ReadContext::UNLIMITED)?;
                 (archive, block.entry)
             }
             _ => (block.archive, block.located.entry),

@@ -1,0 +1,189 @@
+//! Reading of blocks, in three steps: [`Snapshot::stored_block`] finds out which bytes of which
+//! archive are needed, a source provides them, and [`Snapshot::decode`] makes a block of them.
+//!
+//! The first step reads nothing and the last one only computes, so both work with any source,
+//! including one that is asynchronous. [`Snapshot::read_block`] takes all steps with the archives'
+//! own [storage](crate::storage::Storage), and waits for it.
+
+use std::sync::Arc;
+
+use super::error::{Error, ErrorKind};
+use super::header::Extent;
+use super::index_page::{Content, IndexPage, LocatedBlock};
+use super::page_cache::PageId;
+use super::parent_index::ParentBlock;
+use super::references::LocateError;
+use super::{Block, Snapshot};
+
+/// Result of a lookup that reads nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup<T> {
+    /// What was looked up.
+    Found(T),
+    /// The lookup needs something that isn't in memory.
+    NotInMemory(Missing),
+}
+
+/// What a lookup needs and isn't in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// An index page.
+    Page(PageId),
+    /// The index of the parents' hashes: [`Snapshot::build_parent_index`].
+    ParentIndex,
+    /// Bytes of the parents, which tell what an ambiguous reference means:
+    /// [`Snapshot::read_block`].
+    ParentBytes,
+}
+
+/// The stored bytes that a block is decoded from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredBlock {
+    archive: usize,
+    located: LocatedBlock,
+}
+
+impl StoredBlock {
+    /// Returns the index in the chain of the archive that stores the bytes.
+    pub fn chain_index(&self) -> usize {
+        self.archive
+    }
+
+    /// Returns the offset of the bytes in the archive.
+    pub fn offset(&self) -> u64 {
+        self.place().offset
+    }
+
+    /// Returns the number of bytes; zero if the block is zeros, which aren't stored.
+    pub fn length(&self) -> u32 {
+        self.place().length
+    }
+
+    fn place(&self) -> Extent {
+        self.located.entry.stored_place().unwrap_or(Extent { offset: 0, length: 0 })
+    }
+}
+
+/// Context of a block read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadContext {
+    /// Number of ambiguous references followed to reach the block.
+    pub(crate) depth: u32,
+    /// True to build the index of the parents' hashes when it is needed. If false, a missing index
+    /// is an error.
+    pub(crate) may_build_index: bool,
+}
+
+impl ReadContext {
+    /// Context of a read that does whatever is necessary.
+    pub(crate) const UNLIMITED: Self = Self { depth: 0, may_build_index: true };
+}
+
+impl Snapshot {
+    /// Finds the stored bytes of a block in this archive or its ancestors. Reads nothing.
+    ///
+    /// # Errors
+    /// No parent has the block.
+    pub fn stored_block(&self, block: &Block) -> Result<Lookup<StoredBlock>, Error> {
+        let (archive, located) = match block.located.entry.content {
+            Content::InParent if block.is_ambiguous => {
+                return Ok(Lookup::NotInMemory(Missing::ParentBytes));
+            }
+            Content::InParent => {
+                let page = |id| self.page_in_memory(id);
+                let index = || self.parents.get().ok_or(Missing::ParentIndex);
+                match self.find_in_parents(block, page, index) {
+                    Ok(ParentBlock { archive, block }) => (archive, block),
+                    Err(LocateError::NotInMemory(missing)) => {
+                        return Ok(Lookup::NotInMemory(missing));
+                    }
+                    Err(LocateError::Failed { error, .. }) => return Err(error),
+                }
+            }
+            _ => (block.archive, block.located),
+        };
+        Ok(Lookup::Found(StoredBlock { archive, located }))
+    }
+
+    /// Checks and decodes `bytes`, the [`StoredBlock::length`] bytes that are stored at
+    /// [`StoredBlock::offset`]. Returns the whole block. Encrypted bytes are decrypted in place.
+    ///
+    /// # Errors
+    /// The bytes don't match the index.
+    pub fn decode(&self, stored: &StoredBlock, bytes: &mut [u8]) -> Result<Vec<u8>, Error> {
+        self.archive(stored.archive)?.decode(&stored.located, bytes)
+    }
+
+    /// Reads, checks and decodes a whole block: exactly [`Block::decoded_length`] bytes. The
+    /// block's own bytes are the [`Block::length`] bytes from [`Block::offset_in_decoded`] on.
+    ///
+    /// # Errors
+    /// The stored bytes can't be read or don't match the index, or no parent has the block.
+    pub fn read_block(&self, block: &Block) -> Result<Vec<u8>, Error> {
+        self.read_block_as(block, ReadContext::UNLIMITED)
+    }
+
+    /// Reads a block like [`Snapshot::read_block`], but never builds the index of the parents'
+    /// hashes, which takes as long as reading all their index pages. Returns `None` if the index is
+    /// needed and hasn't been built by [`Snapshot::build_parent_index`].
+    ///
+    /// # Errors
+    /// As for [`Snapshot::read_block`].
+    pub fn try_read_block(&self, block: &Block) -> Result<Option<Vec<u8>>, Error> {
+        match self.read_block_as(block, ReadContext { depth: 0, may_build_index: false }) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Error { kind: ErrorKind::IndexNotBuilt, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads a block like [`Snapshot::read_block`], but only if that takes no waiting: index pages
+    /// and stored bytes are in memory, such as in the page cache. Otherwise returns `None`.
+    ///
+    /// # Errors
+    /// As for [`Snapshot::read_block`].
+    pub fn read_block_in_memory(&self, block: &Block) -> Result<Option<Vec<u8>>, Error> {
+        let Lookup::Found(StoredBlock { archive, located }) = self.stored_block(block)? else {
+            return Ok(None);
+        };
+        self.archive(archive)?.read_block_in_memory(&located).transpose()
+    }
+
+    pub(crate) fn read_block_as(
+        &self,
+        block: &Block,
+        reading: ReadContext,
+    ) -> Result<Vec<u8>, Error> {
+        match block.located.entry.content {
+            Content::InParent if block.is_ambiguous => self.read_ambiguous(block, reading),
+            Content::InParent => {
+                let ParentBlock { archive, block } = self.load_from_parents(block, reading)?;
+                self.archive(archive)?.read_block(&block)
+            }
+            _ => self.archive(block.archive)?.read_block(&block.located),
+        }
+    }
+
+    /// Finds the ancestor's block that a reference by hash means, and reads the pages for that. If
+    /// the index of hashes is needed and hasn't been built, builds it or fails, as `reading` says.
+    pub(crate) fn load_from_parents(
+        &self,
+        block: &Block,
+        reading: ReadContext,
+    ) -> Result<ParentBlock, Error> {
+        let index = || match reading.may_build_index {
+            true => Ok(self.parent_index()),
+            false => self.parents.get().ok_or(Missing::ParentIndex),
+        };
+        match self.find_in_parents(block, |id| Ok(self.page(id)?), index) {
+            Err(LocateError::NotInMemory(Missing::ParentIndex)) => {
+                Err(self.archive(block.archive)?.file.error(ErrorKind::IndexNotBuilt))
+            }
+            found => found.map_err(|error| self.failure(error).0),
+        }
+    }
+
+    pub(crate) fn page_in_memory(&self, id: PageId) -> Result<Arc<IndexPage>, LocateError> {
+        self.pages.get(self.id, id).ok_or(LocateError::NotInMemory(Missing::Page(id)))
+    }
+}
