@@ -233,6 +233,7 @@ impl Blocks {
         let work = move || {
             let (mut results, mut unresolved) = (Vec::with_capacity(batch.len()), Vec::new());
             for (block, flight) in batch {
+                // Lets the threads that send replies run, as after a job.
                 if !results.is_empty() {
                     std::thread::yield_now();
                 }
@@ -241,7 +242,7 @@ impl Blocks {
                 blocks.reader.counters.count_decoding(begun.elapsed());
                 match read {
                     Ok(Some(bytes)) => {
-                        results.push((block, Ok(blocks.finish(&block, flight, bytes))))
+                        results.push((block, Ok(blocks.finish(&block, flight, bytes))));
                     }
                     Ok(None) => unresolved.push((block, flight)),
                     Err(error) => results.push((block, Err(BlockError::Snapshot(error)))),
