@@ -174,12 +174,11 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
                     }
                     self.publish_metrics();
                 }
-                (request, arrived) = admitted(&mut self.throttled),
-                    if self.throttled.is_some() =>
-                {
+                admitted = admitted(&mut self.throttled), if self.throttled.is_some() => {
+                    let AdmittedRequest { request, action, arrived } = admitted;
                     self.metrics.arrived = arrived;
                     self.metrics.count_throttled(arrived.elapsed());
-                    if let Some(close_reason) = self.accept_request(&request)? {
+                    if let Some(close_reason) = self.accept_request(&request, action)? {
                         return Ok(close_reason);
                     }
                     self.publish_metrics();
@@ -225,11 +224,12 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     /// Handles a request, or holds it until the rate limit admits it. Returns the reason to close
     /// if the client disconnects.
     fn handle_request(&mut self, request: Request) -> Result<Option<CloseReason>, SessionError> {
-        let Some(throttle) = &self.throttle else { return self.accept_request(&request) };
-        let bytes = match validate(&request, self.params) {
+        let action = validate(&request, self.params);
+        let Some(throttle) = &self.throttle else { return self.accept_request(&request, action) };
+        let bytes = match action {
             // Requests that end the session are not subject to the rate limit.
             Action::Disconnect | Action::PayloadTooLarge(_) => {
-                return self.accept_request(&request);
+                return self.accept_request(&request, action);
             }
             Action::Read { span, .. } => span.length,
             // CACHE reads data from storage, even though it is not sent. It is charged for at most
@@ -240,17 +240,20 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
             _ => 0,
         };
         if throttle.try_acquire(bytes) {
-            return self.accept_request(&request);
+            return self.accept_request(&request, action);
         }
-        self.throttled =
-            Some(ThrottledRequest::new(request, bytes, throttle, self.metrics.arrived));
+        let request = AdmittedRequest { request, action, arrived: self.metrics.arrived };
+        self.throttled = Some(ThrottledRequest::new(request, bytes, throttle));
         Ok(None)
     }
 
     /// Answers a request, or starts a task that does. Returns the reason to close if the client
     /// disconnects.
-    fn accept_request(&mut self, request: &Request) -> Result<Option<CloseReason>, SessionError> {
-        let action = validate(request, self.params);
+    fn accept_request(
+        &mut self,
+        request: &Request,
+        action: Action,
+    ) -> Result<Option<CloseReason>, SessionError> {
         match action {
             Action::Disconnect => return Ok(Some(CloseReason::Disconnected)),
             Action::PayloadTooLarge(length) => return Err(SessionError::PayloadTooLarge(length)),
@@ -444,32 +447,39 @@ impl<S: AsyncRead + AsyncWrite, E: Export> Connection<S, E> {
     }
 }
 
+/// A request that the rate limit admits.
+#[derive(Clone, Copy)]
+struct AdmittedRequest {
+    request: Request,
+    action: Action,
+    arrived: Instant,
+}
+
 /// A request that waits in the throttle's queue.
 struct ThrottledRequest {
-    request: Request,
-    arrived: Instant,
+    request: AdmittedRequest,
     admission: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl ThrottledRequest {
     /// Enqueues a request that asks for `bytes` bytes.
-    fn new(request: Request, bytes: u32, throttle: &Arc<Throttle>, arrived: Instant) -> Self {
+    fn new(request: AdmittedRequest, bytes: u32, throttle: &Arc<Throttle>) -> Self {
         let throttle = Arc::clone(throttle);
-        Self { request, arrived, admission: Box::pin(async move { throttle.acquire(bytes).await }) }
+        Self { request, admission: Box::pin(async move { throttle.acquire(bytes).await }) }
     }
 }
 
-/// Waits until the throttled request is admitted, takes it, and returns it with its time of
-/// arrival. Never completes if no request is throttled.
+/// Waits until the throttled request is admitted, and takes it. Never completes if no request is
+/// throttled.
 ///
 /// Cancel safe: the request keeps its position in the queue.
-async fn admitted(throttled: &mut Option<ThrottledRequest>) -> (Request, Instant) {
+async fn admitted(throttled: &mut Option<ThrottledRequest>) -> AdmittedRequest {
     match throttled {
-        Some(ThrottledRequest { admission, request, arrived }) => {
+        Some(ThrottledRequest { admission, request }) => {
             admission.await;
-            let taken = (*request, *arrived);
+            let admitted = *request;
             *throttled = None;
-            taken
+            admitted
         }
         None => pending().await,
     }
