@@ -131,16 +131,18 @@ impl Blocks {
         flight: Flight<BlockKey>,
     ) -> Result<Result<Bytes, BlockError>, Flight<BlockKey>> {
         let reader = &self.reader;
-        if block.estimated_cost() > MAX_INLINE_WORK
-            || !reader.inline_gate.is_alone(&self.client, || reader.requested())
+        let (estimate, begun) = (block.estimated_cost(), Instant::now());
+        if estimate > MAX_INLINE_WORK
+            || !reader.inline_gate.admits(&self.client, || reader.requested(), begun)
             || reader.decoders.has_others_waiting(&self.client)
         {
             return Err(flight);
         }
-        let begun = Instant::now();
         let read = self.snapshot.read_block_in_memory(block);
-        let took = begun.elapsed();
+        let ended = Instant::now();
+        let took = ended - begun;
         reader.decoders.charge(&self.client, took);
+        reader.inline_gate.record(took, estimate, ended);
         let Some(read) = read.transpose() else { return Err(flight) };
         reader.counters.count_decoding(took);
         Ok(read.map_err(BlockError::Snapshot).map(|bytes| self.finish(block, flight, bytes)))
@@ -233,6 +235,12 @@ impl Blocks {
         let work = move || {
             let (mut results, mut unresolved) = (Vec::with_capacity(batch.len()), Vec::new());
             for (block, flight) in batch {
+                // Another block with the same bytes may have been decoded since the job was queued.
+                if let Some(bytes) = blocks.reader.cache.peek(&blocks.key(&block)) {
+                    flight.finish(&blocks.reader.cache, blocks.key(&block), &bytes);
+                    results.push((block, of_listed_length(bytes, &block)));
+                    continue;
+                }
                 // Lets the threads that send replies run, as after a job.
                 if !results.is_empty() {
                     std::thread::yield_now();

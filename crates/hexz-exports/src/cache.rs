@@ -74,6 +74,11 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         self.cache.contains_key(key)
     }
 
+    /// Returns the value if it is cached. Doesn't count as a use.
+    pub fn peek(&self, key: &K) -> Option<Bytes> {
+        self.cache.peek(key)
+    }
+
     /// Caches a value that was made without [`get_or_insert_with`](Self::get_or_insert_with).
     pub fn insert(&self, key: K, value: Bytes) {
         self.cache.insert(key, value);

@@ -137,7 +137,7 @@ async fn decoders_read_what_may_have_to_wait_for_the_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn decoders_decode_large_blocks() {
-    let setting = Setting::new(8, 300_000);
+    let setting = Setting::new(8, 400_000);
     let client = setting.lone_client().await;
     assert_eq!(setting.read(&client, 1..8).await, [7, 0]);
 }
