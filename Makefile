@@ -7,7 +7,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
 PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq libnbd-bin mandoc \
 	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils \
-	strace systemd tmux
+	strace systemd tmux valgrind
 
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
@@ -17,11 +17,13 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ope
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
-	container stress attacks long-session bench bench-peers bench-micro bench-tools certs clean
+	container stress attacks long-session bench bench-peers bench-micro bench-tools costs \
+	check-costs certs clean
 
 help:
 	@echo 'make test          install the tools that the tests need, and run all tests'
 	@echo 'make check         formatting, lints, documentation'
+	@echo 'make check-costs   instruction counts of the hot paths, compared with benches/costs.txt'
 	@echo 'make unit          unit and integration tests, with the tools that are installed'
 	@echo 'make fuzz          each fuzz target for FUZZ_SECONDS (150; some 20 minutes in total)'
 	@echo 'make fuzz-short    each fuzz target for 10 seconds'
@@ -38,10 +40,11 @@ help:
 	@echo 'make bench         comparison with other servers, into docs/performance; some 20 minutes'
 	@echo '                   on an otherwise idle machine'
 	@echo 'make bench-micro   parts of the hot paths, and their instruction counts'
+	@echo 'make costs         instruction counts of the hot paths, in the form of benches/costs.txt'
 	@echo 'make certs         a CA for experiments, and certificates for localhost, in certs/pki'
 	@echo 'make clean         remove what was built'
 
-test: tools check unit fuzz-short package-test
+test: tools check unit check-costs fuzz-short package-test
 
 # The benchmarks, the fuzz targets and the stress test are workspaces of their own. They share the
 # target folder, since most of their dependencies are the same.
@@ -131,6 +134,13 @@ bench-peers: bench-tools build
 bench-micro: bench-tools
 	$(CARGO) bench --locked --bench micro
 	CARGO='$(CARGO)' benches/count-instructions.sh
+
+costs: bench-tools
+	CARGO='$(CARGO)' benches/count-instructions.sh
+
+# Fails if a hot path takes more instructions than benches/costs.txt allows.
+check-costs: tools
+	CARGO='$(CARGO)' benches/count-instructions.sh --check
 
 PKI := $(CARGO) run --quiet --locked -- pki --dir certs/pki
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints how many instructions the hot paths take, as callgrind counts them: a figure
-# that is the same whatever else the machine does.
+# Prints how many instructions the hot paths take, as counted by callgrind. With --check, fails if
+# one takes over 5 % more than benches/costs.txt says.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -17,9 +17,20 @@ count() {
 		{ cat "$work/log" >&2; exit 1; }
 	instructions=$(sed -n 's/.*Collected : \([0-9]*\).*/\1/p' "$work/log")
 	test "${instructions:-0}" -gt 0 || { cat "$work/log" >&2; exit 1; }
-	echo "$((instructions / $2)) instructions for $3"
+	printf '%7d instructions  %s\n' "$((instructions / $2))" "$3" | tee -a "$work/counted"
 }
 
-count warm_reads 20000 'each read of 4 KiB from the cache, 32 at a time, without TLS'
-count warm_reads_tls 20000 'the same with TLS 1.3'
-count cold_blocks 200 'each block of 64 KiB that is read, checked and decoded (Zstandard)'
+count warm_reads 20000 'a 4 KiB read from the cache, 32 at a time'
+count warm_reads_tls 20000 'a 4 KiB read from the cache, 32 at a time, over TLS 1.3'
+count cold_blocks 200 'a block of 64 KiB that is read, checked and decoded (Zstandard)'
+
+test "${1-}" = --check || exit 0
+while read -r instructions _ what; do
+	recorded=$(sed -n "s/^ *\([0-9]*\) instructions  $what\$/\1/p" benches/costs.txt)
+	if test "$((instructions * 100))" -gt "$((${recorded:-0} * 105))"; then
+		echo "$instructions instead of ${recorded:-no} instructions: $what;" \
+			"if that has a good reason, record it in benches/costs.txt" >&2
+		failed=1
+	fi
+done <"$work/counted"
+test -z "${failed-}"

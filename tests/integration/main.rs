@@ -20,6 +20,7 @@ mod audit;
 mod changed;
 mod clients;
 mod configuration;
+mod costs;
 mod doctor;
 mod documents;
 mod exports;
