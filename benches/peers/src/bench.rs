@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::load::{Load, Order, Outcome, PLACE, Until};
+use crate::fio::Fio;
+use crate::load::{Load, Order, Outcome, PLACE, Random, Until};
 use crate::material::Material;
 use crate::measure::{cpu_seconds, median, progress};
 use crate::options::Options;
@@ -23,6 +24,7 @@ pub(crate) struct Bench {
     /// The servers and what they say their versions are; none for those that are missing.
     servers: Vec<(Server, Option<String>)>,
     rounds: u32,
+    fio: Fio,
     /// The reads a second that a warm gateway answers one client.
     pub(crate) warm_rate: OnceCell<f64>,
 }
@@ -40,8 +42,28 @@ pub(crate) struct Scale {
     pub(crate) idle: usize,
 }
 
-const WHOLE: Scale = Scale { time: Duration::from_secs(5), reads: 100_000, crowd: 20, idle: 1000 };
+const WHOLE: Scale = Scale { time: Duration::from_secs(4), reads: 100_000, crowd: 20, idle: 1000 };
 const QUICK: Scale = Scale { time: Duration::from_millis(500), reads: 12_000, crowd: 3, idle: 100 };
+
+/// Program that puts a load on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoadClient {
+    /// fio's nbd engine, which sends each request on its own.
+    Fio,
+    /// This program, which sends requests together and takes little time itself.
+    Own,
+}
+
+impl LoadClient {
+    pub(crate) const ALL: [Self; 2] = [Self::Fio, Self::Own];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fio => "fio",
+            Self::Own => "own client",
+        }
+    }
+}
 
 /// What a load came to, and what it cost the server.
 #[derive(Debug, Clone)]
@@ -65,7 +87,8 @@ impl Bench {
         }
         let scale = if options.quick { QUICK } else { WHOLE };
         let rounds = options.rounds;
-        let bench = Self { material, scale, servers, rounds, warm_rate: OnceCell::new() };
+        let fio = Fio::new(&material.pki)?;
+        let bench = Self { material, scale, servers, rounds, fio, warm_rate: OnceCell::new() };
         ensure!(bench.has(Server::HexzNbd), "without the gateway there is nothing to measure");
         Ok(bench)
     }
@@ -154,6 +177,31 @@ impl Bench {
         }
     }
 
+    /// Reads of 4 KiB, 32 in flight, of one client, of which each is the first of its block: they
+    /// are 256 KiB apart, farther than most blocks are long, in random order.
+    pub(crate) fn first_touch(&self, round: u64) -> Load {
+        const APART: u64 = 256 * 1024 / PLACE;
+        let mut places: Vec<u32> = self.material.places.to_vec();
+        places.dedup_by_key(|place| u64::from(*place) / APART);
+        self.each_once(places, round)
+    }
+
+    /// Reads of 4 KiB, 32 in flight, of one client, at so many places in random order, each once.
+    pub(crate) fn places_once(&self, count: usize, round: u64) -> Load {
+        let mut load = self.each_once(self.material.places.to_vec(), round);
+        load.places = load.places.iter().copied().take(count).collect();
+        load
+    }
+
+    fn each_once(&self, mut places: Vec<u32>, round: u64) -> Load {
+        let mut random = Random::new(round, 0);
+        for last in (1..places.len()).rev() {
+            places.swap(last, random.below(last as u64 + 1) as usize);
+        }
+        let (order, until) = (Order::Sequential, Until::End);
+        Load { order, until, places: places.into(), ..self.random(round) }
+    }
+
     /// Reads of 256 KiB in order, 16 in flight, of one client, over all there is.
     pub(crate) fn sequential(&self) -> Load {
         Load {
@@ -175,8 +223,25 @@ impl Bench {
 impl Sample {
     /// Puts a load on a server.
     pub(crate) fn take(load: &Load, running: &Running) -> Result<Self> {
+        Self::during(running, || load.run(&running.target))
+    }
+
+    /// Has a client put a load on a server.
+    pub(crate) fn take_by(
+        client: LoadClient,
+        bench: &Bench,
+        load: &Load,
+        running: &Running,
+    ) -> Result<Self> {
+        match client {
+            LoadClient::Fio => Self::during(running, || bench.fio.run(load, &running.target)),
+            LoadClient::Own => Self::take(load, running),
+        }
+    }
+
+    fn during(running: &Running, load: impl FnOnce() -> Result<Outcome>) -> Result<Self> {
         let before = cpu_seconds(running.group)?;
-        let outcome = load.run(&running.target)?;
+        let outcome = load()?;
         Ok(Self { outcome, cpu: cpu_seconds(running.group)? - before })
     }
 }

@@ -26,8 +26,8 @@ pub(crate) struct Load {
     /// Whether its threads shall run before all others, so that it measures how long the
     /// server takes and not how long it waits for a processor itself.
     pub(crate) urgent: bool,
-    /// Where to read, in units of [`PLACE`], ascending: where there is data, mostly, as
-    /// zeros would flatter who knows of them.
+    /// Where to read, in units of [`PLACE`]: where there is data, mostly, as zeros would flatter
+    /// who knows of them.
     pub(crate) places: Arc<[u32]>,
     /// What every answer is compared with.
     pub(crate) image: Option<Arc<File>>,
@@ -116,13 +116,48 @@ impl Load {
         Ok(outcome)
     }
 
+    /// Returns the offsets of all reads in order, in bytes; `None` for a load that ends by the
+    /// clock.
+    pub(crate) fn planned_reads(&self) -> Option<Vec<u64>> {
+        let offsets = self.offsets();
+        match (self.until, self.order) {
+            (Until::After(_), _) => None,
+            (Until::Reads(reads), Order::Random { seed }) => {
+                let mut random = Random::new(seed, 0);
+                let mut offset = || offsets[random.below(offsets.len() as u64) as usize];
+                Some((0..reads).map(|_| offset()).collect())
+            }
+            (Until::Reads(reads), _) => {
+                Some(offsets.iter().copied().cycle().take(reads as usize).collect())
+            }
+            (Until::End, _) => Some(offsets.to_vec()),
+        }
+    }
+
     /// Where reads may begin, in bytes.
-    fn offsets(&self) -> Arc<[u64]> {
+    pub(crate) fn offsets(&self) -> Arc<[u64]> {
         let length = u64::from(self.length);
         let mut offsets: Vec<u64> =
             self.places.iter().map(|&place| u64::from(place) * PLACE / length * length).collect();
         offsets.dedup();
         offsets.into()
+    }
+}
+
+/// xorshift64*: fast, and the same on every machine.
+pub(crate) struct Random(u64);
+
+impl Random {
+    /// Creates the generator of one of several connections.
+    pub(crate) fn new(seed: u64, connection: usize) -> Self {
+        Self((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (connection as u64 + 1))
+    }
+
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % limit
     }
 }
 

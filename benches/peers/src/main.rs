@@ -3,7 +3,8 @@
 //! 1. `material`: an image with a file system, and the same as an archive and as a qcow2;
 //! 2. `servers`: the gateway and its peers are started on it, in turn, as often as there
 //!    are rounds;
-//! 3. `load`, `reader`, `client`: reads are asked of them, and every answer is counted;
+//! 3. `load`, `reader`, `client`: reads are asked of them, and every answer is counted; `fio`: the
+//!    same by fio;
 //! 4. `cases`: what is measured, a file for each kind, and what is aimed at;
 //! 5. `table`, `plot`: what came of it, as Markdown, JSON and SVG.
 //!
@@ -13,6 +14,7 @@
 mod bench;
 mod cases;
 mod client;
+mod fio;
 mod load;
 mod machine;
 mod material;
@@ -53,6 +55,9 @@ fn run(options: &Options) -> Result<bool> {
     let mut report = Report::new(machine::describe()?, bench.versions());
     for case in &options.cases() {
         report.add(*case, case.run(&bench));
+    }
+    if options.keep_others {
+        report.keep_others(&options.output)?;
     }
     report.print()?;
     report.write(&options.output)?;

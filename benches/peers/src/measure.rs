@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustix::time::{ClockId, clock_gettime};
 
 /// Says what is being done, and when.
 pub(crate) fn progress(what: &str) {
@@ -31,12 +30,6 @@ pub(crate) fn cpu_seconds(group: u32) -> Result<f64> {
         }
     }
     Ok(all)
-}
-
-/// Seconds of processor time that this program has used so far.
-pub(crate) fn own_cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// A line of /proc/PID/status, in bytes.

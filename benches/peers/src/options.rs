@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// Measure only these
     #[arg(long, value_name = "CASE", num_args = 1.., value_enum)]
     only: Vec<Case>,
+    /// Keep the earlier results of all other cases
+    #[arg(long, requires = "only")]
+    pub(crate) keep_others: bool,
     /// Measure so little that the figures mean nothing, to see whether it works
     #[arg(long)]
     pub(crate) quick: bool,

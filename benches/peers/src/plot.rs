@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::bench::LoadClient;
 use crate::cases::Case;
 use crate::row::{Aim, Figure, Row, Unit};
 use crate::table::Report;
@@ -32,19 +33,15 @@ pub(crate) fn write(report: &Report, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How much faster than its peers it is.
+/// How much faster than its peers it is, with fio as the client.
 fn ratios(report: &Report) -> BarChart {
-    const CASES: [Case; 5] = [
-        Case::RandomWarm,
-        Case::SequentialCold,
-        Case::SequentialWarm,
-        Case::RandomCold,
-        Case::HexzServer,
-    ];
+    const CASES: [Case; 4] =
+        [Case::RandomWarm, Case::SequentialCold, Case::SequentialWarm, Case::RandomCold];
     let rows = CASES.iter().flat_map(|case| report.rows(*case));
     let is_rate = |row: &&Row| {
         row.ours
             .is_some_and(|figure| matches!(figure.unit, Unit::ReadsPerSecond | Unit::MibPerSecond))
+            && row.what.ends_with(LoadClient::Fio.name())
     };
     let bars = rows.filter(is_rate).filter_map(|row| {
         let (ours, theirs, ratio) = (row.ours?, row.theirs?, row.ratio?);
@@ -75,18 +72,21 @@ fn processor_time(report: &Report) -> BarChart {
     let mut bars = Vec::new();
     let mut legend = Vec::new();
     if let Some(row) = rows.iter().find(|row| !row.parts.is_empty()) {
-        legend.extend(row.parts.iter().zip(PARTS).map(|((name, _), colour)| (*name, colour)));
+        legend
+            .extend(row.parts.iter().zip(PARTS).map(|((name, _), colour)| (name.clone(), colour)));
         let parts = row.parts.iter().zip(PARTS);
         let parts = parts.map(|((_, seconds), colour)| Part { value: *seconds, colour });
         bars.extend(
             row.theirs.map(|sum| bar("the parts alone, each on one thread", sum, parts.collect())),
         );
     }
-    for row in rows {
+    // The first rows are for TLS and fio.
+    for (number, row) in rows.iter().take_while(|row| row.parts.is_empty()).enumerate() {
         let whole = |label: &str, figure: Figure, colour| {
             bar(label, figure, vec![Part { value: figure.value, colour }])
         };
-        bars.extend(row.our_cpu.map(|figure| whole("hexz-nbd, TLS, cold", figure, OURS)));
+        let ours = row.our_cpu.filter(|_| number == 0);
+        bars.extend(ours.map(|figure| whole("hexz-nbd, TLS, cold", figure, OURS)));
         bars.extend(row.their_cpu.map(|figure| whole(&row.other, figure, OTHERS)));
     }
     BarChart {

@@ -13,7 +13,7 @@ use nbd_server::wire::request::{Command, CommandFlags, Cookie, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::client::Connection;
-use crate::load::{Load, Order, Until, histogram};
+use crate::load::{Load, Order, Random, Until, histogram};
 use crate::measure::hurry;
 
 pub(crate) struct Reader {
@@ -23,7 +23,7 @@ pub(crate) struct Reader {
     offsets: Arc<[u64]>,
     /// The number of the next read, perhaps shared with other connections.
     next: Arc<AtomicU64>,
-    random: u64,
+    random: Random,
     /// What has been asked, by cookie.
     asked: Vec<Asked>,
     free: Vec<usize>,
@@ -66,7 +66,7 @@ impl Reader {
             _ => 0,
         };
         Ok(Self {
-            random: (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (number as u64 + 1),
+            random: Random::new(seed, number),
             asked: vec![Asked { due: Instant::now(), offset: 0, missing: 0 }; load.in_flight],
             free: (0..load.in_flight).collect(),
             outgoing: Vec::new(),
@@ -138,7 +138,7 @@ impl Reader {
         let places = self.offsets.len() as u64;
         let place = match (self.load.order, self.load.until) {
             (_, Until::Reads(reads)) if number >= reads => return false,
-            (Order::Random { .. }, _) => self.random() % places,
+            (Order::Random { .. }, _) => self.random.below(places),
             (_, Until::End) if number >= places => return false,
             _ => number % places,
         };
@@ -147,14 +147,6 @@ impl Reader {
         self.asked[cookie] = Asked { due, offset, missing: self.load.length as usize };
         self.outgoing.extend(read_request(cookie as u64, offset, self.load.length));
         true
-    }
-
-    /// xorshift64*: fast, and the same on every machine.
-    fn random(&mut self) -> u64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16
     }
 
     /// Takes a reply, or what of one is here; `false` if that is nothing.

@@ -2,16 +2,16 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A number with its unit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Figure {
     pub(crate) value: f64,
     pub(crate) unit: Unit,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Unit {
     ReadsPerSecond,
     HandshakesPerSecond,
@@ -66,7 +66,7 @@ pub(crate) fn grouped(value: f64) -> String {
 }
 
 /// What a ratio should be.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Aim {
     AtLeast(f64),
     AtMost(f64),
@@ -91,7 +91,7 @@ impl fmt::Display for Aim {
 }
 
 /// The gateway's figure, and what it is compared with.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) ours: Option<Figure>,
@@ -104,7 +104,7 @@ pub(crate) struct Row {
     pub(crate) their_cpu: Option<Figure>,
     pub(crate) note: Option<String>,
     /// What the other figure is the sum of.
-    pub(crate) parts: Vec<(&'static str, f64)>,
+    pub(crate) parts: Vec<(String, f64)>,
     /// The gateway's figure by that of the other.
     #[serde(serialize_with = "rounded")]
     pub(crate) ratio: Option<f64>,
@@ -154,7 +154,7 @@ impl Row {
     }
 
     pub(crate) fn parts(mut self, parts: Vec<(&'static str, f64)>) -> Self {
-        self.parts = parts;
+        self.parts = parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         self
     }
 

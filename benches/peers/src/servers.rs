@@ -76,6 +76,16 @@ pub(crate) enum Transport {
     Plain,
 }
 
+impl Transport {
+    /// Returns what names of rows say of it: nothing for TLS.
+    pub(crate) fn suffix(self) -> &'static str {
+        match self {
+            Self::Tls => "",
+            Self::Plain => ", no TLS",
+        }
+    }
+}
+
 /// A server that runs until this is dropped.
 pub(crate) struct Running {
     child: Option<Child>,
@@ -96,12 +106,16 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    pub(crate) fn new(server: Server, transport: Transport) -> Self {
+        Self { server, transport, arguments: Vec::new(), archive: None }
+    }
+
     pub(crate) fn tls(server: Server) -> Self {
-        Self { server, transport: Transport::Tls, arguments: Vec::new(), archive: None }
+        Self::new(server, Transport::Tls)
     }
 
     pub(crate) fn plain(server: Server) -> Self {
-        Self { transport: Transport::Plain, ..Self::tls(server) }
+        Self::new(server, Transport::Plain)
     }
 
     /// Nothing that was read once has to be read again.

@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cases::Case;
 use crate::plot;
 use crate::row::{Figure, Row};
 
 /// All that was measured, and on what.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Report {
     machine: Vec<String>,
     versions: Vec<String>,
@@ -21,7 +21,7 @@ pub(crate) struct Report {
     is_whole: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct CaseResult {
     pub(crate) case: Case,
     pub(crate) rows: Vec<Row>,
@@ -39,6 +39,18 @@ impl Report {
             vec![Row::failed(&error)]
         });
         self.results.push(CaseResult { case, rows });
+    }
+
+    /// Takes over the cases of an earlier report in `folder` that haven't been measured again.
+    pub(crate) fn keep_others(&mut self, folder: &Path) -> Result<()> {
+        let path = folder.join("results.json");
+        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let earlier: Self = serde_json::from_slice(&text).context("the earlier results")?;
+        let measured: Vec<Case> = self.results.iter().map(|result| result.case).collect();
+        let others = earlier.results.into_iter().filter(|it| !measured.contains(&it.case));
+        self.results.extend(others);
+        self.results.sort_by_key(|result| result.case);
+        Ok(())
     }
 
     /// Whether every case could be measured.

@@ -1,6 +1,5 @@
 //! What is measured, and what is aimed at.
 
-mod agreement;
 mod big;
 mod crowd;
 mod handshakes;
@@ -13,14 +12,14 @@ mod sequential;
 
 use anyhow::Result;
 use clap::ValueEnum;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::bench::Bench;
 use crate::measure::progress;
 use crate::row::Row;
 
 /// In the order of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum Case {
     /// 4 KiB at random from a warm cache, against nbdkit on the raw image
     RandomWarm,
@@ -28,7 +27,7 @@ pub(crate) enum Case {
     SequentialCold,
     /// In order from a warm cache, against nbdkit on the raw image
     SequentialWarm,
-    /// 4 KiB at random, nothing cached, against qemu-nbd on a compressed qcow2
+    /// 4 KiB at random, first touch and repeated, against qemu-nbd on a compressed qcow2
     RandomCold,
     /// 4 KiB at random, against Hexz's own server
     HexzServer,
@@ -46,8 +45,6 @@ pub(crate) enum Case {
     Opening,
     /// Other servers and clients, for orientation
     Others,
-    /// Whether fio measures what this program measures
-    Agreement,
 }
 
 impl Case {
@@ -66,7 +63,6 @@ impl Case {
             Self::Memory => memory::heavy(bench),
             Self::Opening => opening::run(bench),
             Self::Others => others::run(bench),
-            Self::Agreement => agreement::run(bench),
         }
     }
 }

@@ -1,64 +1,106 @@
-//! Reads of 4 KiB at random places.
+//! Reads of 4 KiB in random order.
 
 use anyhow::Result;
 
-use crate::bench::{Bench, Sample, cpu_per_read, reads_per_second};
+use crate::bench::{Bench, LoadClient, Sample, cpu_per_read, reads_per_second};
 use crate::load::{Load, Until};
-use crate::row::{Aim, Row, grouped};
-use crate::servers::{Server, Setup};
+use crate::row::{Aim, Figure, Row, grouped};
+use crate::servers::{Server, Setup, Transport};
 
-/// All of it is in memory: what counts is the way from a request to its reply.
+/// Everything is in memory: what is measured is the path from a request to its reply.
 pub(super) fn warm(bench: &Bench) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for (connections, what) in [
-        (1, "4 KiB at random, warm, 32 in flight"),
-        (4, "4 KiB at random, warm, 4 times 32 in flight"),
-    ] {
-        let setups = [Setup::tls(Server::HexzNbd).with_room_for_all(), Setup::tls(Server::Nbdkit)];
-        let samples = bench.in_turn(&setups, |round, running| {
-            bench.warm(running)?;
-            Sample::take(&Load { connections, ..bench.random(round) }, running)
-        })?;
-        let row = row(what, &samples, &setups[1], reads_per_second);
-        if connections == 1
-            && let Some(ours) = row.ours
+    for transport in [Transport::Tls, Transport::Plain] {
+        for (connections, in_flight, faster, cheaper) in
+            [(1, 32, 1.5, 0.5), (4, 32, 1.5, 1.0), (1, 1, 1.0, 0.8)]
         {
-            bench.warm_rate.get_or_init(|| ours.value);
+            let setups = [Server::HexzNbd, Server::Nbdkit]
+                .map(|server| Setup::new(server, transport).with_room_for_all());
+            let samples = bench.in_turn(&setups, |round, running| {
+                bench.warm(running)?;
+                let load = Load { connections, in_flight, ..bench.random(round) };
+                let take = |client| Sample::take_by(client, bench, &load, running);
+                LoadClient::ALL.map(take).into_iter().collect::<Result<Vec<_>>>()
+            })?;
+            for (number, client) in LoadClient::ALL.into_iter().enumerate() {
+                let samples: Vec<Option<Vec<Sample>>> = samples
+                    .iter()
+                    .map(|of_server| {
+                        let of_client = |both: &Vec<Sample>| both[number].clone();
+                        of_server.as_ref().map(|rounds| rounds.iter().map(of_client).collect())
+                    })
+                    .collect();
+                let what = format!(
+                    "4 KiB at random, warm, {connections} × {in_flight} in flight{}, {}",
+                    transport.suffix(),
+                    client.name()
+                );
+                let rate = row(&what, &samples, &setups[1], reads_per_second);
+                let cpu = row_of_cpu(&what, &samples, &setups[1]);
+                if (client, connections, in_flight) == (LoadClient::Own, 1, 32)
+                    && let Some(ours) = rate.ours
+                {
+                    bench.warm_rate.get_or_init(|| ours.value);
+                }
+                rows.extend(match client {
+                    LoadClient::Fio => {
+                        [rate.aim(Aim::AtLeast(faster)), cpu.aim(Aim::AtMost(cheaper))]
+                    }
+                    LoadClient::Own => [rate, cpu],
+                });
+            }
         }
-        rows.push(row.aim(Aim::AtLeast(1.5)));
-        let what = format!("{what}: processor time of the server");
-        rows.push(row_of_cpu(&what, &samples, &setups[1]).aim(Aim::AtMost(1.0)));
     }
     Ok(rows)
 }
 
-/// Nothing is in memory at first but the files themselves: nearly every early read decodes
-/// a whole block, and every later one finds more of them decoded.
+/// Only the files themselves are in memory. In the first rows each place is read once, in the next
+/// ones each block; in the others, more and more reads find their block decoded.
 pub(super) fn cold(bench: &Bench) -> Result<Vec<Row>> {
-    let few = bench.scale.reads / 10;
-    let many = bench.scale.reads;
-    let cached = |setup: Setup| setup.with_room_for_all();
+    type ColdCase<'a> = (String, &'a dyn Fn(u64) -> Load, fn(Setup) -> Setup);
     let mut rows = Vec::new();
-    for (what, reads, setup, aim) in [
-        ("4 KiB at random, cold", many, cached as fn(Setup) -> Setup, true),
-        ("4 KiB at random, cold", few, cached, false),
-        ("4 KiB at random, cache of 256 MiB", many, |setup| setup, false),
-    ] {
-        let setups = [Setup::tls, Setup::plain]
-            .map(|transport| [setup(transport(Server::HexzNbd)), transport(Server::QemuNbd)]);
-        let setups: Vec<Setup> = setups.into_iter().flatten().collect();
-        let samples = bench.in_turn(&setups, |round, running| {
-            Sample::take(&Load { until: Until::Reads(reads), ..bench.random(round) }, running)
-        })?;
-        let [tls, plain] = [&samples[..2], &samples[2..]];
-        let what = format!("{what}, {} reads", grouped(reads as f64));
-        let tls = row(&what, tls, &setups[1], reads_per_second);
-        let plain = row(&format!("{what}, no TLS"), plain, &setups[3], reads_per_second);
-        rows.extend(if aim {
-            [tls.aim(Aim::AtLeast(5.0)), plain.aim(Aim::AtLeast(3.0))]
-        } else {
-            [tls, plain]
-        });
+    let reads = bench.scale.reads;
+    let repeated = |round| Load { until: Until::Reads(reads), ..bench.random(round) };
+    let places = bench.scale.reads as usize / 4;
+    let first_of_place = |round| bench.places_once(places, round);
+    let first_of_block = |round| bench.first_touch(round);
+    let cases: [ColdCase<'_>; 4] = [
+        (format!("first touch, {} places", grouped(places as f64)), &first_of_place, |setup| setup),
+        ("first touch, each in another block".to_owned(), &first_of_block, |setup| setup),
+        (
+            format!("from cold, {} reads", grouped(reads as f64)),
+            &repeated,
+            Setup::with_room_for_all,
+        ),
+        (
+            format!("from cold, {} reads, cache of 256 MiB", grouped(reads as f64)),
+            &repeated,
+            |setup| setup,
+        ),
+    ];
+    for (number, (name, load, setup)) in cases.into_iter().enumerate() {
+        for (transport, faster) in [(Transport::Tls, 1.3), (Transport::Plain, 1.1)] {
+            let setups = [Server::HexzNbd, Server::QemuNbd]
+                .map(|server| setup(Setup::new(server, transport)));
+            for client in LoadClient::ALL {
+                let samples = bench.in_turn(&setups, |round, running| {
+                    Sample::take_by(client, bench, &load(round), running)
+                })?;
+                let what = format!(
+                    "4 KiB at random, {name}, 32 in flight{}, {}",
+                    transport.suffix(),
+                    client.name()
+                );
+                let rate = row(&what, &samples, &setups[1], reads_per_second);
+                let cpu = row_of_cpu(&what, &samples, &setups[1]);
+                rows.extend(match (client, number) {
+                    (LoadClient::Fio, 0) => {
+                        [rate.aim(Aim::AtLeast(faster)), cpu.aim(Aim::AtMost(1.0))]
+                    }
+                    _ => [rate, cpu],
+                });
+            }
+        }
     }
     Ok(rows)
 }
@@ -74,7 +116,7 @@ pub(super) fn against_hexz_server(bench: &Bench) -> Result<Vec<Row>> {
         }
         Sample::take(&bench.random(round), running)
     })?;
-    let what = "4 KiB at random, warm, 32 in flight, no TLS";
+    let what = "4 KiB at random, warm, 32 in flight, no TLS, own client";
     let row = row(what, &samples, &setups[1], reads_per_second).aim(Aim::AtLeast(4.0));
     Ok(vec![row.note(
         "hexz-server answers one request after the other, decodes a block for each, and never \
@@ -87,7 +129,7 @@ pub(super) fn row(
     what: &str,
     samples: &[Option<Vec<Sample>>],
     other: &Setup,
-    figure: fn(&[Sample]) -> crate::row::Figure,
+    figure: fn(&[Sample]) -> Figure,
 ) -> Row {
     let [ours, theirs] = [0, 1].map(|which| samples[which].as_deref());
     let ours = ours.unwrap_or_default();
@@ -98,5 +140,6 @@ pub(super) fn row(
 fn row_of_cpu(what: &str, samples: &[Option<Vec<Sample>>], other: &Setup) -> Row {
     let [ours, theirs] = [0, 1].map(|which| samples[which].as_deref());
     let ours = cpu_per_read(ours.unwrap_or_default());
+    let what = format!("{what}: processor time of the server");
     Row::new(what, ours, other.server.name(), theirs.map(cpu_per_read))
 }

@@ -10,7 +10,7 @@ pub(super) struct BarChart {
     /// Then bars begin at [`SMALLEST`].
     pub(super) is_logarithmic: bool,
     /// What the colours mean, if they aren't said otherwise.
-    pub(super) legend: Vec<(&'static str, &'static str)>,
+    pub(super) legend: Vec<(String, &'static str)>,
     pub(super) bars: Vec<Bar>,
 }
 
