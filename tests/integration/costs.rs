@@ -75,19 +75,27 @@ fn system_calls_of_a_read_are_as_recorded() {
     let main = (0..BLOCKS).map(|number| Piece::Data(noise(number, BLOCK as usize))).collect();
     ArchiveWriter { main, ..ArchiveWriter::default() }.write().save(&path);
 
-    let few = system_calls(&path, BLOCKS / 6, 1);
-    let all = system_calls(&path, BLOCKS, 1);
-    let repeated = system_calls(&path, BLOCKS, 5);
-    for (what, got) in [
-        ("the first 4 KiB read of a block, one at a time", each(&all, &few, BLOCKS - BLOCKS / 6)),
-        ("a 4 KiB read from the cache, one at a time", each(&repeated, &all, 4 * BLOCKS)),
-    ] {
-        let expected = recorded(what);
-        println!("{got:.2} instead of {expected:.2} system calls: {what}");
-        assert!(
-            got <= expected * TOLERANCE && got > 1.5,
-            "{got:.2} instead of {expected:.2} system calls: {what}; if that has a good reason, \
-             record it in benches/costs.txt\n{few:?}\n{all:?}\n{repeated:?}"
-        );
+    // strace makes a read so slow that the program may decide otherwise on a busy machine.
+    let attempts = (0..5).map(|_| {
+        let [few, all] = [BLOCKS / 6, BLOCKS].map(|blocks| system_calls(&path, blocks, 1));
+        let repeated = system_calls(&path, BLOCKS, 5);
+        [each(&all, &few, BLOCKS - BLOCKS / 6), each(&repeated, &all, 4 * BLOCKS)]
+    });
+    let expected = [
+        "the first 4 KiB read of a block, one at a time",
+        "a 4 KiB read from the cache, one at a time",
+    ]
+    .map(recorded);
+    let mut seen = Vec::new();
+    for attempt in attempts {
+        seen.push(attempt);
+        let ranges = expected.map(|expected| 1.5..=expected * TOLERANCE);
+        if ranges.iter().zip(attempt).all(|(range, got)| range.contains(&got)) {
+            return;
+        }
     }
+    panic!(
+        "a first read and a cached one take {seen:.2?} system calls instead of {expected:.2?}; if \
+         that has a good reason, record it in benches/costs.txt"
+    );
 }

@@ -87,7 +87,7 @@ impl InlineGate {
     /// nanoseconds.
     pub(super) fn record(&self, took: Duration, estimate: u64, now: Instant) {
         /// Time that no block exceeds without a reason.
-        const FIXED: Duration = Duration::from_micros(200);
+        const FIXED: Duration = Duration::from_millis(1);
         let is_slow = took > 4 * Duration::from_nanos(estimate) + FIXED;
         let mut state = self.0.lock();
         state.slowness = match is_slow {
@@ -148,10 +148,10 @@ mod tests {
         assert!(is_open(after(20)));
         // A thread that is preempted now and then.
         for number in 0..100 {
-            assert!(decode(if number % 5 == 0 { 4000 } else { 600 }), "{number}");
+            assert!(decode(if number % 5 == 0 { 4000 } else { 1400 }), "{number}");
         }
-        assert!(decode(601) && decode(601) && decode(601));
-        assert!(!decode(601));
+        assert!(decode(1401) && decode(1401) && decode(1401));
+        assert!(!decode(1401));
         assert!(!is_open(after(1019)));
         assert!(is_open(after(1020)));
     }
