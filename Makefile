@@ -37,7 +37,7 @@ help:
 	@echo '                   STRESS_SECONDS=...'
 	@echo 'make long-session  258 GiB over one TLS 1.2 connection; some minutes, and both cores'
 	@echo 'make attacks       effect of hostile archives and clients on an honest reader'
-	@echo 'make bench         comparison with other servers, into docs/performance; some 20 minutes'
+	@echo 'make bench         comparison with other servers, into docs/performance; half an hour'
 	@echo '                   on an otherwise idle machine'
 	@echo 'make bench-micro   parts of the hot paths, and their instruction counts'
 	@echo 'make costs         instruction counts of the hot paths, in the form of benches/costs.txt'
