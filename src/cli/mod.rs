@@ -56,7 +56,7 @@ use sandbox::Sandbox;
 use sockets::Network;
 pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
-pub(crate) use verify::{Digest, Verify};
+pub(crate) use verify::{Digest, Tree, Verify};
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -101,7 +101,7 @@ EXAMPLES
   Verify an archive, describe it, or serve it only if it is unchanged:
     hexz-nbd verify snap.hexz
     hexz-nbd inspect snap.hexz
-    hexz-nbd digest base.hexz snap.hexz > digests
+    hexz-nbd tree base.hexz snap.hexz > digests
     hexz-nbd --digest digests snap.hexz
 
   Find out why a client can't connect or read:
@@ -256,6 +256,13 @@ pub(crate) enum Command {
     ///
     /// Prints a line "BLAKE3  PATH" for each file, as b3sum does.
     Digest(Digest),
+    /// Write tree files, which save --digest from reading whole archives
+    ///
+    /// Writes FILE.tree beside each file, and prints a line "BLAKE3  PATH" like "hexz-nbd digest". A
+    /// tree file has the hashes of all parts of a file. With --digest, the gateway then verifies
+    /// what it reads, instead of hashing all of an archive when it opens it. A tree file needs no
+    /// protection: it is only used if its hashes add up to the digest.
+    Tree(Tree),
     /// Print the manual page, or write all manual pages into a folder
     Man(Man),
     /// Print a completion script for bash, zsh or fish

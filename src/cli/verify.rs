@@ -1,4 +1,4 @@
-//! Options of `hexz-nbd verify` and `hexz-nbd digest`.
+//! Options of `hexz-nbd verify`, `hexz-nbd digest` and `hexz-nbd tree`.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -59,6 +59,13 @@ impl Verify {
 
 #[derive(Debug, Args)]
 pub(crate) struct Digest {
+    /// Files to read; include the parents of thin archives
+    #[arg(required = true, value_name = "FILE")]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tree {
     /// Files to read; include the parents of thin archives
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,

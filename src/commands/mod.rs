@@ -12,6 +12,7 @@ mod output;
 mod pki;
 mod signals;
 mod top;
+mod tree;
 mod verify;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Doctor(options) => doctor::run(options),
         Command::Inspect(options) => inspect::run(options),
         Command::Digest(options) => digest::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Tree(options) => tree::run(options).map(|()| ExitCode::SUCCESS),
         Command::Top(options) => top::run(options),
         Command::Man(options) => man::run(options).map(|()| ExitCode::SUCCESS),
         Command::Completions(options) => completions::run(options).map(|()| ExitCode::SUCCESS),

@@ -18,13 +18,13 @@ use super::{Block, Snapshot};
 /// Result of a lookup that reads nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lookup<T> {
-    /// What was looked up.
+    /// The result.
     Found(T),
     /// The lookup needs something that isn't in memory.
     NotInMemory(Missing),
 }
 
-/// What a lookup needs and isn't in memory.
+/// Data that a lookup needs and that isn't in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
     /// An index page.

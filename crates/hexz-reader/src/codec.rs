@@ -16,7 +16,7 @@ pub(super) const MAX_FRAME_HEADER_LEN: usize = 18;
 pub(super) struct Codec {
     compression: Compression,
     dictionary: Vec<u8>,
-    /// Pool of idle contexts. There are never more contexts than decoding threads.
+    /// Pool of idle contexts. There are never more contexts than threads that decode.
     idle: Mutex<Vec<Decompressor<'static>>>,
 }
 

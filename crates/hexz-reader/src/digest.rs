@@ -3,12 +3,14 @@
 //! Unlike a signature, a digest covers every byte of an archive. It is verified when the archive is
 //! opened, which takes reading all of it. The resulting BLAKE3 tree is kept, and all later reads
 //! are verified against it: a file can be modified without a change of its timestamps, for example
-//! through a memory mapping.
+//! through a memory mapping. If there is a tree file beside the archive whose root is the digest,
+//! the archive isn't read when it is opened.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -19,7 +21,8 @@ use super::digest_list::{Digest, DigestsError, parse_entry, parse_line};
 use super::error::{Error, ErrorKind, printable};
 use super::limits::{GROUP_CACHE_BYTES, MAX_TREE_MEMORY};
 use crate::storage::{
-    FileStamp, GroupCache, HashTree, Storage, TreeBudget, TreeError, VerifiedStorage,
+    FileStamp, FileStorage, GROUP_LEN, GroupCache, HashTree, Storage, TreeBudget, TreeError,
+    VerifiedStorage,
 };
 
 /// Minimum length of a file for which hashing is logged, in bytes.
@@ -170,8 +173,12 @@ impl Digests {
                 if !memory.trees.has_room_for(storage.length()) {
                     self.evict_unused();
                 }
-                let tree = hash_archive(path, storage.as_ref(), &memory.trees)
-                    .map_err(|error| error_kind(error).of(path))?;
+                let tree = match tree_from_file(path, storage.length(), expected, &memory.trees) {
+                    Ok(Some(tree)) => Ok(tree),
+                    Ok(None) => hash_archive(path, storage.as_ref(), &memory.trees),
+                    Err(error) => Err(error),
+                };
+                let tree = tree.map_err(|error| error_kind(error).of(path))?;
                 let result = entry.check(Arc::new(tree));
                 *known = stamp.map(|stamp| FileHash { stamp, result: result.clone() });
                 result
@@ -199,6 +206,52 @@ impl Digests {
         path.file_name()
             .and_then(|name| self.entries.get(name))
             .ok_or_else(|| ErrorKind::NoDigest.of(path))
+    }
+}
+
+/// Returns the path of the tree file of an archive: `NAME.tree` beside it.
+pub fn tree_path(archive: &Path) -> PathBuf {
+    let mut path = archive.as_os_str().to_owned();
+    path.push(".tree");
+    path.into()
+}
+
+/// Reads the tree of an archive of `length` bytes from the file beside it. Returns `None` if there
+/// is none with the `expected` digest; a file of no use is logged.
+fn tree_from_file(
+    archive: &Path,
+    length: u64,
+    expected: Digest,
+    budget: &Arc<TreeBudget>,
+) -> Result<Option<HashTree>, TreeError> {
+    let path = tree_path(archive);
+    let unusable = |problem: &dyn std::fmt::Display| {
+        let path = printable(&path);
+        tracing::warn!(
+            reason = "tree_unusable",
+            "{path}: {problem}; the archive is hashed instead, which takes longer"
+        );
+    };
+    let file = match FileStorage::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            unusable(&format_args!("can't open the tree file: {error}"));
+            return Ok(None);
+        }
+    };
+    match HashTree::from_file(&file, length, budget) {
+        Ok(Some(tree)) if Digest(tree.root()) == expected => Ok(Some(tree)),
+        Ok(_) if length <= GROUP_LEN => Ok(None),
+        Ok(_) => {
+            unusable(&"it isn't the tree of the archive that has the required digest");
+            Ok(None)
+        }
+        Err(TreeError::Io(error)) => {
+            unusable(&format_args!("can't read the tree file: {error}"));
+            Ok(None)
+        }
+        Err(error @ TreeError::Memory { .. }) => Err(error),
     }
 }
 
@@ -237,7 +290,8 @@ fn error_kind(error: TreeError) -> ErrorKind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::{CountedStorage, FileStorage, GROUP_LEN, ReadCounters};
+    use crate::DigestTree;
+    use crate::storage::{CountedStorage, ReadCounters};
 
     /// Files of pseudorandom bytes, with a count of what is read of them.
     struct TestFiles {
@@ -275,6 +329,51 @@ mod tests {
             digests.add(OsStr::new(name), *digest).unwrap();
         }
         digests
+    }
+
+    #[test]
+    fn a_tree_file_saves_hashing_the_archive() {
+        let files = TestFiles::new(9);
+        let digest = files.write("a");
+        let path = files.folder.path().join("a");
+        let tree_file = tree_path(&path);
+        assert_eq!(tree_file, files.folder.path().join("a.tree"));
+        let digests = || digests_of(&[("a", digest)]);
+        let mut tree = Vec::new();
+        DigestTree::of(&FileStorage::open(&path).unwrap()).unwrap().write(&mut tree).unwrap();
+        std::fs::write(&tree_file, &tree).unwrap();
+
+        let verified = files.verify(&digests(), "a").unwrap();
+        assert_eq!(files.reads.bytes(), 0);
+        let mut buffer = vec![0; 1000];
+        verified.read_exact_at(&mut buffer, GROUP_LEN - 500).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let middle = usize::try_from(GROUP_LEN).unwrap();
+        assert!(buffer == bytes[middle - 500..middle + 500]);
+
+        // The archive is replaced: its bytes are never those that were hashed.
+        std::fs::write(&path, vec![7; bytes.len()]).unwrap();
+        let verified = files.verify(&digests(), "a").unwrap();
+        assert!(verified.read_exact_at(&mut buffer, 0).is_err());
+        std::fs::write(&path, &bytes).unwrap();
+
+        // A file that isn't this archive's tree is of no use.
+        let mut forged = tree.clone();
+        *forged.last_mut().unwrap() ^= 1;
+        for (useless, content) in [(1, &forged[..]), (2, &tree[1..]), (3, b""), (4, b"no tree")] {
+            std::fs::write(&tree_file, content).unwrap();
+            let before = files.reads.bytes();
+            assert!(files.verify(&digests(), "a").is_ok(), "{useless}");
+            assert_eq!(files.reads.bytes() - before, 2 * GROUP_LEN, "{useless}");
+        }
+        std::fs::remove_file(&tree_file).unwrap();
+        std::fs::create_dir(&tree_file).unwrap();
+        assert!(files.verify(&digests(), "a").is_ok());
+        // It doesn't help an archive with another digest.
+        let other = digests_of(&[("a", Digest([1; 32]))]);
+        std::fs::remove_dir(&tree_file).unwrap();
+        std::fs::write(&tree_file, &tree).unwrap();
+        assert_eq!(files.verify(&other, "a").err(), Some("digest"));
     }
 
     #[test]

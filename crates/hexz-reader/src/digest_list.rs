@@ -9,7 +9,7 @@ use std::path::Path;
 use nbd_telemetry::Hex;
 
 use super::error::printable;
-use crate::storage::{self, Storage};
+use crate::storage::{self, HashTree, Storage, TreeBudget, TreeError};
 
 /// BLAKE3-256 hash of a whole file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,38 @@ impl Digest {
     /// The storage can't be read.
     pub fn of(storage: &dyn Storage) -> io::Result<Self> {
         storage::blake3(storage).map(Self)
+    }
+}
+
+/// Digest of a file with the hashes of all its parts: the content of a tree file.
+#[derive(Debug)]
+pub struct DigestTree(HashTree);
+
+impl DigestTree {
+    /// Hashes all of `storage` on all cores. Memory is 32 bytes for each 256 KiB.
+    ///
+    /// # Errors
+    /// The storage can't be read.
+    pub fn of(storage: &dyn Storage) -> io::Result<Self> {
+        match HashTree::of(storage, &TreeBudget::new(u64::MAX)) {
+            Ok(tree) => Ok(Self(tree)),
+            Err(TreeError::Io(error)) => Err(error),
+            Err(error @ TreeError::Memory { .. }) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Returns the digest of the file.
+    pub fn digest(&self) -> Digest {
+        Digest(self.0.root())
+    }
+
+    /// Writes a tree file, which is found beside an archive under the name that
+    /// [`tree_path`](crate::tree_path) returns.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        self.0.write_file(out)
     }
 }
 

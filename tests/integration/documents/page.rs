@@ -180,13 +180,14 @@ fn command(line: usize, text: String) -> Command {
 /// Returns true if the command is a server, which runs until it is terminated.
 fn is_server(text: &str) -> bool {
     // Subcommands and options with which the program doesn't serve.
-    const ENDS: [&str; 11] = [
+    const ENDS: [&str; 12] = [
         "check",
         "pki",
         "verify",
         "doctor",
         "inspect",
         "digest",
+        "tree",
         "top",
         "man",
         "completions",

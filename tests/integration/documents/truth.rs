@@ -73,8 +73,18 @@ fn links_resolve() {
 fn options_and_targets_exist() {
     let help = |words: &[&str]| run_binary(words.iter().copied().chain(["--help"])).stdout;
     let of_pki = ["init", "server", "client", "show", "revoke"];
-    let of_the_program =
-        ["check", "demo", "verify", "doctor", "inspect", "digest", "top", "man", "completions"];
+    let of_the_program = [
+        "check",
+        "demo",
+        "verify",
+        "doctor",
+        "inspect",
+        "digest",
+        "tree",
+        "top",
+        "man",
+        "completions",
+    ];
     let mut known = help(&[]) + &help(&["pki"]);
     of_the_program.iter().for_each(|command| known += &help(&[command]));
     of_pki.iter().for_each(|command| known += &help(&["pki", command]));

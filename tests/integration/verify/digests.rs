@@ -1,7 +1,9 @@
 //! Archives that are opened only if they are the files that their digests are of.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -402,4 +404,70 @@ fn lists_on_the_command_line() {
         assert_eq!(code, 3, "{stderr}");
         assert!(stderr.contains(&format!("\"{label}\"")), "{stderr}");
     }
+}
+
+/// An archive of some MiB of blocks of [`BLOCK`] bytes that don't compress.
+fn long_archive(path: &Path) -> Vec<u8> {
+    let main: Vec<_> = (0..64).map(|seed| Piece::Data(noise(seed, BLOCK))).collect();
+    let writer = ArchiveWriter { main: main.clone(), ..ArchiveWriter::default() };
+    writer.write().save(path);
+    image(&main)
+}
+
+#[test]
+fn a_tree_file_makes_hashing_at_the_start_unnecessary() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.hxz");
+    let expected = long_archive(&path);
+    let digest = run([OsStr::new("digest"), path.as_os_str()]).stdout;
+    let tree = run([OsStr::new("tree"), path.as_os_str()]).stdout;
+    assert_eq!(tree, digest);
+    let list = folder.path().join("digests");
+    fs::write(&list, &tree).unwrap();
+    let length = fs::metadata(&path).unwrap().len();
+    let tree_file = folder.path().join("long.hxz.tree");
+    assert_eq!(fs::metadata(&tree_file).unwrap().len(), 16 + 32 * length.div_ceil(GROUP as u64));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(&tree_file), mode(&path));
+
+    let serve = || Server::start([OsStr::new("--digest"), list.as_os_str(), path.as_os_str()]);
+    let server = serve();
+    assert!(server.file_bytes_read() < length / 2, "{}", server.file_bytes_read());
+    assert!(server.go("").read_ok(0, expected.len() as u32) == expected);
+    drop(server);
+
+    // A part that changes is an error, and the others are still read.
+    let mut file = fs::File::options().write(true).open(&path).unwrap();
+    file.seek(SeekFrom::Start(length / 2)).unwrap();
+    file.write_all(b"changed").unwrap();
+    let server = serve();
+    let mut client = server.go("");
+    let results: Vec<_> =
+        (0..64).map(|block| client.read(block * BLOCK as u64, BLOCK as u32)).collect();
+    let failed = results.iter().filter(|result| result.is_err()).count();
+    assert!((1..=6).contains(&failed), "{failed}");
+    for (result, expected) in results.into_iter().zip(expected.chunks(BLOCK)) {
+        assert!(result.is_err() || result.is_ok_and(|bytes| bytes == expected));
+    }
+    drop(server);
+
+    // A tree file that is damaged doesn't help, and the archive isn't the right one any more.
+    let mut tree = fs::read(&tree_file).unwrap();
+    tree[100] ^= 1;
+    fs::write(&tree_file, tree).unwrap();
+    let builder = Server::builder().arg("--digest").arg(&list).arg(&path);
+    let message = builder.fails_with(3, "digest");
+    assert!(message.contains("BLAKE3"), "{message}");
+}
+
+#[test]
+fn a_tree_file_that_cannot_be_written_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.hxz");
+    long_archive(&path);
+    fs::create_dir(folder.path().join("long.hxz.tree")).unwrap();
+    let failed = run_to_failure([OsStr::new("tree"), path.as_os_str()]);
+    assert!(failed.1.contains("can't write") && failed.1.contains("long.hxz.tree"), "{failed:?}");
+    let failed = run_to_failure(["tree", "missing.hxz"]);
+    assert!(failed.1.contains("missing.hxz"), "{failed:?}");
 }

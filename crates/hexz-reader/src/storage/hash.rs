@@ -56,10 +56,19 @@ impl SubtreeHashes {
             let root = hash_range(storage, 0..length, &mut vec![0; BUFFER_LEN])?.finalize();
             return Ok(Self { unit, values: Vec::new(), root: root.into() });
         }
-        let values = hash_units(storage, unit)?;
+        Ok(Self::from_values(hash_units(storage, unit)?, unit))
+    }
+
+    /// Computes the hash from the chaining values of two or more units.
+    pub(super) fn from_values(values: Vec<ChainingValue>, unit: u64) -> Self {
         let (left, right) = values.split_at(left_subtree_count(values.len()));
         let root = merge_subtrees_root(&merge_subtrees(left), &merge_subtrees(right), Mode::Hash);
-        Ok(Self { unit, values, root: root.into() })
+        Self { unit, values, root: root.into() }
+    }
+
+    /// Returns the chaining value of each unit; none if there is at most one unit.
+    pub(super) fn values(&self) -> &[ChainingValue] {
+        &self.values
     }
 
     /// Returns the BLAKE3 hash of all bytes.

@@ -1,4 +1,13 @@
-//! BLAKE3 tree of a storage, for verifying parts of it.
+//! BLAKE3 tree of a storage, for verifying parts of it, and files that contain such a tree.
+//!
+//! A tree file allows verifying parts of an archive without hashing all of it first. It needs no
+//! trust, since its values have to add up to the expected digest. Its format:
+//!
+//! ```text
+//! 0   "B3TREE", version 1, and 18: the binary logarithm of the group length
+//! 8   length of the hashed file in bytes, 64 bits, little-endian
+//! 16  BLAKE3 chaining value of each group, 32 bytes each
+//! ```
 
 use std::io;
 use std::sync::Arc;
@@ -13,6 +22,11 @@ pub const GROUP_LEN: u64 = 256 * 1024;
 
 /// Memory for the value of a group, in bytes.
 const CHAINING_VALUE_LEN: u64 = 32;
+
+/// Start of a tree file.
+const FILE_MAGIC: [u8; 8] = *b"B3TREE\x01\x12";
+/// Length of the head of a tree file, in bytes.
+const FILE_HEAD_LEN: usize = 16;
 
 /// BLAKE3 hash of a storage with its tree: 32 bytes for each [`GROUP_LEN`]. The hash is computed
 /// from these values, so they are as trustworthy as the hash.
@@ -47,12 +61,47 @@ impl HashTree {
     /// # Errors
     /// See [`TreeError`].
     pub(crate) fn of(storage: &dyn Storage, budget: &Arc<TreeBudget>) -> Result<Self, TreeError> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let length = storage.length();
         let memory = budget.reserve(memory_of(length))?;
-        let units = SubtreeHashes::of(storage, GROUP_LEN)?;
+        Ok(Self::new(length, SubtreeHashes::of(storage, GROUP_LEN)?, memory))
+    }
+
+    fn new(length: u64, units: SubtreeHashes, memory: TreeReservation) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { length, units, id, _memory: memory })
+        Self { length, units, id, _memory: memory }
+    }
+
+    /// Reads the tree of a storage of `length` bytes from a tree file. Returns `None` if `file` has
+    /// no tree for that length. A storage of one group has none: it can only be hashed.
+    ///
+    /// # Errors
+    /// See [`TreeError`].
+    pub(crate) fn from_file(
+        file: &dyn Storage,
+        length: u64,
+        budget: &Arc<TreeBudget>,
+    ) -> Result<Option<Self>, TreeError> {
+        let values_len = memory_of(length);
+        if length <= GROUP_LEN || file.length() != values_len + FILE_HEAD_LEN as u64 {
+            return Ok(None);
+        }
+        let mut head = [0; FILE_HEAD_LEN];
+        file.read_exact_at(&mut head, 0)?;
+        if head != file_head(length) {
+            return Ok(None);
+        }
+        let memory = budget.reserve(values_len)?;
+        let count = usize::try_from(length.div_ceil(GROUP_LEN)).unwrap_or(usize::MAX);
+        let mut values = vec![[0; 32]; count];
+        file.read_exact_at(values.as_flattened_mut(), FILE_HEAD_LEN as u64)?;
+        Ok(Some(Self::new(length, SubtreeHashes::from_values(values, GROUP_LEN), memory)))
+    }
+
+    /// Writes a tree file.
+    pub(crate) fn write_file(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        out.write_all(&file_head(self.length))?;
+        out.write_all(self.units.values().as_flattened())
     }
 
     /// Returns the BLAKE3 hash of all bytes.
@@ -74,6 +123,15 @@ impl HashTree {
     pub(super) fn id(&self) -> u64 {
         self.id
     }
+}
+
+/// Returns the head of the tree file for a storage of `length` bytes.
+fn file_head(length: u64) -> [u8; FILE_HEAD_LEN] {
+    let mut head = [0; FILE_HEAD_LEN];
+    let (magic, rest) = head.split_at_mut(FILE_MAGIC.len());
+    magic.copy_from_slice(&FILE_MAGIC);
+    rest.copy_from_slice(&length.to_le_bytes());
+    head
 }
 
 /// Returns the memory for the tree of `length` bytes, in bytes.
@@ -173,6 +231,63 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn tree_files_contain_the_tree() {
+        for length in [GROUP_LEN + 1, 2 * GROUP_LEN, 5 * GROUP_LEN + 77] {
+            let bytes = noise(length);
+            let storage: Arc<[u8]> = Arc::from(bytes.as_slice());
+            let budget = TreeBudget::new(1 << 20);
+            let tree = HashTree::of(&storage, &budget).unwrap();
+            let mut file = Vec::new();
+            tree.write_file(&mut file).unwrap();
+            let read = |file: &[u8], length| {
+                HashTree::from_file(&Arc::<[u8]>::from(file), length, &budget).unwrap()
+            };
+            let same = read(&file, length).unwrap();
+            assert_eq!((same.root(), same.length()), (tree.root(), length));
+            assert_ne!(same.id(), tree.id());
+            let group = usize::try_from(GROUP_LEN).unwrap();
+            for (number, group) in (0..).zip(bytes.chunks(group)) {
+                assert!(same.matches(number, group));
+            }
+            // Another value leads to another root.
+            let mut forged = file.clone();
+            *forged.last_mut().unwrap() ^= 1;
+            assert_ne!(read(&forged, length).unwrap().root(), tree.root());
+            assert!(read(&file, length - 1).is_none() && read(&file, length + 1).is_none());
+            assert!(read(&file[..file.len() - 1], length).is_none());
+            assert!(read(&[file.as_slice(), &[0]].concat(), length).is_none());
+            for at in 0..FILE_HEAD_LEN {
+                let mut other = file.clone();
+                other[at] ^= 1;
+                assert!(read(&other, length).is_none(), "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn tree_file_of_one_group_is_of_no_use() {
+        let storage: Arc<[u8]> = Arc::from(noise(GROUP_LEN));
+        let budget = TreeBudget::new(1 << 20);
+        let mut file = Vec::new();
+        HashTree::of(&storage, &budget).unwrap().write_file(&mut file).unwrap();
+        assert_eq!(file.len(), FILE_HEAD_LEN);
+        let file: Arc<[u8]> = Arc::from(file);
+        assert!(HashTree::from_file(&file, GROUP_LEN, &budget).unwrap().is_none());
+    }
+
+    #[test]
+    fn memory_of_a_tree_file_is_limited() {
+        let storage: Arc<[u8]> = Arc::from(noise(3 * GROUP_LEN));
+        let mut file = Vec::new();
+        HashTree::of(&storage, &TreeBudget::new(96)).unwrap().write_file(&mut file).unwrap();
+        let file: Arc<[u8]> = Arc::from(file);
+        let budget = TreeBudget::new(95);
+        let error = HashTree::from_file(&file, 3 * GROUP_LEN, &budget).unwrap_err();
+        assert!(matches!(error, TreeError::Memory { needed: 96, limit: 95 }), "{error}");
+        assert_eq!(budget.used(), 0);
     }
 
     #[test]
