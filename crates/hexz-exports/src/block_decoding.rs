@@ -84,9 +84,12 @@ impl Blocks {
         BlockKey::of(block, &self.snapshot, self.stream)
     }
 
+    fn place(&self, block: &Block) -> BlockKey {
+        BlockKey::location(block, &self.snapshot, self.stream)
+    }
+
     fn join_flight(&self, block: &Block) -> Role<BlockKey> {
-        let place = BlockKey::location(block, &self.snapshot, self.stream);
-        self.reader.cache.get_or_join(&self.key(block), &place)
+        self.reader.cache.get_or_join(&self.key(block), &self.place(block))
     }
 
     /// Requests a block for the client, and counts a hit or a miss.
@@ -187,19 +190,12 @@ impl Blocks {
         block: &Block,
         bytes: oneshot::Receiver<Bytes>,
     ) -> Result<Bytes, BlockError> {
-        let mut role = Role::Follower(bytes);
-        loop {
-            match role {
-                Role::Cached(bytes) => return of_listed_length(bytes, block),
-                Role::Follower(bytes) => match bytes.await {
-                    Ok(bytes) => return of_listed_length(bytes, block),
-                    // The other one failed or is gone; try to take over.
-                    Err(_) => role = self.join_flight(block),
-                },
-                Role::Leader(flight) => {
-                    let decoded = self.decode_batch(vec![(*block, flight)]).await;
-                    return decoded.into_iter().next().map_or(Err(BlockError::Panicked), |it| it.1);
-                }
+        let (key, place) = (self.key(block), self.place(block));
+        match self.reader.cache.wait_or_lead(&key, &place, Role::Follower(bytes)).await {
+            Ok(bytes) => of_listed_length(bytes, block),
+            Err(flight) => {
+                let decoded = self.decode_batch(vec![(*block, flight)]).await;
+                decoded.into_iter().next().map_or(Err(BlockError::Panicked), |it| it.1)
             }
         }
     }

@@ -98,20 +98,35 @@ impl<K: Hash + Eq + Clone> ByteCache<K> {
         flight: &K,
         make: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<Bytes, E> {
-        let flight = loop {
-            match self.get_or_join(key, flight) {
-                Role::Cached(value) => return Ok(value),
-                Role::Leader(flight) => break flight,
-                // The first caller failed or was dropped; try to take over.
-                Role::Follower(value) => match value.await {
-                    Ok(value) => return Ok(value),
-                    Err(_) => continue,
-                },
-            }
+        let role = self.get_or_join(key, flight);
+        let flight = match self.wait_or_lead(key, flight, role).await {
+            Ok(value) => return Ok(value),
+            Err(flight) => flight,
         };
         let value = make.await?;
         flight.finish(self, key.clone(), &value);
         Ok(value)
+    }
+
+    /// Waits for the value in the given role. If all callers before this one fail or are gone,
+    /// returns the flight: it is the caller's turn to produce the value.
+    pub async fn wait_or_lead(
+        &self,
+        key: &K,
+        flight: &K,
+        mut role: Role<K>,
+    ) -> Result<Bytes, Flight<K>> {
+        loop {
+            match role {
+                Role::Cached(value) => return Ok(value),
+                Role::Leader(flight) => return Err(flight),
+                Role::Follower(value) => match value.await {
+                    Ok(value) => return Ok(value),
+                    // The leader failed or is gone; try to take over.
+                    Err(_) => role = self.get_or_join(key, flight),
+                },
+            }
+        }
     }
 
     /// Returns the cached value, or the caller's role in the `flight` that produces it.
