@@ -117,22 +117,23 @@ impl Snapshot {
         let mut block = Block::whole(id.archive, id.stream, located);
         // The chain has no cycles, so this loop ends.
         while block.located.entry.content == Content::InParent {
-            let parent =
-                match self.target(&block, &page).map_err(|error| error.limit_to(block.end()))? {
-                    ReferenceTarget::Hash => break,
-                    ReferenceTarget::Ambiguous => {
-                        block.is_ambiguous = true;
-                        break;
-                    }
-                    ReferenceTarget::Block(archive, located) => {
-                        block = block.intersect(archive, located);
-                        break;
-                    }
-                    ReferenceTarget::Offset(parent) => parent,
-                };
+            // Bytes behind the reference that is followed may be elsewhere.
+            let limit = block.end();
+            let parent = match self.target(&block, &page).map_err(|error| error.limit_to(limit))? {
+                ReferenceTarget::Hash => break,
+                ReferenceTarget::Ambiguous => {
+                    block.is_ambiguous = true;
+                    break;
+                }
+                ReferenceTarget::Block(archive, located) => {
+                    block = block.intersect(archive, located);
+                    break;
+                }
+                ReferenceTarget::Offset(parent) => parent,
+            };
             let located = match self.page_covering(parent, id.stream, at) {
                 Some(id) => {
-                    let end = self.page_end(id);
+                    let end = self.page_end(id).min(limit);
                     page(id).map_err(|error| error.limit_to(end))?.block_at(at)
                 }
                 None => None,
@@ -140,7 +141,7 @@ impl Snapshot {
             block = match located {
                 Some(located) => block.intersect(parent, located),
                 None => {
-                    let end = self.next_page_start(parent, id.stream, at);
+                    let end = self.next_page_start(parent, id.stream, at).min(limit);
                     let zeros = self.uncovered_block(parent, id.stream, at);
                     let zeros = zeros.map_err(|error| LocateError::Failed { error, end })?;
                     block.intersect(parent, zeros.located)

@@ -213,6 +213,38 @@ fn a_damaged_page_under_a_reference_by_offset_hides_its_own_blocks_alone() {
     }
 }
 
+/// A reference by offset leads to an archive whose blocks refer further by offset, except for one.
+/// That one can be read, whatever is wrong below the others.
+#[test]
+fn a_fault_below_a_parents_reference_hides_no_more_than_that_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let blocks: Vec<Vec<u8>> = (0..6).map(|seed| text(seed, 100)).collect();
+    let by_offset = |bytes: &[u8]| Piece::ByOffset { bytes: bytes.to_vec(), hash: [0; 32] };
+    let of = |main: Vec<Piece>, parents: &[&str]| ArchiveWriter {
+        layout: Layout::A,
+        main,
+        parents: parents.iter().map(ToString::to_string).collect(),
+        blocks_per_page: 3,
+        ..ArchiveWriter::default()
+    };
+    let mut parent: Vec<Piece> = blocks.iter().map(|block| by_offset(block)).collect();
+    parent[4] = Piece::Data(noise(1, 100));
+    of(parent, &["base.hxz"]).write().save(&path("parent.hxz"));
+    of(vec![by_offset(&blocks.concat())], &["parent.hxz"]).write().save(&path("child.hxz"));
+    let data = |blocks: &[Vec<u8>]| blocks.iter().cloned().map(Piece::Data).collect::<Vec<_>>();
+    let mut damaged = of(data(&blocks), &[]).write();
+    let entry = damaged.main[1].blocks[0].entry;
+    damaged.put(entry + block_entry::LENGTH, &0_u32.to_le_bytes());
+    let short = of(data(&blocks[..3]), &[]).write();
+    for (base, what) in [(damaged, "a damaged page"), (short, "no block")] {
+        base.save(&path("base.hxz"));
+        let open = || Snapshot::open(&path("child.hxz"), &OpenOptions::default()).unwrap();
+        assert_eq!(unreadable(&open(), StreamKind::Main), [300..400, 500..600], "{what}");
+        compare(open, what);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 48,
