@@ -177,30 +177,21 @@ fn command(line: usize, text: String) -> Command {
     Command { line, text, prints: None, code: 0, is_server }
 }
 
+/// Subcommands that don't serve.
+pub const COMMANDS: [&str; 10] =
+    ["check", "pki", "verify", "doctor", "inspect", "digest", "tree", "top", "man", "completions"];
+
 /// Returns true if the command is a server, which runs until it is terminated.
 fn is_server(text: &str) -> bool {
-    // Subcommands and options with which the program doesn't serve.
-    const ENDS: [&str; 12] = [
-        "check",
-        "pki",
-        "verify",
-        "doctor",
-        "inspect",
-        "digest",
-        "tree",
-        "top",
-        "man",
-        "completions",
-        "help",
-        "--check-config",
-    ];
+    // Further words with which the program doesn't serve.
+    const ENDS: [&str; 5] = ["help", "--check-config", "--help", "--version", "--once"];
     let mut words = text.split_ascii_whitespace().skip_while(|word| word.contains("_PASSWORD="));
     let rest: Vec<&str> = match words.next() {
         Some("systemd-socket-activate") => return true,
         Some("hexz-nbd") => words.collect(),
         _ => return false,
     };
-    !rest.iter().any(|word| ENDS.contains(word) || ["--help", "--version", "--once"].contains(word))
+    !rest.iter().any(|word| COMMANDS.contains(word) || ENDS.contains(word))
 }
 
 /// Returns true if `text` matches `pattern`, in which `…` stands for any text.
