@@ -9,7 +9,7 @@ use std::path::Path;
 use nbd_telemetry::Hex;
 
 use super::error::printable;
-use crate::storage::{self, HashTree, Storage, TreeBudget, TreeError};
+use crate::storage::{self, GroupHashes as _, HashTree, Storage, TreeBudget, TreeError};
 
 /// BLAKE3-256 hash of a whole file.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -139,9 +139,23 @@ impl Snapshot {
     }
 
     /// Returns true if opening the snapshot again would find the same files: no archive of the
-    /// chain has been replaced or written to.
+    /// chain has been replaced or written to. Remote archives are checked concurrently.
     pub fn is_current(&self) -> bool {
-        self.chain.iter().all(Archive::is_current)
+        let is_remote = |archive: &&Archive| archive.file.storage.is_remote();
+        let (remote, local): (Vec<&Archive>, Vec<_>) = self.chain.iter().partition(is_remote);
+        if let [] | [_] = remote.as_slice() {
+            return self.chain.iter().all(Archive::is_current);
+        }
+        let are_current = |archives: Vec<&Archive>| {
+            std::thread::scope(|scope| {
+                let checks: Vec<_> = archives
+                    .into_iter()
+                    .map(|archive| scope.spawn(|| archive.is_current()))
+                    .collect();
+                checks.into_iter().all(|check| check.join().unwrap_or(true))
+            })
+        };
+        local.into_iter().all(Archive::is_current) && are_current(remote)
     }
 
     /// Returns the size of a stream in bytes; zero if the stream doesn't exist.
