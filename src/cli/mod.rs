@@ -22,6 +22,8 @@ pub(crate) mod pki;
 mod sandbox;
 pub(crate) mod server_target;
 mod sockets;
+#[cfg(feature = "remote")]
+mod stores;
 mod tls;
 mod top;
 pub(crate) mod values;
@@ -54,6 +56,8 @@ pub(crate) use monitor_endpoint::MonitorEndpoint;
 use pki::Pki;
 use sandbox::Sandbox;
 use sockets::Network;
+#[cfg(feature = "remote")]
+pub(crate) use stores::{StoreOptions, StoreSettings, StoreStyle};
 pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Tree, Verify};
@@ -311,6 +315,10 @@ pub(crate) struct ServeOptions {
     #[command(flatten)]
     #[serde(flatten)]
     reading: ReadOptions,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) stores: StoreOptions,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) network: Network,
@@ -374,7 +382,8 @@ impl ServeOptions {
 
     /// Returns the division of the memory budget.
     pub(crate) fn memory(&self) -> MemoryPlan {
-        self.reading.memory(self.limits.in_flight())
+        let has_urls = self.changeable.snapshots.urls().next().is_some();
+        self.reading.memory(self.limits.in_flight(), has_urls)
     }
 }
 

@@ -188,6 +188,7 @@ impl Catalog {
             read_counters: Arc::clone(&self.options.read_counters),
             log_limit: Arc::clone(&self.options.log_limit),
             background: Arc::clone(&self.options.background),
+            remote: self.options.remote.clone(),
             ..options
         };
         let reader = Arc::clone(&self.reader);
