@@ -1,0 +1,267 @@
+//! Queue of the requests to a store: who may send next.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::call::Call;
+use super::flow_control::{Admission, FlowControl, InFlight, Outcome, WaitCause};
+use super::jitter;
+use crate::metrics::BreakerState;
+use crate::object::Priority;
+
+/// Admits requests in the order of priority and arrival, when [`FlowControl`] allows it.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    state: Mutex<GateState>,
+    /// Notified when the breaker closes.
+    recovered: Notify,
+    runtime: Handle,
+    this: Weak<Self>,
+}
+
+#[derive(Debug)]
+struct GateState {
+    flow: FlowControl,
+    queue: BTreeMap<(Priority, u64), QueuedCall>,
+    in_flight: InFlight,
+    /// Time at which the queue is looked at without another reason.
+    timer: Option<Instant>,
+    /// Cause that the queued requests have been given.
+    cause: WaitCause,
+}
+
+#[derive(Debug)]
+struct QueuedCall {
+    admit: oneshot::Sender<Permit>,
+    call: Arc<Call>,
+}
+
+/// Snapshot of a gate.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct GateStats {
+    pub(crate) in_flight: usize,
+    pub(crate) queued: usize,
+    pub(crate) limit: usize,
+    pub(crate) breaker: BreakerState,
+}
+
+impl Gate {
+    /// Creates a gate for at most `max_limit` requests in flight.
+    pub(crate) fn new(max_limit: usize, runtime: Handle) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            state: Mutex::new(GateState {
+                flow: FlowControl::new(max_limit),
+                queue: BTreeMap::new(),
+                in_flight: InFlight::default(),
+                timer: None,
+                cause: WaitCause::Fetch,
+            }),
+            recovered: Notify::new(),
+            runtime,
+            this: Weak::clone(this),
+        })
+    }
+
+    /// Waits until the request may be sent.
+    ///
+    /// Cancellation: a dropped future leaves the queue.
+    pub(crate) async fn acquire(&self, call: &Arc<Call>) -> Permit {
+        let (admit, admitted) = oneshot::channel();
+        {
+            let mut state = self.state.lock();
+            call.wait_for(state.cause);
+            let queued = QueuedCall { admit, call: Arc::clone(call) };
+            state.queue.insert((call.priority(), call.number), queued);
+        }
+        let _place = QueuePlace { gate: self, call };
+        self.admit_queued();
+        match admitted.await {
+            Ok(permit) => permit,
+            // Only the place's end removes a request without a permit.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Returns a permit for a hedged request, if it may be sent at once.
+    pub(crate) fn try_acquire_hedge(&self) -> Option<Permit> {
+        let mut state = self.state.lock();
+        let is_idle = state.queue.is_empty();
+        if !is_idle || !state.flow.admits_hedge(Instant::now(), state.in_flight) {
+            return None;
+        }
+        Some(self.permit(&mut state, Priority::Demand))
+    }
+
+    /// Raises the priority of a request, which may be queued.
+    pub(crate) fn raise(&self, call: &Call, priority: Priority) {
+        {
+            let mut state = self.state.lock();
+            let old = call.priority();
+            if old <= priority {
+                return;
+            }
+            call.set_priority(priority);
+            if let Some(queued) = state.queue.remove(&(old, call.number)) {
+                state.queue.insert((priority, call.number), queued);
+            }
+        }
+        self.admit_queued();
+    }
+
+    /// Returns the time to wait before the next attempt after `attempts` failed ones; `None` if
+    /// the breaker is open.
+    pub(crate) fn backoff(&self, attempts: u32) -> Option<Duration> {
+        self.state.lock().flow.backoff(attempts, jitter())
+    }
+
+    /// Returns a future that ends when the breaker closes after this call.
+    pub(crate) fn recovered(&self) -> Notified<'_> {
+        self.recovered.notified()
+    }
+
+    /// Returns true if the store is down, and it isn't time for the next probe.
+    pub(crate) fn is_down(&self) -> bool {
+        self.state.lock().flow.is_down(Instant::now())
+    }
+
+    /// Returns the present state.
+    pub(crate) fn stats(&self) -> GateStats {
+        let state = self.state.lock();
+        GateStats {
+            in_flight: state.in_flight.total,
+            queued: state.queue.len(),
+            limit: state.flow.limit(),
+            breaker: state.flow.breaker(),
+        }
+    }
+
+    /// Admits as many requests as may be sent now.
+    fn admit_queued(&self) {
+        while let Some((admit, permit)) = self.next() {
+            // If the receiver is gone, the permit is returned at once.
+            drop(admit.send(permit));
+        }
+    }
+
+    /// Takes the next request from the queue if it may be sent.
+    fn next(&self) -> Option<(oneshot::Sender<Permit>, Permit)> {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let first = state.queue.first_entry()?;
+        let (priority, _) = *first.key();
+        let admission = state.flow.admit(now, state.in_flight, priority == Priority::Demand);
+        let admitted = match admission {
+            Admission::Admitted => {
+                let admit = first.remove().admit;
+                Some((admit, self.permit(state, priority)))
+            }
+            Admission::Full => None,
+            Admission::NotBefore(time) => {
+                self.set_timer(state, time);
+                None
+            }
+        };
+        state.update_cause(now);
+        admitted
+    }
+
+    fn permit(&self, state: &mut GateState, priority: Priority) -> Permit {
+        let is_low = priority != Priority::Demand;
+        state.in_flight.total += 1;
+        state.in_flight.low += usize::from(is_low);
+        let gate = Weak::clone(&self.this);
+        Permit { gate, is_low, sent: Instant::now(), outcome: Outcome::Canceled }
+    }
+
+    /// Looks at the queue again at `time`.
+    fn set_timer(&self, state: &mut GateState, time: Instant) {
+        if state.timer.is_some_and(|timer| timer <= time) {
+            return;
+        }
+        state.timer = Some(time);
+        let gate = Weak::clone(&self.this);
+        self.runtime.spawn(async move {
+            tokio::time::sleep_until(time).await;
+            if let Some(gate) = gate.upgrade() {
+                {
+                    let mut state = gate.state.lock();
+                    state.timer = state.timer.filter(|timer| *timer != time);
+                }
+                gate.admit_queued();
+            }
+        });
+    }
+
+    fn end(&self, permit: &Permit) {
+        let now = Instant::now();
+        let is_recovered = {
+            let mut state = self.state.lock();
+            state.in_flight.total -= 1;
+            state.in_flight.low -= usize::from(permit.is_low);
+            state.flow.end(now, permit.sent, permit.outcome, jitter())
+        };
+        if is_recovered {
+            self.recovered.notify_waiters();
+        }
+        self.admit_queued();
+    }
+}
+
+impl GateState {
+    /// Tells the queued requests what they wait for, if that has changed.
+    fn update_cause(&mut self, now: Instant) {
+        let cause = self.flow.wait_cause(now);
+        if std::mem::replace(&mut self.cause, cause) != cause {
+            self.queue.values().for_each(|queued| queued.call.wait_for(cause));
+        }
+    }
+}
+
+/// Permission to send one request. Dropped, it makes room for the next one.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    gate: Weak<Gate>,
+    is_low: bool,
+    sent: Instant,
+    outcome: Outcome,
+}
+
+impl Permit {
+    /// Restarts the clock, if the request wasn't sent at once.
+    pub(crate) fn start(&mut self) {
+        self.sent = Instant::now();
+    }
+
+    /// Ends the request with the given outcome. One that is dropped instead was canceled.
+    pub(crate) fn finish(mut self, outcome: Outcome) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if let Some(gate) = self.gate.upgrade() {
+            gate.end(self);
+        }
+    }
+}
+
+/// Place of a request in the queue.
+struct QueuePlace<'a> {
+    gate: &'a Gate,
+    call: &'a Call,
+}
+
+impl Drop for QueuePlace<'_> {
+    fn drop(&mut self) {
+        self.gate.state.lock().queue.remove(&(self.call.priority(), self.call.number));
+    }
+}
