@@ -4,9 +4,20 @@
 //! which requests to make: aligned, merged, shared, retried and limited.
 
 mod dial;
+mod http;
+mod response;
 mod store;
+mod stores;
+mod url;
 
 pub use dial::{Dial, DirectDialer};
+pub use http::{ProxyChoice, Timeouts};
+#[doc(hidden)]
+pub use response::{ContentRange, parse_content_range};
 pub use store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
 };
+pub use stores::{CredentialSource, Environment, S3Style, Secret, StoreConfig, StoreConfigError};
+#[doc(hidden)]
+pub use stores::{parse_html_index, parse_json_index};
+pub use url::{ObjectUrl, Scheme, StoreUrl, UrlError};
