@@ -1,0 +1,464 @@
+//! Judgement of responses, for all kinds of stores. Nothing here does I/O.
+
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use hyper::header::{
+    CONTENT_ENCODING, CONTENT_RANGE, DATE, ETAG, HeaderMap, LAST_MODIFIED, LOCATION, RETRY_AFTER,
+};
+use hyper::{StatusCode, Uri};
+
+use crate::http::content_length;
+use crate::store::{ByteRange, GetRequest, Response, StoreError, StoreErrorKind, Version};
+
+#[cfg(test)]
+mod tests;
+
+/// Maximum length of a server's words in a message, in characters.
+const MAX_QUOTED: usize = 200;
+/// Maximum length of an entity tag or a version, in bytes.
+const MAX_TAG: usize = 1024;
+
+/// Headers that contain the version of an object in a bucket with versioning.
+const VERSION_HEADERS: [&str; 3] = ["x-amz-version-id", "x-goog-generation", "x-ms-version-id"];
+
+impl StoreError {
+    /// Creates an error without a time to wait.
+    pub(crate) fn new(kind: StoreErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), retry_after: None }
+    }
+}
+
+/// Response as received.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RawResponse {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// Body, or a part of it.
+    pub(crate) body: Bytes,
+    /// True if the body is longer than what has been read.
+    pub(crate) is_truncated: bool,
+}
+
+impl RawResponse {
+    /// Returns the value of a header, if it is visible ASCII.
+    pub(crate) fn header(&self, name: impl hyper::header::AsHeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// Value of the header `Content-Range` (RFC 9110, section 14.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContentRange {
+    /// A part of an object with `total` bytes.
+    Part {
+        /// The part, which lies within the object and isn't empty.
+        range: Range<u64>,
+        /// Length of the object, in bytes.
+        total: u64,
+    },
+    /// No part: the requested range lies beyond the end of an object with `total` bytes.
+    Unsatisfied {
+        /// Length of the object, in bytes.
+        total: u64,
+    },
+}
+
+/// Parses the value of the header `Content-Range`. Returns `None` if it is invalid, has another
+/// unit than bytes, or doesn't state the length of the object.
+pub fn parse_content_range(value: &str) -> Option<ContentRange> {
+    let (unit, rest) = value.trim().split_once(' ')?;
+    if !unit.eq_ignore_ascii_case("bytes") {
+        return None;
+    }
+    let (range, total) = rest.trim().split_once('/')?;
+    let total = parse_number(total)?;
+    if range == "*" {
+        return Some(ContentRange::Unsatisfied { total });
+    }
+    let (first, last) = range.split_once('-')?;
+    let range = parse_number(first)?..parse_number(last)?.checked_add(1)?;
+    (range.start < range.end && range.end <= total).then_some(ContentRange::Part { range, total })
+}
+
+fn parse_number(digits: &str) -> Option<u64> {
+    // `parse` alone would accept a sign.
+    digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
+/// Checks the response to a request for a part of an object.
+pub(crate) fn check_get(
+    raw: &RawResponse,
+    request: &GetRequest,
+    now: SystemTime,
+) -> Result<Response, StoreError> {
+    match raw.status {
+        StatusCode::PARTIAL_CONTENT => check_partial(raw, request),
+        StatusCode::OK => check_whole(raw, request),
+        StatusCode::RANGE_NOT_SATISFIABLE => check_unsatisfied(raw, request),
+        _ => Err(check_failure(raw, request.version.is_some(), now)),
+    }
+}
+
+/// Checks the response to a conditional request for the headers of an object. Returns true if
+/// `version` is the current one.
+pub(crate) fn check_current(
+    raw: &RawResponse,
+    version: &Version,
+    now: SystemTime,
+) -> Result<bool, StoreError> {
+    let length = match raw.status {
+        StatusCode::NOT_MODIFIED => return Ok(true),
+        StatusCode::PRECONDITION_FAILED => return Ok(false),
+        StatusCode::OK => content_length(&raw.headers),
+        StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+            match raw.header(CONTENT_RANGE).and_then(parse_content_range) {
+                Some(ContentRange::Part { total, .. } | ContentRange::Unsatisfied { total }) => {
+                    Some(total)
+                }
+                None => None,
+            }
+        }
+        _ => return Err(check_failure(raw, false, now)),
+    };
+    let current = version_of(&raw.headers, length.unwrap_or(version.length));
+    let lacks_identity = raw.status == StatusCode::RANGE_NOT_SATISFIABLE && !has_identity(&current);
+    Ok(if lacks_identity {
+        current.length == version.length
+    } else {
+        difference(version, &current).is_none()
+    })
+}
+
+/// Status 206: exactly the requested range, limited by the end of the object.
+fn check_partial(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
+    check_encoding(&raw.headers)?;
+    let Some(value) = raw.header(CONTENT_RANGE) else {
+        return unsupported("the server sent a part (status 206) without the header Content-Range");
+    };
+    let Some(ContentRange::Part { range, total }) = parse_content_range(value) else {
+        return unsupported(format!("invalid header Content-Range: {}", quoted(value)));
+    };
+    let version = check_version(&raw.headers, total, request)?;
+    let expected = match request.range {
+        ByteRange::Bounded(ref wanted) => wanted.start..wanted.end.min(total),
+        ByteRange::Suffix(length) => total.saturating_sub(length)..total,
+    };
+    if range != expected {
+        return unsupported(format!(
+            "the server sent the range {}-{} instead of {}-{} (of {total} bytes)",
+            range.start, range.end, expected.start, expected.end
+        ));
+    }
+    let length = range.end - range.start;
+    if raw.is_truncated || raw.body.len() as u64 != length {
+        let received = raw.body.len();
+        let more = if raw.is_truncated { "more than " } else { "" };
+        return Err(StoreError::new(
+            StoreErrorKind::Interrupted,
+            format!("the server announced {length} bytes and sent {more}{received}"),
+        ));
+    }
+    Ok(Response { version, offset: range.start, bytes: raw.body.clone() })
+}
+
+/// Status 200: acceptable only for requests that cover the whole object.
+fn check_whole(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
+    let announced = content_length(&raw.headers);
+    if let Some(length) = announced {
+        check_version(&raw.headers, length, request)?;
+    }
+    check_encoding(&raw.headers)?;
+    let received = raw.body.len() as u64;
+    let covers_all = !raw.is_truncated
+        && match request.range {
+            ByteRange::Bounded(ref range) => range.start == 0 && range.end >= received,
+            ByteRange::Suffix(length) => length >= received,
+        };
+    if !covers_all {
+        return unsupported(
+            "the server ignores ranges: it sent the whole object (status 200). Enable range \
+             requests (Accept-Ranges: bytes), and let proxies and caches pass the header Range",
+        );
+    }
+    let version = check_version(&raw.headers, received, request)?;
+    Ok(Response { version, offset: 0, bytes: raw.body.clone() })
+}
+
+/// Status 416: acceptable only for an empty object.
+fn check_unsatisfied(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
+    let total = match raw.header(CONTENT_RANGE).and_then(parse_content_range) {
+        Some(ContentRange::Unsatisfied { total }) => Some(total),
+        _ => None,
+    };
+    let from_start = match request.range {
+        ByteRange::Bounded(ref range) => range.start == 0,
+        ByteRange::Suffix(_) => true,
+    };
+    if total == Some(0) && from_start {
+        let version = version_of(&raw.headers, 0);
+        let version = match &request.version {
+            // Few servers send the entity tag with this status.
+            Some(pinned) if pinned.length == 0 && !has_identity(&version) => pinned.clone(),
+            Some(_) => check_version(&raw.headers, 0, request)?,
+            None => version,
+        };
+        return Ok(Response { version, offset: 0, bytes: Bytes::new() });
+    }
+    let length = total.map_or("fewer".to_owned(), |total| format!("{total}"));
+    match &request.version {
+        // MinIO answers so instead of 412.
+        Some(pinned) => Err(StoreError::new(
+            StoreErrorKind::Changed,
+            format!(
+                "the object was replaced: it has {length} bytes instead of {} (status 416)",
+                pinned.length
+            ),
+        )),
+        None => unsupported(format!(
+            "the requested range lies beyond the end of the object, which has {length} bytes"
+        )),
+    }
+}
+
+fn unsupported<T>(message: impl Into<String>) -> Result<T, StoreError> {
+    Err(StoreError::new(StoreErrorKind::Unsupported, message))
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), StoreError> {
+    let Some(encoding) = headers.get(CONTENT_ENCODING) else { return Ok(()) };
+    let encoding = String::from_utf8_lossy(encoding.as_bytes());
+    if encoding.is_empty() || encoding.eq_ignore_ascii_case("identity") {
+        return Ok(());
+    }
+    unsupported(format!(
+        "the server or a cache compresses the object (Content-Encoding: {}): switch that off",
+        quoted(&encoding)
+    ))
+}
+
+/// Returns the version of a response, which is the required one if there is one.
+fn check_version(
+    headers: &HeaderMap,
+    length: u64,
+    request: &GetRequest,
+) -> Result<Version, StoreError> {
+    let version = version_of(headers, length);
+    if let Some(pinned) = &request.version {
+        return match difference(pinned, &version) {
+            None => Ok(pinned.clone()),
+            Some(difference) => Err(StoreError::new(
+                StoreErrorKind::Changed,
+                format!("the object was replaced: {difference}"),
+            )),
+        };
+    }
+    if has_identity(&version) {
+        return Ok(version);
+    }
+    let weak = headers.get(ETAG).is_some();
+    let tag = if weak { "only a weak ETag" } else { "no ETag" };
+    unsupported(format!(
+        "the server sends {tag} and no Last-Modified, so that a replaced object couldn't be noticed"
+    ))
+}
+
+fn has_identity(version: &Version) -> bool {
+    version.etag.is_some() || version.last_modified.is_some()
+}
+
+/// Extracts the version of an object. Weak entity tags (RFC 9110, section 8.8.1) don't identify
+/// bytes; `Last-Modified` is kept only if there is no other identity.
+fn version_of(headers: &HeaderMap, length: u64) -> Version {
+    let value = |name: &str| {
+        let value = headers.get(name)?.to_str().ok()?.trim();
+        (!value.is_empty() && value.len() <= MAX_TAG).then(|| value.to_owned())
+    };
+    let etag = value(ETAG.as_str()).filter(|tag| !tag.starts_with("W/"));
+    let last_modified = if etag.is_none() { value(LAST_MODIFIED.as_str()) } else { None };
+    // Objects from before versioning was enabled have the version "null", which is overwritten.
+    let version_id = VERSION_HEADERS.iter().find_map(|name| value(name)).filter(|id| id != "null");
+    Version { length, etag, version_id, last_modified }
+}
+
+/// Describes how an object differs from the pinned version.
+fn difference(pinned: &Version, current: &Version) -> Option<String> {
+    let differs = |what: &str, current: &str, pinned: &str| {
+        Some(format!("{what} {} instead of {}", quoted(current), quoted(pinned)))
+    };
+    if current.length != pinned.length {
+        return Some(format!("{} bytes instead of {}", current.length, pinned.length));
+    }
+    match (&pinned.etag, &current.etag) {
+        (Some(pinned), Some(current)) if pinned != current => {
+            return differs("ETag", current, pinned);
+        }
+        (Some(pinned), None) => return differs("ETag", "none", pinned),
+        _ => {}
+    }
+    if pinned.etag.is_none() && pinned.last_modified != current.last_modified {
+        let value = |it: &Option<String>| it.clone().unwrap_or_else(|| "none".to_owned());
+        return differs(
+            "Last-Modified",
+            &value(&current.last_modified),
+            &value(&pinned.last_modified),
+        );
+    }
+    match (&pinned.version_id, &current.version_id) {
+        (Some(pinned), Some(current)) if pinned != current => differs("version", current, pinned),
+        _ => None,
+    }
+}
+
+/// Returns true if a response rejects the credentials in a way that fresh ones may cure.
+pub(crate) fn rejects_credentials(raw: &RawResponse) -> bool {
+    match raw.status.as_u16() {
+        401 => true,
+        400 | 403 => {
+            let body = String::from_utf8_lossy(&raw.body);
+            let code = error_code(raw, &body);
+            is_expiry(code) || matches!(code, "InvalidAccessKeyId" | "AuthenticationFailed")
+        }
+        _ => false,
+    }
+}
+
+fn is_expiry(code: &str) -> bool {
+    matches!(
+        code,
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken"
+    )
+}
+
+fn error_code<'a>(raw: &'a RawResponse, body: &'a str) -> &'a str {
+    xml_text(body, "Code").or_else(|| raw.header("x-ms-error-code")).unwrap_or("")
+}
+
+/// Classifies a response other than success.
+pub(crate) fn check_failure(raw: &RawResponse, is_pinned: bool, now: SystemTime) -> StoreError {
+    let body = String::from_utf8_lossy(&raw.body);
+    let code = error_code(raw, &body);
+    let status = raw.status;
+    let (kind, advice) = classify(raw, code, &body, is_pinned);
+    let mut message = format!("status {}", status.as_u16());
+    if let Some(reason) = status.canonical_reason().filter(|_| code.is_empty()) {
+        message = format!("{message} {reason}");
+    } else {
+        message = format!("{message} {}", quoted(code));
+    }
+    if !advice.is_empty() {
+        message = format!("{message}: {advice}");
+    } else if let Some(words) = xml_text(&body, "Message") {
+        message = format!("{message}: {}", quoted(words.lines().next().unwrap_or("")));
+    }
+    let retry_after = raw.header(RETRY_AFTER).and_then(|value| parse_retry_after(value, now));
+    StoreError { kind, message, retry_after }
+}
+
+fn classify(
+    raw: &RawResponse,
+    code: &str,
+    body: &str,
+    is_pinned: bool,
+) -> (StoreErrorKind, String) {
+    use StoreErrorKind as Kind;
+    let owned = |(kind, advice): (Kind, &str)| (kind, advice.to_owned());
+    match code {
+        _ if is_expiry(code) => {
+            return owned((Kind::CredentialsExpired, "the credentials have expired"));
+        }
+        "RequestTimeTooSkewed" => {
+            let server = quoted(raw.header(DATE).unwrap_or("unknown"));
+            let advice = format!(
+                "this machine's clock is wrong, synchronize it; the server's time is {server}"
+            );
+            return (Kind::ClockSkew, advice);
+        }
+        "SlowDown"
+        | "Throttling"
+        | "ThrottlingException"
+        | "TooManyRequests"
+        | "RequestLimitExceeded"
+        | "ServerBusy" => return owned((Kind::Throttled, "")),
+        "SignatureDoesNotMatch" => {
+            let advice = "the secret key is wrong, or a proxy changes signed requests";
+            return owned((Kind::Denied, advice));
+        }
+        "AuthorizationHeaderMalformed" => {
+            let region = xml_text(body, "Region");
+            let advice =
+                region.map(|it| format!("the bucket is in the region {}: set that", quoted(it)));
+            return (Kind::Denied, advice.unwrap_or_default());
+        }
+        _ => {}
+    }
+    let has_expired = ["Request has expired", "Signed expiry time", "not valid in the specified"];
+    let (kind, advice) = match raw.status.as_u16() {
+        401 | 403 if has_expired.iter().any(|words| body.contains(words)) => {
+            (Kind::CredentialsExpired, "the signed URL has expired")
+        }
+        401 | 403 => (Kind::Denied, ""),
+        404 | 410 if code == "NoSuchBucket" || code == "ContainerNotFound" => {
+            (Kind::NotFound, "there is no such bucket")
+        }
+        404 | 410 => (Kind::NotFound, ""),
+        408 => (Kind::TimedOut, ""),
+        412 | 416 if is_pinned => (Kind::Changed, "the object was replaced"),
+        429 | 503 => (Kind::Throttled, ""),
+        300..=399 => return (Kind::Unsupported, redirect_advice(raw)),
+        500..=599 => (Kind::ServerError, ""),
+        _ => (Kind::Unsupported, ""),
+    };
+    owned((kind, advice))
+}
+
+/// Explains a redirect, which isn't followed.
+fn redirect_advice(raw: &RawResponse) -> String {
+    if let Some(region) = raw.header("x-amz-bucket-region") {
+        return format!("the bucket is in the region {}: set that", quoted(region));
+    }
+    let location = raw.header(LOCATION).and_then(|value| value.parse::<Uri>().ok());
+    match location.as_ref().and_then(Uri::host) {
+        Some(host) => format!(
+            "the server redirects to {}, which isn't followed: use that URL if you trust it",
+            quoted(host)
+        ),
+        None => "the server redirects to another path, which isn't followed".to_owned(),
+    }
+}
+
+/// Parses the header `Retry-After`: seconds or a date (RFC 9110, section 10.2.3).
+pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if let Some(seconds) = parse_number(value) {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
+}
+
+/// Returns the text of the first XML element `name` without attributes. Entities aren't resolved.
+pub(crate) fn xml_text<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
+    let (text, _) = rest.split_once(&format!("</{name}>"))?;
+    let text = text.trim();
+    (!text.is_empty() && !text.contains('<')).then_some(text)
+}
+
+/// Returns a server's words for a message: escaped, and shortened.
+pub(crate) fn quoted(words: &str) -> String {
+    let mut escaped: String = words.chars().take(MAX_QUOTED).flat_map(escape_unprintable).collect();
+    if words.chars().nth(MAX_QUOTED).is_some() {
+        escaped.push('…');
+    }
+    escaped
+}
+
+fn escape_unprintable(c: char) -> impl Iterator<Item = char> {
+    let (plain, escaped) = match c {
+        '"' | '\'' | '\\' => (Some(c), None),
+        _ => (None, Some(c.escape_debug())),
+    };
+    plain.into_iter().chain(escaped.into_iter().flatten())
+}

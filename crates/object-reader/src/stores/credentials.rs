@@ -1,0 +1,315 @@
+//! Credentials: their sources, and a cache that renews them.
+
+use std::fmt;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::RwLock;
+use tokio::time::Instant;
+
+use super::{Secret, aws, tokens};
+use crate::http::HttpClient;
+use crate::response::{RawResponse, rejects_credentials};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Time before their expiry at which credentials are renewed, at most a quarter of their lifetime.
+const RENEW_BEFORE: Duration = Duration::from_secs(300);
+/// Time between attempts to renew credentials.
+const RENEW_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum size of a file with credentials, in bytes.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Source of the credentials for a store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// The first one that is configured: environment variables, web identity, files in the usual
+    /// place, the container's credentials service. The instance metadata service isn't asked. HTTP
+    /// servers get no credentials.
+    #[default]
+    Auto,
+    /// Environment variables with keys or tokens.
+    Environment,
+    /// The instance metadata service: version 2 on AWS, also Google Cloud and Azure.
+    Instance,
+    /// A Kubernetes service account: `AWS_WEB_IDENTITY_TOKEN_FILE` with `AWS_ROLE_ARN`, or
+    /// `AZURE_FEDERATED_TOKEN_FILE` with `AZURE_CLIENT_ID` and `AZURE_TENANT_ID`.
+    WebIdentity,
+    /// A file, which is read again when it changes. For S3 it has the format of
+    /// `~/.aws/credentials`, for Google Cloud it is a service account's JSON key. For Azure it
+    /// contains an account key or a SAS token. For HTTP servers it contains a bearer token, or a
+    /// user and a password with a colon between them.
+    File(PathBuf),
+    /// None: requests aren't signed.
+    Anonymous,
+}
+
+/// Credentials for requests.
+pub(super) enum Credential {
+    Anonymous,
+    Aws {
+        key_id: String,
+        secret_key: Secret,
+        session_token: Option<Secret>,
+    },
+    Bearer(Secret),
+    /// User and password, with a colon between them.
+    Basic(Secret),
+    AzureKey(Secret),
+    AzureSas(Secret),
+}
+
+/// Credentials with their lifetime.
+pub(super) struct Loaded {
+    pub(super) credential: Credential,
+    pub(super) expiry: Option<SystemTime>,
+    /// Time at which the credentials were obtained.
+    pub(super) since: SystemTime,
+}
+
+impl Loaded {
+    pub(super) fn new(credential: Credential, expiry: Option<SystemTime>) -> Self {
+        Self { credential, expiry, since: SystemTime::now() }
+    }
+
+    /// Returns true if the credentials should be renewed.
+    fn is_due(&self, now: SystemTime) -> bool {
+        self.expiry.is_some_and(|expiry| {
+            let lifetime = expiry.duration_since(self.since).unwrap_or_default();
+            now + RENEW_BEFORE.min(lifetime / 4) >= expiry
+        })
+    }
+
+    fn has_expired(&self, now: SystemTime) -> bool {
+        self.expiry.is_some_and(|expiry| now >= expiry)
+    }
+}
+
+/// Place from which credentials are loaded.
+pub(super) enum Origin {
+    /// Credentials that don't change while the program runs.
+    Fixed(Arc<Loaded>),
+    /// A profile in files of the AWS SDKs.
+    AwsProfile(aws::Profile),
+    /// A service that issues temporary credentials for AWS.
+    AwsService(aws::Service),
+    /// A Google service account's key.
+    GoogleKey(PathBuf),
+    /// A service that issues bearer tokens.
+    TokenService(tokens::Service),
+    /// A file with an Azure account key or a SAS token.
+    AzureFile(PathBuf),
+    /// A file with credentials for an HTTP server.
+    HttpFile(PathBuf),
+}
+
+impl Origin {
+    pub(super) fn fixed(credential: Credential) -> Self {
+        Self::Fixed(Arc::new(Loaded::new(credential, None)))
+    }
+
+    /// Returns the files whose changes have to be noticed.
+    fn files(&self) -> Vec<&Path> {
+        match self {
+            Self::Fixed(_) | Self::AwsService(_) | Self::TokenService(_) => Vec::new(),
+            Self::AwsProfile(profile) => profile.files(),
+            Self::GoogleKey(path) | Self::AzureFile(path) | Self::HttpFile(path) => vec![path],
+        }
+    }
+
+    async fn load(&self, client: &HttpClient) -> Result<Arc<Loaded>, StoreError> {
+        let loaded = match self {
+            Self::Fixed(loaded) => return Ok(Arc::clone(loaded)),
+            Self::AwsProfile(profile) => profile.load()?,
+            Self::AwsService(service) => service.load(client).await?,
+            Self::GoogleKey(path) => tokens::google_token(&read_secret(path)?, path)?,
+            Self::TokenService(service) => service.load(client).await?,
+            Self::AzureFile(path) => {
+                let secret = read_secret(path)?;
+                Loaded::new(azure_credential(secret.expose().trim()), None)
+            }
+            Self::HttpFile(path) => {
+                let secret = read_secret(path)?;
+                Loaded::new(http_credential(&secret, path)?, None)
+            }
+        };
+        Ok(Arc::new(loaded))
+    }
+}
+
+/// Returns the credentials in an account key or a SAS token.
+pub(super) fn azure_credential(text: &str) -> Credential {
+    let text = text.trim_start_matches('?');
+    if text.contains("sig=") {
+        Credential::AzureSas(Secret::new(text))
+    } else {
+        Credential::AzureKey(Secret::new(text))
+    }
+}
+
+fn http_credential(secret: &Secret, path: &Path) -> Result<Credential, StoreError> {
+    let line = secret.expose().trim();
+    if line.is_empty() || line.chars().any(char::is_control) {
+        return Err(denied(format!(
+            "{}: expected one line with a token, or a user and a password",
+            path.display()
+        )));
+    }
+    Ok(match line.contains(':') {
+        true => Credential::Basic(Secret::new(line)),
+        false => Credential::Bearer(Secret::new(line)),
+    })
+}
+
+/// Creates an error about credentials that can't be obtained.
+pub(super) fn denied(message: impl Into<String>) -> StoreError {
+    StoreError::new(StoreErrorKind::Denied, message)
+}
+
+/// Reads a file that contains secrets.
+pub(super) fn read_secret(path: &Path) -> Result<Secret, StoreError> {
+    let failed = |error: std::io::Error| denied(format!("{}: {error}", path.display()));
+    if fs::metadata(path).map_err(failed)?.len() > MAX_FILE {
+        return Err(denied(format!("{}: too large for a file of credentials", path.display())));
+    }
+    fs::read_to_string(path).map(Secret::new).map_err(failed)
+}
+
+/// Identity of a file's content: inode, length and times.
+#[derive(Clone, PartialEq, Eq)]
+struct FileStamp(Option<(u64, u64, i64, i64)>);
+
+impl FileStamp {
+    fn of(path: &Path) -> Self {
+        let stamp = |it: Metadata| (it.ino(), it.size(), it.mtime(), it.mtime_nsec());
+        Self(fs::metadata(path).ok().map(stamp))
+    }
+}
+
+/// Credentials of one store, which are renewed before they expire and when their file changes.
+pub(super) struct Credentials {
+    origin: Origin,
+    client: Arc<HttpClient>,
+    cached: RwLock<Option<Cached>>,
+    /// Held while credentials are loaded, with the time of the last forced renewal.
+    loading: tokio::sync::Mutex<Option<Instant>>,
+}
+
+struct Cached {
+    loaded: Arc<Loaded>,
+    stamps: Vec<FileStamp>,
+    /// Time before which a failed renewal isn't repeated.
+    retry_at: Option<Instant>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    pub(super) fn new(origin: Origin, client: Arc<HttpClient>) -> Self {
+        Self { origin, client, cached: RwLock::default(), loading: tokio::sync::Mutex::default() }
+    }
+
+    /// Returns valid credentials.
+    pub(super) async fn get(&self) -> Result<Arc<Loaded>, StoreError> {
+        let stamps: Vec<_> = self.origin.files().into_iter().map(FileStamp::of).collect();
+        if let Some(loaded) = self.fresh(&stamps) {
+            return Ok(loaded);
+        }
+        let _guard = self.loading.lock().await;
+        if let Some(loaded) = self.fresh(&stamps) {
+            return Ok(loaded);
+        }
+        match self.origin.load(&self.client).await {
+            Ok(loaded) => {
+                self.store(&loaded, stamps);
+                Ok(loaded)
+            }
+            Err(error) => {
+                let mut cached = self.cached.write();
+                match cached.as_mut() {
+                    Some(old) if !old.loaded.has_expired(SystemTime::now()) => {
+                        tracing::warn!(%error, "credentials can't be renewed, the old ones stay in use");
+                        old.retry_at = Some(Instant::now() + RENEW_INTERVAL);
+                        Ok(Arc::clone(&old.loaded))
+                    }
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Returns the cached credentials, unless they should be renewed.
+    fn fresh(&self, stamps: &[FileStamp]) -> Option<Arc<Loaded>> {
+        let cached = self.cached.read();
+        let cached = cached.as_ref()?;
+        let now = SystemTime::now();
+        let is_fresh = !cached.loaded.is_due(now) && cached.stamps == stamps;
+        let waits = cached.retry_at.is_some_and(|at| Instant::now() < at)
+            && !cached.loaded.has_expired(now);
+        (is_fresh || waits).then(|| Arc::clone(&cached.loaded))
+    }
+
+    fn store(&self, loaded: &Arc<Loaded>, stamps: Vec<FileStamp>) {
+        let cached = Cached { loaded: Arc::clone(loaded), stamps, retry_at: None };
+        *self.cached.write() = Some(cached);
+    }
+
+    /// Loads credentials anew because the store rejected `used`. Returns false if that is
+    /// pointless: they can't change, or were renewed by force a short time ago.
+    pub(super) async fn renew(&self, used: &Arc<Loaded>) -> Result<bool, StoreError> {
+        if matches!(self.origin, Origin::Fixed(_)) {
+            return Ok(false);
+        }
+        let mut last_forced = self.loading.lock().await;
+        let was_renewed =
+            self.cached.read().as_ref().is_some_and(|cached| !Arc::ptr_eq(&cached.loaded, used));
+        if was_renewed {
+            return Ok(true);
+        }
+        if last_forced.is_some_and(|at| at.elapsed() < RENEW_INTERVAL) {
+            return Ok(false);
+        }
+        *last_forced = Some(Instant::now());
+        let stamps = self.origin.files().into_iter().map(FileStamp::of).collect();
+        let loaded = self.origin.load(&self.client).await?;
+        self.store(&loaded, stamps);
+        Ok(true)
+    }
+
+    /// Sends a request. If the response rejects the credentials, renews them and sends it once
+    /// more.
+    pub(super) async fn send_renewing<F, R>(&self, send: F) -> Result<RawResponse, StoreError>
+    where
+        F: Fn(Arc<Loaded>) -> R,
+        R: Future<Output = Result<RawResponse, StoreError>>,
+    {
+        let used = self.get().await?;
+        let response = send(Arc::clone(&used)).await?;
+        if !rejects_credentials(&response) {
+            return Ok(response);
+        }
+        match self.renew(&used).await {
+            Ok(true) => send(self.get().await?).await,
+            Ok(false) => Ok(response),
+            Err(mut error) => {
+                error.message =
+                    format!("the credentials were rejected, and not renewed: {}", error.message);
+                if !error.kind.is_transient() {
+                    error.kind = StoreErrorKind::CredentialsExpired;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns the time at which the credentials in use expire.
+    pub(super) fn expiry(&self) -> Option<SystemTime> {
+        self.cached.read().as_ref().and_then(|cached| cached.loaded.expiry)
+    }
+}
