@@ -9,8 +9,8 @@ use bytesize::ByteSize;
 use clap::Args;
 use hexz_exports::{ExportFolder, ExportSelection, MemoryPlan, NamedArchive};
 use hexz_reader::ReferenceChoice;
-use hexz_reader::storage::is_url;
 use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
+use hexz_reader::storage::is_url;
 use serde::Deserialize;
 
 use super::from_file;

@@ -42,7 +42,7 @@ use serde::Deserialize;
 
 pub(crate) use access::Access;
 use archives::ReadOptions;
-pub(crate) use archives::{OpenArchiveOptions, SnapshotOptions};
+pub(crate) use archives::{OpenArchiveOptions, SecretUrls, SnapshotOptions};
 pub(crate) use audit::{AuditDestination, AuditOptions};
 use check::Check;
 pub(crate) use doctor::Doctor;

@@ -1,5 +1,6 @@
 //! Options for archives in object stores and on HTTP servers.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 
+use super::archives::SecretUrls;
 use super::from_file;
 use super::values::{MAX_COUNT, count, duration, size};
 
@@ -42,6 +44,14 @@ pub(crate) struct StoreOptions {
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]
     pub(crate) fresh_for: Duration,
+    /// Options of single stores, by their URLs.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) tables: BTreeMap<String, StoreSettings>,
+    /// URLs with queries, which are removed from the paths of archives.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) secret_urls: SecretUrls,
 }
 
 /// Options that can differ between stores.

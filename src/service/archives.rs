@@ -10,11 +10,15 @@ use hexz_exports::{Catalog, CatalogError, FolderError, SnapshotExport};
 use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
 use nbd_server::Export;
 use nbd_telemetry::escape;
+#[cfg(feature = "remote")]
+use object_reader::{Dial, DirectDialer};
 
-use crate::cli::{OpenArchiveOptions, SnapshotOptions};
+use crate::cli::{OpenArchiveOptions, ServeOptions, SnapshotOptions};
 use crate::exit_status::{self, ExitStatus, Failure};
 use crate::hints;
 use crate::service::password;
+#[cfg(feature = "remote")]
+use crate::service::remote::Stores;
 
 /// Maximum length of a key file, in bytes.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -110,6 +114,17 @@ pub(crate) fn with_password(
     })
 }
 
+/// Returns the same options with the stores of the archives to serve.
+#[cfg(feature = "remote")]
+pub(crate) fn with_stores(open: OpenOptions, serve: &ServeOptions) -> Result<OpenOptions, Failure> {
+    let urls = serve.changeable.snapshots.urls();
+    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
+        return Ok(open);
+    };
+    let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
+    Ok(OpenOptions { remote: Some(Arc::new(stores.open(&dialer)?)), ..open })
+}
+
 /// Returns true if keys or digests restrict which archives may be opened.
 pub(crate) fn has_keys_or_digests(opening: &OpenArchiveOptions) -> bool {
     !opening.verify_key.is_empty() || !opening.digest.is_empty()
@@ -142,7 +157,10 @@ pub(crate) fn key_and_digest_files(opening: &OpenArchiveOptions) -> Vec<PathBuf>
 pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result<String, Failure> {
     let (exports, mut failed) = catalog.open_named().await;
     let nothing_is_left = exports.is_empty() && options.export_dir.is_none();
-    let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
+    // A store that is down may be up again when a client asks.
+    let is_fatal =
+        |error: &hexz_reader::Error| options.strict || (nothing_is_left && !error.is_outage());
+    let fatal = failed.iter().rposition(is_fatal).map(|position| failed.remove(position));
     for error in failed {
         let hint = hints::of_error(&error.kind);
         tracing::error!(reason = error.label(), hint, "archive skipped: {error}");

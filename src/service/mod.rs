@@ -13,6 +13,8 @@ mod notify;
 pub(crate) mod password;
 mod pid_file;
 mod reload;
+#[cfg(feature = "remote")]
+pub(crate) mod remote;
 pub(crate) mod runtime;
 mod sandbox;
 pub(crate) mod sockets;

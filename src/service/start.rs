@@ -52,7 +52,8 @@ impl Prepared {
         let manager = ManagerSocket::from_environment();
         let files = WatchedFiles::new(file.as_deref(), stamp, &serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
-        let catalog = serve.catalog(archives::options(&serve.changeable.snapshots.opening)?)?;
+        let open = archives::options(&serve.changeable.snapshots.opening)?;
+        let catalog = serve.catalog(archives::with_stores(open, &serve)?)?;
         tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
         tracing::debug!("memory: {}", serve.memory());
         access::warn_risky(&config, &policy);

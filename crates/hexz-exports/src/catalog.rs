@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -212,8 +213,13 @@ impl Catalog {
         // One local archive at a time: hashing one and deriving its key keep all cores busy.
         let has_remote = self.named.iter().any(|(_, slot)| is_url(slot.path()));
         let concurrency = if has_remote { MAX_CONCURRENT_OPENS } else { 1 };
-        let opens = self.named.iter().map(|(_, slot)| slot.open(&self.options, self.reader.hints));
-        let mut opens = futures_util::stream::iter(opens).buffered(concurrency);
+        let slots: Vec<SnapshotSlot> = self.named.iter().map(|(_, slot)| slot.clone()).collect();
+        let (options, hints) = (self.options.clone(), self.reader.hints);
+        let open = move |slot: SnapshotSlot| {
+            let options = options.clone();
+            async move { slot.open(&options, hints).await }
+        };
+        let mut opens = pin!(futures_util::stream::iter(slots).map(open).buffered(concurrency));
         while let Some(opened) = opens.next().await {
             if let Err(SlotUnavailable(Some(failure))) = opened {
                 self.reader.counters.open_failures.count(failure.error.label());

@@ -86,7 +86,8 @@ impl OpenOptions {
             (_, false) => Ok(Arc::new(FileStorage::open(path)?)),
             (Some(remote), true) => remote.open(path),
             (None, true) => {
-                let message = "no object store was configured at startup, or this build has no support";
+                let message =
+                    "no object store was configured at startup, or this build has no support";
                 Err(io::Error::new(io::ErrorKind::Unsupported, message))
             }
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use object_reader::{
     ChunkVerifier, FetchError, Fetcher, ListedObject, Object, ObjectId, ObjectUrl, Priority, Store,
-    StoreConfig, StoreError,
+    StoreConfig, StoreConfigError, StoreError, StoreUrl,
 };
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
@@ -33,7 +33,7 @@ pub struct RemoteArchives {
     configs: StoreConfigs,
     /// URLs with a query, by their paths without it.
     queries: HashMap<PathBuf, ObjectUrl>,
-    stores: Mutex<HashMap<String, Arc<dyn Store>>>,
+    stores: Mutex<HashMap<StoreUrl, Arc<dyn Store>>>,
     objects: Mutex<HashMap<PathBuf, Object>>,
     listings: Mutex<HashMap<PathBuf, Listing>>,
     runtime: OnceLock<Handle>,
@@ -77,18 +77,25 @@ impl RemoteArchives {
         }
     }
 
-    /// Removes the query from a URL, such as a signature, and remembers it for requests to this
-    /// object. Returns the path without secrets by which the archive is opened and logged.
+    /// Remembers the query of a URL, such as a signature, for requests to its object and to objects
+    /// beside it. `path` is the URL without its query, by which the archive is opened and logged.
+    pub fn add_query(&mut self, path: PathBuf, url: ObjectUrl) {
+        self.queries.insert(path, url);
+    }
+
+    /// Opens the store of a URL. Sends no requests, but reads files with credentials and CAs, which
+    /// a sandbox may not permit later.
     ///
     /// # Errors
-    /// The URL is invalid.
-    pub fn add_url(&mut self, url: &str) -> io::Result<PathBuf> {
-        let parsed = parse(url)?;
-        let path = PathBuf::from(url.split(['?', '#']).next().unwrap_or(url));
-        if parsed.store().query().is_some() {
-            self.queries.insert(path.clone(), parsed);
+    /// The configuration can't be used.
+    pub fn open_store(&self, url: &ObjectUrl) -> Result<Arc<dyn Store>, StoreConfigError> {
+        let mut stores = self.stores.lock();
+        if let Some(store) = stores.get(url.store()) {
+            return Ok(Arc::clone(store));
         }
-        Ok(path)
+        let store = self.configs.of(url).open(url.store())?;
+        stores.insert(url.store().clone(), Arc::clone(&store));
+        Ok(store)
     }
 
     /// Returns the fetcher, for its statistics.
@@ -107,19 +114,6 @@ impl RemoteArchives {
             return url.with_name(name).map_err(invalid);
         }
         parse(path.to_str().unwrap_or_default())
-    }
-
-    fn store(&self, url: &ObjectUrl) -> io::Result<Arc<dyn Store>> {
-        // The label has no query, but each query is a store of its own.
-        let query = url.store().query().map(|query| query.expose().to_owned());
-        let key = format!("{}?{}", url.store(), query.unwrap_or_default());
-        let mut stores = self.stores.lock();
-        if let Some(store) = stores.get(&key) {
-            return Ok(Arc::clone(store));
-        }
-        let store = self.configs.of(url).open(url.store()).map_err(invalid)?;
-        stores.insert(key, Arc::clone(&store));
-        Ok(store)
     }
 
     fn runtime(&self) -> io::Result<&Handle> {
@@ -149,7 +143,7 @@ impl RemoteArchives {
                 Ok(false) | Err(_) => {}
             }
         }
-        let store = self.store(url)?;
+        let store = self.open_store(url).map_err(invalid)?;
         self.fetcher.open(store, url.key()).await.map_err(read_error)
     }
 }
@@ -179,7 +173,7 @@ impl RemoteSource for RemoteArchives {
             text.push('/');
         }
         let url = self.queries.get(folder).cloned().map_or_else(|| parse(&text), Ok)?;
-        let store = self.store(&url)?;
+        let store = self.open_store(&url).map_err(invalid)?;
         let at = Instant::now();
         match self.runtime()?.block_on(store.list(url.key())) {
             Ok(listed) => {

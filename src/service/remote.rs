@@ -1,0 +1,155 @@
+//! Creates the source of archives in object stores from the options.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use hexz_reader::{RemoteArchives, StoreConfigs};
+use nbd_telemetry::escape;
+use object_reader::{
+    CredentialSource, Dial, Fetcher, FetcherConfig, ObjectUrl, ProxyChoice, S3Style, Secret,
+    StoreConfig, StoreConfigError, UrlError,
+};
+
+use crate::cli::{SecretUrls, StoreOptions, StoreSettings, StoreStyle};
+use crate::exit_status::{self, ExitStatus};
+
+/// Memory of an offline command for parts of remote archives, in bytes.
+pub(crate) const OFFLINE_MEMORY: u64 = 128 << 20;
+
+/// Reason for which a store can't be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteError {
+    #[error("invalid URL {}: {error}", escape::name(.url))]
+    Url { url: String, error: UrlError },
+    #[error("can't use the store {store}: {error}")]
+    Store { store: String, error: StoreConfigError },
+}
+
+impl ExitStatus for RemoteError {
+    fn exit_status(&self) -> u8 {
+        exit_status::USAGE
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Url { .. } => "invalid_url",
+            Self::Store { .. } => "invalid_store",
+        }
+    }
+}
+
+/// The stores that the options name, with their configurations.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    urls: Vec<ObjectUrl>,
+    /// URLs with a query.
+    secret: SecretUrls,
+    fetcher: FetcherConfig,
+    configs: StoreConfigs,
+}
+
+impl Stores {
+    /// Checks the URLs. Returns `None` if there are none. `memory` is for parts of archives, in
+    /// bytes.
+    pub(crate) fn new<'a>(
+        options: &'a StoreOptions,
+        urls: impl IntoIterator<Item = &'a Path>,
+        memory: u64,
+    ) -> Result<Option<Self>, RemoteError> {
+        let StoreOptions { tables, secret_urls, .. } = options;
+        let texts = urls.into_iter().filter_map(Path::to_str).chain(secret_urls.iter());
+        let urls: Vec<ObjectUrl> = texts.map(parse).collect::<Result<_, _>>()?;
+        if urls.is_empty() {
+            return Ok(None);
+        }
+        let by_url = tables.iter().map(|(url, settings)| {
+            // The store of a folder's URL is the bucket.
+            let store = parse(&format!("{}/", url.trim_end_matches('/')))?.store().to_string();
+            Ok((store, config(settings)))
+        });
+        let configs = StoreConfigs {
+            default: config(&options.store),
+            by_url: by_url.collect::<Result<HashMap<_, _>, RemoteError>>()?,
+        };
+        let mut fetcher = FetcherConfig::default();
+        fetcher.memory = memory;
+        fetcher.fetch_size = options.fetch_size.as_u64();
+        fetcher.store_timeout = options.store_timeout;
+        fetcher.connections = options.store_connections;
+        fetcher.fresh_for = options.fresh_for;
+        Ok(Some(Self { urls, secret: secret_urls.clone(), fetcher, configs }))
+    }
+
+    /// Returns the hosts and ports to which connections are made.
+    pub(crate) fn addresses(&self) -> Result<Vec<(String, u16)>, RemoteError> {
+        let mut all = Vec::new();
+        for url in &self.urls {
+            let addresses = self.configs.of(url).addresses(url.store());
+            let store = url.store().to_string();
+            all.extend(addresses.map_err(|error| RemoteError::Store { store, error })?);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Opens all stores, which reads credentials and CAs, and returns the source of their archives.
+    pub(crate) fn open(mut self, dialer: &Arc<dyn Dial>) -> Result<RemoteArchives, RemoteError> {
+        let configs = &mut self.configs;
+        for config in configs.by_url.values_mut().chain([&mut configs.default]) {
+            config.dialer = Arc::clone(dialer);
+        }
+        let fresh_for = self.fetcher.fresh_for;
+        let mut archives = RemoteArchives::new(Fetcher::new(self.fetcher), self.configs, fresh_for);
+        for url in self.secret.iter() {
+            archives.add_query(without_query(url).into(), parse(url)?);
+        }
+        for url in &self.urls {
+            let store = || url.store().to_string();
+            archives
+                .open_store(url)
+                .map_err(|error| RemoteError::Store { store: store(), error })?;
+        }
+        Ok(archives)
+    }
+}
+
+/// Parses a URL. The error shows it without its query.
+fn parse(text: &str) -> Result<ObjectUrl, RemoteError> {
+    text.parse().map_err(|error| RemoteError::Url { url: without_query(text).to_owned(), error })
+}
+
+fn without_query(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
+fn config(settings: &StoreSettings) -> StoreConfig {
+    StoreConfig {
+        endpoint: settings.store_endpoint.clone(),
+        region: settings.store_region.clone(),
+        style: match settings.store_style {
+            StoreStyle::Auto => S3Style::Auto,
+            StoreStyle::Path => S3Style::Path,
+            StoreStyle::Virtual => S3Style::VirtualHost,
+        },
+        account: settings.store_account.clone(),
+        ca_file: settings.store_ca.clone(),
+        proxy: match settings.store_proxy.as_deref() {
+            None => ProxyChoice::Environment,
+            Some("none") => ProxyChoice::Direct,
+            Some(url) => ProxyChoice::Url(Secret::new(url)),
+        },
+        credentials: match settings.store_credentials.as_deref() {
+            None | Some("auto") => CredentialSource::Auto,
+            Some("env") => CredentialSource::Environment,
+            Some("instance") => CredentialSource::Instance,
+            Some("web-identity") => CredentialSource::WebIdentity,
+            Some("anonymous") => CredentialSource::Anonymous,
+            Some(file) => CredentialSource::File(file.into()),
+        },
+        allow_insecure: settings.store_insecure,
+        user_agent: concat!("hexz-nbd/", env!("CARGO_PKG_VERSION")).to_owned(),
+        ..StoreConfig::default()
+    }
+}
