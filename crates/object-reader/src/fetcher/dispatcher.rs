@@ -129,17 +129,19 @@ impl Dispatcher {
         version: &Version,
         timeout: Duration,
     ) -> Result<bool, StoreError> {
-        if self.gate.is_down()
-            && let Some(error) = self.failure.lock().clone()
-        {
-            return Err(error);
-        }
         let call = Arc::new(Call::new(Priority::Demand));
         let check = async {
-            let permit = self.gate.acquire(&call).await;
-            self.send(store.is_current(key, version), permit, &call, |_| 0).await
+            match self.gate.acquire_if_up(&call).await {
+                Some(permit) => {
+                    self.send(store.is_current(key, version), permit, &call, |_| 0).await
+                }
+                None => Err(self.timeout_error(&call, Duration::ZERO)),
+            }
         };
-        tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(timed_out(timeout)))
+        match tokio::time::timeout(timeout, check).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timeout_error(&call, timeout)),
+        }
     }
 
     /// Sends a request, and a second one if the first one takes unusually long.
@@ -156,11 +158,14 @@ impl Dispatcher {
         };
         let mut first = self.get_once(target, call, permit);
         let Some(delay) = delay else { return first.await };
-        if let Ok(result) = tokio::time::timeout(delay, &mut first).await {
-            return result;
-        }
-        let Some((permit, memory)) = self.try_hedge(target.size, call) else {
-            return first.await;
+        let (permit, memory) = loop {
+            if let Ok(result) = tokio::time::timeout(delay, &mut first).await {
+                return result;
+            }
+            // Somebody may come to wait for it, or another request may end.
+            if let Some(hedge) = self.try_hedge(target.size, call) {
+                break hedge;
+            }
         };
         self.metrics.count_hedge();
         let second = async {

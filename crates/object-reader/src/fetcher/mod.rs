@@ -60,7 +60,6 @@ const MAX_READAHEAD: u64 = 64 << 20;
 
 /// Settings of a [`Fetcher`].
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct FetcherConfig {
     /// Memory for chunks, in bytes. Up to a quarter of it, at most 64 MiB and at least 1 MiB, is
     /// for responses in flight; the rest, at least 1 MiB, for cached chunks.

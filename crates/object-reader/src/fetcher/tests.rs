@@ -141,6 +141,7 @@ async fn a_queued_request_is_dropped_with_its_last_reader() {
             assert!(first.is_err() && second.is_ok());
         } else {
             assert!(first.await.is_err());
+            tokio::task::yield_now().await;
             assert_eq!(fetcher.stats().stores[0].queued, 0);
         }
     }
@@ -293,7 +294,7 @@ async fn a_store_that_is_down_is_probed_once_a_second_and_recovers_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn slow_demand_requests_are_hedged_within_limits() {
-    let store = store();
+    let store = ScriptedStore::new(1 << 30);
     store.set_link(20 * MILLI, f64::INFINITY);
     let (fetcher, object) = open_by_chunks(&store).await;
     // Every 30th response takes 2 seconds.
@@ -303,8 +304,8 @@ async fn slow_demand_requests_are_hedged_within_limits() {
     });
     for n in 1..200 {
         let begin = Instant::now();
-        // Every other order, so that nothing is read ahead.
-        read(&object, chunk(n * 77 % 256)).await.unwrap();
+        // So far apart that nothing is read ahead.
+        read(&object, chunk(n * 20)).await.unwrap();
         assert!(n < 40 || begin.elapsed() < 100 * MILLI, "{n}: {:?}", begin.elapsed());
     }
     let stats = fetcher.stats().stores.remove(0);
@@ -315,8 +316,8 @@ async fn slow_demand_requests_are_hedged_within_limits() {
     store.script(|_, _| Action::Delay(SECOND));
     store.received();
     let (_fetcher, object) = open_by_chunks(&store).await;
-    join_all((1..250).map(|n| read(&object, chunk(n)))).await;
-    assert!(store.received().len() <= 250 * 21 / 20);
+    join_all((1..200).map(|n| read(&object, chunk(n * 20)))).await;
+    assert!(store.received().len() <= 200 * 21 / 20);
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,7 +388,7 @@ async fn wrong_chunks_are_fetched_anew_and_never_cached() {
     });
     read(&verified, chunk(41)).await.unwrap();
     let received = store.received();
-    assert_eq!(received.len(), 3, "{received:?}");
+    assert_eq!(received.len(), 2, "{received:?}");
     assert!(received[1..].iter().all(|received| received.request.bypass_caches));
     store.script(|_, _| Action::Corrupt);
     for _ in 0..2 {
@@ -468,6 +469,42 @@ async fn memory_bounds_what_is_in_flight() {
     // Four chunks at a time.
     assert!(times.len() >= count / 4, "{} of {count}", times.len());
     assert!(fetcher.stats().cache.bytes <= MIB);
+}
+
+/// Many threads, real time, little memory, failures and readers that leave.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_readers_do_not_disturb_each_other() {
+    let store = store();
+    let config = FetcherConfig { memory: 4 * MIB, ..FetcherConfig::default() };
+    let (fetcher, object) = open(&store, config).await;
+    store.set_link(MILLI, f64::INFINITY);
+    store.script(|n, _| match n % 40 {
+        7 => Action::Fail(StoreErrorKind::Interrupted),
+        9 => Action::Corrupt,
+        _ => Action::Respond,
+    });
+    let object = object.verified_by(Arc::new(Content));
+    let readers = (0..16_u64).map(|reader| {
+        let object = object.clone();
+        tokio::spawn(async move {
+            for n in 0..60_u64 {
+                // Half of them are sequential, and pairs read the same.
+                let seed = (n + 1) * (reader / 2 + 1);
+                let number = if reader < 8 { reader / 2 * 60 + n } else { seed * 7919 % 250 };
+                let range = chunk(number).start + 5000..chunk(number + 1).start + 7000;
+                let patience = if seed % 9 == 8 { MILLI } else { 60 * SECOND };
+                let result = tokio::time::timeout(patience, read(&object, range)).await;
+                assert!(result.is_err() || label(&result.unwrap()) == "ok");
+            }
+        })
+    });
+    for reader in join_all(readers).await {
+        reader.unwrap();
+    }
+    while fetcher.stats().stores[0].in_flight > 0 || fetcher.stats().stores[0].queued > 0 {
+        tokio::time::sleep(MILLI).await;
+    }
+    assert!(fetcher.stats().cache.bytes <= 3 * MIB);
 }
 
 #[derive(Debug, Clone)]
@@ -570,7 +607,8 @@ proptest! {
     ) {
         run_paused(async {
             let store = ScriptedStore::new(64 * CHUNK_SIZE);
-            store.set_link(10 * MILLI, 100e6);
+            // Without hedges: all take the same time.
+            store.set_link(10 * MILLI, f64::INFINITY);
             let config =
                 FetcherConfig { fetch_size: fetch_size * CHUNK_SIZE, ..FetcherConfig::default() };
             let (_fetcher, object) = open(&store, config).await;
@@ -588,14 +626,17 @@ proptest! {
             for result in join_all(reads).await {
                 result.unwrap();
             }
-            let requested: Vec<u64> = ranges(&store).iter().flat_map(chunks_of).collect();
-            let distinct: BTreeSet<u64> = requested.iter().copied().collect();
-            // Cached chunks in short holes are fetched along.
-            let holes = if fetch_size < 3 { 0 } else { 20 };
-            prop_assert!(requested.len() <= distinct.len() + holes);
+            let mut requested = BTreeSet::new();
+            let all: Vec<_> = ranges(&store).iter().map(chunks_of).collect();
+            for chunks in all {
+                // Cached chunks in short holes are fetched along.
+                let is_new = |chunk| !requested.contains(&chunk);
+                prop_assert!(is_new(chunks.start) && is_new(chunks.end - 1));
+                requested.extend(chunks);
+            }
             let is_opened = |chunk: &u64| [0, 62, 63].contains(chunk);
             let are_requested =
-                wanted_chunks.iter().all(|chunk| distinct.contains(chunk) || is_opened(chunk));
+                wanted_chunks.iter().all(|chunk| requested.contains(chunk) || is_opened(chunk));
             prop_assert!(are_requested);
             Ok(())
         })?;
