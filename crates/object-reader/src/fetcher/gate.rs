@@ -101,6 +101,9 @@ impl Gate {
 
     /// Raises the priority of a request, which may be queued.
     pub(crate) fn raise(&self, call: &Call, priority: Priority) {
+        if call.priority() <= priority {
+            return;
+        }
         {
             let mut state = self.state.lock();
             let old = call.priority();

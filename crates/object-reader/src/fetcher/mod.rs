@@ -6,6 +6,7 @@
 //! [`gate`] for a permit; the gate keeps the queue, and [`flow_control`] decides. The
 //! [`dispatcher`] sends the request, hedges it and tries again.
 
+mod active_streams;
 mod call;
 mod chunk_cache;
 mod dispatcher;
@@ -40,13 +41,13 @@ pub use error::FetchError;
 pub(crate) use object_state::ObjectState;
 pub(crate) use view::View;
 
+use self::active_streams::ActiveStreams;
 use self::call::Call;
 use self::chunk_cache::ChunkCache;
 use self::dispatcher::{Dispatcher, Target};
 use self::fetch::chunk_of;
 use self::memory::MemoryBudget;
 use self::plan::{CHUNK_SIZE, chunks_of};
-use self::streams::ActiveStreams;
 use crate::metrics::{FetcherStats, WaitStats};
 use crate::object::{ChunkVerifier, Object, ObjectId, Priority};
 use crate::store::{ByteRange, GetRequest, Response, Store, StoreError};
@@ -154,7 +155,7 @@ impl Fetcher {
         let version = head.version.clone();
         let state = ObjectState::new(self, dispatcher, store, key, name, version);
         let view = self.view(Arc::new(state), None, None);
-        view.object.confirm().await;
+        view.object.confirm();
         self.keep(&view, &head);
         tail.inspect(|tail| self.keep(&view, tail));
         Ok(Object::new(view))
