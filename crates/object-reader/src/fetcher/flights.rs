@@ -78,7 +78,7 @@ impl Flights {
         is_wanted
     }
 
-    /// Ends a request: the waiters of chunks that haven't landed are told that it was given up.
+    /// Ends a request: the waiters of chunks that haven't landed receive an error.
     pub(crate) fn end(&self, fetch: &Arc<Fetch>) {
         remove_all(&mut self.chunks.lock(), fetch);
     }

@@ -253,3 +253,25 @@ async fn a_recovery_ends_backoffs() {
     join_all(readers).await.into_iter().for_each(|result| result.unwrap().unwrap());
     assert!(recovered.elapsed() < 1100 * MILLI, "{:?}", recovered.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_recovery_replaces_requests_that_hang() {
+    let store = store();
+    let (fetcher, object) = open_by_chunks(&store).await;
+    store.script(|n, _| match n {
+        0..4 => Action::Hang,
+        _ => Action::Fail(StoreErrorKind::Unreachable),
+    });
+    let readers: Vec<_> = (0..12)
+        .map(|n| {
+            let object = object.clone();
+            tokio::spawn(async move { read(&object, chunk(5 + 20 * n)).await })
+        })
+        .collect();
+    tokio::time::sleep(10 * SECOND).await;
+    assert_eq!(fetcher.stats().stores[0].breaker, BreakerState::Open);
+    store.script(|_, _| Action::Respond);
+    let recovered = Instant::now();
+    join_all(readers).await.into_iter().for_each(|result| result.unwrap().unwrap());
+    assert!(recovered.elapsed() < 1100 * MILLI, "{:?}", recovered.elapsed());
+}
