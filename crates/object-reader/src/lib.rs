@@ -2,6 +2,17 @@
 //!
 //! A [`Store`] makes single requests and checks the responses. The fetcher on top of it decides
 //! which requests to make: aligned, merged, shared, retried and limited.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use object_reader::{Fetcher, FetcherConfig, FetchError, Priority, Store};
+//! # async fn example(store: Arc<dyn Store>) -> Result<(), FetchError> {
+//! let fetcher = Fetcher::new(FetcherConfig::default());
+//! let object = fetcher.open(store, "golden/web.hxz").await?;
+//! let header = object.read(0..4096, Priority::Demand).await?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod dial;
 mod fetcher;

@@ -19,6 +19,9 @@ use crate::metrics::{StoreMetrics, StoreStats};
 use crate::object::Priority;
 use crate::store::{GetRequest, Response, Store, StoreError, StoreErrorKind, Version};
 
+/// Age at which requests are sent again when the store recovers.
+const STALE_AFTER: Duration = Duration::from_secs(1);
+
 /// Sends the requests to all objects of one store.
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
@@ -93,7 +96,12 @@ impl Dispatcher {
             let memory = self.memory.acquire(target.size, call.priority()).await;
             call.sent();
             let recovered = self.gate.recovered();
-            let error = match self.get_hedged(target, call, permit).await {
+            let (result, is_stale) = tokio::select! {
+                biased;
+                result = self.get_hedged(target, call, permit) => (result, false),
+                () = self.becomes_stale() => (Err(stale()), true),
+            };
+            let error = match result {
                 Ok(response) => return Ok((response, memory)),
                 Err(error) => error,
             };
@@ -105,6 +113,7 @@ impl Dispatcher {
             self.metrics.count_retry();
             // Throttled requests wait at the gate, like all others.
             if error.kind != StoreErrorKind::Throttled
+                && !is_stale
                 && let Some(delay) = self.gate.backoff(attempts)
             {
                 call.wait_for(WaitCause::Retry);
@@ -114,6 +123,16 @@ impl Dispatcher {
                 }
             }
             attempts += 1;
+        }
+    }
+
+    /// Ends when the store recovers, if that is long after this call: a request sent now probably
+    /// hangs on a connection that is dead.
+    async fn becomes_stale(&self) {
+        let (recovered, begin) = (self.gate.recovered(), Instant::now());
+        recovered.await;
+        if begin.elapsed() < STALE_AFTER {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -129,17 +148,19 @@ impl Dispatcher {
         version: &Version,
         timeout: Duration,
     ) -> Result<bool, StoreError> {
-        if self.gate.is_down()
-            && let Some(error) = self.failure.lock().clone()
-        {
-            return Err(error);
-        }
         let call = Arc::new(Call::new(Priority::Demand));
         let check = async {
-            let permit = self.gate.acquire(&call).await;
-            self.send(store.is_current(key, version), permit, &call, |_| 0).await
+            match self.gate.acquire_if_up(&call).await {
+                Some(permit) => {
+                    self.send(store.is_current(key, version), permit, &call, |_| 0).await
+                }
+                None => Err(self.timeout_error(&call, Duration::ZERO)),
+            }
         };
-        tokio::time::timeout(timeout, check).await.unwrap_or_else(|_| Err(timed_out(timeout)))
+        match tokio::time::timeout(timeout, check).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timeout_error(&call, timeout)),
+        }
     }
 
     /// Sends a request, and a second one if the first one takes unusually long.
@@ -156,11 +177,14 @@ impl Dispatcher {
         };
         let mut first = self.get_once(target, call, permit);
         let Some(delay) = delay else { return first.await };
-        if let Ok(result) = tokio::time::timeout(delay, &mut first).await {
-            return result;
-        }
-        let Some((permit, memory)) = self.try_hedge(target.size, call) else {
-            return first.await;
+        let (permit, memory) = loop {
+            if let Ok(result) = tokio::time::timeout(delay, &mut first).await {
+                return result;
+            }
+            // Somebody may come to wait for it, or another request may end.
+            if let Some(hedge) = self.try_hedge(target.size, call) {
+                break hedge;
+            }
         };
         self.metrics.count_hedge();
         let second = async {
@@ -278,6 +302,15 @@ pub(crate) fn timed_out(limit: Duration) -> StoreError {
     StoreError {
         kind: StoreErrorKind::TimedOut,
         message: format!("no response after {limit:?}"),
+        retry_after: None,
+    }
+}
+
+/// Returns the error of an attempt that is given up because the store works again.
+fn stale() -> StoreError {
+    StoreError {
+        kind: StoreErrorKind::Interrupted,
+        message: "sent while the store was down".to_owned(),
         retry_after: None,
     }
 }

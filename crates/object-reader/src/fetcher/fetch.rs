@@ -30,8 +30,8 @@ impl View {
                         Some(bytes) => self.flights.land(fetch, number, &Ok(bytes)),
                         None => wrong.push(number),
                     }
-                    // Hashing a large response takes milliseconds.
-                    tokio::task::consume_budget().await;
+                    // Checking and copying all of a large response takes milliseconds.
+                    tokio::task::yield_now().await;
                 }
             }
             Err(error) => {
@@ -39,26 +39,40 @@ impl View {
                 fetch.chunks.clone().for_each(|n| self.flights.land(fetch, n, &error));
             }
         }
-        for number in wrong {
-            let chunk = self.fetch_anew(fetch, number).await;
-            self.flights.land(fetch, number, &chunk);
+        if let (Some(first), Some(last)) = (wrong.first(), wrong.last()) {
+            let anew = self.fetch_anew(fetch, &(*first..*last + 1)).await;
+            for number in wrong {
+                let corrupt = || FetchError::Corrupt {
+                    object: Arc::clone(&self.object.name),
+                    offset: number * CHUNK_SIZE,
+                };
+                let chunk = match &anew {
+                    Ok((response, _memory)) => {
+                        self.accept(number, chunk_of(response, number)).ok_or_else(corrupt)
+                    }
+                    Err(error) => Err(error.clone()),
+                };
+                self.flights.land(fetch, number, &chunk);
+            }
         }
     }
 
-    /// Fetches a chunk that didn't match once more, past all caches.
-    async fn fetch_anew(&self, fetch: &Arc<Fetch>, number: u64) -> Result<Bytes, FetchError> {
+    /// Fetches chunks, some of which didn't match, once more and past all caches.
+    async fn fetch_anew(
+        &self,
+        fetch: &Arc<Fetch>,
+        chunks: &Range<u64>,
+    ) -> Result<(Response, MemoryShare<'_>), FetchError> {
         let object = &self.object;
-        let offset = number * CHUNK_SIZE;
+        let offset = chunks.start * CHUNK_SIZE;
         tracing::warn!(
             reason = "wrong_bytes",
             offset,
             "{}: wrong bytes at offset {offset}; fetching them anew",
             object.name
         );
-        let anew = self.request(fetch, &(number..number + 1), true).await;
-        let (response, _memory) = anew.map_err(|error| object.failed(error))?;
-        self.accept(number, chunk_of(&response, number))
-            .ok_or_else(|| FetchError::Corrupt { object: Arc::clone(&object.name), offset })
+        let anew = self.request(fetch, chunks, true).await;
+        anew.map_err(|error| object.failed(error))
     }
 
     /// Caches a chunk in an allocation of its own, unless it doesn't match.

@@ -73,15 +73,14 @@ impl Flights {
         let mut chunks = self.chunks.lock();
         let is_wanted = *fetch.waiters.lock() > 0;
         if !is_wanted {
-            fetch.chunks.clone().for_each(|number| drop(remove(&mut chunks, fetch, number)));
+            remove_all(&mut chunks, fetch);
         }
         is_wanted
     }
 
-    /// Ends a request: the waiters of chunks that haven't landed are told that it was given up.
+    /// Ends a request: the waiters of chunks that haven't landed receive an error.
     pub(crate) fn end(&self, fetch: &Arc<Fetch>) {
-        let mut chunks = self.chunks.lock();
-        fetch.chunks.clone().for_each(|number| drop(remove(&mut chunks, fetch, number)));
+        remove_all(&mut self.chunks.lock(), fetch);
     }
 }
 
@@ -141,11 +140,18 @@ impl Drop for ChunkWaiter {
             *waiters == 0
         };
         if is_last && !fetch.call.is_sent() {
-            fetch.chunks.clone().for_each(|number| drop(remove(&mut chunks, fetch, number)));
+            remove_all(&mut chunks, fetch);
             if let Some(task) = fetch.task.get() {
                 task.abort();
             }
         }
+    }
+}
+
+/// Removes all chunks that are in flight with this request. Their waiters receive an error.
+fn remove_all(chunks: &mut HashMap<u64, ChunkInFlight>, fetch: &Arc<Fetch>) {
+    for number in fetch.chunks.clone() {
+        remove(chunks, fetch, number);
     }
 }
 

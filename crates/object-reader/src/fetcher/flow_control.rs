@@ -210,14 +210,6 @@ impl FlowControl {
         }
     }
 
-    /// Returns true if the store is down, and it isn't time for the next probe.
-    pub(crate) fn is_down(&self, now: Instant) -> bool {
-        match self.breaker {
-            Breaker::Closed => false,
-            Breaker::Open { probe_at } => now < probe_at,
-        }
-    }
-
     /// Returns the limit of requests in flight.
     pub(crate) fn limit(&self) -> usize {
         self.limit
@@ -360,7 +352,7 @@ mod tests {
             probe += PROBE_INTERVAL;
         }
         end(&mut flow, probe, Outcome::Failed);
-        assert!(flow.is_down(now) && !flow.is_down(probe));
+        assert_eq!(flow.breaker(), BreakerState::Open);
         assert!(end(&mut flow, now, Outcome::Answered));
         assert_eq!(flow.admit(now, none, DEMAND), Admission::Admitted);
     }

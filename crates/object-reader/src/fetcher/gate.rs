@@ -101,6 +101,9 @@ impl Gate {
 
     /// Raises the priority of a request, which may be queued.
     pub(crate) fn raise(&self, call: &Call, priority: Priority) {
+        if call.priority() <= priority {
+            return;
+        }
         {
             let mut state = self.state.lock();
             let old = call.priority();
@@ -126,9 +129,20 @@ impl Gate {
         self.recovered.notified()
     }
 
-    /// Returns true if the store is down, and it isn't time for the next probe.
-    pub(crate) fn is_down(&self) -> bool {
-        self.state.lock().flow.is_down(Instant::now())
+    /// Waits until the request may be sent, unless the store is down: then it is sent only as a
+    /// probe that is due.
+    pub(crate) async fn acquire_if_up(&self, call: &Arc<Call>) -> Option<Permit> {
+        {
+            let now = Instant::now();
+            let mut state = self.state.lock();
+            if state.flow.breaker() == BreakerState::Open {
+                let in_flight = state.in_flight;
+                let admission = state.flow.admit(now, in_flight, true);
+                let is_due = admission == Admission::Admitted;
+                return is_due.then(|| self.permit(&mut state, Priority::Demand));
+            }
+        }
+        Some(self.acquire(call).await)
     }
 
     /// Returns the present state.

@@ -9,6 +9,8 @@ const SAMPLES: usize = 128;
 const MIN_SAMPLES: usize = 20;
 /// Minimum time after which a request is hedged.
 const MIN_DELAY: Duration = Duration::from_millis(30);
+/// Ratio of an outlier to the median.
+const OUTLIER: u32 = 2;
 /// Requests that earn one hedge: 5 %.
 const REQUESTS_PER_HEDGE: u64 = 20;
 
@@ -45,16 +47,19 @@ impl LatencyTracker {
     }
 
     /// Returns the time after which a request of `size` bytes without a response is hedged: the
-    /// 95th percentile, if it is known.
+    /// 95th percentile, if it is known. It must also be an outlier: where the link is the limit, a
+    /// second request would only slow down the first one.
     pub(crate) fn hedge_delay(&self, size: u64) -> Option<Duration> {
         let class = self.classes.get(&size_class(size))?;
         if class.len() < MIN_SAMPLES {
             return None;
         }
         let mut sorted: Vec<_> = class.iter().copied().collect();
-        let place = sorted.len() * 95 / 100;
-        let (_, delay, _) = sorted.select_nth_unstable(place);
-        Some((*delay).max(MIN_DELAY))
+        let mut percentile = |percent| {
+            let place = sorted.len() * percent / 100;
+            *sorted.select_nth_unstable(place).1
+        };
+        Some(percentile(95).max(OUTLIER * percentile(50)).max(MIN_DELAY))
     }
 
     /// Takes a hedge from the budget, if there is one left.
@@ -83,9 +88,13 @@ mod tests {
         }
         assert_eq!(latency.hedge_delay(1000), None);
         latency.record(1000, 200 * MILLI);
-        assert_eq!(latency.hedge_delay(1000), Some(200 * MILLI));
+        assert_eq!(latency.hedge_delay(1000), Some(220 * MILLI));
         assert_eq!(latency.hedge_delay(1 << 20), None);
-        (0..200).for_each(|_| latency.record(1000, MILLI));
+        for n in 0..128 {
+            latency.record(1000, if n % 10 == 0 { 500 * MILLI } else { MILLI });
+        }
+        assert_eq!(latency.hedge_delay(1000), Some(500 * MILLI));
+        (0..128).for_each(|_| latency.record(1000, MILLI));
         assert_eq!(latency.hedge_delay(1000), Some(MIN_DELAY));
     }
 

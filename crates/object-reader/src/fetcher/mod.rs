@@ -6,6 +6,7 @@
 //! [`gate`] for a permit; the gate keeps the queue, and [`flow_control`] decides. The
 //! [`dispatcher`] sends the request, hedges it and tries again.
 
+mod active_streams;
 mod call;
 mod chunk_cache;
 mod dispatcher;
@@ -40,13 +41,13 @@ pub use error::FetchError;
 pub(crate) use object_state::ObjectState;
 pub(crate) use view::View;
 
+use self::active_streams::ActiveStreams;
 use self::call::Call;
 use self::chunk_cache::ChunkCache;
 use self::dispatcher::{Dispatcher, Target};
 use self::fetch::chunk_of;
 use self::memory::MemoryBudget;
 use self::plan::{CHUNK_SIZE, chunks_of};
-use self::streams::ActiveStreams;
 use crate::metrics::{FetcherStats, WaitStats};
 use crate::object::{ChunkVerifier, Object, ObjectId, Priority};
 use crate::store::{ByteRange, GetRequest, Response, Store, StoreError};
@@ -60,7 +61,6 @@ const MAX_READAHEAD: u64 = 64 << 20;
 
 /// Settings of a [`Fetcher`].
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct FetcherConfig {
     /// Memory for chunks, in bytes. Up to a quarter of it, at most 64 MiB and at least 1 MiB, is
     /// for responses in flight; the rest, at least 1 MiB, for cached chunks.
@@ -155,7 +155,7 @@ impl Fetcher {
         let version = head.version.clone();
         let state = ObjectState::new(self, dispatcher, store, key, name, version);
         let view = self.view(Arc::new(state), None, None);
-        view.object.confirm().await;
+        view.object.confirm();
         self.keep(&view, &head);
         tail.inspect(|tail| self.keep(&view, tail));
         Ok(Object::new(view))

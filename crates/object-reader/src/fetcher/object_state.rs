@@ -86,9 +86,12 @@ impl ObjectState {
     }
 
     /// Takes note that the store has returned this version.
-    pub(crate) async fn confirm(&self) {
+    pub(crate) fn confirm(&self) {
         self.is_replaced.store(false, Relaxed);
-        *self.checked.lock().await = (Instant::now(), Ok(true));
+        // A check in progress has a result of its own.
+        if let Ok(mut checked) = self.checked.try_lock() {
+            *checked = (Instant::now(), Ok(true));
+        }
     }
 
     /// Returns true if this is the current version, as far as known.
