@@ -184,6 +184,6 @@ impl Direction {
         let nanoseconds = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
         let end = start + Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
         *free_at = Some(end);
-        end
+        end.max(now)
     }
 }

@@ -335,9 +335,16 @@ fn proxy_delays_limits_and_refuses() {
     assert!(TcpStream::connect(slow.address()).is_err());
     slow.accept().unwrap();
     assert_eq!(request(slow.address(), "GET", "/a/x", &[]).body, bytes);
-    let narrow = DelayProxy::start(server.address(), link(0, Some(4 << 20))).unwrap();
+    let narrow = DelayProxy::start(server.address(), link(10, Some(4 << 20))).unwrap();
+    for _ in 0..2 {
+        // An idle link must not make up for lost time.
+        std::thread::sleep(Duration::from_millis(20));
+        let started = Instant::now();
+        request(narrow.address(), "GET", "/a/x", &[]);
+        assert!(started.elapsed() >= Duration::from_millis(40), "{:?}", started.elapsed());
+    }
     let started = Instant::now();
     assert_eq!(request(narrow.address(), "GET", "/a/long", &[]).body.len(), 1 << 20);
     let seconds = started.elapsed().as_secs_f64();
-    assert!((0.23..2.0).contains(&seconds), "{seconds}");
+    assert!((0.26..2.0).contains(&seconds), "{seconds}");
 }

@@ -1,6 +1,6 @@
 //! Many clients that read one image at the same time.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use super::{Bench, MIB};
 use crate::load::{Load, Order};
@@ -42,5 +42,6 @@ fn read(bench: &Bench, clients: usize) -> Result<(Traffic, f64)> {
     drop(gateway);
     let after = bench.nginx.traffic()?;
     let bytes = after.bytes - before.bytes;
+    ensure!(bytes > 0 || bench.options.local, "the gateway read nothing from the store");
     Ok((Traffic { requests: after.requests - before.requests, bytes }, seconds))
 }

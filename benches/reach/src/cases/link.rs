@@ -31,7 +31,7 @@ pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
         let limit = bench.bytes_per_second() as f64 / MIB;
         let name = if is_limited { "limited link" } else { "link without limit" };
         let row = Row::new(format!("{CONNECTIONS} downloads from nginx over the {name}"), "")
-            .compared("curl-like client", format!("{rate:.0} MiB/s"));
+            .compared("HTTP client", format!("{rate:.0} MiB/s"));
         rows.push(if is_limited {
             row.goal(format!("{limit:.0} MiB/s ± 5 %"), (rate / limit - 1.0).abs() < 0.05)
         } else {

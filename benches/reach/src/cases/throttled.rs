@@ -1,6 +1,6 @@
 //! A store that refuses 30 % of the requests.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use object_server::{Behavior, ObjectServer, Rule, Script};
 
 use super::Bench;
@@ -34,5 +34,7 @@ fn read(bench: &Bench, script: Script) -> Result<(usize, f64)> {
     server.set_script(script);
     let gateway = bench.gateway(&server.url("image.hxz"), &[])?;
     let seconds = bench.compared(PARTS)?.run(&gateway.target())?.seconds;
-    Ok((server.log().totals().requests, seconds))
+    let requests = server.log().totals().requests;
+    ensure!(requests > 0 || bench.options.local, "the gateway read nothing from the store");
+    Ok((requests, seconds))
 }

@@ -14,7 +14,7 @@ use crate::table::Row;
 /// Share of the local archive's rate.
 const GOAL: f64 = 0.98;
 const PARTS: usize = 4;
-const ROUNDS: u64 = 3;
+const ROUNDS: u64 = 5;
 
 pub(super) fn run(bench: &Bench) -> Result<Vec<Row>> {
     const CACHE: [&str; 2] = ["--cache-size", "2GiB"];
@@ -45,7 +45,7 @@ fn read(bench: &Bench, gateway: &Process, seed: u64) -> Result<f64> {
         in_flight: 32,
         length: 4096,
         order: Order::Random { seed },
-        until: Until::After(Duration::from_secs(4)),
+        until: Until::After(Duration::from_secs(3)),
         ..bench.sequential(PARTS)
     };
     Ok(bench.fio.run(&load, &gateway.target())?.per_second())
