@@ -74,7 +74,8 @@ pub fn parse_content_range(value: &str) -> Option<ContentRange> {
     }
     let (range, total) = rest.trim().split_once('/')?;
     let total = parse_number(total)?;
-    if range == "*" {
+    // Some servers describe the content of an empty object as 0--1/0.
+    if range == "*" || total == 0 {
         return Some(ContentRange::Unsatisfied { total });
     }
     let (first, last) = range.split_once('-')?;
@@ -137,8 +138,12 @@ fn check_partial(raw: &RawResponse, request: &GetRequest) -> Result<Response, St
     let Some(value) = raw.header(CONTENT_RANGE) else {
         return unsupported("the server sent a part (status 206) without the header Content-Range");
     };
-    let Some(ContentRange::Part { range, total }) = parse_content_range(value) else {
-        return unsupported(format!("invalid header Content-Range: {}", quoted(value)));
+    let (range, total) = match parse_content_range(value) {
+        Some(ContentRange::Part { range, total }) => (range, total),
+        Some(ContentRange::Unsatisfied { total: 0 }) if raw.body.is_empty() => {
+            return check_unsatisfied(raw, request);
+        }
+        _ => return unsupported(format!("invalid header Content-Range: {}", quoted(value))),
     };
     let version = check_version(&raw.headers, total, request)?;
     let expected = match request.range {
@@ -165,12 +170,13 @@ fn check_partial(raw: &RawResponse, request: &GetRequest) -> Result<Response, St
 
 /// Status 200: acceptable only for requests that cover the whole object.
 fn check_whole(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
-    let announced = content_length(&raw.headers);
-    if let Some(length) = announced {
-        check_version(&raw.headers, length, request)?;
-    }
     check_encoding(&raw.headers)?;
     let received = raw.body.len() as u64;
+    let length = content_length(&raw.headers).or((!raw.is_truncated).then_some(received));
+    if let (Some(length), Some(_)) = (length, &request.version) {
+        // A replaced object matters more than what else is wrong.
+        check_version(&raw.headers, length, request)?;
+    }
     let covers_all = !raw.is_truncated
         && match request.range {
             ByteRange::Bounded(ref range) => range.start == 0 && range.end >= received,
@@ -186,37 +192,45 @@ fn check_whole(raw: &RawResponse, request: &GetRequest) -> Result<Response, Stor
     Ok(Response { version, offset: 0, bytes: raw.body.clone() })
 }
 
-/// Status 416: acceptable only for an empty object.
+/// Status 416, or 206 with nothing: acceptable only for an empty object.
 fn check_unsatisfied(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
+    let body = String::from_utf8_lossy(&raw.body);
+    let start = match request.range {
+        ByteRange::Bounded(ref range) => range.start,
+        ByteRange::Suffix(_) => 0,
+    };
     let total = match raw.header(CONTENT_RANGE).and_then(parse_content_range) {
         Some(ContentRange::Unsatisfied { total }) => Some(total),
-        _ => None,
+        // S3 says so in the body.
+        _ => xml_text(&body, "ActualObjectSize").and_then(parse_number),
     };
-    let from_start = match request.range {
-        ByteRange::Bounded(ref range) => range.start == 0,
-        ByteRange::Suffix(_) => true,
+    let (pinned, beyond_end) = match &request.version {
+        Some(pinned) => (Some(pinned), start >= pinned.length),
+        None => (None, start > 0),
     };
-    if total == Some(0) && from_start {
+    if start == 0 && total.unwrap_or(0) == 0 && pinned.is_none_or(|it| it.length == 0) {
         let version = version_of(&raw.headers, 0);
-        let version = match &request.version {
+        let version = match pinned {
             // Few servers send the entity tag with this status.
-            Some(pinned) if pinned.length == 0 && !has_identity(&version) => pinned.clone(),
+            Some(pinned) if !has_identity(&version) => pinned.clone(),
             Some(_) => check_version(&raw.headers, 0, request)?,
             None => version,
         };
         return Ok(Response { version, offset: 0, bytes: Bytes::new() });
     }
     let length = total.map_or("fewer".to_owned(), |total| format!("{total}"));
-    match &request.version {
+    match pinned {
         // MinIO answers so instead of 412.
-        Some(pinned) => Err(StoreError::new(
-            StoreErrorKind::Changed,
-            format!(
-                "the object was replaced: it has {length} bytes instead of {} (status 416)",
-                pinned.length
-            ),
-        )),
-        None => unsupported(format!(
+        Some(pinned) if !beyond_end || total.is_some_and(|total| total != pinned.length) => {
+            Err(StoreError::new(
+                StoreErrorKind::Changed,
+                format!(
+                    "the object was replaced: it has {length} bytes instead of {} (status 416)",
+                    pinned.length
+                ),
+            ))
+        }
+        _ => unsupported(format!(
             "the requested range lies beyond the end of the object, which has {length} bytes"
         )),
     }

@@ -96,7 +96,8 @@ fn explain_tls(error: &rustls::Error, host: &str) -> String {
         Reason::NotValidYet | Reason::NotValidYetContext { .. } => {
             format!("the certificate of {host} isn't valid yet, or this machine's clock is wrong")
         }
-        Reason::UnknownIssuer => format!(
+        // The signature is wrong if another CA of the same name is trusted.
+        Reason::UnknownIssuer | Reason::BadSignature => format!(
             "the certificate of {host} is signed by an unknown CA: name a file with the store's CA"
         ),
         Reason::NotValidForName | Reason::NotValidForNameContext { .. } => {

@@ -49,6 +49,7 @@ fn content_ranges_are_parsed_strictly() {
         (" bytes  0-3/10 ", part(0..4, 10)),
         ("bytes */10", Some(ContentRange::Unsatisfied { total: 10 })),
         ("bytes */0", Some(ContentRange::Unsatisfied { total: 0 })),
+        ("bytes 0--1/0", Some(ContentRange::Unsatisfied { total: 0 })),
         ("bytes 0-18446744073709551614/18446744073709551615", part(0..u64::MAX, u64::MAX)),
         ("bytes 0-18446744073709551615/18446744073709551615", None),
         ("bytes 0-10/10", None),
@@ -94,20 +95,37 @@ fn correct_responses_are_accepted() {
 
 #[test]
 fn empty_objects_are_accepted() {
-    let empty = raw(416, &[("content-range", "bytes */0")], "error page");
+    let size = "<Error><ActualObjectSize>0</ActualObjectSize></Error>";
+    for empty in [
+        raw(416, &[("content-range", "bytes */0")], "error page"),
+        raw(416, &[], size),
+        raw(416, &[], ""),
+        raw(206, &[("content-range", "bytes 0--1/0")], ""),
+    ] {
+        check_empty(&empty);
+    }
+    let shorter = raw(416, &[("content-range", "bytes */5")], "");
+    for (pinned, expected) in [(5, Kind::Unsupported), (6, Kind::Changed), (50, Kind::Changed)] {
+        let request = request(bounded(5, 10), Some(version(pinned, "\"1\"")));
+        assert_eq!(kind_of(&shorter, &request), Some(expected), "{pinned}");
+    }
+    assert_eq!(kind_of(&shorter, &request(bounded(0, 10), None)), Some(Kind::Unsupported));
+}
+
+fn check_empty(empty: &RawResponse) {
     for range in [bounded(0, 10), ByteRange::Suffix(10)] {
-        let response = check_get(&empty, &request(range.clone(), None), UNIX_EPOCH).unwrap();
+        let response = check_get(empty, &request(range.clone(), None), UNIX_EPOCH).unwrap();
         assert_eq!((response.version.length, response.bytes.len()), (0, 0));
         let pinned = version(0, "\"0\"");
         let pinned = request(range.clone(), Some(pinned));
-        let response = check_get(&empty, &pinned, UNIX_EPOCH).unwrap();
+        let response = check_get(empty, &pinned, UNIX_EPOCH).unwrap();
         assert_eq!(Some(response.version), pinned.version);
         let whole = raw(200, &[("etag", "\"0\""), ("content-length", "0")], "");
         assert!(check_get(&whole, &request(range.clone(), None), UNIX_EPOCH).is_ok());
         let other = request(range, Some(version(5, "\"1\"")));
-        assert_eq!(kind_of(&empty, &other), Some(Kind::Changed));
+        assert_eq!(kind_of(empty, &other), Some(Kind::Changed));
     }
-    assert_eq!(kind_of(&empty, &request(bounded(5, 10), None)), Some(Kind::Unsupported));
+    assert_eq!(kind_of(empty, &request(bounded(5, 10), None)), Some(Kind::Unsupported));
 }
 
 #[test]

@@ -193,8 +193,16 @@ pub(super) struct Credentials {
     origin: Origin,
     client: Arc<HttpClient>,
     cached: RwLock<Option<Cached>>,
-    /// Held while credentials are loaded, with the time of the last forced renewal.
-    loading: tokio::sync::Mutex<Option<Instant>>,
+    /// Held while credentials are loaded.
+    loading: tokio::sync::Mutex<LoadHistory>,
+}
+
+#[derive(Default)]
+struct LoadHistory {
+    /// Time of the last renewal after a rejection.
+    last_forced: Option<Instant>,
+    /// The last failure, which is that of all requests that waited for it.
+    last_failure: Option<(Instant, StoreError)>,
 }
 
 struct Cached {
@@ -221,9 +229,14 @@ impl Credentials {
         if let Some(loaded) = self.fresh(&stamps) {
             return Ok(loaded);
         }
-        let _guard = self.loading.lock().await;
+        let asked = Instant::now();
+        let mut history = self.loading.lock().await;
         if let Some(loaded) = self.fresh(&stamps) {
             return Ok(loaded);
+        }
+        match &history.last_failure {
+            Some((at, error)) if *at >= asked => return Err(error.clone()),
+            _ => {}
         }
         match self.origin.load(&self.client).await {
             Ok(loaded) => {
@@ -238,7 +251,10 @@ impl Credentials {
                         old.retry_at = Some(Instant::now() + RENEW_INTERVAL);
                         Ok(Arc::clone(&old.loaded))
                     }
-                    _ => Err(error),
+                    _ => {
+                        history.last_failure = Some((Instant::now(), error.clone()));
+                        Err(error)
+                    }
                 }
             }
         }
@@ -266,16 +282,16 @@ impl Credentials {
         if matches!(self.origin, Origin::Fixed(_)) {
             return Ok(false);
         }
-        let mut last_forced = self.loading.lock().await;
+        let mut history = self.loading.lock().await;
         let was_renewed =
             self.cached.read().as_ref().is_some_and(|cached| !Arc::ptr_eq(&cached.loaded, used));
         if was_renewed {
             return Ok(true);
         }
-        if last_forced.is_some_and(|at| at.elapsed() < RENEW_INTERVAL) {
+        if history.last_forced.is_some_and(|at| at.elapsed() < RENEW_INTERVAL) {
             return Ok(false);
         }
-        *last_forced = Some(Instant::now());
+        history.last_forced = Some(Instant::now());
         let stamps = self.origin.files().into_iter().map(FileStamp::of).collect();
         let loaded = self.origin.load(&self.client).await?;
         self.store(&loaded, stamps);
@@ -311,5 +327,34 @@ impl Credentials {
     /// Returns the time at which the credentials in use expire.
     pub(super) fn expiry(&self) -> Option<SystemTime> {
         self.cached.read().as_ref().and_then(|cached| cached.loaded.expiry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_renewed_before_they_expire() {
+        let now = SystemTime::now();
+        let seconds = Duration::from_secs;
+        for (lifetime, due_before_expiry) in [(3600, 300), (400, 100), (0, 0)] {
+            let loaded = Loaded {
+                credential: Credential::Anonymous,
+                expiry: Some(now + seconds(lifetime)),
+                since: now,
+            };
+            let due = now + seconds(lifetime - due_before_expiry);
+            assert!(loaded.is_due(due), "{lifetime}");
+            assert!(lifetime == 0 || !loaded.is_due(due - seconds(1)), "{lifetime}");
+            assert!(loaded.has_expired(now + seconds(lifetime)));
+        }
+        assert!(!Loaded::new(Credential::Anonymous, None).is_due(now + seconds(1_000_000)));
+    }
+
+    #[test]
+    fn azure_keys_and_signatures_are_told_apart() {
+        assert!(matches!(azure_credential("Eby8vdM0=="), Credential::AzureKey(_)));
+        assert!(matches!(azure_credential("?sv=1&sig=x"), Credential::AzureSas(_)));
     }
 }

@@ -11,9 +11,6 @@ mod secret;
 mod service;
 mod tokens;
 
-#[cfg(test)]
-mod tests;
-
 use std::path::PathBuf;
 use std::sync::Arc;
 

@@ -118,7 +118,7 @@ impl StoreConfig {
             label: url.to_string(),
             api: api.map_err(|_| "the bucket or the endpoint isn't valid".to_owned())?,
             credentials,
-            is_azure: url.scheme() == Scheme::Azure,
+            scheme: url.scheme(),
             lacks_versions: AtomicBool::new(false),
         }))
     }

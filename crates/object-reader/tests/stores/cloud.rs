@@ -49,14 +49,10 @@ async fn parts_are_read_from_all_clouds() {
         let version = response.version;
         assert_eq!((version.length, version.etag.as_deref()), (10, Some("\"1\"")), "{label}");
         let received = server.requests().pop().unwrap();
-        assert_eq!(
-            received.target,
-            "/golden/v%207/a%2Bb%25%C3%BC".replace("%2B", {
-                // Both forms mean a plus in the paths of Google and Azure.
-                if received.target.contains('+') { "+" } else { "%2B" }
-            }),
-            "{label}"
-        );
+        // A slash and a plus may also be encoded, or not, in the paths of Google and Azure.
+        let target = received.target.replace("%2F", "/").replace("%2B", "+");
+        assert_eq!(target, "/golden/v%207/a+b%25%C3%BC", "{label}");
+        assert!(received.target.contains("%2B") || !label.starts_with("s3"), "{label}");
         assert_eq!(received.header("user-agent"), "test-agent/1");
 
         for (range, offset, bytes) in [
