@@ -106,6 +106,8 @@ pub(crate) struct HttpSettings<'a> {
     pub(crate) user_agent: &'a str,
     pub(crate) timeouts: Timeouts,
     pub(crate) ca_file: Option<&'a Path>,
+    /// True if the server uses TLS; others, which issue credentials, may.
+    pub(crate) requires_tls: bool,
     pub(crate) proxies: ProxyRules,
     pub(crate) allow_insecure: bool,
     pub(crate) dialer: Arc<dyn Dial>,
@@ -141,7 +143,7 @@ impl HttpClient {
             user_agent: HeaderValue::from_str(settings.user_agent)
                 .map_err(|_| "the user agent isn't a valid header value".to_owned())?,
             timeouts: settings.timeouts,
-            tls: tls::client_config(settings.ca_file)?,
+            tls: tls::client_config(settings.ca_file, settings.requires_tls)?,
             proxies: settings.proxies,
             allow_insecure: settings.allow_insecure,
             dialer: settings.dialer,
@@ -150,7 +152,7 @@ impl HttpClient {
     }
 
     /// Sends a request, and reads the body of a successful response up to `limit` bytes, that of
-    /// another up to [`MAX_ERROR_BODY`].
+    /// another up to [`MAX_ERROR_BODY`]. Dropping the future closes the connection.
     ///
     /// # Errors
     /// `Unreachable`, `TimedOut`, `Interrupted`, or `Unsupported` if the response isn't HTTP.

@@ -4,6 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::HeaderName;
 
+use super::failure::parse_retry_after;
 use super::*;
 use StoreErrorKind as Kind;
 
@@ -321,6 +322,17 @@ fn server_words_are_escaped_and_shortened() {
     let message = check_failure(&raw(400, &[], &body), false, UNIX_EPOCH).message;
     assert!(message.contains("A\\u{1b}[31m: ää"), "{message}");
     assert!(message.chars().count() < 250 && message.ends_with('…'), "{message}");
+}
+
+#[test]
+fn repeated_signatures_are_not_shown() {
+    for query in ["sv=1&amp;sig=s3cret", "?X-Amz-Signature=s3cret", "x-goog-signature=s3cret"] {
+        let body = format!("<Code>Odd</Code><Message>invalid: {query}</Message>");
+        assert_eq!(
+            check_failure(&raw(400, &[], &body), false, UNIX_EPOCH).message,
+            "status 400 Odd"
+        );
+    }
 }
 
 #[test]

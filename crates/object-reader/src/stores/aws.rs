@@ -1,7 +1,8 @@
-//! Credentials for S3: environment, profiles, web identity, containers and instances.
+//! Credentials for S3, and the services of AWS that issue some: for web identities, containers and
+//! instances.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
 use super::credentials::{Credential, CredentialSource, Loaded, Origin, denied, read_secret};
+use super::profile::Profile;
 use super::{Environment, Secret};
 use crate::http::{HttpClient, is_loopback};
 use crate::response::{check_failure, xml_text};
@@ -45,8 +47,7 @@ pub(super) fn origin(
             Ok(Origin::AwsService(Service::Instance { endpoint }))
         }
         CredentialSource::File(path) => {
-            let name = profile_name(environment);
-            let profile = Profile { name, credentials: Some(path.clone()), config: None };
+            let profile = Profile::in_file(path, environment);
             profile.load().map_err(|error| error.message)?;
             Ok(Origin::AwsProfile(profile))
         }
@@ -132,152 +133,6 @@ pub(super) fn region(environment: &Environment) -> Option<String> {
     let from_environment =
         environment.get("AWS_REGION").or_else(|| environment.get("AWS_DEFAULT_REGION"));
     from_environment.map(str::to_owned).or_else(|| Profile::of(environment).region())
-}
-
-fn profile_name(environment: &Environment) -> String {
-    environment.get("AWS_PROFILE").unwrap_or("default").to_owned()
-}
-
-/// Profile in files of the AWS SDKs.
-pub(super) struct Profile {
-    name: String,
-    /// File in the format of `~/.aws/credentials`.
-    credentials: Option<PathBuf>,
-    /// File in the format of `~/.aws/config`.
-    config: Option<PathBuf>,
-}
-
-/// Values of a profile that are in use.
-#[derive(Default)]
-struct ProfileValues {
-    key_id: Option<String>,
-    secret_key: Option<Secret>,
-    session_token: Option<Secret>,
-    region: Option<String>,
-    expiry: Option<SystemTime>,
-    /// Name of a setting that needs the AWS command line.
-    unsupported: Option<&'static str>,
-}
-
-impl Profile {
-    fn of(environment: &Environment) -> Self {
-        let file = |variable: &str, name: &str| {
-            let home = environment.get("HOME").map(|home| Path::new(home).join(".aws").join(name));
-            environment.get(variable).map(PathBuf::from).or(home)
-        };
-        Self {
-            name: profile_name(environment),
-            credentials: file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
-            config: file("AWS_CONFIG_FILE", "config"),
-        }
-    }
-
-    pub(super) fn files(&self) -> Vec<&Path> {
-        self.credentials.iter().chain(&self.config).map(PathBuf::as_path).collect()
-    }
-
-    /// Returns true if the profile contains credentials, or refers to some.
-    fn exists(&self) -> bool {
-        let values = self.read().unwrap_or_default();
-        values.key_id.is_some() || values.unsupported.is_some()
-    }
-
-    fn region(&self) -> Option<String> {
-        self.read().ok()?.region
-    }
-
-    fn read(&self) -> Result<ProfileValues, StoreError> {
-        let mut values = ProfileValues::default();
-        for (path, is_config) in
-            [(&self.credentials, false), (&self.config, true)].iter().filter_map(|(path, is)| {
-                path.as_ref().filter(|path| path.exists()).map(|path| (path, *is))
-            })
-        {
-            let text = read_secret(path)?;
-            values.add(text.expose(), &self.name, is_config);
-        }
-        Ok(values)
-    }
-
-    pub(super) fn load(&self) -> Result<Loaded, StoreError> {
-        if let (Some(path), None) = (&self.credentials, &self.config) {
-            // A missing file that was named is an error, unlike those in the usual place.
-            read_secret(path)?;
-        }
-        let values = self.read()?;
-        let name = &self.name;
-        match (values.key_id, values.secret_key) {
-            (Some(key_id), Some(secret_key)) => {
-                let session_token = values.session_token;
-                let credential = Credential::Aws { key_id, secret_key, session_token };
-                Ok(Loaded::new(credential, values.expiry))
-            }
-            _ => Err(denied(match values.unsupported {
-                Some(setting) => format!(
-                    "the AWS profile {name} uses {setting}, which isn't supported: write keys to a \
-                     file in the format of ~/.aws/credentials, and name that"
-                ),
-                None => format!(
-                    "the AWS profile {name} has no aws_access_key_id and aws_secret_access_key"
-                ),
-            })),
-        }
-    }
-}
-
-impl ProfileValues {
-    /// Adds the values of the profile `name` that aren't set yet.
-    fn add(&mut self, text: &str, name: &str, is_config: bool) {
-        let mut is_selected = false;
-        for line in text.lines() {
-            let is_nested = line.starts_with([' ', '\t']);
-            let line = line.trim();
-            if line.is_empty() || line.starts_with(['#', ';']) {
-                continue;
-            }
-            if let Some(section) = line.strip_prefix('[') {
-                let section = section.split(']').next().unwrap_or("").trim();
-                let section = match section.split_once(char::is_whitespace) {
-                    Some(("profile", rest)) if is_config => rest.trim(),
-                    _ if is_config && section != "default" => "",
-                    _ => section,
-                };
-                is_selected = section.trim_matches('"') == name;
-            } else if let (true, false, Some((key, value))) =
-                (is_selected, is_nested, line.split_once('='))
-            {
-                self.set(key.trim(), value.trim());
-            }
-        }
-    }
-
-    fn set(&mut self, key: &str, value: &str) {
-        if value.is_empty() {
-            return;
-        }
-        match key.to_ascii_lowercase().as_str() {
-            "aws_access_key_id" => {
-                self.key_id.get_or_insert_with(|| value.to_owned());
-            }
-            "aws_secret_access_key" => {
-                self.secret_key.get_or_insert_with(|| Secret::new(value));
-            }
-            "aws_session_token" => {
-                self.session_token.get_or_insert_with(|| Secret::new(value));
-            }
-            "region" => {
-                self.region.get_or_insert_with(|| value.to_owned());
-            }
-            // Written by tools that obtain temporary credentials.
-            "expiration" | "aws_expiration" | "x_security_token_expires" => {
-                self.expiry = humantime::parse_rfc3339_weak(value).ok();
-            }
-            "sso_session" | "sso_start_url" | "sso_account_id" => self.unsupported = Some("SSO"),
-            "credential_process" => self.unsupported = Some("credential_process"),
-            "role_arn" | "source_profile" => self.unsupported = Some("an assumed role"),
-            _ => {}
-        }
-    }
 }
 
 /// Service that issues temporary credentials.

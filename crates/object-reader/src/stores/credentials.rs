@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
+use super::profile::Profile;
 use super::{Secret, aws, tokens};
 use crate::http::HttpClient;
 use crate::response::{RawResponse, rejects_credentials};
@@ -92,7 +93,7 @@ pub(super) enum Origin {
     /// Credentials that don't change while the program runs.
     Fixed(Arc<Loaded>),
     /// A profile in files of the AWS SDKs.
-    AwsProfile(aws::Profile),
+    AwsProfile(Profile),
     /// A service that issues temporary credentials for AWS.
     AwsService(aws::Service),
     /// A Google service account's key.

@@ -7,6 +7,7 @@ mod credentials;
 mod environment;
 mod index;
 mod plain;
+mod profile;
 mod secret;
 mod service;
 mod tokens;

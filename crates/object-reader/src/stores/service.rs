@@ -69,6 +69,7 @@ impl StoreConfig {
             user_agent: &self.user_agent,
             timeouts: self.timeouts,
             ca_file: self.ca_file.as_deref(),
+            requires_tls: server.is_https,
             proxies: ProxyRules::new(&self.proxy, &self.environment)?,
             allow_insecure: self.allow_insecure,
             dialer: Arc::clone(&self.dialer),
