@@ -24,7 +24,7 @@ use crate::response::RawResponse;
 use crate::store::{StoreError, StoreErrorKind};
 use crate::url::bracketed;
 
-use pool::{Connection, Pool};
+use pool::{Pool, RequestSender};
 pub use proxy::ProxyChoice;
 pub(crate) use proxy::ProxyRules;
 
@@ -219,7 +219,7 @@ impl HttpClient {
 
     async fn attempt(
         &self,
-        mut connection: Connection,
+        mut connection: RequestSender,
         request: Request<Full<Bytes>>,
         limit: usize,
         origin: &Origin,

@@ -99,6 +99,7 @@ fn classify(
             (Kind::CredentialsExpired, "the signed URL has expired")
         }
         401 | 403 => (Kind::Denied, ""),
+        407 => (Kind::Denied, "the proxy requires other credentials"),
         404 | 410 if code == "NoSuchBucket" || code == "ContainerNotFound" => {
             (Kind::NotFound, "there is no such bucket")
         }

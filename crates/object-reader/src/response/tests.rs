@@ -281,6 +281,7 @@ fn failures_are_classified() {
         ),
         (500, None, code("InternalError"), Kind::ServerError, "InternalError"),
         (502, None, String::new(), Kind::ServerError, "502"),
+        (407, None, String::new(), Kind::Denied, "proxy requires"),
         (408, None, String::new(), Kind::TimedOut, "408"),
         (400, None, code("Odd"), Kind::Unsupported, "Odd"),
         (304, None, String::new(), Kind::Unsupported, "304"),

@@ -11,7 +11,9 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::credentials::{Credential, CredentialSource, Loaded, Origin, denied, read_secret};
+use super::credentials::{
+    Credential, CredentialSource, Loaded, ResolvedSource, denied, read_secret,
+};
 use super::profile::Profile;
 use super::{Environment, Secret};
 use crate::http::{HttpClient, is_loopback};
@@ -29,14 +31,14 @@ const METADATA_SESSION: &str = "21600";
 /// Maximum size of a response with credentials, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
 
-/// Chooses the origin of the credentials.
-pub(super) fn origin(
+/// Chooses the source of the credentials.
+pub(super) fn resolve(
     source: &CredentialSource,
     environment: &Environment,
     region: &str,
-) -> Result<Origin, String> {
+) -> Result<ResolvedSource, String> {
     match source {
-        CredentialSource::Anonymous => Ok(Origin::fixed(Credential::Anonymous)),
+        CredentialSource::Anonymous => Ok(ResolvedSource::fixed(Credential::Anonymous)),
         CredentialSource::Environment => from_environment(environment)?
             .ok_or_else(|| "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY aren't set".to_owned()),
         CredentialSource::WebIdentity => web_identity(environment, region)
@@ -44,31 +46,31 @@ pub(super) fn origin(
         CredentialSource::Instance => {
             let endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT");
             let endpoint = endpoint.unwrap_or(METADATA).trim_end_matches('/').to_owned();
-            Ok(Origin::AwsService(Service::Instance { endpoint }))
+            Ok(ResolvedSource::AwsService(AwsCredentialService::Instance { endpoint }))
         }
         CredentialSource::File(path) => {
             let profile = Profile::in_file(path, environment);
             profile.load().map_err(|error| error.message)?;
-            Ok(Origin::AwsProfile(profile))
+            Ok(ResolvedSource::AwsProfile(profile))
         }
         CredentialSource::Auto => automatic(environment, region),
     }
 }
 
-fn automatic(environment: &Environment, region: &str) -> Result<Origin, String> {
-    if let Some(origin) = from_environment(environment)? {
-        return Ok(origin);
+fn automatic(environment: &Environment, region: &str) -> Result<ResolvedSource, String> {
+    if let Some(source) = from_environment(environment)? {
+        return Ok(source);
     }
-    if let Some(origin) = web_identity(environment, region) {
-        return Ok(origin);
+    if let Some(source) = web_identity(environment, region) {
+        return Ok(source);
     }
     let profile = Profile::of(environment);
     if environment.get("AWS_PROFILE").is_some() || profile.exists() {
         profile.load().map_err(|error| error.message)?;
-        return Ok(Origin::AwsProfile(profile));
+        return Ok(ResolvedSource::AwsProfile(profile));
     }
     if let Some(service) = container(environment)? {
-        return Ok(Origin::AwsService(service));
+        return Ok(ResolvedSource::AwsService(service));
     }
     Err("no AWS credentials found in the environment, in ~/.aws/credentials or for this container: \
          name a file with them, or choose `instance` (an EC2 instance's role) or `anonymous` (a \
@@ -76,11 +78,11 @@ fn automatic(environment: &Environment, region: &str) -> Result<Origin, String> 
         .to_owned())
 }
 
-fn from_environment(environment: &Environment) -> Result<Option<Origin>, String> {
+fn from_environment(environment: &Environment) -> Result<Option<ResolvedSource>, String> {
     let key_id = environment.get("AWS_ACCESS_KEY_ID");
     let secret_key = environment.get("AWS_SECRET_ACCESS_KEY");
     match (key_id, secret_key) {
-        (Some(key_id), Some(secret_key)) => Ok(Some(Origin::fixed(Credential::Aws {
+        (Some(key_id), Some(secret_key)) => Ok(Some(ResolvedSource::fixed(Credential::Aws {
             key_id: key_id.to_owned(),
             secret_key: Secret::new(secret_key),
             session_token: environment.get("AWS_SESSION_TOKEN").map(Secret::new),
@@ -91,7 +93,7 @@ fn from_environment(environment: &Environment) -> Result<Option<Origin>, String>
     }
 }
 
-fn web_identity(environment: &Environment, region: &str) -> Option<Origin> {
+fn web_identity(environment: &Environment, region: &str) -> Option<ResolvedSource> {
     let token_file = PathBuf::from(environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")?);
     let role = environment.get("AWS_ROLE_ARN")?.to_owned();
     let session = environment.get("AWS_ROLE_SESSION_NAME").unwrap_or("object-reader").to_owned();
@@ -99,10 +101,15 @@ fn web_identity(environment: &Environment, region: &str) -> Option<Origin> {
         || format!("https://sts.{region}.{}", domain(region)),
         |endpoint| endpoint.trim_end_matches('/').to_owned(),
     );
-    Some(Origin::AwsService(Service::WebIdentity { endpoint, token_file, role, session }))
+    Some(ResolvedSource::AwsService(AwsCredentialService::WebIdentity {
+        endpoint,
+        token_file,
+        role,
+        session,
+    }))
 }
 
-fn container(environment: &Environment) -> Result<Option<Service>, String> {
+fn container(environment: &Environment) -> Result<Option<AwsCredentialService>, String> {
     let url = if let Some(path) = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") {
         format!("{CONTAINER}{path}")
     } else if let Some(url) = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI") {
@@ -120,7 +127,7 @@ fn container(environment: &Environment) -> Result<Option<Service>, String> {
     }
     let token = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Secret::new);
     let token_file = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE").map(PathBuf::from);
-    Ok(Some(Service::Container { url, token, token_file }))
+    Ok(Some(AwsCredentialService::Container { url, token, token_file }))
 }
 
 /// Returns the domain of AWS in a region.
@@ -136,7 +143,7 @@ pub(super) fn region(environment: &Environment) -> Option<String> {
 }
 
 /// Service that issues temporary credentials.
-pub(super) enum Service {
+pub(super) enum AwsCredentialService {
     /// The security token service.
     WebIdentity { endpoint: String, token_file: PathBuf, role: String, session: String },
     /// The credentials service of a container.
@@ -155,7 +162,7 @@ struct IssuedCredentials {
     expiration: Option<String>,
 }
 
-impl Service {
+impl AwsCredentialService {
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {

@@ -10,8 +10,10 @@ use std::time::{Duration, SystemTime};
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
+use super::Secret;
+use super::aws::AwsCredentialService;
 use super::profile::Profile;
-use super::{Secret, aws, tokens};
+use super::tokens::{TokenService, google_token};
 use crate::http::HttpClient;
 use crate::response::{RawResponse, rejects_credentials};
 use crate::store::{StoreError, StoreErrorKind};
@@ -89,24 +91,24 @@ impl Loaded {
 }
 
 /// Place from which credentials are loaded.
-pub(super) enum Origin {
+pub(super) enum ResolvedSource {
     /// Credentials that don't change while the program runs.
     Fixed(Arc<Loaded>),
     /// A profile in files of the AWS SDKs.
     AwsProfile(Profile),
     /// A service that issues temporary credentials for AWS.
-    AwsService(aws::Service),
+    AwsService(AwsCredentialService),
     /// A Google service account's key.
     GoogleKey(PathBuf),
     /// A service that issues bearer tokens.
-    TokenService(tokens::Service),
+    TokenService(TokenService),
     /// A file with an Azure account key or a SAS token.
     AzureFile(PathBuf),
     /// A file with credentials for an HTTP server.
     HttpFile(PathBuf),
 }
 
-impl Origin {
+impl ResolvedSource {
     pub(super) fn fixed(credential: Credential) -> Self {
         Self::Fixed(Arc::new(Loaded::new(credential, None)))
     }
@@ -125,7 +127,7 @@ impl Origin {
             Self::Fixed(loaded) => return Ok(Arc::clone(loaded)),
             Self::AwsProfile(profile) => profile.load()?,
             Self::AwsService(service) => service.load(client).await?,
-            Self::GoogleKey(path) => tokens::google_token(&read_secret(path)?, path)?,
+            Self::GoogleKey(path) => google_token(&read_secret(path)?, path)?,
             Self::TokenService(service) => service.load(client).await?,
             Self::AzureFile(path) => {
                 let secret = read_secret(path)?;
@@ -191,7 +193,7 @@ impl FileStamp {
 
 /// Credentials of one store, which are renewed before they expire and when their file changes.
 pub(super) struct Credentials {
-    origin: Origin,
+    source: ResolvedSource,
     client: Arc<HttpClient>,
     cached: RwLock<Option<Cached>>,
     /// Held while credentials are loaded.
@@ -220,13 +222,13 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    pub(super) fn new(origin: Origin, client: Arc<HttpClient>) -> Self {
-        Self { origin, client, cached: RwLock::default(), loading: tokio::sync::Mutex::default() }
+    pub(super) fn new(source: ResolvedSource, client: Arc<HttpClient>) -> Self {
+        Self { source, client, cached: RwLock::default(), loading: tokio::sync::Mutex::default() }
     }
 
     /// Returns valid credentials.
     pub(super) async fn get(&self) -> Result<Arc<Loaded>, StoreError> {
-        let stamps: Vec<_> = self.origin.files().into_iter().map(FileStamp::of).collect();
+        let stamps: Vec<_> = self.source.files().into_iter().map(FileStamp::of).collect();
         if let Some(loaded) = self.fresh(&stamps) {
             return Ok(loaded);
         }
@@ -239,7 +241,7 @@ impl Credentials {
             Some((at, error)) if *at >= asked => return Err(error.clone()),
             _ => {}
         }
-        match self.origin.load(&self.client).await {
+        match self.source.load(&self.client).await {
             Ok(loaded) => {
                 self.store(&loaded, stamps);
                 Ok(loaded)
@@ -280,7 +282,7 @@ impl Credentials {
     /// Loads credentials anew because the store rejected `used`. Returns false if that is
     /// pointless: they can't change, or were renewed by force a short time ago.
     pub(super) async fn renew(&self, used: &Arc<Loaded>) -> Result<bool, StoreError> {
-        if matches!(self.origin, Origin::Fixed(_)) {
+        if matches!(self.source, ResolvedSource::Fixed(_)) {
             return Ok(false);
         }
         let mut history = self.loading.lock().await;
@@ -293,8 +295,8 @@ impl Credentials {
             return Ok(false);
         }
         history.last_forced = Some(Instant::now());
-        let stamps = self.origin.files().into_iter().map(FileStamp::of).collect();
-        let loaded = self.origin.load(&self.client).await?;
+        let stamps = self.source.files().into_iter().map(FileStamp::of).collect();
+        let loaded = self.source.load(&self.client).await?;
         self.store(&loaded, stamps);
         Ok(true)
     }

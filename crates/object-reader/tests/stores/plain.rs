@@ -6,7 +6,7 @@ use object_reader::{
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-use crate::server::{Reply, Server, Then, config, object, parse};
+use crate::server::{Reply, Server, Then, config, object, parse, short_timeouts};
 
 pub(crate) fn part(start: u64, end: u64) -> GetRequest {
     GetRequest { range: ByteRange::Bounded(start..end), version: None, bypass_caches: false }
@@ -163,7 +163,12 @@ async fn failures_have_kinds() {
         ),
     ] {
         let server = Server::start(move |_| reply.clone()).await;
-        let error = open(&server).get("k", &part(0, 4)).await.unwrap_err();
+        let mut config = config();
+        if kind == Kind::TimedOut {
+            config.timeouts = short_timeouts();
+        }
+        let store = config.open(parse(&server.url()).store()).unwrap();
+        let error = store.get("k", &part(0, 4)).await.unwrap_err();
         assert_eq!(error.kind, kind, "{name}: {error}");
         assert!(error.message.contains(words), "{name}: {error}");
         assert_eq!(server.requests().len(), 1, "{name}: no retry");
