@@ -237,6 +237,7 @@ impl HttpClient {
                 });
             }
             Err(_) => {
+                self.pool.clear(origin);
                 let limit = self.timeouts.first_byte.as_secs_f32();
                 let message = format!("no response from {origin} within {limit} s");
                 let error = StoreError::new(StoreErrorKind::TimedOut, message);
@@ -308,4 +309,36 @@ impl HttpClient {
 pub(crate) fn content_length(headers: &hyper::HeaderMap) -> Option<u64> {
     let value = headers.get(CONTENT_LENGTH)?.to_str().ok()?;
     value.bytes().all(|digit| digit.is_ascii_digit()).then(|| value.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_taken_from_urls() {
+        for (uri, host, port, header) in [
+            ("https://H.example/k", "h.example", 443, "h.example"),
+            ("https://h:443/k", "h", 443, "h"),
+            ("http://h:443/k", "h", 443, "h:443"),
+            ("http://h/k", "h", 80, "h"),
+            ("http://[fd00::1]:8080/k", "fd00::1", 8080, "[fd00::1]:8080"),
+            ("https://[fd00::1]/k", "fd00::1", 443, "[fd00::1]"),
+        ] {
+            let origin = Origin::of(&uri.parse().unwrap()).unwrap();
+            assert_eq!((origin.host.as_str(), origin.port), (host, port), "{uri}");
+            assert_eq!(origin.host_header(), header, "{uri}");
+        }
+        assert!(Origin::of(&"ftp://h/k".parse().unwrap()).is_none());
+        assert!(Origin::of(&"/k".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn loopback_hosts_are_recognized() {
+        for (host, expected) in
+            [("localhost", true), ("127.9.9.9", true), ("::1", true), ("localhost.evil", false)]
+        {
+            assert_eq!(is_loopback(host), expected, "{host}");
+        }
+    }
 }

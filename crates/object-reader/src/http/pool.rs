@@ -49,6 +49,11 @@ impl Pool {
         }
     }
 
+    /// Closes the idle connections to an origin that doesn't respond, since they may be dead, too.
+    pub(super) fn clear(&self, origin: &Origin) {
+        self.state.lock().idle.remove(origin);
+    }
+
     /// Keeps a connection whose response has been read completely.
     pub(super) fn put(self: &Arc<Self>, origin: Origin, connection: RequestSender) {
         if connection.is_closed() {
