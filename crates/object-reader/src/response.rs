@@ -1,22 +1,21 @@
 //! Judgement of responses, for all kinds of stores. Nothing here does I/O.
 
 use std::ops::Range;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use hyper::header::{
-    CONTENT_ENCODING, CONTENT_RANGE, DATE, ETAG, HeaderMap, LAST_MODIFIED, LOCATION, RETRY_AFTER,
-};
-use hyper::{StatusCode, Uri};
+use hyper::StatusCode;
+use hyper::header::{CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, LAST_MODIFIED};
 
 use crate::http::content_length;
 use crate::store::{ByteRange, GetRequest, Response, StoreError, StoreErrorKind, Version};
 
+mod failure;
 #[cfg(test)]
 mod tests;
 
-/// Maximum length of a server's words in a message, in characters.
-const MAX_QUOTED: usize = 200;
+pub(crate) use failure::{check_failure, quoted, rejects_credentials, xml_text};
+
 /// Maximum length of an entity tag or a version, in bytes.
 const MAX_TAG: usize = 1024;
 
@@ -74,7 +73,8 @@ pub fn parse_content_range(value: &str) -> Option<ContentRange> {
     }
     let (range, total) = rest.trim().split_once('/')?;
     let total = parse_number(total)?;
-    if range == "*" {
+    // Some servers describe the content of an empty object as 0--1/0.
+    if range == "*" || total == 0 {
         return Some(ContentRange::Unsatisfied { total });
     }
     let (first, last) = range.split_once('-')?;
@@ -137,8 +137,12 @@ fn check_partial(raw: &RawResponse, request: &GetRequest) -> Result<Response, St
     let Some(value) = raw.header(CONTENT_RANGE) else {
         return unsupported("the server sent a part (status 206) without the header Content-Range");
     };
-    let Some(ContentRange::Part { range, total }) = parse_content_range(value) else {
-        return unsupported(format!("invalid header Content-Range: {}", quoted(value)));
+    let (range, total) = match parse_content_range(value) {
+        Some(ContentRange::Part { range, total }) => (range, total),
+        Some(ContentRange::Unsatisfied { total: 0 }) if raw.body.is_empty() => {
+            return check_unsatisfied(raw, request);
+        }
+        _ => return unsupported(format!("invalid header Content-Range: {}", quoted(value))),
     };
     let version = check_version(&raw.headers, total, request)?;
     let expected = match request.range {
@@ -165,12 +169,13 @@ fn check_partial(raw: &RawResponse, request: &GetRequest) -> Result<Response, St
 
 /// Status 200: acceptable only for requests that cover the whole object.
 fn check_whole(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
-    let announced = content_length(&raw.headers);
-    if let Some(length) = announced {
-        check_version(&raw.headers, length, request)?;
-    }
     check_encoding(&raw.headers)?;
     let received = raw.body.len() as u64;
+    let length = content_length(&raw.headers).or((!raw.is_truncated).then_some(received));
+    if let (Some(length), Some(_)) = (length, &request.version) {
+        // A replaced object matters more than what else is wrong.
+        check_version(&raw.headers, length, request)?;
+    }
     let covers_all = !raw.is_truncated
         && match request.range {
             ByteRange::Bounded(ref range) => range.start == 0 && range.end >= received,
@@ -186,37 +191,45 @@ fn check_whole(raw: &RawResponse, request: &GetRequest) -> Result<Response, Stor
     Ok(Response { version, offset: 0, bytes: raw.body.clone() })
 }
 
-/// Status 416: acceptable only for an empty object.
+/// Status 416, or 206 with nothing: acceptable only for an empty object.
 fn check_unsatisfied(raw: &RawResponse, request: &GetRequest) -> Result<Response, StoreError> {
+    let body = String::from_utf8_lossy(&raw.body);
+    let start = match request.range {
+        ByteRange::Bounded(ref range) => range.start,
+        ByteRange::Suffix(_) => 0,
+    };
     let total = match raw.header(CONTENT_RANGE).and_then(parse_content_range) {
         Some(ContentRange::Unsatisfied { total }) => Some(total),
-        _ => None,
+        // S3 says so in the body.
+        _ => xml_text(&body, "ActualObjectSize").and_then(parse_number),
     };
-    let from_start = match request.range {
-        ByteRange::Bounded(ref range) => range.start == 0,
-        ByteRange::Suffix(_) => true,
+    let (pinned, beyond_end) = match &request.version {
+        Some(pinned) => (Some(pinned), start >= pinned.length),
+        None => (None, start > 0),
     };
-    if total == Some(0) && from_start {
+    if start == 0 && total.unwrap_or(0) == 0 && pinned.is_none_or(|it| it.length == 0) {
         let version = version_of(&raw.headers, 0);
-        let version = match &request.version {
+        let version = match pinned {
             // Few servers send the entity tag with this status.
-            Some(pinned) if pinned.length == 0 && !has_identity(&version) => pinned.clone(),
+            Some(pinned) if !has_identity(&version) => pinned.clone(),
             Some(_) => check_version(&raw.headers, 0, request)?,
             None => version,
         };
         return Ok(Response { version, offset: 0, bytes: Bytes::new() });
     }
     let length = total.map_or("fewer".to_owned(), |total| format!("{total}"));
-    match &request.version {
+    match pinned {
         // MinIO answers so instead of 412.
-        Some(pinned) => Err(StoreError::new(
-            StoreErrorKind::Changed,
-            format!(
-                "the object was replaced: it has {length} bytes instead of {} (status 416)",
-                pinned.length
-            ),
-        )),
-        None => unsupported(format!(
+        Some(pinned) if !beyond_end || total.is_some_and(|total| total != pinned.length) => {
+            Err(StoreError::new(
+                StoreErrorKind::Changed,
+                format!(
+                    "the object was replaced: it has {length} bytes instead of {} (status 416)",
+                    pinned.length
+                ),
+            ))
+        }
+        _ => unsupported(format!(
             "the requested range lies beyond the end of the object, which has {length} bytes"
         )),
     }
@@ -309,156 +322,4 @@ fn difference(pinned: &Version, current: &Version) -> Option<String> {
         (Some(pinned), Some(current)) if pinned != current => differs("version", current, pinned),
         _ => None,
     }
-}
-
-/// Returns true if a response rejects the credentials in a way that fresh ones may cure.
-pub(crate) fn rejects_credentials(raw: &RawResponse) -> bool {
-    match raw.status.as_u16() {
-        401 => true,
-        400 | 403 => {
-            let body = String::from_utf8_lossy(&raw.body);
-            let code = error_code(raw, &body);
-            is_expiry(code) || matches!(code, "InvalidAccessKeyId" | "AuthenticationFailed")
-        }
-        _ => false,
-    }
-}
-
-fn is_expiry(code: &str) -> bool {
-    matches!(
-        code,
-        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken"
-    )
-}
-
-fn error_code<'a>(raw: &'a RawResponse, body: &'a str) -> &'a str {
-    xml_text(body, "Code").or_else(|| raw.header("x-ms-error-code")).unwrap_or("")
-}
-
-/// Classifies a response other than success.
-pub(crate) fn check_failure(raw: &RawResponse, is_pinned: bool, now: SystemTime) -> StoreError {
-    let body = String::from_utf8_lossy(&raw.body);
-    let code = error_code(raw, &body);
-    let status = raw.status;
-    let (kind, advice) = classify(raw, code, &body, is_pinned);
-    let mut message = format!("status {}", status.as_u16());
-    if let Some(reason) = status.canonical_reason().filter(|_| code.is_empty()) {
-        message = format!("{message} {reason}");
-    } else {
-        message = format!("{message} {}", quoted(code));
-    }
-    if !advice.is_empty() {
-        message = format!("{message}: {advice}");
-    } else if let Some(words) = xml_text(&body, "Message") {
-        message = format!("{message}: {}", quoted(words.lines().next().unwrap_or("")));
-    }
-    let retry_after = raw.header(RETRY_AFTER).and_then(|value| parse_retry_after(value, now));
-    StoreError { kind, message, retry_after }
-}
-
-fn classify(
-    raw: &RawResponse,
-    code: &str,
-    body: &str,
-    is_pinned: bool,
-) -> (StoreErrorKind, String) {
-    use StoreErrorKind as Kind;
-    let owned = |(kind, advice): (Kind, &str)| (kind, advice.to_owned());
-    match code {
-        _ if is_expiry(code) => {
-            return owned((Kind::CredentialsExpired, "the credentials have expired"));
-        }
-        "RequestTimeTooSkewed" => {
-            let server = quoted(raw.header(DATE).unwrap_or("unknown"));
-            let advice = format!(
-                "this machine's clock is wrong, synchronize it; the server's time is {server}"
-            );
-            return (Kind::ClockSkew, advice);
-        }
-        "SlowDown"
-        | "Throttling"
-        | "ThrottlingException"
-        | "TooManyRequests"
-        | "RequestLimitExceeded"
-        | "ServerBusy" => return owned((Kind::Throttled, "")),
-        "SignatureDoesNotMatch" => {
-            let advice = "the secret key is wrong, or a proxy changes signed requests";
-            return owned((Kind::Denied, advice));
-        }
-        "AuthorizationHeaderMalformed" => {
-            let region = xml_text(body, "Region");
-            let advice =
-                region.map(|it| format!("the bucket is in the region {}: set that", quoted(it)));
-            return (Kind::Denied, advice.unwrap_or_default());
-        }
-        _ => {}
-    }
-    let has_expired = ["Request has expired", "Signed expiry time", "not valid in the specified"];
-    let (kind, advice) = match raw.status.as_u16() {
-        401 | 403 if has_expired.iter().any(|words| body.contains(words)) => {
-            (Kind::CredentialsExpired, "the signed URL has expired")
-        }
-        401 | 403 => (Kind::Denied, ""),
-        404 | 410 if code == "NoSuchBucket" || code == "ContainerNotFound" => {
-            (Kind::NotFound, "there is no such bucket")
-        }
-        404 | 410 => (Kind::NotFound, ""),
-        408 => (Kind::TimedOut, ""),
-        412 | 416 if is_pinned => (Kind::Changed, "the object was replaced"),
-        429 | 503 => (Kind::Throttled, ""),
-        300..=399 => return (Kind::Unsupported, redirect_advice(raw)),
-        500..=599 => (Kind::ServerError, ""),
-        _ => (Kind::Unsupported, ""),
-    };
-    owned((kind, advice))
-}
-
-/// Explains a redirect, which isn't followed.
-fn redirect_advice(raw: &RawResponse) -> String {
-    if let Some(region) = raw.header("x-amz-bucket-region") {
-        return format!("the bucket is in the region {}: set that", quoted(region));
-    }
-    let location = raw.header(LOCATION).and_then(|value| value.parse::<Uri>().ok());
-    match location.as_ref().and_then(Uri::host) {
-        Some(host) => format!(
-            "the server redirects to {}, which isn't followed: use that URL if you trust it",
-            quoted(host)
-        ),
-        None => "the server redirects to another path, which isn't followed".to_owned(),
-    }
-}
-
-/// Parses the header `Retry-After`: seconds or a date (RFC 9110, section 10.2.3).
-pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
-    let value = value.trim();
-    if let Some(seconds) = parse_number(value) {
-        return Some(Duration::from_secs(seconds));
-    }
-    let date = httpdate::parse_http_date(value).ok()?;
-    Some(date.duration_since(now).unwrap_or(Duration::ZERO))
-}
-
-/// Returns the text of the first XML element `name` without attributes. Entities aren't resolved.
-pub(crate) fn xml_text<'a>(xml: &'a str, name: &str) -> Option<&'a str> {
-    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
-    let (text, _) = rest.split_once(&format!("</{name}>"))?;
-    let text = text.trim();
-    (!text.is_empty() && !text.contains('<')).then_some(text)
-}
-
-/// Returns a server's words for a message: escaped, and shortened.
-pub(crate) fn quoted(words: &str) -> String {
-    let mut escaped: String = words.chars().take(MAX_QUOTED).flat_map(escape_unprintable).collect();
-    if words.chars().nth(MAX_QUOTED).is_some() {
-        escaped.push('…');
-    }
-    escaped
-}
-
-fn escape_unprintable(c: char) -> impl Iterator<Item = char> {
-    let (plain, escaped) = match c {
-        '"' | '\'' | '\\' => (Some(c), None),
-        _ => (None, Some(c.escape_debug())),
-    };
-    plain.into_iter().chain(escaped.into_iter().flatten())
 }

@@ -313,7 +313,7 @@ fn checked_query(query: &str) -> Result<&str, UrlError> {
 }
 
 /// Returns an error if a key is too long or has components that could be taken for others.
-fn check_key(key: &str) -> Result<(), UrlError> {
+pub(crate) fn check_key(key: &str) -> Result<(), UrlError> {
     if key.len() > MAX_KEY {
         return Err(UrlError(format!("the key is longer than {MAX_KEY} bytes")));
     }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::pool::Connection;
+use super::pool::RequestSender;
 use super::proxy::Proxy;
 use super::{HttpClient, Origin, tls};
 use crate::store::{StoreError, StoreErrorKind};
@@ -27,7 +27,7 @@ impl HttpClient {
         &self,
         origin: &Origin,
         proxy: Option<&Proxy>,
-    ) -> Result<Connection, StoreError> {
+    ) -> Result<RequestSender, StoreError> {
         let stream = match proxy {
             None => self.dial(&origin.host, origin.port, &origin.to_string()).await?,
             Some(proxy) => {
@@ -43,13 +43,13 @@ impl HttpClient {
             return handshake(stream, origin).await;
         }
         let name = ServerName::try_from(origin.host.clone()).map_err(|_| {
-            unreachable(format!("{} isn't a name that a certificate can have", origin.host))
+            unreachable_error(format!("{} isn't a name that a certificate can have", origin.host))
         })?;
         let connector = TlsConnector::from(Arc::clone(&self.tls));
         let stream = connector
             .connect(name, stream)
             .await
-            .map_err(|error| unreachable(tls::explain(&error, &origin.host)))?;
+            .map_err(|error| unreachable_error(tls::explain(&error, &origin.host)))?;
         handshake(stream, origin).await
     }
 
@@ -58,7 +58,7 @@ impl HttpClient {
             .dialer
             .dial(host, port)
             .await
-            .map_err(|error| unreachable(format!("no connection to {name}: {error}")))?;
+            .map_err(|error| unreachable_error(format!("no connection to {name}: {error}")))?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY can't be set");
         }
@@ -66,11 +66,11 @@ impl HttpClient {
     }
 }
 
-fn unreachable(message: String) -> StoreError {
+fn unreachable_error(message: String) -> StoreError {
     StoreError::new(StoreErrorKind::Unreachable, message)
 }
 
-async fn handshake<S>(stream: S, origin: &Origin) -> Result<Connection, StoreError>
+async fn handshake<S>(stream: S, origin: &Origin) -> Result<RequestSender, StoreError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -103,8 +103,9 @@ async fn open_tunnel(
     proxy: &Proxy,
     origin: &Origin,
 ) -> Result<(), StoreError> {
-    let interrupted =
-        |error: io::Error| unreachable(format!("the proxy {proxy} closed the connection: {error}"));
+    let interrupted = |error: io::Error| {
+        unreachable_error(format!("the proxy {proxy} closed the connection: {error}"))
+    };
     let mut request = zeroize::Zeroizing::new(String::with_capacity(1024));
     request.push_str(&format!("CONNECT {origin} HTTP/1.1\r\nHost: {origin}\r\n"));
     if let Some(authorization) = &proxy.authorization {
@@ -124,7 +125,9 @@ async fn open_tunnel(
             break at + 4;
         }
         if response.len() > MAX_HEADERS {
-            return Err(unreachable(format!("the response of the proxy {proxy} is too long")));
+            return Err(unreachable_error(format!(
+                "the response of the proxy {proxy} is too long"
+            )));
         }
     };
     let status = response.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5));
@@ -135,11 +138,11 @@ async fn open_tunnel(
             StoreErrorKind::Denied,
             format!("the proxy {proxy} requires other credentials (status 407)"),
         )),
-        Some(status) if status.iter().all(u8::is_ascii_digit) => Err(unreachable(format!(
+        Some(status) if status.iter().all(u8::is_ascii_digit) => Err(unreachable_error(format!(
             "the proxy {proxy} refused a connection to {origin} (status {})",
             String::from_utf8_lossy(status)
         ))),
-        _ => Err(unreachable(format!("{proxy} isn't an HTTP proxy: it sent something else"))),
+        _ => Err(unreachable_error(format!("{proxy} isn't an HTTP proxy: it sent something else"))),
     }
 }
 

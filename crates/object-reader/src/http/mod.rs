@@ -24,7 +24,7 @@ use crate::response::RawResponse;
 use crate::store::{StoreError, StoreErrorKind};
 use crate::url::bracketed;
 
-use pool::{Connection, Pool};
+use pool::{Pool, RequestSender};
 pub use proxy::ProxyChoice;
 pub(crate) use proxy::ProxyRules;
 
@@ -106,6 +106,8 @@ pub(crate) struct HttpSettings<'a> {
     pub(crate) user_agent: &'a str,
     pub(crate) timeouts: Timeouts,
     pub(crate) ca_file: Option<&'a Path>,
+    /// True if the server uses TLS; others, which issue credentials, may.
+    pub(crate) requires_tls: bool,
     pub(crate) proxies: ProxyRules,
     pub(crate) allow_insecure: bool,
     pub(crate) dialer: Arc<dyn Dial>,
@@ -141,7 +143,7 @@ impl HttpClient {
             user_agent: HeaderValue::from_str(settings.user_agent)
                 .map_err(|_| "the user agent isn't a valid header value".to_owned())?,
             timeouts: settings.timeouts,
-            tls: tls::client_config(settings.ca_file)?,
+            tls: tls::client_config(settings.ca_file, settings.requires_tls)?,
             proxies: settings.proxies,
             allow_insecure: settings.allow_insecure,
             dialer: settings.dialer,
@@ -150,7 +152,7 @@ impl HttpClient {
     }
 
     /// Sends a request, and reads the body of a successful response up to `limit` bytes, that of
-    /// another up to [`MAX_ERROR_BODY`].
+    /// another up to [`MAX_ERROR_BODY`]. Dropping the future closes the connection.
     ///
     /// # Errors
     /// `Unreachable`, `TimedOut`, `Interrupted`, or `Unsupported` if the response isn't HTTP.
@@ -217,7 +219,7 @@ impl HttpClient {
 
     async fn attempt(
         &self,
-        mut connection: Connection,
+        mut connection: RequestSender,
         request: Request<Full<Bytes>>,
         limit: usize,
         origin: &Origin,
@@ -235,6 +237,7 @@ impl HttpClient {
                 });
             }
             Err(_) => {
+                self.pool.clear(origin);
                 let limit = self.timeouts.first_byte.as_secs_f32();
                 let message = format!("no response from {origin} within {limit} s");
                 let error = StoreError::new(StoreErrorKind::TimedOut, message);
@@ -306,4 +309,36 @@ impl HttpClient {
 pub(crate) fn content_length(headers: &hyper::HeaderMap) -> Option<u64> {
     let value = headers.get(CONTENT_LENGTH)?.to_str().ok()?;
     value.bytes().all(|digit| digit.is_ascii_digit()).then(|| value.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_taken_from_urls() {
+        for (uri, host, port, header) in [
+            ("https://H.example/k", "h.example", 443, "h.example"),
+            ("https://h:443/k", "h", 443, "h"),
+            ("http://h:443/k", "h", 443, "h:443"),
+            ("http://h/k", "h", 80, "h"),
+            ("http://[fd00::1]:8080/k", "fd00::1", 8080, "[fd00::1]:8080"),
+            ("https://[fd00::1]/k", "fd00::1", 443, "[fd00::1]"),
+        ] {
+            let origin = Origin::of(&uri.parse().unwrap()).unwrap();
+            assert_eq!((origin.host.as_str(), origin.port), (host, port), "{uri}");
+            assert_eq!(origin.host_header(), header, "{uri}");
+        }
+        assert!(Origin::of(&"ftp://h/k".parse().unwrap()).is_none());
+        assert!(Origin::of(&"/k".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn loopback_hosts_are_recognized() {
+        for (host, expected) in
+            [("localhost", true), ("127.9.9.9", true), ("::1", true), ("localhost.evil", false)]
+        {
+            assert_eq!(is_loopback(host), expected, "{host}");
+        }
+    }
 }

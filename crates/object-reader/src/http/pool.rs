@@ -20,24 +20,24 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for a connection to become ready after its previous response was read.
 const READY_TIMEOUT: Duration = Duration::from_millis(100);
 
-pub(super) type Connection = SendRequest<Full<Bytes>>;
+pub(super) type RequestSender = SendRequest<Full<Bytes>>;
 
 /// Pool of idle connections, by origin.
 #[derive(Default)]
 pub(super) struct Pool {
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Default)]
-struct State {
-    idle: HashMap<Origin, Vec<(Connection, Instant)>>,
+struct PoolState {
+    idle: HashMap<Origin, Vec<(RequestSender, Instant)>>,
     /// True while a task closes expired connections.
     has_reaper: bool,
 }
 
 impl Pool {
     /// Takes the most recently used connection that is still open.
-    pub(super) async fn take(&self, origin: &Origin) -> Option<Connection> {
+    pub(super) async fn take(&self, origin: &Origin) -> Option<RequestSender> {
         loop {
             let (mut connection, since) = self.state.lock().idle.get_mut(origin)?.pop()?;
             if since.elapsed() >= IDLE_TIMEOUT {
@@ -49,8 +49,13 @@ impl Pool {
         }
     }
 
+    /// Closes the idle connections to an origin that doesn't respond, since they may be dead, too.
+    pub(super) fn clear(&self, origin: &Origin) {
+        self.state.lock().idle.remove(origin);
+    }
+
     /// Keeps a connection whose response has been read completely.
-    pub(super) fn put(self: &Arc<Self>, origin: Origin, connection: Connection) {
+    pub(super) fn put(self: &Arc<Self>, origin: Origin, connection: RequestSender) {
         if connection.is_closed() {
             return;
         }

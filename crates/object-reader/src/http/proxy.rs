@@ -18,7 +18,7 @@ const DEFAULT_PORT: u16 = 1080;
 /// metadata) and the hosts in `NO_PROXY` are always connected to directly.
 #[derive(Clone, Default)]
 pub enum ProxyChoice {
-    /// The proxies in `HTTPS_PROXY` and `HTTP_PROXY`, also in lower case.
+    /// The proxies in `HTTPS_PROXY` and `HTTP_PROXY`, also in lower case. `ALL_PROXY` isn't read.
     #[default]
     Environment,
     /// No proxy.

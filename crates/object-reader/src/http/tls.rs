@@ -12,14 +12,23 @@ use rustls::{CertificateError, ClientConfig, RootCertStore};
 const MAX_CA_FILE: u64 = 16 * 1024 * 1024;
 
 /// Creates the client configuration. `ca_file` replaces the system's CAs, as for curl, so that a
-/// store with a private CA can't be impersonated with a certificate of a public one.
-pub(super) fn client_config(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, String> {
+/// store with a private CA can't be impersonated with a certificate of a public one. A system without
+/// CAs is an error if TLS is required.
+pub(super) fn client_config(
+    ca_file: Option<&Path>,
+    requires_tls: bool,
+) -> Result<Arc<ClientConfig>, String> {
     let roots = match ca_file {
         Some(path) => {
             Arc::new(read_roots(path).map_err(|why| format!("{}: {why}", path.display()))?)
         }
-        None => system_roots()?,
+        None => system_roots(),
     };
+    if roots.is_empty() && requires_tls {
+        return Err("the system has no CA certificates: install ca-certificates, or name a file \
+                    with the store's CA"
+            .to_owned());
+    }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -48,7 +57,7 @@ fn read_roots(path: &Path) -> Result<RootCertStore, String> {
 }
 
 /// Returns the system's CAs, which are loaded once for all stores.
-fn system_roots() -> Result<Arc<RootCertStore>, String> {
+fn system_roots() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let roots = ROOTS.get_or_init(|| {
         let loaded = rustls_native_certs::load_native_certs();
@@ -59,12 +68,7 @@ fn system_roots() -> Result<Arc<RootCertStore>, String> {
         roots.add_parsable_certificates(loaded.certs);
         Arc::new(roots)
     });
-    if roots.is_empty() {
-        return Err("the system has no CA certificates: install ca-certificates, or name a file \
-                    with the store's CA"
-            .to_owned());
-    }
-    Ok(Arc::clone(roots))
+    Arc::clone(roots)
 }
 
 /// Explains a failed handshake or read with `host`.
@@ -96,7 +100,8 @@ fn explain_tls(error: &rustls::Error, host: &str) -> String {
         Reason::NotValidYet | Reason::NotValidYetContext { .. } => {
             format!("the certificate of {host} isn't valid yet, or this machine's clock is wrong")
         }
-        Reason::UnknownIssuer => format!(
+        // The signature is wrong if another CA of the same name is trusted.
+        Reason::UnknownIssuer | Reason::BadSignature => format!(
             "the certificate of {host} is signed by an unknown CA: name a file with the store's CA"
         ),
         Reason::NotValidForName | Reason::NotValidForNameContext { .. } => {

@@ -4,6 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use hyper::header::HeaderName;
 
+use super::failure::parse_retry_after;
 use super::*;
 use StoreErrorKind as Kind;
 
@@ -49,6 +50,7 @@ fn content_ranges_are_parsed_strictly() {
         (" bytes  0-3/10 ", part(0..4, 10)),
         ("bytes */10", Some(ContentRange::Unsatisfied { total: 10 })),
         ("bytes */0", Some(ContentRange::Unsatisfied { total: 0 })),
+        ("bytes 0--1/0", Some(ContentRange::Unsatisfied { total: 0 })),
         ("bytes 0-18446744073709551614/18446744073709551615", part(0..u64::MAX, u64::MAX)),
         ("bytes 0-18446744073709551615/18446744073709551615", None),
         ("bytes 0-10/10", None),
@@ -94,20 +96,37 @@ fn correct_responses_are_accepted() {
 
 #[test]
 fn empty_objects_are_accepted() {
-    let empty = raw(416, &[("content-range", "bytes */0")], "error page");
+    let size = "<Error><ActualObjectSize>0</ActualObjectSize></Error>";
+    for empty in [
+        raw(416, &[("content-range", "bytes */0")], "error page"),
+        raw(416, &[], size),
+        raw(416, &[], ""),
+        raw(206, &[("content-range", "bytes 0--1/0")], ""),
+    ] {
+        check_empty(&empty);
+    }
+    let shorter = raw(416, &[("content-range", "bytes */5")], "");
+    for (pinned, expected) in [(5, Kind::Unsupported), (6, Kind::Changed), (50, Kind::Changed)] {
+        let request = request(bounded(5, 10), Some(version(pinned, "\"1\"")));
+        assert_eq!(kind_of(&shorter, &request), Some(expected), "{pinned}");
+    }
+    assert_eq!(kind_of(&shorter, &request(bounded(0, 10), None)), Some(Kind::Unsupported));
+}
+
+fn check_empty(empty: &RawResponse) {
     for range in [bounded(0, 10), ByteRange::Suffix(10)] {
-        let response = check_get(&empty, &request(range.clone(), None), UNIX_EPOCH).unwrap();
+        let response = check_get(empty, &request(range.clone(), None), UNIX_EPOCH).unwrap();
         assert_eq!((response.version.length, response.bytes.len()), (0, 0));
         let pinned = version(0, "\"0\"");
         let pinned = request(range.clone(), Some(pinned));
-        let response = check_get(&empty, &pinned, UNIX_EPOCH).unwrap();
+        let response = check_get(empty, &pinned, UNIX_EPOCH).unwrap();
         assert_eq!(Some(response.version), pinned.version);
         let whole = raw(200, &[("etag", "\"0\""), ("content-length", "0")], "");
         assert!(check_get(&whole, &request(range.clone(), None), UNIX_EPOCH).is_ok());
         let other = request(range, Some(version(5, "\"1\"")));
-        assert_eq!(kind_of(&empty, &other), Some(Kind::Changed));
+        assert_eq!(kind_of(empty, &other), Some(Kind::Changed));
     }
-    assert_eq!(kind_of(&empty, &request(bounded(5, 10), None)), Some(Kind::Unsupported));
+    assert_eq!(kind_of(empty, &request(bounded(5, 10), None)), Some(Kind::Unsupported));
 }
 
 #[test]
@@ -262,6 +281,7 @@ fn failures_are_classified() {
         ),
         (500, None, code("InternalError"), Kind::ServerError, "InternalError"),
         (502, None, String::new(), Kind::ServerError, "502"),
+        (407, None, String::new(), Kind::Denied, "proxy requires"),
         (408, None, String::new(), Kind::TimedOut, "408"),
         (400, None, code("Odd"), Kind::Unsupported, "Odd"),
         (304, None, String::new(), Kind::Unsupported, "304"),
@@ -303,6 +323,17 @@ fn server_words_are_escaped_and_shortened() {
     let message = check_failure(&raw(400, &[], &body), false, UNIX_EPOCH).message;
     assert!(message.contains("A\\u{1b}[31m: ää"), "{message}");
     assert!(message.chars().count() < 250 && message.ends_with('…'), "{message}");
+}
+
+#[test]
+fn repeated_signatures_are_not_shown() {
+    for query in ["sv=1&amp;sig=s3cret", "?X-Amz-Signature=s3cret", "x-goog-signature=s3cret"] {
+        let body = format!("<Code>Odd</Code><Message>invalid: {query}</Message>");
+        assert_eq!(
+            check_failure(&raw(400, &[], &body), false, UNIX_EPOCH).message,
+            "status 400 Odd"
+        );
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! Credentials for S3: environment, profiles, web identity, containers and instances.
+//! Credentials for S3, and the services of AWS that issue some: for web identities, containers and
+//! instances.
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -10,7 +11,10 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 
-use super::credentials::{Credential, CredentialSource, Loaded, Origin, denied, read_secret};
+use super::credentials::{
+    Credential, CredentialSource, Loaded, ResolvedSource, denied, read_secret,
+};
+use super::profile::Profile;
 use super::{Environment, Secret};
 use crate::http::{HttpClient, is_loopback};
 use crate::response::{check_failure, xml_text};
@@ -27,14 +31,14 @@ const METADATA_SESSION: &str = "21600";
 /// Maximum size of a response with credentials, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
 
-/// Chooses the origin of the credentials.
-pub(super) fn origin(
+/// Chooses the source of the credentials.
+pub(super) fn resolve(
     source: &CredentialSource,
     environment: &Environment,
     region: &str,
-) -> Result<Origin, String> {
+) -> Result<ResolvedSource, String> {
     match source {
-        CredentialSource::Anonymous => Ok(Origin::fixed(Credential::Anonymous)),
+        CredentialSource::Anonymous => Ok(ResolvedSource::fixed(Credential::Anonymous)),
         CredentialSource::Environment => from_environment(environment)?
             .ok_or_else(|| "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY aren't set".to_owned()),
         CredentialSource::WebIdentity => web_identity(environment, region)
@@ -42,32 +46,31 @@ pub(super) fn origin(
         CredentialSource::Instance => {
             let endpoint = environment.get("AWS_EC2_METADATA_SERVICE_ENDPOINT");
             let endpoint = endpoint.unwrap_or(METADATA).trim_end_matches('/').to_owned();
-            Ok(Origin::AwsService(Service::Instance { endpoint }))
+            Ok(ResolvedSource::AwsService(AwsCredentialService::Instance { endpoint }))
         }
         CredentialSource::File(path) => {
-            let name = profile_name(environment);
-            let profile = Profile { name, credentials: Some(path.clone()), config: None };
+            let profile = Profile::in_file(path, environment);
             profile.load().map_err(|error| error.message)?;
-            Ok(Origin::AwsProfile(profile))
+            Ok(ResolvedSource::AwsProfile(profile))
         }
         CredentialSource::Auto => automatic(environment, region),
     }
 }
 
-fn automatic(environment: &Environment, region: &str) -> Result<Origin, String> {
-    if let Some(origin) = from_environment(environment)? {
-        return Ok(origin);
+fn automatic(environment: &Environment, region: &str) -> Result<ResolvedSource, String> {
+    if let Some(source) = from_environment(environment)? {
+        return Ok(source);
     }
-    if let Some(origin) = web_identity(environment, region) {
-        return Ok(origin);
+    if let Some(source) = web_identity(environment, region) {
+        return Ok(source);
     }
     let profile = Profile::of(environment);
     if environment.get("AWS_PROFILE").is_some() || profile.exists() {
         profile.load().map_err(|error| error.message)?;
-        return Ok(Origin::AwsProfile(profile));
+        return Ok(ResolvedSource::AwsProfile(profile));
     }
     if let Some(service) = container(environment)? {
-        return Ok(Origin::AwsService(service));
+        return Ok(ResolvedSource::AwsService(service));
     }
     Err("no AWS credentials found in the environment, in ~/.aws/credentials or for this container: \
          name a file with them, or choose `instance` (an EC2 instance's role) or `anonymous` (a \
@@ -75,11 +78,11 @@ fn automatic(environment: &Environment, region: &str) -> Result<Origin, String> 
         .to_owned())
 }
 
-fn from_environment(environment: &Environment) -> Result<Option<Origin>, String> {
+fn from_environment(environment: &Environment) -> Result<Option<ResolvedSource>, String> {
     let key_id = environment.get("AWS_ACCESS_KEY_ID");
     let secret_key = environment.get("AWS_SECRET_ACCESS_KEY");
     match (key_id, secret_key) {
-        (Some(key_id), Some(secret_key)) => Ok(Some(Origin::fixed(Credential::Aws {
+        (Some(key_id), Some(secret_key)) => Ok(Some(ResolvedSource::fixed(Credential::Aws {
             key_id: key_id.to_owned(),
             secret_key: Secret::new(secret_key),
             session_token: environment.get("AWS_SESSION_TOKEN").map(Secret::new),
@@ -90,7 +93,7 @@ fn from_environment(environment: &Environment) -> Result<Option<Origin>, String>
     }
 }
 
-fn web_identity(environment: &Environment, region: &str) -> Option<Origin> {
+fn web_identity(environment: &Environment, region: &str) -> Option<ResolvedSource> {
     let token_file = PathBuf::from(environment.get("AWS_WEB_IDENTITY_TOKEN_FILE")?);
     let role = environment.get("AWS_ROLE_ARN")?.to_owned();
     let session = environment.get("AWS_ROLE_SESSION_NAME").unwrap_or("object-reader").to_owned();
@@ -98,10 +101,15 @@ fn web_identity(environment: &Environment, region: &str) -> Option<Origin> {
         || format!("https://sts.{region}.{}", domain(region)),
         |endpoint| endpoint.trim_end_matches('/').to_owned(),
     );
-    Some(Origin::AwsService(Service::WebIdentity { endpoint, token_file, role, session }))
+    Some(ResolvedSource::AwsService(AwsCredentialService::WebIdentity {
+        endpoint,
+        token_file,
+        role,
+        session,
+    }))
 }
 
-fn container(environment: &Environment) -> Result<Option<Service>, String> {
+fn container(environment: &Environment) -> Result<Option<AwsCredentialService>, String> {
     let url = if let Some(path) = environment.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") {
         format!("{CONTAINER}{path}")
     } else if let Some(url) = environment.get("AWS_CONTAINER_CREDENTIALS_FULL_URI") {
@@ -119,7 +127,7 @@ fn container(environment: &Environment) -> Result<Option<Service>, String> {
     }
     let token = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN").map(Secret::new);
     let token_file = environment.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE").map(PathBuf::from);
-    Ok(Some(Service::Container { url, token, token_file }))
+    Ok(Some(AwsCredentialService::Container { url, token, token_file }))
 }
 
 /// Returns the domain of AWS in a region.
@@ -134,154 +142,8 @@ pub(super) fn region(environment: &Environment) -> Option<String> {
     from_environment.map(str::to_owned).or_else(|| Profile::of(environment).region())
 }
 
-fn profile_name(environment: &Environment) -> String {
-    environment.get("AWS_PROFILE").unwrap_or("default").to_owned()
-}
-
-/// Profile in files of the AWS SDKs.
-pub(super) struct Profile {
-    name: String,
-    /// File in the format of `~/.aws/credentials`.
-    credentials: Option<PathBuf>,
-    /// File in the format of `~/.aws/config`.
-    config: Option<PathBuf>,
-}
-
-/// Values of a profile that are in use.
-#[derive(Default)]
-struct ProfileValues {
-    key_id: Option<String>,
-    secret_key: Option<Secret>,
-    session_token: Option<Secret>,
-    region: Option<String>,
-    expiry: Option<SystemTime>,
-    /// Name of a setting that needs the AWS command line.
-    unsupported: Option<&'static str>,
-}
-
-impl Profile {
-    fn of(environment: &Environment) -> Self {
-        let file = |variable: &str, name: &str| {
-            let home = environment.get("HOME").map(|home| Path::new(home).join(".aws").join(name));
-            environment.get(variable).map(PathBuf::from).or(home)
-        };
-        Self {
-            name: profile_name(environment),
-            credentials: file("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
-            config: file("AWS_CONFIG_FILE", "config"),
-        }
-    }
-
-    pub(super) fn files(&self) -> Vec<&Path> {
-        self.credentials.iter().chain(&self.config).map(PathBuf::as_path).collect()
-    }
-
-    /// Returns true if the profile contains credentials, or refers to some.
-    fn exists(&self) -> bool {
-        let values = self.read().unwrap_or_default();
-        values.key_id.is_some() || values.unsupported.is_some()
-    }
-
-    fn region(&self) -> Option<String> {
-        self.read().ok()?.region
-    }
-
-    fn read(&self) -> Result<ProfileValues, StoreError> {
-        let mut values = ProfileValues::default();
-        for (path, is_config) in
-            [(&self.credentials, false), (&self.config, true)].iter().filter_map(|(path, is)| {
-                path.as_ref().filter(|path| path.exists()).map(|path| (path, *is))
-            })
-        {
-            let text = read_secret(path)?;
-            values.add(text.expose(), &self.name, is_config);
-        }
-        Ok(values)
-    }
-
-    pub(super) fn load(&self) -> Result<Loaded, StoreError> {
-        if let (Some(path), None) = (&self.credentials, &self.config) {
-            // A missing file that was named is an error, unlike those in the usual place.
-            read_secret(path)?;
-        }
-        let values = self.read()?;
-        let name = &self.name;
-        match (values.key_id, values.secret_key) {
-            (Some(key_id), Some(secret_key)) => {
-                let session_token = values.session_token;
-                let credential = Credential::Aws { key_id, secret_key, session_token };
-                Ok(Loaded::new(credential, values.expiry))
-            }
-            _ => Err(denied(match values.unsupported {
-                Some(setting) => format!(
-                    "the AWS profile {name} uses {setting}, which isn't supported: write keys to a \
-                     file in the format of ~/.aws/credentials, and name that"
-                ),
-                None => format!(
-                    "the AWS profile {name} has no aws_access_key_id and aws_secret_access_key"
-                ),
-            })),
-        }
-    }
-}
-
-impl ProfileValues {
-    /// Adds the values of the profile `name` that aren't set yet.
-    fn add(&mut self, text: &str, name: &str, is_config: bool) {
-        let mut is_selected = false;
-        for line in text.lines() {
-            let is_nested = line.starts_with([' ', '\t']);
-            let line = line.trim();
-            if line.is_empty() || line.starts_with(['#', ';']) {
-                continue;
-            }
-            if let Some(section) = line.strip_prefix('[') {
-                let section = section.split(']').next().unwrap_or("").trim();
-                let section = match section.split_once(char::is_whitespace) {
-                    Some(("profile", rest)) if is_config => rest.trim(),
-                    _ if is_config && section != "default" => "",
-                    _ => section,
-                };
-                is_selected = section.trim_matches('"') == name;
-            } else if let (true, false, Some((key, value))) =
-                (is_selected, is_nested, line.split_once('='))
-            {
-                self.set(key.trim(), value.trim());
-            }
-        }
-    }
-
-    fn set(&mut self, key: &str, value: &str) {
-        if value.is_empty() {
-            return;
-        }
-        match key.to_ascii_lowercase().as_str() {
-            "aws_access_key_id" => {
-                self.key_id.get_or_insert_with(|| value.to_owned());
-            }
-            "aws_secret_access_key" => {
-                self.secret_key.get_or_insert_with(|| Secret::new(value));
-            }
-            "aws_session_token" => {
-                self.session_token.get_or_insert_with(|| Secret::new(value));
-            }
-            "region" => {
-                self.region.get_or_insert_with(|| value.to_owned());
-            }
-            // Written by tools that obtain temporary credentials.
-            "expiration" | "aws_expiration" | "x_security_token_expires" => {
-                self.expiry = humantime::parse_rfc3339_weak(value).ok();
-            }
-            "sso_session" | "sso_start_url" | "sso_account_id" => self.unsupported = Some("SSO"),
-            "credential_process" => self.unsupported = Some("credential_process"),
-            "role_arn" | "source_profile" => self.unsupported = Some("an assumed role"),
-            _ => {}
-        }
-    }
-}
-
 /// Service that issues temporary credentials.
-pub(super) enum Service {
+pub(super) enum AwsCredentialService {
     /// The security token service.
     WebIdentity { endpoint: String, token_file: PathBuf, role: String, session: String },
     /// The credentials service of a container.
@@ -300,7 +162,7 @@ struct IssuedCredentials {
     expiration: Option<String>,
 }
 
-impl Service {
+impl AwsCredentialService {
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {

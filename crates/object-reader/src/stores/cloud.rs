@@ -24,6 +24,7 @@ use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
 };
+use crate::url::Scheme;
 
 /// Maximum number of pages of a listing. Pages may be empty.
 const MAX_PAGES: usize = 1000;
@@ -38,8 +39,7 @@ pub(super) struct CloudStore {
     pub(super) label: String,
     pub(super) api: Arc<dyn CloudApi>,
     pub(super) credentials: Arc<Credentials>,
-    /// True for Azure, which has no suffix ranges, and sends entity tags in listings without quotes.
-    pub(super) is_azure: bool,
+    pub(super) scheme: Scheme,
     /// Set if reading a particular version isn't permitted, which is a permission of its own.
     pub(super) lacks_versions: AtomicBool,
 }
@@ -150,7 +150,9 @@ impl CloudStore {
                 if name.is_empty() || name.contains('/') {
                     continue;
                 }
-                let quote = |tag: String| match self.is_azure && !tag.starts_with('"') {
+                // Listings of Azure, unlike its headers, have tags without quotes.
+                let lacks_quotes = |tag: &str| self.scheme != Scheme::S3 && !tag.starts_with('"');
+                let quote = |tag: String| match lacks_quotes(&tag) {
                     true => format!("\"{tag}\""),
                     false => tag,
                 };
@@ -244,7 +246,8 @@ impl Store for CloudStore {
     ) -> BoxFuture<'a, Result<Response, StoreError>> {
         async move {
             match request.range {
-                ByteRange::Suffix(length) if self.is_azure && length > 0 => {
+                // Azure has no suffix ranges.
+                ByteRange::Suffix(length) if self.scheme == Scheme::Azure && length > 0 => {
                     self.get_suffix(key, request, length).await
                 }
                 _ => self.get_range(key, request).await,

@@ -10,7 +10,10 @@ use std::time::{Duration, SystemTime};
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-use super::{Secret, aws, tokens};
+use super::Secret;
+use super::aws::AwsCredentialService;
+use super::profile::Profile;
+use super::tokens::{TokenService, google_token};
 use crate::http::HttpClient;
 use crate::response::{RawResponse, rejects_credentials};
 use crate::store::{StoreError, StoreErrorKind};
@@ -88,24 +91,24 @@ impl Loaded {
 }
 
 /// Place from which credentials are loaded.
-pub(super) enum Origin {
+pub(super) enum ResolvedSource {
     /// Credentials that don't change while the program runs.
     Fixed(Arc<Loaded>),
     /// A profile in files of the AWS SDKs.
-    AwsProfile(aws::Profile),
+    AwsProfile(Profile),
     /// A service that issues temporary credentials for AWS.
-    AwsService(aws::Service),
+    AwsService(AwsCredentialService),
     /// A Google service account's key.
     GoogleKey(PathBuf),
     /// A service that issues bearer tokens.
-    TokenService(tokens::Service),
+    TokenService(TokenService),
     /// A file with an Azure account key or a SAS token.
     AzureFile(PathBuf),
     /// A file with credentials for an HTTP server.
     HttpFile(PathBuf),
 }
 
-impl Origin {
+impl ResolvedSource {
     pub(super) fn fixed(credential: Credential) -> Self {
         Self::Fixed(Arc::new(Loaded::new(credential, None)))
     }
@@ -124,7 +127,7 @@ impl Origin {
             Self::Fixed(loaded) => return Ok(Arc::clone(loaded)),
             Self::AwsProfile(profile) => profile.load()?,
             Self::AwsService(service) => service.load(client).await?,
-            Self::GoogleKey(path) => tokens::google_token(&read_secret(path)?, path)?,
+            Self::GoogleKey(path) => google_token(&read_secret(path)?, path)?,
             Self::TokenService(service) => service.load(client).await?,
             Self::AzureFile(path) => {
                 let secret = read_secret(path)?;
@@ -190,11 +193,19 @@ impl FileStamp {
 
 /// Credentials of one store, which are renewed before they expire and when their file changes.
 pub(super) struct Credentials {
-    origin: Origin,
+    source: ResolvedSource,
     client: Arc<HttpClient>,
     cached: RwLock<Option<Cached>>,
-    /// Held while credentials are loaded, with the time of the last forced renewal.
-    loading: tokio::sync::Mutex<Option<Instant>>,
+    /// Held while credentials are loaded.
+    loading: tokio::sync::Mutex<LoadHistory>,
+}
+
+#[derive(Default)]
+struct LoadHistory {
+    /// Time of the last renewal after a rejection.
+    last_forced: Option<Instant>,
+    /// The last failure, which is that of all requests that waited for it.
+    last_failure: Option<(Instant, StoreError)>,
 }
 
 struct Cached {
@@ -211,21 +222,26 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    pub(super) fn new(origin: Origin, client: Arc<HttpClient>) -> Self {
-        Self { origin, client, cached: RwLock::default(), loading: tokio::sync::Mutex::default() }
+    pub(super) fn new(source: ResolvedSource, client: Arc<HttpClient>) -> Self {
+        Self { source, client, cached: RwLock::default(), loading: tokio::sync::Mutex::default() }
     }
 
     /// Returns valid credentials.
     pub(super) async fn get(&self) -> Result<Arc<Loaded>, StoreError> {
-        let stamps: Vec<_> = self.origin.files().into_iter().map(FileStamp::of).collect();
+        let stamps: Vec<_> = self.source.files().into_iter().map(FileStamp::of).collect();
         if let Some(loaded) = self.fresh(&stamps) {
             return Ok(loaded);
         }
-        let _guard = self.loading.lock().await;
+        let asked = Instant::now();
+        let mut history = self.loading.lock().await;
         if let Some(loaded) = self.fresh(&stamps) {
             return Ok(loaded);
         }
-        match self.origin.load(&self.client).await {
+        match &history.last_failure {
+            Some((at, error)) if *at >= asked => return Err(error.clone()),
+            _ => {}
+        }
+        match self.source.load(&self.client).await {
             Ok(loaded) => {
                 self.store(&loaded, stamps);
                 Ok(loaded)
@@ -238,7 +254,10 @@ impl Credentials {
                         old.retry_at = Some(Instant::now() + RENEW_INTERVAL);
                         Ok(Arc::clone(&old.loaded))
                     }
-                    _ => Err(error),
+                    _ => {
+                        history.last_failure = Some((Instant::now(), error.clone()));
+                        Err(error)
+                    }
                 }
             }
         }
@@ -263,21 +282,21 @@ impl Credentials {
     /// Loads credentials anew because the store rejected `used`. Returns false if that is
     /// pointless: they can't change, or were renewed by force a short time ago.
     pub(super) async fn renew(&self, used: &Arc<Loaded>) -> Result<bool, StoreError> {
-        if matches!(self.origin, Origin::Fixed(_)) {
+        if matches!(self.source, ResolvedSource::Fixed(_)) {
             return Ok(false);
         }
-        let mut last_forced = self.loading.lock().await;
+        let mut history = self.loading.lock().await;
         let was_renewed =
             self.cached.read().as_ref().is_some_and(|cached| !Arc::ptr_eq(&cached.loaded, used));
         if was_renewed {
             return Ok(true);
         }
-        if last_forced.is_some_and(|at| at.elapsed() < RENEW_INTERVAL) {
+        if history.last_forced.is_some_and(|at| at.elapsed() < RENEW_INTERVAL) {
             return Ok(false);
         }
-        *last_forced = Some(Instant::now());
-        let stamps = self.origin.files().into_iter().map(FileStamp::of).collect();
-        let loaded = self.origin.load(&self.client).await?;
+        history.last_forced = Some(Instant::now());
+        let stamps = self.source.files().into_iter().map(FileStamp::of).collect();
+        let loaded = self.source.load(&self.client).await?;
         self.store(&loaded, stamps);
         Ok(true)
     }
@@ -311,5 +330,34 @@ impl Credentials {
     /// Returns the time at which the credentials in use expire.
     pub(super) fn expiry(&self) -> Option<SystemTime> {
         self.cached.read().as_ref().and_then(|cached| cached.loaded.expiry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_renewed_before_they_expire() {
+        let now = SystemTime::now();
+        let seconds = Duration::from_secs;
+        for (lifetime, due_before_expiry) in [(3600, 300), (400, 100), (0, 0)] {
+            let loaded = Loaded {
+                credential: Credential::Anonymous,
+                expiry: Some(now + seconds(lifetime)),
+                since: now,
+            };
+            let due = now + seconds(lifetime - due_before_expiry);
+            assert!(loaded.is_due(due), "{lifetime}");
+            assert!(lifetime == 0 || !loaded.is_due(due - seconds(1)), "{lifetime}");
+            assert!(loaded.has_expired(now + seconds(lifetime)));
+        }
+        assert!(!Loaded::new(Credential::Anonymous, None).is_due(now + seconds(1_000_000)));
+    }
+
+    #[test]
+    fn azure_keys_and_signatures_are_told_apart() {
+        assert!(matches!(azure_credential("Eby8vdM0=="), Credential::AzureKey(_)));
+        assert!(matches!(azure_credential("?sv=1&sig=x"), Credential::AzureSas(_)));
     }
 }

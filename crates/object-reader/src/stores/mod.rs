@@ -7,12 +7,10 @@ mod credentials;
 mod environment;
 mod index;
 mod plain;
+mod profile;
 mod secret;
 mod service;
 mod tokens;
-
-#[cfg(test)]
-mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

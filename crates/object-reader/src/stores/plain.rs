@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use hyper::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, IF_MATCH, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, IF_UNMODIFIED_SINCE, RANGE,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, IF_MATCH, IF_NONE_MATCH,
+    IF_UNMODIFIED_SINCE, RANGE,
 };
 use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode};
@@ -24,7 +24,7 @@ use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
 };
-use crate::url::{StoreUrl, encode_path};
+use crate::url::{StoreUrl, check_key, encode_path};
 
 /// An HTTP server.
 pub(super) struct HttpStore {
@@ -57,6 +57,8 @@ impl HttpStore {
         headers: &[(HeaderName, String)],
         limit: usize,
     ) -> Result<RawResponse, StoreError> {
+        check_key(key)
+            .map_err(|error| StoreError::new(StoreErrorKind::Unsupported, error.to_string()))?;
         let mut url = format!("{}/{}", self.url, encode_path(key));
         if let Some(query) = self.url.query() {
             url.push('?');
@@ -103,12 +105,9 @@ impl HttpStore {
     }
 
     async fn check(&self, key: &str, version: &Version) -> Result<bool, StoreError> {
+        // There is no condition for dates: an object may have been replaced by an older one.
         let mut headers = Vec::new();
-        match (&version.etag, &version.last_modified) {
-            (Some(etag), _) => headers.push((IF_NONE_MATCH, etag.clone())),
-            (None, Some(date)) => headers.push((IF_MODIFIED_SINCE, date.clone())),
-            (None, None) => {}
-        }
+        headers.extend(version.etag.clone().map(|etag| (IF_NONE_MATCH, etag)));
         let mut raw = self.request(Method::HEAD, key, &headers, 0).await?;
         if head_was_refused(&raw) {
             // Presigned URLs are valid for one method.

@@ -11,7 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 
 use super::cloud::{AwsProvider, AzureProvider, CloudApi, CloudStore, GoogleProvider, Provider};
 use super::connector::Connector;
-use super::credentials::{Credential, CredentialSource, Credentials, Origin};
+use super::credentials::{Credential, CredentialSource, Credentials, ResolvedSource};
 use super::plain::HttpStore;
 use super::{S3Style, StoreConfig, StoreConfigError, aws, tokens};
 use crate::http::{HttpClient, HttpSettings, ProxyRules, insecure_message, is_loopback};
@@ -21,8 +21,8 @@ use crate::url::{ObjectUrl, Scheme, StoreUrl};
 const GOOGLE_ENDPOINT: &str = "https://storage.googleapis.com";
 const DEFAULT_REGION: &str = "us-east-1";
 
-/// Server of a store.
-struct Server {
+/// Address of the server of a store.
+struct ServerAddress {
     /// URL, for S3 with the bucket.
     base: String,
     is_https: bool,
@@ -31,7 +31,7 @@ struct Server {
     port: u16,
 }
 
-impl Server {
+impl ServerAddress {
     /// Parses `https://HOST[:PORT][/PATH]`.
     fn parse(url: &str) -> Result<Self, String> {
         let parsed: ObjectUrl =
@@ -60,20 +60,21 @@ impl StoreConfig {
         if !server.is_https && !is_loopback(&server.host) && !self.allow_insecure {
             return Err(insecure_message(&server.host).into());
         }
-        let origin = self.origin(url)?;
+        let source = self.resolve_credentials(url)?;
         let is_anonymous = matches!(
-            &origin,
-            Origin::Fixed(loaded) if matches!(loaded.credential, Credential::Anonymous)
+            &source,
+            ResolvedSource::Fixed(loaded) if matches!(loaded.credential, Credential::Anonymous)
         );
         let client = Arc::new(HttpClient::new(HttpSettings {
             user_agent: &self.user_agent,
             timeouts: self.timeouts,
             ca_file: self.ca_file.as_deref(),
+            requires_tls: server.is_https,
             proxies: ProxyRules::new(&self.proxy, &self.environment)?,
             allow_insecure: self.allow_insecure,
             dialer: Arc::clone(&self.dialer),
         })?);
-        let credentials = Arc::new(Credentials::new(origin, Arc::clone(&client)));
+        let credentials = Arc::new(Credentials::new(source, Arc::clone(&client)));
         let provider = Provider(Arc::clone(&credentials));
         let connector = Connector(Arc::clone(&client));
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
@@ -118,7 +119,7 @@ impl StoreConfig {
             label: url.to_string(),
             api: api.map_err(|_| "the bucket or the endpoint isn't valid".to_owned())?,
             credentials,
-            is_azure: url.scheme() == Scheme::Azure,
+            scheme: url.scheme(),
             lacks_versions: AtomicBool::new(false),
         }))
     }
@@ -131,9 +132,13 @@ impl StoreConfig {
     pub fn addresses(&self, url: &StoreUrl) -> Result<Vec<(String, u16)>, StoreConfigError> {
         let proxies = ProxyRules::new(&self.proxy, &self.environment)?;
         let mut servers = vec![self.server(url)?];
-        match self.origin(url)? {
-            Origin::AwsService(service) => servers.push(Server::parse(service.url())?),
-            Origin::TokenService(service) => servers.push(Server::parse(service.url())?),
+        match self.resolve_credentials(url)? {
+            ResolvedSource::AwsService(service) => {
+                servers.push(ServerAddress::parse(service.url())?);
+            }
+            ResolvedSource::TokenService(service) => {
+                servers.push(ServerAddress::parse(service.url())?);
+            }
             _ => {}
         }
         let mut addresses: Vec<(String, u16)> = servers
@@ -164,16 +169,19 @@ impl StoreConfig {
         }
     }
 
-    fn server(&self, url: &StoreUrl) -> Result<Server, String> {
+    fn server(&self, url: &StoreUrl) -> Result<ServerAddress, String> {
         let bucket = url.host();
         match url.scheme() {
-            Scheme::Http | Scheme::Https => Server::parse(&StoreUrl::to_string(url)),
-            Scheme::Gcs => Server::parse(self.endpoint.as_deref().unwrap_or(GOOGLE_ENDPOINT)),
+            Scheme::Http | Scheme::Https => ServerAddress::parse(&StoreUrl::to_string(url)),
+            Scheme::Gcs => {
+                ServerAddress::parse(self.endpoint.as_deref().unwrap_or(GOOGLE_ENDPOINT))
+            }
             Scheme::Azure => match &self.endpoint {
-                Some(endpoint) => Server::parse(endpoint),
-                None => {
-                    Server::parse(&format!("https://{}.blob.core.windows.net", self.account()?))
-                }
+                Some(endpoint) => ServerAddress::parse(endpoint),
+                None => ServerAddress::parse(&format!(
+                    "https://{}.blob.core.windows.net",
+                    self.account()?
+                )),
             },
             Scheme::S3 => {
                 let region = self.region();
@@ -184,38 +192,39 @@ impl StoreConfig {
                     S3Style::VirtualHost => true,
                 };
                 let endpoint = match &self.endpoint {
-                    Some(endpoint) => Server::parse(endpoint)?,
-                    None => {
-                        Server::parse(&format!("https://s3.{region}.{}", aws::domain(&region)))?
-                    }
+                    Some(endpoint) => ServerAddress::parse(endpoint)?,
+                    None => ServerAddress::parse(&format!(
+                        "https://s3.{region}.{}",
+                        aws::domain(&region)
+                    ))?,
                 };
                 if !is_virtual {
-                    return Server::parse(&format!("{}/{bucket}", endpoint.base));
+                    return ServerAddress::parse(&format!("{}/{bucket}", endpoint.base));
                 }
                 let (scheme, authority) =
                     endpoint.base.split_once("://").unwrap_or(("https", &endpoint.base));
                 if endpoint.host.parse::<IpAddr>().is_ok() {
                     return Err("an endpoint that is an address needs the style `path`".to_owned());
                 }
-                Server::parse(&format!("{scheme}://{bucket}.{authority}"))
+                ServerAddress::parse(&format!("{scheme}://{bucket}.{authority}"))
             }
         }
     }
 
-    fn origin(&self, url: &StoreUrl) -> Result<Origin, String> {
+    fn resolve_credentials(&self, url: &StoreUrl) -> Result<ResolvedSource, String> {
         let (source, environment) = (&self.credentials, &self.environment);
         match url.scheme() {
-            Scheme::S3 => aws::origin(source, environment, &self.region()),
-            Scheme::Gcs => tokens::google_origin(source, environment),
-            Scheme::Azure => tokens::azure_origin(source, environment),
+            Scheme::S3 => aws::resolve(source, environment, &self.region()),
+            Scheme::Gcs => tokens::resolve_google(source, environment),
+            Scheme::Azure => tokens::resolve_azure(source, environment),
             Scheme::Http | Scheme::Https => match source {
                 CredentialSource::File(path) => {
-                    let origin = Origin::HttpFile(path.clone());
+                    let source = ResolvedSource::HttpFile(path.clone());
                     super::credentials::read_secret(path).map_err(|error| error.message)?;
-                    Ok(origin)
+                    Ok(source)
                 }
                 CredentialSource::Auto | CredentialSource::Anonymous => {
-                    Ok(Origin::fixed(Credential::Anonymous))
+                    Ok(ResolvedSource::fixed(Credential::Anonymous))
                 }
                 _ => Err("credentials for an HTTP server come from a file".to_owned()),
             },

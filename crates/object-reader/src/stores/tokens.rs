@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::aws::exchange;
 use super::credentials::{
-    Credential, CredentialSource, Loaded, Origin, azure_credential, denied, read_secret,
+    Credential, CredentialSource, Loaded, ResolvedSource, azure_credential, denied, read_secret,
 };
 use super::{Environment, Secret};
 use crate::http::HttpClient;
@@ -32,21 +32,21 @@ const AZURE_METADATA: &str = "http://169.254.169.254";
 const AZURE_AUTHORITY: &str = "https://login.microsoftonline.com";
 const AZURE_RESOURCE: &str = "https%3A%2F%2Fstorage.azure.com";
 
-/// Chooses the origin of the credentials for Google Cloud Storage.
-pub(super) fn google_origin(
+/// Chooses the source of the credentials for Google Cloud Storage.
+pub(super) fn resolve_google(
     source: &CredentialSource,
     environment: &Environment,
-) -> Result<Origin, String> {
+) -> Result<ResolvedSource, String> {
     let from_environment = || {
         let path = environment.get("GOOGLE_APPLICATION_CREDENTIALS")?;
         Some(PathBuf::from(path))
     };
     let path = match source {
-        CredentialSource::Anonymous => return Ok(Origin::fixed(Credential::Anonymous)),
+        CredentialSource::Anonymous => return Ok(ResolvedSource::fixed(Credential::Anonymous)),
         CredentialSource::Instance => {
             let host = environment.get("GCE_METADATA_HOST").unwrap_or(GOOGLE_METADATA);
             let endpoint = format!("http://{host}");
-            return Ok(Origin::TokenService(Service::GoogleInstance { endpoint }));
+            return Ok(ResolvedSource::TokenService(TokenService::GoogleInstance { endpoint }));
         }
         CredentialSource::WebIdentity => {
             return Err(
@@ -66,23 +66,23 @@ pub(super) fn google_origin(
     };
     let key = read_secret(&path).map_err(|error| error.message)?;
     google_token(&key, &path).map_err(|error| error.message)?;
-    Ok(Origin::GoogleKey(path))
+    Ok(ResolvedSource::GoogleKey(path))
 }
 
-/// Chooses the origin of the credentials for Azure.
-pub(super) fn azure_origin(
+/// Chooses the source of the credentials for Azure.
+pub(super) fn resolve_azure(
     source: &CredentialSource,
     environment: &Environment,
-) -> Result<Origin, String> {
+) -> Result<ResolvedSource, String> {
     let from_environment = || {
         ["AZURE_STORAGE_KEY", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"]
             .into_iter()
             .find_map(|name| environment.get(name))
-            .map(|text| Origin::fixed(azure_credential(text)))
+            .map(|text| ResolvedSource::fixed(azure_credential(text)))
     };
     let federated = || {
         let authority = environment.get("AZURE_AUTHORITY_HOST").unwrap_or(AZURE_AUTHORITY);
-        Some(Origin::TokenService(Service::AzureFederated {
+        Some(ResolvedSource::TokenService(TokenService::AzureFederated {
             authority: authority.trim_end_matches('/').to_owned(),
             tenant: environment.get("AZURE_TENANT_ID")?.to_owned(),
             client_id: environment.get("AZURE_CLIENT_ID")?.to_owned(),
@@ -90,14 +90,14 @@ pub(super) fn azure_origin(
         }))
     };
     match source {
-        CredentialSource::Anonymous => Ok(Origin::fixed(Credential::Anonymous)),
+        CredentialSource::Anonymous => Ok(ResolvedSource::fixed(Credential::Anonymous)),
         CredentialSource::File(path) => {
             read_secret(path).map_err(|error| error.message)?;
-            Ok(Origin::AzureFile(path.clone()))
+            Ok(ResolvedSource::AzureFile(path.clone()))
         }
         CredentialSource::Instance => {
             let endpoint = environment.get("AZURE_POD_IDENTITY_AUTHORITY_HOST");
-            Ok(Origin::TokenService(Service::AzureInstance {
+            Ok(ResolvedSource::TokenService(TokenService::AzureInstance {
                 endpoint: endpoint.unwrap_or(AZURE_METADATA).trim_end_matches('/').to_owned(),
                 client_id: environment.get("AZURE_CLIENT_ID").map(str::to_owned),
             }))
@@ -117,7 +117,7 @@ pub(super) fn azure_origin(
 }
 
 /// Service that issues bearer tokens.
-pub(super) enum Service {
+pub(super) enum TokenService {
     /// Metadata service of Google Cloud.
     GoogleInstance { endpoint: String },
     /// Metadata service of Azure.
@@ -134,7 +134,7 @@ struct IssuedToken {
     expires_in: serde_json::Value,
 }
 
-impl Service {
+impl TokenService {
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {

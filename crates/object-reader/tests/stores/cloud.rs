@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use object_reader::{
     ByteRange, CredentialSource, GetRequest, S3Style, Store, StoreConfig, StoreErrorKind as Kind,
-    Version,
+    Timeouts, Version,
 };
 use parking_lot::Mutex;
 
 use crate::plain::part;
-use crate::server::{Received, Reply, Server, Then, config_with, object, parse};
+use crate::server::{Received, Reply, Server, Then, config_with, object, parse, short_timeouts};
 
 const AWS: [(&str, &str); 3] = [
     ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
@@ -30,13 +30,19 @@ fn open(config: &StoreConfig, url: &str) -> Arc<dyn Store> {
 
 /// Opens the same bucket as S3, Google Cloud Storage and Azure.
 fn all_clouds(server: &Server) -> [Arc<dyn Store>; 3] {
+    all_clouds_with(server, Timeouts::default())
+}
+
+fn all_clouds_with(server: &Server, timeouts: Timeouts) -> [Arc<dyn Store>; 3] {
     let google = StoreConfig {
         credentials: CredentialSource::Anonymous,
         endpoint: Some(server.url()),
+        timeouts,
         ..config_with(&[])
     };
-    let azure = StoreConfig { endpoint: Some(server.url()), ..config_with(&AZURE) };
-    [open(&s3(server), "s3://golden"), open(&google, "gs://golden"), open(&azure, "az://golden")]
+    let azure = StoreConfig { endpoint: Some(server.url()), timeouts, ..config_with(&AZURE) };
+    let s3 = StoreConfig { timeouts, ..s3(server) };
+    [open(&s3, "s3://golden"), open(&google, "gs://golden"), open(&azure, "az://golden")]
 }
 
 #[tokio::test]
@@ -49,14 +55,10 @@ async fn parts_are_read_from_all_clouds() {
         let version = response.version;
         assert_eq!((version.length, version.etag.as_deref()), (10, Some("\"1\"")), "{label}");
         let received = server.requests().pop().unwrap();
-        assert_eq!(
-            received.target,
-            "/golden/v%207/a%2Bb%25%C3%BC".replace("%2B", {
-                // Both forms mean a plus in the paths of Google and Azure.
-                if received.target.contains('+') { "+" } else { "%2B" }
-            }),
-            "{label}"
-        );
+        // A slash and a plus may also be encoded, or not, in the paths of Google and Azure.
+        let target = received.target.replace("%2F", "/").replace("%2B", "+");
+        assert_eq!(target, "/golden/v%207/a+b%25%C3%BC", "{label}");
+        assert!(received.target.contains("%2B") || !label.starts_with("s3"), "{label}");
         assert_eq!(received.header("user-agent"), "test-agent/1");
 
         for (range, offset, bytes) in [
@@ -116,7 +118,11 @@ async fn failures_have_the_same_kinds_for_all_clouds() {
         (Reply { bytes: Vec::new(), then: Then::Stall }, Kind::TimedOut),
     ] {
         let server = Server::start(move |_| reply.clone()).await;
-        for (index, store) in all_clouds(&server).into_iter().enumerate() {
+        let timeouts = match kind {
+            Kind::TimedOut => short_timeouts(),
+            _ => Timeouts::default(),
+        };
+        for (index, store) in all_clouds_with(&server, timeouts).into_iter().enumerate() {
             let error = store.get("k", &part(0, 4)).await.unwrap_err();
             assert_eq!(error.kind, kind, "{}: {error}", store.label());
             assert_eq!(server.requests().len(), index + 1, "no retry: {error}");

@@ -1,8 +1,15 @@
 //! Connections: reuse, TLS, proxies and plain HTTP.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use object_reader::{ProxyChoice, Secret, StoreErrorKind as Kind};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use object_reader::{Dial, ProxyChoice, Secret, StoreErrorKind as Kind};
+
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
 
 use crate::plain::{open, part};
 use crate::server::{
@@ -179,4 +186,47 @@ async fn plain_http_to_other_hosts_is_refused() {
     assert!(config.open(parse("s3://b/").store()).is_err());
     config.allow_insecure = true;
     assert!(config.open(url.store()).is_ok() && config.open(parse("s3://b/").store()).is_ok());
+}
+
+/// Records where to it connects.
+#[derive(Debug, Default)]
+struct RecordingDialer(Mutex<Vec<(String, u16)>>);
+
+impl Dial for RecordingDialer {
+    fn dial<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<TcpStream>> {
+        self.0.lock().push((host.to_owned(), port));
+        TcpStream::connect((host, port)).boxed()
+    }
+}
+
+#[tokio::test]
+async fn only_announced_addresses_are_dialed() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "identity").unwrap();
+    let sts = Server::start(|_| {
+        let credentials = "<AccessKeyId>K</AccessKeyId><SecretAccessKey>S</SecretAccessKey>\
+                           <SessionToken>T</SessionToken>";
+        Reply::new(200, &[], credentials)
+    })
+    .await;
+    let server = Server::start(object(b"0123456789", "\"1\"")).await;
+    let sts_url = sts.url();
+    let mut config = config_with(&[
+        ("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().unwrap()),
+        ("AWS_ROLE_ARN", "arn:aws:iam::1:role/r"),
+        ("AWS_ENDPOINT_URL_STS", &sts_url),
+    ]);
+    let dialer = Arc::new(RecordingDialer::default());
+    config.dialer = Arc::<RecordingDialer>::clone(&dialer);
+    config.endpoint = Some(server.url());
+    let url = parse("s3://b");
+    let store = config.open(url.store()).unwrap();
+    assert!(dialer.0.lock().is_empty(), "opening connects to nothing");
+    store.get("k", &part(0, 4)).await.unwrap();
+    let mut dialed = dialer.0.lock().clone();
+    let mut announced = config.addresses(url.store()).unwrap();
+    dialed.sort();
+    announced.sort();
+    assert_eq!(dialed, announced);
 }

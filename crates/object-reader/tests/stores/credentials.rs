@@ -287,7 +287,7 @@ fn missing_credentials_are_explained_without_secrets() {
         ("s3://b", CredentialSource::File(missing.clone()), vec![], "/nonexistent/file: No such"),
         ("s3://b", CredentialSource::File(invalid.clone()), vec![], "has no aws_access_key_id"),
         ("gs://b", CredentialSource::Auto, vec![], "GOOGLE_APPLICATION_CREDENTIALS"),
-        ("gs://b", CredentialSource::File(invalid.clone()), vec![], "not the JSON key"),
+        ("gs://b", CredentialSource::File(invalid), vec![], "not the JSON key"),
         ("gs://b", CredentialSource::WebIdentity, vec![], "`instance`"),
         ("az://b", CredentialSource::Auto, vec![("AZURE_STORAGE_ACCOUNT", "a")], "no Azure"),
         ("az://b", CredentialSource::Anonymous, vec![], "account"),

@@ -1,12 +1,12 @@
 //! HTTP servers as stores.
 
 use object_reader::{
-    ByteRange, CredentialSource, GetRequest, Store, StoreErrorKind as Kind, Version,
+    ByteRange, CredentialSource, GetRequest, Store, StoreConfig, StoreErrorKind as Kind, Version,
 };
 use parking_lot::Mutex;
 use std::sync::Arc;
 
-use crate::server::{Reply, Server, Then, config, object, parse};
+use crate::server::{Reply, Server, Then, config, object, parse, short_timeouts};
 
 pub(crate) fn part(start: u64, end: u64) -> GetRequest {
     GetRequest { range: ByteRange::Bounded(start..end), version: None, bypass_caches: false }
@@ -66,10 +66,13 @@ async fn replaced_objects_are_noticed_even_if_conditions_are_ignored() {
 #[tokio::test]
 async fn dates_pin_where_there_is_no_tag() {
     const DATE: &str = "Mon, 30 Nov 2026 10:00:00 GMT";
-    let server = Server::start(|received| match received.method.as_str() {
-        "HEAD" => Reply::new(304, &[], ""),
+    const OLDER: &str = "Mon, 30 Nov 2025 10:00:00 GMT";
+    let current = Arc::new(Mutex::new(DATE));
+    let date = Arc::clone(&current);
+    let server = Server::start(move |received| match received.method.as_str() {
+        "HEAD" => Reply::new(200, &[("last-modified", *date.lock()), ("content-length", "10")], ""),
         _ => {
-            let headers = [("last-modified", DATE), ("content-range", "bytes 0-1/10")];
+            let headers = [("last-modified", *date.lock()), ("content-range", "bytes 0-1/10")];
             Reply::new(206, &headers, "01")
         }
     })
@@ -79,9 +82,10 @@ async fn dates_pin_where_there_is_no_tag() {
     let pinned = GetRequest { version: Some(version.clone()), ..part(0, 2) };
     store.get("k", &pinned).await.unwrap();
     assert!(store.is_current("k", &version).await.unwrap());
-    let requests = server.requests();
-    assert_eq!(requests[1].header("if-unmodified-since"), DATE);
-    assert_eq!(requests[2].header("if-modified-since"), DATE);
+    assert_eq!(server.requests()[1].header("if-unmodified-since"), DATE);
+    *current.lock() = OLDER;
+    assert!(!store.is_current("k", &version).await.unwrap());
+    assert_eq!(store.get("k", &pinned).await.unwrap_err().kind, Kind::Changed);
 }
 
 #[tokio::test]
@@ -163,7 +167,12 @@ async fn failures_have_kinds() {
         ),
     ] {
         let server = Server::start(move |_| reply.clone()).await;
-        let error = open(&server).get("k", &part(0, 4)).await.unwrap_err();
+        let mut config = config();
+        if kind == Kind::TimedOut {
+            config.timeouts = short_timeouts();
+        }
+        let store = config.open(parse(&server.url()).store()).unwrap();
+        let error = store.get("k", &part(0, 4)).await.unwrap_err();
         assert_eq!(error.kind, kind, "{name}: {error}");
         assert!(error.message.contains(words), "{name}: {error}");
         assert_eq!(server.requests().len(), 1, "{name}: no retry");
@@ -266,12 +275,23 @@ async fn folders_are_listed() {
 }
 
 #[tokio::test]
-async fn impossible_ranges_are_refused() {
+async fn impossible_ranges_and_keys_are_refused() {
     let server = Server::start(object(b"0123456789", "\"1\"")).await;
     let store = open(&server);
     for range in [ByteRange::Bounded(4..4), ByteRange::Suffix(0), ByteRange::Bounded(0..u64::MAX)] {
         let request = GetRequest { range, ..part(0, 1) };
         assert_eq!(store.get("k", &request).await.unwrap_err().kind, Kind::Unsupported);
+    }
+    let anonymous = StoreConfig {
+        credentials: CredentialSource::Anonymous,
+        endpoint: Some(server.url()),
+        ..config()
+    };
+    for store in [store, anonymous.open(parse("s3://b").store()).unwrap()] {
+        for key in ["../k", "a/../k", "a/./k", "a//k", "/k", "a\nk"] {
+            let error = store.get(key, &part(0, 4)).await.unwrap_err();
+            assert_eq!(error.kind, Kind::Unsupported, "{key}: {error}");
+        }
     }
     assert!(server.requests().is_empty());
 }
