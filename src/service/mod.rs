@@ -8,6 +8,9 @@
 pub(crate) mod access;
 pub(crate) mod archives;
 pub(crate) mod audit;
+#[cfg(feature = "remote")]
+#[cfg_attr(not(test), expect(dead_code, reason = "no option names a store yet"))]
+pub(crate) mod dialer;
 mod monitor;
 mod notify;
 pub(crate) mod password;
