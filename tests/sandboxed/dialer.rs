@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::io;
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode};
 use std::sync::Arc;
@@ -14,15 +15,13 @@ use object_reader::Dial;
 use rustix::net::{RecvFlags, SendFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use std::net::ToSocketAddrs;
-use std::os::unix::process::CommandExt;
-
 use super::End::{Done, Killed, Refused};
 use super::sockets::{fast_open, pass, receive};
 use super::{
     Attempt, EACCES, ENOSYS, Place, SIGSYS, any_port, become_a_user, is_read, send_signal,
 };
-use program::{DialRequest, DialResponse, DialTarget, DialerStart, ProcessDialer};
+use program::ProcessDialer;
+use program::messages::{DialRequest, DialResponse, DialTarget, DialerStart};
 
 #[path = "../../src/service/dialer/mod.rs"]
 #[allow(unused, reason = "part of the program; its unit tests are run with the program's")]
@@ -54,7 +53,7 @@ impl Dialers {
         assert!(ready.missing.is_empty(), "{ready:?}");
         // Its memory can be read by root only, if at all.
         if let Ok(environment) = fs::read(format!("/proc/{}/environ", process.id())) {
-            assert_eq!(environment, []);
+            assert!(environment.is_empty());
         }
         Ok(Self { dialer, raw, _process: process })
     }
@@ -88,7 +87,7 @@ pub(super) const DIALER: &[Attempt] = &[
     // What it takes to connect to a store.
     ("resolve a name", |_| ("localhost", 1).to_socket_addrs().map(drop), Done),
     ("resolve in a thread", resolve_in_a_thread, Done),
-    ("read the resolver's configuration", |_| is_read(Path::new("/etc/nsswitch.conf")), Done),
+    ("read the list of hosts", |_| is_read(Path::new("/etc/hosts")), Done),
     (
         "connect to a store",
         |place| TcpStream::connect(place.listener.as_socket().unwrap()).map(drop),

@@ -2,10 +2,11 @@
 //! the gateway. It ends when the gateway does.
 
 use std::fs::{self, File};
-use std::io::{self, IoSlice, Stdin, Write};
+use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +20,7 @@ use rustix::net::{
     sendmsg,
 };
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -44,7 +44,7 @@ const MAX_ADDRESSES: usize = 8;
 
 /// Runs the dialer on standard input, the socket to the gateway, until the gateway closes it.
 pub(crate) fn run() -> ExitCode {
-    match prepare().and_then(serve_all) {
+    match run_to_end() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // If this fails too, nobody can be told.
@@ -54,16 +54,30 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
-/// Enters the sandbox, and reports to the gateway. Returns the servers to connect to.
-fn prepare() -> io::Result<Vec<DialTarget>> {
-    let gateway = io::stdin();
-    if !socket_type(&gateway).is_ok_and(|kind| kind == SocketType::SEQPACKET) {
+fn run_to_end() -> io::Result<()> {
+    if !socket_type(io::stdin()).is_ok_and(|kind| kind == SocketType::SEQPACKET) {
         return Err(io::Error::other("this command is for hexz-nbd's own use"));
     }
     // They are sent to all processes of a terminal or a service. The gateway drains its requests
     // then, and needs connections for that.
     SigSet::from_iter([Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM]).thread_block()?;
     close_inherited_descriptors();
+    // Before the sandbox, which doesn't permit the socket pair that signals would need. Its threads
+    // are started later.
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().max_blocking_threads(MAX_LOOKUPS).build()?;
+    let (gateway, targets) = prepare()?;
+    let ended = runtime.block_on(serve(gateway, targets));
+    // A resolver that hangs must not keep the process alive.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Enters the sandbox, and reports to the gateway. Returns the socket to it, and the servers to
+/// connect to.
+fn prepare() -> io::Result<(StdUnixStream, Vec<DialTarget>)> {
+    // It isn't a stream, but the calls that matter are the same.
+    let gateway = StdUnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
 
     let mut bytes = vec![0; MAX_JSON_LENGTH];
     let (length, _) = recv(&gateway, bytes.as_mut_slice(), RecvFlags::empty())?;
@@ -71,7 +85,8 @@ fn prepare() -> io::Result<Vec<DialTarget>> {
     let ready = enter_sandbox(&start, gateway.as_raw_fd());
     send(&gateway, &serde_json::to_vec(&ready)?, SendFlags::NOSIGNAL)?;
     ready.map_err(io::Error::other)?;
-    Ok(start.targets)
+    gateway.set_nonblocking(true)?;
+    Ok((gateway, start.targets))
 }
 
 /// Closes all descriptors but the standard ones: some that the gateway's parent left open may have
@@ -82,7 +97,7 @@ fn close_inherited_descriptors() {
     let descriptors: Vec<RawFd> = names.filter_map(|name| name.parse().ok()).collect();
     for descriptor in descriptors.into_iter().filter(|descriptor| *descriptor > 2) {
         // The one of the folder itself is closed already.
-        drop(nix::unistd::close(descriptor));
+        nix::unistd::close(descriptor).ok();
     }
 }
 
@@ -105,18 +120,9 @@ fn enter_sandbox(start: &DialerStart, socket: RawFd) -> Result<DialerReady, Stri
     Ok(DialerReady { enforced, missing, notes })
 }
 
-fn serve_all(targets: Vec<DialTarget>) -> io::Result<()> {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().max_blocking_threads(MAX_LOOKUPS).build()?;
-    let ended = runtime.block_on(serve(targets));
-    // A resolver that hangs must not keep the process alive.
-    runtime.shutdown_background();
-    ended
-}
-
 /// Responds to requests until the gateway closes the socket.
-async fn serve(targets: Vec<DialTarget>) -> io::Result<()> {
-    let gateway = AsyncFd::with_interest(io::stdin(), Interest::READABLE | Interest::WRITABLE)?;
+async fn serve(gateway: StdUnixStream, targets: Vec<DialTarget>) -> io::Result<()> {
+    let gateway = UnixStream::from_std(gateway)?;
     let targets: Arc<[DialTarget]> = targets.into();
     let mut dials = JoinSet::new();
     loop {
@@ -138,11 +144,11 @@ async fn serve(targets: Vec<DialTarget>) -> io::Result<()> {
 }
 
 /// Receives a request; `None` at the end of the gateway. Cancellation loses none.
-async fn receive(gateway: &AsyncFd<Stdin>) -> io::Result<Option<DialRequest>> {
+async fn receive(gateway: &UnixStream) -> io::Result<Option<DialRequest>> {
     // A byte more, to detect longer messages.
     let mut bytes = [0; DialRequest::LENGTH + 1];
-    let received = gateway.async_io(Interest::READABLE, |gateway| {
-        Ok(recv(gateway, bytes.as_mut_slice(), RecvFlags::DONTWAIT)?.0)
+    let received = gateway.async_io(Interest::READABLE, || {
+        Ok(recv(gateway, bytes.as_mut_slice(), RecvFlags::empty())?.0)
     });
     match received.await? {
         0 => Ok(None),
@@ -154,7 +160,7 @@ async fn receive(gateway: &AsyncFd<Stdin>) -> io::Result<Option<DialRequest>> {
 }
 
 async fn respond(
-    gateway: &AsyncFd<Stdin>,
+    gateway: &UnixStream,
     id: u32,
     outcome: Result<TcpStream, DialError>,
 ) -> io::Result<()> {
@@ -163,15 +169,14 @@ async fn respond(
         Err(error) => (None, Err(error)),
     };
     let response = DialResponse { id, outcome }.encode();
-    let sent = gateway.async_io(Interest::WRITABLE, |gateway| {
+    let sent = gateway.async_io(Interest::WRITABLE, || {
         let descriptors: Vec<_> = socket.iter().map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !descriptors.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        Ok(sendmsg(gateway, &[IoSlice::new(&response)], &mut control, flags)?)
+        Ok(sendmsg(gateway, &[IoSlice::new(&response)], &mut control, SendFlags::NOSIGNAL)?)
     });
     sent.await.map(drop)
 }

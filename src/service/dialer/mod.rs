@@ -9,7 +9,7 @@
 
 mod addresses;
 mod child;
-mod messages;
+pub(crate) mod messages;
 mod process;
 
 use std::ffi::OsString;
@@ -27,12 +27,9 @@ use rustix::net::{
 };
 
 pub(crate) use child::run;
-pub(crate) use messages::{
-    DialError, DialRequest, DialResponse, DialTarget, DialerReady, DialerStart,
-};
 pub(crate) use process::ProcessDialer;
 
-use messages::MAX_JSON_LENGTH;
+use messages::{DialTarget, DialerReady, DialerStart, MAX_JSON_LENGTH};
 
 /// The subcommand that runs the dialer. It isn't part of the command line for users.
 const SUBCOMMAND: &str = "dialer";

@@ -154,7 +154,7 @@ impl Drop for ProcessDialer {
         if pending.state != LinkState::Gone {
             pending.state = LinkState::Closed;
         }
-        drop(shutdown(&self.link.socket, Shutdown::Write));
+        shutdown(&self.link.socket, Shutdown::Write).ok();
     }
 }
 
@@ -189,6 +189,8 @@ impl Link {
             pending.state = LinkState::Gone;
         }
         pending.waiting.clear();
+        // After an invalid response, it has to end.
+        shutdown(&self.socket, Shutdown::Write).ok();
     }
 
     fn receive(&self) -> io::Result<(DialResponse, Option<OwnedFd>)> {
@@ -248,4 +250,149 @@ fn gone() -> DialError {
 
 fn silent() -> DialError {
     DialError::new(DialErrorKind::DialerSilent, "the dialer doesn't respond")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::{AsFd, BorrowedFd};
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
+    use rustix::net::{
+        AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SocketFlags, SocketType, recv,
+        sendmsg, socketpair,
+    };
+
+    use super::*;
+
+    /// A dialer for `localhost` and the port, and the socket of the process.
+    fn dialer(port: u16) -> (ProcessDialer, OwnedFd) {
+        let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+        let (socket, process) = socketpair(AddressFamily::UNIX, kind, flags, None).unwrap();
+        let targets = vec![DialTarget { host: "localhost".to_owned(), port }];
+        // Another program stands for the process, whose part the test has.
+        let child = Command::new("true").spawn().unwrap();
+        (ProcessDialer::new(targets, socket, child), process)
+    }
+
+    fn request(process: &OwnedFd) -> DialRequest {
+        let mut bytes = [0; 64];
+        let (length, _) = recv(process, bytes.as_mut_slice(), RecvFlags::empty()).unwrap();
+        DialRequest::decode(&bytes[..length]).unwrap()
+    }
+
+    fn respond(process: &OwnedFd, bytes: &[u8], socket: Option<BorrowedFd<'_>>) {
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let sockets: Vec<_> = socket.into_iter().collect();
+        if !sockets.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(&sockets)));
+        }
+        sendmsg(process, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+    }
+
+    fn connected(id: u32) -> Vec<u8> {
+        DialResponse { id, outcome: Ok(()) }.encode()
+    }
+
+    fn label(error: &io::Error) -> &'static str {
+        error.get_ref().unwrap().downcast_ref::<DialError>().unwrap().label()
+    }
+
+    #[tokio::test]
+    async fn connections_go_to_who_requested_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (dialer, process) = dialer(address.port());
+        let responder = thread::spawn(move || {
+            let (first, second) = (request(&process), request(&process));
+            assert_eq!((first.target, second.target), (0, 0));
+            let stream = StdTcpStream::connect(address).unwrap();
+            respond(&process, &connected(second.id), Some(stream.as_fd()));
+            let error = DialError::new(DialErrorKind::Unresolved, "no such name");
+            let failed = DialResponse { id: first.id, outcome: Err(error) };
+            respond(&process, &failed.encode(), None);
+        });
+        let (first, second) = tokio::join!(
+            biased;
+            dialer.dial("localhost", address.port()),
+            dialer.dial("LOCALHOST", address.port())
+        );
+        assert_eq!(label(&first.unwrap_err()), "store_unresolved");
+        assert_eq!(second.unwrap().peer_addr().unwrap(), address);
+        responder.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_listed_hosts_and_ports_are_requested() {
+        let (dialer, _process) = dialer(443);
+        for (host, port) in [("localhost", 80), ("example.org", 443), ("localhost.", 443)] {
+            let error = dialer.dial(host, port).await.unwrap_err();
+            assert_eq!(label(&error), "store_not_allowed", "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn other_sockets_are_rejected() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        udp.connect(address).unwrap();
+        let (unix, _other) = UnixStream::pair().unwrap();
+        let other_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let other_port = StdTcpStream::connect(other_listener.local_addr().unwrap()).unwrap();
+        let file = std::fs::File::open("/dev/null").unwrap();
+        for descriptor in [
+            None,
+            Some(listener.as_fd()),
+            Some(udp.as_fd()),
+            Some(unix.as_fd()),
+            Some(other_port.as_fd()),
+            Some(file.as_fd()),
+        ] {
+            let (dialer, process) = dialer(address.port());
+            let dialed = thread::scope(|scope| {
+                scope.spawn(|| respond(&process, &connected(request(&process).id), descriptor));
+                let runtime = tokio::runtime::Builder::new_current_thread();
+                let dial = dialer.dial("localhost", address.port());
+                scope.spawn(|| { runtime }.enable_all().build().unwrap().block_on(dial)).join()
+            });
+            assert_eq!(label(&dialed.unwrap().unwrap_err()), "dialer_socket_unusable");
+        }
+    }
+
+    #[tokio::test]
+    async fn end_of_the_dialer_fails_all_dials() {
+        for response in [&b""[..], b"xyz", &[0, 0, 0, 0, 99]] {
+            let (dialer, process) = dialer(443);
+            let responder = thread::spawn(move || {
+                request(&process);
+                if !response.is_empty() {
+                    respond(&process, response, None);
+                    // A malformed response counts as the end.
+                    thread::sleep(Duration::from_millis(50));
+                }
+            });
+            for _ in 0..2 {
+                let error = dialer.dial("localhost", 443).await.unwrap_err();
+                assert_eq!(label(&error), "dialer_gone", "{response:?}");
+            }
+            responder.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn canceled_dials_leave_nothing() {
+        let (dialer, process) = dialer(443);
+        let canceled = timeout(Duration::from_millis(20), dialer.dial("localhost", 443)).await;
+        assert!(canceled.is_err() && dialer.link.pending.lock().waiting.is_empty());
+        let id = request(&process).id;
+        respond(&process, &connected(id), Some(process.as_fd()));
+        drop(dialer);
+        // The process reads to the end.
+        let mut bytes = [0; 1];
+        assert_eq!(recv(&process, bytes.as_mut_slice(), RecvFlags::empty()).unwrap().1, 0);
+    }
 }
