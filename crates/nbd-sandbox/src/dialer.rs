@@ -1,6 +1,7 @@
 //! The sandbox of a dialer: a process that resolves names and connects for another one, whose
 //! sandbox permits neither.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::RawFd;
 use std::os::unix::fs::MetadataExt;
@@ -71,10 +72,13 @@ pub fn enter_dialer(plan: &DialerPlan) -> Result<SandboxReport, SandboxError> {
     report.add("no core dumps", disable_core_dumps());
 
     let readable = resolver_paths();
-    let ports: Vec<u16> = plan.ports.iter().copied().chain([DNS_PORT]).collect();
+    let ports: BTreeSet<u16> = plan.ports.iter().copied().chain([DNS_PORT]).collect();
+    let ports: Vec<u16> = ports.into_iter().collect();
     match landlock::restrict(&readable, &ports) {
         Ok(landlock) => {
-            report.enforced.push(format!("{landlock}, reads {readable}"));
+            let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+            let tcp = if landlock.restricts_tcp() { &ports } else { "any" };
+            report.enforced.push(format!("{landlock}, TCP ports {tcp}, reads {readable}"));
             report.notes.extend(landlock.not_allowed);
             report.notes.extend(replacement_note());
         }

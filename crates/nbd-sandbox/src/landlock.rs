@@ -96,6 +96,13 @@ fn allow(
     }
 }
 
+impl AppliedLandlock {
+    /// Returns true if the ports of TCP connections are restricted.
+    pub(super) fn restricts_tcp(&self) -> bool {
+        self.abi >= 4
+    }
+}
+
 impl fmt::Display for AppliedLandlock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self.abi {

@@ -72,7 +72,7 @@ pub(crate) fn start(
         tracing::warn!(reason, "dialer: not available here: {}", ready.missing.join("; "));
     }
     for (reason, text) in ready.notes {
-        tracing::warn!(reason, "dialer: {text}");
+        tracing::info!(reason, "dialer: {text}");
     }
     Ok(Arc::new(ProcessDialer::new(start.targets, socket, process)))
 }

@@ -228,6 +228,8 @@ fn dies_with_its_parent() {
     let mut shell = Command::new("sh");
     shell.args(["-c", script, BINARY]).stdin(other).stdout(Stdio::piped());
     let mut process = shell.spawn().unwrap();
+    // Closes this copy of the other end.
+    drop(shell);
     let parent = process.id();
     let mut pid = String::new();
     let mut output = process.stdout.take().unwrap();
