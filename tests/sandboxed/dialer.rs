@@ -99,7 +99,7 @@ pub(super) const DIALER: &[Attempt] = &[
     ("connect by sending", |place| fast_open(&place.socket, place), Refused(ENOSYS)),
     ("bind", |place| place.socket.bind(&any_port()), Refused(ENOSYS)),
     ("listen", |place| place.socket.listen(1), Refused(ENOSYS)),
-    ("accept", |place| place.held.accept(), Refused(ENOSYS)),
+    ("accept", |place| place.held.listener.accept().map(drop), Refused(ENOSYS)),
     (
         "make a Unix socket",
         |_| Socket::new(Domain::UNIX, Type::STREAM, None).map(drop),
@@ -182,5 +182,5 @@ fn resolve_in_a_thread(_: &Place) -> io::Result<()> {
 }
 
 fn connect_to_another_port(place: &Place) -> io::Result<()> {
-    TcpStream::connect(place.held.address()?).map(drop)
+    TcpStream::connect(place.held.listener.local_addr()?).map(drop)
 }

@@ -23,7 +23,7 @@ use super::{Attempt, ENOSYS, Place};
 
 /// Sockets of the kinds that a server holds, made before the sandbox is entered.
 pub(super) struct Held {
-    listener: TcpListener,
+    pub(super) listener: TcpListener,
     /// A connection that came in.
     accepted: TcpStream,
     /// Its other end.
@@ -43,15 +43,6 @@ impl Held {
         pass(&one, &listener)?;
         let udp = UdpSocket::bind("127.0.0.1:0")?;
         Ok(Self { listener, accepted, _client: client, unix: [one, other], udp })
-    }
-
-    /// Returns the address of the listener.
-    pub(super) fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
-    pub(super) fn accept(&self) -> io::Result<()> {
-        self.listener.accept().map(drop)
     }
 }
 
