@@ -10,15 +10,11 @@ use hexz_exports::{Catalog, CatalogError, FolderError, SnapshotExport};
 use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
 use nbd_server::Export;
 use nbd_telemetry::escape;
-#[cfg(feature = "remote")]
-use object_reader::{Dial, DirectDialer};
 
-use crate::cli::{OpenArchiveOptions, ServeOptions, SnapshotOptions};
+use crate::cli::{OpenArchiveOptions, SnapshotOptions};
 use crate::exit_status::{self, ExitStatus, Failure};
 use crate::hints;
 use crate::service::password;
-#[cfg(feature = "remote")]
-use crate::service::remote::Stores;
 
 /// Maximum length of a key file, in bytes.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -112,17 +108,6 @@ pub(crate) fn with_password(
         zero_uncovered: opening.zero_uncovered,
         ..load_keys_and_digests(opening)?
     })
-}
-
-/// Returns the same options with the stores of the archives to serve.
-#[cfg(feature = "remote")]
-pub(crate) fn with_stores(open: OpenOptions, serve: &ServeOptions) -> Result<OpenOptions, Failure> {
-    let urls = serve.changeable.snapshots.urls();
-    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
-        return Ok(open);
-    };
-    let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
-    Ok(OpenOptions { remote: Some(Arc::new(stores.open(&dialer)?)), ..open })
 }
 
 /// Returns true if keys or digests restrict which archives may be opened.

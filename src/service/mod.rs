@@ -8,6 +8,8 @@
 pub(crate) mod access;
 pub(crate) mod archives;
 pub(crate) mod audit;
+#[cfg(feature = "remote")]
+pub(crate) mod dialer;
 mod monitor;
 mod notify;
 pub(crate) mod password;
@@ -28,6 +30,10 @@ use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::audit::{BoundedText, Event, ServiceStarted};
 use nbd_gateway::config::Config;
+#[cfg(feature = "remote")]
+use nbd_sandbox::SandboxPlan;
+#[cfg(feature = "remote")]
+use remote::ConnectedStores;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -51,6 +57,11 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     let source = settings.source.clone();
     let plan = sandbox::plan(&settings);
     let prepared = Prepared::new(settings, recent)?;
+    #[cfg(feature = "remote")]
+    let plan = SandboxPlan {
+        receives_descriptors_on: prepared.stores.as_ref().map(ConnectedStores::dialer_descriptor),
+        ..plan
+    };
     let runtime = runtime::prepare();
     let readable = sandbox::enter_sandbox(&plan)?;
     let audit = AuditHandle::start(prepared.audit)?;

@@ -1,6 +1,8 @@
 //! Creates the source of archives in object stores from the options.
 
 use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,8 +13,9 @@ use object_reader::{
     StoreConfig, StoreConfigError, UrlError,
 };
 
-use crate::cli::{SecretUrls, StoreOptions, StoreSettings, StoreStyle};
-use crate::exit_status::{self, ExitStatus};
+use super::dialer::{self, ProcessDialer};
+use crate::cli::{SecretUrls, ServeOptions, StoreOptions, StoreSettings, StoreStyle};
+use crate::exit_status::{self, ExitStatus, Failure};
 
 /// Memory of an offline command for parts of remote archives, in bytes.
 pub(crate) const OFFLINE_MEMORY: u64 = 128 << 20;
@@ -24,19 +27,58 @@ pub(crate) enum RemoteError {
     Url { url: String, error: UrlError },
     #[error("can't use the store {store}: {error}")]
     Store { store: String, error: StoreConfigError },
+    #[error("can't start the dialer, which connects to stores: {0}")]
+    DialerStart(io::Error),
 }
 
 impl ExitStatus for RemoteError {
     fn exit_status(&self) -> u8 {
-        exit_status::USAGE
+        match self {
+            Self::Url { .. } | Self::Store { .. } => exit_status::USAGE,
+            Self::DialerStart(_) => exit_status::SANDBOX,
+        }
     }
 
     fn label(&self) -> &'static str {
         match self {
             Self::Url { .. } => "invalid_url",
             Self::Store { .. } => "invalid_store",
+            Self::DialerStart(_) => "dialer_start",
         }
     }
+}
+
+/// Stores to which connections can be made through a dialer.
+#[derive(Debug)]
+pub(super) struct ConnectedStores {
+    archives: Arc<RemoteArchives>,
+    dialer: Arc<ProcessDialer>,
+}
+
+impl ConnectedStores {
+    /// Returns the source of the archives.
+    pub(super) fn archives(&self) -> Arc<RemoteArchives> {
+        Arc::clone(&self.archives)
+    }
+
+    /// Returns the descriptor on which connections are received.
+    pub(super) fn dialer_descriptor(&self) -> RawFd {
+        self.dialer.as_raw_fd()
+    }
+}
+
+/// Starts a dialer for the stores of the archives to serve, and opens the stores. Returns `None` if
+/// no path is a URL.
+pub(super) fn connect(serve: &ServeOptions) -> Result<Option<ConnectedStores>, Failure> {
+    let urls = serve.changeable.snapshots.urls();
+    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
+        return Ok(None);
+    };
+    let (mode, user) = (serve.sandbox.mode(), serve.sandbox.user.as_ref());
+    let dialer =
+        dialer::start(&stores.addresses()?, mode, user).map_err(RemoteError::DialerStart)?;
+    let archives = Arc::new(stores.open(&(Arc::clone(&dialer) as Arc<dyn Dial>))?);
+    Ok(Some(ConnectedStores { archives, dialer }))
 }
 
 /// The stores that the options name, with their configurations.

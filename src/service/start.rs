@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 
 use hexz_exports::Catalog;
+#[cfg(feature = "remote")]
+use hexz_reader::OpenOptions;
 use nbd_gateway::Policy;
 use nbd_gateway::config::Config;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -11,6 +13,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::audit::{self, AuditTarget};
 use super::monitor::MonitorSetup;
 use super::notify::ManagerSocket;
+#[cfg(feature = "remote")]
+use super::remote::{self, ConnectedStores};
 use super::sockets::Sockets;
 use super::watch::WatchedFiles;
 use super::{access, archives, pid_file};
@@ -33,6 +37,9 @@ pub(super) struct Prepared {
     pub(super) config: Config,
     pub(super) policy: Policy,
     pub(super) catalog: Catalog,
+    /// Stores of remote archives.
+    #[cfg(feature = "remote")]
+    pub(super) stores: Option<ConnectedStores>,
     pub(super) sockets: Sockets,
     /// True if the gateway listens on loopback only, since the rules admit no other clients.
     pub(super) is_loopback_only: bool,
@@ -53,7 +60,12 @@ impl Prepared {
         let files = WatchedFiles::new(file.as_deref(), stamp, &serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
         let open = archives::options(&serve.changeable.snapshots.opening)?;
-        let catalog = serve.catalog(archives::with_stores(open, &serve)?)?;
+        #[cfg(feature = "remote")]
+        let (open, stores) = match remote::connect(&serve)? {
+            Some(stores) => (OpenOptions { remote: Some(stores.archives()), ..open }, Some(stores)),
+            None => (open, None),
+        };
+        let catalog = serve.catalog(open)?;
         tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
         tracing::debug!("memory: {}", serve.memory());
         access::warn_risky(&config, &policy);
@@ -75,6 +87,8 @@ impl Prepared {
             config,
             policy,
             catalog,
+            #[cfg(feature = "remote")]
+            stores,
             sockets,
             is_loopback_only,
             manager,
