@@ -2,7 +2,6 @@
 //! commands share.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
@@ -14,6 +13,8 @@ use hexz_reader::storage::is_url;
 use serde::Deserialize;
 
 use super::from_file;
+#[cfg(feature = "remote")]
+use super::stores::SecretUrls;
 use super::values::{number, os_text, size};
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
@@ -122,33 +123,6 @@ pub(crate) struct ReadOptions {
     pub(super) skip_hashes: bool,
 }
 
-/// URLs with their queries. `Debug` doesn't show them.
-#[derive(Clone, Default)]
-pub(crate) struct SecretUrls(Vec<String>);
-
-impl SecretUrls {
-    /// Removes the queries of those paths that are URLs.
-    pub(crate) fn take_from<'a>(paths: impl IntoIterator<Item = &'a mut PathBuf>) -> Self {
-        let take = |path: &'a mut PathBuf| {
-            let whole = path.to_str().filter(|_| is_url(path))?.to_owned();
-            let (rest, _) = whole.split_once('?')?;
-            *path = rest.into();
-            Some(whole)
-        };
-        Self(paths.into_iter().filter_map(take).collect())
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
-    }
-}
-
-impl fmt::Debug for SecretUrls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SecretUrls({})", self.0.len())
-    }
-}
-
 impl ReadOptions {
     /// Returns the division of the memory budget, with `in_flight` bytes for replies in flight.
     /// The plan of a gateway with remote archives includes memory for what it fetches.
@@ -179,6 +153,7 @@ impl SnapshotOptions {
     }
 
     /// Removes the queries of URLs, which may be secrets, and returns the whole URLs.
+    #[cfg(feature = "remote")]
     pub(crate) fn take_queries(&mut self) -> SecretUrls {
         let named = self.named.iter_mut().map(|named| &mut named.path);
         let folders = self.export_dir.iter_mut().chain(&mut self.opening.parent_dir);

@@ -22,7 +22,6 @@ pub(crate) mod pki;
 mod sandbox;
 pub(crate) mod server_target;
 mod sockets;
-#[cfg(feature = "remote")]
 mod stores;
 mod tls;
 mod top;
@@ -42,7 +41,7 @@ use serde::Deserialize;
 
 pub(crate) use access::Access;
 use archives::ReadOptions;
-pub(crate) use archives::{OpenArchiveOptions, SecretUrls, SnapshotOptions};
+pub(crate) use archives::{OpenArchiveOptions, SnapshotOptions};
 pub(crate) use audit::{AuditDestination, AuditOptions};
 use check::Check;
 pub(crate) use doctor::Doctor;
@@ -56,8 +55,9 @@ pub(crate) use monitor_endpoint::MonitorEndpoint;
 use pki::Pki;
 use sandbox::Sandbox;
 use sockets::Network;
+pub(crate) use stores::StoreOptions;
 #[cfg(feature = "remote")]
-pub(crate) use stores::{StoreOptions, StoreSettings, StoreStyle};
+pub(crate) use stores::{SecretUrls, StoreSettings, StoreStyle};
 pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Tree, Verify};
@@ -315,7 +315,6 @@ pub(crate) struct ServeOptions {
     #[command(flatten)]
     #[serde(flatten)]
     reading: ReadOptions,
-    #[cfg(feature = "remote")]
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) stores: StoreOptions,

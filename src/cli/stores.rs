@@ -1,105 +1,12 @@
-//! Options for archives in object stores and on HTTP servers.
+//! Options for archives in object stores. Without the feature `remote`, there are none.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Duration;
+#[cfg(feature = "remote")]
+mod remote;
 
-use bytesize::ByteSize;
-use clap::{Args, ValueEnum};
-use serde::Deserialize;
+#[cfg(feature = "remote")]
+pub(crate) use remote::{SecretUrls, StoreOptions, StoreSettings, StoreStyle};
 
-use super::archives::SecretUrls;
-use super::from_file;
-use super::values::{MAX_COUNT, count, duration, size};
-
-const MIN_FETCH: u64 = 256 * 1024;
-const MAX_FETCH: u64 = 16 * 1024 * 1024;
-
-/// Options for archives whose paths are URLs, common to several commands.
-#[derive(Debug, Default, Clone, Args, Deserialize)]
-#[command(next_help_heading = "Object stores")]
-#[serde(default, rename_all = "kebab-case")]
-pub(crate) struct StoreOptions {
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub(crate) store: StoreSettings,
-    /// Time that a read waits for a store that is down or slow, before it fails
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
-    #[serde(deserialize_with = "from_file::duration")]
-    pub(crate) store_timeout: Duration,
-    /// Maximum number of connections to each store
-    #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
-    #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
-    pub(crate) store_connections: usize,
-    /// Size of the requests for random reads, from 256 KiB to 16 MiB. Sequential reads use larger
-    /// requests
-    #[arg(
-        long, value_name = "SIZE", default_value = "1MiB",
-        value_parser = size::<MIN_FETCH, MAX_FETCH>
-    )]
-    #[serde(deserialize_with = "from_file::size::<_, _, MIN_FETCH, MAX_FETCH>")]
-    pub(crate) fetch_size: ByteSize,
-    /// Time for which an object is believed to be unchanged; after it, a client that opens an
-    /// export causes a conditional request
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
-    #[serde(deserialize_with = "from_file::duration")]
-    pub(crate) fresh_for: Duration,
-    /// Options of single stores, by their URLs.
-    #[arg(skip)]
-    #[serde(skip)]
-    pub(crate) tables: BTreeMap<String, StoreSettings>,
-    /// URLs with queries, which are removed from the paths of archives.
-    #[arg(skip)]
-    #[serde(skip)]
-    pub(crate) secret_urls: SecretUrls,
-}
-
-/// Options that can differ between stores.
-#[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
-#[serde(default, rename_all = "kebab-case")]
-pub(crate) struct StoreSettings {
-    /// URL of an S3-compatible service, or another endpoint for Google Cloud or Azure: such as
-    /// https://minio.example.org:9000
-    #[arg(long, value_name = "URL")]
-    pub(crate) store_endpoint: Option<String>,
-    /// Region of the S3 bucket [default: from AWS_REGION or the AWS profile, else us-east-1]
-    #[arg(long, value_name = "REGION")]
-    pub(crate) store_region: Option<String>,
-    /// Where S3 URLs have the name of the bucket
-    #[arg(long, value_enum, value_name = "STYLE", default_value_t)]
-    #[serde(deserialize_with = "from_file::choice")]
-    pub(crate) store_style: StoreStyle,
-    /// Account of Azure Blob Storage [default: from AZURE_STORAGE_ACCOUNT]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) store_account: Option<String>,
-    /// PEM file with the CAs of the store's certificate, instead of the system's
-    #[arg(long, value_name = "FILE")]
-    pub(crate) store_ca: Option<PathBuf>,
-    /// HTTP proxy, or "none" [default: from HTTPS_PROXY, HTTP_PROXY and NO_PROXY]
-    #[arg(long, value_name = "URL|none")]
-    pub(crate) store_proxy: Option<String>,
-    /// Source of the credentials: auto, env, instance, web-identity, anonymous, or a file.
-    ///
-    /// "auto" tries environment variables, a web identity token, the container's credential
-    /// service and the AWS profile, or what the vendor's tools use, but not instance metadata.
-    /// "instance" uses only that. A file has the form of the AWS credentials file, of a Google
-    /// service account key, or contains an Azure account key; for HTTP servers, it contains
-    /// "Bearer TOKEN" or USER:PASSWORD.
-    #[arg(long, value_name = "SOURCE|FILE")]
-    pub(crate) store_credentials: Option<String>,
-    /// Allow plain HTTP to other machines: others can read and change what is transferred
-    #[arg(long)]
-    pub(crate) store_insecure: bool,
-}
-
-/// Place of the bucket's name in S3 URLs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StoreStyle {
-    /// In the path if --store-endpoint is set, else in the host
-    #[default]
-    Auto,
-    /// `https://ENDPOINT/BUCKET/KEY`
-    Path,
-    /// `https://BUCKET.ENDPOINT/KEY`
-    Virtual,
-}
+/// No options: this build has no support for object stores.
+#[cfg(not(feature = "remote"))]
+#[derive(Debug, Default, Clone, clap::Args, serde::Deserialize)]
+pub(crate) struct StoreOptions {}

@@ -7,14 +7,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hexz_exports::{Catalog, CatalogError, FolderError, SnapshotExport};
+#[cfg(feature = "remote")]
+use hexz_reader::storage::is_url;
 use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
 use nbd_server::Export;
 use nbd_telemetry::escape;
+#[cfg(feature = "remote")]
+use object_reader::{Dial, DirectDialer};
 
-use crate::cli::{OpenArchiveOptions, SnapshotOptions};
+#[cfg(feature = "remote")]
+use crate::cli::SecretUrls;
+use crate::cli::{OpenArchiveOptions, SnapshotOptions, StoreOptions};
 use crate::exit_status::{self, ExitStatus, Failure};
 use crate::hints;
 use crate::service::password;
+#[cfg(feature = "remote")]
+use crate::service::remote::{OFFLINE_MEMORY, Stores};
 
 /// Maximum length of a key file, in bytes.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -108,6 +116,34 @@ pub(crate) fn with_password(
         zero_uncovered: opening.zero_uncovered,
         ..load_keys_and_digests(opening)?
     })
+}
+
+/// Returns the same options with the stores of `paths`, from which queries are removed, and of the
+/// folders with parents. For commands that read archives without serving them.
+#[cfg(feature = "remote")]
+pub(crate) fn with_stores(
+    mut open: OpenOptions,
+    paths: &mut [PathBuf],
+    stores: &StoreOptions,
+) -> Result<OpenOptions, Failure> {
+    let secret_urls = SecretUrls::take_from(paths.iter_mut().chain(&mut open.parent_dirs));
+    let stores = StoreOptions { secret_urls, ..stores.clone() };
+    let urls = paths.iter().chain(&open.parent_dirs).map(PathBuf::as_path);
+    let urls = urls.filter(|path| is_url(path));
+    if let Some(stores) = Stores::new(&stores, urls, OFFLINE_MEMORY)? {
+        let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
+        open.remote = Some(Arc::new(stores.open(&dialer)?));
+    }
+    Ok(open)
+}
+
+#[cfg(not(feature = "remote"))]
+pub(crate) fn with_stores(
+    open: OpenOptions,
+    _: &mut [PathBuf],
+    _: &StoreOptions,
+) -> Result<OpenOptions, Failure> {
+    Ok(open)
 }
 
 /// Returns true if keys or digests restrict which archives may be opened.

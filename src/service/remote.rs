@@ -2,15 +2,17 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hexz_reader::storage::RemoteSource;
 use hexz_reader::{RemoteArchives, StoreConfigs};
+use nbd_sandbox::SandboxPlan;
 use nbd_telemetry::escape;
 use object_reader::{
-    CredentialSource, Dial, Fetcher, FetcherConfig, ObjectUrl, ProxyChoice, S3Style, Secret,
-    StoreConfig, StoreConfigError, UrlError,
+    CredentialSource, Dial, DirectDialer, Fetcher, FetcherConfig, ObjectUrl, ProxyChoice, S3Style,
+    Secret, StoreConfig, StoreConfigError, StoreUrl, UrlError,
 };
 
 use super::dialer::{self, ProcessDialer};
@@ -53,6 +55,8 @@ impl ExitStatus for RemoteError {
 pub(super) struct ConnectedStores {
     archives: Arc<RemoteArchives>,
     dialer: Arc<ProcessDialer>,
+    /// Files with credentials, which are read again.
+    files: Vec<PathBuf>,
 }
 
 impl ConnectedStores {
@@ -61,9 +65,11 @@ impl ConnectedStores {
         Arc::clone(&self.archives)
     }
 
-    /// Returns the descriptor on which connections are received.
-    pub(super) fn dialer_descriptor(&self) -> RawFd {
-        self.dialer.as_raw_fd()
+    /// Returns the plan of the sandbox with what the stores need.
+    pub(super) fn permit(&self, mut plan: SandboxPlan) -> SandboxPlan {
+        plan.receives_descriptors_on = Some(self.dialer.as_raw_fd());
+        plan.reloaded.extend_from_slice(&self.files);
+        plan
     }
 }
 
@@ -77,8 +83,21 @@ pub(super) fn connect(serve: &ServeOptions) -> Result<Option<ConnectedStores>, F
     let (mode, user) = (serve.sandbox.mode(), serve.sandbox.user.as_ref());
     let dialer =
         dialer::start(&stores.addresses()?, mode, user).map_err(RemoteError::DialerStart)?;
+    let files = stores.credential_files()?;
     let archives = Arc::new(stores.open(&(Arc::clone(&dialer) as Arc<dyn Dial>))?);
-    Ok(Some(ConnectedStores { archives, dialer }))
+    Ok(Some(ConnectedStores { archives, dialer, files }))
+}
+
+/// Returns the source of the archives to serve, for a process that connects to stores itself.
+pub(crate) fn connect_directly(
+    serve: &ServeOptions,
+) -> Result<Option<Arc<dyn RemoteSource>>, RemoteError> {
+    let urls = serve.changeable.snapshots.urls();
+    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
+        return Ok(None);
+    };
+    let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
+    Ok(Some(Arc::new(stores.open(&dialer)?)))
 }
 
 /// The stores that the options name, with their configurations.
@@ -125,11 +144,24 @@ impl Stores {
 
     /// Returns the hosts and ports to which connections are made.
     pub(crate) fn addresses(&self) -> Result<Vec<(String, u16)>, RemoteError> {
+        self.of_all(StoreConfig::addresses)
+    }
+
+    /// Returns the files with credentials that are read again while the stores are in use.
+    fn credential_files(&self) -> Result<Vec<PathBuf>, RemoteError> {
+        self.of_all(StoreConfig::credential_files)
+    }
+
+    /// Returns the results of `list` for all stores, each once.
+    fn of_all<T: Ord>(
+        &self,
+        list: impl Fn(&StoreConfig, &StoreUrl) -> Result<Vec<T>, StoreConfigError>,
+    ) -> Result<Vec<T>, RemoteError> {
         let mut all = Vec::new();
         for url in &self.urls {
-            let addresses = self.configs.of(url).addresses(url.store());
+            let listed = list(self.configs.of(url), url.store());
             let store = url.store().to_string();
-            all.extend(addresses.map_err(|error| RemoteError::Store { store, error })?);
+            all.extend(listed.map_err(|error| RemoteError::Store { store, error })?);
         }
         all.sort_unstable();
         all.dedup();

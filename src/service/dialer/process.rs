@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use nbd_telemetry::RateLimit;
 use object_reader::Dial;
 use parking_lot::Mutex;
 use rustix::cmsg_space;
@@ -30,12 +31,16 @@ use super::messages::{
 /// Time that the dialer has for a response: longer than its own deadlines together.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Interval in which one failure is logged.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
 type Outcome = Result<OwnedFd, DialError>;
 
 /// Connects to the servers of a list through the dialer process.
 pub(crate) struct ProcessDialer {
     targets: Vec<DialTarget>,
     link: Arc<Link>,
+    failures: RateLimit,
     /// Kept so that it is clear who is responsible for the process. It ends when `link` is closed.
     _process: Child,
 }
@@ -69,7 +74,7 @@ enum LinkState {
 impl ProcessDialer {
     pub(super) fn new(targets: Vec<DialTarget>, socket: OwnedFd, process: Child) -> Self {
         let link = Arc::new(Link { socket, pending: Mutex::default() });
-        Self { targets, link, _process: process }
+        Self { targets, link, failures: RateLimit::new(1, FAILURE_LOG_INTERVAL), _process: process }
     }
 
     /// Requests a connection. The receiver gets it.
@@ -104,6 +109,17 @@ impl ProcessDialer {
         }
     }
 
+    /// Logs a failure. Retries repeat it, so there is a limit.
+    fn log(&self, host: &str, port: u16, error: &io::Error) {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        if let Some(reason) = inner.map(DialError::label)
+            && let Some(held_back) = self.failures.allow()
+        {
+            let held_back = held_back.field();
+            tracing::warn!(reason, held_back, "can't connect to {host} port {port}: {error}");
+        }
+    }
+
     async fn dial(&self, host: &str, port: u16) -> io::Result<TcpStream> {
         let is_target =
             |target: &DialTarget| target.port == port && target.host.eq_ignore_ascii_case(host);
@@ -129,7 +145,10 @@ impl Dial for ProcessDialer {
         host: &'a str,
         port: u16,
     ) -> std::pin::Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send + 'a>> {
-        Box::pin(self.dial(host, port))
+        Box::pin(async move {
+            let dialed = self.dial(host, port).await;
+            dialed.inspect_err(|error| self.log(host, port, error))
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //! instances.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -163,6 +163,15 @@ struct IssuedCredentials {
 }
 
 impl AwsCredentialService {
+    /// Returns the file with the token for the service, if there is one.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        match self {
+            Self::WebIdentity { token_file, .. } => Some(token_file),
+            Self::Container { token_file, .. } => token_file.as_deref(),
+            Self::Instance { .. } => None,
+        }
+    }
+
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {

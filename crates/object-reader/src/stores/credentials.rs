@@ -113,8 +113,17 @@ impl ResolvedSource {
         Self::Fixed(Arc::new(Loaded::new(credential, None)))
     }
 
+    /// Returns the file with the token for a service that issues credentials.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        match self {
+            Self::AwsService(service) => service.token_file(),
+            Self::TokenService(service) => service.token_file(),
+            _ => None,
+        }
+    }
+
     /// Returns the files whose changes have to be noticed.
-    fn files(&self) -> Vec<&Path> {
+    pub(super) fn files(&self) -> Vec<&Path> {
         match self {
             Self::Fixed(_) | Self::AwsService(_) | Self::TokenService(_) => Vec::new(),
             Self::AwsProfile(profile) => profile.files(),

@@ -1,6 +1,7 @@
 //! Opening of stores: which server, which credentials.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -150,6 +151,16 @@ impl StoreConfig {
             .collect();
         addresses.dedup();
         Ok(addresses)
+    }
+
+    /// Returns the files with credentials that are read again while a store is in use. A sandbox has
+    /// to permit them.
+    ///
+    /// # Errors
+    /// As for [`StoreConfig::open`].
+    pub fn credential_files(&self, url: &StoreUrl) -> Result<Vec<PathBuf>, StoreConfigError> {
+        let source = self.resolve_credentials(url)?;
+        Ok(source.files().into_iter().chain(source.token_file()).map(Path::to_owned).collect())
     }
 
     fn region(&self) -> String {

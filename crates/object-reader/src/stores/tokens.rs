@@ -135,6 +135,14 @@ struct IssuedToken {
 }
 
 impl TokenService {
+    /// Returns the file with the token for the service, if there is one.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        match self {
+            Self::AzureFederated { token_file, .. } => Some(token_file),
+            Self::GoogleInstance { .. } | Self::AzureInstance { .. } => None,
+        }
+    }
+
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {
