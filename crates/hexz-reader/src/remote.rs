@@ -330,8 +330,12 @@ fn read_error(error: FetchError) -> io::Error {
         FetchError::ShuttingDown { .. } => (io::ErrorKind::Other, "shutting_down"),
         _ => (io::ErrorKind::Other, "store_unsupported"),
     };
+    // Errors about an archive name it already.
+    let text = error.to_string();
+    let message = text.strip_prefix(error.object()).and_then(|rest| rest.strip_prefix(": "));
+    let message = message.unwrap_or(&text).to_owned();
     let is_transient = error.is_transient();
-    io::Error::new(kind, RemoteError { label, message: error.to_string(), is_transient })
+    io::Error::new(kind, RemoteError { label, message, is_transient })
 }
 
 fn list_error(error: StoreError) -> io::Error {

@@ -128,6 +128,24 @@ impl FetchError {
         }
     }
 
+    /// Returns the name of the object, with which the message starts.
+    pub fn object(&self) -> &str {
+        match self {
+            Self::Down { object, .. }
+            | Self::TimedOut { object, .. }
+            | Self::Throttled { object, .. }
+            | Self::Changed { object }
+            | Self::Gone { object, .. }
+            | Self::Denied { object, .. }
+            | Self::CredentialsExpired { object, .. }
+            | Self::ClockSkew { object, .. }
+            | Self::Unsupported { object, .. }
+            | Self::Corrupt { object, .. }
+            | Self::OutOfRange { object, .. }
+            | Self::ShuttingDown { object } => object,
+        }
+    }
+
     /// Returns the stable label for logs and metrics.
     pub fn label(&self) -> &'static str {
         match self {
