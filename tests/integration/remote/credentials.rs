@@ -1,0 +1,109 @@
+//! Temporary credentials: they are renewed while the gateway runs.
+
+use std::time::Duration;
+
+use object_server::{CredentialServer, Issuer};
+
+use super::serving::signed_store;
+use super::{MIB, gateway, pause, sample};
+use crate::support::client::EIO;
+use crate::support::server::Builder;
+
+fn with_endpoint(store: &object_server::ObjectServer) -> Builder {
+    gateway().args(["--store-endpoint", &store.endpoint(), "s3://golden/web.hxz"])
+}
+
+/// Reads before and after the credentials have expired.
+fn survives_expiry(builder: Builder, issuer: &Issuer) {
+    let server = builder.start();
+    let mut client = server.go("");
+    sample().is_read_at(&mut client, 0);
+    assert_eq!(issuer.issued(), 1);
+    // Earlier than announced: the store's response says so.
+    issuer.expire_all();
+    sample().is_read_at(&mut client, 4 * MIB);
+    assert_eq!(issuer.issued(), 2);
+    sample().is_read(&mut client);
+    assert_eq!(issuer.issued(), 2);
+}
+
+#[test]
+fn credentials_of_a_container_are_renewed() {
+    let issuer = Issuer::new(Duration::from_secs(3600));
+    let (store, service) = (signed_store(&issuer), CredentialServer::start(&issuer).unwrap());
+    service.require_authorization("the token");
+    let builder = with_endpoint(&store)
+        .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", service.container_url())
+        .env("AWS_CONTAINER_AUTHORIZATION_TOKEN", "the token");
+    survives_expiry(builder, &issuer);
+}
+
+/// Kubernetes replaces the token file; the sandbox must allow to read it again.
+#[test]
+fn credentials_of_a_web_identity_are_renewed() {
+    let issuer = Issuer::new(Duration::from_secs(3600));
+    let (store, service) = (signed_store(&issuer), CredentialServer::start(&issuer).unwrap());
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "first\n").unwrap();
+    service.require_web_identity("first");
+    let server = with_endpoint(&store)
+        .env("AWS_WEB_IDENTITY_TOKEN_FILE", &token)
+        .env("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/reader")
+        .env("AWS_ENDPOINT_URL_STS", service.endpoint())
+        .start();
+    let mut client = server.go("");
+    sample().is_read_at(&mut client, 0);
+    let renewed = folder.path().join("renewed");
+    std::fs::write(&renewed, "second").unwrap();
+    std::fs::rename(&renewed, &token).unwrap();
+    service.require_web_identity("second");
+    issuer.expire_all();
+    sample().is_read(&mut client);
+    assert_eq!(issuer.issued(), 2);
+}
+
+#[test]
+fn credentials_are_renewed_before_they_end() {
+    let issuer = Issuer::new(Duration::from_secs(2));
+    let (store, service) = (signed_store(&issuer), CredentialServer::start(&issuer).unwrap());
+    let server = with_endpoint(&store)
+        .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", service.container_url())
+        .start();
+    let mut client = server.go("");
+    for part in 0..4 {
+        sample().is_read_at(&mut client, part * 2 * MIB);
+        pause(700);
+    }
+    let errors = store.log().totals().errors;
+    assert!(errors <= 1, "{errors} requests with expired credentials");
+}
+
+/// The old ones are used as long as they are valid; after that, reads fail with a label.
+#[test]
+fn credentials_that_cannot_be_renewed() {
+    let issuer = Issuer::new(Duration::from_secs(3600));
+    let (store, service) = (signed_store(&issuer), CredentialServer::start(&issuer).unwrap());
+    let server = with_endpoint(&store)
+        .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", service.container_url())
+        .args(["--store-timeout", "2s"])
+        .start();
+    let mut client = server.go("");
+    sample().is_read_at(&mut client, 0);
+    service.stop();
+    issuer.expire_all();
+    assert_eq!(client.read(4 * MIB, 4096), Err(EIO));
+    sample().is_read_at(&mut client, 0);
+    server.wait_for_reason("store_credentials");
+    // They are available again.
+    service.restart().unwrap();
+    let mut read = client.read(4 * MIB, 4096);
+    for _ in 0..20 {
+        if read.is_ok() {
+            break;
+        }
+        pause(200);
+        read = client.read(4 * MIB, 4096);
+    }
+    assert!(read.as_deref() == Ok(sample().part(4 * MIB, 4096)), "{:?}", read.err());
+}
