@@ -30,10 +30,6 @@ use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::audit::{BoundedText, Event, ServiceStarted};
 use nbd_gateway::config::Config;
-#[cfg(feature = "remote")]
-use nbd_sandbox::SandboxPlan;
-#[cfg(feature = "remote")]
-use remote::ConnectedStores;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -58,9 +54,9 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     let plan = sandbox::plan(&settings);
     let prepared = Prepared::new(settings, recent)?;
     #[cfg(feature = "remote")]
-    let plan = SandboxPlan {
-        receives_descriptors_on: prepared.stores.as_ref().map(ConnectedStores::dialer_descriptor),
-        ..plan
+    let plan = match &prepared.stores {
+        Some(stores) => sandbox::add_stores(plan, stores),
+        None => plan,
     };
     let runtime = runtime::prepare();
     let readable = sandbox::enter_sandbox(&plan)?;

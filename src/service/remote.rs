@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hexz_reader::{RemoteArchives, StoreConfigs};
 use nbd_telemetry::escape;
 use object_reader::{
     CredentialSource, Dial, Fetcher, FetcherConfig, ObjectUrl, ProxyChoice, S3Style, Secret,
-    StoreConfig, StoreConfigError, UrlError,
+    StoreConfig, StoreConfigError, StoreUrl, UrlError,
 };
 
 use super::dialer::{self, ProcessDialer};
@@ -52,6 +52,7 @@ impl ExitStatus for RemoteError {
 #[derive(Debug)]
 pub(super) struct ConnectedStores {
     archives: Arc<RemoteArchives>,
+    credential_files: Vec<PathBuf>,
     dialer: Arc<ProcessDialer>,
 }
 
@@ -59,6 +60,11 @@ impl ConnectedStores {
     /// Returns the source of the archives.
     pub(super) fn archives(&self) -> Arc<RemoteArchives> {
         Arc::clone(&self.archives)
+    }
+
+    /// Returns the files that are read whenever credentials are renewed.
+    pub(super) fn credential_files(&self) -> &[PathBuf] {
+        &self.credential_files
     }
 
     /// Returns the descriptor on which connections are received.
@@ -77,8 +83,9 @@ pub(super) fn connect(serve: &ServeOptions) -> Result<Option<ConnectedStores>, F
     let (mode, user) = (serve.sandbox.mode(), serve.sandbox.user.as_ref());
     let dialer =
         dialer::start(&stores.addresses()?, mode, user).map_err(RemoteError::DialerStart)?;
+    let credential_files = stores.credential_files()?;
     let archives = Arc::new(stores.open(&(Arc::clone(&dialer) as Arc<dyn Dial>))?);
-    Ok(Some(ConnectedStores { archives, dialer }))
+    Ok(Some(ConnectedStores { archives, credential_files, dialer }))
 }
 
 /// The stores that the options name, with their configurations.
@@ -125,11 +132,24 @@ impl Stores {
 
     /// Returns the hosts and ports to which connections are made.
     pub(crate) fn addresses(&self) -> Result<Vec<(String, u16)>, RemoteError> {
+        self.of_all(StoreConfig::addresses)
+    }
+
+    /// Returns the files that are read whenever credentials are renewed.
+    fn credential_files(&self) -> Result<Vec<PathBuf>, RemoteError> {
+        self.of_all(StoreConfig::credential_files)
+    }
+
+    /// Returns what `list` returns for each store, sorted and without duplicates.
+    fn of_all<T: Ord>(
+        &self,
+        list: fn(&StoreConfig, &StoreUrl) -> Result<Vec<T>, StoreConfigError>,
+    ) -> Result<Vec<T>, RemoteError> {
         let mut all = Vec::new();
         for url in &self.urls {
-            let addresses = self.configs.of(url).addresses(url.store());
+            let listed = list(self.configs.of(url), url.store());
             let store = url.store().to_string();
-            all.extend(addresses.map_err(|error| RemoteError::Store { store, error })?);
+            all.extend(listed.map_err(|error| RemoteError::Store { store, error })?);
         }
         all.sort_unstable();
         all.dedup();
@@ -157,9 +177,20 @@ impl Stores {
     }
 }
 
-/// Parses a URL. The error shows it without its query.
+/// Parses a URL. The error shows it without its query and without a password.
 fn parse(text: &str) -> Result<ObjectUrl, RemoteError> {
-    text.parse().map_err(|error| RemoteError::Url { url: without_query(text).to_owned(), error })
+    text.parse().map_err(|error| RemoteError::Url { url: without_secrets(text), error })
+}
+
+/// Returns a URL without its query, and without a user and a password in front of the host.
+fn without_secrets(url: &str) -> String {
+    let url = without_query(url);
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://{host}{path}"),
+        None => url.to_owned(),
+    }
 }
 
 fn without_query(url: &str) -> &str {

@@ -6,6 +6,8 @@ use hexz_reader::storage::is_url;
 use nbd_gateway::listen::ListenAddress;
 use nbd_sandbox::{Mode, ReadableSet, SandboxError, SandboxPlan};
 
+#[cfg(feature = "remote")]
+use super::remote::ConnectedStores;
 use super::{archives, password};
 use crate::cli::{MonitorAddress, ReloadableOptions};
 use crate::exit_status::labeled_exit_status;
@@ -49,6 +51,17 @@ pub(super) fn add_files(plan: SandboxPlan, options: &ReloadableOptions) -> Sandb
         files: snapshots.paths().filter(|path| !is_url(path)).map(Path::to_owned).collect(),
         folders: snapshots.folders().filter(|path| !is_url(path)).map(Path::to_owned).collect(),
         anywhere: snapshots.opening.allow_parent_anywhere,
+        ..plan
+    }
+}
+
+/// Adds what stores need: the dialer's connections, and the files with their credentials.
+#[cfg(feature = "remote")]
+pub(super) fn add_stores(plan: SandboxPlan, stores: &ConnectedStores) -> SandboxPlan {
+    let files = stores.credential_files().iter().filter(|path| path.is_file());
+    SandboxPlan {
+        receives_descriptors_on: Some(stores.dialer_descriptor()),
+        reloaded: plan.reloaded.iter().chain(files).cloned().collect(),
         ..plan
     }
 }

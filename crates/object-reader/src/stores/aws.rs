@@ -2,7 +2,7 @@
 //! instances.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -168,6 +168,15 @@ impl AwsCredentialService {
         match self {
             Self::WebIdentity { endpoint, .. } | Self::Instance { endpoint } => endpoint,
             Self::Container { url, .. } => url,
+        }
+    }
+
+    /// Returns the file with the token that is exchanged for credentials.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        match self {
+            Self::WebIdentity { token_file, .. } => Some(token_file),
+            Self::Container { token_file, .. } => token_file.as_deref(),
+            Self::Instance { .. } => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Opening of stores: which server, which credentials.
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -150,6 +151,16 @@ impl StoreConfig {
             .collect();
         addresses.dedup();
         Ok(addresses)
+    }
+
+    /// Returns the files that are read whenever credentials are renewed, for a sandbox: they must
+    /// remain readable, also after they have been replaced.
+    ///
+    /// # Errors
+    /// As for [`StoreConfig::open`].
+    pub fn credential_files(&self, url: &StoreUrl) -> Result<Vec<PathBuf>, StoreConfigError> {
+        let source = self.resolve_credentials(url)?;
+        Ok(source.files_read().into_iter().map(Path::to_owned).collect())
     }
 
     fn region(&self) -> String {

@@ -143,6 +143,14 @@ impl TokenService {
         }
     }
 
+    /// Returns the file with the token that is exchanged for another one.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        match self {
+            Self::AzureFederated { token_file, .. } => Some(token_file),
+            Self::GoogleInstance { .. } | Self::AzureInstance { .. } => None,
+        }
+    }
+
     pub(super) async fn load(&self, client: &HttpClient) -> Result<Loaded, StoreError> {
         let encode = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let body = match self {
