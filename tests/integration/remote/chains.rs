@@ -130,10 +130,11 @@ fn a_missing_parent_can_be_added() {
     let store = ObjectServer::builder().start().unwrap();
     put_file(&store, "v7/child-zstd.hxz", "child-zstd.hxz");
     put_file(&store, "v7/base-zstd.hxz", "base-zstd.hxz");
-    store.put("v7/other.hxz", ArchiveWriter::of_image(&noise(1, MIB as usize), 65536).write().bytes);
+    store
+        .put("v7/other.hxz", ArchiveWriter::of_image(&noise(1, MIB as usize), 65536).write().bytes);
     store.remove("v7/base-zstd.hxz");
     let urls = ["v7/child-zstd.hxz", "v7/other.hxz"].map(|key| store.url(key));
-    let server = gateway().args(urls).args(["--fresh-for", "0s"]).start();
+    let server = gateway().args(urls).args(["--fresh-for", "1ms"]).start();
     server.wait_for_reason("parent_missing");
     assert_no_export(&server, "child-zstd.hxz");
     put_file(&store, "v7/base-zstd.hxz", "base-zstd.hxz");

@@ -79,9 +79,9 @@ fn credentials_are_renewed_before_they_end() {
     assert!(errors <= 1, "{errors} requests with expired credentials");
 }
 
-/// The old ones are used as long as they are valid; after that, reads fail with a label.
+/// The service that issues them is down: reads wait for it, as for the store.
 #[test]
-fn credentials_that_cannot_be_renewed() {
+fn credentials_that_cannot_be_renewed_for_a_while() {
     let issuer = Issuer::new(Duration::from_secs(3600));
     let (store, service) = (signed_store(&issuer), CredentialServer::start(&issuer).unwrap());
     let server = with_endpoint(&store)
@@ -94,8 +94,9 @@ fn credentials_that_cannot_be_renewed() {
     issuer.expire_all();
     assert_eq!(client.read(4 * MIB, 4096), Err(EIO));
     sample().is_read_at(&mut client, 0);
-    server.wait_for_reason("store_credentials");
-    // They are available again.
+    let line = server.wait_for_reason("store_down");
+    assert!(line.message().contains("credentials"), "{}", line.text);
+    // It is back.
     service.restart().unwrap();
     let mut read = client.read(4 * MIB, 4096);
     for _ in 0..20 {

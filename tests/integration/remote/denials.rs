@@ -68,7 +68,7 @@ fn plain_http_to_other_machines_is_refused() {
 #[test]
 fn access_is_denied_in_between() {
     let store = store();
-    let server = gateway_of(&store).args(["--fresh-for", "0s", "--store-timeout", "2s"]).start();
+    let server = gateway_of(&store).args(["--fresh-for", "1ms", "--store-timeout", "2s"]).start();
     let mut client = server.go("");
     for (behavior, label) in [
         (Behavior::status(403), "store_denied"),

@@ -114,7 +114,7 @@ fn a_hostile_index() {
     store.put("v7/", page);
     store.set_script(Script::always(Behavior::new().header("content-type", "text/html")));
     let server = gateway().args(["--export-dir", &store.url("v7/")]).start();
-    assert_eq!(server.greeted().list(), ["h.hxz"]);
+    assert_eq!(server.greeted().list(), ["a.hxz", "h.hxz"]);
     assert_serves(&server, "h.hxz", "base-zstd.hxz");
 }
 
@@ -130,7 +130,7 @@ fn with_rules(rules: &str) -> (tempfile::TempDir, Builder) {
 fn clients_without_permission_cause_no_request() {
     let store = ObjectServer::builder().start().unwrap();
     fill(&store);
-    let rules = "[[rule]]\naction = \"allow\"\nnetwork = \"127.0.0.1\"\nexports = [\"a.hxz\"]\n";
+    let rules = "[[rule]]\naction = \"allow\"\nnetwork = \"127.0.0.1\"\nexport = \"a.hxz\"\n";
     let (_folder, builder) = with_rules(rules);
     let args = ["--fresh-for", "1h", "--export-dir", &store.url("golden/v7/")];
     let server: Server = builder.args(args).start();

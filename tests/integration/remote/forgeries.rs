@@ -191,7 +191,11 @@ fn a_bad_cache_is_bypassed() {
     }));
     let server = builder.start();
     assert_eq!(unreadable(&server), 0);
-    assert!(!server.log().iter().any(|line| line.json["level"] == "ERROR"), "{}", server.log_text());
+    assert!(
+        !server.log().iter().any(|line| line.json["level"] == "ERROR"),
+        "{}",
+        server.log_text()
+    );
 }
 
 /// Each of many chunks is forged, one after another, in each of them another way.

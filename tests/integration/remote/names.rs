@@ -24,7 +24,7 @@ fn a_query_is_sent_to_the_store_and_shown_nowhere() {
     let store = store();
     let query = format!("X-Amz-Credential=AKIAPRESIGNED%2Fs3&X-Amz-Signature={SIGNATURE}");
     let url = format!("web={}?{query}", store.url(WEB));
-    let args = ["-vvv", "--monitor", "0", "--store-timeout", "1s", "--fresh-for", "0s"];
+    let args = ["-vvv", "--monitor", "0", "--store-timeout", "1s", "--fresh-for", "1ms"];
     let mut server = gateway().args(args).arg(&url).start();
     let mut client = server.go("web");
     sample().is_read_at(&mut client, 0);

@@ -38,7 +38,7 @@ impl Watchdog {
 fn cached_reads_go_on_while_a_store_is_down() {
     let (store, watchdog) = (store(), Watchdog::new());
     let server = gateway_of(&store)
-        .args(["--store-timeout", "2s", "--fresh-for", "0s", "--monitor", "0"])
+        .args(["--store-timeout", "2s", "--fresh-for", "1ms", "--monitor", "0"])
         .env("NOTIFY_SOCKET", watchdog.folder.path().join("s"))
         .env("WATCHDOG_USEC", "1000000")
         .start();

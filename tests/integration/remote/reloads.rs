@@ -28,7 +28,7 @@ impl Gateway {
 }
 
 fn content(exports: &str) -> String {
-    format!("sandbox = \"require\"\nstore-timeout = \"2s\"\nfresh-for = \"0s\"\n{exports}")
+    format!("sandbox = \"require\"\nstore-timeout = \"2s\"\nfresh-for = \"1ms\"\n{exports}")
 }
 
 #[test]
@@ -60,9 +60,8 @@ fn an_archive_of_another_store_needs_a_restart() {
     let mut reader = server.go("web");
     sample().is_read_at(&mut reader, 0);
     gateway.reload(&format!("{web}new = \"{}\"\n", other.url(WEB)));
-    let line = server.wait_for_log("the store is unknown", |line| {
-        line.json["level"] == "ERROR" && line.text.contains("store_not_allowed")
-    });
+    let line =
+        server.wait_for_log("the store is unknown", |line| line.reason() == "store_unsupported");
     assert!(line.text.contains("restart"), "{}", line.text);
     assert_no_export(server, "new");
     sample().is_read(&mut reader);
@@ -74,14 +73,12 @@ fn an_archive_of_another_store_needs_a_restart() {
 #[test]
 fn the_first_remote_archive_needs_a_restart() {
     let store = store();
-    let local = format!(
-        "[exports]\nlocal = \"{}\"\n",
-        crate::support::archive("base-zstd.hxz").display()
-    );
+    let local =
+        format!("[exports]\nlocal = \"{}\"\n", crate::support::archive("base-zstd.hxz").display());
     let gateway = Gateway::start(&local);
     let server = &gateway.server;
     gateway.reload(&format!("{local}web = \"{}\"\n", store.url(WEB)));
-    let line = server.wait_for_log("it can't be done", |line| line.json["level"] == "ERROR");
+    let line = server.wait_for_reason("store_unsupported");
     assert!(line.text.contains("restart"), "{}", line.text);
     server.go("local").read_ok(0, 4096);
     assert_eq!(store.log().totals().requests, 0);
@@ -98,15 +95,16 @@ fn a_reload_replaces_the_query_of_a_url() {
     let web = |query| format!("[exports]\nweb = \"{}?{query}\"\n", store.url(WEB));
     let gateway = Gateway::start(&format!("{}\n", web("signature=valid")));
     let server = &gateway.server;
-    sample().is_read_at(&mut server.go("web"), 0);
+    let mut reader = server.go("web");
+    sample().is_read_at(&mut reader, 0);
     store.set_script(Script::from_fn(|request| match request.query.as_str() {
         "signature=renewed" => Behavior::new(),
         _ => Behavior::status(403),
     }));
     gateway.reload(&web("signature=renewed"));
-    wait_until("the query is replaced", || {
-        has_export(server, "web") && server.go("web").read(6 * MIB, 4096).is_ok()
-    });
+    wait_until("the query is replaced", || reader.read(6 * MIB, 4096).is_ok());
+    sample().is_read(&mut reader);
+    assert!(has_export(server, "web"));
 }
 
 /// Reloads during an outage keep what is served.

@@ -61,7 +61,7 @@ fn a_store_may_ignore_conditions() {
 #[test]
 fn replaced_during_a_request() {
     let store = store();
-    let server = gateway_of(&store).args(["--fresh-for", "0s"]).start();
+    let server = gateway_of(&store).args(["--fresh-for", "1ms"]).start();
     let replacing = Behavior::new().then_replace_object(other_sample().bytes());
     let rule = Rule::new(replacing).ranged(true).times(1);
     let mut client = server.go("");
@@ -75,7 +75,7 @@ fn replaced_during_a_request() {
 #[test]
 fn replaced_again_and_again() {
     let store = store();
-    let server = gateway_of(&store).args(["--fresh-for", "0s"]).start();
+    let server = gateway_of(&store).args(["--fresh-for", "1ms"]).start();
     let versions = [sample(), other_sample()];
     for round in 0..6 {
         let version = versions[round % 2];

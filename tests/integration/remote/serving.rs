@@ -2,7 +2,7 @@
 
 use object_server::{Credentials, Issuer, ObjectServer};
 
-use super::{WEB, gateway, gateway_of, sample, store};
+use super::{WEB, gateway, gateway_of, other_sample, sample, store};
 use crate::clients;
 use crate::support::server::{Builder, Server};
 use crate::support::wait_until;
@@ -107,11 +107,12 @@ fn stores_of_a_file_have_their_own_credentials() {
     let mut exports = "[exports]\n".to_owned();
     let mut tables = String::new();
     let mut stores = Vec::new();
-    for name in ["one", "two"] {
+    let archives = [("one", sample()), ("two", other_sample())];
+    for (name, archive) in archives {
         let issuer = Issuer::new(Duration::from_secs(3600));
         issuer.add(Credentials::permanent(&format!("AKIA{name}"), &format!("secret-{name}")));
         let store = ObjectServer::builder().credentials(&issuer).start().unwrap();
-        store.put(&format!("{name}/web.hxz"), sample().bytes());
+        store.put(&format!("{name}/web.hxz"), archive.bytes());
         let file = folder.path().join(name);
         let keys =
             format!("aws_access_key_id = AKIA{name}\naws_secret_access_key = secret-{name}\n");
@@ -128,8 +129,8 @@ fn stores_of_a_file_have_their_own_credentials() {
     let file = folder.path().join("hexz-nbd.toml");
     std::fs::write(&file, config).unwrap();
     let server = Server::builder().arg("--config").arg(&file).start();
-    for name in ["one", "two"] {
-        sample().is_read(&mut server.go(name));
+    for (name, archive) in archives {
+        archive.is_read(&mut server.go(name));
     }
     for store in &stores {
         assert_eq!(store.log().totals().errors, 0);
