@@ -30,6 +30,8 @@ use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::audit::{BoundedText, Event, ServiceStarted};
 use nbd_gateway::config::Config;
+#[cfg(feature = "remote")]
+use remote::ConnectedStores;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -100,6 +102,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
                 fixed: prepared.fixed,
                 config,
                 readable,
+                #[cfg(feature = "remote")]
+                stores: prepared.stores.as_ref().map(ConnectedStores::archives),
             }),
             files: prepared.files,
             tls,

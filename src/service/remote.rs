@@ -163,10 +163,8 @@ impl Stores {
             config.dialer = Arc::clone(dialer);
         }
         let fresh_for = self.fetcher.fresh_for;
-        let mut archives = RemoteArchives::new(Fetcher::new(self.fetcher), self.configs, fresh_for);
-        for url in self.secret.iter() {
-            archives.add_query(without_query(url).into(), parse(url)?);
-        }
+        let archives = RemoteArchives::new(Fetcher::new(self.fetcher), self.configs, fresh_for);
+        set_queries(&archives, &self.secret)?;
         for url in &self.urls {
             let store = || url.store().to_string();
             archives
@@ -175,6 +173,14 @@ impl Stores {
         }
         Ok(archives)
     }
+}
+
+/// Passes the queries of URLs on.
+pub(super) fn set_queries(archives: &RemoteArchives, urls: &SecretUrls) -> Result<(), RemoteError> {
+    for url in urls.iter() {
+        archives.set_query(without_query(url).into(), parse(url)?);
+    }
+    Ok(())
 }
 
 /// Parses a URL. The error shows it without its query and without a password.
