@@ -64,6 +64,64 @@ fn credentials_of_a_web_identity_are_renewed() {
 }
 
 #[test]
+fn credentials_of_an_instance_are_renewed() {
+    let issuer = Issuer::new(Duration::from_secs(3600));
+    let (store, service) = (signed_store(&issuer), CredentialServer::start(&issuer).unwrap());
+    let builder = with_endpoint(&store)
+        .args(["--store-credentials", "instance"])
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", service.endpoint());
+    survives_expiry(builder, &issuer);
+}
+
+/// The operator replaces the file, before or after the old keys are revoked.
+#[test]
+fn a_file_with_credentials_is_read_again() {
+    let issuer = Issuer::new(Duration::from_secs(3600));
+    let store = signed_store(&issuer);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    let write = || {
+        let it = issuer.issue();
+        let (id, secret, token) =
+            (it.access_key_id, it.secret_access_key, it.session_token.unwrap());
+        let new = folder.path().join("new");
+        let keys = format!(
+            "[default]\naws_access_key_id={id}\naws_secret_access_key={secret}\n\
+             aws_session_token={token}\n"
+        );
+        std::fs::write(&new, keys).unwrap();
+        std::fs::rename(&new, &file).unwrap();
+    };
+    write();
+    let server = with_endpoint(&store).arg("--store-credentials").arg(&file).start();
+    let mut client = server.go("");
+    sample().is_read_at(&mut client, 0);
+    issuer.expire_all();
+    write();
+    sample().is_read(&mut client);
+}
+
+#[test]
+fn credentials_of_an_http_server_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    for (content, header) in
+        [("Bearer-Token-1\n", "Bearer Bearer-Token-1"), ("user:pass", "Basic dXNlcjpwYXNz")]
+    {
+        std::fs::write(&file, content).unwrap();
+        let store = super::store();
+        let builder = super::gateway_of(&store).arg("-vvv").arg("--store-credentials").arg(&file);
+        let mut server = builder.start();
+        sample().is_read(&mut server.go(""));
+        let requests = store.log().entries();
+        assert!(requests.iter().all(|it| it.header("authorization") == Some(header)), "{header}");
+        server.terminate();
+        assert!(!server.log_text().contains("Bearer-Token-1"));
+        assert!(!server.log_text().contains("dXNlcjpwYXNz"));
+    }
+}
+
+#[test]
 fn credentials_are_renewed_before_they_end() {
     let issuer = Issuer::new(Duration::from_secs(2));
     let (store, service) = (signed_store(&issuer), CredentialServer::start(&issuer).unwrap());

@@ -7,6 +7,7 @@ mod denials;
 mod failures;
 mod folders;
 mod forgeries;
+mod formats;
 mod names;
 mod outages;
 mod refusals;

@@ -192,3 +192,42 @@ fn a_gateway_starts_while_its_store_is_down() {
     wait_until("it is served", || has_export(&server, ""));
     sample().is_read(&mut server.go(""));
 }
+
+/// The listing of a folder is that of before; archives that are open go on.
+#[test]
+fn a_folder_while_its_store_is_down() {
+    let store = store();
+    let args = ["--store-timeout", "1s", "--fresh-for", "1s", "--monitor", "0", "--export-dir"];
+    let server = super::gateway().args(args).arg(store.url("images/")).start();
+    assert_eq!(server.greeted().list(), ["web.hxz"]);
+    let mut client = server.go("web.hxz");
+    sample().is_read_at(&mut client, 4 * MIB);
+    store.stop();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(server.greeted().list(), ["web.hxz"]);
+    sample().is_read_at(&mut server.go("web.hxz"), 4 * MIB);
+    assert!(monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
+    super::assert_no_export(&server, "other.hxz");
+    store.restart().unwrap();
+    wait_until("reads work", || client.read(6 * MIB, 4096).is_ok());
+}
+
+/// Without its dialer, the gateway has no connections any more. It says so, and serves what it has.
+#[test]
+fn the_dialer_ends() {
+    let store = store();
+    let mut server = gateway_of(&store).args(["--store-timeout", "1s"]).start();
+    let mut client = server.go("");
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
+    let children: String = tasks
+        .map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap())
+        .collect();
+    let kill = format!("kill -KILL {}", children.trim());
+    assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let line = server.wait_for_reason("dialer_gone");
+    assert!(line.message().contains("restart"), "{}", line.text);
+    store.disconnect_all();
+    assert_eq!(client.read(4 * MIB, 4096), Err(EIO));
+    sample().is_read_at(&mut client, 0);
+    assert_eq!(server.terminate().code(), Some(0));
+}
