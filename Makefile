@@ -17,7 +17,7 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ngi
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
-	container stress attacks long-session bench bench-peers bench-micro bench-tools \
+	container stress store-test attacks long-session bench bench-peers bench-micro bench-tools \
 	reach-bench costs check-costs certs clean
 
 help:
@@ -35,6 +35,8 @@ help:
 	@echo 'make container     a container image with the static program; buildah'
 	@echo 'make stress        hundreds of clients while faults are injected; two minutes, or'
 	@echo '                   STRESS_SECONDS=...'
+	@echo 'make store-test    archives in object stores that others have written: moto (S3), azurite,'
+	@echo '                   fake-gcs-server, nginx; installs them into target/stores'
 	@echo 'make long-session  258 GiB over one TLS 1.2 connection; some minutes, and both cores'
 	@echo 'make attacks       effect of hostile archives and clients on an honest reader'
 	@echo 'make bench         comparison with other servers, into docs/performance; half an hour'
@@ -120,6 +122,11 @@ container: static
 stress: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
 	target/release/hexz-nbd-stress $(STRESS_OPTIONS)
+
+# Takes Python, npm, nginx and libnbd's clients, and a network for the first time.
+store-test:
+	$(CARGO) build --locked
+	tests/stores/run.py target/debug/hexz-nbd $(STORES)
 
 attacks: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target

@@ -100,6 +100,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
                 fixed: prepared.fixed,
                 config,
                 readable,
+                #[cfg(feature = "remote")]
+                stores: prepared.stores.as_ref().map(remote::ConnectedStores::archives),
             }),
             files: prepared.files,
             tls,

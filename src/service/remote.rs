@@ -68,7 +68,7 @@ impl ConnectedStores {
     /// Returns the plan of the sandbox with what the stores need.
     pub(super) fn permit(&self, mut plan: SandboxPlan) -> SandboxPlan {
         plan.receives_descriptors_on = Some(self.dialer.as_raw_fd());
-        plan.reloaded.extend_from_slice(&self.files);
+        plan.reloaded.extend(self.files.iter().filter(|path| path.is_file()).cloned());
         plan
     }
 }
@@ -175,10 +175,8 @@ impl Stores {
             config.dialer = Arc::clone(dialer);
         }
         let fresh_for = self.fetcher.fresh_for;
-        let mut archives = RemoteArchives::new(Fetcher::new(self.fetcher), self.configs, fresh_for);
-        for url in self.secret.iter() {
-            archives.add_query(without_query(url).into(), parse(url)?);
-        }
+        let archives = RemoteArchives::new(Fetcher::new(self.fetcher), self.configs, fresh_for);
+        set_queries(&archives, &self.secret)?;
         for url in &self.urls {
             let store = || url.store().to_string();
             archives
@@ -189,9 +187,28 @@ impl Stores {
     }
 }
 
-/// Parses a URL. The error shows it without its query.
+/// Passes the queries of URLs on.
+pub(super) fn set_queries(archives: &RemoteArchives, urls: &SecretUrls) -> Result<(), RemoteError> {
+    for url in urls.iter() {
+        archives.set_query(without_query(url).into(), parse(url)?);
+    }
+    Ok(())
+}
+
+/// Parses a URL. The error shows it without its query and without a password.
 fn parse(text: &str) -> Result<ObjectUrl, RemoteError> {
-    text.parse().map_err(|error| RemoteError::Url { url: without_query(text).to_owned(), error })
+    text.parse().map_err(|error| RemoteError::Url { url: without_secrets(text), error })
+}
+
+/// Returns a URL without its query, and without a user and a password in front of the host.
+fn without_secrets(url: &str) -> String {
+    let url = without_query(url);
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://{host}{path}"),
+        None => url.to_owned(),
+    }
 }
 
 fn without_query(url: &str) -> &str {

@@ -174,8 +174,7 @@ impl ExportFolder {
         let path = self.0.join(name);
         if is_url(&self.0) {
             // Whether it exists shows when it is opened.
-            let is_segment = !name.bytes().any(|byte| b"?#%\\".contains(&byte));
-            return is_segment
+            return is_segment(name)
                 .then_some(ArchiveSource::Path(path))
                 .ok_or(NotFoundReason::InvalidName);
         }
@@ -195,7 +194,7 @@ impl ExportFolder {
         let mut content = FolderContents::default();
         if let (Some(remote), true) = (remote, is_url(&self.0)) {
             content.files = remote.list(&self.0)?;
-            content.files.retain(|(name, _)| is_archive_name(name));
+            content.files.retain(|(name, _)| is_archive_name(name) && is_segment(name));
             content.files.sort_by(|(one, _), (other, _)| one.cmp(other));
             return Ok(content);
         }
@@ -294,6 +293,11 @@ fn looks_like_archive(name: &OsStr) -> bool {
     extension.is_some_and(|extension| {
         EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
     })
+}
+
+/// Returns true if a name stands for itself as a segment of a URL.
+fn is_segment(name: &str) -> bool {
+    !name.bytes().any(|byte| b"?#%\\".contains(&byte))
 }
 
 fn is_archive_name(name: &str) -> bool {

@@ -13,7 +13,9 @@ use super::page_cache::IndexPageCache;
 use super::password::PasswordSource;
 use super::reference_choice::ReferenceChoice;
 use super::signature::VerifyKey;
-use crate::storage::{FileStamp, FileStorage, ReadCounters, RemoteSource, Stamp, Storage, is_url};
+use crate::storage::{
+    FileStamp, FileStorage, ReadCounters, RemoteError, RemoteSource, Stamp, Storage, is_url,
+};
 
 /// Options for opening a snapshot.
 ///
@@ -86,9 +88,13 @@ impl OpenOptions {
             (_, false) => Ok(Arc::new(FileStorage::open(path)?)),
             (Some(remote), true) => remote.open(path),
             (None, true) => {
-                let message =
-                    "no object store was configured at startup, or this build has no support";
-                Err(io::Error::new(io::ErrorKind::Unsupported, message))
+                let message = "no store was given at the start: restart, with a build that \
+                               supports stores";
+                Err(io::Error::other(RemoteError {
+                    label: "store_unsupported",
+                    message: message.to_owned(),
+                    is_transient: false,
+                }))
             }
         }
     }

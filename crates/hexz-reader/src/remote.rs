@@ -32,7 +32,7 @@ pub struct RemoteArchives {
     fresh_for: Duration,
     configs: StoreConfigs,
     /// URLs with a query, by their paths without it.
-    queries: HashMap<PathBuf, ObjectUrl>,
+    queries: Mutex<HashMap<PathBuf, ObjectUrl>>,
     stores: Mutex<HashMap<StoreUrl, Arc<dyn Store>>>,
     objects: Mutex<HashMap<PathBuf, Object>>,
     listings: Mutex<HashMap<PathBuf, Listing>>,
@@ -69,7 +69,7 @@ impl RemoteArchives {
             fetcher,
             fresh_for,
             configs,
-            queries: HashMap::new(),
+            queries: Mutex::default(),
             stores: Mutex::default(),
             objects: Mutex::default(),
             listings: Mutex::default(),
@@ -79,8 +79,17 @@ impl RemoteArchives {
 
     /// Remembers the query of a URL, such as a signature, for requests to its object and to objects
     /// beside it. `path` is the URL without its query, by which the archive is opened and logged.
-    pub fn add_query(&mut self, path: PathBuf, url: ObjectUrl) {
-        self.queries.insert(path, url);
+    ///
+    /// The query replaces an earlier one of the same path, also for archives that are open.
+    pub fn set_query(&self, path: PathBuf, url: ObjectUrl) {
+        let mut queries = self.queries.lock();
+        // The first query identifies the store.
+        let known = queries.entry(path).or_insert_with(|| url.clone());
+        if let (Some(query), Some(store)) =
+            (url.store().query(), self.stores.lock().get(known.store()))
+        {
+            store.replace_query(query);
+        }
     }
 
     /// Opens the store of a URL. Sends no requests, but reads files with credentials and CAs, which
@@ -105,10 +114,11 @@ impl RemoteArchives {
 
     /// Returns the URL of a path, with the query of the archive or folder beside which it is.
     fn url(&self, path: &Path) -> io::Result<ObjectUrl> {
-        if let Some(url) = self.queries.get(path) {
+        let queries = self.queries.lock();
+        if let Some(url) = queries.get(path) {
             return Ok(url.clone());
         }
-        let beside = self.queries.iter().find(|(known, _)| known.parent() == path.parent());
+        let beside = queries.iter().find(|(known, _)| known.parent() == path.parent());
         if let (Some((_, url)), Some(name)) = (beside, path.file_name().and_then(|it| it.to_str()))
         {
             return url.with_name(name).map_err(invalid);
@@ -172,7 +182,7 @@ impl RemoteSource for RemoteArchives {
         if !text.ends_with('/') {
             text.push('/');
         }
-        let url = self.queries.get(folder).cloned().map_or_else(|| parse(&text), Ok)?;
+        let url = self.queries.lock().get(folder).cloned().map_or_else(|| parse(&text), Ok)?;
         let store = self.open_store(&url).map_err(invalid)?;
         let at = Instant::now();
         match self.runtime()?.block_on(store.list(url.key())) {

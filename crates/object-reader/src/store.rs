@@ -7,6 +7,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use crate::stores::Secret;
+
 /// A store of objects, such as a bucket or an HTTP server.
 ///
 /// Each call is one attempt, without retries. Only an implementation refreshes credentials that
@@ -45,6 +47,10 @@ pub trait Store: Debug + Send + Sync {
     /// # Errors
     /// See [`StoreErrorKind`].
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>>;
+
+    /// Replaces the query of the URLs of an HTTP server, such as a signature that expires. Has no
+    /// effect on other stores.
+    fn replace_query(&self, _query: &Secret) {}
 
     /// Returns the time at which the credentials in use expire, if they do and that is known.
     fn credentials_expiry(&self) -> Option<SystemTime> {

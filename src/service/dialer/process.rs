@@ -125,7 +125,8 @@ impl ProcessDialer {
             |target: &DialTarget| target.port == port && target.host.eq_ignore_ascii_case(host);
         let target = self.targets.iter().position(is_target);
         let target = target.and_then(|index| u16::try_from(index).ok()).ok_or_else(|| {
-            let text = format!("{host} port {port} isn't among the stores given at the start");
+            let text =
+                format!("{host} port {port} isn't among the stores given at the start: restart");
             DialError::new(DialErrorKind::NotAllowed, text)
         })?;
         let mut dial = self.request(target)?;

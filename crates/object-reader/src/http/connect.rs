@@ -54,11 +54,14 @@ impl HttpClient {
     }
 
     async fn dial(&self, host: &str, port: u16, name: &str) -> Result<TcpStream, StoreError> {
-        let stream = self
-            .dialer
-            .dial(host, port)
-            .await
-            .map_err(|error| unreachable_error(format!("no connection to {name}: {error}")))?;
+        let stream = self.dialer.dial(host, port).await.map_err(|error| {
+            let kind = match error.kind() {
+                // The dialer may not connect there, now or later.
+                io::ErrorKind::PermissionDenied => StoreErrorKind::Unsupported,
+                _ => StoreErrorKind::Unreachable,
+            };
+            StoreError::new(kind, format!("no connection to {name}: {error}"))
+        })?;
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY can't be set");
         }

@@ -163,20 +163,20 @@ struct IssuedCredentials {
 }
 
 impl AwsCredentialService {
-    /// Returns the file with the token for the service, if there is one.
-    pub(super) fn token_file(&self) -> Option<&Path> {
-        match self {
-            Self::WebIdentity { token_file, .. } => Some(token_file),
-            Self::Container { token_file, .. } => token_file.as_deref(),
-            Self::Instance { .. } => None,
-        }
-    }
-
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {
             Self::WebIdentity { endpoint, .. } | Self::Instance { endpoint } => endpoint,
             Self::Container { url, .. } => url,
+        }
+    }
+
+    /// Returns the file with the token that is exchanged for credentials.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        match self {
+            Self::WebIdentity { token_file, .. } => Some(token_file),
+            Self::Container { token_file, .. } => token_file.as_deref(),
+            Self::Instance { .. } => None,
         }
     }
 

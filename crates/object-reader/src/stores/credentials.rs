@@ -113,21 +113,21 @@ impl ResolvedSource {
         Self::Fixed(Arc::new(Loaded::new(credential, None)))
     }
 
-    /// Returns the file with the token for a service that issues credentials.
-    pub(super) fn token_file(&self) -> Option<&Path> {
-        match self {
-            Self::AwsService(service) => service.token_file(),
-            Self::TokenService(service) => service.token_file(),
-            _ => None,
-        }
-    }
-
     /// Returns the files whose changes have to be noticed.
-    pub(super) fn files(&self) -> Vec<&Path> {
+    fn files(&self) -> Vec<&Path> {
         match self {
             Self::Fixed(_) | Self::AwsService(_) | Self::TokenService(_) => Vec::new(),
             Self::AwsProfile(profile) => profile.files(),
             Self::GoogleKey(path) | Self::AzureFile(path) | Self::HttpFile(path) => vec![path],
+        }
+    }
+
+    /// Returns the files that are read whenever credentials are loaded.
+    pub(super) fn files_read(&self) -> Vec<&Path> {
+        match self {
+            Self::AwsService(service) => service.token_file().into_iter().collect(),
+            Self::TokenService(service) => service.token_file().into_iter().collect(),
+            _ => self.files(),
         }
     }
 
@@ -294,6 +294,7 @@ impl Credentials {
         if matches!(self.source, ResolvedSource::Fixed(_)) {
             return Ok(false);
         }
+        let asked = Instant::now();
         let mut history = self.loading.lock().await;
         let was_renewed =
             self.cached.read().as_ref().is_some_and(|cached| !Arc::ptr_eq(&cached.loaded, used));
@@ -303,11 +304,27 @@ impl Credentials {
         if history.last_forced.is_some_and(|at| at.elapsed() < RENEW_INTERVAL) {
             return Ok(false);
         }
-        history.last_forced = Some(Instant::now());
+        match &history.last_failure {
+            Some((at, error)) if *at >= asked => return Err(error.clone()),
+            _ => {}
+        }
         let stamps = self.source.files().into_iter().map(FileStamp::of).collect();
-        let loaded = self.source.load(&self.client).await?;
-        self.store(&loaded, stamps);
-        Ok(true)
+        match self.source.load(&self.client).await {
+            Ok(loaded) => {
+                history.last_forced = Some(Instant::now());
+                self.store(&loaded, stamps);
+                Ok(true)
+            }
+            Err(error) => {
+                let now = Instant::now();
+                // A service that is down for a moment is asked again with the next attempt.
+                if !error.kind.is_transient() {
+                    history.last_forced = Some(now);
+                }
+                history.last_failure = Some((now, error.clone()));
+                Err(error)
+            }
+        }
     }
 
     /// Sends a request. If the response rejects the credentials, renews them and sends it once

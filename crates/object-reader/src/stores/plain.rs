@@ -15,10 +15,11 @@ use hyper::header::{
 };
 use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode};
+use parking_lot::RwLock;
 
 use super::aws::sensitive;
 use super::credentials::{Credential, Credentials, Loaded};
-use super::{MAX_LISTING, head_was_refused, index, range_limit};
+use super::{MAX_LISTING, Secret, head_was_refused, index, range_limit};
 use crate::http::HttpClient;
 use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
@@ -30,6 +31,8 @@ use crate::url::{StoreUrl, check_key, encode_path};
 pub(super) struct HttpStore {
     label: String,
     url: StoreUrl,
+    /// Query of each request.
+    query: RwLock<Option<Secret>>,
     client: Arc<HttpClient>,
     credentials: Arc<Credentials>,
 }
@@ -46,7 +49,8 @@ impl HttpStore {
         client: Arc<HttpClient>,
         credentials: Arc<Credentials>,
     ) -> Self {
-        Self { label: url.to_string(), url, client, credentials }
+        let query = RwLock::new(url.query().cloned());
+        Self { label: url.to_string(), url, query, client, credentials }
     }
 
     /// Sends a request. Renews rejected credentials once.
@@ -60,7 +64,7 @@ impl HttpStore {
         check_key(key)
             .map_err(|error| StoreError::new(StoreErrorKind::Unsupported, error.to_string()))?;
         let mut url = format!("{}/{}", self.url, encode_path(key));
-        if let Some(query) = self.url.query() {
+        if let Some(query) = &*self.query.read() {
             url.push('?');
             url.push_str(query.expose());
         }
@@ -154,7 +158,7 @@ impl HttpStore {
 
     /// Removes the message of a server that repeats the secret query.
     fn without_query(&self, error: StoreError) -> StoreError {
-        match self.url.query() {
+        match &*self.query.read() {
             Some(query) if error.message.contains(query.expose()) => {
                 StoreError { message: "the server refused the request".to_owned(), ..error }
             }
@@ -195,5 +199,9 @@ impl Store for HttpStore {
 
     fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>> {
         self.list_folder(prefix).boxed()
+    }
+
+    fn replace_query(&self, query: &Secret) {
+        *self.query.write() = Some(query.clone());
     }
 }

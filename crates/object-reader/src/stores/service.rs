@@ -153,14 +153,14 @@ impl StoreConfig {
         Ok(addresses)
     }
 
-    /// Returns the files with credentials that are read again while a store is in use. A sandbox has
-    /// to permit them.
+    /// Returns the files that are read whenever credentials are renewed, for a sandbox: they must
+    /// remain readable, also after they have been replaced.
     ///
     /// # Errors
     /// As for [`StoreConfig::open`].
     pub fn credential_files(&self, url: &StoreUrl) -> Result<Vec<PathBuf>, StoreConfigError> {
         let source = self.resolve_credentials(url)?;
-        Ok(source.files().into_iter().chain(source.token_file()).map(Path::to_owned).collect())
+        Ok(source.files_read().into_iter().map(Path::to_owned).collect())
     }
 
     fn region(&self) -> String {

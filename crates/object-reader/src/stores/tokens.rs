@@ -135,19 +135,19 @@ struct IssuedToken {
 }
 
 impl TokenService {
-    /// Returns the file with the token for the service, if there is one.
-    pub(super) fn token_file(&self) -> Option<&Path> {
-        match self {
-            Self::AzureFederated { token_file, .. } => Some(token_file),
-            Self::GoogleInstance { .. } | Self::AzureInstance { .. } => None,
-        }
-    }
-
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {
             Self::GoogleInstance { endpoint } | Self::AzureInstance { endpoint, .. } => endpoint,
             Self::AzureFederated { authority, .. } => authority,
+        }
+    }
+
+    /// Returns the file with the token that is exchanged for another one.
+    pub(super) fn token_file(&self) -> Option<&Path> {
+        match self {
+            Self::AzureFederated { token_file, .. } => Some(token_file),
+            Self::GoogleInstance { .. } | Self::AzureInstance { .. } => None,
         }
     }
 
