@@ -35,6 +35,8 @@ pub struct RemoteArchives {
     queries: Mutex<HashMap<PathBuf, ObjectUrl>>,
     stores: Mutex<HashMap<StoreUrl, Arc<dyn Store>>>,
     objects: Mutex<HashMap<PathBuf, Object>>,
+    /// Locks of the objects that are being opened: many archives may have the same parent.
+    opening: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
     listings: Mutex<HashMap<PathBuf, Listing>>,
     runtime: OnceLock<Handle>,
 }
@@ -72,6 +74,7 @@ impl RemoteArchives {
             queries: Mutex::default(),
             stores: Mutex::default(),
             objects: Mutex::default(),
+            opening: Mutex::default(),
             listings: Mutex::default(),
             runtime: OnceLock::new(),
         }
@@ -142,6 +145,23 @@ impl RemoteArchives {
         objects.insert(path.to_owned(), object.clone());
     }
 
+    /// Opens an object once for all who want it at the same time.
+    async fn open_shared(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
+        let lock = Arc::clone(self.opening.lock().entry(path.to_owned()).or_default());
+        let held = lock.lock().await;
+        let opened = self.open_object(path, url).await;
+        if let Ok(object) = &opened {
+            self.remember(path, object);
+        }
+        drop(held);
+        let mut opening = self.opening.lock();
+        // Nobody else waits: they would have a clone.
+        if Arc::strong_count(&lock) <= 2 {
+            opening.remove(path);
+        }
+        opened
+    }
+
     /// Returns the current version of an object, as far as the store can tell.
     async fn open_object(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
         let known = self.objects.lock().get(path).cloned();
@@ -161,8 +181,7 @@ impl RemoteArchives {
 impl RemoteSource for RemoteArchives {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
         let (url, runtime) = (self.url(path)?, self.runtime()?);
-        let object = runtime.block_on(self.open_object(path, &url))?;
-        self.remember(path, &object);
+        let object = runtime.block_on(self.open_shared(path, &url))?;
         let url_hash = hash_of(path);
         Ok(Arc::new(ObjectStorage { object, url_hash, runtime: runtime.clone(), hashes: None }))
     }
