@@ -392,4 +392,41 @@ mod tests {
         assert_eq!(documented("TLS handshakes"), causes.into());
         assert_eq!(documented("failed requests"), READ_FAILURE_LABELS.into());
     }
+
+    #[test]
+    fn stores_are_encoded_in_both_formats() {
+        let status =
+            br#"{ "format": 1, "stores": [{ "name": "s3://a\"b", "limit": 16, "breaker": "open",
+            "requests": { "demand": { "ok": 7 } }, "bytes": { "demand": 9 }, "hedges_sent": 2,
+            "hedges_won": 1, "credentials_expire": 1795600000.5,
+            "request_seconds": { "count": 7, "sum": 1.5, "buckets": [[0.01, 4], [30, 6]] } }],
+            "fetched": { "capacity": 100 }, "read_wait_seconds": { "breaker": 2.5 } }"#;
+        let status = Status::parse(status).unwrap();
+        let (text, open_metrics) = (
+            Format::Text.encode(status.clone()).unwrap(),
+            Format::OpenMetrics.encode(status).unwrap(),
+        );
+        for line in [
+            r#"requests_total{store="s3://a\"b",priority="demand",result="ok"} 7"#,
+            r#"received_bytes_total{store="s3://a\"b",priority="demand"} 9"#,
+            r#"request_seconds_count{store="s3://a\"b"} 7"#,
+            r#"limit{store="s3://a\"b"} 16"#,
+            r#"breaker{store="s3://a\"b"} 1"#,
+            r#"hedges_total{store="s3://a\"b",result="won"} 1"#,
+            r#"credentials_expiry_timestamp_seconds{store="s3://a\"b"} 1795600000.5"#,
+            "cache_capacity_bytes 100",
+            r#"read_wait_seconds_total{cause="breaker"} 2.5"#,
+        ] {
+            for encoded in [&text, &open_metrics] {
+                assert!(
+                    encoded.contains(&format!("\nhexz_nbd_store_{line}\n")),
+                    "{line}: {encoded}"
+                );
+            }
+        }
+        // Without stores, there are names, but no values.
+        let empty = Format::Text.encode(Status::default()).unwrap();
+        assert!(empty.contains("# TYPE hexz_nbd_store_breaker gauge\n"), "{empty}");
+        assert!(!empty.contains("\nhexz_nbd_store_"), "{empty}");
+    }
 }

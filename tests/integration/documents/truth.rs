@@ -156,7 +156,9 @@ fn labels_are_listed() {
     }
     let fetching = all_source(Path::new(&in_repository("crates/object-reader/src")));
     let in_lines = fetching.split("reason = \"").skip(1);
-    labels.extend(in_lines.filter_map(|rest| Some(rest.split('"').next()?.to_owned())));
+    let in_lines = in_lines.filter_map(|rest| Some(rest.split('"').next()?.to_owned()));
+    // Lints are allowed with a sentence.
+    labels.extend(in_lines.filter(|label| is_label(label)));
     assert!(labels.len() > 50 && labels.iter().all(|label| is_label(label)), "{labels:?}");
 
     let page = source("docs/troubleshooting.md");
@@ -173,7 +175,8 @@ fn labels_are_listed() {
 fn labels_of_stores_are_listed() {
     let page = source("docs/metrics.md");
     let results = source("crates/object-reader/src/store.rs");
-    let results = results.split("fn label(").nth(1).unwrap().split("\n    }\n").next().unwrap();
+    let results =
+        results.split("fn label(self)").nth(1).unwrap().split("\n    }\n").next().unwrap();
     let mut labels: BTreeSet<&str> = results.split('"').skip(1).step_by(2).collect();
     assert!(labels.len() > 10, "{labels:?}");
     let failures = source("crates/hexz-reader/src/remote.rs");

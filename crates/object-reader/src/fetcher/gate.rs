@@ -314,3 +314,34 @@ impl Drop for QueuePlace<'_> {
         self.gate.state.lock().queue.remove(&(self.call.priority(), self.call.number));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_change_of_the_breaker_is_reported_once() {
+        let gate = Gate::new(16, Handle::current());
+        let call = Arc::new(Call::new(Priority::Demand));
+        let mut changes = Vec::new();
+        for _ in 0..13 {
+            changes.push(gate.acquire(&call).await.finish(Outcome::Failed));
+        }
+        drop(gate.acquire(&call).await);
+        for _ in 0..2 {
+            changes.push(gate.acquire(&call).await.finish(Outcome::Answered));
+        }
+        let mut expected = [None; 15];
+        expected[9] = Some(BreakerChange::Opened);
+        // Later requests are probes, one a second.
+        expected[13] = Some(BreakerChange::Closed { after: Duration::from_secs(5) });
+        let rounded = changes.into_iter().map(|change| match change {
+            Some(BreakerChange::Closed { after }) => {
+                Some(BreakerChange::Closed { after: Duration::from_secs(after.as_secs()) })
+            }
+            other => other,
+        });
+        assert_eq!(rounded.collect::<Vec<_>>(), expected);
+        assert_eq!(gate.stats().in_flight, 0);
+    }
+}
