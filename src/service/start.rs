@@ -2,6 +2,8 @@
 //! the sockets.
 
 use std::path::PathBuf;
+#[cfg(feature = "remote")]
+use std::sync::Arc;
 
 use hexz_exports::Catalog;
 #[cfg(feature = "remote")]
@@ -75,6 +77,10 @@ impl Prepared {
         sockets.bind(&config, is_local_only, &serve.network.socket_permissions())?;
         let audit = audit::open(&serve.audit, serve.network.stdio)?;
         let monitor = MonitorSetup::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
+        #[cfg(feature = "remote")]
+        if let Some(stores) = &stores {
+            monitor.attach_fetcher(Arc::clone(stores.archives().fetcher()));
+        }
         if let Some(path) = &serve.network.pid_file {
             pid_file::write(path)?;
         }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::call::Call;
 use super::flow_control::{Outcome, WaitCause};
-use super::gate::{Gate, Permit};
+use super::gate::{BreakerChange, Gate, Permit};
 use super::latency::LatencyTracker;
 use super::memory::{MemoryBudget, MemoryShare};
 use crate::metrics::{StoreMetrics, StoreStats};
@@ -258,8 +258,31 @@ impl Dispatcher {
                 }
             }
         };
-        permit.finish(outcome);
+        if let Some(change) = permit.finish(outcome) {
+            self.log(change, result.as_ref().err());
+        }
         result
+    }
+
+    /// Logs that the store is down or works again. `error` is the last failure.
+    fn log(&self, change: BreakerChange, error: Option<&StoreError>) {
+        let Self { label, .. } = self;
+        match change {
+            BreakerChange::Opened => tracing::warn!(
+                reason = "store_down",
+                store = label,
+                "{label} is down: {}; reads of what isn't in memory wait up to {:?}",
+                error.map_or("no response", |error| &error.message),
+                self.timeout
+            ),
+            BreakerChange::Closed { after } => tracing::info!(
+                reason = "store_up",
+                store = label,
+                down_seconds = after.as_secs(),
+                "{label} works again, after {} s",
+                after.as_secs()
+            ),
+        }
     }
 
     /// Returns the reason for which a request has waited for `waited` without a response.

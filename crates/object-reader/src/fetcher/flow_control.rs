@@ -157,17 +157,10 @@ impl FlowControl {
             && self.has_room(in_flight, true)
     }
 
-    /// Takes note of the end of a request that was sent at `sent`. Returns true if that closes the
-    /// breaker.
-    pub(crate) fn end(
-        &mut self,
-        now: Instant,
-        sent: Instant,
-        outcome: Outcome,
-        jitter: f64,
-    ) -> bool {
+    /// Takes note of the end of a request that was sent at `sent`.
+    pub(crate) fn end(&mut self, now: Instant, sent: Instant, outcome: Outcome, jitter: f64) {
         match outcome {
-            Outcome::Answered => return self.succeed(),
+            Outcome::Answered => self.succeed(),
             Outcome::Throttled { retry_after } => self.throttle(now, sent, retry_after, jitter),
             Outcome::Failed => {
                 self.failures = self.failures.saturating_add(1);
@@ -177,7 +170,6 @@ impl FlowControl {
             }
             Outcome::Canceled => {}
         }
-        false
     }
 
     /// Returns the time to wait before the retry after the given number of failed attempts, of
@@ -232,7 +224,7 @@ impl FlowControl {
         self.paused_until.filter(|until| now < *until)
     }
 
-    fn succeed(&mut self) -> bool {
+    fn succeed(&mut self) {
         self.failures = 0;
         self.throttles = 0;
         self.successes += 1;
@@ -240,7 +232,7 @@ impl FlowControl {
             self.successes = 0;
             self.limit = (self.limit + 1).min(self.max_limit);
         }
-        std::mem::replace(&mut self.breaker, Breaker::Closed) != Breaker::Closed
+        self.breaker = Breaker::Closed;
     }
 
     fn throttle(
@@ -282,8 +274,11 @@ mod tests {
         InFlight { total, low }
     }
 
+    /// Ends a request. Returns true if that closes the breaker.
     fn end(flow: &mut FlowControl, now: Instant, outcome: Outcome) -> bool {
-        flow.end(now, now, outcome, 0.0)
+        let before = flow.breaker();
+        flow.end(now, now, outcome, 0.0);
+        (before, flow.breaker()) == (BreakerState::Open, BreakerState::Closed)
     }
 
     #[test]

@@ -35,6 +35,8 @@ struct GateState {
     timer: Option<Instant>,
     /// Cause that the queued requests have been given.
     cause: WaitCause,
+    /// Time at which the breaker opened, while it is open.
+    opened: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,18 @@ pub(crate) struct GateStats {
     pub(crate) breaker: BreakerState,
 }
 
+/// Change of the breaker's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BreakerChange {
+    /// The store is down.
+    Opened,
+    /// The store works again.
+    Closed {
+        /// Time for which the breaker was open.
+        after: Duration,
+    },
+}
+
 impl Gate {
     /// Creates a gate for at most `max_limit` requests in flight.
     pub(crate) fn new(max_limit: usize, runtime: Handle) -> Arc<Self> {
@@ -62,6 +76,7 @@ impl Gate {
                 in_flight: InFlight::default(),
                 timer: None,
                 cause: WaitCause::Fetch,
+                opened: None,
             }),
             recovered: Notify::new(),
             runtime,
@@ -214,22 +229,39 @@ impl Gate {
         });
     }
 
-    fn end(&self, permit: &Permit) {
+    fn end(&self, permit: &Permit) -> Option<BreakerChange> {
         let now = Instant::now();
-        let is_recovered = {
+        let change = {
             let mut state = self.state.lock();
             state.in_flight.total -= 1;
             state.in_flight.low -= usize::from(permit.is_low);
-            state.flow.end(now, permit.sent, permit.outcome, jitter())
+            state.flow.end(now, permit.sent, permit.outcome, jitter());
+            state.update_opened(now)
         };
-        if is_recovered {
+        if matches!(change, Some(BreakerChange::Closed { .. })) {
             self.recovered.notify_waiters();
         }
         self.admit_queued();
+        change
     }
 }
 
 impl GateState {
+    /// Takes note of the breaker's state. Returns the change, if there was one.
+    fn update_opened(&mut self, now: Instant) -> Option<BreakerChange> {
+        match (self.flow.breaker(), self.opened) {
+            (BreakerState::Open, None) => {
+                self.opened = Some(now);
+                Some(BreakerChange::Opened)
+            }
+            (BreakerState::Closed, Some(opened)) => {
+                self.opened = None;
+                Some(BreakerChange::Closed { after: now.duration_since(opened) })
+            }
+            (BreakerState::Open, Some(_)) | (BreakerState::Closed, None) => None,
+        }
+    }
+
     /// Tells the queued requests what they wait for, if that has changed.
     fn update_cause(&mut self, now: Instant) {
         let cause = self.flow.wait_cause(now);
@@ -254,9 +286,12 @@ impl Permit {
         self.sent = Instant::now();
     }
 
-    /// Ends the request with the given outcome. One that is dropped instead was canceled.
-    pub(crate) fn finish(mut self, outcome: Outcome) {
+    /// Ends the request with the given outcome. One that is dropped instead was canceled, which
+    /// doesn't change the breaker.
+    pub(crate) fn finish(mut self, outcome: Outcome) -> Option<BreakerChange> {
         self.outcome = outcome;
+        // Without its gate, dropping the permit does nothing.
+        std::mem::take(&mut self.gate).upgrade()?.end(&self)
     }
 }
 
@@ -277,5 +312,36 @@ struct QueuePlace<'a> {
 impl Drop for QueuePlace<'_> {
     fn drop(&mut self) {
         self.gate.state.lock().queue.remove(&(self.call.priority(), self.call.number));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_change_of_the_breaker_is_reported_once() {
+        let gate = Gate::new(16, Handle::current());
+        let call = Arc::new(Call::new(Priority::Demand));
+        let mut changes = Vec::new();
+        for _ in 0..13 {
+            changes.push(gate.acquire(&call).await.finish(Outcome::Failed));
+        }
+        drop(gate.acquire(&call).await);
+        for _ in 0..2 {
+            changes.push(gate.acquire(&call).await.finish(Outcome::Answered));
+        }
+        let mut expected = [None; 15];
+        expected[9] = Some(BreakerChange::Opened);
+        // Later requests are probes, one a second.
+        expected[13] = Some(BreakerChange::Closed { after: Duration::from_secs(5) });
+        let rounded = changes.into_iter().map(|change| match change {
+            Some(BreakerChange::Closed { after }) => {
+                Some(BreakerChange::Closed { after: Duration::from_secs(after.as_secs()) })
+            }
+            other => other,
+        });
+        assert_eq!(rounded.collect::<Vec<_>>(), expected);
+        assert_eq!(gate.stats().in_flight, 0);
     }
 }

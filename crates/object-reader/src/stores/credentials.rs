@@ -202,6 +202,8 @@ impl FileStamp {
 
 /// Credentials of one store, which are renewed before they expire and when their file changes.
 pub(super) struct Credentials {
+    /// Label of the store.
+    store: String,
     source: ResolvedSource,
     client: Arc<HttpClient>,
     cached: RwLock<Option<Cached>>,
@@ -215,6 +217,25 @@ struct LoadHistory {
     last_forced: Option<Instant>,
     /// The last failure, which is that of all requests that waited for it.
     last_failure: Option<(Instant, StoreError)>,
+    /// Expiry that has been warned of.
+    warned_of: Option<SystemTime>,
+}
+
+impl LoadHistory {
+    /// Warns of credentials that expire soon or have expired, once for each expiry.
+    fn warn_expiring(&mut self, store: &str, loaded: &Loaded, why: &dyn fmt::Display) {
+        let Some(expiry) = loaded.expiry else { return };
+        let left = expiry.duration_since(SystemTime::now()).unwrap_or_default();
+        if left > RENEW_BEFORE || self.warned_of.replace(expiry) == Some(expiry) {
+            return;
+        }
+        tracing::warn!(
+            reason = "store_credentials_expire",
+            store,
+            "the credentials for {store} expire in {} s: {why}",
+            left.as_secs()
+        );
+    }
 }
 
 struct Cached {
@@ -231,8 +252,10 @@ impl fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    pub(super) fn new(source: ResolvedSource, client: Arc<HttpClient>) -> Self {
-        Self { source, client, cached: RwLock::default(), loading: tokio::sync::Mutex::default() }
+    /// Creates the credentials of the store with the label `store`, without loading them.
+    pub(super) fn new(store: String, source: ResolvedSource, client: Arc<HttpClient>) -> Self {
+        let (cached, loading) = (RwLock::default(), tokio::sync::Mutex::default());
+        Self { store, source, client, cached, loading }
     }
 
     /// Returns valid credentials.
@@ -252,14 +275,18 @@ impl Credentials {
         }
         match self.source.load(&self.client).await {
             Ok(loaded) => {
-                self.store(&loaded, stamps);
+                if self.expiry() == loaded.expiry {
+                    history.warn_expiring(&self.store, &loaded, &"there are no newer ones");
+                }
+                self.keep(&loaded, stamps);
                 Ok(loaded)
             }
             Err(error) => {
                 let mut cached = self.cached.write();
                 match cached.as_mut() {
                     Some(old) if !old.loaded.has_expired(SystemTime::now()) => {
-                        tracing::warn!(%error, "credentials can't be renewed, the old ones stay in use");
+                        history.warn_expiring(&self.store, &old.loaded, &error);
+                        tracing::debug!(%error, store = self.store, "credentials not renewed");
                         old.retry_at = Some(Instant::now() + RENEW_INTERVAL);
                         Ok(Arc::clone(&old.loaded))
                     }
@@ -283,7 +310,7 @@ impl Credentials {
         (is_fresh || waits).then(|| Arc::clone(&cached.loaded))
     }
 
-    fn store(&self, loaded: &Arc<Loaded>, stamps: Vec<FileStamp>) {
+    fn keep(&self, loaded: &Arc<Loaded>, stamps: Vec<FileStamp>) {
         let cached = Cached { loaded: Arc::clone(loaded), stamps, retry_at: None };
         *self.cached.write() = Some(cached);
     }
@@ -312,7 +339,7 @@ impl Credentials {
         match self.source.load(&self.client).await {
             Ok(loaded) => {
                 history.last_forced = Some(Instant::now());
-                self.store(&loaded, stamps);
+                self.keep(&loaded, stamps);
                 Ok(true)
             }
             Err(error) => {
@@ -362,6 +389,21 @@ impl Credentials {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_expiry_is_warned_of_once() {
+        let mut history = LoadHistory::default();
+        let mut warned = |expiry: Option<u64>| {
+            let expiry = expiry.map(|it| SystemTime::UNIX_EPOCH + Duration::from_secs(it));
+            let loaded = Loaded::new(Credential::Anonymous, expiry);
+            history.warn_expiring("s3://golden", &loaded, &"");
+            history.warned_of
+        };
+        assert_eq!(warned(None), None);
+        assert_eq!(warned(Some(1 << 40)), None);
+        let first = warned(Some(1));
+        assert!(first.is_some() && warned(Some(1)) == first && warned(Some(2)) != first);
+    }
 
     #[test]
     fn credentials_are_renewed_before_they_expire() {

@@ -75,7 +75,7 @@ impl StoreConfig {
             allow_insecure: self.allow_insecure,
             dialer: Arc::clone(&self.dialer),
         })?);
-        let credentials = Arc::new(Credentials::new(source, Arc::clone(&client)));
+        let credentials = Arc::new(Credentials::new(url.to_string(), source, Arc::clone(&client)));
         let provider = Provider(Arc::clone(&credentials));
         let connector = Connector(Arc::clone(&client));
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
