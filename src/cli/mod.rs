@@ -57,7 +57,7 @@ use pki::Pki;
 use sandbox::Sandbox;
 use sockets::Network;
 #[cfg(feature = "remote")]
-pub(crate) use stores::{StoreOptions, StoreSettings, StoreStyle};
+pub(crate) use stores::{SecretUrl, StoreOptions, StoreSettings, StoreStyle};
 pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Tree, Verify};
@@ -237,7 +237,7 @@ pub(crate) enum Command {
     ///
     /// The exit status is 0 if the client is admitted, and 1 if it isn't.
     Check(Check),
-    /// Diagnose problems with any NBD server by connecting as a client
+    /// Diagnose problems with any NBD server by connecting as a client, or with an object store
     ///
     /// Checks name resolution, connection, greeting, TLS, certificates, exports, reads and speed,
     /// one after another. If one fails, it prints what to change, and on which side.
