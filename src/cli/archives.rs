@@ -2,6 +2,7 @@
 //! commands share.
 
 use std::ffi::OsString;
+#[cfg(feature = "remote")]
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -123,9 +124,11 @@ pub(crate) struct ReadOptions {
 }
 
 /// URLs with their queries. `Debug` doesn't show them.
+#[cfg(feature = "remote")]
 #[derive(Clone, Default)]
 pub(crate) struct SecretUrls(Vec<String>);
 
+#[cfg(feature = "remote")]
 impl SecretUrls {
     /// Removes the queries of those paths that are URLs.
     pub(crate) fn take_from<'a>(paths: impl IntoIterator<Item = &'a mut PathBuf>) -> Self {
@@ -143,6 +146,7 @@ impl SecretUrls {
     }
 }
 
+#[cfg(feature = "remote")]
 impl fmt::Debug for SecretUrls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SecretUrls({})", self.0.len())
@@ -179,6 +183,7 @@ impl SnapshotOptions {
     }
 
     /// Removes the queries of URLs, which may be secrets, and returns the whole URLs.
+    #[cfg(feature = "remote")]
     pub(crate) fn take_queries(&mut self) -> SecretUrls {
         let named = self.named.iter_mut().map(|named| &mut named.path);
         let folders = self.export_dir.iter_mut().chain(&mut self.opening.parent_dir);

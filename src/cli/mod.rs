@@ -42,7 +42,9 @@ use serde::Deserialize;
 
 pub(crate) use access::Access;
 use archives::ReadOptions;
-pub(crate) use archives::{OpenArchiveOptions, SecretUrls, SnapshotOptions};
+#[cfg(feature = "remote")]
+pub(crate) use archives::SecretUrls;
+pub(crate) use archives::{OpenArchiveOptions, SnapshotOptions};
 pub(crate) use audit::{AuditDestination, AuditOptions};
 use check::Check;
 pub(crate) use doctor::Doctor;
@@ -241,7 +243,7 @@ pub(crate) enum Command {
     ///
     /// Checks name resolution, connection, greeting, TLS, certificates, exports, reads and speed,
     /// one after another. If one fails, it prints what to change, and on which side.
-    Doctor(Doctor),
+    Doctor(Box<Doctor>),
     /// Show rates, exports and connections of a running server in the terminal
     ///
     /// Queries the monitor of a server that was started with --monitor.

@@ -137,7 +137,10 @@ pub(super) fn credentials_failed(error: &StoreError) -> Step {
 }
 
 /// Builds the step about the source of the credentials. The error ends the examination.
-pub(super) fn credentials(summary: &CredentialsSummary, now: SystemTime) -> Result<Step, Step> {
+pub(super) fn credentials(
+    summary: &CredentialsSummary,
+    now: SystemTime,
+) -> Result<Step, Box<Step>> {
     if summary.is_anonymous {
         return Ok(Step::good(CREDENTIALS, "none: requests are anonymous").detail("source", "none"));
     }
@@ -149,11 +152,12 @@ pub(super) fn credentials(summary: &CredentialsSummary, now: SystemTime) -> Resu
     let time = format_time(expiry);
     let step = step.detail("expires", time.clone());
     let Ok(left) = expiry.duration_since(now) else {
-        return Err(step
-            .problem(Outcome::Bad, "credentials_expired")
-            .line(format!("expired at {time}"))
-            .advise(Client, "get new ones")
-            .advise(Client, "or correct this machine's clock, if it is wrong"));
+        return Err(Box::new(
+            step.problem(Outcome::Bad, "credentials_expired")
+                .line(format!("expired at {time}"))
+                .advise(Client, "get new ones")
+                .advise(Client, "or correct this machine's clock, if it is wrong"),
+        ));
     };
     let step = step.line(format!("expire at {time}, in {}", format_validity(left)));
     let is_renewed = summary.source != "the query of the URL";
@@ -651,15 +655,15 @@ pub(super) fn rate(bytes: u64, took: Duration, latency: Duration) -> Step {
         .detail("bytes", bytes)
         .detail("seconds", took.as_secs_f64())
         .detail("in_flight", IN_FLIGHT);
-    let transfer = 1.0 / rate.max(1e-6);
-    let random = latency.as_secs_f64() + transfer;
-    let step = step.line(format!(
+    if bytes < LARGE_READ {
+        return step.line("that is too little data to tell the rate");
+    }
+    let random = latency.as_secs_f64() + 1.0 / rate.max(1e-6);
+    let step = step.detail("random_read_seconds", random).line(format!(
         "a random read of data that isn't in memory takes about {}",
         format_seconds(random)
     ));
-    let step = step.detail("random_read_seconds", random);
-    // Little data says nothing about the rate.
-    if rate >= LOW_RATE || bytes < LARGE_READ {
+    if rate >= LOW_RATE {
         return step;
     }
     step.problem(Outcome::Warning, "low_rate")

@@ -7,14 +7,14 @@ mod object;
 mod speed;
 mod transport;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use object_reader::{
     ByteRange, CredentialsSummary, GetRequest, ListedObject, ObjectUrl, ObservedStore, Response,
     ResponseHead, Scheme, StoreError, StoreErrorKind, StoreProbe, Timeouts, Version,
 };
 
-use super::report::{Report, Side, Step, escape_and_cut};
+use super::report::{Outcome, Report, Side, Step, escape_and_cut};
 use crate::cli::{Doctor, SecretUrl};
 use crate::service::remote;
 
@@ -55,14 +55,15 @@ async fn examine(url: &str, options: &Doctor, report: &mut Report) -> Result<(),
         Step::bad("URL", "invalid_options", escape_and_cut(&error.to_string()))
             .advise(Side::Client, "correct the --store options, or the environment variables")
     })?;
-    report.add(target(&url, &probe, config.allow_insecure)?);
+    report.add(target(&url, &probe, config.allow_insecure).map_err(|step| *step)?);
     transport::examine(&probe, timeout, report).await?;
 
     let store =
         probe.open().map_err(|error| advice::no_credentials(&error, url.store().scheme()))?;
     let credentials = with_timeout(timeout, store.credentials()).await;
     let credentials = credentials.map_err(|error| advice::credentials_failed(&error))?;
-    report.add(advice::credentials(&credentials, std::time::SystemTime::now())?);
+    let step = advice::credentials(&credentials, SystemTime::now());
+    report.add(step.map_err(|step| *step)?);
 
     let mut session = Session { store, url, credentials, timeout };
     if session.url.is_folder() {
@@ -74,7 +75,7 @@ async fn examine(url: &str, options: &Doctor, report: &mut Report) -> Result<(),
 }
 
 /// Builds the step about the URL, the options, and the server that they lead to.
-fn target(url: &ObjectUrl, probe: &StoreProbe, allow_insecure: bool) -> Result<Step, Step> {
+fn target(url: &ObjectUrl, probe: &StoreProbe, allow_insecure: bool) -> Result<Step, Box<Step>> {
     const NAME: &str = "URL";
     let (host, port) = probe.server();
     let kind = if url.is_folder() { "folder" } else { "object" };
@@ -83,13 +84,14 @@ fn target(url: &ObjectUrl, probe: &StoreProbe, allow_insecure: bool) -> Result<S
     let scheme = if probe.is_https() { "https" } else { "http" };
     let found = format!("{kind} \"{key}\", served by {scheme}://{server}");
     if probe.is_insecure() && !allow_insecure {
-        return Err(Step::bad(NAME, "plain_http", found)
+        let step = Step::bad(NAME, "plain_http", found)
             .advise(
                 Side::Client,
                 "plain http isn't used to other machines, since others on the network can read and \
                  change the data: use https://, or add --store-insecure",
             )
-            .advise(Side::Server, "serve over TLS"));
+            .advise(Side::Server, "serve over TLS");
+        return Err(Box::new(step));
     }
     let mut step = Step::good(NAME, found)
         .detail("store", url.store().to_string())
@@ -102,7 +104,7 @@ fn target(url: &ObjectUrl, probe: &StoreProbe, allow_insecure: bool) -> Result<S
     }
     if probe.is_insecure() {
         step = step
-            .problem(super::report::Outcome::Warning, "plain_http")
+            .problem(Outcome::Warning, "plain_http")
             .advise(Side::Server, "serve over TLS: others on the network can change the data");
     }
     Ok(step)

@@ -3,12 +3,14 @@
 use object_reader::{ByteRange, Response, StoreError, StoreErrorKind, Version};
 
 use super::super::report::{Report, Step};
-use super::{Exchange, Session, advice, with_timeout};
+use super::{Session, advice, with_timeout};
 
 /// Size of the first read, in bytes: as for the gateway, the header and more.
 const FIRST_READ: u64 = 256 * 1024;
 /// Size of further reads, in bytes.
 pub(super) const SMALL_READ: u64 = 4096;
+
+const OTHER_VERSION: &str = "two responses have different versions";
 
 /// Reads the object, and adds the steps of that. Returns the beginning of the object.
 pub(super) async fn examine(session: &Session, report: &mut Report) -> Result<Response, Step> {
@@ -42,7 +44,14 @@ async fn ranges(session: &Session, object: &Response) -> Result<Step, Step> {
     let start = length / 2;
     let middle = ByteRange::Bounded(start..length.min(start + SMALL_READ));
     let middle = session.get(session.url.key(), middle, None).await;
-    let (took, read) = (middle.took, expect_version(session, middle, &object.version)?);
+    let took = middle.took;
+    let read = match middle.result {
+        Ok(read) if read.version == object.version => read,
+        Ok(_) => return Err(advice::unstable_identity(advice::RANGES, OTHER_VERSION)),
+        Err(error) => {
+            return Err(advice::range_failed(&error, middle.head.as_ref(), &session.context()));
+        }
+    };
     let end = start + read.bytes.len() as u64;
     let step = Step::good(advice::RANGES, format!("bytes {start} to {end} arrive as requested"))
         .detail("start", start)
@@ -58,27 +67,10 @@ async fn ranges(session: &Session, object: &Response) -> Result<Step, Step> {
         // Such is the response if the range is taken to be invalid.
         Ok(read) if read.bytes.is_empty() => no_suffix("the response is empty"),
         Ok(_) => {
-            return Err(advice::unstable_identity(
-                advice::RANGES,
-                "two responses have different versions",
-            ));
+            return Err(advice::unstable_identity(advice::RANGES, OTHER_VERSION));
         }
         Err(error) => no_suffix(&error.message),
     })
-}
-
-fn expect_version(
-    session: &Session,
-    exchange: Exchange,
-    version: &Version,
-) -> Result<Response, Step> {
-    match exchange.result {
-        Ok(read) if read.version == *version => Ok(read),
-        Ok(_) => {
-            Err(advice::unstable_identity(advice::RANGES, "two responses have different versions"))
-        }
-        Err(error) => Err(advice::range_failed(&error, exchange.head.as_ref(), &session.context())),
-    }
 }
 
 /// Requests the object on the condition that it is another version, and asks whether the version is

@@ -61,7 +61,7 @@ async fn latency(
 async fn rate(session: &Session, object: &Response, latency: Duration) -> Result<Step, Step> {
     let end = object.version.length.min(MAX_BYTES);
     let mut ranges =
-        (0..end).step_by(LARGE_READ as usize).map(|start| start..end.min(start + LARGE_READ));
+        (0..end.div_ceil(LARGE_READ)).map(|at| at * LARGE_READ..end.min((at + 1) * LARGE_READ));
     let began = Instant::now();
     let (mut reads, mut bytes) = (JoinSet::new(), 0);
     loop {
