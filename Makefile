@@ -6,14 +6,14 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Clients and other programs that the tests use.
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
 PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq libnbd-bin mandoc \
-	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils \
+	nbd-client nbd-server nbdkit nginx openssl prometheus python3-libnbd qemu-utils \
 	strace systemd tmux valgrind
 
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
 
 # Servers that the benchmarks measure, and programs that they use.
-BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx-light openssl \
+BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx openssl \
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \

@@ -57,7 +57,7 @@ use sandbox::Sandbox;
 use sockets::Network;
 pub(crate) use stores::StoreOptions;
 #[cfg(feature = "remote")]
-pub(crate) use stores::{SecretUrls, StoreSettings, StoreStyle};
+pub(crate) use stores::{SecretUrl, SecretUrls, StoreSettings, StoreStyle};
 pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Tree, Verify};
@@ -237,11 +237,11 @@ pub(crate) enum Command {
     ///
     /// The exit status is 0 if the client is admitted, and 1 if it isn't.
     Check(Check),
-    /// Diagnose problems with any NBD server by connecting as a client
+    /// Diagnose problems with any NBD server by connecting as a client, or with an object store
     ///
     /// Checks name resolution, connection, greeting, TLS, certificates, exports, reads and speed,
     /// one after another. If one fails, it prints what to change, and on which side.
-    Doctor(Doctor),
+    Doctor(Box<Doctor>),
     /// Show rates, exports and connections of a running server in the terminal
     ///
     /// Queries the monitor of a server that was started with --monitor.

@@ -4,7 +4,9 @@
 mod remote;
 
 #[cfg(feature = "remote")]
-pub(crate) use remote::{SecretUrls, StoreOptions, StoreSettings, StoreStyle};
+pub(crate) use remote::{
+    SecretUrl, SecretUrls, StoreOptions, StoreSettings, StoreStyle, StoreToCheck,
+};
 
 /// No options: this build has no support for object stores.
 #[cfg(not(feature = "remote"))]

@@ -215,7 +215,8 @@ fn without_query(url: &str) -> &str {
     url.split('?').next().unwrap_or(url)
 }
 
-fn config(settings: &StoreSettings) -> StoreConfig {
+/// Returns the configuration of a store, with connections from this process.
+pub(crate) fn config(settings: &StoreSettings) -> StoreConfig {
     StoreConfig {
         endpoint: settings.store_endpoint.clone(),
         region: settings.store_region.clone(),

@@ -107,7 +107,7 @@ pub use digest_list::{Digest, DigestTree, DigestsError, format_line};
 pub use error::{Ambiguity, Error, ErrorKind};
 pub use extents::{DiffBase, Run};
 pub use faults::Fault;
-pub use header::{Chunking, Compression};
+pub use header::{Chunking, Compression, parent_names};
 pub use image::ImageFormat;
 pub use layout::Layout;
 pub use log_limit::LogLimit;

@@ -26,18 +26,21 @@ mod url;
 
 pub use dial::{Dial, DirectDialer};
 pub use fetcher::{FetchError, Fetcher, FetcherConfig};
-pub use http::{ProxyChoice, Timeouts};
+pub use http::{ProxyChoice, ResponseHead, Timeouts, TlsFailure, TlsHandshake, TlsParameters};
 pub use metrics::{
     BreakerState, CacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram, StoreStats,
     WaitStats,
 };
 pub use object::{ChunkVerifier, Object, ObjectId, Priority};
 #[doc(hidden)]
-pub use response::{ContentRange, parse_content_range};
+pub use response::{ContentRange, judge_response, parse_content_range};
 pub use store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
 };
-pub use stores::{CredentialSource, Environment, S3Style, Secret, StoreConfig, StoreConfigError};
+pub use stores::{
+    CredentialSource, CredentialsSummary, Environment, ObservedStore, S3Style, Secret, StoreConfig,
+    StoreConfigError, StoreProbe,
+};
 #[doc(hidden)]
 pub use stores::{parse_html_index, parse_json_index};
 pub use url::{ObjectUrl, Scheme, StoreUrl, UrlError};

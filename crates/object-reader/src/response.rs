@@ -5,7 +5,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::{CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, LAST_MODIFIED};
+use hyper::header::{
+    CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue, LAST_MODIFIED,
+};
 
 use crate::http::content_length;
 use crate::store::{ByteRange, GetRequest, Response, StoreError, StoreErrorKind, Version};
@@ -85,6 +87,31 @@ pub fn parse_content_range(value: &str) -> Option<ContentRange> {
 fn parse_number(digits: &str) -> Option<u64> {
     // `parse` alone would accept a sign.
     digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
+}
+
+/// Checks a response that is given by its parts, for fuzzing. Headers that can't be sent are left
+/// out.
+///
+/// # Errors
+/// See [`StoreErrorKind`].
+pub fn judge_response(
+    status: u16,
+    headers: &[(&str, &[u8])],
+    body: Bytes,
+    is_truncated: bool,
+    request: &GetRequest,
+) -> Result<Response, StoreError> {
+    let header = |(name, value): &(&str, &[u8])| {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_bytes(value).ok()?))
+    };
+    let raw = RawResponse {
+        status: StatusCode::from_u16(status).unwrap_or_default(),
+        headers: headers.iter().filter_map(header).collect(),
+        body,
+        is_truncated,
+    };
+    check_get(&raw, request, SystemTime::UNIX_EPOCH)
 }
 
 /// Checks the response to a request for a part of an object.

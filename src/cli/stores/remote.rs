@@ -93,6 +93,40 @@ pub(crate) struct StoreSettings {
     pub(crate) store_insecure: bool,
 }
 
+/// Options of `hexz-nbd doctor` for stores.
+#[derive(Debug, Default, Args)]
+#[command(mut_group("StoreSettings", |settings| settings.conflicts_with("server")))]
+pub(crate) struct StoreToCheck {
+    /// Check an object store or an HTTP server instead: URL of an archive, or of a folder, which ends
+    /// in a slash
+    #[arg(
+        long, value_name = "URL", help_heading = "Object stores",
+        conflicts_with_all = [
+            "server", "export", "tls_ca", "tls_cert", "tls_key", "tls_dir", "tls_hostname", "no_tls",
+            "require_tls",
+        ]
+    )]
+    pub(crate) store: Option<SecretUrl>,
+    #[command(flatten, next_help_heading = "Object stores")]
+    pub(crate) settings: StoreSettings,
+}
+
+/// A URL whose query may be a secret. `Debug` shows nothing of it.
+#[derive(Clone)]
+pub(crate) struct SecretUrl(pub(crate) String);
+
+impl From<&str> for SecretUrl {
+    fn from(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretUrl(..)")
+    }
+}
+
 /// Place of the bucket's name in S3 URLs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StoreStyle {

@@ -101,8 +101,8 @@ pub(super) fn authorize(proxy: &Proxy, headers: &mut HeaderMap) {
 }
 
 /// Asks a proxy for a tunnel, and reads its response.
-async fn open_tunnel(
-    stream: &mut TcpStream,
+pub(super) async fn open_tunnel<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
     proxy: &Proxy,
     origin: &Origin,
 ) -> Result<(), StoreError> {

@@ -3,6 +3,7 @@
 
 mod connect;
 mod pool;
+mod probe;
 mod proxy;
 mod tls;
 
@@ -25,6 +26,8 @@ use crate::store::{StoreError, StoreErrorKind};
 use crate::url::bracketed;
 
 use pool::{Pool, RequestSender};
+pub(crate) use probe::{HttpProbe, ResponseObserver};
+pub use probe::{ResponseHead, TlsFailure, TlsHandshake, TlsParameters};
 pub use proxy::ProxyChoice;
 pub(crate) use proxy::ProxyRules;
 
@@ -111,6 +114,8 @@ pub(crate) struct HttpSettings<'a> {
     pub(crate) proxies: ProxyRules,
     pub(crate) allow_insecure: bool,
     pub(crate) dialer: Arc<dyn Dial>,
+    /// Receives the heads of responses, for diagnostics.
+    pub(crate) observer: Option<ResponseObserver>,
 }
 
 /// A client with a pool of connections.
@@ -121,6 +126,7 @@ pub(crate) struct HttpClient {
     proxies: ProxyRules,
     allow_insecure: bool,
     dialer: Arc<dyn Dial>,
+    observer: Option<ResponseObserver>,
     pool: Arc<Pool>,
 }
 
@@ -147,6 +153,7 @@ impl HttpClient {
             proxies: settings.proxies,
             allow_insecure: settings.allow_insecure,
             dialer: settings.dialer,
+            observer: settings.observer,
             pool: Arc::default(),
         })
     }
@@ -161,7 +168,11 @@ impl HttpClient {
         request: Request<Bytes>,
         limit: usize,
     ) -> Result<RawResponse, StoreError> {
-        self.send_with(request, limit, self.allow_insecure).await
+        let response = self.send_with(request, limit, self.allow_insecure).await;
+        if let Some(observer) = &self.observer {
+            observer.observe(&response);
+        }
+        response
     }
 
     /// Sends a request to a metadata service, which has no TLS.

@@ -4,9 +4,10 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::WantsClientCert;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{CertificateError, ClientConfig, RootCertStore};
+use rustls::{CertificateError, ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier};
 
 /// Maximum size of a file of CA certificates, in bytes.
 const MAX_CA_FILE: u64 = 16 * 1024 * 1024;
@@ -18,6 +19,15 @@ pub(super) fn client_config(
     ca_file: Option<&Path>,
     requires_tls: bool,
 ) -> Result<Arc<ClientConfig>, String> {
+    let roots = trusted_roots(ca_file, requires_tls)?;
+    Ok(finish(builder()?.with_root_certificates(roots)))
+}
+
+/// Returns the CAs of `ca_file`, or else those of the system.
+pub(super) fn trusted_roots(
+    ca_file: Option<&Path>,
+    requires_tls: bool,
+) -> Result<Arc<RootCertStore>, String> {
     let roots = match ca_file {
         Some(path) => {
             Arc::new(read_roots(path).map_err(|why| format!("{}: {why}", path.display()))?)
@@ -29,14 +39,20 @@ pub(super) fn client_config(
                     with the store's CA"
             .to_owned());
     }
+    Ok(roots)
+}
+
+pub(super) fn builder() -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .map_err(|error| error.to_string())
+}
+
+pub(super) fn finish(builder: ConfigBuilder<ClientConfig, WantsClientCert>) -> Arc<ClientConfig> {
+    let mut config = builder.with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Arc::new(config)
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, String> {

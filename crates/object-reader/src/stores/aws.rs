@@ -163,6 +163,17 @@ struct IssuedCredentials {
 }
 
 impl AwsCredentialService {
+    /// Describes the service. The URL of a container's service is a secret.
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::WebIdentity { token_file, role, .. } => {
+                format!("the web identity in {}, for the role {role}", token_file.display())
+            }
+            Self::Container { .. } => "the container's credentials service".to_owned(),
+            Self::Instance { .. } => "the instance metadata service".to_owned(),
+        }
+    }
+
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {

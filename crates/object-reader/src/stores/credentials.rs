@@ -90,6 +90,19 @@ impl Loaded {
     }
 }
 
+/// Description of credentials, without secrets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialsSummary {
+    /// Where they come from, in words.
+    pub source: String,
+    /// True if there are none.
+    pub is_anonymous: bool,
+    /// True if the store rejects them if this machine's clock is wrong.
+    pub signs_with_clock: bool,
+    /// Time at which they expire, if they do and that is known.
+    pub expiry: Option<SystemTime>,
+}
+
 /// Place from which credentials are loaded.
 pub(super) enum ResolvedSource {
     /// Credentials that don't change while the program runs.
@@ -111,6 +124,24 @@ pub(super) enum ResolvedSource {
 impl ResolvedSource {
     pub(super) fn fixed(credential: Credential) -> Self {
         Self::Fixed(Arc::new(Loaded::new(credential, None)))
+    }
+
+    pub(super) fn is_anonymous(&self) -> bool {
+        matches!(self, Self::Fixed(loaded) if matches!(loaded.credential, Credential::Anonymous))
+    }
+
+    /// Describes the source, without secrets.
+    fn describe(&self) -> String {
+        let file = |path: &Path| format!("the file {}", path.display());
+        match self {
+            Self::Fixed(_) if self.is_anonymous() => "none".to_owned(),
+            Self::Fixed(_) => "environment variables".to_owned(),
+            Self::AwsProfile(profile) => profile.describe(),
+            Self::AwsService(service) => service.describe(),
+            Self::GoogleKey(path) => format!("the service account's key in {}", path.display()),
+            Self::TokenService(service) => service.describe().to_owned(),
+            Self::AzureFile(path) | Self::HttpFile(path) => file(path),
+        }
     }
 
     /// Returns the files whose changes have to be noticed.
@@ -378,6 +409,19 @@ impl Credentials {
                 Err(error)
             }
         }
+    }
+
+    /// Obtains the credentials, and describes them.
+    pub(super) async fn summary(&self) -> Result<CredentialsSummary, StoreError> {
+        let loaded = self.get().await?;
+        let signs = matches!(loaded.credential, Credential::Aws { .. } | Credential::AzureKey(_))
+            || matches!(self.source, ResolvedSource::GoogleKey(_));
+        Ok(CredentialsSummary {
+            source: self.source.describe(),
+            is_anonymous: self.source.is_anonymous(),
+            signs_with_clock: signs,
+            expiry: loaded.expiry,
+        })
     }
 
     /// Returns the time at which the credentials in use expire.

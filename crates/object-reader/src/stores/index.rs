@@ -95,7 +95,8 @@ fn resolve_entities(text: &str) -> String {
 
 /// Returns the name of an object that a link in the listing of `prefix` points to.
 fn name_of_link(link: &str, prefix: &str) -> Option<String> {
-    if link.contains(['?', '#']) {
+    // An encoded slash would be a part of a name.
+    if link.contains(['?', '#']) || link.to_ascii_lowercase().contains("%2f") {
         return None;
     }
     let decoded = percent_decode_str(link).decode_utf8().ok()?;
@@ -152,6 +153,7 @@ mod tests {
             ".",
             "%2e%2e",
             "a%2Fb",
+            "%2fa",
             "a%00",
             "%ff",
         ] {

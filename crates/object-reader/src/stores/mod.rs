@@ -7,6 +7,7 @@ mod credentials;
 mod environment;
 mod index;
 mod plain;
+mod probe;
 mod profile;
 mod secret;
 mod service;
@@ -20,10 +21,11 @@ use crate::http::{ProxyChoice, Timeouts};
 use crate::response::RawResponse;
 use crate::store::{ByteRange, StoreError, StoreErrorKind};
 
-pub use credentials::CredentialSource;
+pub use credentials::{CredentialSource, CredentialsSummary};
 pub use environment::Environment;
 #[doc(hidden)]
 pub use index::{parse_html_index, parse_json_index};
+pub use probe::{ObservedStore, StoreProbe};
 pub use secret::Secret;
 
 /// Maximum number of names in a listing.

@@ -51,6 +51,12 @@ impl Profile {
         environment.get("AWS_PROFILE").unwrap_or("default").to_owned()
     }
 
+    pub(super) fn describe(&self) -> String {
+        let files = self.files().into_iter().filter(|path| path.exists());
+        let files: Vec<_> = files.map(|path| path.display().to_string()).collect();
+        format!("the profile {} in {}", self.name, files.join(" and "))
+    }
+
     pub(super) fn files(&self) -> Vec<&Path> {
         self.credentials.iter().chain(&self.config).map(PathBuf::as_path).collect()
     }

@@ -15,7 +15,10 @@ use super::connector::Connector;
 use super::credentials::{Credential, CredentialSource, Credentials, ResolvedSource};
 use super::plain::HttpStore;
 use super::{S3Style, StoreConfig, StoreConfigError, aws, tokens};
-use crate::http::{HttpClient, HttpSettings, ProxyRules, insecure_message, is_loopback};
+use crate::http::{
+    HttpClient, HttpProbe, HttpSettings, ProxyRules, ResponseObserver, insecure_message,
+    is_loopback,
+};
 use crate::store::Store;
 use crate::url::{ObjectUrl, Scheme, StoreUrl};
 
@@ -57,15 +60,21 @@ impl StoreConfig {
     /// The configuration is invalid, or a file or an environment variable with credentials is
     /// missing or unusable.
     pub fn open(&self, url: &StoreUrl) -> Result<Arc<dyn Store>, StoreConfigError> {
+        self.open_observed(url, None).map(|(store, _)| store)
+    }
+
+    /// Opens a store whose responses `observer` receives.
+    pub(super) fn open_observed(
+        &self,
+        url: &StoreUrl,
+        observer: Option<ResponseObserver>,
+    ) -> Result<(Arc<dyn Store>, Arc<Credentials>), StoreConfigError> {
         let server = self.server(url)?;
         if !server.is_https && !is_loopback(&server.host) && !self.allow_insecure {
             return Err(insecure_message(&server.host).into());
         }
         let source = self.resolve_credentials(url)?;
-        let is_anonymous = matches!(
-            &source,
-            ResolvedSource::Fixed(loaded) if matches!(loaded.credential, Credential::Anonymous)
-        );
+        let is_anonymous = source.is_anonymous();
         let client = Arc::new(HttpClient::new(HttpSettings {
             user_agent: &self.user_agent,
             timeouts: self.timeouts,
@@ -74,6 +83,7 @@ impl StoreConfig {
             proxies: ProxyRules::new(&self.proxy, &self.environment)?,
             allow_insecure: self.allow_insecure,
             dialer: Arc::clone(&self.dialer),
+            observer,
         })?);
         let credentials = Arc::new(Credentials::new(url.to_string(), source, Arc::clone(&client)));
         let provider = Provider(Arc::clone(&credentials));
@@ -82,7 +92,8 @@ impl StoreConfig {
         let bucket = url.host();
         let api: object_store::Result<Arc<dyn CloudApi>> = match url.scheme() {
             Scheme::Http | Scheme::Https => {
-                return Ok(Arc::new(HttpStore::new(url.clone(), client, credentials)));
+                let store = HttpStore::new(url.clone(), client, Arc::clone(&credentials));
+                return Ok((Arc::new(store), credentials));
             }
             Scheme::S3 => AmazonS3Builder::new()
                 .with_bucket_name(bucket)
@@ -116,13 +127,22 @@ impl StoreConfig {
                 .build()
                 .map(|api| Arc::new(api) as _),
         };
-        Ok(Arc::new(CloudStore {
+        let store = CloudStore {
             label: url.to_string(),
             api: api.map_err(|_| "the bucket or the endpoint isn't valid".to_owned())?,
-            credentials,
+            credentials: Arc::clone(&credentials),
             scheme: url.scheme(),
             lacks_versions: AtomicBool::new(false),
-        }))
+        };
+        Ok((Arc::new(store), credentials))
+    }
+
+    /// Returns the way to the server of a store.
+    pub(super) fn http_probe(&self, url: &StoreUrl) -> Result<HttpProbe, StoreConfigError> {
+        let server = self.server(url)?;
+        let proxies = ProxyRules::new(&self.proxy, &self.environment)?;
+        let address = (server.is_https, server.host.as_str(), server.port);
+        Ok(HttpProbe::new(address, &proxies, self.ca_file.as_deref())?)
     }
 
     /// Returns the hosts (without brackets) and ports to which a store may connect: the server, the

@@ -135,6 +135,15 @@ struct IssuedToken {
 }
 
 impl TokenService {
+    pub(super) fn describe(&self) -> &'static str {
+        match self {
+            Self::GoogleInstance { .. } | Self::AzureInstance { .. } => {
+                "the instance metadata service"
+            }
+            Self::AzureFederated { .. } => "the web identity, by Entra ID",
+        }
+    }
+
     /// Returns the URL of the service.
     pub(super) fn url(&self) -> &str {
         match self {
