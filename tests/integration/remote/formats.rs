@@ -102,7 +102,7 @@ fn digests_of_a_chain() {
     names.iter().zip(&paths).for_each(|(name, path)| {
         std::fs::copy(archive(name), path).unwrap();
     });
-    let arguments = ["tree".into()].into_iter().chain(paths.clone());
+    let arguments = ["tree".into()].into_iter().chain(paths);
     let list = crate::support::server::run(arguments).stdout;
     let digests = folder.path().join("digests");
     std::fs::write(&digests, list).unwrap();

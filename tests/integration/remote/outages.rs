@@ -189,7 +189,10 @@ fn a_gateway_starts_while_its_store_is_down() {
     assert!(monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
     assert!(!has_export(&server, ""));
     store.restart().unwrap();
+    let begin = Instant::now();
     wait_until("it is served", || has_export(&server, ""));
+    // Archives that couldn't be opened are tried again every five seconds.
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
     sample().is_read(&mut server.go(""));
 }
 

@@ -185,7 +185,9 @@ impl FlowControl {
         Some(match self.saved.checked_sub(REQUESTS_PER_RETRY) {
             Some(saved) => {
                 self.saved = saved;
-                exponential(attempts).mul_f64(jitter)
+                // Without other requests, the breaker takes long to open. Recovery shall not be
+                // noticed later than with an open one.
+                exponential(attempts).min(PROBE_INTERVAL).mul_f64(jitter)
             }
             None => MAX_BACKOFF.mul_f64(0.5 + jitter / 2.0),
         })
@@ -357,7 +359,7 @@ mod tests {
         let mut flow = FlowControl::new(64);
         let delays: Vec<_> = (0..10).filter_map(|attempt| flow.backoff(attempt, 1.0)).collect();
         let millis: Vec<_> = delays.iter().map(Duration::as_millis).collect();
-        assert_eq!(millis, [50, 100, 200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+        assert_eq!(millis, [50, 100, 200, 400, 800, 1000, 1000, 1000, 1000, 1000]);
         assert_eq!(flow.backoff(0, 0.0), Some(MAX_BACKOFF / 2));
         for _ in 0..10 {
             flow.admit(Instant::now(), InFlight::default(), DEMAND);
