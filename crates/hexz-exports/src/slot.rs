@@ -21,6 +21,9 @@ use hexz_reader::{Error, OpenOptions, Snapshot};
 /// its parent may have appeared. Clients can't cause retries more often.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// The same for an outage of a store, whose requests are limited anyway.
+const RETRY_OUTAGE_AFTER: Duration = Duration::from_secs(1);
+
 /// The same for failures caused by the file itself or by the password: a retry would repeat the
 /// work, such as a key derivation, and fail again.
 const RETRY_PERMANENT_AFTER: Duration = Duration::from_secs(300);
@@ -62,7 +65,11 @@ struct OpenFailure {
 
 impl OpenFailure {
     fn new(stamp: Option<Stamp>, error: &Error, options: &OpenOptions) -> Self {
-        let retry_after = if error.is_permanent() { RETRY_PERMANENT_AFTER } else { RETRY_AFTER };
+        let retry_after = match error {
+            error if error.is_permanent() => RETRY_PERMANENT_AFTER,
+            error if error.is_outage() => RETRY_OUTAGE_AFTER,
+            _ => RETRY_AFTER,
+        };
         let cause = (Arc::clone(&error.path), options.stamp_of(&error.path));
         Self {
             stamp,
