@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Clients and other programs that the tests use.
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
 PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq libnbd-bin mandoc \
-	nbd-client nbd-server nbdkit nginx openssl prometheus python3-libnbd qemu-utils \
+	nbd-client nbd-server nbdkit nginx-light openssl prometheus python3-libnbd qemu-utils \
 	strace systemd tmux valgrind
 
 # Programs that the test of the Debian package uses.

@@ -90,6 +90,9 @@ EXAMPLES
     hexz-nbd --export-dir /srv/snapshots
     nbdinfo --list nbd://localhost
 
+  Serve an archive from an object store:
+    hexz-nbd web=s3://golden/web.hxz
+
   Let the client start the server, without a socket that others could connect to:
     nbdinfo [ hexz-nbd snap.hexz ]
     nbdsh -c 'h.connect_command([\"ssh\", \"host\", \"hexz-nbd\", \"--stdio\", \"snap.hexz\"])'

@@ -26,6 +26,20 @@ const MAX_REMEMBERED: usize = 1024;
 ///
 /// Requests are made in the runtime from which the first archive is opened, or else on a thread of
 /// their own.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use hexz_reader::{OpenOptions, RemoteArchives, Snapshot, StoreConfigs};
+/// use object_reader::{Fetcher, FetcherConfig};
+///
+/// let fetcher = Fetcher::new(FetcherConfig::default());
+/// let stores = RemoteArchives::new(fetcher, StoreConfigs::default(), Duration::from_secs(30));
+/// let options = OpenOptions { remote: Some(Arc::new(stores)), ..OpenOptions::default() };
+/// let snapshot = Snapshot::open("s3://golden/web.hxz".as_ref(), &options)?;
+/// # Ok::<(), hexz_reader::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct RemoteArchives {
     fetcher: Arc<Fetcher>,

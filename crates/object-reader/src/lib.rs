@@ -1,18 +1,24 @@
 //! Ranged, verified and cached reads of immutable objects in object stores and on HTTP servers.
 //!
-//! A [`Store`] makes single requests and checks the responses. The fetcher on top of it decides
-//! which requests to make: aligned, merged, shared, retried and limited.
+//! A [`Store`] makes single requests and checks the responses. The [`Fetcher`] on top of it decides
+//! which requests to make: aligned, merged, shared, retried and limited. An [`Object`] is one version
+//! of an object: reads return its bytes, or fail.
 //!
 //! ```no_run
-//! # use std::sync::Arc;
-//! # use object_reader::{Fetcher, FetcherConfig, FetchError, Priority, Store};
-//! # async fn example(store: Arc<dyn Store>) -> Result<(), FetchError> {
+//! # use object_reader::{Fetcher, FetcherConfig, ObjectUrl, Priority, StoreConfig};
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let url: ObjectUrl = "s3://golden/web.hxz".parse()?;
+//! let store = StoreConfig::default().open(url.store())?;
 //! let fetcher = Fetcher::new(FetcherConfig::default());
-//! let object = fetcher.open(store, "golden/web.hxz").await?;
+//! let object = fetcher.open(store, url.key()).await?;
 //! let header = object.read(0..4096, Priority::Demand).await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`FetchError`] distinguishes what a caller can do: wait, open the object again, or change the
+//! configuration. A [`ChunkVerifier`] makes trust in the store unnecessary. [`StoreConfig`] describes
+//! how a store is reached: endpoint, credentials, CAs, proxy, and who opens connections ([`Dial`]).
 
 mod dial;
 mod fetcher;
@@ -44,3 +50,8 @@ pub use stores::{
 #[doc(hidden)]
 pub use stores::{parse_html_index, parse_json_index};
 pub use url::{ObjectUrl, Scheme, StoreUrl, UrlError};
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -81,11 +81,11 @@ pub(crate) struct StoreSettings {
     pub(crate) store_proxy: Option<String>,
     /// Source of the credentials: auto, env, instance, web-identity, anonymous, or a file.
     ///
-    /// "auto" tries environment variables, a web identity token, the container's credential
-    /// service and the AWS profile, or what the vendor's tools use, but not instance metadata.
+    /// "auto" tries environment variables, a web identity token, the AWS profile and the
+    /// container's credential service, or what the vendor's tools use, but not instance metadata.
     /// "instance" uses only that. A file has the form of the AWS credentials file, of a Google
-    /// service account key, or contains an Azure account key; for HTTP servers, it contains
-    /// "Bearer TOKEN" or USER:PASSWORD.
+    /// service account key, or contains an Azure account key or SAS token; for HTTP servers, it
+    /// contains a bearer token or USER:PASSWORD.
     #[arg(long, value_name = "SOURCE|FILE")]
     pub(crate) store_credentials: Option<String>,
     /// Allow plain HTTP to other machines: others can read and change what is transferred

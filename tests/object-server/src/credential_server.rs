@@ -1,7 +1,7 @@
 //! The endpoints from which programs in AWS obtain credentials.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -52,7 +52,8 @@ impl CredentialServer {
             authorization: Mutex::default(),
             web_identity: Mutex::default(),
         });
-        let frontend = Frontend::start(Arc::clone(&responder) as _, None)?;
+        let address = (Ipv4Addr::LOCALHOST, 0).into();
+        let frontend = Frontend::start(address, Arc::clone(&responder) as _, None)?;
         Ok(Self { frontend, responder })
     }
 

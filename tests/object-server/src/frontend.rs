@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{HeaderName, HeaderValue, RANGE};
@@ -56,12 +57,16 @@ struct Shared {
 }
 
 impl Frontend {
-    pub(crate) fn start(responder: Arc<dyn Respond>, tls: Option<TlsAcceptor>) -> io::Result<Self> {
+    pub(crate) fn start(
+        address: SocketAddr,
+        responder: Arc<dyn Respond>,
+        tls: Option<TlsAcceptor>,
+    ) -> io::Result<Self> {
         let log = RequestLog::default();
         let script = Mutex::new(Script::new());
         let shared = Arc::new(Shared { responder, script, log: log.clone() });
         let state = Arc::clone(&shared);
-        let listener = Listener::start(Arc::new(move |stream| {
+        let handler = move |stream| -> BoxFuture<'static, ()> {
             let (shared, tls) = (Arc::clone(&state), tls.clone());
             Box::pin(async move {
                 match tls {
@@ -73,7 +78,8 @@ impl Frontend {
                     }
                 }
             })
-        }))?;
+        };
+        let listener = Listener::start_at(address, Arc::new(handler))?;
         Ok(Self { log, listener, shared })
     }
 

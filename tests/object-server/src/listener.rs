@@ -26,14 +26,19 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Listens on a free port.
+    /// Listens on a free port of 127.0.0.1.
     pub(crate) fn start(handler: Handler) -> io::Result<Self> {
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), handler)
+    }
+
+    /// Listens on an address, of which port 0 stands for a free port.
+    pub(crate) fn start_at(address: SocketAddr, handler: Handler) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("object-server")
             .enable_all()
             .build()?;
-        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let socket = TcpListener::bind(address)?;
         let listener = Self {
             address: socket.local_addr()?,
             runtime: Some(runtime),

@@ -1,7 +1,7 @@
 //! The object server.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,6 +38,8 @@ pub struct Builder {
     is_s3: bool,
     issuer: Option<Issuer>,
     base_domain: Option<String>,
+    address: Option<SocketAddr>,
+    names: Vec<String>,
 }
 
 impl Builder {
@@ -84,12 +86,27 @@ impl Builder {
         self.s3()
     }
 
-    /// Starts the server on a free port of 127.0.0.1.
+    /// Listens on this address instead of a free port of 127.0.0.1.
+    #[must_use]
+    pub fn address(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// Adds a name to the certificate.
+    #[must_use]
+    pub fn name(mut self, name: &str) -> Self {
+        self.names.push(name.to_owned());
+        self
+    }
+
+    /// Starts the server.
     ///
     /// # Errors
     /// The system refused a socket or a thread, or the certificate couldn't be created.
     pub fn start(self) -> io::Result<ObjectServer> {
         let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(str::to_owned).into();
+        names.extend(self.names);
         names.extend(self.base_domain.iter().map(|domain| format!("*.{domain}")));
         let (acceptor, ca_pem) = self.https.then(|| tls::acceptor(names)).transpose()?.unzip();
         let responder = Arc::new(ObjectResponder {
@@ -99,7 +116,8 @@ impl Builder {
             issuer: self.issuer,
             base_domain: self.base_domain,
         });
-        let frontend = Frontend::start(Arc::clone(&responder) as _, acceptor)?;
+        let address = self.address.unwrap_or((Ipv4Addr::LOCALHOST, 0).into());
+        let frontend = Frontend::start(address, Arc::clone(&responder) as _, acceptor)?;
         Ok(ObjectServer { frontend, responder, ca_pem })
     }
 }
