@@ -205,7 +205,9 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     catalog.read_folder().await?;
     let folder = options.export_dir.as_deref();
     let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
-    Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
+    let all: Vec<String> = named.chain(folder).collect();
+    // The stores of all archives are down.
+    Ok(if all.is_empty() { "no archive yet".to_owned() } else { all.join(", ") })
 }
 
 fn warn_unaligned_size(export: &SnapshotExport) {

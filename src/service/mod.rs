@@ -67,6 +67,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     let mut shutdown_at = None;
     let shutdown_timeout = config.timeouts.shutdown;
     let ended = runtime::run_until_signal(runtime, &mut shutdown_at, async |shutdown| {
+        #[cfg(feature = "remote")]
+        let _shut_down = prepared.stores.as_ref().map(remote::ConnectedStores::shut_down_on_drop);
         let sighup = reload::unblock_sighup()?;
         let notifier = Arc::new(Notifier::new(prepared.manager)?);
         let (catalog, policy, snapshots) =

@@ -41,6 +41,13 @@ impl ExitStatus for RemoteError {
         }
     }
 
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Store { .. } => Some("the options --store-* configure stores"),
+            Self::Url { .. } | Self::DialerStart(_) => None,
+        }
+    }
+
     fn label(&self) -> &'static str {
         match self {
             Self::Url { .. } => "invalid_url",
@@ -60,6 +67,12 @@ pub(super) struct ConnectedStores {
 }
 
 impl ConnectedStores {
+    /// Ends all waits for stores when the result is dropped, so that no thread waits in a runtime
+    /// that ends.
+    pub(super) fn shut_down_on_drop(&self) -> impl Drop + use<> {
+        ShutDownOnDrop(Arc::clone(&self.archives))
+    }
+
     /// Returns the source of the archives.
     pub(super) fn archives(&self) -> Arc<RemoteArchives> {
         Arc::clone(&self.archives)
@@ -70,6 +83,14 @@ impl ConnectedStores {
         plan.receives_descriptors_on = Some(self.dialer.as_raw_fd());
         plan.reloaded.extend(self.files.iter().filter(|path| path.is_file()).cloned());
         plan
+    }
+}
+
+struct ShutDownOnDrop(Arc<RemoteArchives>);
+
+impl Drop for ShutDownOnDrop {
+    fn drop(&mut self) {
+        self.0.shut_down();
     }
 }
 
@@ -133,12 +154,13 @@ impl Stores {
             default: config(&options.store),
             by_url: by_url.collect::<Result<HashMap<_, _>, RemoteError>>()?,
         };
-        let mut fetcher = FetcherConfig::default();
-        fetcher.memory = memory;
-        fetcher.fetch_size = options.fetch_size.as_u64();
-        fetcher.store_timeout = options.store_timeout;
-        fetcher.connections = options.store_connections;
-        fetcher.fresh_for = options.fresh_for;
+        let fetcher = FetcherConfig {
+            memory,
+            fetch_size: options.fetch_size.as_u64(),
+            store_timeout: options.store_timeout,
+            connections: options.store_connections,
+            fresh_for: options.fresh_for,
+        };
         Ok(Some(Self { urls, secret: secret_urls.clone(), fetcher, configs }))
     }
 

@@ -142,7 +142,10 @@ impl<'a> ConfigFile<'a> {
             !keys::is_of_one_store(key) || keys::option(command, key).is_none()
         });
         let problem = |(key, value): (&Key<'_>, &Value<'_>)| {
-            let what = unknown_key(command, key.get_ref(), value.get_ref());
+            let what = match keys::option(command, key.get_ref()) {
+                Some(_) => ProblemKind::NotOfOneStore(key.get_ref().to_string()),
+                None => unknown_key(command, key.get_ref(), value.get_ref()),
+            };
             self.problem(key.span().start, what)
         };
         let unknown: Vec<_> = unknown.map(problem).collect();

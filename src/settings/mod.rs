@@ -188,6 +188,8 @@ impl OptionSource {
         let options = file.options().map_err(|problem| self.refused(vec![problem]))?;
         #[cfg(feature = "remote")]
         let stores = options.stores;
+        #[cfg(feature = "remote")]
+        let fixed = fixed.with(STORES, stores.iter().map(|store| format!("{store:?}").into()));
         let FileOptions { exports, mut serve, mut log, .. } = options;
         // Without a file, clap requires an archive.
         if let Some(path) = path
@@ -281,6 +283,13 @@ impl FixedOptions {
             Some((key.to_owned(), values))
         });
         Self(values.collect())
+    }
+
+    /// Adds the values of a key that isn't an option.
+    #[cfg(feature = "remote")]
+    fn with(mut self, key: &str, values: impl Iterator<Item = OsString>) -> Self {
+        self.0.insert(key.to_owned(), values.collect());
+        self
     }
 
     /// Returns the keys whose values differ from `other`.

@@ -137,16 +137,27 @@ fn find(
     options: &OpenOptions,
 ) -> Result<(PathBuf, Arc<dyn Storage>), Error> {
     let tried = candidates(child, name, options);
+    let mut denied = None;
     for path in &tried {
         match options.open_storage(path) {
             Ok(storage) => return Ok((path.clone(), storage)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
             Err(error) => {
+                let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
                 let kind = ErrorKind::from_read_error("open the parent", error);
-                return Err(kind.of(&Arc::from(path.as_path())));
+                let error = kind.of(&Arc::from(path.as_path()));
+                // A store that may not be listed denies access to objects that don't exist.
+                if is_denied && is_url(path) {
+                    denied.get_or_insert(error);
+                    continue;
+                }
+                return Err(error);
             }
         }
+    }
+    if let Some(error) = denied {
+        return Err(error);
     }
     let is_outside = !options.allow_parent_anywhere && !is_plain(Path::new(name));
     Err(ErrorKind::ParentMissing { name: name.to_owned(), tried, is_outside }.of(child))

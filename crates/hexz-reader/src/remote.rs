@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use object_reader::{
     ChunkVerifier, FetchError, Fetcher, ListedObject, Object, ObjectId, ObjectUrl, Priority, Store,
-    StoreConfig, StoreConfigError, StoreError, StoreUrl,
+    StoreConfig, StoreConfigError, StoreError, StoreErrorKind, StoreUrl,
 };
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
@@ -122,6 +122,11 @@ impl RemoteArchives {
         let store = self.configs.of(url).open(url.store())?;
         stores.insert(url.store().clone(), Arc::clone(&store));
         Ok(store)
+    }
+
+    /// Ends all waits for stores. Reads fail from now on, except of what is in memory.
+    pub fn shut_down(&self) {
+        self.fetcher.shutdown();
     }
 
     /// Returns the fetcher, for its statistics.
@@ -382,7 +387,16 @@ fn read_error(error: FetchError) -> io::Error {
 }
 
 fn list_error(error: StoreError) -> io::Error {
+    let label = match error.kind {
+        StoreErrorKind::TimedOut => "store_timed_out",
+        StoreErrorKind::Throttled => "store_throttled",
+        StoreErrorKind::NotFound => "store_not_found",
+        StoreErrorKind::Denied => "store_denied",
+        StoreErrorKind::CredentialsExpired => "store_credentials",
+        StoreErrorKind::ClockSkew => "store_clock_skew",
+        kind if kind.is_transient() => "store_down",
+        _ => "store_unsupported",
+    };
     let is_transient = error.kind.is_transient();
-    let label = if is_transient { "store_down" } else { "store_unsupported" };
     io::Error::other(RemoteError { label, message: error.message, is_transient })
 }

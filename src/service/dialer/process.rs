@@ -116,7 +116,7 @@ impl ProcessDialer {
             && let Some(held_back) = self.failures.allow()
         {
             let held_back = held_back.field();
-            tracing::warn!(reason, held_back, "can't connect to {host} port {port}: {error}");
+            tracing::warn!(reason, held_back, store = %format_args!("{host}:{port}"), "{error}");
         }
     }
 

@@ -200,9 +200,9 @@ fn http_credential(secret: &Secret, path: &Path) -> Result<Credential, StoreErro
             path.display()
         )));
     }
-    Ok(match line.contains(':') {
-        true => Credential::Basic(Secret::new(line)),
-        false => Credential::Bearer(Secret::new(line)),
+    Ok(match line.strip_prefix("Bearer ") {
+        None if line.contains(':') => Credential::Basic(Secret::new(line)),
+        token => Credential::Bearer(Secret::new(token.unwrap_or(line).trim())),
     })
 }
 

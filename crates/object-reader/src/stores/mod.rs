@@ -51,7 +51,8 @@ pub enum S3Style {
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
     /// URL of the service for S3, Google Cloud and Azure, without the bucket: `https://HOST[:PORT]`.
-    /// The vendor's, if there is none.
+    /// If there is none, that of S3 comes from `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL`, and else
+    /// it is the vendor's.
     pub endpoint: Option<String>,
     /// Region of an S3 bucket. If there is none, it comes from `AWS_REGION`, `AWS_DEFAULT_REGION`
     /// or the AWS profile, and is `us-east-1` otherwise.

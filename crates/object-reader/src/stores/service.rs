@@ -216,13 +216,19 @@ impl StoreConfig {
             },
             Scheme::S3 => {
                 let region = self.region();
+                let variable = |name| self.environment.get(name);
+                let endpoint = self
+                    .endpoint
+                    .as_deref()
+                    .or_else(|| variable("AWS_ENDPOINT_URL_S3"))
+                    .or_else(|| variable("AWS_ENDPOINT_URL"));
                 let is_virtual = match self.style {
                     // A wildcard certificate doesn't cover names with further dots.
-                    S3Style::Auto => self.endpoint.is_none() && !bucket.contains('.'),
+                    S3Style::Auto => endpoint.is_none() && !bucket.contains('.'),
                     S3Style::Path => false,
                     S3Style::VirtualHost => true,
                 };
-                let endpoint = match &self.endpoint {
+                let endpoint = match endpoint {
                     Some(endpoint) => ServerAddress::parse(endpoint)?,
                     None => ServerAddress::parse(&format!(
                         "https://s3.{region}.{}",
