@@ -6,19 +6,19 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Clients and other programs that the tests use.
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
 PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq libnbd-bin mandoc \
-	nbd-client nbd-server nbdkit openssl prometheus python3-libnbd qemu-utils \
+	nbd-client nbd-server nbdkit nginx-light openssl prometheus python3-libnbd qemu-utils \
 	strace systemd tmux valgrind
 
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
 
 # Servers that the benchmarks measure, and programs that they use.
-BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit openssl \
+BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx openssl \
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
-	container stress attacks long-session bench bench-peers bench-micro bench-tools costs \
-	check-costs certs clean
+	container stress store-test attacks long-session bench bench-peers bench-micro bench-tools \
+	reach-bench costs check-costs certs clean
 
 help:
 	@echo 'make test          install the tools that the tests need, and run all tests'
@@ -35,10 +35,14 @@ help:
 	@echo 'make container     a container image with the static program; buildah'
 	@echo 'make stress        hundreds of clients while faults are injected; two minutes, or'
 	@echo '                   STRESS_SECONDS=...'
+	@echo 'make store-test    archives in object stores that others have written: moto (S3), azurite,'
+	@echo '                   fake-gcs-server, nginx; installs them into target/stores'
 	@echo 'make long-session  258 GiB over one TLS 1.2 connection; some minutes, and both cores'
 	@echo 'make attacks       effect of hostile archives and clients on an honest reader'
 	@echo 'make bench         comparison with other servers, into docs/performance; half an hour'
 	@echo '                   on an otherwise idle machine'
+	@echo 'make reach-bench   archives in an object store across a network; ten minutes, or'
+	@echo '                   REACH_OPTIONS=...'
 	@echo 'make bench-micro   parts of the hot paths, and their instruction counts'
 	@echo 'make costs         instruction counts of the hot paths, in the form of benches/costs.txt'
 	@echo 'make certs         a CA for experiments, and certificates for localhost, in certs/pki'
@@ -49,6 +53,7 @@ test: tools check unit check-costs fuzz-short package-test
 # The benchmarks, the fuzz targets and the stress test are workspaces of their own. They share the
 # target folder, since most of their dependencies are the same.
 PEERS := --manifest-path benches/peers/Cargo.toml
+REACH := --manifest-path benches/reach/Cargo.toml
 FUZZ := --manifest-path fuzz/Cargo.toml
 FUZZ_SECONDS ?= 150
 STRESS := --manifest-path tests/stress/Cargo.toml
@@ -56,10 +61,12 @@ STRESS := --manifest-path tests/stress/Cargo.toml
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt $(PEERS) --check
+	$(CARGO) fmt $(REACH) --check
 	$(CARGO) fmt $(FUZZ) --check
 	$(CARGO) fmt $(STRESS) --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked $(PEERS) --target-dir target -- -D warnings
+	$(CARGO) clippy --locked $(REACH) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(FUZZ) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(STRESS) --target-dir target -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --workspace --exclude hexz-nbd --no-deps
@@ -116,6 +123,11 @@ stress: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
 	target/release/hexz-nbd-stress $(STRESS_OPTIONS)
 
+# Takes Python, npm, nginx and libnbd's clients, and a network for the first time.
+store-test:
+	$(CARGO) build --locked
+	tests/stores/run.py target/debug/hexz-nbd $(STORES)
+
 attacks: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
 	target/release/hexz-nbd-attacks $(ATTACKS_OPTIONS)
@@ -130,6 +142,11 @@ bench-peers: bench-tools build
 	$(CARGO) build --locked --release --manifest-path benches/hexz-server/Cargo.toml --target-dir target
 	$(CARGO) build --locked --release $(PEERS) --target-dir target
 	PATH="$$PATH:/usr/sbin" target/release/hexz-nbd-peers --folder target/bench --output docs/performance $(BENCH_OPTIONS)
+
+reach-bench: bench-tools build
+	$(CARGO) build --locked --release --manifest-path benches/hexz-server/Cargo.toml --target-dir target
+	$(CARGO) build --locked --release $(REACH) --target-dir target
+	PATH="$$PATH:/usr/sbin" target/release/hexz-nbd-reach --folder target/bench $(REACH_OPTIONS)
 
 bench-micro: bench-tools
 	$(CARGO) bench --locked --bench micro

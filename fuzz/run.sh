@@ -12,7 +12,8 @@ seconds=$1
 shift
 targets=("$@")
 if [ ${#targets[@]} = 0 ]; then
-	targets=(header index blocks references plaintext options requests proxy addresses rules)
+	targets=(header index blocks references plaintext options requests proxy addresses rules
+		responses listings trees)
 fi
 
 # Built where the gateway is, as most of it is the same. With the variable RUSTC_WRAPPER instead

@@ -57,6 +57,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
+    #[cfg(feature = "remote")]
+    if service::dialer::is_requested(&arguments) {
+        return service::dialer::run();
+    }
     if settings::is_stdio(&arguments) && service::sockets::redirect_stderr().is_err() {
         return ExitCode::FAILURE;
     }

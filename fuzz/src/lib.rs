@@ -5,6 +5,7 @@
 //! [`references`], judged by [`chain`].
 //! A connection: [`plaintext`], [`options`], [`requests`], over a [`script`] of what the
 //! client sends; exports are [`export`]'s, replies are read by [`replies`].
+//! An object store: its [`responses`] and [`listings`]; and [`trees`], the files beside archives.
 //! Who may come in: [`proxy`], where a load balancer says who it is, [`addresses`] and [`rules`].
 //!
 //! A judge that doesn't agree panics, and so ends the run with the input that showed it.
@@ -17,6 +18,7 @@ pub mod chain;
 pub mod export;
 pub mod header;
 pub mod index;
+pub mod listings;
 pub mod lz4;
 pub mod naive;
 pub mod options;
@@ -25,5 +27,7 @@ pub mod proxy;
 pub mod references;
 pub mod replies;
 pub mod requests;
+pub mod responses;
 pub mod rules;
 pub mod script;
+pub mod trees;

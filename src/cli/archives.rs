@@ -9,24 +9,28 @@ use clap::Args;
 use hexz_exports::{ExportFolder, ExportSelection, MemoryPlan, NamedArchive};
 use hexz_reader::ReferenceChoice;
 use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
+use hexz_reader::storage::is_url;
 use serde::Deserialize;
 
 use super::from_file;
+#[cfg(feature = "remote")]
+use super::stores::SecretUrls;
 use super::values::{number, os_text, size};
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct SnapshotOptions {
-    /// Archives to serve. The export is called NAME, or like the file; an auxiliary stream is the
-    /// export NAME/aux
+    /// Archives to serve: files, or URLs such as s3://BUCKET/KEY, gs://, az:// and https://. The
+    /// export is called NAME, or like the file; an auxiliary stream is the export NAME/aux
     #[arg(
         required_unless_present_any = ["export_dir", "config"], value_name = "[NAME=]PATH",
         value_parser = os_text(NamedArchive::parse)
     )]
     #[serde(skip)]
     pub(crate) named: Vec<NamedArchive>,
-    /// Serve all .hxz and .hexz archives in this folder; a client's request opens them
-    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    /// Serve all .hxz and .hexz archives in this folder, or under this URL; a client's request opens
+    /// them
+    #[arg(long, value_name = "DIR|URL", help_heading = "Snapshots")]
     pub(crate) export_dir: Option<PathBuf>,
     /// Export for clients that request none [default: the snapshot, if there is only one]
     #[arg(long, value_name = "NAME", help_heading = "Snapshots")]
@@ -44,8 +48,8 @@ pub(crate) struct SnapshotOptions {
 #[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct OpenArchiveOptions {
-    /// Search this folder for parent archives, besides the archive's own folder [repeatable]
-    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    /// Search this folder or URL for parent archives, besides the archive's own folder [repeatable]
+    #[arg(long, value_name = "DIR|URL", help_heading = "Snapshots")]
     #[serde(deserialize_with = "from_file::list")]
     pub(crate) parent_dir: Vec<PathBuf>,
     /// Allow parent archives anywhere on this machine
@@ -121,8 +125,10 @@ pub(crate) struct ReadOptions {
 
 impl ReadOptions {
     /// Returns the division of the memory budget, with `in_flight` bytes for replies in flight.
-    pub(super) fn memory(&self, in_flight: u32) -> MemoryPlan {
-        MemoryPlan::distribute(self.cache_size.as_u64(), in_flight)
+    /// The plan of a gateway with remote archives includes memory for what it fetches.
+    pub(super) fn memory(&self, in_flight: u32, has_remote: bool) -> MemoryPlan {
+        let plan = MemoryPlan::distribute(self.cache_size.as_u64(), in_flight);
+        if has_remote { plan.with_fetched() } else { plan }
     }
 }
 
@@ -139,6 +145,19 @@ impl SnapshotOptions {
     /// Returns the paths of the archives to serve.
     pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
         self.named.iter().map(|named| named.path.as_path())
+    }
+
+    /// Returns the paths that are URLs: of archives, and of folders with archives or parents.
+    pub(crate) fn urls(&self) -> impl Iterator<Item = &Path> {
+        self.paths().chain(self.folders()).filter(|path| is_url(path))
+    }
+
+    /// Removes the queries of URLs, which may be secrets, and returns the whole URLs.
+    #[cfg(feature = "remote")]
+    pub(crate) fn take_queries(&mut self) -> SecretUrls {
+        let named = self.named.iter_mut().map(|named| &mut named.path);
+        let folders = self.export_dir.iter_mut().chain(&mut self.opening.parent_dir);
+        SecretUrls::take_from(named.chain(folders))
     }
 
     /// Returns the folders that archives and their parents are read from.

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::server_target::ServerTarget;
+#[cfg(feature = "remote")]
+use super::stores::StoreToCheck;
 use super::values::duration;
 
 const LONG_HELP: &str = "\
@@ -19,9 +21,15 @@ TLS is used if the server offers it. It is required with --tls-ca, --tls-dir, nb
 nbds+unix://, and not used with nbd:// and nbd+unix://. Supported parts of a URI are the export,
 tls-certificates, tls-hostname and socket.
 
+With --store, it checks a store as the gateway would use it: name resolution, connection, TLS,
+credentials, this machine's clock, permissions, ranges, whether a replaced object is noticed, the
+archive with its parents and its tree file, latency and rate. It takes the same --store options as
+the gateway, and shows no secrets.
+
 With --json, the output is one object: target, outcome (good, warning, bad), and steps, each with
 step, outcome, reasons (labels of its problems), found, lines, details,
-advice [{side (client, server, network), reason, text}] and seconds.
+advice [{side (client, server, network), reason, text}] and seconds. With --store, this machine is
+the client, and the store the server.
 
 EXIT STATUS
   0  everything works, possibly with warnings
@@ -33,15 +41,19 @@ EXIT STATUS
 pub(crate) struct Doctor {
     /// Server to check: HOST, HOST:PORT, [IPV6]:PORT, unix:PATH, or an NBD URI such as
     /// nbds://HOST/EXPORT
-    #[arg(value_name = "SERVER")]
-    pub(crate) server: ServerTarget,
+    #[cfg_attr(feature = "remote", arg(value_name = "SERVER", required_unless_present = "store"))]
+    #[cfg_attr(not(feature = "remote"), arg(value_name = "SERVER", required = true))]
+    pub(crate) server: Option<ServerTarget>,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    pub(crate) remote: StoreToCheck,
     /// Export to check [default: the default export, or else the first one listed]
     #[arg(long, value_name = "NAME")]
     pub(crate) export: Option<String>,
     /// Time limit for each step
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "10s")]
     pub(crate) timeout: Duration,
-    /// Don't measure the read speed, which takes two seconds or reads 64 MiB
+    /// Don't measure the read speed, which takes two seconds or reads 64 MiB (8 MiB from a store)
     #[arg(long)]
     pub(crate) no_speed: bool,
     /// Print a JSON object

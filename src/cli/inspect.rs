@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use hexz_reader::limits::DEFAULT_KDF_ITERATIONS;
 
-use super::OpenArchiveOptions;
+use super::{OpenArchiveOptions, StoreOptions};
 
 const LONG_HELP: &str = "\
 The information comes from the header, the master index and the index pages, so the password of an
@@ -37,7 +37,7 @@ EXIT STATUS
 #[derive(Debug, Args)]
 #[command(after_long_help = LONG_HELP, after_help = "Use --help for the fields of --json and exit codes.")]
 pub(crate) struct Inspect {
-    /// Archive to describe
+    /// Archive to describe: a file or a URL
     #[arg(value_name = "ARCHIVE")]
     pub(crate) archive: PathBuf,
     /// Print a JSON object
@@ -46,8 +46,8 @@ pub(crate) struct Inspect {
     /// List the files of a packed directory
     #[arg(long)]
     pub(crate) files: bool,
-    /// Search this folder for parent archives, besides the archive's own folder [repeatable]
-    #[arg(long, value_name = "DIR", help_heading = "Snapshots")]
+    /// Search this folder or URL for parent archives, besides the archive's own folder [repeatable]
+    #[arg(long, value_name = "DIR|URL", help_heading = "Snapshots")]
     parent_dir: Vec<PathBuf>,
     /// Allow parent archives anywhere on this machine
     #[arg(long, help_heading = "Snapshots")]
@@ -56,6 +56,8 @@ pub(crate) struct Inspect {
     /// digits or PEM) or the digits [repeatable: any of the keys]
     #[arg(long, value_name = "FILE|HEX", help_heading = "Integrity")]
     verify_key: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) stores: StoreOptions,
 }
 
 impl Inspect {

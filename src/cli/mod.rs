@@ -22,6 +22,7 @@ pub(crate) mod pki;
 mod sandbox;
 pub(crate) mod server_target;
 mod sockets;
+mod stores;
 mod tls;
 mod top;
 pub(crate) mod values;
@@ -54,6 +55,9 @@ pub(crate) use monitor_endpoint::MonitorEndpoint;
 use pki::Pki;
 use sandbox::Sandbox;
 use sockets::Network;
+pub(crate) use stores::StoreOptions;
+#[cfg(feature = "remote")]
+pub(crate) use stores::{SecretUrl, SecretUrls, StoreSettings, StoreStyle};
 pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
 pub(crate) use verify::{Digest, Tree, Verify};
@@ -85,6 +89,9 @@ EXAMPLES
     hexz-nbd web=web-server.hexz db.hexz --default-export web
     hexz-nbd --export-dir /srv/snapshots
     nbdinfo --list nbd://localhost
+
+  Serve an archive from an object store:
+    hexz-nbd web=s3://golden/web.hxz
 
   Let the client start the server, without a socket that others could connect to:
     nbdinfo [ hexz-nbd snap.hexz ]
@@ -159,7 +166,7 @@ ENVIRONMENT
 
 /// The most used options, by their IDs, with their descriptions in `-h`, which omits all others.
 const FIRST_OPTIONS: [(&str, &str); 10] = [
-    ("named", "Archives to serve; the export is called NAME, or like the file"),
+    ("named", "Archives to serve, files or URLs; the export is called NAME, or like the file"),
     ("config", "Read options from this TOML file"),
     ("check_config", "Check all options and files, print what would be served, and exit"),
     ("export_dir", "Serve all archives in this folder"),
@@ -233,11 +240,11 @@ pub(crate) enum Command {
     ///
     /// The exit status is 0 if the client is admitted, and 1 if it isn't.
     Check(Check),
-    /// Diagnose problems with any NBD server by connecting as a client
+    /// Diagnose problems with an NBD server, as a client of it, or with an object store
     ///
     /// Checks name resolution, connection, greeting, TLS, certificates, exports, reads and speed,
     /// one after another. If one fails, it prints what to change, and on which side.
-    Doctor(Doctor),
+    Doctor(Box<Doctor>),
     /// Show rates, exports and connections of a running server in the terminal
     ///
     /// Queries the monitor of a server that was started with --monitor.
@@ -313,6 +320,9 @@ pub(crate) struct ServeOptions {
     reading: ReadOptions,
     #[command(flatten)]
     #[serde(flatten)]
+    pub(crate) stores: StoreOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) network: Network,
     #[command(flatten)]
     #[serde(flatten)]
@@ -374,7 +384,8 @@ impl ServeOptions {
 
     /// Returns the division of the memory budget.
     pub(crate) fn memory(&self) -> MemoryPlan {
-        self.reading.memory(self.limits.in_flight())
+        let has_urls = self.changeable.snapshots.urls().next().is_some();
+        self.reading.memory(self.limits.in_flight(), has_urls)
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::archives::OpenArchiveOptions;
+use super::stores::StoreOptions;
 
 const EXIT_CODES: &str = "\
 A block that is stored in a parent is verified there. Other blocks of a parent are verified only
@@ -31,7 +32,7 @@ EXIT STATUS
 #[derive(Debug, Args)]
 #[command(after_long_help = EXIT_CODES, after_help = "Use --help for exit codes.")]
 pub(crate) struct Verify {
-    /// Archives to verify
+    /// Archives to verify: files or URLs
     #[arg(required = true, value_name = "ARCHIVE")]
     pub(crate) archives: Vec<PathBuf>,
     /// Number of threads [default: number of cores]
@@ -45,6 +46,8 @@ pub(crate) struct Verify {
     pub(crate) no_progress: bool,
     #[command(flatten)]
     pub(crate) opening: OpenArchiveOptions,
+    #[command(flatten)]
+    pub(crate) stores: StoreOptions,
 }
 
 impl Verify {
@@ -59,9 +62,11 @@ impl Verify {
 
 #[derive(Debug, Args)]
 pub(crate) struct Digest {
-    /// Files to read; include the parents of thin archives
+    /// Files or URLs to read; include the parents of thin archives
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) stores: StoreOptions,
 }
 
 #[derive(Debug, Args)]

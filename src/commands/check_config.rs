@@ -4,6 +4,8 @@
 use std::process::ExitCode;
 
 use hexz_exports::Catalog;
+#[cfg(feature = "remote")]
+use hexz_reader::OpenOptions;
 use nbd_gateway::Policy;
 use nbd_gateway::config::Config;
 use nbd_telemetry::escape;
@@ -11,6 +13,8 @@ use nbd_telemetry::escape;
 use crate::cli::ServeOptions;
 use crate::commands::output;
 use crate::exit_status::{self, Failure};
+#[cfg(feature = "remote")]
+use crate::service::remote;
 use crate::service::{access, archives, audit, password, runtime};
 use crate::settings::Settings;
 
@@ -67,7 +71,16 @@ fn catalog(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<Catalog>
     let options = archives::with_password(opening, password.clone().flatten());
     let options = options.map_err(|error| failures.push(error.into())).ok();
     let is_known = password.is_some() && options.is_some();
-    let catalog = serve.catalog(options.unwrap_or_default());
+    let options = options.unwrap_or_default();
+    #[cfg(feature = "remote")]
+    let options = match remote::connect_directly(serve) {
+        Ok(remote) => OpenOptions { remote, ..options },
+        Err(error) => {
+            failures.push(error.into());
+            return None;
+        }
+    };
+    let catalog = serve.catalog(options);
     let catalog = catalog.map_err(|error| failures.push(error.into())).ok()?;
     is_known.then_some(catalog)
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use hexz_reader::storage::FileStorage;
+use hexz_reader::storage::{FileStorage, is_url};
 use hexz_reader::{DigestTree, Error, tree_path};
 use tempfile::NamedTempFile;
 
@@ -15,6 +15,12 @@ use crate::exit_status::{Failure, WriteError};
 /// Writes a tree file for each file, and prints a line. Stops at the first failure.
 pub(crate) fn run(options: &cli::Tree) -> Result<(), Failure> {
     for path in &options.files {
+        if is_url(path) {
+            let message = "a tree file is written beside a local file: run this where the archive \
+                           is, and copy its tree file into the store";
+            let error = io::Error::new(io::ErrorKind::Unsupported, message);
+            return Err(Error::open_failed(path, error).into());
+        }
         let tree = FileStorage::open(path)
             .and_then(|file| DigestTree::of(&file))
             .map_err(|error| Error::open_failed(path, error))?;

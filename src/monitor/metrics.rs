@@ -17,6 +17,7 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::status::Status;
+use super::stores::{StoreStatus, StoresStatus};
 use hexz_exports::READ_FAILURE_LABELS;
 use nbd_gateway::tls::HandshakeFailureCause;
 use nbd_gateway::{DurationHistogram, ExportReport, FAILURES, LabelCounts, REFUSALS};
@@ -65,6 +66,8 @@ impl Collector for StatusCollector {
         connections(&mut out, status)?;
         exports(&mut out, &status.gateway.exports)?;
         reading(&mut out, status)?;
+        stores(&mut out, &status.remote)?;
+        fetched(&mut out, &status.remote)?;
         memory(&mut out, status)?;
         reloads_and_audit(&mut out, status)
     }
@@ -178,6 +181,67 @@ fn reading(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     out.counter("verification_failures", help, None, failures)?;
     let help = "Archives that couldn't be opened; repeated failures count once";
     out.counter("open_failures", help, None, by_reason(&status.open_failures, []))
+}
+
+fn stores(out: &mut MetricsWriter<'_>, status: &StoresStatus) -> fmt::Result {
+    let all = &status.stores;
+    let each = |number: fn(&StoreStatus) -> u64| {
+        all.iter().map(move |store| ([("store", store.name.as_str())], number(store)))
+    };
+    let requests = all.iter().flat_map(|store| {
+        store.requests.iter().flat_map(|(priority, results)| {
+            results.iter().map(|(result, count)| {
+                let labels = [("store", &*store.name), ("priority", priority), ("result", result)];
+                (labels, *count)
+            })
+        })
+    });
+    out.counter("store_requests", "Requests sent to stores", None, requests)?;
+    let received = all.iter().flat_map(|store| {
+        let by_priority = store.bytes.iter();
+        by_priority
+            .map(|(priority, bytes)| ([("store", &*store.name), ("priority", priority)], *bytes))
+    });
+    out.counter("store_received", "Bytes of objects received from stores", BYTES, received)?;
+    let help = "Time from a request to the end of its response, of successful requests";
+    let seconds = all.iter().map(|store| ([("store", &*store.name)], &store.request_seconds));
+    out.histogram("store_request", help, SECONDS, seconds)?;
+    out.gauge("store_in_flight", "Requests in flight", None, each(|it| it.in_flight))?;
+    out.gauge("store_queued", "Requests that wait to be sent", None, each(|it| it.queued))?;
+    out.gauge("store_limit", "Present limit of requests in flight", None, each(|it| it.limit))?;
+    let help = "Responses that asked for fewer requests";
+    out.counter("store_throttled", help, None, each(|it| it.throttled))?;
+    let help = "Requests repeated after a failure";
+    out.counter("store_retries", help, None, each(|it| it.retries))?;
+    let hedges = all.iter().flat_map(|store| {
+        let results = [("sent", store.hedges_sent), ("won", store.hedges_won)];
+        results.map(|(result, count)| ([("store", &*store.name), ("result", result)], count))
+    });
+    let help = "Requests repeated because the first one took long";
+    out.counter("store_hedges", help, None, hedges)?;
+    let help = "1 if the store is down, else 0";
+    out.gauge("store_breaker", help, None, each(|it| u64::from(it.is_down())))?;
+    let help = "Requests that found another version of the object";
+    out.counter("store_changed", help, None, each(|it| it.changed))?;
+    let expiry = all.iter().filter_map(|it| Some(([("store", &*it.name)], it.credentials_expire?)));
+    let help = "Unix time at which the credentials expire";
+    out.gauge("store_credentials_expiry_timestamp", help, SECONDS, expiry)
+}
+
+fn fetched(out: &mut MetricsWriter<'_>, status: &StoresStatus) -> fmt::Result {
+    let cache = status.fetched.as_ref();
+    let one = |number: Option<u64>| number.map(|number| (NO_LABELS, number));
+    let help = "Size of the fetched chunks in memory";
+    out.gauge("store_cache", help, BYTES, one(cache.map(|it| it.bytes)))?;
+    let help = "Capacity for fetched chunks";
+    out.gauge("store_cache_capacity", help, BYTES, one(cache.map(|it| it.capacity)))?;
+    let help = "Chunks that were in memory when a read needed them";
+    out.counter("store_cache_hits", help, None, one(cache.map(|it| it.hits)))?;
+    let help = "Chunks that weren't in memory when a read needed them";
+    out.counter("store_cache_misses", help, None, one(cache.map(|it| it.misses)))?;
+    let waits = status.read_wait_seconds.iter().map(|(cause, seconds)| (&**cause, *seconds));
+    let help = "Time that reads have waited for stores, summed over all reads";
+    out.counter("store_read_wait", help, SECONDS, labelled("cause", waits))
 }
 
 fn memory(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
@@ -327,5 +391,42 @@ mod tests {
         assert_eq!(documented("failed connections"), FAILURES.into());
         assert_eq!(documented("TLS handshakes"), causes.into());
         assert_eq!(documented("failed requests"), READ_FAILURE_LABELS.into());
+    }
+
+    #[test]
+    fn stores_are_encoded_in_both_formats() {
+        let status =
+            br#"{ "format": 1, "stores": [{ "name": "s3://a\"b", "limit": 16, "breaker": "open",
+            "requests": { "demand": { "ok": 7 } }, "bytes": { "demand": 9 }, "hedges_sent": 2,
+            "hedges_won": 1, "credentials_expire": 1795600000.5,
+            "request_seconds": { "count": 7, "sum": 1.5, "buckets": [[0.01, 4], [30, 6]] } }],
+            "fetched": { "capacity": 100 }, "read_wait_seconds": { "breaker": 2.5 } }"#;
+        let status = Status::parse(status).unwrap();
+        let (text, open_metrics) = (
+            Format::Text.encode(status.clone()).unwrap(),
+            Format::OpenMetrics.encode(status).unwrap(),
+        );
+        for line in [
+            r#"requests_total{store="s3://a\"b",priority="demand",result="ok"} 7"#,
+            r#"received_bytes_total{store="s3://a\"b",priority="demand"} 9"#,
+            r#"request_seconds_count{store="s3://a\"b"} 7"#,
+            r#"limit{store="s3://a\"b"} 16"#,
+            r#"breaker{store="s3://a\"b"} 1"#,
+            r#"hedges_total{store="s3://a\"b",result="won"} 1"#,
+            r#"credentials_expiry_timestamp_seconds{store="s3://a\"b"} 1795600000.5"#,
+            "cache_capacity_bytes 100",
+            r#"read_wait_seconds_total{cause="breaker"} 2.5"#,
+        ] {
+            for encoded in [&text, &open_metrics] {
+                assert!(
+                    encoded.contains(&format!("\nhexz_nbd_store_{line}\n")),
+                    "{line}: {encoded}"
+                );
+            }
+        }
+        // Without stores, there are names, but no values.
+        let empty = Format::Text.encode(Status::default()).unwrap();
+        assert!(empty.contains("# TYPE hexz_nbd_store_breaker gauge\n"), "{empty}");
+        assert!(!empty.contains("\nhexz_nbd_store_"), "{empty}");
     }
 }

@@ -16,6 +16,7 @@ mod resident;
 mod responses;
 mod source;
 mod status;
+mod stores;
 
 use std::io;
 use std::sync::Arc;
@@ -30,6 +31,9 @@ pub(crate) use recent::RecentErrors;
 use responses::RequestHandler;
 pub(crate) use source::{AuditCounts, StatusSource};
 pub(crate) use status::Status;
+pub(crate) use stores::StoreStatus;
+#[cfg(feature = "remote")]
+pub(crate) use stores::StoresStatus;
 
 /// Niceness of the monitor's thread. It equals that of the decoder threads.
 const NICE: i32 = 10;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::recent::RecentErrors;
 use super::resident::ResidentMemory;
 use super::status::{CacheStatus, MemoryStatus, Status, StorageStatus};
+use super::stores::StoresStatus;
 use hexz_exports::BlockReader;
 use nbd_gateway::{GatewayReport, label_counts, unix_seconds};
 
@@ -30,6 +31,7 @@ pub(crate) struct StatusSource {
     recent: RecentErrors,
     gateway: OnceLock<Box<dyn Fn() -> GatewayReport + Send + Sync>>,
     audit: OnceLock<Box<dyn Fn() -> AuditCounts + Send + Sync>>,
+    stores: OnceLock<Box<dyn Fn() -> StoresStatus + Send + Sync>>,
 }
 
 impl fmt::Debug for StatusSource {
@@ -62,6 +64,7 @@ impl StatusSource {
             recent,
             gateway: OnceLock::new(),
             audit: OnceLock::new(),
+            stores: OnceLock::new(),
         }
     }
 
@@ -73,6 +76,12 @@ impl StatusSource {
     /// Sets the source of the audit counts. Only the first call has an effect.
     pub(crate) fn set_audit(&self, report: impl Fn() -> AuditCounts + Send + Sync + 'static) {
         self.audit.get_or_init(|| Box::new(report));
+    }
+
+    /// Sets the source of the status of stores. Only the first call has an effect.
+    #[cfg(feature = "remote")]
+    pub(crate) fn set_stores(&self, report: impl Fn() -> StoresStatus + Send + Sync + 'static) {
+        self.stores.get_or_init(|| Box::new(report));
     }
 
     /// Returns the current status.
@@ -104,6 +113,7 @@ impl StatusSource {
                 decode_seconds: stats.decode_time.as_secs_f64(),
             },
             storage: StorageStatus { reads: stats.storage_reads, bytes: stats.storage_bytes },
+            remote: self.stores.get().map(|report| report()).unwrap_or_default(),
             verification_failures: label_counts(stats.read_failures.0),
             open_failures: label_counts(stats.open_failures.0),
             memory,

@@ -10,6 +10,7 @@ use nbd_gateway::{GatewayReport, LabelCounts};
 use serde::{Deserialize, Serialize};
 
 use super::source::AuditCounts;
+use super::stores::StoresStatus;
 
 /// Status of the program and its gateway.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -34,8 +35,11 @@ pub(crate) struct Status {
     pub(crate) gateway: GatewayReport,
     /// Cache of decoded blocks.
     pub(crate) cache: CacheStatus,
-    /// Reads from archive files.
+    /// Reads from archives.
     pub(crate) storage: StorageStatus,
+    /// Stores of remote archives; its members are on the same level, and absent without any.
+    #[serde(flatten)]
+    pub(crate) remote: StoresStatus,
     /// Number of requests that failed because a block couldn't be read or verified, by reason.
     pub(crate) verification_failures: LabelCounts,
     /// Number of archives that couldn't be opened, by reason.
@@ -116,6 +120,7 @@ pub(crate) struct RecentError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::monitor::stores::StoreStatus;
 
     #[test]
     fn missing_and_unknown_members_are_tolerated() {
@@ -136,8 +141,22 @@ mod tests {
         let mut status = Status { format: 1, version: "1".into(), ..Status::default() };
         status.gateway.listen.push("x".to_owned());
         status.open_failures.insert("io".into(), 7);
+        status.remote.stores.push(StoreStatus { breaker: "open".into(), ..Default::default() });
+        status.remote.read_wait_seconds.insert("breaker".into(), 1.5);
         let json = serde_json::to_string(&status).unwrap();
         let parsed = Status::parse(json.as_bytes()).unwrap();
         assert_eq!(serde_json::to_string(&parsed).unwrap(), json);
+        assert!(parsed.remote.stores[0].is_down());
+    }
+
+    #[test]
+    fn members_about_stores_are_absent_without_any() {
+        let json = serde_json::to_value(Status { format: 1, ..Status::default() }).unwrap();
+        for member in ["stores", "fetched", "read_wait_seconds", "remote"] {
+            assert!(json.get(member).is_none(), "{member}");
+        }
+        let status = Status::parse(br#"{ "format": 1, "stores": [{ "name": "s3://golden" }] }"#);
+        let remote = status.unwrap().remote;
+        assert!(!remote.stores[0].is_down() && remote.fetched.is_none());
     }
 }

@@ -7,14 +7,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hexz_exports::{Catalog, CatalogError, FolderError, SnapshotExport};
+#[cfg(feature = "remote")]
+use hexz_reader::storage::is_url;
 use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
 use nbd_server::Export;
 use nbd_telemetry::escape;
+#[cfg(feature = "remote")]
+use object_reader::{Dial, DirectDialer};
 
-use crate::cli::{OpenArchiveOptions, SnapshotOptions};
+#[cfg(feature = "remote")]
+use crate::cli::SecretUrls;
+use crate::cli::{OpenArchiveOptions, SnapshotOptions, StoreOptions};
 use crate::exit_status::{self, ExitStatus, Failure};
 use crate::hints;
 use crate::service::password;
+#[cfg(feature = "remote")]
+use crate::service::remote::{OFFLINE_MEMORY, Stores};
 
 /// Maximum length of a key file, in bytes.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -110,6 +118,34 @@ pub(crate) fn with_password(
     })
 }
 
+/// Returns the same options with the stores of `paths`, from which queries are removed, and of the
+/// folders with parents. For commands that read archives without serving them.
+#[cfg(feature = "remote")]
+pub(crate) fn with_stores(
+    mut open: OpenOptions,
+    paths: &mut [PathBuf],
+    stores: &StoreOptions,
+) -> Result<OpenOptions, Failure> {
+    let secret_urls = SecretUrls::take_from(paths.iter_mut().chain(&mut open.parent_dirs));
+    let stores = StoreOptions { secret_urls, ..stores.clone() };
+    let urls = paths.iter().chain(&open.parent_dirs).map(PathBuf::as_path);
+    let urls = urls.filter(|path| is_url(path));
+    if let Some(stores) = Stores::new(&stores, urls, OFFLINE_MEMORY)? {
+        let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
+        open.remote = Some(Arc::new(stores.open(&dialer)?));
+    }
+    Ok(open)
+}
+
+#[cfg(not(feature = "remote"))]
+pub(crate) fn with_stores(
+    open: OpenOptions,
+    _: &mut [PathBuf],
+    _: &StoreOptions,
+) -> Result<OpenOptions, Failure> {
+    Ok(open)
+}
+
 /// Returns true if keys or digests restrict which archives may be opened.
 pub(crate) fn has_keys_or_digests(opening: &OpenArchiveOptions) -> bool {
     !opening.verify_key.is_empty() || !opening.digest.is_empty()
@@ -142,7 +178,10 @@ pub(crate) fn key_and_digest_files(opening: &OpenArchiveOptions) -> Vec<PathBuf>
 pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result<String, Failure> {
     let (exports, mut failed) = catalog.open_named().await;
     let nothing_is_left = exports.is_empty() && options.export_dir.is_none();
-    let fatal = if options.strict || nothing_is_left { failed.pop() } else { None };
+    // A store that is down may be up again when a client asks.
+    let is_fatal =
+        |error: &hexz_reader::Error| options.strict || (nothing_is_left && !error.is_outage());
+    let fatal = failed.iter().rposition(is_fatal).map(|position| failed.remove(position));
     for error in failed {
         let hint = hints::of_error(&error.kind);
         tracing::error!(reason = error.label(), hint, "archive skipped: {error}");
@@ -166,7 +205,9 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     catalog.read_folder().await?;
     let folder = options.export_dir.as_deref();
     let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
-    Ok(named.chain(folder).collect::<Vec<_>>().join(", "))
+    let all: Vec<String> = named.chain(folder).collect();
+    // The stores of all archives are down.
+    Ok(if all.is_empty() { "no archive yet".to_owned() } else { all.join(", ") })
 }
 
 fn warn_unaligned_size(export: &SnapshotExport) {

@@ -8,11 +8,15 @@
 pub(crate) mod access;
 pub(crate) mod archives;
 pub(crate) mod audit;
+#[cfg(feature = "remote")]
+pub(crate) mod dialer;
 mod monitor;
 mod notify;
 pub(crate) mod password;
 mod pid_file;
 mod reload;
+#[cfg(feature = "remote")]
+pub(crate) mod remote;
 pub(crate) mod runtime;
 mod sandbox;
 pub(crate) mod sockets;
@@ -49,6 +53,11 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     let source = settings.source.clone();
     let plan = sandbox::plan(&settings);
     let prepared = Prepared::new(settings, recent)?;
+    #[cfg(feature = "remote")]
+    let plan = match &prepared.stores {
+        Some(stores) => stores.permit(plan),
+        None => plan,
+    };
     let runtime = runtime::prepare();
     let readable = sandbox::enter_sandbox(&plan)?;
     let audit = AuditHandle::start(prepared.audit)?;
@@ -58,6 +67,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     let mut shutdown_at = None;
     let shutdown_timeout = config.timeouts.shutdown;
     let ended = runtime::run_until_signal(runtime, &mut shutdown_at, async |shutdown| {
+        #[cfg(feature = "remote")]
+        let _shut_down = prepared.stores.as_ref().map(remote::ConnectedStores::shut_down_on_drop);
         let sighup = reload::unblock_sighup()?;
         let notifier = Arc::new(Notifier::new(prepared.manager)?);
         let (catalog, policy, snapshots) =
@@ -91,6 +102,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
                 fixed: prepared.fixed,
                 config,
                 readable,
+                #[cfg(feature = "remote")]
+                stores: prepared.stores.as_ref().map(remote::ConnectedStores::archives),
             }),
             files: prepared.files,
             tls,

@@ -4,10 +4,14 @@ use std::io;
 use std::sync::Arc;
 
 use crate::cli::HostName;
+#[cfg(feature = "remote")]
+use crate::monitor::StoresStatus;
 use crate::monitor::{AuditCounts, Monitor, RecentErrors, StatusSource};
 use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::listen::{BoundSocket, ListenAddress};
+#[cfg(feature = "remote")]
+use object_reader::Fetcher;
 
 use crate::cli::ServeOptions;
 use crate::exit_status::{Failure, fixed_exit_status};
@@ -71,6 +75,12 @@ impl MonitorSetup {
         let budget = options.memory().total();
         let observed = Arc::new(StatusSource::new(budget, Arc::clone(reader), recent));
         Ok(Self { socket, names: options.monitoring.monitor_name.clone(), observed })
+    }
+
+    /// Connects the figures of a fetcher to the monitoring data.
+    #[cfg(feature = "remote")]
+    pub(crate) fn attach_fetcher(&self, fetcher: Arc<Fetcher>) {
+        self.observed.set_stores(move || StoresStatus::from(fetcher.stats()));
     }
 
     /// Starts serving, on a thread of its own. `audit` returns the event counters.

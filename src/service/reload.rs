@@ -12,6 +12,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use hexz_exports::Catalog;
 use hexz_reader::OpenOptions;
+#[cfg(feature = "remote")]
+use hexz_reader::RemoteArchives;
 use nbd_gateway::audit::{BoundedText, Event, PolicyReloaded, ReloadFailed};
 use nbd_gateway::config::Config;
 use nbd_gateway::tls::ServerTls;
@@ -21,6 +23,8 @@ use nbd_telemetry::escape;
 
 use super::audit::AuditHandle;
 use super::notify::Notifier;
+#[cfg(feature = "remote")]
+use super::remote;
 use super::watch::WatchedFiles;
 use super::{access, archives, password, sandbox};
 use crate::cli::{OpenArchiveOptions, ReloadableOptions, SnapshotOptions};
@@ -104,6 +108,9 @@ pub(super) struct ReloadInputs {
     pub(super) fixed: FixedOptions,
     pub(super) config: Config,
     pub(super) readable: ReadableSet,
+    /// Source of remote archives.
+    #[cfg(feature = "remote")]
+    pub(super) stores: Option<Arc<RemoteArchives>>,
 }
 
 /// Outcome of reading everything again.
@@ -253,6 +260,10 @@ impl ReloadInputs {
         }
         reject_pipes(&sandbox::policy_files(&options))?;
         let policy = access::read(&options, &self.config, tls)?;
+        #[cfg(feature = "remote")]
+        if let Some(stores) = &self.stores {
+            remote::set_queries(stores, &serve.stores.secret_urls)?;
+        }
         let ReloadableOptions { snapshots, .. } = options;
         // Archives that are already open stay open, unless all must be reopened.
         let mut catalog = exports.with_selection(snapshots.choice())?;

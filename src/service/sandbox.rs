@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hexz_reader::storage::is_url;
 use nbd_gateway::listen::ListenAddress;
 use nbd_sandbox::{Mode, ReadableSet, SandboxError, SandboxPlan};
 
@@ -45,8 +46,8 @@ pub(super) fn add_files(plan: SandboxPlan, options: &ReloadableOptions) -> Sandb
     let files = policy_files(options).into_iter().chain(password);
     SandboxPlan {
         reloaded: plan.reloaded.iter().cloned().chain(files).collect(),
-        files: snapshots.paths().map(Path::to_owned).collect(),
-        folders: snapshots.folders().map(Path::to_owned).collect(),
+        files: snapshots.paths().filter(|path| !is_url(path)).map(Path::to_owned).collect(),
+        folders: snapshots.folders().filter(|path| !is_url(path)).map(Path::to_owned).collect(),
         anywhere: snapshots.opening.allow_parent_anywhere,
         ..plan
     }

@@ -2,8 +2,12 @@
 //! the sockets.
 
 use std::path::PathBuf;
+#[cfg(feature = "remote")]
+use std::sync::Arc;
 
 use hexz_exports::Catalog;
+#[cfg(feature = "remote")]
+use hexz_reader::OpenOptions;
 use nbd_gateway::Policy;
 use nbd_gateway::config::Config;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -11,6 +15,8 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::audit::{self, AuditTarget};
 use super::monitor::MonitorSetup;
 use super::notify::ManagerSocket;
+#[cfg(feature = "remote")]
+use super::remote::{self, ConnectedStores};
 use super::sockets::Sockets;
 use super::watch::WatchedFiles;
 use super::{access, archives, pid_file};
@@ -33,6 +39,9 @@ pub(super) struct Prepared {
     pub(super) config: Config,
     pub(super) policy: Policy,
     pub(super) catalog: Catalog,
+    /// Stores of remote archives.
+    #[cfg(feature = "remote")]
+    pub(super) stores: Option<ConnectedStores>,
     pub(super) sockets: Sockets,
     /// True if the gateway listens on loopback only, since the rules admit no other clients.
     pub(super) is_loopback_only: bool,
@@ -52,7 +61,13 @@ impl Prepared {
         let manager = ManagerSocket::from_environment();
         let files = WatchedFiles::new(file.as_deref(), stamp, &serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
-        let catalog = serve.catalog(archives::options(&serve.changeable.snapshots.opening)?)?;
+        let open = archives::options(&serve.changeable.snapshots.opening)?;
+        #[cfg(feature = "remote")]
+        let (open, stores) = match remote::connect(&serve)? {
+            Some(stores) => (OpenOptions { remote: Some(stores.archives()), ..open }, Some(stores)),
+            None => (open, None),
+        };
+        let catalog = serve.catalog(open)?;
         tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
         tracing::debug!("memory: {}", serve.memory());
         access::warn_risky(&config, &policy);
@@ -62,6 +77,10 @@ impl Prepared {
         sockets.bind(&config, is_local_only, &serve.network.socket_permissions())?;
         let audit = audit::open(&serve.audit, serve.network.stdio)?;
         let monitor = MonitorSetup::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
+        #[cfg(feature = "remote")]
+        if let Some(stores) = &stores {
+            monitor.attach_fetcher(Arc::clone(stores.archives().fetcher()));
+        }
         if let Some(path) = &serve.network.pid_file {
             pid_file::write(path)?;
         }
@@ -74,6 +93,8 @@ impl Prepared {
             config,
             policy,
             catalog,
+            #[cfg(feature = "remote")]
+            stores,
             sockets,
             is_loopback_only,
             manager,

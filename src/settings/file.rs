@@ -1,5 +1,7 @@
 //! Reads a configuration file.
 
+#[cfg(feature = "remote")]
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
@@ -15,8 +17,10 @@ use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
 
 use super::Warning;
-use super::keys::{self, EXPORTS, ValueKind};
+use super::keys::{self, EXPORTS, STORES, ValueKind};
 use super::problem::{ConfigProblem, ProblemKind};
+#[cfg(feature = "remote")]
+use crate::cli::StoreSettings;
 use crate::cli::{LogOptions, ServeOptions};
 
 /// Maximum size of a configuration file, in bytes; enough for 10,000 archives.
@@ -31,6 +35,9 @@ const MAX_PROBLEMS: usize = 50;
 pub(super) struct FileOptions {
     #[serde(deserialize_with = "archives")]
     pub(super) exports: Vec<NamedArchive>,
+    /// Options by URL of the store.
+    #[cfg(feature = "remote")]
+    pub(super) stores: BTreeMap<String, StoreSettings>,
     #[serde(flatten)]
     pub(super) serve: ServeOptions,
     #[serde(flatten)]
@@ -106,6 +113,9 @@ impl<'a> ConfigFile<'a> {
         let problems = items.into_iter().flat_map(|(key, value)| {
             let name = key.get_ref().as_ref();
             let option = keys::option(command, name);
+            if name == STORES && cfg!(feature = "remote") {
+                return self.problems_of_stores(command, key, value);
+            }
             if option.is_none() && name != EXPORTS {
                 let what = unknown_key(command, name, value.get_ref());
                 return vec![self.problem(key.span().start, what)];
@@ -116,6 +126,34 @@ impl<'a> ConfigFile<'a> {
             parts.filter_map(|part| self.problem_of_part(command, part)).collect()
         });
         problems.take(MAX_PROBLEMS).collect()
+    }
+
+    /// Returns the problems of the tables of stores.
+    fn problems_of_stores(
+        &self,
+        command: &Command,
+        key: &Key<'a>,
+        value: &Value<'a>,
+    ) -> Vec<ConfigProblem> {
+        let tables = value.get_ref().as_table().into_iter().flatten();
+        let keys = tables.filter_map(|(_, table)| table.get_ref().as_table()).flatten();
+        let unknown = keys.filter(|(key, _)| {
+            let key = key.get_ref().as_ref();
+            !keys::is_of_one_store(key) || keys::option(command, key).is_none()
+        });
+        let problem = |(key, value): (&Key<'_>, &Value<'_>)| {
+            let what = match keys::option(command, key.get_ref()) {
+                Some(_) => ProblemKind::NotOfOneStore(key.get_ref().to_string()),
+                None => unknown_key(command, key.get_ref(), value.get_ref()),
+            };
+            self.problem(key.span().start, what)
+        };
+        let unknown: Vec<_> = unknown.map(problem).collect();
+        if !unknown.is_empty() {
+            return unknown;
+        }
+        let parts = parts(key, value, false).into_iter();
+        parts.filter_map(|part| self.problem_of_part(command, part)).collect()
     }
 
     fn problem_of_part(&self, command: &Command, part: Part<'a>) -> Option<ConfigProblem> {

@@ -14,6 +14,14 @@ const COMMAND_LINE_ONLY: [(&str, &str); 5] = [
 /// Name of the table of archives.
 pub(super) const EXPORTS: &str = "exports";
 
+/// Name of the table of stores, each of which has a table of options of its own.
+pub(super) const STORES: &str = "stores";
+
+/// Returns true if an option may be in the table of a store.
+pub(super) fn is_of_one_store(key: &str) -> bool {
+    key.starts_with("store-") && !["store-timeout", "store-connections"].contains(&key)
+}
+
 /// Type of a key's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ValueKind {
@@ -57,7 +65,7 @@ pub(crate) fn kind(arg: &Arg) -> ValueKind {
 /// Returns the key that was probably meant by the unknown `key`.
 pub(super) fn nearest(command: &Command, key: &str) -> Option<String> {
     let wanted = key.trim_start_matches('-').to_lowercase().replace(['_', ' '], "-");
-    let keys = || all(command).filter_map(Arg::get_long).chain([EXPORTS]);
+    let keys = || all(command).filter_map(Arg::get_long).chain([EXPORTS, STORES]);
     let is_part = |known: &&str| {
         known.strip_suffix(wanted.as_str()).is_some_and(|rest| rest.ends_with('-'))
             || known.strip_prefix(wanted.as_str()).is_some_and(|rest| rest.starts_with('-'))

@@ -29,7 +29,7 @@ use crate::cli::{Cli, LogOptions, ServeOptions};
 use crate::exit_status::{self, ExitStatus};
 use constraints::OptionSources;
 use file::{ConfigFile, FileOptions};
-use keys::EXPORTS;
+use keys::{EXPORTS, STORES};
 use problem::{ConfigProblem, ProblemKind};
 
 /// Names of the credentials under systemd's `LoadCredential=`.
@@ -174,7 +174,11 @@ impl OptionSource {
 
         // What remains of the file takes precedence over defaults.
         let has_archives = matches.contains_id("named");
-        file.retain(|key| if key == EXPORTS { !has_archives } else { sources.uses_file(key) });
+        file.retain(|key| match key {
+            EXPORTS => !has_archives,
+            STORES => true,
+            key => sources.uses_file(key),
+        });
         let fixed = FixedOptions::of(command, given, &file);
         let mut matches = matches.clone();
         for arg in keys::all(command).filter(|arg| arg.get_long().is_some_and(|key| file.has(key)))
@@ -182,7 +186,11 @@ impl OptionSource {
             matches.try_clear_id(arg.get_id().as_str()).unwrap_or_default();
         }
         let options = file.options().map_err(|problem| self.refused(vec![problem]))?;
-        let FileOptions { exports, mut serve, mut log } = options;
+        #[cfg(feature = "remote")]
+        let stores = options.stores;
+        #[cfg(feature = "remote")]
+        let fixed = fixed.with(STORES, stores.iter().map(|store| format!("{store:?}").into()));
+        let FileOptions { exports, mut serve, mut log, .. } = options;
         // Without a file, clap requires an archive.
         if let Some(path) = path
             && !has_archives
@@ -196,6 +204,11 @@ impl OptionSource {
         serve.changeable.snapshots.named = exports;
         serve.update_from_arg_matches(&matches).map_err(SettingsError::CommandLine)?;
         log.update_from_arg_matches(&matches).map_err(SettingsError::CommandLine)?;
+        #[cfg(feature = "remote")]
+        {
+            serve.stores.tables = stores;
+            serve.stores.secret_urls = serve.changeable.snapshots.take_queries();
+        }
         if let Some((certificate, key)) = credentials {
             let tls = &mut serve.changeable.tls;
             (tls.tls_cert, tls.tls_key) = (Some(certificate), Some(key));
@@ -270,6 +283,13 @@ impl FixedOptions {
             Some((key.to_owned(), values))
         });
         Self(values.collect())
+    }
+
+    /// Adds the values of a key that isn't an option.
+    #[cfg(feature = "remote")]
+    fn with(mut self, key: &str, values: impl Iterator<Item = OsString>) -> Self {
+        self.0.insert(key.to_owned(), values.collect());
+        self
     }
 
     /// Returns the keys whose values differ from `other`.

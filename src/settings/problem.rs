@@ -29,6 +29,8 @@ pub(super) enum ProblemKind {
     UnknownOption { key: String, hint: String },
     #[error("unknown table [{}]: options belong above all tables{examples}", escape::name(.table))]
     UnknownTable { table: String, examples: String },
+    #[error("{0} isn't an option of a single store: put it above all tables")]
+    NotOfOneStore(String),
     #[error("a password can't be in this file: set password-file to the file that contains it")]
     Password,
     #[error("{key} is allowed on the command line only: {why}")]
@@ -61,6 +63,7 @@ impl ConfigProblem {
             }
             ProblemKind::Password
             | ProblemKind::CommandLineOnly { .. }
+            | ProblemKind::NotOfOneStore(_)
             | ProblemKind::OptionInExports(_) => "config_misplaced_option",
             ProblemKind::InvalidValue { .. } => "config_invalid_value",
             ProblemKind::Conflict { .. } => "config_conflict",

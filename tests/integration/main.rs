@@ -31,6 +31,8 @@ mod monitor;
 mod pki;
 mod protocol;
 mod random;
+#[cfg(feature = "remote")]
+mod remote;
 mod security_cases;
 mod service;
 mod snapshot;

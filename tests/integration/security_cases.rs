@@ -19,7 +19,8 @@ const CASES: &str = include_str!("../security-cases.md");
 fn file_of(modules: &[&str]) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let package_folder = |package: &str| root.join("crates").join(package.replace('_', "-"));
-    let is_package = |name: &str| name.starts_with("nbd_") || name.starts_with("hexz_");
+    let is_package =
+        |name: &str| ["nbd_", "hexz_", "object_"].iter().any(|it| name.starts_with(it));
     let path = match modules {
         ["src", rest @ ..] => root.join("src").join(rest.join("/")),
         [package, "tests", rest @ ..] if is_package(package) => {

@@ -9,6 +9,8 @@
     reason = "a test that can't go on shall panic"
 )]
 
+#[cfg(feature = "remote")]
+mod dialer;
 mod sockets;
 
 use std::collections::BTreeMap;
@@ -20,7 +22,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, ExitCode, Output};
 
 use nbd_sandbox::{Mode, SandboxError, SandboxPlan};
 use rustix::fs::{CWD, Mode as FileMode, OFlags};
@@ -122,8 +124,15 @@ const WITH_AUDIT: &[Attempt] = &[
 ];
 
 /// Attempts by the name of their set. Those of the last one are made outside the sandbox as well.
-const SETS: [(&str, &[Attempt]); 3] =
-    [("plain", ATTEMPTS), ("audit", WITH_AUDIT), (CONTROLLED, SOCKETS)];
+const SETS: &[(&str, &[Attempt])] = &[
+    ("plain", ATTEMPTS),
+    ("audit", WITH_AUDIT),
+    #[cfg(feature = "remote")]
+    ("gateway with a dialer", dialer::WITH_DIALER),
+    #[cfg(feature = "remote")]
+    ("dialer", dialer::DIALER),
+    (CONTROLLED, SOCKETS),
+];
 const CONTROLLED: &str = "sockets";
 
 /// On which side of the sandbox's border an attempt is made.
@@ -143,9 +152,16 @@ struct Place {
     socket: Socket,
     managers: [UnixDatagram; 2],
     held: Held,
+    #[cfg(feature = "remote")]
+    dialers: Option<dialer::Dialers>,
 }
 
 impl Place {
+    #[cfg(feature = "remote")]
+    fn dialers(&self) -> &dialer::Dialers {
+        self.dialers.as_ref().unwrap()
+    }
+
     fn inside(&self, name: &str) -> PathBuf {
         self.folder.join("in").join(name)
     }
@@ -168,17 +184,24 @@ impl Place {
             mode: Mode::Require,
             folders: vec![self.inside("")],
             sockets: vec![self.sockets("s")],
+            #[cfg(feature = "remote")]
+            receives_descriptors_on: self.dialers.as_ref().map(dialer::Dialers::descriptor),
             ..SandboxPlan::default()
         }
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["try", what, set, side, folder, port] => end(attempt(what, set, side, folder, port)),
         ["without", call, ref command @ ..] => without(call, command),
-        _ => test(&args),
+        #[cfg(feature = "remote")]
+        ["dialer"] => dialer::run(),
+        _ => {
+            test(&args);
+            ExitCode::SUCCESS
+        }
     }
 }
 
@@ -195,10 +218,19 @@ fn attempt(what: &str, set: &str, side: &str, folder: &str, port: &str) -> io::R
         socket: Socket::new(Domain::IPV4, Type::STREAM, None)?,
         managers: [UnixDatagram::unbound()?, UnixDatagram::unbound()?],
         held: Held::new()?,
+        #[cfg(feature = "remote")]
+        dialers: match set {
+            "gateway with a dialer" => Some(dialer::Dialers::start(port.parse().unwrap())?),
+            _ => None,
+        },
     };
     place.managers[0].connect(place.sockets("manager"))?;
     place.managers[1].connect_addr(&abstract_manager(Path::new(folder)))?;
-    if side == INSIDE {
+    #[cfg(feature = "remote")]
+    if set == "dialer" {
+        dialer::enter(&place);
+    }
+    if side == INSIDE && set != "dialer" {
         let report = nbd_sandbox::enter(&place.plan(set == "audit")).unwrap();
         assert!(report.missing.is_empty() && report.notes.is_empty(), "{report:?}");
     }
@@ -272,6 +304,7 @@ fn outcome(what: &str, set: &str, side: &str) -> End {
 
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["try", what, set, side]).arg(folder.path()).arg(port);
+    command.env("AWS_SECRET_ACCESS_KEY", "secret");
     let output = command.output().unwrap();
     match (output.status.code(), output.status.signal()) {
         (Some(0), _) => Done,

@@ -23,12 +23,12 @@ use super::{Attempt, ENOSYS, Place};
 
 /// Sockets of the kinds that a server holds, made before the sandbox is entered.
 pub(super) struct Held {
-    listener: TcpListener,
+    pub(super) listener: TcpListener,
     /// A connection that came in.
     accepted: TcpStream,
     /// Its other end.
     _client: TcpStream,
-    unix: [UnixStream; 2],
+    pub(super) unix: [UnixStream; 2],
     /// Bound, and connected to nobody.
     udp: UdpSocket,
 }
@@ -117,7 +117,7 @@ fn connect_by_a_listener(place: &Place) -> io::Result<()> {
 }
 
 /// Connects by a SYN with data.
-fn fast_open(socket: impl AsFd, place: &Place) -> io::Result<()> {
+pub(super) fn fast_open(socket: impl AsFd, place: &Place) -> io::Result<()> {
     let flags = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.cast_unsigned());
     let receiver: SocketAddr = place.listener.as_socket().unwrap();
     rustix::net::sendto(&socket, b"x", flags, &receiver)?;
@@ -149,7 +149,7 @@ fn pass_a_descriptor(place: &Place) -> io::Result<()> {
     receive(other).map(drop)
 }
 
-fn pass(socket: &UnixStream, descriptor: &impl AsFd) -> io::Result<()> {
+pub(super) fn pass(socket: &impl AsFd, descriptor: &impl AsFd) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let descriptors = [descriptor.as_fd()];
@@ -158,7 +158,7 @@ fn pass(socket: &UnixStream, descriptor: &impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
+pub(super) fn receive(socket: &impl AsFd) -> io::Result<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];

@@ -15,7 +15,8 @@ use super::decoders::JobAbandoned;
 use super::inline_gate::MAX_INLINE_WORK;
 use super::reader::BlockError;
 use crate::cache::{Flight, Role};
-use hexz_reader::Block;
+use hexz_reader::storage::FetchPriority;
+use hexz_reader::{Block, Snapshot};
 
 /// Maximum number of blocks in a group.
 const MAX_BLOCKS_IN_GROUP: usize = 16;
@@ -151,8 +152,19 @@ impl Blocks {
         Ok(read.map_err(BlockError::Snapshot).map(|bytes| self.finish(block, flight, bytes)))
     }
 
+    /// Decodes a block by `decode`, and counts the time.
+    pub(super) fn timed_decode(
+        &self,
+        decode: impl FnOnce(&Snapshot) -> Result<Vec<u8>, hexz_reader::Error>,
+    ) -> Result<Vec<u8>, hexz_reader::Error> {
+        let begun = Instant::now();
+        let decoded = decode(&self.snapshot);
+        self.reader.counters.count_decoding(begun.elapsed());
+        decoded
+    }
+
     /// Caches a decoded block, and passes it to those who wait for it.
-    fn finish(&self, block: &Block, flight: Flight<BlockKey>, bytes: Vec<u8>) -> Bytes {
+    pub(super) fn finish(&self, block: &Block, flight: Flight<BlockKey>, bytes: Vec<u8>) -> Bytes {
         self.reader.counters.count_decoded(&bytes);
         let bytes = Bytes::from(bytes);
         flight.finish(&self.reader.cache, self.key(block), &bytes);
@@ -177,7 +189,8 @@ impl Blocks {
         let length = leaders.len().div_ceil(batches).max(1);
         while !leaders.is_empty() {
             let rest = leaders.split_off(length.min(leaders.len()));
-            waiting.push(self.decode_batch(std::mem::replace(&mut leaders, rest)).boxed());
+            let batch = std::mem::replace(&mut leaders, rest);
+            waiting.push(self.decode_batch(batch, FetchPriority::Demand).boxed());
         }
         for (block, bytes) in followers {
             waiting.push(async move { vec![(block, self.follow(&block, bytes).await)] }.boxed());
@@ -194,28 +207,43 @@ impl Blocks {
         match self.reader.cache.wait_or_lead(&key, &place, Role::Follower(bytes)).await {
             Ok(bytes) => of_listed_length(bytes, block),
             Err(flight) => {
-                let decoded = self.decode_batch(vec![(*block, flight)]).await;
+                let batch = vec![(*block, flight)];
+                let decoded = self.decode_batch(batch, FetchPriority::Demand).await;
                 decoded.into_iter().next().map_or(Err(BlockError::Panicked), |it| it.1)
             }
         }
     }
 
-    /// Decodes blocks in one job of a decoder thread.
-    pub(super) async fn decode_batch(&self, batch: Vec<BlockInFlight>) -> Vec<BlockResult> {
+    /// Decodes blocks in one job of a decoder thread. The bytes of a remote archive are fetched
+    /// with this priority before.
+    pub(super) async fn decode_batch(
+        &self,
+        batch: Vec<BlockInFlight>,
+        priority: FetchPriority,
+    ) -> Vec<BlockResult> {
         if batch.is_empty() {
             return Vec::new();
         }
         let blocks: Vec<Block> = batch.iter().map(|(block, _)| *block).collect();
-        let (mut results, unresolved) = self.run_batch(batch).await.unwrap_or_default();
-        if !unresolved.is_empty() {
-            self.reader.index_parents(&self.snapshot).await;
-            let (more, _) = self.run_batch(unresolved).await.unwrap_or_default();
-            results.extend(more);
-        }
+        let mut results = if self.snapshot.is_remote() {
+            self.decode_remote_batch(batch, priority).await
+        } else {
+            self.decode_local_batch(batch).await
+        };
         if results.len() < blocks.len() {
             let is_missing = |block: &Block| !results.iter().any(|(known, _)| known == block);
             let missing: Vec<Block> = blocks.into_iter().filter(is_missing).collect();
             results.extend(missing.into_iter().map(|block| (block, Err(BlockError::Panicked))));
+        }
+        results
+    }
+
+    async fn decode_local_batch(&self, batch: Vec<BlockInFlight>) -> Vec<BlockResult> {
+        let (mut results, unresolved) = self.run_batch(batch).await.unwrap_or_default();
+        // Its error was logged, and its blocks are missing in the results.
+        if !unresolved.is_empty() && self.reader.index_parents(&self.snapshot).await.is_ok() {
+            let (more, _) = self.run_batch(unresolved).await.unwrap_or_default();
+            results.extend(more);
         }
         results
     }

@@ -11,6 +11,7 @@ use super::block_decoding::{BlockGroup, BlockRequest, BlockResult, is_full};
 use super::block_key::BlockKey;
 use super::decoders::DecoderClient;
 use super::reader::{BlockError, BlockReader};
+use hexz_reader::storage::FetchPriority;
 use hexz_reader::{Block, Snapshot, StreamKind};
 use nbd_server::{COPY_THRESHOLD, Segment, Span};
 
@@ -87,9 +88,10 @@ impl Blocks {
     }
 
     /// Returns the block that covers `at`, loading its index page if necessary.
-    async fn locate(&self, at: u64) -> Result<Block, BlockReadFailure> {
+    async fn locate(&self, at: u64, priority: FetchPriority) -> Result<Block, BlockReadFailure> {
         let located = match self.snapshot.try_locate(self.stream, at) {
             Some(located) => located.map_err(BlockError::Snapshot),
+            None if self.snapshot.is_remote() => self.locate_remote(at, priority).await,
             None => {
                 let (snapshot, stream) = (Arc::clone(&self.snapshot), self.stream);
                 let work = move || snapshot.locate(stream, at);
@@ -113,7 +115,7 @@ impl Blocks {
                 return Err(BlockReadFailure { at, cause: BlockError::TooManyBlocks });
             }
             tokio::task::consume_budget().await;
-            let block = self.locate(at).await?;
+            let block = self.locate(at, FetchPriority::Demand).await?;
             let start = at;
             if block.length() < SMALL_BLOCK_LIMIT && block.end() < span.end() {
                 let run = self.run_of_blocks(block, span).await?;
@@ -166,7 +168,7 @@ impl Blocks {
         while at < span.end() {
             tokio::task::consume_budget().await;
             // Errors are ignored: a client that requests the block gets them.
-            let Ok(block) = self.locate(at).await else { return };
+            let Ok(block) = self.locate(at, FetchPriority::Ahead).await else { return };
             at = block.end();
             if !block.is_zeros() && !self.is_cached(&block) {
                 group.push(block);
@@ -182,7 +184,7 @@ impl Blocks {
             // Not earlier: a client that requests one of the blocks would wait until its job is
             // queued.
             let batch = group.drain(..).filter_map(|block| self.lead(block)).collect();
-            waiting.push(self.decode_batch(batch));
+            waiting.push(self.decode_batch(batch, FetchPriority::Ahead));
             // Polls once, which queues the job.
             waiting.next().now_or_never();
         }
@@ -199,13 +201,16 @@ impl Blocks {
         let read = async || {
             let blocks = self.clone();
             let work = move || Ok(blocks.read_run(first, span));
+            if self.snapshot.is_remote() {
+                return self.reader.run_waiting(work).await.map_err(failure)?;
+            }
             let cost = first.estimated_cost();
             self.reader.run_on_decoder(&self.client, cost, work).await.map_err(failure)?
         };
         if let Some(run) = read().await? {
             return Ok(run);
         }
-        self.reader.index_parents(&self.snapshot).await;
+        self.reader.index_parents(&self.snapshot).await.map_err(failure)?;
         read().await?.ok_or(failure(BlockError::Panicked))
     }
 

@@ -3,8 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures_util::StreamExt;
 
 use super::files::{RefreshOutcome, ServedFiles, ServedFilesCache};
 use super::folder_access::{FolderError, FolderFault};
@@ -15,9 +18,13 @@ use super::reader::BlockReader;
 use super::slot::{OpenError, SlotUnavailable, SnapshotSlot};
 use super::snapshot::SnapshotExport;
 use super::source::{ArchiveSource, ExportSelection, NamedArchive, NotFoundReason};
+use hexz_reader::storage::is_url;
 use hexz_reader::{OpenOptions, Snapshot, StreamKind};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
+
+/// Maximum number of archives that are opened concurrently at start, if some are remote.
+const MAX_CONCURRENT_OPENS: usize = 16;
 
 /// Suffix of a snapshot's name that selects its auxiliary stream.
 pub(super) const AUXILIARY_SUFFIX: &str = "/aux";
@@ -102,7 +109,8 @@ impl Catalog {
             }
             (default, _) => default,
         };
-        let folder = folder.map(FolderSlots::new).map(Arc::new);
+        let folder =
+            folder.map(|folder| Arc::new(FolderSlots::new(folder, options.remote.clone())));
         let options = OpenOptions { read_counters: Arc::clone(reader.reads()), ..options };
         Ok(Self::of(slots, folder, default, options, reader))
     }
@@ -181,6 +189,7 @@ impl Catalog {
             read_counters: Arc::clone(&self.options.read_counters),
             log_limit: Arc::clone(&self.options.log_limit),
             background: Arc::clone(&self.options.background),
+            remote: self.options.remote.clone(),
             ..options
         };
         let reader = Arc::clone(&self.reader);
@@ -201,8 +210,17 @@ impl Catalog {
     /// that can't be opened.
     pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<hexz_reader::Error>) {
         let mut failed = Vec::new();
-        for (_, slot) in self.named.iter() {
-            let opened = slot.open(&self.options, self.reader.hints).await;
+        // One local archive at a time: hashing one and deriving its key keep all cores busy.
+        let has_remote = self.named.iter().any(|(_, slot)| is_url(slot.path()));
+        let concurrency = if has_remote { MAX_CONCURRENT_OPENS } else { 1 };
+        let slots: Vec<SnapshotSlot> = self.named.iter().map(|(_, slot)| slot.clone()).collect();
+        let (options, hints) = (self.options.clone(), self.reader.hints);
+        let open = move |slot: SnapshotSlot| {
+            let options = options.clone();
+            async move { slot.open(&options, hints).await }
+        };
+        let mut opens = pin!(futures_util::stream::iter(slots).map(open).buffered(concurrency));
+        while let Some(opened) = opens.next().await {
             if let Err(SlotUnavailable(Some(failure))) = opened {
                 self.reader.counters.open_failures.count(failure.error.label());
                 failed.push(failure.error);
@@ -236,7 +254,7 @@ impl Catalog {
             return None;
         }
         match &self.folder {
-            Some(folder) => folder.fault().map(FolderFault::unready),
+            Some(folder) => folder.fault().and_then(FolderFault::unready),
             None => Some("no export can be opened"),
         }
     }
@@ -297,7 +315,7 @@ impl Catalog {
     /// Reads the metadata of all archives' files. Returns `None` on a timeout.
     pub(super) async fn look(&self) -> Option<Arc<ServedFiles>> {
         let RefreshOutcome { files, is_leader } =
-            self.files.look(&self.named, self.folder.as_ref()).await;
+            self.files.look(&self.named, self.folder.as_ref(), &self.options).await;
         // The log says why a folder can't be read. Its files may still exist, so nothing is
         // discarded.
         if let Some(files) = files.as_ref().filter(|files| is_leader && files.are_known()) {

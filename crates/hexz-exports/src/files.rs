@@ -15,7 +15,8 @@ use tokio::time::timeout;
 
 use super::folder_slots::FolderSlots;
 use super::named::NamedSlots;
-use hexz_reader::storage::{FileId, FileStamp};
+use hexz_reader::OpenOptions;
+use hexz_reader::storage::{FileId, Stamp};
 
 /// Timeout for a file system that doesn't respond. After it, exports are listed without
 /// descriptions, and comparisons are unavailable.
@@ -25,10 +26,10 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct ServedFiles {
     /// Stamps of the named archives, in their order; `None` if there is no file.
-    named: Vec<Option<FileStamp>>,
+    named: Vec<Option<Stamp>>,
     /// Names and stamps of the folder's archives, ordered by name; `None` if the folder can't be
     /// read.
-    folder: Option<Vec<(String, FileStamp)>>,
+    folder: Option<Vec<(String, Stamp)>>,
     positions: OnceLock<HashMap<FileId, Vec<Position>>>,
 }
 
@@ -41,14 +42,14 @@ enum Position {
 
 impl ServedFiles {
     /// Reads the metadata of all files. If the folder can't be read, logs why.
-    fn look(named: &[PathBuf], folder: Option<&FolderSlots>) -> Self {
-        let named = named.iter().map(|path| FileStamp::of(path)).collect();
+    fn look(named: &[PathBuf], folder: Option<&FolderSlots>, options: &OpenOptions) -> Self {
+        let named = named.iter().map(|path| options.stamp_of(path)).collect();
         let folder = folder.map_or_else(|| Some(Vec::new()), |folder| folder.read().ok());
         Self { named, folder, positions: OnceLock::new() }
     }
 
     /// Returns the stamp of the named archive at `position`, if its file exists.
-    pub(super) fn named(&self, position: usize) -> Option<FileStamp> {
+    pub(super) fn named(&self, position: usize) -> Option<Stamp> {
         self.named.get(position).copied().flatten()
     }
 
@@ -58,19 +59,19 @@ impl ServedFiles {
     }
 
     /// Returns the folder's files, ordered by name.
-    pub(super) fn in_folder(&self) -> &[(String, FileStamp)] {
+    pub(super) fn in_folder(&self) -> &[(String, Stamp)] {
         self.folder.as_deref().unwrap_or_default()
     }
 
     /// Returns the stamp of the folder's file with this name, if it exists.
-    pub(super) fn of_name(&self, name: &str) -> Option<FileStamp> {
+    pub(super) fn of_name(&self, name: &str) -> Option<Stamp> {
         let files = self.in_folder();
         let found = files.binary_search_by(|(other, _)| other.as_str().cmp(name)).ok()?;
         files.get(found).map(|(_, stamp)| *stamp)
     }
 
     /// Returns up to `count` of the folder's files that follow `name` in order.
-    pub(super) fn behind(&self, name: Option<&str>, count: usize) -> &[(String, FileStamp)] {
+    pub(super) fn behind(&self, name: Option<&str>, count: usize) -> &[(String, Stamp)] {
         let files = self.in_folder();
         let start = name.map_or(0, |name| files.partition_point(|(it, _)| it.as_str() <= name));
         let rest = files.get(start..).unwrap_or_default();
@@ -140,6 +141,7 @@ impl ServedFilesCache {
         &self,
         named: &NamedSlots,
         folder: Option<&Arc<FolderSlots>>,
+        options: &OpenOptions,
     ) -> RefreshOutcome {
         let asked = Instant::now();
         let looking = async {
@@ -150,11 +152,11 @@ impl ServedFilesCache {
             }
             let latest = Arc::clone(&self.latest);
             let paths: Vec<PathBuf> = named.iter().map(|(_, slot)| slot.path().into()).collect();
-            let folder = folder.cloned();
+            let (folder, options) = (folder.cloned(), options.clone());
             // Not canceled when the caller is dropped, so that two reads never run at once.
             let look = spawn_blocking(move || {
                 let now = Instant::now();
-                let files = Arc::new(ServedFiles::look(&paths, folder.as_deref()));
+                let files = Arc::new(ServedFiles::look(&paths, folder.as_deref(), &options));
                 latest.store(Some(Arc::clone(&files)));
                 *begun = Some(now);
                 RefreshOutcome { files: Some(files), is_leader: true }
@@ -173,7 +175,7 @@ mod tests {
     use super::*;
 
     fn in_folder(path: PathBuf) -> Arc<FolderSlots> {
-        Arc::new(FolderSlots::new(ExportFolder::new(path)))
+        Arc::new(FolderSlots::new(ExportFolder::new(path), None))
     }
 
     #[tokio::test]
@@ -190,7 +192,9 @@ mod tests {
             named.push(name.to_owned(), SnapshotSlot::new(ArchiveSource::Path(path))).unwrap();
         }
         let latest = ServedFilesCache::default();
-        let looked = latest.look(&named, Some(&in_folder(folder.path().to_owned()))).await;
+        let looked = latest
+            .look(&named, Some(&in_folder(folder.path().to_owned())), &OpenOptions::default())
+            .await;
         let files = looked.files.unwrap();
         assert!(looked.is_leader && files.are_known());
         let names = |name: &str| {
@@ -214,7 +218,9 @@ mod tests {
     async fn an_unreadable_folder_is_not_treated_as_empty() {
         let folder = tempfile::tempdir().unwrap();
         let gone = in_folder(folder.path().join("gone"));
-        let looked = ServedFilesCache::default().look(&NamedSlots::default(), Some(&gone)).await;
+        let looked = ServedFilesCache::default()
+            .look(&NamedSlots::default(), Some(&gone), &OpenOptions::default())
+            .await;
         assert!(!looked.files.unwrap().are_known());
         assert_eq!(gone.fault(), Some(FolderFault::Missing));
     }
@@ -222,10 +228,12 @@ mod tests {
     /// Callers that arrive during a read share one that starts later.
     #[tokio::test]
     async fn waiting_callers_share_the_next_read() {
+        let options = OpenOptions::default();
         let latest = ServedFilesCache::default();
         let named = NamedSlots::default();
         let held = Arc::clone(&latest.begun).lock_owned().await;
-        let mut asking: Vec<_> = (0..10).map(|_| Box::pin(latest.look(&named, None))).collect();
+        let mut asking: Vec<_> =
+            (0..10).map(|_| Box::pin(latest.look(&named, None, &options))).collect();
         for one in &mut asking {
             let pending = std::future::poll_fn(|context| {
                 std::task::Poll::Ready(one.as_mut().poll(context).is_pending())
@@ -240,6 +248,6 @@ mod tests {
             own += usize::from(looked.is_leader);
         }
         assert_eq!(own, 1);
-        assert!(latest.look(&named, None).await.is_leader);
+        assert!(latest.look(&named, None, &OpenOptions::default()).await.is_leader);
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
+use hexz_reader::storage::is_url;
 use hexz_reader::{Error as SnapshotError, ErrorKind};
 use nbd_telemetry::escape;
 
@@ -36,6 +37,8 @@ pub enum FolderFault {
     ReplacedSinceStart,
     /// The sandbox doesn't permit it, for another reason.
     OutsideSandbox,
+    /// The store of a remote folder failed, or denied the listing.
+    StoreFailed,
     /// Any other cause, such as permissions or a failing disk.
     Unreadable,
 }
@@ -48,13 +51,16 @@ impl FolderFault {
             Self::MountedSinceStart => "folder_mounted_since_start",
             Self::ReplacedSinceStart => "folder_replaced_since_start",
             Self::OutsideSandbox => "folder_outside_sandbox",
+            Self::StoreFailed => "folder_store",
             Self::Unreadable => "folder_unreadable",
         }
     }
 
-    /// Returns the label and a message for the readiness check.
-    pub(super) fn unready(self) -> &'static str {
-        match self {
+    /// Returns the label and a message for the readiness check. `None` if a store failed: that
+    /// would take all gateways out of service at once, with all that they have cached.
+    pub(super) fn unready(self) -> Option<&'static str> {
+        Some(match self {
+            Self::StoreFailed => return None,
             Self::Missing => "folder_missing: the export folder doesn't exist",
             Self::MountedSinceStart => {
                 "folder_mounted_since_start: a file system was mounted on the export folder after \
@@ -68,7 +74,7 @@ impl FolderFault {
                 "folder_outside_sandbox: the sandbox doesn't permit the export folder; restart"
             }
             Self::Unreadable => "folder_unreadable: the export folder can't be read",
-        }
+        })
     }
 }
 
@@ -77,7 +83,9 @@ impl fmt::Display for FolderError {
         let Self { path, cause, error } = self;
         write!(f, "export folder {} can't be read: ", escape::name(path))?;
         match cause {
-            FolderFault::Missing | FolderFault::Unreadable => error.fmt(f),
+            FolderFault::Missing | FolderFault::StoreFailed | FolderFault::Unreadable => {
+                error.fmt(f)
+            }
             FolderFault::MountedSinceStart => f.write_str(
                 "a file system was mounted on it after startup, and the sandbox permits only the \
                  folder as it was; restart, or unmount it",
@@ -140,6 +148,7 @@ pub(super) fn open(path: &Path, before: Option<FolderId>) -> Result<(), FolderEr
 pub(super) fn explain(path: &Path, before: Option<FolderId>, error: io::Error) -> FolderError {
     let is_permitted = || access(path, Access::READ_OK | Access::EXEC_OK).is_ok();
     let cause = match error.kind() {
+        _ if is_url(path) => FolderFault::StoreFailed,
         io::ErrorKind::NotFound => FolderFault::Missing,
         // Permissions alone don't explain it.
         io::ErrorKind::PermissionDenied if is_permitted() => moved(before, FolderId::of(path)),
@@ -180,7 +189,8 @@ mod tests {
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);
         let error = explain(folder.path(), FolderId::of(Path::new("/proc")), denied);
         assert_eq!(error.cause, FolderFault::MountedSinceStart);
-        assert!(error.cause.unready().starts_with(error.cause.label()));
+        let unready = error.cause.unready();
+        assert!(unready.is_some_and(|reason| reason.starts_with(error.cause.label())));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::files::ServedFiles;
 use super::folder_access::{self, FolderError, FolderFault, FolderId};
 use super::slot::SnapshotSlot;
 use super::source::{ArchiveSource, ExportFolder, NotFoundReason};
-use hexz_reader::storage::FileStamp;
+use hexz_reader::storage::{RemoteSource, Stamp, is_url};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
 
@@ -25,6 +25,8 @@ pub(super) const MAX_OPEN: usize = 128;
 #[derive(Debug)]
 pub(super) struct FolderSlots {
     folder: ExportFolder,
+    /// Source of the objects, if the folder is in a store.
+    remote: Option<Arc<dyn RemoteSource>>,
     /// Identity of the folder at startup; the sandbox permits only this folder.
     at_start: Option<FolderId>,
     /// Fault of the last attempt to read the folder, if it failed.
@@ -64,14 +66,19 @@ impl SlotTable {
 }
 
 impl FolderSlots {
-    pub(super) fn new(folder: ExportFolder) -> Self {
+    pub(super) fn new(folder: ExportFolder, remote: Option<Arc<dyn RemoteSource>>) -> Self {
         let at_start = FolderId::of(folder.path());
-        Self::with(folder, at_start)
+        Self::with(folder, remote, at_start)
     }
 
-    fn with(folder: ExportFolder, at_start: Option<FolderId>) -> Self {
+    fn with(
+        folder: ExportFolder,
+        remote: Option<Arc<dyn RemoteSource>>,
+        at_start: Option<FolderId>,
+    ) -> Self {
         Self {
             folder,
+            remote,
             at_start,
             fault: parking_lot::Mutex::default(),
             places: Mutex::default(),
@@ -85,6 +92,11 @@ impl FolderSlots {
         self.folder.path()
     }
 
+    /// Returns true if the folder is in a store.
+    pub(super) fn is_remote(&self) -> bool {
+        is_url(self.path())
+    }
+
     /// Returns the source for a file that is known to exist.
     pub(super) fn source(&self, name: &str) -> ArchiveSource {
         self.folder.source(name)
@@ -92,11 +104,15 @@ impl FolderSlots {
 
     /// Returns the same folder, with no archive opened.
     pub(super) fn unopened(&self) -> Self {
-        Self::with(self.folder.clone(), self.at_start)
+        Self::with(self.folder.clone(), self.remote.clone(), self.at_start)
     }
 
-    /// Checks that the folder can be read, and logs changes of the result.
+    /// Checks that the folder can be read, and logs changes of the result. A folder in a store is
+    /// checked when it is listed.
     pub(super) async fn check(&self) {
+        if self.is_remote() {
+            return;
+        }
         let (path, at_start) = (self.path().to_owned(), self.at_start);
         match spawn_blocking(move || folder_access::open(&path, at_start)).await {
             Ok(Ok(())) => self.note_fault(None),
@@ -161,8 +177,8 @@ impl FolderSlots {
     ///
     /// # Errors
     /// The folder can't be read; this is logged as well.
-    pub(super) fn read(&self) -> Result<Vec<(String, FileStamp)>, FolderError> {
-        let content = self.folder.content();
+    pub(super) fn read(&self) -> Result<Vec<(String, Stamp)>, FolderError> {
+        let content = self.folder.content(self.remote.as_deref());
         let content =
             content.map_err(|error| folder_access::explain(self.path(), self.at_start, error));
         self.note_fault(content.as_ref().err());
@@ -183,8 +199,8 @@ impl FolderSlots {
     /// Pairs each file with its slot, if a client has asked for it.
     pub(super) async fn with_slots(
         &self,
-        files: impl Iterator<Item = (String, FileStamp)>,
-    ) -> Vec<(String, FileStamp, Option<SnapshotSlot>)> {
+        files: impl Iterator<Item = (String, Stamp)>,
+    ) -> Vec<(String, Stamp, Option<SnapshotSlot>)> {
         let places = self.places.lock().await;
         files
             .map(|(name, stamp)| {

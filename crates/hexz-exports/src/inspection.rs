@@ -13,7 +13,7 @@ use super::hints::Hints;
 use super::slot::RETRY_AFTER;
 use super::snapshot::describe;
 use super::source::ArchiveSource;
-use hexz_reader::storage::FileStamp;
+use hexz_reader::storage::Stamp;
 use hexz_reader::{Error, OpenOptions, Snapshot, StreamKind};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
@@ -60,7 +60,7 @@ pub(super) struct Inspections {
 
 #[derive(Debug)]
 struct Inspection {
-    stamp: FileStamp,
+    stamp: Stamp,
     at: Instant,
     /// Descriptions of its streams, or the reason for which it can't be served.
     result: Result<Streams, String>,
@@ -88,7 +88,7 @@ impl Inspections {
 
     /// Returns the cached result for a file. Failures expire, since a missing parent may have
     /// appeared in the meantime.
-    pub(super) fn cached(&self, path: &Path, stamp: FileStamp) -> InspectionResult {
+    pub(super) fn cached(&self, path: &Path, stamp: Stamp) -> InspectionResult {
         let cache = self.cache.lock();
         match cache.get(path) {
             Some(inspection) if inspection.stamp == stamp => match &inspection.result {
@@ -105,7 +105,7 @@ impl Inspections {
         &self,
         name: &str,
         source: &ArchiveSource,
-        stamp: FileStamp,
+        stamp: Stamp,
         options: &OpenOptions,
         hints: Hints,
     ) {

@@ -67,6 +67,7 @@ mod memory;
 mod named;
 mod reader;
 mod reader_stats;
+mod remote_blocks;
 mod sharded_counter;
 mod slot;
 mod snapshot;

@@ -20,7 +20,7 @@ use super::inspection::{InspectionResult, Streams};
 use super::slot::SnapshotSlot;
 use super::source::ArchiveSource;
 use hexz_reader::Snapshot;
-use hexz_reader::storage::FileStamp;
+use hexz_reader::storage::{Stamp, is_url};
 use nbd_server::{AccessFilter, ListEntry};
 
 /// Number of archives that are described together, which bounds the memory held for a client that
@@ -38,7 +38,7 @@ struct Entry {
     /// Slot of the archive, if a client has asked for it.
     slot: Option<SnapshotSlot>,
     /// Stamp of the file, if it exists.
-    stamp: Option<FileStamp>,
+    stamp: Option<Stamp>,
 }
 
 impl Catalog {
@@ -143,7 +143,10 @@ impl ListWriter<'_> {
         let unknown: Vec<&Entry> = all
             .iter()
             .filter(|(entry, open)| {
-                open.is_none() && recall(entry) == InspectionResult::NotInspected
+                // Opening objects only to describe them would take requests for each.
+                open.is_none()
+                    && !is_url(entry.source.path())
+                    && recall(entry) == InspectionResult::NotInspected
             })
             .map(|(entry, _)| *entry)
             .collect();

@@ -13,6 +13,8 @@ pub struct MemoryPlan {
     pub blocks: u64,
     /// Memory for index pages.
     pub index: u64,
+    /// Memory for parts of remote archives.
+    pub fetched: u64,
     /// Memory for replies in flight; see `Limits::in_flight` of `nbd-gateway`.
     pub in_flight: u32,
 }
@@ -23,28 +25,31 @@ impl MemoryPlan {
     pub fn distribute(bytes: u64, in_flight: u32) -> Self {
         let index = (bytes / 16).min(DEFAULT_INDEX_BUDGET);
         let rest = bytes.saturating_sub(index + u64::from(in_flight));
-        Self { blocks: rest.max(bytes / 2), index, in_flight }
+        Self { blocks: rest.max(bytes / 2), index, fetched: 0, in_flight }
     }
-}
 
-impl MemoryPlan {
+    /// Takes a third of the memory for blocks for parts of remote archives.
+    #[must_use]
+    pub fn with_fetched(self) -> Self {
+        let fetched = self.blocks / 3;
+        Self { blocks: self.blocks - fetched, fetched, ..self }
+    }
+
     /// Returns the sum.
     pub fn total(&self) -> u64 {
-        self.blocks + self.index + u64::from(self.in_flight)
+        self.blocks + self.index + self.fetched + u64::from(self.in_flight)
     }
 }
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = |bytes: u64| ByteSize(bytes).display().iec();
-        let Self { blocks, index, in_flight } = *self;
-        write!(
-            f,
-            "{} for decoded blocks, {} for index pages, {} for answers on their way",
-            size(blocks),
-            size(index),
-            size(in_flight.into()),
-        )
+        let Self { blocks, index, fetched, in_flight } = *self;
+        write!(f, "{} for decoded blocks, {} for index pages, ", size(blocks), size(index))?;
+        if fetched > 0 {
+            write!(f, "{} for parts of remote archives, ", size(fetched))?;
+        }
+        write!(f, "{} for replies in flight", size(in_flight.into()))
     }
 }
 
@@ -60,7 +65,8 @@ mod tests {
         for in_flight in [32 << 20, 100 << 20] {
             let all = MemoryPlan::distribute(256 * MIB, in_flight);
             assert_eq!(all.in_flight, in_flight);
-            assert_eq!(all.blocks + all.index + u64::from(all.in_flight), 256 * MIB);
+            assert_eq!(all.total(), 256 * MIB);
+            assert_eq!(all.with_fetched().total(), 256 * MIB);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::block_key::BlockKey;
@@ -19,6 +20,9 @@ use hexz_reader::storage::ReadCounters;
 use hexz_reader::{Error, Snapshot};
 use nbd_telemetry::RateLimit;
 
+/// Maximum number of threads that wait for a store on behalf of clients.
+const MAX_WAITING: usize = 32;
+
 /// The block cache and the decoder threads, shared by all exports.
 #[derive(Debug)]
 pub struct BlockReader {
@@ -29,6 +33,8 @@ pub struct BlockReader {
     /// Locks of the parent hash indexes that are being built, by snapshot.
     building: Mutex<HashMap<u64, Arc<tokio::sync::Mutex<()>>>>,
     background: Arc<BackgroundExecutor>,
+    /// Permits for threads that wait for a store.
+    pub(super) waiting_permits: Arc<Semaphore>,
     reads: Arc<ReadCounters>,
     pub(super) failures: RateLimit,
     pub(super) hints: Hints,
@@ -52,6 +58,7 @@ impl BlockReader {
             counters: ReaderCounters::default(),
             building: Mutex::default(),
             background: Arc::default(),
+            waiting_permits: Arc::new(Semaphore::new(MAX_WAITING)),
             reads: Arc::default(),
             failures: RateLimit::new(20, Duration::from_secs(1)),
             hints,
@@ -94,7 +101,10 @@ impl BlockReader {
 
     /// Builds the index of a snapshot's parents' hashes, unless it exists. That takes as long as
     /// reading all their index pages, so it runs outside the decoder threads.
-    pub(super) async fn index_parents(&self, snapshot: &Arc<Snapshot>) {
+    ///
+    /// # Errors
+    /// A store failed, or building it panicked.
+    pub(super) async fn index_parents(&self, snapshot: &Arc<Snapshot>) -> Result<(), BlockError> {
         let lock = Arc::clone(self.building.lock().entry(snapshot.id()).or_default());
         // If the waiting task is canceled, the build goes on and holds the lock until it is done.
         let lock = lock.lock_owned().await;
@@ -103,14 +113,26 @@ impl BlockReader {
         let build = spawn_blocking(move || {
             let _lock = lock;
             if snapshot.has_parent_index() {
-                return Ok(());
+                return Ok(Ok(()));
             }
-            background.run(|| snapshot.build_parent_index())
+            // A remote parent takes waiting rather than work.
+            match snapshot.is_remote() {
+                true => Ok(snapshot.build_parent_index()),
+                false => background.run(|| snapshot.build_parent_index()),
+            }
         });
-        if let Err(error) = build.await.map_err(io::Error::other).flatten() {
-            tracing::error!(reason = "parent_index", "can't index the parents' blocks: {error}");
-        }
+        let built = build.await.map_err(io::Error::other).flatten();
         self.building.lock().remove(&id);
+        match built {
+            Ok(built) => built.map_err(BlockError::Snapshot),
+            Err(error) => {
+                tracing::error!(
+                    reason = "parent_index",
+                    "can't index the parents' blocks: {error}"
+                );
+                Err(BlockError::Panicked)
+            }
+        }
     }
 
     /// Returns true if a block would be decoded immediately, without queueing.

@@ -9,7 +9,7 @@ use nbd_telemetry::{Counts, Tally};
 use super::sharded_counter::ShardedCounter;
 
 /// Labels of the reasons for which a request can fail. There is a counter for each from startup.
-pub const READ_FAILURE_LABELS: [&str; 15] = [
+pub const READ_FAILURE_LABELS: [&str; 25] = [
     "crc",
     "tag",
     "decompress",
@@ -25,6 +25,16 @@ pub const READ_FAILURE_LABELS: [&str; 15] = [
     "too_large",
     "too_many_blocks",
     "panicked",
+    "store_not_found",
+    "store_denied",
+    "store_timed_out",
+    "store_down",
+    "store_throttled",
+    "store_changed",
+    "store_credentials",
+    "store_clock_skew",
+    "store_unsupported",
+    "shutting_down",
 ];
 
 /// Statistics of reads so far.

@@ -14,12 +14,15 @@ use tokio::task::spawn_blocking;
 
 use super::hints::Hints;
 use super::source::ArchiveSource;
-use hexz_reader::storage::FileStamp;
+use hexz_reader::storage::Stamp;
 use hexz_reader::{Error, OpenOptions, Snapshot};
 
 /// Time after which an archive that failed to open is retried although no file has changed, since
 /// its parent may have appeared. Clients can't cause retries more often.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// The same for an outage of a store, whose requests are limited anyway.
+const RETRY_OUTAGE_AFTER: Duration = Duration::from_secs(1);
 
 /// The same for failures caused by the file itself or by the password: a retry would repeat the
 /// work, such as a key derivation, and fail again.
@@ -48,20 +51,26 @@ enum SlotState {
 #[derive(Debug, Clone)]
 struct OpenFailure {
     /// Stamp of the file, if it existed.
-    stamp: Option<FileStamp>,
+    stamp: Option<Stamp>,
     /// The file that caused the failure, which may be a parent, and its stamp.
-    cause: (Arc<Path>, Option<FileStamp>),
+    cause: (Arc<Path>, Option<Stamp>),
     at: Instant,
     retry_after: Duration,
     reason: String,
     /// True if the failure can't be detected from header and index alone.
     is_hidden_from_index: bool,
+    /// True if a store failed in a way that may be over at any time.
+    is_outage: bool,
 }
 
 impl OpenFailure {
-    fn new(stamp: Option<FileStamp>, error: &Error) -> Self {
-        let retry_after = if error.is_permanent() { RETRY_PERMANENT_AFTER } else { RETRY_AFTER };
-        let cause = (Arc::clone(&error.path), FileStamp::of(&error.path));
+    fn new(stamp: Option<Stamp>, error: &Error, options: &OpenOptions) -> Self {
+        let retry_after = match error {
+            error if error.is_permanent() => RETRY_PERMANENT_AFTER,
+            error if error.is_outage() => RETRY_OUTAGE_AFTER,
+            _ => RETRY_AFTER,
+        };
+        let cause = (Arc::clone(&error.path), options.stamp_of(&error.path));
         Self {
             stamp,
             cause,
@@ -69,14 +78,17 @@ impl OpenFailure {
             retry_after,
             reason: error.to_string(),
             is_hidden_from_index: error.is_hidden_from_index(),
+            is_outage: error.is_outage(),
         }
     }
 
     /// Returns true if a retry would fail the same way: no file has changed, and the last attempt
     /// was recent.
-    fn would_repeat(&self, stamp: Option<FileStamp>) -> bool {
+    fn would_repeat(&self, stamp: Option<Stamp>, options: &OpenOptions) -> bool {
         let (path, then) = &self.cause;
-        self.stamp == stamp && self.at.elapsed() < self.retry_after && FileStamp::of(path) == *then
+        self.stamp == stamp
+            && self.at.elapsed() < self.retry_after
+            && options.stamp_of(path) == *then
     }
 }
 
@@ -160,14 +172,17 @@ impl SnapshotSlot {
         self.latest.read().clone()
     }
 
-    /// Returns true if the last attempt to open it failed; false while one is in progress.
+    /// Returns true if the last attempt to open it failed, other than by an outage of its store;
+    /// false while one is in progress.
     pub(super) fn has_failed(&self) -> bool {
-        self.opened.try_lock().is_ok_and(|opened| matches!(*opened, SlotState::Failed(_)))
+        self.opened
+            .try_lock()
+            .is_ok_and(|opened| matches!(&*opened, SlotState::Failed(failed) if !failed.is_outage))
     }
 
     /// Returns true if opening failed with this file stamp, and inspecting header and index can't
     /// show that it would succeed now.
-    pub(super) fn has_failed_with(&self, stamp: FileStamp) -> bool {
+    pub(super) fn has_failed_with(&self, stamp: Stamp) -> bool {
         self.opened.try_lock().is_ok_and(|opened| match &*opened {
             SlotState::Failed(failed) if failed.stamp == Some(stamp) => {
                 failed.is_hidden_from_index || failed.at.elapsed() < RETRY_AFTER
@@ -207,12 +222,12 @@ fn revalidate(
     options: &OpenOptions,
     hints: Hints,
 ) -> (SlotState, Result<Arc<Snapshot>, SlotUnavailable>) {
-    let stamp = FileStamp::of(source.path());
+    let stamp = options.stamp_of(source.path());
     let known_reason = match before {
         SlotState::Open(snapshot) if snapshot.is_current() => {
             return (SlotState::Open(Arc::clone(&snapshot)), Ok(snapshot));
         }
-        SlotState::Failed(failed) if failed.would_repeat(stamp) => {
+        SlotState::Failed(failed) if failed.would_repeat(stamp, options) => {
             return (SlotState::Failed(failed), Err(SlotUnavailable(None)));
         }
         SlotState::Failed(failed) if failed.stamp == stamp => Some(failed.reason),
@@ -231,7 +246,7 @@ fn revalidate(
         // It says nothing about the file.
         Err(error) if error.is_transient() => (SlotState::Closed, Err(unavailable(error))),
         Err(error) => {
-            let failed = Box::new(OpenFailure::new(stamp, &error));
+            let failed = Box::new(OpenFailure::new(stamp, &error, options));
             let is_new = known_reason.is_none_or(|known| known != failed.reason);
             let failure = if is_new { unavailable(error) } else { SlotUnavailable(None) };
             (SlotState::Failed(failed), Err(failure))
@@ -256,22 +271,24 @@ mod tests {
         let [own, parent] = ["own.hxz", "parent.hxz"].map(|name| folder.path().join(name));
         std::fs::write(&own, "own").unwrap();
         std::fs::write(&parent, "parent").unwrap();
-        let stamp = FileStamp::of(&own);
+        let options = OpenOptions::default();
+        let stamp = options.stamp_of(&own);
         let long_ago = Instant::now().checked_sub(RETRY_AFTER * 2).unwrap();
 
-        let mut wrong = OpenFailure::new(stamp, &error(&parent, ErrorKind::WrongPassword));
+        let mut wrong =
+            OpenFailure::new(stamp, &error(&parent, ErrorKind::WrongPassword), &options);
         wrong.at = long_ago;
-        assert!(wrong.would_repeat(stamp));
-        assert!(!wrong.would_repeat(None));
+        assert!(wrong.would_repeat(stamp, &options));
+        assert!(!wrong.would_repeat(None, &options));
         std::fs::write(&parent, "another parent").unwrap();
-        assert!(!wrong.would_repeat(stamp));
+        assert!(!wrong.would_repeat(stamp, &options));
 
         let missing =
             ErrorKind::ParentMissing { name: "x".into(), tried: vec![], is_outside: false };
-        let mut missing = OpenFailure::new(stamp, &error(&own, missing));
-        assert!(missing.would_repeat(stamp));
+        let mut missing = OpenFailure::new(stamp, &error(&own, missing), &options);
+        assert!(missing.would_repeat(stamp, &options));
         missing.at = long_ago;
-        assert!(!missing.would_repeat(stamp));
+        assert!(!missing.would_repeat(stamp, &options));
     }
 
     /// Keys are derived one after another. A client that leaves before its turn causes no work.

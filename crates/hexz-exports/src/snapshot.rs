@@ -115,17 +115,21 @@ impl SnapshotExport {
         };
         let (snapshot, stream) = (Arc::clone(&self.blocks.snapshot), self.blocks.stream);
         let range = offset..offset.saturating_add(length);
-        self.blocks
-            .reader
-            .run_on_decoder(&self.blocks.client, STATUS_WORK, move || match meaning {
-                ContextKind::Allocation => snapshot
-                    .zero_runs(stream, range, most)
-                    .map(|runs| (STATE_HOLE | STATE_ZERO, runs)),
-                ContextKind::Changed { reference, .. } => snapshot
-                    .changed_runs(stream, range, most, &reference)
-                    .map(|runs| (STATE_CHANGED, runs)),
-            })
-            .await
+        let Blocks { reader, client, .. } = &self.blocks;
+        let is_remote = snapshot.is_remote()
+            || matches!(&meaning, ContextKind::Changed { reference, .. } if reference.is_remote());
+        let work = move || match meaning {
+            ContextKind::Allocation => {
+                snapshot.zero_runs(stream, range, most).map(|runs| (STATE_HOLE | STATE_ZERO, runs))
+            }
+            ContextKind::Changed { reference, .. } => snapshot
+                .changed_runs(stream, range, most, &reference)
+                .map(|runs| (STATE_CHANGED, runs)),
+        };
+        match is_remote {
+            true => reader.run_waiting(work).await,
+            false => reader.run_on_decoder(client, STATUS_WORK, work).await,
+        }
     }
 
     fn read_error(&self, at: u64, cause: &BlockError) -> ReadError {

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use hexz_reader::storage::{FileStamp, FileStorage};
+use hexz_reader::storage::{FileStamp, FileStorage, RemoteSource, Stamp, is_url};
 use hexz_reader::{Error, OpenOptions, Snapshot};
 use nbd_server::wire::MAX_STRING;
 use nbd_telemetry::escape;
@@ -92,10 +92,16 @@ impl NamedArchive {
     /// See [`NamedArchiveError`].
     pub fn parse(text: &OsStr) -> Result<Self, NamedArchiveError> {
         let bytes = text.as_bytes();
+        if is_url(Path::new(text)) {
+            return Self::of_url(text, None);
+        }
         let equals = bytes.iter().position(|byte| *byte == b'=');
         let parts = equals.and_then(|at| Some((bytes.get(..at)?, bytes.get(at + 1..)?)));
         // If a file of the whole text exists, the equals sign is part of its name.
         let (name, path) = match parts {
+            Some((name, url)) if is_url(Path::new(OsStr::from_bytes(url))) => {
+                return Self::of_url(OsStr::from_bytes(url), Some(OsStr::from_bytes(name)));
+            }
             Some((name, path)) if !Path::new(text).exists() => {
                 (OsStr::from_bytes(name), Path::new(OsStr::from_bytes(path)))
             }
@@ -109,6 +115,18 @@ impl NamedArchive {
             NamedArchiveError::Malformed(_) => NamedArchiveError::Malformed(text.to_owned()),
             error => error,
         })
+    }
+}
+
+impl NamedArchive {
+    /// Creates an entry for the object at `url`, by default under the last component of its path.
+    fn of_url(url: &OsStr, name: Option<&OsStr>) -> Result<Self, NamedArchiveError> {
+        let text = url.to_str().ok_or_else(|| NamedArchiveError::NotUtf8(url.to_owned()))?;
+        let path = text.split(['?', '#']).next().unwrap_or(text);
+        let file = || OsStr::new(path.rsplit('/').next().unwrap_or(path));
+        let name = name.unwrap_or_else(file);
+        let name = name.to_str().ok_or_else(|| NamedArchiveError::NotUtf8(name.to_owned()))?;
+        Self::new(name, text)
     }
 }
 
@@ -154,6 +172,12 @@ impl ExportFolder {
             });
         }
         let path = self.0.join(name);
+        if is_url(&self.0) {
+            // Whether it exists shows when it is opened.
+            return is_segment(name)
+                .then_some(ArchiveSource::Path(path))
+                .ok_or(NotFoundReason::InvalidName);
+        }
         match std::fs::symlink_metadata(&path).map(|file| file.file_type()) {
             Ok(kind) if kind.is_file() => Ok(ArchiveSource::RegularFile(path)),
             Ok(kind) if kind.is_symlink() => Err(NotFoundReason::SymbolicLink),
@@ -165,9 +189,15 @@ impl ExportFolder {
     /// Lists the folder.
     ///
     /// # Errors
-    /// The error of the system, if the folder can't be read.
-    pub(super) fn content(&self) -> io::Result<FolderContents> {
+    /// The error of the system or of the store, if the folder can't be read.
+    pub(super) fn content(&self, remote: Option<&dyn RemoteSource>) -> io::Result<FolderContents> {
         let mut content = FolderContents::default();
+        if let (Some(remote), true) = (remote, is_url(&self.0)) {
+            content.files = remote.list(&self.0)?;
+            content.files.retain(|(name, _)| is_archive_name(name) && is_segment(name));
+            content.files.sort_by(|(one, _), (other, _)| one.cmp(other));
+            return Ok(content);
+        }
         for entry in std::fs::read_dir(&self.0)?.filter_map(Result::ok) {
             let Ok(kind) = entry.file_type() else { continue };
             let name = entry.file_name();
@@ -178,7 +208,8 @@ impl ExportFolder {
                 (Some(text), true) if is_archive_name(text) => {
                     // Doesn't follow a link that has replaced the file in the meantime.
                     if let Ok(file) = entry.metadata() {
-                        content.files.push((text.to_owned(), FileStamp::from(&file)));
+                        let stamp = Stamp::File(FileStamp::from(&file));
+                        content.files.push((text.to_owned(), stamp));
                     }
                     continue;
                 }
@@ -198,7 +229,8 @@ impl ExportFolder {
 
     /// Returns the source for a name from [`FolderContents::files`].
     pub(super) fn source(&self, name: &str) -> ArchiveSource {
-        ArchiveSource::RegularFile(self.0.join(name))
+        let path = self.0.join(name);
+        if is_url(&path) { ArchiveSource::Path(path) } else { ArchiveSource::RegularFile(path) }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -210,7 +242,7 @@ impl ExportFolder {
 #[derive(Debug, Default)]
 pub(super) struct FolderContents {
     /// Names and stamps of its archives, ordered by name.
-    pub(super) files: Vec<(String, FileStamp)>,
+    pub(super) files: Vec<(String, Stamp)>,
     /// Files that look like archives but aren't served, in order; at most [`MAX_UNSERVED`].
     pub(super) unserved: Vec<(OsString, NotFoundReason)>,
 }
@@ -261,6 +293,11 @@ fn looks_like_archive(name: &OsStr) -> bool {
     extension.is_some_and(|extension| {
         EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
     })
+}
+
+/// Returns true if a name stands for itself as a segment of a URL.
+fn is_segment(name: &str) -> bool {
+    !name.bytes().any(|byte| b"?#%\\".contains(&byte))
 }
 
 fn is_archive_name(name: &str) -> bool {
@@ -323,7 +360,11 @@ mod tests {
         assert_eq!("a/b.hxz".parse(), named("b.hxz", "a/b.hxz"));
         assert_eq!("disk=a/b.hxz".parse(), named("disk", "a/b.hxz"));
         assert_eq!("disk=a=b.hxz".parse(), named("disk", "a=b.hxz"));
-        for bad in ["", "=x", "x="] {
+        assert_eq!("s3://b/v=1/d.hxz".parse(), named("d.hxz", "s3://b/v=1/d.hxz"));
+        assert_eq!("web=s3://b/d.hxz".parse(), named("web", "s3://b/d.hxz"));
+        assert_eq!("https://h/d.hxz?a=b/c".parse(), named("d.hxz", "https://h/d.hxz?a=b/c"));
+        assert_eq!("x=https://h/d?a=b".parse(), named("x", "https://h/d?a=b"));
+        for bad in ["", "=x", "x=", "=s3://b/k", "s3://b/"] {
             assert!(bad.parse::<NamedArchive>().is_err(), "{bad}");
         }
     }
@@ -343,7 +384,7 @@ mod tests {
         let odd = OsStr::from_bytes(b"\xff.hxz");
         std::fs::write(inside.path().join(odd), "x").unwrap();
         std::fs::write(inside.path().join("e.HXZ"), "x").unwrap();
-        let content = folder.content().unwrap();
+        let content = folder.content(None).unwrap();
         let names = content.files.into_iter().map(|(name, _)| name);
         assert_eq!(names.collect::<Vec<_>>(), ["a.hxz"]);
         let unserved = [

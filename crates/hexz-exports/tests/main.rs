@@ -16,5 +16,6 @@
 mod archive_writer;
 mod decoding;
 mod reader;
+mod remote;
 mod small_blocks;
 mod support;

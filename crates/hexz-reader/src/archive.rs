@@ -9,11 +9,12 @@ use super::archive_file::ArchiveFile;
 use super::codec::Codec;
 use super::crypto::BlockKey;
 use super::error::{Error, ErrorKind};
-use super::header::Header;
+use super::header::{Extent, Header};
 use super::index_page::{Content, IndexPage, LocatedBlock, PageLayout};
 use super::layout::{EntryForm, Layout};
 use super::master_index::{MasterIndex, PageRef, StreamIndex};
 use super::metadata::StreamOrigin;
+use super::page_cache::PageId;
 use super::reference_choice::ReferenceMode;
 use super::zeros::ZeroHashes;
 use super::{BlockHash, OpenOptions, StreamKind, VerifyKey, signature};
@@ -70,7 +71,7 @@ impl Archive {
             Arc::new(CountedStorage::new(storage, Arc::clone(&options.read_counters)));
         // Every read from here on is verified against the digest.
         let storage = match &options.digests {
-            Some(digests) => digests.verify(&path, storage, &options.digest_memory)?,
+            Some(digests) => digests.verify(&path, storage, options)?,
             None => storage,
         };
         let file = ArchiveFile { path, storage };
@@ -92,9 +93,11 @@ impl Archive {
         };
         let index = MasterIndex::parse(&index, header.index_offset, header.signature.is_some())
             .map_err(|kind| file.error_at(kind, header.index_offset))?;
-        let entries = match index.first_page() {
-            Some(page) => Some(file.entry_form(page.place)?),
-            None => None,
+        let is_remote = file.storage.is_remote();
+        let stated = is_remote.then(|| index.entry_form()).flatten();
+        let entries = match (stated, index.first_page()) {
+            (None, Some(page)) => Some(file.entry_form(page.place)?),
+            (form, _) => form,
         };
         let mut archive = Self {
             layout: Layout::of(&header, entries),
@@ -224,6 +227,11 @@ impl Archive {
             .map_err(|kind| self.file.error_at(kind, reference.place.offset))
     }
 
+    /// Returns the location of an index page; `None` if there is no such page.
+    pub(super) fn page_place(&self, id: PageId) -> Option<Extent> {
+        self.stream(id.stream).pages.get(id.page).map(|page| page.place)
+    }
+
     fn page_ref(&self, kind: StreamKind, page: usize) -> Result<&PageRef, Error> {
         let stream = self.stream(kind);
         stream
@@ -276,6 +284,18 @@ impl Archive {
         with_buffer(place.length as usize, |stored| {
             self.file.read_exact_at(stored, place.offset, "read a block")?;
             self.decode(block, stored)
+        })
+    }
+
+    /// Decodes a block like [`decode`](Self::decode), from a copy of its `stored` bytes.
+    pub(super) fn decode_copy(
+        &self,
+        block: &LocatedBlock,
+        stored: &[u8],
+    ) -> Result<Vec<u8>, Error> {
+        with_buffer(stored.len(), |buffer| {
+            buffer.copy_from_slice(stored);
+            self.decode(block, buffer)
         })
     }
 

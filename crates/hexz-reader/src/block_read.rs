@@ -5,7 +5,10 @@
 //! including one that is asynchronous. [`Snapshot::read_block`] takes all steps with the archives'
 //! own [storage](crate::storage::Storage), and waits for it.
 
+use std::pin::Pin;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 use super::error::{Error, ErrorKind};
 use super::header::Extent;
@@ -13,7 +16,8 @@ use super::index_page::{Content, IndexPage, LocatedBlock};
 use super::page_cache::PageId;
 use super::parent_index::ParentBlock;
 use super::references::LocateError;
-use super::{Block, Snapshot};
+use super::{Block, Snapshot, StreamKind};
+use crate::storage::FetchPriority;
 
 /// Result of a lookup that reads nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +68,9 @@ impl StoredBlock {
     }
 }
 
+/// A read from a remote archive in progress.
+pub type ArchiveFetch = Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>;
+
 /// Context of a block read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadContext {
@@ -80,6 +87,94 @@ impl ReadContext {
 }
 
 impl Snapshot {
+    /// Returns true if an archive of the chain is remote, so that reads wait for a network.
+    pub fn is_remote(&self) -> bool {
+        self.chain.iter().any(|archive| archive.file.storage.is_remote())
+    }
+
+    /// Finds the block that covers byte `at` of a stream. Reads nothing.
+    ///
+    /// # Errors
+    /// The index is damaged, or no block covers that byte.
+    pub fn lookup(&self, stream: StreamKind, at: u64) -> Result<Lookup<Block>, Error> {
+        match self.resolve(0, stream, at, |id| self.page_in_memory(id)) {
+            Ok(block) => Ok(Lookup::Found(block)),
+            Err(LocateError::NotInMemory(missing)) => Ok(Lookup::NotInMemory(missing)),
+            Err(LocateError::Failed { error, .. }) => Err(error),
+        }
+    }
+
+    /// Starts to read an index page of a remote archive. Returns `None` if the archive is local:
+    /// [`load_page`](Self::load_page) reads it.
+    pub fn fetch_page(&self, id: PageId, priority: FetchPriority) -> Option<ArchiveFetch> {
+        let place = self.chain.get(id.archive)?.page_place(id)?;
+        self.fetch(id.archive, place, "read an index page", priority)
+    }
+
+    /// Parses an index page that [`fetch_page`](Self::fetch_page) has read, and caches it.
+    ///
+    /// # Errors
+    /// The page is damaged.
+    pub fn insert_page(&self, id: PageId, bytes: &[u8]) -> Result<(), Error> {
+        let parse = || self.archive(id.archive)?.parse_page(id.stream, id.page, bytes, &self.zeros);
+        self.pages.get_or_load(self.id, id, parse).map(drop)
+    }
+
+    /// Reads and caches an index page.
+    ///
+    /// # Errors
+    /// The page can't be read or is damaged.
+    pub fn load_page(&self, id: PageId) -> Result<(), Error> {
+        self.page(id).map(drop)
+    }
+
+    /// Starts to read the stored bytes of a block from a remote archive. Returns `None` if the
+    /// archive is local, or nothing is stored.
+    pub fn fetch_block(
+        &self,
+        block: &StoredBlock,
+        priority: FetchPriority,
+    ) -> Option<ArchiveFetch> {
+        let place = block.place();
+        (place.length > 0).then(|| self.fetch(block.archive, place, "read a block", priority))?
+    }
+
+    fn fetch(
+        &self,
+        archive: usize,
+        place: Extent,
+        purpose: &'static str,
+        priority: FetchPriority,
+    ) -> Option<ArchiveFetch> {
+        let file = &self.chain.get(archive)?.file;
+        let fetch = file.storage.fetch(place.offset..place.end()?, priority)?;
+        let path = Arc::clone(&file.path);
+        Some(Box::pin(async move {
+            fetch.await.map_err(|error| Error {
+                path,
+                offset: Some(place.offset),
+                kind: ErrorKind::from_read_error(purpose, error),
+            })
+        }))
+    }
+
+    /// Checks and decodes a block like [`decode`](Self::decode), from bytes that can't be modified.
+    ///
+    /// # Errors
+    /// As for `decode`.
+    pub fn decode_copy(&self, stored: &StoredBlock, bytes: &[u8]) -> Result<Vec<u8>, Error> {
+        self.archive(stored.archive)?.decode_copy(&stored.located, bytes)
+    }
+
+    /// Reads and decodes a block whose stored bytes were found by
+    /// [`stored_block`](Self::stored_block).
+    ///
+    /// # Errors
+    /// The stored bytes can't be read or don't match the index.
+    pub fn read_stored(&self, stored: &StoredBlock) -> Result<Vec<u8>, Error> {
+        self.archive(stored.archive)?.read_block(&stored.located)
+    }
+
     /// Finds the stored bytes of a block in this archive or its ancestors. Reads nothing.
     ///
     /// # Errors
@@ -91,7 +186,7 @@ impl Snapshot {
             }
             Content::InParent => {
                 let page = |id| self.page_in_memory(id);
-                let index = || self.parents.get().ok_or(Missing::ParentIndex);
+                let index = || Ok(self.parents.get().ok_or(Missing::ParentIndex)?);
                 match self.find_in_parents(block, page, index) {
                     Ok(ParentBlock { archive, block }) => (archive, block),
                     Err(LocateError::NotInMemory(missing)) => {
@@ -172,8 +267,8 @@ impl Snapshot {
         reading: ReadContext,
     ) -> Result<ParentBlock, Error> {
         let index = || match reading.may_build_index {
-            true => Ok(self.parent_index()),
-            false => self.parents.get().ok_or(Missing::ParentIndex),
+            true => Ok(self.parent_index()?),
+            false => Ok(self.parents.get().ok_or(Missing::ParentIndex)?),
         };
         match self.find_in_parents(block, |id| Ok(self.page(id)?), index) {
             Err(LocateError::NotInMemory(Missing::ParentIndex)) => {

@@ -1,6 +1,8 @@
 //! Search for an archive's parents and all further ancestors.
 
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ use super::OpenOptions;
 use super::archive::Archive;
 use super::error::{Error, ErrorKind};
 use super::limits::MAX_CHAIN;
-use crate::storage::{FileId, FileStorage, Storage};
+use crate::storage::{FileId, Storage, is_url};
 
 /// Opens the archive at `path`, or in `storage`, and all its ancestors, which are files. Returns the
 /// archive itself first, then its ancestors, nearest first.
@@ -46,7 +48,7 @@ fn open_with(
 ) -> Result<Vec<Archive>, Error> {
     let storage = match storage {
         Some(storage) => storage,
-        None => Arc::new(FileStorage::open(path).map_err(|error| Error::open_failed(path, error))?),
+        None => options.open_storage(path).map_err(|error| Error::open_failed(path, error))?,
     };
     let identity = storage.file_id();
     let archive = open(Arc::from(path), storage, options)?;
@@ -90,22 +92,23 @@ fn ancestors(
         for name in child.header.parent_paths.clone() {
             let mut follow = || {
                 let (path, storage) = find(&child_path, &name, options)?;
-                let identity = storage.id();
-                if lineage.contains(&identity) {
+                let identity = storage.file_id();
+                if identity.is_some_and(|identity| lineage.contains(&identity)) {
                     return Err(ErrorKind::ParentCycle(name.clone()).of(&child_path));
                 }
                 // A parent that several archives share is opened once.
-                if let Some((_, place)) = opened.iter().find(|(other, _)| *other == identity) {
+                if let Some((_, place)) = opened.iter().find(|(other, _)| Some(*other) == identity)
+                {
                     return Ok(*place);
                 }
                 if chain.len() >= MAX_CHAIN {
                     return Err(ErrorKind::ChainTooDeep(MAX_CHAIN).of(&chain_start(&chain)));
                 }
-                chain.push(open(Arc::from(path), Arc::new(storage), options)?);
+                chain.push(open(Arc::from(path), storage, options)?);
                 let place = chain.len() - 1;
-                opened.push((identity, place));
+                opened.extend(identity.map(|identity| (identity, place)));
                 let mut lineage = lineage.clone();
-                lineage.push(identity);
+                lineage.extend(identity);
                 queue.push_back(PendingArchive { archive: place, lineage });
                 Ok(place)
             };
@@ -126,29 +129,42 @@ fn chain_start(chain: &[Archive]) -> Arc<Path> {
 
 /// Finds the parent that the archive at `child` calls `name`.
 ///
-/// An archive's content is untrusted, so the name can only select a file that the operator has put
-/// next to the archive or into a parent directory.
+/// An archive's content is untrusted, so the name can only select a file or object that the operator
+/// has put next to the archive or into a parent directory.
 fn find(
     child: &Arc<Path>,
     name: &str,
     options: &OpenOptions,
-) -> Result<(PathBuf, FileStorage), Error> {
+) -> Result<(PathBuf, Arc<dyn Storage>), Error> {
     let tried = candidates(child, name, options);
+    let mut denied = None;
     for path in &tried {
-        match FileStorage::open(path) {
+        match options.open_storage(path) {
             Ok(storage) => return Ok((path.clone(), storage)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
             Err(error) => {
-                return Err(ErrorKind::Io("open the parent", error).of(&Arc::from(path.as_path())));
+                let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+                let kind = ErrorKind::from_read_error("open the parent", error);
+                let error = kind.of(&Arc::from(path.as_path()));
+                // A store that may not be listed denies access to objects that don't exist.
+                if is_denied && is_url(path) {
+                    denied.get_or_insert(error);
+                    continue;
+                }
+                return Err(error);
             }
         }
+    }
+    if let Some(error) = denied {
+        return Err(error);
     }
     let is_outside = !options.allow_parent_anywhere && !is_plain(Path::new(name));
     Err(ErrorKind::ParentMissing { name: name.to_owned(), tried, is_outside }.of(child))
 }
 
-/// Returns the paths at which a parent is searched for, in this order.
+/// Returns the paths at which a parent is searched for, in this order. Of a store's folder, only
+/// the objects directly in it.
 fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
     let name = Path::new(name);
     let beside = match child.parent() {
@@ -157,12 +173,18 @@ fn candidates(child: &Path, name: &str, options: &OpenOptions) -> Vec<PathBuf> {
     };
     let mut paths = Vec::new();
     for folder in std::iter::once(beside).chain(options.parent_dirs.iter().map(PathBuf::as_path)) {
+        if is_url(folder) {
+            let is_segment =
+                |file: &&OsStr| !file.as_bytes().iter().any(|byte| b"?#%\\".contains(byte));
+            paths.extend(name.file_name().filter(is_segment).map(|file| folder.join(file)));
+            continue;
+        }
         if is_plain(name) {
             paths.push(folder.join(name));
         }
         paths.extend(name.file_name().map(|file| folder.join(file)));
     }
-    if options.allow_parent_anywhere {
+    if options.allow_parent_anywhere && !is_url(child) {
         // Relative names refer to the packer's working directory, which is unknown.
         paths.push(beside.join(name));
         paths.push(name.to_owned());
@@ -209,6 +231,26 @@ mod tests {
     fn parents_anywhere_allows_any_path() {
         assert_eq!(paths("/etc/base.hxz", true), ["/s/base.hxz", "/p/base.hxz", "/etc/base.hxz"]);
         assert!(paths("../base.hxz", true).contains(&"/s/../base.hxz".to_owned()));
+    }
+
+    #[test]
+    fn parents_in_a_store_are_searched_by_file_name_only() {
+        let options = OpenOptions {
+            parent_dirs: vec!["https://h/base/".into(), "/p".into()],
+            allow_parent_anywhere: true,
+            ..OpenOptions::default()
+        };
+        let paths = |name| {
+            let paths = candidates(Path::new("s3://golden/v7/child.hxz"), name, &options);
+            paths.into_iter().map(|path| path.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        let expected = ["s3://golden/v7/base.hxz", "https://h/base/base.hxz", "/p/base.hxz"];
+        assert_eq!(paths("base.hxz"), expected);
+        assert_eq!(paths("/etc/base.hxz"), expected);
+        assert_eq!(paths("../base.hxz"), expected);
+        assert_eq!(paths("https://evil/base.hxz")[..2], expected[..2]);
+        assert_eq!(paths("base.hxz?x=y"), ["/p/base.hxz?x=y"]);
+        assert_eq!(paths("%2e%2e"), ["/p/%2e%2e"]);
     }
 
     #[test]

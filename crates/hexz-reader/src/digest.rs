@@ -17,11 +17,12 @@ use std::time::Instant;
 use bytesize::ByteSize;
 use parking_lot::Mutex;
 
+use super::OpenOptions;
 use super::digest_list::{Digest, DigestsError, parse_entry, parse_line};
 use super::error::{Error, ErrorKind, printable};
 use super::limits::{GROUP_CACHE_BYTES, MAX_TREE_MEMORY};
 use crate::storage::{
-    FileStamp, FileStorage, GROUP_LEN, GroupCache, HashTree, Storage, TreeBudget, TreeError,
+    GROUP_LEN, GroupCache, GroupHashes, HashTree, Stamp, Storage, TreeBudget, TreeError,
     VerifiedStorage,
 };
 
@@ -78,7 +79,7 @@ impl RequiredDigest {
 #[derive(Debug, Clone)]
 struct FileHash {
     /// Stamp of the file when it was opened.
-    stamp: FileStamp,
+    stamp: Stamp,
     /// Hash tree if the digest is the expected one, or the other digest.
     result: Result<Arc<HashTree>, Digest>,
 }
@@ -153,8 +154,9 @@ impl Digests {
         &self,
         path: &Arc<Path>,
         storage: Arc<dyn Storage>,
-        memory: &DigestMemory,
+        options: &OpenOptions,
     ) -> Result<Arc<dyn Storage>, Error> {
+        let memory = &options.digest_memory;
         let entry = self.entry(path)?;
         let expected = entry.expected;
         // Only threads that need the same file wait here.
@@ -173,7 +175,7 @@ impl Digests {
                 if !memory.trees.has_room_for(storage.length()) {
                     self.evict_unused();
                 }
-                let tree = match tree_from_file(path, storage.length(), expected, &memory.trees) {
+                let tree = match tree_from_file(path, storage.length(), expected, options) {
                     Ok(Some(tree)) => Ok(tree),
                     Ok(None) => hash_archive(path, storage.as_ref(), &memory.trees),
                     Err(error) => Err(error),
@@ -186,7 +188,10 @@ impl Digests {
         };
         drop(known);
         let tree = result.map_err(|got| ErrorKind::DigestMismatch { got, expected }.of(path))?;
-        Ok(Arc::new(VerifiedStorage::new(storage, tree, Arc::clone(&memory.recent))))
+        match storage.verified_by(Arc::clone(&tree) as Arc<dyn GroupHashes>) {
+            Some(verified) => Ok(verified),
+            None => Ok(Arc::new(VerifiedStorage::new(storage, tree, Arc::clone(&memory.recent)))),
+        }
     }
 
     /// Drops the trees of archives that aren't open any more. They are hashed again on demand.
@@ -222,8 +227,9 @@ fn tree_from_file(
     archive: &Path,
     length: u64,
     expected: Digest,
-    budget: &Arc<TreeBudget>,
+    options: &OpenOptions,
 ) -> Result<Option<HashTree>, TreeError> {
+    let budget = &options.digest_memory.trees;
     let path = tree_path(archive);
     let unusable = |problem: &dyn std::fmt::Display| {
         let path = printable(&path);
@@ -232,7 +238,7 @@ fn tree_from_file(
             "{path}: {problem}; the archive is hashed instead, which takes longer"
         );
     };
-    let file = match FileStorage::open(&path) {
+    let file = match options.open_storage(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => {
@@ -240,7 +246,7 @@ fn tree_from_file(
             return Ok(None);
         }
     };
-    match HashTree::from_file(&file, length, budget) {
+    match HashTree::from_file(file.as_ref(), length, budget) {
         Ok(Some(tree)) if Digest(tree.root()) == expected => Ok(Some(tree)),
         Ok(_) if length <= GROUP_LEN => Ok(None),
         Ok(_) => {
@@ -291,7 +297,7 @@ fn error_kind(error: TreeError) -> ErrorKind {
 mod tests {
     use super::*;
     use crate::DigestTree;
-    use crate::storage::{CountedStorage, ReadCounters};
+    use crate::storage::{CountedStorage, FileStorage, ReadCounters};
 
     /// Files of pseudorandom bytes, with a count of what is read of them.
     struct TestFiles {
@@ -319,7 +325,9 @@ mod tests {
             let path: Arc<Path> = Arc::from(self.folder.path().join(name));
             let file = Arc::new(FileStorage::open(&path).unwrap());
             let counted = Arc::new(CountedStorage::new(file, Arc::clone(&self.reads)));
-            digests.verify(&path, counted, &self.memory).map_err(|error| error.kind.label())
+            let options =
+                OpenOptions { digest_memory: self.memory.clone(), ..OpenOptions::default() };
+            digests.verify(&path, counted, &options).map_err(|error| error.kind.label())
         }
     }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use nbd_telemetry::Hex;
 
 use super::error::printable;
-use crate::storage::{self, HashTree, Storage, TreeBudget, TreeError};
+use crate::storage::{self, GroupHashes as _, HashTree, Storage, TreeBudget, TreeError};
 
 /// BLAKE3-256 hash of a whole file.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -40,6 +40,26 @@ impl DigestTree {
             Err(TreeError::Io(error)) => Err(error),
             Err(error @ TreeError::Memory { .. }) => Err(io::Error::other(error)),
         }
+    }
+
+    /// Reads the tree of a file of `length` bytes from a tree file. Returns `None` if `tree_file` has
+    /// no tree for that length. The tree is as trustworthy as the tree file, until its digest has been
+    /// compared.
+    ///
+    /// # Errors
+    /// The tree file can't be read.
+    pub fn read(tree_file: &dyn Storage, length: u64) -> io::Result<Option<Self>> {
+        match HashTree::from_file(tree_file, length, &TreeBudget::new(u64::MAX)) {
+            Ok(tree) => Ok(tree.map(Self)),
+            Err(TreeError::Io(error)) => Err(error),
+            Err(error @ TreeError::Memory { .. }) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Returns true if `bytes` are those of the group with this number: 256 KiB of the file, or less
+    /// at its end.
+    pub fn matches(&self, group: u64, bytes: &[u8]) -> bool {
+        self.0.matches(group, bytes)
     }
 
     /// Returns the digest of the file.

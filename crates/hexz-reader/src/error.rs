@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::{BlockHash, Digest};
-use crate::storage::Mismatch;
+use crate::storage::{Mismatch, RemoteError};
 use nbd_telemetry::escape;
 
 /// An error about an archive, with the file and, if applicable, the offset in it.
@@ -46,11 +46,17 @@ impl Error {
         !matches!(
             self.kind,
             ErrorKind::Io(..)
+                | ErrorKind::Store(..)
                 | ErrorKind::ParentMissing { .. }
                 | ErrorKind::ContentChanged
                 | ErrorKind::IndexNotBuilt
                 | ErrorKind::Abandoned
         )
+    }
+
+    /// Returns true if a store failed in a way that may be over at any time.
+    pub fn is_outage(&self) -> bool {
+        matches!(&self.kind, ErrorKind::Store(_, error) if error.is_transient)
     }
 
     /// Returns true if header and index alone don't reveal the error.
@@ -76,7 +82,7 @@ impl Error {
 
     /// Creates an error for an archive's file that can't be opened.
     pub fn open_failed(path: &Path, error: io::Error) -> Self {
-        ErrorKind::Io("open the archive", error).of(&Arc::from(path))
+        ErrorKind::from_read_error("open the archive", error).of(&Arc::from(path))
     }
 }
 
@@ -103,6 +109,9 @@ pub enum ErrorKind {
     /// The operating system reported an error.
     #[error("can't {0}: {1}")]
     Io(&'static str, #[source] io::Error),
+    /// An object's store failed.
+    #[error("can't {0}: {1}")]
+    Store(&'static str, #[source] RemoteError),
     /// The file isn't a Hexz archive.
     #[error("not a Hexz archive: it doesn't start with \"HEXZ\"")]
     NotHexz,
@@ -324,6 +333,7 @@ impl ErrorKind {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Io(..) => "io",
+            Self::Store(_, error) => error.label,
             Self::NotHexz => "not_hexz",
             Self::UnknownVersion(_) => "unknown_version",
             Self::Truncated(_) => "truncated",
@@ -356,7 +366,13 @@ impl ErrorKind {
 
     /// Creates a problem for a failed read of an archive's file; `purpose` completes "can't …".
     pub(super) fn from_read_error(purpose: &'static str, error: io::Error) -> Self {
-        if Mismatch::of(&error).is_some() { Self::ContentChanged } else { Self::Io(purpose, error) }
+        if Mismatch::of(&error).is_some() {
+            return Self::ContentChanged;
+        }
+        match RemoteError::of(&error) {
+            Some(error) => Self::Store(purpose, error),
+            None => Self::Io(purpose, error),
+        }
     }
 
     /// Attributes the problem to the file `path`.

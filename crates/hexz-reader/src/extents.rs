@@ -190,6 +190,11 @@ impl DiffBase {
         self.snapshot.chain.get(self.archive)?.file.storage.file_id()
     }
 
+    /// Returns true if an archive of its chain is remote, so that queries may wait for a network.
+    pub fn is_remote(&self) -> bool {
+        self.snapshot.is_remote()
+    }
+
     /// Returns the block of the reference that covers byte `at`; `None` if none does.
     fn block_at(
         &self,

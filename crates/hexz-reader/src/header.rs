@@ -11,6 +11,9 @@ pub(super) type HeaderRegion = [u8; HEADER_REGION];
 /// Length of that region as a file offset: everything else is stored behind it.
 pub(super) const HEADER_SIZE: u64 = HEADER_REGION as u64;
 
+/// First bytes of every archive.
+const MAGIC: &[u8; 4] = b"HEXZ";
+
 /// Compression method of blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
@@ -89,6 +92,19 @@ pub(super) struct Header {
     pub(super) chunking: Option<Chunking>,
 }
 
+/// Returns the names of the parents of an archive of `length` bytes, by the first 4096 of them. A
+/// name is whatever the packer has recorded, such as a path.
+///
+/// # Errors
+/// The archive has no valid header.
+pub fn parent_names(start: &[u8], length: u64) -> Result<Vec<String>, ErrorKind> {
+    if !start.starts_with(MAGIC) {
+        return Err(ErrorKind::NotHexz);
+    }
+    let region = start.first_chunk().ok_or(ErrorKind::Truncated("the header"))?;
+    Ok(Header::parse(region, length)?.parent_paths)
+}
+
 impl Header {
     /// Parses the header region of a file of `file_length` bytes.
     ///
@@ -114,7 +130,7 @@ impl Header {
     /// Parses the fields without checking that offsets lie within the file.
     fn parse_as(parents_field: ParentsField, region: &HeaderRegion) -> Result<Self, ErrorKind> {
         let mut fields = FieldReader::new(region);
-        if &fields.array::<4>("the magic number")? != b"HEXZ" {
+        if &fields.array::<4>("the magic number")? != MAGIC {
             return Err(ErrorKind::NotHexz);
         }
         let version = fields.u32("the version")?;
@@ -296,6 +312,15 @@ mod tests {
         assert_eq!(header.encryption, None);
         assert!(!header.has_variable_blocks && header.chunking.is_none());
         assert_eq!(header.parents_field, ParentsField::List);
+    }
+
+    #[test]
+    fn parents_are_named_by_the_start_of_an_archive() {
+        let mut start = region(&golden_before_lists(Some("base.hxz"))).to_vec();
+        start.extend([1; 100]);
+        assert_eq!(parent_names(&start, 5000).unwrap(), ["base.hxz"]);
+        assert_eq!(parent_names(b"HEXZ", 4).unwrap_err().label(), "truncated");
+        assert_eq!(parent_names(b"<html>", 6).unwrap_err().label(), "not_hexz");
     }
 
     /// Returns the smallest header in the older form, without a list of parents.

@@ -90,6 +90,8 @@ mod password;
 mod reference_choice;
 mod references;
 mod remark;
+#[cfg(feature = "remote")]
+mod remote;
 mod signature;
 mod snapshot;
 pub mod storage;
@@ -99,13 +101,13 @@ mod zeros;
 
 pub use background::BackgroundExecutor;
 pub use block::{Block, BlockHash, StreamKind};
-pub use block_read::{Lookup, Missing, StoredBlock};
+pub use block_read::{ArchiveFetch, Lookup, Missing, StoredBlock};
 pub use digest::{DigestMemory, Digests, tree_path};
 pub use digest_list::{Digest, DigestTree, DigestsError, format_line};
 pub use error::{Ambiguity, Error, ErrorKind};
 pub use extents::{DiffBase, Run};
 pub use faults::Fault;
-pub use header::{Chunking, Compression};
+pub use header::{Chunking, Compression, parent_names};
 pub use image::ImageFormat;
 pub use layout::Layout;
 pub use log_limit::LogLimit;
@@ -114,6 +116,8 @@ pub use page_cache::{IndexPageCache, PageId};
 pub use password::{Password, PasswordSource};
 pub use reference_choice::{ReferenceChoice, ReferenceChoiceError, ReferenceMode};
 pub use remark::Remark;
+#[cfg(feature = "remote")]
+pub use remote::{RemoteArchives, StoreConfigs};
 pub use signature::{VerifyKey, VerifyKeyError};
 pub use snapshot::Snapshot;
 pub use verify::{VerifyProgress, VerifyStats};

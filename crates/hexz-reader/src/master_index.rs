@@ -144,6 +144,18 @@ impl MasterIndex {
         self.main.pages.first().or(self.auxiliary.pages.first())
     }
 
+    /// Returns the form of the entries, if the page list of the only stream reveals it: the second
+    /// page starts with the block behind those of the first one. Saves reading the first page.
+    pub(super) fn entry_form(&self) -> Option<EntryForm> {
+        match (self.main.pages.as_slice(), self.auxiliary.pages.as_slice()) {
+            ([first, second, ..], []) | ([], [first, second, ..]) => {
+                let count = second.start_block.checked_sub(first.start_block)?;
+                EntryForm::of_page(first.place.length, count)
+            }
+            _ => None,
+        }
+    }
+
     /// Checks that every page has a whole number of entries of the given form, within the limit.
     pub(super) fn check_pages(&self, entries: EntryForm) -> Result<(), ErrorKind> {
         let is_whole = |page: &PageRef| {

@@ -1,6 +1,7 @@
 //! Options for opening a snapshot.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -12,7 +13,9 @@ use super::page_cache::IndexPageCache;
 use super::password::PasswordSource;
 use super::reference_choice::ReferenceChoice;
 use super::signature::VerifyKey;
-use crate::storage::ReadCounters;
+use crate::storage::{
+    FileStamp, FileStorage, ReadCounters, RemoteError, RemoteSource, Stamp, Storage, is_url,
+};
 
 /// Options for opening a snapshot.
 ///
@@ -29,6 +32,8 @@ use crate::storage::ReadCounters;
 pub struct OpenOptions {
     /// Directories that are searched for parents, in addition to the archive's own directory.
     pub parent_dirs: Vec<PathBuf>,
+    /// Source of archives whose paths are URLs; `None` if only files can be opened.
+    pub remote: Option<Arc<dyn RemoteSource>>,
     /// True if the archive may name parents anywhere on this machine.
     pub allow_parent_anywhere: bool,
     /// Source of the password for encrypted archives of the chain. The password is wiped once their
@@ -72,10 +77,43 @@ pub struct OpenOptions {
     pub log_limit: Arc<LogLimit>,
 }
 
+impl OpenOptions {
+    /// Opens the file or object at `path`.
+    ///
+    /// # Errors
+    /// It doesn't exist ([`io::ErrorKind::NotFound`]) or can't be opened, or is an object and there
+    /// is no [`remote`](Self::remote) source.
+    pub fn open_storage(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        match (&self.remote, is_url(path)) {
+            (_, false) => Ok(Arc::new(FileStorage::open(path)?)),
+            (Some(remote), true) => remote.open(path),
+            (None, true) => {
+                let message = "no store was given at the start: restart, with a build that \
+                               supports stores";
+                Err(io::Error::other(RemoteError {
+                    label: "store_unsupported",
+                    message: message.to_owned(),
+                    is_transient: false,
+                }))
+            }
+        }
+    }
+
+    /// Returns the stamp of the file or object at `path`; `None` if there is none. The stamp of an
+    /// object is what is known of it without a request.
+    pub fn stamp_of(&self, path: &Path) -> Option<Stamp> {
+        match is_url(path) {
+            false => FileStamp::of(path).map(Stamp::File),
+            true => self.remote.as_ref()?.stamp(path),
+        }
+    }
+}
+
 impl Default for OpenOptions {
     fn default() -> Self {
         Self {
             parent_dirs: Vec::new(),
+            remote: None,
             allow_parent_anywhere: false,
             password: None,
             max_key_iterations: limits::DEFAULT_KDF_ITERATIONS,

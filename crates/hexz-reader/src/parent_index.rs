@@ -11,7 +11,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::archive::Archive;
-use super::error::{Error, printable};
+use super::error::{Error, ErrorKind, printable};
 use super::index_page::LocatedBlock;
 use super::limits::MAX_PARENT_BLOCKS;
 use super::log_limit::LogLimit;
@@ -44,14 +44,22 @@ impl LazyParentIndex {
     }
 
     /// Returns the index. The first caller builds it while others wait.
+    ///
+    /// # Errors
+    /// A store failed. The next caller tries again.
     pub(super) fn get_or_build(
         &self,
         chain: &[Archive],
         zeros: &ZeroHashes,
         log_limit: &LogLimit,
-    ) -> Arc<HashIndex> {
-        let build = || Arc::new(HashIndex::build(chain, zeros, log_limit));
-        Arc::clone(self.index.lock().get_or_insert_with(build))
+    ) -> Result<Arc<HashIndex>, Error> {
+        let mut index = self.index.lock();
+        if let Some(built) = index.as_ref() {
+            return Ok(Arc::clone(built));
+        }
+        let built = Arc::new(HashIndex::build(chain, zeros, log_limit)?);
+        *index = Some(Arc::clone(&built));
+        Ok(built)
     }
 }
 
@@ -120,7 +128,10 @@ impl DamagedPages {
 impl HashIndex {
     /// Builds the index of all blocks whose pages can be read. Blocks on damaged pages, and blocks
     /// beyond the limit, can't be found; both are logged once.
-    fn build(chain: &[Archive], zeros: &ZeroHashes, log_limit: &LogLimit) -> Self {
+    ///
+    /// # Errors
+    /// A store failed, which says nothing about the page.
+    fn build(chain: &[Archive], zeros: &ZeroHashes, log_limit: &LogLimit) -> Result<Self, Error> {
         let mut entries = Vec::new();
         let mut pages = Vec::new();
         let mut ordinal: u32 = 0;
@@ -133,6 +144,9 @@ impl HashIndex {
                     pages.push((ordinal, PageId { archive, stream, page }));
                     let loaded = match ancestor.load_page(stream, page, zeros) {
                         Ok(loaded) => loaded,
+                        Err(error) if matches!(error.kind, ErrorKind::Store(..)) => {
+                            return Err(error);
+                        }
                         Err(error) => {
                             damaged.record(error);
                             continue;
@@ -163,7 +177,7 @@ impl HashIndex {
         damaged.log(log_limit);
         entries.shrink_to_fit();
         entries.sort_unstable();
-        Self { entries, pages, key }
+        Ok(Self { entries, pages, key })
     }
 
     /// Returns the locations of blocks whose fingerprint matches `hash`, nearest ancestor first: a

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::block_read::Missing;
-use super::error::{ErrorKind, printable};
+use super::error::{Error, ErrorKind, printable};
 use super::index_page::{IndexEntry, IndexPage, LocatedBlock};
 use super::page_cache::PageId;
 use super::parent_index::{HashIndex, ParentBlock};
@@ -20,11 +20,14 @@ impl Snapshot {
     }
 
     /// Builds the index of the parents' hashes, if it hasn't been built.
-    pub fn build_parent_index(&self) {
-        self.parent_index();
+    ///
+    /// # Errors
+    /// A store failed. Damaged pages aren't an error: their blocks can't be found.
+    pub fn build_parent_index(&self) -> Result<(), Error> {
+        self.parent_index().map(drop)
     }
 
-    pub(crate) fn parent_index(&self) -> Arc<HashIndex> {
+    pub(crate) fn parent_index(&self) -> Result<Arc<HashIndex>, Error> {
         self.parents.get_or_build(&self.chain, &self.zeros, &self.log_limit)
     }
 
@@ -34,7 +37,7 @@ impl Snapshot {
         &self,
         block: &Block,
         page: impl Fn(PageId) -> Result<Arc<IndexPage>, LocateError>,
-        index: impl FnOnce() -> Result<Arc<HashIndex>, Missing>,
+        index: impl FnOnce() -> Result<Arc<HashIndex>, LocateError>,
     ) -> Result<ParentBlock, LocateError> {
         let LocatedBlock { start: at, length, entry: IndexEntry { hash, .. }, .. } = block.located;
         let file = &self.archive(block.archive)?.file;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::archive::Archive;
-use super::block_read::ReadContext;
+use super::block_read::{Lookup, ReadContext};
 use super::error::{Error, ErrorKind, printable};
 use super::header::Compression;
 use super::image::{self, ImageFormat};
@@ -139,9 +139,23 @@ impl Snapshot {
     }
 
     /// Returns true if opening the snapshot again would find the same files: no archive of the
-    /// chain has been replaced or written to.
+    /// chain has been replaced or written to. Remote archives are checked concurrently.
     pub fn is_current(&self) -> bool {
-        self.chain.iter().all(Archive::is_current)
+        let is_remote = |archive: &&Archive| archive.file.storage.is_remote();
+        let (remote, local): (Vec<&Archive>, Vec<_>) = self.chain.iter().partition(is_remote);
+        if let [] | [_] = remote.as_slice() {
+            return self.chain.iter().all(Archive::is_current);
+        }
+        let are_current = |archives: Vec<&Archive>| {
+            std::thread::scope(|scope| {
+                let checks: Vec<_> = archives
+                    .into_iter()
+                    .map(|archive| scope.spawn(|| archive.is_current()))
+                    .collect();
+                checks.into_iter().all(|check| check.join().unwrap_or(true))
+            })
+        };
+        local.into_iter().all(Archive::is_current) && are_current(remote)
     }
 
     /// Returns the size of a stream in bytes; zero if the stream doesn't exist.
@@ -198,9 +212,20 @@ impl Snapshot {
         for remark in self.remarks() {
             warn(remark.label(), hint(&remark), &remark);
         }
-        if let Ok(Some(image)) = self.image_format() {
+        if let Ok(Some(image)) = self.known_image_format() {
             warn("not_a_raw_image", None, &image);
         }
+    }
+
+    /// Detects the format like [`image_format`](Self::image_format), but makes no requests for
+    /// that: of a remote archive, only what is in memory is considered.
+    fn known_image_format(&self) -> Result<Option<ImageFormat>, Error> {
+        if !self.is_remote() {
+            return self.image_format();
+        }
+        let Lookup::Found(block) = self.lookup(StreamKind::Main, 0)? else { return Ok(None) };
+        let bytes = self.read_block_in_memory(&block)?.unwrap_or_default();
+        Ok(ImageFormat::of(bytes.get(..image::SIGNATURES_END).unwrap_or(&bytes)))
     }
 
     /// Detects the format of the main stream, if it starts like a disk image format or a compressed

@@ -153,7 +153,7 @@ fn lookup_tells_what_is_not_in_memory() {
     assert_eq!(snapshot.try_read_block(&block).unwrap(), None);
     assert_eq!(lookup(), Lookup::NotInMemory(Missing::ParentIndex));
     assert_eq!(snapshot.read_block_in_memory(&block).unwrap(), None);
-    snapshot.build_parent_index();
+    snapshot.build_parent_index().unwrap();
     assert!(matches!(lookup(), Lookup::NotInMemory(Missing::Page(_))), "{:?}", lookup());
     assert!(snapshot.read_block(&block).unwrap() == image(&main)[..3000]);
     let Lookup::Found(stored) = lookup() else { panic!("{:?}", lookup()) };
@@ -174,7 +174,7 @@ fn block_that_no_parent_has_is_an_error_of_the_lookup() {
     };
     let (snapshot, _) = open(&child.write(), &folder.path().join("child.hxz"));
     let block = snapshot.locate(STREAMS[0], 0).unwrap();
-    snapshot.build_parent_index();
+    snapshot.build_parent_index().unwrap();
     assert!(snapshot.read_block(&block).is_err());
     let error = snapshot.stored_block(&block).unwrap_err();
     assert!(matches!(error.kind, ErrorKind::Unresolvable { .. }), "{error}");

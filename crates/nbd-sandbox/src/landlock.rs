@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd,
+    ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
     RestrictionStatus, Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetError,
     RulesetStatus, Scope,
 };
@@ -29,11 +29,11 @@ pub(super) struct AppliedLandlock {
 }
 
 /// Restricts this thread and the threads that it starts. They may read only what is in `readable`
-/// and append only where it says so, and may not run programs or bind or connect further TCP
-/// sockets.
-pub(super) fn restrict(readable: &AllowedPaths) -> Result<AppliedLandlock, String> {
+/// and append only where it says so, may connect further TCP sockets to `ports` only, and may not
+/// run programs or bind TCP sockets.
+pub(super) fn restrict(readable: &AllowedPaths, ports: &[u16]) -> Result<AppliedLandlock, String> {
     let mut not_allowed = Vec::new();
-    let status = apply(readable, &mut not_allowed).map_err(|error| error.to_string())?;
+    let status = apply(readable, ports, &mut not_allowed).map_err(|error| error.to_string())?;
     match (status.ruleset, status.landlock) {
         (RulesetStatus::NotEnforced, LandlockStatus::NotEnabled) => {
             Err("disabled in the kernel".to_owned())
@@ -48,6 +48,7 @@ pub(super) fn restrict(readable: &AllowedPaths) -> Result<AppliedLandlock, Strin
 
 fn apply(
     readable: &AllowedPaths,
+    ports: &[u16],
     not_allowed: &mut Vec<SandboxNote>,
 ) -> Result<RestrictionStatus, RulesetError> {
     let mut rules = Ruleset::default()
@@ -73,6 +74,9 @@ fn apply(
     for folder in &readable.removable {
         rules = allow(rules, folder, AccessFs::RemoveFile.into())?;
     }
+    for port in ports {
+        rules = rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
+    }
     rules.restrict_self()
 }
 
@@ -89,6 +93,13 @@ fn allow(
             not_allowed.push(SandboxNote::new("path_not_allowed", text));
             Ok(rules)
         }
+    }
+}
+
+impl AppliedLandlock {
+    /// Returns true if the ports of TCP connections are restricted.
+    pub(super) fn restricts_tcp(&self) -> bool {
+        self.abi >= 4
     }
 }
 

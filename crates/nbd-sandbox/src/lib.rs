@@ -17,6 +17,9 @@
 //! # }
 //! ```
 //!
+//! A process that may not connect can have a dialer that connects for it, a process with a sandbox
+//! of its own: see [`enter_dialer`].
+//!
 //! `paths` determines what stays readable, `landlock` enforces it, `seccomp` limits the system
 //! calls, and `privileges` drops capabilities and switches the user.
 
@@ -30,22 +33,33 @@ struct ReadmeExamples;
 mod seccomp;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod seccomp {
-    pub(super) fn restrict(_: bool, _: bool) -> Result<(), &'static str> {
-        Err("not supported on this processor architecture")
+    const MISSING: &str = "not supported on this processor architecture";
+
+    pub(super) fn restrict(_: super::GatewayNeeds) -> Result<(), &'static str> {
+        Err(MISSING)
+    }
+
+    pub(super) mod dialer {
+        pub(crate) fn restrict(_: std::os::fd::RawFd) -> Result<(), &'static str> {
+            Err(super::MISSING)
+        }
     }
 }
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub use seccomp::restrict_this_thread;
+mod dialer;
 mod landlock;
 mod paths;
 mod privileges;
 
 use std::fmt;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+pub use dialer::{DialerPlan, enter_dialer};
 use nbd_telemetry::escape;
 use paths::AllowedPaths;
 pub use paths::ReadableSet;
@@ -87,6 +101,17 @@ pub struct SandboxPlan {
     pub appended: Vec<PathBuf>,
     /// Unix sockets to remove at exit.
     pub sockets: Vec<PathBuf>,
+    /// Socket on which descriptors are received: the one to the dialer, if there is one. It can't
+    /// be closed in the sandbox.
+    pub receives_descriptors_on: Option<RawFd>,
+}
+
+/// System calls that not every gateway needs.
+#[derive(Debug, Clone, Copy, Default)]
+struct GatewayNeeds {
+    removes_sockets: bool,
+    appends: bool,
+    receives_descriptors_on: Option<RawFd>,
 }
 
 /// Outcome of applying a [`SandboxPlan`].
@@ -142,8 +167,7 @@ pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
     }
     let mut report = SandboxReport::default();
     if let Some(user) = &plan.user {
-        user.switch_to().map_err(|reason| SandboxError::User(user.clone(), reason))?;
-        report.enforced.push(format!("user {user}"));
+        report.switch_to(user)?;
         report.notes.extend(user_permission_notes(plan, user));
     }
     if plan.mode == Mode::Off {
@@ -151,13 +175,14 @@ pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
     }
 
     report.add("no new privileges", rustix::thread::set_no_new_privs(true));
-    report.add("capabilities dropped", privileges::drop_capabilities(!plan.sockets.is_empty()));
+    let kept = privileges::gateway_capabilities(!plan.sockets.is_empty());
+    report.add("capabilities dropped", privileges::drop_capabilities(kept));
     report.notes.extend(rotation_notes(plan));
     // After the last change of user or capabilities, since those reset it.
     report.add("no core dumps", disable_core_dumps());
 
     let readable = AllowedPaths::for_plan(plan);
-    match landlock::restrict(&readable) {
+    match landlock::restrict(&readable, &[]) {
         Ok(landlock) => {
             let appends = readable.describe_appendable();
             report.enforced.push(format!("{landlock}, reads {readable}{appends}"));
@@ -168,13 +193,13 @@ pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
     }
     report.notes.extend(readable.notes);
     // Last, because the steps above need system calls that this forbids.
-    let (sockets, appended) = (!plan.sockets.is_empty(), !plan.appended.is_empty());
-    report.add("seccomp", seccomp::restrict(sockets, appended));
-
-    if plan.mode == Mode::Require && !report.missing.is_empty() {
-        return Err(SandboxError::Missing(report.missing.join("; ")));
-    }
-    Ok(report)
+    let needs = GatewayNeeds {
+        removes_sockets: !plan.sockets.is_empty(),
+        appends: !plan.appended.is_empty(),
+        receives_descriptors_on: plan.receives_descriptors_on,
+    };
+    report.add("seccomp", seccomp::restrict(needs));
+    report.ensure_complete(plan.mode)
 }
 
 impl SandboxError {
@@ -194,6 +219,20 @@ impl SandboxReport {
             Ok(()) => self.enforced.push(part.to_owned()),
             Err(error) => self.missing.push(format!("{part} ({error})")),
         }
+    }
+
+    fn switch_to(&mut self, user: &User) -> Result<(), SandboxError> {
+        user.switch_to().map_err(|reason| SandboxError::User(user.clone(), reason))?;
+        self.enforced.push(format!("user {user}"));
+        Ok(())
+    }
+
+    /// Returns an error if the sandbox is required, and a part of it is missing.
+    fn ensure_complete(self, mode: Mode) -> Result<Self, SandboxError> {
+        if mode == Mode::Require && !self.missing.is_empty() {
+            return Err(SandboxError::Missing(self.missing.join("; ")));
+        }
+        Ok(self)
     }
 }
 

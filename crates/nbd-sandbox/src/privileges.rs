@@ -106,15 +106,19 @@ pub fn is_root() -> bool {
     unistd::geteuid().is_root()
 }
 
-/// Drops all capabilities except the one to read any file (`DAC_READ_SEARCH`) and, if a socket has
-/// to be removed at exit, the one to write to any folder (`DAC_OVERRIDE`). Only those that the
-/// process holds can be kept.
-pub(super) fn drop_capabilities(removes_sockets: bool) -> io::Result<()> {
-    let held = capabilities(None)?;
+/// Returns the capabilities of a gateway: to read any file and, if a socket has to be removed at
+/// exit, to write to any folder.
+pub(super) fn gateway_capabilities(removes_sockets: bool) -> CapabilitySet {
     let mut kept = CapabilitySet::DAC_READ_SEARCH;
     if removes_sockets {
         kept |= CapabilitySet::DAC_OVERRIDE;
     }
+    kept
+}
+
+/// Drops all capabilities except those in `kept`, of which only those that the process holds stay.
+pub(super) fn drop_capabilities(kept: CapabilitySet) -> io::Result<()> {
+    let held = capabilities(None)?;
     let left = CapabilitySets {
         effective: held.effective & kept,
         permitted: held.permitted & kept,

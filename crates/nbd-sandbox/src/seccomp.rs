@@ -9,7 +9,13 @@
 //! only for negotiation, so its arguments are checked.
 //!
 //! Sockets can send only to the peer that they are connected to. `sendmsg` and `recvmsg` aren't
-//! listed, since they pass addresses and descriptors in memory that a filter can't read.
+//! listed, since they pass addresses and descriptors in memory that a filter can't read. The
+//! exception is the socket to the dialer, from which descriptors may be received: the filter
+//! permits its number only, and prevents that another socket gets this number.
+//!
+//! [`dialer`] has the filter of the dialer process.
+
+pub(super) mod dialer;
 
 use std::collections::BTreeMap;
 
@@ -18,13 +24,19 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch, apply_filter_all_threads,
 };
 
+use super::GatewayNeeds;
+
 /// System calls by number. One of a call's rules has to match; a call without rules is always
 /// matched.
 type Calls = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// Restricts all threads to the system calls that serving needs.
-pub(super) fn restrict(removes_sockets: bool, appends: bool) -> Result<(), String> {
-    let [deadly, allowed] = filters(removes_sockets, appends).map_err(|error| error.to_string())?;
+pub(super) fn restrict(needs: GatewayNeeds) -> Result<(), String> {
+    apply(gateway_calls(needs))
+}
+
+fn apply(calls: Result<Calls, Error>) -> Result<(), String> {
+    let [deadly, allowed] = calls.and_then(filters).map_err(|error| error.to_string())?;
     for filter in [deadly, allowed] {
         apply_filter_all_threads(&filter).map_err(reason)?;
     }
@@ -40,10 +52,9 @@ fn reason(error: Error) -> String {
 
 /// Builds the two filters: one kills, the other allows. The kernel applies the stricter result, so
 /// allowing a call in one doesn't override the other.
-fn filters(removes_sockets: bool, appends: bool) -> Result<[BpfProgram; 2], Error> {
+fn filters(allowed: Calls) -> Result<[BpfProgram; 2], Error> {
     let here = TargetArch::try_from(std::env::consts::ARCH)?;
     let refusal = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let allowed = allowed(removes_sockets, appends)?;
     let deadly: Calls = KILLING_CALLS.iter().map(|call| (*call, Vec::new())).collect();
     let deadly =
         SeccompFilter::new(deadly, SeccompAction::Allow, SeccompAction::KillProcess, here)?;
@@ -80,11 +91,12 @@ const KILLING_CALLS: &[i64] = &[
     libc::SYS_kexec_load,
 ];
 
+/// Calls of servers: existing sockets accept clients.
+const SERVER_CALLS: [i64; 2] = [libc::SYS_accept, libc::SYS_accept4];
+
 /// Calls that are allowed with any arguments.
 const UNCONDITIONAL_CALLS: &[i64] = &[
-    // Clients: existing sockets accept and receive.
-    libc::SYS_accept,
-    libc::SYS_accept4,
+    // Existing sockets receive.
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_recvfrom,
@@ -209,32 +221,28 @@ const SOCKET_OPTIONS: [[libc::c_int; 2]; 5] = [
     [libc::IPPROTO_TCP, libc::TCP_KEEPCNT],
 ];
 
-fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
+/// Permits opening files for reading only, even where Landlock doesn't enforce it. The flags are
+/// the argument with this index.
+fn to_read(flags: u8) -> Result<SeccompRule, Error> {
+    clear(flags, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC)
+}
+
+/// Adds a call that is allowed if one of `rules` matches.
+fn add(calls: &mut Calls, call: i64, rules: Vec<Result<SeccompRule, Error>>) -> Result<(), Error> {
+    calls.insert(call, rules.into_iter().collect::<Result<_, _>>()?);
+    Ok(())
+}
+
+/// Returns the calls that every sandboxed process may make.
+fn common_calls() -> Result<Calls, Error> {
     let mut calls: Calls =
         UNCONDITIONAL_CALLS.iter().chain(LEGACY_CALLS).map(|call| (*call, Vec::new())).collect();
     let process = std::process::id().into();
-    let mut add = |call: i64, rules: Vec<Result<SeccompRule, Error>>| -> Result<(), Error> {
-        calls.insert(call, rules.into_iter().collect::<Result<_, _>>()?);
-        Ok(())
-    };
+    let mut add = |call, rules| add(&mut calls, call, rules);
 
-    // Files are opened only for reading, even where Landlock doesn't enforce it.
-    let to_read = |flags: u8| clear(flags, libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
-    let mut opened = vec![to_read(2)];
-    if appends {
-        // Exactly these flags and this mode, so that existing contents can't be truncated.
-        let flags = condition(2, SeccompCmpOp::MaskedEq(!LARGE_FILE_FLAG & LOWER), APPEND_FLAGS)?;
-        opened.push(both(flags, is_so(3, APPEND_MODE)?));
-        add(libc::SYS_fdatasync, vec![])?;
-    }
-    add(libc::SYS_openat, opened)?;
+    add(libc::SYS_openat, vec![to_read(2)])?;
     #[cfg(target_arch = "x86_64")]
     add(libc::SYS_open, vec![to_read(1)])?;
-    if removes_sockets {
-        add(libc::SYS_unlinkat, vec![is(2, 0)])?;
-        #[cfg(target_arch = "x86_64")]
-        add(libc::SYS_unlink, vec![])?;
-    }
     // Not F_SETFL: clearing O_APPEND would allow overwriting files that may only be appended to.
     let flags = [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC];
     add(libc::SYS_fcntl, flags.map(|command| is(1, bits(command))).into())?;
@@ -251,27 +259,54 @@ fn allowed(removes_sockets: bool, appends: bool) -> Result<Calls, Error> {
     add(libc::SYS_prctl, vec![is(0, bits(libc::PR_SET_NAME)), is(0, bits(libc::PR_GET_NAME))])?;
     // Queries only; limits can't be changed.
     add(libc::SYS_prlimit64, vec![is_null(2)])?;
+    // Used by abort().
+    add(libc::SYS_tgkill, vec![is(0, process)])?;
+    add(libc::SYS_getsockopt, vec![is_option([libc::SOL_SOCKET, libc::SO_ERROR])])?;
+    Ok(calls)
+}
+
+fn gateway_calls(needs: GatewayNeeds) -> Result<Calls, Error> {
+    let mut calls = common_calls()?;
+    calls.extend(SERVER_CALLS.map(|call| (call, Vec::new())));
+    let mut add = |call, rules| add(&mut calls, call, rules);
+
+    if needs.appends {
+        // Exactly these flags and this mode, so that existing contents can't be truncated.
+        let flags = condition(2, SeccompCmpOp::MaskedEq(!LARGE_FILE_FLAG & LOWER), APPEND_FLAGS)?;
+        add(libc::SYS_openat, vec![to_read(2), both(flags, is_so(3, APPEND_MODE)?)])?;
+        add(libc::SYS_fdatasync, vec![])?;
+    }
+    if needs.removes_sockets {
+        add(libc::SYS_unlinkat, vec![is(2, 0)])?;
+        #[cfg(target_arch = "x86_64")]
+        add(libc::SYS_unlink, vec![])?;
+    }
+    if let Some(socket) = needs.receives_descriptors_on {
+        add(libc::SYS_recvmsg, vec![is(0, bits(socket))])?;
+        // The number stays that of this socket: it is never closed, and dup2 isn't listed.
+        let other = condition(0, SeccompCmpOp::Ne, bits(socket))?;
+        add(libc::SYS_close, vec![Ok(SeccompRule::new(vec![other])?)])?;
+    }
     // For the calling thread only: decoder threads set their niceness.
     add(libc::SYS_getpriority, vec![is(1, 0)])?;
     add(libc::SYS_setpriority, vec![both(is_so(0, 0)?, is_so(1, 0)?)])?;
-    // Used by abort().
-    add(libc::SYS_tgkill, vec![is(0, process)])?;
 
     // Neither an address nor MSG_FASTOPEN, either of which would select the receiver.
-    let flags = only(3, libc::MSG_NOSIGNAL, 0)?;
+    let flags = only(3, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT, 0)?;
     add(libc::SYS_sendto, vec![both(flags, null(4)?)])?;
     // A listener that is shut down for reading turns into a socket that can be connected.
     add(libc::SYS_shutdown, vec![is(1, bits(libc::SHUT_WR))])?;
-    let options =
-        SOCKET_OPTIONS.map(|[level, option]| both(is_so(1, bits(level))?, is_so(2, bits(option))?));
-    add(libc::SYS_setsockopt, options.into())?;
-    let error = both(is_so(1, bits(libc::SOL_SOCKET))?, is_so(2, bits(libc::SO_ERROR))?);
-    add(libc::SYS_getsockopt, vec![error])?;
+    add(libc::SYS_setsockopt, SOCKET_OPTIONS.map(is_option).into())?;
     // Signal delivery uses such a pair. Datagram sockets are refused: they could send to any
     // address.
     let stream = only(1, libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, bits(libc::SOCK_STREAM))?;
     add(libc::SYS_socketpair, vec![both(is_so(0, bits(libc::AF_UNIX))?, stream)])?;
     Ok(calls)
+}
+
+/// Matches a socket option and its level, the arguments of `setsockopt`.
+fn is_option([level, option]: [libc::c_int; 2]) -> Result<SeccompRule, Error> {
+    both(is_so(1, bits(level))?, is_so(2, bits(option))?)
 }
 
 /// Converts a C value to the lower half of an argument, whatever its sign.
@@ -304,6 +339,11 @@ fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<Seccomp
     Ok(SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?)
 }
 
+/// Matches arguments in which the bits of `mask` are clear.
+fn is_clear(argument: u8, mask: libc::c_int) -> Result<SeccompCondition, Error> {
+    condition(argument, SeccompCmpOp::MaskedEq(bits(mask)), 0)
+}
+
 /// Matches arguments equal to `value`, ignoring the bits of `optional`.
 fn only(argument: u8, optional: libc::c_int, value: u64) -> Result<SeccompCondition, Error> {
     condition(argument, SeccompCmpOp::MaskedEq(!bits(optional) & LOWER), value)
@@ -324,7 +364,7 @@ fn null(argument: u8) -> Result<SeccompCondition, Error> {
 /// # Errors
 /// The kernel rejects a filter.
 pub fn restrict_this_thread() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    for filter in filters(false, false)? {
+    for filter in filters(gateway_calls(GatewayNeeds::default())?)? {
         seccompiler::apply_filter(&filter)?;
     }
     Ok(())
@@ -334,10 +374,14 @@ pub fn restrict_this_thread() -> Result<(), Box<dyn std::error::Error + Send + S
 mod tests {
     use super::*;
 
+    const ALL: GatewayNeeds =
+        GatewayNeeds { removes_sockets: true, appends: true, receives_descriptors_on: Some(3) };
+
     #[test]
     fn filters_fit_the_kernel_limit() {
-        for all in [false, true] {
-            for filter in filters(all, all).unwrap() {
+        for calls in [gateway_calls(GatewayNeeds::default()), gateway_calls(ALL), dialer::calls(0)]
+        {
+            for filter in filters(calls.unwrap()).unwrap() {
                 assert!((10..4096).contains(&filter.len()), "{}", filter.len());
             }
         }
@@ -345,9 +389,13 @@ mod tests {
 
     #[test]
     fn no_call_is_both_allowed_and_killing() {
-        let [less, more] = [false, true].map(|all| allowed(all, all).unwrap());
-        assert!(KILLING_CALLS.iter().all(|call| !more.contains_key(call)));
-        for call in [libc::SYS_unlinkat, libc::SYS_fdatasync] {
+        let [less, more] =
+            [GatewayNeeds::default(), ALL].map(|needs| gateway_calls(needs).unwrap());
+        let dialer = dialer::calls(0).unwrap();
+        assert!(
+            KILLING_CALLS.iter().all(|call| !more.contains_key(call) && !dialer.contains_key(call))
+        );
+        for call in [libc::SYS_unlinkat, libc::SYS_fdatasync, libc::SYS_recvmsg] {
             assert!(more.contains_key(&call) && !less.contains_key(&call));
         }
         for call in [
@@ -358,7 +406,6 @@ mod tests {
             libc::SYS_listen,
             libc::SYS_sendmsg,
             libc::SYS_sendmmsg,
-            libc::SYS_recvmsg,
             libc::SYS_recvmmsg,
             libc::SYS_splice,
             libc::SYS_sendfile,
@@ -367,6 +414,18 @@ mod tests {
             libc::SYS_io_uring_setup,
         ] {
             assert!(!more.contains_key(&call));
+        }
+        for call in [
+            libc::SYS_clone3,
+            libc::SYS_accept4,
+            libc::SYS_listen,
+            libc::SYS_socketpair,
+            libc::SYS_dup3,
+            libc::SYS_memfd_create,
+            libc::SYS_kill,
+            libc::SYS_io_uring_setup,
+        ] {
+            assert!(!dialer.contains_key(&call));
         }
     }
 }

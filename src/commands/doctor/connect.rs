@@ -117,11 +117,12 @@ pub(super) async fn resolve(
     (Some(step), Ok(addresses.into_iter().map(Address::Tcp).collect()))
 }
 
-/// Connects to the first address that accepts, trying one after another as clients do.
+/// Connects to the first address that accepts, trying one after another as clients do. The error
+/// lists all attempts.
 pub(super) async fn connect(
     addresses: Vec<Address>,
     timeout: Duration,
-) -> Result<(BoxedStream, Address, Step), Step> {
+) -> Result<(BoxedStream, Address, Step), Vec<FailedAttempt>> {
     let mut failed: Vec<FailedAttempt> = Vec::new();
     for address in addresses {
         let began = Instant::now();
@@ -138,5 +139,5 @@ pub(super) async fn connect(
         };
         failed.push((address, unreached.0, unreached.1));
     }
-    Err(advice::unconnected(&failed))
+    Err(failed)
 }

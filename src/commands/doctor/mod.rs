@@ -3,7 +3,8 @@
 //!
 //! Pure functions (`advice/`, `certificate.rs`) turn observations into the steps of a report
 //! ([`report`]), which is rendered as text or JSON. The server isn't trusted: every step has a
-//! timeout, every list is bounded, and everything that is shown is escaped.
+//! timeout, every list is bounded, and everything that is shown is escaped. With `--store`, an object
+//! store is examined instead (`store`).
 
 mod advice;
 mod certificate;
@@ -14,6 +15,8 @@ mod json;
 mod probe;
 mod probe_error;
 mod report;
+#[cfg(feature = "remote")]
+mod store;
 mod text;
 mod tls;
 
@@ -36,15 +39,10 @@ use tls::{ClientCredentials, UnusableFile};
 /// Time that a pending name lookup may delay the exit of the program.
 const EXIT_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Examines a server and prints the report.
+/// Examines a server or a store, and prints the report.
 pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut report = Report::new(options.server.endpoint.to_string());
-    runtime.block_on(async {
-        if let Err(last) = examine(options, &mut report).await {
-            report.add(last);
-        }
-    });
+    let report = runtime.block_on(diagnose(options));
     runtime.shutdown_timeout(EXIT_TIMEOUT);
     output::print(if options.json {
         output::pretty_json(&json::render(&report))
@@ -55,17 +53,33 @@ pub(crate) fn run(options: &Doctor) -> Result<ExitCode, Failure> {
     Ok(if is_bad { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// Examines whichever of server and store is given; the command line has one of them.
+async fn diagnose(options: &Doctor) -> Report {
+    #[cfg(feature = "remote")]
+    if let Some(url) = &options.remote.store {
+        return store::diagnose(url, options).await;
+    }
+    let endpoint = options.server.as_ref().map(|server| server.endpoint.to_string());
+    let mut report = Report::new(endpoint.unwrap_or_default());
+    if let Some(target) = &options.server
+        && let Err(last) = examine(target, options, &mut report).await
+    {
+        report.add(last);
+    }
+    report
+}
+
 /// Runs the steps in order. The error is the step that ended the examination early.
-async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
-    let target = &options.server;
-    let credentials = load_client_files(options).map_err(|step| *step)?;
+async fn examine(target: &ServerTarget, options: &Doctor, report: &mut Report) -> Result<(), Step> {
+    let credentials = load_client_files(target, options).map_err(|step| *step)?;
     let name = server_name(options, target).map_err(|step| *step)?;
     let (step, addresses) = connect::resolve(&target.endpoint, options.timeout).await;
     step.into_iter().for_each(|step| report.add(step));
-    let (stream, address, step) = connect::connect(addresses?, options.timeout).await?;
+    let connected = connect::connect(addresses?, options.timeout).await;
+    let (stream, address, step) = connected.map_err(|failed| advice::unconnected(&failed))?;
     report.add(step);
 
-    let (timeout, tls_use) = (options.timeout, tls_use(options));
+    let (timeout, tls_use) = (options.timeout, tls_use(target, options));
     let probe = Probe { address, timeout, tls_use, credentials, name };
     let greeted = probe.greet(stream, report).await?;
     let plaintext = probe.probe_plaintext(greeted, report).await?;
@@ -83,18 +97,21 @@ async fn examine(options: &Doctor, report: &mut Report) -> Result<(), Step> {
     Ok(())
 }
 
-fn tls_use(options: &Doctor) -> TlsUse {
+fn tls_use(target: &ServerTarget, options: &Doctor) -> TlsUse {
     // Naming CAs asks for the server to be authenticated, which takes TLS.
     let verifies = options.tls_ca.is_some() || options.tls_dir.is_some();
     match (options.no_tls, options.require_tls || verifies) {
         (true, _) => TlsUse::Never,
         (_, true) => TlsUse::Always,
-        _ => options.server.tls,
+        _ => target.tls,
     }
 }
 
-fn load_client_files(options: &Doctor) -> Result<Arc<ClientCredentials>, Box<Step>> {
-    let loaded = tls::load(options, options.server.certificates.as_deref());
+fn load_client_files(
+    target: &ServerTarget,
+    options: &Doctor,
+) -> Result<Arc<ClientCredentials>, Box<Step>> {
+    let loaded = tls::load(options, target.certificates.as_deref());
     loaded.map(Arc::new).map_err(|unusable| {
         let UnusableFile { path, reason, problem } = unusable;
         let found = format!("can't use {}: {}", escape::name(&path), escape::text(&problem));

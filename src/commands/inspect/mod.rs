@@ -21,9 +21,11 @@ pub(crate) fn run(options: &Inspect) -> Result<ExitCode, Failure> {
         allow_parent_anywhere: opening.allow_parent_anywhere,
         ..archives::load_keys_and_digests(&opening)?
     };
+    let mut archive = options.archive.clone();
+    let open = archives::with_stores(open, std::slice::from_mut(&mut archive), &options.stores)?;
     // Bounded, because the manifest is.
     let mut files: Vec<PackedFile> = Vec::new();
-    let inspected = ArchiveSummary::of_file(&options.archive, &open, |file| {
+    let inspected = ArchiveSummary::of_file(&archive, &open, |file| {
         if options.files {
             files.push(file);
         }

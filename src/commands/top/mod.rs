@@ -8,6 +8,7 @@ mod format;
 mod history;
 mod lines;
 mod rows;
+mod stores;
 mod terminal;
 mod view;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::format::{
 };
 use super::lines::{Style, StyledLine, flow, table, width, wrap};
 use super::rows::{connection_columns, export_columns, total_requests};
+use super::stores::stores;
 use crate::monitor::Status;
 
 const DAY: f64 = 86_400.0;
@@ -171,6 +172,9 @@ fn head(frame: &Frame<'_>, columns: usize) -> Vec<StyledLine> {
     }
     if let Some(now) = frame.latest {
         lines.extend(flow(traffic(frame, now), columns));
+        for facts in stores(frame, now) {
+            lines.extend(flow(facts, columns));
+        }
         lines.extend(flow(problems(now), columns));
     }
     lines

@@ -177,3 +177,52 @@ fn extreme_counters_do_not_overflow() {
     let text: String = plain(&frame).iter().map(super::lines::StyledLine::text).collect();
     assert!(text.contains("cache hits 100 %"), "{text}");
 }
+
+/// Returns the status of a server that has stores, the last of which is down.
+fn with_stores(second: u64, count: usize) -> Status {
+    let mut status = status(second);
+    let store = |number: usize| {
+        json!({
+            "name": format!("s3://golden-{number}"),
+            "requests": { "demand": { "ok": 10 * second }, "ahead": { "ok": 2 * second, "throttled": 1 } },
+            "bytes": { "demand": 1_048_576 * second },
+            "request_seconds": { "count": 12 * second, "buckets": [[0.01, 0], [0.05, 12 * second]] },
+            "in_flight": 2, "queued": 3, "limit": 16,
+            "throttled": if number == 1 { second } else { 1 },
+            "retries": 4, "breaker": if number + 1 == count { "open" } else { "closed" },
+            "credentials_expire": (number == 0).then_some(NOW + 3600.0),
+        })
+    };
+    status.remote.stores =
+        serde_json::from_value((0..count).map(store).collect::<Vec<_>>().into()).unwrap();
+    status
+}
+
+fn store_lines(count: usize) -> String {
+    let (before, now) = (with_stores(10, count), with_stores(14, count));
+    let frame =
+        Frame { latest: Some(&now), earlier: Some((&before, 4.0)), rates: &[], error: None };
+    let lines = plain(&frame);
+    let lines = lines.iter().map(super::lines::StyledLine::text);
+    lines.filter(|line| line.starts_with("store")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn each_store_has_a_line() {
+    assert_eq!(store_lines(0), "");
+    let expected = "\
+store s3://golden-0 working   1.0 MiB/s   12/s   p95 48 ms   received 14.0 MiB   queued 3
+store s3://golden-1 throttled   1.0 MiB/s   12/s   p95 48 ms   received 14.0 MiB   queued 3
+store s3://golden-2 down   1.0 MiB/s   12/s   p95 48 ms   received 14.0 MiB   queued 3   retries 4";
+    assert_eq!(store_lines(3), expected);
+}
+
+#[test]
+fn many_stores_are_summarized() {
+    let lines = store_lines(6);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines[0], "stores 6   4 working   1 throttled   1 down");
+    assert!(lines[1].starts_with("store s3://golden-5 down   "), "{lines:?}");
+    assert!(lines[2].starts_with("store s3://golden-1 throttled   "), "{lines:?}");
+    assert_eq!(lines.len(), 3);
+}

@@ -35,12 +35,14 @@ enum CheckOutcome {
 
 /// Checks the named archives, one after another.
 pub(crate) fn run(options: &Verify) -> Result<ExitCode, Failure> {
+    let mut archives = options.archives.clone();
     let open = archives::options(&options.opening)?;
+    let open = archives::with_stores(open, &mut archives, &options.stores)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let mut signals = ExitSignals::new([SignalKind::interrupt(), SignalKind::terminate()])?;
         let mut code = 0;
-        for path in &options.archives {
+        for path in &archives {
             match check(path, &open, options, &mut signals).await? {
                 CheckOutcome::Checked(at_least) => code = code.max(at_least),
                 CheckOutcome::Stopped(code) => return Ok(code),

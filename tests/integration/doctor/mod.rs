@@ -1,10 +1,12 @@
-//! `hexz-nbd doctor`: against our own server, those of others, and whatever else may listen.
+//! `hexz-nbd doctor`: against our own server, those of others, whatever else may listen, and object
+//! stores.
 
 mod kinds;
 mod odd;
 mod others;
 mod ours;
 mod scripted;
+mod store;
 
 use std::ffi::OsString;
 

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::page::{self, Step};
+use super::stores;
 use crate::archive_writer::{ArchiveWriter, Piece, image, noise, text};
 use crate::support::archive;
 
@@ -23,6 +24,7 @@ pub fn run(name: &str, steps: &[Step]) {
     }
     put_tools(&tools);
     put_archives(&archives);
+    let stores = if stores::are_used(steps) { stores::command() } else { "true".to_owned() };
     let script = write_steps(folder.path(), steps);
     fs::write(folder.path().join("script"), script).unwrap();
 
@@ -32,6 +34,7 @@ pub fn run(name: &str, steps: &[Step]) {
         .args(["--kill-child", "bash", &in_repository("tests/integration/documents/machine.sh")])
         .envs([("STEPS", folder.path()), ("TOOLS", &tools), ("ARCHIVES", &archives)])
         .env("REPOSITORY", REPOSITORY)
+        .env("START_STORES", stores)
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     let said = folder.path().join("machine");
     let code = wait_for(command, &said);
@@ -141,7 +144,22 @@ fn put_tools(tools: &Path) {
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hexz-nbd"), tools.join("hexz-nbd")).unwrap();
     // Stands in for ssh: runs the command on this machine, connected by pipes.
     put_script(&tools.join("ssh"), "#!/bin/bash\nshift\ncat | \"$@\" | cat\n");
+    // Stands in for the AWS command line: prints credentials, and copies into the page's store.
+    put_script(&tools.join("aws"), AWS);
 }
+
+const AWS: &str = r#"#!/bin/bash
+case "$*" in
+"configure export-credentials --format env-no-export")
+    printf 'AWS_ACCESS_KEY_ID=AKIAEXAMPLE\nAWS_SECRET_ACCESS_KEY=secret\n'
+    ;;
+"s3 cp "*)
+    object=/srv/store/${4#s3://}
+    mkdir -p "$(dirname "$object")" && cp "$3" "$object"
+    ;;
+*) exit 2 ;;
+esac
+"#;
 
 fn put_script(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;

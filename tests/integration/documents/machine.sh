@@ -17,12 +17,17 @@ cat > /etc/hosts <<'HOSTS'
 192.0.2.7 nbd.example.org
 192.0.2.10 balancer.example.org
 10.0.0.7 server.example.org
+192.0.2.30 golden.s3.eu-central-1.amazonaws.com
+192.0.2.31 minio.example.org
+192.0.2.32 storage.googleapis.com exampleaccount.blob.core.windows.net
+192.0.2.33 images.example.org
 HOSTS
 ip link set lo up || fail 'no loopback'
 # Machines, each with the address from which connections to it come: clients of 192.0.2.7 have
 # 192.0.2.50, those of the balancer 10.1.2.3, and the gateways 21 and 22 see the balancer.
 for pair in 192.0.2.7=192.0.2.50 192.0.2.10=10.1.2.3 192.0.2.21=192.0.2.10 \
-    192.0.2.22=192.0.2.10 10.0.0.7=10.0.0.50; do
+    192.0.2.22=192.0.2.10 10.0.0.7=10.0.0.50 192.0.2.30=192.0.2.7 192.0.2.31=192.0.2.7 \
+    192.0.2.32=192.0.2.7 192.0.2.33=192.0.2.7; do
     machine=${pair%=*} client=${pair#*=}
     ip address replace "$machine/32" dev lo && ip address replace "$client/32" dev lo &&
         ip route replace local "$machine" dev lo table local src "$client" || fail "no $machine"
@@ -40,6 +45,21 @@ cd "$HOME/work" || fail 'no folder'
 cp "$ARCHIVES"/*.hexz .
 # Paths in the documents are those of the repository.
 ln -s "$REPOSITORY/examples" "$REPOSITORY/packaging" .
+
+# Object stores, if the page has some: their content is in /srv/store, and the credentials are where
+# the vendors' tools keep them.
+mkdir -p /srv/store/golden/v7 "$HOME/.aws"
+cp "$ARCHIVES"/{base,snap}.hexz /srv/store/golden/v7
+cp "$ARCHIVES/web-server.hexz" /srv/store/golden/web.hxz
+printf '[default]\naws_access_key_id = AKIAEXAMPLE\naws_secret_access_key = secret\n' > "$HOME/.aws/credentials"
+printf '[default]\nregion = eu-central-1\n' > "$HOME/.aws/config"
+eval "STORES=/srv/store CA=$HOME/store-ca.pem $START_STORES > /run/stores 2>&1 &"
+if [ "$START_STORES" != true ]; then
+    for tries in $(seq 200); do [ -s "$HOME/store-ca.pem" ] && break; sleep 0.05; done
+    [ -s "$HOME/store-ca.pem" ] || fail "no stores: $(cat /run/stores)"
+    cat "$HOME/store-ca.pem" >> /etc/ssl/certs/ca-certificates.crt
+    cp "$HOME/store-ca.pem" .
+fi
 
 # Runs a step: its number, and the exit code that it must have.
 run() {

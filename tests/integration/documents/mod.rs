@@ -4,6 +4,7 @@
 mod examples;
 mod machine;
 mod page;
+mod stores;
 mod truth;
 
 use std::collections::BTreeMap;
@@ -28,7 +29,7 @@ const NOT_RUN: [(&str, usize); 9] = [
 ];
 
 /// The pages with commands, by their paths in the repository.
-const PAGES: [&str; 17] = [
+const PAGES: [&str; 19] = [
     "README.md",
     "docs/README.md",
     "docs/as-a-service.md",
@@ -38,9 +39,11 @@ const PAGES: [&str; 17] = [
     "docs/check-archives.md",
     "docs/client-certificates.md",
     "docs/clients.md",
+    "docs/http-stores.md",
     "docs/incremental-copies.md",
     "docs/metrics.md",
     "docs/monitoring.md",
+    "docs/object-stores.md",
     "docs/performance.md",
     "docs/serve-many.md",
     "docs/serve-one-snapshot.md",
@@ -103,6 +106,11 @@ fn clients() {
 }
 
 #[test]
+fn http_stores() {
+    run("docs/http-stores.md");
+}
+
+#[test]
 fn incremental_copies() {
     run("docs/incremental-copies.md");
 }
@@ -115,6 +123,11 @@ fn metrics() {
 #[test]
 fn monitoring() {
     run("docs/monitoring.md");
+}
+
+#[test]
+fn object_stores() {
+    run("docs/object-stores.md");
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn options_and_targets_exist() {
     };
     let known: BTreeSet<String> = words(&known).into_iter().collect();
     // Options of other programs.
-    let others = ["--path", "--list", "--requests"];
+    let others = ["--path", "--list", "--requests", "--outage"];
     let makefile = source("Makefile");
     // A rule may have several targets.
     let rules = makefile.lines().filter_map(|line| line.split_once(':'));
@@ -154,6 +154,11 @@ fn labels_are_listed() {
         let body = function.split("\n    }\n").next().unwrap();
         labels.extend(body.split('"').skip(1).step_by(2).map(str::to_owned));
     }
+    let fetching = all_source(Path::new(&in_repository("crates/object-reader/src")));
+    let in_lines = fetching.split("reason = \"").skip(1);
+    let in_lines = in_lines.filter_map(|rest| Some(rest.split('"').next()?.to_owned()));
+    // Lints are allowed with a sentence.
+    labels.extend(in_lines.filter(|label| is_label(label)));
     assert!(labels.len() > 50 && labels.iter().all(|label| is_label(label)), "{labels:?}");
 
     let page = source("docs/troubleshooting.md");
@@ -163,6 +168,25 @@ fn labels_are_listed() {
     let listed: BTreeSet<String> = names.map(|name| name.trim_matches('`').to_owned()).collect();
     let listed: BTreeSet<String> = listed.into_iter().filter(|name| name != "reason").collect();
     assert_eq!(listed, labels);
+}
+
+/// Results of requests to stores, and failures of reads from them.
+#[test]
+fn labels_of_stores_are_listed() {
+    let page = source("docs/metrics.md");
+    let results = source("crates/object-reader/src/store.rs");
+    let results =
+        results.split("fn label(self)").nth(1).unwrap().split("\n    }\n").next().unwrap();
+    let mut labels: BTreeSet<&str> = results.split('"').skip(1).step_by(2).collect();
+    assert!(labels.len() > 10, "{labels:?}");
+    let failures = source("crates/hexz-reader/src/remote.rs");
+    let failures = failures.split("fn read_error(").nth(1).unwrap();
+    let found: Vec<&str> = failures.split(", \"").skip(1).collect();
+    labels.extend(found.iter().filter_map(|rest| rest.split('"').next()));
+    assert!(labels.contains("store_down") && labels.contains("shutting_down"), "{labels:?}");
+    for label in labels {
+        assert!(page.contains(&format!("`{label}`")), "{label}");
+    }
 }
 
 /// Labels that the libraries give to refusals, failures and notes.

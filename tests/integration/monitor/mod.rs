@@ -7,6 +7,8 @@ mod numbers;
 mod page;
 mod prometheus;
 mod showing;
+#[cfg(feature = "remote")]
+mod stores;
 mod top;
 
 use std::collections::BTreeMap;

@@ -15,7 +15,7 @@ const EVIL: &str = "<img src=x onerror=alert(1)>\u{202e}";
 
 /// The page after it has run for so long, as the browser's own text of it, and what the browser
 /// had to say. Time is the browser's: it passes as soon as there is nothing to wait for.
-fn browse(url: &str, seconds: u32) -> (String, String) {
+pub(super) fn browse(url: &str, seconds: u32) -> (String, String) {
     let folder = tempfile::tempdir().unwrap();
     let (profile, time) = (
         format!("--user-data-dir={}", folder.path().display()),
@@ -32,7 +32,7 @@ fn browse(url: &str, seconds: u32) -> (String, String) {
 }
 
 /// The text of the table's cells, row by row.
-fn rows(page: &str, table: &str) -> Vec<Vec<String>> {
+pub(super) fn rows(page: &str, table: &str) -> Vec<Vec<String>> {
     let start = page.find(&format!("id=\"{table}\"")).unwrap_or_else(|| panic!("{page}"));
     let body = page[start..].split("</table>").next().unwrap();
     let body = body.split("<tbody>").nth(1).unwrap();
@@ -42,9 +42,15 @@ fn rows(page: &str, table: &str) -> Vec<Vec<String>> {
 }
 
 /// The text of an element without others in it.
-fn text<'a>(page: &'a str, id: &str) -> &'a str {
+pub(super) fn text<'a>(page: &'a str, id: &str) -> &'a str {
     let start = page.find(&format!("id=\"{id}\"")).unwrap_or_else(|| panic!("{page}"));
     page[start..].split_once('>').unwrap().1.split('<').next().unwrap()
+}
+
+/// Returns true if an element has the attribute `hidden`.
+pub(super) fn is_hidden(page: &str, id: &str) -> bool {
+    let start = page.find(&format!("id=\"{id}\"")).unwrap_or_else(|| panic!("{page}"));
+    page[start..].split('>').next().unwrap().contains("hidden")
 }
 
 #[test]
@@ -96,6 +102,7 @@ fn it_shows_what_is_served_and_who_reads_it() {
         assert_eq!(row[1..5], ["127.0.0.1", "base-zstd.hxz", "reading", "TLS 1.3"]);
     }
     assert!(text(&page, "connections-count").starts_with("2 reading, 0 negotiating"), "{page}");
+    assert!(is_hidden(&page, "stores-section") && is_hidden(&page, "fetched-section"), "{page}");
 }
 
 /// What the page asks for is all that it needs, and it needs nothing from elsewhere.

@@ -1,6 +1,8 @@
 //! As a service: started by a service manager, by inetd, or by its client.
 
 mod activation;
+#[cfg(feature = "remote")]
+mod dialer;
 mod manager;
 mod notify;
 mod rights;

@@ -40,6 +40,14 @@ pub(super) fn binary_in(wrapper: &[OsString]) -> Command {
     ] {
         command.env_remove(variable);
     }
+    let of_stores = |name: &OsStr| {
+        let name = name.to_string_lossy().to_ascii_uppercase();
+        ["AWS_", "AZURE_", "GOOGLE_"].iter().any(|prefix| name.starts_with(prefix))
+            || name.ends_with("_PROXY")
+    };
+    for (variable, _) in std::env::vars_os().filter(|(name, _)| of_stores(name)) {
+        command.env_remove(variable);
+    }
     command.stdin(Stdio::null());
     command
 }

@@ -1,10 +1,11 @@
 //! Storage wrapper that counts reads.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{FileId, FileStamp, Storage};
+use super::{Fetch, FetchPriority, FileId, GroupHashes, Stamp, Storage};
 
 /// Counters of reads, shared by any number of storages.
 #[derive(Debug, Default)]
@@ -64,7 +65,7 @@ impl Storage for CountedStorage {
         self.inner.is_current()
     }
 
-    fn stamp(&self) -> Option<FileStamp> {
+    fn stamp(&self) -> Option<Stamp> {
         self.inner.stamp()
     }
 
@@ -74,6 +75,26 @@ impl Storage for CountedStorage {
 
     fn file_id(&self) -> Option<FileId> {
         self.inner.file_id()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.inner.is_remote()
+    }
+
+    fn fetch(&self, range: Range<u64>, priority: FetchPriority) -> Option<Fetch> {
+        let fetch = self.inner.fetch(range, priority)?;
+        let counters = Arc::clone(&self.counters);
+        counters.count.fetch_add(1, Relaxed);
+        Some(Box::pin(async move {
+            let bytes = fetch.await?;
+            counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
+            Ok(bytes)
+        }))
+    }
+
+    fn verified_by(&self, hashes: Arc<dyn GroupHashes>) -> Option<Arc<dyn Storage>> {
+        let inner = self.inner.verified_by(hashes)?;
+        Some(Arc::new(Self::new(inner, Arc::clone(&self.counters))))
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{ReadWriteFlags, preadv2};
 
-use super::Storage;
+use super::{FileId, Stamp, Storage};
 
 /// An open file. It keeps reading the same file after the path has been given to another one.
 #[derive(Debug)]
@@ -18,15 +18,6 @@ pub struct FileStorage {
     length: u64,
     stamp: FileStamp,
     is_file: bool,
-}
-
-/// Identity of a file or block device, the same for all its names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum FileId {
-    /// A file, identified by the device that contains it and its inode.
-    File(u64, u64),
-    /// A block device, identified by its number, since several nodes may refer to it.
-    Device(u64),
 }
 
 /// Attributes that change when a file is replaced or modified.
@@ -111,11 +102,6 @@ impl FileStorage {
         let length = file.seek(SeekFrom::End(0))?;
         Ok(Self { file, path: path.to_owned(), length, stamp, is_file })
     }
-
-    /// Returns the identity of the file.
-    pub(crate) fn id(&self) -> FileId {
-        self.stamp.id()
-    }
 }
 
 impl Storage for FileStorage {
@@ -140,9 +126,9 @@ impl Storage for FileStorage {
         FileStamp::of(&self.path) == Some(self.stamp)
     }
 
-    fn stamp(&self) -> Option<FileStamp> {
+    fn stamp(&self) -> Option<Stamp> {
         // Writes to a block device don't change its timestamps.
-        self.is_file.then_some(self.stamp)
+        self.is_file.then_some(Stamp::File(self.stamp))
     }
 
     fn file_id(&self) -> Option<FileId> {

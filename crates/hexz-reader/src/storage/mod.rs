@@ -3,19 +3,49 @@
 mod counted;
 mod file;
 mod hash;
+mod source;
+mod stamp;
 mod tree;
 mod verified;
 
 use std::io;
+use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+
+use bytes::Bytes;
 
 pub(crate) use counted::CountedStorage;
 pub use counted::ReadCounters;
-pub use file::{FileId, FileStamp, FileStorage};
+pub use file::{FileStamp, FileStorage};
 pub(crate) use hash::blake3;
+pub use source::{RemoteError, RemoteSource, is_url};
+pub use stamp::{FileId, ObjectStamp, Stamp};
 pub use tree::GROUP_LEN;
 pub(crate) use tree::{HashTree, TreeBudget, TreeError};
 pub(crate) use verified::{GroupCache, Mismatch, VerifiedStorage};
+
+/// A read of a remote source in progress.
+pub type Fetch = Pin<Box<dyn Future<Output = io::Result<Bytes>> + Send>>;
+
+/// Urgency of a [`Fetch`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchPriority {
+    /// A client waits for the bytes.
+    Demand,
+    /// A client will probably need the bytes soon.
+    Ahead,
+}
+
+/// Hashes of the groups of a storage, against which its bytes are verified.
+pub trait GroupHashes: Send + Sync + std::fmt::Debug {
+    /// Returns true if `bytes` are those of the group with that number: [`GROUP_LEN`] bytes, or
+    /// fewer at the end.
+    fn matches(&self, group: u64, bytes: &[u8]) -> bool;
+
+    /// Returns the BLAKE3 hash of all bytes.
+    fn root(&self) -> [u8; 32];
+}
 
 /// A read-only source of bytes with random access.
 ///
@@ -49,7 +79,7 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     }
 
     /// Returns attributes that change whenever the bytes do; `None` if there are none.
-    fn stamp(&self) -> Option<FileStamp> {
+    fn stamp(&self) -> Option<Stamp> {
         None
     }
 
@@ -58,9 +88,28 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
         None
     }
 
-    /// Returns the identity of the file; `None` if the source isn't a file. Authorization for
-    /// reading a file depends on it, so a wrapper must pass it on.
+    /// Returns the identity of the file or object; `None` if the source is neither. Authorization
+    /// for reading a file depends on it, so a wrapper must pass it on.
     fn file_id(&self) -> Option<FileId>;
+
+    /// Returns true if reads wait for a network. Such a source implements [`fetch`](Self::fetch).
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Reads the bytes of `range` without blocking the thread. Returns `None` if the source isn't
+    /// remote. A wrapper must pass it on, or its check of the bytes is bypassed.
+    fn fetch(&self, range: Range<u64>, priority: FetchPriority) -> Option<Fetch> {
+        let _ = (range, priority);
+        None
+    }
+
+    /// Returns the same source with all bytes verified against `hashes` before they are used, if it
+    /// can do that itself. Otherwise the caller verifies what it reads.
+    fn verified_by(&self, hashes: Arc<dyn GroupHashes>) -> Option<Arc<dyn Storage>> {
+        let _ = hashes;
+        None
+    }
 }
 
 /// Storage in memory.

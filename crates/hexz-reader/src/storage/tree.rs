@@ -13,8 +13,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Storage;
 use super::hash::SubtreeHashes;
+use super::{GroupHashes, Storage};
 
 /// Length of a group, in bytes: the unit of verification, with one value in the tree. Smaller
 /// groups need more memory, larger ones more time for small reads.
@@ -104,24 +104,24 @@ impl HashTree {
         out.write_all(self.units.values().as_flattened())
     }
 
-    /// Returns the BLAKE3 hash of all bytes.
-    pub(crate) fn root(&self) -> [u8; 32] {
-        self.units.root()
-    }
-
     /// Returns the number of hashed bytes.
     pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
-    /// Returns true if `bytes` match the hash of the whole group with that number.
-    pub(crate) fn matches(&self, group: u64, bytes: &[u8]) -> bool {
-        self.units.matches(group, bytes)
-    }
-
     /// Returns a number that no other tree of this process has.
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+}
+
+impl GroupHashes for HashTree {
+    fn matches(&self, group: u64, bytes: &[u8]) -> bool {
+        self.units.matches(group, bytes)
+    }
+
+    fn root(&self) -> [u8; 32] {
+        self.units.root()
     }
 }
 

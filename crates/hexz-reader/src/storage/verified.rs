@@ -8,7 +8,7 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::tree::{GROUP_LEN, HashTree};
-use super::{FileId, FileStamp, Storage};
+use super::{FileId, GroupHashes, Stamp, Storage};
 use crate::cache::bounded;
 
 /// Storage wrapper that compares bytes with a hash tree whenever they are read.
@@ -167,7 +167,7 @@ impl Storage for VerifiedStorage {
         self.source.is_current()
     }
 
-    fn stamp(&self) -> Option<FileStamp> {
+    fn stamp(&self) -> Option<Stamp> {
         self.source.stamp()
     }
 

@@ -1,0 +1,77 @@
+//! nginx as the object store, behind a network.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use object_server::{DelayProxy, Link};
+use tempfile::TempDir;
+
+use crate::process::{Process, free_port};
+
+/// nginx with a configuration of its own, which serves a folder.
+pub(crate) struct Nginx {
+    process: Process,
+    home: TempDir,
+}
+
+/// Requests to a store, and the bytes of its responses' bodies.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Traffic {
+    pub(crate) requests: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Nginx {
+    pub(crate) fn start(folder: &Path) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let port = free_port()?;
+        // Its workers read what this user can read.
+        let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
+        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .map(|kind| format!("    {kind}_temp_path temporary-{kind};\n"))
+            .concat();
+        let configuration = format!(
+            "daemon off;\nworker_processes 1;\n{user}pid nginx.pid;\nerror_log error.log;\n\
+             events {{ worker_connections 1024; }}\nhttp {{\n{temporary}    \
+             log_format traffic '$body_bytes_sent $status $request_method $uri $http_range';\n    \
+             access_log access.log traffic;\n    sendfile on;\n    tcp_nopush on;\n    \
+             keepalive_requests 1000000;\n    server {{\n        listen 127.0.0.1:{port};\n        \
+             root \"{}\";\n        autoindex on;\n    }}\n}}\n",
+            fs::canonicalize(folder)?.display()
+        );
+        let file = home.path().join("nginx.conf");
+        fs::write(&file, configuration)?;
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(home.path()).arg("-c").arg(file).args(["-e", "error.log"]);
+        Ok(Self { process: Process::start(&command, port)?, home })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    /// Returns the sums over all requests so far that have ended.
+    pub(crate) fn traffic(&self) -> Result<Traffic> {
+        let log = fs::read_to_string(self.home.path().join("access.log"))?;
+        let mut traffic = Traffic::default();
+        for line in log.lines().filter(|line| line.contains(" GET ")) {
+            let bytes = line.split(' ').next().unwrap_or_default();
+            traffic.bytes += bytes.parse::<u64>().context("nginx's log")?;
+            traffic.requests += 1;
+        }
+        Ok(traffic)
+    }
+
+    /// Puts a network between the store and its clients.
+    pub(crate) fn behind(&self, link: Link) -> Result<DelayProxy> {
+        Ok(DelayProxy::start(self.address(), link)?)
+    }
+}
+
+/// Returns the URL of a file behind a proxy.
+pub(crate) fn url(address: SocketAddr, file: &str) -> String {
+    format!("http://{address}/{file}")
+}

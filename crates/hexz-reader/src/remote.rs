@@ -1,0 +1,402 @@
+//! Archives in object stores and on HTTP servers.
+
+use std::collections::HashMap;
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use object_reader::{
+    ChunkVerifier, FetchError, Fetcher, ListedObject, Object, ObjectId, ObjectUrl, Priority, Store,
+    StoreConfig, StoreConfigError, StoreError, StoreErrorKind, StoreUrl,
+};
+use parking_lot::Mutex;
+use tokio::runtime::{Builder, Handle};
+
+use crate::storage::{
+    Fetch, FetchPriority, FileId, GROUP_LEN, GroupHashes, Mismatch, ObjectStamp, RemoteError,
+    RemoteSource, Stamp, Storage,
+};
+
+/// Maximum number of objects that are remembered although no archive uses them.
+const MAX_REMEMBERED: usize = 1024;
+
+/// Opens archives in stores. All snapshots share its [`Fetcher`].
+///
+/// Requests are made in the runtime from which the first archive is opened, or else on a thread of
+/// their own.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use std::time::Duration;
+///
+/// use hexz_reader::{OpenOptions, RemoteArchives, Snapshot, StoreConfigs};
+/// use object_reader::{Fetcher, FetcherConfig};
+///
+/// let fetcher = Fetcher::new(FetcherConfig::default());
+/// let stores = RemoteArchives::new(fetcher, StoreConfigs::default(), Duration::from_secs(30));
+/// let options = OpenOptions { remote: Some(Arc::new(stores)), ..OpenOptions::default() };
+/// let snapshot = Snapshot::open("s3://golden/web.hxz".as_ref(), &options)?;
+/// # Ok::<(), hexz_reader::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct RemoteArchives {
+    fetcher: Arc<Fetcher>,
+    fresh_for: Duration,
+    configs: StoreConfigs,
+    /// URLs with a query, by their paths without it.
+    queries: Mutex<HashMap<PathBuf, ObjectUrl>>,
+    stores: Mutex<HashMap<StoreUrl, Arc<dyn Store>>>,
+    objects: Mutex<HashMap<PathBuf, Object>>,
+    /// Locks of the objects that are being opened: many archives may have the same parent.
+    opening: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
+    listings: Mutex<HashMap<PathBuf, Listing>>,
+    runtime: OnceLock<Handle>,
+}
+
+/// Configurations of stores.
+#[derive(Debug, Clone, Default)]
+pub struct StoreConfigs {
+    /// Configuration of stores that aren't in `by_url`.
+    pub default: StoreConfig,
+    /// Configurations by URL of the store, such as `s3://golden`.
+    pub by_url: HashMap<String, StoreConfig>,
+}
+
+impl StoreConfigs {
+    /// Returns the configuration for the store of `url`.
+    pub fn of(&self, url: &ObjectUrl) -> &StoreConfig {
+        self.by_url.get(&url.store().to_string()).unwrap_or(&self.default)
+    }
+}
+
+/// Content of a folder at one point in time.
+#[derive(Debug)]
+struct Listing {
+    at: Instant,
+    objects: Vec<(String, Stamp)>,
+}
+
+impl RemoteArchives {
+    /// Creates a source without connecting to any store. Listings are used for `fresh_for`.
+    pub fn new(fetcher: Arc<Fetcher>, configs: StoreConfigs, fresh_for: Duration) -> Self {
+        Self {
+            fetcher,
+            fresh_for,
+            configs,
+            queries: Mutex::default(),
+            stores: Mutex::default(),
+            objects: Mutex::default(),
+            opening: Mutex::default(),
+            listings: Mutex::default(),
+            runtime: OnceLock::new(),
+        }
+    }
+
+    /// Remembers the query of a URL, such as a signature, for requests to its object and to objects
+    /// beside it. `path` is the URL without its query, by which the archive is opened and logged.
+    ///
+    /// The query replaces an earlier one of the same path, also for archives that are open.
+    pub fn set_query(&self, path: PathBuf, url: ObjectUrl) {
+        let mut queries = self.queries.lock();
+        // The first query identifies the store.
+        let known = queries.entry(path).or_insert_with(|| url.clone());
+        if let (Some(query), Some(store)) =
+            (url.store().query(), self.stores.lock().get(known.store()))
+        {
+            store.replace_query(query);
+        }
+    }
+
+    /// Opens the store of a URL. Sends no requests, but reads files with credentials and CAs, which
+    /// a sandbox may not permit later.
+    ///
+    /// # Errors
+    /// The configuration can't be used.
+    pub fn open_store(&self, url: &ObjectUrl) -> Result<Arc<dyn Store>, StoreConfigError> {
+        let mut stores = self.stores.lock();
+        if let Some(store) = stores.get(url.store()) {
+            return Ok(Arc::clone(store));
+        }
+        let store = self.configs.of(url).open(url.store())?;
+        stores.insert(url.store().clone(), Arc::clone(&store));
+        Ok(store)
+    }
+
+    /// Ends all waits for stores. Reads fail from now on, except of what is in memory.
+    pub fn shut_down(&self) {
+        self.fetcher.shutdown();
+    }
+
+    /// Returns the fetcher, for its statistics.
+    pub fn fetcher(&self) -> &Arc<Fetcher> {
+        &self.fetcher
+    }
+
+    /// Returns the URL of a path, with the query of the archive or folder beside which it is.
+    fn url(&self, path: &Path) -> io::Result<ObjectUrl> {
+        let queries = self.queries.lock();
+        if let Some(url) = queries.get(path) {
+            return Ok(url.clone());
+        }
+        let beside = queries.iter().find(|(known, _)| known.parent() == path.parent());
+        if let (Some((_, url)), Some(name)) = (beside, path.file_name().and_then(|it| it.to_str()))
+        {
+            return url.with_name(name).map_err(invalid);
+        }
+        parse(path.to_str().unwrap_or_default())
+    }
+
+    fn runtime(&self) -> io::Result<&Handle> {
+        if let Some(runtime) = self.runtime.get() {
+            return Ok(runtime);
+        }
+        let runtime = Handle::try_current().or_else(|_| start_runtime())?;
+        Ok(self.runtime.get_or_init(|| runtime))
+    }
+
+    fn remember(&self, path: &Path, object: &Object) {
+        let mut objects = self.objects.lock();
+        if objects.len() >= MAX_REMEMBERED {
+            objects.clear();
+        }
+        objects.insert(path.to_owned(), object.clone());
+    }
+
+    /// Opens an object once for all who want it at the same time.
+    async fn open_shared(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
+        let lock = Arc::clone(self.opening.lock().entry(path.to_owned()).or_default());
+        let held = lock.lock().await;
+        let opened = self.open_object(path, url).await;
+        if let Ok(object) = &opened {
+            self.remember(path, object);
+        }
+        drop(held);
+        let mut opening = self.opening.lock();
+        // Nobody else waits: they would have a clone.
+        if Arc::strong_count(&lock) <= 2 {
+            opening.remove(path);
+        }
+        opened
+    }
+
+    /// Returns the current version of an object, as far as the store can tell.
+    async fn open_object(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
+        let known = self.objects.lock().get(path).cloned();
+        if let Some(object) = known {
+            match object.is_current().await {
+                Ok(true) => return Ok(object),
+                // The known version is readable as far as it is cached.
+                Err(error) if error.is_transient() => return Ok(object),
+                Ok(false) | Err(_) => {}
+            }
+        }
+        let store = self.open_store(url).map_err(invalid)?;
+        self.fetcher.open(store, url.key()).await.map_err(read_error)
+    }
+}
+
+impl RemoteSource for RemoteArchives {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        let (url, runtime) = (self.url(path)?, self.runtime()?);
+        let object = runtime.block_on(self.open_shared(path, &url))?;
+        let url_hash = hash_of(path);
+        Ok(Arc::new(ObjectStorage { object, url_hash, runtime: runtime.clone(), hashes: None }))
+    }
+
+    fn stamp(&self, path: &Path) -> Option<Stamp> {
+        let version = self.objects.lock().get(path).map(|object| *object.id().as_bytes());
+        Some(Stamp::Object(ObjectStamp { url: hash_of(path), version }))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<(String, Stamp)>> {
+        if let Some(listing) = self.listings.lock().get(folder)
+            && listing.at.elapsed() < self.fresh_for
+        {
+            return Ok(listing.objects.clone());
+        }
+        let mut text = folder.to_str().unwrap_or_default().to_owned();
+        if !text.ends_with('/') {
+            text.push('/');
+        }
+        let url = self.queries.lock().get(folder).cloned().map_or_else(|| parse(&text), Ok)?;
+        let store = self.open_store(&url).map_err(invalid)?;
+        let at = Instant::now();
+        match self.runtime()?.block_on(store.list(url.key())) {
+            Ok(listed) => {
+                let stamp = |ListedObject { name, version }: ListedObject| {
+                    let version = version.map(|it| *ObjectId::new(&*store, &name, &it).as_bytes());
+                    let url = hash_of(&folder.join(&name));
+                    (name, Stamp::Object(ObjectStamp { url, version }))
+                };
+                let objects: Vec<_> = listed.into_iter().map(stamp).collect();
+                let listing = Listing { at, objects: objects.clone() };
+                self.listings.lock().insert(folder.to_owned(), listing);
+                Ok(objects)
+            }
+            Err(error) => {
+                let mut listings = self.listings.lock();
+                match listings.get_mut(folder).filter(|_| error.kind.is_transient()) {
+                    Some(listing) => {
+                        listing.at = at;
+                        Ok(listing.objects.clone())
+                    }
+                    None => Err(list_error(error)),
+                }
+            }
+        }
+    }
+}
+
+/// An archive in a store.
+#[derive(Debug)]
+struct ObjectStorage {
+    object: Object,
+    url_hash: [u8; 16],
+    runtime: Handle,
+    hashes: Option<Arc<dyn GroupHashes>>,
+}
+
+impl Storage for ObjectStorage {
+    fn length(&self) -> u64 {
+        self.object.length()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.object.try_read(offset, buffer) {
+            return Ok(());
+        }
+        let end = offset.saturating_add(buffer.len() as u64);
+        if end > self.length() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let read = self.object.read(offset..end, Priority::Demand);
+        let bytes = self.runtime.block_on(read).map_err(read_error)?;
+        buffer.copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn try_read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        Ok(self.object.try_read(offset, buffer))
+    }
+
+    /// While the store can't tell, the version that is open counts as current.
+    fn is_current(&self) -> bool {
+        let current = self.runtime.block_on(self.object.is_current());
+        current.unwrap_or_else(|error| error.is_transient())
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        let version = Some(*self.object.id().as_bytes());
+        Some(Stamp::Object(ObjectStamp { url: self.url_hash, version }))
+    }
+
+    fn verified_blake3(&self) -> Option<[u8; 32]> {
+        self.hashes.as_ref().map(|hashes| hashes.root())
+    }
+
+    fn file_id(&self) -> Option<FileId> {
+        Some(FileId::Object(self.url_hash))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+
+    fn fetch(&self, range: Range<u64>, priority: FetchPriority) -> Option<Fetch> {
+        let object = self.object.clone();
+        let priority = match priority {
+            FetchPriority::Demand => Priority::Demand,
+            FetchPriority::Ahead => Priority::Ahead,
+        };
+        Some(Box::pin(async move { object.read(range, priority).await.map_err(read_error) }))
+    }
+
+    fn verified_by(&self, hashes: Arc<dyn GroupHashes>) -> Option<Arc<dyn Storage>> {
+        let verifier = Arc::new(GroupVerifier(Arc::clone(&hashes)));
+        Some(Arc::new(Self {
+            object: self.object.verified_by(verifier),
+            url_hash: self.url_hash,
+            runtime: self.runtime.clone(),
+            hashes: Some(hashes),
+        }))
+    }
+}
+
+/// Verifies chunks, which are as long as groups.
+#[derive(Debug)]
+struct GroupVerifier(Arc<dyn GroupHashes>);
+
+impl ChunkVerifier for GroupVerifier {
+    fn matches(&self, chunk: u64, bytes: &[u8]) -> bool {
+        self.0.matches(chunk, bytes)
+    }
+
+    fn identity(&self) -> Option<[u8; 32]> {
+        Some(self.0.root())
+    }
+}
+
+/// Starts a thread that makes the requests, for programs without a runtime.
+fn start_runtime() -> io::Result<Handle> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    let run = move || runtime.block_on(std::future::pending::<()>());
+    std::thread::Builder::new().name("fetch".to_owned()).spawn(run)?;
+    Ok(handle)
+}
+
+fn parse(url: &str) -> io::Result<ObjectUrl> {
+    url.parse().map_err(invalid)
+}
+
+fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
+}
+
+/// Returns the identity of an object's URL.
+fn hash_of(path: &Path) -> [u8; 16] {
+    let hash = blake3::hash(path.as_os_str().as_encoded_bytes());
+    hash.as_bytes().first_chunk().copied().unwrap_or_default()
+}
+
+fn read_error(error: FetchError) -> io::Error {
+    if let FetchError::Corrupt { offset, .. } = error {
+        return Mismatch { start: offset, length: GROUP_LEN }.into();
+    }
+    let (kind, label) = match &error {
+        FetchError::Gone { .. } => (io::ErrorKind::NotFound, "store_not_found"),
+        FetchError::Denied { .. } => (io::ErrorKind::PermissionDenied, "store_denied"),
+        FetchError::TimedOut { .. } => (io::ErrorKind::TimedOut, "store_timed_out"),
+        FetchError::Down { .. } => (io::ErrorKind::NotConnected, "store_down"),
+        FetchError::Throttled { .. } => (io::ErrorKind::Other, "store_throttled"),
+        FetchError::Changed { .. } => (io::ErrorKind::Other, "store_changed"),
+        FetchError::CredentialsExpired { .. } => (io::ErrorKind::Other, "store_credentials"),
+        FetchError::ClockSkew { .. } => (io::ErrorKind::Other, "store_clock_skew"),
+        FetchError::OutOfRange { .. } => (io::ErrorKind::UnexpectedEof, "store_unsupported"),
+        FetchError::ShuttingDown { .. } => (io::ErrorKind::Other, "shutting_down"),
+        _ => (io::ErrorKind::Other, "store_unsupported"),
+    };
+    // Errors about an archive name it already.
+    let text = error.to_string();
+    let message = text.strip_prefix(error.object()).and_then(|rest| rest.strip_prefix(": "));
+    let message = message.unwrap_or(&text).to_owned();
+    let is_transient = error.is_transient();
+    io::Error::new(kind, RemoteError { label, message, is_transient })
+}
+
+fn list_error(error: StoreError) -> io::Error {
+    let label = match error.kind {
+        StoreErrorKind::TimedOut => "store_timed_out",
+        StoreErrorKind::Throttled => "store_throttled",
+        StoreErrorKind::NotFound => "store_not_found",
+        StoreErrorKind::Denied => "store_denied",
+        StoreErrorKind::CredentialsExpired => "store_credentials",
+        StoreErrorKind::ClockSkew => "store_clock_skew",
+        kind if kind.is_transient() => "store_down",
+        _ => "store_unsupported",
+    };
+    let is_transient = error.kind.is_transient();
+    io::Error::other(RemoteError { label, message: error.message, is_transient })
+}

@@ -1,0 +1,70 @@
+//! Sources of archives other than files.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Stamp, Storage};
+
+/// Schemes of the URLs of archives.
+const SCHEMES: [&str; 5] = ["s3", "gs", "az", "https", "http"];
+
+/// Returns true if a path is the URL of an object. `./s3:/...` names a file.
+pub fn is_url(path: &Path) -> bool {
+    let scheme = path.as_os_str().to_str().and_then(|text| text.split_once("://"));
+    scheme.is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+}
+
+/// Opens the objects of stores, by URL. All functions may wait for the store.
+pub trait RemoteSource: Debug + Send + Sync {
+    /// Opens an object.
+    ///
+    /// # Errors
+    /// The object doesn't exist ([`io::ErrorKind::NotFound`]), or the store can't be used.
+    fn open(&self, url: &Path) -> io::Result<Arc<dyn Storage>>;
+
+    /// Returns the stamp of an object as far as it is known without a request; `None` if the
+    /// object is known not to exist.
+    fn stamp(&self, url: &Path) -> Option<Stamp>;
+
+    /// Returns names and stamps of the objects in a folder.
+    ///
+    /// # Errors
+    /// The folder can't be listed.
+    fn list(&self, folder: &Path) -> io::Result<Vec<(String, Stamp)>>;
+}
+
+/// Failure of a remote read, inside an [`io::Error`].
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct RemoteError {
+    /// Stable label for metrics, logs and programs.
+    pub label: &'static str,
+    /// What happened to which object, and what to do.
+    pub message: String,
+    /// True if the same read may succeed later.
+    pub is_transient: bool,
+}
+
+impl RemoteError {
+    /// Returns the remote failure inside an error, if there is one.
+    pub(crate) fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_distinguished_from_paths() {
+        for url in ["s3://b/k", "gs://b/k", "az://c/k", "https://h/p", "http://h:1/p"] {
+            assert!(is_url(url.as_ref()), "{url}");
+        }
+        for path in ["", "a", "/s3://b", "./s3://b/k", "s3:/b", "S3://b", "ftp://h/p", "x=s3://b"] {
+            assert!(!is_url(path.as_ref()), "{path}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Number of sequential readers, who share the memory for readahead.
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Counts the sequential streams of all objects that were read recently.
+#[derive(Debug)]
+pub(crate) struct ActiveStreams {
+    counts: Mutex<PeriodCounts>,
+    start: Instant,
+}
+
+#[derive(Debug, Default)]
+struct PeriodCounts {
+    period: u64,
+    current: u64,
+    previous: u64,
+}
+
+impl ActiveStreams {
+    /// Length of a period, in seconds. A stream counts in its period and in the next one.
+    const PERIOD: u64 = 2;
+
+    /// Starts without streams.
+    pub(crate) fn new() -> Self {
+        Self { counts: Mutex::default(), start: Instant::now() }
+    }
+
+    /// Counts a stream that is read, unless it was counted in this period, and returns the number
+    /// of active ones: at least 1.
+    pub(crate) fn count(&self, counted: &mut Option<u64>, now: Instant) -> u64 {
+        let period = now.saturating_duration_since(self.start).as_secs() / Self::PERIOD;
+        let mut counts = self.counts.lock();
+        if period > counts.period {
+            let is_next = period == counts.period + 1;
+            let previous = if is_next { counts.current } else { 0 };
+            *counts = PeriodCounts { period, current: 0, previous };
+        }
+        if *counted != Some(period) {
+            *counted = Some(period);
+            counts.current += 1;
+        }
+        counts.current.max(counts.previous).max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn streams_are_active_for_two_periods() {
+        let (active, now) = (ActiveStreams::new(), Instant::now());
+        let second = Duration::from_secs(1);
+        let mut streams = [None; 3];
+        let counts = streams.each_mut().map(|stream| active.count(stream, now));
+        assert_eq!(counts, [1, 2, 3]);
+        assert_eq!(active.count(&mut streams[0], now + 2 * second), 3);
+        assert_eq!(active.count(&mut streams[0], now + 4 * second), 1);
+        assert_eq!(active.count(&mut streams[0], now + 60 * second), 1);
+    }
+}

@@ -1,0 +1,274 @@
+//! Decides which requests to make for the reads of objects: aligned, merged, shared, ahead of
+//! sequential readers, retried and limited.
+//!
+//! A read looks for its chunks in the [`chunk_cache`], joins the [`flights`] of those on their way,
+//! and makes a [`plan`] for the others. Each planned request is a task, which asks the store's
+//! [`gate`] for a permit; the gate keeps the queue, and [`flow_control`] decides. The
+//! [`dispatcher`] sends the request, hedges it and tries again.
+
+mod active_streams;
+mod call;
+mod chunk_cache;
+mod dispatcher;
+mod error;
+mod fetch;
+mod flights;
+mod flow_control;
+mod gate;
+mod latency;
+mod memory;
+mod object_state;
+mod plan;
+mod streams;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "these are lists of ranges")]
+mod tests;
+mod view;
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+pub use error::FetchError;
+pub(crate) use object_state::ObjectState;
+pub(crate) use view::View;
+
+use self::active_streams::ActiveStreams;
+use self::call::Call;
+use self::chunk_cache::ChunkCache;
+use self::dispatcher::{Dispatcher, Target};
+use self::fetch::chunk_of;
+use self::memory::MemoryBudget;
+use self::plan::{CHUNK_SIZE, chunks_of};
+use crate::metrics::{FetcherStats, WaitStats};
+use crate::object::{ChunkVerifier, Object, ObjectId, Priority};
+use crate::store::{ByteRange, GetRequest, Response, Store, StoreError};
+
+/// Bytes at the end of an object that are fetched when it is opened.
+const OPENED_SUFFIX: u64 = 2 * CHUNK_SIZE;
+/// Attempts to open an object that is being replaced.
+const OPENING_ATTEMPTS: u32 = 3;
+/// Maximum of the bytes to be read ahead by all streams together.
+const MAX_READAHEAD: u64 = 64 << 20;
+
+/// Settings of a [`Fetcher`].
+#[derive(Debug, Clone)]
+pub struct FetcherConfig {
+    /// Memory for chunks, in bytes. Up to a quarter of it, at most 64 MiB and at least 1 MiB, is
+    /// for responses in flight; the rest, at least 1 MiB, for cached chunks.
+    pub memory: u64,
+    /// Size of the requests for random reads, in bytes. Rounded to a multiple of 256 KiB.
+    pub fetch_size: u64,
+    /// Longest time that a read waits, and that an attempt takes.
+    pub store_timeout: Duration,
+    /// Maximum number of requests in flight per store.
+    pub connections: usize,
+    /// Time for which a version is believed to be current after it has been checked.
+    pub fresh_for: Duration,
+}
+
+impl Default for FetcherConfig {
+    fn default() -> Self {
+        Self {
+            memory: 256 << 20,
+            fetch_size: 1 << 20,
+            store_timeout: Duration::from_secs(60),
+            connections: 64,
+            fresh_for: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Fetches objects. A process has one, which all stores and objects share.
+#[derive(Debug)]
+pub struct Fetcher {
+    config: FetcherConfig,
+    cache: ChunkCache,
+    memory: Arc<MemoryBudget>,
+    active_streams: ActiveStreams,
+    /// Dispatchers by label of the store.
+    dispatchers: Mutex<BTreeMap<String, Arc<Dispatcher>>>,
+    /// Views in use, by namespace: all readers of the same chunks share one.
+    views: Mutex<HashMap<ObjectId, Weak<View>>>,
+    /// Number of verifiers without identity.
+    anonymous_verifiers: AtomicU64,
+    waits: Mutex<WaitStats>,
+    shutdown: CancellationToken,
+}
+
+impl Fetcher {
+    /// Creates a fetcher.
+    pub fn new(mut config: FetcherConfig) -> Arc<Self> {
+        let memory = MemoryBudget::new(config.memory);
+        let fetch_size = config.fetch_size.div_ceil(CHUNK_SIZE) * CHUNK_SIZE;
+        config.fetch_size = fetch_size.clamp(CHUNK_SIZE, memory.max_request());
+        let cached = config.memory.saturating_sub(memory.bytes()).max(4 * CHUNK_SIZE);
+        Arc::new(Self {
+            config,
+            cache: ChunkCache::new(cached),
+            memory: Arc::new(memory),
+            active_streams: ActiveStreams::new(),
+            dispatchers: Mutex::default(),
+            views: Mutex::default(),
+            anonymous_verifiers: AtomicU64::new(0),
+            waits: Mutex::default(),
+            shutdown: CancellationToken::new(),
+        })
+    }
+
+    /// Opens the current version of an object.
+    ///
+    /// Its first and last chunks, which formats keep their headers and indexes in, are fetched at
+    /// the same time as its length and version, and kept in memory. Must be called in a tokio
+    /// runtime; the requests for the object run in it.
+    ///
+    /// # Errors
+    /// Transient failures of the store are retried until [`FetcherConfig::store_timeout`]; others
+    /// are returned at once.
+    pub async fn open(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        key: &str,
+    ) -> Result<Object, FetchError> {
+        let name: Arc<str> = format!("{}/{key}", store.label()).into();
+        let dispatcher = self.dispatcher(&store);
+        let timeout = self.config.store_timeout;
+        let call = Arc::new(Call::new(Priority::Demand));
+        let ends = self.shutdown.run_until_cancelled(tokio::time::timeout(
+            timeout,
+            get_ends(&dispatcher, &*store, key, &call),
+        ));
+        let (head, tail) = match ends.await {
+            Some(Ok(ends)) => ends,
+            Some(Err(_)) => Err(dispatcher.timeout_error(&call, timeout)),
+            None => return Err(FetchError::ShuttingDown { object: name }),
+        }
+        .map_err(|error| FetchError::from_store(&name, error, timeout))?;
+        let version = head.version.clone();
+        let state = ObjectState::new(self, dispatcher, store, key, name, version);
+        let view = self.view(Arc::new(state), None, None);
+        view.object.confirm();
+        self.keep(&view, &head);
+        tail.inspect(|tail| self.keep(&view, tail));
+        Ok(Object::new(view))
+    }
+
+    /// Ends all waits with [`FetchError::ShuttingDown`]. Chunks in memory remain readable.
+    pub fn shutdown(&self) {
+        self.shutdown.cancel();
+    }
+
+    /// Returns the counters and the present state.
+    pub fn stats(&self) -> FetcherStats {
+        let dispatchers: Vec<_> = self.dispatchers.lock().values().cloned().collect();
+        FetcherStats {
+            stores: dispatchers.iter().map(|dispatcher| dispatcher.stats()).collect(),
+            cache: self.cache.stats(),
+            waits: *self.waits.lock(),
+        }
+    }
+
+    fn dispatcher(&self, store: &Arc<dyn Store>) -> Arc<Dispatcher> {
+        let mut dispatchers = self.dispatchers.lock();
+        let dispatcher = dispatchers.entry(store.label().to_owned()).or_insert_with(|| {
+            let memory = Arc::clone(&self.memory);
+            let FetcherConfig { connections, store_timeout, .. } = self.config;
+            Arc::new(Dispatcher::new(store, memory, connections, store_timeout))
+        });
+        dispatcher.set_store(store);
+        Arc::clone(dispatcher)
+    }
+
+    /// Returns the view of an object with a verifier: the one in use, or else a new one.
+    fn view(
+        &self,
+        object: Arc<ObjectState>,
+        namespace: Option<ObjectId>,
+        verifier: Option<Arc<dyn ChunkVerifier>>,
+    ) -> Arc<View> {
+        let namespace = namespace.unwrap_or(object.id);
+        let mut views = self.views.lock();
+        if let Some(view) = views.get(&namespace).and_then(Weak::upgrade)
+            // A store of the same name may have other credentials.
+            && Arc::ptr_eq(&view.object.store, &object.store)
+        {
+            return view;
+        }
+        views.retain(|_, view| view.strong_count() > 0);
+        let view = View::new(object, namespace, verifier);
+        views.insert(namespace, Arc::downgrade(&view));
+        view
+    }
+
+    /// Caches the whole chunks of a response.
+    fn keep(&self, view: &View, response: &Response) {
+        let Response { version, offset, bytes } = response;
+        let end = offset + bytes.len() as u64;
+        for number in chunks_of(&(*offset..end)) {
+            let (start, chunk) = (number * CHUNK_SIZE, chunk_of(response, number));
+            let length = CHUNK_SIZE.min(version.length.saturating_sub(start));
+            if start >= *offset && chunk.len() as u64 == length {
+                self.cache.insert(view.key(number), Bytes::copy_from_slice(&chunk));
+            }
+        }
+    }
+
+    /// Returns the identity of a verifier that has none.
+    fn next_anonymous_verifier(&self) -> [u8; 8] {
+        self.anonymous_verifiers.fetch_add(1, Relaxed).to_le_bytes()
+    }
+
+    /// Returns the bytes to be read ahead by all streams: they must remain in memory until they are
+    /// read.
+    fn readahead_total(&self) -> u64 {
+        (self.cache.capacity() / 3).min(MAX_READAHEAD)
+    }
+}
+
+/// Fetches the first chunk of an object and, at the same time, its last ones. If only the first one
+/// can be had, that is enough.
+async fn get_ends(
+    dispatcher: &Dispatcher,
+    store: &dyn Store,
+    key: &str,
+    call: &Arc<Call>,
+) -> Result<(Response, Option<Response>), StoreError> {
+    let request = |range| GetRequest { range, version: None, bypass_caches: false };
+    let first = request(ByteRange::Bounded(0..CHUNK_SIZE));
+    let last = request(ByteRange::Suffix(OPENED_SUFFIX));
+    let mut attempts = 1;
+    loop {
+        let target = Target { store, key, request: &first, size: CHUNK_SIZE };
+        let head = dispatcher.get(target, call, || true);
+        let tail_call = Arc::new(Call::new(Priority::Demand));
+        let target = Target { store, key, request: &last, size: OPENED_SUFFIX };
+        let tail = dispatcher.get(target, &tail_call, || false);
+        let (head, tail) = tokio::join!(head, tail);
+        let (head, _memory) = head?;
+        match tail {
+            // The object was replaced between the two.
+            Ok((tail, _)) if tail.version != head.version && attempts < OPENING_ATTEMPTS => {}
+            Ok((tail, _memory)) => {
+                let is_same = tail.version == head.version;
+                return Ok((head, is_same.then_some(tail)));
+            }
+            Err(_) => return Ok((head, None)),
+        }
+        attempts += 1;
+    }
+}
+
+/// Returns a random number from 0 to 1.
+fn jitter() -> f64 {
+    // Each state has other keys.
+    let random = RandomState::new().hash_one(0) >> 32;
+    f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX)
+}

@@ -1,0 +1,294 @@
+//! Reads of an object by chunks: from memory, from requests in flight, and by new requests.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
+
+use super::call::Call;
+use super::chunk_cache::ChunkKey;
+use super::error::FetchError;
+use super::flights::{ChunkWaiter, Fetch, Flights, FlightsGuard};
+use super::object_state::ObjectState;
+use super::plan::{CHUNK_SIZE, ChunkState, chunks_of, plan};
+use super::streams::{ReadaheadLimits, Streams};
+use crate::object::{ChunkVerifier, ObjectId, Priority};
+
+/// Bytes of one read that are requested at a time.
+const MAX_PART: u64 = 16 << 20;
+
+/// An object whose chunks pass one verifier, or aren't verified.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) object: Arc<ObjectState>,
+    /// Namespace of the cached chunks.
+    pub(super) namespace: ObjectId,
+    pub(super) verifier: Option<Arc<dyn ChunkVerifier>>,
+    pub(super) flights: Arc<Flights>,
+    streams: Mutex<Streams>,
+}
+
+/// A chunk that a read needs.
+#[derive(Debug)]
+enum WantedChunk {
+    Cached(Bytes),
+    InFlight(ChunkWaiter),
+}
+
+impl View {
+    /// Creates a view.
+    pub(super) fn new(
+        object: Arc<ObjectState>,
+        namespace: ObjectId,
+        verifier: Option<Arc<dyn ChunkVerifier>>,
+    ) -> Arc<Self> {
+        let (flights, streams) = Default::default();
+        Arc::new(Self { object, namespace, verifier, flights, streams })
+    }
+
+    /// Returns a view of the same object with another verifier.
+    pub(crate) fn verified(&self, verifier: Arc<dyn ChunkVerifier>) -> Arc<Self> {
+        let fetcher = &self.object.fetcher;
+        let namespace = match verifier.identity() {
+            Some(identity) => self.object.id.verified_by(&identity),
+            None => self.object.id.verified_by(&fetcher.next_anonymous_verifier()),
+        };
+        fetcher.view(Arc::clone(&self.object), Some(namespace), Some(verifier))
+    }
+
+    /// Reads exactly the bytes of `range`.
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        range: Range<u64>,
+        priority: Priority,
+    ) -> Result<Bytes, FetchError> {
+        let length = self.object.version.length;
+        if range.end > length {
+            let object = Arc::clone(&self.object.name);
+            return Err(FetchError::OutOfRange { object, end: range.end, length });
+        }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        let deadline = Instant::now() + self.object.config().store_timeout;
+        if let Some(chunk) = only(chunks_of(&range)) {
+            let mut wanted = self.want(&range, priority)?;
+            self.read_ahead(&range, priority);
+            let wanted = wanted.pop().ok_or_else(|| self.object.shutting_down())?;
+            let bytes = self.wait(wanted, deadline).await?;
+            return self.slice(&bytes, chunk, &range);
+        }
+        let mut buffer = BytesMut::with_capacity(to_usize(range.end - range.start));
+        let mut start = range.start;
+        while start < range.end {
+            let part = start..range.end.min((start / MAX_PART + 1) * MAX_PART);
+            let wanted = self.want(&part, priority)?;
+            self.read_ahead(&part, priority);
+            for (chunk, wanted) in chunks_of(&part).zip(wanted) {
+                let bytes = self.wait(wanted, deadline).await?;
+                buffer.extend_from_slice(&self.slice(&bytes, chunk, &part)?);
+            }
+            start = part.end;
+        }
+        Ok(buffer.freeze())
+    }
+
+    /// Copies bytes from `offset` on, if all of them are in memory.
+    pub(crate) fn try_read(self: &Arc<Self>, offset: u64, mut buffer: &mut [u8]) -> bool {
+        let range = offset..offset.saturating_add(buffer.len() as u64);
+        if range.end > self.object.version.length {
+            return false;
+        }
+        let cache = &self.object.fetcher.cache;
+        // Misses are counted by the read that follows.
+        if !chunks_of(&range).all(|chunk| cache.contains(&self.key(chunk))) {
+            return false;
+        }
+        for chunk in chunks_of(&range) {
+            let bytes = cache.get(&self.key(chunk));
+            let Some(Ok(bytes)) = bytes.map(|bytes| self.slice(&bytes, chunk, &range)) else {
+                return false;
+            };
+            let Some((part, rest)) = buffer.split_at_mut_checked(bytes.len()) else {
+                return false;
+            };
+            part.copy_from_slice(&bytes);
+            buffer = rest;
+        }
+        self.read_ahead(&range, Priority::Demand);
+        true
+    }
+
+    /// Returns the part of `range` that lies in a chunk.
+    fn slice(&self, bytes: &Bytes, chunk: u64, range: &Range<u64>) -> Result<Bytes, FetchError> {
+        let first = chunk * CHUNK_SIZE;
+        let start = to_usize(range.start.saturating_sub(first));
+        let end = to_usize(range.end - first).min(bytes.len());
+        if start > end {
+            // The lengths of chunks are checked on arrival.
+            let object = Arc::clone(&self.object.name);
+            return Err(FetchError::Corrupt { object, offset: first });
+        }
+        Ok(bytes.slice(start..end))
+    }
+
+    /// Returns the chunks of `range`, and requests those that are missing.
+    fn want(
+        self: &Arc<Self>,
+        range: &Range<u64>,
+        priority: Priority,
+    ) -> Result<Vec<WantedChunk>, FetchError> {
+        let chunks = chunks_of(range);
+        let mut found: Vec<_> = chunks.clone().map(|chunk| self.cached(chunk)).collect();
+        if found.iter().any(Option::is_none) {
+            let mut flights = self.flights.lock();
+            // They may have landed since the last lookup.
+            let cache = &self.object.fetcher.cache;
+            for (chunk, found) in chunks.clone().zip(&mut found) {
+                if found.is_none() && !flights.contains(chunk) {
+                    *found = cache.peek(&self.key(chunk));
+                }
+            }
+            let missing =
+                |(chunk, found): (u64, &Option<Bytes>)| found.is_none() && !flights.contains(chunk);
+            if chunks.clone().zip(&found).any(missing) {
+                self.object.check_usable()?;
+                let size = self.object.fetcher.config.fetch_size / CHUNK_SIZE;
+                let all = chunks_of(&(0..self.object.version.length));
+                // The cache may change at any time, also while the flights are locked.
+                let state = |chunk| match place_in(&chunks, chunk).and_then(|n| found.get(n)) {
+                    Some(Some(_)) => ChunkState::Cached,
+                    Some(None) if !flights.contains(chunk) => ChunkState::Missing,
+                    _ => self.chunk_state(&flights, chunk),
+                };
+                let requests = plan(&chunks, &all, size, state);
+                requests.into_iter().for_each(|r| self.start(&mut flights, r, priority));
+            }
+            let wanted = chunks.zip(found).map(|(chunk, found)| match found {
+                Some(bytes) => Some(WantedChunk::Cached(bytes)),
+                None => flights.join(chunk).map(WantedChunk::InFlight),
+            });
+            let wanted: Option<Vec<_>> = wanted.collect();
+            drop(flights);
+            let wanted = wanted.ok_or_else(|| self.object.shutting_down())?;
+            for chunk in &wanted {
+                if let WantedChunk::InFlight(waiter) = chunk {
+                    self.object.dispatcher.gate.raise(waiter.call(), priority);
+                }
+            }
+            return Ok(wanted);
+        }
+        Ok(found.into_iter().flatten().map(WantedChunk::Cached).collect())
+    }
+
+    /// Returns a chunk from memory. One that was fetched without verification is verified.
+    fn cached(&self, chunk: u64) -> Option<Bytes> {
+        let cache = &self.object.fetcher.cache;
+        let key = self.key(chunk);
+        if let Some(bytes) = cache.get(&key) {
+            return Some(bytes);
+        }
+        let verifier = self.verifier.as_ref()?;
+        let unverified = ChunkKey { namespace: self.object.id, number: chunk };
+        let bytes = cache.peek(&unverified).filter(|bytes| verifier.matches(chunk, bytes))?;
+        cache.insert(key, bytes.clone());
+        Some(bytes)
+    }
+
+    fn chunk_state(&self, flights: &FlightsGuard<'_>, chunk: u64) -> ChunkState {
+        if flights.contains(chunk) {
+            ChunkState::InFlight
+        } else if self.object.fetcher.cache.contains(&self.key(chunk)) {
+            ChunkState::Cached
+        } else {
+            ChunkState::Missing
+        }
+    }
+
+    /// Requests chunks.
+    fn start(
+        self: &Arc<Self>,
+        flights: &mut FlightsGuard<'_>,
+        chunks: Range<u64>,
+        priority: Priority,
+    ) {
+        let spawn = |fetch: Arc<Fetch>| -> AbortHandle {
+            let fetching = Arc::clone(self).fetch(fetch);
+            self.object.dispatcher.runtime.spawn(fetching).abort_handle()
+        };
+        flights.add(chunks, Call::new(priority), spawn);
+    }
+
+    /// Waits for a chunk.
+    async fn wait(&self, wanted: WantedChunk, deadline: Instant) -> Result<Bytes, FetchError> {
+        let mut waiter = match wanted {
+            WantedChunk::Cached(bytes) => return Ok(bytes),
+            WantedChunk::InFlight(waiter) => waiter,
+        };
+        let object = &self.object;
+        let before = waiter.call().waits();
+        let chunk = tokio::select! {
+            biased;
+            chunk = timeout_at(deadline, &mut waiter.chunk) => chunk,
+            () = object.fetcher.shutdown.cancelled() => return Err(object.shutting_down()),
+        };
+        let waits = waiter.call().waits().since(&before);
+        object.fetcher.waits.lock().add(&waits);
+        match chunk {
+            Ok(Ok(chunk)) => chunk,
+            // The task of the request was ended, along with the runtime.
+            Ok(Err(_)) => Err(object.shutting_down()),
+            Err(_) => {
+                let waited = object.config().store_timeout;
+                Err(object.failed(object.dispatcher.timeout_error(waiter.call(), waited)))
+            }
+        }
+    }
+
+    /// Takes note of a read, and requests what will probably be read next.
+    fn read_ahead(self: &Arc<Self>, read: &Range<u64>, priority: Priority) {
+        let fetcher = &self.object.fetcher;
+        let limits = ReadaheadLimits {
+            length: self.object.version.length,
+            latency: self.object.dispatcher.base_latency(),
+            total: fetcher.readahead_total(),
+            min_request: fetcher.config.fetch_size,
+            max_request: fetcher.memory.max_request(),
+        };
+        let mut streams = self.streams.lock();
+        let readahead = streams.on_read(read, Instant::now(), &limits, &fetcher.active_streams);
+        drop(streams);
+        let Some(readahead) = readahead else { return };
+        if self.object.check_usable().is_err() {
+            return;
+        }
+        let chunks = chunks_of(&readahead.range);
+        let size = readahead.request_size / CHUNK_SIZE;
+        let mut flights = self.flights.lock();
+        let requests = plan(&chunks, &chunks, size, |chunk| self.chunk_state(&flights, chunk));
+        let priority = priority.max(Priority::Ahead);
+        requests.into_iter().for_each(|r| self.start(&mut flights, r, priority));
+    }
+
+    /// Returns the key of a chunk in the cache.
+    pub(super) fn key(&self, number: u64) -> ChunkKey {
+        ChunkKey { namespace: self.namespace, number }
+    }
+}
+
+/// Returns the only number of a range that has just one.
+fn only(range: Range<u64>) -> Option<u64> {
+    (range.start + 1 == range.end).then_some(range.start)
+}
+
+/// Returns the place of a number in a range.
+fn place_in(chunks: &Range<u64>, chunk: u64) -> Option<usize> {
+    usize::try_from(chunk.checked_sub(chunks.start)?).ok()
+}
+
+pub(super) fn to_usize(length: u64) -> usize {
+    usize::try_from(length).unwrap_or(usize::MAX)
+}

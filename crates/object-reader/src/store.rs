@@ -1,0 +1,189 @@
+//! The interface of a store: single requests, whose responses are checked.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+
+use crate::stores::Secret;
+
+/// A store of objects, such as a bucket or an HTTP server.
+///
+/// Each call is one attempt, without retries. Only an implementation refreshes credentials that
+/// were rejected as expired, and repeats the request once with the new ones.
+pub trait Store: Debug + Send + Sync {
+    /// Returns the name of the store for logs and metrics, such as `s3://golden`. It contains no
+    /// secrets.
+    fn label(&self) -> &str;
+
+    /// Reads a part of the object `key`.
+    ///
+    /// The response has been checked: its range is the requested one, limited by the end of the
+    /// object; there are as many bytes; and the version is `request.version`, if that is set.
+    ///
+    /// # Errors
+    /// See [`StoreErrorKind`].
+    fn get<'a>(
+        &'a self,
+        key: &'a str,
+        request: &'a GetRequest,
+    ) -> BoxFuture<'a, Result<Response, StoreError>>;
+
+    /// Returns true if `version` is still the object's current version. Transfers no data.
+    ///
+    /// # Errors
+    /// See [`StoreErrorKind`]. A replaced object isn't an error, a deleted one is `NotFound`.
+    fn is_current<'a>(
+        &'a self,
+        key: &'a str,
+        version: &'a Version,
+    ) -> BoxFuture<'a, Result<bool, StoreError>>;
+
+    /// Lists the objects whose keys consist of `prefix` (empty, or ending in a slash) and a name
+    /// without a slash.
+    ///
+    /// # Errors
+    /// See [`StoreErrorKind`].
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>>;
+
+    /// Replaces the query of the URLs of an HTTP server, such as a signature that expires. Has no
+    /// effect on other stores.
+    fn replace_query(&self, _query: &Secret) {}
+
+    /// Returns the time at which the credentials in use expire, if they do and that is known.
+    fn credentials_expiry(&self) -> Option<SystemTime> {
+        None
+    }
+}
+
+/// Part of an object, in bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ByteRange {
+    /// The bytes from `start` up to, but not including, `end`. The end may lie beyond the object.
+    Bounded(Range<u64>),
+    /// As many bytes at the end of the object, or all of a shorter one.
+    Suffix(u64),
+}
+
+/// One request for a part of an object.
+#[derive(Debug, Clone)]
+pub struct GetRequest {
+    /// The part.
+    pub range: ByteRange,
+    /// The only acceptable version; `None` for whichever is current.
+    pub version: Option<Version>,
+    /// True to ask caches on the way for a fresh response, since they delivered wrong bytes.
+    pub bypass_caches: bool,
+}
+
+/// Checked response to a [`GetRequest`].
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// Version of the object, with its length.
+    pub version: Version,
+    /// Offset of the bytes in the object.
+    pub offset: u64,
+    /// The bytes.
+    pub bytes: Bytes,
+}
+
+/// Version of an object. Two responses belong to the same bytes only if their versions are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Version {
+    /// Length of the object, in bytes.
+    pub length: u64,
+    /// Entity tag with quotes, as sent; weak ones aren't used.
+    pub etag: Option<String>,
+    /// Version of the object in a bucket with versioning.
+    pub version_id: Option<String>,
+    /// Value of the header `Last-Modified`. It identifies the version only if there is no entity
+    /// tag.
+    pub last_modified: Option<String>,
+}
+
+/// Object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Last component of the key.
+    pub name: String,
+    /// Version as far as the listing reveals it; `None` if it doesn't.
+    pub version: Option<Version>,
+}
+
+/// Failure of a request.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    /// Kind of failure, which decides what happens next.
+    pub kind: StoreErrorKind,
+    /// What happened, in words, without secrets: no query of a URL, no header.
+    pub message: String,
+    /// Time after which the store asks to try again.
+    pub retry_after: Option<Duration>,
+}
+
+/// Kind of a failed request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreErrorKind {
+    /// No connection: the name can't be resolved, the server doesn't accept, TLS fails.
+    Unreachable,
+    /// The server was too slow: no response, or no more bytes.
+    TimedOut,
+    /// The connection broke, or the body is shorter or longer than announced.
+    Interrupted,
+    /// The server asks for fewer requests: status 429 or 503.
+    Throttled,
+    /// Another server error (5xx).
+    ServerError,
+    /// The credentials have expired or been revoked, and couldn't be renewed.
+    CredentialsExpired,
+    /// The credentials can't be obtained or aren't sufficient: status 401 or 403.
+    Denied,
+    /// The clock differs too much from the server's.
+    ClockSkew,
+    /// The object has another version than the required one.
+    Changed,
+    /// There is no such object or bucket.
+    NotFound,
+    /// The server can't be used: no ranges, no object identity, redirects, invalid responses.
+    Unsupported,
+}
+
+impl StoreErrorKind {
+    /// Returns the stable label for logs and metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::Interrupted => "interrupted",
+            Self::Throttled => "throttled",
+            Self::ServerError => "server_error",
+            Self::CredentialsExpired => "credentials_expired",
+            Self::Denied => "denied",
+            Self::ClockSkew => "clock_skew",
+            Self::Changed => "changed",
+            Self::NotFound => "not_found",
+            Self::Unsupported => "unsupported",
+        }
+    }
+
+    /// Returns true if the same request may succeed later.
+    pub fn is_transient(self) -> bool {
+        match self {
+            Self::Unreachable
+            | Self::TimedOut
+            | Self::Interrupted
+            | Self::Throttled
+            | Self::ServerError => true,
+            Self::CredentialsExpired
+            | Self::Denied
+            | Self::ClockSkew
+            | Self::Changed
+            | Self::NotFound
+            | Self::Unsupported => false,
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Options for archives in object stores. Without the feature `remote`, there are none.
+
+#[cfg(feature = "remote")]
+mod remote;
+
+#[cfg(feature = "remote")]
+pub(crate) use remote::{
+    SecretUrl, SecretUrls, StoreOptions, StoreSettings, StoreStyle, StoreToCheck,
+};
+
+/// No options: this build has no support for object stores.
+#[cfg(not(feature = "remote"))]
+#[derive(Debug, Default, Clone, clap::Args, serde::Deserialize)]
+pub(crate) struct StoreOptions {}

@@ -1,0 +1,167 @@
+//! Options for archives in object stores and on HTTP servers.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use hexz_reader::storage::is_url;
+use serde::Deserialize;
+
+use crate::cli::from_file;
+use crate::cli::values::{MAX_COUNT, count, duration, size};
+
+const MIN_FETCH: u64 = 256 * 1024;
+const MAX_FETCH: u64 = 16 * 1024 * 1024;
+
+/// Options for archives whose paths are URLs, common to several commands.
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[command(next_help_heading = "Object stores")]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct StoreOptions {
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) store: StoreSettings,
+    /// Time that a read waits for a store that is down or slow, before it fails
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration)]
+    #[serde(deserialize_with = "from_file::duration")]
+    pub(crate) store_timeout: Duration,
+    /// Maximum number of connections to each store
+    #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
+    #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
+    pub(crate) store_connections: usize,
+    /// Size of the requests for random reads, from 256 KiB to 16 MiB. Sequential reads use larger
+    /// requests
+    #[arg(
+        long, value_name = "SIZE", default_value = "1MiB",
+        value_parser = size::<MIN_FETCH, MAX_FETCH>
+    )]
+    #[serde(deserialize_with = "from_file::size::<_, _, MIN_FETCH, MAX_FETCH>")]
+    pub(crate) fetch_size: ByteSize,
+    /// Time for which an object is believed to be unchanged; after it, a client that opens an
+    /// export causes a conditional request
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    #[serde(deserialize_with = "from_file::duration")]
+    pub(crate) fresh_for: Duration,
+    /// Options of single stores, by their URLs.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) tables: BTreeMap<String, StoreSettings>,
+    /// URLs with queries, which are removed from the paths of archives.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) secret_urls: SecretUrls,
+}
+
+/// Options that can differ between stores.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct StoreSettings {
+    /// URL of an S3-compatible service, or another endpoint for Google Cloud or Azure: such as
+    /// https://minio.example.org:9000
+    #[arg(long, value_name = "URL")]
+    pub(crate) store_endpoint: Option<String>,
+    /// Region of the S3 bucket [default: from AWS_REGION or the AWS profile, else us-east-1]
+    #[arg(long, value_name = "REGION")]
+    pub(crate) store_region: Option<String>,
+    /// Where S3 URLs have the name of the bucket
+    #[arg(long, value_enum, value_name = "STYLE", default_value_t)]
+    #[serde(deserialize_with = "from_file::choice")]
+    pub(crate) store_style: StoreStyle,
+    /// Account of Azure Blob Storage [default: from AZURE_STORAGE_ACCOUNT]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) store_account: Option<String>,
+    /// PEM file with the CAs of the store's certificate, instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store_ca: Option<PathBuf>,
+    /// HTTP proxy, or "none" [default: from HTTPS_PROXY, HTTP_PROXY and NO_PROXY]
+    #[arg(long, value_name = "URL|none")]
+    pub(crate) store_proxy: Option<String>,
+    /// Source of the credentials: auto, env, instance, web-identity, anonymous, or a file.
+    ///
+    /// "auto" tries environment variables, a web identity token, the AWS profile and the
+    /// container's credential service, or what the vendor's tools use, but not instance metadata.
+    /// "instance" uses only that. A file has the form of the AWS credentials file, of a Google
+    /// service account key, or contains an Azure account key or SAS token; for HTTP servers, it
+    /// contains a bearer token or USER:PASSWORD.
+    #[arg(long, value_name = "SOURCE|FILE")]
+    pub(crate) store_credentials: Option<String>,
+    /// Allow plain HTTP to other machines: others can read and change what is transferred
+    #[arg(long)]
+    pub(crate) store_insecure: bool,
+}
+
+/// Options of `hexz-nbd doctor` for stores.
+#[derive(Debug, Default, Args)]
+#[command(mut_group("StoreSettings", |settings| settings.conflicts_with("server")))]
+pub(crate) struct StoreToCheck {
+    /// Check an object store or an HTTP server instead: URL of an archive, or of a folder, which ends
+    /// in a slash
+    #[arg(
+        long, value_name = "URL", help_heading = "Object stores",
+        conflicts_with_all = [
+            "server", "export", "tls_ca", "tls_cert", "tls_key", "tls_dir", "tls_hostname", "no_tls",
+            "require_tls",
+        ]
+    )]
+    pub(crate) store: Option<SecretUrl>,
+    #[command(flatten, next_help_heading = "Object stores")]
+    pub(crate) settings: StoreSettings,
+}
+
+/// A URL whose query may be a secret. `Debug` shows nothing of it.
+#[derive(Clone)]
+pub(crate) struct SecretUrl(pub(crate) String);
+
+impl From<&str> for SecretUrl {
+    fn from(url: &str) -> Self {
+        Self(url.to_owned())
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretUrl(..)")
+    }
+}
+
+/// Place of the bucket's name in S3 URLs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoreStyle {
+    /// In the path if --store-endpoint is set, else in the host
+    #[default]
+    Auto,
+    /// `https://ENDPOINT/BUCKET/KEY`
+    Path,
+    /// `https://BUCKET.ENDPOINT/KEY`
+    Virtual,
+}
+
+/// URLs with their queries. `Debug` doesn't show them.
+#[derive(Clone, Default)]
+pub(crate) struct SecretUrls(Vec<String>);
+
+impl SecretUrls {
+    /// Removes the queries of those paths that are URLs.
+    pub(crate) fn take_from<'a>(paths: impl IntoIterator<Item = &'a mut PathBuf>) -> Self {
+        let take = |path: &'a mut PathBuf| {
+            let whole = path.to_str().filter(|_| is_url(path))?.to_owned();
+            let (rest, _) = whole.split_once('?')?;
+            *path = rest.into();
+            Some(whole)
+        };
+        Self(paths.into_iter().filter_map(take).collect())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(String::as_str)
+    }
+}
+
+impl fmt::Debug for SecretUrls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretUrls({})", self.0.len())
+    }
+}

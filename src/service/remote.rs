@@ -1,0 +1,269 @@
+//! Creates the source of archives in object stores from the options.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hexz_reader::storage::RemoteSource;
+use hexz_reader::{RemoteArchives, StoreConfigs};
+use nbd_sandbox::SandboxPlan;
+use nbd_telemetry::escape;
+use object_reader::{
+    CredentialSource, Dial, DirectDialer, Fetcher, FetcherConfig, ObjectUrl, ProxyChoice, S3Style,
+    Secret, StoreConfig, StoreConfigError, StoreUrl, UrlError,
+};
+
+use super::dialer::{self, ProcessDialer};
+use crate::cli::{SecretUrls, ServeOptions, StoreOptions, StoreSettings, StoreStyle};
+use crate::exit_status::{self, ExitStatus, Failure};
+
+/// Memory of an offline command for parts of remote archives, in bytes.
+pub(crate) const OFFLINE_MEMORY: u64 = 128 << 20;
+
+/// Reason for which a store can't be used as configured.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RemoteError {
+    #[error("invalid URL {}: {error}", escape::name(.url))]
+    Url { url: String, error: UrlError },
+    #[error("can't use the store {store}: {error}")]
+    Store { store: String, error: StoreConfigError },
+    #[error("can't start the dialer, which connects to stores: {0}")]
+    DialerStart(io::Error),
+}
+
+impl ExitStatus for RemoteError {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::Url { .. } | Self::Store { .. } => exit_status::USAGE,
+            Self::DialerStart(_) => exit_status::SANDBOX,
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Store { .. } => Some("the options --store-* configure stores"),
+            Self::Url { .. } | Self::DialerStart(_) => None,
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Url { .. } => "invalid_url",
+            Self::Store { .. } => "invalid_store",
+            Self::DialerStart(_) => "dialer_start",
+        }
+    }
+}
+
+/// Stores to which connections can be made through a dialer.
+#[derive(Debug)]
+pub(super) struct ConnectedStores {
+    archives: Arc<RemoteArchives>,
+    dialer: Arc<ProcessDialer>,
+    /// Files with credentials, which are read again.
+    files: Vec<PathBuf>,
+}
+
+impl ConnectedStores {
+    /// Ends all waits for stores when the result is dropped, so that no thread waits in a runtime
+    /// that ends.
+    pub(super) fn shut_down_on_drop(&self) -> impl Drop + use<> {
+        ShutDownOnDrop(Arc::clone(&self.archives))
+    }
+
+    /// Returns the source of the archives.
+    pub(super) fn archives(&self) -> Arc<RemoteArchives> {
+        Arc::clone(&self.archives)
+    }
+
+    /// Returns the plan of the sandbox with what the stores need.
+    pub(super) fn permit(&self, mut plan: SandboxPlan) -> SandboxPlan {
+        plan.receives_descriptors_on = Some(self.dialer.as_raw_fd());
+        plan.reloaded.extend(self.files.iter().filter(|path| path.is_file()).cloned());
+        plan
+    }
+}
+
+struct ShutDownOnDrop(Arc<RemoteArchives>);
+
+impl Drop for ShutDownOnDrop {
+    fn drop(&mut self) {
+        self.0.shut_down();
+    }
+}
+
+/// Starts a dialer for the stores of the archives to serve, and opens the stores. Returns `None` if
+/// no path is a URL.
+pub(super) fn connect(serve: &ServeOptions) -> Result<Option<ConnectedStores>, Failure> {
+    let urls = serve.changeable.snapshots.urls();
+    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
+        return Ok(None);
+    };
+    let (mode, user) = (serve.sandbox.mode(), serve.sandbox.user.as_ref());
+    let dialer =
+        dialer::start(&stores.addresses()?, mode, user).map_err(RemoteError::DialerStart)?;
+    let files = stores.credential_files()?;
+    let archives = Arc::new(stores.open(&(Arc::clone(&dialer) as Arc<dyn Dial>))?);
+    Ok(Some(ConnectedStores { archives, dialer, files }))
+}
+
+/// Returns the source of the archives to serve, for a process that connects to stores itself.
+pub(crate) fn connect_directly(
+    serve: &ServeOptions,
+) -> Result<Option<Arc<dyn RemoteSource>>, RemoteError> {
+    let urls = serve.changeable.snapshots.urls();
+    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
+        return Ok(None);
+    };
+    let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
+    Ok(Some(Arc::new(stores.open(&dialer)?)))
+}
+
+/// The stores that the options name, with their configurations.
+#[derive(Debug)]
+pub(crate) struct Stores {
+    urls: Vec<ObjectUrl>,
+    /// URLs with a query.
+    secret: SecretUrls,
+    fetcher: FetcherConfig,
+    configs: StoreConfigs,
+}
+
+impl Stores {
+    /// Checks the URLs. Returns `None` if there are none. `memory` is for parts of archives, in
+    /// bytes.
+    pub(crate) fn new<'a>(
+        options: &'a StoreOptions,
+        urls: impl IntoIterator<Item = &'a Path>,
+        memory: u64,
+    ) -> Result<Option<Self>, RemoteError> {
+        let StoreOptions { tables, secret_urls, .. } = options;
+        let texts = urls.into_iter().filter_map(Path::to_str).chain(secret_urls.iter());
+        let urls: Vec<ObjectUrl> = texts.map(parse).collect::<Result<_, _>>()?;
+        if urls.is_empty() {
+            return Ok(None);
+        }
+        let by_url = tables.iter().map(|(url, settings)| {
+            // The store of a folder's URL is the bucket.
+            let store = parse(&format!("{}/", url.trim_end_matches('/')))?.store().to_string();
+            Ok((store, config(settings)))
+        });
+        let configs = StoreConfigs {
+            default: config(&options.store),
+            by_url: by_url.collect::<Result<HashMap<_, _>, RemoteError>>()?,
+        };
+        let fetcher = FetcherConfig {
+            memory,
+            fetch_size: options.fetch_size.as_u64(),
+            store_timeout: options.store_timeout,
+            connections: options.store_connections,
+            fresh_for: options.fresh_for,
+        };
+        Ok(Some(Self { urls, secret: secret_urls.clone(), fetcher, configs }))
+    }
+
+    /// Returns the hosts and ports to which connections are made.
+    pub(crate) fn addresses(&self) -> Result<Vec<(String, u16)>, RemoteError> {
+        self.of_all(StoreConfig::addresses)
+    }
+
+    /// Returns the files with credentials that are read again while the stores are in use.
+    fn credential_files(&self) -> Result<Vec<PathBuf>, RemoteError> {
+        self.of_all(StoreConfig::credential_files)
+    }
+
+    /// Returns the results of `list` for all stores, each once.
+    fn of_all<T: Ord>(
+        &self,
+        list: impl Fn(&StoreConfig, &StoreUrl) -> Result<Vec<T>, StoreConfigError>,
+    ) -> Result<Vec<T>, RemoteError> {
+        let mut all = Vec::new();
+        for url in &self.urls {
+            let listed = list(self.configs.of(url), url.store());
+            let store = url.store().to_string();
+            all.extend(listed.map_err(|error| RemoteError::Store { store, error })?);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    /// Opens all stores, which reads credentials and CAs, and returns the source of their archives.
+    pub(crate) fn open(mut self, dialer: &Arc<dyn Dial>) -> Result<RemoteArchives, RemoteError> {
+        let configs = &mut self.configs;
+        for config in configs.by_url.values_mut().chain([&mut configs.default]) {
+            config.dialer = Arc::clone(dialer);
+        }
+        let fresh_for = self.fetcher.fresh_for;
+        let archives = RemoteArchives::new(Fetcher::new(self.fetcher), self.configs, fresh_for);
+        set_queries(&archives, &self.secret)?;
+        for url in &self.urls {
+            let store = || url.store().to_string();
+            archives
+                .open_store(url)
+                .map_err(|error| RemoteError::Store { store: store(), error })?;
+        }
+        Ok(archives)
+    }
+}
+
+/// Passes the queries of URLs on.
+pub(super) fn set_queries(archives: &RemoteArchives, urls: &SecretUrls) -> Result<(), RemoteError> {
+    for url in urls.iter() {
+        archives.set_query(without_query(url).into(), parse(url)?);
+    }
+    Ok(())
+}
+
+/// Parses a URL. The error shows it without its query and without a password.
+fn parse(text: &str) -> Result<ObjectUrl, RemoteError> {
+    text.parse().map_err(|error| RemoteError::Url { url: without_secrets(text), error })
+}
+
+/// Returns a URL without its query, and without a user and a password in front of the host.
+fn without_secrets(url: &str) -> String {
+    let url = without_query(url);
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://{host}{path}"),
+        None => url.to_owned(),
+    }
+}
+
+fn without_query(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
+/// Returns the configuration of a store, with connections from this process.
+pub(crate) fn config(settings: &StoreSettings) -> StoreConfig {
+    StoreConfig {
+        endpoint: settings.store_endpoint.clone(),
+        region: settings.store_region.clone(),
+        style: match settings.store_style {
+            StoreStyle::Auto => S3Style::Auto,
+            StoreStyle::Path => S3Style::Path,
+            StoreStyle::Virtual => S3Style::VirtualHost,
+        },
+        account: settings.store_account.clone(),
+        ca_file: settings.store_ca.clone(),
+        proxy: match settings.store_proxy.as_deref() {
+            None => ProxyChoice::Environment,
+            Some("none") => ProxyChoice::Direct,
+            Some(url) => ProxyChoice::Url(Secret::new(url)),
+        },
+        credentials: match settings.store_credentials.as_deref() {
+            None | Some("auto") => CredentialSource::Auto,
+            Some("env") => CredentialSource::Environment,
+            Some("instance") => CredentialSource::Instance,
+            Some("web-identity") => CredentialSource::WebIdentity,
+            Some("anonymous") => CredentialSource::Anonymous,
+            Some(file) => CredentialSource::File(file.into()),
+        },
+        allow_insecure: settings.store_insecure,
+        user_agent: concat!("hexz-nbd/", env!("CARGO_PKG_VERSION")).to_owned(),
+        ..StoreConfig::default()
+    }
+}

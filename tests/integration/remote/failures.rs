@@ -1,0 +1,118 @@
+//! Requests that fail now and then: clients read the right bytes.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use object_server::{Behavior, ObjectServer, Rule, Script};
+
+use super::{BLOCK, MIB, gateway_of, sample, store};
+use crate::support::client::EIO;
+
+/// Reads all of the sample while some requests fail, and returns how long that took.
+fn recovers(store: &ObjectServer, rule: Rule) -> Duration {
+    let server = gateway_of(store).args(["--store-timeout", "20s"]).start();
+    store.set_script(Script::new().rule(rule));
+    let begin = Instant::now();
+    sample().is_read(&mut server.go(""));
+    assert!(server.log().iter().all(|line| line.json["level"] != "ERROR"), "{}", server.log_text());
+    begin.elapsed()
+}
+
+/// In a third of the cases, the store wants a second of rest, which it gets.
+#[test]
+fn throttling() {
+    let offsets: Vec<u64> = [3, 6, 1, 4, 2, 5].map(|part| part * MIB).into();
+    // Each is of a request of its own, read by two clients at a time.
+    let read = |store: &ObjectServer, rule: Option<Rule>| {
+        let server = gateway_of(store).start();
+        store.set_script(rule.map_or_else(Script::new, |rule| Script::new().rule(rule)));
+        store.log().clear();
+        thread::scope(|scope| {
+            for offsets in offsets.chunks(3) {
+                let server = &server;
+                scope.spawn(move || {
+                    let mut client = server.go("");
+                    offsets.iter().for_each(|&at| sample().is_read_at(&mut client, at + 65536));
+                });
+            }
+        });
+        store.log().totals()
+    };
+    let store = store();
+    let undisturbed = read(&store, None);
+    let throttled = Rule::new(Behavior::status(503).retry_after(1)).percent(30);
+    let totals = read(&store, Some(throttled));
+    assert!(totals.errors > 0);
+    // Each failure needs one more, and some of these fail too.
+    let needed = undisturbed.requests as f64 / 0.7;
+    assert!(totals.requests as f64 <= (needed * 1.1).ceil(), "{totals:?}, {undisturbed:?}");
+    assert!(totals.data_bytes <= undisturbed.data_bytes, "{totals:?}, {undisturbed:?}");
+}
+
+#[test]
+fn a_body_that_stalls() {
+    let stalled = Behavior::new().stall_after(100_000);
+    let took = recovers(&store(), Rule::new(stalled).skip(1).times(2));
+    assert!(took < Duration::from_secs(15), "{took:?}");
+}
+
+#[test]
+fn headers_that_never_come() {
+    let silent = Behavior::new().delay(Duration::from_secs(3600));
+    let took = recovers(&store(), Rule::new(silent).skip(1).times(1));
+    assert!(took < Duration::from_secs(19), "{took:?}");
+}
+
+#[test]
+fn a_slow_body_is_no_failure() {
+    let slow = Behavior::new().pause_after(200_000, Duration::from_millis(1500));
+    recovers(&store(), Rule::new(slow).skip(1).times(2));
+}
+
+#[test]
+fn short_bodies() {
+    recovers(&store(), Rule::new(Behavior::new().truncate_after(70_000)).percent(40).times(6));
+    recovers(&store(), Rule::new(Behavior::new().truncate_after(0)).percent(40).times(6));
+}
+
+#[test]
+fn dropped_connections() {
+    recovers(&store(), Rule::new(Behavior::drop_connection()).percent(50).times(6));
+}
+
+#[test]
+fn errors_of_the_server() {
+    for status in [500, 502, 504, 429, 408] {
+        recovers(&store(), Rule::new(Behavior::status(status)).percent(40).times(3));
+    }
+}
+
+/// Connections that the server closes while they are idle are opened again.
+#[test]
+fn idle_connections_that_were_closed() {
+    let store = store();
+    let server = gateway_of(&store).start();
+    let mut client = server.go("");
+    for part in 1..7 {
+        store.disconnect_all();
+        sample().is_read_at(&mut client, part * MIB);
+    }
+    assert!(!server.log().iter().any(|line| line.json["level"] == "ERROR"));
+}
+
+/// Only what is read from the part that can't be had fails; the client stays connected.
+#[test]
+fn a_part_that_cannot_be_had() {
+    let store = store();
+    let server = gateway_of(&store).args(["--store-timeout", "1s"]).start();
+    let broken = Rule::new(Behavior::status(500)).overlapping(4 * MIB..4 * MIB + 1);
+    store.set_script(Script::new().rule(broken));
+    let mut client = server.go("");
+    assert_eq!(client.read(4 * MIB, 4096), Err(EIO));
+    for offset in [0, 2 * MIB, 6 * MIB, 7 * MIB + BLOCK] {
+        sample().is_read_at(&mut client, offset);
+    }
+    server.wait_for_log("the store failed", |line| line.reason().starts_with("store_"));
+    store.set_script(Script::new());
+    sample().is_read(&mut client);
+}
