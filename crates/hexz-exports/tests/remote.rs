@@ -167,7 +167,7 @@ async fn an_outage_fails_only_reads_of_what_is_not_cached() {
     let known = read(&client, 0..65_536).await.unwrap();
     let blocks = (1..128).map(|number| number * 65_536);
     let is_stored = |at: &u64| !snapshot.locate(StreamKind::Main, *at).unwrap().is_zeros();
-    let other = blocks.filter(is_stored).last().unwrap();
+    let other = blocks.rev().find(is_stored).unwrap();
     store.state.is_down.store(true, Relaxed);
     assert_eq!(read(&client, 0..65_536).await.unwrap(), known);
     assert_eq!(read(&client, other..other + 10).await, Err(ReadError::Unreadable(other)));
