@@ -29,6 +29,7 @@ pub(crate) mod values;
 mod verify;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::hints::HINTS;
 use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -368,6 +369,11 @@ impl ServeOptions {
             timeouts: self.limits.timeouts(),
             audit: Audit::disabled(),
         }
+    }
+
+    /// Returns the time for which connections are accepted after SIGTERM.
+    pub(crate) fn drain_delay(&self) -> Duration {
+        self.limits.drain_delay.unwrap_or_default()
     }
 
     /// Opens the catalog of exports with `options`.
