@@ -167,7 +167,7 @@ ENVIRONMENT
 
 /// The most used options, by their IDs, with their descriptions in `-h`, which omits all others.
 const FIRST_OPTIONS: [(&str, &str); 10] = [
-    ("named", "Archives to serve; the export is called NAME, or like the file"),
+    ("named", "Archives to serve, files or URLs; the export is called NAME, or like the file"),
     ("config", "Read options from this TOML file"),
     ("check_config", "Check all options and files, print what would be served, and exit"),
     ("export_dir", "Serve all archives in this folder"),
@@ -241,7 +241,7 @@ pub(crate) enum Command {
     ///
     /// The exit status is 0 if the client is admitted, and 1 if it isn't.
     Check(Check),
-    /// Diagnose problems with any NBD server by connecting as a client, or with an object store
+    /// Diagnose problems with an NBD server, as a client of it, or with an object store
     ///
     /// Checks name resolution, connection, greeting, TLS, certificates, exports, reads and speed,
     /// one after another. If one fails, it prints what to change, and on which side.
