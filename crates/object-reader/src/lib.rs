@@ -15,6 +15,7 @@
 //! ```
 
 mod dial;
+mod disk_cache;
 mod fetcher;
 mod http;
 mod metrics;
@@ -25,11 +26,14 @@ mod stores;
 mod url;
 
 pub use dial::{Dial, DirectDialer};
+pub use disk_cache::{
+    CachedObject, DiskCache, DiskCacheCheck, DiskCacheConfig, DiskCacheContents, DiskCacheError,
+};
 pub use fetcher::{FetchError, Fetcher, FetcherConfig};
 pub use http::{ProxyChoice, Timeouts};
 pub use metrics::{
-    BreakerState, CacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram, StoreStats,
-    WaitStats,
+    BreakerState, CacheStats, DiskCacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram,
+    StoreStats, WaitStats,
 };
 pub use object::{ChunkVerifier, Object, ObjectId, Priority};
 #[doc(hidden)]
