@@ -2,19 +2,17 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, OFlags, fallocate, fstatvfs};
-use rustix::io::Errno;
+use rustix::fs::OFlags;
 
+use super::allocation::{Allocation, allocate, allocate_chunks, set_length};
 use super::error::DiskCacheError;
-use super::format::{ENTRY_SIZE, Entry, HEAD_SIZE, Head, Nonce, RECORD_SIZE};
+use super::format::{ENTRY_SIZE, Entry, HEAD_SIZE, Head, Nonce, RECORD_SIZE, Record};
 use super::{CHUNK_SIZE, DiskCacheConfig, RECORDS};
 
-/// Free space that is left to others: one of so many parts.
-const SPARED_SHARE: u64 = 64;
-/// Bytes of `slots` that are read at a time.
+/// Bytes of `slots` and `objects` that are read at a time.
 const READ_SIZE: usize = 1 << 20;
 
 /// Names of the files in the folder.
@@ -30,16 +28,6 @@ pub(super) struct Files {
     /// Error that all reads and writes fail with.
     #[cfg(test)]
     pub(super) fault: parking_lot::Mutex<Option<io::ErrorKind>>,
-}
-
-/// Way in which space is allocated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Allocation {
-    /// All of it at the start.
-    Full,
-    /// Block by block, when they are written. Only tests ask for it.
-    #[cfg_attr(not(test), allow(dead_code, reason = "constructed by tests"))]
-    Sparse,
 }
 
 impl Files {
@@ -64,6 +52,17 @@ impl Files {
         lock(&slots_file, folder, &slots)?;
         let (chunks_file, objects_file) = (open_to_write(&chunks)?, open_to_write(&objects)?);
 
+        // The small files come first: the chunks may take all the space that is left.
+        let length = u64::from(RECORDS) * RECORD_SIZE as u64;
+        set_length(&objects_file, length, allocation).map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => {
+                DiskCacheError::NoSpace { folder: folder.clone(), available: 0, minimum }
+            }
+            _ => DiskCacheError::io(&objects, error),
+        })?;
+        // If there is no space for all entries, there is none for as many chunks.
+        allocate(&slots_file, slots_length(size / CHUNK_SIZE), allocation)
+            .map_err(|error| DiskCacheError::io(&slots, error))?;
         let size = allocate_chunks(&chunks_file, config, allocation, minimum)?;
         let count = u32::try_from(size / CHUNK_SIZE).unwrap_or(u32::MAX - 1);
         let old = read_head(&slots_file).map_err(|error| DiskCacheError::io(&slots, error))?;
@@ -80,14 +79,10 @@ impl Files {
             }
         };
         let head = Head { slots: count, nonce };
-        let length = HEAD_SIZE as u64 + u64::from(count) * ENTRY_SIZE as u64;
-        let prepared = set_length(&slots_file, length, allocation)
+        let prepared = set_length(&slots_file, slots_length(count.into()), allocation)
             .and_then(|()| slots_file.write_all_at(&head.encode(), 0))
             .and_then(|()| slots_file.sync_data());
         prepared.map_err(|error| DiskCacheError::io(&slots, error))?;
-        let length = u64::from(RECORDS) * RECORD_SIZE as u64;
-        set_length(&objects_file, length, allocation)
-            .map_err(|error| DiskCacheError::io(&objects, error))?;
         Ok(Self {
             slots: slots_file,
             chunks: chunks_file,
@@ -134,6 +129,20 @@ impl Files {
                 .extend((first..self.head.slots).zip(bytes.chunks(ENTRY_SIZE)).filter_map(decode));
         }
         Ok(entries)
+    }
+
+    /// Returns all valid records, with their numbers.
+    pub(super) fn records(&self) -> io::Result<Vec<(u32, Record)>> {
+        let mut records = Vec::new();
+        let mut buffer = vec![0; READ_SIZE];
+        for first in (0..RECORDS).step_by(READ_SIZE / RECORD_SIZE) {
+            let read = read_up_to(&self.objects, &mut buffer, record_offset(first))?;
+            let bytes = buffer.get(..read).unwrap_or_default();
+            let decode =
+                |(number, bytes)| Some((number, Record::decode(bytes, &self.head.nonce, number)?));
+            records.extend((first..RECORDS).zip(bytes.chunks(RECORD_SIZE)).filter_map(decode));
+        }
+        Ok(records)
     }
 
     /// Reads the entry of a slot; `None` if it isn't valid.
@@ -229,7 +238,7 @@ fn read_head(slots: &File) -> io::Result<OldHead> {
     let read = read_up_to(slots, &mut bytes, 0)?;
     Ok(match bytes.get(..read).and_then(Head::decode) {
         Some(head) => OldHead::Valid(head),
-        None if read == 0 => OldHead::Empty,
+        None if bytes == [0; HEAD_SIZE] => OldHead::Empty,
         None => OldHead::Invalid,
     })
 }
@@ -265,97 +274,6 @@ fn open_to_write(path: &Path) -> Result<File, DiskCacheError> {
     open().map_err(|error| DiskCacheError::io(path, error))
 }
 
-/// Allocates the file of the chunks, and returns its size: less than configured if the file system
-/// has no space for more.
-fn allocate_chunks(
-    file: &File,
-    config: &DiskCacheConfig,
-    allocation: Allocation,
-    minimum: u64,
-) -> Result<u64, DiskCacheError> {
-    let DiskCacheConfig { folder, size } = config;
-    let wanted = size / CHUNK_SIZE * CHUNK_SIZE;
-    let io_error = |error| DiskCacheError::io(&folder.join("chunks"), error);
-    let old = file.metadata().map_err(io_error)?.len();
-    if old > wanted {
-        file.set_len(wanted).map_err(io_error)?;
-    }
-    match allocate(file, wanted, allocation).map_err(io_error)? {
-        Allocated::Fully => return Ok(wanted),
-        Allocated::Sparsely => {
-            if allocation == Allocation::Full {
-                tracing::warn!(
-                    reason = "disk_cache_sparse",
-                    "{}: the file system can't reserve space for the disk cache; if it fills up, \
-                     the cache switches itself off",
-                    folder.display()
-                );
-            }
-            return Ok(wanted);
-        }
-        Allocated::NoSpace => {}
-    }
-    // The part that was allocated nevertheless is given back.
-    file.set_len(old.min(wanted)).map_err(io_error)?;
-    let metadata = file.metadata().map_err(io_error)?;
-    let statistics = fstatvfs(file).map_err(|error| io_error(error.into()))?;
-    let free = statistics.f_bavail.saturating_mul(statistics.f_frsize);
-    let available = metadata.blocks() * 512 + (free - free / SPARED_SHARE);
-    let mut size = available.min(wanted - CHUNK_SIZE) / CHUNK_SIZE * CHUNK_SIZE;
-    while size >= minimum {
-        if metadata.len() > size {
-            file.set_len(size).map_err(io_error)?;
-        }
-        if !matches!(allocate(file, size, allocation).map_err(io_error)?, Allocated::NoSpace) {
-            tracing::warn!(
-                reason = "disk_cache_smaller",
-                size,
-                "{}: no space for a disk cache of {wanted} bytes; using {size}",
-                folder.display()
-            );
-            return Ok(size);
-        }
-        // Metadata of the file system takes space, too.
-        size = (size - size / SPARED_SHARE - CHUNK_SIZE) / CHUNK_SIZE * CHUNK_SIZE;
-    }
-    file.set_len(0).map_err(io_error)?;
-    Err(DiskCacheError::NoSpace { folder: folder.clone(), available, minimum })
-}
-
-/// Result of an allocation.
-enum Allocated {
-    Fully,
-    Sparsely,
-    NoSpace,
-}
-
-fn allocate(file: &File, size: u64, allocation: Allocation) -> io::Result<Allocated> {
-    let error = match allocation {
-        Allocation::Full => loop {
-            match fallocate(file, FallocateFlags::empty(), 0, size) {
-                Ok(()) => return Ok(Allocated::Fully),
-                Err(Errno::INTR) => {}
-                Err(error) => break error,
-            }
-        },
-        Allocation::Sparse => Errno::OPNOTSUPP,
-    };
-    match error {
-        Errno::OPNOTSUPP | Errno::NOSYS => file.set_len(size).map(|()| Allocated::Sparsely),
-        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => Ok(Allocated::NoSpace),
-        error => Err(error.into()),
-    }
-}
-
-/// Sets the length of a small file.
-fn set_length(file: &File, length: u64, allocation: Allocation) -> io::Result<()> {
-    file.set_len(length)?;
-    match allocate(file, length, allocation)? {
-        Allocated::Fully | Allocated::Sparsely => Ok(()),
-        Allocated::NoSpace => Err(Errno::NOSPC.into()),
-    }
-}
-
 /// Reads until the buffer is full or the file ends.
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut read = 0;
@@ -368,6 +286,11 @@ fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> 
         }
     }
     Ok(read)
+}
+
+/// Returns the length of `slots`.
+fn slots_length(count: u64) -> u64 {
+    HEAD_SIZE as u64 + count * ENTRY_SIZE as u64
 }
 
 fn entry_offset(slot: u32) -> u64 {

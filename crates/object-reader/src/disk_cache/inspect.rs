@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::CHUNK_SIZE;
 use super::DiskCache;
 use super::error::DiskCacheError;
 use super::file::{FILE_NAMES, Files, is_locked, lock};
 use super::format::hash;
-use super::{CHUNK_SIZE, objects};
 use crate::object::ObjectId;
 use crate::store::Version;
 
@@ -72,7 +72,10 @@ impl DiskCache {
             *chunks += 1;
             *bytes += u64::from(entry.length);
         }
-        let mut objects: Vec<_> = objects::all(&files)
+        let records = files.records();
+        let mut objects: Vec<_> = records
+            .map_err(|error| DiskCacheError::io(&folder.join("objects"), error))?
+            .into_iter()
             .map(|(_, record)| {
                 let id = ObjectId::of(&record.store, &record.key, &record.version);
                 let (chunks, bytes) = by_object.remove(&id).unwrap_or_default();

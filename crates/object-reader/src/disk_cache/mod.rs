@@ -1,7 +1,7 @@
 //! Chunks on a local disk, which survive restarts.
 //!
 //! A folder holds three files that are allocated at the start: the bytes in slots of 256 KiB, an
-//! entry for each slot, and a record for each object that was opened; [`format`] draws them. The
+//! entry for each slot, and a record for each object that was opened; [`mod@format`] draws them. The
 //! [`index`] in memory finds the slot of a chunk, and [`sieve`] decides which slot is reused. A
 //! small [`pool`] of threads reads and writes.
 //!
@@ -10,6 +10,7 @@
 //! other bytes fails their hash, and both are misses. If the disk fails, the cache switches itself
 //! off. No read fails because of it.
 
+mod allocation;
 mod error;
 mod file;
 mod format;
@@ -32,8 +33,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
+use self::allocation::Allocation;
 pub use self::error::DiskCacheError;
-use self::file::{Allocation, Files};
+use self::file::Files;
 pub(crate) use self::format::DiskKey;
 use self::format::Record;
 use self::index::Index;
@@ -120,9 +122,9 @@ impl DiskCache {
         min_slots: u32,
     ) -> Result<Arc<Self>, DiskCacheError> {
         let files = Files::open(config, allocation, min_slots)?;
-        let (index, generation) = slots::load(&files)
-            .map_err(|error| DiskCacheError::io(&config.folder.join("slots"), error))?;
-        let objects = Objects::load(&files);
+        let io_error = |name: &str, error| DiskCacheError::io(&config.folder.join(name), error);
+        let (index, generation) = slots::load(&files).map_err(|error| io_error("slots", error))?;
+        let objects = Objects::load(&files).map_err(|error| io_error("objects", error))?;
         let shared = Arc::new(Shared {
             files,
             chunks: Mutex::new(Chunks { index, pending: HashSet::new() }),
@@ -232,9 +234,8 @@ impl DiskCache {
 
     /// Removes a chunk that its verifier rejects.
     pub(crate) fn reject(&self, key: &DiskKey) {
-        if let Some(pinned) = self.pin(key) {
-            let removed = pinned.remove();
-            self.pool.push(Class::Write, usize::MAX, move || drop(removed.map(|it| it.clear())));
+        if let Some(pinned) = self.pin(key).and_then(Pinned::remove) {
+            self.pool.push(Class::Write, usize::MAX, move || pinned.clear());
         }
     }
 
@@ -245,14 +246,11 @@ impl DiskCache {
     }
 
     /// Closes the cache, and waits until everything is written. Blocks the thread. Dropping the
-    /// cache does the same.
+    /// cache does the same, and unlocks the folder.
     pub fn close(&self) {
         self.pool.close();
         self.pool.join();
-        if !self.shared.is_off.swap(true, Relaxed) {
-            // The lock ends with the file in any case.
-            self.shared.files.slots.unlock().unwrap_or_default();
-        }
+        self.shared.is_off.store(true, Relaxed);
     }
 
     fn pin(&self, key: &DiskKey) -> Option<Pinned> {

@@ -1,6 +1,7 @@
 //! Records of the versions that objects had when they were last opened.
 
 use std::collections::HashMap;
+use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::RECORDS;
@@ -23,16 +24,16 @@ struct Place {
 
 impl Objects {
     /// Reads all records. Damaged ones are free.
-    pub(super) fn load(files: &Files) -> Self {
+    pub(super) fn load(files: &Files) -> io::Result<Self> {
         let mut objects = Self::default();
-        for (number, record) in all(files) {
+        for (number, record) in files.records()? {
             let place = Place { number, opened: record.opened };
             let known = objects.by_name.entry(hash(&record.store, &record.key)).or_insert(place);
             if known.opened < place.opened {
                 *known = place;
             }
         }
-        objects
+        Ok(objects)
     }
 
     /// Returns the memory in use, in bytes.
@@ -75,14 +76,6 @@ impl Objects {
             .find(|(free, used)| free != used)
             .map_or_else(|| u32::try_from(self.by_name.len()).unwrap_or(RECORDS), |(free, _)| free)
     }
-}
-
-/// Returns all valid records, with their numbers.
-pub(super) fn all(files: &Files) -> impl Iterator<Item = (u32, Record)> {
-    (0..RECORDS).filter_map(|number| {
-        let bytes = files.record(number).ok()?;
-        Some((number, Record::decode(&bytes, &files.head.nonce, number)?))
-    })
 }
 
 /// Creates a record of the present time.

@@ -187,3 +187,85 @@ impl fmt::Debug for Pool {
         f.debug_struct("Pool").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+    use std::sync::mpsc;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// Returns a pool all of whose threads wait for the sender, and the numbers of jobs that have
+    /// been run since.
+    fn busy() -> (Arc<Pool>, Arc<Mutex<Vec<u32>>>, impl FnOnce()) {
+        let pool = Pool::new(LONG, || ());
+        let release = Arc::new((Mutex::new(false), Condvar::new()));
+        let (started, starts) = mpsc::channel();
+        for _ in 0..THREADS {
+            let (release, started) = (Arc::clone(&release), started.clone());
+            assert!(pool.push(Class::Demand, 0, move || {
+                started.send(()).unwrap();
+                release.1.wait_while(&mut release.0.lock(), |is_released| !*is_released);
+            }));
+        }
+        (0..THREADS).for_each(|_| starts.recv().unwrap());
+        let release = move || {
+            *release.0.lock() = true;
+            release.1.notify_all();
+        };
+        (pool, Arc::default(), release)
+    }
+
+    #[test]
+    fn reads_precede_writes_and_the_queue_of_writes_is_bounded() {
+        let (pool, order, release) = busy();
+        let push = |class, max_writes, number| {
+            let order = Arc::clone(&order);
+            pool.push(class, max_writes, move || order.lock().push(number))
+        };
+        assert!(push(Class::Write, 2, 3) && push(Class::Write, 2, 3));
+        assert!(!push(Class::Write, 2, 4));
+        assert!((0..50).all(|_| push(Class::Ahead, 2, 2) && push(Class::Demand, 2, 1)));
+        release();
+        pool.close();
+        assert!(!push(Class::Demand, 2, 4));
+        pool.join();
+        let order = order.lock();
+        assert_eq!(order.len(), 102);
+        // A few run at the same time.
+        assert!(order.iter().take(50 - THREADS).all(|number| *number == 1), "{order:?}");
+        assert!(order.iter().take(100 - THREADS).all(|number| *number < 3), "{order:?}");
+    }
+
+    #[test]
+    fn writes_are_flushed_after_the_interval_and_at_the_end() {
+        let flushes = Arc::new(AtomicU32::new(0));
+        let pool = |interval| {
+            let flushes = Arc::clone(&flushes);
+            Pool::new(interval, move || {
+                flushes.fetch_add(1, SeqCst);
+            })
+        };
+        let soon = pool(Duration::from_millis(20));
+        assert!(soon.state.lock().threads.is_empty());
+        assert!((0..10).all(|_| soon.push(Class::Write, 10, || ())));
+        let begin = Instant::now();
+        while flushes.load(SeqCst) == 0 {
+            assert!(begin.elapsed() < Duration::from_secs(60));
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let before = flushes.load(SeqCst);
+        let late = pool(LONG);
+        assert!((0..10).all(|_| late.push(Class::Write, 10, || ())));
+        late.close();
+        late.join();
+        assert_eq!(flushes.load(SeqCst), before + 1);
+        let unused = pool(LONG);
+        unused.close();
+        unused.join();
+        assert_eq!(flushes.load(SeqCst), before + 1);
+        soon.close();
+        soon.join();
+    }
+}

@@ -324,7 +324,8 @@ mod tests {
 
     #[test]
     fn a_sequential_reader_takes_a_tenth() {
-        assert_eq!(left_after_a_scan(true), (40, 50));
+        // A tenth, and the slot that is being replaced.
+        assert_eq!(left_after_a_scan(true), (40, 49));
         assert_eq!(left_after_a_scan(false), (40, 0));
     }
 

@@ -74,7 +74,9 @@ impl Shared {
         match taken {
             Some((slot, _)) if is_written => chunks.index.insert(slot, key, length, is_sequential),
             Some(_) => {}
-            None => drop(self.counters.dropped.fetch_add(1, Relaxed)),
+            None => {
+                self.counters.dropped.fetch_add(1, Relaxed);
+            }
         }
     }
 

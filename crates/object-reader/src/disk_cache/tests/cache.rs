@@ -47,7 +47,7 @@ fn a_folder_is_used_once_at_a_time() {
     let error = second.unwrap_err();
     assert_eq!(error.label(), "disk_cache_in_use");
     assert!(error.to_string().contains("in use by another process"));
-    disk.close();
+    close(&disk);
     open(folder.path(), 8);
 }
 
@@ -84,6 +84,27 @@ fn folders_that_cannot_be_used_are_errors() {
     // Links aren't followed.
     std::os::unix::fs::symlink(folder.path().join("file"), folder.path().join("slots")).unwrap();
     assert_eq!(label(config(folder.path(), 64)), "disk_cache_io");
+}
+
+#[tokio::test]
+async fn a_file_system_without_enough_space_gets_a_smaller_cache() {
+    let folder = temporary_folder();
+    let disk = open(folder.path(), 50);
+    (0..50).for_each(|chunk| store(&disk, key(1, chunk), 100, false));
+    drop(disk);
+    let limited = |slots, minimum| {
+        let allocation = Allocation::Limited(slots * SLOT + 5);
+        DiskCache::open_with(&config(folder.path(), 100), allocation, minimum)
+    };
+    let disk = limited(40, 36).unwrap();
+    let stats = disk.stats();
+    assert!((38..=40).contains(&stats.slots), "{}", stats.slots);
+    assert_eq!(stats.slots_used, stats.slots);
+    assert_eq!(fs::metadata(folder.path().join("chunks")).unwrap().len(), stats.slots * SLOT);
+    drop(disk);
+    let error = limited(35, 36).unwrap_err();
+    assert_eq!(error.label(), "disk_cache_no_space");
+    assert_eq!(fs::metadata(folder.path().join("chunks")).unwrap().len(), 0);
 }
 
 #[tokio::test]
@@ -156,7 +177,7 @@ async fn a_full_cache_evicts_what_is_not_used() {
 }
 
 /// A hot set stays while a sequential reader goes through 20 times the size of the cache, also
-/// across a restart, and although each of its chunks is read only before.
+/// across a restart.
 #[tokio::test]
 async fn sequential_readers_do_not_evict_the_hot_set() {
     let folder = temporary_folder();
@@ -314,10 +335,10 @@ fn versions_of_objects_survive_a_restart() {
     disk.record_version("s3://b", "a", &version());
     disk.record_version("s3://b", "c", &version());
     disk.record_version("s3://b", &"long".repeat(600), &version());
-    disk.close();
+    close(&disk);
     let disk = open(folder.path(), 8);
     disk.record_version("s3://b", "c", &newer);
-    disk.close();
+    close(&disk);
     let disk = open(folder.path(), 8);
     assert_eq!(disk.known_version("s3://b", "a"), Some(version()));
     assert_eq!(disk.known_version("s3://b", "c"), Some(newer));

@@ -12,21 +12,22 @@ const SLOTS: u64 = 12;
 const LENGTH: u64 = 8 * SLOT + 1000;
 const CHUNKS: u64 = 9;
 
-/// Damage to one of the three files. Places are parts of its length.
+/// Damage to one of the three files. Places are in millionths of its
+/// length.
 #[derive(Debug, Clone)]
 enum Damage {
     /// One bit is wrong.
-    Flip { place: f64, bit: u8 },
+    Flip { place: usize, bit: u8 },
     /// The end is missing.
-    Truncate { place: f64 },
+    Truncate { place: usize },
     /// These blocks of 512 bytes haven't been written since the last flush.
-    Stale { place: f64, blocks: usize },
+    Stale { place: usize, blocks: usize },
     /// These blocks have been allocated and not written.
-    Zero { place: f64, blocks: usize },
+    Zero { place: usize, blocks: usize },
 }
 
 fn damages() -> impl Strategy<Value = Vec<(usize, Damage)>> {
-    let place = 0.0..1.0_f64;
+    let place = 0_usize..1_000_000;
     let damage = prop_oneof![
         4 => (place.clone(), 0_u8..8).prop_map(|(place, bit)| Damage::Flip { place, bit }),
         1 => place.clone().prop_map(|place| Damage::Truncate { place }),
@@ -47,8 +48,8 @@ fn snapshot(folder: &Path) -> Snapshot {
 
 fn apply(damage: &Damage, file: &mut Vec<u8>, old: &[u8]) {
     let length = file.len();
-    let at = |place: f64| (place * length as f64) as usize;
-    let blocks = |place: f64, blocks: usize| {
+    let at = |place: usize| place * length / 1_000_000;
+    let blocks = |place: usize, blocks: usize| {
         let start = at(place) / 512 * 512;
         start..(start + blocks * 512).min(length)
     };
@@ -87,7 +88,7 @@ fn read_all(folder: &Path, store: &Arc<ScriptedStore>, revision: u64) -> DiskCac
         }
         settle(&disk);
         fetcher.shutdown();
-        disk.close();
+        close(&disk);
         disk.stats()
     })
 }

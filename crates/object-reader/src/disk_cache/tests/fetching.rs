@@ -30,7 +30,7 @@ impl Reader {
     fn restart(self) -> Self {
         settle(&self.disk);
         self.fetcher.shutdown();
-        self.disk.close();
+        close(&self.disk);
         let disk = open(self.folder.path(), 128);
         let fetcher = fetcher(&disk);
         self.store.received();
@@ -258,4 +258,40 @@ async fn reads_go_on_without_the_disk() {
     read(&object, MIB, 4 * MIB).await.unwrap();
     assert!(reader.fetcher.stats().disk_cache.unwrap().is_off);
     read(&object, 4 * MIB, 8 * MIB).await.unwrap();
+}
+
+/// Memory and disk are much smaller than the object, so that chunks come and go all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn concurrent_readers_with_a_small_cache_read_right_bytes() {
+    let folder = temporary_folder();
+    let disk = open(folder.path(), 12);
+    let fetcher = Fetcher::new(FetcherConfig {
+        memory: 2 << 20,
+        fetch_size: CHUNK_SIZE,
+        disk_cache: Some(Arc::clone(&disk)),
+        ..FetcherConfig::default()
+    });
+    let store = ScriptedStore::new(LENGTH);
+    let object = fetcher.open(store as _, "key").await.unwrap();
+    let tasks = (0..6_u64).map(|task| {
+        let object = match task % 2 {
+            0 => object.clone(),
+            _ => object.verified_by(Arc::new(Content)),
+        };
+        tokio::spawn(async move {
+            for step in 0..150_u64 {
+                // Some go through the object, the others jump.
+                let factor = if task < 2 { 1 } else { 7919 * (task + 1) };
+                let start = step * factor * 70_000 % (LENGTH - 300_000);
+                read(&object, start, start + 300_000).await.unwrap();
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    settle(&disk);
+    let stats = disk.stats();
+    assert!(stats.hits > 0 && stats.evicted > 0, "{stats:?}");
+    assert_eq!((stats.bad, stats.is_off), (0, false));
 }

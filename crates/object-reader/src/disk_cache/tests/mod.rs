@@ -47,6 +47,12 @@ fn store(disk: &DiskCache, key: DiskKey, length: u64, is_sequential: bool) {
     settle(disk);
 }
 
+/// Closes a cache that somebody still refers to.
+fn close(disk: &DiskCache) {
+    disk.close();
+    disk.shared.files.slots.unlock().unwrap();
+}
+
 /// Waits until nothing is queued or being written.
 fn settle(disk: &DiskCache) {
     let begin = Instant::now();
