@@ -2,9 +2,9 @@
 //! the sockets.
 
 use std::path::PathBuf;
-use std::time::Duration;
 #[cfg(feature = "remote")]
 use std::sync::Arc;
+use std::time::Duration;
 
 use hexz_exports::Catalog;
 #[cfg(feature = "remote")]
