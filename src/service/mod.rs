@@ -58,6 +58,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         Some(stores) => stores.permit(plan),
         None => plan,
     };
+    #[cfg(feature = "remote")]
+    let disk_cache = prepared.stores.as_ref().and_then(remote::ConnectedStores::disk_cache);
     let runtime = runtime::prepare();
     let readable = sandbox::enter_sandbox(&plan)?;
     let audit = AuditHandle::start(prepared.audit)?;
@@ -130,6 +132,11 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         log_totals(&control, &reader);
         ended
     });
+    // Chunks that were fetched shortly before are on disk after this.
+    #[cfg(feature = "remote")]
+    if let Some(cache) = disk_cache {
+        cache.close();
+    }
     // All connections have ended by now and reported their events.
     let until = shutdown_at.map_or_else(Instant::now, |at| at + drain_delay + shutdown_timeout);
     audit.finish(ended.as_ref().err().map(BoundedText::from_display), until);

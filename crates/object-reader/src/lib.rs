@@ -35,7 +35,7 @@ pub use dial::{Dial, DirectDialer};
 pub use disk_cache::{
     CachedObject, DiskCache, DiskCacheCheck, DiskCacheConfig, DiskCacheContents, DiskCacheError,
 };
-pub use fetcher::{FetchError, Fetcher, FetcherConfig};
+pub use fetcher::{CHUNK_SIZE, FetchError, Fetcher, FetcherConfig};
 pub use http::{ProxyChoice, ResponseHead, Timeouts, TlsFailure, TlsHandshake, TlsParameters};
 pub use metrics::{
     BreakerState, CacheStats, DiskCacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram,
