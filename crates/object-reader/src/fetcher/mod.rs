@@ -50,7 +50,7 @@ use self::dispatcher::{Dispatcher, Target};
 use self::fetch::chunk_of;
 use self::memory::MemoryBudget;
 use self::object_state::CHECK_TIMEOUT;
-pub(crate) use self::plan::CHUNK_SIZE;
+pub use self::plan::CHUNK_SIZE;
 use self::plan::chunks_of;
 use crate::disk_cache::DiskCache;
 use crate::metrics::{FetcherStats, WaitStats};
