@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 #[cfg(feature = "remote")]
 use std::sync::Arc;
+use std::time::Duration;
 
 use hexz_exports::Catalog;
 #[cfg(feature = "remote")]
@@ -37,6 +38,8 @@ pub(super) struct Prepared {
     /// Stamps of the files from before they were read.
     pub(super) files: WatchedFiles,
     pub(super) config: Config,
+    /// Time for which connections are accepted after SIGTERM.
+    pub(super) drain_delay: Duration,
     pub(super) policy: Policy,
     pub(super) catalog: Catalog,
     /// Stores of remote archives.
@@ -91,6 +94,7 @@ impl Prepared {
             options: serve.changeable,
             files,
             config,
+            drain_delay: serve.drain_delay(),
             policy,
             catalog,
             #[cfg(feature = "remote")]

@@ -152,6 +152,8 @@ impl View {
                     *found = cache.peek(&self.key(chunk));
                 }
             }
+            let absent = chunks.clone().zip(&found).filter(|(_, found)| found.is_none());
+            self.start_from_disk(&mut flights, absent.map(|(chunk, _)| chunk), priority);
             let missing =
                 |(chunk, found): (u64, &Option<Bytes>)| found.is_none() && !flights.contains(chunk);
             if chunks.clone().zip(&found).any(missing) {
@@ -201,7 +203,7 @@ impl View {
     fn chunk_state(&self, flights: &FlightsGuard<'_>, chunk: u64) -> ChunkState {
         if flights.contains(chunk) {
             ChunkState::InFlight
-        } else if self.object.fetcher.cache.contains(&self.key(chunk)) {
+        } else if self.object.fetcher.cache.contains(&self.key(chunk)) || self.is_on_disk(chunk) {
             ChunkState::Cached
         } else {
             ChunkState::Missing
@@ -262,14 +264,16 @@ impl View {
         let readahead = streams.on_read(read, Instant::now(), &limits, &fetcher.active_streams);
         drop(streams);
         let Some(readahead) = readahead else { return };
+        let chunks = chunks_of(&readahead.range);
+        let size = readahead.request_size / CHUNK_SIZE;
+        let priority = priority.max(Priority::Ahead);
+        let mut flights = self.flights.lock();
+        let absent = chunks.clone().filter(|chunk| !fetcher.cache.contains(&self.key(*chunk)));
+        self.start_from_disk(&mut flights, absent, priority);
         if self.object.check_usable().is_err() {
             return;
         }
-        let chunks = chunks_of(&readahead.range);
-        let size = readahead.request_size / CHUNK_SIZE;
-        let mut flights = self.flights.lock();
         let requests = plan(&chunks, &chunks, size, |chunk| self.chunk_state(&flights, chunk));
-        let priority = priority.max(Priority::Ahead);
         requests.into_iter().for_each(|r| self.start(&mut flights, r, priority));
     }
 
