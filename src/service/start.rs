@@ -58,7 +58,7 @@ impl Prepared {
     pub(super) fn new(settings: Settings, recent: RecentErrors) -> Result<Self, Failure> {
         let Settings { cli, stamp, fixed, .. } = settings;
         let (file, serve) = (cli.file.config, cli.serve);
-        let mut config = serve.config();
+        let (mut config, drain_delay) = (serve.config(), serve.drain_delay());
         let mut sockets = Sockets::take_inherited(&serve, &mut config)?;
         let monitor_socket = sockets.take_monitor();
         let manager = ManagerSocket::from_environment();
@@ -94,7 +94,7 @@ impl Prepared {
             options: serve.changeable,
             files,
             config,
-            drain_delay: serve.drain_delay(),
+            drain_delay,
             policy,
             catalog,
             #[cfg(feature = "remote")]
