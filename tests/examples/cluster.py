@@ -3,11 +3,11 @@ the configuration say about each other."""
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
 import tempfile
-import pathlib
 import tomllib
 
 import kustomize
@@ -15,11 +15,15 @@ import kustomize
 # Oldest and newest release of Kubernetes whose schemas are checked. 1.30 is the first one with the
 # sleep action.
 VERSIONS = ["1.30", "1.37"]
-CLUSTERS = ["base", *(f"overlays/{name}" for name in (
-    "aws-irsa", "azure-workload-identity", "gke-workload-identity", "minio-private-ca",
-))]
-# Kinds that operators define. Their schemas come with the operators, so only the fields that are
-# listed here may be used; these are those of the operators' documentation.
+CLUSTERS = [
+    "base",
+    "overlays/aws-irsa",
+    "overlays/azure-workload-identity",
+    "overlays/gke-workload-identity",
+    "overlays/minio-private-ca",
+]
+# Kinds that operators define, with the fields that may be used. custom.mjs checks their values, but
+# not that there are no others.
 CUSTOM = {
     ("cert-manager.io/v1", "Certificate"): {
         "secretName": str, "duration": str, "renewBefore": str,
@@ -61,7 +65,7 @@ def expect(condition, what):
         raise Failure(what)
 
 
-def check(root, program, _tools):
+def check(root, program, tools):
     """Checks the base and all overlays. Yields what was checked."""
     folder = root / "examples/kubernetes"
     found = {str(path.parent.relative_to(folder)) for path in folder.rglob("kustomization.yaml")}
@@ -73,6 +77,7 @@ def check(root, program, _tools):
         if kubectl:
             compare_with_kubectl(folder / name, objects)
         schemas(name, objects)
+        operators(tools, name, objects)
         config = policies(name, objects)
         base = base or config
         of_stores = {key for key in config if OF_STORES.match(key)}
@@ -114,6 +119,15 @@ def schemas(name, objects):
                 kubernetes_validate.validate(item, version, strict=True)
             except kubernetes_validate.ValidationError as error:
                 raise Failure(f"{name}: {item['kind']}, Kubernetes {version}: {error}") from error
+
+
+def operators(tools, name, objects):
+    """Checks the values of custom objects."""
+    custom = [it for it in objects if (it["apiVersion"], it["kind"]) in CUSTOM]
+    script = shutil.copy(pathlib.Path(__file__).parent / "custom.mjs", tools / "node")
+    command, text = ["node", script], json.dumps(custom)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    expect(done.returncode == 0, f"{name}: {done.stderr}")
 
 
 def fits(path, value, kind):
