@@ -10,22 +10,27 @@ in docs/fleet.md with the output.
 Model: each machine reads the working set of its image once, in order and at a constant rate. Boots are
 spread evenly over the window, images and gateways take turns. An image shares a part of its working
 set with all others (a common parent), the rest is its own. The unit is what one request fetches, 1 MiB
-of the stored archive. Each gateway keeps units in its memory, the least recently used one goes first;
-the second-level cache keeps everything. Units that are being fetched aren't requested again.
+of the stored archive. A gateway keeps the units that were used last: as many as fit, decoded, into two
+thirds of its cache-size or, as stored, into one third, after 48 MiB for other things. The second-level
+cache keeps everything. Units that are being fetched aren't requested again.
+
+The gateway's cache is better than that in one respect: a reader that passes through a disk once doesn't
+evict what others use again and again.
 """
 
 import argparse
 from collections import OrderedDict
 
-MIB = 1024 * 1024
+# Part of cache-size for index pages and replies in flight, in MiB.
+OTHER = 48
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     number = lambda *names, **rest: parser.add_argument(*names, type=int, **rest)  # noqa: E731
     number("--machines", nargs="+", default=[1000, 10000])
-    number("--gateways", nargs="+", default=[1, 3, 10])
-    number("--cache", nargs="+", default=[256, 1024], help="cache-size of a gateway, in MiB")
+    number("--gateways", nargs="+", default=[3, 10])
+    number("--cache", nargs="+", default=[256, 1024, 2048], help="cache-size of a gateway, in MiB")
     number("--images", default=8, help="number of images")
     number("--read", default=300, help="what a boot reads of its disk, in MiB")
     number("--stored", default=150, help="the same in the archive, compressed, in MiB")
@@ -55,8 +60,8 @@ def reads(options, machines):
 def simulate(options, machines, gateways, cache):
     """Returns the units that gateways fetch, and the distinct ones among them."""
     shared = options.stored * options.shared // 100
-    # A gateway keeps units decoded.
-    capacity = max(1, cache * options.stored // options.read)
+    memory = cache - OTHER
+    capacity = max(memory * 2 // 3 * options.stored // options.read, memory // 3)
     kept = [OrderedDict() for _ in range(gateways)]
     fetched, distinct = 0, set()
     for machine, number in reads(options, machines):
@@ -76,14 +81,17 @@ def simulate(options, machines, gateways, cache):
 
 def main():
     options = arguments()
-    print("machines  gateways  cache-size  requests  with 2nd level  GiB at store  with 2nd level  MiB/s per gateway")
+    print("                                        requests                GiB      MiB/s")
+    print("                                    at the store       at the store   of each")
+    print("machines  gateways  cache-size   alone  2nd level   alone  2nd level  gateway")
 
     def line(machines, gateways, cache, fetched, distinct, rate):
-        second = [f"{distinct}", f"{distinct / 1024:.2f}"] if distinct else ["", ""]
-        print(
-            f"{machines:8}  {gateways:>8}  {cache:>10}  {fetched:8}  {second[0]:>14}"
-            f"  {fetched / 1024:12.1f}  {second[1]:>14}  {rate:>17}"
+        second = [f"{distinct}", f"{distinct / 1024:.1f}"] if distinct else ["", ""]
+        text = (
+            f"{machines:8}  {gateways:>8}  {cache:>10}  {fetched:7}  {second[0]:>9}"
+            f"  {fetched / 1024:6.1f}  {second[1]:>9}  {rate:>7}"
         )
+        print(text.rstrip())
 
     for machines in options.machines:
         line(machines, "none", "", machines * options.stored, 0, "")

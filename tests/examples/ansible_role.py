@@ -40,12 +40,14 @@ def check(root, program, tools):
         for words in (["init"], ["server", HOST]):
             subprocess.run([program, "pki", *words], cwd=folder, check=True, capture_output=True)
         (folder / "archives").mkdir()
+        # As a part of the role, so that its defaults apply.
+        (folder / "ansible/roles/hexz_nbd/tasks/render.yml").write_text(
+            "- ansible.builtin.template:\n    src: hexz-nbd.toml.j2\n"
+            f"    dest: {folder}/hexz-nbd.toml\n    mode: '0644'\n"
+        )
         (folder / "ansible/render.yml").write_text(
-            "- hosts: gateways[0]\n  connection: local\n  gather_facts: false\n"
-            "  vars_files: [roles/hexz_nbd/defaults/main.yml]\n  tasks:\n"
-            "    - ansible.builtin.template:\n"
-            "        src: roles/hexz_nbd/templates/hexz-nbd.toml.j2\n"
-            f"        dest: {folder}/hexz-nbd.toml\n        mode: '0644'\n"
+            "- hosts: gateways[0]\n  connection: local\n  gather_facts: false\n  tasks:\n"
+            "    - ansible.builtin.import_role:\n        name: hexz_nbd\n        tasks_from: render.yml\n"
         )
         run(
             "ansible-playbook", "-i", "inventory.yml", "render.yml",

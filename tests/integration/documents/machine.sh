@@ -39,7 +39,7 @@ mkdir "$HOME/work"
 cd "$HOME/work" || fail 'no folder'
 cp "$ARCHIVES"/*.hexz .
 # Paths in the documents are those of the repository.
-ln -s "$REPOSITORY/examples" "$REPOSITORY/packaging" .
+ln -s "$REPOSITORY/benches" "$REPOSITORY/examples" "$REPOSITORY/packaging" .
 
 # Runs a step: its number, and the exit code that it must have.
 run() {
