@@ -3,19 +3,20 @@
 
     benches/fleet_simulation.py [--help]
 
-It prints how many requests and bytes the store serves, with and without a second-level cache. This is
-arithmetic on the assumptions below, which are options; it measures nothing. A test compares the table
-in docs/fleet.md with the output.
+It prints how many requests and bytes the store serves, with and without a second-level cache. This
+is arithmetic on the assumptions below, which are options; it measures nothing. A test compares the
+table in docs/fleet.md with the output.
 
-Model: each machine reads the working set of its image once, in order and at a constant rate. Boots are
-spread evenly over the window, images and gateways take turns. An image shares a part of its working
-set with all others (a common parent), the rest is its own. The unit is what one request fetches, 1 MiB
-of the stored archive. A gateway keeps the units that were used last: as many as fit, decoded, into two
-thirds of its cache-size or, as stored, into one third, after 48 MiB for other things. The second-level
-cache keeps everything. Units that are being fetched aren't requested again.
+Model: each machine reads the working set of its image once, in order and at a constant rate. Boots
+are spread evenly over the window, images and gateways take turns. An image shares a part of its
+working set with all others (a common parent), the rest is its own. The unit is what one request
+fetches, 1 MiB of the stored archive. A gateway keeps the units that were used last: as many as fit,
+decoded, into two thirds of its cache-size or, as stored, into one third, after 48 MiB for other
+things. The second-level cache keeps everything. Units that are being fetched aren't requested
+again.
 
-The gateway's cache is better than that in one respect: a reader that passes through a disk once doesn't
-evict what others use again and again.
+The gateway's cache is better than that in one respect: a reader that passes through a disk once
+doesn't evict what others use again and again.
 """
 
 import argparse
@@ -27,7 +28,10 @@ OTHER = 48
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    number = lambda *names, **rest: parser.add_argument(*names, type=int, **rest)  # noqa: E731
+
+    def number(name, **rest):
+        parser.add_argument(name, type=int, **rest)
+
     number("--machines", nargs="+", default=[1000, 10000])
     number("--gateways", nargs="+", default=[3, 10])
     number("--cache", nargs="+", default=[256, 1024, 2048], help="cache-size of a gateway, in MiB")

@@ -1,5 +1,5 @@
-"""Checks examples/ansible: syntax, ansible-lint's strictest profile, and the configuration that the role
-writes."""
+"""Checks examples/ansible: syntax, ansible-lint's strictest profile, and the configuration that the
+role writes."""
 
 import os
 import pathlib
@@ -27,8 +27,12 @@ def check(root, program, tools):
 
         def run(name, *words):
             done = subprocess.run(
-                [binaries / name, *words], cwd=folder / "ansible", env=environment,
-                capture_output=True, text=True, check=False,
+                [binaries / name, *words],
+                cwd=folder / "ansible",
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             expect(done.returncode == 0, f"{name}: {done.stdout}{done.stderr}")
 
@@ -47,13 +51,20 @@ def check(root, program, tools):
         )
         (folder / "ansible/render.yml").write_text(
             "- hosts: gateways[0]\n  connection: local\n  gather_facts: false\n  tasks:\n"
-            "    - ansible.builtin.import_role:\n        name: hexz_nbd\n        tasks_from: render.yml\n"
+            "    - ansible.builtin.import_role:\n        name: hexz_nbd\n"
+            "        tasks_from: render.yml\n"
         )
         run(
-            "ansible-playbook", "-i", "inventory.yml", "render.yml",
-            "-e", '{"hexz_nbd_options": {"max-connections": 1000, "watch": true}}',
-            "-e", f"hexz_nbd_export_dir={folder}/archives",
-            "-e", f"ansible_python_interpreter={sys.executable}",
+            "ansible-playbook",
+            "-i",
+            "inventory.yml",
+            "render.yml",
+            "-e",
+            '{"hexz_nbd_options": {"max-connections": 1000, "watch": true}}',
+            "-e",
+            f"hexz_nbd_export_dir={folder}/archives",
+            "-e",
+            f"ansible_python_interpreter={sys.executable}",
         )
         text = (folder / "hexz-nbd.toml").read_text()
         expect("max-connections = 1000\nwatch = true" in text and "192.0.2.10" in text, text)

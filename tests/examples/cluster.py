@@ -1,5 +1,5 @@
-"""Checks examples/kubernetes: schemas, the restricted Pod Security Standard, and what the objects and
-the configuration say about each other."""
+"""Checks examples/kubernetes: schemas, the restricted Pod Security Standard, and what the objects
+and the configuration say about each other."""
 
 import json
 import os
@@ -26,9 +26,12 @@ CLUSTERS = [
 # not that there are no others.
 CUSTOM = {
     ("cert-manager.io/v1", "Certificate"): {
-        "secretName": str, "duration": str, "renewBefore": str,
+        "secretName": str,
+        "duration": str,
+        "renewBefore": str,
         "privateKey": {"algorithm": str, "size": int, "rotationPolicy": str},
-        "usages": [str], "dnsNames": [str],
+        "usages": [str],
+        "dnsNames": [str],
         "issuerRef": {"group": str, "kind": str, "name": str},
     },
     ("monitoring.coreos.com/v1", "ServiceMonitor"): {
@@ -101,7 +104,9 @@ def normal(value):
     if isinstance(value, dict):
         return {key: normal(item) for key, item in value.items()}
     if isinstance(value, list):
-        return sorted((normal(item) for item in value), key=lambda it: json.dumps(it, sort_keys=True))
+        return sorted(
+            (normal(item) for item in value), key=lambda it: json.dumps(it, sort_keys=True)
+        )
     return value
 
 
@@ -150,6 +155,7 @@ def one(objects, kind, name="hexz-nbd"):
 
 def policies(name, objects):
     """Checks what the objects say about each other. Returns the configuration."""
+
     def ensure(condition, what):
         expect(condition, f"{name}: {what}")
 
@@ -164,15 +170,21 @@ def policies(name, objects):
     ensure(of_pod["runAsNonRoot"] is True and of_pod["runAsUser"] == 10809, "it runs as root")
     ensure(of_pod["runAsGroup"] == of_pod["fsGroup"] == 10809, "wrong group")
     ensure(of_pod["seccompProfile"] == {"type": "RuntimeDefault"}, "no seccomp profile")
-    ensure(of_container == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }, "the container has privileges")
+    ensure(
+        of_container
+        == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "the container has privileges",
+    )
     for key in ("hostNetwork", "hostPID", "hostIPC", "initContainers"):
         ensure(key not in pod, f"unexpected {key}")
     ensure(pod["automountServiceAccountToken"] is False, "it has a token of the API")
-    ensure(pod["serviceAccountName"] == one(objects, "ServiceAccount")["metadata"]["name"], "account")
+    ensure(
+        pod["serviceAccountName"] == one(objects, "ServiceAccount")["metadata"]["name"], "account"
+    )
     for volume in pod["volumes"]:
         ensure(set(volume) <= {"name", "configMap", "secret"}, f"volume {volume['name']}")
         if "secret" in volume:
@@ -211,7 +223,9 @@ def policies(name, objects):
     ensure(sorted(admitted) == sorted(ports.values()), "ports of the network policy")
     ensure(all(rule.get("from") for rule in policy["ingress"]), "anyone may connect")
     ensure(policy["policyTypes"] == ["Ingress", "Egress"], "types of the network policy")
-    leaving = {(port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]}
+    leaving = {
+        (port["protocol"], port["port"]) for rule in policy["egress"] for port in rule["ports"]
+    }
     endpoint = config.get("store-endpoint", "https://")
     store = int(re.search(r":(\d+)$", endpoint).group(1)) if endpoint[8:] else 443
     ensure({("UDP", 53), ("TCP", 53), ("TCP", store)} <= leaving, "DNS or the store")
@@ -224,7 +238,9 @@ def policies(name, objects):
 
     # Probes.
     for probe, path in (
-        ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz"), ("startupProbe", "/healthz"),
+        ("readinessProbe", "/readyz"),
+        ("livenessProbe", "/healthz"),
+        ("startupProbe", "/healthz"),
     ):
         ensure(container[probe]["httpGet"] == {"path": path, "port": "monitor"}, probe)
 
@@ -266,11 +282,9 @@ def check_configuration(program, name, objects):
     config = one(objects, "ConfigMap")["data"]["hexz-nbd.toml"]
     with tempfile.TemporaryDirectory(prefix="hexz-nbd-examples-") as temporary:
         folder = pathlib.Path(temporary)
-        run = lambda *words: subprocess.run(  # noqa: E731
-            [program, *words], cwd=folder, capture_output=True, text=True, check=True
-        )
-        run("pki", "init")
-        run("pki", "server", "nbd.example.org")
+        for words in (["init"], ["server", "nbd.example.org"]):
+            command = [program, "pki", *words]
+            subprocess.run(command, cwd=folder, capture_output=True, check=True)
         files = folder / "pki/servers/nbd.example.org"
         (folder / "token").write_text("not a token\n")
         (folder / "credentials").write_text(

@@ -62,17 +62,34 @@ def check(root, program, _tools):
 
 def main():
     root, program = (pathlib.Path(word) for word in sys.argv[1:])
-    run = lambda *words: subprocess.run(words, check=True)  # noqa: E731
+
+    def run(*words):
+        subprocess.run(words, check=True)
+
     run("ip", "link", "set", "lo", "up")
-    # All share one machine, so each listens on its own address only. Connections to one come from the one that connects to it in the example.
+    # All share one machine, so each listens on its own address only. Connections to one of them
+    # come from the one that connects to it in the example.
     for machine, client in (
-        ("balancer", CLIENT), ("gateway-1", ADDRESSES["balancer"]),
-        ("gateway-2", ADDRESSES["balancer"]), ("store", ADDRESSES["gateway-1"]),
+        ("balancer", CLIENT),
+        ("gateway-1", ADDRESSES["balancer"]),
+        ("gateway-2", ADDRESSES["balancer"]),
+        ("store", ADDRESSES["gateway-1"]),
     ):
         for address in (ADDRESSES[machine], client):
             run("ip", "address", "replace", f"{address}/32", "dev", "lo")
-        run("ip", "route", "replace", "local", ADDRESSES[machine], "dev", "lo", "table", "local",
-            "src", client)
+        run(
+            "ip",
+            "route",
+            "replace",
+            "local",
+            ADDRESSES[machine],
+            "dev",
+            "lo",
+            "table",
+            "local",
+            "src",
+            client,
+        )
     with tempfile.TemporaryDirectory(prefix="hexz-nbd-compose-") as temporary:
         folder, processes = pathlib.Path(temporary), []
         try:
@@ -85,8 +102,11 @@ def main():
 def run_services(root, program, folder, processes):
     services = yaml.safe_load((root / "examples/compose.yml").read_text())["services"]
     quiet = {"check": True, "capture_output": True, "cwd": folder}
-    for words in (["init"], ["server", "localhost", "127.0.0.1", ADDRESSES["balancer"]],
-                  ["client", "machine-1.boot.example.org"]):
+    for words in (
+        ["init"],
+        ["server", "localhost", "127.0.0.1", ADDRESSES["balancer"]],
+        ["client", "machine-1.boot.example.org"],
+    ):
         subprocess.run([program, "pki", *words], **quiet)
     files = folder / "pki/clients/machine-1.boot.example.org"
     shutil.copy(folder / "pki/ca-cert.pem", files)
@@ -127,11 +147,15 @@ def run_services(root, program, folder, processes):
     processes.append(Process(haproxy, folder / "haproxy.log"))
 
     name = "grandchild-zstd.hxz"
-    subprocess.run(["nbdcopy", "--", "[", program, archives / name, "]", folder / "expected"], **quiet)
+    subprocess.run(
+        ["nbdcopy", "--", "[", program, archives / name, "]", folder / "expected"], **quiet
+    )
     uri = f"nbds://{ADDRESSES['balancer']}/{name}?tls-certificates={files}"
     for _ in range(6):
         for _ in range(50):
-            done = subprocess.run(["nbdcopy", uri, folder / "copy"], capture_output=True, check=False)
+            done = subprocess.run(
+                ["nbdcopy", uri, folder / "copy"], capture_output=True, check=False
+            )
             if done.returncode == 0:
                 break
             time.sleep(0.2)
@@ -141,7 +165,9 @@ def run_services(root, program, folder, processes):
     pattern = re.compile(rf"peer={CLIENT} via={ADDRESSES['balancer']}")
     for name, gateway in gateways.items():
         expect(pattern.search(gateway.log.read_text()), f"{name} has served nobody")
-    print("both gateways serve through HAProxy, and see the client's address; the health check works")
+    print(
+        "both gateways serve through HAProxy, and see the client's address; the health check works"
+    )
 
 
 if __name__ == "__main__":

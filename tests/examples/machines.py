@@ -76,11 +76,15 @@ def cloud_init(root, folder):
             if file["path"].startswith("/etc/systemd/system/"):
                 unit = pathlib.Path(temporary) / pathlib.Path(file["path"]).name
                 # The programs needn't be installed here.
-                unit.write_text(re.sub(r"=/sbin/(modprobe|nbd-client)", "=/bin/true", file["content"]))
+                unit.write_text(
+                    re.sub(r"=/sbin/(modprobe|nbd-client)", "=/bin/true", file["content"])
+                )
                 units.append(unit)
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", "--generators=no", *units],
-            capture_output=True, text=True, check=False,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         complaints = [line for line in done.stderr.splitlines() if "snapshot" in line]
         expect(units and not complaints, f"units: {done.stderr}")

@@ -1,5 +1,6 @@
-"""Runs the program as in a pod of examples/kubernetes: as an unprivileged user without capabilities,
-in a root that is read-only and has nothing but the program, with volumes as the kubelet lays them out.
+"""Runs the program as in a pod of examples/kubernetes: as an unprivileged user without
+capabilities, in a root that is read-only and has nothing but the program, with volumes as the
+kubelet lays them out.
 
 The pod's seccomp profile and cgroup are not imitated. Needs root, for the namespaces and the user.
 """
@@ -106,7 +107,8 @@ def start_store(folder, archives):
     config.write_text(
         f"daemon off; user root; worker_processes 1; pid {folder}/pid; error_log stderr;\n"
         f"events {{}} http {{ access_log off; {temporary}\n"
-        f"server {{ listen {STORE}:8080; location /v7/ {{ alias {archives}/; autoindex on; }} }} }}\n"
+        f"server {{ listen {STORE}:8080;\n"
+        f"location /v7/ {{ alias {archives}/; autoindex on; }} }} }}\n"
     )
     return subprocess.Popen([find("nginx"), "-c", config])
 
@@ -162,7 +164,9 @@ def main():
 
 
 def inside(repository, program, folder):
-    pki = lambda *words: run(program, "pki", *words, cwd=folder)  # noqa: E731
+    def pki(*words):
+        run(program, "pki", *words, cwd=folder)
+
     pki("init")
     pki("server", "nbd.example.org", POD)
     pki("client", "machine-1.boot.example.org")
@@ -235,8 +239,12 @@ def inside(repository, program, folder):
         status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
         status = dict(re.findall(r"(\w+):\t(.*)", status))
         for key, value in (
-            ("Uid", "\t".join([str(USER)] * 4)), ("NoNewPrivs", "1"), ("Seccomp", "2"),
-            ("CapEff", "0" * 16), ("CapPrm", "0" * 16), ("Groups", ""),
+            ("Uid", "\t".join([str(USER)] * 4)),
+            ("NoNewPrivs", "1"),
+            ("Seccomp", "2"),
+            ("CapEff", "0" * 16),
+            ("CapPrm", "0" * 16),
+            ("Groups", ""),
         ):
             if status[key].strip() != value:
                 raise Failure(f"{key}: {status[key]}")
@@ -269,7 +277,8 @@ def inside(repository, program, folder):
 
         # The network policy restricts the monitor.
         problems = [
-            line for line in lines()
+            line
+            for line in lines()
             if line["level"] in ("WARN", "ERROR") and line["reason"] != "monitor_exposed"
         ]
         if problems:

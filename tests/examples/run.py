@@ -4,8 +4,8 @@
     tests/examples/run.py PROGRAM [NAME...]
 
 PROGRAM is hexz-nbd; a NAME selects the checks whose names contain it. Tools are installed into
-target/examples, in the versions of requirements.txt and package-lock.json beside this file. They are
-fetched from PyPI, npm and Debian; nothing else needs a network.
+target/examples, in the versions of requirements.txt and package-lock.json beside this file. They
+are fetched from PyPI, npm and Debian; nothing else needs a network.
 """
 
 import hashlib
@@ -66,7 +66,9 @@ def main():
         started = time.monotonic()
         try:
             for module, function in functions:
-                for line in getattr(importlib.import_module(module), function)(ROOT, program, TOOLS):
+                for line in getattr(importlib.import_module(module), function)(
+                    ROOT, program, TOOLS
+                ):
                     print(f"  {line}", flush=True)
         except Exception as error:  # Each check has failures of its own.
             failed += 1
