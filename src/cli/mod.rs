@@ -424,7 +424,7 @@ mod tests {
             assert!(command.get_arguments().any(|arg| arg.get_id() == id), "{id}");
             assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(short), "{id}");
         }
-        assert!(help.lines().count() <= 46, "{help}");
+        assert!(help.lines().count() <= 47, "{help}");
         assert!(!help.contains("--max-connections"));
         assert!(command.render_long_help().to_string().contains("--max-connections"));
     }

@@ -124,8 +124,13 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         tasks.spawn(notify_manager(notifying, shutdown.clone()));
         tasks.spawn(poll_folder(control.clone()));
 
-        let stop = CancellationToken::new();
-        tasks.spawn(delay_draining(prepared.drain_delay, control.clone(), shutdown, stop.clone()));
+        let stop = if drain_delay.is_zero() {
+            shutdown
+        } else {
+            let stop = CancellationToken::new();
+            tasks.spawn(delay_draining(drain_delay, control.clone(), shutdown, stop.clone()));
+            stop
+        };
         let ended = gateway.run(stop).await;
         drop(tasks);
         notifier.stopping().await;

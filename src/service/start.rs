@@ -71,7 +71,12 @@ impl Prepared {
             None => (open, None),
         };
         let catalog = serve.catalog(open)?;
-        tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
+        tracing::debug!(
+            "limits: {}; {}, drain-delay {}",
+            config.limits,
+            config.timeouts,
+            humantime::format_duration(drain_delay),
+        );
         tracing::debug!("memory: {}", serve.memory());
         access::warn_risky(&config, &policy);
         raise_descriptor_limit(&config, catalog.descriptors());
