@@ -12,12 +12,16 @@ PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy ipr
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
 
+# Programs that the test of the examples uses, besides those above.
+EXAMPLE_PACKAGES := binutils haproxy iproute2 libnbd-bin libxml2-utils nginx-light python3-venv \
+	systemd util-linux
+
 # Servers that the benchmarks measure, and programs that they use.
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx openssl \
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
-	container stress store-test attacks long-session bench bench-peers bench-micro bench-tools \
+	container stress store-test examples-test examples-tools attacks long-session bench bench-peers bench-micro bench-tools \
 	reach-bench costs check-costs certs clean
 
 help:
@@ -37,6 +41,8 @@ help:
 	@echo '                   STRESS_SECONDS=...'
 	@echo 'make store-test    archives in object stores that others have written: moto (S3), azurite,'
 	@echo '                   fake-gcs-server, nginx; installs them into target/stores'
+	@echo 'make examples-test the examples for Kubernetes, Compose, nginx, libvirt, cloud-init, Ansible:'
+	@echo '                   schemas, and what can be run here; installs tools; as root'
 	@echo 'make long-session  258 GiB over one TLS 1.2 connection; some minutes, and both cores'
 	@echo 'make attacks       effect of hostile archives and clients on an honest reader'
 	@echo 'make bench         comparison with other servers, into docs/performance; half an hour'
@@ -83,7 +89,8 @@ fuzz-short:
 # Installs only missing packages, so that no network is needed if there are none.
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
-tools bench-tools package-tools:
+examples-tools: PACKAGES := $(EXAMPLE_PACKAGES)
+tools bench-tools package-tools examples-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -127,6 +134,11 @@ stress: build
 store-test:
 	$(CARGO) build --locked
 	tests/stores/run.py target/debug/hexz-nbd $(STORES)
+
+# Takes Python and npm, and a network for the first time.
+examples-test: examples-tools
+	$(CARGO) build --locked
+	$(SUDO) tests/examples/run.py target/debug/hexz-nbd $(EXAMPLES)
 
 attacks: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target

@@ -120,6 +120,11 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "TIME", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]
     idle_timeout: Option<Duration>,
+    /// Time after SIGTERM for which connections are still accepted, while /readyz of the monitor
+    /// fails: load balancers need some seconds to notice [default: none]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[serde(deserialize_with = "from_file::duration")]
+    pub(crate) drain_delay: Option<Duration>,
     /// Time limit for draining in-flight requests at shutdown
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     #[serde(deserialize_with = "from_file::duration")]

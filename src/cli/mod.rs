@@ -8,6 +8,8 @@
 mod access;
 mod archives;
 mod audit;
+#[cfg(feature = "remote")]
+mod cache;
 pub(crate) mod check;
 mod doctor;
 pub(crate) mod escaped_error;
@@ -29,6 +31,7 @@ pub(crate) mod values;
 mod verify;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::hints::HINTS;
 use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
@@ -43,6 +46,8 @@ pub(crate) use access::Access;
 use archives::ReadOptions;
 pub(crate) use archives::{OpenArchiveOptions, SnapshotOptions};
 pub(crate) use audit::{AuditDestination, AuditOptions};
+#[cfg(feature = "remote")]
+pub(crate) use cache::{Cache, CacheCommand};
 use check::Check;
 pub(crate) use doctor::Doctor;
 pub(crate) use host_name::HostName;
@@ -55,7 +60,7 @@ pub(crate) use monitor_endpoint::MonitorEndpoint;
 use pki::Pki;
 use sandbox::Sandbox;
 use sockets::Network;
-pub(crate) use stores::StoreOptions;
+pub(crate) use stores::{DiskCacheOptions, StoreOptions};
 #[cfg(feature = "remote")]
 pub(crate) use stores::{SecretUrl, SecretUrls, StoreSettings, StoreStyle};
 pub(crate) use tls::TlsOptions;
@@ -270,6 +275,9 @@ pub(crate) enum Command {
     /// what it reads, instead of hashing all of an archive when it opens it. A tree file needs no
     /// protection: it is only used if its hashes add up to the digest.
     Tree(Tree),
+    /// Show, check or empty the folder of --disk-cache
+    #[cfg(feature = "remote")]
+    Cache(Cache),
     /// Print the manual page, or write all manual pages into a folder
     Man(Man),
     /// Print a completion script for bash, zsh or fish
@@ -323,6 +331,9 @@ pub(crate) struct ServeOptions {
     pub(crate) stores: StoreOptions,
     #[command(flatten)]
     #[serde(flatten)]
+    pub(crate) disk_cache: DiskCacheOptions,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub(crate) network: Network,
     #[command(flatten)]
     #[serde(flatten)]
@@ -370,6 +381,11 @@ impl ServeOptions {
         }
     }
 
+    /// Returns the time for which connections are accepted after SIGTERM.
+    pub(crate) fn drain_delay(&self) -> Duration {
+        self.limits.drain_delay.unwrap_or_default()
+    }
+
     /// Opens the catalog of exports with `options`.
     pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
         let memory = self.memory();
@@ -408,7 +424,7 @@ mod tests {
             assert!(command.get_arguments().any(|arg| arg.get_id() == id), "{id}");
             assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(short), "{id}");
         }
-        assert!(help.lines().count() <= 46, "{help}");
+        assert!(help.lines().count() <= 47, "{help}");
         assert!(!help.contains("--max-connections"));
         assert!(command.render_long_help().to_string().contains("--max-connections"));
     }

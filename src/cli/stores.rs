@@ -5,10 +5,15 @@ mod remote;
 
 #[cfg(feature = "remote")]
 pub(crate) use remote::{
-    SecretUrl, SecretUrls, StoreOptions, StoreSettings, StoreStyle, StoreToCheck,
+    DiskCacheOptions, SecretUrl, SecretUrls, StoreOptions, StoreSettings, StoreStyle, StoreToCheck,
 };
 
 /// No options: this build has no support for object stores.
 #[cfg(not(feature = "remote"))]
 #[derive(Debug, Default, Clone, clap::Args, serde::Deserialize)]
 pub(crate) struct StoreOptions {}
+
+/// No options: this build has no support for object stores.
+#[cfg(not(feature = "remote"))]
+#[derive(Debug, Default, Clone, clap::Args, serde::Deserialize)]
+pub(crate) struct DiskCacheOptions {}

@@ -1,5 +1,7 @@
 //! The subcommands, one module each, and `--check-config`.
 
+#[cfg(feature = "remote")]
+mod cache;
 mod check;
 pub(crate) mod check_config;
 mod completions;
@@ -24,6 +26,8 @@ use crate::exit_status::Failure;
 pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Demo(options) => demo::run(options).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "remote")]
+        Command::Cache(options) => cache::run(options),
         Command::Check(options) => check::run(options),
         Command::Pki(options) => Ok(pki::run(options).map(|()| ExitCode::SUCCESS)?),
         Command::Verify(options) => verify::run(options),

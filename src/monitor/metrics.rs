@@ -239,6 +239,23 @@ fn fetched(out: &mut MetricsWriter<'_>, status: &StoresStatus) -> fmt::Result {
     out.counter("store_cache_hits", help, None, one(cache.map(|it| it.hits)))?;
     let help = "Chunks that weren't in memory when a read needed them";
     out.counter("store_cache_misses", help, None, one(cache.map(|it| it.misses)))?;
+    let disk = status.disk_cache.as_ref();
+    let help = "Size of the chunks on disk";
+    out.gauge("disk_cache", help, BYTES, one(disk.map(|it| it.bytes)))?;
+    let help = "Capacity for chunks on disk";
+    out.gauge("disk_cache_capacity", help, BYTES, one(disk.map(|it| it.capacity)))?;
+    let help = "Chunks that were read from disk";
+    out.counter("disk_cache_hits", help, None, one(disk.map(|it| it.hits)))?;
+    let help = "Chunks that were neither in memory nor on disk";
+    out.counter("disk_cache_misses", help, None, one(disk.map(|it| it.misses)))?;
+    let help = "Chunks on disk that weren't what had been written";
+    out.counter("disk_cache_bad", help, None, one(disk.map(|it| it.bad)))?;
+    let help = "Chunks on disk that made room for others";
+    out.counter("disk_cache_evicted", help, None, one(disk.map(|it| it.evicted)))?;
+    let help = "Chunks that weren't written to disk because too many were queued";
+    out.counter("disk_cache_writes_dropped", help, None, one(disk.map(|it| it.writes_dropped)))?;
+    let help = "1 if the disk has failed, so that the disk cache isn't used, else 0";
+    out.gauge("disk_cache_off", help, None, one(disk.map(|it| u64::from(it.is_off))))?;
     let waits = status.read_wait_seconds.iter().map(|(cause, seconds)| (&**cause, *seconds));
     let help = "Time that reads have waited for stores, summed over all reads";
     out.counter("store_read_wait", help, SECONDS, labelled("cause", waits))

@@ -16,6 +16,9 @@ pub(crate) struct StoresStatus {
     /// Chunks of archives in memory; `None` without remote archives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) fetched: Option<FetchedStatus>,
+    /// Chunks of archives on disk; `None` without a disk cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_cache: Option<DiskCacheStatus>,
     /// Seconds that reads have waited, summed over all of them, by cause: `fetch` (for a free slot
     /// or the response), `retry`, `throttled`, `breaker` (for a store that is down).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -70,6 +73,28 @@ pub(crate) struct FetchedStatus {
     pub(crate) misses: u64,
 }
 
+/// Chunks of archives on disk.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct DiskCacheStatus {
+    /// Bytes in use.
+    pub(crate) bytes: u64,
+    /// Limit of the bytes in use.
+    pub(crate) capacity: u64,
+    /// Number of chunks that were read from disk.
+    pub(crate) hits: u64,
+    /// Number of chunks that weren't there, or were bad.
+    pub(crate) misses: u64,
+    /// Number of chunks that weren't what had been written.
+    pub(crate) bad: u64,
+    /// Number of chunks that made room for others.
+    pub(crate) evicted: u64,
+    /// Number of chunks that weren't written because too many were queued.
+    pub(crate) writes_dropped: u64,
+    /// True if the disk has failed, so that the cache isn't used any more.
+    pub(crate) is_off: bool,
+}
+
 impl StoreStatus {
     /// Returns true if the store is down.
     pub(crate) fn is_down(&self) -> bool {
@@ -94,7 +119,8 @@ impl StoreStatus {
 mod conversion {
     use nbd_gateway::unix_seconds;
     use object_reader::{
-        CacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram, StoreStats, WaitStats,
+        CHUNK_SIZE, CacheStats, DiskCacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram,
+        StoreStats, WaitStats,
     };
 
     use super::*;
@@ -113,7 +139,23 @@ mod conversion {
             Self {
                 stores: stats.stores.into_iter().map(Into::into).collect(),
                 fetched: Some(FetchedStatus { bytes, capacity, hits, misses }),
+                disk_cache: stats.disk_cache.map(Into::into),
                 read_wait_seconds: seconds.into(),
+            }
+        }
+    }
+
+    impl From<DiskCacheStats> for DiskCacheStatus {
+        fn from(stats: DiskCacheStats) -> Self {
+            Self {
+                bytes: stats.bytes,
+                capacity: stats.slots.saturating_mul(CHUNK_SIZE),
+                hits: stats.hits,
+                misses: stats.misses,
+                bad: stats.bad,
+                evicted: stats.evicted,
+                writes_dropped: stats.writes_dropped,
+                is_off: stats.is_off,
             }
         }
     }

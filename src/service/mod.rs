@@ -58,6 +58,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         Some(stores) => stores.permit(plan),
         None => plan,
     };
+    #[cfg(feature = "remote")]
+    let disk_cache = prepared.stores.as_ref().and_then(remote::ConnectedStores::disk_cache);
     let runtime = runtime::prepare();
     let readable = sandbox::enter_sandbox(&plan)?;
     let audit = AuditHandle::start(prepared.audit)?;
@@ -65,7 +67,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     let config = Config { audit: audit.audit(), ..prepared.config };
 
     let mut shutdown_at = None;
-    let shutdown_timeout = config.timeouts.shutdown;
+    let (drain_delay, shutdown_timeout) = (prepared.drain_delay, config.timeouts.shutdown);
     let ended = runtime::run_until_signal(runtime, &mut shutdown_at, async |shutdown| {
         #[cfg(feature = "remote")]
         let _shut_down = prepared.stores.as_ref().map(remote::ConnectedStores::shut_down_on_drop);
@@ -122,14 +124,26 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         tasks.spawn(notify_manager(notifying, shutdown.clone()));
         tasks.spawn(poll_folder(control.clone()));
 
-        let ended = gateway.run(shutdown).await;
+        let stop = if drain_delay.is_zero() {
+            shutdown
+        } else {
+            let stop = CancellationToken::new();
+            tasks.spawn(delay_draining(drain_delay, control.clone(), shutdown, stop.clone()));
+            stop
+        };
+        let ended = gateway.run(stop).await;
         drop(tasks);
         notifier.stopping().await;
         log_totals(&control, &reader);
         ended
     });
+    // Chunks that were fetched shortly before are on disk after this.
+    #[cfg(feature = "remote")]
+    if let Some(cache) = disk_cache {
+        cache.close();
+    }
     // All connections have ended by now and reported their events.
-    let until = shutdown_at.map_or_else(Instant::now, |at| at + shutdown_timeout);
+    let until = shutdown_at.map_or_else(Instant::now, |at| at + drain_delay + shutdown_timeout);
     audit.finish(ended.as_ref().err().map(BoundedText::from_display), until);
     ended
 }
@@ -153,6 +167,20 @@ async fn notify_manager(
         notifier.run_watchdog(works),
         stopping
     );
+}
+
+/// Cancels `stop` some time after `shutdown`. In between, the gateway isn't ready, but accepts
+/// connections.
+async fn delay_draining(
+    delay: Duration,
+    control: Control<Catalog>,
+    shutdown: CancellationToken,
+    stop: CancellationToken,
+) {
+    shutdown.cancelled().await;
+    control.announce_shutdown();
+    tokio::time::sleep(delay).await;
+    stop.cancel();
 }
 
 /// Checks the export folder periodically: for readiness, and so that problems are logged before a

@@ -11,12 +11,15 @@ use hexz_reader::{RemoteArchives, StoreConfigs};
 use nbd_sandbox::SandboxPlan;
 use nbd_telemetry::escape;
 use object_reader::{
-    CredentialSource, Dial, DirectDialer, Fetcher, FetcherConfig, ObjectUrl, ProxyChoice, S3Style,
-    Secret, StoreConfig, StoreConfigError, StoreUrl, UrlError,
+    CredentialSource, Dial, DirectDialer, DiskCache, DiskCacheConfig, DiskCacheError, Fetcher,
+    FetcherConfig, ObjectUrl, ProxyChoice, S3Style, Secret, StoreConfig, StoreConfigError,
+    StoreUrl, UrlError,
 };
 
 use super::dialer::{self, ProcessDialer};
-use crate::cli::{SecretUrls, ServeOptions, StoreOptions, StoreSettings, StoreStyle};
+use crate::cli::{
+    DiskCacheOptions, SecretUrls, ServeOptions, StoreOptions, StoreSettings, StoreStyle,
+};
 use crate::exit_status::{self, ExitStatus, Failure};
 
 /// Memory of an offline command for parts of remote archives, in bytes.
@@ -31,12 +34,15 @@ pub(crate) enum RemoteError {
     Store { store: String, error: StoreConfigError },
     #[error("can't start the dialer, which connects to stores: {0}")]
     DialerStart(io::Error),
+    #[error("can't use the disk cache: {0}")]
+    DiskCache(DiskCacheError),
 }
 
 impl ExitStatus for RemoteError {
     fn exit_status(&self) -> u8 {
         match self {
             Self::Url { .. } | Self::Store { .. } => exit_status::USAGE,
+            Self::DiskCache(_) => exit_status::FAILED,
             Self::DialerStart(_) => exit_status::SANDBOX,
         }
     }
@@ -44,7 +50,7 @@ impl ExitStatus for RemoteError {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Store { .. } => Some("the options --store-* configure stores"),
-            Self::Url { .. } | Self::DialerStart(_) => None,
+            Self::Url { .. } | Self::DialerStart(_) | Self::DiskCache(_) => None,
         }
     }
 
@@ -53,6 +59,7 @@ impl ExitStatus for RemoteError {
             Self::Url { .. } => "invalid_url",
             Self::Store { .. } => "invalid_store",
             Self::DialerStart(_) => "dialer_start",
+            Self::DiskCache(error) => error.label(),
         }
     }
 }
@@ -64,9 +71,15 @@ pub(super) struct ConnectedStores {
     dialer: Arc<ProcessDialer>,
     /// Files with credentials, which are read again.
     files: Vec<PathBuf>,
+    disk_cache: Option<Arc<DiskCache>>,
 }
 
 impl ConnectedStores {
+    /// Returns the disk cache, which has to be closed at the end.
+    pub(super) fn disk_cache(&self) -> Option<Arc<DiskCache>> {
+        self.disk_cache.clone()
+    }
+
     /// Ends all waits for stores when the result is dropped, so that no thread waits in a runtime
     /// that ends.
     pub(super) fn shut_down_on_drop(&self) -> impl Drop + use<> {
@@ -81,6 +94,7 @@ impl ConnectedStores {
     /// Returns the plan of the sandbox with what the stores need.
     pub(super) fn permit(&self, mut plan: SandboxPlan) -> SandboxPlan {
         plan.receives_descriptors_on = Some(self.dialer.as_raw_fd());
+        plan.writes_open_files = self.disk_cache.is_some();
         plan.reloaded.extend(self.files.iter().filter(|path| path.is_file()).cloned());
         plan
     }
@@ -98,15 +112,25 @@ impl Drop for ShutDownOnDrop {
 /// no path is a URL.
 pub(super) fn connect(serve: &ServeOptions) -> Result<Option<ConnectedStores>, Failure> {
     let urls = serve.changeable.snapshots.urls();
-    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
+    let Some(mut stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
         return Ok(None);
     };
+    let disk_cache = open_disk_cache(&serve.disk_cache)?;
+    if let Some(cache) = &disk_cache {
+        stores.use_disk_cache(cache);
+    }
     let (mode, user) = (serve.sandbox.mode(), serve.sandbox.user.as_ref());
     let dialer =
         dialer::start(&stores.addresses()?, mode, user).map_err(RemoteError::DialerStart)?;
     let files = stores.credential_files()?;
     let archives = Arc::new(stores.open(&(Arc::clone(&dialer) as Arc<dyn Dial>))?);
-    Ok(Some(ConnectedStores { archives, dialer, files }))
+    Ok(Some(ConnectedStores { archives, dialer, files, disk_cache }))
+}
+
+fn open_disk_cache(options: &DiskCacheOptions) -> Result<Option<Arc<DiskCache>>, RemoteError> {
+    let Some(folder) = options.disk_cache.clone() else { return Ok(None) };
+    let config = DiskCacheConfig { folder, size: options.disk_cache_size.as_u64() };
+    DiskCache::open(&config).map(Some).map_err(RemoteError::DiskCache)
 }
 
 /// Returns the source of the archives to serve, for a process that connects to stores itself.
@@ -160,8 +184,17 @@ impl Stores {
             store_timeout: options.store_timeout,
             connections: options.store_connections,
             fresh_for: options.fresh_for,
+            disk_cache: None,
         };
         Ok(Some(Self { urls, secret: secret_urls.clone(), fetcher, configs }))
+    }
+
+    /// Adds a disk cache, whose memory is a part of that for parts of archives.
+    fn use_disk_cache(&mut self, cache: &Arc<DiskCache>) {
+        let overhead = cache.memory() + DiskCache::MAX_QUEUED_BYTES;
+        let memory = self.fetcher.memory;
+        self.fetcher.memory = memory.saturating_sub(overhead).max(memory / 2);
+        self.fetcher.disk_cache = Some(Arc::clone(cache));
     }
 
     /// Returns the hosts and ports to which connections are made.

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 #[cfg(feature = "remote")]
 use std::sync::Arc;
+use std::time::Duration;
 
 use hexz_exports::Catalog;
 #[cfg(feature = "remote")]
@@ -37,6 +38,8 @@ pub(super) struct Prepared {
     /// Stamps of the files from before they were read.
     pub(super) files: WatchedFiles,
     pub(super) config: Config,
+    /// Time for which connections are accepted after SIGTERM.
+    pub(super) drain_delay: Duration,
     pub(super) policy: Policy,
     pub(super) catalog: Catalog,
     /// Stores of remote archives.
@@ -55,7 +58,7 @@ impl Prepared {
     pub(super) fn new(settings: Settings, recent: RecentErrors) -> Result<Self, Failure> {
         let Settings { cli, stamp, fixed, .. } = settings;
         let (file, serve) = (cli.file.config, cli.serve);
-        let mut config = serve.config();
+        let (mut config, drain_delay) = (serve.config(), serve.drain_delay());
         let mut sockets = Sockets::take_inherited(&serve, &mut config)?;
         let monitor_socket = sockets.take_monitor();
         let manager = ManagerSocket::from_environment();
@@ -68,7 +71,12 @@ impl Prepared {
             None => (open, None),
         };
         let catalog = serve.catalog(open)?;
-        tracing::debug!("limits: {}; {}", config.limits, config.timeouts);
+        tracing::debug!(
+            "limits: {}; {}, drain-delay {}",
+            config.limits,
+            config.timeouts,
+            humantime::format_duration(drain_delay),
+        );
         tracing::debug!("memory: {}", serve.memory());
         access::warn_risky(&config, &policy);
         raise_descriptor_limit(&config, catalog.descriptors());
@@ -91,6 +99,7 @@ impl Prepared {
             options: serve.changeable,
             files,
             config,
+            drain_delay,
             policy,
             catalog,
             #[cfg(feature = "remote")]

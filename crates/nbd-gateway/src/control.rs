@@ -11,7 +11,7 @@ use crate::access::Timestamp;
 use crate::admission::slots::Slots;
 use crate::policy::{ActivePolicy, Policy};
 use crate::registry::ConnectionRegistry;
-use crate::stats::Stats;
+use crate::stats::{GatewayPhase, Stats};
 
 /// Handle for reconfiguring and querying a running gateway.
 #[derive(Debug)]
@@ -65,6 +65,12 @@ impl<X: ExportCatalog> Control<X> {
     /// Records a failed reload and the reason for it.
     pub fn record_failed_reload(&self, why: &str) {
         self.stats.reloads.record_failure(why);
+    }
+
+    /// Reports the gateway as not ready, since it is going to shut down. It still accepts
+    /// connections: load balancers take some time to notice.
+    pub fn announce_shutdown(&self) {
+        self.stats.set_phase(GatewayPhase::Draining);
     }
 
     /// Replaces the exports that clients can choose from. Clients that already read an export keep

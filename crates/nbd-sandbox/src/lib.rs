@@ -104,6 +104,8 @@ pub struct SandboxPlan {
     /// Socket on which descriptors are received: the one to the dialer, if there is one. It can't
     /// be closed in the sandbox.
     pub receives_descriptors_on: Option<RawFd>,
+    /// True if files that are open for writing are written at any offset.
+    pub writes_open_files: bool,
 }
 
 /// System calls that not every gateway needs.
@@ -111,6 +113,7 @@ pub struct SandboxPlan {
 struct GatewayNeeds {
     removes_sockets: bool,
     appends: bool,
+    writes_open_files: bool,
     receives_descriptors_on: Option<RawFd>,
 }
 
@@ -196,6 +199,7 @@ pub fn enter(plan: &SandboxPlan) -> Result<SandboxReport, SandboxError> {
     let needs = GatewayNeeds {
         removes_sockets: !plan.sockets.is_empty(),
         appends: !plan.appended.is_empty(),
+        writes_open_files: plan.writes_open_files,
         receives_descriptors_on: plan.receives_descriptors_on,
     };
     report.add("seccomp", seccomp::restrict(needs));

@@ -276,6 +276,10 @@ fn gateway_calls(needs: GatewayNeeds) -> Result<Calls, Error> {
         add(libc::SYS_openat, vec![to_read(2), both(flags, is_so(3, APPEND_MODE)?)])?;
         add(libc::SYS_fdatasync, vec![])?;
     }
+    if needs.writes_open_files {
+        add(libc::SYS_pwrite64, vec![])?;
+        add(libc::SYS_fdatasync, vec![])?;
+    }
     if needs.removes_sockets {
         add(libc::SYS_unlinkat, vec![is(2, 0)])?;
         #[cfg(target_arch = "x86_64")]
@@ -374,8 +378,12 @@ pub fn restrict_this_thread() -> Result<(), Box<dyn std::error::Error + Send + S
 mod tests {
     use super::*;
 
-    const ALL: GatewayNeeds =
-        GatewayNeeds { removes_sockets: true, appends: true, receives_descriptors_on: Some(3) };
+    const ALL: GatewayNeeds = GatewayNeeds {
+        removes_sockets: true,
+        appends: true,
+        writes_open_files: true,
+        receives_descriptors_on: Some(3),
+    };
 
     #[test]
     fn filters_fit_the_kernel_limit() {
@@ -395,7 +403,8 @@ mod tests {
         assert!(
             KILLING_CALLS.iter().all(|call| !more.contains_key(call) && !dialer.contains_key(call))
         );
-        for call in [libc::SYS_unlinkat, libc::SYS_fdatasync, libc::SYS_recvmsg] {
+        for call in [libc::SYS_unlinkat, libc::SYS_fdatasync, libc::SYS_pwrite64, libc::SYS_recvmsg]
+        {
             assert!(more.contains_key(&call) && !less.contains_key(&call));
         }
         for call in [

@@ -21,6 +21,7 @@
 //! how a store is reached: endpoint, credentials, CAs, proxy, and who opens connections ([`Dial`]).
 
 mod dial;
+mod disk_cache;
 mod fetcher;
 mod http;
 mod metrics;
@@ -31,11 +32,14 @@ mod stores;
 mod url;
 
 pub use dial::{Dial, DirectDialer};
-pub use fetcher::{FetchError, Fetcher, FetcherConfig};
+pub use disk_cache::{
+    CachedObject, DiskCache, DiskCacheCheck, DiskCacheConfig, DiskCacheContents, DiskCacheError,
+};
+pub use fetcher::{CHUNK_SIZE, FetchError, Fetcher, FetcherConfig};
 pub use http::{ProxyChoice, ResponseHead, Timeouts, TlsFailure, TlsHandshake, TlsParameters};
 pub use metrics::{
-    BreakerState, CacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram, StoreStats,
-    WaitStats,
+    BreakerState, CacheStats, DiskCacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram,
+    StoreStats, WaitStats,
 };
 pub use object::{ChunkVerifier, Object, ObjectId, Priority};
 #[doc(hidden)]

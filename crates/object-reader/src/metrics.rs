@@ -19,6 +19,8 @@ pub struct FetcherStats {
     pub stores: Vec<StoreStats>,
     /// Chunks in memory.
     pub cache: CacheStats,
+    /// Chunks on disk, if there is a disk cache.
+    pub disk_cache: Option<DiskCacheStats>,
     /// Time that reads have waited, summed over all of them.
     pub waits: WaitStats,
 }
@@ -76,6 +78,29 @@ pub struct CacheStats {
     pub hits: u64,
     /// Chunks that weren't.
     pub misses: u64,
+}
+
+/// Counters of a disk cache since its start, and its present state.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskCacheStats {
+    /// Bytes of the chunks on disk.
+    pub bytes: u64,
+    /// Slots with a chunk.
+    pub slots_used: u64,
+    /// Slots of 256 KiB.
+    pub slots: u64,
+    /// Chunks that were read from disk.
+    pub hits: u64,
+    /// Chunks that were needed and weren't on disk, or were bad.
+    pub misses: u64,
+    /// Chunks that weren't what had been written, or were rejected by their verifier.
+    pub bad: u64,
+    /// Chunks that made room for others.
+    pub evicted: u64,
+    /// Chunks that weren't written because too many were queued.
+    pub writes_dropped: u64,
+    /// True if the disk has failed, or the cache is closed.
+    pub is_off: bool,
 }
 
 /// Time waited, by cause.

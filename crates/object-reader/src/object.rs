@@ -38,9 +38,14 @@ pub struct ObjectId([u8; 16]);
 impl ObjectId {
     /// Returns the identity of a version of the object `key` in `store`.
     pub fn new(store: &dyn Store, key: &str, version: &Version) -> Self {
+        Self::of(store.label(), key, version)
+    }
+
+    /// Returns the identity of a version of the object `key` in the store with this label.
+    pub(crate) fn of(store: &str, key: &str, version: &Version) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("object-reader 2026-11 object identity");
         let texts = [
-            Some(store.label()),
+            Some(store),
             Some(key),
             version.etag.as_deref(),
             version.version_id.as_deref(),
@@ -67,6 +72,11 @@ impl ObjectId {
         let mut id = [0; 16];
         hasher.finalize_xof().fill(&mut id);
         Self(id)
+    }
+
+    /// Returns the identity that consists of these bytes.
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
     }
 
     /// Returns the bytes.
@@ -171,6 +181,12 @@ impl Object {
     /// [`fresh_for`]: crate::FetcherConfig::fresh_for
     pub async fn is_current(&self) -> Result<bool, FetchError> {
         self.state().is_current().await
+    }
+
+    /// Returns true if the store has returned or confirmed this version. Others were opened from
+    /// the disk cache; [`is_current`](Self::is_current) checks them.
+    pub fn is_confirmed(&self) -> bool {
+        self.state().is_confirmed()
     }
 
     /// Returns this object if it is current, or else opens the current version, without verifier.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use hexz_reader::storage::is_url;
+use object_reader::DiskCache;
 use serde::Deserialize;
 
 use crate::cli::from_file;
@@ -53,6 +54,24 @@ pub(crate) struct StoreOptions {
     #[arg(skip)]
     #[serde(skip)]
     pub(crate) secret_urls: SecretUrls,
+}
+
+/// Options of the cache that survives restarts.
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[command(next_help_heading = "Object stores")]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct DiskCacheOptions {
+    /// Keep parts of remote archives in this folder, as the store sends them, across restarts. Only
+    /// one process can use it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) disk_cache: Option<PathBuf>,
+    /// Size of the disk cache, which is reserved at the start
+    #[arg(
+        long, value_name = "SIZE", default_value = "10GiB",
+        value_parser = size::<{ DiskCache::MIN_SIZE }, { u64::MAX }>
+    )]
+    #[serde(deserialize_with = "from_file::size::<_, _, { DiskCache::MIN_SIZE }, { u64::MAX }>")]
+    pub(crate) disk_cache_size: ByteSize,
 }
 
 /// Options that can differ between stores.

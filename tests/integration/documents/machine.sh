@@ -44,7 +44,7 @@ mkdir "$HOME/work"
 cd "$HOME/work" || fail 'no folder'
 cp "$ARCHIVES"/*.hexz .
 # Paths in the documents are those of the repository.
-ln -s "$REPOSITORY/examples" "$REPOSITORY/packaging" .
+ln -s "$REPOSITORY/benches" "$REPOSITORY/examples" "$REPOSITORY/packaging" .
 
 # Object stores, if the page has some: their content is in /srv/store, and the credentials are where
 # the vendors' tools keep them.

@@ -16,12 +16,17 @@ use page::Step;
 use crate::support::server::run as run_binary;
 
 /// Reasons for blocks that no test can run, each with the number of such blocks on all pages.
-const NOT_RUN: [(&str, usize); 9] = [
-    ("a kernel's command line", 1),
+const NOT_RUN: [(&str, usize); 14] = [
+    ("a kernel's command line", 2),
     ("builds the program", 1),
+    ("needs Ansible", 1),
     ("needs FUSE", 1),
-    ("needs a kernel with nbd", 1),
+    ("needs Proxmox VE", 1),
+    ("needs a Kubernetes cluster", 3),
+    ("needs a container engine", 1),
+    ("needs a kernel with nbd", 2),
     ("needs another machine", 1),
+    ("needs libvirt", 1),
     ("needs qemu-system-x86_64", 3),
     ("needs root", 1),
     ("needs systemd as the first process", 4),
@@ -29,7 +34,7 @@ const NOT_RUN: [(&str, usize); 9] = [
 ];
 
 /// The pages with commands, by their paths in the repository.
-const PAGES: [&str; 19] = [
+const PAGES: [&str; 21] = [
     "README.md",
     "docs/README.md",
     "docs/as-a-service.md",
@@ -39,8 +44,10 @@ const PAGES: [&str; 19] = [
     "docs/check-archives.md",
     "docs/client-certificates.md",
     "docs/clients.md",
+    "docs/fleet.md",
     "docs/http-stores.md",
     "docs/incremental-copies.md",
+    "docs/kubernetes.md",
     "docs/metrics.md",
     "docs/monitoring.md",
     "docs/object-stores.md",
@@ -106,6 +113,11 @@ fn clients() {
 }
 
 #[test]
+fn fleet() {
+    run("docs/fleet.md");
+}
+
+#[test]
 fn http_stores() {
     run("docs/http-stores.md");
 }
@@ -113,6 +125,11 @@ fn http_stores() {
 #[test]
 fn incremental_copies() {
     run("docs/incremental-copies.md");
+}
+
+#[test]
+fn kubernetes() {
+    run("docs/kubernetes.md");
 }
 
 #[test]

@@ -178,8 +178,19 @@ fn command(line: usize, text: String) -> Command {
 }
 
 /// Subcommands that don't serve.
-pub const COMMANDS: [&str; 10] =
-    ["check", "pki", "verify", "doctor", "inspect", "digest", "tree", "top", "man", "completions"];
+pub const COMMANDS: [&str; 11] = [
+    "cache",
+    "check",
+    "pki",
+    "verify",
+    "doctor",
+    "inspect",
+    "digest",
+    "tree",
+    "top",
+    "man",
+    "completions",
+];
 
 /// Returns true if the command is a server, which runs until it is terminated.
 fn is_server(text: &str) -> bool {

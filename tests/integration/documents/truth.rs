@@ -139,6 +139,7 @@ fn messages_are_those_of_the_program() {
 #[test]
 fn labels_are_listed() {
     let mut code = source("src/exit_status.rs") + &source("crates/hexz-exports/src/catalog.rs");
+    code += &source("crates/object-reader/src/disk_cache/error.rs");
     for folder in ["src/service", "src/settings", "src/monitor", "src/log"] {
         code += &all_source(Path::new(&in_repository(folder)));
     }

@@ -174,8 +174,10 @@ fn a_real_prometheus_scrapes_it() {
     let metadata = prometheus.ask("/api/v1/metadata?metric=hexz_nbd_read_latency_seconds").unwrap();
     let known = &metadata["data"]["hexz_nbd_read_latency_seconds"][0];
     assert_eq!((&known["type"], &known["unit"]), (&"histogram".into(), &"seconds".into()));
-    // Those of stores have values only if there are any.
-    let names = names(&server).into_iter().filter(|name| !name.starts_with("hexz_nbd_store_"));
+    // Those of stores and of their disk cache have values only if there are any.
+    let is_of_stores =
+        |name: &str| name.starts_with("hexz_nbd_store_") || name.starts_with("hexz_nbd_disk_cache");
+    let names = names(&server).into_iter().filter(|name| !is_of_stores(name));
     let names: BTreeSet<String> = names.filter(|name| !prometheus.has(name)).collect();
     assert_eq!(names, BTreeSet::from(["hexz_nbd_open_failures_total".to_owned()]));
 }

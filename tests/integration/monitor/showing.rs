@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::{ask, connect, get, get_with, metrics, monitor_of, status};
 use crate::support::client::{OPT_INFO, REP_ERR_UNKNOWN, Request, info_data};
@@ -289,4 +290,24 @@ fn what_makes_no_sense_stops_the_start() {
     assert_eq!(code, 2);
     assert!(said.contains("--monitor-name") && said.contains("a b"), "{said}");
     assert!(run(["--help"]).stdout.contains("--monitor <WHERE>"));
+}
+
+/// A load balancer takes some time to notice that a gateway is going to shut down.
+#[test]
+fn a_draining_gateway_accepts_clients_until_the_delay_has_passed() {
+    let builder = Server::builder().archive(BASE);
+    let mut server = builder.args(["--monitor", "0", "--drain-delay", "2s"]).start();
+    assert_eq!(get(&server, "/readyz").code, 200);
+    let mut early = server.go("");
+    let begun = Instant::now();
+    server.signal("TERM");
+    wait_until("it is draining", || get(&server, "/readyz").code == 503);
+    assert_eq!(get(&server, "/healthz").code, 200);
+    let mut late = server.go("");
+    for client in [&mut early, &mut late] {
+        client.send(&Request::read(1, 0, 512).encode());
+        client.receive(512);
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(begun.elapsed() >= Duration::from_secs(2));
 }

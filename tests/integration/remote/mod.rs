@@ -4,6 +4,7 @@
 mod chains;
 mod credentials;
 mod denials;
+mod disk_cache;
 mod failures;
 mod folders;
 mod forgeries;

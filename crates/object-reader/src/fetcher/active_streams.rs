@@ -18,8 +18,9 @@ struct PeriodCounts {
 }
 
 impl ActiveStreams {
-    /// Length of a period, in seconds. A stream counts in its period and in the next one.
-    const PERIOD: u64 = 2;
+    /// Length of a period, in milliseconds. A stream counts in its period and in the next one. It is
+    /// short, since a client that copies an image in parts starts several streams a second.
+    const PERIOD: u128 = 250;
 
     /// Starts without streams.
     pub(crate) fn new() -> Self {
@@ -29,7 +30,8 @@ impl ActiveStreams {
     /// Counts a stream that is read, unless it was counted in this period, and returns the number
     /// of active ones: at least 1.
     pub(crate) fn count(&self, counted: &mut Option<u64>, now: Instant) -> u64 {
-        let period = now.saturating_duration_since(self.start).as_secs() / Self::PERIOD;
+        let elapsed = now.saturating_duration_since(self.start).as_millis();
+        let period = u64::try_from(elapsed / Self::PERIOD).unwrap_or(u64::MAX);
         let mut counts = self.counts.lock();
         if period > counts.period {
             let is_next = period == counts.period + 1;
@@ -52,12 +54,12 @@ mod tests {
     #[test]
     fn streams_are_active_for_two_periods() {
         let (active, now) = (ActiveStreams::new(), Instant::now());
-        let second = Duration::from_secs(1);
+        let period = Duration::from_millis(250);
         let mut streams = [None; 3];
         let counts = streams.each_mut().map(|stream| active.count(stream, now));
         assert_eq!(counts, [1, 2, 3]);
-        assert_eq!(active.count(&mut streams[0], now + 2 * second), 3);
-        assert_eq!(active.count(&mut streams[0], now + 4 * second), 1);
-        assert_eq!(active.count(&mut streams[0], now + 60 * second), 1);
+        assert_eq!(active.count(&mut streams[0], now + period), 3);
+        assert_eq!(active.count(&mut streams[0], now + 2 * period), 1);
+        assert_eq!(active.count(&mut streams[0], now + 60 * period), 1);
     }
 }

@@ -16,6 +16,8 @@ use crate::store::StoreError;
 pub(crate) struct Call {
     /// Number in the order of arrival. All attempts have the same place in the queue.
     pub(super) number: u64,
+    /// Priority at the start, which isn't raised later.
+    pub(super) initial_priority: Priority,
     state: Mutex<CallState>,
 }
 
@@ -43,7 +45,8 @@ impl Call {
             cause: WaitCause::Fetch,
             since: Instant::now(),
         };
-        Self { number: COUNT.fetch_add(1, Relaxed), state: Mutex::new(state) }
+        let number = COUNT.fetch_add(1, Relaxed);
+        Self { number, initial_priority: priority, state: Mutex::new(state) }
     }
 
     /// Returns the highest priority of all readers so far.

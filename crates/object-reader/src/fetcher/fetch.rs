@@ -11,6 +11,7 @@ use super::flights::{Fetch, Flights};
 use super::memory::MemoryShare;
 use super::plan::CHUNK_SIZE;
 use super::view::{View, to_usize};
+use crate::object::Priority;
 use crate::store::{ByteRange, GetRequest, Response, StoreError, StoreErrorKind};
 
 impl View {
@@ -21,12 +22,13 @@ impl View {
         shutdown.run_until_cancelled(self.fetch_and_land(&fetch)).await;
     }
 
-    async fn fetch_and_land(&self, fetch: &Arc<Fetch>) {
+    pub(super) async fn fetch_and_land(&self, fetch: &Arc<Fetch>) {
+        let is_sequential = fetch.call.initial_priority != Priority::Demand;
         let mut wrong = Vec::new();
         match self.request(fetch, &fetch.chunks, false).await {
             Ok((response, _memory)) => {
                 for number in fetch.chunks.clone() {
-                    match self.accept(number, chunk_of(&response, number)) {
+                    match self.accept(number, chunk_of(&response, number), is_sequential) {
                         Some(bytes) => self.flights.land(fetch, number, &Ok(bytes)),
                         None => wrong.push(number),
                     }
@@ -47,9 +49,9 @@ impl View {
                     offset: number * CHUNK_SIZE,
                 };
                 let chunk = match &anew {
-                    Ok((response, _memory)) => {
-                        self.accept(number, chunk_of(response, number)).ok_or_else(corrupt)
-                    }
+                    Ok((response, _memory)) => self
+                        .accept(number, chunk_of(response, number), is_sequential)
+                        .ok_or_else(corrupt),
                     Err(error) => Err(error.clone()),
                 };
                 self.flights.land(fetch, number, &chunk);
@@ -75,13 +77,14 @@ impl View {
         anew.map_err(|error| object.failed(error))
     }
 
-    /// Caches a chunk in an allocation of its own, unless it doesn't match.
-    fn accept(&self, number: u64, bytes: Bytes) -> Option<Bytes> {
+    /// Caches a chunk in an allocation of its own, and on disk, unless it doesn't match.
+    fn accept(&self, number: u64, bytes: Bytes, is_sequential: bool) -> Option<Bytes> {
         if self.verifier.as_ref().is_some_and(|verifier| !verifier.matches(number, &bytes)) {
             return None;
         }
         let bytes = Bytes::copy_from_slice(&bytes);
         self.object.fetcher.cache.insert(self.key(number), bytes.clone());
+        self.store_on_disk(number, &bytes, is_sequential);
         Some(bytes)
     }
 
@@ -127,9 +130,9 @@ pub(super) fn chunk_of(response: &Response, number: u64) -> Bytes {
 }
 
 /// Ends the flight of all chunks that haven't landed, even if the task is aborted.
-struct Landing<'a> {
-    flights: &'a Flights,
-    fetch: &'a Arc<Fetch>,
+pub(super) struct Landing<'a> {
+    pub(super) flights: &'a Flights,
+    pub(super) fetch: &'a Arc<Fetch>,
 }
 
 impl Drop for Landing<'_> {

@@ -9,6 +9,7 @@
 mod active_streams;
 mod call;
 mod chunk_cache;
+mod disk;
 mod dispatcher;
 mod error;
 mod fetch;
@@ -44,10 +45,14 @@ pub(crate) use view::View;
 use self::active_streams::ActiveStreams;
 use self::call::Call;
 use self::chunk_cache::ChunkCache;
+use self::disk::unconfirmed;
 use self::dispatcher::{Dispatcher, Target};
 use self::fetch::chunk_of;
 use self::memory::MemoryBudget;
-use self::plan::{CHUNK_SIZE, chunks_of};
+use self::object_state::CHECK_TIMEOUT;
+pub use self::plan::CHUNK_SIZE;
+use self::plan::chunks_of;
+use crate::disk_cache::DiskCache;
 use crate::metrics::{FetcherStats, WaitStats};
 use crate::object::{ChunkVerifier, Object, ObjectId, Priority};
 use crate::store::{ByteRange, GetRequest, Response, Store, StoreError};
@@ -73,6 +78,8 @@ pub struct FetcherConfig {
     pub connections: usize,
     /// Time for which a version is believed to be current after it has been checked.
     pub fresh_for: Duration,
+    /// Chunks on disk, if any. No other fetcher may use it.
+    pub disk_cache: Option<Arc<DiskCache>>,
 }
 
 impl Default for FetcherConfig {
@@ -83,6 +90,7 @@ impl Default for FetcherConfig {
             store_timeout: Duration::from_secs(60),
             connections: 64,
             fresh_for: Duration::from_secs(30),
+            disk_cache: None,
         }
     }
 }
@@ -130,6 +138,10 @@ impl Fetcher {
     /// the same time as its length and version, and kept in memory. Must be called in a tokio
     /// runtime; the requests for the object run in it.
     ///
+    /// If the version that it had when it was last opened and those chunks are in the disk cache,
+    /// the store is only asked whether that version is current. If the store is down, the object is
+    /// opened in that version; see [`Object::is_confirmed`].
+    ///
     /// # Errors
     /// Transient failures of the store are retried until [`FetcherConfig::store_timeout`]; others
     /// are returned at once.
@@ -138,9 +150,29 @@ impl Fetcher {
         store: Arc<dyn Store>,
         key: &str,
     ) -> Result<Object, FetchError> {
+        let mut known = self.known_view(&store, key);
+        if let Some(result) = self.open_from_disk(&mut known).await {
+            return result;
+        }
+        let timeout = match known {
+            // There is something else to open.
+            Some(_) => self.config.store_timeout.min(CHECK_TIMEOUT),
+            None => self.config.store_timeout,
+        };
+        match (self.open_current(store, key, timeout).await, known) {
+            (Err(error), Some(view)) if error.is_transient() => Ok(unconfirmed(&view, &error)),
+            (result, _) => result,
+        }
+    }
+
+    async fn open_current(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        key: &str,
+        timeout: Duration,
+    ) -> Result<Object, FetchError> {
         let name: Arc<str> = format!("{}/{key}", store.label()).into();
         let dispatcher = self.dispatcher(&store);
-        let timeout = self.config.store_timeout;
         let call = Arc::new(Call::new(Priority::Demand));
         let ends = self.shutdown.run_until_cancelled(tokio::time::timeout(
             timeout,
@@ -158,12 +190,17 @@ impl Fetcher {
         view.object.confirm();
         self.keep(&view, &head);
         tail.inspect(|tail| self.keep(&view, tail));
+        self.record_version(&view);
         Ok(Object::new(view))
     }
 
-    /// Ends all waits with [`FetchError::ShuttingDown`]. Chunks in memory remain readable.
+    /// Ends all waits with [`FetchError::ShuttingDown`]. Chunks in memory remain readable. The disk
+    /// cache begins to close; see [`DiskCache::close`].
     pub fn shutdown(&self) {
         self.shutdown.cancel();
+        if let Some(disk) = &self.config.disk_cache {
+            disk.start_closing();
+        }
     }
 
     /// Returns the counters and the present state.
@@ -172,6 +209,7 @@ impl Fetcher {
         FetcherStats {
             stores: dispatchers.iter().map(|dispatcher| dispatcher.stats()).collect(),
             cache: self.cache.stats(),
+            disk_cache: self.config.disk_cache.as_ref().map(|disk| disk.stats()),
             waits: *self.waits.lock(),
         }
     }
@@ -216,7 +254,9 @@ impl Fetcher {
             let (start, chunk) = (number * CHUNK_SIZE, chunk_of(response, number));
             let length = CHUNK_SIZE.min(version.length.saturating_sub(start));
             if start >= *offset && chunk.len() as u64 == length {
-                self.cache.insert(view.key(number), Bytes::copy_from_slice(&chunk));
+                let bytes = Bytes::copy_from_slice(&chunk);
+                view.store_on_disk(number, &bytes, false);
+                self.cache.insert(view.key(number), bytes);
             }
         }
     }

@@ -13,7 +13,7 @@ use crate::object::ObjectId;
 use crate::store::{Store, StoreError, StoreErrorKind, Version};
 
 /// Longest time that a check for a new version takes.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for which a failed check isn't repeated.
 const FAILED_CHECK: Duration = Duration::from_secs(1);
 
@@ -29,12 +29,15 @@ pub(crate) struct ObjectState {
     pub(crate) name: Arc<str>,
     /// True if the store has this version no longer.
     is_replaced: AtomicBool,
-    /// Time and result of the last check for a new version. Who checks holds the lock.
-    checked: tokio::sync::Mutex<(Instant, Result<bool, FetchError>)>,
+    /// True if the store has returned or confirmed this version.
+    is_confirmed: AtomicBool,
+    /// Time and result of the last check for a new version, if there was one. Who checks holds the
+    /// lock.
+    checked: tokio::sync::Mutex<Option<(Instant, Result<bool, FetchError>)>>,
 }
 
 impl ObjectState {
-    /// Describes a version that the store has just returned.
+    /// Describes a version that the store hasn't confirmed.
     pub(crate) fn new(
         fetcher: &Arc<Fetcher>,
         dispatcher: Arc<Dispatcher>,
@@ -52,7 +55,8 @@ impl ObjectState {
             version,
             name,
             is_replaced: AtomicBool::new(false),
-            checked: tokio::sync::Mutex::new((Instant::now(), Ok(true))),
+            is_confirmed: AtomicBool::new(false),
+            checked: tokio::sync::Mutex::default(),
         }
     }
 
@@ -88,10 +92,16 @@ impl ObjectState {
     /// Takes note that the store has returned this version.
     pub(crate) fn confirm(&self) {
         self.is_replaced.store(false, Relaxed);
+        self.is_confirmed.store(true, Relaxed);
         // A check in progress has a result of its own.
         if let Ok(mut checked) = self.checked.try_lock() {
-            *checked = (Instant::now(), Ok(true));
+            *checked = Some((Instant::now(), Ok(true)));
         }
+    }
+
+    /// Returns true if the store has returned or confirmed this version.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.is_confirmed.load(Relaxed)
     }
 
     /// Returns true if this is the current version, as far as known.
@@ -100,13 +110,14 @@ impl ObjectState {
         if self.is_replaced.load(Relaxed) {
             return Ok(false);
         }
-        let (time, result) = &*checked;
-        let validity = match result {
-            Ok(_) => self.config().fresh_for,
-            Err(_) => FAILED_CHECK,
-        };
-        if time.elapsed() < validity {
-            return result.clone();
+        if let Some((time, result)) = &*checked {
+            let validity = match result {
+                Ok(_) => self.config().fresh_for,
+                Err(_) => FAILED_CHECK,
+            };
+            if time.elapsed() < validity {
+                return result.clone();
+            }
         }
         let timeout = self.config().store_timeout.min(CHECK_TIMEOUT);
         let check = self.dispatcher.is_current(&*self.store, &self.key, &self.version, timeout);
@@ -114,7 +125,10 @@ impl ObjectState {
             return Err(self.shutting_down());
         };
         let result = result.map_err(|e| FetchError::from_store(&self.name, e, timeout));
-        *checked = (Instant::now(), result.clone());
+        if matches!(result, Ok(true)) {
+            self.is_confirmed.store(true, Relaxed);
+        }
+        *checked = Some((Instant::now(), result.clone()));
         result
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// Unit of caching, in bytes. Chunks are aligned to their size; the last one of an object may be
 /// shorter.
-pub(crate) const CHUNK_SIZE: u64 = 256 * 1024;
+pub const CHUNK_SIZE: u64 = 256 * 1024;
 
 /// Whereabouts of a chunk's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

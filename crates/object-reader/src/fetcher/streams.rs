@@ -26,6 +26,8 @@ const MIN_WINDOW: u64 = 2 * MIB;
 const MAX_WINDOW: u64 = 32 * MIB;
 /// Maximum size of a request for readahead.
 const MAX_REQUEST: u64 = 8 * MIB;
+/// Latencies without a wait after which a window shrinks.
+const CALM: u32 = 16;
 /// Shortest time over which the rate of a stream is measured.
 const MIN_INTERVAL: Duration = Duration::from_millis(20);
 /// Latency that is assumed before it has been measured.
@@ -72,6 +74,10 @@ struct Stream {
     /// Up to here everything has been requested.
     ahead: u64,
     window: u64,
+    /// Time at which a read last had to wait, and the window was doubled.
+    waited: Option<Instant>,
+    /// Bytes that were read per latency of the store, according to the last measurement.
+    progress: u64,
     /// Begin of the present measurement of the rate, and the end of the stream at that time.
     measured: (Instant, u64),
     used: Instant,
@@ -80,10 +86,12 @@ struct Stream {
 }
 
 impl Streams {
-    /// Takes note of a read, and returns what to fetch ahead of it.
+    /// Takes note of a read, and returns what to fetch ahead of it. `waits` is true if its bytes
+    /// weren't in memory.
     pub(crate) fn on_read(
         &mut self,
         read: &Range<u64>,
+        waits: bool,
         now: Instant,
         limits: &ReadaheadLimits,
         active: &ActiveStreams,
@@ -94,7 +102,7 @@ impl Streams {
             return None;
         }
         let share = limits.total / active.count(&mut stream.counted, now);
-        stream.adjust_window(now, limits.latency.unwrap_or(ASSUMED_LATENCY));
+        stream.adjust_window(now, limits.latency.unwrap_or(ASSUMED_LATENCY), waits);
         stream.read_ahead(share, limits)
     }
 
@@ -132,6 +140,8 @@ impl Stream {
             reads: 0,
             ahead: 0,
             window: MIN_WINDOW,
+            waited: None,
+            progress: 0,
             measured: (now, start),
             used: now,
             counted: None,
@@ -165,19 +175,27 @@ impl Stream {
     }
 
     /// Derives the window from the rate of the reader: twice of what it reads until a response
-    /// arrives. A reader that is limited by the window thus doubles it, until it is limited by
-    /// something else.
-    fn adjust_window(&mut self, now: Instant, latency: Duration) {
+    /// arrives. If reads have to wait, it is doubled once per latency, up to twice of that: a reader
+    /// that is limited by the window reads faster then, others don't.
+    fn adjust_window(&mut self, now: Instant, latency: Duration, waits: bool) {
+        let since_wait = self.waited.map(|at| now.saturating_duration_since(at));
+        if waits && since_wait.is_none_or(|since| since >= latency) {
+            let most = (4 * self.progress).clamp(2 * MIN_WINDOW, MAX_WINDOW);
+            self.window = self.window.max((self.window * 2).min(most));
+            self.waited = Some(now);
+        }
         let (since, end) = self.measured;
         let elapsed = now.saturating_duration_since(since);
         if elapsed < latency.max(MIN_INTERVAL) {
             return;
         }
         let progress = u128::from(self.end.saturating_sub(end));
-        let wanted = 2 * progress * latency.as_nanos() / elapsed.as_nanos().max(1);
-        let wanted = u64::try_from(wanted).unwrap_or(MAX_WINDOW);
+        let progress = progress * latency.as_nanos() / elapsed.as_nanos().max(1);
+        self.progress = u64::try_from(progress).unwrap_or(MAX_WINDOW).min(MAX_WINDOW);
+        let wanted = 2 * self.progress;
         // It grows at once, and shrinks slowly.
-        let window = wanted.max(self.window - self.window / 4);
+        let is_calm = since_wait.is_none_or(|since| since >= CALM * latency);
+        let window = wanted.max(self.window - if is_calm { self.window / 4 } else { 0 });
         self.window = window.clamp(MIN_WINDOW, MAX_WINDOW);
         self.measured = (now, self.end);
     }
@@ -243,7 +261,7 @@ mod tests {
 
         fn read(&mut self, offset: u64, length: u64) -> Option<Readahead> {
             let read = offset..offset + length;
-            self.streams.on_read(&read, self.now, &limits(), &self.active)
+            self.streams.on_read(&read, false, self.now, &limits(), &self.active)
         }
     }
 

@@ -38,6 +38,12 @@ enum WantedChunk {
     InFlight(ChunkWaiter),
 }
 
+impl WantedChunk {
+    fn is_in_flight(&self) -> bool {
+        matches!(self, Self::InFlight(_))
+    }
+}
+
 impl View {
     /// Creates a view.
     pub(super) fn new(
@@ -76,7 +82,7 @@ impl View {
         let deadline = Instant::now() + self.object.config().store_timeout;
         if let Some(chunk) = only(chunks_of(&range)) {
             let mut wanted = self.want(&range, priority)?;
-            self.read_ahead(&range, priority);
+            self.read_ahead(&range, wanted.iter().any(WantedChunk::is_in_flight), priority);
             let wanted = wanted.pop().ok_or_else(|| self.object.shutting_down())?;
             let bytes = self.wait(wanted, deadline).await?;
             return self.slice(&bytes, chunk, &range);
@@ -86,7 +92,7 @@ impl View {
         while start < range.end {
             let part = start..range.end.min((start / MAX_PART + 1) * MAX_PART);
             let wanted = self.want(&part, priority)?;
-            self.read_ahead(&part, priority);
+            self.read_ahead(&part, wanted.iter().any(WantedChunk::is_in_flight), priority);
             for (chunk, wanted) in chunks_of(&part).zip(wanted) {
                 let bytes = self.wait(wanted, deadline).await?;
                 buffer.extend_from_slice(&self.slice(&bytes, chunk, &part)?);
@@ -118,7 +124,7 @@ impl View {
             part.copy_from_slice(&bytes);
             buffer = rest;
         }
-        self.read_ahead(&range, Priority::Demand);
+        self.read_ahead(&range, false, Priority::Demand);
         true
     }
 
@@ -152,6 +158,8 @@ impl View {
                     *found = cache.peek(&self.key(chunk));
                 }
             }
+            let absent = chunks.clone().zip(&found).filter(|(_, found)| found.is_none());
+            self.start_from_disk(&mut flights, absent.map(|(chunk, _)| chunk), priority);
             let missing =
                 |(chunk, found): (u64, &Option<Bytes>)| found.is_none() && !flights.contains(chunk);
             if chunks.clone().zip(&found).any(missing) {
@@ -201,7 +209,7 @@ impl View {
     fn chunk_state(&self, flights: &FlightsGuard<'_>, chunk: u64) -> ChunkState {
         if flights.contains(chunk) {
             ChunkState::InFlight
-        } else if self.object.fetcher.cache.contains(&self.key(chunk)) {
+        } else if self.object.fetcher.cache.contains(&self.key(chunk)) || self.is_on_disk(chunk) {
             ChunkState::Cached
         } else {
             ChunkState::Missing
@@ -249,7 +257,7 @@ impl View {
     }
 
     /// Takes note of a read, and requests what will probably be read next.
-    fn read_ahead(self: &Arc<Self>, read: &Range<u64>, priority: Priority) {
+    fn read_ahead(self: &Arc<Self>, read: &Range<u64>, waits: bool, priority: Priority) {
         let fetcher = &self.object.fetcher;
         let limits = ReadaheadLimits {
             length: self.object.version.length,
@@ -259,17 +267,20 @@ impl View {
             max_request: fetcher.memory.max_request(),
         };
         let mut streams = self.streams.lock();
-        let readahead = streams.on_read(read, Instant::now(), &limits, &fetcher.active_streams);
+        let readahead =
+            streams.on_read(read, waits, Instant::now(), &limits, &fetcher.active_streams);
         drop(streams);
         let Some(readahead) = readahead else { return };
+        let chunks = chunks_of(&readahead.range);
+        let size = readahead.request_size / CHUNK_SIZE;
+        let priority = priority.max(Priority::Ahead);
+        let mut flights = self.flights.lock();
+        let absent = chunks.clone().filter(|chunk| !fetcher.cache.contains(&self.key(*chunk)));
+        self.start_from_disk(&mut flights, absent, priority);
         if self.object.check_usable().is_err() {
             return;
         }
-        let chunks = chunks_of(&readahead.range);
-        let size = readahead.request_size / CHUNK_SIZE;
-        let mut flights = self.flights.lock();
         let requests = plan(&chunks, &chunks, size, |chunk| self.chunk_state(&flights, chunk));
-        let priority = priority.max(Priority::Ahead);
         requests.into_iter().for_each(|r| self.start(&mut flights, r, priority));
     }
 
