@@ -73,7 +73,11 @@ fn catalog(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<Catalog>
     let is_known = password.is_some() && options.is_some();
     let options = options.unwrap_or_default();
     #[cfg(feature = "remote")]
-    let options = match remote::connect_directly(serve) {
+    let options = match remote::connect_directly(
+        &serve.stores,
+        serve.changeable.snapshots.urls(),
+        serve.memory().fetched,
+    ) {
         Ok(remote) => OpenOptions { remote, ..options },
         Err(error) => {
             failures.push(error.into());

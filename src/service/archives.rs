@@ -12,8 +12,6 @@ use hexz_reader::storage::is_url;
 use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
 use nbd_server::Export;
 use nbd_telemetry::escape;
-#[cfg(feature = "remote")]
-use object_reader::{Dial, DirectDialer};
 
 #[cfg(feature = "remote")]
 use crate::cli::SecretUrls;
@@ -22,7 +20,7 @@ use crate::exit_status::{self, ExitStatus, Failure};
 use crate::hints;
 use crate::service::password;
 #[cfg(feature = "remote")]
-use crate::service::remote::{OFFLINE_MEMORY, Stores};
+use crate::service::remote::{self, OFFLINE_MEMORY};
 
 /// Maximum length of a key file, in bytes.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -130,10 +128,8 @@ pub(crate) fn with_stores(
     let stores = StoreOptions { secret_urls, ..stores.clone() };
     let urls = paths.iter().chain(&open.parent_dirs).map(PathBuf::as_path);
     let urls = urls.filter(|path| is_url(path));
-    if let Some(stores) = Stores::new(&stores, urls, OFFLINE_MEMORY)? {
-        let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
-        open.remote = Some(Arc::new(stores.open(&dialer)?));
-    }
+    let remote = remote::connect_directly(&stores, urls, OFFLINE_MEMORY)?;
+    open.remote = remote;
     Ok(open)
 }
 

@@ -140,7 +140,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     // Chunks that were fetched shortly before are on disk after this.
     #[cfg(feature = "remote")]
     if let Some(cache) = disk_cache {
-        cache.close();
+        remote::close_disk_cache(cache);
     }
     // All connections have ended by now and reported their events.
     let until = shutdown_at.map_or_else(Instant::now, |at| at + drain_delay + shutdown_timeout);

@@ -5,6 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
 
 use hexz_reader::storage::RemoteSource;
 use hexz_reader::{RemoteArchives, StoreConfigs};
@@ -24,6 +27,9 @@ use crate::exit_status::{self, ExitStatus, Failure};
 
 /// Memory of an offline command for parts of remote archives, in bytes.
 pub(crate) const OFFLINE_MEMORY: u64 = 128 << 20;
+
+/// Time for writing what is queued for the disk cache at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reason for which a store can't be used as configured.
 #[derive(Debug, thiserror::Error)]
@@ -133,21 +139,34 @@ fn open_disk_cache(options: &DiskCacheOptions) -> Result<Option<Arc<DiskCache>>,
     DiskCache::open(&config).map(Some).map_err(RemoteError::DiskCache)
 }
 
-/// Returns the source of the archives to serve, for a process that connects to stores itself.
-pub(crate) fn connect_directly(
-    serve: &ServeOptions,
-) -> Result<Option<Arc<dyn RemoteSource>>, RemoteError> {
-    let urls = serve.changeable.snapshots.urls();
-    let Some(stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
-        return Ok(None);
+/// Writes what is queued for the disk cache. A disk that hangs must not keep the process alive.
+pub(super) fn close_disk_cache(cache: Arc<DiskCache>) {
+    let (done, closed) = mpsc::channel::<()>();
+    let close = move || {
+        cache.close();
+        drop(done);
     };
+    let started = thread::Builder::new().name("disk-cache".to_owned()).spawn(close).is_ok();
+    if started && closed.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+        tracing::warn!(reason = "disk_cache_slow", "the disk cache couldn't be written in time");
+    }
+}
+
+/// Returns the source of archives for a process that connects to stores itself. `None` if there are
+/// no URLs. `memory` is for parts of archives, in bytes.
+pub(crate) fn connect_directly<'a>(
+    options: &'a StoreOptions,
+    urls: impl IntoIterator<Item = &'a Path>,
+    memory: u64,
+) -> Result<Option<Arc<dyn RemoteSource>>, RemoteError> {
+    let Some(stores) = Stores::new(options, urls, memory)? else { return Ok(None) };
     let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
     Ok(Some(Arc::new(stores.open(&dialer)?)))
 }
 
 /// The stores that the options name, with their configurations.
 #[derive(Debug)]
-pub(crate) struct Stores {
+struct Stores {
     urls: Vec<ObjectUrl>,
     /// URLs with a query.
     secret: SecretUrls,
@@ -158,7 +177,7 @@ pub(crate) struct Stores {
 impl Stores {
     /// Checks the URLs. Returns `None` if there are none. `memory` is for parts of archives, in
     /// bytes.
-    pub(crate) fn new<'a>(
+    fn new<'a>(
         options: &'a StoreOptions,
         urls: impl IntoIterator<Item = &'a Path>,
         memory: u64,
@@ -198,7 +217,7 @@ impl Stores {
     }
 
     /// Returns the hosts and ports to which connections are made.
-    pub(crate) fn addresses(&self) -> Result<Vec<(String, u16)>, RemoteError> {
+    fn addresses(&self) -> Result<Vec<(String, u16)>, RemoteError> {
         self.of_all(StoreConfig::addresses)
     }
 
@@ -224,7 +243,7 @@ impl Stores {
     }
 
     /// Opens all stores, which reads credentials and CAs, and returns the source of their archives.
-    pub(crate) fn open(mut self, dialer: &Arc<dyn Dial>) -> Result<RemoteArchives, RemoteError> {
+    fn open(mut self, dialer: &Arc<dyn Dial>) -> Result<RemoteArchives, RemoteError> {
         let configs = &mut self.configs;
         for config in configs.by_url.values_mut().chain([&mut configs.default]) {
             config.dialer = Arc::clone(dialer);

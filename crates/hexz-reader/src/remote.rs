@@ -22,6 +22,10 @@ use crate::storage::{
 /// Maximum number of objects that are remembered although no archive uses them.
 const MAX_REMEMBERED: usize = 1024;
 
+/// Time for a listing, which may have a hundred pages. Without a limit, a server that sends a byte
+/// now and then would hold a thread for ever.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Opens archives in stores. All snapshots share its [`Fetcher`].
 ///
 /// Requests are made in the runtime from which the first archive is opened, or else on a thread of
@@ -223,7 +227,18 @@ impl RemoteSource for RemoteArchives {
         let url = self.queries.lock().get(folder).cloned().map_or_else(|| parse(&text), Ok)?;
         let store = self.open_store(&url).map_err(invalid)?;
         let at = Instant::now();
-        match self.runtime()?.block_on(store.list(url.key())) {
+        let listed = self.runtime()?.block_on(async {
+            let late = |_| {
+                Err(StoreError {
+                    kind: StoreErrorKind::TimedOut,
+                    message: "the listing takes too long".to_owned(),
+                    retry_after: None,
+                })
+            };
+            let list = tokio::time::timeout(LIST_TIMEOUT, store.list(url.key()));
+            list.await.unwrap_or_else(late)
+        });
+        match listed {
             Ok(listed) => {
                 let stamp = |ListedObject { name, version }: ListedObject| {
                     let version = version.map(|it| *ObjectId::new(&*store, &name, &it).as_bytes());
