@@ -251,10 +251,10 @@ impl Snapshot {
     /// Finds the block that covers byte `at` of a stream without blocking. Returns `None` if an
     /// index page isn't in memory.
     pub fn try_locate(&self, stream: StreamKind, at: u64) -> Option<Result<Block, Error>> {
-        match self.resolve(0, stream, at, |id| self.page_in_memory(id)) {
-            Ok(block) => Some(Ok(block)),
-            Err(LocateError::Failed { error, .. }) => Some(Err(error)),
-            Err(LocateError::NotInMemory(_)) => None,
+        match self.lookup(stream, at) {
+            Ok(Lookup::Found(block)) => Some(Ok(block)),
+            Ok(Lookup::NotInMemory(_)) => None,
+            Err(error) => Some(Err(error)),
         }
     }
 
