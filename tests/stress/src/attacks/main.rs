@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 
 use hostile::{ATTACKS, Attack, Material};
@@ -38,6 +39,9 @@ const PROGRAM_MIB: u64 = 64 + 15;
 const GRACE: Duration = Duration::from_secs(2);
 /// Processor time that it may take for each second after that.
 const MAX_IDLE_BUSY: f64 = 0.1;
+/// Niceness of the attackers' threads. Real attackers have machines of their own: here, they must
+/// not take processor time from the honest client itself.
+const ATTACKERS_NICENESS: i32 = 10;
 
 /// Measures what an honest reader notices of hostile archives and clients
 #[derive(Debug, Parser)]
@@ -55,8 +59,7 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let runtime = tokio::runtime::Runtime::new().context("no runtime");
-    match runtime.and_then(|runtime| runtime.block_on(run(&options))) {
+    match runtimes().and_then(|(own, attackers)| own.block_on(run(&options, attackers.handle()))) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -66,8 +69,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Starts a runtime for the honest client, and one for the attackers.
+fn runtimes() -> Result<(Runtime, Runtime)> {
+    let own = Builder::new_current_thread().enable_all().build()?;
+    let attackers = Builder::new_multi_thread()
+        .enable_all()
+        .on_thread_start(|| {
+            // The measurement is valid with any priority, only noisier.
+            let _ = rustix::process::nice(ATTACKERS_NICENESS);
+        })
+        .build()?;
+    Ok((own, attackers))
+}
+
 /// Runs the attacks. Returns true if every bound holds.
-async fn run(options: &Options) -> Result<bool> {
+async fn run(options: &Options, attackers: &Handle) -> Result<bool> {
     let folder = tempfile::Builder::new().prefix("hexz-nbd-attacks-").tempdir()?;
     let material = Material::prepare(folder.path())?;
     println!(
@@ -77,7 +93,7 @@ async fn run(options: &Options) -> Result<bool> {
     let mut is_sound = true;
     for attack in ATTACKS {
         if options.only.as_ref().is_none_or(|only| only == attack.name) {
-            is_sound &= measure(options, &material, attack)
+            is_sound &= measure(options, attackers, &material, attack)
                 .await
                 .with_context(|| format!("the attack {}", attack.name))?;
         }
@@ -85,7 +101,12 @@ async fn run(options: &Options) -> Result<bool> {
     Ok(is_sound)
 }
 
-async fn measure(options: &Options, material: &Material, attack: &Attack) -> Result<bool> {
+async fn measure(
+    options: &Options,
+    attackers: &Handle,
+    material: &Material,
+    attack: &Attack,
+) -> Result<bool> {
     let cache = format!("{CACHE_MIB}MiB");
     let arguments = ["--cache-size", &cache].map(str::to_owned);
     let arguments = arguments.into_iter().chain(material.arguments(attack));
@@ -95,12 +116,15 @@ async fn measure(options: &Options, material: &Material, attack: &Attack) -> Res
 
     let alone = reader::measure(address, duration, 0).await?;
     process.reset_peak()?;
-    let mut attackers = JoinSet::new();
-    (attack.start)(address, &mut attackers);
+    let mut attacks = JoinSet::new();
+    {
+        let _entered = attackers.enter();
+        (attack.start)(address, &mut attacks);
+    }
     tokio::time::sleep(Duration::from_millis(500)).await;
     let beside = reader::measure(address, duration, 1).await?;
     let peak = process.peak_mib()?;
-    attackers.shutdown().await;
+    attacks.shutdown().await;
     tokio::time::sleep(GRACE).await;
     let busy = process.busy(Duration::from_secs(1)).await?;
 
