@@ -88,7 +88,11 @@ impl Blocks {
     }
 
     /// Returns the block that covers `at`, loading its index page if necessary.
-    async fn locate(&self, at: u64, priority: FetchPriority) -> Result<Block, BlockReadFailure> {
+    pub(super) async fn locate(
+        &self,
+        at: u64,
+        priority: FetchPriority,
+    ) -> Result<Block, BlockReadFailure> {
         let located = match self.snapshot.try_locate(self.stream, at) {
             Some(located) => located.map_err(BlockError::Snapshot),
             None if self.snapshot.is_remote() => self.locate_remote(at, priority).await,

@@ -25,7 +25,7 @@ use crate::object::{Object, Priority};
 use crate::store::Store;
 
 /// Time after which a read of the disk is given up in favor of the store.
-const DISK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl View {
     /// Returns true if a chunk is on disk.

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::call::Call;
 use super::chunk_cache::ChunkKey;
+use super::disk::DISK_TIMEOUT;
 use super::error::FetchError;
 use super::flights::{ChunkWaiter, Fetch, Flights, FlightsGuard};
 use super::object_state::ObjectState;
@@ -19,6 +20,9 @@ use crate::object::{ChunkVerifier, ObjectId, Priority};
 
 /// Bytes of one read that are requested at a time.
 const MAX_PART: u64 = 16 << 20;
+/// Maximum size of the requests of [`View::prefetch`], in bytes. They delay others that wait for
+/// the same connections.
+const MAX_PREFETCH: u64 = 1 << 20;
 
 /// An object whose chunks pass one verifier, or aren't verified.
 #[derive(Debug)]
@@ -100,6 +104,35 @@ impl View {
             start = part.end;
         }
         Ok(buffer.freeze())
+    }
+
+    /// Fetches those chunks of `range` that are neither in memory nor on disk. Returns the number of
+    /// bytes fetched.
+    pub(crate) async fn prefetch(self: &Arc<Self>, range: Range<u64>) -> Result<u64, FetchError> {
+        let range = range.start..range.end.min(self.object.version.length);
+        let fetcher = &self.object.fetcher;
+        let deadline = Instant::now() + self.object.config().store_timeout;
+        if let Some(disk) = &fetcher.config.disk_cache {
+            disk.wait_for_writes(DISK_TIMEOUT).await;
+        }
+        let mut fetched = 0;
+        let waiters: Vec<ChunkWaiter> = {
+            let mut flights = self.flights.lock();
+            self.object.check_usable()?;
+            let chunks = chunks_of(&range);
+            let size = fetcher.memory.max_request().min(MAX_PREFETCH) / CHUNK_SIZE;
+            let state = |chunk| self.chunk_state(&flights, chunk);
+            for request in plan(&chunks, &chunks, size, state) {
+                let bytes = request.start * CHUNK_SIZE..request.end * CHUNK_SIZE;
+                fetched += bytes.end.min(self.object.version.length) - bytes.start;
+                self.start(&mut flights, request, Priority::Background);
+            }
+            chunks.filter_map(|chunk| flights.join(chunk)).collect()
+        };
+        for waiter in waiters {
+            self.land(waiter, deadline).await?;
+        }
+        Ok(fetched)
     }
 
     /// Copies bytes from `offset` on, if all of them are in memory.
@@ -232,19 +265,25 @@ impl View {
 
     /// Waits for a chunk.
     async fn wait(&self, wanted: WantedChunk, deadline: Instant) -> Result<Bytes, FetchError> {
-        let mut waiter = match wanted {
+        let waiter = match wanted {
             WantedChunk::Cached(bytes) => return Ok(bytes),
             WantedChunk::InFlight(waiter) => waiter,
         };
+        let call = Arc::clone(waiter.call());
+        let before = call.waits();
+        let chunk = self.land(waiter, deadline).await;
+        self.object.fetcher.waits.lock().add(&call.waits().since(&before));
+        chunk
+    }
+
+    /// Waits for a chunk in flight.
+    async fn land(&self, mut waiter: ChunkWaiter, deadline: Instant) -> Result<Bytes, FetchError> {
         let object = &self.object;
-        let before = waiter.call().waits();
         let chunk = tokio::select! {
             biased;
             chunk = timeout_at(deadline, &mut waiter.chunk) => chunk,
             () = object.fetcher.shutdown.cancelled() => return Err(object.shutting_down()),
         };
-        let waits = waiter.call().waits().since(&before);
-        object.fetcher.waits.lock().add(&waits);
         match chunk {
             Ok(Ok(chunk)) => chunk,
             // The task of the request was ended, along with the runtime.
