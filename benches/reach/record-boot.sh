@@ -65,8 +65,8 @@ boot() {
 	timeout 1800 nbdkit --foreground --unix "$folder/socket" --filter=log --filter=cow \
 		file "$image" logfile="$folder/reads.log" &
 	nbdkit=$!
-	trap 'kill $qemu $nbdkit 2>/dev/null || true; rm -f "$folder/socket"' EXIT
 	qemu=
+	trap 'kill $qemu $nbdkit 2>/dev/null || true; wait; rm -f "$folder/socket"' EXIT
 	until test -S "$folder/socket"; do sleep 0.1; done
 	timeout 1800 ${QEMU:-qemu-system-x86_64} -machine pc -accel "${ACCEL:-kvm}" -smp 2 -m 1024 \
 		-display none -monitor none -serial "file:$folder/serial.log" -no-reboot \
