@@ -323,6 +323,12 @@ impl Blocks {
         limit: &RateLimiter,
         max_bytes: u64,
     ) -> Result<PrefetchSummary, BlockError> {
+        for archive in 0..=self.snapshot.parents().count() {
+            if let Some(announcement) = self.snapshot.prefetch(archive, 0..0) {
+                // From now on, other reads fetch only what they need.
+                announcement.await.map_err(BlockError::Snapshot)?;
+            }
+        }
         let (units, is_cut) = self.stored_units(ranges, max_bytes / UNIT).await?;
         let wanted = units.len() as u64 * UNIT;
         let requests = stream::iter(merge(units)).map(async |(archive, range)| {

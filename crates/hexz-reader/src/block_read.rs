@@ -113,6 +113,15 @@ impl Snapshot {
         }
     }
 
+    /// Returns true if reading a block needs no waiting for a store: its stored bytes are in a local
+    /// file or in memory, and so is what tells where they are.
+    pub fn is_at_hand(&self, block: &Block) -> bool {
+        let Ok(Lookup::Found(stored)) = self.stored_block(block) else { return false };
+        let Some(archive) = self.chain.get(stored.archive) else { return false };
+        let place = stored.place();
+        place.end().is_some_and(|end| archive.file.storage.is_in_memory(place.offset..end))
+    }
+
     /// Starts to read an index page of a remote archive. Returns `None` if the archive is local:
     /// [`load_page`](Self::load_page) reads it.
     pub fn fetch_page(&self, id: PageId, priority: FetchPriority) -> Option<ArchiveFetch> {

@@ -328,6 +328,10 @@ impl Storage for ObjectStorage {
         Some(Box::pin(async move { object.read(range, priority).await.map_err(read_error) }))
     }
 
+    fn is_in_memory(&self, range: Range<u64>) -> bool {
+        self.object.is_in_memory(range)
+    }
+
     fn prefetch(&self, range: Range<u64>) -> Option<Prefetch> {
         let object = self.object.clone();
         Some(Box::pin(async move { object.prefetch(range).await.map_err(read_error) }))

@@ -87,7 +87,7 @@ pub(crate) struct TraceOptions {
     pub(crate) traces: Option<PathBuf>,
     /// Maximum number of bytes per second that are fetched for traces, behind what clients read
     #[arg(
-        long, value_name = "SIZE", default_value = "64MiB", value_parser = size::<MIN_FETCH, { u64::MAX }>
+        long, value_name = "SIZE", default_value = "128MiB", value_parser = size::<MIN_FETCH, { u64::MAX }>
     )]
     #[serde(deserialize_with = "from_file::size::<_, _, MIN_FETCH, { u64::MAX }>")]
     pub(crate) prefetch_rate: ByteSize,

@@ -92,6 +92,10 @@ impl Storage for CountedStorage {
         }))
     }
 
+    fn is_in_memory(&self, range: Range<u64>) -> bool {
+        self.inner.is_in_memory(range)
+    }
+
     fn prefetch(&self, range: Range<u64>) -> Option<Prefetch> {
         self.inner.prefetch(range)
     }

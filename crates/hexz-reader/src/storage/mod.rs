@@ -107,6 +107,12 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
         None
     }
 
+    /// Returns true unless reading the bytes of `range` waits for a network or a slow disk.
+    fn is_in_memory(&self, range: Range<u64>) -> bool {
+        let _ = range;
+        !self.is_remote()
+    }
+
     /// Brings the bytes of `range` into the caches of the source, behind all fetches. Returns `None`
     /// if the source isn't remote or has no caches.
     fn prefetch(&self, range: Range<u64>) -> Option<Prefetch> {

@@ -53,7 +53,7 @@ impl View {
                 let fetching = Arc::clone(self).fetch_from_disk(fetch);
                 self.object.dispatcher.runtime.spawn(fetching).abort_handle()
             };
-            flights.add(number..number + 1, Call::new(priority), spawn);
+            flights.add(number..number + 1, true, Call::new(priority), spawn);
         }
     }
 
