@@ -217,6 +217,7 @@ fn the_example_works() {
     let mut text = std::fs::read_to_string(&example).unwrap();
     let source = "\n    tcp-request connection set-src ipv4(192.0.2.7)";
     let check = "send-proxy-v2 check port";
+    let places = ["192.0.2.21", "192.0.2.22"].map(|at| format!("{at}:10809 {check} 10810"));
     let server = |server: &Server| {
         let line = server.wait_for_log("the monitor runs", |line| line.json["monitor"].is_string());
         let monitor: SocketAddr = line.json["monitor"].as_str().unwrap().parse().unwrap();
@@ -224,8 +225,8 @@ fn the_example_works() {
     };
     for (from, to) in [
         ("bind :10809", format!("bind 127.0.0.1:{port}{source}")),
-        (&format!("192.0.2.21:10809 {check} 10810"), server(&one)),
-        (&format!("192.0.2.22:10809 {check} 10810"), server(&two)),
+        (places[0].as_str(), server(&one)),
+        (places[1].as_str(), server(&two)),
     ] {
         assert_eq!(text.matches(from).count(), 1, "{from}");
         text = text.replace(from, &to);
