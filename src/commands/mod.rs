@@ -8,10 +8,12 @@ mod completions;
 mod demo;
 mod digest;
 mod doctor;
+pub(crate) mod hangup;
 mod inspect;
 mod man;
 mod output;
 mod pki;
+mod reload;
 mod signals;
 mod top;
 mod tree;
@@ -36,6 +38,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Digest(options) => digest::run(options).map(|()| ExitCode::SUCCESS),
         Command::Tree(options) => tree::run(options).map(|()| ExitCode::SUCCESS),
         Command::Top(options) => top::run(options),
+        Command::Reload(options) => reload::run(options),
         Command::Man(options) => man::run(options).map(|()| ExitCode::SUCCESS),
         Command::Completions(options) => completions::run(options).map(|()| ExitCode::SUCCESS),
     }

@@ -75,7 +75,7 @@ mod snapshot_exports;
 mod source;
 mod view;
 
-pub use catalog::{Catalog, CatalogError};
+pub use catalog::{Catalog, CatalogError, FolderTrial};
 pub use folder_access::{FolderError, FolderFault};
 pub use hints::Hints;
 pub use memory::MemoryPlan;

@@ -178,7 +178,7 @@ fn command(line: usize, text: String) -> Command {
 }
 
 /// Subcommands that don't serve.
-pub const COMMANDS: [&str; 11] = [
+pub const COMMANDS: [&str; 12] = [
     "cache",
     "check",
     "pki",
@@ -188,6 +188,7 @@ pub const COMMANDS: [&str; 11] = [
     "digest",
     "tree",
     "top",
+    "reload",
     "man",
     "completions",
 ];
