@@ -30,7 +30,7 @@ const NOT_RUN: [(&str, usize); 15] = [
     ("needs libvirt", 1),
     ("needs qemu-system-x86_64", 3),
     ("needs root", 1),
-    ("needs systemd as the first process", 4),
+    ("needs systemd as the first process", 7),
     ("needs vsock", 1),
 ];
 
