@@ -53,21 +53,20 @@ impl ActiveSettings {
     }
 }
 
+fn by_name(options: &SnapshotOptions) -> BTreeMap<&str, &Path> {
+    options.named.iter().map(|named| (named.name.as_str(), named.path.as_path())).collect()
+}
+
 /// Describes changes of the exports and of how archives are opened.
 fn export_changes(before: &SnapshotOptions, after: &SnapshotOptions) -> Vec<String> {
-    let by_name = |options: &SnapshotOptions| -> BTreeMap<String, Box<Path>> {
-        let named = options.named.iter();
-        named.map(|named| (named.name.clone(), named.path.as_path().into())).collect()
-    };
     let (old, new) = (by_name(before), by_name(after));
-    let names = |names: Vec<&String>| -> Vec<String> {
-        names.into_iter().map(|name| escape::name(name).to_string()).collect()
+    let names = |names: Vec<&&str>| -> Vec<String> {
+        names.into_iter().map(|name| escape::name(*name).to_string()).collect()
     };
     let added = names(new.keys().filter(|name| !old.contains_key(*name)).collect());
     let removed = names(old.keys().filter(|name| !new.contains_key(*name)).collect());
-    let is_moved =
-        |(name, path): &(&String, &Box<Path>)| old.get(*name).is_some_and(|before| before != *path);
-    let moved = names(new.iter().filter(is_moved).map(|(name, _)| name).collect());
+    let moved = new.iter().filter(|(name, path)| old.get(*name).is_some_and(|it| it != *path));
+    let moved = names(moved.map(|(name, _)| name).collect());
     let mut changes = Vec::new();
     for (what, names) in
         [("exports added", added), ("exports removed", removed), ("exports with a new path", moved)]

@@ -109,7 +109,7 @@ fn a_trace_is_replayed_when_its_archive_is_opened() {
     wait_for_prefetch(&server);
     // 64 KiB of noise take a little more; the two neighbors lie in two parts of 256 KiB at most.
     let fetched = requested(&store);
-    assert!((512 << 10..=5 * 256 << 10).contains(&fetched), "{fetched}");
+    assert!((MIB / 2..=5 * MIB / 4).contains(&fetched), "{fetched}");
     store.log().clear();
     let mut client = server.go("");
     TRACED.iter().for_each(|offset| sample().is_read_at(&mut client, *offset));
@@ -193,5 +193,5 @@ fn only_what_a_trace_names_is_kept() {
     let ended = run(["warm", "--disk-cache", cache, "--disk-cache-size", "16MiB", &store.url(WEB)]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     let fetched = requested(&store);
-    assert!((512 << 10..=5 * 256 << 10).contains(&fetched), "{fetched}");
+    assert!((MIB / 2..=5 * MIB / 4).contains(&fetched), "{fetched}");
 }
