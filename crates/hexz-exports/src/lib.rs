@@ -73,6 +73,7 @@ mod slot;
 mod snapshot;
 mod snapshot_exports;
 mod source;
+mod status;
 mod view;
 
 pub use catalog::{Catalog, CatalogError};
@@ -84,6 +85,7 @@ pub use reader_stats::{READ_FAILURE_LABELS, ReaderStats};
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 pub use snapshot_exports::SnapshotExports;
 pub use source::{ExportFolder, ExportSelection, NamedArchive, NamedArchiveError};
+pub use status::{CatalogStatus, FolderStatus, UnavailableArchive};
 pub use view::CatalogView;
 
 /// Compiles the examples of the README.
