@@ -9,7 +9,7 @@ expires, a failed reload). FOLDER gets a picture of each state in five widths,
 light and dark, and status-page.png, which docs/ shows. The longer the clients have read, the more
 the curves show; the default is one minute.
 
-It needs chromium and nbdcopy, and nothing but Python's standard library.
+It needs chromium, nbdcopy and nbdsh, and nothing but Python's standard library.
 """
 
 import argparse
@@ -139,30 +139,32 @@ class Gateway:
 
 
 class Clients:
-    """Clients that read one export each, again and again, until they are closed."""
+    """Clients that read random parts of one export each until they are closed."""
+
+    READ = """
+import random, time
+size = h.get_size()
+while True:
+    h.pread({length}, random.randrange((size - {length}) // 512) * 512)
+    time.sleep({pause} * random.uniform(0.5, 1.5))
+"""
 
     def __init__(self, port, authority, exports):
-        self.stopped = threading.Event()
-        self.threads = []
-        for number, (export, pause) in enumerate(exports):
+        self.processes = []
+        for number, (export, length, pause) in enumerate(exports):
             client = authority / "clients" / f"client{number}.example.org"
             uri = f"nbds://localhost:{port}/{export}?tls-certificates={client}"
-            work = (uri, pause)
-            self.threads.append(threading.Thread(target=self.copy, args=work))
-        for thread in self.threads:
-            thread.start()
-
-    def copy(self, uri, pause):
-        while not self.stopped.is_set():
-            copy = subprocess.run(
-                ["nbdcopy", "--connections=1", uri, "null:"], stderr=subprocess.DEVNULL, check=False
-            )
-            self.stopped.wait(pause if copy.returncode == 0 else 5)
+            script = self.READ.format(length=length, pause=pause)
+            command = ["nbdsh", "--uri", uri, "--command", script]
+            # nbdsh needs Debian's Python.
+            environment = {**os.environ, "PATH": "/usr/bin:" + os.environ["PATH"]}
+            process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+            self.processes.append(process)
 
     def close(self):
-        self.stopped.set()
-        for thread in self.threads:
-            thread.join()
+        for process in self.processes:
+            process.terminate()
+            process.wait()
 
 
 def certify(program, folder, days, clients):
@@ -184,11 +186,11 @@ def fill(folder):
     """Fills an export folder with archives under names that somebody could have given them."""
     names = {
         "web-server": "base-zstd",
-        "database-2026-11-29": "fixed-64k-zstd",
+        "database-2026-11-29": "signed-zstd",
         "database-2026-11-30": "fixed-4k-zstd",
         "mail": "base-lz4",
         "desktop": "sparse-zstd",
-        "archive": "aux-lz4",
+        "archive": "text-dict-zstd",
     }
     folder.mkdir()
     for name, archive in names.items():
@@ -208,7 +210,9 @@ def busy(program, folder, seconds, days=397, more=()):
     arguments = [*tls, "--export-dir", str(folder / "snapshots"), "--allow", "127.0.0.1", *more]
     arguments += ["--audit", str(folder / "audit.jsonl")]
     gateway = Gateway(program, arguments, folder)
-    exports = list(zip(names, [0.05, 0.3, 0.5, 1, 3, 9]))
+    # Lengths of reads, and pauses between them.
+    reads = [(262144, 0.01), (65536, 0.02), (65536, 0.05), (131072, 0.1), (4096, 0.01)]
+    exports = [(name, *read) for name, read in zip(names, reads)]
     clients = Clients(gateway.port, folder / "pki", exports)
     time.sleep(seconds)
     return gateway, clients
@@ -219,6 +223,7 @@ def broken(program, folder, seconds):
     config.write_text(f'export-dir = "{folder}/snapshots"\n')
     gateway, clients = busy(program, folder, seconds, days=5, more=["--config", str(config)])
     snapshots = folder / "snapshots"
+    # No other archive has these blocks, which would be in the cache.
     damaged = bytearray((ARCHIVES / "fixed-64k-zstd.hxz").read_bytes())
     damaged[4096 + 30] ^= 0x10
     (snapshots / "files.hxz").write_bytes(damaged)
@@ -262,6 +267,7 @@ def main():
                             path = options.folder / "status-page.png"
                             browser.picture(path, width, "light", height)
                     finally:
+                        browser.call("Page.navigate", url="about:blank")
                         if clients:
                             clients.close()
                         gateway.close()

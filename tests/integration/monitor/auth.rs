@@ -153,7 +153,9 @@ fn unusable_files_stop_the_start() {
     with_token(&token).fails_with(4, "monitor_token");
     with_token(&token).arg("--check-config").fails_with(4, "monitor_token");
     let builder = Server::builder().archive(BASE).args(["--monitor", "0"]);
-    builder.arg("--monitor-tls-cert").arg(Pki::new().server_cert()).fails_with(2, "usage");
+    let (code, message) = builder.arg("--monitor-tls-cert").arg(Pki::new().server_cert()).fail();
+    assert_eq!(code, 2);
+    assert!(message.contains("--monitor-tls-cert requires --monitor-tls-key"), "{message}");
 }
 
 /// Without both, whoever can reach it or is on the path sees who is connected.
