@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Display;
+use std::time::Duration;
 
 use nbd_gateway::LabelCounts;
 use nbd_telemetry::escape;
@@ -308,17 +309,12 @@ fn plural(count: u64, noun: impl Display) -> String {
 
 /// Formats a duration in its largest unit, for people.
 fn duration(seconds: f64) -> String {
-    let units = [("day", DAY), ("hour", HOUR), ("minute", 60.0), ("second", 1.0)];
-    // Two days rather than 30 hours, but 30 hours rather than one day.
-    let (name, unit) =
-        units.into_iter().find(|(_, unit)| seconds >= 2.0 * unit).unwrap_or(("second", 1.0));
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "the cast saturates"
-    )]
-    let count = (seconds / unit).max(0.0) as u64;
-    plural(count, name)
+    let seconds = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs();
+    let units = [("day", 86_400), ("hour", 3600), ("minute", 60)];
+    // Two days rather than 48 hours, but 30 hours rather than one day.
+    let unit = units.into_iter().find(|(_, unit)| seconds >= 2 * unit);
+    let (name, unit) = unit.unwrap_or(("second", 1));
+    plural(seconds / unit, name)
 }
 
 #[cfg(test)]
@@ -429,7 +425,7 @@ mod tests {
             (120.0, "2 minutes"),
             (1.5 * day, "36 hours"),
             (2.0 * day, "2 days"),
-            (f64::INFINITY, "18446744073709551615 days"),
+            (f64::INFINITY, "213503982334601 days"),
         ] {
             assert_eq!(duration(seconds), text);
         }

@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::fs::Dir;
@@ -39,10 +40,10 @@ impl ProcessFiles {
     /// Returns the figures, as far as the kernel reports them.
     pub(super) fn read(&self) -> ProcessStatus {
         let cpu = clock_gettime(ClockId::ProcessCPUTime);
-        #[expect(clippy::cast_precision_loss, reason = "microseconds are exact for 285 years")]
-        let cpu_seconds = cpu.tv_sec as f64 + (cpu.tv_nsec / 1000) as f64 / 1e6;
+        let seconds = u64::try_from(cpu.tv_sec).unwrap_or_default();
+        let cpu = Duration::new(seconds, u32::try_from(cpu.tv_nsec).unwrap_or_default());
         ProcessStatus {
-            cpu_seconds,
+            cpu_seconds: cpu.as_secs_f64(),
             virtual_memory: self.status().and_then(|status| parse_bytes(&status, "VmSize:")),
             open_fds: self
                 .descriptors
