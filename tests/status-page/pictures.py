@@ -143,6 +143,8 @@ class Clients:
 
     READ = """
 import random, time
+h.set_uri_allow_local_file(True)
+h.connect_uri("{uri}")
 size = h.get_size()
 while True:
     h.pread({length}, random.randrange((size - {length}) // 512) * 512)
@@ -154,8 +156,8 @@ while True:
         for number, (export, length, pause) in enumerate(exports):
             client = authority / "clients" / f"client{number}.example.org"
             uri = f"nbds://localhost:{port}/{export}?tls-certificates={client}"
-            script = self.READ.format(length=length, pause=pause)
-            command = ["nbdsh", "--uri", uri, "--command", script]
+            script = self.READ.format(uri=uri, length=length, pause=pause)
+            command = ["nbdsh", "--command", script]
             # nbdsh needs Debian's Python.
             environment = {**os.environ, "PATH": "/usr/bin:" + os.environ["PATH"]}
             process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
