@@ -26,7 +26,8 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ngi
 
 .PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
 	container stress store-test examples-test examples-tools fleet-test fleet-tools attacks \
-	long-session bench bench-peers bench-micro bench-tools reach-bench costs check-costs certs clean
+	long-session bench bench-peers bench-micro bench-tools reach-bench costs check-costs certs \
+	pictures clean
 
 help:
 	@echo 'make test          install the tools that the tests need, and run all tests'
@@ -57,6 +58,8 @@ help:
 	@echo '                   REACH_OPTIONS=...'
 	@echo 'make bench-micro   parts of the hot paths, and their instruction counts'
 	@echo 'make costs         instruction counts of the hot paths, in the form of benches/costs.txt'
+	@echo 'make pictures      pictures of the status page in three states and five widths, in'
+	@echo '                   target/status-page; some minutes, on an otherwise idle machine'
 	@echo 'make certs         a CA for experiments, and certificates for localhost, in certs/pki'
 	@echo 'make clean         remove what was built'
 
@@ -154,6 +157,9 @@ fleet-test: fleet-tools build
 attacks: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
 	target/release/hexz-nbd-attacks $(ATTACKS_OPTIONS)
+
+pictures: build
+	tests/status-page/pictures.py target/release/hexz-nbd target/status-page --minutes 16
 
 long-session: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target

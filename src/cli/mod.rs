@@ -60,8 +60,7 @@ pub(crate) use host_name::HostName;
 pub(crate) use inspect::Inspect;
 use limits::LimitOptions;
 pub(crate) use man::{Completions, Man, Shell};
-pub(crate) use monitor::MonitorAddress;
-use monitor::MonitorOptions;
+pub(crate) use monitor::{MonitorAddress, MonitorOptions};
 pub(crate) use monitor_endpoint::MonitorEndpoint;
 use pki::Pki;
 pub(crate) use reload::Reload;
@@ -73,7 +72,7 @@ pub(crate) use stores::{
     ReadyWhen, SecretUrl, SecretUrls, StoreSettings, StoreStyle, TraceOptions,
 };
 pub(crate) use tls::TlsOptions;
-pub(crate) use top::Top;
+pub(crate) use top::{MonitorAccess, Top};
 pub(crate) use trace::{Trace, TraceCommand, TraceMerge, TraceRecord};
 pub(crate) use verify::{Digest, Tree, Verify};
 #[cfg(feature = "remote")]

@@ -1,6 +1,7 @@
 //! Options for the monitor.
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
@@ -79,7 +80,7 @@ impl FromStr for MonitorAddress {
 pub(crate) struct MonitorOptions {
     /// Serve monitoring over HTTP: a page at /, Prometheus metrics at /metrics, the same as JSON at
     /// /status.json, /healthz and /readyz. The address is ADDRESS:PORT, PORT of 127.0.0.1 (or ::1),
-    /// or unix:PATH. Without TLS or authentication: anyone who can connect sees all clients
+    /// or unix:PATH. Anyone who can connect sees all clients, unless there is a token
     #[arg(long, value_name = "WHERE", value_parser = os_text(MonitorAddress::parse))]
     #[serde(deserialize_with = "from_file::text")]
     pub(crate) monitor: Option<MonitorAddress>,
@@ -88,6 +89,18 @@ pub(crate) struct MonitorOptions {
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = trimmed::<HostName>)]
     #[serde(deserialize_with = "from_file::comma_list")]
     pub(crate) monitor_name: Vec<HostName>,
+    /// Certificate of the monitor in PEM format, followed by its intermediate CAs. It serves HTTPS
+    /// then, except on Unix sockets. The file is read again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) monitor_tls_cert: Option<PathBuf>,
+    /// Private key of the monitor's certificate, in PEM format
+    #[arg(long, value_name = "FILE")]
+    pub(crate) monitor_tls_key: Option<PathBuf>,
+    /// File with a token that requests to the monitor must have: as bearer token, or as password of
+    /// basic authentication with any user name. /healthz and /readyz need none. The file is read
+    /// again when it changes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) monitor_token_file: Option<PathBuf>,
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ use super::server_target::parse_host_and_port;
 pub(crate) enum MonitorEndpoint {
     /// Host name or address without brackets, and port.
     Tcp(String, u16),
+    /// The same, with TLS.
+    Https(String, u16),
     /// Path of a Unix socket.
     Unix(PathBuf),
 }
@@ -24,10 +26,10 @@ impl MonitorEndpoint {
     pub(crate) fn host_header(&self) -> String {
         match self {
             // The zone of a link-local address means nothing to another machine.
-            Self::Tcp(host, port) if host.contains(':') => {
+            Self::Tcp(host, port) | Self::Https(host, port) if host.contains(':') => {
                 format!("[{}]:{port}", host.split('%').next().unwrap_or(host))
             }
-            Self::Tcp(host, port) => format!("{host}:{port}"),
+            Self::Tcp(host, port) | Self::Https(host, port) => format!("{host}:{port}"),
             Self::Unix(_) => "localhost".to_owned(),
         }
     }
@@ -44,6 +46,8 @@ impl fmt::Display for MonitorEndpoint {
         match self {
             Self::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp(..) => f.write_str(&self.host_header()),
+            Self::Https(host, port) if host.contains(':') => write!(f, "https://[{host}]:{port}"),
+            Self::Https(..) => write!(f, "https://{}", self.host_header()),
             Self::Unix(path) => write!(f, "unix:{}", escape::name(path)),
         }
     }
@@ -59,15 +63,16 @@ impl FromStr for MonitorEndpoint {
                 path => Ok(Self::Unix(path.into())),
             };
         }
-        if text.starts_with("https://") {
-            return Err("the status listener has no TLS: expected http://".to_owned());
-        }
-        let endpoint = text.strip_prefix("http://").unwrap_or(text);
+        let (kind, endpoint): (fn(String, u16) -> Self, &str) = match text.strip_prefix("https://")
+        {
+            Some(endpoint) => (Self::Https, endpoint),
+            None => (Self::Tcp, text.strip_prefix("http://").unwrap_or(text)),
+        };
         let endpoint = endpoint.strip_suffix('/').unwrap_or(endpoint);
         if let Ok(port) = endpoint.parse::<u16>() {
-            return Ok(Self::Tcp(Ipv4Addr::LOCALHOST.to_string(), port));
+            return Ok(kind(Ipv4Addr::LOCALHOST.to_string(), port));
         }
-        parse_host_and_port(endpoint, MONITOR_PORT).map(|(host, port)| Self::Tcp(host, port))
+        parse_host_and_port(endpoint, MONITOR_PORT).map(|(host, port)| kind(host, port))
     }
 }
 
@@ -88,12 +93,16 @@ mod tests {
             ("http://[::1]:9000", tcp("::1", 9000)),
             ("::1", tcp("::1", MONITOR_PORT)),
             ("[fe80::1%lo]:99", MonitorEndpoint::Tcp("fe80::1%lo".into(), 99)),
+            ("https://localhost:9000/", MonitorEndpoint::Https("localhost".into(), 9000)),
+            ("https://[::1]", MonitorEndpoint::Https("::1".into(), MONITOR_PORT)),
             ("unix:/run/monitor.sock", MonitorEndpoint::Unix("/run/monitor.sock".into())),
         ] {
             assert_eq!(text.parse(), Ok(endpoint.clone()), "{text}");
             assert_eq!(endpoint.to_string().parse(), Ok(endpoint));
         }
-        for junk in ["", "unix:", "https://localhost", "http://a/b", "a b:1", "localhost:x", ":1"] {
+        for junk in
+            ["", "unix:", "https://", "https://a/b", "http://a/b", "a b:1", "localhost:x", ":1"]
+        {
             assert!(junk.parse::<MonitorEndpoint>().is_err(), "{junk}");
         }
     }

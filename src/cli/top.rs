@@ -1,5 +1,6 @@
 //! Options of `hexz-nbd top`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -25,7 +26,8 @@ Characters that could disturb the terminal, or whose width is uncertain, are sho
 #[derive(Debug, Args)]
 #[command(after_long_help = KEYS, after_help = "Use --help for keys and exit codes.")]
 pub(crate) struct Top {
-    /// Address of the server's --monitor: ADDRESS:PORT, PORT, unix:PATH, or http://ADDRESS:PORT
+    /// Address of the server's --monitor: ADDRESS:PORT, PORT, unix:PATH, http://ADDRESS:PORT or
+    /// https://ADDRESS:PORT
     #[arg(value_name = "WHERE", default_value_t)]
     pub(crate) place: MonitorEndpoint,
     /// Query twice, print plain text, and exit; also the default if the standard output isn't a
@@ -35,6 +37,20 @@ pub(crate) struct Top {
     /// Time between two queries, from 200ms to 1h
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     pub(crate) interval: Duration,
+    #[command(flatten)]
+    pub(crate) access: MonitorAccess,
+}
+
+/// What a monitor may require of a client.
+#[derive(Debug, Args)]
+pub(crate) struct MonitorAccess {
+    /// File with the token of the server's --monitor-token-file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// CAs to verify the certificate of an https:// address with, in PEM format, such as
+    /// /etc/ssl/certs/ca-certificates.crt
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use super::monitor_endpoint::MonitorEndpoint;
+use super::top::MonitorAccess;
 use super::values;
 
 #[derive(Debug, Args)]
@@ -35,9 +36,12 @@ pub(crate) struct TraceRecord {
     /// Export to record
     #[arg(value_name = "EXPORT")]
     pub(crate) export: String,
-    /// Address of the server's --monitor: ADDRESS:PORT, PORT, unix:PATH, or http://ADDRESS:PORT
+    /// Address of the server's --monitor: ADDRESS:PORT, PORT, unix:PATH, or
+    /// https://ADDRESS:PORT
     #[arg(long, value_name = "WHERE", default_value_t)]
     pub(crate) monitor: MonitorEndpoint,
+    #[command(flatten)]
+    pub(crate) access: MonitorAccess,
     /// End after this time, counted from the first read; at most an hour
     #[arg(long = "for", value_name = "DURATION", value_parser = values::duration)]
     pub(crate) duration: Option<Duration>,

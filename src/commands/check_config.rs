@@ -14,9 +14,10 @@ use crate::cli::ServeOptions;
 use crate::commands::output;
 use crate::exit_status::{self, Failure};
 use crate::hints;
+use crate::monitor::MonitorAuth;
 #[cfg(feature = "remote")]
 use crate::service::remote;
-use crate::service::{access, archives, audit, hidden, password, runtime};
+use crate::service::{access, archives, audit, hidden, monitor, password, runtime};
 use crate::settings::Settings;
 
 /// Prints what would be served, or logs all errors. The exit code is the one that the startup
@@ -32,6 +33,9 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
         access::warn_risky(&config, policy);
     }
     if let Err(error) = audit::check(&serve.audit, serve.network.stdio) {
+        failures.push(error.into());
+    }
+    if let Err(error) = MonitorAuth::load(monitor::auth_files(&serve.monitoring)) {
         failures.push(error.into());
     }
     let exports = exports(serve, &mut failures);

@@ -15,7 +15,7 @@ use nbd_telemetry::escape;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::signal::unix::SignalKind;
 
-use super::monitor_client::{self, MonitorError, MonitorResponse, Problem};
+use super::monitor_client::{MonitorClient, MonitorResponse, Problem};
 use super::signals::ExitSignals;
 use crate::cli::{self, TraceCommand, TraceMerge, TraceRecord};
 use crate::commands::output;
@@ -67,12 +67,9 @@ fn record(options: &TraceRecord) -> Result<ExitCode, Failure> {
 /// Prints a trace while it is recorded. An interruption is its normal end.
 async fn print_recording(options: &TraceRecord) -> Result<ExitCode, Failure> {
     let mut signals = ExitSignals::new([SignalKind::interrupt(), SignalKind::terminate()])?;
-    let failed = |(reason, problem): Problem| MonitorError {
-        endpoint: options.monitor.clone(),
-        reason,
-        problem,
-    };
-    let mut recording = start(options).await.map_err(failed)?;
+    let client = MonitorClient::new(&options.monitor, &options.access)?;
+    let failed = |problem: Problem| client.error(problem);
+    let mut recording = start(&client, &options.export).await.map_err(failed)?;
     tracing::info!(export = options.export, "recording; Ctrl-C ends it");
     let mut has_reads = false;
     let mut end = None;
@@ -105,12 +102,12 @@ async fn print_recording(options: &TraceRecord) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn start(options: &TraceRecord) -> Result<MonitorResponse, Problem> {
-    let name = utf8_percent_encode(&options.export, NON_ALPHANUMERIC);
+async fn start(client: &MonitorClient, export: &str) -> Result<MonitorResponse, Problem> {
+    let name = utf8_percent_encode(export, NON_ALPHANUMERIC);
     let path: Uri = format!("/trace?export={name}")
         .parse()
         .map_err(|_| ("usage", "the name of the export is too long".to_owned()))?;
-    let response = monitor_client::get(&options.monitor, path, "text/plain");
+    let response = client.get(path, "text/plain");
     let no_response = format!("no response within {} s", CONNECT_TIMEOUT.as_secs());
     let response = tokio::time::timeout(CONNECT_TIMEOUT, response).await;
     response.unwrap_or(Err(("timeout", no_response)))

@@ -1,6 +1,7 @@
 //! Accepts HTTP connections, and limits their number and their lifetime.
 
 use std::convert::Infallible;
+use std::error::Error;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -16,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::TlsAcceptor;
 
 use super::responses::RequestHandler;
 use nbd_gateway::listen::{AcceptFault, IncomingConnection, Listener};
@@ -25,7 +27,8 @@ use nbd_telemetry::RateLimit;
 /// three each. Further ones are closed; clients retry.
 const MAX_CONNECTIONS: usize = 16;
 
-/// Timeout for receiving a request, from the end of the previous one. It is the idle timeout, too.
+/// Timeout for receiving a request, from the end of the previous one. It is the idle timeout, and
+/// that of the TLS handshake, too.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Maximum lifetime of a connection, however busy it is, and the time after it in which the last
@@ -93,14 +96,32 @@ async fn serve_connection(
     _permit: OwnedSemaphorePermit,
 ) {
     let ended = match incoming {
-        IncomingConnection::Tcp(stream, _) => serve_requests(stream, &handler, true).await,
+        IncomingConnection::Tcp(stream, _) => serve_stream(stream, &handler, true).await,
+        // The permissions of the socket protect it; nothing can listen in on it.
         IncomingConnection::Unix(stream) => serve_requests(stream, &handler, false).await,
         IncomingConnection::Pipes(stream) => serve_requests(stream, &handler, false).await,
-        IncomingConnection::Vsock(stream, _) => serve_requests(stream, &handler, false).await,
+        IncomingConnection::Vsock(stream, _) => serve_stream(stream, &handler, false).await,
     };
     if let Err(error) = ended {
         tracing::debug!("monitor connection failed: {error}");
     }
+}
+
+/// Answers the requests of one connection, over TLS if the monitor has a certificate.
+async fn serve_stream<S>(
+    stream: S,
+    handler: &RequestHandler,
+    by_network: bool,
+) -> Result<(), Box<dyn Error + Send + Sync>>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(config) = handler.auth().tls() else {
+        return serve_requests(stream, handler, by_network).await;
+    };
+    let handshake = TlsAcceptor::from(config).accept(stream);
+    let stream = tokio::time::timeout(REQUEST_TIMEOUT, handshake).await??;
+    serve_requests(stream, handler, by_network).await
 }
 
 /// Answers the requests of one connection.
@@ -108,7 +129,7 @@ async fn serve_requests<S>(
     stream: S,
     handler: &RequestHandler,
     by_network: bool,
-) -> hyper::Result<()>
+) -> Result<(), Box<dyn Error + Send + Sync>>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -132,11 +153,11 @@ where
     while begun.elapsed() < lifetime() {
         let left = lifetime().saturating_sub(begun.elapsed());
         if let Ok(ended) = tokio::time::timeout(left, &mut connection).await {
-            return ended;
+            return Ok(ended?);
         }
     }
     connection.as_mut().graceful_shutdown();
-    tokio::time::timeout(SHUTDOWN_TIMEOUT, connection).await.unwrap_or(Ok(()))
+    Ok(tokio::time::timeout(SHUTDOWN_TIMEOUT, connection).await.unwrap_or(Ok(()))?)
 }
 
 /// Wraps a stream whose writes fail once its reader has read nothing for [`WRITE_TIMEOUT`].

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
@@ -22,7 +23,7 @@ use hexz_exports::READ_FAILURE_LABELS;
 use nbd_gateway::tls::HandshakeFailureCause;
 use nbd_gateway::{DurationHistogram, ExportReport, FAILURES, LabelCounts, REFUSALS};
 
-/// Prefix of all metric names.
+/// Prefix of all metric names but those of the process.
 const PREFIX: &str = "hexz_nbd";
 
 /// Exposition format of the metrics.
@@ -44,8 +45,11 @@ impl Format {
 
     /// Encodes the metrics of a status.
     pub(super) fn encode(self, status: Status) -> Result<String, fmt::Error> {
-        let mut registry = Registry::with_prefix(PREFIX);
-        registry.register_collector(Box::new(StatusCollector(status)));
+        let mut registry = Registry::default();
+        let status = Arc::new(status);
+        registry.register_collector(Box::new(ProcessCollector(Arc::clone(&status))));
+        let program = registry.sub_registry_with_prefix(PREFIX);
+        program.register_collector(Box::new(StatusCollector(status)));
         let mut written = String::new();
         match self {
             Self::Text => prometheus_text::encode(&mut written, &registry)?,
@@ -55,8 +59,31 @@ impl Format {
     }
 }
 
+/// Metrics of the process. All Prometheus clients give them the same names.
 #[derive(Debug)]
-struct StatusCollector(Status);
+struct ProcessCollector(Arc<Status>);
+
+impl Collector for ProcessCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut out = MetricsWriter(encoder);
+        let Status { process, memory, started, .. } = &*self.0;
+        let one = |value: Option<u64>| value.map(|value| (NO_LABELS, value));
+        let help = "Unix time at which the program started";
+        out.gauge("process_start_time", help, SECONDS, [(NO_LABELS, *started)])?;
+        let help = "CPU time of all threads, in user and system mode";
+        out.counter("process_cpu", help, SECONDS, [(NO_LABELS, process.cpu_seconds)])?;
+        let help = "Resident memory of the process";
+        out.gauge("process_resident_memory", help, BYTES, one(memory.resident))?;
+        let help = "Size of the address space of the process";
+        out.gauge("process_virtual_memory", help, BYTES, one(process.virtual_memory))?;
+        out.gauge("process_open_fds", "Open file descriptors", None, one(process.open_fds))?;
+        let help = "Maximum number of open file descriptors";
+        out.gauge("process_max_fds", help, None, one(process.max_fds))
+    }
+}
+
+#[derive(Debug)]
+struct StatusCollector(Arc<Status>);
 
 impl Collector for StatusCollector {
     fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
@@ -75,8 +102,6 @@ impl Collector for StatusCollector {
 
 fn program(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     out.info("build", "Version of the program", &[("version", &status.version)])?;
-    let started = [(NO_LABELS, status.started)];
-    out.gauge("start_time", "Unix time at which the program started", SECONDS, started)?;
     let ready = [(NO_LABELS, u64::from(status.ready))];
     out.gauge("ready", "1 if clients can be served, else 0", None, ready)
 }
@@ -263,8 +288,6 @@ fn fetched(out: &mut MetricsWriter<'_>, status: &StoresStatus) -> fmt::Result {
 
 fn memory(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
     let memory = &status.memory;
-    let resident = memory.resident.map(|bytes| (NO_LABELS, bytes));
-    out.gauge("resident_memory", "Resident memory of the process", BYTES, resident)?;
     let help = "Budget for decoded blocks, index pages and replies in flight";
     out.gauge("memory_budget", help, BYTES, [(NO_LABELS, memory.budget)])?;
     let help = "Part of the shared memory for replies that is in use";

@@ -36,11 +36,30 @@ impl RecentErrors {
         self.0.lock().iter().cloned().collect()
     }
 
+    /// Adds an error. Errors that differ in numbers only, such as offsets, are counted as one.
     fn push(&self, error: RecentError) {
         let mut all = self.0.lock();
+        let is_same = |other: &RecentError| words(&other.message).eq(words(&error.message));
+        let earlier = all.iter().position(is_same).and_then(|position| all.remove(position));
+        let error = match earlier {
+            Some(earlier) => {
+                RecentError { count: earlier.count + 1, first: earlier.first, ..error }
+            }
+            None => error,
+        };
         all.truncate(MAX_ERRORS - 1);
         all.push_front(error);
     }
+}
+
+/// Returns the words of a message, with an empty one for each number.
+fn words(message: &str) -> impl Iterator<Item = &str> {
+    message.split(' ').map(|word| {
+        let digits = word.trim_matches(['(', ')', ',', ':', ';', '.']);
+        let digits = digits.strip_prefix("0x").unwrap_or(digits);
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if is_number && digits.bytes().any(|byte| byte.is_ascii_digit()) { "" } else { word }
+    })
 }
 
 /// A `tracing` layer that remembers errors, created by [`RecentErrors::layer`]. It doesn't limit
@@ -59,7 +78,8 @@ impl<S: Subscriber> Layer<S> for RecentErrorsLayer {
         message.push_str(&fields);
         let mut message = escape::text(&message).into_owned();
         message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
-        self.0.push(RecentError { at: unix_seconds(SystemTime::now()), message });
+        let at = unix_seconds(SystemTime::now());
+        self.0.push(RecentError { at, message, count: 1, first: at });
     }
 }
 
@@ -94,13 +114,28 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!("no error");
             for number in 0..2 * MAX_ERRORS {
-                tracing::error!(offset = number, export = %"x.hxz", "a read failed");
+                tracing::error!(offset = 7, export = %format!("x{number}.hxz"), "a read failed");
             }
             tracing::error!("{}", "ü".repeat(MAX_MESSAGE_BYTES));
         });
         let all = recent.to_vec();
         assert_eq!(all.len(), MAX_ERRORS);
         assert_eq!(all[0].message.chars().count(), MAX_MESSAGE_BYTES / 2);
-        assert_eq!(all[1].message, "a read failed (offset 99) (export x.hxz)");
+        assert_eq!(all[1].message, "a read failed (offset 7) (export x99.hxz)");
+    }
+
+    #[test]
+    fn repeated_errors_are_counted() {
+        let recent = RecentErrors::default();
+        let push = |at, message: &str| {
+            recent.push(RecentError { at, message: message.to_owned(), count: 1, first: at });
+        };
+        push(1.0, "x1.hxz, byte 512: CRC-32 is 0xabc1, expected 0x12 (offset 512)");
+        push(2.0, "x2.hxz, byte 512: CRC-32 is 0xabc1, expected 0x12 (offset 512)");
+        push(3.0, "x1.hxz, byte 9: CRC-32 is 0x77, expected 0x1 (offset 0)");
+        let all = recent.to_vec();
+        assert_eq!(all.iter().map(|error| error.count).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!((all[0].first, all[0].at), (1.0, 3.0));
+        assert!(all[0].message.starts_with("x1.hxz, byte 9:"), "{all:?}");
     }
 }

@@ -10,11 +10,14 @@ use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Body, Frame};
 use hyper::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
-    HeaderMap, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+    HeaderMap, HeaderValue, REFERRER_POLICY, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    X_FRAME_OPTIONS,
 };
 use hyper::{Method, Request, Response, StatusCode, Uri};
 use percent_encoding::percent_decode_str;
+use serde::Serialize;
 
+use super::auth::MonitorAuth;
 use super::host::is_host_allowed;
 use super::metrics::Format;
 use super::page::StatusPage;
@@ -32,6 +35,7 @@ pub(super) type HttpResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 #[derive(Debug)]
 pub(super) struct RequestHandler {
     names: Vec<HostName>,
+    auth: Arc<MonitorAuth>,
     observed: Arc<StatusSource>,
     page: StatusPage,
 }
@@ -41,6 +45,7 @@ pub(super) struct RequestHandler {
 enum Resource {
     Page,
     Status,
+    History,
     Metrics(Format),
     Health,
     Readiness,
@@ -60,9 +65,15 @@ const UNKNOWN_HOST: RequestRefusal = (
     StatusCode::MISDIRECTED_REQUEST,
     "unknown host name: use an address or localhost, or allow the name with --monitor-name\n",
 );
+/// The request lacks the token.
+const UNAUTHORIZED: RequestRefusal = (
+    StatusCode::UNAUTHORIZED,
+    "unauthorized: send the token of --monitor-token-file as bearer token, or as password\n",
+);
 const NOT_FOUND: RequestRefusal = (
     StatusCode::NOT_FOUND,
-    "not found: try /, /status.json, /metrics, /healthz, /readyz or /trace?export=NAME\n",
+    "not found: try /, /status.json, /history.json, /metrics, /healthz, /readyz or \
+     /trace?export=NAME\n",
 );
 const NO_EXPORT: RequestRefusal =
     (StatusCode::BAD_REQUEST, "name the export: /trace?export=NAME, in UTF-8\n");
@@ -72,8 +83,17 @@ const TOO_MANY_RECORDINGS: RequestRefusal = (
 );
 
 impl RequestHandler {
-    pub(super) fn new(names: Vec<HostName>, observed: Arc<StatusSource>) -> Self {
-        Self { names, observed, page: StatusPage::new() }
+    pub(super) fn new(
+        names: Vec<HostName>,
+        auth: Arc<MonitorAuth>,
+        observed: Arc<StatusSource>,
+    ) -> Self {
+        Self { names, auth, observed, page: StatusPage::new() }
+    }
+
+    /// Returns what readers need to be admitted.
+    pub(super) fn auth(&self) -> &MonitorAuth {
+        &self.auth
     }
 
     /// Returns the response to a request. `by_network` is false for requests over sockets that no
@@ -99,9 +119,15 @@ impl RequestHandler {
         if by_network && !self.is_host_accepted(request) {
             return Err(UNKNOWN_HOST);
         }
-        match request.uri().path() {
+        let path = request.uri().path();
+        // Probes of Kubernetes and of load balancers can't present a token.
+        if !matches!(path, "/healthz" | "/readyz") && !self.auth.admits(request.headers()) {
+            return Err(UNAUTHORIZED);
+        }
+        match path {
             "/" => Ok(Resource::Page),
             "/status.json" => Ok(Resource::Status),
+            "/history.json" => Ok(Resource::History),
             "/metrics" => Ok(Resource::Metrics(format(request.headers()))),
             "/healthz" => Ok(Resource::Health),
             "/readyz" => Ok(Resource::Readiness),
@@ -128,10 +154,8 @@ impl RequestHandler {
                 response.headers_mut().insert(CONTENT_SECURITY_POLICY, self.page.policy().clone());
                 response
             }
-            Resource::Status => match serde_json::to_vec(&self.observed.status()) {
-                Ok(json) => complete_response(ok, JSON, json),
-                Err(error) => internal_error(&error),
-            },
+            Resource::Status => json_response(&self.observed.status()),
+            Resource::History => json_response(&self.observed.history()),
             Resource::Metrics(format) => match format.encode(self.observed.status()) {
                 Ok(text) => complete_response(ok, format.content_type(), text),
                 Err(error) => internal_error(&error),
@@ -164,6 +188,13 @@ fn frames(recording: Recording) -> impl stream::Stream<Item = Result<Frame<Bytes
     })
 }
 
+fn json_response(value: &impl Serialize) -> HttpResponse {
+    match serde_json::to_vec(value) {
+        Ok(json) => complete_response(StatusCode::OK, JSON, json),
+        Err(error) => internal_error(&error),
+    }
+}
+
 /// Returns the exposition format to use: OpenMetrics if the client asks for it by name, or else the
 /// text format, which every client reads.
 fn format(headers: &HeaderMap) -> Format {
@@ -185,6 +216,12 @@ fn refuse(refusal: RequestRefusal) -> HttpResponse {
     let mut response = complete_response(status, TEXT, text);
     if refusal == METHOD_NOT_ALLOWED {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    if refusal == UNAUTHORIZED {
+        for challenge in [r#"Bearer realm="hexz-nbd""#, r#"Basic realm="hexz-nbd""#] {
+            let challenge = HeaderValue::from_static(challenge);
+            response.headers_mut().append(WWW_AUTHENTICATE, challenge);
+        }
     }
     if refusal == METHOD_NOT_ALLOWED || refusal == HAS_BODY {
         // A body may follow, which isn't read.
@@ -232,13 +269,15 @@ fn build_response(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::monitor::RecentErrors;
+    use crate::monitor::{MonitorAuthFiles, RecentErrors};
     use hexz_exports::BlockReader;
     use http_body_util::Empty;
 
     fn handler() -> RequestHandler {
         let observed = StatusSource::new(0, BlockReader::new(0), RecentErrors::default());
-        RequestHandler::new(vec!["monitor.example.org".parse().unwrap()], Arc::new(observed))
+        let auth = MonitorAuth::load(MonitorAuthFiles::default()).unwrap();
+        let names = vec!["monitor.example.org".parse().unwrap()];
+        RequestHandler::new(names, Arc::new(auth), Arc::new(observed))
     }
 
     fn request(target: &str, host: Option<&str>) -> Request<Empty<Bytes>> {
@@ -269,6 +308,7 @@ mod tests {
         for (target, code, kind) in [
             ("/", 200, HTML),
             ("/status.json?x", 200, JSON),
+            ("/history.json", 200, JSON),
             ("/metrics", 200, Format::Text.content_type()),
             ("/healthz", 200, TEXT),
             ("/readyz", 503, TEXT),

@@ -6,12 +6,14 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::history::{FailureCounts, History, HistoryReport, LastFailures, Sample};
+use super::problems;
+use super::process::ProcessFiles;
 use super::recent::RecentErrors;
-use super::resident::ResidentMemory;
 use super::status::{CacheStatus, MemoryStatus, Status, StorageStatus};
 use super::stores::StoresStatus;
-use hexz_exports::{BlockReader, Recording};
-use nbd_gateway::{GatewayReport, label_counts, unix_seconds};
+use hexz_exports::{BlockReader, CatalogStatus, Recording};
+use nbd_gateway::{ActivityTotals, GatewayReport, label_counts, unix_seconds};
 
 /// Version of the format of [`Status`].
 const STATUS_FORMAT: u32 = 1;
@@ -24,14 +26,24 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(15);
 /// later.
 pub(crate) struct StatusSource {
     started: SystemTime,
-    resident: ResidentMemory,
+    /// Host name of this machine, if known.
+    host: Option<String>,
+    process: ProcessFiles,
+    history: History,
     /// Memory budget (`--cache-size`), in bytes.
     budget: u64,
     reader: Arc<BlockReader>,
     recent: RecentErrors,
-    gateway: OnceLock<Box<dyn Fn() -> GatewayReport + Send + Sync>>,
+    gateway: OnceLock<GatewaySource>,
     audit: OnceLock<Box<dyn Fn() -> AuditCounts + Send + Sync>>,
     stores: OnceLock<Box<dyn Fn() -> StoresStatus + Send + Sync>>,
+}
+
+/// What a gateway reports.
+struct GatewaySource {
+    report: Box<dyn Fn() -> GatewayReport + Send + Sync>,
+    activity: Box<dyn Fn() -> ActivityTotals + Send + Sync>,
+    archives: Box<dyn Fn() -> CatalogStatus + Send + Sync>,
 }
 
 impl fmt::Debug for StatusSource {
@@ -52,13 +64,15 @@ pub(crate) struct AuditCounts {
 
 impl StatusSource {
     /// Creates the sources for a program that is starting. This has to happen before the sandbox is
-    /// entered, because it opens a file in `/proc`.
+    /// entered, because it opens files in `/proc`.
     ///
     /// `budget` is the memory that decoded blocks, index pages and replies share, in bytes.
     pub(crate) fn new(budget: u64, reader: Arc<BlockReader>, recent: RecentErrors) -> Self {
         Self {
             started: SystemTime::now(),
-            resident: ResidentMemory::open(),
+            host: host_name(),
+            process: ProcessFiles::open(),
+            history: History::default(),
             budget,
             reader,
             recent,
@@ -68,9 +82,19 @@ impl StatusSource {
         }
     }
 
-    /// Sets the source of the gateway's report. Only the first call has an effect.
-    pub(crate) fn set_gateway(&self, report: impl Fn() -> GatewayReport + Send + Sync + 'static) {
-        self.gateway.get_or_init(|| Box::new(report));
+    /// Sets the sources of the gateway's report, its activity, and the status of its archives.
+    /// Only the first call has an effect.
+    pub(crate) fn set_gateway(
+        &self,
+        report: impl Fn() -> GatewayReport + Send + Sync + 'static,
+        activity: impl Fn() -> ActivityTotals + Send + Sync + 'static,
+        archives: impl Fn() -> CatalogStatus + Send + Sync + 'static,
+    ) {
+        self.gateway.get_or_init(|| GatewaySource {
+            report: Box::new(report),
+            activity: Box::new(activity),
+            archives: Box::new(archives),
+        });
     }
 
     /// Sets the source of the audit counts. Only the first call has an effect.
@@ -87,22 +111,27 @@ impl StatusSource {
     /// Returns the current status.
     pub(crate) fn status(&self) -> Status {
         let gateway = self.gateway_report();
+        let stuck = stuck_reason(&gateway);
         let stats = self.reader.stats();
         let memory = MemoryStatus {
-            resident: self.resident.bytes(),
+            resident: self.process.resident(),
             budget: self.budget,
             in_flight: gateway.in_flight,
             in_flight_limit: gateway.in_flight_limit,
         };
-        Status {
+        let archives = self.gateway.get().map(|gateway| (gateway.archives)());
+        let mut status = Status {
             format: STATUS_FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
+            host: self.host.clone(),
             pid: std::process::id(),
             now: unix_seconds(SystemTime::now()),
             started: unix_seconds(self.started),
             ready: gateway.not_ready_reason.is_none(),
             unready: gateway.not_ready_reason.map(Into::into),
+            problems: Vec::new(),
             gateway,
+            archives: archives.map(Into::into).unwrap_or_default(),
             cache: CacheStatus {
                 bytes: stats.cached,
                 capacity: stats.capacity,
@@ -117,9 +146,43 @@ impl StatusSource {
             verification_failures: label_counts(stats.read_failures.0),
             open_failures: label_counts(stats.open_failures.0),
             memory,
+            process: self.process.read(),
             audit: self.audit.get().map(|report| report()),
             recent_errors: self.recent.to_vec(),
-        }
+        };
+        let failures = self.last_failures(status.now);
+        status.problems = problems::find(&status, failures, stuck);
+        status
+    }
+
+    /// Adds the current counters to the history.
+    pub(super) fn record_sample(&self) {
+        let now = unix_seconds(SystemTime::now());
+        self.last_failures(now);
+        let activity = self.gateway.get().map(|gateway| (gateway.activity)()).unwrap_or_default();
+        let stats = self.reader.stats();
+        self.history.record(Sample {
+            at: now,
+            connections: activity.connections,
+            requests: activity.requests,
+            bytes: activity.bytes,
+            cache_hits: stats.hits,
+            cache_misses: stats.misses,
+        });
+    }
+
+    /// Returns when failures were last seen until the Unix time `now`.
+    fn last_failures(&self, now: f64) -> LastFailures {
+        let counts = FailureCounts {
+            reads: self.reader.stats().read_failures.0.values().sum(),
+            audit: self.audit.get().map_or(0, |report| report().lost),
+        };
+        self.history.last_failures(now, counts)
+    }
+
+    /// Returns the activity of the last minutes.
+    pub(super) fn history(&self) -> HistoryReport {
+        self.history.report()
     }
 
     /// Starts to record what clients read of an export. `None` if too many recordings are in
@@ -135,17 +198,28 @@ impl StatusSource {
 
     /// Returns the reason why the program should be restarted, if it should.
     pub(super) fn unhealthy_reason(&self) -> Option<&'static str> {
-        let silent = self.gateway.get().is_some()
-            && self.gateway_report().since_heartbeat > HEARTBEAT_TIMEOUT;
-        silent.then_some("stuck: no heartbeat from the serving threads")
+        stuck_reason(&self.gateway_report())
     }
 
     fn gateway_report(&self) -> GatewayReport {
         match self.gateway.get() {
-            Some(report) => report(),
+            Some(gateway) => (gateway.report)(),
             None => {
                 GatewayReport { not_ready_reason: Some("starting"), ..GatewayReport::default() }
             }
         }
     }
+}
+
+/// Returns the reason why the program should be restarted, if its serving threads are stuck.
+fn stuck_reason(report: &GatewayReport) -> Option<&'static str> {
+    (report.since_heartbeat > HEARTBEAT_TIMEOUT)
+        .then_some("stuck: no heartbeat from the serving threads")
+}
+
+/// Returns the host name of this machine.
+fn host_name() -> Option<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    let name = name.trim_end();
+    (!name.is_empty()).then(|| name.to_owned())
 }

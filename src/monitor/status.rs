@@ -6,9 +6,12 @@
 
 use std::borrow::Cow;
 
+use hexz_exports::CatalogStatus;
 use nbd_gateway::{GatewayReport, LabelCounts};
+use nbd_telemetry::escape;
 use serde::{Deserialize, Serialize};
 
+use super::problems::Problem;
 use super::source::AuditCounts;
 use super::stores::StoresStatus;
 
@@ -20,6 +23,8 @@ pub(crate) struct Status {
     pub(crate) format: u32,
     /// Version of the program.
     pub(crate) version: Cow<'static, str>,
+    /// Host name of the machine when the program started, if known.
+    pub(crate) host: Option<String>,
     /// Process ID.
     pub(crate) pid: u32,
     /// Time of this status.
@@ -30,9 +35,13 @@ pub(crate) struct Status {
     pub(crate) ready: bool,
     /// Reason why clients can't be served; `None` if they can.
     pub(crate) unready: Option<Cow<'static, str>>,
+    /// Problems that an operator should know about, worst first.
+    pub(crate) problems: Vec<Problem>,
     /// Report of the gateway, whose members are on the same level.
     #[serde(flatten)]
     pub(crate) gateway: GatewayReport,
+    /// Archives that are served.
+    pub(crate) archives: ArchivesStatus,
     /// Cache of decoded blocks.
     pub(crate) cache: CacheStatus,
     /// Reads from archives.
@@ -46,6 +55,8 @@ pub(crate) struct Status {
     pub(crate) open_failures: LabelCounts,
     /// Memory use and limits.
     pub(crate) memory: MemoryStatus,
+    /// Figures of the process.
+    pub(crate) process: ProcessStatus,
     /// Counts of audit events; `None` without an audit log.
     pub(crate) audit: Option<AuditCounts>,
     /// Latest errors in the log, newest first.
@@ -59,6 +70,70 @@ impl Status {
         match serde_json::from_slice(json) {
             Ok(Self { format: 0, .. }) => Err("it has no format".to_owned()),
             parsed => parsed.map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// Archives that are served.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ArchivesStatus {
+    /// Export folder; `None` if there is none.
+    pub(crate) folder: Option<FolderStatus>,
+    /// Archives that couldn't be opened the last time that this was tried; at most 100. Those of a
+    /// folder are opened when a client asks for them.
+    pub(crate) unavailable: Vec<UnavailableStatus>,
+    /// Number of such archives.
+    pub(crate) unavailable_count: u64,
+}
+
+/// The export folder.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct FolderStatus {
+    /// Path or URL of the folder.
+    pub(crate) path: String,
+    /// Number of archives in it; `None` if it hasn't been read yet.
+    pub(crate) archives: Option<u64>,
+    /// Files that look like archives but aren't served, each with the label of the reason.
+    pub(crate) unserved: Vec<(String, Cow<'static, str>)>,
+    /// Label of the reason for which it can't be read; `None` if it can.
+    pub(crate) fault: Option<Cow<'static, str>>,
+}
+
+/// An archive that couldn't be opened.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct UnavailableStatus {
+    /// Name of its export.
+    pub(crate) name: String,
+    /// Label of the reason.
+    pub(crate) reason: Cow<'static, str>,
+    /// Description of the reason, with the path of the file.
+    pub(crate) message: String,
+}
+
+impl From<CatalogStatus> for ArchivesStatus {
+    fn from(status: CatalogStatus) -> Self {
+        let folder = status.folder.map(|folder| FolderStatus {
+            path: escape::name(&folder.path).to_string(),
+            archives: folder.archives.map(|count| count as u64),
+            unserved: folder
+                .unserved
+                .into_iter()
+                .map(|(name, why)| (escape::name(&name).to_string(), why.into()))
+                .collect(),
+            fault: folder.fault.map(|fault| fault.label().into()),
+        });
+        let unavailable = status.unavailable.into_iter().map(|it| UnavailableStatus {
+            name: it.name,
+            reason: it.reason.into(),
+            message: it.message,
+        });
+        Self {
+            folder,
+            unavailable: unavailable.collect(),
+            unavailable_count: status.unavailable_count as u64,
         }
     }
 }
@@ -107,13 +182,31 @@ pub(crate) struct MemoryStatus {
     pub(crate) in_flight_limit: u64,
 }
 
-/// An error in the log.
+/// Figures of the process.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct ProcessStatus {
+    /// CPU time of all threads in seconds, in user and system mode.
+    pub(crate) cpu_seconds: f64,
+    /// Size of the address space in bytes, if the kernel reports it.
+    pub(crate) virtual_memory: Option<u64>,
+    /// Number of open file descriptors, if the kernel reports it.
+    pub(crate) open_fds: Option<u64>,
+    /// Maximum number of open file descriptors; `None` if it is unlimited.
+    pub(crate) max_fds: Option<u64>,
+}
+
+/// An error in the log. Errors that differ in numbers only are counted as one.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct RecentError {
-    /// Time at which it was logged.
+    /// Time at which it was last logged.
     pub(crate) at: f64,
-    /// Message in the log, with its fields; long ones are cut.
+    /// Time at which it was first logged.
+    pub(crate) first: f64,
+    /// Number of times.
+    pub(crate) count: u64,
+    /// Latest message in the log, with its fields; long ones are cut.
     pub(crate) message: String,
 }
 

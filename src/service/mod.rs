@@ -13,7 +13,7 @@ pub(crate) mod control;
 #[cfg(feature = "remote")]
 pub(crate) mod dialer;
 pub(crate) mod hidden;
-mod monitor;
+pub(crate) mod monitor;
 mod notify;
 pub(crate) mod password;
 mod pid_file;
@@ -134,6 +134,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         let notifying = (Arc::clone(&notifier), control.clone(), Arc::clone(&reader));
         tasks.spawn(notify_manager(notifying, shutdown.clone()));
         tasks.spawn(poll_folder(control.clone()));
+        tasks.spawn(monitor.reload_auth());
 
         let stop = if drain_delay.is_zero() {
             shutdown

@@ -6,7 +6,7 @@ use hexz_reader::storage::is_url;
 use nbd_gateway::listen::ListenAddress;
 use nbd_sandbox::{Mode, ReadableSet, SandboxError, SandboxPlan};
 
-use super::{archives, password};
+use super::{archives, monitor, password};
 use crate::cli::{MonitorAddress, ReloadableOptions};
 use crate::exit_status::labeled_exit_status;
 use crate::settings::Settings;
@@ -36,6 +36,7 @@ pub(super) fn plan(settings: &Settings) -> SandboxPlan {
     plan.reloaded.extend(settings.cli.file.config.clone());
     #[cfg(feature = "remote")]
     plan.folders.extend(serve.traces.folder().filter(|path| !is_url(path)));
+    plan.reloaded.extend(monitor::auth_files(&serve.monitoring).paths().cloned());
     plan
 }
 

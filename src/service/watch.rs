@@ -39,6 +39,11 @@ impl WatchedFiles {
         changed.map(|(path, _)| path.as_path())
     }
 
+    /// Takes the stamps of files.
+    pub(super) fn of<'a>(paths: impl IntoIterator<Item = &'a PathBuf>) -> Self {
+        Self(paths.into_iter().cloned().map(with_stamp).collect())
+    }
+
     /// Takes the stamps of the same files again, without blocking the runtime.
     pub(super) async fn current(&self) -> Self {
         let paths: Vec<PathBuf> = self.0.iter().map(|(path, _)| path.clone()).collect();

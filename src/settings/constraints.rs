@@ -15,12 +15,14 @@ const CONFLICTS: [(&str, &[&str]); 3] = [
 ];
 
 /// Options that require another one.
-const REQUIREMENTS: [(&str, &str); 5] = [
+const REQUIREMENTS: [(&str, &str); 7] = [
     ("tls-cert", "tls-key"),
     ("tls-key", "tls-cert"),
     ("tls-client-ca", "tls-cert"),
     ("tls-client-crl", "tls-client-ca"),
     ("tls-client-auth", "tls-client-ca"),
+    ("monitor-tls-cert", "monitor-tls-key"),
+    ("monitor-tls-key", "monitor-tls-cert"),
 ];
 
 /// Source of an option.

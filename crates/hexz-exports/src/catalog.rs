@@ -330,12 +330,14 @@ impl Catalog {
     }
 
     /// Checks that the folder can be read, for
-    /// [`ExportCatalog::unready_reason`](nbd_server::ExportCatalog::unready_reason).
+    /// [`ExportCatalog::unready_reason`](nbd_server::ExportCatalog::unready_reason), reads it if it
+    /// has changed, and forgets failures to open files that have changed since.
     /// Logs changes of the result. Blocks for as long as the file system hangs.
     pub async fn check_folder(&self) {
         if let Some(folder) = &self.folder {
             folder.check().await;
         }
+        self.forget_outdated_failures().await;
     }
 
     /// Returns true if an export of this canonical name can be opened.

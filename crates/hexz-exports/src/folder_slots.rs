@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -14,6 +14,7 @@ use super::files::ServedFiles;
 use super::folder_access::{self, FolderError, FolderFault, FolderId};
 use super::slot::SnapshotSlot;
 use super::source::{ArchiveSource, ExportFolder, NotFoundReason};
+use super::status::FolderStatus;
 use hexz_reader::storage::{RemoteSource, Stamp, is_url};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
@@ -32,10 +33,23 @@ pub(super) struct FolderSlots {
     /// Fault of the last attempt to read the folder, if it failed.
     fault: parking_lot::Mutex<Option<FolderFault>>,
     places: Mutex<SlotTable>,
+    /// Contents when the folder was last read.
+    listing: parking_lot::Mutex<Option<Listing>>,
     /// Files that the log has reported as not served.
     unserved: parking_lot::Mutex<Vec<(OsString, NotFoundReason)>>,
     /// Rate limit for the log lines about them.
     notes: RateLimit,
+}
+
+/// Contents of the folder when it was read.
+#[derive(Debug)]
+struct Listing {
+    /// Number of archives.
+    archives: usize,
+    /// Files that look like archives but aren't served.
+    unserved: Vec<(OsString, NotFoundReason)>,
+    /// Time of the folder's last change; `None` if it may have changed afterwards.
+    modified: Option<SystemTime>,
 }
 
 #[derive(Debug, Default)]
@@ -82,6 +96,7 @@ impl FolderSlots {
             at_start,
             fault: parking_lot::Mutex::default(),
             places: Mutex::default(),
+            listing: parking_lot::Mutex::default(),
             unserved: parking_lot::Mutex::default(),
             notes: RateLimit::new(5, Duration::from_secs(60)),
         }
@@ -107,18 +122,40 @@ impl FolderSlots {
         Self::with(self.folder.clone(), self.remote.clone(), self.at_start)
     }
 
-    /// Checks that the folder can be read, and logs changes of the result. A folder in a store is
-    /// checked when it is listed.
-    pub(super) async fn check(&self) {
+    /// Checks that the folder can be read, and reads it if it has changed. Logs changes of the
+    /// result. A folder in a store is checked when it is listed.
+    pub(super) async fn check(self: &Arc<Self>) {
         if self.is_remote() {
             return;
         }
-        let (path, at_start) = (self.path().to_owned(), self.at_start);
-        match spawn_blocking(move || folder_access::open(&path, at_start)).await {
-            Ok(Ok(())) => self.note_fault(None),
-            Ok(Err(error)) => self.note_fault(Some(&error)),
-            // The runtime is shutting down.
-            Err(_) => {}
+        let folder = Arc::clone(self);
+        let checked = spawn_blocking(move || {
+            match folder_access::open(folder.path(), folder.at_start) {
+                // This notes a fault, too.
+                Ok(()) if folder.has_changed() => drop(folder.read()),
+                Ok(()) => folder.note_fault(None),
+                Err(error) => folder.note_fault(Some(&error)),
+            }
+        });
+        // It fails only if the runtime is shutting down.
+        checked.await.unwrap_or_default();
+    }
+
+    /// Returns true if the folder may have changed since it was last read. Blocking.
+    fn has_changed(&self) -> bool {
+        let before = self.listing.lock().as_ref().and_then(|listing| listing.modified);
+        before.is_none() || before != modification_time(self.path())
+    }
+
+    /// Returns what is known about the folder without reading it.
+    pub(super) fn status(&self) -> FolderStatus {
+        let listing = self.listing.lock();
+        let unserved = listing.iter().flat_map(|listing| &listing.unserved);
+        FolderStatus {
+            path: self.path().to_owned(),
+            archives: listing.as_ref().map(|listing| listing.archives),
+            unserved: unserved.map(|(name, why)| (name.clone(), why.label())).collect(),
+            fault: self.fault(),
         }
     }
 
@@ -179,11 +216,17 @@ impl FolderSlots {
     /// # Errors
     /// The folder can't be read; this is logged as well.
     pub(super) fn read(&self) -> Result<Vec<(String, Stamp)>, FolderError> {
+        let modified = settled_modification_time(self.path());
         let content = self.folder.content(self.remote.as_deref());
         let content =
             content.map_err(|error| folder_access::explain(self.path(), self.at_start, error));
         self.note_fault(content.as_ref().err());
         let content = content?;
+        *self.listing.lock() = Some(Listing {
+            archives: content.files.len(),
+            unserved: content.unserved.clone(),
+            modified,
+        });
         self.note_unserved(content.unserved);
         Ok(content.files)
     }
@@ -254,4 +297,16 @@ impl FolderSlots {
         slots.sort_by(|(one, _), (other, _)| one.cmp(other));
         slots
     }
+}
+
+fn modification_time(path: &Path) -> Option<SystemTime> {
+    std::fs::metadata(path).and_then(|folder| folder.modified()).ok()
+}
+
+/// Returns the time of the folder's last change; `None` if another change could still get the same
+/// time, since that is as coarse as two seconds on some file systems.
+fn settled_modification_time(path: &Path) -> Option<SystemTime> {
+    const GRANULARITY: Duration = Duration::from_secs(2);
+    let modified = modification_time(path)?;
+    modified.elapsed().is_ok_and(|age| age > GRANULARITY).then_some(modified)
 }

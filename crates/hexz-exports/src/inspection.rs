@@ -13,7 +13,7 @@ use super::hints::Hints;
 use super::slot::RETRY_AFTER;
 use super::snapshot::describe;
 use super::source::ArchiveSource;
-use hexz_reader::storage::Stamp;
+use hexz_reader::storage::{Stamp, is_url};
 use hexz_reader::{Error, OpenOptions, Snapshot, StreamKind};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
@@ -62,8 +62,9 @@ pub(super) struct Inspections {
 struct Inspection {
     stamp: Stamp,
     at: Instant,
-    /// Descriptions of its streams, or the reason for which it can't be served.
-    result: Result<Streams, String>,
+    /// Descriptions of its streams, or the reason for which it can't be served: its label and its
+    /// description.
+    result: Result<Streams, (&'static str, String)>,
 }
 
 impl Inspections {
@@ -100,6 +101,32 @@ impl Inspections {
         }
     }
 
+    /// Returns the files that can't be served, with the label and the description of the reason.
+    pub(super) fn failures(&self) -> Vec<(PathBuf, &'static str, String)> {
+        let cache = self.cache.lock();
+        let failed = cache.iter().filter_map(|(path, inspection)| {
+            let (label, message) = inspection.result.as_ref().err()?;
+            Some((path.clone(), *label, message.clone()))
+        });
+        failed.collect()
+    }
+
+    /// Forgets why local files can't be served if they have changed since. Blocking.
+    pub(super) fn forget_outdated_failures(&self, options: &OpenOptions) {
+        let mut stamps: Vec<(PathBuf, Stamp)> = {
+            let cache = self.cache.lock();
+            let failed = cache.iter().filter(|(path, it)| it.result.is_err() && !is_url(path));
+            failed.map(|(path, inspection)| (path.clone(), inspection.stamp)).collect()
+        };
+        stamps.retain(|(path, stamp)| options.stamp_of(path) != Some(*stamp));
+        let mut cache = self.cache.lock();
+        for (path, stamp) in stamps {
+            if cache.get(&path).is_some_and(|inspection| inspection.stamp == stamp) {
+                cache.remove(&path);
+            }
+        }
+    }
+
     /// Inspects a file and caches the result. Blocking.
     pub(super) fn inspect(
         &self,
@@ -118,20 +145,20 @@ impl Inspections {
         if found.as_ref().is_err_and(Error::is_transient) {
             return;
         }
-        let label = found.as_ref().err().map(Error::label);
         let hint = found.as_ref().err().and_then(|error| hints.for_open_error(error));
-        let result = found.map_err(|error| error.to_string());
-        let error = result.as_ref().err().cloned();
+        let result = found.map_err(|error| (error.label(), error.to_string()));
+        let failure = result.as_ref().err().cloned();
         let inspection = Inspection { stamp, at: Instant::now(), result };
         let mut cache = self.cache.lock();
         let before = cache.insert(source.path().to_owned(), inspection);
         drop(cache);
         let before = before.and_then(|inspection| inspection.result.err());
-        if let Some(error) = error
-            && before.as_ref() != Some(&error)
+        if let Some(failure) = failure
+            && before.as_ref() != Some(&failure)
             && let Some(held_back) = self.failure_log_limit.allow()
         {
             let (held_back, name) = (held_back.field(), escape::name(name));
+            let (label, error) = failure;
             tracing::warn!(reason = label, hint, held_back, "archive {name:?} not listed: {error}");
         }
     }

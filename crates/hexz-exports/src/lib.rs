@@ -75,6 +75,7 @@ mod slot;
 mod snapshot;
 mod snapshot_exports;
 mod source;
+mod status;
 mod trace;
 mod view;
 
@@ -89,6 +90,7 @@ pub use recording::Recording;
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 pub use snapshot_exports::SnapshotExports;
 pub use source::{ExportFolder, ExportSelection, NamedArchive, NamedArchiveError};
+pub use status::{CatalogStatus, FolderStatus, UnavailableArchive};
 pub use trace::{MAX_TRACE_LENGTH, Trace, TraceError, TraceSource, TracedRange};
 pub use view::CatalogView;
 

@@ -58,6 +58,8 @@ struct OpenFailure {
     at: Instant,
     retry_after: Duration,
     reason: String,
+    /// Stable label of the reason.
+    label: &'static str,
     /// True if the failure can't be detected from header and index alone.
     is_hidden_from_index: bool,
     /// True if a store failed in a way that may be over at any time.
@@ -78,6 +80,7 @@ impl OpenFailure {
             at: Instant::now(),
             retry_after,
             reason: error.to_string(),
+            label: error.label(),
             is_hidden_from_index: error.is_hidden_from_index(),
             is_outage: error.is_outage(),
         }
@@ -186,6 +189,28 @@ impl SnapshotSlot {
         self.opened
             .try_lock()
             .is_ok_and(|opened| matches!(&*opened, SlotState::Failed(failed) if !failed.is_outage))
+    }
+
+    /// Returns label and text of the reason for which the last attempt to open it failed, like
+    /// [`has_failed`](Self::has_failed).
+    pub(super) fn failure(&self) -> Option<(&'static str, String)> {
+        match &*self.opened.try_lock().ok()? {
+            SlotState::Failed(failed) if !failed.is_outage => {
+                Some((failed.label, failed.reason.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    /// Forgets that the last attempt to open it failed, if the file that caused this has changed.
+    /// Blocking.
+    pub(super) fn forget_outdated_failure(&self, options: &OpenOptions) {
+        let Ok(mut opened) = self.opened.try_lock() else { return };
+        if let SlotState::Failed(failed) = &*opened
+            && options.stamp_of(&failed.cause.0) != failed.cause.1
+        {
+            *opened = SlotState::Closed;
+        }
     }
 
     /// Returns true if opening failed with this file stamp, and inspecting header and index can't

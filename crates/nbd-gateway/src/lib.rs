@@ -105,7 +105,8 @@ pub use gateway::{AcceptLoopFailed, Gateway};
 pub use nbd_telemetry::Counts;
 pub use policy::Policy;
 pub use report::{
-    ConnectionCounts, ConnectionReport, DurationHistogram, ExportReport, FAILURES, GatewayReport,
-    LabelCounts, MAX_LISTED, REFUSALS, ReloadsReport, TlsReport, label_counts, unix_seconds,
+    ActivityTotals, ConnectionCounts, ConnectionReport, DurationHistogram, ExportReport, FAILURES,
+    GatewayReport, LabelCounts, MAX_LISTED, REFUSALS, ReloadsReport, TlsReport, label_counts,
+    unix_seconds,
 };
 pub use tokio_util::sync::CancellationToken;

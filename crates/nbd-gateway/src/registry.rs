@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::access::{AccessRequest, Timestamp};
 use crate::policy::{Dismissal, VersionedPolicy};
-use crate::report::MAX_LISTED;
+use crate::report::{ActivityTotals, MAX_LISTED};
 use crate::route::Route;
 use crate::tls::Credentials;
 use nbd_server::{Export, ExportSummary, MetricsTotals, SessionMetrics};
@@ -181,6 +181,18 @@ impl ConnectionRegistry {
     /// Returns the number of connections with unanswered requests.
     pub(crate) fn busy_count(&self) -> usize {
         self.state.lock().entries.values().filter(|entry| entry.is_busy()).count()
+    }
+
+    /// Returns the activity of all connections, including those that have ended.
+    pub(crate) fn activity(&self) -> ActivityTotals {
+        let mut all = ActivityTotals::default();
+        let state = self.state.lock();
+        state.exports.values().for_each(|read| all.add(&read.done));
+        for entry in state.entries.values() {
+            all.connections += 1;
+            all.add(&entry.activity.totals());
+        }
+        all
     }
 
     /// Takes a snapshot of all connections.

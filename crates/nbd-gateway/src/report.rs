@@ -190,6 +190,28 @@ pub struct DurationHistogram {
     pub buckets: Vec<(f64, u64)>,
 }
 
+/// Activity of all connections, open ones and those that have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ActivityTotals {
+    /// Open connections.
+    pub connections: u64,
+    /// Number of requests received.
+    pub requests: u64,
+    /// Bytes of data in replies to reads.
+    pub bytes: u64,
+    /// Number of requests that were answered with an error.
+    pub errors: u64,
+}
+
+impl ActivityTotals {
+    /// Adds the activity of a connection or an export.
+    pub(crate) fn add(&mut self, done: &MetricsTotals) {
+        self.requests += done.requests.total();
+        self.bytes += done.bytes;
+        self.errors += done.errors.total();
+    }
+}
+
 /// Outcomes of configuration reloads.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -205,6 +227,12 @@ pub struct ReloadsReport {
 }
 
 impl<X: ExportCatalog> Control<X> {
+    /// Returns the activity of all connections. It takes far less time than
+    /// [`report`](Self::report).
+    pub fn activity(&self) -> ActivityTotals {
+        self.registry.activity()
+    }
+
     /// Takes a snapshot of the gateway's status.
     pub fn report(&self) -> GatewayReport {
         let Self { policy, exports, registry, budget, stats, .. } = self;
@@ -444,8 +472,15 @@ mod tests {
                 .activity
                 .set_requests(RequestCounts { read: 10, ..RequestCounts::default() });
             assert_eq!(reads(), (10 * number, 1));
+            let activity = |connections| ActivityTotals {
+                connections,
+                requests: 10 * number,
+                ..ActivityTotals::default()
+            };
+            assert_eq!(registry.activity(), activity(1));
             drop(registration);
             assert_eq!(reads(), (10 * number, 0));
+            assert_eq!(registry.activity(), activity(0));
         }
     }
 }

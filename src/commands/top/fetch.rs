@@ -5,8 +5,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::Uri;
 
-use crate::cli::MonitorEndpoint;
-use crate::commands::monitor_client::{self, MonitorError, Problem};
+use crate::commands::monitor_client::{MonitorClient, MonitorError, Problem};
 use crate::monitor::Status;
 
 /// Timeout of a request. A healthy server answers within milliseconds.
@@ -17,19 +16,15 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_RESPONSE_BYTES: usize = 8 << 20;
 
 /// Fetches the status.
-pub(super) async fn fetch_status(endpoint: &MonitorEndpoint) -> Result<Status, MonitorError> {
-    let result = tokio::time::timeout(REQUEST_TIMEOUT, fetch(endpoint)).await;
+pub(super) async fn fetch_status(client: &MonitorClient) -> Result<Status, MonitorError> {
+    let result = tokio::time::timeout(REQUEST_TIMEOUT, fetch(client)).await;
     let no_response = format!("no response within {} s", REQUEST_TIMEOUT.as_secs());
-    result.unwrap_or(Err(("timeout", no_response))).map_err(|(reason, problem)| MonitorError {
-        endpoint: endpoint.clone(),
-        reason,
-        problem,
-    })
+    result.unwrap_or(Err(("timeout", no_response))).map_err(|problem| client.error(problem))
 }
 
-async fn fetch(endpoint: &MonitorEndpoint) -> Result<Status, Problem> {
+async fn fetch(client: &MonitorClient) -> Result<Status, Problem> {
     let path = Uri::from_static("/status.json");
-    let response = monitor_client::get(endpoint, path, "application/json").await?;
+    let response = client.get(path, "application/json").await?;
     let body = match Limited::new(response.body, MAX_RESPONSE_BYTES).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {

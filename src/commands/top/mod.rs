@@ -23,6 +23,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::cli::Top;
+use crate::commands::monitor_client::MonitorClient;
 use crate::commands::signals::ExitSignals;
 use crate::exit_status::Failure;
 use history::History;
@@ -38,22 +39,23 @@ enum KeyAction {
 
 /// Shows the server's activity until the user quits, or prints it once.
 pub(crate) fn run(options: &Top) -> Result<ExitCode, Failure> {
+    let client = MonitorClient::new(&options.place, &options.access)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended = if options.once || !stdout().is_terminal() {
-        runtime.block_on(print_once(options))
+        runtime.block_on(print_once(&client, options))
     } else {
-        runtime.block_on(watch(options))
+        runtime.block_on(watch(&client, options))
     };
     // A pending name lookup must not delay the exit.
     runtime.shutdown_timeout(Duration::from_millis(100));
     ended
 }
 
-async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
+async fn print_once(client: &MonitorClient, options: &Top) -> Result<ExitCode, Failure> {
     let mut history = History::default();
-    history.record(Instant::now(), Ok(fetch::fetch_status(&options.place).await?));
+    history.record(Instant::now(), Ok(fetch::fetch_status(client).await?));
     sleep(options.interval).await;
-    let status = fetch::fetch_status(&options.place).await?;
+    let status = fetch::fetch_status(client).await?;
     history.record(Instant::now(), Ok(status));
     let lines: String = plain(&history.frame(Instant::now()))
         .iter()
@@ -66,7 +68,7 @@ async fn print_once(options: &Top) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn watch(options: &Top) -> Result<ExitCode, Failure> {
+async fn watch(client: &MonitorClient, options: &Top) -> Result<ExitCode, Failure> {
     let mut signals = ExitSignals::new([
         SignalKind::hangup(),
         SignalKind::interrupt(),
@@ -88,7 +90,7 @@ async fn watch(options: &Top) -> Result<ExitCode, Failure> {
         terminal.draw(&screen(&frame, &choice, columns, height), columns)?;
         tokio::select! {
             _ = ticks.tick(), if question.is_none() => {
-                question = Some(Box::pin(fetch::fetch_status(&options.place)));
+                question = Some(Box::pin(fetch::fetch_status(client)));
             }
             answer = async { match &mut question {
                 Some(question) => question.await,

@@ -166,6 +166,16 @@ fn head(frame: &Frame<'_>, columns: usize) -> Vec<StyledLine> {
             facts.push((Style::Warn, format!("not ready{}", why.unwrap_or_default())));
         }
         lines.extend(flow(facts, columns));
+        // The facts say why it isn't ready.
+        if let Some(worst) = now.problems.first().filter(|_| now.ready) {
+            let style = if worst.severity == "critical" { Style::Bad } else { Style::Warn };
+            let more = match now.problems.len() {
+                1 => String::new(),
+                all => format!(" (and {} more)", all - 1),
+            };
+            let text = format!("{}{more}", escape_untrusted(&worst.message));
+            lines.extend(wrap(style, &text, columns));
+        }
     }
     if let Some(error) = &frame.error {
         lines.extend(wrap(Style::Bad, &escape_untrusted(error), columns));

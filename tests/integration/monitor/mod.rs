@@ -1,5 +1,6 @@
 //! What is shown of a running server (`--monitor`).
 
+mod auth;
 mod dashboard;
 mod folder;
 mod hostile;

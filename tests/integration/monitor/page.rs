@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use super::monitor_of;
+use serde_json::Value;
+
+use super::{get, monitor_of};
 use crate::clients::run;
 use crate::support::authority::{Authority, Recipe};
-use crate::support::client::FLAGS;
-use crate::support::client::Request;
-use crate::support::pki::Pki;
+use crate::support::client::{FLAGS, OPT_GO, REP_ERR_UNKNOWN, Request, info_data};
+use crate::support::pki::{Pki, Recipe as PkiRecipe};
 use crate::support::server::Server;
+use crate::support::{archive, wait_until};
 
 /// What a stranger may have as a name in a certificate.
 const EVIL: &str = "<img src=x onerror=alert(1)>\u{202e}";
@@ -87,10 +89,10 @@ fn it_shows_what_is_served_and_who_reads_it() {
 
     let exports = rows(&page, "exports");
     assert_eq!(exports.len(), 1, "{page}");
-    // Name, description, size, readers, rate, requests, p50, p99, all that was read, errors.
+    // Name, rate, errors, requests, readers, p50, p99, all that was read, size, description.
     assert_eq!(exports[0][0], "base-zstd.hxz");
-    assert_eq!((exports[0][2].as_str(), exports[0][3].as_str()), ("8.0 MiB", "2"));
-    assert_eq!((exports[0][8].as_str(), exports[0][9].as_str()), ("512 KiB", "0"));
+    assert_eq!((exports[0][2].as_str(), exports[0][4].as_str()), ("0", "2"));
+    assert_eq!((exports[0][7].as_str(), exports[0][8].as_str()), ("512 KiB", "8.0 MiB"));
 
     let connections = rows(&page, "connections");
     let mut who: Vec<&str> = connections.iter().map(|row| row[0].as_str()).collect();
@@ -98,11 +100,95 @@ fn it_shows_what_is_served_and_who_reads_it() {
     // Text, and nothing that turns what follows.
     assert_eq!(who, [r"cn:&lt;img src=x onerror=alert(1)&gt;\u{202e}", "dns:backup.example.org"]);
     assert!(!page.contains("<img"), "{page}");
+    // Identity, rate, errors, requests, export, peer, in flight, all that was read, duration, TLS,
+    // state.
     for row in &connections {
-        assert_eq!(row[1..5], ["127.0.0.1", "base-zstd.hxz", "reading", "TLS 1.3"]);
+        assert_eq!(row[4..6], ["base-zstd.hxz", "127.0.0.1"]);
+        assert_eq!(row[9..], ["TLS 1.3", "reading"]);
     }
     assert!(text(&page, "connections-count").starts_with("2 reading, 0 negotiating"), "{page}");
     assert!(is_hidden(&page, "stores-section") && is_hidden(&page, "fetched-section"), "{page}");
+}
+
+/// Returns the points of the curve of a plot, by its title.
+fn curve(page: &str, plot: &str) -> Vec<(f64, f64)> {
+    let start = page.find(&format!("<div class=\"soft\">{plot}</div>")).expect(plot);
+    let path = page[start..].split_once("class=\"curve\"").unwrap().1;
+    let path = path.split_once("d=\"").unwrap().1.split('"').next().unwrap();
+    let points = path.split(['M', 'L']).filter_map(|point| point.split_once(' '));
+    points.map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).collect()
+}
+
+#[test]
+fn a_page_that_was_just_opened_shows_the_last_minutes() {
+    let server = Server::builder().archive("base-zstd.hxz").args(["--monitor", "0"]).start();
+    let mut client = server.go("");
+    client.read_ok(0, 65_536);
+    let samples = || status_of(&server, "/history.json")["samples"].as_array().unwrap().len();
+    wait_until("there are three samples", || samples() >= 3);
+    // A second is one request of the page.
+    let (page, console) = browse(&format!("http://{}/", monitor_of(&server)), 1);
+    assert_eq!(console, "", "{page}");
+    let points = curve(&page, "Connections");
+    assert!(points.len() >= 2, "{points:?}");
+    // The samples are 5 seconds apart, of 15 minutes.
+    assert!(points[0].0 < 896.0 && points.last().unwrap().0 > 899.0, "{points:?}");
+    assert!(page.contains("15 min ago"), "{page}");
+}
+
+#[test]
+fn the_banner_names_the_worst_problem() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("broken.hxz"), "junk").unwrap();
+    std::fs::copy(archive("base-zstd.hxz"), folder.path().join("good.hxz")).unwrap();
+    std::fs::write(folder.path().join("OTHER.HXZ"), "").unwrap();
+    let rules = folder.path().join("rules.toml");
+    std::fs::write(&rules, "[[rule]]\naction = \"allow\"\nnetwork = \"127.0.0.0/8\"").unwrap();
+    let certificate = PkiRecipe { days: (-1, 3), ..PkiRecipe::default() };
+    let server = Server::builder()
+        .tls(Pki::made_by(&certificate))
+        .args(["--monitor", "0", "--export-dir"])
+        .arg(folder.path())
+        .arg("--rules")
+        .arg(&rules)
+        .start();
+    let name = info_data(b"broken.hxz", &[]);
+    server.greeted().refused(OPT_GO, &name, REP_ERR_UNKNOWN);
+    std::fs::write(&rules, "nonsense").unwrap();
+    server.signal("HUP");
+    let problems = || -> Vec<(Value, Value)> {
+        let status = status_of(&server, "/status.json");
+        let problems = status["problems"].as_array().unwrap().iter();
+        problems.map(|it| (it["severity"].clone(), it["problem"].clone())).collect()
+    };
+    let expected = [("critical", "certificate"), ("warning", "archives"), ("warning", "reload")];
+    let expected = expected.map(|(severity, problem)| (severity.into(), problem.into()));
+    wait_until("all is noticed", || problems() == expected);
+
+    let (page, console) = browse(&format!("http://{}/", monitor_of(&server)), 1);
+    assert_eq!(console, "", "{page}");
+    assert!(page.contains("<div id=\"banner\" class=\"bad\">"), "{page}");
+    assert!(text(&page, "state").starts_with("The server's certificate expires in"), "{page}");
+    let others = page.split("id=\"problems\"").nth(1).unwrap().split("</ul>").next().unwrap();
+    assert!(others.contains("broken.hxz") && others.contains("rules"), "{others}");
+    assert_eq!(text(&page, "host"), gethostname().trim());
+    let archives = page.split("id=\"archives\"").nth(1).unwrap().split("</dl>").next().unwrap();
+    for row in [
+        format!("<dt>folder</dt><dd class=\"\">{}</dd>", folder.path().display()),
+        "<dt>archives in it</dt><dd class=\"\">2</dd>".to_owned(),
+        "<dt>broken.hxz</dt><dd class=\"warn\">not_hexz</dd>".to_owned(),
+        "<dt>OTHER.HXZ</dt><dd class=\"\">wrong_extension</dd>".to_owned(),
+    ] {
+        assert!(archives.contains(&row), "{row}: {archives}");
+    }
+}
+
+fn gethostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap()
+}
+
+fn status_of(server: &Server, target: &str) -> Value {
+    serde_json::from_str(&get(server, target).body).unwrap()
 }
 
 /// What the page asks for is all that it needs, and it needs nothing from elsewhere.

@@ -26,6 +26,7 @@ fn each_page_says_what_it_is() {
     for (target, kind, inside) in [
         ("/", "text/html; charset=utf-8", "<!doctype html>"),
         ("/status.json", "application/json", "\"format\":1"),
+        ("/history.json", "application/json", "\"format\":1"),
         ("/metrics", "text/plain; version=0.0.4; charset=utf-8", "hexz_nbd_ready 1\n"),
         ("/healthz", "text/plain; charset=utf-8", "ok\n"),
         ("/readyz", "text/plain; charset=utf-8", "ok\n"),
@@ -94,6 +95,12 @@ fn the_status_has_all_its_members() {
         "/storage/reads",
         "/storage/bytes",
         "/verification_failures",
+        "/host",
+        "/problems",
+        "/archives/folder",
+        "/archives/unavailable",
+        "/archives/unavailable_count",
+        "/process/cpu_seconds",
         "/memory/resident",
         "/memory/budget",
         "/memory/in_flight",
@@ -115,6 +122,12 @@ fn the_status_has_all_its_members() {
     let kernel = server.rss_kib() * 1024;
     assert!(resident > kernel / 2 && resident < kernel * 2, "{resident} {kernel}");
     assert_eq!(status["memory"]["budget"], 256 << 20);
+    let descriptors = status["process"]["open_fds"].as_u64().unwrap();
+    let open = server.fd_count() as u64;
+    // Connections come and go.
+    assert!(descriptors.abs_diff(open) <= 3, "{descriptors} {open}");
+    assert!(status["process"]["virtual_memory"].as_u64() > status["memory"]["resident"].as_u64());
+    assert!(status["process"]["max_fds"].as_u64() > Some(descriptors));
 }
 
 #[test]

@@ -146,7 +146,7 @@ fn a_store_that_is_down_is_shown_and_logged_once() {
     assert_eq!((shown.len(), shown[0][0].as_str()), (1, store.endpoint().as_str()));
     assert_eq!((shown[0][1].as_str(), shown[0][12].as_str()), ("down", "–"));
     let state = text(&page, "state");
-    assert!(state.starts_with(&format!("Ready, but {} is down", store.endpoint())), "{state}");
+    assert!(state.starts_with(&format!("The store {} is down", store.endpoint())), "{state}");
     assert!(text(&page, "stores-waits").contains("for a store that is down"), "{page}");
     let top = || run_binary(["top", &monitor_of(&server), "--interval", "200ms"]).stdout;
     let line = format!("store {} down", store.endpoint());
