@@ -39,10 +39,8 @@ use std::time::Duration;
 
 use crate::hints::HINTS;
 use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
-use hexz_exports::MemoryPlan;
-#[cfg(feature = "remote")]
-use hexz_exports::PrefetchOptions;
 use hexz_exports::{BlockReader, Catalog, CatalogError};
+use hexz_exports::{MemoryPlan, PrefetchOptions};
 use hexz_reader::{IndexPageCache, OpenOptions};
 use nbd_gateway::audit::Audit;
 use nbd_gateway::config::Config;
@@ -423,25 +421,25 @@ impl ServeOptions {
         self.limits.drain_delay.unwrap_or_default()
     }
 
-    /// Opens the catalog of exports with `options`.
-    pub(crate) fn catalog(&self, options: OpenOptions) -> Result<Catalog, CatalogError> {
+    /// Creates the catalog of exports. What their traces name is fetched as `prefetch` says.
+    pub(crate) fn catalog(
+        &self,
+        options: OpenOptions,
+        prefetch: Option<PrefetchOptions>,
+    ) -> Result<Catalog, CatalogError> {
         let memory = self.memory();
         let options = OpenOptions {
             verify_hashes: !self.reading.skip_hashes,
             index_pages: IndexPageCache::new(memory.index),
             ..options
         };
-        #[cfg(feature = "remote")]
-        let prefetch = Some(self.prefetch());
-        #[cfg(not(feature = "remote"))]
-        let prefetch = None;
         let reader = BlockReader::with_prefetch(memory.blocks, HINTS, prefetch);
         Catalog::new(self.changeable.snapshots.choice(), options, reader)
     }
 
     /// Returns what is fetched in advance. An archive may have half of the cache.
     #[cfg(feature = "remote")]
-    fn prefetch(&self) -> PrefetchOptions {
+    pub(crate) fn prefetch(&self) -> Option<PrefetchOptions> {
         /// More than machines read when they boot. A list of the parts takes 4 MiB of memory.
         const MAX_BYTES: u64 = 16 << 30;
         let cache = match self.disk_cache.disk_cache {
@@ -449,12 +447,18 @@ impl ServeOptions {
             // A quarter of the memory is for responses in flight.
             None => self.memory().fetched / 4 * 3,
         };
-        PrefetchOptions {
+        Some(PrefetchOptions {
             traces: self.traces.place(),
             rate: self.traces.prefetch_rate.as_u64(),
             max_bytes: (cache / 2).min(MAX_BYTES),
             ready_when_warm: self.ready_when == ReadyWhen::Warm,
-        }
+        })
+    }
+
+    /// Local archives have nothing to fetch.
+    #[cfg(not(feature = "remote"))]
+    pub(crate) fn prefetch(&self) -> Option<PrefetchOptions> {
+        None
     }
 
     /// Returns the division of the memory budget.

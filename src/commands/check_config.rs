@@ -115,7 +115,7 @@ fn catalog(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<Catalog>
             return None;
         }
     };
-    let catalog = serve.catalog(options);
+    let catalog = serve.catalog(options, None);
     let catalog = catalog.map_err(|error| failures.push(error.into())).ok()?;
     is_known.then_some(catalog)
 }

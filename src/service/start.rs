@@ -74,7 +74,7 @@ impl Prepared {
             Some(stores) => (OpenOptions { remote: Some(stores.archives()), ..open }, Some(stores)),
             None => (open, None),
         };
-        let catalog = serve.catalog(open)?;
+        let catalog = serve.catalog(open, serve.prefetch())?;
         tracing::debug!(
             "limits: {}; {}, drain-delay {}",
             config.limits,
