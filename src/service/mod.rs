@@ -8,6 +8,7 @@
 pub(crate) mod access;
 pub(crate) mod archives;
 pub(crate) mod audit;
+mod changes;
 #[cfg(feature = "remote")]
 pub(crate) mod dialer;
 mod monitor;

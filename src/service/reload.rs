@@ -22,6 +22,7 @@ use nbd_sandbox::{ReadableSet, SandboxPlan};
 use nbd_telemetry::escape;
 
 use super::audit::AuditHandle;
+use super::changes::ReloadChanges;
 use super::notify::Notifier;
 #[cfg(feature = "remote")]
 use super::remote;
@@ -190,10 +191,14 @@ impl Reloader {
                  restart, or use --listen"
             );
         }
+        let has_other_exports = self.served.current().1 != snapshots;
+        let before = self.served.control.policy();
+        let changes = ReloadChanges::between(&before, &policy, has_other_exports);
         self.tls.clone_from(&policy.tls);
         let (open_to, access) = (policy.rules.to_string(), access::describe_access(&policy));
         let (dropped, number) = self.served.activate_policy(policy, &snapshots);
-        tracing::info!(dropped, "reloaded: open to {open_to}");
+        tracing::info!(dropped, changed = changes.labels(), "reloaded: open to {open_to}");
+        changes.log();
         let event = PolicyReloaded { policy: number, open_to: open_to.into(), dropped };
         self.inputs.config.audit.emit(|| Event::Reload(event));
 

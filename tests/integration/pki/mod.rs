@@ -3,6 +3,7 @@
 mod certificates;
 mod clients;
 mod init;
+mod renew;
 mod revoke;
 mod show;
 
