@@ -5,6 +5,7 @@ mod clients;
 mod init;
 mod renew;
 mod revoke;
+mod season;
 mod show;
 
 use std::fs;
