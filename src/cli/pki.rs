@@ -1,14 +1,17 @@
 //! Options of `hexz-nbd pki`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use rcgen::RevocationReason;
 
-use super::values::validate_common_name;
+use super::values::{duration, validate_common_name};
 
 /// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;
+/// Maximum validity, in days: a century.
+pub(crate) const MAX_DAYS: u32 = 36_500;
 /// Maximum number of names. More would make a certificate that is too large for TLS.
 const MAX_NAMES: usize = 100;
 
@@ -19,12 +22,21 @@ EXAMPLE
     hexz-nbd pki server nbd.example.org 192.0.2.7
     hexz-nbd pki client backup.example.org
     hexz-nbd pki show
+    hexz-nbd pki renew backup.example.org
     hexz-nbd pki revoke backup.example.org
 
 EXIT STATUS
   0  success
   1  failure
-  2  invalid command line";
+  2  invalid command line
+  3  show --expiring has found certificates";
+
+const SHOW_AFTER_HELP: &str = "\
+EXIT STATUS
+  0  success; with --expiring, no certificate expires within that time
+  1  failure
+  2  invalid command line
+  3  with --expiring: certificates expire within that time";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
@@ -51,9 +63,16 @@ pub(crate) enum PkiCommand {
     /// spiffe://example.org/backup, an address, or other text, which becomes the common name. The
     /// certificate, its key and the CA's certificate are written to the folder clients/NAME.
     Client(Issue),
+    /// Issue new certificates with the names of existing ones
+    ///
+    /// The new certificate has the names, purpose, kind of key and lifetime of the newest one that
+    /// isn't revoked, and a new key. It replaces the files in servers/NAME or clients/NAME. The
+    /// former certificate stays valid until it expires or is revoked (revoke --reason superseded).
+    Renew(Renew),
     /// Add a certificate to the revocation list
     Revoke(Revoke),
     /// List the CA and the certificates that it has issued
+    #[command(after_long_help = SHOW_AFTER_HELP)]
     Show(Show),
 }
 
@@ -90,10 +109,26 @@ pub(crate) struct KeyOptions {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Renew {
+    /// Name, serial number, or file of a certificate
+    ///
+    /// With --expiring, the default is all certificates that haven't expired yet.
+    #[arg(value_name = "NAME|SERIAL|FILE", required_unless_present = "expiring")]
+    pub(crate) which: Vec<String>,
+    /// Renew only certificates that expire within this time, such as 30d
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) expiring: Option<Duration>,
+    /// Validity of the new certificate in days, limited by that of the CA [default: that of the
+    /// former one]
+    #[arg(long, value_name = "N", value_parser = days())]
+    pub(crate) days: Option<u32>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Revoke {
     /// Name, serial number, or file of a certificate
     ///
-    /// A name revokes all its certificates.
+    /// A name revokes all its certificates; with --reason superseded, all but the newest.
     #[arg(value_name = "NAME|SERIAL|FILE")]
     pub(crate) which: String,
     /// Reason for the revocation
@@ -106,6 +141,12 @@ pub(crate) struct Show {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// List only certificates that expire within this time, such as 30d, or have expired
+    ///
+    /// The exit code is 3 if there are any. Certificates that are revoked, or that newer ones with
+    /// the same names supersede, don't count.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) expiring: Option<Duration>,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -116,7 +157,7 @@ enum RevocationReasonArg {
     KeyCompromise,
     /// The owner has changed
     AffiliationChanged,
-    /// A new certificate replaces it
+    /// A new certificate replaces it; the newest one of a name is never revoked
     Superseded,
     /// It is no longer needed
     CessationOfOperation,
@@ -140,7 +181,7 @@ impl Revoke {
     }
 }
 
-/// Returns a parser for a number of days, at most a century.
+/// Returns a parser for a number of days.
 fn days() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=36_500)
+    clap::value_parser!(u32).range(1..=i64::from(MAX_DAYS))
 }

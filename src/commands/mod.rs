@@ -35,7 +35,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         #[cfg(feature = "remote")]
         Command::Cache(options) => cache::run(options),
         Command::Check(options) => check::run(options),
-        Command::Pki(options) => Ok(pki::run(options).map(|()| ExitCode::SUCCESS)?),
+        Command::Pki(options) => Ok(pki::run(options)?),
         Command::Verify(options) => verify::run(options),
         Command::Doctor(options) => doctor::run(options),
         Command::Inspect(options) => inspect::run(options),

@@ -127,10 +127,19 @@ fn connections(out: &mut MetricsWriter<'_>, status: &Status) -> fmt::Result {
         ("certificate", tls.and_then(|tls| tls.certificate_expires)),
         ("client_ca", tls.and_then(|tls| tls.client_ca_expires)),
         ("client_crl", tls.and_then(|tls| tls.client_crl_expires)),
+        ("client_certificate", status.gateway.client_certificates.earliest_expiry),
     ];
     let ends = ends.into_iter().filter_map(|(what, end)| Some((what, end?)));
-    let help = "Unix time at which this expires; of several CAs or lists, the earliest";
-    out.gauge("tls_expiry_timestamp", help, SECONDS, labelled("what", ends))
+    let help = "Unix time at which this expires; of several, the earliest";
+    out.gauge("tls_expiry_timestamp", help, SECONDS, labelled("what", ends))?;
+    let clients = &status.gateway.client_certificates;
+    let states = [
+        ("valid", clients.valid),
+        ("expires_soon", clients.expires_soon),
+        ("expired", clients.expired),
+    ];
+    let help = "Certificates of the clients that connected within the last seven days";
+    out.gauge("client_certificates", help, None, labelled("state", states))
 }
 
 fn exports(out: &mut MetricsWriter<'_>, exports: &[ExportReport]) -> fmt::Result {

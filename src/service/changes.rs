@@ -5,8 +5,9 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use nbd_gateway::Policy;
-use nbd_gateway::tls::ServerTls;
+use nbd_gateway::tls::{ServerTls, TlsChange};
 use nbd_telemetry::escape;
+use rustls::pki_types::UnixTime;
 
 use super::watch::WatchedFiles;
 use crate::cli::{ReloadableOptions, SnapshotOptions};
@@ -43,7 +44,7 @@ impl ActiveSettings {
         if before.options.tls != self.options.tls {
             changes.push("TLS options".to_owned());
         }
-        changes.extend(certificate_change(before.tls.as_ref(), self.tls.as_ref()));
+        changes.extend(self.tls_changes(before).into_iter().filter_map(|it| self.describe(it)));
         let files = self.files.changed_since(&before.files);
         let files: Vec<String> = files.map(|path| escape::name(path).to_string()).collect();
         if !files.is_empty() {
@@ -51,6 +52,47 @@ impl ActiveSettings {
         }
         changes
     }
+
+    /// Returns the labels of what differs from `before`, or `nothing`.
+    pub(super) fn labels_since(&self, before: &Self) -> String {
+        let (old, new) = (&before.options, &self.options);
+        let rules = before.open_to != self.open_to || old.access != new.access;
+        let others = [("rules", rules), ("exports", old.snapshots != new.snapshots)];
+        let others = others.into_iter().filter_map(|(label, differs)| differs.then_some(label));
+        let tls = self.tls_changes(before).into_iter().map(TlsChange::label);
+        let labels: Vec<&str> = tls.chain(others).collect();
+        if labels.is_empty() { "nothing".to_owned() } else { labels.join(",") }
+    }
+
+    fn tls_changes(&self, before: &Self) -> Vec<TlsChange> {
+        match (&before.tls, &self.tls) {
+            (Some(before), Some(after)) => after.changes_since(before),
+            // A reload can't switch TLS on or off.
+            _ => Vec::new(),
+        }
+    }
+
+    /// Describes what has changed in the TLS settings. Options are described elsewhere.
+    fn describe(&self, change: TlsChange) -> Option<String> {
+        let tls = self.tls.as_ref()?;
+        match change {
+            TlsChange::Certificate => {
+                let expiry = tls.expiry().certificate.map(format_unix).unwrap_or_default();
+                let sha256 = tls.certificate_sha256().unwrap_or_default();
+                Some(format!("certificate expires {expiry}, SHA-256 {sha256}"))
+            }
+            TlsChange::ClientCas => Some("client CAs".to_owned()),
+            TlsChange::RevocationLists => {
+                Some(format!("revocation lists, {} revoked", tls.revoked_certificates()))
+            }
+            TlsChange::Settings => None,
+        }
+    }
+}
+
+fn format_unix(time: UnixTime) -> String {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs());
+    humantime::format_rfc3339_seconds(time).to_string()
 }
 
 fn by_name(options: &SnapshotOptions) -> BTreeMap<&str, &Path> {
@@ -95,17 +137,6 @@ fn export_changes(before: &SnapshotOptions, after: &SnapshotOptions) -> Vec<Stri
         changes.push("options for opening archives".to_owned());
     }
     changes
-}
-
-/// Describes a change of the server's certificate.
-fn certificate_change(before: Option<&ServerTls>, after: Option<&ServerTls>) -> Option<String> {
-    let expiry = |tls: Option<&ServerTls>| tls.and_then(|tls| tls.expiry().certificate);
-    let (before, after) = (expiry(before), expiry(after)?);
-    if before == Some(after) {
-        return None;
-    }
-    let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(after.as_secs());
-    Some(format!("certificate expires {}", humantime::format_rfc3339_seconds(expires)))
 }
 
 /// Joins the first names, and counts the others.

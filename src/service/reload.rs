@@ -226,11 +226,12 @@ impl Reloader {
             [] => tracing::info!("reload: no option and no file has changed"),
             changes => tracing::info!("reload: {}", changes.join("; ")),
         }
+        let labels = settings.labels_since(&self.active);
         let (open_to, access) = (policy.rules.to_string(), access::describe_access(&policy));
         let snapshots = settings.options.snapshots.clone();
         self.active = settings;
         let (dropped, number) = self.served.activate_policy(policy, &snapshots);
-        tracing::info!(dropped, "reloaded: open to {open_to}");
+        tracing::info!(dropped, changed = labels, "reloaded: open to {open_to}");
         let event = PolicyReloaded { policy: number, open_to: open_to.as_str().into(), dropped };
         self.inputs.config.audit.emit(|| Event::Reload(event));
         let activation = Activation { open_to, dropped, changes, needs_restart };

@@ -57,6 +57,11 @@ impl<X: ExportCatalog> Control<X> {
         self.review()
     }
 
+    /// Returns the active policy.
+    pub fn policy(&self) -> Policy {
+        self.policy.with(|it| it.policy.clone())
+    }
+
     /// Returns the number of the active policy: the number of policies that were active before it.
     pub fn policy_number(&self) -> u64 {
         self.policy.with(|it| it.number)

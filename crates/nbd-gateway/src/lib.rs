@@ -83,6 +83,7 @@ mod accept;
 pub mod access;
 mod admission;
 pub mod audit;
+mod client_expiry;
 pub mod config;
 mod control;
 mod gateway;
@@ -105,8 +106,8 @@ pub use gateway::{AcceptLoopFailed, Gateway};
 pub use nbd_telemetry::Counts;
 pub use policy::Policy;
 pub use report::{
-    ActivityTotals, ConnectionCounts, ConnectionReport, DurationHistogram, ExportReport, FAILURES,
-    GatewayReport, LabelCounts, MAX_LISTED, REFUSALS, ReloadsReport, TlsReport, label_counts,
-    unix_seconds,
+    ActivityTotals, ClientCertificatesReport, ConnectionCounts, ConnectionReport,
+    DurationHistogram, ExpiringClient, ExportReport, FAILURES, GatewayReport, LabelCounts,
+    MAX_EXPIRING, MAX_LISTED, REFUSALS, ReloadsReport, TlsReport, label_counts, unix_seconds,
 };
 pub use tokio_util::sync::CancellationToken;

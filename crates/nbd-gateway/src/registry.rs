@@ -101,6 +101,8 @@ pub(crate) struct ConnectionStatus {
     pub(crate) route: Route,
     pub(crate) identity: Option<String>,
     pub(crate) tls: Option<&'static str>,
+    /// Expiry of the client's certificate.
+    pub(crate) certificate_expires: Option<Timestamp>,
     pub(crate) reading: Option<OpenExport>,
     pub(crate) since: SystemTime,
     pub(crate) done: MetricsTotals,
@@ -274,6 +276,7 @@ impl RegistryEntry {
             route: self.route,
             identity: credentials.map(|it| it.identity().to_string()),
             tls: authentication.and_then(|it| it.tls),
+            certificate_expires: credentials.map(Credentials::expires),
             reading: client.reading.clone(),
             since: self.since,
             done: self.activity.totals(),

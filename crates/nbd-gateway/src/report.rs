@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 use rustls::pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 
+use crate::access::Timestamp;
+use crate::client_expiry::ExpiryState;
 use crate::control::Control;
 use crate::registry::{ConnectionStatus, RegistrySnapshot};
 use crate::stats::{GatewayPhase, Stats};
@@ -18,6 +20,9 @@ use nbd_server::{ExportCatalog, ExportSummary, LatencyHistogram, MetricsTotals, 
 /// Maximum number of connections, and of exports, that are listed individually. Nobody reads a
 /// longer list, and clients must not be able to grow it at will.
 pub const MAX_LISTED: usize = 1000;
+
+/// Maximum number of clients listed whose certificates expire soon.
+pub const MAX_EXPIRING: usize = 20;
 
 /// Labels of the reasons for refusing a connection before a byte is sent. Each has a counter from
 /// the start, so that monitoring sees its first increment.
@@ -65,6 +70,8 @@ pub struct GatewayReport {
     pub listen: Vec<String>,
     /// TLS settings; `None` if connections are in clear.
     pub tls: Option<TlsReport>,
+    /// Certificates of the clients that connected within the last seven days.
+    pub client_certificates: ClientCertificatesReport,
     /// Open connections, oldest first, at most [`MAX_LISTED`].
     pub connections: Vec<ConnectionReport>,
     /// Counters over all connections.
@@ -99,6 +106,39 @@ pub struct TlsReport {
     pub client_crl_expires: Option<f64>,
 }
 
+/// Expiry of the certificates of clients that connected within the last seven days, at most
+/// [`MAX_LISTED`]. Of each identity, the certificate presented last counts.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClientCertificatesReport {
+    /// Earliest expiry.
+    pub earliest_expiry: Option<f64>,
+    /// Number of certificates that needn't be renewed yet.
+    pub valid: u64,
+    /// Number of certificates that ought to have been renewed
+    /// ([`is_renewal_due`](crate::tls::is_renewal_due)).
+    pub expires_soon: u64,
+    /// Number of certificates that have expired since the client connected.
+    pub expired: u64,
+    /// Clients whose certificates expire soon or have expired, the earliest first, at most
+    /// [`MAX_EXPIRING`].
+    pub expiring: Vec<ExpiringClient>,
+}
+
+/// A client whose certificate expires soon or has expired.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ExpiringClient {
+    /// Identity in the certificate.
+    pub identity: String,
+    /// SHA-256 of the certificate, in hexadecimal digits.
+    pub sha256: String,
+    /// Time at which the certificate, or an intermediate one that the client sent, expires.
+    pub expires: f64,
+    /// Time at which the client connected last.
+    pub last_seen: f64,
+}
+
 /// Status of one connection.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -117,6 +157,8 @@ pub struct ConnectionReport {
     pub export: Option<String>,
     /// TLS version of the connection, if it is encrypted.
     pub tls: Option<Cow<'static, str>>,
+    /// Expiry of the client's certificate, if it has presented one.
+    pub certificate_expires: Option<f64>,
     /// Time at which it was admitted.
     pub since: f64,
     /// Number of requests received.
@@ -248,6 +290,7 @@ impl<X: ExportCatalog> Control<X> {
             since_heartbeat: stats.heartbeat.elapsed(),
             listen: stats.listen.clone(),
             tls: policy.with(|it| it.policy.tls.as_ref().map(TlsReport::of)),
+            client_certificates: client_certificates_report(stats, Timestamp::now()),
             connections_total: connection_counts(stats, &snapshot),
             exports: export_reports(&snapshot, exports.summaries()),
             connections: connection_reports(&snapshot),
@@ -304,6 +347,27 @@ fn connection_counts(stats: &Stats, snapshot: &RegistrySnapshot) -> ConnectionCo
     }
 }
 
+fn client_certificates_report(stats: &Stats, now: Timestamp) -> ClientCertificatesReport {
+    let recent = stats.client_expiries.recent(now);
+    let count = |wanted| recent.iter().filter(|(_, state)| *state == wanted).count() as u64;
+    let expiring = recent.iter().filter(|(_, state)| *state != ExpiryState::Valid);
+    ClientCertificatesReport {
+        earliest_expiry: recent.first().map(|(client, _)| seconds(client.expires.0)),
+        valid: count(ExpiryState::Valid),
+        expires_soon: count(ExpiryState::ExpiresSoon),
+        expired: count(ExpiryState::Expired),
+        expiring: expiring
+            .take(MAX_EXPIRING)
+            .map(|(client, _)| ExpiringClient {
+                identity: client.identity.clone(),
+                sha256: client.sha256.clone(),
+                expires: seconds(client.expires.0),
+                last_seen: seconds(client.last_seen.0),
+            })
+            .collect(),
+    }
+}
+
 fn reloads_report(stats: &Stats) -> ReloadsReport {
     let so_far = stats.reloads.snapshot();
     ReloadsReport {
@@ -323,6 +387,7 @@ fn connection_reports(snapshot: &RegistrySnapshot) -> Vec<ConnectionReport> {
         identity: one.identity.clone(),
         export: one.reading.as_ref().map(|reading| reading.export.clone()),
         tls: one.tls.map(Cow::Borrowed),
+        certificate_expires: one.certificate_expires.map(|expires| seconds(expires.0)),
         since: unix_seconds(one.since),
         requests: one.done.requests.total(),
         bytes: one.done.bytes,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use nbd_telemetry::Tally;
 
+use crate::client_expiry::ClientExpiries;
 use crate::reloads::ReloadCounters;
 
 /// Counters of a gateway, its phase and its heartbeat.
@@ -17,6 +18,7 @@ pub(crate) struct Stats {
     /// Failed TLS handshakes, by cause.
     pub(crate) handshake_failures: Tally,
     pub(crate) reloads: ReloadCounters,
+    pub(crate) client_expiries: ClientExpiries,
     pub(crate) heartbeat: Heartbeat,
     /// Listening addresses, as text.
     pub(crate) listen: Vec<String>,

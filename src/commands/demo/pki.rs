@@ -20,7 +20,8 @@ pub(crate) fn create(folder: &Path) -> Result<CertificateDer<'static>, PkiError>
         CertificateAuthority::create("hexz-nbd demo CA", DAYS, KeyAlgorithm::P256.generate()?)?;
     let names = ["localhost", "127.0.0.1", "::1"].map(SubjectName::parse_server);
     let names = names.into_iter().collect::<Result<Vec<_>, _>>().map_err(PkiError::Usage)?;
-    let issued = authority.issue(CertificateKind::Server, &names, DAYS, KeyAlgorithm::P256)?;
+    let issued =
+        authority.issue(CertificateKind::Server, &names, DAYS, KeyAlgorithm::P256, None)?;
     write_files(folder, &authority, &issued)?;
     Ok(authority.certificate.der)
 }

@@ -17,6 +17,7 @@ use super::probe_error::{ProbeError, with_timeout};
 use super::report::{Outcome, Report, Step};
 use super::tls::{self, ClientCredentials, HandshakeRecord};
 use crate::cli::server_target::TlsUse;
+use crate::commands::pki::certificate::CertificateInfo;
 
 /// Parameters of connections to the server.
 pub(super) struct Probe {
@@ -166,7 +167,7 @@ impl Probe {
                     .advise(advice::Server, "check its log")
             })
         })?;
-        report.add(advice::client_certificate(observed));
+        report.add(self.client_certificate(observed));
         report.add(advice::replies(replies, failure.as_ref()));
         let (flags, tls) = (plaintext.flags, Some(agreed.version));
         Ok(ProbeSession { stream, flags, replies, listing: None, tls })
@@ -274,6 +275,19 @@ impl Probe {
     fn certificate(&self, record: &HandshakeRecord) -> Step {
         let authorities = self.credentials.trusted_cas.as_deref();
         certificate::step(&record.chain, authorities, &self.name, SystemTime::now())
+    }
+
+    /// Builds the step about this client's own certificate.
+    fn client_certificate(&self, observed: ClientAuthState) -> Step {
+        let step = advice::client_certificate(observed);
+        let own = self.credentials.certificate.as_ref().and_then(|own| own.cert.first().cloned());
+        match own.and_then(|own| CertificateInfo::from_der(own).ok()) {
+            Some(own) => {
+                let now = SystemTime::now();
+                advice::client_certificate_expiry(step, own.not_before, own.not_after, now)
+            }
+            None => step,
+        }
     }
 
     /// Builds the step for a failed handshake: the certificate's, if the server isn't trusted.

@@ -21,7 +21,9 @@ use super::names::SubjectName;
 use super::revocations::Revocations;
 
 /// Time by which validity begins before now, to allow for clocks that are slow.
-const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+pub(super) const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
+/// Unit of times in certificates.
+const SMALLEST_STEP: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Length of serial numbers in bytes: long enough that random ones never collide. RFC 5280 allows
 /// 20 bytes.
@@ -119,15 +121,21 @@ impl CertificateAuthority {
         Zeroizing::new(self.issuer.key().serialize_pem())
     }
 
-    /// Issues a certificate for `names` with a new key; it expires no later than the CA.
+    /// Issues a certificate for `names` with a new key; it expires no later than the CA. Its
+    /// validity begins after `newer_than`, but not in the future.
     pub(crate) fn issue(
         &self,
         kind: CertificateKind,
         names: &[SubjectName],
         days: u32,
         key: KeyAlgorithm,
+        newer_than: Option<SystemTime>,
     ) -> Result<IssuedCertificate, PkiError> {
         let mut parameters = base_parameters(days)?;
+        if let Some(start) = newer_than {
+            let start = (start + SMALLEST_STEP).min(SystemTime::now());
+            parameters.not_before = parameters.not_before.max(start.into());
+        }
         parameters.not_after = parameters.not_after.min(self.certificate.not_after.into());
         if let Some(name) = names.iter().find(|name| matches!(name, SubjectName::CommonName(_))) {
             parameters.distinguished_name.push(DnType::CommonName, name.to_string());

@@ -10,9 +10,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nbd_gateway::tls::check_not_exposed;
 use tempfile::NamedTempFile;
@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use super::PkiError;
 use super::authority::{CertificateAuthority, IssuedCertificate};
 use super::certificate::{CertificateInfo, CertificateKind};
+use super::inventory::Inventory;
 use super::names::SubjectName;
 use super::revocations::Revocations;
 use crate::exit_status::ExitStatus;
@@ -146,6 +147,22 @@ impl CaFolder {
         Revocations::from_pem(&self.read(REVOCATION_LIST)?, &self.path(REVOCATION_LIST), authority)
     }
 
+    /// Reads all certificates and what has been revoked of them.
+    pub(super) fn inventory(&self, authority: &CertificateInfo) -> Result<Inventory, PkiError> {
+        let (issued, revocations) = (self.issued()?, self.revocations(authority)?);
+        Ok(Inventory { issued, revocations, now: SystemTime::now() })
+    }
+
+    /// Reads the certificate in the folder of a server or client; `None` if there is none.
+    pub(super) fn bundle_certificate(
+        &self,
+        bundle: &Path,
+        kind: CertificateKind,
+    ) -> Option<CertificateInfo> {
+        let path = bundle.join(format!("{kind}-cert.pem"));
+        CertificateInfo::from_pem(&read(&path).ok()?, &path).ok()
+    }
+
     /// Reads all certificates ever issued, sorted by expiry, the earliest first.
     pub(super) fn issued(&self) -> Result<Vec<CertificateInfo>, PkiError> {
         let mut issued = Vec::new();
@@ -217,6 +234,35 @@ impl CaFolder {
         Ok(())
     }
 
+    /// Replaces the certificate, its key and the CA's certificate in a folder. The folder itself
+    /// stays: it may be mounted, or the only one that a sandboxed program can read. Each file is
+    /// replaced atomically, and keeps owner and permissions.
+    pub(super) fn replace_bundle(
+        &self,
+        folder: &Path,
+        authority: &CertificateAuthority,
+        issued: &IssuedCertificate,
+    ) -> Result<(), PkiError> {
+        let parent = parent_folder(folder);
+        let complete = tempfile::Builder::new()
+            .prefix(TEMPORARY_PREFIX)
+            .permissions(Permissions::from_mode(SECRET_FOLDER))
+            .tempdir_in(parent)
+            .map_err(PkiError::io("write to", parent))?;
+        write_files(complete.path(), authority, issued)?;
+        // The key and the certificate don't match in between, so that nothing else is done there.
+        let names = bundle_files(issued.certificate.kind);
+        for name in &names {
+            let (new, old) = (complete.path().join(name), folder.join(name));
+            copy_access(&old, &new).map_err(PkiError::io("replace", &old))?;
+        }
+        for name in &names {
+            let old = folder.join(name);
+            fs::rename(complete.path().join(name), &old).map_err(PkiError::io("replace", &old))?;
+        }
+        sync_folder(folder).map_err(PkiError::io("replace", folder))
+    }
+
     fn issued_files(&self) -> Result<Vec<PathBuf>, PkiError> {
         let folder = self.path(ISSUED);
         let files = match fs::read_dir(&folder) {
@@ -269,10 +315,28 @@ pub(crate) fn write_files(
     authority: &CertificateAuthority,
     issued: &IssuedCertificate,
 ) -> Result<(), PkiError> {
-    let kind = issued.certificate.kind;
-    write_new(&folder.join(CA_CERTIFICATE), &authority.pem, PUBLIC)?;
-    write_new(&folder.join(format!("{kind}-cert.pem")), &issued.pem, PUBLIC)?;
-    write_new(&folder.join(format!("{kind}-key.pem")), &issued.key, SECRET)
+    let [ca, certificate, key] = bundle_files(issued.certificate.kind);
+    write_new(&folder.join(ca), &authority.pem, PUBLIC)?;
+    write_new(&folder.join(certificate), &issued.pem, PUBLIC)?;
+    write_new(&folder.join(key), &issued.key, SECRET)
+}
+
+/// Returns the names of the CA's certificate, of the certificate and of its key.
+fn bundle_files(kind: CertificateKind) -> [String; 3] {
+    [CA_CERTIFICATE.to_owned(), format!("{kind}-cert.pem"), format!("{kind}-key.pem")]
+}
+
+/// Gives a new file the owner and the permissions of the one that it will replace, if there is one.
+fn copy_access(old: &Path, new: &Path) -> io::Result<()> {
+    let old = match fs::metadata(old) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        old => old?,
+    };
+    let now = fs::metadata(new)?;
+    if (now.uid(), now.gid()) != (old.uid(), old.gid()) {
+        chown(new, Some(old.uid()), Some(old.gid()))?;
+    }
+    fs::set_permissions(new, old.permissions())
 }
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, PkiError> {

@@ -3,21 +3,26 @@
 pub(crate) mod authority;
 pub(crate) mod certificate;
 pub(crate) mod folder;
+mod inventory;
 pub(crate) mod names;
+mod renew;
 mod report;
 mod revocations;
 mod show;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::SystemTime;
 
-use rcgen::KeyPair;
+use rcgen::{KeyPair, RevocationReason};
 
 use crate::cli::pki::{Init, Issue, KeyOptions, Pki, PkiCommand, Revoke, Show};
 use crate::exit_status::{self, ExitStatus};
 use authority::{CertificateAuthority, KeyAlgorithm};
 use certificate::{CertificateInfo, CertificateKind, Serial};
 use folder::{CA_CERTIFICATE, CA_KEY, CaFolder, REVOCATION_LIST};
+use inventory::{Inventory, newest_start};
 use names::SubjectName;
 use revocations::Revocations;
 
@@ -25,6 +30,9 @@ use revocations::Revocations;
 const SERVER_DAYS: u32 = 397;
 /// Default validity of a client's certificate. Short, so that a forgotten client soon loses access.
 const CLIENT_DAYS: u32 = 90;
+
+/// Exit code of `show --expiring` if there are such certificates.
+const EXPIRING: u8 = 3;
 
 /// Error of a `pki` command.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +59,27 @@ pub(crate) enum PkiError {
     UnsupportedCa,
     #[error("no issued certificate has the name or serial number {:?}", nbd_telemetry::escape::name(.0))]
     NotIssued(String),
+    #[error(
+        "all certificates of {:?} are revoked: remove its folder and issue a new one, if it is to \
+         have access again",
+        nbd_telemetry::escape::name(.0)
+    )]
+    Revoked(String),
+    #[error(
+        "{0}: another program has issued this certificate, with parts that this one can't write: \
+         use that program"
+    )]
+    NotRenewable(String),
+    #[error(
+        "the CA expires on {date}, before a new certificate would: create a CA in another folder",
+        date = show::format_date(*.0)
+    )]
+    CaExpiresFirst(SystemTime),
+    #[error(
+        "nothing supersedes the newest certificate of {:?}: renew it first, or give another reason",
+        nbd_telemetry::escape::name(.0)
+    )]
+    NotSuperseded(String),
     #[error("can't write to standard output: {0}")]
     Output(#[from] io::Error),
 }
@@ -71,6 +100,10 @@ impl ExitStatus for PkiError {
             Self::Encode(_) => "encoding_failed",
             Self::UnsupportedCa => "unsupported_ca",
             Self::NotIssued(_) => "not_issued",
+            Self::Revoked(_) => "revoked",
+            Self::NotRenewable(_) => "not_renewable",
+            Self::CaExpiresFirst(_) => "ca_expires_first",
+            Self::NotSuperseded(_) => "not_superseded",
             Self::Output(_) => "output_failed",
         }
     }
@@ -95,16 +128,18 @@ impl PkiError {
 }
 
 /// Runs the command given on the command line.
-pub(crate) fn run(options: &Pki) -> Result<(), PkiError> {
+pub(crate) fn run(options: &Pki) -> Result<ExitCode, PkiError> {
     let folder = CaFolder::new(&options.dir);
     let out = &mut io::stdout().lock();
     match &options.command {
-        PkiCommand::Init(options) => init(&folder, options, out),
-        PkiCommand::Server(options) => issue(&folder, CertificateKind::Server, options, out),
-        PkiCommand::Client(options) => issue(&folder, CertificateKind::Client, options, out),
-        PkiCommand::Revoke(options) => revoke(&folder, options, out),
-        PkiCommand::Show(options) => show(&folder, options, out),
+        PkiCommand::Init(options) => init(&folder, options, out)?,
+        PkiCommand::Server(options) => issue(&folder, CertificateKind::Server, options, out)?,
+        PkiCommand::Client(options) => issue(&folder, CertificateKind::Client, options, out)?,
+        PkiCommand::Renew(options) => renew::run(&folder, options, out)?,
+        PkiCommand::Revoke(options) => revoke(&folder, options, out)?,
+        PkiCommand::Show(options) => return show(&folder, options, out),
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Creates a CA: its key first, then the certificate, then the revocation list. Resumes an earlier
@@ -182,8 +217,9 @@ fn issue(
     let authority = folder.authority()?;
     let bundle = folder.bundle_path(kind, first);
     if bundle.symlink_metadata().is_ok() {
-        let problem = "already exists: remove it first to issue a new certificate (the old one \
-                       stays valid, and can still be revoked)";
+        let problem = "already exists: use hexz-nbd pki renew for a new certificate with the same \
+                       names, or remove it first (the old one stays valid, and can still be \
+                       revoked)";
         return Err(PkiError::file(&bundle, "already_exists", problem));
     }
     let days = options.days.unwrap_or(if kind == CertificateKind::Server {
@@ -191,7 +227,8 @@ fn issue(
     } else {
         CLIENT_DAYS
     });
-    let issued = authority.issue(kind, &names, days, key_kind(&options.key))?;
+    let newest = newest_start(&folder.issued()?, kind, &names);
+    let issued = authority.issue(kind, &names, days, key_kind(&options.key), newest)?;
     // Recorded first: a certificate that can be used must also be revocable, even if this process
     // ends in between.
     folder.record_issued(&issued)?;
@@ -241,11 +278,18 @@ fn revoke(folder: &CaFolder, options: &Revoke, out: &mut impl Write) -> Result<(
     folder.authority_certificate()?;
     let lock = folder.lock()?;
     let authority = folder.authority()?;
-    let mut revocations = folder.revocations(&authority.certificate)?;
+    let inventory = folder.inventory(&authority.certificate)?;
     let certificates = find_certificates(folder, &authority.certificate, &options.which)?;
-    let (old, new): (Vec<_>, Vec<_>) = certificates
-        .into_iter()
-        .partition(|certificate| revocations.find(&certificate.serial).is_some());
+    let (old, mut new): (Vec<_>, Vec<_>) =
+        certificates.into_iter().partition(|certificate| inventory.is_revoked(certificate));
+    let mut kept = Vec::new();
+    if options.reason() == Some(RevocationReason::Superseded) {
+        (new, kept) = new.into_iter().partition(|certificate| inventory.is_superseded(certificate));
+    }
+    if new.is_empty() && old.is_empty() {
+        return Err(PkiError::NotSuperseded(options.which.clone()));
+    }
+    let Inventory { mut revocations, .. } = inventory;
     if !new.is_empty() {
         for certificate in &new {
             revocations.add(&certificate.serial, options.reason());
@@ -254,7 +298,8 @@ fn revoke(folder: &CaFolder, options: &Revoke, out: &mut impl Write) -> Result<(
         folder.replace_revocations(&authority.sign_revocations(&revocations)?)?;
     }
     drop(lock);
-    report::revoked(out, folder, &revocations, &old, &new)
+    report::revoked(out, folder, &revocations, &old, &new)?;
+    report::kept(out, &kept)
 }
 
 /// Finds the certificates meant by a name, a serial number or the path of a certificate file.
@@ -297,14 +342,20 @@ fn find_certificates(
     Ok(vec![certificate])
 }
 
-fn show(folder: &CaFolder, options: &Show, out: &mut impl Write) -> Result<(), PkiError> {
+/// Lists all certificates, or those that expire soon. The exit code says if there are any of these.
+fn show(folder: &CaFolder, options: &Show, out: &mut impl Write) -> Result<ExitCode, PkiError> {
     let authority = folder.authority_certificate()?;
-    let revocations = folder.revocations(&authority)?;
-    let mut certificates = vec![authority];
-    certificates.extend(folder.issued()?);
+    let inventory = folder.inventory(&authority)?;
+    let all = std::iter::once(&authority).chain(&inventory.issued);
+    let shown: Vec<_> = match options.expiring {
+        Some(within) => all.filter(|it| inventory.is_expiring(it, within)).collect(),
+        None => all.collect(),
+    };
     if options.json {
-        show::write_json(out, &certificates, &revocations)
-    } else {
-        show::write_text(out, &certificates, &revocations)
+        show::write_json(out, &shown, &inventory)?;
+    } else if options.expiring.is_none() || !shown.is_empty() {
+        show::write_text(out, &shown, &inventory)?;
     }
+    let found = options.expiring.is_some() && !shown.is_empty();
+    Ok(if found { ExitCode::from(EXPIRING) } else { ExitCode::SUCCESS })
 }

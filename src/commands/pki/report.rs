@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nbd_telemetry::escape;
 
 use super::PkiError;
+use super::authority::IssuedCertificate;
 use super::certificate::CertificateInfo;
 use super::folder::{CA_CERTIFICATE, CA_KEY, CaFolder, REVOCATION_LIST};
 use super::names::SubjectName;
@@ -22,10 +23,7 @@ pub(super) fn ca_created(
     folder: &CaFolder,
     authority: &CertificateInfo,
 ) -> Result<(), PkiError> {
-    let option = match folder.root() {
-        path if path == Path::new("pki") => String::new(),
-        path => format!(" --dir {}", shell_quote_path(path)),
-    };
+    let option = dir_option(folder);
     let [certificate, key, list] =
         [CA_CERTIFICATE, CA_KEY, REVOCATION_LIST].map(|name| folder.path(name));
     writeln!(
@@ -141,6 +139,48 @@ pub(super) fn revoked(
     Ok(())
 }
 
+/// Reports a renewed certificate, and what to do with it.
+pub(super) fn renewed(
+    out: &mut impl Write,
+    folder: &CaFolder,
+    bundle: &Path,
+    former: &CertificateInfo,
+    issued: &IssuedCertificate,
+) -> Result<(), PkiError> {
+    let certificate = &issued.certificate;
+    let name = former.names.first().map(ToString::to_string).unwrap_or_default();
+    writeln!(
+        out,
+        "renewed {} for the {} {}, valid until {}\n\
+         copy it to the {kind}; the former one stays valid until {}, or until it is revoked:\n\
+         \x20   hexz-nbd pki{} revoke --reason superseded {}",
+        escape::name(bundle),
+        certificate.kind,
+        certificate.names_for_display(),
+        format_date(certificate.not_after),
+        format_date(former.not_after),
+        dir_option(folder),
+        shell_quote_name(&name),
+        kind = certificate.kind,
+    )?;
+    Ok(())
+}
+
+pub(super) fn nothing_to_renew(out: &mut impl Write) -> Result<(), PkiError> {
+    writeln!(out, "nothing to renew")?;
+    Ok(())
+}
+
+/// Reports the certificates that aren't revoked because nothing supersedes them.
+pub(super) fn kept(out: &mut impl Write, kept: &[CertificateInfo]) -> Result<(), PkiError> {
+    for certificate in kept {
+        let names = certificate.names_for_display();
+        let CertificateInfo { kind, serial, .. } = certificate;
+        writeln!(out, "kept, as the newest: {kind} {names} ({serial})")?;
+    }
+    Ok(())
+}
+
 fn issued(
     out: &mut impl Write,
     bundle: &Path,
@@ -155,6 +195,20 @@ fn issued(
         format_date(certificate.not_after),
     )?;
     Ok(())
+}
+
+/// Returns the option that names the CA's folder, unless it is the default.
+fn dir_option(folder: &CaFolder) -> String {
+    match folder.root() {
+        path if path == Path::new("pki") => String::new(),
+        path => format!(" --dir {}", shell_quote_path(path)),
+    }
+}
+
+/// Quotes a name as an argument; one that begins with a hyphen isn't an option.
+fn shell_quote_name(name: &str) -> String {
+    let quoted = shell_quote_path(Path::new(name));
+    if name.starts_with('-') { format!("-- {quoted}") } else { quoted }
 }
 
 /// Returns a name or address by which clients can connect to the server.

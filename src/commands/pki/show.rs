@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::PkiError;
 use super::certificate::{CertificateInfo, CertificateKind};
-use super::revocations::{Revocations, reason_name};
+use super::inventory::Inventory;
+use super::revocations::reason_name;
 use crate::commands::output::format_time;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -24,17 +25,16 @@ enum CertificateStatus {
 /// Writes a table with a header and a line for each certificate.
 pub(super) fn write_text(
     out: &mut impl Write,
-    certificates: &[CertificateInfo],
-    revocations: &Revocations,
+    certificates: &[&CertificateInfo],
+    inventory: &Inventory,
 ) -> Result<(), PkiError> {
-    let now = SystemTime::now();
     writeln!(
         out,
         "{:6}  {:20}  {:10}  {:32}  {:64}  NAMES",
         "KIND", "STATE", "NOT AFTER", "SERIAL", "SHA-256"
     )?;
     for certificate in certificates {
-        let state = match state(certificate, revocations, now) {
+        let state = match state(certificate, inventory) {
             CertificateStatus::Revoked => "revoked".to_owned(),
             CertificateStatus::Expired => "expired".to_owned(),
             CertificateStatus::Valid(0) => "expires within 1 day".to_owned(),
@@ -57,19 +57,18 @@ pub(super) fn write_text(
 /// Writes a JSON array with an object for each certificate.
 pub(super) fn write_json(
     out: &mut impl Write,
-    certificates: &[CertificateInfo],
-    revocations: &Revocations,
+    certificates: &[&CertificateInfo],
+    inventory: &Inventory,
 ) -> Result<(), PkiError> {
-    let now = SystemTime::now();
     let list: Value = certificates
         .iter()
         .map(|certificate| {
-            let (state, days) = match state(certificate, revocations, now) {
+            let (state, days) = match state(certificate, inventory) {
                 CertificateStatus::Revoked => ("revoked", None),
                 CertificateStatus::Expired => ("expired", None),
                 CertificateStatus::Valid(days) => ("valid", Some(days)),
             };
-            let revoked = revocations.find(&certificate.serial).map(|entry| {
+            let revoked = inventory.revocations.find(&certificate.serial).map(|entry| {
                 json!({
                     "at": format_time(entry.revocation_time.into()),
                     "reason": entry.reason_code.map(reason_name),
@@ -88,6 +87,7 @@ pub(super) fn write_json(
                 "not_after": format_time(certificate.not_after),
                 "state": state,
                 "expires_in_days": days,
+                "superseded": inventory.is_superseded(certificate),
                 "revoked": revoked,
                 "sha256": certificate.fingerprint(),
             })
@@ -102,17 +102,11 @@ pub(super) fn format_date(time: SystemTime) -> String {
     format_time(time).split('T').next().unwrap_or_default().to_owned()
 }
 
-fn state(
-    certificate: &CertificateInfo,
-    revocations: &Revocations,
-    now: SystemTime,
-) -> CertificateStatus {
-    if certificate.kind != CertificateKind::Authority
-        && revocations.find(&certificate.serial).is_some()
-    {
+fn state(certificate: &CertificateInfo, inventory: &Inventory) -> CertificateStatus {
+    if certificate.kind != CertificateKind::Authority && inventory.is_revoked(certificate) {
         return CertificateStatus::Revoked;
     }
-    match certificate.not_after.duration_since(now) {
+    match certificate.not_after.duration_since(inventory.now) {
         Ok(left) if !left.is_zero() => CertificateStatus::Valid(left.as_secs() / DAY.as_secs()),
         _ => CertificateStatus::Expired,
     }

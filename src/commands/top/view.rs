@@ -232,7 +232,26 @@ fn traffic(frame: &Frame<'_>, now: &Status) -> Vec<(Style, String)> {
             left => (Style::Plain, certificate(left)),
         });
     }
+    facts.extend(client_certificates(now));
     facts
+}
+
+/// Names the client whose certificate expires first, if that is soon, and the number of others.
+fn client_certificates(now: &Status) -> Option<(Style, String)> {
+    let clients = &now.gateway.client_certificates;
+    let first = clients.expiring.first()?;
+    let (left, identity) = (first.expires - now.now, escape_untrusted(&first.identity));
+    let (style, mut text) = if left <= 0.0 {
+        (Style::Bad, format!("client certificate of {identity} expired"))
+    } else {
+        let text = format!("client certificate of {identity} expires in {}", duration(left));
+        (Style::Warn, text)
+    };
+    let others = (clients.expires_soon + clients.expired).saturating_sub(1);
+    if others > 0 {
+        text += &format!(" ({} more)", format_count(others));
+    }
+    Some((style, text))
 }
 
 fn certificate(left: f64) -> String {

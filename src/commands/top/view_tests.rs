@@ -226,3 +226,27 @@ fn many_stores_are_summarized() {
     assert!(lines[2].starts_with("store s3://golden-1 throttled   "), "{lines:?}");
     assert_eq!(lines.len(), 3);
 }
+
+#[test]
+fn client_certificates_that_expire_soon_are_named() {
+    let mut now = status(14);
+    let shown = |now: &Status| {
+        let rates = [0.0; 4];
+        let frame = Frame { latest: Some(now), earlier: None, rates: &rates, error: None };
+        let lines = screen(&frame, &ViewOptions::default(), 200, 20);
+        lines.iter().map(super::lines::StyledLine::text).collect::<Vec<_>>().join("\n")
+    };
+    assert!(!shown(&now).contains("client certificate"));
+    let expiring = |left: f64| json!([{ "identity": "dns:\u{1b}a", "expires": NOW + 14.0 + left }]);
+    for (left, soon, expired, expected) in [
+        (3.5 * 86_400.0, 1, 0, "client certificate of dns:\\u{1b}a expires in 3 d 12 h"),
+        (3.5 * 86_400.0, 2, 1, "client certificate of dns:\\u{1b}a expires in 3 d 12 h (2 more)"),
+        (-1.0, 0, 1, "client certificate of dns:\\u{1b}a expired"),
+    ] {
+        let clients =
+            json!({ "expires_soon": soon, "expired": expired, "expiring": expiring(left) });
+        now.gateway.client_certificates = serde_json::from_value(clients).unwrap();
+        let shown = shown(&now);
+        assert!(shown.contains(expected), "{expected} isn't in {shown}");
+    }
+}

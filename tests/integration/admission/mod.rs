@@ -31,7 +31,7 @@ fn asking(authority: &Authority) -> Builder {
 }
 
 /// Inside TLS, with that configuration.
-fn come_in(server: &Server, config: Arc<ClientConfig>) -> Client<Session> {
+pub fn come_in(server: &Server, config: Arc<ClientConfig>) -> Client<Session> {
     let mut client = server.connect();
     client.greet(FLAGS);
     client.starttls(config).boxed()
@@ -43,7 +43,7 @@ fn come_in_as(server: &Server, who: &Certified) -> Client<Session> {
 
 /// Whether such a client reads something. With TLS 1.3 it believes that the handshake is
 /// over before the server has looked at its certificate.
-fn reads(server: &Server, config: Arc<ClientConfig>) -> bool {
+pub fn reads(server: &Server, config: Arc<ClientConfig>) -> bool {
     let mut client = server.connect();
     client.greet(FLAGS);
     assert_eq!(client.option(crate::support::client::OPT_STARTTLS, b"").len(), 1);
@@ -57,7 +57,7 @@ fn reads(server: &Server, config: Arc<ClientConfig>) -> bool {
 }
 
 /// Puts another content under a name, in one step.
-fn replace(path: &Path, content: &str) {
+pub fn replace(path: &Path, content: &str) {
     let new = path.with_extension("new");
     fs::write(&new, content).unwrap();
     fs::rename(new, path).unwrap();

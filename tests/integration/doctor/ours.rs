@@ -178,6 +178,32 @@ fn client_certificates() {
     found.assert_ends("own files", "key_mismatch", "client");
 }
 
+/// The client's own, before it is too late.
+#[test]
+fn a_client_certificate_that_expires_soon_is_a_warning() {
+    let authority = Authority::new();
+    let server = tls().clients_of(&authority).start();
+    for (seconds, is_due) in [
+        ((-76 * DAY, 13 * DAY), true),
+        ((-75 * DAY, 15 * DAY), false),
+        // One that is valid for a day is due in its last quarter.
+        ((-DAY * 4 / 5, DAY / 5), true),
+        ((-DAY / 2, DAY / 2), false),
+    ] {
+        let own = authority.certify(&Recipe { seconds, ..Recipe::default() });
+        let own = own.folder(server.pki());
+        let found = examine(with_folder(own.path(), &server));
+        found.assert_works();
+        let step = "client certificate";
+        if is_due {
+            found.assert_outcome(step, "warning");
+            found.assert_advice(step, "client_certificate_expires_soon", "client");
+        } else {
+            found.assert_outcome(step, "good");
+        }
+    }
+}
+
 /// A server that isn't trusted doesn't learn who the client is.
 #[test]
 fn no_certificate_for_strangers() {

@@ -16,32 +16,35 @@ use page::Step;
 use crate::support::server::run as run_binary;
 
 /// Reasons for blocks that no test can run, each with the number of such blocks on all pages.
-const NOT_RUN: [(&str, usize); 15] = [
+const NOT_RUN: [(&str, usize); 17] = [
     ("a kernel's command line", 2),
     ("builds the program", 1),
     ("needs Ansible", 1),
     ("needs FUSE", 1),
     ("needs Proxmox VE", 1),
-    ("needs a Kubernetes cluster", 3),
+    ("needs a Kubernetes cluster", 4),
     ("needs a container engine", 1),
     ("needs a kernel with nbd", 2),
     ("needs a machine that boots", 1),
+    ("needs an ACME server", 1),
     ("needs another machine", 1),
     ("needs libvirt", 1),
     ("needs qemu-system-x86_64", 3),
     ("needs root", 1),
-    ("needs systemd as the first process", 7),
+    ("needs step-ca", 1),
+    ("needs systemd as the first process", 8),
     ("needs vsock", 1),
 ];
 
 /// The pages with commands, by their paths in the repository.
-const PAGES: [&str; 21] = [
+const PAGES: [&str; 22] = [
     "README.md",
     "docs/README.md",
     "docs/as-a-service.md",
     "docs/audit.md",
     "docs/behind-a-load-balancer.md",
     "docs/boot-machines.md",
+    "docs/certificate-renewal.md",
     "docs/check-archives.md",
     "docs/client-certificates.md",
     "docs/clients.md",
@@ -96,6 +99,11 @@ fn behind_a_load_balancer() {
 #[test]
 fn boot_machines() {
     run("docs/boot-machines.md");
+}
+
+#[test]
+fn certificate_renewal() {
+    run("docs/certificate-renewal.md");
 }
 
 #[test]

@@ -72,7 +72,7 @@ fn links_resolve() {
 #[test]
 fn options_and_targets_exist() {
     let help = |words: &[&str]| run_binary(words.iter().copied().chain(["--help"])).stdout;
-    let of_pki = ["init", "server", "client", "show", "revoke"];
+    let of_pki = ["init", "server", "client", "renew", "show", "revoke"];
     let mut known = help(&[]) + &help(&["demo"]);
     COMMANDS.iter().for_each(|command| known += &help(&[command]));
     of_pki.iter().for_each(|command| known += &help(&["pki", command]));

@@ -78,7 +78,7 @@ fn get(server: &Server, target: &str) -> Answer {
 }
 
 /// What `/status.json` says.
-fn status(server: &Server) -> Value {
+pub(crate) fn status(server: &Server) -> Value {
     let answer = get(server, "/status.json");
     assert_eq!(answer.code, 200, "{answer:?}");
     serde_json::from_str(&answer.body).unwrap()

@@ -3,7 +3,9 @@
 mod certificates;
 mod clients;
 mod init;
+mod renew;
 mod revoke;
+mod season;
 mod show;
 
 use std::fs;

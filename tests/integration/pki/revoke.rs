@@ -38,7 +38,7 @@ fn by_name_by_serial_and_by_file() {
     // A file alone is enough; nobody has to remember it.
     let file = ca.text("clients/b4/client-cert.pem");
     fs::remove_dir_all(ca.path("issued")).unwrap();
-    ca.make(["revoke", &file, "--reason", "superseded"]);
+    ca.make(["revoke", &file, "--reason", "cessation-of-operation"]);
 
     for name in ["backup", "b2", "b3", "b4"] {
         assert_revoked(&ca, &format!("clients/{name}/client-cert.pem"));
@@ -46,7 +46,7 @@ fn by_name_by_serial_and_by_file() {
     ca.verify("clients/stays/client-cert.pem", "sslclient").ok();
     let list = list(&ca);
     assert_eq!(list.matches("Serial Number:").count(), 4, "{list}");
-    assert!(list.contains("Key Compromise") && list.contains("Superseded"), "{list}");
+    assert!(list.contains("Key Compromise") && list.contains("Cessation Of Operation"), "{list}");
     assert!(list.contains("X509v3 CRL Number: \n                5\n"), "{list}");
     assert_secrecy(&ca.folder);
 }
@@ -78,6 +78,53 @@ fn a_name_stands_for_all_its_certificates() {
     for name in ["words", "host.example.org", "spiffe://corp/1"] {
         assert!(ca.make(["revoke", name]).contains("words"));
     }
+}
+
+/// The obvious renewal procedure used to lock the client out.
+#[test]
+fn a_superseded_certificate_is_revoked_but_never_the_newest() {
+    let ca = Ca::new();
+    ca.make(["client", "backup"]);
+    let before = contents(&ca.folder);
+    let serial = ca.serial(BACKUP);
+    for which in ["backup", &serial, &ca.text(BACKUP)] {
+        ca.fail(["revoke", which, "--reason", "superseded"], "not_superseded");
+    }
+    assert!(contents(&ca.folder) == before);
+    let old = format!("issued/{}.pem", serial.to_lowercase());
+    ca.make(["renew", "backup"]);
+    let said = ca.make(["revoke", "backup", "--reason", "superseded"]);
+    assert!(
+        said.contains(&format!("revoked: client backup ({})", serial.to_lowercase())),
+        "{said}"
+    );
+    assert!(said.contains("\nkept, as the newest: client backup ("), "{said}");
+    assert_revoked(&ca, &old);
+    ca.verify(BACKUP, "sslclient").ok();
+    // Again, there is nothing to do.
+    let before = contents(&ca.folder);
+    let said = ca.make(["revoke", "backup", "--reason", "superseded"]);
+    assert!(said.starts_with("was already revoked: "), "{said}");
+    assert!(contents(&ca.folder) == before);
+    // Another reason applies to the newest one, too.
+    ca.make(["revoke", "backup"]);
+    assert_revoked(&ca, BACKUP);
+}
+
+/// A certificate that is the newest of one of its names stays.
+#[test]
+fn a_certificate_with_several_names_is_superseded_name_by_name() {
+    let ca = Ca::new();
+    ca.make(["client", "web.example.org", "db.example.org"]);
+    ca.make(["server", "db.example.org"]);
+    fs::rename(ca.path("clients/web.example.org"), ca.path("clients/old")).unwrap();
+    let old = "clients/old/client-cert.pem";
+    ca.make(["client", "web.example.org"]);
+    ca.fail(["revoke", &ca.text(old), "--reason", "superseded"], "not_superseded");
+    ca.make(["client", "db.example.org"]);
+    ca.make(["revoke", &ca.text(old), "--reason", "superseded"]);
+    assert_revoked(&ca, old);
+    ca.verify("servers/db.example.org/server-cert.pem", "sslserver").ok();
 }
 
 #[test]

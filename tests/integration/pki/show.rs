@@ -50,6 +50,44 @@ fn everything_that_was_issued() {
     assert_eq!(json[3]["names"][1], serde_json::json!({ "kind": "ip", "name": "192.0.2.7" }));
 }
 
+#[test]
+fn what_expires_soon_has_an_exit_code() {
+    let ca = Ca::new();
+    ca.make(["server", "nbd.example.org"]);
+    assert_eq!(ca.make(["show", "--expiring", "30d"]), "");
+    assert_eq!(ca.make(["show", "--expiring", "30d", "--json"]), "[]\n");
+    for name in ["soon", "renewed", "revoked"] {
+        ca.make(["client", name, "--days", "20"]);
+    }
+    ca.make(["revoke", "revoked"]);
+    ca.make(["renew", "renewed", "--days", "40"]);
+    let ended = ca.run(["show", "--expiring", "30d"]);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let lines: Vec<_> = ended.stdout.lines().collect();
+    assert!(lines[0].starts_with("KIND ") && lines[1].ends_with(" soon"), "{lines:?}");
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(ca.run(["show", "--expiring", "1d"]).code, Some(0));
+    // Whatever is revoked or superseded never counts.
+    let ended = ca.run(["show", "--expiring", "1y", "--json"]);
+    let json: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let kinds: Vec<_> = json.as_array().unwrap().iter().map(|it| &it["kind"]).collect();
+    assert_eq!(kinds, ["client", "client"]);
+    assert_eq!(ended.code, Some(3));
+    ca.reject(["show", "--expiring", "30"]);
+    ca.reject(["show", "--expiring", "0d"]);
+
+    let json: Value = serde_json::from_str(&ca.make(["show", "--json"])).unwrap();
+    let superseded = json.as_array().unwrap().iter().filter(|it| it["superseded"] == true);
+    let superseded: Vec<_> = superseded.map(|it| &it["names"][0]["name"]).collect();
+    assert_eq!(superseded, ["renewed"]);
+
+    let short = Ca::nowhere();
+    short.make(["init", "--days", "20"]);
+    let ended = short.run(["show", "--expiring", "30d"]);
+    assert_eq!(ended.code, Some(3), "{}", ended.stdout);
+    assert!(ended.stdout.contains("\nca "), "{}", ended.stdout);
+}
+
 /// It needs no key, and passes over what it can't read.
 #[test]
 fn without_the_key() {

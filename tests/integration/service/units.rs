@@ -48,6 +48,25 @@ fn systemd_understands_all_of_it() {
     assert_eq!(everything, "");
 }
 
+/// The timer for renewals in examples/, without what isn't installed here.
+#[test]
+fn systemd_understands_the_renewal_timer() {
+    let folder = tempfile::tempdir().unwrap();
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let paths = ["hexz-nbd-renew.service", "hexz-nbd-renew.timer"].map(|name| {
+        let path = folder.path().join(name);
+        let unit = std::fs::read_to_string(examples.join(name)).unwrap();
+        let unit = unit.replace("/usr/bin/hexz-nbd", BINARY).replace("/usr/bin/rsync", "/bin/true");
+        std::fs::write(&path, unit).unwrap();
+        path
+    });
+    let [service, timer] = paths.each_ref().map(|path| text(path));
+    let said = run("systemd-analyze", &["verify", "--man=no", service, timer]);
+    let everything = said.everything();
+    said.ok();
+    assert_eq!(everything, "");
+}
+
 #[test]
 fn the_service_is_hardly_exposed() {
     let (_folder, units) = units();

@@ -174,7 +174,7 @@ pub struct CommandLineRules {
 }
 
 /// All rules, in the order of evaluation.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules(Vec<Arc<Rule>>);
 
 /// Reason for a decision: the rule that matches, or the lack of one.

@@ -11,13 +11,14 @@ use nbd_server::{CloseReason, SessionError, SessionStats};
 use nbd_telemetry::{RateLimit, escape};
 use tokio::time::Instant;
 
-use crate::access::Reason;
+use crate::access::{Reason, Timestamp};
 use crate::audit::{Audit, rounded_seconds};
 use crate::outcome::{ConnectionFailure, ConnectionOutcome, LEFT_EARLY, Refusal, close_label};
 use crate::proxy::ReadHeaderError;
 use crate::registry::RegistryEntry;
 use crate::route::Route;
 use crate::stats::Stats;
+use crate::tls::{Credentials, format_seconds};
 
 /// Maximum number of audit events per connection about denied exports, and as many about missing
 /// ones. Further requests are only counted: sending one costs the client less than the audit would
@@ -81,6 +82,19 @@ impl Observer {
         self.audit.emit(|| events::refused(id, route, refusal));
         log_limited(&self.log_limits.refusals, |held_back| {
             tracing::warn!(id, %peer, via, reason, cause, held_back, "connection refused: {refusal}");
+        });
+    }
+
+    /// A client has authenticated and is allowed to connect. Warns if its certificate expires soon.
+    pub(crate) fn authenticated(&self, credentials: &Credentials, now: Timestamp) {
+        let Some(left) = self.stats.client_expiries.record(credentials, now) else { return };
+        log_limited(&self.log_limits.sessions, |held_back| {
+            let left = format_seconds(left.as_secs());
+            tracing::warn!(
+                reason = "client_certificate_expires",
+                held_back,
+                "the client's certificate expires in {left}: renew it",
+            );
         });
     }
 

@@ -275,8 +275,9 @@ impl<X: ExportCatalog> AdmittedConnection<'_, X> {
             return Err(ConnectionFailure::NotAllowed { client: client.to_string(), why });
         }
         self.entry.review(&active, Timestamp::now())?;
-        if client.credentials.is_some() {
+        if let Some(credentials) = &client.credentials {
             tracing::debug!("authenticated: {client}");
+            self.sessions.observer.authenticated(credentials, Timestamp::now());
         }
         Ok(client)
     }

@@ -16,6 +16,7 @@ use x509_cert::der::Decode;
 use x509_cert::name::Name;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
+use super::contents::{ContentsDigest, digest_all};
 use super::diagnosis;
 use super::failure::HandshakeFailure;
 use super::problem::{TlsFileError, TlsFileProblem};
@@ -63,6 +64,16 @@ pub(super) struct ClientVerifier {
     auth: ClientAuth,
     earliest_ca_expiry: UnixTime,
     earliest_crl_expiry: Option<UnixTime>,
+    pub(super) contents: ClientAuthContents,
+}
+
+/// Contents of the files, to tell what a reload has changed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ClientAuthContents {
+    pub(super) authorities: ContentsDigest,
+    pub(super) revocation_lists: ContentsDigest,
+    /// Number of revoked certificates in all lists.
+    pub(super) revoked: usize,
 }
 
 impl fmt::Debug for ClientVerifier {
@@ -149,10 +160,16 @@ pub(super) fn load(
     let earliest_ca_expiry = authorities.valid.iter().map(|it| it.end).min().ok_or_else(none)?;
     let earliest_crl_expiry = revocation_lists::earliest_end(&lists);
     let roots = Arc::new(RootVerifiers::new(roots).ok_or_else(none)?);
-    Ok((
-        ClientVerifier { roots, auth: files.auth, earliest_ca_expiry, earliest_crl_expiry },
-        warnings,
-    ))
+    let all = authorities.valid.iter().chain(&authorities.expired);
+    let contents = ClientAuthContents {
+        authorities: digest_all(all.map(|it| &*it.certificate)),
+        revocation_lists: digest_all(lists.iter().map(|list| &*list.encoded)),
+        revoked: lists.iter().map(|list| list.revoked).sum(),
+    };
+    let auth = files.auth;
+    let verifier =
+        ClientVerifier { roots, auth, earliest_ca_expiry, earliest_crl_expiry, contents };
+    Ok((verifier, warnings))
 }
 
 /// CAs that share a verifier, and the revocation lists that apply to them.

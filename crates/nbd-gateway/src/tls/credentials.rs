@@ -29,6 +29,7 @@ const MAX_NAME_LEN: usize = 4096;
 pub(crate) struct Credentials {
     identity: Identity,
     chain: Vec<CertificateDer<'static>>,
+    not_before: Timestamp,
     expires: Timestamp,
 }
 
@@ -98,7 +99,9 @@ impl Credentials {
         }
         names.push(IdentityName { kind: NameKind::Sha256, text: sha256(own) });
         let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-        Ok(Self { identity: Identity::new(names), chain, expires })
+        let not_before = parsed.tbs_certificate.validity.not_before.to_unix_duration();
+        let not_before = Timestamp(not_before.as_secs());
+        Ok(Self { identity: Identity::new(names), chain, not_before, expires })
     }
 
     /// Returns the client's identity.
@@ -122,6 +125,11 @@ impl Credentials {
             serial: Hex(serial.get(zeros..).unwrap_or_default()).to_string(),
             not_after: Timestamp(own.validity.not_after.to_unix_duration().as_secs()),
         })
+    }
+
+    /// Returns the time at which the client's own certificate became valid.
+    pub(crate) fn not_before(&self) -> Timestamp {
+        self.not_before
     }
 
     /// Returns the earliest expiry among the certificates that were valid when the chain was read.

@@ -2,6 +2,7 @@
 //! clients.
 
 mod client_auth;
+mod contents;
 mod credentials;
 pub mod diagnosis;
 mod exposure;
@@ -30,6 +31,7 @@ use rustls::{
 
 use client_auth::ClientVerifier;
 pub use client_auth::{ClientAuth, ClientAuthFiles};
+pub use contents::TlsChange;
 pub(crate) use credentials::{Credentials, CredentialsError};
 pub use exposure::check_not_exposed;
 pub(crate) use failure::HandshakeFailure;
@@ -37,7 +39,8 @@ pub use failure::HandshakeFailureCause;
 pub(super) use handshake::{EncryptedStream, handshake};
 pub use problem::{TlsFileError, TlsFileProblem};
 pub(super) use records::RecordCountingStream;
-pub(super) use validity::{ExpiryWarning, ExpiryWatch};
+pub use validity::is_renewal_due;
+pub(super) use validity::{ExpiryWarning, ExpiryWatch, format_seconds};
 
 /// Minimum TLS version that is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -92,6 +95,8 @@ impl TlsWarning {
 #[derive(Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
+    /// The server's certificate and its chain, if known.
+    chain: Arc<[CertificateDer<'static>]>,
     /// Private key, if it was read from a file.
     key: Option<Arc<dyn SigningKey>>,
     clients: Option<ClientVerifier>,
@@ -182,6 +187,7 @@ impl From<ServerConfig> for ServerTls {
     fn from(config: ServerConfig) -> Self {
         Self {
             config: Arc::new(config),
+            chain: Arc::default(),
             key: None,
             clients: None,
             min_version: None,
@@ -235,6 +241,7 @@ pub fn load(
     };
 
     let expires = chain.first().and_then(client_auth::certificate_expiry);
+    let own: Arc<[_]> = chain.clone().into();
     let configured = configure(chain, Arc::clone(&key), min_version, clients.as_ref());
     let config = configured.map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
@@ -243,8 +250,8 @@ pub fn load(
         other => of(&files.certificate)(TlsFileProblem::Unusable(other)),
     })?;
     let config = Arc::new(config);
-    let tls =
-        ServerTls { config, key: Some(key), clients, min_version: Some(min_version), expires };
+    let (key, min_version) = (Some(key), Some(min_version));
+    let tls = ServerTls { config, chain: own, key, clients, min_version, expires };
     Ok((tls, warnings))
 }
 
@@ -278,8 +285,10 @@ pub fn without_client_auth(
     min_version: TlsVersion,
 ) -> Result<ServerTls, rustls::Error> {
     let expires = chain.first().and_then(client_auth::certificate_expiry);
+    let own = chain.clone().into();
     let config = configure(chain, any_supported_type(&key)?, min_version, None)?;
-    Ok(ServerTls { min_version: Some(min_version), expires, ..ServerTls::from(config) })
+    let min_version = Some(min_version);
+    Ok(ServerTls { chain: own, min_version, expires, ..ServerTls::from(config) })
 }
 
 fn configure(

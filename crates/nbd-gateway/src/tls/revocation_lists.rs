@@ -34,6 +34,8 @@ pub(super) struct RevocationList {
     /// Authority key identifier.
     key_id: Option<Vec<u8>>,
     pub(super) end: UnixTime,
+    /// Number of certificates in the list.
+    pub(super) revoked: usize,
     pub(super) encoded: CertificateRevocationListDer<'static>,
 }
 
@@ -61,8 +63,9 @@ pub(super) fn read(
         let number = number(&parsed).map_err(|error| broken(error.to_string()))?;
         let key_id = key_id(&parsed).map_err(|error| broken(error.to_string()))?;
         let age = (parsed.tbs_cert_list.this_update.to_unix_duration(), number);
+        let revoked = parsed.tbs_cert_list.revoked_certificates.map_or(0, |entries| entries.len());
         let issuer = parsed.tbs_cert_list.issuer;
-        lists.push(RevocationList { age, issuer, key_id, end, encoded: list });
+        lists.push(RevocationList { age, issuer, key_id, end, revoked, encoded: list });
     }
     Ok(lists)
 }

@@ -12,6 +12,13 @@ const DAY: u64 = 24 * 3600;
 /// Remaining validity below which a warning is given when CAs and revocation lists are read.
 pub(super) const EXPIRY_WARNING_PERIOD: Duration = Duration::from_secs(14 * DAY);
 
+/// Remaining validity below which a client's certificate ought to have been renewed.
+const CLIENT_WARNING_PERIOD: Duration = Duration::from_secs(14 * DAY);
+
+/// Fraction of its validity below which a certificate ought to have been renewed, however
+/// short-lived it is: programs that renew certificates do so when a third is left.
+const CLIENT_WARNING_FRACTION: u32 = 4;
+
 /// Days before the server's certificate expires on which a warning is due.
 const WARNING_DAYS: [u64; 3] = [30, 7, 1];
 
@@ -68,6 +75,12 @@ impl ExpiryWatch {
             ExpiryWarning::Soon(left)
         })
     }
+}
+
+/// Returns true if a client's certificate ought to have been renewed by now, given its validity as
+/// a whole and the time left: in its last 14 days, or in its last quarter if that is shorter.
+pub fn is_renewal_due(lifetime: Duration, left: Duration) -> bool {
+    left < CLIENT_WARNING_PERIOD.min(lifetime / CLIENT_WARNING_FRACTION)
 }
 
 /// Checks a certificate as a client would, as far as that is possible without a trusted root.
@@ -128,8 +141,12 @@ fn verify_as_client(certificate: &CertificateDer<'_>, now: UnixTime) -> webpki::
 }
 
 pub(super) fn duration_between(earlier: UnixTime, later: UnixTime) -> humantime::FormattedDuration {
+    format_seconds(later.as_secs().saturating_sub(earlier.as_secs()))
+}
+
+/// Formats a number of seconds as a duration.
+pub(crate) fn format_seconds(seconds: u64) -> humantime::FormattedDuration {
     const MINUTE: u64 = 60;
-    let seconds = later.as_secs().saturating_sub(earlier.as_secs());
     // Seconds matter only if there are no minutes.
     let shown = if seconds > MINUTE { seconds - seconds % MINUTE } else { seconds };
     humantime::format_duration(Duration::from_secs(shown))

@@ -18,8 +18,8 @@ pub(crate) use exports::{
 };
 pub(crate) use plaintext::{PlaintextProbe, plaintext};
 pub(crate) use tls::{
-    ClientAuthState, client_certificate, handshake_failed, no_second_connection, older_tls,
-    rejected_after_handshake,
+    ClientAuthState, client_certificate, client_certificate_expiry, handshake_failed,
+    no_second_connection, older_tls, rejected_after_handshake,
 };
 pub(crate) use trust::{
     also_wrong_name, expired, format_validity, not_yet_valid, unsupported, untrusted, unverified,

@@ -1,10 +1,14 @@
 //! Advice on the TLS handshake and on the client's certificate.
 
+use std::time::SystemTime;
+
+use nbd_gateway::tls::is_renewal_due;
 use rustls::{AlertDescription, Error, PeerIncompatible};
 
-use super::{Client, Network, Server};
+use super::{Client, Network, Server, format_validity};
 use crate::commands::doctor::probe_error::ProbeError;
-use crate::commands::doctor::report::Step;
+use crate::commands::doctor::report::{Outcome, Step};
+use crate::commands::output::format_time;
 
 /// Names of the steps.
 const TLS: &str = "TLS";
@@ -230,6 +234,25 @@ pub(crate) fn client_certificate(observed: ClientAuthState) -> Step {
         (true, false) => good("requested, but not required"),
     };
     step.detail("asked_for", observed.is_certificate_requested)
+}
+
+/// Adds that the client's own certificate expires soon. That it has expired is known from the
+/// server, which then rejects it.
+pub(crate) fn client_certificate_expiry(
+    step: Step,
+    not_before: SystemTime,
+    not_after: SystemTime,
+    now: SystemTime,
+) -> Step {
+    let lifetime = not_after.duration_since(not_before).unwrap_or_default();
+    let step = step.detail("not_after", format_time(not_after));
+    match not_after.duration_since(now) {
+        Ok(left) if is_renewal_due(lifetime, left) => step
+            .problem(Outcome::Warning, "client_certificate_expires_soon")
+            .line(format!("the certificate expires in {}", format_validity(left)))
+            .advise(Client, "renew the certificate (hexz-nbd pki renew NAME, on the CA's machine)"),
+        _ => step,
+    }
 }
 
 /// Builds the step for a server that took the first connection, but not another one.
