@@ -172,17 +172,18 @@ fn troubleshooting() {
     run("docs/troubleshooting.md");
 }
 
-/// The examples of --help are run like a page, but have no comments.
+/// The examples of --help are run like a page. They assume some files, and aren't a sequence.
 #[test]
 fn help() {
-    // Files that the examples assume.
-    const BEFORE: &str = "\
-<!-- prepare: hexz-nbd pki --dir given init && hexz-nbd pki --dir given server server.example.org
-cp given/servers/*/*.pem given/crl.pem .
-mkdir -p /etc/pki/libnbd && cp ca-cert.pem /etc/pki/libnbd
-sed '/^hours/d; s,uri:spiffe://corp/backup/,dns:backup.,; s,web-,,' examples/rules.toml > rules.toml
-cp examples/one-snapshot.toml hexz-nbd.toml && cp disk.hexz /srv/hexz-nbd -->
-";
+    let before = [
+        "hexz-nbd pki --dir given init && hexz-nbd pki --dir given server server.example.org",
+        "cp given/servers/*/*.pem given/crl.pem .",
+        "mkdir -p /etc/pki/libnbd && cp ca-cert.pem /etc/pki/libnbd",
+        "sed '/^hours/d; s,uri:spiffe://corp/backup/,dns:backup.,; s,web-,,' examples/rules.toml \
+         > rules.toml",
+        "cp examples/one-snapshot.toml hexz-nbd.toml",
+        "mkdir /srv/hexz-nbd && cp disk.hexz /srv/hexz-nbd",
+    ];
     let mut text = examples(&[]);
     // The server of one example isn't that of the next.
     let over_tls = "hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem \
@@ -191,19 +192,26 @@ cp examples/one-snapshot.toml hexz-nbd.toml && cp disk.hexz /srv/hexz-nbd -->
         [("  Find out why", over_tls), ("CHANGED BLOCKS", "hexz-nbd monday.hexz tuesday.hexz")]
     {
         assert_eq!(text.matches(heading).count(), 1, "{heading}");
-        text = text.replace(heading, &format!("<!-- prepare: {server} -->\n{heading}"));
+        text = text.replace(heading, &format!("    {server}\n\n{heading}"));
     }
-    machine::run("--help", &page::steps(&(BEFORE.to_owned() + &text)));
+    run_examples("--help", &before, &text);
 }
 
 #[test]
 fn help_of_commands() {
-    let folders = "<!-- prepare: cd ~ && mkdir -p .local/share/bash-completion/completions \
-                   .config/fish/completions .zfunc -->\n";
-    for (command, before) in [("pki", ""), ("completions", folders)] {
-        let text = before.to_owned() + &examples(&[command]);
-        machine::run(command, &page::steps(&text));
+    let folders = "cd ~ && mkdir -p .local/share/bash-completion/completions \
+                   .config/fish/completions .zfunc";
+    for (command, before) in [("pki", [].as_slice()), ("completions", &[folders])] {
+        run_examples(command, before, &examples(&[command]));
     }
+}
+
+/// Runs the examples of a help text, after the commands `before` them.
+fn run_examples(name: &str, before: &[&str], text: &str) {
+    let mut steps: Vec<Step> =
+        before.iter().map(|&text| Step::Run(page::command(0, text.to_owned()))).collect();
+    steps.extend(page::steps_of_examples(text));
+    machine::run(name, &steps);
 }
 
 /// Returns the examples of a command's help, marked up like a page.
@@ -243,7 +251,7 @@ fn blocks_not_run_have_listed_reasons() {
     let mut reasons = BTreeMap::new();
     for page in PAGES {
         for step in page::steps(&source(page)) {
-            if let Step::NotRun { line, why } = step {
+            if let Step::NotRun { line, why, .. } = step {
                 println!("{page}:{line}: not run: {why}");
                 *reasons.entry(why).or_insert(0) += 1;
             }
