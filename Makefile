@@ -5,9 +5,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # Clients and other programs that the tests use.
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
-PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq libnbd-bin mandoc \
-	nbd-client nbd-server nbdkit nginx-light openssl prometheus python3-libnbd qemu-utils \
-	strace systemd tmux valgrind
+PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fuse3 groff-base haproxy \
+	iproute2 jq libnbd-bin mandoc nbd-client nbd-server nbdkit nginx-light openssl prometheus \
+	python3-libnbd python3-venv qemu-utils strace systemd tmux valgrind
 
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
@@ -20,7 +20,7 @@ EXAMPLE_PACKAGES := binutils haproxy iproute2 libnbd-bin libxml2-utils nginx-lig
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx openssl \
 	qemu-utils valgrind
 
-.PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
+.PHONY: help test check unit fuzz fuzz-short tools client-tools build deb package-test package-tools static \
 	container stress store-test examples-test examples-tools attacks long-session bench bench-peers bench-micro bench-tools \
 	reach-bench costs check-costs certs clean
 
@@ -90,7 +90,7 @@ fuzz-short:
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
 examples-tools: PACKAGES := $(EXAMPLE_PACKAGES)
-tools bench-tools package-tools examples-tools:
+client-tools bench-tools package-tools examples-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -99,6 +99,14 @@ tools bench-tools package-tools examples-tools:
 		$(SUDO) apt-get update -q && \
 		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qy --no-install-recommends $$missing; \
 	fi
+
+tools: client-tools target/hexz
+
+# The Hexz tools, with which the pages create snapshots.
+target/hexz: tests/integration/documents/requirements.txt | client-tools
+	rm -rf $@
+	python3 -m venv $@
+	$@/bin/pip install --quiet --require-hashes --only-binary :all: --requirement $< || { rm -rf $@; exit 1; }
 
 build:
 	$(CARGO) build --locked --release

@@ -43,7 +43,8 @@ mkdir "$HOME/work"
 cd "$HOME/work" || fail 'no folder'
 cp "$ARCHIVES"/*.hexz .
 # Paths in the documents are those of the repository.
-ln -s "$REPOSITORY/benches" "$REPOSITORY/examples" "$REPOSITORY/packaging" .
+ln -s "$REPOSITORY"/{benches,certs,examples,packaging,tests} .
+[ -d "$REPOSITORY/target/hexz" ] && ln -s "$REPOSITORY/target/hexz" hexz
 
 # Object stores, if the page has some: their content is in /srv/store, and the credentials are where
 # the vendors' tools keep them.
@@ -58,6 +59,11 @@ if [ "$START_STORES" != true ]; then
     [ -s "$HOME/store-ca.pem" ] || fail "no stores: $(cat /run/stores)"
     cat "$HOME/store-ca.pem" >> /etc/ssl/certs/ca-certificates.crt
     cp "$HOME/store-ca.pem" .
+    # A bucket of another store, and the key of a service account.
+    cp -r /srv/store/golden /srv/store/golden-copy
+    openssl genrsa -out "$HOME/rsa.pem" 2048 2> /dev/null
+    jq -n --rawfile key "$HOME/rsa.pem" '{type: "service_account", private_key_id: "1", private_key: $key,
+        client_email: "gateway@example.iam.gserviceaccount.com"}' > gateway-key.json
 fi
 
 # An HTTP server, if the page has it: images.example.org, with a certificate that this machine trusts.

@@ -16,25 +16,27 @@ use page::Step;
 use crate::support::server::run as run_binary;
 
 /// Reasons for blocks that no test can run, each with the number of such blocks on all pages.
-const NOT_RUN: [(&str, usize); 14] = [
+const NOT_RUN: [(&str, usize); 16] = [
     ("a kernel's command line", 2),
-    ("builds the program", 1),
+    ("builds the program", 3),
     ("needs Ansible", 1),
-    ("needs FUSE", 1),
     ("needs Proxmox VE", 1),
     ("needs a Kubernetes cluster", 3),
     ("needs a container engine", 1),
-    ("needs a kernel with nbd", 2),
+    ("needs a kernel with nbd", 5),
     ("needs another machine", 1),
-    ("needs libvirt", 1),
-    ("needs qemu-system-x86_64", 3),
-    ("needs root", 1),
+    ("needs libguestfs", 1),
+    ("needs libvirt", 2),
+    ("needs qemu-system-x86_64", 6),
+    ("needs root", 2),
+    ("needs the Hexz tools", 4),
+    ("needs the Python Package Index", 2),
     ("needs systemd as the first process", 4),
     ("needs vsock", 1),
 ];
 
 /// The pages with commands, by their paths in the repository.
-const PAGES: [&str; 21] = [
+const PAGES: [&str; 26] = [
     "README.md",
     "docs/README.md",
     "docs/as-a-service.md",
@@ -44,14 +46,19 @@ const PAGES: [&str; 21] = [
     "docs/check-archives.md",
     "docs/client-certificates.md",
     "docs/clients.md",
+    "docs/create-snapshots.md",
+    "docs/examine-disks.md",
     "docs/fleet.md",
     "docs/http-stores.md",
     "docs/incremental-copies.md",
+    "docs/install.md",
     "docs/kubernetes.md",
     "docs/metrics.md",
     "docs/monitoring.md",
     "docs/object-stores.md",
     "docs/performance.md",
+    "docs/restore-files.md",
+    "docs/restore-machines.md",
     "docs/serve-many.md",
     "docs/serve-one-snapshot.md",
     "docs/threat-model.md",
@@ -113,6 +120,16 @@ fn clients() {
 }
 
 #[test]
+fn create_snapshots() {
+    run("docs/create-snapshots.md");
+}
+
+#[test]
+fn examine_disks() {
+    run("docs/examine-disks.md");
+}
+
+#[test]
 fn fleet() {
     run("docs/fleet.md");
 }
@@ -125,6 +142,11 @@ fn http_stores() {
 #[test]
 fn incremental_copies() {
     run("docs/incremental-copies.md");
+}
+
+#[test]
+fn install() {
+    run("docs/install.md");
 }
 
 #[test]
@@ -150,6 +172,16 @@ fn object_stores() {
 #[test]
 fn performance() {
     run("docs/performance.md");
+}
+
+#[test]
+fn restore_files() {
+    run("docs/restore-files.md");
+}
+
+#[test]
+fn restore_machines() {
+    run("docs/restore-machines.md");
 }
 
 #[test]
