@@ -50,7 +50,10 @@ fn write_steps(folder: &Path, steps: &[Step]) -> String {
             Step::Run(command) => {
                 fs::write(folder.join(format!("{at}.command")), &command.text).unwrap();
                 match command {
-                    Command { is_server: true, .. } => format!("serve {at}\n"),
+                    Command { .. } if command.serves() => format!("serve {at}\n"),
+                    Command { is_server: true, is_elsewhere: false, .. } => {
+                        format!("end\nrun {at} {}\n", command.code)
+                    }
                     Command { text, prints: Some(wanted), .. } if observes(text) => {
                         write_fixed(folder, at, wanted);
                         format!("observe {at} {}\n", command.code)
@@ -115,12 +118,12 @@ fn compare(name: &str, folder: &Path, steps: &[Step]) {
         let wrong = read(&folder.join(format!("{at}.wrong")));
         let hint = "a program that is missing comes by `make tools`";
         assert_eq!(wrong, "", "{place}\n{printed}\n{wrong}; {hint}");
-        if command.is_server {
+        if command.serves() {
             log.push_str(&printed);
         }
         if let Some(wanted) = &command.prints {
             let mut wanted = wanted.clone();
-            if command.is_server {
+            if command.serves() {
                 // Pages show only some lines of a log.
                 wanted = wanted.into_iter().flat_map(|line| ["…".to_owned(), line]).collect();
                 wanted.push("…".to_owned());

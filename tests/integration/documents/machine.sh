@@ -71,6 +71,7 @@ fi
 if grep -qs 'images\.example\.org' "$STEPS"/*.command; then
     mkdir -p /srv/images/v7 /etc/nginx/conf.d /run/nginx /var/cache/nginx
     cp "$ARCHIVES"/{base,snap}.hexz /srv/images/v7 && cp "$ARCHIVES/web-server.hexz" /srv/images/v7/web.hxz
+    hexz-nbd tree /srv/images/v7/base.hexz > /run/nginx/digests
     hexz-nbd pki --dir /run/nginx init > /run/nginx/pki && hexz-nbd pki --dir /run/nginx server \
         images.example.org >> /run/nginx/pki || fail 'no certificate'
     cat /run/nginx/ca-cert.pem >> /etc/ssl/certs/ca-certificates.crt

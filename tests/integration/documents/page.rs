@@ -19,7 +19,8 @@
 //! Nothing else is in comments: a page has to work for readers, who see only what is rendered.
 //! Therefore a server, which runs until it is terminated, is the last command of its block, and the
 //! text after it says where the next commands are typed, such as "in another terminal". The next
-//! server of a page takes the place of the one before it.
+//! server of a page takes the place of the one before it, also if it fails, unless it is in another
+//! terminal.
 
 /// A shell command.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,8 +30,17 @@ pub struct Command {
     /// Expected output; not compared if the page doesn't show it.
     pub prints: Option<Vec<String>>,
     pub code: u8,
-    /// True if it runs until it is terminated.
+    /// True if it is a server, which runs until it is terminated unless it fails.
     pub is_server: bool,
+    /// True if it is typed in another terminal than that of the server.
+    pub is_elsewhere: bool,
+}
+
+impl Command {
+    /// Returns true if it is a server that doesn't fail.
+    pub fn serves(&self) -> bool {
+        self.is_server && self.code == 0
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,29 +178,30 @@ impl Parsed {
             panic!("line {line}: a block of {language} whose comment doesn't say what it is for");
         }
         if let Some(code) = notes.fails {
-            let command = last_command(&mut self.steps).expect("a command that fails");
-            (command.code, command.is_server) = (code, false);
+            last_command(&mut self.steps).expect("a command that fails").code = code;
         }
-        self.check_servers(line, begin);
+        self.check_servers(line, begin, &text);
     }
 
     /// Checks that the commands of a block, which begin with the step `begin`, can be typed one
-    /// after another.
-    fn check_servers(&mut self, line: usize, begin: usize) {
-        let added = self.steps[begin..].iter().filter_map(|step| match step {
+    /// after another. `text` is before the block.
+    fn check_servers(&mut self, line: usize, begin: usize, text: &str) {
+        let names_place = |text: &str| ELSEWHERE.iter().any(|phrase| text.contains(phrase));
+        let added = self.steps[begin..].iter_mut().filter_map(|step| match step {
             Step::Run(command) => Some(command),
             _ => None,
         });
-        let servers: Vec<bool> = added.map(|command| command.is_server).collect();
-        let Some((&last_serves, others)) = servers.split_last() else { return };
-        if others.contains(&true) {
+        let mut added: Vec<&mut Command> = added.collect();
+        let Some((last, others)) = added.split_last_mut() else { return };
+        if others.iter().any(|command| command.serves()) {
             self.faults.push(format!("{line}: commands in a block after a server"));
         }
-        let since = self.since_server.take().filter(|_| !last_serves);
-        if since.is_some_and(|text| !ELSEWHERE.iter().any(|phrase| text.contains(phrase))) {
+        last.is_elsewhere = names_place(text);
+        let since = self.since_server.take().filter(|_| !last.is_server);
+        if since.is_some_and(|text| !names_place(&text)) {
             self.faults.push(format!("{line}: where to type this while the server runs?"));
         }
-        if last_serves {
+        if last.serves() {
             self.since_server = Some(String::new());
         }
     }
@@ -234,7 +245,7 @@ fn console(steps: &mut Vec<Step>, block: &[(usize, &str)]) {
 
 pub fn command(line: usize, text: String) -> Command {
     let is_server = is_server(&text);
-    Command { line, text, prints: None, code: 0, is_server }
+    Command { line, text, prints: None, code: 0, is_server, is_elsewhere: false }
 }
 
 /// Subcommands that don't serve.
@@ -252,7 +263,7 @@ pub const COMMANDS: [&str; 11] = [
     "completions",
 ];
 
-/// Returns true if the command is a server, which runs until it is terminated.
+/// Returns true if the command is a server, which runs until it is terminated unless it fails.
 fn is_server(text: &str) -> bool {
     // Further words with which the program doesn't serve.
     const ENDS: [&str; 5] = ["help", "--check-config", "--help", "--version", "--once"];
@@ -362,7 +373,7 @@ terminal:
         Step::Run(Command { code: 3, ..check }),
         Step::File { path: "a.toml".into(), text: "key = 1\n".into() },
         Step::Run(server),
-        Step::Run(run(29, "six")),
+        Step::Run(Command { is_elsewhere: true, ..run(29, "six") }),
         Step::NotRun { line: 33, why: "needs a kernel".into(), text: "seven".into() },
     ];
     assert_eq!(steps(page), expected);
