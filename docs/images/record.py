@@ -3,9 +3,9 @@
 
     record.py PYTHON
 
-PYTHON is an interpreter that has the package hexz, such as hexz/bin/python. hexz-nbd and nbdcopy
-have to be in PATH, and port 10809 has to be free. What the picture shows is what the commands have
-printed; only long lines are cut.
+PYTHON is an interpreter that has the package hexz, such as target/hexz/bin/python. hexz-nbd and
+nbdcopy have to be in PATH, and port 10809 has to be free. What the picture shows is what the
+commands have printed; only long lines are cut.
 """
 
 import html
@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 # Commands, and whether they keep running. Before the last ones, another terminal is opened.
-PACK = """hexz/bin/python -c 'import hexz; hexz.pack("disk.img", "snap.hexz")'"""
+PACK = """hexz-tools/bin/python -c 'import hexz; hexz.pack("disk.img", "snap.hexz")'"""
 SIZES = "du -bh disk.img snap.hexz"
 SERVE = "hexz-nbd snap.hexz"
 CLIENT = [
@@ -50,10 +50,10 @@ def run(command):
 
 def record(python):
     """Returns the lines of the terminal, each with its kind: command, output or note."""
-    os.makedirs("hexz/bin")
+    os.makedirs("hexz-tools/bin")
     # A link would lose the packages of the environment.
-    pathlib.Path("hexz/bin/python").write_text('#!/bin/sh\nexec "%s" "$@"\n' % python)
-    os.chmod("hexz/bin/python", 0o755)
+    pathlib.Path("hexz-tools/bin/python").write_text('#!/bin/sh\nexec "%s" "$@"\n' % python)
+    os.chmod("hexz-tools/bin/python", 0o755)
     run(IMAGE)
     lines = []
     for command in (PACK, SIZES):

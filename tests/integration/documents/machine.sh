@@ -44,7 +44,7 @@ cd "$HOME/work" || fail 'no folder'
 cp "$ARCHIVES"/*.hexz .
 # Paths in the documents are those of the repository.
 ln -s "$REPOSITORY"/{benches,certs,examples,packaging,tests} .
-[ -d "$REPOSITORY/target/hexz" ] && ln -s "$REPOSITORY/target/hexz" hexz
+[ -d "$REPOSITORY/target/hexz" ] && ln -s "$REPOSITORY/target/hexz" hexz-tools
 
 # Object stores, if the page has some: their content is in /srv/store, and the credentials are where
 # the vendors' tools keep them.
