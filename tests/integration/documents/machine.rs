@@ -159,8 +159,14 @@ pub fn in_repository(path: &str) -> String {
 /// Installs the programs that precede Debian's in PATH.
 fn put_tools(tools: &Path) {
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hexz-nbd"), tools.join("hexz-nbd")).unwrap();
-    let scripts =
-        [("ssh", SSH), ("scp", SCP), ("sudo", SUDO), ("apt", APT), ("systemctl", SYSTEMCTL), ("aws", AWS)];
+    let scripts = [
+        ("ssh", SSH),
+        ("scp", SCP),
+        ("sudo", SUDO),
+        ("apt", APT),
+        ("systemctl", SYSTEMCTL),
+        ("aws", AWS),
+    ];
     for (name, script) in scripts {
         put_script(&tools.join(name), script);
     }

@@ -89,7 +89,10 @@ fn readmes_link_to_what_is_packaged() {
             let path = target.split('#').next().unwrap().trim_end_matches('/');
             let below = format!("{path}/");
             let is_packaged = |file: &str| file == path || file.starts_with(&below);
-            assert!(path.is_empty() || listed.lines().any(is_packaged), "{folder}README.md: {path}");
+            assert!(
+                path.is_empty() || listed.lines().any(is_packaged),
+                "{folder}README.md: {path}"
+            );
         }
     }
 }
@@ -144,8 +147,8 @@ fn pages_name_the_packages_of_their_programs() {
             assert!(known, "{page}: nothing on the pages comes with {package}");
         }
         for step in steps(&text) {
-            let (Step::Run(Command { text: commands, .. })
-            | Step::NotRun { text: commands, .. }) = step
+            let (Step::Run(Command { text: commands, .. }) | Step::NotRun { text: commands, .. }) =
+                step
             else {
                 continue;
             };
