@@ -16,13 +16,17 @@ PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 syst
 EXAMPLE_PACKAGES := binutils haproxy iproute2 libnbd-bin libxml2-utils nginx-light python3-venv \
 	systemd util-linux
 
+# Programs that the test of a fleet uses.
+FLEET_PACKAGES := binutils build-essential e2fsprogs haproxy iproute2 libnbd-bin nginx-light \
+	python3-libnbd qemu-utils runc util-linux
+
 # Servers that the benchmarks measure, and programs that they use.
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx openssl \
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools client-tools build deb package-test package-tools static \
-	container stress store-test examples-test examples-tools attacks long-session bench bench-peers bench-micro bench-tools \
-	reach-bench costs check-costs certs clean
+	container stress store-test examples-test examples-tools fleet-test fleet-tools attacks \
+	long-session bench bench-peers bench-micro bench-tools reach-bench costs check-costs certs clean
 
 help:
 	@echo 'make test          install the tools that the tests need, and run all tests'
@@ -43,6 +47,8 @@ help:
 	@echo '                   fake-gcs-server, nginx; installs them into target/stores'
 	@echo 'make examples-test the examples for Kubernetes, Compose, nginx, libvirt, cloud-init, Ansible:'
 	@echo '                   schemas, and what can be run here; installs tools; as root'
+	@echo 'make fleet-test    gateways behind HAProxy that are killed and restarted, bytes from the store,'
+	@echo '                   a container, a damaged disk cache; ten minutes; as root'
 	@echo 'make long-session  258 GiB over one TLS 1.2 connection; some minutes, and both cores'
 	@echo 'make attacks       effect of hostile archives and clients on an honest reader'
 	@echo 'make bench         comparison with other servers, into docs/performance; half an hour'
@@ -90,7 +96,8 @@ fuzz-short:
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
 examples-tools: PACKAGES := $(EXAMPLE_PACKAGES)
-client-tools bench-tools package-tools examples-tools:
+fleet-tools: PACKAGES := $(FLEET_PACKAGES)
+client-tools bench-tools package-tools examples-tools fleet-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -147,6 +154,10 @@ store-test:
 examples-test: examples-tools
 	$(CARGO) build --locked
 	$(SUDO) tests/examples/run.py target/debug/hexz-nbd $(EXAMPLES)
+
+fleet-test: fleet-tools build
+	$(CARGO) build --locked --release --manifest-path benches/hexz-server/Cargo.toml --target-dir target
+	$(SUDO) tests/fleet/run.py $(FLEET_OPTIONS)
 
 attacks: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target

@@ -143,12 +143,12 @@ impl SnapshotOptions {
     }
 
     /// Returns the paths of the archives to serve.
-    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> + Clone {
         self.named.iter().map(|named| named.path.as_path())
     }
 
     /// Returns the paths that are URLs: of archives, and of folders with archives or parents.
-    pub(crate) fn urls(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn urls(&self) -> impl Iterator<Item = &Path> + Clone {
         self.paths().chain(self.folders()).filter(|path| is_url(path))
     }
 
@@ -161,7 +161,7 @@ impl SnapshotOptions {
     }
 
     /// Returns the folders that archives and their parents are read from.
-    pub(crate) fn folders(&self) -> impl Iterator<Item = &Path> {
+    pub(crate) fn folders(&self) -> impl Iterator<Item = &Path> + Clone {
         self.export_dir.iter().chain(&self.opening.parent_dir).map(PathBuf::as_path)
     }
 }

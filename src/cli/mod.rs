@@ -27,8 +27,11 @@ mod sockets;
 mod stores;
 mod tls;
 mod top;
+mod trace;
 pub(crate) mod values;
 mod verify;
+#[cfg(feature = "remote")]
+mod warm;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,6 +39,8 @@ use std::time::Duration;
 use crate::hints::HINTS;
 use clap::{Arg, ArgAction, Args, Parser, Subcommand, ValueEnum};
 use hexz_exports::MemoryPlan;
+#[cfg(feature = "remote")]
+use hexz_exports::PrefetchOptions;
 use hexz_exports::{BlockReader, Catalog, CatalogError};
 use hexz_reader::{IndexPageCache, OpenOptions};
 use nbd_gateway::audit::Audit;
@@ -62,10 +67,15 @@ use sandbox::Sandbox;
 use sockets::Network;
 pub(crate) use stores::{DiskCacheOptions, StoreOptions};
 #[cfg(feature = "remote")]
-pub(crate) use stores::{SecretUrl, SecretUrls, StoreSettings, StoreStyle};
+pub(crate) use stores::{
+    ReadyWhen, SecretUrl, SecretUrls, StoreSettings, StoreStyle, TraceOptions,
+};
 pub(crate) use tls::TlsOptions;
 pub(crate) use top::Top;
+pub(crate) use trace::{Trace, TraceCommand, TraceMerge, TraceRecord};
 pub(crate) use verify::{Digest, Tree, Verify};
+#[cfg(feature = "remote")]
+pub(crate) use warm::Warm;
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -278,6 +288,17 @@ pub(crate) enum Command {
     /// Show, check or empty the folder of --disk-cache
     #[cfg(feature = "remote")]
     Cache(Cache),
+    /// Record, merge and show traces, which name the parts of a disk that clients read
+    ///
+    /// A trace NAME.trace beside a remote archive NAME tells the server what to fetch when it opens
+    /// the archive: the disk of a machine that boots is then read from the cache.
+    Trace(Trace),
+    /// Fill a disk cache with remote archives, or with what their traces name
+    ///
+    /// Opens the archives and fetches what is missing in the cache. Prints a line for each. The cache
+    /// must not be in use.
+    #[cfg(feature = "remote")]
+    Warm(Box<Warm>),
     /// Print the manual page, or write all manual pages into a folder
     Man(Man),
     /// Print a completion script for bash, zsh or fish
@@ -332,6 +353,16 @@ pub(crate) struct ServeOptions {
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) disk_cache: DiskCacheOptions,
+    #[cfg(feature = "remote")]
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub(crate) traces: TraceOptions,
+    /// When the server is ready, for /readyz of --monitor: when the archives of the command line or
+    /// of [exports] are open, or when what their traces name has been fetched, too
+    #[cfg(feature = "remote")]
+    #[arg(long, value_enum, value_name = "STATE", default_value_t, help_heading = "Object stores")]
+    #[serde(deserialize_with = "from_file::choice")]
+    pub(crate) ready_when: ReadyWhen,
     #[command(flatten)]
     #[serde(flatten)]
     pub(crate) network: Network,
@@ -394,8 +425,30 @@ impl ServeOptions {
             index_pages: IndexPageCache::new(memory.index),
             ..options
         };
-        let reader = BlockReader::with_hints(memory.blocks, HINTS);
+        #[cfg(feature = "remote")]
+        let prefetch = Some(self.prefetch());
+        #[cfg(not(feature = "remote"))]
+        let prefetch = None;
+        let reader = BlockReader::with_prefetch(memory.blocks, HINTS, prefetch);
         Catalog::new(self.changeable.snapshots.choice(), options, reader)
+    }
+
+    /// Returns what is fetched in advance. An archive may have half of the cache.
+    #[cfg(feature = "remote")]
+    fn prefetch(&self) -> PrefetchOptions {
+        /// More than machines read when they boot. A list of the parts takes 4 MiB of memory.
+        const MAX_BYTES: u64 = 16 << 30;
+        let cache = match self.disk_cache.disk_cache {
+            Some(_) => self.disk_cache.disk_cache_size.as_u64(),
+            // A quarter of the memory is for responses in flight.
+            None => self.memory().fetched / 4 * 3,
+        };
+        PrefetchOptions {
+            traces: self.traces.place(),
+            rate: self.traces.prefetch_rate.as_u64(),
+            max_bytes: (cache / 2).min(MAX_BYTES),
+            ready_when_warm: self.ready_when == ReadyWhen::Warm,
+        }
     }
 
     /// Returns the division of the memory budget.
@@ -424,7 +477,7 @@ mod tests {
             assert!(command.get_arguments().any(|arg| arg.get_id() == id), "{id}");
             assert!(help.split_whitespace().collect::<Vec<_>>().join(" ").contains(short), "{id}");
         }
-        assert!(help.lines().count() <= 47, "{help}");
+        assert!(help.lines().count() <= 50, "{help}");
         assert!(!help.contains("--max-connections"));
         assert!(command.render_long_help().to_string().contains("--max-connections"));
     }

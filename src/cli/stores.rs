@@ -5,7 +5,8 @@ mod remote;
 
 #[cfg(feature = "remote")]
 pub(crate) use remote::{
-    DiskCacheOptions, SecretUrl, SecretUrls, StoreOptions, StoreSettings, StoreStyle, StoreToCheck,
+    DiskCacheOptions, ReadyWhen, SecretUrl, SecretUrls, StoreOptions, StoreSettings, StoreStyle,
+    StoreToCheck, TraceOptions,
 };
 
 /// No options: this build has no support for object stores.

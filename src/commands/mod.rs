@@ -10,12 +10,16 @@ mod digest;
 mod doctor;
 mod inspect;
 mod man;
+mod monitor_client;
 mod output;
 mod pki;
 mod signals;
 mod top;
+mod trace;
 mod tree;
 mod verify;
+#[cfg(feature = "remote")]
+mod warm;
 
 use std::process::ExitCode;
 
@@ -36,6 +40,9 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Digest(options) => digest::run(options).map(|()| ExitCode::SUCCESS),
         Command::Tree(options) => tree::run(options).map(|()| ExitCode::SUCCESS),
         Command::Top(options) => top::run(options),
+        Command::Trace(options) => trace::run(options),
+        #[cfg(feature = "remote")]
+        Command::Warm(options) => warm::run(options),
         Command::Man(options) => man::run(options).map(|()| ExitCode::SUCCESS),
         Command::Completions(options) => completions::run(options).map(|()| ExitCode::SUCCESS),
     }

@@ -3,16 +3,18 @@
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::Request;
-use hyper::body::Incoming as RequestBody;
+use hyper::body::{Body, Incoming as RequestBody};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_io_timeout::TimeoutStream;
 
 use super::responses::RequestHandler;
@@ -29,6 +31,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum lifetime of a connection, however busy it is, and the time after it in which the last
 /// response may still be read. Browsers and Prometheus reconnect on their own.
 const MAX_LIFETIME: Duration = Duration::from_secs(300);
+
+/// The same for a connection on which a trace is recorded.
+const MAX_RECORDING: Duration = Duration::from_secs(3600);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time that a client may leave a response unread without any progress.
@@ -107,8 +112,13 @@ async fn serve_requests<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let is_recording = AtomicBool::new(false);
+    let lifetime = || if is_recording.load(Relaxed) { MAX_RECORDING } else { MAX_LIFETIME };
     let respond = |request: Request<RequestBody>| {
-        std::future::ready(Ok::<_, Infallible>(handler.respond(&request, by_network)))
+        let response = handler.respond(&request, by_network);
+        // Only traces end at a time that isn't known.
+        is_recording.store(response.body().size_hint().exact().is_none(), Relaxed);
+        std::future::ready(Ok::<_, Infallible>(response))
     };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -118,8 +128,12 @@ where
         .half_close(false);
     let stream = TokioIo::new(Box::pin(with_write_timeout(stream)));
     let mut connection = pin!(http.serve_connection(stream, service_fn(respond)));
-    if let Ok(ended) = tokio::time::timeout(MAX_LIFETIME, &mut connection).await {
-        return ended;
+    let begun = Instant::now();
+    while begun.elapsed() < lifetime() {
+        let left = lifetime().saturating_sub(begun.elapsed());
+        if let Ok(ended) = tokio::time::timeout(left, &mut connection).await {
+            return ended;
+        }
     }
     connection.as_mut().graceful_shutdown();
     tokio::time::timeout(SHUTDOWN_TIMEOUT, connection).await.unwrap_or(Ok(()))

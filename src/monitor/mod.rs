@@ -1,8 +1,8 @@
 //! HTTP status listener for the operators of a gateway: a page for people (`/`), metrics for
-//! Prometheus (`/metrics`), the same data as JSON (`/status.json`), and checks of health and
-//! readiness (`/healthz`, `/readyz`).
+//! Prometheus (`/metrics`), the same data as JSON (`/status.json`), checks of health and readiness
+//! (`/healthz`, `/readyz`), and traces of what clients read (`/trace`).
 //!
-//! It is read-only: no request changes anything. [`StatusSource`] collects the data, [`Status`] is a
+//! It is read-only: no request changes anything for clients. [`StatusSource`] collects the data, [`Status`] is a
 //! snapshot of it, `responses.rs` maps requests to responses, and `connections.rs` accepts
 //! connections. Everything runs on one thread of low priority with a runtime of its own, so the
 //! monitor answers while the gateway is under load, and takes no time from the gateway's clients.

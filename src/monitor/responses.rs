@@ -1,15 +1,19 @@
 //! Routes HTTP requests to their responses.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Body;
+use futures_util::stream;
+use hexz_exports::Recording;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Body, Frame};
 use hyper::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST,
     HeaderMap, HeaderValue, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use percent_encoding::percent_decode_str;
 
 use super::host::is_host_allowed;
 use super::metrics::Format;
@@ -21,8 +25,8 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const HTML: &str = "text/html; charset=utf-8";
 
-/// A complete response.
-pub(super) type HttpResponse = Response<Full<Bytes>>;
+/// A response. Its body is complete, except that of a trace.
+pub(super) type HttpResponse = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// Handler of HTTP requests.
 #[derive(Debug)]
@@ -33,13 +37,15 @@ pub(super) struct RequestHandler {
 }
 
 /// Resource that a request asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Resource {
     Page,
     Status,
     Metrics(Format),
     Health,
     Readiness,
+    /// What clients read of an export from now on.
+    Trace(String),
 }
 
 /// Status and text of the response to a request that is refused.
@@ -54,8 +60,16 @@ const UNKNOWN_HOST: RequestRefusal = (
     StatusCode::MISDIRECTED_REQUEST,
     "unknown host name: use an address or localhost, or allow the name with --monitor-name\n",
 );
-const NOT_FOUND: RequestRefusal =
-    (StatusCode::NOT_FOUND, "not found: try /, /status.json, /metrics, /healthz or /readyz\n");
+const NOT_FOUND: RequestRefusal = (
+    StatusCode::NOT_FOUND,
+    "not found: try /, /status.json, /metrics, /healthz, /readyz or /trace?export=NAME\n",
+);
+const NO_EXPORT: RequestRefusal =
+    (StatusCode::BAD_REQUEST, "name the export: /trace?export=NAME, in UTF-8\n");
+const TOO_MANY_RECORDINGS: RequestRefusal = (
+    StatusCode::SERVICE_UNAVAILABLE,
+    "too many traces are being recorded: try again when one has ended\n",
+);
 
 impl RequestHandler {
     pub(super) fn new(names: Vec<HostName>, observed: Arc<StatusSource>) -> Self {
@@ -91,6 +105,7 @@ impl RequestHandler {
             "/metrics" => Ok(Resource::Metrics(format(request.headers()))),
             "/healthz" => Ok(Resource::Health),
             "/readyz" => Ok(Resource::Readiness),
+            "/trace" => export_of(request.uri()).map(Resource::Trace).ok_or(NO_EXPORT),
             _ => Err(NOT_FOUND),
         }
     }
@@ -123,8 +138,30 @@ impl RequestHandler {
             },
             Resource::Health => health_response(self.observed.unhealthy_reason()),
             Resource::Readiness => health_response(self.observed.unready_reason()),
+            Resource::Trace(export) => match self.observed.record(&export) {
+                Some(recording) => {
+                    build_response(ok, TEXT, StreamBody::new(frames(recording)).boxed_unsync())
+                }
+                None => refuse(TOO_MANY_RECORDINGS),
+            },
         }
     }
+}
+
+/// Returns the export that a query names.
+fn export_of(uri: &Uri) -> Option<String> {
+    let mut pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    let (_, name) = pairs.find(|(key, _)| *key == "export")?;
+    let name = percent_decode_str(name).decode_utf8().ok()?;
+    (!name.is_empty()).then(|| name.into_owned())
+}
+
+/// Returns the lines of a trace while it is recorded.
+fn frames(recording: Recording) -> impl stream::Stream<Item = Result<Frame<Bytes>, Infallible>> {
+    stream::unfold(recording, async |mut recording| {
+        let lines = recording.next().await;
+        Some((Ok(Frame::data(lines.into())), recording))
+    })
 }
 
 /// Returns the exposition format to use: OpenMetrics if the client asks for it by name, or else the
@@ -167,7 +204,15 @@ fn complete_response(
     kind: &'static str,
     body: impl Into<Bytes>,
 ) -> HttpResponse {
-    let mut response = Response::new(Full::new(body.into()));
+    build_response(status, kind, Full::new(body.into()).boxed_unsync())
+}
+
+fn build_response(
+    status: StatusCode,
+    kind: &'static str,
+    body: UnsyncBoxBody<Bytes, Infallible>,
+) -> HttpResponse {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     for (name, value) in [
@@ -219,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn five_resources_are_served() {
+    fn resources_are_served() {
         let handler = handler();
         for (target, code, kind) in [
             ("/", 200, HTML),
@@ -227,6 +272,11 @@ mod tests {
             ("/metrics", 200, Format::Text.content_type()),
             ("/healthz", 200, TEXT),
             ("/readyz", 503, TEXT),
+            ("/trace?export=a%2Fb", 200, TEXT),
+            ("/trace?x&export=a", 200, TEXT),
+            ("/trace", 400, TEXT),
+            ("/trace?export=", 400, TEXT),
+            ("/trace?export=%ff", 400, TEXT),
             ("//", 404, TEXT),
             ("/../etc/passwd", 404, TEXT),
             ("/metrics/", 404, TEXT),

@@ -10,7 +10,7 @@ use super::recent::RecentErrors;
 use super::resident::ResidentMemory;
 use super::status::{CacheStatus, MemoryStatus, Status, StorageStatus};
 use super::stores::StoresStatus;
-use hexz_exports::BlockReader;
+use hexz_exports::{BlockReader, Recording};
 use nbd_gateway::{GatewayReport, label_counts, unix_seconds};
 
 /// Version of the format of [`Status`].
@@ -120,6 +120,12 @@ impl StatusSource {
             audit: self.audit.get().map(|report| report()),
             recent_errors: self.recent.to_vec(),
         }
+    }
+
+    /// Starts to record what clients read of an export. `None` if too many recordings are in
+    /// progress.
+    pub(super) fn record(&self, export: &str) -> Option<Recording> {
+        self.reader.record(export)
     }
 
     /// Returns the reason why clients can't be served at the moment, if they can't.

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use hexz_reader::storage::RemoteSource;
+use hexz_reader::storage::{RemoteSource, is_url};
 use hexz_reader::{RemoteArchives, StoreConfigs};
 use nbd_sandbox::SandboxPlan;
 use nbd_telemetry::escape;
@@ -117,7 +117,11 @@ impl Drop for ShutDownOnDrop {
 /// Starts a dialer for the stores of the archives to serve, and opens the stores. Returns `None` if
 /// no path is a URL.
 pub(super) fn connect(serve: &ServeOptions) -> Result<Option<ConnectedStores>, Failure> {
+    let traces = serve.traces.folder();
     let urls = serve.changeable.snapshots.urls();
+    // Without a remote archive, there is nothing to prefetch.
+    let traces = urls.clone().next().and(traces.as_deref()).filter(|path| is_url(path));
+    let urls = urls.chain(traces);
     let Some(mut stores) = Stores::new(&serve.stores, urls, serve.memory().fetched)? else {
         return Ok(None);
     };
@@ -162,6 +166,24 @@ pub(crate) fn connect_directly<'a>(
     let Some(stores) = Stores::new(options, urls, memory)? else { return Ok(None) };
     let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
     Ok(Some(Arc::new(stores.open(&dialer)?)))
+}
+
+/// A source of archives, and the disk cache in which it keeps what it fetches.
+pub(crate) type CachedArchives = (Arc<dyn RemoteSource>, Arc<DiskCache>);
+
+/// Returns the source of archives for a process that connects to stores itself, to fill a disk
+/// cache. `None` if there are no URLs, or no disk cache.
+pub(crate) fn connect_for_warming<'a>(
+    options: &'a StoreOptions,
+    urls: impl IntoIterator<Item = &'a PathBuf>,
+    disk_cache: &DiskCacheOptions,
+) -> Result<Option<CachedArchives>, RemoteError> {
+    let urls = urls.into_iter().map(PathBuf::as_path);
+    let Some(mut stores) = Stores::new(options, urls, OFFLINE_MEMORY)? else { return Ok(None) };
+    let Some(cache) = open_disk_cache(disk_cache)? else { return Ok(None) };
+    stores.use_disk_cache(&cache);
+    let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
+    Ok(Some((Arc::new(stores.open(&dialer)?), cache)))
 }
 
 /// The stores that the options name, with their configurations.

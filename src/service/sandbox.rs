@@ -34,6 +34,8 @@ pub(super) fn plan(settings: &Settings) -> SandboxPlan {
     };
     let mut plan = add_files(plan, &serve.changeable);
     plan.reloaded.extend(settings.cli.file.config.clone());
+    #[cfg(feature = "remote")]
+    plan.folders.extend(serve.traces.folder().filter(|path| !is_url(path)));
     plan
 }
 

@@ -12,13 +12,13 @@ import tomllib
 
 import kustomize
 
-# Oldest and newest release of Kubernetes whose schemas are checked. 1.30 is the first one with the
-# sleep action.
+# Oldest and newest release of Kubernetes whose schemas are checked.
 VERSIONS = ["1.30", "1.37"]
 CLUSTERS = [
     "base",
     "overlays/aws-irsa",
     "overlays/azure-workload-identity",
+    "overlays/disk-cache",
     "overlays/gke-workload-identity",
     "overlays/minio-private-ca",
 ]
@@ -44,6 +44,7 @@ OF_STORES = re.compile("store-|export-dir$")
 # Environment that the platform of an overlay sets.
 ENVIRONMENT = {
     "base": {"AWS_ACCESS_KEY_ID": "example", "AWS_SECRET_ACCESS_KEY": "example"},
+    "disk-cache": {"AWS_ACCESS_KEY_ID": "example", "AWS_SECRET_ACCESS_KEY": "example"},
     "aws-irsa": {
         "AWS_ROLE_ARN": "arn:aws:iam::111122223333:role/hexz-nbd",
         "AWS_WEB_IDENTITY_TOKEN_FILE": "{folder}/token",
@@ -196,7 +197,7 @@ def policies(name, objects):
             ensure(item["metadata"]["namespace"] == namespace["name"], f"{item['kind']}: namespace")
 
     # The image's user, and its only program.
-    ensure(container["args"] == ["--config", "/etc/hexz-nbd/hexz-nbd.toml"], "arguments")
+    ensure(container["args"][:2] == ["--config", "/etc/hexz-nbd/hexz-nbd.toml"], "arguments")
     ensure(re.fullmatch(r"[^:]+:[0-9.]+", container["image"]), "the image has no fixed version")
 
     # Selectors.
@@ -251,14 +252,22 @@ def policies(name, objects):
     ensure(resources["requests"]["memory"] == resources["limits"]["memory"] == memory, "memory")
     ensure("cpu" not in resources["limits"], "a limit of processor time")
     shutdown = int(config["shutdown-timeout"].removesuffix("s"))
-    before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    before = int(config["drain-delay"].removesuffix("s"))
     ensure(pod["terminationGracePeriodSeconds"] == before + shutdown + GRACE, "grace period")
 
     # Every file of the configuration is in a mounted volume.
     mounted = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     for mount in mounted.values():
-        ensure(mount.get("readOnly") is True and "subPath" not in mount, f"mount {mount['name']}")
+        is_read_only = mount.get("readOnly") is True
+        ensure(is_read_only != (mount["name"] == "disk-cache"), f"mount {mount['name']}")
+        ensure("subPath" not in mount, f"mount {mount['name']}")
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    if "disk-cache" in volumes:
+        # The volume has to hold the cache and some small files.
+        cache = container["args"][container["args"].index("--disk-cache-size") + 1]
+        reserved = f"{int(cache.removesuffix('GiB')) + 1}Gi"
+        ensure(volumes["disk-cache"]["emptyDir"]["sizeLimit"] == reserved, "size of the volume")
+        ensure(resources["limits"]["ephemeral-storage"] == reserved, "ephemeral storage")
     maps = {it["metadata"]["name"]: it["data"] for it in objects if it["kind"] == "ConfigMap"}
     for key, value in config.items():
         if isinstance(value, str) and value.startswith("/"):

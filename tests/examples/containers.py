@@ -44,7 +44,8 @@ def check(root, program, _tools):
         expect(service["read_only"] and service["cap_drop"] == ["ALL"], f"{name}: privileges")
         size = int(options["cache-size"].removesuffix("MiB"))
         expect(service["mem_limit"] == f"{size + OVERHEAD}m", f"{name}: memory")
-        time_limit = int(options["shutdown-timeout"].removesuffix("s")) + GRACE
+        times = (options["drain-delay"], options["shutdown-timeout"])
+        time_limit = sum(int(text.removesuffix("s")) for text in times) + GRACE
         expect(service["stop_grace_period"] == f"{time_limit}s", f"{name}: grace period")
     for service in services.values():
         for volume in service["volumes"]:
@@ -130,7 +131,7 @@ def run_services(root, program, folder, processes):
         words = [
             word.replace("/tls/", f"{folder}/pki/servers/localhost/")
             .replace("0.0.0.0:10809", f"{ADDRESSES[name]}:10809")
-            .replace("127.0.0.1:10810", f"{ADDRESSES[name]}:10810")
+            .replace("0.0.0.0:10810", f"{ADDRESSES[name]}:10810")
             for word in services[name]["command"]
         ]
         gateways[name] = Process([program, *words], folder / f"{name}.log")

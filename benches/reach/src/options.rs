@@ -33,6 +33,10 @@ pub(crate) struct Options {
     /// Time limit for each read of the whole image, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     pub(crate) patience: u64,
+    /// Folder with the disk from which boot.trace was recorded, as disk.raw and disk.hxz; without it,
+    /// the same parts of the benchmark's image are read
+    #[arg(long, value_name = "DIR")]
+    pub(crate) boot_disk: Option<PathBuf>,
     /// Measure only these cases
     #[arg(long, value_name = "CASE", num_args = 1.., value_enum)]
     only: Vec<Case>,

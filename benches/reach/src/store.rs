@@ -24,6 +24,12 @@ pub(crate) struct Traffic {
     pub(crate) bytes: u64,
 }
 
+impl Traffic {
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self { requests: self.requests - before.requests, bytes: self.bytes - before.bytes }
+    }
+}
+
 impl Nginx {
     pub(crate) fn start(folder: &Path) -> Result<Self> {
         let home = tempfile::tempdir()?;

@@ -88,7 +88,11 @@ impl Blocks {
     }
 
     /// Returns the block that covers `at`, loading its index page if necessary.
-    async fn locate(&self, at: u64, priority: FetchPriority) -> Result<Block, BlockReadFailure> {
+    pub(super) async fn locate(
+        &self,
+        at: u64,
+        priority: FetchPriority,
+    ) -> Result<Block, BlockReadFailure> {
         let located = match self.snapshot.try_locate(self.stream, at) {
             Some(located) => located.map_err(BlockError::Snapshot),
             None if self.snapshot.is_remote() => self.locate_remote(at, priority).await,
@@ -161,16 +165,24 @@ impl Blocks {
     }
 
     /// Prefetches the blocks of `span` into the cache, but only while the decoders are idle, so
-    /// that requested blocks don't wait for it.
+    /// that requested blocks don't wait for it. Blocks of remote archives have to be in memory: what
+    /// to fetch ahead is decided where it is known which reads had to wait for the store.
     pub(super) async fn read_ahead(&self, span: Span) {
         let mut waiting = FuturesUnordered::new();
         let (mut group, mut at) = (Vec::new(), span.offset);
         while at < span.end() {
             tokio::task::consume_budget().await;
             // Errors are ignored: a client that requests the block gets them.
-            let Ok(block) = self.locate(at, FetchPriority::Ahead).await else { return };
+            let block = match self.snapshot.is_remote() {
+                true => self.snapshot.try_locate(self.stream, at).and_then(Result::ok),
+                false => self.locate(at, FetchPriority::Ahead).await.ok(),
+            };
+            let Some(block) = block else { break };
             at = block.end();
             if !block.is_zeros() && !self.is_cached(&block) {
+                if self.snapshot.is_remote() && !self.snapshot.is_at_hand(&block) {
+                    break;
+                }
                 group.push(block);
             }
             if at < span.end() && !is_full(&group) {

@@ -214,10 +214,9 @@ impl Catalog {
         let has_remote = self.named.iter().any(|(_, slot)| is_url(slot.path()));
         let concurrency = if has_remote { MAX_CONCURRENT_OPENS } else { 1 };
         let slots: Vec<SnapshotSlot> = self.named.iter().map(|(_, slot)| slot.clone()).collect();
-        let (options, hints) = (self.options.clone(), self.reader.hints);
-        let open = move |slot: SnapshotSlot| {
-            let options = options.clone();
-            async move { slot.open(&options, hints).await }
+        let open = |slot: SnapshotSlot| {
+            let (options, reader) = (self.options.clone(), Arc::clone(&self.reader));
+            async move { slot.open(&options, &reader).await }
         };
         let mut opens = pin!(futures_util::stream::iter(slots).map(open).buffered(concurrency));
         while let Some(opened) = opens.next().await {
@@ -247,9 +246,13 @@ impl Catalog {
         exports
     }
 
-    /// Returns the reason for which no archive can be opened, if there is one: no named archive
-    /// could be opened, and the folder couldn't be read the last time or isn't configured.
+    /// Returns the reason for which clients are to wait, if there is one: the first archives are
+    /// being prefetched, or none can be opened, since no named one could be and the folder couldn't
+    /// be read the last time or isn't configured.
     pub(super) fn unready(&self) -> Option<&'static str> {
+        if self.reader.prefetcher.as_ref().is_some_and(|prefetcher| prefetcher.is_warming_up()) {
+            return Some("warming up");
+        }
         if self.named.iter().any(|(_, slot)| !slot.has_failed()) {
             return None;
         }
@@ -292,7 +295,7 @@ impl Catalog {
 
     /// Opens the snapshot of a slot. Logs why it can't be opened.
     async fn open(&self, name: &str, slot: &SnapshotSlot) -> Option<Arc<Snapshot>> {
-        match slot.open(&self.options, self.reader.hints).await {
+        match slot.open(&self.options, &self.reader).await {
             Ok(snapshot) => Some(snapshot),
             Err(SlotUnavailable(reason)) => {
                 if let Some(OpenError { error, hint }) = reason {

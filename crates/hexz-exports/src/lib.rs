@@ -65,25 +65,31 @@ mod inspection;
 mod listing;
 mod memory;
 mod named;
+mod prefetch;
 mod reader;
 mod reader_stats;
+mod recording;
 mod remote_blocks;
 mod sharded_counter;
 mod slot;
 mod snapshot;
 mod snapshot_exports;
 mod source;
+mod trace;
 mod view;
 
 pub use catalog::{Catalog, CatalogError};
 pub use folder_access::{FolderError, FolderFault};
 pub use hints::Hints;
 pub use memory::MemoryPlan;
+pub use prefetch::{PrefetchError, PrefetchOptions, PrefetchSummary, TracePlace, prefetch};
 pub use reader::BlockReader;
 pub use reader_stats::{READ_FAILURE_LABELS, ReaderStats};
+pub use recording::Recording;
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 pub use snapshot_exports::SnapshotExports;
 pub use source::{ExportFolder, ExportSelection, NamedArchive, NamedArchiveError};
+pub use trace::{MAX_TRACE_LENGTH, Trace, TraceError, TraceSource, TracedRange};
 pub use view::CatalogView;
 
 /// Compiles the examples of the README.

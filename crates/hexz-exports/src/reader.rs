@@ -13,7 +13,9 @@ use super::block_key::BlockKey;
 use super::decoders::{DecoderClient, Decoders, JobAbandoned};
 use super::hints::Hints;
 use super::inline_gate::InlineGate;
+use super::prefetch::{PrefetchOptions, Prefetcher};
 use super::reader_stats::{ReaderCounters, ReaderStats};
+use super::recording::{Recording, Recordings};
 use crate::cache::ByteCache;
 use hexz_reader::BackgroundExecutor;
 use hexz_reader::storage::ReadCounters;
@@ -38,6 +40,9 @@ pub struct BlockReader {
     reads: Arc<ReadCounters>,
     pub(super) failures: RateLimit,
     pub(super) hints: Hints,
+    pub(super) recordings: Arc<Recordings>,
+    /// Replays the traces of remote archives, if any.
+    pub(super) prefetcher: Option<Arc<Prefetcher>>,
 }
 
 impl BlockReader {
@@ -49,6 +54,16 @@ impl BlockReader {
     /// Creates a reader with a cache of `cache_size` bytes. Log lines about archives contain
     /// `hints`.
     pub fn with_hints(cache_size: u64, hints: Hints) -> Arc<Self> {
+        Self::with_prefetch(cache_size, hints, None)
+    }
+
+    /// Creates a reader like [`with_hints`](Self::with_hints). When a remote archive is opened, it
+    /// fetches what the archive's trace names.
+    pub fn with_prefetch(
+        cache_size: u64,
+        hints: Hints,
+        prefetch: Option<PrefetchOptions>,
+    ) -> Arc<Self> {
         /// Average block size that packers produce, in bytes.
         const TYPICAL_BLOCK: u64 = 64 * 1024;
         Arc::new(Self {
@@ -62,6 +77,8 @@ impl BlockReader {
             reads: Arc::default(),
             failures: RateLimit::new(20, Duration::from_secs(1)),
             hints,
+            recordings: Arc::default(),
+            prefetcher: prefetch.map(Prefetcher::new).map(Arc::new),
         })
     }
 
@@ -84,6 +101,12 @@ impl BlockReader {
     /// Returns the current statistics.
     pub fn stats(&self) -> ReaderStats {
         self.counters.stats(self.cache.usage(), &self.reads)
+    }
+
+    /// Starts to record what clients read of the export `name`, which need not be open. Returns
+    /// `None` if four recordings are in progress.
+    pub fn record(&self, name: &str) -> Option<Recording> {
+        self.recordings.start(name)
     }
 
     /// Returns the advice for a failed read, for the log.

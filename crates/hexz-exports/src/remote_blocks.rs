@@ -84,26 +84,37 @@ impl Blocks {
         }
     }
 
+    /// Returns the stored bytes that a block is decoded from, after fetching the index pages that
+    /// are needed. `None` if only reading the block tells which they are.
+    pub(super) async fn stored(
+        &self,
+        block: &Block,
+        priority: FetchPriority,
+    ) -> Result<Option<StoredBlock>, BlockError> {
+        for _ in 0..MAX_LOOKUPS {
+            match self.snapshot.stored_block(block).map_err(BlockError::Snapshot)? {
+                Lookup::Found(stored) => return Ok(Some(stored)),
+                Lookup::NotInMemory(Missing::ParentBytes) => break,
+                Lookup::NotInMemory(missing) => self.load(missing, priority).await?,
+            }
+        }
+        Ok(None)
+    }
+
     /// Fetches the bytes of a block.
     async fn fetch(
         &self,
         block: &Block,
         priority: FetchPriority,
     ) -> Result<BlockSource, BlockError> {
-        for _ in 0..MAX_LOOKUPS {
-            match self.snapshot.stored_block(block).map_err(BlockError::Snapshot)? {
-                Lookup::Found(stored) => {
-                    return match self.snapshot.fetch_block(&stored, priority) {
-                        Some(fetch) => {
-                            let bytes = fetch.await.map_err(BlockError::Snapshot)?;
-                            Ok(BlockSource::Fetched(stored, bytes))
-                        }
-                        None => Ok(BlockSource::Local(stored)),
-                    };
+        if let Some(stored) = self.stored(block, priority).await? {
+            return match self.snapshot.fetch_block(&stored, priority) {
+                Some(fetch) => {
+                    let bytes = fetch.await.map_err(BlockError::Snapshot)?;
+                    Ok(BlockSource::Fetched(stored, bytes))
                 }
-                Lookup::NotInMemory(Missing::ParentBytes) => break,
-                Lookup::NotInMemory(missing) => self.load(missing, priority).await?,
-            }
+                None => Ok(BlockSource::Local(stored)),
+            };
         }
         let (snapshot, block) = (Arc::clone(&self.snapshot), *block);
         self.reader.run_waiting(move || snapshot.read_block(&block)).await.map(BlockSource::Read)

@@ -13,6 +13,7 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::hints::Hints;
+use super::reader::BlockReader;
 use super::source::ArchiveSource;
 use hexz_reader::storage::Stamp;
 use hexz_reader::{Error, OpenOptions, Snapshot};
@@ -139,19 +140,26 @@ impl SnapshotSlot {
     pub(super) async fn open(
         &self,
         options: &OpenOptions,
-        hints: Hints,
+        reader: &Arc<BlockReader>,
     ) -> Result<Arc<Snapshot>, SlotUnavailable> {
         let mut opened = Arc::clone(&self.opened).lock_owned().await;
         let abandon = AbandonOnDrop(Arc::default());
         let slot = self.clone();
         let options = OpenOptions { is_abandoned: Arc::clone(&abandon.0), ..options.clone() };
+        let reader = Arc::clone(reader);
         let (done, result) = oneshot::channel();
         spawn_blocking(move || {
-            let (after, result) = revalidate(opened.clone(), &slot.source, &options, hints);
+            let before = slot.latest();
+            let (after, result) = revalidate(opened.clone(), &slot.source, &options, reader.hints);
             slot.set_latest(match &after {
                 SlotState::Open(snapshot) => Some(Arc::clone(snapshot)),
                 SlotState::Closed | SlotState::Failed(_) => None,
             });
+            if let SlotState::Open(snapshot) = &after
+                && before.is_none_or(|before| before.id() != snapshot.id())
+            {
+                reader.start_prefetch(snapshot, &options);
+            }
             *opened = after;
             // Release the lock first: the caller may call `has_failed` as soon as it has the
             // result.
@@ -298,6 +306,7 @@ mod tests {
         let slot = SnapshotSlot::new(ArchiveSource::Path(path.into()));
         let password = hexz_reader::Password::new(b"not this one".to_vec());
         let options = OpenOptions { password: Some(password.into()), ..OpenOptions::default() };
+        let reader = BlockReader::new(0);
 
         // Occupies the only thread on which keys are derived.
         let (release, held) = std::sync::mpsc::channel::<()>();
@@ -310,14 +319,13 @@ mod tests {
         let busy = std::thread::spawn(move || background.run(occupy_and_wait).unwrap());
         occupied.recv().unwrap();
         let waited =
-            tokio::time::timeout(Duration::from_millis(50), slot.open(&options, Hints::default()))
-                .await;
+            tokio::time::timeout(Duration::from_millis(50), slot.open(&options, &reader)).await;
         assert!(waited.is_err());
         release.send(()).unwrap();
         busy.join().unwrap().unwrap();
 
         assert!(matches!(*slot.opened.lock().await, SlotState::Closed));
-        let again = slot.open(&options, Hints::default()).await;
+        let again = slot.open(&options, &reader).await;
         let Err(SlotUnavailable(Some(failure))) = again else { panic!("it was opened") };
         assert_eq!(failure.error.label(), "wrong_password");
     }

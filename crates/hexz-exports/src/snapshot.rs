@@ -8,6 +8,7 @@ use super::blocks::{BlockReadFailure, Blocks, INDEX_PAGE_WORK};
 use super::comparisons::Comparison;
 use super::reader::{BlockError, BlockReader};
 use super::source::file_name;
+use super::trace::TraceSource;
 use hexz_reader::{DiffBase, Run, Snapshot, StreamKind};
 use nbd_server::wire::MAX_PAYLOAD;
 use nbd_server::wire::reply::{STATE_HOLE, STATE_ZERO};
@@ -66,6 +67,16 @@ impl SnapshotExport {
 
     pub(super) fn snapshot(&self) -> &Arc<Snapshot> {
         &self.blocks.snapshot
+    }
+
+    /// Returns what a trace of this export is a trace of.
+    pub(super) fn trace_source(&self) -> TraceSource {
+        TraceSource { export: self.name.clone(), stream: self.blocks.stream, size: self.size() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn reader(&self) -> &Arc<BlockReader> {
+        &self.blocks.reader
     }
 
     /// Returns the snapshot's stream that is exported.
@@ -172,6 +183,7 @@ impl Export for SnapshotExport {
     }
 
     fn read_now(&self, span: Span, segments: &mut Vec<Segment>) -> bool {
+        self.blocks.reader.recordings.note(self, span);
         self.blocks.read_now(span, segments).is_some()
     }
 
@@ -180,6 +192,7 @@ impl Export for SnapshotExport {
         span: Span,
         part: impl FnMut(u64, Segment) + Send,
     ) -> Result<(), ReadError> {
+        self.blocks.reader.recordings.note(self, span);
         let read = self.blocks.read(span, part).await;
         read.map_err(|BlockReadFailure { at, cause }| self.read_error(at, &cause))
     }

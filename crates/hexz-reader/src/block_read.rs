@@ -5,6 +5,7 @@
 //! including one that is asynchronous. [`Snapshot::read_block`] takes all steps with the archives'
 //! own [storage](crate::storage::Storage), and waits for it.
 
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -71,6 +72,9 @@ impl StoredBlock {
 /// A read from a remote archive in progress.
 pub type ArchiveFetch = Pin<Box<dyn Future<Output = Result<Bytes, Error>> + Send>>;
 
+/// A prefetch from a remote archive in progress.
+pub type ArchivePrefetch = Pin<Box<dyn Future<Output = Result<u64, Error>> + Send>>;
+
 /// Context of a block read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadContext {
@@ -92,6 +96,11 @@ impl Snapshot {
         self.chain.iter().any(|archive| archive.file.storage.is_remote())
     }
 
+    /// Returns true if this archive of the chain is remote.
+    pub fn is_archive_remote(&self, chain_index: usize) -> bool {
+        self.chain.get(chain_index).is_some_and(|archive| archive.file.storage.is_remote())
+    }
+
     /// Finds the block that covers byte `at` of a stream. Reads nothing.
     ///
     /// # Errors
@@ -102,6 +111,15 @@ impl Snapshot {
             Err(LocateError::NotInMemory(missing)) => Ok(Lookup::NotInMemory(missing)),
             Err(LocateError::Failed { error, .. }) => Err(error),
         }
+    }
+
+    /// Returns true if reading a block needs no waiting for a store: its stored bytes are in a local
+    /// file or in memory, and so is what tells where they are.
+    pub fn is_at_hand(&self, block: &Block) -> bool {
+        let Ok(Lookup::Found(stored)) = self.stored_block(block) else { return false };
+        let Some(archive) = self.chain.get(stored.archive) else { return false };
+        let place = stored.place();
+        place.end().is_some_and(|end| archive.file.storage.is_in_memory(place.offset..end))
     }
 
     /// Starts to read an index page of a remote archive. Returns `None` if the archive is local:
@@ -137,6 +155,22 @@ impl Snapshot {
     ) -> Option<ArchiveFetch> {
         let place = block.place();
         (place.length > 0).then(|| self.fetch(block.archive, place, "read a block", priority))?
+    }
+
+    /// Starts to bring a part of an archive of the chain into the caches of its source, behind all
+    /// other reads. The result is the number of bytes that were fetched. Returns `None` if the
+    /// archive is local.
+    pub fn prefetch(&self, chain_index: usize, range: Range<u64>) -> Option<ArchivePrefetch> {
+        let file = &self.chain.get(chain_index)?.file;
+        let (path, offset) = (Arc::clone(&file.path), range.start);
+        let prefetch = file.storage.prefetch(range)?;
+        Some(Box::pin(async move {
+            prefetch.await.map_err(|error| Error {
+                path,
+                offset: Some(offset),
+                kind: ErrorKind::from_read_error("prefetch", error),
+            })
+        }))
     }
 
     fn fetch(

@@ -101,7 +101,7 @@ mod zeros;
 
 pub use background::BackgroundExecutor;
 pub use block::{Block, BlockHash, StreamKind};
-pub use block_read::{ArchiveFetch, Lookup, Missing, StoredBlock};
+pub use block_read::{ArchiveFetch, ArchivePrefetch, Lookup, Missing, StoredBlock};
 pub use digest::{DigestMemory, Digests, tree_path};
 pub use digest_list::{Digest, DigestTree, DigestsError, format_line};
 pub use error::{Ambiguity, Error, ErrorKind};

@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
 
 use crate::storage::{
-    Fetch, FetchPriority, FileId, GROUP_LEN, GroupHashes, Mismatch, ObjectStamp, RemoteError,
-    RemoteSource, Stamp, Storage,
+    Fetch, FetchPriority, FileId, GROUP_LEN, GroupHashes, Mismatch, ObjectStamp, Prefetch,
+    RemoteError, RemoteSource, Stamp, Storage,
 };
 
 /// Maximum number of objects that are remembered although no archive uses them.
@@ -326,6 +326,15 @@ impl Storage for ObjectStorage {
             FetchPriority::Ahead => Priority::Ahead,
         };
         Some(Box::pin(async move { object.read(range, priority).await.map_err(read_error) }))
+    }
+
+    fn is_in_memory(&self, range: Range<u64>) -> bool {
+        self.object.is_in_memory(range)
+    }
+
+    fn prefetch(&self, range: Range<u64>) -> Option<Prefetch> {
+        let object = self.object.clone();
+        Some(Box::pin(async move { object.prefetch(range).await.map_err(read_error) }))
     }
 
     fn verified_by(&self, hashes: Arc<dyn GroupHashes>) -> Option<Arc<dyn Storage>> {

@@ -165,6 +165,29 @@ impl Object {
         self.view.read(range, priority).await
     }
 
+    /// Fetches those chunks of `range` that are neither in memory nor in the disk cache, and no
+    /// others. Reads with a higher priority pass it. Returns the number of bytes that were fetched.
+    ///
+    /// The caller knows what will be needed: for the next 5 s, other reads of this object fetch only
+    /// what they need, unless they are sequential for several MiB. An empty range has that effect,
+    /// too.
+    ///
+    /// If there is a disk cache that is slower than the store, waits for it, so that all chunks are
+    /// written to it.
+    ///
+    /// Cancellation: as for [`read`](Self::read).
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub async fn prefetch(&self, range: Range<u64>) -> Result<u64, FetchError> {
+        self.view.prefetch(range).await
+    }
+
+    /// Returns true if all bytes of `range` are in memory, so that a read doesn't wait.
+    pub fn is_in_memory(&self, range: Range<u64>) -> bool {
+        self.view.is_in_memory(&range)
+    }
+
     /// Copies bytes from `offset` on into `buffer`, if all of them are in memory. Never waits.
     pub fn try_read(&self, offset: u64, buffer: &mut [u8]) -> bool {
         self.view.try_read(offset, buffer)

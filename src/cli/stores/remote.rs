@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
+use hexz_exports::TracePlace;
 use hexz_reader::storage::is_url;
 use object_reader::DiskCache;
 use serde::Deserialize;
@@ -72,6 +73,54 @@ pub(crate) struct DiskCacheOptions {
     )]
     #[serde(deserialize_with = "from_file::size::<_, _, { DiskCache::MIN_SIZE }, { u64::MAX }>")]
     pub(crate) disk_cache_size: ByteSize,
+}
+
+/// Options for fetching parts of remote archives in advance.
+#[derive(Debug, Default, Clone, Args, Deserialize)]
+#[command(next_help_heading = "Object stores")]
+#[serde(default, rename_all = "kebab-case")]
+pub(crate) struct TraceOptions {
+    /// Where the traces of remote archives are, which name what to fetch when an archive is opened:
+    /// "auto" for NAME.trace beside the archive NAME, a folder or URL that has NAME.trace, or "off".
+    /// "hexz-nbd trace" records them
+    #[arg(long, value_name = "auto|off|DIR|URL")]
+    pub(crate) traces: Option<PathBuf>,
+    /// Maximum number of bytes per second that are fetched for traces, behind what clients read
+    #[arg(
+        long, value_name = "SIZE", default_value = "128MiB", value_parser = size::<MIN_FETCH, { u64::MAX }>
+    )]
+    #[serde(deserialize_with = "from_file::size::<_, _, MIN_FETCH, { u64::MAX }>")]
+    pub(crate) prefetch_rate: ByteSize,
+}
+
+impl TraceOptions {
+    /// Returns the place of traces; `None` if they aren't used.
+    pub(crate) fn place(&self) -> Option<TracePlace> {
+        match self.traces.as_deref() {
+            Some(off) if off == "off" => None,
+            Some(auto) if auto == "auto" => Some(TracePlace::Beside),
+            None => Some(TracePlace::Beside),
+            Some(folder) => Some(TracePlace::Folder(folder.to_owned())),
+        }
+    }
+
+    /// Returns the folder or URL of traces, if they aren't beside their archives.
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        match self.place() {
+            Some(TracePlace::Folder(folder)) => Some(folder),
+            Some(TracePlace::Beside) | None => None,
+        }
+    }
+}
+
+/// State of archives from which on the server is ready.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReadyWhen {
+    /// The archives are open
+    #[default]
+    Opened,
+    /// What the traces of the archives name has been fetched, or can't be
+    Warm,
 }
 
 /// Options that can differ between stores.

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::fetch::StatusError;
 use super::format::duration;
 use super::view::{Frame, total_increase};
+use crate::commands::monitor_client::MonitorError;
 use crate::exit_status::ExitStatus;
 use crate::monitor::Status;
 
@@ -28,7 +28,7 @@ pub(super) struct History {
 
 impl History {
     /// Records the result of a request, and its time.
-    pub(super) fn record(&mut self, at: Instant, answer: Result<Status, StatusError>) {
+    pub(super) fn record(&mut self, at: Instant, answer: Result<Status, MonitorError>) {
         let status = match answer {
             Ok(status) => status,
             Err(error) => {
@@ -123,7 +123,7 @@ mod tests {
         assert_eq!((before.gateway.exports[0].bytes, seconds), (1040, 3.0));
 
         let endpoint = MonitorEndpoint::default();
-        let error = StatusError { endpoint, reason: "timeout", problem: String::new() };
+        let error = MonitorError { endpoint, reason: "timeout", problem: String::new() };
         history.record(at(7), Err(error));
         let frame = history.frame(at(7));
         assert!(frame.error.unwrap().contains("2 s old"));

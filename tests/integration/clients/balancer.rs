@@ -1,6 +1,6 @@
 //! Clients that come through a real load balancer.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -212,14 +212,21 @@ fn the_example_works() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/haproxy.cfg");
     let check = haproxy().arg("-c").arg("-f").arg(&example).status();
     assert!(check.expect("haproxy is needed; try `make tools`").success());
-    let [one, two] = [(); 2].map(|()| behind().tls(Pki::new()).start());
+    let [one, two] = [(); 2].map(|()| behind().tls(Pki::new()).args(["--monitor", "0"]).start());
     let port = free_port();
     let mut text = std::fs::read_to_string(&example).unwrap();
     let source = "\n    tcp-request connection set-src ipv4(192.0.2.7)";
+    let check = "send-proxy-v2 check port";
+    let places = ["192.0.2.21", "192.0.2.22"].map(|at| format!("{at}:10809 {check} 10810"));
+    let server = |server: &Server| {
+        let line = server.wait_for_log("the monitor runs", |line| line.json["monitor"].is_string());
+        let monitor: SocketAddr = line.json["monitor"].as_str().unwrap().parse().unwrap();
+        format!("{} {check} {}", server.address(), monitor.port())
+    };
     for (from, to) in [
         ("bind :10809", format!("bind 127.0.0.1:{port}{source}")),
-        ("192.0.2.21:10809", one.address().to_string()),
-        ("192.0.2.22:10809", two.address().to_string()),
+        (places[0].as_str(), server(&one)),
+        (places[1].as_str(), server(&two)),
     ] {
         assert_eq!(text.matches(from).count(), 1, "{from}");
         text = text.replace(from, &to);

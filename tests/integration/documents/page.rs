@@ -249,7 +249,7 @@ pub fn command(line: usize, text: String) -> Command {
 }
 
 /// Subcommands that don't serve.
-pub const COMMANDS: [&str; 11] = [
+pub const COMMANDS: [&str; 13] = [
     "cache",
     "check",
     "pki",
@@ -259,6 +259,8 @@ pub const COMMANDS: [&str; 11] = [
     "digest",
     "tree",
     "top",
+    "trace",
+    "warm",
     "man",
     "completions",
 ];

@@ -25,7 +25,7 @@ fn store() -> ObjectServer {
 }
 
 fn gateway_of(store: &ObjectServer) -> Builder {
-    Server::builder().arg(store.url(KEY)).args(["--monitor", "127.0.0.1:0"])
+    Server::builder().arg(store.url(KEY)).args(["--monitor", "127.0.0.1:0", "--traces", "off"])
 }
 
 /// Returns the status of the only store, when no request to it is in flight.

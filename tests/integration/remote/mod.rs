@@ -16,6 +16,7 @@ mod reloads;
 mod replacements;
 mod serving;
 mod sharing;
+mod traces;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -96,8 +97,13 @@ fn store() -> ObjectServer {
 
 const WEB: &str = "images/web.hxz";
 
-/// A gateway in its sandbox.
+/// A gateway in its sandbox, which doesn't ask for traces: many tests count requests.
 fn gateway() -> Builder {
+    sandboxed().args(["--traces", "off"])
+}
+
+/// A gateway in its sandbox.
+fn sandboxed() -> Builder {
     Server::builder().args(["--sandbox", "require"])
 }
 

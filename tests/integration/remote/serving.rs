@@ -103,7 +103,7 @@ fn s3_without_credentials() {
 #[test]
 fn stores_of_a_file_have_their_own_credentials() {
     let folder = tempfile::tempdir().unwrap();
-    let mut config = "sandbox = \"require\"\nstore-timeout = \"5s\"\n".to_owned();
+    let mut config = "sandbox = \"require\"\nstore-timeout = \"5s\"\ntraces = \"off\"\n".to_owned();
     let mut exports = "[exports]\n".to_owned();
     let mut tables = String::new();
     let mut stores = Vec::new();

@@ -1,5 +1,6 @@
 //! What is measured, and the goals.
 
+mod boot;
 mod crowd;
 mod link;
 mod nbdkit;
@@ -43,6 +44,8 @@ pub(crate) enum Case {
     Random,
     /// Many clients that read one image
     Crowd,
+    /// A machine that boots
+    Boot,
     /// Reads from the cache
     Warm,
     /// A store that is down for a while
@@ -59,6 +62,7 @@ impl Case {
             Self::Sequential => sequential::run(bench),
             Self::Random => random::run(bench),
             Self::Crowd => crowd::run(bench),
+            Self::Boot => boot::run(bench),
             Self::Warm => warm::run(bench),
             Self::Outage => outage::run(bench),
             Self::Throttled => throttled::run(bench),

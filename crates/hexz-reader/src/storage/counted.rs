@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{Fetch, FetchPriority, FileId, GroupHashes, Stamp, Storage};
+use super::{Fetch, FetchPriority, FileId, GroupHashes, Prefetch, Stamp, Storage};
 
 /// Counters of reads, shared by any number of storages.
 #[derive(Debug, Default)]
@@ -90,6 +90,14 @@ impl Storage for CountedStorage {
             counters.bytes.fetch_add(bytes.len() as u64, Relaxed);
             Ok(bytes)
         }))
+    }
+
+    fn is_in_memory(&self, range: Range<u64>) -> bool {
+        self.inner.is_in_memory(range)
+    }
+
+    fn prefetch(&self, range: Range<u64>) -> Option<Prefetch> {
+        self.inner.prefetch(range)
     }
 
     fn verified_by(&self, hashes: Arc<dyn GroupHashes>) -> Option<Arc<dyn Storage>> {

@@ -28,6 +28,9 @@ pub(crate) use verified::{GroupCache, Mismatch, VerifiedStorage};
 /// A read of a remote source in progress.
 pub type Fetch = Pin<Box<dyn Future<Output = io::Result<Bytes>> + Send>>;
 
+/// A prefetch from a remote source in progress. It returns the number of bytes that were fetched.
+pub type Prefetch = Pin<Box<dyn Future<Output = io::Result<u64>> + Send>>;
+
 /// Urgency of a [`Fetch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchPriority {
@@ -101,6 +104,19 @@ pub trait Storage: Send + Sync + std::fmt::Debug {
     /// remote. A wrapper must pass it on, or its check of the bytes is bypassed.
     fn fetch(&self, range: Range<u64>, priority: FetchPriority) -> Option<Fetch> {
         let _ = (range, priority);
+        None
+    }
+
+    /// Returns true unless reading the bytes of `range` waits for a network or a slow disk.
+    fn is_in_memory(&self, range: Range<u64>) -> bool {
+        let _ = range;
+        !self.is_remote()
+    }
+
+    /// Brings the bytes of `range` into the caches of the source, behind all fetches. Returns `None`
+    /// if the source isn't remote or has no caches.
+    fn prefetch(&self, range: Range<u64>) -> Option<Prefetch> {
+        let _ = range;
         None
     }
 

@@ -54,6 +54,8 @@ const RECORDS: u32 = 4096;
 const MIN_SLOTS: u32 = 64;
 /// Chunks that wait to be written.
 const MAX_QUEUED: usize = 64;
+/// Interval at which the queue is checked by who waits for it.
+const QUEUE_POLL: Duration = Duration::from_millis(2);
 /// Time after which chunks that were written are safe from a power failure.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -230,6 +232,17 @@ impl DiskCache {
             self.shared.counters.dropped.fetch_add(1, Relaxed);
             self.shared.chunks.lock().pending.remove(&key);
         }
+    }
+
+    /// Waits until most queued chunks are written, at most for `timeout`.
+    pub(crate) async fn wait_for_writes(&self, timeout: Duration) {
+        let is_written = async {
+            while self.shared.chunks.lock().pending.len() > MAX_QUEUED / 4 && !self.is_off() {
+                tokio::time::sleep(QUEUE_POLL).await;
+            }
+        };
+        // A disk that hangs holds nobody up for longer.
+        tokio::time::timeout(timeout, is_written).await.unwrap_or_default();
     }
 
     /// Removes a chunk that its verifier rejects.

@@ -25,7 +25,7 @@ use crate::object::{Object, Priority};
 use crate::store::Store;
 
 /// Time after which a read of the disk is given up in favor of the store.
-const DISK_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl View {
     /// Returns true if a chunk is on disk.
@@ -53,7 +53,7 @@ impl View {
                 let fetching = Arc::clone(self).fetch_from_disk(fetch);
                 self.object.dispatcher.runtime.spawn(fetching).abort_handle()
             };
-            flights.add(number..number + 1, Call::new(priority), spawn);
+            flights.add(number..number + 1, true, Call::new(priority), spawn);
         }
     }
 

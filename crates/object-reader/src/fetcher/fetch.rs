@@ -23,7 +23,7 @@ impl View {
     }
 
     pub(super) async fn fetch_and_land(&self, fetch: &Arc<Fetch>) {
-        let is_sequential = fetch.call.initial_priority != Priority::Demand;
+        let is_sequential = fetch.call.initial_priority == Priority::Ahead;
         let mut wrong = Vec::new();
         match self.request(fetch, &fetch.chunks, false).await {
             Ok((response, _memory)) => {

@@ -36,6 +36,8 @@ pub(crate) struct Fetch {
     /// Numbers of the chunks.
     pub(crate) chunks: Range<u64>,
     pub(crate) call: Arc<Call>,
+    /// True if the chunks are read from disk.
+    is_from_disk: bool,
     /// Number of readers that wait for one of the chunks. Changed only by who holds the lock.
     waiters: Mutex<usize>,
     /// Ends the task of the request.
@@ -100,17 +102,19 @@ impl FlightsGuard<'_> {
         Some(ChunkWaiter { flights: Arc::clone(self.flights), fetch, chunk })
     }
 
-    /// Adds a request for `chunks`, which `spawn` starts. Those that are in flight already stay
+    /// Adds a request to the store for `chunks`, or a read from disk, which `spawn` starts. Those that are in flight already stay
     /// with their request.
     pub(crate) fn add(
         &mut self,
         chunks: Range<u64>,
+        is_from_disk: bool,
         call: Call,
         spawn: impl FnOnce(Arc<Fetch>) -> AbortHandle,
     ) {
         let fetch = Arc::new(Fetch {
             chunks: chunks.clone(),
             call: Arc::new(call),
+            is_from_disk,
             waiters: Mutex::default(),
             task: OnceLock::new(),
         });
@@ -124,6 +128,11 @@ impl FlightsGuard<'_> {
 }
 
 impl ChunkWaiter {
+    /// Returns true if the chunk is read from disk.
+    pub(crate) fn is_from_disk(&self) -> bool {
+        self.fetch.is_from_disk
+    }
+
     /// Returns the state of the request.
     pub(crate) fn call(&self) -> &Arc<Call> {
         &self.fetch.call

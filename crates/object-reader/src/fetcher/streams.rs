@@ -21,8 +21,10 @@ const MIN_READS: u32 = 4;
 const TRIAL_READS: u32 = 16;
 /// Length after which the past of a stream counts half.
 const MEMORY: u64 = 32 * MIB;
-/// Minimum and maximum distance of readahead.
+/// Minimum and maximum distance of readahead. Short streams have less: twice of their length, and
+/// [`FIRST_WINDOW`] at least.
 const MIN_WINDOW: u64 = 2 * MIB;
+const FIRST_WINDOW: u64 = 2 * CHUNK_SIZE;
 const MAX_WINDOW: u64 = 32 * MIB;
 /// Maximum size of a request for readahead.
 const MAX_REQUEST: u64 = 8 * MIB;
@@ -48,9 +50,19 @@ pub(crate) struct ReadaheadLimits {
     pub(crate) latency: Option<Duration>,
     /// Bytes to be read ahead by all streams together.
     pub(crate) total: u64,
+    /// Length of a stream from which on it is read ahead of.
+    pub(crate) min_length: u64,
     /// Minimum and maximum size of a request.
     pub(crate) min_request: u64,
     pub(crate) max_request: u64,
+}
+
+/// Where the bytes of a read were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Memory,
+    Disk,
+    Store,
 }
 
 /// Bytes to be fetched before they are read.
@@ -58,6 +70,9 @@ pub(crate) struct ReadaheadLimits {
 pub(crate) struct Readahead {
     /// The bytes.
     pub(crate) range: Range<u64>,
+    /// True if they may be requested from the store. A reader that finds everything in the caches
+    /// causes no requests.
+    pub(crate) from_store: bool,
     /// Size of the requests, in bytes.
     pub(crate) request_size: u64,
 }
@@ -74,6 +89,8 @@ struct Stream {
     /// Up to here everything has been requested.
     ahead: u64,
     window: u64,
+    /// True if a read needed the store.
+    needs_store: bool,
     /// Time at which a read last had to wait, and the window was doubled.
     waited: Option<Instant>,
     /// Bytes that were read per latency of the store, according to the last measurement.
@@ -86,23 +103,22 @@ struct Stream {
 }
 
 impl Streams {
-    /// Takes note of a read, and returns what to fetch ahead of it. `waits` is true if its bytes
-    /// weren't in memory.
+    /// Takes note of a read, and returns what to fetch ahead of it.
     pub(crate) fn on_read(
         &mut self,
         read: &Range<u64>,
-        waits: bool,
+        place: Place,
         now: Instant,
         limits: &ReadaheadLimits,
         active: &ActiveStreams,
     ) -> Option<Readahead> {
         let stream = self.stream_of(read, now)?;
-        stream.add(read, now);
-        if !stream.is_sequential() {
+        stream.add(read, place, now);
+        if !stream.is_sequential() || stream.length() < limits.min_length {
             return None;
         }
         let share = limits.total / active.count(&mut stream.counted, now);
-        stream.adjust_window(now, limits.latency.unwrap_or(ASSUMED_LATENCY), waits);
+        stream.adjust_window(now, limits.latency.unwrap_or(ASSUMED_LATENCY), place);
         stream.read_ahead(share, limits)
     }
 
@@ -140,6 +156,7 @@ impl Stream {
             reads: 0,
             ahead: 0,
             window: MIN_WINDOW,
+            needs_store: false,
             waited: None,
             progress: 0,
             measured: (now, start),
@@ -148,7 +165,7 @@ impl Stream {
         }
     }
 
-    fn add(&mut self, read: &Range<u64>, now: Instant) {
+    fn add(&mut self, read: &Range<u64>, place: Place, now: Instant) {
         if self.reads >= TRIAL_READS && !self.is_dense() {
             *self = Self::new(read.start, now);
         }
@@ -157,29 +174,37 @@ impl Stream {
         self.read += read.end - read.start;
         self.reads = self.reads.saturating_add(1);
         self.used = now;
-        if self.end - self.start > MEMORY {
+        if place == Place::Store && !self.needs_store {
+            self.needs_store = true;
+            // What was read ahead so far was only what is on disk.
+            self.ahead = 0;
+        }
+        if self.length() > MEMORY {
             self.start += (self.end - self.start) / 2;
             self.read /= 2;
         }
     }
 
+    fn length(&self) -> u64 {
+        self.end - self.start
+    }
+
     /// Returns true if most of the bytes that have been passed were read.
     fn is_dense(&self) -> bool {
-        self.read >= (self.end - self.start) / 2
+        self.read >= self.length() / 2
     }
 
     fn is_sequential(&self) -> bool {
         // Repeated reads of the same bytes are no progress.
-        let progress = self.end - self.start;
-        self.reads >= MIN_READS && self.is_dense() && progress >= self.read / 2
+        self.reads >= MIN_READS && self.is_dense() && self.length() >= self.read / 2
     }
 
     /// Derives the window from the rate of the reader: twice of what it reads until a response
     /// arrives. If reads have to wait, it is doubled once per latency, up to twice of that: a reader
     /// that is limited by the window reads faster then, others don't.
-    fn adjust_window(&mut self, now: Instant, latency: Duration, waits: bool) {
+    fn adjust_window(&mut self, now: Instant, latency: Duration, place: Place) {
         let since_wait = self.waited.map(|at| now.saturating_duration_since(at));
-        if waits && since_wait.is_none_or(|since| since >= latency) {
+        if place != Place::Memory && since_wait.is_none_or(|since| since >= latency) {
             let most = (4 * self.progress).clamp(2 * MIN_WINDOW, MAX_WINDOW);
             self.window = self.window.max((self.window * 2).min(most));
             self.waited = Some(now);
@@ -201,7 +226,8 @@ impl Stream {
     }
 
     fn read_ahead(&mut self, share: u64, limits: &ReadaheadLimits) -> Option<Readahead> {
-        let window = self.window.min(share);
+        let first = (2 * self.length()).max(FIRST_WINDOW);
+        let window = self.window.min(first).min(share) / CHUNK_SIZE * CHUNK_SIZE;
         let request_size = request_size(window, limits)?;
         let target = self.end.saturating_add(window);
         let target = match target < limits.length {
@@ -214,18 +240,21 @@ impl Stream {
             return None;
         }
         self.ahead = target;
-        Some(Readahead { range: start..target, request_size })
+        Some(Readahead { range: start..target, from_store: self.needs_store, request_size })
     }
 }
 
-/// Returns the size of requests: the larger, the more is read ahead, but several per window.
+/// Returns the size of requests: the larger, the more is read ahead, but several per window. `None`
+/// if the window is too small.
 fn request_size(window: u64, limits: &ReadaheadLimits) -> Option<u64> {
-    let smallest = limits.min_request.max(MIB).min(limits.max_request);
-    let mut size = smallest;
+    if window == 0 {
+        return None;
+    }
+    let mut size = limits.min_request.max(MIB).min(limits.max_request).min(window);
     while size * 2 <= (window / 4).min(MAX_REQUEST).min(limits.max_request) {
         size *= 2;
     }
-    (size <= window).then_some(size)
+    Some(size)
 }
 
 #[cfg(test)]
@@ -241,6 +270,7 @@ mod tests {
             length: 1 << 30,
             latency: Some(Duration::from_millis(20)),
             total: 64 * MIB,
+            min_length: 0,
             min_request: MIB,
             max_request: 8 * MIB,
         }
@@ -261,22 +291,58 @@ mod tests {
 
         fn read(&mut self, offset: u64, length: u64) -> Option<Readahead> {
             let read = offset..offset + length;
-            self.streams.on_read(&read, false, self.now, &limits(), &self.active)
+            self.streams.on_read(&read, Place::Memory, self.now, &limits(), &self.active)
         }
     }
 
     #[test]
-    fn the_fourth_sequential_read_is_read_ahead_of() {
+    fn the_fourth_sequential_read_is_read_ahead_of_as_far_as_it_has_come() {
         let mut reader = Reader::new();
         for n in 0..3 {
             assert_eq!(reader.read(n * 32 * KIB, 32 * KIB), None);
         }
         let readahead = reader.read(96 * KIB, 32 * KIB);
-        assert_eq!(readahead, Some(Readahead { range: 0..2 * MIB, request_size: MIB }));
-        for n in 4..31 {
-            assert_eq!(reader.read(n * 32 * KIB, 32 * KIB), None);
+        let request_size = 512 * KIB;
+        let range = 0..512 * KIB;
+        assert_eq!(readahead, Some(Readahead { range, from_store: false, request_size }));
+        let mut ahead = 512 * KIB;
+        for n in 4..64 {
+            let end = (n + 1) * 32 * KIB;
+            if let Some(Readahead { range, .. }) = reader.read(n * 32 * KIB, 32 * KIB) {
+                assert_eq!(range.start, ahead);
+                ahead = range.end;
+            }
+            assert!(ahead >= end && ahead <= end + (2 * end).max(512 * KIB));
         }
-        assert_eq!(reader.read(31 * 32 * KIB, 32 * KIB).unwrap().range, 2 * MIB..3 * MIB);
+        assert_eq!(ahead, 4 * MIB);
+    }
+
+    #[test]
+    fn a_reader_that_finds_everything_in_the_caches_causes_no_requests() {
+        let mut reader = Reader::new();
+        let mut read = |reader: &mut Reader, n: u64, place| {
+            let read = n * 256 * KIB..(n + 1) * 256 * KIB;
+            reader.streams.on_read(&read, place, reader.now, &limits(), &reader.active)
+        };
+        for n in 0..16 {
+            let place = if n % 2 == 0 { Place::Memory } else { Place::Disk };
+            let readahead = read(&mut reader, n, place);
+            assert!(readahead.is_none_or(|readahead| !readahead.from_store));
+        }
+        let readahead = read(&mut reader, 16, Place::Store).unwrap();
+        assert!(readahead.from_store && readahead.range.start == 17 * 256 * KIB);
+    }
+
+    #[test]
+    fn short_streams_are_not_read_ahead_of_if_the_limit_says_so() {
+        let mut reader = Reader::new();
+        let limits = ReadaheadLimits { min_length: MIB, ..limits() };
+        let first = (0..64).find(|n| {
+            let read = n * 64 * KIB..(n + 1) * 64 * KIB;
+            let (now, active) = (reader.now, &reader.active);
+            reader.streams.on_read(&read, Place::Store, now, &limits, active).is_some()
+        });
+        assert_eq!(first, Some(15));
     }
 
     #[test]
@@ -337,11 +403,14 @@ mod tests {
     fn readahead_ends_with_the_object() {
         let mut reader = Reader::new();
         let start = (1 << 30) - MIB;
-        let ranges: Vec<_> = (0..32)
-            .filter_map(|n| reader.read(start + n * 32 * KIB, 32 * KIB))
-            .map(|readahead| readahead.range)
-            .collect();
-        assert_eq!(ranges, [start..1 << 30]);
+        let mut ahead = start;
+        for n in 0..32 {
+            if let Some(Readahead { range, .. }) = reader.read(start + n * 32 * KIB, 32 * KIB) {
+                assert_eq!(range.start, ahead);
+                ahead = range.end;
+            }
+        }
+        assert_eq!(ahead, 1 << 30);
     }
 
     proptest! {
@@ -370,10 +439,10 @@ mod tests {
                 offset += skip * 4 * KIB;
                 let readahead = reader.read(offset, length * 4 * KIB);
                 offset += length * 4 * KIB;
-                if let Some(Readahead { range, request_size }) = readahead {
+                if let Some(Readahead { range, request_size, .. }) = readahead {
                     prop_assert!(range.start >= ahead && range.start < range.end);
                     prop_assert!(range.end <= offset + MAX_WINDOW);
-                    prop_assert!((MIB..=8 * MIB).contains(&request_size));
+                    prop_assert!((CHUNK_SIZE..=8 * MIB).contains(&request_size));
                     ahead = range.end;
                 }
             }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -10,15 +11,24 @@ use tokio::time::{Instant, timeout_at};
 
 use super::call::Call;
 use super::chunk_cache::ChunkKey;
+use super::disk::DISK_TIMEOUT;
 use super::error::FetchError;
 use super::flights::{ChunkWaiter, Fetch, Flights, FlightsGuard};
 use super::object_state::ObjectState;
 use super::plan::{CHUNK_SIZE, ChunkState, chunks_of, plan};
-use super::streams::{ReadaheadLimits, Streams};
+use super::streams::{Place, ReadaheadLimits, Streams};
 use crate::object::{ChunkVerifier, ObjectId, Priority};
 
 /// Bytes of one read that are requested at a time.
 const MAX_PART: u64 = 16 << 20;
+/// Maximum size of the requests of [`View::prefetch`], in bytes. They delay others that wait for
+/// the same connections.
+const MAX_PREFETCH: u64 = 1 << 20;
+
+/// Time without a prefetch after which an object isn't being prefetched any more.
+const PREFETCH_PAUSE: Duration = Duration::from_secs(5);
+/// Length of a stream that is read ahead of in an object that is being prefetched, in bytes.
+const PREFETCHED_STREAM: u64 = 4 << 20;
 
 /// An object whose chunks pass one verifier, or aren't verified.
 #[derive(Debug)]
@@ -29,6 +39,8 @@ pub(crate) struct View {
     pub(super) verifier: Option<Arc<dyn ChunkVerifier>>,
     pub(super) flights: Arc<Flights>,
     streams: Mutex<Streams>,
+    /// Time of the last prefetch, by somebody who knows what readers will need.
+    prefetched: Mutex<Option<Instant>>,
 }
 
 /// A chunk that a read needs.
@@ -39,9 +51,18 @@ enum WantedChunk {
 }
 
 impl WantedChunk {
-    fn is_in_flight(&self) -> bool {
-        matches!(self, Self::InFlight(_))
+    fn place(&self) -> Place {
+        match self {
+            Self::Cached(_) => Place::Memory,
+            Self::InFlight(waiter) if waiter.is_from_disk() => Place::Disk,
+            Self::InFlight(_) => Place::Store,
+        }
     }
+}
+
+/// Returns the farthest place of the chunks.
+fn place_of(wanted: &[WantedChunk]) -> Place {
+    wanted.iter().map(WantedChunk::place).max().unwrap_or(Place::Memory)
 }
 
 impl View {
@@ -51,8 +72,13 @@ impl View {
         namespace: ObjectId,
         verifier: Option<Arc<dyn ChunkVerifier>>,
     ) -> Arc<Self> {
-        let (flights, streams) = Default::default();
-        Arc::new(Self { object, namespace, verifier, flights, streams })
+        let (flights, streams, prefetched) = Default::default();
+        Arc::new(Self { object, namespace, verifier, flights, streams, prefetched })
+    }
+
+    /// Returns true while it is being prefetched.
+    fn is_prefetched(&self) -> bool {
+        self.prefetched.lock().is_some_and(|at| at.elapsed() < PREFETCH_PAUSE)
     }
 
     /// Returns a view of the same object with another verifier.
@@ -82,7 +108,7 @@ impl View {
         let deadline = Instant::now() + self.object.config().store_timeout;
         if let Some(chunk) = only(chunks_of(&range)) {
             let mut wanted = self.want(&range, priority)?;
-            self.read_ahead(&range, wanted.iter().any(WantedChunk::is_in_flight), priority);
+            self.read_ahead(&range, place_of(&wanted), priority);
             let wanted = wanted.pop().ok_or_else(|| self.object.shutting_down())?;
             let bytes = self.wait(wanted, deadline).await?;
             return self.slice(&bytes, chunk, &range);
@@ -92,7 +118,7 @@ impl View {
         while start < range.end {
             let part = start..range.end.min((start / MAX_PART + 1) * MAX_PART);
             let wanted = self.want(&part, priority)?;
-            self.read_ahead(&part, wanted.iter().any(WantedChunk::is_in_flight), priority);
+            self.read_ahead(&part, place_of(&wanted), priority);
             for (chunk, wanted) in chunks_of(&part).zip(wanted) {
                 let bytes = self.wait(wanted, deadline).await?;
                 buffer.extend_from_slice(&self.slice(&bytes, chunk, &part)?);
@@ -102,17 +128,53 @@ impl View {
         Ok(buffer.freeze())
     }
 
+    /// Fetches those chunks of `range` that are neither in memory nor on disk. Returns the number of
+    /// bytes fetched.
+    pub(crate) async fn prefetch(self: &Arc<Self>, range: Range<u64>) -> Result<u64, FetchError> {
+        let range = range.start..range.end.min(self.object.version.length);
+        let fetcher = &self.object.fetcher;
+        let deadline = Instant::now() + self.object.config().store_timeout;
+        if let Some(disk) = &fetcher.config.disk_cache {
+            disk.wait_for_writes(DISK_TIMEOUT).await;
+        }
+        *self.prefetched.lock() = Some(Instant::now());
+        let mut fetched = 0;
+        let waiters: Vec<ChunkWaiter> = {
+            let mut flights = self.flights.lock();
+            self.object.check_usable()?;
+            let chunks = chunks_of(&range);
+            let size = fetcher.memory.max_request().min(MAX_PREFETCH) / CHUNK_SIZE;
+            let state = |chunk| self.chunk_state(&flights, chunk);
+            for request in plan(&chunks, &chunks, size, state) {
+                let bytes = request.start * CHUNK_SIZE..request.end * CHUNK_SIZE;
+                fetched += bytes.end.min(self.object.version.length) - bytes.start;
+                self.start(&mut flights, request, Priority::Background);
+            }
+            chunks.filter_map(|chunk| flights.join(chunk)).collect()
+        };
+        for waiter in waiters {
+            self.land(waiter, deadline).await?;
+        }
+        Ok(fetched)
+    }
+
+    /// Returns true if all chunks of `range` are in memory.
+    pub(crate) fn is_in_memory(&self, range: &Range<u64>) -> bool {
+        let cache = &self.object.fetcher.cache;
+        chunks_of(range).all(|chunk| cache.contains(&self.key(chunk)))
+    }
+
     /// Copies bytes from `offset` on, if all of them are in memory.
     pub(crate) fn try_read(self: &Arc<Self>, offset: u64, mut buffer: &mut [u8]) -> bool {
         let range = offset..offset.saturating_add(buffer.len() as u64);
         if range.end > self.object.version.length {
             return false;
         }
-        let cache = &self.object.fetcher.cache;
         // Misses are counted by the read that follows.
-        if !chunks_of(&range).all(|chunk| cache.contains(&self.key(chunk))) {
+        if !self.is_in_memory(&range) {
             return false;
         }
+        let cache = &self.object.fetcher.cache;
         for chunk in chunks_of(&range) {
             let bytes = cache.get(&self.key(chunk));
             let Some(Ok(bytes)) = bytes.map(|bytes| self.slice(&bytes, chunk, &range)) else {
@@ -124,7 +186,7 @@ impl View {
             part.copy_from_slice(&bytes);
             buffer = rest;
         }
-        self.read_ahead(&range, false, Priority::Demand);
+        self.read_ahead(&range, Place::Memory, Priority::Demand);
         true
     }
 
@@ -164,7 +226,11 @@ impl View {
                 |(chunk, found): (u64, &Option<Bytes>)| found.is_none() && !flights.contains(chunk);
             if chunks.clone().zip(&found).any(missing) {
                 self.object.check_usable()?;
-                let size = self.object.fetcher.config.fetch_size / CHUNK_SIZE;
+                // What is around it is prefetched if it is likely to be needed.
+                let size = match self.is_prefetched() {
+                    true => 1,
+                    false => self.object.fetcher.config.fetch_size / CHUNK_SIZE,
+                };
                 let all = chunks_of(&(0..self.object.version.length));
                 // The cache may change at any time, also while the flights are locked.
                 let state = |chunk| match place_in(&chunks, chunk).and_then(|n| found.get(n)) {
@@ -227,24 +293,30 @@ impl View {
             let fetching = Arc::clone(self).fetch(fetch);
             self.object.dispatcher.runtime.spawn(fetching).abort_handle()
         };
-        flights.add(chunks, Call::new(priority), spawn);
+        flights.add(chunks, false, Call::new(priority), spawn);
     }
 
     /// Waits for a chunk.
     async fn wait(&self, wanted: WantedChunk, deadline: Instant) -> Result<Bytes, FetchError> {
-        let mut waiter = match wanted {
+        let waiter = match wanted {
             WantedChunk::Cached(bytes) => return Ok(bytes),
             WantedChunk::InFlight(waiter) => waiter,
         };
+        let call = Arc::clone(waiter.call());
+        let before = call.waits();
+        let chunk = self.land(waiter, deadline).await;
+        self.object.fetcher.waits.lock().add(&call.waits().since(&before));
+        chunk
+    }
+
+    /// Waits for a chunk in flight.
+    async fn land(&self, mut waiter: ChunkWaiter, deadline: Instant) -> Result<Bytes, FetchError> {
         let object = &self.object;
-        let before = waiter.call().waits();
         let chunk = tokio::select! {
             biased;
             chunk = timeout_at(deadline, &mut waiter.chunk) => chunk,
             () = object.fetcher.shutdown.cancelled() => return Err(object.shutting_down()),
         };
-        let waits = waiter.call().waits().since(&before);
-        object.fetcher.waits.lock().add(&waits);
         match chunk {
             Ok(Ok(chunk)) => chunk,
             // The task of the request was ended, along with the runtime.
@@ -257,18 +329,19 @@ impl View {
     }
 
     /// Takes note of a read, and requests what will probably be read next.
-    fn read_ahead(self: &Arc<Self>, read: &Range<u64>, waits: bool, priority: Priority) {
+    fn read_ahead(self: &Arc<Self>, read: &Range<u64>, place: Place, priority: Priority) {
         let fetcher = &self.object.fetcher;
         let limits = ReadaheadLimits {
             length: self.object.version.length,
             latency: self.object.dispatcher.base_latency(),
             total: fetcher.readahead_total(),
+            min_length: if self.is_prefetched() { PREFETCHED_STREAM } else { 0 },
             min_request: fetcher.config.fetch_size,
             max_request: fetcher.memory.max_request(),
         };
         let mut streams = self.streams.lock();
         let readahead =
-            streams.on_read(read, waits, Instant::now(), &limits, &fetcher.active_streams);
+            streams.on_read(read, place, Instant::now(), &limits, &fetcher.active_streams);
         drop(streams);
         let Some(readahead) = readahead else { return };
         let chunks = chunks_of(&readahead.range);
@@ -277,7 +350,7 @@ impl View {
         let mut flights = self.flights.lock();
         let absent = chunks.clone().filter(|chunk| !fetcher.cache.contains(&self.key(*chunk)));
         self.start_from_disk(&mut flights, absent, priority);
-        if self.object.check_usable().is_err() {
+        if !readahead.from_store || self.object.check_usable().is_err() {
             return;
         }
         let requests = plan(&chunks, &chunks, size, |chunk| self.chunk_state(&flights, chunk));

@@ -156,3 +156,43 @@ async fn memory_bounds_what_is_in_flight() {
     assert!(times.len() >= count / 4, "{} of {count}", times.len());
     assert!(fetcher.stats().cache.bytes <= MIB);
 }
+
+#[tokio::test(start_paused = true)]
+async fn prefetched_chunks_are_those_that_are_missing() {
+    let store = store();
+    store.set_link(20 * MILLI, f64::INFINITY);
+    let (_fetcher, object) = open(&store, FetcherConfig::default()).await;
+    read(&object, chunk(41)).await.unwrap();
+    assert_eq!(ranges(&store), [10 * MIB..11 * MIB]);
+    // No more than what was asked for, in requests of at most 1 MiB, and over no cached chunks.
+    let begin = Instant::now();
+    let range = 38 * CHUNK_SIZE + 1..50 * CHUNK_SIZE - 1;
+    assert_eq!(object.prefetch(range.clone()).await.unwrap(), 8 * CHUNK_SIZE);
+    assert!(begin.elapsed() < 25 * MILLI);
+    let mut fetched = ranges(&store);
+    fetched.sort_unstable_by_key(|range| range.start);
+    let chunks = |start, end| start * CHUNK_SIZE..end * CHUNK_SIZE;
+    assert_eq!(fetched, [chunks(38, 40), chunks(44, 48), chunks(48, 50)]);
+    assert_eq!(object.prefetch(range.clone()).await.unwrap(), 0);
+    read(&object, range).await.unwrap();
+    assert_eq!(ranges(&store), []);
+    assert_eq!(object.prefetch(u64::MAX - 1..u64::MAX).await.unwrap(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn demand_passes_prefetches_and_shares_their_requests() {
+    let store = store();
+    store.set_link(20 * MILLI, f64::INFINITY);
+    let (_fetcher, object) = open_by_chunks(&store).await;
+    let prefetches = (0..20).map(|n| object.prefetch(chunk(10 + 7 * n)));
+    let prefetches = join_all(prefetches);
+    tokio::pin!(prefetches);
+    assert!(tokio::time::timeout(MILLI, &mut prefetches).await.is_err());
+    assert_eq!(store.received().len(), 12);
+    let (shared, other, fetched) =
+        tokio::join!(read(&object, chunk(10)), read(&object, chunk(3)), &mut prefetches);
+    shared.unwrap();
+    other.unwrap();
+    assert!(fetched.into_iter().all(|bytes| bytes.unwrap() == CHUNK_SIZE));
+    assert_eq!(store.received()[0].request.range, ByteRange::Bounded(chunk(3)));
+}
