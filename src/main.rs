@@ -73,6 +73,10 @@ fn main() -> ExitCode {
     for Warning { label, text } in &settings.warnings {
         tracing::warn!(reason = label, "{text}");
     }
+    let serves = settings.cli.command.is_none() && !settings.cli.file.check_config;
+    if !serves && let Err(error) = commands::hangup::ignore_unless_terminal_is_closed() {
+        tracing::debug!("SIGHUP will end the program: {error}");
+    }
     let ended = match &settings.cli.command {
         Some(command) => commands::run(command),
         None if settings.cli.file.check_config => commands::check_config::run(&settings),

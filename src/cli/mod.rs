@@ -21,6 +21,7 @@ mod man;
 mod monitor;
 mod monitor_endpoint;
 pub(crate) mod pki;
+mod reload;
 mod sandbox;
 pub(crate) mod server_target;
 mod sockets;
@@ -63,6 +64,7 @@ pub(crate) use monitor::MonitorAddress;
 use monitor::MonitorOptions;
 pub(crate) use monitor_endpoint::MonitorEndpoint;
 use pki::Pki;
+pub(crate) use reload::Reload;
 use sandbox::Sandbox;
 use sockets::Network;
 pub(crate) use stores::{DiskCacheOptions, StoreOptions};
@@ -151,7 +153,8 @@ PASSWORDS
 SERVICES
   Sockets that a service manager passes (LISTEN_FDS) replace --listen, which can't be used with
   them. The service manager is notified of startup, reloads, shutdown and the served exports,
-  and, if it has a watchdog, that the server is alive (NOTIFY_SOCKET).
+  and, if it has a watchdog, that the server is alive (NOTIFY_SOCKET). A SIGHUP reloads, and the
+  log has the result; \"hexz-nbd reload\" reports it (--control-socket).
 
 SANDBOX
   After binding its sockets, the program can only read the folders of the archives, of their
@@ -180,12 +183,11 @@ ENVIRONMENT
                  directive of the crate tracing-subscriber";
 
 /// The most used options, by their IDs, with their descriptions in `-h`, which omits all others.
-const FIRST_OPTIONS: [(&str, &str); 10] = [
+const FIRST_OPTIONS: [(&str, &str); 9] = [
     ("named", "Archives to serve, files or URLs; the export is called NAME, or like the file"),
     ("config", "Read options from this TOML file"),
     ("check_config", "Check all options and files, print what would be served, and exit"),
     ("export_dir", "Serve all archives in this folder"),
-    ("password_file", "File with the password of encrypted archives"),
     ("tls_cert", "Certificate of the server, in PEM format; requires clients to use TLS"),
     ("tls_key", "Private key of the certificate, in PEM format"),
     ("allow", "Peers that may connect: CIDR, unix or vsock:CID [default: this machine]"),
@@ -239,7 +241,7 @@ pub(crate) struct ConfigFileOptions {
     /// A reload (SIGHUP) reads the file again. See examples/hexz-nbd.toml
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Check all options and the files that they name, open the archives, print what would be
+    /// Check all options and the files that they name, open all archives, print what would be
     /// served, and exit with the status that the start would have
     #[arg(long)]
     pub(crate) check_config: bool,
@@ -264,6 +266,11 @@ pub(crate) enum Command {
     ///
     /// Queries the monitor of a server that was started with --monitor.
     Top(Top),
+    /// Reload a running server, and report what changed or why nothing did
+    ///
+    /// The server must have been started with --control-socket, as the systemd unit does. Waits
+    /// until the new settings are active and the archives are open.
+    Reload(Reload),
     /// Describe an archive: streams, blocks, duplicates, parents, signature
     ///
     /// Reads only the header and the index, not the blocks.

@@ -45,6 +45,10 @@ pub(crate) struct Network {
     /// existing file is replaced, and the file isn't removed on exit
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
+    /// Accept "hexz-nbd reload" on this Unix socket, which reports whether the reload succeeded.
+    /// Only root and the user that starts the server can connect to it
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control_socket: Option<PathBuf>,
     /// Serve a single connection on standard input and output, for inetd, ssh, and clients that
     /// start their server themselves.
     ///

@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use hexz_exports::Catalog;
+use hexz_exports::{Catalog, FolderTrial};
 #[cfg(feature = "remote")]
 use hexz_reader::OpenOptions;
 use nbd_gateway::Policy;
@@ -13,9 +13,10 @@ use nbd_telemetry::escape;
 use crate::cli::ServeOptions;
 use crate::commands::output;
 use crate::exit_status::{self, Failure};
+use crate::hints;
 #[cfg(feature = "remote")]
 use crate::service::remote;
-use crate::service::{access, archives, audit, password, runtime};
+use crate::service::{access, archives, audit, hidden, password, runtime};
 use crate::settings::Settings;
 
 /// Prints what would be served, or logs all errors. The exit code is the one that the startup
@@ -24,6 +25,7 @@ pub(crate) fn run(settings: &Settings) -> Result<ExitCode, Failure> {
     let serve = &settings.cli.serve;
     let config = serve.config();
     let mut failures = Vec::new();
+    hidden::warn_hidden(&serve.changeable);
     let policy = access::read_collecting_errors(&serve.changeable, &config);
     let policy = policy.map_err(|all| failures.extend(all.into_iter().map(Failure::from))).ok();
     if let Some(policy) = &policy {
@@ -55,13 +57,38 @@ fn exports(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<String> 
     let mut exports = None;
     let opened = runtime::run_until_signal(runtime::prepare(), &mut None, async |shutdown| {
         let opened = shutdown.run_until_cancelled(archives::open(&catalog, snapshots)).await;
-        exports = opened.transpose()?;
+        let Some(mut all) = opened.transpose()? else { return Ok(()) };
+        if snapshots.export_dir.is_some() {
+            let tried = shutdown.run_until_cancelled(try_folder(&catalog)).await;
+            let Some(folder) = tried.transpose()? else { return Ok(()) };
+            all.push_str(&folder);
+        }
+        exports = Some(all);
         Ok(())
     });
     if let Err(failure) = opened {
         failures.push(failure);
     }
     exports
+}
+
+/// Opens each archive of the folder, logs those that clients couldn't open, and returns how many
+/// there are. None of them prevents a start.
+async fn try_folder(catalog: &Catalog) -> Result<String, Failure> {
+    let FolderTrial { archives, failed } = catalog.try_folder().await?;
+    for (name, error) in &failed {
+        tracing::error!(
+            reason = error.label(),
+            hint = hints::of_error(&error.kind),
+            "archive {:?} of the folder can't be opened: {error}",
+            escape::name(name)
+        );
+    }
+    let count = if archives == 1 { "1 archive".to_owned() } else { format!("{archives} archives") };
+    Ok(match failed.len() {
+        0 => format!(" ({count})"),
+        failed => format!(" ({count}, of which {failed} can't be opened)"),
+    })
 }
 
 fn catalog(serve: &ServeOptions, failures: &mut Vec<Failure>) -> Option<Catalog> {

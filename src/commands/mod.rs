@@ -8,11 +8,13 @@ mod completions;
 mod demo;
 mod digest;
 mod doctor;
+pub(crate) mod hangup;
 mod inspect;
 mod man;
 mod monitor_client;
 mod output;
 mod pki;
+mod reload;
 mod signals;
 mod top;
 mod trace;
@@ -43,6 +45,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Trace(options) => trace::run(options),
         #[cfg(feature = "remote")]
         Command::Warm(options) => warm::run(options),
+        Command::Reload(options) => reload::run(options),
         Command::Man(options) => man::run(options).map(|()| ExitCode::SUCCESS),
         Command::Completions(options) => completions::run(options).map(|()| ExitCode::SUCCESS),
     }

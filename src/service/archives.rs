@@ -188,22 +188,54 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     if let Some(name) = options.default_export.as_deref()
         && !catalog.has(name).await
     {
-        tracing::warn!(
-            reason = "default_export_missing",
-            "default export {:?} not found; clients that name no export are refused until it exists",
-            escape::name(name)
-        );
+        warn_no_default(catalog, name).await;
     }
     exports.iter().for_each(warn_unaligned_size);
     let named = exports
         .iter()
         .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
-    catalog.read_folder().await?;
+    let in_folder = catalog.read_folder().await?;
     let folder = options.export_dir.as_deref();
+    if let Some(folder) = folder
+        && in_folder.is_empty()
+    {
+        tracing::warn!(
+            reason = "folder_empty",
+            "export folder {} has no archives yet: no file is called .hxz or .hexz",
+            escape::name(folder)
+        );
+    }
     let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
     let all: Vec<String> = named.chain(folder).collect();
     // The stores of all archives are down.
     Ok(if all.is_empty() { "no archive yet".to_owned() } else { all.join(", ") })
+}
+
+/// Warns that clients that name no export are refused, and says why.
+async fn warn_no_default(catalog: &Catalog, name: &str) {
+    if catalog.may_have(name) {
+        tracing::warn!(
+            reason = "default_export_missing",
+            "default export {:?} not found; clients that name no export are refused until it exists",
+            escape::name(name)
+        );
+        return;
+    }
+    let mut alike = None;
+    for extension in ["hxz", "hexz"] {
+        let file = format!("{name}.{extension}");
+        if catalog.has(&file).await {
+            alike = Some(format!("; did you mean {:?}?", escape::name(&file)));
+            break;
+        }
+    }
+    tracing::warn!(
+        reason = "default_export_impossible",
+        "default export {:?} can't exist, since exports of a folder are called like their files, \
+         with .hxz or .hexz; clients that name no export are refused{}",
+        escape::name(name),
+        alike.unwrap_or_default()
+    );
 }
 
 fn warn_unaligned_size(export: &SnapshotExport) {

@@ -2,14 +2,17 @@
 //!
 //! [`serve`] lists the steps. [`start`] acquires what takes privileges: the [`access`] policy, the
 //! catalog of [`archives`], [`sockets`], the [`audit`] file, the [`monitor`]. Then the [`sandbox`]
-//! is entered. While clients are served, [`reload`] replaces policy and exports, and [`notify`]
-//! keeps the service manager informed.
+//! is entered. While clients are served, [`reload`] replaces policy and exports, as [`control`] or a
+//! signal asks for, and [`notify`] keeps the service manager informed.
 
 pub(crate) mod access;
 pub(crate) mod archives;
 pub(crate) mod audit;
+mod changes;
+pub(crate) mod control;
 #[cfg(feature = "remote")]
 pub(crate) mod dialer;
+pub(crate) mod hidden;
 mod monitor;
 mod notify;
 pub(crate) mod password;
@@ -30,7 +33,9 @@ use hexz_exports::{BlockReader, Catalog};
 use nbd_gateway::Control;
 use nbd_gateway::audit::{BoundedText, Event, ServiceStarted};
 use nbd_gateway::config::Config;
+use nbd_gateway::listen::Listener;
 use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +44,7 @@ use crate::exit_status::Failure;
 use crate::monitor::RecentErrors;
 use crate::settings::Settings;
 use audit::AuditHandle;
+use changes::ActiveSettings;
 use notify::Notifier;
 use reload::{ReloadInputs, Reloader, ServedExports};
 use start::Prepared;
@@ -74,7 +80,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         let sighup = reload::unblock_sighup()?;
         let notifier = Arc::new(Notifier::new(prepared.manager)?);
         let (catalog, policy, snapshots) =
-            (prepared.catalog, prepared.policy, prepared.options.snapshots);
+            (prepared.catalog, prepared.policy, prepared.options.snapshots.clone());
         let reader = Arc::clone(catalog.reader());
         // Verifying an archive's digest can take long; a signal must be able to interrupt it.
         let opening = archives::open(&catalog, &snapshots);
@@ -83,7 +89,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         let Some(exports) = opened.transpose()? else { return Ok(()) };
 
         let (access, open_to) = (access::describe_access(&policy), policy.rules.to_string());
-        let tls = policy.tls.clone();
+        let active = ActiveSettings::new(prepared.options, &policy, prepared.files.clone());
         let gateway = prepared.sockets.into_gateway(config.clone(), policy, catalog)?;
         let control = gateway.control();
         monitor.attach(control.clone());
@@ -92,11 +98,12 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
             listen: gateway.listen().iter().map(BoundedText::from_display).collect(),
-            tls: tls.is_some(),
+            tls: active.tls.is_some(),
             policy: 0,
             open_to: open_to.into(),
         };
         let record = config.audit.clone();
+        let (reloads, requests) = mpsc::channel(control::MAX_REQUESTS);
         let reloader = Reloader {
             inputs: Arc::new(ReloadInputs {
                 source,
@@ -108,7 +115,8 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
                 stores: prepared.stores.as_ref().map(remote::ConnectedStores::archives),
             }),
             files: prepared.files,
-            tls,
+            active,
+            requests,
             served: ServedExports::new(control.clone(), snapshots),
             is_loopback_only: prepared.is_loopback_only,
             notifier: Arc::clone(&notifier),
@@ -116,6 +124,9 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(reloader.run(sighup, prepared.watch));
+        if let Some(socket) = prepared.control {
+            tasks.spawn(control::serve(Listener::new(socket)?, reloads));
+        }
         let listen = gateway.listen().join(", ");
         tracing::info!(%listen, "ready: serving {exports} {access}");
         notifier.ready(exports, access).await;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use nix::sys::signal::SigSet;
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 
 use hexz_exports::Catalog;
@@ -22,12 +23,14 @@ use nbd_sandbox::{ReadableSet, SandboxPlan};
 use nbd_telemetry::escape;
 
 use super::audit::AuditHandle;
+use super::changes::ActiveSettings;
+use super::control::{Activation, ReloadReply, Requester, WaitingRequesters};
 use super::notify::Notifier;
 #[cfg(feature = "remote")]
 use super::remote;
 use super::watch::WatchedFiles;
 use super::{access, archives, password, sandbox};
-use crate::cli::{OpenArchiveOptions, ReloadableOptions, SnapshotOptions};
+use crate::cli::{OpenArchiveOptions, SnapshotOptions};
 use crate::exit_status::{self, ExitStatus, Failure};
 use crate::settings::{FixedOptions, MergedOptions, OptionSource};
 
@@ -81,14 +84,16 @@ fn with_verb(paths: &[PathBuf]) -> String {
     format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })
 }
 
-/// Reloads the files on a signal, or when they have changed.
+/// Reloads the files on a signal, on a request, or when they have changed.
 #[derive(Debug)]
 pub(super) struct Reloader {
     pub(super) inputs: Arc<ReloadInputs>,
     /// Stamps of the files from before they were read.
     pub(super) files: WatchedFiles,
-    /// Active TLS settings.
-    pub(super) tls: Option<ServerTls>,
+    /// Active settings.
+    pub(super) active: ActiveSettings,
+    /// Clients of the control socket.
+    pub(super) requests: mpsc::Receiver<Requester>,
     pub(super) served: ServedExports,
     /// True if the gateway listens on loopback only, since the rules admitted no other clients at
     /// startup.
@@ -115,7 +120,7 @@ pub(super) struct ReloadInputs {
 
 /// Outcome of reading everything again.
 struct ReloadPlan {
-    snapshots: SnapshotOptions,
+    settings: ActiveSettings,
     policy: Policy,
     catalog: Catalog,
     /// Consequence if the archives can't be opened; part of the error message.
@@ -124,14 +129,25 @@ struct ReloadPlan {
     needs_restart: Vec<String>,
 }
 
+/// Result of activating a new policy.
+struct Activated<F> {
+    activation: Activation,
+    /// Description of how, and to which clients, exports are served.
+    access: String,
+    /// Opens the archives.
+    opening: F,
+}
+
 impl Reloader {
-    /// Reloads on each signal, and, if `watch` is set, when files have changed.
+    /// Reloads on each signal and request, and, if `watch` is set, when files have changed.
     pub(super) async fn run(mut self, mut sighup: Signal, watch: bool) {
         // Archives are opened in the background. A revoked client must not stay for as long as it
         // takes to hash an archive, or forever if one can't be opened; nor must the next signal
         // wait for that.
         let mut archives: JoinSet<()> = JoinSet::new();
+        let waiting = WaitingRequesters::default();
         loop {
+            let mut requesters = Vec::new();
             tokio::select! {
                 received = sighup.recv() => {
                     if received.is_none() {
@@ -139,29 +155,41 @@ impl Reloader {
                     }
                     self.audit.reopen();
                 }
+                Some(requester) = self.requests.recv() => {
+                    requesters.push(requester);
+                    // This reload is theirs, too.
+                    requesters.extend(std::iter::from_fn(|| self.requests.try_recv().ok()));
+                    self.audit.reopen();
+                }
                 () = self.files.changed(), if watch => {}
             }
             self.notifier.reloading().await;
             self.files = self.files.current().await;
-            let reloaded = match self.read().await {
-                Ok(plan) => Some(self.activate(plan)),
-                Err(error) => {
-                    self.report_failure(&error);
-                    None
+            match self.read().await {
+                Ok(plan) => {
+                    let Activated { activation, access, opening } =
+                        self.activate(plan, waiting.clone());
+                    self.notifier.reloaded(Some(access)).await;
+                    for requester in &requesters {
+                        requester.reply(ReloadReply::Activated(activation.clone()));
+                    }
+                    // What is being opened for an earlier reload must not end the wait of these.
+                    archives.shutdown().await;
+                    waiting.extend(requesters);
+                    archives.spawn(opening);
                 }
-            };
-            let (access, opening) = reloaded.unzip();
-            self.notifier.reloaded(access).await;
-            if let Some(opening) = opening {
-                archives.shutdown().await;
-                archives.spawn(opening);
+                Err(error) => {
+                    let reply = self.report_failure(&error);
+                    self.notifier.reloaded(None).await;
+                    requesters.iter().for_each(|requester| requester.reply(reply.clone()));
+                }
             }
         }
     }
 
     /// Reads everything again on a thread that may block.
     async fn read(&mut self) -> Result<ReloadPlan, Failure> {
-        let (inputs, tls) = (Arc::clone(&self.inputs), self.tls.clone());
+        let (inputs, tls) = (Arc::clone(&self.inputs), self.active.tls.clone());
         let served = self.served.current();
         let read = spawn_blocking(move || {
             let mut files = None;
@@ -175,10 +203,13 @@ impl Reloader {
         plan
     }
 
-    /// Activates a new policy. Returns a description of the clients that it admits, and a future
-    /// that opens the archives.
-    fn activate(&mut self, plan: ReloadPlan) -> (String, impl Future<Output = ()> + Send + use<>) {
-        let ReloadPlan { snapshots, policy, catalog, consequence, needs_restart } = plan;
+    /// Activates a new policy. The result of opening the archives goes to `waiting`.
+    fn activate(
+        &mut self,
+        plan: ReloadPlan,
+        waiting: WaitingRequesters,
+    ) -> Activated<impl Future<Output = ()> + Send + use<>> {
+        let ReloadPlan { settings, policy, catalog, consequence, needs_restart } = plan;
         if !needs_restart.is_empty() {
             let options = needs_restart.join(", ");
             tracing::warn!(reason = "needs_restart", "changes that need a restart: {options}");
@@ -190,12 +221,19 @@ impl Reloader {
                  restart, or use --listen"
             );
         }
-        self.tls.clone_from(&policy.tls);
+        let changes = settings.changes_since(&self.active);
+        match changes.as_slice() {
+            [] => tracing::info!("reload: no option and no file has changed"),
+            changes => tracing::info!("reload: {}", changes.join("; ")),
+        }
         let (open_to, access) = (policy.rules.to_string(), access::describe_access(&policy));
+        let snapshots = settings.options.snapshots.clone();
+        self.active = settings;
         let (dropped, number) = self.served.activate_policy(policy, &snapshots);
         tracing::info!(dropped, "reloaded: open to {open_to}");
-        let event = PolicyReloaded { policy: number, open_to: open_to.into(), dropped };
+        let event = PolicyReloaded { policy: number, open_to: open_to.as_str().into(), dropped };
         self.inputs.config.audit.emit(|| Event::Reload(event));
+        let activation = Activation { open_to, dropped, changes, needs_restart };
 
         let (served, notifier) = (self.served.clone(), Arc::clone(&self.notifier));
         // Opens archives that are new or have been replaced, so that problems are logged now and
@@ -207,30 +245,38 @@ impl Reloader {
                 Ok(exports) => {
                     if served.replace(number, catalog, snapshots) {
                         tracing::info!("now serving {exports}");
-                        notifier.set_exports(exports);
+                        notifier.set_exports(exports.clone());
+                        waiting.finish(&ReloadReply::Served { exports });
                     }
                 }
-                Err(error) => tracing::error!(
-                    reason = "archives_not_reloaded",
-                    cause = error.label(),
-                    hint = error.hint(),
-                    "archives not reloaded{consequence}: {error}"
-                ),
+                Err(error) => {
+                    let message = format!("archives not reloaded{consequence}: {error}");
+                    tracing::error!(
+                        reason = "archives_not_reloaded",
+                        cause = error.label(),
+                        hint = error.hint(),
+                        "{message}"
+                    );
+                    waiting.finish(&ReloadReply::failed(&error, message));
+                }
             }
         };
-        (access, opening)
+        Activated { activation, access, opening }
     }
 
-    fn report_failure(&self, error: &Failure) {
+    /// Logs that a reload failed, and returns the reply for those who asked for it.
+    fn report_failure(&self, error: &Failure) -> ReloadReply {
+        let message = format!("reload failed, keeping the previous settings: {error}");
         tracing::error!(
             reason = "reload_failed",
             cause = error.label(),
             hint = error.hint(),
-            "reload failed, keeping the previous settings: {error}"
+            "{message}"
         );
         self.served.control.record_failed_reload(&error.to_string());
         let event = ReloadFailed { why: BoundedText::from_display(error) };
         self.inputs.config.audit.emit(|| Event::ReloadFailed(event));
+        ReloadReply::failed(error, message)
     }
 }
 
@@ -248,7 +294,8 @@ impl ReloadInputs {
         reject_pipes(&self.file)?;
         let MergedOptions { serve, stamp, fixed, .. } = self.source.reread()?;
         let options = serve.changeable;
-        *files = Some(WatchedFiles::new(self.file.as_deref(), stamp, &options));
+        let watched = WatchedFiles::new(self.file.as_deref(), stamp, &options);
+        *files = Some(watched.clone());
         // Existing connections could continue unencrypted after TLS has been required.
         if options.tls.files().is_some() != tls.is_some() {
             return Err(ReloadError::TlsToggled.into());
@@ -264,7 +311,7 @@ impl ReloadInputs {
         if let Some(stores) = &self.stores {
             remote::set_queries(stores, &serve.stores.secret_urls)?;
         }
-        let ReloadableOptions { snapshots, .. } = options;
+        let snapshots = &options.snapshots;
         // Archives that are already open stay open, unless all must be reopened.
         let mut catalog = exports.with_selection(snapshots.choice())?;
         if let Some(options) =
@@ -272,7 +319,7 @@ impl ReloadInputs {
         {
             catalog = catalog.reopened_with(options);
         }
-        let consequence = if snapshots != before {
+        let consequence = if *snapshots != before {
             ", keeping the previous exports for clients that both the previous and the new rules \
              allow to open them"
         } else if archives::has_keys_or_digests(&snapshots.opening) {
@@ -282,7 +329,8 @@ impl ReloadInputs {
         };
         let needs_restart = self.fixed.changed_keys(&fixed).into_iter().map(str::to_owned);
         let needs_restart = needs_restart.collect();
-        Ok(ReloadPlan { snapshots, policy, catalog, consequence, needs_restart })
+        let settings = ActiveSettings::new(options, &policy, watched);
+        Ok(ReloadPlan { settings, policy, catalog, consequence, needs_restart })
     }
 }
 

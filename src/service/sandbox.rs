@@ -29,7 +29,7 @@ pub(super) fn plan(settings: &Settings) -> SandboxPlan {
         mode: serve.sandbox.mode(),
         user: serve.sandbox.user.clone(),
         appended: serve.audit.file().map(Path::to_owned).into_iter().collect(),
-        sockets: addresses.filter_map(socket).collect(),
+        sockets: addresses.filter_map(socket).chain(serve.network.control_socket.clone()).collect(),
         ..SandboxPlan::default()
     };
     let mut plan = add_files(plan, &serve.changeable);

@@ -11,6 +11,7 @@ use hexz_exports::Catalog;
 use hexz_reader::OpenOptions;
 use nbd_gateway::Policy;
 use nbd_gateway::config::Config;
+use nbd_gateway::listen::BoundSocket;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::audit::{self, AuditTarget};
@@ -20,7 +21,7 @@ use super::notify::ManagerSocket;
 use super::remote::{self, ConnectedStores};
 use super::sockets::Sockets;
 use super::watch::WatchedFiles;
-use super::{access, archives, pid_file};
+use super::{access, archives, control, hidden, pid_file};
 use crate::cli::ReloadableOptions;
 use crate::exit_status::Failure;
 use crate::monitor::RecentErrors;
@@ -46,6 +47,8 @@ pub(super) struct Prepared {
     #[cfg(feature = "remote")]
     pub(super) stores: Option<ConnectedStores>,
     pub(super) sockets: Sockets,
+    /// Socket for `hexz-nbd reload`.
+    pub(super) control: Option<BoundSocket>,
     /// True if the gateway listens on loopback only, since the rules admit no other clients.
     pub(super) is_loopback_only: bool,
     pub(super) manager: ManagerSocket,
@@ -63,6 +66,7 @@ impl Prepared {
         let monitor_socket = sockets.take_monitor();
         let manager = ManagerSocket::from_environment();
         let files = WatchedFiles::new(file.as_deref(), stamp, &serve.changeable);
+        hidden::warn_hidden(&serve.changeable);
         let policy = access::read(&serve.changeable, &config, None)?;
         let open = archives::options(&serve.changeable.snapshots.opening)?;
         #[cfg(feature = "remote")]
@@ -83,6 +87,7 @@ impl Prepared {
         let is_local_only = policy.rules.is_local_only();
         let is_loopback_only = config.listen.is_empty() && is_local_only && !serve.network.stdio;
         sockets.bind(&config, is_local_only, &serve.network.socket_permissions())?;
+        let control = serve.network.control_socket.as_deref().map(control::bind).transpose()?;
         let audit = audit::open(&serve.audit, serve.network.stdio)?;
         let monitor = MonitorSetup::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
         #[cfg(feature = "remote")]
@@ -105,6 +110,7 @@ impl Prepared {
             #[cfg(feature = "remote")]
             stores,
             sockets,
+            control,
             is_loopback_only,
             manager,
             audit,

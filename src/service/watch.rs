@@ -33,6 +33,12 @@ impl WatchedFiles {
         Self(config.into_iter().chain(others).collect())
     }
 
+    /// Returns the files that are new, or whose content may differ from `before`.
+    pub(super) fn changed_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Path> {
+        let changed = self.0.iter().filter(|file| !before.0.contains(file));
+        changed.map(|(path, _)| path.as_path())
+    }
+
     /// Takes the stamps of the same files again, without blocking the runtime.
     pub(super) async fn current(&self) -> Self {
         let paths: Vec<PathBuf> = self.0.iter().map(|(path, _)| path.clone()).collect();

@@ -11,7 +11,7 @@ use super::problem::ProblemKind;
 const CONFLICTS: [(&str, &[&str]); 3] = [
     ("rules", &["allow", "allow-identity"]),
     ("insecure-no-tls", &["tls-cert"]),
-    ("stdio", &["listen", "socket-mode", "socket-group", "monitor"]),
+    ("stdio", &["listen", "socket-mode", "socket-group", "monitor", "control-socket"]),
 ];
 
 /// Options that require another one.

@@ -187,7 +187,8 @@ def policies(name, objects):
         pod["serviceAccountName"] == one(objects, "ServiceAccount")["metadata"]["name"], "account"
     )
     for volume in pod["volumes"]:
-        ensure(set(volume) <= {"name", "configMap", "secret"}, f"volume {volume['name']}")
+        kinds = {"emptyDir"} if volume["name"] == "disk-cache" else {"configMap", "secret"}
+        ensure(set(volume) <= {"name", *kinds}, f"volume {volume['name']}")
         if "secret" in volume:
             ensure(volume["secret"]["defaultMode"] == 0o440, f"permissions of {volume['name']}")
     namespace = one(objects, "Namespace")["metadata"]

@@ -62,6 +62,8 @@ step "it is installed, by dpkg alone"
 install_package
 inside getent passwd hexz-nbd | grep -q ':/usr/sbin/nologin$' || fail "no user, or one with a shell"
 [ "$(stat -c '%U:%A' "$root/var/lib/hexz-nbd")" = 'root:drwxr-x---' ] || fail "/var/lib/hexz-nbd"
+[ "$(inside stat -c '%U:%G:%A' /var/log/hexz-nbd)" = 'hexz-nbd:hexz-nbd:drwxr-x---' ] \
+    || fail "/var/log/hexz-nbd"
 ! find "$root/etc/systemd" -name 'hexz-nbd*' | grep -q . || fail "a unit is enabled"
 version=$(inside dpkg-query -W -f '${Version}' hexz-nbd)
 case "$(inside hexz-nbd --version)" in
@@ -80,9 +82,11 @@ ls "$root"/usr/share/man/man5/hexz-nbd.toml.5.gz > /dev/null
 # The unit's command line, user and folder for sockets.
 unit=$root/lib/systemd/system/hexz-nbd.service
 line=$(sed -n 's/^ExecStart=//p' "$unit")
+reload=$(sed -n 's/^ExecReload=//p' "$unit")
 user=$(sed -n 's/^User=//p' "$unit")
 group=$(sed -n 's/^Group=//p' "$unit")
-[ -n "$line" ] && [ -n "$user" ] && [ -n "$group" ] || fail "the unit lacks something"
+[ -n "$line" ] && [ -n "$reload" ] && [ -n "$user" ] && [ -n "$group" ] \
+    || fail "the unit lacks something"
 runtime=$root/run/hexz-nbd
 mkdir -p "$runtime"
 inside chown "$user:$group" /run/hexz-nbd
@@ -106,6 +110,11 @@ stop() {
     code=0
     wait "$server" || code=$?
     [ "$code" = 0 ] || fail "it ended with $code"
+}
+
+# Runs the unit's reload as its user, without credentials.
+reload() {
+    setpriv --no-new-privs chroot --userspec="$user:$group" "$root" $reload > /mnt/reload 2>&1
 }
 
 disk() {
@@ -137,6 +146,7 @@ tls-cert = "/etc/hexz-nbd/server-cert.pem"
 tls-key = "/etc/hexz-nbd/server-key.pem"
 tls-client-ca = "/etc/hexz-nbd/ca-cert.pem"
 tls-client-crl = "/etc/hexz-nbd/crl.pem"
+audit = "/var/log/hexz-nbd/audit.jsonl"
 END
 printf 'correct horse battery staple' > "$root$credentials/hexz-nbd.password"
 inside chown -R "$user:$group" "$credentials"
@@ -161,11 +171,18 @@ cp /mnt/client/ca-cert.pem /mnt/nobody
 step "it is reloaded: whose certificate was revoked stays out"
 pki revoke backup.example.org
 cp "$root/root/pki/crl.pem" "$root/etc/hexz-nbd/"
-kill -HUP "$server"
-refused() {
-    ! nbdinfo "$uri"
-}
-wait_for refused
+reload || { cat /mnt/reload; fail "the reload"; }
+grep -q 'changed files: /etc/hexz-nbd/crl.pem' /mnt/reload || fail "it doesn't say what changed"
+! nbdinfo "$uri" > /mnt/refused 2>&1 || fail "it lets in whose certificate was revoked"
+
+step "a reload that it rejects fails, and changes nothing"
+cp -a "$root/etc/hexz-nbd/hexz-nbd.toml" /mnt/sound
+echo 'nonsense = 1' >> "$root/etc/hexz-nbd/hexz-nbd.toml"
+code=0
+reload || code=$?
+[ "$code" = 2 ] || fail "the reload ended with $code"
+grep -q config_unknown_option /mnt/reload || fail "it doesn't say what is wrong"
+cp -a /mnt/sound "$root/etc/hexz-nbd/hexz-nbd.toml"
 kill -0 "$server" || fail "it has ended"
 
 step "it is stopped"
@@ -182,12 +199,36 @@ inside dpkg -r hexz-nbd > /mnt/dpkg 2>&1 || { cat /mnt/dpkg; fail "dpkg -r"; }
 [ -e "$root/etc/hexz-nbd/hexz-nbd.toml" ] || fail "the configuration is gone"
 [ ! -e "$root/usr/bin/hexz-nbd" ] || fail "the program is still there"
 
-step "it is purged: nothing stays but snapshots and what the operator has made"
-rm -r "$root/etc/hexz-nbd"/*.pem "$root/root/pki" "$root/run/hexz-nbd" "$root/run/credentials"
-mkdir -p "$root/var/log/hexz-nbd"
-inside dpkg -P hexz-nbd > /mnt/dpkg 2>&1 || { cat /mnt/dpkg; fail "dpkg -P"; }
+purge() {
+    inside dpkg -P hexz-nbd > /mnt/dpkg 2>&1 || { cat /mnt/dpkg; fail "dpkg -P"; }
+}
+key=/etc/hexz-nbd/server-key.pem
+
+step "it is purged: no later group can read the key that stays"
+purge
 [ -s "$root/var/lib/hexz-nbd/base-zstd.hxz" ] || fail "a snapshot is gone"
+[ ! -e "$root/var/log/hexz-nbd" ] || fail "the audit stays"
+inside addgroup --quiet --system other
+[ "$(inside stat -c %G "$key")" = "$group" ] || fail "the key belongs to $(inside stat -c %G "$key")"
+inside delgroup --quiet --system other
+
+step "it is installed again: the key can be read"
+install_package
+inside setpriv --reuid="$user" --regid="$group" --clear-groups cat "$key" > /dev/null || fail "the key"
+
+step "it is installed after user and group have had other numbers"
+inside chgrp 54321 "$key" /var/lib/hexz-nbd/base-zstd.hxz
+inside chown 54321 /var/lib/hexz-nbd/base-zstd.hxz
+install_package
+[ "$(inside stat -c %U:%G "$key")" = "root:$group" ] || fail "the key isn't repaired"
+[ "$(inside stat -c %U:%G /var/lib/hexz-nbd/base-zstd.hxz)" = "$user:$group" ] \
+    || fail "a snapshot isn't repaired"
+
+step "it is purged: nothing stays but user and group, snapshots and what the operator has made"
+rm -r "$root/etc/hexz-nbd"/*.pem "$root/root/pki" "$root/run/hexz-nbd" "$root/run/credentials"
+purge
 rm -r "$root/var/lib/hexz-nbd"
 files > /mnt/after
 diff /mnt/before /mnt/after || fail "something is left behind"
-cut -d: -f1 "$root/etc/passwd" | diff /mnt/users - || fail "a user is left behind"
+echo hexz-nbd >> /mnt/users
+cut -d: -f1 "$root/etc/passwd" | diff /mnt/users - || fail "other users"

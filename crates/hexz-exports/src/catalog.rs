@@ -53,6 +53,15 @@ impl CatalogError {
     }
 }
 
+/// Result of opening each archive of a folder.
+#[derive(Debug)]
+pub struct FolderTrial {
+    /// Number of archives.
+    pub archives: usize,
+    /// Names of the archives that can't be opened, with the errors, in order.
+    pub failed: Vec<(String, hexz_reader::Error)>,
+}
+
 /// The registry of served snapshots.
 ///
 /// ```no_run
@@ -268,15 +277,56 @@ impl Catalog {
         self.named.len() + if self.folder.is_some() { folder_slots::MAX_OPEN } else { 0 }
     }
 
-    /// Reads the folder, and logs which of its files aren't served.
+    /// Returns the names of the folder's archives, in order, and logs which of its files aren't
+    /// served. Without a folder, there are none.
     ///
     /// # Errors
     /// The folder can't be read.
-    pub async fn read_folder(&self) -> Result<(), FolderError> {
+    pub async fn read_folder(&self) -> Result<Vec<String>, FolderError> {
         match &self.folder {
-            Some(folder) => folder.look().await,
-            None => Ok(()),
+            Some(folder) => folder.names().await,
+            None => Ok(Vec::new()),
         }
+    }
+
+    /// Opens each archive of the folder, as a client's request would, and closes it again. Returns
+    /// the number of archives that are served, and the name of each that can't be opened with the
+    /// error. Takes as long as opening all of them, which includes hashing them if there are
+    /// digests.
+    ///
+    /// # Errors
+    /// The folder can't be read.
+    pub async fn try_folder(&self) -> Result<FolderTrial, FolderError> {
+        let mut names = self.read_folder().await?;
+        // A named archive hides a file of its name.
+        names.retain(|name| !self.named.contains(name));
+        let mut trial = FolderTrial { archives: names.len(), failed: Vec::new() };
+        let Some(folder) = &self.folder else { return Ok(trial) };
+        let concurrency = if folder.is_remote() { MAX_CONCURRENT_OPENS } else { 1 };
+        let slots = names.into_iter().map(|name| {
+            let slot = SnapshotSlot::new(folder.source(&name));
+            (name, slot)
+        });
+        let open = |(name, slot): (String, SnapshotSlot)| {
+            let (options, reader) = (self.options.clone(), Arc::clone(&self.reader));
+            async move { (name, slot.open(&options, &reader).await.map(drop)) }
+        };
+        let slots: Vec<_> = slots.collect();
+        let mut opens = pin!(futures_util::stream::iter(slots).map(open).buffered(concurrency));
+        while let Some((name, opened)) = opens.next().await {
+            if let Err(SlotUnavailable(Some(failure))) = opened {
+                trial.failed.push((name, failure.error));
+            }
+        }
+        Ok(trial)
+    }
+
+    /// Returns true if an export of this name could exist: it is named, or the folder could have a
+    /// file that is called like that.
+    pub fn may_have(&self, name: &str) -> bool {
+        let base = name.strip_suffix(AUXILIARY_SUFFIX).unwrap_or(name);
+        let in_folder = |folder: &Arc<FolderSlots>| folder.may_have(base);
+        self.named.find(name).is_some() || self.folder.as_ref().is_some_and(in_folder)
     }
 
     /// Checks that the folder can be read, for

@@ -156,14 +156,15 @@ impl FolderSlots {
         Ok(places.slots.entry(name.to_owned()).or_insert_with(|| SnapshotSlot::new(source)).clone())
     }
 
-    /// Reads the folder once, however long it takes.
+    /// Returns the names of the folder's archives, in order. Reads the folder once, however long it
+    /// takes.
     ///
     /// # Errors
     /// See [`read`](Self::read).
-    pub(super) async fn look(self: &Arc<Self>) -> Result<(), FolderError> {
+    pub(super) async fn names(self: &Arc<Self>) -> Result<Vec<String>, FolderError> {
         let folder = Arc::clone(self);
         match spawn_blocking(move || folder.read()).await {
-            Ok(read) => read.map(|_| ()),
+            Ok(read) => Ok(read?.into_iter().map(|(name, _)| name).collect()),
             // The runtime is shutting down.
             Err(error) => {
                 let (path, error) = (self.path().to_owned(), io::Error::other(error));
@@ -185,6 +186,11 @@ impl FolderSlots {
         let content = content?;
         self.note_unserved(content.unserved);
         Ok(content.files)
+    }
+
+    /// Returns true if the folder could have an archive of this name.
+    pub(super) fn may_have(&self, name: &str) -> bool {
+        self.folder.may_have(name)
     }
 
     /// Discards the slots of files that no longer exist.

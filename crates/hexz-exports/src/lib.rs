@@ -78,7 +78,7 @@ mod source;
 mod trace;
 mod view;
 
-pub use catalog::{Catalog, CatalogError};
+pub use catalog::{Catalog, CatalogError, FolderTrial};
 pub use folder_access::{FolderError, FolderFault};
 pub use hints::Hints;
 pub use memory::MemoryPlan;

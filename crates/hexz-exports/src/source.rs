@@ -155,12 +155,7 @@ impl ExportFolder {
     /// # Errors
     /// The reason for which there is none, for the operator.
     pub(super) fn find(&self, name: &str) -> Result<ArchiveSource, NotFoundReason> {
-        let mut parts = Path::new(name).components();
-        let is_file_name = matches!(
-            (parts.next(), parts.next()),
-            (Some(Component::Normal(part)), None) if part == OsStr::new(name)
-        );
-        if !is_file_name {
+        if !is_file_name(name) {
             return Err(NotFoundReason::InvalidName);
         }
         if !is_archive_name(name) {
@@ -184,6 +179,11 @@ impl ExportFolder {
             Ok(_) => Err(NotFoundReason::NotAFile),
             Err(_) => Err(NotFoundReason::UnknownName),
         }
+    }
+
+    /// Returns true if there could be an archive of this name, whether or not there is.
+    pub(super) fn may_have(&self, name: &str) -> bool {
+        is_file_name(name) && is_archive_name(name) && (!is_url(&self.0) || is_segment(name))
     }
 
     /// Lists the folder.
@@ -293,6 +293,14 @@ fn looks_like_archive(name: &OsStr) -> bool {
     extension.is_some_and(|extension| {
         EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known.as_bytes()))
     })
+}
+
+fn is_file_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!(
+        (parts.next(), parts.next()),
+        (Some(Component::Normal(part)), None) if part == OsStr::new(name)
+    )
 }
 
 /// Returns true if a name stands for itself as a segment of a URL.

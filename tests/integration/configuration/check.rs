@@ -228,3 +228,58 @@ fn a_pipe_is_read_once() {
     assert_eq!(line.json["cause"], "pipe");
     server.assert_alive();
 }
+
+/// Archives of a folder are opened, too. None of them would prevent a start, but clients couldn't
+/// read them.
+#[test]
+fn archives_of_a_folder_that_can_not_be_opened_are_named() {
+    let site = Site::new("export-dir = '{}/folder'\ndefault-export = 'good.hxz'");
+    fs::create_dir(site.path("folder")).unwrap();
+    site.copy(BASE, "folder/good.hxz");
+    let would = |expected: &str| {
+        let ended = check(&site.file());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let folder = site.path("folder");
+        let start = format!("would serve every archive in {} ({expected}) ", folder.display());
+        assert!(ended.stdout.starts_with(&start), "{}", ended.stdout);
+        ended.stderr
+    };
+    assert_eq!(would("1 archive"), "");
+    site.copy("encrypted-zstd.hxz", "folder/locked.hxz");
+    fs::write(site.path("folder/torn.hexz"), "HEXZ").unwrap();
+    // It lacks its parent.
+    site.copy(CHILD, "folder/thin.hxz");
+    let logged = would("4 archives, of which 3 can't be opened");
+    assert_eq!(logged.lines().count(), 3, "{logged}");
+    for (name, reason) in [
+        ("locked.hxz", "password_needed"),
+        ("thin.hxz", "parent_missing"),
+        ("torn.hexz", "truncated"),
+    ] {
+        let line = logged.lines().find(|line| line.contains(&format!("{name:?}")));
+        let line = line.unwrap_or_else(|| panic!("{name}: {logged}"));
+        assert!(line.contains(&format!("reason=\"{reason}\"")), "{line}");
+    }
+}
+
+#[test]
+fn an_empty_folder_and_an_impossible_default_are_warnings() {
+    let site = Site::new("export-dir = '{}/folder'\ndefault-export = 'good'");
+    fs::create_dir(site.path("folder")).unwrap();
+    for reason in ["folder_empty", "default_export_impossible"] {
+        let ended = check(&site.file());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        assert!(ended.stderr.contains(reason), "{}", ended.stderr);
+        site.server().start().wait_for_reason(reason);
+    }
+    site.copy(BASE, "folder/good.hxz");
+    let server = site.server().start();
+    let line = server.wait_for_reason("default_export_impossible");
+    assert!(line.message().contains("did you mean \"good.hxz\"?"), "{}", line.text);
+    assert!(!server.has_reason("folder_empty"), "{}", server.log_text());
+    // A name of a named archive, or one that may come, is another matter.
+    site.say("export-dir = '{}/folder'\ndefault-export = 'later.hxz'");
+    let server = site.server().start();
+    server.wait_for_reason("default_export_missing");
+    assert!(!server.has_reason("default_export_impossible"), "{}", server.log_text());
+}

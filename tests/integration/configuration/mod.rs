@@ -1,6 +1,7 @@
 //! The configuration file: what counts of it, what is said of it, and what SIGHUP changes.
 
 mod check;
+mod control;
 mod precedence;
 mod reload;
 

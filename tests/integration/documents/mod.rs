@@ -32,7 +32,7 @@ const NOT_RUN: [(&str, usize); 17] = [
     ("needs root", 2),
     ("needs the Hexz tools", 4),
     ("needs the Python Package Index", 2),
-    ("needs systemd as the first process", 4),
+    ("needs systemd as the first process", 7),
     ("needs vsock", 1),
 ];
 

@@ -249,7 +249,7 @@ pub fn command(line: usize, text: String) -> Command {
 }
 
 /// Subcommands that don't serve.
-pub const COMMANDS: [&str; 13] = [
+pub const COMMANDS: [&str; 14] = [
     "cache",
     "check",
     "pki",
@@ -261,6 +261,7 @@ pub const COMMANDS: [&str; 13] = [
     "top",
     "trace",
     "warm",
+    "reload",
     "man",
     "completions",
 ];

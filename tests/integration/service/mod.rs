@@ -3,6 +3,7 @@
 mod activation;
 #[cfg(feature = "remote")]
 mod dialer;
+mod hangups;
 mod manager;
 mod notify;
 mod rights;

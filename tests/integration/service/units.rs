@@ -11,7 +11,7 @@ use super::{BASE, first_client, text};
 use crate::clients::{run, run_command};
 use crate::support::client::{Client, FLAGS, Plain};
 use crate::support::pki::Pki;
-use crate::support::server::Server;
+use crate::support::server::{Server, run as run_binary};
 use crate::support::{IMAGE_SIZE, archive, image};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_hexz-nbd");
@@ -70,14 +70,18 @@ fn the_command_of_the_service_serves_reloads_and_ends() {
     }
     let archives = archive("");
     let settings = format!("log-format = \"json\"\nexport-dir = \"{}\"\n", text(&archives));
-    std::fs::write(at("hexz-nbd.toml"), settings).unwrap();
+    std::fs::write(at("hexz-nbd.toml"), &settings).unwrap();
 
     let service = unit("hexz-nbd.service");
     let value = |key: &str| service.lines().find_map(|line| line.strip_prefix(key)).unwrap();
-    let command =
-        value("ExecStart=").replace("/etc/hexz-nbd/hexz-nbd.toml", text(&at("hexz-nbd.toml")));
-    let words: Vec<&str> = command.split(' ').collect();
-    assert_eq!(words[0], "/usr/bin/hexz-nbd");
+    // One of the unit's commands, with files of this test.
+    let command = |key: &str| -> Vec<String> {
+        let line = value(key).replace("/etc/hexz-nbd/", &format!("{}/", text(folder.path())));
+        let line = line.replace("/run/hexz-nbd/", &format!("{}/", text(folder.path())));
+        let mut words = line.split(' ').map(str::to_owned);
+        assert_eq!(words.next().unwrap(), "/usr/bin/hexz-nbd");
+        words.collect()
+    };
 
     let manager = Manager::at_a_path();
     let socket = at("socket");
@@ -89,7 +93,7 @@ fn the_command_of_the_service_serves_reloads_and_ends() {
         format!("--setenv=NOTIFY_SOCKET={}", manager.place),
         format!("--setenv=CREDENTIALS_DIRECTORY={}", text(&at("credentials"))),
     ];
-    let builder = Server::builder().within(activate).bare().args(&words[1..]);
+    let builder = Server::builder().within(activate).bare().args(command("ExecStart="));
     let mut server = builder.start();
     let ready = manager.hears_until("READY=1");
     assert!(ready[1].contains(text(&archives)) && ready[1].contains("TLS"), "{ready:?}");
@@ -100,12 +104,16 @@ fn the_command_of_the_service_serves_reloads_and_ends() {
     client.go(BASE);
     assert!(client.read_ok(0, IMAGE_SIZE as u32) == image());
 
-    let mut reload = Command::new("sh");
-    let script = value("ExecReload=/bin/sh -c ").trim_matches('\'');
-    reload.args(["-c", script]).env("MAINPID", server.pid().to_string());
-    assert!(reload.status().unwrap().success());
-    manager.hears_until("RELOADING=1");
-    manager.hears_until("READY=1");
+    // The command of a reload gets no credentials.
+    let reload = || {
+        let code = run_binary(command("ExecReload=")).code;
+        manager.hears_until("RELOADING=1");
+        manager.hears_until("READY=1");
+        code
+    };
+    assert_eq!(reload(), Some(0));
+    std::fs::write(at("hexz-nbd.toml"), settings.replace("export-dir", "export")).unwrap();
+    assert_eq!(reload(), Some(2));
     client.read_ok(0, 1);
     server.signal("TERM");
     manager.hears_until("STOPPING=1");

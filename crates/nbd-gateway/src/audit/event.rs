@@ -279,7 +279,11 @@ pub struct ConnectionEnded {
     pub duration: Duration,
 }
 
-/// Serializes a duration in seconds, rounded to microseconds.
+/// Returns a duration in seconds, rounded to microseconds.
+pub(crate) fn rounded_seconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e6
+}
+
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((duration.as_secs_f64() * 1e6).round() / 1e6)
+    serializer.serialize_f64(rounded_seconds(*duration))
 }

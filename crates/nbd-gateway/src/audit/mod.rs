@@ -10,6 +10,7 @@ mod text;
 use std::fmt;
 use std::sync::Arc;
 
+pub(crate) use event::rounded_seconds;
 pub use event::{
     ActivityTotals, ClientCertificate, ClientNotAuthorized, ConnectionDismissed, ConnectionEnded,
     ConnectionInfo, ConnectionRefused, Event, ExportDenied, ExportMissing, HandshakeFailed,

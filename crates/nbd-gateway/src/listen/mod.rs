@@ -125,6 +125,12 @@ fn bind_hint(address: &ListenAddress, error: &io::Error) -> &'static str {
         {
             "; a link-local address needs its interface, as in [fe80::1%eth0]:10809"
         }
+        (ListenAddress::Vsock { .. }, _)
+            if Errno::from_io_error(error) == Some(Errno::AFNOSUPPORT) =>
+        {
+            "; this kernel has no vsock, or the systemd unit forbids it: RestrictAddressFamilies= \
+             needs AF_VSOCK"
+        }
         _ => "",
     }
 }

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use nix::unistd::{Gid, Group};
 use rustix::fs::{AtFlags, CWD, Mode, chownat};
+use rustix::io::Errno;
 use rustix::process::umask;
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -27,6 +28,11 @@ pub struct SocketPermissions {
 /// Mode of a socket file, written as octal digits: `0660`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketMode(u16);
+
+impl SocketMode {
+    /// Only the owner and root can connect: 0600.
+    pub const OWNER_ONLY: Self = Self(0o600);
+}
 
 impl FromStr for SocketMode {
     type Err = String;
@@ -97,15 +103,30 @@ pub(crate) fn bind(
     }
     let bound = UnixPath::created(path);
     if let Some(group) = &rights.group {
-        let gid = rustix::fs::Gid::from_raw(group.gid.as_raw());
-        chownat(CWD, path, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(|error| {
-            let error = io::Error::from(error);
-            let text = format!("can't change the group of the socket to {group}: {error}");
-            io::Error::new(error.kind(), text)
-        })?;
+        set_group(path, group)?;
     }
     socket.listen(BACKLOG)?;
     Ok((bound, socket.into()))
+}
+
+/// Changes the group of the socket, unless it has that group already: a system call filter may
+/// forbid even that.
+fn set_group(path: &Path, group: &SocketGroup) -> io::Result<()> {
+    if std::fs::symlink_metadata(path).is_ok_and(|file| file.gid() == group.gid.as_raw()) {
+        return Ok(());
+    }
+    let gid = rustix::fs::Gid::from_raw(group.gid.as_raw());
+    chownat(CWD, path, None, Some(gid), AtFlags::SYMLINK_NOFOLLOW).map_err(|errno| {
+        let error = io::Error::from(errno);
+        let hint = match errno {
+            Errno::PERM => "; only members of a group can do that, and a systemd unit needs SystemCallFilter=fchownat",
+            // The group has no number in this user namespace.
+            Errno::INVAL => "; a systemd unit needs PrivateUsers=no for that",
+            _ => "",
+        };
+        let text = format!("can't change the group of the socket to {group}: {error}{hint}");
+        io::Error::new(error.kind(), text)
+    })
 }
 
 /// Removes the socket at `path` if nothing listens on it any more. Removes nothing else.

@@ -12,7 +12,7 @@ use nbd_telemetry::{RateLimit, escape};
 use tokio::time::Instant;
 
 use crate::access::Reason;
-use crate::audit::Audit;
+use crate::audit::{Audit, rounded_seconds};
 use crate::outcome::{ConnectionFailure, ConnectionOutcome, LEFT_EARLY, Refusal, close_label};
 use crate::proxy::ReadHeaderError;
 use crate::registry::RegistryEntry;
@@ -150,31 +150,33 @@ impl ConnectionAudit<'_> {
         self.has_ended = true;
         let duration = self.started.elapsed();
         self.observer.audit.emit(|| events::ended(self.entry, duration, outcome));
+        // One unit, so that programs can compare the values of a log.
+        let seconds = rounded_seconds(duration);
         match outcome {
             Ok(ConnectionOutcome::LeftEarly) => {
                 let how = LEFT_EARLY;
-                tracing::debug!(how, ?duration, "disconnected without choosing an export");
+                tracing::debug!(how, duration = seconds, "disconnected without choosing an export");
             }
-            Ok(ConnectionOutcome::Served(stats)) => self.log_served(stats, duration),
+            Ok(ConnectionOutcome::Served(stats)) => self.log_served(stats, seconds),
             // The client hadn't chosen an export, so the shutdown interrupted nothing.
             Err(ConnectionFailure::ShuttingDown) if self.entry.export().is_none() => {
                 let how = ConnectionFailure::ShuttingDown.label();
-                tracing::debug!(how, ?duration, "connection closed: server shutdown");
+                tracing::debug!(how, duration = seconds, "connection closed: server shutdown");
             }
             Err(
                 failure @ (ConnectionFailure::ShuttingDown | ConnectionFailure::ShutdownDeadline),
-            ) => self.log_shutdown(failure, duration),
+            ) => self.log_shutdown(failure, seconds),
             // A health check often closes the connection as soon as it is established.
             Err(ConnectionFailure::Session(SessionError::Io(failure)))
                 if self.entry.route.is_health_check =>
             {
                 tracing::debug!(health_check = true, "health check: {failure}");
             }
-            Err(failure) => self.count_and_log(failure, duration),
+            Err(failure) => self.count_and_log(failure, seconds),
         }
     }
 
-    fn log_served(&self, stats: &SessionStats, duration: Duration) {
+    fn log_served(&self, stats: &SessionStats, duration: f64) {
         let SessionStats { close_reason, requests, bytes, unanswered } = *stats;
         log_limited(&self.observer.log_limits.sessions, |held_back| {
             let how = close_label(close_reason);
@@ -184,11 +186,11 @@ impl ConnectionAudit<'_> {
                 CloseReason::Disconnected | CloseReason::StreamClosed => "disconnected",
             };
             let unanswered = Some(unanswered).filter(|count| *count > 0);
-            tracing::info!(how, requests, bytes, unanswered, ?duration, held_back, "{sentence}");
+            tracing::info!(how, requests, bytes, unanswered, duration, held_back, "{sentence}");
         });
     }
 
-    fn log_shutdown(&self, failure: &ConnectionFailure, duration: Duration) {
+    fn log_shutdown(&self, failure: &ConnectionFailure, duration: f64) {
         log_limited(&self.observer.log_limits.sessions, |held_back| {
             let how = failure.label();
             let sentence = match failure {
@@ -200,11 +202,11 @@ impl ConnectionAudit<'_> {
             let totals = self.entry.activity.totals();
             let (requests, bytes) = (totals.requests.total(), totals.bytes);
             let unanswered = Some(self.entry.activity.in_flight()).filter(|count| *count > 0);
-            tracing::info!(how, requests, bytes, unanswered, ?duration, held_back, "{sentence}");
+            tracing::info!(how, requests, bytes, unanswered, duration, held_back, "{sentence}");
         });
     }
 
-    fn count_and_log(&self, failure: &ConnectionFailure, duration: Duration) {
+    fn count_and_log(&self, failure: &ConnectionFailure, duration: f64) {
         let stats = &self.observer.stats;
         let (reason, cause) = (failure.label(), failure.cause());
         stats.failures.count(reason);
@@ -214,7 +216,7 @@ impl ConnectionAudit<'_> {
         log_limited(&self.observer.log_limits.failures, |held_back| {
             let failure = failure.to_string();
             let failure = escape::text(&failure);
-            tracing::warn!(reason, cause, ?duration, held_back, "connection closed: {failure}");
+            tracing::warn!(reason, cause, duration, held_back, "connection closed: {failure}");
         });
     }
 }

@@ -320,7 +320,7 @@ mod tests {
     #[test]
     fn a_reader_that_finds_everything_in_the_caches_causes_no_requests() {
         let mut reader = Reader::new();
-        let mut read = |reader: &mut Reader, n: u64, place| {
+        let read = |reader: &mut Reader, n: u64, place| {
             let read = n * 256 * KIB..(n + 1) * 256 * KIB;
             reader.streams.on_read(&read, place, reader.now, &limits(), &reader.active)
         };
