@@ -5,9 +5,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # Clients and other programs that the tests use.
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
-PACKAGES := build-essential ca-certificates chromium curl groff-base haproxy iproute2 jq \
-	libfaketime libnbd-bin mandoc nbd-client nbd-server nbdkit nginx-light openssl prometheus \
-	python3-libnbd qemu-utils strace systemd tmux valgrind
+PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fuse3 groff-base haproxy \
+	iproute2 jq libfaketime libnbd-bin mandoc nbd-client nbd-server nbdkit nginx-light openssl \
+	prometheus python3-libnbd python3-venv qemu-utils strace systemd tmux valgrind
 
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
@@ -24,7 +24,7 @@ FLEET_PACKAGES := binutils build-essential e2fsprogs haproxy iproute2 libnbd-bin
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx openssl \
 	qemu-utils valgrind
 
-.PHONY: help test check unit fuzz fuzz-short tools build deb package-test package-tools static \
+.PHONY: help test check unit fuzz fuzz-short tools client-tools build deb package-test package-tools static \
 	container stress store-test examples-test examples-tools fleet-test fleet-tools attacks \
 	long-session bench bench-peers bench-micro bench-tools reach-bench costs check-costs certs \
 	pictures clean
@@ -100,7 +100,7 @@ bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
 examples-tools: PACKAGES := $(EXAMPLE_PACKAGES)
 fleet-tools: PACKAGES := $(FLEET_PACKAGES)
-tools bench-tools package-tools examples-tools fleet-tools:
+client-tools bench-tools package-tools examples-tools fleet-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -109,6 +109,14 @@ tools bench-tools package-tools examples-tools fleet-tools:
 		$(SUDO) apt-get update -q && \
 		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -qy --no-install-recommends $$missing; \
 	fi
+
+tools: client-tools target/hexz
+
+# The Hexz tools, with which the pages create snapshots.
+target/hexz: tests/integration/documents/requirements.txt | client-tools
+	rm -rf $@
+	python3 -m venv $@
+	$@/bin/pip install --quiet --require-hashes --only-binary :all: --requirement $< || { rm -rf $@; exit 1; }
 
 build:
 	$(CARGO) build --locked --release

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{self, Stdio};
 use std::time::{Duration, Instant};
 
-use super::page::{self, Step};
+use super::page::{self, Command, Step};
 use super::stores;
 use crate::archive_writer::{ArchiveWriter, Piece, image, noise, text};
 use crate::support::archive;
@@ -28,7 +28,7 @@ pub fn run(name: &str, steps: &[Step]) {
     let script = write_steps(folder.path(), steps);
     fs::write(folder.path().join("script"), script).unwrap();
 
-    let mut command = Command::new("unshare");
+    let mut command = process::Command::new("unshare");
     command
         .args(["--user", "--map-root-user", "--net", "--mount", "--pid", "--fork"])
         .args(["--kill-child", "bash", &in_repository("tests/integration/documents/machine.sh")])
@@ -49,9 +49,16 @@ fn write_steps(folder: &Path, steps: &[Step]) -> String {
         let line = match step {
             Step::Run(command) => {
                 fs::write(folder.join(format!("{at}.command")), &command.text).unwrap();
-                match command.is_server {
-                    true => format!("serve {at}\n"),
-                    false => format!("run {at} {}\n", command.code),
+                match command {
+                    Command { .. } if command.serves() => format!("serve {at}\n"),
+                    Command { is_server: true, is_elsewhere: false, .. } => {
+                        format!("end\nrun {at} {}\n", command.code)
+                    }
+                    Command { text, prints: Some(wanted), .. } if observes(text) => {
+                        write_fixed(folder, at, wanted);
+                        format!("observe {at} {}\n", command.code)
+                    }
+                    Command { .. } => format!("run {at} {}\n", command.code),
                 }
             }
             Step::File { path, text } => {
@@ -59,10 +66,7 @@ fn write_steps(folder: &Path, steps: &[Step]) -> String {
                 format!("cp \"$STEPS/{at}.file\" {path} || exit 1\n")
             }
             Step::Log { wanted, .. } => {
-                let fixed =
-                    wanted.iter().filter_map(|line| line.split('…').max_by_key(|s| s.len()));
-                let fixed = fixed.map(|text| format!("{}\n", text.trim())).collect::<String>();
-                fs::write(folder.join(format!("{at}.fixed")), fixed).unwrap();
+                write_fixed(folder, at, wanted);
                 format!("wait_for_log {at}\n")
             }
             Step::NotRun { .. } => continue,
@@ -72,7 +76,20 @@ fn write_steps(folder: &Path, steps: &[Step]) -> String {
     script
 }
 
-fn wait_for(mut command: Command, said: &Path) -> Option<i32> {
+/// Writes the fixed part of each line, for which the script waits.
+fn write_fixed(folder: &Path, at: usize, wanted: &[String]) {
+    let fixed = wanted.iter().filter_map(|line| line.split('…').max_by_key(|s| s.len()));
+    let fixed = fixed.map(|text| format!("{}\n", text.trim())).collect::<String>();
+    fs::write(folder.join(format!("{at}.fixed")), fixed).unwrap();
+}
+
+/// Returns true if a command shows what another process does, which may take a moment. Readers type
+/// more slowly than the test.
+fn observes(text: &str) -> bool {
+    ["jq ", "curl ", "hexz-nbd top"].iter().any(|command| text.starts_with(command))
+}
+
+fn wait_for(mut command: process::Command, said: &Path) -> Option<i32> {
     let out = fs::File::create(said).unwrap();
     let again = out.try_clone().unwrap();
     let mut child = command.stdin(Stdio::null()).stdout(out).stderr(again).spawn().unwrap();
@@ -101,12 +118,12 @@ fn compare(name: &str, folder: &Path, steps: &[Step]) {
         let wrong = read(&folder.join(format!("{at}.wrong")));
         let hint = "a program that is missing comes by `make tools`";
         assert_eq!(wrong, "", "{place}\n{printed}\n{wrong}; {hint}");
-        if command.is_server {
+        if command.serves() {
             log.push_str(&printed);
         }
         if let Some(wanted) = &command.prints {
             let mut wanted = wanted.clone();
-            if command.is_server {
+            if command.serves() {
                 // Pages show only some lines of a log.
                 wanted = wanted.into_iter().flat_map(|line| ["…".to_owned(), line]).collect();
                 wanted.push("…".to_owned());
@@ -142,12 +159,48 @@ pub fn in_repository(path: &str) -> String {
 /// Installs the programs that precede Debian's in PATH.
 fn put_tools(tools: &Path) {
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_hexz-nbd"), tools.join("hexz-nbd")).unwrap();
-    // Stands in for ssh: runs the command on this machine, connected by pipes.
-    put_script(&tools.join("ssh"), "#!/bin/bash\nshift\ncat | \"$@\" | cat\n");
-    // Stands in for the AWS command line: prints credentials, and copies into the page's store.
-    put_script(&tools.join("aws"), AWS);
+    let scripts = [
+        ("ssh", SSH),
+        ("scp", SCP),
+        ("sudo", SUDO),
+        ("apt", APT),
+        ("systemctl", SYSTEMCTL),
+        ("aws", AWS),
+    ];
+    for (name, script) in scripts {
+        put_script(&tools.join(name), script);
+    }
 }
 
+/// All machines of a page are one: runs the command here, connected by pipes.
+const SSH: &str = "#!/bin/bash\nshift\ncat | \"$@\" | cat\n";
+
+/// Copies here too, to the path after `HOST:`.
+const SCP: &str = r#"#!/bin/bash
+target=${@: -1}
+exec cp "${@:1:$#-1}" "${target#*:}"
+"#;
+
+const SUDO: &str = "#!/bin/bash\nexec \"$@\"\n";
+
+/// `make tools` has installed the packages; a test compares their names with those on the pages.
+const APT: &str = "#!/bin/bash\n[ \"$1\" = install ]\n";
+
+/// Starts or reloads the services that pages use, without a service manager.
+const SYSTEMCTL: &str = r#"#!/bin/bash
+case "$*" in
+"reload nginx")
+    # The old workers may serve a little longer.
+    nginx -s reload && sleep 1
+    ;;
+"restart haproxy")
+    haproxy -D -f /etc/haproxy/haproxy.cfg
+    ;;
+*) exit 2 ;;
+esac
+"#;
+
+/// Stands in for the AWS command line: prints credentials, and copies into the page's store.
 const AWS: &str = r#"#!/bin/bash
 case "$*" in
 "configure export-credentials --format env-no-export")

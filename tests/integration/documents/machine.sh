@@ -6,10 +6,11 @@ fail() { echo "machine: $*" >&2; exit 99; }
 
 mount -t proc proc /proc || fail 'no /proc'
 mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /srv || fail 'no folders'
-mkdir /run/etc /run/log /run/home
+mkdir /run/etc /run/log /run/cache /run/home
 # Files that can't be read aren't needed.
 cp -a /etc/. /run/etc 2> /dev/null || true
-mount --bind /run/etc /etc && mount --bind /run/log /var/log || fail 'no /etc'
+mount --bind /run/etc /etc && mount --bind /run/log /var/log &&
+    mount --bind /run/cache /var/cache || fail 'no /etc'
 rm -f /etc/hosts
 cat > /etc/hosts <<'HOSTS'
 127.0.0.1 localhost
@@ -33,18 +34,17 @@ for pair in 192.0.2.7=192.0.2.50 192.0.2.10=10.1.2.3 192.0.2.21=192.0.2.10 \
         ip route replace local "$machine" dev lo table local src "$client" || fail "no $machine"
 done
 
-mkdir -p /srv/hexz-nbd /srv/snapshots /etc/hexz-nbd /var/log/hexz-nbd /run/hexz-nbd
-for archive in web-1 web-2 db; do
-    cp "$ARCHIVES/$archive.hexz" /srv/hexz-nbd && cp "$ARCHIVES/$archive.hexz" /srv/snapshots
-done
+# docs/README.md says that these are there.
+mkdir /srv/snapshots && cp "$ARCHIVES"/{web-1,web-2,db,disk}.hexz /srv/snapshots
 # The caller's environment must not affect the test.
 unset HEXZ_PASSWORD RUST_LOG CREDENTIALS_DIRECTORY LISTEN_PID LISTEN_FDS NOTIFY_SOCKET WATCHDOG_USEC
-export HOME=/run/home PATH="$TOOLS:/usr/sbin:/usr/bin:/sbin:/bin"
+export HOME=/run/home USER=root PATH="$TOOLS:/usr/sbin:/usr/bin:/sbin:/bin"
 mkdir "$HOME/work"
 cd "$HOME/work" || fail 'no folder'
 cp "$ARCHIVES"/*.hexz .
 # Paths in the documents are those of the repository.
-ln -s "$REPOSITORY/benches" "$REPOSITORY/examples" "$REPOSITORY/packaging" .
+ln -s "$REPOSITORY"/{benches,certs,examples,packaging,tests} .
+[ -d "$REPOSITORY/target/hexz" ] && ln -s "$REPOSITORY/target/hexz" hexz-tools
 
 # Object stores, if the page has some: their content is in /srv/store, and the credentials are where
 # the vendors' tools keep them.
@@ -59,6 +59,36 @@ if [ "$START_STORES" != true ]; then
     [ -s "$HOME/store-ca.pem" ] || fail "no stores: $(cat /run/stores)"
     cat "$HOME/store-ca.pem" >> /etc/ssl/certs/ca-certificates.crt
     cp "$HOME/store-ca.pem" .
+    # A bucket of another store, and the key of a service account.
+    cp -r /srv/store/golden /srv/store/golden-copy
+    openssl genrsa -out "$HOME/rsa.pem" 2048 2> /dev/null
+    jq -n --rawfile key "$HOME/rsa.pem" '{type: "service_account", private_key_id: "1", private_key: $key,
+        client_email: "gateway@example.iam.gserviceaccount.com"}' > gateway-key.json
+fi
+
+# An HTTP server, if the page has it: images.example.org, with a certificate that this machine trusts.
+# The page may replace its configuration in /etc/nginx/conf.d.
+if grep -qs 'images\.example\.org' "$STEPS"/*.command; then
+    mkdir -p /srv/images/v7 /etc/nginx/conf.d /run/nginx /var/cache/nginx
+    cp "$ARCHIVES"/{base,snap}.hexz /srv/images/v7 && cp "$ARCHIVES/web-server.hexz" /srv/images/v7/web.hxz
+    hexz-nbd tree /srv/images/v7/base.hexz > /run/nginx/digests
+    hexz-nbd pki --dir /run/nginx init > /run/nginx/pki && hexz-nbd pki --dir /run/nginx server \
+        images.example.org >> /run/nginx/pki || fail 'no certificate'
+    cat /run/nginx/ca-cert.pem >> /etc/ssl/certs/ca-certificates.crt
+    cp /run/nginx/ca-cert.pem images-ca.pem
+    temporary=$(for kind in client_body proxy fastcgi uwsgi scgi; do echo "${kind}_temp_path /run/nginx/$kind;"; done)
+    cat > /etc/nginx/nginx.conf <<CONF
+user root; pid /run/nginx.pid; error_log /run/nginx/error.log; events {}
+http { access_log off; $temporary include /etc/nginx/conf.d/*.conf; }
+CONF
+    cat > /etc/nginx/conf.d/images.conf <<CONF
+server {
+    listen 443 ssl; ssl_protocols TLSv1.3; root /srv/images; location = /v7/private.hxz { return 403; }
+    ssl_certificate /run/nginx/servers/images.example.org/server-cert.pem;
+    ssl_certificate_key /run/nginx/servers/images.example.org/server-key.pem;
+}
+CONF
+    nginx || fail 'no nginx'
 fi
 
 # Runs a step: its number, and the exit code that it must have.
@@ -67,6 +97,25 @@ run() {
     source "$STEPS/$1.command" < /dev/null > "$STEPS/$1.out" 2>&1
     code=$?
     [ $code = "$2" ] || { echo "it ended with $code instead of $2" > "$STEPS/$1.wrong"; exit 1; }
+}
+
+# Runs a command that shows what another process does, until it prints what the page shows.
+observe() {
+    for tries in $(seq 100); do
+        echo "$1" > "$STEPS/last"
+        source "$STEPS/$1.command" < /dev/null > "$STEPS/$1.out" 2>&1
+        code=$?
+        [ $code = "$2" ] && has_all "$1" && return
+        sleep 0.1
+    done
+    # The output is compared later.
+    [ $code = "$2" ] || { echo "it ended with $code instead of $2" > "$STEPS/$1.wrong"; exit 1; }
+}
+
+has_all() {
+    while read -r line; do
+        grep -qF -- "$line" "$STEPS/$1.out" || return 1
+    done < "$STEPS/$1.fixed"
 }
 
 # Starts a server, which takes the place of the one before it.
@@ -101,7 +150,7 @@ wait_for_log() {
     while read -r line; do said "$line"; done < "$STEPS/$1.fixed"
 }
 
-# For the preparations of pages: waits until a server's log contains a text.
+# Waits until a server's log contains a text.
 said() {
     for tries in $(seq 200); do
         grep -qF -- "$1" "$STEPS"/*.out && return

@@ -16,28 +16,30 @@ use page::Step;
 use crate::support::server::run as run_binary;
 
 /// Reasons for blocks that no test can run, each with the number of such blocks on all pages.
-const NOT_RUN: [(&str, usize); 17] = [
+const NOT_RUN: [(&str, usize); 19] = [
     ("a kernel's command line", 2),
-    ("builds the program", 1),
+    ("builds the program", 3),
     ("needs Ansible", 1),
-    ("needs FUSE", 1),
     ("needs Proxmox VE", 1),
     ("needs a Kubernetes cluster", 4),
     ("needs a container engine", 1),
-    ("needs a kernel with nbd", 2),
+    ("needs a kernel with nbd", 5),
     ("needs a machine that boots", 1),
     ("needs an ACME server", 1),
     ("needs another machine", 1),
-    ("needs libvirt", 1),
-    ("needs qemu-system-x86_64", 3),
-    ("needs root", 1),
+    ("needs libguestfs", 1),
+    ("needs libvirt", 2),
+    ("needs qemu-system-x86_64", 6),
+    ("needs root", 2),
     ("needs step-ca", 1),
     ("needs systemd as the first process", 8),
+    ("needs the Hexz tools", 4),
+    ("needs the Python Package Index", 2),
     ("needs vsock", 1),
 ];
 
 /// The pages with commands, by their paths in the repository.
-const PAGES: [&str; 22] = [
+const PAGES: [&str; 27] = [
     "README.md",
     "docs/README.md",
     "docs/as-a-service.md",
@@ -48,14 +50,19 @@ const PAGES: [&str; 22] = [
     "docs/check-archives.md",
     "docs/client-certificates.md",
     "docs/clients.md",
+    "docs/create-snapshots.md",
+    "docs/examine-disks.md",
     "docs/fleet.md",
     "docs/http-stores.md",
     "docs/incremental-copies.md",
+    "docs/install.md",
     "docs/kubernetes.md",
     "docs/metrics.md",
     "docs/monitoring.md",
     "docs/object-stores.md",
     "docs/performance.md",
+    "docs/restore-files.md",
+    "docs/restore-machines.md",
     "docs/serve-many.md",
     "docs/serve-one-snapshot.md",
     "docs/threat-model.md",
@@ -122,6 +129,16 @@ fn clients() {
 }
 
 #[test]
+fn create_snapshots() {
+    run("docs/create-snapshots.md");
+}
+
+#[test]
+fn examine_disks() {
+    run("docs/examine-disks.md");
+}
+
+#[test]
 fn fleet() {
     run("docs/fleet.md");
 }
@@ -134,6 +151,11 @@ fn http_stores() {
 #[test]
 fn incremental_copies() {
     run("docs/incremental-copies.md");
+}
+
+#[test]
+fn install() {
+    run("docs/install.md");
 }
 
 #[test]
@@ -162,6 +184,16 @@ fn performance() {
 }
 
 #[test]
+fn restore_files() {
+    run("docs/restore-files.md");
+}
+
+#[test]
+fn restore_machines() {
+    run("docs/restore-machines.md");
+}
+
+#[test]
 fn serve_many() {
     run("docs/serve-many.md");
 }
@@ -181,17 +213,18 @@ fn troubleshooting() {
     run("docs/troubleshooting.md");
 }
 
-/// The examples of --help are run like a page, but have no comments.
+/// The examples of --help are run like a page. They assume some files, and aren't a sequence.
 #[test]
 fn help() {
-    // Files that the examples assume.
-    const BEFORE: &str = "\
-<!-- prepare: hexz-nbd pki --dir given init && hexz-nbd pki --dir given server server.example.org
-cp given/servers/*/*.pem given/crl.pem .
-mkdir -p /etc/pki/libnbd && cp ca-cert.pem /etc/pki/libnbd
-sed '/^hours/d; s,uri:spiffe://corp/backup/,dns:backup.,; s,web-,,' examples/rules.toml > rules.toml
-cp examples/one-snapshot.toml hexz-nbd.toml && cp disk.hexz /srv/hexz-nbd -->
-";
+    let before = [
+        "hexz-nbd pki --dir given init && hexz-nbd pki --dir given server server.example.org",
+        "cp given/servers/*/*.pem given/crl.pem .",
+        "mkdir -p /etc/pki/libnbd && cp ca-cert.pem /etc/pki/libnbd",
+        "sed '/^hours/d; s,uri:spiffe://corp/backup/,dns:backup.,; s,web-,,' examples/rules.toml \
+         > rules.toml",
+        "cp examples/one-snapshot.toml hexz-nbd.toml",
+        "mkdir /srv/hexz-nbd && cp disk.hexz /srv/hexz-nbd",
+    ];
     let mut text = examples(&[]);
     // The server of one example isn't that of the next.
     let over_tls = "hexz-nbd --tls-cert server-cert.pem --tls-key server-key.pem \
@@ -200,19 +233,26 @@ cp examples/one-snapshot.toml hexz-nbd.toml && cp disk.hexz /srv/hexz-nbd -->
         [("  Find out why", over_tls), ("CHANGED BLOCKS", "hexz-nbd monday.hexz tuesday.hexz")]
     {
         assert_eq!(text.matches(heading).count(), 1, "{heading}");
-        text = text.replace(heading, &format!("<!-- prepare: {server} -->\n{heading}"));
+        text = text.replace(heading, &format!("    {server}\n\n{heading}"));
     }
-    machine::run("--help", &page::steps(&(BEFORE.to_owned() + &text)));
+    run_examples("--help", &before, &text);
 }
 
 #[test]
 fn help_of_commands() {
-    let folders = "<!-- prepare: cd ~ && mkdir -p .local/share/bash-completion/completions \
-                   .config/fish/completions .zfunc -->\n";
-    for (command, before) in [("pki", ""), ("completions", folders)] {
-        let text = before.to_owned() + &examples(&[command]);
-        machine::run(command, &page::steps(&text));
+    let folders = "cd ~ && mkdir -p .local/share/bash-completion/completions \
+                   .config/fish/completions .zfunc";
+    for (command, before) in [("pki", [].as_slice()), ("completions", &[folders])] {
+        run_examples(command, before, &examples(&[command]));
     }
+}
+
+/// Runs the examples of a help text, after the commands `before` them.
+fn run_examples(name: &str, before: &[&str], text: &str) {
+    let mut steps: Vec<Step> =
+        before.iter().map(|&text| Step::Run(page::command(0, text.to_owned()))).collect();
+    steps.extend(page::steps_of_examples(text));
+    machine::run(name, &steps);
 }
 
 /// Returns the examples of a command's help, marked up like a page.
@@ -252,7 +292,7 @@ fn blocks_not_run_have_listed_reasons() {
     let mut reasons = BTreeMap::new();
     for page in PAGES {
         for step in page::steps(&source(page)) {
-            if let Step::NotRun { line, why } = step {
+            if let Step::NotRun { line, why, .. } = step {
                 println!("{page}:{line}: not run: {why}");
                 *reasons.entry(why).or_insert(0) += 1;
             }

@@ -48,8 +48,7 @@ fn links_resolve() {
     let mut links = 0;
     for page in PAGES.iter().chain(&OTHERS).filter(|page| page.ends_with(".md")) {
         let text = source(page);
-        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-        for target in targets.filter(|target| !target.starts_with("https://")) {
+        for target in targets(&text) {
             let (path, to) = target.split_once('#').unwrap_or((target, ""));
             let folder = Path::new(page).parent().unwrap();
             let path = match path {
@@ -67,6 +66,116 @@ fn links_resolve() {
         }
     }
     assert!(links > 50, "{links}");
+}
+
+/// Packages are published with their READMEs, which must not link to files that stay behind.
+#[test]
+fn readmes_link_to_what_is_packaged() {
+    let crates = fs::read_dir(in_repository("crates")).unwrap();
+    let mut folders: Vec<String> = crates
+        .map(|entry| format!("crates/{}/", entry.unwrap().file_name().to_str().unwrap()))
+        .collect();
+    folders.push(String::new());
+    for folder in folders {
+        let listed = std::process::Command::new(env!("CARGO"))
+            .args(["package", "--list", "--allow-dirty", "--offline", "--manifest-path"])
+            .arg(in_repository(&format!("{folder}Cargo.toml")))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&listed.stderr);
+        assert!(listed.status.success(), "{folder}: {said}");
+        let listed = String::from_utf8(listed.stdout).unwrap();
+        for target in targets(&source(&format!("{folder}README.md"))) {
+            let path = target.split('#').next().unwrap().trim_end_matches('/');
+            let below = format!("{path}/");
+            let is_packaged = |file: &str| file == path || file.starts_with(&below);
+            assert!(
+                path.is_empty() || listed.lines().any(is_packaged),
+                "{folder}README.md: {path}"
+            );
+        }
+    }
+}
+
+/// Returns the targets of links that are relative.
+fn targets(page: &str) -> impl Iterator<Item = &str> {
+    let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    targets.filter(|target| !target.starts_with("https://"))
+}
+
+/// Programs of clients and others that pages use, with Debian's packages that contain them.
+const PROGRAMS: [(&str, &str); 22] = [
+    ("curl", "curl"),
+    ("debugfs", "e2fsprogs"),
+    ("examples/incremental-copy.py", "python3-libnbd"),
+    ("fusermount3", "fuse3"),
+    ("guestfish", "guestfish"),
+    ("haproxy", "haproxy"),
+    ("jq", "jq"),
+    ("mke2fs", "e2fsprogs"),
+    ("nbd-client", "nbd-client"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdfuse", "libnbd-bin"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdkit", "nbdkit"),
+    ("nbdsh", "python3-libnbd"),
+    ("nginx", "nginx"),
+    ("promtool", "prometheus"),
+    ("python3 -m venv", "python3-venv"),
+    ("qemu-img", "qemu-utils"),
+    ("qemu-io", "qemu-utils"),
+    ("qemu-storage-daemon", "qemu-utils"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("sfdisk", "fdisk"),
+];
+
+/// Packages for building.
+const FOR_BUILDING: [&str; 3] = ["build-essential", "buildah", "musl-tools"];
+
+#[test]
+fn pages_name_the_packages_of_their_programs() {
+    let mut seen = 0;
+    for page in PAGES {
+        let text = source(page);
+        let lists = text.split("apt install ").skip(1);
+        let lists = lists.map(|rest| rest.split(['\n', '`']).next().unwrap());
+        let named: BTreeSet<&str> = lists.flat_map(str::split_ascii_whitespace).collect();
+        for package in &named {
+            let known = FOR_BUILDING.contains(package)
+                || package.starts_with("./target/")
+                || PROGRAMS.iter().any(|(_, of_program)| of_program == package);
+            assert!(known, "{page}: nothing on the pages comes with {package}");
+        }
+        for step in steps(&text) {
+            let (Step::Run(Command { text: commands, .. }) | Step::NotRun { text: commands, .. }) =
+                step
+            else {
+                continue;
+            };
+            for (program, package) in PROGRAMS {
+                let uses = |line: &str| {
+                    let line = line.trim_start_matches("/sbin/");
+                    line.starts_with(&format!("{program} "))
+                };
+                if commands.split(['\n', '|', ';']).any(|line| uses(line.trim_start())) {
+                    assert!(named.contains(package), "{page}: {program} comes with {package}");
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen > 50, "{seen}");
+}
+
+/// Pages use names in whose place readers put their own.
+#[test]
+fn pages_link_to_the_conventions() {
+    for page in PAGES {
+        let text = source(page);
+        let runs = steps(&text).iter().any(|step| matches!(step, Step::Run(_)));
+        let links = text.contains("README.md#conventions") || text.contains("## Conventions");
+        assert!(links || !runs, "{page} doesn't link to the conventions");
+    }
 }
 
 #[test]
