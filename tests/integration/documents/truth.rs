@@ -104,7 +104,8 @@ fn targets(page: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Programs of clients and others that pages use, with Debian's packages that contain them.
-const PROGRAMS: [(&str, &str); 22] = [
+const PROGRAMS: [(&str, &str); 23] = [
+    ("certbot", "certbot"),
     ("curl", "curl"),
     ("debugfs", "e2fsprogs"),
     ("examples/incremental-copy.py", "python3-libnbd"),
