@@ -130,7 +130,7 @@ mod tests {
         assert!(!superseded(&[&both, &web, &db], Some(&db)));
         let expired = CertificateInfo { not_after: now - DAY, ..db.clone() };
         assert!(!superseded(&[&both, &web, &expired], None));
-        let older = CertificateInfo { not_before: both.not_before, ..db.clone() };
+        let older = CertificateInfo { not_before: both.not_before, ..db };
         assert!(!superseded(&[&both, &web, &older], None));
     }
 
