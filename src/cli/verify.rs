@@ -42,7 +42,7 @@ pub(crate) struct Verify {
     #[arg(long)]
     pub(crate) json: bool,
     /// Don't show progress
-    #[arg(short = 'q', long)]
+    #[arg(long)]
     pub(crate) no_progress: bool,
     #[command(flatten)]
     pub(crate) opening: OpenArchiveOptions,

@@ -34,12 +34,17 @@ pub(crate) struct MonitorSetup {
 
 /// The running monitor. It stops when this is dropped.
 pub(crate) struct RunningMonitor {
-    _monitor: Option<Monitor>,
+    monitor: Option<Monitor>,
     /// Monitoring data, whether or not it is served.
     observed: Arc<StatusSource>,
 }
 
 impl RunningMonitor {
+    /// Returns the address that the monitor listens on, if it does.
+    pub(crate) fn address(&self) -> Option<&str> {
+        self.monitor.as_ref().map(Monitor::address)
+    }
+
     /// Connects a gateway's report to the monitoring data.
     pub(crate) fn attach(&self, control: Control<Catalog>) {
         self.observed.set_gateway(move || control.report());
@@ -97,8 +102,8 @@ impl MonitorSetup {
             None => None,
         };
         if let Some(monitor) = &monitor {
-            tracing::info!(monitor = monitor.address(), "monitor started");
+            tracing::debug!(address = monitor.address(), "monitor started");
         }
-        Ok(RunningMonitor { _monitor: monitor, observed })
+        Ok(RunningMonitor { monitor, observed })
     }
 }
