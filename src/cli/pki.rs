@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use rcgen::RevocationReason;
 
-use super::values::validate_common_name;
+use super::values::{number, validate_common_name};
 
 /// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;
@@ -141,6 +141,6 @@ impl Revoke {
 }
 
 /// Returns a parser for a number of days, at most a century.
-fn days() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=36_500)
+fn days() -> fn(&str) -> Result<u32, String> {
+    number::<u32, 1, 36_500>
 }

@@ -119,7 +119,7 @@ async fn start(options: &TraceRecord) -> Result<MonitorResponse, Problem> {
 fn merge(options: &TraceMerge) -> Result<Trace, Failure> {
     let traces: Vec<Trace> =
         options.files.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
-    let least = options.at_least.map_or(traces.len() / 2 + 1, usize::from);
+    let least = options.at_least.unwrap_or(traces.len() / 2 + 1);
     Ok(Trace::merge(&traces, least).map_err(TraceFailure::Merge)?)
 }
 

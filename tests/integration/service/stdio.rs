@@ -76,7 +76,7 @@ fn carry(from: &mut impl Read, to: &mut impl Write) {
 #[test]
 fn two_pipes() {
     let mut command = Command::new(BINARY);
-    command.arg("--stdio").arg(archive(BASE));
+    command.args(["-v", "--stdio"]).arg(archive(BASE));
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut server = command.spawn().unwrap();
     let (client, carrier) = UnixStream::pair().unwrap();
