@@ -33,16 +33,33 @@ fn command_names(command: &Command, separator: &str) -> String {
     names.join(separator)
 }
 
-/// Returns the script for fish with two changes: an archive isn't a command, after which there
-/// would be no options of the server, and the names of shells are completed.
+/// Separates commands from archives in the script for fish, and adds the names of shells. In that
+/// of clap_complete 4.6, the first archive is taken for a command, after which there are no options
+/// of the server.
 fn with_archives_in_fish(script: &str, command: &Command) -> String {
     let names = command_names(command, " ");
-    let is_command = format!("    if set -q argv[1]; and contains -- $argv[1] {names}\n");
     let shells = Shell::value_variants().iter().filter_map(ValueEnum::to_possible_value);
     let shells: Vec<_> = shells.map(|shell| shell.get_name().to_owned()).collect();
+    let script = script
+        .replace(
+            "    if set -q argv[1]\n",
+            &format!("    if set -q argv[1]; and contains -- $argv[1] {names}\n"),
+        )
+        .replace(
+            r#""__fish_hexz_nbd_needs_command" -a "#,
+            r#""__fish_hexz_nbd_has_no_argument" -a "#,
+        );
     format!(
-        "{}complete -c hexz-nbd -n \"__fish_hexz_nbd_using_subcommand completions\" -f -a \"{}\"\n",
-        script.replace("    if set -q argv[1]\n", &is_command),
+        r#"function __fish_hexz_nbd_has_no_argument
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_hexz_nbd_global_optspecs) -- $cmd 2>/dev/null
+    or return 1
+    not set -q argv[1]
+end
+
+{script}complete -c hexz-nbd -n "__fish_hexz_nbd_using_subcommand completions" -f -a "{}"
+"#,
         shells.join(" ")
     )
 }

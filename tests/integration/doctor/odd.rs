@@ -63,15 +63,20 @@ fn silent_http_servers_are_recognized() {
 /// only after the doctor has given up its other connections.
 #[test]
 fn a_late_greeting_is_read() {
-    let others = AtomicUsize::new(0);
+    let (connections, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let target = serve(move |mut stream| {
-        // The first connection is greeted when the second and the third have ended.
-        if others.fetch_add(1, Ordering::SeqCst) > 0 {
-            let _ = stream.read_to_end(&mut Vec::new());
-            others.fetch_add(100, Ordering::SeqCst);
-            return;
+        // The first connection is greeted when the second and the third have ended. Later ones are
+        // closed at once.
+        match connections.fetch_add(1, Ordering::SeqCst) {
+            0 => {}
+            1 | 2 => {
+                let _ = stream.read_to_end(&mut Vec::new());
+                ended.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+            _ => return,
         }
-        while others.load(Ordering::SeqCst) < 203 {
+        while ended.load(Ordering::SeqCst) < 2 {
             std::thread::sleep(Duration::from_millis(5));
         }
         let _ = stream.write_all(b"NBDMAGICIHAVEOPT\0\x03");

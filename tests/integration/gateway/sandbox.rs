@@ -78,9 +78,9 @@ fn no_thread_is_outside() {
 
 #[test]
 fn one_line_says_what_is_in_force() {
-    let server = plain().args(REQUIRED).start();
+    let server = plain().args(REQUIRED).arg("-v").start();
     let line = server.wait_for_message("sandbox: ");
-    assert_eq!(line.json["level"], "INFO");
+    assert_eq!(line.json["level"], "DEBUG");
     let folder = archive("").canonicalize().unwrap();
     let reads = format!("reads {}/", folder.display());
     for part in ["no new privileges", "no core dumps", "Landlock (ABI ", &reads, "seccomp"] {
@@ -91,7 +91,7 @@ fn one_line_says_what_is_in_force() {
 
 #[test]
 fn it_can_be_switched_off() {
-    let server = plain().args(["--sandbox", "off"]).start();
+    let server = plain().args(["-v", "--sandbox", "off"]).start();
     assert_eq!(server.wait_for_message("sandbox: ").message(), "sandbox: off");
     reads_as_the_image(&server, "");
     for thread in threads(&server) {
