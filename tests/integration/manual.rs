@@ -251,8 +251,8 @@ impl CompletionFolder {
                 (( $#hits )) && print -rl -- "HIT "$^hits
                 builtin compadd "$@"
             }
-            end() { print END; exit }
-            comppostfuncs=(end)
+            finish() { print END; exit }
+            comppostfuncs=(finish)
             print READY
         "#;
         const TERMINAL: &str = r#"

@@ -146,7 +146,7 @@ fn parents_anywhere_keep_everything_readable() {
     copy(CHILD, &inside.path().join(CHILD));
     copy(BASE, &outside.path().join(BASE));
     symlink(outside.path().join(BASE), inside.path().join(BASE)).unwrap();
-    let server = dir(inside.path()).arg("--allow-parent-anywhere").start();
+    let server = dir(inside.path()).args(["-v", "--allow-parent-anywhere"]).start();
     server.wait_for_message("reads everywhere");
     server.go(CHILD).read_ok(0, IMAGE_SIZE as u32);
 }

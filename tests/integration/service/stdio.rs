@@ -133,10 +133,6 @@ fn clients_that_start_the_server_print_only_their_own_output() {
     // Problems are printed.
     let said = printed("nbdinfo", &["--size", "--"], &["/nowhere/x.hxz"], &[]).failed();
     assert!(said.contains("/nowhere/x.hxz"), "{said}");
-    let exports = text(folder.path());
-    let named = ["--default-export", "none", "--export-dir", exports, archive];
-    let said = printed("nbdinfo", &["--size", "--"], &named, &[]).failed();
-    assert!(said.contains("default_export_missing") && !said.contains("INFO"), "{said}");
     // Those who want more get it.
     for options in [&["-v"][..], &["--log-format", "json"]] {
         let said = printed("nbdinfo", &["--size", "--"], &[options, &[archive]].concat(), &[]);
