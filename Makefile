@@ -5,9 +5,9 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # Clients and other programs that the tests use.
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
-PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fuse3 groff-base haproxy \
-	iproute2 jq libfaketime libnbd-bin mandoc nbd-client nbd-server nbdkit nginx-light openssl \
-	prometheus python3-libnbd python3-venv qemu-utils strace systemd tmux valgrind
+PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fish fuse3 groff-base \
+	haproxy iproute2 jq libfaketime libnbd-bin mandoc nbd-client nbd-server nbdkit nginx-light \
+	openssl prometheus python3-libnbd python3-venv qemu-utils strace systemd tmux valgrind zsh
 
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux

@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let recent = RecentErrors::default();
     let settings =
         Settings::read(&arguments).unwrap_or_else(|error| usage_error::report_and_exit(error));
-    if let Err(error) = log::start(&settings.cli.log, &recent) {
+    if let Err(error) = log::start(&settings.cli.log, settings.is_started_by_client(), &recent) {
         usage_error::log_unavailable(&error);
     }
     for Warning { label, text } in &settings.warnings {

@@ -19,7 +19,7 @@ pub(crate) fn report_and_exit(error: SettingsError) -> ! {
         SettingsError::CommandLine(error) => print_and_exit(error),
         SettingsError::File { log, problems } => (log, problems),
     };
-    if let Err(error) = log::start(&options, &RecentErrors::default()) {
+    if let Err(error) = log::start(&options, false, &RecentErrors::default()) {
         log_unavailable(&error);
     }
     for problem in problems {

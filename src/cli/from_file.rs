@@ -45,6 +45,17 @@ where
     parse(Scalar::deserialize(d)?, values::number::<T, MIN, MAX>)
 }
 
+/// Deserializes the number of an option without a default.
+pub(super) fn optional_number<'de, D, T, const MIN: u32, const MAX: u32>(
+    d: D,
+) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: TryFrom<u32>,
+{
+    number::<D, T, MIN, MAX>(d).map(Some)
+}
+
 pub(super) fn size<'de, D, T, const MIN: u64, const MAX: u64>(d: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -59,6 +70,14 @@ where
     T: From<Duration>,
 {
     parse(Scalar::deserialize(deserializer)?, values::duration).map(T::from)
+}
+
+pub(super) fn duration_or_zero<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: From<Duration>,
+{
+    parse(Scalar::deserialize(deserializer)?, values::duration_or_zero).map(T::from)
 }
 
 /// Deserializes one of the possible values of an option.

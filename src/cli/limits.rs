@@ -12,7 +12,7 @@ use nbd_server::wire::MAX_PAYLOAD;
 use serde::Deserialize;
 
 use super::from_file;
-use super::values::{MAX_COUNT, count, duration, number, size};
+use super::values::{MAX_COUNT, count, duration, duration_or_zero, number, size};
 
 /// Minimum of `--max-option-bytes`: the longest name. With less, some exports couldn't be chosen.
 const MIN_OPTION_BYTES: u64 = 4096;
@@ -89,8 +89,8 @@ pub(crate) struct LimitOptions {
     #[serde(deserialize_with = "from_file::size::<_, _, MIN_BANDWIDTH, MAX_BANDWIDTH>")]
     max_bandwidth: Option<ByteSize>,
     /// Requests per client and second; short bursts may exceed it [default: unlimited]
-    #[arg(long, value_name = "N")]
-    #[serde(deserialize_with = "from_file::text")]
+    #[arg(long, value_name = "N", value_parser = number::<NonZeroU32, 1, { u32::MAX }>)]
+    #[serde(deserialize_with = "from_file::optional_number::<_, _, 1, { u32::MAX }>")]
     max_requests: Option<NonZeroU32>,
     /// Number of options that a client may send before it has chosen an export. Some clients send
     /// two per export
@@ -122,8 +122,8 @@ pub(crate) struct LimitOptions {
     idle_timeout: Option<Duration>,
     /// Time after SIGTERM for which connections are still accepted, while /readyz of the monitor
     /// fails: load balancers need some seconds to notice [default: none]
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    #[serde(deserialize_with = "from_file::duration")]
+    #[arg(long, value_name = "TIME", value_parser = duration_or_zero)]
+    #[serde(deserialize_with = "from_file::duration_or_zero")]
     pub(crate) drain_delay: Option<Duration>,
     /// Time limit for draining in-flight requests at shutdown
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]

@@ -176,7 +176,7 @@ ENVIRONMENT
   LISTEN_FDS     number of sockets passed by the service manager, with LISTEN_PID and
                  LISTEN_FDNAMES
   NOTIFY_SOCKET  socket of the service manager, with WATCHDOG_USEC
-  RUST_LOG       filter for log lines, which overrides -v: error, hexz_nbd=debug, or any other
+  RUST_LOG       filter for log lines, which overrides -v and -q: error, hexz_nbd=debug, or any other
                  directive of the crate tracing-subscriber";
 
 /// The most used options, by their IDs, with their descriptions in `-h`, which omits all others.
@@ -189,7 +189,7 @@ const FIRST_OPTIONS: [(&str, &str); 9] = [
     ("tls_key", "Private key of the certificate, in PEM format"),
     ("allow", "Peers that may connect: CIDR, unix or vsock:CID [default: this machine]"),
     ("listen", "Listen on ADDRESS:PORT, unix:PATH or vsock:PORT [default: port 10809]"),
-    ("verbose", "Increase verbosity; repeat for more"),
+    ("verbose", "Increase verbosity; repeat for more (-q logs only warnings and errors)"),
 ];
 
 /// Hides an option from `-h`, or replaces its text there; `--help` keeps both.
@@ -328,6 +328,11 @@ pub(crate) struct LogOptions {
     #[arg(short, long, action = ArgAction::Count, global = true)]
     #[serde(deserialize_with = "from_file::number::<_, _, 0, 9>")]
     pub(crate) verbose: u8,
+    /// Log only warnings and errors, and show no progress. It is the default if a client starts the
+    /// server: with --stdio or LISTEN_FDS, unless a service manager does, or -v or another
+    /// --log-format is given
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use rcgen::RevocationReason;
 
-use super::values::{duration, validate_common_name};
+use super::values::{duration, number, validate_common_name};
 
 /// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;
@@ -182,6 +182,6 @@ impl Revoke {
 }
 
 /// Returns a parser for a number of days.
-fn days() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=i64::from(MAX_DAYS))
+fn days() -> fn(&str) -> Result<u32, String> {
+    number::<u32, 1, MAX_DAYS>
 }

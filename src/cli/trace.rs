@@ -1,6 +1,5 @@
 //! Options of `hexz-nbd trace`.
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,8 +52,8 @@ pub(crate) struct TraceMerge {
     #[arg(required = true, value_name = "FILE")]
     pub(crate) files: Vec<PathBuf>,
     /// Number of traces that have to contain a part [default: more than half of them]
-    #[arg(long, value_name = "N")]
-    pub(crate) at_least: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = values::count)]
+    pub(crate) at_least: Option<usize>,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use humantime::DurationError;
 use nbd_gateway::access::Timestamp;
 use nbd_telemetry::escape;
 
@@ -56,7 +57,7 @@ pub(super) fn count(text: &str) -> Result<usize, String> {
 /// Parses a size from `MIN` to `MAX` bytes, with or without a unit.
 pub(super) fn size<const MIN: u64, const MAX: u64>(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize =
-        text.parse().map_err(|error| format!("{error}; expected a size such as 256MiB or 1GiB"))?;
+        text.parse().map_err(|_| "expected a size such as 256MiB or 1GiB".to_owned())?;
     match size.as_u64() {
         bytes if bytes < MIN => Err(format!("it must be at least {}", ByteSize(MIN))),
         bytes if bytes > MAX => Err(format!("it must be at most {}", ByteSize(MAX))),
@@ -64,13 +65,27 @@ pub(super) fn size<const MIN: u64, const MAX: u64>(text: &str) -> Result<ByteSiz
     }
 }
 
-/// Parses a duration with a unit.
+/// Parses a duration that is longer than zero.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match duration_or_zero(text)? {
+        Duration::ZERO => Err("it must be longer than zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+/// Parses a duration with units, as durations are also written to the log. A number without one is
+/// an error, except for 0: options are in seconds as well as in days.
+pub(super) fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    const EXPECTED: &str = "expected a duration such as 30s, 2min or 1h 30min";
+    const TOO_LONG: &str = "it must be at most a year";
     match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it must be longer than zero".to_owned()),
-        Ok(duration) if duration > MAX_DURATION => Err("it must be at most a year".to_owned()),
+        Ok(duration) if duration > MAX_DURATION => Err(TOO_LONG.to_owned()),
         Ok(duration) => Ok(duration),
-        Err(error) => Err(format!("{error}; expected a duration such as 30s or 2min")),
+        Err(DurationError::NumberOverflow) => Err(TOO_LONG.to_owned()),
+        Err(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Err(format!("a number needs a unit, such as {text}s, {text}min or {text}d"))
+        }
+        Err(_) => Err(EXPECTED.to_owned()),
     }
 }
 
@@ -106,5 +121,63 @@ pub(crate) fn check_characters(text: &str) -> Result<(), String> {
     match text.chars().find(|&character| escape::is_hidden(character)) {
         Some(character) => Err(format!("{character:?} can't be in a name")),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    #[test]
+    fn durations_are_parsed_as_people_write_them() {
+        for (text, seconds) in [
+            ("30s", 30),
+            ("30 s", 30),
+            ("30sec", 30),
+            ("1m30s", 90),
+            ("1min 30s", 90),
+            ("1h 30min", 5400),
+            ("2 minutes", 120),
+            ("30d", 30 * 24 * 3600),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        assert_eq!(duration_or_zero("0"), Ok(Duration::ZERO));
+        assert_eq!(duration_or_zero("0s"), Ok(Duration::ZERO));
+        // What the log shows can be written into the configuration.
+        let shown = humantime::format_duration(Duration::from_secs(99)).to_string();
+        assert_eq!(duration(&shown), Ok(Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn invalid_durations_say_what_to_write() {
+        for (text, expected) in [
+            ("30", "30s"),
+            ("0", "longer than zero"),
+            ("", "30s"),
+            ("abc", "30s"),
+            ("-5s", "30s"),
+            ("1h30", "1h 30min"),
+            ("2 fortnights", "30s"),
+            ("3y", "at most a year"),
+            ("99999999999999999999s", "at most a year"),
+        ] {
+            let error = duration(text).unwrap_err();
+            assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_sizes_say_what_they_expect() {
+        for text in ["abc", "", "-1", "0", "1.5", "5000000000", "0x10", " 1"] {
+            let error = number::<NonZeroU32, 1, MAX_COUNT>(text).unwrap_err();
+            assert_eq!(error, "expected a whole number from 1 to 1000000", "{text}");
+        }
+        for text in ["abc", "", "5 apples"] {
+            let error = size::<0, 1>(text).unwrap_err();
+            assert_eq!(error, "expected a size such as 256MiB or 1GiB", "{text}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::archives::OpenArchiveOptions;
 use super::stores::StoreOptions;
+use super::values::number;
 
 const EXIT_CODES: &str = "\
 A block that is stored in a parent is verified there. Other blocks of a parent are verified only
@@ -36,13 +37,13 @@ pub(crate) struct Verify {
     #[arg(required = true, value_name = "ARCHIVE")]
     pub(crate) archives: Vec<PathBuf>,
     /// Number of threads [default: number of cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = number::<u16, 1, 1024>)]
     jobs: Option<u16>,
     /// Print results as JSON, one object per line
     #[arg(long)]
     pub(crate) json: bool,
     /// Don't show progress
-    #[arg(short = 'q', long)]
+    #[arg(long)]
     pub(crate) no_progress: bool,
     #[command(flatten)]
     pub(crate) opening: OpenArchiveOptions,

@@ -116,7 +116,7 @@ async fn start(client: &MonitorClient, export: &str) -> Result<MonitorResponse, 
 fn merge(options: &TraceMerge) -> Result<Trace, Failure> {
     let traces: Vec<Trace> =
         options.files.iter().map(|path| read(path)).collect::<Result<_, _>>()?;
-    let least = options.at_least.map_or(traces.len() / 2 + 1, usize::from);
+    let least = options.at_least.unwrap_or(traces.len() / 2 + 1);
     Ok(Trace::merge(&traces, least).map_err(TraceFailure::Merge)?)
 }
 

@@ -54,17 +54,42 @@ fn of_all_packages(directives: &str) -> String {
     directives.split(',').map(expand).collect::<Vec<_>>().join(",")
 }
 
+/// Returns true if the process that started this server is a client, which shares its standard
+/// error stream with the server: log lines would mix with the client's output.
+///
+/// Sockets that are passed to the program mean the same unless a service manager passes them.
+pub(crate) fn is_started_by_client(is_stdio: bool) -> bool {
+    let own = std::process::id().to_string();
+    let names_this_process = |variable| std::env::var(variable).is_ok_and(|id| id == own);
+    let is_service = std::env::var_os("NOTIFY_SOCKET").is_some()
+        || names_this_process("SYSTEMD_EXEC_PID")
+        || text::is_journal_stream();
+    (is_stdio || names_this_process("LISTEN_PID")) && !is_service
+}
+
+/// Returns the filter that options ask for. Programs collect the other formats than
+/// [`LogFormat::Text`], so these are complete by default.
+fn level(options: &LogOptions, is_started_by_client: bool) -> &'static str {
+    let is_for_client = is_started_by_client && matches!(options.log_format, LogFormat::Text);
+    match options.verbose {
+        0 if options.quiet || is_for_client => "warn",
+        0 => "info",
+        1 => "hexz_nbd=debug,info",
+        _ => "hexz_nbd=trace,debug",
+    }
+}
+
 /// Starts logging. The latest errors are remembered in `recent`.
 ///
 /// # Errors
 /// `RUST_LOG` is invalid, or there is no journal.
-pub(crate) fn start(options: &LogOptions, recent: &RecentErrors) -> Result<(), LogSetupError> {
-    let level = match options.verbose {
-        0 => "info",
-        1 => "hexz_nbd=debug,info",
-        _ => "hexz_nbd=trace,debug",
-    };
+pub(crate) fn start(
+    options: &LogOptions,
+    is_started_by_client: bool,
+    recent: &RecentErrors,
+) -> Result<(), LogSetupError> {
     let directives = std::env::var("RUST_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let level = level(options, is_started_by_client);
     let directives = of_all_packages(directives.as_deref().unwrap_or(level));
     let filter = EnvFilter::builder().parse(directives)?;
     let lines = || {

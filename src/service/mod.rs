@@ -58,6 +58,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     reload::block_sighup()?;
     let source = settings.source.clone();
     let plan = sandbox::plan(&settings);
+    let is_started_by_client = settings.is_started_by_client();
     let prepared = Prepared::new(settings, recent)?;
     #[cfg(feature = "remote")]
     let plan = match &prepared.stores {
@@ -67,7 +68,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
     #[cfg(feature = "remote")]
     let disk_cache = prepared.stores.as_ref().and_then(remote::ConnectedStores::disk_cache);
     let runtime = runtime::prepare();
-    let readable = sandbox::enter_sandbox(&plan)?;
+    let readable = sandbox::enter_sandbox(&plan, is_started_by_client)?;
     let audit = AuditHandle::start(prepared.audit)?;
     let monitor = prepared.monitor.start(audit.counts())?;
     let config = Config { audit: audit.audit(), ..prepared.config };
@@ -128,7 +129,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
             tasks.spawn(control::serve(Listener::new(socket)?, reloads));
         }
         let listen = gateway.listen().join(", ");
-        tracing::info!(%listen, "ready: serving {exports} {access}");
+        tracing::info!(%listen, monitor = monitor.address(), "ready: serving {exports} {access}");
         notifier.ready(exports, access).await;
         record.emit(|| Event::Start(started));
         let notifying = (Arc::clone(&notifier), control.clone(), Arc::clone(&reader));

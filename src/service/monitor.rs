@@ -43,7 +43,7 @@ pub(crate) struct MonitorSetup {
 
 /// The running monitor. It stops when this is dropped.
 pub(crate) struct RunningMonitor {
-    _monitor: Option<Monitor>,
+    monitor: Option<Monitor>,
     auth: Arc<MonitorAuth>,
     auth_files: WatchedFiles,
     /// Monitoring data, whether or not it is served.
@@ -51,6 +51,11 @@ pub(crate) struct RunningMonitor {
 }
 
 impl RunningMonitor {
+    /// Returns the address that the monitor listens on, if it does.
+    pub(crate) fn address(&self) -> Option<&str> {
+        self.monitor.as_ref().map(Monitor::address)
+    }
+
     /// Connects a gateway's report to the monitoring data.
     pub(crate) fn attach(&self, control: Control<Catalog>) {
         let (report, activity) = (control.clone(), control.clone());
@@ -141,9 +146,9 @@ impl MonitorSetup {
             None => None,
         };
         if let Some(monitor) = &monitor {
-            tracing::info!(monitor = monitor.address(), "monitor started");
+            tracing::debug!(address = monitor.address(), "monitor started");
         }
-        Ok(RunningMonitor { _monitor: monitor, auth, auth_files, observed })
+        Ok(RunningMonitor { monitor, auth, auth_files, observed })
     }
 }
 

@@ -66,12 +66,18 @@ pub(super) fn policy_files(options: &ReloadableOptions) -> Vec<PathBuf> {
 
 /// Drops the privileges that serving doesn't need. Logs what is enforced and what isn't, and
 /// returns which paths remain readable.
-pub(super) fn enter_sandbox(plan: &SandboxPlan) -> Result<ReadableSet, SandboxError> {
+///
+/// A server that its client starts has the client's user, and ends with the client: that it runs
+/// as root is no warning then.
+pub(super) fn enter_sandbox(
+    plan: &SandboxPlan,
+    is_started_by_client: bool,
+) -> Result<ReadableSet, SandboxError> {
     let report = nbd_sandbox::enter(plan)?;
     match (plan.mode, report.enforced.as_slice()) {
-        (Mode::Off, []) => tracing::info!("sandbox: off"),
-        (Mode::Off, user) => tracing::info!("sandbox: off; {}", user.join("; ")),
-        (_, enforced) => tracing::info!("sandbox: {}", enforced.join("; ")),
+        (Mode::Off, []) => tracing::debug!("sandbox: off"),
+        (Mode::Off, user) => tracing::debug!("sandbox: off; {}", user.join("; ")),
+        (_, enforced) => tracing::debug!("sandbox: {}", enforced.join("; ")),
     }
     if !report.missing.is_empty() {
         let reason = "sandbox_incomplete";
@@ -82,7 +88,11 @@ pub(super) fn enter_sandbox(plan: &SandboxPlan) -> Result<ReadableSet, SandboxEr
     }
     if plan.user.is_none() && nbd_sandbox::is_root() {
         let reason = "running_as_root";
-        tracing::warn!(reason, "running as root: use --user USER to drop privileges after startup");
+        let advice = "running as root: use --user USER to drop privileges after startup";
+        match is_started_by_client {
+            true => tracing::info!(reason, "{advice}"),
+            false => tracing::warn!(reason, "{advice}"),
+        }
     }
     Ok(report.readable)
 }

@@ -8,10 +8,11 @@ use clap::{Arg, ArgMatches, Command};
 use super::problem::ProblemKind;
 
 /// Options that exclude each other.
-const CONFLICTS: [(&str, &[&str]); 3] = [
+const CONFLICTS: [(&str, &[&str]); 4] = [
     ("rules", &["allow", "allow-identity"]),
     ("insecure-no-tls", &["tls-cert"]),
     ("stdio", &["listen", "socket-mode", "socket-group", "monitor", "control-socket"]),
+    ("quiet", &["verbose"]),
 ];
 
 /// Options that require another one.

@@ -316,7 +316,12 @@ fn unknown_key(command: &Command, key: &str, value: &DeValue<'_>) -> ProblemKind
     if let Some(why) = keys::command_line_only_reason(key) {
         return ProblemKind::CommandLineOnly { key: key.to_owned(), why };
     }
+    let nearest = keys::nearest(command, key);
     match value {
+        DeValue::Table(_) if nearest.as_deref().is_some_and(keys::is_table) => {
+            let meant = nearest.unwrap_or_default();
+            ProblemKind::MisspelledTable { table: key.to_owned(), meant }
+        }
         // It may be a group of options, such as `[tls] cert = …`.
         DeValue::Table(table) => {
             let options = table.keys().filter_map(|inner| {
@@ -333,8 +338,8 @@ fn unknown_key(command: &Command, key: &str, value: &DeValue<'_>) -> ProblemKind
         }
         _ if key == "password" => ProblemKind::Password,
         _ => {
-            let nearest = keys::nearest(command, key).map(|key| format!("did you mean {key}?"));
-            let hint = nearest.unwrap_or_else(|| "hexz-nbd --help lists all options".to_owned());
+            let hint = nearest.map(|key| format!("did you mean {key}?"));
+            let hint = hint.unwrap_or_else(|| "hexz-nbd --help lists all options".to_owned());
             ProblemKind::UnknownOption { key: key.to_owned(), hint }
         }
     }

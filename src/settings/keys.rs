@@ -17,6 +17,11 @@ pub(super) const EXPORTS: &str = "exports";
 /// Name of the table of stores, each of which has a table of options of its own.
 pub(super) const STORES: &str = "stores";
 
+/// Returns true for the key of a table, rather than an option.
+pub(super) fn is_table(key: &str) -> bool {
+    [EXPORTS, STORES].contains(&key)
+}
+
 /// Returns true if an option may be in the table of a store.
 pub(super) fn is_of_one_store(key: &str) -> bool {
     key.starts_with("store-") && !["store-timeout", "store-connections"].contains(&key)

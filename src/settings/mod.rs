@@ -27,6 +27,7 @@ use hexz_reader::storage::FileStamp;
 use crate::cli::escaped_error::escaped_text;
 use crate::cli::{Cli, LogOptions, ServeOptions};
 use crate::exit_status::{self, ExitStatus};
+use crate::log;
 use constraints::OptionSources;
 use file::{ConfigFile, FileOptions};
 use keys::{EXPORTS, STORES};
@@ -124,6 +125,12 @@ impl Settings {
             .map(|text| Warning { label: "misspelled_command", text });
         let warnings = merged.warning.into_iter().chain(misspelled).collect();
         Ok(Self { cli, warnings, stamp: merged.stamp, fixed: merged.fixed, source })
+    }
+
+    /// Returns true if this is a server, and a client has started it.
+    pub(crate) fn is_started_by_client(&self) -> bool {
+        let is_server = self.cli.command.is_none() && !self.cli.file.check_config;
+        is_server && log::is_started_by_client(self.cli.serve.network.stdio)
     }
 }
 

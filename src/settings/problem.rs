@@ -29,6 +29,8 @@ pub(super) enum ProblemKind {
     UnknownOption { key: String, hint: String },
     #[error("unknown table [{}]: options belong above all tables{examples}", escape::name(.table))]
     UnknownTable { table: String, examples: String },
+    #[error("unknown table [{}]; did you mean [{meant}]?", escape::name(.table))]
+    MisspelledTable { table: String, meant: String },
     #[error("{0} isn't an option of a single store: put it above all tables")]
     NotOfOneStore(String),
     #[error("a password can't be in this file: set password-file to the file that contains it")]
@@ -58,9 +60,9 @@ impl ConfigProblem {
         match self.what {
             ProblemKind::Unreadable(_) | ProblemKind::TooLarge => "config_unreadable",
             ProblemKind::Syntax(_) => "config_syntax",
-            ProblemKind::UnknownOption { .. } | ProblemKind::UnknownTable { .. } => {
-                "config_unknown_option"
-            }
+            ProblemKind::UnknownOption { .. }
+            | ProblemKind::UnknownTable { .. }
+            | ProblemKind::MisspelledTable { .. } => "config_unknown_option",
             ProblemKind::Password
             | ProblemKind::CommandLineOnly { .. }
             | ProblemKind::NotOfOneStore(_)

@@ -1,11 +1,12 @@
-//! Manual pages and completions, by what groff, mandoc and bash make of them.
+//! Manual pages and completions, by what groff, mandoc and shells make of them.
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::clients::run;
+use crate::clients::{run, run_command};
 use crate::support::server::run as run_binary;
 
 /// All pages, in a folder that goes when this is dropped.
@@ -151,18 +152,136 @@ fn pages_that_can_not_be_written_are_named() {
     assert!(ended.stderr.contains("pages/hexz-nbd.1: "), "{}", ended.stderr);
 }
 
+/// Lines, and what is completed at their end, in any order.
+const COMPLETED: [(&str, &str); 12] = [
+    ("hexz-nbd pk", "pki"),
+    ("hexz-nbd --tls-client-", "--tls-client-auth --tls-client-ca --tls-client-crl"),
+    ("hexz-nbd --tls-client-auth ", "optional require"),
+    ("hexz-nbd --sandbox re", "require"),
+    ("hexz-nbd pki sho", "show"),
+    ("hexz-nbd pki revoke --reason key", "key-compromise"),
+    ("hexz-nbd verify --no-", "--no-progress"),
+    ("hexz-nbd -v verify --no-", "--no-progress"),
+    ("hexz-nbd cache c", "check clear"),
+    ("hexz-nbd completions z", "zsh"),
+    // Options may follow an archive.
+    ("hexz-nbd snap.hxz --tls-client-", "--tls-client-auth --tls-client-ca --tls-client-crl"),
+    // No command has this name, and no file.
+    ("hexz-nbd verify pk", ""),
+];
+
+/// Lines that are completed with the files snap.hxz and web.hxz. Bash completes them itself.
+const COMPLETED_WITH_FILES: [(&str, &str); 4] = [
+    ("hexz-nbd verify ", "snap.hxz web.hxz"),
+    ("hexz-nbd inspect s", "snap.hxz"),
+    ("hexz-nbd snap.hxz ", "snap.hxz web.hxz"),
+    ("hexz-nbd --config snap.hxz w", "warm web.hxz"),
+];
+
+/// Returns words in alphabetical order.
+fn sorted(words: &str) -> Vec<&str> {
+    let mut words: Vec<_> = words.split_whitespace().collect();
+    words.sort_unstable();
+    words
+}
+
 #[test]
 fn bash_completes_commands_options_and_values() {
-    for (line, expected) in [
-        ("hexz-nbd pk", "pki"),
-        ("hexz-nbd --tls-client-", "--tls-client-ca --tls-client-crl --tls-client-auth"),
-        ("hexz-nbd --tls-client-auth ", "require optional"),
-        ("hexz-nbd --sandbox re", "require"),
-        ("hexz-nbd pki revoke --reason key", "key-compromise"),
-        ("hexz-nbd verify --no-", "--no-progress"),
-        ("hexz-nbd completions z", "zsh"),
-    ] {
-        assert_eq!(completed_by_bash(line), expected, "{line:?}");
+    for (line, expected) in COMPLETED {
+        assert_eq!(sorted(&completed_by_bash(line)), sorted(expected), "{line:?}");
+    }
+}
+
+#[test]
+fn zsh_completes_commands_options_values_and_files() {
+    let shell = CompletionFolder::new("zsh", "_hexz-nbd");
+    for (line, expected) in COMPLETED.iter().chain(&COMPLETED_WITH_FILES) {
+        assert_eq!(sorted(&shell.zsh(line)), sorted(expected), "{line:?}");
+    }
+    let commands = shell.zsh("hexz-nbd ");
+    assert!(commands.contains("verify") && commands.contains("snap.hxz"), "{commands}");
+    assert_eq!(shell.zsh("hexz-nbd web=sn").trim(), "snap.hxz");
+}
+
+#[test]
+fn fish_completes_commands_options_values_and_files() {
+    let shell = CompletionFolder::new("fish", "hexz-nbd.fish");
+    for (line, expected) in COMPLETED.iter().chain(&COMPLETED_WITH_FILES) {
+        assert_eq!(sorted(&shell.fish(line)), sorted(expected), "{line:?}");
+    }
+}
+
+/// A folder with the completion script of a shell, and one with archives.
+struct CompletionFolder(TempDir);
+
+impl CompletionFolder {
+    fn new(shell: &str, script: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let archives = folder.path().join("archives");
+        fs::create_dir(&archives).unwrap();
+        for name in ["snap.hxz", "web.hxz"] {
+            fs::write(archives.join(name), "").unwrap();
+        }
+        fs::write(folder.path().join(script), run_binary(["completions", shell]).stdout).unwrap();
+        Self(folder)
+    }
+
+    fn run(&self, program: &str, args: &[&str]) -> String {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(self.0.path().join("archives")).env("HOME", self.0.path());
+        run_command(command).ok()
+    }
+
+    /// Returns what zsh offers at the end of a line. An interactive shell on a terminal of its own
+    /// completes the line, and prints each match.
+    fn zsh(&self, line: &str) -> String {
+        const SHELL: &str = r#"
+            PROMPT=
+            fpath=($FOLDER $fpath)
+            autoload -U compinit
+            compinit -D -u
+            compadd() {
+                # Calls that only fill an array add no matches.
+                if [[ ${@[1,(i)(-|--)]} == *-(O|A|D)\ * ]]; then
+                    builtin compadd "$@"
+                    return
+                fi
+                local -a hits
+                builtin compadd -A hits "$@"
+                (( $#hits )) && print -rl -- "HIT "$^hits
+                builtin compadd "$@"
+            }
+            finish() { print END; exit }
+            comppostfuncs=(finish)
+            print READY
+        "#;
+        const TERMINAL: &str = r#"
+            zmodload zsh/zpty
+            zpty shell zsh -f -i
+            zpty -w shell '. $FOLDER/setup'
+            zpty -r shell printed '*READY*'
+            zpty -w -n shell "$1"$'\t'
+            zpty -r shell printed '*END*'
+            print -r -- "$printed"
+        "#;
+        fs::write(self.0.path().join("setup"), SHELL).unwrap();
+        let mut command = Command::new("timeout");
+        command.args(["60", "zsh", "-f", "-c", TERMINAL, "zsh", line]);
+        command.current_dir(self.0.path().join("archives")).env("FOLDER", self.0.path());
+        let printed = run_command(command).ok();
+        assert!(printed.contains("END"), "{line:?}: {printed}");
+        let hits = printed.lines().filter_map(|line| Some(line.split_once("HIT ")?.1.trim()));
+        hits.collect::<Vec<_>>().join(" ")
+    }
+
+    /// Returns what fish offers at the end of a line, without descriptions.
+    fn fish(&self, line: &str) -> String {
+        let script = self.0.path().join("hexz-nbd.fish");
+        let complete = "source $argv[1]; complete -C $argv[2]";
+        let args = ["--no-config", "-c", complete, script.to_str().unwrap(), line];
+        let offered = self.run("fish", &args);
+        let words = offered.lines().filter_map(|line| line.split('\t').next());
+        words.collect::<Vec<_>>().join(" ")
     }
 }
 

@@ -412,7 +412,7 @@ fn server_without(call: &str, mode: &str) -> (Option<i32>, String) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     let Output { status, stderr, .. } = command
         .args(["without", call, env!("CARGO_BIN_EXE_hexz-nbd"), "--sandbox", mode])
-        .args(["--listen", "127.0.0.1:0"])
+        .args(["-v", "--listen", "127.0.0.1:0"])
         .arg(folder.path().join("none.hxz"))
         .env_remove("RUST_LOG")
         .output()
@@ -438,7 +438,7 @@ fn auto_goes_on() {
         assert_eq!(code, Some(3), "{stderr}");
         let line = |start: &str| stderr.lines().find(|line| line.contains(start)).unwrap();
         assert!(line("reason=\"sandbox_incomplete\"").contains(gone), "{stderr}");
-        let enforced = line("INFO sandbox: no new privileges");
+        let enforced = line("DEBUG sandbox: no new privileges");
         assert!(enforced.contains(there) && !enforced.contains(gone), "{stderr}");
     }
 }

@@ -1,11 +1,12 @@
 //! Reads the first bytes of a connection, and identifies the protocol that they belong to.
 
+use std::io;
 use std::time::Duration;
 
 use nbd_server::wire::handshake::{Greeting, IHAVEOPT, NBDMAGIC};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::connect::BoxedStream;
+use super::connect::{Address, BoxedStream};
 use super::probe_error::ProbeError;
 use super::tls;
 
@@ -13,8 +14,10 @@ use super::tls;
 const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// Time to wait for more bytes if the first ones aren't NBD, to identify the protocol.
 const EXTRA_WAIT: Duration = Duration::from_millis(300);
-/// Time in which a silent server may answer a TLS ClientHello.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time in which a server may answer a request of another protocol.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Request that every HTTP server answers, if only with an error.
+const HTTP_REQUEST: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 
 /// Protocol of a server that doesn't speak NBD.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +40,7 @@ pub(crate) enum ServerGreeting {
     Foreign(ForeignProtocol),
     /// No bytes before the connection was closed.
     Closed,
-    /// No bytes within the timeout.
+    /// No bytes within the timeout, and no answer that identifies another protocol.
     Silence,
 }
 
@@ -78,7 +81,7 @@ pub(super) async fn read(
         return Ok(ServerGreeting::Closed);
     }
     if bytes.is_empty() {
-        return Ok(probe_silent_server(stream, timeout.min(PROBE_TIMEOUT)).await);
+        return Ok(ServerGreeting::Silence);
     }
     if !may_be_nbd(&bytes) {
         read_more(stream, &mut bytes, EXTRA_WAIT).await;
@@ -86,22 +89,34 @@ pub(super) async fn read(
     Ok(classify(&bytes))
 }
 
-/// Sends a TLS ClientHello to a silent server and classifies the answer. Servers of other protocols
-/// may wait for the client to speak first; an HTTP server answers a ClientHello, too.
-async fn probe_silent_server(stream: &mut BoxedStream, timeout: Duration) -> ServerGreeting {
-    let Some(hello) = tls::client_hello() else { return ServerGreeting::Silence };
-    if stream.write_all(&hello).await.is_err() || stream.flush().await.is_err() {
-        return ServerGreeting::Silence;
+/// Identifies a server that sends nothing before its client does, as an HTTP or TLS server. Opens
+/// connections of its own.
+///
+/// A TLS server answers a ClientHello; to an HTTP request, it may answer in HTTP that it speaks TLS.
+/// Some HTTP servers answer a ClientHello, and all of them a request.
+pub(super) async fn identify_silent_server(address: &Address) -> Option<ForeignProtocol> {
+    for request in [tls::client_hello()?, HTTP_REQUEST.to_vec()] {
+        let answered = tokio::time::timeout(PROBE_TIMEOUT, first_answer(address, &request)).await;
+        // An unknown answer to a request of another protocol identifies nothing.
+        if let Ok(Ok(bytes)) = answered
+            && let ServerGreeting::Foreign(protocol) = classify(&bytes)
+            && !matches!(protocol, ForeignProtocol::Unknown(_))
+        {
+            return Some(protocol);
+        }
     }
-    let mut bytes = Vec::new();
-    read_more(stream, &mut bytes, timeout).await;
-    match classify(&bytes) {
-        // An unknown answer to a ClientHello identifies nothing.
-        ServerGreeting::Foreign(ForeignProtocol::Unknown(_))
-        | ServerGreeting::Closed
-        | ServerGreeting::Partial(_) => ServerGreeting::Silence,
-        greeting => greeting,
-    }
+    None
+}
+
+/// Returns the first bytes that a server sends after a request.
+async fn first_answer(address: &Address, request: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = address.connect().await?;
+    stream.write_all(request).await?;
+    stream.flush().await?;
+    let mut bytes = vec![0; 64];
+    let count = stream.read(&mut bytes).await?;
+    bytes.truncate(count);
+    Ok(bytes)
 }
 
 async fn read_more(stream: &mut BoxedStream, bytes: &mut Vec<u8>, timeout: Duration) {

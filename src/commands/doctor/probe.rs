@@ -1,6 +1,7 @@
 //! Takes a connection from the greeting, through TLS, to the point where an export can be chosen,
 //! and repeats that on a new connection where a server can't continue on the first.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,6 +19,10 @@ use super::report::{Outcome, Report, Step};
 use super::tls::{self, ClientCredentials, HandshakeRecord};
 use crate::cli::server_target::TlsUse;
 use crate::commands::pki::certificate::CertificateInfo;
+
+/// Time after which a server that has sent nothing may be one of another protocol: NBD servers
+/// send their greeting at once, unless they are busy.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Parameters of connections to the server.
 pub(super) struct Probe {
@@ -65,7 +70,7 @@ impl Probe {
         report: &mut Report,
     ) -> Result<GreetedConnection, Step> {
         let began = Instant::now();
-        let observed = greeting::read(&mut stream, self.timeout).await;
+        let observed = self.read_greeting(&mut stream).await;
         let failed = |failure: ProbeError| {
             Step::bad("greeting", failure.label(), failure.to_string())
                 .advise(advice::Server, "check its log")
@@ -80,6 +85,29 @@ impl Probe {
         let flags = answered.map_err(failed)?;
         report.add(step);
         Ok(GreetedConnection { stream, flags })
+    }
+
+    /// Reads the greeting. If the server is silent, finds out whether it speaks another protocol,
+    /// while it may still send its greeting.
+    async fn read_greeting(&self, stream: &mut BoxedStream) -> Result<ServerGreeting, ProbeError> {
+        let mut reading = pin!(greeting::read(stream, self.timeout));
+        let mut identifying = pin!(async {
+            tokio::time::sleep(SILENCE.min(self.timeout)).await;
+            greeting::identify_silent_server(&self.address).await
+        });
+        tokio::select! {
+            read = &mut reading => match read {
+                Ok(ServerGreeting::Silence) => {
+                    let protocol = identifying.await;
+                    Ok(protocol.map_or(ServerGreeting::Silence, ServerGreeting::Foreign))
+                }
+                read => read,
+            },
+            protocol = &mut identifying => match protocol {
+                Some(protocol) => Ok(ServerGreeting::Foreign(protocol)),
+                None => reading.await,
+            },
+        }
     }
 
     /// Sends LIST and STARTTLS in plaintext, and reports the replies.

@@ -9,6 +9,7 @@ use hexz_reader::VerifyProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 use nbd_telemetry::escape;
 use parking_lot::Mutex;
+use tracing::Level;
 
 /// Interval between updates.
 pub(super) const UPDATE_INTERVAL: Duration = Duration::from_millis(100);
@@ -34,7 +35,8 @@ enum Display {
 impl ProgressMeter {
     pub(super) fn new(path: &Path, size: u64, is_silent: bool) -> Self {
         let name = escape::name(path).to_string();
-        let kind = if is_silent {
+        // --quiet hides progress, too.
+        let kind = if is_silent || !tracing::enabled!(Level::INFO) {
             Display::Silent
         } else if stderr().is_terminal() {
             let bar = ProgressBar::new(size).with_prefix(name.clone());

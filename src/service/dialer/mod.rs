@@ -66,7 +66,7 @@ pub(crate) fn start(
         targets: targets.collect(),
     };
     let (socket, process, ready) = spawn(&start)?;
-    tracing::info!("dialer: {}", ready.enforced.join("; "));
+    tracing::debug!("dialer: {}", ready.enforced.join("; "));
     if !ready.missing.is_empty() && mode != Mode::Off {
         let reason = "sandbox_incomplete";
         tracing::warn!(reason, "dialer: not available here: {}", ready.missing.join("; "));

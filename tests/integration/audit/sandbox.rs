@@ -13,7 +13,7 @@ use crate::support::{archive, is_root, wait_until};
 fn the_folder_is_named_and_should_be_its_own() {
     let record = Record::new();
     let line = |server: &Server, text: &str| server.wait_for_message(text).message().to_owned();
-    let server = Server::builder().archive(BASE).args(["--sandbox", "auto"]);
+    let server = Server::builder().archive(BASE).args(["-v", "--sandbox", "auto"]);
     let server = server.arg("--audit").arg(record.path()).start();
     let enforced = line(&server, "sandbox: ");
     let folder = fs::canonicalize(record.0.path()).unwrap();
@@ -27,7 +27,7 @@ fn the_folder_is_named_and_should_be_its_own() {
     let note = server.wait_for_reason("readable_and_appendable");
     assert!(note.message().contains(folder.to_str().unwrap()), "{}", note.text);
 
-    let server = Server::builder().archive(BASE).args(["--sandbox", "auto"]).start();
+    let server = Server::builder().archive(BASE).args(["-v", "--sandbox", "auto"]).start();
     assert!(!line(&server, "sandbox: ").contains("appends"));
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::scripted::{decent, negotiates, reply, says, serve, silence, simple};
@@ -31,6 +32,57 @@ fn other_protocols_are_named() {
         found.assert_ends("greeting", "other_protocol", side);
         assert_eq!(found.detail("greeting", "protocol"), protocol);
     }
+}
+
+/// Many HTTP servers wait for the end of a line, which a ClientHello needn't have.
+#[test]
+fn silent_http_servers_are_recognized() {
+    let target = serve(|mut stream| {
+        let mut request = Vec::new();
+        let mut byte = [0];
+        while !request.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+            request.extend(byte);
+        }
+        if request.starts_with(b"GET / HTTP/1.") {
+            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
+        } else {
+            silence();
+        }
+    });
+    let found = quickly(&target);
+    found.assert_ends("greeting", "other_protocol", "client");
+    assert_eq!(found.detail("greeting", "protocol"), "http");
+    // It doesn't wait for the whole timeout.
+    let began = Instant::now();
+    let found = examine(["--timeout", "300s", &target]);
+    assert!(began.elapsed() < Duration::from_secs(150), "{:#}", found.report);
+    assert_eq!(found.detail("greeting", "protocol"), "http");
+}
+
+/// A server that is busy isn't taken for one of another protocol: here, one that serves a client
+/// only after the doctor has given up its other connections.
+#[test]
+fn a_late_greeting_is_read() {
+    let (connections, ended) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let target = serve(move |mut stream| {
+        // The first connection is greeted when the second and the third have ended. Later ones are
+        // closed at once.
+        match connections.fetch_add(1, Ordering::SeqCst) {
+            0 => {}
+            1 | 2 => {
+                let _ = stream.read_to_end(&mut Vec::new());
+                ended.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+            _ => return,
+        }
+        while ended.load(Ordering::SeqCst) < 2 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = stream.write_all(b"NBDMAGICIHAVEOPT\0\x03");
+    });
+    let found = examine(["--timeout", "60s", &target]);
+    found.assert_outcome("greeting", "good");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod examples;
 mod machine;
+mod packaged;
 mod page;
 mod stores;
 mod truth;

@@ -1,8 +1,9 @@
 //! The log: where it can't be written, and what can't be said in it.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -232,6 +233,66 @@ fn the_limits_are_in_the_log() {
     let memory = server.wait_for_message("memory: ");
     assert!(memory.message().contains("208.0 MiB for decoded blocks"), "{}", memory.text);
     assert!(!plain().start().log_text().contains("limits: "));
+}
+
+/// Only warnings precede the line that the server is ready.
+#[test]
+fn readiness_is_the_first_information() {
+    let server = plain().args(["--monitor", "127.0.0.1:0"]).start();
+    let log = server.log();
+    let first = log.iter().find(|line| line.json["level"] != "WARN").unwrap();
+    assert!(first.message().starts_with("ready: "), "{}", server.log_text());
+    assert!(first.json["monitor"].is_string(), "{}", first.text);
+}
+
+#[test]
+fn quiet_servers_log_warnings_and_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hexz-nbd"));
+    command.args(["-q", "--log-format", "json", "--default-export", "none"]).arg(archive(BASE));
+    command.arg("--export-dir").arg(folder.path());
+    command.arg("--listen").arg(format!("unix:{}", path.display()));
+    command.env_remove("RUST_LOG").stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut connected = None;
+    wait_until("it listens", || {
+        connected = UnixStream::connect(&path).ok();
+        connected.is_some()
+    });
+    let mut client = Client::new(Plain::Unix(connected.unwrap()));
+    client.greet(FLAGS);
+    client.go(BASE);
+    client.read_ok(0, 1);
+    client.disconnect();
+    // The shell's own kill: the program of that name isn't everywhere.
+    let kill = format!("kill -TERM {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{log}");
+    assert!(log.contains("default_export_missing"), "{log}");
+    assert!(log.lines().all(|line| line.contains(r#""level":"WARN""#)), "{log}");
+
+    let (code, stderr) = plain().args(["--quiet", "/nowhere/x.hxz"]).arg("--strict").fail();
+    assert_eq!(code, 3);
+    assert!(stderr.contains("/nowhere/x.hxz"), "{stderr}");
+}
+
+/// Like other options, those of the command line take precedence over the file's.
+#[test]
+fn verbose_overrides_quiet_in_the_file() {
+    let (code, stderr) = plain().args(["--quiet", "-v"]).fail();
+    assert_eq!(code, 2, "{stderr}");
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("hexz-nbd.toml");
+    std::fs::write(&config, "quiet = true\n").unwrap();
+    let server = plain().arg("-v").arg("--config").arg(&config).start();
+    server.wait_for_message("limits: ");
+    std::fs::write(&config, "quiet = true\nverbose = 1\n").unwrap();
+    let (code, stderr) = plain().arg("--config").arg(&config).fail();
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("config_conflict"), "{stderr}");
 }
 
 #[test]

@@ -78,9 +78,9 @@ fn no_thread_is_outside() {
 
 #[test]
 fn one_line_says_what_is_in_force() {
-    let server = plain().args(REQUIRED).start();
+    let server = plain().args(REQUIRED).arg("-v").start();
     let line = server.wait_for_message("sandbox: ");
-    assert_eq!(line.json["level"], "INFO");
+    assert_eq!(line.json["level"], "DEBUG");
     let folder = archive("").canonicalize().unwrap();
     let reads = format!("reads {}/", folder.display());
     for part in ["no new privileges", "no core dumps", "Landlock (ABI ", &reads, "seccomp"] {
@@ -91,7 +91,7 @@ fn one_line_says_what_is_in_force() {
 
 #[test]
 fn it_can_be_switched_off() {
-    let server = plain().args(["--sandbox", "off"]).start();
+    let server = plain().args(["-v", "--sandbox", "off"]).start();
     assert_eq!(server.wait_for_message("sandbox: ").message(), "sandbox: off");
     reads_as_the_image(&server, "");
     for thread in threads(&server) {
@@ -146,7 +146,7 @@ fn parents_anywhere_keep_everything_readable() {
     copy(CHILD, &inside.path().join(CHILD));
     copy(BASE, &outside.path().join(BASE));
     symlink(outside.path().join(BASE), inside.path().join(BASE)).unwrap();
-    let server = dir(inside.path()).arg("--allow-parent-anywhere").start();
+    let server = dir(inside.path()).args(["-v", "--allow-parent-anywhere"]).start();
     server.wait_for_message("reads everywhere");
     server.go(CHILD).read_ok(0, IMAGE_SIZE as u32);
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 
 use super::{BASE, plain, reads_all, socket_path, text};
-use crate::clients::run;
+use crate::clients::{Said, run, run_command};
 use crate::support::client::{Client, FLAGS, GREETING, Plain};
 use crate::support::pki::Pki;
 use crate::support::server::{Address, Builder};
@@ -76,7 +76,7 @@ fn carry(from: &mut impl Read, to: &mut impl Write) {
 #[test]
 fn two_pipes() {
     let mut command = Command::new(BINARY);
-    command.arg("--stdio").arg(archive(BASE));
+    command.args(["-v", "--stdio"]).arg(archive(BASE));
     let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut server = command.spawn().unwrap();
     let (client, carrier) = UnixStream::pair().unwrap();
@@ -105,6 +105,61 @@ fn libnbd_starts_the_server_by_a_command() {
     script += &format!("h.connect_command(['{BINARY}', '--stdio', '{}'])\n", text(&archive));
     script += "print(hashlib.sha256(h.pread(h.get_size(), 0)).hexdigest())\nh.shutdown()";
     assert_eq!(run("nbdsh", &["-c", &script]).ok().trim(), IMAGE_SHA256);
+}
+
+/// Returns what a client and the server that it starts print, on both streams.
+fn printed(client: &str, before: &[&str], server: &[&str], after: &[&str]) -> Said {
+    let bracketed = [&["[", BINARY][..], server, &["]"]].concat();
+    let mut command = Command::new(client);
+    command.args([before, &bracketed, after].concat());
+    for variable in ["RUST_LOG", "NOTIFY_SOCKET", "JOURNAL_STREAM", "SYSTEMD_EXEC_PID"] {
+        command.env_remove(variable);
+    }
+    run_command(command)
+}
+
+/// The server's log would be among the client's output.
+#[test]
+fn clients_that_start_the_server_print_only_their_own_output() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    let archive = archive(BASE);
+    let (archive, copy) = (text(&archive), text(&copy));
+    let said = printed("nbdinfo", &["--size", "--"], &[archive], &[]);
+    assert_eq!(said.everything(), format!("{IMAGE_SIZE}\n"));
+    let said = printed("nbdcopy", &["--"], &[archive], &[copy]);
+    assert_eq!(said.everything(), "");
+    assert!(std::fs::read(copy).unwrap() == image());
+    // Problems are printed.
+    let said = printed("nbdinfo", &["--size", "--"], &["/nowhere/x.hxz"], &[]).failed();
+    assert!(said.contains("/nowhere/x.hxz"), "{said}");
+    // Those who want more get it.
+    for options in [&["-v"][..], &["--log-format", "json"]] {
+        let said = printed("nbdinfo", &["--size", "--"], &[options, &[archive]].concat(), &[]);
+        assert!(said.everything().contains("ready: "), "{}", said.everything());
+    }
+}
+
+/// The service manager collects the log.
+#[test]
+fn services_log_that_they_are_ready() {
+    for (assignment, is_service) in [("SYSTEMD_EXEC_PID=$$", true), ("SYSTEMD_EXEC_PID=1", false)] {
+        let (client, server) = UnixStream::pair().unwrap();
+        let mut command = Command::new("sh");
+        let script = format!("{assignment} exec \"$0\" --stdio \"$1\"");
+        command.args(["-c", &script, BINARY]).arg(archive(BASE));
+        for variable in ["RUST_LOG", "NOTIFY_SOCKET", "JOURNAL_STREAM"] {
+            command.env_remove(variable);
+        }
+        command.stdin(OwnedFd::from(server.try_clone().unwrap())).stdout(OwnedFd::from(server));
+        let child = command.stderr(Stdio::piped()).spawn().unwrap();
+        drop(command);
+        reads_all(Plain::Unix(client));
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(log.contains("ready: "), is_service, "{assignment}: {log}");
+    }
 }
 
 /// It is judged by its address as it would be at the door, and not a byte is sent to it. What

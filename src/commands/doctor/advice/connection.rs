@@ -170,7 +170,9 @@ fn dropped_before_greeting(step: Step) -> Step {
 fn foreign(name: &'static str, protocol: &ForeignProtocol) -> Step {
     let (what, key) = match protocol {
         ForeignProtocol::Ssh => ("SSH, not NBD", "ssh"),
-        ForeignProtocol::Http => ("HTTP, not NBD", "http"),
+        ForeignProtocol::Http => {
+            ("HTTP, not NBD: it sends nothing until it gets a request", "http")
+        }
         ForeignProtocol::Tls => ("TLS from the first byte (HTTPS or stunnel), not NBD", "tls"),
         ForeignProtocol::Mail => ("a mail or FTP server, not NBD", "mail"),
         ForeignProtocol::Vnc => ("VNC, not NBD", "vnc"),
