@@ -14,6 +14,7 @@ pub(crate) mod check;
 mod doctor;
 pub(crate) mod escaped_error;
 mod from_file;
+mod health;
 mod host_name;
 mod inspect;
 mod limits;
@@ -55,6 +56,7 @@ pub(crate) use audit::{AuditDestination, AuditOptions};
 pub(crate) use cache::{Cache, CacheCommand};
 use check::Check;
 pub(crate) use doctor::Doctor;
+pub(crate) use health::Health;
 pub(crate) use host_name::HostName;
 pub(crate) use inspect::Inspect;
 use limits::LimitOptions;
@@ -264,6 +266,11 @@ pub(crate) enum Command {
     ///
     /// Queries the monitor of a server that was started with --monitor.
     Top(Top),
+    /// Check whether a running server is healthy, as health checks of containers do
+    ///
+    /// Queries the monitor of a server that was started with --monitor, and prints one line: "ok", or
+    /// the reason why it isn't healthy.
+    Health(Health),
     /// Describe an archive: streams, blocks, duplicates, parents, signature
     ///
     /// Reads only the header and the index, not the blocks.

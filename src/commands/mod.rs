@@ -8,6 +8,7 @@ mod completions;
 mod demo;
 mod digest;
 mod doctor;
+mod health;
 mod inspect;
 mod man;
 mod monitor_client;
@@ -40,6 +41,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Digest(options) => digest::run(options).map(|()| ExitCode::SUCCESS),
         Command::Tree(options) => tree::run(options).map(|()| ExitCode::SUCCESS),
         Command::Top(options) => top::run(options),
+        Command::Health(options) => health::run(options),
         Command::Trace(options) => trace::run(options),
         #[cfg(feature = "remote")]
         Command::Warm(options) => warm::run(options),

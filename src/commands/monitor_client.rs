@@ -2,11 +2,12 @@
 
 use std::io;
 
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use nbd_telemetry::escape;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
@@ -88,6 +89,9 @@ async fn get_from(
     let response: Response<Incoming> = sender.send_request(request).await.map_err(failed)?;
     match response.status() {
         StatusCode::OK => Ok(MonitorResponse { body: response.into_body(), _driver: driver }),
+        StatusCode::SERVICE_UNAVAILABLE => {
+            Err(("unavailable", explanation(response.into_body()).await))
+        }
         StatusCode::MISDIRECTED_REQUEST => {
             let problem = "unknown host name: use the address, or give the server --monitor-name";
             Err(("unknown_host", problem.to_owned()))
@@ -96,5 +100,19 @@ async fn get_from(
             let problem = format!("{resource}: HTTP status {other}; check that it is hexz-nbd");
             Err(("http_status", problem))
         }
+    }
+}
+
+/// Returns the first line of a response that says why the server can't do what was requested.
+async fn explanation(body: Incoming) -> String {
+    /// More than the server's explanations have.
+    const MAX_BYTES: usize = 1024;
+    let text = match Limited::new(body, MAX_BYTES).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => Bytes::new(),
+    };
+    match String::from_utf8_lossy(&text).lines().next() {
+        Some(line) if !line.is_empty() => escape::text(line).into_owned(),
+        _ => "unavailable, for an unknown reason".to_owned(),
     }
 }

@@ -178,7 +178,7 @@ fn command(line: usize, text: String) -> Command {
 }
 
 /// Subcommands that don't serve.
-pub const COMMANDS: [&str; 13] = [
+pub const COMMANDS: [&str; 14] = [
     "cache",
     "check",
     "pki",
@@ -188,6 +188,7 @@ pub const COMMANDS: [&str; 13] = [
     "digest",
     "tree",
     "top",
+    "health",
     "trace",
     "warm",
     "man",

@@ -2,6 +2,7 @@
 
 mod dashboard;
 mod folder;
+mod health;
 mod hostile;
 mod numbers;
 mod page;
