@@ -26,3 +26,5 @@ started=$(date +%s)
 unshare --mount --net --pid --fork --kill-child --mount-proc \
     python3 tests/package/image.py "$image" tests/archives
 echo "the image was tested in $(($(date +%s) - started)) s"
+
+tests/package/recipes.sh target/static/hexz-nbd

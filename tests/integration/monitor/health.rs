@@ -1,6 +1,5 @@
 //! `hexz-nbd health`, which container engines run.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use super::top::{DOCUMENTED, answering};
