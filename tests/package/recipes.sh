@@ -2,7 +2,7 @@
 # Checks the recipes for Arch and Alpine as far as that works on Debian, with a program that was
 # built before: recipes.sh PROGRAM. It parses them, and runs their package(), without build() and the
 # tools of these distributions. makepkg, which Debian has, reads the PKGBUILD; it takes root, since
-# makepkg runs as another user only.
+# makepkg runs as another user only. pacman is not needed for that.
 set -eu
 program=$(readlink -f "$1")
 cd "$(dirname "$0")/../.."
@@ -73,16 +73,18 @@ check PKGBUILD "$folder/arch"
 for unit in packaging/systemd/*; do
     cmp "$unit" "$folder/arch/usr/lib/systemd/system/${unit##*/}" || fail "$unit"
 done
-mkdir "$folder/root"
-systemd-sysusers --root="$folder/root" "$folder/arch/usr/lib/sysusers.d/hexz-nbd.conf" 2> /dev/null
+mkdir -p "$folder/root/etc"
+systemd-sysusers --root="$folder/root" - < "$folder/arch/usr/lib/sysusers.d/hexz-nbd.conf" \
+    2> /dev/null || fail "sysusers"
 grep -q '^hexz-nbd:' "$folder/root/etc/passwd" || fail "sysusers"
-systemd-tmpfiles --root="$folder/root" --create "$folder/arch/usr/lib/tmpfiles.d/hexz-nbd.conf"
+systemd-tmpfiles --root="$folder/root" --create - \
+    < "$folder/arch/usr/lib/tmpfiles.d/hexz-nbd.conf" || fail "tmpfiles"
 [ "$(stat -c %a "$folder/root/var/lib/hexz-nbd")" = 750 ] || fail "tmpfiles"
 
 cp packaging/arch/* "$folder/"
 mkdir "$folder/home"
 chown -R nobody "$folder"
-(cd "$folder" && runuser -u nobody -- env HOME="$folder/home" makepkg --printsrcinfo) \
+(cd "$folder" && runuser -u nobody -- env HOME="$folder/home" PACMAN=true makepkg --printsrcinfo) \
     > "$folder/srcinfo"
 grep -qx "pkgname = hexz-nbd" "$folder/srcinfo" || fail "makepkg --printsrcinfo"
 chown -R root "$folder"
