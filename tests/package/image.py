@@ -163,19 +163,17 @@ def test(archive, snapshots, folder):
     check_files(root)
     container = Container(root, settings)
 
-    # The volumes, and what engines mount.
+    # The volumes, and what engines mount. The root itself first, to make it read-only later.
+    run("mount", "--bind", root, root)
     (root / "snapshots/base.hxz").touch()
     run("mount", "--bind", snapshots / "base-zstd.hxz", root / "snapshots/base.hxz")
     config = root / "etc/hexz-nbd/hexz-nbd.toml"
     for name in ("proc", "dev"):
-        (root / name).mkdir()
+        (root / name).mkdir(exist_ok=True)
     run("mount", "-t", "proc", "-o", "nosuid,nodev,noexec", "proc", root / "proc")
     for device in ("null", "urandom"):
         (root / "dev" / device).touch()
         run("mount", "--bind", f"/dev/{device}", root / "dev" / device)
-    run("mount", "--bind", root, root)
-    cache = root / "cache"
-    run("mount", "-t", "tmpfs", "-o", "uid=10809,gid=10809,mode=700", "tmpfs", cache)
 
     step("without a configuration, it says what is missing")
     code, output = container.run()
@@ -209,15 +207,6 @@ def test(archive, snapshots, folder):
         finally:
             server.kill()
             server.wait()
-
-    step("the disk cache is writable, and nothing else")
-    writable = [path for path in root.rglob("*") if path.is_dir() and not is_read_only(path)]
-    expect([it for it in writable if it.parts[len(root.parts)] not in ("proc", "dev")] == [cache],
-           f"{writable}")
-
-
-def is_read_only(path):
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 if __name__ == "__main__":
