@@ -152,7 +152,7 @@ deb rpm container release: export SOURCE_DATE_EPOCH := $(shell git log -1 --form
 
 rpm: build static $(CARGO_RPM)
 	packaging/prepare.sh target/release/hexz-nbd target/packaging
-	rm -rf target/generate-rpm
+	rm -rf target/generate-rpm && mkdir target/generate-rpm
 	$(CARGO_RPM) --arch $(ARCH) --output target/generate-rpm/
 
 container: static

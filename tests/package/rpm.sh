@@ -119,4 +119,4 @@ rpm_in_root --erase hexz-nbd
 [ "$(sha256sum < "$root/etc/hexz-nbd/hexz-nbd.toml.rpmsave")" = "$changed" ] || fail "the configuration"
 [ -s "$root/var/lib/hexz-nbd/base-zstd.hxz" ] || fail "a snapshot is gone"
 inside getent passwd hexz-nbd > /dev/null || fail "the user is gone"
-! find "$root/usr" -path '*hexz-nbd/*' | grep . || fail "files are left"
+! find "$root/usr" -name '*hexz-nbd*' | grep . || fail "files are left"
