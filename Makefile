@@ -12,6 +12,9 @@ PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fish f
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
 
+# Programs that the test of the RPM package and of the image uses, besides those above.
+RELEASE_PACKAGES := $(PACKAGE_PACKAGES) makepkg rpm shellcheck
+
 # Programs that the test of the examples uses, besides those above.
 EXAMPLE_PACKAGES := binutils haproxy iproute2 libnbd-bin libxml2-utils nginx-light python3-venv \
 	systemd util-linux
@@ -24,10 +27,10 @@ FLEET_PACKAGES := binutils build-essential e2fsprogs haproxy iproute2 libnbd-bin
 BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit nginx openssl \
 	qemu-utils valgrind
 
-.PHONY: help test check unit fuzz fuzz-short tools client-tools build deb package-test package-tools static \
-	container stress store-test examples-test examples-tools fleet-test fleet-tools attacks \
-	long-session bench bench-peers bench-micro bench-tools reach-bench costs check-costs certs \
-	pictures clean
+.PHONY: help test check unit fuzz fuzz-short tools client-tools build deb package-test \
+	package-tools static rpm container release release-test release-tools stress store-test \
+	examples-test examples-tools fleet-test fleet-tools attacks long-session bench bench-peers \
+	bench-micro bench-tools reach-bench costs check-costs certs pictures clean
 
 help:
 	@echo 'make test          install the tools that the tests need, and run all tests'
@@ -41,7 +44,11 @@ help:
 	@echo 'make deb           the Debian package, in target/debian'
 	@echo 'make package-test  install the package into a clean Debian root and use it; as root'
 	@echo 'make static        the program without shared libraries, in target/static; rustup and musl'
+	@echo 'make rpm           an RPM package with the static program, in target/generate-rpm'
 	@echo 'make container     a container image with the static program; buildah'
+	@echo 'make release       all packages, archives and the image, with checksums and an SBOM, in'
+	@echo '                   target/release-artifacts; for another processor: ARCH=aarch64'
+	@echo 'make release-test  install and use the RPM package and the image; as root'
 	@echo 'make stress        hundreds of clients while faults are injected; two minutes, or'
 	@echo '                   STRESS_SECONDS=...'
 	@echo 'make store-test    archives in object stores that others have written: moto (S3), azurite,'
@@ -98,9 +105,10 @@ fuzz-short:
 # Installs only missing packages, so that no network is needed if there are none.
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
+release-tools: PACKAGES := $(RELEASE_PACKAGES)
 examples-tools: PACKAGES := $(EXAMPLE_PACKAGES)
 fleet-tools: PACKAGES := $(FLEET_PACKAGES)
-client-tools bench-tools package-tools examples-tools fleet-tools:
+client-tools bench-tools package-tools release-tools examples-tools fleet-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -134,15 +142,47 @@ deb: build $(CARGO_DEB)
 package-test: package-tools deb
 	$(SUDO) tests/package/run.sh target/debian/hexz-nbd_*.deb
 
-# Needs `rustup target add` and Debian's musl-tools, so it isn't part of `make test`.
-STATIC := x86_64-unknown-linux-musl
+# Needs `rustup target add` and Debian's musl-tools, so it isn't part of `make test`. For another
+# processor it needs a cross compiler as well: MUSL is the folder of musl for that processor, in which
+# Debian's musl-dev installs it (dpkg --add-architecture arm64; apt install musl-dev:arm64).
+HOST := $(shell uname -m)
+ARCH ?= $(HOST)
+STATIC := $(ARCH)-unknown-linux-musl
+ifneq ($(ARCH),$(HOST))
+CROSS ?= $(ARCH)-linux-gnu-
+MUSL ?= /usr/lib/$(ARCH)-linux-musl
+CROSS_ENV = CC_$(ARCH)_unknown_linux_musl='$(CROSS)gcc -specs=$(MUSL)/musl-gcc.specs' \
+	AR_$(ARCH)_unknown_linux_musl=$(CROSS)ar \
+	CARGO_TARGET_$(shell echo $(ARCH) | tr a-z A-Z)_UNKNOWN_LINUX_MUSL_LINKER=$(CROSS)gcc
+endif
 static:
-	$(CARGO) build --locked --release --target $(STATIC)
+	$(CROSS_ENV) $(CARGO) build --locked --release --target $(STATIC)
 	mkdir -p target/static
-	strip -s -o target/static/hexz-nbd target/$(STATIC)/release/hexz-nbd
+	$(CROSS)strip -s -o target/static/hexz-nbd target/$(STATIC)/release/hexz-nbd
+
+# Builds the RPM package. The version is pinned.
+CARGO_RPM := target/tools/bin/cargo-generate-rpm
+$(CARGO_RPM):
+	$(CARGO) install cargo-generate-rpm --version 0.21.1 --locked --root target/tools
+
+VERSION := $(shell sed -n '/^\[workspace.package\]/,/^$$/s/^version = "\(.*\)"/\1/p' Cargo.toml)
+deb rpm container release: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2>/dev/null || date +%s)
+
+rpm: build static $(CARGO_RPM)
+	packaging/prepare.sh target/release/hexz-nbd target/packaging
+	rm -rf target/generate-rpm && mkdir target/generate-rpm
+	$(CARGO_RPM) --arch $(ARCH) --output target/generate-rpm/
 
 container: static
-	buildah build --isolation chroot -t hexz-nbd -f packaging/Containerfile target/static
+	packaging/container.sh target/static/hexz-nbd target/container
+	packaging/image.sh $(ARCH) $(VERSION)
+
+# The Debian package has the dynamically linked program, which is built for this machine only.
+release: $(if $(CROSS),,deb) rpm container
+	packaging/release.sh $(ARCH) $(VERSION)
+
+release-test: release-tools release
+	$(SUDO) tests/package/release.sh target/release-artifacts
 
 stress: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target

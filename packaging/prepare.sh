@@ -14,3 +14,5 @@ done
 gzip -9nc CHANGELOG.md > "$folder/changelog.gz"
 packaging/third-party.py > "$folder/third-party"
 gzip -9n "$folder/third-party"
+# The same configuration, which names the first steps for this distribution.
+sed 's|/README\.Debian|/README|' packaging/debian/hexz-nbd.toml > "$folder/hexz-nbd.toml"

@@ -6,28 +6,12 @@ those that Cargo.lock has for this platform, except build and test dependencies 
 this workspace.
 """
 
-import json
 import pathlib
-import subprocess
 import sys
 
+import crates
+
 NAMES = ("license", "licence", "copying", "copyright", "notice", "unlicense")
-
-
-def packages(metadata):
-    """Returns the third-party crates that the program is linked with, sorted by name."""
-    nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
-    root = metadata["resolve"]["root"]
-    found, todo = set(), [root]
-    while todo:
-        for dependency in nodes[todo.pop()]["deps"]:
-            is_linked = any(kind["kind"] is None for kind in dependency["dep_kinds"])
-            if is_linked and dependency["pkg"] not in found:
-                found.add(dependency["pkg"])
-                todo.append(dependency["pkg"])
-    linked = (package for package in metadata["packages"] if package["id"] in found)
-    linked = (package for package in linked if package["source"])
-    return sorted(linked, key=lambda package: (package["name"], package["version"]))
 
 
 def texts(package):
@@ -41,12 +25,7 @@ def texts(package):
 
 
 def main():
-    # Only this platform: there are no Windows crates on Linux.
-    rustc = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
-    host = next(line.split()[1] for line in rustc.splitlines() if line.startswith("host:"))
-    command = ["cargo", "metadata", "--locked", "--format-version=1", "--filter-platform", host]
-    metadata = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-    linked, where = packages(metadata), {}
+    linked, where = crates.third_party(crates.read()), {}
     for package in linked:
         for name, text in texts(package):
             where.setdefault(text, []).append(f"{package['name']} {package['version']}: {name}")

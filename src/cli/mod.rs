@@ -14,6 +14,7 @@ pub(crate) mod check;
 mod doctor;
 pub(crate) mod escaped_error;
 mod from_file;
+mod health;
 mod host_name;
 mod inspect;
 mod limits;
@@ -54,6 +55,7 @@ pub(crate) use audit::{AuditDestination, AuditOptions};
 pub(crate) use cache::{Cache, CacheCommand};
 use check::Check;
 pub(crate) use doctor::Doctor;
+pub(crate) use health::Health;
 pub(crate) use host_name::HostName;
 pub(crate) use inspect::Inspect;
 use limits::LimitOptions;
@@ -268,6 +270,11 @@ pub(crate) enum Command {
     /// The server must have been started with --control-socket, as the systemd unit does. Waits
     /// until the new settings are active and the archives are open.
     Reload(Reload),
+    /// Check whether a running server is healthy, as health checks of containers do
+    ///
+    /// Queries the monitor of a server that was started with --monitor, and prints one line: "ok", or
+    /// the reason why it isn't healthy.
+    Health(Health),
     /// Describe an archive: streams, blocks, duplicates, parents, signature
     ///
     /// Reads only the header and the index, not the blocks.

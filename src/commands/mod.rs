@@ -9,6 +9,7 @@ mod demo;
 mod digest;
 mod doctor;
 pub(crate) mod hangup;
+mod health;
 mod inspect;
 mod man;
 mod monitor_client;
@@ -42,6 +43,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         Command::Digest(options) => digest::run(options).map(|()| ExitCode::SUCCESS),
         Command::Tree(options) => tree::run(options).map(|()| ExitCode::SUCCESS),
         Command::Top(options) => top::run(options),
+        Command::Health(options) => health::run(options),
         Command::Trace(options) => trace::run(options),
         #[cfg(feature = "remote")]
         Command::Warm(options) => warm::run(options),

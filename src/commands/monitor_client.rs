@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use http_body_util::Empty;
+use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, AUTHORIZATION, HOST, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
@@ -165,6 +165,9 @@ impl MonitorClient {
         let response: Response<Incoming> = sender.send_request(request).await.map_err(failed)?;
         match response.status() {
             StatusCode::OK => Ok(MonitorResponse { body: response.into_body(), _driver: driver }),
+            StatusCode::SERVICE_UNAVAILABLE => {
+                Err(("unavailable", explanation(response.into_body()).await))
+            }
             StatusCode::MISDIRECTED_REQUEST => {
                 let problem =
                     "unknown host name: use the address, or give the server --monitor-name";
@@ -223,4 +226,18 @@ fn load_roots(path: &Path) -> Result<RootCertStore, String> {
         drop(roots.add(certificate));
     }
     if roots.is_empty() { Err("it has no certificate of a CA".to_owned()) } else { Ok(roots) }
+}
+
+/// Returns the first line of a response that says why the server can't do what was requested.
+async fn explanation(body: Incoming) -> String {
+    /// More than the server's explanations have.
+    const MAX_BYTES: usize = 1024;
+    let text = match Limited::new(body, MAX_BYTES).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(_) => Bytes::new(),
+    };
+    match String::from_utf8_lossy(&text).lines().next() {
+        Some(line) if !line.is_empty() => escape::text(line).into_owned(),
+        _ => "unavailable, for an unknown reason".to_owned(),
+    }
 }

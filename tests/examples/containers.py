@@ -139,7 +139,7 @@ def run_services(root, program, folder, processes):
     for gateway in gateways.values():
         gateway.wait_for("ready: serving")
     health = [program, *services["gateway-1"]["healthcheck"]["test"][2:]]
-    subprocess.run([*health, f"{ADDRESSES['gateway-1']}:10810"], **quiet)
+    subprocess.run([*health, "--monitor", f"{ADDRESSES['gateway-1']}:10810"], **quiet)
     balancer = (root / "examples/haproxy.cfg").read_text()
     expect(balancer.count("bind :10809") == 1, "haproxy.cfg")
     balancer = balancer.replace("bind :10809", f"bind {ADDRESSES['balancer']}:10809")

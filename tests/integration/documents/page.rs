@@ -249,7 +249,7 @@ pub fn command(line: usize, text: String) -> Command {
 }
 
 /// Subcommands that don't serve.
-pub const COMMANDS: [&str; 14] = [
+pub const COMMANDS: [&str; 15] = [
     "cache",
     "check",
     "pki",
@@ -259,6 +259,7 @@ pub const COMMANDS: [&str; 14] = [
     "digest",
     "tree",
     "top",
+    "health",
     "trace",
     "warm",
     "reload",

@@ -3,6 +3,7 @@
 mod auth;
 mod dashboard;
 mod folder;
+mod health;
 mod hostile;
 mod numbers;
 mod page;

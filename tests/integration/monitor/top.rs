@@ -86,7 +86,7 @@ impl Drop for Terminal {
 const BINARY: &str = env!("CARGO_BIN_EXE_hexz-nbd");
 
 /// The page that lists the labels.
-const DOCUMENTED: &str = include_str!("../../../docs/troubleshooting.md");
+pub(super) const DOCUMENTED: &str = include_str!("../../../docs/troubleshooting.md");
 
 fn server() -> Server {
     Server::builder().archive("base-zstd.hxz").args(["--monitor", "127.0.0.1:0"]).start()
@@ -177,7 +177,7 @@ fn unix_sockets_can_be_asked() {
 }
 
 /// Answers each connection with that, as long as the test runs.
-fn answering(answer: impl Fn(&mut dyn Write) + Send + 'static) -> String {
+pub(super) fn answering(answer: impl Fn(&mut dyn Write) + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     thread::spawn(move || {
