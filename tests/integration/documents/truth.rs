@@ -143,7 +143,7 @@ fn pages_name_the_packages_of_their_programs() {
         let named: BTreeSet<&str> = lists.flat_map(str::split_ascii_whitespace).collect();
         for package in &named {
             let known = FOR_BUILDING.contains(package)
-                || package.starts_with("./target/")
+                || package.starts_with("./")
                 || PROGRAMS.iter().any(|(_, of_program)| of_program == package);
             assert!(known, "{page}: nothing on the pages comes with {package}");
         }

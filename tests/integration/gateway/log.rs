@@ -271,7 +271,7 @@ fn quiet_servers_log_warnings_and_errors() {
     let mut log = String::new();
     child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0), "{log}");
-    assert!(log.contains("default_export_missing"), "{log}");
+    assert!(log.contains("default_export_impossible"), "{log}");
     assert!(log.lines().all(|line| line.contains(r#""level":"WARN""#)), "{log}");
 
     let (code, stderr) = plain().args(["--quiet", "/nowhere/x.hxz"]).arg("--strict").fail();
