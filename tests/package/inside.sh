@@ -154,9 +154,10 @@ chmod -R u=rX,go= "$root$credentials"
 inside setpriv --reuid="$user" --regid="$group" --clear-groups \
     env CREDENTIALS_DIRECTORY="$credentials" $line --check-config > /mnt/log 2>&1 || fail "--check-config"
 
+# This is no service manager: the program would log only warnings, as for a client that starts it.
 step "it is started by sockets, and read through them"
 start systemd-socket-activate -l 127.0.0.1:10809 -l "$runtime/nbd.sock" \
-    --setenv=CREDENTIALS_DIRECTORY
+    --setenv=CREDENTIALS_DIRECTORY --setenv=RUST_LOG=info
 uri='nbds://localhost/base-zstd.hxz?tls-certificates=/mnt/client'
 wait_for test -S "$runtime/nbd.sock"
 [ "$(disk "$uri")" = $SHA256 ] || fail "wrong bytes by TCP"

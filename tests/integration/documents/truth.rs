@@ -131,7 +131,8 @@ const PROGRAMS: [(&str, &str); 23] = [
 ];
 
 /// Packages for building.
-const FOR_BUILDING: [&str; 3] = ["build-essential", "buildah", "musl-tools"];
+const FOR_BUILDING: [&str; 4] =
+    ["build-essential", "buildah", "gcc-aarch64-linux-gnu", "musl-tools"];
 
 #[test]
 fn pages_name_the_packages_of_their_programs() {
