@@ -131,8 +131,8 @@ const PROGRAMS: [(&str, &str); 23] = [
 ];
 
 /// Packages for building.
-const FOR_BUILDING: [&str; 4] =
-    ["build-essential", "buildah", "gcc-aarch64-linux-gnu", "musl-tools"];
+const FOR_BUILDING: [&str; 5] =
+    ["build-essential", "buildah", "gcc-aarch64-linux-gnu", "musl-dev:arm64", "musl-tools"];
 
 #[test]
 fn pages_name_the_packages_of_their_programs() {
