@@ -158,7 +158,7 @@ def inside(rig, gateway, is_static):
             expect(hashlib.file_digest(file, "sha256").hexdigest() == expected_hash, "wrong bytes")
 
     read_all()
-    memory = gateway.metric("hexz_nbd_resident_memory_bytes")
+    memory = gateway.metric("process_resident_memory_bytes")
     kind = "static program" if is_static else "program with the system's libraries"
     kind += ", default seccomp profile" if rig.seccomp else ""
     text = f"user {USER}, no capability, no new privileges, root read-only, {mib(MEMORY)} of memory"
