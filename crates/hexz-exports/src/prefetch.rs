@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::blocks::Blocks;
 use super::reader::{BlockError, BlockReader};
 use super::trace::{MAX_TRACE_LENGTH, Trace, TracedRange};
-use hexz_reader::storage::{FetchPriority, GROUP_LEN};
+use hexz_reader::storage::{FetchPriority, GROUP_LEN, is_url};
 use hexz_reader::{OpenOptions, Snapshot, StoredBlock, StreamKind};
 
 /// Maximum number of requests of one archive at the same time.
@@ -146,12 +146,11 @@ impl BlockReader {
         let in_progress = InProgress(Arc::clone(prefetcher));
         let path = place.path_for(snapshot.path());
         let (reader, options) = (Arc::clone(self), options.clone());
-        // A snapshot that is closed needn't be prefetched any more.
+        // A snapshot that is closed before its trace has been read needn't be prefetched.
         let snapshot = Arc::downgrade(snapshot);
         tokio::spawn(async move {
             let shown = escape::name(&path).to_string();
-            let read = spawn_blocking(move || read_trace(&path, &options)).await;
-            match read.map_err(io::Error::other).flatten() {
+            match load_trace(path, &options).await {
                 Ok(Some(trace)) => reader.replay(&snapshot, &trace, &shown, &in_progress.0).await,
                 Ok(None) => {}
                 Err(error) => tracing::warn!(
@@ -214,11 +213,22 @@ impl TracePlace {
     }
 }
 
-/// Reads a trace. Returns `None` if there is none. Blocks the thread.
+/// Reads a trace. Returns `None` if there is none.
+async fn load_trace(path: PathBuf, options: &OpenOptions) -> io::Result<Option<Trace>> {
+    let options = options.clone();
+    let read = spawn_blocking(move || read_trace(&path, &options)).await;
+    read.map_err(io::Error::other).flatten()
+}
+
 fn read_trace(path: &Path, options: &OpenOptions) -> io::Result<Option<Trace>> {
     let storage = match options.open_storage(path) {
         Ok(storage) => storage,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        // S3 answers like this for an object that doesn't exist, without permission to list.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_url(path) => {
+            tracing::debug!("{}: no trace is used: {error}", escape::name(path));
+            return Ok(None);
+        }
         Err(error) => return Err(error),
     };
     if storage.length() > MAX_TRACE_LENGTH {
@@ -227,10 +237,8 @@ fn read_trace(path: &Path, options: &OpenOptions) -> io::Result<Option<Trace>> {
     }
     let mut bytes = vec![0; usize::try_from(storage.length()).unwrap_or_default()];
     storage.read_exact_at(&mut bytes, 0)?;
-    let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
-    let text = String::from_utf8(bytes)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.utf8_error()))?;
-    text.parse().map(Some).map_err(invalid)
+    let text = String::from_utf8(bytes).map_err(|error| io::Error::other(error.utf8_error()))?;
+    text.parse().map(Some).map_err(io::Error::other)
 }
 
 /// Prefetches a snapshot: what its trace names, or else everything that clients could read. Local
@@ -246,9 +254,7 @@ pub async fn prefetch(
     let trace = match &options.traces {
         Some(place) => {
             let path = place.path_for(snapshot.path());
-            let (read, open) = (path.clone(), open.clone());
-            let trace = spawn_blocking(move || read_trace(&read, &open)).await;
-            let trace = trace.map_err(io::Error::other).flatten();
+            let trace = load_trace(path.clone(), open).await;
             trace.map_err(|error| PrefetchError::Trace { path, error })?
         }
         None => None,

@@ -143,6 +143,24 @@ fn a_trace_that_cannot_be_used_is_named() {
     sample().is_read(&mut server.go(""));
 }
 
+/// As S3 answers for objects that don't exist, without permission to list.
+#[test]
+fn a_trace_to_which_access_is_denied_counts_as_missing() {
+    let (store, folder) = (store(), tempfile::tempdir().unwrap());
+    let is_denied = Rule::new(Behavior::status(403)).path(TRACE);
+    store.set_script(Script::new().rule(is_denied));
+    let cache = folder.path().to_str().unwrap();
+    let url = store.url(WEB);
+    let ended = run(["warm", "--disk-cache", cache, "--disk-cache-size", "16MiB", &url]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stdout.contains("of    8."), "{}", ended.stdout);
+
+    let server = sandboxed().arg(url).arg("-v").start();
+    server.wait_for_log("it is looked for", |line| line.message().contains("no trace is used"));
+    sample().is_read(&mut server.go(""));
+    assert!(!server.log_text().contains("trace_unusable"), "{}", server.log_text());
+}
+
 #[test]
 fn the_server_is_ready_when_it_is_warm() {
     let store = traced_store();
