@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use nbd_gateway::tls::check_not_exposed;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use zeroize::Zeroizing;
 
 use super::PkiError;
@@ -219,12 +219,7 @@ impl CaFolder {
     ) -> Result<(), PkiError> {
         let parent = parent_folder(folder);
         make_folder(parent).map_err(PkiError::io("create", parent))?;
-        let unfinished = tempfile::Builder::new()
-            .prefix(TEMPORARY_PREFIX)
-            .permissions(Permissions::from_mode(SECRET_FOLDER))
-            .tempdir_in(parent)
-            .map_err(PkiError::io("write to", parent))?;
-        write_files(unfinished.path(), authority, issued)?;
+        let unfinished = temporary_bundle(parent, authority, issued)?;
         // Existing content is never replaced: renaming to a non-empty folder fails.
         fs::rename(unfinished.path(), folder)
             .and_then(|()| sync_folder(parent))
@@ -244,12 +239,7 @@ impl CaFolder {
         issued: &IssuedCertificate,
     ) -> Result<(), PkiError> {
         let parent = parent_folder(folder);
-        let complete = tempfile::Builder::new()
-            .prefix(TEMPORARY_PREFIX)
-            .permissions(Permissions::from_mode(SECRET_FOLDER))
-            .tempdir_in(parent)
-            .map_err(PkiError::io("write to", parent))?;
-        write_files(complete.path(), authority, issued)?;
+        let complete = temporary_bundle(parent, authority, issued)?;
         // The key and the certificate don't match in between, so that nothing else is done there.
         let names = bundle_files(issued.certificate.kind);
         for name in &names {
@@ -306,6 +296,21 @@ impl CaFolder {
         }
         Ok(())
     }
+}
+
+/// Writes the files of a bundle into a new folder in `parent`, which is removed unless it is kept.
+fn temporary_bundle(
+    parent: &Path,
+    authority: &CertificateAuthority,
+    issued: &IssuedCertificate,
+) -> Result<TempDir, PkiError> {
+    let folder = tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .permissions(Permissions::from_mode(SECRET_FOLDER))
+        .tempdir_in(parent)
+        .map_err(PkiError::io("write to", parent))?;
+    write_files(folder.path(), authority, issued)?;
+    Ok(folder)
 }
 
 /// Writes the files that libnbd and qemu expect in a folder: `ca-cert.pem`, with `server-cert.pem`
