@@ -27,11 +27,17 @@ impl Process {
     /// Starts a server that listens on `port` of 127.0.0.1, and waits until it accepts
     /// connections.
     pub(crate) fn start(command: &Command, port: u16) -> Result<Self> {
+        Self::start_with(command, port, Stdio::null())
+    }
+
+    /// Starts a server with a standard input.
+    pub(crate) fn start_with(command: &Command, port: u16, input: Stdio) -> Result<Self> {
         let log = tempfile::NamedTempFile::new()?;
         // In a group of its own, it doesn't get Ctrl-C; it ends with this program all the same.
         let mut wrapped = Command::new("setpriv");
         wrapped.args(["--pdeathsig", "TERM", "--"]).arg(command.get_program());
-        wrapped.args(command.get_args()).stdin(Stdio::null()).process_group(0);
+        wrapped.args(command.get_args()).stdin(input).process_group(0);
+        wrapped.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
         wrapped.stdout(log.reopen()?).stderr(log.reopen()?);
         let child = wrapped.spawn().with_context(|| format!("run {command:?}"))?;
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);

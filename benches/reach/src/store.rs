@@ -1,7 +1,8 @@
 //! nginx as the object store, behind a network.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::Command;
 
@@ -9,7 +10,7 @@ use anyhow::{Context, Result};
 use object_server::{DelayProxy, Link};
 use tempfile::TempDir;
 
-use crate::process::{Process, free_port};
+use crate::process::Process;
 
 /// nginx with a configuration of its own, which serves a folder.
 pub(crate) struct Nginx {
@@ -33,7 +34,8 @@ impl Traffic {
 impl Nginx {
     pub(crate) fn start(folder: &Path) -> Result<Self> {
         let home = tempfile::tempdir()?;
-        let port = free_port()?;
+        let socket = object_server::listen((Ipv4Addr::LOCALHOST, 0).into())?;
+        let port = socket.local_addr()?.port();
         // Its workers read what this user can read.
         let user = if rustix::process::geteuid().is_root() { "user root;\n" } else { "" };
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -52,7 +54,10 @@ impl Nginx {
         fs::write(&file, configuration)?;
         let mut command = Command::new("nginx");
         command.arg("-p").arg(home.path()).arg("-c").arg(file).args(["-e", "error.log"]);
-        Ok(Self { process: Process::start(&command, port)?, home })
+        // It takes over the socket that it finds as its standard input.
+        command.env("NGINX", "0;");
+        let process = Process::start_with(&command, port, OwnedFd::from(socket).into())?;
+        Ok(Self { process, home })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -49,6 +49,7 @@ mod tls;
 
 pub use credential_server::CredentialServer;
 pub use credentials::{Credentials, Issuer};
+pub use listener::listen;
 pub use log::{LoggedRequest, RequestLog, Totals};
 pub use proxy::{DelayProxy, Link};
 pub use rule::Rule;
