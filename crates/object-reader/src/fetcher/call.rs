@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::flow_control::WaitCause;
@@ -19,6 +20,7 @@ pub(crate) struct Call {
     /// Priority at the start, which isn't raised later.
     pub(super) initial_priority: Priority,
     state: Mutex<CallState>,
+    raised: Notify,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Call {
             since: Instant::now(),
         };
         let number = COUNT.fetch_add(1, Relaxed);
-        Self { number, initial_priority: priority, state: Mutex::new(state) }
+        Self { number, initial_priority: priority, state: Mutex::new(state), raised: Notify::new() }
     }
 
     /// Returns the highest priority of all readers so far.
@@ -57,6 +59,12 @@ impl Call {
     /// Changes the priority. A queued request must be moved by its queue.
     pub(super) fn set_priority(&self, priority: Priority) {
         self.state.lock().priority = priority;
+        self.raised.notify_one();
+    }
+
+    /// Waits until the priority changes, unless it has changed since the last call.
+    pub(crate) async fn raised(&self) {
+        self.raised.notified().await;
     }
 
     /// Returns true while a request has been sent and not been answered.

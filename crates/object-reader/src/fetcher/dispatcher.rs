@@ -93,7 +93,7 @@ impl Dispatcher {
         loop {
             let permit = self.gate.acquire(call).await;
             call.wait_for(WaitCause::Fetch);
-            let memory = self.memory.acquire(target.size, call.priority()).await;
+            let memory = self.memory.acquire_for(call, target.size).await;
             call.sent();
             let recovered = self.gate.recovered();
             let (result, is_stale) = tokio::select! {

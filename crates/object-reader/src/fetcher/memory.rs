@@ -2,6 +2,7 @@
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::call::Call;
 use super::plan::CHUNK_SIZE;
 use crate::object::Priority;
 
@@ -45,8 +46,20 @@ impl MemoryBudget {
         self.chunks / 4 * CHUNK_SIZE
     }
 
+    /// Waits for the memory for the `size` bytes of a request, whose priority may be raised
+    /// meanwhile.
+    pub(crate) async fn acquire_for(&self, call: &Call, size: u64) -> MemoryShare<'_> {
+        loop {
+            tokio::select! {
+                biased;
+                share = self.acquire(size, call.priority()) => return share,
+                () = call.raised() => {}
+            }
+        }
+    }
+
     /// Waits for the memory for `size` bytes.
-    pub(crate) async fn acquire(&self, size: u64, priority: Priority) -> MemoryShare<'_> {
+    async fn acquire(&self, size: u64, priority: Priority) -> MemoryShare<'_> {
         let chunks = self.chunks_for(size);
         let low = match priority {
             Priority::Demand => None,
@@ -69,5 +82,26 @@ impl MemoryBudget {
         // What is larger than the reserve for demand would wait forever.
         let chunks = size.div_ceil(CHUNK_SIZE).min(self.chunks - self.chunks / 4);
         u32::try_from(chunks).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_whose_priority_is_raised_takes_from_the_reserve() {
+        let budget = MemoryBudget::new(64 << 20);
+        let low = budget.acquire(budget.bytes() / 4 * 3, Priority::Ahead).await;
+        let call = Arc::new(Call::new(Priority::Ahead));
+        let waiting = budget.acquire_for(&call, CHUNK_SIZE);
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        call.set_priority(Priority::Demand);
+        let share = waiting.await;
+        assert!(share._low.is_none());
+        drop(low);
     }
 }

@@ -26,6 +26,8 @@ const MEMORY: u64 = 32 * MIB;
 const MIN_WINDOW: u64 = 2 * MIB;
 const FIRST_WINDOW: u64 = 2 * CHUNK_SIZE;
 const MAX_WINDOW: u64 = 32 * MIB;
+/// Length from which on a stream counts when the memory for readahead is shared.
+const COUNTED_LENGTH: u64 = MIB;
 /// Maximum size of a request for readahead.
 const MAX_REQUEST: u64 = 8 * MIB;
 /// Latencies without a wait after which a window shrinks.
@@ -117,7 +119,11 @@ impl Streams {
         if !stream.is_sequential() || stream.length() < limits.min_length {
             return None;
         }
-        let share = limits.total / active.count(&mut stream.counted, now);
+        // Short streams, of which archives with references have many, are read ahead of little.
+        let share = match stream.length() < COUNTED_LENGTH {
+            true => limits.total,
+            false => limits.total / active.count(&mut stream.counted, now),
+        };
         stream.adjust_window(now, limits.latency.unwrap_or(ASSUMED_LATENCY), place);
         stream.read_ahead(share, limits)
     }
@@ -126,8 +132,8 @@ impl Streams {
     fn stream_of(&mut self, read: &Range<u64>, now: Instant) -> Option<&mut Stream> {
         let place = (0_usize..)
             .zip(&self.streams)
+            .filter(|(_, stream)| stream.includes(read.start))
             .map(|(place, stream)| (stream.end.abs_diff(read.start), place))
-            .filter(|(distance, _)| *distance <= REORDERING)
             .min();
         let place = match place {
             Some((_, place)) => place,
@@ -163,6 +169,13 @@ impl Stream {
             used: now,
             counted: None,
         }
+    }
+
+    /// Returns true if a read at this offset belongs to the stream. What has been requested for its
+    /// reader does: with many requests in flight, a client may be far ahead with some of them.
+    fn includes(&self, offset: u64) -> bool {
+        let end = (self.end + REORDERING).max(self.ahead);
+        (self.start.saturating_sub(REORDERING)..=end).contains(&offset)
     }
 
     fn add(&mut self, read: &Range<u64>, place: Place, now: Instant) {
@@ -358,6 +371,34 @@ mod tests {
         }
         assert_eq!(ahead, 10 * MIB);
         assert_eq!(reader.streams.streams.len(), 1);
+    }
+
+    #[test]
+    fn reads_of_what_is_read_ahead_belong_to_the_stream() {
+        let mut reader = Reader::new();
+        for n in 0..32 {
+            reader.now += Duration::from_millis(1);
+            reader.read(n * MIB, MIB);
+        }
+        let ahead = reader.streams.streams[0].ahead;
+        assert!(ahead > 32 * MIB + REORDERING);
+        // Requests that a client sent concurrently, of which the last one arrives first.
+        reader.read(ahead - MIB, MIB);
+        (32..36).for_each(|n| drop(reader.read(n * MIB, MIB)));
+        assert_eq!(reader.streams.streams.len(), 1);
+    }
+
+    #[test]
+    fn short_streams_take_nothing_from_the_others() {
+        let mut reader = Reader::new();
+        (0..16).for_each(|n| drop(reader.read(n * MIB, MIB)));
+        for stream in 1..32 {
+            for n in 0..8 {
+                reader.read(stream * 32 * MIB + n * 64 * KIB, 64 * KIB);
+            }
+        }
+        let mut long = None;
+        assert_eq!(reader.active.count(&mut long, reader.now), 2);
     }
 
     #[test]
