@@ -13,7 +13,7 @@ PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fish f
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
 
 # Programs that the test of the RPM package and of the image uses, besides those above.
-RELEASE_PACKAGES := $(PACKAGE_PACKAGES) makepkg rpm shellcheck
+RELEASE_PACKAGES := $(PACKAGE_PACKAGES) buildah makepkg musl-tools rpm shellcheck
 
 # Programs that the test of the examples uses, besides those above.
 EXAMPLE_PACKAGES := binutils haproxy iproute2 libnbd-bin libxml2-utils nginx-light python3-venv \
