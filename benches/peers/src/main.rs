@@ -50,6 +50,10 @@ fn main() -> ExitCode {
 
 /// Whether everything that was to be measured was.
 fn run(options: &Options) -> Result<bool> {
+    if options.redraw {
+        plot::write(&Report::read(&options.output)?, &options.output)?;
+        return Ok(true);
+    }
     let bench = Bench::prepare(options)?;
     bench.verify()?;
     let mut report = Report::new(machine::describe()?, bench.versions());

@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Keep the earlier results of all other cases
     #[arg(long, requires = "only")]
     pub(crate) keep_others: bool,
+    /// Draw the plots of the earlier results again, and measure nothing
+    #[arg(long, conflicts_with_all = ["only", "quick"])]
+    pub(crate) redraw: bool,
     /// Measure so little that the figures mean nothing, to see whether it works
     #[arg(long)]
     pub(crate) quick: bool,

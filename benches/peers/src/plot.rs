@@ -13,6 +13,8 @@ use crate::table::Report;
 use bars::{Bar, BarChart, Part};
 
 const OURS: &str = "#1f6fb2";
+/// For rows that are lost: as dark as [`OURS`], and of a hue that everybody can tell from it.
+const LOST: &str = "#c2500a";
 const OTHERS: &str = "#8a8f98";
 /// For parts of a bar, told apart by lightness as well as by hue.
 const PARTS: [&str; 4] = ["#12436d", "#28a197", "#f0a030", "#801650"];
@@ -33,23 +35,26 @@ pub(crate) fn write(report: &Report, folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How much faster than its peers it is, with fio as the client.
+/// Returns the ratios between its rates and those of its peers, with fio as the client.
 fn ratios(report: &Report) -> BarChart {
     const CASES: [Case; 4] =
         [Case::RandomWarm, Case::SequentialCold, Case::SequentialWarm, Case::RandomCold];
+    let client = format!(", {}", LoadClient::Fio.name());
     let rows = CASES.iter().flat_map(|case| report.rows(*case));
     let is_rate = |row: &&Row| {
         row.ours
             .is_some_and(|figure| matches!(figure.unit, Unit::ReadsPerSecond | Unit::MibPerSecond))
-            && row.what.ends_with(LoadClient::Fio.name())
+            && row.what.ends_with(&client)
     };
     let bars = rows.filter(is_rate).filter_map(|row| {
         let (ours, theirs, ratio) = (row.ours?, row.theirs?, row.ratio?);
+        let colour = if ratio < 1.0 { LOST } else { OURS };
         Some(Bar {
-            label: row.what.clone(),
+            label: row.what.strip_suffix(&client).unwrap_or(&row.what).to_owned(),
             detail: format!("{ours}; {}: {theirs}", row.other),
-            parts: vec![Part { value: ratio, colour: OURS }],
+            parts: vec![Part { value: ratio, colour }],
             text: format!("{ratio:.2} ×"),
+            text_colour: colour,
             mark: match row.aim {
                 Some(Aim::AtLeast(aim) | Aim::AtMost(aim)) => Some(aim),
                 None => None,
@@ -57,11 +62,13 @@ fn ratios(report: &Report) -> BarChart {
         })
     });
     BarChart {
-        title: "hexz-nbd on a compressed archive, beside its peers".to_owned(),
-        axis: "times the peer's figure in the same run (1: as fast; thin line: what is aimed at)"
-            .to_owned(),
+        title: "hexz-nbd on a compressed archive, compared with its peers".to_owned(),
+        axis: "times the peer's rate, read by fio (logarithmic axis)".to_owned(),
         is_logarithmic: true,
-        legend: Vec::new(),
+        legend: vec![
+            ("faster than the peer".to_owned(), OURS),
+            ("slower than the peer".to_owned(), LOST),
+        ],
         bars: bars.collect(),
     }
 }
@@ -100,7 +107,7 @@ fn processor_time(report: &Report) -> BarChart {
 
 fn bar(label: &str, figure: Figure, parts: Vec<Part>) -> Bar {
     let (label, text) = (label.to_owned(), figure.to_string());
-    Bar { label, detail: String::new(), parts, text, mark: None }
+    Bar { label, detail: String::new(), parts, text, text_colour: bars::INK, mark: None }
 }
 
 /// What a client that reads a lot does to others.
@@ -110,7 +117,7 @@ fn latency(report: &Report) -> BarChart {
         let milliseconds = |figure: Figure| figure.value * 1e3;
         let one = |label: String, figure: Figure, colour| {
             let parts = vec![Part { value: milliseconds(figure), colour }];
-            Bar { label, detail: String::new(), parts, text: figure.to_string(), mark: None }
+            bar(&label, figure, parts)
         };
         let (beside, alone) = (row.ours?, row.theirs?);
         Some([

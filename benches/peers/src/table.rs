@@ -41,11 +41,16 @@ impl Report {
         self.results.push(CaseResult { case, rows });
     }
 
-    /// Takes over the cases of an earlier report in `folder` that haven't been measured again.
-    pub(crate) fn keep_others(&mut self, folder: &Path) -> Result<()> {
+    /// Reads an earlier report from `folder`.
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("results.json");
         let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let earlier: Self = serde_json::from_slice(&text).context("the earlier results")?;
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// Takes over the cases of an earlier report in `folder` that haven't been measured again.
+    pub(crate) fn keep_others(&mut self, folder: &Path) -> Result<()> {
+        let earlier = Self::read(folder)?;
         let measured: Vec<Case> = self.results.iter().map(|result| result.case).collect();
         let others = earlier.results.into_iter().filter(|it| !measured.contains(&it.case));
         self.results.extend(others);
