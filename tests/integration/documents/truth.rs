@@ -104,7 +104,7 @@ fn targets(page: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Programs of clients and others that pages use, with Debian's packages that contain them.
-const PROGRAMS: [(&str, &str); 23] = [
+const PROGRAMS: [(&str, &str); 25] = [
     ("certbot", "certbot"),
     ("curl", "curl"),
     ("debugfs", "e2fsprogs"),
@@ -127,7 +127,9 @@ const PROGRAMS: [(&str, &str); 23] = [
     ("qemu-io", "qemu-utils"),
     ("qemu-storage-daemon", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("rsync", "rsync"),
     ("sfdisk", "fdisk"),
+    ("ssh-keygen", "openssh-client"),
 ];
 
 /// Packages for building.
