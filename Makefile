@@ -7,7 +7,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Not qemu-system-*: those packages would replace a newer qemu-utils with an older one.
 PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fish fuse3 groff-base \
 	haproxy iproute2 jq libfaketime libnbd-bin mandoc nbd-client nbd-server nbdkit nginx-light \
-	openssl prometheus python3-libnbd python3-venv qemu-utils strace systemd tmux valgrind zsh
+	openssl prometheus python3-libnbd python3-venv qemu-utils rsync strace systemd tmux valgrind \
+	zsh
 
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux

@@ -1,10 +1,9 @@
 #!/bin/sh
-# install.sh PROGRAM ROOT: installs below ROOT what a package contains on every distribution:
-# program, configuration, manual pages, completions, documents and licenses. The rest, such as
-# units, is installed by the recipes. packaging/prepare.sh comes first.
+# install.sh PROGRAM PREPARED ROOT: installs below ROOT what a package contains on every
+# distribution: program, configuration, manual pages, completions, documents and licenses. The rest,
+# such as units, is installed by the recipes. packaging/prepare.sh has created PREPARED.
 set -eu
-program=$1 root=$2
-prepared=target/packaging
+program=$1 prepared=$2 root=$3
 doc=$root/usr/share/doc/hexz-nbd
 
 install -Dm755 "$program" "$root/usr/bin/hexz-nbd"
@@ -15,11 +14,8 @@ install -Dm644 "$prepared/completions/bash" "$root/usr/share/bash-completion/com
 install -Dm644 "$prepared/completions/zsh" "$root/usr/share/zsh/site-functions/_hexz-nbd"
 install -Dm644 "$prepared/completions/fish" \
     "$root/usr/share/fish/vendor_completions.d/hexz-nbd.fish"
-install -Dm644 README.md SECURITY.md "$prepared/changelog.gz" -t "$doc/"
-install -Dm644 docs/*.md -t "$doc/docs/"
-install -Dm644 examples/*.toml examples/*.json examples/*.yml examples/*.cfg examples/*.conf \
-    examples/*.xml -t "$doc/examples/"
-install -Dm755 examples/*.py -t "$doc/examples/"
-install -Dm644 examples/compose/nginx.conf -t "$doc/examples/compose/"
+install -d "$doc"
+cp -R "$prepared/documents/." "$doc/"
+install -Dm644 "$prepared/changelog.gz" -t "$doc/"
 install -Dm644 LICENSE-APACHE LICENSE-MIT "$prepared/third-party.gz" \
     -t "$root/usr/share/licenses/hexz-nbd/"

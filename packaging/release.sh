@@ -20,21 +20,8 @@ archive() {
         --mtime="@$epoch" -cf - "$2" | gzip -9n > "$output/$2.tar.gz"
 }
 
-# The static program, with everything that the packages have.
-tree=target/tarball/$name
 rm -rf target/tarball
-mkdir -p "$tree/completions" "$tree/man" "$tree/systemd"
-install -m 755 target/static/hexz-nbd "$tree/"
-cp README.md CHANGELOG.md SECURITY.md LICENSE-APACHE LICENSE-MIT "$tree/"
-cp -r docs examples "$tree/"
-# Only for the repository.
-rm -rf "$tree/docs/performance"
-cp target/packaging/man/*.gz "$tree/man/"
-cp target/packaging/third-party.gz "$tree/"
-cp target/packaging/completions/* "$tree/completions/"
-cp packaging/systemd/* "$tree/systemd/"
-cp packaging/debian/logrotate "$tree/systemd/hexz-nbd.logrotate"
-cp target/packaging/hexz-nbd.toml "$tree/"
+packaging/tarball.sh target/static/hexz-nbd target/packaging "target/tarball/$name"
 archive tarball "$name"
 
 # The source, as it is committed.

@@ -1,34 +1,6 @@
-# The test itself, in mount, network and process namespaces of its own: whatever it mounts or
-# starts ends with it. The caller gives ROOT (a tar file), PACKAGE and ARCHIVES.
-set -eu
-PATH=/usr/sbin:/usr/bin:/sbin:/bin
-unset RUST_LOG HEXZ_PASSWORD CREDENTIALS_DIRECTORY
-SHA256=f678f7a8470339469d914c44f299df0d5ea6e06704b62be9c1b526bcf39ef67c
-
-step() {
-    echo "* $*"
-}
-
-fail() {
-    echo "FAILED: $*"
-    [ ! -s /mnt/log ] || { echo "the last log:"; cat /mnt/log; }
-    exit 1
-}
-
-# What is to be done within the root.
-inside() {
-    chroot "$root" "$@"
-}
-
-# Waits until a command succeeds.
-wait_for() {
-    tries=0
-    until "$@" > /dev/null 2>&1; do
-        tries=$((tries + 1))
-        [ $tries -lt 150 ] || fail "it never came to: $*"
-        sleep 0.1
-    done
-}
+# The test of the Debian package, in mount, network and process namespaces of its own: whatever it
+# mounts or starts ends with it. The caller gives ROOT (a tar file), PACKAGE and ARCHIVES.
+. "${0%/*}/functions.sh"
 
 # All files but dpkg's own notes, and copies and locks of the files of users.
 files() {
@@ -38,16 +10,7 @@ files() {
         | sort
 }
 
-mount --make-rprivate /
-mount -t tmpfs -o size=2g none /mnt
-root=/mnt/root
-mkdir "$root"
-tar -C "$root" -xf "$ROOT"
-chmod 755 "$root"
-mount --rbind /dev "$root/dev"
-mount -t proc proc "$root/proc"
-mount -t proc proc /proc
-ip link set lo up
+create_root
 files > /mnt/before
 cut -d: -f1 "$root/etc/passwd" > /mnt/users
 
@@ -66,18 +29,10 @@ inside getent passwd hexz-nbd | grep -q ':/usr/sbin/nologin$' || fail "no user, 
     || fail "/var/log/hexz-nbd"
 ! find "$root/etc/systemd" -name 'hexz-nbd*' | grep -q . || fail "a unit is enabled"
 version=$(inside dpkg-query -W -f '${Version}' hexz-nbd)
-case "$(inside hexz-nbd --version)" in
-    # Built from a checkout, it has the commit, too.
-    "hexz-nbd ${version%-*}" | "hexz-nbd ${version%-*} ("*")") ;;
-    *) fail "not version $version" ;;
-esac
+check_version "${version%-*}"
 
-step "its manual pages can be read there"
-for page in "$root"/usr/share/man/man[15]/hexz-nbd*; do
-    text=$(inside mandoc -T utf8 -W warning,stop "${page#"$root"}") || fail "$page"
-    [ ${#text} -gt 500 ] || fail "$page is next to empty"
-done
-ls "$root"/usr/share/man/man5/hexz-nbd.toml.5.gz > /dev/null
+step "its manual pages and documents can be read there"
+check_documents
 
 # The unit's command line, user and folder for sockets.
 unit=$root/lib/systemd/system/hexz-nbd.service
@@ -217,13 +172,27 @@ step "it is installed again: the key can be read"
 install_package
 inside setpriv --reuid="$user" --regid="$group" --clear-groups cat "$key" > /dev/null || fail "the key"
 
-step "it is installed after user and group have had other numbers"
-inside chgrp 54321 "$key" /var/lib/hexz-nbd/base-zstd.hxz
-inside chown 54321 /var/lib/hexz-nbd/base-zstd.hxz
+step "it is installed after user and group have had other numbers: they get back what is theirs"
+snapshot=/var/lib/hexz-nbd/base-zstd.hxz
+log=/var/log/hexz-nbd/audit.jsonl.1
+foreign=/etc/hexz-nbd/foreign.pem
+inside touch "$log" "$foreign"
+inside chgrp 54321 "$key" /var/lib/hexz-nbd
+inside chown 54321:54321 /var/log/hexz-nbd "$log" "$foreign" "$snapshot"
 install_package
-[ "$(inside stat -c %U:%G "$key")" = "root:$group" ] || fail "the key isn't repaired"
-[ "$(inside stat -c %U:%G /var/lib/hexz-nbd/base-zstd.hxz)" = "$user:$group" ] \
-    || fail "a snapshot isn't repaired"
+owner() {
+    inside stat -c %U:%G "$1"
+}
+[ "$(owner "$key")" = "root:$group" ] || fail "the key isn't repaired"
+[ "$(owner /var/lib/hexz-nbd)" = "root:$group" ] || fail "the folder of snapshots isn't repaired"
+for file in /var/log/hexz-nbd "$log"; do
+    [ "$(owner "$file")" = "$user:$group" ] || fail "$file isn't repaired"
+done
+
+step "what others have put there stays theirs"
+for file in "$snapshot" "$foreign"; do
+    [ "$(inside stat -c %u:%g "$file")" = 54321:54321 ] || fail "$file belongs to $(owner "$file")"
+done
 
 step "it is purged: nothing stays but user and group, snapshots and what the operator has made"
 rm -r "$root/etc/hexz-nbd"/*.pem "$root/root/pki" "$root/run/hexz-nbd" "$root/run/credentials"

@@ -34,9 +34,12 @@ done
 expected() {
     cat << ENDOFLIST
 etc/hexz-nbd/hexz-nbd.toml
+etc/logrotate.d/hexz-nbd
 usr/bin/hexz-nbd
 usr/share/bash-completion/completions/hexz-nbd
 usr/share/doc/hexz-nbd/docs/as-a-service.md
+usr/share/doc/hexz-nbd/docs/images/architecture.svg
+usr/share/doc/hexz-nbd/examples/hexz-nbd-renew.timer
 usr/share/doc/hexz-nbd/examples/hexz-nbd.toml
 usr/share/fish/vendor_completions.d/hexz-nbd.fish
 usr/share/licenses/hexz-nbd/LICENSE-MIT
@@ -56,6 +59,7 @@ check() {
     # What the configuration refers to.
     named=$(grep -o 'usr/share/doc/[^ ]*' "$2/etc/hexz-nbd/hexz-nbd.toml")
     [ -s "$2/$named" ] || fail "$1 doesn't install $named"
+    ! grep @ "$2/$named" || fail "$1: $named isn't complete"
     "$2/usr/bin/hexz-nbd" --version > /dev/null || fail "$1: the program"
     ! grep -r "$folder" "$2" || fail "$1 installs the path of the build"
     echo "* $1: $(wc -l < "$folder/files") files"
@@ -99,3 +103,20 @@ chown -R root "$folder"
 )
 check APKBUILD "$folder/alpine"
 [ -x "$folder/alpine/etc/init.d/hexz-nbd" ] || fail "no OpenRC script"
+grep -q 'rc-service hexz-nbd reload' "$folder/alpine/etc/hexz-nbd/hexz-nbd.toml" \
+    || fail "the configuration doesn't name the command for a reload"
+! grep -r systemctl "$folder/alpine/etc/hexz-nbd" "$folder/alpine/usr/share/doc/hexz-nbd/README" \
+    || fail "Alpine has no systemctl"
+(
+    # As openrc-run does, with a program that rejects the reload.
+    ebegin() { :; }
+    eend() { return "$1"; }
+    . "$folder/alpine/etc/init.d/hexz-nbd"
+    printf '#!/bin/sh\necho "$*" > "%s"\nexit 2\n' "$folder/arguments" > "$folder/program"
+    chmod +x "$folder/program"
+    command=$folder/program
+    ! reload || fail "a reload that is rejected looks successful"
+    grep -qx "reload $control_socket" "$folder/arguments" || fail "the reload"
+    [[ $command_args == *"--control-socket $control_socket" ]] || fail "no control socket"
+)
+echo "* the OpenRC script reports a failed reload"

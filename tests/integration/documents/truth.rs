@@ -68,43 +68,42 @@ fn links_resolve() {
     assert!(links > 50, "{links}");
 }
 
-/// Packages are published with their READMEs, which must not link to files that stay behind.
-#[test]
-fn readmes_link_to_what_is_packaged() {
-    let crates = fs::read_dir(in_repository("crates")).unwrap();
-    let mut folders: Vec<String> = crates
-        .map(|entry| format!("crates/{}/", entry.unwrap().file_name().to_str().unwrap()))
-        .collect();
-    folders.push(String::new());
-    for folder in folders {
-        let listed = std::process::Command::new(env!("CARGO"))
-            .args(["package", "--list", "--allow-dirty", "--offline", "--manifest-path"])
-            .arg(in_repository(&format!("{folder}Cargo.toml")))
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&listed.stderr);
-        assert!(listed.status.success(), "{folder}: {said}");
-        let listed = String::from_utf8(listed.stdout).unwrap();
-        for target in targets(&source(&format!("{folder}README.md"))) {
-            let path = target.split('#').next().unwrap().trim_end_matches('/');
-            let below = format!("{path}/");
-            let is_packaged = |file: &str| file == path || file.starts_with(&below);
-            assert!(
-                path.is_empty() || listed.lines().any(is_packaged),
-                "{folder}README.md: {path}"
-            );
-        }
-    }
+/// Returns the relative targets of links and pictures, in Markdown and HTML.
+pub(super) fn targets(page: &str) -> impl Iterator<Item = &str> {
+    let inline = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let referenced = page.lines().filter_map(|line| {
+        let (name, target) = line.split_once("]: ")?;
+        name.starts_with('[').then_some(target)
+    });
+    let attributes = ["src=\"", "srcset=\"", "href=\""].into_iter().flat_map(|attribute| {
+        page.split(attribute).skip(1).filter_map(|rest| rest.split('"').next())
+    });
+    let all = inline.chain(referenced).chain(attributes);
+    all.filter(|target| !target.starts_with("https://"))
 }
 
-/// Returns the targets of links that are relative.
-fn targets(page: &str) -> impl Iterator<Item = &str> {
-    let targets = page.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    targets.filter(|target| !target.starts_with("https://"))
+/// A blank line ends a table: what looks like further rows is shown as text with pipes.
+#[test]
+fn tables_are_in_one_piece() {
+    let mut tables = 0;
+    for page in PAGES.iter().chain(&OTHERS).filter(|page| page.ends_with(".md")) {
+        let text = source(page);
+        let mut before = "";
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            if line.starts_with("| ") && !before.starts_with("| ") {
+                let is_table = lines.peek().is_some_and(|next| next.starts_with("| --"));
+                assert!(is_table, "{page}: a row without a table: {line}");
+                tables += 1;
+            }
+            before = line;
+        }
+    }
+    assert!(tables > 30, "{tables}");
 }
 
 /// Programs of clients and others that pages use, with Debian's packages that contain them.
-const PROGRAMS: [(&str, &str); 23] = [
+const PROGRAMS: [(&str, &str); 25] = [
     ("certbot", "certbot"),
     ("curl", "curl"),
     ("debugfs", "e2fsprogs"),
@@ -127,12 +126,22 @@ const PROGRAMS: [(&str, &str); 23] = [
     ("qemu-io", "qemu-utils"),
     ("qemu-storage-daemon", "qemu-utils"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("rsync", "rsync"),
     ("sfdisk", "fdisk"),
+    ("ssh-keygen", "openssh-client"),
 ];
 
 /// Packages for building.
-const FOR_BUILDING: [&str; 5] =
-    ["build-essential", "buildah", "gcc-aarch64-linux-gnu", "musl-dev:arm64", "musl-tools"];
+const FOR_BUILDING: [&str; 8] = [
+    "build-essential",
+    "buildah",
+    "ca-certificates",
+    "gcc-aarch64-linux-gnu",
+    "git",
+    "musl-dev:arm64",
+    "musl-tools",
+    "python3",
+];
 
 #[test]
 fn pages_name_the_packages_of_their_programs() {
