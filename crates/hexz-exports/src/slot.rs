@@ -62,7 +62,7 @@ struct OpenFailure {
     label: &'static str,
     /// True if the failure can't be detected from header and index alone.
     is_hidden_from_index: bool,
-    /// True if a store failed in a way that may be over at any time.
+    /// True if a store failed or rejected requests, which says nothing about the archive.
     is_outage: bool,
 }
 
