@@ -10,6 +10,7 @@ use super::{
     store,
 };
 use crate::support::client::EIO;
+use crate::support::server::Builder;
 use crate::support::wait_until;
 
 /// Responses of a store that rejects all requests, the label, and the one of the status.
@@ -98,18 +99,35 @@ fn access_is_denied_in_between() {
     sample().is_read(&mut server.go(""));
 }
 
+/// An S3 store with the sample as `s3://images/web.hxz`. Its errors have codes, unlike those of an
+/// HTTP server.
+fn bucket() -> ObjectServer {
+    let store = ObjectServer::builder().s3().start().unwrap();
+    store.put(super::WEB, sample().bytes());
+    store
+}
+
+fn with_bucket(store: &ObjectServer) -> Builder {
+    let args = ["--store-endpoint", &store.endpoint(), "--store-credentials", "anonymous"];
+    gateway().args(args)
+}
+
+fn gateway_of_bucket(store: &ObjectServer) -> Builder {
+    with_bucket(store).arg("s3://images/web.hxz")
+}
+
 /// Expired credentials hit all gateways at once. None must lose what it has.
 #[test]
 fn cached_archives_are_served_to_new_clients_while_requests_are_rejected() {
     for (behavior, label, rejection) in rejections() {
-        let store = store();
+        let store = bucket();
         let args = ["--fresh-for", "1s", "--store-timeout", "2s", "--monitor", "0"];
-        let server = gateway_of(&store).args(args).start();
+        let server = gateway_of_bucket(&store).args(args).start();
         sample().is_read(&mut server.go(""));
         store.set_script(Script::always(behavior));
         pause(1100);
         for _ in 0..2 {
-            sample().is_read(&mut server.go("web"));
+            sample().is_read(&mut server.go(""));
             pause(1100);
         }
         let line = server.wait_for_log("requests are rejected", |line| {
@@ -124,7 +142,7 @@ fn cached_archives_are_served_to_new_clients_while_requests_are_rejected() {
 
         store.set_script(Script::new());
         pause(1100);
-        sample().is_read(&mut server.go("web"));
+        sample().is_read(&mut server.go(""));
         server.wait_for_reason("store_up");
         assert!(!monitor_page(&server, "/status.json").contains("\"store_rejects\""));
     }
@@ -134,8 +152,8 @@ fn cached_archives_are_served_to_new_clients_while_requests_are_rejected() {
 #[test]
 fn reads_of_what_is_not_cached_fail_with_the_reason() {
     for (behavior, label, _) in rejections() {
-        let store = store();
-        let server = gateway_of(&store).args(["--store-timeout", "2s"]).start();
+        let store = bucket();
+        let server = gateway_of_bucket(&store).args(["--store-timeout", "2s"]).start();
         let mut client = server.go("");
         store.set_script(Script::always(behavior));
         let begin = Instant::now();
@@ -151,8 +169,8 @@ fn reads_of_what_is_not_cached_fail_with_the_reason() {
 /// A read waits for new credentials. Nothing but a delay is seen of those that come late.
 #[test]
 fn credentials_that_come_late_are_only_a_delay() {
-    let store = store();
-    let server = gateway_of(&store).start();
+    let store = bucket();
+    let server = gateway_of_bucket(&store).start();
     let mut client = server.go("");
     store.set_script(Script::always(Behavior::expired_token()));
     std::thread::scope(|scope| {
@@ -168,10 +186,10 @@ fn credentials_that_come_late_are_only_a_delay() {
 
 #[test]
 fn an_export_that_cannot_be_opened_for_lack_of_access_does_not_make_the_server_unready() {
-    let store = store();
+    let store = bucket();
     store.put("images/other.hxz", sample().bytes());
-    let server = gateway_of(&store)
-        .arg(store.url("images/other.hxz"))
+    let server = gateway_of_bucket(&store)
+        .arg("s3://images/other.hxz")
         .args(["--fresh-for", "1ms", "--monitor", "0"])
         .start();
     // Nothing is known about a replaced object.
@@ -182,9 +200,11 @@ fn an_export_that_cannot_be_opened_for_lack_of_access_does_not_make_the_server_u
         _ => Behavior::new(),
     };
     store.set_script(Script::from_fn(denied));
-    for name in ["web", "other"] {
+    for name in ["web.hxz", "other.hxz"] {
         assert!(!has_export(&server, name));
     }
+    let status = monitor_page(&server, "/status.json");
+    assert!(status.contains("\"reason\":\"store_denied\""), "{status}");
     assert!(monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
 }
 
@@ -192,16 +212,16 @@ fn an_export_that_cannot_be_opened_for_lack_of_access_does_not_make_the_server_u
 #[test]
 fn a_gateway_starts_from_its_disk_cache_while_requests_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
-    let store = ObjectServer::builder().start().unwrap();
+    let store = ObjectServer::builder().s3().start().unwrap();
     put_file(&store, "v7/child-zstd.hxz", "child-zstd.hxz");
     put_file(&store, "base/base-zstd.hxz", "base-zstd.hxz");
     let cached = || {
-        gateway()
+        with_bucket(&store)
             .args(["--disk-cache-size", "64MiB", "--store-timeout", "2s", "--monitor", "0"])
-            .args(["--parent-dir", &store.url("base/")])
+            .args(["--parent-dir", "s3://base/"])
             .arg("--disk-cache")
             .arg(folder.path())
-            .arg(store.url("v7/child-zstd.hxz"))
+            .arg("s3://v7/child-zstd.hxz")
     };
     let mut server = cached().start();
     assert_serves(&server, "", "child-zstd.hxz");
@@ -225,8 +245,8 @@ fn a_gateway_starts_from_its_disk_cache_while_requests_are_rejected() {
 #[test]
 fn a_gateway_without_anything_cached_does_not_start_while_requests_are_rejected() {
     for (behavior, label, _) in rejections() {
-        let store = store();
+        let store = bucket();
         store.set_script(Script::always(behavior));
-        gateway_of(&store).fails_with(3, label);
+        gateway_of_bucket(&store).fails_with(3, label);
     }
 }

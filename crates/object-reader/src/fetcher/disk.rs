@@ -22,7 +22,7 @@ use super::view::View;
 use super::{Fetcher, OPENED_SUFFIX};
 use crate::disk_cache::{DiskCache, DiskKey};
 use crate::object::{Object, Priority};
-use crate::store::Store;
+use crate::store::{ListedObject, Store};
 
 /// Time after which a read of the disk is given up in favor of the store.
 pub(super) const DISK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -122,6 +122,18 @@ impl Fetcher {
     pub fn is_known(&self, store: &dyn Store, key: &str) -> bool {
         let disk = self.config.disk_cache.as_ref();
         disk.is_some_and(|disk| disk.known_version(store.label(), key).is_some())
+    }
+
+    /// Returns the objects that [`open_known`](Self::open_known) would open, of those whose keys
+    /// consist of `prefix` and a name without a slash. Reads the disk.
+    pub fn known_objects(&self, store: &dyn Store, prefix: &str) -> Vec<ListedObject> {
+        let Some(disk) = &self.config.disk_cache else { return Vec::new() };
+        let named = disk.known_objects(store.label()).into_iter().filter_map(|(key, version)| {
+            let name = key.strip_prefix(prefix)?;
+            let is_in_folder = !name.is_empty() && !name.contains('/');
+            is_in_folder.then(|| ListedObject { name: name.to_owned(), version: Some(version) })
+        });
+        named.collect()
     }
 
     pub(super) fn known_view(
