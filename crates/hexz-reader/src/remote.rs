@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nbd_telemetry::RateLimit;
 use object_reader::{
     ChunkVerifier, FetchError, Fetcher, ListedObject, Object, ObjectId, ObjectUrl, Priority, Store,
-    StoreConfig, StoreConfigError, StoreError, StoreErrorKind, StoreUrl,
+    StoreConfig, StoreConfigError, StoreUrl,
 };
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
@@ -22,9 +23,8 @@ use crate::storage::{
 /// Maximum number of objects that are remembered although no archive uses them.
 const MAX_REMEMBERED: usize = 1024;
 
-/// Time for a listing, which may have a hundred pages. Without a limit, a server that sends a byte
-/// now and then would hold a thread for ever.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for which a transient failure to list a folder isn't repeated.
+const FAILED_LISTING: Duration = Duration::from_secs(1);
 
 /// Opens archives in stores. All snapshots share its [`Fetcher`].
 ///
@@ -56,6 +56,8 @@ pub struct RemoteArchives {
     /// Locks of the objects that are being opened: many archives may have the same parent.
     opening: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
     listings: Mutex<HashMap<PathBuf, Listing>>,
+    /// Rate limit for log lines about folders that can't be listed.
+    listing_log: RateLimit,
     runtime: OnceLock<Handle>,
 }
 
@@ -75,11 +77,22 @@ impl StoreConfigs {
     }
 }
 
-/// Content of a folder at one point in time.
-#[derive(Debug)]
+/// Names and stamps of the objects in a folder.
+type FolderObjects = Vec<(String, Stamp)>;
+
+/// Result of listing a folder at one point in time.
+#[derive(Debug, Clone)]
 struct Listing {
     at: Instant,
-    objects: Vec<(String, Stamp)>,
+    objects: Result<FolderObjects, FetchError>,
+}
+
+impl Listing {
+    /// Returns true if the folder isn't listed again yet.
+    fn is_fresh(&self, fresh_for: Duration) -> bool {
+        let is_transient = self.objects.as_ref().is_err_and(FetchError::is_transient);
+        self.at.elapsed() < if is_transient { FAILED_LISTING.min(fresh_for) } else { fresh_for }
+    }
 }
 
 impl RemoteArchives {
@@ -94,6 +107,7 @@ impl RemoteArchives {
             objects: Mutex::default(),
             opening: Mutex::default(),
             listings: Mutex::default(),
+            listing_log: RateLimit::new(3, Duration::from_secs(60)),
             runtime: OnceLock::new(),
         }
     }
@@ -192,7 +206,7 @@ impl RemoteArchives {
             match object.is_current().await {
                 Ok(true) => return Ok(object),
                 // The known version is readable as far as it is cached.
-                Err(error) if error.is_transient() => return Ok(object),
+                Err(error) if error.is_inconclusive() => return Ok(object),
                 Ok(false) | Err(_) => {}
             }
         }
@@ -214,11 +228,19 @@ impl RemoteSource for RemoteArchives {
         Some(Stamp::Object(ObjectStamp { url: hash_of(path), version }))
     }
 
-    fn list(&self, folder: &Path) -> io::Result<Vec<(String, Stamp)>> {
-        if let Some(listing) = self.listings.lock().get(folder)
-            && listing.at.elapsed() < self.fresh_for
-        {
-            return Ok(listing.objects.clone());
+    fn is_known(&self, path: &Path) -> bool {
+        if self.objects.lock().contains_key(path) {
+            return true;
+        }
+        let Ok(url) = self.url(path) else { return false };
+        let store = self.open_store(&url);
+        store.is_ok_and(|store| self.fetcher.is_known(&*store, url.key()))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<FolderObjects> {
+        let before = self.listings.lock().get(folder).cloned();
+        if let Some(listing) = before.as_ref().filter(|it| it.is_fresh(self.fresh_for)) {
+            return listing.objects.clone().map_err(read_error);
         }
         let mut text = folder.to_str().unwrap_or_default().to_owned();
         if !text.ends_with('/') {
@@ -227,41 +249,64 @@ impl RemoteSource for RemoteArchives {
         let url = self.queries.lock().get(folder).cloned().map_or_else(|| parse(&text), Ok)?;
         let store = self.open_store(&url).map_err(invalid)?;
         let at = Instant::now();
-        let listed = self.runtime()?.block_on(async {
-            let late = |_| {
-                Err(StoreError {
-                    kind: StoreErrorKind::TimedOut,
-                    message: "the listing takes too long".to_owned(),
-                    retry_after: None,
-                })
-            };
-            let list = tokio::time::timeout(LIST_TIMEOUT, store.list(url.key()));
-            list.await.unwrap_or_else(late)
-        });
-        match listed {
-            Ok(listed) => {
-                let stamp = |ListedObject { name, version }: ListedObject| {
-                    let version = version.map(|it| *ObjectId::new(&*store, &name, &it).as_bytes());
-                    let url = hash_of(&folder.join(&name));
-                    (name, Stamp::Object(ObjectStamp { url, version }))
-                };
-                let objects: Vec<_> = listed.into_iter().map(stamp).collect();
-                let listing = Listing { at, objects: objects.clone() };
-                self.listings.lock().insert(folder.to_owned(), listing);
-                Ok(objects)
-            }
-            Err(error) => {
-                let mut listings = self.listings.lock();
-                match listings.get_mut(folder).filter(|_| error.kind.is_transient()) {
-                    Some(listing) => {
-                        listing.at = at;
-                        Ok(listing.objects.clone())
-                    }
-                    None => Err(list_error(error)),
-                }
-            }
-        }
+        // Only the first caller waits for a store that is down.
+        let listed = self.fetcher.list(&store, url.key(), before.is_some());
+        let objects = match self.runtime()?.block_on(listed) {
+            Ok(listed) => Ok(stamped(&*store, folder, listed)),
+            Err(error) => match self.earlier_listing(&*store, (folder, url.key()), before, &error) {
+                Some(earlier) => Ok(earlier),
+                None => Err(error),
+            },
+        };
+        let listing = Listing { at, objects };
+        self.listings.lock().insert(folder.to_owned(), listing.clone());
+        listing.objects.map_err(read_error)
     }
+}
+
+impl RemoteArchives {
+    /// Returns what is known of a folder that can't be listed: the previous listing, or else the
+    /// objects in the disk cache. `None` if that is nothing.
+    fn earlier_listing(
+        &self,
+        store: &dyn Store,
+        (folder, prefix): (&Path, &str),
+        before: Option<Listing>,
+        error: &FetchError,
+    ) -> Option<FolderObjects> {
+        if !error.is_inconclusive() {
+            return None;
+        }
+        let (earlier, source) = match before.map(|listing| listing.objects) {
+            Some(Ok(objects)) => (objects, "the previous listing"),
+            _ => {
+                let known = self.fetcher.known_objects(store, prefix);
+                (stamped(store, folder, known), "what is in the disk cache")
+            }
+        };
+        if earlier.is_empty() {
+            return None;
+        }
+        if let Some(held_back) = self.listing_log.allow() {
+            tracing::warn!(
+                reason = "folder_unconfirmed",
+                cause = error.label(),
+                held_back = held_back.field(),
+                "{error}; using {source} until the folder can be listed"
+            );
+        }
+        Some(earlier)
+    }
+}
+
+/// Returns the names and stamps of the objects in a folder.
+fn stamped(store: &dyn Store, folder: &Path, objects: Vec<ListedObject>) -> FolderObjects {
+    let stamp = |ListedObject { name, version }: ListedObject| {
+        let version = version.map(|it| *ObjectId::new(store, &name, &it).as_bytes());
+        let url = hash_of(&folder.join(&name));
+        (name, Stamp::Object(ObjectStamp { url, version }))
+    };
+    objects.into_iter().map(stamp).collect()
 }
 
 /// An archive in a store.
@@ -299,7 +344,7 @@ impl Storage for ObjectStorage {
     /// While the store can't tell, the version that is open counts as current.
     fn is_current(&self) -> bool {
         let current = self.runtime.block_on(self.object.is_current());
-        current.unwrap_or_else(|error| error.is_transient())
+        current.unwrap_or_else(|error| error.is_inconclusive())
     }
 
     fn stamp(&self) -> Option<Stamp> {
@@ -406,21 +451,6 @@ fn read_error(error: FetchError) -> io::Error {
     let text = error.to_string();
     let message = text.strip_prefix(error.object()).and_then(|rest| rest.strip_prefix(": "));
     let message = message.unwrap_or(&text).to_owned();
-    let is_transient = error.is_transient();
-    io::Error::new(kind, RemoteError { label, message, is_transient })
-}
-
-fn list_error(error: StoreError) -> io::Error {
-    let label = match error.kind {
-        StoreErrorKind::TimedOut => "store_timed_out",
-        StoreErrorKind::Throttled => "store_throttled",
-        StoreErrorKind::NotFound => "store_not_found",
-        StoreErrorKind::Denied => "store_denied",
-        StoreErrorKind::CredentialsExpired => "store_credentials",
-        StoreErrorKind::ClockSkew => "store_clock_skew",
-        kind if kind.is_transient() => "store_down",
-        _ => "store_unsupported",
-    };
-    let is_transient = error.kind.is_transient();
-    io::Error::other(RemoteError { label, message: error.message, is_transient })
+    let (is_transient, is_outage) = (error.is_transient(), error.is_outage());
+    io::Error::new(kind, RemoteError { label, message, is_transient, is_outage })
 }

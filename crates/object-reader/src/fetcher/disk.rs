@@ -22,7 +22,7 @@ use super::view::View;
 use super::{Fetcher, OPENED_SUFFIX};
 use crate::disk_cache::{DiskCache, DiskKey};
 use crate::object::{Object, Priority};
-use crate::store::Store;
+use crate::store::{ListedObject, Store};
 
 /// Time after which a read of the disk is given up in favor of the store.
 pub(super) const DISK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,6 +118,24 @@ impl Fetcher {
         self.known_view(&store, key).map(Object::new)
     }
 
+    /// Returns true if [`open_known`](Self::open_known) would open the object.
+    pub fn is_known(&self, store: &dyn Store, key: &str) -> bool {
+        let disk = self.config.disk_cache.as_ref();
+        disk.is_some_and(|disk| disk.known_version(store.label(), key).is_some())
+    }
+
+    /// Returns the objects that [`open_known`](Self::open_known) would open, of those whose keys
+    /// consist of `prefix` and a name without a slash. Reads the disk.
+    pub fn known_objects(&self, store: &dyn Store, prefix: &str) -> Vec<ListedObject> {
+        let Some(disk) = &self.config.disk_cache else { return Vec::new() };
+        let named = disk.known_objects(store.label()).into_iter().filter_map(|(key, version)| {
+            let name = key.strip_prefix(prefix)?;
+            let is_in_folder = !name.is_empty() && !name.contains('/');
+            is_in_folder.then(|| ListedObject { name: name.to_owned(), version: Some(version) })
+        });
+        named.collect()
+    }
+
     pub(super) fn known_view(
         self: &Arc<Self>,
         store: &Arc<dyn Store>,
@@ -131,8 +149,8 @@ impl Fetcher {
     }
 
     /// Asks the store whether the known version is current, if its ends are on disk: then nothing
-    /// else is needed to open it. Returns it also if the store is down. `None` if it isn't known or
-    /// was replaced; `known` is cleared then.
+    /// else is needed to open it. Returns it also if the store can't tell. `None` if it isn't known
+    /// or was replaced; `known` is cleared then.
     pub(super) async fn open_from_disk(
         &self,
         known: &mut Option<Arc<View>>,
@@ -155,7 +173,7 @@ impl Fetcher {
                 *known = None;
                 None
             }
-            Err(error) if error.kind.is_transient() => {
+            Err(error) if error.kind.is_inconclusive() => {
                 let error = FetchError::from_store(&object.name, error, timeout);
                 Some(Ok(unconfirmed(view, &error)))
             }
@@ -177,6 +195,7 @@ impl Fetcher {
 pub(super) fn unconfirmed(view: &Arc<View>, error: &FetchError) -> Object {
     tracing::warn!(
         reason = "object_unconfirmed",
+        cause = error.label(),
         "{error}; using the version in the disk cache until the store answers"
     );
     Object::new(Arc::clone(view))

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, select_ok};
+use nbd_telemetry::RateLimit;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::call::Call;
@@ -15,12 +17,15 @@ use super::flow_control::{Outcome, WaitCause};
 use super::gate::{BreakerChange, Gate, Permit};
 use super::latency::LatencyTracker;
 use super::memory::{MemoryBudget, MemoryShare};
+use crate::listing::ListingPage;
 use crate::metrics::{StoreMetrics, StoreStats};
 use crate::object::Priority;
 use crate::store::{GetRequest, Response, Store, StoreError, StoreErrorKind, Version};
 
 /// Age at which requests are sent again when the store recovers.
 const STALE_AFTER: Duration = Duration::from_secs(1);
+/// Shortest time after which a read is tried again for which the credentials have expired.
+const CREDENTIALS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sends the requests to all objects of one store.
 #[derive(Debug)]
@@ -35,7 +40,12 @@ pub(crate) struct Dispatcher {
     latency: Mutex<LatencyTracker>,
     /// Last transient failure, unless there was an answer since.
     failure: Mutex<Option<StoreError>>,
-    /// Longest time of an attempt.
+    /// Reason for which the store rejects requests for known versions, unless it has answered one
+    /// since.
+    rejection: Mutex<Option<StoreErrorKind>>,
+    /// Rate limit for log lines about rejections: a store may reject only some requests.
+    rejection_log: RateLimit,
+    /// Longest time that a reader waits, for the log.
     timeout: Duration,
 }
 
@@ -67,6 +77,8 @@ impl Dispatcher {
             metrics: StoreMetrics::default(),
             latency: Mutex::default(),
             failure: Mutex::default(),
+            rejection: Mutex::default(),
+            rejection_log: RateLimit::new(5, Duration::from_secs(60)),
             timeout,
         }
     }
@@ -78,8 +90,9 @@ impl Dispatcher {
 
     /// Requests bytes, until the response is there or a failure is final.
     ///
-    /// After each transient failure, `is_wanted` decides whether there is another attempt. The
-    /// memory for the response is returned with it.
+    /// After each transient failure, `is_wanted` decides whether there is another attempt. The same
+    /// holds if the credentials for a known version have expired: others may be on their way, and
+    /// readers prefer to wait. The memory for the response is returned with it.
     ///
     /// # Errors
     /// A failure that isn't transient, or the last one.
@@ -107,22 +120,81 @@ impl Dispatcher {
             };
             drop(memory);
             call.failed(error.clone());
-            if !error.kind.is_transient() || !is_wanted() {
+            let awaits_credentials = target.request.version.is_some()
+                && error.kind == StoreErrorKind::CredentialsExpired;
+            if !(error.kind.is_transient() || awaits_credentials) || !is_wanted() {
                 return Err(error);
             }
             self.metrics.count_retry();
-            // Throttled requests wait at the gate, like all others.
-            if error.kind != StoreErrorKind::Throttled
-                && !is_stale
-                && let Some(delay) = self.gate.backoff(attempts)
-            {
-                call.wait_for(WaitCause::Retry);
-                tokio::select! {
-                    () = tokio::time::sleep(delay) => {}
-                    () = recovered => {}
-                }
+            if !is_stale {
+                let least = if awaits_credentials { CREDENTIALS_INTERVAL } else { Duration::ZERO };
+                self.back_off(call, &error, attempts, least, recovered).await;
             }
             attempts += 1;
+        }
+    }
+
+    /// Waits before the next attempt, for `least` or longer, or until the store recovers.
+    async fn back_off(
+        &self,
+        call: &Call,
+        error: &StoreError,
+        attempts: u32,
+        least: Duration,
+        recovered: Notified<'_>,
+    ) {
+        // Throttled requests wait at the gate, like all others.
+        if error.kind != StoreErrorKind::Throttled
+            && let Some(delay) = self.gate.backoff(attempts)
+        {
+            call.wait_for(WaitCause::Retry);
+            tokio::select! {
+                () = tokio::time::sleep(delay.max(least)) => {}
+                () = recovered => {}
+            }
+        }
+    }
+
+    /// Lists a page of a folder, until the response is there or a failure is final. While the
+    /// breaker is open, returns the last failure unless `waits_for_store`.
+    ///
+    /// # Errors
+    /// A failure that isn't transient, or the last one after `timeout`.
+    pub(crate) async fn list_page(
+        &self,
+        store: &dyn Store,
+        (prefix, page): (&str, Option<&str>),
+        timeout: Duration,
+        waits_for_store: bool,
+    ) -> Result<ListingPage, StoreError> {
+        let call = Arc::new(Call::new(Priority::Demand));
+        let list = async {
+            let mut attempts = 0;
+            loop {
+                let permit = match waits_for_store {
+                    true => Some(self.gate.acquire(&call).await),
+                    false => self.gate.acquire_if_up(&call).await,
+                };
+                let Some(permit) = permit else {
+                    return Err(self.timeout_error(&call, Duration::ZERO));
+                };
+                call.wait_for(WaitCause::Fetch);
+                call.sent();
+                let recovered = self.gate.recovered();
+                let listed = self.send(store.list_page(prefix, page), permit, &call, |_| 0).await;
+                let error = match listed {
+                    Err(error) if error.kind.is_transient() => error,
+                    result => return result,
+                };
+                call.failed(error.clone());
+                self.metrics.count_retry();
+                self.back_off(&call, &error, attempts, Duration::ZERO, recovered).await;
+                attempts += 1;
+            }
+        };
+        match tokio::time::timeout(timeout, list).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timeout_error(&call, timeout)),
         }
     }
 
@@ -152,7 +224,12 @@ impl Dispatcher {
         let check = async {
             match self.gate.acquire_if_up(&call).await {
                 Some(permit) => {
-                    self.send(store.is_current(key, version), permit, &call, |_| 0).await
+                    // There is no data that could take long.
+                    let check = tokio::time::timeout(timeout, store.is_current(key, version));
+                    let check = check.map(|it| it.unwrap_or_else(|_| Err(timed_out(timeout))));
+                    let checked = self.send(check.boxed(), permit, &call, |_| 0).await;
+                    self.note_rejection(checked.as_ref().err());
+                    checked
                 }
                 None => Err(self.timeout_error(&call, Duration::ZERO)),
             }
@@ -217,14 +294,19 @@ impl Dispatcher {
         async move {
             let begin = Instant::now();
             let length = |response: &Response| response.bytes.len() as u64;
-            let response = self.send(get, permit, call, length).await?;
+            let response = self.send(get, permit, call, length).await;
+            if target.request.version.is_some() {
+                self.note_rejection(response.as_ref().err());
+            }
+            let response = response?;
             self.latency.lock().record(target.size, begin.elapsed());
             Ok(response)
         }
         .boxed()
     }
 
-    /// Makes one attempt, and reports its end to the gate and the metrics.
+    /// Makes one attempt, and reports its end to the gate and the metrics. It may take longer than
+    /// its readers wait: what arrives is of use to the next ones.
     async fn send<T>(
         &self,
         request: BoxFuture<'_, Result<T, StoreError>>,
@@ -235,9 +317,7 @@ impl Dispatcher {
         permit.start();
         let mut unfinished = Unfinished { metrics: &self.metrics, call, is_finished: false };
         let begin = Instant::now();
-        let result = tokio::time::timeout(self.timeout, request)
-            .await
-            .unwrap_or_else(|_| Err(timed_out(self.timeout)));
+        let result = request.await;
         unfinished.is_finished = true;
         let outcome = match &result {
             Ok(response) => {
@@ -262,6 +342,41 @@ impl Dispatcher {
             self.log(change, result.as_ref().err());
         }
         result
+    }
+
+    /// Takes note of whether the store rejects requests for a known version, and logs changes. Those
+    /// for other objects may be denied only because there is no such object.
+    fn note_rejection(&self, error: Option<&StoreError>) {
+        let rejection = error.filter(|error| error.kind.is_rejection());
+        if error.is_some_and(|error| error.kind.is_transient()) {
+            return;
+        }
+        let now = rejection.map(|error| error.kind);
+        if std::mem::replace(&mut *self.rejection.lock(), now) == now {
+            return;
+        }
+        let Some(held_back) = self.rejection_log.allow() else { return };
+        let (label, held_back) = (&self.label, held_back.field());
+        let Some(StoreError { kind, message, .. }) = rejection else {
+            tracing::info!(
+                reason = "store_up",
+                store = label,
+                held_back,
+                "{label} accepts requests again"
+            );
+            return;
+        };
+        let reason = match kind {
+            StoreErrorKind::CredentialsExpired => "store_credentials",
+            StoreErrorKind::ClockSkew => "store_clock_skew",
+            _ => "store_denied",
+        };
+        tracing::warn!(
+            reason,
+            store = label,
+            held_back,
+            "{label} rejects requests: {message}; only what is cached can be read"
+        );
     }
 
     /// Logs that the store is down or works again. `error` is the last failure.
@@ -314,6 +429,7 @@ impl Dispatcher {
             hedges_sent: counters.hedges_sent,
             hedges_won: counters.hedges_won,
             breaker: gate.breaker,
+            rejection: self.rejection.lock().map(StoreErrorKind::label),
             changed: counters.changed,
             credentials_expiry: store.and_then(|store| store.credentials_expiry()),
         }

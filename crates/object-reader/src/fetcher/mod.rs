@@ -53,9 +53,10 @@ use self::object_state::CHECK_TIMEOUT;
 pub use self::plan::CHUNK_SIZE;
 use self::plan::chunks_of;
 use crate::disk_cache::DiskCache;
+use crate::listing::ListedPages;
 use crate::metrics::{FetcherStats, WaitStats};
 use crate::object::{ChunkVerifier, Object, ObjectId, Priority};
-use crate::store::{ByteRange, GetRequest, Response, Store, StoreError};
+use crate::store::{ByteRange, GetRequest, ListedObject, Response, Store, StoreError};
 
 /// Bytes at the end of an object that are fetched when it is opened.
 const OPENED_SUFFIX: u64 = 2 * CHUNK_SIZE;
@@ -72,7 +73,8 @@ pub struct FetcherConfig {
     pub memory: u64,
     /// Size of the requests for random reads, in bytes. Rounded to a multiple of 256 KiB.
     pub fetch_size: u64,
-    /// Longest time that a read waits, and that an attempt takes.
+    /// Longest time that a read waits. An attempt to fetch something goes on as long as the store
+    /// sends data.
     pub store_timeout: Duration,
     /// Maximum number of requests in flight per store.
     pub connections: usize,
@@ -139,8 +141,8 @@ impl Fetcher {
     /// runtime; the requests for the object run in it.
     ///
     /// If the version that it had when it was last opened and those chunks are in the disk cache,
-    /// the store is only asked whether that version is current. If the store is down, the object is
-    /// opened in that version; see [`Object::is_confirmed`].
+    /// the store is only asked whether that version is current. If the store is down or rejects
+    /// requests, the object is opened in that version; see [`Object::is_confirmed`].
     ///
     /// # Errors
     /// Transient failures of the store are retried until [`FetcherConfig::store_timeout`]; others
@@ -160,7 +162,8 @@ impl Fetcher {
             None => self.config.store_timeout,
         };
         match (self.open_current(store, key, timeout).await, known) {
-            (Err(error), Some(view)) if error.is_transient() => Ok(unconfirmed(&view, &error)),
+            (Err(error @ FetchError::ShuttingDown { .. }), _) => Err(error),
+            (Err(error), Some(view)) if error.is_inconclusive() => Ok(unconfirmed(&view, &error)),
             (result, _) => result,
         }
     }
@@ -192,6 +195,46 @@ impl Fetcher {
         tail.inspect(|tail| self.keep(&view, tail));
         self.record_version(&view);
         Ok(Object::new(view))
+    }
+
+    /// Lists the objects whose keys consist of `prefix` (empty, or ending in a slash) and a name
+    /// without a slash. Must be called in a tokio runtime.
+    ///
+    /// A caller that can do without a current listing sets `is_dispensable`, and isn't kept waiting
+    /// by a store that is down.
+    ///
+    /// # Errors
+    /// Transient failures are retried until [`FetcherConfig::store_timeout`], for each page; if it
+    /// is dispensable, at most for 10 s, and not while the store is known to be down. Others are
+    /// returned at once.
+    pub async fn list(
+        &self,
+        store: &Arc<dyn Store>,
+        prefix: &str,
+        is_dispensable: bool,
+    ) -> Result<Vec<ListedObject>, FetchError> {
+        let name: Arc<str> = format!("{}/{prefix}", store.label()).into();
+        let dispatcher = self.dispatcher(store);
+        let timeout = match is_dispensable {
+            true => self.config.store_timeout.min(CHECK_TIMEOUT),
+            false => self.config.store_timeout,
+        };
+        let list = async {
+            let mut pages = ListedPages::default();
+            let mut next = None;
+            loop {
+                let page = (prefix, next.as_deref());
+                let page = dispatcher.list_page(&**store, page, timeout, !is_dispensable);
+                next = pages.add(page.await?)?;
+                if next.is_none() {
+                    return Ok(pages.into_objects());
+                }
+            }
+        };
+        match self.shutdown.run_until_cancelled(list).await {
+            Some(listed) => listed.map_err(|e| FetchError::from_store(&name, e, timeout)),
+            None => Err(FetchError::ShuttingDown { object: name }),
+        }
     }
 
     /// Ends all waits with [`FetchError::ShuttingDown`]. Chunks in memory remain readable. The disk

@@ -22,7 +22,6 @@ async fn transient_failures_are_retried_and_others_are_not() {
         (Kind::Changed, "changed"),
         (Kind::NotFound, "gone"),
         (Kind::Denied, "denied"),
-        (Kind::CredentialsExpired, "credentials_expired"),
         (Kind::ClockSkew, "clock_skew"),
         (Kind::Unsupported, "unsupported"),
     ] {
@@ -55,6 +54,69 @@ async fn reads_fail_after_the_store_timeout_with_the_last_error() {
         }));
         assert_eq!(results.await, [(expected, 60), (expected, 60)]);
     }
+}
+
+/// Others may be on their way, and readers prefer to wait.
+#[tokio::test(start_paused = true)]
+async fn reads_wait_for_credentials_as_for_a_store_that_is_down() {
+    let store = store();
+    let (fetcher, object) = open_by_chunks(&store).await;
+    store.script(|_, _| Action::Fail(StoreErrorKind::CredentialsExpired));
+    let begin = Instant::now();
+    assert_eq!(label(&read(&object, chunk(9)).await), "credentials_expired");
+    assert_eq!(begin.elapsed().as_secs(), 60);
+    let requests = store.received().len();
+    assert!((12..=60).contains(&requests), "{requests}");
+    assert_eq!(fetcher.stats().stores[0].rejection, Some("credentials_expired"));
+    assert_eq!(fetcher.stats().stores[0].breaker, BreakerState::Closed);
+    // Nobody waits for an object that can't be opened.
+    let opened = fetcher.open(Arc::clone(&store) as _, "other").await;
+    assert_eq!(label(&opened.map(drop)), "credentials_expired");
+    let (result, ()) = tokio::join!(read(&object, chunk(20)), async {
+        tokio::time::sleep(10 * SECOND).await;
+        store.script(|_, _| Action::Respond);
+    });
+    result.unwrap();
+    assert_eq!(fetcher.stats().stores[0].rejection, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_store_can_tell_that_a_version_is_not_current() {
+    use StoreErrorKind as Kind;
+    for kind in [
+        Kind::Denied,
+        Kind::CredentialsExpired,
+        Kind::ClockSkew,
+        Kind::Unsupported,
+        Kind::Unreachable,
+        Kind::NotFound,
+    ] {
+        let store = store();
+        let (fetcher, object) = open_by_chunks(&store).await;
+        store.script(move |_, _| Action::Fail(kind));
+        tokio::time::sleep(31 * SECOND).await;
+        let error = object.is_current().await.unwrap_err();
+        assert_eq!(error.is_inconclusive(), kind != Kind::NotFound, "{error}");
+        assert_eq!(error.is_outage(), kind.is_rejection() || kind.is_transient(), "{error}");
+        let rejection = fetcher.stats().stores[0].rejection;
+        assert_eq!(rejection, kind.is_rejection().then_some(kind.label()));
+        // The store has the object, so what it says counts.
+        store.script(|_, _| Action::Respond);
+        tokio::time::sleep(2 * SECOND).await;
+        assert!(object.is_current().await.unwrap());
+        assert_eq!(fetcher.stats().stores[0].rejection, None);
+    }
+}
+
+/// Access to an object that doesn't exist may be denied.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_opened_does_not_count_as_a_rejection() {
+    let store = store();
+    let (fetcher, _object) = open_by_chunks(&store).await;
+    store.script(|_, _| Action::Fail(StoreErrorKind::Denied));
+    let opened = fetcher.open(Arc::clone(&store) as _, "other").await;
+    assert_eq!(label(&opened.map(drop)), "denied");
+    assert_eq!(fetcher.stats().stores[0].rejection, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -274,4 +336,64 @@ async fn a_recovery_replaces_requests_that_hang() {
     let recovered = Instant::now();
     join_all(readers).await.into_iter().for_each(|result| result.unwrap().unwrap());
     assert!(recovered.elapsed() < 1100 * MILLI, "{:?}", recovered.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn listings_are_retried_page_by_page() {
+    let store = store();
+    let (fetcher, _object) = open_by_chunks(&store).await;
+    let list = |is_dispensable| {
+        let store: Arc<dyn Store> = Arc::clone(&store) as _;
+        let fetcher = Arc::clone(&fetcher);
+        async move { fetcher.list(&store, "v7/", is_dispensable).await }
+    };
+    // Every second response is one that asks for patience.
+    store.script(|n, _| match n % 2 {
+        0 => Action::Throttle(Some(SECOND)),
+        _ => Action::Respond,
+    });
+    let begin = Instant::now();
+    let names: Vec<_> = list(false).await.unwrap().into_iter().map(|it| it.name).collect();
+    assert_eq!(names, ["v7/0", "v7/1", "v7/2", "v7/3", "v7/4"]);
+    assert_eq!(store.received().len(), 10);
+    assert!((5..7).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+    let stats = fetcher.stats().stores.remove(0);
+    assert_eq!((stats.throttled, stats.retries), (5, 5));
+
+    for (action, is_dispensable, expected, seconds) in [
+        (Action::Fail(StoreErrorKind::Denied), false, "denied", 0..1),
+        (Action::Throttle(Some(20 * SECOND)), true, "throttled", 10..11),
+        (Action::Throttle(Some(20 * SECOND)), false, "throttled", 60..61),
+        (Action::Fail(StoreErrorKind::Unreachable), true, "down", 1..11),
+        // The breaker is open now.
+        (Action::Fail(StoreErrorKind::Unreachable), true, "down", 0..1),
+        (Action::Fail(StoreErrorKind::Unreachable), false, "down", 60..61),
+    ] {
+        store.script(move |_, _| action);
+        let begin = Instant::now();
+        assert_eq!(list(is_dispensable).await.unwrap_err().label(), expected);
+        assert!(seconds.contains(&begin.elapsed().as_secs()), "{action:?}: {:?}", begin.elapsed());
+    }
+}
+
+/// A slow store isn't one that is down: only its readers give up.
+#[tokio::test(start_paused = true)]
+async fn a_response_may_take_longer_than_readers_wait() {
+    let store = store();
+    let config = FetcherConfig {
+        fetch_size: MIB,
+        store_timeout: 10 * SECOND,
+        ..FetcherConfig::default()
+    };
+    let (fetcher, object) = open(&store, config).await;
+    store.set_link(20 * MILLI, 64.0 * 1024.0);
+    let begin = Instant::now();
+    assert_eq!(label(&read(&object, chunk(40)).await), "timed_out");
+    assert_eq!(begin.elapsed().as_secs(), 10);
+    // What arrives isn't lost.
+    read(&object, chunk(41)).await.unwrap();
+    assert_eq!(store.received().len(), 1);
+    let stats = fetcher.stats().stores.remove(0);
+    assert_eq!(stats.requests.keys().collect::<Vec<_>>(), [&(Priority::Demand, "ok")]);
+    assert_eq!((stats.breaker, stats.retries), (BreakerState::Closed, 0));
 }
