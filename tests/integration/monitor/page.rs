@@ -1,6 +1,7 @@
 //! The status page, in a real browser.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -235,6 +236,27 @@ fn pairs<'a>(page: &'a str, list: &str) -> Vec<[&'a str; 3]> {
         [name, value, label]
     })
     .collect()
+}
+
+/// The script that takes the pictures clicks on what can be clicked, too.
+#[test]
+fn columns_are_sorted_both_ways_and_pictures_can_be_taken() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/status-page/pictures.py");
+    let folder = tempfile::tempdir().unwrap();
+    // A deadline of its own: it ends its browser and its server then.
+    let output = Command::new("timeout")
+        .arg("180")
+        .arg(script)
+        .arg(env!("CARGO_BIN_EXE_hexz-nbd"))
+        .arg(folder.path())
+        .arg("--check")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let picture = std::fs::read(folder.path().join("check.png")).unwrap();
+    assert!(picture.starts_with(b"\x89PNG"), "{} bytes", picture.len());
 }
 
 fn gethostname() -> String {
