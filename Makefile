@@ -67,7 +67,7 @@ help:
 	@echo 'make bench-micro   parts of the hot paths, and their instruction counts'
 	@echo 'make costs         instruction counts of the hot paths, in the form of benches/costs.txt'
 	@echo 'make pictures      pictures of the status page in three states and five widths, in'
-	@echo '                   target/status-page; some minutes, on an otherwise idle machine'
+	@echo '                   target/status-page; 20 minutes, on an otherwise idle machine'
 	@echo 'make certs         a CA for experiments, and certificates for localhost, in certs/pki'
 	@echo 'make clean         remove what was built'
 
@@ -207,7 +207,7 @@ attacks: build
 	$(CARGO) build --locked --release $(STRESS) --target-dir target
 	target/release/hexz-nbd-attacks $(ATTACKS_OPTIONS)
 
-pictures: build
+pictures: client-tools build
 	tests/status-page/pictures.py target/release/hexz-nbd target/status-page --minutes 16
 
 long-session: build

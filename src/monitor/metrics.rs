@@ -421,20 +421,22 @@ fn encode_labelled<const N: usize>(
     }
 }
 
+/// Returns the labels that docs/metrics.md lists in the row that begins with `of`.
+#[cfg(test)]
+pub(super) fn documented_reasons(of: &str) -> std::collections::BTreeSet<&'static str> {
+    let page = include_str!("../../docs/metrics.md");
+    let is_label = |text: &&str| text.bytes().all(|it| it.is_ascii_lowercase() || it == b'_');
+    let mut rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_prefix(of));
+    rows.next().unwrap().split('`').skip(1).step_by(2).filter(is_label).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn reasons_are_documented() {
-        let page = include_str!("../../docs/metrics.md");
-        let is_label = |text: &&str| text.bytes().all(|it| it.is_ascii_lowercase() || it == b'_');
-        let documented = |of: &str| -> BTreeSet<&str> {
-            let mut rows =
-                page.lines().filter_map(|line| line.strip_prefix("| ")?.strip_prefix(of));
-            rows.next().unwrap().split('`').skip(1).step_by(2).filter(is_label).collect()
-        };
+        let documented = documented_reasons;
         let causes = HandshakeFailureCause::ALL.map(HandshakeFailureCause::label);
         assert_eq!(documented("refused connections"), REFUSALS.into());
         assert_eq!(documented("failed connections"), FAILURES.into());

@@ -16,6 +16,7 @@ mod metrics;
 mod page;
 mod problems;
 mod process;
+mod reasons;
 mod recent;
 mod responses;
 mod source;

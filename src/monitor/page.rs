@@ -8,25 +8,33 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use hyper::header::HeaderValue;
 
+use super::reasons::AllWords;
+
 const HTML: &str = include_str!("page.html");
+
+/// Place in the page for the words that describe labels.
+const WORDS: &str = "{ /* filled in by page.rs */ }";
 
 /// The page and its content security policy.
 #[derive(Debug)]
 pub(super) struct StatusPage {
+    html: Bytes,
     policy: HeaderValue,
 }
 
 impl StatusPage {
     pub(super) fn new() -> Self {
-        let policy = policy(HTML);
+        // Maps of texts can always be serialized.
+        let words = serde_json::to_string(&AllWords::new()).unwrap_or_else(|_| "{}".to_owned());
+        let html = HTML.replacen(WORDS, &words, 1);
         // The policy has only characters that are valid in a header.
-        let policy = HeaderValue::from_str(&policy)
+        let policy = HeaderValue::from_str(&policy(&html))
             .unwrap_or_else(|_| HeaderValue::from_static("default-src 'none'"));
-        Self { policy }
+        Self { html: Bytes::from(html), policy }
     }
 
     pub(super) fn html(&self) -> Bytes {
-        Bytes::from_static(HTML.as_bytes())
+        self.html.clone()
     }
 
     /// Returns the value for the `Content-Security-Policy` header.
@@ -84,6 +92,15 @@ mod tests {
             assert!(policy.contains(part), "{policy}");
         }
         assert!(super::policy("").contains("script-src 'none'; style-src 'none';"));
+    }
+
+    #[test]
+    fn the_page_has_words_for_labels() {
+        assert_eq!(HTML.matches(WORDS).count(), 1);
+        let html = StatusPage::new().html();
+        let html = str::from_utf8(&html).unwrap();
+        assert!(!html.contains(WORDS));
+        assert!(html.contains(r#""not_hexz":"not a Hexz archive""#));
     }
 
     /// The page must not contain anything that its policy blocks: that would fail without notice.

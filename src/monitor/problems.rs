@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::fmt::Display;
 use std::time::Duration;
 
-use nbd_gateway::LabelCounts;
+use nbd_gateway::{ExpiringClient, LabelCounts};
 use nbd_telemetry::escape;
 use serde::{Deserialize, Serialize};
 
 use super::history::LastFailures;
+use super::reasons;
 use super::status::{ArchivesStatus, Status};
 
 const DAY: f64 = 86_400.0;
@@ -27,7 +28,7 @@ const LIST_LIMITS: [f64; 2] = [12.0 * HOUR, 0.0];
 /// Remaining validity of a store's credentials below which they should have been renewed.
 const CREDENTIALS_LIMIT: f64 = 180.0;
 
-/// Maximum number of archives that a message names.
+/// Maximum number of archives or clients that a message names.
 const NAMED: usize = 3;
 
 /// A problem that an operator should know about.
@@ -87,6 +88,7 @@ pub(super) fn find(
     failed_reads(&mut found, status, failures.reads);
     lost_events(&mut found, status, failures.audit);
     expiries(&mut found, status);
+    client_certificates(&mut found, status);
     stores(&mut found, status);
     unavailable_archives(&mut found, &status.archives);
     failed_reload(&mut found, status);
@@ -217,6 +219,28 @@ fn expiries(found: &mut Problems, status: &Status) {
     }
 }
 
+fn client_certificates(found: &mut Problems, status: &Status) {
+    let clients = &status.gateway.client_certificates;
+    let Some(first) = clients.expiring.first() else { return };
+    let when = |client: &ExpiringClient| match client.expires - status.now {
+        left if left > 0.0 => format!("expires in {}", duration(left)),
+        left => format!("expired {} ago", duration(-left)),
+    };
+    let count = clients.expires_soon.saturating_add(clients.expired);
+    let text = if count <= 1 {
+        let (identity, when) = (escape::text(&first.identity), when(first));
+        format!(
+            "The certificate of the client {identity} {when}: renew it, and give it to the client"
+        )
+    } else {
+        let named = clients.expiring.iter();
+        let named = named.map(|it| format!("{} {}", escape::text(&it.identity), when(it)));
+        let named = name_some(count, named);
+        format!("Certificates of {count} clients have to be renewed: {named}")
+    };
+    found.add(Warning, "client_certificate", text);
+}
+
 fn stores(found: &mut Problems, status: &Status) {
     for store in status.remote.stores.iter().filter(|store| store.is_down()) {
         let text = format!("The store {} is down: reads from it wait", escape::text(&store.name));
@@ -270,14 +294,12 @@ fn unavailable_archives(found: &mut Problems, archives: &ArchivesStatus) {
     let text = if archives.unavailable_count <= 1 {
         format!("An archive can't be opened: {}", first.message)
     } else {
-        let named = archives.unavailable.iter().take(NAMED);
-        let named: Vec<_> = named
-            .map(|it| format!("{} ({})", escape::text(&it.name), escape::text(&it.reason)))
-            .collect();
-        let more = archives.unavailable_count.saturating_sub(named.len() as u64);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let count = archives.unavailable_count;
-        format!("{count} archives can't be opened: {}{more}", named.join(", "))
+        let named = archives.unavailable.iter().map(|it| {
+            let why = reasons::describe(reasons::ARCHIVES, &it.reason);
+            format!("{} ({})", escape::text(&it.name), escape::text(why))
+        });
+        format!("{count} archives can't be opened: {}", name_some(count, named))
     };
     found.add(Warning, "archives", text);
 }
@@ -295,6 +317,14 @@ fn failed_reload(found: &mut Problems, status: &Status) {
     }
 }
 
+/// Joins the first of `count` items.
+fn name_some(count: u64, items: impl Iterator<Item = String>) -> String {
+    let named: Vec<String> = items.take(NAMED).collect();
+    let more = count.saturating_sub(named.len() as u64);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", named.join(", "))
+}
+
 /// Returns the severity of failures of which the last was at `last`.
 fn severity_since(status: &Status, last: Option<f64>) -> Severity {
     // Without a time, it happened a moment ago.
@@ -309,13 +339,14 @@ fn time_since(status: &Status, last: Option<f64>) -> String {
     }
 }
 
-/// Returns the sum of the counts, and the labels, most frequent first.
+/// Returns the sum of the counts, and the words for the labels, most frequent first.
 fn summarize(counts: &LabelCounts) -> Option<(u64, String)> {
     let total = counts.values().fold(0_u64, |sum, count| sum.saturating_add(*count));
     let mut labels: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
     labels.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    let labels: Vec<&str> = labels.into_iter().map(|(label, _)| &**label).collect();
-    (total > 0).then(|| (total, labels.join(", ")))
+    let words = labels.into_iter().map(|(label, _)| reasons::describe(reasons::ARCHIVES, label));
+    let words: Vec<&str> = words.collect();
+    (total > 0).then(|| (total, words.join(", ")))
 }
 
 fn plural(count: u64, noun: impl Display) -> String {
@@ -371,6 +402,7 @@ mod tests {
             "verification_failures": { "crc": 2, "io": 1, "store_down": 3 },
             "reloads": { "failed": 1, "last": 999_990, "last_error": "bad rules" },
             "tls": { "certificate_expires": 1_900_000, "client_crl_expires": 999_999 },
+            "client_certificates": { "expired": 1, "expiring": [{ "expires": 999_999 }] },
             "stores": [{ "name": "s3://x", "breaker": "open", "rejection": "denied",
                          "credentials_expire": 1_000_100 }],
             "disk_cache": { "is_off": true },
@@ -386,6 +418,7 @@ mod tests {
             ("warning", "store_reads"),
             ("warning", "audit_lost"),
             ("warning", "certificate"),
+            ("warning", "client_certificate"),
             ("warning", "store_credentials"),
             ("warning", "disk_cache_off"),
             ("warning", "archives"),
@@ -426,10 +459,38 @@ mod tests {
             let status = Status { archives, ..Status::default() };
             find(&status, LastFailures::default(), None).remove(0).message
         };
-        let many = "200 archives can't be opened: a (crc), b (crc), c (crc) and 197 more";
+        let many = "200 archives can't be opened: a (wrong checksum), b (wrong checksum), \
+                    c (wrong checksum) and 197 more";
         assert_eq!(message(archives.clone()), many);
         let one = ArchivesStatus { unavailable_count: 1, ..archives };
         assert_eq!(message(one), "An archive can't be opened: /srv/a: damaged");
+    }
+
+    #[test]
+    fn certificates_of_clients_are_named() {
+        let message = |expires_soon: u64, expired: u64, clients: &[(&str, f64)]| {
+            let expiring = clients.iter().map(|(identity, left)| ExpiringClient {
+                identity: (*identity).to_owned(),
+                expires: 1e6 + left,
+                ..ExpiringClient::default()
+            });
+            let mut status = Status { now: 1e6, ..Status::default() };
+            let clients = &mut status.gateway.client_certificates;
+            (clients.expires_soon, clients.expired) = (expires_soon, expired);
+            clients.expiring = expiring.collect();
+            find(&status, LastFailures::default(), None).remove(0).message
+        };
+        let alone = "The certificate of the client dns:a\\u{202e} expires in 3 days: renew it, and \
+                     give it to the client";
+        assert_eq!(message(1, 0, &[("dns:a\u{202e}", 3.5 * DAY)]), alone);
+        let expired = "The certificate of the client cn:b expired 2 hours ago: renew it, and give \
+                       it to the client";
+        assert_eq!(message(0, 1, &[("cn:b", -2.0 * HOUR)]), expired);
+        let many = "Certificates of 9 clients have to be renewed: cn:b expired 2 hours ago, cn:c \
+                    expires in 3 days, cn:d expires in 4 days and 6 more";
+        let clients =
+            [("cn:b", -2.0 * HOUR), ("cn:c", 3.0 * DAY), ("cn:d", 4.0 * DAY), ("cn:e", 5.0 * DAY)];
+        assert_eq!(message(8, 1, &clients), many);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use hexz_exports::CatalogStatus;
+use hexz_exports::{ArchiveState, CatalogStatus, FolderArchive};
 use nbd_gateway::{GatewayReport, LabelCounts};
 use nbd_telemetry::escape;
 use serde::{Deserialize, Serialize};
@@ -95,10 +95,26 @@ pub(crate) struct FolderStatus {
     pub(crate) path: String,
     /// Number of archives in it; `None` if it hasn't been read yet.
     pub(crate) archives: Option<u64>,
+    /// The first archives in it by name, at most 100.
+    pub(crate) contents: Vec<FolderArchiveStatus>,
     /// Files that look like archives but aren't served, each with the label of the reason.
     pub(crate) unserved: Vec<(String, Cow<'static, str>)>,
     /// Label of the reason for which it can't be read; `None` if it can.
     pub(crate) fault: Option<Cow<'static, str>>,
+}
+
+/// An archive in the export folder.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct FolderArchiveStatus {
+    /// Name of its file and export.
+    pub(crate) name: String,
+    /// `open`, `closed`, `unavailable` (it couldn't be opened the last time), or `hidden` (an
+    /// archive outside the folder is served under its name).
+    pub(crate) state: Cow<'static, str>,
+    /// Label of the reason for which it is unavailable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<Cow<'static, str>>,
 }
 
 /// An archive that couldn't be opened.
@@ -118,6 +134,7 @@ impl From<CatalogStatus> for ArchivesStatus {
         let folder = status.folder.map(|folder| FolderStatus {
             path: escape::name(&folder.path).to_string(),
             archives: folder.archives.map(|count| count as u64),
+            contents: folder.contents.into_iter().map(Into::into).collect(),
             unserved: folder
                 .unserved
                 .into_iter()
@@ -135,6 +152,18 @@ impl From<CatalogStatus> for ArchivesStatus {
             unavailable: unavailable.collect(),
             unavailable_count: status.unavailable_count as u64,
         }
+    }
+}
+
+impl From<FolderArchive> for FolderArchiveStatus {
+    fn from(archive: FolderArchive) -> Self {
+        let (state, reason) = match archive.state {
+            ArchiveState::Open => ("open", None),
+            ArchiveState::Closed => ("closed", None),
+            ArchiveState::Unavailable(reason) => ("unavailable", Some(reason.into())),
+            ArchiveState::Hidden => ("hidden", None),
+        };
+        Self { name: archive.name, state: state.into(), reason }
     }
 }
 

@@ -2,18 +2,22 @@
 """Takes pictures of the status page in Chromium.
 
     tests/status-page/pictures.py PROGRAM FOLDER [--minutes N]
+    tests/status-page/pictures.py PROGRAM FOLDER --check
 
 PROGRAM is hexz-nbd. It is run in three states, each with the archives of tests/archives: quiet,
-busy (clients read over TLS) and broken (damage, archives that can't be opened, a certificate that
-expires, a failed reload). FOLDER gets a picture of each state in five widths,
-light and dark, and status-page.png, which docs/ shows. The longer the clients have read, the more
-the curves show; the default is one minute.
+busy (clients read over TLS) and broken (damage, archives that can't be opened, certificates of the
+server and of a client that expire, a rejected reload). FOLDER gets a picture of each state in five
+widths, light and dark, and status-page.png, which docs/ shows. The longer the clients of the busy
+state have read, the more the curves show; the default is one minute.
 
-It needs chromium, nbdcopy and nbdsh, and nothing but Python's standard library.
+--check takes seconds: it clicks on what can be clicked, compares what the page shows then, and
+takes one picture.
+
+It needs chromium, libfaketime, nbdcopy and nbdsh, and nothing but Python's standard library.
 """
 
 import argparse
-import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -25,115 +29,53 @@ import tempfile
 import threading
 import time
 
+from browser import PATIENCE, Browser
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ARCHIVES = ROOT / "tests/archives"
 WIDTHS = [360, 768, 1024, 1440, 2560]
 # Width and height of the picture in docs/.
 DOCUMENTED = (1265, 862)
-
-
-class Browser:
-    """A browser without a window, which is driven through a pipe."""
-
-    def __init__(self, profile):
-        self.requests, requests = os.pipe()
-        responses, self.responses = os.pipe()
-        command = ["chromium", "--headless=new", "--remote-debugging-pipe", "--no-sandbox"]
-        command += ["--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"]
-        command += ["--ignore-certificate-errors", f"--user-data-dir={profile}", "about:blank"]
-
-        def connect():
-            # The browser expects its pipes at descriptors 3 and 4.
-            os.dup2(os.dup(self.requests), 3)
-            os.dup2(os.dup(self.responses), 4)
-            os.set_inheritable(3, True)
-            os.set_inheritable(4, True)
-
-        self.process = subprocess.Popen(
-            command, preexec_fn=connect, close_fds=False, stderr=subprocess.DEVNULL
-        )
-        self.write = os.fdopen(requests, "wb", buffering=0)
-        self.read = os.fdopen(responses, "rb")
-        self.number, self.session, self.console = 0, None, []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self.session = attached["sessionId"]
-        self.call("Page.enable")
-        self.call("Log.enable")
-        self.call("Runtime.enable")
-
-    def call(self, method, **parameters):
-        self.number += 1
-        request = {"id": self.number, "method": method, "params": parameters}
-        if self.session:
-            request["sessionId"] = self.session
-        self.write.write(json.dumps(request).encode() + b"\0")
-        while True:
-            message = self.receive()
-            if message.get("id") == self.number:
-                if "error" in message:
-                    raise RuntimeError(f"{method}: {message['error']}")
-                return message["result"]
-
-    def receive(self):
-        text = bytearray()
-        while (byte := self.read.read(1)) != b"\0":
-            if not byte:
-                raise RuntimeError("the browser has ended")
-            text += byte
-        message = json.loads(text)
-        if message.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown"):
-            self.console.append(message["params"])
-        return message
-
-    def evaluate(self, script):
-        return self.call("Runtime.evaluate", expression=script)["result"].get("value")
-
-    def show(self, width, height, scheme):
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.call("Emulation.setDeviceMetricsOverride", **metrics)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self.call("Emulation.setEmulatedMedia", features=features)
-
-    def picture(self, path, width, scheme, height=None):
-        self.show(width, height or 800, scheme)
-        whole = height is None
-        if whole:
-            self.show(width, self.evaluate("document.documentElement.scrollHeight"), scheme)
-        overflow = self.evaluate("document.documentElement.scrollWidth > innerWidth")
-        if overflow:
-            raise RuntimeError(f"{path.name}: the page is wider than the window")
-        time.sleep(0.5)
-        taken = self.call("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(taken["data"]))
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
+# Age of the certificates that expire in five days, in days.
+AGE = 85
 
 
 class Gateway:
     """A running gateway with a monitor."""
 
     def __init__(self, program, arguments, folder):
-        command = [program, "--listen", "127.0.0.1:0", "--monitor", "0", *arguments]
+        command = [program, "--listen", "127.0.0.1:0", "--monitor", "127.0.0.1:0", *arguments]
         self.process = subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        self.monitor = self.port = None
+        # Ends the loop below.
+        late = threading.Timer(PATIENCE, self.process.kill)
+        late.start()
+        try:
+            self.port, self.monitor = self.read_addresses()
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            late.cancel()
+        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+
+    def read_addresses(self):
+        """Returns the port and the URL of the monitor, which the first line of the log has."""
         log = []
         for line in self.process.stderr:
             log.append(line)
-            if found := re.search(r"monitor started monitor=\"?([^\" \n]+)", line):
-                self.monitor = f"http://{found.group(1)}/"
-            if found := re.search(r"ready: .*listen=\"?127.0.0.1:(\d+)", line):
-                self.port = int(found.group(1))
-                break
-        if not (self.monitor and self.port):
-            raise RuntimeError(f"the gateway doesn't start: {''.join(log)}")
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+            if " ready: " in line:
+                port = re.search(r' listen="?127\.0\.0\.1:(\d+)', line)
+                monitor = re.search(r' monitor="?([^" \n]+)', line)
+                if port and monitor:
+                    return int(port.group(1)), f"http://{monitor.group(1)}/"
+        raise RuntimeError(f"the gateway doesn't say where it listens: {''.join(log)}")
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
         self.process.terminate()
         self.process.wait()
 
@@ -163,21 +105,32 @@ while True:
             process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
             self.processes.append(process)
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
         for process in self.processes:
             process.terminate()
             process.wait()
 
 
-def certify(program, folder, days, clients):
-    def pki(*arguments):
-        command = [program, "pki", "--dir", folder / "pki", *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def certify(program, folder, clients, is_old):
+    """Creates a CA, a server and clients. If they are old, server and first client expire soon."""
 
-    pki("init")
-    pki("server", "--days", str(days), "localhost")
+    def pki(*arguments, age=0):
+        command = [program, "pki", "--dir", folder / "pki", *arguments]
+        environment = dict(os.environ)
+        if age:
+            library = next(pathlib.Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+            environment |= {"LD_PRELOAD": str(library), "FAKETIME": f"-{age}d"}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+
+    age = AGE if is_old else 0
+    pki("init", age=age)
+    pki("server", "--days", str(AGE + 5 if is_old else 397), "localhost", age=age)
     for number in range(clients):
-        pki("client", f"client{number}.example.org")
+        arguments = ["client", "--days", str(AGE + 5), f"client{number}.example.org"]
+        pki(*arguments, age=age if number == 0 else 0)
     server = folder / "pki/servers/localhost"
     files = [("cert", server / "server-cert.pem"), ("key", server / "server-key.pem")]
     files += [("client-ca", folder / "pki/ca-cert.pem"), ("client-crl", folder / "pki/crl.pem")]
@@ -200,46 +153,122 @@ def fill(folder):
     return [f"{name}.hxz" for name in names]
 
 
-def quiet(program, folder, _seconds):
-    gateway = Gateway(program, [str(ARCHIVES / "base-zstd.hxz")], folder)
+def quiet(program, folder, _seconds, stack):
+    gateway = stack.enter_context(Gateway(program, [ARCHIVES / "base-zstd.hxz"], folder))
     time.sleep(12)
-    return gateway, None
+    return gateway
 
 
-def busy(program, folder, seconds, days=397, more=()):
+def busy(program, folder, seconds, stack, is_old=False, more=()):
     names = fill(folder / "snapshots")
-    tls = certify(program, folder, days, len(names))
+    tls = certify(program, folder, len(names), is_old)
     arguments = [*tls, "--export-dir", str(folder / "snapshots"), "--allow", "127.0.0.1", *more]
     arguments += ["--audit", str(folder / "audit.jsonl")]
-    gateway = Gateway(program, arguments, folder)
+    gateway = stack.enter_context(Gateway(program, arguments, folder))
     # Lengths of reads, and pauses between them.
     reads = [(262144, 0.01), (65536, 0.02), (65536, 0.05), (131072, 0.1), (4096, 0.01)]
     exports = [(name, *read) for name, read in zip(names, reads)]
-    clients = Clients(gateway.port, folder / "pki", exports)
+    stack.enter_context(Clients(gateway.port, folder / "pki", exports))
     time.sleep(seconds)
-    return gateway, clients
+    return gateway
 
 
-def broken(program, folder, seconds):
+def broken(program, folder, seconds, stack):
     config = folder / "hexz-nbd.toml"
     config.write_text(f'export-dir = "{folder}/snapshots"\n')
-    gateway, clients = busy(program, folder, seconds, days=5, more=["--config", str(config)])
+    more = ["--config", str(config)]
+    gateway = busy(program, folder, min(seconds, 60), stack, is_old=True, more=more)
     snapshots = folder / "snapshots"
     # No other archive has these blocks, which would be in the cache.
     damaged = bytearray((ARCHIVES / "fixed-64k-zstd.hxz").read_bytes())
     damaged[4096 + 30] ^= 0x10
-    (snapshots / "files.hxz").write_bytes(damaged)
+    (snapshots / "damagedblock.hxz").write_bytes(damaged)
     (snapshots / "broken.hxz").write_bytes(b"junk" * 1000)
     shutil.copy(ARCHIVES / "child-zstd.hxz", snapshots / "thin.hxz")
     (snapshots / "Old.HXZ").write_bytes(b"")
     client = folder / "pki/clients/client0.example.org"
-    for name in ["files.hxz", "files.hxz", "broken.hxz", "thin.hxz"]:
+    for name in ["damagedblock.hxz", "damagedblock.hxz", "broken.hxz", "thin.hxz", "gone.hxz"]:
         uri = f"nbds://localhost:{gateway.port}/{name}?tls-certificates={client}"
         subprocess.run(["nbdcopy", uri, "null:"], stderr=subprocess.DEVNULL, check=False)
+    # A client that doesn't trust the server, and one without a certificate.
+    for uri in ["nbds://localhost:{}/", f"nbds://localhost:{{}}/?tls-certificates={folder}/pki"]:
+        command = ["nbdinfo", "--size", uri.format(gateway.port)]
+        subprocess.run(command, capture_output=True, check=False)
     config.write_text("alow = '192.0.2.0/24'\n")
     os.kill(gateway.process.pid, signal.SIGHUP)
     time.sleep(5)
-    return gateway, clients
+    return gateway
+
+
+def take_all(program, browser, folder, seconds):
+    """Takes pictures of all states."""
+    for state in (quiet, busy, broken):
+        with contextlib.ExitStack() as stack:
+            work = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            gateway = state(program, work, seconds, stack)
+            browser.call("Page.navigate", url=gateway.monitor)
+            # Rates in tables are those of some seconds.
+            time.sleep(12)
+            if state is busy:
+                width, height = DOCUMENTED
+                browser.picture(folder / "status-page.png", width, "light", height)
+            if state is broken:
+                browser.evaluate("document.querySelector('details').open = true")
+            for width in WIDTHS:
+                for scheme in ("light", "dark"):
+                    name = f"{state.__name__}-{width}-{scheme}.png"
+                    browser.picture(folder / name, width, scheme)
+            # Its requests would fail when the gateway has ended.
+            browser.call("Page.navigate", url="about:blank")
+
+
+def check(program, browser, folder):
+    """Clicks on what can be clicked, compares what the page shows, and takes a picture."""
+
+    def expect(what, script, expected):
+        browser.wait(f"JSON.stringify({script}) === JSON.stringify({json.dumps(expected)})")
+        print(f"{what}: {expected}")
+
+    with contextlib.ExitStack() as stack:
+        work = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        fill(work / "snapshots")
+        (work / "snapshots/Old.HXZ").write_bytes(b"")
+        arguments = ["--export-dir", work / "snapshots"]
+        sizes = {"beta": "base-zstd", "alpha": "fixed-4k-zstd", "x" * 50: "text-dict-zstd"}
+        arguments += [f"{name}={ARCHIVES}/{archive}.hxz" for name, archive in sizes.items()]
+        gateway = stack.enter_context(Gateway(program, arguments, work))
+        browser.show(WIDTHS[0], 800, "light")
+        browser.call("Page.navigate", url=gateway.monitor)
+        browser.wait("document.querySelectorAll('#exports tbody tr').length === 3")
+
+        column = "document.querySelectorAll('#exports thead button')[{}]"
+        order = "[...document.querySelectorAll('#exports thead th')][{}].ariaSort"
+        cells = "[...document.querySelectorAll('#exports tbody td.first')].map(it => it.textContent)"
+        names = sorted(sizes)
+        browser.click(column.format(0))
+        expect("order of names", cells, names)
+        expect("mark", order.format(0), "ascending")
+        browser.click(column.format(0))
+        expect("order after a second click", cells, names[::-1])
+        expect("mark", order.format(0), "descending")
+        browser.click(column.format(0))
+        expect("order after a third click", cells, names)
+
+        details = "document.querySelector('#contents-section details')"
+        expect("folder contents are open", f"{details}.open", False)
+        browser.click(f"{details}.querySelector('summary')")
+        expect("after a click", f"{details}.open", True)
+        rows = "[...document.querySelectorAll('#contents div')].map(it => it.innerText.split('\\n'))"
+        files = sorted(path.name for path in (work / "snapshots").glob("*.hxz"))
+        unserved = ["Old.HXZ", "not served: extension isn't in lower case"]
+        expect("contents", rows, [[name, "not open"] for name in files] + [unserved])
+
+        long = "document.querySelector('#exports tbody tr:last-child td')"
+        expect("a long name is cut off", f"{long}.scrollWidth > {long}.clientWidth", True)
+        browser.evaluate(f"{long}.dispatchEvent(new MouseEvent('mouseover', {{ bubbles: true }}))")
+        expect("title", f"{long}.title", names[-1])
+        browser.picture(folder / "check.png", WIDTHS[0], "light")
+        browser.call("Page.navigate", url="about:blank")
 
 
 def main():
@@ -247,34 +276,18 @@ def main():
     parser.add_argument("program", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--minutes", type=float, default=1)
+    parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
+    # All that was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: exit("terminated"))
     program = options.program.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        browser = Browser(profile)
-        try:
-            for state in (quiet, busy, broken):
-                with tempfile.TemporaryDirectory() as folder:
-                    gateway, clients = state(program, pathlib.Path(folder), 60 * options.minutes)
-                    try:
-                        browser.call("Page.navigate", url=gateway.monitor)
-                        # Rates in tables are those of some seconds.
-                        time.sleep(12)
-                        for width in WIDTHS:
-                            for scheme in ("light", "dark"):
-                                name = f"{state.__name__}-{width}-{scheme}.png"
-                                browser.picture(options.folder / name, width, scheme)
-                        if state is busy:
-                            width, height = DOCUMENTED
-                            path = options.folder / "status-page.png"
-                            browser.picture(path, width, "light", height)
-                    finally:
-                        browser.call("Page.navigate", url="about:blank")
-                        if clients:
-                            clients.close()
-                        gateway.close()
-        finally:
-            browser.close()
+        with Browser(profile) as browser:
+            if options.check:
+                check(program, browser, options.folder)
+            else:
+                take_all(program, browser, options.folder, 60 * options.minutes)
     if browser.console:
         raise SystemExit(f"the console has messages: {json.dumps(browser.console, indent=1)}")
 

@@ -14,7 +14,7 @@ use super::files::ServedFiles;
 use super::folder_access::{self, FolderError, FolderFault, FolderId};
 use super::slot::SnapshotSlot;
 use super::source::{ArchiveSource, ExportFolder, NotFoundReason};
-use super::status::FolderStatus;
+use super::status::{ArchiveState, FolderArchive, FolderStatus, MAX_CONTENTS};
 use hexz_reader::storage::{RemoteSource, Stamp, is_url};
 use nbd_telemetry::RateLimit;
 use nbd_telemetry::escape;
@@ -46,6 +46,8 @@ pub(super) struct FolderSlots {
 struct Listing {
     /// Number of archives.
     archives: usize,
+    /// Names of the first [`MAX_CONTENTS`] of them, in order.
+    first: Vec<String>,
     /// Files that look like archives but aren't served.
     unserved: Vec<(OsString, NotFoundReason)>,
     /// Time of the folder's last change; `None` if it may have changed afterwards.
@@ -153,13 +155,18 @@ impl FolderSlots {
         before.is_none() || before != modification_time(self.path())
     }
 
-    /// Returns what is known about the folder without reading it.
-    pub(super) fn status(&self) -> FolderStatus {
+    /// Returns what is known about the folder without reading it. `state_of` returns the state of
+    /// an archive by its name.
+    pub(super) fn status(&self, state_of: impl Fn(&str) -> ArchiveState) -> FolderStatus {
         let listing = self.listing.lock();
+        let first = listing.iter().flat_map(|listing| &listing.first);
         let unserved = listing.iter().flat_map(|listing| &listing.unserved);
         FolderStatus {
             path: self.path().to_owned(),
             archives: listing.as_ref().map(|listing| listing.archives),
+            contents: first
+                .map(|name| FolderArchive { name: name.clone(), state: state_of(name) })
+                .collect(),
             unserved: unserved.map(|(name, why)| (name.clone(), why.label())).collect(),
             fault: self.fault(),
         }
@@ -230,6 +237,7 @@ impl FolderSlots {
         let content = content?;
         *self.listing.lock() = Some(Listing {
             archives: content.files.len(),
+            first: content.files.iter().take(MAX_CONTENTS).map(|(name, _)| name.clone()).collect(),
             unserved: content.unserved.clone(),
             modified,
         });

@@ -90,7 +90,7 @@ pub use recording::Recording;
 pub use snapshot::{STATE_CHANGED, SnapshotExport};
 pub use snapshot_exports::SnapshotExports;
 pub use source::{ExportFolder, ExportSelection, NamedArchive, NamedArchiveError};
-pub use status::{CatalogStatus, FolderStatus, UnavailableArchive};
+pub use status::{ArchiveState, CatalogStatus, FolderArchive, FolderStatus, UnavailableArchive};
 pub use trace::{MAX_TRACE_LENGTH, Trace, TraceError, TraceSource, TracedRange};
 pub use view::CatalogView;
 

@@ -1,6 +1,6 @@
 //! Status of the archives, for monitoring. It is collected without opening or reading anything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,9 @@ use hexz_reader::storage::is_url;
 
 /// Maximum number of archives in [`CatalogStatus::unavailable`].
 const MAX_UNAVAILABLE: usize = 100;
+
+/// Maximum number of archives in [`FolderStatus::contents`].
+pub(super) const MAX_CONTENTS: usize = 100;
 
 /// Status of the archives in a catalog.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,10 +36,36 @@ pub struct FolderStatus {
     pub path: PathBuf,
     /// Number of archives that were in it when it was last read.
     pub archives: Option<usize>,
+    /// The first of these archives by name, at most 100.
+    pub contents: Vec<FolderArchive>,
     /// Files that look like archives but aren't served, with the label of the reason.
     pub unserved: Vec<(OsString, &'static str)>,
     /// Reason for which it can't be read, if it can't.
     pub fault: Option<FolderFault>,
+}
+
+/// An archive in an export folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderArchive {
+    /// Name of its file, and of its export.
+    pub name: String,
+    /// State of the archive.
+    pub state: ArchiveState,
+}
+
+/// State of an archive in an export folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArchiveState {
+    /// It is open.
+    Open,
+    /// It isn't open: no client has asked for it, or it was closed because clients asked for many
+    /// others.
+    Closed,
+    /// It couldn't be opened the last time that this was tried. The label is that of
+    /// [`UnavailableArchive::reason`].
+    Unavailable(&'static str),
+    /// An archive with an export name of its own is served instead.
+    Hidden,
 }
 
 /// An archive that couldn't be opened.
@@ -59,17 +88,26 @@ impl Catalog {
                 failed.insert(name, (reason, message));
             }
         }
+        let mut open = HashSet::new();
         for (name, slot) in self.all_slots() {
             if let Some(failure) = slot.failure() {
                 failed.insert(name, failure);
+            } else if slot.latest().is_some() {
+                open.insert(name);
             }
         }
+        let state_of = |name: &str| match failed.get(name) {
+            _ if self.named.contains(name) => ArchiveState::Hidden,
+            Some((reason, _)) => ArchiveState::Unavailable(reason),
+            None if open.contains(name) => ArchiveState::Open,
+            None => ArchiveState::Closed,
+        };
+        let folder = self.folder.as_ref().map(|folder| folder.status(state_of));
         let unavailable_count = failed.len();
         let unavailable = failed.into_iter().take(MAX_UNAVAILABLE);
         let unavailable = unavailable
             .map(|(name, (reason, message))| UnavailableArchive { name, reason, message })
             .collect();
-        let folder = self.folder.as_ref().map(|folder| folder.status());
         CatalogStatus { folder, unavailable, unavailable_count }
     }
 
@@ -113,7 +151,7 @@ impl Catalog {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockReader, ExportFolder, ExportSelection};
+    use crate::{BlockReader, ExportFolder, ExportSelection, NamedArchive};
     use hexz_reader::OpenOptions;
 
     fn catalog(folder: &Path) -> Catalog {
@@ -150,6 +188,46 @@ mod tests {
         std::fs::rename(path("new"), path("bad.hxz")).unwrap();
         catalog.check_folder().await;
         assert_eq!(catalog.status().unavailable, []);
+    }
+
+    #[tokio::test]
+    async fn the_first_archives_of_a_folder_are_listed_with_their_state() {
+        const ARCHIVES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/archives");
+        let folder = tempfile::tempdir().unwrap();
+        let base = Path::new(ARCHIVES).join("base-zstd.hxz");
+        for name in ["a.hxz", "b.hxz", "d.hxz"] {
+            std::fs::copy(&base, folder.path().join(name)).unwrap();
+        }
+        std::fs::write(folder.path().join("c.hxz"), "junk").unwrap();
+        let named = NamedArchive::new("d.hxz", base).unwrap();
+        let selection = ExportSelection {
+            named: vec![named],
+            folder: Some(ExportFolder::new(folder.path().to_owned())),
+            default: None,
+        };
+        let options = OpenOptions::default();
+        let catalog = Catalog::new(selection, options, BlockReader::new(1 << 20)).unwrap();
+        let contents = || {
+            let contents = catalog.status().folder.unwrap().contents.into_iter();
+            contents.map(|it| (it.name, it.state)).collect::<Vec<_>>()
+        };
+        assert_eq!(contents(), []);
+        catalog.check_folder().await;
+        assert!(catalog.has("b.hxz").await && !catalog.has("c.hxz").await);
+        let expected = [
+            ("a.hxz", ArchiveState::Closed),
+            ("b.hxz", ArchiveState::Open),
+            ("c.hxz", ArchiveState::Unavailable("not_hexz")),
+            ("d.hxz", ArchiveState::Hidden),
+        ];
+        assert_eq!(contents(), expected.map(|(name, state)| (name.to_owned(), state)));
+
+        for number in 0..MAX_CONTENTS {
+            std::fs::write(folder.path().join(format!("{number}.hxz")), "").unwrap();
+        }
+        catalog.check_folder().await;
+        assert_eq!(contents().len(), MAX_CONTENTS);
+        assert_eq!(catalog.status().folder.unwrap().archives, Some(MAX_CONTENTS + 4));
     }
 
     /// Files may be added and removed without any client listing them.

@@ -1,10 +1,12 @@
 //! The status page, in a real browser.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
 use super::{get, monitor_of};
+use crate::admission::come_in;
 use crate::clients::run;
 use crate::support::authority::{Authority, Recipe};
 use crate::support::client::{FLAGS, OPT_GO, REP_ERR_UNKNOWN, Request, info_data};
@@ -15,8 +17,9 @@ use crate::support::{archive, wait_until};
 /// What a stranger may have as a name in a certificate.
 const EVIL: &str = "<img src=x onerror=alert(1)>\u{202e}";
 
-/// The page after it has run for so long, as the browser's own text of it, and what the browser
-/// had to say. Time is the browser's: it passes as soon as there is nothing to wait for.
+/// The page after it has run for so long, as the browser's own text of it without places where
+/// names may be wrapped, and what the browser had to say. Time is the browser's: it passes as soon
+/// as there is nothing to wait for.
 pub(super) fn browse(url: &str, seconds: u32) -> (String, String) {
     let folder = tempfile::tempdir().unwrap();
     let (profile, time) = (
@@ -30,7 +33,15 @@ pub(super) fn browse(url: &str, seconds: u32) -> (String, String) {
     let said = run("chromium", &[&quiet[..], &alone, &fresh, &asked].concat());
     let all = said.everything();
     let console: Vec<&str> = all.lines().filter(|line| line.contains(":CONSOLE")).collect();
-    (said.ok(), console.join("\n"))
+    (unwrapped(&said.ok()), console.join("\n"))
+}
+
+/// Removes the elements that say where names may be wrapped, and where not.
+fn unwrapped(page: &str) -> String {
+    let page = page.replace("<wbr>", "");
+    let mut parts = page.split("<span class=\"solid\">");
+    let first = parts.next().unwrap().to_owned();
+    parts.fold(first, |page, part| page + &part.replacen("</span>", "", 1))
 }
 
 /// The text of the table's cells, row by row.
@@ -141,19 +152,29 @@ fn the_banner_names_the_worst_problem() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("broken.hxz"), "junk").unwrap();
     std::fs::copy(archive("base-zstd.hxz"), folder.path().join("good.hxz")).unwrap();
+    std::fs::copy(archive("base-lz4.hxz"), folder.path().join("unread.hxz")).unwrap();
+    std::fs::copy(archive("child-zstd.hxz"), folder.path().join("thin.hxz")).unwrap();
     std::fs::write(folder.path().join("OTHER.HXZ"), "").unwrap();
     let rules = folder.path().join("rules.toml");
     std::fs::write(&rules, "[[rule]]\naction = \"allow\"\nnetwork = \"127.0.0.0/8\"").unwrap();
     let certificate = PkiRecipe { days: (-1, 3), ..PkiRecipe::default() };
+    let authority = Authority::new();
+    let dns = Some("backup.example.org");
+    let client = Recipe { dns, seconds: (-90 * 86_400, 5 * 86_400 + 60), ..Recipe::default() };
+    let client = authority.certify(&client);
     let server = Server::builder()
         .tls(Pki::made_by(&certificate))
+        .clients_of(&authority)
         .args(["--monitor", "0", "--export-dir"])
         .arg(folder.path())
         .arg("--rules")
         .arg(&rules)
         .start();
-    let name = info_data(b"broken.hxz", &[]);
-    server.greeted().refused(OPT_GO, &name, REP_ERR_UNKNOWN);
+    let mut client = come_in(&server, client.config(server.pki()));
+    for name in [b"broken.hxz".as_slice(), b"thin.hxz"] {
+        client.refused(OPT_GO, &info_data(name, &[]), REP_ERR_UNKNOWN);
+    }
+    client.go("good.hxz");
     std::fs::write(&rules, "nonsense").unwrap();
     server.signal("HUP");
     let problems = || -> Vec<(Value, Value)> {
@@ -161,7 +182,12 @@ fn the_banner_names_the_worst_problem() {
         let problems = status["problems"].as_array().unwrap().iter();
         problems.map(|it| (it["severity"].clone(), it["problem"].clone())).collect()
     };
-    let expected = [("critical", "certificate"), ("warning", "archives"), ("warning", "reload")];
+    let expected = [
+        ("critical", "certificate"),
+        ("warning", "client_certificate"),
+        ("warning", "archives"),
+        ("warning", "reload"),
+    ];
     let expected = expected.map(|(severity, problem)| (severity.into(), problem.into()));
     wait_until("all is noticed", || problems() == expected);
 
@@ -170,17 +196,67 @@ fn the_banner_names_the_worst_problem() {
     assert!(page.contains("<div id=\"banner\" class=\"bad\">"), "{page}");
     assert!(text(&page, "state").starts_with("The server's certificate expires in"), "{page}");
     let others = page.split("id=\"problems\"").nth(1).unwrap().split("</ul>").next().unwrap();
-    assert!(others.contains("broken.hxz") && others.contains("rules"), "{others}");
-    assert_eq!(text(&page, "host"), gethostname().trim());
-    let archives = page.split("id=\"archives\"").nth(1).unwrap().split("</dl>").next().unwrap();
-    for row in [
-        format!("<dt>folder</dt><dd class=\"\">{}</dd>", folder.path().display()),
-        "<dt>archives in it</dt><dd class=\"\">2</dd>".to_owned(),
-        "<dt>broken.hxz</dt><dd class=\"warn\">not_hexz</dd>".to_owned(),
-        "<dt>OTHER.HXZ</dt><dd class=\"\">wrong_extension</dd>".to_owned(),
+    for text in [
+        "The certificate of the client dns:backup.example.org expires in 5&nbsp;days: renew it",
+        "2 archives can't be opened: broken.hxz (not a Hexz archive), thin.hxz (parent is missing)",
+        "so the previous settings apply: ",
     ] {
-        assert!(archives.contains(&row), "{row}: {archives}");
+        assert!(others.contains(text), "{text}: {others}");
     }
+    assert_eq!(text(&page, "host"), gethostname().trim());
+    assert_eq!(
+        pairs(&page, "archives")[..2],
+        [["folder", folder.path().to_str().unwrap(), ""], ["archives in it", "4", ""],]
+    );
+    assert_eq!(text(&page, "contents-count"), "4 archives, 1 file that isn’t served");
+    assert_eq!(
+        pairs(&page, "contents"),
+        [
+            ["broken.hxz", "not a Hexz archive", "not_hexz"],
+            ["good.hxz", "open", ""],
+            ["thin.hxz", "parent is missing", "parent_missing"],
+            ["unread.hxz", "not open", ""],
+            ["OTHER.HXZ", "not served: extension isn't in lower case", "wrong_extension"],
+        ]
+    );
+    let tls = pairs(&page, "tls");
+    assert!(tls.iter().any(|[name, ..]| *name == "dns:backup.example.org expires"), "{tls:?}");
+}
+
+/// The names and values of a list, with their labels.
+fn pairs<'a>(page: &'a str, list: &str) -> Vec<[&'a str; 3]> {
+    let start = page.find(&format!("id=\"{list}\"")).unwrap_or_else(|| panic!("{page}"));
+    let rows = page[start..].split("</dl>").next().unwrap().split("<div").skip(1);
+    rows.map(|row| {
+        let (start, rest) = row.split_once("<dt>").unwrap();
+        let (name, rest) = rest.split_once("</dt>").unwrap();
+        let value = rest.split_once('>').unwrap().1.split('<').next().unwrap();
+        let label =
+            start.split_once("title=\"").map_or("", |(_, it)| it.split('"').next().unwrap());
+        [name, value, label]
+    })
+    .collect()
+}
+
+/// The script that takes the pictures clicks on what can be clicked, too.
+#[test]
+fn columns_are_sorted_both_ways_and_pictures_can_be_taken() {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/status-page/pictures.py");
+    let folder = tempfile::tempdir().unwrap();
+    // A deadline of its own: it ends its browser and its server then.
+    let output = Command::new("timeout")
+        .arg("180")
+        .arg(script)
+        .arg(env!("CARGO_BIN_EXE_hexz-nbd"))
+        .arg(folder.path())
+        .arg("--check")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let picture = std::fs::read(folder.path().join("check.png")).unwrap();
+    assert!(picture.starts_with(b"\x89PNG"), "{} bytes", picture.len());
 }
 
 fn gethostname() -> String {
