@@ -13,6 +13,9 @@ PACKAGES := build-essential ca-certificates chromium curl e2fsprogs fdisk fish f
 # Programs that the test of the Debian package uses.
 PACKAGE_PACKAGES := build-essential debootstrap iproute2 libnbd-bin python3 systemd util-linux
 
+# Programs that the test of the first hour uses.
+FIRST_HOUR_PACKAGES := debootstrap git python3 util-linux
+
 # Programs that the test of the RPM package and of the image uses, besides those above.
 RELEASE_PACKAGES := $(PACKAGE_PACKAGES) buildah makepkg musl-tools rpm shellcheck
 
@@ -29,7 +32,7 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ngi
 	qemu-utils valgrind
 
 .PHONY: help test check unit fuzz fuzz-short tools client-tools build deb package-test \
-	package-tools static rpm container release release-test release-tools stress store-test \
+	package-tools first-hour first-hour-tools hexz-cli-test static rpm container release release-test release-tools stress store-test \
 	examples-test examples-tools fleet-test fleet-tools attacks long-session bench bench-peers \
 	bench-micro bench-tools reach-bench costs check-costs certs pictures clean
 
@@ -44,6 +47,9 @@ help:
 	@echo 'make build         the program, in target/release/hexz-nbd'
 	@echo 'make deb           the Debian package, in target/debian'
 	@echo 'make package-test  install the package into a clean Debian root and use it; as root'
+	@echo 'make first-hour    follow README.md in a clean Debian root, from nothing to verified bytes;'
+	@echo '                   builds the program there; FIRST_HOUR_OPTIONS=--help; as root'
+	@echo 'make hexz-cli-test follow docs/create-snapshots.md there, which builds the Hexz tools; as root'
 	@echo 'make static        the program without shared libraries, in target/static; rustup and musl'
 	@echo 'make rpm           an RPM package with the static program, in target/generate-rpm'
 	@echo 'make container     a container image with the static program; buildah'
@@ -106,10 +112,11 @@ fuzz-short:
 # Installs only missing packages, so that no network is needed if there are none.
 bench-tools: PACKAGES := $(BENCH_PACKAGES)
 package-tools: PACKAGES := $(PACKAGE_PACKAGES)
+first-hour-tools: PACKAGES := $(FIRST_HOUR_PACKAGES)
 release-tools: PACKAGES := $(RELEASE_PACKAGES)
 examples-tools: PACKAGES := $(EXAMPLE_PACKAGES)
 fleet-tools: PACKAGES := $(FLEET_PACKAGES)
-client-tools bench-tools package-tools release-tools examples-tools fleet-tools:
+client-tools bench-tools package-tools first-hour-tools release-tools examples-tools fleet-tools:
 	@missing=''; for package in $(PACKAGES); do \
 		dpkg-query -W -f '$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
 			|| missing="$$missing $$package"; \
@@ -121,11 +128,13 @@ client-tools bench-tools package-tools release-tools examples-tools fleet-tools:
 
 tools: client-tools target/hexz
 
-# The Hexz tools, with which the pages create snapshots.
+# The Hexz tools, with which the pages create snapshots; in wheels for the pages that install them.
 target/hexz: tests/integration/documents/requirements.txt | client-tools
 	rm -rf $@
 	python3 -m venv $@
-	$@/bin/pip install --quiet --require-hashes --only-binary :all: --requirement $< || { rm -rf $@; exit 1; }
+	$@/bin/pip download --quiet --require-hashes --only-binary :all: --dest $@/wheels \
+		--requirement $< && $@/bin/pip install --quiet --no-index $@/wheels/*.whl \
+		|| { rm -rf $@; exit 1; }
 
 build:
 	$(CARGO) build --locked --release
@@ -142,6 +151,14 @@ deb: build $(CARGO_DEB)
 
 package-test: package-tools deb
 	$(SUDO) tests/package/run.sh target/debian/hexz-nbd_*.deb
+
+# Both need a network, and install Rust with rustup unless FIRST_HOUR_OPTIONS has --toolchain.
+first-hour: first-hour-tools
+	$(SUDO) tests/first-hour/run.py $(FIRST_HOUR_OPTIONS)
+
+hexz-cli-test: first-hour-tools build
+	$(SUDO) tests/first-hour/run.py --program target/release/hexz-nbd $(FIRST_HOUR_OPTIONS) \
+		docs/create-snapshots.md
 
 # Needs `rustup target add` and Debian's musl-tools, so it isn't part of `make test`. For another
 # processor it needs a cross compiler as well: MUSL is the folder of musl for that processor, in which

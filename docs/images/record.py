@@ -4,8 +4,8 @@
     record.py PYTHON
 
 PYTHON is an interpreter that has the package hexz, such as target/hexz/bin/python. hexz-nbd and
-nbdcopy have to be in PATH, and port 10809 has to be free. What the picture shows is what the
-commands have printed; only long lines are cut.
+nbdcopy have to be in PATH, and port 10809 has to be free. The picture shows what the commands have
+printed, wrapped like in a terminal.
 """
 
 import html
@@ -45,7 +45,7 @@ def run(command):
     )
     if ended.returncode != 0:
         raise SystemExit("%s: %s" % (command, ended.stdout))
-    return ended.stdout.splitlines()
+    return ended.stdout.expandtabs().splitlines()
 
 
 def record(python):
@@ -73,7 +73,11 @@ def record(python):
     finally:
         server.terminate()
         server.communicate()
-    return lines
+    return [wrapped for kind, text in lines for wrapped in wrap(kind, text)]
+
+
+def wrap(kind, text):
+    return [(kind, text[at : at + COLUMNS]) for at in range(0, len(text), COLUMNS)]
 
 
 def draw(lines):
@@ -87,8 +91,6 @@ def draw(lines):
 
     rules, texts = [], []
     for number, ((kind, text), (begin, end)) in enumerate(zip(lines, times)):
-        if len(text) > COLUMNS:
-            text = text[: COLUMNS - 1] + "…"
         y = TITLE + MARGIN + LINE * number
         begin, end = 100 * begin / total, 100 * end / total
         rules.append(

@@ -184,7 +184,7 @@ exec cp "${@:1:$#-1}" "${target#*:}"
 const SUDO: &str = "#!/bin/bash\nexec \"$@\"\n";
 
 /// `make tools` has installed the packages; a test compares their names with those on the pages.
-const APT: &str = "#!/bin/bash\n[ \"$1\" = install ]\n";
+const APT: &str = "#!/bin/bash\n[[ $1 = install || $1 = update ]]\n";
 
 /// Starts or reloads the services that pages use, without a service manager.
 const SYSTEMCTL: &str = r#"#!/bin/bash

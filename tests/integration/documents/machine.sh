@@ -44,7 +44,9 @@ cd "$HOME/work" || fail 'no folder'
 cp "$ARCHIVES"/*.hexz .
 # Paths in the documents are those of the repository.
 ln -s "$REPOSITORY"/{benches,certs,examples,packaging,tests} .
-[ -d "$REPOSITORY/target/hexz" ] && ln -s "$REPOSITORY/target/hexz" hexz-tools
+# The Hexz tools, unless the page installs them. For that, pip needs no network.
+export PIP_NO_INDEX=1 PIP_FIND_LINKS="$REPOSITORY/target/hexz/wheels"
+grep -qs 'venv hexz-tools' "$STEPS"/*.command || ln -s "$REPOSITORY/target/hexz" hexz-tools
 
 # Object stores, if the page has some: their content is in /srv/store, and the credentials are where
 # the vendors' tools keep them.

@@ -202,7 +202,8 @@ fn options_and_targets_exist() {
     };
     let known: BTreeSet<String> = words(&known).into_iter().collect();
     // Options of other programs.
-    let others = ["--path", "--list", "--requests", "--outage"];
+    let of_tests = ["--ca", "--outage", "--package", "--program", "--requests", "--toolchain"];
+    let others = [["--list", "--path"].as_slice(), &of_tests].concat();
     let makefile = source("Makefile");
     // A rule may have several targets.
     let rules = makefile.lines().filter_map(|line| line.split_once(':'));
