@@ -20,7 +20,7 @@ use crate::support::server::run as run_binary;
 const NOT_RUN: [(&str, usize); 21] = [
     ("a kernel's command line", 2),
     ("builds the Hexz tools", 1),
-    ("builds the program", 7),
+    ("builds the program", 8),
     ("installs Rust", 3),
     ("needs Ansible", 1),
     ("needs Proxmox VE", 1),

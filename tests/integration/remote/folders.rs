@@ -4,7 +4,6 @@ use object_server::{Behavior, Index, ObjectServer, Rule, Script};
 
 use super::{assert_no_export, assert_serves, gateway, monitor_page, pause, put_file};
 use crate::support::server::{Builder, Server};
-use crate::support::wait_until;
 
 const NAMES: [&str; 6] =
     ["a.hxz", "and & more.hxz", "b.hexz", "eq=al+.hxz", "quo'te\".hxz", "ümläut.hxz"];
