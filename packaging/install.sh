@@ -16,6 +16,7 @@ install -Dm644 "$prepared/completions/fish" \
     "$root/usr/share/fish/vendor_completions.d/hexz-nbd.fish"
 install -d "$doc"
 cp -R "$prepared/documents/." "$doc/"
+install -Dm755 examples/*.py -t "$doc/examples/"
 install -Dm644 "$prepared/changelog.gz" -t "$doc/"
 install -Dm644 LICENSE-APACHE LICENSE-MIT "$prepared/third-party.gz" \
     -t "$root/usr/share/licenses/hexz-nbd/"

@@ -9,6 +9,8 @@ mkdir -p "$tree/completions" "$tree/man" "$tree/systemd"
 cp "$program" "$tree/hexz-nbd"
 chmod 755 "$tree/hexz-nbd"
 cp -R "$prepared/documents/." "$tree/"
+cp examples/*.py "$tree/examples/"
+chmod 755 "$tree"/examples/*.py
 cp CHANGELOG.md LICENSE-APACHE LICENSE-MIT "$prepared/third-party.gz" "$tree/"
 # The archive has no README of a distribution, but the page on which that is based.
 sed 's|/usr/share/doc/hexz-nbd/README|docs/as-a-service.md|' "$prepared/hexz-nbd.toml" \
