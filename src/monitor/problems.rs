@@ -223,6 +223,21 @@ fn stores(found: &mut Problems, status: &Status) {
         found.add(Critical, "store_down", text);
     }
     for store in &status.remote.stores {
+        let Some(why) = &store.rejection else { continue };
+        let why = match &**why {
+            "credentials_expired" => "the credentials have expired",
+            "clock_skew" => "this machine's clock is wrong",
+            "denied" => "access is denied",
+            why => why,
+        };
+        let text = format!(
+            "The store {} rejects requests ({}): only what is cached can be read",
+            escape::text(&store.name),
+            escape::text(why)
+        );
+        found.add(Critical, "store_rejects", text);
+    }
+    for store in &status.remote.stores {
         let Some(left) = store.credentials_expire.map(|end| end - status.now) else { continue };
         if left < CREDENTIALS_LIMIT {
             let text = format!(
@@ -356,7 +371,8 @@ mod tests {
             "verification_failures": { "crc": 2, "io": 1, "store_down": 3 },
             "reloads": { "failed": 1, "last": 999_990, "last_error": "bad rules" },
             "tls": { "certificate_expires": 1_900_000, "client_crl_expires": 999_999 },
-            "stores": [{ "name": "s3://x", "breaker": "open", "credentials_expire": 1_000_100 }],
+            "stores": [{ "name": "s3://x", "breaker": "open", "rejection": "denied",
+                         "credentials_expire": 1_000_100 }],
             "disk_cache": { "is_off": true },
             "archives": { "unavailable": [{ "name": "a" }], "unavailable_count": 1 },
         });
@@ -366,6 +382,7 @@ mod tests {
             ("critical", "storage"),
             ("critical", "client_crl"),
             ("critical", "store_down"),
+            ("critical", "store_rejects"),
             ("warning", "store_reads"),
             ("warning", "audit_lost"),
             ("warning", "certificate"),

@@ -53,6 +53,10 @@ pub(crate) struct StoreStatus {
     pub(crate) hedges_won: u64,
     /// State of the circuit breaker: `closed`, or `open` if the store is down.
     pub(crate) breaker: Cow<'static, str>,
+    /// Reason for which the store rejects requests for objects that it has had: `denied`,
+    /// `credentials_expired` or `clock_skew`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) rejection: Option<Cow<'static, str>>,
     /// Number of requests that found another version of the object.
     pub(crate) changed: u64,
     /// Time at which the credentials expire, if they do and it is known.
@@ -180,6 +184,7 @@ mod conversion {
                 hedges_sent: stats.hedges_sent,
                 hedges_won: stats.hedges_won,
                 breaker: stats.breaker.label().into(),
+                rejection: stats.rejection.map(Into::into),
                 changed: stats.changed,
                 credentials_expire: stats.credentials_expiry.map(unix_seconds),
             }
@@ -234,6 +239,7 @@ mod tests {
             hedges_sent: 1,
             hedges_won: 0,
             breaker: BreakerState::Open,
+            rejection: Some("denied"),
             changed: 0,
             credentials_expiry: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(7)),
         };
@@ -243,6 +249,7 @@ mod tests {
         assert_eq!(store.requests["demand"]["throttled"], 2);
         assert_eq!((store.total_requests(), store.total_bytes()), (7, 500));
         assert!(store.is_down());
+        assert_eq!(store.rejection.as_deref(), Some("denied"));
         assert_eq!(store.credentials_expire, Some(7.0));
         let seconds = &store.request_seconds;
         assert_eq!((seconds.count, seconds.sum), (5, 50.0));

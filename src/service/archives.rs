@@ -176,7 +176,7 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     let nothing_is_left = exports.is_empty() && options.export_dir.is_none();
     // A store that is down may be up again when a client asks.
     let is_fatal =
-        |error: &hexz_reader::Error| options.strict || (nothing_is_left && !error.is_outage());
+        |error: &hexz_reader::Error| options.strict || (nothing_is_left && !error.is_store_down());
     let fatal = failed.iter().rposition(is_fatal).map(|position| failed.remove(position));
     for error in failed {
         let hint = hints::of_error(&error.kind);

@@ -62,8 +62,10 @@ struct OpenFailure {
     label: &'static str,
     /// True if the failure can't be detected from header and index alone.
     is_hidden_from_index: bool,
-    /// True if a store failed in a way that may be over at any time.
+    /// True if a store failed or rejected requests, which says nothing about the archive.
     is_outage: bool,
+    /// True if that may be over at any time.
+    is_store_down: bool,
 }
 
 impl OpenFailure {
@@ -83,6 +85,7 @@ impl OpenFailure {
             label: error.label(),
             is_hidden_from_index: error.is_hidden_from_index(),
             is_outage: error.is_outage(),
+            is_store_down: error.is_store_down(),
         }
     }
 
@@ -183,19 +186,19 @@ impl SnapshotSlot {
         self.latest.read().clone()
     }
 
-    /// Returns true if the last attempt to open it failed, other than by an outage of its store;
-    /// false while one is in progress.
+    /// Returns true if the last attempt to open it failed because of the archive, and not because
+    /// its store failed or rejected requests; false while one is in progress.
     pub(super) fn has_failed(&self) -> bool {
         self.opened
             .try_lock()
             .is_ok_and(|opened| matches!(&*opened, SlotState::Failed(failed) if !failed.is_outage))
     }
 
-    /// Returns label and text of the reason for which the last attempt to open it failed, like
-    /// [`has_failed`](Self::has_failed).
+    /// Returns label and text of the reason for which the last attempt to open it failed, unless its
+    /// store was down.
     pub(super) fn failure(&self) -> Option<(&'static str, String)> {
         match &*self.opened.try_lock().ok()? {
-            SlotState::Failed(failed) if !failed.is_outage => {
+            SlotState::Failed(failed) if !failed.is_store_down => {
                 Some((failed.label, failed.reason.clone()))
             }
             _ => None,

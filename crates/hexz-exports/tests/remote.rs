@@ -39,6 +39,7 @@ impl StoreState {
                 label: "store_down",
                 message: "down".into(),
                 is_transient: true,
+                is_outage: true,
             })),
             false => Ok(()),
         }

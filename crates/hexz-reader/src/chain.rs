@@ -138,7 +138,12 @@ fn find(
 ) -> Result<(PathBuf, Arc<dyn Storage>), Error> {
     let tried = candidates(child, name, options);
     let mut denied = None;
+    let mut outage = None;
     for path in &tried {
+        // The store can't tell whether it has the parent. One that was opened before can be used.
+        if outage.is_some() && !options.is_known(path) {
+            continue;
+        }
         match options.open_storage(path) {
             Ok(storage) => return Ok((path.clone(), storage)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -150,13 +155,15 @@ fn find(
                 // A store that may not be listed denies access to objects that don't exist.
                 if is_denied && is_url(path) {
                     denied.get_or_insert(error);
-                    continue;
+                } else if error.is_outage() {
+                    outage.get_or_insert(error);
+                } else {
+                    return Err(error);
                 }
-                return Err(error);
             }
         }
     }
-    if let Some(error) = denied {
+    if let Some(error) = outage.or(denied) {
         return Err(error);
     }
     let is_outside = !options.allow_parent_anywhere && !is_plain(Path::new(name));

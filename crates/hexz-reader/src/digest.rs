@@ -22,8 +22,8 @@ use super::digest_list::{Digest, DigestsError, parse_entry, parse_line};
 use super::error::{Error, ErrorKind, printable};
 use super::limits::{GROUP_CACHE_BYTES, MAX_TREE_MEMORY};
 use crate::storage::{
-    GROUP_LEN, GroupCache, GroupHashes, HashTree, Stamp, Storage, TreeBudget, TreeError,
-    VerifiedStorage,
+    GROUP_LEN, GroupCache, GroupHashes, HashTree, RemoteError, Stamp, Storage, TreeBudget,
+    TreeError, VerifiedStorage,
 };
 
 /// Minimum length of a file for which hashing is logged, in bytes.
@@ -241,6 +241,7 @@ fn tree_from_file(
     let file = match options.open_storage(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_outage(&error) => return Err(TreeError::Io(error)),
         Err(error) => {
             unusable(&format_args!("can't open the tree file: {error}"));
             return Ok(None);
@@ -253,12 +254,19 @@ fn tree_from_file(
             unusable(&"it isn't the tree of the archive that has the required digest");
             Ok(None)
         }
-        Err(TreeError::Io(error)) => {
+        Err(TreeError::Io(error)) if !is_outage(&error) => {
             unusable(&format_args!("can't read the tree file: {error}"));
             Ok(None)
         }
-        Err(error @ TreeError::Memory { .. }) => Err(error),
+        Err(error) => Err(error),
     }
+}
+
+/// Returns true if the store fails, so that the archive couldn't be hashed either. Access to a file
+/// that doesn't exist may be denied.
+fn is_outage(error: &io::Error) -> bool {
+    error.kind() != io::ErrorKind::PermissionDenied
+        && RemoteError::of(error).is_some_and(|error| error.is_outage)
 }
 
 /// Hashes all of an archive, and logs that for a large one.
@@ -284,7 +292,7 @@ fn hash_archive(
 
 fn error_kind(error: TreeError) -> ErrorKind {
     match error {
-        TreeError::Io(error) => ErrorKind::Io("hash the file", error),
+        TreeError::Io(error) => ErrorKind::from_read_error("hash the file", error),
         TreeError::Memory { needed, limit } => ErrorKind::TooLarge {
             what: "the memory for verifying archives by digest, in bytes,",
             got: needed,

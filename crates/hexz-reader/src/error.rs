@@ -55,8 +55,14 @@ impl Error {
     }
 
     /// Returns true if a store failed in a way that may be over at any time.
-    pub fn is_outage(&self) -> bool {
+    pub fn is_store_down(&self) -> bool {
         matches!(&self.kind, ErrorKind::Store(_, error) if error.is_transient)
+    }
+
+    /// Returns true if a store failed, or rejected requests because of the credentials or the clock.
+    /// That says nothing about the archive.
+    pub fn is_outage(&self) -> bool {
+        matches!(&self.kind, ErrorKind::Store(_, error) if error.is_outage)
     }
 
     /// Returns true if header and index alone don't reveal the error.

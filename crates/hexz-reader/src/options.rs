@@ -94,9 +94,15 @@ impl OpenOptions {
                     label: "store_unsupported",
                     message: message.to_owned(),
                     is_transient: false,
+                    is_outage: false,
                 }))
             }
         }
+    }
+
+    /// Returns true unless opening `path` takes a store.
+    pub(super) fn is_known(&self, path: &Path) -> bool {
+        !is_url(path) || self.remote.as_ref().is_some_and(|remote| remote.is_known(path))
     }
 
     /// Returns the stamp of the file or object at `path`; `None` if there is none. The stamp of an

@@ -192,7 +192,7 @@ impl RemoteArchives {
             match object.is_current().await {
                 Ok(true) => return Ok(object),
                 // The known version is readable as far as it is cached.
-                Err(error) if error.is_transient() => return Ok(object),
+                Err(error) if error.is_inconclusive() => return Ok(object),
                 Ok(false) | Err(_) => {}
             }
         }
@@ -212,6 +212,15 @@ impl RemoteSource for RemoteArchives {
     fn stamp(&self, path: &Path) -> Option<Stamp> {
         let version = self.objects.lock().get(path).map(|object| *object.id().as_bytes());
         Some(Stamp::Object(ObjectStamp { url: hash_of(path), version }))
+    }
+
+    fn is_known(&self, path: &Path) -> bool {
+        if self.objects.lock().contains_key(path) {
+            return true;
+        }
+        let Ok(url) = self.url(path) else { return false };
+        let store = self.open_store(&url);
+        store.is_ok_and(|store| self.fetcher.is_known(&*store, url.key()))
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<(String, Stamp)>> {
@@ -299,7 +308,7 @@ impl Storage for ObjectStorage {
     /// While the store can't tell, the version that is open counts as current.
     fn is_current(&self) -> bool {
         let current = self.runtime.block_on(self.object.is_current());
-        current.unwrap_or_else(|error| error.is_transient())
+        current.unwrap_or_else(|error| error.is_inconclusive())
     }
 
     fn stamp(&self) -> Option<Stamp> {
@@ -406,8 +415,8 @@ fn read_error(error: FetchError) -> io::Error {
     let text = error.to_string();
     let message = text.strip_prefix(error.object()).and_then(|rest| rest.strip_prefix(": "));
     let message = message.unwrap_or(&text).to_owned();
-    let is_transient = error.is_transient();
-    io::Error::new(kind, RemoteError { label, message, is_transient })
+    let (is_transient, is_outage) = (error.is_transient(), error.is_outage());
+    io::Error::new(kind, RemoteError { label, message, is_transient, is_outage })
 }
 
 fn list_error(error: StoreError) -> io::Error {
@@ -422,5 +431,6 @@ fn list_error(error: StoreError) -> io::Error {
         _ => "store_unsupported",
     };
     let is_transient = error.kind.is_transient();
-    io::Error::other(RemoteError { label, message: error.message, is_transient })
+    let is_outage = is_transient || error.kind.is_rejection();
+    io::Error::other(RemoteError { label, message: error.message, is_transient, is_outage })
 }

@@ -52,6 +52,9 @@ pub struct StoreStats {
     pub hedges_won: u64,
     /// State of the circuit breaker.
     pub breaker: BreakerState,
+    /// Label of the reason for which the store rejects requests for objects that it has had:
+    /// `denied`, `credentials_expired` or `clock_skew`.
+    pub rejection: Option<&'static str>,
     /// Requests that found another version of the object.
     pub changed: u64,
     /// Time at which the credentials expire.

@@ -199,7 +199,8 @@ impl Object {
     /// Concurrent callers share one request, which isn't repeated if it fails.
     ///
     /// # Errors
-    /// The store is down, say. The caller can go on with this version.
+    /// The object doesn't exist any more ([`FetchError::Gone`]), or the store can't tell; see
+    /// [`FetchError::is_inconclusive`].
     ///
     /// [`fresh_for`]: crate::FetcherConfig::fresh_for
     pub async fn is_current(&self) -> Result<bool, FetchError> {

@@ -186,4 +186,16 @@ impl StoreErrorKind {
             | Self::Unsupported => false,
         }
     }
+
+    /// Returns true if the store rejects requests whatever they are for: because of the
+    /// credentials, or the clock.
+    pub fn is_rejection(self) -> bool {
+        matches!(self, Self::CredentialsExpired | Self::Denied | Self::ClockSkew)
+    }
+
+    /// Returns true if the failure leaves open whether an object still has the version that it
+    /// had.
+    pub fn is_inconclusive(self) -> bool {
+        !matches!(self, Self::Changed | Self::NotFound)
+    }
 }

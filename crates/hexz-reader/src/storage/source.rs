@@ -28,6 +28,13 @@ pub trait RemoteSource: Debug + Send + Sync {
     /// object is known not to exist.
     fn stamp(&self, url: &Path) -> Option<Stamp>;
 
+    /// Returns true if the object has been opened before and can be opened without its store, as far
+    /// as it is cached.
+    fn is_known(&self, url: &Path) -> bool {
+        let _ = url;
+        false
+    }
+
     /// Returns names and stamps of the objects in a folder.
     ///
     /// # Errors
@@ -45,6 +52,9 @@ pub struct RemoteError {
     pub message: String,
     /// True if the same read may succeed later.
     pub is_transient: bool,
+    /// True if the store fails, or rejects requests because of the credentials or the clock. Neither
+    /// says anything about the object.
+    pub is_outage: bool,
 }
 
 impl RemoteError {

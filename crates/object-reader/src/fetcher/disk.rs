@@ -118,6 +118,12 @@ impl Fetcher {
         self.known_view(&store, key).map(Object::new)
     }
 
+    /// Returns true if [`open_known`](Self::open_known) would open the object.
+    pub fn is_known(&self, store: &dyn Store, key: &str) -> bool {
+        let disk = self.config.disk_cache.as_ref();
+        disk.is_some_and(|disk| disk.known_version(store.label(), key).is_some())
+    }
+
     pub(super) fn known_view(
         self: &Arc<Self>,
         store: &Arc<dyn Store>,
@@ -131,8 +137,8 @@ impl Fetcher {
     }
 
     /// Asks the store whether the known version is current, if its ends are on disk: then nothing
-    /// else is needed to open it. Returns it also if the store is down. `None` if it isn't known or
-    /// was replaced; `known` is cleared then.
+    /// else is needed to open it. Returns it also if the store can't tell. `None` if it isn't known
+    /// or was replaced; `known` is cleared then.
     pub(super) async fn open_from_disk(
         &self,
         known: &mut Option<Arc<View>>,
@@ -155,7 +161,7 @@ impl Fetcher {
                 *known = None;
                 None
             }
-            Err(error) if error.kind.is_transient() => {
+            Err(error) if error.kind.is_inconclusive() => {
                 let error = FetchError::from_store(&object.name, error, timeout);
                 Some(Ok(unconfirmed(view, &error)))
             }
@@ -177,6 +183,7 @@ impl Fetcher {
 pub(super) fn unconfirmed(view: &Arc<View>, error: &FetchError) -> Object {
     tracing::warn!(
         reason = "object_unconfirmed",
+        cause = error.label(),
         "{error}; using the version in the disk cache until the store answers"
     );
     Object::new(Arc::clone(view))

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, select_ok};
+use nbd_telemetry::RateLimit;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -21,6 +22,8 @@ use crate::store::{GetRequest, Response, Store, StoreError, StoreErrorKind, Vers
 
 /// Age at which requests are sent again when the store recovers.
 const STALE_AFTER: Duration = Duration::from_secs(1);
+/// Shortest time after which a read is tried again for which the credentials have expired.
+const CREDENTIALS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sends the requests to all objects of one store.
 #[derive(Debug)]
@@ -35,6 +38,11 @@ pub(crate) struct Dispatcher {
     latency: Mutex<LatencyTracker>,
     /// Last transient failure, unless there was an answer since.
     failure: Mutex<Option<StoreError>>,
+    /// Reason for which the store rejects requests for known versions, unless it has answered one
+    /// since.
+    rejection: Mutex<Option<StoreErrorKind>>,
+    /// Rate limit for log lines about rejections: a store may reject only some requests.
+    rejection_log: RateLimit,
     /// Longest time of an attempt.
     timeout: Duration,
 }
@@ -67,6 +75,8 @@ impl Dispatcher {
             metrics: StoreMetrics::default(),
             latency: Mutex::default(),
             failure: Mutex::default(),
+            rejection: Mutex::default(),
+            rejection_log: RateLimit::new(5, Duration::from_secs(60)),
             timeout,
         }
     }
@@ -78,8 +88,9 @@ impl Dispatcher {
 
     /// Requests bytes, until the response is there or a failure is final.
     ///
-    /// After each transient failure, `is_wanted` decides whether there is another attempt. The
-    /// memory for the response is returned with it.
+    /// After each transient failure, `is_wanted` decides whether there is another attempt. The same
+    /// holds if the credentials for a known version have expired: others may be on their way, and
+    /// readers prefer to wait. The memory for the response is returned with it.
     ///
     /// # Errors
     /// A failure that isn't transient, or the last one.
@@ -107,15 +118,20 @@ impl Dispatcher {
             };
             drop(memory);
             call.failed(error.clone());
-            if !error.kind.is_transient() || !is_wanted() {
+            let awaits_credentials = target.request.version.is_some()
+                && error.kind == StoreErrorKind::CredentialsExpired;
+            if !(error.kind.is_transient() || awaits_credentials) || !is_wanted() {
                 return Err(error);
             }
             self.metrics.count_retry();
             // Throttled requests wait at the gate, like all others.
             if error.kind != StoreErrorKind::Throttled
                 && !is_stale
-                && let Some(delay) = self.gate.backoff(attempts)
+                && let Some(mut delay) = self.gate.backoff(attempts)
             {
+                if awaits_credentials {
+                    delay = delay.max(CREDENTIALS_INTERVAL);
+                }
                 call.wait_for(WaitCause::Retry);
                 tokio::select! {
                     () = tokio::time::sleep(delay) => {}
@@ -152,7 +168,10 @@ impl Dispatcher {
         let check = async {
             match self.gate.acquire_if_up(&call).await {
                 Some(permit) => {
-                    self.send(store.is_current(key, version), permit, &call, |_| 0).await
+                    let checked = self.send(store.is_current(key, version), permit, &call, |_| 0);
+                    let checked = checked.await;
+                    self.note_rejection(checked.as_ref().err());
+                    checked
                 }
                 None => Err(self.timeout_error(&call, Duration::ZERO)),
             }
@@ -217,7 +236,11 @@ impl Dispatcher {
         async move {
             let begin = Instant::now();
             let length = |response: &Response| response.bytes.len() as u64;
-            let response = self.send(get, permit, call, length).await?;
+            let response = self.send(get, permit, call, length).await;
+            if target.request.version.is_some() {
+                self.note_rejection(response.as_ref().err());
+            }
+            let response = response?;
             self.latency.lock().record(target.size, begin.elapsed());
             Ok(response)
         }
@@ -262,6 +285,41 @@ impl Dispatcher {
             self.log(change, result.as_ref().err());
         }
         result
+    }
+
+    /// Takes note of whether the store rejects requests for a known version, and logs changes. Those
+    /// for other objects may be denied only because there is no such object.
+    fn note_rejection(&self, error: Option<&StoreError>) {
+        let rejection = error.filter(|error| error.kind.is_rejection());
+        if error.is_some_and(|error| error.kind.is_transient()) {
+            return;
+        }
+        let now = rejection.map(|error| error.kind);
+        if std::mem::replace(&mut *self.rejection.lock(), now) == now {
+            return;
+        }
+        let Some(held_back) = self.rejection_log.allow() else { return };
+        let (label, held_back) = (&self.label, held_back.field());
+        let Some(StoreError { kind, message, .. }) = rejection else {
+            tracing::info!(
+                reason = "store_up",
+                store = label,
+                held_back,
+                "{label} accepts requests again"
+            );
+            return;
+        };
+        let reason = match kind {
+            StoreErrorKind::CredentialsExpired => "store_credentials",
+            StoreErrorKind::ClockSkew => "store_clock_skew",
+            _ => "store_denied",
+        };
+        tracing::warn!(
+            reason,
+            store = label,
+            held_back,
+            "{label} rejects requests: {message}; only what is cached can be read"
+        );
     }
 
     /// Logs that the store is down or works again. `error` is the last failure.
@@ -314,6 +372,7 @@ impl Dispatcher {
             hedges_sent: counters.hedges_sent,
             hedges_won: counters.hedges_won,
             breaker: gate.breaker,
+            rejection: self.rejection.lock().map(StoreErrorKind::label),
             changed: counters.changed,
             credentials_expiry: store.and_then(|store| store.credentials_expiry()),
         }

@@ -168,4 +168,20 @@ impl FetchError {
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Down { .. } | Self::TimedOut { .. } | Self::Throttled { .. })
     }
+
+    /// Returns true if the store fails, or rejects requests because of the credentials or the clock.
+    /// Neither says anything about the object.
+    pub fn is_outage(&self) -> bool {
+        let is_rejected = matches!(
+            self,
+            Self::Denied { .. } | Self::CredentialsExpired { .. } | Self::ClockSkew { .. }
+        );
+        is_rejected || self.is_transient()
+    }
+
+    /// Returns true if the failure leaves open whether the object still has the version that it had.
+    /// A reader of that version can go on with it.
+    pub fn is_inconclusive(&self) -> bool {
+        !matches!(self, Self::Changed { .. } | Self::Gone { .. })
+    }
 }

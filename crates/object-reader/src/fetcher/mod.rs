@@ -139,8 +139,8 @@ impl Fetcher {
     /// runtime; the requests for the object run in it.
     ///
     /// If the version that it had when it was last opened and those chunks are in the disk cache,
-    /// the store is only asked whether that version is current. If the store is down, the object is
-    /// opened in that version; see [`Object::is_confirmed`].
+    /// the store is only asked whether that version is current. If the store is down or rejects
+    /// requests, the object is opened in that version; see [`Object::is_confirmed`].
     ///
     /// # Errors
     /// Transient failures of the store are retried until [`FetcherConfig::store_timeout`]; others
@@ -160,7 +160,8 @@ impl Fetcher {
             None => self.config.store_timeout,
         };
         match (self.open_current(store, key, timeout).await, known) {
-            (Err(error), Some(view)) if error.is_transient() => Ok(unconfirmed(&view, &error)),
+            (Err(error @ FetchError::ShuttingDown { .. }), _) => Err(error),
+            (Err(error), Some(view)) if error.is_inconclusive() => Ok(unconfirmed(&view, &error)),
             (result, _) => result,
         }
     }

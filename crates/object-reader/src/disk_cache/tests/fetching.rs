@@ -144,6 +144,30 @@ async fn a_store_that_is_down_at_the_start_serves_what_is_cached() {
 }
 
 #[tokio::test]
+async fn a_store_that_rejects_requests_at_the_start_serves_what_is_cached() {
+    use StoreErrorKind as Kind;
+    for kind in [Kind::Denied, Kind::CredentialsExpired, Kind::ClockSkew, Kind::Unsupported] {
+        for has_ends in [true, false] {
+            let reader = Reader::new();
+            let object = reader.open().await.unwrap();
+            read(&object, 2 * MIB, 3 * MIB).await.unwrap();
+            settle(&reader.disk);
+            if !has_ends {
+                reader.disk.reject(&DiskKey::new(object.id(), 0).unwrap());
+            }
+            let reader = reader.restart();
+            reader.store.script(move |_, _| Action::Fail(kind));
+            let object = reader.open().await.unwrap();
+            assert!(!object.is_confirmed());
+            read(&object, 2 * MIB, 3 * MIB).await.unwrap();
+            assert!(object.is_current().await.unwrap_err().is_inconclusive());
+            let other = reader.fetcher.open(Arc::clone(&reader.store) as _, "other").await;
+            assert_eq!(other.unwrap_err().label(), kind.label());
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_known_version_is_opened_when_its_ends_are_gone_and_the_store_is_down() {
     let reader = Reader::new();
     let object = reader.open().await.unwrap();

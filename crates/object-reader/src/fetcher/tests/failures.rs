@@ -22,7 +22,6 @@ async fn transient_failures_are_retried_and_others_are_not() {
         (Kind::Changed, "changed"),
         (Kind::NotFound, "gone"),
         (Kind::Denied, "denied"),
-        (Kind::CredentialsExpired, "credentials_expired"),
         (Kind::ClockSkew, "clock_skew"),
         (Kind::Unsupported, "unsupported"),
     ] {
@@ -55,6 +54,69 @@ async fn reads_fail_after_the_store_timeout_with_the_last_error() {
         }));
         assert_eq!(results.await, [(expected, 60), (expected, 60)]);
     }
+}
+
+/// Others may be on their way, and readers prefer to wait.
+#[tokio::test(start_paused = true)]
+async fn reads_wait_for_credentials_as_for_a_store_that_is_down() {
+    let store = store();
+    let (fetcher, object) = open_by_chunks(&store).await;
+    store.script(|_, _| Action::Fail(StoreErrorKind::CredentialsExpired));
+    let begin = Instant::now();
+    assert_eq!(label(&read(&object, chunk(9)).await), "credentials_expired");
+    assert_eq!(begin.elapsed().as_secs(), 60);
+    let requests = store.received().len();
+    assert!((12..=60).contains(&requests), "{requests}");
+    assert_eq!(fetcher.stats().stores[0].rejection, Some("credentials_expired"));
+    assert_eq!(fetcher.stats().stores[0].breaker, BreakerState::Closed);
+    // Nobody waits for an object that can't be opened.
+    let opened = fetcher.open(Arc::clone(&store) as _, "other").await;
+    assert_eq!(label(&opened.map(drop)), "credentials_expired");
+    let (result, ()) = tokio::join!(read(&object, chunk(20)), async {
+        tokio::time::sleep(10 * SECOND).await;
+        store.script(|_, _| Action::Respond);
+    });
+    result.unwrap();
+    assert_eq!(fetcher.stats().stores[0].rejection, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_store_can_tell_that_a_version_is_not_current() {
+    use StoreErrorKind as Kind;
+    for kind in [
+        Kind::Denied,
+        Kind::CredentialsExpired,
+        Kind::ClockSkew,
+        Kind::Unsupported,
+        Kind::Unreachable,
+        Kind::NotFound,
+    ] {
+        let store = store();
+        let (fetcher, object) = open_by_chunks(&store).await;
+        store.script(move |_, _| Action::Fail(kind));
+        tokio::time::sleep(31 * SECOND).await;
+        let error = object.is_current().await.unwrap_err();
+        assert_eq!(error.is_inconclusive(), kind != Kind::NotFound, "{error}");
+        assert_eq!(error.is_outage(), kind.is_rejection() || kind.is_transient(), "{error}");
+        let rejection = fetcher.stats().stores[0].rejection;
+        assert_eq!(rejection, kind.is_rejection().then_some(kind.label()));
+        // The store has the object, so what it says counts.
+        store.script(|_, _| Action::Respond);
+        tokio::time::sleep(2 * SECOND).await;
+        assert!(object.is_current().await.unwrap());
+        assert_eq!(fetcher.stats().stores[0].rejection, None);
+    }
+}
+
+/// Access to an object that doesn't exist may be denied.
+#[tokio::test(start_paused = true)]
+async fn an_object_that_cannot_be_opened_does_not_count_as_a_rejection() {
+    let store = store();
+    let (fetcher, _object) = open_by_chunks(&store).await;
+    store.script(|_, _| Action::Fail(StoreErrorKind::Denied));
+    let opened = fetcher.open(Arc::clone(&store) as _, "other").await;
+    assert_eq!(label(&opened.map(drop)), "denied");
+    assert_eq!(fetcher.stats().stores[0].rejection, None);
 }
 
 #[tokio::test(start_paused = true)]
