@@ -12,7 +12,8 @@ use crate::stores::Secret;
 /// A store of objects, such as a bucket or an HTTP server.
 ///
 /// Each call is one attempt, without retries. Only an implementation refreshes credentials that
-/// were rejected as expired, and repeats the request once with the new ones.
+/// were rejected as expired, and repeats the request once with the new ones. It also ends attempts
+/// that make no progress: nobody else does, since a slow response is better than none.
 pub trait Store: Debug + Send + Sync {
     /// Returns the name of the store for logs and metrics, such as `s3://golden`. It contains no
     /// secrets.

@@ -3,9 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use object_server::{Behavior, ObjectServer, Rule, Script};
+use object_server::{Behavior, DelayProxy, Link, ObjectServer, Rule, Script};
 
-use super::{BLOCK, MIB, gateway_of, sample, store};
+use super::{BLOCK, MIB, WEB, gateway, gateway_of, monitor_page, sample, store};
 use crate::support::client::EIO;
 
 /// Reads all of the sample while some requests fail, and returns how long that took.
@@ -67,6 +67,33 @@ fn headers_that_never_come() {
 fn a_slow_body_is_no_failure() {
     let slow = Behavior::new().pause_after(200_000, Duration::from_millis(1500));
     recovers(&store(), Rule::new(slow).skip(1).times(2));
+}
+
+/// Requests may take longer than readers wait. What arrives is kept, and the store isn't "down".
+#[test]
+fn a_slow_link_is_no_failure() {
+    let store = store();
+    let link = Link { bytes_per_second: Some(1_000_000), ..Link::default() };
+    let proxy = DelayProxy::start(store.address(), link).unwrap();
+    let server = gateway()
+        .args(["--store-timeout", "2s", "--monitor", "0", "--fetch-size", "4MiB"])
+        .arg(format!("http://{}/{WEB}", proxy.address()))
+        .start();
+    let mut client = server.go("");
+    // A request for 4 MiB takes 4 s.
+    let mut failed = 0;
+    while client.read(5 * MIB, BLOCK as u32).is_err() {
+        failed += 1;
+        assert!(failed < 4);
+    }
+    assert!(failed > 0);
+    let data = store.log().totals().data_bytes;
+    sample().is_read_at(&mut client, 5 * MIB);
+    sample().is_read_at(&mut client, 6 * MIB);
+    assert_eq!(store.log().totals().data_bytes, data);
+    let metrics = monitor_page(&server, "/metrics");
+    assert!(!metrics.contains("result=\"timed_out\"") && metrics.contains("result=\"ok\""));
+    assert!(!server.has_reason("store_down"));
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub(crate) struct Dispatcher {
     rejection: Mutex<Option<StoreErrorKind>>,
     /// Rate limit for log lines about rejections: a store may reject only some requests.
     rejection_log: RateLimit,
-    /// Longest time of an attempt.
+    /// Longest time that a reader waits, for the log.
     timeout: Duration,
 }
 
@@ -168,8 +168,10 @@ impl Dispatcher {
         let check = async {
             match self.gate.acquire_if_up(&call).await {
                 Some(permit) => {
-                    let checked = self.send(store.is_current(key, version), permit, &call, |_| 0);
-                    let checked = checked.await;
+                    // There is no data that could take long.
+                    let check = tokio::time::timeout(timeout, store.is_current(key, version));
+                    let check = check.map(|it| it.unwrap_or_else(|_| Err(timed_out(timeout))));
+                    let checked = self.send(check.boxed(), permit, &call, |_| 0).await;
                     self.note_rejection(checked.as_ref().err());
                     checked
                 }
@@ -247,7 +249,8 @@ impl Dispatcher {
         .boxed()
     }
 
-    /// Makes one attempt, and reports its end to the gate and the metrics.
+    /// Makes one attempt, and reports its end to the gate and the metrics. It may take longer than
+    /// its readers wait: what arrives is of use to the next ones.
     async fn send<T>(
         &self,
         request: BoxFuture<'_, Result<T, StoreError>>,
@@ -258,9 +261,7 @@ impl Dispatcher {
         permit.start();
         let mut unfinished = Unfinished { metrics: &self.metrics, call, is_finished: false };
         let begin = Instant::now();
-        let result = tokio::time::timeout(self.timeout, request)
-            .await
-            .unwrap_or_else(|_| Err(timed_out(self.timeout)));
+        let result = request.await;
         unfinished.is_finished = true;
         let outcome = match &result {
             Ok(response) => {

@@ -72,7 +72,8 @@ pub struct FetcherConfig {
     pub memory: u64,
     /// Size of the requests for random reads, in bytes. Rounded to a multiple of 256 KiB.
     pub fetch_size: u64,
-    /// Longest time that a read waits, and that an attempt takes.
+    /// Longest time that a read waits. An attempt to fetch something goes on as long as the store
+    /// sends data.
     pub store_timeout: Duration,
     /// Maximum number of requests in flight per store.
     pub connections: usize,

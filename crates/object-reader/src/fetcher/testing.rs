@@ -23,8 +23,12 @@ pub(crate) enum Action {
     Throttle(Option<Duration>),
     /// Responds with a wrong byte in each chunk.
     Corrupt,
+    /// Responds never; the attempt ends like that of a store.
     Hang,
 }
+
+/// Time after which an attempt ends that makes no progress.
+const HANG: Duration = Duration::from_secs(30);
 
 /// A request that the store received.
 #[derive(Debug, Clone)]
@@ -125,7 +129,10 @@ impl ScriptedStore {
             Action::Throttle(retry_after) => {
                 return Err(error(StoreErrorKind::Throttled, retry_after));
             }
-            Action::Hang => std::future::pending().await,
+            Action::Hang => {
+                tokio::time::sleep(HANG).await;
+                return Err(error(StoreErrorKind::TimedOut, None));
+            }
             Action::Delay(delay) => tokio::time::sleep(delay).await,
             Action::Respond | Action::Corrupt => {}
         }

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
 use hyper::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, Uri};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::dial::Dial;
 use crate::response::RawResponse;
@@ -43,6 +43,11 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Time between two parts of the body.
     pub stall: Duration,
+    /// Minimum rate of a body, in bytes per second: one that trickles would occupy its connection,
+    /// and its place among the requests in flight, for hours.
+    pub min_rate: u64,
+    /// Time over which the rate is measured.
+    pub rate_time: Duration,
 }
 
 impl Default for Timeouts {
@@ -51,6 +56,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(3),
             first_byte: Duration::from_secs(10),
             stall: Duration::from_secs(5),
+            min_rate: 1024,
+            rate_time: Duration::from_secs(30),
         }
     }
 }
@@ -283,6 +290,7 @@ impl HttpClient {
     ) -> Result<(Bytes, bool), StoreError> {
         let length = announced.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
         let mut collected = BytesMut::with_capacity(length.min(limit));
+        let mut measured = (Instant::now(), 0);
         loop {
             let frame = match timeout(self.timeouts.stall, body.frame()).await {
                 Ok(None) => return Ok((collected.freeze(), false)),
@@ -311,6 +319,20 @@ impl HttpClient {
             collected.extend_from_slice(data.get(..free).unwrap_or(&data));
             if data.len() > free {
                 return Ok((collected.freeze(), true));
+            }
+            let (since, before) = measured;
+            let (time, received) = (since.elapsed(), collected.len());
+            if time >= self.timeouts.rate_time {
+                let recent = received - before;
+                let least = u128::from(self.timeouts.min_rate) * time.as_millis() / 1000;
+                if (recent as u128) < least {
+                    let seconds = time.as_secs_f32();
+                    let message = format!(
+                        "{origin} is too slow: {recent} bytes in {seconds:.1} s, after {before} bytes"
+                    );
+                    return Err(StoreError::new(StoreErrorKind::TimedOut, message));
+                }
+                measured = (Instant::now(), received);
             }
         }
     }

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use object_reader::{Dial, ProxyChoice, Secret, StoreErrorKind as Kind};
+use object_reader::{Dial, ProxyChoice, Secret, StoreConfig, StoreErrorKind as Kind, Timeouts};
 
 use parking_lot::Mutex;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::plain::{open, part};
 use crate::server::{
@@ -229,4 +230,42 @@ async fn only_announced_addresses_are_dialed() {
     dialed.sort();
     announced.sort();
     assert_eq!(dialed, announced);
+}
+
+/// Sends a response of 100 kB in parts, one each 10 ms.
+async fn send_slowly(listener: TcpListener, part: usize) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut request = Vec::new();
+    while !request.ends_with(b"\r\n\r\n") {
+        assert!(stream.read_buf(&mut request).await.unwrap() > 0);
+    }
+    let head = "HTTP/1.1 206 X\r\netag: \"1\"\r\ncontent-length: 100000\r\n\
+                content-range: bytes 0-99999/100000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..100_000 / part {
+        if stream.write_all(&vec![7; part]).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn slow_bodies_are_received_and_trickling_ones_given_up() {
+    let timeouts =
+        Timeouts { min_rate: 500, rate_time: Duration::from_millis(300), ..Timeouts::default() };
+    for (part_length, is_received) in [(1000, true), (1, false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = parse(&format!("http://{}/k", listener.local_addr().unwrap()));
+        let server = tokio::spawn(send_slowly(listener, part_length));
+        let store = StoreConfig { timeouts, ..config() }.open(url.store()).unwrap();
+        match store.get("k", &part(0, 100_000)).await {
+            Ok(response) => assert!(is_received && response.bytes.len() == 100_000),
+            Err(error) => {
+                assert_eq!((is_received, error.kind), (false, Kind::TimedOut), "{error}");
+                assert!(error.message.contains("too slow"), "{error}");
+            }
+        }
+        server.abort();
+    }
 }

@@ -307,6 +307,7 @@ pub(crate) fn short_timeouts() -> Timeouts {
         connect: Duration::from_secs(3),
         first_byte: Duration::from_millis(500),
         stall: Duration::from_millis(300),
+        ..Timeouts::default()
     }
 }
 

@@ -50,7 +50,8 @@ async fn examine(url: &str, options: &Doctor, report: &mut Report) -> Result<(),
     })?;
     let mut config = remote::config(&options.remote.settings);
     let timeout = options.timeout;
-    config.timeouts = Timeouts { connect: timeout, first_byte: timeout, stall: timeout };
+    config.timeouts =
+        Timeouts { connect: timeout, first_byte: timeout, stall: timeout, ..Timeouts::default() };
     let probe = config.probe(url.store()).map_err(|error| {
         Step::bad("URL", "invalid_options", escape_and_cut(&error.to_string()))
             .advise(Side::Client, "correct the --store options, or the environment variables")
