@@ -18,7 +18,9 @@ pub(crate) fn rejects_credentials(raw: &RawResponse) -> bool {
         400 | 403 => {
             let body = String::from_utf8_lossy(&raw.body);
             let code = error_code(raw, &body);
-            is_expiry(code) || matches!(code, "InvalidAccessKeyId" | "AuthenticationFailed")
+            let is_rejected =
+                is_expiry(code) || matches!(code, "InvalidAccessKeyId" | "AuthenticationFailed");
+            is_rejected && !is_clock_skew(code, &body)
         }
         _ => false,
     }
@@ -29,6 +31,18 @@ fn is_expiry(code: &str) -> bool {
         code,
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "InvalidToken"
     )
+}
+
+/// Returns true if a server rejects a request because of the time at which it was signed.
+fn is_clock_skew(code: &str, body: &str) -> bool {
+    /// Azure, Google's token service and AWS's.
+    const WORDS: [&str; 4] = [
+        "Request date header too old",
+        "Token must be a short-lived token",
+        "Signature not yet current",
+        "is now earlier than",
+    ];
+    code == "RequestTimeTooSkewed" || WORDS.iter().any(|words| body.contains(words))
 }
 
 fn error_code<'a>(raw: &'a RawResponse, body: &'a str) -> &'a str {
@@ -68,7 +82,7 @@ fn classify(
         _ if is_expiry(code) => {
             return owned((Kind::CredentialsExpired, "the credentials have expired"));
         }
-        "RequestTimeTooSkewed" => {
+        _ if is_clock_skew(code, body) => {
             let server = quoted(raw.header(DATE).unwrap_or("unknown"));
             let advice = format!(
                 "this machine's clock is wrong, synchronize it; the server's time is {server}"

@@ -233,6 +233,11 @@ fn weak_version(date: &str) -> Version {
 #[test]
 fn failures_are_classified() {
     let code = |code: &str| format!("<Error><Code>{code}</Code><Message>Words.</Message></Error>");
+    let azure_skew = "<Error><Code>AuthenticationFailed</Code><Message>Server failed to \
+                      authenticate the request. Make sure the value of Authorization header is \
+                      formed correctly including the signature.</Message>\
+                      <AuthenticationErrorDetail>Request date header too old: 'Mon, 30 Nov 2026 \
+                      09:00:00 GMT'</AuthenticationErrorDetail></Error>";
     for (status, headers, body, expected, words) in [
         (404, None, code("NoSuchKey"), Kind::NotFound, "NoSuchKey: Words."),
         (404, None, code("NoSuchBucket"), Kind::NotFound, "no such bucket"),
@@ -260,6 +265,31 @@ fn failures_are_classified() {
             code("RequestTimeTooSkewed"),
             Kind::ClockSkew,
             "server's time is Mon, 30 Nov 2026",
+        ),
+        (
+            403,
+            Some(("date", "Mon, 30 Nov 2026 10:00:00 GMT")),
+            azure_skew.to_owned(),
+            Kind::ClockSkew,
+            "clock is wrong, synchronize it; the server's time is Mon, 30 Nov 2026",
+        ),
+        (
+            400,
+            None,
+            "{\"error\":\"invalid_grant\",\"error_description\":\"Invalid JWT: Token must be a \
+             short-lived token (60 minutes) and in a reasonable timeframe.\"}"
+                .into(),
+            Kind::ClockSkew,
+            "clock",
+        ),
+        (
+            403,
+            None,
+            "<Code>SignatureDoesNotMatch</Code><Message>Signature expired: 20261130T093000Z is now \
+             earlier than 20261130T094500Z (20261130T100000Z - 15 min.)</Message>"
+                .into(),
+            Kind::ClockSkew,
+            "clock",
         ),
         (
             400,
@@ -390,6 +420,9 @@ fn rejected_credentials_are_recognized() {
         (206, "ExpiredToken", false),
     ] {
         let body = format!("<Code>{code}</Code>");
+        // Other credentials don't help.
+        let skewed = format!("{body}<X>Request date header too old: 'Mon, 30 Nov 2026'</X>");
+        assert!(status == 401 || !rejects_credentials(&raw(status, &[], &skewed)));
         assert_eq!(rejects_credentials(&raw(status, &[], &body)), expected, "{status} {code}");
     }
 }

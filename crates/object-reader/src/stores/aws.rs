@@ -305,7 +305,7 @@ pub(super) async fn exchange(
         return Ok(response.body);
     }
     let mut error = check_failure(&response, false, SystemTime::now());
-    if !error.kind.is_transient() {
+    if !error.kind.is_transient() && error.kind != StoreErrorKind::ClockSkew {
         error.kind = StoreErrorKind::Denied;
     }
     Err(in_context(error))

@@ -403,7 +403,7 @@ impl Credentials {
             Err(mut error) => {
                 error.message =
                     format!("the credentials were rejected, and not renewed: {}", error.message);
-                if !error.kind.is_transient() {
+                if !error.kind.is_transient() && error.kind != StoreErrorKind::ClockSkew {
                     error.kind = StoreErrorKind::CredentialsExpired;
                 }
                 Err(error)
