@@ -9,6 +9,7 @@
 mod active_streams;
 mod call;
 mod chunk_cache;
+mod corrupt;
 mod disk;
 mod dispatcher;
 mod error;
@@ -35,6 +36,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nbd_telemetry::RateLimit;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -110,6 +112,8 @@ pub struct Fetcher {
     /// Number of verifiers without identity.
     anonymous_verifiers: AtomicU64,
     waits: Mutex<WaitStats>,
+    /// Rate limit for log lines about wrong bytes.
+    wrong_bytes_log: RateLimit,
     shutdown: CancellationToken,
 }
 
@@ -129,6 +133,7 @@ impl Fetcher {
             views: Mutex::default(),
             anonymous_verifiers: AtomicU64::new(0),
             waits: Mutex::default(),
+            wrong_bytes_log: RateLimit::new(5, Duration::from_secs(10)),
             shutdown: CancellationToken::new(),
         })
     }

@@ -260,13 +260,32 @@ async fn wrong_chunks_are_fetched_anew_and_never_cached() {
     let received = store.received();
     assert_eq!(received.len(), 2, "{received:?}");
     assert!(received[1..].iter().all(|received| received.request.bypass_caches));
-    store.script(|_, _| Action::Corrupt);
-    for _ in 0..2 {
-        let error = read(&verified, chunk(81)).await.unwrap_err();
-        assert!(matches!(error, FetchError::Corrupt { offset, .. } if offset == 81 * CHUNK_SIZE));
-        assert!(!verified.try_read(81 * CHUNK_SIZE, &mut [0]));
+    store.received();
+    for round in 0..2 {
+        store.script(|_, request| match request.range {
+            // Its neighbors come along.
+            ByteRange::Bounded(ref range) if range.contains(&(81 * CHUNK_SIZE)) => Action::Corrupt,
+            _ => Action::Respond,
+        });
+        for _ in 0..100 {
+            let error = read(&verified, chunk(81)).await.unwrap_err();
+            assert!(
+                matches!(error, FetchError::Corrupt { offset, .. } if offset == 81 * CHUNK_SIZE)
+            );
+            assert!(!verified.try_read(81 * CHUNK_SIZE, &mut [0]));
+        }
+        // It isn't fetched again for a while, and not along with others either.
+        assert_eq!(store.received().len(), 2, "{round}");
+        let error = verified.read(chunk(80).start..chunk(82).end, Priority::Demand).await;
+        assert_eq!(error.unwrap_err().label(), "corrupt");
+        assert_eq!(verified.prefetch(chunk(81)).await.unwrap(), 0);
+        assert_eq!(store.received().len(), 0, "{round}");
+        tokio::time::sleep(10 * SECOND).await;
     }
+    store.script(|_, _| Action::Respond);
+    read(&verified, chunk(81)).await.unwrap();
     // Unverified bytes are in another namespace.
+    store.script(|_, _| Action::Corrupt);
     object.read(chunk(121), Priority::Demand).await.unwrap();
     store.script(|_, _| Action::Respond);
     read(&verified, chunk(121)).await.unwrap();
