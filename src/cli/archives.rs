@@ -35,7 +35,8 @@ pub(crate) struct SnapshotOptions {
     /// Export for clients that request none [default: the snapshot, if there is only one]
     #[arg(long, value_name = "NAME", help_heading = "Snapshots")]
     pub(crate) default_export: Option<String>,
-    /// Don't start if an archive of the command line or [exports] can't be opened
+    /// Don't start if an archive of the command line or [exports] can't be opened, or the store of
+    /// --export-dir doesn't respond
     #[arg(long, help_heading = "Snapshots")]
     pub(crate) strict: bool,
 

@@ -194,10 +194,21 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     let named = exports
         .iter()
         .map(|export| format!("{} ({})", escape::name(export.name()), export.description()));
-    let in_folder = catalog.read_folder().await?;
     let folder = options.export_dir.as_deref();
+    let in_folder = match catalog.read_folder().await {
+        Ok(names) => Some(names),
+        Err(error) if can_be_listed_later(&error, !exports.is_empty(), options) => {
+            tracing::warn!(
+                reason = error.label(),
+                "the export folder is listed when its store responds; until then, clients have to \
+                 know the names of the archives in it"
+            );
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
     if let Some(folder) = folder
-        && in_folder.is_empty()
+        && in_folder.is_some_and(|names| names.is_empty())
     {
         tracing::warn!(
             reason = "folder_empty",
@@ -209,6 +220,12 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
     let all: Vec<String> = named.chain(folder).collect();
     // The stores of all archives are down.
     Ok(if all.is_empty() { "no archive yet".to_owned() } else { all.join(", ") })
+}
+
+/// Returns true if the program is of use although it can't list the export folder: the store may be
+/// up again soon, or other archives are served.
+fn can_be_listed_later(error: &FolderError, has_others: bool, options: &SnapshotOptions) -> bool {
+    !options.strict && (error.is_store_down() || (has_others && error.is_outage()))
 }
 
 /// Warns that clients that name no export are refused, and says why.

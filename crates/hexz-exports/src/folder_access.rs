@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-use hexz_reader::storage::is_url;
+use hexz_reader::storage::{RemoteError, is_url};
 use hexz_reader::{Error as SnapshotError, ErrorKind};
 use nbd_telemetry::escape;
 
@@ -41,6 +41,22 @@ pub enum FolderFault {
     StoreFailed,
     /// Any other cause, such as permissions or a failing disk.
     Unreadable,
+}
+
+impl FolderError {
+    /// Returns true if a store failed in a way that may be over at any time.
+    pub fn is_store_down(&self) -> bool {
+        self.store_failure().is_some_and(|error| error.is_transient)
+    }
+
+    /// Returns true if a store failed, or rejected requests because of the credentials or the clock.
+    pub fn is_outage(&self) -> bool {
+        self.store_failure().is_some_and(|error| error.is_outage)
+    }
+
+    fn store_failure(&self) -> Option<&RemoteError> {
+        self.error.get_ref()?.downcast_ref()
+    }
 }
 
 impl FolderFault {

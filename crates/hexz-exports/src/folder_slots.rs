@@ -123,13 +123,19 @@ impl FolderSlots {
     }
 
     /// Checks that the folder can be read, and reads it if it has changed. Logs changes of the
-    /// result. A folder in a store is checked when it is listed.
+    /// result. A folder in a store is checked when it is listed, which is tried again here if it has
+    /// failed.
     pub(super) async fn check(self: &Arc<Self>) {
-        if self.is_remote() {
+        if self.is_remote() && self.fault().is_none() {
             return;
         }
         let folder = Arc::clone(self);
         let checked = spawn_blocking(move || {
+            if folder.is_remote() {
+                // This notes a fault, too.
+                drop(folder.read());
+                return;
+            }
             match folder_access::open(folder.path(), folder.at_start) {
                 // This notes a fault, too.
                 Ok(()) if folder.has_changed() => drop(folder.read()),

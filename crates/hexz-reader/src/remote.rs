@@ -1,15 +1,16 @@
 //! Archives in object stores and on HTTP servers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use nbd_telemetry::RateLimit;
 use object_reader::{
     ChunkVerifier, FetchError, Fetcher, ListedObject, Object, ObjectId, ObjectUrl, Priority, Store,
-    StoreConfig, StoreConfigError, StoreError, StoreErrorKind, StoreUrl,
+    StoreConfig, StoreConfigError, StoreUrl,
 };
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
@@ -22,9 +23,8 @@ use crate::storage::{
 /// Maximum number of objects that are remembered although no archive uses them.
 const MAX_REMEMBERED: usize = 1024;
 
-/// Time for a listing, which may have a hundred pages. Without a limit, a server that sends a byte
-/// now and then would hold a thread for ever.
-const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for which a transient failure to list a folder isn't repeated.
+const FAILED_LISTING: Duration = Duration::from_secs(1);
 
 /// Opens archives in stores. All snapshots share its [`Fetcher`].
 ///
@@ -56,6 +56,8 @@ pub struct RemoteArchives {
     /// Locks of the objects that are being opened: many archives may have the same parent.
     opening: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
     listings: Mutex<HashMap<PathBuf, Listing>>,
+    /// Rate limit for log lines about folders that can't be listed.
+    listing_log: RateLimit,
     runtime: OnceLock<Handle>,
 }
 
@@ -75,11 +77,26 @@ impl StoreConfigs {
     }
 }
 
-/// Content of a folder at one point in time.
-#[derive(Debug)]
+/// Names and stamps of the objects in a folder.
+type FolderObjects = Vec<(String, Stamp)>;
+
+/// Result of listing a folder at one point in time.
+#[derive(Debug, Clone)]
 struct Listing {
     at: Instant,
-    objects: Vec<(String, Stamp)>,
+    objects: Result<FolderObjects, FetchError>,
+    /// Names of the objects that are known to be small.
+    small: HashSet<String>,
+    /// True if the store has sent it.
+    is_complete: bool,
+}
+
+impl Listing {
+    /// Returns true if the folder isn't listed again yet.
+    fn is_fresh(&self, fresh_for: Duration) -> bool {
+        let is_transient = self.objects.as_ref().is_err_and(FetchError::is_transient);
+        self.at.elapsed() < if is_transient { FAILED_LISTING.min(fresh_for) } else { fresh_for }
+    }
 }
 
 impl RemoteArchives {
@@ -94,6 +111,7 @@ impl RemoteArchives {
             objects: Mutex::default(),
             opening: Mutex::default(),
             listings: Mutex::default(),
+            listing_log: RateLimit::new(3, Duration::from_secs(60)),
             runtime: OnceLock::new(),
         }
     }
@@ -169,10 +187,15 @@ impl RemoteArchives {
     }
 
     /// Opens an object once for all who want it at the same time.
-    async fn open_shared(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
+    async fn open_shared(
+        &self,
+        path: &Path,
+        url: &ObjectUrl,
+        small: Option<Priority>,
+    ) -> io::Result<Object> {
         let lock = Arc::clone(self.opening.lock().entry(path.to_owned()).or_default());
         let held = lock.lock().await;
-        let opened = self.open_object(path, url).await;
+        let opened = self.open_object(path, url, small).await;
         if let Ok(object) = &opened {
             self.remember(path, object);
         }
@@ -185,8 +208,14 @@ impl RemoteArchives {
         opened
     }
 
-    /// Returns the current version of an object, as far as the store can tell.
-    async fn open_object(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
+    /// Returns the current version of an object, as far as the store can tell. One that is probably
+    /// small is requested with the given priority.
+    async fn open_object(
+        &self,
+        path: &Path,
+        url: &ObjectUrl,
+        small: Option<Priority>,
+    ) -> io::Result<Object> {
         let known = self.objects.lock().get(path).cloned();
         if let Some(object) = known {
             match object.is_current().await {
@@ -197,16 +226,63 @@ impl RemoteArchives {
             }
         }
         let store = self.open_store(url).map_err(invalid)?;
-        self.fetcher.open(store, url.key()).await.map_err(read_error)
+        let opened = match small {
+            Some(priority) => self.fetcher.open_small(store, url.key(), priority).await,
+            None => self.fetcher.open(store, url.key()).await,
+        };
+        opened.map_err(read_error)
+    }
+
+    fn open_storage(&self, path: &Path, small: Option<Priority>) -> io::Result<Arc<dyn Storage>> {
+        let (url, runtime) = (self.url(path)?, self.runtime()?);
+        let object = runtime.block_on(self.open_shared(path, &url, small))?;
+        Ok(ObjectStorage::new(object, path, runtime))
+    }
+
+    /// Returns what the last listing of the object's folder says about it: whether it is small, or
+    /// `None` if it didn't exist. `Some(false)` without a listing that is believed.
+    fn listed(&self, path: &Path) -> Option<bool> {
+        let listings = self.listings.lock();
+        let listing = path.parent().and_then(|folder| listings.get(folder));
+        let Some(listing) = listing.filter(|it| it.is_complete && it.is_fresh(self.fresh_for))
+        else {
+            return Some(false);
+        };
+        let (Ok(objects), Some(name)) = (&listing.objects, path.file_name()) else {
+            return Some(false);
+        };
+        let is_listed = objects.iter().any(|(listed, _)| name == listed.as_str());
+        is_listed.then(|| name.to_str().is_some_and(|name| listing.small.contains(name)))
     }
 }
 
 impl RemoteSource for RemoteArchives {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
-        let (url, runtime) = (self.url(path)?, self.runtime()?);
-        let object = runtime.block_on(self.open_shared(path, &url))?;
-        let url_hash = hash_of(path);
-        Ok(Arc::new(ObjectStorage { object, url_hash, runtime: runtime.clone(), hashes: None }))
+        let is_small = self.listed(path) == Some(true);
+        self.open_storage(path, is_small.then_some(Priority::Demand))
+    }
+
+    fn open_known(&self, path: &Path) -> Option<Arc<dyn Storage>> {
+        if self.objects.lock().contains_key(path) {
+            return None;
+        }
+        let (url, runtime) = (self.url(path).ok()?, self.runtime().ok()?);
+        let store = self.open_store(&url).ok()?;
+        let object = runtime.block_on(async { self.fetcher.open_cached(store, url.key()) })?;
+        self.remember(path, &object);
+        Some(ObjectStorage::new(object, path, runtime))
+    }
+
+    fn open_side_file(&self, path: &Path, priority: FetchPriority) -> io::Result<Arc<dyn Storage>> {
+        // If the listing leaves it out, there is less to read ahead. Nothing else may depend on that.
+        if priority == FetchPriority::Ahead && self.listed(path).is_none() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let priority = match priority {
+            FetchPriority::Demand => Priority::Demand,
+            FetchPriority::Ahead => Priority::Background,
+        };
+        self.open_storage(path, Some(priority))
     }
 
     fn stamp(&self, path: &Path) -> Option<Stamp> {
@@ -223,11 +299,10 @@ impl RemoteSource for RemoteArchives {
         store.is_ok_and(|store| self.fetcher.is_known(&*store, url.key()))
     }
 
-    fn list(&self, folder: &Path) -> io::Result<Vec<(String, Stamp)>> {
-        if let Some(listing) = self.listings.lock().get(folder)
-            && listing.at.elapsed() < self.fresh_for
-        {
-            return Ok(listing.objects.clone());
+    fn list(&self, folder: &Path) -> io::Result<FolderObjects> {
+        let before = self.listings.lock().get(folder).cloned();
+        if let Some(listing) = before.as_ref().filter(|it| it.is_fresh(self.fresh_for)) {
+            return listing.objects.clone().map_err(read_error);
         }
         let mut text = folder.to_str().unwrap_or_default().to_owned();
         if !text.ends_with('/') {
@@ -236,41 +311,71 @@ impl RemoteSource for RemoteArchives {
         let url = self.queries.lock().get(folder).cloned().map_or_else(|| parse(&text), Ok)?;
         let store = self.open_store(&url).map_err(invalid)?;
         let at = Instant::now();
-        let listed = self.runtime()?.block_on(async {
-            let late = |_| {
-                Err(StoreError {
-                    kind: StoreErrorKind::TimedOut,
-                    message: "the listing takes too long".to_owned(),
-                    retry_after: None,
-                })
-            };
-            let list = tokio::time::timeout(LIST_TIMEOUT, store.list(url.key()));
-            list.await.unwrap_or_else(late)
-        });
-        match listed {
+        // Only the first caller waits for a store that is down.
+        let listed = self.fetcher.list(&store, url.key(), before.is_some());
+        let listing = match self.runtime()?.block_on(listed) {
             Ok(listed) => {
-                let stamp = |ListedObject { name, version }: ListedObject| {
-                    let version = version.map(|it| *ObjectId::new(&*store, &name, &it).as_bytes());
-                    let url = hash_of(&folder.join(&name));
-                    (name, Stamp::Object(ObjectStamp { url, version }))
+                let is_small = |it: &&ListedObject| {
+                    it.version.as_ref().is_some_and(|it| it.length <= self.fetcher.small_object())
                 };
-                let objects: Vec<_> = listed.into_iter().map(stamp).collect();
-                let listing = Listing { at, objects: objects.clone() };
-                self.listings.lock().insert(folder.to_owned(), listing);
-                Ok(objects)
+                let small = listed.iter().filter(is_small).map(|it| it.name.clone()).collect();
+                let objects = Ok(stamped(&*store, folder, listed));
+                Listing { at, objects, small, is_complete: true }
             }
             Err(error) => {
-                let mut listings = self.listings.lock();
-                match listings.get_mut(folder).filter(|_| error.kind.is_transient()) {
-                    Some(listing) => {
-                        listing.at = at;
-                        Ok(listing.objects.clone())
-                    }
-                    None => Err(list_error(error)),
-                }
+                let earlier = self.earlier_listing(&*store, (folder, url.key()), before, &error);
+                let objects = earlier.ok_or(error);
+                Listing { at, objects, small: HashSet::new(), is_complete: false }
             }
-        }
+        };
+        self.listings.lock().insert(folder.to_owned(), listing.clone());
+        listing.objects.map_err(read_error)
     }
+}
+
+impl RemoteArchives {
+    /// Returns what is known of a folder that can't be listed: the previous listing, or else the
+    /// objects in the disk cache. `None` if that is nothing.
+    fn earlier_listing(
+        &self,
+        store: &dyn Store,
+        (folder, prefix): (&Path, &str),
+        before: Option<Listing>,
+        error: &FetchError,
+    ) -> Option<FolderObjects> {
+        if !error.is_inconclusive() {
+            return None;
+        }
+        let (earlier, source) = match before.map(|listing| listing.objects) {
+            Some(Ok(objects)) => (objects, "the previous listing"),
+            _ => {
+                let known = self.fetcher.known_objects(store, prefix);
+                (stamped(store, folder, known), "what is in the disk cache")
+            }
+        };
+        if earlier.is_empty() {
+            return None;
+        }
+        if let Some(held_back) = self.listing_log.allow() {
+            tracing::warn!(
+                reason = "folder_unconfirmed",
+                cause = error.label(),
+                held_back = held_back.field(),
+                "{error}; using {source} until the folder can be listed"
+            );
+        }
+        Some(earlier)
+    }
+}
+
+/// Returns the names and stamps of the objects in a folder.
+fn stamped(store: &dyn Store, folder: &Path, objects: Vec<ListedObject>) -> FolderObjects {
+    let stamp = |ListedObject { name, version }: ListedObject| {
+        let version = version.map(|it| *ObjectId::new(store, &name, &it).as_bytes());
+        let url = hash_of(&folder.join(&name));
+        (name, Stamp::Object(ObjectStamp { url, version }))
+    };
+    objects.into_iter().map(stamp).collect()
 }
 
 /// An archive in a store.
@@ -280,6 +385,13 @@ struct ObjectStorage {
     url_hash: [u8; 16],
     runtime: Handle,
     hashes: Option<Arc<dyn GroupHashes>>,
+}
+
+impl ObjectStorage {
+    fn new(object: Object, path: &Path, runtime: &Handle) -> Arc<dyn Storage> {
+        let (url_hash, runtime) = (hash_of(path), runtime.clone());
+        Arc::new(Self { object, url_hash, runtime, hashes: None })
+    }
 }
 
 impl Storage for ObjectStorage {
@@ -417,20 +529,4 @@ fn read_error(error: FetchError) -> io::Error {
     let message = message.unwrap_or(&text).to_owned();
     let (is_transient, is_outage) = (error.is_transient(), error.is_outage());
     io::Error::new(kind, RemoteError { label, message, is_transient, is_outage })
-}
-
-fn list_error(error: StoreError) -> io::Error {
-    let label = match error.kind {
-        StoreErrorKind::TimedOut => "store_timed_out",
-        StoreErrorKind::Throttled => "store_throttled",
-        StoreErrorKind::NotFound => "store_not_found",
-        StoreErrorKind::Denied => "store_denied",
-        StoreErrorKind::CredentialsExpired => "store_credentials",
-        StoreErrorKind::ClockSkew => "store_clock_skew",
-        kind if kind.is_transient() => "store_down",
-        _ => "store_unsupported",
-    };
-    let is_transient = error.kind.is_transient();
-    let is_outage = is_transient || error.kind.is_rejection();
-    io::Error::other(RemoteError { label, message: error.message, is_transient, is_outage })
 }

@@ -24,6 +24,7 @@ mod dial;
 mod disk_cache;
 mod fetcher;
 mod http;
+mod listing;
 mod metrics;
 mod object;
 mod response;
@@ -37,6 +38,7 @@ pub use disk_cache::{
 };
 pub use fetcher::{CHUNK_SIZE, FetchError, Fetcher, FetcherConfig};
 pub use http::{ProxyChoice, ResponseHead, Timeouts, TlsFailure, TlsHandshake, TlsParameters};
+pub use listing::ListingPage;
 pub use metrics::{
     BreakerState, CacheStats, DiskCacheStats, FetcherStats, LATENCY_BUCKETS, LatencyHistogram,
     StoreStats, WaitStats,

@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
+use crate::listing::{ListedPages, ListingPage};
 use crate::stores::Secret;
 
 /// A store of objects, such as a bucket or an HTTP server.
@@ -43,11 +45,34 @@ pub trait Store: Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<bool, StoreError>>;
 
     /// Lists the objects whose keys consist of `prefix` (empty, or ending in a slash) and a name
-    /// without a slash.
+    /// without a slash: those of the first page, or of the one called `page`.
     ///
     /// # Errors
     /// See [`StoreErrorKind`].
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>>;
+    fn list_page<'a>(
+        &'a self,
+        prefix: &'a str,
+        page: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ListingPage, StoreError>>;
+
+    /// Lists the objects of all pages, of which each is one attempt.
+    ///
+    /// # Errors
+    /// See [`StoreErrorKind`].
+    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>> {
+        async move {
+            let mut pages = ListedPages::default();
+            let mut next = None;
+            loop {
+                let page = self.list_page(prefix, next.as_deref()).await?;
+                next = pages.add(page)?;
+                if next.is_none() {
+                    return Ok(pages.into_objects());
+                }
+            }
+        }
+        .boxed()
+    }
 
     /// Replaces the query of the URLs of an HTTP server, such as a signature that expires. Has no
     /// effect on other stores.

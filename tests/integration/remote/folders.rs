@@ -1,9 +1,10 @@
 //! Folders of archives (`--export-dir`) on HTTP servers and in buckets.
 
-use object_server::{Behavior, Index, ObjectServer, Script};
+use object_server::{Behavior, Index, ObjectServer, Rule, Script};
 
-use super::{assert_no_export, assert_serves, gateway, pause, put_file};
+use super::{assert_no_export, assert_serves, gateway, monitor_page, pause, put_file};
 use crate::support::server::{Builder, Server};
+use crate::support::wait_until;
 
 const NAMES: [&str; 6] =
     ["a.hxz", "and & more.hxz", "b.hexz", "eq=al+.hxz", "quo'te\".hxz", "ümläut.hxz"];
@@ -90,7 +91,7 @@ fn new_archives_are_listed_once_the_listing_is_stale() {
     assert_eq!(server.greeted().list(), ["a.hxz", "b.hxz"]);
 }
 
-/// The folder can't be listed: that stops nobody from opening an archive by its name.
+/// A folder that may not be listed is an error of the configuration.
 #[test]
 fn an_index_that_is_denied() {
     let store = ObjectServer::builder().index(Index::Off).start().unwrap();
@@ -100,6 +101,148 @@ fn an_index_that_is_denied() {
     let (code, error) = builder.fail();
     assert_eq!(code, 3);
     assert!(error.contains("folder_store"), "{error}");
+}
+
+/// Listings are requested like everything else: a failure is followed by another attempt.
+#[test]
+fn a_listing_that_fails_once_is_requested_again() {
+    for behavior in
+        [Behavior::status(503).retry_after(1), Behavior::status(500), Behavior::drop_connection()]
+    {
+        let store = ObjectServer::builder().start().unwrap();
+        put_file(&store, "v7/a.hxz", "base-zstd.hxz");
+        let is_throttled = format!("{behavior:?}").contains("503");
+        store.set_script(Script::new().rule(Rule::new(behavior).times(1)));
+        let args = ["--monitor", "0", "--export-dir"];
+        let server = gateway().args(args).arg(store.url("v7/")).start();
+        assert_eq!(server.greeted().list(), ["a.hxz"]);
+        let requests = store.log().entries();
+        assert_eq!(requests.len(), 2, "{requests:?}");
+        let time = requests[1].received - requests[0].received;
+        assert!(!is_throttled || time >= std::time::Duration::from_secs(1), "{time:?}");
+        assert!(!server.has_reason("folder_store"));
+        let metrics = monitor_page(&server, "/metrics");
+        let retries = metrics.lines().find(|line| line.starts_with("hexz_nbd_store_retries_total"));
+        assert!(retries.is_some_and(|line| line.ends_with(" 1")), "{metrics}");
+    }
+}
+
+#[test]
+fn a_gateway_starts_while_its_folder_cannot_be_listed() {
+    let (store, other) = (super::store(), super::store());
+    put_file(&store, "v7/a.hxz", "base-zstd.hxz");
+    let builder = || {
+        let args = ["--store-timeout", "1s", "--monitor", "0", "--export-dir"];
+        gateway().args(args).arg(store.url("v7/"))
+    };
+    for has_others in [false, true] {
+        store.stop();
+        let builder = builder();
+        let server = match has_others {
+            true => builder.arg(other.url(super::WEB)).start(),
+            false => builder.start(),
+        };
+        server.wait_for_reason("folder_store");
+        wait_until("it is ready", || monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
+        assert!(monitor_page(&server, "/status.json").contains("\"folder_store\""));
+        if has_others {
+            super::sample().is_read(&mut server.go("web.hxz"));
+        }
+        store.restart().unwrap();
+        // No client has to ask for that.
+        server
+            .wait_for_log("the folder is listed", |line| line.message().contains("readable again"));
+        let expected: &[&str] = if has_others { &["a.hxz", "web.hxz"] } else { &["a.hxz"] };
+        let mut names = server.greeted().list();
+        names.sort();
+        assert_eq!(names, expected);
+        assert_serves(&server, "a.hxz", "base-zstd.hxz");
+    }
+    store.stop();
+    builder().arg("--strict").fails_with(3, "folder_store");
+}
+
+/// What is in the disk cache is listed, too.
+#[test]
+fn a_folder_is_listed_from_the_disk_cache_while_its_store_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ObjectServer::builder().s3().start().unwrap();
+    for name in ["a.hxz", "b.hxz"] {
+        put_file(&store, &format!("golden/v7/{name}"), "base-zstd.hxz");
+    }
+    put_file(&store, "golden/c.hxz", "base-zstd.hxz");
+    let builder = || {
+        gateway()
+            .args(["--store-endpoint", &store.endpoint(), "--store-credentials", "anonymous"])
+            .args(["--store-timeout", "1s", "--monitor", "0", "--disk-cache-size", "64MiB"])
+            .args(["--export-dir", "s3://golden/v7/", "s3://golden/c.hxz", "--disk-cache"])
+            .arg(folder.path())
+    };
+    let mut server = builder().start();
+    assert_serves(&server, "a.hxz", "base-zstd.hxz");
+    server.terminate();
+    for behavior in [
+        Behavior::status(403),
+        Behavior::expired_token(),
+        Behavior::status(500),
+        Behavior::drop_connection(),
+    ] {
+        store.set_script(Script::always(behavior));
+        let mut server = builder().start();
+        let mut names = server.greeted().list();
+        names.sort();
+        assert_eq!(names, ["a.hxz", "c.hxz"]);
+        assert_serves(&server, "a.hxz", "base-zstd.hxz");
+        assert!(monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
+        server.wait_for_reason("folder_unconfirmed");
+        server.terminate();
+    }
+}
+
+/// A listing tells which archives are small, and whether they have traces.
+#[test]
+fn a_listing_saves_requests() {
+    let store = ObjectServer::builder().s3().start().unwrap();
+    for name in ["a.hxz", "b.hxz"] {
+        put_file(&store, &format!("golden/v7/{name}"), "base-zstd.hxz");
+    }
+    store.put("golden/v7/b.hxz.trace", "hexz-trace 1\nexport b main 8388608\n");
+    let args = ["--store-endpoint", &store.endpoint(), "--store-credentials", "anonymous"];
+    let args = args.into_iter().chain(["--fresh-for", "1h", "--export-dir", "s3://golden/v7/"]);
+    let server = super::sandboxed().args(args).start();
+    for (name, expected) in [("a.hxz", 1), ("b.hxz", 2)] {
+        store.log().clear();
+        assert_serves(&server, name, "base-zstd.hxz");
+        let traced = expected == 2;
+        if traced {
+            server.wait_for_log("the trace is read", |line| line.json["wanted"].is_u64());
+        }
+        let requests = store.log().entries();
+        assert_eq!(requests.len(), expected, "{requests:?}");
+        assert_eq!(requests.iter().any(|it| it.path.ends_with(".trace")), traced);
+    }
+}
+
+/// Access to the folder is denied while other archives are served.
+#[test]
+fn a_folder_to_which_access_is_denied_stops_no_other_archive() {
+    let store = ObjectServer::builder().s3().start().unwrap();
+    put_file(&store, "golden/v7/a.hxz", "base-zstd.hxz");
+    let denied = |request: &object_server::LoggedRequest| match request.query.contains("list-type")
+    {
+        true => Behavior::status(403),
+        false => Behavior::new(),
+    };
+    store.set_script(Script::from_fn(denied));
+    let builder = || {
+        gateway()
+            .args(["--store-endpoint", &store.endpoint(), "--store-credentials", "anonymous"])
+            .args(["--export-dir", "s3://golden/v7/"])
+    };
+    builder().fails_with(3, "folder_store");
+    let server = builder().arg("s3://golden/v7/a.hxz").start();
+    assert_serves(&server, "a.hxz", "base-zstd.hxz");
+    server.wait_for_reason("folder_store");
 }
 
 /// Anything in a listing that isn't the name of an object in the folder is ignored.

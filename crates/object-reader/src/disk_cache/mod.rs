@@ -170,6 +170,14 @@ impl DiskCache {
         (record.store == store && record.key == key).then_some(record.version)
     }
 
+    /// Returns the keys of all objects of a store that were opened, and their versions.
+    pub(crate) fn known_objects(&self, store: &str) -> Vec<(String, Version)> {
+        let records = self.shared.files.records().unwrap_or_default();
+        let records = records.into_iter().map(|(_, record)| record);
+        let of_store = records.filter(|record| record.store == store);
+        of_store.map(|record| (record.key, record.version)).collect()
+    }
+
     /// Records the version of an object that is opened.
     pub(crate) fn record_version(&self, store: &str, key: &str, version: &Version) {
         if self.is_off() {

@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, select_ok};
 use nbd_telemetry::RateLimit;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 use super::call::Call;
@@ -16,6 +17,7 @@ use super::flow_control::{Outcome, WaitCause};
 use super::gate::{BreakerChange, Gate, Permit};
 use super::latency::LatencyTracker;
 use super::memory::{MemoryBudget, MemoryShare};
+use crate::listing::ListingPage;
 use crate::metrics::{StoreMetrics, StoreStats};
 use crate::object::Priority;
 use crate::store::{GetRequest, Response, Store, StoreError, StoreErrorKind, Version};
@@ -124,21 +126,75 @@ impl Dispatcher {
                 return Err(error);
             }
             self.metrics.count_retry();
-            // Throttled requests wait at the gate, like all others.
-            if error.kind != StoreErrorKind::Throttled
-                && !is_stale
-                && let Some(mut delay) = self.gate.backoff(attempts)
-            {
-                if awaits_credentials {
-                    delay = delay.max(CREDENTIALS_INTERVAL);
-                }
-                call.wait_for(WaitCause::Retry);
-                tokio::select! {
-                    () = tokio::time::sleep(delay) => {}
-                    () = recovered => {}
-                }
+            if !is_stale {
+                let least = if awaits_credentials { CREDENTIALS_INTERVAL } else { Duration::ZERO };
+                self.back_off(call, &error, attempts, least, recovered).await;
             }
             attempts += 1;
+        }
+    }
+
+    /// Waits before the next attempt, for `least` or longer, or until the store recovers.
+    async fn back_off(
+        &self,
+        call: &Call,
+        error: &StoreError,
+        attempts: u32,
+        least: Duration,
+        recovered: Notified<'_>,
+    ) {
+        // Throttled requests wait at the gate, like all others.
+        if error.kind != StoreErrorKind::Throttled
+            && let Some(delay) = self.gate.backoff(attempts)
+        {
+            call.wait_for(WaitCause::Retry);
+            tokio::select! {
+                () = tokio::time::sleep(delay.max(least)) => {}
+                () = recovered => {}
+            }
+        }
+    }
+
+    /// Lists a page of a folder, until the response is there or a failure is final. While the
+    /// breaker is open, returns the last failure unless `waits_for_store`.
+    ///
+    /// # Errors
+    /// A failure that isn't transient, or the last one after `timeout`.
+    pub(crate) async fn list_page(
+        &self,
+        store: &dyn Store,
+        (prefix, page): (&str, Option<&str>),
+        timeout: Duration,
+        waits_for_store: bool,
+    ) -> Result<ListingPage, StoreError> {
+        let call = Arc::new(Call::new(Priority::Demand));
+        let list = async {
+            let mut attempts = 0;
+            loop {
+                let permit = match waits_for_store {
+                    true => Some(self.gate.acquire(&call).await),
+                    false => self.gate.acquire_if_up(&call).await,
+                };
+                let Some(permit) = permit else {
+                    return Err(self.timeout_error(&call, Duration::ZERO));
+                };
+                call.wait_for(WaitCause::Fetch);
+                call.sent();
+                let recovered = self.gate.recovered();
+                let listed = self.send(store.list_page(prefix, page), permit, &call, |_| 0).await;
+                let error = match listed {
+                    Err(error) if error.kind.is_transient() => error,
+                    result => return result,
+                };
+                call.failed(error.clone());
+                self.metrics.count_retry();
+                self.back_off(&call, &error, attempts, Duration::ZERO, recovered).await;
+                attempts += 1;
+            }
+        };
+        match tokio::time::timeout(timeout, list).await {
+            Ok(result) => result,
+            Err(_) => Err(self.timeout_error(&call, timeout)),
         }
     }
 

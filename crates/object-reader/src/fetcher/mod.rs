@@ -47,7 +47,6 @@ pub(crate) use view::View;
 use self::active_streams::ActiveStreams;
 use self::call::Call;
 use self::chunk_cache::ChunkCache;
-use self::disk::unconfirmed;
 use self::dispatcher::{Dispatcher, Target};
 use self::fetch::chunk_of;
 use self::memory::MemoryBudget;
@@ -55,16 +54,28 @@ use self::object_state::CHECK_TIMEOUT;
 pub use self::plan::CHUNK_SIZE;
 use self::plan::chunks_of;
 use crate::disk_cache::DiskCache;
+use crate::listing::ListedPages;
 use crate::metrics::{FetcherStats, WaitStats};
 use crate::object::{ChunkVerifier, Object, ObjectId, Priority};
-use crate::store::{ByteRange, GetRequest, Response, Store, StoreError};
+use crate::store::{ByteRange, GetRequest, ListedObject, Response, Store, StoreError};
 
 /// Bytes at the end of an object that are fetched when it is opened.
 const OPENED_SUFFIX: u64 = 2 * CHUNK_SIZE;
+/// Maximum length of small objects, in bytes.
+const MAX_SMALL: u64 = 1 << 20;
 /// Attempts to open an object that is being replaced.
 const OPENING_ATTEMPTS: u32 = 3;
 /// Maximum of the bytes to be read ahead by all streams together.
 const MAX_READAHEAD: u64 = 64 << 20;
+
+/// Parts of an object that are fetched when it is opened.
+#[derive(Debug, Clone, Copy)]
+enum Opening {
+    /// The first chunk and the last ones.
+    Ends,
+    /// The beginning, which is all of a small object.
+    Beginning(Priority),
+}
 
 /// Settings of a [`Fetcher`].
 #[derive(Debug, Clone)]
@@ -156,6 +167,35 @@ impl Fetcher {
         store: Arc<dyn Store>,
         key: &str,
     ) -> Result<Object, FetchError> {
+        self.open_with(store, key, Opening::Ends).await
+    }
+
+    /// Opens the current version of an object that is probably small, like [`open`](Self::open), with
+    /// one request for its beginning: up to [`small_object`](Self::small_object) bytes.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub async fn open_small(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        key: &str,
+        priority: Priority,
+    ) -> Result<Object, FetchError> {
+        self.open_with(store, key, Opening::Beginning(priority)).await
+    }
+
+    /// Returns the maximum length of objects that [`open_small`](Self::open_small) fetches as a
+    /// whole, in bytes.
+    pub fn small_object(&self) -> u64 {
+        self.config.fetch_size.min(MAX_SMALL)
+    }
+
+    async fn open_with(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        key: &str,
+        opening: Opening,
+    ) -> Result<Object, FetchError> {
         let mut known = self.known_view(&store, key);
         if let Some(result) = self.open_from_disk(&mut known).await {
             return result;
@@ -165,9 +205,12 @@ impl Fetcher {
             Some(_) => self.config.store_timeout.min(CHECK_TIMEOUT),
             None => self.config.store_timeout,
         };
-        match (self.open_current(store, key, timeout).await, known) {
+        match (self.open_current(store, key, opening, timeout).await, known) {
             (Err(error @ FetchError::ShuttingDown { .. }), _) => Err(error),
-            (Err(error), Some(view)) if error.is_inconclusive() => Ok(unconfirmed(&view, &error)),
+            (Err(error), Some(view)) if error.is_inconclusive() => {
+                view.object.note_unconfirmed(&error);
+                Ok(Object::new(view))
+            }
             (result, _) => result,
         }
     }
@@ -176,16 +219,31 @@ impl Fetcher {
         self: &Arc<Self>,
         store: Arc<dyn Store>,
         key: &str,
+        opening: Opening,
         timeout: Duration,
     ) -> Result<Object, FetchError> {
         let name: Arc<str> = format!("{}/{key}", store.label()).into();
         let dispatcher = self.dispatcher(&store);
-        let call = Arc::new(Call::new(Priority::Demand));
-        let ends = self.shutdown.run_until_cancelled(tokio::time::timeout(
-            timeout,
-            get_ends(&dispatcher, &*store, key, &call),
-        ));
-        let (head, tail) = match ends.await {
+        let priority = match opening {
+            Opening::Ends => Priority::Demand,
+            Opening::Beginning(priority) => priority,
+        };
+        let call = Arc::new(Call::new(priority));
+        let parts = async {
+            match opening {
+                Opening::Ends => get_ends(&dispatcher, &*store, key, &call).await,
+                Opening::Beginning(_) => {
+                    let length = self.small_object();
+                    let range = ByteRange::Bounded(0..length);
+                    let request = GetRequest { range, version: None, bypass_caches: false };
+                    let target = Target { store: &*store, key, request: &request, size: length };
+                    let (head, _memory) = dispatcher.get(target, &call, || true).await?;
+                    Ok((head, None))
+                }
+            }
+        };
+        let parts = tokio::time::timeout(timeout, parts);
+        let (head, tail) = match self.shutdown.run_until_cancelled(parts).await {
             Some(Ok(ends)) => ends,
             Some(Err(_)) => Err(dispatcher.timeout_error(&call, timeout)),
             None => return Err(FetchError::ShuttingDown { object: name }),
@@ -199,6 +257,46 @@ impl Fetcher {
         tail.inspect(|tail| self.keep(&view, tail));
         self.record_version(&view);
         Ok(Object::new(view))
+    }
+
+    /// Lists the objects whose keys consist of `prefix` (empty, or ending in a slash) and a name
+    /// without a slash. Must be called in a tokio runtime.
+    ///
+    /// A caller that can do without a current listing sets `is_dispensable`, and isn't kept waiting
+    /// by a store that is down.
+    ///
+    /// # Errors
+    /// Transient failures are retried until [`FetcherConfig::store_timeout`], for each page; if it
+    /// is dispensable, at most for 10 s, and not while the store is known to be down. Others are
+    /// returned at once.
+    pub async fn list(
+        &self,
+        store: &Arc<dyn Store>,
+        prefix: &str,
+        is_dispensable: bool,
+    ) -> Result<Vec<ListedObject>, FetchError> {
+        let name: Arc<str> = format!("{}/{prefix}", store.label()).into();
+        let dispatcher = self.dispatcher(store);
+        let timeout = match is_dispensable {
+            true => self.config.store_timeout.min(CHECK_TIMEOUT),
+            false => self.config.store_timeout,
+        };
+        let list = async {
+            let mut pages = ListedPages::default();
+            let mut next = None;
+            loop {
+                let page = (prefix, next.as_deref());
+                let page = dispatcher.list_page(&**store, page, timeout, !is_dispensable);
+                next = pages.add(page.await?)?;
+                if next.is_none() {
+                    return Ok(pages.into_objects());
+                }
+            }
+        };
+        match self.shutdown.run_until_cancelled(list).await {
+            Some(listed) => listed.map_err(|e| FetchError::from_store(&name, e, timeout)),
+            None => Err(FetchError::ShuttingDown { object: name }),
+        }
     }
 
     /// Ends all waits with [`FetchError::ShuttingDown`]. Chunks in memory remain readable. The disk

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::listing::ListingPage;
 use crate::store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
 };
@@ -193,8 +194,22 @@ impl Store for ScriptedStore {
         .boxed()
     }
 
-    fn list<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>> {
-        std::future::ready(Ok(Vec::new())).boxed()
+    /// Lists five pages with an object on each. The script gets a request without bytes.
+    fn list_page<'a>(
+        &'a self,
+        prefix: &'a str,
+        page: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ListingPage, StoreError>> {
+        async move {
+            let request =
+                GetRequest { range: ByteRange::Suffix(0), version: None, bypass_caches: false };
+            self.respond(&request).await?;
+            let number = page.map_or(0, |page| page.parse::<u32>().unwrap());
+            let object = ListedObject { name: format!("{prefix}{number}"), version: None };
+            let next = (number < 4).then(|| (number + 1).to_string());
+            Ok(ListingPage { objects: vec![object], next })
+        }
+        .boxed()
     }
 }
 

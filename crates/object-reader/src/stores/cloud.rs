@@ -19,15 +19,13 @@ use object_store::{GetOptions, GetRange, ObjectStore};
 
 use super::connector::Capture;
 use super::credentials::{Credential, Credentials, Loaded};
-use super::{MAX_LISTED, MAX_LISTING, head_was_refused, range_limit};
+use super::{MAX_LISTING, head_was_refused, range_limit};
+use crate::listing::ListingPage;
 use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
 };
 use crate::url::Scheme;
-
-/// Maximum number of pages of a listing. Pages may be empty.
-const MAX_PAGES: usize = 1000;
 
 /// A client of object_store.
 pub(super) trait CloudApi: ObjectStore + PaginatedListStore {}
@@ -140,42 +138,36 @@ impl CloudStore {
         result
     }
 
-    async fn list_all(&self, prefix: &str) -> Result<Vec<ListedObject>, StoreError> {
+    async fn list_objects(
+        &self,
+        prefix: &str,
+        page_token: Option<String>,
+    ) -> Result<ListingPage, StoreError> {
+        let result = self.list_once(prefix, page_token).await?;
         let mut objects = Vec::new();
-        let mut page_token = None;
-        for _ in 0..MAX_PAGES {
-            let result = self.list_page(prefix, page_token).await?;
-            for object in result.result.objects {
-                let name = object.location.as_ref().strip_prefix(prefix).unwrap_or("");
-                if name.is_empty() || name.contains('/') {
-                    continue;
-                }
-                // Listings of Azure, unlike its headers, have tags without quotes.
-                let lacks_quotes = |tag: &str| self.scheme != Scheme::S3 && !tag.starts_with('"');
-                let quote = |tag: String| match lacks_quotes(&tag) {
-                    true => format!("\"{tag}\""),
-                    false => tag,
-                };
-                let version = object.e_tag.map(|tag| Version {
-                    length: object.size,
-                    etag: Some(quote(tag)),
-                    version_id: None,
-                    last_modified: None,
-                });
-                objects.push(ListedObject { name: name.to_owned(), version });
+        for object in result.result.objects {
+            let name = object.location.as_ref().strip_prefix(prefix).unwrap_or("");
+            if name.is_empty() || name.contains('/') {
+                continue;
             }
-            if objects.len() > MAX_LISTED {
-                return Err(unsupported(format!("there are more than {MAX_LISTED} objects")));
-            }
-            page_token = result.page_token;
-            if page_token.is_none() {
-                return Ok(objects);
-            }
+            // Listings of Azure, unlike its headers, have tags without quotes.
+            let lacks_quotes = |tag: &str| self.scheme != Scheme::S3 && !tag.starts_with('"');
+            let quote = |tag: String| match lacks_quotes(&tag) {
+                true => format!("\"{tag}\""),
+                false => tag,
+            };
+            let version = object.e_tag.map(|tag| Version {
+                length: object.size,
+                etag: Some(quote(tag)),
+                version_id: None,
+                last_modified: None,
+            });
+            objects.push(ListedObject { name: name.to_owned(), version });
         }
-        Err(unsupported(format!("the listing has more than {MAX_PAGES} pages")))
+        Ok(ListingPage { objects, next: result.page_token })
     }
 
-    async fn list_page(
+    async fn list_once(
         &self,
         prefix: &str,
         page_token: Option<String>,
@@ -279,8 +271,12 @@ impl Store for CloudStore {
         .boxed()
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>> {
-        self.list_all(prefix).boxed()
+    fn list_page<'a>(
+        &'a self,
+        prefix: &'a str,
+        page: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ListingPage, StoreError>> {
+        self.list_objects(prefix, page.map(str::to_owned)).boxed()
     }
 
     fn credentials_expiry(&self) -> Option<SystemTime> {

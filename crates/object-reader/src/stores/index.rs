@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
-use super::MAX_LISTED;
+use crate::listing::MAX_LISTED;
 
 /// Entry of a listing in JSON, of nginx (`autoindex_format json`) or Caddy.
 #[derive(Deserialize)]

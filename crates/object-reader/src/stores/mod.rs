@@ -28,8 +28,6 @@ pub use index::{parse_html_index, parse_json_index};
 pub use probe::{ObservedStore, StoreProbe};
 pub use secret::Secret;
 
-/// Maximum number of names in a listing.
-const MAX_LISTED: usize = 100_000;
 /// Maximum size of a listing, or of a page of it, in bytes.
 const MAX_LISTING: usize = 8 * 1024 * 1024;
 /// Maximum size of a range, in bytes.

@@ -21,6 +21,7 @@ use super::aws::sensitive;
 use super::credentials::{Credential, Credentials, Loaded};
 use super::{MAX_LISTING, Secret, head_was_refused, index, range_limit};
 use crate::http::HttpClient;
+use crate::listing::ListingPage;
 use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
@@ -197,8 +198,13 @@ impl Store for HttpStore {
         self.check(key, version).boxed()
     }
 
-    fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Vec<ListedObject>, StoreError>> {
-        self.list_folder(prefix).boxed()
+    fn list_page<'a>(
+        &'a self,
+        prefix: &'a str,
+        _: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<ListingPage, StoreError>> {
+        async move { Ok(ListingPage { objects: self.list_folder(prefix).await?, next: None }) }
+            .boxed()
     }
 
     fn replace_query(&self, query: &Secret) {

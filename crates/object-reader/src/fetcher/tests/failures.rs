@@ -356,3 +356,62 @@ async fn a_recovery_replaces_requests_that_hang() {
     join_all(readers).await.into_iter().for_each(|result| result.unwrap().unwrap());
     assert!(recovered.elapsed() < 1100 * MILLI, "{:?}", recovered.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn listings_are_retried_page_by_page() {
+    let store = store();
+    let (fetcher, _object) = open_by_chunks(&store).await;
+    let list = |is_dispensable| {
+        let store: Arc<dyn Store> = Arc::clone(&store) as _;
+        let fetcher = Arc::clone(&fetcher);
+        async move { fetcher.list(&store, "v7/", is_dispensable).await }
+    };
+    // Every second response is one that asks for patience.
+    store.script(|n, _| match n % 2 {
+        0 => Action::Throttle(Some(SECOND)),
+        _ => Action::Respond,
+    });
+    let begin = Instant::now();
+    let names: Vec<_> = list(false).await.unwrap().into_iter().map(|it| it.name).collect();
+    assert_eq!(names, ["v7/0", "v7/1", "v7/2", "v7/3", "v7/4"]);
+    assert_eq!(store.received().len(), 10);
+    assert!((5..7).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+    let stats = fetcher.stats().stores.remove(0);
+    assert_eq!((stats.throttled, stats.retries), (5, 5));
+
+    for (action, is_dispensable, expected, seconds) in [
+        (Action::Fail(StoreErrorKind::Denied), false, "denied", 0..1),
+        (Action::Throttle(Some(20 * SECOND)), true, "throttled", 10..11),
+        (Action::Throttle(Some(20 * SECOND)), false, "throttled", 60..61),
+        (Action::Fail(StoreErrorKind::Unreachable), true, "down", 1..11),
+        // The breaker is open now.
+        (Action::Fail(StoreErrorKind::Unreachable), true, "down", 0..1),
+        (Action::Fail(StoreErrorKind::Unreachable), false, "down", 60..61),
+    ] {
+        store.script(move |_, _| action);
+        // A pause that the store has asked for is over.
+        tokio::time::sleep(20 * SECOND).await;
+        let begin = Instant::now();
+        assert_eq!(list(is_dispensable).await.unwrap_err().label(), expected);
+        assert!(seconds.contains(&begin.elapsed().as_secs()), "{action:?}: {:?}", begin.elapsed());
+    }
+}
+
+/// A slow store isn't one that is down: only its readers give up.
+#[tokio::test(start_paused = true)]
+async fn a_response_may_take_longer_than_readers_wait() {
+    let store = store();
+    let config =
+        FetcherConfig { fetch_size: MIB, store_timeout: 10 * SECOND, ..FetcherConfig::default() };
+    let (fetcher, object) = open(&store, config).await;
+    store.set_link(20 * MILLI, 64.0 * 1024.0);
+    let begin = Instant::now();
+    assert_eq!(label(&read(&object, chunk(40)).await), "timed_out");
+    assert_eq!(begin.elapsed().as_secs(), 10);
+    // What arrives isn't lost.
+    read(&object, chunk(41)).await.unwrap();
+    assert_eq!(store.received().len(), 1);
+    let stats = fetcher.stats().stores.remove(0);
+    assert_eq!(stats.requests.keys().collect::<Vec<_>>(), [&(Priority::Demand, "ok")]);
+    assert_eq!((stats.breaker, stats.retries), (BreakerState::Closed, 0));
+}
