@@ -72,17 +72,23 @@ impl Problems {
     }
 }
 
-/// Returns the problems that `status` shows, worst first. `stuck` is the reason why the process
-/// should be restarted, if it should.
+/// Returns the problems that `status` shows, worst first. `stuck` and `fault` are reasons why the
+/// process should be restarted; with the first, clients get no replies.
 pub(super) fn find(
     status: &Status,
     failures: LastFailures,
     stuck: Option<&'static str>,
+    fault: Option<&'static str>,
 ) -> Vec<Problem> {
     let mut found = Problems::default();
     if let Some(why) = stuck {
         let text = format!("Clients get no replies: {}; restart the server", without_label(why));
         found.add(Critical, "stuck", text);
+    }
+    if let Some(why) = fault {
+        let text =
+            format!("Only what is cached can be read: {}; restart the server", without_label(why));
+        found.add(Critical, "dialer_gone", text);
     }
     readiness(&mut found, status);
     failed_reads(&mut found, status, failures.reads);
@@ -373,7 +379,7 @@ mod tests {
         json["now"] = 1_000_000.into();
         let status = Status::parse(json.to_string().as_bytes()).unwrap();
         let failures = LastFailures { reads: Some(999_000.0), audit: Some(900_000.0) };
-        let problems = find(&status, failures, None).into_iter();
+        let problems = find(&status, failures, None, None).into_iter();
         problems.map(|it| (it.severity.into_owned(), it.problem.into_owned())).collect()
     }
 
@@ -457,7 +463,7 @@ mod tests {
         };
         let message = |archives: ArchivesStatus| {
             let status = Status { archives, ..Status::default() };
-            find(&status, LastFailures::default(), None).remove(0).message
+            find(&status, LastFailures::default(), None, None).remove(0).message
         };
         let many = "200 archives can't be opened: a (wrong checksum), b (wrong checksum), \
                     c (wrong checksum) and 197 more";

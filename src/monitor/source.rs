@@ -36,7 +36,14 @@ pub(crate) struct StatusSource {
     recent: RecentErrors,
     gateway: OnceLock<GatewaySource>,
     audit: OnceLock<Box<dyn Fn() -> AuditCounts + Send + Sync>>,
-    stores: OnceLock<Box<dyn Fn() -> StoresStatus + Send + Sync>>,
+    stores: OnceLock<StoresSource>,
+}
+
+/// What is known about stores.
+struct StoresSource {
+    report: Box<dyn Fn() -> StoresStatus + Send + Sync>,
+    /// Returns what prevents connections until a restart.
+    fault: Box<dyn Fn() -> Option<&'static str> + Send + Sync>,
 }
 
 /// What a gateway reports.
@@ -102,10 +109,22 @@ impl StatusSource {
         self.audit.get_or_init(|| Box::new(report));
     }
 
-    /// Sets the source of the status of stores. Only the first call has an effect.
+    /// Sets the source of the status of stores, and of what prevents connections to them until a
+    /// restart. Only the first call has an effect.
     #[cfg(feature = "remote")]
-    pub(crate) fn set_stores(&self, report: impl Fn() -> StoresStatus + Send + Sync + 'static) {
-        self.stores.get_or_init(|| Box::new(report));
+    pub(crate) fn set_stores(
+        &self,
+        report: impl Fn() -> StoresStatus + Send + Sync + 'static,
+        fault: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
+    ) {
+        let source = || StoresSource { report: Box::new(report), fault: Box::new(fault) };
+        self.stores.get_or_init(source);
+    }
+
+    /// Returns the fault of the program that only a restart cures, if there is one, other than
+    /// threads that are stuck.
+    pub(crate) fn fault(&self) -> Option<&'static str> {
+        self.stores.get().and_then(|stores| (stores.fault)())
     }
 
     /// Returns the current status.
@@ -142,7 +161,7 @@ impl StatusSource {
                 decode_seconds: stats.decode_time.as_secs_f64(),
             },
             storage: StorageStatus { reads: stats.storage_reads, bytes: stats.storage_bytes },
-            remote: self.stores.get().map(|report| report()).unwrap_or_default(),
+            remote: self.stores.get().map(|stores| (stores.report)()).unwrap_or_default(),
             verification_failures: label_counts(stats.read_failures.0),
             open_failures: label_counts(stats.open_failures.0),
             memory,
@@ -151,7 +170,7 @@ impl StatusSource {
             recent_errors: self.recent.to_vec(),
         };
         let failures = self.last_failures(status.now);
-        status.problems = problems::find(&status, failures, stuck);
+        status.problems = problems::find(&status, failures, stuck, self.fault());
         status
     }
 
@@ -198,7 +217,7 @@ impl StatusSource {
 
     /// Returns the reason why the program should be restarted, if it should.
     pub(super) fn unhealthy_reason(&self) -> Option<&'static str> {
-        stuck_reason(&self.gateway_report())
+        stuck_reason(&self.gateway_report()).or_else(|| self.fault())
     }
 
     fn gateway_report(&self) -> GatewayReport {

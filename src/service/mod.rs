@@ -133,7 +133,7 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
         notifier.ready(exports, access).await;
         record.emit(|| Event::Start(started));
         let notifying = (Arc::clone(&notifier), control.clone(), Arc::clone(&reader));
-        tasks.spawn(notify_manager(notifying, shutdown.clone()));
+        tasks.spawn(notify_manager(notifying, monitor.fault(), shutdown.clone()));
         tasks.spawn(poll_folder(control.clone()));
         tasks.spawn(monitor.reload_auth());
 
@@ -164,12 +164,19 @@ pub(crate) fn serve(settings: Settings, recent: RecentErrors) -> Result<(), Fail
 /// Keeps the service manager informed while clients are served.
 async fn notify_manager(
     (notifier, control, reader): (Arc<Notifier>, Control<Catalog>, Arc<BlockReader>),
+    fault: impl Fn() -> Option<&'static str>,
     shutdown: CancellationToken,
 ) {
     // Tests both a runtime worker and a decoder thread.
     let works = || {
-        let reader = Arc::clone(&reader);
-        async move { tokio::spawn(async move { reader.is_alive().await }).await.unwrap_or(false) }
+        let (reader, fault) = (Arc::clone(&reader), fault());
+        async move {
+            if let Some(fault) = fault {
+                return Err(fault);
+            }
+            let is_alive = tokio::spawn(async move { reader.is_alive().await }).await;
+            is_alive.unwrap_or(false).then_some(()).ok_or("no decoder thread responded")
+        }
     };
     let stopping = async {
         shutdown.cancelled().await;

@@ -66,6 +66,13 @@ impl RunningMonitor {
         );
     }
 
+    /// Returns a function that returns the fault of the program that only a restart cures, if there
+    /// is one.
+    pub(crate) fn fault(&self) -> impl Fn() -> Option<&'static str> + Send + use<> {
+        let observed = Arc::clone(&self.observed);
+        move || observed.fault()
+    }
+
     /// Returns a task that reads the monitor's certificate, key and token again when their files
     /// have changed.
     pub(crate) fn reload_auth(&self) -> impl Future<Output = ()> + Send + use<> {
@@ -124,10 +131,15 @@ impl MonitorSetup {
         })
     }
 
-    /// Connects the figures of a fetcher to the monitoring data.
+    /// Connects the figures of a fetcher to the monitoring data. `fault` returns what prevents
+    /// connections until a restart, if something does.
     #[cfg(feature = "remote")]
-    pub(crate) fn attach_fetcher(&self, fetcher: Arc<Fetcher>) {
-        self.observed.set_stores(move || StoresStatus::from(fetcher.stats()));
+    pub(crate) fn attach_fetcher(
+        &self,
+        fetcher: Arc<Fetcher>,
+        fault: impl Fn() -> Option<&'static str> + Send + Sync + 'static,
+    ) {
+        self.observed.set_stores(move || StoresStatus::from(fetcher.stats()), fault);
     }
 
     /// Starts serving, on a thread of its own. `audit` returns the event counters.

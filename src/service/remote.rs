@@ -97,6 +97,15 @@ impl ConnectedStores {
         Arc::clone(&self.archives)
     }
 
+    /// Returns a function that returns what prevents connections until a restart, if something does.
+    pub(super) fn fault(&self) -> impl Fn() -> Option<&'static str> + use<> {
+        let dialer = Arc::clone(&self.dialer);
+        move || {
+            let fault = "dialer_gone: the process that connects to stores has ended";
+            dialer.has_ended().then_some(fault)
+        }
+    }
+
     /// Returns the plan of the sandbox with what the stores need.
     pub(super) fn permit(&self, mut plan: SandboxPlan) -> SandboxPlan {
         plan.receives_descriptors_on = Some(self.dialer.as_raw_fd());

@@ -92,7 +92,7 @@ impl Prepared {
         let monitor = MonitorSetup::prepare(&serve, monitor_socket, catalog.reader(), recent)?;
         #[cfg(feature = "remote")]
         if let Some(stores) = &stores {
-            monitor.attach_fetcher(Arc::clone(stores.archives().fetcher()));
+            monitor.attach_fetcher(Arc::clone(stores.archives().fetcher()), stores.fault());
         }
         if let Some(path) = &serve.network.pid_file {
             pid_file::write(path)?;

@@ -221,7 +221,7 @@ async fn load_trace(path: PathBuf, options: &OpenOptions) -> io::Result<Option<T
 }
 
 fn read_trace(path: &Path, options: &OpenOptions) -> io::Result<Option<Trace>> {
-    let storage = match options.open_storage(path) {
+    let storage = match options.open_side_file(path, FetchPriority::Ahead) {
         Ok(storage) => storage,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         // S3 answers like this for an object that doesn't exist, without permission to list.

@@ -22,8 +22,8 @@ use super::digest_list::{Digest, DigestsError, parse_entry, parse_line};
 use super::error::{Error, ErrorKind, printable};
 use super::limits::{GROUP_CACHE_BYTES, MAX_TREE_MEMORY};
 use crate::storage::{
-    GROUP_LEN, GroupCache, GroupHashes, HashTree, RemoteError, Stamp, Storage, TreeBudget,
-    TreeError, VerifiedStorage,
+    FetchPriority, GROUP_LEN, GroupCache, GroupHashes, HashTree, RemoteError, Stamp, Storage,
+    TreeBudget, TreeError, VerifiedStorage,
 };
 
 /// Minimum length of a file for which hashing is logged, in bytes.
@@ -177,6 +177,9 @@ impl Digests {
                 }
                 let tree = match tree_from_file(path, storage.length(), expected, options) {
                     Ok(Some(tree)) => Ok(tree),
+                    Ok(None) if is_tentative(options) && storage.length() > GROUP_LEN => {
+                        return Err(ErrorKind::Abandoned.of(path));
+                    }
                     Ok(None) => hash_archive(path, storage.as_ref(), &memory.trees),
                     Err(error) => Err(error),
                 };
@@ -232,13 +235,16 @@ fn tree_from_file(
     let budget = &options.digest_memory.trees;
     let path = tree_path(archive);
     let unusable = |problem: &dyn std::fmt::Display| {
+        if is_tentative(options) {
+            return;
+        }
         let path = printable(&path);
         tracing::warn!(
             reason = "tree_unusable",
             "{path}: {problem}; the archive is hashed instead, which takes longer"
         );
     };
-    let file = match options.open_storage(&path) {
+    let file = match options.open_side_file(&path, FetchPriority::Demand) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if is_outage(&error) => return Err(TreeError::Io(error)),
@@ -260,6 +266,12 @@ fn tree_from_file(
         }
         Err(error) => Err(error),
     }
+}
+
+/// Returns true if the archive that is being opened may not be the current one, so that it isn't
+/// hashed.
+fn is_tentative(options: &OpenOptions) -> bool {
+    options.remote.as_ref().is_some_and(|remote| remote.is_tentative())
 }
 
 /// Returns true if the store fails, so that the archive couldn't be hashed either. Access to a file

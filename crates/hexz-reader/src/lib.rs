@@ -76,6 +76,7 @@ mod fields;
 mod header;
 mod image;
 mod index_page;
+mod known;
 mod layout;
 pub mod limits;
 mod log_limit;

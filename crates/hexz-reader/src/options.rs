@@ -14,7 +14,8 @@ use super::password::PasswordSource;
 use super::reference_choice::ReferenceChoice;
 use super::signature::VerifyKey;
 use crate::storage::{
-    FileStamp, FileStorage, ReadCounters, RemoteError, RemoteSource, Stamp, Storage, is_url,
+    FetchPriority, FileStamp, FileStorage, ReadCounters, RemoteError, RemoteSource, Stamp, Storage,
+    is_url,
 };
 
 /// Options for opening a snapshot.
@@ -97,6 +98,21 @@ impl OpenOptions {
                     is_outage: false,
                 }))
             }
+        }
+    }
+
+    /// Opens a small file or object that belongs to an archive, and is read as a whole.
+    ///
+    /// # Errors
+    /// As for [`open_storage`](Self::open_storage).
+    pub fn open_side_file(
+        &self,
+        path: &Path,
+        priority: FetchPriority,
+    ) -> io::Result<Arc<dyn Storage>> {
+        match &self.remote {
+            Some(remote) if is_url(path) => remote.open_side_file(path, priority),
+            _ => self.open_storage(path),
         }
     }
 

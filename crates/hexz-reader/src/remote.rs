@@ -1,6 +1,6 @@
 //! Archives in object stores and on HTTP servers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -85,6 +85,10 @@ type FolderObjects = Vec<(String, Stamp)>;
 struct Listing {
     at: Instant,
     objects: Result<FolderObjects, FetchError>,
+    /// Names of the objects that are known to be small.
+    small: HashSet<String>,
+    /// True if the store has sent it.
+    is_complete: bool,
 }
 
 impl Listing {
@@ -183,10 +187,15 @@ impl RemoteArchives {
     }
 
     /// Opens an object once for all who want it at the same time.
-    async fn open_shared(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
+    async fn open_shared(
+        &self,
+        path: &Path,
+        url: &ObjectUrl,
+        small: Option<Priority>,
+    ) -> io::Result<Object> {
         let lock = Arc::clone(self.opening.lock().entry(path.to_owned()).or_default());
         let held = lock.lock().await;
-        let opened = self.open_object(path, url).await;
+        let opened = self.open_object(path, url, small).await;
         if let Ok(object) = &opened {
             self.remember(path, object);
         }
@@ -199,8 +208,14 @@ impl RemoteArchives {
         opened
     }
 
-    /// Returns the current version of an object, as far as the store can tell.
-    async fn open_object(&self, path: &Path, url: &ObjectUrl) -> io::Result<Object> {
+    /// Returns the current version of an object, as far as the store can tell. One that is probably
+    /// small is requested with the given priority.
+    async fn open_object(
+        &self,
+        path: &Path,
+        url: &ObjectUrl,
+        small: Option<Priority>,
+    ) -> io::Result<Object> {
         let known = self.objects.lock().get(path).cloned();
         if let Some(object) = known {
             match object.is_current().await {
@@ -211,16 +226,63 @@ impl RemoteArchives {
             }
         }
         let store = self.open_store(url).map_err(invalid)?;
-        self.fetcher.open(store, url.key()).await.map_err(read_error)
+        let opened = match small {
+            Some(priority) => self.fetcher.open_small(store, url.key(), priority).await,
+            None => self.fetcher.open(store, url.key()).await,
+        };
+        opened.map_err(read_error)
+    }
+
+    fn open_storage(&self, path: &Path, small: Option<Priority>) -> io::Result<Arc<dyn Storage>> {
+        let (url, runtime) = (self.url(path)?, self.runtime()?);
+        let object = runtime.block_on(self.open_shared(path, &url, small))?;
+        Ok(ObjectStorage::new(object, path, runtime))
+    }
+
+    /// Returns what the last listing of the object's folder says about it: whether it is small, or
+    /// `None` if it didn't exist. `Some(false)` without a listing that is believed.
+    fn listed(&self, path: &Path) -> Option<bool> {
+        let listings = self.listings.lock();
+        let listing = path.parent().and_then(|folder| listings.get(folder));
+        let Some(listing) = listing.filter(|it| it.is_complete && it.is_fresh(self.fresh_for))
+        else {
+            return Some(false);
+        };
+        let (Ok(objects), Some(name)) = (&listing.objects, path.file_name()) else {
+            return Some(false);
+        };
+        let is_listed = objects.iter().any(|(listed, _)| name == listed.as_str());
+        is_listed.then(|| name.to_str().is_some_and(|name| listing.small.contains(name)))
     }
 }
 
 impl RemoteSource for RemoteArchives {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
-        let (url, runtime) = (self.url(path)?, self.runtime()?);
-        let object = runtime.block_on(self.open_shared(path, &url))?;
-        let url_hash = hash_of(path);
-        Ok(Arc::new(ObjectStorage { object, url_hash, runtime: runtime.clone(), hashes: None }))
+        let is_small = self.listed(path) == Some(true);
+        self.open_storage(path, is_small.then_some(Priority::Demand))
+    }
+
+    fn open_known(&self, path: &Path) -> Option<Arc<dyn Storage>> {
+        if self.objects.lock().contains_key(path) {
+            return None;
+        }
+        let (url, runtime) = (self.url(path).ok()?, self.runtime().ok()?);
+        let store = self.open_store(&url).ok()?;
+        let object = runtime.block_on(async { self.fetcher.open_cached(store, url.key()) })?;
+        self.remember(path, &object);
+        Some(ObjectStorage::new(object, path, runtime))
+    }
+
+    fn open_side_file(&self, path: &Path, priority: FetchPriority) -> io::Result<Arc<dyn Storage>> {
+        // If the listing leaves it out, there is less to read ahead. Nothing else may depend on that.
+        if priority == FetchPriority::Ahead && self.listed(path).is_none() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let priority = match priority {
+            FetchPriority::Demand => Priority::Demand,
+            FetchPriority::Ahead => Priority::Background,
+        };
+        self.open_storage(path, Some(priority))
     }
 
     fn stamp(&self, path: &Path) -> Option<Stamp> {
@@ -251,14 +313,21 @@ impl RemoteSource for RemoteArchives {
         let at = Instant::now();
         // Only the first caller waits for a store that is down.
         let listed = self.fetcher.list(&store, url.key(), before.is_some());
-        let objects = match self.runtime()?.block_on(listed) {
-            Ok(listed) => Ok(stamped(&*store, folder, listed)),
-            Err(error) => match self.earlier_listing(&*store, (folder, url.key()), before, &error) {
-                Some(earlier) => Ok(earlier),
-                None => Err(error),
-            },
+        let listing = match self.runtime()?.block_on(listed) {
+            Ok(listed) => {
+                let is_small = |it: &&ListedObject| {
+                    it.version.as_ref().is_some_and(|it| it.length <= self.fetcher.small_object())
+                };
+                let small = listed.iter().filter(is_small).map(|it| it.name.clone()).collect();
+                let objects = Ok(stamped(&*store, folder, listed));
+                Listing { at, objects, small, is_complete: true }
+            }
+            Err(error) => {
+                let earlier = self.earlier_listing(&*store, (folder, url.key()), before, &error);
+                let objects = earlier.ok_or(error);
+                Listing { at, objects, small: HashSet::new(), is_complete: false }
+            }
         };
-        let listing = Listing { at, objects };
         self.listings.lock().insert(folder.to_owned(), listing.clone());
         listing.objects.map_err(read_error)
     }
@@ -316,6 +385,13 @@ struct ObjectStorage {
     url_hash: [u8; 16],
     runtime: Handle,
     hashes: Option<Arc<dyn GroupHashes>>,
+}
+
+impl ObjectStorage {
+    fn new(object: Object, path: &Path, runtime: &Handle) -> Arc<dyn Storage> {
+        let (url_hash, runtime) = (hash_of(path), runtime.clone());
+        Arc::new(Self { object, url_hash, runtime, hashes: None })
+    }
 }
 
 impl Storage for ObjectStorage {

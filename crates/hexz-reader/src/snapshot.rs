@@ -16,6 +16,7 @@ use super::error::{Error, ErrorKind, printable};
 use super::header::Compression;
 use super::image::{self, ImageFormat};
 use super::index_page::{IndexPage, LocatedBlock};
+use super::known::KnownVersions;
 use super::log_limit::LogLimit;
 use super::master_index::StreamIndex;
 use super::metadata::StreamOrigin;
@@ -24,7 +25,7 @@ use super::parent_index::LazyParentIndex;
 use super::references::LocateError;
 use super::zeros::ZeroHashes;
 use super::{Block, OpenOptions, Remark, StreamKind, chain};
-use crate::storage::Storage;
+use crate::storage::{RemoteSource, Storage};
 
 /// An archive and all its ancestors, open for reading.
 ///
@@ -60,10 +61,25 @@ impl Snapshot {
     /// Opens the archive at `path` and all its ancestors, and checks header and master index of
     /// each.
     ///
+    /// A remote archive whose source knows a version is opened in that version, and so are its
+    /// ancestors; whether they are current is then checked for all of them at the same time.
+    ///
     /// # Errors
     /// An archive is missing, unreadable, damaged, encrypted with another password, or not the
     /// expected one. The error names the file and suggests a remedy.
     pub fn open(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
+        if let Some(known) = KnownVersions::of(path, options) {
+            let remote = Some(Arc::clone(&known) as Arc<dyn RemoteSource>);
+            let opened = Self::open_once(path, &OpenOptions { remote, ..options.clone() });
+            let is_current = |opened: Result<&Self, &Error>| opened.is_ok_and(Self::is_current);
+            if !known.is_used() || is_current(opened.as_ref()) {
+                return opened;
+            }
+        }
+        Self::open_once(path, options)
+    }
+
+    fn open_once(path: &Path, options: &OpenOptions) -> Result<Self, Error> {
         Self::from_chain(chain::open(path, None, options)?, options)
     }
 

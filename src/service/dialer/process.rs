@@ -77,6 +77,11 @@ impl ProcessDialer {
         Self { targets, link, failures: RateLimit::new(1, FAILURE_LOG_INTERVAL), _process: process }
     }
 
+    /// Returns true if the process has ended, or is of no use any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.link.pending.lock().state == LinkState::Gone
+    }
+
     /// Requests a connection. The receiver gets it.
     fn request(&self, target: u16) -> Result<PendingDial<'_>, DialError> {
         let (sender, outcome) = oneshot::channel();
@@ -204,7 +209,8 @@ impl Link {
         if pending.state != LinkState::Closed {
             tracing::error!(
                 reason = "dialer_gone",
-                "the dialer has ended ({error}): stores can't be connected to until a restart"
+                "the dialer has ended ({error}): stores can't be connected to until a restart; \
+                 what is cached is served, and /healthz and the watchdog report it"
             );
             pending.state = LinkState::Gone;
         }
@@ -395,10 +401,12 @@ mod tests {
                     thread::sleep(Duration::from_millis(50));
                 }
             });
+            assert!(!dialer.has_ended());
             for _ in 0..2 {
                 let error = dialer.dial("localhost", 443).await.unwrap_err();
                 assert_eq!(label(&error), "dialer_gone", "{response:?}");
             }
+            assert!(dialer.has_ended());
             responder.join().unwrap();
         }
     }

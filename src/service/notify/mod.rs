@@ -211,8 +211,11 @@ impl Notifier {
     }
 
     /// Sends watchdog notifications, at half the interval that the manager expects, as long as
-    /// `probe` returns true in time.
-    pub(crate) async fn run_watchdog<F: Future<Output = bool>>(&self, probe: impl Fn() -> F) {
+    /// `probe` finds nothing that a restart would cure, in time.
+    pub(crate) async fn run_watchdog<F>(&self, probe: impl Fn() -> F)
+    where
+        F: Future<Output = Result<(), &'static str>>,
+    {
         let (Some(_), Some(time)) = (&self.socket, self.watchdog) else { return };
         let half = time / 2;
         // Leaves time to notify before the interval is over, even if the probe takes as long as
@@ -222,13 +225,15 @@ impl Notifier {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            match timeout(patience, probe()).await {
-                Ok(true) => self.send(&messages::alive()).await,
-                Ok(false) | Err(_) => tracing::error!(
-                    reason = "watchdog",
-                    "no watchdog notification: no decoder thread responded within {patience:?}",
-                ),
-            }
+            let fault = match timeout(patience, probe()).await {
+                Ok(Ok(())) => {
+                    self.send(&messages::alive()).await;
+                    continue;
+                }
+                Ok(Err(fault)) => fault.to_owned(),
+                Err(_) => format!("no decoder thread responded within {patience:?}"),
+            };
+            tracing::error!(reason = "watchdog", "no watchdog notification: {fault}");
         }
     }
 

@@ -62,7 +62,10 @@ async fn without_a_manager_nothing_is_sent() {
     let service = Notifier::new(ManagerSocket::default()).unwrap();
     service.ready("x".to_owned(), String::new()).await;
     let probes = Cell::new(0);
-    let probe = || async { probes.replace(1) == 0 };
+    let probe = || async {
+        probes.set(1);
+        Ok(())
+    };
     let all = async { tokio::join!(service.run_status(|| 1), service.run_watchdog(probe)) };
     assert!(timeout(Duration::from_secs(60), all).await.is_ok());
     assert_eq!(probes.get(), 0);
@@ -115,7 +118,7 @@ async fn the_status_is_sent_at_most_once_a_second() {
 async fn the_watchdog_is_notified_twice_per_interval() {
     let (service, manager) = service(Some(Duration::from_secs(10)));
     let started = tokio::time::Instant::now();
-    let works = || async { true };
+    let works = || async { Ok(()) };
     let alive = timeout(Duration::from_secs(101), service.run_watchdog(works)).await;
     assert!(alive.is_err());
     let count = std::iter::from_fn(|| try_receive(&manager)).inspect(|message| {
@@ -129,9 +132,9 @@ async fn the_watchdog_is_notified_twice_per_interval() {
 #[tokio::test(start_paused = true)]
 async fn the_watchdog_is_not_notified_while_the_probe_hangs() {
     let (service, manager) = service(Some(Duration::from_secs(10)));
-    let stuck = service.run_watchdog(pending::<bool>);
+    let stuck = service.run_watchdog(pending::<Result<(), &str>>);
     assert!(timeout(Duration::from_secs(100), stuck).await.is_err());
-    let failed = service.run_watchdog(|| async { false });
+    let failed = service.run_watchdog(|| async { Err("a fault") });
     assert!(timeout(Duration::from_secs(100), failed).await.is_err());
     assert_eq!(try_receive(&manager), None);
     // It recovers if the probe succeeds again.
@@ -139,7 +142,7 @@ async fn the_watchdog_is_not_notified_while_the_probe_hangs() {
     let later = service.run_watchdog(|| {
         rounds.set(rounds.get() + 1);
         let works = rounds.get() > 3;
-        async move { if works { true } else { pending().await } }
+        async move { if works { Ok(()) } else { pending().await } }
     });
     assert!(timeout(Duration::from_secs(31), later).await.is_err());
     assert!(try_receive(&manager).is_some());

@@ -1,10 +1,12 @@
 //! Thin archives and their parents.
 
-use object_server::ObjectServer;
+use std::time::Duration;
 
-use super::{MIB, assert_no_export, assert_serves, gateway, pause, put_file};
+use object_server::{Behavior, LoggedRequest, ObjectServer, Script};
+
+use super::{MIB, assert_no_export, assert_serves, gateway, pause, put_file, sandboxed};
 use crate::archive_writer::{ArchiveWriter, Piece, noise};
-use crate::support::archive;
+use crate::support::{archive, wait_until};
 
 const CHAIN: [&str; 3] = ["grandchild-zstd.hxz", "child-zstd.hxz", "base-zstd.hxz"];
 
@@ -38,6 +40,77 @@ fn opening_a_chain_of_three_takes_few_requests() {
     }
     drop(server.go(""));
     assert_eq!(store.log().totals().requests, 3);
+}
+
+/// With the options as they are. The trace is looked for when the archives are open, and no more
+/// than that of the archive that is served.
+#[test]
+fn a_chain_of_three_is_opened_in_three_round_trips() {
+    let (store, folder) = (chain_of_three(), tempfile::tempdir().unwrap());
+    let round_trip = Duration::from_millis(500);
+    store.set_script(Script::always(Behavior::new().delay(round_trip)));
+    let builder = || {
+        let args = ["--disk-cache-size", "16MiB", "--disk-cache"];
+        let builder = sandboxed().args(args).arg(folder.path());
+        builder.arg(store.url("v7/grandchild-zstd.hxz"))
+    };
+    let is_trace = |request: &LoggedRequest| request.path.ends_with(".trace");
+    let archives = || {
+        wait_until("the trace is looked for", || store.log().entries().iter().any(is_trace));
+        let mut requests = store.log().entries();
+        let traces: Vec<_> = requests.extract_if(.., |request| is_trace(request)).collect();
+        assert_eq!(traces.len(), 1, "{traces:?}");
+        assert!(traces[0].path.ends_with("grandchild-zstd.hxz.trace"), "{traces:?}");
+        assert!(requests.iter().all(|request| request.received < traces[0].received));
+        let first = requests.iter().map(|request| request.received).min().unwrap();
+        let last = requests.iter().map(|request| request.received).max().unwrap();
+        (requests, last - first)
+    };
+    let mut server = builder().start();
+    let (requests, time) = archives();
+    assert_eq!(requests.len(), 6, "{requests:#?}");
+    // The requests of the third round trip are sent after two.
+    assert!((round_trip * 2..round_trip * 3).contains(&time), "{time:?}");
+    assert_serves(&server, "", CHAIN[0]);
+    server.terminate();
+
+    // From the disk cache: all are compared with the store at once.
+    store.log().clear();
+    let mut server = builder().start();
+    let (requests, time) = archives();
+    assert_eq!(requests.len(), 3, "{requests:#?}");
+    for request in &requests {
+        assert_eq!((request.status, request.bytes_sent), (304, 0), "{request:?}");
+    }
+    assert!(time < round_trip, "{time:?}");
+    assert_serves(&server, "", CHAIN[0]);
+    server.terminate();
+}
+
+/// What is opened from the disk cache is compared with the store before it is served.
+#[test]
+fn a_replaced_archive_of_a_chain_is_noticed_at_the_start() {
+    let (store, folder) = (chain_of_three(), tempfile::tempdir().unwrap());
+    let builder = || {
+        let args = ["--disk-cache-size", "16MiB", "--disk-cache"];
+        let builder = gateway().args(args).arg(folder.path());
+        builder.arg(store.url("v7/grandchild-zstd.hxz"))
+    };
+    let mut server = builder().start();
+    assert_serves(&server, "", CHAIN[0]);
+    server.terminate();
+    // Another archive of the same name, without parents.
+    put_file(&store, "v7/grandchild-zstd.hxz", "fixed-64k-zstd.hxz");
+    let mut server = builder().start();
+    assert_serves(&server, "", "fixed-64k-zstd.hxz");
+    server.terminate();
+    // A parent that is gone.
+    put_file(&store, "v7/grandchild-zstd.hxz", CHAIN[0]);
+    let mut server = builder().start();
+    assert_serves(&server, "", CHAIN[0]);
+    server.terminate();
+    store.remove("v7/base-zstd.hxz");
+    builder().arg("--strict").fails_with(3, "parent_missing");
 }
 
 #[test]
@@ -138,6 +211,6 @@ fn a_missing_parent_can_be_added() {
     server.wait_for_reason("parent_missing");
     assert_no_export(&server, "child-zstd.hxz");
     put_file(&store, "v7/base-zstd.hxz", "base-zstd.hxz");
-    crate::support::wait_until("it is found", || super::has_export(&server, "child-zstd.hxz"));
+    wait_until("it is found", || super::has_export(&server, "child-zstd.hxz"));
     assert_serves(&server, "child-zstd.hxz", "child-zstd.hxz");
 }

@@ -160,9 +160,7 @@ fn reads_of_what_is_not_cached_fail_with_the_reason() {
         assert_eq!(client.read(4 * MIB, 512), Err(EIO));
         let waits = label == "store_credentials";
         assert_eq!(begin.elapsed() >= Duration::from_secs(2), waits, "{:?}", begin.elapsed());
-        server.wait_for_log(label, |line| {
-            line.reason() == label && line.json["level"] == "ERROR"
-        });
+        server.wait_for_log(label, |line| line.reason() == label && line.json["level"] == "ERROR");
     }
 }
 

@@ -45,6 +45,25 @@ fn a_replaced_object_is_not_read_from_disk() {
     server.terminate();
 }
 
+/// The version in the cache isn't hashed, nor is its tree expected to be right, when the store has
+/// another one.
+#[test]
+fn a_replaced_object_with_a_digest_is_opened_with_its_new_tree() {
+    let (store, folder) = (store(), tempfile::tempdir().unwrap());
+    for sample in [sample(), super::other_sample(), sample()] {
+        store.put(WEB, sample.bytes());
+        store.put(format!("{WEB}.tree").as_str(), super::tree_of(sample));
+        store.log().clear();
+        let builder = cached(&store, folder.path()).arg("--digest").arg(sample.digest("web.hxz"));
+        let mut server = builder.start();
+        let fetched = store.log().totals().data_bytes;
+        assert!(fetched < super::MIB, "{fetched}");
+        assert!(!server.has_reason("tree_unusable"));
+        sample.is_read(&mut server.go(""));
+        server.terminate();
+    }
+}
+
 #[test]
 fn a_damaged_cache_costs_requests_and_nothing_else() {
     let (store, folder) = (store(), tempfile::tempdir().unwrap());

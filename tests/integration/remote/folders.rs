@@ -4,6 +4,7 @@ use object_server::{Behavior, Index, ObjectServer, Rule, Script};
 
 use super::{assert_no_export, assert_serves, gateway, monitor_page, pause, put_file};
 use crate::support::server::{Builder, Server};
+use crate::support::wait_until;
 
 const NAMES: [&str; 6] =
     ["a.hxz", "and & more.hxz", "b.hexz", "eq=al+.hxz", "quo'te\".hxz", "ümläut.hxz"];
@@ -105,11 +106,9 @@ fn an_index_that_is_denied() {
 /// Listings are requested like everything else: a failure is followed by another attempt.
 #[test]
 fn a_listing_that_fails_once_is_requested_again() {
-    for behavior in [
-        Behavior::status(503).retry_after(1),
-        Behavior::status(500),
-        Behavior::drop_connection(),
-    ] {
+    for behavior in
+        [Behavior::status(503).retry_after(1), Behavior::status(500), Behavior::drop_connection()]
+    {
         let store = ObjectServer::builder().start().unwrap();
         put_file(&store, "v7/a.hxz", "base-zstd.hxz");
         let is_throttled = format!("{behavior:?}").contains("503");
@@ -144,14 +143,15 @@ fn a_gateway_starts_while_its_folder_cannot_be_listed() {
             false => builder.start(),
         };
         server.wait_for_reason("folder_store");
-        assert!(monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
+        wait_until("it is ready", || monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
         assert!(monitor_page(&server, "/status.json").contains("\"folder_store\""));
         if has_others {
             super::sample().is_read(&mut server.go("web.hxz"));
         }
         store.restart().unwrap();
         // No client has to ask for that.
-        server.wait_for_log("the folder is listed", |line| line.message().contains("readable again"));
+        server
+            .wait_for_log("the folder is listed", |line| line.message().contains("readable again"));
         let expected: &[&str] = if has_others { &["a.hxz", "web.hxz"] } else { &["a.hxz"] };
         let mut names = server.greeted().list();
         names.sort();
@@ -199,12 +199,37 @@ fn a_folder_is_listed_from_the_disk_cache_while_its_store_fails() {
     }
 }
 
+/// A listing tells which archives are small, and whether they have traces.
+#[test]
+fn a_listing_saves_requests() {
+    let store = ObjectServer::builder().s3().start().unwrap();
+    for name in ["a.hxz", "b.hxz"] {
+        put_file(&store, &format!("golden/v7/{name}"), "base-zstd.hxz");
+    }
+    store.put("golden/v7/b.hxz.trace", "hexz-trace 1\nexport b main 8388608\n");
+    let args = ["--store-endpoint", &store.endpoint(), "--store-credentials", "anonymous"];
+    let args = args.into_iter().chain(["--fresh-for", "1h", "--export-dir", "s3://golden/v7/"]);
+    let server = super::sandboxed().args(args).start();
+    for (name, expected) in [("a.hxz", 1), ("b.hxz", 2)] {
+        store.log().clear();
+        assert_serves(&server, name, "base-zstd.hxz");
+        let traced = expected == 2;
+        if traced {
+            server.wait_for_log("the trace is read", |line| line.json["wanted"].is_u64());
+        }
+        let requests = store.log().entries();
+        assert_eq!(requests.len(), expected, "{requests:?}");
+        assert_eq!(requests.iter().any(|it| it.path.ends_with(".trace")), traced);
+    }
+}
+
 /// Access to the folder is denied while other archives are served.
 #[test]
 fn a_folder_to_which_access_is_denied_stops_no_other_archive() {
     let store = ObjectServer::builder().s3().start().unwrap();
     put_file(&store, "golden/v7/a.hxz", "base-zstd.hxz");
-    let denied = |request: &object_server::LoggedRequest| match request.query.contains("list-type") {
+    let denied = |request: &object_server::LoggedRequest| match request.query.contains("list-type")
+    {
         true => Behavior::status(403),
         false => Behavior::new(),
     };

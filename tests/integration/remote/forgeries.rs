@@ -81,7 +81,7 @@ fn a_digest_and_a_tree_need_few_requests() {
     let totals = store.log().totals();
     // The ends of the archive, and the whole tree.
     assert!(totals.data_bytes < MIB, "{totals:?}");
-    assert!(totals.requests <= 4, "{:#?}", store.log().entries());
+    assert_eq!(totals.requests, 3, "{:#?}", store.log().entries());
     assert_eq!(unreadable(&server), 0);
     assert!(!server.has_reason("tree_unusable"));
 }
@@ -99,6 +99,26 @@ fn a_flipped_bit_in_a_block() {
     let requests = store.log().entries_for("web.hxz");
     let bypasses = requests.iter().filter(|request| request.header("cache-control").is_some());
     assert!(bypasses.count() >= 1);
+}
+
+/// It stays wrong: that must cost neither traffic nor a log line for each read.
+#[test]
+fn reads_of_a_wrong_part_are_few_requests_and_log_lines() {
+    let (store, builder) = with_digest();
+    let server = builder.start();
+    store.set_script(Script::always(Behavior::new().flip_bit(stored_at(70))));
+    let mut client = server.go("");
+    store.log().clear();
+    let begin = std::time::Instant::now();
+    for _ in 0..500 {
+        assert_eq!(client.read(70 * BLOCK, 512), Err(EIO));
+    }
+    // Two requests each time that it is tried.
+    let tries = begin.elapsed().as_secs() / 10 + 1;
+    let requests = store.log().totals().requests as u64;
+    assert!((2..=2 * tries).contains(&requests), "{requests} in {:?}", begin.elapsed());
+    let lines = server.log().iter().filter(|line| line.reason() == "wrong_bytes").count() as u64;
+    assert!((1..=tries).contains(&lines), "{lines}");
 }
 
 #[test]

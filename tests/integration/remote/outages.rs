@@ -218,9 +218,14 @@ fn a_folder_while_its_store_is_down() {
 /// Without its dialer, the gateway has no connections any more. It says so, and serves what it has.
 #[test]
 fn the_dialer_ends() {
-    let store = store();
-    let mut server = gateway_of(&store).args(["--store-timeout", "1s"]).start();
+    let (store, watchdog) = (store(), Watchdog::new());
+    let mut server = gateway_of(&store)
+        .args(["--store-timeout", "1s", "--monitor", "0"])
+        .env("NOTIFY_SOCKET", watchdog.folder.path().join("s"))
+        .env("WATCHDOG_USEC", "1000000")
+        .start();
     let mut client = server.go("");
+    assert!(monitor_page(&server, "/healthz").starts_with("HTTP/1.1 200"));
     let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap();
     let children: String = tasks
         .map(|task| std::fs::read_to_string(task.unwrap().path().join("children")).unwrap())
@@ -229,6 +234,16 @@ fn the_dialer_ends() {
     assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     let line = server.wait_for_reason("dialer_gone");
     assert!(line.message().contains("restart"), "{}", line.text);
+    // Only a restart helps, which these cause.
+    let health = monitor_page(&server, "/healthz");
+    assert!(health.starts_with("HTTP/1.1 503") && health.contains("dialer_gone"), "{health}");
+    assert!(monitor_page(&server, "/readyz").starts_with("HTTP/1.1 200"));
+    let status = monitor_page(&server, "/status.json");
+    assert!(status.contains("\"problem\":\"dialer_gone\""), "{status}");
+    server.wait_for_reason("watchdog");
+    watchdog.pings();
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(watchdog.pings(), 0);
     store.disconnect_all();
     assert_eq!(client.read(4 * MIB, 4096), Err(EIO));
     sample().is_read_at(&mut client, 0);

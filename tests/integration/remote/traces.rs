@@ -110,6 +110,7 @@ fn a_trace_is_replayed_when_its_archive_is_opened() {
     // 64 KiB of noise take a little more; the two neighbors lie in two parts of 256 KiB at most.
     let fetched = requested(&store);
     assert!((MIB / 2..=5 * MIB / 4).contains(&fetched), "{fetched}");
+    assert_eq!(store.log().entries_for(TRACE).len(), 1);
     store.log().clear();
     let mut client = server.go("");
     TRACED.iter().for_each(|offset| sample().is_read_at(&mut client, *offset));

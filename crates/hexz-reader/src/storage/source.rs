@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Stamp, Storage};
+use super::{FetchPriority, Stamp, Storage};
 
 /// Schemes of the URLs of archives.
 const SCHEMES: [&str; 5] = ["s3", "gs", "az", "https", "http"];
@@ -27,6 +27,28 @@ pub trait RemoteSource: Debug + Send + Sync {
     /// Returns the stamp of an object as far as it is known without a request; `None` if the
     /// object is known not to exist.
     fn stamp(&self, url: &Path) -> Option<Stamp>;
+
+    /// Opens an object in a version that is known, without a request, if all that opening it reads is
+    /// cached. The version may not be current. `None` if the object is open, or isn't known.
+    fn open_known(&self, url: &Path) -> Option<Arc<dyn Storage>> {
+        let _ = url;
+        None
+    }
+
+    /// Opens a small object that belongs to an archive, and is read as a whole.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    fn open_side_file(&self, url: &Path, priority: FetchPriority) -> io::Result<Arc<dyn Storage>> {
+        let _ = priority;
+        self.open(url)
+    }
+
+    /// Returns true if an archive has been opened in a version that may not be current, so that
+    /// nothing should be done with it that takes long.
+    fn is_tentative(&self) -> bool {
+        false
+    }
 
     /// Returns true if the object has been opened before and can be opened without its store, as far
     /// as it is cached.

@@ -16,7 +16,7 @@ use super::call::Call;
 use super::error::FetchError;
 use super::fetch::Landing;
 use super::flights::{Fetch, FlightsGuard};
-use super::object_state::{CHECK_TIMEOUT, ObjectState};
+use super::object_state::ObjectState;
 use super::plan::{CHUNK_SIZE, chunks_of};
 use super::view::View;
 use super::{Fetcher, OPENED_SUFFIX};
@@ -118,6 +118,12 @@ impl Fetcher {
         self.known_view(&store, key).map(Object::new)
     }
 
+    /// Opens an object like [`open_known`](Self::open_known), if the parts are on disk that
+    /// [`open`](Self::open) fetches.
+    pub fn open_cached(self: &Arc<Self>, store: Arc<dyn Store>, key: &str) -> Option<Object> {
+        self.known_view(&store, key).filter(|view| view.has_ends_on_disk()).map(Object::new)
+    }
+
     /// Returns true if [`open_known`](Self::open_known) would open the object.
     pub fn is_known(&self, store: &dyn Store, key: &str) -> bool {
         let disk = self.config.disk_cache.as_ref();
@@ -156,16 +162,8 @@ impl Fetcher {
         known: &mut Option<Arc<View>>,
     ) -> Option<Result<Object, FetchError>> {
         let view = known.as_ref().filter(|view| view.has_ends_on_disk())?;
-        let object = &view.object;
-        let timeout = self.config.store_timeout.min(CHECK_TIMEOUT);
-        let check =
-            object.dispatcher.is_current(&*object.store, &object.key, &object.version, timeout);
-        let Some(result) = self.shutdown.run_until_cancelled(check).await else {
-            return Some(Err(object.shutting_down()));
-        };
-        match result {
+        match view.object.is_current().await {
             Ok(true) => {
-                object.confirm();
                 self.record_version(view);
                 Some(Ok(Object::new(Arc::clone(view))))
             }
@@ -173,10 +171,8 @@ impl Fetcher {
                 *known = None;
                 None
             }
-            Err(error) if error.kind.is_inconclusive() => {
-                let error = FetchError::from_store(&object.name, error, timeout);
-                Some(Ok(unconfirmed(view, &error)))
-            }
+            Err(error @ FetchError::ShuttingDown { .. }) => Some(Err(error)),
+            Err(error) if error.is_inconclusive() => Some(Ok(Object::new(Arc::clone(view)))),
             // Opening finds out what is wrong.
             Err(_) => None,
         }
@@ -189,14 +185,4 @@ impl Fetcher {
             disk.record_version(store.label(), key, version);
         }
     }
-}
-
-/// Opens the known version of an object although the store can't confirm it.
-pub(super) fn unconfirmed(view: &Arc<View>, error: &FetchError) -> Object {
-    tracing::warn!(
-        reason = "object_unconfirmed",
-        cause = error.label(),
-        "{error}; using the version in the disk cache until the store answers"
-    );
-    Object::new(Arc::clone(view))
 }

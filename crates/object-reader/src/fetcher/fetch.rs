@@ -30,6 +30,10 @@ impl View {
                 for number in fetch.chunks.clone() {
                     match self.accept(number, chunk_of(&response, number), is_sequential) {
                         Some(bytes) => self.flights.land(fetch, number, &Ok(bytes)),
+                        // It came along with its neighbors.
+                        None if self.corrupt.contains(number) => {
+                            self.flights.land(fetch, number, &Err(self.corrupt_error(number)));
+                        }
                         None => wrong.push(number),
                     }
                     // Checking and copying all of a large response takes milliseconds.
@@ -44,9 +48,9 @@ impl View {
         if let (Some(first), Some(last)) = (wrong.first(), wrong.last()) {
             let anew = self.fetch_anew(fetch, &(*first..*last + 1)).await;
             for number in wrong {
-                let corrupt = || FetchError::Corrupt {
-                    object: Arc::clone(&self.object.name),
-                    offset: number * CHUNK_SIZE,
+                let corrupt = || {
+                    self.corrupt.insert(number);
+                    self.corrupt_error(number)
                 };
                 let chunk = match &anew {
                     Ok((response, _memory)) => self
@@ -67,12 +71,15 @@ impl View {
     ) -> Result<(Response, MemoryShare<'_>), FetchError> {
         let object = &self.object;
         let offset = chunks.start * CHUNK_SIZE;
-        tracing::warn!(
-            reason = "wrong_bytes",
-            offset,
-            "{}: wrong bytes at offset {offset}; fetching them anew",
-            object.name
-        );
+        if let Some(held_back) = object.fetcher.wrong_bytes_log.allow() {
+            tracing::warn!(
+                reason = "wrong_bytes",
+                offset,
+                held_back = held_back.field(),
+                "{}: wrong bytes at offset {offset}; fetching them anew",
+                object.name
+            );
+        }
         let anew = self.request(fetch, chunks, true).await;
         anew.map_err(|error| object.failed(error))
     }

@@ -9,6 +9,7 @@
 mod active_streams;
 mod call;
 mod chunk_cache;
+mod corrupt;
 mod disk;
 mod dispatcher;
 mod error;
@@ -35,6 +36,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nbd_telemetry::RateLimit;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +47,6 @@ pub(crate) use view::View;
 use self::active_streams::ActiveStreams;
 use self::call::Call;
 use self::chunk_cache::ChunkCache;
-use self::disk::unconfirmed;
 use self::dispatcher::{Dispatcher, Target};
 use self::fetch::chunk_of;
 use self::memory::MemoryBudget;
@@ -60,10 +61,21 @@ use crate::store::{ByteRange, GetRequest, ListedObject, Response, Store, StoreEr
 
 /// Bytes at the end of an object that are fetched when it is opened.
 const OPENED_SUFFIX: u64 = 2 * CHUNK_SIZE;
+/// Maximum length of small objects, in bytes.
+const MAX_SMALL: u64 = 1 << 20;
 /// Attempts to open an object that is being replaced.
 const OPENING_ATTEMPTS: u32 = 3;
 /// Maximum of the bytes to be read ahead by all streams together.
 const MAX_READAHEAD: u64 = 64 << 20;
+
+/// Parts of an object that are fetched when it is opened.
+#[derive(Debug, Clone, Copy)]
+enum Opening {
+    /// The first chunk and the last ones.
+    Ends,
+    /// The beginning, which is all of a small object.
+    Beginning(Priority),
+}
 
 /// Settings of a [`Fetcher`].
 #[derive(Debug, Clone)]
@@ -111,6 +123,8 @@ pub struct Fetcher {
     /// Number of verifiers without identity.
     anonymous_verifiers: AtomicU64,
     waits: Mutex<WaitStats>,
+    /// Rate limit for log lines about wrong bytes.
+    wrong_bytes_log: RateLimit,
     shutdown: CancellationToken,
 }
 
@@ -130,6 +144,7 @@ impl Fetcher {
             views: Mutex::default(),
             anonymous_verifiers: AtomicU64::new(0),
             waits: Mutex::default(),
+            wrong_bytes_log: RateLimit::new(5, Duration::from_secs(10)),
             shutdown: CancellationToken::new(),
         })
     }
@@ -152,6 +167,35 @@ impl Fetcher {
         store: Arc<dyn Store>,
         key: &str,
     ) -> Result<Object, FetchError> {
+        self.open_with(store, key, Opening::Ends).await
+    }
+
+    /// Opens the current version of an object that is probably small, like [`open`](Self::open), with
+    /// one request for its beginning: up to [`small_object`](Self::small_object) bytes.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub async fn open_small(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        key: &str,
+        priority: Priority,
+    ) -> Result<Object, FetchError> {
+        self.open_with(store, key, Opening::Beginning(priority)).await
+    }
+
+    /// Returns the maximum length of objects that [`open_small`](Self::open_small) fetches as a
+    /// whole, in bytes.
+    pub fn small_object(&self) -> u64 {
+        self.config.fetch_size.min(MAX_SMALL)
+    }
+
+    async fn open_with(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        key: &str,
+        opening: Opening,
+    ) -> Result<Object, FetchError> {
         let mut known = self.known_view(&store, key);
         if let Some(result) = self.open_from_disk(&mut known).await {
             return result;
@@ -161,9 +205,12 @@ impl Fetcher {
             Some(_) => self.config.store_timeout.min(CHECK_TIMEOUT),
             None => self.config.store_timeout,
         };
-        match (self.open_current(store, key, timeout).await, known) {
+        match (self.open_current(store, key, opening, timeout).await, known) {
             (Err(error @ FetchError::ShuttingDown { .. }), _) => Err(error),
-            (Err(error), Some(view)) if error.is_inconclusive() => Ok(unconfirmed(&view, &error)),
+            (Err(error), Some(view)) if error.is_inconclusive() => {
+                view.object.note_unconfirmed(&error);
+                Ok(Object::new(view))
+            }
             (result, _) => result,
         }
     }
@@ -172,16 +219,31 @@ impl Fetcher {
         self: &Arc<Self>,
         store: Arc<dyn Store>,
         key: &str,
+        opening: Opening,
         timeout: Duration,
     ) -> Result<Object, FetchError> {
         let name: Arc<str> = format!("{}/{key}", store.label()).into();
         let dispatcher = self.dispatcher(&store);
-        let call = Arc::new(Call::new(Priority::Demand));
-        let ends = self.shutdown.run_until_cancelled(tokio::time::timeout(
-            timeout,
-            get_ends(&dispatcher, &*store, key, &call),
-        ));
-        let (head, tail) = match ends.await {
+        let priority = match opening {
+            Opening::Ends => Priority::Demand,
+            Opening::Beginning(priority) => priority,
+        };
+        let call = Arc::new(Call::new(priority));
+        let parts = async {
+            match opening {
+                Opening::Ends => get_ends(&dispatcher, &*store, key, &call).await,
+                Opening::Beginning(_) => {
+                    let length = self.small_object();
+                    let range = ByteRange::Bounded(0..length);
+                    let request = GetRequest { range, version: None, bypass_caches: false };
+                    let target = Target { store: &*store, key, request: &request, size: length };
+                    let (head, _memory) = dispatcher.get(target, &call, || true).await?;
+                    Ok((head, None))
+                }
+            }
+        };
+        let parts = tokio::time::timeout(timeout, parts);
+        let (head, tail) = match self.shutdown.run_until_cancelled(parts).await {
             Some(Ok(ends)) => ends,
             Some(Err(_)) => Err(dispatcher.timeout_error(&call, timeout)),
             None => return Err(FetchError::ShuttingDown { object: name }),

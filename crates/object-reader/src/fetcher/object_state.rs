@@ -31,6 +31,8 @@ pub(crate) struct ObjectState {
     is_replaced: AtomicBool,
     /// True if the store has returned or confirmed this version.
     is_confirmed: AtomicBool,
+    /// True if the log says that the store hasn't done that.
+    is_noted: AtomicBool,
     /// Time and result of the last check for a new version, if there was one. Who checks holds the
     /// lock.
     checked: tokio::sync::Mutex<Option<(Instant, Result<bool, FetchError>)>>,
@@ -56,6 +58,7 @@ impl ObjectState {
             name,
             is_replaced: AtomicBool::new(false),
             is_confirmed: AtomicBool::new(false),
+            is_noted: AtomicBool::new(false),
             checked: tokio::sync::Mutex::default(),
         }
     }
@@ -104,6 +107,18 @@ impl ObjectState {
         self.is_confirmed.load(Relaxed)
     }
 
+    /// Logs, once, that this version was opened although the store can't confirm it.
+    pub(crate) fn note_unconfirmed(&self, error: &FetchError) {
+        let is_in_doubt = error.is_inconclusive() && !self.is_confirmed();
+        if is_in_doubt && !self.is_noted.swap(true, Relaxed) {
+            tracing::warn!(
+                reason = "object_unconfirmed",
+                cause = error.label(),
+                "{error}; using the version in the disk cache until the store answers"
+            );
+        }
+    }
+
     /// Returns true if this is the current version, as far as known.
     pub(crate) async fn is_current(&self) -> Result<bool, FetchError> {
         let mut checked = self.checked.lock().await;
@@ -125,8 +140,10 @@ impl ObjectState {
             return Err(self.shutting_down());
         };
         let result = result.map_err(|e| FetchError::from_store(&self.name, e, timeout));
-        if matches!(result, Ok(true)) {
-            self.is_confirmed.store(true, Relaxed);
+        match &result {
+            Ok(true) => self.is_confirmed.store(true, Relaxed),
+            Ok(false) => {}
+            Err(error) => self.note_unconfirmed(error),
         }
         *checked = Some((Instant::now(), result.clone()));
         result

@@ -24,8 +24,12 @@ pub(crate) enum Action {
     Throttle(Option<Duration>),
     /// Responds with a wrong byte in each chunk.
     Corrupt,
+    /// Responds never; the attempt ends like that of a store.
     Hang,
 }
+
+/// Time after which an attempt ends that makes no progress.
+const HANG: Duration = Duration::from_secs(30);
 
 /// A request that the store received.
 #[derive(Debug, Clone)]
@@ -126,7 +130,10 @@ impl ScriptedStore {
             Action::Throttle(retry_after) => {
                 return Err(error(StoreErrorKind::Throttled, retry_after));
             }
-            Action::Hang => std::future::pending().await,
+            Action::Hang => {
+                tokio::time::sleep(HANG).await;
+                return Err(error(StoreErrorKind::TimedOut, None));
+            }
             Action::Delay(delay) => tokio::time::sleep(delay).await,
             Action::Respond | Action::Corrupt => {}
         }
@@ -194,11 +201,8 @@ impl Store for ScriptedStore {
         page: Option<&'a str>,
     ) -> BoxFuture<'a, Result<ListingPage, StoreError>> {
         async move {
-            let request = GetRequest {
-                range: ByteRange::Suffix(0),
-                version: None,
-                bypass_caches: false,
-            };
+            let request =
+                GetRequest { range: ByteRange::Suffix(0), version: None, bypass_caches: false };
             self.respond(&request).await?;
             let number = page.map_or(0, |page| page.parse::<u32>().unwrap());
             let object = ListedObject { name: format!("{prefix}{number}"), version: None };

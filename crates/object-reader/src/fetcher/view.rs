@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::call::Call;
 use super::chunk_cache::ChunkKey;
+use super::corrupt::CorruptChunks;
 use super::disk::DISK_TIMEOUT;
 use super::error::FetchError;
 use super::flights::{ChunkWaiter, Fetch, Flights, FlightsGuard};
@@ -38,6 +39,7 @@ pub(crate) struct View {
     pub(super) namespace: ObjectId,
     pub(super) verifier: Option<Arc<dyn ChunkVerifier>>,
     pub(super) flights: Arc<Flights>,
+    pub(super) corrupt: CorruptChunks,
     streams: Mutex<Streams>,
     /// Time of the last prefetch, by somebody who knows what readers will need.
     prefetched: Mutex<Option<Instant>>,
@@ -72,8 +74,8 @@ impl View {
         namespace: ObjectId,
         verifier: Option<Arc<dyn ChunkVerifier>>,
     ) -> Arc<Self> {
-        let (flights, streams, prefetched) = Default::default();
-        Arc::new(Self { object, namespace, verifier, flights, streams, prefetched })
+        let (flights, corrupt, streams, prefetched) = Default::default();
+        Arc::new(Self { object, namespace, verifier, flights, corrupt, streams, prefetched })
     }
 
     /// Returns true while it is being prefetched.
@@ -226,6 +228,11 @@ impl View {
                 |(chunk, found): (u64, &Option<Bytes>)| found.is_none() && !flights.contains(chunk);
             if chunks.clone().zip(&found).any(missing) {
                 self.object.check_usable()?;
+                let absent = chunks.clone().zip(&found).filter(|it| missing(*it));
+                let mut absent = absent.map(|(chunk, _)| chunk);
+                if let Some(corrupt) = absent.find(|chunk| self.corrupt.contains(*chunk)) {
+                    return Err(self.corrupt_error(corrupt));
+                }
                 // What is around it is prefetched if it is likely to be needed.
                 let size = match self.is_prefetched() {
                     true => 1,
@@ -275,7 +282,11 @@ impl View {
     fn chunk_state(&self, flights: &FlightsGuard<'_>, chunk: u64) -> ChunkState {
         if flights.contains(chunk) {
             ChunkState::InFlight
-        } else if self.object.fetcher.cache.contains(&self.key(chunk)) || self.is_on_disk(chunk) {
+        } else if self.object.fetcher.cache.contains(&self.key(chunk))
+            || self.is_on_disk(chunk)
+            // Whoever needs it gets an error.
+            || self.corrupt.contains(chunk)
+        {
             ChunkState::Cached
         } else {
             ChunkState::Missing
@@ -355,6 +366,12 @@ impl View {
         }
         let requests = plan(&chunks, &chunks, size, |chunk| self.chunk_state(&flights, chunk));
         requests.into_iter().for_each(|r| self.start(&mut flights, r, priority));
+    }
+
+    /// Returns the error of a chunk that didn't match.
+    pub(super) fn corrupt_error(&self, number: u64) -> FetchError {
+        let object = Arc::clone(&self.object.name);
+        FetchError::Corrupt { object, offset: number * CHUNK_SIZE }
     }
 
     /// Returns the key of a chunk in the cache.

@@ -252,11 +252,8 @@ async fn send_slowly(listener: TcpListener, part: usize) {
 
 #[tokio::test]
 async fn slow_bodies_are_received_and_trickling_ones_given_up() {
-    let timeouts = Timeouts {
-        min_rate: 500,
-        rate_time: Duration::from_millis(300),
-        ..Timeouts::default()
-    };
+    let timeouts =
+        Timeouts { min_rate: 500, rate_time: Duration::from_millis(300), ..Timeouts::default() };
     for (part_length, is_received) in [(1000, true), (1, false)] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = parse(&format!("http://{}/k", listener.local_addr().unwrap()));

@@ -188,6 +188,12 @@ async fn a_known_version_is_opened_without_a_request() {
     let reader = reader.restart();
     let store: Arc<dyn crate::store::Store> = Arc::clone(&reader.store) as _;
     assert!(reader.fetcher.open_known(Arc::clone(&store), "other").is_none());
+    assert!(reader.fetcher.open_cached(Arc::clone(&store), "other").is_none());
+    assert!(reader.fetcher.open_cached(Arc::clone(&store), "key").is_some());
+    assert!(reader.fetcher.is_known(&*store, "key") && !reader.fetcher.is_known(&*store, "other"));
+    let known = reader.fetcher.known_objects(&*store, "");
+    assert_eq!(known.iter().map(|object| object.name.as_str()).collect::<Vec<_>>(), ["key"]);
+    assert_eq!(reader.fetcher.known_objects(&*store, "v7/"), []);
     let object = reader.fetcher.open_known(store, "key").unwrap();
     read(&object, 0, MIB).await.unwrap();
     assert_eq!(reader.requests(), (0, 0));

@@ -260,13 +260,32 @@ async fn wrong_chunks_are_fetched_anew_and_never_cached() {
     let received = store.received();
     assert_eq!(received.len(), 2, "{received:?}");
     assert!(received[1..].iter().all(|received| received.request.bypass_caches));
-    store.script(|_, _| Action::Corrupt);
-    for _ in 0..2 {
-        let error = read(&verified, chunk(81)).await.unwrap_err();
-        assert!(matches!(error, FetchError::Corrupt { offset, .. } if offset == 81 * CHUNK_SIZE));
-        assert!(!verified.try_read(81 * CHUNK_SIZE, &mut [0]));
+    store.received();
+    for round in 0..2 {
+        store.script(|_, request| match request.range {
+            // Its neighbors come along.
+            ByteRange::Bounded(ref range) if range.contains(&(81 * CHUNK_SIZE)) => Action::Corrupt,
+            _ => Action::Respond,
+        });
+        for _ in 0..100 {
+            let error = read(&verified, chunk(81)).await.unwrap_err();
+            assert!(
+                matches!(error, FetchError::Corrupt { offset, .. } if offset == 81 * CHUNK_SIZE)
+            );
+            assert!(!verified.try_read(81 * CHUNK_SIZE, &mut [0]));
+        }
+        // It isn't fetched again for a while, and not along with others either.
+        assert_eq!(store.received().len(), 2, "{round}");
+        let error = verified.read(chunk(80).start..chunk(82).end, Priority::Demand).await;
+        assert_eq!(error.unwrap_err().label(), "corrupt");
+        assert_eq!(verified.prefetch(chunk(81)).await.unwrap(), 0);
+        assert_eq!(store.received().len(), 0, "{round}");
+        tokio::time::sleep(10 * SECOND).await;
     }
+    store.script(|_, _| Action::Respond);
+    read(&verified, chunk(81)).await.unwrap();
     // Unverified bytes are in another namespace.
+    store.script(|_, _| Action::Corrupt);
     object.read(chunk(121), Priority::Demand).await.unwrap();
     store.script(|_, _| Action::Respond);
     read(&verified, chunk(121)).await.unwrap();
@@ -370,6 +389,8 @@ async fn listings_are_retried_page_by_page() {
         (Action::Fail(StoreErrorKind::Unreachable), false, "down", 60..61),
     ] {
         store.script(move |_, _| action);
+        // A pause that the store has asked for is over.
+        tokio::time::sleep(20 * SECOND).await;
         let begin = Instant::now();
         assert_eq!(list(is_dispensable).await.unwrap_err().label(), expected);
         assert!(seconds.contains(&begin.elapsed().as_secs()), "{action:?}: {:?}", begin.elapsed());
@@ -380,11 +401,8 @@ async fn listings_are_retried_page_by_page() {
 #[tokio::test(start_paused = true)]
 async fn a_response_may_take_longer_than_readers_wait() {
     let store = store();
-    let config = FetcherConfig {
-        fetch_size: MIB,
-        store_timeout: 10 * SECOND,
-        ..FetcherConfig::default()
-    };
+    let config =
+        FetcherConfig { fetch_size: MIB, store_timeout: 10 * SECOND, ..FetcherConfig::default() };
     let (fetcher, object) = open(&store, config).await;
     store.set_link(20 * MILLI, 64.0 * 1024.0);
     let begin = Instant::now();

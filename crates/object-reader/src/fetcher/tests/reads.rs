@@ -37,6 +37,26 @@ async fn opening_works_without_suffix_requests_and_for_tiny_objects() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn small_objects_take_one_request() {
+    for (length, rest) in [(1, 0), (CHUNK_SIZE + 1, 0), (MIB, 0), (3 * MIB, 2)] {
+        let store = ScriptedStore::new(length);
+        let fetcher = Fetcher::new(FetcherConfig::default());
+        assert_eq!(fetcher.small_object(), MIB);
+        let opened = fetcher.open_small(Arc::clone(&store) as _, "key", Priority::Background);
+        let object = opened.await.unwrap();
+        assert_eq!(ranges(&store), [0..MIB]);
+        let stats = fetcher.stats().stores.remove(0);
+        assert_eq!(
+            stats.requests.into_iter().collect::<Vec<_>>(),
+            [((Priority::Background, "ok"), 1)]
+        );
+        assert_eq!(object.length(), length);
+        read(&object, 0..length).await.unwrap();
+        assert_eq!(ranges(&store).len(), rest);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn concurrent_reads_of_a_chunk_share_a_request() {
     let store = store();
     store.set_link(20 * MILLI, f64::INFINITY);
