@@ -484,7 +484,7 @@ mod tests {
             let clients = &mut status.gateway.client_certificates;
             (clients.expires_soon, clients.expired) = (expires_soon, expired);
             clients.expiring = expiring.collect();
-            find(&status, LastFailures::default(), None).remove(0).message
+            find(&status, LastFailures::default(), None, None).remove(0).message
         };
         let alone = "The certificate of the client dns:a\\u{202e} expires in 3 days: renew it, and \
                      give it to the client";
