@@ -1,24 +1,24 @@
-//! Escapes hidden characters of the command line that clap's errors repeat.
+//! Escapes hidden characters of the command line that clap's errors repeat, and removes secrets.
 
 use clap::Error;
 use clap::builder::StyledStr;
 use clap::error::ContextValue;
 use nbd_telemetry::escape;
 
-/// Formats clap's error, with hidden characters of the command line escaped.
+/// Formats clap's error, with hidden characters of the command line escaped, and without the
+/// queries of URLs.
 pub(crate) fn escaped_text(error: &Error) -> String {
     escape_lines(&error.to_string())
 }
 
-/// Escapes the values of the command line that clap's error repeats.
+/// Escapes the values of the command line that clap's error repeats, and removes the queries of
+/// URLs.
 pub(crate) fn escape_values(mut error: Error) -> Error {
-    let escaped = |text: &String| escape::text(text).into_owned();
+    let escaped = |text: &String| escape_value(text);
     let unstyled = |text: &StyledStr| {
         let plain = text.to_string();
-        match plain.contains(escape::is_hidden) {
-            true => StyledStr::from(escape::text(&plain).into_owned()),
-            false => text.clone(),
-        }
+        let shown = escape_sentence(&plain);
+        if shown == plain { text.clone() } else { StyledStr::from(shown) }
     };
     let values: Vec<_> = error
         .context()
@@ -41,11 +41,23 @@ pub(crate) fn escape_values(mut error: Error) -> Error {
     error
 }
 
+/// Escapes a message of several lines, and removes the queries of URLs in it.
 pub(crate) fn escape_lines(text: &str) -> String {
     text.split_inclusive('\n')
         .map(|line| match line.strip_suffix('\n') {
-            Some(line) => format!("{}\n", escape::text(line)),
-            None => escape::text(line).into_owned(),
+            Some(line) => format!("{}\n", escape_sentence(line)),
+            None => escape_sentence(line),
         })
         .collect()
+}
+
+fn escape_sentence(text: &str) -> String {
+    escape::text(&escape::without_secrets(text)).into_owned()
+}
+
+/// Escapes an argument, which may be a URL or contain one, and removes the query.
+fn escape_value(text: &str) -> String {
+    let shown = escape::path(text).to_string();
+    let has_secrets = shown != escape::name(text).to_string();
+    if has_secrets { shown } else { escape::text(text).into_owned() }
 }

@@ -1,6 +1,6 @@
 //! Archives in object stores and on HTTP servers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -56,6 +56,8 @@ pub struct RemoteArchives {
     /// Locks of the objects that are being opened: many archives may have the same parent.
     opening: Mutex<HashMap<PathBuf, Arc<tokio::sync::Mutex<()>>>>,
     listings: Mutex<HashMap<PathBuf, Listing>>,
+    /// Labels of stores about which there was a warning that they identify objects by dates.
+    warned: Mutex<HashSet<String>>,
     runtime: OnceLock<Handle>,
 }
 
@@ -79,6 +81,7 @@ impl StoreConfigs {
 #[derive(Debug)]
 struct Listing {
     at: Instant,
+    /// Ordered by name.
     objects: Vec<(String, Stamp)>,
 }
 
@@ -94,6 +97,7 @@ impl RemoteArchives {
             objects: Mutex::default(),
             opening: Mutex::default(),
             listings: Mutex::default(),
+            warned: Mutex::default(),
             runtime: OnceLock::new(),
         }
     }
@@ -144,7 +148,12 @@ impl RemoteArchives {
         if let Some(url) = queries.get(path) {
             return Ok(url.clone());
         }
-        let beside = queries.iter().find(|(known, _)| known.parent() == path.parent());
+        let folder = |(known, url): &(&PathBuf, &ObjectUrl)| match url.is_folder() {
+            true => Some(known.as_path()) == path.parent(),
+            false => known.parent() == path.parent(),
+        };
+        // The query of a folder is meant for all objects in it.
+        let beside = queries.iter().filter(folder).max_by_key(|(_, url)| url.is_folder());
         if let (Some((_, url)), Some(name)) = (beside, path.file_name().and_then(|it| it.to_str()))
         {
             return url.with_name(name).map_err(invalid);
@@ -197,7 +206,26 @@ impl RemoteArchives {
             }
         }
         let store = self.open_store(url).map_err(invalid)?;
-        self.fetcher.open(store, url.key()).await.map_err(read_error)
+        let label = store.label().to_owned();
+        let object = self.fetcher.open(store, url.key()).await.map_err(read_error)?;
+        self.warn_of_dates(label, &object);
+        Ok(object)
+    }
+
+    /// Warns once for each store whose objects have no entity tags.
+    fn warn_of_dates(&self, store: String, object: &Object) {
+        let version = object.version();
+        if version.etag.is_some() || version.version_id.is_some() {
+            return;
+        }
+        if self.warned.lock().insert(store.clone()) {
+            tracing::warn!(
+                reason = "store_identity",
+                store,
+                "{store} identifies objects by date and length only: a replacement within the same \
+                 second isn't noticed; let it send strong ETags, or give replaced archives new names"
+            );
+        }
     }
 }
 
@@ -245,7 +273,8 @@ impl RemoteSource for RemoteArchives {
                     let url = hash_of(&folder.join(&name));
                     (name, Stamp::Object(ObjectStamp { url, version }))
                 };
-                let objects: Vec<_> = listed.into_iter().map(stamp).collect();
+                let mut objects: Vec<_> = listed.into_iter().map(stamp).collect();
+                objects.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
                 let listing = Listing { at, objects: objects.clone() };
                 self.listings.lock().insert(folder.to_owned(), listing);
                 Ok(objects)
@@ -261,6 +290,13 @@ impl RemoteSource for RemoteArchives {
                 }
             }
         }
+    }
+
+    fn is_listed(&self, path: &Path) -> Option<bool> {
+        let name = path.file_name()?.to_str()?;
+        let listings = self.listings.lock();
+        let listing = listings.get(path.parent()?).filter(|it| it.at.elapsed() < self.fresh_for)?;
+        Some(listing.objects.binary_search_by(|(other, _)| other.as_str().cmp(name)).is_ok())
     }
 }
 
@@ -418,6 +454,7 @@ fn list_error(error: StoreError) -> io::Error {
         StoreErrorKind::Denied => "store_denied",
         StoreErrorKind::CredentialsExpired => "store_credentials",
         StoreErrorKind::ClockSkew => "store_clock_skew",
+        StoreErrorKind::NeverReached => "store_down",
         kind if kind.is_transient() => "store_down",
         _ => "store_unsupported",
     };

@@ -2,9 +2,12 @@
 //!
 //! The functions are pure. This machine is the client, the store is the server.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use hexz_reader::ErrorKind;
+use nbd_gateway::tls::TlsFileProblem;
+use nbd_telemetry::escape;
 use object_reader::{
     CredentialsSummary, ListedObject, Response, ResponseHead, Scheme, StoreConfigError, StoreError,
     StoreErrorKind, TlsFailure, Version,
@@ -59,6 +62,25 @@ pub(super) fn unconnected(failed: &[FailedAttempt], is_proxy: bool) -> Step {
         step.advice.push(Advice { side: Client, reason, text });
     }
     step
+}
+
+/// Builds the step for a name that leads to an address that stores don't have.
+pub(super) fn address_refused(host: &str, what: &str) -> Step {
+    let found = format!("the gateway doesn't connect to {host}, since the name resolves to {what}");
+    Step::bad("address", "store_address_refused", found)
+        .advise(
+            Client,
+            "if the store runs there, give its address in the URL or in --store-endpoint instead of \
+             the name",
+        )
+        .advise(Network, "or let the name resolve to the store's address: check DNS and /etc/hosts")
+}
+
+/// Builds the step for a file with credentials that other users can read.
+pub(super) fn exposed_credentials(path: &Path, problem: &TlsFileProblem) -> Step {
+    let found = format!("{}: {problem}", escape::path(path));
+    Step::bad(CREDENTIALS, problem.label(), found)
+        .advise(Client, "let only the user of the gateway read the file: chmod 600")
 }
 
 pub(super) fn tunnel_failed(error: &StoreError) -> Step {
