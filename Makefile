@@ -38,7 +38,7 @@ BENCH_PACKAGES := build-essential e2fsprogs fio libnbd-bin nbd-server nbdkit ngi
 
 help:
 	@echo 'make test          install the tools that the tests need, and run all tests'
-	@echo 'make check         formatting, lints, documentation'
+	@echo 'make check         formatting, lints, documentation, the build without stores'
 	@echo 'make check-costs   instruction counts of the hot paths, compared with benches/costs.txt'
 	@echo 'make unit          unit and integration tests, with the tools that are installed'
 	@echo 'make fuzz          each fuzz target for FUZZ_SECONDS (150; some 20 minutes in total)'
@@ -58,8 +58,8 @@ help:
 	@echo 'make release-test  install and use the RPM package and the image; as root'
 	@echo 'make stress        hundreds of clients while faults are injected; two minutes, or'
 	@echo '                   STRESS_SECONDS=...'
-	@echo 'make store-test    archives in object stores that others have written: moto (S3), azurite,'
-	@echo '                   fake-gcs-server, nginx; installs them into target/stores'
+	@echo 'make store-test    archives in object stores that others have written: moto, s3s-fs (S3),'
+	@echo '                   azurite, fake-gcs-server, nginx; installs them into target/stores'
 	@echo 'make examples-test the examples for Kubernetes, Compose, nginx, libvirt, cloud-init, Ansible:'
 	@echo '                   schemas, and what can be run here; installs tools; as root'
 	@echo 'make fleet-test    gateways behind HAProxy that are killed and restarted, bytes from the store,'
@@ -94,6 +94,8 @@ check:
 	$(CARGO) fmt $(FUZZ) --check
 	$(CARGO) fmt $(STRESS) --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
+	$(CARGO) test --locked --bin hexz-nbd --no-default-features -- without_the_feature
 	$(CARGO) clippy --locked $(PEERS) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(REACH) --target-dir target -- -D warnings
 	$(CARGO) clippy --locked $(FUZZ) --target-dir target -- -D warnings

@@ -154,7 +154,7 @@ impl From<io::Error> for Failure {
 
 /// Error of a file that can't be written.
 #[derive(Debug, thiserror::Error)]
-#[error("can't write {}: {error}", escape::name(.path))]
+#[error("can't write {}: {error}", escape::path(.path))]
 pub(crate) struct WriteError {
     pub(crate) path: PathBuf,
     pub(crate) error: io::Error,

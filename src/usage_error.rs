@@ -4,7 +4,6 @@ use std::io::{Write, stderr};
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Error};
-use nbd_telemetry::escape;
 
 use crate::cli::Cli;
 use crate::cli::escaped_error::{escape_lines, escape_values};
@@ -40,12 +39,12 @@ fn print_and_exit(error: Error) -> ! {
     }
     let error = escape_values(error);
     let plain = error.render().to_string();
-    let is_layout = |character: char| character == '\n' || !escape::is_hidden(character);
-    if plain.chars().all(is_layout) {
+    let escaped = escape_lines(&plain);
+    if escaped == plain {
         error.exit();
     }
     let code = error.exit_code();
     // If writing fails, the exit code still reports the error.
-    stderr().write_all(escape_lines(&plain).as_bytes()).unwrap_or_default();
+    stderr().write_all(escaped.as_bytes()).unwrap_or_default();
     std::process::exit(code)
 }

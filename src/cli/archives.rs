@@ -12,10 +12,8 @@ use hexz_reader::limits::{DEFAULT_KDF_ITERATIONS, MAX_KDF_ITERATIONS};
 use hexz_reader::storage::is_url;
 use serde::Deserialize;
 
-use super::from_file;
-#[cfg(feature = "remote")]
-use super::stores::SecretUrls;
 use super::values::{number, os_text, size};
+use super::{from_file, location};
 
 #[derive(Debug, Default, Clone, PartialEq, Eq, Args, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -24,13 +22,17 @@ pub(crate) struct SnapshotOptions {
     /// export is called NAME, or like the file; an auxiliary stream is the export NAME/aux
     #[arg(
         required_unless_present_any = ["export_dir", "config"], value_name = "[NAME=]PATH",
-        value_parser = os_text(NamedArchive::parse)
+        value_parser = os_text(location::named_archive)
     )]
     #[serde(skip)]
     pub(crate) named: Vec<NamedArchive>,
     /// Serve all .hxz and .hexz archives in this folder, or under this URL; a client's request opens
     /// them
-    #[arg(long, value_name = "DIR|URL", help_heading = "Snapshots")]
+    #[arg(
+        long, value_name = "DIR|URL", value_parser = os_text(location::folder),
+        help_heading = "Snapshots"
+    )]
+    #[serde(deserialize_with = "from_file::folder")]
     pub(crate) export_dir: Option<PathBuf>,
     /// Export for clients that request none [default: the snapshot, if there is only one]
     #[arg(long, value_name = "NAME", help_heading = "Snapshots")]
@@ -50,8 +52,11 @@ pub(crate) struct SnapshotOptions {
 #[serde(default, rename_all = "kebab-case")]
 pub(crate) struct OpenArchiveOptions {
     /// Search this folder or URL for parent archives, besides the archive's own folder [repeatable]
-    #[arg(long, value_name = "DIR|URL", help_heading = "Snapshots")]
-    #[serde(deserialize_with = "from_file::list")]
+    #[arg(
+        long, value_name = "DIR|URL", value_parser = os_text(location::folder),
+        help_heading = "Snapshots"
+    )]
+    #[serde(deserialize_with = "from_file::folders")]
     pub(crate) parent_dir: Vec<PathBuf>,
     /// Allow parent archives anywhere on this machine
     #[arg(long, help_heading = "Snapshots")]
@@ -151,14 +156,6 @@ impl SnapshotOptions {
     /// Returns the paths that are URLs: of archives, and of folders with archives or parents.
     pub(crate) fn urls(&self) -> impl Iterator<Item = &Path> + Clone {
         self.paths().chain(self.folders()).filter(|path| is_url(path))
-    }
-
-    /// Removes the queries of URLs, which may be secrets, and returns the whole URLs.
-    #[cfg(feature = "remote")]
-    pub(crate) fn take_queries(&mut self) -> SecretUrls {
-        let named = self.named.iter_mut().map(|named| &mut named.path);
-        let folders = self.export_dir.iter_mut().chain(&mut self.opening.parent_dir);
-        SecretUrls::take_from(named.chain(folders))
     }
 
     /// Returns the folders that archives and their parents are read from.

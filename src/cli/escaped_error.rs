@@ -1,18 +1,20 @@
-//! Escapes hidden characters of the command line that clap's errors repeat.
+//! Escapes hidden characters of the command line that clap's errors repeat, and removes secrets.
 
 use clap::Error;
 use clap::builder::StyledStr;
 use clap::error::{ContextKind, ContextValue};
 use nbd_telemetry::escape;
 
-/// Formats clap's error, with hidden characters of the command line escaped.
+/// Formats clap's error, with hidden characters of the command line escaped, and without the
+/// queries of URLs.
 pub(crate) fn escaped_text(error: &Error) -> String {
     escape_lines(&error.to_string())
 }
 
-/// Escapes the values of the command line that clap's error repeats.
+/// Escapes the values of the command line that clap's error repeats, and removes the queries of
+/// URLs.
 pub(crate) fn escape_values(mut error: Error) -> Error {
-    let escaped = |text: &String| escape_line(text);
+    let escaped = |text: &String| escape_value(text);
     let values: Vec<_> = error
         .context()
         .filter_map(|(kind, value)| match value {
@@ -26,10 +28,10 @@ pub(crate) fn escape_values(mut error: Error) -> Error {
             }
             // Suggestions repeat values as well.
             ContextValue::StyledStr(text) => {
-                Some((kind, ContextValue::StyledStr(escape_styled(text, escape_line))))
+                Some((kind, ContextValue::StyledStr(escape_styled(text, escape_sentence))))
             }
             ContextValue::StyledStrs(texts) => {
-                let texts = texts.iter().map(|text| escape_styled(text, escape_line));
+                let texts = texts.iter().map(|text| escape_styled(text, escape_sentence));
                 Some((kind, ContextValue::StyledStrs(texts.collect())))
             }
             _ => None,
@@ -48,18 +50,25 @@ fn escape_styled(text: &StyledStr, escape: fn(&str) -> String) -> StyledStr {
     if escaped == plain { text.clone() } else { StyledStr::from(escaped) }
 }
 
-fn escape_line(text: &str) -> String {
-    escape::text(text).into_owned()
-}
-
-/// Escapes hidden characters except line breaks.
+/// Escapes a message of several lines, and removes the queries of URLs in it.
 pub(crate) fn escape_lines(text: &str) -> String {
     text.split_inclusive('\n')
         .map(|line| match line.strip_suffix('\n') {
-            Some(line) => format!("{}\n", escape::text(line)),
-            None => escape::text(line).into_owned(),
+            Some(line) => format!("{}\n", escape_sentence(line)),
+            None => escape_sentence(line),
         })
         .collect()
+}
+
+fn escape_sentence(text: &str) -> String {
+    escape::text(&escape::without_secrets(text)).into_owned()
+}
+
+/// Escapes an argument, which may be a URL or contain one, and removes the query.
+fn escape_value(text: &str) -> String {
+    let shown = escape::path(text).to_string();
+    let has_secrets = shown != escape::name(text).to_string();
+    if has_secrets { shown } else { escape::text(text).into_owned() }
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! Deserializers for the values of options in a configuration file. They use the parsers of the
 //! command line.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use clap::ValueEnum;
 use nbd_telemetry::escape;
 use serde::de::{Deserialize, Deserializer, Error};
 
-use super::values;
+use super::{location, values};
 
 /// A string or a number.
 #[derive(serde::Deserialize)]
@@ -94,6 +96,27 @@ where
     D: Deserializer<'de>,
     T: FromStr<Err: fmt::Display>,
 {
+    parse_list(deserializer, T::from_str)
+}
+
+/// Deserializes the path or URL of a folder.
+pub(super) fn folder<'de, D: Deserializer<'de>>(d: D) -> Result<Option<PathBuf>, D::Error> {
+    parse(Scalar::deserialize(d)?, |text| location::folder(OsStr::new(text))).map(Some)
+}
+
+/// Deserializes the paths or URLs of folders.
+pub(super) fn folders<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<PathBuf>, D::Error> {
+    parse_list(d, |text| location::folder(OsStr::new(text)))
+}
+
+fn parse_list<'de, D, T, F>(
+    deserializer: D,
+    parse_one: impl Fn(&str) -> Result<T, F>,
+) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    F: fmt::Display,
+{
     let values = match OneOrMany::deserialize(deserializer)? {
         OneOrMany::One(value) => vec![value],
         OneOrMany::Many(values) => values,
@@ -101,7 +124,7 @@ where
     if values.is_empty() {
         return Err(D::Error::custom("the array must not be empty; remove the key instead"));
     }
-    values.into_iter().map(|value| parse(value, T::from_str)).collect()
+    values.into_iter().map(|value| parse(value, &parse_one)).collect()
 }
 
 /// Deserializes a list whose values may contain several, separated by commas.
@@ -124,6 +147,6 @@ fn parse<T, F: fmt::Display, E: Error>(
         Scalar::Integer(number) => number.to_string(),
         Scalar::Float(number) => number.to_string(),
     };
-    let describe = |error| format!("invalid value {:?}: {error}", escape::name(&text));
+    let describe = |error| format!("invalid value {:?}: {error}", escape::path(&text));
     parse(&text).map_err(|error| E::custom(describe(error)))
 }

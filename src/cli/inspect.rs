@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use hexz_reader::limits::DEFAULT_KDF_ITERATIONS;
 
-use super::{OpenArchiveOptions, StoreOptions};
+use super::values::os_text;
+use super::{OpenArchiveOptions, StoreOptions, location};
 
 const LONG_HELP: &str = "\
 The information comes from the header, the master index and the index pages, so the password of an
@@ -38,7 +39,7 @@ EXIT STATUS
 #[command(after_long_help = LONG_HELP, after_help = "Use --help for the fields of --json and exit codes.")]
 pub(crate) struct Inspect {
     /// Archive to describe: a file or a URL
-    #[arg(value_name = "ARCHIVE")]
+    #[arg(value_name = "ARCHIVE", value_parser = os_text(location::archive))]
     pub(crate) archive: PathBuf,
     /// Print a JSON object
     #[arg(long)]
@@ -47,7 +48,10 @@ pub(crate) struct Inspect {
     #[arg(long)]
     pub(crate) files: bool,
     /// Search this folder or URL for parent archives, besides the archive's own folder [repeatable]
-    #[arg(long, value_name = "DIR|URL", help_heading = "Snapshots")]
+    #[arg(
+        long, value_name = "DIR|URL", value_parser = os_text(location::folder),
+        help_heading = "Snapshots"
+    )]
     parent_dir: Vec<PathBuf>,
     /// Allow parent archives anywhere on this machine
     #[arg(long, help_heading = "Snapshots")]

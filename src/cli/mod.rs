@@ -18,6 +18,7 @@ mod health;
 mod host_name;
 mod inspect;
 mod limits;
+pub(crate) mod location;
 mod man;
 mod monitor;
 mod monitor_endpoint;
@@ -417,6 +418,17 @@ pub(crate) struct ReloadableOptions {
 }
 
 impl ServeOptions {
+    /// Moves URLs with queries, which may be secrets, to the options of stores, and removes the
+    /// queries elsewhere.
+    #[cfg(feature = "remote")]
+    pub(crate) fn take_queries(&mut self) {
+        let SnapshotOptions { named, export_dir, opening, .. } = &mut self.changeable.snapshots;
+        let archives = named.iter_mut().map(|named| &mut named.path);
+        let folders = export_dir.iter_mut().chain(&mut opening.parent_dir);
+        let folders = folders.chain(&mut self.traces.traces);
+        self.stores.secret_urls = SecretUrls::take_from(archives, folders);
+    }
+
     pub(crate) fn config(&self) -> Config {
         Config {
             listen: self.network.listen.clone(),

@@ -72,7 +72,8 @@ fn parse_uri(scheme: &str, rest: &str) -> Result<ServerTarget, String> {
         "nbds+unix" => (TlsUse::Always, true),
         other => {
             return Err(format!(
-                "{:?} is no scheme known here: expected nbd://, nbds://, nbd+unix:// or nbds+unix://",
+                "{:?} is no scheme known here: expected nbd://, nbds://, nbd+unix:// or nbds+unix://; \
+                 --store checks object stores",
                 escape::name(other)
             ));
         }
@@ -120,21 +121,23 @@ fn tcp(text: &str) -> Result<ServerEndpoint, String> {
 /// Parses a host or address, with an optional port.
 pub(super) fn parse_host_and_port(text: &str, default: u16) -> Result<(String, u16), String> {
     let tcp = |host: &str, port: u16| Ok((host.to_owned(), port));
+    // The query of a URL may be a secret.
+    let shown = |text: &str| format!("{:?}", escape::name(text.split('?').next().unwrap_or(text)));
     let port = |text: &str| match text.parse() {
         Ok(port @ 1..) => Ok(port),
-        _ => Err(format!("{:?} is no port: expected a number from 1 to 65535", escape::name(text))),
+        _ => Err(format!("{} is no port: expected a number from 1 to 65535", shown(text))),
     };
     if let Some(rest) = text.strip_prefix('[') {
         let (address, behind) = rest
             .split_once(']')
-            .ok_or_else(|| format!("{:?} has no ] behind the address", escape::name(text)))?;
+            .ok_or_else(|| format!("{} has no ] behind the address", shown(text)))?;
         if !is_ipv6(address) {
-            return Err(format!("{:?} is no IPv6 address", escape::name(address)));
+            return Err(format!("{} is no IPv6 address", shown(address)));
         }
         return match behind.strip_prefix(':') {
             Some(number) => tcp(address, port(number)?),
             None if behind.is_empty() => tcp(address, default),
-            None => Err(format!("{:?} behind the address is no port", escape::name(behind))),
+            None => Err(format!("{} behind the address is no port", shown(behind))),
         };
     }
     // An IPv6 address without brackets has no port.
@@ -150,8 +153,8 @@ pub(super) fn parse_host_and_port(text: &str, default: u16) -> Result<(String, u
     };
     if host.is_empty() || host.len() > MAX_HOST || host.contains(is_odd) {
         return Err(format!(
-            "{:?} is no host: expected HOST, HOST:PORT, [IPV6]:PORT, unix:PATH or an NBD URI",
-            escape::name(host)
+            "{} is no host: expected HOST, HOST:PORT, [IPV6]:PORT, unix:PATH or an NBD URI",
+            shown(host)
         ));
     }
     tcp(host, number)

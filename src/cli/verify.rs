@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::archives::OpenArchiveOptions;
+use super::location;
 use super::stores::StoreOptions;
-use super::values::number;
+use super::values::{number, os_text};
 
 const EXIT_CODES: &str = "\
 A block that is stored in a parent is verified there. Other blocks of a parent are verified only
@@ -34,7 +35,7 @@ EXIT STATUS
 #[command(after_long_help = EXIT_CODES, after_help = "Use --help for exit codes.")]
 pub(crate) struct Verify {
     /// Archives to verify: files or URLs
-    #[arg(required = true, value_name = "ARCHIVE")]
+    #[arg(required = true, value_name = "ARCHIVE", value_parser = os_text(location::archive))]
     pub(crate) archives: Vec<PathBuf>,
     /// Number of threads [default: number of cores]
     #[arg(long, value_name = "N", value_parser = number::<u16, 1, 1024>)]
@@ -64,7 +65,7 @@ impl Verify {
 #[derive(Debug, Args)]
 pub(crate) struct Digest {
     /// Files or URLs to read; include the parents of thin archives
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required = true, value_name = "FILE", value_parser = os_text(location::archive))]
     pub(crate) files: Vec<PathBuf>,
     #[command(flatten)]
     pub(crate) stores: StoreOptions,

@@ -49,7 +49,7 @@ fn show(contents: &DiskCacheContents) -> String {
         used += bytes;
         let (name, opened) = (format!("{store}/{key}"), output::format_time(*opened));
         let length = size(version.length);
-        line(*bytes, &format_args!("of {length}, opened {opened}: {}", escape::name(&name)));
+        line(*bytes, &format_args!("of {length}, opened {opened}: {}", escape::path(&name)));
     }
     if contents.other_bytes > 0 {
         line(contents.other_bytes, &"of former versions");

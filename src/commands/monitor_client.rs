@@ -198,7 +198,7 @@ struct MissingCa;
 
 /// A file that can't be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", escape::name(.path))]
+#[error("{}: {problem}", escape::path(.path))]
 struct UnusableFile {
     path: PathBuf,
     problem: String,

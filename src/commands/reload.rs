@@ -19,11 +19,11 @@ const MAX_REPLY: u64 = 1024 * 1024;
 /// Reason for which there is no result.
 #[derive(Debug, thiserror::Error)]
 enum ControlError {
-    #[error("can't reach a server at {}: {error}{}", escape::name(.path), connect_hint(.error))]
+    #[error("can't reach a server at {}: {error}{}", escape::path(.path), connect_hint(.error))]
     Connect { path: PathBuf, error: io::Error },
-    #[error("the server at {} doesn't answer: {error}", escape::name(.path))]
+    #[error("the server at {} doesn't answer: {error}", escape::path(.path))]
     Silent { path: PathBuf, error: io::Error },
-    #[error("the server at {} is shutting down, or isn't hexz-nbd", escape::name(.0))]
+    #[error("the server at {} is shutting down, or isn't hexz-nbd", escape::path(.0))]
     Closed(PathBuf),
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use hexz_exports::{MAX_TRACE_LENGTH, Trace, TraceError};
+use hexz_reader::storage::is_url;
 use http_body_util::BodyExt;
 use hyper::Uri;
 use nbd_telemetry::escape;
@@ -27,10 +28,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reason for which there is no trace.
 #[derive(Debug, thiserror::Error)]
 enum TraceFailure {
-    #[error("can't read {}: {error}", escape::name(.path))]
+    #[error("can't read {}: {error}", escape::path(.path))]
     Io { path: PathBuf, error: io::Error },
-    #[error("{}: {error}", escape::name(.path))]
+    #[error("{}: {error}", escape::path(.path))]
     Invalid { path: PathBuf, error: TraceError },
+    #[error("{} is a URL: this reads files, so copy the trace out of the store", escape::path(.0))]
+    Url(PathBuf),
     #[error("can't merge the traces: {0}")]
     Merge(TraceError),
     #[error("nothing was read of the export {0:?}: check the name, and that clients use it")]
@@ -121,6 +124,9 @@ fn merge(options: &TraceMerge) -> Result<Trace, Failure> {
 }
 
 fn read(path: &Path) -> Result<Trace, TraceFailure> {
+    if is_url(path) {
+        return Err(TraceFailure::Url(path.to_owned()));
+    }
     let io = |error| TraceFailure::Io { path: path.to_owned(), error };
     let length = fs::metadata(path).map_err(io)?.len();
     if length > MAX_TRACE_LENGTH {
@@ -135,7 +141,7 @@ fn describe(path: &Path, trace: &Trace) -> String {
     let size = |bytes| ByteSize(bytes).display().iec().to_string();
     let source = &trace.source;
     let duration = trace.ranges.iter().map(|range| range.at).max().unwrap_or_default();
-    let mut text = format!("{}\n", escape::name(path));
+    let mut text = format!("{}\n", escape::path(path));
     let mut line = |label: &str, value: &dyn std::fmt::Display| {
         // Writing to a string can't fail.
         writeln!(text, "  {label:9} {value}").unwrap_or_default();

@@ -36,12 +36,14 @@ impl ExitStatus for PrefetchError {
 pub(crate) fn run(options: &Warm) -> Result<ExitCode, Failure> {
     let mut urls = options.archives.clone();
     if let Some(path) = urls.iter().find(|path| !is_url(path)) {
-        return Err(NotRemote(escape::name(path).to_string()).into());
+        return Err(NotRemote(escape::path(path).to_string()).into());
     }
     let mut open = archives::options(&options.opening)?;
-    let secret_urls = SecretUrls::take_from(urls.iter_mut().chain(&mut open.parent_dirs));
+    let mut trace_options = options.traces.clone();
+    let folders = open.parent_dirs.iter_mut().chain(&mut trace_options.traces);
+    let secret_urls = SecretUrls::take_from(&mut urls, folders);
     let stores = StoreOptions { secret_urls, ..options.stores.clone() };
-    let traces = options.traces.folder();
+    let traces = trace_options.folder();
     let all = urls.iter().chain(&open.parent_dirs).chain(&traces).filter(|path| is_url(path));
     let Some((source, cache)) = remote::connect_for_warming(&stores, all, &options.disk_cache)?
     else {
@@ -49,7 +51,7 @@ pub(crate) fn run(options: &Warm) -> Result<ExitCode, Failure> {
     };
     open.remote = Some(source);
     let options = PrefetchOptions {
-        traces: options.traces.place(),
+        traces: trace_options.place(),
         rate: options.traces.prefetch_rate.as_u64(),
         max_bytes: options.disk_cache.disk_cache_size.as_u64(),
         ready_when_warm: false,
@@ -75,7 +77,7 @@ fn warm(
     let PrefetchSummary { fetched, wanted, is_cut } =
         runtime.block_on(prefetch(&snapshot, open, options))?;
     let size = |bytes| ByteSize(bytes).display().iec().to_string();
-    let name = escape::name(url);
+    let name = escape::path(url);
     output::print(format!("{:>10} of {:>10} fetched: {name}\n", size(fetched), size(wanted)))?;
     if is_cut {
         tracing::warn!(

@@ -65,7 +65,7 @@ struct Token([u8; 32]);
 pub(crate) enum MonitorAuthError {
     #[error("can't use TLS for the monitor: {0}")]
     Tls(#[from] TlsFileError),
-    #[error("can't use the token of the monitor: {}: {problem}", escape::name(.path))]
+    #[error("can't use the token of the monitor: {}: {problem}", escape::path(.path))]
     Token { path: PathBuf, problem: TokenProblem },
 }
 

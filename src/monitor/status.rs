@@ -132,7 +132,7 @@ pub(crate) struct UnavailableStatus {
 impl From<CatalogStatus> for ArchivesStatus {
     fn from(status: CatalogStatus) -> Self {
         let folder = status.folder.map(|folder| FolderStatus {
-            path: escape::name(&folder.path).to_string(),
+            path: escape::path(&folder.path).to_string(),
             archives: folder.archives.map(|count| count as u64),
             contents: folder.contents.into_iter().map(Into::into).collect(),
             unserved: folder

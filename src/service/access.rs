@@ -115,7 +115,7 @@ fn read_tls(
 fn warn_world_writable(options: &ReloadableOptions) {
     for path in sandbox::policy_files(options) {
         if let Some(writable) = find_world_writable(&path) {
-            let (path, writable) = (escape::name(&path), escape::name(&writable));
+            let (path, writable) = (escape::path(&path), escape::path(&writable));
             tracing::warn!(
                 reason = "writable_by_all",
                 "every user of this machine can modify or replace {path}: chmod o-w {writable}"

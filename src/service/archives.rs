@@ -29,16 +29,16 @@ const MAX_DIGEST_LIST: u64 = 16 * 1024 * 1024;
 /// Reason for which a key or a digest can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TrustError {
-    #[error("invalid key {:?} in --verify-key: {error}", escape::name(.name))]
+    #[error("invalid key {:?} in --verify-key: {error}", escape::path(.name))]
     Key { name: OsString, error: VerifyKeyError },
-    #[error("can't read the key file {:?} of --verify-key: {error}", escape::name(.name))]
+    #[error("can't read the key file {:?} of --verify-key: {error}", escape::path(.name))]
     KeyFile { name: OsString, error: io::Error },
-    #[error("invalid --digest {:?}: {error}", escape::name(.name))]
+    #[error("invalid --digest {:?}: {error}", escape::path(.name))]
     Digest { name: OsString, error: DigestsError },
     #[error(
         "can't read the list {:?} of --digest: {error} (a single digest is NAME=BLAKE3, with 64 \
          hexadecimal digits)",
-        escape::name(.name)
+        escape::path(.name)
     )]
     DigestFile { name: OsString, error: io::Error },
 }
@@ -123,7 +123,7 @@ pub(crate) fn with_stores(
     paths: &mut [PathBuf],
     stores: &StoreOptions,
 ) -> Result<OpenOptions, Failure> {
-    let secret_urls = SecretUrls::take_from(paths.iter_mut().chain(&mut open.parent_dirs));
+    let secret_urls = SecretUrls::take_from(&mut *paths, &mut open.parent_dirs);
     let stores = StoreOptions { secret_urls, ..stores.clone() };
     let urls = paths.iter().chain(&open.parent_dirs).map(PathBuf::as_path);
     let urls = urls.filter(|path| is_url(path));
@@ -224,10 +224,10 @@ pub(crate) async fn open(catalog: &Catalog, options: &SnapshotOptions) -> Result
         tracing::warn!(
             reason = "folder_empty",
             "export folder {} has no archives yet: no file is called .hxz or .hexz",
-            escape::name(folder)
+            escape::path(folder)
         );
     }
-    let folder = folder.map(|folder| format!("every archive in {}", escape::name(folder)));
+    let folder = folder.map(|folder| format!("every archive in {}", escape::path(folder)));
     let all: Vec<String> = named.chain(folder).collect();
     // The stores of all archives are down.
     Ok(if all.is_empty() { "no archive yet".to_owned() } else { all.join(", ") })

@@ -46,7 +46,7 @@ impl ActiveSettings {
         }
         changes.extend(self.tls_changes(before).into_iter().filter_map(|it| self.describe(it)));
         let files = self.files.changed_since(&before.files);
-        let files: Vec<String> = files.map(|path| escape::name(path).to_string()).collect();
+        let files: Vec<String> = files.map(|path| escape::path(path).to_string()).collect();
         if !files.is_empty() {
             changes.push(format!("changed files: {}", first(&files)));
         }
@@ -119,7 +119,7 @@ fn export_changes(before: &SnapshotOptions, after: &SnapshotOptions) -> Vec<Stri
     }
     if before.export_dir != after.export_dir {
         let folder = |folder: &Option<std::path::PathBuf>| match folder {
-            Some(folder) => escape::name(folder).to_string(),
+            Some(folder) => escape::path(folder).to_string(),
             None => "none".to_owned(),
         };
         let (before, after) = (folder(&before.export_dir), folder(&after.export_dir));

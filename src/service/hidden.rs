@@ -25,8 +25,8 @@ pub(crate) fn warn_hidden(options: &ReloadableOptions) {
                 reason = "hidden_by_unit",
                 "the systemd unit hides {} from the program, and so {}: use another folder, or \
                  change {setting} (systemctl edit)",
-                escape::name(&mount),
-                escape::name(&path),
+                escape::path(&mount),
+                escape::path(&path),
             );
         }
     }

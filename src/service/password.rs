@@ -28,7 +28,7 @@ fixed_exit_status! { PasswordError => ARCHIVE, "password"; }
 
 /// A password file that can't be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", escape::name(.path))]
+#[error("{}: {problem}", escape::path(.path))]
 struct PasswordFileError {
     path: PathBuf,
     problem: TlsFileProblem,

@@ -56,7 +56,7 @@ fn sighup_set() -> SigSet {
 /// Change that can't be made at run time.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
-    #[error("{} is a pipe, which can be read only once", escape::name(.0))]
+    #[error("{} is a pipe, which can be read only once", escape::path(.0))]
     Pipe(PathBuf),
     #[error("TLS can't be turned on or off at run time: restart")]
     TlsToggled,
@@ -80,7 +80,7 @@ impl ExitStatus for ReloadError {
 
 /// Returns "a is" or "a, b are".
 fn with_verb(paths: &[PathBuf]) -> String {
-    let all: Vec<String> = paths.iter().map(|path| escape::name(path).to_string()).collect();
+    let all: Vec<String> = paths.iter().map(|path| escape::path(path).to_string()).collect();
     format!("{} {}", all.join(", "), if all.len() == 1 { "is" } else { "are" })
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use hexz_reader::storage::{RemoteSource, is_url};
 use hexz_reader::{RemoteArchives, StoreConfigs};
+use nbd_gateway::tls::{TlsFileProblem, check_not_exposed};
 use nbd_sandbox::SandboxPlan;
 use nbd_telemetry::escape;
 use object_reader::{
@@ -28,16 +29,22 @@ use crate::exit_status::{self, ExitStatus, Failure};
 /// Memory of an offline command for parts of remote archives, in bytes.
 pub(crate) const OFFLINE_MEMORY: u64 = 128 << 20;
 
+/// Time that an offline command tries to make the first connection to a store.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Time for writing what is queued for the disk cache at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reason for which a store can't be used as configured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RemoteError {
-    #[error("invalid URL {}: {error}", escape::name(.url))]
+    /// The URL is without its query.
+    #[error("invalid URL {url}: {error}")]
     Url { url: String, error: UrlError },
-    #[error("can't use the store {store}: {error}")]
+    #[error("can't use the store {store}: {}", escape::without_secrets(&.error.to_string()))]
     Store { store: String, error: StoreConfigError },
+    #[error("can't use the credentials: {}: {problem}", escape::path(.path))]
+    Secret { path: PathBuf, problem: TlsFileProblem },
     #[error("can't start the dialer, which connects to stores: {0}")]
     DialerStart(io::Error),
     #[error("can't use the disk cache: {0}")]
@@ -47,7 +54,7 @@ pub(crate) enum RemoteError {
 impl ExitStatus for RemoteError {
     fn exit_status(&self) -> u8 {
         match self {
-            Self::Url { .. } | Self::Store { .. } => exit_status::USAGE,
+            Self::Url { .. } | Self::Store { .. } | Self::Secret { .. } => exit_status::USAGE,
             Self::DiskCache(_) => exit_status::FAILED,
             Self::DialerStart(_) => exit_status::SANDBOX,
         }
@@ -56,7 +63,9 @@ impl ExitStatus for RemoteError {
     fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Store { .. } => Some("the options --store-* configure stores"),
-            Self::Url { .. } | Self::DialerStart(_) | Self::DiskCache(_) => None,
+            Self::Url { .. } | Self::Secret { .. } | Self::DialerStart(_) | Self::DiskCache(_) => {
+                None
+            }
         }
     }
 
@@ -64,6 +73,7 @@ impl ExitStatus for RemoteError {
         match self {
             Self::Url { .. } => "invalid_url",
             Self::Store { .. } => "invalid_store",
+            Self::Secret { problem, .. } => problem.label(),
             Self::DialerStart(_) => "dialer_start",
             Self::DiskCache(error) => error.label(),
         }
@@ -172,7 +182,8 @@ pub(crate) fn connect_directly<'a>(
     urls: impl IntoIterator<Item = &'a Path>,
     memory: u64,
 ) -> Result<Option<Arc<dyn RemoteSource>>, RemoteError> {
-    let Some(stores) = Stores::new(options, urls, memory)? else { return Ok(None) };
+    let Some(mut stores) = Stores::new(options, urls, memory)? else { return Ok(None) };
+    stores.expect_to_connect();
     let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
     Ok(Some(Arc::new(stores.open(&dialer)?)))
 }
@@ -191,6 +202,7 @@ pub(crate) fn connect_for_warming<'a>(
     let Some(mut stores) = Stores::new(options, urls, OFFLINE_MEMORY)? else { return Ok(None) };
     let Some(cache) = open_disk_cache(disk_cache)? else { return Ok(None) };
     stores.use_disk_cache(&cache);
+    stores.expect_to_connect();
     let dialer: Arc<dyn Dial> = Arc::new(DirectDialer);
     Ok(Some((Arc::new(stores.open(&dialer)?), cache)))
 }
@@ -247,6 +259,16 @@ impl Stores {
         self.fetcher.disk_cache = Some(Arc::clone(cache));
     }
 
+    /// Gives up if no connection is made soon: somebody waits, and the URL is probably wrong.
+    fn expect_to_connect(&mut self) {
+        self.each_config(|config| config.connect_patience = Some(CONNECT_PATIENCE));
+    }
+
+    fn each_config(&mut self, mut change: impl FnMut(&mut StoreConfig)) {
+        self.configs.by_url.values_mut().for_each(&mut change);
+        change(&mut self.configs.default);
+    }
+
     /// Returns the hosts and ports to which connections are made.
     fn addresses(&self) -> Result<Vec<(String, u16)>, RemoteError> {
         self.of_all(StoreConfig::addresses)
@@ -275,10 +297,10 @@ impl Stores {
 
     /// Opens all stores, which reads credentials and CAs, and returns the source of their archives.
     fn open(mut self, dialer: &Arc<dyn Dial>) -> Result<RemoteArchives, RemoteError> {
-        let configs = &mut self.configs;
-        for config in configs.by_url.values_mut().chain([&mut configs.default]) {
-            config.dialer = Arc::clone(dialer);
+        for path in self.of_all(StoreConfig::secret_files)? {
+            check_not_exposed(&path).map_err(|problem| RemoteError::Secret { path, problem })?;
         }
+        self.each_config(|config| config.dialer = Arc::clone(dialer));
         let fresh_for = self.fetcher.fresh_for;
         let archives = RemoteArchives::new(Fetcher::new(self.fetcher), self.configs, fresh_for);
         set_queries(&archives, &self.secret)?;
@@ -300,20 +322,9 @@ pub(super) fn set_queries(archives: &RemoteArchives, urls: &SecretUrls) -> Resul
     Ok(())
 }
 
-/// Parses a URL. The error shows it without its query and without a password.
 fn parse(text: &str) -> Result<ObjectUrl, RemoteError> {
-    text.parse().map_err(|error| RemoteError::Url { url: without_secrets(text), error })
-}
-
-/// Returns a URL without its query, and without a user and a password in front of the host.
-fn without_secrets(url: &str) -> String {
-    let url = without_query(url);
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    match authority.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://{host}{path}"),
-        None => url.to_owned(),
-    }
+    let url = || escape::path(text).to_string();
+    text.parse().map_err(|error| RemoteError::Url { url: url(), error })
 }
 
 fn without_query(url: &str) -> &str {

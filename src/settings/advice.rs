@@ -40,7 +40,7 @@ pub(super) fn advise(mut error: Error, command: &Command, arguments: &[OsString]
     }
     if error.kind() == ErrorKind::InvalidUtf8 {
         let odd = arguments.iter().filter(|word| word.to_str().is_none());
-        let odd: Vec<String> = odd.map(|word| format!("{:?}", escape::name(word))).collect();
+        let odd: Vec<String> = odd.map(|word| format!("{:?}", escape::path(word))).collect();
         let what = format!("invalid UTF-8: {}", odd.join(", "));
         return command.clone().error(ErrorKind::InvalidUtf8, what);
     }
@@ -82,7 +82,7 @@ pub(super) fn misspelled_command(command: &Command, matches: &ArgMatches) -> Opt
     Some(format!(
         "{:?} is treated as an archive, but there is no such file; did you mean the command \
          {nearest}?",
-        escape::name(word)
+        escape::path(word)
     ))
 }
 

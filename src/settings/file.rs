@@ -10,6 +10,7 @@ use std::path::Path;
 
 use clap::Command;
 use hexz_exports::NamedArchive;
+use nbd_gateway::tls::{TlsFileProblem, check_not_exposed};
 use nbd_telemetry::escape;
 use serde::de::{Error, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -21,7 +22,7 @@ use super::keys::{self, EXPORTS, STORES, ValueKind};
 use super::problem::{ConfigProblem, ProblemKind};
 #[cfg(feature = "remote")]
 use crate::cli::StoreSettings;
-use crate::cli::{LogOptions, ServeOptions};
+use crate::cli::{LogOptions, ServeOptions, location};
 
 /// Maximum size of a configuration file, in bytes; enough for 10,000 archives.
 const MAX_FILE_SIZE: u64 = 1024 * 1024;
@@ -56,7 +57,7 @@ pub(super) struct ConfigFile<'a> {
     ignored: &'static [&'static str],
 }
 
-/// Returns the content of a configuration file, and a warning about its permissions, if any.
+/// Returns the content of a configuration file, and a warning if others can change it.
 pub(super) fn read(path: &Path) -> Result<(String, Option<Warning>), ConfigProblem> {
     let problem = |what| ConfigProblem { path: path.to_owned(), line: None, what };
     let file = File::open(path).map_err(|error| problem(error.into()))?;
@@ -76,7 +77,7 @@ pub(super) fn read(path: &Path) -> Result<(String, Option<Warning>), ConfigProbl
 /// Returns a warning if others than root and the user of this process can modify a file of this
 /// mode and owner. Permissions of its group are left to the owner.
 fn warn_other_writers(path: &Path, mode: u32, owner: u32, own: u32) -> Option<Warning> {
-    let path = escape::name(path);
+    let path = escape::path(path);
     let text = |who: &str| format!("{path} determines who has access, and {who} can change it");
     if mode & 0o002 != 0 {
         let text = text("every user of this machine");
@@ -188,6 +189,21 @@ impl<'a> ConfigFile<'a> {
         }
     }
 
+    /// Returns a warning if the file has URLs with secrets, and every user can read it.
+    pub(super) fn warn_exposed(&self) -> Option<Warning> {
+        if !self.table.values().any(|value| has_secret_url(value.get_ref())) {
+            return None;
+        }
+        let problem = check_not_exposed(self.path).err()?;
+        // It was readable a moment ago, and whether others can read it isn't known.
+        if !matches!(problem, TlsFileProblem::Exposed { .. }) {
+            return None;
+        }
+        let path = escape::path(self.path);
+        let text = format!("{path} has URLs with a query, a user or a password, and {problem}");
+        Some(Warning { label: problem.label(), text })
+    }
+
     /// Returns true if the file contains a key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.table.keys().any(|name| name.get_ref() == key)
@@ -286,7 +302,8 @@ where
             let mut archives = Vec::new();
             while let Some((name, path)) = map.next_entry::<Spanned<String>, toml::Value>()? {
                 let path = archive_path(name.get_ref(), path).map_err(A::Error::custom)?;
-                let archive = NamedArchive::new(name.get_ref(), path).map_err(A::Error::custom)?;
+                let archive = location::archive_named(name.get_ref(), &path);
+                let archive = archive.map_err(A::Error::custom)?;
                 archives.push((name.span().start, archive));
             }
             Ok(archives)
@@ -305,7 +322,7 @@ fn archive_path(name: &str, value: toml::Value) -> Result<String, String> {
         toml::Value::Table(inner) => {
             let rest = inner.keys().next().map_or("", String::as_str);
             let name = format!("{name}.{rest}");
-            Err(format!("a name with dots must be in quotes: {:?}", escape::name(&name)))
+            Err(format!("a name with dots must be in quotes: {:?}", escape::path(&name)))
         }
         other => Err(format!("invalid type: {}, expected a path in quotes", other.type_str())),
     }
@@ -342,6 +359,19 @@ fn unknown_key(command: &Command, key: &str, value: &DeValue<'_>) -> ProblemKind
             let hint = hint.unwrap_or_else(|| "hexz-nbd --help lists all options".to_owned());
             ProblemKind::UnknownOption { key: key.to_owned(), hint }
         }
+    }
+}
+
+/// Returns true if a value is or contains a URL with a query, a user or a password.
+fn has_secret_url(value: &DeValue<'_>) -> bool {
+    match value {
+        DeValue::String(text) => {
+            text.contains("://")
+                && escape::path(&**text).to_string() != escape::name(&**text).to_string()
+        }
+        DeValue::Array(values) => values.iter().any(|value| has_secret_url(value.get_ref())),
+        DeValue::Table(table) => table.values().any(|value| has_secret_url(value.get_ref())),
+        _ => false,
     }
 }
 

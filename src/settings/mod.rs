@@ -98,7 +98,7 @@ pub(crate) struct MergedOptions {
     pub(crate) serve: ServeOptions,
     log: LogOptions,
     pub(crate) fixed: FixedOptions,
-    warning: Option<Warning>,
+    warnings: Vec<Warning>,
     /// Stamp of the configuration file from before it was read.
     pub(crate) stamp: Option<FileStamp>,
 }
@@ -123,7 +123,7 @@ impl Settings {
         let cli = Cli { serve: merged.serve, log: merged.log, ..cli };
         let misspelled = advice::misspelled_command(&command, &source.command_line)
             .map(|text| Warning { label: "misspelled_command", text });
-        let warnings = merged.warning.into_iter().chain(misspelled).collect();
+        let warnings = merged.warnings.into_iter().chain(misspelled).collect();
         Ok(Self { cli, warnings, stamp: merged.stamp, fixed: merged.fixed, source })
     }
 
@@ -151,12 +151,13 @@ impl OptionSource {
         let matches = &self.command_line;
         let path = matches.get_one::<PathBuf>("config").map(PathBuf::as_path);
         let stamp = path.and_then(FileStamp::of);
-        let (text, warning) = match path {
+        let (text, writable) = match path {
             Some(path) => file::read(path).map_err(|problem| self.refused(vec![problem]))?,
             None => Default::default(),
         };
         let mut file = ConfigFile::parse(&text, path.unwrap_or(Path::new("")), ignored)
             .map_err(|problem| self.refused(vec![problem]))?;
+        let warnings = writable.into_iter().chain(file.warn_exposed()).collect();
         let problems = file.problems(command);
         if !problems.is_empty() {
             return Err(self.refused(problems));
@@ -214,13 +215,13 @@ impl OptionSource {
         #[cfg(feature = "remote")]
         {
             serve.stores.tables = stores;
-            serve.stores.secret_urls = serve.changeable.snapshots.take_queries();
+            serve.take_queries();
         }
         if let Some((certificate, key)) = credentials {
             let tls = &mut serve.changeable.tls;
             (tls.tls_cert, tls.tls_key) = (Some(certificate), Some(key));
         }
-        Ok(MergedOptions { serve, log, fixed, warning, stamp })
+        Ok(MergedOptions { serve, log, fixed, warnings, stamp })
     }
 
     /// Checks constraints between options. Violations are attributed to the command line or to the

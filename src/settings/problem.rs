@@ -8,7 +8,7 @@ use nbd_telemetry::escape;
 
 /// A problem in a configuration file, with its location.
 #[derive(Debug, thiserror::Error)]
-#[error("{}{}: {what}", escape::name(.path), Line(*.line))]
+#[error("{}{}: {what}", escape::path(.path), Line(*.line))]
 pub(crate) struct ConfigProblem {
     pub(super) path: PathBuf,
     /// Line number, starting at 1.
@@ -23,13 +23,13 @@ pub(super) enum ProblemKind {
     Unreadable(#[from] io::Error),
     #[error("the configuration file is larger than 1 MiB")]
     TooLarge,
-    #[error("invalid TOML: {}", escape::text(.0))]
+    #[error("invalid TOML: {}", escape::text(&escape::without_secrets(.0)))]
     Syntax(String),
-    #[error("unknown option {:?}; {hint}", escape::name(.key))]
+    #[error("unknown option {:?}; {hint}", escape::path(.key))]
     UnknownOption { key: String, hint: String },
-    #[error("unknown table [{}]: options belong above all tables{examples}", escape::name(.table))]
+    #[error("unknown table [{}]: options belong above all tables{examples}", escape::path(.table))]
     UnknownTable { table: String, examples: String },
-    #[error("unknown table [{}]; did you mean [{meant}]?", escape::name(.table))]
+    #[error("unknown table [{}]; did you mean [{meant}]?", escape::path(.table))]
     MisspelledTable { table: String, meant: String },
     #[error("{0} isn't an option of a single store: put it above all tables")]
     NotOfOneStore(String),
@@ -37,7 +37,7 @@ pub(super) enum ProblemKind {
     Password,
     #[error("{key} is allowed on the command line only: {why}")]
     CommandLineOnly { key: String, why: &'static str },
-    #[error("{}: {}", escape::name(.key), escape::text(.why))]
+    #[error("{}: {}", escape::path(.key), escape::text(&escape::without_secrets(.why)))]
     InvalidValue { key: String, why: String },
     #[error("{0} is in [exports], which lists archives; options belong above all tables")]
     OptionInExports(String),

@@ -9,6 +9,7 @@ use super::file::{ConfigFile, FileOptions};
 use super::problem::ConfigProblem;
 use super::*;
 use crate::cli::ReloadableOptions;
+use crate::cli::escaped_error::escape_values;
 
 const SAMPLE: &str = include_str!("../../examples/hexz-nbd.toml");
 
@@ -170,4 +171,99 @@ fn the_sample_has_every_option_and_its_default() {
     let exports = format!("[exports]{}", exports.replace("\n#", "\n"));
     assert_eq!(options(&exports).exports.len(), 2);
     options(SAMPLE);
+}
+
+/// Some commands don't know some options, and most options take no URL: whatever the error is, it
+/// doesn't show what may be a signature.
+#[test]
+fn errors_do_not_show_queries_of_urls() {
+    const SECRET: &str = "s3cret";
+    let urls = [
+        format!("https://h/v7/?sig={SECRET}"),
+        format!("HTTPS://h/web.hxz?sig={SECRET}'{SECRET}"),
+        format!("web=gcs://b/k?{SECRET} {SECRET}"),
+        format!("s3:/b/?{SECRET}"),
+    ];
+    let command = command();
+    let mut failures = 0;
+    let mut check = |words: &[&str]| {
+        let line: Vec<OsString> = words.iter().map(Into::into).collect();
+        let error = match Settings::read(&line) {
+            Err(SettingsError::CommandLine(error)) => {
+                SettingsError::CommandLine(escape_values(error))
+            }
+            Err(error) => error,
+            Ok(_) => return,
+        };
+        let shown = error.to_string();
+        assert!(!shown.contains(SECRET), "{words:?}: {shown}");
+        failures += 1;
+    };
+    for command in std::iter::once(&command).chain(command.get_subcommands()) {
+        let name = command.get_name();
+        let start: &[&str] = if name == "hexz-nbd" { &["hexz-nbd"] } else { &["hexz-nbd", name] };
+        for url in &urls {
+            check(&[start, &[url]].concat());
+            check(&[start, &[url, "--none"]].concat());
+            check(&[start, &[&format!("--none={url}")]].concat());
+            check(&[start, &["--monitor", "https://h:80/x?s3cret"]].concat());
+            check(&[start, &["h:80/x?s3cret", "--none"]].concat());
+            for option in command.get_arguments().filter_map(|arg| arg.get_long()) {
+                check(&[start, &[&format!("--{option}={url}"), "x"]].concat());
+            }
+        }
+    }
+    assert!(failures > 500, "{failures}");
+
+    for url in &urls {
+        for text in [
+            format!("[exports]\na = \"{url}\""),
+            format!("exports = \"{url}\""),
+            format!("[exports]\n\"{url}\" = \"\""),
+            format!("export-dir = \"{url}\""),
+            format!("parent-dir = [\"{url}\"]"),
+            format!("traces = \"{url}\""),
+            format!("max-connections = \"{url}\""),
+            format!("watch = \"{url}\""),
+            format!("[stores.\"{url}\"]\nstore-style = \"{url}\""),
+            format!("\"{url}\" = 1"),
+        ] {
+            for problem in problems(&text) {
+                assert!(!problem.to_string().contains(SECRET), "{text}: {problem}");
+            }
+        }
+    }
+}
+
+/// The program may be built without support for stores.
+#[cfg(not(feature = "remote"))]
+#[test]
+fn urls_are_explained_without_the_feature() {
+    let read = |words: &[&str]| {
+        let line: Vec<OsString> = ["hexz-nbd"].iter().chain(words).map(Into::into).collect();
+        Settings::read(&line).unwrap_err().to_string()
+    };
+    let url = "https://h/web.hxz?s3cret";
+    for words in [
+        &[url][..],
+        &["web=S3://golden/web.hxz"],
+        &["--export-dir", "gs://golden/v7/"],
+        &["web.hxz", "--parent-dir", "az://golden/"],
+        &["verify", url],
+        &["inspect", url],
+        &["digest", url],
+    ] {
+        let error = read(words);
+        assert!(error.contains("feature \"remote\"") && !error.contains("s3cret"), "{error}");
+    }
+    for text in [
+        "[exports]\nweb = \"https://h/web.hxz?s3cret\"",
+        "export-dir = \"s3://golden/\"",
+        "parent-dir = [\"s3://golden/\"]",
+    ] {
+        let problems = problems(text);
+        assert_eq!(problems.len(), 1, "{text}");
+        let shown = problems[0].to_string();
+        assert!(shown.contains("feature \"remote\"") && !shown.contains("s3cret"), "{shown}");
+    }
 }

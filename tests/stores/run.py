@@ -76,6 +76,15 @@ def is_same(one, other, what):
         raise Failure(f"{what}: other bytes than from the file")
 
 
+def is_denied(store, program, options, environment):
+    """Checks that a store rejects credentials that are wrong."""
+    command = [program, "digest", *options, store.url(f"v7/{NAMES[0]}")]
+    environment = {**os.environ, **environment}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode != 3 or "store_denied" not in ended.stderr:
+        raise Failure(f"wrong credentials: {ended.returncode} {ended.stderr}")
+
+
 def check(store, program, folder, expected):
     """Serves archives of a store in all ways."""
     options, environment = store.options()
@@ -85,6 +94,8 @@ def check(store, program, folder, expected):
         if tree.exists():
             store.put(f"v7/{name}.tree", tree.read_bytes())
     copied = folder / "copied"
+    if wrong := store.wrong_options():
+        is_denied(store, program, *wrong)
 
     def gateway(*arguments):
         return Gateway(program, [*options, *arguments], environment)

@@ -22,6 +22,8 @@ ACCOUNT = "devstoreaccount1"
 ACCOUNT_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
+# Later versions take a newer compiler.
+S3S = "0.14.1"
 BUCKET = "golden"
 
 
@@ -71,6 +73,10 @@ class Store:
     def options(self):
         """Returns options and environment variables of the gateway."""
         return [], {}
+
+    def wrong_options(self):
+        """Returns the same with credentials that the store has to reject, if it checks them."""
+        return None
 
     def start(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -140,6 +146,50 @@ class Moto(Python):
     def options(self):
         keys = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "secret"}
         return ["--store-endpoint", self.endpoint], keys
+
+
+class S3s(Store):
+    """S3. It checks signatures (SigV4), and ignores If-Match."""
+
+    name = "s3s-fs (S3)"
+
+    def install(self):
+        folder = self.tools / "s3s"
+        stamp = folder / "installed"
+        if stamp.exists() and stamp.read_text() == S3S:
+            return
+        options = ["--locked", "--features", "binary", "--root", folder]
+        command = [os.environ.get("CARGO", "cargo"), "install", "s3s-fs", "--version", S3S, *options]
+        # Not the settings of this project.
+        subprocess.run(command, cwd=self.tools, check=True)
+        stamp.write_text(S3S)
+
+    def command(self):
+        root = self.folder / "root"
+        (root / BUCKET).mkdir(parents=True, exist_ok=True)
+        keys = ["--access-key", "AKIATEST", "--secret-key", "a+secret/key"]
+        address = ["--host", "127.0.0.1", "--port", str(self.port)]
+        return [self.tools / "s3s/bin/s3s-fs", *keys, *address, root]
+
+    def put(self, key, content):
+        path = self.folder / "root" / BUCKET / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(path.name + ".new")
+        new.write_bytes(content)
+        new.rename(path)
+
+    def url(self, key):
+        return f"s3://{BUCKET}/{key}"
+
+    def with_key(self, key):
+        keys = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": key}
+        return ["--store-endpoint", self.endpoint], keys
+
+    def options(self):
+        return self.with_key("a+secret/key")
+
+    def wrong_options(self):
+        return self.with_key("another/key")
 
 
 class FakeGcs(Python):
@@ -270,4 +320,4 @@ class NginxJson(Nginx):
     index = "json"
 
 
-ALL = [Moto, Azurite, FakeGcs, Nginx, NginxJson]
+ALL = [Moto, S3s, Azurite, FakeGcs, Nginx, NginxJson]

@@ -345,7 +345,17 @@ impl Catalog {
 
     /// Opens the snapshot of a slot. Logs why it can't be opened.
     async fn open(&self, name: &str, slot: &SnapshotSlot) -> Option<Arc<Snapshot>> {
-        match slot.open(&self.options, &self.reader).await {
+        let opened = slot.open(&self.options, &self.reader).await;
+        self.opened(name, opened)
+    }
+
+    /// Returns the snapshot, or logs why there is none.
+    fn opened(
+        &self,
+        name: &str,
+        opened: Result<Arc<Snapshot>, SlotUnavailable>,
+    ) -> Option<Arc<Snapshot>> {
+        match opened {
             Ok(snapshot) => Some(snapshot),
             Err(SlotUnavailable(reason)) => {
                 if let Some(OpenError { error, hint }) = reason {
@@ -432,12 +442,31 @@ impl Catalog {
         }
         let folder = self.folder.as_ref().ok_or(NotFoundReason::UnknownName)?;
         let missing = match folder.slot(name).await {
-            Ok(slot) => return self.find_stream(name, &slot, StreamKind::Main).await,
+            Ok(slot) => return self.find_in_folder(folder, name, &slot, StreamKind::Main).await,
             Err(missing) => missing,
         };
         let base = name.strip_suffix(AUXILIARY_SUFFIX).ok_or(missing)?;
         let slot = folder.slot(base).await?;
-        self.find_stream(base, &slot, StreamKind::Auxiliary).await
+        self.find_in_folder(folder, base, &slot, StreamKind::Auxiliary).await
+    }
+
+    async fn find_in_folder(
+        &self,
+        folder: &Arc<FolderSlots>,
+        name: &str,
+        slot: &SnapshotSlot,
+        stream: StreamKind,
+    ) -> Result<SnapshotExport, NotFoundReason> {
+        let opened = slot.open(&self.options, &self.reader).await;
+        if let Err(SlotUnavailable(Some(OpenError { error, .. }))) = &opened
+            && folder.is_remote()
+            && error.is_missing()
+            && *error.path == *slot.path()
+        {
+            folder.note_missing(name).await;
+            return Err(NotFoundReason::UnknownName);
+        }
+        self.stream_of_opened(name, self.opened(name, opened), stream)
     }
 
     async fn find_stream(
@@ -446,7 +475,16 @@ impl Catalog {
         slot: &SnapshotSlot,
         stream: StreamKind,
     ) -> Result<SnapshotExport, NotFoundReason> {
-        let snapshot = self.open(name, slot).await.ok_or(NotFoundReason::Unavailable)?;
+        self.stream_of_opened(name, self.open(name, slot).await, stream)
+    }
+
+    fn stream_of_opened(
+        &self,
+        name: &str,
+        snapshot: Option<Arc<Snapshot>>,
+        stream: StreamKind,
+    ) -> Result<SnapshotExport, NotFoundReason> {
+        let snapshot = snapshot.ok_or(NotFoundReason::Unavailable)?;
         if stream == StreamKind::Auxiliary && snapshot.size(stream) == 0 {
             return Err(NotFoundReason::NoAuxiliary);
         }

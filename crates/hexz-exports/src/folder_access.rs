@@ -97,7 +97,7 @@ impl FolderFault {
 impl fmt::Display for FolderError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { path, cause, error } = self;
-        write!(f, "export folder {} can't be read: ", escape::name(path))?;
+        write!(f, "export folder {} can't be read: ", escape::path(path))?;
         match cause {
             FolderFault::Missing | FolderFault::StoreFailed | FolderFault::Unreadable => {
                 error.fmt(f)

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
@@ -16,11 +16,18 @@ use super::slot::SnapshotSlot;
 use super::source::{ArchiveSource, ExportFolder, NotFoundReason};
 use super::status::{ArchiveState, FolderArchive, FolderStatus, MAX_CONTENTS};
 use hexz_reader::storage::{RemoteSource, Stamp, is_url};
-use nbd_telemetry::RateLimit;
-use nbd_telemetry::escape;
+use nbd_telemetry::{RateLimit, TokenBucket, TokenRate, escape};
 
 /// Maximum number of snapshots that are kept open; each takes several descriptors.
 pub(super) const MAX_OPEN: usize = 128;
+
+/// Number of names that a store's folder is asked for in vain, although a recent listing doesn't
+/// have them. Objects that are newer than the listing are found like that.
+const UNLISTED_NAMES: u32 = 100;
+/// Time after which another one may be asked for.
+const UNLISTED_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between listings that clients cause by asking for names that don't exist.
+const LIST_INTERVAL: Duration = Duration::from_secs(5);
 
 /// An export folder and the slots of its archives.
 #[derive(Debug)]
@@ -39,6 +46,12 @@ pub(super) struct FolderSlots {
     unserved: parking_lot::Mutex<Vec<(OsString, NotFoundReason)>>,
     /// Rate limit for the log lines about them.
     notes: RateLimit,
+    /// Limit of requests to a store for names that don't exist.
+    unlisted: parking_lot::Mutex<TokenBucket>,
+    unlisted_rate: TokenRate,
+    /// Time of the last listing that was caused by a name that doesn't exist. Held during the
+    /// listing.
+    listed: Arc<Mutex<Option<Instant>>>,
 }
 
 /// Contents of the folder when it was read.
@@ -68,15 +81,22 @@ impl SlotTable {
     }
 
     /// Marks `name` as most recently used. Beyond [`MAX_OPEN`], closes the least recently used
-    /// slot; sessions that read its snapshot continue.
-    fn touch(&mut self, name: &str) {
+    /// slot; sessions that read its snapshot continue. With `forgets`, the slot is discarded, too.
+    fn touch(&mut self, name: &str, forgets: bool) {
         self.open.retain(|other| other != name);
         self.open.push_back(name.to_owned());
         if self.open.len() > MAX_OPEN
             && let Some(oldest) = self.open.pop_front()
             && let Some(slot) = self.slots.get(&oldest)
         {
-            slot.close();
+            if !forgets {
+                slot.close();
+            } else if slot.is_idle() {
+                self.slots.remove(&oldest);
+            } else {
+                // A client waits for it, and it is discarded later.
+                self.open.push_back(oldest);
+            }
         }
     }
 }
@@ -92,6 +112,7 @@ impl FolderSlots {
         remote: Option<Arc<dyn RemoteSource>>,
         at_start: Option<FolderId>,
     ) -> Self {
+        let unlisted_rate = TokenRate::new(UNLISTED_NAMES, UNLISTED_INTERVAL);
         Self {
             folder,
             remote,
@@ -101,6 +122,9 @@ impl FolderSlots {
             listing: parking_lot::Mutex::default(),
             unserved: parking_lot::Mutex::default(),
             notes: RateLimit::new(5, Duration::from_secs(60)),
+            unlisted: parking_lot::Mutex::new(TokenBucket::full(&unlisted_rate, Instant::now())),
+            unlisted_rate,
+            listed: Arc::default(),
         }
     }
 
@@ -187,13 +211,13 @@ impl FolderSlots {
             _ if before == now => {}
             Some(error) => report(error),
             None => {
-                let path = escape::name(self.path());
+                let path = escape::path(self.path());
                 tracing::info!("export folder {path} is readable again");
             }
         }
     }
 
-    /// Returns the slot of a name, if the file exists.
+    /// Returns the slot of a name, if the file exists, or if an object of a store may exist.
     ///
     /// # Errors
     /// The reason for which there is none, for the operator.
@@ -203,8 +227,42 @@ impl FolderSlots {
         let found = found.unwrap_or(Err(NotFoundReason::Unavailable));
         let mut places = self.places.lock().await;
         let source = found.inspect_err(|_| places.forget(name))?;
-        places.touch(name);
+        if !places.slots.contains_key(name) && !self.may_exist(source.path()) {
+            return Err(NotFoundReason::UnknownName);
+        }
+        // Clients can make up names of objects, and which of them exist shows only later.
+        places.touch(name, self.is_remote());
         Ok(places.slots.entry(name.to_owned()).or_insert_with(|| SnapshotSlot::new(source)).clone())
+    }
+
+    /// Returns false if a recent listing doesn't have an object, and too many like that were asked
+    /// for in vain. Makes no request.
+    fn may_exist(&self, url: &Path) -> bool {
+        let listed = self.remote.as_ref().and_then(|remote| remote.is_listed(url));
+        listed != Some(false) || self.unlisted.lock().has_token(&self.unlisted_rate, Instant::now())
+    }
+
+    /// Takes note that there is no object of this name: its slot is discarded. Lists the folder, if
+    /// there is no recent listing, so that made-up names cause few requests.
+    pub(super) async fn note_missing(self: &Arc<Self>, name: &str) {
+        self.places.lock().await.forget(name);
+        let Some(remote) = &self.remote else { return };
+        self.unlisted.lock().take(&self.unlisted_rate, Instant::now());
+        // Otherwise it is being listed.
+        let Ok(mut listed) = Arc::clone(&self.listed).try_lock_owned() else { return };
+        let is_recent = listed.is_some_and(|at| at.elapsed() < LIST_INTERVAL);
+        if is_recent || remote.is_listed(self.source(name).path()).is_some() {
+            return;
+        }
+        *listed = Some(Instant::now());
+        let folder = Arc::clone(self);
+        let list = spawn_blocking(move || {
+            // A failure is logged, and clients are served without a listing.
+            drop(folder.read());
+            drop(listed);
+        });
+        // It fails only if the runtime is shutting down.
+        list.await.unwrap_or_default();
     }
 
     /// Returns the names of the folder's archives, in order. Reads the folder once, however long it
@@ -304,7 +362,7 @@ impl FolderSlots {
                 held_back = held_back.field(),
                 files = unserved.len(),
                 "export folder {} has files that aren't served: {}{more}",
-                escape::name(self.path()),
+                escape::path(self.path()),
                 names.join(", "),
             );
         }

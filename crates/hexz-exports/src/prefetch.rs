@@ -149,7 +149,7 @@ impl BlockReader {
         // A snapshot that is closed before its trace has been read needn't be prefetched.
         let snapshot = Arc::downgrade(snapshot);
         tokio::spawn(async move {
-            let shown = escape::name(&path).to_string();
+            let shown = escape::path(&path).to_string();
             match load_trace(path, &options).await {
                 Ok(Some(trace)) => reader.replay(&snapshot, &trace, &shown, &in_progress.0).await,
                 Ok(None) => {}
@@ -226,7 +226,7 @@ fn read_trace(path: &Path, options: &OpenOptions) -> io::Result<Option<Trace>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         // S3 answers like this for an object that doesn't exist, without permission to list.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_url(path) => {
-            tracing::debug!("{}: no trace is used: {error}", escape::name(path));
+            tracing::debug!("{}: no trace is used: {error}", escape::path(path));
             return Ok(None);
         }
         Err(error) => return Err(error),
@@ -293,7 +293,7 @@ fn whole(snapshot: &Snapshot, stream: StreamKind) -> Vec<TracedRange> {
 #[derive(Debug, thiserror::Error)]
 pub enum PrefetchError {
     /// The trace can't be used.
-    #[error("can't use the trace {}: {error}", escape::name(.path))]
+    #[error("can't use the trace {}: {error}", escape::path(.path))]
     Trace {
         /// Path or URL of the trace.
         path: PathBuf,

@@ -237,6 +237,11 @@ impl SnapshotSlot {
         }
     }
 
+    /// Returns true unless it is being opened or checked.
+    pub(super) fn is_idle(&self) -> bool {
+        self.opened.try_lock().is_ok()
+    }
+
     fn set_latest(&self, snapshot: Option<Arc<Snapshot>>) {
         *self.latest.write() = snapshot;
     }

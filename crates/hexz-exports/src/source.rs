@@ -44,17 +44,20 @@ pub struct ExportSelection {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NamedArchiveError {
     /// `=PATH` or `NAME=`.
-    #[error("expected PATH or NAME=PATH, got {:?}", escape::name(.0))]
+    #[error("expected PATH or NAME=PATH, got {:?}", escape::path(.0))]
     Malformed(OsString),
     /// The name isn't UTF-8, so no client can ask for it.
     #[error(
         "the export name {:?} isn't UTF-8: give it another one (NAME=PATH)",
-        escape::name(.0)
+        escape::path(.0)
     )]
     NotUtf8(OsString),
     /// The name is longer than NBD allows, so no client can ask for it.
     #[error("the export name is longer than 4096 bytes")]
     NameTooLong,
+    /// The URL is that of a folder.
+    #[error("it is the URL of a folder, not of an archive")]
+    Folder,
 }
 
 impl NamedArchiveError {
@@ -64,6 +67,7 @@ impl NamedArchiveError {
             Self::Malformed(_) => "malformed",
             Self::NotUtf8(_) => "not_utf8",
             Self::NameTooLong => "name_too_long",
+            Self::Folder => "folder",
         }
     }
 }
@@ -72,9 +76,12 @@ impl NamedArchive {
     /// Creates an entry that serves the archive at `path` under `name`.
     ///
     /// # Errors
-    /// The name or the path is empty, or the name is too long.
+    /// The name or the path is empty, the name is too long, or the path is the URL of a folder.
     pub fn new(name: &str, path: impl Into<PathBuf>) -> Result<Self, NamedArchiveError> {
         let (name, path) = (name.to_owned(), path.into());
+        if path.to_str().is_some_and(|text| is_url(&path) && is_folder(text)) {
+            return Err(NamedArchiveError::Folder);
+        }
         if name.is_empty() || path.as_os_str().is_empty() {
             let mut text = OsString::from(format!("{name}="));
             text.push(path);
@@ -303,6 +310,13 @@ fn is_file_name(name: &str) -> bool {
     )
 }
 
+/// Returns true if a URL is that of a folder: it has no path, or one that ends in a slash.
+fn is_folder(url: &str) -> bool {
+    let url = url.split(['?', '#']).next().unwrap_or(url);
+    let place = url.split_once("://").map_or(url, |(_, place)| place);
+    place.ends_with('/') || !place.contains('/')
+}
+
 /// Returns true if a name stands for itself as a segment of a URL.
 fn is_segment(name: &str) -> bool {
     !name.bytes().any(|byte| b"?#%\\".contains(&byte))
@@ -372,8 +386,13 @@ mod tests {
         assert_eq!("web=s3://b/d.hxz".parse(), named("web", "s3://b/d.hxz"));
         assert_eq!("https://h/d.hxz?a=b/c".parse(), named("d.hxz", "https://h/d.hxz?a=b/c"));
         assert_eq!("x=https://h/d?a=b".parse(), named("x", "https://h/d?a=b"));
-        for bad in ["", "=x", "x=", "=s3://b/k", "s3://b/"] {
-            assert!(bad.parse::<NamedArchive>().is_err(), "{bad}");
+        assert_eq!("HTTPS://h/d.hxz".parse(), named("d.hxz", "HTTPS://h/d.hxz"));
+        for bad in ["", "=x", "x=", "=s3://b/k"] {
+            let malformed = NamedArchiveError::Malformed(bad.into());
+            assert_eq!(bad.parse::<NamedArchive>(), Err(malformed), "{bad}");
+        }
+        for folder in ["s3://b/", "s3://b", "x=http://h/v7/?a/b", "https://h?a=b/c", "s3://"] {
+            assert_eq!(folder.parse::<NamedArchive>(), Err(NamedArchiveError::Folder), "{folder}");
         }
     }
 

@@ -29,6 +29,10 @@ use crate::storage::{
 /// Minimum length of a file for which hashing is logged, in bytes.
 const MIN_LOGGED_LENGTH: u64 = 1 << 30;
 
+/// Maximum length of an object that is fetched without a warning because it has no tree file, in
+/// bytes. Opening an archive fetches about as much.
+const MAX_FETCHED_LENGTH: u64 = 1 << 20;
+
 /// Memory for verifying reads of archives with digests, shared by all of them.
 #[derive(Debug, Clone)]
 pub struct DigestMemory {
@@ -175,7 +179,7 @@ impl Digests {
                 if !memory.trees.has_room_for(storage.length()) {
                     self.evict_unused();
                 }
-                let tree = match tree_from_file(path, storage.length(), expected, options) {
+                let tree = match tree_from_file(path, storage.as_ref(), expected, options) {
                     Ok(Some(tree)) => Ok(tree),
                     Ok(None) if is_tentative(options) && storage.length() > GROUP_LEN => {
                         return Err(ErrorKind::Abandoned.of(path));
@@ -224,14 +228,16 @@ pub fn tree_path(archive: &Path) -> PathBuf {
     path.into()
 }
 
-/// Reads the tree of an archive of `length` bytes from the file beside it. Returns `None` if there
-/// is none with the `expected` digest; a file of no use is logged.
+/// Reads the tree of an archive from the file beside it. Returns `None` if there is none with the
+/// `expected` digest; a file of no use is logged, and so is a missing one if the archive has to be
+/// fetched from a store.
 fn tree_from_file(
     archive: &Path,
-    length: u64,
+    storage: &dyn Storage,
     expected: Digest,
     options: &OpenOptions,
 ) -> Result<Option<HashTree>, TreeError> {
+    let length = storage.length();
     let budget = &options.digest_memory.trees;
     let path = tree_path(archive);
     let unusable = |problem: &dyn std::fmt::Display| {
@@ -246,7 +252,18 @@ fn tree_from_file(
     };
     let file = match options.open_side_file(&path, FetchPriority::Demand) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if storage.is_remote() && length > MAX_FETCHED_LENGTH {
+                tracing::warn!(
+                    reason = "tree_missing",
+                    "{}: there is no tree file, so all {} of the archive are fetched to verify its \
+                     digest; write one with hexz-nbd tree, and put it beside the archive",
+                    printable(&path),
+                    ByteSize::b(length).display().iec()
+                );
+            }
+            return Ok(None);
+        }
         Err(error) if is_outage(&error) => return Err(TreeError::Io(error)),
         Err(error) => {
             unusable(&format_args!("can't open the tree file: {error}"));

@@ -65,6 +65,15 @@ impl Error {
         matches!(&self.kind, ErrorKind::Store(_, error) if error.is_outage)
     }
 
+    /// Returns true if there is no such file or object.
+    pub fn is_missing(&self) -> bool {
+        match &self.kind {
+            ErrorKind::Io(_, error) => error.kind() == io::ErrorKind::NotFound,
+            ErrorKind::Store(_, error) => error.label == "store_not_found",
+            _ => false,
+        }
+    }
+
     /// Returns true if header and index alone don't reveal the error.
     pub fn is_hidden_from_index(&self) -> bool {
         matches!(
@@ -389,7 +398,7 @@ impl ErrorKind {
 
 /// Escapes a path for log lines and messages: the names of parents come from untrusted archives.
 pub(super) fn printable(path: &Path) -> String {
-    escape::name(path).to_string()
+    escape::path(path).to_string()
 }
 
 fn list(paths: &[PathBuf]) -> String {

@@ -58,6 +58,8 @@ pub struct RemoteArchives {
     listings: Mutex<HashMap<PathBuf, Listing>>,
     /// Rate limit for log lines about folders that can't be listed.
     listing_log: RateLimit,
+    /// Labels of stores about which there was a warning that they identify objects by dates.
+    warned: Mutex<HashSet<String>>,
     runtime: OnceLock<Handle>,
 }
 
@@ -77,7 +79,7 @@ impl StoreConfigs {
     }
 }
 
-/// Names and stamps of the objects in a folder.
+/// Names and stamps of the objects in a folder, ordered by name.
 type FolderObjects = Vec<(String, Stamp)>;
 
 /// Result of listing a folder at one point in time.
@@ -112,6 +114,7 @@ impl RemoteArchives {
             opening: Mutex::default(),
             listings: Mutex::default(),
             listing_log: RateLimit::new(3, Duration::from_secs(60)),
+            warned: Mutex::default(),
             runtime: OnceLock::new(),
         }
     }
@@ -162,7 +165,12 @@ impl RemoteArchives {
         if let Some(url) = queries.get(path) {
             return Ok(url.clone());
         }
-        let beside = queries.iter().find(|(known, _)| known.parent() == path.parent());
+        let folder = |(known, url): &(&PathBuf, &ObjectUrl)| match url.is_folder() {
+            true => Some(known.as_path()) == path.parent(),
+            false => known.parent() == path.parent(),
+        };
+        // The query of a folder is meant for all objects in it.
+        let beside = queries.iter().filter(folder).max_by_key(|(_, url)| url.is_folder());
         if let (Some((_, url)), Some(name)) = (beside, path.file_name().and_then(|it| it.to_str()))
         {
             return url.with_name(name).map_err(invalid);
@@ -226,11 +234,14 @@ impl RemoteArchives {
             }
         }
         let store = self.open_store(url).map_err(invalid)?;
+        let label = store.label().to_owned();
         let opened = match small {
             Some(priority) => self.fetcher.open_small(store, url.key(), priority).await,
             None => self.fetcher.open(store, url.key()).await,
         };
-        opened.map_err(read_error)
+        let object = opened.map_err(read_error)?;
+        self.warn_of_dates(label, &object);
+        Ok(object)
     }
 
     fn open_storage(&self, path: &Path, small: Option<Priority>) -> io::Result<Arc<dyn Storage>> {
@@ -253,6 +264,22 @@ impl RemoteArchives {
         };
         let is_listed = objects.iter().any(|(listed, _)| name == listed.as_str());
         is_listed.then(|| name.to_str().is_some_and(|name| listing.small.contains(name)))
+    }
+
+    /// Warns once for each store whose objects have no entity tags.
+    fn warn_of_dates(&self, store: String, object: &Object) {
+        let version = object.version();
+        if version.etag.is_some() || version.version_id.is_some() {
+            return;
+        }
+        if self.warned.lock().insert(store.clone()) {
+            tracing::warn!(
+                reason = "store_identity",
+                store,
+                "{store} identifies objects by date and length only: a replacement within the same \
+                 second isn't noticed; let it send strong ETags, or give replaced archives new names"
+            );
+        }
     }
 }
 
@@ -331,6 +358,15 @@ impl RemoteSource for RemoteArchives {
         self.listings.lock().insert(folder.to_owned(), listing.clone());
         listing.objects.map_err(read_error)
     }
+
+    fn is_listed(&self, path: &Path) -> Option<bool> {
+        let (folder, name) = (path.parent()?, path.file_name()?.to_str()?);
+        let listings = self.listings.lock();
+        let listing = listings.get(folder)?;
+        let objects = listing.objects.as_ref().ok()?;
+        let is_believed = listing.is_complete && listing.is_fresh(self.fresh_for);
+        is_believed.then(|| objects.binary_search_by(|(it, _)| it.as_str().cmp(name)).is_ok())
+    }
 }
 
 impl RemoteArchives {
@@ -375,7 +411,9 @@ fn stamped(store: &dyn Store, folder: &Path, objects: Vec<ListedObject>) -> Fold
         let url = hash_of(&folder.join(&name));
         (name, Stamp::Object(ObjectStamp { url, version }))
     };
-    objects.into_iter().map(stamp).collect()
+    let mut objects: FolderObjects = objects.into_iter().map(stamp).collect();
+    objects.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    objects
 }
 
 /// An archive in a store.

@@ -89,7 +89,7 @@ fn allow(
     match PathFd::new(path) {
         Ok(place) => rules.add_rule(PathBeneath::new(place, access)),
         Err(error) => {
-            let text = format!("access to {} can't be allowed: {error}", escape::name(path));
+            let text = format!("access to {} can't be allowed: {error}", escape::path(path));
             not_allowed.push(SandboxNote::new("path_not_allowed", text));
             Ok(rules)
         }

@@ -264,7 +264,7 @@ fn rotation_notes(plan: &SandboxPlan) -> impl Iterator<Item = SandboxNote> {
         let text = format!(
             "{} can't be created again after log rotation: this user can't create files in its \
              folder",
-            escape::name(path)
+            escape::path(path)
         );
         SandboxNote::new("file_not_recreatable", text)
     })
@@ -282,13 +282,13 @@ fn user_permission_notes(plan: &SandboxPlan, user: &User) -> Vec<SandboxNote> {
     use rustix::fs::{Access, access};
     let unreadable = |path: &&PathBuf| access(path.as_path(), Access::READ_OK).is_err();
     let unreadable = plan.reloaded.iter().filter(unreadable).map(|path| {
-        let text = format!("{} can't be read again by the user {user}", escape::name(path));
+        let text = format!("{} can't be read again by the user {user}", escape::path(path));
         SandboxNote::new("file_not_rereadable", text)
     });
     let stuck = plan.sockets.iter().filter(|path| !is_folder_writable(path)).map(|path| {
         let text = format!(
             "{} can't be removed at exit by the user {user}, and stays until the next start",
-            escape::name(path)
+            escape::path(path)
         );
         SandboxNote::new(SOCKET_NOT_REMOVABLE, text)
     });

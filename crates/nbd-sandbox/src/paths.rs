@@ -139,7 +139,7 @@ impl AllowedPaths {
                 let text = format!(
                     "{} is in the folder /, which doesn't stay readable: a file that replaces it \
                      can be read only after a restart",
-                    escape::name(path)
+                    escape::path(path)
                 );
                 self.notes.push(SandboxNote::new("replacement_not_readable", text));
                 self.files.insert(resolved.end);
@@ -156,7 +156,7 @@ impl AllowedPaths {
         if resolved.kind == FileKind::Nothing {
             let text = format!(
                 "no folder {}: if it is created later, it can be read only after a restart",
-                escape::name(path)
+                escape::path(path)
             );
             self.notes.push(SandboxNote::new("folder_missing", text));
             return;
@@ -177,7 +177,7 @@ impl AllowedPaths {
                 let text = format!(
                     "{} is in the folder /, where files can't be created: log rotation needs a \
                      restart",
-                    escape::name(path)
+                    escape::path(path)
                 );
                 self.notes.push(SandboxNote::new("file_not_recreatable", text));
                 self.appendable_files.insert(resolved.end);
@@ -197,7 +197,7 @@ impl AllowedPaths {
                 let text = format!(
                     "{} can be appended to, since a file that is written is in the same folder: \
                      move that file to a folder of its own",
-                    escape::name(both)
+                    escape::path(both)
                 );
                 self.notes.push(SandboxNote::new("readable_and_appendable", text));
             }
@@ -206,8 +206,8 @@ impl AllowedPaths {
 
     /// Describes what can be appended to.
     pub(super) fn describe_appendable(&self) -> String {
-        let folders = self.appendable.iter().map(|folder| format!("{}/", escape::name(folder)));
-        let files = self.appendable_files.iter().map(|file| escape::name(file).to_string());
+        let folders = self.appendable.iter().map(|folder| format!("{}/", escape::path(folder)));
+        let files = self.appendable_files.iter().map(|file| escape::path(file).to_string());
         match folders.chain(files).collect::<Vec<_>>() {
             none if none.is_empty() => String::new(),
             some => format!(", appends to {}", some.join(", ")),
@@ -218,7 +218,7 @@ impl AllowedPaths {
         if folder == Path::new("/") {
             let text = format!(
                 "{} can't be removed at exit from the folder /, and stays until the next start",
-                escape::name(path)
+                escape::path(path)
             );
             self.notes.push(SandboxNote::new(SOCKET_NOT_REMOVABLE, text));
         } else {
@@ -240,8 +240,8 @@ impl fmt::Display for AllowedPaths {
         if self.folders.contains(Path::new("/")) {
             return f.write_str("everywhere, as parents may be anywhere");
         }
-        let folders = self.folders.iter().map(|folder| format!("{}/", escape::name(folder)));
-        let files = self.files.iter().map(|file| escape::name(file).to_string());
+        let folders = self.folders.iter().map(|folder| format!("{}/", escape::path(folder)));
+        let files = self.files.iter().map(|file| escape::path(file).to_string());
         match folders.chain(files).collect::<Vec<_>>() {
             none if none.is_empty() => f.write_str("no file"),
             some => f.write_str(&some.join(", ")),

@@ -44,6 +44,11 @@ impl TokenBucket {
         }
     }
 
+    /// Returns true if there is a token at the time `now`.
+    pub fn has_token(&self, rate: &TokenRate, now: Instant) -> bool {
+        self.saved_at(rate, now) >= rate.interval
+    }
+
     /// Returns true if the bucket is full at the time `now`.
     pub fn is_full(&self, rate: &TokenRate, now: Instant) -> bool {
         self.saved_at(rate, now) == rate.capacity

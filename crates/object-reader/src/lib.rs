@@ -54,7 +54,7 @@ pub use stores::{
     StoreConfigError, StoreProbe,
 };
 #[doc(hidden)]
-pub use stores::{parse_html_index, parse_json_index};
+pub use stores::{parse_html_index, parse_json_index, parse_xml_listing};
 pub use url::{ObjectUrl, Scheme, StoreUrl, UrlError};
 
 /// Compiles the examples of the README.

@@ -156,6 +156,9 @@ pub struct StoreError {
 pub enum StoreErrorKind {
     /// No connection: the name can't be resolved, the server doesn't accept, TLS fails.
     Unreachable,
+    /// The same, for longer than [`StoreConfig::connect_patience`](crate::StoreConfig) and without
+    /// any connection before. Further attempts are pointless.
+    NeverReached,
     /// The server was too slow: no response, or no more bytes.
     TimedOut,
     /// The connection broke, or the body is shorter or longer than announced.
@@ -182,7 +185,7 @@ impl StoreErrorKind {
     /// Returns the stable label for logs and metrics.
     pub fn label(self) -> &'static str {
         match self {
-            Self::Unreachable => "unreachable",
+            Self::Unreachable | Self::NeverReached => "unreachable",
             Self::TimedOut => "timed_out",
             Self::Interrupted => "interrupted",
             Self::Throttled => "throttled",
@@ -204,7 +207,8 @@ impl StoreErrorKind {
             | Self::Interrupted
             | Self::Throttled
             | Self::ServerError => true,
-            Self::CredentialsExpired
+            Self::NeverReached
+            | Self::CredentialsExpired
             | Self::Denied
             | Self::ClockSkew
             | Self::Changed

@@ -12,8 +12,8 @@ use hexz_reader::storage::is_url;
 use object_reader::DiskCache;
 use serde::Deserialize;
 
-use crate::cli::from_file;
-use crate::cli::values::{MAX_COUNT, count, duration, size};
+use crate::cli::values::{MAX_COUNT, count, duration, os_text, size};
+use crate::cli::{from_file, location};
 
 const MIN_FETCH: u64 = 256 * 1024;
 const MAX_FETCH: u64 = 16 * 1024 * 1024;
@@ -83,7 +83,8 @@ pub(crate) struct TraceOptions {
     /// Where the traces of remote archives are, which name what to fetch when an archive is opened:
     /// "auto" for NAME.trace beside the archive NAME, a folder or URL that has NAME.trace, or "off".
     /// "hexz-nbd trace" records them
-    #[arg(long, value_name = "auto|off|DIR|URL")]
+    #[arg(long, value_name = "auto|off|DIR|URL", value_parser = os_text(location::folder))]
+    #[serde(deserialize_with = "from_file::folder")]
     pub(crate) traces: Option<PathBuf>,
     /// Maximum number of bytes per second that are fetched for traces, behind what clients read
     #[arg(
@@ -212,20 +213,29 @@ pub(crate) enum StoreStyle {
 pub(crate) struct SecretUrls(Vec<String>);
 
 impl SecretUrls {
-    /// Removes the queries of those paths that are URLs.
-    pub(crate) fn take_from<'a>(paths: impl IntoIterator<Item = &'a mut PathBuf>) -> Self {
-        let take = |path: &'a mut PathBuf| {
-            let whole = path.to_str().filter(|_| is_url(path))?.to_owned();
-            let (rest, _) = whole.split_once('?')?;
-            *path = rest.into();
-            Some(whole)
-        };
-        Self(paths.into_iter().filter_map(take).collect())
+    /// Removes the queries of those paths of archives and folders that are URLs.
+    pub(crate) fn take_from<'a>(
+        archives: impl IntoIterator<Item = &'a mut PathBuf>,
+        folders: impl IntoIterator<Item = &'a mut PathBuf>,
+    ) -> Self {
+        let archives = archives.into_iter().filter_map(|path| take_query(path, false));
+        let folders = folders.into_iter().filter_map(|path| take_query(path, true));
+        Self(archives.chain(folders).collect())
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(String::as_str)
     }
+}
+
+/// Removes the query of a path that is a URL, and returns the whole URL. That of a folder then ends
+/// in a slash.
+fn take_query(path: &mut PathBuf, is_folder: bool) -> Option<String> {
+    let (url, query) = path.to_str().filter(|_| is_url(path))?.split_once('?')?;
+    let slash = if is_folder && !url.ends_with('/') { "/" } else { "" };
+    let whole = format!("{url}{slash}?{query}");
+    *path = format!("{url}{slash}").into();
+    Some(whole)
 }
 
 impl fmt::Debug for SecretUrls {

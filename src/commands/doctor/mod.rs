@@ -114,7 +114,7 @@ fn load_client_files(
     let loaded = tls::load(options, target.certificates.as_deref());
     loaded.map(Arc::new).map_err(|unusable| {
         let UnusableFile { path, reason, problem } = unusable;
-        let found = format!("can't use {}: {}", escape::name(&path), escape::text(&problem));
+        let found = format!("can't use {}: {}", escape::path(&path), escape::text(&problem));
         Box::new(Step::bad("own files", reason, found).advise(
             Side::Client,
             "give the CA's certificate, and the client's certificate and key, in PEM format; the \

@@ -34,7 +34,7 @@ impl TextReport {
 
 pub(super) fn page(facts: &ArchiveSummary, files: &[PackedFile]) -> String {
     let mut page = TextReport::default();
-    page.bare(escape::name(&*facts.path));
+    page.bare(escape::path(&*facts.path));
     archive(&mut page, facts);
     for (kind, stream) in facts.streams() {
         if stream.size > 0 || kind == StreamKind::Main {
@@ -240,7 +240,7 @@ fn parents(page: &mut TextReport, facts: &ArchiveSummary) {
     for parent in facts.parents.iter().take(MAX_PARENTS) {
         let child = facts.chain.get(parent.child).map(|holder| holder.depth).unwrap_or_default();
         let found = match parent.archive.and_then(|place| facts.chain.get(place)) {
-            Some(holder) => format!("found at {}", escape::name(&*holder.path)),
+            Some(holder) => format!("found at {}", escape::path(&*holder.path)),
             None => "NOT FOUND or not usable".to_owned(),
         };
         page.line(
@@ -254,7 +254,7 @@ fn parents(page: &mut TextReport, facts: &ArchiveSummary) {
     page.bare("blocks by archive, without zeros");
     for holder in facts.chain.iter().take(MAX_PARENTS) {
         let ChainMember { depth, blocks, bytes, path } = holder;
-        let path = escape::name(&**path);
+        let path = escape::path(&**path);
         page.line(
             &generation(*depth),
             format_args!("{}, {}, in {path}", count(*blocks, "block"), format_size(*bytes)),

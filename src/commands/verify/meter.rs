@@ -34,7 +34,7 @@ enum Display {
 
 impl ProgressMeter {
     pub(super) fn new(path: &Path, size: u64, is_silent: bool) -> Self {
-        let name = escape::name(path).to_string();
+        let name = escape::path(path).to_string();
         // --quiet hides progress, too.
         let kind = if is_silent || !tracing::enabled!(Level::INFO) {
             Display::Silent

@@ -66,7 +66,7 @@ async fn check(
     let opened = tokio::select! {
         opened = spawn_blocking(move || Snapshot::open(&owned, &open)) => opened,
         code = signals.next() => {
-            tracing::warn!("{}: interrupted while it was being opened", escape::name(path));
+            tracing::warn!("{}: interrupted while it was being opened", escape::path(path));
             return Ok(CheckOutcome::Stopped(code));
         }
     };
@@ -113,7 +113,7 @@ async fn check(
     meter.finish();
     let (done, stopped) = stopped;
     let Ok(done) = done else {
-        tracing::warn!("{}: interrupted, but a read hangs", escape::name(path));
+        tracing::warn!("{}: interrupted, but a read hangs", escape::path(path));
         return Ok(CheckOutcome::Stopped(stopped.unwrap_or_default()));
     };
     let (summary, report, printed) = done.map_err(io::Error::other)?;

@@ -45,7 +45,7 @@ impl Reporter {
         }
         let mut text = format!(
             "FAULT in {}: {} [{}]\n",
-            escape::name(&self.archive),
+            escape::path(&self.archive),
             escape::text(&hints::with_hint(&fault.error)),
             fault.error.kind.label()
         );
@@ -113,7 +113,7 @@ impl Reporter {
             stdout(),
             "{}: {verdict}\n  checked {checked} in {} blocks: {} of zeros, {} in parents, {} that \
              share a stored copy; {seconds:.1} s, {:.0} MiB/s",
-            escape::name(&self.archive),
+            escape::path(&self.archive),
             stats.blocks,
             stats.zeros,
             stats.in_parents,

@@ -46,16 +46,16 @@ enum SinkKind {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TargetError {
     /// The path is a link.
-    #[error("{} is a symbolic link, which isn't followed: {}", escape::name(.0), link_hint(.0))]
+    #[error("{} is a symbolic link, which isn't followed: {}", escape::path(.0), link_hint(.0))]
     Link(PathBuf),
     /// The path is a pipe without a reader.
-    #[error("the pipe {} has no reader: start the reader first", escape::name(.0))]
+    #[error("the pipe {} has no reader: start the reader first", escape::path(.0))]
     NoReader(PathBuf),
     /// The path is neither a file nor a pipe.
-    #[error("{} is neither a regular file nor a pipe", escape::name(.0))]
+    #[error("{} is neither a regular file nor a pipe", escape::path(.0))]
     NotAppendable(PathBuf),
     /// A system call failed.
-    #[error("can't append to {}: {error}", escape::name(.path))]
+    #[error("can't append to {}: {error}", escape::path(.path))]
     Io {
         /// Path of the file.
         path: PathBuf,
@@ -191,7 +191,7 @@ impl fmt::Display for AuditTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             SinkKind::StandardOutput => f.write_str("standard output"),
-            SinkKind::File(path) | SinkKind::Other(path) => escape::name(path).fmt(f),
+            SinkKind::File(path) | SinkKind::Other(path) => escape::path(path).fmt(f),
         }
     }
 }

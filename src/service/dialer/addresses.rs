@@ -20,7 +20,7 @@ const METADATA_SERVICES: [IpAddr; 4] = [
 
 /// Returns what is wrong with an address of `host`, if the dialer must not connect to it. An
 /// address that is the host itself is permitted, and so is loopback for `localhost`.
-pub(super) fn refusal(host: &str, address: IpAddr) -> Option<&'static str> {
+pub(crate) fn refusal(host: &str, address: IpAddr) -> Option<&'static str> {
     if host.parse() == Ok(address) {
         return None;
     }

@@ -26,6 +26,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair,
 };
 
+pub(crate) use addresses::refusal;
 pub(crate) use child::run;
 pub(crate) use process::ProcessDialer;
 

@@ -12,7 +12,7 @@ use object_server::{Credentials, Issuer, ObjectServer};
 use super::{BASE, CHILD, Site};
 use crate::support::archive;
 use crate::support::authority::Authority;
-use crate::support::pki::Pki;
+use crate::support::pki::{Pki, write_secret};
 use crate::support::server::{Ended, run};
 
 fn check(path: &Path) -> Ended {
@@ -62,8 +62,8 @@ fn with_what_it_names(sample: &Path, stores: &Stores) -> Site {
     fs::write(site.path("store-ca.pem"), stores.s3.ca_pem().unwrap()).unwrap();
     fs::write(site.path("images-ca.pem"), stores.web.ca_pem().unwrap()).unwrap();
     let keys = "[default]\naws_access_key_id = AKIAEXAMPLE\naws_secret_access_key = secret\n";
-    fs::write(site.path("store-credentials"), keys).unwrap();
-    fs::write(site.path("images-credentials"), "token\n").unwrap();
+    write_secret(&site.path("store-credentials"), keys);
+    write_secret(&site.path("images-credentials"), "token\n");
     site
 }
 

@@ -10,6 +10,7 @@ use object_server::{Behavior, Credentials, ETag, Issuer, ObjectServer, Rule, Scr
 use super::{Found, doctor, examine};
 use crate::archive_writer::{ArchiveWriter, noise};
 use crate::support::archive;
+use crate::support::pki::write_secret;
 use crate::support::server::run;
 
 const KEY: &str = "golden/web.hxz";
@@ -67,7 +68,7 @@ impl S3 {
         if let Some(token) = &credentials.session_token {
             text += &format!("aws_session_token = {token}\n");
         }
-        fs::write(self.file(), text).unwrap();
+        write_secret(&self.file(), &text);
     }
 
     fn args(&self) -> Vec<OsString> {

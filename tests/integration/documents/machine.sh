@@ -53,7 +53,9 @@ grep -qs 'venv hexz-tools' "$STEPS"/*.command || ln -s "$REPOSITORY/target/hexz"
 mkdir -p /srv/store/golden/v7 "$HOME/.aws"
 cp "$ARCHIVES"/{base,snap}.hexz /srv/store/golden/v7
 cp "$ARCHIVES/web-server.hexz" /srv/store/golden/web.hxz
+umask 077
 printf '[default]\naws_access_key_id = AKIAEXAMPLE\naws_secret_access_key = secret\n' > "$HOME/.aws/credentials"
+umask 022
 printf '[default]\nregion = eu-central-1\n' > "$HOME/.aws/config"
 eval "STORES=/srv/store CA=$HOME/store-ca.pem $START_STORES > /run/stores 2>&1 &"
 if [ "$START_STORES" != true ]; then
@@ -64,8 +66,10 @@ if [ "$START_STORES" != true ]; then
     # A bucket of another store, and the key of a service account.
     cp -r /srv/store/golden /srv/store/golden-copy
     openssl genrsa -out "$HOME/rsa.pem" 2048 2> /dev/null
+    umask 077
     jq -n --rawfile key "$HOME/rsa.pem" '{type: "service_account", private_key_id: "1", private_key: $key,
         client_email: "gateway@example.iam.gserviceaccount.com"}' > gateway-key.json
+    umask 022
 fi
 
 # An HTTP server, if the page has it: images.example.org, with a certificate that this machine trusts.

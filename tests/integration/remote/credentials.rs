@@ -1,13 +1,17 @@
 //! Temporary credentials: they are renewed while the gateway runs.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use object_server::{CredentialServer, Issuer};
 
-use super::serving::signed_store;
-use super::{MIB, gateway, pause, sample};
+use super::serving::{permanent_issuer, signed_store};
+use super::{MIB, WEB, gateway, pause, sample, store};
 use crate::support::client::EIO;
-use crate::support::server::Builder;
+use crate::support::pki::write_secret;
+use crate::support::server::{Builder, Server, run};
 
 fn with_endpoint(store: &object_server::ObjectServer) -> Builder {
     gateway().args(["--store-endpoint", &store.endpoint(), "s3://golden/web.hxz"])
@@ -89,7 +93,7 @@ fn a_file_with_credentials_is_read_again() {
             "[default]\naws_access_key_id={id}\naws_secret_access_key={secret}\n\
              aws_session_token={token}\n"
         );
-        std::fs::write(&new, keys).unwrap();
+        write_secret(&new, &keys);
         std::fs::rename(&new, &file).unwrap();
     };
     write();
@@ -108,7 +112,7 @@ fn credentials_of_an_http_server_come_from_a_file() {
     for (content, header) in
         [("Bearer-Token-1\n", "Bearer Bearer-Token-1"), ("user:pass", "Basic dXNlcjpwYXNz")]
     {
-        std::fs::write(&file, content).unwrap();
+        write_secret(&file, content);
         let store = super::store();
         let builder = super::gateway_of(&store).arg("-vvv").arg("--store-credentials").arg(&file);
         let mut server = builder.start();
@@ -165,4 +169,80 @@ fn credentials_that_cannot_be_renewed_for_a_while() {
         read = client.read(4 * MIB, 4096);
     }
     assert!(read.as_deref() == Ok(sample().part(4 * MIB, 4096)), "{:?}", read.err());
+}
+
+/// Files with secrets that every user of the machine can read.
+#[test]
+fn exposed_credentials_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    // Otherwise, others might not reach the files.
+    set(folder.path(), 0o755);
+    let file = folder.path().join("credentials");
+    let store = store();
+    let http = || gateway().arg("--store-credentials").arg(&file).arg(store.url(WEB));
+    fs::write(&file, "user:s3cret").unwrap();
+    set(&file, 0o644);
+    let message = http().fails_with(2, "secret_exposed");
+    assert!(message.contains("chmod 600") && !message.contains("s3cret"), "{message}");
+    let file_name = file.to_str().unwrap();
+    let ended = run(["verify", "--store-credentials", file_name, &store.url(WEB)]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("secret_exposed"), "{}", ended.stderr);
+    let args = ["--json", "--store-credentials", file_name, "--store", &store.url(WEB)];
+    let ended = run([&["doctor"], &args[..]].concat());
+    assert!(ended.stdout.contains("secret_exposed"), "{}", ended.stdout);
+    assert_eq!(store.log().totals().requests, 0);
+    set(&file, 0o640);
+    sample().is_read_at(&mut http().start().go(""), 0);
+
+    let signed = signed_store(&permanent_issuer());
+    let keys = "[default]\naws_access_key_id = AKIATESTTESTTEST\n\
+                aws_secret_access_key = a+secret/key\n";
+    fs::write(&file, keys).unwrap();
+    let s3 = || {
+        let args = ["--store-endpoint", &signed.endpoint(), "--store-credentials", file_name];
+        gateway().args(args).arg("s3://golden/web.hxz")
+    };
+    set(&file, 0o666);
+    s3().fails_with(2, "secret_exposed");
+    set(&file, 0o600);
+    sample().is_read_at(&mut s3().start().go(""), 0);
+
+    // Only the file with the keys matters.
+    set(&file, 0o644);
+    let config = folder.path().join("config");
+    fs::write(&config, "[default]\nregion = us-east-1\n").unwrap();
+    set(&config, 0o644);
+    let profile = || {
+        gateway()
+            .args(["--store-endpoint", &signed.endpoint()])
+            .env("AWS_SHARED_CREDENTIALS_FILE", &file)
+            .env("AWS_CONFIG_FILE", &config)
+            .arg("s3://golden/web.hxz")
+    };
+    profile().fails_with(2, "secret_exposed");
+    set(&file, 0o600);
+    sample().is_read_at(&mut profile().start().go(""), 0);
+}
+
+/// A configuration file is often readable by all, which is right unless it contains secrets.
+#[test]
+fn a_readable_configuration_with_a_secret_causes_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    set(folder.path(), 0o755);
+    let config = folder.path().join("gateway.toml");
+    let store = store();
+    let args = ["--traces", "off", "--config", config.to_str().unwrap()];
+    for (query, mode, warns) in
+        [("?sig=s3cret", 0o644, true), ("?sig=s3cret", 0o640, false), ("", 0o644, false)]
+    {
+        fs::write(&config, format!("[exports]\nweb = \"{}{query}\"\n", store.url(WEB))).unwrap();
+        set(&config, mode);
+        let server = Server::builder().args(args).start();
+        sample().is_read_at(&mut server.go("web"), 0);
+        assert_eq!(server.has_reason("secret_exposed"), warns, "{}", server.log_text());
+        assert!(!server.log_text().contains("s3cret"), "{}", server.log_text());
+    }
 }

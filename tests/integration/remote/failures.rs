@@ -7,6 +7,7 @@ use object_server::{Behavior, DelayProxy, Link, ObjectServer, Rule, Script};
 
 use super::{BLOCK, MIB, WEB, gateway, gateway_of, monitor_page, sample, store};
 use crate::support::client::EIO;
+use crate::support::server::run;
 
 /// Reads all of the sample while some requests fail, and returns how long that took.
 fn recovers(store: &ObjectServer, rule: Rule) -> Duration {
@@ -142,4 +143,32 @@ fn a_part_that_cannot_be_had() {
     server.wait_for_log("the store failed", |line| line.reason().starts_with("store_"));
     store.set_script(Script::new());
     sample().is_read(&mut client);
+}
+
+/// Somebody waits for the result, and a store that can't be connected to probably has another name
+/// or port. All of these took `--store-timeout`.
+#[test]
+fn commands_give_up_if_they_never_reach_the_store() {
+    let plain = store();
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let unknown_ca = ObjectServer::builder().https().start().unwrap();
+    let not_tls = plain.url(WEB).replace("http://", "https://");
+    let refused = format!("http://{unused}/{WEB}");
+    for (command, url) in [
+        ("verify", &not_tls),
+        ("digest", &refused),
+        ("inspect", &unknown_ca.url(WEB)),
+        ("inspect", &"https://no-such-host.invalid/web.hxz".to_owned()),
+    ] {
+        let begun = Instant::now();
+        let args = [command, "--log-format", "json", "--store-timeout", "10min", url];
+        let ended = run(args);
+        assert_eq!(ended.code, Some(3), "{url}: {}", ended.stderr);
+        assert!(ended.stderr.contains("\"store_down\""), "{}", ended.stderr);
+        assert!(begun.elapsed() > Duration::from_secs(2), "{url}: without retries");
+    }
+    // A store that is reached may be down for a while.
+    plain.set_script(Script::new().rule(Rule::new(Behavior::status(500)).times(8)));
+    let ended = run(["verify", &plain.url(WEB)]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }

@@ -1,8 +1,11 @@
 //! Folders of archives (`--export-dir`) on HTTP servers and in buckets.
 
+use std::collections::HashSet;
+
 use object_server::{Behavior, Index, ObjectServer, Rule, Script};
 
 use super::{assert_no_export, assert_serves, gateway, monitor_page, pause, put_file};
+use crate::support::client::{OPT_INFO, REP_ERR_UNKNOWN, info_data};
 use crate::support::server::{Builder, Server};
 use crate::support::wait_until;
 
@@ -259,6 +262,54 @@ fn a_hostile_index() {
     let server = gateway().args(["--export-dir", &store.url("v7/")]).start();
     assert_eq!(server.greeted().list(), ["a.hxz", "h.hxz"]);
     assert_serves(&server, "h.hxz", "base-zstd.hxz");
+}
+
+/// Asks for exports that don't exist.
+fn ask_for(server: &Server, names: impl Iterator<Item = String>) {
+    let mut client = server.greeted();
+    for name in names {
+        client.refused(OPT_INFO, &info_data(name.as_bytes(), &[]), REP_ERR_UNKNOWN);
+    }
+}
+
+/// A client may ask for as many names as it likes.
+#[test]
+fn made_up_names_cause_few_requests() {
+    let store = ObjectServer::builder().start().unwrap();
+    put_file(&store, "v7/a.hxz", "base-zstd.hxz");
+    let args = ["--fresh-for", "1h", "--monitor", "0", "--export-dir"];
+    let server = gateway().args(args).arg(store.url("v7/")).start();
+    // It is newer than the listing.
+    put_file(&store, "v7/b.hxz", "base-zstd.hxz");
+    assert_serves(&server, "b.hxz", "base-zstd.hxz");
+    store.log().clear();
+    ask_for(&server, (0..1000).map(|number| format!("{number}.hxz")));
+    let entries = store.log().entries();
+    let distinct: HashSet<_> = entries.iter().map(|request| &request.path).collect();
+    // A hundred, and one more in each second.
+    assert!((100..400).contains(&distinct.len()), "{}", distinct.len());
+    // Archives are served nevertheless, listed or open.
+    assert_serves(&server, "a.hxz", "base-zstd.hxz");
+    assert_serves(&server, "b.hxz", "base-zstd.hxz");
+    let status = monitor_page(&server, "/status.json");
+    assert!(!status.contains("0.hxz"), "{status}");
+    assert!(!server.log_text().contains("store_not_found"), "{}", server.log_text());
+}
+
+/// Without a recent listing, the first of them causes one.
+#[test]
+fn made_up_names_cause_a_listing() {
+    let store = ObjectServer::builder().start().unwrap();
+    put_file(&store, "v7/a.hxz", "base-zstd.hxz");
+    let args = ["--fresh-for", "1ms", "--export-dir"];
+    let server = gateway().args(args).arg(store.url("v7/")).start();
+    store.log().clear();
+    ask_for(&server, (0..10).map(|number| format!("{number}.hxz")));
+    let entries = store.log().entries();
+    let listings = entries.iter().filter(|request| request.path.ends_with('/')).count();
+    // One in five seconds.
+    assert!((1..10).contains(&listings), "{listings}");
+    assert_serves(&server, "a.hxz", "base-zstd.hxz");
 }
 
 fn with_rules(rules: &str) -> (tempfile::TempDir, Builder) {

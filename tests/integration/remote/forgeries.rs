@@ -181,6 +181,19 @@ fn another_version() {
     }
 }
 
+/// Without a tree, all of the archive is fetched when it is opened.
+#[test]
+fn a_missing_tree_is_reported() {
+    let (store, builder) = with_digest();
+    store.remove("images/web.hxz.tree");
+    let server = builder.start();
+    let line = server.wait_for_reason("tree_missing");
+    assert!(line.message().contains("hexz-nbd tree"), "{}", line.text);
+    assert_eq!(unreadable(&server), 0);
+    let (_store, builder) = with_digest();
+    assert!(!builder.start().has_reason("tree_missing"));
+}
+
 /// A tree that isn't that of the digest is of no use: the archive is hashed instead.
 #[test]
 fn a_forged_tree() {

@@ -37,7 +37,10 @@ fn versions_can_be_told_apart_by_the_date() {
         store.set_script(Script::always(Behavior::new().etag(etag)));
         let server = gateway_of(&store).start();
         sample().is_read(&mut server.go(""));
+        let line = server.wait_for_reason("store_identity");
+        assert_eq!(line.json["store"], store.endpoint(), "{}", line.text);
     }
+    assert!(!gateway_of(&store()).start().has_reason("store_identity"));
 }
 
 #[test]

@@ -116,7 +116,7 @@ fn stores_of_a_file_have_their_own_credentials() {
         let file = folder.path().join(name);
         let keys =
             format!("aws_access_key_id = AKIA{name}\naws_secret_access_key = secret-{name}\n");
-        std::fs::write(&file, format!("[default]\n{keys}")).unwrap();
+        crate::support::pki::write_secret(&file, &format!("[default]\n{keys}"));
         exports += &format!("{name} = \"s3://{name}/web.hxz\"\n");
         tables += &format!(
             "[stores.\"s3://{name}\"]\nstore-endpoint = \"{}\"\nstore-credentials = \"{}\"\n",

@@ -19,7 +19,7 @@ pub(crate) use counted::CountedStorage;
 pub use counted::ReadCounters;
 pub use file::{FileStamp, FileStorage};
 pub(crate) use hash::blake3;
-pub use source::{RemoteError, RemoteSource, is_url};
+pub use source::{RemoteError, RemoteSource, URL_SCHEMES, is_url};
 pub use stamp::{FileId, ObjectStamp, Stamp};
 pub use tree::GROUP_LEN;
 pub(crate) use tree::{HashTree, TreeBudget, TreeError};

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use super::{FetchPriority, Stamp, Storage};
 
 /// Schemes of the URLs of archives.
-const SCHEMES: [&str; 5] = ["s3", "gs", "az", "https", "http"];
+pub const URL_SCHEMES: [&str; 5] = ["s3", "gs", "az", "https", "http"];
 
-/// Returns true if a path is the URL of an object. `./s3:/...` names a file.
+/// Returns true if a path is the URL of an object, with a scheme in any case. `./s3:/...` names a
+/// file.
 pub fn is_url(path: &Path) -> bool {
     let scheme = path.as_os_str().to_str().and_then(|text| text.split_once("://"));
-    scheme.is_some_and(|(scheme, _)| SCHEMES.contains(&scheme))
+    scheme.is_some_and(|(scheme, _)| URL_SCHEMES.iter().any(|it| it.eq_ignore_ascii_case(scheme)))
 }
 
 /// Opens the objects of stores, by URL. All functions may wait for the store.
@@ -62,6 +63,13 @@ pub trait RemoteSource: Debug + Send + Sync {
     /// # Errors
     /// The folder can't be listed.
     fn list(&self, folder: &Path) -> io::Result<Vec<(String, Stamp)>>;
+
+    /// Returns true if a recent listing of its folder has an object, false if it doesn't have it.
+    /// `None` if there is no recent listing. Makes no request.
+    fn is_listed(&self, url: &Path) -> Option<bool> {
+        let _ = url;
+        None
+    }
 }
 
 /// Failure of a remote read, inside an [`io::Error`].
@@ -92,10 +100,10 @@ mod tests {
 
     #[test]
     fn urls_are_distinguished_from_paths() {
-        for url in ["s3://b/k", "gs://b/k", "az://c/k", "https://h/p", "http://h:1/p"] {
+        for url in ["s3://b/k", "gs://b/k", "az://c/k", "https://h/p", "http://h:1/p", "S3://b"] {
             assert!(is_url(url.as_ref()), "{url}");
         }
-        for path in ["", "a", "/s3://b", "./s3://b/k", "s3:/b", "S3://b", "ftp://h/p", "x=s3://b"] {
+        for path in ["", "a", "/s3://b", "./s3://b/k", "s3:/b", "ftp://h/p", "x=s3://b"] {
             assert!(!is_url(path.as_ref()), "{path}");
         }
     }

@@ -28,7 +28,7 @@ pub struct RulesFile(pub PathBuf);
 
 /// An error in a rules file.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", nbd_telemetry::escape::name(.path))]
+#[error("{}: {problem}", nbd_telemetry::escape::path(.path))]
 pub struct RulesFileError {
     /// Path of the file.
     pub path: PathBuf,

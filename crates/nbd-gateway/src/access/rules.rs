@@ -148,7 +148,7 @@ impl fmt::Display for Rule {
                 }
             }
             Origin::File { path, number, line } => {
-                write!(f, "rule {number}, line {line} of {}", escape::name(path.as_path()))?;
+                write!(f, "rule {number}, line {line} of {}", escape::path(path.as_path()))?;
             }
         }
         match &self.name {

@@ -87,7 +87,7 @@ impl TlsWarning {
 
     /// Creates a warning that names the file it is about.
     fn of(path: &Path, reason: &'static str, text: impl fmt::Display) -> Self {
-        Self::new(reason, format!("{}: {text}", nbd_telemetry::escape::name(path)))
+        Self::new(reason, format!("{}: {text}", nbd_telemetry::escape::path(path)))
     }
 }
 

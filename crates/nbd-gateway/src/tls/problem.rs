@@ -7,7 +7,7 @@ use nbd_telemetry::escape;
 
 /// An error in a TLS file, with advice on how to fix it.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {problem}", escape::name(.path))]
+#[error("{}: {problem}", escape::path(.path))]
 pub struct TlsFileError {
     /// Path of the file.
     pub path: PathBuf,
@@ -42,7 +42,7 @@ pub enum TlsFileProblem {
         "every user of this machine can read this secret (mode {mode:04o}): run chmod 600 {path}, or \
          mount it into the container with mode 0400 (Kubernetes: defaultMode: 0400, and fsGroup \
          unless the program runs as root; Docker, Podman: mode=0400 and uid=)",
-        path = escape::name(.path)
+        path = escape::path(.path)
     )]
     Exposed {
         /// Permission bits of the file.
@@ -66,7 +66,7 @@ pub enum TlsFileProblem {
     )]
     ServerCertificateNotFirst(usize),
     /// The key doesn't match the certificate, which is in the file given here.
-    #[error("the private key doesn't match the certificate in {}", escape::name(.0))]
+    #[error("the private key doesn't match the certificate in {}", escape::path(.0))]
     KeyMismatch(PathBuf),
     /// The certificate has expired.
     #[error("the certificate expired {0} ago: install a new one")]

@@ -115,6 +115,7 @@ impl FetchError {
         let (object, message) = (Arc::clone(object), error.message);
         match error.kind {
             StoreErrorKind::Unreachable
+            | StoreErrorKind::NeverReached
             | StoreErrorKind::Interrupted
             | StoreErrorKind::ServerError => Self::Down { object, message },
             StoreErrorKind::TimedOut => Self::TimedOut { object, waited, message },

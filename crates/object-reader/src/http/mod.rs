@@ -2,6 +2,7 @@
 //! on a reused connection that the server had closed.
 
 mod connect;
+mod first_connection;
 mod pool;
 mod probe;
 mod proxy;
@@ -25,6 +26,7 @@ use crate::response::RawResponse;
 use crate::store::{StoreError, StoreErrorKind};
 use crate::url::bracketed;
 
+use first_connection::FirstConnections;
 use pool::{Pool, RequestSender};
 pub(crate) use probe::{HttpProbe, ResponseObserver};
 pub use probe::{ResponseHead, TlsFailure, TlsHandshake, TlsParameters};
@@ -115,6 +117,7 @@ pub(crate) fn insecure_message(host: &str) -> String {
 pub(crate) struct HttpSettings<'a> {
     pub(crate) user_agent: &'a str,
     pub(crate) timeouts: Timeouts,
+    pub(crate) connect_patience: Option<Duration>,
     pub(crate) ca_file: Option<&'a Path>,
     /// True if the server uses TLS; others, which issue credentials, may.
     pub(crate) requires_tls: bool,
@@ -135,6 +138,8 @@ pub(crate) struct HttpClient {
     dialer: Arc<dyn Dial>,
     observer: Option<ResponseObserver>,
     pool: Arc<Pool>,
+    /// `None` if all failures to connect are transient.
+    first_connections: Option<FirstConnections>,
 }
 
 impl fmt::Debug for HttpClient {
@@ -162,6 +167,7 @@ impl HttpClient {
             dialer: settings.dialer,
             observer: settings.observer,
             pool: Arc::default(),
+            first_connections: settings.connect_patience.map(FirstConnections::new),
         })
     }
 
@@ -226,11 +232,15 @@ impl HttpClient {
             }
         }
         let connecting = timeout(self.timeouts.connect, self.connect(&origin, proxy)).await;
-        let connection = connecting.unwrap_or_else(|_| {
+        let mut connection = connecting.unwrap_or_else(|_| {
             let limit = self.timeouts.connect.as_secs_f32();
             let message = format!("no connection to {origin} within {limit} s");
             Err(StoreError::new(StoreErrorKind::TimedOut, message))
-        })?;
+        });
+        if let Some(first_connections) = &self.first_connections {
+            first_connections.judge(&origin, &mut connection);
+        }
+        let connection = connection?;
         let result = self.attempt(connection, request, limit, &origin).await;
         result.map_err(|attempt| attempt.error)
     }

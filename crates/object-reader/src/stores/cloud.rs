@@ -25,7 +25,7 @@ use crate::response::{RawResponse, check_current, check_failure, check_get};
 use crate::store::{
     ByteRange, GetRequest, ListedObject, Response, Store, StoreError, StoreErrorKind, Version,
 };
-use crate::url::Scheme;
+use crate::url::{Scheme, check_key};
 
 /// A client of object_store.
 pub(super) trait CloudApi: ObjectStore + PaginatedListStore {}
@@ -147,7 +147,7 @@ impl CloudStore {
         let mut objects = Vec::new();
         for object in result.result.objects {
             let name = object.location.as_ref().strip_prefix(prefix).unwrap_or("");
-            if name.is_empty() || name.contains('/') {
+            if name.is_empty() || name.contains('/') || check_key(name).is_err() {
                 continue;
             }
             // Listings of Azure, unlike its headers, have tags without quotes.

@@ -162,6 +162,18 @@ impl ResolvedSource {
         }
     }
 
+    /// Returns the files with secrets that last. Tokens of a platform, which are short-lived and
+    /// whose permissions it decides on, aren't among them.
+    pub(super) fn secret_files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Fixed(_) | Self::AwsService(_) | Self::TokenService(_) => Vec::new(),
+            Self::AwsProfile(profile) => profile.secret_files(),
+            Self::GoogleKey(path) | Self::AzureFile(path) | Self::HttpFile(path) => {
+                vec![path.clone()]
+            }
+        }
+    }
+
     async fn load(&self, client: &HttpClient) -> Result<Arc<Loaded>, StoreError> {
         let loaded = match self {
             Self::Fixed(loaded) => return Ok(Arc::clone(loaded)),

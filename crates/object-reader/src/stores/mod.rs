@@ -1,6 +1,7 @@
 //! Stores: their configuration, and implementations of [`Store`](crate::Store).
 
 mod aws;
+mod canned;
 mod cloud;
 mod connector;
 mod credentials;
@@ -15,12 +16,15 @@ mod tokens;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::dial::{Dial, DirectDialer};
 use crate::http::{ProxyChoice, Timeouts};
 use crate::response::RawResponse;
 use crate::store::{ByteRange, StoreError, StoreErrorKind};
 
+#[doc(hidden)]
+pub use canned::parse_xml_listing;
 pub use credentials::{CredentialSource, CredentialsSummary};
 pub use environment::Environment;
 #[doc(hidden)]
@@ -70,6 +74,10 @@ pub struct StoreConfig {
     pub allow_insecure: bool,
     /// Limits on time.
     pub timeouts: Timeouts,
+    /// Time after which failures to connect to a server are final, if there was no connection to it
+    /// before: [`StoreErrorKind::NeverReached`]. For programs whose user waits, since the name or
+    /// the port is probably wrong. `None` if the server may be down for a while.
+    pub connect_patience: Option<Duration>,
     /// Value of the header `User-Agent`.
     pub user_agent: String,
     /// Opens connections.
@@ -91,6 +99,7 @@ impl Default for StoreConfig {
             credentials: CredentialSource::default(),
             allow_insecure: false,
             timeouts: Timeouts::default(),
+            connect_patience: None,
             user_agent: concat!("object-reader/", env!("CARGO_PKG_VERSION")).to_owned(),
             dialer: Arc::new(DirectDialer),
             environment: Environment::from_process(),

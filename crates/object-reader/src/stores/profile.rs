@@ -61,6 +61,15 @@ impl Profile {
         self.credentials.iter().chain(&self.config).map(PathBuf::as_path).collect()
     }
 
+    /// Returns those of the files that contain secrets.
+    pub(super) fn secret_files(&self) -> Vec<PathBuf> {
+        let has_secret = |path: &&Path| {
+            let text = read_secret(path);
+            text.is_ok_and(|text| text.expose().to_ascii_lowercase().contains("secret_access_key"))
+        };
+        self.files().into_iter().filter(has_secret).map(Path::to_owned).collect()
+    }
+
     /// Returns true if the profile contains credentials, or refers to some.
     pub(super) fn exists(&self) -> bool {
         let values = self.read().unwrap_or_default();

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 use object_store::RetryConfig;
 use object_store::aws::AmazonS3Builder;
 use object_store::azure::MicrosoftAzureBuilder;
+use object_store::client::HttpConnector;
 use object_store::gcp::GoogleCloudStorageBuilder;
 
 use super::cloud::{AwsProvider, AzureProvider, CloudApi, CloudStore, GoogleProvider, Provider};
@@ -78,6 +79,7 @@ impl StoreConfig {
         let client = Arc::new(HttpClient::new(HttpSettings {
             user_agent: &self.user_agent,
             timeouts: self.timeouts,
+            connect_patience: self.connect_patience,
             ca_file: self.ca_file.as_deref(),
             requires_tls: server.is_https,
             proxies: ProxyRules::new(&self.proxy, &self.environment)?,
@@ -86,14 +88,52 @@ impl StoreConfig {
             observer,
         })?);
         let credentials = Arc::new(Credentials::new(url.to_string(), source, Arc::clone(&client)));
-        let provider = Provider(Arc::clone(&credentials));
-        let connector = Connector(Arc::clone(&client));
+        if url.scheme().is_http() {
+            let store = HttpStore::new(url.clone(), client, Arc::clone(&credentials));
+            return Ok((Arc::new(store), credentials));
+        }
+        let connector = Connector(client);
+        let store = self.cloud_store(url, server, &credentials, is_anonymous, connector)?;
+        Ok((Arc::new(store), credentials))
+    }
+
+    /// Opens a bucket without credentials, whose requests `connector` answers.
+    pub(super) fn open_bucket(
+        &self,
+        url: &StoreUrl,
+        connector: impl HttpConnector,
+    ) -> Result<CloudStore, StoreConfigError> {
+        let server = self.server(url)?;
+        let client = Arc::new(HttpClient::new(HttpSettings {
+            user_agent: &self.user_agent,
+            timeouts: self.timeouts,
+            connect_patience: None,
+            ca_file: None,
+            requires_tls: false,
+            proxies: ProxyRules::new(&self.proxy, &self.environment)?,
+            allow_insecure: false,
+            dialer: Arc::clone(&self.dialer),
+            observer: None,
+        })?);
+        let source = ResolvedSource::fixed(Credential::Anonymous);
+        let credentials = Arc::new(Credentials::new(url.to_string(), source, client));
+        self.cloud_store(url, server, &credentials, true, connector)
+    }
+
+    fn cloud_store(
+        &self,
+        url: &StoreUrl,
+        server: ServerAddress,
+        credentials: &Arc<Credentials>,
+        is_anonymous: bool,
+        connector: impl HttpConnector,
+    ) -> Result<CloudStore, StoreConfigError> {
+        let provider = Provider(Arc::clone(credentials));
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         let bucket = url.host();
         let api: object_store::Result<Arc<dyn CloudApi>> = match url.scheme() {
             Scheme::Http | Scheme::Https => {
-                let store = HttpStore::new(url.clone(), client, Arc::clone(&credentials));
-                return Ok((Arc::new(store), credentials));
+                return Err("the store isn't a bucket or container".to_owned().into());
             }
             Scheme::S3 => AmazonS3Builder::new()
                 .with_bucket_name(bucket)
@@ -127,14 +167,13 @@ impl StoreConfig {
                 .build()
                 .map(|api| Arc::new(api) as _),
         };
-        let store = CloudStore {
+        Ok(CloudStore {
             label: url.to_string(),
             api: api.map_err(|_| "the bucket or the endpoint isn't valid".to_owned())?,
-            credentials: Arc::clone(&credentials),
+            credentials: Arc::clone(credentials),
             scheme: url.scheme(),
             lacks_versions: AtomicBool::new(false),
-        };
-        Ok((Arc::new(store), credentials))
+        })
     }
 
     /// Returns the way to the server of a store.
@@ -181,6 +220,15 @@ impl StoreConfig {
     pub fn credential_files(&self, url: &StoreUrl) -> Result<Vec<PathBuf>, StoreConfigError> {
         let source = self.resolve_credentials(url)?;
         Ok(source.files_read().into_iter().map(Path::to_owned).collect())
+    }
+
+    /// Returns the files with secrets that last, such as keys and passwords, for a check of their
+    /// permissions.
+    ///
+    /// # Errors
+    /// As for [`StoreConfig::open`].
+    pub fn secret_files(&self, url: &StoreUrl) -> Result<Vec<PathBuf>, StoreConfigError> {
+        Ok(self.resolve_credentials(url)?.secret_files())
     }
 
     fn region(&self) -> String {

@@ -9,6 +9,7 @@ mod transport;
 
 use std::time::{Duration, Instant, SystemTime};
 
+use nbd_gateway::tls::check_not_exposed;
 use object_reader::{
     ByteRange, CredentialsSummary, GetRequest, ListedObject, ObjectUrl, ObservedStore, Response,
     ResponseHead, Scheme, StoreError, StoreErrorKind, StoreProbe, Timeouts, Version,
@@ -59,6 +60,10 @@ async fn examine(url: &str, options: &Doctor, report: &mut Report) -> Result<(),
     report.add(target(&url, &probe, config.allow_insecure).map_err(|step| *step)?);
     transport::examine(&probe, timeout, report).await?;
 
+    // Without credentials, the next step fails.
+    for path in config.secret_files(url.store()).unwrap_or_default() {
+        check_not_exposed(&path).map_err(|it| advice::exposed_credentials(&path, &it))?;
+    }
     let store =
         probe.open().map_err(|error| advice::no_credentials(&error, url.store().scheme()))?;
     let credentials = with_timeout(timeout, store.credentials()).await;

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 use object_reader::{StoreProbe, TlsFailure, TlsHandshake};
 use rustls::pki_types::CertificateDer;
 
-use super::super::connect::{self, BoxedStream};
+use super::super::connect::{self, Address, BoxedStream};
 use super::super::report::{Outcome, Report, Side, Step, escape_and_cut};
 use super::{advice, with_timeout};
 use crate::cli::server_target::ServerEndpoint;
 use crate::commands::output::{format_time, join_first};
 use crate::commands::pki::certificate::CertificateInfo;
+use crate::service::dialer;
 
 /// Remaining validity of a certificate below which there is a warning.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
@@ -29,7 +30,8 @@ pub(super) async fn examine(
     let endpoint = ServerEndpoint::Tcp { host: host.to_owned(), port };
     let (step, addresses) = connect::resolve(&endpoint, timeout).await;
     step.into_iter().for_each(|step| report.add(step));
-    let connected = connect::connect(addresses?, timeout).await;
+    let addresses = permitted(host, addresses?)?;
+    let connected = connect::connect(addresses, timeout).await;
     let (mut stream, _, step) =
         connected.map_err(|failed| advice::unconnected(&failed, probe.proxy().is_some()))?;
     report.add(step);
@@ -43,6 +45,21 @@ pub(super) async fn examine(
         report.add(Step::good("proxy", "it connects to the server").took(began.elapsed()));
     }
     secure(probe, stream, timeout, report).await
+}
+
+/// Returns the addresses to which the gateway connects. The error is a step about a name all of
+/// whose addresses it refuses.
+fn permitted(host: &str, addresses: Vec<Address>) -> Result<Vec<Address>, Step> {
+    let refusal = |address: &Address| match address {
+        Address::Tcp(address) => dialer::refusal(host, address.ip()),
+        Address::Unix(_) => None,
+    };
+    let refused = addresses.first().and_then(refusal);
+    let permitted: Vec<_> = addresses.into_iter().filter(|it| refusal(it).is_none()).collect();
+    match refused {
+        Some(what) if permitted.is_empty() => Err(advice::address_refused(host, what)),
+        _ => Ok(permitted),
+    }
 }
 
 async fn secure(
@@ -153,4 +170,25 @@ fn describe(step: Step, own: &CertificateInfo) -> Step {
         .detail("not_before", from)
         .detail("not_after", to)
         .detail("sha256", own.fingerprint())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_the_gateway_refuses_are_reported() {
+        let addresses = |texts: &[&str]| -> Vec<Address> {
+            texts.iter().map(|text| Address::Tcp(format!("{text}:443").parse().unwrap())).collect()
+        };
+        let [loopback, metadata, store] = ["127.0.0.1", "169.254.169.254", "192.0.2.1"];
+        for refused in [&[loopback][..], &[metadata, loopback]] {
+            let step = permitted("store.example.org", addresses(refused)).unwrap_err();
+            assert_eq!(step.reasons, ["store_address_refused"]);
+        }
+        let found = permitted("store.example.org", addresses(&[loopback, store])).unwrap();
+        assert_eq!(found, addresses(&[store]));
+        assert!(permitted("localhost", addresses(&[loopback])).is_ok());
+        assert!(permitted(loopback, addresses(&[loopback])).is_ok());
+    }
 }

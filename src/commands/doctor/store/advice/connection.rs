@@ -31,6 +31,18 @@ pub(crate) fn unconnected(failed: &[FailedAttempt], is_proxy: bool) -> Step {
     step
 }
 
+/// Builds the step for a name that leads to an address that stores don't have.
+pub(crate) fn address_refused(host: &str, what: &str) -> Step {
+    let found = format!("the gateway doesn't connect to {host}, since the name resolves to {what}");
+    Step::bad("address", "store_address_refused", found)
+        .advise(
+            Client,
+            "if the store runs there, give its address in the URL or in --store-endpoint instead of \
+             the name",
+        )
+        .advise(Network, "or let the name resolve to the store's address: check DNS and /etc/hosts")
+}
+
 pub(crate) fn tunnel_failed(error: &StoreError) -> Step {
     let step = Step::bad("proxy", "proxy_refused", escape_and_cut(&error.message));
     match error.kind {

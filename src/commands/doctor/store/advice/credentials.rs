@@ -1,7 +1,10 @@
 //! Advice on credentials, and on the clock, which signatures depend on.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use nbd_gateway::tls::TlsFileProblem;
+use nbd_telemetry::escape;
 use object_reader::{
     CredentialsSummary, ResponseHead, Scheme, StoreConfigError, StoreError, StoreErrorKind,
 };
@@ -46,6 +49,13 @@ pub(crate) fn no_credentials(error: &StoreConfigError, scheme: Scheme) -> Step {
             }
         },
     )
+}
+
+/// Builds the step for a file with credentials that other users can read.
+pub(crate) fn exposed_credentials(path: &Path, problem: &TlsFileProblem) -> Step {
+    let found = format!("{}: {problem}", escape::path(path));
+    Step::bad(CREDENTIALS, problem.label(), found)
+        .advise(Client, "let only the user of the gateway read the file: chmod 600")
 }
 
 /// Builds the step for credentials that can't be obtained from their source.

@@ -11,8 +11,12 @@ mod speed;
 
 use crate::commands::doctor::report::Side::{Client, Network, Server};
 pub(crate) use archive::{header, no_tree, not_an_archive, parents, wrong_tree};
-pub(crate) use connection::{handshake_failed, handshake_timed_out, tunnel_failed, unconnected};
-pub(crate) use credentials::{clock, credentials, credentials_failed, no_credentials};
+pub(crate) use connection::{
+    address_refused, handshake_failed, handshake_timed_out, tunnel_failed, unconnected,
+};
+pub(crate) use credentials::{
+    clock, credentials, credentials_failed, exposed_credentials, no_credentials,
+};
 pub(crate) use object::{
     CONDITIONS, RANGES, conditions, conditions_failed, encoding, identity, no_suffix,
     not_revalidated, range_failed, readable, revalidated, unreadable, unstable_identity,
