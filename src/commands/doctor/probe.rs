@@ -70,12 +70,21 @@ impl Probe {
         report: &mut Report,
     ) -> Result<GreetedConnection, Step> {
         let began = Instant::now();
-        let observed = self.read_greeting(&mut stream).await;
         let failed = |failure: ProbeError| {
             Step::bad("greeting", failure.label(), failure.to_string())
                 .advise(advice::Server, "check its log")
         };
-        let observed = observed.map_err(failed)?;
+        let observed = match self.read_greeting(&mut stream).await.map_err(failed)? {
+            ServerGreeting::Silence => {
+                // A server that serves one client at a time (openssl s_server, Python's
+                // http.server) has been waiting for the first one to send something.
+                drop(stream);
+                let protocol = greeting::identify_silent_server(&self.address).await;
+                let observed = protocol.map_or(ServerGreeting::Silence, ServerGreeting::Foreign);
+                return Err(advice::greeting(&observed, self.timeout).took(began.elapsed()));
+            }
+            observed => observed,
+        };
         let step = advice::greeting(&observed, self.timeout).took(began.elapsed());
         let (ServerGreeting::Newstyle(greeting), Outcome::Good) = (&observed, step.outcome) else {
             return Err(step);
@@ -96,13 +105,7 @@ impl Probe {
             greeting::identify_silent_server(&self.address).await
         });
         tokio::select! {
-            read = &mut reading => match read {
-                Ok(ServerGreeting::Silence) => {
-                    let protocol = identifying.await;
-                    Ok(protocol.map_or(ServerGreeting::Silence, ServerGreeting::Foreign))
-                }
-                read => read,
-            },
+            read = &mut reading => read,
             protocol = &mut identifying => match protocol {
                 Some(protocol) => Ok(ServerGreeting::Foreign(protocol)),
                 None => reading.await,

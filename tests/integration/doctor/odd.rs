@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,24 @@ fn silent_http_servers_are_recognized() {
     let began = Instant::now();
     let found = examine(["--timeout", "300s", &target]);
     assert!(began.elapsed() < Duration::from_secs(150), "{:#}", found.report);
+    assert_eq!(found.detail("greeting", "protocol"), "http");
+}
+
+/// Such a server looks at the other connections only when the first one has ended.
+#[test]
+fn silent_servers_with_one_client_at_a_time_are_recognized() {
+    let turn = Mutex::new(());
+    let target = serve(move |mut stream| {
+        let _turn = turn.lock().unwrap();
+        let mut request = [0; 4];
+        if stream.read_exact(&mut request).is_ok() && request == *b"GET " {
+            let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
+        }
+        // Until the client closes.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let found = quickly(&target);
+    found.assert_ends("greeting", "other_protocol", "client");
     assert_eq!(found.detail("greeting", "protocol"), "http");
 }
 

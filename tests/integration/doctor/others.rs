@@ -142,6 +142,46 @@ fn nbdkit_over_tls() {
     assert_eq!(found.report["outcome"], "good", "{:#}", found.report);
 }
 
+/// These serve one client at a time, and expect a ClientHello before they send anything.
+#[test]
+fn https_servers_are_recognized() {
+    const PYTHON: &str = "
+import http.server, ssl, sys
+server = http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.BaseHTTPRequestHandler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+";
+    let pki = Pki::new();
+    let [cert, key] =
+        [pki.server_cert(), pki.server_key()].map(|path| path.to_str().unwrap().to_owned());
+    let port = free_port();
+    let openssl = start(
+        "openssl",
+        port,
+        &[
+            "s_server",
+            "-www",
+            "-accept",
+            &format!("127.0.0.1:{port}"),
+            "-cert",
+            &cert,
+            "-key",
+            &key,
+        ],
+    );
+    let port = free_port();
+    let python = start("python3", port, &["-c", PYTHON, &port.to_string(), &cert, &key]);
+    for other in [openssl, python] {
+        let target = format!("127.0.0.1:{}", other.port);
+        let found = examine(["--timeout", "2s", &target]);
+        found.assert_ends("greeting", "other_protocol", "client");
+        found.assert_advice("greeting", "other_protocol", "server");
+        assert_eq!(found.detail("greeting", "protocol"), "tls");
+    }
+}
+
 #[test]
 fn certificates_out_of_their_time() {
     for (pki, reason) in [(Pki::expired(), "expired"), (Pki::not_yet_valid(), "not_yet_valid")] {

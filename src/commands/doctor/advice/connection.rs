@@ -184,11 +184,14 @@ fn foreign(name: &'static str, protocol: &ForeignProtocol) -> Step {
         step = step.line(format!("first bytes: \"{text}\""));
     }
     match protocol {
-        ForeignProtocol::Tls => step.advise(
-            Server,
-            "NBD starts in plaintext and switches to TLS with STARTTLS: remove the TLS wrapper and \
-             let the server do TLS, or connect through the other end of the wrapper",
-        ),
+        ForeignProtocol::Tls => step
+            .advise(Client, "check host and port: HTTPS servers do that; NBD's port is 10809")
+            .advise(
+                Server,
+                "or a TLS wrapper is in front of it: NBD starts in plaintext and switches to TLS \
+                 with STARTTLS, so remove the wrapper and let the server do TLS, or connect \
+                 through the other end of the wrapper",
+            ),
         _ => step.advise(Client, "check host and port; NBD's port is 10809"),
     }
 }
