@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::Path;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,7 +53,7 @@ impl CatalogError {
 }
 
 /// Result of opening each archive of a folder.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct FolderTrial {
     /// Number of archives.
     pub archives: usize,
@@ -218,22 +217,12 @@ impl Catalog {
     /// Opens the named archives. Returns the resulting exports, and an error for each archive
     /// that can't be opened.
     pub async fn open_named(&self) -> (Vec<SnapshotExport>, Vec<hexz_reader::Error>) {
-        let mut failed = Vec::new();
-        // One local archive at a time: hashing one and deriving its key keep all cores busy.
-        let has_remote = self.named.iter().any(|(_, slot)| is_url(slot.path()));
-        let concurrency = if has_remote { MAX_CONCURRENT_OPENS } else { 1 };
-        let slots: Vec<SnapshotSlot> = self.named.iter().map(|(_, slot)| slot.clone()).collect();
-        let open = |slot: SnapshotSlot| {
-            let (options, reader) = (self.options.clone(), Arc::clone(&self.reader));
-            async move { slot.open(&options, &reader).await }
-        };
-        let mut opens = pin!(futures_util::stream::iter(slots).map(open).buffered(concurrency));
-        while let Some(opened) = opens.next().await {
-            if let Err(SlotUnavailable(Some(failure))) = opened {
-                self.reader.counters.open_failures.count(failure.error.label());
-                failed.push(failure.error);
-            }
-        }
+        let slots = self.named.iter().map(|(name, slot)| (name.to_owned(), slot.clone()));
+        let failed = self.open_all(slots.collect()).await;
+        let failed = failed.into_iter().map(|(_, error)| error);
+        let count =
+            |error: &hexz_reader::Error| self.reader.counters.open_failures.count(error.label());
+        let failed = failed.inspect(count).collect();
         let mut exports = Vec::new();
         for (name, slot) in self.named.iter() {
             exports.extend(self.exports_of(name, slot).await);
@@ -300,25 +289,34 @@ impl Catalog {
         let mut names = self.read_folder().await?;
         // A named archive hides a file of its name.
         names.retain(|name| !self.named.contains(name));
-        let mut trial = FolderTrial { archives: names.len(), failed: Vec::new() };
-        let Some(folder) = &self.folder else { return Ok(trial) };
-        let concurrency = if folder.is_remote() { MAX_CONCURRENT_OPENS } else { 1 };
+        let archives = names.len();
+        let Some(folder) = &self.folder else { return Ok(FolderTrial::default()) };
         let slots = names.into_iter().map(|name| {
             let slot = SnapshotSlot::new(folder.source(&name));
             (name, slot)
         });
+        Ok(FolderTrial { archives, failed: self.open_all(slots.collect()).await })
+    }
+
+    /// Opens each slot. Returns the names of those that can't be opened, with the errors, in order.
+    async fn open_all(
+        &self,
+        slots: Vec<(String, SnapshotSlot)>,
+    ) -> Vec<(String, hexz_reader::Error)> {
+        // One local archive at a time: hashing one and deriving its key keep all cores busy.
+        let has_remote = slots.iter().any(|(_, slot)| is_url(slot.path()));
+        let concurrency = if has_remote { MAX_CONCURRENT_OPENS } else { 1 };
         let open = |(name, slot): (String, SnapshotSlot)| {
             let (options, reader) = (self.options.clone(), Arc::clone(&self.reader));
-            async move { (name, slot.open(&options, &reader).await.map(drop)) }
-        };
-        let slots: Vec<_> = slots.collect();
-        let mut opens = pin!(futures_util::stream::iter(slots).map(open).buffered(concurrency));
-        while let Some((name, opened)) = opens.next().await {
-            if let Err(SlotUnavailable(Some(failure))) = opened {
-                trial.failed.push((name, failure.error));
+            async move {
+                match slot.open(&options, &reader).await {
+                    Err(SlotUnavailable(Some(failure))) => Some((name, failure.error)),
+                    Ok(_) | Err(SlotUnavailable(None)) => None,
+                }
             }
-        }
-        Ok(trial)
+        };
+        let opened = futures_util::stream::iter(slots).map(open).buffered(concurrency);
+        opened.filter_map(std::future::ready).collect().await
     }
 
     /// Returns true if an export of this name could exist: it is named, or the folder could have a
