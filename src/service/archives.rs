@@ -6,8 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use hexz_exports::{Catalog, CatalogError, FolderError, SnapshotExport};
-#[cfg(feature = "remote")]
+use hexz_exports::{Catalog, CatalogError, FolderError, FolderFault, SnapshotExport};
 use hexz_reader::storage::is_url;
 use hexz_reader::{Digests, DigestsError, OpenOptions, PasswordSource, VerifyKey, VerifyKeyError};
 use nbd_server::Export;
@@ -168,6 +167,18 @@ pub(crate) fn key_and_digest_files(opening: &OpenArchiveOptions) -> Vec<PathBuf>
     let keys = opening.verify_key.iter().filter(is_key);
     let lists = opening.digest.iter().filter(|text| !Digests::is_entry(text));
     keys.chain(lists).map(PathBuf::from).collect()
+}
+
+/// Checks that the export folder exists, which the program can't start without, before the sandbox
+/// warns that it won't be readable. Whether it can be read is known only inside the sandbox.
+pub(crate) fn check_folder_exists(options: &SnapshotOptions) -> Result<(), FolderError> {
+    let folder = options.export_dir.as_deref().filter(|path| !is_url(path));
+    match folder.map(|path| (path, path.metadata())) {
+        Some((path, Err(error))) if error.kind() == io::ErrorKind::NotFound => {
+            Err(FolderError { path: path.to_owned(), cause: FolderFault::Missing, error })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the named archives, and returns a description of what will be served.

@@ -74,6 +74,7 @@ impl Prepared {
             Some(stores) => (OpenOptions { remote: Some(stores.archives()), ..open }, Some(stores)),
             None => (open, None),
         };
+        archives::check_folder_exists(&serve.changeable.snapshots)?;
         let catalog = serve.catalog(open, serve.prefetch())?;
         tracing::debug!(
             "limits: {}; {}, drain-delay {}",

@@ -133,8 +133,8 @@ impl FolderSlots {
             match folder_access::open(folder.path(), folder.at_start) {
                 // This notes a fault, too.
                 Ok(()) if folder.has_changed() => drop(folder.read()),
-                Ok(()) => folder.note_fault(None),
-                Err(error) => folder.note_fault(Some(&error)),
+                Ok(()) => folder.note_fault(None, log_fault),
+                Err(error) => folder.note_fault(Some(&error), log_fault),
             }
         });
         // It fails only if the runtime is shutting down.
@@ -164,14 +164,15 @@ impl FolderSlots {
         *self.fault.lock()
     }
 
-    fn note_fault(&self, error: Option<&FolderError>) {
+    /// Notes the fault, and reports it unless it is the one that is already known.
+    fn note_fault(&self, error: Option<&FolderError>, report: impl FnOnce(&FolderError)) {
         let now = error.map(|error| error.cause);
         let mut fault = self.fault.lock();
         let before = std::mem::replace(&mut *fault, now);
         drop(fault);
         match error {
             _ if before == now => {}
-            Some(error) => tracing::error!(reason = error.cause.label(), "{error}"),
+            Some(error) => report(error),
             None => {
                 let path = escape::name(self.path());
                 tracing::info!("export folder {path} is readable again");
@@ -197,10 +198,10 @@ impl FolderSlots {
     /// takes.
     ///
     /// # Errors
-    /// See [`read`](Self::read).
+    /// The folder can't be read. This isn't logged, now or later: the caller reports it.
     pub(super) async fn names(self: &Arc<Self>) -> Result<Vec<String>, FolderError> {
         let folder = Arc::clone(self);
-        match spawn_blocking(move || folder.read()).await {
+        match spawn_blocking(move || folder.read_reporting(|_| {})).await {
             Ok(read) => Ok(read?.into_iter().map(|(name, _)| name).collect()),
             // The runtime is shutting down.
             Err(error) => {
@@ -216,11 +217,18 @@ impl FolderSlots {
     /// # Errors
     /// The folder can't be read; this is logged as well.
     pub(super) fn read(&self) -> Result<Vec<(String, Stamp)>, FolderError> {
+        self.read_reporting(log_fault)
+    }
+
+    fn read_reporting(
+        &self,
+        report: impl FnOnce(&FolderError),
+    ) -> Result<Vec<(String, Stamp)>, FolderError> {
         let modified = settled_modification_time(self.path());
         let content = self.folder.content(self.remote.as_deref());
         let content =
             content.map_err(|error| folder_access::explain(self.path(), self.at_start, error));
-        self.note_fault(content.as_ref().err());
+        self.note_fault(content.as_ref().err(), report);
         let content = content?;
         *self.listing.lock() = Some(Listing {
             archives: content.files.len(),
@@ -297,6 +305,10 @@ impl FolderSlots {
         slots.sort_by(|(one, _), (other, _)| one.cmp(other));
         slots
     }
+}
+
+fn log_fault(error: &FolderError) {
+    tracing::error!(reason = error.cause.label(), "{error}");
 }
 
 fn modification_time(path: &Path) -> Option<SystemTime> {

@@ -263,6 +263,17 @@ fn archives_of_a_folder_that_can_not_be_opened_are_named() {
 }
 
 #[test]
+fn a_missing_folder_is_reported_once() {
+    let site = Site::new("export-dir = '{}/folder'");
+    let ended = check(&site.file());
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("folder_missing").count(), 1, "{}", ended.stderr);
+    let ended = site.server().run();
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("folder_missing").count(), 1, "{}", ended.stderr);
+}
+
+#[test]
 fn an_empty_folder_and_an_impossible_default_are_warnings() {
     let site = Site::new("export-dir = '{}/folder'\ndefault-export = 'good'");
     fs::create_dir(site.path("folder")).unwrap();
