@@ -3,15 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use rcgen::RevocationReason;
 
-use super::values::{duration, number, validate_common_name};
+use super::values::{MAX_VALIDITY_DAYS, number, validate_common_name, validity};
 
 /// Default validity of a CA. Ten years, because replacing a CA means updating every client.
 const CA_DAYS: u32 = 3650;
-/// Maximum validity, in days: a century.
-pub(crate) const MAX_DAYS: u32 = 36_500;
 /// Maximum number of names. More would make a certificate that is too large for TLS.
 const MAX_NAMES: usize = 100;
 
@@ -109,14 +107,18 @@ pub(crate) struct KeyOptions {
 }
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("certificates")
+    .args(["which", "expiring"])
+    .required(true)
+    .multiple(true))]
 pub(crate) struct Renew {
     /// Name, serial number, or file of a certificate
     ///
     /// With --expiring, the default is all certificates that haven't expired yet.
-    #[arg(value_name = "NAME|SERIAL|FILE", required_unless_present = "expiring")]
+    #[arg(value_name = "NAME|SERIAL|FILE")]
     pub(crate) which: Vec<String>,
     /// Renew only certificates that expire within this time, such as 30d
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = validity)]
     pub(crate) expiring: Option<Duration>,
     /// Validity of the new certificate in days, limited by that of the CA [default: that of the
     /// former one]
@@ -145,7 +147,7 @@ pub(crate) struct Show {
     ///
     /// The exit code is 3 if there are any. Certificates that are revoked, or that newer ones with
     /// the same names supersede, don't count.
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = validity)]
     pub(crate) expiring: Option<Duration>,
 }
 
@@ -183,5 +185,5 @@ impl Revoke {
 
 /// Returns a parser for a number of days.
 fn days() -> fn(&str) -> Result<u32, String> {
-    number::<u32, 1, MAX_DAYS>
+    number::<u32, 1, MAX_VALIDITY_DAYS>
 }

@@ -16,6 +16,11 @@ pub(super) const MAX_COUNT: u32 = 1_000_000;
 /// Maximum duration: longer than anyone waits, and short enough for clocks not to overflow.
 const MAX_DURATION: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// Maximum validity of a certificate, in days: a century.
+pub(crate) const MAX_VALIDITY_DAYS: u32 = 36_500;
+
+const MAX_VALIDITY: Duration = Duration::from_secs(MAX_VALIDITY_DAYS as u64 * 24 * 3600);
+
 /// Maximum length of a common name, in characters (RFC 5280, `ub-common-name`).
 pub(crate) const MAX_COMMON_NAME_CHARS: usize = 64;
 
@@ -67,21 +72,34 @@ pub(super) fn size<const MIN: u64, const MAX: u64>(text: &str) -> Result<ByteSiz
 
 /// Parses a duration that is longer than zero.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    match duration_or_zero(text)? {
-        Duration::ZERO => Err("it must be longer than zero".to_owned()),
-        duration => Ok(duration),
-    }
+    longer_than_zero(duration_or_zero(text)?)
 }
 
 /// Parses a duration with units, as durations are also written to the log. A number without one is
 /// an error, except for 0: options are in seconds as well as in days.
 pub(super) fn duration_or_zero(text: &str) -> Result<Duration, String> {
+    duration_up_to(text, MAX_DURATION, "a year")
+}
+
+/// Parses a duration that is longer than zero, and at most as long as certificates last.
+pub(super) fn validity(text: &str) -> Result<Duration, String> {
+    longer_than_zero(duration_up_to(text, MAX_VALIDITY, "36500 days")?)
+}
+
+fn longer_than_zero(duration: Duration) -> Result<Duration, String> {
+    match duration {
+        Duration::ZERO => Err("it must be longer than zero".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+fn duration_up_to(text: &str, most: Duration, in_words: &str) -> Result<Duration, String> {
     const EXPECTED: &str = "expected a duration such as 30s, 2min or 1h 30min";
-    const TOO_LONG: &str = "it must be at most a year";
+    let too_long = || format!("it must be at most {in_words}");
     match humantime::parse_duration(text) {
-        Ok(duration) if duration > MAX_DURATION => Err(TOO_LONG.to_owned()),
+        Ok(duration) if duration > most => Err(too_long()),
         Ok(duration) => Ok(duration),
-        Err(DurationError::NumberOverflow) => Err(TOO_LONG.to_owned()),
+        Err(DurationError::NumberOverflow) => Err(too_long()),
         Err(_) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) => {
             Err(format!("a number needs a unit, such as {text}s, {text}min or {text}d"))
         }
@@ -149,6 +167,16 @@ mod tests {
         // What the log shows can be written into the configuration.
         let shown = humantime::format_duration(Duration::from_secs(99)).to_string();
         assert_eq!(duration(&shown), Ok(Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn validity_may_be_as_long_as_certificates_last() {
+        for (text, days) in [("400d", 400), ("10y", 3652), ("36500d", 36_500)] {
+            let validity = validity(text).unwrap();
+            assert_eq!(validity.as_secs() / (24 * 3600), days, "{text}");
+        }
+        assert!(validity("36501d").unwrap_err().contains("at most 36500 days"));
+        assert!(validity("0").unwrap_err().contains("longer than zero"));
     }
 
     #[test]

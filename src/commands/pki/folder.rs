@@ -174,7 +174,10 @@ impl CaFolder {
                 }
             }
         }
-        issued.sort_by_key(|certificate| certificate.not_after);
+        // Those of the same second by name, so that the order is always the same.
+        issued.sort_by_cached_key(|certificate| {
+            (certificate.not_after, certificate.names_for_display(), certificate.not_before)
+        });
         Ok(issued)
     }
 

@@ -16,7 +16,8 @@ use super::folder::CaFolder;
 use super::inventory::{Inventory, newest_start};
 use super::names::SubjectName;
 use super::{PkiError, find_certificates, report};
-use crate::cli::pki::{MAX_DAYS, Renew};
+use crate::cli::pki::Renew;
+use crate::cli::values::MAX_VALIDITY_DAYS;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -161,7 +162,7 @@ fn validity_days(certificate: &CertificateInfo) -> u32 {
     let validity = certificate.not_after.duration_since(certificate.not_before);
     let validity = validity.unwrap_or_default().saturating_sub(CLOCK_SKEW);
     let days = (validity + DAY / 2).as_secs() / DAY.as_secs();
-    u32::try_from(days).unwrap_or(MAX_DAYS).clamp(1, MAX_DAYS)
+    u32::try_from(days).unwrap_or(MAX_VALIDITY_DAYS).clamp(1, MAX_VALIDITY_DAYS)
 }
 
 /// Returns the kind of key that the certificate has; P-256 if it isn't one that this program

@@ -68,10 +68,11 @@ impl Ca {
         ended.stderr
     }
 
-    /// Runs it; the command line must be wrong.
-    fn reject<const N: usize>(&self, args: [&str; N]) {
+    /// Runs it; the command line must be wrong. Returns what it printed.
+    fn reject<const N: usize>(&self, args: [&str; N]) -> String {
         let ended = self.run(args);
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{args:?}");
+        ended.stderr
     }
 
     fn path(&self, name: &str) -> PathBuf {

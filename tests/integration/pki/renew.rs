@@ -119,6 +119,9 @@ fn what_expires_soon_is_renewed() {
     assert_eq!(ca.make(["renew", "--expiring", "30d"]), "nothing to renew\n");
     ca.make(["renew", "late", "nbd.example.org"]);
     assert_eq!(fs::read_dir(ca.path("issued")).unwrap().count(), 7);
+    // Servers' certificates last more than a year.
+    let said = ca.make(["renew", "nbd.example.org", "--expiring", "400d"]);
+    assert_eq!(said.matches("renewed ").count(), 1, "{said}");
 }
 
 #[test]
@@ -154,7 +157,8 @@ fn what_cannot_be_renewed() {
     ca.fail(["renew", "other"], "not_renewable");
     // None if not all.
     ca.fail(["renew", "backup", "revoked"], "revoked");
-    ca.reject(["renew"]);
+    let message = ca.reject(["renew"]);
+    assert!(message.contains("--expiring"), "{message}");
     ca.reject(["renew", "backup", "--days", "0"]);
     assert!(contents(&ca.folder) == before);
     ca.make(["renew", BACKUP.replace("clients/backup", &ca.text("clients/backup")).as_str()]);
