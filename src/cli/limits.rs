@@ -50,7 +50,8 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_connections_per_identity: usize,
-    /// Number of clients that negotiate at the same time, besides those that are served
+    /// Number of clients that negotiate at the same time, besides those that are served. Others
+    /// wait for up to 10 seconds, as many as may be served
     #[arg(long, value_name = "N", default_value = "128", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_handshakes: usize,
@@ -58,7 +59,8 @@ pub(crate) struct LimitOptions {
     #[arg(long, value_name = "N", default_value = "32", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_handshakes_per_address: usize,
-    /// Number of negotiating clients per network: 24 bits of IPv4, 48 bits of IPv6
+    /// Number of negotiating clients per network: 24 bits of IPv4, 48 bits of IPv6. Three
+    /// quarters of those that wait may be from one network
     #[arg(long, value_name = "N", default_value = "64", value_parser = count)]
     #[serde(deserialize_with = "from_file::number::<_, _, 1, MAX_COUNT>")]
     max_handshakes_per_network: usize,

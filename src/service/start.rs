@@ -133,7 +133,7 @@ fn raise_descriptor_limit(config: &Config, archives: usize) {
         tracing::debug!("can't raise the limit of open files: {error}");
     }
     let (clients, handshakes) = (config.limits.connections, config.limits.handshakes);
-    let needed = [clients, handshakes, archives, RESERVED_DESCRIPTORS]
+    let needed = [clients, handshakes, config.limits.queue(), archives, RESERVED_DESCRIPTORS]
         .into_iter()
         .fold(0, usize::saturating_add);
     // `None` means unlimited.

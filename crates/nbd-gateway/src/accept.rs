@@ -103,18 +103,30 @@ struct PendingConnection<X> {
 }
 
 impl<X: ExportCatalog> PendingConnection<X> {
-    /// Reads the PROXY header first where one is expected, then serves the connection.
+    /// Reads the PROXY header first where one is expected, waits for a handshake permit, then serves
+    /// the connection.
     async fn serve<S>(self, mut stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { admission, started, admission_control, sessions, shutdown } = self;
-        let admitted = match admission {
-            Admission::Admitted(admitted) => Some(admitted),
-            Admission::AwaitingProxyHeader { balancer, permit } => {
-                let client = admission_control.read_forwarded_client(balancer, permit, &mut stream);
-                shutdown.run_until_cancelled(client).await.flatten()
-            }
+        let admitting = async {
+            let candidate = match admission {
+                Admission::Client(candidate) => candidate,
+                Admission::AwaitingProxyHeader { balancer, permit } => {
+                    let stream = &mut stream;
+                    admission_control
+                        .read_forwarded_client(balancer, permit, started, stream)
+                        .await?
+                }
+            };
+            admission_control.wait_for_permit(candidate, started).await
+        };
+        // Only those that have to wait don't get in during a shutdown.
+        let admitted = tokio::select! {
+            biased;
+            admitted = admitting => admitted,
+            () = shutdown.cancelled() => None,
         };
         let Some(Admitted { route, reason, permit }) = admitted else { return };
         let id = admission_control.next_id();

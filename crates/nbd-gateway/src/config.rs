@@ -43,7 +43,9 @@ pub struct Limits {
     /// Maximum number of sessions per identity, from any address.
     pub connections_per_identity: usize,
     /// Maximum number of handshakes, which are connections that haven't chosen an export yet.
-    /// They have a separate pool, so that silent peers can't block sessions.
+    /// They have a separate pool, so that silent peers can't block sessions. Beyond this limit, and
+    /// those per address and network, connections wait for up to [`QUEUE_TIMEOUT`] in a
+    /// [queue](Self::queue).
     pub handshakes: usize,
     /// Maximum number of handshakes per address, or per /64 network of IPv6.
     pub handshakes_per_address: usize,
@@ -62,6 +64,23 @@ pub struct Limits {
     pub negotiation: NegotiationLimits,
     /// Rate limits per client.
     pub rate: Rate,
+}
+
+/// Maximum time that a connection waits for others to finish their handshakes. Longer than a rack of
+/// machines that start together needs, and no longer than silent peers may take for TLS.
+pub const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Limits {
+    /// Returns the maximum number of connections that wait to negotiate: as many as could be served.
+    pub fn queue(&self) -> usize {
+        self.connections
+    }
+
+    /// Returns the maximum number of them per network: with the defaults, all addresses of a /24
+    /// network can connect at once.
+    pub fn queue_per_network(&self) -> usize {
+        self.connections.saturating_sub(self.connections / 4)
+    }
 }
 
 /// Rate limits of one client, over all of its connections; `None` is unlimited.

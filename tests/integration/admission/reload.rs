@@ -40,6 +40,27 @@ fn a_new_certificate_is_shown_to_those_who_come_then() {
     before.read_ok(0, 512);
 }
 
+/// Nothing is sent to those who wait to negotiate and may no longer when it is their turn.
+#[test]
+fn those_who_wait_are_judged_by_the_new_rules() {
+    let rules = |networks: &str| format!("[[rule]]\naction = \"allow\"\nnetwork = [{networks}]\n");
+    let (_folder, file) = rules_file(&rules("\"127.0.0.0/8\""));
+    let server = Server::builder()
+        .archive(BASE)
+        .args(["-v", "--max-handshakes", "1", "--rules"])
+        .arg(&file)
+        .start();
+    let mut first = server.connect_from([127, 0, 0, 2]);
+    assert!(first.is_greeted());
+    let mut waiting = server.connect_from([127, 0, 0, 3]);
+    server.wait_for_message("waiting to negotiate");
+    replace(&file, &rules("\"127.0.0.2/32\""));
+    reload(&server, 1);
+    drop(first);
+    waiting.expect_closed();
+    server.wait_for_reason("address");
+}
+
 /// What is wrong is said, and everything stays as it was: nothing of it is taken over.
 #[test]
 fn what_is_wrong_changes_nothing() {

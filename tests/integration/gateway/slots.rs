@@ -10,6 +10,9 @@ use crate::support::wait_until;
 const HANDSHAKES: usize = 128;
 const PER_ADDRESS: usize = 32;
 
+/// Whoever gets no place is refused after five seconds; who has one may keep it for as long again.
+const WAITING: [&str; 2] = ["--handshake-timeout", "10s"];
+
 fn address(last: u8) -> IpAddr {
     Ipv4Addr::new(127, 0, 0, last).into()
 }
@@ -28,7 +31,7 @@ fn comes_in(server: &Server, from: u8) -> bool {
 /// qemu-nbd 7.2 | silent peers use up the connection slots
 #[test]
 fn one_address_can_not_take_the_places_of_others() {
-    let server = plain().start();
+    let server = plain().args(WAITING).start();
     let mut silent: Vec<_> =
         (0..PER_ADDRESS + 8).map(|_| server.connect_from(address(2))).collect();
     let greeted = silent.iter_mut().filter_map(|client| client.is_greeted().then_some(())).count();
@@ -47,7 +50,7 @@ fn one_address_can_not_take_the_places_of_others() {
 #[test]
 fn one_network_can_not_take_all_places_to_negotiate() {
     const PER_NETWORK: usize = 64;
-    let server = plain().start();
+    let server = plain().args(WAITING).start();
     let mut silent: Vec<_> = (0..PER_NETWORK + 8)
         .map(|number| server.connect_from(address(2 + (number % 3) as u8)))
         .collect();
@@ -58,10 +61,25 @@ fn one_network_can_not_take_all_places_to_negotiate() {
     assert!(other.is_greeted());
 }
 
+/// All of them connect before the first one says anything: as many as a network has addresses, four
+/// times as many as it has places to negotiate.
+#[test]
+fn machines_that_start_together_all_get_in() {
+    let server = plain().start();
+    let mut machines: Vec<_> = (1..=254).map(|last| server.connect_from(address(last))).collect();
+    for machine in &mut machines {
+        assert!(machine.is_greeted());
+        machine.send(&FLAGS.to_be_bytes());
+        machine.go("");
+        machine.read_ok(0, 1);
+    }
+    assert!(!server.has_reason("handshakes_per_network"), "{}", server.log_text());
+}
+
 /// The places of silent peers aren't those of served clients.
 #[test]
 fn silent_peers_take_no_places_of_served_clients() {
-    let server = plain().start();
+    let server = plain().args(WAITING).start();
     let mut served = server.go("");
     let mut silent = Vec::new();
     for from in 0..6 {

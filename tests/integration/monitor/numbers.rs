@@ -173,7 +173,7 @@ fn refusals_and_failures_are_counted_by_reason() {
         server.connect_from([127, 0, 0, 2]).expect_closed();
     }
     wait_for(&server, "/connections_total/refused", &json!({ "address": 3 }));
-    // Two negotiate, a third has no place.
+    // Two negotiate, a third waits and gets no place.
     let mut waiting: Vec<_> = (0..2).map(|_| server.connect()).collect();
     waiting.iter_mut().for_each(|client| client.greet(FLAGS));
     wait_for(&server, "/connections_total/negotiating", &json!(2));
