@@ -193,7 +193,7 @@ fn options_and_targets_exist() {
     };
     let known: BTreeSet<String> = words(&known).into_iter().collect();
     // Options of other programs.
-    let others = ["--path", "--list", "--requests", "--outage"];
+    let others = ["--path", "--list", "--requests", "--outage", "--redraw", "--output"];
     let makefile = source("Makefile");
     // A rule may have several targets.
     let rules = makefile.lines().filter_map(|line| line.split_once(':'));
